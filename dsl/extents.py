@@ -1,0 +1,113 @@
+"""Facts about extents that hold for every value of the dimensions: equal, and at most.
+
+An extent is brought to a polynomial over dimensions (dimensions are whole numbers of at least 1; anything
+that is not + - * is an atom of its own). `at_most` holds when the difference has no negative term, or by a
+chain of the op's `require` lines. It never claims what it cannot show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tcomp.dsl.ast import Binary, Expr, Name, Num, Unary
+
+Monomial = tuple[str | Expr, ...]
+Polynomial = dict[Monomial, int | float]
+
+
+def polynomial(e: Expr) -> Polynomial:
+    """The expression as a sum of monomials: 2 * C + 1 is {("C",): 2, (): 1}."""
+    match e:
+        case Num(value):
+            return {(): value} if value else {}
+        case Name(id):
+            return {(id,): 1}
+        case Unary("-", operand):
+            return {m: -c for m, c in polynomial(operand).items()}
+        case Binary("+", left, right):
+            return _add(polynomial(left), polynomial(right), 1)
+        case Binary("-", left, right):
+            return _add(polynomial(left), polynomial(right), -1)
+        case Binary("*", left, right):
+            out: Polynomial = {}
+            for m, a in polynomial(left).items():
+                for n, b in polynomial(right).items():
+                    out = _add(out, {tuple(sorted((*m, *n), key=repr)): a * b}, 1)
+            return out
+        case _:
+            return {(e,): 1}
+
+
+def difference(a: Expr, b: Expr) -> Polynomial:
+    """a - b as a polynomial; empty when they are equal."""
+    return _add(polynomial(a), polynomial(b), -1)
+
+
+def same(a: Expr, b: Expr) -> bool:
+    """Are the two extents equal for all dimensions?"""
+    return a == b or not difference(a, b)
+
+
+def never_negative(p: Polynomial) -> bool:
+    """Is the polynomial >= 0 whenever every dimension is >= 1? False when it cannot be shown.
+
+    Negative constants may be paid for by positive terms (each at least its coefficient).
+    """
+    if any(c < 0 for m, c in p.items() if m):
+        return False
+    if any(isinstance(atom, Expr) for m in p for atom in m):
+        return p.get((), 0) >= 0 and all(c >= 0 for c in p.values())
+    return sum(p.values()) >= 0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Known `smaller <= larger` pairs, from `require` lines."""
+
+    pairs: tuple[tuple[Expr, Expr], ...] = ()
+
+    @staticmethod
+    def of(requires: Iterable[Expr]) -> Facts:
+        pairs: list[tuple[Expr, Expr]] = []
+
+        def add(e: Expr) -> None:
+            match e:
+                case Binary("and", a, b):
+                    add(a)
+                    add(b)
+                case Binary("<" | "<=", a, b):
+                    pairs.append((a, b))
+                case Binary(">" | ">=", a, b):
+                    pairs.append((b, a))
+                case Binary("==", a, b):
+                    pairs.extend(((a, b), (b, a)))
+
+        for r in requires:
+            add(r)
+        return Facts(tuple(pairs))
+
+    def at_most(self, a: Expr, b: Expr) -> bool:
+        """Is a <= b for all dimensions that satisfy the requires?"""
+        seen: list[Expr] = []
+        frontier = [a]
+        while frontier:
+            x = frontier.pop()
+            if never_negative(difference(b, x)):
+                return True
+            seen.append(x)
+            for low, high in self.pairs:
+                if never_negative(difference(low, x)) and not any(same(high, s) for s in seen):
+                    frontier.append(high)
+        return False
+
+
+def _add(a: Polynomial, b: Polynomial, sign: int) -> Polynomial:
+    out = dict(a)
+    for m, c in b.items():
+        value = out.get(m, 0) + sign * c
+        if value:
+            out[m] = value
+        else:
+            out.pop(m, None)
+    return out

@@ -1,0 +1,29 @@
+"""Wording shared by diagnostics: the nearest known name, and lists of what would have been right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(name: str, known: Iterable[str], kind: str) -> str:
+    """A remedy for an unknown name: the nearest known one, else all of them when they are few."""
+    names = list(dict.fromkeys(known))
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    if not close:
+        close = [n for n in names if n.lower() == name.lower()][:1]
+    if close:
+        return f"did you mean '{close[0]}'?"
+    if not names:
+        return f"there is no {kind} here"
+    if len(names) <= 12:
+        return f"the {kind}s here are {listing(names)}"
+    return ""
+
+
+def listing(names: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`, each in quotes."""
+    quoted = [f"'{n}'" for n in names]
+    if len(quoted) <= 1:
+        return "".join(quoted)
+    return ", ".join(quoted[:-1]) + " and " + quoted[-1]

@@ -1,0 +1,63 @@
+"""Text to syntax tree: runs the LALR parser of grammar.lark and builds `dsl.ast` nodes as rules are reduced.
+
+`parse` gives a Source; bad text raises TcError with a caret and a remedy. The parser is built once per
+process. Names that stand for scalar operands (`lr`) become accesses here, since only a whole op tells them
+from indices and dimensions.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from lark import Lark
+from lark.exceptions import UnexpectedInput
+
+from tcomp.dsl.ast import Expr, Source
+from tcomp.dsl.build import Builder
+from tcomp.dsl.layout import Layout, LayoutError
+from tcomp.dsl.syntax import explain_layout, explain_syntax
+
+GRAMMAR = Path(__file__).with_name("grammar.lark")
+
+
+@cache
+def _parser(builder: Builder) -> Lark:
+    return Lark(
+        GRAMMAR.read_text(encoding="utf-8"),
+        parser="lalr",
+        lexer="contextual",
+        postlex=Layout(),
+        transformer=builder,
+        start=["file", "expression"],
+        maybe_placeholders=True,
+    )
+
+
+@cache
+def _builder() -> Builder:
+    return Builder()
+
+
+def _run(text: str, file: str, start: str) -> object:
+    builder = _builder()
+    builder.begin(file, text)
+    try:
+        return _parser(builder).parse(text, start=start)
+    except UnexpectedInput as error:
+        raise explain_syntax(error, text, file) from None
+    except LayoutError as error:
+        raise explain_layout(error, text, file) from None
+
+
+def parse(text: str, file: str = "<text>") -> Source:
+    """The items of a .tc file. Raises TcError on text that is not in the language."""
+    items = _run(text, file, "file")
+    assert isinstance(items, tuple)
+    return Source(file, text, items)
+
+
+def parse_expression(text: str, file: str = "<expression>") -> Expr:
+    """A single expression, such as `(V + 127) // 128 * 128`. Names stay names."""
+    e = _run(text, file, "expression")
+    return e  # type: ignore[return-value]

@@ -1,0 +1,94 @@
+"""What the grammar alone cannot tell: which bare names are tensors.
+
+`s = sum m: X[m]` then `y = s / M` reads the scalar `s` and the dimension `M`; only the whole op says which
+is which. In a model's call, `linear(h, w)` passes tensors and `f(C * 2)` a number.
+
+    Name("s")  -->  Access("s", ())        in an op, s a scalar operand or temporary
+    Name("h")  -->  TensorRef("h")         in a model's call, h not a dimension
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tcomp.dsl.ast import (
+    Access,
+    Equation,
+    Expr,
+    ForLayers,
+    Model,
+    ModelStatement,
+    Name,
+    Op,
+    OpCall,
+    Reduction,
+    TensorRef,
+    children,
+    rebuild,
+)
+
+
+def resolve_scalars(op: Op) -> Op:
+    """The op with every read of a scalar operand or temporary made an access without subscripts."""
+    scalars = {o.name for o in op.operands if not o.shape}
+    scalars |= {t.name for q in op.equations for t in q.targets if not t.subscripts}
+    if not scalars:
+        return op
+
+    def expr(e: Expr) -> Expr:
+        if isinstance(e, Name):
+            return Access(e.id, (), e.span) if e.id in scalars else e
+        old = children(e)
+        new = tuple(expr(c) for c in old)
+        return e if all(a is b for a, b in zip(old, new, strict=True)) else rebuild(e, new)
+
+    def equation(q: Equation) -> Equation:
+        value = q.value
+        new: Expr | Reduction
+        if isinstance(value, Reduction):
+            new = replace(
+                value,
+                guard=None if value.guard is None else expr(value.guard),
+                key=None if value.key is None else expr(value.key),
+                values=tuple(map(expr, value.values)),
+            )
+        else:
+            new = expr(value)
+        targets = tuple(replace(t, subscripts=tuple(map(expr, t.subscripts))) for t in q.targets)
+        return replace(q, targets=targets, value=new)
+
+    return replace(op, equations=tuple(map(equation, op.equations)))
+
+
+def resolve_model_arguments(model: Model) -> Model:
+    """The model with every call's bare-name argument made a TensorRef, unless it names a number."""
+    numbers = set(model.dims) | {n for n, _ in model.lets}
+    numbers |= {n for c in model.configs for n, _ in c.values}
+    if model.optimizer is not None:
+        numbers |= {n for n, _ in model.optimizer.hyper}
+    numbers -= {p.name for p in model.params} | {i.name for i in model.inputs}
+
+    def statement(s: ModelStatement, bound: frozenset[str]) -> ModelStatement:
+        if isinstance(s, ForLayers):
+            inner = bound - {s.index}
+            return replace(s, body=tuple(statement(b, inner | _results(s.body)) for b in s.body))
+        args = tuple(
+            TensorRef(a.id, (), None, a.span)
+            if isinstance(a, Name) and (a.id in bound or a.id not in numbers)
+            else a
+            for a in s.args
+        )
+        return replace(s, args=args)
+
+    everywhere = _results(model.forward)
+    return replace(model, forward=tuple(statement(s, everywhere) for s in model.forward))
+
+
+def _results(body: tuple[ModelStatement, ...]) -> frozenset[str]:
+    names: set[str] = set()
+    for s in body:
+        if isinstance(s, OpCall):
+            names |= {r.name for r in s.results}
+        else:
+            names |= _results(s.body)
+    return frozenset(names)

@@ -1,0 +1,58 @@
+"""The user's cache folder: compiled kernels and tokenised text, all of it safe to delete at any time.
+
+$TCOMP_CACHE, else $XDG_CACHE_HOME/tcomp, else ~/.cache/tcomp. `write_atomic` is how files get into it: a
+reader sees the old file or the whole new one, never part of one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from tcomp.errors import UserError
+
+
+def cache_folder(part: str = "") -> Path:
+    """The cache folder (or the sub-folder `part` of it), made if need be. UserError when it cannot be."""
+    named = os.environ.get("TCOMP_CACHE")
+    base = (
+        Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tcomp"
+    )
+    folder = base / part if part else base
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+        reason = "" if writable else "permission denied"
+    except OSError as e:
+        reason = e.strerror or str(e)
+    if reason:
+        raise UserError(
+            f"the cache folder {folder} cannot be written: {reason}",
+            "set TCOMP_CACHE to a folder that you can write to, such as TCOMP_CACHE=/tmp/tcomp",
+        )
+    return folder
+
+
+def write_atomic(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Write a file under a temporary name, flush it to disk, put it in place. On error nothing is left."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(temporary, "wb") as out:
+            fill(out)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename in it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

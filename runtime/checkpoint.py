@@ -1,0 +1,247 @@
+"""Checkpoints: a folder per step, holding tensors.safetensors and manifest.json, whole or not there at all.
+
+Both files are written under a temporary folder name, flushed to disk, and the folder is renamed; only then
+are older ones removed. Tensors are streamed from the arena's views, so saving needs no second copy of them.
+The manifest holds what else the next step depends on (step, data position, seeds) and a checksum of
+everything, so that a torn or damaged checkpoint is recognised and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tcomp.runtime.cache import sync_folder
+
+from tcomp.errors import UserError
+
+FORMAT = 1
+TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"
+_PARTIAL = ".partial-"
+_SAFETENSORS_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "int32": "I32", "uint16": "BF16"}
+_BLOCK = 1 << 24
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`step` steps were done. `data` is the batch stream's (epoch, position)."""
+
+    step: int
+    model: str
+    config: str
+    dims: dict[str, int]
+    hyper: dict[str, float]
+    seed: int
+    data: tuple[int, int]
+    data_fingerprint: str
+    metrics: dict[str, float]
+    version: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk whose manifest and checksums have been verified."""
+
+    folder: Path
+    manifest: Manifest
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's shape, from the file's header."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder / TENSORS, framework="np") as f:
+            return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
+
+    def load_into(self, arrays: Mapping[str, Array]) -> None:
+        """Copy the named tensors into `arrays`; UserError when one is missing or of another shape."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder / TENSORS, framework="np") as f:
+            have = set(f.keys())
+            for name, array in arrays.items():
+                if name not in have:
+                    raise UserError(
+                        f"{self.folder}: it has no tensor {name!r}: a checkpoint of another model"
+                    )
+                value = f.get_tensor(name)
+                if value.shape != array.shape or value.dtype != array.dtype:
+                    raise UserError(
+                        f"{self.folder}: tensor {name!r} is {value.dtype}{list(value.shape)}, the model has "
+                        f"{array.dtype}{list(array.shape)}: a checkpoint of another model or config"
+                    )
+                array[...] = value
+
+
+def checkpoints_folder(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def save(run: Path, manifest: Manifest, arrays: Mapping[str, Array], keep: int = 2) -> Path:
+    """Write a checkpoint of `arrays`, then remove all but the newest `keep`.
+
+    UserError when it cannot be written (a full disk, say); checkpoints already there are left as they were.
+    """
+    base = checkpoints_folder(run)
+    final = base / f"step-{manifest.step:06d}"
+    partial = base / f"{_PARTIAL}{manifest.step:06d}"
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        _remove_partial(base)
+        partial.mkdir()
+        checks = _write_tensors(partial / TENSORS, arrays)
+        _write_manifest(partial / MANIFEST, manifest, checks)
+        sync_folder(partial)
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(partial, final)
+        sync_folder(base)
+    except OSError as e:
+        shutil.rmtree(partial, ignore_errors=True)
+        old = _steps(base)
+        kept = f"{old[-1].name} is kept" if old else "there is no earlier one"
+        raise UserError(
+            f"cannot save the checkpoint of step {manifest.step} in {base}: {e.strerror or e}; {kept}",
+            "free some disk space, then continue with: tcomp train --resume " + str(run),
+        ) from e
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for old_folder in _steps(base)[:-keep]:
+        shutil.rmtree(old_folder, ignore_errors=True)
+    return final
+
+
+def newest(run: Path, warn: Callable[[str], None]) -> Checkpoint:
+    """The newest whole checkpoint of a run; damaged ones are passed over with a warning.
+
+    UserError when the run has none.
+    """
+    base = checkpoints_folder(run)
+    if not run.is_dir():
+        raise UserError(
+            f"{run}: no such run folder", "a run folder is what `tcomp train` made, such as runs/gpt2"
+        )
+    folders = _steps(base)
+    if not folders:
+        raise UserError(
+            f"{run}: no checkpoint in it", "name the folder of a run that has saved at least once"
+        )
+    damage = []
+    for folder in reversed(folders):
+        try:
+            return verify(folder)
+        except UserError as e:
+            damage.append(e.message)
+            if folder is not folders[0]:
+                warn(f"{e.message}; using the checkpoint before it")
+    raise UserError(f"{run}: no usable checkpoint:\n  " + "\n  ".join(damage), "start a new run")
+
+
+def verify(folder: Path) -> Checkpoint:
+    """Open a checkpoint folder, checking every byte of it; UserError says what is wrong."""
+    try:
+        text = (folder / MANIFEST).read_text()
+        outer = json.loads(text)
+        body, check = outer["manifest"], outer["crc32"]
+    except OSError as e:
+        raise UserError(f"{folder}: {MANIFEST}: {e.strerror or e}") from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{folder}: {MANIFEST} is damaged: not the JSON that tcomp writes") from e
+    if zlib.crc32(_canonical(body)) != check:
+        raise UserError(f"{folder}: {MANIFEST} is damaged: its checksum does not match")
+    if body["format"] != FORMAT:
+        raise UserError(f"{folder}: checkpoint format {body['format']}, this tcomp reads format {FORMAT}")
+    _verify_tensors(folder / TENSORS, body["bytes"], body["tensors_crc32"])
+    fields = {k: body[k] for k in Manifest.__dataclass_fields__}
+    fields["data"] = tuple(fields["data"])
+    return Checkpoint(folder, Manifest(**fields))
+
+
+def check_same_model(checkpoint: Checkpoint, model: str, config: str, dims: Mapping[str, int]) -> None:
+    """UserError when the checkpoint is of another model, config or size."""
+    have = checkpoint.manifest
+    if have.model != model or have.config != config:
+        raise UserError(
+            f"{checkpoint.folder}: a checkpoint of {have.model} {have.config}, not of {model} {config}",
+            f"use --config {have.config} with the model {have.model}",
+        )
+    for name, value in dims.items():
+        if name in have.dims and have.dims[name] != value:
+            raise UserError(
+                f"{checkpoint.folder}: made with {name} = {have.dims[name]}, this model has {value}"
+            )
+
+
+def _steps(base: Path) -> list[Path]:
+    return sorted(base.glob("step-*"), key=lambda p: (len(p.name), p.name)) if base.is_dir() else []
+
+
+def _remove_partial(base: Path) -> None:
+    for left in base.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _write_tensors(path: Path, arrays: Mapping[str, Array]) -> tuple[int, int]:
+    """Stream the arrays as a safetensors file (a length, a JSON header, the data); its size and crc32."""
+    header, at = {}, 0
+    for name, array in arrays.items():
+        end = at + array.nbytes
+        kind = _SAFETENSORS_NAMES[array.dtype.name]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    crc = 0
+    with open(path, "wb") as out:
+        for block in (len(text).to_bytes(8, "little"), text):
+            out.write(block)
+            crc = zlib.crc32(block, crc)
+        for array in arrays.values():
+            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            for start in range(0, flat.size, _BLOCK):
+                piece = flat[start : start + _BLOCK]
+                out.write(piece)
+                crc = zlib.crc32(piece, crc)
+        out.flush()
+        os.fsync(out.fileno())
+    return 8 + len(text) + at, crc
+
+
+def _write_manifest(path: Path, manifest: Manifest, checks: tuple[int, int]) -> None:
+    body = {"format": FORMAT, **asdict(manifest), "bytes": checks[0], "tensors_crc32": checks[1]}
+    with open(path, "wb") as out:
+        out.write(json.dumps({"manifest": body, "crc32": zlib.crc32(_canonical(body))}, indent=1).encode())
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _canonical(body: Any) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _verify_tensors(path: Path, size: int, check: int) -> None:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            raise UserError(
+                f"{path.parent}: {path.name} is {'truncated' if found < size else 'too long'}: "
+                f"{found} bytes of {size}"
+            )
+        crc = 0
+        with open(path, "rb") as f:
+            while block := f.read(_BLOCK):
+                crc = zlib.crc32(block, crc)
+    except OSError as e:
+        raise UserError(f"{path.parent}: {path.name}: {e.strerror or e}") from e
+    if crc != check:
+        raise UserError(f"{path.parent}: {path.name} is damaged: its checksum does not match")

@@ -1,0 +1,75 @@
+"""What a run trains on: `--data` paths (or nothing) to a training and a validation stream of batches."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from tcomp.runtime.batches import Batches, Segment, split
+from tcomp.runtime.text_source import byte_tokens, standard_library_files, text_files
+from tcomp.runtime.token_file import TokenFile, check_vocabulary, open_token_file
+
+from tcomp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Data:
+    """`text` is true when tokens are bytes. `fingerprint` tells whether two runs see the same tokens."""
+
+    train: list[Segment]
+    validation: list[Segment]
+    fingerprint: str
+    description: str
+    text: bool
+    length: int
+
+    def training_batches(self, seed: int) -> Batches:
+        return Batches(self.train, self.length, seed)
+
+    def validation_batches(self) -> Batches:
+        """The same windows in the same order each time it is called."""
+        return Batches(self.validation, self.length, seed=0)
+
+
+def open_data(paths: list[Path], length: int, vocabulary: int) -> Data:
+    """Open the data for windows of `length` tokens and a model of `vocabulary` tokens.
+
+    No paths: the standard library's sources. Text files and folders become byte tokens. With `.bin` files,
+    those with "val" in their name are the validation part; without such, the end of each file is.
+    """
+    binary = [p for p in paths if p.suffix == ".bin"]
+    if binary and len(binary) < len(paths):
+        other = next(p for p in paths if p.suffix != ".bin")
+        raise UserError(f"{other}: text and .bin token files cannot be mixed", "give one kind of --data")
+    if binary:
+        files = [open_token_file(p) for p in binary]
+        for file in files:
+            check_vocabulary(file, vocabulary)
+        train, validation = _parts(files, length)
+        count = sum(len(f.tokens) for f in files)
+        description = f"{count:,} tokens of {len(files)} token file{'s' if len(files) > 1 else ''}"
+        return Data(train, validation, _fingerprint(files), description, False, length)
+    if paths:
+        source = byte_tokens(text_files(paths), frozenset(p for p in paths if not p.is_dir()))
+        name = " ".join(str(p) for p in paths)
+    else:
+        source, name = byte_tokens(standard_library_files()), "the Python standard library's sources"
+    check_vocabulary(source, vocabulary)
+    first, last = split(source.tokens, length)
+    return Data(
+        [first], [last], _fingerprint([source]), f"{len(source.tokens):,} bytes of {name}", True, length
+    )
+
+
+def _parts(files: list[TokenFile], length: int) -> tuple[list[Segment], list[Segment]]:
+    held_out = [f for f in files if "val" in f.path.stem.lower()]
+    if held_out and len(held_out) < len(files):
+        whole = [Segment(f.tokens, 0, len(f.tokens)) for f in files if f not in held_out]
+        return whole, [Segment(f.tokens, 0, len(f.tokens)) for f in held_out]
+    parts = [split(f.tokens, length) for f in files]
+    return [a for a, _ in parts], [b for _, b in parts]
+
+
+def _fingerprint(files: list[TokenFile]) -> str:
+    return hashlib.blake2b("\n".join(f.fingerprint for f in files).encode(), digest_size=12).hexdigest()

@@ -1,0 +1,99 @@
+"""A run folder: run.json (what was asked for), metrics.jsonl (a line per step), checkpoints/.
+
+One process at a time may write to it; the lock goes with the process, however it ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tcomp.runtime.cache import write_atomic
+
+from tcomp.errors import UserError
+
+CONFIG, METRICS, LOCK = "run.json", "metrics.jsonl", ".lock"
+
+
+class RunFolder:
+    """An open run folder, locked until `close`."""
+
+    def __init__(self, path: Path, create: bool) -> None:
+        self.path = path
+        if not create and not (path / CONFIG).is_file():
+            raise UserError(
+                f"{path}: not a run folder: it has no {CONFIG}",
+                "name a folder that `tcomp train` made, such as runs/gpt2-tiny",
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as e:
+            raise UserError(f"{path}: cannot use it as run folder: {e.strerror or e}") from e
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            os.close(self._lock)
+            raise UserError(f"{path}: another process is training in this run folder") from e
+        if create and (path / "checkpoints").is_dir() and any((path / "checkpoints").glob("step-*")):
+            os.close(self._lock)
+            raise UserError(
+                f"{path}: the run folder already holds a run",
+                f"continue it with `tcomp train --resume {path}`, or give another --run name",
+            )
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        text = json.dumps(config, indent=2, default=str) + "\n"
+        try:
+            write_atomic(self.path / CONFIG, lambda out: out.write(text.encode()))
+        except OSError as e:
+            raise UserError(f"{self.path / CONFIG}: cannot write it: {e.strerror or e}") from e
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The run.json of a run folder; UserError when it is not one."""
+    try:
+        found = json.loads((path / CONFIG).read_text())
+    except OSError as e:
+        raise UserError(
+            f"{path}: not a run folder: {CONFIG}: {e.strerror or e}",
+            "name a folder that `tcomp train` made, such as runs/gpt2-tiny",
+        ) from e
+    except ValueError as e:
+        raise UserError(f"{path / CONFIG}: damaged: {e}") from e
+    if not isinstance(found, dict):
+        raise UserError(f"{path / CONFIG}: damaged: not a table")
+    return found
+
+
+class Metrics:
+    """Appends one JSON line per step. Lines after `steps_done`, of a killed run, are dropped first."""
+
+    def __init__(self, run: Path, steps_done: int) -> None:
+        path = run / METRICS
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= steps_done:
+                        kept.append(line + "\n")
+                except (ValueError, KeyError, TypeError):
+                    break
+        write_atomic(path, lambda out: out.write("".join(kept).encode()))
+        self._out = open(path, "a")  # noqa: SIM115
+
+    def write(self, **values: float) -> None:
+        try:
+            self._out.write(json.dumps(values) + "\n")
+            self._out.flush()
+        except OSError:
+            pass  # a full disk must not end the training; checkpoints say so themselves
+
+    def close(self) -> None:
+        self._out.close()

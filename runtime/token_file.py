@@ -1,0 +1,136 @@
+"""Token files in llm.c's format, memory-mapped: 256 int32 of header, then one uint16 per token.
+
+Header: magic 20240520, version 1, token count; the rest is 0. Files that tcomp itself writes use four of the
+spare header words: the largest token plus one, and 96 bits of a hash of the tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from tcomp.runtime.cache import cache_folder, write_atomic
+
+from tcomp.errors import UserError
+
+MAGIC, VERSION, HEADER_WORDS = 20240520, 1, 256
+HEADER_BYTES = 4 * HEADER_WORDS
+_CHUNK = 1 << 22
+
+Tokens = NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """An open token file: `tokens` is a read-only memory map. `fingerprint` names the content."""
+
+    path: Path
+    tokens: Tokens
+    fingerprint: str
+    bound: int | None
+    """largest token plus one, where the header says so"""
+
+
+def open_token_file(path: Path) -> TokenFile:
+    """Map a token file; UserError when it is not a whole, well-formed one."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as f:
+            head = f.read(HEADER_BYTES)
+    except OSError as e:
+        raise UserError(f"{path}: cannot read it: {e.strerror or e}") from e
+    if len(head) < HEADER_BYTES:
+        raise UserError(
+            f"{path}: not a token file: {size} bytes, shorter than the {HEADER_BYTES}-byte header",
+            "a .bin file must be in llm.c's format; give text files as they are",
+        )
+    header = np.frombuffer(head, dtype="<i4")
+    magic, version, count = (int(v) for v in header[:3])
+    if magic != MAGIC:
+        raise UserError(
+            f"{path}: not a token file: it starts with {magic}, not {MAGIC}",
+            "a .bin file must be in llm.c's format (dev/data/*.py there write it)",
+        )
+    if version != VERSION:
+        raise UserError(f"{path}: token file version {version}, but only version {VERSION} (uint16) is known")
+    if size != HEADER_BYTES + 2 * count:
+        state = "truncated" if size < HEADER_BYTES + 2 * count else "too long"
+        raise UserError(
+            f"{path}: {state}: the header promises {count} tokens ({HEADER_BYTES + 2 * count} bytes), "
+            f"the file has {size} bytes",
+            "copy or make the file again",
+        )
+    if count == 0:
+        raise UserError(f"{path}: it holds no tokens")
+    tokens = np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+    bound = int(header[3]) or None
+    fingerprint = header[4:7].tobytes().hex() if bound else f"{path.name}:{count}"
+    return TokenFile(path, tokens, fingerprint, bound)
+
+
+def write_tokens(path: Path, chunks: Iterable[Tokens]) -> None:
+    """Write tokens as a token file, atomically; header words 3 to 6 hold their bound and hash."""
+
+    def fill(out: IO[bytes]) -> None:
+        digest, count, bound = hashlib.blake2b(digest_size=12), 0, 1
+        out.write(bytes(HEADER_BYTES))
+        for chunk in chunks:
+            data = np.ascontiguousarray(chunk, dtype="<u2")
+            if data.size:
+                bound = max(bound, int(data.max()) + 1)
+            out.write(data.tobytes())
+            digest.update(data.tobytes())
+            count += data.size
+        header = np.zeros(HEADER_WORDS, dtype="<i4")
+        header[:4] = MAGIC, VERSION, count, bound
+        header[4:7] = np.frombuffer(digest.digest(), dtype="<i4")
+        out.seek(0)
+        out.write(header.tobytes())
+
+    write_atomic(path, fill)
+
+
+def check_vocabulary(file: TokenFile, vocabulary: int) -> None:
+    """UserError naming file and position when a token is not below `vocabulary`.
+
+    Files of unknown bound are read through once; what was found is kept in the cache folder, so the next
+    start does not read them again.
+    """
+    if vocabulary > 0xFFFF:
+        return
+    bound = file.bound if file.bound is not None else _known_bound(file)
+    if bound <= vocabulary:
+        return
+    for start in range(0, len(file.tokens), _CHUNK):
+        bad = np.flatnonzero(file.tokens[start : start + _CHUNK] >= vocabulary)
+        if bad.size:
+            position = start + int(bad[0])
+            raise UserError(
+                f"{file.path}: token {int(file.tokens[position])} at position {position} is outside the "
+                f"model's vocabulary of {vocabulary}",
+                "choose a config with a larger V, or data tokenised for this model",
+            )
+
+
+def _known_bound(file: TokenFile) -> int:
+    stat = file.path.stat()
+    identity = f"{file.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    note = cache_folder("data") / f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.json"
+    try:
+        found = json.loads(note.read_text())
+        if found["file"] == identity:
+            return int(found["bound"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    bound = 1
+    for start in range(0, len(file.tokens), _CHUNK):
+        bound = max(bound, int(file.tokens[start : start + _CHUNK].max()) + 1)
+    text = json.dumps({"file": identity, "bound": bound})
+    write_atomic(note, lambda out: out.write(text.encode()))
+    return bound

@@ -1,0 +1,71 @@
+"""IR types of element types and of computed values.
+
+Storage types (`DType`) and the kinds that values are computed in differ: bf16 and f16 are stored narrow and
+computed in f32; integers are i64 as scalars (addresses need it) and i32 along vector lanes.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from tcomp.dsl.ast import DType
+
+POINTER = ir.PointerType()
+I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+VOID = ir.VoidType()
+
+Type = ir.Type
+IrValue = ir.Value
+
+_STORED = {"f64": F64, "f32": F32, "bf16": I16, "f16": F16, "i32": I32}
+_KINDS = {"f64": "f64", "f32": "f32", "bf16": "f32", "f16": "f32", "i32": "int"}
+
+
+def stored_type(dtype: DType) -> Type:
+    """The IR type of one stored element (bf16 as its bits)."""
+    if dtype.value not in _STORED:
+        raise NotImplementedError(f"{dtype} is not supported on the CPU yet: use bf16, f16 or f32")
+    return _STORED[dtype.value]
+
+
+def kind_of(dtype: DType) -> str:
+    """The kind ("f32", "f64" or "int") that elements of this type are computed in."""
+    if dtype.value not in _KINDS:
+        raise NotImplementedError(f"{dtype} is not supported on the CPU yet: use bf16, f16 or f32")
+    return _KINDS[dtype.value]
+
+
+def kind_type(kind: str, lanes: int) -> Type:
+    """The IR type of a value: `lanes` = 0 for a scalar."""
+    if kind == "int":
+        return ir.VectorType(I32, lanes) if lanes else I64
+    scalar = {"f32": F32, "f64": F64, "bool": I1}[kind]
+    return ir.VectorType(scalar, lanes) if lanes else scalar
+
+
+def lanes_of(t: Type) -> int:
+    return t.count if isinstance(t, ir.VectorType) else 0
+
+
+def like(t: Type, element: Type) -> Type:
+    """`element` in the shape of `t`: a vector of as many lanes, or the scalar."""
+    return ir.VectorType(element, t.count) if isinstance(t, ir.VectorType) else element
+
+
+def constant(t: Type, value: float | int) -> ir.Constant:
+    """A constant, the same in every lane."""
+    if isinstance(t, ir.VectorType):
+        return ir.Constant(t, [ir.Constant(t.element, value)] * t.count)
+    return ir.Constant(t, value)
+
+
+def mangle(t: Type) -> str:
+    """The suffix of an overloaded intrinsic's name: v16f32."""
+    if isinstance(t, ir.VectorType):
+        return f"v{t.count}{mangle(t.element)}"
+    if isinstance(t, ir.IntType):
+        return f"i{t.width}"
+    if isinstance(t, ir.PointerType):
+        return "p0"
+    return {"float": "f32", "double": "f64", "half": "f16"}[str(t)]

@@ -1,0 +1,120 @@
+"""Tile IR as text: a kernel's buffers, then its phases as nested loops, one line per node.
+
+The text is for people (`tcomp show --tile`, golden tests) and says everything the code generator reads:
+bounds, register tiles, reductions, guards, layouts.
+
+    core m.0 in 0 .. 64 step 16:
+      acc[m - m.0, n] += sum k: X[m, k] * W[n, k]
+        m in m.0 .. min(m.0 + 16, 64) unroll 4
+        n in 0 .. 128 unroll 2 x 16 lanes
+        k in 0 .. 256 reduced
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary
+from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Loop, Pack, Panels, Statement
+
+_LEVELS = (("or",), ("and",), ("<", "<=", ">", ">=", "==", "!="), ("+", "-"), ("*", "/", "//", "%"), ("**",))
+_PRECEDENCE = {op: i + 1 for i, ops in enumerate(_LEVELS) for op in ops}
+_UNARY, _ATOM = 6, 9
+
+
+def print_expression(e: Expr, around: int = 0) -> str:
+    """An expression as `.tc` text with the fewest brackets; `around` is the enclosing precedence."""
+    match e:
+        case Num(value):
+            text, own = repr(value), _ATOM
+        case Name(name):
+            text, own = name, _ATOM
+        case Access(tensor, subscripts):
+            inside = ", ".join(print_expression(s) for s in subscripts)
+            text, own = (f"{tensor}[{inside}]" if subscripts else tensor), _ATOM
+        case Call(function, args):
+            text, own = f"{function}({', '.join(print_expression(a) for a in args)})", _ATOM
+        case Unary(op, operand):
+            own = _UNARY if op == "-" else 3
+            text = ("-" if op == "-" else "not ") + print_expression(operand, own)
+        case Binary(op, left, right):
+            own = _PRECEDENCE[op]
+            tight_left, tight_right = (own + 1, own) if op == "**" else (own, own + 1)
+            if own == 3:
+                tight_left = own + 1
+            text = f"{print_expression(left, tight_left)} {op} {print_expression(right, tight_right)}"
+    return f"({text})" if own < around else text
+
+
+def print_kernel(kernel: Kernel) -> str:
+    """The whole kernel as text, ending in a newline."""
+    lines = [f"kernel {kernel.name}:"]
+    if kernel.op and kernel.op != kernel.name:
+        lines.append(f"  op {kernel.op}")
+    for b in kernel.operands:
+        reads, writes = b.name in kernel.reads, b.name in kernel.writes
+        lines.append(f"  {'inout' if reads and writes else 'out' if writes else 'in'} {print_buffer(b)}")
+    lines += [f"  {b.scope.value} {print_buffer(b)}  # {b.bytes} bytes" for b in kernel.tiles]
+    lines += [f"  inplace {out} over {source}" for out, source in sorted(kernel.inplace)]
+    if kernel.flops:
+        lines.append(f"  flops {kernel.flops}")
+    for i, phase in enumerate(kernel.phases):
+        lines.append(f"  phase {i}:" if i == 0 else f"  phase {i}:  # barrier")
+        lines += _statements(phase, "    ")
+    return "\n".join(lines) + "\n"
+
+
+def print_buffer(b: Buffer) -> str:
+    """`acc: f32[64, 96]`, with the layout where it is not row major."""
+    shape = ", ".join(map(str, b.shape))
+    layout = f" panels(axis {b.layout.axis}, width {b.layout.width})" if isinstance(b.layout, Panels) else ""
+    return f"{b.name}: {b.dtype}[{shape}]{layout}"
+
+
+def print_statement(statement: Statement) -> str:
+    """One node and what is inside it."""
+    return "\n".join(_statements((statement,), "")) + "\n"
+
+
+def _statements(body: tuple[Statement, ...], pad: str) -> Iterator[str]:
+    for s in body:
+        match s:
+            case Loop():
+                bounds = f"{print_expression(s.start)} .. {print_expression(s.stop)}"
+                chunked = " chunked" if s.chunked else ""
+                yield f"{pad}{s.level} {s.variable} in {bounds} step {s.step}{chunked}:"
+                yield from _statements(s.body, pad + "  ")
+            case Pack():
+                yield f"{pad}pack {s.buffer} from {print_expression(s.source)}"
+                yield from (f"{pad}  {_axis(a, False)}" for a in s.axes)
+            case Compute():
+                yield pad + _compute_head(s)
+                yield from (f"{pad}  {_axis(a, a.name in s.reduced)}" for a in s.axes)
+
+
+def _compute_head(s: Compute) -> str:
+    target = print_expression(s.target)
+    reduction = f"{s.reducer} {', '.join(a.name for a in s.axes if a.name in s.reduced)}".rstrip()
+    guard = f" where {print_expression(s.guard)}" if s.guard is not None else ""
+    head = f"{target} {'+=' if s.accumulate and s.reducer in (None, 'sum') else '='} "
+    if s.accumulate and s.reducer not in (None, "sum"):
+        head += f"{s.reducer} {target} and "
+    if s.reducer is not None and s.reduced:
+        head += f"{reduction}{guard}: {print_expression(s.value)}"
+    else:
+        head += print_expression(s.value) + guard
+    return head if s.distinct else head + "  # scatter, points in order"
+
+
+def _axis(a: Axis, reduced: bool) -> str:
+    text = f"{a.name} in {print_expression(a.start)} .. {print_expression(a.stop)}"
+    if a.block > 1:
+        text += f" block {a.block}"
+    if a.lanes > 1:
+        text += f" unroll {a.unroll} x {a.lanes} lanes"
+    elif a.unroll > 1:
+        text += f" unroll {a.unroll}"
+    return text + (" reduced" if reduced else "")
+
+
+__all__ = ["print_buffer", "print_expression", "print_kernel", "print_statement"]

@@ -1,0 +1,126 @@
+"""The arena: addresses of the persistent tensors, and the slots that name every region.
+
+Parameters, gradients and optimizer state come first, all in the same flat layout, then inputs, scalars and
+results. Everything after that belongs to the programs while they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from tcomp.errors import UserError
+from tcomp.model.graph import Tensor
+from tcomp.model.lowering import PlannedLaunch
+from tcomp.model.placement import ALIGNMENT, aligned
+from tcomp.model.plan import ProgramPlan
+from tcomp.model.programs import Programs
+from tcomp.model.step import Launch, Slot
+
+
+@dataclass
+class Arena:
+    """Addresses of the persistent tensors; `bytes` is where the temporary region starts."""
+
+    programs: Programs
+    keep_logits: bool
+    seed_value: float
+    address: dict[Tensor, int] = field(default_factory=dict)
+    names: dict[str, Tensor] = field(default_factory=dict)
+    shapes: dict[Tensor, tuple[int, ...]] = field(default_factory=dict)
+    kinds: dict[Tensor, str] = field(default_factory=dict)
+    defaults: dict[Tensor, float] = field(default_factory=dict)
+    bytes: int = 0
+    raw_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        p, graph = self.programs, self.programs.graph
+        regions = [("p", {q.tensor: q.tensor for q in graph.parameters})]
+        if p.gradients:
+            regions.append(("g", p.gradients))
+        regions += list(p.states.items())
+        for name, tensors in regions:
+            if p.update is not None:
+                self.address[p.update.flats[name]] = self.bytes
+            for parameter, t in tensors.items():
+                self.name(t, t.name)
+                self.address[t] = self.bytes + p.layout.offsets[parameter.name]
+                self.raw_bytes += t.bytes
+            self.bytes += p.layout.bytes
+        for t in graph.inputs.values():
+            self.add(t, t.name)
+        self.defaults = {p.seed: self.seed_value} if p.gradients else {}
+        self.defaults |= graph.scalars
+        if p.update is not None:
+            self.defaults |= p.update.hyper
+        if p.gradients:
+            self.add(p.step, p.step.name)
+        for t in self.defaults:
+            self.add(t, t.name)
+        self.result(graph.loss.tensor, "loss", graph.loss.shape)
+        if self.keep_logits and graph.logits is not None:
+            self.result(graph.logits.tensor, "logits", graph.logits.shape)
+        if p.update is not None:
+            for n, t in p.update.results.items():
+                self.result(t, n, t.shape)
+
+    def add(self, t: Tensor, name: str) -> None:
+        if t in self.address:
+            return
+        self.name(t, name)
+        self.address[t] = self.bytes
+        self.bytes += aligned(t.bytes)
+        self.raw_bytes += t.bytes
+
+    def name(self, t: Tensor, name: str) -> None:
+        if name in self.names:
+            raise UserError(
+                f"the model names two tensors `{name}`", f"`{name}` is the step's own; rename yours"
+            )
+        self.names[name] = t
+
+    def result(self, t: Tensor, name: str, shape: tuple[int, ...]) -> None:
+        self.add(t, name)
+        self.shapes[t] = shape
+        self.kinds[t] = "output"
+
+    def placed(self, launches: Sequence[PlannedLaunch], plan: ProgramPlan) -> tuple[Launch, ...]:
+        """Launches with the byte offset of each operand."""
+        address = self.address
+        out = []
+        for launch in launches:
+            offsets = []
+            for v in launch.views:
+                base = address.get(v.tensor)
+                if base is None:
+                    base = self.bytes + plan.offsets[v.tensor]
+                offsets.append(base + v.offset * v.tensor.dtype.bytes)
+            out.append(Launch(launch.key, tuple(offsets), launch.label))
+        return tuple(out)
+
+    def slots(self, plans: Mapping[str, ProgramPlan], main: str, launches: int) -> dict[str, Slot]:
+        """All named regions: the persistent ones, then those of the main program, then of the update."""
+        slots: dict[str, Slot] = {}
+        for name, t in self.names.items():
+            slots[name] = self.slot(name, t, self.address[t], 0, launches - 1)
+        for program in (main, "update"):
+            plan = plans.get(program)
+            for t in plan.offsets if plan is not None else ():
+                assert plan is not None
+                name, n = t.name, 1
+                while name in slots:
+                    n += 1
+                    name = f"{t.name}.{n}"
+                # the update runs after the micro-batches, so its launches are counted on from there
+                first, last = (r + (launches if program == "update" else 0) for r in plan.ranges[t])
+                slots[name] = self.slot(name, t, self.bytes + plan.offsets[t], first, last)
+        end = max((s.last for s in slots.values()), default=0)
+        if "update" in plans:
+            end = max(end, launches)
+            slots = {n: replace(s, last=end) if n in self.names else s for n, s in slots.items()}
+        return slots
+
+    def slot(self, name: str, t: Tensor, offset: int, first: int, last: int) -> Slot:
+        kind, shape = self.kinds.get(t, t.kind), self.shapes.get(t, t.shape)
+        assert offset % ALIGNMENT == 0, name
+        return Slot(name, kind, t.dtype, shape, offset, t.bytes, first, last, t.owner)

@@ -1,0 +1,291 @@
+"""Reverse-mode differentiation of a graph: forward nodes -> backward nodes and the parameters' gradients.
+
+Each node's backward op comes from `tcomp.grad`; here its operands are bound. The first contribution to a
+gradient writes the buffer, later ones add into it through the accumulating variant of the op. A result that
+is a plain copy of the incoming gradient (the residual branch, `dR[m, n] = dY[m, n]`) launches nothing: the
+buffer is handed over, since nothing reads the incoming gradient after its own node's backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from tcomp.dsl.ast import Access, DType, Equation, Module, Name, Op
+from tcomp.dsl.dims import bind
+from tcomp.dsl.errors import TcError
+from tcomp.grad import backward_of
+from tcomp.grad.accumulate import accumulating, restricted
+from tcomp.model.graph import Graph, Node, Tensor, View
+
+
+@dataclass
+class Variants:
+    """Backward ops and their restricted and accumulating forms, each derived once per build."""
+
+    module: Module
+    backward: dict[str, Op | None] = field(default_factory=dict)
+    forms: dict[tuple[str, frozenset[str], frozenset[str], frozenset[str]], Op] = field(default_factory=dict)
+    bound: dict[tuple[object, ...], dict[str, int]] = field(default_factory=dict)
+
+    def backward_of(self, op: Op) -> Op | None:
+        if op.name not in self.backward:
+            self.backward[op.name] = backward_of(op.name, self.module)
+        return self.backward[op.name]
+
+    def form(self, op: Op, outputs: frozenset[str], adding: frozenset[str], absent: frozenset[str]) -> Op:
+        """`op` giving only `outputs`, those in `adding` added into their buffers, with no incoming gradient
+        for the operands in `absent`."""
+        key = op.name, outputs, adding, absent
+        if key not in self.forms:
+            if outputs != {o.name for o in op.outputs}:
+                op = restricted(op, outputs)
+            self.forms[key] = accumulating(op, adding) if adding else op
+        return self.forms[key]
+
+
+@dataclass
+class _Gradient:
+    """The gradient buffer of a tensor and the parts of it (in elements) that have been written."""
+
+    tensor: Tensor
+    fixed: bool
+    """may not be handed over to another tensor (parameters, the seed)"""
+    written: list[tuple[int, int]] = field(default_factory=list)
+
+    def state(self, v: View) -> str:
+        """Whether the region of the view is "new", "written", or of both kinds ("mixed")."""
+        start, stop = v.offset, v.offset + v.elements
+        covered = sum(max(0, min(stop, b) - max(start, a)) for a, b in self.written)
+        return "new" if covered == 0 else "written" if covered == stop - start else "mixed"
+
+    def mark(self, v: View) -> None:
+        if self.state(v) == "new":
+            self.written.append((v.offset, v.offset + v.elements))
+
+
+def differentiate(
+    graph: Graph,
+    variants: Variants,
+    gradients: Mapping[Tensor, Tensor],
+    seed: Tensor,
+    accumulate: bool = False,
+) -> tuple[Node, ...]:
+    """The backward nodes of a graph in order of execution.
+
+    `gradients` gives the gradient tensor of each parameter; with `accumulate` everything is added into them
+    (a later micro-batch), else first contributions write. `seed` holds the gradient of the loss. TcError for
+    an op that has no backward.
+    """
+    return _Differentiation(graph, variants, gradients, seed, accumulate).run()
+
+
+class _Differentiation:
+    def __init__(
+        self,
+        graph: Graph,
+        variants: Variants,
+        gradients: Mapping[Tensor, Tensor],
+        seed: Tensor,
+        accumulate: bool,
+    ) -> None:
+        self.graph, self.variants, self.seed = graph, variants, seed
+        self.gradients: dict[Tensor, _Gradient] = {}
+        for parameter, tensor in gradients.items():
+            whole = [(0, tensor.elements)] if accumulate else []
+            self.gradients[parameter] = _Gradient(tensor, True, whole)
+        self.active = _depending(graph.nodes, gradients)
+        self.nodes: list[Node] = []
+        self.names: dict[str, int] = {}
+        self.producers = {n.operands[o.name].tensor: n for n in graph.nodes for o in n.op.outputs}
+        self.recomputed: dict[Tensor, Tensor] = {}
+
+    def run(self) -> tuple[Node, ...]:
+        loss = self.graph.loss
+        self.gradients[loss.tensor] = _Gradient(self.seed, True, [(0, 1)])
+        for node in reversed(self.graph.nodes):
+            self.node(node)
+        return tuple(self.nodes)
+
+    def node(self, node: Node) -> None:
+        """Append the backward of one forward node."""
+        given = {o.name for o in node.op.outputs if self.has_gradient(node.operands[o.name], node)}
+        wanted = [
+            p.name for p in node.op.params if p.dtype.is_float and node.operands[p.name].tensor in self.active
+        ]
+        if not given or not wanted:
+            return
+        op = self.variants.backward_of(node.op)
+        if op is None:
+            raise self.error(node, f"op `{node.op.name}` has no backward and none can be derived")
+        results = {o.name for o in op.outputs}
+        outputs = [f"d{p}" for p in wanted if f"d{p}" in results]
+        missing = [f"d{p}" for p in wanted if f"d{p}" not in results]
+        if missing and op.name in self.variants.module.ops:
+            raise self.error(node, f"`backward {node.op.name}` does not give {', '.join(missing)}")
+        outputs = self.hand_over(node, op, outputs)
+        for group in self.sequential(node, outputs):
+            self.launch(node, op, group, given)
+
+    def has_gradient(self, output: View, node: Node) -> bool:
+        """Whether anything contributed to the gradient of a node's result."""
+        g = self.gradients.get(output.tensor)
+        if g is None or not g.written:
+            return False
+        if g.tensor is not self.seed and g.state(output) != "written":
+            raise self.error(
+                node, f"only a part of `{output.tensor.name}` has a gradient: slices overlap oddly"
+            )
+        return True
+
+    def gradient(self, tensor: Tensor) -> _Gradient:
+        if tensor not in self.gradients:
+            buffer = Tensor(
+                self.unique(f"grad.{tensor.name}"), tensor.dtype, tensor.shape, "activation", tensor.owner
+            )
+            self.gradients[tensor] = _Gradient(buffer, False)
+        return self.gradients[tensor]
+
+    def unique(self, name: str) -> str:
+        n = self.names[name] = self.names.get(name, 0) + 1
+        return name if n == 1 else f"{name}.{n}"
+
+    # -------------------------------------------------------------------------------------- handing over
+
+    def hand_over(self, node: Node, op: Op, outputs: list[str]) -> list[str]:
+        """Give the buffer of an incoming gradient to the first input whose gradient is a copy of it; returns
+        the outputs that are still to be computed.
+
+        Nothing reads the incoming gradient after this node's own backward, and whatever is added into the
+        buffer under its new name is added by an earlier node's backward, which runs later.
+        """
+        taken: set[str] = set()
+        handed: list[tuple[Tensor, _Gradient]] = []
+        for name in outputs:
+            source = copied_gradient(op, name)
+            if source is None or source in taken:
+                continue
+            x, y = node.operands[name[1:]], node.operands[source[1:]]
+            incoming = self.gradients.get(y.tensor)
+            if incoming is None or incoming.fixed or not y.covers or not x.covers:
+                continue
+            if x.tensor in self.gradients or x.tensor.dtype is not incoming.tensor.dtype:
+                continue
+            if sum(node.operands[o[1:]].tensor is x.tensor for o in outputs) > 1:
+                continue  # another result of this same node is added to it
+            taken.add(source)
+            handed.append((x.tensor, incoming))
+            outputs = [o for o in outputs if o != name]
+        for tensor, incoming in handed:
+            self.gradients[tensor] = _Gradient(incoming.tensor, False, [(0, tensor.elements)])
+        return outputs
+
+    # ----------------------------------------------------------------------------------------- launching
+
+    def sequential(self, node: Node, outputs: list[str]) -> Iterable[list[str]]:
+        """Split a node's results so that no two of one launch go to the same gradient."""
+        groups: list[tuple[list[str], set[Tensor]]] = []
+        for name in outputs:
+            tensor = node.operands[name[1:]].tensor
+            group = next((g for g in groups if tensor not in g[1]), None)
+            if group is None:
+                groups.append(group := ([], set()))
+            group[0].append(name)
+            group[1].add(tensor)
+        return [g[0] for g in groups]
+
+    def launch(self, node: Node, op: Op, outputs: list[str], given: set[str]) -> None:
+        """Append a backward node that computes `outputs`."""
+        adding = set()
+        views: dict[str, View] = {}
+        for name in outputs:
+            x = node.operands[name[1:]]
+            g = self.gradient(x.tensor)
+            state = g.state(x)
+            if state == "mixed":
+                raise self.error(
+                    node,
+                    f"the gradient of `{x.tensor.name}` is written both whole and in slices, in this order",
+                )
+            if state == "written":
+                adding.add(name)
+            g.mark(x)
+            views[name] = x.of(g.tensor)
+        absent = {f"d{o.name}" for o in node.op.outputs if o.name not in given}
+        form = self.variants.form(
+            op,
+            frozenset(outputs),
+            frozenset(adding),
+            frozenset(p.name for p in op.params if p.name in absent),
+        )
+        operands: dict[str, View] = {}
+        for p in form.operands:
+            if p.name in views:
+                operands[p.name] = views[p.name]
+            elif p.name in node.operands:
+                operands[p.name] = self.value(node.operands[p.name])
+            elif p.name[:1] == "d" and p.name[1:] in node.operands:
+                y = node.operands[p.name[1:]]
+                operands[p.name] = y.of(self.gradients[y.tensor].tensor)
+            else:
+                raise self.error(
+                    node, f"`{form.name}` reads `{p.name}`, which `{node.op.name}` does not have"
+                )
+        label = node.label.replace(node.op.name, form.name, 1)
+        self.nodes.append(Node(form, self.bind(form, operands, node), operands, label, node.span))
+
+    def bind(self, op: Op, operands: dict[str, View], node: Node) -> dict[str, int]:
+        key = (id(op), *(v.shape for v in operands.values()), *node.dims.items())
+        if key not in self.variants.bound:
+            static = {d: node.dims[d] for d in op.dims if d in node.dims}
+            self.variants.bound[key] = bind(op, {n: v.shape for n, v in operands.items()}, static)
+        return self.variants.bound[key]
+
+    def value(self, v: View) -> View:
+        """A forward value as the backward pass reads it: kept, or computed again where annotated."""
+        node = self.producers.get(v.tensor)
+        if node is None or not node.recompute:
+            return v
+        if v.tensor not in self.recomputed:
+            operands = {p.name: self.value(node.operands[p.name]) for p in node.op.params}
+            for o in node.op.outputs:
+                old = node.operands[o.name].tensor
+                new = Tensor(self.unique(f"again.{old.name}"), old.dtype, old.shape, "activation", old.owner)
+                self.recomputed[old] = new
+                operands[o.name] = node.operands[o.name].of(new)
+            self.nodes.append(Node(node.op, node.dims, operands, f"{node.label} (again)", node.span))
+        return v.of(self.recomputed[v.tensor])
+
+    def error(self, node: Node, message: str) -> TcError:
+        sources = self.variants.module.sources
+        return TcError(
+            message, node.span, sources.get(node.span.file, ""), notes=(f"in the backward of {node.label}",)
+        )
+
+
+def copied_gradient(op: Op, output: str) -> str | None:
+    """The parameter of which a result of `op` is a plain copy: "dY" for `dR[m, n] = dY[m, n]`, else None."""
+    defining = [e for e in op.equations if any(t.name == output for t in e.targets)]
+    if len(defining) != 1 or len(defining[0].targets) != 1:
+        return None
+    e: Equation = defining[0]
+    if e.accumulate or not isinstance(e.value, Access) or e.value.subscripts != e.target.subscripts:
+        return None
+    ids = [s.id for s in e.target.subscripts if isinstance(s, Name)]
+    if len(ids) != len(e.target.subscripts) or len(set(ids)) != len(ids):
+        return None
+    source = next((p for p in op.params if p.name == e.value.tensor), None)
+    result = op.operand(output)
+    if source is None or source.inout or result is None or not source.name.startswith("d"):
+        return None
+    same = source.shape == result.shape and source.dtype is result.dtype and result.dtype is not DType.I32
+    return source.name if same else None
+
+
+def _depending(nodes: Iterable[Node], parameters: Iterable[Tensor]) -> set[Tensor]:
+    """The tensors whose value depends on a parameter through floating-point operands."""
+    active = set(parameters)
+    for n in nodes:
+        if any(p.dtype.is_float and n.operands[p.name].tensor in active for p in n.op.params):
+            active.update(n.operands[o.name].tensor for o in n.op.outputs if o.dtype.is_float)
+    return active

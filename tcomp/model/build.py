@@ -1,0 +1,141 @@
+"""Build a step: module, model, configuration, sizes -> every launch with its addresses (a `Step`).
+
+    graph -> backward nodes -> update nodes -> launches -> plan -> Step
+
+The arena holds the persistent regions first (parameters, gradients, optimizer state, inputs, scalars,
+results), then one region shared by the programs for what lives only while they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from tcomp.dsl.ast import Module, Op
+from tcomp.errors import UserError
+from tcomp.ir.tile import Kernel, Scope
+from tcomp.machine.cpu import CpuMachine
+from tcomp.model.arena import Arena
+from tcomp.model.graph import Tensor, build_graph
+from tcomp.model.lowering import Lower, Lowered, Lowering, PlannedLaunch
+from tcomp.model.placement import aligned
+from tcomp.model.plan import ProgramPlan, plan_program
+from tcomp.model.programs import build_programs
+from tcomp.model.step import ParameterInit, Step
+
+
+def build_step(
+    module: Module,
+    model_name: str,
+    config: str,
+    sizes: Mapping[str, int],
+    *,
+    overrides: Mapping[str, int] | None = None,
+    accumulation: int = 1,
+    machine: CpuMachine,
+    threads: int,
+    memory_limit: int | None = None,
+    keep_logits: bool = False,
+    programs: Sequence[str] = ("train",),
+    lower: Lower | None = None,
+) -> Step:
+    """The step of a model at fixed sizes.
+
+    `programs` is ("train",) for forward, backward and update, or ("forward",) for inference. `memory_limit`
+    bounds arena, scratch and team memory together, in bytes: UserError names what to blame when it does not
+    suffice. `lower` replaces the lowering of ops (tests). TcError for faults in the model's text.
+    """
+    unknown = set(programs) - {"train", "forward"}
+    if unknown or not programs:
+        raise UserError(
+            f"there is no program {', '.join(sorted(unknown)) or '(none given)'}", "train or forward"
+        )
+    if accumulation < 1 or threads < 1:
+        raise UserError("accumulation and threads must be at least 1")
+    training = "train" in programs
+    graph = build_graph(module, model_name, config, sizes, overrides)
+    p = build_programs(graph, module, training, accumulation)
+    lowering = Lowering(module, lower or _lower_for(machine, threads))
+    forward = lowering.launches(graph.nodes)
+    launches: dict[str, tuple[PlannedLaunch, ...]] = {}
+    if training:
+        launches["micro_first"] = forward + lowering.launches(p.backward)
+        if accumulation > 1:
+            launches["micro_next"] = forward + lowering.launches(p.backward_next)
+        if p.update is not None:
+            launches["update"] = lowering.launches(p.update.nodes)
+    else:
+        launches["forward"] = forward
+    arena = Arena(p, keep_logits or not training, 1.0 / accumulation)
+    plans = {n: plan_program(ls, arena.address.keys()) for n, ls in launches.items()}
+    temporary = max(plan.bytes for plan in plans.values())
+    bound = arena.raw_bytes + max(plan.lower_bound for plan in plans.values())
+    scratch = max((scratch_bytes(k, Scope.SCRATCH) for k in lowering.kernels.values()), default=0)
+    team = max((scratch_bytes(k, Scope.TEAM) for k in lowering.kernels.values()), default=0)
+    total = arena.bytes + temporary
+    if memory_limit is not None and total + scratch * threads + team > memory_limit:
+        raise _out_of_memory(total + scratch * threads + team, memory_limit, arena, plans, launches)
+    placed = {n: arena.placed(launches[n], plans[n]) for n in launches}
+    if training:  # forward alone is the beginning of the first micro-batch, at the same addresses
+        placed["forward"] = placed["micro_first"][: len(forward)]
+    main = "micro_first" if training else "forward"
+    return Step(
+        model=model_name,
+        config=config,
+        dims=dict(graph.dims),
+        slots=arena.slots(plans, main, len(launches[main])),
+        arena_bytes=total,
+        lower_bound_bytes=bound,
+        scratch_bytes=scratch,
+        team_bytes=team,
+        kernels=dict(lowering.kernels),
+        programs=placed,
+        parameters=tuple(
+            ParameterInit(q.tensor.name, q.decl.init.function, q.value, q.decl.group)
+            for q in graph.parameters
+        ),
+        inputs={t.name: graph.bounds[n] for n, t in graph.inputs.items()},
+        hyper={t.name: v for t, v in arena.defaults.items()},
+    )
+
+
+def scratch_bytes(kernel: Kernel, scope: Scope) -> int:
+    """Bytes of a kernel's tiles in a scope, each aligned."""
+    return sum(aligned(t.bytes) for t in kernel.tiles if t.scope is scope)
+
+
+def _lower_for(machine: CpuMachine, threads: int) -> Lower:
+    from tcomp.schedule.lower import lower
+
+    def bound(op: Op, module: Module, dims: dict[str, int]) -> Lowered:
+        return lower(op, module, dims, machine, target="cpu", threads=threads)
+
+    return bound
+
+
+def _out_of_memory(
+    needed: int,
+    limit: int,
+    arena: Arena,
+    plans: Mapping[str, ProgramPlan],
+    launches: Mapping[str, Sequence[PlannedLaunch]],
+) -> UserError:
+    """The error for a plan that does not fit, naming the largest tensors that are live at the peak."""
+    name = max(plans, key=lambda n: plans[n].bytes)
+    plan = plans[name]
+    live: Collection[tuple[str, Tensor]] = [
+        *arena.names.items(),
+        *((t.name, t) for t in plan.live_at(plan.peak)),
+    ]
+    largest = sorted(live, key=lambda item: -item[1].bytes)[:8]
+    at = launches[name][plan.peak].label if launches[name] else name
+    listing = "\n".join(f"    {mebibytes(t.bytes):>10}  {n}  ({t.kind})" for n, t in largest)
+    return UserError(
+        f"the step needs {mebibytes(needed)} of memory, the limit is {mebibytes(limit)}\n"
+        f"  the peak is at `{at}` of program {name}; the largest tensors live there:\n{listing}",
+        "use a smaller batch or sequence, a smaller config, or a higher limit",
+    )
+
+
+def mebibytes(n: int) -> str:
+    """`12.3 MiB`"""
+    return f"{n / 2**20:,.1f} MiB"

@@ -1,0 +1,88 @@
+"""Parameters side by side: group after group, each tensor padded to the arena's alignment.
+
+Parameters, gradients and every optimizer state use this same layout, so that the norm sees all gradients as
+one vector and the update sees one vector per group. The padding between tensors is zero from the start and
+stays zero: its gradient is zero, and an update of zeros by a zero gradient is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tcomp.dsl.ast import DType, Module
+from tcomp.dsl.errors import TcError
+from tcomp.model.graph import Graph, Parameter, Tensor
+from tcomp.model.placement import aligned
+
+
+@dataclass(frozen=True)
+class FlatGroup:
+    """A parameter group: where it starts and how long it is, in elements of the flat vector."""
+
+    name: str
+    dtype: DType
+    start: int
+    elements: int
+    parameters: tuple[Parameter, ...]
+
+
+@dataclass(frozen=True)
+class FlatLayout:
+    """`offsets` are bytes from the start of the region: of each parameter, by its name."""
+
+    groups: tuple[FlatGroup, ...]
+    offsets: dict[str, int]
+    bytes: int
+    dtype: DType
+
+    @property
+    def elements(self) -> int:
+        return self.bytes // self.dtype.bytes
+
+
+def flat_layout(graph: Graph, module: Module) -> FlatLayout:
+    """The layout of a model's parameters. TcError when their dtypes differ or a group is not declared."""
+    optimizer = graph.model.optimizer
+    declared = [g.name for g in optimizer.groups] if optimizer is not None else []
+    used = _unique(p.decl.group for p in graph.parameters)
+    if optimizer is not None:
+        for p in graph.parameters:
+            if p.decl.group not in declared:
+                raise TcError(
+                    f"parameter `{p.decl.name}` is in group `{p.decl.group}`, which is not declared",
+                    p.decl.span,
+                    module.sources.get(p.decl.span.file, ""),
+                    f"groups: {', '.join(declared)}",
+                )
+    dtype = graph.parameters[0].decl.dtype if graph.parameters else DType.F32
+    groups: list[FlatGroup] = []
+    offsets: dict[str, int] = {}
+    at = 0
+    for name in [g for g in declared if g in used] + [g for g in used if g not in declared]:
+        members = tuple(p for p in graph.parameters if p.decl.group == name)
+        start = at
+        for p in members:
+            if p.decl.dtype is not dtype:
+                raise TcError(
+                    f"parameter `{p.decl.name}` is {p.decl.dtype}, the others are {dtype}",
+                    p.decl.span,
+                    module.sources.get(p.decl.span.file, ""),
+                    "all parameters of a model have one dtype",
+                )
+            offsets[p.tensor.name] = at
+            at += aligned(p.tensor.bytes)
+        groups.append(FlatGroup(name, dtype, start // dtype.bytes, (at - start) // dtype.bytes, members))
+    return FlatLayout(tuple(groups), offsets, at, dtype)
+
+
+def like_parameters(graph: Graph, prefix: str, kind: str) -> dict[Tensor, Tensor]:
+    """A tensor for each parameter: its gradient or a piece of optimizer state."""
+    return {
+        p.tensor: Tensor(f"{prefix}.{p.tensor.name}", p.tensor.dtype, p.tensor.shape, kind, p.tensor.name)
+        for p in graph.parameters
+    }
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))

@@ -1,0 +1,384 @@
+"""A checked model, a configuration and sizes -> a graph of op instances over tensors.
+
+Loops over layers are unrolled, `w[l]` and `x as [...]` become views (a tensor, an element offset, a shape),
+every dimension is a number, and every name of the text stands for one view. Nodes are in program order,
+which is also the order of execution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from tcomp.dsl.ast import (
+    Call,
+    DType,
+    Expr,
+    ForLayers,
+    Model,
+    ModelStatement,
+    Module,
+    Name,
+    Op,
+    OpCall,
+    ParamDecl,
+    Span,
+    TensorRef,
+)
+from tcomp.dsl.dims import bind, evaluate_dim, operand_shape
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.format import print_expression
+from tcomp.errors import UserError
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Tensor:
+    """A region of memory with a unique name. `kind` is one of `tcomp.model.step.KINDS`. Two tensors are equal
+    only when they are the same object."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    kind: str
+    owner: str = ""
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.elements * self.dtype.bytes
+
+    def whole(self) -> View:
+        """The view of all of it."""
+        return View(self, 0, self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """`shape` contiguous elements of a tensor from element `offset` on."""
+
+    tensor: Tensor
+    offset: int
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def covers(self) -> bool:
+        """Whether the view is all of its tensor."""
+        return self.offset == 0 and self.elements == self.tensor.elements
+
+    def of(self, tensor: Tensor) -> View:
+        """The same region of another tensor of the same size (a gradient)."""
+        return View(tensor, self.offset, self.shape)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Node:
+    """One op instance. `operands` are its parameters and results by the op's own names; `recompute` asks for
+    the results to be computed again for the backward pass instead of kept."""
+
+    op: Op
+    dims: dict[str, int]
+    operands: dict[str, View]
+    label: str
+    span: Span
+    recompute: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter's declaration, tensor, and the value of its initialiser's argument (0 when it has none)."""
+
+    decl: ParamDecl
+    tensor: Tensor
+    value: float
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model at fixed sizes. `scalars` are the constants of scalar operands: tensor -> value."""
+
+    model: Model
+    config: str
+    dims: dict[str, int]
+    nodes: tuple[Node, ...]
+    parameters: tuple[Parameter, ...]
+    inputs: dict[str, Tensor]
+    bounds: dict[str, int]
+    """input -> exclusive bound of its values, 0 when unbounded"""
+    loss: View
+    logits: View | None
+    scalars: dict[Tensor, float] = field(default_factory=dict)
+
+
+def build_graph(
+    module: Module,
+    model_name: str,
+    config: str,
+    sizes: Mapping[str, int],
+    overrides: Mapping[str, int] | None = None,
+) -> Graph:
+    """The graph of `model_name` with the values of `config`, some of them overridden, at the given sizes.
+
+    UserError for a model, config, size or override that does not exist; TcError for what the model's own
+    text gets wrong at these sizes (a requirement, a shape).
+    """
+    model = module.models.get(model_name)
+    if model is None:
+        raise UserError(f"there is no model `{model_name}`", _one_of("models", module.models))
+    dims = model_dims(module, model, config, sizes, overrides or {})
+    return _Builder(module, model, config, dims).build()
+
+
+def model_dims(
+    module: Module, model: Model, config: str, sizes: Mapping[str, int], overrides: Mapping[str, int]
+) -> dict[str, int]:
+    """All dimensions of a model: sizes, the config's values, overrides, `let`s; requirements checked."""
+    chosen = next((c for c in model.configs if c.name == config), None)
+    if chosen is None:
+        raise UserError(
+            f"model `{model.name}` has no config `{config}`",
+            _one_of("configs", [c.name for c in model.configs]),
+        )
+    settable = [n for n, _ in chosen.values]
+    for name in overrides:
+        if name not in settable:
+            raise UserError(
+                f"config `{config}` has no value `{name}` to override", _one_of("values", settable)
+            )
+    dims: dict[str, int] = {}
+    for name in model.dims:
+        if name not in sizes:
+            raise UserError(f"model `{model.name}` needs a size for `{name}`")
+        dims[name] = int(sizes[name])
+        if dims[name] < 1:
+            raise UserError(f"size {name} = {dims[name]} of model `{model.name}` must be at least 1")
+    for name in sizes:
+        if name not in model.dims:
+            raise UserError(f"model `{model.name}` has no size `{name}`", _one_of("sizes", model.dims))
+    for name, value in chosen.values:
+        dims[name] = int(overrides[name]) if name in overrides else _int(evaluate_dim(value, {**dims}), value)
+    for name, value in model.lets:
+        dims[name] = _int(evaluate_dim(value, {**dims}), value)
+    for condition in model.requires:
+        if not evaluate_dim(condition, {**dims}):
+            text = print_expression(condition)
+            used = {n: v for n, v in dims.items() if _mentions(condition, n)}
+            raise TcError(
+                f"model `{model.name}` requires {text}",
+                condition.span,
+                module.sources.get(condition.span.file, ""),
+                "choose sizes or config values for which it holds",
+                (", ".join(f"{n} = {v}" for n, v in used.items()),),
+            )
+    return dims
+
+
+class _Builder:
+    """The state of one walk over a model's text."""
+
+    def __init__(self, module: Module, model: Model, config: str, dims: dict[str, int]) -> None:
+        self.module, self.model, self.config, self.dims = module, model, config, dims
+        self.environment: dict[str, View] = {}
+        self.nodes: list[Node] = []
+        self.names: dict[str, int] = {}
+        self.scalars: dict[Tensor, float] = {}
+        self.constants: dict[float, Tensor] = {}
+        self.bound: dict[tuple[object, ...], tuple[dict[str, int], dict[str, tuple[int, ...]]]] = {}
+
+    def build(self) -> Graph:
+        parameters = tuple(self.parameter(p) for p in self.model.params)
+        inputs: dict[str, Tensor] = {}
+        bounds: dict[str, int] = {}
+        for i in self.model.inputs:
+            inputs[i.name] = self.declare(i.name, i.dtype, self.shape(i.shape), "input")
+            bounds[i.name] = 0 if i.below is None else self.integer(i.below, {})
+        self.statements(self.model.forward, {}, "")
+        loss = self.result(self.model.loss, "loss")
+        if loss.elements != 1:
+            raise self.error(f"the loss `{self.model.loss}` has shape {_shape(loss.shape)}", self.model.span,
+                             "a loss is a scalar; reduce it, for example with `mean`")  # fmt: skip
+        logits = None if self.model.logits is None else self.result(self.model.logits, "logits")
+        return Graph(
+            self.model, self.config, self.dims, tuple(self.nodes), parameters, inputs, bounds, loss, logits,
+            self.scalars,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------------------------ declarations
+
+    def parameter(self, p: ParamDecl) -> Parameter:
+        tensor = self.declare(p.name, p.dtype, self.shape(p.shape), "parameter")
+        value = float(evaluate_dim(p.init.args[0], {**self.dims})) if p.init.args else 0.0
+        return Parameter(p, tensor, value)
+
+    def declare(self, name: str, dtype: DType, shape: tuple[int, ...], kind: str) -> Tensor:
+        tensor = Tensor(self.unique(name), dtype, shape, kind, name)
+        self.environment[name] = tensor.whole()
+        return tensor
+
+    def unique(self, name: str) -> str:
+        """`l0.x`, then `l0.x.2`, ..."""
+        n = self.names[name] = self.names.get(name, 0) + 1
+        return name if n == 1 else f"{name}.{n}"
+
+    def result(self, name: str, what: str) -> View:
+        if name not in self.environment:
+            raise self.error(f"the model's {what} `{name}` is never computed", self.model.span)
+        return self.environment[name]
+
+    # -------------------------------------------------------------------------------------- statements
+
+    def statements(self, body: tuple[ModelStatement, ...], index: dict[str, int], prefix: str) -> None:
+        for s in body:
+            if isinstance(s, ForLayers):
+                for i in range(self.integer(s.extent, index)):
+                    self.statements(s.body, {**index, s.index: i}, f"{prefix}{s.index}{i}.")
+            else:
+                self.call(s, index, prefix)
+
+    def call(self, c: OpCall, index: dict[str, int], prefix: str) -> None:
+        op = self.module.ops.get(c.op)
+        if op is None:
+            raise self.error(f"there is no op `{c.op}`", c.span)
+        if any(p.inout for p in op.params):
+            raise self.error(f"op `{op.name}` changes its operands, so a forward pass cannot call it", c.span)
+        keywords = dict(c.keywords)
+        operands: dict[str, View] = {}
+        for p, a in zip(op.params, c.args, strict=False):
+            operands[p.name] = self.operand(a, p.dtype, p.shape == (), index, c)
+        for p in op.params[len(c.args) :]:
+            if p.name not in keywords:
+                raise self.error(f"`{op.name}` gets no operand `{p.name}`", c.span)
+            operands[p.name] = self.operand(keywords.pop(p.name), p.dtype, p.shape == (), index, c)
+        if len(c.args) > len(op.params) or len(c.results) != len(op.outputs):
+            raise self.error(
+                f"`{op.name}` takes {len(op.params)} operands and gives {len(op.outputs)} results, "
+                f"here {len(c.args)} and {len(c.results)}",
+                c.span,
+            )
+        static = {n: self.integer(e, index) for n, e in keywords.items()}
+        dims, shapes = self.bind(op, operands, static, c, prefix)
+        for o, r in zip(op.outputs, c.results, strict=True):
+            dropped = r.name == "_"
+            name = prefix + (f"{op.name}.{o.name}" if dropped else r.name)
+            tensor = Tensor(self.unique(name), o.dtype, shapes[o.name], "activation", f"{prefix}{op.name}")
+            operands[o.name] = tensor.whole()
+            if not dropped:
+                self.environment[r.name] = self.reshaped(tensor.whole(), r, index)
+        parameters = [v.tensor.name for v in operands.values() if v.tensor.kind == "parameter"]
+        label = " ".join([f"{prefix}{op.name}", *parameters])
+        recompute = any(a.function == "recompute" for a in c.annotations)
+        self.nodes.append(Node(op, dims, operands, label, c.span, recompute))
+
+    def bind(
+        self, op: Op, operands: dict[str, View], static: dict[str, int], c: OpCall, prefix: str
+    ) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+        """The op's dimensions and its results' shapes; the same for every layer, so remembered."""
+        shapes = {n: v.shape for n, v in operands.items()}
+        key = (op.name, *shapes.values(), *static.items())
+        if key not in self.bound:
+            try:
+                dims = bind(op, shapes, static)
+                self.bound[key] = dims, {o.name: operand_shape(o, dims) for o in op.outputs}
+            except TcError as e:
+                e.notes = (*e.notes, f"in the call `{prefix}{op.name}` at {c.span}")
+                raise
+        return self.bound[key]
+
+    # ---------------------------------------------------------------------------------------- operands
+
+    def operand(
+        self, a: TensorRef | Expr, dtype: DType, scalar: bool, index: dict[str, int], c: OpCall
+    ) -> View:
+        if isinstance(a, Name):
+            a = TensorRef(a.id, span=a.span)
+        if isinstance(a, TensorRef):
+            if a.name in self.environment:
+                view = self.view(a, index)
+                if view.tensor.dtype is not dtype:
+                    raise self.error(f"`{a.name}` is {view.tensor.dtype}, `{c.op}` needs {dtype}", a.span)
+                return view
+            if not scalar or a.subscripts or a.shape is not None:
+                raise self.error(f"`{a.name}` is not a tensor of this model", a.span)
+            a = Name(a.name, a.span)
+        if not scalar:
+            raise self.error(f"`{c.op}` needs a tensor here, not the number {print_expression(a)}", a.span)
+        return self.constant(float(self.evaluate(a, index)), dtype)
+
+    def constant(self, value: float, dtype: DType) -> View:
+        if value not in self.constants:
+            tensor = Tensor(f"constant.{value:g}", dtype, (), "scalar", "model")
+            self.constants[value] = tensor
+            self.scalars[tensor] = value
+        return self.constants[value].whole()
+
+    def view(self, r: TensorRef, index: dict[str, int]) -> View:
+        v = self.environment[r.name]
+        offset, shape = v.offset, v.shape
+        if len(r.subscripts) > len(shape):
+            raise self.error(f"`{r.name}` has shape {_shape(shape)}: too many subscripts", r.span)
+        for s in r.subscripts:
+            i = self.integer(s, index)
+            if not 0 <= i < shape[0]:
+                raise self.error(f"subscript {i} of `{r.name}` is outside 0 .. {shape[0] - 1}", s.span)
+            shape = shape[1:]
+            offset += i * prod(shape)
+        return self.reshaped(View(v.tensor, offset, shape), r, index)
+
+    def reshaped(self, v: View, r: TensorRef, index: dict[str, int]) -> View:
+        if r.shape is None:
+            return v
+        shape = tuple(self.integer(e, index) for e in r.shape)
+        if prod(shape) != v.elements:
+            raise self.error(
+                f"`{r.name}` has shape {_shape(v.shape)}, which is {v.elements} elements; "
+                f"as {_shape(shape)} it would be {prod(shape)}",
+                r.span,
+                "a view must have as many elements as what it views",
+            )
+        return View(v.tensor, v.offset, shape)
+
+    # ----------------------------------------------------------------------------------------- numbers
+
+    def evaluate(self, e: Expr, index: dict[str, int]) -> int | float:
+        values: dict[str, int | float] = {**self.dims, **index}
+        if self.model.optimizer is not None:
+            for name, value in self.model.optimizer.hyper:
+                if name not in values and _mentions(e, name):
+                    values[name] = evaluate_dim(value, values)
+        return evaluate_dim(e, values)
+
+    def integer(self, e: Expr, index: dict[str, int]) -> int:
+        return _int(evaluate_dim(e, {**self.dims, **index}), e)
+
+    def shape(self, shape: tuple[Expr, ...]) -> tuple[int, ...]:
+        return tuple(self.integer(e, {}) for e in shape)
+
+    def error(self, message: str, span: Span, hint: str = "") -> TcError:
+        return TcError(message, span, self.module.sources.get(span.file, ""), hint)
+
+
+def _int(value: int | float, e: Expr) -> int:
+    if value != int(value):
+        raise TcError(f"a dimension must be a whole number, `{print_expression(e)}` is {value}", e.span)
+    return int(value)
+
+
+def _mentions(e: Expr, name: str) -> bool:
+    from tcomp.dsl.ast import names_in
+
+    return name in names_in(e) or (isinstance(e, Call) and any(_mentions(a, name) for a in e.args))
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _one_of(what: str, names: object) -> str:
+    return f"{what}: " + ", ".join(names)  # type: ignore[arg-type]

@@ -1,0 +1,45 @@
+"""The node lists of a model's programs: forward, backward of the first and of later micro-batches, update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tcomp.dsl.ast import DType, Module
+from tcomp.model.autodiff import Variants, differentiate
+from tcomp.model.flat import FlatLayout, flat_layout, like_parameters
+from tcomp.model.graph import Graph, Node, Tensor
+from tcomp.model.optimizer import Update, build_update, state_names
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The nodes of a model's programs and the tensors that outlive them, before anything is lowered."""
+
+    graph: Graph
+    layout: FlatLayout
+    gradients: dict[Tensor, Tensor]
+    states: dict[str, dict[Tensor, Tensor]]
+    step: Tensor
+    seed: Tensor
+    backward: tuple[Node, ...]
+    backward_next: tuple[Node, ...]
+    update: Update | None
+
+
+def build_programs(graph: Graph, module: Module, training: bool = True, accumulation: int = 1) -> Programs:
+    """Differentiate a graph and build its update; nothing is lowered or placed."""
+    layout = flat_layout(graph, module)
+    step = Tensor("step", DType.I32, (), "scalar", "executor")
+    seed = Tensor("loss_gradient", graph.loss.tensor.dtype, (), "scalar", "executor")
+    optimizer = graph.model.optimizer
+    if not training:
+        return Programs(graph, layout, {}, {}, step, seed, (), (), None)
+    variants = Variants(module)
+    gradients = like_parameters(graph, "grad", "gradient")
+    backward = differentiate(graph, variants, gradients, seed)
+    later = differentiate(graph, variants, gradients, seed, accumulate=True) if accumulation > 1 else ()
+    if optimizer is None:
+        return Programs(graph, layout, gradients, {}, step, seed, backward, later, None)
+    update = build_update(graph, module, layout, step)
+    states = {n: like_parameters(graph, f"state.{n}", "state") for n in state_names(module.ops[optimizer.op])}
+    return Programs(graph, layout, gradients, states, step, seed, backward, later, update)

@@ -1,0 +1,76 @@
+"""The built step: every buffer placed, every launch listed. What an executor runs and `tcomp plan` prints.
+
+Given by `tcomp.model.build.build_step`; pure data, independent of any device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tcomp.dsl.ast import DType
+from tcomp.ir.tile import Kernel
+
+KINDS = ("parameter", "gradient", "state", "input", "scalar", "activation", "workspace", "output")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A named region of the arena. `first`/`last` are launch positions between which it is live (both
+    inclusive; persistent slots have first = 0 and last = the end of the step). `owner` says who made it."""
+
+    name: str
+    kind: str
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+    first: int
+    last: int
+    owner: str = ""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Run `kernel` (key of Step.kernels) with operand i at `arena + offsets[i]` (bytes)."""
+
+    kernel: str
+    offsets: tuple[int, ...]
+    label: str
+
+
+@dataclass(frozen=True)
+class ParameterInit:
+    """How to fill a parameter at the start: zeros, ones, normal(std) or uniform(bound)."""
+
+    slot: str
+    kind: str
+    value: float
+    group: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """A model's whole training step (or inference pass) at fixed sizes.
+
+    `programs`: "micro_first" (forward and backward, gradients written), "micro_next" (gradients
+    accumulated; only when accumulation > 1), "update" (learning rate, norm, optimizer), "forward" (loss and
+    logits only). `hyper` are the optimizer's scalar slots' default values. Scalar slots are named
+    "hyper.peak_lr", "step" (i32, counts from 0), "loss_gradient" (1 / accumulation).
+    Results: slots "loss", "lr", "norm" (f32 scalars) and "logits" when the program keeps them.
+    """
+
+    model: str
+    config: str
+    dims: dict[str, int]
+    slots: dict[str, Slot]
+    arena_bytes: int
+    lower_bound_bytes: int
+    scratch_bytes: int
+    """per thread"""
+    team_bytes: int
+    kernels: dict[str, Kernel]
+    programs: dict[str, tuple[Launch, ...]]
+    parameters: tuple[ParameterInit, ...]
+    inputs: dict[str, int] = field(default_factory=dict)
+    """input slot -> exclusive bound of its values (0: unbounded)"""
+    hyper: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,164 @@
+"""Ranges of indices inside tiles, and how a guard such as `k <= q` shortens a loop over tiles.
+
+    for k.0 in range(0, T, BK)    -->    for k.0 in range(0, min(T, q.0 + BQ), BK)
+
+when everything in the loop counts only where k <= q: causal attention skips the blocks above the diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, Unary
+from tcomp.schedule.fold import add, fold, minimum, product_factors, sub
+from tcomp.schedule.nest import Leaf, LoopNode
+
+
+@dataclass(frozen=True)
+class Range:
+    """start <= index < stop, with stop - start <= block."""
+
+    start: Expr
+    stop: Expr
+    block: int
+
+
+Env = Mapping[str, Range]
+
+
+def conjuncts(guard: Expr | None) -> list[Expr]:
+    """`a and b` --> [a, b]."""
+    if guard is None:
+        return []
+    if isinstance(guard, Binary) and guard.op == "and":
+        return conjuncts(guard.left) + conjuncts(guard.right)
+    return [guard]
+
+
+def affine(e: Expr) -> tuple[dict[str, int], int] | None:
+    """An integer linear form: coefficients by name and the constant; None when it is not one."""
+    match e:
+        case Num(int(v)):
+            return {}, v
+        case Name(n):
+            return {n: 1}, 0
+        case Unary("-", x):
+            a = affine(x)
+            return None if a is None else ({k: -c for k, c in a[0].items()}, -a[1])
+        case Binary("+" | "-" as op, x, y):
+            a, b = affine(x), affine(y)
+            if a is None or b is None:
+                return None
+            s = 1 if op == "+" else -1
+            names = dict(a[0])
+            for k, c in b[0].items():
+                names[k] = names.get(k, 0) + s * c
+            return names, a[1] + s * b[1]
+        case Binary("*", x, y):
+            a, b = affine(x), affine(y)
+            if a is None or b is None:
+                return None
+            if not a[0]:
+                a, b = b, a
+            if b[0]:
+                return None
+            return {k: c * b[1] for k, c in a[0].items()}, a[1] * b[1]
+    return None
+
+
+def _at_most(comparison: Expr) -> tuple[dict[str, int], int] | None:
+    """A comparison as `linear <= 0`."""
+    if not isinstance(comparison, Binary) or comparison.op not in ("<", "<=", ">", ">="):
+        return None
+    left, right = comparison.left, comparison.right
+    if comparison.op in (">", ">="):
+        left, right = right, left
+    form = affine(Binary("-", left, right))
+    if form is None:
+        return None
+    return form[0], form[1] + (1 if comparison.op in ("<", ">") else 0)
+
+
+def _extreme(names: dict[str, int], constant: int, env: Env, largest: bool) -> Expr:
+    """The largest or smallest value of a linear form over the tiles' ranges."""
+    total: Expr = Num(constant)
+    for n, c in names.items():
+        if c == 0:
+            continue
+        high = (c > 0) == largest
+        at: Expr = sub(env[n].stop, Num(1)) if high else env[n].start
+        total = add(total, fold(Binary("*", Num(c), at)) if c != 1 else at)
+    return total
+
+
+def limits(index: str, guards: list[Expr], env: Env) -> tuple[list[Expr], list[Expr]]:
+    """Bounds that guards put on an index, given the ranges of the others: (lower bounds, exclusive stops)."""
+    lower: list[Expr] = []
+    stops: list[Expr] = []
+    for g in guards:
+        form = _at_most(g)
+        if form is None:
+            continue
+        names, constant = dict(form[0]), form[1]
+        c = names.pop(index, 0)
+        if abs(c) != 1 or any(n not in env for n, k in names.items() if k):
+            continue
+        if c == 1:  # index <= -(rest)
+            negated = {n: -k for n, k in names.items()}
+            stops.append(add(_extreme(negated, -constant, env, True), Num(1)))
+        else:  # index >= rest
+            lower.append(_extreme(names, constant, env, False))
+    return lower, stops
+
+
+def guarding(loop: LoopNode) -> list[Expr]:
+    """The conditions outside which nothing in the loop counts.
+
+    A reduction counts only where its guard holds; a temporary only where all its readers do, and those must
+    all be in this loop.
+    """
+    leaves = list(loop.leaves())
+    inside = {id(x) for x in leaves}
+    memo: dict[int, list[Expr] | None] = {}
+
+    def counts(leaf: Leaf) -> list[Expr]:
+        if id(leaf) in memo:
+            return memo[id(leaf)] or []
+        memo[id(leaf)] = []
+        v = leaf.equation.value
+        own = conjuncts(v.guard) if isinstance(v, Reduction) and loop.level.index in leaf.reduced else []
+        if not own and leaf.readers:
+            if all(id(r) in inside for r in leaf.readers):
+                parts = [counts(r) for r in leaf.readers]
+                own = [g for g in parts[0] if all(g in p for p in parts[1:])]
+        memo[id(leaf)] = own
+        return own
+
+    if not leaves:
+        return []
+    first, *others = [counts(x) for x in leaves]
+    return [g for g in first if all(g in o for o in others)]
+
+
+def zero_outside(e: Expr, guard: Expr, definitions: Mapping[str, Expr]) -> bool:
+    """Whether a product is zero wherever the guard is false, because one of its factors is.
+
+    A factor is when it is `select(guard, x, 0)` or a temporary defined by an expression that is.
+    """
+    for f in product_factors(e):
+        match f:
+            case Call("select", (c, _, Num(z))) if z == 0 and guard in conjuncts(c):
+                return True
+            case Access(tensor, _) if tensor in definitions and zero_outside(
+                definitions[tensor], guard, definitions
+            ):
+                return True
+    return False
+
+
+def tile_stop(start: Expr, block: int, stop: Expr, extent: int) -> Expr:
+    """min(start + block, stop), without the min when tiles are perfect."""
+    if isinstance(stop, Num) and extent % block == 0:
+        return add(start, Num(block))
+    return minimum(add(start, Num(block)), stop)

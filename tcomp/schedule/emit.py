@@ -1,0 +1,461 @@
+"""The tree of loops becomes tile IR: tiles get buffers, equations become `Compute`s, staged operands `Pack`s.
+
+An equation whose reduction is split by a loop starts its target before that loop and accumulates inside it.
+A monoid reduction over one tile is one maximum and, per carried field, one sum of rescaled values:
+
+    m, l, o = expsum k by s: 1, V   -->   n = max(m, max k: s);  r = exp(m - n);  w[k] = exp(s - n)
+                                          l = l * r + sum k: w;  o = o * r + sum k: w * V;  m = n
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tcomp.dsl.ast import (
+    Access,
+    Binary,
+    Call,
+    DType,
+    Expr,
+    Monoid,
+    Name,
+    Num,
+    Reduction,
+    Span,
+    Stage,
+    children,
+    names_in,
+    rebuild,
+    substitute,
+)
+from tcomp.dsl.errors import TcError
+from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Pack, Panels, Scope, Statement
+from tcomp.schedule import legality
+from tcomp.schedule.bounds import Env, Range, conjuncts, guarding, limits, tile_stop, zero_outside
+from tcomp.schedule.fold import add, fold, reads, sub
+from tcomp.schedule.monoid import LOWEST, RescaledSum, rescaled_sum
+from tcomp.schedule.nest import Leaf, LoopNode, Node
+from tcomp.schedule.resolve import KernelPlan
+from tcomp.schedule.storage import Storage, reduction_loops
+from tcomp.schedule.tiling import RegisterTile, choose
+
+IDENTITY: dict[str, Expr] = {"sum": Num(0.0), "max": Num(float("-inf")), "min": Num(float("inf"))}
+
+
+class Emitter:
+    """Emits one kernel. `tiles` collects the buffers it introduces."""
+
+    def __init__(
+        self,
+        plan: KernelPlan,
+        extents: dict[str, int],
+        chunk: dict[str, int],
+        granule: dict[str, int],
+        storage: dict[str, Storage],
+        dtypes: Mapping[str, DType],
+        monoids: Mapping[str, Monoid],
+        definitions: Mapping[str, Expr],
+        lanes: int,
+        registers: int,
+        text: str,
+    ) -> None:
+        self.plan, self.extents, self.chunk, self.granule = plan, extents, chunk, granule
+        self.storage, self.dtypes, self.monoids, self.definitions = storage, dtypes, monoids, definitions
+        self.lanes, self.registers, self.text = lanes, registers, text
+        self.tiles: dict[str, Buffer] = {s.buffer.name: s.buffer for s in storage.values()}
+        self.staged: dict[tuple[int, Access], tuple[str, tuple[Expr | None, ...]]] = {}
+        rank = [t.index for t in plan.sequence if t.kind == "seq"]
+        self.rank = {i: rank.index(i) for i in rank}
+
+    # ------------------------------------------------------------------------------------------ loops
+
+    def emit(self, node: Node, env: Env) -> list[Statement]:
+        """The statements of a node, its reductions' starting values not included."""
+        if isinstance(node, Leaf):
+            return list(self.leaf(node, env))
+        level = node.level
+        outer = self.range(level.index, env)
+        if node.trivial:
+            inner = {**env, level.index: outer}
+            return self.stage(node, inner) + self.body(node.children, inner)
+        variable = Name(level.variable)
+        if level.block is None:
+            bound = Range(variable, Name(level.variable + ".stop"), self.chunk[level.index])
+            step = self.granule[level.index]
+        else:
+            stop = tile_stop(variable, level.block, outer.stop, self.extents[level.index])
+            bound = Range(variable, stop, min(level.block, outer.block))
+            step = level.block
+        inner = {**env, level.index: bound}
+        start, stop = outer.start, outer.stop
+        if level.kind == "seq" and outer.start == Num(0):
+            lower, stops = limits(level.index, guarding(node), env)
+            for s in stops:
+                stop = Call("min", (stop, s))
+            for low in lower:
+                aligned = fold(Binary("*", fold(Binary("//", low, Num(step))), Num(step)))
+                start = Call("max", (start, aligned))
+        body = tuple(self.stage(node, inner) + self.body(node.children, inner))
+        chunked = level.block is None
+        return [Loop(level.variable, start, stop, step, level.kind, body, chunked, level.span)]
+
+    def body(self, nodes: list[Node], env: Env) -> list[Statement]:
+        """The statements of sibling nodes, with the starting values of reductions that loop in them."""
+        out: list[Statement] = []
+        for n in nodes:
+            out += self.starts(n, env)
+            out += self.emit(n, env)
+        return out
+
+    def starts(self, node: Node, env: Env) -> list[Statement]:
+        """Starting values of the reductions whose outermost accumulating loop is this node."""
+        if not isinstance(node, LoopNode):
+            return []
+        out: list[Statement] = []
+        for leaf in node.leaves():
+            loops = reduction_loops(leaf)
+            if not loops or loops[0] is not node or leaf.equation.accumulate:
+                continue
+            value = leaf.equation.value
+            assert isinstance(value, Reduction)
+            for i, w in enumerate(leaf.writes()):
+                if value.reducer in IDENTITY:
+                    start = IDENTITY[value.reducer]
+                else:
+                    start = LOWEST[self.rescaled(value).extremum] if i == 0 else Num(0.0)
+                out.append(self.compute(leaf, w, start, self.axes_of(w), (), env))
+        return out
+
+    def range(self, index: str, env: Env) -> Range:
+        if index in env:
+            return env[index]
+        n = self.extents[index]
+        return Range(Num(0), Num(n), n)
+
+    def axes_of(self, target: Access) -> tuple[str, ...]:
+        """Indices a target's subscripts use, in order."""
+        seen: list[str] = []
+        for s in target.subscripts:
+            for n in sorted(names_in(s)):
+                if n in self.extents and n not in seen:
+                    seen.append(n)
+        return tuple(seen)
+
+    # ---------------------------------------------------------------------------------------- staging
+
+    def stage(self, node: LoopNode, env: Env) -> list[Statement]:
+        """`Pack`s of the operands staged in this loop (its innermost tile level only)."""
+        index = node.level.index
+        if any(isinstance(c, LoopNode) and c.level.index == index for c in self._loops_below(node)):
+            return []
+        out: list[Statement] = []
+        for s in self.plan.stages:
+            if s.at == index:
+                for name in s.tensors:
+                    out += self._stage(s, name, node, env)
+        return out
+
+    def _loops_below(self, node: LoopNode) -> list[LoopNode]:
+        below: list[LoopNode] = []
+        for c in node.children:
+            if isinstance(c, LoopNode):
+                below += [c, *self._loops_below(c)]
+        return below
+
+    def staged_accesses(self, stage: Stage, name: str, leaf: Leaf) -> list[Access]:
+        """The accesses of a reduction that `stage` names; `QKV.1` means those with constant subscript 1."""
+        value = leaf.equation.value
+        if not isinstance(value, Reduction):
+            return []
+        tensor, _, part = name.partition(".")
+        found = []
+        for e in value.values:
+            for a in reads(e):
+                constants = [s.value for s in a.subscripts if isinstance(s, Num)]
+                if a.tensor == tensor and (not part or (constants and constants[0] == int(part))):
+                    found.append(a)
+        return found
+
+    def _stage(self, stage: Stage, name: str, node: LoopNode, env: Env) -> list[Statement]:
+        candidates: list[tuple[Leaf, Access, str, int]] = []
+        for leaf in node.leaves():
+            for a in self.staged_accesses(stage, name, leaf):
+                tile = self.register_tile(leaf, leaf.writes()[-1], env, leaf.parallel, leaf.reduced)
+                along = [
+                    i
+                    for i in leaf.parallel
+                    if Name(i) in a.subscripts and (i == tile.vector or tile.unroll.get(i, 1) > 1)
+                ]
+                if not along:
+                    continue
+                i = tile.vector if tile.vector in along else along[0]
+                width = tile.unroll[i] * (tile.lanes if i == tile.vector else 1)
+                candidates.append((leaf, a, i, width))
+        # Where only some accesses of the tensor run across rows, those are the ones that need packing.
+        crossing = [c for c in candidates if c[1].subscripts[-1] != Name(c[2])]
+        out: list[Statement] = []
+        made: dict[tuple[Access, str, int], tuple[str, tuple[Expr | None, ...]]] = {}
+        for leaf, a, i, width in crossing or candidates:
+            if any(a.tensor in w.written for w in node.leaves()):
+                raise TcError(
+                    f"{a.tensor} cannot be staged at {stage.at}: an equation in that loop writes it",
+                    stage.span,
+                    self.text,
+                    "stage a tensor that this loop only reads",
+                )
+            key = (a, i, width)
+            if key not in made:
+                made[key], pack = self._pack(stage, a, i, width, env)
+                out.append(pack)
+            self.staged[(id(leaf), a)] = made[key]
+        return out
+
+    def _pack(
+        self, stage: Stage, a: Access, along: str, width: int, env: Env
+    ) -> tuple[tuple[str, tuple[Expr | None, ...]], Pack]:
+        axes: list[Axis] = []
+        origins: list[Expr | None] = []
+        dims: list[int] = []
+        panel = 0
+        for s in a.subscripts:
+            if isinstance(s, Name) and s.id in self.extents:
+                r = self.range(s.id, env)
+                if r.block > 1 or s.id == along:
+                    if s.id == along:
+                        panel = len(dims)
+                    axes.append(Axis(s.id, r.start, r.stop, r.block))
+                    dims.append(r.block)
+                    origins.append(r.start)
+                    continue
+            elif names_in(s) & set(self.extents):
+                raise TcError(
+                    f"{a.tensor} cannot be staged: its subscript is not a plain index",
+                    stage.span,
+                    self.text,
+                    "stage tensors whose subscripts are plain indices",
+                )
+            origins.append(None)
+        name = f"{a.tensor}.packed{len(self.tiles)}"
+        dtype = self.dtypes[a.tensor]
+        self.tiles[name] = Buffer(name, dtype, tuple(dims), Scope.SCRATCH, Panels(panel, width))
+        source = self.point(a, env)
+        assert isinstance(source, Access)
+        return (name, tuple(origins)), Pack(name, tuple(axes), source, stage.span)
+
+    # ---------------------------------------------------------------------------------------- equations
+
+    def leaf(self, leaf: Leaf, env: Env) -> list[Statement]:
+        """The Computes of one equation on the current tile."""
+        value = leaf.equation.value
+        if not isinstance(value, Reduction):
+            write = leaf.writes()[0]
+            return [
+                self.compute(
+                    leaf,
+                    write,
+                    value,
+                    leaf.parallel,
+                    (),
+                    env,
+                    reducer="sum" if leaf.equation.accumulate else None,
+                    accumulate=leaf.equation.accumulate,
+                )
+            ]
+        if value.reducer in IDENTITY:
+            return [self.reduction(leaf, value, env)]
+        return self.monoid(leaf, value, env)
+
+    def guard(self, value: Reduction, contribution: Expr) -> Expr | None:
+        """What remains of a reduction's guard after dropping what its value's zeros already say."""
+        left = [g for g in conjuncts(value.guard) if not zero_outside(contribution, g, self.definitions)]
+        if not left:
+            return None
+        out = left[0]
+        for g in left[1:]:
+            out = Binary("and", out, g)
+        return out
+
+    def reduction(self, leaf: Leaf, value: Reduction, env: Env) -> Compute:
+        e = value.values[0]
+        guard = self.guard(value, e) if value.reducer == "sum" else value.guard
+        return self.compute(
+            leaf,
+            leaf.writes()[0],
+            e,
+            leaf.parallel,
+            leaf.reduced,
+            env,
+            reducer=value.reducer,
+            accumulate=leaf.equation.accumulate or bool(reduction_loops(leaf)),
+            guard=guard,
+        )
+
+    def rescaled(self, value: Reduction) -> RescaledSum:
+        found = rescaled_sum(self.monoids[value.reducer])
+        if found is None:
+            raise TcError(
+                f"monoid '{value.reducer}' cannot be scheduled on cpu",
+                value.span,
+                self.text,
+                "its carried field must combine as a.x * f(a.m, m) + b.x * f(b.m, m) with m = max or min",
+            )
+        return found
+
+    def monoid(self, leaf: Leaf, value: Reduction, env: Env) -> list[Statement]:
+        """One tile of a rescaled-sum monoid reduction."""
+        form = self.rescaled(value)
+        assert value.key is not None
+        key_write, *field_writes = leaf.writes()
+        rows = self.axes_of(key_write)
+        tiled = bool(reduction_loops(leaf))
+        out: list[Statement] = []
+        best = Access(key_write.tensor, key_write.subscripts)
+        if tiled:
+            best = self.temporary(f"{key_write.tensor}.new", rows, env)
+            out.append(self.compute(leaf, best, key_write, rows, (), env))
+        out.append(
+            self.compute(
+                leaf, best, value.key, rows, leaf.reduced, env, form.extremum, accumulate=tiled, guard=value.guard
+            )
+        )
+        if tiled:
+            factor = self.temporary(f"{key_write.tensor}.rescale", rows, env)
+            out.append(self.compute(leaf, factor, form.weight(key_write, best), rows, (), env))
+            out.append(self.compute(leaf, key_write, best, rows, (), env))
+        weight: Expr = form.weight(value.key, best)
+        if value.guard is not None:
+            weight = Call("select", (value.guard, weight, Num(0.0)))
+        if len(field_writes) > 1 or any(set(self.axes_of(w)) - set(rows) for w in field_writes):
+            name = f"{key_write.tensor}.weight"
+            tile = self.temporary(name, (*rows, *leaf.reduced), env)
+            out.append(self.compute(leaf, tile, weight, (*rows, *leaf.reduced), (), env))
+            weight = tile
+        for w, v in zip(field_writes, value.values, strict=True):
+            axes = self.axes_of(w)
+            if tiled:
+                out.append(self.compute(leaf, w, fold(Binary("*", w, factor)), axes, (), env))
+            product = weight if v in (Num(1), Num(1.0)) else Binary("*", weight, v)
+            out.append(self.compute(leaf, w, product, axes, leaf.reduced, env, "sum", accumulate=tiled))
+        return out
+
+    def temporary(self, name: str, axes: tuple[str, ...], env: Env) -> Access:
+        """A scratch tile over these axes, private to one turn of the loops around."""
+        origins: list[Expr | None] = []
+        dims: list[int] = []
+        for i in axes:
+            r = self.range(i, env)
+            origins.append(None if r.block == 1 else r.start)
+            if r.block > 1:
+                dims.append(r.block)
+        buffer = Buffer(name, DType.F32, tuple(dims), Scope.SCRATCH)
+        self.tiles[name] = buffer
+        self.storage[name] = Storage(buffer, tuple(origins))
+        return Access(name, tuple(Name(i) for i in axes))
+
+    # ------------------------------------------------------------------------------------------ points
+
+    def register_tile(
+        self, leaf: Leaf, target: Access, env: Env, parallel: tuple[str, ...], reduced: tuple[str, ...],
+        value: Expr | None = None,
+    ) -> RegisterTile:  # fmt: skip
+        v = leaf.equation.value
+        e = value if value is not None else (v.values[-1] if isinstance(v, Reduction) else v)
+        found = reads(e)
+        packed = {
+            a for s in self.plan.stages for n in s.tensors for a in self.staged_accesses(s, n, leaf)
+        }
+        blocks = {i: self.range(i, env).block for i in (*parallel, *reduced)}
+        tile = choose(
+            self.plan.loops, target, found, packed, parallel, reduced, blocks, e, self.lanes, leaf.gathered
+        )
+        if reduced:
+            legality.check_registers(tile.accumulators(), self.registers, leaf, self.plan, self.text)
+        return tile
+
+    def compute(
+        self,
+        leaf: Leaf,
+        target: Access,
+        value: Expr,
+        parallel: tuple[str, ...],
+        reduced: tuple[str, ...],
+        env: Env,
+        reducer: str | None = None,
+        accumulate: bool = False,
+        guard: Expr | None = None,
+    ) -> Compute:
+        """A Compute over the current tile; indices with a single value become that value."""
+        tile = self.register_tile(leaf, target, env, parallel, reduced, value)
+        axes: list[Axis] = []
+        order = sorted(
+            enumerate(parallel),
+            key=lambda p: (
+                (not reduced and p[1] == tile.vector),
+                self.rank.get(p[1], -1 if not reduced else len(self.rank)),
+                p[0],
+            ),
+        )
+        for i in [p[1] for p in order] + list(reduced):
+            r = self.range(i, env)
+            if r.block == 1 and i in env:
+                continue
+            lanes = tile.lanes if i == tile.vector else 1
+            axes.append(Axis(i, r.start, r.stop, r.block, tile.unroll[i], lanes))
+        done = frozenset(a.name for a in axes)
+        kept = frozenset(reduced) & done
+        value = self.operands(leaf, value)
+        out = Compute(
+            self.access(target, env),
+            self.point(value, env),
+            tuple(axes),
+            kept,
+            reducer if kept or accumulate else None,
+            accumulate,
+            None if guard is None else self.point(guard, env),
+            not leaf.gathered,
+            leaf.equation.span,
+        )
+        return out
+
+    def operands(self, leaf: Leaf, e: Expr) -> Expr:
+        """Replace staged accesses by their packed tiles."""
+        if isinstance(e, Access) and (id(leaf), e) in self.staged:
+            name, origins = self.staged[(id(leaf), e)]
+            subs = tuple(
+                sub(s, o) for s, o in zip(e.subscripts, origins, strict=True) if o is not None
+            )
+            return Access(name, subs, e.span)
+        kids = children(e)
+        return rebuild(e, tuple(self.operands(leaf, k) for k in kids)) if kids else e
+
+    def access(self, a: Access, env: Env) -> Access:
+        """An access with tile coordinates and single-valued indices filled in."""
+        out = self.point(a, env)
+        assert isinstance(out, Access)
+        return out
+
+    def point(self, e: Expr, env: Env) -> Expr:
+        """Rewrite an expression for the current tile."""
+        single = {i: r.start for i, r in env.items() if r.block == 1}
+        return self._point(e, single)
+
+    def _point(self, e: Expr, single: dict[str, Expr]) -> Expr:
+        if isinstance(e, Access) and e.tensor in self.storage:
+            origins = self.storage[e.tensor].origins
+            subs = tuple(
+                sub(self._point(s, single), o) for s, o in zip(e.subscripts, origins, strict=True) if o is not None
+            )
+            return Access(e.tensor, subs, e.span)
+        if isinstance(e, Name):
+            return single.get(e.id, e)
+        kids = children(e)
+        return fold(rebuild(e, tuple(self._point(k, single) for k in kids))) if kids else e
+
+
+def once(statements: list[Statement], span: Span) -> Loop:
+    """Statements outside all core loops run on one core: a core loop of one turn."""
+    return Loop("once", Num(0), Num(1), 1, "core", tuple(statements), False, span)
+
+
+

@@ -1,0 +1,103 @@
+"""Dimensions become numbers and constant expressions are folded: `qk * D ** -0.5` --> `qk * 0.125`.
+
+Lowering works on equations of one op instance, so every dimension is known and only index variables,
+loop variables and accesses remain as unknowns.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary, children, rebuild
+
+
+def bind_dims(e: Expr, dims: dict[str, int]) -> Expr:
+    """Replace dimension names by their values and fold constants."""
+    if isinstance(e, Name):
+        return Num(dims[e.id], e.span) if e.id in dims else e
+    kids = tuple(bind_dims(c, dims) for c in children(e))
+    return fold(rebuild(e, kids) if kids else e)
+
+
+def _arithmetic(op: str, a: int | float, b: int | float) -> int | float | None:
+    try:
+        match op:
+            case "+":
+                return a + b
+            case "-":
+                return a - b
+            case "*":
+                return a * b
+            case "/":
+                return float(a) / b
+            case "//":
+                return a // b
+            case "%":
+                return a % b
+            case "**":
+                value = a**b
+                return value if isinstance(value, int | float) else None
+    except (ZeroDivisionError, OverflowError):
+        return None
+    return None
+
+
+def fold(e: Expr) -> Expr:
+    """Fold one node whose operands are folded already."""
+    match e:
+        case Unary("-", Num(v)):
+            return Num(-v, e.span)
+        case Binary(op, Num(a), Num(b)):
+            value = _arithmetic(op, a, b)
+            return e if value is None else Num(value, e.span)
+        case Binary("+", Num(0), x) | Binary("+" | "-", x, Num(0)) if isinstance(_zero(e), int):
+            return x
+        case Call("sqrt", (Num(v),)) if v >= 0:
+            return Num(math.sqrt(v), e.span)
+        case Call("exp", (Num(v),)):
+            return Num(math.exp(v), e.span)
+    return e
+
+
+def _zero(e: Binary) -> int | float | None:
+    side = e.left if isinstance(e.left, Num) and e.left.value == 0 else e.right
+    return side.value if isinstance(side, Num) else None
+
+
+def add(a: Expr, b: Expr) -> Expr:
+    """a + b, folded."""
+    return fold(Binary("+", a, b))
+
+
+def sub(a: Expr, b: Expr) -> Expr:
+    """a - b, folded; a - a is 0."""
+    return Num(0) if a == b else fold(Binary("-", a, b))
+
+
+def minimum(a: Expr, b: Expr) -> Expr:
+    """min(a, b), folded when both are numbers or equal."""
+    if a == b:
+        return a
+    if isinstance(a, Num) and isinstance(b, Num):
+        return a if a.value <= b.value else b
+    return Call("min", (a, b))
+
+
+def product_factors(e: Expr) -> list[Expr]:
+    """The factors of a product: `a * b * -c` has a, b and c."""
+    match e:
+        case Binary("*", left, right):
+            return product_factors(left) + product_factors(right)
+        case Unary("-", x):
+            return product_factors(x)
+        case Binary("/", left, _):
+            return product_factors(left)
+    return [e]
+
+
+def reads(e: Expr) -> list[Access]:
+    """All accesses of an expression, subscripts' accesses included."""
+    out = [e] if isinstance(e, Access) else []
+    for c in children(e):
+        out += reads(c)
+    return out

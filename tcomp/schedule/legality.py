@@ -1,0 +1,134 @@
+"""What a schedule must not do, each with the counterexample that shows why and the directive that helps."""
+
+from __future__ import annotations
+
+from tcomp.dsl.ast import Access, Name, Reduction
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.format import print_expression
+from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, conflict
+from tcomp.schedule.resolve import KernelPlan
+
+
+def show(a: Access, values: dict[str, int]) -> str:
+    """An access at concrete index values: `dg[0]`."""
+    subs = [str(values.get(s.id, 0)) if isinstance(s, Name) else print_expression(s) for s in a.subscripts]
+    return f"{a.tensor}[{', '.join(subs)}]" if subs else a.tensor
+
+
+def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
+    """Cores must not update the same element: no core loop over a reduced or scattered index.
+
+    A reduced index may be divided among cores when `combine` says how the partial results are joined.
+    """
+    combined = {(n, c.over) for c in plan.combine for n in c.names}
+
+    def visit(node: Node) -> None:
+        if isinstance(node, LoopNode):
+            for c in node.children:
+                visit(c)
+            return
+        for loop in ancestors(node):
+            if loop.level.kind != "core":
+                continue
+            index = loop.level.index
+            target = node.writes()[0]
+            if index in node.reduced and not all((t, index) in combined for t in node.written):
+                second = loop.level.block or 1
+                raise TcError(
+                    f"loop '{index}' is divided among cores, but '{target.tensor}' sums over it",
+                    loop.level.span,
+                    text,
+                    f"map '{index}' to seq, or add: combine {target.tensor} over {index} by partials",
+                    (
+                        f"blocks 0 and 1 both update {show(target, {})} "
+                        f"(at {index} = 0 and {index} = {second})",
+                    ),
+                )
+            if index in node.gathered:
+                raise TcError(
+                    f"loop '{index}' is divided among cores, but '{target.tensor}' is scattered over it",
+                    loop.level.span,
+                    text,
+                    f"divide a loop that stands bare on the left instead, and map '{index}' to seq",
+                    (
+                        f"blocks 0 and 1 both update {target.tensor}[{print_expression(target.subscripts[0])}, ...] "
+                        f"when the gathered values at {index} = 0 and {index} = 1 are equal",
+                    ),
+                )
+
+    for r in roots:
+        visit(r)
+
+
+def check_fuse(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
+    """`fuse a, b at k` must hold: the named equations really share the loop over k."""
+    for f in plan.fuse:
+        named = [x for x in leaves if any(w in f.names for w in x.written)]
+        known = {w for x in leaves for w in x.written}
+        for n in f.names:
+            if n not in known and n not in plan.inline:
+                raise TcError(
+                    f"fuse names '{n}', which this kernel does not compute",
+                    f.span,
+                    text,
+                    f"it computes: {', '.join(sorted(known))}",
+                )
+        for leaf in named:
+            if f.at not in leaf.domain:
+                w = leaf.written[0]
+                raise TcError(
+                    f"'{w}' has no loop '{f.at}', so it cannot be fused at it",
+                    f.span,
+                    text,
+                    f"leave '{w}' out of this line, or fuse at one of: {', '.join(sorted(leaf.domain))}",
+                )
+        for i, first in enumerate(named):
+            for second in named[i + 1 :]:
+                c = conflict(f.at, first, second)
+                if c is not None:
+                    a, b = c
+                    if f.at in first.reduced:
+                        note = (
+                            f"at {f.at} = 0, {show(b, {})} would be read when {show(a, {})} holds "
+                            f"only the part of {f.at} = 0"
+                        )
+                        hint = f"leave '{second.written[0]}' out: it runs after the loop over {f.at}"
+                    else:
+                        note = (
+                            f"turn {f.at} = 0 writes {show(a, {f.at: 0})}, and "
+                            f"{print_expression(b)} belongs to another turn"
+                        )
+                        hint = f"leave '{second.written[0]}' out of this line"
+                    raise TcError(
+                        f"'{first.written[0]}' and '{second.written[0]}' cannot share the loop over {f.at}",
+                        f.span,
+                        text,
+                        hint,
+                        (note,),
+                    )
+        loops = [{id(n) for n in ancestors(x) if n.level.index == f.at} for x in named]
+        if loops and not set.intersection(*loops) and any(loops):
+            raise TcError(
+                f"these equations do not end up in one loop over '{f.at}'",
+                f.span,
+                text,
+                "map the loops around it (order) so that they can share it",
+            )
+
+
+def check_registers(accumulators: int, registers: int, leaf: Leaf, plan: KernelPlan, text: str) -> None:
+    """The register tile must fit: accumulators plus one vector per operand."""
+    if accumulators + 2 > registers:
+        value = leaf.equation.value
+        span = plan.span if not isinstance(value, Reduction) else leaf.equation.span
+        tiled = next(
+            (plan.loops[i] for i in (*leaf.parallel, *leaf.reduced) if i in plan.loops and plan.loops[i].unroll > 1),
+            None,
+        )
+        raise TcError(
+            f"the register tile of '{leaf.written[0]}' needs {accumulators} accumulators and two operands, "
+            f"but there are {registers} vector registers",
+            tiled.span if tiled else span,
+            text,
+            "lower the unroll factors",
+        )

@@ -1,0 +1,315 @@
+"""One op instance and its schedule become kernels of tile IR: the pass that everything else in this package
+serves. resolve -> normalise -> split into kernels -> loop tree -> legality -> storage -> emit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from tcomp.dsl.ast import (
+    Access,
+    Binary,
+    DType,
+    Equation,
+    Expr,
+    Module,
+    Name,
+    Num,
+    Op,
+    Reduction,
+    Schedule,
+    Target,
+    walk,
+)
+from tcomp.dsl.check import infer
+from tcomp.dsl.dims import evaluate_dim, operand_shape
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.load import schedule_for
+from tcomp.ir.tile import Buffer, Kernel, Scope, Statement
+from tcomp.machine.cpu import CpuMachine
+from tcomp.schedule.default import default_schedule
+from tcomp.schedule.emit import Emitter, once
+from tcomp.schedule.fill import needs_zero, zero
+from tcomp.schedule.inplace import inplace_pairs
+from tcomp.schedule.legality import check_core_loops, check_fuse
+from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build, scatter_indices
+from tcomp.schedule.normal import inline_temporaries, needed, normalise
+from tcomp.schedule.resolve import KernelPlan, Resolver, TileLevel
+from tcomp.schedule.storage import Storage, definition_path, place
+
+
+@dataclass(frozen=True)
+class LoweredOp:
+    """Kernels in launch order; `workspaces` are temporaries that live from one kernel to a later one."""
+
+    kernels: tuple[Kernel, ...]
+    workspaces: tuple[Buffer, ...]
+
+
+def target_chain(target: str, machine: CpuMachine) -> tuple[str, ...]:
+    """Schedule targets that apply to a machine, most specific first: ("cpu.avx512", "cpu")."""
+    if target != "cpu":
+        return (target,)
+    return (f"cpu.{machine.name}", "cpu")
+
+
+def lower(
+    op: Op,
+    module: Module,
+    dims: dict[str, int],
+    machine: CpuMachine,
+    target: str = "cpu",
+    threads: int = 1,
+    chosen: Mapping[str, int | float] | None = None,
+    schedule: Schedule | None = None,
+) -> LoweredOp:
+    """Lower one op instance.
+
+    `dims` binds every dimension. `chosen` overrides tuned parameters by name. `schedule` replaces the
+    module's (for tuners and tests). Raises TcError when the schedule is illegal, with a counterexample.
+    """
+    return _Lowering(op, module, dims, machine, target, threads, chosen or {}, schedule).run()
+
+
+class _Lowering:
+    def __init__(
+        self,
+        op: Op,
+        module: Module,
+        dims: dict[str, int],
+        machine: CpuMachine,
+        target: str,
+        threads: int,
+        chosen: Mapping[str, int | float],
+        schedule: Schedule | None,
+    ) -> None:
+        self.op, self.module, self.dims, self.machine, self.threads = op, module, dims, machine, threads
+        self.info = infer(op, module)
+        self.extents = {i: int(evaluate_dim(e, dims)) for i, e in self.info.ranges.items()}
+        self.dtypes = {o.name: o.dtype for o in op.operands} | {
+            t.name: t.dtype for t in self.info.temporaries.values()
+        }
+        self.shapes = {o.name: operand_shape(o, dims) for o in op.operands}
+        for t in self.info.temporaries.values():
+            self.shapes[t.name] = tuple(self.extents[i] for i in t.indices)
+        found = schedule or schedule_for(module, op.name, target_chain(target, machine))
+        self.equations = normalise(op, module, dims)
+        self.schedule = found or default_schedule(op, self.equations, self.extents, target)
+        self.text = module.sources.get(self.schedule.span.file, "")
+        self.resolver = Resolver(op, self.extents, machine, threads, self.text, chosen)
+
+    def run(self) -> LoweredOp:
+        plans = self.resolver.plans(self.schedule)
+        outputs = {o.name for o in self.op.operands if o in self.op.outputs or o.inout}
+        temporaries = frozenset(self.info.temporaries)
+        defined = {t.name for eq in self.equations for t in eq.targets}
+        kernels: list[Kernel] = []
+        workspaces: dict[str, Buffer] = {}
+        made: set[str] = set()
+        for plan in plans:
+            names = frozenset(plan.outputs) & defined if plan.outputs else frozenset(outputs)
+            if not names:
+                continue
+            operands = {o.name for o in self.op.operands}
+            equations = inline_temporaries(self.equations, plan.inline & defined, temporaries, self.text)
+            available = frozenset(operands | made) - names
+            kept = needed(equations, names, available)
+            for n in sorted(names & temporaries):
+                workspaces[n] = Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND)
+            label = self.op.name if len(plans) == 1 else f"{self.op.name}.{'+'.join(sorted(names))}"
+            kernels.append(self._kernel(label, plan, kept, names, frozenset(workspaces)))
+            made |= names
+        missing = sorted(outputs & defined - made)
+        if missing:
+            raise TcError(
+                f"no kernel of this schedule computes '{missing[0]}'",
+                self.schedule.span,
+                self.text,
+                f"add: kernel {missing[0]}:",
+            )
+        last = {n: i for i, k in enumerate(kernels) for n in k.reads}
+        first = {n: i for i, k in reversed(list(enumerate(kernels))) for n in k.writes}
+        for n in workspaces:
+            if last.get(n, -1) <= first[n] and len(kernels) > 1 and n not in last:
+                raise TcError(
+                    f"kernel '{n}' computes a temporary that no later kernel reads",
+                    self.schedule.span,
+                    self.text,
+                    "remove it, or put it before its readers",
+                )
+        return LoweredOp(tuple(kernels), tuple(workspaces.values()))
+
+    # ------------------------------------------------------------------------------------ one kernel
+
+    def _leaves(self, plan: KernelPlan, equations: tuple[Equation, ...]) -> list[Leaf]:
+        leaves: list[Leaf] = []
+        for eq in equations:
+            parallel = self._parallel(eq)
+            reduced = eq.value.indices if isinstance(eq.value, Reduction) else ()
+            leaf = Leaf(eq, len(leaves), parallel, tuple(reduced), scatter_indices(eq))
+            joined = [c for c in plan.combine if c.over in reduced and eq.target.name in c.names]
+            if joined:
+                leaves += self._partials(plan, leaf, joined[0].over, joined[0].by, joined[0].span, len(leaves))
+            else:
+                leaves.append(leaf)
+        return leaves
+
+    def _parallel(self, eq: Equation) -> tuple[str, ...]:
+        """Left-hand indices in order; of a monoid, those of its key field (the loops all fields share)."""
+        seen: list[str] = []
+        for s in eq.target.subscripts:
+            for n in walk(s):
+                if isinstance(n, Name) and n.id in self.extents and n.id not in seen:
+                    seen.append(n.id)
+        return tuple(seen)
+
+    def _partials(self, plan: KernelPlan, leaf: Leaf, over: str, by: str, span: object, at: int) -> list[Leaf]:
+        """`s = sum i: x[i]` by partials --> `s.partial[block] = sum i in block: x[i]`; `s = sum block: ...`."""
+        eq = leaf.equation
+        directive = next(c for c in plan.combine if c.over == over)
+        core = [t for t in plan.sequence if t.index == over and t.kind == "core"]
+        value = eq.value
+        if by != "partials" or not core or core[0].block is None or not isinstance(value, Reduction):
+            raise TcError(
+                f"combine over {over} by {by} needs partial sums of equal blocks",
+                directive.span,
+                self.text,
+                f"write: {over} -> core(65536) ... and: combine {eq.target.name} over {over} by partials",
+            )
+        if value.reducer not in ("sum", "max", "min"):
+            raise TcError(
+                f"partial results of '{value.reducer}' cannot be combined on cpu yet",
+                directive.span,
+                self.text,
+                f"map '{over}' to seq",
+            )
+        level: TileLevel = core[0]
+        assert level.block is not None
+        count = -(-self.extents[over] // level.block)
+        name, index = f"{eq.target.name}.partial", f"{over}.block"
+        self.extents[index] = count
+        self.dtypes[name] = self.dtypes[eq.target.name]
+        number = Binary("//", Name(level.variable), Num(level.block))
+        subs = eq.target.subscripts
+        self.shapes[name] = (*(self.extents[i] for i in leaf.parallel), count)
+        first = replace(eq, targets=(Target(name, (*subs, number)),), accumulate=False)
+        joined = Reduction(value.reducer, (index,), None, None, (Access(name, (*subs, Name(index))),), value.span)
+        second = replace(eq, value=joined)
+        return [
+            Leaf(first, at, leaf.parallel, leaf.reduced, frozenset(), over),
+            Leaf(second, at + 1, leaf.parallel, (index,)),
+        ]
+
+    def _kernel(
+        self,
+        label: str,
+        plan: KernelPlan,
+        equations: tuple[Equation, ...],
+        names: frozenset[str],
+        workspaces: frozenset[str],
+    ) -> Kernel:
+        leaves = self._leaves(plan, equations)
+        operand_names = {o.name for o in self.op.operands} | workspaces
+        local = {t for x in leaves for t in x.written} - operand_names
+        for leaf in leaves:
+            if any(t in local for t in leaf.written):
+                leaf.readers = [r for r in leaves if r is not leaf and any(a.tensor in leaf.written for a in r.reads())]
+        check_fuse(leaves, plan, self.text)
+        roots = build(leaves, plan.sequence, self.extents)
+        check_core_loops(roots, plan, self.text)
+        chunk, granule = self._chunks(plan)
+        storage = self._storage(leaves, local, chunk)
+        definitions: dict[str, Expr] = {
+            x.equation.target.name: x.equation.value
+            for x in leaves
+            if x.equation.target.name in local and not isinstance(x.equation.value, Reduction)
+        }
+        emitter = Emitter(
+            plan, self.extents, chunk, granule, storage, self.dtypes, self.module.monoids, definitions,
+            self.machine.lanes_f32, self.machine.vector_registers, self.text,
+        )  # fmt: skip
+        phases = self._fills(names, equations) + self._phases(roots, emitter)
+        reads = {a.tensor for x in leaves for a in x.reads()} & operand_names
+        writes = {t for x in leaves for t in x.written} & operand_names
+        order = [o.name for o in self.op.operands] + sorted(workspaces)
+        operands = tuple(
+            Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in order if n in reads | writes
+        )
+        return Kernel(
+            label,
+            operands,
+            tuple(emitter.tiles.values()),
+            tuple(phases),
+            frozenset(reads),
+            frozenset(writes),
+            inplace_pairs(roots, {b.name: b for b in operands}),
+            sum(self._flops(x) for x in leaves),
+            self.op.name,
+            plan.span,
+        )
+
+    def _chunks(self, plan: KernelPlan) -> tuple[dict[str, int], dict[str, int]]:
+        """Per chunked loop: the most one core gets, and what share boundaries are multiples of."""
+        chunk: dict[str, int] = {}
+        granule: dict[str, int] = {}
+        for t in plan.sequence:
+            if t.block is None:
+                m, n = plan.loops[t.index], self.extents[t.index]
+                g = m.unroll * (self.machine.lanes_f32 if m.vec else 1)
+                granule[t.index] = g
+                chunk[t.index] = min(n, -(--(-n // g) // self.threads) * g)
+        return chunk, granule
+
+    def _storage(self, leaves: list[Leaf], local: set[str], chunk: dict[str, int]) -> dict[str, Storage]:
+        storage: dict[str, Storage] = {}
+        for leaf in leaves:
+            for target in leaf.equation.targets:
+                if target.name not in local or target.name in storage:
+                    continue
+                uses = [definition_path(leaf)]
+                for other in leaves:
+                    if other is not leaf and any(a.tensor == target.name for a in other.reads() + other.writes()):
+                        uses.append(definition_path(other) if target.name in other.written else ancestors(other))
+                storage[target.name] = place(
+                    target.name, self.dtypes[target.name], target.subscripts, self.shapes[target.name],
+                    uses, self.extents, chunk,
+                )  # fmt: skip
+        return storage
+
+    def _fills(self, names: frozenset[str], equations: tuple[Equation, ...]) -> list[tuple[Statement, ...]]:
+        out: list[tuple[Statement, ...]] = []
+        for o in self.op.outputs:
+            if o.name in names and needs_zero(o.name, self.shapes[o.name], equations, self.extents):
+                out.append((zero(o.name, self.shapes[o.name], self.machine.lanes_f32),))
+        return out
+
+    def _phases(self, roots: list[Node], emitter: Emitter) -> list[tuple[Statement, ...]]:
+        """Top-level nests with core loops are phases of their own; what lies between runs on one core."""
+        phases: list[tuple[Statement, ...]] = []
+        single: list[Statement] = []
+
+        def flush() -> None:
+            if single:
+                phases.append((once(list(single), self.schedule.span),))
+                single.clear()
+
+        for r in roots:
+            if isinstance(r, LoopNode) and r.level.kind == "core":
+                flush()
+                phases.append(tuple(emitter.body([r], {})))
+            else:
+                single += emitter.body([r], {})
+        flush()
+        return phases
+
+    def _flops(self, leaf: Leaf) -> int:
+        points = 1
+        for i in leaf.domain:
+            points *= self.extents[i]
+        v = leaf.equation.value
+        exprs = (*v.values, *([v.key] if v.key is not None else [])) if isinstance(v, Reduction) else (v,)
+        work = sum(isinstance(n, Binary) and n.op in "+-*/" for e in exprs for n in walk(e))
+        return points * (work + (1 if isinstance(v, Reduction) else 0))
+
+

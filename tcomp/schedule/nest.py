@@ -1,0 +1,203 @@
+"""Equations and tile levels become one tree of loops: fused where that is legal, split where it is not.
+
+    levels m, n, k over   acc[m, n] = sum k: ...        m: n: k: acc
+                          Y[m, n] = acc[m, n] + b[n]  -->       Y
+
+Two equations share a loop when neither needs, inside one turn of it, what the other makes in another turn.
+Equations keep their order, except that one with no use for a loop may move in front of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tcomp.dsl.ast import Access, Equation, Expr, Name, Num, Reduction, names_in
+from tcomp.schedule.fold import reads
+from tcomp.schedule.resolve import TileLevel
+
+
+@dataclass(eq=False)
+class Leaf:
+    """One equation. `parallel` are its left-hand indices, `reduced` those it reduces over."""
+
+    equation: Equation
+    number: int
+    parallel: tuple[str, ...]
+    reduced: tuple[str, ...]
+    gathered: frozenset[str] = frozenset()
+    """parallel indices that stand only inside a gather on the left (a scatter's)"""
+    partial_over: str | None = None
+    """the reduced index whose core loop makes partial results, one per block"""
+    readers: list[Leaf] = field(default_factory=list)
+    """the equations that read what this one defines, when it defines a temporary"""
+    parent: LoopNode | None = None
+
+    @property
+    def domain(self) -> frozenset[str]:
+        return frozenset(self.parallel) | frozenset(self.reduced)
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        return tuple(t.name for t in self.equation.targets)
+
+    def expressions(self) -> list[Expr]:
+        """Every expression the equation evaluates, target subscripts included."""
+        v = self.equation.value
+        out: list[Expr] = [s for t in self.equation.targets for s in t.subscripts]
+        if isinstance(v, Reduction):
+            out += [*v.values, *([v.key] if v.key is not None else []), *([v.guard] if v.guard is not None else [])]
+        else:
+            out.append(v)
+        return out
+
+    def reads(self) -> list[Access]:
+        """All accesses read (an accumulating target is read as well)."""
+        found = [a for e in self.expressions() for a in reads(e)]
+        if self.equation.accumulate:
+            found += [Access(t.name, t.subscripts) for t in self.equation.targets]
+        return found
+
+    def writes(self) -> list[Access]:
+        return [Access(t.name, t.subscripts, t.span) for t in self.equation.targets]
+
+
+@dataclass(eq=False)
+class LoopNode:
+    """A loop over tiles of one index. `trivial` when one turn covers everything: it only binds the range."""
+
+    level: TileLevel
+    children: list[Node] = field(default_factory=list)
+    parent: LoopNode | None = None
+    trivial: bool = False
+
+    def leaves(self) -> Iterator[Leaf]:
+        for c in self.children:
+            if isinstance(c, Leaf):
+                yield c
+            else:
+                yield from c.leaves()
+
+
+Node = LoopNode | Leaf
+
+
+def ancestors(node: Node) -> list[LoopNode]:
+    """The loops around a node, outermost first."""
+    out: list[LoopNode] = []
+    p = node.parent
+    while p is not None:
+        out.append(p)
+        p = p.parent
+    return out[::-1]
+
+
+def _disjoint(a: Access, b: Access) -> bool:
+    """Two accesses that differ in a constant subscript never meet (`QKV[b, k, 1, ..]`, `QKV[b, q, 0, ..]`)."""
+    return any(
+        isinstance(x, Num) and isinstance(y, Num) and x.value != y.value
+        for x, y in zip(a.subscripts, b.subscripts, strict=False)
+    )
+
+
+def _same_turn(index: str, a: Access, b: Access) -> bool:
+    """Both accesses touch only the current turn's part: the bare index stands at the same position."""
+    return any(
+        x == Name(index) and y == Name(index) for x, y in zip(a.subscripts, b.subscripts, strict=False)
+    )
+
+
+def conflict(index: str, first: Leaf, second: Leaf) -> tuple[Access, Access] | None:
+    """Why `first` and `second` (in this order) cannot share a loop over `index`: the two accesses that would
+    meet in different turns, or None when sharing is legal."""
+    for w in first.writes():
+        if index in first.reduced:
+            # complete only after the loop
+            for r in second.reads() + second.writes():
+                if r.tensor == w.tensor and not _disjoint(w, r):
+                    return w, r
+        for r in second.reads() + second.writes():
+            if r.tensor == w.tensor and not _disjoint(w, r) and not _same_turn(index, w, r):
+                return w, r
+    for w in second.writes():
+        for r in first.reads():
+            if r.tensor == w.tensor and not _disjoint(w, r) and not _same_turn(index, w, r):
+                return r, w
+    return None
+
+
+def depends(second: Leaf, first: Leaf) -> bool:
+    """Whether the order of the two equations matters at all."""
+    for w in first.writes():
+        if any(r.tensor == w.tensor and not _disjoint(w, r) for r in second.reads() + second.writes()):
+            return True
+    return any(
+        r.tensor == w.tensor and not _disjoint(w, r) for w in second.writes() for r in first.reads()
+    )
+
+
+def build(leaves: list[Leaf], levels: tuple[TileLevel, ...], extents: dict[str, int]) -> list[Node]:
+    """The tree of loops for these equations, `levels` outermost first."""
+    roots = _build(leaves, levels, extents)
+    for r in roots:
+        _adopt(r, None)
+    return roots
+
+
+def _adopt(node: Node, parent: LoopNode | None) -> None:
+    node.parent = parent
+    if isinstance(node, LoopNode):
+        for c in node.children:
+            _adopt(c, node)
+
+
+def _build(leaves: list[Leaf], levels: tuple[TileLevel, ...], extents: dict[str, int]) -> list[Node]:
+    if not levels:
+        return list(leaves)
+    level, rest = levels[0], levels[1:]
+    out: list[Node] = []
+    group: list[Leaf] = []
+    outside: list[Leaf] = []
+
+    def flush_outside() -> None:
+        if outside:
+            out.extend(_build(list(outside), rest, extents))
+            outside.clear()
+
+    def flush_group() -> None:
+        if group:
+            node = LoopNode(level)
+            extent = extents[level.index]
+            node.trivial = level.kind != "core" and level.block is not None and level.block >= extent
+            node.children = _build(list(group), rest, extents)
+            out.append(node)
+            group.clear()
+
+    for leaf in leaves:
+        if level.index in leaf.domain:
+            if any(conflict(level.index, g, leaf) for g in group):
+                flush_outside()
+                flush_group()
+            elif any(depends(leaf, o) for o in outside) and not group:
+                flush_outside()
+            group.append(leaf)
+        elif any(depends(leaf, g) for g in group):
+            flush_outside()
+            flush_group()
+            outside.append(leaf)
+        else:
+            outside.append(leaf)  # runs in front of the open group
+    flush_outside()
+    flush_group()
+    return out
+
+
+def scatter_indices(equation: Equation) -> frozenset[str]:
+    """Left-hand indices that never stand bare: two of their values may name one element."""
+    bare = {s.id for t in equation.targets for s in t.subscripts if isinstance(s, Name)}
+    inside: set[str] = set()
+    for t in equation.targets:
+        for s in t.subscripts:
+            if not isinstance(s, Name):
+                inside |= names_in(s)
+    return frozenset(inside - bare)

@@ -1,0 +1,81 @@
+"""The register tile of one equation: which axis is a vector, and how far each axis is unrolled.
+
+Candidates for the vector axis are the loops the schedule marks `vec`. An equation takes the one along which
+most of its accesses are contiguous (its target counts a little more); a reduction may be vectorised along a
+reduced axis. Unroll factors hold for reductions, where they make the register tile; a pointwise map takes
+only its vector axis's factor, and none where it calls exp, tanh and the like (the code would only grow).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tcomp.dsl.ast import Access, Call, Expr, Name, names_in, walk
+from tcomp.schedule.resolve import LoopMap
+
+HEAVY = {"exp", "log", "tanh", "sin", "cos", "random"}
+
+
+@dataclass(frozen=True)
+class RegisterTile:
+    """Vector axis (or None), its lanes, and unroll factors by axis."""
+
+    vector: str | None
+    lanes: int
+    unroll: dict[str, int]
+
+    def accumulators(self) -> int:
+        n = 1
+        for u in self.unroll.values():
+            n *= u
+        return n
+
+
+def _contiguity(index: str, access: Access) -> float:
+    if not access.subscripts or all(index not in names_in(s) for s in access.subscripts):
+        return 0.0
+    return 1.0 if access.subscripts[-1] == Name(index) else -1.0
+
+
+def choose(
+    loops: dict[str, LoopMap],
+    target: Access,
+    reads: list[Access],
+    packed: set[Access],
+    parallel: tuple[str, ...],
+    reduced: tuple[str, ...],
+    blocks: dict[str, int],
+    value: Expr,
+    lanes: int,
+    scattered: frozenset[str] = frozenset(),
+) -> RegisterTile:
+    """Pick the register tile. `packed` accesses will be staged contiguous along the vector axis."""
+    best: tuple[float, str] | None = None
+    for index in (*parallel, *reduced):
+        m = loops.get(index)
+        if m is None or not m.vec or blocks[index] == 1 or index in scattered:
+            continue
+        score = 1.5 * _contiguity(index, target)
+        for a in reads:
+            c = _contiguity(index, a)
+            score += abs(c) if a in packed and index in parallel else c
+        if best is None or score > best[0]:
+            best = (score, index)
+    vector = best[1] if best is not None and best[0] > 0 else None
+    width = 1
+    if vector is not None:
+        while width < lanes and width < blocks[vector]:
+            width *= 2
+    unroll: dict[str, int] = {}
+    heavy = any(isinstance(n, Call) and n.function in HEAVY for n in walk(value))
+    for index in (*parallel, *reduced):
+        factor = loops[index].unroll if index in loops else 1
+        per = width if index == vector else 1
+        factor = max(1, min(factor, -(-blocks[index] // per)))
+        if reduced and vector not in reduced:
+            unroll[index] = factor if index in parallel and not scattered else 1
+        elif reduced:
+            unroll[index] = 1 if index != vector or heavy else factor
+        else:
+            unroll[index] = 1 if index != vector or heavy else factor
+    return RegisterTile(vector, width, unroll)
