@@ -61,7 +61,7 @@ class Program:
         environment["OMP_NUM_THREADS"] = str(threads)
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(caches / "inductor")
         environment["TRITON_CACHE_DIR"] = str(caches / "triton")
-        environment["TCOMP_CACHE_DIR"] = str(caches / "tcomp")
+        environment["TCOMP_CACHE"] = str(caches / "tcomp")
         reading, writing = os.pipe()
         sizes = [config, str(B), str(T), str(threads), str(weights)]
         started = time.monotonic()

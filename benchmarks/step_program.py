@@ -26,12 +26,13 @@ def tcomp_stepper(config: str, B: int, T: int, threads: int, weights: Path) -> S
     from tcomp.dsl.load import load
     from tcomp.machine.cpu import detect
     from tcomp.model.build import build_step
+    from tcomp.runtime.cache import cache_folder
     from tcomp.runtime.cpu.executor import CpuExecutor
 
     text = Path(__file__).resolve().parent.parent / "models" / "gpt2.tc"
     machine = detect()
     step = build_step(load(text), "gpt2", config, {"B": B, "T": T}, machine=machine, threads=threads)
-    executor = CpuExecutor(step, machine, threads, Path(os.environ["TCOMP_CACHE_DIR"]))
+    executor = CpuExecutor(step, machine, threads, cache_folder("kernels"))
     with weights.open("rb") as f:
         for parameter in step.parameters:
             f.readinto(memoryview(executor.array(parameter.slot)).cast("B"))

@@ -27,6 +27,7 @@ from tcomp.dsl.dtypes import dtype_of
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.extents import Facts, same
 from tcomp.dsl.info import OpInfo, Temporary
+from tcomp.dsl.printer import print_expression
 
 
 @dataclass
@@ -187,8 +188,6 @@ def _extent(state: _Inference, tensor: str, axis: int, rank: int) -> Expr | None
 
 def _merge(state: _Inference, name: str, c: _Candidate, declared: set[str]) -> None:
     """Let one more axis bound an index: it must be as large as the range, or (undeclared) becomes it."""
-    from tcomp.dsl.format import print_expression
-
     current = state.ranges.get(name)
     if current is None:
         state.ranges[name] = c.extent

@@ -126,18 +126,16 @@ def train(
 
 def set_scalars(executor: Executor, settings: Settings) -> dict[str, float]:
     """Write hyperparameters and the loss's gradient into their slots; the values used."""
-    step = executor.step
-    unknown = sorted(set(settings.hyper) - set(step.hyper))
+    values = {name.removeprefix("hyper."): value for name, value in executor.step.hyper.items()}
+    unknown = sorted(set(settings.hyper) - set(values))
     if unknown:
         raise UserError(
-            f"unknown hyperparameter {unknown[0]!r}", f"this model has: {', '.join(sorted(step.hyper))}"
+            f"unknown hyperparameter {unknown[0]!r}", f"this model has: {', '.join(sorted(values))}"
         )
-    values = {**step.hyper, **settings.hyper}
+    values.update(settings.hyper)
     for name, value in values.items():
-        slot = name if name in step.slots else f"hyper.{name}"
-        if slot in step.slots:
-            executor.array(slot)[...] = value
-    if "loss_gradient" in step.slots:
+        executor.array(f"hyper.{name}")[...] = value
+    if "loss_gradient" in executor.step.slots:
         executor.array("loss_gradient")[...] = 1.0 / settings.accumulation
     return values
 

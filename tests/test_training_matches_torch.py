@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tcomp.dsl.load import load
-from tcomp.runtime.cpu.executor import CpuExecutor
 
+from tcomp.dsl.load import load
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
 from tcomp.model.step import Step
+from tcomp.runtime.cpu.executor import CpuExecutor
 from tests.reference import torch_gpt2 as reference
 from tests.reference.torch_gpt2 import Batch, Config, Hyper, Params
 
@@ -50,7 +50,7 @@ def gpt2(
         "gpt2",
         "tiny",
         {"B": B, "T": T},
-        overrides={k: v for k, v in asdict(cfg).items()},
+        overrides=asdict(cfg),
         accumulation=accumulation,
         machine=machine,
         threads=threads,
@@ -60,15 +60,6 @@ def gpt2(
         yield step, executor
     finally:
         executor.close()
-
-
-def gradient_slots(step: Step) -> dict[str, str]:
-    """Parameter -> the slot of its gradient."""
-    parameters = {p.slot for p in step.parameters}
-    slots = [s.name for s in step.slots.values() if s.kind == "gradient"]
-    found = {p: [s for s in slots if s.endswith(p)] for p in parameters}
-    assert all(len(names) == 1 for names in found.values()), found
-    return {p: names[0] for p, names in found.items()}
 
 
 def train(
@@ -83,7 +74,6 @@ def train(
             executor.array(name)[...] = getattr(hyper, field)
         else:
             executor.array(name)[...] = step.hyper[name]
-    gradients = gradient_slots(step)
     run = Run([], [], [], [], {})
     for number in range(len(batches) // accumulation):
         loss = 0.0
@@ -94,13 +84,18 @@ def train(
             executor.run("micro_next" if micro else "micro_first")
             loss += float(executor.array("loss")) / accumulation
         run.losses.append(loss)
-        run.gradients.append({p: np.array(executor.array(slot)) for p, slot in gradients.items()})
+        run.gradients.append({n: np.array(executor.array(f"grad.{n}")) for n in params})
         executor.array("step")[...] = number
         executor.run("update")
         run.norms.append(float(executor.array("norm")))
         run.lrs.append(float(executor.array("lr")))
     run.params = {p.slot: np.array(executor.array(p.slot)) for p in step.parameters}
     return run
+
+
+def doubled(params: Params) -> Params:
+    """The same values in float64."""
+    return {name: p.double() for name, p in params.items()}
 
 
 def distance(got: np.ndarray, want: torch.Tensor) -> float:
@@ -191,5 +186,5 @@ def test_one_step_of_124m(tmp_path: Path) -> None:
     batches = reference.random_batches(cfg, 8, 2, 33, 1)
     with gpt2(cfg, 2, 33, 1, 2, tmp_path) as (step, executor):
         run = train(step, executor, params, batches, Hyper(), 1)
-    want = reference.train_steps({n: p.double() for n, p in params.items()}, batches, cfg, Hyper())
+    want = reference.train_steps(doubled(params), batches, cfg, Hyper())
     assert_same(run, want)

@@ -14,36 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary
+from tcomp.dsl.printer import print_expression
 from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Loop, Pack, Panels, Statement
-
-_LEVELS = (("or",), ("and",), ("<", "<=", ">", ">=", "==", "!="), ("+", "-"), ("*", "/", "//", "%"), ("**",))
-_PRECEDENCE = {op: i + 1 for i, ops in enumerate(_LEVELS) for op in ops}
-_UNARY, _ATOM = 6, 9
-
-
-def print_expression(e: Expr, around: int = 0) -> str:
-    """An expression as `.tc` text with the fewest brackets; `around` is the enclosing precedence."""
-    match e:
-        case Num(value):
-            text, own = repr(value), _ATOM
-        case Name(name):
-            text, own = name, _ATOM
-        case Access(tensor, subscripts):
-            inside = ", ".join(print_expression(s) for s in subscripts)
-            text, own = (f"{tensor}[{inside}]" if subscripts else tensor), _ATOM
-        case Call(function, args):
-            text, own = f"{function}({', '.join(print_expression(a) for a in args)})", _ATOM
-        case Unary(op, operand):
-            own = _UNARY if op == "-" else 3
-            text = ("-" if op == "-" else "not ") + print_expression(operand, own)
-        case Binary(op, left, right):
-            own = _PRECEDENCE[op]
-            tight_left, tight_right = (own + 1, own) if op == "**" else (own, own + 1)
-            if own == 3:
-                tight_left = own + 1
-            text = f"{print_expression(left, tight_left)} {op} {print_expression(right, tight_right)}"
-    return f"({text})" if own < around else text
 
 
 def print_kernel(kernel: Kernel) -> str:
@@ -115,6 +87,3 @@ def _axis(a: Axis, reduced: bool) -> str:
     elif a.unroll > 1:
         text += f" unroll {a.unroll}"
     return text + (" reduced" if reduced else "")
-
-
-__all__ = ["print_buffer", "print_expression", "print_kernel", "print_statement"]

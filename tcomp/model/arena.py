@@ -7,7 +7,7 @@ results. Everything after that belongs to the programs while they run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from tcomp.errors import UserError
 from tcomp.model.graph import Tensor
@@ -98,26 +98,21 @@ class Arena:
             out.append(Launch(launch.key, tuple(offsets), launch.label))
         return tuple(out)
 
-    def slots(self, plans: Mapping[str, ProgramPlan], main: str, launches: int) -> dict[str, Slot]:
-        """All named regions: the persistent ones, then those of the main program, then of the update."""
-        slots: dict[str, Slot] = {}
-        for name, t in self.names.items():
-            slots[name] = self.slot(name, t, self.address[t], 0, launches - 1)
-        for program in (main, "update"):
-            plan = plans.get(program)
-            for t in plan.offsets if plan is not None else ():
-                assert plan is not None
+    def slots(
+        self, plans: Mapping[str, ProgramPlan], positions: Mapping[str, int], end: int
+    ) -> dict[str, Slot]:
+        """All named regions: the persistent ones, then those of the programs in `positions`, each of which
+        has its first launch at the given position; `end` is the last position of all."""
+        slots = {n: self.slot(n, t, self.address[t], 0, end) for n, t in self.names.items()}
+        for program, start in positions.items():
+            plan = plans[program]
+            for t, offset in plan.offsets.items():
                 name, n = t.name, 1
                 while name in slots:
                     n += 1
                     name = f"{t.name}.{n}"
-                # the update runs after the micro-batches, so its launches are counted on from there
-                first, last = (r + (launches if program == "update" else 0) for r in plan.ranges[t])
-                slots[name] = self.slot(name, t, self.bytes + plan.offsets[t], first, last)
-        end = max((s.last for s in slots.values()), default=0)
-        if "update" in plans:
-            end = max(end, launches)
-            slots = {n: replace(s, last=end) if n in self.names else s for n, s in slots.items()}
+                first, last = plan.ranges[t]
+                slots[name] = self.slot(name, t, self.bytes + offset, start + first, start + last)
         return slots
 
     def slot(self, name: str, t: Tensor, offset: int, first: int, last: int) -> Slot:

@@ -78,11 +78,15 @@ def build_step(
     if training:  # forward alone is the beginning of the first micro-batch, at the same addresses
         placed["forward"] = placed["micro_first"][: len(forward)]
     main = "micro_first" if training else "forward"
+    positions, end = {main: 0}, len(launches[main])
+    if "update" in launches:
+        positions["update"] = end
+        end += len(launches["update"])
     return Step(
         model=model_name,
         config=config,
         dims=dict(graph.dims),
-        slots=arena.slots(plans, main, len(launches[main])),
+        slots=arena.slots(plans, positions, end - 1),
         arena_bytes=total,
         lower_bound_bytes=bound,
         scratch_bytes=scratch,
@@ -94,7 +98,7 @@ def build_step(
             for q in graph.parameters
         ),
         inputs={t.name: graph.bounds[n] for n, t in graph.inputs.items()},
-        hyper={t.name: v for t, v in arena.defaults.items()},
+        hyper={t.name.removeprefix("hyper."): v for t, v in arena.defaults.items() if t is not p.seed},
     )
 
 

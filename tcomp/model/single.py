@@ -27,10 +27,9 @@ def single_op_step(lowered: LoweredOp, dims: dict[str, int], guard: int = 0) -> 
     offset = 0
     for name, buffer in buffers.items():
         kind = "workspace" if name in workspaces else "output"
+        owner = lowered.kernels[0].op
         size = max(buffer.bytes, 1)
-        slots[name] = Slot(
-            name, kind, buffer.dtype, buffer.shape, offset, size, 0, last, lowered.kernels[0].op
-        )
+        slots[name] = Slot(name, kind, buffer.dtype, buffer.shape, offset, size, 0, last, owner)
         offset += -(-size // ALIGNMENT) * ALIGNMENT
         if guard:
             # The guard begins at the operand's last byte, before the padding that alignment leaves.

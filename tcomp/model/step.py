@@ -54,8 +54,10 @@ class Step:
 
     `programs`: "micro_first" (forward and backward, gradients written), "micro_next" (gradients
     accumulated; only when accumulation > 1), "update" (learning rate, norm, optimizer), "forward" (loss and
-    logits only). `hyper` are the optimizer's scalar slots' default values. Scalar slots are named
-    "hyper.peak_lr", "step" (i32, counts from 0), "loss_gradient" (1 / accumulation).
+    logits only). `hyper` are the default values of scalars, by their slot's name without "hyper.": slots
+    "hyper.peak_lr", "hyper.matrices.weight_decay" (of a group), "constant.2" (of a forward op). Besides these
+    there are "step" (i32, counts from 0) and "loss_gradient" (1 / accumulation), set by who runs the step.
+    The update's launches are at positions after those of a micro-batch.
     Results: slots "loss", "lr", "norm" (f32 scalars) and "logits" when the program keeps them.
     """
 

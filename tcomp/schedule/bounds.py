@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, Unary
 from tcomp.schedule.fold import add, fold, minimum, product_factors, sub
-from tcomp.schedule.nest import Leaf, LoopNode
+from tcomp.schedule.nest import Leaf, LoopNode, ancestors
+from tcomp.schedule.storage import reduction_loops
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ def limits(index: str, guards: list[Expr], env: Env) -> tuple[list[Expr], list[E
 def guarding(loop: LoopNode) -> list[Expr]:
     """The conditions outside which nothing in the loop counts.
 
-    A reduction counts only where its guard holds; a temporary only where all its readers do, and those must
-    all be in this loop.
+    A reduction that accumulates around this loop counts only where its guard holds; a temporary only where
+    all its readers do, and those must all be in this loop.
     """
     leaves = list(loop.leaves())
     inside = {id(x) for x in leaves}
@@ -127,7 +128,11 @@ def guarding(loop: LoopNode) -> list[Expr]:
             return memo[id(leaf)] or []
         memo[id(leaf)] = []
         v = leaf.equation.value
-        own = conjuncts(v.guard) if isinstance(v, Reduction) and loop.level.index in leaf.reduced else []
+        own = []
+        if isinstance(v, Reduction):
+            outer = reduction_loops(leaf)[:1]
+            if outer and (outer[0] is loop or outer[0] in ancestors(loop)):
+                own = conjuncts(v.guard)
         if not own and leaf.readers:
             if all(id(r) in inside for r in leaf.readers):
                 parts = [counts(r) for r in leaf.readers]

@@ -10,7 +10,6 @@ A monoid reduction over one tile is one maximum and, per carried field, one sum 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from tcomp.dsl.ast import (
     Access,
@@ -27,13 +26,12 @@ from tcomp.dsl.ast import (
     children,
     names_in,
     rebuild,
-    substitute,
 )
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Pack, Panels, Scope, Statement
 from tcomp.schedule import legality
 from tcomp.schedule.bounds import Env, Range, conjuncts, guarding, limits, tile_stop, zero_outside
-from tcomp.schedule.fold import add, fold, reads, sub
+from tcomp.schedule.fold import fold, reads, sub
 from tcomp.schedule.monoid import LOWEST, RescaledSum, rescaled_sum
 from tcomp.schedule.nest import Leaf, LoopNode, Node
 from tcomp.schedule.resolve import KernelPlan
@@ -316,7 +314,15 @@ class Emitter:
             out.append(self.compute(leaf, best, key_write, rows, (), env))
         out.append(
             self.compute(
-                leaf, best, value.key, rows, leaf.reduced, env, form.extremum, accumulate=tiled, guard=value.guard
+                leaf,
+                best,
+                value.key,
+                rows,
+                leaf.reduced,
+                env,
+                form.extremum,
+                accumulate=tiled,
+                guard=value.guard,
             )
         )
         if tiled:
@@ -362,9 +368,7 @@ class Emitter:
         v = leaf.equation.value
         e = value if value is not None else (v.values[-1] if isinstance(v, Reduction) else v)
         found = reads(e)
-        packed = {
-            a for s in self.plan.stages for n in s.tensors for a in self.staged_accesses(s, n, leaf)
-        }
+        packed = {a for s in self.plan.stages for n in s.tensors for a in self.staged_accesses(s, n, leaf)}
         blocks = {i: self.range(i, env).block for i in (*parallel, *reduced)}
         tile = choose(
             self.plan.loops, target, found, packed, parallel, reduced, blocks, e, self.lanes, leaf.gathered
@@ -422,9 +426,7 @@ class Emitter:
         """Replace staged accesses by their packed tiles."""
         if isinstance(e, Access) and (id(leaf), e) in self.staged:
             name, origins = self.staged[(id(leaf), e)]
-            subs = tuple(
-                sub(s, o) for s, o in zip(e.subscripts, origins, strict=True) if o is not None
-            )
+            subs = tuple(sub(s, o) for s, o in zip(e.subscripts, origins, strict=True) if o is not None)
             return Access(name, subs, e.span)
         kids = children(e)
         return rebuild(e, tuple(self.operands(leaf, k) for k in kids)) if kids else e
@@ -444,7 +446,9 @@ class Emitter:
         if isinstance(e, Access) and e.tensor in self.storage:
             origins = self.storage[e.tensor].origins
             subs = tuple(
-                sub(self._point(s, single), o) for s, o in zip(e.subscripts, origins, strict=True) if o is not None
+                sub(self._point(s, single), o)
+                for s, o in zip(e.subscripts, origins, strict=True)
+                if o is not None
             )
             return Access(e.tensor, subs, e.span)
         if isinstance(e, Name):
@@ -456,6 +460,3 @@ class Emitter:
 def once(statements: list[Statement], span: Span) -> Loop:
     """Statements outside all core loops run on one core: a core loop of one turn."""
     return Loop("once", Num(0), Num(1), 1, "core", tuple(statements), False, span)
-
-
-

@@ -8,7 +8,9 @@ from tcomp.dsl.ast import Access, Equation, Name, Num
 from tcomp.ir.tile import Axis, Compute, Loop, Statement
 
 
-def needs_zero(name: str, shape: tuple[int, ...], equations: tuple[Equation, ...], extents: dict[str, int]) -> bool:
+def needs_zero(
+    name: str, shape: tuple[int, ...], equations: tuple[Equation, ...], extents: dict[str, int]
+) -> bool:
     """Whether an output must be cleared before its equations run.
 
     Not needed when assignments cover it: bare distinct indices over the whole of their axes, and constants
@@ -48,7 +50,9 @@ def zero(name: str, shape: tuple[int, ...], lanes: int) -> Statement:
     if len(shape) == 1:
         step = max(wide * 8, 1)
         body = Compute(
-            Access(name, (names[0],)), Num(0.0), (Axis("z0", Name("z0.0"), Name("z0.0.stop"), shape[0], 1, wide),)
+            Access(name, (names[0],)),
+            Num(0.0),
+            (Axis("z0", Name("z0.0"), Name("z0.0.stop"), shape[0], 1, wide),),
         )
         return Loop("z0.0", Num(0), Num(shape[0]), step, "core", (body,), True)
     axes[-1] = Axis(last.name, last.start, last.stop, last.block, 1, wide)

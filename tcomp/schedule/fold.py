@@ -65,7 +65,11 @@ def _zero(e: Binary) -> int | float | None:
 
 
 def add(a: Expr, b: Expr) -> Expr:
-    """a + b, folded."""
+    """a + b, folded: (x - 1) + 1 is x."""
+    if isinstance(a, Binary) and a.op in "+-" and isinstance(a.right, Num) and isinstance(b, Num):
+        held = a.right.value if a.op == "+" else -a.right.value
+        total = held + b.value
+        return a.left if total == 0 else fold(Binary("+", a.left, Num(total)))
     return fold(Binary("+", a, b))
 
 

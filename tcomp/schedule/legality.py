@@ -32,6 +32,8 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
                 continue
             index = loop.level.index
             target = node.writes()[0]
+            if index == node.partial_over:
+                continue
             if index in node.reduced and not all((t, index) in combined for t in node.written):
                 second = loop.level.block or 1
                 raise TcError(
@@ -122,7 +124,11 @@ def check_registers(accumulators: int, registers: int, leaf: Leaf, plan: KernelP
         value = leaf.equation.value
         span = plan.span if not isinstance(value, Reduction) else leaf.equation.span
         tiled = next(
-            (plan.loops[i] for i in (*leaf.parallel, *leaf.reduced) if i in plan.loops and plan.loops[i].unroll > 1),
+            (
+                plan.loops[i]
+                for i in (*leaf.parallel, *leaf.reduced)
+                if i in plan.loops and plan.loops[i].unroll > 1
+            ),
             None,
         )
         raise TcError(

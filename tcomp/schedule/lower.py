@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from tcomp.dsl.ast import (
     Access,
     Binary,
-    DType,
     Equation,
     Expr,
     Module,
@@ -150,7 +149,9 @@ class _Lowering:
             leaf = Leaf(eq, len(leaves), parallel, tuple(reduced), scatter_indices(eq))
             joined = [c for c in plan.combine if c.over in reduced and eq.target.name in c.names]
             if joined:
-                leaves += self._partials(plan, leaf, joined[0].over, joined[0].by, joined[0].span, len(leaves))
+                leaves += self._partials(
+                    plan, leaf, joined[0].over, joined[0].by, joined[0].span, len(leaves)
+                )
             else:
                 leaves.append(leaf)
         return leaves
@@ -164,7 +165,9 @@ class _Lowering:
                     seen.append(n.id)
         return tuple(seen)
 
-    def _partials(self, plan: KernelPlan, leaf: Leaf, over: str, by: str, span: object, at: int) -> list[Leaf]:
+    def _partials(
+        self, plan: KernelPlan, leaf: Leaf, over: str, by: str, span: object, at: int
+    ) -> list[Leaf]:
         """`s = sum i: x[i]` by partials --> `s.partial[block] = sum i in block: x[i]`; `s = sum block: ...`."""
         eq = leaf.equation
         directive = next(c for c in plan.combine if c.over == over)
@@ -194,7 +197,9 @@ class _Lowering:
         subs = eq.target.subscripts
         self.shapes[name] = (*(self.extents[i] for i in leaf.parallel), count)
         first = replace(eq, targets=(Target(name, (*subs, number)),), accumulate=False)
-        joined = Reduction(value.reducer, (index,), None, None, (Access(name, (*subs, Name(index))),), value.span)
+        joined = Reduction(
+            value.reducer, (index,), None, None, (Access(name, (*subs, Name(index))),), value.span
+        )
         second = replace(eq, value=joined)
         return [
             Leaf(first, at, leaf.parallel, leaf.reduced, frozenset(), over),
@@ -214,7 +219,9 @@ class _Lowering:
         local = {t for x in leaves for t in x.written} - operand_names
         for leaf in leaves:
             if any(t in local for t in leaf.written):
-                leaf.readers = [r for r in leaves if r is not leaf and any(a.tensor in leaf.written for a in r.reads())]
+                leaf.readers = [
+                    r for r in leaves if r is not leaf and any(a.tensor in leaf.written for a in r.reads())
+                ]
         check_fuse(leaves, plan, self.text)
         roots = build(leaves, plan.sequence, self.extents)
         check_core_loops(roots, plan, self.text)
@@ -269,8 +276,12 @@ class _Lowering:
                     continue
                 uses = [definition_path(leaf)]
                 for other in leaves:
-                    if other is not leaf and any(a.tensor == target.name for a in other.reads() + other.writes()):
-                        uses.append(definition_path(other) if target.name in other.written else ancestors(other))
+                    if other is not leaf and any(
+                        a.tensor == target.name for a in other.reads() + other.writes()
+                    ):
+                        uses.append(
+                            definition_path(other) if target.name in other.written else ancestors(other)
+                        )
                 storage[target.name] = place(
                     target.name, self.dtypes[target.name], target.subscripts, self.shapes[target.name],
                     uses, self.extents, chunk,
@@ -311,5 +322,3 @@ class _Lowering:
         exprs = (*v.values, *([v.key] if v.key is not None else [])) if isinstance(v, Reduction) else (v,)
         work = sum(isinstance(n, Binary) and n.op in "+-*/" for e in exprs for n in walk(e))
         return points * (work + (1 if isinstance(v, Reduction) else 0))
-
-

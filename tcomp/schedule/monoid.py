@@ -1,6 +1,6 @@
 """Which monoids can be computed tile by tile with one extremum and sums: the rescaled sums.
 
-    m = max(a.m, b.m);  x = a.x * f(a.m, m) + b.x * f(b.m, m)   -->   x = sum of values * f(key, max of keys)
+m = max(a.m, b.m);  x = a.x * f(a.m, m) + b.x * f(b.m, m)   -->   x = sum of values * f(key, max of keys)
 """
 
 from __future__ import annotations

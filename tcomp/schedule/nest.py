@@ -46,7 +46,11 @@ class Leaf:
         v = self.equation.value
         out: list[Expr] = [s for t in self.equation.targets for s in t.subscripts]
         if isinstance(v, Reduction):
-            out += [*v.values, *([v.key] if v.key is not None else []), *([v.guard] if v.guard is not None else [])]
+            out += [
+                *v.values,
+                *([v.key] if v.key is not None else []),
+                *([v.guard] if v.guard is not None else []),
+            ]
         else:
             out.append(v)
         return out
@@ -131,9 +135,7 @@ def depends(second: Leaf, first: Leaf) -> bool:
     for w in first.writes():
         if any(r.tensor == w.tensor and not _disjoint(w, r) for r in second.reads() + second.writes()):
             return True
-    return any(
-        r.tensor == w.tensor and not _disjoint(w, r) for w in second.writes() for r in first.reads()
-    )
+    return any(r.tensor == w.tensor and not _disjoint(w, r) for w in second.writes() for r in first.reads())
 
 
 def build(leaves: list[Leaf], levels: tuple[TileLevel, ...], extents: dict[str, int]) -> list[Node]:

@@ -1,7 +1,7 @@
 """One op instance in normal form: functions expanded, dimensions bound, marked temporaries inlined.
 
-    xhat[m, c] = (X[m, c] - mean[m]) * rstd[m]
-    dw[c] = sum m: dY[m, c] * xhat[m, c]    -->    dw[c] = sum m: dY[m, c] * ((X[m, c] - mean[m]) * rstd[m])
+xhat[m, c] = (X[m, c] - mean[m]) * rstd[m]
+dw[c] = sum m: dY[m, c] * xhat[m, c]    -->    dw[c] = sum m: dY[m, c] * ((X[m, c] - mean[m]) * rstd[m])
 """
 
 from __future__ import annotations
@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Equation, Expr, Module, Name, Op, Reduction, Target, children, rebuild, substitute
+from tcomp.dsl.ast import (
+    Access,
+    Equation,
+    Expr,
+    Module,
+    Name,
+    Op,
+    Reduction,
+    Target,
+    children,
+    rebuild,
+    substitute,
+)
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.inline import inline_functions
 from tcomp.schedule.fold import bind_dims, reads
@@ -72,7 +84,9 @@ def _expand(e: Expr, bodies: dict[str, tuple[Target, Expr]]) -> Expr:
     return e
 
 
-def needed(equations: tuple[Equation, ...], outputs: frozenset[str], available: frozenset[str]) -> tuple[Equation, ...]:
+def needed(
+    equations: tuple[Equation, ...], outputs: frozenset[str], available: frozenset[str]
+) -> tuple[Equation, ...]:
     """The equations that compute `outputs`, and the temporaries they need that are not `available`."""
     wanted = set(outputs)
     keep: list[Equation] = []
@@ -82,7 +96,11 @@ def needed(equations: tuple[Equation, ...], outputs: frozenset[str], available: 
             exprs = [s for t in eq.targets for s in t.subscripts]
             v = eq.value
             if isinstance(v, Reduction):
-                exprs += [*v.values, *([v.key] if v.key is not None else []), *([v.guard] if v.guard is not None else [])]
+                exprs += [
+                    *v.values,
+                    *([v.key] if v.key is not None else []),
+                    *([v.guard] if v.guard is not None else []),
+                ]
             else:
                 exprs.append(v)
             wanted |= {a.tensor for e in exprs for a in reads(e)} - available

@@ -1,6 +1,6 @@
 """Where each temporary lives: as a tile of the loops that all its uses share, or whole when they share none.
 
-    loops m(512), n(192) around acc[m, n] and its only reader  -->  acc: a 512 x 192 tile, at [m - m.0, n - n.0]
+loops m(512), n(192) around acc[m, n] and its only reader  -->  acc: a 512 x 192 tile, at [m - m.0, n - n.0]
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def common_path(paths: list[list[LoopNode]]) -> list[LoopNode]:
     return shared
 
 
-def blocks(path: list[LoopNode], extents: dict[str, int], chunk: dict[str, int]) -> dict[str, tuple[Expr, int]]:
+def blocks(
+    path: list[LoopNode], extents: dict[str, int], chunk: dict[str, int]
+) -> dict[str, tuple[Expr, int]]:
     """Innermost tile start and size per index along a path; whole indices are absent."""
     out: dict[str, tuple[Expr, int]] = {}
     for node in path:

@@ -1,0 +1,78 @@
+"""All checks of parsed sources: names, types, shapes and ranges, schedules, models. Gives the Module.
+
+`check` raises the first error; `diagnose` returns one error per faulty item, in the order of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tcomp.dsl.ast import Function, Import, Item, Model, Module, Monoid, Op, Schedule, Source
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.infer import infer
+
+__all__ = ["check", "diagnose", "infer"]
+
+
+def check(sources: Sequence[Source]) -> Module:
+    """The module of all items, every check passed. TcError otherwise."""
+    module, errors = _examine(sources)
+    if errors:
+        raise errors[0]
+    return module
+
+
+def diagnose(sources: Sequence[Source]) -> list[TcError]:
+    """Every error found, at most one per item."""
+    return _examine(sources)[1]
+
+
+def _examine(sources: Sequence[Source]) -> tuple[Module, list[TcError]]:
+    errors: list[TcError] = []
+    texts = {s.file: s.text for s in sources}
+    module = Module({}, {}, {}, {}, {}, texts)
+    for source in sources:
+        for item in source.items:
+            try:
+                _add(module, item)
+            except TcError as error:
+                errors.append(error)
+    for source in sources:
+        for item in source.items:
+            try:
+                _check_item(item, module)
+            except TcError as error:
+                errors.append(error)
+    for error in errors:
+        error.text = error.text or texts.get(error.span.file, "")
+    return module, errors
+
+
+def _add(module: Module, item: Item) -> None:
+    match item:
+        case Op():
+            _insert(module.ops, item.name, item, "op")
+        case Function():
+            _insert(module.functions, item.name, item, "fn")
+        case Monoid():
+            _insert(module.monoids, item.name, item, "monoid")
+        case Schedule():
+            _insert(module.schedules, (item.op, item.target), item, "schedule")
+        case Model():
+            _insert(module.models, item.name, item, "model")
+        case Import():
+            pass
+
+
+def _insert(table: dict, key: object, item: Item, kind: str) -> None:  # type: ignore[type-arg]
+    if key in table:
+        name = f"{key[0]} on {key[1]}" if isinstance(key, tuple) else str(key)
+        first = table[key].span
+        raise TcError(f"{kind} '{name}' is declared twice", item.span, notes=(f"first at {first}",), hint="rename one")
+    table[key] = item
+
+
+def _check_item(item: Item, module: Module) -> None:
+    match item:
+        case Op():
+            infer(item, module)

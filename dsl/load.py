@@ -1,0 +1,109 @@
+"""From a path to a checked module: parse the file, follow its imports, check everything together.
+
+`import ops.linear` is the file ops/linear.tc beside the importing file, else beside the file that was
+loaded first, else in the library that comes with tcomp.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import tcomp.models
+from tcomp.dsl.ast import Import, Module, Schedule, Source
+from tcomp.dsl.check import check
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.hints import did_you_mean
+from tcomp.dsl.parse import parse
+from tcomp.errors import UserError
+
+
+def load(path: str | os.PathLike[str]) -> Module:
+    """The checked module of a .tc file. TcError for bad text, UserError when the file cannot be read."""
+    return check(load_sources(path))
+
+
+def load_sources(path: str | os.PathLike[str]) -> tuple[Source, ...]:
+    """The file and all it imports, parsed but not checked; imported files come before their importers."""
+    path = Path(path)
+    return _follow(parse(_read(path), _shown(path)), path.resolve())
+
+
+def load_text(text: str, name: str = "<text>") -> Module:
+    """The checked module of a text; its imports are looked up in the current folder and in the library."""
+    return check(_follow(parse(text, name), Path.cwd() / "<text>"))
+
+
+def library() -> Path:
+    """The folder of the .tc files that come with tcomp."""
+    return Path(next(iter(tcomp.models.__path__)))
+
+
+def schedule_for(module: Module, op_name: str, target_chain: Sequence[str]) -> Schedule | None:
+    """The op's schedule for the first of the targets that has one (most specific first), or None."""
+    for target in target_chain:
+        schedule = module.schedules.get((op_name, target))
+        if schedule is not None:
+            return schedule
+    return None
+
+
+def _follow(root: Source, root_path: Path) -> tuple[Source, ...]:
+    """Depth first, every file once (two files may import each other)."""
+    seen: set[Path] = {root_path}
+    out: list[Source] = []
+
+    def visit(source: Source, path: Path) -> None:
+        for item in source.items:
+            if isinstance(item, Import):
+                found = _find(item, source, path.parent, root_path.parent)
+                if found not in seen:
+                    seen.add(found)
+                    visit(parse(_read(found), _shown(found)), found)
+        out.append(source)
+
+    visit(root, root_path)
+    return tuple(out)
+
+
+def _find(item: Import, source: Source, *folders: Path) -> Path:
+    relative = Path(*item.path.split(".")).with_suffix(".tc")
+    places = [*dict.fromkeys(folders), library().resolve()]
+    for folder in places:
+        candidate = folder / relative
+        if candidate.is_file():
+            return candidate.resolve()
+    known = [
+        ".".join(f.relative_to(folder).with_suffix("").parts)
+        for folder in places
+        for f in (*folder.glob("*.tc"), *folder.glob("*/*.tc"))
+    ]
+    raise TcError(
+        f"there is no file {relative.as_posix()} to import",
+        item.span,
+        source.text,
+        did_you_mean(item.path, sorted(set(known)), "file"),
+        tuple(f"looked in {_shown(folder)}" for folder in places),
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"there is no file {_shown(path)}", "give the path of a .tc file") from None
+    except IsADirectoryError:
+        raise UserError(f"{_shown(path)} is a folder", "give the path of a .tc file in it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{_shown(path)} is not UTF-8 text ({error})", "a .tc file is plain text") from None
+    except OSError as error:
+        raise UserError(f"{_shown(path)} cannot be read: {error.strerror}", "check its permissions") from None
+
+
+def _shown(path: Path) -> str:
+    """The path as messages show it: relative where it lies below the current folder."""
+    try:
+        return path.resolve().relative_to(Path.cwd()).as_posix() or "."
+    except ValueError:
+        return str(path)

@@ -1,0 +1,195 @@
+"""What several commands share: finding a model's file, reading flag values, building a step."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tcomp.errors import UserError
+
+if TYPE_CHECKING:
+    from tcomp.dsl.ast import Model, Module, Op
+    from tcomp.machine.cpu import CpuMachine
+    from tcomp.model.step import Step
+
+
+def find_file(name: str) -> Path:
+    """A `.tc` file: a path as it is, else one of tcomp's own (`gpt2`, `models/gpt2.tc`, `ops/linear.tc`)."""
+    from tcomp.dsl.load import library
+
+    path = Path(name)
+    if path.is_file():
+        return path
+    base = library()
+    inside = name.removeprefix("models/").removesuffix(".tc") + ".tc"
+    for candidate in (base / inside, base / "ops" / inside):
+        if candidate.is_file():
+            return candidate
+    known = sorted(p.relative_to(base).as_posix().removesuffix(".tc") for p in base.rglob("*.tc"))
+    if path.is_dir():
+        raise UserError(f"{name}: a folder, not a .tc file", f"tcomp's own files: {', '.join(known)}")
+    near = closest(Path(name).stem, known)
+    raise UserError(f"{name}: no such file", near or f"tcomp's own files: {', '.join(known)}")
+
+
+def load_module(name: str) -> Module:
+    """Parse, resolve and check the file and what it imports."""
+    from tcomp.dsl.load import load
+
+    return load(find_file(name))
+
+
+def only_model(module: Module, name: str) -> Model:
+    """The file's model; UserError when it has none or several."""
+    models = list(module.models.values())
+    if len(models) == 1:
+        return models[0]
+    if not models:
+        raise UserError(f"{name}: the file declares no model", "name a model's file, such as gpt2")
+    raise UserError(f"{name}: the file declares several models: {', '.join(module.models)}")
+
+
+def find_op(module: Module, name: str) -> Op:
+    if name in module.ops:
+        return module.ops[name]
+    raise UserError(f"there is no op {name!r}", closest(name, module.ops) or f"ops: {', '.join(module.ops)}")
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """`did you mean ...?`, or nothing when no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def cores() -> int:
+    """The CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def parse_values(given: Sequence[str], flag: str) -> dict[str, float]:
+    """`["peak_lr=1e-3", ...]` as numbers by name."""
+    values = {}
+    for text in given:
+        name, equals, number = text.partition("=")
+        try:
+            if not equals or not name.strip():
+                raise ValueError
+            values[name.strip()] = float(number)
+        except ValueError as e:
+            raise UserError(
+                f"{flag} {text}: not NAME=NUMBER", f"write for example {flag} peak_lr=1e-3"
+            ) from e
+    return values
+
+
+def whole_numbers(values: dict[str, float], flag: str) -> dict[str, int]:
+    for name, value in values.items():
+        if value != int(value):
+            raise UserError(f"{flag} {name}={value}: must be a whole number")
+    return {name: int(value) for name, value in values.items()}
+
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+}
+
+
+def parse_bytes(text: str) -> int:
+    """`16GB`, `512MiB`, `1000000`."""
+    digits = text.strip().rstrip("BKMGTIbkmgti ")
+    unit = text.strip()[len(digits) :].strip().upper()
+    try:
+        return int(float(digits) * _UNITS[unit])
+    except (ValueError, KeyError) as e:
+        raise UserError(f"--memory {text}: not an amount of memory", "write for example --memory 16GB") from e
+
+
+def memory_here() -> int | None:
+    """Bytes this process could still take, where Linux says (free memory and the control group's limit)."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            found.append(int(limit))
+    except (OSError, ValueError):
+        pass
+    return min(found) if found else None
+
+
+def memory_limit(flag: str | None) -> int | None:
+    """`--memory` in bytes; what is free on this machine by default; none for "unlimited"."""
+    if flag == "unlimited":
+        return None
+    return parse_bytes(flag) if flag else memory_here()
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model file made ready to run: `name` is the model's name in the file."""
+
+    module: Module
+    name: str
+    step: Step
+    machine: CpuMachine
+    threads: int
+
+
+def build_step(
+    file: str,
+    config: str | None,
+    batch: int,
+    length: int,
+    *,
+    dims: dict[str, int] | None = None,
+    accumulation: int = 1,
+    threads: int = 0,
+    memory: str | None = None,
+    programs: tuple[str, ...] = ("train",),
+    keep_logits: bool = False,
+    module: Module | None = None,
+) -> Built:
+    """Check, derive, schedule and plan `file` at batch B and length T for this machine."""
+    from tcomp.machine.cpu import detect
+    from tcomp.model.build import build_step as build
+
+    module = module or load_module(file)
+    model = only_model(module, file)
+    machine = detect()
+    threads = threads or cores()
+    step = build(
+        module,
+        model.name,
+        config or default_config(module, file),
+        {"B": batch, "T": length},
+        overrides=dims or {},
+        accumulation=accumulation,
+        machine=machine,
+        threads=threads,
+        memory_limit=memory_limit(memory),
+        programs=programs,
+        keep_logits=keep_logits,
+    )
+    return Built(module, model.name, step, machine, threads)
+
+
+def default_config(module: Module, file: str) -> str:
+    """`tiny` where the model has it, else its first configuration."""
+    model = only_model(module, file)
+    names = [c.name for c in model.configs]
+    if not names:
+        raise UserError(f"{file}: model {model.name} declares no configuration")
+    return "tiny" if "tiny" in names else names[0]

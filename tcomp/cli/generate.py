@@ -1,0 +1,92 @@
+"""`tcomp generate`: text from a run's newest checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tcomp.cli import common
+from tcomp.cli.settings import from_json
+from tcomp.errors import UserError
+
+
+def generate(
+    run: Annotated[str, typer.Argument(help="A run's folder, such as runs/gpt2-tiny.")],
+    prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "def ",
+    count: Annotated[int, typer.Option("--count", "-n", help="Tokens to add.")] = 400,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw among so many likeliest tokens; 0: among all.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 1,
+    threads: Annotated[int, typer.Option(help="Cores to use; 0: all.")] = 0,
+) -> None:
+    """Write text with a trained model.
+
+    Examples:
+
+    - `tcomp generate runs/gpt2-tiny`
+
+    - `tcomp generate runs/gpt2-tiny --prompt "class " -n 1000 --temperature 0.6 --top-k 40 --seed 7`
+    """
+    if temperature < 0 or count < 0 or top_k < 0:
+        raise UserError("--temperature, --count and --top-k must not be negative")
+    sys.stdout.write(prompt)
+    for text in stream(Path(run), prompt, count, temperature, top_k, seed, threads, echo=False):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    print()
+
+
+def stream(
+    run: Path,
+    prompt: str,
+    count: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    threads: int,
+    echo: bool = True,
+) -> Iterator[str]:
+    """The prompt (with `echo`) and then the model's text, piece by piece."""
+    from tcomp.runtime import checkpoint
+    from tcomp.runtime.cache import cache_folder
+    from tcomp.runtime.cpu.executor import CpuExecutor
+    from tcomp.runtime.generate import ByteDecoder, sample
+    from tcomp.runtime.run_folder import read_config
+
+    settings = from_json(read_config(run), str(run / "run.json"))
+    saved = checkpoint.newest(run, lambda text: print(f"warning: {text}", file=sys.stderr))
+    module = common.load_module(settings.model)
+    built = common.build_step(
+        settings.model,
+        settings.config,
+        1,
+        settings.length,
+        dims=settings.dims,
+        threads=threads,
+        programs=("forward",),
+        keep_logits=True,
+        module=module,
+    )
+    sizes = ("B", "T")
+    dims = {name: value for name, value in built.step.dims.items() if name not in sizes}
+    checkpoint.check_same_model(saved, built.step.model, built.step.config, dims)
+    executor = CpuExecutor(built.step, built.machine, built.threads, cache_folder("kernels"))
+    try:
+        slots = built.step.slots
+        saved.load_into({n: executor.array(n) for n, s in slots.items() if s.kind == "parameter"})
+        vocabulary = built.step.inputs["tokens"] or (1 << 16)
+        tokens = list(prompt.encode())
+        if tokens and max(tokens) >= vocabulary:
+            raise UserError(f"the prompt has bytes outside the model's vocabulary of {vocabulary}")
+        if echo:
+            yield prompt
+        decoder = ByteDecoder()
+        for token in sample(executor, tokens, count, vocabulary, temperature, top_k, seed):
+            yield decoder.feed(token)
+        yield decoder.end()
+    finally:
+        executor.close()

@@ -1,0 +1,63 @@
+"""The `tcomp` command: one module per sub-command, loaded only when that command runs.
+
+Errors that a user can act on (UserError, TcError) end here as one message on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from tcomp.cli import build, check, doctor, fmt, generate, grad, plan, show, train
+from tcomp.dsl.errors import TcError
+from tcomp.errors import UserError
+
+app = typer.Typer(
+    name="tcomp",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Train GPT-2 class models from one `.tc` text: index equations, schedules, one planned step.
+
+Start with `tcomp train`: it trains a small GPT-2 on this machine's own text in about a minute.
+Then `tcomp show gpt2 --schedule linear`, `tcomp plan gpt2 --config 124M -B 4 -T 1024`,
+`tcomp grad ops/layernorm.tc layernorm` show what it is made of.""",
+)
+
+for name, command in (
+    ("train", train.train),
+    ("generate", generate.generate),
+    ("build", build.build),
+    ("plan", plan.plan),
+    ("show", show.show),
+    ("grad", grad.grad),
+    ("check", check.check),
+    ("fmt", fmt.fmt),
+    ("doctor", doctor.doctor),
+):
+    app.command(name)(command)
+
+
+def main() -> None:
+    """Run the command line; ends the process."""
+    try:
+        app()
+    except TcError as e:
+        fail(e.render())
+    except UserError as e:
+        fail(f"error: {e}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def fail(text: str) -> None:
+    sys.stdout.flush()
+    print(text, file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

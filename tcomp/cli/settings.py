@@ -1,0 +1,104 @@
+"""A training run's settings: defaults, then the run file, then flags. `run.json` keeps the outcome."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from tcomp.cli.common import closest
+from tcomp.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What `tcomp train` can be told, by flag or in a run file under the same names (`-` written `_`)."""
+
+    model: str = "gpt2"
+    config: str = "tiny"
+    batch: int = 8
+    length: int = 128
+    accumulation: int = 1
+    steps: int = 500
+    seed: int = 1
+    data: list[str] = field(default_factory=list)
+    run: str = ""
+    threads: int = 0
+    memory: str = ""
+    eval_every: int = 100
+    eval_batches: int = 20
+    save_every: int = 100
+    keep: int = 2
+    sample: int = 300
+    prompt: str = "def "
+    hyper: dict[str, float] = field(default_factory=dict)
+    dims: dict[str, int] = field(default_factory=dict)
+
+    def check(self) -> TrainSettings:
+        """UserError for values that make no sense; the settings themselves when all do."""
+        for name in ("batch", "length", "accumulation", "steps", "eval_batches", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)}: must be at least 1")
+        for name in ("threads", "eval_every", "save_every", "sample", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} = {getattr(self, name)}: must not be negative")
+        return self
+
+
+def read_run_file(path: Path) -> dict[str, Any]:
+    """The values of a TOML run file; UserError names the first key that is unknown or of a wrong type."""
+    try:
+        with open(path, "rb") as f:
+            values = tomllib.load(f)
+    except OSError as e:
+        raise UserError(f"{path}: cannot read the run file: {e.strerror or e}") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: not a TOML file: {e}") from e
+    return checked(values, str(path))
+
+
+def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The values with their types verified against TrainSettings."""
+    known = {f.name: getattr(TrainSettings(), f.name) for f in fields(TrainSettings)}
+    for name, value in values.items():
+        if name not in known:
+            hint = closest(name, known) or f"known settings: {', '.join(known)}"
+            raise UserError(f"{where}: unknown setting {name!r}", hint)
+        default = known[name]
+        if name == "data" and isinstance(value, str):
+            value = values[name] = [value]
+        if not isinstance(value, type(default)) or (
+            isinstance(value, bool) and not isinstance(default, bool)
+        ):
+            kind = {int: "a whole number", str: "a text", list: "a list", dict: "a table"}[type(default)]
+            raise UserError(f"{where}: {name} must be {kind}, not {value!r}")
+        if name in ("hyper", "dims"):
+            wanted = (int, float) if name == "hyper" else (int,)
+            for key, number in value.items():
+                if not isinstance(number, wanted) or isinstance(number, bool):
+                    kind = "a number" if name == "hyper" else "a whole number"
+                    raise UserError(f"{where}: {name}.{key} must be {kind}, not {number!r}")
+        if name == "data" and not all(isinstance(v, str) for v in value):
+            raise UserError(f"{where}: data must be a list of paths")
+    return values
+
+
+def merged(base: TrainSettings, *layers: dict[str, Any]) -> TrainSettings:
+    """`base` with each layer's values put over it; tables (hyper, dims) are merged key by key."""
+    for layer in layers:
+        values = dict(layer)
+        for table in ("hyper", "dims"):
+            if table in values:
+                values[table] = {**getattr(base, table), **values[table]}
+        base = replace(base, **values)
+    return base.check()
+
+
+def as_json(settings: TrainSettings) -> dict[str, Any]:
+    return asdict(settings)
+
+
+def from_json(values: dict[str, Any], where: str) -> TrainSettings:
+    known = {f.name for f in fields(TrainSettings)}
+    return merged(TrainSettings(), checked({k: v for k, v in values.items() if k in known}, where))

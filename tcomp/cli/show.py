@@ -1,0 +1,198 @@
+"""`tcomp show`: the text form of each stage, from the parsed tree to machine code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tcomp.cli import common
+from tcomp.errors import UserError
+
+if TYPE_CHECKING:
+    from tcomp.dsl.ast import Module, Op
+    from tcomp.model.graph import Graph, Node
+
+
+def show(
+    file: Annotated[str, typer.Argument(help="A .tc file, or one of tcomp's own: gpt2, ops/linear.")],
+    op: Annotated[str | None, typer.Argument(help="Only this op (and not its backward: name that).")] = None,
+    ast: Annotated[bool, typer.Option("--ast", help="The parsed tree.")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="The model's op instances and tensors.")] = False,
+    grad: Annotated[bool, typer.Option("--grad", help="Each op's backward.")] = False,
+    schedule: Annotated[bool, typer.Option("--schedule", help="Schedules, default ones too.")] = False,
+    tile: Annotated[bool, typer.Option("--tile", help="Tile IR: loops over tiles, register tiles.")] = False,
+    llvm: Annotated[bool, typer.Option("--llvm", help="LLVM IR before optimisation.")] = False,
+    asm: Annotated[bool, typer.Option("--asm", help="Assembly for this machine.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="The memory plan.")] = False,
+    launches: Annotated[bool, typer.Option("--launches", help="Every launch of the step.")] = False,
+    config: Annotated[str | None, typer.Option(help="The model's configuration.")] = None,
+    batch: Annotated[int, typer.Option("--batch", "-B", help="Sequences per micro-batch.")] = 8,
+    length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 128,
+    dim: Annotated[
+        list[str] | None, typer.Option(help="A dimension of the op, or a configuration value: --dim M=64.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Cores to compile for; 0: all.")] = 0,
+) -> None:
+    """Print one or more stages of the compiler as text.
+
+    An op of a file without a model (ops/linear) needs its dimensions for --schedule and what follows.
+
+    Examples:
+
+    - `tcomp show gpt2 --graph`
+
+    - `tcomp show gpt2 linear_gelu --schedule --tile`
+
+    - `tcomp show ops/linear linear --tile --asm --dim M=64 --dim N=128 --dim K=256`
+
+    - `tcomp show gpt2 attention.backward --llvm --config 124M -B 4 -T 64`
+    """
+    from tcomp.cli import stages
+    from tcomp.machine.cpu import detect
+
+    if not any((ast, graph, grad, schedule, tile, llvm, asm, plan, launches)):
+        raise UserError(
+            "tell what to show", "--ast --graph --grad --schedule --tile --llvm --asm --plan or --launches"
+        )
+    module = common.load_module(file)
+    numbers = common.whole_numbers(common.parse_values(dim or [], "--dim"), "--dim")
+    machine = detect()
+    cores = threads or common.cores()
+    if ast:
+        for item in [common.find_op(module, op)] if op else _items(module):
+            print(stages.ast_text(item), end="")
+    if grad:
+        print(_grad_of(module, op) if op else stages.grad_text(module), end="")
+    if not any((graph, schedule, tile, llvm, asm, plan, launches)):
+        return
+    instances: list[tuple[Op, dict[str, int]]]
+    if module.models:
+        model = common.only_model(module, file)
+        g, parts = nodes_of(
+            module, model.name, config or common.default_config(module, file), batch, length, numbers
+        )
+        instances = distinct(parts)
+        if op:
+            known = list(dict.fromkeys(o.name for o, _ in instances))
+            instances = [i for i in instances if i[0].name == op]
+            if not instances:
+                raise UserError(
+                    f"the model does not use an op {op!r}", common.closest(op, known) or ", ".join(known)
+                )
+        if graph:
+            print(stages.graph_text(g, parts), end="")
+    elif op is None or graph or plan or launches:
+        raise UserError(
+            f"{file}: the file declares no model", "name an op of it, with --dim NAME=NUMBER for its dims"
+        )
+    else:
+        instances = [(_op_or_backward(module, op), _bound(module, op, numbers))]
+    for one, dims in instances:
+        if schedule or tile or llvm or asm:
+            print(f"# {one.name}: " + ", ".join(f"{k} = {v}" for k, v in dims.items()))
+        if schedule:
+            print(stages.schedule_text(one, module, dims, machine))
+        if tile or llvm or asm:
+            _show_code(one, module, dims, cores, tile, llvm, asm)
+    if plan or launches:
+        from tcomp.model.report import plan_text
+
+        built = common.build_step(
+            file, config, batch, length, dims=numbers, threads=cores, memory="unlimited", module=module
+        )
+        if plan:
+            print(plan_text(built.step, built.threads), end="")
+        if launches:
+            print(stages.launches_text(built.step), end="")
+
+
+def nodes_of(
+    module: Module, model: str, config: str, batch: int, length: int, dims: dict[str, int]
+) -> tuple[Graph, dict[str, tuple[Node, ...]]]:
+    """The graph and its nodes by part: forward, backward, update."""
+    from tcomp.model.graph import build_graph
+    from tcomp.model.programs import build_programs
+
+    graph = build_graph(module, model, config, {"B": batch, "T": length}, dims)
+    programs = build_programs(graph, module)
+    parts = {"forward": graph.nodes, "backward": programs.backward}
+    if programs.update is not None:
+        parts["update"] = programs.update.nodes
+    return graph, parts
+
+
+def distinct(parts: dict[str, tuple[Node, ...]]) -> list[tuple[Op, dict[str, int]]]:
+    """Each op with each set of dimensions once, in order of first use."""
+    seen = {}
+    for nodes in parts.values():
+        for node in nodes:
+            seen.setdefault((node.op.name, tuple(node.dims.items()), node.op), (node.op, node.dims))
+    return list(seen.values())
+
+
+def _items(module: Module) -> list[object]:
+    return [
+        *module.functions.values(), *module.monoids.values(), *module.ops.values(),
+        *module.schedules.values(), *module.models.values(),
+    ]  # fmt: skip
+
+
+def _grad_of(module: Module, op: str) -> str:
+    from tcomp.dsl.printer import print_op
+    from tcomp.grad import backward_of
+
+    common.find_op(module, op)
+    backward = backward_of(op, module)
+    if backward is None:
+        raise UserError(f"op {op!r} has no backward")
+    return print_op(backward).rstrip() + "\n"
+
+
+def _op_or_backward(module: Module, name: str) -> Op:
+    """An op of the module; `linear.backward` is derived where it is not written."""
+    from tcomp.grad import backward_of
+
+    forward = name.removesuffix(".backward")
+    if name not in module.ops and name != forward and forward in module.ops:
+        backward = backward_of(forward, module)
+        if backward is not None:
+            return backward
+    return common.find_op(module, name)
+
+
+def _bound(module: Module, name: str, given: dict[str, int]) -> dict[str, int]:
+    from tcomp.dsl.dims import bind, operand_shape
+    from tcomp.dsl.infer import dimensions
+
+    op = _op_or_backward(module, name)
+    missing = [d for d in dimensions(op) if d not in given]
+    if missing:
+        raise UserError(
+            f"op {name!r} needs its dimensions: {', '.join(missing)}",
+            "give " + " ".join(f"--dim {d}=64" for d in missing),
+        )
+    unknown = [d for d in given if d not in dimensions(op)]
+    if unknown:
+        raise UserError(f"op {name!r} has no dimension {unknown[0]!r}", f"it has {', '.join(dimensions(op))}")
+    return bind(op, {p.name: operand_shape(p, given) for p in op.params}, given)
+
+
+def _show_code(
+    op: Op, module: Module, dims: dict[str, int], threads: int, tile: bool, llvm: bool, asm: bool
+) -> None:
+    from tcomp.ir.print import print_kernel
+    from tcomp.machine.cpu import detect
+    from tcomp.schedule.lower import lower
+
+    machine = detect()
+    for kernel in lower(op, module, dims, machine, target="cpu", threads=threads).kernels:
+        if tile:
+            print(print_kernel(kernel))
+        if llvm or asm:
+            from tcomp.codegen.cpu.compile import kernel_assembly, kernel_llvm
+
+            if llvm:
+                print(kernel_llvm(kernel, machine))
+            if asm:
+                print(kernel_assembly(kernel, machine))

@@ -1,0 +1,233 @@
+"""`tcomp train`: train a model on this machine, from nothing or from a run's newest checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tcomp.cli import common
+from tcomp.cli.settings import TrainSettings, as_json, from_json, merged, read_run_file
+from tcomp.errors import UserError
+
+if TYPE_CHECKING:
+    from tcomp.runtime.data import Data
+    from tcomp.runtime.train import Outcome
+
+_RESUMABLE = ("steps", "threads", "memory", "eval_every", "save_every", "keep", "sample", "prompt")
+
+
+def train(
+    model: Annotated[str | None, typer.Argument(help="A .tc file, or one of tcomp's own models.")] = None,
+    config: Annotated[str | None, typer.Option(help="The model's configuration: tiny, 124M, ...")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="A text file, a folder, or a .bin token file; may be repeated.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", "-B", help="Sequences per micro-batch.")] = None,
+    length: Annotated[int | None, typer.Option("--length", "-T", help="Tokens per sequence.")] = None,
+    accumulation: Annotated[int | None, typer.Option(help="Micro-batches per step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate (hyper peak_lr).")] = None,
+    hyper: Annotated[
+        list[str] | None, typer.Option(help="Any hyperparameter: --hyper warmup=20; may be repeated.")
+    ] = None,
+    dim: Annotated[
+        list[str] | None, typer.Option(help="A configuration value: --dim L=2; may be repeated.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of parameters, data order and sample.")] = None,
+    run: Annotated[str | None, typer.Option(help="The run's folder [default: runs/MODEL-CONFIG].")] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    run_file: Annotated[Path | None, typer.Option(help="Settings in TOML; flags win over them.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Cores to use [default: all].")] = None,
+    memory: Annotated[str | None, typer.Option(help="Refuse a plan larger than this: 16GB.")] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between validations; 0: at the end.")] = None,
+    eval_batches: Annotated[int | None, typer.Option(help="Batches per validation.")] = None,
+    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; 0: at the end.")] = None,
+    keep: Annotated[int | None, typer.Option(help="How many checkpoints to keep.")] = None,
+    sample: Annotated[int | None, typer.Option(help="Tokens of sample text at the end.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the sample begins with.")] = None,
+) -> None:
+    """Train a model.
+
+    Without arguments: the tiny GPT-2 on the Python standard library's sources, in about a minute.
+
+    Examples:
+
+    - `tcomp train --steps 2000 --lr 1e-3`
+
+    - `tcomp train --data books/ --data notes.txt -B 16 -T 64 --dim L=2 --run runs/books`
+
+    - `tcomp train gpt2 --config 124M --data train.bin --data val.bin -B 4 -T 1024 --accumulation 8`
+
+    - `tcomp train --run-file run.toml` with lines such as `steps = 2000` and `[hyper]` / `peak_lr = 1e-3`
+
+    - `tcomp train --resume runs/gpt2-tiny` after Ctrl-C, a crash or a power cut: it goes on bitwise the same
+    """
+    flags: dict[str, Any] = {
+        "model": model, "config": config, "data": data, "steps": steps, "batch": batch, "length": length,
+        "accumulation": accumulation, "seed": seed, "run": run, "threads": threads, "memory": memory,
+        "eval_every": eval_every, "eval_batches": eval_batches, "save_every": save_every, "keep": keep,
+        "sample": sample, "prompt": prompt,
+    }  # fmt: skip
+    flags = {name: value for name, value in flags.items() if value not in (None, [])}
+    values = common.parse_values(hyper or [], "--hyper")
+    if lr is not None:
+        values["peak_lr"] = lr
+    if values:
+        flags["hyper"] = values
+    if dim:
+        flags["dims"] = common.whole_numbers(common.parse_values(dim, "--dim"), "--dim")
+    if resume is not None:
+        settings = _resumed(Path(resume), flags, run_file)
+        outcome = _run(settings, Path(resume), resume=True)
+    else:
+        settings = merged(TrainSettings(), read_run_file(run_file) if run_file else {}, flags)
+        outcome = _run(settings, _run_path(settings), resume=False)
+    if outcome.interrupted:
+        raise typer.Exit(130)
+
+
+def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None) -> TrainSettings:
+    from tcomp.runtime.run_folder import read_config
+
+    if run_file is not None:
+        raise UserError(
+            "--resume and --run-file exclude each other", "a run keeps the settings it began with"
+        )
+    fixed = sorted(set(flags) - set(_RESUMABLE))
+    if fixed:
+        name = {"hyper": "hyper or --lr", "dims": "dim"}.get(fixed[0], fixed[0])
+        raise UserError(
+            f"--{name} cannot change when a run is resumed",
+            f"only these can: {', '.join('--' + n.replace('_', '-') for n in _RESUMABLE)}",
+        )
+    return merged(from_json(read_config(path), str(path / "run.json")), flags)
+
+
+def _run_path(settings: TrainSettings) -> Path:
+    """The named folder, or runs/MODEL-CONFIG with the first number that is free."""
+    if settings.run:
+        return Path(settings.run)
+    base = Path("runs") / f"{Path(settings.model).stem}-{settings.config}"
+    path, number = base, 1
+    while path.exists() and any((path / "checkpoints").glob("step-*")):
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    return path
+
+
+def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
+    from rich.console import Console
+
+    from tcomp.runtime.cache import cache_folder
+    from tcomp.runtime.cpu.executor import CpuExecutor
+    from tcomp.runtime.data import open_data
+    from tcomp.runtime.progress import progress_for
+    from tcomp.runtime.run_folder import RunFolder
+    from tcomp.runtime.train import Settings, train
+
+    console = Console(highlight=False)
+    cache = cache_folder("kernels")
+    module = common.load_module(settings.model)
+    vocabulary = _vocabulary(module, settings)
+    data = open_data([Path(p) for p in settings.data], settings.length, vocabulary)
+    folder = RunFolder(path, create=not resume)
+    try:
+        built = common.build_step(
+            settings.model,
+            settings.config,
+            settings.batch,
+            settings.length,
+            dims=settings.dims,
+            accumulation=settings.accumulation,
+            threads=settings.threads,
+            memory=settings.memory or None,
+            programs=("train",),
+            module=module,
+        )
+        if not resume:
+            settings = replace(
+                settings,
+                threads=built.threads,
+                run=str(path),
+                model=str(Path(settings.model).resolve())
+                if Path(settings.model).is_file()
+                else settings.model,
+                data=[str(Path(p).resolve()) for p in settings.data],
+                hyper={**_fitting(settings, built.step.hyper), **settings.hyper},
+            )
+            folder.write_config(as_json(settings))
+        _announce(console, settings, built, data)
+        executor = CpuExecutor(built.step, built.machine, built.threads, cache)
+        try:
+            outcome = train(
+                executor,
+                data,
+                folder,
+                Settings(
+                    steps=settings.steps, accumulation=settings.accumulation, seed=settings.seed,
+                    hyper=settings.hyper, eval_every=settings.eval_every, eval_batches=settings.eval_batches,
+                    save_every=settings.save_every, keep=settings.keep, threads=built.threads,
+                ),
+                progress_for(console),
+                resume,
+            )  # fmt: skip
+        finally:
+            executor.close()
+    finally:
+        folder.close()
+    if outcome.interrupted:
+        print(f"stopped at step {outcome.step}, saved; go on with: tcomp train --resume {path}")
+        return outcome
+    print(f"validation loss {outcome.validation_loss:.4f} after {outcome.step} steps")
+    if settings.sample and data.text:
+        _sample(path, settings)
+    print(f"run folder {path}: more text with `tcomp generate {path}`")
+    return outcome
+
+
+def _vocabulary(module: Any, settings: TrainSettings) -> int:
+    """The bound of the model's tokens, before anything is built."""
+    from tcomp.model.graph import model_dims
+
+    model = common.only_model(module, settings.model)
+    sizes = {"B": settings.batch, "T": settings.length}
+    dims = model_dims(module, model, settings.config, sizes, settings.dims)
+    return dims.get("V", 1 << 16)
+
+
+def _fitting(settings: TrainSettings, defaults: dict[str, float]) -> dict[str, float]:
+    """Learning-rate schedule lengths that fit: the end of the run, and at most a tenth of it for warm-up."""
+    fitting = {}
+    if "hyper.total" in defaults:
+        fitting["total"] = float(settings.steps)
+    if "hyper.warmup" in defaults:
+        fitting["warmup"] = min(defaults["hyper.warmup"], max(1.0, settings.steps // 10))
+    return fitting
+
+
+def _announce(console: Any, settings: TrainSettings, built: common.Built, data: Data) -> None:
+    from tcomp.model.report import bytes_text
+
+    step = built.step
+    count = sum(a.bytes // a.dtype.bytes for n, a in step.slots.items() if a.kind == "parameter")
+    text = (
+        f"{built.name} {settings.config}: {count / 1e6:.1f} M parameters, "
+        f"{settings.batch * settings.accumulation} x {settings.length} tokens a step, "
+        f"{bytes_text(step.arena_bytes)} arena, {built.threads} threads ({built.machine.name})"
+    )
+    console.print(text, soft_wrap=True, markup=False)
+    console.print(f"data: {data.description}", soft_wrap=True, markup=False)
+
+
+def _sample(path: Path, settings: TrainSettings) -> None:
+    from tcomp.cli.generate import stream
+
+    print(f"a sample of {settings.sample} tokens, prompt {settings.prompt!r}:\n")
+    for text in stream(path, settings.prompt, settings.sample, 0.8, 0, settings.seed, settings.threads):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    print("\n")

@@ -1,0 +1,180 @@
+"""Runs tile IR on NumPy arrays: what a kernel means, independent of any code generator.
+
+Takes a kernel and arrays for its operands (changed in place), simulating a number of cores one after the
+other. Slow and exact about indices: reading outside a tile or operand is an IndexError, scratch starts as NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary
+from tcomp.ir.tile import Axis, Compute, Kernel, Loop, Pack, Scope, Statement
+
+Values = dict[str, Any]
+
+_BINARY = {
+    "+": np.add, "-": np.subtract, "*": np.multiply, "/": np.true_divide, "//": np.floor_divide,
+    "%": np.mod, "**": np.power, "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal,
+    "==": np.equal, "!=": np.not_equal, "and": np.logical_and, "or": np.logical_or,
+}  # fmt: skip
+_CALLS = {
+    "exp": np.exp, "log": np.log, "tanh": np.tanh, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x),
+    "abs": np.abs, "sin": np.sin, "cos": np.cos, "floor": np.floor, "min": np.minimum, "max": np.maximum,
+}  # fmt: skip
+_REDUCE = {"sum": np.sum, "max": np.max, "min": np.min}
+_JOIN = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+_IDENTITY = {"sum": 0.0, "max": -np.inf, "min": np.inf}
+
+
+class Interpreter:
+    """One run of a kernel over `arrays` (operand name -> array)."""
+
+    def __init__(self, kernel: Kernel, arrays: dict[str, np.ndarray], threads: int = 1) -> None:
+        self.kernel, self.threads = kernel, threads
+        self.arrays: dict[str, np.ndarray] = dict(arrays)
+        for b in kernel.tiles:
+            if b.scope is Scope.TEAM:
+                self.arrays[b.name] = np.full(b.shape, np.nan)
+
+    def run(self) -> None:
+        for phase in self.kernel.phases:
+            for thread in range(self.threads):
+                for b in self.kernel.tiles:
+                    if b.scope is Scope.SCRATCH:
+                        self.arrays[b.name] = np.full(b.shape, np.nan)
+                for statement in phase:
+                    self._core(statement, [], thread)
+
+    def _core(self, s: Statement, loops: list[Loop], thread: int) -> None:
+        """Collect the nested core loops of a phase and run this thread's share of them."""
+        if isinstance(s, Loop) and s.level == "core" and not s.chunked:
+            nested = [b for b in s.body if isinstance(b, Loop) and b.level == "core"]
+            if len(s.body) == 1 and nested:
+                return self._core(s.body[0], [*loops, s], thread)
+            loops = [*loops, s]
+            points: list[Values] = [{}]
+            for loop in loops:
+                points = [
+                    {**p, loop.variable: v}
+                    for p in points
+                    for v in range(self.integer(loop.start, p), self.integer(loop.stop, p), loop.step)
+                ]
+            n = len(points)
+            for p in points[n * thread // self.threads : n * (thread + 1) // self.threads]:
+                for b in s.body:
+                    self._run(b, p)
+            return None
+        if isinstance(s, Loop) and s.chunked:
+            start, stop = self.integer(s.start, {}), self.integer(s.stop, {})
+            granules = -(-(stop - start) // s.step)
+            per = -(-granules // self.threads) * s.step
+            low, high = min(stop, start + per * thread), min(stop, start + per * (thread + 1))
+            if low < high:
+                for b in s.body:
+                    self._run(b, {s.variable: low, s.variable + ".stop": high})
+            return None
+        raise ValueError(f"a phase of {self.kernel.name} starts with something other than a core loop")
+
+    def _run(self, s: Statement, names: Values) -> None:
+        match s:
+            case Loop():
+                for v in range(self.integer(s.start, names), self.integer(s.stop, names), s.step):
+                    for b in s.body:
+                        self._run(b, {**names, s.variable: v})
+            case Compute():
+                self._compute(s, names)
+            case Pack():
+                self._pack(s, names)
+
+    def integer(self, e: Expr, names: Values) -> int:
+        return int(self.value(e, names))
+
+    def _grid(self, axes: tuple[Axis, ...], names: Values) -> tuple[Values, tuple[int, ...]]:
+        ranges = [np.arange(self.integer(a.start, names), self.integer(a.stop, names)) for a in axes]
+        for a, r in zip(axes, ranges, strict=True):
+            if len(r) > a.block:
+                raise IndexError(
+                    f"{self.kernel.name}: axis {a.name} has {len(r)} values, more than {a.block}"
+                )
+        mesh = np.meshgrid(*ranges, indexing="ij") if ranges else []
+        shape = tuple(len(r) for r in ranges)
+        return {**names, **{a.name: m for a, m in zip(axes, mesh, strict=True)}}, shape
+
+    def _compute(self, s: Compute, names: Values) -> None:
+        grid, shape = self._grid(s.axes, names)
+        if 0 in shape and not s.reduced:
+            return
+        value = np.broadcast_to(np.asarray(self.value(s.value, grid)), shape)
+        mask = np.ones(shape, bool) if s.guard is None else np.broadcast_to(self.value(s.guard, grid), shape)
+        target = self.arrays[s.target.tensor]
+        if s.reduced:
+            assert s.reducer is not None
+            dims = tuple(d for d, a in enumerate(s.axes) if a.name in s.reduced)
+            outer = tuple(a for a in s.axes if a.name not in s.reduced)
+            value = np.where(mask, value, _IDENTITY[s.reducer])
+            value = _REDUCE[s.reducer](value, axis=dims, initial=_IDENTITY[s.reducer])
+            grid, shape = self._grid(outer, names)
+            mask = np.ones(shape, bool)
+        at = tuple(np.broadcast_to(np.asarray(self.value(x, grid)), shape)[mask] for x in s.target.subscripts)
+        self._inside(target, at, s.target)
+        if not at:
+            value = value.reshape(())
+        else:
+            value = value[mask]
+        if not s.distinct:
+            np.add.at(target, at, value)
+        elif s.accumulate:
+            assert s.reducer is not None
+            target[at] = _JOIN[s.reducer](target[at], value)
+        else:
+            target[at] = value
+
+    def _inside(self, array: np.ndarray, at: tuple[Any, ...], access: Access) -> None:
+        for d, x in enumerate(at):
+            if np.size(x) and (np.min(x) < 0 or np.max(x) >= array.shape[d]):
+                raise IndexError(f"{self.kernel.name}: {access.tensor} axis {d} at {np.max(x)}")
+
+    def _pack(self, s: Pack, names: Values) -> None:
+        buffer = self.arrays[s.buffer]
+        buffer[...] = 0.0
+        grid, shape = self._grid(s.axes, names)
+        value = np.broadcast_to(np.asarray(self.value(s.source, grid)), shape)
+        buffer[tuple(slice(0, n) for n in shape)] = value
+
+    def value(self, e: Expr, names: Values) -> Any:
+        """The value of an expression on the whole grid of index values."""
+        match e:
+            case Num(v):
+                return v
+            case Name(n):
+                return names[n]
+            case Access(tensor, subscripts):
+                array = self.arrays[tensor]
+                at = tuple(np.asarray(self.value(x, names)) for x in subscripts)
+                clipped = tuple(np.clip(x, 0, n - 1) for x, n in zip(at, array.shape, strict=True))
+                outside = any(np.any(x != c) for x, c in zip(at, clipped, strict=True))
+                found = array[clipped] if at else array[()]
+                if outside:
+                    bad = np.zeros(np.shape(found), bool)
+                    for x, c in zip(at, clipped, strict=True):
+                        bad |= x != c
+                    found = np.where(bad, np.nan, found)
+                return found
+            case Unary("-", x):
+                return -self.value(x, names)
+            case Unary("not", x):
+                return np.logical_not(self.value(x, names))
+            case Binary(op, x, y):
+                with np.errstate(all="ignore"):
+                    return _BINARY[op](self.value(x, names), self.value(y, names))
+            case Call("select", (c, x, y)):
+                return np.where(self.value(c, names), self.value(x, names), self.value(y, names))
+            case Call(f, args):
+                if f not in _CALLS:
+                    return self.value(args[0], names)  # casts: the interpreter is about indices
+                with np.errstate(all="ignore"):
+                    return _CALLS[f](*(self.value(a, names) for a in args))
+        raise TypeError(e)

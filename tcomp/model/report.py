@@ -1,0 +1,140 @@
+"""The text of `tcomp plan`: bytes by kind, the largest tensors, the peak launch and what is live there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from tcomp.model.step import KINDS, Slot, Step
+
+TEMPORARY = ("activation", "workspace")
+
+
+def plan_report(step: Step, threads: int = 1, largest: int = 12) -> RenderableType:
+    """Tables for a terminal. Scratch is counted once per thread."""
+    live = live_bytes(step)
+    peak = int(live.argmax())
+    at_peak = [s for s in step.slots.values() if s.first <= peak <= s.last]
+    return Group(
+        f"{step.model} {step.config}: " + ", ".join(f"{k} = {v}" for k, v in step.dims.items()),
+        "",
+        _kinds(step, at_peak),
+        "",
+        _slots(f"The {largest} largest tensors", step, step.slots.values(), largest),
+        "",
+        f"Peak: launch {peak} of {len(live)}, {launch_label(step, peak)}",
+        "",
+        _slots(
+            "Live at the peak, besides what is there always",
+            step,
+            [s for s in at_peak if s.kind in TEMPORARY],
+            largest,
+        ),
+        "",
+        _totals(step, threads),
+    )
+
+
+def plan_text(step: Step, threads: int = 1, largest: int = 12, width: int = 110) -> str:
+    """The report as plain text."""
+    console = Console(width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(plan_report(step, threads, largest))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def live_bytes(step: Step) -> NDArray[np.int64]:
+    """Bytes in use at each launch: of the micro-batch, then of the update. Memory that an output took over
+    from an input counts once."""
+    last = max(s.last for s in step.slots.values())
+    always = sum(s.bytes for s in step.slots.values() if s.kind not in TEMPORARY)
+    starting: list[list[Slot]] = [[] for _ in range(last + 1)]
+    for s in step.slots.values():
+        if s.kind in TEMPORARY:
+            starting[s.first].append(s)
+    total = np.empty(last + 1, np.int64)
+    live: list[Slot] = []
+    for i in range(last + 1):
+        live = [s for s in live if s.last >= i] + starting[i]
+        total[i] = always + _union(live)
+    return total
+
+
+def launch_label(step: Step, position: int) -> str:
+    """The label of a launch, counted through the micro-batch and then the update."""
+    main = step.programs.get("micro_first", step.programs.get("forward", ()))
+    if position < len(main):
+        return main[position].label
+    update = step.programs.get("update", ())
+    return update[position - len(main)].label if position - len(main) < len(update) else "the end"
+
+
+def bytes_text(n: int) -> str:
+    """`512 B`, `12.3 KiB`, `45.6 MiB`, `7.89 GiB`."""
+    if n < 1024:
+        return f"{n} B"
+    for unit, size in (("KiB", 2**10), ("MiB", 2**20)):
+        if n < size * 1024:
+            return f"{n / size:,.1f} {unit}"
+    return f"{n / 2**30:,.2f} GiB"
+
+
+def _union(slots: Sequence[Slot]) -> int:
+    """Bytes covered by at least one of the slots."""
+    covered = end = 0
+    for s in sorted(slots, key=lambda s: s.offset):
+        covered += max(0, s.offset + s.bytes - max(end, s.offset))
+        end = max(end, s.offset + s.bytes)
+    return covered
+
+
+def _kinds(step: Step, at_peak: Sequence[Slot]) -> Table:
+    table = Table(title="Bytes by kind")
+    table.add_column("kind")
+    for c in ("tensors", "bytes", "live at the peak", "share of the arena"):
+        table.add_column(c, justify="right")
+    for kind in KINDS:
+        all_, peak = ([s for s in ss if s.kind == kind] for ss in (step.slots.values(), at_peak))
+        if all_:
+            n = _union(peak)
+            table.add_row(
+                kind,
+                str(len(all_)),
+                bytes_text(sum(s.bytes for s in all_)),
+                bytes_text(n),
+                f"{n / step.arena_bytes:.1%}",
+            )
+    return table
+
+
+def _slots(title: str, step: Step, slots: Iterable[Slot], largest: int) -> Table:
+    table = Table(title=title)
+    for c in ("tensor", "kind", "shape"):
+        table.add_column(c)
+    for c in ("bytes", "offset", "live at launches"):
+        table.add_column(c, justify="right")
+    for s in sorted(slots, key=lambda s: -s.bytes)[:largest]:
+        live = f"{s.first} - {s.last}" if s.kind in TEMPORARY else "all"
+        shape = f"{s.dtype}[{', '.join(map(str, s.shape))}]"
+        table.add_row(s.name, s.kind, shape, bytes_text(s.bytes), f"{s.offset:#x}", live)
+    return table
+
+
+def _totals(step: Step, threads: int) -> Table:
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    total = step.arena_bytes + step.scratch_bytes * threads + step.team_bytes
+    table.add_row("arena", f"{bytes_text(step.arena_bytes)} ({step.arena_bytes:,} bytes)")
+    table.add_row("lower bound (most bytes live at once)", f"{step.lower_bound_bytes:,} bytes")
+    table.add_row("arena / lower bound", f"{step.arena_bytes / step.lower_bound_bytes:.4f}")
+    table.add_row(
+        f"scratch, {threads} thread{'s' if threads > 1 else ''}", bytes_text(step.scratch_bytes * threads)
+    )
+    table.add_row("shared by the threads", bytes_text(step.team_bytes))
+    table.add_row("all memory of a step", bytes_text(total))
+    return table

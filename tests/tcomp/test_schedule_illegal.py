@@ -1,0 +1,43 @@
+"""Illegal schedules are refused with the location, the clash as a counterexample, and the remedy.
+
+Each tests/tcomp/illegal/NAME.tc stands beside NAME.expected; TCOMP_UPDATE_GOLDENS=1 rewrites those.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tcomp.dsl.ast import Op
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.load import load_text
+from tcomp.machine.cpu import CpuMachine
+from tcomp.schedule.lower import lower
+
+HERE = Path(__file__).parent / "illegal"
+MACHINE = CpuMachine("avx2", ("avx2", "fma"), 8, 16, 32768, 1 << 20, 1 << 24, 2)
+
+
+def message(path: Path) -> str:
+    """Check and lower every op of the file; the diagnostic's text."""
+    try:
+        module = load_text(path.read_text(), path.name)
+        for op in module.ops.values():
+            assert isinstance(op, Op)
+            dims = dict.fromkeys(("M", "N", "K", "T", "C", "V"), 64)
+            lower(op, module, dims, MACHINE, threads=2)
+    except TcError as e:
+        return e.render() + "\n"
+    return "accepted\n"
+
+
+@pytest.mark.parametrize("path", sorted(HERE.glob("*.tc")), ids=lambda p: p.stem)
+def test_illegal_schedule_is_refused_with_its_diagnostic(path: Path) -> None:
+    found = message(path)
+    expected = path.with_suffix(".expected")
+    if os.environ.get("TCOMP_UPDATE_GOLDENS"):
+        expected.write_text(found)
+    assert found != "accepted\n"
+    assert found == expected.read_text()

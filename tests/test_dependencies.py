@@ -1,0 +1,81 @@
+"""The packages depend on each other one way: dsl <- tcomp (compiler) <- autotune, runtime <- tcomp.cli."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAY_IMPORT = {
+    "dsl": {"dsl"},
+    "compiler": {"dsl", "compiler"},
+    "autotune": {"dsl", "compiler", "autotune", "runtime"},
+    "runtime": {"dsl", "compiler", "runtime"},
+    "cli": {"dsl", "compiler", "autotune", "runtime", "cli"},
+}
+SHARED = {"tcomp.errors", "tcomp.models"}
+"""Importable from everywhere: they import nothing themselves."""
+
+
+def layer(module: str) -> str:
+    """The layer of a module by its full name: tcomp.dsl.ast is in dsl, tcomp.ir.tile in the compiler."""
+    part = module.split(".")[1] if "." in module else ""
+    return part if part in ("dsl", "autotune", "runtime", "cli") else "compiler"
+
+
+def modules() -> dict[str, Path]:
+    """All modules of the package by their full names."""
+    found = {}
+    for folder, prefix in [
+        ("dsl", "tcomp.dsl"),
+        ("tcomp", "tcomp"),
+        ("autotune", "tcomp.autotune"),
+        ("runtime", "tcomp.runtime"),
+    ]:
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join([prefix, *parts]).removesuffix(".__init__")] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of ours that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{a.name}" for a in node.names if node.module == "tcomp"}
+    return {n for n in names if n.startswith("tcomp.")} - SHARED
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_point_one_way(module: str) -> None:
+    wrong = {n for n in imports(modules()[module]) if layer(n) not in MAY_IMPORT[layer(module)]}
+    assert not wrong, f"{module} ({layer(module)}) imports {sorted(wrong)}"
+
+
+def test_no_module_imports_by_a_bare_folder_name() -> None:
+    """`import dsl` would work here and nowhere else: only tcomp.dsl is installed."""
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{name} has a relative import"
+                assert (node.module or "").split(".")[0] not in ("dsl", "runtime", "autotune", "models"), name
+
+
+def test_the_compiler_and_the_runtime_start_without_torch(tmp_path: Path) -> None:
+    """And without what only some commands need: start-up time is paid on every run."""
+    names = [m for m in modules() if layer(m) in ("dsl", "compiler", "runtime") and "png" not in m]
+    program = "import importlib, sys\n"
+    program += f"for name in {sorted(names)!r}: importlib.import_module(name)\n"
+    program += "print(sorted({'torch', 'matplotlib', 'optuna'} & set(sys.modules)))"
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,381 @@
+"""Every op of models/ops, forward and backward, at awkward shapes on the CPU: right values, no stray write.
+
+An op is lowered by its own schedule, compiled, and run by a team of threads over buffers that start as NaN
+and are followed by guard bytes. Its results are held against the oracle and against torch autograd, both in
+float64, with an error bound that grows with the number of terms summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tcomp.dsl.ast import DType, Module, Op
+from tcomp.dsl.dims import operand_shape
+from tcomp.dsl.load import load
+from tcomp.grad import backward_of
+from tcomp.grad.accumulate import accumulating
+from tcomp.machine.cpu import CpuMachine, detect
+from tcomp.model.single import single_op_step
+from tcomp.oracle import evaluate
+from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.schedule.lower import lower
+from tests.reference import torch_gpt2 as reference
+
+GPT2 = Path(__file__).resolve().parent.parent / "models" / "gpt2.tc"
+GUARD = 0x5A5A5A5A
+Arrays = dict[str, np.ndarray]
+Dims = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op at some dimensions. `terms` is the length of its longest sum."""
+
+    op: str
+    dims: tuple[tuple[str, int], ...]
+    terms: int
+
+    def __str__(self) -> str:
+        return self.op + "-" + "x".join(f"{value}{name}" for name, value in self.dims)
+
+
+def case(op: str, terms: int, **dims: int) -> Case:
+    return Case(op, tuple(dims.items()), terms)
+
+
+# Ones, primes, one below and one above the tiles of the schedules (MR 8, NV 3 vectors, BQ 64, KC 384, ...).
+MATRICES = [
+    (1, 1, 1),
+    (1, 17, 5),
+    (13, 1, 29),
+    (7, 31, 1),
+    (9, 49, 383),
+    (61, 193, 97),
+    (131, 67, 389),
+    (257, 97, 64),
+    (517, 199, 23),
+]
+MATRIX_OPS = ("matmul", "linear", "linear_gelu", "linear_residual")
+ATTENTION = [(1, 1, 1, 1), (2, 5, 3, 7), (1, 64, 2, 16), (1, 67, 1, 33), (2, 129, 2, 24), (1, 131, 3, 64)]
+CASES = [
+    *(case(op, max(m, n, k), M=m, N=n, K=k) for op in MATRIX_OPS for m, n, k in MATRICES),
+    *(case("layernorm", max(m, c), M=m, C=c) for m, c in [(1, 2), (3, 7), (37, 96), (67, 131), (5, 1031)]),
+    *(case("attention", max(t, d), B=b, T=t, H=h, D=d) for b, t, h, d in ATTENTION),
+    *(
+        case("crossentropy", v, M=m, P=p, V=v)
+        for m, p, v in [(1, 1, 1), (3, 8, 5), (37, 128, 113), (5, 5003, 5003), (2, 8320, 8209)]
+    ),
+    *(case("mean", m, M=m) for m in (1, 2, 17, 64, 1031)),
+    *(
+        case("embedding", b * t, B=b, T=t, V=v, C=c, S=s)
+        for b, t, v, c, s in [(1, 1, 1, 1, 1), (3, 37, 11, 96, 37), (2, 29, 211, 67, 41), (5, 3, 2, 257, 3)]
+    ),
+]
+
+
+@cache
+def gpt2() -> Module:
+    return load(GPT2)
+
+
+def machine_named(name: str) -> CpuMachine:
+    native = detect()
+    if name == "native":
+        return native
+    if native.name != "avx512":
+        pytest.skip(f"this host's own features are {native.name}")
+    return detect(name)
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for compiled kernels, shared by the tests of this file."""
+    return tmp_path_factory.mktemp("objects")
+
+
+def dtype_of(d: DType) -> type[np.float32] | type[np.int32]:
+    return np.int32 if d is DType.I32 else np.float32
+
+
+def random_inputs(op: Op, dims: Dims, seed: int) -> Arrays:
+    """Values for the op's parameters: normal floats, integers below the dimension that they index."""
+    rng = np.random.default_rng(seed)
+    values: Arrays = {}
+    for p in op.params:
+        shape = operand_shape(p, dims)
+        if p.dtype is DType.I32:
+            values[p.name] = rng.integers(0, dims["V"], shape, dtype=np.int32)
+        else:
+            values[p.name] = rng.standard_normal(shape, dtype=np.float32)
+    return values
+
+
+def run(op: Op, dims: Dims, inputs: Arrays, machine: CpuMachine, threads: int, objects: Path) -> Arrays:
+    """The op's outputs and inout parameters, computed twice: both runs must be equal to the last bit."""
+    lowered = lower(op, gpt2(), dims, machine, target="cpu", threads=threads)
+    executor = CpuExecutor(single_op_step(lowered, dims, guard=256), machine, threads, objects)
+    changed = [o.name for o in op.outputs] + [p.name for p in op.params if p.inout]
+    try:
+        results = []
+        for _ in range(2):
+            for name, slot in executor.step.slots.items():
+                array = executor.array(name)
+                if slot.owner == "guard":
+                    array[...] = GUARD
+                elif name in inputs:
+                    array[...] = inputs[name]
+                else:
+                    array[...] = np.nan if slot.dtype.is_float else -1
+            executor.run("run")
+            for name, slot in executor.step.slots.items():
+                if slot.owner == "guard":
+                    assert (executor.array(name) == GUARD).all(), f"{op.name} wrote past {name[6:]}"
+                elif name in inputs and name not in changed:
+                    np.testing.assert_array_equal(executor.array(name), inputs[name], f"{name} was changed")
+            results.append({name: np.array(executor.array(name)) for name in changed})
+    finally:
+        executor.close()
+    for name in changed:
+        assert results[0][name].tobytes() == results[1][name].tobytes(), f"{name} differs between two runs"
+    return results[0]
+
+
+def assert_close(
+    got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray], terms: int, what: str
+) -> None:
+    """Each element within the rounding of a sum of `terms` f32 products of that tensor's magnitude."""
+    for name, wanted in want.items():
+        scale = max(1.0, float(np.abs(wanted).max(initial=0.0)))
+        bound = 2.0**-24 * (32 + terms) * scale
+        error = np.abs(got[name].astype(np.float64) - wanted)
+        worst = np.unravel_index(int(np.argmax(np.nan_to_num(error, nan=np.inf))), error.shape)
+        assert np.isfinite(got[name]).all() and error.max(initial=0.0) <= bound, (
+            f"{name}[{', '.join(str(i) for i in worst)}] is {got[name][worst]}, by {what} {wanted[worst]}; "
+            f"{int((~(error <= bound)).sum())} of {error.size} elements are off by more than {bound:.1e}"
+        )
+
+
+# ------------------------------------------------------------------------------------ the same in PyTorch
+
+
+def torch_linear(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+    return {"Y": F.linear(t["X"], t["W"], t.get("b"))}
+
+
+def torch_linear_gelu(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+    p = F.linear(t["X"], t["W"], t["b"])
+    return {"P": p, "Y": F.gelu(p, approximate="tanh")}
+
+
+def torch_linear_residual(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+    return {"Y": F.linear(t["X"], t["W"], t["b"]) + t["R"]}
+
+
+def torch_layernorm(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+    mean = t["X"].mean(-1)
+    rstd = (t["X"].var(-1, unbiased=False) + 1e-5).rsqrt()
+    return {"Y": F.layer_norm(t["X"], (dims["C"],), t["w"], t["b"], 1e-5), "mean": mean, "rstd": rstd}
+
+
+def torch_attention(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+    q, k, v = t["QKV"].permute(2, 0, 3, 1, 4)
+    scores = (q @ k.transpose(-1, -2)) * dims["D"] ** -0.5
+    future = torch.ones(dims["T"], dims["T"], dtype=torch.bool).triu(1)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return {"O": out.transpose(1, 2), "L": scores.masked_fill(future, -torch.inf).logsumexp(-1)}
+
+
+def torch_crossentropy(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+    words = t["X"][:, : dims["V"]]
+    return {"loss": F.cross_entropy(words, t["targets"].long(), reduction="none"), "lse": words.logsumexp(-1)}
+
+
+def torch_mean(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+    return {"y": t["X"].mean()}
+
+
+def torch_embedding(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+    return {"x": F.embedding(t["tokens"].long(), t["wte"]) + t["wpe"][: dims["T"]]}
+
+
+IN_TORCH: dict[str, Callable[[Mapping[str, Tensor], Dims], dict[str, Tensor]]] = {
+    "matmul": torch_linear,
+    "linear": torch_linear,
+    "linear_gelu": torch_linear_gelu,
+    "linear_residual": torch_linear_residual,
+    "layernorm": torch_layernorm,
+    "attention": torch_attention,
+    "crossentropy": torch_crossentropy,
+    "mean": torch_mean,
+    "embedding": torch_embedding,
+}
+
+
+def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """Float arrays as float64 leaves that need gradients, integers as they are."""
+    return {
+        n: torch.from_numpy(a.astype(np.float64)).requires_grad_()
+        if a.dtype.kind == "f"
+        else torch.from_numpy(a)
+        for n, a in arrays.items()
+    }
+
+
+def torch_forward(c: Case, inputs: Arrays) -> Arrays:
+    outputs = IN_TORCH[c.op](tensors(inputs), dict(c.dims))
+    return {name: t.detach().numpy() for name, t in outputs.items()}
+
+
+def torch_backward(c: Case, backward: Op, inputs: Arrays) -> Arrays:
+    """Gradients of the forward op's inputs, for the gradients of its results that are in `inputs`."""
+    forward = gpt2().ops[c.op]
+    leaves = tensors({p.name: inputs_or_zeros(inputs, p.name, forward, dict(c.dims)) for p in forward.params})
+    outputs = IN_TORCH[c.op](leaves, dict(c.dims))
+    given = [o.name for o in forward.outputs if f"d{o.name}" in inputs]
+    wanted = [p.name for p in forward.params if backward.operand(f"d{p.name}") in backward.outputs]
+    gradients = torch.autograd.grad(
+        [outputs[name] for name in given],
+        [leaves[name] for name in wanted],
+        [torch.from_numpy(inputs[f"d{name}"].astype(np.float64)) for name in given],
+        allow_unused=True,
+    )
+    return {
+        f"d{name}": (torch.zeros_like(leaves[name]) if g is None else g).detach().numpy()
+        for name, g in zip(wanted, gradients, strict=True)
+    }
+
+
+def inputs_or_zeros(inputs: Arrays, name: str, op: Op, dims: Dims) -> np.ndarray:
+    """A forward input that the backward op does not read may be anything of its shape."""
+    if name in inputs:
+        return inputs[name]
+    operand = op.operand(name)
+    assert operand is not None
+    return np.zeros(operand_shape(operand, dims), np.float32)
+
+
+def backward_inputs(c: Case, backward: Op, seed: int) -> Arrays:
+    """Inputs of a backward op: random forward inputs and gradients, and the forward op's own results."""
+    forward = gpt2().ops[c.op]
+    dims = dict(c.dims)
+    inputs = random_inputs(forward, dims, seed)
+    results = evaluate(forward, gpt2(), inputs, dims)
+    random = random_inputs(backward, dims, seed + 1)
+    return {
+        p.name: inputs.get(
+            p.name, results[p.name].astype(np.float32) if p.name in results else random[p.name]
+        )
+        for p in backward.params
+    }
+
+
+TARGETS = [("native", 2), ("avx2", 3)]
+
+
+@pytest.mark.parametrize(("target", "threads"), TARGETS)
+@pytest.mark.parametrize("c", CASES, ids=str)
+def test_forward(c: Case, target: str, threads: int, objects: Path) -> None:
+    op, dims = gpt2().ops[c.op], dict(c.dims)
+    inputs = random_inputs(op, dims, seed=11)
+    got = run(op, dims, inputs, machine_named(target), threads, objects)
+    assert_close(got, torch_forward(c, inputs), c.terms, "torch")
+    assert_close(got, evaluate(op, gpt2(), inputs, dims), c.terms, "the oracle")
+
+
+@pytest.mark.parametrize(("target", "threads"), TARGETS)
+@pytest.mark.parametrize("c", CASES, ids=str)
+def test_backward(c: Case, target: str, threads: int, objects: Path) -> None:
+    op, dims = backward_of(c.op, gpt2()), dict(c.dims)
+    assert op is not None
+    inputs = backward_inputs(c, op, seed=12)
+    got = run(op, dims, inputs, machine_named(target), threads, objects)
+    assert_close(got, evaluate(op, gpt2(), inputs, dims), c.terms, "the oracle")
+    assert_close(got, torch_backward(c, op, inputs), c.terms, "torch autograd")
+
+
+WEIGHTS = {
+    "matmul": {"dW"},
+    "linear": {"dW", "db"},
+    "linear_gelu": {"dW", "db"},
+    "linear_residual": {"dW", "db"},
+    "layernorm": {"dw", "db"},
+    "embedding": {"dwte", "dwpe"},
+}
+"""The gradients that a second micro-batch adds to."""
+
+
+@pytest.mark.parametrize("c", [c for c in CASES if c.op in WEIGHTS], ids=str)
+def test_accumulating_backward_adds_to_what_is_there(c: Case, objects: Path) -> None:
+    backward, dims = backward_of(c.op, gpt2()), dict(c.dims)
+    assert backward is not None
+    op = accumulating(backward, frozenset(WEIGHTS[c.op]))
+    inputs = backward_inputs(c, backward, seed=13)
+    rng = np.random.default_rng(14)
+    for name in WEIGHTS[c.op]:
+        operand = op.operand(name)
+        assert operand is not None and operand.inout
+        inputs[name] = rng.standard_normal(operand_shape(operand, dims), dtype=np.float32)
+    want = torch_backward(c, backward, inputs)
+    for name in WEIGHTS[c.op]:
+        want[name] = want[name] + inputs[name]
+    got = run(op, dims, inputs, machine_named("native"), 2, objects)
+    assert_close(got, want, c.terms, "torch autograd added to the old value")
+
+
+# ---------------------------------------------------------------------------------------------- optimizer
+
+
+def scalars(**values: float) -> Arrays:
+    return {n: np.array(v, np.int32 if n == "step" else np.float32) for n, v in values.items()}
+
+
+@pytest.mark.parametrize(("target", "threads"), TARGETS)
+@pytest.mark.parametrize("step", [0, 9, 10, 11, 55, 99, 100, 1000])
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_cosine(step: int, warmup: int, target: str, threads: int, objects: Path) -> None:
+    hyper = reference.Hyper(peak_lr=1.0, warmup=warmup, total=100, final_lr=0.1)
+    inputs = scalars(step=step, peak_lr=1.0, final_lr=0.1, warmup=warmup, total=100)
+    got = run(gpt2().ops["cosine"], {}, inputs, machine_named(target), threads, objects)
+    assert_close(got, {"lr": np.array(reference.learning_rate(step, hyper))}, 1, "the reference")
+    assert_close(got, evaluate(gpt2().ops["cosine"], gpt2(), inputs, {}), 1, "the oracle")
+
+
+@pytest.mark.parametrize(("target", "threads"), TARGETS)
+@pytest.mark.parametrize("n", [1, 7, 127, 65537, 150001])
+@pytest.mark.parametrize("clip", [0.0, 1.0, 1e4])
+def test_global_norm(n: int, clip: float, target: str, threads: int, objects: Path) -> None:
+    op = gpt2().ops["global_norm"]
+    inputs = {"g": np.random.default_rng(n).standard_normal(n, dtype=np.float32), **scalars(clip=clip)}
+    got = run(op, {"N": n}, inputs, machine_named(target), threads, objects)
+    norm = np.linalg.norm(inputs["g"].astype(np.float64))
+    scale = min(1.0, clip / (norm + 1e-6)) if clip > 0 else 1.0
+    assert abs(got["norm"] / norm - 1) < 1e-5
+    assert abs(got["scale"] / scale - 1) < 1e-5
+
+
+@pytest.mark.parametrize(("target", "threads"), TARGETS)
+@pytest.mark.parametrize("n", [1, 13, 1025, 4099])
+@pytest.mark.parametrize("step", [0, 500])
+def test_adamw(n: int, step: int, target: str, threads: int, objects: Path) -> None:
+    op = gpt2().ops["adamw"]
+    rng = np.random.default_rng(n)
+    inputs = {name: rng.standard_normal(n, dtype=np.float32) for name in ("p", "g", "m", "v")}
+    inputs["v"] = np.abs(inputs["v"]) + np.float32(0.1)
+    values = {"lr": 0.01, "scale": 0.7, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
+    inputs |= scalars(step=step, **values)
+    got = run(op, {"N": n}, inputs, machine_named(target), threads, objects)
+    p, g, m, v = (inputs[name].astype(np.float64) for name in ("p", "g", "m", "v"))
+    g = g * 0.7
+    m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
+    update = m / (1 - 0.9 ** (step + 1)) / (np.sqrt(v / (1 - 0.95 ** (step + 1))) + 1e-8)
+    assert_close(got, {"p": p - 0.01 * (update + 0.1 * p), "m": m, "v": v}, 1, "AdamW in float64")
+    assert_close(got, evaluate(op, gpt2(), inputs, {"N": n}), 1, "the oracle")
