@@ -208,9 +208,7 @@ class Builder:
             hint = f"one line for '{carried[0][0]}' holds for every carried field"
             raise self._error(f"monoid '{name}' has more than one carried line", carried[1][0], hint)
         (field, body) = carried[0]
-        return ast.Monoid(
-            str(name), str(key_name), keys[0][1], str(field), body, self._span(keyword, name)
-        )
+        return ast.Monoid(str(name), str(key_name), keys[0][1], str(field), body, self._span(keyword, name))
 
     # ----------------------------------------------------------------------------------- schedules
 
@@ -289,9 +287,7 @@ class Builder:
 
     def kernel(self, c: Children) -> ast.KernelSchedule:
         keyword, outputs, *directives = c
-        return ast.KernelSchedule(
-            tuple(map(str, outputs)), tuple(directives), self._span(keyword, outputs[-1])
-        )
+        return ast.KernelSchedule(tuple(map(str, outputs)), tuple(directives), self._span(keyword, outputs[-1]))
 
     def schedule(self, c: Children) -> list[ast.Schedule]:
         keyword, ops, target, *lines = c
@@ -307,9 +303,7 @@ class Builder:
                 shared.append(line)
         if not kernels:
             kernels, shared = [ast.KernelSchedule((), tuple(shared), self._span(keyword, target))], []
-        return [
-            ast.Schedule(str(op), str(target), tuple(shared), tuple(kernels), self._token_span(op)) for op in ops
-        ]
+        return [ast.Schedule(str(op), str(target), tuple(shared), tuple(kernels), self._token_span(op)) for op in ops]
 
     # -------------------------------------------------------------------------------------- models
 

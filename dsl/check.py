@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tcomp.dsl.ast import Function, Import, Item, Model, Module, Monoid, Op, Schedule, Source
+from tcomp.dsl.check_models import check_model
+from tcomp.dsl.check_ops import check_function, check_monoid, check_op
+from tcomp.dsl.check_schedules import check_schedule
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import infer
 
@@ -37,15 +40,24 @@ def _examine(sources: Sequence[Source]) -> tuple[Module, list[TcError]]:
                 _add(module, item)
             except TcError as error:
                 errors.append(error)
-    for source in sources:
-        for item in source.items:
-            try:
-                _check_item(item, module)
-            except TcError as error:
-                errors.append(error)
+    items = [item for source in sources for item in source.items]
+    scalar = [item for item in items if isinstance(item, Function | Monoid)]
+    for group in (scalar, [item for item in items if item not in scalar]):
+        if not errors:  # types of expressions are looked up through functions, so those must be right
+            errors += _check_items(group, module)
     for error in errors:
         error.text = error.text or texts.get(error.span.file, "")
     return module, errors
+
+
+def _check_items(items: Sequence[Item], module: Module) -> list[TcError]:
+    errors = []
+    for item in items:
+        try:
+            _check_item(item, module)
+        except TcError as error:
+            errors.append(error)
+    return errors
 
 
 def _add(module: Module, item: Item) -> None:
@@ -68,11 +80,20 @@ def _insert(table: dict, key: object, item: Item, kind: str) -> None:  # type: i
     if key in table:
         name = f"{key[0]} on {key[1]}" if isinstance(key, tuple) else str(key)
         first = table[key].span
-        raise TcError(f"{kind} '{name}' is declared twice", item.span, notes=(f"first at {first}",), hint="rename one")
+        hint = "keep one of the two" if kind == "schedule" else "rename one of them"
+        raise TcError(f"{kind} '{name}' is declared twice", item.span, notes=(f"first at {first}",), hint=hint)
     table[key] = item
 
 
 def _check_item(item: Item, module: Module) -> None:
     match item:
         case Op():
-            infer(item, module)
+            check_op(item, module)
+        case Function():
+            check_function(item, module)
+        case Monoid():
+            check_monoid(item, module)
+        case Schedule():
+            check_schedule(item, module)
+        case Model():
+            check_model(item, module)

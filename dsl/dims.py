@@ -103,7 +103,7 @@ def bind(op: Op, shapes: Mapping[str, tuple[int, ...]], dims: Mapping[str, int])
     TcError when shapes contradict each other, a dimension stays unknown, or a `require` does not hold.
     """
     found: dict[str, int] = dict(dims)
-    origin: dict[str, str] = {d: "given" for d in dims}
+    origin: dict[str, str] = dict.fromkeys(dims, "given")
     rest: list[tuple[Operand, int, Expr, int]] = []
     for operand in op.operands:
         shape = shapes.get(operand.name)

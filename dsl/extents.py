@@ -7,10 +7,10 @@ chain of the op's `require` lines. It never claims what it cannot show.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import Binary, Expr, Name, Num, Unary
+from tcomp.dsl.ast import Binary, Expr, Name, Num, Unary, accesses_in, names_in
 
 Monomial = tuple[str | Expr, ...]
 Polynomial = dict[Monomial, int | float]
@@ -30,11 +30,7 @@ def polynomial(e: Expr) -> Polynomial:
         case Binary("-", left, right):
             return _add(polynomial(left), polynomial(right), -1)
         case Binary("*", left, right):
-            out: Polynomial = {}
-            for m, a in polynomial(left).items():
-                for n, b in polynomial(right).items():
-                    out = _add(out, {tuple(sorted((*m, *n), key=repr)): a * b}, 1)
-            return out
+            return _multiply(polynomial(left), polynomial(right))
         case _:
             return {(e,): 1}
 
@@ -110,4 +106,73 @@ def _add(a: Polynomial, b: Polynomial, sign: int) -> Polynomial:
             out[m] = value
         else:
             out.pop(m, None)
+    return out
+
+
+@dataclass(frozen=True)
+class Affine:
+    """constant + sum of coefficient * index, all coefficients polynomials over dimensions."""
+
+    terms: dict[str, Polynomial]
+    constant: Polynomial
+
+
+def affine(e: Expr, indices: Iterable[str]) -> Affine | None:
+    """The expression as an affine function of the indices, or None when it is not one."""
+    known = set(indices)
+    terms: dict[str, Polynomial] = {}
+    constant: Polynomial = {}
+    for monomial, coefficient in polynomial(e).items():
+        found = [a for a in monomial if isinstance(a, str) and a in known]
+        if len(found) > 1 or any(isinstance(a, Expr) and not known.isdisjoint(names_in(a)) for a in monomial):
+            return None
+        if any(isinstance(a, Expr) and accesses_in(a) for a in monomial):
+            return None
+        if not found:
+            constant = _add(constant, {monomial: coefficient}, 1)
+        else:
+            rest = list(monomial)
+            rest.remove(found[0])
+            name = str(found[0])
+            terms[name] = _add(terms.get(name, {}), {tuple(rest): coefficient}, 1)
+    return Affine({n: p for n, p in terms.items() if p}, constant)
+
+
+def bounds(a: Affine, ranges: Mapping[str, Expr]) -> tuple[Polynomial, Polynomial] | None:
+    """The least and greatest value while each index runs over its range; None when a sign is unknown."""
+    low = high = a.constant
+    for name, coefficient in a.terms.items():
+        if name not in ranges:
+            return None
+        last = _add(polynomial(ranges[name]), {(): 1}, -1)
+        reach = _multiply(coefficient, last)
+        if never_negative(coefficient):
+            high = _add(high, reach, 1)
+        elif never_negative({m: -c for m, c in coefficient.items()}):
+            low = _add(low, reach, 1)
+        else:
+            return None
+    return low, high
+
+
+def injective(a: Affine, ranges: Mapping[str, Expr]) -> bool:
+    """Do different index values give different results? `t * H + h` with h < H does, `i + j` does not."""
+    rest = dict(a.terms)
+    reach: Polynomial = {(): 1}  # one more than what the indices so far can add up to
+    while rest:
+        smallest = next(
+            (n for n in rest if all(never_negative(_add(rest[o], rest[n], -1)) for o in rest if o != n)), None
+        )
+        if smallest is None or smallest not in ranges or not never_negative(_add(rest[smallest], reach, -1)):
+            return False
+        last = _add(polynomial(ranges[smallest]), {(): 1}, -1)
+        reach = _add(reach, _multiply(rest.pop(smallest), last), 1)
+    return True
+
+
+def _multiply(a: Polynomial, b: Polynomial) -> Polynomial:
+    out: Polynomial = {}
+    for m, x in a.items():
+        for n, y in b.items():
+            out = _add(out, {tuple(sorted((*m, *n), key=repr)): x * y}, 1)
     return out

@@ -16,9 +16,14 @@ def did_you_mean(name: str, known: Iterable[str], kind: str) -> str:
         return f"did you mean '{close[0]}'?"
     if not names:
         return f"there is no {kind} here"
-    if len(names) <= 12:
-        return f"the {kind}s here are {listing(names)}"
-    return ""
+    if len(names) == 1:
+        return f"the only {kind} here is '{names[0]}'"
+    return f"known: {listing(names)}" if len(names) <= 12 else ""
+
+
+def count(n: int, one: str, many: str = "") -> str:
+    """`1 axis`, `2 axes`."""
+    return f"{n} {one if n == 1 else many or one + 's'}"
 
 
 def listing(names: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """Expand user functions: after this only builtins and casts are called.
 
-    fn sq(x) = x * x
-    sq(a[i] + 1)  -->  (a[i] + 1) * (a[i] + 1)
+fn sq(x) = x * x
+sq(a[i] + 1)  -->  (a[i] + 1) * (a[i] + 1)
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def _inline(e: Expr, functions: dict[str, Function], active: tuple[str, ...]) ->
         f = functions[e.function]
         if f.name in active:
             chain = " -> ".join((*active, f.name))
-            raise TcError(f"fn '{f.name}' calls itself ({chain})", f.span, hint="functions are inlined and cannot recurse")
+            raise TcError(
+                f"fn '{f.name}' calls itself ({chain})", f.span, hint="functions are inlined and cannot recurse"
+            )
         if len(new) != len(f.params):
             raise TcError(f"fn '{f.name}' takes {len(f.params)} arguments, not {len(new)}", e.span)
         body = _inline(f.body, functions, (*active, f.name))

@@ -59,6 +59,7 @@ class Layout(PostLex):
         """A newline and the change of indentation after it."""
         tail = newline.value.rsplit("\n", 1)[1]
         column = 0 if "#" in tail else len(tail)
+        open_columns = tuple(columns)
         yield newline
         if column > columns[-1]:
             columns.append(column)
@@ -67,4 +68,4 @@ class Layout(PostLex):
             columns.pop()
             yield Token.new_borrow_pos("_DEDENT", "", newline)
         if column != columns[-1]:
-            raise LayoutError(newline, column, tuple(columns))
+            raise LayoutError(newline, column, open_columns)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from lark import Lark
 from lark.exceptions import UnexpectedInput
@@ -16,8 +17,9 @@ from lark.exceptions import UnexpectedInput
 from tcomp.dsl.ast import Expr, Source
 from tcomp.dsl.build import Builder
 from tcomp.dsl.layout import Layout, LayoutError
-from tcomp.dsl.syntax import explain_layout, explain_syntax
+from tcomp.dsl.syntax import explain_layout, explain_syntax, explain_tab
 
+_LOCK = Lock()  # the builder holds the text being parsed
 GRAMMAR = Path(__file__).with_name("grammar.lark")
 
 
@@ -40,6 +42,13 @@ def _builder() -> Builder:
 
 
 def _run(text: str, file: str, start: str) -> object:
+    if "\t" in text and (tab := explain_tab(text, file)) is not None:
+        raise tab
+    with _LOCK:
+        return _run_locked(text, file, start)
+
+
+def _run_locked(text: str, file: str, start: str) -> object:
     builder = _builder()
     builder.begin(file, text)
     try:

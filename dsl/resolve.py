@@ -73,9 +73,7 @@ def resolve_model_arguments(model: Model) -> Model:
             inner = bound - {s.index}
             return replace(s, body=tuple(statement(b, inner | _results(s.body)) for b in s.body))
         args = tuple(
-            TensorRef(a.id, (), None, a.span)
-            if isinstance(a, Name) and (a.id in bound or a.id not in numbers)
-            else a
+            TensorRef(a.id, (), None, a.span) if isinstance(a, Name) and (a.id in bound or a.id not in numbers) else a
             for a in s.args
         )
         return replace(s, args=args)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tcomp.runtime.token_file import Tokens
 
 from tcomp.errors import UserError
+from tcomp.runtime.token_file import Tokens
 
 _MASK = (1 << 64) - 1
 

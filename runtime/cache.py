@@ -17,9 +17,7 @@ from tcomp.errors import UserError
 def cache_folder(part: str = "") -> Path:
     """The cache folder (or the sub-folder `part` of it), made if need be. UserError when it cannot be."""
     named = os.environ.get("TCOMP_CACHE")
-    base = (
-        Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tcomp"
-    )
+    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tcomp"
     folder = base / part if part else base
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tcomp.runtime.cache import sync_folder
 
 from tcomp.errors import UserError
+from tcomp.runtime.cache import sync_folder
 
 FORMAT = 1
 TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"
@@ -70,9 +70,7 @@ class Checkpoint:
             have = set(f.keys())
             for name, array in arrays.items():
                 if name not in have:
-                    raise UserError(
-                        f"{self.folder}: it has no tensor {name!r}: a checkpoint of another model"
-                    )
+                    raise UserError(f"{self.folder}: it has no tensor {name!r}: a checkpoint of another model")
                 value = f.get_tensor(name)
                 if value.shape != array.shape or value.dtype != array.dtype:
                     raise UserError(
@@ -128,14 +126,10 @@ def newest(run: Path, warn: Callable[[str], None]) -> Checkpoint:
     """
     base = checkpoints_folder(run)
     if not run.is_dir():
-        raise UserError(
-            f"{run}: no such run folder", "a run folder is what `tcomp train` made, such as runs/gpt2"
-        )
+        raise UserError(f"{run}: no such run folder", "a run folder is what `tcomp train` made, such as runs/gpt2")
     folders = _steps(base)
     if not folders:
-        raise UserError(
-            f"{run}: no checkpoint in it", "name the folder of a run that has saved at least once"
-        )
+        raise UserError(f"{run}: no checkpoint in it", "name the folder of a run that has saved at least once")
     damage = []
     for folder in reversed(folders):
         try:
@@ -177,9 +171,7 @@ def check_same_model(checkpoint: Checkpoint, model: str, config: str, dims: Mapp
         )
     for name, value in dims.items():
         if name in have.dims and have.dims[name] != value:
-            raise UserError(
-                f"{checkpoint.folder}: made with {name} = {have.dims[name]}, this model has {value}"
-            )
+            raise UserError(f"{checkpoint.folder}: made with {name} = {have.dims[name]}, this model has {value}")
 
 
 def _steps(base: Path) -> list[Path]:
@@ -207,8 +199,8 @@ def _write_tensors(path: Path, arrays: Mapping[str, Array]) -> tuple[int, int]:
             out.write(block)
             crc = zlib.crc32(block, crc)
         for array in arrays.values():
-            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            for start in range(0, flat.size, _BLOCK):
+            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            for start in range(0, flat.nbytes, _BLOCK):
                 piece = flat[start : start + _BLOCK]
                 out.write(piece)
                 crc = zlib.crc32(piece, crc)
@@ -234,8 +226,7 @@ def _verify_tensors(path: Path, size: int, check: int) -> None:
         found = path.stat().st_size
         if found != size:
             raise UserError(
-                f"{path.parent}: {path.name} is {'truncated' if found < size else 'too long'}: "
-                f"{found} bytes of {size}"
+                f"{path.parent}: {path.name} is {'truncated' if found < size else 'too long'}: {found} bytes of {size}"
             )
         crc = 0
         with open(path, "rb") as f:

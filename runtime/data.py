@@ -6,11 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from tcomp.errors import UserError
 from tcomp.runtime.batches import Batches, Segment, split
 from tcomp.runtime.text_source import byte_tokens, standard_library_files, text_files
 from tcomp.runtime.token_file import TokenFile, check_vocabulary, open_token_file
-
-from tcomp.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,7 @@ def open_data(paths: list[Path], length: int, vocabulary: int) -> Data:
         source, name = byte_tokens(standard_library_files()), "the Python standard library's sources"
     check_vocabulary(source, vocabulary)
     first, last = split(source.tokens, length)
-    return Data(
-        [first], [last], _fingerprint([source]), f"{len(source.tokens):,} bytes of {name}", True, length
-    )
+    return Data([first], [last], _fingerprint([source]), f"{len(source.tokens):,} bytes of {name}", True, length)
 
 
 def _parts(files: list[TokenFile], length: int) -> tuple[list[Segment], list[Segment]]:

@@ -10,9 +10,9 @@ import codecs
 from collections.abc import Iterator
 
 import numpy as np
-from tcomp.runtime.executor import Executor
 
 from tcomp.errors import UserError
+from tcomp.runtime.executor import Executor
 
 
 def sample(

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tcomp.runtime.executor import Executor
 
 from tcomp.model.step import ParameterInit
+from tcomp.runtime.executor import Executor
 
 _BLOCK = 1 << 20
 
@@ -33,10 +33,10 @@ def initialise(executor: Executor, seed: int, threads: int) -> None:
         for block in range(-(-flat.size // _BLOCK)):
             work.append((init, flat[block * _BLOCK : (block + 1) * _BLOCK], block))
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        list(pool.map(lambda item: _fill(*item, seed), work))
+        list(pool.map(lambda item: _fill(seed, *item), work))
 
 
-def _fill(init: ParameterInit, out: NDArray[Any], block: int, seed: int) -> None:
+def _fill(seed: int, init: ParameterInit, out: NDArray[Any], block: int) -> None:
     key = [seed, zlib.crc32(init.slot.encode()), block]
     random = np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
     if init.kind == "normal":

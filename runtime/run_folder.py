@@ -11,9 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tcomp.runtime.cache import write_atomic
-
 from tcomp.errors import UserError
+from tcomp.runtime.cache import write_atomic
 
 CONFIG, METRICS, LOCK = "run.json", "metrics.jsonl", ".lock"
 

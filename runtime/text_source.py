@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tcomp.runtime.cache import cache_folder
-from tcomp.runtime.token_file import TokenFile, Tokens, open_token_file, write_tokens
 
 from tcomp.errors import UserError
+from tcomp.runtime.cache import cache_folder
+from tcomp.runtime.token_file import TokenFile, Tokens, open_token_file, write_tokens
 
 BYTES = 256
 """Vocabulary of byte-level tokens."""
@@ -51,9 +51,7 @@ def text_files(paths: list[Path]) -> list[Path]:
         elif path.exists():
             found.append(path)
         else:
-            raise UserError(
-                f"{path}: no such file or folder", "--data takes text files, folders or .bin token files"
-            )
+            raise UserError(f"{path}: no such file or folder", "--data takes text files, folders or .bin token files")
     return found
 
 

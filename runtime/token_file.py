@@ -15,9 +15,9 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from tcomp.runtime.cache import cache_folder, write_atomic
 
 from tcomp.errors import UserError
+from tcomp.runtime.cache import cache_folder, write_atomic
 
 MAGIC, VERSION, HEADER_WORDS = 20240520, 1, 256
 HEADER_BYTES = 4 * HEADER_WORDS

@@ -17,6 +17,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+import tcomp
+from tcomp.errors import UserError
 from tcomp.runtime import checkpoint
 from tcomp.runtime.batches import Batches
 from tcomp.runtime.data import Data
@@ -25,8 +28,7 @@ from tcomp.runtime.initialise import initialise
 from tcomp.runtime.progress import Progress
 from tcomp.runtime.run_folder import Metrics, RunFolder
 
-import tcomp
-from tcomp.errors import UserError
+_HYPER = "hyper."
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def train(
 ) -> Outcome:
     """Train up to `settings.steps` steps in all, from fresh parameters or the run's newest checkpoint."""
     step, batches = executor.step, data.training_batches(settings.seed)
-    hyper = set_scalars(executor, settings)
+    hyper = set_scalars(executor, settings.hyper)
     tokens, targets = input_arrays(executor)
     saved = checkpoint.newest(run.path, progress.warn) if resume else None
     if saved is None:
@@ -124,20 +126,17 @@ def train(
     return Outcome(done, loss, validation, interrupted)
 
 
-def set_scalars(executor: Executor, settings: Settings) -> dict[str, float]:
-    """Write hyperparameters and the loss's gradient into their slots; the values used."""
-    values = {name.removeprefix("hyper."): value for name, value in executor.step.hyper.items()}
-    unknown = sorted(set(settings.hyper) - set(values))
-    if unknown:
-        raise UserError(
-            f"unknown hyperparameter {unknown[0]!r}", f"this model has: {', '.join(sorted(values))}"
-        )
-    values.update(settings.hyper)
-    for name, value in values.items():
-        executor.array(f"hyper.{name}")[...] = value
-    if "loss_gradient" in executor.step.slots:
-        executor.array("loss_gradient")[...] = 1.0 / settings.accumulation
-    return values
+def set_scalars(executor: Executor, overrides: dict[str, float]) -> dict[str, float]:
+    """Write the step's scalars, some hyperparameters overridden by name; the hyperparameters' values."""
+    values = dict(executor.step.hyper)
+    known = [slot.removeprefix(_HYPER) for slot in values if slot.startswith(_HYPER)]
+    for name, value in overrides.items():
+        if name not in known:
+            raise UserError(f"unknown hyperparameter {name!r}", f"this model has: {', '.join(sorted(known))}")
+        values[_HYPER + name] = value
+    for slot, value in values.items():
+        executor.array(slot)[...] = value
+    return {name: values[_HYPER + name] for name in known}
 
 
 def input_arrays(executor: Executor) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -178,7 +177,8 @@ def validation_loss(executor: Executor, data: Data, batch_count: int) -> float:
     tokens, targets = input_arrays(executor)
     batches = data.validation_batches()
     program = "forward" if "forward" in executor.step.programs else "micro_first"
-    count = max(1, min(batch_count, batches.count // tokens.shape[0]))
+    rows: int = tokens.shape[0]
+    count = max(1, min(batch_count, batches.count // rows))
     total = 0.0
     for _ in range(count):
         batches.fill(tokens, targets)

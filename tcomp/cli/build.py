@@ -1,4 +1,4 @@
-"""`tcomp build`: check, derive, schedule, compile and plan a model, and leave every stage's text in a folder."""
+"""`tcomp build`: check, derive, schedule, compile and plan a model; every stage's text goes to a folder."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tcomp.cli import common
 from tcomp.errors import UserError
+
+if TYPE_CHECKING:
+    from tcomp.model.step import Step
 
 _MARK = "summary.txt"
 
@@ -84,8 +87,8 @@ def build(
         "ops": f"{len(ops)} distinct op instances, {len(step.kernels)} kernels",
         "launches": ", ".join(f"{name} {count}" for name, count in launches.items()),
         "arithmetic": f"{_flops(step) / 1e9:.2f} GFLOP per micro-batch",
-        "arena": f"{bytes_text(step.arena_bytes)}, {step.arena_bytes / max(1, step.lower_bound_bytes):.4f} of the "
-        "lower bound",
+        "arena": f"{bytes_text(step.arena_bytes)}, "
+        f"{step.arena_bytes / max(1, step.lower_bound_bytes):.4f} of the lower bound",
         "time": ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items()),
     }
     summary = "".join(f"{name:12}{value}\n" for name, value in rows.items())
@@ -96,20 +99,19 @@ def build(
 
 def _compile(built: common.Built, cache: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Compile every kernel into the cache; assembly and LLVM IR by kernel name."""
-    from tcomp.codegen.cpu.compile import kernel_assembly, kernel_llvm
+    from tcomp.codegen.cpu.compile import kernel_assembly, kernel_ir
     from tcomp.runtime.cpu.executor import CpuExecutor
 
     CpuExecutor(built.step, built.machine, built.threads, cache).close()
     kernels = built.step.kernels.items()
     return (
         {name: kernel_assembly(k, built.machine) for name, k in kernels},
-        {name: kernel_llvm(k, built.machine) for name, k in kernels},
+        {name: kernel_ir(k, built.machine) for name, k in kernels},
     )
 
 
-def _flops(step: object) -> int:
-    programs, kernels = step.programs, step.kernels  # type: ignore[attr-defined]
-    return sum(kernels[launch.kernel].flops for launch in programs["micro_first"])
+def _flops(step: Step) -> int:
+    return sum(step.kernels[launch.kernel].flops for launch in step.programs["micro_first"])
 
 
 def write_folder(target: Path, texts: dict[str, str]) -> None:

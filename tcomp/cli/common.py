@@ -80,9 +80,7 @@ def parse_values(given: Sequence[str], flag: str) -> dict[str, float]:
                 raise ValueError
             values[name.strip()] = float(number)
         except ValueError as e:
-            raise UserError(
-                f"{flag} {text}: not NAME=NUMBER", f"write for example {flag} peak_lr=1e-3"
-            ) from e
+            raise UserError(f"{flag} {text}: not NAME=NUMBER", f"write for example {flag} peak_lr=1e-3") from e
     return values
 
 

@@ -28,10 +28,8 @@ def doctor() -> None:
     rows = {
         "tcomp": tcomp.__version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "libraries": ", ".join(
-            f"{n} {installed(n)}" for n in ("llvmlite", "numpy", "lark", "safetensors", "typer")
-        ),
-        "cpu level": f"{machine.name}: {machine.lanes_f32} f32 lanes, {machine.vector_registers} vector registers",
+        "libraries": ", ".join(f"{n} {installed(n)}" for n in ("llvmlite", "numpy", "lark", "safetensors", "typer")),
+        "cpu level": f"{machine.name}, {machine.lanes_f32} f32 lanes, {machine.vector_registers} registers",
         "cpu features": " ".join(machine.features) or "none used",
         "cpu caches": f"L1 {bytes_text(machine.l1_bytes)}, L2 {bytes_text(machine.l2_bytes)}, "
         f"L3 {bytes_text(machine.l3_bytes)}",

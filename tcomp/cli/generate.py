@@ -56,6 +56,7 @@ def stream(
     from tcomp.runtime.cpu.executor import CpuExecutor
     from tcomp.runtime.generate import ByteDecoder, sample
     from tcomp.runtime.run_folder import read_config
+    from tcomp.runtime.train import set_scalars
 
     settings = from_json(read_config(run), str(run / "run.json"))
     saved = checkpoint.newest(run, lambda text: print(f"warning: {text}", file=sys.stderr))
@@ -76,6 +77,7 @@ def stream(
     checkpoint.check_same_model(saved, built.step.model, built.step.config, dims)
     executor = CpuExecutor(built.step, built.machine, built.threads, cache_folder("kernels"))
     try:
+        set_scalars(executor, {})
         slots = built.step.slots
         saved.load_into({n: executor.array(n) for n, s in slots.items() if s.kind == "parameter"})
         vocabulary = built.step.inputs["tokens"] or (1 << 16)

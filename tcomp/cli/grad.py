@@ -13,9 +13,7 @@ from tcomp.errors import UserError
 def grad(
     file: Annotated[str, typer.Argument(help="A .tc file, or one of tcomp's own: ops/linear, gpt2.")],
     op: Annotated[str, typer.Argument(help="The op to differentiate.")],
-    written: Annotated[
-        bool, typer.Option("--written", help="The op's own backward, where it has one.")
-    ] = False,
+    written: Annotated[bool, typer.Option("--written", help="The op's own backward, where it has one.")] = False,
 ) -> None:
     """Print the derived backward of an op. The text parses again: edit it, and give it a schedule.
 

@@ -16,13 +16,14 @@ from tcomp.errors import UserError
 app = typer.Typer(
     name="tcomp",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Train GPT-2 class models from one `.tc` text: index equations, schedules, one planned step.
 
 Start with `tcomp train`: it trains a small GPT-2 on this machine's own text in about a minute.
-Then `tcomp show gpt2 --schedule linear`, `tcomp plan gpt2 --config 124M -B 4 -T 1024`,
+Then `tcomp show gpt2 linear --schedule`, `tcomp plan gpt2 --config 124M -B 4 -T 1024`,
 `tcomp grad ops/layernorm.tc layernorm` show what it is made of.""",
 )
 

@@ -68,9 +68,7 @@ def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
         default = known[name]
         if name == "data" and isinstance(value, str):
             value = values[name] = [value]
-        if not isinstance(value, type(default)) or (
-            isinstance(value, bool) and not isinstance(default, bool)
-        ):
+        if not isinstance(value, type(default)) or (isinstance(value, bool) and not isinstance(default, bool)):
             kind = {int: "a whole number", str: "a text", list: "a list", dict: "a table"}[type(default)]
             raise UserError(f"{where}: {name} must be {kind}, not {value!r}")
         if name in ("hyper", "dims"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,9 +52,7 @@ def show(
     from tcomp.machine.cpu import detect
 
     if not any((ast, graph, grad, schedule, tile, llvm, asm, plan, launches)):
-        raise UserError(
-            "tell what to show", "--ast --graph --grad --schedule --tile --llvm --asm --plan or --launches"
-        )
+        raise UserError("tell what to show", "--ast --graph --grad --schedule --tile --llvm --asm --plan or --launches")
     module = common.load_module(file)
     numbers = common.whole_numbers(common.parse_values(dim or [], "--dim"), "--dim")
     machine = detect()
@@ -69,23 +67,17 @@ def show(
     instances: list[tuple[Op, dict[str, int]]]
     if module.models:
         model = common.only_model(module, file)
-        g, parts = nodes_of(
-            module, model.name, config or common.default_config(module, file), batch, length, numbers
-        )
+        g, parts = nodes_of(module, model.name, config or common.default_config(module, file), batch, length, numbers)
         instances = distinct(parts)
         if op:
             known = list(dict.fromkeys(o.name for o, _ in instances))
             instances = [i for i in instances if i[0].name == op]
             if not instances:
-                raise UserError(
-                    f"the model does not use an op {op!r}", common.closest(op, known) or ", ".join(known)
-                )
+                raise UserError(f"the model does not use an op {op!r}", common.closest(op, known) or ", ".join(known))
         if graph:
             print(stages.graph_text(g, parts), end="")
     elif op is None or graph or plan or launches:
-        raise UserError(
-            f"{file}: the file declares no model", "name an op of it, with --dim NAME=NUMBER for its dims"
-        )
+        raise UserError(f"{file}: the file declares no model", "name an op of it, with --dim NAME=NUMBER for its dims")
     else:
         instances = [(_op_or_backward(module, op), _bound(module, op, numbers))]
     for one, dims in instances:
@@ -124,7 +116,7 @@ def nodes_of(
 
 def distinct(parts: dict[str, tuple[Node, ...]]) -> list[tuple[Op, dict[str, int]]]:
     """Each op with each set of dimensions once, in order of first use."""
-    seen = {}
+    seen: dict[Any, tuple[Op, dict[str, int]]] = {}
     for nodes in parts.values():
         for node in nodes:
             seen.setdefault((node.op.name, tuple(node.dims.items()), node.op), (node.op, node.dims))
@@ -151,10 +143,10 @@ def _grad_of(module: Module, op: str) -> str:
 
 def _op_or_backward(module: Module, name: str) -> Op:
     """An op of the module; `linear.backward` is derived where it is not written."""
-    from tcomp.grad import backward_of
-
     forward = name.removesuffix(".backward")
     if name not in module.ops and name != forward and forward in module.ops:
+        from tcomp.grad import backward_of
+
         backward = backward_of(forward, module)
         if backward is not None:
             return backward
@@ -178,9 +170,7 @@ def _bound(module: Module, name: str, given: dict[str, int]) -> dict[str, int]:
     return bind(op, {p.name: operand_shape(p, given) for p in op.params}, given)
 
 
-def _show_code(
-    op: Op, module: Module, dims: dict[str, int], threads: int, tile: bool, llvm: bool, asm: bool
-) -> None:
+def _show_code(op: Op, module: Module, dims: dict[str, int], threads: int, tile: bool, llvm: bool, asm: bool) -> None:
     from tcomp.ir.print import print_kernel
     from tcomp.machine.cpu import detect
     from tcomp.schedule.lower import lower
@@ -190,9 +180,9 @@ def _show_code(
         if tile:
             print(print_kernel(kernel))
         if llvm or asm:
-            from tcomp.codegen.cpu.compile import kernel_assembly, kernel_llvm
+            from tcomp.codegen.cpu.compile import kernel_assembly, kernel_ir
 
             if llvm:
-                print(kernel_llvm(kernel, machine))
+                print(kernel_ir(kernel, machine))
             if asm:
                 print(kernel_assembly(kernel, machine))

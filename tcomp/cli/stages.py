@@ -7,7 +7,8 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from tcomp.dsl.printer import print_item, print_op
+from tcomp.dsl.ast import Access, Binary, Call, Name, Num, Unary
+from tcomp.dsl.printer import print_expression, print_item, print_op
 
 if TYPE_CHECKING:
     from tcomp.dsl.ast import Module, Op
@@ -16,15 +17,20 @@ if TYPE_CHECKING:
     from tcomp.model.step import Step
 
 
+_EXPRESSIONS = (Access, Binary, Call, Name, Num, Unary)
+
+
 def ast_text(node: Any) -> str:
-    """A tree of AST nodes, one per line, children indented; spans are left out."""
+    """A tree of AST nodes, one per line, children indented; spans are left out, expressions are as written."""
     return "\n".join(_ast(node, "", "")) + "\n"
 
 
 def _ast(node: Any, label: str, pad: str) -> Iterator[str]:
     head = f"{pad}{label}: " if label else pad
-    if is_dataclass(node):
-        shown = [f for f in fields(node) if f.compare and getattr(node, f.name) not in ((), None, "")]
+    if isinstance(node, _EXPRESSIONS):
+        yield f"{head}{_leaf(node)}"
+    elif is_dataclass(node):
+        shown = [f for f in fields(node) if f.compare and getattr(node, f.name) not in ((), None, "", False)]
         short = [f for f in shown if _is_leaf(getattr(node, f.name))]
         words = " ".join(f"{f.name}={_leaf(getattr(node, f.name))}" for f in short)
         yield f"{head}{type(node).__name__} {words}".rstrip()
@@ -41,13 +47,22 @@ def _ast(node: Any, label: str, pad: str) -> Iterator[str]:
 
 def _is_leaf(value: Any) -> bool:
     if isinstance(value, tuple):
-        return all(isinstance(v, str | int | float) for v in value)
-    return not is_dataclass(value)
+        return all(isinstance(v, (str, int, float, *_EXPRESSIONS)) or _is_pair(v) for v in value)
+    return isinstance(value, _EXPRESSIONS) or not is_dataclass(value)
+
+
+def _is_pair(value: Any) -> bool:
+    """A name and a value, such as a hyperparameter's."""
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and _is_leaf(value[1])
 
 
 def _leaf(value: Any) -> str:
+    if _is_pair(value) and not isinstance(value[1], str):
+        return f"{value[0]} = {_leaf(value[1])}"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_leaf, value)) + "]"
+    if isinstance(value, _EXPRESSIONS):
+        return print_expression(value)
     return str(value.value) if isinstance(value, Enum) else str(value)
 
 
@@ -59,9 +74,7 @@ def view_text(view: View) -> str:
 
 def graph_text(graph: Graph, parts: dict[str, tuple[Node, ...]]) -> str:
     """Parameters, inputs, and the nodes of each part (forward, backward, update) in order."""
-    lines = [
-        f"model {graph.model.name} {graph.config}: " + ", ".join(f"{k} = {v}" for k, v in graph.dims.items())
-    ]
+    lines = [f"model {graph.model.name} {graph.config}: " + ", ".join(f"{k} = {v}" for k, v in graph.dims.items())]
     lines += [f"  param {view_text(p.tensor.whole())} in {p.decl.group}" for p in graph.parameters]
     lines += [f"  input {view_text(t.whole())}" for t in graph.inputs.values()]
     for name, nodes in parts.items():
@@ -123,8 +136,6 @@ def launches_text(step: Step) -> str:
         lines.append(f"program {name}: {len(launches)} launches")
         for i, launch in enumerate(launches):
             kernel = step.kernels[launch.kernel]
-            operands = ", ".join(
-                f"{b.name}@{o}" for b, o in zip(kernel.operands, launch.offsets, strict=True)
-            )
+            operands = ", ".join(f"{b.name}@{o}" for b, o in zip(kernel.operands, launch.offsets, strict=True))
             lines.append(f"  {i:4} {launch.kernel}({operands})  # {launch.label}")
     return "\n".join(lines) + "\n"

@@ -34,9 +34,7 @@ def train(
     hyper: Annotated[
         list[str] | None, typer.Option(help="Any hyperparameter: --hyper warmup=20; may be repeated.")
     ] = None,
-    dim: Annotated[
-        list[str] | None, typer.Option(help="A configuration value: --dim L=2; may be repeated.")
-    ] = None,
+    dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of parameters, data order and sample.")] = None,
     run: Annotated[str | None, typer.Option(help="The run's folder [default: runs/MODEL-CONFIG].")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with the run in this folder.")] = None,
@@ -94,9 +92,7 @@ def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None) -> TrainS
     from tcomp.runtime.run_folder import read_config
 
     if run_file is not None:
-        raise UserError(
-            "--resume and --run-file exclude each other", "a run keeps the settings it began with"
-        )
+        raise UserError("--resume and --run-file exclude each other", "a run keeps the settings it began with")
     fixed = sorted(set(flags) - set(_RESUMABLE))
     if fixed:
         name = {"hyper": "hyper or --lr", "dims": "dim"}.get(fixed[0], fixed[0])
@@ -134,28 +130,26 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     module = common.load_module(settings.model)
     vocabulary = _vocabulary(module, settings)
     data = open_data([Path(p) for p in settings.data], settings.length, vocabulary)
+    built = common.build_step(
+        settings.model,
+        settings.config,
+        settings.batch,
+        settings.length,
+        dims=settings.dims,
+        accumulation=settings.accumulation,
+        threads=settings.threads,
+        memory=settings.memory or None,
+        programs=("train",),
+        module=module,
+    )
     folder = RunFolder(path, create=not resume)
     try:
-        built = common.build_step(
-            settings.model,
-            settings.config,
-            settings.batch,
-            settings.length,
-            dims=settings.dims,
-            accumulation=settings.accumulation,
-            threads=settings.threads,
-            memory=settings.memory or None,
-            programs=("train",),
-            module=module,
-        )
         if not resume:
             settings = replace(
                 settings,
                 threads=built.threads,
                 run=str(path),
-                model=str(Path(settings.model).resolve())
-                if Path(settings.model).is_file()
-                else settings.model,
+                model=str(Path(settings.model).resolve()) if Path(settings.model).is_file() else settings.model,
                 data=[str(Path(p).resolve()) for p in settings.data],
                 hyper={**_fitting(settings, built.step.hyper), **settings.hyper},
             )

@@ -96,9 +96,7 @@ class Interpreter:
         ranges = [np.arange(self.integer(a.start, names), self.integer(a.stop, names)) for a in axes]
         for a, r in zip(axes, ranges, strict=True):
             if len(r) > a.block:
-                raise IndexError(
-                    f"{self.kernel.name}: axis {a.name} has {len(r)} values, more than {a.block}"
-                )
+                raise IndexError(f"{self.kernel.name}: axis {a.name} has {len(r)} values, more than {a.block}")
         mesh = np.meshgrid(*ranges, indexing="ij") if ranges else []
         shape = tuple(len(r) for r in ranges)
         return {**names, **{a.name: m for a, m in zip(axes, mesh, strict=True)}}, shape

@@ -60,7 +60,7 @@ class CpuMachine:
 
     @property
     def triple(self) -> str:
-        return llvm.get_process_triple()
+        return str(llvm.get_process_triple())
 
 
 def detect(limit: str | None = None) -> CpuMachine:

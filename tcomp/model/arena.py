@@ -49,12 +49,10 @@ class Arena:
             self.bytes += p.layout.bytes
         for t in graph.inputs.values():
             self.add(t, t.name)
-        self.defaults = {p.seed: self.seed_value} if p.gradients else {}
+        self.defaults = {p.seed: self.seed_value, p.step: 0} if p.gradients else {}
         self.defaults |= graph.scalars
         if p.update is not None:
             self.defaults |= p.update.hyper
-        if p.gradients:
-            self.add(p.step, p.step.name)
         for t in self.defaults:
             self.add(t, t.name)
         self.result(graph.loss.tensor, "loss", graph.loss.shape)
@@ -74,9 +72,7 @@ class Arena:
 
     def name(self, t: Tensor, name: str) -> None:
         if name in self.names:
-            raise UserError(
-                f"the model names two tensors `{name}`", f"`{name}` is the step's own; rename yours"
-            )
+            raise UserError(f"the model names two tensors '{name}'", f"'{name}' is the step's own; rename yours")
         self.names[name] = t
 
     def result(self, t: Tensor, name: str, shape: tuple[int, ...]) -> None:
@@ -98,9 +94,7 @@ class Arena:
             out.append(Launch(launch.key, tuple(offsets), launch.label))
         return tuple(out)
 
-    def slots(
-        self, plans: Mapping[str, ProgramPlan], positions: Mapping[str, int], end: int
-    ) -> dict[str, Slot]:
+    def slots(self, plans: Mapping[str, ProgramPlan], positions: Mapping[str, int], end: int) -> dict[str, Slot]:
         """All named regions: the persistent ones, then those of the programs in `positions`, each of which
         has its first launch at the given position; `end` is the last position of all."""
         slots = {n: self.slot(n, t, self.address[t], 0, end) for n, t in self.names.items()}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from tcomp.dsl.ast import Access, DType, Equation, Module, Name, Op
 from tcomp.dsl.dims import bind
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.infer import dimensions
 from tcomp.grad import backward_of
 from tcomp.grad.accumulate import accumulating, restricted
 from tcomp.model.graph import Graph, Node, Tensor, View
@@ -110,19 +111,17 @@ class _Differentiation:
     def node(self, node: Node) -> None:
         """Append the backward of one forward node."""
         given = {o.name for o in node.op.outputs if self.has_gradient(node.operands[o.name], node)}
-        wanted = [
-            p.name for p in node.op.params if p.dtype.is_float and node.operands[p.name].tensor in self.active
-        ]
+        wanted = [p.name for p in node.op.params if p.dtype.is_float and node.operands[p.name].tensor in self.active]
         if not given or not wanted:
             return
         op = self.variants.backward_of(node.op)
         if op is None:
-            raise self.error(node, f"op `{node.op.name}` has no backward and none can be derived")
+            raise self.error(node, f"op '{node.op.name}' has no backward and none can be derived")
         results = {o.name for o in op.outputs}
         outputs = [f"d{p}" for p in wanted if f"d{p}" in results]
         missing = [f"d{p}" for p in wanted if f"d{p}" not in results]
         if missing and op.name in self.variants.module.ops:
-            raise self.error(node, f"`backward {node.op.name}` does not give {', '.join(missing)}")
+            raise self.error(node, f"'backward {node.op.name}' does not give {', '.join(missing)}")
         outputs = self.hand_over(node, op, outputs)
         for group in self.sequential(node, outputs):
             self.launch(node, op, group, given)
@@ -133,16 +132,12 @@ class _Differentiation:
         if g is None or not g.written:
             return False
         if g.tensor is not self.seed and g.state(output) != "written":
-            raise self.error(
-                node, f"only a part of `{output.tensor.name}` has a gradient: slices overlap oddly"
-            )
+            raise self.error(node, f"only a part of '{output.tensor.name}' has a gradient: slices overlap oddly")
         return True
 
     def gradient(self, tensor: Tensor) -> _Gradient:
         if tensor not in self.gradients:
-            buffer = Tensor(
-                self.unique(f"grad.{tensor.name}"), tensor.dtype, tensor.shape, "activation", tensor.owner
-            )
+            buffer = Tensor(self.unique(f"grad.{tensor.name}"), tensor.dtype, tensor.shape, "activation", tensor.owner)
             self.gradients[tensor] = _Gradient(buffer, False)
         return self.gradients[tensor]
 
@@ -205,7 +200,7 @@ class _Differentiation:
             if state == "mixed":
                 raise self.error(
                     node,
-                    f"the gradient of `{x.tensor.name}` is written both whole and in slices, in this order",
+                    f"the gradient of '{x.tensor.name}' is written both whole and in slices, in this order",
                 )
             if state == "written":
                 adding.add(name)
@@ -228,17 +223,22 @@ class _Differentiation:
                 y = node.operands[p.name[1:]]
                 operands[p.name] = y.of(self.gradients[y.tensor].tensor)
             else:
-                raise self.error(
-                    node, f"`{form.name}` reads `{p.name}`, which `{node.op.name}` does not have"
-                )
+                raise self.error(node, f"'{form.name}' reads '{p.name}', which '{node.op.name}' does not have")
         label = node.label.replace(node.op.name, form.name, 1)
-        self.nodes.append(Node(form, self.bind(form, operands, node), operands, label, node.span))
+        self.nodes.append(Node(form, self.bind(op, form, node), operands, label, node.span))
 
-    def bind(self, op: Op, operands: dict[str, View], node: Node) -> dict[str, int]:
-        key = (id(op), *(v.shape for v in operands.values()), *node.dims.items())
+    def bind(self, op: Op, form: Op, node: Node) -> dict[str, int]:
+        """The dimensions of a form of the backward op `op`, from the shapes of all of the op's own operands: a
+        form may have lost the operand whose shape gave one."""
+        key = (id(form), *(v.shape for v in node.operands.values()), *node.dims.items())
         if key not in self.variants.bound:
-            static = {d: node.dims[d] for d in op.dims if d in node.dims}
-            self.variants.bound[key] = bind(op, {n: v.shape for n, v in operands.items()}, static)
+            shapes = {}
+            for o in op.operands:
+                source = o.name if o.name in node.operands else o.name[1:]
+                if source in node.operands:
+                    shapes[o.name] = node.operands[source].shape
+            dims = bind(op, shapes, {d: node.dims[d] for d in op.dims if d in node.dims})
+            self.variants.bound[key] = {d: dims[d] for d in dimensions(form) if d in dims}
         return self.variants.bound[key]
 
     def value(self, v: View) -> View:
@@ -258,9 +258,7 @@ class _Differentiation:
 
     def error(self, node: Node, message: str) -> TcError:
         sources = self.variants.module.sources
-        return TcError(
-            message, node.span, sources.get(node.span.file, ""), notes=(f"in the backward of {node.label}",)
-        )
+        return TcError(message, node.span, sources.get(node.span.file, ""), notes=(f"in the backward of {node.label}",))
 
 
 def copied_gradient(op: Op, output: str) -> str | None:

@@ -46,9 +46,7 @@ def build_step(
     """
     unknown = set(programs) - {"train", "forward"}
     if unknown or not programs:
-        raise UserError(
-            f"there is no program {', '.join(sorted(unknown)) or '(none given)'}", "train or forward"
-        )
+        raise UserError(f"there is no program {', '.join(sorted(unknown)) or '(none given)'}", "train or forward")
     if accumulation < 1 or threads < 1:
         raise UserError("accumulation and threads must be at least 1")
     training = "train" in programs
@@ -94,11 +92,11 @@ def build_step(
         kernels=dict(lowering.kernels),
         programs=placed,
         parameters=tuple(
-            ParameterInit(q.tensor.name, q.decl.init.function, q.value, q.decl.group)
-            for q in graph.parameters
+            ParameterInit(q.tensor.name, q.decl.init.function, q.value, q.decl.group) for q in graph.parameters
         ),
         inputs={t.name: graph.bounds[n] for n, t in graph.inputs.items()},
-        hyper={t.name.removeprefix("hyper."): v for t, v in arena.defaults.items() if t is not p.seed},
+        hyper={t.name: v for t, v in p.update.hyper.items()} if p.update is not None else {},
+        scalars={t.name: v for t, v in arena.defaults.items()},
     )
 
 
@@ -135,7 +133,7 @@ def _out_of_memory(
     listing = "\n".join(f"    {mebibytes(t.bytes):>10}  {n}  ({t.kind})" for n, t in largest)
     return UserError(
         f"the step needs {mebibytes(needed)} of memory, the limit is {mebibytes(limit)}\n"
-        f"  the peak is at `{at}` of program {name}; the largest tensors live there:\n{listing}",
+        f"  the peak is at '{at}' of program {name}; the largest tensors live there:\n{listing}",
         "use a smaller batch or sequence, a smaller config, or a higher limit",
     )
 

@@ -42,19 +42,10 @@ class FlatLayout:
 
 
 def flat_layout(graph: Graph, module: Module) -> FlatLayout:
-    """The layout of a model's parameters. TcError when their dtypes differ or a group is not declared."""
+    """The layout of a model's parameters. TcError when their dtypes differ."""
     optimizer = graph.model.optimizer
     declared = [g.name for g in optimizer.groups] if optimizer is not None else []
     used = _unique(p.decl.group for p in graph.parameters)
-    if optimizer is not None:
-        for p in graph.parameters:
-            if p.decl.group not in declared:
-                raise TcError(
-                    f"parameter `{p.decl.name}` is in group `{p.decl.group}`, which is not declared",
-                    p.decl.span,
-                    module.sources.get(p.decl.span.file, ""),
-                    f"groups: {', '.join(declared)}",
-                )
     dtype = graph.parameters[0].decl.dtype if graph.parameters else DType.F32
     groups: list[FlatGroup] = []
     offsets: dict[str, int] = {}
@@ -65,7 +56,7 @@ def flat_layout(graph: Graph, module: Module) -> FlatLayout:
         for p in members:
             if p.decl.dtype is not dtype:
                 raise TcError(
-                    f"parameter `{p.decl.name}` is {p.decl.dtype}, the others are {dtype}",
+                    f"parameter '{p.decl.name}' is {p.decl.dtype}, the others are {dtype}",
                     p.decl.span,
                     module.sources.get(p.decl.span.file, ""),
                     "all parameters of a model have one dtype",

@@ -131,7 +131,7 @@ def build_graph(
     """
     model = module.models.get(model_name)
     if model is None:
-        raise UserError(f"there is no model `{model_name}`", _one_of("models", module.models))
+        raise UserError(f"there is no model '{model_name}'", _one_of("models", module.models))
     dims = model_dims(module, model, config, sizes, overrides or {})
     return _Builder(module, model, config, dims).build()
 
@@ -143,25 +143,23 @@ def model_dims(
     chosen = next((c for c in model.configs if c.name == config), None)
     if chosen is None:
         raise UserError(
-            f"model `{model.name}` has no config `{config}`",
+            f"model '{model.name}' has no config '{config}'",
             _one_of("configs", [c.name for c in model.configs]),
         )
     settable = [n for n, _ in chosen.values]
     for name in overrides:
         if name not in settable:
-            raise UserError(
-                f"config `{config}` has no value `{name}` to override", _one_of("values", settable)
-            )
+            raise UserError(f"config '{config}' has no value '{name}' to override", _one_of("values", settable))
     dims: dict[str, int] = {}
     for name in model.dims:
         if name not in sizes:
-            raise UserError(f"model `{model.name}` needs a size for `{name}`")
+            raise UserError(f"model '{model.name}' needs a size for '{name}'")
         dims[name] = int(sizes[name])
         if dims[name] < 1:
-            raise UserError(f"size {name} = {dims[name]} of model `{model.name}` must be at least 1")
+            raise UserError(f"size {name} = {dims[name]} of model '{model.name}' must be at least 1")
     for name in sizes:
         if name not in model.dims:
-            raise UserError(f"model `{model.name}` has no size `{name}`", _one_of("sizes", model.dims))
+            raise UserError(f"model '{model.name}' has no size '{name}'", _one_of("sizes", model.dims))
     for name, value in chosen.values:
         dims[name] = int(overrides[name]) if name in overrides else _int(evaluate_dim(value, {**dims}), value)
     for name, value in model.lets:
@@ -171,7 +169,7 @@ def model_dims(
             text = print_expression(condition)
             used = {n: v for n, v in dims.items() if _mentions(condition, n)}
             raise TcError(
-                f"model `{model.name}` requires {text}",
+                f"model '{model.name}' requires {text}",
                 condition.span,
                 module.sources.get(condition.span.file, ""),
                 "choose sizes or config values for which it holds",
@@ -202,8 +200,8 @@ class _Builder:
         self.statements(self.model.forward, {}, "")
         loss = self.result(self.model.loss, "loss")
         if loss.elements != 1:
-            raise self.error(f"the loss `{self.model.loss}` has shape {_shape(loss.shape)}", self.model.span,
-                             "a loss is a scalar; reduce it, for example with `mean`")  # fmt: skip
+            raise self.error(f"the loss '{self.model.loss}' has shape {_shape(loss.shape)}", self.model.span,
+                             "a loss is a scalar; reduce it, for example with 'mean'")  # fmt: skip
         logits = None if self.model.logits is None else self.result(self.model.logits, "logits")
         return Graph(
             self.model, self.config, self.dims, tuple(self.nodes), parameters, inputs, bounds, loss, logits,
@@ -229,7 +227,7 @@ class _Builder:
 
     def result(self, name: str, what: str) -> View:
         if name not in self.environment:
-            raise self.error(f"the model's {what} `{name}` is never computed", self.model.span)
+            raise self.error(f"the model's {what} '{name}' is never computed", self.model.span)
         return self.environment[name]
 
     # -------------------------------------------------------------------------------------- statements
@@ -245,20 +243,20 @@ class _Builder:
     def call(self, c: OpCall, index: dict[str, int], prefix: str) -> None:
         op = self.module.ops.get(c.op)
         if op is None:
-            raise self.error(f"there is no op `{c.op}`", c.span)
+            raise self.error(f"there is no op '{c.op}'", c.span)
         if any(p.inout for p in op.params):
-            raise self.error(f"op `{op.name}` changes its operands, so a forward pass cannot call it", c.span)
+            raise self.error(f"op '{op.name}' changes its operands, so a forward pass cannot call it", c.span)
         keywords = dict(c.keywords)
         operands: dict[str, View] = {}
         for p, a in zip(op.params, c.args, strict=False):
             operands[p.name] = self.operand(a, p.dtype, p.shape == (), index, c)
         for p in op.params[len(c.args) :]:
             if p.name not in keywords:
-                raise self.error(f"`{op.name}` gets no operand `{p.name}`", c.span)
+                raise self.error(f"'{op.name}' gets no operand '{p.name}'", c.span)
             operands[p.name] = self.operand(keywords.pop(p.name), p.dtype, p.shape == (), index, c)
         if len(c.args) > len(op.params) or len(c.results) != len(op.outputs):
             raise self.error(
-                f"`{op.name}` takes {len(op.params)} operands and gives {len(op.outputs)} results, "
+                f"'{op.name}' takes {len(op.params)} operands and gives {len(op.outputs)} results, "
                 f"here {len(c.args)} and {len(c.results)}",
                 c.span,
             )
@@ -287,28 +285,26 @@ class _Builder:
                 dims = bind(op, shapes, static)
                 self.bound[key] = dims, {o.name: operand_shape(o, dims) for o in op.outputs}
             except TcError as e:
-                e.notes = (*e.notes, f"in the call `{prefix}{op.name}` at {c.span}")
+                e.notes = (*e.notes, f"in the call '{prefix}{op.name}' at {c.span}")
                 raise
         return self.bound[key]
 
     # ---------------------------------------------------------------------------------------- operands
 
-    def operand(
-        self, a: TensorRef | Expr, dtype: DType, scalar: bool, index: dict[str, int], c: OpCall
-    ) -> View:
+    def operand(self, a: TensorRef | Expr, dtype: DType, scalar: bool, index: dict[str, int], c: OpCall) -> View:
         if isinstance(a, Name):
             a = TensorRef(a.id, span=a.span)
         if isinstance(a, TensorRef):
             if a.name in self.environment:
                 view = self.view(a, index)
                 if view.tensor.dtype is not dtype:
-                    raise self.error(f"`{a.name}` is {view.tensor.dtype}, `{c.op}` needs {dtype}", a.span)
+                    raise self.error(f"'{a.name}' is {view.tensor.dtype}, '{c.op}' needs {dtype}", a.span)
                 return view
             if not scalar or a.subscripts or a.shape is not None:
-                raise self.error(f"`{a.name}` is not a tensor of this model", a.span)
+                raise self.error(f"'{a.name}' is not a tensor of this model", a.span)
             a = Name(a.name, a.span)
         if not scalar:
-            raise self.error(f"`{c.op}` needs a tensor here, not the number {print_expression(a)}", a.span)
+            raise self.error(f"'{c.op}' needs a tensor here, not the number {print_expression(a)}", a.span)
         return self.constant(float(self.evaluate(a, index)), dtype)
 
     def constant(self, value: float, dtype: DType) -> View:
@@ -322,11 +318,11 @@ class _Builder:
         v = self.environment[r.name]
         offset, shape = v.offset, v.shape
         if len(r.subscripts) > len(shape):
-            raise self.error(f"`{r.name}` has shape {_shape(shape)}: too many subscripts", r.span)
+            raise self.error(f"'{r.name}' has shape {_shape(shape)}: too many subscripts", r.span)
         for s in r.subscripts:
             i = self.integer(s, index)
             if not 0 <= i < shape[0]:
-                raise self.error(f"subscript {i} of `{r.name}` is outside 0 .. {shape[0] - 1}", s.span)
+                raise self.error(f"subscript {i} of '{r.name}' is outside 0 .. {shape[0] - 1}", s.span)
             shape = shape[1:]
             offset += i * prod(shape)
         return self.reshaped(View(v.tensor, offset, shape), r, index)
@@ -337,7 +333,7 @@ class _Builder:
         shape = tuple(self.integer(e, index) for e in r.shape)
         if prod(shape) != v.elements:
             raise self.error(
-                f"`{r.name}` has shape {_shape(v.shape)}, which is {v.elements} elements; "
+                f"'{r.name}' has shape {_shape(v.shape)}, which is {v.elements} elements; "
                 f"as {_shape(shape)} it would be {prod(shape)}",
                 r.span,
                 "a view must have as many elements as what it views",
@@ -366,7 +362,7 @@ class _Builder:
 
 def _int(value: int | float, e: Expr) -> int:
     if value != int(value):
-        raise TcError(f"a dimension must be a whole number, `{print_expression(e)}` is {value}", e.span)
+        raise TcError(f"a dimension must be a whole number, '{print_expression(e)}' is {value}", e.span)
     return int(value)
 
 

@@ -44,9 +44,7 @@ def state_names(op: Op) -> tuple[str, ...]:
 
 
 class _Builder:
-    def __init__(
-        self, graph: Graph, module: Module, layout: FlatLayout, step: Tensor, optimizer: Optimizer
-    ) -> None:
+    def __init__(self, graph: Graph, module: Module, layout: FlatLayout, step: Tensor, optimizer: Optimizer) -> None:
         self.graph, self.module, self.layout, self.step, self.optimizer = (
             graph,
             module,
@@ -80,33 +78,29 @@ class _Builder:
             def flat(name: str, start: int = group.start, n: int = group.elements) -> View:
                 return View(self.flats[name], start, (n,))
 
-            self.node(update, named, flat, f"{o.op} {group.name}")
+            self.node(update, named, flat, f"{o.op} {group.name}".strip())
         return Update(tuple(self.nodes), self.flats, self.results, self.hyper)
 
     def op(self, name: str) -> Op:
         if name not in self.module.ops:
-            raise self.error(f"there is no op `{name}`")
+            raise self.error(f"there is no op '{name}'")
         return self.module.ops[name]
 
     def whole(self, name: str) -> View:
         return self.flats[name].whole()
 
-    def node(
-        self, op: Op, group: dict[str, tuple[str, Expr]], flat: Callable[[str], View], label: str
-    ) -> None:
+    def node(self, op: Op, group: dict[str, tuple[str, Expr]], flat: Callable[[str], View], label: str) -> None:
         operands: dict[str, View] = {}
         for p in op.params:
             if p.shape:
                 if p.name not in self.flats:
-                    raise self.error(
-                        f"`{op.name}` has a vector `{p.name}`; known are {', '.join(self.flats)}"
-                    )
+                    raise self.error(f"'{op.name}' has a vector '{p.name}'; known are {', '.join(self.flats)}")
                 operands[p.name] = flat(p.name)
             else:
                 operands[p.name] = self.scalar(op, p, group)
         for r in op.outputs:
             if r.shape:
-                raise self.error(f"`{op.name}` gives `{r.name}`, which is not a scalar")
+                raise self.error(f"'{op.name}' gives '{r.name}', which is not a scalar")
             self.results[r.name] = Tensor(r.name, r.dtype, (), "output", op.name)
             operands[r.name] = self.results[r.name].whole()
         dims = bind(op, {n: v.shape for n, v in operands.items()}, {})
@@ -124,11 +118,11 @@ class _Builder:
             tensor = self.constant(f"hyper.{p.name}", hyper[p.name], p)
         else:
             raise self.error(
-                f"`{op.name}` reads the scalar `{p.name}`, which is no hyperparameter, no group's value "
+                f"'{op.name}' reads the scalar '{p.name}', which is no hyperparameter, no group's value "
                 "and no result of the learning-rate or norm op"
             )
         if tensor.dtype is not p.dtype:
-            raise self.error(f"`{p.name}` of `{op.name}` is {p.dtype}, given is {tensor.dtype}")
+            raise self.error(f"'{p.name}' of '{op.name}' is {p.dtype}, given is {tensor.dtype}")
         return tensor.whole()
 
     def constant(self, slot: str, value: Expr, p: Operand) -> Tensor:

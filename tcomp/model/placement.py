@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ALIGNMENT = 64
-ROUNDS = 24
+ROUNDS = 48
 """rounds of moving the highest blocks to the front of the order"""
 
 Ints = NDArray[np.int64]
@@ -60,11 +60,11 @@ def live_bytes(blocks: Sequence[Block]) -> Ints:
 
 def place(blocks: Sequence[Block]) -> Placement:
     """Offsets for the blocks. The same problem is solved once per process."""
-    return _place(tuple(blocks))
+    return place_cached(tuple(blocks))
 
 
 @lru_cache(maxsize=64)
-def _place(blocks: tuple[Block, ...]) -> Placement:
+def place_cached(blocks: tuple[Block, ...]) -> Placement:
     if not blocks:
         return Placement((), 0, 0)
     size = np.array([aligned(b.bytes) for b in blocks], np.int64)

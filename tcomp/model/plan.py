@@ -37,8 +37,7 @@ def plan_program(launches: Sequence[PlannedLaunch], persistent: Collection[Tenso
     check_written_first(launches, ranges)
     groups = in_place_groups(launches, ranges)
     blocks = [
-        Block(max(t.bytes for t in g), min(ranges[t][0] for t in g), max(ranges[t][1] for t in g))
-        for g in groups
+        Block(max(t.bytes for t in g), min(ranges[t][0] for t in g), max(ranges[t][1] for t in g)) for g in groups
     ]
     placement: Placement = place(blocks)
     offsets = {t: o for g, o in zip(groups, placement.offsets, strict=True) for t in g}
@@ -46,9 +45,7 @@ def plan_program(launches: Sequence[PlannedLaunch], persistent: Collection[Tenso
     return ProgramPlan(offsets, ranges, placement.bytes, placement.lower_bound, peak)
 
 
-def live_ranges(
-    launches: Sequence[PlannedLaunch], persistent: Collection[Tensor]
-) -> dict[Tensor, tuple[int, int]]:
+def live_ranges(launches: Sequence[PlannedLaunch], persistent: Collection[Tensor]) -> dict[Tensor, tuple[int, int]]:
     """The first and last launch that touches each tensor."""
     ranges: dict[Tensor, tuple[int, int]] = {}
     for i, launch in enumerate(launches):
@@ -66,9 +63,7 @@ def check_written_first(launches: Sequence[PlannedLaunch], ranges: dict[Tensor, 
             raise AssertionError(f"{launch.label} reads {t.name}, which nothing has written")
 
 
-def in_place_groups(
-    launches: Sequence[PlannedLaunch], ranges: dict[Tensor, tuple[int, int]]
-) -> list[list[Tensor]]:
+def in_place_groups(launches: Sequence[PlannedLaunch], ranges: dict[Tensor, tuple[int, int]]) -> list[list[Tensor]]:
     """The tensors, grouped where one takes the place of another."""
     group: dict[Tensor, list[Tensor]] = {t: [t] for t in ranges}
     taken: set[Tensor] = set()

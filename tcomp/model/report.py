@@ -132,9 +132,7 @@ def _totals(step: Step, threads: int) -> Table:
     table.add_row("arena", f"{bytes_text(step.arena_bytes)} ({step.arena_bytes:,} bytes)")
     table.add_row("lower bound (most bytes live at once)", f"{step.lower_bound_bytes:,} bytes")
     table.add_row("arena / lower bound", f"{step.arena_bytes / step.lower_bound_bytes:.4f}")
-    table.add_row(
-        f"scratch, {threads} thread{'s' if threads > 1 else ''}", bytes_text(step.scratch_bytes * threads)
-    )
+    table.add_row(f"scratch, {threads} thread{'s' if threads > 1 else ''}", bytes_text(step.scratch_bytes * threads))
     table.add_row("shared by the threads", bytes_text(step.team_bytes))
     table.add_row("all memory of a step", bytes_text(total))
     return table

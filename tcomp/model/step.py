@@ -54,10 +54,10 @@ class Step:
 
     `programs`: "micro_first" (forward and backward, gradients written), "micro_next" (gradients
     accumulated; only when accumulation > 1), "update" (learning rate, norm, optimizer), "forward" (loss and
-    logits only). `hyper` are the default values of scalars, by their slot's name without "hyper.": slots
-    "hyper.peak_lr", "hyper.matrices.weight_decay" (of a group), "constant.2" (of a forward op). Besides these
-    there are "step" (i32, counts from 0) and "loss_gradient" (1 / accumulation), set by who runs the step.
-    The update's launches are at positions after those of a micro-batch.
+    logits only). `hyper` are the optimizer's scalars and their default values, by slot: "hyper.peak_lr", or
+    "hyper.matrices.weight_decay" of a group. `scalars` are the values of all scalar slots when a run starts: those
+    of `hyper`, "loss_gradient" (1 / accumulation), "step" (i32, counts from 0), constants of forward ops. An
+    executor writes them when it starts. The update's launches are at positions after those of a micro-batch.
     Results: slots "loss", "lr", "norm" (f32 scalars) and "logits" when the program keeps them.
     """
 
@@ -76,3 +76,4 @@ class Step:
     inputs: dict[str, int] = field(default_factory=dict)
     """input slot -> exclusive bound of its values (0: unbounded)"""
     hyper: dict[str, float] = field(default_factory=dict)
+    scalars: dict[str, float] = field(default_factory=dict)

@@ -133,10 +133,9 @@ def guarding(loop: LoopNode) -> list[Expr]:
             outer = reduction_loops(leaf)[:1]
             if outer and (outer[0] is loop or outer[0] in ancestors(loop)):
                 own = conjuncts(v.guard)
-        if not own and leaf.readers:
-            if all(id(r) in inside for r in leaf.readers):
-                parts = [counts(r) for r in leaf.readers]
-                own = [g for g in parts[0] if all(g in p for p in parts[1:])]
+        if not own and leaf.readers and all(id(r) in inside for r in leaf.readers):
+            parts = [counts(r) for r in leaf.readers]
+            own = [g for g in parts[0] if all(g in p for p in parts[1:])]
         memo[id(leaf)] = own
         return own
 
@@ -155,9 +154,7 @@ def zero_outside(e: Expr, guard: Expr, definitions: Mapping[str, Expr]) -> bool:
         match f:
             case Call("select", (c, _, Num(z))) if z == 0 and guard in conjuncts(c):
                 return True
-            case Access(tensor, _) if tensor in definitions and zero_outside(
-                definitions[tensor], guard, definitions
-            ):
+            case Access(tensor, _) if tensor in definitions and zero_outside(definitions[tensor], guard, definitions):
                 return True
     return False
 

@@ -55,18 +55,14 @@ def _state_is_read(op: Op, equations: tuple[Equation, ...]) -> bool:
     return False
 
 
-def default_schedule(
-    op: Op, equations: tuple[Equation, ...], extents: dict[str, int], target: str
-) -> Schedule:
+def default_schedule(op: Op, equations: tuple[Equation, ...], extents: dict[str, int], target: str) -> Schedule:
     """A sound schedule for any op."""
     operands = frozenset(o.name for o in op.operands)
     outputs = [o.name for o in op.operands if o in op.outputs or o.inout]
     defined = {t.name for eq in equations for t in eq.targets}
     outputs = [o for o in outputs if o in defined]
     kernels = []
-    order = {
-        o: max(i for i, eq in enumerate(equations) if any(t.name == o for t in eq.targets)) for o in outputs
-    }
+    order = {o: max(i for i, eq in enumerate(equations) if any(t.name == o for t in eq.targets)) for o in outputs}
     for o in sorted(outputs, key=lambda x: order[x]):
         kept = needed(equations, frozenset({o}), operands - {o})
         kernels.append(KernelSchedule((o,), _mapping(kept, o, extents)))

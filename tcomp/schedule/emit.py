@@ -219,7 +219,7 @@ class Emitter:
         for s in a.subscripts:
             if isinstance(s, Name) and s.id in self.extents:
                 r = self.range(s.id, env)
-                if r.block > 1 or s.id == along:
+                if r.block > 1 or s.id == along or s.id not in env:
                     if s.id == along:
                         panel = len(dims)
                     axes.append(Axis(s.id, r.start, r.stop, r.block))
@@ -370,9 +370,7 @@ class Emitter:
         found = reads(e)
         packed = {a for s in self.plan.stages for n in s.tensors for a in self.staged_accesses(s, n, leaf)}
         blocks = {i: self.range(i, env).block for i in (*parallel, *reduced)}
-        tile = choose(
-            self.plan.loops, target, found, packed, parallel, reduced, blocks, e, self.lanes, leaf.gathered
-        )
+        tile = choose(self.plan.loops, target, found, packed, parallel, reduced, blocks, e, self.lanes, leaf.gathered)
         if reduced:
             legality.check_registers(tile.accumulators(), self.registers, leaf, self.plan, self.text)
         return tile
@@ -446,9 +444,7 @@ class Emitter:
         if isinstance(e, Access) and e.tensor in self.storage:
             origins = self.storage[e.tensor].origins
             subs = tuple(
-                sub(self._point(s, single), o)
-                for s, o in zip(e.subscripts, origins, strict=True)
-                if o is not None
+                sub(self._point(s, single), o) for s, o in zip(e.subscripts, origins, strict=True) if o is not None
             )
             return Access(e.tensor, subs, e.span)
         if isinstance(e, Name):

@@ -8,9 +8,7 @@ from tcomp.dsl.ast import Access, Equation, Name, Num
 from tcomp.ir.tile import Axis, Compute, Loop, Statement
 
 
-def needs_zero(
-    name: str, shape: tuple[int, ...], equations: tuple[Equation, ...], extents: dict[str, int]
-) -> bool:
+def needs_zero(name: str, shape: tuple[int, ...], equations: tuple[Equation, ...], extents: dict[str, int]) -> bool:
     """Whether an output must be cleared before its equations run.
 
     Not needed when assignments cover it: bare distinct indices over the whole of their axes, and constants

@@ -41,10 +41,7 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
                     loop.level.span,
                     text,
                     f"map '{index}' to seq, or add: combine {target.tensor} over {index} by partials",
-                    (
-                        f"blocks 0 and 1 both update {show(target, {})} "
-                        f"(at {index} = 0 and {index} = {second})",
-                    ),
+                    (f"blocks 0 and 1 both update {show(target, {})} (at {index} = 0 and {index} = {second})",),
                 )
             if index in node.gathered:
                 raise TcError(
@@ -124,11 +121,7 @@ def check_registers(accumulators: int, registers: int, leaf: Leaf, plan: KernelP
         value = leaf.equation.value
         span = plan.span if not isinstance(value, Reduction) else leaf.equation.span
         tiled = next(
-            (
-                plan.loops[i]
-                for i in (*leaf.parallel, *leaf.reduced)
-                if i in plan.loops and plan.loops[i].unroll > 1
-            ),
+            (plan.loops[i] for i in (*leaf.parallel, *leaf.reduced) if i in plan.loops and plan.loops[i].unroll > 1),
             None,
         )
         raise TcError(

@@ -4,6 +4,7 @@ serves. resolve -> normalise -> split into kernels -> loop tree -> legality -> s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -86,9 +87,7 @@ class _Lowering:
         self.op, self.module, self.dims, self.machine, self.threads = op, module, dims, machine, threads
         self.info = infer(op, module)
         self.extents = {i: int(evaluate_dim(e, dims)) for i, e in self.info.ranges.items()}
-        self.dtypes = {o.name: o.dtype for o in op.operands} | {
-            t.name: t.dtype for t in self.info.temporaries.values()
-        }
+        self.dtypes = {o.name: o.dtype for o in op.operands} | {t.name: t.dtype for t in self.info.temporaries.values()}
         self.shapes = {o.name: operand_shape(o, dims) for o in op.operands}
         for t in self.info.temporaries.values():
             self.shapes[t.name] = tuple(self.extents[i] for i in t.indices)
@@ -149,9 +148,7 @@ class _Lowering:
             leaf = Leaf(eq, len(leaves), parallel, tuple(reduced), scatter_indices(eq))
             joined = [c for c in plan.combine if c.over in reduced and eq.target.name in c.names]
             if joined:
-                leaves += self._partials(
-                    plan, leaf, joined[0].over, joined[0].by, joined[0].span, len(leaves)
-                )
+                leaves += self._partials(plan, leaf, joined[0].over, joined[0].by, joined[0].span, len(leaves))
             else:
                 leaves.append(leaf)
         return leaves
@@ -165,9 +162,7 @@ class _Lowering:
                     seen.append(n.id)
         return tuple(seen)
 
-    def _partials(
-        self, plan: KernelPlan, leaf: Leaf, over: str, by: str, span: object, at: int
-    ) -> list[Leaf]:
+    def _partials(self, plan: KernelPlan, leaf: Leaf, over: str, by: str, span: object, at: int) -> list[Leaf]:
         """`s = sum i: x[i]` by partials --> `s.partial[block] = sum i in block: x[i]`; `s = sum block: ...`."""
         eq = leaf.equation
         directive = next(c for c in plan.combine if c.over == over)
@@ -197,9 +192,7 @@ class _Lowering:
         subs = eq.target.subscripts
         self.shapes[name] = (*(self.extents[i] for i in leaf.parallel), count)
         first = replace(eq, targets=(Target(name, (*subs, number)),), accumulate=False)
-        joined = Reduction(
-            value.reducer, (index,), None, None, (Access(name, (*subs, Name(index))),), value.span
-        )
+        joined = Reduction(value.reducer, (index,), None, None, (Access(name, (*subs, Name(index))),), value.span)
         second = replace(eq, value=joined)
         return [
             Leaf(first, at, leaf.parallel, leaf.reduced, frozenset(), over),
@@ -219,9 +212,7 @@ class _Lowering:
         local = {t for x in leaves for t in x.written} - operand_names
         for leaf in leaves:
             if any(t in local for t in leaf.written):
-                leaf.readers = [
-                    r for r in leaves if r is not leaf and any(a.tensor in leaf.written for a in r.reads())
-                ]
+                leaf.readers = [r for r in leaves if r is not leaf and any(a.tensor in leaf.written for a in r.reads())]
         check_fuse(leaves, plan, self.text)
         roots = build(leaves, plan.sequence, self.extents)
         check_core_loops(roots, plan, self.text)
@@ -240,9 +231,7 @@ class _Lowering:
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names
         writes = {t for x in leaves for t in x.written} & operand_names
         order = [o.name for o in self.op.operands] + sorted(workspaces)
-        operands = tuple(
-            Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in order if n in reads | writes
-        )
+        operands = tuple(Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in order if n in reads | writes)
         return Kernel(
             label,
             operands,
@@ -265,7 +254,8 @@ class _Lowering:
                 m, n = plan.loops[t.index], self.extents[t.index]
                 g = m.unroll * (self.machine.lanes_f32 if m.vec else 1)
                 granule[t.index] = g
-                chunk[t.index] = min(n, -(--(-n // g) // self.threads) * g)
+                granules = math.ceil(n / g)
+                chunk[t.index] = min(n, math.ceil(granules / self.threads) * g)
         return chunk, granule
 
     def _storage(self, leaves: list[Leaf], local: set[str], chunk: dict[str, int]) -> dict[str, Storage]:
@@ -276,12 +266,8 @@ class _Lowering:
                     continue
                 uses = [definition_path(leaf)]
                 for other in leaves:
-                    if other is not leaf and any(
-                        a.tensor == target.name for a in other.reads() + other.writes()
-                    ):
-                        uses.append(
-                            definition_path(other) if target.name in other.written else ancestors(other)
-                        )
+                    if other is not leaf and any(a.tensor == target.name for a in other.reads() + other.writes()):
+                        uses.append(definition_path(other) if target.name in other.written else ancestors(other))
                 storage[target.name] = place(
                     target.name, self.dtypes[target.name], target.subscripts, self.shapes[target.name],
                     uses, self.extents, chunk,

@@ -106,9 +106,7 @@ def _disjoint(a: Access, b: Access) -> bool:
 
 def _same_turn(index: str, a: Access, b: Access) -> bool:
     """Both accesses touch only the current turn's part: the bare index stands at the same position."""
-    return any(
-        x == Name(index) and y == Name(index) for x, y in zip(a.subscripts, b.subscripts, strict=False)
-    )
+    return any(x == Name(index) and y == Name(index) for x, y in zip(a.subscripts, b.subscripts, strict=False))
 
 
 def conflict(index: str, first: Leaf, second: Leaf) -> tuple[Access, Access] | None:

@@ -45,9 +45,7 @@ def map_expressions(eq: Equation, f: Callable[[Expr], Expr]) -> Equation:
 
 def normalise(op: Op, module: Module, dims: dict[str, int]) -> tuple[Equation, ...]:
     """The op's equations with user functions expanded and dimensions replaced by numbers."""
-    return tuple(
-        map_expressions(eq, lambda e: bind_dims(inline_functions(e, module), dims)) for eq in op.equations
-    )
+    return tuple(map_expressions(eq, lambda e: bind_dims(inline_functions(e, module), dims)) for eq in op.equations)
 
 
 def inline_temporaries(
@@ -84,9 +82,7 @@ def _expand(e: Expr, bodies: dict[str, tuple[Target, Expr]]) -> Expr:
     return e
 
 
-def needed(
-    equations: tuple[Equation, ...], outputs: frozenset[str], available: frozenset[str]
-) -> tuple[Equation, ...]:
+def needed(equations: tuple[Equation, ...], outputs: frozenset[str], available: frozenset[str]) -> tuple[Equation, ...]:
     """The equations that compute `outputs`, and the temporaries they need that are not `available`."""
     wanted = set(outputs)
     keep: list[Equation] = []

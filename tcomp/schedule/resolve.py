@@ -123,9 +123,7 @@ class Resolver:
                 for name in d.loops:
                     if name not in self.extents:
                         known = ", ".join(sorted(self.extents))
-                        raise self.error(
-                            f"{self.op.name} has no loop '{name}'", d.span, f"its loops are: {known}"
-                        )
+                        raise self.error(f"{self.op.name} has no loop '{name}'", d.span, f"its loops are: {known}")
                     if name in loops:
                         raise self.error(
                             f"loop '{name}' is mapped twice",

@@ -49,9 +49,7 @@ def common_path(paths: list[list[LoopNode]]) -> list[LoopNode]:
     return shared
 
 
-def blocks(
-    path: list[LoopNode], extents: dict[str, int], chunk: dict[str, int]
-) -> dict[str, tuple[Expr, int]]:
+def blocks(path: list[LoopNode], extents: dict[str, int], chunk: dict[str, int]) -> dict[str, tuple[Expr, int]]:
     """Innermost tile start and size per index along a path; whole indices are absent."""
     out: dict[str, tuple[Expr, int]] = {}
     for node in path:

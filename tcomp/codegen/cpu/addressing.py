@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tcomp.codegen.cpu.domain import Domain, Point
+from tcomp.codegen.cpu.domain import AxisState, Domain, Point
 from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.integers import Affine, affine_form
@@ -113,9 +113,7 @@ class Addressing:
                 gathered.append((node, stride))
         counters = tuple((n[:-1], c) for n, c in total.terms if n.endswith("'"))
         variables = tuple((n, c) for n, c in total.terms if not n.endswith("'"))
-        return Place(
-            buffer, counters, variables, total.constant, tuple(gathered), panel, in_bounds, frozenset(deps)
-        )
+        return Place(buffer, counters, variables, total.constant, tuple(gathered), panel, in_bounds, frozenset(deps))
 
     def _inside(self, subscript: Expr, form: Affine | None, size: int) -> bool:
         """True when the subscript surely lies in 0 .. size-1; an index read from memory is trusted."""
@@ -174,9 +172,7 @@ class Addressing:
         stride = dict(place.counters).get(vector, 0)
         terms, constant = self._terms(place, point, skip_lanes=True)
         base = self._chain(place.buffer, terms, constant)
-        varying = [
-            (self.evaluator.value(n, point), s) for n, s in place.gathered if vector in n.deps
-        ]
+        varying = [(self.evaluator.value(n, point), s) for n, s in place.gathered if vector in n.deps]
         panel = place.panel
         indices: list[Int] | None = None
         if panel is not None and self._panel_lane_stride(panel, point) is None:
@@ -230,21 +226,16 @@ class Addressing:
     def _terms(self, place: Place, point: Point, skip_lanes: bool) -> tuple[list[Term], int]:
         """The addends of an address and its constant. `skip_lanes` leaves out what varies lane by lane."""
         domain = self.domain
-        em = domain.emitter
-        evaluator = self.evaluator
-        assert evaluator is not None
         terms: list[Term] = []
         constant = place.constant
         for name, c in place.variables:
             value = domain.symbol(name)
-            terms.append(Term(domain.level, (name, c), lambda v=value, c=c: em.mul(v, c)))  # type: ignore[misc]
+            terms.append(Term(domain.level, (name, c), self._product(domain.level, value, c)))
         for axis, c in place.counters:
             state = domain.states[axis]
             constant += c * point[axis] * state.lanes
             if not (isinstance(state.base, int) and state.base == 0):
-                terms.append(
-                    Term(state.level, (axis, c), lambda s=state, c=c: (em.at(s.level), em.mul(s.base, c))[1])  # type: ignore[misc]
-                )
+                terms.append(Term(state.level, (axis, c), self._product(state.level, state.base, c)))
         for node, stride in place.gathered:
             if domain.vector in node.deps and skip_lanes:
                 continue
@@ -259,6 +250,13 @@ class Addressing:
                 constant += k
         return terms, constant
 
+    def _product(self, level: int, value: Int, factor: int) -> Callable[[], Int]:
+        def emit() -> Int:
+            self.domain.emitter.at(level)
+            return self.domain.emitter.mul(value, factor)
+
+        return emit
+
     def _scaled(self, node: Node, stride: int, point: Point) -> Callable[[], Int]:
         def emit() -> Int:
             assert self.evaluator is not None
@@ -272,8 +270,8 @@ class Addressing:
 
     def _panel_terms(self, panel: PanelIndex, point: Point) -> tuple[list[Term], int]:
         domain = self.domain
-        em = domain.emitter
         width = panel.width
+        key: object
         axis = panel.alone()
         if axis is not None:
             assert panel.form is not None
@@ -285,27 +283,33 @@ class Addressing:
                 if isinstance(state.base, int):
                     return [], constant + state.base // width * panel.stride
                 factor = panel.stride // width
-                key = (axis, "panels", factor)
-                return [Term(state.level, key, lambda: (em.at(state.level), em.mul(state.base, factor))[1])], constant
+                emit = self._product(state.level, state.base, factor)
+                return [Term(state.level, (axis, "panels", factor), emit)], constant
             tile = state.unroll * state.lanes
             if panel.form.constant == 0 and width % tile == 0 and state.divisible(tile):
                 # The register tile stays within one panel.
                 key = (axis, "panel", panel.stride, width)
-                emit = lambda: (em.at(state.level), self._panel_offset(panel, state.base))[1]  # noqa: E731
-                return [Term(state.level, key, emit)], offset
+                return [Term(state.level, key, self._in_panels(panel, state, 0))], offset
             key = (axis, "panel", panel.stride, width, offset)
-            emit = lambda: (em.at(state.level), self._panel_offset(panel, em.add(state.base, offset)))[1]  # noqa: E731
-            return [Term(state.level, key, emit)], 0
+            return [Term(state.level, key, self._in_panels(panel, state, offset))], 0
         deps = self._panel_deps(panel)
         key = (id(panel), domain.coordinates(deps, point))
         level = domain.level_of(deps)
 
         def general() -> Int:
             index = self._panel_index(panel, point)
-            em.at(level)
+            domain.emitter.at(level)
             return self._panel_offset(panel, index)
 
         return [Term(level, key, general)], 0
+
+    def _in_panels(self, panel: PanelIndex, state: AxisState, offset: int) -> Callable[[], Int]:
+        def emit() -> Int:
+            em = self.domain.emitter
+            em.at(state.level)
+            return self._panel_offset(panel, em.add(state.base, offset))
+
+        return emit
 
     def _panel_deps(self, panel: PanelIndex) -> frozenset[str]:
         if panel.node is not None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from llvmlite import ir
 
 from tcomp.codegen.cpu.types import I64, IrValue, Type, mangle
 
-Int = int | IrValue
+Int: TypeAlias = int | IrValue
+"""An integer known now, or an i64."""
 
 
 @dataclass
@@ -148,6 +150,8 @@ class Emitter:
         return ir.Constant(I64, value) if isinstance(value, int) else value
 
     def add(self, a: Int, b: Int) -> Int:
+        """a + b where the builder stands; a number when both are."""
+        a, b = _number(a), _number(b)
         if isinstance(a, int) and isinstance(b, int):
             return a + b
         if isinstance(a, int) and a == 0:
@@ -157,6 +161,8 @@ class Emitter:
         return self.builder.add(self.i64(a), self.i64(b), flags=("nsw",))
 
     def mul(self, a: Int, b: Int) -> Int:
+        """a * b where the builder stands; a number when both are."""
+        a, b = _number(a), _number(b)
         if isinstance(a, int) and isinstance(b, int):
             return a * b
         if isinstance(b, int):
@@ -176,3 +182,7 @@ class Emitter:
             signature = ir.FunctionType(result, [a.type for a in args])
             function = ir.Function(self.module, signature, name=full)
         return self.builder.call(function, list(args))
+
+
+def _number(value: Int) -> Int:
+    return int(value.constant) if isinstance(value, ir.Constant) else value

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tcomp.codegen.cpu.types import kind_of
-from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, Unary, rebuild, children
+from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, Unary, children, rebuild
 
 _DTYPES = {d.value: d for d in DType}
 _BINARY = {"+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "%": "mod", "**": "pow"}
@@ -259,5 +259,3 @@ def _fold_numbers(e: Expr, op: str, x: float, y: float) -> Expr:
     except (ZeroDivisionError, OverflowError):
         return e
     return e
-
-

@@ -29,9 +29,7 @@ class Affine:
         sums = dict(self.terms)
         for name, c in other.terms:
             sums[name] = sums.get(name, 0) + c
-        return Affine(
-            tuple(sorted((n, c) for n, c in sums.items() if c)), self.constant + other.constant
-        )
+        return Affine(tuple(sorted((n, c) for n, c in sums.items() if c)), self.constant + other.constant)
 
     def scaled(self, factor: int) -> Affine:
         if factor == 0:
@@ -140,9 +138,7 @@ class Facts:
                 return self.of(a).scaled(c)
             case Binary("//", a, Num(int(c))) if c > 0:
                 k = self.of(a)
-                return Known(
-                    None if k.lo is None else k.lo // c, None if k.hi is None else k.hi // c
-                )
+                return Known(None if k.lo is None else k.lo // c, None if k.hi is None else k.hi // c)
             case Binary("%", a, Num(int(c))) if c > 0:
                 k = self.of(a)
                 if k.lo is not None and k.hi is not None and k.lo // c == k.hi // c:

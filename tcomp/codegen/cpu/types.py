@@ -6,6 +6,8 @@ computed in f32; integers are i64 as scalars (addresses need it) and i32 along v
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 from llvmlite import ir
 
 from tcomp.dsl.ast import DType
@@ -15,8 +17,9 @@ I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 VOID = ir.VoidType()
 
-Type = ir.Type
-IrValue = ir.Value
+Type: TypeAlias = Any
+IrValue: TypeAlias = Any
+"""llvmlite has no type information: these names only say what is meant."""
 
 _STORED = {"f64": F64, "f32": F32, "bf16": I16, "f16": F16, "i32": I32}
 _KINDS = {"f64": "f64", "f32": "f32", "bf16": "f32", "f16": "f32", "i32": "int"}

@@ -1,0 +1,489 @@
+"""Checks of ops, functions and monoids: names, ranks, element types, ranges, what may stand on the left.
+
+`check_op` raises TcError at the first thing that is wrong. The order of the checks is the order in which a
+reader would ask: what is this name, does it have this many axes, is it defined yet, is the value of the
+right type, do the indices stay inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tcomp.dsl.ast import (
+    BUILTINS,
+    NO_SPAN,
+    Access,
+    Binary,
+    Call,
+    DType,
+    Equation,
+    Expr,
+    Function,
+    Module,
+    Monoid,
+    Name,
+    Num,
+    Op,
+    Reduction,
+    Span,
+    Target,
+    accesses_in,
+    names_in,
+    walk,
+)
+from tcomp.dsl.check_values import PER_AXIS, Scope, axes, check_condition, check_number, subscripted
+from tcomp.dsl.dtypes import CASTS, dtype_of
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.extents import affine, bounds, difference, injective, never_negative
+from tcomp.dsl.hints import count, did_you_mean, listing
+from tcomp.dsl.infer import dimensions, infer, left_indices, right_expressions
+from tcomp.dsl.info import OpInfo
+from tcomp.dsl.printer import print_expression
+
+REDUCERS = ("sum", "max", "min")
+
+
+def check_op(op: Op, module: Module) -> OpInfo:
+    """All checks of one op; gives what `infer` found."""
+    dims = frozenset(dimensions(op))
+    _check_signature(op, dims, module)
+    _check_left_sides(op, dims)
+    _check_names(op, dims, module)
+    info = infer(op, module)
+    for n, q in enumerate(op.equations):
+        _check_types(op, q, info, module)
+        _check_injective(op, q, info, dims)
+        _check_own_reads(q)
+        _check_bounds(op, n, info)
+    _check_all_written(op)
+    return info
+
+
+# ---------------------------------------------------------------------------------------- signatures
+
+
+def _check_signature(op: Op, dims: frozenset[str], module: Module) -> None:
+    if op.backward_of is not None and op.backward_of not in module.ops:
+        hint = did_you_mean(op.backward_of, [o for o in module.ops if "." not in o], "op")
+        hint = hint if hint.startswith("did") else "declare the op itself first, or import the file that does"
+        raise TcError(f"backward of an unknown op '{op.backward_of}'", op.span, hint=hint)
+    seen: dict[str, Span] = {}
+    for o in op.operands:
+        if o.name in seen:
+            notes = (f"first at {seen[o.name]}",)
+            raise TcError(f"operand '{o.name}' is declared twice", o.span, notes=notes, hint="rename one of them")
+        if o.name in dims:
+            hint = "give one of the two another name; dimensions are usually capital letters"
+            raise TcError(f"'{o.name}' is both a tensor and a dimension", o.span, hint=hint)
+        seen[o.name] = o.span
+        for e in o.shape:
+            _check_dimension_expression(e, f"the shape of '{o.name}'", None)
+    for o in op.outputs:
+        if o.inout:
+            raise TcError(f"output '{o.name}' cannot be inout", o.span, hint="list it among the parameters instead")
+    for e in op.requires:
+        _check_dimension_expression(e, "a `require`", dims)
+    indices: set[str] = set()
+    for name, e in op.ranges:
+        if name in dims or name in seen:
+            what = "a dimension" if name in dims else "a tensor"
+            raise TcError(f"'{name}' is both an index and {what}", e.span, hint="rename the index")
+        if name in indices:
+            raise TcError(f"index '{name}' is declared twice", e.span, hint="keep one of the two lines")
+        indices.add(name)
+        _check_dimension_expression(e, f"the range of index '{name}'", dims)
+
+
+def _check_dimension_expression(e: Expr, where: str, known: frozenset[str] | None) -> None:
+    for n in walk(e):
+        if isinstance(n, Access) or (isinstance(n, Call) and n.function not in ("min", "max")):
+            raise TcError(f"{where} must be made of dimensions and numbers", n.span, hint="sizes are known at build")
+        if isinstance(n, Num) and isinstance(n.value, float):
+            raise TcError(f"{where} must be a whole number", n.span, hint="divide with `//`")
+        if isinstance(n, Name) and known is not None and n.id not in known:
+            raise TcError(f"unknown dimension '{n.id}' in {where}", n.span, hint=_dimension_hint(n.id, known))
+
+
+def _dimension_hint(name: str, known: frozenset[str]) -> str:
+    hint = did_you_mean(name, sorted(known), "dimension")
+    return hint or f"a dimension of no operand is listed after `;`: op name(...; {name})"
+
+
+# ---------------------------------------------------------------------------------------- left sides
+
+
+def _check_left_sides(op: Op, dims: frozenset[str]) -> None:
+    inputs = {p.name for p in op.params if not p.inout}
+    ranks = {o.name: len(o.shape) for o in op.operands}
+    for q in op.equations:
+        _check_target_count(q)
+        for t in q.targets:
+            if t.name in inputs:
+                hint = f"declare it `inout {t.name}: ...` to update it in place, or write an output"
+                raise TcError(f"'{t.name}' is an input and cannot be written", t.span, hint=hint)
+            if t.name in dims:
+                raise TcError(f"'{t.name}' is a dimension and cannot be written", t.span, hint="rename the tensor")
+            rank = ranks.setdefault(t.name, len(t.subscripts))
+            if rank != len(t.subscripts):
+                message = f"'{t.name}' has {axes(rank)}, but {subscripted(len(t.subscripts))} here"
+                raise TcError(message, t.span, hint=PER_AXIS)
+            if t.dtype is not None and op.operand(t.name) is not None:
+                hint = f"remove `: {t.dtype}`; only a temporary's first equation names its type"
+                raise TcError(f"'{t.name}' has its type from the op's header", t.span, hint=hint)
+            _check_subscripts(t, q, dims)
+
+
+def _check_target_count(q: Equation) -> None:
+    v = q.value
+    if isinstance(v, Reduction) and v.reducer not in REDUCERS:
+        return
+    if len(q.targets) > 1:
+        names = listing(t.name for t in q.targets)
+        hint = "write one equation per tensor; only a monoid reduction (`... by key: ...`) gives several"
+        raise TcError(f"one value cannot be assigned to {names}", q.targets[1].span, hint=hint)
+
+
+def _check_subscripts(t: Target, q: Equation, dims: frozenset[str]) -> None:
+    seen: set[str] = set()
+    for s in t.subscripts:
+        if isinstance(s, Name) and s.id not in dims:
+            if s.id in seen:
+                hint = "give each axis its own index"
+                raise TcError(f"index '{s.id}' stands twice on the left of '{t.name}'", s.span, hint=hint)
+            seen.add(s.id)
+        if accesses_in(s) and not q.accumulate:
+            hint = "two points may hit the same element; write `+=` to add them up"
+            raise TcError(f"'{t.name}' is scattered through a tensor's values with `=`", s.span, hint=hint)
+
+
+# --------------------------------------------------------------------------------------------- names
+
+
+def _check_names(op: Op, dims: frozenset[str], module: Module) -> None:
+    """Every name is known, every access has as many subscripts as its tensor has axes."""
+    ranks = {p.name: len(p.shape) for p in op.params}
+    ranks_later = {o.name: len(o.shape) for o in op.outputs}
+    for q in op.equations:
+        for t in q.targets:
+            ranks_later.setdefault(t.name, len(t.subscripts))
+    tensors = ranks | ranks_later
+    for q in op.equations:
+        for t in q.targets:
+            for s in t.subscripts:
+                inner = _scope(op, dims, left_indices(q, dims), ranks, tensors, module)
+                check_number(s, inner)
+        v = q.value
+        if isinstance(v, Reduction):
+            _check_reduction(op, q, v, dims, ranks, tensors, module)
+        else:
+            check_number(v, _scope(op, dims, left_indices(q, dims), ranks, tensors, module))
+        for t in q.targets:
+            ranks[t.name] = tensors[t.name]
+
+
+def _scope(
+    op: Op,
+    dims: frozenset[str],
+    indices: Sequence[str],
+    defined: dict[str, int],
+    tensors: dict[str, int],
+    module: Module,
+) -> Scope:
+    for i in indices:
+        if i in tensors and i != "_":
+            hint = "give the index or the tensor another name"
+            raise TcError(f"'{i}' is both an index and a tensor of op '{op.name}'", _first_use(op, i), hint=hint)
+    every = {n for q in op.equations for n in left_indices(q, dims)}
+    every |= {n for q in op.equations if isinstance(q.value, Reduction) for n in q.value.indices}
+    return Scope(dims, frozenset(indices), frozenset(every), dict(defined), tensors, module)
+
+
+def _first_use(op: Op, name: str) -> Span:
+    for q in op.equations:
+        for t in q.targets:
+            for s in t.subscripts:
+                for n in walk(s):
+                    if isinstance(n, Name) and n.id == name:
+                        return n.span
+        if isinstance(q.value, Reduction) and name in q.value.indices:
+            return q.value.span
+    return op.span or NO_SPAN
+
+
+def _check_reduction(
+    op: Op,
+    q: Equation,
+    v: Reduction,
+    dims: frozenset[str],
+    ranks: dict[str, int],
+    tensors: dict[str, int],
+    module: Module,
+) -> None:
+    _check_reducer(q, v, module)
+    for n, i in enumerate(v.indices):
+        if i in dims:
+            hint = f"declare an index over it: `index {i.lower()}: {i}`, and reduce over '{i.lower()}'"
+            raise TcError(f"'{i}' is a dimension, not an index", v.span, hint=hint)
+        if i in v.indices[:n]:
+            raise TcError(f"index '{i}' is reduced twice", v.span, hint="list each reduced index once")
+        if i in left_indices(q, dims):
+            hint = f"a reduced index is gone afterwards: remove '{i}' on one of the two sides"
+            raise TcError(f"index '{i}' is reduced, but also stands on the left", v.span, hint=hint)
+    key_indices = _target_indices(q.targets[0], dims)
+    scope = _scope(op, dims, (*key_indices, *v.indices), ranks, tensors, module)
+    if v.guard is not None:
+        check_condition(v.guard, scope)
+    if v.key is None:
+        check_number(v.values[0], scope)
+        return
+    check_number(v.key, scope)
+    for t, value in zip(q.targets[1:], v.values, strict=True):
+        indices = _target_indices(t, dims)
+        for i in key_indices:
+            if i not in indices:
+                hint = f"the key '{q.targets[0].name}' has it, so each carried field needs it too"
+                raise TcError(f"'{t.name}' lacks the index '{i}'", t.span, hint=hint)
+        check_number(value, _scope(op, dims, (*indices, *v.indices), ranks, tensors, module))
+
+
+def _target_indices(t: Target, dims: frozenset[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(n.id for s in t.subscripts for n in walk(s) if isinstance(n, Name) and n.id not in dims))
+
+
+def _check_reducer(q: Equation, v: Reduction, module: Module) -> None:
+    if v.reducer in module.monoids:
+        if v.key is None:
+            hint = f"write `{v.reducer} {', '.join(v.indices)} by <key>: ...`"
+            raise TcError(f"monoid '{v.reducer}' needs its key", v.span, hint=hint)
+        if len(q.targets) != 1 + len(v.values):
+            hint = "the first tensor on the left takes the key, each further one a value after the colon"
+            raise TcError(
+                f"{count(len(q.targets), 'tensor')} on the left, "
+                f"but a key and {count(len(v.values), 'value')} on the right",
+                q.span,
+                hint=hint,
+            )
+    elif v.reducer in REDUCERS:
+        if v.key is not None:
+            hint = "leave out `by ...`, or declare a monoid"
+            raise TcError(f"'{v.reducer}' has no key", v.key.span, hint=hint)
+        if len(v.values) > 1:
+            raise TcError(f"'{v.reducer}' takes one value", v.values[1].span, hint="write one equation per sum")
+    else:
+        hint = did_you_mean(v.reducer, [*REDUCERS, *module.monoids], "reducer")
+        raise TcError(f"unknown reducer '{v.reducer}'", v.span, hint=hint)
+    if q.accumulate and v.reducer != "sum":
+        hint = "`+=` adds; write `=` into a temporary and combine it in a second equation"
+        raise TcError(f"a '{v.reducer}' cannot be accumulated with `+=`", q.span, hint=hint)
+
+
+# --------------------------------------------------------------------------------------------- types
+
+
+def _check_types(op: Op, q: Equation, info: OpInfo, module: Module) -> None:
+    dtypes = {o.name: o.dtype for o in op.operands} | {t.name: t.dtype for t in info.temporaries.values()}
+    values = q.value.values if isinstance(q.value, Reduction) else (q.value,)
+    if isinstance(q.value, Reduction) and q.value.key is not None:
+        values = (q.value.key, *values)
+    for t, e in zip(q.targets, values, strict=True):
+        target = dtypes[t.name]
+        if target is DType.I32 and dtype_of(e, dtypes, module) is not DType.I32:
+            hint = f"round it where you mean to: `i32(floor({_short(e)}))`"
+            raise TcError(f"a real value is assigned to '{t.name}', which is i32", e.span, hint=hint)
+    for e in right_expressions(q):
+        _check_mixing(e, dtypes)
+    for e in (*right_expressions(q), *(s for t in q.targets for s in t.subscripts)):
+        for n in walk(e):
+            if isinstance(n, Binary) and n.op in ("//", "%") and dtype_of(n, dtypes, module) is not DType.I32:
+                hint = "it divides integers; for reals write `floor(a / b)`"
+                raise TcError(f"`{n.op}` of a real value", n.span, hint=hint)
+            if isinstance(n, Access):
+                for s in n.subscripts:
+                    if dtype_of(s, dtypes, module) is not DType.I32:
+                        hint = "subscripts are integers; cast with `i32(...)`"
+                        raise TcError(f"a real subscript of '{n.tensor}'", s.span, hint=hint)
+    for t in q.targets:
+        for s in t.subscripts:
+            if dtype_of(s, dtypes, module) is not DType.I32:
+                raise TcError(f"a real subscript of '{t.name}'", s.span, hint="subscripts are integers")
+
+
+def _check_mixing(e: Expr, dtypes: dict[str, DType]) -> None:
+    """f64 and narrower reals may meet only through a cast."""
+    outside: list[Access] = []
+
+    def visit(n: Expr) -> None:
+        if isinstance(n, Access):
+            outside.append(n)
+        elif isinstance(n, Call) and n.function not in CASTS:
+            for a in n.args:
+                visit(a)
+        elif not isinstance(n, Call):
+            for c in (n.left, n.right) if isinstance(n, Binary) else (getattr(n, "operand", None),):
+                if c is not None:
+                    visit(c)
+
+    visit(e)
+    wide = [a for a in outside if dtypes[a.tensor] is DType.F64]
+    narrow = [a for a in outside if dtypes[a.tensor].is_float and dtypes[a.tensor] is not DType.F64]
+    if wide and narrow:
+        hint = f"cast one of them, for example `f64({_short(narrow[0])})`"
+        raise TcError(
+            f"'{wide[0].tensor}' is f64 and '{narrow[0].tensor}' is {dtypes[narrow[0].tensor]}", e.span, hint=hint
+        )
+
+
+def _short(e: Expr) -> str:
+    text = print_expression(e)
+    return text if len(text) <= 40 else "..."
+
+
+# -------------------------------------------------------------------------------------------- points
+
+
+def _check_injective(op: Op, q: Equation, info: OpInfo, dims: frozenset[str]) -> None:
+    """With `=`, two points must not write the same element."""
+    if q.accumulate:
+        return
+    for t in q.targets:
+        indices = _target_indices(t, dims)
+        used: set[str] = set()
+        for s in t.subscripts:
+            if isinstance(s, Name | Num):
+                used |= names_in(s)
+                continue
+            form = affine(s, indices)
+            if form is None or not injective(form, info.ranges) or used & form.terms.keys():
+                hint = "write `+=` to add up what meets there, or use a plain index"
+                raise TcError(f"two points may write the same element of '{t.name}'", s.span, hint=hint)
+            used |= form.terms.keys()
+
+
+def _check_own_reads(q: Equation) -> None:
+    """An equation may read what it writes only at the very point it writes, and not in a reduction."""
+    written = {t.name: t for t in q.targets}
+    for e in right_expressions(q):
+        for a in accesses_in(e):
+            t = written.get(a.tensor)
+            if t is None:
+                continue
+            if isinstance(q.value, Reduction):
+                hint = "reduce into a temporary first, then combine it in a second equation"
+                raise TcError(f"'{a.tensor}' is read inside the reduction that writes it", a.span, hint=hint)
+            if a.subscripts != t.subscripts:
+                own = print_expression(Access(t.name, t.subscripts))
+                hint = f"read it at {own}, or copy it to a temporary in an equation before"
+                raise TcError(f"'{a.tensor}' is read at another point than this equation writes", a.span, hint=hint)
+
+
+def _check_bounds(op: Op, n: int, info: OpInfo) -> None:
+    """Refuse a subscript that leaves its axis whatever the dimensions are (guarded reads are not judged)."""
+    q = op.equations[n]
+    v = q.value
+    guarded = isinstance(v, Reduction) and v.guard is not None
+    expressions: list[Expr] = [] if guarded else list(right_expressions(q))
+    places: list[tuple[str, tuple[Expr, ...]]] = [(t.name, t.subscripts) for t in q.targets]
+    for e in expressions:
+        places += [(a.tensor, a.subscripts) for a in _unconditional_accesses(e)]
+    for tensor, subscripts in places:
+        for axis, s in enumerate(subscripts):
+            if isinstance(s, Name):
+                continue
+            extent = _axis_extent(op, info, tensor, axis)
+            form = affine(s, info.ranges)
+            reach = bounds(form, info.ranges) if form is not None else None
+            if extent is None or reach is None:
+                continue
+            low, high = reach
+            if never_negative({m: -c for m, c in low.items()}) and low:
+                raise TcError(
+                    f"subscript {axis} of '{tensor}' goes below 0",
+                    s.span,
+                    notes=_range_notes(s, info),
+                    hint="shift the index, or guard the read with `select`",
+                )
+            excess = dict(high)
+            for m, c in difference(extent, Num(0)).items():
+                excess[m] = excess.get(m, 0) - c
+            if never_negative({m: c for m, c in excess.items() if c}):
+                raise TcError(
+                    f"subscript {axis} of '{tensor}' goes past its extent {print_expression(extent)}",
+                    s.span,
+                    notes=_range_notes(s, info),
+                    hint="shorten the index's range (`index i: ...`), or guard the read with `select`"
+                    if names_in(s)
+                    else "subscripts count from 0",
+                )
+
+
+def _range_notes(s: Expr, info: OpInfo) -> tuple[str, ...]:
+    ranges = [(n, info.ranges[n]) for n in sorted(names_in(s)) if n in info.ranges]
+    return tuple(f"index '{n}' runs over 0 <= {n} < {print_expression(e)}" for n, e in ranges)
+
+
+def _axis_extent(op: Op, info: OpInfo, tensor: str, axis: int) -> Expr | None:
+    operand = op.operand(tensor)
+    if operand is not None:
+        return operand.shape[axis]
+    return info.ranges.get(info.temporaries[tensor].indices[axis])
+
+
+def _unconditional_accesses(e: Expr) -> list[Access]:
+    """Accesses that are read at every point: not those in a branch of `select`."""
+    if isinstance(e, Call) and e.function == "select":
+        return _unconditional_accesses(e.args[0])
+    own = [e] if isinstance(e, Access) else []
+    match e:
+        case Access(_, parts) | Call(_, parts):
+            inner: tuple[Expr, ...] = parts
+        case Binary(_, left, right):
+            inner = (left, right)
+        case _:
+            inner = tuple(c for c in (getattr(e, "operand", None),) if c is not None)
+    return own + [a for c in inner for a in _unconditional_accesses(c)]
+
+
+def _check_all_written(op: Op) -> None:
+    written = {t.name for q in op.equations for t in q.targets}
+    for o in op.outputs:
+        if o.name not in written:
+            hint = f"add an equation `{o.name}[...] = ...`, or remove it from the header"
+            raise TcError(f"output '{o.name}' is never written", o.span, hint=hint)
+    for p in op.params:
+        if p.inout and p.name not in written:
+            raise TcError(f"inout operand '{p.name}' is never written", p.span, hint="remove `inout`")
+
+
+# ------------------------------------------------------------------------------ functions and monoids
+
+
+def check_function(f: Function, module: Module) -> None:
+    """Arguments used and known, no tensors, no recursion."""
+    if f.name in BUILTINS or f.name in CASTS or f.name in REDUCERS:
+        raise TcError(f"'{f.name}' is built in", f.span, hint="give the function another name")
+    for n, p in enumerate(f.params):
+        if p in f.params[:n]:
+            raise TcError(f"argument '{p}' of fn '{f.name}' stands twice", f.span, hint="rename one of them")
+    scope = Scope(frozenset(), frozenset(f.params), frozenset(f.params), {}, {}, module, argument=True)
+    check_number(f.body, scope)
+    _check_recursion(f, module, ())
+
+
+def _check_recursion(f: Function, module: Module, path: tuple[str, ...]) -> None:
+    if f.name in path:
+        chain = " -> ".join((*path, f.name))
+        raise TcError(f"fn '{f.name}' calls itself ({chain})", f.span, hint="functions are inlined and cannot recurse")
+    for n in walk(f.body):
+        if isinstance(n, Call) and n.function in module.functions:
+            _check_recursion(module.functions[n.function], module, (*path, f.name))
+
+
+def check_monoid(m: Monoid, module: Module) -> None:
+    """Only the two partial results' fields, and in the carried line the combined key, may be read."""
+    if m.name in REDUCERS:
+        raise TcError(f"'{m.name}' is a built-in reducer", m.span, hint="give the monoid another name")
+    key = {f"a.{m.key_name}", f"b.{m.key_name}"}
+    carried = key | {f"a.{m.carried_name}", f"b.{m.carried_name}", m.key_name}
+    for body, names in ((m.key, key), (m.carried, carried)):
+        scope = Scope(frozenset(), frozenset(names), frozenset(names), {}, {}, module, argument=True)
+        check_number(body, scope)

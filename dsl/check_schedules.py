@@ -1,0 +1,206 @@
+"""Checks of schedules that need no machine: every loop, tensor and level named exists, for that target.
+
+Whether a mapping is legal (no two blocks write the same element) is shown later, when sizes are known. The
+loops of a derived backward op are not known here, so of its schedule only targets, levels and parameters
+are checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tcomp.dsl import ast
+from tcomp.dsl.ast import Access, Expr, Module, Num, Op, Schedule, Span, names_in
+from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.hints import did_you_mean, listing
+from tcomp.dsl.infer import infer, right_accesses
+from tcomp.dsl.info import OpInfo
+from tcomp.dsl.targets import CPU_TARGETS, GPU_TARGETS, Family, family_of
+
+_DIRECTIVES = ("order", "fuse", "stage", "use", "cast", "combine", "tune", "where", "kernel")
+
+
+def check_schedule(schedule: Schedule, module: Module) -> None:
+    """TcError at the first directive that names something unknown or unknown to its target."""
+    op = module.ops.get(schedule.op)
+    forward = schedule.op.removesuffix(".backward")
+    if op is None and not (schedule.op.endswith(".backward") and forward in module.ops):
+        known = [*module.ops, *(f"{o}.backward" for o in module.ops if not o.endswith(".backward"))]
+        hint = did_you_mean(schedule.op, known, "op")
+        raise TcError(f"a schedule for an unknown op '{schedule.op}'", schedule.span, hint=hint)
+    family = family_of(schedule.target)
+    if family is None:
+        hint = did_you_mean(schedule.target, (*CPU_TARGETS, *GPU_TARGETS), "target")
+        hint = hint or f"targets are {', '.join((*CPU_TARGETS, *GPU_TARGETS))}"
+        raise TcError(f"unknown target '{schedule.target}'", schedule.span, hint=hint)
+    names = _Names(schedule, op, infer(op, module) if op is not None else None, family)
+    names.check(schedule.shared, (), frozenset())
+    shared = names.parameters(schedule.shared)
+    covered: dict[str, Span] = {}
+    for kernel in schedule.kernels:
+        for output in kernel.outputs:
+            if output in covered:
+                hint = "put all its directives under one `kernel` line"
+                raise TcError(f"'{output}' has two kernels", kernel.span, hint=hint)
+            covered[output] = kernel.span
+            names.tensor(output, kernel.span, "kernel")
+        names.check(kernel.directives, schedule.shared, shared)
+
+
+class _Names:
+    """What a schedule may name. `op` and `info` are None for a derived backward op."""
+
+    def __init__(self, schedule: Schedule, op: Op | None, info: OpInfo | None, family: Family) -> None:
+        self.schedule, self.op, self.info, self.family = schedule, op, info, family
+
+    def parameters(self, directives: Iterable[ast.Directive]) -> frozenset[str]:
+        return frozenset(d.name for d in directives if isinstance(d, ast.Tune))
+
+    def check(
+        self, directives: tuple[ast.Directive, ...], before: tuple[ast.Directive, ...], inherited: frozenset[str]
+    ) -> None:
+        """The directives of one block, after those `before` that hold for it too."""
+        known = set(inherited)
+        declared: set[str] = set()
+        for d in directives:
+            if isinstance(d, ast.Tune):
+                if d.name in declared:
+                    raise TcError(f"parameter '{d.name}' is declared twice", d.span, hint="keep one `tune` line")
+                self.tune(d, known)
+                declared.add(d.name)
+                known.add(d.name)
+        mapped = {(loop, d.of) for d in before if isinstance(d, ast.MapLoops) for loop in d.loops}
+        for d in directives:
+            if isinstance(d, ast.MapLoops):
+                for loop in d.loops:
+                    self.loop(loop, d.span)
+                    if (loop, d.of) in mapped:
+                        hint = f"put all levels on one line: {loop} -> ... / ..."
+                        raise TcError(f"loop '{loop}' is mapped twice", d.span, hint=hint)
+                    mapped.add((loop, d.of))
+            self.directive(d, known)
+
+    def directive(self, d: ast.Directive, known: set[str]) -> None:
+        family = self.family
+        match d:
+            case ast.MapLoops(_, of, levels):
+                for name in of:
+                    self.tensor(name, d.span, "of")
+                for level in levels:
+                    self.level(level, known)
+            case ast.Order(loops):
+                for loop in loops:
+                    self.loop(loop, d.span)
+            case ast.Fuse(names, at):
+                for name in names:
+                    self.written(name, d.span)
+                self.loop(at, d.span)
+            case ast.Stage(tensors, space, at, by, _):
+                for name in tensors:
+                    self.staged(name, d.span)
+                self.loop(at, d.span)
+                self.one_of(space, family.spaces, d.span, "space")
+                if by is not None:
+                    self.one_of(by, family.copies, d.span, "way to copy")
+            case ast.Use(instruction, names):
+                self.one_of(instruction, family.instructions, d.span, "instruction")
+                for name in names:
+                    self.tensor(name, d.span, "use")
+            case ast.Cast(what, _):
+                self.tensor(what.split(".")[0], d.span, "cast")
+            case ast.Combine(names, over, _):
+                for name in names:
+                    self.tensor(name, d.span, "combine")
+                self.loop(over, d.span)
+            case ast.Where(conditions):
+                for e in conditions:
+                    self.expression(e, known, d.span)
+            case ast.Flag(name, args):
+                if name not in family.flags:
+                    known_names = (*family.flags, *_DIRECTIVES)
+                    hint = did_you_mean(name, known_names, "directive")
+                    raise TcError(f"unknown directive '{name}' on {family.name}", d.span, hint=hint)
+                if name == "inline":
+                    for a in args:
+                        if isinstance(a, ast.Name):
+                            self.tensor(a.id, a.span, "inline")
+
+    # ---------------------------------------------------------------------------------- what exists
+
+    def loop(self, name: str, span: Span) -> None:
+        if self.info is not None and name not in self.info.ranges:
+            hint = f"its loops are: {', '.join(sorted(self.info.ranges))}"
+            raise TcError(f"{self.schedule.op} has no loop '{name}'", span, hint=hint)
+
+    def tensor(self, name: str, span: Span, directive: str) -> None:
+        if self.op is None or self.info is None:
+            return
+        known = [*(o.name for o in self.op.operands), *self.info.temporaries]
+        if name not in known:
+            hint = did_you_mean(name, known, "tensor")
+            raise TcError(f"{directive} names '{name}', which is no tensor of {self.op.name}", span, hint=hint)
+
+    def written(self, name: str, span: Span) -> None:
+        if self.op is None:
+            return
+        known = list(dict.fromkeys(t.name for q in self.op.equations for t in q.targets))
+        if name not in known:
+            hint = f"it computes: {', '.join(known)}"
+            raise TcError(f"fuse names '{name}', which this kernel does not compute", span, hint=hint)
+
+    def staged(self, name: str, span: Span) -> None:
+        """`W`, or `QKV.1`: the accesses of QKV whose first constant subscript is 1."""
+        base, dot, part = name.partition(".")
+        self.tensor(base, span, "stage")
+        if not dot or self.op is None:
+            return
+        parts = []
+        for q in self.op.equations:
+            for a in right_accesses(q):
+                constants = [s.value for s in a.subscripts if isinstance(s, Num)]
+                if isinstance(a, Access) and a.tensor == base and constants:
+                    parts.append(str(constants[0]))
+        if part not in parts:
+            shown = listing(f"{base}.{p}" for p in dict.fromkeys(parts))
+            hint = f"read here: {shown}" if parts else f"stage all of it: {base}"
+            raise TcError(f"no access of '{base}' has {part} as its first constant subscript", span, hint=hint)
+
+    # ------------------------------------------------------------------------- levels and parameters
+
+    def level(self, level: ast.Level, known: set[str]) -> None:
+        family = self.family
+        if level.kind not in family.levels:
+            hint = f"levels on {family.name}, outermost first: {', '.join(family.levels)}"
+            raise TcError(f"level '{level.kind}' does not exist on {family.name}", level.span, hint=hint)
+        for e in level.args:
+            self.expression(e, known, level.span)
+
+    def one_of(self, name: str, known: tuple[str, ...], span: Span, kind: str) -> None:
+        if name not in known:
+            hint = did_you_mean(name, known, kind)
+            raise TcError(f"{kind} '{name}' does not exist on {self.family.name}", span, hint=hint)
+
+    def tune(self, d: ast.Tune, known: set[str]) -> None:
+        for e in (d.default, *d.choices):
+            self.expression(e, known, d.span)
+        if not d.choices or any(names_in(e) for e in (d.default, *d.choices)):
+            return
+        values = [evaluate_dim(e, {}) for e in d.choices]
+        if evaluate_dim(d.default, {}) not in values:
+            shown = ", ".join(map(str, values[:12])) + (", ..." if len(values) > 12 else "")
+            raise TcError(
+                f"the default of '{d.name}' is not among its choices", d.default.span, hint=f"they are {shown}"
+            )
+
+    def expression(self, e: Expr, known: set[str], span: Span) -> None:
+        for n in ast.walk(e):
+            if isinstance(n, Access):
+                raise TcError(
+                    f"'{n.tensor}' is a tensor; a schedule computes with numbers", n.span, hint="use a `tune` parameter"
+                )
+            if isinstance(n, ast.Name) and n.id not in known and n.id not in self.family.facts:
+                names = [*sorted(known), *self.family.facts]
+                hint = did_you_mean(n.id, names, "name")
+                hint = hint if hint.startswith("did") else f"declare it: `tune {n.id} = 64 from 32, 64`"
+                raise TcError(f"unknown parameter '{n.id}'", n.span if n.span.line else span, hint=hint)

@@ -1,0 +1,1 @@
+"""Running built steps on the CPU."""

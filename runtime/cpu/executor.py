@@ -1,0 +1,127 @@
+"""A built step on the CPU: its kernels as machine code, its slots in one arena, its programs on a team.
+
+Takes a `Step`, gives arrays by slot name and programs run by name. All memory is mapped when the executor is
+made; a run allocates nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from numpy.typing import NDArray
+
+from tcomp.codegen.cpu.cache import cached_object, compile_kernels
+from tcomp.codegen.cpu.compile import CompiledKernel
+from tcomp.errors import UserError
+from tcomp.machine.cpu import CpuMachine
+from tcomp.model.step import Step
+from tcomp.runtime.cpu.interpreter import SYMBOL, compile_interpreter, interpreter_ir
+from tcomp.runtime.cpu.memory import Region
+from tcomp.runtime.cpu.team import NativeProgram, Team, native_program
+
+_NUMPY = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": np.uint16, "i32": np.int32,
+          "e4m3": np.uint8, "e5m2": np.uint8}  # fmt: skip
+"""Types without a NumPy equivalent are given as their bits."""
+
+
+class CpuExecutor:
+    """Compiles or loads `step.kernels`, maps the arena, starts `threads` threads."""
+
+    def __init__(self, step: Step, machine: CpuMachine, threads: int, cache_dir: Path | str | None = None) -> None:
+        if threads < 1:
+            raise UserError(f"cannot run on {threads} threads", "use one thread or more")
+        self._step = step
+        self._jit = llvm.create_lljit_compiler()
+        self._libraries: list[Any] = []
+        names = list(step.kernels)
+        compiled = compile_kernels([step.kernels[n] for n in names], machine, cache_dir)
+        self.kernels: dict[str, CompiledKernel] = dict(zip(names, compiled, strict=True))
+        run = self._load(cached_object(interpreter_ir(machine), machine, cache_dir, compile_interpreter), (SYMBOL,))
+        addresses = self._load_kernels()
+        scratch = max((k.scratch_bytes for k in self.kernels.values()), default=0)
+        region = max((k.team_bytes for k in self.kernels.values()), default=0)
+        self._arena = Region(step.arena_bytes, "arena")
+        # Threads' scratch on pages of their own, and not a power of two apart.
+        stride = -(-max(scratch, 1) // 4096) * 4096 + 4096
+        self._scratch = Region(stride * threads, "scratch")
+        self._region = Region(region, "team region")
+        self._programs = self._link(addresses)
+        self._labels = {name: self._phase_labels(name) for name in step.programs}
+        self._times = {n: (ctypes.c_int64 * (p.count + 1))() for n, p in self._programs.items()}
+        self._team = Team(
+            run[SYMBOL],
+            threads,
+            self._arena.address,
+            [self._scratch.address + stride * t for t in range(threads)],
+            self._region.address,
+        )
+
+    @property
+    def step(self) -> Step:
+        return self._step
+
+    @property
+    def threads(self) -> int:
+        return int(self._team.threads)
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The slot's memory as an array of its shape (not a copy)."""
+        slot = self._step.slots[name]
+        dtype = np.dtype(_NUMPY[slot.dtype.value])
+        count = int(np.prod(slot.shape, dtype=np.int64))
+        flat: NDArray[Any] = np.frombuffer(self._arena.buffer, dtype=dtype, count=count, offset=slot.offset)
+        return flat.reshape(slot.shape)
+
+    def run(self, program: str) -> None:
+        """Run one of the step's programs to its end."""
+        self._team.run(self._programs[program])
+
+    def profile(self, program: str) -> list[tuple[str, float]]:
+        """Run a program and give each phase's label and its share of the cycle counter's ticks."""
+        times = self._times[program]
+        self._team.run(self._programs[program], ctypes.addressof(times))
+        ticks = np.diff(np.frombuffer(times, dtype=np.int64))
+        return [(label, float(t)) for label, t in zip(self._labels[program], ticks, strict=True)]
+
+    def close(self) -> None:
+        """End the threads. Arrays given out stay valid as long as they are referenced."""
+        self._team.close()
+
+    # ----------------------------------------------------------------------------------------- loading
+
+    def _load_kernels(self) -> dict[str, tuple[int, ...]]:
+        """Addresses of each kernel's phases; kernels of the same content are loaded once."""
+        loaded: dict[tuple[str, ...], tuple[int, ...]] = {}
+        for k in self.kernels.values():
+            if k.symbols not in loaded:
+                found = self._load(k.object, k.symbols)
+                loaded[k.symbols] = tuple(found[s] for s in k.symbols)
+        return {name: loaded[k.symbols] for name, k in self.kernels.items()}
+
+    def _load(self, code: bytes, symbols: tuple[str, ...]) -> dict[str, int]:
+        builder = llvm.JITLibraryBuilder().add_object_img(code)
+        for s in symbols:
+            builder = builder.export_symbol(s)
+        library = builder.link(self._jit, f"library{len(self._libraries)}")
+        self._libraries.append(library)
+        return {s: library[s] for s in symbols}
+
+    def _link(self, addresses: dict[str, tuple[int, ...]]) -> dict[str, NativeProgram]:
+        programs = {}
+        for name, launches in self._step.programs.items():
+            entries = []
+            for launch in launches:
+                entries += [(address, launch.offsets) for address in addresses[launch.kernel]]
+            programs[name] = native_program(entries)
+        return programs
+
+    def _phase_labels(self, program: str) -> list[str]:
+        labels = []
+        for launch in self._step.programs[program]:
+            phases = len(self.kernels[launch.kernel].symbols)
+            labels += [launch.label if phases == 1 else f"{launch.label} ({i + 1}/{phases})" for i in range(phases)]
+        return labels

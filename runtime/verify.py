@@ -1,0 +1,200 @@
+"""Compiled code against the oracle: single ops at awkward sizes, and a model's whole training step.
+
+The oracle evaluates the equations in float64 with no knowledge of schedules; here the same inputs go through
+both, and the distance between the results is measured (relative L2 norm of the difference, per result).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcomp.dsl.ast import Access, DType, Module, Name, Op, Reduction, walk
+from tcomp.dsl.dims import evaluate_dim, operand_shape
+from tcomp.dsl.infer import dimensions
+from tcomp.machine.cpu import CpuMachine
+from tcomp.model.graph import Node, Tensor, View, build_graph
+from tcomp.model.programs import build_programs
+from tcomp.model.single import single_op_step
+from tcomp.oracle import evaluate
+from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.runtime.executor import Executor
+from tcomp.schedule.lower import lower
+
+Array = NDArray[Any]
+EXTENTS = (1, 2, 3, 5, 7, 13, 17, 19, 33, 37, 67)
+_TYPES = {DType.F64: np.float64, DType.F32: np.float32, DType.I32: np.int32}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One result beside the oracle's. `error` is |ours - oracle| / |oracle| (L2)."""
+
+    what: str
+    dims: dict[str, int]
+    error: float
+
+
+def awkward_dims(op: Op, random: np.random.Generator, tries: int = 2000) -> dict[str, int] | None:
+    """Random small extents, primes mostly, that satisfy the op's requirements; None when none were found."""
+    names = dimensions(op)
+    for _ in range(tries):
+        dims = {n: int(random.choice(EXTENTS)) for n in names}
+        if _product(op, dims) > 200_000 or not all(evaluate_dim(r, {**dims}) for r in op.requires):
+            continue
+        return dims
+    return None
+
+
+def random_inputs(op: Op, dims: dict[str, int], random: np.random.Generator, positive: bool) -> dict[str, Array]:
+    """Inputs of an op: floats around 0 (or in 0.1 .. 1 when `positive`), integers valid as subscripts."""
+    inputs: dict[str, Array] = {}
+    for p in op.params:
+        shape = operand_shape(p, dims)
+        if p.dtype is DType.I32:
+            inputs[p.name] = random.integers(0, _bound(op, p.name, dims), size=shape).astype(np.int32)
+        else:
+            values = random.uniform(0.1, 1.0, shape) if positive else random.standard_normal(shape) * 0.5
+            inputs[p.name] = np.asarray(values, dtype=_TYPES[p.dtype])
+    return inputs
+
+
+def verify_op(
+    op: Op, module: Module, dims: dict[str, int], machine: CpuMachine, threads: int, cache: Path, seed: int = 0
+) -> Iterator[Comparison]:
+    """Run an op at `dims` compiled and through the oracle; one comparison per result."""
+    inputs, expected = oracle_case(op, module, dims, seed)
+    lowered = lower(op, module, dims, machine, target="cpu", threads=threads)
+    executor = CpuExecutor(single_op_step(lowered, dims), machine, threads, cache)
+    try:
+        slots = executor.step.slots
+        for name, value in inputs.items():
+            if name in slots:
+                executor.array(name)[...] = value
+        executor.run("run")
+        for name, value in expected.items():
+            yield Comparison(f"{op.name} {name}", dims, distance(executor.array(name), value))
+    finally:
+        executor.close()
+
+
+def oracle_case(op: Op, module: Module, dims: dict[str, int], seed: int) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Inputs and what the oracle makes of them. Positive inputs where others give no finite result."""
+    for positive in (False, True):
+        inputs = random_inputs(op, dims, np.random.default_rng(seed), positive)
+        with np.errstate(all="ignore"):
+            expected = evaluate(op, module, inputs, dims)
+        if all(np.isfinite(v).all() for v in expected.values()):
+            break
+    return inputs, expected
+
+
+def verify_step(
+    executor: Executor, module: Module, batch: int, length: int, overrides: dict[str, int], seed: int = 0
+) -> Iterator[Comparison]:
+    """One whole step (forward, backward, update) of `executor` against the oracle, from its present state.
+
+    The graph's nodes are evaluated one by one in float64 on copies of the executor's arrays.
+    """
+    step = executor.step
+    graph = build_graph(module, step.model, step.config, {"B": batch, "T": length}, overrides)
+    programs = build_programs(graph, module)
+    random = np.random.default_rng(seed)
+    for name, bound in step.inputs.items():
+        array = executor.array(name)
+        array[...] = random.integers(0, bound or 2, size=array.shape)
+    executor.array("step")[...] = 0
+    memory = _Memory(executor)
+    executor.run("micro_first")
+    memory.run(graph.nodes, module)
+    memory.run(programs.backward, module)
+    yield Comparison("loss", step.dims, distance(executor.array("loss"), memory.read(graph.loss)))
+    for tensor in programs.gradients.values():
+        yield Comparison(tensor.name, step.dims, distance(executor.array(tensor.name), memory.read(tensor.whole())))
+    if programs.update is None:
+        return
+    flats, layout = programs.update.flats, programs.layout
+    regions = {"p": {p.tensor: p.tensor for p in graph.parameters}, "g": programs.gradients, **programs.states}
+    for name, tensors in regions.items():
+        memory.join(flats[name], {t: layout.offsets[q.name] for q, t in tensors.items()}, layout)
+    executor.run("update")
+    memory.run(programs.update.nodes, module)
+    for parameter in graph.parameters:
+        start = layout.offsets[parameter.tensor.name] // parameter.tensor.dtype.bytes
+        expected = memory.read(View(flats["p"], start, parameter.tensor.shape))
+        name = parameter.tensor.name
+        yield Comparison(f"{name} after the update", step.dims, distance(executor.array(name), expected))
+
+
+class _Memory:
+    """float64 copies of tensors, filled from the executor's arrays when first read."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+        self.values: dict[Tensor, Array] = {}
+        slots = executor.step.slots
+        self.start = {
+            n: executor.array(n).copy() for n, s in slots.items() if s.kind not in ("activation", "workspace")
+        }
+
+    def flat(self, tensor: Tensor) -> Array:
+        if tensor not in self.values:
+            begin = self.start.get(tensor.name)
+            kind = np.int64 if tensor.dtype is DType.I32 else np.float64
+            self.values[tensor] = np.zeros(tensor.elements, kind) if begin is None else begin.reshape(-1).astype(kind)
+        return self.values[tensor]
+
+    def read(self, view: View) -> Array:
+        return self.flat(view.tensor)[view.offset : view.offset + view.elements].reshape(view.shape)
+
+    def join(self, flat: Tensor, parts: dict[Tensor, int], layout: Any) -> None:
+        """Lay the parts out in one flat vector, as the arena does."""
+        whole = np.zeros(flat.elements)
+        for tensor, offset in parts.items():
+            start = offset // tensor.dtype.bytes
+            whole[start : start + tensor.elements] = self.flat(tensor)
+        self.values[flat] = whole
+
+    def run(self, nodes: tuple[Node, ...], module: Module) -> None:
+        for node in nodes:
+            inputs = {p.name: self.read(node.operands[p.name]) for p in node.op.params}
+            results = evaluate(node.op, module, inputs, node.dims)
+            for name, value in results.items():
+                if name in node.operands:
+                    self.read(node.operands[name])[...] = value
+
+
+def distance(ours: Array, oracle: Array) -> float:
+    """Relative L2 distance; infinite where only one of the two is finite."""
+    a, b = np.asarray(ours, dtype=np.float64).reshape(-1), np.asarray(oracle, dtype=np.float64).reshape(-1)
+    finite = np.isfinite(b)
+    if not (np.isfinite(a) == finite).all():
+        return math.inf
+    scale = float(np.linalg.norm(b[finite]))
+    gap = float(np.linalg.norm(a[finite] - b[finite]))
+    return gap / scale if scale > 1e-12 else gap
+
+
+def _product(op: Op, dims: dict[str, int]) -> int:
+    return max((math.prod(operand_shape(o, dims)) for o in op.operands), default=1)
+
+
+def _bound(op: Op, name: str, dims: dict[str, int]) -> int:
+    """The smallest extent of an axis that the integer operand is used to subscript, or of the op's static dims."""
+    bounds = [dims[d] for d in op.dims]
+    shapes = {o.name: operand_shape(o, dims) for o in op.operands}
+    for eq in op.equations:
+        values = (*eq.value.values, eq.value.key) if isinstance(eq.value, Reduction) else (eq.value,)
+        left = [Access(t.name, t.subscripts) for t in eq.targets]
+        for e in (*left, *(v for v in values if v is not None)):
+            for access in (n for n in walk(e) if isinstance(n, Access) and n.tensor in shapes):
+                for axis, s in enumerate(access.subscripts):
+                    if any(isinstance(n, Access | Name) and getattr(n, "tensor", None) == name for n in walk(s)):
+                        bounds.append(shapes[access.tensor][axis])
+    return max(1, min(bounds, default=min(dims.values(), default=2)))

@@ -1,0 +1,117 @@
+"""`tcomp check`: a file's ops and its model's step, compiled for this machine, against the oracle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tcomp.cli import common
+from tcomp.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tcomp.dsl.ast import Module, Op
+
+
+def check(
+    file: Annotated[str, typer.Argument(help="A .tc file, or one of tcomp's own models.")] = "gpt2",
+    op: Annotated[str | None, typer.Argument(help="Only this op and its backward.")] = None,
+    trials: Annotated[int, typer.Option(help="Random shapes per op.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of shapes and inputs.")] = 0,
+    tolerance: Annotated[float, typer.Option(help="Largest relative L2 error allowed.")] = 1e-4,
+    parse_only: Annotated[bool, typer.Option("--parse-only", help="Names, types and shapes only.")] = False,
+    threads: Annotated[int, typer.Option(help="Cores to use; 0: all.")] = 0,
+) -> None:
+    """Check a file: its text, then every op (forward and backward) and one whole training step on this CPU.
+
+    Each op runs at random awkward sizes (primes, 1) and is compared with the oracle, which evaluates the
+    equations in float64. The step runs at a small size, the model's gradients and updated parameters likewise.
+
+    Examples:
+
+    - `tcomp check gpt2`
+
+    - `tcomp check mine.tc my_op --trials 10 --seed 3`
+    """
+    module = common.load_module(file)
+    if op is not None:
+        common.find_op(module, op)
+    if parse_only:
+        print(f"{file}: {len(module.ops)} ops, {len(module.schedules)} schedules, {len(module.models)} models: sound")
+        return
+    failed = 0
+    for one in _ops(module, op):
+        failed += not _check_op(one, module, trials, seed, tolerance, threads or common.cores())
+    if op is None:
+        for name in module.models:
+            failed += not _check_step(file, module, name, tolerance, threads)
+    if failed:
+        raise UserError(f"{failed} {'check differs' if failed == 1 else 'checks differ'} from the oracle")
+
+
+def _ops(module: Module, only: str | None) -> Iterator[Op]:
+    """Ops in the order of the text, each followed by its backward, written or derived."""
+    from tcomp.dsl.errors import TcError
+    from tcomp.grad import backward_of
+
+    for name, op in module.ops.items():
+        if op.backward_of is not None or only not in (None, name):
+            continue
+        yield op
+        if not any(p.inout for p in op.params):
+            try:
+                backward = backward_of(name, module)
+            except TcError:
+                continue  # nothing in it to differentiate
+            if backward is not None:
+                yield backward
+
+
+def _check_op(op: Op, module: Module, trials: int, seed: int, tolerance: float, threads: int) -> bool:
+    import numpy as np
+
+    from tcomp.machine.cpu import detect
+    from tcomp.runtime.cache import cache_folder
+    from tcomp.runtime.verify import awkward_dims, verify_op
+
+    random = np.random.default_rng([seed, len(op.name), *op.name.encode()])
+    worst, at = 0.0, ""
+    for trial in range(trials):
+        dims = awkward_dims(op, random)
+        if dims is None:
+            print(f"{op.name:28} skipped: no small sizes satisfy its requirements")
+            return True
+        for found in verify_op(op, module, dims, detect(), threads, cache_folder("kernels"), seed + trial):
+            if not found.error <= worst:
+                worst = found.error
+                at = f"{found.what} at " + ", ".join(f"{k} = {v}" for k, v in dims.items())
+    good = worst <= tolerance
+    print(f"{op.name:28} {'ok  ' if good else 'WRONG'} {worst:.1e}{'' if good else f'  {at}'}")
+    return good
+
+
+def _check_step(file: str, module: Module, name: str, tolerance: float, threads: int) -> bool:
+    from tcomp.runtime.cache import cache_folder
+    from tcomp.runtime.cpu.executor import CpuExecutor
+    from tcomp.runtime.initialise import initialise
+    from tcomp.runtime.train import set_scalars
+    from tcomp.runtime.verify import verify_step
+
+    model = module.models[name]
+    config = common.default_config(module, file)
+    small = {"L": 2, "H": 2, "C": 16, "V": 37, "S": 16}
+    dims = {k: v for k, v in small.items() if any(k == n for n, _ in model.configs[0].values)}
+    built = common.build_step(file, config, 2, 11, dims=dims, threads=threads, module=module)
+    executor = CpuExecutor(built.step, built.machine, built.threads, cache_folder("kernels"))
+    try:
+        initialise(executor, 1, 1)
+        set_scalars(executor, {})
+        found = list(verify_step(executor, module, 2, 11, dims))
+    finally:
+        executor.close()
+    worst = max(found, key=lambda c: c.error)
+    good = worst.error <= tolerance
+    print(f"{'step of ' + name:28} {'ok  ' if good else 'WRONG'} {worst.error:.1e}{'' if good else f'  {worst.what}'}")
+    return good

@@ -1,0 +1,49 @@
+"""Loop bounds and axis limits: integer expressions of loop variables, as machine values."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from tcomp.codegen.cpu.domain import Scope
+from tcomp.codegen.cpu.emitter import Emitter, Int
+from tcomp.codegen.cpu.expressions import fold
+from tcomp.codegen.cpu.types import I64
+from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, Unary
+
+
+def integer_value(em: Emitter, e: Expr, scope: Scope) -> Int:
+    """An integer expression of loop variables at the builder's place; a number where it is one."""
+    e = fold(e)
+    b = em.builder
+    match e:
+        case Num(v):
+            return int(v)
+        case Name(name):
+            return scope.variables[name]
+        case Unary("-", x):
+            return em.mul(integer_value(em, x, scope), -1)
+        case Binary(op, x, y):
+            p, q = integer_value(em, x, scope), integer_value(em, y, scope)
+            match op:
+                case "+":
+                    return em.add(p, q)
+                case "-":
+                    return em.add(p, em.mul(q, -1))
+                case "*":
+                    return em.mul(p, q)
+                case "//" | "%":
+                    positive = isinstance(y, Num) and y.value > 0 and (scope.facts.of(x).lo or -1) >= 0
+                    quotient = b.sdiv(em.i64(p), em.i64(q))
+                    rest = b.srem(em.i64(p), em.i64(q))
+                    if positive:
+                        return quotient if op == "//" else rest
+                    zero = ir.Constant(I64, 0)
+                    signs = b.icmp_signed("<", b.xor(em.i64(p), em.i64(q)), zero)
+                    down = b.and_(b.icmp_signed("!=", rest, zero), signs)
+                    if op == "//":
+                        return b.select(down, b.sub(quotient, ir.Constant(I64, 1)), quotient)
+                    return b.select(down, b.add(rest, em.i64(q)), rest)
+        case Call("min" | "max" as op, (x, y)):
+            p, q = em.i64(integer_value(em, x, scope)), em.i64(integer_value(em, y, scope))
+            return b.select(b.icmp_signed("<" if op == "min" else ">", p, q), p, q)
+    raise NotImplementedError(f"not an integer expression of loop variables: {e}")

@@ -1,0 +1,445 @@
+"""One `Compute` as machine loops: register tiles of the parallel axes, reductions around them, tails.
+
+    for each tile of the parallel axes (outermost axis first):      full tiles, then what remains
+        accumulators = identity                                     one register per point of the tile
+        for each step of the reduced axes:                          accumulators are SSA values around it
+            accumulators = reduce(accumulators, value at each point)
+        target = accumulators (+ old target)                        masked where a vector runs past the end
+
+Maps, reductions, contractions and scatters are this one generator; they differ in their axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from llvmlite import ir
+
+from tcomp.codegen.cpu.addressing import Addressing, Place
+from tcomp.codegen.cpu.bounds import integer_value
+from tcomp.codegen.cpu.domain import AxisState, Domain, Point, Scope, lane_numbers
+from tcomp.codegen.cpu.emitter import Emitter, Int
+from tcomp.codegen.cpu.evaluation import Evaluator
+from tcomp.codegen.cpu.expressions import Graph, Node
+from tcomp.codegen.cpu.integers import extent
+from tcomp.codegen.cpu.types import I1, I32, I64, IrValue, constant, kind_of, kind_type
+from tcomp.dsl.ast import Expr
+from tcomp.ir.tile import Axis, Compute
+
+_IDENTITY = {
+    "sum": {"int": 0, "f32": 0.0, "f64": 0.0},
+    "max": {"int": -(2**31), "f32": float("-inf"), "f64": float("-inf")},
+    "min": {"int": 2**31 - 1, "f32": float("inf"), "f64": float("inf")},
+}
+Accumulators = list[IrValue]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A loop over register tiles of one axis: from `start` to `stop`, `unroll` registers of `lanes` each.
+
+    `partial` says that the last register's lanes may run past the axis's end.
+    """
+
+    start: Int
+    stop: Int
+    unroll: int
+    partial: bool
+    nonempty: bool
+
+
+class ComputeGenerator:
+    """Writes one Compute at the emitter's current place."""
+
+    def __init__(self, em: Emitter, scope: Scope, node: Compute) -> None:
+        self.em, self.scope, self.compute = em, scope, node
+        self.parallel = [a for a in node.axes if a.name not in node.reduced]
+        self.reduced = [a for a in node.axes if a.name in node.reduced]
+        wide = [a for a in node.axes if a.lanes > 1]
+        if len(wide) > 1:
+            raise ValueError(f"more than one vector axis: {', '.join(a.name for a in wide)}")
+        self.vector = wide[0].name if wide else None
+        self.lanes = wide[0].lanes if wide else 1
+        self._split: dict[str, list[Variant]] = {}
+        self.reducer = node.reducer or ("sum" if node.accumulate or node.reduced else None)
+
+    def generate(self) -> None:
+        """Emit the whole Compute; nothing happens when an axis is empty (a reduction still writes)."""
+        em = self.em
+        known = {a.name: extent(a, self.scope.facts) for a in self.compute.axes}
+        if any(known[a.name].hi is not None and known[a.name].hi <= 0 for a in self.parallel):  # type: ignore[operator]
+            return
+        with em.frame():
+            em.here()
+            self.extents: dict[str, Int] = {}
+            self.known = known
+            starts: dict[str, IrValue] = {}
+            for a in self.compute.axes:
+                starts[a.name] = em.i64(self.integer(a.start))
+                fixed = known[a.name].value
+                self.extents[a.name] = max(0, fixed) if fixed is not None else self._length(a)
+            unsure = [self.extents[a.name] for a in self.parallel if (known[a.name].lo or 0) <= 0]
+            if not unsure:
+                self._tiles(starts)
+                return
+            b = em.here()
+            some: IrValue = ir.Constant(I1, 1)
+            for e in unsure:
+                some = b.and_(some, b.icmp_signed(">", em.i64(e), ir.Constant(I64, 0)))
+            em.when(some, lambda: self._tiles(starts))
+
+    def _length(self, a: Axis) -> Int:
+        start, stop = self.integer(a.start), self.integer(a.stop)
+        if isinstance(start, int) and isinstance(stop, int):
+            return stop - start
+        if isinstance(start, int) and start == 0:
+            return stop
+        return self.em.builder.sub(self.em.i64(stop), self.em.i64(start), flags=("nsw",))
+
+    def integer(self, e: Expr) -> Int:
+        """An expression of loop variables, emitted where the builder stands."""
+        return integer_value(self.em, e, self.scope)
+
+    # ------------------------------------------------------------------------------------------- tiles
+
+    def _tiles(self, starts: dict[str, IrValue]) -> None:
+        node = self.compute
+        self.domain = Domain(self.em, self.scope, self.em.depth, self.vector, self.lanes)
+        for a in node.axes:
+            self.domain.declare(a, starts[a.name])
+        addressing = Addressing(self.domain)
+        self.graph = Graph(frozenset(self.domain.axes), addressing)
+        self.evaluator = Evaluator(self.domain, self.graph, addressing)
+        self.target: Place = addressing.place(node.target, self.graph)
+        value = self.graph.build(node.value)
+        kind = kind_of(self.target.buffer.dtype)
+        self.kind = "f64" if "f64" in (kind, value.kind) and kind != "int" else kind
+        self.value = self.graph.cast(value, self.kind)
+        self.guard: Node | None = None
+        if node.guard is not None:
+            guard = self.graph.cast(self.graph.build(node.guard), "bool")
+            if not (guard.is_literal and guard.data):
+                self.guard = guard
+        self._parallel(0)
+
+    def _parallel(self, i: int) -> None:
+        """The loops of the parallel axes from the i-th inward."""
+        if i == len(self.parallel):
+            self._tile()
+            return
+        axis = self.parallel[i]
+        for v in self._variants(axis, axis.unroll):
+
+            def body(base: Int, _: Sequence[IrValue], v: Variant = v) -> Sequence[IrValue]:
+                self._enter(axis, v, base)
+                self._parallel(i + 1)
+                return []
+
+            self.em.loop(v.start, v.stop, v.unroll * axis.lanes, [], body, v.nonempty)
+
+    def _variants(self, axis: Axis, unroll: int) -> list[Variant]:
+        """Full tiles, and what remains: one tile of known size, or single registers."""
+        found = self._split.get(axis.name)
+        if found is None:
+            found = self._split[axis.name] = self._cut(axis, unroll)
+        return found
+
+    def _cut(self, axis: Axis, unroll: int) -> list[Variant]:
+        em = self.em
+        lanes, known, length = axis.lanes, self.known[axis.name], self.extents[axis.name]
+        if isinstance(length, int):
+            unroll = max(1, min(unroll, -(-length // lanes)))
+            tile = unroll * lanes
+            full, rest = length // tile * tile, length % tile
+            out = [Variant(0, full, unroll, False, True)] if full else []
+            if rest:
+                out.append(Variant(full, length, -(-rest // lanes), rest % lanes != 0, True))
+            return out
+        most = axis.block if known.hi is None else known.hi
+        unroll = max(1, min(unroll, -(-most // lanes)))
+        tile = unroll * lanes
+        b = em.at(self.domain.level)
+        length = em.i64(length)
+        if known.multiple_of(tile):
+            return [Variant(0, length, unroll, False, (known.lo or 0) > 0)]
+        if tile == 1:
+            return [Variant(0, length, 1, False, (known.lo or 0) > 0)]
+        rest = b.srem(length, ir.Constant(I64, tile))
+        full_stop = b.sub(length, rest, flags=("nsw",))
+        out = []
+        if most >= tile:
+            out.append(Variant(0, full_stop, unroll, False, False))
+        else:
+            full_stop = ir.Constant(I64, 0)
+        out.append(Variant(full_stop, length, 1, not known.multiple_of(lanes), False))
+        return out
+
+    def _enter(self, axis: Axis, v: Variant, base: Int) -> None:
+        """Set the axis's state for a tile at `base`."""
+        em = self.em
+        tile = v.unroll * axis.lanes
+        masks: list[IrValue | None] = [None] * v.unroll
+        if v.partial:
+            lanes = lane_numbers(axis.lanes)
+            length = self.extents[axis.name]
+            b = em.here()
+            if isinstance(length, int) and isinstance(base, int):
+                left = length - base - (v.unroll - 1) * axis.lanes
+                bits = [ir.Constant(I1, int(n < left)) for n in range(axis.lanes)]
+                masks[-1] = ir.Constant(ir.VectorType(I1, axis.lanes), bits)
+            else:
+                offset = em.add(base, (v.unroll - 1) * axis.lanes)
+                left_value = b.sub(em.i64(length), em.i64(offset), flags=("nsw",))
+                left_vector = _splat(em, b.trunc(left_value, I32), axis.lanes)
+                masks[-1] = b.icmp_signed("<", lanes, left_vector)
+        if isinstance(base, int):
+            multiple = base
+        else:
+            # The remainder's loop starts where full tiles end, at a multiple of the full tile.
+            whole = axis.unroll * axis.lanes
+            multiple = tile if whole % tile == 0 or (isinstance(v.start, int) and v.start % tile == 0) else axis.lanes
+        self.domain.states[axis.name] = AxisState(em.depth, base, v.unroll, axis.lanes, multiple, tuple(masks))
+
+    def _points(self, axes: Sequence[Axis]) -> list[dict[str, int]]:
+        """The registers of the tile over these axes, the last axis fastest."""
+        ranges = [range(self.domain.states[a.name].unroll) for a in axes]
+        names = [a.name for a in axes]
+        return [dict(zip(names, p, strict=True)) for p in product(*ranges)]
+
+    # -------------------------------------------------------------------------------- one register tile
+
+    def _tile(self) -> None:
+        points = self._points(self.parallel)
+        if not self.reduced:
+            self._map(points)
+            return
+        lanes = self.lanes if self.vector is not None else 0
+        separate = self._separate(len(points))
+        count = 1
+        for a in separate:
+            count *= a.unroll
+        identity = constant(kind_type(self.kind, lanes), _IDENTITY[self.reducer or "sum"][self.kind])
+        accumulators = [identity] * (len(points) * count)
+        accumulators = self._reduce(0, points, separate, accumulators)
+        results = []
+        for p in range(len(points)):
+            parts = accumulators[p * count : (p + 1) * count]
+            results.append(self._across_lanes(self._merge(parts)))
+        self._write(points, results, guarded=False)
+
+    def _separate(self, points: int) -> list[Axis]:
+        """Reduced axes whose unrolled steps get accumulators of their own: few others hide the latency."""
+        chosen: list[Axis] = []
+        for a in self.reduced:
+            if a.unroll > 1 and (a.lanes > 1 or points * a.unroll <= self.scope.registers // 2):
+                chosen.append(a)
+                points *= a.unroll
+        return chosen
+
+    def _reduce(self, i: int, points: list[dict[str, int]], separate: list[Axis], acc: Accumulators) -> Accumulators:
+        """The loops of the reduced axes from the i-th inward; gives the accumulators after them."""
+        if i == len(self.reduced):
+            return self._accumulate(points, separate, acc)
+        axis = self.reduced[i]
+        for v in self._variants(axis, axis.unroll):
+
+            def body(base: Int, carried: Sequence[IrValue], v: Variant = v) -> Sequence[IrValue]:
+                self._enter(axis, v, base)
+                return self._reduce(i + 1, points, separate, list(carried))
+
+            acc = self.em.loop(v.start, v.stop, v.unroll * axis.lanes, acc, body, v.nonempty)
+        return acc
+
+    def _accumulate(self, points: list[dict[str, int]], separate: list[Axis], acc: Accumulators) -> Accumulators:
+        """One step of the reduction at every point of the register tile."""
+        acc = list(acc)
+        count = len(acc) // len(points)
+        for step in self._points(self.reduced):
+            slot = 0
+            for a in separate:
+                slot = slot * a.unroll + step[a.name]
+            for p, point in enumerate(points):
+                k = p * count + slot
+                acc[k] = self._step(acc[k], {**point, **step})
+        return acc
+
+    def _step(self, acc: IrValue, point: Point) -> IrValue:
+        ev, em = self.evaluator, self.em
+        condition = self._condition(point)
+        factors = self.value.args if self.value.op == "mul" else None
+        if self.reducer == "sum" and factors and self.kind != "int" and self.scope.fma:
+            guard = self.guard if self.value.unsafe else None
+            x, y = (ev.vector(f, point, guard) for f in factors)
+            em.here()
+            new = em.intrinsic("llvm.fma", acc.type, [x, y, acc], [acc.type])
+        else:
+            value = ev.vector(self.value, point, self.guard)
+            em.here()
+            new = self.combine(acc, value)
+        return new if condition is None else em.builder.select(condition, new, acc)
+
+    def _condition(self, point: Point) -> IrValue | None:
+        """Where this register takes part: the guard, and the lanes inside a reduced vector axis."""
+        ev = self.evaluator
+        mask = self.domain.mask(point) if self.vector in self.compute.reduced else None
+        if self.guard is None:
+            return mask
+        wanted = ev.vector(self.guard, point) if mask is not None else ev.value(self.guard, point)
+        if mask is None:
+            return wanted
+        return self.em.here().and_(mask, wanted)
+
+    def combine(self, a: IrValue, x: IrValue) -> IrValue:
+        """The reducer on two values, emitted where the builder stands."""
+        b = self.em.builder
+        whole = self.kind == "int"
+        match self.reducer:
+            case "max":
+                more = b.icmp_signed(">", x, a) if whole else b.fcmp_ordered(">", x, a)
+                return b.select(more, x, a)
+            case "min":
+                less = b.icmp_signed("<", x, a) if whole else b.fcmp_ordered("<", x, a)
+                return b.select(less, x, a)
+        return b.add(a, x) if whole else b.fadd(a, x)
+
+    def _merge(self, parts: Sequence[IrValue]) -> IrValue:
+        """Accumulators of one point as one, pairwise."""
+        self.em.here()
+        parts = list(parts)
+        while len(parts) > 1:
+            pairs = [self.combine(parts[i], parts[i + 1]) for i in range(0, len(parts) - 1, 2)]
+            parts = pairs + parts[len(pairs) * 2 :]
+        return parts[0]
+
+    def _across_lanes(self, value: IrValue) -> IrValue:
+        """The reduction of a register's lanes, where the vector axis is reduced: halves onto each other."""
+        if self.vector is None or self.vector not in self.compute.reduced:
+            return value
+        b = self.em.here()
+        width = self.lanes
+        while width > 1:
+            width //= 2
+            order = [ir.Constant(I32, width + i if i < width else 0) for i in range(self.lanes)]
+            mask = ir.Constant(ir.VectorType(I32, self.lanes), order)
+            upper = b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
+            value = self.combine(value, upper)
+        first = b.extract_element(value, self.em.i64(0))
+        return b.sext(first, I64) if self.kind == "int" else first
+
+    # ------------------------------------------------------------------------------------------ writing
+
+    def _map(self, points: list[dict[str, int]]) -> None:
+        if not self.compute.distinct:
+            for point in points:
+                self._write([point], [self._target_value(point)], guarded=True)
+            return
+        self._write(points, [self._target_value(p) for p in points], guarded=True)
+
+    def _target_value(self, point: Point) -> IrValue:
+        """The value in the shape that the target is written in."""
+        ev = self.evaluator
+        wide = self.vector is not None and self.vector not in self.compute.reduced
+        value = ev.vector(self.value, point, self.guard) if wide else ev.value(self.value, point, self.guard)
+        self.em.here()
+        return value
+
+    def _write(self, points: list[dict[str, int]], values: list[IrValue], guarded: bool) -> None:
+        """Store one value per point; old values are read first, or in turn where points may collide."""
+        guard = self.guard if guarded else None
+        if self.compute.accumulate and self.compute.distinct and guard is None:
+            old = [self._read(p) for p in points]
+            self.em.here()
+            values = [self.combine(o, v) for o, v in zip(old, values, strict=True)]
+            for p, v in zip(points, values, strict=True):
+                self._store(p, v, None)
+            return
+        conditions = [self._guard_value(guard, p) for p in points]
+        for p, v, condition in zip(points, values, conditions, strict=True):
+            if condition is not None and not isinstance(condition.type, ir.VectorType):
+                self.em.when(condition, lambda p=p, v=v: self._update(p, v, None))  # type: ignore[misc]
+            else:
+                self._update(p, v, condition)
+
+    def _guard_value(self, guard: Node | None, point: Point) -> IrValue | None:
+        return None if guard is None else self.evaluator.value(guard, point)
+
+    @property
+    def _vector_target(self) -> bool:
+        return self.vector is not None and self.vector not in self.compute.reduced
+
+    def _update(self, point: Point, value: IrValue, condition: IrValue | None) -> None:
+        """One point's store, with its read before it where the target accumulates."""
+        if self.compute.accumulate and self._vector_target and not self._lanes_distinct(point):
+            self._update_lanes(point, value, condition)
+            return
+        if self.compute.accumulate:
+            old = self._read(point)
+            self.em.here()
+            value = self.combine(old, value)
+        self._store(point, value, condition)
+
+    def _lanes_distinct(self, point: Point) -> bool:
+        """Lanes surely name different elements (or the whole Compute says that points do)."""
+        return self.compute.distinct or self.addressing.lane_stride(self.target, point) == 1
+
+    @property
+    def addressing(self) -> Addressing:
+        return self.evaluator.memory.addressing
+
+    def _update_lanes(self, point: Point, value: IrValue, condition: IrValue | None) -> None:
+        """target += value lane after lane, since two lanes may name one element."""
+        memory, em = self.evaluator.memory, self.em
+        pointers = memory.lanes(self.target, point)
+        mask = self.domain.mask(point)
+        if condition is not None:
+            mask = condition if mask is None else em.here().and_(mask, condition)
+        for lane, pointer in enumerate(pointers):
+
+            def update(lane: int = lane, pointer: IrValue = pointer) -> None:
+                b = em.here()
+                old = memory.read(pointer, self.target.buffer.dtype)
+                new = b.extract_element(value, em.i64(lane))
+                new = b.sext(new, I64) if self.kind == "int" else new
+                memory.write(self.combine(self._in_kind(old), new), pointer, self.target.buffer.dtype)
+
+            if mask is None:
+                update()
+            else:
+                em.when(em.here().extract_element(mask, em.i64(lane)), update)
+
+    def _read(self, point: Point) -> IrValue:
+        """The target's old value in the accumulators' kind."""
+        memory = self.evaluator.memory
+        if self._vector_target:
+            old = memory.load_vector(self.target, point, self.domain.mask(point), self.em.depth)
+        else:
+            old = memory.load_scalar(self.target, point, None, self.em.depth)
+        return self._in_kind(old)
+
+    def _in_kind(self, old: IrValue) -> IrValue:
+        if self.kind == "f64" and kind_of(self.target.buffer.dtype) == "f32":
+            return self.em.builder.fpext(old, kind_type("f64", self.lanes if self._vector_target else 0))
+        return old
+
+    def _store(self, point: Point, value: IrValue, condition: IrValue | None) -> None:
+        memory, em = self.evaluator.memory, self.em
+        b = em.here()
+        if self.kind == "f64" and kind_of(self.target.buffer.dtype) == "f32":
+            lanes = self.lanes if isinstance(value.type, ir.VectorType) else 0
+            value = b.fptrunc(value, kind_type("f32", lanes))
+        if not self._vector_target:
+            memory.store_scalar(self.target, point, value)
+            return
+        mask = self.domain.mask(point)
+        if condition is not None:
+            mask = condition if mask is None else b.and_(mask, condition)
+        memory.store_vector(self.target, point, value, mask)
+
+
+def _splat(em: Emitter, scalar: IrValue, lanes: int) -> IrValue:
+    t = ir.VectorType(scalar.type, lanes)
+    b = em.builder
+    first = b.insert_element(ir.Constant(t, ir.Undefined), scalar, ir.Constant(I32, 0))
+    return b.shuffle_vector(first, ir.Constant(t, ir.Undefined), ir.Constant(ir.VectorType(I32, lanes), None))

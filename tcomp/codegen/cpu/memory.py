@@ -1,0 +1,189 @@
+"""Loads and stores of one register: contiguous vectors, masked tails, lanes with a stride, narrow floats.
+
+bf16 is stored as the upper half of an f32 (rounded to nearest even here, so no library call is needed); f16
+uses the machine's conversions.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from llvmlite import ir
+
+from tcomp.codegen.cpu.addressing import Addressing, Place
+from tcomp.codegen.cpu.domain import Domain, Point
+from tcomp.codegen.cpu.emitter import Emitter
+from tcomp.codegen.cpu.types import (
+    F16,
+    F32,
+    I16,
+    I32,
+    I64,
+    POINTER,
+    VOID,
+    IrValue,
+    Type,
+    constant,
+    like,
+    stored_type,
+)
+from tcomp.dsl.ast import DType
+
+
+class Memory:
+    """Reads and writes of a Compute's domain; the caller has placed the builder."""
+
+    def __init__(self, domain: Domain, addressing: Addressing) -> None:
+        self.domain = domain
+        self.em: Emitter = domain.emitter
+        self.addressing = addressing
+
+    # ------------------------------------------------------------------------------------------- loads
+
+    def load_scalar(self, place: Place, point: Point, condition: IrValue | None, level: int) -> IrValue:
+        """One element; where a (scalar) condition is false the buffer's first element is read instead."""
+        pointer = self.addressing.pointer(place, point)
+        b = self.em.at(level)
+        if condition is not None:
+            pointer = b.select(condition, pointer, self.domain.scope.roots[place.buffer.name])
+        return self._widen(self._load(pointer, place.buffer.dtype), place.buffer.dtype)
+
+    def load_vector(self, place: Place, point: Point, mask: IrValue | None, level: int) -> IrValue:
+        """A register of lanes; masked lanes read as zero and touch no memory outside the buffer."""
+        dtype = place.buffer.dtype
+        t = ir.VectorType(stored_type(dtype), self.domain.lanes)
+        if self.addressing.lane_stride(place, point) == 1:
+            pointer = self.addressing.pointer(place, point)
+            b = self.em.at(level)
+            if mask is None:
+                raw = b.load(pointer, typ=t, align=dtype.bytes)
+            else:
+                raw = self.em.intrinsic(
+                    "llvm.masked.load",
+                    t,
+                    [pointer, ir.Constant(I32, dtype.bytes), mask, constant(t, 0)],
+                    [t, POINTER],
+                )
+            return self._widen(raw, dtype)
+        pointers = self.lanes(place, point)
+        b = self.em.at(level)
+        root = self.domain.scope.roots[place.buffer.name]
+        raw = ir.Constant(t, ir.Undefined)
+        for i, pointer in enumerate(pointers):
+            if mask is not None:
+                pointer = b.select(b.extract_element(mask, self.em.i64(i)), pointer, root)
+            raw = b.insert_element(raw, self._load(pointer, dtype), self.em.i64(i))
+        return self._widen(raw, dtype)
+
+    def lanes(self, place: Place, point: Point) -> list[IrValue]:
+        """The address of each lane."""
+        stride = self.addressing.lane_stride(place, point)
+        if stride is None:
+            return self.addressing.lane_pointers(place, point)
+        first = self.addressing.pointer(place, point)
+        b = self.em.at(self.domain.level_of(place.deps))
+        t = stored_type(place.buffer.dtype)
+        return [
+            first if i * stride == 0 else b.gep(first, [self.em.i64(i * stride)], source_etype=t)
+            for i in range(self.domain.lanes)
+        ]
+
+    def read(self, pointer: IrValue, dtype: DType) -> IrValue:
+        """The element at a pointer, in its kind."""
+        return self._widen(self._load(pointer, dtype), dtype)
+
+    def write(self, value: IrValue, pointer: IrValue, dtype: DType) -> None:
+        self._store(self.narrow(value, dtype), pointer, dtype)
+
+    def _load(self, pointer: IrValue, dtype: DType) -> IrValue:
+        return self.em.builder.load(pointer, typ=stored_type(dtype), align=dtype.bytes)
+
+    def _widen(self, raw: IrValue, dtype: DType) -> IrValue:
+        b = self.em.builder
+        match dtype:
+            case DType.BF16:
+                bits = b.zext(raw, like(raw.type, I32))
+                return b.bitcast(b.shl(bits, constant(bits.type, 16)), like(raw.type, F32))
+            case DType.F16:
+                self._need_f16()
+                return b.fpext(raw, like(raw.type, F32))
+            case DType.I32:
+                return raw if isinstance(raw.type, ir.VectorType) else b.sext(raw, I64)
+        return raw
+
+    # ------------------------------------------------------------------------------------------ stores
+
+    def store_scalar(self, place: Place, point: Point, value: IrValue) -> None:
+        pointer = self.addressing.pointer(place, point)
+        self.em.here()
+        self._store(self.narrow(value, place.buffer.dtype), pointer, place.buffer.dtype)
+
+    def store_vector(self, place: Place, point: Point, value: IrValue, mask: IrValue | None) -> None:
+        """Write the lanes under the mask; lane by lane, in order, where they are not contiguous."""
+        dtype = place.buffer.dtype
+        if self.addressing.lane_stride(place, point) == 1:
+            pointer = self.addressing.pointer(place, point)
+            b = self.em.here()
+            raw = self.narrow(value, dtype)
+            if mask is None:
+                b.store(raw, pointer, align=dtype.bytes)
+            else:
+                self.em.intrinsic(
+                    "llvm.masked.store",
+                    VOID,
+                    [raw, pointer, ir.Constant(I32, dtype.bytes), mask],
+                    [raw.type, POINTER],
+                )
+            return
+        pointers = self.lanes(place, point)
+        b = self.em.here()
+        raw = self.narrow(value, dtype)
+        for i, pointer in enumerate(pointers):
+            b = self.em.here()
+            element = b.extract_element(raw, self.em.i64(i))
+            if mask is None:
+                self._store(element, pointer, dtype)
+            else:
+                on = b.extract_element(mask, self.em.i64(i))
+                self.em.when(on, partial(self._store_here, element, pointer, dtype))
+
+    def _store_here(self, raw: IrValue, pointer: IrValue, dtype: DType) -> None:
+        self.em.here()
+        self._store(raw, pointer, dtype)
+
+    def _store(self, raw: IrValue, pointer: IrValue, dtype: DType) -> None:
+        self.em.builder.store(raw, pointer, align=dtype.bytes)
+
+    def narrow(self, value: IrValue, dtype: DType) -> IrValue:
+        """The stored form of a value of the dtype's kind."""
+        match dtype:
+            case DType.BF16:
+                return self._bf16_bits(value)
+            case DType.F16:
+                self._need_f16()
+                return self.em.builder.fptrunc(value, like(value.type, F16))
+            case DType.I32:
+                if isinstance(value.type, ir.VectorType):
+                    return value
+                return self.em.builder.trunc(value, I32)
+        return value
+
+    def round_to(self, value: IrValue, dtype: DType) -> IrValue:
+        """The value rounded to a narrow type and back."""
+        return self._widen(self.narrow(value, dtype), dtype)
+
+    def _bf16_bits(self, value: IrValue) -> IrValue:
+        b = self.em.builder
+        t: Type = like(value.type, I32)
+        bits = b.bitcast(value, t)
+        odd = b.and_(b.lshr(bits, constant(t, 16)), constant(t, 1))
+        rounded = b.add(bits, b.add(odd, constant(t, 0x7FFF)))
+        quiet = b.or_(bits, constant(t, 0x400000))
+        nan = b.fcmp_unordered("uno", value, value)
+        upper = b.lshr(b.select(nan, quiet, rounded), constant(t, 16))
+        return b.trunc(upper, like(value.type, I16))
+
+    def _need_f16(self) -> None:
+        features = self.domain.scope.features
+        if "sse2" in features:
+            raise NotImplementedError("f16 needs a CPU with F16C (AVX2 level): use bf16 or f32 storage here")

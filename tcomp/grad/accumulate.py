@@ -1,0 +1,117 @@
+"""Variants of a backward op: fewer results (`restricted`), or results added to what is there (`accumulating`).
+
+    backward linear(W: f32[N, K], dY: f32[M, N]) -> dX: f32[M, K], db: f32[N]:
+      dX[m, k] = sum n: dY[m, n] * W[n, k]
+      db[n] = sum m: dY[m, n]
+  restricted to db, accumulating into db  -->
+    backward linear(dY: f32[M, N], inout db: f32[N]):
+      db[n] += sum m: dY[m, n]
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+
+from tcomp.dsl.ast import Access, Equation, Name, Op, Reduction, Target, names_in
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.infer import dimensions
+from tcomp.grad.parts import all_names, disjoint, fresh, map_value, names, reads, rename_tensor, writes
+
+
+def restricted(op: Op, outputs: frozenset[str]) -> Op:
+    """The op with only these results (outputs, or inout parameters): the equations and operands they need.
+
+    Dimensions that only a dropped operand's shape gave become static dims. TcError for an unknown result.
+    """
+    results = {o.name for o in op.operands if o.inout or o in op.outputs}
+    for name in sorted(outputs - results):
+        raise TcError(f"op '{op.name}' has no result '{name}'", op.span, hint=f"it gives: {', '.join(sorted(results))}")
+    wanted = set(outputs)
+    kept: list[Equation] = []
+    for eq in reversed(op.equations):
+        if writes(eq) & wanted:
+            kept.append(eq)
+            wanted |= reads(eq)
+    kept.reverse()
+    touched = set(outputs).union(*(reads(eq) | writes(eq) for eq in kept))
+    params = tuple(p for p in op.params if p.name in touched)
+    results_kept = tuple(o for o in op.outputs if o.name in outputs)
+    used = {n for eq in kept for n in names(eq)}
+    for eq in kept:
+        if isinstance(eq.value, Reduction):
+            used |= set(eq.value.indices)
+    ranges = tuple((n, e) for n, e in op.ranges if n in used)
+    # An output that is only read on the way becomes a temporary, whose shape no longer says its indices' ranges.
+    for eq in kept:
+        for t in eq.targets:
+            o = op.operand(t.name)
+            if o is not None and o not in params and o not in results_kept:
+                new = ((s.id, e) for s, e in zip(t.subscripts, o.shape, strict=True) if isinstance(s, Name))
+                ranges += tuple((n, e) for n, e in new if n not in dict(ranges))
+    given = {e.id for p in params for e in p.shape if isinstance(e, Name)}
+    needed = used | {n for o in (*params, *results_kept) for e in o.shape for n in names_in(e)}
+    needed |= {n for _, e in ranges for n in names_in(e)}
+    dims = tuple(d for d in dimensions(op) if d in needed and d not in given)
+    listed = tuple(d for d in op.dims if d in dims) + tuple(d for d in dims if d not in op.dims)
+    requires = tuple(r for r in op.requires if names_in(r) <= given | set(listed))
+    return replace(
+        op, params=params, outputs=results_kept, equations=tuple(kept), ranges=ranges, dims=listed, requires=requires
+    )
+
+
+def accumulating(op: Op, outputs: frozenset[str]) -> Op:
+    """The op adding into these outputs, which become inout parameters: every `=` of theirs becomes `+=`.
+
+    A result that the op itself reads again, or that shares an equation with others (a monoid reduction), is
+    computed in a temporary first. TcError when a result is overwritten by a later equation.
+    """
+    for name in sorted(outputs - {o.name for o in op.outputs}):
+        raise TcError(f"op '{op.name}' has no output '{name}'", op.span)
+    for name in outputs:
+        _check_written_once(op, name)
+    taken = all_names(op)
+    equations: list[Equation] = list(op.equations)
+    for name in sorted(outputs):
+        if any(name in reads(eq) or (name in writes(eq) and len(eq.targets) > 1) for eq in equations):
+            equations = _through_temporary(op, name, equations, taken)
+        else:
+            equations = [replace(eq, accumulate=True) if eq.target.name == name else eq for eq in equations]
+    moved = tuple(replace(o, inout=True) for o in op.outputs if o.name in outputs)
+    rest = tuple(o for o in op.outputs if o.name not in outputs)
+    given = {e.id for o in moved for e in o.shape if isinstance(e, Name)}
+    dims = tuple(d for d in op.dims if d not in given)
+    return replace(op, params=(*op.params, *moved), outputs=rest, equations=tuple(equations), dims=dims)
+
+
+def _check_written_once(op: Op, name: str) -> None:
+    assigned = [t for eq in op.equations if not eq.accumulate for t in eq.targets if t.name == name]
+    for a, b in combinations(assigned, 2):
+        if not disjoint(a.subscripts, b.subscripts):
+            raise TcError(
+                f"'{name}' is assigned twice, so it cannot be added to what is there",
+                b.span,
+                hint="make the later assignment a `+=`, or compute into a temporary first",
+            )
+
+
+def _through_temporary(op: Op, name: str, equations: list[Equation], taken: set[str]) -> list[Equation]:
+    """`o[i] = ...` --> `o_new[i] = ...` for all its equations, then `o[i] += o_new[i]` at the end."""
+    new = fresh(f"{name}_new", taken)
+    first: Target | None = None
+    out: list[Equation] = []
+    for eq in equations:
+        for t in eq.targets:
+            if t.name == name and first is None:
+                first = t
+        targets = tuple(replace(t, name=new) if t.name == name else t for t in eq.targets)
+        value = map_value(eq.value, lambda e: rename_tensor(e, name, new))
+        out.append(replace(eq, targets=targets, value=value))
+    assert first is not None
+    if not all(isinstance(s, Name) for s in first.subscripts):
+        raise TcError(
+            f"'{name}' is read again by op '{op.name}' and written in parts, so it cannot be added to what is there",
+            first.span,
+            hint="compute it in a temporary with plain indices first",
+        )
+    return [*out, Equation((Target(name, first.subscripts),), True, Access(new, first.subscripts), first.span)]

@@ -1,0 +1,122 @@
+"""Small questions about ops and equations that derivation, restriction and accumulation share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from tcomp.dsl.ast import Access, Binary, DType, Equation, Expr, Name, Num, Op, Operand, Reduction, Target, accesses_in
+from tcomp.dsl.ast import names_in
+
+TRUE = Num(1)
+
+
+def expressions(value: Expr | Reduction) -> list[Expr]:
+    """The expressions of a right-hand side: the value, or a reduction's guard, key and values."""
+    if not isinstance(value, Reduction):
+        return [value]
+    return [e for e in (value.guard, value.key, *value.values) if e is not None]
+
+
+def reads(eq: Equation) -> set[str]:
+    """The tensors an equation reads, those inside its targets' subscripts included."""
+    es = [*expressions(eq.value), *(s for t in eq.targets for s in t.subscripts)]
+    return {a.tensor for e in es for a in accesses_in(e)}
+
+
+def names(eq: Equation) -> set[str]:
+    """All index and dimension names of an equation."""
+    es = [*expressions(eq.value), *(s for t in eq.targets for s in t.subscripts)]
+    return {n for e in es for n in names_in(e)}
+
+
+def writes(eq: Equation) -> set[str]:
+    """The tensors an equation writes."""
+    return {t.name for t in eq.targets}
+
+
+def map_value(value: Expr | Reduction, f: Callable[[Expr], Expr]) -> Expr | Reduction:
+    """Apply `f` to each expression of a right-hand side."""
+    if not isinstance(value, Reduction):
+        return f(value)
+    return replace(
+        value,
+        guard=None if value.guard is None else f(value.guard),
+        key=None if value.key is None else f(value.key),
+        values=tuple(map(f, value.values)),
+    )
+
+
+def map_equation(eq: Equation, f: Callable[[Expr], Expr]) -> Equation:
+    """Apply `f` to each expression of an equation, its targets' subscripts included."""
+    targets = tuple(replace(t, subscripts=tuple(map(f, t.subscripts))) for t in eq.targets)
+    return replace(eq, targets=targets, value=map_value(eq.value, f))
+
+
+def both(a: Expr | None, b: Expr | None) -> Expr | None:
+    """The conjunction of two conditions; None is the condition that always holds."""
+    if a is None or a == b:
+        return b
+    return a if b is None else Binary("and", a, b)
+
+
+def plain(subscripts: Iterable[Expr], indices: Iterable[str]) -> bool:
+    """Are the subscripts distinct bare indices?"""
+    known, seen = set(indices), set()
+    for s in subscripts:
+        if not isinstance(s, Name) or s.id not in known or s.id in seen:
+            return False
+        seen.add(s.id)
+    return True
+
+
+def injective(subscripts: Iterable[Expr], indices: Iterable[str]) -> bool:
+    """Do different points of the indices name different elements: bare indices, each once, and constants?"""
+    rest = [s for s in subscripts if not (isinstance(s, Num) and isinstance(s.value, int))]
+    return plain(rest, indices) and {s.id for s in rest if isinstance(s, Name)} == set(indices)
+
+
+def disjoint(a: tuple[Expr, ...], b: tuple[Expr, ...]) -> bool:
+    """Do two targets of one tensor surely name different elements: different constants on some axis?"""
+    return any(isinstance(x, Num) and isinstance(y, Num) and x.value != y.value for x, y in zip(a, b, strict=True))
+
+
+def unused_dims(dims: Iterable[str], operands: Iterable[Operand]) -> tuple[str, ...]:
+    """The dims that no operand's shape gives as a bare name."""
+    given = {e.id for o in operands for e in o.shape if isinstance(e, Name)}
+    return tuple(d for d in dims if d not in given)
+
+
+def rename_tensor(e: Expr, old: str, new: str) -> Expr:
+    """The expression with accesses of one tensor made accesses of another."""
+    from tcomp.dsl.ast import children, rebuild
+
+    kids = children(e)
+    e = rebuild(e, tuple(rename_tensor(c, old, new) for c in kids)) if kids else e
+    return replace(e, tensor=new) if isinstance(e, Access) and e.tensor == old else e
+
+
+def plain_target(name: str, indices: Iterable[str], dtype: DType | None = None) -> Target:
+    """`name[indices]`."""
+    return Target(name, tuple(Name(i) for i in indices), dtype)
+
+
+def fresh(name: str, taken: set[str]) -> str:
+    """A name that is not taken, which it then is: `name`, or with a number."""
+    candidate, n = name, 1
+    while candidate in taken:
+        n += 1
+        candidate = f"{name}_{n}"
+    taken.add(candidate)
+    return candidate
+
+
+def all_names(op: Op) -> set[str]:
+    """Every name that means something in an op: operands, temporaries, indices, dimensions."""
+    out = {o.name for o in op.operands} | set(op.dims) | {n for n, _ in op.ranges}
+    out |= {n for o in op.operands for e in o.shape for n in names_in(e)}
+    for eq in op.equations:
+        out |= names(eq) | writes(eq)
+        if isinstance(eq.value, Reduction):
+            out |= set(eq.value.indices)
+    return out

@@ -1,0 +1,181 @@
+"""Checkpoints: whole or not there; damage is recognised; the newest whole one is found."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tcomp.errors import UserError
+from tcomp.runtime import checkpoint
+from tcomp.runtime.checkpoint import Manifest, check_same_model, newest, save, verify
+
+ARRAYS = {
+    "w": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "state.m.w": np.ones((3, 4), np.float32),
+    "n": np.array([1, -2], np.int32),
+}
+
+
+def manifest(step: int) -> Manifest:
+    return Manifest(step, "gpt2", "tiny", {"B": 2, "L": 1}, {"lr": 0.1}, 1, (0, 5), "abc", {"loss": 2.5}, "0.1.0")
+
+
+def no_warning(text: str) -> None:
+    raise AssertionError(text)
+
+
+def test_a_checkpoint_reads_back_bitwise(tmp_path: Path) -> None:
+    folder = save(tmp_path, manifest(7), ARRAYS)
+    found = newest(tmp_path, no_warning)
+    assert found.manifest == manifest(7) and found.folder == folder
+    into = {name: np.zeros_like(a) for name, a in ARRAYS.items()}
+    found.load_into(into)
+    assert all((into[n] == a).all() for n, a in ARRAYS.items())
+
+
+def test_tensors_are_a_plain_safetensors_file(tmp_path: Path) -> None:
+    folder = save(tmp_path, manifest(7), ARRAYS)
+    found = load_file(folder / "tensors.safetensors")
+    assert set(found) == set(ARRAYS) and all((found[n] == a).all() for n, a in ARRAYS.items())
+
+
+def test_old_checkpoints_are_pruned_after_the_new_one_is_there(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, manifest(step), ARRAYS, keep=2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
+
+
+def damage_truncate(folder: Path) -> None:
+    path = folder / "tensors.safetensors"
+    os.truncate(path, path.stat().st_size - 5)
+
+
+def damage_flip(folder: Path) -> None:
+    path = folder / "tensors.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def damage_manifest(folder: Path) -> None:
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(text.replace('"seed": 1', '"seed": 2'))
+
+
+def damage_torn_manifest(folder: Path) -> None:
+    os.truncate(folder / "manifest.json", 40)
+
+
+def damage_missing(folder: Path) -> None:
+    (folder / "tensors.safetensors").unlink()
+
+
+def damage_no_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+DAMAGES = {
+    damage_truncate: "truncated",
+    damage_flip: "checksum does not match",
+    damage_manifest: "manifest.json is damaged: its checksum",
+    damage_torn_manifest: "manifest.json is damaged: not the JSON",
+    damage_missing: "tensors.safetensors: No such file",
+    damage_no_manifest: "manifest.json: No such file",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named_and_the_one_before_is_used(tmp_path: Path, damage: Any) -> None:
+    save(tmp_path, manifest(1), ARRAYS)
+    damage(save(tmp_path, manifest(2), ARRAYS))
+    with pytest.raises(UserError, match=DAMAGES[damage]):
+        verify(tmp_path / "checkpoints" / "step-000002")
+    warnings: list[str] = []
+    assert newest(tmp_path, warnings.append).manifest.step == 1
+    assert len(warnings) == 1 and DAMAGES[damage].split(":")[0] in warnings[0]
+
+
+def test_no_whole_checkpoint_left(tmp_path: Path) -> None:
+    damage_flip(save(tmp_path, manifest(1), ARRAYS))
+    damage_truncate(save(tmp_path, manifest(2), ARRAYS))
+    with pytest.raises(UserError, match="no usable checkpoint") as e:
+        newest(tmp_path, lambda text: None)
+    assert "truncated" in str(e.value) and "checksum" in str(e.value)
+
+
+def test_no_run_folder_and_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such run folder"):
+        newest(tmp_path / "missing", no_warning)
+    with pytest.raises(UserError, match="no checkpoint in it"):
+        newest(tmp_path, no_warning)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path, manifest(1), ARRAYS)
+    outer = json.loads((folder / "manifest.json").read_text())
+    outer["manifest"]["format"] = 99
+    outer["crc32"] = checkpoint.zlib.crc32(checkpoint._canonical(outer["manifest"]))
+    (folder / "manifest.json").write_text(json.dumps(outer))
+    with pytest.raises(UserError, match="format 99"):
+        verify(folder)
+
+
+def test_another_models_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, manifest(1), ARRAYS)
+    found = newest(tmp_path, no_warning)
+    check_same_model(found, "gpt2", "tiny", {"L": 1})
+    with pytest.raises(UserError, match="a checkpoint of gpt2 tiny, not of llama 1B"):
+        check_same_model(found, "llama", "1B", {})
+    with pytest.raises(UserError, match="made with L = 1, this model has 4"):
+        check_same_model(found, "gpt2", "tiny", {"L": 4})
+    with pytest.raises(UserError, match="'w' is float32"):
+        found.load_into({"w": np.zeros((2, 2), np.float32)})
+    with pytest.raises(UserError, match="no tensor 'other'"):
+        found.load_into({"other": np.zeros(2, np.float32)})
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 4, 5])
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    save(tmp_path, manifest(1), ARRAYS)
+    real_open, written = open, 0
+
+    class Full:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.inner.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+        def write(self, data: Any) -> int:
+            nonlocal written
+            written += 1
+            if written > after:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return int(self.inner.write(data))
+
+    monkeypatch.setattr(checkpoint, "open", lambda *a: Full(real_open(*a)), raising=False)
+    with pytest.raises(UserError, match="No space left on device; step-000001 is kept") as e:
+        save(tmp_path, manifest(2), ARRAYS, keep=1)
+    assert "tcomp train --resume" in e.value.hint
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+    assert newest(tmp_path, no_warning).manifest.step == 1
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / ".partial-000009").mkdir(parents=True)
+    save(tmp_path, manifest(1), ARRAYS)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]

@@ -1,0 +1,190 @@
+"""Data: what is read, how it is split and shuffled, and what is said about bad data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tcomp.errors import UserError
+from tcomp.runtime.batches import Batches, Segment, permuted, split
+from tcomp.runtime.data import open_data
+from tcomp.runtime.text_source import byte_tokens, standard_library_files, text_files
+from tcomp.runtime.token_file import MAGIC, open_token_file, write_tokens
+
+
+def bin_file(path: Path, tokens: list[int], magic: int = MAGIC, version: int = 1, count: int | None = None) -> Path:
+    """A token file written by hand, as llm.c does."""
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, version, len(tokens) if count is None else count
+    path.write_bytes(header.tobytes() + np.array(tokens, "<u2").tobytes())
+    return path
+
+
+@given(st.integers(1, 300), st.integers(0, 2**64 - 1))
+def test_permutation_visits_every_number_once(count: int, key: int) -> None:
+    assert sorted(permuted(i, count, key) for i in range(count)) == list(range(count))
+
+
+def test_permutation_depends_on_its_key() -> None:
+    assert [permuted(i, 100, 1) for i in range(100)] != [permuted(i, 100, 2) for i in range(100)]
+
+
+@given(st.integers(5, 200), st.integers(1, 9), st.integers(1, 4))
+def test_an_epoch_shows_every_window_once_and_targets_follow_inputs(size: int, length: int, rows: int) -> None:
+    if size < length + 1:
+        return
+    batches = Batches([Segment(np.arange(size, dtype=np.uint16), 0, size)], length, seed=3)
+    windows = batches.count
+    tokens, targets = np.zeros((1, length), np.int32), np.zeros((1, length), np.int32)
+    seen = []
+    for _ in range(windows):
+        batches.fill(tokens, targets)
+        assert (targets == tokens + 1).all()
+        seen.append(int(tokens[0, 0]))
+    assert sorted(seen) == [i * length for i in range(windows)]
+
+
+def test_the_stream_goes_on_from_its_state() -> None:
+    def stream() -> Batches:
+        return Batches([Segment(np.arange(500, dtype=np.uint16), 0, 500)], 8, seed=5)
+
+    whole, part = stream(), stream()
+    first, second = np.zeros((2, 3, 8), np.int32), np.zeros((2, 3, 8), np.int32)
+    for _ in range(45):  # more than two epochs
+        whole.fill(first[0], first[1])
+    part.state = whole.state
+    for _ in range(30):
+        whole.fill(first[0], first[1])
+        part.fill(second[0], second[1])
+        assert (first == second).all()
+    assert whole.state[0] >= 2
+
+
+def test_epochs_and_seeds_differ() -> None:
+    def draw(seed: int, epoch: int) -> list[int]:
+        batches = Batches([Segment(np.arange(400, dtype=np.uint16), 0, 400)], 8, seed)
+        batches.state = (epoch, 0)
+        tokens = np.zeros((10, 8), np.int32)
+        batches.fill(tokens, tokens.copy())
+        return [int(v) for v in tokens[:, 0]]
+
+    assert len({tuple(draw(s, e)) for s in (1, 2) for e in (0, 1, 2)}) == 6
+
+
+def test_training_and_validation_do_not_overlap() -> None:
+    tokens = np.arange(1000, dtype=np.uint16)
+    first, last = split(tokens, 16)
+    assert first.stop == last.start and last.stop == 1000 and first.start == 0
+    assert last.stop - last.start == 50
+
+
+def test_standard_library_is_the_default_text() -> None:
+    data = open_data([], 64, 256)
+    assert data.text and len(data.train[0].tokens) > 1_000_000
+    files = standard_library_files()
+    assert sum(f.stat().st_size for f in files) <= 8_000_000
+    assert files == standard_library_files()
+    assert not any({"test", "tests", "site-packages"} & set(f.parts) for f in files)
+
+
+def test_text_is_tokenised_once(text: Path, cache: Path) -> None:
+    first = byte_tokens([text])
+    made = first.path.stat().st_mtime_ns
+    assert bytes(np.asarray(first.tokens, np.uint8)) == text.read_bytes()
+    assert byte_tokens([text]).path.stat().st_mtime_ns == made
+    text.write_text("changed " * 100)
+    assert byte_tokens([text]).path != first.path
+
+
+def test_a_damaged_cache_file_is_made_again(text: Path) -> None:
+    made = byte_tokens([text])
+    whole = made.path.read_bytes()
+    made.path.write_bytes(whole[:-10])
+    assert byte_tokens([text]).path.read_bytes() == whole
+
+
+def test_folders_are_walked_and_undecodable_files_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.txt").write_text("aaaa")
+    (folder / "deep" / "b.txt").write_text("bbbb")
+    (folder / "bad.dat").write_bytes(b"\xff\xfe\x00")
+    (folder / ".hidden").write_text("hhhh")
+    tokens = byte_tokens(text_files([folder])).tokens
+    assert sorted(bytes(np.asarray(tokens, np.uint8)).split()) == [b"aaaa", b"bbbb"]
+
+
+def test_token_files_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "t.bin"
+    write_tokens(path, [np.array([1, 2, 60000], np.uint16), np.array([7], np.uint16)])
+    found = open_token_file(path)
+    assert found.tokens.tolist() == [1, 2, 60000, 7] and found.bound == 60001
+
+
+def test_llm_c_files_with_a_validation_file(tmp_path: Path) -> None:
+    train = bin_file(tmp_path / "x_train.bin", list(range(100)))
+    held_out = bin_file(tmp_path / "x_val.bin", list(range(200, 240)))
+    data = open_data([train, held_out], 8, 300)
+    assert [len(s.tokens) for s in data.train] == [100] and [len(s.tokens) for s in data.validation] == [40]
+
+
+BAD = {
+    "no such": (lambda p: p / "missing.txt", "no such file or folder"),
+    "empty": (lambda p: _write(p / "e.txt", b""), "no text in it"),
+    "empty folder": (lambda p: _folder(p / "f"), "holds no files"),
+    "short": (lambda p: _write(p / "s.txt", b"too short"), "has 10 tokens; T = 16 needs at least 34"),
+    "not text": (lambda p: _write(p / "n.txt", b"\xff\xfe" * 100), "not UTF-8 text"),
+    "zero bytes": (lambda p: _write(p / "z.txt", b"a\0" * 100), "zero bytes"),
+    "magic": (lambda p: bin_file(p / "m.bin", [1] * 50, magic=7), f"starts with 7, not {MAGIC}"),
+    "version": (lambda p: bin_file(p / "v.bin", [1] * 50, version=9), "version 9"),
+    "truncated": (lambda p: bin_file(p / "t.bin", [1] * 50, count=60), "truncated: the header promises 60"),
+    "too long": (lambda p: bin_file(p / "l.bin", [1] * 50, count=40), "too long"),
+    "no header": (lambda p: _write(p / "h.bin", b"abc"), "shorter than the 1024-byte header"),
+    "no tokens": (lambda p: bin_file(p / "0.bin", []), "holds no tokens"),
+    "short bin": (lambda p: bin_file(p / "sb.bin", [1] * 33), "needs at least 34"),
+    "vocabulary": (lambda p: bin_file(p / "big.bin", [5] * 70 + [900] + [5] * 29), "token 900 at position 70"),
+}
+
+
+def _write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_data_is_named_and_explained(case: str, tmp_path: Path) -> None:
+    make, message = BAD[case]
+    path = make(tmp_path)
+    with pytest.raises(UserError) as e:
+        open_data([path], 16, 256)
+    assert (message in str(e.value) and str(path) in str(e.value)) or case.startswith("short")
+    assert message in str(e.value)
+
+
+def test_text_and_token_files_are_not_mixed(tmp_path: Path, text: Path) -> None:
+    with pytest.raises(UserError, match="cannot be mixed"):
+        open_data([text, bin_file(tmp_path / "t.bin", [1] * 99)], 16, 256)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_unreadable_file(text: Path) -> None:
+    text.chmod(0)
+    with pytest.raises(UserError, match="Permission denied"):
+        open_data([text], 16, 256)
+
+
+def test_unwritable_cache_folder(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TCOMP_CACHE", str(text / "below-a-file"))
+    with pytest.raises(UserError, match=r"cache folder .* cannot be written") as e:
+        open_data([text], 16, 256)
+    assert "TCOMP_CACHE" in e.value.hint

@@ -1,0 +1,104 @@
+"""Real training in a process of its own: killed, interrupted, resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+STEPS = 60
+ARGUMENTS = [
+    "--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "2", "-T", "16", "--accumulation", "2",
+    "--threads", "2", "--eval-batches", "2", "--sample", "0", "--save-every", "3", "--eval-every", "20",
+]  # fmt: skip
+
+
+def start(folder: Path, *arguments: str, cache: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tcomp.cli.main", "train", *arguments],
+        cwd=folder, env={**os.environ, "TCOMP_CACHE": str(cache)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture
+def whole(tmp_path: Path, text: Path, shared_cache: Path) -> Path:
+    """A run that nothing disturbed (which also fills the cache of compiled kernels)."""
+    made = start(tmp_path, *ARGUMENTS, "--steps", str(STEPS), "--data", str(text), "--run", "whole", cache=shared_cache)
+    out, _ = made.communicate(timeout=300)
+    assert made.returncode == 0, out
+    return tmp_path / "whole"
+
+
+def final_state(run: Path) -> tuple[dict[str, np.ndarray], list[float]]:
+    tensors = load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "tensors.safetensors")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return tensors, [m["loss"] for m in lines if "loss" in m]
+
+
+def assert_same(a: Path, b: Path) -> None:
+    (tensors, losses), (others, other_losses) = final_state(a), final_state(b)
+    assert tensors.keys() == others.keys() and losses == other_losses
+    for name, value in tensors.items():
+        assert value.tobytes() == others[name].tobytes(), name
+
+
+def test_a_run_killed_at_random_points_ends_bitwise_the_same(
+    tmp_path: Path, text: Path, whole: Path, shared_cache: Path
+) -> None:
+    draw = random.Random(7)
+    arguments = [*ARGUMENTS, "--steps", str(STEPS), "--data", str(text), "--run", "killed"]
+    kills = 0
+    run = tmp_path / "killed"
+    for _ in range(4):
+        running = start(tmp_path, *arguments, cache=shared_cache)
+        begun = len((run / "metrics.jsonl").read_text()) if (run / "metrics.jsonl").exists() else 0
+        deadline = time.monotonic() + 60
+        while running.poll() is None and time.monotonic() < deadline:
+            metrics = run / "metrics.jsonl"
+            if metrics.exists() and len(metrics.read_text()) not in (0, begun) and any(run.glob("checkpoints/step-*")):
+                time.sleep(draw.uniform(0, 0.03))
+                break
+            time.sleep(0.002)
+        if running.poll() is None:
+            running.send_signal(signal.SIGKILL)
+            kills += 1
+        running.communicate(timeout=60)
+        arguments = ["--resume", "killed"]
+    ending = start(tmp_path, "--resume", "killed", cache=shared_cache)
+    out, _ = ending.communicate(timeout=120)
+    assert ending.returncode == 0, out
+    assert kills >= 1, "the run was over before it could be killed"
+    assert_same(whole, run)
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_bitwise_the_same(
+    tmp_path: Path, text: Path, whole: Path, shared_cache: Path
+) -> None:
+    arguments = [*ARGUMENTS, "--steps", str(STEPS), "--data", str(text), "--run", "stopped"]
+    running = start(tmp_path, *arguments, cache=shared_cache)
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    while running.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.002)
+    running.send_signal(signal.SIGINT)
+    out, _ = running.communicate(timeout=60)
+    assert running.returncode == 130, out
+    assert "saved; go on with: tcomp train --resume stopped" in out and "Traceback" not in out
+    ending = start(tmp_path, "--resume", "stopped", cache=shared_cache)
+    out, _ = ending.communicate(timeout=120)
+    assert ending.returncode == 0, out
+    assert_same(whole, tmp_path / "stopped")

@@ -1,0 +1,191 @@
+"""The training loop on a small device: it learns, resumes bitwise, survives signals and full disks."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tcomp.errors import UserError
+from tcomp.runtime import checkpoint
+from tcomp.runtime.data import open_data
+from tcomp.runtime.generate import ByteDecoder, choose, sample
+from tcomp.runtime.run_folder import RunFolder
+from tcomp.runtime.train import Outcome, Settings, train
+
+
+def run(executor: Any, text: Path, folder: Path, progress: Any, *, resume: bool = False, **settings: Any) -> Outcome:
+    data = open_data([text], 8, 256)
+    opened = RunFolder(folder, create=not resume)
+    if not resume:
+        opened.write_config({})
+    try:
+        return train(executor, data, opened, Settings(**settings), progress, resume)
+    finally:
+        opened.close()
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_it_learns_and_records(tmp_path: Path, text: Path, bigram: Any, silent: Any) -> None:
+    outcome = run(bigram(), text, tmp_path / "run", silent(), steps=60, save_every=25, eval_every=20)
+    assert not outcome.interrupted and outcome.step == 60
+    assert outcome.validation_loss < 4 < 5.4 < lines(tmp_path / "run")[0]["loss"]
+    assert [m["step"] for m in lines(tmp_path / "run") if "validation_loss" in m] == [20, 40, 60]
+    assert [m["step"] for m in lines(tmp_path / "run") if "loss" in m] == list(range(1, 61))
+    saved = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == ["step-000050", "step-000060"]
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_resumed_run_is_bitwise_the_same(
+    tmp_path: Path, text: Path, bigram: Any, silent: Any, accumulation: int
+) -> None:
+    whole, first, second = (bigram(accumulation=accumulation) for _ in range(3))
+    common = {"accumulation": accumulation, "save_every": 10, "hyper": {"total": 40.0}}
+    run(whole, text, tmp_path / "a", silent(), steps=40, **common)
+    run(first, text, tmp_path / "b", silent(), steps=17, **common)
+    run(second, text, tmp_path / "b", silent(), steps=40, resume=True, **common)
+    for name in ("table", "state.m.table"):
+        assert (whole.array(name) == second.array(name)).all()
+
+    def losses(folder: str) -> list[float]:
+        return [m["loss"] for m in lines(tmp_path / folder) if "loss" in m]
+
+    assert losses("a") == losses("b")
+
+
+def test_accumulated_micro_batches_are_one_larger_batch(tmp_path: Path, text: Path, bigram: Any, silent: Any) -> None:
+    large, small = bigram(batch=6), bigram(batch=2, accumulation=3)
+    run(large, text, tmp_path / "a", silent(), steps=5)
+    run(small, text, tmp_path / "b", silent(), steps=5, accumulation=3)
+    np.testing.assert_allclose(large.array("table"), small.array("table"), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends(tmp_path: Path, text: Path, bigram: Any, silent: Any, number: signal.Signals) -> None:
+    executor, updates = bigram(), 0
+
+    def interrupt(program: str) -> None:
+        nonlocal updates
+        updates += program == "update"
+        if updates == 7 and program == "update":
+            os.kill(os.getpid(), number)
+
+    executor.on_run = interrupt
+    before = signal.getsignal(number)
+    outcome = run(executor, text, tmp_path / "run", silent(), steps=50)
+    assert outcome.interrupted and outcome.step == 7
+    assert signal.getsignal(number) is before
+    assert checkpoint.newest(tmp_path / "run", pytest.fail).manifest.step == 7
+
+
+def test_a_second_interrupt_aborts_at_once(tmp_path: Path, text: Path, bigram: Any, silent: Any) -> None:
+    executor = bigram()
+
+    def interrupt(program: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    executor.on_run = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        run(executor, text, tmp_path / "run", silent(), steps=50)
+
+
+def test_training_goes_on_when_a_save_fails_and_the_end_says_so(
+    tmp_path: Path, text: Path, bigram: Any, silent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", full)
+    progress = silent()
+    with pytest.raises(UserError, match="No space left on device"):
+        run(bigram(), text, tmp_path / "run", progress, steps=30, save_every=10)
+    assert len(progress.losses) == 30 and len(progress.warnings) == 2
+
+
+def test_divergence_is_an_error(tmp_path: Path, text: Path, bigram: Any, silent: Any) -> None:
+    with pytest.raises(UserError, match="training has diverged"), np.errstate(all="ignore"):
+        run(bigram(), text, tmp_path / "run", silent(), steps=50, hyper={"peak_lr": math.inf})
+
+
+def test_unknown_hyperparameter(tmp_path: Path, text: Path, bigram: Any, silent: Any) -> None:
+    with pytest.raises(UserError, match="unknown hyperparameter 'speed'") as e:
+        run(bigram(), text, tmp_path / "run", silent(), steps=5, hyper={"speed": 1.0})
+    assert "peak_lr" in e.value.hint
+
+
+def test_resuming_with_other_data_is_refused(tmp_path: Path, text: Path, bigram: Any, silent: Any) -> None:
+    run(bigram(), text, tmp_path / "run", silent(), steps=3)
+    text.write_text("other " * 1000)
+    with pytest.raises(UserError, match="trained on other data"):
+        run(bigram(), text, tmp_path / "run", silent(), steps=6, resume=True)
+
+
+def test_a_run_folder_has_one_writer_and_is_not_overwritten(
+    tmp_path: Path, text: Path, bigram: Any, silent: Any
+) -> None:
+    held = RunFolder(tmp_path / "run", create=True)
+    with pytest.raises(UserError, match="another process"):
+        RunFolder(tmp_path / "run", create=True)
+    held.close()
+    run(bigram(), text, tmp_path / "run", silent(), steps=3)
+    with pytest.raises(UserError, match="already holds a run"):
+        RunFolder(tmp_path / "run", create=True)
+    with pytest.raises(UserError, match="not a run folder"):
+        RunFolder(tmp_path / "elsewhere", create=False)
+
+
+def test_fresh_parameters_do_not_depend_on_threads(bigram: Any) -> None:
+    from tcomp.runtime.initialise import initialise
+
+    one, four, other = bigram(), bigram(), bigram()
+    initialise(one, 1, 1)
+    initialise(four, 1, 4)
+    initialise(other, 2, 1)
+    assert (one.array("table") == four.array("table")).all()
+    assert (one.array("table") != other.array("table")).any()
+    assert abs(float(one.array("table").std()) - 0.02) < 1e-3
+
+
+def test_sampling_reads_the_last_real_position_of_a_sliding_window(bigram: Any) -> None:
+    executor = bigram(batch=1, length=4)
+    for token in range(256):
+        executor.array("table")[token, (token + 1) % 256] = 10  # the successor is the likeliest
+    assert list(sample(executor, [65], 10, 256, temperature=0)) == list(range(66, 76))
+    assert list(sample(executor, [1, 2, 3, 4, 5, 6, 65], 3, 256, temperature=0)) == [66, 67, 68]
+
+
+def test_sampling_is_decided_by_its_seed(bigram: Any) -> None:
+    executor = bigram(batch=1, length=4)
+    one, two = (list(sample(executor, [65], 20, 256, seed=s)) for s in (1, 1))
+    assert one == two != list(sample(executor, [65], 20, 256, seed=2))
+
+
+def test_top_k_and_temperature() -> None:
+    scores = np.log(np.array([0.1, 0.2, 0.3, 0.4]))
+    random = np.random.default_rng(0)
+    assert {choose(scores, 1.0, 2, random) for _ in range(200)} == {2, 3}
+    assert {choose(scores, 0.0, 0, random) for _ in range(20)} == {3}
+    drawn = np.bincount([choose(scores, 1.0, 0, random) for _ in range(4000)], minlength=4) / 4000
+    np.testing.assert_allclose(drawn, [0.1, 0.2, 0.3, 0.4], atol=0.03)
+
+
+def test_an_empty_prompt_is_refused(bigram: Any) -> None:
+    with pytest.raises(UserError, match="prompt is empty"):
+        next(sample(bigram(batch=1), [], 1, 256))
+
+
+def test_bytes_are_decoded_as_they_come() -> None:
+    decoder = ByteDecoder()
+    pieces = [decoder.feed(b) for b in "é!".encode()] + [decoder.feed(0xC3), decoder.end()]
+    assert pieces == ["", "é", "!", "", "�"]

@@ -1,0 +1,101 @@
+"""The graph, run node by node through the float64 oracle, is the same function as a PyTorch GPT-2: loss,
+gradients (one micro-batch and two), and the parameters after an update."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tcomp.dsl.ast import Module
+from tcomp.dsl.load import load
+from tcomp.model.graph import build_graph
+from tcomp.model.interpret import Memory, run
+from tcomp.model.programs import Programs, build_programs
+from tests.reference import torch_gpt2 as reference
+
+GPT2 = Path(__file__).resolve().parents[2] / "models" / "gpt2.tc"
+CONFIG = reference.Config(L=2, H=2, C=8, V=11, S=7)
+B, T = 2, 5
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Module:
+    return load(GPT2)
+
+
+def programs(module: Module, accumulation: int) -> Programs:
+    graph = build_graph(module, "gpt2", "tiny", {"B": B, "T": T}, asdict(CONFIG))
+    return build_programs(graph, module, True, accumulation)
+
+
+def distance(got: np.ndarray, want: torch.Tensor) -> float:
+    w = want.detach().numpy()
+    return float(np.linalg.norm(got - w) / (np.linalg.norm(w) + 1e-12))
+
+
+def memory_of(p: Programs, params: reference.Params, accumulation: int) -> Memory:
+    memory = Memory({q.tensor: params[q.tensor.name].numpy() for q in p.graph.parameters})
+    memory.write(p.seed.whole(), np.array(1.0 / accumulation))
+    return memory
+
+
+def feed(memory: Memory, p: Programs, batch: reference.Batch) -> None:
+    for name, value in zip(("tokens", "targets"), batch, strict=True):
+        memory.write(p.graph.inputs[name].whole(), value.numpy())
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_loss_and_gradients_are_those_of_torch(gpt2: Module, accumulation: int) -> None:
+    params = reference.random_params(CONFIG, 3, torch.float64)
+    batches = reference.random_batches(CONFIG, 4, B, T, accumulation)
+    p = programs(gpt2, accumulation)
+    memory = memory_of(p, params, accumulation)
+    losses = []
+    for i, batch in enumerate(batches):
+        feed(memory, p, batch)
+        run(p.graph.nodes, gpt2, memory)
+        losses.append(float(memory.read(p.graph.loss)))
+        run(p.backward_next if i else p.backward, gpt2, memory)
+    want = reference.train_steps(params, batches, CONFIG, accumulation=accumulation)
+    assert np.mean(losses) == pytest.approx(want.losses[0], rel=1e-12)
+    for parameter, gradient in p.gradients.items():
+        got = memory.read(gradient.whole())
+        assert distance(got, want.gradients[0][parameter.name]) < 1e-10, parameter.name
+
+
+def test_an_update_on_flat_vectors_is_that_of_torch(gpt2: Module) -> None:
+    """Parameters and gradients are laid side by side, padding included, as the arena has them."""
+    params = reference.random_params(CONFIG, 5, torch.float64)
+    batches = reference.random_batches(CONFIG, 6, B, T, 1)
+    p = programs(gpt2, 1)
+    assert p.update is not None
+    memory = memory_of(p, params, 1)
+    feed(memory, p, batches[0])
+    run(p.graph.nodes + p.backward, gpt2, memory)
+    flats = p.update.flats
+    for name, flat in flats.items():
+        memory.write(flat.whole(), np.zeros(flat.elements))
+        for parameter in p.gradients:
+            at = p.layout.offsets[parameter.name] // p.layout.dtype.bytes
+            source = parameter if name == "p" else p.gradients[parameter]
+            if name in ("p", "g"):
+                memory.flat[flat][at : at + parameter.elements] = memory.read(source.whole()).reshape(-1)
+    memory.write(p.step.whole(), np.array(0))
+    for tensor, value in p.update.hyper.items():
+        memory.write(tensor.whole(), np.array(value))
+    run(p.update.nodes, gpt2, memory)
+    want = reference.train_steps(params, batches, CONFIG)
+    assert float(memory.read(p.update.results["norm"].whole())) == pytest.approx(want.norms[0], rel=1e-10)
+    used = np.zeros(p.layout.elements, bool)
+    for parameter in p.gradients:
+        at = p.layout.offsets[parameter.name] // p.layout.dtype.bytes
+        got = memory.flat[flats["p"]][at : at + parameter.elements].reshape(parameter.shape)
+        assert distance(got, want.params[parameter.name]) < 1e-10, parameter.name
+        used[at : at + parameter.elements] = True
+    assert not used.all(), "this configuration has padding"
+    for name, flat in flats.items():
+        assert not memory.flat[flat][~used].any(), f"padding of {name} stays zero"

@@ -1,0 +1,323 @@
+"""The command line: what it prints, and that bad input ends in one message and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tcomp.cli.main import main
+
+TINY = [
+    "--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "2", "-T", "16",
+    "--threads", "1", "--eval-batches", "2", "--sample", "8",
+]  # fmt: skip
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    error: str
+
+
+Tcomp = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder; compiled kernels are shared between the tests of a session."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TCOMP_CACHE", str(tmp_path_factory.getbasetemp() / "tcomp-cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def tcomp(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Tcomp:
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["tcomp", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as e:
+            code = int(e.code or 0)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{i % 7} abcabd\n" for i in range(700)))
+    return str(path)
+
+
+def refused(result: Result, *words: str) -> None:
+    """Exit code 2, the words in the message, no traceback, nothing else."""
+    assert result.code == 2, result
+    flat = re.sub(r"[\s│]+", " ", result.error)
+    for word in words:
+        assert word in flat, result.error
+    assert "Traceback" not in result.error
+
+
+# --------------------------------------------------------------------------------------------- help
+
+
+def test_help_lists_the_commands_and_each_gives_examples(tcomp: Tcomp) -> None:
+    listing = tcomp("--help")
+    assert listing.code == 0
+    for command in ("train", "generate", "build", "plan", "show", "grad", "check", "fmt"):
+        assert f" {command} " in listing.out
+        one = tcomp(command, "--help")
+        assert one.code == 0 and f"tcomp {command}" in one.out.split("Examples")[1]
+
+
+def test_usage_errors_name_the_option(tcomp: Tcomp) -> None:
+    refused(tcomp("train", "--stepz", "3"), "--stepz")
+    refused(tcomp("trian"), "trian")
+
+
+def test_starting_the_command_line_does_not_import_the_heavy_libraries() -> None:
+    program = "import tcomp.cli.main, sys; print({'torch', 'matplotlib', 'optuna', 'llvmlite'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+# ------------------------------------------------------------------------------------------ bad text
+
+
+OP = "op double(X: f32[M, N]) -> Y: f32[M, N]:\n  Y[m, n] = X[m, n] * 2.0\n"
+BAD_TEXT = {
+    "syntax": ("op double(X: f32[M]) -> Y: f32[M]\n  Y[m] = X[m]\n", "bad.tc:1:"),
+    "unknown name": (OP.replace("X[m, n]", "Z[m, n]"), "bad.tc:2:13: error:"),
+    "shape mismatch": (OP.replace("X[m, n]", "X[m]"), "bad.tc:2:13: error:"),
+    "unknown dtype": (OP.replace("X: f32", "X: f33"), "bad.tc:1:"),
+    "wrong dtype": (
+        "op pick(X: f32[M], i: f32[M]) -> Y: f32[M]:\n  Y[m] = X[i[m]]\n",
+        "bad.tc:2:",
+    ),
+    "schedule of no op": (OP + "schedule tripel on cpu:\n  m -> core\n", "bad.tc:3:"),
+    "missing schedule target": (OP + "schedule double on toaster:\n  m -> core\n", "bad.tc:3:"),
+    "missing import": ("import ops.nothing\n", "bad.tc:1:"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TEXT)
+def test_bad_text_is_shown_with_its_place(case: str, tcomp: Tcomp, tmp_path: Path) -> None:
+    text, place = BAD_TEXT[case]
+    (tmp_path / "bad.tc").write_text(text)
+    result = tcomp("check", "bad.tc", "--parse-only")
+    refused(result, place)
+    assert "^" in result.error, "no caret"
+
+
+def test_files_and_names_that_do_not_exist(tcomp: Tcomp) -> None:
+    refused(tcomp("plan", "gpt22"), "gpt22: no such file", "did you mean 'gpt2'?")
+    refused(tcomp("plan", "gpt2", "--config", "125M"), "125M", "124M")
+    refused(tcomp("plan", "ops/linear"), "declares no model")
+    refused(tcomp("grad", "ops/linear", "linaer"), "no op 'linaer'", "did you mean 'linear'?")
+    refused(tcomp("show", "gpt2"), "tell what to show")
+    refused(tcomp("show", "ops/linear", "linear", "--tile"), "needs its dimensions", "--dim M=64")
+    refused(tcomp("plan", "gpt2", "--dim", "Q=3"), "Q")
+    refused(tcomp("plan", "gpt2", "--dim", "L"), "not NAME=NUMBER")
+    refused(tcomp("plan", "gpt2", "--memory", "lots"), "not an amount of memory")
+
+
+# -------------------------------------------------------------------------------------- plan and show
+
+
+def test_plan_prints_the_table_and_draws(tcomp: Tcomp, tmp_path: Path) -> None:
+    result = tcomp("plan", "models/gpt2.tc", "-B", "2", "-T", "16", "--png", "plan.png")
+    assert result.code == 0
+    for word in ("parameter", "gradient", "state", "activation", "lower bound"):
+        assert word in result.out
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plan_that_does_not_fit_is_refused_with_the_tensors_to_blame(tcomp: Tcomp) -> None:
+    refused(tcomp("plan", "gpt2", "-B", "2", "--memory", "3MB"), "the step needs", "the limit is", "wte")
+
+
+@pytest.mark.parametrize("stage", ["ast", "graph", "grad", "schedule", "tile", "llvm", "asm", "plan", "launches"])
+def test_show_prints_each_stage(stage: str, tcomp: Tcomp) -> None:
+    marks = {
+        "ast": "Op name=linear", "graph": "backward:", "grad": "backward linear", "schedule": "schedule linear",
+        "tile": "phase 0:", "llvm": "define", "asm": ".text", "plan": "arena", "launches": "program micro_first",
+    }  # fmt: skip
+    some = ["layernorm"] if stage in ("llvm", "asm") else []
+    result = tcomp("show", "gpt2", *some, f"--{stage}", "-B", "1", "-T", "8", "--dim", "C=16", "--dim", "L=1")
+    assert result.code == 0, result.error
+    assert marks[stage] in result.out
+
+
+def test_show_of_an_op_without_a_model(tcomp: Tcomp) -> None:
+    dims = ["--dim", "M=8", "--dim", "N=16", "--dim", "K=4"]
+    result = tcomp("show", "ops/linear", "linear.backward", "--schedule", "--tile", *dims)
+    assert result.code == 0, result.error
+    assert "kernel linear.backward" in result.out
+
+
+def test_grad_prints_text_that_parses_again(tcomp: Tcomp) -> None:
+    from tcomp.dsl.parse import parse
+
+    result = tcomp("grad", "gpt2", "linear_gelu")
+    assert result.code == 0 and result.out.startswith("backward linear_gelu(")
+    assert parse(result.out, "grad.tc").items
+
+
+def test_fmt_rewrites_once_and_check_tells(tcomp: Tcomp, tmp_path: Path) -> None:
+    path = tmp_path / "op.tc"
+    path.write_text("# a comment\n" + OP.replace("X[m, n] * 2.0", "X[m,n]*2.0   # twice"))
+    assert tcomp("fmt", "--check", "op.tc").code == 1
+    assert "formatted op.tc" in tcomp("fmt", "op.tc").out
+    assert "X[m, n] * 2.0" in path.read_text() and "# twice" in path.read_text()
+    again = tcomp("fmt", "--check", ".")
+    assert (again.code, again.out) == (0, "")
+    path.write_text("op (")
+    refused(tcomp("fmt", "op.tc"), "op.tc:1:")
+    assert path.read_text() == "op ("
+
+
+def test_build_leaves_every_stage_in_a_folder(tcomp: Tcomp, tmp_path: Path) -> None:
+    small = ["-B", "1", "-T", "8", "--dim", "C=16", "--dim", "H=2", "--dim", "L=1", "--threads", "1"]
+    result = tcomp("build", "models/gpt2.tc", *small, "--out", "built")
+    assert result.code == 0, result.error
+    names = {p.name for p in (tmp_path / "built").iterdir()}
+    assert names == {
+        "ast.txt", "graph.txt", "grad.tc", "schedules.tc", "tile.txt", "llvm", "asm", "plan.txt",
+        "launches.txt", "summary.txt",
+    }  # fmt: skip
+    assert "kernels" in result.out and "lower bound" in result.out
+    assert tcomp("build", "gpt2", *small, "--out", "built").code == 0  # its own folder is replaced
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("x")
+    refused(tcomp("build", "gpt2", *small, "--out", "mine"), "not a build folder")
+    assert (tmp_path / "mine" / "precious.txt").exists()
+
+
+def test_check_passes_for_an_op_file_and_fails_for_a_wrong_tolerance(tcomp: Tcomp) -> None:
+    good = tcomp("check", "ops/layernorm", "--threads", "1")
+    assert good.code == 0, good.error
+    assert "layernorm.backward" in good.out and "ok" in good.out
+    refused(tcomp("check", "ops/layernorm", "--tolerance", "0", "--threads", "1"), "from the oracle")
+
+
+# ------------------------------------------------------------------------------------ train, generate
+
+
+def test_train_generate_and_resume(tcomp: Tcomp, text: str) -> None:
+    result = tcomp("train", *TINY, "--data", text, "--steps", "6", "--run", "r")
+    assert result.code == 0, result.error
+    assert "step 6/6" in result.out and "validation loss" in result.out and "tcomp generate r" in result.out
+    first = tcomp("generate", "r", "--count", "20", "--prompt", "ab", "--threads", "1")
+    assert first.code == 0 and first.out.startswith("ab")
+    assert tcomp("generate", "r", "--count", "20", "--prompt", "ab", "--threads", "1").out == first.out
+    more = tcomp("train", "--resume", "r", "--steps", "9")
+    assert more.code == 0 and "step 9/9" in more.out and "step 6/9" not in more.out
+
+
+def test_the_run_folder_is_numbered(tcomp: Tcomp, text: str) -> None:
+    for name in ("runs/gpt2-tiny", "runs/gpt2-tiny-2"):
+        assert f"run folder {name}:" in tcomp("train", *TINY, "--data", text, "--steps", "1").out
+    refused(tcomp("train", *TINY, "--data", text, "--run", "runs/gpt2-tiny"), "already holds a run", "--resume")
+
+
+def test_run_file_values_and_flags(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(
+        f'steps = 2\nbatch = 1\nlength = 16\ndata = "{text}"\nsample = 0\nthreads = 1\nrun = "a"\n'
+        "[dims]\nL = 1\nH = 2\nC = 16\n[hyper]\npeak_lr = 1e-3\nwarmup = 1\n"
+    )
+    result = tcomp("train", "--run-file", "run.toml", "--steps", "3")
+    assert result.code == 0, result.error
+    assert "step 3/3" in result.out and "lr 1.00e-03" in result.out
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("stesp = 3", ("unknown setting 'stesp'", "did you mean 'steps'?")),
+        ("steps = 'three'", ("steps must be a whole number",)),
+        ("steps = ", ("not a TOML file",)),
+        ("steps = 0", ("steps = 0: must be at least 1",)),
+        ("[hyper]\npeak_lr = 'x'", ("hyper.peak_lr must be a number",)),
+        ("[hyper]\npeek_lr = 1.0", ("unknown hyperparameter 'peek_lr'",)),
+        ("[dims]\nL = 1.5", ("dims.L must be a whole number",)),
+    ],
+)
+def test_bad_run_files(toml: str, words: tuple[str, ...], tcomp: Tcomp, tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.toml").write_text(toml)
+    refused(tcomp("train", "--run-file", "run.toml", *TINY, "--data", text), *words)
+
+
+def test_a_resumed_run_keeps_its_settings(tcomp: Tcomp, text: str) -> None:
+    tcomp("train", *TINY, "--data", text, "--steps", "1", "--run", "r")
+    refused(tcomp("train", "--resume", "r", "--lr", "1"), "cannot change when a run is resumed")
+    refused(tcomp("train", "--resume", "nowhere"), "not a run folder")
+
+
+def test_bad_data(tcomp: Tcomp, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    refused(tcomp("train", *TINY, "--data", "missing.txt"), "missing.txt: no such file or folder")
+    refused(tcomp("train", *TINY, "--data", str(empty)), "no text in it")
+    header = np.zeros(256, "<i4")
+    header[:3] = 20240520, 1, 99
+    tokens = tmp_path / "t.bin"
+    tokens.write_bytes(header.tobytes() + np.full(99, 300, "<u2").tobytes())
+    refused(tcomp("train", *TINY, "--data", str(tokens)), "token 300 at position 0", "vocabulary of 256")
+    assert not (tmp_path / "runs").exists(), "a refused run leaves no folder"
+
+
+def test_bad_checkpoints(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    tcomp("train", *TINY, "--data", text, "--steps", "3", "--save-every", "2", "--run", "r")
+    folder = tmp_path / "r" / "checkpoints"
+    tensors = [folder / f"step-00000{i}" / "tensors.safetensors" for i in (2, 3)]
+    os.truncate(tensors[1], 1000)
+    result = tcomp("train", "--resume", "r")
+    assert result.code == 0 and "truncated" in result.error and "using the checkpoint before" in result.error
+    for path in folder.glob("step-*/tensors.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 255
+        path.write_bytes(data)
+    refused(tcomp("train", "--resume", "r"), "no usable checkpoint", "checksum does not match")
+    refused(tcomp("generate", "r"), "no usable checkpoint")
+
+
+def test_a_checkpoint_of_another_model(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    tcomp("train", *TINY, "--data", text, "--steps", "1", "--run", "r")
+    config = tmp_path / "r" / "run.json"
+    config.write_text(config.read_text().replace('"C": 16', '"C": 32'))
+    refused(tcomp("train", "--resume", "r", "--steps", "2"), "made with C = 16, this model has 32")
+    refused(tcomp("generate", "r"), "made with C = 16, this model has 32")
+    config.write_text(config.read_text().replace('"config": "tiny"', '"config": "124M"'))
+    refused(tcomp("train", "--resume", "r", "--steps", "2"), "a checkpoint of gpt2 tiny, not of gpt2 124M")
+
+
+def test_unwritable_cache_folder(tcomp: Tcomp, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TCOMP_CACHE", text + "/below")
+    refused(tcomp("train", *TINY, "--data", text), "cache folder", "cannot be written", "TCOMP_CACHE")
+
+
+def test_a_full_disk_while_saving(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    """A limit on file sizes stands for the full disk: the save fails, the old checkpoint stays usable."""
+    tcomp("train", *TINY, "--data", text, "--steps", "1", "--run", "r")
+    limited = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
+        "import sys; sys.argv = ['tcomp', 'train', '--resume', 'r', '--steps', '2']; "
+        "from tcomp.cli.main import main; main()"
+    )
+    found = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, check=False)
+    refused(Result(found.returncode, found.stdout, found.stderr), "cannot save the checkpoint", "is kept")
+    assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step-000001"]
+    assert tcomp("train", "--resume", "r", "--steps", "2").code == 0
