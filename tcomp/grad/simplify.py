@@ -154,11 +154,7 @@ def _atom(e: Expr) -> Polynomial:
 
 
 def _scale(p: Polynomial, c: Number) -> Polynomial:
-    return {m: _times(v, c) for m, v in p.items()} if c != 0 else {}
-
-
-def _times(a: Number, b: Number) -> Number:
-    return a * b
+    return {m: v * c for m, v in p.items()} if c != 0 else {}
 
 
 def _factor(p: Polynomial) -> Polynomial:
@@ -249,8 +245,8 @@ def _term(m: Monomial, c: Number) -> Expr:
     if c < 0:
         positive = _term(m, -c)
         return Num(-positive.value) if isinstance(positive, Num) else Unary("-", positive)
-    above = [_raised(a, x) for a, x in m if x > 0 or x != int(x)]
-    below = [_raised(a, -x) for a, x in m if x < 0 and x == int(x)]
+    above = [f for a, x in m if x > 0 or x != int(x) for f in _raised(a, x)]
+    below = [f for a, x in m if x < 0 and x == int(x) for f in _raised(a, -x)]
     if isinstance(c, Fraction) and c.denominator & (c.denominator - 1):
         below.insert(0, Num(float(c.denominator)))
         c = c.numerator
@@ -261,12 +257,9 @@ def _term(m: Monomial, c: Number) -> Expr:
     return Binary("/", _product(above), _product(below))
 
 
-def _raised(atom: Expr, x: Number) -> Expr:
-    if x == 1:
-        return atom
-    if x in (2, 3) and not isinstance(atom, Num):
-        return _product([atom] * int(x))
-    return Binary("**", atom, _numeral(x))
+def _raised(atom: Expr, x: Number) -> list[Expr]:
+    """The factors of atom ** x: small powers are written out."""
+    return [atom] * int(x) if x in (1, 2, 3) else [Binary("**", atom, _numeral(x))]
 
 
 def _numeral(x: Number) -> Num:

@@ -69,7 +69,7 @@ def schedules(draw: st.DrawFn, case: Case, op_name: str, extents: dict[str, int]
             levels.append(Level("seq", (Num(bound),)))
             tiled.append(i)
         if draw(st.booleans()):
-            levels.append(Level("unroll", (Num(draw(st.integers(1, 3))),)))
+            levels.append(Level("unroll", (Num(draw(st.integers(1, 2))),)))
         if draw(st.booleans()):
             levels.append(Level("vec"))
         if levels:
