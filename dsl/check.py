@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tcomp.dsl.ast import Function, Import, Item, Model, Module, Monoid, Op, Schedule, Source
+from tcomp.dsl.check_functions import check_function, check_monoid
 from tcomp.dsl.check_models import check_model
-from tcomp.dsl.check_ops import check_function, check_monoid, check_op
+from tcomp.dsl.check_ops import check_op
 from tcomp.dsl.check_schedules import check_schedule
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import infer
@@ -45,8 +46,8 @@ def _examine(sources: Sequence[Source]) -> tuple[Module, list[TcError]]:
     for group in (scalar, [item for item in items if item not in scalar]):
         if not errors:  # types of expressions are looked up through functions, so those must be right
             errors += _check_items(group, module)
-    for error in errors:
-        error.text = error.text or texts.get(error.span.file, "")
+    for e in errors:
+        e.text = e.text or texts.get(e.span.file, "")
     return module, errors
 
 

@@ -13,6 +13,7 @@ from tcomp.dsl.ast import (
     Expr,
     ForLayers,
     Group,
+    InputDecl,
     Model,
     ModelStatement,
     Module,
@@ -21,6 +22,7 @@ from tcomp.dsl.ast import (
     OpCall,
     Operand,
     Optimizer,
+    ParamDecl,
     Span,
     TensorRef,
     names_in,
@@ -110,7 +112,8 @@ def _check_number(e: Expr, known: frozenset[str], model: Model, where: str) -> N
 def _check_tensors(model: Model, numbers: frozenset[str]) -> None:
     seen: set[str] = set()
     groups = [g.name for g in model.optimizer.groups] if model.optimizer else []
-    for d in (*model.params, *model.inputs):
+    declared: tuple[ParamDecl | InputDecl, ...] = (*model.params, *model.inputs)
+    for d in declared:
         if d.name in seen:
             raise TcError(f"'{d.name}' is declared twice", d.span, hint="rename one of them")
         if d.name in numbers:
@@ -213,7 +216,7 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             raise TcError(
                 f"'{r.name}' is a dimension and cannot be bound to a tensor", r.span, hint="rename the tensor"
             )
-        if any(r.name == d.name for d in (*model.params, *model.inputs)):
+        if r.name in {p.name for p in model.params} | {i.name for i in model.inputs}:
             hint = "parameters and inputs keep their values for the whole step; use another name"
             raise TcError(f"'{r.name}' is a parameter or an input", r.span, hint=hint)
         for e in r.shape or ():

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tcomp.dsl.ast import (
-    BUILTINS,
     NO_SPAN,
     Access,
     Binary,
@@ -18,9 +17,7 @@ from tcomp.dsl.ast import (
     DType,
     Equation,
     Expr,
-    Function,
     Module,
-    Monoid,
     Name,
     Num,
     Op,
@@ -28,15 +25,14 @@ from tcomp.dsl.ast import (
     Span,
     Target,
     accesses_in,
-    names_in,
     walk,
 )
+from tcomp.dsl.check_points import check_points
 from tcomp.dsl.check_values import PER_AXIS, Scope, axes, check_condition, check_number, subscripted
 from tcomp.dsl.dtypes import CASTS, dtype_of
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.extents import affine, bounds, difference, injective, never_negative
 from tcomp.dsl.hints import count, did_you_mean, listing
-from tcomp.dsl.infer import dimensions, infer, left_indices, right_expressions
+from tcomp.dsl.infer import dimensions, infer, left_indices, right_expressions, target_indices
 from tcomp.dsl.info import OpInfo
 from tcomp.dsl.printer import print_expression
 
@@ -50,11 +46,9 @@ def check_op(op: Op, module: Module) -> OpInfo:
     _check_left_sides(op, dims)
     _check_names(op, dims, module)
     info = infer(op, module)
-    for n, q in enumerate(op.equations):
+    for q in op.equations:
         _check_types(op, q, info, module)
-        _check_injective(op, q, info, dims)
-        _check_own_reads(q)
-        _check_bounds(op, n, info)
+    check_points(op, info)
     _check_all_written(op)
     return info
 
@@ -229,7 +223,7 @@ def _check_reduction(
         if i in left_indices(q, dims):
             hint = f"a reduced index is gone afterwards: remove '{i}' on one of the two sides"
             raise TcError(f"index '{i}' is reduced, but also stands on the left", v.span, hint=hint)
-    key_indices = _target_indices(q.targets[0], dims)
+    key_indices = target_indices(q.targets[0], dims)
     scope = _scope(op, dims, (*key_indices, *v.indices), ranks, tensors, module)
     if v.guard is not None:
         check_condition(v.guard, scope)
@@ -238,16 +232,12 @@ def _check_reduction(
         return
     check_number(v.key, scope)
     for t, value in zip(q.targets[1:], v.values, strict=True):
-        indices = _target_indices(t, dims)
+        indices = target_indices(t, dims)
         for i in key_indices:
             if i not in indices:
                 hint = f"the key '{q.targets[0].name}' has it, so each carried field needs it too"
                 raise TcError(f"'{t.name}' lacks the index '{i}'", t.span, hint=hint)
         check_number(value, _scope(op, dims, (*indices, *v.indices), ranks, tensors, module))
-
-
-def _target_indices(t: Target, dims: frozenset[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(n.id for s in t.subscripts for n in walk(s) if isinstance(n, Name) and n.id not in dims))
 
 
 def _check_reducer(q: Equation, v: Reduction, module: Module) -> None:
@@ -338,111 +328,6 @@ def _short(e: Expr) -> str:
     return text if len(text) <= 40 else "..."
 
 
-# -------------------------------------------------------------------------------------------- points
-
-
-def _check_injective(op: Op, q: Equation, info: OpInfo, dims: frozenset[str]) -> None:
-    """With `=`, two points must not write the same element."""
-    if q.accumulate:
-        return
-    for t in q.targets:
-        indices = _target_indices(t, dims)
-        used: set[str] = set()
-        for s in t.subscripts:
-            if isinstance(s, Name | Num):
-                used |= names_in(s)
-                continue
-            form = affine(s, indices)
-            if form is None or not injective(form, info.ranges) or used & form.terms.keys():
-                hint = "write `+=` to add up what meets there, or use a plain index"
-                raise TcError(f"two points may write the same element of '{t.name}'", s.span, hint=hint)
-            used |= form.terms.keys()
-
-
-def _check_own_reads(q: Equation) -> None:
-    """An equation may read what it writes only at the very point it writes, and not in a reduction."""
-    written = {t.name: t for t in q.targets}
-    for e in right_expressions(q):
-        for a in accesses_in(e):
-            t = written.get(a.tensor)
-            if t is None:
-                continue
-            if isinstance(q.value, Reduction):
-                hint = "reduce into a temporary first, then combine it in a second equation"
-                raise TcError(f"'{a.tensor}' is read inside the reduction that writes it", a.span, hint=hint)
-            if a.subscripts != t.subscripts:
-                own = print_expression(Access(t.name, t.subscripts))
-                hint = f"read it at {own}, or copy it to a temporary in an equation before"
-                raise TcError(f"'{a.tensor}' is read at another point than this equation writes", a.span, hint=hint)
-
-
-def _check_bounds(op: Op, n: int, info: OpInfo) -> None:
-    """Refuse a subscript that leaves its axis whatever the dimensions are (guarded reads are not judged)."""
-    q = op.equations[n]
-    v = q.value
-    guarded = isinstance(v, Reduction) and v.guard is not None
-    expressions: list[Expr] = [] if guarded else list(right_expressions(q))
-    places: list[tuple[str, tuple[Expr, ...]]] = [(t.name, t.subscripts) for t in q.targets]
-    for e in expressions:
-        places += [(a.tensor, a.subscripts) for a in _unconditional_accesses(e)]
-    for tensor, subscripts in places:
-        for axis, s in enumerate(subscripts):
-            if isinstance(s, Name):
-                continue
-            extent = _axis_extent(op, info, tensor, axis)
-            form = affine(s, info.ranges)
-            reach = bounds(form, info.ranges) if form is not None else None
-            if extent is None or reach is None:
-                continue
-            low, high = reach
-            if never_negative({m: -c for m, c in low.items()}) and low:
-                raise TcError(
-                    f"subscript {axis} of '{tensor}' goes below 0",
-                    s.span,
-                    notes=_range_notes(s, info),
-                    hint="shift the index, or guard the read with `select`",
-                )
-            excess = dict(high)
-            for m, c in difference(extent, Num(0)).items():
-                excess[m] = excess.get(m, 0) - c
-            if never_negative({m: c for m, c in excess.items() if c}):
-                raise TcError(
-                    f"subscript {axis} of '{tensor}' goes past its extent {print_expression(extent)}",
-                    s.span,
-                    notes=_range_notes(s, info),
-                    hint="shorten the index's range (`index i: ...`), or guard the read with `select`"
-                    if names_in(s)
-                    else "subscripts count from 0",
-                )
-
-
-def _range_notes(s: Expr, info: OpInfo) -> tuple[str, ...]:
-    ranges = [(n, info.ranges[n]) for n in sorted(names_in(s)) if n in info.ranges]
-    return tuple(f"index '{n}' runs over 0 <= {n} < {print_expression(e)}" for n, e in ranges)
-
-
-def _axis_extent(op: Op, info: OpInfo, tensor: str, axis: int) -> Expr | None:
-    operand = op.operand(tensor)
-    if operand is not None:
-        return operand.shape[axis]
-    return info.ranges.get(info.temporaries[tensor].indices[axis])
-
-
-def _unconditional_accesses(e: Expr) -> list[Access]:
-    """Accesses that are read at every point: not those in a branch of `select`."""
-    if isinstance(e, Call) and e.function == "select":
-        return _unconditional_accesses(e.args[0])
-    own = [e] if isinstance(e, Access) else []
-    match e:
-        case Access(_, parts) | Call(_, parts):
-            inner: tuple[Expr, ...] = parts
-        case Binary(_, left, right):
-            inner = (left, right)
-        case _:
-            inner = tuple(c for c in (getattr(e, "operand", None),) if c is not None)
-    return own + [a for c in inner for a in _unconditional_accesses(c)]
-
-
 def _check_all_written(op: Op) -> None:
     written = {t.name for q in op.equations for t in q.targets}
     for o in op.outputs:
@@ -452,38 +337,3 @@ def _check_all_written(op: Op) -> None:
     for p in op.params:
         if p.inout and p.name not in written:
             raise TcError(f"inout operand '{p.name}' is never written", p.span, hint="remove `inout`")
-
-
-# ------------------------------------------------------------------------------ functions and monoids
-
-
-def check_function(f: Function, module: Module) -> None:
-    """Arguments used and known, no tensors, no recursion."""
-    if f.name in BUILTINS or f.name in CASTS or f.name in REDUCERS:
-        raise TcError(f"'{f.name}' is built in", f.span, hint="give the function another name")
-    for n, p in enumerate(f.params):
-        if p in f.params[:n]:
-            raise TcError(f"argument '{p}' of fn '{f.name}' stands twice", f.span, hint="rename one of them")
-    scope = Scope(frozenset(), frozenset(f.params), frozenset(f.params), {}, {}, module, argument=True)
-    check_number(f.body, scope)
-    _check_recursion(f, module, ())
-
-
-def _check_recursion(f: Function, module: Module, path: tuple[str, ...]) -> None:
-    if f.name in path:
-        chain = " -> ".join((*path, f.name))
-        raise TcError(f"fn '{f.name}' calls itself ({chain})", f.span, hint="functions are inlined and cannot recurse")
-    for n in walk(f.body):
-        if isinstance(n, Call) and n.function in module.functions:
-            _check_recursion(module.functions[n.function], module, (*path, f.name))
-
-
-def check_monoid(m: Monoid, module: Module) -> None:
-    """Only the two partial results' fields, and in the carried line the combined key, may be read."""
-    if m.name in REDUCERS:
-        raise TcError(f"'{m.name}' is a built-in reducer", m.span, hint="give the monoid another name")
-    key = {f"a.{m.key_name}", f"b.{m.key_name}"}
-    carried = key | {f"a.{m.carried_name}", f"b.{m.carried_name}", m.key_name}
-    for body, names in ((m.key, key), (m.carried, carried)):
-        scope = Scope(frozenset(), frozenset(names), frozenset(names), {}, {}, module, argument=True)
-        check_number(body, scope)

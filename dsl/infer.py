@@ -102,6 +102,11 @@ def left_indices(q: Equation, dims: frozenset[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def target_indices(t: Target, dims: frozenset[str]) -> tuple[str, ...]:
+    """The indices on the left of one target, in order of appearance."""
+    return tuple(dict.fromkeys(n.id for s in t.subscripts for n in walk(s) if isinstance(n, Name) and n.id not in dims))
+
+
 def _infer(op: Op, module: Module) -> OpInfo:
     dims = dimensions(op)
     known = frozenset(dims)

@@ -210,7 +210,7 @@ _RULES: tuple[Callable[[_Slip], _Explanation], ...] = (
 def explain_syntax(error: UnexpectedInput, text: str, file: str) -> TcError:
     """The diagnostic for text that the grammar does not take."""
     if isinstance(error, UnexpectedCharacters):
-        ch = text[error.pos_in_stream]
+        ch = text[error.pos_in_stream or 0]
         span = Span(file, error.line, error.column, error.line, error.column + 1)
         return TcError(f"unexpected character {ch!r}", span, text, _CHARACTERS.get(ch, ""))
     assert isinstance(error, UnexpectedToken)
@@ -307,4 +307,4 @@ def _expected(expected: Collection[str]) -> str:
 def _accepted(error: UnexpectedToken) -> set[str]:
     """The terminals that the parser could have gone on with."""
     parser = error.interactive_parser
-    return set(parser.accepts()) if parser is not None else set(error.expected)
+    return set(parser.accepts()) if parser is not None else set(error.expected)  # type: ignore[no-untyped-call]

@@ -72,6 +72,7 @@ def _ops(module: Module, only: str | None) -> Iterator[Op]:
 def _check_op(op: Op, module: Module, trials: int, seed: int, tolerance: float, threads: int) -> bool:
     import numpy as np
 
+    from tcomp.dsl.errors import TcError
     from tcomp.machine.cpu import detect
     from tcomp.runtime.cache import cache_folder
     from tcomp.runtime.verify import awkward_dims, verify_op
@@ -83,7 +84,12 @@ def _check_op(op: Op, module: Module, trials: int, seed: int, tolerance: float, 
         if dims is None:
             print(f"{op.name:28} skipped: no small sizes satisfy its requirements")
             return True
-        for found in verify_op(op, module, dims, detect(), threads, cache_folder("kernels"), seed + trial):
+        try:
+            results = list(verify_op(op, module, dims, detect(), threads, cache_folder("kernels"), seed + trial))
+        except TcError as e:
+            print(f"{op.name:28} REFUSED\n{e.render()}")
+            return False
+        for found in results:
             if not found.error <= worst:
                 worst = found.error
                 at = f"{found.what} at " + ", ".join(f"{k} = {v}" for k, v in dims.items())

@@ -25,19 +25,20 @@ class Variants:
     """Backward ops and their restricted and accumulating forms, each derived once per build."""
 
     module: Module
-    backward: dict[str, Op | None] = field(default_factory=dict)
-    forms: dict[tuple[str, frozenset[str], frozenset[str], frozenset[str]], Op] = field(default_factory=dict)
+    backward: dict[tuple[str, frozenset[str]], Op | None] = field(default_factory=dict)
+    forms: dict[tuple[int, frozenset[str], frozenset[str]], Op] = field(default_factory=dict)
     bound: dict[tuple[object, ...], dict[str, int]] = field(default_factory=dict)
 
-    def backward_of(self, op: Op) -> Op | None:
-        if op.name not in self.backward:
-            self.backward[op.name] = backward_of(op.name, self.module)
-        return self.backward[op.name]
+    def backward_of(self, op: Op, given: frozenset[str]) -> Op | None:
+        """The backward of `op` when only its outputs in `given` have a gradient."""
+        key = op.name, given
+        if key not in self.backward:
+            self.backward[key] = backward_of(op.name, self.module, given)
+        return self.backward[key]
 
-    def form(self, op: Op, outputs: frozenset[str], adding: frozenset[str], absent: frozenset[str]) -> Op:
-        """`op` giving only `outputs`, those in `adding` added into their buffers, with no incoming gradient
-        for the operands in `absent`."""
-        key = op.name, outputs, adding, absent
+    def form(self, op: Op, outputs: frozenset[str], adding: frozenset[str]) -> Op:
+        """`op` giving only `outputs`, those in `adding` added into their buffers."""
+        key = id(op), outputs, adding
         if key not in self.forms:
             if outputs != {o.name for o in op.outputs}:
                 op = restricted(op, outputs)
@@ -114,7 +115,7 @@ class _Differentiation:
         wanted = [p.name for p in node.op.params if p.dtype.is_float and node.operands[p.name].tensor in self.active]
         if not given or not wanted:
             return
-        op = self.variants.backward_of(node.op)
+        op = self.variants.backward_of(node.op, frozenset(given))
         if op is None:
             raise self.error(node, f"op '{node.op.name}' has no backward and none can be derived")
         results = {o.name for o in op.outputs}
@@ -124,7 +125,7 @@ class _Differentiation:
             raise self.error(node, f"'backward {node.op.name}' does not give {', '.join(missing)}")
         outputs = self.hand_over(node, op, outputs)
         for group in self.sequential(node, outputs):
-            self.launch(node, op, group, given)
+            self.launch(node, op, group)
 
     def has_gradient(self, output: View, node: Node) -> bool:
         """Whether anything contributed to the gradient of a node's result."""
@@ -189,7 +190,7 @@ class _Differentiation:
             group[1].add(tensor)
         return [g[0] for g in groups]
 
-    def launch(self, node: Node, op: Op, outputs: list[str], given: set[str]) -> None:
+    def launch(self, node: Node, op: Op, outputs: list[str]) -> None:
         """Append a backward node that computes `outputs`."""
         adding = set()
         views: dict[str, View] = {}
@@ -206,13 +207,7 @@ class _Differentiation:
                 adding.add(name)
             g.mark(x)
             views[name] = x.of(g.tensor)
-        absent = {f"d{o.name}" for o in node.op.outputs if o.name not in given}
-        form = self.variants.form(
-            op,
-            frozenset(outputs),
-            frozenset(adding),
-            frozenset(p.name for p in op.params if p.name in absent),
-        )
+        form = self.variants.form(op, frozenset(outputs), frozenset(adding))
         operands: dict[str, View] = {}
         for p in form.operands:
             if p.name in views:

@@ -12,20 +12,17 @@ Maps, reductions, contractions and scatters are this one generator; they differ 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 
 from llvmlite import ir
 
 from tcomp.codegen.cpu.addressing import Addressing, Place
-from tcomp.codegen.cpu.bounds import integer_value
-from tcomp.codegen.cpu.domain import AxisState, Domain, Point, Scope, lane_numbers
+from tcomp.codegen.cpu.domain import Domain, Point, Scope
 from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
-from tcomp.codegen.cpu.integers import extent
+from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
 from tcomp.codegen.cpu.types import I1, I32, I64, IrValue, constant, kind_of, kind_type
-from tcomp.dsl.ast import Expr
 from tcomp.ir.tile import Axis, Compute
 
 _IDENTITY = {
@@ -34,20 +31,6 @@ _IDENTITY = {
     "min": {"int": 2**31 - 1, "f32": float("inf"), "f64": float("inf")},
 }
 Accumulators = list[IrValue]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A loop over register tiles of one axis: from `start` to `stop`, `unroll` registers of `lanes` each.
-
-    `partial` says that the last register's lanes may run past the axis's end.
-    """
-
-    start: Int
-    stop: Int
-    unroll: int
-    partial: bool
-    nonempty: bool
 
 
 class ComputeGenerator:
@@ -62,53 +45,35 @@ class ComputeGenerator:
             raise ValueError(f"more than one vector axis: {', '.join(a.name for a in wide)}")
         self.vector = wide[0].name if wide else None
         self.lanes = wide[0].lanes if wide else 1
+        self.spans: dict[str, Span] = {}
         self._split: dict[str, list[Variant]] = {}
         self.reducer = node.reducer or ("sum" if node.accumulate or node.reduced else None)
 
     def generate(self) -> None:
         """Emit the whole Compute; nothing happens when an axis is empty (a reduction still writes)."""
         em = self.em
-        known = {a.name: extent(a, self.scope.facts) for a in self.compute.axes}
-        if any(known[a.name].hi is not None and known[a.name].hi <= 0 for a in self.parallel):  # type: ignore[operator]
+        if any(surely_empty(a, self.scope) for a in self.parallel):
             return
         with em.frame():
             em.here()
-            self.extents: dict[str, Int] = {}
-            self.known = known
-            starts: dict[str, IrValue] = {}
-            for a in self.compute.axes:
-                starts[a.name] = em.i64(self.integer(a.start))
-                fixed = known[a.name].value
-                self.extents[a.name] = max(0, fixed) if fixed is not None else self._length(a)
-            unsure = [self.extents[a.name] for a in self.parallel if (known[a.name].lo or 0) <= 0]
+            self.spans = {a.name: span_of(em, a, self.scope) for a in self.compute.axes}
+            unsure = [self.spans[a.name].length for a in self.parallel if (self.spans[a.name].known.lo or 0) <= 0]
             if not unsure:
-                self._tiles(starts)
+                self._tiles()
                 return
             b = em.here()
             some: IrValue = ir.Constant(I1, 1)
-            for e in unsure:
-                some = b.and_(some, b.icmp_signed(">", em.i64(e), ir.Constant(I64, 0)))
-            em.when(some, lambda: self._tiles(starts))
-
-    def _length(self, a: Axis) -> Int:
-        start, stop = self.integer(a.start), self.integer(a.stop)
-        if isinstance(start, int) and isinstance(stop, int):
-            return stop - start
-        if isinstance(start, int) and start == 0:
-            return stop
-        return self.em.builder.sub(self.em.i64(stop), self.em.i64(start), flags=("nsw",))
-
-    def integer(self, e: Expr) -> Int:
-        """An expression of loop variables, emitted where the builder stands."""
-        return integer_value(self.em, e, self.scope)
+            for length in unsure:
+                some = b.and_(some, b.icmp_signed(">", em.i64(length), ir.Constant(I64, 0)))
+            em.when(some, self._tiles)
 
     # ------------------------------------------------------------------------------------------- tiles
 
-    def _tiles(self, starts: dict[str, IrValue]) -> None:
+    def _tiles(self) -> None:
         node = self.compute
         self.domain = Domain(self.em, self.scope, self.em.depth, self.vector, self.lanes)
         for a in node.axes:
-            self.domain.declare(a, starts[a.name])
+            self.domain.declare(a, self.spans[a.name].start)
         addressing = Addressing(self.domain)
         self.graph = Graph(frozenset(self.domain.axes), addressing)
         self.evaluator = Evaluator(self.domain, self.graph, addressing)
@@ -130,7 +95,7 @@ class ComputeGenerator:
             self._tile()
             return
         axis = self.parallel[i]
-        for v in self._variants(axis, axis.unroll):
+        for v in self._variants(axis):
 
             def body(base: Int, _: Sequence[IrValue], v: Variant = v) -> Sequence[IrValue]:
                 self._enter(axis, v, base)
@@ -139,68 +104,17 @@ class ComputeGenerator:
 
             self.em.loop(v.start, v.stop, v.unroll * axis.lanes, [], body, v.nonempty)
 
-    def _variants(self, axis: Axis, unroll: int) -> list[Variant]:
+    def _variants(self, axis: Axis) -> list[Variant]:
         """Full tiles, and what remains: one tile of known size, or single registers."""
         found = self._split.get(axis.name)
         if found is None:
-            found = self._split[axis.name] = self._cut(axis, unroll)
+            self.em.at(self.domain.level)
+            found = self._split[axis.name] = cut(self.em, axis, self.spans[axis.name])
         return found
-
-    def _cut(self, axis: Axis, unroll: int) -> list[Variant]:
-        em = self.em
-        lanes, known, length = axis.lanes, self.known[axis.name], self.extents[axis.name]
-        if isinstance(length, int):
-            unroll = max(1, min(unroll, -(-length // lanes)))
-            tile = unroll * lanes
-            full, rest = length // tile * tile, length % tile
-            out = [Variant(0, full, unroll, False, True)] if full else []
-            if rest:
-                out.append(Variant(full, length, -(-rest // lanes), rest % lanes != 0, True))
-            return out
-        most = axis.block if known.hi is None else known.hi
-        unroll = max(1, min(unroll, -(-most // lanes)))
-        tile = unroll * lanes
-        b = em.at(self.domain.level)
-        length = em.i64(length)
-        if known.multiple_of(tile):
-            return [Variant(0, length, unroll, False, (known.lo or 0) > 0)]
-        if tile == 1:
-            return [Variant(0, length, 1, False, (known.lo or 0) > 0)]
-        rest = b.srem(length, ir.Constant(I64, tile))
-        full_stop = b.sub(length, rest, flags=("nsw",))
-        out = []
-        if most >= tile:
-            out.append(Variant(0, full_stop, unroll, False, False))
-        else:
-            full_stop = ir.Constant(I64, 0)
-        out.append(Variant(full_stop, length, 1, not known.multiple_of(lanes), False))
-        return out
 
     def _enter(self, axis: Axis, v: Variant, base: Int) -> None:
         """Set the axis's state for a tile at `base`."""
-        em = self.em
-        tile = v.unroll * axis.lanes
-        masks: list[IrValue | None] = [None] * v.unroll
-        if v.partial:
-            lanes = lane_numbers(axis.lanes)
-            length = self.extents[axis.name]
-            b = em.here()
-            if isinstance(length, int) and isinstance(base, int):
-                left = length - base - (v.unroll - 1) * axis.lanes
-                bits = [ir.Constant(I1, int(n < left)) for n in range(axis.lanes)]
-                masks[-1] = ir.Constant(ir.VectorType(I1, axis.lanes), bits)
-            else:
-                offset = em.add(base, (v.unroll - 1) * axis.lanes)
-                left_value = b.sub(em.i64(length), em.i64(offset), flags=("nsw",))
-                left_vector = _splat(em, b.trunc(left_value, I32), axis.lanes)
-                masks[-1] = b.icmp_signed("<", lanes, left_vector)
-        if isinstance(base, int):
-            multiple = base
-        else:
-            # The remainder's loop starts where full tiles end, at a multiple of the full tile.
-            whole = axis.unroll * axis.lanes
-            multiple = tile if whole % tile == 0 or (isinstance(v.start, int) and v.start % tile == 0) else axis.lanes
-        self.domain.states[axis.name] = AxisState(em.depth, base, v.unroll, axis.lanes, multiple, tuple(masks))
+        self.domain.states[axis.name] = tile_state(self.em, axis, self.spans[axis.name], v, base)
 
     def _points(self, axes: Sequence[Axis]) -> list[dict[str, int]]:
         """The registers of the tile over these axes, the last axis fastest."""
@@ -243,7 +157,7 @@ class ComputeGenerator:
         if i == len(self.reduced):
             return self._accumulate(points, separate, acc)
         axis = self.reduced[i]
-        for v in self._variants(axis, axis.unroll):
+        for v in self._variants(axis):
 
             def body(base: Int, carried: Sequence[IrValue], v: Variant = v) -> Sequence[IrValue]:
                 self._enter(axis, v, base)
@@ -436,10 +350,3 @@ class ComputeGenerator:
         if condition is not None:
             mask = condition if mask is None else b.and_(mask, condition)
         memory.store_vector(self.target, point, value, mask)
-
-
-def _splat(em: Emitter, scalar: IrValue, lanes: int) -> IrValue:
-    t = ir.VectorType(scalar.type, lanes)
-    b = em.builder
-    first = b.insert_element(ir.Constant(t, ir.Undefined), scalar, ir.Constant(I32, 0))
-    return b.shuffle_vector(first, ir.Constant(t, ir.Undefined), ir.Constant(ir.VectorType(I32, lanes), None))

@@ -1,0 +1,116 @@
+"""What every rule needs (spans, errors, element types), and the rules of expressions and types."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from lark import Token
+
+from tcomp.dsl import ast
+from tcomp.dsl.ast import DType, Expr, Span
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.hints import did_you_mean
+
+_DTYPES = {d.value: d for d in DType}
+_SIZES = {"KB": 1024, "MB": 1024**2, "GB": 1024**3}
+
+Children = list[Any]
+
+
+class ExpressionRules:
+    """`begin` must be called with the text before each parse."""
+
+    def __init__(self) -> None:
+        self._file = ""
+        self._text = ""
+        self._lines: list[str] = []
+        self._parenthesised: set[int] = set()
+
+    def begin(self, file: str, text: str) -> None:
+        self._file = file
+        self._text = text
+        self._lines = text.splitlines()
+        self._parenthesised = set()
+
+    def _token_span(self, t: Token) -> Span:
+        return Span(self._file, t.line or 0, t.column or 0, t.end_line or 0, t.end_column or 0)
+
+    def _span(self, first: Any, last: Any) -> Span:
+        """From the start of one token or node to the end of another."""
+        a = self._token_span(first) if isinstance(first, Token) else first.span
+        b = self._token_span(last) if isinstance(last, Token) else last.span
+        return Span(self._file, a.line, a.column, b.end_line, b.end_column)
+
+    def _error(self, message: str, where: Any, hint: str = "") -> TcError:
+        span = self._token_span(where) if isinstance(where, Token) else where.span
+        return TcError(message, span, self._text, hint)
+
+    def _dtype(self, t: Token) -> DType:
+        d = _DTYPES.get(str(t))
+        if d is None:
+            raise self._error(f"unknown element type '{t}'", t, did_you_mean(str(t), _DTYPES, "element type"))
+        return d
+
+    def _doc(self, line: int) -> str:
+        """The comment block directly above a line."""
+        block: list[str] = []
+        i = line - 2
+        while i >= 0 and self._lines[i].startswith("#"):
+            block.append(self._lines[i][1:].removeprefix(" ").rstrip())
+            i -= 1
+        return "\n".join(reversed(block))
+
+    def expression(self, c: Children) -> Expr:
+        return c[0]  # type: ignore[no-any-return]
+
+    def binary(self, c: Children) -> Expr:
+        left, op, right = c
+        return ast.Binary(str(op), left, right, self._span(left, right))
+
+    def unary(self, c: Children) -> Expr:
+        op, operand = c
+        if op == "-" and isinstance(operand, ast.Num) and id(operand) not in self._parenthesised:
+            return ast.Num(-operand.value, self._span(op, operand))
+        return ast.Unary(str(op), operand, self._span(op, operand))
+
+    def integer(self, c: Children) -> Expr:
+        return ast.Num(int(c[0]), self._token_span(c[0]))
+
+    def real(self, c: Children) -> Expr:
+        return ast.Num(float(c[0]), self._token_span(c[0]))
+
+    def size(self, c: Children) -> Expr:
+        return ast.Num(int(c[0][:-2]) * _SIZES[c[0][-2:]], self._token_span(c[0]))
+
+    def name(self, c: Children) -> Expr:
+        return ast.Name(str(c[0]), self._token_span(c[0]))
+
+    def access(self, c: Children) -> Expr:
+        name, _, subscripts, close = c
+        return ast.Access(str(name), subscripts or (), self._span(name, close))
+
+    def call(self, c: Children) -> Expr:
+        name, _, args, close = c
+        return ast.Call(str(name), args or (), self._span(name, close))
+
+    def parenthesised(self, c: Children) -> Expr:
+        e: Expr = replace(c[1], span=self._span(c[0], c[2]))
+        self._parenthesised.add(id(e))
+        return e
+
+    def expressions(self, c: Children) -> tuple[Expr, ...]:
+        return tuple(c)
+
+    def names(self, c: Children) -> tuple[Token, ...]:
+        return tuple(c)
+
+    def dotted(self, c: Children) -> Token:
+        return c[0]  # type: ignore[no-any-return]
+
+    def dotted_names(self, c: Children) -> tuple[Token, ...]:
+        return tuple(c)
+
+    def type(self, c: Children) -> tuple[DType, tuple[Expr, ...], Token]:
+        name, _, shape, close = c
+        return self._dtype(name), shape or (), close

@@ -1,0 +1,180 @@
+"""The rules of models: configurations, parameters, the forward statements, the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lark import Token
+
+from tcomp.dsl import ast
+from tcomp.dsl.ast import Expr
+from tcomp.dsl.build_expressions import Children, ExpressionRules
+from tcomp.dsl.resolve import resolve_model_arguments
+
+
+class ModelRules(ExpressionRules):
+    def assignment(self, c: Children) -> tuple[Token, Expr]:
+        return c[0], c[1]
+
+    def assignments(self, c: Children) -> tuple[tuple[Token, Expr], ...]:
+        return tuple(c)
+
+    def config(self, c: Children) -> ast.Config:
+        return ast.Config(str(c[1]), _pairs(c[2]), self._token_span(c[1]))
+
+    def let(self, c: Children) -> tuple[str, str, Expr]:
+        return ("let", str(c[1]), c[2])
+
+    def model_require(self, c: Children) -> tuple[str, Expr]:
+        return ("require", c[1])
+
+    def precision(self, c: Children) -> tuple[str, Token]:
+        return ("precision", c[1])
+
+    def initialiser(self, c: Children) -> ast.Call:
+        name, _, args, close = c
+        return ast.Call(str(name), args or (), self._span(name, close or name))
+
+    def param_declaration(self, c: Children) -> ast.ParamDecl:
+        keyword, name, (dtype, shape, _), init, group = c
+        span = self._span(keyword, group or init)
+        return ast.ParamDecl(str(name), dtype, shape, init, str(group or ""), span)
+
+    def input_declaration(self, c: Children) -> ast.InputDecl:
+        keyword, name, (dtype, shape, close), below = c
+        return ast.InputDecl(str(name), dtype, shape, below, self._span(keyword, below or close))
+
+    def loss(self, c: Children) -> tuple[str, Token]:
+        return ("loss", c[1])
+
+    def logits(self, c: Children) -> tuple[str, Token]:
+        return ("logits", c[1])
+
+    def shape(self, c: Children) -> tuple[tuple[Expr, ...], Token]:
+        return c[1] or (), c[2]
+
+    def result(self, c: Children) -> ast.TensorRef:
+        name, shape = c
+        if shape is None:
+            return ast.TensorRef(str(name), (), None, self._token_span(name))
+        return ast.TensorRef(str(name), (), shape[0], self._span(name, shape[1]))
+
+    def results(self, c: Children) -> tuple[ast.TensorRef, ...]:
+        return tuple(c)
+
+    def positional(self, c: Children) -> ast.TensorRef | Expr:
+        e, shape = c
+        if shape is None:
+            if isinstance(e, ast.Access):
+                return ast.TensorRef(e.tensor, e.subscripts, None, e.span)
+            return e  # type: ignore[no-any-return]
+        span = self._span(e, shape[1])
+        if isinstance(e, ast.Access):
+            return ast.TensorRef(e.tensor, e.subscripts, shape[0], span)
+        if isinstance(e, ast.Name):
+            return ast.TensorRef(e.id, (), shape[0], span)
+        raise self._error("only a tensor can be viewed `as` another shape", e, "bind the value to a name first")
+
+    def keyword(self, c: Children) -> tuple[str, Token, Expr]:
+        return ("keyword", c[0], c[1])
+
+    def arguments(self, c: Children) -> Children:
+        return c
+
+    def annotation(self, c: Children) -> ast.Call:
+        return self.initialiser(c)
+
+    def annotations(self, c: Children) -> tuple[ast.Call, ...]:
+        return tuple(x for x in c if isinstance(x, ast.Call))
+
+    def op_call(self, c: Children) -> ast.OpCall:
+        results, op, _, arguments, close, annotations = c
+        args: list[Any] = []
+        keywords: list[tuple[str, Expr]] = []
+        for a in arguments or ():
+            if isinstance(a, tuple) and a[0] == "keyword":
+                keywords.append((str(a[1]), a[2]))
+            elif keywords:
+                raise self._error("an operand after a keyword argument", a, "put `name = value` arguments last")
+            else:
+                args.append(a)
+        span = self._span(op, close)
+        return ast.OpCall(results, str(op), tuple(args), tuple(keywords), annotations or (), span)
+
+    def for_layers(self, c: Children) -> ast.ForLayers:
+        keyword, index, extent, *body = c
+        return ast.ForLayers(str(index), extent, tuple(body), self._span(keyword, extent))
+
+    def forward(self, c: Children) -> tuple[str, Token, tuple[ast.ModelStatement, ...]]:
+        return ("forward", c[0], tuple(c[1:]))
+
+    def hyper(self, c: Children) -> tuple[str, Any]:
+        return ("hyper", c[1])
+
+    def group(self, c: Children) -> ast.Group:
+        return ast.Group(str(c[1]), _pairs(c[2]), self._token_span(c[1]))
+
+    def lr_by(self, c: Children) -> tuple[str, Token]:
+        return ("lr", c[1])
+
+    def norm_by(self, c: Children) -> tuple[str, Token]:
+        return ("norm", c[1])
+
+    def optimizer(self, c: Children) -> ast.Optimizer:
+        keyword, name, *lines = c
+        return ast.Optimizer(
+            op=str(name),
+            hyper=tuple(p for x in _tagged(lines, "hyper") for p in _pairs(x[1])),
+            groups=tuple(x for x in lines if isinstance(x, ast.Group)),
+            schedule=self._single(lines, "lr", "lr by"),
+            norm=self._single(lines, "norm", "norm by"),
+            span=self._span(keyword, name),
+        )
+
+    def _single(self, lines: Sequence[Any], tag: str, line: str) -> str | None:
+        found = _tagged(lines, tag)
+        if len(found) > 1:
+            raise self._error(f"a second `{line}` line", found[1][1], "keep one of them")
+        return str(found[0][1]) if found else None
+
+    def model(self, c: Children) -> ast.Model:
+        keyword, name, dims, *lines = c
+        forward = _tagged(lines, "forward")
+        optimizers = [x for x in lines if isinstance(x, ast.Optimizer)]
+        loss = self._single(lines, "loss", "loss")
+        if not forward:
+            raise self._error(f"model '{name}' has no `forward:` block", name, "say how its tensors are computed")
+        if len(forward) > 1:
+            raise self._error("a second `forward:` block", forward[1][1], "put all statements in the first")
+        if loss is None:
+            hint = "add a line `loss NAME`, naming the f32[] tensor to minimise"
+            raise self._error(f"model '{name}' does not name its loss", name, hint)
+        if len(optimizers) > 1:
+            raise self._error("a second optimizer", optimizers[1], "a model has one; use groups for differences")
+        return resolve_model_arguments(
+            ast.Model(
+                name=str(name),
+                dims=tuple(map(str, dims or ())),
+                configs=tuple(x for x in lines if isinstance(x, ast.Config)),
+                lets=tuple((x[1], x[2]) for x in _tagged(lines, "let")),
+                requires=tuple(x[1] for x in _tagged(lines, "require")),
+                params=tuple(x for x in lines if isinstance(x, ast.ParamDecl)),
+                inputs=tuple(x for x in lines if isinstance(x, ast.InputDecl)),
+                forward=forward[0][2],
+                loss=loss,
+                logits=self._single(lines, "logits", "logits"),
+                optimizer=optimizers[0] if optimizers else None,
+                precision=self._single(lines, "precision", "precision") or "f32",
+                doc=self._doc(keyword.line),
+                span=self._span(keyword, name),
+            )
+        )
+
+
+def _pairs(pairs: Iterable[tuple[Token, Expr]]) -> tuple[tuple[str, Expr], ...]:
+    return tuple((str(n), e) for n, e in pairs)
+
+
+def _tagged(lines: Sequence[Any], tag: str) -> list[Any]:
+    return [x for x in lines if isinstance(x, tuple) and x[0] == tag]

@@ -1,0 +1,113 @@
+"""The rules of schedules. Ranges of choices are written out, conditions joined by `and` are split."""
+
+from __future__ import annotations
+
+from tcomp.dsl import ast
+from tcomp.dsl.ast import Expr
+from tcomp.dsl.build_expressions import Children, ExpressionRules
+from tcomp.dsl.hints import did_you_mean
+
+_SPACES = ("shared", "registers", "packed")
+_COMBINATIONS = ("partials", "sorted", "atomic")
+
+
+class ScheduleRules(ExpressionRules):
+    def level_call(self, c: Children) -> ast.Level:
+        kind, _, args, close = c
+        return ast.Level(str(kind), args or (), self._span(kind, close or kind))
+
+    def level_number(self, c: Children) -> ast.Level:
+        kind, number = c
+        return ast.Level(str(kind), (self.integer([number]),), self._span(kind, number))
+
+    def map_loops(self, c: Children) -> ast.MapLoops:
+        loops, of, *levels = c
+        span = self._span(loops[0], levels[-1])
+        return ast.MapLoops(tuple(map(str, loops)), tuple(map(str, of or ())), tuple(levels), span)
+
+    def order(self, c: Children) -> ast.Order:
+        return ast.Order(tuple(map(str, c[1])), self._span(c[0], c[1][-1]))
+
+    def fuse(self, c: Children) -> ast.Fuse:
+        return ast.Fuse(tuple(map(str, c[1])), str(c[2]), self._span(c[0], c[2]))
+
+    def stage(self, c: Children) -> ast.Stage:
+        keyword, tensors, space, at, by, *options = c
+        if space not in _SPACES:
+            raise self._error(f"unknown space '{space}'", space, did_you_mean(str(space), _SPACES, "space"))
+        last = options[-1] if options else (by or at)
+        return ast.Stage(
+            tuple(map(str, tensors)),
+            str(space),
+            str(at),
+            None if by is None else str(by),
+            tuple(options),
+            self._span(keyword, last),
+        )
+
+    def use(self, c: Children) -> ast.Use:
+        return ast.Use(str(c[1]), tuple(map(str, c[2])), self._span(c[0], c[2][-1]))
+
+    def cast(self, c: Children) -> ast.Cast:
+        return ast.Cast(str(c[1]), self._dtype(c[2]), self._span(c[0], c[2]))
+
+    def combine(self, c: Children) -> ast.Combine:
+        keyword, names, over, by = c
+        if by not in _COMBINATIONS:
+            hint = did_you_mean(str(by), _COMBINATIONS, "way to combine")
+            raise self._error(f"unknown way to combine '{by}'", by, hint)
+        return ast.Combine(tuple(map(str, names)), str(over), str(by), self._span(keyword, by))
+
+    def choice(self, c: Children) -> tuple[Expr, ...]:
+        first, last, step = c
+        if last is None:
+            return (first,)
+        low, high = self._whole(first), self._whole(last)
+        stride = 1 if step is None else self._whole(step)
+        if stride <= 0 or high < low:
+            raise self._error("an empty range of choices", first, "write it upwards: `64..512 step 64`")
+        span = self._span(first, step or last)
+        return tuple(ast.Num(v, span) for v in range(low, high + 1, stride))
+
+    def _whole(self, e: Expr) -> int:
+        if isinstance(e, ast.Num) and isinstance(e.value, int):
+            return e.value
+        raise self._error("a range of choices needs whole numbers", e, "write them out: `64, 128`")
+
+    def tune(self, c: Children) -> ast.Tune:
+        keyword, name, default, *choices = c
+        flat = tuple(e for choice in choices if choice is not None for e in choice)
+        return ast.Tune(str(name), default, flat, self._span(keyword, flat[-1] if flat else default))
+
+    def where(self, c: Children) -> ast.Where:
+        return ast.Where(tuple(_conjuncts(c[1])), self._span(c[0], c[1]))
+
+    def flag(self, c: Children) -> ast.Flag:
+        name, args = c
+        return ast.Flag(str(name), args or (), self._span(name, args[-1] if args else name))
+
+    def kernel(self, c: Children) -> ast.KernelSchedule:
+        keyword, outputs, *directives = c
+        return ast.KernelSchedule(tuple(map(str, outputs)), tuple(directives), self._span(keyword, outputs[-1]))
+
+    def schedule(self, c: Children) -> list[ast.Schedule]:
+        keyword, ops, target, *lines = c
+        shared: list[ast.Directive] = []
+        kernels: list[ast.KernelSchedule] = []
+        for line in lines:
+            if isinstance(line, ast.KernelSchedule):
+                kernels.append(line)
+            elif kernels:
+                hint = "directives for all kernels come before the first `kernel` line"
+                raise self._error("a directive after a kernel block", line, hint)
+            else:
+                shared.append(line)
+        if not kernels:
+            kernels, shared = [ast.KernelSchedule((), tuple(shared), self._span(keyword, target))], []
+        return [ast.Schedule(str(op), str(target), tuple(shared), tuple(kernels), self._token_span(op)) for op in ops]
+
+
+def _conjuncts(e: Expr) -> list[Expr]:
+    if isinstance(e, ast.Binary) and e.op == "and":
+        return _conjuncts(e.left) + _conjuncts(e.right)
+    return [e]
