@@ -128,15 +128,15 @@ def train(
 
 def set_scalars(executor: Executor, overrides: dict[str, float]) -> dict[str, float]:
     """Write the step's scalars, some hyperparameters overridden by name; the hyperparameters' values."""
-    values = dict(executor.step.hyper)
-    known = [slot.removeprefix(_HYPER) for slot in values if slot.startswith(_HYPER)]
+    step = executor.step
+    hyper = {slot.removeprefix(_HYPER): value for slot, value in step.hyper.items()}
     for name, value in overrides.items():
-        if name not in known:
-            raise UserError(f"unknown hyperparameter {name!r}", f"this model has: {', '.join(sorted(known))}")
-        values[_HYPER + name] = value
-    for slot, value in values.items():
+        if name not in hyper:
+            raise UserError(f"unknown hyperparameter {name!r}", f"this model has: {', '.join(sorted(hyper))}")
+        hyper[name] = value
+    for slot, value in {**step.scalars, **{_HYPER + name: value for name, value in hyper.items()}}.items():
         executor.array(slot)[...] = value
-    return {name: values[_HYPER + name] for name in known}
+    return hyper
 
 
 def input_arrays(executor: Executor) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

@@ -74,8 +74,6 @@ def test_the_compiler_and_the_runtime_start_without_torch(tmp_path: Path) -> Non
     program = "import importlib, sys\n"
     program += f"for name in {sorted(names)!r}: importlib.import_module(name)\n"
     program += "print(sorted({'torch', 'matplotlib', 'optuna'} & set(sys.modules)))"
-    out = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     assert out.stdout.strip() == "[]"

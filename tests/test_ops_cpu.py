@@ -149,9 +149,7 @@ def run(op: Op, dims: Dims, inputs: Arrays, machine: CpuMachine, threads: int, o
     return results[0]
 
 
-def assert_close(
-    got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray], terms: int, what: str
-) -> None:
+def assert_close(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray], terms: int, what: str) -> None:
     """Each element within the rounding of a sum of `terms` f32 products of that tensor's magnitude."""
     for name, wanted in want.items():
         scale = max(1.0, float(np.abs(wanted).max(initial=0.0)))
@@ -223,9 +221,7 @@ IN_TORCH: dict[str, Callable[[Mapping[str, Tensor], Dims], dict[str, Tensor]]] =
 def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Float arrays as float64 leaves that need gradients, integers as they are."""
     return {
-        n: torch.from_numpy(a.astype(np.float64)).requires_grad_()
-        if a.dtype.kind == "f"
-        else torch.from_numpy(a)
+        n: torch.from_numpy(a.astype(np.float64)).requires_grad_() if a.dtype.kind == "f" else torch.from_numpy(a)
         for n, a in arrays.items()
     }
 
@@ -235,47 +231,30 @@ def torch_forward(c: Case, inputs: Arrays) -> Arrays:
     return {name: t.detach().numpy() for name, t in outputs.items()}
 
 
-def torch_backward(c: Case, backward: Op, inputs: Arrays) -> Arrays:
-    """Gradients of the forward op's inputs, for the gradients of its results that are in `inputs`."""
+def torch_backward(c: Case, backward: Op, given: Arrays, inputs: Arrays) -> Arrays:
+    """Gradients of the forward op's `inputs`, for the gradients of its results that are in `given`."""
     forward = gpt2().ops[c.op]
-    leaves = tensors({p.name: inputs_or_zeros(inputs, p.name, forward, dict(c.dims)) for p in forward.params})
+    leaves = tensors(inputs)
     outputs = IN_TORCH[c.op](leaves, dict(c.dims))
-    given = [o.name for o in forward.outputs if f"d{o.name}" in inputs]
+    roots = [o.name for o in forward.outputs if f"d{o.name}" in given]
     wanted = [p.name for p in forward.params if backward.operand(f"d{p.name}") in backward.outputs]
     gradients = torch.autograd.grad(
-        [outputs[name] for name in given],
+        [outputs[name] for name in roots],
         [leaves[name] for name in wanted],
-        [torch.from_numpy(inputs[f"d{name}"].astype(np.float64)) for name in given],
-        allow_unused=True,
+        [torch.from_numpy(given[f"d{name}"].astype(np.float64)) for name in roots],
     )
-    return {
-        f"d{name}": (torch.zeros_like(leaves[name]) if g is None else g).detach().numpy()
-        for name, g in zip(wanted, gradients, strict=True)
-    }
+    return {f"d{name}": g.detach().numpy() for name, g in zip(wanted, gradients, strict=True)}
 
 
-def inputs_or_zeros(inputs: Arrays, name: str, op: Op, dims: Dims) -> np.ndarray:
-    """A forward input that the backward op does not read may be anything of its shape."""
-    if name in inputs:
-        return inputs[name]
-    operand = op.operand(name)
-    assert operand is not None
-    return np.zeros(operand_shape(operand, dims), np.float32)
-
-
-def backward_inputs(c: Case, backward: Op, seed: int) -> Arrays:
-    """Inputs of a backward op: random forward inputs and gradients, and the forward op's own results."""
+def backward_inputs(c: Case, backward: Op, seed: int) -> tuple[Arrays, Arrays]:
+    """A backward op's inputs (forward inputs and results that it reads, random gradients of the results),
+    and the forward op's own inputs."""
     forward = gpt2().ops[c.op]
     dims = dict(c.dims)
     inputs = random_inputs(forward, dims, seed)
-    results = evaluate(forward, gpt2(), inputs, dims)
-    random = random_inputs(backward, dims, seed + 1)
-    return {
-        p.name: inputs.get(
-            p.name, results[p.name].astype(np.float32) if p.name in results else random[p.name]
-        )
-        for p in backward.params
-    }
+    results = {n: a.astype(np.float32) for n, a in evaluate(forward, gpt2(), inputs, dims).items()}
+    known = random_inputs(backward, dims, seed + 1) | results | inputs
+    return {p.name: known[p.name] for p in backward.params}, inputs
 
 
 TARGETS = [("native", 2), ("avx2", 3)]
@@ -296,10 +275,10 @@ def test_forward(c: Case, target: str, threads: int, objects: Path) -> None:
 def test_backward(c: Case, target: str, threads: int, objects: Path) -> None:
     op, dims = backward_of(c.op, gpt2()), dict(c.dims)
     assert op is not None
-    inputs = backward_inputs(c, op, seed=12)
-    got = run(op, dims, inputs, machine_named(target), threads, objects)
-    assert_close(got, evaluate(op, gpt2(), inputs, dims), c.terms, "the oracle")
-    assert_close(got, torch_backward(c, op, inputs), c.terms, "torch autograd")
+    given, inputs = backward_inputs(c, op, seed=12)
+    got = run(op, dims, given, machine_named(target), threads, objects)
+    assert_close(got, evaluate(op, gpt2(), given, dims), c.terms, "the oracle")
+    assert_close(got, torch_backward(c, op, given, inputs), c.terms, "torch autograd")
 
 
 WEIGHTS = {
@@ -318,16 +297,15 @@ def test_accumulating_backward_adds_to_what_is_there(c: Case, objects: Path) -> 
     backward, dims = backward_of(c.op, gpt2()), dict(c.dims)
     assert backward is not None
     op = accumulating(backward, frozenset(WEIGHTS[c.op]))
-    inputs = backward_inputs(c, backward, seed=13)
+    given, inputs = backward_inputs(c, backward, seed=13)
+    want = torch_backward(c, backward, given, inputs)
     rng = np.random.default_rng(14)
     for name in WEIGHTS[c.op]:
         operand = op.operand(name)
         assert operand is not None and operand.inout
-        inputs[name] = rng.standard_normal(operand_shape(operand, dims), dtype=np.float32)
-    want = torch_backward(c, backward, inputs)
-    for name in WEIGHTS[c.op]:
-        want[name] = want[name] + inputs[name]
-    got = run(op, dims, inputs, machine_named("native"), 2, objects)
+        given[name] = rng.standard_normal(operand_shape(operand, dims), dtype=np.float32)
+        want[name] = want[name] + given[name]
+    got = run(op, dims, given, machine_named("native"), 2, objects)
     assert_close(got, want, c.terms, "torch autograd added to the old value")
 
 

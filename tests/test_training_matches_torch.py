@@ -68,12 +68,11 @@ def train(
     """The same steps as reference.train_steps, by the native programs."""
     for parameter in step.parameters:
         executor.array(parameter.slot)[...] = params[parameter.slot].numpy()
+    executor.array("loss_gradient")[...] = 1 / accumulation
     for name in step.hyper:
-        field = name.removeprefix("hyper.")
-        if field in Hyper.__dataclass_fields__:
-            executor.array(name)[...] = getattr(hyper, field)
-        else:
-            executor.array(name)[...] = step.hyper[name]
+        group, _, last = name.removeprefix("hyper.").rpartition(".")
+        value = hyper.weight_decay[group] if group else getattr(hyper, last)
+        executor.array(name)[...] = value
     run = Run([], [], [], [], {})
     for number in range(len(batches) // accumulation):
         loss = 0.0
@@ -132,9 +131,7 @@ def test_ten_adamw_steps(case: tuple[Config, int, int, int, int, float], tmp_pat
     hyper = Hyper(peak_lr=2e-3, warmup=3, total=12, clip=clip)
     params = reference.random_params(cfg, seed=1)
     batches = reference.random_batches(cfg, 2, B, T, 10 * accumulation)
-    want = reference.train_steps(
-        {n: p.double() for n, p in params.items()}, batches, cfg, hyper, accumulation
-    )
+    want = reference.train_steps({n: p.double() for n, p in params.items()}, batches, cfg, hyper, accumulation)
     with gpt2(cfg, B, T, accumulation, threads, tmp_path) as (step, executor):
         run = train(step, executor, params, batches, hyper, accumulation)
     assert_same(run, want)

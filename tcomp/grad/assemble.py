@@ -43,33 +43,39 @@ def _needed_fields(eq: Equation, r: Reduction, wanted: set[str]) -> Equation:
     return replace(eq, targets=targets, value=replace(r, values=tuple(v for _, v in kept)))
 
 
-def inlined(again: list[Equation], equations: list[Equation]) -> tuple[list[Equation], list[Equation]]:
-    """Pointwise forward temporaries that one equation reads, at its own points, go into that equation."""
-    todo = list(again)
-    for eq in again:
-        if eq not in todo or isinstance(eq.value, Reduction) or len(eq.targets) != 1 or eq.accumulate:
-            continue
-        name = eq.target.name
-        if sum(name in writes(e) for e in again) != 1:
-            continue
-        everything = [*todo, *equations]
-        readers = [e for e in everything if name in reads(e)]
-        if len(readers) != 1 or not _same_points(eq, readers[0], name):
-            continue
-        target, body = eq.target, eq.value
+def inlined(equations: list[Equation], results: set[str]) -> list[Equation]:
+    """Pointwise temporaries that one equation reads, at its own points, go into that equation."""
+    done: set[str] = set()
+    while True:
+        found = next((eq for eq in equations if eq.target.name not in done and _single_use(eq, equations, results)), None)
+        if found is None:
+            return equations
+        done.add(found.target.name)
+        equations = _put(found, [e for e in equations if e is not found])
 
-        def put(x: Expr, target=target, body=body) -> Expr:  # type: ignore[no-untyped-def]
-            def value(a: Expr) -> Expr | None:
-                if isinstance(a, Access) and a.tensor == target.name:
-                    places = zip(target.subscripts, a.subscripts, strict=True)
-                    return substitute(body, {t.id: s for t, s in places if isinstance(t, Name)})
-                return None
 
-            return rewrite(x, value)
+def _single_use(eq: Equation, equations: list[Equation], results: set[str]) -> bool:
+    name = eq.target.name
+    if isinstance(eq.value, Reduction) or eq.accumulate or name in results:
+        return False
+    if sum(name in writes(e) for e in equations) != 1:
+        return False
+    readers = [e for e in equations if name in reads(e)]
+    return len(readers) == 1 and _same_points(eq, readers[0], name)
 
-        todo = [map_equation(e, put) if name in reads(e) else e for e in todo if e is not eq]
-        equations = [map_equation(e, put) if name in reads(e) else e for e in equations]
-    return todo, equations
+
+def _put(eq: Equation, equations: list[Equation]) -> list[Equation]:
+    """The equations with reads of a temporary replaced by its value."""
+    target, body = eq.target, eq.value
+    assert not isinstance(body, Reduction)
+
+    def value(a: Expr) -> Expr | None:
+        if isinstance(a, Access) and a.tensor == target.name:
+            places = zip(target.subscripts, a.subscripts, strict=True)
+            return substitute(body, {t.id: s for t, s in places if isinstance(t, Name)})
+        return None
+
+    return [map_equation(e, lambda x: rewrite(x, value)) if target.name in reads(e) else e for e in equations]
 
 
 def _same_points(eq: Equation, reader: Equation, name: str) -> bool:
@@ -86,8 +92,9 @@ def assemble(
 ) -> Op:
     """The backward op of these equations."""
     op = forward.op
-    again, equations = inlined(forward_equations(forward, equations), equations)
-    equations = [_renamed(eq, renamed) for eq in [*again, *equations]]
+    results = {f"d{p}" for p in forward.inputs}
+    equations = inlined([*forward_equations(forward, equations), *equations], results)
+    equations = [_renamed(eq, renamed) for eq in equations]
     read = set().union(*(reads(eq) for eq in equations))
     params = [replace(p, inout=False) for p in op.params if p.name in read]
     params += [o for o in op.outputs if o.name in read]

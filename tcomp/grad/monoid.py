@@ -50,12 +50,12 @@ def differentiate_monoid(d: Derivation, eq: Equation, r: Reduction) -> None:
     maximum = Access(target.name, target.subscripts)
     in_key: Expr = ZERO
     weight: Expr | None = None
-    through_maximum = d.incoming(target, 2, True) if live[0] else ZERO
+    through_maximum = d.incoming(target, 0, False) if live[0] else ZERO
     proof, sums = through_maximum, []
     for t, v, alive in zip(field_targets, r.values, live[1:], strict=True):
         if not alive:
             continue
-        g = d.incoming(t, 2, True)
+        g = d.incoming(t, 0, False)
         if g == ZERO:
             continue
         if weight is None:

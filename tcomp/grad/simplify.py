@@ -162,7 +162,19 @@ def _factor(p: Polynomial) -> Polynomial:
     if len(p) <= 1:
         return p
     common, rest = common_factors(p)
-    return {_join(common, ((_sum(rest), 1),)): 1}
+    c, rest = common_coefficient(rest)
+    return {_join(common, ((_sum(rest), 1),)): c}
+
+
+def common_coefficient(p: Polynomial) -> tuple[Number, Polynomial]:
+    """2 * a - 2 * b is 2 times a - b: a coefficient that all terms share, but for its sign."""
+    sizes = {abs(c) for c in p.values()}
+    c = sizes.pop() if len(sizes) == 1 else 1
+    if all(v < 0 for v in p.values()):
+        c = -c
+    if c == 1:
+        return 1, p
+    return c, {m: -1 if c * v < 0 else 1 for m, v in p.items()} if abs(c) != 1 else _scale(p, -1)
 
 
 def common_factors(p: Polynomial, allowed: Callable[[Expr], bool] = lambda a: True) -> tuple[Monomial, Polynomial]:
@@ -226,9 +238,10 @@ def expression(p: Polynomial) -> Expr:
     if not p:
         return ZERO
     if len(p) > 1:
-        common, rest = common_factors(p)
-        if common:
-            return expression({_join(common, ((_sum(rest), 1),)): 1})
+        p = _factor(p)
+        ((m, c),) = p.items()
+        if c == 1 and len(m) == 1 and m[0][1] == 1:
+            return m[0][0]
     return _sum(p)
 
 

@@ -45,7 +45,8 @@ class BigramExecutor:
             "bigram", "tiny", {"B": batch, "T": length, "V": VOCABULARY}, slots, 0, 0, 0, 0, {}, programs,
             (ParameterInit("table", "normal", 0.02, "matrices"),),
             {"tokens": VOCABULARY, "targets": VOCABULARY},
-            {"hyper.peak_lr": 1.0, "hyper.total": 100.0, "loss_gradient": 1.0 / accumulation},
+            {"hyper.peak_lr": 1.0, "hyper.total": 100.0},
+            scalars={"loss_gradient": 1.0 / accumulation},
         )  # fmt: skip
         self.on_run: Callable[[str], None] = lambda program: None
 
