@@ -56,8 +56,8 @@ class ExpressionRules:
         """The comment block directly above a line."""
         block: list[str] = []
         i = line - 2
-        while i >= 0 and self._lines[i].startswith("#"):
-            block.append(self._lines[i][1:].removeprefix(" ").rstrip())
+        while i >= 0 and self._lines[i].lstrip().startswith("#"):
+            block.append(self._lines[i].lstrip()[1:].removeprefix(" ").rstrip())
             i -= 1
         return "\n".join(reversed(block))
 

@@ -33,7 +33,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count, did_you_mean, listing
 
 INITIALISERS = {"zeros": 0, "ones": 0, "normal": 1, "uniform": 1}
-PRECISIONS = ("f32", "bf16", "fp8")
+PRECISIONS = ("f32",)
 ANNOTATIONS = {"recompute": 0}
 
 
@@ -48,8 +48,8 @@ def check_model(model: Model, module: Module) -> None:
             hint = did_you_mean(name, bound, "tensor")
             raise TcError(f"{what} names '{name}', which `forward` does not compute", model.span, hint=hint)
     if model.precision not in PRECISIONS:
-        hint = did_you_mean(model.precision, PRECISIONS, "precision")
-        raise TcError(f"unknown precision '{model.precision}'", model.span, hint=hint)
+        hint = f"write {' or '.join(f'`precision {p}`' for p in PRECISIONS)}, or leave the line out"
+        raise TcError(f"precision '{model.precision}' is not supported", model.span, hint=hint)
     if model.optimizer is not None:
         _check_optimizer(model, model.optimizer, module)
     check_model_shapes(model, module)

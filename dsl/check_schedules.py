@@ -18,8 +18,6 @@ from tcomp.dsl.infer import infer, right_accesses
 from tcomp.dsl.info import OpInfo
 from tcomp.dsl.targets import CPU_TARGETS, GPU_TARGETS, Family, family_of
 
-_DIRECTIVES = ("order", "fuse", "stage", "use", "cast", "combine", "tune", "where", "kernel")
-
 
 def check_schedule(schedule: Schedule, module: Module) -> None:
     """TcError at the first directive that names something unknown or unknown to its target."""
@@ -85,6 +83,8 @@ class _Names:
         family = self.family
         match d:
             case ast.MapLoops(_, of, levels):
+                if of:
+                    self.meaningful("of", d.span)
                 for name in of:
                     self.tensor(name, d.span, "of")
                 for level in levels:
@@ -96,18 +96,23 @@ class _Names:
                 for name in names:
                     self.written(name, d.span)
                 self.loop(at, d.span)
-            case ast.Stage(tensors, space, at, by, _):
+            case ast.Stage(tensors, space, at, by, options):
                 for name in tensors:
                     self.staged(name, d.span)
                 self.loop(at, d.span)
                 self.one_of(space, family.spaces, d.span, "space")
+                if (by is not None or options) and not family.copies:
+                    hint = "end the line after the loop: how to copy follows from the space"
+                    raise TcError(f"there is no choice of copies on {family.name}", d.span, hint=hint)
                 if by is not None:
                     self.one_of(by, family.copies, d.span, "way to copy")
             case ast.Use(instruction, names):
+                self.meaningful("use", d.span)
                 self.one_of(instruction, family.instructions, d.span, "instruction")
                 for name in names:
                     self.tensor(name, d.span, "use")
             case ast.Cast(what, _):
+                self.meaningful("cast", d.span)
                 self.tensor(what.split(".")[0], d.span, "cast")
             case ast.Combine(names, over, _):
                 for name in names:
@@ -118,13 +123,17 @@ class _Names:
                     self.expression(e, known, d.span)
             case ast.Flag(name, args):
                 if name not in family.flags:
-                    known_names = (*family.flags, *_DIRECTIVES)
-                    hint = did_you_mean(name, known_names, "directive")
+                    hint = did_you_mean(name, (*family.flags, *family.directives, "kernel"), "directive")
                     raise TcError(f"unknown directive '{name}' on {family.name}", d.span, hint=hint)
                 if name == "inline":
                     for a in args:
                         if isinstance(a, ast.Name):
                             self.tensor(a.id, a.span, "inline")
+
+    def meaningful(self, directive: str, span: Span) -> None:
+        if directive not in self.family.directives:
+            hint = f"remove it; directives on {self.family.name} are {', '.join(self.family.directives)}, inline"
+            raise TcError(f"`{directive}` means nothing on {self.family.name}", span, hint=hint)
 
     # ---------------------------------------------------------------------------------- what exists
 

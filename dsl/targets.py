@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """`levels` are listed outermost first."""
+    """`levels` are listed outermost first. `directives` are those that mean something there: one that would
+    be ignored is refused instead."""
 
     name: str
     levels: tuple[str, ...]
     spaces: tuple[str, ...]
     copies: tuple[str, ...]
+    directives: tuple[str, ...]
     flags: tuple[str, ...]
     instructions: tuple[str, ...]
     facts: tuple[str, ...]
@@ -26,10 +28,11 @@ class Family:
 CPU = Family(
     name="cpu",
     levels=("core", "seq", "unroll", "vec"),
-    spaces=("packed", "registers"),
-    copies=("copy",),
+    spaces=("packed",),
+    copies=(),
+    directives=("order", "fuse", "stage", "combine", "tune", "where"),
     flags=("inline",),
-    instructions=("fma", "dot"),
+    instructions=(),
     facts=("lanes", "registers", "l1", "l2", "l3", "cores"),
 )
 GPU = Family(
@@ -40,6 +43,7 @@ GPU = Family(
     ),
     spaces=("shared", "registers"),
     copies=("copy", "cp.async", "tma"),
+    directives=("of", "order", "fuse", "stage", "use", "cast", "combine", "tune", "where"),
     flags=("inline", "persistent", "raster", "keep"),
     instructions=("fma", "mma", "wgmma"),
     facts=("smem", "regs", "sms", "l2", "lanes"),

@@ -115,21 +115,24 @@ def verify_step(
     memory.run(graph.nodes, module)
     memory.run(programs.backward, module)
     yield Comparison("loss", step.dims, distance(executor.array("loss"), memory.read(graph.loss)))
-    for tensor in programs.gradients.values():
-        yield Comparison(tensor.name, step.dims, distance(executor.array(tensor.name), memory.read(tensor.whole())))
+    gradients = {t.name: memory.read(t.whole()) for t in programs.gradients.values()}
+    for name, expected in gradients.items():
+        yield Comparison(name, step.dims, distance(executor.array(name), expected))
+    if not any(g.any() for g in gradients.values()):
+        yield Comparison("every gradient is zero", step.dims, math.inf)
     if programs.update is None:
         return
     flats, layout = programs.update.flats, programs.layout
     regions = {"p": {p.tensor: p.tensor for p in graph.parameters}, "g": programs.gradients, **programs.states}
     for name, tensors in regions.items():
-        memory.join(flats[name], {t: layout.offsets[q.name] for q, t in tensors.items()}, layout)
+        memory.join(flats[name], {t: layout.offsets[q.name] for q, t in tensors.items()})
     executor.run("update")
     memory.run(programs.update.nodes, module)
     for parameter in graph.parameters:
-        start = layout.offsets[parameter.tensor.name] // parameter.tensor.dtype.bytes
-        expected = memory.read(View(flats["p"], start, parameter.tensor.shape))
-        name = parameter.tensor.name
-        yield Comparison(f"{name} after the update", step.dims, distance(executor.array(name), expected))
+        t = parameter.tensor
+        before = memory.start[t.name].astype(np.float64)
+        after = memory.read(View(flats["p"], layout.offsets[t.name] // t.dtype.bytes, t.shape))
+        yield Comparison(f"{t.name}'s change", step.dims, distance(executor.array(t.name) - before, after - before))
 
 
 class _Memory:
@@ -153,7 +156,7 @@ class _Memory:
     def read(self, view: View) -> Array:
         return self.flat(view.tensor)[view.offset : view.offset + view.elements].reshape(view.shape)
 
-    def join(self, flat: Tensor, parts: dict[Tensor, int], layout: Any) -> None:
+    def join(self, flat: Tensor, parts: dict[Tensor, int]) -> None:
         """Lay the parts out in one flat vector, as the arena does."""
         whole = np.zeros(flat.elements)
         for tensor, offset in parts.items():

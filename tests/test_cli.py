@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tcomp.cli.build import write_folder
 from tcomp.cli.main import main
+from tcomp.errors import UserError
 
 TINY = [
     "--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "2", "-T", "16",
@@ -198,11 +200,17 @@ def test_build_leaves_every_stage_in_a_folder(tcomp: Tcomp, tmp_path: Path) -> N
         "launches.txt", "summary.txt",
     }  # fmt: skip
     assert "kernels" in result.out and "lower bound" in result.out
-    assert tcomp("build", "gpt2", *small, "--out", "built").code == 0  # its own folder is replaced
+
+
+def test_only_a_build_folder_is_replaced(tmp_path: Path) -> None:
+    write_folder(tmp_path / "b", {"summary.txt": "1", "llvm/old.ll": ""})
+    write_folder(tmp_path / "b", {"summary.txt": "2"})
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["summary.txt"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious.txt").write_text("x")
-    refused(tcomp("build", "gpt2", *small, "--out", "mine"), "not a build folder")
-    assert (tmp_path / "mine" / "precious.txt").exists()
+    with pytest.raises(UserError, match="not a build folder"):
+        write_folder(tmp_path / "mine", {"summary.txt": "3"})
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["precious.txt"]
 
 
 def test_check_passes_for_an_op_file_and_fails_for_a_wrong_tolerance(tcomp: Tcomp) -> None:

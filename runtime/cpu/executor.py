@@ -59,6 +59,8 @@ class CpuExecutor:
             [self._scratch.address + stride * t for t in range(threads)],
             self._region.address,
         )
+        for name, value in step.scalars.items():
+            self.array(name)[...] = value
 
     @property
     def step(self) -> Step:

@@ -99,15 +99,16 @@ def build(
 
 def _compile(built: common.Built, cache: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Compile every kernel into the cache; assembly and LLVM IR by kernel name."""
-    from tcomp.codegen.cpu.compile import kernel_assembly, kernel_ir
+    from tcomp.codegen.cpu.compile import kernel_ir, optimized, target_machine
     from tcomp.runtime.cpu.executor import CpuExecutor
 
     CpuExecutor(built.step, built.machine, built.threads, cache).close()
-    kernels = built.step.kernels.items()
-    return (
-        {name: kernel_assembly(k, built.machine) for name, k in kernels},
-        {name: kernel_ir(k, built.machine) for name, k in kernels},
-    )
+    target = target_machine(built.machine)
+    assembly, llvm = {}, {}
+    for name, kernel in built.step.kernels.items():
+        llvm[name] = kernel_ir(kernel, built.machine)
+        assembly[name] = str(target.emit_assembly(optimized(llvm[name], target)))
+    return assembly, llvm
 
 
 def _flops(step: Step) -> int:

@@ -155,7 +155,8 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
             )
             folder.write_config(as_json(settings))
         _announce(console, settings, built, data)
-        executor = CpuExecutor(built.step, built.machine, built.threads, cache)
+        with console.status("compiling the kernels"):
+            executor = CpuExecutor(built.step, built.machine, built.threads, cache)
         try:
             outcome = train(
                 executor,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from tcomp.model.step import KINDS, Slot, Step
@@ -26,7 +27,7 @@ def plan_report(step: Step, threads: int = 1, largest: int = 12) -> RenderableTy
         "",
         _slots(f"The {largest} largest tensors", step, step.slots.values(), largest),
         "",
-        f"Peak: launch {peak} of {len(live)}, {launch_label(step, peak)}",
+        escape(f"Peak: launch {peak} of {len(live)}, {launch_label(step, peak)}"),
         "",
         _slots(
             "Live at the peak, besides what is there always",
@@ -119,8 +120,8 @@ def _slots(title: str, step: Step, slots: Iterable[Slot], largest: int) -> Table
         table.add_column(c, justify="right")
     for s in sorted(slots, key=lambda s: -s.bytes)[:largest]:
         live = f"{s.first} - {s.last}" if s.kind in TEMPORARY else "all"
-        shape = f"{s.dtype}[{', '.join(map(str, s.shape))}]"
-        table.add_row(s.name, s.kind, shape, bytes_text(s.bytes), f"{s.offset:#x}", live)
+        shape = escape(f"{s.dtype}[{', '.join(map(str, s.shape))}]")
+        table.add_row(escape(s.name), s.kind, shape, bytes_text(s.bytes), f"{s.offset:#x}", live)
     return table
 
 

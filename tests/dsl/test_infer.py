@@ -125,7 +125,7 @@ def test_bind_solves_expressions_with_one_unknown() -> None:
 
 def test_bind_refuses_shapes_that_contradict_each_other() -> None:
     op, _ = only("op f(X: f32[M, K], W: f32[N, K]) -> Y: f32[M, N]:\n  Y[m, n] = sum k: X[m, k] * W[n, k]\n")
-    with pytest.raises(TcError, match="dimension 'K' of op 'f' is 3 .* and 4"):
+    with pytest.raises(TcError, match=r"dimension 'K' of op 'f' is 3 .* and 4"):
         bind(op, {"X": (2, 3), "W": (5, 4)}, {})
     with pytest.raises(TcError, match="2 axes"):
         bind(op, {"X": (2,), "W": (5, 4)}, {})

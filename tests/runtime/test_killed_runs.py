@@ -19,6 +19,7 @@ STEPS = 60
 ARGUMENTS = [
     "--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "2", "-T", "16", "--accumulation", "2",
     "--threads", "2", "--eval-batches", "2", "--sample", "0", "--save-every", "3", "--eval-every", "20",
+    "--steps", str(STEPS),
 ]  # fmt: skip
 
 
@@ -35,13 +36,21 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
 
 
-@pytest.fixture
-def whole(tmp_path: Path, text: Path, shared_cache: Path) -> Path:
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text("".join(f"{i % 7} abcabd\n" for i in range(700)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, corpus: Path, shared_cache: Path) -> Path:
     """A run that nothing disturbed (which also fills the cache of compiled kernels)."""
-    made = start(tmp_path, *ARGUMENTS, "--steps", str(STEPS), "--data", str(text), "--run", "whole", cache=shared_cache)
+    folder = tmp_path_factory.mktemp("whole")
+    made = start(folder, *ARGUMENTS, "--data", str(corpus), "--run", "whole", cache=shared_cache)
     out, _ = made.communicate(timeout=300)
     assert made.returncode == 0, out
-    return tmp_path / "whole"
+    return folder / "whole"
 
 
 def final_state(run: Path) -> tuple[dict[str, np.ndarray], list[float]]:
@@ -58,13 +67,13 @@ def assert_same(a: Path, b: Path) -> None:
 
 
 def test_a_run_killed_at_random_points_ends_bitwise_the_same(
-    tmp_path: Path, text: Path, whole: Path, shared_cache: Path
+    tmp_path: Path, corpus: Path, whole: Path, shared_cache: Path
 ) -> None:
     draw = random.Random(7)
-    arguments = [*ARGUMENTS, "--steps", str(STEPS), "--data", str(text), "--run", "killed"]
+    arguments = [*ARGUMENTS, "--data", str(corpus), "--run", "killed"]
     kills = 0
     run = tmp_path / "killed"
-    for _ in range(4):
+    for _ in range(3):
         running = start(tmp_path, *arguments, cache=shared_cache)
         begun = len((run / "metrics.jsonl").read_text()) if (run / "metrics.jsonl").exists() else 0
         deadline = time.monotonic() + 60
@@ -87,9 +96,9 @@ def test_a_run_killed_at_random_points_ends_bitwise_the_same(
 
 
 def test_ctrl_c_saves_and_the_run_goes_on_bitwise_the_same(
-    tmp_path: Path, text: Path, whole: Path, shared_cache: Path
+    tmp_path: Path, corpus: Path, whole: Path, shared_cache: Path
 ) -> None:
-    arguments = [*ARGUMENTS, "--steps", str(STEPS), "--data", str(text), "--run", "stopped"]
+    arguments = [*ARGUMENTS, "--data", str(corpus), "--run", "stopped"]
     running = start(tmp_path, *arguments, cache=shared_cache)
     metrics = tmp_path / "stopped" / "metrics.jsonl"
     while running.poll() is None and not (metrics.exists() and metrics.read_text()):

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from tcomp.dsl.ast import Module
-from tcomp.dsl.load import load
+from tcomp.dsl.load import load, load_text
+from tcomp.machine.cpu import detect
+from tcomp.model.build import build_step
 from tcomp.model.graph import build_graph
 from tcomp.model.interpret import Memory, run
 from tcomp.model.programs import Programs, build_programs
@@ -48,8 +50,28 @@ def feed(memory: Memory, p: Programs, batch: reference.Batch) -> None:
         memory.write(p.graph.inputs[name].whole(), value.numpy())
 
 
+def recomputing() -> Module:
+    """GPT-2 whose layer norms and up-projections are computed again for the backward pass."""
+    lines = GPT2.read_text(encoding="utf-8").splitlines()
+    marked = [x + " [recompute]" if "= layernorm(" in x or "= linear_gelu(" in x else x for x in lines]
+    assert marked != lines
+    return load_text("\n".join(marked) + "\n", "gpt2-recomputing.tc")
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_loss_and_gradients_are_those_of_torch(gpt2: Module, accumulation: int) -> None:
+    check_gradients(gpt2, accumulation)
+
+
+def test_recomputed_values_give_the_same_gradients_in_less_memory(gpt2: Module) -> None:
+    again = recomputing()
+    check_gradients(again, 1)
+    plain, less = (build_step(m, "gpt2", "tiny", {"B": 4, "T": 64}, machine=detect(), threads=1) for m in (gpt2, again))
+    assert len(less.programs["micro_first"]) == len(plain.programs["micro_first"]) + 3 * 4 + 1
+    assert less.arena_bytes < 0.85 * plain.arena_bytes
+
+
+def check_gradients(gpt2: Module, accumulation: int) -> None:
     params = reference.random_params(CONFIG, 3, torch.float64)
     batches = reference.random_batches(CONFIG, 4, B, T, accumulation)
     p = programs(gpt2, accumulation)

@@ -213,6 +213,8 @@ def test_the_report_accounts_for_the_arena(tiny: Step) -> None:
     text = plan_text(tiny)
     for words in ("parameter", "gradient", "state", "workspace", "Peak: launch", f"{tiny.arena_bytes:,} bytes"):
         assert words in text
+    peak = int(live_bytes(tiny).argmax())
+    assert f"Peak: launch {peak} of {len(live_bytes(tiny))}, {tiny.programs['micro_first'][peak].label}\n" in text
     assert live_bytes(tiny).max() == tiny.lower_bound_bytes
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -18,8 +20,14 @@ from tcomp.codegen.cpu.loops import PhaseGenerator, tile_offsets
 from tcomp.ir.tile import Kernel, Scope
 from tcomp.machine.cpu import CpuMachine
 
-GENERATOR = "1"
-"""Part of every kernel's key: a change of the generator's output must change it."""
+
+@lru_cache(maxsize=1)
+def generator_digest() -> str:
+    """A hash of the generator's own source files: a changed generator finds none of the old one's objects."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ def kernel_key(kernel: Kernel, machine: CpuMachine) -> str:
     """A hash of all that the object code depends on."""
     version = getattr(tcomp, "__version__", "0")
     target = (machine.name, machine.features, machine.lanes_f32, machine.vector_registers, machine.triple)
-    tools = (version, GENERATOR, llvmlite.__version__, llvm.llvm_version_info)
+    tools = (version, generator_digest(), llvmlite.__version__, llvm.llvm_version_info)
     text = repr((kernel.name, kernel.operands, kernel.tiles, kernel.phases, target, tools))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -1,4 +1,4 @@
-"""Filling a packed tile: copies, and transposes in registers where source and tile run along different axes."""
+"""Filling a packed tile: copies, or transposes in registers where source and tile run along different axes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,28 @@ from dataclasses import replace
 from tcomp.codegen.cpu.compute import ComputeGenerator
 from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter
-from tcomp.codegen.cpu.integers import extent
-from tcomp.dsl.ast import Access, Binary, Name, Num
+from tcomp.codegen.cpu.integers import affine_form, extent
+from tcomp.codegen.cpu.transpose import TransposedPack
+from tcomp.dsl.ast import Access, Binary, Expr, Name, Num
 from tcomp.ir.tile import Axis, Buffer, Compute, Pack, Panels
 
 
 def generate_pack(em: Emitter, scope: Scope, pack: Pack) -> None:
-    """Emit one Pack at the emitter's current place."""
+    """Emit one Pack: the elements up to each axis's stop, then zeros to the tile's end."""
     buffer = scope.buffers[pack.buffer]
-    copy_tile(em, scope, pack, buffer)
+    inner = contiguous_axis(buffer)
+    target = Access(buffer.name, tuple(Binary("-", Name(a.name), a.start) for a in pack.axes), pack.span)
+    along = _source_axis(scope, pack)
+    lanes = _transposed_lanes(scope, buffer, pack) if along not in (None, pack.axes[inner].name) else 0
+    width = buffer.layout.width if isinstance(buffer.layout, Panels) else buffer.shape[inner]
+    if lanes and along is not None:
+        across = pack.axes[inner].name
+        whole = isinstance(buffer.layout, Panels)
+        TransposedPack(em, scope, pack, target, along, across, lanes).generate(whole)
+    else:
+        copy = _vectorised(pack.axes, inner, _dividing(scope.lanes_f32, width))
+        ComputeGenerator(em, scope, Compute(target, pack.source, copy, span=pack.span)).generate()
+    fill_zeros(em, scope, buffer, _vectorised(pack.axes, inner, _dividing(scope.lanes_f32, width)), target)
 
 
 def padded_shape(buffer: Buffer) -> tuple[int, ...]:
@@ -31,32 +44,64 @@ def contiguous_axis(buffer: Buffer) -> int:
     return buffer.layout.axis if isinstance(buffer.layout, Panels) else len(buffer.shape) - 1
 
 
-def copy_tile(em: Emitter, scope: Scope, pack: Pack, buffer: Buffer) -> None:
-    """The tile as a map of the source, then zeros behind each axis's stop."""
-    inner = contiguous_axis(buffer)
-    width = buffer.layout.width if isinstance(buffer.layout, Panels) else buffer.shape[inner]
-    lanes = scope.lanes_f32
-    while lanes > 1 and width % lanes:
-        lanes //= 2
-    axes = tuple(replace(a, unroll=1, lanes=lanes if i == inner else 1) for i, a in enumerate(pack.axes))
-    target = Access(buffer.name, tuple(Binary("-", Name(a.name), a.start) for a in pack.axes), pack.span)
-    ComputeGenerator(em, scope, Compute(target, pack.source, axes, span=pack.span)).generate()
-    fill_zeros(em, scope, pack, buffer, axes, target)
-
-
-def fill_zeros(em: Emitter, scope: Scope, pack: Pack, buffer: Buffer, axes: tuple[Axis, ...], target: Access) -> None:
+def fill_zeros(em: Emitter, scope: Scope, buffer: Buffer, axes: tuple[Axis, ...], target: Access) -> None:
     """Zero the tile behind each axis's stop: for axis i, all of the axes before it up to their stops."""
+    zero = Num(0.0) if buffer.dtype.is_float else Num(0)
     for i, (axis, size) in enumerate(zip(axes, padded_shape(buffer), strict=True)):
         known = extent(axis, scope.facts)
         if known.lo is not None and known.lo >= size:
             continue
         end = Binary("+", axis.start, Num(size))
-        behind = replace(axis, start=axis.stop, stop=end, block=size)
-        others = [
+        domain = [
             replace(a, stop=Binary("+", a.start, Num(n)), block=n) if j > i else a
             for j, (a, n) in enumerate(zip(axes, padded_shape(buffer), strict=True))
         ]
-        others[i] = behind
-        ComputeGenerator(
-            em, scope, Compute(target, Num(0) if not buffer.dtype.is_float else Num(0.0), tuple(others))
-        ).generate()
+        domain[i] = replace(axis, start=axis.stop, stop=end, block=size)
+        ComputeGenerator(em, scope, Compute(target, zero, tuple(domain))).generate()
+
+
+def _vectorised(axes: tuple[Axis, ...], inner: int, lanes: int) -> tuple[Axis, ...]:
+    return tuple(replace(a, unroll=1, lanes=lanes if i == inner else 1) for i, a in enumerate(axes))
+
+
+def _dividing(lanes: int, width: int) -> int:
+    """The widest register that cuts a panel without remainder; the machine's own where none does."""
+    fitting = lanes
+    while fitting > 1 and width % fitting:
+        fitting //= 2
+    return fitting if fitting >= 4 else lanes
+
+
+def _source_axis(scope: Scope, pack: Pack) -> str | None:
+    """The axis along which the source is contiguous: it stands alone in the last subscript, once."""
+    source = scope.buffers[pack.source.tensor]
+    if isinstance(source.layout, Panels) or not pack.source.subscripts:
+        return None
+    names = {a.name for a in pack.axes}
+    found: list[str] = []
+    for i, subscript in enumerate(pack.source.subscripts):
+        form = affine_form(subscript)
+        if form is None:
+            return None
+        used = [(n, c) for n, c in form.terms if n in names]
+        last = i == len(pack.source.subscripts) - 1
+        found += [n for n, c in used if last and c == 1]
+        if last and len(used) != 1:
+            return None
+    return found[0] if len(found) == 1 and _uses(pack.source.subscripts[:-1], found[0]) == 0 else None
+
+
+def _uses(subscripts: tuple[Expr, ...], name: str) -> int:
+    forms = [affine_form(s) for s in subscripts]
+    return sum(1 for f in forms if f is not None and f.coefficient(name))
+
+
+def _transposed_lanes(scope: Scope, buffer: Buffer, pack: Pack) -> int:
+    """The side of the blocks to transpose; 0 where blocks do not fit the layout or the element types."""
+    if scope.buffers[pack.source.tensor].dtype is not buffer.dtype or buffer.dtype.bytes != 4:
+        return 0
+    lanes = scope.lanes_f32
+    if isinstance(buffer.layout, Panels):
+        while lanes >= 4 and buffer.layout.width % lanes:
+            lanes //= 2
+    return lanes if lanes in (4, 8, 16) else 0

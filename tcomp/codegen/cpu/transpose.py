@@ -1,0 +1,203 @@
+"""Packing where source and tile run along different axes: square blocks transposed in registers.
+
+    for each lanes x lanes block:  load `lanes` rows along the source's contiguous axis,
+                                   exchange them in log2(lanes) rounds of shuffles,
+                                   store `lanes` vectors along the tile's contiguous axis
+
+Pairs of rows are interleaved by element, then by two elements (which leaves 4 x 4 blocks transposed within
+each quarter of a register), then quarters are exchanged: one machine shuffle each on AVX2 and AVX-512.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from llvmlite import ir
+
+from tcomp.codegen.cpu.addressing import Addressing, Place
+from tcomp.codegen.cpu.domain import AxisState, Domain, Scope
+from tcomp.codegen.cpu.emitter import Emitter, Int
+from tcomp.codegen.cpu.evaluation import Evaluator
+from tcomp.codegen.cpu.expressions import Graph
+from tcomp.codegen.cpu.tiles import Variant, cut, remaining_lanes, span_of, splat
+from tcomp.codegen.cpu.types import I1, I32, I64, IrValue
+from tcomp.dsl.ast import Access
+from tcomp.ir.tile import Axis, Buffer, Pack
+
+
+def transpose_block(b: ir.IRBuilder, rows: Sequence[IrValue]) -> list[IrValue]:
+    """The columns of a square block given by its rows: 4, 8 or 16 vectors of as many lanes."""
+    n = len(rows)
+    pairs = _rounds(b, rows, 1)
+    quads = _rounds_of_two(b, pairs)
+    return quads if n == 4 else _exchange_quarters(b, quads)
+
+
+def _shuffle(b: ir.IRBuilder, x: IrValue, y: IrValue, lanes: Sequence[int]) -> IrValue:
+    mask = ir.Constant(ir.VectorType(I32, len(lanes)), [ir.Constant(I32, i) for i in lanes])
+    return b.shuffle_vector(x, y, mask)
+
+
+def _interleaved(n: int, step: int, high: bool) -> list[int]:
+    """Lanes of an interleave of groups of `step` elements from the low or high half of each quarter."""
+    out: list[int] = []
+    for quarter in range(0, n, 4):
+        first = quarter + (2 if high else 0)
+        if step == 1:
+            out += [first, first + n, first + 1, first + 1 + n]
+        else:
+            out += [first, first + 1, first + n, first + 1 + n]
+    return out
+
+
+def _rounds(b: ir.IRBuilder, rows: Sequence[IrValue], step: int) -> list[IrValue]:
+    n = len(rows)
+    out: list[IrValue] = []
+    for i in range(0, n, 2):
+        out.append(_shuffle(b, rows[i], rows[i + 1], _interleaved(n, step, False)))
+        out.append(_shuffle(b, rows[i], rows[i + 1], _interleaved(n, step, True)))
+    return out
+
+
+def _rounds_of_two(b: ir.IRBuilder, pairs: Sequence[IrValue]) -> list[IrValue]:
+    """Row 4 i + c of the result holds, in quarter q, column 4 q + c of rows 4 i .. 4 i + 3."""
+    n = len(pairs)
+    out: list[IrValue] = []
+    for i in range(0, n, 4):
+        for low in (pairs[i], pairs[i + 1]):
+            other = pairs[i + 2] if low is pairs[i] else pairs[i + 3]
+            out.append(_shuffle(b, low, other, _interleaved(n, 2, False)))
+            out.append(_shuffle(b, low, other, _interleaved(n, 2, True)))
+    return out
+
+
+def _exchange_quarters(b: ir.IRBuilder, quads: Sequence[IrValue]) -> list[IrValue]:
+    n = len(quads)
+    columns: list[IrValue] = [None] * n
+    for c in range(4):
+        group = [quads[4 * i + c] for i in range(n // 4)]
+        if n == 8:
+            for q in range(2):
+                columns[4 * q + c] = _shuffle(b, group[0], group[1], _quarters(n, (q,), (q,)))
+            continue
+        for parity in range(2):
+            picked = (parity, parity + 2)
+            first = _shuffle(b, group[0], group[1], _quarters(n, picked, picked))
+            second = _shuffle(b, group[2], group[3], _quarters(n, picked, picked))
+            columns[4 * parity + c] = _shuffle(b, first, second, _quarters(n, (0, 2), (0, 2)))
+            columns[4 * (parity + 2) + c] = _shuffle(b, first, second, _quarters(n, (1, 3), (1, 3)))
+    return columns
+
+
+def _quarters(n: int, of_first: Sequence[int], of_second: Sequence[int]) -> list[int]:
+    """Whole quarters (4 elements each) of two registers side by side."""
+    lanes = [4 * q + i for q in of_first for i in range(4)]
+    return lanes + [n + 4 * q + i for q in of_second for i in range(4)]
+
+
+class TransposedPack:
+    """Writes one Pack by blocks: `along` is the source's contiguous axis, `across` the tile's."""
+
+    def __init__(self, em: Emitter, scope: Scope, pack: Pack, target: Access, along: str, across: str, lanes: int):
+        self.em, self.scope, self.pack, self.lanes = em, scope, pack, lanes
+        self.target, self.along, self.across = target, along, across
+        self.buffer: Buffer = scope.buffers[pack.buffer]
+
+    def generate(self, whole_registers: bool) -> None:
+        """Emit it. `whole_registers`: the tile has room for full registers behind `across`'s stop (zeros go
+        there); otherwise the last one is stored under a mask."""
+        em = self.em
+        self.whole = whole_registers
+        with em.frame():
+            em.here()
+            axes = [replace(a, unroll=1, lanes=self.lanes if a.name in (self.along, self.across) else 1)
+                    for a in self.pack.axes]  # fmt: skip
+            self.spans = {a.name: span_of(em, a, self.scope) for a in axes}
+            self.reading = self._domain(axes, self.along)
+            self.writing = self._domain(axes, self.across)
+            self.source = self._place(self.reading, self.pack.source)
+            self.tile = self._place(self.writing, self.target)
+            others = [a for a in axes if a.name not in (self.along, self.across)]
+            blocks = [a for name in (self.across, self.along) for a in axes if a.name == name]
+            self._loops([*others, *blocks], {})
+
+    def _domain(self, axes: Sequence[Axis], vector: str) -> Evaluator:
+        domain = Domain(self.em, self.scope, self.em.depth, vector, self.lanes)
+        for a in axes:
+            domain.declare(a, self.spans[a.name].start)
+        addressing = Addressing(domain)
+        return Evaluator(domain, Graph(frozenset(domain.axes), addressing), addressing)
+
+    def _place(self, ev: Evaluator, access: Access) -> Place:
+        return ev.memory.addressing.place(access, ev.graph)
+
+    def _loops(self, axes: Sequence[Axis], partial_axes: dict[str, Int]) -> None:
+        """One loop per axis: whole blocks, then the block that runs past the stop."""
+        if not axes:
+            self._block(partial_axes)
+            return
+        axis, *rest = axes
+        self.em.here()
+        for v in cut(self.em, axis, self.spans[axis.name]):
+            body = partial(self._enter, axis, v, rest, partial_axes)
+            self.em.loop(v.start, v.stop, axis.lanes, [], body, v.nonempty)
+
+    def _enter(
+        self,
+        axis: Axis,
+        v: Variant,
+        rest: Sequence[Axis],
+        partial_axes: dict[str, Int],
+        base: Int,
+        _: Sequence[IrValue],
+    ) -> Sequence[IrValue]:
+        multiple = base if isinstance(base, int) else axis.lanes
+        for ev, vector in ((self.reading, self.along), (self.writing, self.across)):
+            lanes = axis.lanes if axis.name == vector else 1
+            unroll = axis.lanes // lanes
+            state = AxisState(self.em.depth, base, unroll, lanes, multiple, (None,) * unroll)
+            ev.domain.states[axis.name] = state
+        self._loops(rest, {**partial_axes, axis.name: base} if v.partial else partial_axes)
+        return []
+
+    def _block(self, partial_axes: dict[str, Int]) -> None:
+        em, n = self.em, self.lanes
+        point = {a.name: 0 for a in self.pack.axes}
+        columns_mask = self._mask(self.along, partial_axes)
+        rows_mask = self._mask(self.across, partial_axes)
+        rows = []
+        for r in range(n):
+            mask = columns_mask
+            if rows_mask is not None:
+                em.here()
+                inside = splat(em, self._bit(rows_mask, r), n)
+                mask = inside if mask is None else em.builder.and_(inside, mask)
+            rows.append(self.reading.memory.load_vector(self.source, {**point, self.across: r}, mask, em.depth))
+        columns = transpose_block(em.here(), rows)
+        for c in range(n):
+            at = {**point, self.along: c}
+            store = self._store(at, columns[c], None if self.whole else rows_mask)
+            if columns_mask is None:
+                store()
+                continue
+            em.here()
+            bit = self._bit(columns_mask, c)
+            if not isinstance(bit, ir.Constant):
+                em.when(bit, store)
+            elif bit.constant:
+                store()
+
+    def _store(self, point: dict[str, int], value: IrValue, mask: IrValue | None) -> Callable[[], None]:
+        return partial(self.writing.memory.store_vector, self.tile, point, value, mask)
+
+    def _mask(self, axis: str, partial_axes: dict[str, Int]) -> IrValue | None:
+        if axis not in partial_axes:
+            return None
+        return remaining_lanes(self.em, self.lanes, self.spans[axis].length, partial_axes[axis])
+
+    def _bit(self, mask: IrValue, i: int) -> IrValue:
+        if isinstance(mask, ir.Constant):
+            return ir.Constant(I1, int(mask.constant[i].constant))
+        return self.em.builder.extract_element(mask, ir.Constant(I64, i))

@@ -1,0 +1,97 @@
+"""Holds an op's own `backward` against the derivative of its equations, on random inputs through the oracle.
+
+Both are float64, so they agree to about 1e-12 or one of them is wrong. Used by `tcomp check` and the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcomp.dsl.ast import Access, Expr, Module, Op, accesses_in, walk
+from tcomp.dsl.dims import evaluate_dim, operand_shape
+from tcomp.dsl.infer import dimensions
+from tcomp.grad.derive import derive
+from tcomp.grad.parts import expressions
+from tcomp.oracle import evaluate
+
+Array = NDArray[Any]
+SIZES = (3, 5, 2, 7, 4, 1)
+
+
+def compare_backward(
+    op_name: str, module: Module, dims: Mapping[str, int] | None = None, seed: int = 0
+) -> dict[str, float]:
+    """The largest error of each result of `backward <op>` relative to the largest derived value.
+
+    The own backward may use only some of the output gradients; the others (of auxiliary results such as a
+    mean) are then taken as not existing. Infinite where one has a value that is not finite. Raises TcError
+    when the op cannot be differentiated, KeyError when it has no backward of its own.
+    """
+    op, own = module.ops[op_name], module.ops[f"{op_name}.backward"]
+    given = frozenset(o.name for o in op.outputs if own.operand(f"d{o.name}") in own.params)
+    derived = derive(op, module, given)
+    sizes = dict(dims) if dims is not None else small_dims(op)
+    inputs = random_inputs(op, sizes, seed)
+    values = {**inputs, **evaluate(op, module, inputs, sizes)}
+    random = np.random.default_rng(seed + 1)
+    for name in sorted(given):
+        values[f"d{name}"] = random.standard_normal(np.shape(values[name]))
+    mine = evaluate(own, module, {p.name: values[p.name] for p in own.params}, sizes)
+    theirs = evaluate(derived, module, {p.name: values[p.name] for p in derived.params}, sizes)
+    return {name: _error(value, theirs[name]) for name, value in mine.items() if name in theirs}
+
+
+def small_dims(op: Op) -> dict[str, int]:
+    """Small unequal extents that satisfy the op's requirements. ValueError when none were found."""
+    names = dimensions(op)
+    for dims in _candidates(names):
+        if all(evaluate_dim(r, dims) for r in op.requires):
+            return dims
+    raise ValueError(f"no small dimensions satisfy the requirements of op '{op.name}'")
+
+
+def _candidates(names: tuple[str, ...]) -> Iterator[dict[str, int]]:
+    yield {n: SIZES[i % len(SIZES)] for i, n in enumerate(names)}
+    random = np.random.default_rng(0)
+    for _ in range(2000):
+        yield {n: int(random.integers(1, 9)) for n in names}
+
+
+def random_inputs(op: Op, dims: Mapping[str, int], seed: int) -> dict[str, Array]:
+    """Normal floats; integers that stay inside every axis they subscript (and below every static dim)."""
+    random = np.random.default_rng(seed)
+    out: dict[str, Array] = {}
+    for p in op.params:
+        shape = operand_shape(p, dims)
+        if p.dtype.is_float:
+            out[p.name] = random.standard_normal(shape)
+        else:
+            out[p.name] = random.integers(0, integer_bound(op, p.name, dims), shape)
+    return out
+
+
+def integer_bound(op: Op, name: str, dims: Mapping[str, int]) -> int:
+    """The exclusive bound of an integer operand's values."""
+    bounds = [dims[d] for d in op.dims]
+    for eq in op.equations:
+        places: list[Expr] = [Access(t.name, t.subscripts) for t in eq.targets]
+        for e in (*places, *expressions(eq.value)):
+            for a in accesses_in(e):
+                operand = op.operand(a.tensor)
+                if operand is None:
+                    continue
+                for s, extent in zip(a.subscripts, operand_shape(operand, dims), strict=True):
+                    if any(isinstance(n, Access) and n.tensor == name for n in walk(s)):
+                        bounds.append(extent)
+    return max(1, min(bounds, default=4))
+
+
+def _error(mine: Array, derived: Array) -> float:
+    if not (np.isfinite(mine).all() and np.isfinite(derived).all()):
+        return float("inf")
+    scale = float(np.abs(derived).max(initial=0.0))
+    return float(np.abs(mine - derived).max(initial=0.0)) / (scale or 1.0)

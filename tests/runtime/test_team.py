@@ -1,0 +1,158 @@
+"""The thread team: every launch on every thread, in order, the same bits each time, interrupts at any moment."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num
+from tcomp.errors import UserError
+from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Loop, Scope
+from tcomp.machine.cpu import detect
+from tcomp.model.step import Launch, Slot, Step
+from tcomp.runtime.cpu.executor import CpuExecutor
+
+MACHINE = detect()
+N = 480
+REPEATS = 60
+
+
+def operand(name: str, *shape: int) -> Buffer:
+    return Buffer(name, DType.F32, shape, Scope.OPERAND)
+
+
+def shift_kernel() -> Kernel:
+    """Y[i] = X[n - 1 - i] + 1, in 16 blocks over the cores: each thread reads what others wrote before."""
+    i = Axis("i", Name("i.0"), Binary("+", Name("i.0"), Num(30)), 30, 1, 1)
+    value: Expr = Binary("+", Access("X", (Binary("-", Num(N - 1), Name("i")),)), Num(1.0))
+    body = Loop("i.0", Num(0), Num(N), 30, "core", (Compute(Access("Y", (Name("i"),)), value, (i,)),))
+    return Kernel("shift", (operand("X", N), operand("Y", N)), (), ((body,),), frozenset("X"), frozenset("Y"))
+
+
+def sum_kernel() -> Kernel:
+    """s += sum of exp(X) over partials, one per block of 48: the order of additions must not depend on threads."""
+    lanes = MACHINE.lanes_f32
+    i = Axis("i", Name("i.0"), Binary("+", Name("i.0"), Num(48)), 48, 2, lanes)
+    part = Buffer("part", DType.F32, (N // 48,), Scope.TEAM)
+    value = Call("exp", (Access("X", (Name("i"),)),))
+    target = Access("part", (Binary("//", Name("i.0"), Num(48)),))
+    first = Loop("i.0", Num(0), Num(N), 48, "core", (Compute(target, value, (i,), frozenset("i"), "sum"),))
+    p = Axis("p", Num(0), Num(N // 48), N // 48)
+    last = Compute(Access("s", ()), Access("part", (Name("p"),)), (p,), frozenset("p"), "sum")
+    return Kernel(
+        "total", (operand("X", N), operand("s")), (part,), ((first,), (last,)), frozenset("X"), frozenset("s")
+    )
+
+
+def step() -> Step:
+    slots: dict[str, Slot] = {}
+    end = 0
+    for name, shape in (("A", (N,)), ("B", (N,)), ("s", ())):
+        count = int(np.prod(shape))
+        slots[name] = Slot(name, "activation", DType.F32, shape, end, count * 4, 0, 0)
+        end += -(-count * 4 // 64) * 64
+    a, b, s = (slots[n].offset for n in "ABs")
+    there, back = Launch("shift", (a, b), "there"), Launch("shift", (b, a), "back")
+    programs = {"shift": (there, back) * REPEATS, "sum": (Launch("sum", (a, s), "sum"),), "nothing": ()}
+    return Step("m", "", {}, slots, end, end, 0, 1024, {"shift": shift_kernel(), "sum": sum_kernel()}, programs, ())
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("objects")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_every_launch_sees_the_one_before(threads: int, objects: Path) -> None:
+    executor = CpuExecutor(step(), MACHINE, threads, objects)
+    start = np.arange(N, dtype=np.float32)
+    for _ in range(5):
+        executor.array("A")[...] = start
+        executor.run("shift")
+        np.testing.assert_array_equal(executor.array("A"), start + 2 * REPEATS)
+        np.testing.assert_array_equal(executor.array("B"), (start + 2 * REPEATS - 1)[::-1])
+    executor.close()
+
+
+def test_results_are_the_same_bits_for_any_number_of_runs(objects: Path) -> None:
+    x = np.random.default_rng(0).standard_normal(N).astype(np.float32)
+    seen = set()
+    for threads in (1, 2, 5):
+        executor = CpuExecutor(step(), MACHINE, threads, objects)
+        executor.array("A")[...] = x
+        for _ in range(20):
+            executor.run("sum")
+            seen.add(executor.array("s").tobytes())
+        executor.close()
+    assert len(seen) == 1
+    assert np.frombuffer(seen.pop(), np.float32)[0] == pytest.approx(np.exp(x.astype(np.float64)).sum(), rel=1e-5)
+
+
+def test_an_empty_program_and_a_profile(objects: Path) -> None:
+    executor = CpuExecutor(step(), MACHINE, 2, objects)
+    executor.run("nothing")
+    labels = [label for label, _ in executor.profile("sum")]
+    assert labels == ["sum (1/2)", "sum (2/2)"]
+    assert all(ticks > 0 for _, ticks in executor.profile("shift"))
+    executor.close()
+
+
+def test_ctrl_c_at_any_moment_leaves_the_team_ready(objects: Path) -> None:
+    executor = CpuExecutor(step(), MACHINE, 3, objects)
+    start = np.arange(N, dtype=np.float32)
+    interrupted = 0
+    generator = np.random.default_rng(0)
+    # A long enough program to be hit inside it, too.
+    for _ in range(40):
+        executor.array("A")[...] = start
+        delay = float(generator.uniform(0, 0.003))
+        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            timer.start()
+            for _ in range(3):
+                executor.run("shift")
+            time.sleep(0.05)
+        except KeyboardInterrupt:
+            interrupted += 1
+        timer.join()
+        executor.array("A")[...] = start
+        executor.run("shift")
+        np.testing.assert_array_equal(executor.array("A"), start + 2 * REPEATS)
+    assert interrupted > 20
+    executor.close()
+
+
+def test_closing_ends_the_threads_and_arrays_stay(objects: Path) -> None:
+    before = threading.active_count()
+    executor = CpuExecutor(step(), MACHINE, 4, objects)
+    assert threading.active_count() == before + 3
+    executor.array("A")[...] = 3
+    view = executor.array("A")
+    executor.close()
+    executor.close()
+    assert threading.active_count() == before
+    with pytest.raises(RuntimeError, match="closed"):
+        executor.run("sum")
+    del executor
+    assert (view == 3).all()
+
+
+def test_the_arena_is_aligned_and_zero(objects: Path) -> None:
+    executor = CpuExecutor(step(), MACHINE, 1, objects)
+    address = executor.array("A").ctypes.data
+    assert address % 64 == 0
+    assert not executor.array("B").any()
+    assert ctypes.c_float.from_address(address).value == 0
+    executor.close()
+
+
+def test_no_threads_is_refused(objects: Path) -> None:
+    with pytest.raises(UserError, match="0 threads"):
+        CpuExecutor(step(), MACHINE, 0, objects)

@@ -1,0 +1,159 @@
+"""The object cache: found again, never trusted when damaged, shared between processes, harmless when unwritable."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tcomp.codegen.cpu.cache as cache_module
+from tcomp.codegen.cpu.cache import CacheWarning, ObjectCache, compile_kernels
+from tcomp.codegen.cpu.compile import kernel_key
+from tcomp.dsl.ast import Access, Binary, DType, Name, Num, Span
+from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Scope
+from tcomp.machine.cpu import detect
+from tcomp.runtime.cpu.single import SingleKernel
+
+MACHINE = detect()
+
+
+def kernel(factor: float, n: int = 32) -> Kernel:
+    """Y = X * factor."""
+    buffers = (Buffer("X", DType.F32, (n,), Scope.OPERAND), Buffer("Y", DType.F32, (n,), Scope.OPERAND))
+    value = Binary("*", Access("X", (Name("i"),)), Num(factor))
+    body = Compute(Access("Y", (Name("i"),)), value, (Axis("i", Num(0), Num(n), n, 1, MACHINE.lanes_f32),))
+    return Kernel("scale", buffers, (), ((body,),), frozenset("X"), frozenset("Y"))
+
+
+def works(k: Kernel, folder: Path, factor: float) -> bool:
+    with SingleKernel(k, MACHINE, 1, folder) as single:
+        single.array("X")[...] = 1
+        single.run()
+        return bool((single.array("Y") == factor).all())
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("compiled although the cache has it")
+
+    monkeypatch.setattr(cache_module, "compile_kernel", refuse)
+
+
+def test_a_second_start_compiles_nothing(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    first = compile_kernels([kernel(2.0), kernel(3.0), kernel(2.0)], MACHINE, tmp_path)
+    assert first[0].symbols == first[2].symbols != first[1].symbols
+    request.getfixturevalue("no_compiler")
+    again = compile_kernels([kernel(2.0), kernel(3.0), kernel(2.0)], MACHINE, tmp_path)
+    assert again == first
+    with pytest.raises(AssertionError):
+        compile_kernels([kernel(4.0)], MACHINE, tmp_path)
+
+
+def test_the_key_follows_content_and_machine_but_not_source_places() -> None:
+    k = kernel(2.0)
+    elsewhere = replace(k, span=Span("x.tc", 3, 1, 3, 9))
+    assert kernel_key(elsewhere, MACHINE) == kernel_key(k, MACHINE)
+    assert kernel_key(kernel(2.5), MACHINE) != kernel_key(k, MACHINE)
+    assert kernel_key(k, replace(MACHINE, features=("sse2",))) != kernel_key(k, MACHINE)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip", "swap", "garbage", "other key"])
+def test_a_damaged_entry_is_compiled_again(damage: str, tmp_path: Path) -> None:
+    k = kernel(2.0)
+    key = kernel_key(k, MACHINE)
+    compile_kernels([k], MACHINE, tmp_path)
+    path = ObjectCache(tmp_path).path(key)
+    good = path.read_bytes()
+    other = kernel(3.0)
+    match damage:
+        case "cut":
+            path.write_bytes(good[: len(good) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "flip":
+            path.write_bytes(good[:-100] + bytes([good[-100] ^ 1]) + good[-99:])
+        case "swap":
+            path.write_bytes(good[:20] + good[21:] + good[20:21])
+        case "garbage":
+            path.write_bytes(os.urandom(5000))
+        case "other key":
+            compile_kernels([other], MACHINE, tmp_path)
+            path.write_bytes(ObjectCache(tmp_path).path(kernel_key(other, MACHINE)).read_bytes())
+    assert ObjectCache(tmp_path).load(key) is None
+    assert works(k, tmp_path, 2.0)
+    assert path.read_bytes() == good
+
+
+def test_misses_compiled_in_worker_processes_are_the_same_objects(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import test_cpu_cache as t, tcomp.codegen.cpu.cache as c\n"
+        "from pathlib import Path\n"
+        "kernels = [t.kernel(float(f)) for f in range(8)]\n"
+        "c.PARALLEL_FROM = int(sys.argv[2])\n"
+        "c.compile_kernels(kernels, t.MACHINE, Path(sys.argv[3]))\n"
+    )
+    for parallel_from, name in ((2, "parallel"), (99, "serial")):
+        arguments = [str(Path(__file__).parent), str(parallel_from), str(tmp_path / name)]
+        subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=120)
+    parallel, serial = (sorted((tmp_path / n).iterdir()) for n in ("parallel", "serial"))
+    assert len(parallel) == 8
+    assert [p.name for p in parallel] == [p.name for p in serial]
+    assert all(p.read_bytes() == s.read_bytes() for p, s in zip(parallel, serial, strict=True))
+
+
+def _hammer(folder: str, seed: int, failures: multiprocessing.Queue[str]) -> None:
+    cache = ObjectCache(folder)
+    generator = np.random.default_rng(seed)
+    for _ in range(200):
+        key = f"k{generator.integers(3)}"
+        expected = key.encode() * 5000
+        found = cache.load(key)
+        if found is not None and found != expected:
+            failures.put(key)
+        cache.store(key, expected)
+
+
+def test_processes_share_a_folder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    failures: multiprocessing.Queue[str] = context.Queue()
+    workers = [context.Process(target=_hammer, args=(str(tmp_path), s, failures)) for s in range(3)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join(60)
+        assert w.exitcode == 0
+    assert failures.empty()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["k0.o", "k1.o", "k2.o"]
+
+
+def test_an_unwritable_folder_warns_once_and_the_run_goes_on(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.warns(CacheWarning, match="set TCOMP_CACHE") as caught:
+        assert works(kernel(2.0), blocked / "cache", 2.0)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert works(kernel(3.0), blocked / "cache", 3.0)
+
+
+def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TCOMP_CACHE_DIR", "TCOMP_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert cache_module.default_folder() == Path("/home/someone/.cache/tcomp/kernels")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache_module.default_folder() == Path("/x/tcomp/kernels")
+    monkeypatch.setenv("TCOMP_CACHE", "/y")
+    assert cache_module.default_folder() == Path("/y/kernels")
+    monkeypatch.setenv("TCOMP_CACHE_DIR", "/z")
+    assert cache_module.default_folder() == Path("/z/kernels")
