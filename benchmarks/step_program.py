@@ -36,6 +36,7 @@ def tcomp_stepper(config: str, B: int, T: int, threads: int, weights: Path) -> S
     with weights.open("rb") as f:
         for parameter in step.parameters:
             f.readinto(memoryview(executor.array(parameter.slot)).cast("B"))
+    executor.array("loss_gradient")[...] = 1
     for name, value in step.hyper.items():
         executor.array(name)[...] = value
     tokens, targets = executor.array("tokens"), executor.array("targets")

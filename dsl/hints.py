@@ -18,7 +18,7 @@ def did_you_mean(name: str, known: Iterable[str], kind: str) -> str:
         return f"there is no {kind} here"
     if len(names) == 1:
         return f"the only {kind} here is '{names[0]}'"
-    return f"known: {listing(names)}" if len(names) <= 12 else ""
+    return f"known: {listing(names)}" if len(names) <= 12 else f"no {kind} has a name like it"
 
 
 def count(n: int, one: str, many: str = "") -> str:

@@ -47,6 +47,7 @@ _WORDS = {
     "SLASH": "'/'",
 }
 _CHARACTERS = {
+    ".": "a number has digits on both sides of its point: `2.0`; a name has no point at its ends",
     "^": "a power is written `x ** 2`",
     "&": "write `and`",
     "|": "write `or`",
@@ -212,7 +213,9 @@ def explain_syntax(error: UnexpectedInput, text: str, file: str) -> TcError:
     if isinstance(error, UnexpectedCharacters):
         ch = text[error.pos_in_stream or 0]
         span = Span(file, error.line, error.column, error.line, error.column + 1)
-        return TcError(f"unexpected character {ch!r}", span, text, _CHARACTERS.get(ch, ""))
+        return TcError(
+            f"unexpected character {ch!r}", span, text, _CHARACTERS.get(ch, "remove it: the language does not use it")
+        )
     assert isinstance(error, UnexpectedToken)
     token = error.token
     line, column = _position(token, text)

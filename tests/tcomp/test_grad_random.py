@@ -6,6 +6,7 @@ affine subscripts, gathers, scatters, builtins, several equations that read one 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -119,7 +120,8 @@ def equation(draw: DrawFn, p: Program) -> None:
         p.lines.append(f"{name}[{', '.join(['ids[i]', *left[1:]])}] += {expression(draw, p, left, 2)}")
         p.used |= set(left)
         return
-    target = f"{name}[{', '.join(left)}]" if left else name
+    subscripts = f"[{', '.join(left)}]" if left else ""
+    target = f"{name}{subscripts}" if output else f"{name}{subscripts}: f64"
     shape = tuple(RANGES[i] for i in left)
     if kind == "point":
         p.lines.append(f"{target} = {expression(draw, p, left, 3)}")
@@ -136,8 +138,7 @@ def equation(draw: DrawFn, p: Program) -> None:
         if kind == "expsum":
             key = expression(draw, p, indices, 1)
             value = expression(draw, p, indices, 1)
-            subscripts = target[len(name) :]
-            names = [f"{name}{s}{subscripts}" for s in ("m", "l", "o")]
+            names = [f"{name}{s}{subscripts}: f64" for s in ("m", "l", "o")]
             p.lines.append(f"{', '.join(names)} = expsum {', '.join(reduced)}{guard} by {key}: 1, {value}")
             if guard:
                 fields = f"{name}o{subscripts} / (1.0 + {name}l{subscripts})"
@@ -151,7 +152,7 @@ def equation(draw: DrawFn, p: Program) -> None:
         else:
             p.lines.append(f"{target} = {kind} {', '.join(reduced)}{guard}: {body}")
         if kind == "sum" and draw(st.integers(0, 3)) == 0:
-            p.lines.append(f"{target} += {expression(draw, p, left, 2)}")
+            p.lines.append(f"{name}{subscripts} += {expression(draw, p, left, 2)}")
     p.tensors[name] = shape
     if output:
         p.outputs[name] = shape
@@ -165,14 +166,16 @@ def programs(draw: DrawFn) -> str:
         equation(draw, p)
     last = [n for n in p.tensors if n.startswith("t")]
     if not p.outputs:
-        p.outputs[last[-1]] = p.tensors[last[-1]]
+        name = last[-1]
+        p.outputs[name] = p.tensors[name]
+        p.lines = [re.sub(rf"^({name}(\[.*?\])?): f64 =", r"\1 =", line) for line in p.lines]
     outputs = ", ".join(f"{n}: f64[{', '.join(s)}]" for n, s in p.outputs.items())
     lines = [f"index {n}: {RANGES[n]}" for n in RANGES if n in p.used] + p.lines
     text = MONOID + "\nfn bump(x) = x * x / (1.0 + x * x) - x\n\n"
     return text + HEADER + outputs + ":\n" + "".join(f"  {line}\n" for line in lines)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(programs(), st.integers(0, 2**32 - 1))
 def test_the_derivative_of_a_random_op_agrees_with_finite_differences(text: str, seed: int) -> None:
     note(text)

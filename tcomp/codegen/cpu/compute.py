@@ -117,7 +117,9 @@ class ComputeGenerator:
         self.domain.states[axis.name] = tile_state(self.em, axis, self.spans[axis.name], v, base)
 
     def _points(self, axes: Sequence[Axis]) -> list[dict[str, int]]:
-        """The registers of the tile over these axes, the last axis fastest."""
+        """The registers of the tile over these axes, the vector axis fastest: an operand broadcast along it is
+        then needed for a few registers in a row and not kept for the whole tile."""
+        axes = sorted(axes, key=lambda a: a.lanes > 1)
         ranges = [range(self.domain.states[a.name].unroll) for a in axes]
         names = [a.name for a in axes]
         return [dict(zip(names, p, strict=True)) for p in product(*ranges)]
