@@ -208,8 +208,7 @@ def bandwidth(kind: str, threads: int, mib: int = 256, repetitions: int = 7) -> 
     n = mib * 2**18 // threads // 64 * 64
     counted = {"read": 4, "triad": 12}[kind]
     arrays = [
-        [_aligned(n, v) if kind == "triad" or v == 1 else _aligned(64, v) for v in (0, 1, 2)]
-        for _ in range(threads)
+        [_aligned(n, v) if kind == "triad" or v == 1 else _aligned(64, v) for v in (0, 1, 2)] for _ in range(threads)
     ]
 
     def work(t: int) -> None:
@@ -224,9 +223,7 @@ def _ceiling(name: str, threads: int, unit: str, rates: list[float]) -> Ceiling:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, cpus}))
     parser.add_argument("--mib", type=int, default=256, help="size of each array of the memory loops")

@@ -132,9 +132,7 @@ def measure(module: Module, layer: str, which: str, m: int, threads: int, second
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[256, 1024], help="B * T")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--only", nargs="+", default=list(LAYERS), choices=list(LAYERS))
@@ -146,9 +144,7 @@ def main() -> None:
     module = load(LINEAR)
     rows: list[Row] = []
     print(f"GFLOP/s, f32, {args.threads} threads; share = of the FMA peak measured beside each case")
-    print(
-        f"{'layer':6}{'pass':9}{'M':>6}{'N':>7}{'K':>6}{'peak':>9}{'tcomp':>9}{'share':>7}{'torch':>9}{'share':>7}"
-    )
+    print(f"{'layer':6}{'pass':9}{'M':>6}{'N':>7}{'K':>6}{'peak':>9}{'tcomp':>9}{'share':>7}{'torch':>9}{'share':>7}")
     with tempfile.TemporaryDirectory(prefix="gemm_cpu-") as folder:
         for m in args.rows:
             for layer in args.only:

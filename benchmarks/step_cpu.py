@@ -53,9 +53,7 @@ class Measured:
 class Program:
     """A running child: told to do steps, stopped (SIGSTOP) while others run."""
 
-    def __init__(
-        self, name: str, config: str, B: int, T: int, threads: int, weights: Path, caches: Path
-    ) -> None:
+    def __init__(self, name: str, config: str, B: int, T: int, threads: int, weights: Path, caches: Path) -> None:
         self.name = name
         environment = dict(os.environ)
         environment["OMP_NUM_THREADS"] = str(threads)
@@ -194,9 +192,7 @@ def processor() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="124M", choices=sorted(SIZES))
     parser.add_argument("--settings", default="4x64,1x1024", help="BxT, separated by commas")
     parser.add_argument("--programs", default="tcomp,eager,compile", help=f"some of {','.join(PROGRAMS)}")

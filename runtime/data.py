@@ -34,9 +34,11 @@ class Data:
 def open_data(paths: list[Path], length: int, vocabulary: int) -> Data:
     """Open the data for windows of `length` tokens and a model of `vocabulary` tokens.
 
-    No paths: the standard library's sources. Text files and folders become byte tokens. With `.bin` files,
-    those with "val" in their name are the validation part; without such, the end of each file is.
+    No paths: the standard library's sources. Text files and folders become byte tokens. A folder with
+    `.bin` files stands for these. Among `.bin` files, those with "val" in their name are the validation part;
+    without such, the end of each file is.
     """
+    paths = [q for p in paths for q in (sorted(p.glob("*.bin")) if p.is_dir() else []) or [p]]
     binary = [p for p in paths if p.suffix == ".bin"]
     if binary and len(binary) < len(paths):
         other = next(p for p in paths if p.suffix != ".bin")

@@ -63,9 +63,9 @@ def _normal_levels() -> NDArray[np.float32]:
     below = np.cumsum(np.exp(-x * x / 2))
     values = np.interp((np.arange(1 << 16) + 0.5) / (1 << 16) * below[-1], below, x)
     values = (values - values[::-1]) / 2
-    return (values / values.std()).astype(np.float32)
+    return np.asarray(values / values.std(), dtype=np.float32)
 
 
 @cache
 def _uniform_levels() -> NDArray[np.float32]:
-    return ((np.arange(1 << 16) + 0.5) / (1 << 15) - 1).astype(np.float32)
+    return np.asarray((np.arange(1 << 16) + 0.5) / (1 << 15) - 1, dtype=np.float32)

@@ -84,8 +84,11 @@ class Metrics:
                         kept.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     break
-        write_atomic(path, lambda out: out.write("".join(kept).encode()))
-        self._out = open(path, "a")  # noqa: SIM115
+        try:
+            write_atomic(path, lambda out: out.write("".join(kept).encode()))
+            self._out = open(path, "a")  # noqa: SIM115
+        except OSError as e:
+            raise UserError(f"{path}: cannot write it: {e.strerror or e}") from e
 
     def write(self, **values: float) -> None:
         try:

@@ -23,7 +23,7 @@ from tcomp.runtime.token_file import TokenFile, Tokens, open_token_file, write_t
 BYTES = 256
 """Vocabulary of byte-level tokens."""
 DEFAULT_CAP = 8_000_000
-_SKIP = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3"})
+_NOT_SOURCES = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"})
 _FORMAT = "bytes 1"
 
 
@@ -31,7 +31,7 @@ def standard_library_files(cap: int = DEFAULT_CAP) -> list[Path]:
     """The running Python's own sources, tests left out, up to about `cap` bytes in all."""
     root = Path(sysconfig.get_path("stdlib"))
     chosen, total = [], 0
-    for path in _by_hash(root, (p for p in _walk(root) if p.suffix == ".py")):
+    for path in _by_hash(root, (p for p in _walk(root, _NOT_SOURCES) if p.suffix == ".py")):
         size = path.stat().st_size
         if total + size <= cap:
             chosen.append(path)
@@ -110,9 +110,10 @@ def _encode(files: list[Path], named: frozenset[Path]) -> Iterator[Tokens]:
         )
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, skip: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """All files but hidden ones; folders named in `skip` are left out."""
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(f for f in folders if f not in _SKIP and not f.startswith("."))
+        folders[:] = sorted(f for f in folders if f not in skip and f != "__pycache__" and f[0] != ".")
         for name in sorted(files):
             path = Path(folder) / name
             if not name.startswith(".") and path.is_file():

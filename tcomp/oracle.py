@@ -259,7 +259,11 @@ class _Points:
     def _where(self, wrong: Array, subscript: Array) -> str:
         full = np.broadcast_to(wrong, np.broadcast_shapes(wrong.shape, (1,) * len(self.indices)))
         first = np.argwhere(full)[0]
-        point = {i: int(v) + self.ranges[i][0] for i, v in zip(self.indices, first, strict=True) if full.shape[self.axis[i]] > 1}
+        point = {
+            i: int(v) + self.ranges[i][0]
+            for i, v in zip(self.indices, first, strict=True)
+            if full.shape[self.axis[i]] > 1
+        }
         worst = int(np.broadcast_to(subscript, full.shape)[tuple(first)])
         place = ", ".join(f"{i} = {v}" for i, v in point.items())
         return f"the subscript is {worst}" + (f" at {place}" if place else "")

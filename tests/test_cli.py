@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tcomp.cli.build import write_folder
-from tcomp.cli.main import main
+from tcomp.cli.main import main, spread_data
 from tcomp.errors import UserError
 
 TINY = [
@@ -93,6 +93,13 @@ def test_starting_the_command_line_does_not_import_the_heavy_libraries() -> None
     program = "import tcomp.cli.main, sys; print({'torch', 'matplotlib', 'optuna', 'llvmlite'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_data_takes_several_paths() -> None:
+    given = ["train", "gpt2", "--data", "a", "b", "c", "--steps", "3", "--data", "d"]
+    wanted = "train gpt2 --data a --data b --data c --steps 3 --data d"
+    assert spread_data(given) == wanted.split()
+    assert spread_data(["fmt", "--data", "a", "b"]) == ["fmt", "--data", "a", "b"]
 
 
 # ------------------------------------------------------------------------------------------ bad text
@@ -248,6 +255,7 @@ def test_run_file_values_and_flags(tcomp: Tcomp, text: str, tmp_path: Path) -> N
     result = tcomp("train", "--run-file", "run.toml", "--steps", "3")
     assert result.code == 0, result.error
     assert "step 3/3" in result.out and "lr 1.00e-03" in result.out
+    assert "threads instead of 1" in tcomp("train", "--resume", "a", "--threads", "2").error
 
 
 @pytest.mark.parametrize(

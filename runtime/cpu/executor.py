@@ -86,7 +86,7 @@ class CpuExecutor:
         """Run a program and give each phase's label and its share of the cycle counter's ticks."""
         times = self._times[program]
         self._team.run(self._programs[program], ctypes.addressof(times))
-        ticks = np.diff(np.frombuffer(times, dtype=np.int64))
+        ticks = np.diff(np.array(times[:], dtype=np.int64))
         return [(label, float(t)) for label, t in zip(self._labels[program], ticks, strict=True)]
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from tcomp.codegen.cpu.compile import target_machine
 from tcomp.machine.cpu import CpuMachine
 
 SYMBOL = "tc_run"
-SPINS = 4000
+SPINS = 1000
 CONTROL_BYTES = 256
 """Arrivals at byte 0, generation at byte 128 (cache lines of their own)."""
 

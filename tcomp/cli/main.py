@@ -43,15 +43,37 @@ for name, command in (
 
 def main() -> None:
     """Run the command line; ends the process."""
+    sys.argv[1:] = spread_data(sys.argv[1:])
     try:
         app()
     except TcError as e:
         fail(e.render())
     except UserError as e:
         fail(f"error: {e}")
+    except OSError as e:
+        if e.filename is None:
+            raise
+        fail(f"error: {e.filename}: {e.strerror}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def spread_data(arguments: list[str]) -> list[str]:
+    """`train --data A B C` as `train --data A --data B --data C`, so that `--data *.txt` works."""
+    if arguments[:1] != ["train"]:
+        return arguments
+    spread: list[str] = []
+    paths = -1  # how many paths the --data before this argument has, or -1 when there is none
+    for argument in arguments:
+        if argument.startswith("-") and argument != "-":
+            paths = 0 if argument == "--data" else -1
+        elif paths >= 0:
+            paths += 1
+            if paths > 1:
+                spread.append("--data")
+        spread.append(argument)
+    return spread
 
 
 def fail(text: str) -> None:

@@ -20,15 +20,15 @@ class TrainSettings:
     batch: int = 8
     length: int = 128
     accumulation: int = 1
-    steps: int = 500
+    steps: int = 1500
     seed: int = 1
     data: list[str] = field(default_factory=list)
     run: str = ""
     threads: int = 0
     memory: str = ""
-    eval_every: int = 100
+    eval_every: int = 250
     eval_batches: int = 20
-    save_every: int = 100
+    save_every: int = 250
     keep: int = 2
     sample: int = 300
     prompt: str = "def "

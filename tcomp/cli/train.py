@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tcomp.runtime.data import Data
     from tcomp.runtime.train import Outcome
 
+_TINY_LR = 3e-3
 _RESUMABLE = ("steps", "threads", "memory", "eval_every", "save_every", "keep", "sample", "prompt")
 
 
@@ -24,7 +25,7 @@ def train(
     model: Annotated[str | None, typer.Argument(help="A .tc file, or one of tcomp's own models.")] = None,
     config: Annotated[str | None, typer.Option(help="The model's configuration: tiny, 124M, ...")] = None,
     data: Annotated[
-        list[str] | None, typer.Option(help="A text file, a folder, or a .bin token file; may be repeated.")
+        list[str] | None, typer.Option(metavar="PATH...", help="Text files, folders, or .bin token files.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps in all.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", "-B", help="Sequences per micro-batch.")] = None,
@@ -56,9 +57,9 @@ def train(
 
     - `tcomp train --steps 2000 --lr 1e-3`
 
-    - `tcomp train --data books/ --data notes.txt -B 16 -T 64 --dim L=2 --run runs/books`
+    - `tcomp train --data books/ notes.txt -B 16 -T 64 --dim L=2 --run runs/books`
 
-    - `tcomp train gpt2 --config 124M --data train.bin --data val.bin -B 4 -T 1024 --accumulation 8`
+    - `tcomp train gpt2 --config 124M --data train.bin val.bin -B 4 -T 1024 --accumulation 8`
 
     - `tcomp train --run-file run.toml` with lines such as `steps = 2000` and `[hyper]` / `peak_lr = 1e-3`
 
@@ -100,7 +101,15 @@ def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None) -> TrainS
             f"--{name} cannot change when a run is resumed",
             f"only these can: {', '.join('--' + n.replace('_', '-') for n in _RESUMABLE)}",
         )
-    return merged(from_json(read_config(path), str(path / "run.json")), flags)
+    before = from_json(read_config(path), str(path / "run.json"))
+    settings = merged(before, flags)
+    if settings.threads != before.threads:
+        print(
+            f"warning: {settings.threads} threads instead of {before.threads}: sums are rounded differently, so "
+            "this run will not go on bitwise the same",
+            file=sys.stderr,
+        )
+    return settings
 
 
 def _run_path(settings: TrainSettings) -> Path:
@@ -195,12 +204,15 @@ def _vocabulary(module: Any, settings: TrainSettings) -> int:
 
 
 def _fitting(settings: TrainSettings, defaults: dict[str, float]) -> dict[str, float]:
-    """Learning-rate schedule lengths that fit: the end of the run, and at most a tenth of it for warm-up."""
+    """Hyperparameters that fit the run where none are given: the learning rate's schedule ends with the run and
+    warms up over a tenth of it at most, and our own tiny model takes a rate that suits its small width."""
     fitting = {}
     if "hyper.total" in defaults:
         fitting["total"] = float(settings.steps)
     if "hyper.warmup" in defaults:
         fitting["warmup"] = min(defaults["hyper.warmup"], max(1.0, settings.steps // 10))
+    if (settings.model, settings.config) == ("gpt2", "tiny"):
+        fitting["peak_lr"] = _TINY_LR
     return fitting
 
 

@@ -1,11 +1,11 @@
 """Variants of a backward op: fewer results (`restricted`), or results added to what is there (`accumulating`).
 
-    backward linear(W: f32[N, K], dY: f32[M, N]) -> dX: f32[M, K], db: f32[N]:
-      dX[m, k] = sum n: dY[m, n] * W[n, k]
-      db[n] = sum m: dY[m, n]
-  restricted to db, accumulating into db  -->
-    backward linear(dY: f32[M, N], inout db: f32[N]):
-      db[n] += sum m: dY[m, n]
+  backward linear(W: f32[N, K], dY: f32[M, N]) -> dX: f32[M, K], db: f32[N]:
+    dX[m, k] = sum n: dY[m, n] * W[n, k]
+    db[n] = sum m: dY[m, n]
+restricted to db, accumulating into db  -->
+  backward linear(dY: f32[M, N], inout db: f32[N]):
+    db[n] += sum m: dY[m, n]
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ def inlined(equations: list[Equation], results: set[str]) -> list[Equation]:
     """Pointwise temporaries that one equation reads, at its own points, go into that equation."""
     done: set[str] = set()
     while True:
-        found = next((eq for eq in equations if eq.target.name not in done and _single_use(eq, equations, results)), None)
+        found = next(
+            (eq for eq in equations if eq.target.name not in done and _single_use(eq, equations, results)), None
+        )
         if found is None:
             return equations
         done.add(found.target.name)
@@ -171,7 +173,9 @@ def _with_ranges(op: Op, forward: Forward, ranges: dict[str, Expr]) -> Op:
 def _with_dims(op: Op, forward: Forward) -> Op:
     """Static dims: those used that no parameter's shape gives as a bare name."""
     given = {e.id for p in op.params for e in p.shape if isinstance(e, Name)}
-    used = {n for o in op.operands for e in o.shape for n in names_in(e)} | {n for _, e in op.ranges for n in names_in(e)}
+    used = {n for o in op.operands for e in o.shape for n in names_in(e)} | {
+        n for _, e in op.ranges for n in names_in(e)
+    }
     for eq in op.equations:
         used |= names(eq)
     return replace(op, dims=tuple(d for d in forward.info.dims if d in used and d not in given))

@@ -9,14 +9,30 @@ as that is cheap; a reduction, or an expression that would be evaluated again an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Binary, Call, Equation, Expr, Module, Name, Num, Op, Reduction, Span, Target
-from tcomp.dsl.ast import names_in, substitute, walk
+from tcomp.dsl.ast import (
+    Access,
+    Binary,
+    Call,
+    Equation,
+    Expr,
+    Module,
+    Name,
+    Num,
+    Op,
+    Reduction,
+    Span,
+    Target,
+    names_in,
+    substitute,
+    walk,
+)
 from tcomp.grad.assemble import assemble, recomputed
+from tcomp.grad.contribution import Contribution, at, axes, costly, guarded, joined, writes
 from tcomp.grad.forward import Forward
 from tcomp.grad.monoid import differentiate_monoid
-from tcomp.grad.parts import all_names, both, disjoint, fresh, injective, plain_target
+from tcomp.grad.parts import all_names, both, expressions, fresh, injective, plain_target
 from tcomp.grad.proof import Prover
 from tcomp.grad.recover import Recovered, recoverable, substitute_recovered
 from tcomp.grad.rules import partial, reached
@@ -41,19 +57,6 @@ def derive(op: Op, module: Module, outputs: frozenset[str] | None = None) -> Op:
     return assemble(forward, given, best.all_equations(), best.renamed, best.taken)
 
 
-@dataclass(frozen=True)
-class Contribution:
-    """A part of a tensor's gradient: tensor[subscripts] += sum over `reduced` where `guard` of `value`."""
-
-    subscripts: tuple[Expr, ...]
-    indices: tuple[str, ...]
-    """the indices of the subscripts"""
-    reduced: tuple[str, ...]
-    guard: Expr | None
-    value: Expr
-    span: Span
-
-
 class Derivation:
     """One walk through the forward equations, last to first."""
 
@@ -70,6 +73,8 @@ class Derivation:
         self.support: dict[str, Expr] = {}
         """temporary -> condition (over .0, .1, ...) without which it is zero"""
         self.renamed: dict[str, str] = {}
+        """sum -> the name it gets in the end, where it is the whole gradient of a tensor"""
+        self.new_axes: dict[str, tuple[str, ...]] = {}
         self.prover = Prover(self._definitions(), forward.info.ranges)
         for name in given:
             self.adjoints[name] = [Access(f"d{name}", axes(len(forward.extents(name))))]
@@ -80,7 +85,13 @@ class Derivation:
             t, v = eq.target, eq.value
             once = sum(t.name == u.name for e in self.forward.equations for u in e.targets) == 1
             known = not isinstance(v, Reduction) or v.reducer == "sum"
-            if once and known and len(eq.targets) == 1 and not eq.accumulate and self.forward.covers(t.name, t.subscripts):
+            if (
+                once
+                and known
+                and len(eq.targets) == 1
+                and not eq.accumulate
+                and self.forward.covers(t.name, t.subscripts)
+            ):
                 out[t.name] = (tuple(s.id for s in t.subscripts if isinstance(s, Name)), v)
         return out
 
@@ -172,7 +183,7 @@ class Derivation:
 
     def uses_parameter(self, name: str) -> bool:
         known = [e for es in self.adjoints.values() for e in es] + list(self.closed.values())
-        known += [e for eq in self.equations for e in right(eq)]
+        known += [e for eq in self.equations for e in expressions(eq.value)]
         known += [c.value for cs in self.parts.values() for c in cs]
         return any(isinstance(n, Access) and n.tensor == name for e in known for n in walk(e))
 
@@ -180,9 +191,11 @@ class Derivation:
         """`d<name>[...] = total`, then the parts added; gives the access to it."""
         operand = self.forward.op.operand(name)
         wanted = f"d{name}"
-        if operand is not None and any(n.tensor == wanted for n in walk(total) if isinstance(n, Access)):
-            wanted = fresh(f"d{name}_total", self.taken)
-        elif wanted in self.renamed.values() or (operand is not None and self.given(wanted)):
+        if (
+            (operand is not None and any(n.tensor == wanted for n in walk(total) if isinstance(n, Access)))
+            or wanted in self.renamed.values()
+            or (operand is not None and self.given(wanted))
+        ):
             wanted = fresh(f"d{name}_total", self.taken)
         else:
             self.taken.add(wanted)
@@ -199,11 +212,12 @@ class Derivation:
 
     def axis_names(self, name: str) -> tuple[str, ...]:
         """Indices for a tensor's axes: the op's own where it has some, else new ones."""
-        known = self.forward.index_names(name)
+        known = self.new_axes.get(name) or self.forward.index_names(name)
         if known is None:
             known = tuple(fresh(f"i{axis}", self.taken) for axis in range(len(self.forward.extents(name))))
             for i, extent in zip(known, self.forward.extents(name), strict=True):
                 self.forward.info.ranges[i] = extent
+            self.new_axes[name] = known
         return known
 
     # ------------------------------------------------------------------------------- contributions
@@ -307,9 +321,7 @@ class Derivation:
 
     # ----------------------------------------------------------------------------------------- sums
 
-    def total(
-        self, reduced: tuple[str, ...], guard: Expr | None, e: Expr, order: tuple[str, ...], span: Span
-    ) -> Expr:
+    def total(self, reduced: tuple[str, ...], guard: Expr | None, e: Expr, order: tuple[str, ...], span: Span) -> Expr:
         """The sum of an expression: factors that do not depend on the indices outside, the rest a temporary."""
         p = polynomial(e)
         if not p:
@@ -384,70 +396,9 @@ class Derivation:
             parts = self.parts.get(p.name, [])
             whole = [c for c in parts if self.forward.covers(p.name, c.subscripts)]
             others = [c for c in parts if c not in whole]
-            ordered = [*_joined(whole), *sorted(others, key=lambda c: not injective(c.subscripts, c.indices))]
+            ordered = [*joined(whole), *sorted(others, key=lambda c: not injective(c.subscripts, c.indices))]
             if not ordered:
                 names = self.axis_names(p.name)
                 out.append(Equation((plain_target(name, names),), False, ZERO))
             out += writes(name, [replace(c, value=self.value(c.value)) for c in ordered], [])
         return out
-
-
-def _joined(parts: list[Contribution]) -> list[Contribution]:
-    """Pointwise contributions to the whole tensor become one; reductions come first."""
-    sums = [c for c in parts if c.reduced]
-    points = [c for c in parts if not c.reduced]
-    if len(points) > 1:
-        first = points[0]
-        value = first.value
-        for c in points[1:]:
-            names = {s.id: t for s, t in zip(c.subscripts, first.subscripts, strict=True) if isinstance(s, Name)}
-            value = Binary("+", value, substitute(c.value, names))
-        points = [replace(first, value=value)]
-    return [*points, *sums]
-
-
-def writes(name: str, parts: list[Contribution], before: list[tuple[Expr, ...]]) -> list[Equation]:
-    """The equations of contributions: `=` where no earlier one can have touched the elements, else `+=`."""
-    out: list[Equation] = []
-    done = list(before)
-    for c in parts:
-        free = injective(c.subscripts, c.indices) and all(
-            len(b) == len(c.subscripts) and disjoint(b, c.subscripts) for b in done
-        )
-        value: Expr | Reduction = c.value
-        if c.reduced:
-            value = Reduction("sum", c.reduced, c.guard, None, (c.value,), c.span)
-        out.append(Equation((Target(name, c.subscripts),), not free, value, c.span))
-        done.append(c.subscripts)
-    return out
-
-
-def axes(rank: int) -> tuple[Expr, ...]:
-    """The names of a tensor's axes in its adjoint: .0, .1, ..."""
-    return tuple(Name(f".{n}") for n in range(rank))
-
-
-def at(e: Expr, subscripts: tuple[Expr, ...]) -> Expr:
-    """An adjoint at these subscripts."""
-    return substitute(e, {f".{n}": s for n, s in enumerate(subscripts)})
-
-
-def guarded(e: Expr, guard: Expr | None) -> Expr:
-    """The expression where the guard holds, zero elsewhere."""
-    return e if guard is None or e == ZERO else Call("select", (guard, e, ZERO))
-
-
-def costly(e: Expr) -> bool:
-    """Is it more than a product of a few values?"""
-    p = polynomial(e)
-    if len(p) != 1:
-        return True
-    ((m, _),) = p.items()
-    if any(not isinstance(a, Access | Name) for a, _ in m):
-        return True
-    return sum(abs(x) for a, x in m if isinstance(a, Access)) > 3
-
-
-def right(eq: Equation) -> list[Expr]:
-    v = eq.value
-    return [e for e in (v.guard, v.key, *v.values) if e is not None] if isinstance(v, Reduction) else [v]

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from tcomp.dsl.ast import Access, Equation, Expr, Module, Name, Num, Op, Reduction, accesses_in, names_in
+from tcomp.dsl.ast import Access, Equation, Expr, Module, Name, Num, Op, Reduction, accesses_in, children, walk
 from tcomp.dsl.check import infer
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.extents import same
+from tcomp.dsl.info import OpInfo
 from tcomp.dsl.inline import inline_functions
 from tcomp.grad.parts import disjoint, map_equation, plain, reads, writes
 
@@ -62,7 +63,7 @@ class Forward:
         return TcError(message, span, self.module.sources.get(span.file, ""), hint)
 
     @cached_property
-    def info(self):  # type: ignore[no-untyped-def]
+    def info(self) -> OpInfo:
         return infer(self.op, self.module)
 
     @cached_property
@@ -133,19 +134,12 @@ class Forward:
         """The distinct accesses in a value that carry gradients (those inside subscripts do not)."""
         return list(dict.fromkeys(a for a in _value_accesses(e) if a.tensor in self.active))
 
-    def depends(self, e: Expr, indices: set[str] | frozenset[str]) -> bool:
-        return bool(names_in(e) & indices)
-
 
 def _in_order(e: Expr) -> list[str]:
-    from tcomp.dsl.ast import walk
-
     return [n.id for n in walk(e) if isinstance(n, Name)]
 
 
 def _value_accesses(e: Expr) -> list[Access]:
-    from tcomp.dsl.ast import children
-
     if isinstance(e, Access):
         return [e]
     return [a for c in children(e) for a in _value_accesses(c)]

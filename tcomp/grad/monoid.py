@@ -10,10 +10,12 @@ subtracted (softmax, log-sum-exp); it is left out when that is proved.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tcomp.dsl.ast import Access, Binary, Equation, Expr, Name, Num, Reduction
-from tcomp.grad.parts import fresh, plain
+from tcomp.dsl.ast import Access, Binary, Equation, Expr, Name, Num, Reduction, accesses_in
+from tcomp.grad.contribution import guarded
+from tcomp.grad.parts import both, fresh, plain
 from tcomp.grad.rules import partial, reached
 from tcomp.grad.simplify import ONE, ZERO, polynomial, simplify
 from tcomp.schedule.monoid import RescaledSum, rescaled_sum
@@ -85,9 +87,7 @@ def differentiate_monoid(d: Derivation, eq: Equation, r: Reduction) -> None:
             again = _maximum_again(d, eq, r, form, maximum)
             chosen = Binary("==", r.key, again)
             shared = d.shared(chosen, r.indices, r.guard, order, total, eq.span)
-            if r.guard is not None:
-                shared = _guarded(shared, r.guard)
-            key_gradient = Binary("+", key_gradient, shared)
+            key_gradient = Binary("+", key_gradient, guarded(shared, r.guard))
     if key_gradient == ZERO:
         return
     for a in forward.differentiable(r.key):
@@ -123,15 +123,11 @@ def _maximum_again(d: Derivation, eq: Equation, r: Reduction, form: RescaledSum,
     name = fresh(f"{m.tensor}_again", d.taken)
     assert r.key is not None
     value = Reduction(form.extremum, r.indices, r.guard, None, (r.key,), r.span)
-    from dataclasses import replace
-
     d.equations.append(Equation((replace(eq.target, name=name, dtype=None),), False, value, eq.span))
     return Access(name, m.subscripts)
 
 
 def _inside(d: Derivation, e: Expr) -> bool:
-    from tcomp.dsl.ast import accesses_in
-
     return all(d.forward.inside(a.subscripts) for a in accesses_in(e))
 
 
@@ -144,12 +140,4 @@ def _needed_guard(d: Derivation, r: Reduction, a: Access, points: tuple[str, ...
 
 
 def _where(r: Reduction, e: Expr, a: Access) -> Expr | None:
-    from tcomp.grad.parts import both
-
     return both(r.guard, reached(e, a))
-
-
-def _guarded(e: Expr, guard: Expr) -> Expr:
-    from tcomp.dsl.ast import Call
-
-    return Call("select", (guard, e, ZERO))

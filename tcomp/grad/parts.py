@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Binary, DType, Equation, Expr, Name, Num, Op, Operand, Reduction, Target, accesses_in
-from tcomp.dsl.ast import names_in
-
-TRUE = Num(1)
-
-
-def expressions(value: Expr | Reduction) -> list[Expr]:
-    """The expressions of a right-hand side: the value, or a reduction's guard, key and values."""
-    if not isinstance(value, Reduction):
-        return [value]
-    return [e for e in (value.guard, value.key, *value.values) if e is not None]
+from tcomp.dsl.ast import (
+    Access,
+    Binary,
+    DType,
+    Equation,
+    Expr,
+    Name,
+    Num,
+    Op,
+    Reduction,
+    Target,
+    accesses_in,
+    children,
+    names_in,
+    rebuild,
+)
 
 
 def reads(eq: Equation) -> set[str]:
@@ -81,16 +86,8 @@ def disjoint(a: tuple[Expr, ...], b: tuple[Expr, ...]) -> bool:
     return any(isinstance(x, Num) and isinstance(y, Num) and x.value != y.value for x, y in zip(a, b, strict=True))
 
 
-def unused_dims(dims: Iterable[str], operands: Iterable[Operand]) -> tuple[str, ...]:
-    """The dims that no operand's shape gives as a bare name."""
-    given = {e.id for o in operands for e in o.shape if isinstance(e, Name)}
-    return tuple(d for d in dims if d not in given)
-
-
 def rename_tensor(e: Expr, old: str, new: str) -> Expr:
     """The expression with accesses of one tensor made accesses of another."""
-    from tcomp.dsl.ast import children, rebuild
-
     kids = children(e)
     e = rebuild(e, tuple(rename_tensor(c, old, new) for c in kids)) if kids else e
     return replace(e, tensor=new) if isinstance(e, Access) and e.tensor == old else e

@@ -8,12 +8,12 @@ depends on its index is the index's extent. So (sum c: X[m, c] - s[m] / C) - (s[
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count, permutations
 
 from tcomp.dsl.ast import Access, Call, Expr, Name, Num, Reduction, names_in, substitute
 from tcomp.dsl.printer import print_expression
-from tcomp.grad.simplify import Polynomial, expression, multiply, polynomial, rewrite
+from tcomp.grad.simplify import Polynomial, add, expression, multiply, polynomial, rewrite
 
 LIMIT = 400
 """Terms beyond which nothing is claimed."""
@@ -83,7 +83,7 @@ class Prover:
             out.append(expression(term))
         result: Expr = Num(0.0)
         for t in out:
-            result = expression(_plus(polynomial(result, True), polynomial(t, True)))
+            result = expression(add(polynomial(result, True), polynomial(t, True)))
         return result
 
     def _atom(self, indices: tuple[str, ...], guard: Expr | None, body: Expr) -> Expr:
@@ -97,12 +97,3 @@ class Prover:
             choices.append((f"sum {' '.join(extents)} where {where}", print_expression(renamed), renamed))
         label, _, renamed = min(choices, key=lambda c: c[:2])
         return Call(label, (renamed,))
-
-
-def _plus(p: Polynomial, q: Polynomial) -> Polynomial:
-    from tcomp.grad.simplify import add
-
-    return add(p, q)
-
-
-__all__ = ["Prover", "replace"]

@@ -57,9 +57,6 @@ def _partial(e: Expr, a: Access) -> Expr:
             return top if slope == ZERO else Binary("-", top, _times(slope, Binary("/", x, _times(y, y))))
         case Binary("**", x, y):
             return _power(e, x, y, a)
-        case Binary("%", x, y):
-            whole = Call("floor", (Binary("/", x, y),))
-            return Binary("-", _partial(x, a), _times(_partial(y, a), whole))
         case Call("select", (c, x, y)):
             return _either(c, _partial(x, a), _partial(y, a))
         case Call("max", (x, y)):
@@ -70,10 +67,10 @@ def _partial(e: Expr, a: Access) -> Expr:
             return _times(SLOPES[f](x, e), _partial(x, a))
         case Call(f, (x,)) if f in FLOAT_CASTS:
             return _partial(x, a)
-        case Call("random" | "i32") | Binary("//") | Unary("not") | Access():
+        case Call("random" | "i32") | Unary("not") | Access():
             return ZERO
-        case Binary(op) if op not in ("+", "-", "*", "/"):
-            return ZERO  # comparisons and logic
+        case Binary():
+            return ZERO  # comparisons, logic, // and % (of integers)
     raise TcError("this expression has no derivative here", getattr(e, "span", a.span))
 
 

@@ -169,7 +169,7 @@ def _factor(p: Polynomial) -> Polynomial:
 def common_coefficient(p: Polynomial) -> tuple[Number, Polynomial]:
     """2 * a - 2 * b is 2 times a - b: a coefficient that all terms share, but for its sign."""
     sizes = {abs(c) for c in p.values()}
-    c = sizes.pop() if len(sizes) == 1 else 1
+    c: Number = sizes.pop() if len(sizes) == 1 else 1
     if all(v < 0 for v in p.values()):
         c = -c
     if c == 1:

@@ -131,6 +131,7 @@ def test_llm_c_files_with_a_validation_file(tmp_path: Path) -> None:
     held_out = bin_file(tmp_path / "x_val.bin", list(range(200, 240)))
     data = open_data([train, held_out], 8, 300)
     assert [len(s.tokens) for s in data.train] == [100] and [len(s.tokens) for s in data.validation] == [40]
+    assert open_data([tmp_path], 8, 300).fingerprint == data.fingerprint, "their folder stands for them"
 
 
 BAD = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tcomp.codegen.cpu.compile import kernel_assembly
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, Unary
 from tcomp.errors import UserError
 from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Loop, Pack, Panels, RowMajor, Scope, Statement
@@ -527,3 +528,35 @@ def test_narrow_float_types_that_are_not_supported_are_named() -> None:
     k = kernel([operand("X", 4, dtype=DType.E4M3)], [Compute(at("X", "i"), Num(0.0), (axis("i", 4),))])
     with pytest.raises(NotImplementedError, match="e4m3 is not supported on the CPU"):
         run(k, MACHINES[0], Path("/nonexistent"), {})
+
+
+# ------------------------------------------------------------------------------------- machine code
+
+
+def inner_loop(text: str) -> list[str]:
+    """The instructions of the loop with the most fused multiply-adds."""
+    blocks: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if line.startswith(".LBB"):
+            blocks.append([])
+        elif line.startswith("\t") and not line.strip().startswith("."):
+            blocks[-1].append(line.strip())
+            if blocks[-1][-1].startswith("j"):
+                blocks.append([])
+    return max(blocks, key=lambda b: sum("vfmadd" in i for i in b))
+
+
+@pytest.mark.skipif(not any(m.has_fma and m.name.startswith("avx") for m in MACHINES), reason="reads x86 assembly")
+@pytest.mark.parametrize(("level", "mr", "nv"), [("avx512", 8, 3), ("avx512", 14, 2), ("avx2", 6, 2)])
+def test_the_matmul_inner_loop_is_loads_and_fused_multiply_adds(level: str, mr: int, nv: int) -> None:
+    found = [m for m in MACHINES if m.name == level]
+    if not found:
+        pytest.skip(f"no {level} here")
+    built = packed_matmul(16 * mr, 768, 256, found[0].lanes_f32, mr, nv, mc=16 * mr, nc=192, kc=256)
+    loop = inner_loop(kernel_assembly(built, found[0]))
+    multiplications = sum("vfmadd" in i for i in loop)
+    assert multiplications % (mr * nv) == 0
+    moves = [i for i in loop if i.startswith(("vbroadcastss", "vmovups"))]
+    assert not any("(%rsp" in i for i in loop), "a spill in the inner loop"
+    assert len(moves) == multiplications // (mr * nv) * (mr + nv)
+    assert len(loop) <= multiplications + len(moves) + 6

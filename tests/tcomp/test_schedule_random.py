@@ -20,9 +20,11 @@ from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.format import print_item
 from tcomp.dsl.load import load
 from tcomp.ir.interpret import Interpreter
-from tcomp.machine.cpu import CpuMachine
+from tcomp.machine.cpu import CpuMachine, detect
+from tcomp.model.single import single_op_step
 from tcomp.oracle import evaluate
-from tcomp.schedule.lower import lower
+from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.schedule.lower import LoweredOp, lower
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,19 @@ def schedules(draw: st.DrawFn, case: Case, op_name: str, extents: dict[str, int]
     return Schedule(op_name, "cpu", (*maps, order, *stages[:1]), ())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.op)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_any_legal_schedule_gives_the_oracles_result(case: Case, data: st.DataObject) -> None:
+@dataclass(frozen=True)
+class Drawn:
+    """An op instance with a random schedule, its inputs and the oracle's results."""
+
+    lowered: LoweredOp
+    threads: int
+    dims: dict[str, int]
+    inputs: dict[str, np.ndarray]
+    expected: dict[str, np.ndarray]
+    outputs: dict[str, tuple[int, ...]]
+
+
+def draw(case: Case, data: st.DataObject, machine: CpuMachine) -> Drawn:
     module = gpt2()
     op = module.ops[case.op]
     dims = {d: data.draw(st.integers(*r), label=d) for d, r in case.dims.items()}
@@ -95,18 +106,63 @@ def test_any_legal_schedule_gives_the_oracles_result(case: Case, data: st.DataOb
     schedule = data.draw(schedules(case, op.name, extents, list(extents)))
     threads = data.draw(st.integers(1, 3), label="threads")
     note(print_item(schedule))
-    lowered = lower(op, module, dims, MACHINE, threads=threads, schedule=schedule)
+    lowered = lower(op, module, dims, machine, threads=threads, schedule=schedule)
     rng = np.random.default_rng(0)
     inputs: dict[str, np.ndarray] = {}
     for o in op.params:
         shape = operand_shape(o, dims)
         high = min(dims.get("V", 7), 7)
-        inputs[o.name] = rng.standard_normal(shape) if o.dtype.is_float else rng.integers(0, high, shape)
-    expected = evaluate(op, module, inputs, dims)
-    arrays = {k: np.array(v) for k, v in inputs.items()}
-    arrays |= {o.name: np.full(operand_shape(o, dims), np.nan) for o in op.outputs}
-    arrays |= {w.name: np.full(w.shape, np.nan) for w in lowered.workspaces}
-    for kernel in lowered.kernels:
-        Interpreter(kernel, arrays, threads).run()
-    for name, reference in expected.items():
+        drawn = rng.standard_normal(shape).astype(np.float32) if o.dtype.is_float else rng.integers(0, high, shape)
+        inputs[o.name] = drawn.astype(np.float64) if o.dtype.is_float else drawn
+    outputs = {o.name: operand_shape(o, dims) for o in op.outputs}
+    return Drawn(lowered, threads, dims, inputs, evaluate(op, module, inputs, dims), outputs)
+
+
+ANY_SCHEDULE = settings(deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.op)
+@settings(ANY_SCHEDULE, max_examples=25)
+@given(data=st.data())
+def test_any_legal_schedule_gives_the_oracles_result(case: Case, data: st.DataObject) -> None:
+    """In float64 by the tile IR interpreter: only the order of sums may differ."""
+    drawn = draw(case, data, MACHINE)
+    arrays = {k: np.array(v) for k, v in drawn.inputs.items()}
+    arrays |= {name: np.full(shape, np.nan) for name, shape in drawn.outputs.items()}
+    arrays |= {w.name: np.full(w.shape, np.nan) for w in drawn.lowered.workspaces}
+    for kernel in drawn.lowered.kernels:
+        Interpreter(kernel, arrays, drawn.threads).run()
+    for name, reference in drawn.expected.items():
         np.testing.assert_allclose(arrays[name], reference, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def compiled_matches_oracle(case: Case, data: st.DataObject) -> None:
+    machine = detect()
+    drawn = draw(case, data, machine)
+    executor = CpuExecutor(single_op_step(drawn.lowered, drawn.dims), machine, drawn.threads)
+    try:
+        for name in executor.step.slots:
+            array = executor.array(name)
+            array[...] = drawn.inputs.get(name, np.nan)
+        executor.run("run")
+        for name, reference in drawn.expected.items():
+            size = max(1.0, float(np.max(np.abs(reference), initial=0.0)))
+            np.testing.assert_allclose(executor.array(name), reference, rtol=2e-5, atol=2e-5 * size, err_msg=name)
+    finally:
+        executor.close()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.op)
+@settings(ANY_SCHEDULE, max_examples=4)
+@given(data=st.data())
+def test_compiled_code_of_any_schedule_gives_the_oracles_result(case: Case, data: st.DataObject) -> None:
+    """As machine code on a team of threads, in float32."""
+    compiled_matches_oracle(case, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.op)
+@settings(ANY_SCHEDULE, max_examples=60)
+@given(data=st.data())
+def test_compiled_code_of_many_schedules(case: Case, data: st.DataObject) -> None:
+    compiled_matches_oracle(case, data)

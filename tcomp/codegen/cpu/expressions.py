@@ -32,6 +32,11 @@ class Node:
     unsafe: bool = False
 
     @property
+    def cost(self) -> int:
+        """Operations to evaluate it once."""
+        return 1 + sum(a.cost for a in self.args) + 20 * (self.op in _FLOAT_FUNCTIONS or self.op == "pow")
+
+    @property
     def is_literal(self) -> bool:
         return self.op == "num"
 

@@ -1,0 +1,131 @@
+"""The PTX module as data: functions, variables, instructions and operands, each with its PTX line.
+
+The parser gives these; names in operands are already resolved through PTX's nested scopes (a name
+declared in an inner `{ }` gets a suffix that makes it unique in its function).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Reg:
+    """A register, a special register (`%tid.x`) when it was never declared, or a vector part (`%v.x`)."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Imm:
+    """A literal. `bits` is 0 for an integer, 32 or 64 for a 0f / 0d bit pattern, 1 for a decimal float."""
+
+    value: int | float
+    bits: int = 0
+
+
+@dataclass(frozen=True)
+class Sym:
+    """A variable, parameter, function or label, plus a constant byte offset."""
+
+    name: str
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Addr:
+    """`[base + offset]`, or `[base, {coords}]` of tensor instructions."""
+
+    base: Reg | Sym | None
+    offset: int = 0
+    coords: tuple[Operand, ...] = ()
+
+
+@dataclass(frozen=True)
+class Vec:
+    items: tuple[Operand, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`d|p`: two destinations."""
+
+    first: Operand
+    second: Operand
+
+
+@dataclass(frozen=True)
+class Not:
+    """`!p` as a source, or `-x`."""
+
+    item: Operand
+
+
+@dataclass(frozen=True)
+class Group:
+    """A parenthesised operand list of `call`."""
+
+    items: tuple[Operand, ...]
+
+
+Operand = Reg | Imm | Sym | Addr | Vec | Pair | Not | Group
+
+
+@dataclass(frozen=True)
+class Instr:
+    opcode: str
+    operands: tuple[Operand, ...]
+    line: int
+    guard: str | None = None
+    guard_not: bool = False
+
+    @property
+    def parts(self) -> list[str]:
+        return self.opcode.split(".")
+
+
+@dataclass(frozen=True)
+class Label:
+    name: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable or parameter. `type` is the element type (`f32`), `count` the elements in all, 0 for `[]`."""
+
+    name: str
+    space: str
+    type: str
+    align: int
+    count: int
+    size: int
+    line: int
+    initial: tuple[int | float | Sym, ...] = ()
+    extern: bool = False
+
+
+@dataclass
+class Function:
+    name: str
+    entry: bool
+    params: list[Variable]
+    returns: list[Variable]
+    line: int
+    body: list[Instr | Label] | None = None
+    registers: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, Variable] = field(default_factory=dict)
+    directives: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass
+class PtxModule:
+    version: str = ""
+    target: str = ""
+    functions: dict[str, Function] = field(default_factory=dict)
+    variables: dict[str, Variable] = field(default_factory=dict)
+    text: list[str] = field(default_factory=list)
+
+    def source_line(self, line: int) -> str:
+        return self.text[line - 1].strip() if 0 < line <= len(self.text) else ""
