@@ -47,7 +47,8 @@ def round_to(x: Array, dtype: DType) -> Array:
 
 def random_uniform(seed: Array, counter: Array) -> Array:
     """Uniform in [0, 1), a multiple of 2**-24; integers are taken modulo 2**32."""
-    h = _mix(_mix(_word(np.asarray(seed) + 0x9E3779B9)) + _word(counter) & 0xFFFFFFFF)
+    h = _mix(_word(np.asarray(seed) + 0x9E3779B9)) + _word(counter)
+    h = _mix(h & np.uint64(0xFFFFFFFF))
     return (h >> np.uint64(8)).astype(np.float64) * 2.0**-24
 
 

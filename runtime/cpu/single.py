@@ -8,26 +8,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tcomp.codegen.cpu.compile import memory_needs
 from tcomp.ir.tile import Kernel
 from tcomp.machine.cpu import CpuMachine
-from tcomp.model.step import Launch, Slot, Step
+from tcomp.model.single import single_op_step
 from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.schedule.lower import LoweredOp
 
 GUARD = 256
 """Bytes between operands, so that a stray write is seen."""
-
-
-def single_kernel_step(kernel: Kernel) -> Step:
-    """A step with one program, "run", that launches the kernel once on slots named for its operands."""
-    slots: dict[str, Slot] = {}
-    end = GUARD
-    for b in kernel.operands:
-        slots[b.name] = Slot(b.name, "activation", b.dtype, b.shape, end, b.bytes, 0, 0)
-        end += -(-b.bytes // 64) * 64 + GUARD
-    scratch, team = memory_needs(kernel)
-    launch = Launch("kernel", tuple(s.offset for s in slots.values()), kernel.name)
-    return Step(kernel.name, "", {}, slots, end, end, scratch, team, {"kernel": kernel}, {"run": (launch,)}, ())
 
 
 class SingleKernel:
@@ -36,7 +24,8 @@ class SingleKernel:
     def __init__(
         self, kernel: Kernel, machine: CpuMachine, threads: int = 1, cache_dir: Path | str | None = None
     ) -> None:
-        self.executor = CpuExecutor(single_kernel_step(kernel), machine, threads, cache_dir)
+        step = single_op_step(LoweredOp((kernel,), ()), {}, GUARD)
+        self.executor = CpuExecutor(step, machine, threads, cache_dir)
 
     def array(self, name: str) -> NDArray[Any]:
         return self.executor.array(name)

@@ -44,6 +44,8 @@ def check(
     failed = 0
     for one in _ops(module, op):
         failed += not _check_op(one, module, trials, seed, tolerance, threads or common.cores())
+        if one.backward_of is not None and one.name in module.ops:
+            failed += not _check_own_backward(one, module, seed)
     if op is None:
         for name in module.models:
             failed += not _check_step(file, module, name, tolerance, threads)
@@ -95,6 +97,19 @@ def _check_op(op: Op, module: Module, trials: int, seed: int, tolerance: float, 
                 at = f"{found.what} at " + ", ".join(f"{k} = {v}" for k, v in dims.items())
     good = worst <= tolerance
     print(f"{op.name:28} {'ok  ' if good else 'WRONG'} {worst:.1e}{'' if good else f'  {at}'}")
+    return good
+
+
+def _check_own_backward(backward: Op, module: Module, seed: int) -> bool:
+    """A written backward against the derivative of its op's equations, both in float64."""
+    from tcomp.grad.check import compare_backward
+
+    assert backward.backward_of is not None
+    errors = compare_backward(backward.backward_of, module, seed=seed)
+    name, worst = max(errors.items(), key=lambda item: item[1], default=("", 0.0))
+    good = worst <= 1e-9
+    label = f"{backward.backward_of}, own = derived"
+    print(f"{label:28} {'ok  ' if good else 'WRONG'} {worst:.1e}{'' if good else f'  {name}'}")
     return good
 
 

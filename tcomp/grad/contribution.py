@@ -78,4 +78,4 @@ def costly(e: Expr) -> bool:
     ((m, _),) = p.items()
     if any(not isinstance(a, Access | Name) for a, _ in m):
         return True
-    return sum(abs(x) for a, x in m if isinstance(a, Access)) > 3
+    return bool(sum(abs(float(x)) for a, x in m if isinstance(a, Access)) > 3)

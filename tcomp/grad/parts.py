@@ -23,6 +23,13 @@ from tcomp.dsl.ast import (
 )
 
 
+def expressions(value: Expr | Reduction) -> list[Expr]:
+    """The expressions of a right-hand side: the value, or a reduction's guard, key and values."""
+    if not isinstance(value, Reduction):
+        return [value]
+    return [e for e in (value.guard, value.key, *value.values) if e is not None]
+
+
 def reads(eq: Equation) -> set[str]:
     """The tensors an equation reads, those inside its targets' subscripts included."""
     es = [*expressions(eq.value), *(s for t in eq.targets for s in t.subscripts)]

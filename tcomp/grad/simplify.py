@@ -79,11 +79,15 @@ def polynomial(e: Expr, expand: bool = False) -> Polynomial:
 
 
 def add(p: Polynomial, q: Polynomial) -> Polynomial:
+    """The sum; terms that cancel to rounding are gone."""
     out = dict(p)
     for m, c in q.items():
-        total = out.get(m, 0) + c
-        if total == 0 or (isinstance(total, float) and abs(total) <= 1e-14 * (abs(c) + abs(out.get(m, 0)))):
-            out.pop(m, None)
+        if m not in out:
+            out[m] = c
+            continue
+        total = out[m] + c
+        if total == 0 or (isinstance(total, float) and abs(total) <= 1e-14 * abs(float(c))):
+            del out[m]
         else:
             out[m] = total
     return out
@@ -168,7 +172,7 @@ def _factor(p: Polynomial) -> Polynomial:
 
 def common_coefficient(p: Polynomial) -> tuple[Number, Polynomial]:
     """2 * a - 2 * b is 2 times a - b: a coefficient that all terms share, but for its sign."""
-    sizes = {abs(c) for c in p.values()}
+    sizes: set[Number] = {-c if c < 0 else c for c in p.values()}
     c: Number = sizes.pop() if len(sizes) == 1 else 1
     if all(v < 0 for v in p.values()):
         c = -c
@@ -181,7 +185,7 @@ def common_factors(p: Polynomial, allowed: Callable[[Expr], bool] = lambda a: Tr
     """The monomial that divides every term (of allowed atoms), and what is left of the sum."""
     terms = [dict(m) for m in p]
     common: list[tuple[Expr, Number]] = []
-    for atom, exponent in terms[0].items():
+    for atom in terms[0]:
         if not allowed(atom) or any(atom not in t for t in terms):
             continue
         exponents = [t[atom] for t in terms]
@@ -219,7 +223,7 @@ def _number_power(c: Number, n: Number) -> Number:
     if n == int(n) and isinstance(c, int | Fraction):
         value = Fraction(c) ** int(n)
         return int(value) if value.denominator == 1 else value
-    return float(c) ** float(n)
+    return float(math.pow(c, n))
 
 
 def _exact(value: float) -> Number:

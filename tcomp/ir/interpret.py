@@ -20,11 +20,11 @@ _BINARY = {
     "%": np.mod, "**": np.power, "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal,
     "==": np.equal, "!=": np.not_equal, "and": np.logical_and, "or": np.logical_or,
 }  # fmt: skip
-_CALLS = {
+_CALLS: dict[str, Any] = {
     "exp": np.exp, "log": np.log, "tanh": np.tanh, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x),
     "abs": np.abs, "sin": np.sin, "cos": np.cos, "floor": np.floor, "min": np.minimum, "max": np.maximum,
 }  # fmt: skip
-_REDUCE = {"sum": np.sum, "max": np.max, "min": np.min}
+_REDUCE: dict[str, Any] = {"sum": np.sum, "max": np.max, "min": np.min}
 _JOIN = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 _IDENTITY = {"sum": 0.0, "max": -np.inf, "min": np.inf}
 
@@ -113,7 +113,7 @@ class Interpreter:
             dims = tuple(d for d, a in enumerate(s.axes) if a.name in s.reduced)
             outer = tuple(a for a in s.axes if a.name not in s.reduced)
             value = np.where(mask, value, _IDENTITY[s.reducer])
-            value = _REDUCE[s.reducer](value, axis=dims, initial=_IDENTITY[s.reducer])
+            value = np.asarray(_REDUCE[s.reducer](value, axis=dims, initial=_IDENTITY[s.reducer]))
             grid, shape = self._grid(outer, names)
             mask = np.ones(shape, bool)
         at = tuple(np.broadcast_to(np.asarray(self.value(x, grid)), shape)[mask] for x in s.target.subscripts)

@@ -116,7 +116,7 @@ class Resolver:
 
     def _plan(self, schedule: Schedule, kernel: KernelSchedule) -> KernelPlan:
         directives = schedule.shared + kernel.directives
-        values = self._tuned(directives)
+        values = self._tuned(directives, kernel.outputs)
         loops: dict[str, LoopMap] = {}
         for d in directives:
             if isinstance(d, MapLoops):
@@ -151,12 +151,13 @@ class Resolver:
             kernel.span if kernel.directives else schedule.span,
         )
 
-    def _tuned(self, directives: tuple[Directive, ...]) -> dict[str, int | float]:
+    def _tuned(self, directives: tuple[Directive, ...], outputs: tuple[str, ...]) -> dict[str, int | float]:
+        """Parameter values; of several kernels' equally named ones, `dX.KC` chooses the one of kernel dX."""
         values: dict[str, int | float] = {}
         for d in directives:
             if isinstance(d, Tune):
                 default = evaluate_dim(d.default, self.facts | values)
-                value = self.chosen.get(d.name, default)
+                value = self.chosen.get(f"{'+'.join(outputs)}.{d.name}", self.chosen.get(d.name, default))
                 allowed = [evaluate_dim(c, self.facts | values) for c in d.choices] or [default]
                 if value not in allowed and value != default:
                     raise self.error(

@@ -161,7 +161,7 @@ def in_torch(name: str, x: dict[str, torch.Tensor], dims: dict[str, int]) -> dic
 def cases() -> list[tuple[str, str]]:
     every = [(name, "all") for name in DIMS]
     main = {"linear_gelu": "Y", "layernorm": "Y", "attention": "O", "crossentropy": "loss"}
-    return every + [(n, o) for n, o in main.items()] + [("linear_gelu", "P"), ("layernorm", "rstd"), ("attention", "L")]
+    return every + list(main.items()) + [("linear_gelu", "P"), ("layernorm", "rstd"), ("attention", "L")]
 
 
 @pytest.mark.parametrize(("name", "which"), cases())

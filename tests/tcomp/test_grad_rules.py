@@ -80,9 +80,11 @@ def check(text: str, dims: dict[str, int] | None = None, seed: int = 0, **given:
     [
         "exp(x[i])", "log(x[i])", "tanh(x[i])", "sqrt(x[i])", "rsqrt(x[i])", "abs(x[i] - 0.5)", "sin(x[i])",
         "cos(x[i])", "floor(3 * x[i]) * x[i]", "min(x[i], z[i])", "max(x[i], z[i] * 2)", "x[i] / z[i]",
-        "select(x[i] < z[i], x[i] * z[i], x[i] + z[i])", "x[i] ** 3", "x[i] ** -2", "x[i] ** 0.5", "x[i] ** N",
-        "x[i] ** z[i]", "2 ** x[i]", "-x[i] * (z[i] - x[i])", "swish(swish(x[i]))", "f32(x[i]) * i", "bf16(1.5) * x[i]", "random(7, i) * x[i]", "x[i] - x[i]",
-        "select(i % 2 == 0 and not x[i] > 9.0, exp(x[i]), 0.0)", "min(x[i], x[i])", "exp(x[i]) ** 2 / exp(x[i])",
+        "select(x[i] < z[i], x[i] * z[i], x[i] + z[i])", "x[i] ** 3", "x[i] ** -2", "x[i] ** 0.5",
+        "x[i] ** N", "x[i] ** z[i]", "2 ** x[i]", "-x[i] * (z[i] - x[i])", "swish(swish(x[i]))",
+        "f32(x[i]) * i", "bf16(1.5) * x[i]", "random(7, i) * x[i]", "x[i] - x[i]",
+        "select(i % 2 == 0 and not x[i] > 9.0, exp(x[i]), 0.0)", "min(x[i], x[i])",
+        "exp(x[i]) ** 2 / exp(x[i])",
     ],
 )  # fmt: skip
 def test_builtins(e: str) -> None:

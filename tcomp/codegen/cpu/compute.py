@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 from llvmlite import ir
@@ -152,9 +153,7 @@ class ComputeGenerator:
             return
         lanes = self.lanes if self.vector is not None else 0
         separate = self._separate(len(points))
-        count = 1
-        for a in separate:
-            count *= a.unroll
+        count = math.prod(a.unroll for a in separate)
         identity = constant(kind_type(self.kind, lanes), _IDENTITY[self.reducer or "sum"][self.kind])
         accumulators = [identity] * (len(points) * count)
         accumulators = self._reduce(0, points, separate, accumulators)
@@ -293,7 +292,7 @@ class ComputeGenerator:
         conditions = [self._guard_value(guard, p) for p in points]
         for p, v, condition in zip(points, values, conditions, strict=True):
             if condition is not None and not isinstance(condition.type, ir.VectorType):
-                self.em.when(condition, lambda p=p, v=v: self._update(p, v, None))  # type: ignore[misc]
+                self.em.when(condition, partial(self._update, p, v, None))
             else:
                 self._update(p, v, condition)
 

@@ -8,6 +8,7 @@ iterations; statements outside any core loop run on thread 0 alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from llvmlite import ir
 
@@ -75,10 +76,9 @@ class PhaseGenerator:
                 serial.append(statement)
                 continue
             if serial:
-                todo = serial
                 b = self.em.here()
                 first = b.icmp_signed("==", self.tid, self.em.i64(0))
-                self.em.when(first, lambda todo=todo: self.statements(todo))  # type: ignore[misc]
+                self.em.when(first, partial(self.statements, serial))
                 serial = []
             if statement is not None:
                 assert isinstance(statement, Loop)

@@ -1,0 +1,62 @@
+"""Sets of lanes: a slice while they are contiguous (no copies), else a sorted index array.
+
+`Sel` indexes a register row directly in both forms. A lane's number is its place in the running wave of
+blocks: block slot x threads rounded up to whole warps + thread.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Sel = Any  # slice | Array
+
+
+def count(sel: Sel) -> int:
+    return int(sel.stop - sel.start) if sel.__class__ is slice else len(sel)
+
+
+def ids(sel: Sel) -> Array:
+    return np.arange(sel.start, sel.stop) if sel.__class__ is slice else sel
+
+
+def compact(lanes: Array) -> Sel | None:
+    """The smallest form of a sorted index array; None when empty."""
+    n = len(lanes)
+    if not n:
+        return None
+    if int(lanes[-1]) - int(lanes[0]) + 1 == n:
+        return slice(int(lanes[0]), int(lanes[-1]) + 1)
+    return lanes
+
+
+def narrow(sel: Sel, mask: Array) -> Sel | None:
+    """The lanes of `sel` where `mask` (one value per lane of `sel`) holds."""
+    if mask.ndim == 0:
+        return sel if mask else None
+    if mask.all():
+        return sel
+    at = np.flatnonzero(mask)
+    if sel.__class__ is slice:
+        return compact(at + sel.start)
+    return compact(sel[at])
+
+
+def merge(a: Sel, b: Sel) -> Sel:
+    if a.__class__ is slice and b.__class__ is slice and (a.stop == b.start or b.stop == a.start):
+        return slice(min(a.start, b.start), max(a.stop, b.stop))
+    both = np.concatenate([ids(a), ids(b)])
+    both.sort()
+    found = compact(both)
+    assert found is not None
+    return found
+
+
+def warps(sel: Sel) -> int:
+    """How many warps have a lane in `sel`."""
+    if sel.__class__ is slice:
+        return int((sel.stop - 1 >> 5) - (sel.start >> 5) + 1)
+    w = sel >> 5
+    return int(np.count_nonzero(w[1:] != w[:-1])) + 1

@@ -1,0 +1,160 @@
+"""Integer arithmetic (PTX ISA 9.7.1 and 9.7.2): add, sub, mul, mad, div, rem, min, max, abs, neg, sad, dp4a."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tcomp.runtime.vgpu import op_float
+from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
+from tcomp.runtime.vgpu.lanes import Array, Sel
+from tcomp.runtime.vgpu.ptx import Instr
+from tcomp.runtime.vgpu.types import Scalar, scalar
+
+_SIMPLE = {"add": np.add, "sub": np.subtract, "min": np.minimum, "max": np.maximum}
+
+
+@instruction("add", "sub", "mul", "min", "max", "abs", "neg", "mad", "div", "rem", "fma")
+def arithmetic(d: Decoder, i: Instr) -> Run:
+    """Shared names: floats go to op_float."""
+    t = scalar(i.parts[-1], i.line)
+    return integer(d, i, t) if t.kind in "usb" else op_float.arithmetic(d, i, t)
+
+
+def integer(d: Decoder, i: Instr, t: Scalar) -> Run:
+    base, modifiers = i.parts[0], i.parts[1:-1]
+    if base in _SIMPLE:
+        if "sat" in modifiers and t.name == "s32":
+            return saturating(d, i, _SIMPLE[base])
+        if set(modifiers) - set():
+            raise d.unknown(i)
+        return d.binary(i, t, _SIMPLE[base])
+    if base in ("abs", "neg"):
+        a, put1 = d.source(i.operands[1], t), d.put(i.operands[0], t)
+        f1 = np.abs if base == "abs" else np.negative
+        return lambda sel: put1(sel, f1(a(sel)))
+    if base in ("div", "rem"):
+        return divide(d, i, t, base == "div")
+    if base in ("mul", "mad"):
+        return multiply(d, i, t, modifiers)
+    raise d.unknown(i)
+
+
+def saturating(d: Decoder, i: Instr, f: Any) -> Run:
+    a, b, put = d.source(i.operands[1], "s32"), d.source(i.operands[2], "s32"), d.put(i.operands[0], "s32")
+    return lambda sel: put(sel, np.clip(f(a(sel).astype(np.int64), b(sel)), -(1 << 31), (1 << 31) - 1))
+
+
+def multiply(d: Decoder, i: Instr, t: Scalar, modifiers: list[str]) -> Run:
+    mode = next((x for x in modifiers if x in ("lo", "hi", "wide")), None)
+    if mode is None:
+        raise d.unknown(i)
+    mad = i.parts[0] == "mad"
+    if mode == "lo" and not mad:
+        return d.binary(i, t, np.multiply)
+    out = scalar(f"{t.kind}{t.bits * 2}") if mode == "wide" else t
+    a, b = d.source(i.operands[1], t), d.source(i.operands[2], t)
+    c = d.source(i.operands[3], out) if mad else None
+    put = d.put(i.operands[0], out)
+    if mode == "lo":
+        assert c is not None
+        return lambda sel: put(sel, a(sel) * b(sel) + c(sel))  # type: ignore[misc]
+    if mode == "wide":
+        wide = out.dtype
+        if c is None:
+            return lambda sel: put(sel, np.multiply(a(sel), b(sel), dtype=wide))
+        return lambda sel: put(sel, np.multiply(a(sel), b(sel), dtype=wide) + c(sel))  # type: ignore[misc]
+    saturate = "sat" in modifiers
+
+    def run(sel: Sel) -> None:
+        high = high_half(np.asarray(a(sel)), np.asarray(b(sel)), t)
+        if c is not None and saturate:
+            high = np.clip(high.astype(np.int64) + c(sel), -(1 << 31), (1 << 31) - 1)
+        elif c is not None:
+            high = high + c(sel)
+        put(sel, high)
+
+    return run
+
+
+def high_half(a: Array, b: Array, t: Scalar) -> Array:
+    if t.bits < 64:
+        wide = np.int64 if t.signed else np.uint64
+        return (np.multiply(a, b, dtype=wide) >> wide(t.bits)).astype(t.dtype)
+    ua, ub = a.view(np.uint64), b.view(np.uint64)
+    m, s = np.uint64(0xFFFFFFFF), np.uint64(32)
+    al, ah, bl, bh = ua & m, ua >> s, ub & m, ub >> s
+    mid = ah * bl + (al * bl >> s)
+    mid2 = al * bh + (mid & m)
+    high: Array = ah * bh + (mid >> s) + (mid2 >> s)
+    if t.signed:
+        high = high - np.where(a < 0, ub, np.uint64(0)) - np.where(b < 0, ua, np.uint64(0))
+    return high.view(t.dtype)
+
+
+def divide(d: Decoder, i: Instr, t: Scalar, quotient: bool) -> Run:
+    """Truncating division; by zero the quotient is all ones and the remainder the dividend, as on hardware."""
+    a, b, put = d.source(i.operands[1], t), d.source(i.operands[2], t), d.put(i.operands[0], t)
+
+    def run(sel: Sel) -> None:
+        x, y = np.broadcast_arrays(np.atleast_1d(a(sel)), b(sel))
+        zero = y == 0
+        y = np.where(zero, t.dtype.type(1), y)
+        q = x // y
+        if t.signed:
+            q = q + ((x - q * y != 0) & ((x < 0) != (y < 0)))
+            q = np.where(y == -1, -x, q)
+        q = q.astype(t.dtype)
+        if quotient:
+            put(sel, np.where(zero, t.dtype.type(-1) if t.signed else t.dtype.type(np.iinfo(t.dtype).max), q))
+        else:
+            put(sel, np.where(zero, x, x - q * y))
+
+    return run
+
+
+@instruction("mul24", "mad24")
+def short_multiply(d: Decoder, i: Instr) -> Run:
+    t = scalar(i.parts[-1], i.line)
+    if i.parts[1] != "lo":
+        raise d.unknown(i)
+    shift = t.dtype.type(8)
+    a, b = d.source(i.operands[1], t), d.source(i.operands[2], t)
+    c = d.source(i.operands[3], t) if i.parts[0] == "mad24" else (lambda sel: t.dtype.type(0))
+    put = d.put(i.operands[0], t)
+    return lambda sel: put(sel, (a(sel) << shift >> shift) * (b(sel) << shift >> shift) + c(sel))
+
+
+@instruction("sad")
+def absolute_difference(d: Decoder, i: Instr) -> Run:
+    t = scalar(i.parts[-1], i.line)
+    a, b, c = (d.source(o, t) for o in i.operands[1:4])
+    put = d.put(i.operands[0], t)
+
+    def run(sel: Sel) -> None:
+        x, y = a(sel), b(sel)
+        put(sel, c(sel) + np.where(x < y, y - x, x - y))
+
+    return run
+
+
+@instruction("dp4a", "dp2a")
+def dot_product(d: Decoder, i: Instr) -> Run:
+    """dp4a.atype.btype: four bytes each; dp2a.lo|hi: two halves of a by two bytes of b."""
+    pair = i.parts[0] == "dp2a"
+    ta, tb = scalar(i.parts[-2], i.line), scalar(i.parts[-1], i.line)
+    out = scalar("s32" if ta.signed or tb.signed else "u32")
+    a, b = d.source(i.operands[1], "b32"), d.source(i.operands[2], "b32")
+    c, put = d.source(i.operands[3], out), d.put(i.operands[0], out)
+    first = 2 if pair and "hi" in i.parts else 0
+    width = 2 if pair else 1
+
+    def run(sel: Sel) -> None:
+        x = np.atleast_1d(a(sel)).view(f"{'i' if ta.signed else 'u'}{width}").reshape(-1, 4 // width).astype(np.int64)
+        y = np.atleast_1d(b(sel)).view("i1" if tb.signed else "u1").reshape(-1, 4).astype(np.int64)
+        y = y[:, first : first + 4 // width]
+        total = (x * y).sum(axis=1) + np.asarray(c(sel)).astype(np.int64)
+        put(sel, total.astype(out.dtype))
+
+    return run

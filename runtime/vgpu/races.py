@@ -1,0 +1,130 @@
+"""Who touched each word last, and when: the shadow from which data races are read off.
+
+Per granule (4 bytes; refined to 2 or 1 when a narrower access comes): the last plain write, the last plain
+read and the last atomic, each as (actor, time). In shared memory the writer is a lane and the reader a warp;
+in global memory both are blocks. Times are instruction steps of the launch. Who is ordered after whom is
+asked of the caller. MANY stands for several readers, of which only the latest time is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tcomp.runtime.vgpu.lanes import Array
+
+MANY = -2
+# (earlier actor, its time, position among the current lanes) -> ordered before the current access?
+Ordered = Callable[[Array, Array, Array, bool], Array]
+
+
+class RaceShadow:
+    def __init__(self, size: int) -> None:
+        self.granule = 4
+        n = size // 4
+        self.write_actor, self.write_time = np.zeros(n, np.int32), np.zeros(n, np.int32)
+        self.read_actor, self.read_time = np.zeros(n, np.int32), np.zeros(n, np.int32)
+        self.atomic_actor: Array | None = None
+        self.atomic_time: Array | None = None
+        self.latest_write = 0
+        self.latest_read = 0
+
+    def clear(self) -> None:
+        self.write_time[:] = 0
+        self.read_time[:] = 0
+        if self.atomic_time is not None:
+            self.atomic_time[:] = 0
+        self.latest_write = self.latest_read = 0
+
+    def refine(self, granule: int) -> None:
+        if granule >= self.granule:
+            return
+        times = self.granule // granule
+        for name in ("write_actor", "write_time", "read_actor", "read_time", "atomic_actor", "atomic_time"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, np.repeat(value, times))
+        self.granule = granule
+
+    def read(self, key: Any, writer: Any, reader: Any, now: int, floor: int, ordered: Ordered) -> Array | None:
+        """Records a read; positions that race with an earlier write, or None."""
+        bad = None
+        if self.latest_write > floor:
+            bad = _conflicts(self.write_actor, self.write_time, key, writer, floor, ordered, False)
+        if self.atomic_time is not None and self.atomic_actor is not None:
+            bad = _join(bad, _conflicts(self.atomic_actor, self.atomic_time, key, writer, floor, ordered, False))
+        self.latest_read = now
+        if reader.ndim and not isinstance(key, np.ndarray | slice):  # every lane reads the same granule
+            reader = reader[0] if reader[0] == reader[-1] else np.int32(MANY)
+            if self.read_time[key] > floor and self.read_actor[key] != reader:
+                reader = np.int32(MANY)
+            self.read_actor[key], self.read_time[key] = reader, now
+            return bad
+        old_time = self.read_time[key]
+        many = None
+        if old_time.max() > floor:
+            many = (old_time > floor) & (self.read_actor[key] != reader)
+        self.read_actor[key] = reader
+        self.read_time[key] = now
+        if isinstance(key, np.ndarray):
+            lost = self.read_actor[key] != reader
+            many = lost if many is None else many | lost
+        if many is not None and many.any():
+            at = key[many] if isinstance(key, np.ndarray) else np.arange(key.start, key.stop, key.step)[many]
+            self.read_actor[at] = MANY
+        return bad
+
+    def write(self, key: Any, writer: Any, reader: Any, now: int, floor: int, ordered: Ordered) -> Array | None:
+        """Records a plain write; positions that race, or None."""
+        bad = None
+        if self.latest_write > floor:
+            bad = _conflicts(self.write_actor, self.write_time, key, writer, floor, ordered, False)
+        if self.latest_read > floor:
+            bad = _join(bad, _conflicts(self.read_actor, self.read_time, key, reader, floor, ordered, True))
+        if self.atomic_time is not None and self.atomic_actor is not None:
+            bad = _join(bad, _conflicts(self.atomic_actor, self.atomic_time, key, writer, floor, ordered, False))
+        self.write_actor[key] = writer
+        self.write_time[key] = now
+        self.latest_write = now
+        return bad
+
+    def atomic(self, key: Any, writer: Any, reader: Any, now: int, floor: int, ordered: Ordered) -> Array | None:
+        """Records an atomic access: it races with plain accesses only."""
+        bad = None
+        if self.latest_write > floor:
+            bad = _conflicts(self.write_actor, self.write_time, key, writer, floor, ordered, False)
+        if self.latest_read > floor:
+            bad = _join(bad, _conflicts(self.read_actor, self.read_time, key, reader, floor, ordered, True))
+        if self.atomic_time is None or self.atomic_actor is None:
+            self.atomic_actor = np.zeros_like(self.write_actor)
+            self.atomic_time = np.zeros_like(self.write_time)
+        self.atomic_actor[key] = writer
+        self.atomic_time[key] = now
+        return bad
+
+
+def _conflicts(
+    actors: Array, times: Array, key: Any, me: Any, floor: int, ordered: Ordered, reads: bool
+) -> Array | None:
+    when = np.atleast_1d(times[key])
+    recent = when > floor
+    if not recent.any():
+        return None
+    who = np.atleast_1d(actors[key])
+    recent = recent & (who != me)
+    at = np.flatnonzero(recent)
+    if not len(at):
+        return None
+    if len(who) == 1 and np.ndim(me) and len(me) > 1:
+        who, when = np.broadcast_to(who, len(me)), np.broadcast_to(when, len(me))
+    bad = at[~ordered(who[at], when[at], at, reads)]
+    return bad if len(bad) else None
+
+
+def _join(a: Array | None, b: Array | None) -> Array | None:
+    if a is None or b is None:
+        return a if b is None else b
+    joined: Array = np.union1d(a, b)
+    return joined

@@ -1,0 +1,67 @@
+"""Special registers: thread and block coordinates, lane masks, clocks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tcomp.runtime.vgpu.errors import PtxError
+from tcomp.runtime.vgpu.machine import Machine
+from tcomp.runtime.vgpu.types import Scalar
+
+_AXES = {"x": 0, "y": 1, "z": 2}
+
+
+def special(m: Machine, name: str, t: Scalar, line: int) -> Callable[[Any], Any]:
+    """A reader of special register `name` as type `t`."""
+    base, _, axis = name.partition(".")
+    if axis == "w":
+        return lambda sel: t.dtype.type(0)
+    if base == "%tid":
+        row = m.tid[_AXES[axis]]
+        return lambda sel: row[sel].astype(t.dtype, copy=False)
+    if base == "%ctaid" or base == "%clusterid":
+        number = m.ctaid[_AXES[axis]]
+        return lambda sel: number[sel].astype(t.dtype, copy=False)
+    if base == "%ntid":
+        size = t.dtype.type(m.block[_AXES[axis]])
+        return lambda sel: size
+    if base == "%nctaid" or base == "%nclusterid":
+        n = _AXES[axis]
+        return lambda sel: t.dtype.type(m.grid[n])
+    lane = m.lane_in_warp
+    one = np.uint32(1)
+    rows: dict[str, Callable[[Any], Any]] = {
+        "%laneid": lambda sel: lane[sel],
+        "%warpid": lambda sel: m.warp[sel].astype(np.uint32),
+        "%nwarpid": lambda sel: np.uint32(64),
+        "%smid": lambda sel: m.slot[sel].astype(np.uint32) % np.uint32(132),
+        "%nsmid": lambda sel: np.uint32(132),
+        "%gridid": lambda sel: np.uint32(1),
+        "%lanemask_eq": lambda sel: one << lane[sel],
+        "%lanemask_lt": lambda sel: (one << lane[sel]) - one,
+        "%lanemask_le": lambda sel: (one << lane[sel]) | ((one << lane[sel]) - one),
+        "%lanemask_gt": lambda sel: ~((one << lane[sel]) | ((one << lane[sel]) - one)),
+        "%lanemask_ge": lambda sel: ~((one << lane[sel]) - one),
+        "%clock": lambda sel: np.uint32(m.now & 0xFFFFFFFF),
+        "%clock_hi": lambda sel: np.uint32(m.now >> 32),
+        "%clock64": lambda sel: np.uint64(m.now),
+        "%globaltimer": lambda sel: np.uint64(time.time_ns()),
+        "%globaltimer_lo": lambda sel: np.uint32(time.time_ns() & 0xFFFFFFFF),
+        "%dynamic_smem_size": lambda sel: np.uint32(m.shared_size - m.program.shared_bytes),
+        "%total_smem_size": lambda sel: np.uint32(m.shared_size),
+        "%cluster_ctaid": lambda sel: np.uint32(0),
+        "%cluster_nctaid": lambda sel: np.uint32(1),
+        "%cluster_ctarank": lambda sel: np.uint32(0),
+        "%cluster_nctarank": lambda sel: np.uint32(1),
+        "%is_explicit_cluster": lambda sel: np.bool_(False),
+    }
+    if base not in rows:
+        raise PtxError(f"unknown register `{name}`", line)
+    get = rows[base]
+    if t.kind == "p":
+        return get
+    return lambda sel: get(sel).astype(t.dtype, copy=False)
