@@ -41,7 +41,8 @@ class _Rate:
         if done <= self.first + 1:
             self.seconds = seconds
         else:
-            self.seconds += (seconds - self.seconds) * 0.05
+            usual = min(seconds, 4 * self.seconds)  # a laptop that slept says nothing about the steps to come
+            self.seconds += (usual - self.seconds) * 0.05
 
     @property
     def tokens(self) -> float:

@@ -1,0 +1,105 @@
+"""cp.async and its groups (PTX ISA 9.7.9.25.3). The bytes arrive only when their thread waits for them.
+
+Until then a read of the destination is a finding, and sees the old bytes, as it may on hardware.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tcomp.runtime.vgpu.access import Access
+from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
+from tcomp.runtime.vgpu.lanes import Array, Sel
+from tcomp.runtime.vgpu.machine import Machine
+from tcomp.runtime.vgpu.ptx import Addr, Imm, Instr
+
+
+@dataclass
+class Copy:
+    lanes: Array
+    group: Array  # the commit group of each lane's copy
+    start: Array  # destination bytes in the shared segment
+    data: Array  # (lanes, size) uint8
+
+
+@instruction("cp")
+def copy_async(d: Decoder, i: Instr) -> Run:
+    m, parts = d.m, i.parts
+    if parts[1:2] != ["async"] or "bulk" in parts or "mbarrier" in parts:
+        raise d.unknown(i)
+    if "commit_group" in parts:
+        return lambda sel: commit(m, sel)
+    if "wait_all" in parts:
+        return lambda sel: wait(m, sel, -1)
+    if "wait_group" in parts:
+        keep = i.operands[0]
+        assert isinstance(keep, Imm)
+        newest = int(keep.value)
+        return lambda sel: wait(m, sel, newest)
+    to, source, size = i.operands[:3]
+    assert isinstance(to, Addr) and isinstance(source, Addr) and isinstance(size, Imm)
+    n = int(size.value)
+    writes = Access(d, i, to, "shared", n, 1, False)
+    reads = Access(d, i, source, "global", n, 1, False)
+    valid = d.source(i.operands[3], "u32") if len(i.operands) > 3 else None
+
+    def run(sel: Sel) -> None:
+        lanes = m.ids[sel]
+        data = np.zeros((m.lanes, n), np.uint8)
+        size_of = np.full(m.lanes, n)
+        if valid is not None:
+            size_of[lanes] = np.minimum(valid(sel), n)
+        from_ = lanes[size_of[lanes] > 0]
+        if len(from_):
+            reads.current = from_
+            for p in reads.parts(from_):
+                who = from_ if p.where is None else from_[p.where]
+                reads.race(p, "read", who)
+                reads.count_traffic(p, who, False)
+                inside = np.minimum(p.start[:, None] + np.arange(n), len(p.segment.data) - 1)
+                data[who] = p.segment.data[inside]
+            data[np.arange(n)[None, :] >= size_of[:, None]] = 0
+        writes.current = sel
+        for p in writes.parts(sel):
+            who = lanes if p.where is None else lanes[p.where]
+            writes.race(p, "write", who)
+            writes.count_traffic(p, who, True)
+            if m.shared.pending is None:
+                m.shared.pending = np.zeros(len(m.shared.data), np.uint8)
+            m.shared.pending[p.start[:, None] + np.arange(n)] = 1
+            m.copies.append(Copy(who, m.committed[who].copy(), p.start, data[who]))
+
+    return run
+
+
+def commit(m: Machine, sel: Sel) -> None:
+    m.committed[sel] += 1
+
+
+def wait(m: Machine, sel: Sel, newest: int) -> None:
+    """Completes the copies of these lanes but for the `newest` groups; -1 completes all, committed or not."""
+    taking = np.zeros(m.lanes, bool)
+    taking[sel] = True
+    left = []
+    for c in m.copies:
+        done = taking[c.lanes]
+        if newest >= 0:
+            done = done & (c.group < m.committed[c.lanes] - newest)
+        if done.any():
+            at = c.start[done][:, None] + np.arange(c.data.shape[1])
+            m.shared.data[at] = c.data[done]
+            m.shared.init[at] = 1
+            assert m.shared.pending is not None
+            m.shared.pending[at] = 0
+            if m.shared.race is not None:  # the bytes arrive now: later readers need a barrier after this
+                g = m.shared.race.granule
+                m.shared.race.write_time[np.unique(at // g)] = m.now
+                m.shared.race.latest_write = m.now
+        if not done.all():
+            keep = ~done
+            left.append(Copy(c.lanes[keep], c.group[keep], c.start[keep], c.data[keep]))
+    m.copies = left
+    if not left:
+        m.shared.pending = None

@@ -1,0 +1,37 @@
+"""How a warp's accesses fall on 32-byte sectors (global memory) and on the 32 banks (shared memory)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tcomp.runtime.vgpu.lanes import Array
+
+
+def sectors(start: Array, warp: Array, size: int) -> tuple[int, int]:
+    """(requests, distinct 32-byte sectors summed over them). One request per warp."""
+    requests = int(np.count_nonzero(warp[1:] != warp[:-1])) + 1
+    sector = start >> 5
+    new = sector[1:] != sector[:-1]
+    step = np.diff(sector)
+    edge = warp[1:] != warp[:-1]
+    if bool((step[~edge] >= 0).all()):
+        return requests, int(np.count_nonzero(new | edge)) + 1
+    return requests, len(np.unique(sector + warp * (1 << 42)))
+
+
+def bank_conflicts(address: Array, warp: Array, size: int) -> tuple[int, int]:
+    """(requests, extra passes): a pass serves one word per bank; 16-byte accesses go by quarter-warps."""
+    requests = int(np.count_nonzero(warp[1:] != warp[:-1])) + 1
+    if size > 4:
+        warp = warp * (size // 4) + (np.arange(len(warp)) & 31) // (128 // size)
+    word = address >> 2
+    step = np.diff(word)
+    edge = warp[1:] != warp[:-1]
+    if bool(((step == size // 4 if size > 4 else (step == 1) | (step == 0)) | edge).all()):
+        return requests, 0
+    pairs = np.unique(warp.astype(np.int64) << 32 | word)
+    bank = (pairs >> 32) * 32 + (pairs & 31)
+    low = int(bank.min()) // 32 * 32
+    load = np.bincount(bank - low)
+    load = np.pad(load, (0, -len(load) % 32)).reshape(-1, 32).max(axis=1)
+    return requests, int((np.maximum(load, 1) - 1).sum())
