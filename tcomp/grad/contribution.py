@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import Access, Binary, Call, Equation, Expr, Name, Reduction, Span, Target, substitute
+from tcomp.dsl.ast import Access, Binary, Call, Equation, Expr, Name, Num, Reduction, Span, Target, substitute
 from tcomp.grad.parts import disjoint, injective
 from tcomp.grad.simplify import ZERO, polynomial
 
@@ -53,6 +53,13 @@ def writes(name: str, parts: list[Contribution], before: list[tuple[Expr, ...]])
         out.append(Equation((Target(name, c.subscripts),), not free, value, c.span))
         done.append(c.subscripts)
     return out
+
+
+def diagonal(subscripts: tuple[Expr, ...]) -> tuple[Expr, ...]:
+    """`[i, i]` written as `[i, i + 0]`: on the left, a bare index that stands twice is refused as a slip."""
+    return tuple(
+        Binary("+", s, Num(0)) if s in subscripts[:n] and isinstance(s, Name) else s for n, s in enumerate(subscripts)
+    )
 
 
 def axes(rank: int) -> tuple[Expr, ...]:

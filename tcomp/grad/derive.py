@@ -29,7 +29,7 @@ from tcomp.dsl.ast import (
     walk,
 )
 from tcomp.grad.assemble import assemble, recomputed
-from tcomp.grad.contribution import Contribution, at, axes, costly, guarded, joined, writes
+from tcomp.grad.contribution import Contribution, at, axes, costly, diagonal, guarded, joined, writes
 from tcomp.grad.forward import Forward
 from tcomp.grad.monoid import differentiate_monoid
 from tcomp.grad.parts import all_names, both, expressions, fresh, injective, plain_target
@@ -279,7 +279,7 @@ class Derivation:
         kept = tuple(i for i in indices if i not in rest)
         if not rest:
             value, guard = guarded(value, guard), None
-        new = Contribution(subscripts, kept, rest, guard, value, span)
+        new = Contribution(diagonal(subscripts), kept, rest, guard, value, span)
         parts = self.parts.setdefault(name, [])
         for n, old in enumerate(parts):
             same = (old.subscripts, old.reduced, old.guard) == (new.subscripts, new.reduced, new.guard)
@@ -331,7 +331,7 @@ class Derivation:
             for i in reduced:
                 outer = Binary("*", outer, self.forward.info.ranges[i])
             return simplify(outer)
-        if guard is None and len(polynomial(inner)) > 1 and self.prover.is_zero(self.prover.sum(reduced, inner)):
+        if guard is None and len(polynomial(inner)) > 1 and self.prover.is_zero(inner, reduced):
             return ZERO
         return simplify(Binary("*", outer, self.sum_temporary(reduced, guard, inner, order, span, "g1")))
 

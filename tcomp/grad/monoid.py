@@ -53,7 +53,7 @@ def differentiate_monoid(d: Derivation, eq: Equation, r: Reduction) -> None:
     in_key: Expr = ZERO
     weight: Expr | None = None
     through_maximum = d.incoming(target, 0, False) if live[0] else ZERO
-    proof, sums = through_maximum, []
+    sums: list[tuple[tuple[str, ...], Expr]] = []
     for t, v, alive in zip(field_targets, r.values, live[1:], strict=True):
         if not alive:
             continue
@@ -71,17 +71,16 @@ def differentiate_monoid(d: Derivation, eq: Equation, r: Reduction) -> None:
         unsafe = r.guard if not _inside(d, v) else None
         in_key = Binary("+", in_key, d.total(extra, unsafe, part, points, eq.span) if extra else part)
         field = Access(t.name, t.subscripts)
-        proof = Binary("+", proof, Binary("*", Num(by_extremum), d.prover.sum(extra, Binary("*", g, field))))
-        sums.append((extra, Binary("*", g, field)))
+        sums.append((extra, Binary("*", Num(by_extremum), Binary("*", g, field))))
     key_gradient: Expr = ZERO
     if weight is not None:
         key_gradient = d.value(Binary("*", Num(by_key), Binary("*", weight, in_key)))
-    if not d.prover.is_zero(proof):
+    if not d.prover.cancel([((), through_maximum), *sums]):
         total = through_maximum
         for extra, e in sums:
             part = d.value(e)
             part = d.total(extra, None, part, order, eq.span) if extra else part
-            total = Binary("+", total, Binary("*", Num(by_extremum), part))
+            total = Binary("+", total, part)
         total = d.value(total)
         if total != ZERO:
             again = _maximum_again(d, eq, r, form, maximum)

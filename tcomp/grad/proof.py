@@ -7,16 +7,16 @@ depends on its index is the index's extent. So (sum c: X[m, c] - s[m] / C) - (s[
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count, permutations
 
-from tcomp.dsl.ast import Access, Call, Expr, Name, Num, Reduction, names_in, substitute
+from tcomp.dsl.ast import Access, Call, Expr, Name, Reduction, names_in, substitute, walk
 from tcomp.dsl.printer import print_expression
-from tcomp.grad.simplify import Polynomial, add, expression, multiply, polynomial, rewrite
+from tcomp.grad.simplify import Polynomial, TooLong, add, expression, multiply, polynomial, rewrite
 
-LIMIT = 400
-"""Terms beyond which nothing is claimed."""
+MOST_NODES = 4000
+"""Size of expanded expressions beyond which nothing is claimed."""
 
 
 @dataclass
@@ -28,15 +28,36 @@ class Prover:
     bound: dict[str, str] = field(default_factory=dict)
     """renamed bound index -> the index it stands for"""
     fresh: count[int] = field(default_factory=count)
+    left: int = MOST_NODES
 
-    def is_zero(self, e: Expr) -> bool:
-        """Is the expression zero for all values of the inputs? False when that cannot be shown."""
-        return not self.polynomial(e)
+    def is_zero(self, e: Expr, over: tuple[str, ...] = ()) -> bool:
+        """Is the expression, summed over these indices, zero for all values of the inputs?
+
+        False when that cannot be shown with moderate effort.
+        """
+        return self.cancel([(over, e)])
+
+    def cancel(self, parts: Iterable[tuple[tuple[str, ...], Expr]]) -> bool:
+        """Do these (indices, summand) add up to zero?"""
+        self.left = MOST_NODES
+        try:
+            total: Polynomial = {}
+            for over, e in parts:
+                total = add(total, self.polynomial(self.sum(over, e)))
+            return not total
+        except TooLong:
+            return False
 
     def polynomial(self, e: Expr) -> Polynomial:
         """The expression multiplied out over the tensors that have no definition."""
-        p = polynomial(self.expand(e), expand=True)
-        return p if len(p) <= LIMIT else {((Name("too long"), 1),): 1}
+        expanded = self.expand(e)
+        self.spend(expanded)
+        return polynomial(expanded, expand=True)
+
+    def spend(self, e: Expr) -> None:
+        self.left -= sum(1 for _ in walk(e))
+        if self.left < 0:
+            raise TooLong
 
     def expand(self, e: Expr) -> Expr:
         """Defined tensors replaced, down to inputs."""
@@ -45,6 +66,7 @@ class Prover:
             if not isinstance(x, Access) or x.tensor not in self.definitions:
                 return None
             indices, value = self.definitions[x.tensor]
+            self.spend(x)
             names = dict(zip(indices, x.subscripts, strict=True))
             if not isinstance(value, Reduction):
                 return self.expand(substitute(value, names))
@@ -57,7 +79,9 @@ class Prover:
         return rewrite(e, definition)
 
     def sum(self, indices: tuple[str, ...], e: Expr) -> Expr:
-        """The sum of an expression over indices, as an expression with atoms for sums."""
+        """The sum of an expression over indices, as an expression with atoms for sums. May raise TooLong."""
+        if not indices:
+            return e
         names: dict[str, Expr] = {i: Name(self._bind(i)) for i in indices}
         return self.total(tuple(n.id for n in names.values() if isinstance(n, Name)), None, substitute(e, names))
 
@@ -81,10 +105,10 @@ class Prover:
                 atom = self._atom(used, guard, expression({inner: 1}))
                 term = multiply(term, {((atom, 1),): 1}, True)
             out.append(expression(term))
-        result: Expr = Num(0.0)
+        result: Polynomial = {}
         for t in out:
-            result = expression(add(polynomial(result, True), polynomial(t, True)))
-        return result
+            result = add(result, polynomial(t, True))
+        return expression(result)
 
     def _atom(self, indices: tuple[str, ...], guard: Expr | None, body: Expr) -> Expr:
         """One name for equal sums, whatever their bound indices are called."""

@@ -24,6 +24,11 @@ Polynomial = dict[Monomial, Number]
 """Monomials with their coefficients (never 0), in order of first appearance."""
 
 ZERO, ONE = Num(0.0), Num(1.0)
+MOST_TERMS = 64
+
+
+class TooLong(Exception):
+    """Multiplying out gave more than MOST_TERMS terms."""
 
 
 def simplify(e: Expr) -> Expr:
@@ -33,7 +38,10 @@ def simplify(e: Expr) -> Expr:
 
 def is_zero(e: Expr, inline: Callable[[Expr], Expr] = lambda e: e) -> bool:
     """Is it zero for all values? Multiplies everything out; False when that does not show it."""
-    return not polynomial(inline(e), expand=True)
+    try:
+        return not polynomial(inline(e), expand=True)
+    except TooLong:
+        return False
 
 
 # ------------------------------------------------------------------------------------- to normal form
@@ -103,6 +111,8 @@ def multiply(p: Polynomial, q: Polynomial, expand: bool = False) -> Polynomial:
         if set(q) == {()}:
             return _scale(p, q[()])
         p, q = _factor(p), _factor(q)
+    if len(p) * len(q) > MOST_TERMS:
+        raise TooLong
     out: Polynomial = {}
     for m, a in p.items():
         for n, b in q.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, Unary
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, Unary, children
 from tcomp.schedule.fold import add, fold, minimum, product_factors, sub
 from tcomp.schedule.nest import Leaf, LoopNode, ancestors
 from tcomp.schedule.storage import reduction_loops
@@ -148,15 +148,30 @@ def guarding(loop: LoopNode) -> list[Expr]:
 def zero_outside(e: Expr, guard: Expr, definitions: Mapping[str, Expr]) -> bool:
     """Whether a product is zero wherever the guard is false, because one of its factors is.
 
-    A factor is when it is `select(guard, x, 0)` or a temporary defined by an expression that is.
+    A factor is when it is `select(guard, x, 0)` or a temporary defined by an expression that is. The other
+    factors must not divide or call functions: 0 * (1 / 0) would be NaN where the guard leaves the point out.
     """
-    for f in product_factors(e):
-        match f:
-            case Call("select", (c, _, Num(z))) if z == 0 and guard in conjuncts(c):
-                return True
-            case Access(tensor, _) if tensor in definitions and zero_outside(definitions[tensor], guard, definitions):
-                return True
+    factors = product_factors(e)
+    zeros = [f for f in factors if _is_zero_outside(f, guard, definitions)]
+    return bool(zeros) and _finite(e, zeros)
+
+
+def _is_zero_outside(f: Expr, guard: Expr, definitions: Mapping[str, Expr]) -> bool:
+    match f:
+        case Call("select", (c, _, Num(z))):
+            return z == 0 and guard in conjuncts(c)
+        case Access(tensor, _):
+            return tensor in definitions and zero_outside(definitions[tensor], guard, definitions)
     return False
+
+
+def _finite(e: Expr, except_for: list[Expr]) -> bool:
+    """Only sums and products of stored values and numbers, leaving out the given factors."""
+    if e in except_for or isinstance(e, Access):
+        return True
+    if isinstance(e, Call) or (isinstance(e, Binary) and e.op not in "+-*"):
+        return False
+    return all(_finite(c, except_for) for c in children(e))
 
 
 def tile_stop(start: Expr, block: int, stop: Expr, extent: int) -> Expr:

@@ -134,6 +134,12 @@ def test_reads_outside_the_guard_scatter_nothing_outside() -> None:
     check("op f(x: f32[N]) -> y: f32[N]:\n  y[i] = select(i >= 1, x[i - 1] * x[i], x[i])\n", {"N": 4})
 
 
+def test_a_diagonal_is_added_to() -> None:
+    text = "op f(x: f32[N, N]) -> y: f32[N]:\n  y[i] = x[i, i] ** 2 + x[i, 0]\n"
+    assert backward_text(text) == ["  dx[i, 0] = dy[i]", "  dx[i, i + 0] += 2.0 * dy[i] * x[i, i]"]
+    check(text, {"N": 3})
+
+
 def test_a_temporary_read_in_part_or_shifted() -> None:
     check(
         "op f(x: f32[N]; H) -> y: f32[H], z: f32[N]:\n  require H <= N\n  index h: H\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tcomp.dsl.load import load
+from tcomp.dsl.load import load, load_text
 from tcomp.ir.print import print_kernel
 from tcomp.machine.cpu import CpuMachine
 from tcomp.schedule.lower import lower
@@ -59,3 +59,18 @@ def test_attention_never_holds_a_whole_score_matrix() -> None:
             sizes.append(sum(b.bytes for k in lowered.kernels for b in k.tiles))
         assert sizes[1] <= 4 * sizes[0]
         assert sizes[1] < 4096 * 4096
+
+
+GUARDED = """
+op guarded(a: f32[T, T]) -> y: f32[T]:
+  p[q, k] = select(k <= q, a[q, k], 0.0)
+  y[q] = sum k where k <= q: p[q, k] * {factor}
+"""
+
+
+@pytest.mark.parametrize(("factor", "kept"), [("a[q, k]", False), ("(1.0 / (q - k + 1.0))", True)])
+def test_a_guard_is_dropped_only_where_zero_times_the_rest_is_zero(factor: str, kept: bool) -> None:
+    """At k = q + 1 the second factor is infinite: without the guard the sum would be NaN."""
+    module = load_text(GUARDED.format(factor=factor))
+    (kernel,) = lower(module.ops["guarded"], module, {"T": 8}, MACHINE).kernels
+    assert ("sum k where" in print_kernel(kernel)) is kept
