@@ -59,12 +59,20 @@ class DType(Enum):
 # ---------------------------------------------------------------------------------------- expressions
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Num:
-    """A literal. An `int` value is an integer literal, a `float` value a real one."""
+    """A literal. An `int` value is an integer literal, a `float` value a real one; `2` and `2.0` differ."""
 
     value: int | float
     span: Span = _span()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Num):
+            return NotImplemented
+        return type(self.value) is type(other.value) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash((type(self.value), self.value))
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,6 +157,10 @@ def bounds(a: Affine, ranges: Mapping[str, Expr]) -> tuple[Polynomial, Polynomia
 
 def injective(a: Affine, ranges: Mapping[str, Expr]) -> bool:
     """Do different index values give different results? `t * H + h` with h < H does, `i + j` does not."""
+    if len(a.terms) == 1:
+        (only,) = a.terms.values()
+        negated = {m: -c for m, c in only.items()}
+        return any(never_negative(_add(p, {(): 1}, -1)) for p in (only, negated))
     rest = dict(a.terms)
     reach: Polynomial = {(): 1}  # one more than what the indices so far can add up to
     while rest:

@@ -53,7 +53,8 @@ class Access:
         a = self.address(sel)
         if a.dtype != np.int64:
             a = a.astype(np.int64)
-        return a + self.offset if self.offset else a
+        moved: Array = a + self.offset if self.offset else a
+        return moved
 
     # --- where the bytes are
     def parts(self, sel: Sel) -> Iterator[Part]:
@@ -136,7 +137,9 @@ class Access:
         if mask and bool((start & mask).any()):
             bad = np.flatnonzero(start & mask)
             lanes = self.sel_lanes(where)[bad]
-            self.m.finding("misaligned", self.i, lanes, f"a {self.size}-byte access to {s.space} memory", int(a[bad[0]]))
+            self.m.finding(
+                "misaligned", self.i, lanes, f"a {self.size}-byte access to {s.space} memory", int(a[bad[0]])
+            )
             at = np.flatnonzero(start & mask == 0)
             if not len(at):
                 return
@@ -145,7 +148,8 @@ class Access:
 
     def sel_lanes(self, where: Any) -> Array:
         lanes = self.m.ids[self.current]
-        return lanes if where is None else lanes[where]
+        chosen: Array = lanes if where is None else lanes[where]
+        return chosen
 
     current: Any = slice(0, 0)
 
@@ -184,7 +188,7 @@ class Access:
             waiting = s.pending[p.start] != 0
             if waiting.any():
                 m.finding("missing cp.async wait", self.i, lanes[waiting],
-                          "reads bytes that a cp.async has not yet been waited for to write", int(p.start[waiting][0]))  # fmt: skip
+                          "reads what a cp.async will write before waiting for it", int(p.start[waiting][0]))  # fmt: skip
         if not s.initialised and m.options.checks:
             init, full = s.init_view(self.element), sum(1 << 8 * n for n in range(self.element))
             for k in keys:
@@ -213,7 +217,12 @@ class Access:
         if isinstance(key, int) and what != "read":
             key = p.start >> (g.bit_length() - 1)
         if s.space == "shared":
-            writer, reader, floor, order = m.lane_actor[lanes], m.warp_of_lane[lanes], m.shared_floor, m.shared_order(lanes)
+            writer, reader, floor, order = (
+                m.lane_actor[lanes],
+                m.warp_of_lane[lanes],
+                m.shared_floor,
+                m.shared_order(lanes),
+            )
         else:
             writer = reader = m.block_of_lane[lanes]
             floor, order = m.launch_start, m.global_order(lanes)
@@ -229,7 +238,7 @@ class Access:
                 if s.space == "global":
                     kind, who = "global memory race", "blocks without an atomic or a fence between them"
                 m.finding(kind, self.i, lanes[bad], f"this {what} meets an earlier access by other {who}",
-                          s.base + int(p.start[bad[0]]) % max(m.shared_stride if s.space == "shared" else 1 << 62, 1))  # fmt: skip
+                          s.base + int(p.start[bad[0]]) % (m.shared_stride if s.space == "shared" else 1 << 62))  # fmt: skip
                 return
 
     def sub(self, sel: Sel, where: Any) -> Sel:

@@ -76,7 +76,9 @@ class Barriers:
             slots = m.slot[lanes]
             if threads is not None:
                 counts = np.broadcast_to(threads(sel), len(lanes))
-                for s, b, c in {(int(a), int(b), int(c)) for a, b, c in zip(slots, self.id[lanes], counts, strict=True)}:
+                for s, b, c in {
+                    (int(a), int(b), int(c)) for a, b, c in zip(slots, self.id[lanes], counts, strict=True)
+                }:
                     self.expected[s, b] = c
             if aligned and m.options.checks:
                 here = np.bincount(lanes >> 5, minlength=m.lanes // 32)
@@ -164,5 +166,3 @@ class Barriers:
                             f"waits at barrier {number}: {have} of {need} threads have arrived")  # fmt: skip
             out.append((i, lanes, text))
         return out
-
-

@@ -185,7 +185,7 @@ class Decoder:
 
         def run(sel: Sel) -> None:
             if sel.__class__ is slice:
-                f(a(sel), b(sel), row[sel])
+                f(a(sel), b(sel), out=row[sel])
             else:
                 row[sel] = f(a(sel), b(sel))
 

@@ -1,9 +1,9 @@
 """The virtual GPU as its users see it: load PTX, allocate, copy, launch, read the report.
 
-    gpu = Device()
-    x = gpu.upload(np.arange(64, dtype=np.float32))
-    report = gpu.load(ptx_text).launch("scale", grid=1, block=64, args=[x, 2.0, 64])
-    report.check(); gpu.download(x, np.float32, 64)
+gpu = Device()
+x = gpu.upload(np.arange(64, dtype=np.float32))
+report = gpu.load(ptx_text).launch("scale", grid=1, block=64, args=[x, 2.0, 64])
+report.check(); gpu.download(x, np.float32, 64)
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Device:
         start, size = address - segment.base, np.dtype(dtype).itemsize * count
         if start + size > segment.size:
             raise UserError(f"reading {size} bytes at {address:#x} runs past the end of its allocation")
-        return segment.data[start : start + size].view(dtype).copy()
+        found: Array = segment.data[start : start + size].view(dtype).copy()
+        return found
 
     def free(self, address: int) -> None:
         self.memory.free(address)

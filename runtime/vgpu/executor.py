@@ -44,7 +44,7 @@ class Executor:
             ends = base in ("bra", "brx", "exit", "trap") or base in WAITING
             plain = code[:-1] if ends else code
             self.bodies.append([self.guarded(d, i) for i in plain])
-            self.finish.append(self.ending(d, n, code[-1]) if ends else (lambda sel, n=n: [(n + 1, sel)]))
+            self.finish.append(self.ending(d, n, code[-1]) if ends else self.jump(n + 1))
             self.lengths.append(len(code))
         for n, b in enumerate(blocks):
             back = min([s for s in b.successors if s <= n], default=n + 1)

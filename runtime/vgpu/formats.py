@@ -88,9 +88,7 @@ def table8(kind: str) -> Array:
     sign = np.where(code & 0x80, -1.0, 1.0)
     e = code >> mantissa_bits & (1 << exponent_bits) - 1
     m = code & (1 << mantissa_bits) - 1
-    value = np.where(
-        e == 0, m * 2.0 ** (1 - bias - mantissa_bits), (1 + m / (1 << mantissa_bits)) * 2.0 ** (e - bias)
-    )
+    value = np.where(e == 0, m * 2.0 ** (1 - bias - mantissa_bits), (1 + m / (1 << mantissa_bits)) * 2.0 ** (e - bias))
     value = sign * value
     if kind == "e4m3":
         value[code & 0x7F == 0x7F] = np.nan

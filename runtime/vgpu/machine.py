@@ -86,6 +86,7 @@ class Machine:
         self.stopped = False
         self.copies: list[Any] = []
         self.committed: Array = np.zeros(n, np.int64)
+        self.carry: Array = np.zeros(n, bool)
 
     def row(self, name: str) -> Array:
         found: Array = self.files[width(self.program.registers[name])][self.flow.row[name]]
@@ -173,7 +174,7 @@ class Machine:
                 after = next((f for f in fences if f >= when[n]), None)
                 out[n] = after is not None and self.strong.get(int(mine[n]), -1) >= after
             if reads:  # several readers: trust any fence after the last of them
-                for n in np.flatnonzero(who < 0):
+                for n in np.flatnonzero(who < 0).tolist():
                     out[n] = any(f and f[-1] >= when[n] for f in self.fences.values())
             return out
 

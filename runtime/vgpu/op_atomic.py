@@ -21,7 +21,8 @@ Fold = Callable[..., Any]
 
 def _fold(d: Decoder, i: Instr, name: str, t: Scalar) -> Fold:
     if t.kind == "x" or t.name == "f16":
-        f = {"add": np.add, "min": extreme("min", []), "max": extreme("max", [])}.get(name)
+        halves: dict[str, Fold] = {"add": np.add, "min": extreme("min", []), "max": extreme("max", [])}
+        f = halves.get(name)
         if f is None:
             raise d.unknown(i)
         return lambda old, a: pack(f(unpack(old, t), unpack(a, t)), t)

@@ -142,7 +142,9 @@ def extract(d: Decoder, i: Instr) -> Run:
             at = np.minimum(p + n - 1, bits - 1)
             sign = (n > 0) & (raw >> np.maximum(at, 0).astype(np.uint64) & np.uint64(1) != 0)
             have = np.maximum(np.minimum(n, bits - p), 0)
-            keep = np.where(have >= 64, ~np.uint64(0), (np.uint64(1) << np.minimum(have, 63).astype(np.uint64)) - np.uint64(1))
+            keep = np.where(
+                have >= 64, ~np.uint64(0), (np.uint64(1) << np.minimum(have, 63).astype(np.uint64)) - np.uint64(1)
+            )
             r = np.where(sign, r | ~keep, r)
         put(sel, r.astype(f"u{t.size}").view(t.dtype))
 
@@ -235,7 +237,8 @@ def permute(d: Decoder, i: Instr) -> Run:
 
     def run(sel: Sel) -> None:
         both = (np.asarray(b(sel)).astype(np.uint64) << np.uint64(32)) | a(sel)
-        pick, r = np.asarray(c(sel)), np.uint32(0)
+        pick = np.asarray(c(sel))
+        r: Any = np.uint32(0)
         for n in range(4):
             s = pick >> np.uint32(4 * n)
             byte = (both >> ((s & np.uint32(7)).astype(np.uint64) * np.uint64(8)) & np.uint64(255)).astype(np.uint32)

@@ -152,7 +152,9 @@ def eight_bit(d: Decoder, i: Instr, to: Scalar, source: Scalar, modifiers: list[
         c = d.source(i.operands[1], "b32")
 
         def run16(sel: Sel) -> None:
-            x = formats.from16(np.ascontiguousarray(np.atleast_1d(c(sel))).view(np.uint16).reshape(-1, 2), source.name[:-2])
+            x = formats.from16(
+                np.ascontiguousarray(np.atleast_1d(c(sel))).view(np.uint16).reshape(-1, 2), source.name[:-2]
+            )
             code = formats.to8(np.maximum(x, 0) if relu else x, kind)
             put(sel, np.ascontiguousarray(code).view(np.uint16).reshape(-1))
 

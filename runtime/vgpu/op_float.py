@@ -41,7 +41,7 @@ def arithmetic(d: Decoder, i: Instr, t: Scalar) -> Run:
         raise d.unknown(i)
     mode = next((x for x in modifiers if x in MODES), "rn")
     if t.name in ("f32", "f64"):
-        if t.name == "f32" and not modifiers or modifiers == ["rn"]:
+        if (t.name == "f32" and not modifiers) or modifiers == ["rn"]:
             plain = {"add": np.add, "sub": np.subtract, "mul": np.multiply}.get(base)
             if plain is not None and t.name == "f32":
                 return in_place(d, i, t, plain)
@@ -227,7 +227,8 @@ def function(d: Decoder, i: Instr) -> Run:
         return lambda sel: put(sel, pack(g(unpack(a(sel), t)).astype(np.float32), t))
     mode = next((x for x in modifiers if x in MODES), None)
     if t.name == "f64" and "approx" in modifiers:  # rcp/rsqrt.approx.ftz.f64: 20 fraction bits kept
-        f64 = {"rcp": lambda x: 1 / x, "rsqrt": lambda x: 1 / np.sqrt(x)}[base]
+        table64: dict[str, Callable[[Array], Array]] = {"rcp": lambda x: 1 / x, "rsqrt": lambda x: 1 / np.sqrt(x)}
+        f64 = table64[base]
         return apply(d, i, t, lambda x: np.float64(1) * approximate(f64(x), 20), False, False)
     if mode is None:
         f = _APPROX[base]
@@ -235,7 +236,8 @@ def function(d: Decoder, i: Instr) -> Run:
         root = rounding.root32 if t.name == "f32" else rounding.root64
         f = lambda x: root(x, mode)  # noqa: E731
     elif base == "rcp":
-        quotient, one = (rounding.quotient32, np.float32(1)) if t.name == "f32" else (rounding.quotient64, np.float64(1))
+        quotient = rounding.quotient32 if t.name == "f32" else rounding.quotient64
+        one: Array = np.ones(1, t.dtype)
         f = lambda x: quotient(one, x, mode)  # noqa: E731
     else:
         raise d.unknown(i)

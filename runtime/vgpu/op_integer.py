@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.runtime.vgpu import op_float
-from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
+from tcomp.runtime.vgpu.decoder import INSTRUCTIONS, Decoder, Run, instruction
 from tcomp.runtime.vgpu.lanes import Array, Sel
 from tcomp.runtime.vgpu.ptx import Instr
 from tcomp.runtime.vgpu.types import Scalar, scalar
@@ -24,10 +24,12 @@ def arithmetic(d: Decoder, i: Instr) -> Run:
 
 def integer(d: Decoder, i: Instr, t: Scalar) -> Run:
     base, modifiers = i.parts[0], i.parts[1:-1]
+    if "cc" in modifiers:
+        return INSTRUCTIONS["addc"](d, i)
     if base in _SIMPLE:
         if "sat" in modifiers and t.name == "s32":
             return saturating(d, i, _SIMPLE[base])
-        if set(modifiers) - set():
+        if modifiers:
             raise d.unknown(i)
         return d.binary(i, t, _SIMPLE[base])
     if base in ("abs", "neg"):
@@ -59,12 +61,12 @@ def multiply(d: Decoder, i: Instr, t: Scalar, modifiers: list[str]) -> Run:
     put = d.put(i.operands[0], out)
     if mode == "lo":
         assert c is not None
-        return lambda sel: put(sel, a(sel) * b(sel) + c(sel))  # type: ignore[misc]
+        return lambda sel: put(sel, a(sel) * b(sel) + c(sel))
     if mode == "wide":
         wide = out.dtype
         if c is None:
             return lambda sel: put(sel, np.multiply(a(sel), b(sel), dtype=wide))
-        return lambda sel: put(sel, np.multiply(a(sel), b(sel), dtype=wide) + c(sel))  # type: ignore[misc]
+        return lambda sel: put(sel, np.multiply(a(sel), b(sel), dtype=wide) + c(sel))
     saturate = "sat" in modifiers
 
     def run(sel: Sel) -> None:

@@ -165,7 +165,7 @@ def match(d: Decoder, i: Instr) -> Run:
 
 @instruction("redux")
 def reduce_warp(d: Decoder, i: Instr) -> Run:
-    m, name = d.m, i.parts[2]
+    _m, name = d.m, i.parts[2]
     t = scalar(i.parts[-1], i.line)
     if t.kind not in "usb":
         raise d.unknown(i)

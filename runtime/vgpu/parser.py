@@ -412,7 +412,7 @@ class _Parser:
             name = scope.find(o.name)
             if name in self.f.registers or name.startswith("%") or name == "_":
                 return Reg(name)
-            return Sym(name) if not (name == "WARP_SZ") else Imm(32)
+            return Sym(name) if name != "WARP_SZ" else Imm(32)
         if isinstance(o, Sym):
             return Sym(scope.find(o.name), o.offset)
         if isinstance(o, Addr):

@@ -106,8 +106,7 @@ def _zero(mode: str) -> np.float32:
 
 
 def sum32(a: Array, b: Array, mode: str) -> Array:
-    one = np.float32(1)
-    return fma32(a, one, b, mode)
+    return fma32(a, np.ones(1, np.float32), b, mode)
 
 
 def product32(a: Array, b: Array, mode: str) -> Array:

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from tcomp.cli import build, check, doctor, fmt, generate, grad, plan, show, train
+from tcomp.cli import build, check, doctor, fmt, generate, grad, plan, show, train, vgpu
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
 
@@ -39,6 +39,7 @@ for name, command in (
     ("doctor", doctor.doctor),
 ):
     app.command(name)(command)
+app.add_typer(vgpu.app, name="vgpu")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ as that is cheap; a reduction, or an expression that would be evaluated again an
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 from tcomp.dsl.ast import (
     Access,
@@ -326,7 +327,7 @@ class Derivation:
         p = polynomial(e)
         if not p:
             return ZERO
-        outer, inner = self.split(p, set(reduced))
+        outer, inner = self.split(p, set(reduced), guard)
         if guard is None and inner == ONE:
             for i in reduced:
                 outer = Binary("*", outer, self.forward.info.ranges[i])
@@ -335,13 +336,21 @@ class Derivation:
             return ZERO
         return simplify(Binary("*", outer, self.sum_temporary(reduced, guard, inner, order, span, "g1")))
 
-    def split(self, p: Polynomial, indices: set[str]) -> tuple[Expr, Expr]:
-        """(what does not depend on the indices, what does), their product being the polynomial."""
-        common, rest = common_factors(p, lambda a: not names_in(a) & indices)
+    def split(self, p: Polynomial, indices: set[str], guard: Expr | None) -> tuple[Expr, Expr]:
+        """(what does not depend on the indices, what does), their product being the polynomial.
+
+        Where a guard may leave no point at all, only what is finite then goes outside: no quotient, no call.
+        """
+
+        def outside(atom: Expr, x: float | Fraction) -> bool:
+            finite = isinstance(atom, Name) or (isinstance(atom, Access) and x > 0)
+            return not names_in(atom) & indices and (guard is None or finite)
+
         if len(p) == 1:
             ((m, c),) = p.items()
-            inner = tuple((a, x) for a, x in m if names_in(a) & indices)
-            return expression({tuple((a, x) for a, x in m if (a, x) not in inner): c}), expression({inner: 1})
+            inner = tuple((a, x) for a, x in m if not outside(a, x))
+            return expression({tuple((a, x) for a, x in m if outside(a, x)): c}), expression({inner: 1})
+        common, rest = common_factors(p, outside)
         sign = -1 if all(c < 0 for c in rest.values()) else 1
         return expression({common: sign}), expression({m: c * sign for m, c in rest.items()})
 

@@ -111,7 +111,7 @@ def _slopes(form: RescaledSum) -> tuple[int | float, int | float] | None:
 def _weight(d: Derivation, form: RescaledSum, r: Reduction, m: Access, order: tuple[str, ...], eq: Equation) -> Expr:
     """The weight of an element; what depends on the reduced index is the temporary `p`, zero off the guard."""
     assert r.key is not None
-    outer, inner = d.split(polynomial(d.value(form.weight(r.key, m))), set(r.indices))
+    outer, inner = d.split(polynomial(d.value(form.weight(r.key, m))), set(r.indices), r.guard)
     if inner == ONE and r.guard is None:
         return outer
     return Binary("*", outer, d.temporary("p", inner, r.guard, order, eq.span))

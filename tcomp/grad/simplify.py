@@ -191,18 +191,24 @@ def common_coefficient(p: Polynomial) -> tuple[Number, Polynomial]:
     return c, {m: -1 if c * v < 0 else 1 for m, v in p.items()} if abs(c) != 1 else _scale(p, -1)
 
 
-def common_factors(p: Polynomial, allowed: Callable[[Expr], bool] = lambda a: True) -> tuple[Monomial, Polynomial]:
-    """The monomial that divides every term (of allowed atoms), and what is left of the sum."""
+def common_factors(
+    p: Polynomial, allowed: Callable[[Expr, Number], bool] = lambda atom, exponent: True
+) -> tuple[Monomial, Polynomial]:
+    """The monomial that divides every term (of allowed powers), and what is left of the sum."""
     terms = [dict(m) for m in p]
     common: list[tuple[Expr, Number]] = []
     for atom in terms[0]:
-        if not allowed(atom) or any(atom not in t for t in terms):
+        exponents = [t[atom] for t in terms if atom in t]
+        if len(exponents) < len(terms):
             continue
-        exponents = [t[atom] for t in terms]
         if all(x > 0 for x in exponents):
-            common.append((atom, min(exponents)))
+            shared = min(exponents)
         elif all(x < 0 for x in exponents):
-            common.append((atom, max(exponents)))
+            shared = max(exponents)
+        else:
+            continue
+        if allowed(atom, shared):
+            common.append((atom, shared))
     if not common:
         return (), p
     inverse = tuple((a, -x) for a, x in common)

@@ -7,7 +7,6 @@ and the last left-hand index (or the reduced one, for reductions to a row) becom
 from __future__ import annotations
 
 from tcomp.dsl.ast import Equation, KernelSchedule, Level, MapLoops, Name, Num, Op, Reduction, Schedule, Span
-from tcomp.schedule.fold import reads
 from tcomp.schedule.nest import scatter_indices
 from tcomp.schedule.normal import needed
 
@@ -18,7 +17,7 @@ def _mapping(equations: tuple[Equation, ...], output: str, extents: dict[str, in
     for eq in equations:
         if isinstance(eq.value, Reduction):
             reduced |= set(eq.value.indices)
-        scattered |= scatter_indices(eq)
+        scattered |= scatter_indices(eq, extents)
     mine = [t for eq in equations for t in eq.targets if t.name == output]
     bare = [s.id for s in mine[0].subscripts if isinstance(s, Name)]
     free = [i for i in bare if i not in reduced | scattered and extents[i] > 1]
@@ -43,18 +42,6 @@ def _mapping(equations: tuple[Equation, ...], output: str, extents: dict[str, in
     return tuple(out)
 
 
-def _state_is_read(op: Op, equations: tuple[Equation, ...]) -> bool:
-    """Whether some equation reads an inout operand that another equation writes."""
-    inout = {p.name for p in op.params if p.inout}
-    for eq in equations:
-        v = eq.value
-        exprs = (*v.values, *(() if v.key is None else (v.key,))) if isinstance(v, Reduction) else (v,)
-        own = {t.name for t in eq.targets}
-        if {a.tensor for e in exprs for a in reads(e)} & inout - own:
-            return True
-    return False
-
-
 def default_schedule(op: Op, equations: tuple[Equation, ...], extents: dict[str, int], target: str) -> Schedule:
     """A sound schedule for any op."""
     operands = frozenset(o.name for o in op.operands)
@@ -64,11 +51,8 @@ def default_schedule(op: Op, equations: tuple[Equation, ...], extents: dict[str,
     kernels = []
     order = {o: max(i for i, eq in enumerate(equations) if any(t.name == o for t in eq.targets)) for o in outputs}
     for o in sorted(outputs, key=lambda x: order[x]):
-        kept = needed(equations, frozenset({o}), operands - {o})
+        kept = tuple(equations[i] for i in needed(equations, frozenset({o}), operands - {o}))
         kernels.append(KernelSchedule((o,), _mapping(kept, o, extents)))
     if len(kernels) == 1:
         return Schedule(op.name, target, kernels[0].directives, (), Span("<default schedule>", 0, 0, 0, 0))
-    if _state_is_read(op, equations):
-        # Equations that read the state another one updates must run in the order written: one kernel, one core.
-        return Schedule(op.name, target, (), (), Span("<default schedule>", 0, 0, 0, 0))
     return Schedule(op.name, target, (), tuple(kernels), Span("<default schedule>", 0, 0, 0, 0))

@@ -400,8 +400,8 @@ class Emitter:
         )
         for i in [p[1] for p in order] + list(reduced):
             r = self.range(i, env)
-            if r.block == 1 and i in env:
-                continue
+            if r.block == 1 and i in env and not (guard is not None and i in reduced):
+                continue  # (a guarded reduction over one value still writes its identity)
             lanes = tile.lanes if i == tile.vector else 1
             axes.append(Axis(i, r.start, r.stop, r.block, tile.unroll[i], lanes))
         done = frozenset(a.name for a in axes)

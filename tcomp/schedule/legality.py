@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tcomp.dsl.ast import Access, Name, Reduction
+from tcomp.dsl.ast import Access, Name, Reduction, walk
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
 from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, conflict
@@ -44,15 +44,19 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
                     (f"blocks 0 and 1 both update {show(target, {})} (at {index} = 0 and {index} = {second})",),
                 )
             if index in node.gathered:
+                shown = print_expression(target)
+                gather = any(isinstance(e, Access) for x in target.subscripts for e in walk(x))
+                when = (
+                    f"the gathered values at {index} = 0 and {index} = 1 are equal"
+                    if gather
+                    else "the other indices make up for the difference"
+                )
                 raise TcError(
                     f"loop '{index}' is divided among cores, but '{target.tensor}' is scattered over it",
                     loop.level.span,
                     text,
                     f"divide a loop that stands bare on the left instead, and map '{index}' to seq",
-                    (
-                        f"blocks 0 and 1 both update {target.tensor}[{print_expression(target.subscripts[0])}, ...] "
-                        f"when the gathered values at {index} = 0 and {index} = 1 are equal",
-                    ),
+                    (f"blocks 0 and 1 both update an element of {shown} when {when}",),
                 )
 
     for r in roots:

@@ -34,8 +34,9 @@ from tcomp.schedule.fill import needs_zero, zero
 from tcomp.schedule.inplace import inplace_pairs
 from tcomp.schedule.legality import check_core_loops, check_fuse
 from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build, scatter_indices
-from tcomp.schedule.normal import inline_temporaries, needed, normalise
+from tcomp.schedule.normal import normalise
 from tcomp.schedule.resolve import KernelPlan, Resolver, TileLevel
+from tcomp.schedule.split import Part, split
 from tcomp.schedule.storage import Storage, definition_path, place
 
 
@@ -92,32 +93,25 @@ class _Lowering:
         for t in self.info.temporaries.values():
             self.shapes[t.name] = tuple(self.extents[i] for i in t.indices)
         found = schedule or schedule_for(module, op.name, target_chain(target, machine))
+        self.given = found is not None
         self.equations = normalise(op, module, dims)
         self.schedule = found or default_schedule(op, self.equations, self.extents, target)
         self.text = module.sources.get(self.schedule.span.file, "")
         self.resolver = Resolver(op, self.extents, machine, threads, self.text, chosen)
 
     def run(self) -> LoweredOp:
-        plans = self.resolver.plans(self.schedule)
-        outputs = {o.name for o in self.op.operands if o in self.op.outputs or o.inout}
         temporaries = frozenset(self.info.temporaries)
+        outputs = frozenset(o.name for o in self.op.operands if o in self.op.outputs or o.inout)
         defined = {t.name for eq in self.equations for t in eq.targets}
+        parts = self._split(outputs, temporaries)
         kernels: list[Kernel] = []
         workspaces: dict[str, Buffer] = {}
-        made: set[str] = set()
-        for plan in plans:
-            names = frozenset(plan.outputs) & defined if plan.outputs else frozenset(outputs)
-            if not names:
-                continue
-            operands = {o.name for o in self.op.operands}
-            equations = inline_temporaries(self.equations, plan.inline & defined, temporaries, self.text)
-            available = frozenset(operands | made) - names
-            kept = needed(equations, names, available)
-            for n in sorted(names & temporaries):
+        for part in parts:
+            for n in sorted(part.names & temporaries):
                 workspaces[n] = Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND)
-            label = self.op.name if len(plans) == 1 else f"{self.op.name}.{'+'.join(sorted(names))}"
-            kernels.append(self._kernel(label, plan, kept, names, frozenset(workspaces)))
-            made |= names
+            label = self.op.name if len(parts) == 1 else f"{self.op.name}.{'+'.join(sorted(part.names))}"
+            kernels.append(self._kernel(label, part.plan, part.equations, part.names, frozenset(workspaces)))
+        made = {n for part in parts for n in part.names}
         missing = sorted(outputs & defined - made)
         if missing:
             raise TcError(
@@ -138,6 +132,22 @@ class _Lowering:
                 )
         return LoweredOp(tuple(kernels), tuple(workspaces.values()))
 
+    def _split(self, outputs: frozenset[str], temporaries: frozenset[str]) -> list[Part]:
+        operands = frozenset(o.name for o in self.op.operands)
+
+        def parts() -> list[Part]:
+            plans = self.resolver.plans(self.schedule)
+            return split(plans, self.equations, operands, outputs, temporaries, self.text)
+
+        if self.given:
+            return parts()
+        try:
+            return parts()
+        except TcError:
+            # The default's one kernel per output would change an order that matters: one kernel, as written.
+            self.schedule = Schedule(self.op.name, self.schedule.target, (), (), self.schedule.span)
+            return parts()
+
     # ------------------------------------------------------------------------------------ one kernel
 
     def _leaves(self, plan: KernelPlan, equations: tuple[Equation, ...]) -> list[Leaf]:
@@ -145,7 +155,7 @@ class _Lowering:
         for eq in equations:
             parallel = self._parallel(eq)
             reduced = eq.value.indices if isinstance(eq.value, Reduction) else ()
-            leaf = Leaf(eq, len(leaves), parallel, tuple(reduced), scatter_indices(eq))
+            leaf = Leaf(eq, len(leaves), parallel, tuple(reduced), scatter_indices(eq, self.extents))
             joined = [c for c in plan.combine if c.over in reduced and eq.target.name in c.names]
             if joined:
                 leaves += self._partials(plan, leaf, joined[0].over, joined[0].by, joined[0].span, len(leaves))
@@ -221,7 +231,9 @@ class _Lowering:
         definitions: dict[str, Expr] = {
             x.equation.target.name: x.equation.value
             for x in leaves
-            if x.equation.target.name in local and not isinstance(x.equation.value, Reduction)
+            if x.equation.target.name in local
+            and not isinstance(x.equation.value, Reduction)
+            and sum(x.equation.target.name in y.written for y in leaves) == 1
         }
         emitter = Emitter(
             plan, self.extents, chunk, granule, storage, self.dtypes, self.module.monoids, definitions,

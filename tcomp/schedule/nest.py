@@ -9,11 +9,13 @@ Equations keep their order, except that one with no use for a loop may move in f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tcomp.dsl.ast import Access, Equation, Expr, Name, Num, Reduction, names_in
+from tcomp.dsl.ast import Access, Equation, Expr, Name, Num, names_in
+from tcomp.dsl.extents import affine, injective
 from tcomp.schedule.fold import reads
+from tcomp.schedule.normal import expressions
 from tcomp.schedule.resolve import TileLevel
 
 
@@ -43,17 +45,7 @@ class Leaf:
 
     def expressions(self) -> list[Expr]:
         """Every expression the equation evaluates, target subscripts included."""
-        v = self.equation.value
-        out: list[Expr] = [s for t in self.equation.targets for s in t.subscripts]
-        if isinstance(v, Reduction):
-            out += [
-                *v.values,
-                *([v.key] if v.key is not None else []),
-                *([v.guard] if v.guard is not None else []),
-            ]
-        else:
-            out.append(v)
-        return out
+        return expressions(self.equation)
 
     def reads(self) -> list[Access]:
         """All accesses read (an accumulating target is read as well)."""
@@ -192,12 +184,16 @@ def _build(leaves: list[Leaf], levels: tuple[TileLevel, ...], extents: dict[str,
     return out
 
 
-def scatter_indices(equation: Equation) -> frozenset[str]:
-    """Left-hand indices that never stand bare: two of their values may name one element."""
-    bare = {s.id for t in equation.targets for s in t.subscripts if isinstance(s, Name)}
+def scatter_indices(equation: Equation, extents: Mapping[str, int]) -> frozenset[str]:
+    """Left-hand indices of which two values may name one element: those that stand in no subscript that tells
+    them apart. `Y[i]` and `Y[3 * i + 1]` do, `Y[ids[i]]` and `Y[i + j]` do not."""
+    ranges: dict[str, Expr] = {i: Num(n) for i, n in extents.items()}
+    told: set[str] = set()
     inside: set[str] = set()
-    for t in equation.targets:
-        for s in t.subscripts:
-            if not isinstance(s, Name):
-                inside |= names_in(s)
-    return frozenset(inside - bare)
+    for s in {s for t in equation.targets for s in t.subscripts}:
+        names = names_in(s) & extents.keys()
+        inside |= names
+        form = affine(s, names)
+        if form is not None and injective(form, ranges):
+            told |= names
+    return frozenset(inside - told)

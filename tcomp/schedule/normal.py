@@ -43,6 +43,15 @@ def map_expressions(eq: Equation, f: Callable[[Expr], Expr]) -> Equation:
     return replace(eq, targets=targets, value=new)
 
 
+def expressions(eq: Equation) -> list[Expr]:
+    """Every expression an equation evaluates, target subscripts included."""
+    out: list[Expr] = [s for t in eq.targets for s in t.subscripts]
+    v = eq.value
+    if isinstance(v, Reduction):
+        return [*out, *v.values, *(x for x in (v.key, v.guard) if x is not None)]
+    return [*out, v]
+
+
 def normalise(op: Op, module: Module, dims: dict[str, int]) -> tuple[Equation, ...]:
     """The op's equations with user functions expanded and dimensions replaced by numbers."""
     return tuple(map_expressions(eq, lambda e: bind_dims(inline_functions(e, module), dims)) for eq in op.equations)
@@ -50,26 +59,42 @@ def normalise(op: Op, module: Module, dims: dict[str, int]) -> tuple[Equation, .
 
 def inline_temporaries(
     equations: tuple[Equation, ...], names: frozenset[str], temporaries: frozenset[str], text: str
-) -> tuple[Equation, ...]:
-    """Substitute the pointwise temporaries `names` into their readers and drop their equations."""
+) -> tuple[Equation | None, ...]:
+    """Substitute the pointwise temporaries `names` into their readers; their own equations become None.
+
+    Refused where a tensor that the temporary reads is overwritten before the temporary is read.
+    """
     bodies: dict[str, tuple[Target, Expr]] = {}
-    out: list[Equation] = []
+    stale: dict[str, str] = {}
+    out: list[Equation | None] = []
     for eq in equations:
+        used = {a.tensor for e in expressions(eq) for a in reads(e)} & bodies.keys()
+        for n in sorted(used & stale.keys()):
+            raise _cannot_inline(n, f"'{stale[n]}', which it reads, is overwritten before this use", eq, text)
         eq = map_expressions(eq, lambda e: _expand(e, bodies))
+        written = {t.name: t.subscripts for t in eq.targets}
+        for a in [a for e in expressions(eq) for a in reads(e)] if used else []:
+            if a.tensor in written and (a.subscripts != written[a.tensor] or isinstance(eq.value, Reduction)):
+                raise _cannot_inline(min(used), f"this equation overwrites '{a.tensor}', which it reads", eq, text)
         name = eq.target.name
+        for n, (_, body) in bodies.items():
+            overwritten = {a.tensor for a in reads(body)} & written.keys()
+            if overwritten:
+                stale.setdefault(n, min(overwritten))
         if name in names:
             plain = all(isinstance(s, Name) for s in eq.target.subscripts)
-            if name not in temporaries or isinstance(eq.value, Reduction) or not plain:
-                raise TcError(
-                    f"'{name}' cannot be inlined: only temporaries defined point by point can",
-                    eq.span,
-                    text,
-                    f"remove '{name}' from the schedule's inline line",
-                )
+            if name not in temporaries or isinstance(eq.value, Reduction) or not plain or name in bodies:
+                raise _cannot_inline(name, "only temporaries defined once, point by point, can", eq, text)
             bodies[name] = (eq.target, eq.value)
+            out.append(None)
         else:
             out.append(eq)
     return tuple(out)
+
+
+def _cannot_inline(name: str, why: str, eq: Equation, text: str) -> TcError:
+    hint = f"remove '{name}' from the schedule's inline line"
+    return TcError(f"'{name}' cannot be inlined: {why}", eq.span, text, hint)
 
 
 def _expand(e: Expr, bodies: dict[str, tuple[Target, Expr]]) -> Expr:
@@ -82,22 +107,14 @@ def _expand(e: Expr, bodies: dict[str, tuple[Target, Expr]]) -> Expr:
     return e
 
 
-def needed(equations: tuple[Equation, ...], outputs: frozenset[str], available: frozenset[str]) -> tuple[Equation, ...]:
-    """The equations that compute `outputs`, and the temporaries they need that are not `available`."""
+def needed(
+    equations: tuple[Equation | None, ...], outputs: frozenset[str], available: frozenset[str]
+) -> tuple[int, ...]:
+    """Positions of the equations that compute `outputs`, and the temporaries they need that are not `available`."""
     wanted = set(outputs)
-    keep: list[Equation] = []
-    for eq in reversed(equations):
-        if any(t.name in wanted for t in eq.targets):
-            keep.append(eq)
-            exprs = [s for t in eq.targets for s in t.subscripts]
-            v = eq.value
-            if isinstance(v, Reduction):
-                exprs += [
-                    *v.values,
-                    *([v.key] if v.key is not None else []),
-                    *([v.guard] if v.guard is not None else []),
-                ]
-            else:
-                exprs.append(v)
-            wanted |= {a.tensor for e in exprs for a in reads(e)} - available
+    keep: list[int] = []
+    for i, eq in reversed(list(enumerate(equations))):
+        if eq is not None and any(t.name in wanted for t in eq.targets):
+            keep.append(i)
+            wanted |= {a.tensor for e in expressions(eq) for a in reads(e)} - available
     return tuple(reversed(keep))

@@ -217,6 +217,19 @@ def test_where_the_maximum_matters_its_element_gets_that_part() -> None:
     check(text, {"M": 3, "N": 4})
 
 
+def test_guards_that_leave_nothing_divide_nothing_by_zero() -> None:
+    check(
+        "op f(x: f32[M, N], v: f32[N]) -> y: f32[M]:\n"
+        "  m[i], l[i], o[i] = expsum n where n < i by log(x[i, n]): 1, v[n]\n  y[i] = o[i] / (1.0 + l[i])\n",
+        {"M": 3, "N": 4},
+    )
+    check(
+        "op f(x: f32[N], c: f32[M]) -> y: f32[M]:\n  t[n] = exp(x[n])\n  y[m] = sum n where c[m] > 0.5: t[n] / c[m]\n",
+        {"M": 2, "N": 3},
+        c=[0.0, 2.0],
+    )
+
+
 def test_monoid_fields_with_their_own_indices_and_a_minimum() -> None:
     check(
         "op f(x: f32[M, N], v: f32[N, E]) -> y: f32[M, E], z: f32[M]:\n"

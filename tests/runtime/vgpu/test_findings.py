@@ -18,16 +18,16 @@ def floats(n: int) -> np.ndarray:
 
 CASES = {
     "out of bounds global": (
-        ADDRESS + "ld.global.f32 %f0, [%rd9+{}]; st.global.f32 [%rd9], %f0;", ("4", "0"), dict(block=32), 32),
+        ADDRESS + "ld.global.f32 %f0, [%rd9+{}]; st.global.f32 [%rd9], %f0;", ("4", "0"), {"block": 32}, 32),
     "out of bounds shared": (
-        SHARED + "st.shared.u32 [%r3+{}], %r0;", ("4", "0"), dict(block=32, shared=128), 1),
+        SHARED + "st.shared.u32 [%r3+{}], %r0;", ("4", "0"), {"block": 32, "shared": 128}, 1),
     "out of bounds local": (
         ".local .align 4 .b8 depot[16]; mov.u64 %rd5, depot; st.local.u32 [%rd5+{}], %r0;", ("16", "12"), {}, 1),
     "misaligned": (
         "mul.wide.u32 %rd8, %r0, 16; add.s64 %rd9, %rd0, %rd8; ld.global.v2.f32 {{%f0, %f1}}, [%rd9+{}];",
         ("4", "8"), {}, 256),
     "uninitialised read of shared memory": (
-        SHARED + "{} bar.sync 0; ld.shared.u32 %r5, [%r3];", ("", "st.shared.u32 [%r3], %r0;"), dict(shared=128), 1),
+        SHARED + "{} bar.sync 0; ld.shared.u32 %r5, [%r3];", ("", "st.shared.u32 [%r3], %r0;"), {"shared": 128}, 1),
     "uninitialised read of local memory": (
         ".local .align 4 .b8 depot[16]; mov.u64 %rd5, depot; {} ld.local.u32 %r5, [%rd5];",
         ("", "st.local.u32 [%rd5], %r0;"), {}, 1),
@@ -35,18 +35,18 @@ CASES = {
         "{} add.u32 %r6, %r5, 1;", ("", "mov.u32 %r5, 3;"), {}, 1),
     "shared memory race": (
         SHARED + "st.shared.u32 [%r3], %r0; {} xor.b32 %r4, %r2, 128; add.u32 %r4, %r4, %r1; ld.shared.u32 %r5, [%r4];",
-        ("", "bar.sync 0;"), dict(block=64, shared=256), 1),
+        ("", "bar.sync 0;"), {"block": 64, "shared": 256}, 1),
     "global memory race": (
-        BLOCK + "{} [%rd0], %r9;", ("st.global.u32", "red.global.add.u32"), dict(grid=4), 4),
+        BLOCK + "{} [%rd0], %r9;", ("st.global.u32", "red.global.add.u32"), {"grid": 4}, 4),
     "divergent barrier": (
         "setp.lt.u32 %p0, %r0, {}; @!%p0 bra OTHER; bar.sync 0; bra END; OTHER: bar.sync 0; END: mov.u32 %r5, 0;",
-        ("16", "32"), dict(block=64), 1),
+        ("16", "32"), {"block": 64}, 1),
     "missing cp.async wait": (
         SHARED + "mul.wide.u32 %rd8, %r0, 4; add.s64 %rd9, %rd0, %rd8; cp.async.ca.shared.global [%r3], [%rd9], 4;"
-        " cp.async.commit_group; {} ld.shared.u32 %r5, [%r3];", ("", "cp.async.wait_group 0;"), dict(shared=128), 32),
+        " cp.async.commit_group; {} ld.shared.u32 %r5, [%r3];", ("", "cp.async.wait_group 0;"), {"shared": 128}, 32),
     "deadlock": (
         "setp.lt.u32 %p0, %r0, 32; @{}%p0 bra END; bar.sync 1, {}; END: mov.u32 %r5, 0;",
-        (("", "64"), ("", "32")), dict(block=64), 1),
+        (("", "64"), ("", "32")), {"block": 64}, 1),
     "trap": ("setp.eq.u32 %p0, %r0, {}; @%p0 trap;", ("5", "99"), {}, 1),
     "shuffle from an absent lane": (
         "setp.lt.u32 %p0, %r0, 16; @!%p0 bra END; shfl.sync.idx.b32 %r5, %r0, {}, 31, 65535; END: mov.u32 %r6, 0;",
@@ -79,7 +79,9 @@ def test_deadlock_names_each_warp_and_what_it_waits_for() -> None:
 
 
 def test_finding_names_lane_block_and_address() -> None:
-    report, _ = launch(ADDRESS + BLOCK + "setp.eq.u32 %p0, %r9, 1; @%p0 ld.global.f32 %f0, [%rd9+4];", floats(32), grid=2)
+    report, _ = launch(
+        ADDRESS + BLOCK + "setp.eq.u32 %p0, %r9, 1; @%p0 ld.global.f32 %f0, [%rd9+4];", floats(32), grid=2
+    )
     (f,) = report.findings
     assert f.thread == (31, 0, 0) and f.lane == 31 and f.block == (1, 0, 0) and f.count == 1 and f.address
 
@@ -98,13 +100,16 @@ def test_uninitialised_global_memory() -> None:
 
 def test_fence_and_atomic_order_blocks() -> None:
     """The last block to arrive may read what the others wrote before their fence; without the fence it is a race."""
-    body = BLOCK + """
+    body = (
+        BLOCK
+        + """
     mul.wide.u32 %rd8, %r9, 4; add.s64 %rd9, %rd0, %rd8;
     st.global.u32 [%rd9], %r9; {}
     atom.global.add.u32 %r10, [%rd1], 1; {}
     setp.ne.u32 %p0, %r10, 3; @%p0 bra END;
     ld.global.u32 %r11, [%rd0]; ld.global.u32 %r12, [%rd0+4]; ld.global.u32 %r13, [%rd0+8];
     END: mov.u32 %r5, 0;"""
+    )
     data = np.zeros(4, np.uint32), np.zeros(1, np.uint32)
     fence = "membar.gl;"
     assert launch(body.format(fence, fence), *data, grid=4, block=1)[0].ok

@@ -1,0 +1,96 @@
+"""`tcomp vgpu run`: any PTX file on the virtual GPU, with every check, no GPU needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tcomp.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, help="The virtual GPU: PTX of any origin, executed and checked on the CPU.")
+
+
+@app.callback()
+def group() -> None:
+    """The virtual GPU: PTX of any origin, executed and checked on the CPU."""
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="PTX text.")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="One per parameter: f32[1024]=random, =zeros, =empty, =arange, =data.npy; or a number."),
+    ] = None,
+    kernel: Annotated[str, typer.Option(help="Which kernel; needed when the file has several.")] = "",
+    grid: Annotated[str, typer.Option(help="Blocks, as 8 or 8,4,1.")] = "1",
+    block: Annotated[str, typer.Option(help="Threads in a block, as 256 or 16,16.")] = "32",
+    shared: Annotated[int, typer.Option(help="Bytes of dynamic shared memory.")] = 0,
+    show: Annotated[int, typer.Option(help="Print the first N elements of each array afterwards.")] = 4,
+) -> None:
+    """Launch one kernel of a PTX file and print its report. Ends with 1 when a check has found something.
+
+    Example: `tcomp vgpu run add.ptx f32[1000]=random f32[1000]=random f32[1000]=empty 1000 --grid 4 --block 256`
+    """
+    from tcomp.runtime.vgpu import Device
+
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{file}: cannot read it: {getattr(e, 'strerror', None) or e}") from e
+    gpu = Device()
+    module = gpu.load(text)
+    names = module.kernels()
+    if not kernel and len(names) != 1:
+        raise UserError(f"{file} has the kernels {', '.join(names) or 'none'}", "choose one with --kernel")
+    values, arrays = [], []
+    for a in arguments or []:
+        value, array = _argument(gpu, a)
+        values.append(value)
+        if array is not None:
+            arrays.append((a, value, *array))
+    report = module.launch(kernel or names[0], _dims(grid), _dims(block), values, shared)
+    print(report)
+    for text_, address, dtype, count in arrays if show > 0 else []:
+        print(f"  {text_}: {gpu.download(int(address), dtype, min(show, count))}")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _dims(text: str) -> list[int]:
+    try:
+        return [int(p) for p in text.split(",")]
+    except ValueError as e:
+        raise UserError(f"`{text}` is not a size", "write 8 or 8,4 or 8,4,1") from e
+
+
+def _argument(gpu: object, text: str) -> tuple[int | float, tuple[str, int] | None]:
+    import re
+
+    import numpy as np
+
+    from tcomp.runtime.vgpu import Device
+
+    assert isinstance(gpu, Device)
+    m = re.fullmatch(r"([fiu])(8|16|32|64)\[(\d+)\]=(.+)", text)
+    if m is None:
+        try:
+            return (float(text) if re.search(r"[.eE]", text) and not text.startswith("0x") else int(text, 0)), None
+        except ValueError as e:
+            raise UserError(f"`{text}` is not an argument", "write a number or f32[1024]=random") from e
+    dtype, count, fill = f"{m[1]}{int(m[2]) // 8}", int(m[3]), m[4]
+    if fill == "empty":
+        return gpu.allocate(np.dtype(dtype).itemsize * count), (dtype, count)
+    if fill == "random":
+        rng = np.random.default_rng(0)
+        data = rng.standard_normal(count) if m[1] == "f" else rng.integers(0, 100, count)
+    elif fill in ("zeros", "arange"):
+        data = np.zeros(count) if fill == "zeros" else np.arange(count)
+    else:
+        try:
+            data = np.load(fill).reshape(-1)[:count]
+        except (OSError, ValueError) as e:
+            raise UserError(f"{fill}: cannot read an array: {e}") from e
+    return gpu.upload(np.asarray(data).astype(dtype)), (dtype, count)
