@@ -188,7 +188,7 @@ class Access:
             waiting = s.pending[p.start] != 0
             if waiting.any():
                 m.finding("missing cp.async wait", self.i, lanes[waiting],
-                          "reads what a cp.async will write before waiting for it", int(p.start[waiting][0]))  # fmt: skip
+                          "reads what a cp.async has yet to write", int(p.start[waiting][0]))  # fmt: skip
         if not s.initialised and m.options.checks:
             init, full = s.init_view(self.element), sum(1 << 8 * n for n in range(self.element))
             for k in keys:
@@ -238,7 +238,7 @@ class Access:
                 if s.space == "global":
                     kind, who = "global memory race", "blocks without an atomic or a fence between them"
                 m.finding(kind, self.i, lanes[bad], f"this {what} meets an earlier access by other {who}",
-                          s.base + int(p.start[bad[0]]) % (m.shared_stride if s.space == "shared" else 1 << 62))  # fmt: skip
+                          s.base + int(p.start[bad[0]]) % (m.shared_stride if s.base == 0 else 1 << 62))  # fmt: skip
                 return
 
     def sub(self, sel: Sel, where: Any) -> Sel:

@@ -149,10 +149,6 @@ class Barriers:
                           "only some lanes of the warp came to this aligned barrier")  # fmt: skip
         self.partial[lanes] = False
 
-    def force_divergent(self) -> dict[int, Sel]:
-        """Nothing else can run: lanes of a warp at different barriers are a finding; then none is released."""
-        return {}
-
     def describe(self) -> list[tuple[Instr, Array, list[str]]]:
         m, out = self.m, []
         for n in np.unique(self.at[self.at >= 0]).tolist():

@@ -158,9 +158,6 @@ class Executor:
                 if self.parked and not retried:  # lanes they wait for may have left since
                     ready, self.parked, retried = self.parked, {}, True
                     continue
-                ready = self.barriers.force_divergent()
-                if ready:
-                    continue
                 if self.parked or self.barriers.waiting():
                     self.deadlock("no lane can go on")
                 return

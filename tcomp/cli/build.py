@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tcomp.cli import common
+from tcomp.cli import common, limits
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def build(
     from tcomp.model.report import bytes_text, plan_text
     from tcomp.runtime.cache import cache_folder
 
+    numbers = limits.parse_dims(dim or [])
+    limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads)
     cache = cache_folder("kernels")
     times: dict[str, float] = {}
     clock = time.perf_counter()
@@ -55,7 +57,6 @@ def build(
         times[name] = time.perf_counter() - clock
         clock = time.perf_counter()
 
-    numbers = common.whole_numbers(common.parse_values(dim or [], "--dim"), "--dim")
     module = common.load_module(file)
     lap("parse and check")
     built = common.build_step(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tcomp.cli import common
+from tcomp.cli import common, limits
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def check(
 
     - `tcomp check mine.tc my_op --trials 10 --seed 3`
     """
+    limits.check_numbers(trials=trials, seed=seed, tolerance=tolerance, threads=threads)
     module = common.load_module(file)
     if op is not None:
         common.find_op(module, op)
@@ -43,7 +44,7 @@ def check(
         return
     failed = 0
     for one in _ops(module, op):
-        failed += not _check_op(one, module, trials, seed, tolerance, threads or common.cores())
+        failed += not _check_op(one, module, trials, seed, tolerance, threads or limits.cores())
         if one.backward_of is not None and one.name in module.ops:
             failed += not _check_own_backward(one, module, seed)
     if op is None:

@@ -1,14 +1,14 @@
-"""What several commands share: finding a model's file, reading flag values, building a step."""
+"""What several commands share: finding a model's file and what it declares, building a step for this machine."""
 
 from __future__ import annotations
 
 import difflib
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tcomp.cli.limits import cores, parse_bytes
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,54 +65,6 @@ def closest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else ""
 
 
-def cores() -> int:
-    """The CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def parse_values(given: Sequence[str], flag: str) -> dict[str, float]:
-    """`["peak_lr=1e-3", ...]` as numbers by name."""
-    values = {}
-    for text in given:
-        name, equals, number = text.partition("=")
-        try:
-            if not equals or not name.strip():
-                raise ValueError
-            values[name.strip()] = float(number)
-        except ValueError as e:
-            raise UserError(f"{flag} {text}: not NAME=NUMBER", f"write for example {flag} peak_lr=1e-3") from e
-    return values
-
-
-def whole_numbers(values: dict[str, float], flag: str) -> dict[str, int]:
-    for name, value in values.items():
-        if value != int(value):
-            raise UserError(f"{flag} {name}={value}: must be a whole number")
-    return {name: int(value) for name, value in values.items()}
-
-
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KIB": 1 << 10,
-    "MIB": 1 << 20,
-    "GIB": 1 << 30,
-}
-
-
-def parse_bytes(text: str) -> int:
-    """`16GB`, `512MiB`, `1000000`."""
-    digits = text.strip().rstrip("BKMGTIbkmgti ")
-    unit = text.strip()[len(digits) :].strip().upper()
-    try:
-        return int(float(digits) * _UNITS[unit])
-    except (ValueError, KeyError) as e:
-        raise UserError(f"--memory {text}: not an amount of memory", "write for example --memory 16GB") from e
-
-
 def memory_here() -> int | None:
     """Bytes this process could still take, where Linux says (free memory and the control group's limit)."""
     found = []
@@ -130,8 +82,6 @@ def memory_here() -> int | None:
 
 def memory_limit(flag: str | None) -> int | None:
     """`--memory` in bytes; what is free on this machine by default; none for "unlimited"."""
-    if flag == "unlimited":
-        return None
     return parse_bytes(flag) if flag else memory_here()
 
 
@@ -168,19 +118,22 @@ def build_step(
     model = only_model(module, file)
     machine = detect()
     threads = threads or cores()
-    step = build(
-        module,
-        model.name,
-        config or default_config(module, file),
-        {"B": batch, "T": length},
-        overrides=dims or {},
-        accumulation=accumulation,
-        machine=machine,
-        threads=threads,
-        memory_limit=memory_limit(memory),
-        programs=programs,
-        keep_logits=keep_logits,
-    )
+    try:
+        step = build(
+            module,
+            model.name,
+            config or default_config(module, file),
+            {"B": batch, "T": length},
+            overrides=dims or {},
+            accumulation=accumulation,
+            machine=machine,
+            threads=threads,
+            memory_limit=memory_limit(memory),
+            programs=programs,
+            keep_logits=keep_logits,
+        )
+    except OverflowError as e:
+        raise UserError("a step of these sizes needs more memory than there are addresses", "use smaller sizes") from e
     return Built(module, model.name, step, machine, threads)
 
 

@@ -9,9 +9,8 @@ from typing import Annotated
 
 import typer
 
-from tcomp.cli import common
+from tcomp.cli import common, limits
 from tcomp.cli.settings import from_json
-from tcomp.errors import UserError
 
 
 def generate(
@@ -31,10 +30,9 @@ def generate(
 
     - `tcomp generate runs/gpt2-tiny --prompt "class " -n 1000 --temperature 0.6 --top-k 40 --seed 7`
     """
-    if temperature < 0 or count < 0 or top_k < 0:
-        raise UserError("--temperature, --count and --top-k must not be negative")
-    sys.stdout.write(prompt)
-    for text in stream(Path(run), prompt, count, temperature, top_k, seed, threads, echo=False):
+    limits.check_numbers(temperature=temperature, count=count, top_k=top_k, seed=seed, threads=threads)
+    limits.check_prompt(prompt)
+    for text in stream(Path(run), prompt, count, temperature, top_k, seed, threads):
         sys.stdout.write(text)
         sys.stdout.flush()
     print()
@@ -48,9 +46,8 @@ def stream(
     top_k: int,
     seed: int,
     threads: int,
-    echo: bool = True,
 ) -> Iterator[str]:
-    """The prompt (with `echo`) and then the model's text, piece by piece."""
+    """The prompt and then the model's text, piece by piece."""
     from tcomp.runtime import checkpoint
     from tcomp.runtime.cache import cache_folder
     from tcomp.runtime.cpu.executor import CpuExecutor
@@ -81,11 +78,9 @@ def stream(
         slots = built.step.slots
         saved.load_into({n: executor.array(n) for n, s in slots.items() if s.kind == "parameter"})
         vocabulary = built.step.inputs["tokens"] or (1 << 16)
+        limits.check_prompt(prompt, vocabulary)
         tokens = list(prompt.encode())
-        if tokens and max(tokens) >= vocabulary:
-            raise UserError(f"the prompt has bytes outside the model's vocabulary of {vocabulary}")
-        if echo:
-            yield prompt
+        yield prompt
         decoder = ByteDecoder()
         for token in sample(executor, tokens, count, vocabulary, temperature, top_k, seed):
             yield decoder.feed(token)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tcomp.cli import common
+from tcomp.cli import common, limits
 from tcomp.errors import UserError
 
 
@@ -36,12 +36,14 @@ def plan(
 
     from tcomp.model.report import plan_report, plan_text
 
+    dims = limits.parse_dims(dim or [])
+    limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads, largest=largest)
     built = common.build_step(
         file,
         config,
         batch,
         length,
-        dims=common.whole_numbers(common.parse_values(dim or [], "--dim"), "--dim"),
+        dims=dims,
         accumulation=accumulation,
         threads=threads,
         memory=memory or "unlimited",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tcomp.cli.common import closest
+from tcomp.cli.limits import check_dims, check_hyper, check_numbers, check_prompt, parse_bytes
 from tcomp.errors import UserError
 
 
@@ -37,12 +38,14 @@ class TrainSettings:
 
     def check(self) -> TrainSettings:
         """UserError for values that make no sense; the settings themselves when all do."""
-        for name in ("batch", "length", "accumulation", "steps", "eval_batches", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("threads", "eval_every", "save_every", "sample", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} = {getattr(self, name)}: must not be negative")
+        numbers = {f.name: getattr(self, f.name) for f in fields(self) if type(getattr(self, f.name)) is int}
+        check_numbers(**numbers)
+        check_dims(self.dims)
+        check_hyper(self.hyper)
+        if self.memory:
+            parse_bytes(self.memory)
+        if self.sample:
+            check_prompt(self.prompt)
         return self
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tcomp.cli import common
+from tcomp.cli import common, limits
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,10 +53,11 @@ def show(
 
     if not any((ast, graph, grad, schedule, tile, llvm, asm, plan, launches)):
         raise UserError("tell what to show", "--ast --graph --grad --schedule --tile --llvm --asm --plan or --launches")
+    numbers = limits.parse_dims(dim or [])
+    limits.check_numbers(batch=batch, length=length, threads=threads)
     module = common.load_module(file)
-    numbers = common.whole_numbers(common.parse_values(dim or [], "--dim"), "--dim")
     machine = detect()
-    cores = threads or common.cores()
+    cores = threads or limits.cores()
     if ast:
         for item in [common.find_op(module, op)] if op else _items(module):
             print(stages.ast_text(item), end="")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tcomp.cli import common
+from tcomp.cli import common, limits
 from tcomp.cli.settings import TrainSettings, as_json, from_json, merged, read_run_file
 from tcomp.errors import UserError
 
@@ -72,13 +72,13 @@ def train(
         "sample": sample, "prompt": prompt,
     }  # fmt: skip
     flags = {name: value for name, value in flags.items() if value not in (None, [])}
-    values = common.parse_values(hyper or [], "--hyper")
+    values = limits.parse_values(hyper or [], "--hyper")
     if lr is not None:
         values["peak_lr"] = lr
     if values:
         flags["hyper"] = values
     if dim:
-        flags["dims"] = common.whole_numbers(common.parse_values(dim, "--dim"), "--dim")
+        flags["dims"] = limits.parse_dims(dim)
     if resume is not None:
         settings = _resumed(Path(resume), flags, run_file)
         outcome = _run(settings, Path(resume), resume=True)
@@ -138,6 +138,8 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     cache = cache_folder("kernels")
     module = common.load_module(settings.model)
     vocabulary = _vocabulary(module, settings)
+    if not resume:
+        refuse_used(path)
     data = open_data([Path(p) for p in settings.data], settings.length, vocabulary)
     built = common.build_step(
         settings.model,
@@ -151,21 +153,16 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
         programs=("train",),
         module=module,
     )
-    folder = RunFolder(path, create=not resume)
+    limits.check_hyper(settings.hyper, {n.removeprefix("hyper."): v for n, v in built.step.hyper.items()})
+    check_inputs(built.step)
+    if settings.sample and data.text:
+        limits.check_prompt(settings.prompt, vocabulary)
+    _announce(console, settings, built, data)
+    with console.status("compiling the kernels"):
+        executor = CpuExecutor(built.step, built.machine, built.threads, cache)
+    # Nothing is left to refuse: only now is there a run folder.
     try:
-        if not resume:
-            settings = replace(
-                settings,
-                threads=built.threads,
-                run=str(path),
-                model=str(Path(settings.model).resolve()) if Path(settings.model).is_file() else settings.model,
-                data=[str(Path(p).resolve()) for p in settings.data],
-                hyper={**_fitting(settings, built.step.hyper), **settings.hyper},
-            )
-            folder.write_config(as_json(settings))
-        _announce(console, settings, built, data)
-        with console.status("compiling the kernels"):
-            executor = CpuExecutor(built.step, built.machine, built.threads, cache)
+        folder = RunFolder(path, create=not resume)
         try:
             outcome = train(
                 executor,

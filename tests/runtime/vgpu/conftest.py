@@ -56,7 +56,7 @@ def nvcc(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """(CUDA C++ text, architecture) -> PTX; skips where there is no nvcc."""
     compiler = find_nvcc()
     if compiler is None:
-        pytest.skip("no nvcc: pip install nvidia-cuda-nvcc")
+        pytest.skip("no nvcc: pip install nvidia-cuda-nvcc nvidia-cuda-cccl")
     folder = tmp_path_factory.mktemp("cuda")
 
     def compile_text(text: str, arch: str = "sm_80") -> str:

@@ -1,0 +1,141 @@
+"""Numbers that a user gives, by flag or in a run file: read, and held to the ranges in which they make sense.
+
+Each refusal is one UserError that names the value, and in its help the flag and what may be given.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+from tcomp.errors import UserError
+
+_MANY = (1 << 31) - 1
+_LONGEST = 1 << 20
+_LARGEST_DIM = 1 << 24
+_LARGEST_FLOAT = 3.4e38
+_RANGES: dict[str, tuple[float, float]] = {
+    "batch": (1, _LONGEST), "length": (1, _LONGEST), "accumulation": (1, _LONGEST),
+    "steps": (1, _MANY), "eval_batches": (1, _MANY), "keep": (1, _MANY), "trials": (1, _MANY),
+    "eval_every": (0, _MANY), "save_every": (0, _MANY), "sample": (0, _MANY), "count": (0, _MANY),
+    "top_k": (0, _MANY), "largest": (0, _MANY), "seed": (0, (1 << 63) - 1),
+    "temperature": (0, 1e6), "tolerance": (0, 1e6),
+}  # fmt: skip
+"""Setting or flag (`-` written `_`) -> smallest and largest value. `threads` depends on the machine."""
+
+
+def cores() -> int:
+    """The CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_numbers(**values: float) -> None:
+    """UserError for the first value that is out of its range."""
+    for name, value in values.items():
+        low, high = (0, max(256, 4 * cores())) if name == "threads" else _RANGES[name]
+        if low <= value <= high:
+            continue
+        if math.isnan(value):
+            wrong = "must be a number"
+        elif value < low:
+            wrong = f"must be at least {low}" if low else "must not be negative"
+        else:
+            wrong = f"must be at most {high:.0f}"
+        flag = "--" + name.replace("_", "-")
+        raise UserError(f"{name} = {value}: {wrong}", f"give {flag} a number from {low} to {high:.0f}")
+
+
+def check_dims(dims: Mapping[str, int]) -> None:
+    for name, value in dims.items():
+        if not 1 <= value <= _LARGEST_DIM:
+            wrong = "must be at least 1" if value < 1 else f"must be at most {_LARGEST_DIM}"
+            raise UserError(f"dims.{name} = {value}: {wrong}", f"give --dim {name}= a whole number in that range")
+
+
+def check_hyper(hyper: Mapping[str, float], defaults: Mapping[str, float] | None = None) -> None:
+    """UserError for a value that no float32 holds, and, given the model's defaults, for an unknown name or a
+    negative value where the default is none."""
+    for name, value in hyper.items():
+        flag = "--lr" if name == "peak_lr" else f"--hyper {name}="
+        if not abs(value) <= _LARGEST_FLOAT:
+            raise UserError(f"hyper.{name} = {value}: must be a finite number", f"give {flag} such a number")
+        if defaults is None:
+            continue
+        if name not in defaults:
+            raise UserError(f"unknown hyperparameter {name!r}", f"this model has: {', '.join(sorted(defaults))}")
+        if value < 0 <= defaults[name]:
+            raise UserError(f"hyper.{name} = {value}: must not be negative", f"give {flag} a number of 0 or more")
+
+
+def check_prompt(prompt: str, vocabulary: int | None = None) -> None:
+    """UserError for a prompt that is empty, not Unicode, or outside the vocabulary of byte tokens."""
+    if not prompt:
+        raise UserError("the prompt is empty", "give at least one character with --prompt")
+    try:
+        tokens = prompt.encode()
+    except UnicodeEncodeError as e:
+        raise UserError("the prompt is not UTF-8 text", "give other characters with --prompt") from e
+    if vocabulary is not None and max(tokens) >= vocabulary:
+        raise UserError(
+            f"the prompt has bytes outside the model's vocabulary of {vocabulary}",
+            "give other characters with --prompt",
+        )
+
+
+def parse_values(given: Sequence[str], flag: str) -> dict[str, float]:
+    """`["peak_lr=1e-3", ...]` as numbers by name."""
+    values = {}
+    for text in given:
+        name, equals, number = text.partition("=")
+        try:
+            if not equals or not name.strip():
+                raise ValueError
+            values[name.strip()] = float(number)
+        except ValueError as e:
+            example = "--dim L=2" if flag == "--dim" else f"{flag} peak_lr=1e-3"
+            raise UserError(f"{flag} {text}: not NAME=NUMBER", f"write for example {example}") from e
+    return values
+
+
+def parse_dims(given: Sequence[str]) -> dict[str, int]:
+    """The values of `--dim`, whole numbers of at least 1."""
+    values = parse_values(given, "--dim")
+    for name, value in values.items():
+        if not math.isfinite(value) or value != int(value):
+            raise UserError(f"--dim {name}={value}: must be a whole number", f"write for example --dim {name}=2")
+    dims = {name: int(value) for name, value in values.items()}
+    check_dims(dims)
+    return dims
+
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+    "TIB": 1 << 40,
+}
+
+
+def parse_bytes(text: str) -> int | None:
+    """`16GB`, `512MiB`, `1000000`; None for "unlimited"."""
+    if text.strip() == "unlimited":
+        return None
+    digits = text.strip().rstrip("BKMGTIbkmgti ")
+    unit = text.strip()[len(digits) :].strip().upper()
+    help_text = "write for example --memory 16GB, or --memory unlimited"
+    try:
+        amount = float(digits) * _UNITS[unit]
+        if not math.isfinite(amount):
+            raise ValueError
+    except (ValueError, KeyError) as e:
+        raise UserError(f"--memory {text}: not an amount of memory", help_text) from e
+    if amount < 1:
+        raise UserError(f"--memory {text}: must be more than nothing", help_text)
+    return int(amount)
