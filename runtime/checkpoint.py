@@ -85,7 +85,7 @@ def checkpoints_folder(run: Path) -> Path:
 
 
 def save(run: Path, manifest: Manifest, arrays: Mapping[str, Array], keep: int = 2) -> Path:
-    """Write a checkpoint of `arrays`, then remove all but the newest `keep`.
+    """Write a checkpoint of `arrays`, then remove all but the newest `keep` up to it.
 
     UserError when it cannot be written (a full disk, say); checkpoints already there are left as they were.
     """
@@ -114,7 +114,9 @@ def save(run: Path, manifest: Manifest, arrays: Mapping[str, Array], keep: int =
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    for old_folder in _steps(base)[:-keep]:
+    # Later steps than this one are damaged checkpoints that a resumed run passed over: they do not count.
+    steps = _steps(base)
+    for old_folder in steps[: steps.index(final) + 1][:-keep]:
         shutil.rmtree(old_folder, ignore_errors=True)
     return final
 
@@ -130,15 +132,22 @@ def newest(run: Path, warn: Callable[[str], None]) -> Checkpoint:
     folders = _steps(base)
     if not folders:
         raise UserError(f"{run}: no checkpoint in it", "name the folder of a run that has saved at least once")
-    damage = []
+    damage: list[str] = []
     for folder in reversed(folders):
         try:
-            return verify(folder)
+            found = verify(folder)
         except UserError as e:
             damage.append(e.message)
-            if folder is not folders[0]:
-                warn(f"{e.message}; using the checkpoint before it")
+            continue
+        for text in damage:
+            warn(f"{text}; using the checkpoint before it, {found.folder.name}")
+        return found
     raise UserError(f"{run}: no usable checkpoint:\n  " + "\n  ".join(damage), "start a new run")
+
+
+def any_saved(run: Path) -> bool:
+    """Whether the run has ever got as far as a checkpoint, whole or not."""
+    return bool(_steps(checkpoints_folder(run)))
 
 
 def verify(folder: Path) -> Checkpoint:

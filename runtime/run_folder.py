@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,20 @@ class RunFolder:
                 f"{path}: not a run folder: it has no {CONFIG}",
                 "name a folder that `tcomp train` made, such as runs/gpt2-tiny",
             )
+        if create:
+            refuse_used(path)
+        self._made = [p for p in (path, *path.parents) if not p.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as e:
+            self._unmake()
             raise UserError(f"{path}: cannot use it as run folder: {e.strerror or e}") from e
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             os.close(self._lock)
             raise UserError(f"{path}: another process is training in this run folder") from e
-        if create and (path / "checkpoints").is_dir() and any((path / "checkpoints").glob("step-*")):
-            os.close(self._lock)
-            raise UserError(
-                f"{path}: the run folder already holds a run",
-                f"continue it with `tcomp train --resume {path}`, or give another --run name",
-            )
 
     def close(self) -> None:
         os.close(self._lock)
@@ -52,7 +51,25 @@ class RunFolder:
         try:
             write_atomic(self.path / CONFIG, lambda out: out.write(text.encode()))
         except OSError as e:
+            self._unmake()
             raise UserError(f"{self.path / CONFIG}: cannot write it: {e.strerror or e}") from e
+
+    def _unmake(self) -> None:
+        """Remove the folders that were made for this run, which has not begun."""
+        if self._made:
+            (self.path / LOCK).unlink(missing_ok=True)
+        for folder in self._made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def refuse_used(path: Path) -> None:
+    """UserError when a new run cannot have this folder, because it holds another run."""
+    if (path / "checkpoints").is_dir() and any((path / "checkpoints").glob("step-*")):
+        raise UserError(
+            f"{path}: the run folder already holds a run",
+            f"continue it with `tcomp train --resume {path}`, or give another --run name",
+        )
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -98,4 +115,5 @@ class Metrics:
             pass  # a full disk must not end the training; checkpoints say so themselves
 
     def close(self) -> None:
-        self._out.close()
+        with suppress(OSError):  # what the last write left in the buffer may find no room either
+            self._out.close()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 import tcomp
 from tcomp.errors import UserError
+from tcomp.model.step import Step
 from tcomp.runtime import checkpoint
 from tcomp.runtime.batches import Batches
 from tcomp.runtime.data import Data
@@ -63,7 +64,11 @@ def train(
     step, batches = executor.step, data.training_batches(settings.seed)
     hyper = set_scalars(executor, settings.hyper)
     tokens, targets = input_arrays(executor)
-    saved = checkpoint.newest(run.path, progress.warn) if resume else None
+    saved = None
+    if resume and checkpoint.any_saved(run.path):
+        saved = checkpoint.newest(run.path, progress.warn)
+    elif resume:
+        progress.warn(f"{run.path}: the run was stopped before its first checkpoint; it starts again from step 0")
     if saved is None:
         initialise(executor, settings.seed, settings.threads)
         done = 0
@@ -98,16 +103,15 @@ def train(
                 done += 1
                 loss = sum(losses) / len(losses)
                 lr, norm = scalar(executor, "lr"), scalar(executor, "norm")
-                if not math.isfinite(loss):
-                    raise UserError(
-                        f"the loss is {loss} at step {done}: training has diverged",
-                        "use a smaller --lr, or more warm-up steps (--hyper warmup=...)",
-                    )
+                _refuse_divergence(loss, "loss", done)
+                if "norm" in step.slots:
+                    _refuse_divergence(norm, "gradient's norm", done)
                 seconds = time.perf_counter() - began
                 metrics.write(step=done, loss=loss, lr=lr, norm=norm, seconds=round(seconds, 6))
                 progress.step(done, loss, lr, norm, seconds)
                 if settings.eval_every and done % settings.eval_every == 0 and done < settings.steps:
                     validation = validation_loss(executor, data, settings.eval_batches)
+                    _refuse_divergence(validation, "validation loss", done)
                     metrics.write(step=done, validation_loss=validation)
                     progress.validation(done, validation)
                 if settings.save_every and done % settings.save_every == 0 and done < settings.steps:
@@ -118,12 +122,22 @@ def train(
             interrupted = bool(stopped) and done < settings.steps
             if not interrupted:
                 validation = validation_loss(executor, data, settings.eval_batches)
+                _refuse_divergence(validation, "validation loss", done)
                 metrics.write(step=done, validation_loss=validation)
             if saved_at != done:
                 save()
         finally:
             metrics.close()
     return Outcome(done, loss, validation, interrupted)
+
+
+def _refuse_divergence(value: float, what: str, done: int) -> None:
+    """UserError for a value that is not finite, before it is saved."""
+    if not math.isfinite(value):
+        raise UserError(
+            f"the {what} is {value} at step {done}: training has diverged",
+            "use a smaller --lr, or more warm-up steps (--hyper warmup=...)",
+        )
 
 
 def set_scalars(executor: Executor, overrides: dict[str, float]) -> dict[str, float]:
@@ -141,13 +155,16 @@ def set_scalars(executor: Executor, overrides: dict[str, float]) -> dict[str, fl
 
 def input_arrays(executor: Executor) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """The token and target arrays, [B, T]; UserError when the model takes other inputs."""
-    names = set(executor.step.inputs)
-    if names != {"tokens", "targets"}:
+    check_inputs(executor.step)
+    return executor.array("tokens"), executor.array("targets")
+
+
+def check_inputs(step: Step) -> None:
+    if set(step.inputs) != {"tokens", "targets"}:
         raise UserError(
-            f"the model {executor.step.model} has the inputs {', '.join(sorted(names))}",
+            f"the model {step.model} has the inputs {', '.join(sorted(step.inputs))}",
             "a model that `tcomp train` can train has two: tokens and targets",
         )
-    return executor.array("tokens"), executor.array("targets")
 
 
 def persistent_arrays(executor: Executor) -> dict[str, NDArray[Any]]:

@@ -5,6 +5,8 @@ Errors that a user can act on (UserError, TcError) end here as one message on st
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 import typer
@@ -46,18 +48,30 @@ def main() -> None:
     """Run the command line; ends the process."""
     sys.argv[1:] = spread_data(sys.argv[1:])
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except TcError as e:
         fail(e.render())
     except UserError as e:
         fail(f"error: {e}")
     except OSError as e:
-        if e.filename is None:
-            raise
-        fail(f"error: {e.filename}: {e.strerror}")
+        reason = e.strerror or str(e) or type(e).__name__
+        fail(f"error: {e.filename}: {reason}" if e.filename is not None else f"error: {reason}\n{_advice(e)}".rstrip())
+    except MemoryError:
+        fail("error: out of memory\n  help: use smaller sizes, or free some memory")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _advice(e: OSError) -> str:
+    return {
+        errno.ENOSPC: "  help: free some disk space",
+        errno.EDQUOT: "  help: free some of your disk quota",
+        errno.ENOMEM: "  help: use smaller sizes, or free some memory",
+    }.get(e.errno or 0, "")
 
 
 def spread_data(arguments: list[str]) -> list[str]:
@@ -78,7 +92,11 @@ def spread_data(arguments: list[str]) -> list[str]:
 
 
 def fail(text: str) -> None:
-    sys.stdout.flush()
+    """The message, and exit code 2. Output that has nowhere to go is dropped."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(text, file=sys.stderr)
     sys.exit(2)
 

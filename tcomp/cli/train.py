@@ -131,8 +131,8 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     from tcomp.runtime.cpu.executor import CpuExecutor
     from tcomp.runtime.data import open_data
     from tcomp.runtime.progress import progress_for
-    from tcomp.runtime.run_folder import RunFolder
-    from tcomp.runtime.train import Settings, train
+    from tcomp.runtime.run_folder import RunFolder, refuse_used
+    from tcomp.runtime.train import Settings, check_inputs, train
 
     console = Console(highlight=False)
     cache = cache_folder("kernels")
@@ -160,10 +160,21 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     _announce(console, settings, built, data)
     with console.status("compiling the kernels"):
         executor = CpuExecutor(built.step, built.machine, built.threads, cache)
-    # Nothing is left to refuse: only now is there a run folder.
     try:
+        # Everything has been checked and built: only now is there a run folder.
         folder = RunFolder(path, create=not resume)
         try:
+            if not resume:
+                hyper = {**_fitting(settings, built.step.hyper), **settings.hyper}
+                settings = replace(
+                    settings,
+                    threads=built.threads,
+                    run=str(path),
+                    model=str(Path(settings.model).resolve()) if Path(settings.model).is_file() else settings.model,
+                    data=[str(Path(p).resolve()) for p in settings.data],
+                    hyper=hyper,
+                )
+                folder.write_config(as_json(settings))
             outcome = train(
                 executor,
                 data,
@@ -177,9 +188,9 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
                 resume,
             )  # fmt: skip
         finally:
-            executor.close()
+            folder.close()
     finally:
-        folder.close()
+        executor.close()
     if outcome.interrupted:
         print(f"stopped at step {outcome.step}, saved; go on with: tcomp train --resume {path}")
         return outcome

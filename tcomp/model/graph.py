@@ -32,6 +32,9 @@ from tcomp.dsl.format import print_expression
 from tcomp.errors import UserError
 
 
+_MOST_LAYERS = 10_000
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Tensor:
     """A region of memory with a unique name. `kind` is one of `tcomp.model.step.KINDS`. Two tensors are equal
@@ -162,6 +165,8 @@ def model_dims(
             raise UserError(f"model '{model.name}' has no size '{name}'", _one_of("sizes", model.dims))
     for name, value in chosen.values:
         dims[name] = int(overrides[name]) if name in overrides else _int(evaluate_dim(value, {**dims}), value)
+        if dims[name] < 1:
+            raise UserError(f"{name} = {dims[name]} of model '{model.name}' must be at least 1")
     for name, value in model.lets:
         dims[name] = _int(evaluate_dim(value, {**dims}), value)
     for condition in model.requires:
@@ -235,7 +240,10 @@ class _Builder:
     def statements(self, body: tuple[ModelStatement, ...], index: dict[str, int], prefix: str) -> None:
         for s in body:
             if isinstance(s, ForLayers):
-                for i in range(self.integer(s.extent, index)):
+                extent = self.integer(s.extent, index)
+                if extent > _MOST_LAYERS:
+                    raise self.error(f"{extent} layers are more than the {_MOST_LAYERS} that can be planned", s.span)
+                for i in range(extent):
                     self.statements(s.body, {**index, s.index: i}, f"{prefix}{s.index}{i}.")
             else:
                 self.call(s, index, prefix)
