@@ -89,11 +89,12 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 class Metrics:
-    """Appends one JSON line per step. Lines after `steps_done`, of a killed run, are dropped first."""
+    """Appends one JSON line per step. Lines after `steps_done`, of a killed run, are dropped first; a line that a
+    resumed run finds again (the last validation) is not repeated."""
 
     def __init__(self, run: Path, steps_done: int) -> None:
         path = run / METRICS
-        kept = []
+        kept: list[str] = []
         if path.exists():
             for line in path.read_text().splitlines():
                 try:
@@ -104,12 +105,17 @@ class Metrics:
         try:
             write_atomic(path, lambda out: out.write("".join(kept).encode()))
             self._out = open(path, "a")  # noqa: SIM115
+            self._last = kept[-1] if kept else ""
         except OSError as e:
             raise UserError(f"{path}: cannot write it: {e.strerror or e}") from e
 
     def write(self, **values: float) -> None:
+        line = json.dumps(values) + "\n"
+        if line == self._last:
+            return
+        self._last = line
         try:
-            self._out.write(json.dumps(values) + "\n")
+            self._out.write(line)
             self._out.flush()
         except OSError:
             pass  # a full disk must not end the training; checkpoints say so themselves

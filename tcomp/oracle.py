@@ -30,8 +30,8 @@ from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.inline import inline_functions, inline_value
+from tcomp.monoid import rescaled_sum
 from tcomp.points import Array, Points, WholeArrays
-from tcomp.schedule.monoid import rescaled_sum
 
 
 def evaluate(

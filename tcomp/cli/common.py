@@ -21,6 +21,8 @@ def find_file(name: str) -> Path:
     """A `.tc` file: a path as it is, else one of tcomp's own (`gpt2`, `models/gpt2.tc`, `ops/linear.tc`)."""
     from tcomp.dsl.load import library
 
+    if not name:
+        raise UserError("the file's name is empty", "name a .tc file, or one of tcomp's own, such as gpt2")
     path = Path(name)
     if path.is_file():
         return path

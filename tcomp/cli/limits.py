@@ -1,4 +1,4 @@
-"""Numbers that a user gives, by flag or in a run file: read, and held to the ranges in which they make sense.
+"""What a user gives by flag or in a run file: read, and held to the ranges in which it makes sense.
 
 Each refusal is one UserError that names the value, and in its help the flag and what may be given.
 """
@@ -15,12 +15,12 @@ _MANY = (1 << 31) - 1
 _LONGEST = 1 << 20
 _LARGEST_DIM = 1 << 24
 _LARGEST_FLOAT = 3.4e38
-_RANGES: dict[str, tuple[float, float]] = {
+_RANGES: dict[str, tuple[int, int]] = {
     "batch": (1, _LONGEST), "length": (1, _LONGEST), "accumulation": (1, _LONGEST),
     "steps": (1, _MANY), "eval_batches": (1, _MANY), "keep": (1, _MANY), "trials": (1, _MANY),
     "eval_every": (0, _MANY), "save_every": (0, _MANY), "sample": (0, _MANY), "count": (0, _MANY),
     "top_k": (0, _MANY), "largest": (0, _MANY), "seed": (0, (1 << 63) - 1),
-    "temperature": (0, 1e6), "tolerance": (0, 1e6),
+    "temperature": (0, 1000), "tolerance": (0, 1000),
 }  # fmt: skip
 """Setting or flag (`-` written `_`) -> smallest and largest value. `threads` depends on the machine."""
 
@@ -41,31 +41,39 @@ def check_numbers(**values: float) -> None:
         elif value < low:
             wrong = f"must be at least {low}" if low else "must not be negative"
         else:
-            wrong = f"must be at most {high:.0f}"
+            wrong = f"must be at most {high}"
         flag = "--" + name.replace("_", "-")
-        raise UserError(f"{name} = {value}: {wrong}", f"give {flag} a number from {low} to {high:.0f}")
+        raise UserError(f"{name} = {_short(value)}: {wrong}", f"give {flag} a number from {low} to {high}")
+
+
+def _short(value: float) -> str:
+    text = str(value)
+    return text if len(text) <= 30 else f"{text[:20]}... ({len(text)} digits)"
 
 
 def check_dims(dims: Mapping[str, int]) -> None:
     for name, value in dims.items():
         if not 1 <= value <= _LARGEST_DIM:
             wrong = "must be at least 1" if value < 1 else f"must be at most {_LARGEST_DIM}"
-            raise UserError(f"dims.{name} = {value}: {wrong}", f"give --dim {name}= a whole number in that range")
+            raise UserError(
+                f"dims.{name} = {_short(value)}: {wrong}",
+                f"give a whole number from 1 to {_LARGEST_DIM}, such as --dim {name}=2",
+            )
 
 
 def check_hyper(hyper: Mapping[str, float], defaults: Mapping[str, float] | None = None) -> None:
     """UserError for a value that no float32 holds, and, given the model's defaults, for an unknown name or a
     negative value where the default is none."""
     for name, value in hyper.items():
-        flag = "--lr" if name == "peak_lr" else f"--hyper {name}="
+        flag = "--lr" if name == "peak_lr" else f"--hyper {name}=NUMBER"
         if not abs(value) <= _LARGEST_FLOAT:
-            raise UserError(f"hyper.{name} = {value}: must be a finite number", f"give {flag} such a number")
+            raise UserError(f"hyper.{name} = {value}: must be a finite number", f"give another by {flag}")
         if defaults is None:
             continue
         if name not in defaults:
             raise UserError(f"unknown hyperparameter {name!r}", f"this model has: {', '.join(sorted(defaults))}")
         if value < 0 <= defaults[name]:
-            raise UserError(f"hyper.{name} = {value}: must not be negative", f"give {flag} a number of 0 or more")
+            raise UserError(f"hyper.{name} = {value}: must not be negative", f"give 0 or more by {flag}")
 
 
 def check_prompt(prompt: str, vocabulary: int | None = None) -> None:

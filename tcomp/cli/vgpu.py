@@ -36,6 +36,9 @@ def run(
     """
     from tcomp.runtime.vgpu import Device
 
+    blocks, threads = _dims(grid, "--grid", ((1 << 31) - 1, 65535, 65535)), _dims(block, "--block", (1024, 1024, 64))
+    if shared < 0:
+        raise UserError(f"--shared {shared}: must not be negative", "give the bytes of dynamic shared memory, or 0")
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as e:
@@ -51,7 +54,7 @@ def run(
         values.append(value)
         if array is not None:
             arrays.append((a, value, *array))
-    report = module.launch(kernel or names[0], _dims(grid), _dims(block), values, shared)
+    report = module.launch(kernel or names[0], blocks, threads, values, shared)
     print(report)
     for text_, address, dtype, count in arrays if show > 0 else []:
         print(f"  {text_}: {gpu.download(int(address), dtype, min(show, count))}")
@@ -59,11 +62,14 @@ def run(
         raise typer.Exit(1)
 
 
-def _dims(text: str) -> list[int]:
+def _dims(text: str, flag: str, most: tuple[int, int, int]) -> list[int]:
     try:
-        return [int(p) for p in text.split(",")]
+        sizes = [int(p) for p in text.split(",")]
     except ValueError as e:
-        raise UserError(f"`{text}` is not a size", "write 8 or 8,4 or 8,4,1") from e
+        raise UserError(f"{flag} {text}: not a size", f"write {flag} 8 or 8,4 or 8,4,1") from e
+    if len(sizes) > 3 or not all(1 <= n <= high for n, high in zip(sizes, most, strict=False)):
+        raise UserError(f"{flag} {text}: not a size", f"give up to three numbers from 1, at most {most}")
+    return sizes
 
 
 def _argument(gpu: object, text: str) -> tuple[int | float, tuple[str, int] | None]:

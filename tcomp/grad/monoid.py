@@ -18,7 +18,7 @@ from tcomp.grad.contribution import guarded
 from tcomp.grad.parts import both, fresh, plain
 from tcomp.grad.rules import partial, reached
 from tcomp.grad.simplify import ONE, ZERO, polynomial, simplify
-from tcomp.schedule.monoid import RescaledSum, rescaled_sum
+from tcomp.monoid import RescaledSum, rescaled_sum
 
 if TYPE_CHECKING:
     from tcomp.grad.derive import Derivation

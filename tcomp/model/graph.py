@@ -31,7 +31,6 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
 from tcomp.errors import UserError
 
-
 _MOST_LAYERS = 10_000
 
 

@@ -22,22 +22,24 @@ from tcomp.dsl.ast import (
     Num,
     Reduction,
     Span,
-    Stage,
     children,
     names_in,
     rebuild,
 )
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Pack, Panels, Scope, Statement
+from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
+from tcomp.monoid import RescaledSum, rescaled_sum
 from tcomp.schedule import legality
 from tcomp.schedule.bounds import Env, Range, conjuncts, guarding, limits, tile_stop, zero_outside
 from tcomp.schedule.fold import fold, reads, sub
-from tcomp.schedule.monoid import LOWEST, RescaledSum, rescaled_sum
 from tcomp.schedule.nest import Leaf, LoopNode, Node
 from tcomp.schedule.resolve import KernelPlan
+from tcomp.schedule.staging import Staging, staged_accesses
 from tcomp.schedule.storage import Storage, reduction_loops
 from tcomp.schedule.tiling import RegisterTile, choose
 
+LOWEST: dict[str, Expr] = {"max": Num(-3.0e38), "min": Num(3.0e38)}
+"""Starting keys of a monoid; finite, so that the difference of two of them is 0 and not NaN."""
 IDENTITY: dict[str, Expr] = {"sum": Num(0.0), "max": Num(float("-inf")), "min": Num(float("inf"))}
 
 
@@ -62,7 +64,7 @@ class Emitter:
         self.storage, self.dtypes, self.monoids, self.definitions = storage, dtypes, monoids, definitions
         self.lanes, self.registers, self.text = lanes, registers, text
         self.tiles: dict[str, Buffer] = {s.buffer.name: s.buffer for s in storage.values()}
-        self.staged: dict[tuple[int, Access], tuple[str, tuple[Expr | None, ...]]] = {}
+        self.staging = Staging(self)
         rank = [t.index for t in plan.sequence if t.kind == "seq"]
         self.rank = {i: rank.index(i) for i in rank}
 
@@ -76,7 +78,7 @@ class Emitter:
         outer = self.range(level.index, env)
         if node.trivial:
             inner = {**env, level.index: outer}
-            return self.stage(node, inner) + self.body(node.children, inner)
+            return self.staging.stage(node, inner) + self.body(node.children, inner)
         variable = Name(level.variable)
         if level.block is None:
             bound = Range(variable, Name(level.variable + ".stop"), self.chunk[level.index])
@@ -94,7 +96,7 @@ class Emitter:
             for low in lower:
                 aligned = fold(Binary("*", fold(Binary("//", low, Num(step))), Num(step)))
                 start = Call("max", (start, aligned))
-        body = tuple(self.stage(node, inner) + self.body(node.children, inner))
+        body = tuple(self.staging.stage(node, inner) + self.body(node.children, inner))
         chunked = level.block is None
         return [Loop(level.variable, start, stop, step, level.kind, body, chunked, level.span)]
 
@@ -139,107 +141,6 @@ class Emitter:
                 if n in self.extents and n not in seen:
                     seen.append(n)
         return tuple(seen)
-
-    # ---------------------------------------------------------------------------------------- staging
-
-    def stage(self, node: LoopNode, env: Env) -> list[Statement]:
-        """`Pack`s of the operands staged in this loop (its innermost tile level only)."""
-        index = node.level.index
-        if any(isinstance(c, LoopNode) and c.level.index == index for c in self._loops_below(node)):
-            return []
-        out: list[Statement] = []
-        for s in self.plan.stages:
-            if s.at == index:
-                for name in s.tensors:
-                    out += self._stage(s, name, node, env)
-        return out
-
-    def _loops_below(self, node: LoopNode) -> list[LoopNode]:
-        below: list[LoopNode] = []
-        for c in node.children:
-            if isinstance(c, LoopNode):
-                below += [c, *self._loops_below(c)]
-        return below
-
-    def staged_accesses(self, stage: Stage, name: str, leaf: Leaf) -> list[Access]:
-        """The accesses of a reduction that `stage` names; `QKV.1` means those with constant subscript 1."""
-        value = leaf.equation.value
-        if not isinstance(value, Reduction):
-            return []
-        tensor, _, part = name.partition(".")
-        found = []
-        for e in value.values:
-            for a in reads(e):
-                constants = [s.value for s in a.subscripts if isinstance(s, Num)]
-                if a.tensor == tensor and (not part or (constants and constants[0] == int(part))):
-                    found.append(a)
-        return found
-
-    def _stage(self, stage: Stage, name: str, node: LoopNode, env: Env) -> list[Statement]:
-        candidates: list[tuple[Leaf, Access, str, int]] = []
-        for leaf in node.leaves():
-            for a in self.staged_accesses(stage, name, leaf):
-                tile = self.register_tile(leaf, leaf.writes()[-1], env, leaf.parallel, leaf.reduced)
-                along = [
-                    i
-                    for i in leaf.parallel
-                    if Name(i) in a.subscripts and (i == tile.vector or tile.unroll.get(i, 1) > 1)
-                ]
-                if not along:
-                    continue
-                i = tile.vector if tile.vector in along else along[0]
-                width = tile.unroll[i] * (tile.lanes if i == tile.vector else 1)
-                candidates.append((leaf, a, i, width))
-        # Where only some accesses of the tensor run across rows, those are the ones that need packing.
-        crossing = [c for c in candidates if c[1].subscripts[-1] != Name(c[2])]
-        out: list[Statement] = []
-        made: dict[tuple[Access, str, int], tuple[str, tuple[Expr | None, ...]]] = {}
-        for leaf, a, i, width in crossing or candidates:
-            if any(a.tensor in w.written for w in node.leaves()):
-                raise TcError(
-                    f"{a.tensor} cannot be staged at {stage.at}: an equation in that loop writes it",
-                    stage.span,
-                    self.text,
-                    "stage a tensor that this loop only reads",
-                )
-            key = (a, i, width)
-            if key not in made:
-                made[key], pack = self._pack(stage, a, i, width, env)
-                out.append(pack)
-            self.staged[(id(leaf), a)] = made[key]
-        return out
-
-    def _pack(
-        self, stage: Stage, a: Access, along: str, width: int, env: Env
-    ) -> tuple[tuple[str, tuple[Expr | None, ...]], Pack]:
-        axes: list[Axis] = []
-        origins: list[Expr | None] = []
-        dims: list[int] = []
-        panel = 0
-        for s in a.subscripts:
-            if isinstance(s, Name) and s.id in self.extents:
-                r = self.range(s.id, env)
-                if r.block > 1 or s.id == along or s.id not in env:
-                    if s.id == along:
-                        panel = len(dims)
-                    axes.append(Axis(s.id, r.start, r.stop, r.block))
-                    dims.append(r.block)
-                    origins.append(r.start)
-                    continue
-            elif names_in(s) & set(self.extents):
-                raise TcError(
-                    f"{a.tensor} cannot be staged: its subscript is not a plain index",
-                    stage.span,
-                    self.text,
-                    "stage tensors whose subscripts are plain indices",
-                )
-            origins.append(None)
-        name = f"{a.tensor}.packed{len(self.tiles)}"
-        dtype = self.dtypes[a.tensor]
-        self.tiles[name] = Buffer(name, dtype, tuple(dims), Scope.SCRATCH, Panels(panel, width))
-        source = self.point(a, env)
-        assert isinstance(source, Access)
-        return (name, tuple(origins)), Pack(name, tuple(axes), source, stage.span)
 
     # ---------------------------------------------------------------------------------------- equations
 
@@ -368,7 +269,7 @@ class Emitter:
         v = leaf.equation.value
         e = value if value is not None else (v.values[-1] if isinstance(v, Reduction) else v)
         found = reads(e)
-        packed = {a for s in self.plan.stages for n in s.tensors for a in self.staged_accesses(s, n, leaf)}
+        packed = {a for s in self.plan.stages for n in s.tensors for a in staged_accesses(n, leaf)}
         blocks = {i: self.range(i, env).block for i in (*parallel, *reduced)}
         tile = choose(self.plan.loops, target, found, packed, parallel, reduced, blocks, e, self.lanes, leaf.gathered)
         if reduced:
@@ -422,8 +323,8 @@ class Emitter:
 
     def operands(self, leaf: Leaf, e: Expr) -> Expr:
         """Replace staged accesses by their packed tiles."""
-        if isinstance(e, Access) and (id(leaf), e) in self.staged:
-            name, origins = self.staged[(id(leaf), e)]
+        if isinstance(e, Access) and (id(leaf), e) in self.staging.staged:
+            name, origins = self.staging.staged[(id(leaf), e)]
             subs = tuple(sub(s, o) for s, o in zip(e.subscripts, origins, strict=True) if o is not None)
             return Access(name, subs, e.span)
         kids = children(e)

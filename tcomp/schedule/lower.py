@@ -37,6 +37,7 @@ from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build, scatter_
 from tcomp.schedule.normal import normalise
 from tcomp.schedule.resolve import KernelPlan, Resolver, TileLevel
 from tcomp.schedule.split import Part, split
+from tcomp.schedule.staging import check_stages
 from tcomp.schedule.storage import Storage, definition_path, place
 
 
@@ -224,6 +225,7 @@ class _Lowering:
             if any(t in local for t in leaf.written):
                 leaf.readers = [r for r in leaves if r is not leaf and any(a.tensor in leaf.written for a in r.reads())]
         check_fuse(leaves, plan, self.text)
+        check_stages(leaves, plan, self.text)
         roots = build(leaves, plan.sequence, self.extents)
         check_core_loops(roots, plan, self.text)
         chunk, granule = self._chunks(plan)

@@ -117,5 +117,5 @@ def test_integer_and_real_literals_of_one_value_are_told_apart() -> None:
     ids=["reader first", "rewritten between", "state overwritten", "inlined past a write"],
 )
 def test_a_schedule_that_would_change_the_order_is_refused(text: str, schedule: str) -> None:
-    with pytest.raises(TcError, match="before it is computed|after it was overwritten|overwritten before this use"):
+    with pytest.raises(TcError, match=r"before it is computed|after it was overwritten|overwritten before this use"):
         outcome(text + "\n" + schedule, {"N": 35})

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import Binary, Call, Expr, Monoid, Name, Num, substitute
-
-LOWEST: dict[str, Expr] = {"max": Num(-3.0e38), "min": Num(3.0e38)}
-"""Starting keys; finite, so that the difference of two of them is 0 and not NaN."""
+from tcomp.dsl.ast import Binary, Call, Expr, Monoid, Name, substitute
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class RescaledSum:
 
 def rescaled_sum(m: Monoid) -> RescaledSum | None:
     """The monoid's rescaled-sum form, or None when it has another shape."""
-    if not isinstance(m.key, Call) or m.key.function not in LOWEST:
+    if not isinstance(m.key, Call) or m.key.function not in ("max", "min"):
         return None
     if set(m.key.args) != {Name(f"a.{m.key_name}"), Name(f"b.{m.key_name}")}:
         return None

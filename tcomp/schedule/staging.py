@@ -1,0 +1,150 @@
+"""Staged operands: which accesses a `stage` line packs, into what panels, in which loop.
+
+    stage W in packed at k   -->   in the loop over k: W.packed = pack W[n, k]; the contraction reads W.packed
+
+The panel's width is the register tile along the packed index, so that the contraction reads it with unit stride.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tcomp.dsl.ast import Access, Expr, Name, Num, Reduction, Stage, names_in
+from tcomp.dsl.errors import TcError
+from tcomp.ir.tile import Axis, Buffer, Pack, Panels, Scope, Statement
+from tcomp.schedule.bounds import Env
+from tcomp.schedule.fold import reads
+from tcomp.schedule.nest import Leaf, LoopNode
+from tcomp.schedule.resolve import KernelPlan
+
+if TYPE_CHECKING:
+    from tcomp.schedule.emit import Emitter
+
+
+def staged_accesses(name: str, leaf: Leaf) -> list[Access]:
+    """The accesses of a reduction that a `stage` line names; `QKV.1` means those with constant subscript 1."""
+    value = leaf.equation.value
+    if not isinstance(value, Reduction):
+        return []
+    tensor, _, part = name.partition(".")
+    found = []
+    for e in value.values:
+        for a in reads(e):
+            constants = [s.value for s in a.subscripts if isinstance(s, Num)]
+            if a.tensor == tensor and (not part or (constants and constants[0] == int(part))):
+                found.append(a)
+    return found
+
+
+def _loops_below(node: LoopNode) -> list[LoopNode]:
+    below: list[LoopNode] = []
+    for c in node.children:
+        if isinstance(c, LoopNode):
+            below += [c, *_loops_below(c)]
+    return below
+
+
+def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
+    """Every `stage` line must have something to stage: a tiled loop, and a reduction that reads the tensor."""
+    for s in plan.stages:
+        if all(t.index != s.at for t in plan.sequence):
+            raise TcError(
+                f"nothing can be staged at '{s.at}': it has no tile level",
+                s.span,
+                text,
+                f"tile it, e.g. {s.at} -> seq(64), or stage at another loop",
+            )
+        for name in s.tensors:
+            if not any(staged_accesses(name, leaf) for leaf in leaves):
+                raise TcError(
+                    f"'{name}' cannot be staged: no reduction of this kernel reads it",
+                    s.span,
+                    text,
+                    "leave it out of this line",
+                )
+
+
+class Staging:
+    """Emits the `Pack`s of one kernel and remembers what each access was replaced by."""
+
+    def __init__(self, emitter: Emitter) -> None:
+        self.emitter = emitter
+        self.staged: dict[tuple[int, Access], tuple[str, tuple[Expr | None, ...]]] = {}
+
+    def stage(self, node: LoopNode, env: Env) -> list[Statement]:
+        """`Pack`s of the operands staged in this loop (its innermost tile level only)."""
+        index = node.level.index
+        if any(isinstance(c, LoopNode) and c.level.index == index for c in _loops_below(node)):
+            return []
+        out: list[Statement] = []
+        for s in self.emitter.plan.stages:
+            if s.at == index:
+                for name in s.tensors:
+                    out += self._stage(s, name, node, env)
+        return out
+
+    def _stage(self, stage: Stage, name: str, node: LoopNode, env: Env) -> list[Statement]:
+        candidates: list[tuple[Leaf, Access, str, int]] = []
+        for leaf in node.leaves():
+            for a in staged_accesses(name, leaf):
+                tile = self.emitter.register_tile(leaf, leaf.writes()[-1], env, leaf.parallel, leaf.reduced)
+                along = [
+                    i
+                    for i in leaf.parallel
+                    if Name(i) in a.subscripts and (i == tile.vector or tile.unroll.get(i, 1) > 1)
+                ]
+                if not along:
+                    continue
+                i = tile.vector if tile.vector in along else along[0]
+                width = tile.unroll[i] * (tile.lanes if i == tile.vector else 1)
+                candidates.append((leaf, a, i, width))
+        # Where only some accesses of the tensor run across rows, those are the ones that need packing.
+        crossing = [c for c in candidates if c[1].subscripts[-1] != Name(c[2])]
+        out: list[Statement] = []
+        made: dict[tuple[Access, str, int], tuple[str, tuple[Expr | None, ...]]] = {}
+        for leaf, a, i, width in crossing or candidates:
+            if any(a.tensor in w.written for w in node.leaves()):
+                raise TcError(
+                    f"{a.tensor} cannot be staged at {stage.at}: an equation in that loop writes it",
+                    stage.span,
+                    self.emitter.text,
+                    "stage a tensor that this loop only reads",
+                )
+            key = (a, i, width)
+            if key not in made:
+                made[key], pack = self._pack(stage, a, i, width, env)
+                out.append(pack)
+            self.staged[(id(leaf), a)] = made[key]
+        return out
+
+    def _pack(
+        self, stage: Stage, a: Access, along: str, width: int, env: Env
+    ) -> tuple[tuple[str, tuple[Expr | None, ...]], Pack]:
+        axes: list[Axis] = []
+        origins: list[Expr | None] = []
+        dims: list[int] = []
+        panel = 0
+        for s in a.subscripts:
+            if isinstance(s, Name) and s.id in self.emitter.extents:
+                r = self.emitter.range(s.id, env)
+                if r.block > 1 or s.id == along or s.id not in env:
+                    if s.id == along:
+                        panel = len(dims)
+                    axes.append(Axis(s.id, r.start, r.stop, r.block))
+                    dims.append(r.block)
+                    origins.append(r.start)
+                    continue
+            elif names_in(s) & set(self.emitter.extents):
+                raise TcError(
+                    f"{a.tensor} cannot be staged: its subscript is not a plain index",
+                    stage.span,
+                    self.emitter.text,
+                    "stage tensors whose subscripts are plain indices",
+                )
+            origins.append(None)
+        name = f"{a.tensor}.packed{len(self.emitter.tiles)}"
+        dtype = self.emitter.dtypes[a.tensor]
+        self.emitter.tiles[name] = Buffer(name, dtype, tuple(dims), Scope.SCRATCH, Panels(panel, width))
+        source = self.emitter.point(a, env)
+        assert isinstance(source, Access)
+        return (name, tuple(origins)), Pack(name, tuple(axes), source, stage.span)
