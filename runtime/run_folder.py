@@ -56,10 +56,10 @@ class RunFolder:
 
     def _unmake(self) -> None:
         """Remove the folders that were made for this run, which has not begun."""
-        if self._made:
-            (self.path / LOCK).unlink(missing_ok=True)
-        for folder in self._made:
-            with suppress(OSError):
+        with suppress(OSError):
+            if self._made:
+                (self.path / LOCK).unlink(missing_ok=True)
+            for folder in self._made:
                 folder.rmdir()
 
 
@@ -96,7 +96,7 @@ class Metrics:
         path = run / METRICS
         kept: list[str] = []
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(errors="replace").splitlines():
                 try:
                     if json.loads(line)["step"] <= steps_done:
                         kept.append(line + "\n")

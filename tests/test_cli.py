@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from tcomp.cli.build import write_folder
+from tcomp.cli.common import build_step
 from tcomp.cli.main import main, spread_data
 from tcomp.errors import UserError
 
@@ -227,6 +230,206 @@ def test_check_passes_for_an_op_file_and_fails_for_a_wrong_tolerance(tcomp: Tcom
     refused(tcomp("check", "ops/layernorm", "--tolerance", "0", "--threads", "1"), "from the oracle")
 
 
+# ------------------------------------------------------------------------------- values out of range
+
+
+OUT_OF_RANGE = [
+    ("--dim L=-1", "dims.L = -1: must be at least 1", "--dim L=2"),
+    ("--dim L=0", "dims.L = 0: must be at least 1", "--dim L=2"),
+    ("--dim H=0", "dims.H = 0: must be at least 1", "--dim H=2"),
+    ("--dim V=0", "dims.V = 0: must be at least 1", "--dim V=2"),
+    ("--dim L=1e300", "dims.L = 1000", "--dim L=2"),
+    ("--dim L=nan", "--dim L=nan: must be a whole number", "--dim L=2"),
+    ("--dim L=inf", "--dim L=inf: must be a whole number", "--dim L=2"),
+    ("--dim L=20000", "20000 layers", "10000"),
+    ("--memory infGB", "--memory infGB: not an amount of memory", "--memory 16GB"),
+    ("--memory nanGB", "--memory nanGB: not an amount of memory", "--memory 16GB"),
+    ("--memory -5GB", "--memory -5GB: must be more than nothing", "--memory 16GB"),
+    ("--memory 0", "--memory 0: must be more than nothing", "--memory 16GB"),
+    ("--threads 100000", "threads = 100000: must be at most", "--threads"),
+    ("--threads -1", "threads = -1: must not be negative", "--threads"),
+    ("--lr -1", "hyper.peak_lr = -1.0: must not be negative", "--lr"),
+    ("--lr nan", "hyper.peak_lr = nan: must be a finite number", "--lr"),
+    ("--lr 1e39", "hyper.peak_lr = 1e+39: must be a finite number", "--lr"),
+    ("--hyper warmup=-inf", "hyper.warmup = -inf: must be a finite number", "--hyper warmup="),
+    ("--hyper eps=-1", "hyper.eps = -1.0: must not be negative", "--hyper eps="),
+    ("--hyper foo=1", "unknown hyperparameter 'foo'", "this model has: beta1"),
+    ("--seed 99999999999999999999999", "seed = 99999999999999999999999: must be at most", "--seed"),
+    ("--seed -1", "seed = -1: must not be negative", "--seed"),
+    ("-B 0", "batch = 0: must be at least 1", "--batch"),
+    ("-B 99999999999999999999", "batch = 99999999999999999999: must be at most", "--batch"),
+    ("-T 0", "length = 0: must be at least 1", "--length"),
+    ("--accumulation 0", "accumulation = 0: must be at least 1", "--accumulation"),
+    ("--steps -1", "steps = -1: must be at least 1", "--steps"),
+    ("--eval-every -1", "eval_every = -1: must not be negative", "--eval-every"),
+    ("--eval-batches 0", "eval_batches = 0: must be at least 1", "--eval-batches"),
+    ("--save-every -1", "save_every = -1: must not be negative", "--save-every"),
+    ("--keep 0", "keep = 0: must be at least 1", "--keep"),
+    ("--sample -1", "sample = -1: must not be negative", "--sample"),
+    ("--prompt ", "the prompt is empty", "--prompt"),
+    ("--prompt \udcff", "the prompt is not UTF-8 text", "--prompt"),
+    ("--dim V=101 --prompt \u00e9", "outside the model's vocabulary of 101", "--prompt"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message", "remedy"), OUT_OF_RANGE, ids=[ascii(c[0]) for c in OUT_OF_RANGE])
+def test_train_refuses_numbers_out_of_range(
+    flags: str, message: str, remedy: str, tcomp: Tcomp, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid_compiling(monkeypatch)
+    Path(text).write_text("abcabd\n" * 700)
+    result = tcomp("train", *TINY, "--data", text, *flags.split(" "))
+    refused(result, message, remedy)
+    assert result.error.count("\n") <= 4, "one message"
+    assert [p.name for p in tmp_path.iterdir()] == ["text.txt"], "a refusal leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("[dims]\nL = -1", "dims.L = -1: must be at least 1"),
+        ("[dims]\nH = 0", "dims.H = 0: must be at least 1"),
+        ("[dims]\nL = nan", "dims.L must be a whole number"),
+        ("memory = 'infGB'", "--memory infGB: not an amount of memory"),
+        ("threads = 100000", "threads = 100000: must be at most"),
+        ("[hyper]\npeak_lr = -1", "hyper.peak_lr = -1: must not be negative"),
+        ("[hyper]\npeak_lr = nan", "hyper.peak_lr = nan: must be a finite number"),
+        ("seed = 99999999999999999999999", "seed = 99999999999999999999999: must be at most"),
+        ("batch = 0", "batch = 0: must be at least 1"),
+        ("prompt = ''", "the prompt is empty"),
+    ],
+)
+def test_run_files_refuse_the_same(
+    toml: str, message: str, tcomp: Tcomp, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid_compiling(monkeypatch)
+    run_file = tmp_path / "run.toml"
+    run_file.write_text(toml)
+    refused(tcomp("train", "--run-file", "run.toml", "--data", text), message)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.toml", "text.txt"]
+
+
+def forbid_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(*_: object) -> None:
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr("tcomp.runtime.cpu.executor.CpuExecutor", compiled)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("build gpt2 -B 0", "batch = 0: must be at least 1"),
+        ("build gpt2 --dim L=nan", "--dim L=nan: must be a whole number"),
+        ("plan gpt2 -T -1", "length = -1: must be at least 1"),
+        ("plan gpt2 --largest -1", "largest = -1: must not be negative"),
+        ("plan gpt2 --threads 100000", "threads = 100000: must be at most"),
+        ("show gpt2 --graph --dim L=-1", "dims.L = -1: must be at least 1"),
+        ("check gpt2 --trials 0", "trials = 0: must be at least 1"),
+        ("check gpt2 --tolerance nan", "tolerance = nan: must be a number"),
+        ("generate r --temperature nan", "temperature = nan: must be a number"),
+        ("generate r --top-k -1", "top_k = -1: must not be negative"),
+        ("generate r --prompt ", "the prompt is empty"),
+        ("vgpu run k.ptx --grid 0", "--grid 0: not a size"),
+        ("vgpu run k.ptx --block 8,x", "--block 8,x: not a size"),
+        ("vgpu run k.ptx --shared -1", "--shared -1: must not be negative"),
+    ],
+)
+def test_other_commands_refuse_numbers_out_of_range(arguments: str, message: str, tcomp: Tcomp) -> None:
+    refused(tcomp(*arguments.split(" ")), message)
+
+
+def test_a_model_is_built_with_dimensions_from_one_on() -> None:
+    with pytest.raises(UserError, match="H = 0 of model 'gpt2' must be at least 1"):
+        build_step("gpt2", "tiny", 1, 8, dims={"H": 0})
+
+
+# -------------------------------------------------------------------------------- bad files, by command
+
+
+BAD_FILES = {
+    "missing.tc": ("missing.tc: no such file", "tcomp's own files"),
+    "syntax.tc": ("syntax.tc:1:14: error:",),
+    "binary.tc": ("binary.tc is not UTF-8 text",),
+    ".": ("a folder, not a .tc file",),
+    "": ("the file's name is empty",),
+}
+
+
+@pytest.mark.parametrize("file", BAD_FILES)
+@pytest.mark.parametrize("command", ["train", "build", "plan", "show --ast", "grad", "check"])
+def test_bad_files(command: str, file: str, tcomp: Tcomp, tmp_path: Path) -> None:
+    (tmp_path / "syntax.tc").write_text("op f(X: f32[M) -> Y:\n")
+    (tmp_path / "binary.tc").write_bytes(b"\xff\xfe")
+    name, *flags = command.split()
+    refused(tcomp(name, file, *(["f"] if name == "grad" else flags)), *BAD_FILES[file])
+
+
+def test_fmt_of_bad_files(tcomp: Tcomp, tmp_path: Path) -> None:
+    (tmp_path / "binary.tc").write_bytes(b"\xff\xfe")
+    refused(tcomp("fmt", "missing.tc"), "missing.tc: cannot read it: No such file")
+    refused(tcomp("fmt", "binary.tc"), "binary.tc: cannot read it")
+
+
+@pytest.mark.parametrize("command", ["train", "build gpt2", "plan gpt2", "show gpt2 --graph"])
+def test_unknown_configs(command: str, tcomp: Tcomp) -> None:
+    refused(tcomp(*command.split(), "--config", "125M"), "no config '125M'", "124M")
+
+
+@pytest.mark.parametrize(
+    "command", ["show gpt2 NAME --ast", "show gpt2 NAME --tile", "grad gpt2 NAME", "check gpt2 NAME"]
+)
+def test_unknown_ops(command: str, tcomp: Tcomp) -> None:
+    refused(tcomp(*command.replace("NAME", "linaer").split()), "'linaer'", "did you mean 'linear'?")
+
+
+# ------------------------------------------------------------------------------ errors of the system
+
+
+def test_an_error_without_a_file_name_is_one_message(tcomp: Tcomp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tcomp.cli.common.build_step", full)
+    result = tcomp("plan", "gpt2")
+    refused(result)
+    assert result.error == "error: No space left on device\n  help: free some disk space\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_output_that_finds_no_room_is_one_message() -> None:
+    with open("/dev/full", "w") as out:
+        found = subprocess.run(
+            [sys.executable, "-m", "tcomp.cli.main", "grad", "ops/linear", "linear"],
+            stdout=out, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (found.returncode, found.stderr) == (2, "error: No space left on device\n  help: free some disk space\n")
+
+
+def test_an_executor_that_fails_leaves_no_run_folder(
+    tcomp: Tcomp, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr("tcomp.runtime.cpu.executor.CpuExecutor", failing)
+    refused(tcomp("train", *TINY, "--data", text), "error: Cannot allocate memory", "use smaller sizes")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_folder_that_cannot_be_made(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    arguments = ["train", *TINY, "--data", text, "--steps", "1", "--run"]
+    refused(tcomp(*arguments, f"{text}/r"), "cannot use it as run folder: Not a directory")
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tcomp.runtime.run_folder.write_atomic", no_room)
+        refused(tcomp(*arguments, "a/b"), "run.json: cannot write it: No space left")
+    assert not (tmp_path / "a").exists()
+
+
 # ------------------------------------------------------------------------------------ train, generate
 
 
@@ -279,6 +482,13 @@ def test_a_resumed_run_keeps_its_settings(tcomp: Tcomp, text: str) -> None:
     tcomp("train", *TINY, "--data", text, "--steps", "1", "--run", "r")
     refused(tcomp("train", "--resume", "r", "--lr", "1"), "cannot change when a run is resumed")
     refused(tcomp("train", "--resume", "nowhere"), "not a run folder")
+    config = Path("r/run.json")
+    config.write_text(config.read_text().replace('"threads": 1,', '"threads": 9999,'))
+    refused(tcomp("train", "--resume", "r"), "threads = 9999: must be at most", "--threads")
+    assert tcomp("train", "--resume", "r", "--threads", "1").code == 0
+    config.write_text("{")
+    refused(tcomp("train", "--resume", "r"), "run.json: damaged")
+    refused(tcomp("generate", "r"), "run.json: damaged")
 
 
 def test_bad_data(tcomp: Tcomp, tmp_path: Path) -> None:
@@ -300,13 +510,24 @@ def test_bad_checkpoints(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
     tensors = [folder / f"step-00000{i}" / "tensors.safetensors" for i in (2, 3)]
     os.truncate(tensors[1], 1000)
     result = tcomp("train", "--resume", "r")
-    assert result.code == 0 and "truncated" in result.error and "using the checkpoint before" in result.error
+    assert result.code == 0 and "truncated" in result.error
+    assert "step-000003" in result.error and "using the checkpoint before it, step-000002" in result.error
     for path in folder.glob("step-*/tensors.safetensors"):
         data = bytearray(path.read_bytes())
         data[-1] ^= 255
         path.write_bytes(data)
     refused(tcomp("train", "--resume", "r"), "no usable checkpoint", "checksum does not match")
     refused(tcomp("generate", "r"), "no usable checkpoint")
+
+
+def test_a_damaged_checkpoint_does_not_push_out_a_good_one(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    tcomp("train", *TINY, "--data", text, "--steps", "4", "--save-every", "2", "--run", "r")
+    (tmp_path / "r" / "checkpoints" / "step-000004" / "manifest.json").unlink()
+    result = tcomp("train", "--resume", "r", "--steps", "3", "--keep", "1")
+    assert result.code == 0 and "step-000004: manifest.json: No such file" in result.error
+    assert "using the checkpoint before it, step-000002" in result.error
+    generated = tcomp("generate", "r", "--count", "2", "--threads", "1")
+    assert generated.code == 0 and "using the checkpoint before it, step-000003" in generated.error
 
 
 def test_a_checkpoint_of_another_model(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
@@ -337,3 +558,36 @@ def test_a_full_disk_while_saving(tcomp: Tcomp, text: str, tmp_path: Path) -> No
     refused(Result(found.returncode, found.stdout, found.stderr), "cannot save the checkpoint", "is kept")
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step-000001"]
     assert tcomp("train", "--resume", "r", "--steps", "2").code == 0
+
+
+DISK = """
+set -e
+mount -t tmpfs -o size=256k none small
+cp -r r small
+cd small
+tcomp() { "$PYTHON" -m tcomp.cli.main "$@"; }
+head -c 1m /dev/zero > filler 2> /dev/null || true
+truncate -s -16k filler
+code=0; tcomp train --resume r --steps 2 > /dev/null || code=$?
+ls r/checkpoints
+test $code = 2
+rm filler
+tcomp train --resume r --steps 3 | tail -n 1
+"""
+
+
+def test_a_small_disk_that_fills_up(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    """A file system of 256 KiB in a mount namespace of the test's own, which ends with it."""
+    (tmp_path / "small").mkdir()
+    own = ["unshare", "-rm", "bash", "-c"]
+    if shutil.which("unshare") is None or subprocess.call(
+        [*own, "mount -t tmpfs none small"], stderr=subprocess.DEVNULL
+    ):
+        pytest.skip("this machine lets no user mount a file system")
+    tcomp("train", *TINY, "--data", text, "--steps", "1", "--run", "r")
+    environment = {**os.environ, "PYTHON": sys.executable}
+    found = subprocess.run([*own, DISK], capture_output=True, text=True, check=False, env=environment)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[0] == "step-000001" and "run folder r" in found.stdout.splitlines()[-1]
+    assert found.stderr.count("error:") == 1 and "Traceback" not in found.stderr
+    assert "No space left on device; step-000001 is kept" in found.stderr

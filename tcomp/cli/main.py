@@ -5,8 +5,10 @@ Errors that a user can act on (UserError, TcError) end here as one message on st
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
+import signal
 import sys
 
 import typer
@@ -47,6 +49,7 @@ app.add_typer(vgpu.app, name="vgpu")
 def main() -> None:
     """Run the command line; ends the process."""
     sys.argv[1:] = spread_data(sys.argv[1:])
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop while Python ends
     try:
         try:
             app()

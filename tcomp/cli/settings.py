@@ -86,14 +86,18 @@ def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def merged(base: TrainSettings, *layers: dict[str, Any]) -> TrainSettings:
-    """`base` with each layer's values put over it; tables (hyper, dims) are merged key by key."""
+    """`base` with each layer's values put over it, checked; tables (hyper, dims) are merged key by key."""
+    return _merged(base, *layers).check()
+
+
+def _merged(base: TrainSettings, *layers: dict[str, Any]) -> TrainSettings:
     for layer in layers:
         values = dict(layer)
         for table in ("hyper", "dims"):
             if table in values:
                 values[table] = {**getattr(base, table), **values[table]}
         base = replace(base, **values)
-    return base.check()
+    return base
 
 
 def as_json(settings: TrainSettings) -> dict[str, Any]:
@@ -101,5 +105,6 @@ def as_json(settings: TrainSettings) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any], where: str) -> TrainSettings:
+    """A run.json's settings, of the right types. Not checked further: flags may replace what does not suit here."""
     known = {f.name for f in fields(TrainSettings)}
-    return merged(TrainSettings(), checked({k: v for k, v in values.items() if k in known}, where))
+    return _merged(TrainSettings(), checked({k: v for k, v in values.items() if k in known}, where))

@@ -28,6 +28,7 @@ def start(folder: Path, *arguments: str, cache: Path) -> subprocess.Popen[str]:
         [sys.executable, "-m", "tcomp.cli.main", "train", *arguments],
         cwd=folder, env={**os.environ, "TCOMP_CACHE": str(cache)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored under nohup, say
     )  # fmt: skip
 
 
@@ -111,3 +112,43 @@ def test_ctrl_c_saves_and_the_run_goes_on_bitwise_the_same(
     out, _ = ending.communicate(timeout=120)
     assert ending.returncode == 0, out
     assert_same(whole, tmp_path / "stopped")
+
+
+def test_ctrl_c_at_any_moment_leaves_a_run_that_can_go_on(
+    tmp_path: Path, corpus: Path, whole: Path, shared_cache: Path
+) -> None:
+    """While Python starts, the step is planned, the run trains or ends: whatever is hit, the end is the same."""
+    draw = random.Random(11)
+    run, first = tmp_path / "hit", [*ARGUMENTS, "--data", str(corpus), "--run", "hit"]
+    began = time.monotonic()
+    start(tmp_path, *ARGUMENTS, "--data", str(corpus), "--run", "timed", cache=shared_cache).communicate(timeout=120)
+    usual = time.monotonic() - began
+    interrupted = 0
+    for part in (0.5, 0.75, 1.0):
+        running = start(tmp_path, *(["--resume", "hit"] if run.exists() else first), cache=shared_cache)
+        try:
+            running.communicate(timeout=usual * draw.uniform(part - 0.25, part))
+        except subprocess.TimeoutExpired:
+            running.send_signal(signal.SIGINT)
+            interrupted += 1
+            out, _ = running.communicate(timeout=60)
+            assert running.returncode in (0, 130, -signal.SIGINT), out
+    assert interrupted >= 1
+    ending = start(tmp_path, *(["--resume", "hit"] if run.exists() else first), cache=shared_cache)
+    out, _ = ending.communicate(timeout=120)
+    assert ending.returncode == 0, out
+    assert_same(whole, run)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(
+    tmp_path: Path, corpus: Path, whole: Path, shared_cache: Path
+) -> None:
+    run = tmp_path / "early"
+    run.mkdir()
+    settings = json.loads((whole / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**settings, "run": "early"}))
+    again = start(tmp_path, "--resume", "early", cache=shared_cache)
+    out, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, out
+    assert "stopped before its first checkpoint; it starts again from step 0" in out
+    assert_same(whole, run)

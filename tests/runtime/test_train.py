@@ -118,6 +118,28 @@ def test_divergence_is_an_error(tmp_path: Path, text: Path, bigram: Any, silent:
         run(bigram(), text, tmp_path / "run", silent(), steps=50, hyper={"peak_lr": math.inf})
 
 
+@pytest.mark.parametrize("what", ["norm", "loss"])
+def test_a_step_that_is_not_finite_is_not_saved(
+    what: str, tmp_path: Path, text: Path, bigram: Any, silent: Any
+) -> None:
+    """The last update (its gradient's norm is infinite), or the validation after it."""
+    executor = bigram()
+    runs: list[str] = []
+
+    def spoil(program: str) -> None:
+        runs.append(program)
+        if runs.count("update") == 3 and program == "update":
+            executor.array("grad.table" if what == "norm" else "table")[...] = np.inf
+
+    executor.on_run = spoil
+    with pytest.raises(UserError, match="training has diverged") as e, np.errstate(all="ignore"):
+        run(executor, text, tmp_path / "run", silent(), steps=3, save_every=2)
+    assert {"norm": "gradient's norm is inf at step 3", "loss": "validation loss is nan at step 3"}[what] in str(
+        e.value
+    )
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
+
+
 def test_unknown_hyperparameter(tmp_path: Path, text: Path, bigram: Any, silent: Any) -> None:
     with pytest.raises(UserError, match="unknown hyperparameter 'speed'") as e:
         run(bigram(), text, tmp_path / "run", silent(), steps=5, hyper={"speed": 1.0})
