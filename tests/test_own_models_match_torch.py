@@ -1,0 +1,117 @@
+"""A model that is not GPT-2 and an optimizer that is not AdamW, all in the test's own text, against PyTorch.
+
+It uses a parameter by layers and once more by a fixed slice, adds a tensor to itself, shares one bias, mixes
+scheduled library ops with ops that have no schedule, and takes two float inputs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tcomp.dsl.load import load_text
+from tcomp.machine.cpu import detect
+from tcomp.model.build import build_step
+from tcomp.runtime.cpu.executor import CpuExecutor
+
+TEXT = """
+import ops.linear
+import ops.crossentropy
+
+op add(A, B: f32[M, N]) -> Y: f32[M, N]:
+  Y[m, n] = A[m, n] + B[m, n]
+
+op relu(A: f32[M, N]) -> Y: f32[M, N]:
+  Y[m, n] = max(A[m, n], 0.0)
+
+op scale_rows(A: f32[M, N], w: f32[M]) -> Y: f32[M, N]:
+  Y[m, n] = A[m, n] * w[m]
+
+op constant(peak_lr: f32[]) -> lr: f32[]:
+  lr = peak_lr
+
+op momentum(inout p: f32[N], g: f32[N], inout m: f32[N], lr: f32[], beta: f32[]):
+  m[i] = beta * m[i] + g[i]
+  p[i] = p[i] - lr * m[i]
+
+model line(B):
+  config default: C = 9, L = 3, V = 7
+  param e: f32[V, C] = normal(0.5) in a
+  param w: f32[L, C, C] = normal(0.4) in a
+  param b: f32[C] = zeros in c
+  input x: f32[B, C]
+  input z: f32[B]
+  input label: i32[B] below V
+
+  forward:
+    h = scale_rows(x, z)
+    for l in L:
+      t = linear(h, w[l], b)
+      t = relu(t)
+      u = add(t, h)
+      h = add(u, t)
+    q = linear(h, w[0], b)
+    r = add(q, q)
+    logits = matmul(r, e)
+    losses, _ = crossentropy(logits, label, V = V)
+    loss = mean(losses)
+
+  loss loss
+
+  optimizer momentum:
+    hyper peak_lr = 0.05
+    group a: beta = 0.9
+    group c: beta = 0.5
+    lr by constant
+"""
+BETA = {"e": 0.9, "w": 0.9, "b": 0.5}
+
+
+def reference_loss(p: dict[str, torch.Tensor], x: np.ndarray, z: np.ndarray, label: np.ndarray) -> torch.Tensor:
+    h = torch.tensor(x).double() * torch.tensor(z).double()[:, None]
+    for layer in range(3):
+        t = torch.relu(h @ p["w"][layer].T + p["b"])
+        h = t + h + t
+    q = h @ p["w"][0].T + p["b"]
+    return torch.nn.functional.cross_entropy((q + q) @ p["e"].T, torch.tensor(label).long())
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "threads"), [(5, 1, 1), (1, 1, 2), (6, 3, 2), (33, 2, 1)])
+def test_training_matches_torch(batch: int, accumulation: int, threads: int) -> None:
+    machine = detect()
+    step = build_step(
+        load_text(TEXT), "line", "default", {"B": batch}, accumulation=accumulation, machine=machine, threads=threads
+    )
+    executor = CpuExecutor(step, machine, threads)
+    random = np.random.default_rng(0)
+    try:
+        parameters: dict[str, torch.Tensor] = {}
+        for name in BETA:
+            array = executor.array(name)
+            array[...] = random.standard_normal(array.shape) * 0.3
+            parameters[name] = torch.tensor(array.astype(np.float64), requires_grad=True)
+        momenta = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        for _ in range(4):
+            for micro in range(accumulation):
+                x = random.standard_normal((batch, 9)).astype(np.float32)
+                z = random.standard_normal(batch).astype(np.float32)
+                label = random.integers(0, 7, batch, dtype=np.int32)
+                for name, value in (("x", x), ("z", z), ("label", label)):
+                    executor.array(name)[...] = value
+                executor.run("micro_next" if micro else "micro_first")
+                loss = reference_loss(parameters, x, z, label)
+                (loss / accumulation).backward()
+                assert float(executor.array("loss")) == pytest.approx(loss.item(), rel=1e-5)
+            executor.run("update")
+            with torch.no_grad():
+                for name, p in parameters.items():
+                    assert p.grad is not None
+                    momenta[name] = BETA[name] * momenta[name] + p.grad
+                    p -= 0.05 * momenta[name]
+                    p.grad = None
+            for name, p in parameters.items():
+                want = p.detach().numpy()
+                assert np.linalg.norm(executor.array(name) - want) <= 1e-5 * np.linalg.norm(want), name
+    finally:
+        executor.close()
