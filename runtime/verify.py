@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tcomp.dsl.ast import Access, DType, Module, Name, Op, Reduction, walk
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.infer import dimensions
+from tcomp.errors import UserError
 from tcomp.machine.cpu import CpuMachine
 from tcomp.model.graph import Node, Tensor, View, build_graph
 from tcomp.model.programs import build_programs
@@ -54,6 +55,12 @@ def awkward_dims(op: Op, random: np.random.Generator, tries: int = 2000) -> dict
 
 def random_inputs(op: Op, dims: dict[str, int], random: np.random.Generator, positive: bool) -> dict[str, Array]:
     """Inputs of an op: floats around 0 (or in 0.1 .. 1 when `positive`), integers valid as subscripts."""
+    for o in op.operands:
+        if o.dtype not in _TYPES:
+            raise UserError(
+                f"{o.span}: op '{op.name}' holds '{o.name}' in {o.dtype}, and a check compares f32, f64 and i32 only",
+                "check the same equations with f32 operands; `tcomp check FILE --parse-only` checks the text",
+            )
     inputs: dict[str, Array] = {}
     for p in op.params:
         shape = operand_shape(p, dims)

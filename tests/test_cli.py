@@ -133,6 +133,13 @@ def test_bad_text_is_shown_with_its_place(case: str, tcomp: Tcomp, tmp_path: Pat
     assert "^" in result.error, "no caret"
 
 
+@pytest.mark.parametrize("dtype", ["e4m3", "bf16"])
+def test_check_of_a_dtype_that_it_cannot_compare(dtype: str, tcomp: Tcomp, tmp_path: Path) -> None:
+    file = tmp_path / "quarter.tc"
+    file.write_text(f"op quarter(X: {dtype}[N]) -> Y: f32[N]:\n  Y[n] = f32(X[n]) * 0.25\n")
+    refused(tcomp("check", str(file)), "quarter", dtype, "f32")
+
+
 def test_files_and_names_that_do_not_exist(tcomp: Tcomp) -> None:
     refused(tcomp("plan", "gpt22"), "gpt22: no such file", "did you mean 'gpt2'?")
     refused(tcomp("plan", "gpt2", "--config", "125M"), "125M", "124M")

@@ -17,6 +17,7 @@ from llvmlite import ir
 
 import tcomp
 from tcomp.codegen.cpu.loops import PhaseGenerator, tile_offsets
+from tcomp.errors import UserError
 from tcomp.ir.tile import Kernel, Scope
 from tcomp.machine.cpu import CpuMachine
 
@@ -28,6 +29,10 @@ def generator_digest() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+class Unsupported(UserError, NotImplementedError):
+    """A sound op that this code generator has no code for yet, such as fp8 storage."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,11 @@ def kernel_ir(kernel: Kernel, machine: CpuMachine) -> str:
     """The kernel as LLVM IR text, before LLVM's passes."""
     module = ir.Module(name=kernel.name)
     module.triple = machine.triple
-    for symbol, phase in zip(symbols_of(kernel, kernel_key(kernel, machine)), kernel.phases, strict=True):
-        PhaseGenerator(module, symbol, kernel, machine).generate(phase)
+    try:
+        for symbol, phase in zip(symbols_of(kernel, kernel_key(kernel, machine)), kernel.phases, strict=True):
+            PhaseGenerator(module, symbol, kernel, machine).generate(phase)
+    except NotImplementedError as e:
+        raise Unsupported(f"{kernel.span}: op '{kernel.op or kernel.name}' cannot be compiled for the CPU: {e}") from e
     return str(module)
 
 
