@@ -28,8 +28,10 @@ class Scope(Enum):
     """Where a buffer lives."""
 
     OPERAND = "operand"  # an argument of the kernel: device memory, address given at launch
-    SCRATCH = "scratch"  # private to one core (CPU) or block (GPU)
+    SCRATCH = "scratch"  # private to one core (CPU)
     TEAM = "team"  # one for all cores or blocks, lives across the kernel's phases (partials)
+    SHARED = "shared"  # GPU: one per block, in shared memory
+    REGISTERS = "registers"  # GPU: spread over the block's threads, each thread its own elements (`Fragment`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +50,85 @@ class Panels:
     width: int
 
 
-Layout = RowMajor | Panels
+@dataclass(frozen=True, slots=True)
+class Pitched:
+    """Row-major with rows (the last axis) `pitch` elements apart: padding against shared-memory bank conflicts."""
+
+    pitch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How the threads of a GPU block share the values of one axis (or tile dimension).
+
+    `o` is a value's offset from the axis's start. Along warp dimension `warp` ("x" or "y"; "" when warps do not
+    divide it) it belongs to warp `(o // warp_tile) % warps`; within that warp's tile, r = o % warp_tile, along lane
+    dimension `lane` to lane `(r // grain) % lanes`. What a thread has left over it takes in turns:
+
+        o = ((warp_turn * warps + warp) * warp_tile) + ((lane_turn * lanes + lane) * grain) + v,   0 <= v < grain
+
+    so neighbouring lanes take neighbouring groups of `grain` values (coalesced), and a thread's `grain`
+    consecutive values are one access of up to 128 bits. Without `warp`, warp_tile is 0 and the tile is the whole
+    block. With neither, every thread takes all values, `grain` at a time. Threads along a dimension that no axis of
+    a Compute uses do the same work as their neighbours; only the first of them writes memory.
+    """
+
+    grain: int = 1
+    lane: str = ""
+    lanes: int = 1
+    warp: str = ""
+    warps: int = 1
+    warp_tile: int = 0
+
+    def warp_turns(self, block: int) -> int:
+        """Turns that a warp takes over a block of that many values."""
+        return -(-block // (self.warps * self.warp_tile)) if self.warp else 1
+
+    def lane_turns(self, block: int) -> int:
+        """Turns that a lane takes within one warp tile."""
+        return -(-(self.warp_tile if self.warp else block) // (self.lanes * self.grain))
+
+    def per_thread(self, block: int) -> int:
+        """Values one thread takes of a block, those past its end included."""
+        return self.warp_turns(block) * self.lane_turns(block) * self.grain
+
+
+SERIAL = Spread()
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A tile in registers: dimension i is shared out by `spreads[i]`, and threads along lane or warp dimensions
+    that none of them uses hold copies. A thread's element along dimension i is numbered
+    (warp_turn * lane_turns + lane_turn) * grain + v."""
+
+    spreads: tuple[Spread, ...]
+
+
+Layout = RowMajor | Panels | Pitched | Fragment
 
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A tensor or tile. `shape` in elements (before panel padding)."""
+    """A tensor or tile. `shape` in elements (before padding). `ring` copies exist of one that a pipe loop fills:
+    turn i of the loop uses copy i % ring."""
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     scope: Scope
     layout: Layout = RowMajor()
+    ring: int = 1
 
     @property
     def elements(self) -> int:
-        """Stored elements, panel padding included."""
+        """Stored elements of one copy, padding included."""
         n = 1
         for i, s in enumerate(self.shape):
             if isinstance(self.layout, Panels) and self.layout.axis == i:
                 s = -(-s // self.layout.width) * self.layout.width
+            if isinstance(self.layout, Pitched) and i == len(self.shape) - 1:
+                s = self.layout.pitch
             n *= s
         return n
 
@@ -82,6 +143,7 @@ class Axis:
 
     `block` bounds stop - start statically. `unroll` and `lanes` are the register tile along this axis:
     `unroll` vectors of `lanes` elements (lanes > 1 on at most one axis of a Compute), or `unroll` scalars.
+    On a GPU `spread` says which thread takes which values instead.
     """
 
     name: str
@@ -90,6 +152,7 @@ class Axis:
     block: int
     unroll: int = 1
     lanes: int = 1
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +182,14 @@ class Compute:
 class Pack:
     """Fill the whole tile `buffer` from `source`, zero where an axis runs past its `stop`.
 
-    `axes[i]` walks the buffer's i-th dimension from axis.start; `source` is an access by the axes' names.
+    `axes[i]` walks the buffer's i-th dimension from axis.start; `source` is an access by the axes' names. `by` is
+    how a GPU block copies: "copy" (through registers) or "cp.async" (in the background, awaited before use).
     """
 
     buffer: str
     axes: tuple[Axis, ...]
     source: Access
+    by: str = "copy"
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
 
 
@@ -137,7 +202,9 @@ class Loop:
     With `chunked`, a single core loop whose range is cut into one contiguous share per core, each boundary
     a multiple of `step`; the body then sees `variable` (the share's start) and `variable + ".stop"` (its
     end) and covers that whole share.
-    `levels` beyond these belong to GPUs (cluster, warpgroup, warp, pipe).
+    Nested grid loops are flattened into one grid of blocks, the innermost loop fastest.
+    level "pipe" (GPU): like seq, but the body's leading `Pack`s run ahead: `stages` copies of what they fill exist
+    (`Buffer.ring`), and the packs of turn i + stages - 1 are issued while turn i is computed.
     """
 
     variable: str
@@ -147,6 +214,7 @@ class Loop:
     level: str
     body: tuple[Statement, ...]
     chunked: bool = False
+    stages: int = 1
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
 
 
@@ -154,11 +222,30 @@ Statement = Loop | Compute | Pack
 
 
 @dataclass(frozen=True, slots=True)
+class ThreadShape:
+    """The threads of a GPU block. thread = 32 * warp + lane, warp = warp_y * warps_x + warp_x, and
+    lane = lane_y * lanes_x + lane_x with lanes_x * lanes_y = 32."""
+
+    warps_x: int = 1
+    warps_y: int = 1
+    lanes_x: int = 32
+    lanes_y: int = 1
+
+    @property
+    def warps(self) -> int:
+        return self.warps_x * self.warps_y
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+
+@dataclass(frozen=True, slots=True)
 class Kernel:
     """A lowered kernel: one launch per phase, in order.
 
     `operands` in launch-argument order. `writes` names the operands written. `flops` and `bytes` count the
-    arithmetic of the equations and the operands' sizes, for the roofline.
+    arithmetic of the equations and the operands' sizes, for the roofline. `threads` is None on a CPU.
     """
 
     name: str
@@ -172,6 +259,7 @@ class Kernel:
     of the input, read before it is written and by no later reader."""
     flops: int = 0
     op: str = ""
+    threads: ThreadShape | None = None
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
 
     def buffer(self, name: str) -> Buffer:

@@ -98,7 +98,7 @@ class Emitter:
                 start = Call("max", (start, aligned))
         body = tuple(self.staging.stage(node, inner) + self.body(node.children, inner))
         chunked = level.block is None
-        return [Loop(level.variable, start, stop, step, level.kind, body, chunked, level.span)]
+        return [Loop(level.variable, start, stop, step, level.kind, body, chunked, span=level.span)]
 
     def body(self, nodes: list[Node], env: Env) -> list[Statement]:
         """The statements of sibling nodes, with the starting values of reductions that loop in them."""
@@ -356,4 +356,4 @@ class Emitter:
 
 def once(statements: list[Statement], span: Span) -> Loop:
     """Statements outside all core loops run on one core: a core loop of one turn."""
-    return Loop("once", Num(0), Num(1), 1, "core", tuple(statements), False, span)
+    return Loop("once", Num(0), Num(1), 1, "core", tuple(statements), False, span=span)

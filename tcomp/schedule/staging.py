@@ -147,4 +147,4 @@ class Staging:
         self.emitter.tiles[name] = Buffer(name, dtype, tuple(dims), Scope.SCRATCH, Panels(panel, width))
         source = self.emitter.point(a, env)
         assert isinstance(source, Access)
-        return (name, tuple(origins)), Pack(name, tuple(axes), source, stage.span)
+        return (name, tuple(origins)), Pack(name, tuple(axes), source, span=stage.span)
