@@ -38,8 +38,8 @@ CPU = Family(
 GPU = Family(
     name="gpu",
     levels=(
-        *("grid", "grid.x", "grid.y", "grid.z", "cluster", "warpgroup", "warp", "lane"),
-        *("pipe", "seq", "unroll", "mma", "vec"),
+        *("grid", "grid.x", "grid.y", "grid.z", "cluster", "seq", "pipe", "warpgroup"),
+        *("warp", "warp.x", "warp.y", "lane", "lane.x", "lane.y", "mma", "unroll", "vec"),
     ),
     spaces=("shared", "registers"),
     copies=("copy", "cp.async", "tma"),

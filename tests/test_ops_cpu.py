@@ -121,7 +121,7 @@ def random_inputs(op: Op, dims: Dims, seed: int) -> Arrays:
 
 def run(op: Op, dims: Dims, inputs: Arrays, machine: CpuMachine, threads: int, objects: Path) -> Arrays:
     """The op's outputs and inout parameters, computed twice: both runs must be equal to the last bit."""
-    lowered = lower(op, gpt2(), dims, machine, target="cpu", threads=threads)
+    lowered = lower(op, gpt2(), dims, machine, threads=threads)
     executor = CpuExecutor(single_op_step(lowered, dims, guard=256), machine, threads, objects)
     changed = [o.name for o in op.outputs] + [p.name for p in op.params if p.inout]
     try:

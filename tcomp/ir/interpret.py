@@ -13,6 +13,7 @@ import numpy as np
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary
 from tcomp.ir.tile import Axis, Compute, Kernel, Loop, Pack, Scope, Statement
 
+PARALLEL = ("core", "grid")
 Values = dict[str, Any]
 
 _BINARY = {
@@ -42,16 +43,20 @@ class Interpreter:
     def run(self) -> None:
         for phase in self.kernel.phases:
             for thread in range(self.threads):
-                for b in self.kernel.tiles:
-                    if b.scope is Scope.SCRATCH:
-                        self.arrays[b.name] = np.full(b.shape, np.nan)
+                self._forget()
                 for statement in phase:
                     self._core(statement, [], thread)
 
+    def _forget(self) -> None:
+        """Private tiles start undefined on every core and in every block."""
+        for b in self.kernel.tiles:
+            if b.scope is not Scope.TEAM:
+                self.arrays[b.name] = np.full(b.shape, np.nan)
+
     def _core(self, s: Statement, loops: list[Loop], thread: int) -> None:
         """Collect the nested core loops of a phase and run this thread's share of them."""
-        if isinstance(s, Loop) and s.level == "core" and not s.chunked:
-            nested = [b for b in s.body if isinstance(b, Loop) and b.level == "core"]
+        if isinstance(s, Loop) and s.level in PARALLEL and not s.chunked:
+            nested = [b for b in s.body if isinstance(b, Loop) and b.level in PARALLEL]
             if len(s.body) == 1 and nested:
                 return self._core(s.body[0], [*loops, s], thread)
             loops = [*loops, s]
@@ -64,6 +69,8 @@ class Interpreter:
                 ]
             n = len(points)
             for p in points[n * thread // self.threads : n * (thread + 1) // self.threads]:
+                if s.level == "grid":
+                    self._forget()
                 for b in s.body:
                     self._run(b, p)
             return None

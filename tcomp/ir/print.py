@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tcomp.dsl.printer import print_expression
-from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Loop, Pack, Panels, Statement
+from tcomp.ir.tile import Axis, Buffer, Compute, Fragment, Kernel, Loop, Pack, Panels, Pitched, Spread, Statement
 
 
 def print_kernel(kernel: Kernel) -> str:
@@ -26,7 +26,10 @@ def print_kernel(kernel: Kernel) -> str:
     for b in kernel.operands:
         reads, writes = b.name in kernel.reads, b.name in kernel.writes
         lines.append(f"  {'inout' if reads and writes else 'out' if writes else 'in'} {print_buffer(b)}")
-    lines += [f"  {b.scope.value} {print_buffer(b)}  # {b.bytes} bytes" for b in kernel.tiles]
+    if kernel.threads is not None:
+        t = kernel.threads
+        lines.append(f"  threads {t.threads}: {t.warps_y} x {t.warps_x} warps of {t.lanes_y} x {t.lanes_x} lanes (y, x)")
+    lines += [f"  {b.scope.value} {print_buffer(b)}  # {_size(b)}" for b in kernel.tiles]
     lines += [f"  inplace {out} over {source}" for out, source in sorted(kernel.inplace)]
     if kernel.flops:
         lines.append(f"  flops {kernel.flops}")
@@ -39,8 +42,36 @@ def print_kernel(kernel: Kernel) -> str:
 def print_buffer(b: Buffer) -> str:
     """`acc: f32[64, 96]`, with the layout where it is not row major."""
     shape = ", ".join(map(str, b.shape))
-    layout = f" panels(axis {b.layout.axis}, width {b.layout.width})" if isinstance(b.layout, Panels) else ""
-    return f"{b.name}: {b.dtype}[{shape}]{layout}"
+    layout = ""
+    match b.layout:
+        case Panels(axis, width):
+            layout = f" panels(axis {axis}, width {width})"
+        case Pitched(pitch):
+            layout = f" pitch {pitch}"
+        case Fragment(spreads):
+            layout = "".join(f" [{_spread(s) or 'whole'}]" for s in spreads)
+    return f"{b.name}: {b.dtype}[{shape}]{layout}" + (f" ring of {b.ring}" if b.ring > 1 else "")
+
+
+def _size(b: Buffer) -> str:
+    if not isinstance(b.layout, Fragment):
+        return f"{b.bytes * b.ring} bytes"
+    count = 1
+    for s, n in zip(b.layout.spreads, b.shape, strict=True):
+        count *= s.per_thread(n)
+    return f"{count} elements per thread"
+
+
+def _spread(s: Spread) -> str:
+    """`warp.y 4 by 16, lane.x 8, 4 each`"""
+    parts = []
+    if s.warp:
+        parts.append(f"warp.{s.warp} {s.warps} by {s.warp_tile}")
+    if s.lane:
+        parts.append(f"lane.{s.lane} {s.lanes}")
+    if s.grain > 1:
+        parts.append(f"{s.grain} each")
+    return ", ".join(parts)
 
 
 def print_statement(statement: Statement) -> str:
@@ -54,10 +85,11 @@ def _statements(body: tuple[Statement, ...], pad: str) -> Iterator[str]:
             case Loop():
                 bounds = f"{print_expression(s.start)} .. {print_expression(s.stop)}"
                 chunked = " chunked" if s.chunked else ""
+                chunked += f" stages {s.stages}" if s.level == "pipe" else ""
                 yield f"{pad}{s.level} {s.variable} in {bounds} step {s.step}{chunked}:"
                 yield from _statements(s.body, pad + "  ")
             case Pack():
-                yield f"{pad}pack {s.buffer} from {print_expression(s.source)}"
+                yield f"{pad}pack {s.buffer} from {print_expression(s.source)}" + (f" by {s.by}" if s.by != "copy" else "")
                 yield from (f"{pad}  {_axis(a, False)}" for a in s.axes)
             case Compute():
                 yield pad + _compute_head(s)
@@ -86,4 +118,6 @@ def _axis(a: Axis, reduced: bool) -> str:
         text += f" unroll {a.unroll} x {a.lanes} lanes"
     elif a.unroll > 1:
         text += f" unroll {a.unroll}"
+    if a.spread is not None and _spread(a.spread):
+        text += f" [{_spread(a.spread)}]"
     return text + (" reduced" if reduced else "")

@@ -9,7 +9,7 @@ A monoid reduction over one tile is one maximum and, per carried field, one sum 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tcomp.dsl.ast import (
     Access,
@@ -29,14 +29,13 @@ from tcomp.dsl.ast import (
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
 from tcomp.monoid import RescaledSum, rescaled_sum
-from tcomp.schedule import legality
 from tcomp.schedule.bounds import Env, Range, conjuncts, guarding, limits, tile_stop, zero_outside
-from tcomp.schedule.fold import fold, reads, sub
+from tcomp.schedule.fold import fold, sub
 from tcomp.schedule.nest import Leaf, LoopNode, Node
 from tcomp.schedule.resolve import KernelPlan
-from tcomp.schedule.staging import Staging, staged_accesses
+from tcomp.schedule.stager import Stager
 from tcomp.schedule.storage import Storage, reduction_loops
-from tcomp.schedule.tiling import RegisterTile, choose
+from tcomp.schedule.tiling import RegisterTile, Tiler, last_value
 
 LOWEST: dict[str, Expr] = {"max": Num(-3.0e38), "min": Num(3.0e38)}
 """Starting keys of a monoid; finite, so that the difference of two of them is 0 and not NaN."""
@@ -56,16 +55,16 @@ class Emitter:
         dtypes: Mapping[str, DType],
         monoids: Mapping[str, Monoid],
         definitions: Mapping[str, Expr],
-        lanes: int,
-        registers: int,
+        tiler: Tiler,
         text: str,
+        stager: Callable[[Emitter], Stager],
     ) -> None:
         self.plan, self.extents, self.chunk, self.granule = plan, extents, chunk, granule
         self.storage, self.dtypes, self.monoids, self.definitions = storage, dtypes, monoids, definitions
-        self.lanes, self.registers, self.text = lanes, registers, text
+        self.tiler, self.text = tiler, text
         self.tiles: dict[str, Buffer] = {s.buffer.name: s.buffer for s in storage.values()}
-        self.staging = Staging(self)
-        rank = [t.index for t in plan.sequence if t.kind == "seq"]
+        self.staging = stager(self)
+        rank = [t.index for t in plan.sequence if not t.parallel]
         self.rank = {i: rank.index(i) for i in rank}
 
     # ------------------------------------------------------------------------------------------ loops
@@ -89,7 +88,7 @@ class Emitter:
             step = level.block
         inner = {**env, level.index: bound}
         start, stop = outer.start, outer.stop
-        if level.kind == "seq" and outer.start == Num(0):
+        if not level.parallel and outer.start == Num(0):
             lower, stops = limits(level.index, guarding(node), env)
             for s in stops:
                 stop = Call("min", (stop, s))
@@ -98,7 +97,7 @@ class Emitter:
                 start = Call("max", (start, aligned))
         body = tuple(self.staging.stage(node, inner) + self.body(node.children, inner))
         chunked = level.block is None
-        return [Loop(level.variable, start, stop, step, level.kind, body, chunked, span=level.span)]
+        return [Loop(level.variable, start, stop, step, level.kind, body, chunked, level.stages, level.span)]
 
     def body(self, nodes: list[Node], env: Env) -> list[Statement]:
         """The statements of sibling nodes, with the starting values of reductions that loop in them."""
@@ -266,15 +265,9 @@ class Emitter:
         self, leaf: Leaf, target: Access, env: Env, parallel: tuple[str, ...], reduced: tuple[str, ...],
         value: Expr | None = None,
     ) -> RegisterTile:  # fmt: skip
-        v = leaf.equation.value
-        e = value if value is not None else (v.values[-1] if isinstance(v, Reduction) else v)
-        found = reads(e)
-        packed = {a for s in self.plan.stages for n in s.tensors for a in staged_accesses(n, leaf)}
         blocks = {i: self.range(i, env).block for i in (*parallel, *reduced)}
-        tile = choose(self.plan.loops, target, found, packed, parallel, reduced, blocks, e, self.lanes, leaf.gathered)
-        if reduced:
-            legality.check_registers(tile.accumulators(), self.registers, leaf, self.plan, self.text)
-        return tile
+        e = value if value is not None else last_value(leaf)
+        return self.tiler.tile(leaf, target, e, parallel, reduced, blocks)
 
     def compute(
         self,
@@ -304,7 +297,7 @@ class Emitter:
             if r.block == 1 and i in env and not (guard is not None and i in reduced):
                 continue  # (a guarded reduction over one value still writes its identity)
             lanes = tile.lanes if i == tile.vector else 1
-            axes.append(Axis(i, r.start, r.stop, r.block, tile.unroll[i], lanes))
+            axes.append(Axis(i, r.start, r.stop, r.block, tile.unroll[i], lanes, tile.spreads.get(i)))
         done = frozenset(a.name for a in axes)
         kept = frozenset(reduced) & done
         value = self.operands(leaf, value)
@@ -354,6 +347,6 @@ class Emitter:
         return fold(rebuild(e, tuple(self._point(k, single) for k in kids))) if kids else e
 
 
-def once(statements: list[Statement], span: Span) -> Loop:
-    """Statements outside all core loops run on one core: a core loop of one turn."""
-    return Loop("once", Num(0), Num(1), 1, "core", tuple(statements), False, span=span)
+def once(statements: list[Statement], level: str, span: Span) -> Loop:
+    """Statements outside all core (grid) loops run on one core (block): such a loop of one turn."""
+    return Loop("once", Num(0), Num(1), 1, level, tuple(statements), span=span)

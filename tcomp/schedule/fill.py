@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from itertools import product
 
-from tcomp.dsl.ast import Access, Equation, Name, Num
-from tcomp.ir.tile import Axis, Compute, Loop, Statement
+from tcomp.dsl.ast import Access, Equation, Expr, Name, Num
+from tcomp.ir.tile import Axis, Compute, Loop, Spread, Statement
+from tcomp.schedule.bounds import tile_stop
 
 
 def needs_zero(name: str, shape: tuple[int, ...], equations: tuple[Equation, ...], extents: dict[str, int]) -> bool:
@@ -37,23 +38,28 @@ def needs_zero(name: str, shape: tuple[int, ...], equations: tuple[Equation, ...
     return any(point not in covered for point in every)
 
 
-def zero(name: str, shape: tuple[int, ...], lanes: int) -> Statement:
-    """A core loop over the first axis that clears the tensor."""
+def zero(name: str, shape: tuple[int, ...], level: str, along: Spread | int) -> Statement:
+    """A parallel loop over the first axis that clears the tensor; the last axis is a vector of `along` lanes, or
+    is divided among a block's threads."""
     if not shape:
-        return Loop("z0.0", Num(0), Num(1), 1, "core", (Compute(Access(name, ()), Num(0.0), ()),))
+        return Loop("z0.0", Num(0), Num(1), 1, level, (Compute(Access(name, ()), Num(0.0), ()),))
+
+    def last(axis: str, start: Expr, stop: Expr, block: int) -> Axis:
+        if isinstance(along, Spread):
+            return Axis(axis, start, stop, block, spread=along)
+        return Axis(axis, start, stop, block, 1, along if block >= along else 1)
+
     names = [Name(f"z{d}") for d in range(len(shape))]
-    axes = [Axis(f"z{d}", Num(0), Num(n), n) for d, n in enumerate(shape)]
-    last = axes[-1]
-    wide = lanes if last.block >= lanes else 1
     if len(shape) == 1:
-        step = max(wide * 8, 1)
-        body = Compute(
-            Access(name, (names[0],)),
-            Num(0.0),
-            (Axis("z0", Name("z0.0"), Name("z0.0.stop"), shape[0], 1, wide),),
-        )
-        return Loop("z0.0", Num(0), Num(shape[0]), step, "core", (body,), True)
-    axes[-1] = Axis(last.name, last.start, last.stop, last.block, 1, wide)
-    subs = (Name("z0.0"), *names[1:])
-    body = Compute(Access(name, subs), Num(0.0), tuple(axes[1:]))
-    return Loop("z0.0", Num(0), Num(shape[0]), 1, "core", (body,))
+        variable = Name("z0.0")
+        if isinstance(along, Spread):
+            step = min(shape[0], 8192)
+            stop = tile_stop(variable, step, Num(shape[0]), shape[0])
+            body = Compute(Access(name, (names[0],)), Num(0.0), (last("z0", variable, stop, step),))
+            return Loop("z0.0", Num(0), Num(shape[0]), step, level, (body,))
+        body = Compute(Access(name, (names[0],)), Num(0.0), (last("z0", variable, Name("z0.0.stop"), shape[0]),))
+        return Loop("z0.0", Num(0), Num(shape[0]), 8 * along if shape[0] >= along else 8, level, (body,), True)
+    axes = [Axis(f"z{d}", Num(0), Num(n), n) for d, n in enumerate(shape)]
+    axes[-1] = last(axes[-1].name, axes[-1].start, axes[-1].stop, axes[-1].block)
+    body = Compute(Access(name, (Name("z0.0"), *names[1:])), Num(0.0), tuple(axes[1:]))
+    return Loop("z0.0", Num(0), Num(shape[0]), 1, level, (body,))

@@ -28,8 +28,9 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
                 visit(c)
             return
         for loop in ancestors(node):
-            if loop.level.kind != "core":
+            if not loop.level.parallel:
                 continue
+            among = "cores" if loop.level.kind == "core" else "blocks"
             index = loop.level.index
             target = node.writes()[0]
             if index == node.partial_over:
@@ -37,7 +38,7 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
             if index in node.reduced and not all((t, index) in combined for t in node.written):
                 second = loop.level.block or 1
                 raise TcError(
-                    f"loop '{index}' is divided among cores, but '{target.tensor}' sums over it",
+                    f"loop '{index}' is divided among {among}, but '{target.tensor}' sums over it",
                     loop.level.span,
                     text,
                     f"map '{index}' to seq, or add: combine {target.tensor} over {index} by partials",
@@ -52,7 +53,7 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
                     else "the other indices make up for the difference"
                 )
                 raise TcError(
-                    f"loop '{index}' is divided among cores, but '{target.tensor}' is scattered over it",
+                    f"loop '{index}' is divided among {among}, but '{target.tensor}' is scattered over it",
                     loop.level.span,
                     text,
                     f"divide a loop that stands bare on the left instead, and map '{index}' to seq",
@@ -66,8 +67,8 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
 def check_fuse(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
     """`fuse a, b at k` must hold: the named equations really share the loop over k."""
     for f in plan.fuse:
-        named = [x for x in leaves if any(w in f.names for w in x.written)]
-        known = {w for x in leaves for w in x.written}
+        named = [x for x in leaves if any(w in f.names for w in x.known_as)]
+        known = {w for x in leaves for w in x.known_as}
         for n in f.names:
             if n not in known and n not in plan.inline:
                 raise TcError(
@@ -78,7 +79,7 @@ def check_fuse(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                 )
         for leaf in named:
             if f.at not in leaf.domain:
-                w = leaf.written[0]
+                w = leaf.known_as[0]
                 raise TcError(
                     f"'{w}' has no loop '{f.at}', so it cannot be fused at it",
                     f.span,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from tcomp.dsl.ast import (
     Access,
     Binary,
+    DType,
     Equation,
     Expr,
     Module,
@@ -26,14 +27,13 @@ from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import schedule_for
-from tcomp.ir.tile import Buffer, Kernel, Scope, Statement
-from tcomp.machine.cpu import CpuMachine
-from tcomp.schedule.default import default_schedule
-from tcomp.schedule.emit import Emitter, once
+from tcomp.ir.tile import Buffer, Kernel, Scope, Statement, ThreadShape
+from tcomp.schedule.emit import IDENTITY, Emitter, once
+from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.fill import needs_zero, zero
 from tcomp.schedule.inplace import inplace_pairs
 from tcomp.schedule.legality import check_core_loops, check_fuse
-from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build, scatter_indices
+from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build, scatter_indices, sink_copies
 from tcomp.schedule.normal import normalise
 from tcomp.schedule.resolve import KernelPlan, Resolver, TileLevel
 from tcomp.schedule.split import Part, split
@@ -49,29 +49,21 @@ class LoweredOp:
     workspaces: tuple[Buffer, ...]
 
 
-def target_chain(target: str, machine: CpuMachine) -> tuple[str, ...]:
-    """Schedule targets that apply to a machine, most specific first: ("cpu.avx512", "cpu")."""
-    if target != "cpu":
-        return (target,)
-    return (f"cpu.{machine.name}", "cpu")
-
-
 def lower(
     op: Op,
     module: Module,
     dims: dict[str, int],
-    machine: CpuMachine,
-    target: str = "cpu",
+    machine: Machine,
     threads: int = 1,
     chosen: Mapping[str, int | float] | None = None,
     schedule: Schedule | None = None,
 ) -> LoweredOp:
     """Lower one op instance.
 
-    `dims` binds every dimension. `chosen` overrides tuned parameters by name. `schedule` replaces the
+    `dims` binds every dimension. `threads` counts a CPU's threads. `chosen` overrides tuned parameters by name. `schedule` replaces the
     module's (for tuners and tests). Raises TcError when the schedule is illegal, with a counterexample.
     """
-    return _Lowering(op, module, dims, machine, target, threads, chosen or {}, schedule).run()
+    return _Lowering(op, module, dims, machine, threads, chosen or {}, schedule).run()
 
 
 class _Lowering:
@@ -80,25 +72,25 @@ class _Lowering:
         op: Op,
         module: Module,
         dims: dict[str, int],
-        machine: CpuMachine,
-        target: str,
+        machine: Machine,
         threads: int,
         chosen: Mapping[str, int | float],
         schedule: Schedule | None,
     ) -> None:
-        self.op, self.module, self.dims, self.machine, self.threads = op, module, dims, machine, threads
+        self.op, self.module, self.dims, self.threads = op, module, dims, threads
+        self.family = family_for(machine, threads)
         self.info = infer(op, module)
         self.extents = {i: int(evaluate_dim(e, dims)) for i, e in self.info.ranges.items()}
         self.dtypes = {o.name: o.dtype for o in op.operands} | {t.name: t.dtype for t in self.info.temporaries.values()}
         self.shapes = {o.name: operand_shape(o, dims) for o in op.operands}
         for t in self.info.temporaries.values():
             self.shapes[t.name] = tuple(self.extents[i] for i in t.indices)
-        found = schedule or schedule_for(module, op.name, target_chain(target, machine))
+        found = schedule or schedule_for(module, op.name, self.family.targets)
         self.given = found is not None
         self.equations = normalise(op, module, dims)
-        self.schedule = found or default_schedule(op, self.equations, self.extents, target)
+        self.schedule = found or self.family.default(op, self.equations, self.extents)
         self.text = module.sources.get(self.schedule.span.file, "")
-        self.resolver = Resolver(op, self.extents, machine, threads, self.text, chosen)
+        self.resolver = Resolver(op, self.extents, self.family.rules, self.text, chosen)
 
     def run(self) -> LoweredOp:
         temporaries = frozenset(self.info.temporaries)
@@ -162,7 +154,30 @@ class _Lowering:
                 leaves += self._partials(plan, leaf, joined[0].over, joined[0].by, joined[0].span, len(leaves))
             else:
                 leaves.append(leaf)
+        if self.family.private_sums:
+            leaves = sink_copies([x for leaf in leaves for x in self._private(plan, leaf)])
         return leaves
+
+    def _private(self, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
+        """`Y[m, n] = sum k: ...` with k tiled inside m and n --> `Y.sum[m, n] = sum k: ...; Y[m, n] = Y.sum[m, n]`:
+        the sum stays in registers, in f32, until it is complete."""
+        eq, value = leaf.equation, leaf.equation.value
+        name = eq.target.name
+        if name in self.info.temporaries or not isinstance(value, Reduction) or value.reducer not in IDENTITY:
+            return [leaf]
+        inside = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain and not t.parallel]
+        tiled = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain]
+        bare = all(isinstance(s, Name | Num) for s in eq.target.subscripts)
+        if not any(inside) or tiled != sorted(tiled) or not bare or leaf.gathered or leaf.partial_over is not None:
+            return [leaf]
+        own = f"{name}.sum{leaf.number}"
+        subs = tuple(Name(i) for i in leaf.parallel)
+        self.dtypes[own] = DType.F64 if self.dtypes[name] is DType.F64 else DType.F32
+        self.shapes[own] = tuple(self.extents[i] for i in leaf.parallel)
+        first = replace(eq, targets=(Target(own, subs),), accumulate=False)
+        second = replace(eq, value=Access(own, subs))
+        collected = Leaf(first, leaf.number, leaf.parallel, leaf.reduced, sums_for=(name,))
+        return [collected, Leaf(second, leaf.number, leaf.parallel, (), copies=True)]
 
     def _parallel(self, eq: Equation) -> tuple[str, ...]:
         """Left-hand indices in order; of a monoid, those of its key field (the loops all fields share)."""
@@ -177,18 +192,18 @@ class _Lowering:
         """`s = sum i: x[i]` by partials --> `s.partial[block] = sum i in block: x[i]`; `s = sum block: ...`."""
         eq = leaf.equation
         directive = next(c for c in plan.combine if c.over == over)
-        core = [t for t in plan.sequence if t.index == over and t.kind == "core"]
+        core = [t for t in plan.sequence if t.index == over and t.parallel]
         value = eq.value
         if by != "partials" or not core or core[0].block is None or not isinstance(value, Reduction):
             raise TcError(
                 f"combine over {over} by {by} needs partial sums of equal blocks",
                 directive.span,
                 self.text,
-                f"write: {over} -> core(65536) ... and: combine {eq.target.name} over {over} by partials",
+                f"write: {over} -> {self.family.level}(65536) ... and: combine {eq.target.name} over {over} by partials",
             )
         if value.reducer not in ("sum", "max", "min"):
             raise TcError(
-                f"partial results of '{value.reducer}' cannot be combined on cpu yet",
+                f"partial results of '{value.reducer}' cannot be combined yet",
                 directive.span,
                 self.text,
                 f"map '{over}' to seq",
@@ -198,6 +213,9 @@ class _Lowering:
         count = -(-self.extents[over] // level.block)
         name, index = f"{eq.target.name}.partial", f"{over}.block"
         self.extents[index] = count
+        mapped = self.family.partial_loop(index)
+        if mapped is not None:
+            plan.loops[index] = mapped
         self.dtypes[name] = self.dtypes[eq.target.name]
         number = Binary("//", Name(level.variable), Num(level.block))
         subs = eq.target.subscripts
@@ -224,11 +242,12 @@ class _Lowering:
         for leaf in leaves:
             if any(t in local for t in leaf.written):
                 leaf.readers = [r for r in leaves if r is not leaf and any(a.tensor in leaf.written for a in r.reads())]
-        check_fuse(leaves, plan, self.text)
         if self.op.name in self.module.ops:  # a derived op's tensors depend on which gradients exist
             check_stages(leaves, plan, self.text)
         roots = build(leaves, plan.sequence, self.extents)
+        check_fuse(leaves, plan, self.text)
         check_core_loops(roots, plan, self.text)
+        tiler, shape = self.family.prepare(plan, self.extents, self.text)
         chunk, granule = self._chunks(plan)
         storage = self._storage(leaves, local, chunk)
         definitions: dict[str, Expr] = {
@@ -240,9 +259,9 @@ class _Lowering:
         }
         emitter = Emitter(
             plan, self.extents, chunk, granule, storage, self.dtypes, self.module.monoids, definitions,
-            self.machine.lanes_f32, self.machine.vector_registers, self.text,
+            tiler, self.text, self.family.stager,
         )  # fmt: skip
-        phases = self._fills(names, equations) + self._phases(roots, emitter)
+        phases = self._fills(names, equations, shape) + self._phases(roots, emitter)
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names
         writes = {t for x in leaves for t in x.written} & operand_names
         order = [o.name for o in self.op.operands] + sorted(workspaces)
@@ -250,13 +269,14 @@ class _Lowering:
         return Kernel(
             label,
             operands,
-            tuple(emitter.tiles.values()),
+            tuple(self.family.finish(emitter.tiles, phases, self.text if self.given else None).values()),
             tuple(phases),
             frozenset(reads),
             frozenset(writes),
             inplace_pairs(roots, {b.name: b for b in operands}),
             sum(self._flops(x) for x in leaves),
             self.op.name,
+            shape,
             plan.span,
         )
 
@@ -267,7 +287,7 @@ class _Lowering:
         for t in plan.sequence:
             if t.block is None:
                 m, n = plan.loops[t.index], self.extents[t.index]
-                g = m.unroll * (self.machine.lanes_f32 if m.vec else 1)
+                g = m.unroll * (int(self.family.rules.facts["lanes"]) if m.vec else 1)
                 granule[t.index] = g
                 granules = math.ceil(n / g)
                 chunk[t.index] = min(n, math.ceil(granules / self.threads) * g)
@@ -289,11 +309,13 @@ class _Lowering:
                 )  # fmt: skip
         return storage
 
-    def _fills(self, names: frozenset[str], equations: tuple[Equation, ...]) -> list[tuple[Statement, ...]]:
+    def _fills(
+        self, names: frozenset[str], equations: tuple[Equation, ...], shape: ThreadShape | None
+    ) -> list[tuple[Statement, ...]]:
         out: list[tuple[Statement, ...]] = []
         for o in self.op.outputs:
             if o.name in names and needs_zero(o.name, self.shapes[o.name], equations, self.extents):
-                out.append((zero(o.name, self.shapes[o.name], self.machine.lanes_f32),))
+                out.append((zero(o.name, self.shapes[o.name], self.family.level, self.family.fill(shape)),))
         return out
 
     def _phases(self, roots: list[Node], emitter: Emitter) -> list[tuple[Statement, ...]]:
@@ -303,11 +325,11 @@ class _Lowering:
 
         def flush() -> None:
             if single:
-                phases.append((once(list(single), self.schedule.span),))
+                phases.append((once(list(single), self.family.level, self.schedule.span),))
                 single.clear()
 
         for r in roots:
-            if isinstance(r, LoopNode) and r.level.kind == "core":
+            if isinstance(r, LoopNode) and r.level.parallel:
                 flush()
                 phases.append(tuple(emitter.body([r], {})))
             else:

@@ -34,6 +34,10 @@ class Leaf:
     readers: list[Leaf] = field(default_factory=list)
     """the equations that read what this one defines, when it defines a temporary"""
     parent: LoopNode | None = None
+    sums_for: tuple[str, ...] = ()
+    """the outputs whose sums this equation collects in a private tile"""
+    copies: bool = False
+    """writes such a tile to its output"""
 
     @property
     def domain(self) -> frozenset[str]:
@@ -42,6 +46,11 @@ class Leaf:
     @property
     def written(self) -> tuple[str, ...]:
         return tuple(t.name for t in self.equation.targets)
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """The names by which a schedule's `fuse` line means this equation."""
+        return () if self.copies else self.sums_for or self.written
 
     def expressions(self) -> list[Expr]:
         """Every expression the equation evaluates, target subscripts included."""
@@ -88,6 +97,15 @@ def ancestors(node: Node) -> list[LoopNode]:
     return out[::-1]
 
 
+def loops_below(node: LoopNode) -> list[LoopNode]:
+    """All loops inside a loop, outer ones first."""
+    below: list[LoopNode] = []
+    for c in node.children:
+        if isinstance(c, LoopNode):
+            below += [c, *loops_below(c)]
+    return below
+
+
 def _disjoint(a: Access, b: Access) -> bool:
     """Two accesses that differ in a constant subscript never meet (`QKV[b, k, 1, ..]`, `QKV[b, q, 0, ..]`)."""
     return any(
@@ -128,6 +146,22 @@ def depends(second: Leaf, first: Leaf) -> bool:
     return any(r.tensor == w.tensor and not _disjoint(w, r) for w in second.writes() for r in first.reads())
 
 
+def sink_copies(leaves: list[Leaf]) -> list[Leaf]:
+    """Equations that write a private sum to its output move behind all that do not depend on them, so that they
+    do not stand between equations which share the loop around the sum."""
+    out: list[Leaf] = []
+    waiting: list[Leaf] = []
+    for leaf in leaves:
+        if leaf.copies:
+            waiting.append(leaf)
+            continue
+        due = [w for w in waiting if depends(leaf, w)]
+        out += due
+        waiting = [w for w in waiting if w not in due]
+        out.append(leaf)
+    return out + waiting
+
+
 def build(leaves: list[Leaf], levels: tuple[TileLevel, ...], extents: dict[str, int]) -> list[Node]:
     """The tree of loops for these equations, `levels` outermost first."""
     roots = _build(leaves, levels, extents)
@@ -160,7 +194,7 @@ def _build(leaves: list[Leaf], levels: tuple[TileLevel, ...], extents: dict[str,
         if group:
             node = LoopNode(level)
             extent = extents[level.index]
-            node.trivial = level.kind != "core" and level.block is not None and level.block >= extent
+            node.trivial = not level.parallel and level.block is not None and level.block >= extent
             node.children = _build(list(group), rest, extents)
             out.append(node)
             group.clear()

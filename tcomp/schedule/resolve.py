@@ -6,17 +6,18 @@ parameters take their chosen values (a lockfile's or a tuner's) or their default
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from tcomp.dsl.ast import (
+    Cast,
     Combine,
     Directive,
     Expr,
     Flag,
     Fuse,
     KernelSchedule,
-    Level,
     MapLoops,
     Name,
     Num,
@@ -26,14 +27,11 @@ from tcomp.dsl.ast import (
     Span,
     Stage,
     Tune,
+    Use,
     Where,
 )
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
-from tcomp.machine.cpu import CpuMachine
-
-CPU_LEVELS = ("core", "seq", "unroll", "vec")
-
 
 @dataclass(frozen=True)
 class TileLevel:
@@ -41,9 +39,18 @@ class TileLevel:
 
     index: str
     number: int
-    kind: str  # core | seq
+    kind: str  # core | grid | seq | pipe
     block: int | None
     span: Span
+    stages: int = 1
+    """copies in flight of what a pipe level stages"""
+    place: str = ""
+    """x, y or z of a grid level"""
+
+    @property
+    def parallel(self) -> bool:
+        """Its turns are divided among cores or blocks."""
+        return self.kind in ("core", "grid")
 
     @property
     def variable(self) -> str:
@@ -51,13 +58,34 @@ class TileLevel:
 
 
 @dataclass(frozen=True)
+class WarpLevel:
+    """`warp.y(64, 4)`: tiles of 64 for each warp along y, at most 4 warps."""
+
+    place: str
+    tile: int
+    limit: int
+
+
+@dataclass(frozen=True)
+class LaneLevel:
+    """`lane.y(8)`: as many lanes along y as give each 8 values; x takes the lanes that are left (tile 0)."""
+
+    place: str
+    tile: int
+
+
+@dataclass(frozen=True)
 class LoopMap:
-    """How one index is mapped: its tile levels, then its register tile (unroll x vector lanes)."""
+    """How one index is mapped: its tile levels, then its register tile (unroll x vector lanes on a CPU; warps,
+    lanes and `grain` consecutive values per thread on a GPU)."""
 
     index: str
     tiles: tuple[TileLevel, ...] = ()
     unroll: int = 1
     vec: bool = False
+    warp: WarpLevel | None = None
+    lane: LaneLevel | None = None
+    grain: int = 1
     span: Span = field(default_factory=lambda: Span("<default>", 0, 0, 0, 0))
 
 
@@ -73,20 +101,37 @@ class KernelPlan:
     stages: tuple[Stage, ...]
     combine: tuple[Combine, ...]
     inline: frozenset[str]
+    special: dict[tuple[str, str], LoopMap]
+    """(index, target) -> the mapping of `index of target -> ...`"""
     values: dict[str, int | float]
     span: Span
 
 
-def machine_facts(machine: CpuMachine, threads: int) -> dict[str, int | float]:
-    """Names a schedule's expressions may use: lanes, registers, l1, l2, l3 (bytes), cores."""
-    return {
-        "lanes": machine.lanes_f32,
-        "registers": machine.vector_registers,
-        "l1": machine.l1_bytes,
-        "l2": machine.l2_bytes,
-        "l3": machine.l3_bytes,
-        "cores": threads,
-    }
+class LevelRules(Protocol):
+    """What a family of targets makes of a loop's levels (`cpu_levels`, `gpu_levels`)."""
+
+    facts: dict[str, int | float]
+
+    def loop(self, name: str, levels: Sequence[ResolvedLevel], span: Span) -> LoopMap:
+        """TcErrors are raised through `LevelError`, which carries no text."""
+        ...
+
+
+@dataclass(frozen=True)
+class ResolvedLevel:
+    """A level with its numbers: `seq(KC)` is ("seq", (384,))."""
+
+    kind: str
+    args: tuple[int, ...]
+    span: Span
+
+
+class LevelError(Exception):
+    """A level that cannot stand where it does: message, span and hint of the TcError to come."""
+
+    def __init__(self, message: str, span: Span, hint: str) -> None:
+        super().__init__(message)
+        self.message, self.span, self.hint = message, span, hint
 
 
 class Resolver:
@@ -96,14 +141,12 @@ class Resolver:
         self,
         op: Op,
         extents: dict[str, int],
-        machine: CpuMachine,
-        threads: int,
+        rules: LevelRules,
         text: str,
         chosen: Mapping[str, int | float] | None = None,
     ) -> None:
-        self.op, self.extents, self.text = op, extents, text
-        self.machine, self.threads = machine, threads
-        self.facts = machine_facts(machine, threads)
+        self.op, self.extents, self.text, self.rules = op, extents, text, rules
+        self.facts = rules.facts
         self.chosen = dict(chosen or {})
 
     def error(self, message: str, span: Span, hint: str = "", *notes: str) -> TcError:
@@ -118,12 +161,24 @@ class Resolver:
         directives = schedule.shared + kernel.directives
         values = self._tuned(directives, kernel.outputs)
         loops: dict[str, LoopMap] = {}
+        special: dict[tuple[str, str], LoopMap] = {}
         for d in directives:
+            self._refuse(d)
             if isinstance(d, MapLoops):
                 for name in d.loops:
                     if name not in self.extents:
                         known = ", ".join(sorted(self.extents))
                         raise self.error(f"{self.op.name} has no loop '{name}'", d.span, f"its loops are: {known}")
+                    if d.of:
+                        own = self._loop(name, d, values)
+                        if own.tiles:
+                            raise self.error(
+                                f"only warp, lane and vec can differ between equations, not '{own.tiles[0].kind}'",
+                                own.tiles[0].span,
+                                f"put tile levels on the line of '{name}' without `of`",
+                            )
+                        special |= {(name, tensor): own for tensor in d.of}
+                        continue
                     if name in loops:
                         raise self.error(
                             f"loop '{name}' is mapped twice",
@@ -147,6 +202,7 @@ class Resolver:
             tuple(d for d in directives if isinstance(d, Stage)),
             tuple(d for d in directives if isinstance(d, Combine)),
             frozenset(inline),
+            special,
             values,
             kernel.span if kernel.directives else schedule.span,
         )
@@ -186,55 +242,29 @@ class Resolver:
         return int(n)
 
     def _loop(self, name: str, d: MapLoops, values: dict[str, int | float]) -> LoopMap:
-        tiles: list[TileLevel] = []
-        unroll, vec, stage = 1, False, 0
+        levels = []
         for level in d.levels:
             span = level.span if level.span.line else d.span
-            if level.kind not in CPU_LEVELS:
-                raise self.error(
-                    f"level '{level.kind}' does not exist on cpu",
-                    span,
-                    f"levels on cpu, outermost first: {', '.join(CPU_LEVELS)}",
-                )
-            rank = CPU_LEVELS.index(level.kind)
-            if rank < stage or (rank == stage and level.kind != "seq" and stage > 0):
-                raise self.error(
-                    f"level '{level.kind}' of loop '{name}' comes too late",
-                    span,
-                    "write levels outermost first: core / seq(...) / unroll(...) / vec",
-                )
-            stage = rank
-            block = self._block(level, values, span)
-            if level.kind in ("core", "seq"):
-                if level.kind == "core" and tiles:
-                    raise self.error(f"loop '{name}' is mapped to cores twice", span, "keep one core level")
-                if level.kind == "seq" and block is None:
-                    continue
-                if block is not None and tiles and tiles[-1].block is not None and block > tiles[-1].block:
-                    raise self.error(
-                        f"tile {block} of loop '{name}' is larger than the tile {tiles[-1].block} around it",
-                        span,
-                        "inner tiles must not grow",
-                    )
-                tiles.append(TileLevel(name, len(tiles), level.kind, block, span))
-            elif level.kind == "unroll":
-                unroll = block or 1
-            else:
-                vec = True
-        return LoopMap(name, tuple(tiles), unroll, vec, d.span)
+            what = f"the size in {level.kind}(...)"
+            args = tuple(self._number(a, values, span, what) for a in level.args)
+            levels.append(ResolvedLevel(level.kind, args, span))
+        try:
+            return self.rules.loop(name, levels, d.span)
+        except LevelError as e:
+            raise self.error(e.message, e.span, e.hint) from None
 
-    def _block(self, level: Level, values: dict[str, int | float], span: Span) -> int | None:
-        if not level.args:
-            if level.kind == "unroll":
-                raise self.error("unroll needs a factor", span, "write unroll(4)")
-            return None
-        if len(level.args) != 1:
-            raise self.error(f"{level.kind} takes one number", span, f"write {level.kind}(64)")
-        return self._number(level.args[0], values, span, f"the size in {level.kind}(...)")
+    def _refuse(self, d: Directive) -> None:
+        """Directives of the language that no lowering exists for yet must not be ignored."""
+        name = d.name if isinstance(d, Flag) else type(d).__name__.lower()
+        if (isinstance(d, Flag) and d.name != "inline") or isinstance(d, Use | Cast):
+            raise self.error(
+                f"`{name}` cannot be lowered yet", d.span, "remove the line: contractions run on FMA units, untransformed"
+            )
 
     def _sequence(self, loops: dict[str, LoopMap], orders: list[Order]) -> tuple[TileLevel, ...]:
-        core = [t for m in loops.values() for t in m.tiles if t.kind == "core"]
-        rest = {m.index: [t for t in m.tiles if t.kind == "seq"] for m in loops.values()}
+        core = [t for m in loops.values() for t in m.tiles if t.parallel]
+        core.sort(key=lambda t: ("", "z", "y", "x").index(t.place))
+        rest = {m.index: [t for t in m.tiles if not t.parallel] for m in loops.values()}
         sequence: list[TileLevel] = []
         for o in orders:
             for name in o.loops:

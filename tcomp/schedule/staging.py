@@ -14,7 +14,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Pack, Panels, Scope, Statement
 from tcomp.schedule.bounds import Env
 from tcomp.schedule.fold import reads
-from tcomp.schedule.nest import Leaf, LoopNode
+from tcomp.schedule.nest import Leaf, LoopNode, loops_below
 from tcomp.schedule.resolve import KernelPlan
 
 if TYPE_CHECKING:
@@ -34,14 +34,6 @@ def staged_accesses(name: str, leaf: Leaf) -> list[Access]:
             if a.tensor == tensor and (not part or (constants and constants[0] == int(part))):
                 found.append(a)
     return found
-
-
-def _loops_below(node: LoopNode) -> list[LoopNode]:
-    below: list[LoopNode] = []
-    for c in node.children:
-        if isinstance(c, LoopNode):
-            below += [c, *_loops_below(c)]
-    return below
 
 
 def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
@@ -74,7 +66,7 @@ class Staging:
     def stage(self, node: LoopNode, env: Env) -> list[Statement]:
         """`Pack`s of the operands staged in this loop (its innermost tile level only)."""
         index = node.level.index
-        if any(isinstance(c, LoopNode) and c.level.index == index for c in _loops_below(node)):
+        if any(isinstance(c, LoopNode) and c.level.index == index for c in loops_below(node)):
             return []
         out: list[Statement] = []
         for s in self.emitter.plan.stages:

@@ -28,7 +28,7 @@ def reduction_loops(leaf: Leaf) -> list[LoopNode]:
         for n in ancestors(leaf)
         if n.level.index in leaf.reduced
         and not n.trivial
-        and not (leaf.partial_over == n.level.index and n.level.kind == "core")
+        and not (leaf.partial_over == n.level.index and n.level.parallel)
     ]
 
 
@@ -86,5 +86,5 @@ def place(
         else:
             origins.append(Num(0))
             dims.append(full)
-    scope = Scope.SCRATCH if any(n.level.kind == "core" for n in path) else Scope.TEAM
+    scope = Scope.SCRATCH if any(n.level.parallel for n in path) else Scope.TEAM
     return Storage(Buffer(name, dtype, tuple(dims), scope), tuple(origins))

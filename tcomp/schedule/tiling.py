@@ -8,27 +8,80 @@ only its vector axis's factor, and none where it calls exp, tanh and the like (t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from tcomp.dsl.ast import Access, Call, Expr, Name, names_in, walk
-from tcomp.schedule.resolve import LoopMap
+from tcomp.dsl.ast import Access, Call, Expr, Name, Reduction, names_in, walk
+from tcomp.ir.tile import Spread
+from tcomp.schedule.fold import reads
+from tcomp.schedule.legality import check_registers
+from tcomp.schedule.nest import Leaf
+from tcomp.schedule.resolve import KernelPlan, LoopMap
+from tcomp.schedule.staging import staged_accesses
 
 HEAVY = {"exp", "log", "tanh", "sin", "cos", "random"}
 
 
 @dataclass(frozen=True)
 class RegisterTile:
-    """Vector axis (or None), its lanes, and unroll factors by axis."""
+    """Vector axis (or None), its lanes, and unroll factors by axis; on a GPU the threads' spreads by axis."""
 
     vector: str | None
     lanes: int
     unroll: dict[str, int]
+    spreads: dict[str, Spread] = field(default_factory=dict)
 
     def accumulators(self) -> int:
         n = 1
         for u in self.unroll.values():
             n *= u
         return n
+
+
+class Tiler(Protocol):
+    """Chooses the register tile of an equation whose axes have at most `blocks[i]` values."""
+
+    def tile(
+        self,
+        leaf: Leaf,
+        target: Access,
+        value: Expr,
+        parallel: tuple[str, ...],
+        reduced: tuple[str, ...],
+        blocks: Mapping[str, int],
+    ) -> RegisterTile: ...
+
+
+class CpuTiler:
+    """Vectors of `lanes` elements in `registers` registers."""
+
+    def __init__(self, plan: KernelPlan, lanes: int, registers: int, text: str) -> None:
+        self.plan, self.lanes, self.registers, self.text = plan, lanes, registers, text
+
+    def tile(
+        self,
+        leaf: Leaf,
+        target: Access,
+        value: Expr,
+        parallel: tuple[str, ...],
+        reduced: tuple[str, ...],
+        blocks: Mapping[str, int],
+    ) -> RegisterTile:
+        packed = {a for s in self.plan.stages for n in s.tensors for a in staged_accesses(n, leaf)}
+        tile = choose(
+            self.plan.loops, target, reads(value), packed, parallel, reduced, dict(blocks), value, self.lanes,
+            leaf.gathered,
+        )  # fmt: skip
+        if reduced:
+            check_registers(tile.accumulators(), self.registers, leaf, self.plan, self.text)
+        return tile
+
+
+def last_value(leaf: Leaf) -> Expr:
+    """The expression whose accesses decide an equation's register tile."""
+    v = leaf.equation.value
+    return v.values[-1] if isinstance(v, Reduction) else v
 
 
 def _contiguity(index: str, access: Access) -> float:

@@ -1,0 +1,77 @@
+"""The levels of a loop on a CPU: core / seq(...) / unroll(...) / vec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tcomp.dsl.ast import Span
+from tcomp.machine.cpu import CpuMachine
+from tcomp.schedule.resolve import LevelError, LoopMap, ResolvedLevel, TileLevel
+
+LEVELS = ("core", "seq", "unroll", "vec")
+
+
+class CpuLevels:
+    """Facts: lanes, registers, l1, l2, l3 (bytes), cores."""
+
+    def __init__(self, machine: CpuMachine, threads: int) -> None:
+        self.facts: dict[str, int | float] = {
+            "lanes": machine.lanes_f32,
+            "registers": machine.vector_registers,
+            "l1": machine.l1_bytes,
+            "l2": machine.l2_bytes,
+            "l3": machine.l3_bytes,
+            "cores": threads,
+        }
+
+    def loop(self, name: str, levels: Sequence[ResolvedLevel], span: Span) -> LoopMap:
+        tiles: list[TileLevel] = []
+        unroll, vec, stage = 1, False, 0
+        for level in levels:
+            if level.kind not in LEVELS:
+                raise LevelError(
+                    f"level '{level.kind}' does not exist on cpu",
+                    level.span,
+                    f"levels on cpu, outermost first: {', '.join(LEVELS)}",
+                )
+            rank = LEVELS.index(level.kind)
+            if rank < stage or (rank == stage and level.kind != "seq" and stage > 0):
+                raise LevelError(
+                    f"level '{level.kind}' of loop '{name}' comes too late",
+                    level.span,
+                    "write levels outermost first: core / seq(...) / unroll(...) / vec",
+                )
+            stage = rank
+            block = _size(level)
+            if level.kind in ("core", "seq"):
+                if level.kind == "core" and tiles:
+                    raise LevelError(f"loop '{name}' is mapped to cores twice", level.span, "keep one core level")
+                if level.kind == "seq" and block is None:
+                    continue
+                add_tile(tiles, TileLevel(name, len(tiles), level.kind, block, level.span))
+            elif level.kind == "unroll":
+                unroll = block or 1
+            else:
+                vec = True
+        return LoopMap(name, tuple(tiles), unroll, vec, span=span)
+
+
+def _size(level: ResolvedLevel) -> int | None:
+    if not level.args:
+        if level.kind == "unroll":
+            raise LevelError("unroll needs a factor", level.span, "write unroll(4)")
+        return None
+    if len(level.args) != 1:
+        raise LevelError(f"{level.kind} takes one number", level.span, f"write {level.kind}(64)")
+    return level.args[0]
+
+
+def add_tile(tiles: list[TileLevel], tile: TileLevel) -> None:
+    """Append a tile level; tiles must not grow inward."""
+    if tile.block is not None and tiles and (outer := tiles[-1].block) is not None and tile.block > outer:
+        raise LevelError(
+            f"tile {tile.block} of loop '{tile.index}' is larger than the tile {outer} around it",
+            tile.span,
+            "inner tiles must not grow",
+        )
+    tiles.append(tile)

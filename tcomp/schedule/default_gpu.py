@@ -1,0 +1,68 @@
+"""The schedule on GPUs of an op that has none: every tensor a kernel of its own, sound at any size.
+
+Temporaries with axes are kept in device memory between the kernels, so nothing must fit a block. All parallel loops
+are divided among blocks; threads take the last one where reads are contiguous along it, else the reduced one.
+"""
+
+from __future__ import annotations
+
+from tcomp.dsl.ast import Equation, KernelSchedule, Level, MapLoops, Name, Num, Op, Reduction, Schedule, Span, names_in
+from tcomp.schedule.fold import reads
+from tcomp.schedule.nest import scatter_indices
+from tcomp.schedule.normal import expressions, needed
+
+THREADS = (Level("warp", (Num(128), Num(8))), Level("lane"), Level("vec", (Num(4),)))
+
+
+def default_gpu_schedule(op: Op, equations: tuple[Equation, ...], extents: dict[str, int], target: str) -> Schedule:
+    """A sound schedule for any op."""
+    span = Span("<default schedule>", 0, 0, 0, 0)
+    operands = frozenset(o.name for o in op.operands)
+    last: dict[str, int] = {}
+    for i, eq in enumerate(equations):
+        for t in eq.targets:
+            last[t.name] = i
+    groups: dict[int, list[str]] = {}
+    for name, i in last.items():
+        if name in operands or any(t.name == name and t.subscripts for t in equations[i].targets):
+            groups.setdefault(i, []).append(name)
+    kernels = []
+    made = operands
+    for i in sorted(groups):
+        own = frozenset(groups[i])
+        kept = tuple(equations[j] for j in needed(equations, own, made - own))
+        kernels.append(KernelSchedule(tuple(sorted(own)), _mapping(kept, own, extents)))
+        made |= own
+    if len(kernels) == 1:
+        return Schedule(op.name, target, kernels[0].directives, (), span)
+    return Schedule(op.name, target, (), tuple(kernels), span)
+
+
+def _mapping(equations: tuple[Equation, ...], own: frozenset[str], extents: dict[str, int]) -> tuple[MapLoops, ...]:
+    reduced: set[str] = set()
+    scattered: set[str] = set()
+    for eq in equations:
+        if isinstance(eq.value, Reduction):
+            reduced |= set(eq.value.indices)
+        scattered |= scatter_indices(eq, extents)
+    main = [eq for eq in equations if any(t.name in own for t in eq.targets)][-1]
+    bare = [s.id for s in main.target.subscripts if isinstance(s, Name)]
+    free = [i for i in dict.fromkeys(bare) if i not in reduced | scattered]
+    along = bool(free) and (not reduced or _contiguous(equations, free[-1]))
+    levels: dict[str, tuple[Level, ...]] = {}
+    for i in free:
+        threads = along and i == free[-1]
+        levels[i] = (Level("grid", (Num(1024 if threads else 1),)), *(THREADS if threads else ()))
+    for eq in equations:
+        for t in eq.targets:
+            if t.subscripts and isinstance(s := t.subscripts[-1], Name) and s.id not in scattered:
+                levels.setdefault(s.id, THREADS)
+        if isinstance(eq.value, Reduction):
+            levels.setdefault(eq.value.indices[-1], THREADS)
+    return tuple(MapLoops((i,), (), tiles) for i, tiles in levels.items())
+
+
+def _contiguous(equations: tuple[Equation, ...], index: str) -> bool:
+    """Some read has the index as its last subscript."""
+    found = [a for eq in equations for e in expressions(eq) for a in reads(e) if a.subscripts]
+    return any(index in names_in(a.subscripts[-1]) for a in found)

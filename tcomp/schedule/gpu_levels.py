@@ -1,0 +1,147 @@
+"""The levels of a loop on a GPU, and what they say of a block's threads.
+
+    m -> grid.y(128) / warp.y(64) / lane.y(8) / vec(4)     a block takes 128 rows; of these each warp 64, each lane 8
+    k -> pipe(16, 3) / vec(4)                              16 at a time, three tiles in flight; read 4 at a time
+
+The number in brackets is the tile handed inward. Lanes along x are those that lanes along y leave over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tcomp.dsl.ast import Span
+from tcomp.ir.tile import ThreadShape
+from tcomp.machine.gpu import GpuMachine
+from tcomp.schedule.cpu_levels import add_tile
+from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LoopMap, ResolvedLevel, TileLevel, WarpLevel
+
+ORDER = ("grid", "seq", "pipe", "warp", "lane", "unroll", "vec")
+MAX_WARPS = 32
+
+
+class GpuLevels:
+    """Facts: smem (bytes a block may have), regs (per thread), sms, l2 (bytes), lanes (of a warp)."""
+
+    def __init__(self, machine: GpuMachine) -> None:
+        self.facts: dict[str, int | float] = {
+            "smem": machine.shared_per_block,
+            "regs": 255,
+            "sms": machine.sms,
+            "l2": machine.l2_bytes,
+            "lanes": 32,
+        }
+
+    def loop(self, name: str, levels: Sequence[ResolvedLevel], span: Span) -> LoopMap:
+        tiles: list[TileLevel] = []
+        warp: WarpLevel | None = None
+        lane: LaneLevel | None = None
+        grain, before = 1, ""
+        for level in levels:
+            kind, _, place = level.kind.partition(".")
+            if kind not in ORDER:
+                raise LevelError(
+                    f"level '{level.kind}' of loop '{name}' cannot be lowered yet",
+                    level.span,
+                    f"levels in use, outermost first: {', '.join(ORDER)}",
+                )
+            if before and not _may_follow(before, kind):
+                raise LevelError(
+                    f"level '{level.kind}' of loop '{name}' comes too late",
+                    level.span,
+                    "write levels outermost first: grid(...) / seq(...) / pipe(...) / warp(...) / lane / vec(...)",
+                )
+            before = kind
+            args = _arguments(kind, level)
+            if kind in ("grid", "seq", "pipe"):
+                if kind == "seq" and not args:
+                    continue
+                stages = args[1] if len(args) == 2 else 2 if kind == "pipe" else 1
+                add_tile(tiles, TileLevel(name, len(tiles), kind, args[0], level.span, stages, place))
+            elif kind == "warp":
+                warp = WarpLevel(place or "x", args[0], args[1] if len(args) == 2 else MAX_WARPS)
+            elif kind == "lane":
+                lane = LaneLevel(place or "x", args[0] if args else 0)
+                if (lane.place == "y") != bool(lane.tile):
+                    raise LevelError(
+                        "lane.y takes the number of values per lane, and lane or lane.x none",
+                        level.span,
+                        "lanes along x are those that lanes along y leave over: write lane.y(8) and lane.x",
+                    )
+            else:
+                grain = args[0] if args else 4
+                if grain & (grain - 1) or grain > 16:
+                    raise LevelError(
+                        f"{kind}({grain}): a thread takes 1, 2, 4, 8 or 16 consecutive values",
+                        level.span,
+                        "write vec(4): 128 bits of f32",
+                    )
+        return LoopMap(name, tuple(tiles), warp=warp, lane=lane, grain=grain, span=span)
+
+
+def _may_follow(before: str, kind: str) -> bool:
+    a, b = ORDER.index(before), ORDER.index(kind)
+    return b > a or (kind == before and kind in ("seq", "pipe"))
+
+
+def _arguments(kind: str, level: ResolvedLevel) -> tuple[int, ...]:
+    least, most, example = {
+        "grid": (1, 1, "grid(64)"),
+        "seq": (0, 1, "seq(64)"),
+        "pipe": (1, 2, "pipe(64, 3)"),
+        "warp": (1, 2, "warp(32)"),
+        "lane": (0, 1, "lane.y(8)"),
+        "unroll": (1, 1, "unroll(4)"),
+        "vec": (0, 1, "vec(4)"),
+    }[kind]
+    if not least <= len(level.args) <= most:
+        takes = "one number" if least == most == 1 else "a number" if most == 1 else "one or two numbers"
+        raise LevelError(f"{level.kind} takes {takes}", level.span, f"write {example}")
+    return level.args
+
+
+def thread_shape(plan: KernelPlan, extents: Mapping[str, int]) -> ThreadShape:
+    """The threads of a kernel's blocks, from the largest demand along each dimension."""
+    loops = [*plan.loops.values(), *plan.special.values()]
+    inner = {m.index: inner_block(plan, m.index, extents) for m in loops}
+    lanes_y = max([1, *(_power(-(-_warp_part(m, inner) // m.lane.tile)) for m in _with_lanes(loops, "y"))])
+    if lanes_y > 32:
+        m = max(_with_lanes(loops, "y"), key=lambda m: _warp_part(m, inner) / m.lane.tile if m.lane else 0)
+        raise LevelError(
+            f"loop '{m.index}' asks for {lanes_y} lanes along y; a warp has 32",
+            m.span,
+            "give each lane more values, or divide the loop among warps",
+        )
+    warps = {"x": 1, "y": 1}
+    for m in loops:
+        if m.warp is not None:
+            count = min(m.warp.limit, -(-inner[m.index] // m.warp.tile))
+            warps[m.warp.place] = max(warps[m.warp.place], count)
+    if warps["x"] * warps["y"] > MAX_WARPS:
+        m = next(m for m in loops if m.warp is not None)
+        raise LevelError(
+            f"the schedule asks for {warps['x']} x {warps['y']} warps; a block has at most {MAX_WARPS}",
+            m.span,
+            "give each warp a larger tile, or limit their number: warp(32, 8)",
+        )
+    return ThreadShape(warps["x"], warps["y"], 32 // lanes_y, lanes_y)
+
+
+def inner_block(plan: KernelPlan, index: str, extents: Mapping[str, int]) -> int:
+    """Values of an index in its innermost tile."""
+    own = plan.loops.get(index)
+    blocks = [t.block for t in own.tiles if t.block is not None] if own is not None else []
+    return min([extents[index], *blocks])
+
+
+def _with_lanes(loops: Iterable[LoopMap], place: str) -> list[LoopMap]:
+    return [m for m in loops if m.lane is not None and m.lane.place == place]
+
+
+def _warp_part(m: LoopMap, inner: Mapping[str, int]) -> int:
+    return min(inner[m.index], m.warp.tile) if m.warp is not None else inner[m.index]
+
+
+def _power(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()

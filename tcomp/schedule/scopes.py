@@ -1,0 +1,99 @@
+"""Where a GPU kernel's temporary tiles live: in registers where every thread only meets its own elements, else in
+shared memory.
+
+A tile can stay in registers when each access to it names one axis per dimension, bare, and all accesses share that
+dimension's range out among the threads in the same way. `o[q, e]` of flash attention does; its weights `w[q, k]`,
+written with k along the lanes and read by a sum over all k, do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from tcomp.dsl.ast import Access, Expr, Name, Span, names_in, walk
+from tcomp.dsl.errors import TcError
+from tcomp.ir.tile import SERIAL, Axis, Buffer, Compute, Fragment, Loop, Scope, Spread, Statement
+from tcomp.schedule.fold import sub
+from tcomp.schedule.staging_gpu import padded
+
+MAX_ELEMENTS = 224
+"""elements per thread of one register tile; a thread has 255 registers"""
+
+
+def computes(statements: Iterable[Statement]) -> Iterator[Compute]:
+    """All Computes, in order."""
+    for s in statements:
+        if isinstance(s, Compute):
+            yield s
+        elif isinstance(s, Loop):
+            yield from computes(s.body)
+
+
+def assign_scopes(
+    tiles: Mapping[str, Buffer], phases: Iterable[tuple[Statement, ...]], text: str | None
+) -> dict[str, Buffer]:
+    """The tiles with SCRATCH replaced by REGISTERS or SHARED.
+
+    A tile that fits registers in shape but not in size goes to shared memory where the schedule is the default
+    one (`text` is None), and is a TcError where it was written.
+    """
+    uses: dict[str, list[tuple[Spread, ...] | None]] = {}
+    spans: dict[str, Span] = {}
+    for phase in phases:
+        for c in computes(phase):
+            axes = {a.name: a for a in c.axes}
+            for access in _accesses(c):
+                tile = tiles.get(access.tensor)
+                if tile is not None and tile.scope is Scope.SCRATCH:
+                    uses.setdefault(tile.name, []).append(_spreads(access, axes, tile))
+                    spans.setdefault(tile.name, c.span)
+    out: dict[str, Buffer] = {}
+    for name, tile in tiles.items():
+        if tile.scope is not Scope.SCRATCH:
+            out[name] = tile
+            continue
+        found = uses.get(name, [])
+        first = found[0] if found else ()
+        private = first is not None and all(u == first for u in found)
+        count = _elements(first, tile.shape) if first is not None else 0
+        if private and count > MAX_ELEMENTS and text is not None:
+            raise TcError(
+                f"each thread would hold {count} values of '{name}'; {MAX_ELEMENTS} fit its registers",
+                spans[name],
+                text,
+                "divide its loops among more warps and lanes, or take smaller tiles",
+            )
+        if private and first is not None and count <= MAX_ELEMENTS:
+            out[name] = replace(tile, scope=Scope.REGISTERS, layout=Fragment(first))
+        else:
+            layout = padded(tile.shape[-1], tile.dtype.bytes) if len(tile.shape) > 1 else tile.layout
+            out[name] = replace(tile, scope=Scope.SHARED, layout=layout)
+    return out
+
+
+def _accesses(c: Compute) -> Iterator[Access]:
+    yield c.target
+    exprs: list[Expr] = [c.value, *c.target.subscripts, *([c.guard] if c.guard is not None else [])]
+    for e in exprs:
+        for n in walk(e):
+            if isinstance(n, Access):
+                yield n
+
+
+def _spreads(access: Access, axes: Mapping[str, Axis], tile: Buffer) -> tuple[Spread, ...] | None:
+    """How each dimension of the access is shared out, or None when it is not a bare axis of the tile's range."""
+    found: list[Spread] = []
+    for s, size in zip(access.subscripts, tile.shape, strict=True):
+        axis = next((a for n in sorted(names_in(s)) if (a := axes.get(n)) is not None), None)
+        if axis is None or axis.block != size or s != sub(Name(axis.name), axis.start):
+            return None
+        found.append(axis.spread or SERIAL)
+    return tuple(found) if len(set(access.subscripts)) == len(found) else None
+
+
+def _elements(spreads: tuple[Spread, ...], shape: tuple[int, ...]) -> int:
+    n = 1
+    for s, size in zip(spreads, shape, strict=True):
+        n *= s.per_thread(size)
+    return n

@@ -1,0 +1,135 @@
+"""Operands staged in shared memory: a block's tile of a tensor, copied by all its threads.
+
+    stage X, W in shared at k by cp.async   -->   in the loop over k: X.shared = pack X[m, k]; readers use X.shared
+
+In a pipe loop the copies run ahead, so the tile exists once per stage. Rows are padded to an odd number of 16-byte
+groups: neighbouring rows then start in different banks, and 128-bit reads down a column meet no conflict.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tcomp.dsl.ast import Access, Expr, Name, Stage, names_in
+from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.errors import TcError
+from tcomp.ir.tile import Axis, Buffer, Layout, Pack, Pitched, RowMajor, Scope, Statement
+from tcomp.schedule.bounds import Env
+from tcomp.schedule.nest import LoopNode, loops_below
+from tcomp.schedule.staging import staged_accesses
+
+if TYPE_CHECKING:
+    from tcomp.schedule.emit import Emitter
+
+Staged = tuple[str, tuple[Expr | None, ...]]
+
+
+def padded(columns: int, itemsize: int, pad: int | None = None) -> Layout:
+    """The layout of a shared tile with rows of that many elements; `pad` elements between rows instead of ours."""
+    if pad is not None:
+        return Pitched(columns + pad) if pad else RowMajor()
+    groups = -(-columns * itemsize // 16)
+    pitch = (groups | 1) * 16 // itemsize
+    return Pitched(pitch) if pitch != columns else RowMajor()
+
+
+class SharedStaging:
+    """Emits the `Pack`s of one kernel and remembers what each access was replaced by."""
+
+    def __init__(self, emitter: Emitter) -> None:
+        self.emitter = emitter
+        self.staged: dict[tuple[int, Access], Staged] = {}
+
+    def stage(self, node: LoopNode, env: Env) -> list[Statement]:
+        """`Pack`s of the operands staged in this loop (its innermost tile level only)."""
+        index = node.level.index
+        if any(c.level.index == index for c in loops_below(node)):
+            return []
+        out: list[Statement] = []
+        for s in self.emitter.plan.stages:
+            if s.at == index:
+                self._check(s)
+                for name in s.tensors:
+                    out += self._stage(s, name, node, env)
+        return out
+
+    def _check(self, s: Stage) -> None:
+        if s.space != "shared" or s.by == "tma":
+            what = f"by {s.by}" if s.space == "shared" else f"in {s.space}"
+            raise TcError(
+                f"staging {what} cannot be lowered yet",
+                s.span,
+                self.emitter.text,
+                f"write: stage {', '.join(s.tensors)} in shared at {s.at} by cp.async",
+            )
+
+    def _stage(self, stage: Stage, name: str, node: LoopNode, env: Env) -> list[Statement]:
+        out: list[Statement] = []
+        made: dict[Expr, Staged] = {}
+        for leaf in node.leaves():
+            for a in staged_accesses(name, leaf):
+                if any(a.tensor in w.written for w in node.leaves()):
+                    raise TcError(
+                        f"{a.tensor} cannot be staged at {stage.at}: an equation in that loop writes it",
+                        stage.span,
+                        self.emitter.text,
+                        "stage a tensor that this loop only reads",
+                    )
+                region = self._region(a, env)
+                if region not in made:
+                    made[region], pack = self._pack(stage, a, node, env)
+                    out.append(pack)
+                self.staged[(id(leaf), a)] = made[region]
+        return out
+
+    def _region(self, a: Access, env: Env) -> Expr:
+        """The access with whole indices named by what they range over: equal regions are staged once."""
+        names = {n for s in a.subscripts for n in names_in(s) if n in self.emitter.extents}
+        ranges = {n: self.emitter.range(n, env) for n in names}
+        subs = tuple(
+            Access("range", (r.start, r.stop)) if isinstance(s, Name) and (r := ranges.get(s.id)) is not None else s
+            for s in a.subscripts
+        )
+        return Access(a.tensor, subs)
+
+    def _pack(self, stage: Stage, a: Access, node: LoopNode, env: Env) -> tuple[Staged, Pack]:
+        emitter = self.emitter
+        axes: list[Axis] = []
+        origins: list[Expr | None] = []
+        for s in a.subscripts:
+            if isinstance(s, Name) and s.id in emitter.extents:
+                r = emitter.range(s.id, env)
+                if r.block > 1 or s.id not in env:
+                    axes.append(Axis(s.id, r.start, r.stop, r.block))
+                    origins.append(r.start)
+                    continue
+            elif names_in(s) & set(emitter.extents):
+                raise TcError(
+                    f"{a.tensor} cannot be staged: its subscript is not a plain index",
+                    stage.span,
+                    emitter.text,
+                    "stage tensors whose subscripts are plain indices",
+                )
+            origins.append(None)
+        dtype = emitter.dtypes[a.tensor]
+        dims = tuple(x.block for x in axes)
+        layout = padded(dims[-1], dtype.bytes, self._pad(stage)) if dims else RowMajor()
+        pipelined = node.level.kind == "pipe" and not node.trivial
+        name = f"{a.tensor}.shared{len(emitter.tiles)}"
+        ring = node.level.stages if pipelined else 1
+        emitter.tiles[name] = Buffer(name, dtype, dims, Scope.SHARED, layout, ring)
+        source = emitter.point(a, env)
+        assert isinstance(source, Access)
+        return (name, tuple(origins)), Pack(name, tuple(axes), source, stage.by or "cp.async", stage.span)
+
+    def _pad(self, stage: Stage) -> int | None:
+        for o in stage.options:
+            if o.kind == "pad" and len(o.args) == 1:
+                return int(evaluate_dim(o.args[0], dict(self.emitter.plan.values)))
+            raise TcError(
+                f"staging option '{o.kind}' cannot be lowered yet",
+                o.span,
+                self.emitter.text,
+                "leave it out (rows are padded against bank conflicts), or write pad(4)",
+            )
+        return None

@@ -1,0 +1,90 @@
+"""Which thread of a GPU block takes which values of an equation's indices.
+
+Each index names the warp and lane dimensions it is divided along. In one equation a dimension serves one index:
+the target's last index claims first, then the others leftward, then the reduced ones; an index that finds its
+dimension taken uses the other one if that is free, and is otherwise walked by every thread.
+
+    qk[q, k] = sum d    q: lane.y, k: lane.x                      k claims x, q claims y
+    m[q] = max k        q claims y; k, reduced, claims x          partial maxima are joined by shuffles
+    o[q, e] = sum k     e: lane.x claims x, q y; k is sequential  each thread reads its row of weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tcomp.dsl.ast import Access, Expr, names_in
+from tcomp.dsl.errors import TcError
+from tcomp.ir.tile import SERIAL, Spread, ThreadShape
+from tcomp.schedule.nest import Leaf
+from tcomp.schedule.resolve import KernelPlan, LoopMap
+from tcomp.schedule.tiling import RegisterTile
+
+
+class GpuTiler:
+    """Chooses how a block's threads share each equation of one kernel."""
+
+    def __init__(self, plan: KernelPlan, shape: ThreadShape, text: str) -> None:
+        self.plan, self.text = plan, text
+        self.lanes = {"x": shape.lanes_x, "y": shape.lanes_y}
+        self.warps = {"x": shape.warps_x, "y": shape.warps_y}
+
+    def tile(
+        self,
+        leaf: Leaf,
+        target: Access,
+        value: Expr,
+        parallel: tuple[str, ...],
+        reduced: tuple[str, ...],
+        blocks: Mapping[str, int],
+    ) -> RegisterTile:
+        """One Spread per index; TcError when a scattered index is divided among threads."""
+        free_lanes = {d for d, n in self.lanes.items() if n > 1}
+        free_warps = {d for d, n in self.warps.items() if n > 1}
+        spreads: dict[str, Spread] = {}
+        for index in (*_by_contiguity(target, parallel), *reduced):
+            m = self.plan.special.get((index, target.tensor)) or self.plan.loops.get(index)
+            if m is None or blocks[index] == 1:
+                spreads[index] = SERIAL
+                continue
+            self._check_scatter(leaf, index, m, target)
+            lane = _claim(free_lanes, m.lane.place if m.lane is not None else "", index in reduced)
+            warp = _claim(free_warps, m.warp.place if m.warp is not None else "", index in reduced)
+            spreads[index] = Spread(
+                m.grain,
+                lane,
+                self.lanes[lane] if lane else 1,
+                warp,
+                self.warps[warp] if warp else 1,
+                m.warp.tile if warp and m.warp is not None else 0,
+            )
+        return RegisterTile(None, 1, dict.fromkeys(spreads, 1), spreads)
+
+    def _check_scatter(self, leaf: Leaf, index: str, m: LoopMap, target: Access) -> None:
+        if index in leaf.gathered and (m.lane is not None or m.warp is not None):
+            raise TcError(
+                f"loop '{index}' is divided among threads, but '{target.tensor}' is scattered over it",
+                m.span,
+                self.text,
+                f"divide a loop that stands bare on the left instead, and map '{index}' to seq",
+                (f"two threads both update {target.tensor} where the gathered values are equal",),
+            )
+
+
+def _by_contiguity(target: Access, parallel: tuple[str, ...]) -> list[str]:
+    """Parallel indices, the one of the target's last subscript first."""
+    position = {n: d for d, s in enumerate(target.subscripts) for n in names_in(s)}
+    return sorted(parallel, key=lambda i: -position.get(i, -1))
+
+
+def _claim(free: set[str], wanted: str, reduced: bool) -> str:
+    """Take the wanted dimension, or (for a parallel index) the other one; "" when there is none."""
+    if not wanted:
+        return ""
+    if wanted not in free:
+        other = "y" if wanted == "x" else "x"
+        if reduced or other not in free:
+            return ""
+        wanted = other
+    free.remove(wanted)
+    return wanted
