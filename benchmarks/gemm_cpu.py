@@ -77,7 +77,7 @@ def tcomp_product(
         assert backward is not None
         op = restricted(backward, frozenset({which}))
     dims = {"M": m, "N": n, "K": k}
-    lowered = lower(op, module, dims, machine, target="cpu", threads=threads)
+    lowered = lower(op, module, dims, machine, threads=threads)
     executor = CpuExecutor(single_op_step(lowered, dims), machine, threads, cache)
     for kernel in lowered.kernels:
         for name in kernel.reads:

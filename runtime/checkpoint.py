@@ -1,7 +1,7 @@
 """Checkpoints: a folder per step, holding tensors.safetensors and manifest.json, whole or not there at all.
 
 Both files are written under a temporary folder name, flushed to disk, and the folder is renamed; only then
-are older ones removed. Tensors are streamed from the arena's views, so saving needs no second copy of them.
+are older ones removed. Tensors are streamed from the device piece by piece, so saving needs no second copy of them.
 The manifest holds what else the next step depends on (step, data position, seeds) and a checksum of
 everything, so that a torn or damaged checkpoint is recognised and the one before it is used.
 """
@@ -9,10 +9,11 @@ everything, so that a torn or damaged checkpoint is recognised and the one befor
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,23 @@ FORMAT = 1
 TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"
 _PARTIAL = ".partial-"
 _SAFETENSORS_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "int32": "I32", "uint16": "BF16"}
-_BLOCK = 1 << 24
+PIECE = 1 << 24
+"""Bytes that are read, written and summed at a time."""
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor to be saved or loaded. `pieces` gives its elements in row-major order, as arrays in turn."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterable[Array]]
+
+    @property
+    def bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -57,35 +72,32 @@ class Checkpoint:
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor's shape, from the file's header."""
-        from safetensors import safe_open
+        return {name: tuple(entry["shape"]) for name, entry in _read_header(self.folder / TENSORS)[0].items()}
 
-        with safe_open(self.folder / TENSORS, framework="np") as f:
-            return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
-
-    def load_into(self, arrays: Mapping[str, Array]) -> None:
-        """Copy the named tensors into `arrays`; UserError when one is missing or of another shape."""
-        from safetensors import safe_open
-
-        with safe_open(self.folder / TENSORS, framework="np") as f:
-            have = set(f.keys())
-            for name, array in arrays.items():
-                if name not in have:
-                    raise UserError(f"{self.folder}: it has no tensor {name!r}: a checkpoint of another model")
-                value = f.get_tensor(name)
-                if value.shape != array.shape or value.dtype != array.dtype:
-                    raise UserError(
-                        f"{self.folder}: tensor {name!r} is {value.dtype}{list(value.shape)}, the model has "
-                        f"{array.dtype}{list(array.shape)}: a checkpoint of another model or config"
-                    )
-                array[...] = value
+    def load(self, wanted: Mapping[str, Stored], write: Callable[[str, Array], None]) -> None:
+        """Give the named tensors to `write`, one by one; UserError when one is missing or of another shape."""
+        path = self.folder / TENSORS
+        header, start = _read_header(path)
+        for name, tensor in wanted.items():
+            if name not in header:
+                raise UserError(f"{self.folder}: it has no tensor {name!r}: a checkpoint of another model")
+            entry = header[name]
+            kind = _SAFETENSORS_NAMES[tensor.dtype.name]
+            if tuple(entry["shape"]) != tensor.shape or entry["dtype"] != kind:
+                raise UserError(
+                    f"{self.folder}: tensor {name!r} is {entry['dtype']}{entry['shape']}, the model has "
+                    f"{kind}{list(tensor.shape)}: a checkpoint of another model or config"
+                )
+            count, offset = math.prod(tensor.shape), start + entry["data_offsets"][0]
+            write(name, np.fromfile(path, tensor.dtype, count, offset=offset).reshape(tensor.shape))
 
 
 def checkpoints_folder(run: Path) -> Path:
     return run / "checkpoints"
 
 
-def save(run: Path, manifest: Manifest, arrays: Mapping[str, Array], keep: int = 2) -> Path:
-    """Write a checkpoint of `arrays`, then remove all but the newest `keep` up to it.
+def save(run: Path, manifest: Manifest, tensors: Mapping[str, Stored], keep: int = 2) -> Path:
+    """Write a checkpoint of `tensors`, then remove all but the newest `keep` up to it.
 
     UserError when it cannot be written (a full disk, say); checkpoints already there are left as they were.
     """
@@ -96,7 +108,7 @@ def save(run: Path, manifest: Manifest, arrays: Mapping[str, Array], keep: int =
         base.mkdir(parents=True, exist_ok=True)
         _remove_partial(base)
         partial.mkdir()
-        checks = _write_tensors(partial / TENSORS, arrays)
+        checks = _write_tensors(partial / TENSORS, tensors)
         _write_manifest(partial / MANIFEST, manifest, checks)
         sync_folder(partial)
         if final.exists():
@@ -192,13 +204,13 @@ def _remove_partial(base: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _write_tensors(path: Path, arrays: Mapping[str, Array]) -> tuple[int, int]:
-    """Stream the arrays as a safetensors file (a length, a JSON header, the data); its size and crc32."""
+def _write_tensors(path: Path, tensors: Mapping[str, Stored]) -> tuple[int, int]:
+    """Stream the tensors as a safetensors file (a length, a JSON header, the data); its size and crc32."""
     header, at = {}, 0
-    for name, array in arrays.items():
-        end = at + array.nbytes
-        kind = _SAFETENSORS_NAMES[array.dtype.name]
-        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [at, end]}
+    for name, tensor in tensors.items():
+        end = at + tensor.bytes
+        kind = _SAFETENSORS_NAMES[tensor.dtype.name]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -207,15 +219,21 @@ def _write_tensors(path: Path, arrays: Mapping[str, Array]) -> tuple[int, int]:
         for block in (len(text).to_bytes(8, "little"), text):
             out.write(block)
             crc = zlib.crc32(block, crc)
-        for array in arrays.values():
-            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-            for start in range(0, flat.nbytes, _BLOCK):
-                piece = flat[start : start + _BLOCK]
-                out.write(piece)
-                crc = zlib.crc32(piece, crc)
+        for tensor in tensors.values():
+            for piece in tensor.pieces():
+                raw = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+                out.write(raw)
+                crc = zlib.crc32(raw, crc)
         out.flush()
         os.fsync(out.fileno())
     return 8 + len(text) + at, crc
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """A safetensors file's entries by tensor, and where its data begin."""
+    with open(path, "rb") as f:
+        size = int.from_bytes(f.read(8), "little")
+        return json.loads(f.read(size)), 8 + size
 
 
 def _write_manifest(path: Path, manifest: Manifest, checks: tuple[int, int]) -> None:
@@ -239,7 +257,7 @@ def _verify_tensors(path: Path, size: int, check: int) -> None:
             )
         crc = 0
         with open(path, "rb") as f:
-            while block := f.read(_BLOCK):
+            while block := f.read(PIECE):
                 crc = zlib.crc32(block, crc)
     except OSError as e:
         raise UserError(f"{path.parent}: {path.name}: {e.strerror or e}") from e

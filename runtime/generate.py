@@ -27,19 +27,19 @@ def sample(
     """`count` tokens that continue `prompt`, one at a time. Temperature 0 takes the likeliest each time."""
     if not prompt:
         raise UserError("the prompt is empty", "give at least one character with --prompt")
-    window = executor.array("tokens")
-    logits = executor.array("logits")
-    logits = logits.reshape(-1, logits.shape[-1])
-    length = window.shape[1]
+    slots = executor.step.slots
+    length, width = slots["tokens"].shape[1], slots["logits"].shape[-1]
     random = np.random.default_rng(seed)
     tokens = list(prompt)
-    executor.array("targets")[...] = 0
     for _ in range(count):
         recent = tokens[-length:]
-        window[...] = 0
-        window[0, : len(recent)] = recent
+        with executor.batch() as inputs:
+            for array in inputs.values():
+                array[...] = 0
+            inputs["tokens"][0, : len(recent)] = recent
         executor.run("forward")
-        scores = logits[len(recent) - 1, :vocabulary].astype(np.float64)
+        start = (len(recent) - 1) * width
+        scores = executor.read_part("logits", start, start + vocabulary).astype(np.float64)
         tokens.append(choose(scores, temperature, top_k, random))
         yield tokens[-1]
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import count, repeat
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tcomp.dsl.ast import DType
 from tcomp.model.step import ParameterInit
 from tcomp.runtime.executor import Executor
+from tcomp.runtime.values import stored
 
 _BLOCK = 1 << 18
 
@@ -21,19 +24,14 @@ def initialise(executor: Executor, seed: int, threads: int) -> None:
 
     Random values come in blocks with a generator of their own each, keyed by seed, name and block number.
     """
-    work: list[tuple[ParameterInit | None, NDArray[Any], int]] = []
-    for name, slot in executor.step.slots.items():
-        if slot.kind == "state":
-            work += [(None, part, 0) for part in _blocks(executor.array(name))]
-    for init in executor.step.parameters:
-        array = executor.array(init.slot)
-        if init.kind in ("zeros", "ones"):
-            array[...] = 0 if init.kind == "zeros" else 1
-            continue
-        work += [(init, part, number) for number, part in enumerate(_blocks(array))]
+    inits: dict[str, ParameterInit | None] = {n: None for n, s in executor.step.slots.items() if s.kind == "state"}
+    inits.update((init.slot, init) for init in executor.step.parameters)
     _normal_levels()
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        list(pool.map(lambda item: _fill(seed, *item), work))
+        for name, init in inits.items():
+            with executor.fill(name) as array:
+                dtype = executor.step.slots[name].dtype
+                list(pool.map(_fill, repeat(seed), repeat(dtype), repeat(init), _blocks(array), count()))
 
 
 def _blocks(array: NDArray[Any]) -> list[NDArray[Any]]:
@@ -41,9 +39,9 @@ def _blocks(array: NDArray[Any]) -> list[NDArray[Any]]:
     return [flat[at : at + _BLOCK] for at in range(0, flat.size, _BLOCK)]
 
 
-def _fill(seed: int, init: ParameterInit | None, out: NDArray[Any], block: int) -> None:
-    if init is None:
-        out[...] = 0
+def _fill(seed: int, dtype: DType, init: ParameterInit | None, out: NDArray[Any], block: int) -> None:
+    if init is None or init.kind in ("zeros", "ones"):
+        out[...] = stored(float(init is not None and init.kind == "ones"), dtype)
         return
     key = [seed, zlib.crc32(init.slot.encode()), block]
     words = np.random.SFC64(np.random.SeedSequence(key)).random_raw(-(-out.size // 4))
@@ -52,7 +50,7 @@ def _fill(seed: int, init: ParameterInit | None, out: NDArray[Any], block: int) 
     if out.dtype == np.float32:
         np.take(table, levels, out=out, mode="clip")
     else:
-        out[...] = table[levels]
+        out[...] = stored(table[levels], dtype)
 
 
 @cache

@@ -1,7 +1,10 @@
-"""The training loop: batches into the arena, programs run, results read back, checkpoints written.
+"""The training loop: batches to the device, programs run, results read back, checkpoints written.
 
 What a step does depends only on the arena's parameters and optimizer state, the step number and the batch
 stream's position. A checkpoint holds exactly these, so a resumed run goes on bitwise as an unbroken one.
+
+A device may run behind: the next step is asked for before the last one's results are looked at, so it never waits
+for Python. Nothing is evaluated or saved before every step's results have been looked at.
 """
 
 from __future__ import annotations
@@ -9,27 +12,30 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 import tcomp
 from tcomp.errors import UserError
-from tcomp.model.step import Step
+from tcomp.model.step import Slot, Step
 from tcomp.runtime import checkpoint
 from tcomp.runtime.batches import Batches
 from tcomp.runtime.data import Data
-from tcomp.runtime.executor import Executor
+from tcomp.runtime.executor import Executor, Reading, element_count
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.progress import Progress
 from tcomp.runtime.run_folder import Metrics, RunFolder
+from tcomp.runtime.values import numpy_type
 
 _HYPER = "hyper."
+_AHEAD = 1
+"""Steps whose results may still be out while the next one is asked for."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def train(
     """Train up to `settings.steps` steps in all, from fresh parameters or the run's newest checkpoint."""
     step, batches = executor.step, data.training_batches(settings.seed)
     hyper = set_scalars(executor, settings.hyper)
-    tokens, targets = input_arrays(executor)
+    check_inputs(step)
     saved = None
     if resume and checkpoint.any_saved(run.path):
         saved = checkpoint.newest(run.path, progress.warn)
@@ -75,7 +81,7 @@ def train(
     else:
         done = restore(executor, data, saved, settings.seed, batches)
     metrics = Metrics(run.path, done)
-    validation, loss, saved_at = math.nan, math.nan, done if saved else -1
+    validation, loss, saved_at, looked = math.nan, math.nan, done if saved else -1, -math.inf
 
     def save() -> None:
         nonlocal saved_at
@@ -85,40 +91,46 @@ def train(
             done, step.model, step.config, dict(step.dims), hyper, settings.seed, batches.state,
             data.fingerprint, known, tcomp.__version__,
         )  # fmt: skip
-        checkpoint.save(run.path, manifest, persistent_arrays(executor), settings.keep)
+        checkpoint.save(run.path, manifest, persistent(executor), settings.keep)
         saved_at = done
 
+    def look_at(asked: _Asked) -> None:
+        """Take in the results of a step that was asked for."""
+        nonlocal loss, looked
+        loss = sum(float(r.value()) for r in asked.losses) / len(asked.losses)
+        found = {name: float(r.value()) for name, r in asked.others.items()}
+        lr, norm = found.get("lr", math.nan), found.get("norm", math.nan)
+        _refuse_divergence(loss, "loss", asked.step)
+        if "norm" in found:
+            _refuse_divergence(norm, "gradient's norm", asked.step)
+        now = time.perf_counter()
+        seconds, looked = now - max(asked.began, looked), now
+        metrics.write(step=asked.step, loss=loss, lr=lr, norm=norm, seconds=round(seconds, 6))
+        progress.step(asked.step, loss, lr, norm, seconds)
+
+    behind: deque[_Asked] = deque()
     with _signals() as stopped, progress:
-        progress.start(settings.steps, done, tokens.size * settings.accumulation)
+        progress.start(settings.steps, done, math.prod(step.slots["tokens"].shape) * settings.accumulation)
         try:
             while done < settings.steps and not stopped:
-                began = time.perf_counter()
-                executor.array("step")[...] = done
-                losses = []
-                for micro in range(settings.accumulation):
-                    batches.fill(tokens, targets)
-                    executor.run("micro_next" if micro else "micro_first")
-                    losses.append(float(executor.array("loss")))
-                executor.run("update")
+                behind.append(_ask(executor, batches, done, settings.accumulation))
                 done += 1
-                loss = sum(losses) / len(losses)
-                lr, norm = scalar(executor, "lr"), scalar(executor, "norm")
-                _refuse_divergence(loss, "loss", done)
-                if "norm" in step.slots:
-                    _refuse_divergence(norm, "gradient's norm", done)
-                seconds = time.perf_counter() - began
-                metrics.write(step=done, loss=loss, lr=lr, norm=norm, seconds=round(seconds, 6))
-                progress.step(done, loss, lr, norm, seconds)
-                if settings.eval_every and done % settings.eval_every == 0 and done < settings.steps:
+                evaluate = settings.eval_every and done % settings.eval_every == 0 and done < settings.steps
+                keep = settings.save_every and done % settings.save_every == 0 and done < settings.steps
+                while behind and (len(behind) > _AHEAD or evaluate or keep or behind[0].ready):
+                    look_at(behind.popleft())
+                if evaluate:
                     validation = validation_loss(executor, data, settings.eval_batches)
                     _refuse_divergence(validation, "validation loss", done)
                     metrics.write(step=done, validation_loss=validation)
                     progress.validation(done, validation)
-                if settings.save_every and done % settings.save_every == 0 and done < settings.steps:
+                if keep:
                     try:
                         save()
                     except UserError as e:  # training goes on: there may be room at the next save
                         progress.warn(e.message)
+            while behind:
+                look_at(behind.popleft())
             interrupted = bool(stopped) and done < settings.steps
             if not interrupted:
                 validation = validation_loss(executor, data, settings.eval_batches)
@@ -129,6 +141,40 @@ def train(
         finally:
             metrics.close()
     return Outcome(done, loss, validation, interrupted)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A step that the device has been told to do: its number from 1, and its results as they come."""
+
+    step: int
+    began: float
+    losses: list[Reading]
+    others: dict[str, Reading]
+
+    @property
+    def ready(self) -> bool:
+        return all(r.ready for r in (*self.losses, *self.others.values()))
+
+
+def _ask(executor: Executor, batches: Batches, done: int, accumulation: int) -> _Asked:
+    """Ask for the step after `done` steps: its micro-batches, its update, its results."""
+    began = time.perf_counter()
+    executor.write("step", done)
+    losses = []
+    for micro in range(accumulation):
+        next_batch(executor, batches)
+        executor.run("micro_next" if micro else "micro_first")
+        losses.append(executor.fetch("loss"))
+    executor.run("update")
+    others: dict[str, Reading] = {name: executor.fetch(name) for name in ("lr", "norm") if name in executor.step.slots}
+    return _Asked(done + 1, began, losses, others)
+
+
+def next_batch(executor: Executor, batches: Batches) -> None:
+    """Make the stream's next batch the executor's inputs."""
+    with executor.batch() as inputs:
+        batches.fill(inputs["tokens"], inputs["targets"])
 
 
 def _refuse_divergence(value: float, what: str, done: int) -> None:
@@ -149,17 +195,12 @@ def set_scalars(executor: Executor, overrides: dict[str, float]) -> dict[str, fl
             raise UserError(f"unknown hyperparameter {name!r}", f"this model has: {', '.join(sorted(hyper))}")
         hyper[name] = value
     for slot, value in {**step.scalars, **{_HYPER + name: value for name, value in hyper.items()}}.items():
-        executor.array(slot)[...] = value
+        executor.write(slot, value)
     return hyper
 
 
-def input_arrays(executor: Executor) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """The token and target arrays, [B, T]; UserError when the model takes other inputs."""
-    check_inputs(executor.step)
-    return executor.array("tokens"), executor.array("targets")
-
-
 def check_inputs(step: Step) -> None:
+    """UserError when the model takes other inputs than tokens and targets."""
     if set(step.inputs) != {"tokens", "targets"}:
         raise UserError(
             f"the model {step.model} has the inputs {', '.join(sorted(step.inputs))}",
@@ -167,10 +208,20 @@ def check_inputs(step: Step) -> None:
         )
 
 
-def persistent_arrays(executor: Executor) -> dict[str, NDArray[Any]]:
-    """What outlives a step: parameters and optimizer state, by slot name."""
-    slots = executor.step.slots
-    return {n: executor.array(n) for n, s in slots.items() if s.kind in ("parameter", "state")}
+def persistent(executor: Executor, kinds: Collection[str] = ("parameter", "state")) -> dict[str, checkpoint.Stored]:
+    """What outlives a step, parameters and optimizer state, by slot name."""
+    return {name: _stored(executor, slot) for name, slot in executor.step.slots.items() if slot.kind in kinds}
+
+
+def _stored(executor: Executor, slot: Slot) -> checkpoint.Stored:
+    dtype, elements = numpy_type(slot.dtype), element_count(slot)
+    at_a_time = checkpoint.PIECE // dtype.itemsize
+
+    def pieces() -> Iterator[NDArray[Any]]:
+        for start in range(0, elements, at_a_time):
+            yield executor.read_part(slot.name, start, min(start + at_a_time, elements))
+
+    return checkpoint.Stored(dtype, slot.shape, pieces)
 
 
 def restore(executor: Executor, data: Data, saved: checkpoint.Checkpoint, seed: int, batches: Batches) -> int:
@@ -184,28 +235,22 @@ def restore(executor: Executor, data: Data, saved: checkpoint.Checkpoint, seed: 
         )
     if manifest.seed != seed:
         raise UserError(f"{saved.folder}: the run's seed is {manifest.seed}, not {seed}")
-    saved.load_into(persistent_arrays(executor))
+    saved.load(persistent(executor), executor.write)
     batches.state = manifest.data
     return manifest.step
 
 
 def validation_loss(executor: Executor, data: Data, batch_count: int) -> float:
     """Mean loss over the same `batch_count` validation batches (fewer where there is less data)."""
-    tokens, targets = input_arrays(executor)
     batches = data.validation_batches()
     program = "forward" if "forward" in executor.step.programs else "micro_first"
-    rows: int = tokens.shape[0]
-    count = max(1, min(batch_count, batches.count // rows))
-    total = 0.0
+    count = max(1, min(batch_count, batches.count // executor.step.slots["tokens"].shape[0]))
+    losses = []
     for _ in range(count):
-        batches.fill(tokens, targets)
+        next_batch(executor, batches)
         executor.run(program)
-        total += float(executor.array("loss"))
-    return total / count
-
-
-def scalar(executor: Executor, name: str) -> float:
-    return float(executor.array(name)) if name in executor.step.slots else math.nan
+        losses.append(executor.fetch("loss"))
+    return sum(float(r.value()) for r in losses) / count
 
 
 @contextmanager

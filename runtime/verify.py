@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tcomp.dsl.ast import Access, DType, Module, Name, Op, Reduction, walk
+from tcomp.dsl.ast import Access, DType, Expr, Module, Name, Op, Operand, Reduction, walk
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.infer import dimensions
 from tcomp.errors import UserError
-from tcomp.machine.cpu import CpuMachine
 from tcomp.model.graph import Node, Tensor, View, build_graph
 from tcomp.model.programs import build_programs
 from tcomp.model.single import single_op_step
+from tcomp.numeric import round_to
 from tcomp.oracle import evaluate
-from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.runtime.device import Device
 from tcomp.runtime.executor import Executor
+from tcomp.runtime.values import values
 from tcomp.schedule.lower import lower
 
 Array = NDArray[Any]
 EXTENTS = (1, 2, 3, 5, 7, 13, 17, 19, 33, 37, 67)
-_TYPES = {DType.F64: np.float64, DType.F32: np.float32, DType.I32: np.int32}
+_COMPARED = (DType.F64, DType.F32, DType.F16, DType.BF16, DType.I32)
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,15 @@ class Comparison:
     error: float
 
 
-def awkward_dims(op: Op, random: np.random.Generator, tries: int = 2000) -> dict[str, int] | None:
-    """Random small extents, primes mostly, that satisfy the op's requirements; None when none were found."""
+def awkward_dims(op: Op, module: Module, random: np.random.Generator, tries: int = 2000) -> dict[str, int] | None:
+    """Random small extents, primes mostly, that satisfy the op's requirements (for a backward also those of its
+    forward); None when none were found."""
     names = dimensions(op)
+    forward = module.ops.get(op.backward_of or "")
+    requires = op.requires + (tuple(r for r in forward.requires if _names(r) <= set(names)) if forward else ())
     for _ in range(tries):
         dims = {n: int(random.choice(EXTENTS)) for n in names}
-        if _product(op, dims) > 200_000 or not all(evaluate_dim(r, {**dims}) for r in op.requires):
+        if _product(op, dims) > 200_000 or not all(evaluate_dim(r, {**dims}) for r in requires):
             continue
         return dims
     return None
@@ -56,9 +59,10 @@ def awkward_dims(op: Op, random: np.random.Generator, tries: int = 2000) -> dict
 def random_inputs(op: Op, dims: dict[str, int], random: np.random.Generator, positive: bool) -> dict[str, Array]:
     """Inputs of an op: floats around 0 (or in 0.1 .. 1 when `positive`), integers valid as subscripts."""
     for o in op.operands:
-        if o.dtype not in _TYPES:
+        if o.dtype not in _COMPARED:
             raise UserError(
-                f"{o.span}: op '{op.name}' holds '{o.name}' in {o.dtype}, and a check compares f32, f64 and i32 only",
+                f"{o.span}: op '{op.name}' holds '{o.name}' in {o.dtype}, and a check compares "
+                f"{', '.join(t.value for t in _COMPARED)} only",
                 "check the same equations with f32 operands; `tcomp check FILE --parse-only` checks the text",
             )
     inputs: dict[str, Array] = {}
@@ -68,27 +72,51 @@ def random_inputs(op: Op, dims: dict[str, int], random: np.random.Generator, pos
             inputs[p.name] = random.integers(0, _bound(op, p.name, dims), size=shape).astype(np.int32)
         else:
             values = random.uniform(0.1, 1.0, shape) if positive else random.standard_normal(shape) * 0.5
-            inputs[p.name] = np.asarray(values, dtype=_TYPES[p.dtype])
+            inputs[p.name] = held(values, p.dtype)
     return inputs
 
 
-def verify_op(
-    op: Op, module: Module, dims: dict[str, int], machine: CpuMachine, threads: int, cache: Path, seed: int = 0
-) -> Iterator[Comparison]:
-    """Run an op at `dims` compiled and through the oracle; one comparison per result."""
+def held(real: Array, dtype: DType) -> Array:
+    """Values as a tensor of that type can hold them, in a NumPy type that has them all."""
+    if dtype is DType.F64:
+        return np.asarray(real, dtype=np.float64)
+    return round_to(real.astype(np.float32), dtype).astype(np.float32)
+
+
+def narrowed(module: Module, dtype: DType) -> Module:
+    """The module with every op's f32 operands held in `dtype`: `X: f32[M, K]` --> `X: bf16[M, K]`. What an op
+    computes in between stays f32."""
+
+    def narrow(o: Operand) -> Operand:
+        return replace(o, dtype=dtype) if o.dtype is DType.F32 else o
+
+    ops = {
+        name: replace(op, params=tuple(map(narrow, op.params)), outputs=tuple(map(narrow, op.outputs)))
+        for name, op in module.ops.items()
+    }
+    return replace(module, ops=ops)
+
+
+def verify_op(op: Op, module: Module, dims: dict[str, int], device: Device, seed: int = 0) -> Iterator[Comparison]:
+    """Run an op at `dims` compiled for the device and through the oracle; one comparison per result."""
     inputs, expected = oracle_case(op, module, dims, seed)
-    lowered = lower(op, module, dims, machine, target="cpu", threads=threads)
-    executor = CpuExecutor(single_op_step(lowered, dims), machine, threads, cache)
+    lowered = lower(op, module, dims, device.machine, threads=device.threads)
+    executor = device.open(single_op_step(lowered, dims))
     try:
         slots = executor.step.slots
         for name, value in inputs.items():
             if name in slots:
-                executor.array(name)[...] = value
+                executor.write(name, value)
         executor.run("run")
         for name, value in expected.items():
-            yield Comparison(f"{op.name} {name}", dims, distance(executor.array(name), value))
+            yield Comparison(f"{op.name} {name}", dims, distance(floats(executor, name), value))
     finally:
         executor.close()
+
+
+def floats(executor: Executor, name: str) -> Array:
+    """A slot's values, those of narrow types as floats."""
+    return values(executor.read(name), executor.step.slots[name].dtype)
 
 
 def oracle_case(op: Op, module: Module, dims: dict[str, int], seed: int) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -113,18 +141,21 @@ def verify_step(
     graph = build_graph(module, step.model, step.config, {"B": batch, "T": length}, overrides)
     programs = build_programs(graph, module)
     random = np.random.default_rng(seed)
+    drawn: dict[str, Array] = {}
     for name, bound in step.inputs.items():
-        array = executor.array(name)
-        array[...] = random.integers(0, bound or 2, size=array.shape)
-    executor.array("step")[...] = 0
-    memory = _Memory(executor)
+        drawn[name] = random.integers(0, bound or 2, size=step.slots[name].shape).astype(np.int32)
+    with executor.batch() as inputs:
+        for name, value in drawn.items():
+            inputs[name][...] = value
+    executor.write("step", 0)
+    memory = _Memory(executor, drawn)
     executor.run("micro_first")
     memory.run(graph.nodes, module)
     memory.run(programs.backward, module)
-    yield Comparison("loss", step.dims, distance(executor.array("loss"), memory.read(graph.loss)))
+    yield Comparison("loss", step.dims, distance(floats(executor, "loss"), memory.read(graph.loss)))
     gradients = {t.name: memory.read(t.whole()) for t in programs.gradients.values()}
     for name, expected in gradients.items():
-        yield Comparison(name, step.dims, distance(executor.array(name), expected))
+        yield Comparison(name, step.dims, distance(floats(executor, name), expected))
     if not any(g.any() for g in gradients.values()):
         yield Comparison("every gradient is zero", step.dims, math.inf)
     if programs.update is None:
@@ -139,19 +170,17 @@ def verify_step(
         t = parameter.tensor
         before = memory.start[t.name].astype(np.float64)
         after = memory.read(View(flats["p"], layout.offsets[t.name] // t.dtype.bytes, t.shape))
-        yield Comparison(f"{t.name}'s change", step.dims, distance(executor.array(t.name) - before, after - before))
+        yield Comparison(f"{t.name}'s change", step.dims, distance(floats(executor, t.name) - before, after - before))
 
 
 class _Memory:
     """float64 copies of tensors, filled from the executor's arrays when first read."""
 
-    def __init__(self, executor: Executor) -> None:
-        self.executor = executor
+    def __init__(self, executor: Executor, inputs: dict[str, Array]) -> None:
         self.values: dict[Tensor, Array] = {}
         slots = executor.step.slots
-        self.start = {
-            n: executor.array(n).copy() for n, s in slots.items() if s.kind not in ("activation", "workspace")
-        }
+        kept = [n for n, s in slots.items() if s.kind not in ("activation", "workspace", "input", "output", "gradient")]
+        self.start = {n: floats(executor, n).copy() for n in kept} | inputs
 
     def flat(self, tensor: Tensor) -> Array:
         if tensor not in self.values:
@@ -189,6 +218,10 @@ def distance(ours: Array, oracle: Array) -> float:
     scale = float(np.linalg.norm(b[finite]))
     gap = float(np.linalg.norm(a[finite] - b[finite]))
     return gap / scale if scale > 1e-12 else gap
+
+
+def _names(e: Expr) -> set[str]:
+    return {n.id for n in walk(e) if isinstance(n, Name)}
 
 
 def _product(op: Op, dims: dict[str, int]) -> int:

@@ -22,13 +22,11 @@ from tcomp.model.step import Step
 from tcomp.runtime.cpu.interpreter import SYMBOL, compile_interpreter, interpreter_ir
 from tcomp.runtime.cpu.memory import Region
 from tcomp.runtime.cpu.team import NativeProgram, Team, native_program
-
-_NUMPY = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": np.uint16, "i32": np.int32,
-          "e4m3": np.uint8, "e5m2": np.uint8}  # fmt: skip
-"""Types without a NumPy equivalent are given as their bits."""
+from tcomp.runtime.executor import HostExecutor, element_count
+from tcomp.runtime.values import numpy_type
 
 
-class CpuExecutor:
+class CpuExecutor(HostExecutor):
     """Compiles or loads `step.kernels`, maps the arena, starts `threads` threads."""
 
     def __init__(self, step: Step, machine: CpuMachine, threads: int, cache_dir: Path | str | None = None) -> None:
@@ -73,9 +71,9 @@ class CpuExecutor:
     def array(self, name: str) -> NDArray[Any]:
         """The slot's memory as an array of its shape (not a copy)."""
         slot = self._step.slots[name]
-        dtype = np.dtype(_NUMPY[slot.dtype.value])
-        count = int(np.prod(slot.shape, dtype=np.int64))
-        flat: NDArray[Any] = np.frombuffer(self._arena.buffer, dtype=dtype, count=count, offset=slot.offset)
+        flat: NDArray[Any] = np.frombuffer(
+            self._arena.buffer, dtype=numpy_type(slot.dtype), count=element_count(slot), offset=slot.offset
+        )
         return flat.reshape(slot.shape)
 
     def run(self, program: str) -> None:

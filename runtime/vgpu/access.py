@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tcomp.runtime.vgpu import memory as mem
+from tcomp.runtime.vgpu import watch
 from tcomp.runtime.vgpu.decoder import Decoder
 from tcomp.runtime.vgpu.lanes import Array, Sel, compact, count
 from tcomp.runtime.vgpu.memory import Segment
@@ -37,6 +38,7 @@ class Access:
         self.shift = element.bit_length() - 1
         self.strong = strong
         self.space = space
+        self.cluster_wide = space == "generic" or "shared::cluster" in i.parts
         self.offset = o.offset
         self.address = None
         if isinstance(o.base, Reg):
@@ -45,7 +47,10 @@ class Access:
         elif isinstance(o.base, Sym):
             self.offset += d.address_of(o.base.name)
             v = d.m.program.variables[o.base.name]
-            self.space = {"kernel": "param", "param": "args"}.get(v.space, v.space if space == "generic" else space)
+            if v.space == "frame":
+                self.address, self.space = d.m.frame.__getitem__, "local"
+            else:
+                self.space = {"kernel": "param", "param": "args"}.get(v.space, v.space if space == "generic" else space)
 
     def addresses(self, sel: Sel) -> Array:
         if self.address is None:
@@ -67,7 +72,7 @@ class Access:
         if space == "shared":
             yield from self.bounded(m.shared, a, m.shared_base[lanes], m.shared_size, lanes, where)
         elif space == "local":
-            yield from self.bounded(m.local, a, m.local_base[lanes], m.program.local_bytes, lanes, where)
+            yield from self.bounded(m.local, a, m.local_base[lanes], m.local_limit, lanes, where)
         elif space == "args":
             yield from self.bounded(m.args, a - mem.ARGS_WINDOW, m.args_base[lanes], m.program.args_bytes, lanes, where)
         elif space == "param":
@@ -81,13 +86,40 @@ class Access:
     def bounded(self, s: Segment, a: Array, base: Any, limit: int, lanes: Any, where: Any) -> Iterator[Part]:
         if int(a.min()) < 0 or int(a.max()) + self.size > limit:
             ok = (a >= 0) & (a + self.size <= limit)
-            self.outside(s.space, a[~ok], self.m.ids[lanes][~ok], limit)
+            bad = ~ok
+            if s is self.m.shared and bool((a >= mem.CLUSTER_STEP).any()):
+                far = np.flatnonzero(a >= mem.CLUSTER_STEP)
+                bad[far] = False
+                yield from self.remote(a[far], self.m.ids[lanes][far], far if where is None else where[far])
+            if bad.any():
+                self.outside(s.space, a[bad], self.m.ids[lanes][bad], limit)
             at = np.flatnonzero(ok)
             if not len(at):
                 return
             where = at if where is None else where[at]
             a, base = a[at], base if np.ndim(base) == 0 else base[at]
         yield from self.aligned(s, a + base, where, a)
+
+    def remote(self, a: Array, lanes: Array, where: Array) -> Iterator[Part]:
+        """Addresses of the shared memory of a block of the cluster, as mapa gives them."""
+        m = self.m
+        rank, offset = a // mem.CLUSTER_STEP - 1, a % mem.CLUSTER_STEP
+        slot = m.team[lanes] * m.ranks + np.minimum(rank, m.ranks - 1)
+        wrong = (rank >= m.ranks) | (offset + self.size > m.shared_size)
+        if not self.cluster_wide:
+            wrong |= slot != m.slot[lanes]
+        if wrong.any():
+            text = f"{self.size} bytes outside the shared memory of the cluster's {m.ranks} blocks"
+            if not self.cluster_wide:
+                text = "another block's shared memory: this instruction reaches only its own block's (shared::cta)"
+            m.finding("out of bounds shared", self.i, lanes[wrong], text, int(a[wrong][0]))
+        gone = ~wrong & ~m.alive.reshape(m.slots, m.stride).any(axis=1)[slot]
+        if gone.any():
+            m.finding("shared memory of an exited block", self.i, lanes[gone],
+                      f"block rank {int(rank[gone][0])} of the cluster has ended", int(a[gone][0]))  # fmt: skip
+        ok = np.flatnonzero(~wrong & ~gone)
+        if len(ok):
+            yield from self.aligned(m.shared, slot[ok] * m.shared_stride + offset[ok], where[ok], a[ok])
 
     def anywhere(self, a: Array, sel: Sel, where: Any) -> Iterator[Part]:
         """Global addresses, or generic ones that may lie in a window."""
@@ -184,11 +216,8 @@ class Access:
 
     def check_read(self, p: Part, keys: list[Any], lanes: Array) -> None:
         s, m = p.segment, self.m
-        if s.pending is not None:
-            waiting = s.pending[p.start] != 0
-            if waiting.any():
-                m.finding("missing cp.async wait", self.i, lanes[waiting],
-                          "reads what a cp.async has yet to write", int(p.start[waiting][0]))  # fmt: skip
+        if s.watch is not None:
+            watch.check(self, p, lanes, False)
         if not s.initialised and m.options.checks:
             init, full = s.init_view(self.element), sum(1 << 8 * n for n in range(self.element))
             for k in keys:
@@ -203,6 +232,8 @@ class Access:
     def check_write(self, p: Part, lanes: Array) -> None:
         if p.segment.read_only:
             self.m.finding("write to constant memory", self.i, lanes, "constant variables cannot be written")
+        if p.segment.watch is not None:
+            watch.check(self, p, lanes, True)
         self.race(p, "atomic" if self.strong else "write", lanes)
 
     def race(self, p: Part, what: str, lanes: Array) -> None:

@@ -39,8 +39,6 @@ class Barriers:
     def decode(self, d: Decoder, i: Instr, n: int) -> Any:
         m, parts = self.m, i.parts
         d.line, d.instr = i.line, i
-        if "cluster" in parts:
-            raise d.unknown(i, "clusters are not executed")
         operands = list(i.operands)
         self.instr[n] = i
         put, predicate, fold = None, None, ""
@@ -63,8 +61,8 @@ class Barriers:
                 and m.threads == m.stride and constant and not fold and not arrive_only
             )  # fmt: skip
             if whole and (threads is None or bool((threads(sel) == m.threads).all())):
-                m.clock[sel.start // m.stride : sel.stop // m.stride] = m.now
-                m.shared_floor = int(m.clock.min())
+                m.order.whole_blocks(sel.start // m.stride, sel.stop // m.stride, m.now)
+                m.shared_floor = m.order.floor()
                 m.now += 1
                 return [(n + 1, sel)]
             lanes = ids(sel)
@@ -113,12 +111,8 @@ class Barriers:
         m = self.m
         waiting = lanes[~self.arrived_only[lanes]]
         self.check_divergence(waiting)
-        clock = m.clock[slot]
-        took, gone = np.unique(m.warp[lanes]), np.unique(m.warp[waiting])
-        joined = clock[took].max(axis=0)
-        joined[took] = m.now
-        clock[gone] = np.maximum(clock[gone], joined)
-        m.shared_floor = int(m.clock.min())
+        m.order.join(slot // m.order.ranks, np.unique(m.place[lanes]), np.unique(m.place[waiting]), m.now)
+        m.shared_floor = m.order.floor()
         m.now += 1
         for n in np.unique(self.at[waiting]).tolist():
             group = waiting[self.at[waiting] == n]

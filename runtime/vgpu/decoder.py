@@ -25,6 +25,8 @@ Put = Callable[[Sel, Any], None]
 Run = Callable[[Sel], Any]
 Decode = Callable[["Decoder", Instr], Run]
 INSTRUCTIONS: dict[str, Decode] = {}
+Watcher = Callable[["Decoder", Instr, Run], Run]
+WATCHERS: list[Watcher] = []
 
 
 def instruction(*names: str) -> Callable[[Decode], Decode]:
@@ -36,6 +38,12 @@ def instruction(*names: str) -> Callable[[Decode], Decode]:
     return register
 
 
+def watcher(f: Watcher) -> Watcher:
+    """Registers a function that sees every decoded instruction and may wrap its closure with checks."""
+    WATCHERS.append(f)
+    return f
+
+
 class Decoder:
     def __init__(self, machine: Machine) -> None:
         self.m = machine
@@ -44,13 +52,17 @@ class Decoder:
 
     def decode(self, i: Instr) -> Run:
         self.line, self.instr = i.line, i
-        f = INSTRUCTIONS.get(i.opcode.split(".")[0])
+        names = (".".join(i.parts[:k]) for k in (3, 2, 1))  # `cp.async.bulk` before `cp`
+        f = next((INSTRUCTIONS[n] for n in names if n in INSTRUCTIONS), None)
         if f is None:
             raise UnknownInstruction(i.opcode, i.line)
         try:
-            return f(self, i)
+            run = f(self, i)
         except (IndexError, KeyError, AssertionError) as e:
             raise UnknownInstruction(i.opcode, i.line, f"this form is not executed ({e!r})") from e
+        for watch in WATCHERS:
+            run = watch(self, i, run)
+        return run
 
     def unknown(self, i: Instr, why: str = "this form is not executed") -> UnknownInstruction:
         return UnknownInstruction(i.opcode, i.line, why)
@@ -123,18 +135,25 @@ class Decoder:
         return np.frombuffer(value.to_bytes(t.size, "little"), t.dtype)[0]
 
     def address_of(self, name: str) -> int:
-        """The numeric address of a variable: within its space for shared and local, generic otherwise."""
+        """The numeric address of a variable: within its space for shared and local, within the frame for a
+        variable of a run-time function, generic otherwise."""
         p = self.m.program
         v = p.variables.get(name)
+        if v is None and name in self.m.module_addresses:  # a function
+            return int(self.m.module_addresses[name])
         if v is None:
             raise PtxError(f"unknown name `{name}`", self.line)
         if v.space in ("global", "const"):
             return int(self.m.module_addresses[name])
-        base = {"shared": 0, "local": 0, "param": mem.ARGS_WINDOW, "kernel": mem.PARAM_WINDOW}[v.space]
+        base = {"shared": 0, "local": 0, "frame": 0, "param": mem.ARGS_WINDOW, "kernel": mem.PARAM_WINDOW}[v.space]
         return base + p.offsets[name]
 
     def symbol(self, o: Sym, t: Scalar) -> Source:
         value = self.literal(Imm(self.address_of(o.name) + o.offset), t)
+        v = self.m.program.variables.get(o.name)
+        if v is not None and v.space == "frame":
+            frame = self.m.frame
+            return lambda sel: frame[sel].astype(t.dtype) + value
         return lambda sel: value
 
     def put(self, o: Operand, t: Scalar | str) -> Put:

@@ -16,22 +16,24 @@ from typing import Any
 import numpy as np
 
 from tcomp.errors import UserError
+from tcomp.runtime.vgpu.cluster import shape as cluster_shape
 from tcomp.runtime.vgpu.executor import Executor
+from tcomp.runtime.vgpu.expand import flatten
 from tcomp.runtime.vgpu.flow import analyse
 from tcomp.runtime.vgpu.lanes import Array
 from tcomp.runtime.vgpu.machine import Dim, Machine, Options
-from tcomp.runtime.vgpu.memory import GlobalMemory
+from tcomp.runtime.vgpu.memory import CODE_WINDOW, GlobalMemory
 from tcomp.runtime.vgpu.parser import parse
-from tcomp.runtime.vgpu.program import flatten
-from tcomp.runtime.vgpu.ptx import PtxModule, Sym, Variable
+from tcomp.runtime.vgpu.ptx import AddressByte, PtxModule, Sym, Variable
 from tcomp.runtime.vgpu.report import Report
+from tcomp.runtime.vgpu.targets import check_instructions, check_module
 from tcomp.runtime.vgpu.types import scalar
 
 MAX_SHARED = 232448
 
 
 class Device:
-    """`sm` is the compute capability (80, 89, 90): only a label for now, every known instruction runs on all."""
+    """`sm` is the compute capability (80, 89, 90): it runs modules for that `.target` and lower ones (targets.py)."""
 
     def __init__(self, sm: int = 90, options: Options | None = None) -> None:
         self.sm, self.options = sm, options or Options()
@@ -39,7 +41,9 @@ class Device:
 
     def load(self, text: str) -> Loaded:
         """Parses PTX text and places its global variables. PtxError names the line of what cannot be read."""
-        return Loaded(self, parse(text))
+        module = parse(text)
+        check_module(module.target, self.sm)
+        return Loaded(self, module)
 
     def allocate(self, size: int) -> int:
         """`size` bytes, 256-byte aligned, uninitialised; gives the address."""
@@ -80,6 +84,8 @@ class Loaded:
         self.device, self.module = device, module
         self.addresses: dict[str, int] = {}
         self._ready: dict[Any, tuple[Machine, Executor]] = {}
+        for n, f in enumerate(module.functions.values()):
+            self.addresses[f.name] = CODE_WINDOW + 16 * n
         placed = [v for v in module.variables.values() if v.space in ("global", "const")]
         for v in placed:
             segment = device.memory.allocate(max(1, v.size), v.name, v.align)
@@ -95,18 +101,29 @@ class Loaded:
         t = scalar(v.type)
         data = self.device.memory.at(self.addresses[v.name]).view(t.dtype)
         for n, value in enumerate(v.initial):
-            if isinstance(value, Sym):
-                value = self.addresses[value.name] + value.offset
+            if isinstance(value, AddressByte):
+                shift = (value.mask & -value.mask).bit_length() - 1
+                value = (self.address_of(value.of) & value.mask) >> shift
+            elif isinstance(value, Sym):
+                value = self.address_of(value)
             data[n] = value if t.kind == "f" else np.array(int(value) & ((1 << t.bits) - 1), np.uint64).astype(t.dtype)
+
+    def address_of(self, s: Sym) -> int:
+        if s.name not in self.addresses:
+            raise UserError(f"the initialiser of a variable names `{s.name}`, which is neither a variable nor a function")
+        return self.addresses[s.name] + s.offset
 
     def kernels(self) -> list[str]:
         return [f.name for f in self.module.functions.values() if f.entry]
 
     def launch(
         self, kernel: str, grid: int | Sequence[int], block: int | Sequence[int], args: Sequence[Any],
-        shared_bytes: int = 0,
+        shared_bytes: int = 0, cluster: int | Sequence[int] | None = None, registers: int | None = None,
     ) -> Report:  # fmt: skip
-        """Runs the kernel to its end. `args`: numbers for scalar parameters, bytes or arrays for aggregates."""
+        """Runs the kernel to its end. `args`: numbers for scalar parameters, bytes or arrays for aggregates.
+
+        `cluster`: blocks in a cluster, by default what `.reqnctapercluster` says. `registers`: per thread at launch,
+        which setmaxnreg starts from, by default what the kernel's directives leave."""
         entry = self.module.functions.get(kernel)
         if entry is None or not entry.entry:
             raise UserError(f"no kernel `{kernel}` in this module", f"it has: {', '.join(self.kernels())}")
@@ -116,7 +133,8 @@ class Loaded:
             raise UserError(f"a block of {threads} threads: a GPU takes 1 to 1024")
         if len(args) != len(entry.params):
             raise UserError(f"`{kernel}` takes {len(entry.params)} arguments, {len(args)} were given")
-        m, executor = self._prepare(kernel, g, b, shared_bytes)
+        shape = cluster_shape(kernel, entry.directives, cluster, g)
+        m, executor = self._prepare(kernel, g, b, shared_bytes, shape, registers)
         for p, a in zip(entry.params, args, strict=True):
             raw = _argument(p, a)
             start = m.program.offsets[p.name]
@@ -129,6 +147,7 @@ class Loaded:
         with np.errstate(all="ignore"):
             for first in range(0, total, m.slots):
                 executor.run_wave(m.start_wave(first, min(m.slots, total - first)))
+                m.finish_wave()
                 if m.stopped:
                     break
         report.seconds = time.perf_counter() - started
@@ -136,19 +155,24 @@ class Loaded:
             s.settle()
         return report
 
-    def _prepare(self, kernel: str, grid: Dim, block: Dim, shared_bytes: int) -> tuple[Machine, Executor]:
+    def _prepare(
+        self, kernel: str, grid: Dim, block: Dim, shared_bytes: int, cluster: Dim | None, registers: int | None
+    ) -> tuple[Machine, Executor]:
         threads = -(-math.prod(block) // 32) * 32
-        slots = max(1, min(math.prod(grid), self.device.options.wave_threads // threads))
-        key = (kernel, block, slots, shared_bytes, self.device.options)
+        size = math.prod(cluster or (1, 1, 1))
+        slots = max(size, min(math.prod(grid), self.device.options.wave_threads // threads) // size * size)
+        key = (kernel, block, slots, shared_bytes, self.device.options, cluster, registers)
         found = self._ready.get(key)
         if found is None:
             program = flatten(self.module, self.module.functions[kernel])
+            check_instructions(program.code, self.module.target, self.module.version)
             dynamic = [program.offsets[n] for n in program.dynamic_shared]
             shared = max([program.shared_bytes, *dynamic]) + shared_bytes
             if shared > MAX_SHARED:
                 raise UserError(f"`{kernel}` needs {shared} bytes of shared memory; a block has {MAX_SHARED}")
             m = Machine(self.module, program, analyse(program), self.device.memory, block, shared, slots,
-                        self.device.options, self.device.sm, self.addresses)  # fmt: skip
+                        self.device.options, self.device.sm, self.addresses, cluster,
+                        registers)  # fmt: skip
             found = self._ready[key] = (m, Executor(m))
         return found
 

@@ -14,8 +14,10 @@ import numpy as np
 
 from tcomp.runtime.vgpu import operations as _operations
 from tcomp.runtime.vgpu.barriers import Barriers
+from tcomp.runtime.vgpu.calls import Calls
+from tcomp.runtime.vgpu.cluster import barrier as cluster_barrier
 from tcomp.runtime.vgpu.decoder import Decoder, Run, Source
-from tcomp.runtime.vgpu.flow import WAITING
+from tcomp.runtime.vgpu.flow import TRANSFERS, waits
 from tcomp.runtime.vgpu.lanes import Sel, count, ids, merge, narrow, warps
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.ptx import Instr, Sym
@@ -30,6 +32,7 @@ class Executor:
     def __init__(self, m: Machine) -> None:
         self.m = m
         self.barriers = Barriers(m)
+        self.calls = Calls(m)
         self.parked: dict[int, Sel] = {}
         self.bodies: list[list[Run]] = []
         self.finish: list[Finish] = []
@@ -41,7 +44,7 @@ class Executor:
         for n, b in enumerate(blocks):
             code = m.program.code[b.start : b.end]
             base = code[-1].opcode.split(".")[0]
-            ends = base in ("bra", "brx", "exit", "trap") or base in WAITING
+            ends = base in TRANSFERS or waits(code[-1])
             plain = code[:-1] if ends else code
             self.bodies.append([self.guarded(d, i) for i in plain])
             self.finish.append(self.ending(d, n, code[-1]) if ends else self.jump(n + 1))
@@ -84,6 +87,10 @@ class Executor:
             act = self.table_jump(d, i)
         elif base in ("exit", "trap"):
             act = self.leave(i, base == "trap")
+        elif base in ("call", "ret"):
+            act = self.calls.decode(d, i, n, self.index)
+        elif base == "barrier" and "cluster" in i.parts:
+            act = self.waiting(cluster_barrier(self.m, i), n)
         elif base in ("bar", "barrier") and ".warp" not in i.opcode:
             act = self.barriers.decode(d, i, n)
         else:
@@ -124,6 +131,9 @@ class Executor:
     def leave(self, i: Instr, trap: bool) -> Finish:
         def run(sel: Sel) -> list[tuple[int, Sel]]:
             self.m.alive[sel] = False
+            self.m.progress += 1
+            for leaving in self.m.on_exit:
+                leaving(i, ids(sel))
             if trap:
                 self.m.finding("trap", i, ids(sel), "the kernel trapped", stop=True)
             return self.barriers.after_exit(sel)
@@ -150,12 +160,14 @@ class Executor:
         ready: dict[int, Sel] = {0: sel}
         self.parked.clear()
         self.barriers.start()
+        self.calls.start()
         report, bodies, finish, lengths = m.report, self.bodies, self.finish, self.lengths
         spin, steps = 0, 0
         retried = False
         while not m.stopped:
             if not ready:
-                if self.parked and not retried:  # lanes they wait for may have left since
+                if self.parked and (not retried or self.late()):  # lanes they wait for may have left since
+                    m.settle()
                     ready, self.parked, retried = self.parked, {}, True
                     continue
                 if self.parked or self.barriers.waiting():
@@ -196,6 +208,9 @@ class Executor:
                     spin += 1
                 ready[to] = merge(ready[to], sub) if to in ready else sub
 
+    def late(self) -> bool:
+        return any(part.time_out() for part in self.m.parts)
+
     def deadlock(self, why: str) -> None:
         """One finding that lists each waiting warp with its line and what it waits for."""
         m, lines, first, where = self.m, [], None, None
@@ -203,8 +218,10 @@ class Executor:
             i = m.program.code[m.flow.blocks[n].start]
             first, where = (sel, i) if first is None else (first, where)
             for w in np.unique(ids(sel) >> 5)[:64]:
-                lines.append(f"block {int(m.block_of_lane[w * 32])} warp {int(m.warp[w * 32])} at PTX line {i.line} "
-                             f"waits in `{i.opcode}` for the other lanes of its mask")  # fmt: skip
+                explain = m.explain.get((i.line, i.opcode))
+                lane = int(ids(sel)[ids(sel) >> 5 == w][0])
+                what = explain(lane) if explain else f"waits in `{i.opcode}` for the other lanes of its mask"
+                lines.append(f"block {int(m.block_of_lane[lane])} warp {int(m.warp[lane])} at PTX line {i.line} {what}")
         for i, lanes, text in self.barriers.describe():
             first, where = (lanes, i) if first is None else (first, where)
             lines += text

@@ -12,16 +12,24 @@ from dataclasses import dataclass, field
 from tcomp.runtime.vgpu.errors import PtxError
 from tcomp.runtime.vgpu.program import Program
 from tcomp.runtime.vgpu.ptx import Addr, Instr, Not, Operand, Pair, Reg, Sym, Vec
+from tcomp.runtime.vgpu.wgmma_registers import in_flight
 
 NO_DESTINATION = {
-    "st", "red", "bar", "barrier", "membar", "fence", "bra", "brx", "exit", "ret", "trap", "brkpt", "cp", "prefetch",
-    "prefetchu", "nanosleep", "stmatrix", "discard", "applypriority", "setmaxnreg", "griddepcontrol", "pmevent",
+    "st", "red", "bar", "barrier", "membar", "fence", "bra", "brx", "call", "exit", "ret", "trap", "brkpt", "cp",
+    "prefetch", "prefetchu", "nanosleep", "stmatrix", "discard", "applypriority", "setmaxnreg", "griddepcontrol", "pmevent",
     "multimem", "tensormap",
 }  # fmt: skip
 # Instructions that may wait for other lanes: each begins a basic block, so waiting lanes can stand there.
 WAITING = {"bar", "barrier", "shfl", "vote", "match", "redux", "elect", "ldmatrix", "stmatrix", "movmatrix", "mma",
            "wgmma", "activemask", "setmaxnreg"}  # fmt: skip
+
+def waits(i: Instr) -> bool:
+    return i.opcode.split(".")[0] in WAITING or i.opcode.startswith(("mbarrier.try_wait", "mbarrier.test_wait"))
+
+
 READS_DESTINATION = {"wgmma"}
+# Instructions after which a lane may stand elsewhere: each ends a basic block.
+TRANSFERS = {"bra", "brx", "exit", "trap", "call", "ret"}
 
 
 def registers_in(o: Operand) -> list[str]:
@@ -69,6 +77,7 @@ class Flow:
     row: dict[str, int]
     rows: dict[int, int]  # width in bits -> rows of that width (1 is predicates)
     tracked: set[str]  # registers that some path may read before writing
+    live_in: list[set[str]] = field(default_factory=list)  # per block, where run-time calls have to know
 
 
 def width(type_name: str) -> int:
@@ -83,9 +92,9 @@ def analyse(p: Program) -> Flow:
     leaders = {0, *p.labels.values()}
     for n, i in enumerate(code):
         base = i.opcode.split(".")[0]
-        if base in ("bra", "brx", "exit", "trap"):
+        if base in TRANSFERS:
             leaders.add(n + 1)
-        elif base in WAITING or i.opcode.startswith(("mbarrier.try_wait", "mbarrier.test_wait")):
+        elif waits(i):
             leaders |= {n, n + 1}
     starts = sorted(x for x in leaders if x < len(code))
     index = {s: b for b, s in enumerate(starts)}
@@ -99,7 +108,13 @@ def analyse(p: Program) -> Flow:
             table = last.operands[1]
             assert isinstance(table, Sym)
             b.successors += [index[p.labels[t]] for t in p.tables[table.name]]
-        falls = base not in ("bra", "brx", "exit") or last.guard is not None
+        elif base == "call":
+            b.successors += [index[p.labels[p.callees[t].label]] for t in p.calls[b.end - 1].targets]
+        elif base == "ret":
+            b.successors += [index[n + 1] for n, c in p.calls.items() if p.returns[b.end - 1] in c.targets]
+        # A call also "falls through": what its caller needs afterwards is live across it, whatever a recursive
+        # callee writes to the same registers in between.
+        falls = base not in ("bra", "brx", "exit", "ret") or last.guard is not None
         if falls and number + 1 < len(blocks):
             b.successors.append(number + 1)
     return _rows(p, blocks)
@@ -159,11 +174,19 @@ def _rows(p: Program, blocks: list[Block]) -> Flow:
         for n in range(block.start, block.end):
             for r in (*facts[n][0], *facts[n][1]):
                 touch(number[r], n)
+    starts, ends = in_flight(p.code, [(b.start, b.end) for b in blocks], [b.successors for b in blocks], number)
+    for b, block in enumerate(blocks):
+        for mask, at in ((starts[b], block.start), (ends[b], block.end)):
+            while mask:
+                low = mask & -mask
+                touch(low.bit_length() - 1, at)
+                mask ^= low
     tracked = {names[r] for r in range(len(names)) if live_in[0] >> r & 1}
     for name in tracked:
         touch(number[name], 0)
         touch(number[name], len(p.code))
-    return Flow(blocks, *_pack(p, names, first, last), tracked)
+    live = [{names[r] for r in range(len(names)) if mask >> r & 1} for mask in live_in] if p.calls else []
+    return Flow(blocks, *_pack(p, names, first, last), tracked, live)
 
 
 def _pack(

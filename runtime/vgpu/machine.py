@@ -7,14 +7,16 @@ wave and launch to launch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from tcomp.runtime.vgpu.flow import Flow, width
 from tcomp.runtime.vgpu.lanes import Array, Sel
 from tcomp.runtime.vgpu.memory import GlobalMemory, Segment
+from tcomp.runtime.vgpu.order import Order
 from tcomp.runtime.vgpu.program import Program
 from tcomp.runtime.vgpu.ptx import Instr, PtxModule
 from tcomp.runtime.vgpu.report import Finding, Report, Traffic
@@ -34,10 +36,25 @@ class Options:
     max_steps: int = 50_000_000
 
 
+class WaveState(Protocol):
+    """State that a wave begins afresh and may end with findings."""
+
+    def start(self) -> None: ...
+    def settle(self) -> None:
+        """Nothing can run: complete what may no longer be put off."""
+
+    def time_out(self) -> bool:
+        """Nothing can run and nothing has changed: does it let some waiting lane go on?"""
+        return False
+
+    def finish(self) -> None: ...
+
+
 class Machine:
     def __init__(
         self, module: PtxModule, program: Program, flow: Flow, memory: GlobalMemory, block: Dim, shared: int,
-        slots: int, options: Options, sm: int, addresses: dict[str, int],
+        slots: int, options: Options, sm: int, addresses: dict[str, int], cluster: Dim | None = None,
+        registers: int | None = None,
     ) -> None:  # fmt: skip
         self.module, self.program, self.flow, self.memory = module, program, flow, memory
         self.module_addresses = addresses
@@ -67,6 +84,8 @@ class Machine:
         self.shared_size = shared
         self.shared_stride = (shared + 127) // 128 * 128
         self.local_stride = (program.local_bytes + 15) // 16 * 16
+        self.local_limit = program.local_bytes  # grows with the stack of run-time calls
+        self.frame: Array = np.zeros(n, np.int64)  # where each lane's frame begins in its local memory
         self.args_stride = (program.args_bytes + 15) // 16 * 16
         self.shared = Segment("shared", max(16, self.shared_stride * slots))
         self.local = Segment("local", max(16, self.local_stride * n))
@@ -77,16 +96,29 @@ class Machine:
         self.args_base: Array = self.ids * self.args_stride
         self.now = 1
         self.launch_start = 0
-        self.clock: Array = np.zeros((slots, self.warps, self.warps), np.int32)
+        self.cluster, self.explicit_cluster = cluster or (1, 1, 1), cluster is not None
+        self.ranks = self.cluster[0] * self.cluster[1] * self.cluster[2]  # blocks in a cluster
+        self.rank: Array = self.slot % self.ranks
+        self.team: Array = self.slot // self.ranks  # the cluster of each lane, its place among the cluster's warps
+        self.place: Array = self.rank * self.warps + self.warp
+        self.order = Order(slots // self.ranks, self.ranks, self.warps)
+        self.launch_registers = registers  # per thread, None where the kernel leaves it open
         self.shared_floor = 0
+        self.proxy_fences: dict[int, int] = {}  # each block's last fence.proxy.async for global memory
+        self.parts: list[WaveState] = []  # state of asynchronous features, made when a kernel uses them
+        self.on_exit: list[Callable[[Instr, Array], None]] = []
+        self.explain: dict[tuple[int, str], Callable[[int], str]] = {}  # what a lane waits for in an instruction
+        self.progress = 0  # counts changes that may let a waiting lane go on
         self.fences: dict[int, list[int]] = {}
         self.strong: dict[int, int] = {}
         self.report = Report("", (1, 1, 1), block)
         self._merged: dict[tuple[str, int, str], Finding] = {}
         self.stopped = False
         self.copies: list[Any] = []
+        self.copy_serial = 0
         self.committed: Array = np.zeros(n, np.int64)
         self.carry: Array = np.zeros(n, bool)
+        self.warpgroups: Any = None  # wgmma_state.Warpgroups once the kernel is decoded
 
     def row(self, name: str) -> Array:
         found: Array = self.files[width(self.program.registers[name])][self.flow.row[name]]
@@ -94,12 +126,15 @@ class Machine:
 
     def start_wave(self, first: int, blocks: int) -> Sel:
         """Places blocks `first .. first + blocks` of the grid in the slots; gives the lanes that start."""
-        number = first + self.slot
         gx, gy, _ = self.grid
-        self.ctaid[0][:] = number % gx
-        self.ctaid[1][:] = number // gx % gy
-        self.ctaid[2][:] = number // (gx * gy)
-        self.block_of_lane[:] = number
+        cx, cy, cz = self.cluster
+        number = (first + self.slot) // self.ranks
+        wide, high = gx // cx, gy // cy
+        self.ctaid[0][:] = number % wide * cx + self.rank % cx
+        self.ctaid[1][:] = number // wide % high * cy + self.rank // cx % cy
+        self.ctaid[2][:] = number // (wide * high) * cz + self.rank // (cx * cy)
+        x, y, z = (c.astype(np.int64) for c in self.ctaid)
+        self.block_of_lane[:] = x + gx * (y + gy * z)
         self.alive[:] = self.valid & (self.slot < blocks)
         for s in (self.shared, self.local, self.args):
             s.init[:] = 0
@@ -107,15 +142,29 @@ class Machine:
             self.shared.race.clear()
         for row in self.defined.values():
             row[:] = False
-        self.clock[:] = self.now
+        self.order.start(self.now)
         self.shared_floor = self.now
         self.copies.clear()
         self.committed[:] = 0
-        self.shared.pending = None
+        if self.shared.watch is not None:
+            self.shared.watch.clear()
+        for part in self.parts:
+            part.start()
+        if self.warpgroups is not None:
+            self.warpgroups.start()
         self.now += 1
         if self.threads == self.stride:
             return slice(0, blocks * self.stride)
         return np.flatnonzero(self.alive)
+
+    def settle(self) -> None:
+        for part in self.parts:
+            part.settle()
+
+    def finish_wave(self) -> None:
+        """Every lane has left, or the wave was stopped."""
+        for part in self.parts:
+            part.finish()
 
     def traffic(self, space: str) -> Traffic:
         return self.report.traffic.setdefault(space, Traffic())
@@ -146,18 +195,20 @@ class Machine:
         self._merged = {}
         self.launch_start = self.now
         self.fences, self.strong = {}, {}
+        self.proxy_fences = {}
         self.stopped = False
 
     # --- who is ordered before whom
     def shared_order(self, lanes: Array) -> Any:
         def ordered(who: Array, when: Array, at: Array, reads: bool) -> Array:
             mine = lanes[at]
-            slot, w = self.slot[mine], self.warp[mine]
-            other = who % self.warps if reads else self.warp[np.maximum(who, 0)]
-            seen = self.clock[slot, w, np.maximum(other, 0)]
+            team, w = self.team[mine], self.place[mine]
+            first = np.maximum(who, 0).astype(np.int64) * (32 if reads else 1)  # a lane of the earlier actor
+            clock = self.order.clock
+            seen = clock[team, w, self.place[first]]
             if reads:
                 same_warp = (who == self.warp_of_lane[mine])  # fmt: skip
-                least = self.clock[slot, w].min(axis=1)
+                least = clock[team, w].min(axis=1)
                 result: Array = np.where(who < 0, when <= least, (when <= seen) | same_warp)
                 return result
             result = when <= seen

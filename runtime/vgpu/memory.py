@@ -14,13 +14,16 @@ import numpy as np
 
 from tcomp.runtime.vgpu.lanes import Array
 from tcomp.runtime.vgpu.races import RaceShadow
+from tcomp.runtime.vgpu.watch import Watch
 
 GLOBAL_BASE = 0x7F00_0000_0000
 SHARED_WINDOW = 0x7A00_0000_0000
 LOCAL_WINDOW = 0x7B00_0000_0000
 ARGS_WINDOW = 0x7C00_0000_0000
 PARAM_WINDOW = 0x7D00_0000_0000
+CODE_WINDOW = 0x7E00_0000_0000  # where functions have their addresses, 16 bytes each
 WINDOW = 0x0100_0000_0000
+CLUSTER_STEP = 1 << 24  # in shared::cluster, rank r's memory begins at (r + 1) steps; below lies the own block's
 GUARD = 4096
 
 
@@ -34,7 +37,7 @@ class Segment:
         self.init = np.zeros(padded if not initialised else 0, np.uint8)
         self.read_only = False
         self.race: RaceShadow | None = None
-        self.pending: Array | None = None  # bytes that an asynchronous copy will write
+        self.watch: Watch | None = None  # bytes to leave alone, once something asynchronous has begun
         self._views: dict[Any, Array] = {}
 
     def view(self, dtype: Any) -> Array:
@@ -45,6 +48,11 @@ class Segment:
 
     def init_view(self, size: int) -> Array:
         return self.init.view(f"u{size}")
+
+    def watched(self) -> Watch:
+        if self.watch is None:
+            self.watch = Watch(len(self.data), 4 if self.space == "shared" else 1)
+        return self.watch
 
     def shadow(self) -> RaceShadow:
         if self.race is None:

@@ -5,6 +5,7 @@ Until then a read of the destination is a finding, and sees the old bytes, as it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +23,13 @@ class Copy:
     group: Array  # the commit group of each lane's copy
     start: Array  # destination bytes in the shared segment
     data: Array  # (lanes, size) uint8
+    serial: int  # of the instruction that began it
 
 
 @instruction("cp")
 def copy_async(d: Decoder, i: Instr) -> Run:
     m, parts = d.m, i.parts
-    if parts[1:2] != ["async"] or "bulk" in parts or "mbarrier" in parts:
+    if parts[1:2] != ["async"]:
         raise d.unknown(i)
     if "commit_group" in parts:
         return lambda sel: commit(m, sel)
@@ -66,10 +68,12 @@ def copy_async(d: Decoder, i: Instr) -> Run:
             who = lanes if p.where is None else lanes[p.where]
             writes.race(p, "write", who)
             writes.count_traffic(p, who, True)
-            if m.shared.pending is None:
-                m.shared.pending = np.zeros(len(m.shared.data), np.uint8)
-            m.shared.pending[p.start[:, None] + np.arange(n)] = 1
-            m.copies.append(Copy(who, m.committed[who].copy(), p.start, data[who]))
+            pending = m.shared.watched().pending
+            if pending is None:
+                pending = m.shared.watched().pending = np.zeros(len(m.shared.data), np.uint8)
+            pending[p.start[:, None] + np.arange(n)] = 1
+            m.copies.append(Copy(who, m.committed[who].copy(), p.start, data[who], m.copy_serial))
+        m.copy_serial += 1
 
     return run
 
@@ -82,24 +86,41 @@ def wait(m: Machine, sel: Sel, newest: int) -> None:
     """Completes the copies of these lanes but for the `newest` groups; -1 completes all, committed or not."""
     taking = np.zeros(m.lanes, bool)
     taking[sel] = True
+
+    def over(c: Copy) -> Array:
+        done = taking[c.lanes]
+        return done & (c.group < m.committed[c.lanes] - newest) if newest >= 0 else done
+
+    land(m, over)
+
+
+def arrive_on_copies(m: Machine, lanes: Array) -> Callable[[], None]:
+    """What completes the copies that these lanes have begun so far (cp.async.mbarrier.arrive)."""
+    before = m.copy_serial
+    taking = np.zeros(m.lanes, bool)
+    taking[lanes] = True
+    return lambda: land(m, lambda c: taking[c.lanes] & (c.serial < before))
+
+
+def land(m: Machine, over: Callable[[Copy], Array]) -> None:
+    """The copies of those lanes of which `over` holds put their bytes into shared memory."""
     left = []
     for c in m.copies:
-        done = taking[c.lanes]
-        if newest >= 0:
-            done = done & (c.group < m.committed[c.lanes] - newest)
+        done = over(c)
         if done.any():
             at = c.start[done][:, None] + np.arange(c.data.shape[1])
             m.shared.data[at] = c.data[done]
             m.shared.init[at] = 1
-            assert m.shared.pending is not None
-            m.shared.pending[at] = 0
+            pending = m.shared.watched().pending
+            assert pending is not None
+            pending[at] = 0
             if m.shared.race is not None:  # the bytes arrive now: later readers need a barrier after this
                 g = m.shared.race.granule
                 m.shared.race.write_time[np.unique(at // g)] = m.now
                 m.shared.race.latest_write = m.now
         if not done.all():
             keep = ~done
-            left.append(Copy(c.lanes[keep], c.group[keep], c.start[keep], c.data[keep]))
+            left.append(Copy(c.lanes[keep], c.group[keep], c.start[keep], c.data[keep], c.serial))
     m.copies = left
-    if not left:
-        m.shared.pending = None
+    if not left and m.shared.watch is not None:
+        m.shared.watch.pending = None

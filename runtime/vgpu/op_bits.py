@@ -1,4 +1,4 @@
-"""Bits (PTX ISA 9.7.1 and 9.7.8): logic, shifts, fields, counts, permutes, lop3, mov and packing."""
+"""Bits (PTX ISA 9.7.1 and 9.7.8): logic, shifts, fields, counts, mov and packing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
 from tcomp.runtime.vgpu.lanes import Array, Sel
-from tcomp.runtime.vgpu.ptx import Instr, Reg, Sym, Vec
+from tcomp.runtime.vgpu.ptx import Instr, Reg, Vec
 from tcomp.runtime.vgpu.types import Scalar, scalar
 
 _LOGIC: dict[str, Any] = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
@@ -219,86 +219,5 @@ def reverse(d: Decoder, i: Instr) -> Run:
     def run(sel: Sel) -> None:
         raw = np.ascontiguousarray(np.atleast_1d(a(sel))).view(np.uint8).reshape(-1, t.size)
         put(sel, np.ascontiguousarray(table[raw[:, ::-1]]).view(t.dtype).reshape(-1))
-
-    return run
-
-
-@instruction("fns")
-def nth_set(d: Decoder, i: Instr) -> Run:
-    raise d.unknown(i)
-
-
-@instruction("prmt")
-def permute(d: Decoder, i: Instr) -> Run:
-    if i.parts[1:] != ["b32"]:
-        raise d.unknown(i, "only the general form is executed")
-    a, b, c = (d.source(o, "b32") for o in i.operands[1:4])
-    put = d.put(i.operands[0], "b32")
-
-    def run(sel: Sel) -> None:
-        both = (np.asarray(b(sel)).astype(np.uint64) << np.uint64(32)) | a(sel)
-        pick = np.asarray(c(sel))
-        r: Any = np.uint32(0)
-        for n in range(4):
-            s = pick >> np.uint32(4 * n)
-            byte = (both >> ((s & np.uint32(7)).astype(np.uint64) * np.uint64(8)) & np.uint64(255)).astype(np.uint32)
-            sign = np.where(byte >= 128, np.uint32(255), np.uint32(0))
-            r = r | (np.where(s & np.uint32(8) != 0, sign, byte) << np.uint32(8 * n))
-        put(sel, r)
-
-    return run
-
-
-@instruction("lop3")
-def lookup(d: Decoder, i: Instr) -> Run:
-    if i.parts[1:] != ["b32"]:
-        raise d.unknown(i)
-    a, b, c = (d.source(o, "b32") for o in i.operands[1:4])
-    table = int(i.operands[4].value)  # type: ignore[union-attr]
-    put = d.put(i.operands[0], "b32")
-
-    def run(sel: Sel) -> None:
-        x, y, z = a(sel), b(sel), c(sel)
-        r = np.zeros_like(np.atleast_1d(x | y | z))
-        for n in range(8):
-            if table >> n & 1:
-                r |= (x if n & 4 else ~x) & (y if n & 2 else ~y) & (z if n & 1 else ~z)
-        put(sel, r)
-
-    return run
-
-
-@instruction("szext")
-def sign_extend(d: Decoder, i: Instr) -> Run:
-    raise d.unknown(i)
-
-
-@instruction("bmsk")
-def bit_mask(d: Decoder, i: Instr) -> Run:
-    a, b, put = d.source(i.operands[1], "u32"), d.source(i.operands[2], "u32"), d.put(i.operands[0], "b32")
-
-    def run(sel: Sel) -> None:
-        clamp = "clamp" in i.parts
-        p, n = (np.asarray(x(sel)).astype(np.uint64) for x in (a, b))
-        p, n = (np.minimum(x, np.uint64(32)) if clamp else x & np.uint64(31) for x in (p, n))
-        put(sel, (((np.uint64(1) << n) - np.uint64(1)) << p).astype(np.uint32))
-
-    return run
-
-
-@instruction("vgpu")
-def internal(d: Decoder, i: Instr) -> Run:
-    """`vgpu.zero`: the result of an ignored external call."""
-    m = d.m
-    spans = [(m.program.offsets[o.name], m.program.variables[o.name].size) for o in i.operands if isinstance(o, Sym)]
-    puts = [d.put(o, m.program.registers[o.name].replace("f", "b")) for o in i.operands if isinstance(o, Reg)]
-
-    def run(sel: Sel) -> None:
-        for start, size in spans:
-            for n in range(size):
-                m.args.data[m.args_base[sel] + start + n] = 0
-                m.args.init[m.args_base[sel] + start + n] = 1
-        for put in puts:
-            put(sel, 0)
 
     return run

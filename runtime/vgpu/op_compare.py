@@ -95,16 +95,38 @@ def set_value(d: Decoder, i: Instr) -> Run:
     test = _tester(d, i, t, modifiers)
     fold = next((x for x in modifiers[1:] if x in _BOOLS), None)
     third = d.source(i.operands[3], "pred") if fold else None
-    if out.kind == "x" or out.name == "f16" or t.name.endswith("x2"):
-        raise d.unknown(i)
+    if t.name.endswith("x2"):
+        return set_pair(d, i, out, test, fold, third)
     put = d.put(i.operands[0], out)
-    true = out.dtype.type(1.0) if out.kind == "f" else np.array(-1).astype(out.dtype)[()]
+    if out.name == "bf16":
+        true = np.uint16(0x3F80)
+    else:
+        true = out.dtype.type(1.0) if out.kind == "f" else np.array(-1).astype(out.dtype)[()]
 
     def run(sel: Sel) -> None:
         r = test(sel)
         if fold and third is not None:
             r = _BOOLS[fold](r, third(sel))
         put(sel, np.where(r, true, out.dtype.type(0)))
+
+    return run
+
+
+def set_pair(
+    d: Decoder, i: Instr, out: Scalar, test: Callable[[Sel], Array], fold: str | None, third: Source | None
+) -> Run:
+    """f16x2 and bf16x2: each half is 1.0 or 0 (same type), or all ones or 0 (u32, s32)."""
+    one = {"f16x2": 0x3C00, "bf16x2": 0x3F80, "u32": 0xFFFF, "s32": 0xFFFF}.get(out.name)
+    if one is None:
+        raise d.unknown(i)
+    put = d.put(i.operands[0], "b32")
+
+    def run(sel: Sel) -> None:
+        r = test(sel)
+        if fold and third is not None:
+            r = _BOOLS[fold](r, np.atleast_1d(third(sel))[:, None])
+        halves = np.where(r, np.uint16(one), np.uint16(0))
+        put(sel, np.ascontiguousarray(halves).view(np.uint32).reshape(-1))
 
     return run
 

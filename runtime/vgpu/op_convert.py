@@ -19,27 +19,79 @@ _INTEGER_ROUNDING: dict[str, Callable[[Array], Array]] = {
 }  # fmt: skip
 
 
+_LATER = ("e2m1x2", "e2m3x2", "e3m2x2", "ue8m0x2", "s2f6x2", "e4m3x4", "e5m2x4", "e2m1x4", "e2m3x4", "e3m2x4")
+_ROUNDING = ("rn", "rz", "rm", "rp", "rna")
+_LARGEST = {"f16": 65504.0, "bf16": 3.3895313892515355e38, "tf32": 3.4011621342146535e38}
+
+
 @instruction("cvt")
 def convert(d: Decoder, i: Instr) -> Run:
+    if "pack" in i.parts:
+        return pack_integers(d, i)
+    if "rs" in i.parts or any(p in _LATER for p in i.parts):
+        raise d.unknown(i, "stochastic rounding and 4-bit, 6-bit and scale formats belong to sm_100 and later")
     to, source, modifiers = scalar(i.parts[-2], i.line), scalar(i.parts[-1], i.line), i.parts[1:-2]
-    if modifiers[:1] == ["pack"] or "rs" in modifiers:
-        raise d.unknown(i)
-    mode = next((x for x in modifiers if x in ("rn", "rz", "rm", "rp", "rna")), "rn")
+    left = set(modifiers) - {*_ROUNDING, *_INTEGER_ROUNDING, "ftz", "sat", "relu", "satfinite"}
+    if left:
+        raise d.unknown(i, f"cvt has no .{min(left)}")
+    mode = next((x for x in modifiers if x in _ROUNDING), "rn")
     if to.name in ("f16x2", "bf16x2") and source.name == "f32":
         return pair_from_f32(d, i, to, mode, modifiers)
     if "x2" in to.name or "x2" in source.name:
         return eight_bit(d, i, to, source, modifiers)
     if to.name == "tf32":
+        if source.name != "f32" or mode not in ("rn", "rna", "rz"):
+            raise d.unknown(i)
         a32, put32 = d.source(i.operands[1], "f32"), d.put(i.operands[0], "b32")
-        relu = "relu" in modifiers
-        return lambda sel: put32(sel, formats.to_tf32(np.maximum(a32(sel), 0) if relu else a32(sel), mode))
+        adjust = clamp("tf32", "relu" in modifiers, "satfinite" in modifiers)
+        return lambda sel: put32(sel, formats.to_tf32(adjust(np.atleast_1d(a32(sel))), mode))
+    if mode == "rna":
+        raise d.unknown(i, ".rna is for tf32")
     f = converter(d, i, to, source, mode, modifiers)
     a, put = d.source(i.operands[1], source), d.put(i.operands[0], to)
     return lambda sel: put(sel, f(np.atleast_1d(a(sel))))
 
 
+def clamp(kind: str, relu: bool, satfinite: bool) -> Callable[[Array], Array]:
+    """.relu (negative -> 0) and .satfinite (beyond the format's largest -> the largest); NaN stays NaN."""
+    largest = _LARGEST[kind]
+
+    def f(x: Array) -> Array:
+        if relu:
+            x = np.where(x <= 0, x.dtype.type(0), x)
+        if satfinite:
+            x = np.clip(x, x.dtype.type(-largest), x.dtype.type(largest))
+        return x
+
+    return f
+
+
+def pack_integers(d: Decoder, i: Instr) -> Run:
+    """cvt.pack.sat: a and b saturated to a narrow type and put side by side, above them the low bits of c."""
+    parts = [p for p in i.parts[1:] if p not in ("pack", "sat")]
+    kind, bits = parts[0][:1], int(parts[0][1:])
+    if kind not in "us" or bits not in (2, 4, 8, 16) or parts[1] != "s32" or (bits == 16) != (len(parts) == 2):
+        raise d.unknown(i)
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if kind == "s" else (0, (1 << bits) - 1)
+    a, b = d.source(i.operands[1], "s32"), d.source(i.operands[2], "s32")
+    c = d.source(i.operands[3], "b32") if bits < 16 else None
+    put, mask = d.put(i.operands[0], "b32"), (1 << bits) - 1
+
+    def run(sel: Sel) -> None:
+        ta, tb = (np.clip(np.asarray(x(sel)).astype(np.int64), low, high) & mask for x in (a, b))
+        r = tb | ta << bits
+        if c is not None:
+            r = r | np.asarray(c(sel)).astype(np.int64) << 2 * bits
+        put(sel, (r & 0xFFFFFFFF).astype(np.uint32))
+
+    return run
+
+
 def converter(d: Decoder, i: Instr, to: Scalar, source: Scalar, mode: str, modifiers: list[str]) -> Callable[..., Any]:
     ftz, sat, relu = "ftz" in modifiers, "sat" in modifiers, "relu" in modifiers
+    if (relu or "satfinite" in modifiers) and (to.name not in _LARGEST or source.name != "f32"):
+        raise d.unknown(i, ".relu and .satfinite convert f32 to f16, bf16, tf32 and 8-bit floats")
+    adjust = clamp(to.name, relu, "satfinite" in modifiers) if to.name in _LARGEST else None
     integral = next((x for x in modifiers if x in _INTEGER_ROUNDING), None)
     floats = ("f16", "bf16", "f32", "f64")
     from_float, to_float = source.name in floats, to.name in floats
@@ -59,8 +111,8 @@ def converter(d: Decoder, i: Instr, to: Scalar, source: Scalar, mode: str, modif
     def finish(x: Array) -> Array:
         if integral is not None:
             x = _INTEGER_ROUNDING[integral](x)
-        if relu:
-            x = np.where(x < 0, 0, x).astype(x.dtype)
+        if adjust is not None:
+            x = adjust(x)
         if sat:
             x = np.where(np.isnan(x), 0, np.clip(x, 0, 1)).astype(x.dtype)
         if to.name == "f64":
@@ -124,19 +176,19 @@ def integer_to_integer(to: Scalar, source: Scalar, sat: bool) -> Callable[[Array
 def pair_from_f32(d: Decoder, i: Instr, to: Scalar, mode: str, modifiers: list[str]) -> Run:
     """cvt.bf16x2.f32 d, a, b: a goes to the upper half."""
     a, b, put = d.source(i.operands[1], "f32"), d.source(i.operands[2], "f32"), d.put(i.operands[0], "b32")
-    kind, relu = to.name[:-2], "relu" in modifiers
+    kind = to.name[:-2]
+    adjust = clamp(kind, "relu" in modifiers, "satfinite" in modifiers)
 
     def half(x: Array) -> Array:
-        x = np.atleast_1d(x)
-        if relu:
-            x = np.where(x < 0, np.float32(0), x)
-        return formats.to16(x, kind, mode).astype(np.uint32)
+        return formats.to16(adjust(np.atleast_1d(x)), kind, mode).astype(np.uint32)
 
     return lambda sel: put(sel, (half(a(sel)) << np.uint32(16)) | half(b(sel)))
 
 
 def eight_bit(d: Decoder, i: Instr, to: Scalar, source: Scalar, modifiers: list[str]) -> Run:
     relu = "relu" in modifiers
+    if to.name in ("e4m3x2", "e5m2x2") and ("satfinite" not in modifiers or "rn" not in modifiers):
+        raise d.unknown(i, "conversion to 8-bit floats needs .rn.satfinite")
     if to.name in ("e4m3x2", "e5m2x2"):
         kind, put = to.name[:-2], d.put(i.operands[0], "b16")
         if source.name == "f32":
@@ -147,8 +199,8 @@ def eight_bit(d: Decoder, i: Instr, to: Scalar, source: Scalar, modifiers: list[
                 put(sel, formats.to8(hi, kind).astype(np.uint16) << np.uint16(8) | formats.to8(lo, kind))
 
             return run
-        if source.name not in ("f16x2", "bf16x2"):
-            raise d.unknown(i)
+        if source.name != "f16x2":
+            raise d.unknown(i, "from .bf16x2 belongs to sm_100 and later")
         c = d.source(i.operands[1], "b32")
 
         def run16(sel: Sel) -> None:
@@ -159,7 +211,7 @@ def eight_bit(d: Decoder, i: Instr, to: Scalar, source: Scalar, modifiers: list[
             put(sel, np.ascontiguousarray(code).view(np.uint16).reshape(-1))
 
         return run16
-    if source.name in ("e4m3x2", "e5m2x2") and to.name in ("f16x2", "bf16x2"):
+    if source.name in ("e4m3x2", "e5m2x2") and to.name == "f16x2":
         kind, put = source.name[:-2], d.put(i.operands[0], "b32")
         e = d.source(i.operands[1], "b16")
 
@@ -195,6 +247,19 @@ def is_space(d: Decoder, i: Instr) -> Run:
     if space in ("shared", "local"):
         low = np.uint64(_WINDOWS[space])
         return lambda sel: put(sel, (a(sel) >= low) & (a(sel) < low + np.uint64(memory.WINDOW)))
-    if space != "global":
+    if space == "param":
+        first = np.uint64(memory.PARAM_WINDOW)
+        return lambda sel: put(sel, (a(sel) >= first) & (a(sel) < first + np.uint64(memory.WINDOW)))
+    if space not in ("global", "const"):
         raise d.unknown(i)
-    return lambda sel: put(sel, a(sel) >= np.uint64(memory.GLOBAL_BASE))
+    spans = [(s.base, s.end) for s in d.m.memory.segments if s.read_only]
+
+    def run(sel: Sel) -> None:
+        x = np.atleast_1d(a(sel))
+        constant = np.zeros(len(x), bool)
+        for low, high in spans:
+            constant |= (x >= np.uint64(low)) & (x < np.uint64(high))
+        heap = (x >= np.uint64(memory.GLOBAL_BASE)) & ~constant
+        put(sel, constant if space == "const" else heap)
+
+    return run

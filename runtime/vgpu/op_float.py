@@ -37,6 +37,8 @@ def flush(x: Array) -> Array:
 
 def arithmetic(d: Decoder, i: Instr, t: Scalar) -> Run:
     base, modifiers = i.parts[0], i.parts[1:-1]
+    if "oob" in modifiers:
+        raise d.unknown(i, "the NaN that .oob looks for is not documented")
     if set(modifiers) - _KNOWN:
         raise d.unknown(i)
     mode = next((x for x in modifiers if x in MODES), "rn")
@@ -153,40 +155,64 @@ def pack(value: Array, t: Scalar) -> Array:
     return bits.view(np.float16) if t.name == "f16" else bits
 
 
+def flush16(x: Array, kind: str) -> Array:
+    """Subnormal f16 values (held as f32 or f64) -> zero of the same sign."""
+    if kind.startswith("bf16"):
+        return x
+    return np.where(np.abs(x) < 6.103515625e-05, np.copysign(x.dtype.type(0), x), x)
+
+
 def half(d: Decoder, i: Instr, t: Scalar, base: str, modifiers: list[str]) -> Run:
+    sat, relu, ftz = "sat" in modifiers, "relu" in modifiers, "ftz" in modifiers
+    if relu and base != "fma":
+        raise d.unknown(i, ".relu is for fma")
+    if {"rz", "rm", "rp"} & set(modifiers) or (t.name.startswith("bf16") and (ftz or sat)):
+        raise d.unknown(i, "16-bit floats round to nearest; bf16 has neither .ftz nor .sat")
+    if base in ("abs", "neg"):
+        return half_sign(d, i, t, base, ftz)
     sources = [d.source(o, t) for o in i.operands[1:]]
     put = d.put(i.operands[0], t)
-    sat, relu = "sat" in modifiers, "relu" in modifiers
+    f: Callable[..., Array]
     if base in ("fma", "mad"):
 
         def f(a: Array, b: Array, c: Array) -> Array:
             s, e = rounding.two_sum(np.multiply(a, b, dtype=np.float64), c.astype(np.float64))
             shape = s.shape
             return rounding.to_odd(np.ascontiguousarray(s).reshape(-1), e.reshape(-1)).reshape(shape)
-    elif base in ("abs", "neg"):
-        return half_sign(d, i, t, base)
+    elif base in ("min", "max"):
+        f = extreme(base, modifiers)
+    elif base in ("add", "sub", "mul"):
+        f = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[base]
     else:
-        found = {"add": np.add, "sub": np.subtract, "mul": np.multiply}.get(base)
-        f = found if found is not None else extreme(base, modifiers) if base in ("min", "max") else None  # type: ignore[assignment]
-    if f is None:
         raise d.unknown(i)
 
     def run(sel: Sel) -> None:
-        r = f(*[unpack(s(sel), t) for s in sources])
+        values = [unpack(s(sel), t) for s in sources]
+        if ftz:
+            values = [flush16(v, t.name) for v in values]
+        r = f(*values)
         if sat:
             r = np.where(np.isnan(r), 0, np.clip(r, 0, 1)).astype(r.dtype)
         if relu:
-            r = np.where(r < 0, 0, r).astype(r.dtype)
+            r = np.where(r <= 0, 0, r).astype(r.dtype)
+        if ftz:
+            r = flush16(unpack(pack(r, t), t), t.name)
         put(sel, pack(r, t))
 
     return run
 
 
-def half_sign(d: Decoder, i: Instr, t: Scalar, base: str) -> Run:
+def half_sign(d: Decoder, i: Instr, t: Scalar, base: str, ftz: bool) -> Run:
     bits = scalar(f"b{t.bits}")
     a, put = d.source(i.operands[1], bits), d.put(i.operands[0], bits)
     mask = bits.dtype.type(0x80008000 if t.bits == 32 else 0x8000)
-    return (lambda sel: put(sel, a(sel) & ~mask)) if base == "abs" else (lambda sel: put(sel, a(sel) ^ mask))
+
+    def sign(x: Any) -> Any:
+        if ftz:
+            x = np.asarray(pack(flush16(unpack(x, t), t.name), t)).view(bits.dtype)
+        return x & ~mask if base == "abs" else x ^ mask
+
+    return lambda sel: put(sel, sign(a(sel)))
 
 
 # --- functions

@@ -19,7 +19,28 @@ _SIMPLE = {"add": np.add, "sub": np.subtract, "min": np.minimum, "max": np.maxim
 def arithmetic(d: Decoder, i: Instr) -> Run:
     """Shared names: floats go to op_float."""
     t = scalar(i.parts[-1], i.line)
+    if t.name in ("u16x2", "s16x2"):
+        return pairs(d, i, t)
     return integer(d, i, t) if t.kind in "usb" else op_float.arithmetic(d, i, t)
+
+
+def pairs(d: Decoder, i: Instr, t: Scalar) -> Run:
+    """add, min and max of two 16-bit integers in a register; .relu clamps s16x2 below at zero."""
+    f = {"add": np.add, "min": np.minimum, "max": np.maximum}.get(i.parts[0])
+    relu = i.parts[1:-1] == ["relu"] and t.name == "s16x2" and i.parts[0] != "add"
+    if f is None or (i.parts[1:-1] and not relu):
+        raise d.unknown(i)
+    half = np.int16 if t.name == "s16x2" else np.uint16
+    a, b, put = d.source(i.operands[1], "b32"), d.source(i.operands[2], "b32"), d.put(i.operands[0], "b32")
+
+    def run(sel: Sel) -> None:
+        x, y = (np.ascontiguousarray(np.atleast_1d(s(sel))).view(half).reshape(-1, 2) for s in (a, b))
+        r = f(x, y)
+        if relu:
+            r = np.maximum(r, half(0))
+        put(sel, np.ascontiguousarray(r).view(np.uint32).reshape(-1))
+
+    return run
 
 
 def integer(d: Decoder, i: Instr, t: Scalar) -> Run:
@@ -29,6 +50,10 @@ def integer(d: Decoder, i: Instr, t: Scalar) -> Run:
     if base in _SIMPLE:
         if "sat" in modifiers and t.name == "s32":
             return saturating(d, i, _SIMPLE[base])
+        if modifiers == ["relu"] and t.name == "s32" and base in ("min", "max"):
+            f, a2, b2 = _SIMPLE[base], d.source(i.operands[1], t), d.source(i.operands[2], t)
+            put2 = d.put(i.operands[0], t)
+            return lambda sel: put2(sel, np.maximum(f(a2(sel), b2(sel)), np.int32(0)))
         if modifiers:
             raise d.unknown(i)
         return d.binary(i, t, _SIMPLE[base])
@@ -118,14 +143,26 @@ def divide(d: Decoder, i: Instr, t: Scalar, quotient: bool) -> Run:
 
 @instruction("mul24", "mad24")
 def short_multiply(d: Decoder, i: Instr) -> Run:
+    """The 48-bit product of two 24-bit numbers: its low 32 bits (.lo), or bits 16 to 47 (.hi)."""
     t = scalar(i.parts[-1], i.line)
-    if i.parts[1] != "lo":
+    high, saturate, mad = i.parts[1] == "hi", "sat" in i.parts, i.parts[0] == "mad24"
+    if i.parts[1] not in ("lo", "hi") or t.bits != 32 or (saturate and not (high and mad and t.signed)):
         raise d.unknown(i)
-    shift = t.dtype.type(8)
+    shift, wide = t.dtype.type(8), np.int64 if t.signed else np.uint64
     a, b = d.source(i.operands[1], t), d.source(i.operands[2], t)
-    c = d.source(i.operands[3], t) if i.parts[0] == "mad24" else (lambda sel: t.dtype.type(0))
+    c = d.source(i.operands[3], t) if mad else None
     put = d.put(i.operands[0], t)
-    return lambda sel: put(sel, (a(sel) << shift >> shift) * (b(sel) << shift >> shift) + c(sel))
+
+    def run(sel: Sel) -> None:
+        x, y = (np.asarray(s(sel) << shift >> shift).astype(wide) for s in (a, b))
+        r = x * y >> wide(16) if high else x * y
+        if c is not None:
+            r = r + np.asarray(c(sel)).astype(wide)
+        if saturate:
+            r = np.clip(r, -(1 << 31), (1 << 31) - 1)
+        put(sel, r.astype(t.dtype))
+
+    return run
 
 
 @instruction("sad")

@@ -9,6 +9,7 @@ import numpy as np
 from tcomp.runtime.vgpu.access import SPACES, Access
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
 from tcomp.runtime.vgpu.lanes import Sel
+from tcomp.runtime.vgpu.op_fence import note_fence
 from tcomp.runtime.vgpu.ptx import Instr, Vec
 from tcomp.runtime.vgpu.types import scalar
 
@@ -77,7 +78,7 @@ def store(d: Decoder, i: Instr) -> Run:
     t = scalar(type_name, i.line)
     if t.bits > 64:
         raise d.unknown(i)
-    operand, value = i.operands
+    operand, value = i.operands[:2]  # a cache policy may follow
     access = Access(d, i, operand, space_of(i), t.size, lanes_, bool(STRONG & set(i.parts)))
     items = value.items if isinstance(value, Vec) else (value,)
     if len(items) != lanes_:
@@ -136,22 +137,6 @@ def store(d: Decoder, i: Instr) -> Run:
     return run
 
 
-def note_fence(m: Any, sel: Sel) -> None:
-    for b in np.unique(m.block_of_lane[sel]).tolist():
-        m.fences.setdefault(b, []).append(m.now)
-
-
-@instruction("membar", "fence")
-def fence(d: Decoder, i: Instr) -> Run:
-    m = d.m
-    if any(p.startswith(("proxy", "mbarrier_init")) for p in i.parts):
-        if not any(p in ("async", "async::shared::cta") or p.startswith("proxy") for p in i.parts):
-            raise d.unknown(i)
-        return lambda sel: None
-    wide = any(p in ("gl", "sys", "gpu") for p in i.parts)
-    return (lambda sel: note_fence(m, sel)) if wide else (lambda sel: None)
-
-
 @instruction("prefetch", "prefetchu", "discard", "applypriority", "pmevent", "nanosleep")
 def nothing(d: Decoder, i: Instr) -> Run:
     return lambda sel: None
@@ -160,3 +145,10 @@ def nothing(d: Decoder, i: Instr) -> Run:
 @instruction("brkpt")
 def breakpoint_trap(d: Decoder, i: Instr) -> Run:
     return lambda sel: d.m.finding("trap", i, d.m.ids[sel], "breakpoint", stop=True)
+
+
+@instruction("createpolicy")
+def cache_policy(d: Decoder, i: Instr) -> Run:
+    """An opaque value; the instructions that take it only hint at caches."""
+    put = d.put(i.operands[0], "b64")
+    return lambda sel: put(sel, np.uint64(0x12F0000000000000))

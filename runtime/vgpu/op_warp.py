@@ -209,7 +209,7 @@ def warp_barrier(d: Decoder, i: Instr) -> Run:
         raise d.unknown(i)
 
     def act(sel: Sel, lanes: Array, members: Array) -> None:
-        m.clock[m.slot[lanes], m.warp[lanes], m.warp[lanes]] = m.now
+        m.order.warp_sync(m.team[lanes], m.place[lanes], m.now)
         m.now += 1
 
     return _sync(d, i, d.source(i.operands[0], "u32"), act)

@@ -6,6 +6,7 @@ declared in an inner `{ }` gets a suffix that makes it unique in its function).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -71,6 +72,54 @@ class Group:
 Operand = Reg | Imm | Sym | Addr | Vec | Pair | Not | Group
 
 
+def renamed(o: Operand, name: Callable[[str], Operand]) -> Operand:
+    """`o` with every name in it replaced by what `name` gives: a Reg, a Sym (offsets are added) or an Imm."""
+    if isinstance(o, Reg):
+        return name(o.name)
+    if isinstance(o, Sym):
+        found = name(o.name)
+        if isinstance(found, Sym):
+            return Sym(found.name, found.offset + o.offset)
+        return Sym(found.name, o.offset) if isinstance(found, Reg) else found
+    if isinstance(o, Addr):
+        base = name(o.base.name) if o.base is not None else None
+        if isinstance(o.base, Sym) and isinstance(base, Sym):
+            base = Sym(base.name, base.offset + o.base.offset)
+        assert base is None or isinstance(base, Reg | Sym)
+        return Addr(base, o.offset, tuple(renamed(c, name) for c in o.coords))
+    if isinstance(o, Vec):
+        return Vec(tuple(renamed(c, name) for c in o.items))
+    if isinstance(o, Group):
+        return Group(tuple(renamed(c, name) for c in o.items))
+    if isinstance(o, Pair):
+        return Pair(renamed(o.first, name), renamed(o.second, name))
+    if isinstance(o, Not):
+        return Not(renamed(o.item, name))
+    return o
+
+
+def symbols(o: Operand) -> list[str]:
+    """Every Sym's name in `o`."""
+    if isinstance(o, Sym):
+        return [o.name]
+    if isinstance(o, Addr):
+        return ([o.base.name] if isinstance(o.base, Sym) else []) + [s for c in o.coords for s in symbols(c)]
+    if isinstance(o, Vec | Group):
+        return [s for i in o.items for s in symbols(i)]
+    return []
+
+
+@dataclass(frozen=True)
+class AddressByte:
+    """`0xFF00(name)` in an initialiser: the byte of the address under the mask."""
+
+    of: Sym
+    mask: int
+
+
+Initial = int | float | Sym | AddressByte
+
+
 @dataclass(frozen=True)
 class Instr:
     opcode: str
@@ -101,7 +150,7 @@ class Variable:
     count: int
     size: int
     line: int
-    initial: tuple[int | float | Sym, ...] = ()
+    initial: tuple[Initial, ...] = ()
     extern: bool = False
 
 
@@ -125,6 +174,7 @@ class PtxModule:
     target: str = ""
     functions: dict[str, Function] = field(default_factory=dict)
     variables: dict[str, Variable] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
     text: list[str] = field(default_factory=list)
 
     def source_line(self, line: int) -> str:

@@ -28,21 +28,31 @@ class RaceShadow:
         self.read_actor, self.read_time = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self.atomic_actor: Array | None = None
         self.atomic_time: Array | None = None
+        self.async_time: Array | None = None
         self.latest_write = 0
         self.latest_read = 0
+
+    def asynchronous(self) -> Array:
+        """When an asynchronous copy wrote each granule last; a write at that very time was not an ordinary one."""
+        if self.async_time is None:
+            self.async_time = np.zeros_like(self.write_time)
+        return self.async_time
 
     def clear(self) -> None:
         self.write_time[:] = 0
         self.read_time[:] = 0
         if self.atomic_time is not None:
             self.atomic_time[:] = 0
+        if self.async_time is not None:
+            self.async_time[:] = 0
         self.latest_write = self.latest_read = 0
 
     def refine(self, granule: int) -> None:
         if granule >= self.granule:
             return
         times = self.granule // granule
-        for name in ("write_actor", "write_time", "read_actor", "read_time", "atomic_actor", "atomic_time"):
+        for name in ("write_actor", "write_time", "read_actor", "read_time", "atomic_actor", "atomic_time",
+                     "async_time"):  # fmt: skip
             value = getattr(self, name)
             if value is not None:
                 setattr(self, name, np.repeat(value, times))

@@ -23,13 +23,15 @@ def special(m: Machine, name: str, t: Scalar, line: int) -> Callable[[Any], Any]
     if base == "%tid":
         row = m.tid[_AXES[axis]]
         return lambda sel: row[sel].astype(t.dtype, copy=False)
-    if base == "%ctaid" or base == "%clusterid":
+    if base in ("%cluster_ctaid", "%cluster_nctaid", "%clusterid", "%nclusterid"):
+        return _cluster(m, base, _AXES[axis], t)
+    if base == "%ctaid":
         number = m.ctaid[_AXES[axis]]
         return lambda sel: number[sel].astype(t.dtype, copy=False)
     if base == "%ntid":
         size = t.dtype.type(m.block[_AXES[axis]])
         return lambda sel: size
-    if base == "%nctaid" or base == "%nclusterid":
+    if base == "%nctaid":
         n = _AXES[axis]
         return lambda sel: t.dtype.type(m.grid[n])
     lane = m.lane_in_warp
@@ -53,11 +55,10 @@ def special(m: Machine, name: str, t: Scalar, line: int) -> Callable[[Any], Any]
         "%globaltimer_lo": lambda sel: np.uint32(time.time_ns() & 0xFFFFFFFF),
         "%dynamic_smem_size": lambda sel: np.uint32(m.shared_size - m.program.shared_bytes),
         "%total_smem_size": lambda sel: np.uint32(m.shared_size),
-        "%cluster_ctaid": lambda sel: np.uint32(0),
-        "%cluster_nctaid": lambda sel: np.uint32(1),
-        "%cluster_ctarank": lambda sel: np.uint32(0),
-        "%cluster_nctarank": lambda sel: np.uint32(1),
-        "%is_explicit_cluster": lambda sel: np.bool_(False),
+        "%aggr_smem_size": lambda sel: np.uint32(m.shared_size),
+        "%cluster_ctarank": lambda sel: m.rank[sel].astype(np.uint32),
+        "%cluster_nctarank": lambda sel: np.uint32(m.ranks),
+        "%is_explicit_cluster": lambda sel: np.bool_(m.explicit_cluster),
     }
     if base not in rows:
         raise PtxError(f"unknown register `{name}`", line)
@@ -65,3 +66,16 @@ def special(m: Machine, name: str, t: Scalar, line: int) -> Callable[[Any], Any]
     if t.kind == "p":
         return get
     return lambda sel: get(sel).astype(t.dtype, copy=False)
+
+
+def _cluster(m: Machine, base: str, axis: int, t: Scalar) -> Callable[[Any], Any]:
+    """Coordinates of the block in its cluster and of the cluster in the grid."""
+    size = m.cluster[axis]
+    if base == "%cluster_nctaid":
+        return lambda sel: t.dtype.type(size)
+    if base == "%nclusterid":
+        return lambda sel: t.dtype.type(m.grid[axis] // size)
+    row, by = m.ctaid[axis], np.uint32(size)
+    if base == "%clusterid":
+        return lambda sel: (row[sel] // by).astype(t.dtype, copy=False)
+    return lambda sel: (row[sel] % by).astype(t.dtype, copy=False)

@@ -1,10 +1,15 @@
-"""`tcomp build`: check, derive, schedule, compile and plan a model; every stage's text goes to a folder."""
+"""`tcomp build`: check, derive, schedule, compile and plan a model; every stage's text goes to a folder.
+
+For a GPU target nothing but the PTX assembler is needed; `build_gpu.py` has that half.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,28 +31,40 @@ def build(
     length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 128,
     accumulation: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
     dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
+    target: Annotated[str, typer.Option(help="cpu, or a GPU target such as sm_90a [default: cpu].")] = "",
+    gpu: Annotated[str, typer.Option(help="The GPU of that target: h200 [default: h100 for sm_90a].")] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="Fail when the GPU assembler has any finding.")] = False,
     threads: Annotated[int, typer.Option(help="Cores to compile for; 0: all.")] = 0,
     memory: Annotated[str | None, typer.Option(help="Refuse a plan larger than this: 16GB.")] = None,
     out: Annotated[Path | None, typer.Option(help="The folder [default: build/MODEL-CONFIG].")] = None,
 ) -> None:
     """Build a training step and show what came of it.
 
-    The folder holds ast.txt, graph.txt, grad.tc, schedules.tc, tile.txt, llvm/, asm/, plan.txt and
-    launches.txt. Compiled code goes to the cache, so that `tcomp train` of the same step compiles nothing.
+    The folder holds ast.txt, graph.txt, grad.tc, schedules.tc, tile.txt, plan.txt, launches.txt, and llvm/ and
+    asm/ (for a GPU: ptx/, cubin/, kernels.txt, table.json). Compiled code goes to the cache, so that `tcomp train`
+    of the same step compiles nothing.
+
+    A GPU build needs no GPU. Register spills, local memory, calls and serialised matrix instructions are reported
+    with the schedule that they come from; --strict makes them an error (exit code 2).
 
     Examples:
 
     - `tcomp build models/gpt2.tc`
 
     - `tcomp build gpt2 --config 124M -B 4 -T 64 --out build/big`
+
+    - `tcomp build gpt2 --target sm_90a --strict`
     """
-    from tcomp.cli import show, stages
+    from tcomp.cli import build_gpu, show, stages
     from tcomp.ir.print import print_kernel
     from tcomp.model.report import bytes_text, plan_text
     from tcomp.runtime.cache import cache_folder
 
     numbers = limits.parse_dims(dim or [])
     limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads)
+    machine = build_gpu.machine_of(target, gpu)
+    if strict and machine is None:
+        raise UserError("--strict is for GPU targets", "give --target sm_90a, or leave out --strict")
     cache = cache_folder("kernels")
     times: dict[str, float] = {}
     clock = time.perf_counter()
@@ -61,15 +78,17 @@ def build(
     lap("parse and check")
     built = common.build_step(
         file, config, batch, length, dims=numbers, accumulation=accumulation, threads=threads,
-        memory=memory, module=module,
+        memory=memory, module=module, device=build_gpu.TargetDevice(machine) if machine else None,
     )  # fmt: skip
     step = built.step
     lap("derive, schedule, plan")
-    assembly, llvm = _compile(built, cache)
-    lap("compile")
+    files: dict[str, str | bytes]
+    gpu_build = build_gpu.build_kernels(list(step.kernels.values()), machine, cache, _colour()) if machine else None
+    files = gpu_build.files if gpu_build else dict(_compile(built, cache))
+    lap("compile and assemble" if machine else "compile")
     graph, parts = show.nodes_of(module, built.name, step.config, batch, length, numbers)
     ops = show.distinct(parts)
-    texts = {
+    files |= {
         "ast.txt": "".join(stages.ast_text(item) for item in show._items(module)),
         "graph.txt": stages.graph_text(graph, parts),
         "grad.tc": stages.grad_text(module),
@@ -77,14 +96,12 @@ def build(
         "tile.txt": "\n".join(print_kernel(k) for k in step.kernels.values()),
         "plan.txt": plan_text(step, built.threads),
         "launches.txt": stages.launches_text(step),
-        **{f"llvm/{name}.ll": text for name, text in llvm.items()},
-        **{f"asm/{name}.s": text for name, text in assembly.items()},
     }
     lap("write out")
     launches = {name: len(program) for name, program in step.programs.items()}
     rows = {
         "model": f"{step.model} {step.config}, " + ", ".join(f"{k} = {v}" for k, v in step.dims.items()),
-        "machine": f"{built.machine.name}, {built.threads} threads",
+        "machine": built.device.description if machine else f"{built.machine.name}, {built.threads} threads",
         "ops": f"{len(ops)} distinct op instances, {len(step.kernels)} kernels",
         "launches": ", ".join(f"{name} {count}" for name, count in launches.items()),
         "arithmetic": f"{_flops(step) / 1e9:.2f} GFLOP per micro-batch",
@@ -92,31 +109,47 @@ def build(
         f"{step.arena_bytes / max(1, step.lower_bound_bytes):.4f} of the lower bound",
         "time": ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items()),
     }
+    if gpu_build:
+        rows["findings"] = str(gpu_build.count) if gpu_build.count else "none: no spills, local memory or calls"
     summary = "".join(f"{name:12}{value}\n" for name, value in rows.items())
-    target = out or Path("build") / f"{step.model}-{step.config}"
-    write_folder(target, {**texts, _MARK: summary})
-    print(summary + f"{'folder':12}{target}")
+    suffix = f"-{machine.target}" if machine else ""
+    folder = out or Path("build") / f"{step.model}-{step.config}{suffix}"
+    write_folder(folder, {**files, _MARK: summary})
+    if gpu_build:
+        print(gpu_build.table)
+        print("".join(f"{line}\n" for line in gpu_build.findings), end="")
+    print(summary + f"{'folder':12}{folder}")
+    if strict and gpu_build and gpu_build.count:
+        raise UserError(
+            f"the GPU assembler has {gpu_build.count} findings, and the build is strict",
+            "change the schedules named above, or build without --strict",
+        )
 
 
-def _compile(built: common.Built, cache: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Compile every kernel into the cache; assembly and LLVM IR by kernel name."""
+def _colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def _compile(built: common.Built, cache: Path) -> dict[str, str]:
+    """Compile every kernel into the cache; its LLVM IR and assembly by file name."""
     from tcomp.codegen.cpu.compile import kernel_ir, optimized, target_machine
-    from tcomp.runtime.cpu.executor import CpuExecutor
+    from tcomp.machine.cpu import CpuMachine
 
-    CpuExecutor(built.step, built.machine, built.threads, cache).close()
+    assert isinstance(built.machine, CpuMachine)
+    built.device.open(built.step).close()
     target = target_machine(built.machine)
-    assembly, llvm = {}, {}
+    files = {}
     for name, kernel in built.step.kernels.items():
-        llvm[name] = kernel_ir(kernel, built.machine)
-        assembly[name] = str(target.emit_assembly(optimized(llvm[name], target)))
-    return assembly, llvm
+        files[f"llvm/{name}.ll"] = kernel_ir(kernel, built.machine)
+        files[f"asm/{name}.s"] = str(target.emit_assembly(optimized(files[f"llvm/{name}.ll"], target)))
+    return files
 
 
 def _flops(step: Step) -> int:
     return sum(step.kernels[launch.kernel].flops for launch in step.programs["micro_first"])
 
 
-def write_folder(target: Path, texts: dict[str, str]) -> None:
+def write_folder(target: Path, texts: Mapping[str, str | bytes]) -> None:
     """Put the files in a new folder in place of `target`, whole or not at all.
 
     A folder that `tcomp build` did not make is never replaced.
@@ -128,7 +161,7 @@ def write_folder(target: Path, texts: dict[str, str]) -> None:
         for name, text in texts.items():
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_bytes(text.encode() if isinstance(text, str) else text)
         if target.exists():
             shutil.rmtree(target)
         os.rename(partial, target)

@@ -1,4 +1,4 @@
-"""`tcomp check`: a file's ops and its model's step, compiled for this machine, against the oracle."""
+"""`tcomp check`: a file's ops and its model's step, compiled for a device, against the oracle."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tcomp.dsl.ast import Module, Op
+    from tcomp.runtime.device import Device
 
 
 def check(
@@ -22,9 +23,11 @@ def check(
     seed: Annotated[int, typer.Option(help="Of shapes and inputs.")] = 0,
     tolerance: Annotated[float, typer.Option(help="Largest relative L2 error allowed.")] = 1e-4,
     parse_only: Annotated[bool, typer.Option("--parse-only", help="Names, types and shapes only.")] = False,
+    device: Annotated[str, typer.Option(help=common.DEVICE_HELP)] = "cpu",
+    gpu: Annotated[str, typer.Option(help=common.GPU_HELP)] = "",
     threads: Annotated[int, typer.Option(help="Cores to use; 0: all.")] = 0,
 ) -> None:
-    """Check a file: its text, then every op (forward and backward) and one whole training step on this CPU.
+    """Check a file: its text, then every op (forward and backward) and one whole training step on a device.
 
     Each op runs at random awkward sizes (primes, 1) and is compared with the oracle, which evaluates the
     equations in float64. The step runs at a small size, the model's gradients and updated parameters likewise.
@@ -34,7 +37,10 @@ def check(
     - `tcomp check gpt2`
 
     - `tcomp check mine.tc my_op --trials 10 --seed 3`
+
+    - `tcomp check gpt2 --device virtual --gpu a100`
     """
+    limits.check_device(device, gpu)
     limits.check_numbers(trials=trials, seed=seed, tolerance=tolerance, threads=threads)
     module = common.load_module(file)
     if op is not None:
@@ -42,14 +48,16 @@ def check(
     if parse_only:
         print(f"{file}: {len(module.ops)} ops, {len(module.schedules)} schedules, {len(module.models)} models: sound")
         return
+    runs_on = common.device_for(device, gpu=gpu, threads=threads)
     failed = 0
     for one in _ops(module, op):
-        failed += not _check_op(one, module, trials, seed, tolerance, threads or limits.cores())
+        failed += not _check_op(one, module, trials, seed, tolerance, runs_on)
         if one.backward_of is not None and one.name in module.ops:
             failed += not _check_own_backward(one, module, seed)
     if op is None:
         for name in module.models:
-            failed += not _check_step(file, module, name, tolerance, threads)
+            failed += not _check_step(file, module, name, tolerance, runs_on)
+    runs_on.finish()
     if failed:
         raise UserError(f"{failed} {'check differs' if failed == 1 else 'checks differ'} from the oracle")
 
@@ -72,23 +80,21 @@ def _ops(module: Module, only: str | None) -> Iterator[Op]:
                 yield backward
 
 
-def _check_op(op: Op, module: Module, trials: int, seed: int, tolerance: float, threads: int) -> bool:
+def _check_op(op: Op, module: Module, trials: int, seed: int, tolerance: float, device: Device) -> bool:
     import numpy as np
 
     from tcomp.dsl.errors import TcError
-    from tcomp.machine.cpu import detect
-    from tcomp.runtime.cache import cache_folder
     from tcomp.runtime.verify import awkward_dims, verify_op
 
     random = np.random.default_rng([seed, len(op.name), *op.name.encode()])
     worst, at = 0.0, ""
     for trial in range(trials):
-        dims = awkward_dims(op, random)
+        dims = awkward_dims(op, module, random)
         if dims is None:
             print(f"{op.name:28} skipped: no small sizes satisfy its requirements")
             return True
         try:
-            results = list(verify_op(op, module, dims, detect(), threads, cache_folder("kernels"), seed + trial))
+            results = list(verify_op(op, module, dims, device, seed + trial))
         except TcError as e:
             print(f"{op.name:28} REFUSED\n{e.render()}")
             return False
@@ -114,26 +120,25 @@ def _check_own_backward(backward: Op, module: Module, seed: int) -> bool:
     return good
 
 
-def _check_step(file: str, module: Module, name: str, tolerance: float, threads: int) -> bool:
+def _check_step(file: str, module: Module, name: str, tolerance: float, device: Device) -> bool:
     import numpy as np
 
-    from tcomp.runtime.cache import cache_folder
-    from tcomp.runtime.cpu.executor import CpuExecutor
     from tcomp.runtime.initialise import initialise
     from tcomp.runtime.train import set_scalars
-    from tcomp.runtime.verify import verify_step
+    from tcomp.runtime.verify import floats, verify_step
 
     model = module.models[name]
     config = common.default_config(module, file)
     small = {"L": 2, "H": 2, "C": 16, "V": 37, "S": 16}
     dims = {k: v for k, v in small.items() if any(k == n for n, _ in model.configs[0].values)}
-    built = common.build_step(file, config, 2, 11, dims=dims, threads=threads, module=module)
-    executor = CpuExecutor(built.step, built.machine, built.threads, cache_folder("kernels"))
+    built = common.build_step(file, config, 2, 11, dims=dims, module=module, device=device)
+    executor = device.open(built.step)
     try:
         initialise(executor, 1, 1)
         random = np.random.default_rng(0)
         for parameter in built.step.parameters:  # no zero biases: a fault in them must show
-            executor.array(parameter.slot)[...] += random.normal(0, 0.1, executor.array(parameter.slot).shape)
+            start = floats(executor, parameter.slot)
+            executor.write(parameter.slot, start + random.normal(0, 0.1, start.shape))
         # A large epsilon: where the true gradient is 0, rounding is not to be scaled up to a whole update.
         easy = {"peak_lr": 0.1, "warmup": 1.0, "eps": 1e-3}
         set_scalars(executor, {k: v for k, v in easy.items() if f"hyper.{k}" in built.step.hyper})

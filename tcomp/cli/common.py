@@ -1,4 +1,4 @@
-"""What several commands share: finding a model's file and what it declares, building a step for this machine."""
+"""What several commands share: finding a model's file and what it declares, building a step for a device."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcomp.cli.limits import cores, parse_bytes
+from tcomp.cli.limits import DEFAULT_GPU, cores, parse_bytes, split_device
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
     from tcomp.dsl.ast import Model, Module, Op
     from tcomp.machine.cpu import CpuMachine
+    from tcomp.machine.gpu import GpuMachine
     from tcomp.model.step import Step
+    from tcomp.runtime.device import Device
+
+
+DEVICE_HELP = "cpu, cuda (cuda:1, cuda:NAME) or virtual, a GPU simulator that checks what runs [default: cpu]."
+GPU_HELP = "The GPU that --device virtual stands for: h100, a100, rtx4090 ... [default: h100]."
+GRAPH_HELP = "On a GPU, a whole program as one graph, or launch by launch (slow, names a failing launch)."
 
 
 def find_file(name: str) -> Path:
@@ -68,23 +75,32 @@ def closest(word: str, known: Iterable[str]) -> str:
 
 
 def memory_here() -> int | None:
-    """Bytes this process could still take, where Linux says (free memory and the control group's limit)."""
-    found = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            found.append(int(limit))
-    except (OSError, ValueError):
-        pass
-    return min(found) if found else None
+    """Bytes this process could still take, where that is known."""
+    from tcomp.runtime.device import memory_here
+
+    return memory_here()
 
 
-def memory_limit(flag: str | None) -> int | None:
-    """`--memory` in bytes; what is free on this machine by default; none for "unlimited"."""
-    return parse_bytes(flag) if flag else memory_here()
+def device_for(name: str = "cpu", *, gpu: str = "", threads: int = 0, graph: bool = True) -> Device:
+    """What `--device`, `--gpu`, `--threads` and `--no-graph` ask for.
+
+    UserError where that device cannot be used. A GPU's driver is loaded here, and the virtual GPU is put in its
+    place where asked: one of the two per process.
+    """
+    from tcomp.runtime.cache import cache_folder
+
+    kind, number_or_name = split_device(name)
+    cache = cache_folder("kernels")
+    if kind == "cpu":
+        from tcomp.machine.cpu import detect
+        from tcomp.runtime.device import CpuDevice
+
+        return CpuDevice(detect(), threads or cores(), cache)
+    from tcomp.runtime.cuda.device import real_device, virtual_device
+
+    if kind == "virtual":
+        return virtual_device(gpu or DEFAULT_GPU, cache, graph)
+    return real_device(number_or_name, cache, graph)
 
 
 @dataclass(frozen=True)
@@ -94,8 +110,15 @@ class Built:
     module: Module
     name: str
     step: Step
-    machine: CpuMachine
-    threads: int
+    device: Device
+
+    @property
+    def machine(self) -> CpuMachine | GpuMachine:
+        return self.device.machine
+
+    @property
+    def threads(self) -> int:
+        return self.device.threads
 
 
 def build_step(
@@ -111,15 +134,17 @@ def build_step(
     programs: tuple[str, ...] = ("train",),
     keep_logits: bool = False,
     module: Module | None = None,
+    device: Device | None = None,
 ) -> Built:
-    """Check, derive, schedule and plan `file` at batch B and length T for this machine."""
-    from tcomp.machine.cpu import detect
+    """Check, derive, schedule and plan `file` at batch B and length T for a device (this computer's processors).
+
+    The plan must fit `memory`; without it, what is free on the device.
+    """
     from tcomp.model.build import build_step as build
 
     module = module or load_module(file)
     model = only_model(module, file)
-    machine = detect()
-    threads = threads or cores()
+    device = device or device_for(threads=threads)
     try:
         step = build(
             module,
@@ -128,15 +153,15 @@ def build_step(
             {"B": batch, "T": length},
             overrides=dims or {},
             accumulation=accumulation,
-            machine=machine,
-            threads=threads,
-            memory_limit=memory_limit(memory),
+            machine=device.machine,
+            threads=device.threads,
+            memory_limit=parse_bytes(memory) if memory else device.free_memory(),
             programs=programs,
             keep_logits=keep_logits,
         )
     except OverflowError as e:
         raise UserError("a step of these sizes needs more memory than there are addresses", "use smaller sizes") from e
-    return Built(module, model.name, step, machine, threads)
+    return Built(module, model.name, step, device)
 
 
 def default_config(module: Module, file: str) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tcomp.cli import common, limits
 from tcomp.cli.settings import from_json
+
+if TYPE_CHECKING:
+    from tcomp.runtime.device import Device
 
 
 def generate(
@@ -20,6 +23,9 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw among so many likeliest tokens; 0: among all.")] = 0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 1,
+    device: Annotated[str, typer.Option(help=common.DEVICE_HELP)] = "cpu",
+    gpu: Annotated[str, typer.Option(help=common.GPU_HELP)] = "",
+    graph: Annotated[bool, typer.Option("--graph/--no-graph", help=common.GRAPH_HELP)] = True,
     threads: Annotated[int, typer.Option(help="Cores to use; 0: all.")] = 0,
 ) -> None:
     """Write text with a trained model.
@@ -32,10 +38,13 @@ def generate(
     """
     limits.check_numbers(temperature=temperature, count=count, top_k=top_k, seed=seed, threads=threads)
     limits.check_prompt(prompt)
-    for text in stream(Path(run), prompt, count, temperature, top_k, seed, threads):
+    limits.check_device(device, gpu)
+    runs_on = common.device_for(device, gpu=gpu, threads=threads, graph=graph)
+    for text in stream(Path(run), prompt, count, temperature, top_k, seed, runs_on):
         sys.stdout.write(text)
         sys.stdout.flush()
     print()
+    runs_on.finish()
 
 
 def stream(
@@ -45,15 +54,13 @@ def stream(
     temperature: float,
     top_k: int,
     seed: int,
-    threads: int,
+    device: Device,
 ) -> Iterator[str]:
     """The prompt and then the model's text, piece by piece."""
     from tcomp.runtime import checkpoint
-    from tcomp.runtime.cache import cache_folder
-    from tcomp.runtime.cpu.executor import CpuExecutor
     from tcomp.runtime.generate import ByteDecoder, sample
     from tcomp.runtime.run_folder import read_config
-    from tcomp.runtime.train import set_scalars
+    from tcomp.runtime.train import persistent, set_scalars
 
     settings = from_json(read_config(run), str(run / "run.json"))
     saved = checkpoint.newest(run, lambda text: print(f"warning: {text}", file=sys.stderr))
@@ -64,19 +71,18 @@ def stream(
         1,
         settings.length,
         dims=settings.dims,
-        threads=threads,
         programs=("forward",),
         keep_logits=True,
         module=module,
+        device=device,
     )
     sizes = ("B", "T")
     dims = {name: value for name, value in built.step.dims.items() if name not in sizes}
     checkpoint.check_same_model(saved, built.step.model, built.step.config, dims)
-    executor = CpuExecutor(built.step, built.machine, built.threads, cache_folder("kernels"))
+    executor = device.open(built.step)
     try:
         set_scalars(executor, {})
-        slots = built.step.slots
-        saved.load_into({n: executor.array(n) for n, s in slots.items() if s.kind == "parameter"})
+        saved.load(persistent(executor, ("parameter",)), executor.write)
         vocabulary = built.step.inputs["tokens"] or (1 << 16)
         limits.check_prompt(prompt, vocabulary)
         tokens = list(prompt.encode())

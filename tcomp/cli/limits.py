@@ -117,6 +117,33 @@ def parse_dims(given: Sequence[str]) -> dict[str, int]:
     return dims
 
 
+DEVICES = ("cpu", "cuda", "virtual")
+DEFAULT_GPU = "h100"
+
+
+def split_device(name: str) -> tuple[str, str]:
+    """`cuda:1` or `cuda:H100` as (cuda, 1); UserError for what is no device."""
+    kind, colon, which = name.partition(":")
+    if kind not in DEVICES or (colon and (kind != "cuda" or not which.strip())):
+        raise UserError(
+            f"--device {name}: there is no such device",
+            "give cpu, cuda (cuda:1 or cuda:NAME for another GPU than the first), or virtual",
+        )
+    return kind, which.strip()
+
+
+def check_device(device: str, gpu: str) -> None:
+    """UserError for a device that is none, or a `--gpu` that is unknown or has no use."""
+    kind, _ = split_device(device)
+    if not gpu:
+        return
+    if kind != "virtual":
+        raise UserError(f"--gpu {gpu} is for --device virtual", f"--device {kind} takes the machine as it is")
+    from tcomp.machine.gpu import machine_named
+
+    machine_named(gpu)
+
+
 _UNITS = {
     "": 1,
     "B": 1,

@@ -19,6 +19,8 @@ def plan(
     accumulation: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
     dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
     inference: Annotated[bool, typer.Option("--inference", help="The forward pass alone.")] = False,
+    device: Annotated[str, typer.Option(help=common.DEVICE_HELP)] = "cpu",
+    gpu: Annotated[str, typer.Option(help=common.GPU_HELP)] = "",
     threads: Annotated[int, typer.Option(help="Cores to plan for; 0: all.")] = 0,
     memory: Annotated[str | None, typer.Option(help="Refuse a plan larger than this: 16GB.")] = None,
     largest: Annotated[int, typer.Option(help="How many tensors to list.")] = 12,
@@ -38,6 +40,7 @@ def plan(
 
     dims = limits.parse_dims(dim or [])
     limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads, largest=largest)
+    limits.check_device(device, gpu)
     built = common.build_step(
         file,
         config,
@@ -45,7 +48,7 @@ def plan(
         length,
         dims=dims,
         accumulation=accumulation,
-        threads=threads,
+        device=common.device_for(device, gpu=gpu, threads=threads),
         memory=memory or "unlimited",
         programs=("forward",) if inference else ("train",),
         keep_logits=inference,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tcomp.cli.common import closest
-from tcomp.cli.limits import check_dims, check_hyper, check_numbers, check_prompt, parse_bytes
+from tcomp.cli.limits import check_device, check_dims, check_hyper, check_numbers, check_prompt, parse_bytes
 from tcomp.errors import UserError
 
 
@@ -25,6 +25,9 @@ class TrainSettings:
     seed: int = 1
     data: list[str] = field(default_factory=list)
     run: str = ""
+    device: str = "cpu"
+    gpu: str = ""
+    graph: bool = True
     threads: int = 0
     memory: str = ""
     eval_every: int = 250
@@ -40,6 +43,7 @@ class TrainSettings:
         """UserError for values that make no sense; the settings themselves when all do."""
         numbers = {f.name: getattr(self, f.name) for f in fields(self) if type(getattr(self, f.name)) is int}
         check_numbers(**numbers)
+        check_device(self.device, self.gpu)
         check_dims(self.dims)
         check_hyper(self.hyper)
         if self.memory:
@@ -72,7 +76,8 @@ def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
         if name == "data" and isinstance(value, str):
             value = values[name] = [value]
         if not isinstance(value, type(default)) or (isinstance(value, bool) and not isinstance(default, bool)):
-            kind = {int: "a whole number", str: "a text", list: "a list", dict: "a table"}[type(default)]
+            kinds = {int: "a whole number", str: "a text", list: "a list", dict: "a table", bool: "true or false"}
+            kind = kinds[type(default)]
             raise UserError(f"{where}: {name} must be {kind}, not {value!r}")
         if name in ("hyper", "dims"):
             wanted = (int, float) if name == "hyper" else (int,)

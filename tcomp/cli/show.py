@@ -24,6 +24,8 @@ def show(
     tile: Annotated[bool, typer.Option("--tile", help="Tile IR: loops over tiles, register tiles.")] = False,
     llvm: Annotated[bool, typer.Option("--llvm", help="LLVM IR before optimisation.")] = False,
     asm: Annotated[bool, typer.Option("--asm", help="Assembly for this machine.")] = False,
+    ptx: Annotated[bool, typer.Option("--ptx", help="PTX, for a GPU.")] = False,
+    sass: Annotated[bool, typer.Option("--sass", help="A GPU's machine code; needs nvdisasm.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="The memory plan.")] = False,
     launches: Annotated[bool, typer.Option("--launches", help="Every launch of the step.")] = False,
     config: Annotated[str | None, typer.Option(help="The model's configuration.")] = None,
@@ -32,6 +34,10 @@ def show(
     dim: Annotated[
         list[str] | None, typer.Option(help="A dimension of the op, or a configuration value: --dim M=64.")
     ] = None,
+    target: Annotated[
+        str, typer.Option(help="cpu, or a GPU target such as sm_80 [default: cpu; sm_90a for --ptx and --sass].")
+    ] = "",
+    gpu: Annotated[str, typer.Option(help="The GPU of that target: h200 [default: h100 for sm_90a].")] = "",
     threads: Annotated[int, typer.Option(help="Cores to compile for; 0: all.")] = 0,
 ) -> None:
     """Print one or more stages of the compiler as text.
@@ -47,23 +53,31 @@ def show(
     - `tcomp show ops/linear linear --tile --asm --dim M=64 --dim N=128 --dim K=256`
 
     - `tcomp show gpt2 attention.backward --llvm --config 124M -B 4 -T 64`
-    """
-    from tcomp.cli import stages
-    from tcomp.machine.cpu import detect
 
-    if not any((ast, graph, grad, schedule, tile, llvm, asm, plan, launches)):
-        raise UserError("tell what to show", "--ast --graph --grad --schedule --tile --llvm --asm --plan or --launches")
+    - `tcomp show gpt2 layernorm --tile --ptx --target sm_80`
+    """
+    from tcomp.cli import build_gpu, stages
+    from tcomp.cli.show_code import Code
+    from tcomp.machine.cpu import CpuMachine, detect
+
+    code = Code(tile, llvm, asm, ptx, sass)
+    if not any((ast, graph, grad, schedule, plan, launches)) and not code.any:
+        raise UserError(
+            "tell what to show",
+            "--ast --graph --grad --schedule --tile --llvm --asm --ptx --sass --plan or --launches",
+        )
+    machine = build_gpu.machine_of(target or ("sm_90a" if (ptx or sass) and not gpu else ""), gpu) or detect()
+    code.check(machine)
     numbers = limits.parse_dims(dim or [])
     limits.check_numbers(batch=batch, length=length, threads=threads)
     module = common.load_module(file)
-    machine = detect()
     cores = threads or limits.cores()
     if ast:
         for item in [common.find_op(module, op)] if op else _items(module):
             print(stages.ast_text(item), end="")
     if grad:
         print(_grad_of(module, op) if op else stages.grad_text(module), end="")
-    if not any((graph, schedule, tile, llvm, asm, plan, launches)):
+    if not any((graph, schedule, plan, launches)) and not code.any:
         return
     instances: list[tuple[Op, dict[str, int]]]
     if module.models:
@@ -82,17 +96,19 @@ def show(
     else:
         instances = [(_op_or_backward(module, op), _bound(module, op, numbers))]
     for one, dims in instances:
-        if schedule or tile or llvm or asm:
+        if schedule or code.any:
             print(f"# {one.name}: " + ", ".join(f"{k} = {v}" for k, v in dims.items()))
         if schedule:
             print(stages.schedule_text(one, module, dims, machine))
-        if tile or llvm or asm:
-            _show_code(one, module, dims, cores, tile, llvm, asm)
+        if code.any:
+            for text in code.texts(one, module, dims, machine, cores):
+                print(text)
     if plan or launches:
         from tcomp.model.report import plan_text
 
+        device = None if isinstance(machine, CpuMachine) else build_gpu.TargetDevice(machine)
         built = common.build_step(
-            file, config, batch, length, dims=numbers, threads=cores, memory="unlimited", module=module
+            file, config, batch, length, dims=numbers, threads=cores, memory="unlimited", module=module, device=device
         )
         if plan:
             print(plan_text(built.step, built.threads), end="")
@@ -169,21 +185,3 @@ def _bound(module: Module, name: str, given: dict[str, int]) -> dict[str, int]:
     if unknown:
         raise UserError(f"op {name!r} has no dimension {unknown[0]!r}", f"it has {', '.join(dimensions(op))}")
     return bind(op, {p.name: operand_shape(p, given) for p in op.params}, given)
-
-
-def _show_code(op: Op, module: Module, dims: dict[str, int], threads: int, tile: bool, llvm: bool, asm: bool) -> None:
-    from tcomp.ir.print import print_kernel
-    from tcomp.machine.cpu import detect
-    from tcomp.schedule.lower import lower
-
-    machine = detect()
-    for kernel in lower(op, module, dims, machine, target="cpu", threads=threads).kernels:
-        if tile:
-            print(print_kernel(kernel))
-        if llvm or asm:
-            from tcomp.codegen.cpu.compile import kernel_assembly, kernel_ir
-
-            if llvm:
-                print(kernel_ir(kernel, machine))
-            if asm:
-                print(kernel_assembly(kernel, machine))

@@ -13,6 +13,7 @@ from tcomp.dsl.printer import print_expression, print_item, print_op
 if TYPE_CHECKING:
     from tcomp.dsl.ast import Module, Op
     from tcomp.machine.cpu import CpuMachine
+    from tcomp.machine.gpu import GpuMachine
     from tcomp.model.graph import Graph, Node, View
     from tcomp.model.step import Step
 
@@ -108,22 +109,23 @@ def grad_text(module: Module) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def schedule_text(op: Op, module: Module, dims: dict[str, int], machine: CpuMachine) -> str:
+def schedule_text(op: Op, module: Module, dims: dict[str, int], machine: CpuMachine | GpuMachine) -> str:
     """The schedule that an op instance gets on this machine: the written one, else the default."""
     from tcomp.dsl.check import infer
     from tcomp.dsl.dims import evaluate_dim
     from tcomp.dsl.load import schedule_for
     from tcomp.schedule.default import default_schedule
-    from tcomp.schedule.lower import target_chain
+    from tcomp.schedule.family import family_for
     from tcomp.schedule.normal import normalise
 
+    targets = family_for(machine, 1).targets
     schedule, origin = (
-        schedule_for(module, op.name, target_chain("cpu", machine)),
+        schedule_for(module, op.name, targets),
         "none is written: the default",
     )
     if schedule is None:
         extents = {i: int(evaluate_dim(e, dims)) for i, e in infer(op, module).ranges.items()}
-        schedule = default_schedule(op, normalise(op, module, dims), extents, "cpu")
+        schedule = default_schedule(op, normalise(op, module, dims), extents, targets[-1])
     else:
         origin = str(schedule.span)
     return f"# {origin}\n{print_item(schedule).rstrip()}\n"

@@ -15,10 +15,13 @@ from tcomp.errors import UserError
 
 if TYPE_CHECKING:
     from tcomp.runtime.data import Data
+    from tcomp.runtime.device import Device
     from tcomp.runtime.train import Outcome
 
 _TINY_LR = 3e-3
-_RESUMABLE = ("steps", "threads", "memory", "eval_every", "save_every", "keep", "sample", "prompt")
+_RESUMABLE = (
+    "steps", "device", "gpu", "graph", "threads", "memory", "eval_every", "save_every", "keep", "sample", "prompt",
+)  # fmt: skip
 
 
 def train(
@@ -40,6 +43,9 @@ def train(
     run: Annotated[str | None, typer.Option(help="The run's folder [default: runs/MODEL-CONFIG].")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with the run in this folder.")] = None,
     run_file: Annotated[Path | None, typer.Option(help="Settings in TOML; flags win over them.")] = None,
+    device: Annotated[str | None, typer.Option(help=common.DEVICE_HELP)] = None,
+    gpu: Annotated[str | None, typer.Option(help=common.GPU_HELP)] = None,
+    graph: Annotated[bool | None, typer.Option("--graph/--no-graph", help=common.GRAPH_HELP)] = None,
     threads: Annotated[int | None, typer.Option(help="Cores to use [default: all].")] = None,
     memory: Annotated[str | None, typer.Option(help="Refuse a plan larger than this: 16GB.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between validations; 0: at the end.")] = None,
@@ -64,10 +70,13 @@ def train(
     - `tcomp train --run-file run.toml` with lines such as `steps = 2000` and `[hyper]` / `peak_lr = 1e-3`
 
     - `tcomp train --resume runs/gpt2-tiny` after Ctrl-C, a crash or a power cut: it goes on bitwise the same
+
+    - `tcomp train --device cuda` on an NVIDIA GPU; `--device virtual` runs the same code on a checking simulator
     """
     flags: dict[str, Any] = {
         "model": model, "config": config, "data": data, "steps": steps, "batch": batch, "length": length,
-        "accumulation": accumulation, "seed": seed, "run": run, "threads": threads, "memory": memory,
+        "accumulation": accumulation, "seed": seed, "run": run, "device": device, "gpu": gpu, "graph": graph,
+        "threads": threads, "memory": memory,
         "eval_every": eval_every, "eval_batches": eval_batches, "save_every": save_every, "keep": keep,
         "sample": sample, "prompt": prompt,
     }  # fmt: skip
@@ -102,14 +111,24 @@ def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None) -> TrainS
             f"only these can: {', '.join('--' + n.replace('_', '-') for n in _RESUMABLE)}",
         )
     before = from_json(read_config(path), str(path / "run.json"))
+    if "device" in flags and "gpu" not in flags:
+        flags["gpu"] = ""
     settings = merged(before, flags)
-    if settings.threads != before.threads:
+    changed = []
+    if (settings.device.partition(":")[0], settings.gpu) != (before.device.partition(":")[0], before.gpu):
+        changed.append(f"{_device_text(settings)} instead of {_device_text(before)}")
+    if settings.threads != before.threads and settings.device == before.device == "cpu":
+        changed.append(f"{settings.threads} threads instead of {before.threads}")
+    if changed:
         print(
-            f"warning: {settings.threads} threads instead of {before.threads}: sums are rounded differently, so "
-            "this run will not go on bitwise the same",
+            f"warning: {', '.join(changed)}: sums are rounded differently, so this run will not go on bitwise the same",
             file=sys.stderr,
         )
     return settings
+
+
+def _device_text(settings: TrainSettings) -> str:
+    return f"{settings.device} {settings.gpu}".rstrip()
 
 
 def _run_path(settings: TrainSettings) -> Path:
@@ -127,20 +146,18 @@ def _run_path(settings: TrainSettings) -> Path:
 def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     from rich.console import Console
 
-    from tcomp.runtime.cache import cache_folder
-    from tcomp.runtime.cpu.executor import CpuExecutor
     from tcomp.runtime.data import open_data
     from tcomp.runtime.progress import progress_for
     from tcomp.runtime.run_folder import RunFolder, refuse_used
     from tcomp.runtime.train import Settings, check_inputs, train
 
     console = Console(highlight=False)
-    cache = cache_folder("kernels")
     module = common.load_module(settings.model)
     vocabulary = _vocabulary(module, settings)
     if not resume:
         refuse_used(path)
     data = open_data([Path(p) for p in settings.data], settings.length, vocabulary)
+    device = common.device_for(settings.device, gpu=settings.gpu, threads=settings.threads, graph=settings.graph)
     built = common.build_step(
         settings.model,
         settings.config,
@@ -148,10 +165,10 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
         settings.length,
         dims=settings.dims,
         accumulation=settings.accumulation,
-        threads=settings.threads,
         memory=settings.memory or None,
         programs=("train",),
         module=module,
+        device=device,
     )
     limits.check_hyper(settings.hyper, {n.removeprefix("hyper."): v for n, v in built.step.hyper.items()})
     check_inputs(built.step)
@@ -159,7 +176,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
         limits.check_prompt(settings.prompt, vocabulary)
     _announce(console, settings, built, data)
     with console.status("compiling the kernels"):
-        executor = CpuExecutor(built.step, built.machine, built.threads, cache)
+        executor = device.open(built.step)
     try:
         # Everything has been checked and built: only now is there a run folder.
         folder = RunFolder(path, create=not resume)
@@ -168,7 +185,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
                 hyper = {**_fitting(settings, built.step.hyper), **settings.hyper}
                 settings = replace(
                     settings,
-                    threads=built.threads,
+                    threads=built.threads if device.kind == "cpu" else settings.threads,
                     run=str(path),
                     model=str(Path(settings.model).resolve()) if Path(settings.model).is_file() else settings.model,
                     data=[str(Path(p).resolve()) for p in settings.data],
@@ -182,7 +199,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
                 Settings(
                     steps=settings.steps, accumulation=settings.accumulation, seed=settings.seed,
                     hyper=settings.hyper, eval_every=settings.eval_every, eval_batches=settings.eval_batches,
-                    save_every=settings.save_every, keep=settings.keep, threads=built.threads,
+                    save_every=settings.save_every, keep=settings.keep, threads=settings.threads or limits.cores(),
                 ),
                 progress_for(console),
                 resume,
@@ -193,10 +210,12 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
         executor.close()
     if outcome.interrupted:
         print(f"stopped at step {outcome.step}, saved; go on with: tcomp train --resume {path}")
+        device.finish()
         return outcome
     print(f"validation loss {outcome.validation_loss:.4f} after {outcome.step} steps")
     if settings.sample and data.text:
-        _sample(path, settings)
+        _sample(path, settings, device)
+    device.finish()
     print(f"run folder {path}: more text with `tcomp generate {path}`")
     return outcome
 
@@ -232,17 +251,17 @@ def _announce(console: Any, settings: TrainSettings, built: common.Built, data: 
     text = (
         f"{built.name} {settings.config}: {count / 1e6:.1f} M parameters, "
         f"{settings.batch * settings.accumulation} x {settings.length} tokens a step, "
-        f"{bytes_text(step.arena_bytes)} arena, {built.threads} threads ({built.machine.name})"
+        f"{bytes_text(step.arena_bytes)} arena, {built.device.description}"
     )
     console.print(text, soft_wrap=True, markup=False)
     console.print(f"data: {data.description}", soft_wrap=True, markup=False)
 
 
-def _sample(path: Path, settings: TrainSettings) -> None:
+def _sample(path: Path, settings: TrainSettings, device: Device) -> None:
     from tcomp.cli.generate import stream
 
     print(f"a sample of {settings.sample} tokens, prompt {settings.prompt!r}:\n")
-    for text in stream(path, settings.prompt, settings.sample, 0.8, 0, settings.seed, settings.threads):
+    for text in stream(path, settings.prompt, settings.sample, 0.8, 0, settings.seed, device):
         sys.stdout.write(text)
         sys.stdout.flush()
     print("\n")

@@ -28,7 +28,9 @@ def print_kernel(kernel: Kernel) -> str:
         lines.append(f"  {'inout' if reads and writes else 'out' if writes else 'in'} {print_buffer(b)}")
     if kernel.threads is not None:
         t = kernel.threads
-        lines.append(f"  threads {t.threads}: {t.warps_y} x {t.warps_x} warps of {t.lanes_y} x {t.lanes_x} lanes (y, x)")
+        lines.append(
+            f"  threads {t.threads}: {t.warps_y} x {t.warps_x} warps of {t.lanes_y} x {t.lanes_x} lanes (y, x)"
+        )
     lines += [f"  {b.scope.value} {print_buffer(b)}  # {_size(b)}" for b in kernel.tiles]
     lines += [f"  inplace {out} over {source}" for out, source in sorted(kernel.inplace)]
     if kernel.flops:
@@ -89,7 +91,9 @@ def _statements(body: tuple[Statement, ...], pad: str) -> Iterator[str]:
                 yield f"{pad}{s.level} {s.variable} in {bounds} step {s.step}{chunked}:"
                 yield from _statements(s.body, pad + "  ")
             case Pack():
-                yield f"{pad}pack {s.buffer} from {print_expression(s.source)}" + (f" by {s.by}" if s.by != "copy" else "")
+                yield f"{pad}pack {s.buffer} from {print_expression(s.source)}" + (
+                    f" by {s.by}" if s.by != "copy" else ""
+                )
                 yield from (f"{pad}  {_axis(a, False)}" for a in s.axes)
             case Compute():
                 yield pad + _compute_head(s)

@@ -14,6 +14,7 @@ from tcomp.dsl.ast import Module, Op
 from tcomp.errors import UserError
 from tcomp.ir.tile import Kernel, Scope
 from tcomp.machine.cpu import CpuMachine
+from tcomp.machine.gpu import GpuMachine
 from tcomp.model.arena import Arena
 from tcomp.model.graph import Tensor, build_graph
 from tcomp.model.lowering import Lower, Lowered, Lowering, PlannedLaunch
@@ -31,8 +32,8 @@ def build_step(
     *,
     overrides: Mapping[str, int] | None = None,
     accumulation: int = 1,
-    machine: CpuMachine,
-    threads: int,
+    machine: CpuMachine | GpuMachine,
+    threads: int = 1,
     memory_limit: int | None = None,
     keep_logits: bool = False,
     programs: Sequence[str] = ("train",),
@@ -105,11 +106,12 @@ def scratch_bytes(kernel: Kernel, scope: Scope) -> int:
     return sum(aligned(t.bytes) for t in kernel.tiles if t.scope is scope)
 
 
-def _lower_for(machine: CpuMachine, threads: int) -> Lower:
+def _lower_for(machine: CpuMachine | GpuMachine, threads: int = 1) -> Lower:
+    """The lowering of ops for a machine; `threads` counts for CPUs only."""
     from tcomp.schedule.lower import lower
 
     def bound(op: Op, module: Module, dims: dict[str, int]) -> Lowered:
-        return lower(op, module, dims, machine, target="cpu", threads=threads)
+        return lower(op, module, dims, machine, threads=threads)
 
     return bound
 

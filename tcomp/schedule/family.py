@@ -34,7 +34,9 @@ class Family(Protocol):
     level: str
     private_sums: bool
     targets: tuple[str, ...]
-    rules: LevelRules
+
+    @property
+    def rules(self) -> LevelRules: ...
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
         """The tiler of one kernel, and its threads on a GPU."""
@@ -66,7 +68,7 @@ class CpuFamily:
     def __init__(self, machine: CpuMachine, threads: int) -> None:
         self.machine = machine
         self.targets = (f"cpu.{machine.name}", "cpu")
-        self.rules: LevelRules = CpuLevels(machine, threads)
+        self.rules = CpuLevels(machine, threads)
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
         return CpuTiler(plan, self.machine.lanes_f32, self.machine.vector_registers, text), None
@@ -94,7 +96,7 @@ class GpuFamily:
     def __init__(self, machine: GpuMachine) -> None:
         family = machine.target.rstrip("af")
         self.targets = tuple(dict.fromkeys((machine.target, family, "gpu")))
-        self.rules: LevelRules = GpuLevels(machine)
+        self.rules = GpuLevels(machine)
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
         try:

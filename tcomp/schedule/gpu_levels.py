@@ -8,7 +8,7 @@ The number in brackets is the tile handed inward. Lanes along x are those that l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from tcomp.dsl.ast import Span
 from tcomp.ir.tile import ThreadShape
@@ -104,9 +104,10 @@ def thread_shape(plan: KernelPlan, extents: Mapping[str, int]) -> ThreadShape:
     """The threads of a kernel's blocks, from the largest demand along each dimension."""
     loops = [*plan.loops.values(), *plan.special.values()]
     inner = {m.index: inner_block(plan, m.index, extents) for m in loops}
-    lanes_y = max([1, *(_power(-(-_warp_part(m, inner) // m.lane.tile)) for m in _with_lanes(loops, "y"))])
+    wanted = {m.index: _power(-(-_warp_part(m, inner) // m.lane.tile)) for m in loops if m.lane and m.lane.tile}
+    lanes_y = max([1, *wanted.values()])
     if lanes_y > 32:
-        m = max(_with_lanes(loops, "y"), key=lambda m: _warp_part(m, inner) / m.lane.tile if m.lane else 0)
+        m = next(m for m in loops if wanted.get(m.index) == lanes_y)
         raise LevelError(
             f"loop '{m.index}' asks for {lanes_y} lanes along y; a warp has 32",
             m.span,
@@ -132,10 +133,6 @@ def inner_block(plan: KernelPlan, index: str, extents: Mapping[str, int]) -> int
     own = plan.loops.get(index)
     blocks = [t.block for t in own.tiles if t.block is not None] if own is not None else []
     return min([extents[index], *blocks])
-
-
-def _with_lanes(loops: Iterable[LoopMap], place: str) -> list[LoopMap]:
-    return [m for m in loops if m.lane is not None and m.lane.place == place]
 
 
 def _warp_part(m: LoopMap, inner: Mapping[str, int]) -> int:

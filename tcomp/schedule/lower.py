@@ -60,8 +60,9 @@ def lower(
 ) -> LoweredOp:
     """Lower one op instance.
 
-    `dims` binds every dimension. `threads` counts a CPU's threads. `chosen` overrides tuned parameters by name. `schedule` replaces the
-    module's (for tuners and tests). Raises TcError when the schedule is illegal, with a counterexample.
+    `dims` binds every dimension. `threads` counts a CPU's threads. `chosen` overrides tuned parameters by name.
+    `schedule` replaces the module's (for tuners and tests). Raises TcError when the schedule is illegal, with a
+    counterexample.
     """
     return _Lowering(op, module, dims, machine, threads, chosen or {}, schedule).run()
 
@@ -199,7 +200,7 @@ class _Lowering:
                 f"combine over {over} by {by} needs partial sums of equal blocks",
                 directive.span,
                 self.text,
-                f"write: {over} -> {self.family.level}(65536) ... and: combine {eq.target.name} over {over} by partials",
+                f"write: {over} -> {self.family.level}(65536), and: combine {eq.target.name} over {over} by partials",
             )
         if value.reducer not in ("sum", "max", "min"):
             raise TcError(

@@ -33,6 +33,7 @@ from tcomp.dsl.ast import (
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 
+
 @dataclass(frozen=True)
 class TileLevel:
     """One generated loop: `block` values of `index` per turn; a chunked core level has no fixed block."""
@@ -258,7 +259,9 @@ class Resolver:
         name = d.name if isinstance(d, Flag) else type(d).__name__.lower()
         if (isinstance(d, Flag) and d.name != "inline") or isinstance(d, Use | Cast):
             raise self.error(
-                f"`{name}` cannot be lowered yet", d.span, "remove the line: contractions run on FMA units, untransformed"
+                f"`{name}` cannot be lowered yet",
+                d.span,
+                "remove the line: contractions run on FMA units, untransformed",
             )
 
     def _sequence(self, loops: dict[str, LoopMap], orders: list[Order]) -> tuple[TileLevel, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 
 from tcomp.dsl.ast import DType
 from tcomp.model.step import ParameterInit, Slot, Step
+from tcomp.runtime.executor import HostExecutor, Reading
 
 VOCABULARY = 256
 
 
-class BigramExecutor:
+class BigramExecutor(HostExecutor):
     """logits[token] = table[token]; cross-entropy; momentum descent. Float32 and deterministic."""
 
     def __init__(self, batch: int = 2, length: int = 8, accumulation: int = 1) -> None:
@@ -41,7 +43,7 @@ class BigramExecutor:
         programs: dict[str, tuple[Any, ...]] = {"micro_first": (), "update": (), "forward": ()}
         if accumulation > 1:
             programs["micro_next"] = ()
-        self.step = Step(
+        self._step = Step(
             "bigram", "tiny", {"B": batch, "T": length, "V": VOCABULARY}, slots, 0, 0, 0, 0, {}, programs,
             (ParameterInit("table", "normal", 0.02, "matrices"),),
             {"tokens": VOCABULARY, "targets": VOCABULARY},
@@ -49,6 +51,10 @@ class BigramExecutor:
             scalars={"loss_gradient": 1.0 / accumulation},
         )  # fmt: skip
         self.on_run: Callable[[str], None] = lambda program: None
+
+    @property
+    def step(self) -> Step:
+        return self._step
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
         return self.arrays[name]
@@ -82,6 +88,65 @@ class BigramExecutor:
         np.add.at(a["grad.table"], tokens, weights * (a["loss_gradient"] / len(tokens)))
 
 
+class LaggingExecutor(BigramExecutor):
+    """The same model on a device that does what it is told only when someone waits for a result of it."""
+
+    def __init__(self, *arguments: Any, **sizes: int) -> None:
+        super().__init__(*arguments, **sizes)
+        self.queue: list[Callable[[], None]] = []
+        self.longest = 0
+
+    def later(self, work: Callable[[], None]) -> None:
+        self.queue.append(work)
+        self.longest = max(self.longest, len(self.queue))
+
+    def wait(self) -> None:
+        while self.queue:
+            self.queue.pop(0)()
+
+    def run(self, program: str) -> None:
+        self.later(lambda: super(LaggingExecutor, self).run(program))
+
+    def write(self, name: str, value: Any) -> None:
+        copy = np.array(value)
+        self.later(lambda: super(LaggingExecutor, self).write(name, copy))
+
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        self.wait()
+        return super().read(name)
+
+    @contextmanager
+    def fill(self, name: str) -> Iterator[np.ndarray[Any, Any]]:
+        staged = np.empty_like(self.array(name))
+        yield staged
+        self.write(name, staged)
+
+    @contextmanager
+    def batch(self) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        staged = {name: np.empty_like(self.array(name)) for name in self.step.inputs}
+        yield staged
+        for name, array in staged.items():
+            self.write(name, array)
+
+    def fetch(self, name: str) -> Reading:
+        return _Late(self, name)
+
+
+class _Late:
+    def __init__(self, executor: LaggingExecutor, name: str) -> None:
+        self.executor, self.found = executor, np.empty(0)
+        self.ready = False
+        executor.later(lambda: self.take(name))
+
+    def take(self, name: str) -> None:
+        self.found, self.ready = self.executor.array(name).copy(), True
+
+    def value(self) -> np.ndarray[Any, Any]:
+        while not self.ready:
+            self.executor.queue.pop(0)()
+        return self.found
+
+
 class Silent:
     """A progress display that only remembers what it was told."""
 
@@ -111,6 +176,11 @@ class Silent:
 @pytest.fixture
 def bigram() -> type[BigramExecutor]:
     return BigramExecutor
+
+
+@pytest.fixture
+def lagging() -> type[LaggingExecutor]:
+    return LaggingExecutor
 
 
 @pytest.fixture

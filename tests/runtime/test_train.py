@@ -64,6 +64,48 @@ def test_a_resumed_run_is_bitwise_the_same(
     assert losses("a") == losses("b")
 
 
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_device_that_runs_behind_gives_the_same_run(
+    tmp_path: Path, text: Path, bigram: Any, lagging: Any, silent: Any, accumulation: int
+) -> None:
+    common = {"accumulation": accumulation, "save_every": 10, "eval_every": 7, "hyper": {"total": 40.0}}
+    run(bigram(accumulation=accumulation), text, tmp_path / "a", silent(), steps=30, **common)
+    first, second = lagging(accumulation=accumulation), lagging(accumulation=accumulation)
+    run(first, text, tmp_path / "b", silent(), steps=17, **common)
+    run(second, text, tmp_path / "b", silent(), steps=30, resume=True, **common)
+    assert second.longest > 2 * (3 * accumulation + 2), "a step was asked for only after the last one's results"
+
+    def figures(folder: str) -> list[tuple[float, ...]]:
+        return [(m["step"], m["loss"], m["lr"], m["norm"]) for m in lines(tmp_path / folder) if "loss" in m]
+
+    assert figures("a") == figures("b")
+    a, b = (newest(tmp_path / folder) for folder in ("a", "b"))
+    assert (a / "tensors.safetensors").read_bytes() == (b / "tensors.safetensors").read_bytes()
+
+
+def newest(folder: Path) -> Path:
+    return checkpoint.newest(folder, pytest.fail).folder
+
+
+def test_divergence_on_a_device_that_runs_behind_is_not_saved(
+    tmp_path: Path, text: Path, lagging: Any, silent: Any
+) -> None:
+    executor = lagging()
+    steps = 0
+
+    def spoil(program: str) -> None:
+        nonlocal steps
+        steps += program == "update"
+        if program == "update" and steps == 5:
+            executor.array("grad.table")[...] = np.inf
+
+    executor.on_run = spoil
+    with pytest.raises(UserError, match="gradient's norm is inf at step 5"), np.errstate(all="ignore"):
+        run(executor, text, tmp_path / "run", silent(), steps=20, save_every=2, keep=10)
+    saved = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == ["step-000002", "step-000004"]
+
+
 def test_accumulated_micro_batches_are_one_larger_batch(tmp_path: Path, text: Path, bigram: Any, silent: Any) -> None:
     large, small = bigram(batch=6), bigram(batch=2, accumulation=3)
     run(large, text, tmp_path / "a", silent(), steps=5)

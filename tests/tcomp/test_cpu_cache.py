@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import tcomp.codegen.cpu.cache as cache_module
-from tcomp.codegen.cpu.cache import CacheWarning, ObjectCache, compile_kernels
+from tcomp.codegen.cache import CacheWarning, default_folder
+from tcomp.codegen.cpu.cache import ObjectCache, compile_kernels
 from tcomp.codegen.cpu.compile import kernel_key
 from tcomp.dsl.ast import Access, Binary, DType, Name, Num, Span
 from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Scope
@@ -150,10 +151,11 @@ def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TCOMP_CACHE_DIR", "TCOMP_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/home/someone")
-    assert cache_module.default_folder() == Path("/home/someone/.cache/tcomp/kernels")
+    assert default_folder() == Path("/home/someone/.cache/tcomp/kernels")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert cache_module.default_folder() == Path("/x/tcomp/kernels")
+    assert default_folder() == Path("/x/tcomp/kernels")
     monkeypatch.setenv("TCOMP_CACHE", "/y")
-    assert cache_module.default_folder() == Path("/y/kernels")
+    assert default_folder() == Path("/y/kernels")
     monkeypatch.setenv("TCOMP_CACHE_DIR", "/z")
-    assert cache_module.default_folder() == Path("/z/kernels")
+    assert default_folder() == Path("/z/kernels")
+    assert default_folder("cubins") == Path("/z/cubins")

@@ -1,6 +1,6 @@
 """Illegal schedules are refused with the location, the clash as a counterexample, and the remedy.
 
-Each tests/tcomp/illegal/NAME.tc stands beside NAME.expected; TCOMP_UPDATE_GOLDENS=1 rewrites those.
+Each tests/tcomp/illegal/NAME.tc (illegal/gpu for GPUs) stands beside NAME.expected; TCOMP_UPDATE_GOLDENS=1 rewrites those.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ from tcomp.dsl.ast import Op
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load_text
 from tcomp.machine.cpu import CpuMachine
+from tcomp.machine.gpu import H100, GpuMachine
 from tcomp.schedule.lower import lower
 
 HERE = Path(__file__).parent / "illegal"
 MACHINE = CpuMachine("avx2", ("avx2", "fma"), 8, 16, 32768, 1 << 20, 1 << 24, 2)
 
 
-def message(path: Path) -> str:
+def message(path: Path, machine: CpuMachine | GpuMachine) -> str:
     """Check and lower every op of the file; the diagnostic's text."""
     try:
         module = load_text(path.read_text(), path.name)
         for op in module.ops.values():
             assert isinstance(op, Op)
             dims = dict.fromkeys(("M", "N", "K", "T", "C", "V"), 64)
-            lower(op, module, dims, MACHINE, threads=2)
+            lower(op, module, dims, machine, threads=2)
     except TcError as e:
         return e.render() + "\n"
     return "accepted\n"
 
 
-@pytest.mark.parametrize("path", sorted(HERE.glob("*.tc")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(HERE.rglob("*.tc")), ids=lambda p: p.stem)
 def test_illegal_schedule_is_refused_with_its_diagnostic(path: Path) -> None:
-    found = message(path)
+    found = message(path, H100 if path.parent.name == "gpu" else MACHINE)
     expected = path.with_suffix(".expected")
     if os.environ.get("TCOMP_UPDATE_GOLDENS"):
         expected.write_text(found)

@@ -13,6 +13,7 @@ import pytest
 from tcomp.dsl.load import load, load_text
 from tcomp.ir.print import print_kernel
 from tcomp.machine.cpu import CpuMachine
+from tcomp.machine.gpu import H100, GpuMachine
 from tcomp.schedule.lower import lower
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -27,12 +28,13 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("machine", [MACHINE, H100], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("name", CASES)
-def test_printed_tile_ir(name: str) -> None:
+def test_printed_tile_ir(name: str, machine: CpuMachine | GpuMachine) -> None:
     module = load("models/gpt2.tc")
-    lowered = lower(module.ops[name], module, CASES[name], MACHINE, threads=2)
+    lowered = lower(module.ops[name], module, CASES[name], machine, threads=2)
     found = "\n".join(print_kernel(k) for k in lowered.kernels)
-    path = GOLDENS / f"{name}.tile"
+    path = GOLDENS / (f"gpu/{name}.tile" if machine is H100 else f"{name}.tile")
     if os.environ.get("TCOMP_UPDATE_GOLDENS"):
         path.write_text(found)
     assert found == path.read_text()

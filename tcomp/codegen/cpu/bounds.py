@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from llvmlite import ir
-
 from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.expressions import fold
-from tcomp.codegen.cpu.types import I64
 from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, Unary
 
 
@@ -37,11 +34,11 @@ def integer_value(em: Emitter, e: Expr, scope: Scope) -> Int:
                     rest = b.srem(em.i64(p), em.i64(q))
                     if positive:
                         return quotient if op == "//" else rest
-                    zero = ir.Constant(I64, 0)
+                    zero = em.i64(0)
                     signs = b.icmp_signed("<", b.xor(em.i64(p), em.i64(q)), zero)
                     down = b.and_(b.icmp_signed("!=", rest, zero), signs)
                     if op == "//":
-                        return b.select(down, b.sub(quotient, ir.Constant(I64, 1)), quotient)
+                        return b.select(down, b.sub(quotient, em.i64(1)), quotient)
                     return b.select(down, b.add(rest, em.i64(q)), rest)
         case Call("min" | "max" as op, (x, y)):
             p, q = em.i64(integer_value(em, x, scope)), em.i64(integer_value(em, y, scope))

@@ -29,7 +29,9 @@ class Frame:
 
 
 class Emitter:
-    """An IR builder over frames."""
+    """An IR builder over frames. `word` is the type of integers: i64 here, another in a subclass."""
+
+    word: Type = I64
 
     def __init__(self, function: ir.Function) -> None:
         self.function = function
@@ -104,7 +106,7 @@ class Emitter:
         with self.frame():
             self.continue_in(inside)
             b.position_at_end(inside)
-            base = b.phi(I64, "i")
+            base = b.phi(self.word, "i")
             base.add_incoming(first, before)
             phis = [b.phi(v.type) for v in carried]
             for phi, v in zip(phis, carried, strict=True):
@@ -147,7 +149,7 @@ class Emitter:
     # ----------------------------------------------------------------------------------------- values
 
     def i64(self, value: Int) -> IrValue:
-        return ir.Constant(I64, value) if isinstance(value, int) else value
+        return ir.Constant(self.word, value) if isinstance(value, int) else value
 
     def add(self, a: Int, b: Int) -> Int:
         """a + b where the builder stands; a number when both are."""

@@ -16,7 +16,7 @@ import pytest
 
 from tcomp.runtime.vgpu import Device, Report
 
-HEAD = ".version 8.0\n.target sm_90\n.address_size 64\n"
+HEAD = ".version 9.0\n.target sm_90a\n.address_size 64\n"
 REGISTERS = (".reg .pred %p<30>; .reg .b16 %h<40>; .reg .b32 %r<60>; .reg .f32 %f<60>; .reg .b64 %rd<40>;"
              " .reg .f64 %fd<30>;\n")  # fmt: skip
 
@@ -52,22 +52,29 @@ def find_nvcc() -> str | None:
 
 
 @pytest.fixture(scope="session")
-def nvcc(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """(CUDA C++ text, architecture) -> PTX; skips where there is no nvcc."""
+def nvcc(request: pytest.FixtureRequest) -> Callable[..., str]:
+    """(CUDA C++ text, architecture) -> PTX, kept by content in pytest's cache; skips where there is no nvcc."""
     compiler = find_nvcc()
     if compiler is None:
         pytest.skip("no nvcc: pip install nvidia-cuda-nvcc nvidia-cuda-cccl")
-    folder = tmp_path_factory.mktemp("cuda")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    folder = request.config.cache.mkdir("vgpu-nvcc")
 
     def compile_text(text: str, arch: str = "sm_80") -> str:
-        stem = folder / hashlib.sha256((arch + text).encode()).hexdigest()[:16]
-        source, out = stem.with_suffix(".cu"), stem.with_suffix(".ptx")
+        stem = folder / hashlib.sha256("\n".join((version, arch, text)).encode()).hexdigest()[:24]
+        out = stem.with_suffix(".ptx")
         if not out.exists():
+            source, fresh = stem.with_suffix(f".{os.getpid()}.cu"), stem.with_suffix(f".{os.getpid()}.ptx")
             source.write_text(text)
-            done = subprocess.run([compiler, f"-arch={arch}", "-ptx", str(source), "-o", str(out)],
+            done = subprocess.run([compiler, f"-arch={arch}", "-ptx", "-w", str(source), "-o", str(fresh)],
                                   capture_output=True, text=True, check=False)  # fmt: skip
+            source.unlink()
             if done.returncode:
-                pytest.skip(f"nvcc does not work here: {done.stderr.strip().splitlines()[-1:]}")
+                lines = [x for x in done.stderr.splitlines() if "error" in x] or done.stderr.splitlines()
+                if any(" error: " in x and str(stem) in x for x in lines):
+                    pytest.fail(f"nvcc refuses this text: {lines[:3]}")
+                pytest.skip(f"nvcc does not work here: {lines[:1]}")
+            fresh.rename(out)
         return out.read_text()
 
     return compile_text
