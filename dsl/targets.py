@@ -46,7 +46,7 @@ GPU = Family(
     directives=("of", "order", "fuse", "stage", "use", "cast", "combine", "tune", "where"),
     flags=("inline", "persistent", "raster", "keep"),
     instructions=("fma", "mma", "wgmma"),
-    facts=("smem", "regs", "sms", "l2", "lanes"),
+    facts=("smem", "regs", "sms", "l2", "lanes", "vector"),
 )
 CPU_TARGETS = ("cpu", "cpu.sse2", "cpu.avx2", "cpu.avx512", "cpu.neon")
 GPU_TARGETS = ("gpu", "sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")

@@ -6,12 +6,12 @@ are divided among blocks; threads take the last one where reads are contiguous a
 
 from __future__ import annotations
 
-from tcomp.dsl.ast import Equation, KernelSchedule, Level, MapLoops, Name, Num, Op, Reduction, Schedule, Span, names_in
+from tcomp.dsl.ast import Binary, Equation, KernelSchedule, Level, MapLoops, Name, Num, Op, Reduction, Schedule, Span, names_in
 from tcomp.schedule.fold import reads
 from tcomp.schedule.nest import scatter_indices
 from tcomp.schedule.normal import expressions, needed
 
-THREADS = (Level("warp", (Num(128), Num(8))), Level("lane"), Level("vec", (Num(4),)))
+THREADS = (Level("warp", (Binary("*", Name("lanes"), Name("vector")), Num(8))), Level("lane"), Level("vec"))
 
 
 def default_gpu_schedule(op: Op, equations: tuple[Equation, ...], extents: dict[str, int], target: str) -> Schedule:

@@ -67,7 +67,7 @@ class CpuFamily:
 
     def __init__(self, machine: CpuMachine, threads: int) -> None:
         self.machine = machine
-        self.targets = (f"cpu.{machine.name}", "cpu")
+        self.targets: tuple[str, ...] = (f"cpu.{machine.name}", "cpu")
         self.rules = CpuLevels(machine, threads)
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
@@ -93,10 +93,10 @@ class GpuFamily:
     level = "grid"
     private_sums = True
 
-    def __init__(self, machine: GpuMachine) -> None:
+    def __init__(self, machine: GpuMachine, itemsize: int) -> None:
         family = machine.target.rstrip("af")
-        self.targets = tuple(dict.fromkeys((machine.target, family, "gpu")))
-        self.rules = GpuLevels(machine)
+        self.targets: tuple[str, ...] = tuple(dict.fromkeys((machine.target, family, "gpu")))
+        self.rules = GpuLevels(machine, itemsize)
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
         try:
@@ -124,6 +124,6 @@ class GpuFamily:
         return assign_scopes(tiles, phases, text)
 
 
-def family_for(machine: Machine, threads: int) -> Family:
-    """The family of a machine; `threads` counts a CPU's."""
-    return GpuFamily(machine) if isinstance(machine, GpuMachine) else CpuFamily(machine, threads)
+def family_for(machine: Machine, threads: int, itemsize: int = 4) -> Family:
+    """The family of a machine. `threads` counts a CPU's; `itemsize` is that of the op's narrowest tensor, in bytes."""
+    return GpuFamily(machine, itemsize) if isinstance(machine, GpuMachine) else CpuFamily(machine, threads)

@@ -21,15 +21,18 @@ MAX_WARPS = 32
 
 
 class GpuLevels:
-    """Facts: smem (bytes a block may have), regs (per thread), sms, l2 (bytes), lanes (of a warp)."""
+    """Facts: smem (bytes a block may have), regs (per thread), sms, l2 (bytes), lanes (of a warp), vector (how many
+    of the op's narrowest elements, of `itemsize` bytes, are 128 bits)."""
 
-    def __init__(self, machine: GpuMachine) -> None:
+    def __init__(self, machine: GpuMachine, itemsize: int = 4) -> None:
+        self.vector = 16 // itemsize
         self.facts: dict[str, int | float] = {
             "smem": machine.shared_per_block,
             "regs": 255,
             "sms": machine.sms,
             "l2": machine.l2_bytes,
             "lanes": 32,
+            "vector": self.vector,
         }
 
     def loop(self, name: str, levels: Sequence[ResolvedLevel], span: Span) -> LoopMap:
@@ -69,7 +72,7 @@ class GpuLevels:
                         "lanes along x are those that lanes along y leave over: write lane.y(8) and lane.x",
                     )
             else:
-                grain = args[0] if args else 4
+                grain = args[0] if args else self.vector
                 if grain & (grain - 1) or grain > 16:
                     raise LevelError(
                         f"{kind}({grain}): a thread takes 1, 2, 4, 8 or 16 consecutive values",

@@ -79,7 +79,8 @@ class _Lowering:
         schedule: Schedule | None,
     ) -> None:
         self.op, self.module, self.dims, self.threads = op, module, dims, threads
-        self.family = family_for(machine, threads)
+        narrowest = min((o.dtype.bytes for o in op.operands if o.shape and o.dtype.is_float), default=4)
+        self.family = family_for(machine, threads, narrowest)
         self.info = infer(op, module)
         self.extents = {i: int(evaluate_dim(e, dims)) for i, e in self.info.ranges.items()}
         self.dtypes = {o.name: o.dtype for o in op.operands} | {t.name: t.dtype for t in self.info.temporaries.values()}

@@ -1,0 +1,210 @@
+"""Schedules for GPUs: any legal one keeps the result, tiles live where they should, illegal ones are refused.
+
+Results are those of the tile IR interpreter, in float64 and without threads; tests/tcomp/nvptx runs the code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, note, settings
+from hypothesis import strategies as st
+
+from tcomp.dsl.ast import Level, MapLoops, Module, Num, Op, Order, Schedule, Stage
+from tcomp.dsl.check import infer
+from tcomp.dsl.dims import evaluate_dim, operand_shape
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.format import print_item
+from tcomp.dsl.load import load, load_text
+from tcomp.grad import backward_of
+from tcomp.ir.interpret import Interpreter
+from tcomp.ir.tile import Fragment, Kernel, Scope
+from tcomp.machine.gpu import H100
+from tcomp.oracle import evaluate
+from tcomp.schedule.lower import LoweredOp, lower
+
+OPS: dict[str, dict[str, tuple[int, int]]] = {
+    "matmul": {"M": (1, 20), "N": (1, 40), "K": (1, 30)},
+    "linear_gelu": {"M": (1, 9), "N": (1, 30), "K": (1, 30)},
+    "layernorm": {"M": (1, 9), "C": (1, 50)},
+    "attention": {"B": (1, 2), "T": (1, 23), "H": (1, 3), "D": (1, 9)},
+    "attention.backward": {"B": (1, 2), "T": (1, 19), "H": (1, 2), "D": (1, 9)},
+    "crossentropy": {"M": (1, 6), "P": (60, 70), "V": (1, 60)},
+}
+GRIDS = {
+    "matmul": "mn",
+    "linear_gelu": "mn",
+    "layernorm": "m",
+    "attention": "bhq",
+    "attention.backward": "bh",
+    "crossentropy": "m",
+}
+STAGES = {"matmul": [("W", "k"), ("X", "k"), ("X", "m")], "attention": [("QKV.1", "k"), ("QKV.2", "k"), ("QKV.0", "q")]}
+
+
+@lru_cache
+def gpt2() -> Module:
+    return load("models/gpt2.tc")
+
+
+def inputs_of(op: Op, dims: dict[str, int]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    high = dims.get("V", 7)
+    return {
+        o.name: rng.standard_normal(operand_shape(o, dims))
+        if o.dtype.is_float
+        else rng.integers(0, high, operand_shape(o, dims))
+        for o in op.params
+    }
+
+
+def assert_keeps_results(op: Op, module: Module, dims: dict[str, int], lowered: LoweredOp) -> None:
+    arrays = inputs_of(op, dims)
+    expected = evaluate(op, module, arrays, dims)
+    arrays = {k: np.array(v) for k, v in arrays.items()}
+    arrays |= {o.name: np.full(operand_shape(o, dims), np.nan) for o in op.outputs}
+    arrays |= {w.name: np.full(w.shape, np.nan) for w in lowered.workspaces}
+    with np.errstate(all="ignore"):
+        for kernel in lowered.kernels:
+            Interpreter(kernel, arrays, 1).run()
+    for name, reference in expected.items():
+        np.testing.assert_allclose(arrays[name], reference, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+@st.composite
+def schedules(draw: st.DrawFn, op: Op, extents: dict[str, int]) -> Schedule:
+    """Legal by construction: lanes and warps within a block's limits, blocks only over parallel loops."""
+    indices = list(extents)
+    wide = draw(st.sampled_from(["", *indices]))  # the loop along lane.y
+    maps, tiled = [], []
+    for i in indices:
+        size, levels = extents[i], []
+        if i in GRIDS[op.name] and draw(st.booleans()):
+            size = draw(st.integers(1, size))
+            levels.append(Level("grid", (Num(size),)))
+        for kind in draw(st.sampled_from([(), ("seq",), ("pipe",), ("seq", "pipe")])):
+            size = draw(st.integers(1, size))
+            levels.append(Level(kind, (Num(size),) if kind == "seq" else (Num(size), Num(draw(st.integers(1, 3))))))
+            tiled.append(i)
+        if draw(st.booleans()):
+            place = draw(st.sampled_from(["warp.x", "warp.y"]))
+            levels.append(Level(place, (Num(draw(st.integers(1, size))), Num(draw(st.integers(1, 4))))))
+        if i == wide:
+            levels.append(Level("lane.y", (Num(draw(st.integers(max(1, size // 8), size))),)))
+        elif draw(st.booleans()):
+            levels.append(Level("lane"))
+        levels.append(Level("vec", (Num(draw(st.sampled_from([1, 2, 4]))),)))
+        maps.append(MapLoops((i,), (), tuple(levels)))
+    order = Order(tuple(draw(st.permutations(tiled))))
+    stages = [Stage((t,), "shared", at) for t, at in STAGES.get(op.name, []) if at in tiled and draw(st.booleans())]
+    return Schedule(op.name, "gpu", (*maps, order, *stages), ())
+
+
+@pytest.mark.parametrize("name", OPS)
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_legal_schedule_gives_the_oracles_result(name: str, data: st.DataObject) -> None:
+    module = gpt2()
+    op = module.ops[name]
+    dims = {d: data.draw(st.integers(*r), label=d) for d, r in OPS[name].items()}
+    extents = {i: int(evaluate_dim(e, dims)) for i, e in infer(op, module).ranges.items()}
+    schedule = data.draw(schedules(op, extents))
+    note(print_item(schedule))
+    try:
+        lowered = lower(op, module, dims, H100, schedule=schedule)
+    except TcError as e:
+        assume("each thread would hold" not in str(e))
+        raise
+    assert_keeps_results(op, module, dims, lowered)
+
+
+SIZES = {"M": 37, "N": 67, "K": 131, "C": 97, "B": 2, "T": 67, "H": 3, "D": 24, "P": 128, "V": 113, "S": 70}
+NAMES = [
+    *("matmul", "linear", "linear_gelu", "linear_residual", "layernorm", "attention", "crossentropy", "mean"),
+    *("embedding", "global_norm", "adamw", "cosine"),
+]
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["written", "default"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_op_lowers_forward_and_backward(name: str, written: bool) -> None:
+    module = gpt2() if written else replace(gpt2(), schedules={})
+    op = module.ops[name]
+    forms = [op] if name in ("global_norm", "adamw", "cosine") else [op, backward_of(name, module)]
+    for form in forms:
+        assert form is not None
+        assert_keeps_results(form, module, SIZES, lower(form, module, SIZES, H100))
+
+
+# ------------------------------------------------------------------------------------------------- where tiles live
+
+
+def only(kernels: tuple[Kernel, ...]) -> Kernel:
+    (kernel,) = kernels
+    return kernel
+
+
+def test_a_contractions_sum_stays_in_registers_over_the_whole_pipeline() -> None:
+    module = gpt2()
+    kernel = only(lower(module.ops["matmul"], module, {"M": 256, "N": 256, "K": 256}, H100).kernels)
+    total = next(t for t in kernel.tiles if ".sum" in t.name)
+    assert total.scope is Scope.REGISTERS
+    assert isinstance(total.layout, Fragment)
+    per_thread = [s.per_thread(n) for s, n in zip(total.layout.spreads, total.shape, strict=True)]
+    assert per_thread == [8, 8]
+    assert kernel.threads is not None and kernel.threads.threads == 256
+    staged = [t for t in kernel.tiles if t.scope is Scope.SHARED]
+    assert [t.ring for t in staged] == [3, 3]
+
+
+def test_attention_keeps_scores_and_outputs_in_registers_and_weights_in_shared_memory() -> None:
+    module = gpt2()
+    kernel = only(lower(module.ops["attention"], module, {"B": 1, "T": 256, "H": 1, "D": 64}, H100).kernels)
+    scopes = {t.name: t.scope for t in kernel.tiles}
+    assert {scopes[n] for n in ("qk", "o", "l", "m")} == {Scope.REGISTERS}
+    assert scopes["m.weight"] is Scope.SHARED
+
+
+def test_nothing_grows_with_the_square_of_the_length() -> None:
+    module = gpt2()
+    for name in ("attention", "attention.backward"):
+        sizes = []
+        for t in (1024, 4096):
+            lowered = lower(module.ops[name], module, {"B": 1, "T": t, "H": 1, "D": 64}, H100)
+            assert not lowered.workspaces
+            sizes.append(sum(b.bytes for k in lowered.kernels for b in k.tiles))
+        assert sizes[1] <= 4 * sizes[0]
+
+
+def test_backward_of_attention_is_one_loop_over_queries() -> None:
+    """The writes of finished sums must not split the fused loop: p and ds stay one tile each."""
+    module = gpt2()
+    kernel = only(lower(module.ops["attention.backward"], module, {"B": 1, "T": 512, "H": 1, "D": 64}, H100).kernels)
+    shapes = {t.name: t.shape for t in kernel.tiles}
+    assert shapes["p"] == shapes["ds"] == (32, 64)
+
+
+def test_rows_of_shared_tiles_start_in_different_banks() -> None:
+    module = gpt2()
+    for name, dims in (("matmul", {"M": 256, "N": 256, "K": 256}), ("attention", {"B": 1, "T": 256, "H": 1, "D": 64})):
+        for kernel in lower(module.ops[name], module, dims, H100).kernels:
+            for t in kernel.tiles:
+                if t.scope is Scope.SHARED and len(t.shape) > 1:
+                    pitch = t.elements // int(np.prod(t.shape[:-1]))
+                    assert pitch * t.dtype.bytes // 16 % 2 == 1
+
+
+def test_a_specific_target_wins_over_the_family() -> None:
+    module = load_text(
+        "op f(X: f32[M]) -> Y: f32[M]:\n  Y[m] = X[m] + 1.0\n\n"
+        "schedule f on gpu:\n  m -> grid(64) / lane\n\n"
+        "schedule f on sm_90a:\n  m -> grid(256) / warp(64) / lane / vec(2)\n",
+        "f.tc",
+    )
+    kernel = only(lower(module.ops["f"], module, {"M": 1024}, H100).kernels)
+    assert kernel.threads is not None and kernel.threads.warps == 4
+    kernel = only(lower(module.ops["f"], module, {"M": 1024}, replace(H100, target="sm_80")).kernels)
+    assert kernel.threads is not None and kernel.threads.warps == 1
