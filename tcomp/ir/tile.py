@@ -163,6 +163,7 @@ class Compute:
     part: `target += value` for sum. Loops run in the order of `axes`, outermost first (register tiles
     innermost; a reduced axis runs inside all parallel ones, around the register tile). Points where `guard`
     is false contribute nothing (are not written, or add the reducer's identity).
+    With `atomic`, blocks add to the target at the same time (sums only); the order, and so the rounding, varies.
     `distinct` is False when two points of the parallel axes may name the same target element (a scatter);
     then points run in order.
     """
@@ -175,6 +176,7 @@ class Compute:
     accumulate: bool = False
     guard: Expr | None = None
     distinct: bool = True
+    atomic: bool = False
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
 
 

@@ -6,7 +6,20 @@ are divided among blocks; threads take the last one where reads are contiguous a
 
 from __future__ import annotations
 
-from tcomp.dsl.ast import Binary, Equation, KernelSchedule, Level, MapLoops, Name, Num, Op, Reduction, Schedule, Span, names_in
+from tcomp.dsl.ast import (
+    Binary,
+    Equation,
+    KernelSchedule,
+    Level,
+    MapLoops,
+    Name,
+    Num,
+    Op,
+    Reduction,
+    Schedule,
+    Span,
+    names_in,
+)
 from tcomp.schedule.fold import reads
 from tcomp.schedule.nest import scatter_indices
 from tcomp.schedule.normal import expressions, needed

@@ -158,6 +158,7 @@ class Emitter:
                     env,
                     reducer="sum" if leaf.equation.accumulate else None,
                     accumulate=leaf.equation.accumulate,
+                    guard=leaf.guard,
                 )
             ]
         if value.reducer in IDENTITY:
@@ -310,6 +311,7 @@ class Emitter:
             accumulate,
             None if guard is None else self.point(guard, env),
             not leaf.gathered,
+            leaf.atomic,
             leaf.equation.span,
         )
         return out

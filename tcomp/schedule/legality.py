@@ -44,7 +44,7 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
                     f"map '{index}' to seq, or add: combine {target.tensor} over {index} by partials",
                     (f"blocks 0 and 1 both update {show(target, {})} (at {index} = 0 and {index} = {second})",),
                 )
-            if index in node.gathered:
+            if index in node.gathered and not node.atomic:
                 shown = print_expression(target)
                 gather = any(isinstance(e, Access) for x in target.subscripts for e in walk(x))
                 when = (

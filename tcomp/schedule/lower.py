@@ -6,21 +6,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tcomp.dsl.ast import (
-    Access,
     Binary,
-    DType,
     Equation,
     Expr,
     Module,
-    Name,
-    Num,
     Op,
     Reduction,
     Schedule,
-    Target,
     walk,
 )
 from tcomp.dsl.check import infer
@@ -28,14 +23,15 @@ from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import schedule_for
 from tcomp.ir.tile import Buffer, Kernel, Scope, Statement, ThreadShape
-from tcomp.schedule.emit import IDENTITY, Emitter, once
+from tcomp.schedule.combine import Combining
+from tcomp.schedule.emit import Emitter, once
 from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.fill import needs_zero, zero
 from tcomp.schedule.inplace import inplace_pairs
 from tcomp.schedule.legality import check_core_loops, check_fuse
-from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build, scatter_indices, sink_copies
+from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build
 from tcomp.schedule.normal import normalise
-from tcomp.schedule.resolve import KernelPlan, Resolver, TileLevel
+from tcomp.schedule.resolve import KernelPlan, Resolver
 from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages
 from tcomp.schedule.storage import Storage, definition_path, place
@@ -57,14 +53,15 @@ def lower(
     threads: int = 1,
     chosen: Mapping[str, int | float] | None = None,
     schedule: Schedule | None = None,
+    deterministic: bool = True,
 ) -> LoweredOp:
     """Lower one op instance.
 
     `dims` binds every dimension. `threads` counts a CPU's threads. `chosen` overrides tuned parameters by name.
-    `schedule` replaces the module's (for tuners and tests). Raises TcError when the schedule is illegal, with a
-    counterexample.
+    `schedule` replaces the module's (for tuners and tests). `deterministic` refuses atomic sums. Raises TcError
+    when the schedule is illegal, with a counterexample.
     """
-    return _Lowering(op, module, dims, machine, threads, chosen or {}, schedule).run()
+    return _Lowering(op, module, dims, machine, threads, chosen or {}, schedule, deterministic).run()
 
 
 class _Lowering:
@@ -77,7 +74,9 @@ class _Lowering:
         threads: int,
         chosen: Mapping[str, int | float],
         schedule: Schedule | None,
+        deterministic: bool,
     ) -> None:
+        self.deterministic = deterministic
         self.op, self.module, self.dims, self.threads = op, module, dims, threads
         narrowest = min((o.dtype.bytes for o in op.operands if o.shape and o.dtype.is_float), default=4)
         self.family = family_for(machine, threads, narrowest)
@@ -145,91 +144,6 @@ class _Lowering:
 
     # ------------------------------------------------------------------------------------ one kernel
 
-    def _leaves(self, plan: KernelPlan, equations: tuple[Equation, ...]) -> list[Leaf]:
-        leaves: list[Leaf] = []
-        for eq in equations:
-            parallel = self._parallel(eq)
-            reduced = eq.value.indices if isinstance(eq.value, Reduction) else ()
-            leaf = Leaf(eq, len(leaves), parallel, tuple(reduced), scatter_indices(eq, self.extents))
-            joined = [c for c in plan.combine if c.over in reduced and eq.target.name in c.names]
-            if joined:
-                leaves += self._partials(plan, leaf, joined[0].over, joined[0].by, joined[0].span, len(leaves))
-            else:
-                leaves.append(leaf)
-        if self.family.private_sums:
-            leaves = sink_copies([x for leaf in leaves for x in self._private(plan, leaf)])
-        return leaves
-
-    def _private(self, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
-        """`Y[m, n] = sum k: ...` with k tiled inside m and n --> `Y.sum[m, n] = sum k: ...; Y[m, n] = Y.sum[m, n]`:
-        the sum stays in registers, in f32, until it is complete."""
-        eq, value = leaf.equation, leaf.equation.value
-        name = eq.target.name
-        if name in self.info.temporaries or not isinstance(value, Reduction) or value.reducer not in IDENTITY:
-            return [leaf]
-        inside = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain and not t.parallel]
-        tiled = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain]
-        bare = all(isinstance(s, Name | Num) for s in eq.target.subscripts)
-        if not any(inside) or tiled != sorted(tiled) or not bare or leaf.gathered or leaf.partial_over is not None:
-            return [leaf]
-        own = f"{name}.sum{leaf.number}"
-        subs = tuple(Name(i) for i in leaf.parallel)
-        self.dtypes[own] = DType.F64 if self.dtypes[name] is DType.F64 else DType.F32
-        self.shapes[own] = tuple(self.extents[i] for i in leaf.parallel)
-        first = replace(eq, targets=(Target(own, subs),), accumulate=False)
-        second = replace(eq, value=Access(own, subs))
-        collected = Leaf(first, leaf.number, leaf.parallel, leaf.reduced, sums_for=(name,))
-        return [collected, Leaf(second, leaf.number, leaf.parallel, (), copies=True)]
-
-    def _parallel(self, eq: Equation) -> tuple[str, ...]:
-        """Left-hand indices in order; of a monoid, those of its key field (the loops all fields share)."""
-        seen: list[str] = []
-        for s in eq.target.subscripts:
-            for n in walk(s):
-                if isinstance(n, Name) and n.id in self.extents and n.id not in seen:
-                    seen.append(n.id)
-        return tuple(seen)
-
-    def _partials(self, plan: KernelPlan, leaf: Leaf, over: str, by: str, span: object, at: int) -> list[Leaf]:
-        """`s = sum i: x[i]` by partials --> `s.partial[block] = sum i in block: x[i]`; `s = sum block: ...`."""
-        eq = leaf.equation
-        directive = next(c for c in plan.combine if c.over == over)
-        core = [t for t in plan.sequence if t.index == over and t.parallel]
-        value = eq.value
-        if by != "partials" or not core or core[0].block is None or not isinstance(value, Reduction):
-            raise TcError(
-                f"combine over {over} by {by} needs partial sums of equal blocks",
-                directive.span,
-                self.text,
-                f"write: {over} -> {self.family.level}(65536), and: combine {eq.target.name} over {over} by partials",
-            )
-        if value.reducer not in ("sum", "max", "min"):
-            raise TcError(
-                f"partial results of '{value.reducer}' cannot be combined yet",
-                directive.span,
-                self.text,
-                f"map '{over}' to seq",
-            )
-        level: TileLevel = core[0]
-        assert level.block is not None
-        count = -(-self.extents[over] // level.block)
-        name, index = f"{eq.target.name}.partial", f"{over}.block"
-        self.extents[index] = count
-        mapped = self.family.partial_loop(index)
-        if mapped is not None:
-            plan.loops[index] = mapped
-        self.dtypes[name] = self.dtypes[eq.target.name]
-        number = Binary("//", Name(level.variable), Num(level.block))
-        subs = eq.target.subscripts
-        self.shapes[name] = (*(self.extents[i] for i in leaf.parallel), count)
-        first = replace(eq, targets=(Target(name, (*subs, number)),), accumulate=False)
-        joined = Reduction(value.reducer, (index,), None, None, (Access(name, (*subs, Name(index))),), value.span)
-        second = replace(eq, value=joined)
-        return [
-            Leaf(first, at, leaf.parallel, leaf.reduced, frozenset(), over),
-            Leaf(second, at + 1, leaf.parallel, (index,)),
-        ]
-
     def _kernel(
         self,
         label: str,
@@ -238,7 +152,8 @@ class _Lowering:
         names: frozenset[str],
         workspaces: frozenset[str],
     ) -> Kernel:
-        leaves = self._leaves(plan, equations)
+        combining = Combining(self.family, self.extents, self.dtypes, self.shapes, self.deterministic, self.text)
+        leaves, plan = combining.leaves(plan, equations, frozenset(self.info.temporaries))
         operand_names = {o.name for o in self.op.operands} | workspaces
         local = {t for x in leaves for t in x.written} - operand_names
         for leaf in leaves:
@@ -263,7 +178,8 @@ class _Lowering:
             plan, self.extents, chunk, granule, storage, self.dtypes, self.module.monoids, definitions,
             tiler, self.text, self.family.stager,
         )  # fmt: skip
-        phases = self._fills(names, equations, shape) + self._phases(roots, emitter)
+        written = tuple(x.equation for x in leaves if not x.copies)
+        phases = self._fills(names, equations, written, shape) + self._phases(roots, emitter)
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names
         writes = {t for x in leaves for t in x.written} & operand_names
         order = [o.name for o in self.op.operands] + sorted(workspaces)
@@ -312,11 +228,19 @@ class _Lowering:
         return storage
 
     def _fills(
-        self, names: frozenset[str], equations: tuple[Equation, ...], shape: ThreadShape | None
+        self,
+        names: frozenset[str],
+        equations: tuple[Equation, ...],
+        written: tuple[Equation, ...],
+        shape: ThreadShape | None,
     ) -> list[tuple[Statement, ...]]:
+        atomic = {t.name for e in written if e.accumulate for t in e.targets} - {
+            t.name for e in equations if e.accumulate for t in e.targets
+        }
         out: list[tuple[Statement, ...]] = []
         for o in self.op.outputs:
-            if o.name in names and needs_zero(o.name, self.shapes[o.name], equations, self.extents):
+            shape_of = self.shapes[o.name]
+            if o.name in names and (o.name in atomic or needs_zero(o.name, shape_of, equations, self.extents)):
                 out.append((zero(o.name, self.shapes[o.name], self.family.level, self.family.fill(shape)),))
         return out
 

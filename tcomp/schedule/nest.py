@@ -38,6 +38,10 @@ class Leaf:
     """the outputs whose sums this equation collects in a private tile"""
     copies: bool = False
     """writes such a tile to its output"""
+    atomic: bool = False
+    """blocks add to its target at the same time"""
+    guard: Expr | None = None
+    """points of the equation at which it counts, beside a reduction's own guard"""
 
     @property
     def domain(self) -> frozenset[str]:

@@ -61,7 +61,7 @@ class GpuTiler:
         return RegisterTile(None, 1, dict.fromkeys(spreads, 1), spreads)
 
     def _check_scatter(self, leaf: Leaf, index: str, m: LoopMap, target: Access) -> None:
-        if index in leaf.gathered and (m.lane is not None or m.warp is not None):
+        if index in leaf.gathered and not leaf.atomic and (m.lane is not None or m.warp is not None):
             raise TcError(
                 f"loop '{index}' is divided among threads, but '{target.tensor}' is scattered over it",
                 m.span,

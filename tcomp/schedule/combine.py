@@ -1,0 +1,201 @@
+"""How results of several blocks, or of several tiles, are joined: the equations of a kernel become leaves.
+
+combine s over i by partials   each block leaves a partial sum, a second phase adds them in a fixed order
+combine E over t by sorted     each block owns some rows of a scatter's target and walks t in order
+combine E over t by atomic     blocks add to the target at the same time; refused where runs must repeat
+(nothing said, sum over tiles) on a GPU the sum is collected in a private tile and written once
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from tcomp.dsl.ast import (
+    Access,
+    Binary,
+    Combine,
+    DType,
+    Equation,
+    Name,
+    Num,
+    Reduction,
+    Target,
+    names_in,
+    walk,
+)
+from tcomp.dsl.errors import TcError
+from tcomp.schedule.emit import IDENTITY
+from tcomp.schedule.family import Family
+from tcomp.schedule.nest import Leaf, scatter_indices, sink_copies
+from tcomp.schedule.resolve import KernelPlan, TileLevel
+
+
+class Combining:
+    """Makes the leaves of one kernel. `extents`, `dtypes` and `shapes` gain the entries of what joining adds."""
+
+    def __init__(
+        self,
+        family: Family,
+        extents: dict[str, int],
+        dtypes: dict[str, DType],
+        shapes: dict[str, tuple[int, ...]],
+        deterministic: bool,
+        text: str,
+    ) -> None:
+        self.family, self.extents, self.dtypes, self.shapes = family, extents, dtypes, shapes
+        self.deterministic, self.text = deterministic, text
+        self.temporaries: frozenset[str] = frozenset()
+
+    def leaves(
+        self, plan: KernelPlan, equations: tuple[Equation, ...], temporaries: frozenset[str]
+    ) -> tuple[list[Leaf], KernelPlan]:
+        """The equations as leaves in order, and the plan with the loops that joining adds."""
+        self.temporaries = temporaries
+        leaves: list[Leaf] = []
+        for eq in equations:
+            parallel = self._parallel(eq)
+            reduced = eq.value.indices if isinstance(eq.value, Reduction) else ()
+            leaf = Leaf(eq, len(leaves), parallel, tuple(reduced), scatter_indices(eq, self.extents))
+            joined = [c for c in plan.combine if c.over in leaf.domain and eq.target.name in c.names]
+            if joined and joined[0].by == "atomic":
+                leaves.append(self._atomic(leaf, joined[0]))
+            elif joined and joined[0].by == "sorted":
+                owned, plan = self._sorted(plan, leaf, joined[0])
+                leaves.append(owned)
+            elif joined:
+                leaves += self._partials(plan, leaf, joined[0].over, joined[0].by, joined[0].span, len(leaves))
+            else:
+                leaves.append(leaf)
+        if self.family.private_sums:
+            leaves = sink_copies([x for leaf in leaves for x in self._private(plan, leaf)])
+        return leaves, plan
+
+    def _private(self, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
+        """`Y[m, n] = sum k: ...` with k tiled inside m and n --> `Y.sum[m, n] = sum k: ...; Y[m, n] = Y.sum[m, n]`:
+        the sum stays in registers, in f32, until it is complete."""
+        eq, value = leaf.equation, leaf.equation.value
+        name = eq.target.name
+        if name in self.temporaries or not isinstance(value, Reduction) or value.reducer not in IDENTITY:
+            return [leaf]
+        inside = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain and not t.parallel]
+        tiled = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain]
+        bare = all(isinstance(s, Name | Num) for s in eq.target.subscripts)
+        if not any(inside) or tiled != sorted(tiled) or not bare or leaf.gathered or leaf.partial_over is not None:
+            return [leaf]
+        own = f"{name}.sum{leaf.number}"
+        subs = tuple(Name(i) for i in leaf.parallel)
+        self.dtypes[own] = DType.F64 if self.dtypes[name] is DType.F64 else DType.F32
+        self.shapes[own] = tuple(self.extents[i] for i in leaf.parallel)
+        first = replace(eq, targets=(Target(own, subs),), accumulate=False)
+        second = replace(eq, value=Access(own, subs))
+        collected = Leaf(first, leaf.number, leaf.parallel, leaf.reduced, sums_for=(name,))
+        return [collected, Leaf(second, leaf.number, leaf.parallel, (), copies=True)]
+
+    def _parallel(self, eq: Equation) -> tuple[str, ...]:
+        """Left-hand indices in order; of a monoid, those of its key field (the loops all fields share)."""
+        seen: list[str] = []
+        for s in eq.target.subscripts:
+            for n in walk(s):
+                if isinstance(n, Name) and n.id in self.extents and n.id not in seen:
+                    seen.append(n.id)
+        return tuple(seen)
+
+    def _atomic(self, leaf: Leaf, c: Combine) -> Leaf:
+        """The equation adding to its target from many blocks at once."""
+        eq, value = leaf.equation, leaf.equation.value
+        if self.family.level != "grid":
+            raise TcError("atomic sums exist on GPUs only", c.span, self.text, f"combine {c.over} by partials")
+        if self.deterministic:
+            raise TcError(
+                f"atomic sums into '{eq.target.name}' would depend on the order in which blocks run",
+                c.span,
+                self.text,
+                "combine by partials, or build with --nondeterministic",
+                (f"two runs may round {eq.target.name} differently",),
+            )
+        sums = eq.accumulate if not isinstance(value, Reduction) else value.reducer == "sum"
+        bare = eq.target.name not in self.temporaries
+        if not sums or not bare:
+            raise TcError(
+                f"only sums into an output can be atomic, not '{eq.target.name}'",
+                c.span,
+                self.text,
+                "combine by partials",
+            )
+        over = c.over if c.over in leaf.reduced else None
+        added = replace(eq, accumulate=True)
+        return Leaf(added, leaf.number, leaf.parallel, leaf.reduced, leaf.gathered, over, atomic=True)
+
+    def _sorted(self, plan: KernelPlan, leaf: Leaf, c: Combine) -> tuple[Leaf, KernelPlan]:
+        """`E[ids[t], n] += X[t, n]` --> each block owns a range of E's rows, walks t in order and takes what falls
+        in its range: a fixed order for every element, and many blocks."""
+        eq = leaf.equation
+        gathers = [d for d, s in enumerate(eq.target.subscripts) if c.over in names_in(s)]
+        if self.family.level != "grid" or c.over not in leaf.gathered or not gathers or not eq.accumulate:
+            raise TcError(
+                f"combine {eq.target.name} over {c.over} by sorted needs a scatter `{eq.target.name}[ids[...]] += ...` "
+                "on a GPU",
+                c.span,
+                self.text,
+                f"map '{c.over}' to seq, or combine by partials",
+            )
+        mapped = plan.loops.get(c.over)
+        if mapped is not None and (any(t.parallel for t in mapped.tiles) or mapped.lane or mapped.warp):
+            raise TcError(
+                f"a sorted scatter walks '{c.over}' in order, so it cannot be divided",
+                mapped.span,
+                self.text,
+                f"map '{c.over}' to seq: the rows of {eq.target.name} are what is divided",
+            )
+        rows = self.shapes[eq.target.name][gathers[0]]
+        blocks = math.prod(-(-self.extents[t.index] // (t.block or 1)) for t in plan.sequence if t.parallel)
+        count = max(1, min(rows, 2 * int(self.family.rules.facts["sms"]) // blocks))
+        size = -(-rows // count)
+        index = f"{eq.target.name}.rows"
+        self.extents[index] = -(-rows // size)
+        level = TileLevel(index, 0, self.family.level, 1, c.span)
+        owner = Binary("==", Binary("//", eq.target.subscripts[gathers[0]], Num(size)), Name(index))
+        plan = replace(plan, sequence=(level, *plan.sequence))
+        own = Leaf(eq, leaf.number, (*leaf.parallel, index), leaf.reduced, leaf.gathered, guard=owner)
+        return own, plan
+
+    def _partials(self, plan: KernelPlan, leaf: Leaf, over: str, by: str, span: object, at: int) -> list[Leaf]:
+        """`s = sum i: x[i]` by partials --> `s.partial[block] = sum i in block: x[i]`; `s = sum block: ...`."""
+        eq = leaf.equation
+        directive = next(c for c in plan.combine if c.over == over and eq.target.name in c.names)
+        core = [t for t in plan.sequence if t.index == over and t.parallel]
+        value = eq.value
+        if by != "partials" or not core or core[0].block is None or not isinstance(value, Reduction):
+            raise TcError(
+                f"combine over {over} by {by} needs partial sums of equal blocks",
+                directive.span,
+                self.text,
+                f"write: {over} -> {self.family.level}(65536), and: combine {eq.target.name} over {over} by partials",
+            )
+        if value.reducer not in ("sum", "max", "min"):
+            raise TcError(
+                f"partial results of '{value.reducer}' cannot be combined yet",
+                directive.span,
+                self.text,
+                f"map '{over}' to seq",
+            )
+        level: TileLevel = core[0]
+        assert level.block is not None
+        count = -(-self.extents[over] // level.block)
+        name, index = f"{eq.target.name}.partial", f"{over}.block"
+        self.extents[index] = count
+        mapped = self.family.partial_loop(index)
+        if mapped is not None:
+            plan.loops[index] = mapped
+        self.dtypes[name] = self.dtypes[eq.target.name]
+        number = Binary("//", Name(level.variable), Num(level.block))
+        subs = eq.target.subscripts
+        self.shapes[name] = (*(self.extents[i] for i in leaf.parallel), count)
+        first = replace(eq, targets=(Target(name, (*subs, number)),), accumulate=False)
+        joined = Reduction(value.reducer, (index,), None, None, (Access(name, (*subs, Name(index))),), value.span)
+        second = replace(eq, value=joined)
+        return [
+            Leaf(first, at, leaf.parallel, leaf.reduced, frozenset(), over),
+            Leaf(second, at + 1, leaf.parallel, (index,)),
+        ]
