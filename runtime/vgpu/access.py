@@ -113,7 +113,7 @@ class Access:
             if not self.cluster_wide:
                 text = "another block's shared memory: this instruction reaches only its own block's (shared::cta)"
             m.finding("out of bounds shared", self.i, lanes[wrong], text, int(a[wrong][0]))
-        gone = ~wrong & ~m.alive.reshape(m.slots, m.stride).any(axis=1)[slot]
+        gone = ~wrong & ~m.running()[slot]
         if gone.any():
             m.finding("shared memory of an exited block", self.i, lanes[gone],
                       f"block rank {int(rank[gone][0])} of the cluster has ended", int(a[gone][0]))  # fmt: skip
@@ -216,8 +216,8 @@ class Access:
 
     def check_read(self, p: Part, keys: list[Any], lanes: Array) -> None:
         s, m = p.segment, self.m
-        if s.watch is not None:
-            watch.check(self, p, lanes, False)
+        if s.watch is not None and watch.check(self, p, lanes, False):
+            return
         if not s.initialised and m.options.checks:
             init, full = s.init_view(self.element), sum(1 << 8 * n for n in range(self.element))
             for k in keys:
@@ -232,8 +232,8 @@ class Access:
     def check_write(self, p: Part, lanes: Array) -> None:
         if p.segment.read_only:
             self.m.finding("write to constant memory", self.i, lanes, "constant variables cannot be written")
-        if p.segment.watch is not None:
-            watch.check(self, p, lanes, True)
+        if p.segment.watch is not None and watch.check(self, p, lanes, True):
+            return
         self.race(p, "atomic" if self.strong else "write", lanes)
 
     def race(self, p: Part, what: str, lanes: Array) -> None:

@@ -151,6 +151,7 @@ class Loaded:
                 if m.stopped:
                     break
         report.seconds = time.perf_counter() - started
+        self.device.memory.clock = m.now
         for s in self.device.memory.segments:
             s.settle()
         return report

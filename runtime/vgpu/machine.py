@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from tcomp.runtime.vgpu.ptx import Instr, PtxModule
 from tcomp.runtime.vgpu.report import Finding, Report, Traffic
 
 Dim = tuple[int, int, int]
-_DTYPES = {1: bool, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+_DTYPES = {1: bool, 16: np.uint16, 32: np.uint32, 64: np.uint64, 128: np.complex128}
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,12 @@ class Options:
     max_steps: int = 50_000_000
 
 
-class WaveState(Protocol):
-    """State that a wave begins afresh and may end with findings."""
+class WaveState:
+    """State of a feature that a wave begins afresh and may end with findings."""
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """A new wave of blocks."""
+
     def settle(self) -> None:
         """Nothing can run: complete what may no longer be put off."""
 
@@ -47,7 +49,8 @@ class WaveState(Protocol):
         """Nothing can run and nothing has changed: does it let some waiting lane go on?"""
         return False
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """Every lane has left, or the wave was stopped."""
 
 
 class Machine:
@@ -78,7 +81,7 @@ class Machine:
         self.warp_of_lane: Array = (self.ids // 32).astype(np.int32)
         self.lane_actor: Array = self.ids.astype(np.int32)
         self.grid: Dim = (1, 1, 1)
-        self.files = {w: np.zeros((r, n), _DTYPES[w]) for w, r in flow.rows.items() if w in _DTYPES}
+        self.files: dict[int, Array] = {w: np.zeros((r, n), _DTYPES[w]) for w, r in flow.rows.items() if w in _DTYPES}
         self.defined: dict[str, Array] = {r: np.zeros(n, bool) for r in flow.tracked}
         self.alive: Array = np.zeros(n, bool)
         self.shared_size = shared
@@ -128,13 +131,14 @@ class Machine:
         """Places blocks `first .. first + blocks` of the grid in the slots; gives the lanes that start."""
         gx, gy, _ = self.grid
         cx, cy, cz = self.cluster
-        number = (first + self.slot) // self.ranks
+        slot, rank = self.slot[:: self.stride], self.rank[:: self.stride]  # of each block: its first lane's
+        number = (first + slot) // self.ranks
         wide, high = gx // cx, gy // cy
-        self.ctaid[0][:] = number % wide * cx + self.rank % cx
-        self.ctaid[1][:] = number // wide % high * cy + self.rank // cx % cy
-        self.ctaid[2][:] = number // (wide * high) * cz + self.rank // (cx * cy)
-        x, y, z = (c.astype(np.int64) for c in self.ctaid)
-        self.block_of_lane[:] = x + gx * (y + gy * z)
+        x = number % wide * cx + rank % cx
+        y = number // wide % high * cy + rank // cx % cy
+        z = number // (wide * high) * cz + rank // (cx * cy)
+        for row, of_block in zip((*self.ctaid, self.block_of_lane), (x, y, z, x + gx * (y + gy * z)), strict=True):
+            row.reshape(-1, self.stride)[:] = of_block[:, None]
         self.alive[:] = self.valid & (self.slot < blocks)
         for s in (self.shared, self.local, self.args):
             s.init[:] = 0
@@ -156,6 +160,11 @@ class Machine:
         if self.threads == self.stride:
             return slice(0, blocks * self.stride)
         return np.flatnonzero(self.alive)
+
+    def running(self) -> Array:
+        """Which slots have a block with a thread left."""
+        found: Array = np.asarray(self.alive.reshape(self.slots, self.stride).any(axis=1))
+        return found
 
     def settle(self) -> None:
         for part in self.parts:
@@ -193,6 +202,7 @@ class Machine:
     def begin(self, report: Report) -> None:
         self.report = report
         self._merged = {}
+        self.now = max(self.now, self.memory.clock)
         self.launch_start = self.now
         self.fences, self.strong = {}, {}
         self.proxy_fences = {}

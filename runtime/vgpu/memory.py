@@ -81,6 +81,7 @@ class GlobalMemory:
         self.base_array: Array = np.zeros(0, np.int64)
         self.end_array: Array = np.zeros(0, np.int64)
         self.top = GLOBAL_BASE
+        self.clock = 0  # when the last launch ended: kernels' machines count on from there
 
     def allocate(self, size: int, name: str = "", align: int = 256) -> Segment:
         align = max(align, 256)

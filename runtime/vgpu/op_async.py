@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tcomp.runtime.vgpu.access import Access
-from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
+from tcomp.runtime.vgpu.decoder import Decoder, Run, Source, instruction
 from tcomp.runtime.vgpu.lanes import Array, Sel
 from tcomp.runtime.vgpu.machine import Machine
-from tcomp.runtime.vgpu.ptx import Addr, Imm, Instr
+from tcomp.runtime.vgpu.ptx import Addr, Imm, Instr, Not, Operand, Reg
 
 
 @dataclass
@@ -45,7 +45,8 @@ def copy_async(d: Decoder, i: Instr) -> Run:
     n = int(size.value)
     writes = Access(d, i, to, "shared", n, 1, False)
     reads = Access(d, i, source, "global", n, 1, False)
-    valid = d.source(i.operands[3], "u32") if len(i.operands) > 3 else None
+    rest = i.operands[3:-1] if "L2::cache_hint" in parts else i.operands[3:]
+    valid = source_size(d, rest[0], n) if rest else None
 
     def run(sel: Sel) -> None:
         lanes = m.ids[sel]
@@ -76,6 +77,15 @@ def copy_async(d: Decoder, i: Instr) -> Run:
         m.copy_serial += 1
 
     return run
+
+
+def source_size(d: Decoder, o: Operand, size: int) -> Source:
+    """Bytes to read: an operand, or none where the predicate `ignore-src` holds. The rest is filled with zeros."""
+    name = o.item.name if isinstance(o, Not) and isinstance(o.item, Reg) else o.name if isinstance(o, Reg) else ""
+    if d.m.program.registers.get(name) == "pred":
+        ignore = d.source(o, "pred")
+        return lambda sel: np.where(ignore(sel), 0, size)
+    return d.source(o, "u32")
 
 
 def commit(m: Machine, sel: Sel) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tcomp.runtime.vgpu import wide
 from tcomp.runtime.vgpu.access import Access, Part
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
 from tcomp.runtime.vgpu.lanes import Array, Sel
@@ -51,8 +52,6 @@ def _form(d: Decoder, i: Instr) -> tuple[str, Scalar, int]:
     """(operation, element type, elements); UnknownInstruction says what PTX does not have."""
     if "async" in i.parts:
         raise d.unknown(i)
-    if i.parts[-1] == "b128":
-        raise d.unknown(i, "128-bit atomics are not executed")
     name = next((p for p in i.parts if p in OPERATIONS), "")
     width = next((int(p[1:]) for p in i.parts if p in ("v2", "v4", "v8")), 1)
     # the order of type, vector and .noftz varies between compilers
@@ -63,8 +62,6 @@ def _form(d: Decoder, i: Instr) -> tuple[str, Scalar, int]:
     wide = width > 1 and kind != "f32"
     if not wide and kind not in _TYPES.get(name, ()):
         raise d.unknown(i, f".{name} has no type .{kind}")
-    if width > 1 and kind == "f32" and name != "add":
-        raise d.unknown(i, "vectors of .f32 only add")
     if i.parts[0] == "red" and name in ("exch", "cas"):
         raise d.unknown(i, f"red has no .{name}")
     if kind in _HALVES and "noftz" not in i.parts:
@@ -81,8 +78,42 @@ def _items(o: Operand, width: int, d: Decoder, i: Instr) -> tuple[Operand, ...]:
     return found
 
 
+def wide_atomic(d: Decoder, i: Instr) -> Run:
+    """atom.exch.b128 and atom.cas.b128."""
+    name = next((p for p in i.parts if p in OPERATIONS), "")
+    if i.parts[0] != "atom" or name not in ("exch", "cas"):
+        raise d.unknown(i, ".b128 has exch and cas")
+    puts = wide.puts(d, i.operands[0])
+    access = Access(d, i, i.operands[1], space_of(i), 8, 2, True)
+    sources = [wide.whole(d, o) for o in i.operands[2 : 4 if name == "cas" else 3]]
+    m = d.m
+
+    def fold(old: Array, a: Array, *b: Array) -> Array:
+        return np.where((old == a).all(axis=1)[:, None], b[0], old) if b else a
+
+    def run(sel: Sel) -> None:
+        access.current = sel
+        if {"release", "acq_rel"} & set(i.parts):
+            note_fence(m, sel)
+        for p in access.parts(sel):
+            where = slice(None) if p.where is None else p.where
+            lanes, key = m.ids[sel][where], p.start >> 3
+            access.check_read(p, [key, key + 1], lanes)
+            access.count_traffic(p, lanes, True)
+            view = p.segment.view(np.dtype(np.uint64)).reshape(-1, 2)
+            old = apply(view, p.start >> 4, [s(sel)[where] for s in sources], fold, name, scalar("b128"), True)
+            if not p.segment.initialised:
+                p.segment.init_view(8).reshape(-1, 2)[p.start >> 4] = np.iinfo(np.uint64).max // 255
+            for n, put in enumerate(puts):
+                put(lanes, old[:, n])
+
+    return run
+
+
 @instruction("atom", "red")
 def atomic(d: Decoder, i: Instr) -> Run:
+    if i.parts[-1] == "b128":
+        return wide_atomic(d, i)
     name, t, width = _form(d, i)
     operands = list(i.operands)
     puts = [d.put(o, t) for o in _items(operands.pop(0), width, d, i)] if i.parts[0] == "atom" else []
@@ -148,7 +179,7 @@ def apply(view: Array, key: Array, values: list[Array], fold: Fold, name: str, t
         return old
     begin = np.flatnonzero(first)
     group = np.cumsum(first) - 1
-    result = np.empty(len(key), view.dtype)
+    result = np.empty((len(key), *view.shape[1:]), view.dtype)
     if name == "add" and t.kind in "usb":
         v = values[0][order]
         total = np.cumsum(v, dtype=view.dtype)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from tcomp.runtime.vgpu import wide
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
 from tcomp.runtime.vgpu.lanes import Array, Sel
-from tcomp.runtime.vgpu.ptx import Instr, Reg, Vec
+from tcomp.runtime.vgpu.ptx import Instr, Operand, Reg, Vec
 from tcomp.runtime.vgpu.types import Scalar, scalar
 
 _LOGIC: dict[str, Any] = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
@@ -33,16 +34,31 @@ def inverse(d: Decoder, i: Instr) -> Run:
 def move(d: Decoder, i: Instr) -> Run:
     t = scalar(i.parts[-1], i.line)
     to, source = i.operands
+    if t.name == "b128":
+        return move_wide(d, i, to, source)
     if isinstance(to, Vec):
         return split(d, t, to, source)
     if isinstance(source, Vec):
         return join(d, t, to, source)
-    if t.name == "b128":
-        raise d.unknown(i)
     if isinstance(source, Reg) and source.name in d.m.flow.tracked and isinstance(to, Reg):
         return move_tracked(d, t, to, source)
     a, put = d.source(source, t), d.put(to, t)
     return lambda sel: put(sel, a(sel))
+
+
+def move_wide(d: Decoder, i: Instr, to: Operand, source: Operand) -> Run:
+    """mov.b128 between two registers, or to and from two of 64 bits."""
+    if any(isinstance(o, Vec) and len(o.items) != 2 for o in (to, source)):
+        raise d.unknown(i, "a .b128 is two .b64")
+    gets = [d.source(o, "b64") for o in source.items] if isinstance(source, Vec) else wide.sources(d, source)
+    puts = [d.put(o, "b64") for o in to.items] if isinstance(to, Vec) else wide.puts(d, to)
+
+    def run(sel: Sel) -> None:
+        values = [np.array(get(sel)) for get in gets]
+        for put, value in zip(puts, values, strict=True):
+            put(sel, value)
+
+    return run
 
 
 def move_tracked(d: Decoder, t: Scalar, to: Reg, source: Reg) -> Run:

@@ -17,6 +17,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
     "lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal,
 }  # fmt: skip
+COMPARISONS = _PLAIN
 _UNORDERED = {"equ": "eq", "neu": "ne", "ltu": "lt", "leu": "le", "gtu": "gt", "geu": "ge"}
 _BOOLS: dict[str, Callable[..., Any]] = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
 
@@ -98,6 +99,7 @@ def set_value(d: Decoder, i: Instr) -> Run:
     if t.name.endswith("x2"):
         return set_pair(d, i, out, test, fold, third)
     put = d.put(i.operands[0], out)
+    true: Any
     if out.name == "bf16":
         true = np.uint16(0x3F80)
     else:

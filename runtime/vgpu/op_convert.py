@@ -245,8 +245,9 @@ def is_space(d: Decoder, i: Instr) -> Run:
     space = i.parts[1].split("::")[0]
     a, put = d.source(i.operands[1], "u64"), d.put(i.operands[0], "pred")
     if space in ("shared", "local"):
-        low = np.uint64(_WINDOWS[space])
-        return lambda sel: put(sel, (a(sel) >= low) & (a(sel) < low + np.uint64(memory.WINDOW)))
+        low, whole = np.uint64(_WINDOWS[space]), space == "local" or i.parts[1] == "shared::cluster"
+        size = np.uint64(memory.WINDOW if whole else memory.CLUSTER_STEP)
+        return lambda sel: put(sel, (a(sel) >= low) & (a(sel) < low + size))
     if space == "param":
         first = np.uint64(memory.PARAM_WINDOW)
         return lambda sel: put(sel, (a(sel) >= first) & (a(sel) < first + np.uint64(memory.WINDOW)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tcomp.runtime.vgpu import wide
 from tcomp.runtime.vgpu.access import SPACES, Access
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
 from tcomp.runtime.vgpu.lanes import Sel
@@ -39,11 +40,15 @@ def shifted(key: Any, n: int) -> Any:
 def load(d: Decoder, i: Instr) -> Run:
     lanes_, type_name = _shape(d, i)
     t = scalar(type_name, i.line)
-    if t.bits > 64:
-        raise d.unknown(i)
     to, operand = i.operands[0], i.operands[1]
+    wide_puts = wide.puts(d, to) if t.bits == 128 else []
+    if wide_puts:
+        t, lanes_ = scalar("b64"), 2
     access = Access(d, i, operand, space_of(i), t.size, lanes_, bool(STRONG & set(i.parts)))
-    puts = [d.put(o, t) for o in (to.items if isinstance(to, Vec) else (to,))]
+    if wide_puts:
+        puts = wide_puts
+    else:
+        puts = [d.put(o, t) for o in (to.items if isinstance(to, Vec) else (to,))]
     if len(puts) != lanes_:
         raise d.unknown(i)
     m = d.m
@@ -76,14 +81,15 @@ def load(d: Decoder, i: Instr) -> Run:
 def store(d: Decoder, i: Instr) -> Run:
     lanes_, type_name = _shape(d, i)
     t = scalar(type_name, i.line)
-    if t.bits > 64:
-        raise d.unknown(i)
     operand, value = i.operands[:2]  # a cache policy may follow
+    wide_sources = wide.sources(d, value) if t.bits == 128 else []
+    if wide_sources:
+        t, lanes_ = scalar("b64"), 2
     access = Access(d, i, operand, space_of(i), t.size, lanes_, bool(STRONG & set(i.parts)))
     items = value.items if isinstance(value, Vec) else (value,)
-    if len(items) != lanes_:
+    if len(items) != lanes_ and not wide_sources:
         raise d.unknown(i)
-    sources = [d.source(o, t) for o in items]
+    sources = wide_sources or [d.source(o, t) for o in items]
     m = d.m
     release = "release" in i.parts
     raw = np.dtype(f"u{t.size}")

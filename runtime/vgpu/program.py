@@ -7,6 +7,7 @@ call themselves or are too large to repeat stand in front of the kernel's own co
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from tcomp.runtime.vgpu.ptx import Function, Instr, Variable
 
@@ -59,6 +60,10 @@ class Program:
     dynamic_shared: list[str] = field(default_factory=list)
     param_bytes: int = 0
     passing: int = 0
+
+    @cached_property
+    def uses_wgmma(self) -> bool:
+        return any(i.opcode.startswith("wgmma.mma_async") for i in self.code)
 
     def place(self, name: str, v: Variable, callee: Callee | None = None) -> None:
         """Gives `v`, known as `name`, its offset; a local variable of a run-time function goes to its frame."""

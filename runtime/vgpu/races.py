@@ -1,9 +1,9 @@
 """Who touched each word last, and when: the shadow from which data races are read off.
 
 Per granule (4 bytes; refined to 2 or 1 when a narrower access comes): the last plain write, the last plain
-read and the last atomic, each as (actor, time). In shared memory the writer is a lane and the reader a warp;
-in global memory both are blocks. Times are instruction steps of the launch. Who is ordered after whom is
-asked of the caller. MANY stands for several readers, of which only the latest time is known.
+read, the last plain read by another reader, and the last atomic, each as (actor, time). In shared memory the
+writer is a lane and the reader a warp; in global memory both are blocks. Times are instruction steps of the
+launch. Who is ordered after whom is asked of the caller. MANY stands for several other readers, of which only the latest time is known.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class RaceShadow:
         n = size // 4
         self.write_actor, self.write_time = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self.read_actor, self.read_time = np.zeros(n, np.int32), np.zeros(n, np.int32)
+        self.other_actor: Array | None = None  # the latest reader beside read_actor
+        self.other_time: Array | None = None
         self.atomic_actor: Array | None = None
         self.atomic_time: Array | None = None
         self.async_time: Array | None = None
@@ -41,6 +43,8 @@ class RaceShadow:
     def clear(self) -> None:
         self.write_time[:] = 0
         self.read_time[:] = 0
+        if self.other_time is not None:
+            self.other_time[:] = 0
         if self.atomic_time is not None:
             self.atomic_time[:] = 0
         if self.async_time is not None:
@@ -51,8 +55,8 @@ class RaceShadow:
         if granule >= self.granule:
             return
         times = self.granule // granule
-        for name in ("write_actor", "write_time", "read_actor", "read_time", "atomic_actor", "atomic_time",
-                     "async_time"):  # fmt: skip
+        for name in ("write_actor", "write_time", "read_actor", "read_time", "other_actor", "other_time",
+                     "atomic_actor", "atomic_time", "async_time"):  # fmt: skip
             value = getattr(self, name)
             if value is not None:
                 setattr(self, name, np.repeat(value, times))
@@ -67,23 +71,53 @@ class RaceShadow:
             bad = _join(bad, _conflicts(self.atomic_actor, self.atomic_time, key, writer, floor, ordered, False))
         self.latest_read = now
         if reader.ndim and not isinstance(key, np.ndarray | slice):  # every lane reads the same granule
-            reader = reader[0] if reader[0] == reader[-1] else np.int32(MANY)
-            if self.read_time[key] > floor and self.read_actor[key] != reader:
-                reader = np.int32(MANY)
-            self.read_actor[key], self.read_time[key] = reader, now
+            several = reader[0] != reader[-1]
+            self._note_reader(slice(key, key + 1), reader[-1:], now, floor)
+            if several:
+                self._note_others(np.full(len(reader), key), reader, now)
             return bad
-        old_time = self.read_time[key]
-        many = None
-        if old_time.max() > floor:
-            many = (old_time > floor) & (self.read_actor[key] != reader)
-        self.read_actor[key] = reader
-        self.read_time[key] = now
+        self._note_reader(key, reader, now, floor)
         if isinstance(key, np.ndarray):
             lost = self.read_actor[key] != reader
-            many = lost if many is None else many | lost
-        if many is not None and many.any():
-            at = key[many] if isinstance(key, np.ndarray) else np.arange(key.start, key.stop, key.step)[many]
-            self.read_actor[at] = MANY
+            if lost.any():
+                self._note_others(key[lost], np.broadcast_to(reader, len(key))[lost], now)
+        return bad
+
+    def _note_reader(self, key: Any, reader: Any, now: int, floor: int) -> None:
+        """`reader` is now the latest; the one before it, when it is another, becomes the other reader."""
+        old_time = self.read_time[key]
+        if old_time.max() > floor:
+            moved = (old_time > floor) & (self.read_actor[key] != reader)
+            if moved.any():
+                at = key[moved] if isinstance(key, np.ndarray) else np.arange(key.start, key.stop, key.step or 1)[moved]
+                who, when = self.read_actor[at], self.read_time[at]
+                actors, times = self._others()
+                mine = reader if np.ndim(reader) == 0 or len(reader) == 1 else reader[moved]
+                third = (times[at] > floor) & (actors[at] != who) & (actors[at] != mine)
+                actors[at] = np.where(third, MANY, who)
+                times[at] = when
+        self.read_actor[key] = reader
+        self.read_time[key] = now
+
+    def _note_others(self, key: Array, reader: Array, now: int) -> None:
+        """Readers of the same step beside the one that was noted."""
+        actors, times = self._others()
+        beside = reader != self.read_actor[key]
+        key, reader = key[beside], reader[beside]
+        times[key] = now
+        actors[key] = reader
+        actors[key[actors[key] != reader]] = MANY
+
+    def _others(self) -> tuple[Array, Array]:
+        if self.other_actor is None or self.other_time is None:
+            self.other_actor, self.other_time = np.zeros_like(self.read_actor), np.zeros_like(self.read_time)
+        return self.other_actor, self.other_time
+
+    def _readers(self, key: Any, reader: Any, floor: int, ordered: Ordered) -> Array | None:
+        """Positions that race with an earlier read."""
+        bad = _conflicts(self.read_actor, self.read_time, key, reader, floor, ordered, True)
+        if self.other_actor is not None and self.other_time is not None:
+            bad = _join(bad, _conflicts(self.other_actor, self.other_time, key, reader, floor, ordered, True))
         return bad
 
     def write(self, key: Any, writer: Any, reader: Any, now: int, floor: int, ordered: Ordered) -> Array | None:
@@ -92,7 +126,7 @@ class RaceShadow:
         if self.latest_write > floor:
             bad = _conflicts(self.write_actor, self.write_time, key, writer, floor, ordered, False)
         if self.latest_read > floor:
-            bad = _join(bad, _conflicts(self.read_actor, self.read_time, key, reader, floor, ordered, True))
+            bad = _join(bad, self._readers(key, reader, floor, ordered))
         if self.atomic_time is not None and self.atomic_actor is not None:
             bad = _join(bad, _conflicts(self.atomic_actor, self.atomic_time, key, writer, floor, ordered, False))
         self.write_actor[key] = writer
@@ -106,7 +140,7 @@ class RaceShadow:
         if self.latest_write > floor:
             bad = _conflicts(self.write_actor, self.write_time, key, writer, floor, ordered, False)
         if self.latest_read > floor:
-            bad = _join(bad, _conflicts(self.read_actor, self.read_time, key, reader, floor, ordered, True))
+            bad = _join(bad, self._readers(key, reader, floor, ordered))
         if self.atomic_time is None or self.atomic_actor is None:
             self.atomic_actor = np.zeros_like(self.write_actor)
             self.atomic_time = np.zeros_like(self.write_time)

@@ -60,6 +60,8 @@ def special(m: Machine, name: str, t: Scalar, line: int) -> Callable[[Any], Any]
         "%cluster_nctarank": lambda sel: np.uint32(m.ranks),
         "%is_explicit_cluster": lambda sel: np.bool_(m.explicit_cluster),
     }
+    if base in ("%envreg1", "%envreg2"):
+        return _workspace(m, base, t)
     if base not in rows:
         raise PtxError(f"unknown register `{name}`", line)
     get = rows[base]
@@ -79,3 +81,13 @@ def _cluster(m: Machine, base: str, axis: int, t: Scalar) -> Callable[[Any], Any
     if base == "%clusterid":
         return lambda sel: (row[sel] // by).astype(t.dtype, copy=False)
     return lambda sel: (row[sel] % by).astype(t.dtype, copy=False)
+
+
+def _workspace(m: Machine, base: str, t: Scalar) -> Callable[[Any], Any]:
+    """%envreg1 and 2: the address (high and low half) of the driver's workspace for grid-wide barriers, zeroed."""
+    found = next((s for s in m.memory.segments if s.name == "grid workspace"), None)
+    if found is None:
+        found = m.memory.allocate(256, "grid workspace")
+        found.initialised = True
+    half = t.dtype.type(found.base >> 32 if base == "%envreg1" else found.base & 0xFFFFFFFF)
+    return lambda sel: half

@@ -58,9 +58,11 @@ def _mapping(equations: tuple[Equation, ...], own: frozenset[str], extents: dict
         if isinstance(eq.value, Reduction):
             reduced |= set(eq.value.indices)
         scattered |= scatter_indices(eq, extents)
-    main = [eq for eq in equations if any(t.name in own for t in eq.targets)][-1]
-    bare = [s.id for s in main.target.subscripts if isinstance(s, Name)]
-    free = [i for i in dict.fromkeys(bare) if i not in reduced | scattered]
+    main = [eq.target for eq in equations if any(t.name in own for t in eq.targets)]
+    bare = [s.id for s in main[-1].subscripts if isinstance(s, Name)]
+    free = [
+        i for i in dict.fromkeys(bare) if i not in reduced | scattered and all(Name(i) in t.subscripts for t in main)
+    ]
     along = bool(free) and (not reduced or _contiguous(equations, free[-1]))
     levels: dict[str, tuple[Level, ...]] = {}
     for i in free:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tcomp.dsl.ast import Access, Name, Reduction, walk
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
@@ -62,6 +64,47 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
 
     for r in roots:
         visit(r)
+
+
+def check_nesting(roots: list[Node], plan: KernelPlan, text: str) -> None:
+    """Loops divided among cores or blocks enclose everything of their phase: nothing may run between two of them."""
+
+    def visit(node: LoopNode) -> None:
+        inner = [c for c in node.children if isinstance(c, LoopNode) and any(_parallel_within(c))]
+        if not inner or not node.level.parallel:
+            return
+        if len(node.children) > 1:
+            loop = next(x for x in _parallel_within(inner[0]))
+            between = next(x for c in node.children if c is not inner[0] for x in _leaves_of(c))
+            word = "cores" if loop.level.kind == "core" else "blocks"
+            name = between.known_as[0] if between.known_as else between.written[0]
+            raise TcError(
+                f"loop '{loop.level.index}' is divided among {word}, but '{name}', which has no loop "
+                f"'{loop.level.index}', shares the loop '{node.level.index}' around it",
+                loop.level.span,
+                text,
+                f"compute '{name}' in a kernel of its own (kernel {name}:), or again where it is read (inline {name})",
+            )
+        visit(inner[0])
+
+    for r in roots:
+        if isinstance(r, LoopNode):
+            visit(r)
+
+
+def _parallel_within(node: LoopNode) -> Iterator[LoopNode]:
+    if node.level.parallel:
+        yield node
+    for c in node.children:
+        if isinstance(c, LoopNode):
+            yield from _parallel_within(c)
+
+
+def _leaves_of(node: Node) -> Iterator[Leaf]:
+    if isinstance(node, Leaf):
+        yield node
+    else:
+        yield from node.leaves()
 
 
 def check_fuse(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:

@@ -28,7 +28,7 @@ from tcomp.schedule.emit import Emitter, once
 from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.fill import needs_zero, zero
 from tcomp.schedule.inplace import inplace_pairs
-from tcomp.schedule.legality import check_core_loops, check_fuse
+from tcomp.schedule.legality import check_core_loops, check_fuse, check_nesting
 from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build
 from tcomp.schedule.normal import normalise
 from tcomp.schedule.resolve import KernelPlan, Resolver
@@ -164,6 +164,7 @@ class _Lowering:
         roots = build(leaves, plan.sequence, self.extents)
         check_fuse(leaves, plan, self.text)
         check_core_loops(roots, plan, self.text)
+        check_nesting(roots, plan, self.text)
         tiler, shape = self.family.prepare(plan, self.extents, self.text)
         chunk, granule = self._chunks(plan)
         storage = self._storage(leaves, local, chunk)

@@ -69,3 +69,22 @@ SHARED = kernel(
     "ld.shared.f32 %f1, [s]; bar.sync 0; bar.sync 3; ld.param.u64 %d1, [p]; st.global.f32 [%d1], %f1;",
     before=".shared .align 4 .b8 s[50000];",
 )
+
+
+def wgmma_tile(n: int, body: str, bounds: str = "") -> str:
+    """A kernel with n / 2 accumulators that start at zero and are stored in the end. In `body`, FENCE, MMA, COMMIT and
+    WAIT stand for those instructions, and LOOP .. END for 64 turns."""
+    registers = "{" + ", ".join(f"%a{i}" for i in range(n // 2)) + "}"
+    words = {
+        "FENCE": "wgmma.fence.sync.aligned;\n",
+        "MMA": f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.bf16.bf16 {registers}, %d1, %d2, 1, 1, 1, 0, 0;\n",
+        "COMMIT": "wgmma.commit_group.sync.aligned;\n",
+        "WAIT": "wgmma.wait_group.sync.aligned 0;\n",
+        "LOOP": "L:\n",
+        "END": "add.u32 %r1, %r1, 1;\nsetp.lt.u32 %p1, %r1, 64;\n@%p1 bra L;\n",
+    }
+    lines = "".join(words.get(word.strip(), f"{word.strip()}\n") for word in body.split("|"))
+    start = f".reg .f32 %a<{n // 2}>;\nld.param.u64 %d1, [p]; mov.u64 %d2, %d1; mov.u32 %r1, 0;\n"
+    start += "".join(f"mov.f32 %a{i}, 0f00000000;\n" for i in range(n // 2))
+    stores = "".join(f"st.global.f32 [%d1+{4 * i}], %a{i};\n" for i in range(n // 2))
+    return kernel(start + lines + stores, bounds=bounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,32 @@ def test_performance_remarks_name_kernel_and_line(tmp_path: Path) -> None:
     assert (ignored.code, ignored.symbol) == ("C7504", "k") and "setmaxnreg" in ignored.text
 
 
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("LOOP|FENCE|MMA|COMMIT|WAIT|END", None),
+        ("FENCE|MMA|COMMIT|WAIT|mul.f32 %a0, %a0, 0f3f000000;", None),
+        ("FENCE|MMA|add.f32 %f1, %a3, %a0;|st.global.f32 [%d1+9000], %f1;|MMA|COMMIT|WAIT", "C7514"),
+        ("LOOP|FENCE|MMA|COMMIT|wgmma.wait_group.sync.aligned 1;|mul.f32 %a0, %a0, 0f3f000000;|END|WAIT", "C7514"),
+        ("FENCE|MMA|mov.f32 %a0, 0f3f800000;|MMA|COMMIT|WAIT", "C7511"),
+    ],
+)
+def test_serialised_wgmma(body: str, code: str | None, tmp_path: Path) -> None:
+    result = run(samples.wgmma_tile(64, body), tmp_path)
+    assert codes(result) == ([code] if code else [])
+    for m in result.findings:
+        assert m.symbol == "k" and m.text.startswith("wgmma.mma_async instructions are serialized")
+        assert "line" not in m.text
+
+
+def test_a_wgmma_without_registers_is_refused_with_advice(tmp_path: Path) -> None:
+    body = "LOOP|FENCE|MMA|COMMIT|WAIT|END"
+    assert run(samples.wgmma_tile(256, body, ".maxntid 384, 1, 1"), tmp_path).findings == ()
+    with pytest.raises(UserError, match=r"Insufficient registers \(128\).*\[C7602\]") as e:
+        run(samples.wgmma_tile(256, body, ".maxntid 512, 1, 1"), tmp_path)
+    assert "smaller tile" in e.value.hint and "| wgmma.mma_async" in e.value.message
+
+
 def test_a_call_out_of_the_module_is_found_where_it_is(tmp_path: Path) -> None:
     result = run(samples.WGMMA_AND_PRINTF, tmp_path)
     assert sorted(codes(result)) == ["C7509", "extern"]
@@ -144,6 +171,39 @@ def test_unknown_targets_and_options(tmp_path: Path) -> None:
         run(samples.WGMMA, tmp_path, "sm_90")
     with pytest.raises(UserError, match=r"nvJitLink .* does not take .*-nonsense"):
         run(samples.WGMMA, tmp_path, options=["-nonsense"])
+
+
+def test_whatever_the_text_the_process_lives_on(tmp_path: Path) -> None:
+    """Mutations of a good module: each assembles or is refused."""
+    generator = random.Random(7)
+    pieces = [
+        ".reg",
+        "{",
+        "}",
+        ";",
+        ".param",
+        "[",
+        "-99999999999999999999",
+        ".entry",
+        "call",
+        "\udcff",
+        "//",
+        "/*",
+        "é",
+    ]
+    refused = 0
+    for _ in range(60):
+        text = samples.STACK
+        for _ in range(generator.randint(1, 6)):
+            at = generator.randrange(len(text))
+            cut = generator.choice((0, 0, 1, 30, 200))
+            text = text[:at] + (generator.choice(pieces) if cut < 30 else "") + text[at + cut :]
+        try:
+            run(text, tmp_path)
+        except UserError as e:
+            refused += 1
+            assert e.message
+    assert refused > 20
 
 
 def test_a_huge_module(tmp_path: Path) -> None:

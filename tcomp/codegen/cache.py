@@ -1,0 +1,91 @@
+"""Compiled code kept between runs, by content.
+
+A file's name is the hash of all that its content depends on, so an entry is never out of date, only missing.
+Files are written under a temporary name and renamed; each carries a checksum, and one that is torn or damaged
+counts as missing. Processes may share the folder. A folder that cannot be written is reported once, and the run
+goes on without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import tempfile
+import warnings
+from pathlib import Path
+
+_HEADER = struct.Struct("<32sQ")
+
+
+class CacheWarning(UserWarning):
+    """The cache folder cannot be used; the run goes on without it."""
+
+
+def default_folder(part: str = "kernels") -> Path:
+    """$TCOMP_CACHE_DIR or $TCOMP_CACHE, else $XDG_CACHE_HOME/tcomp, else ~/.cache/tcomp; then `part`."""
+    for name in ("TCOMP_CACHE_DIR", "TCOMP_CACHE"):
+        if os.environ.get(name):
+            return Path(os.environ[name]) / part
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tcomp" / part
+
+
+class ContentCache:
+    """Byte strings by key in one folder. `kind` goes into every file's first line, `suffix` ends its name."""
+
+    _warned: set[str] = set()  # noqa: RUF012
+
+    def __init__(self, folder: Path | str | None = None, *, kind: str, suffix: str) -> None:
+        self.folder = Path(folder) if folder is not None else default_folder()
+        self.magic = f"tcomp-{kind}\n".encode()
+        self.suffix = suffix
+
+    def path(self, key: str) -> Path:
+        return self.folder / f"{key}{self.suffix}"
+
+    def load(self, key: str) -> bytes | None:
+        """The content of that key; None where it is missing, cut short, or altered."""
+        try:
+            content = self.path(key).read_bytes()
+        except OSError:
+            return None
+        head = len(self.magic) + _HEADER.size
+        if len(content) < head or not content.startswith(self.magic):
+            return None
+        digest, size = _HEADER.unpack_from(content, len(self.magic))
+        body = content[head:]
+        if len(body) != size or _digest(key, body) != digest:
+            return None
+        return body
+
+    def store(self, key: str, body: bytes) -> None:
+        """Keep an entry; a folder that cannot be written is reported once and otherwise ignored."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=f".{key}.", suffix=".partial", dir=self.folder)
+            try:
+                with os.fdopen(handle, "wb") as f:
+                    f.write(self.magic + _HEADER.pack(_digest(key, body), len(body)) + body)
+                os.replace(temporary, self.path(key))
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        except OSError as e:
+            self._warn(e)
+
+    def _warn(self, error: OSError) -> None:
+        if str(self.folder) in self._warned:
+            return
+        self._warned.add(str(self.folder))
+        reason = error.strerror or str(error)
+        warnings.warn(
+            f"compiled kernels cannot be kept in {self.folder}: {reason}\n"
+            "  help: every start will compile again; set TCOMP_CACHE to a folder that you can write to",
+            CacheWarning,
+            stacklevel=4,
+        )
+
+
+def _digest(key: str, body: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + b"\0" + body).digest()

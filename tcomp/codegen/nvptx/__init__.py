@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: tile IR to PTX, PTX to cubins, and what the assembler has to say about them."""

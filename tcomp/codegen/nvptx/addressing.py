@@ -1,0 +1,232 @@
+"""From accesses to addresses: element strides along axes and loop variables, added up in the outermost frame possible.
+
+The part of an address that depends only on the thread is computed once at the kernel's entry, the parts of loop
+variables in their loops; an inner loop keeps one base per buffer and constant displacements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llvmlite import ir
+
+from tcomp.codegen.cpu.emitter import Int
+from tcomp.codegen.cpu.expressions import Graph, Node
+from tcomp.codegen.cpu.integers import Affine, affine_form
+from tcomp.codegen.cpu.types import I8, I64, IrValue
+from tcomp.codegen.nvptx.domain import GpuDomain, Point
+from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num, accesses_in
+from tcomp.ir.tile import Buffer, Pitched, Scope
+
+if TYPE_CHECKING:
+    from tcomp.codegen.nvptx.evaluation import GpuEvaluator
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """An access taken apart. `form` counts elements in symbols: a' is axis a counted from its start, other names are
+    loop variables. `gathered` are subscripts read from memory, with their strides. `elements` are, for a tile in
+    registers, the axis (or the number) that each dimension follows."""
+
+    buffer: Buffer
+    form: Affine
+    gathered: tuple[tuple[Node, int], ...]
+    in_bounds: bool
+    deps: frozenset[str]
+    elements: tuple[str | int, ...] = ()
+
+    @property
+    def in_registers(self) -> bool:
+        return self.buffer.scope is Scope.REGISTERS
+
+    def unit_axes(self) -> list[str]:
+        """Axes along which the access moves by one element."""
+        return [n[:-1] for n, c in self.form.terms if c == 1 and n.endswith("'")
+                and not any(n[:-1] in node.deps for node, _ in self.gathered)]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Term:
+    """One addend of an address in elements, value times stride, computed once in the frame `level`."""
+
+    level: int
+    key: object
+    value: Callable[[], Int]
+    stride: int
+
+
+class Addressing:
+    """Places and pointers within one domain."""
+
+    def __init__(self, domain: GpuDomain) -> None:
+        self.domain = domain
+        self.evaluator: GpuEvaluator | None = None
+        self._places: dict[Access, Place] = {}
+
+    # ------------------------------------------------------------------------------------------ places
+
+    def load_node(self, access: Access, graph: Graph) -> Node:
+        place = self.place(access, graph)
+        narrow = place.buffer.dtype in (DType.E4M3, DType.E5M2)
+        node = graph.load(place, DType.F16 if narrow else place.buffer.dtype, place.deps)
+        node.unsafe = not place.in_bounds and not place.in_registers
+        return node
+
+    def place(self, access: Access, graph: Graph) -> Place:
+        """The access taken apart."""
+        found = self._places.get(access)
+        if found is None:
+            found = self._places[access] = self._place(access, graph)
+        return found
+
+    def _place(self, access: Access, graph: Graph) -> Place:
+        buffer = self.domain.scope.buffers[access.tensor]
+        if buffer.scope is Scope.REGISTERS:
+            elements = tuple(self._element(access, s) for s in access.subscripts)
+            deps = frozenset(e for e in elements if isinstance(e, str))
+            return Place(buffer, Affine(), (), True, deps, elements)
+        total = Affine()
+        gathered: list[tuple[Node, int]] = []
+        deps: set[str] = set()
+        in_bounds = True
+        for subscript, stride, size in zip(access.subscripts, strides(buffer), buffer.shape, strict=True):
+            form = affine_form(subscript, self.domain.forms)
+            if form is None and (counter := self._from_start(subscript)) is not None:
+                form = Affine(((f"{counter}'", 1),))
+            in_bounds = in_bounds and self._inside(subscript, form, size)
+            if form is not None:
+                deps.update(n[:-1] for n, _ in form.terms if n.endswith("'"))
+                total = total + form.scaled(stride)
+            else:
+                node = graph.cast(graph.build(subscript), "int")
+                deps |= node.deps
+                gathered.append((node, stride))
+        return Place(buffer, total, tuple(gathered), in_bounds, frozenset(deps))
+
+    def _from_start(self, subscript: Expr) -> str | None:
+        """The axis that `axis - start` counts, where the start is no affine expression."""
+        match subscript:
+            case Binary("-", Name(a), start) if a in self.domain.axes and self.domain.axes[a].start == start:
+                return a
+        return None
+
+    def _element(self, access: Access, subscript: Expr) -> str | int:
+        """The axis along which a register tile's dimension is walked from its start, or a fixed index."""
+        form = affine_form(subscript, self.domain.forms)
+        if form is None:
+            counter = self._from_start(subscript)
+            if counter is not None:
+                return counter
+        elif not form.terms:
+            return form.constant
+        elif len(form.terms) == 1 and form.constant == 0:
+            name, c = form.terms[0]
+            if c == 1 and name.endswith("'"):
+                return name[:-1]
+        raise Unsupported(
+            f"'{access.tensor}' is in registers, where a subscript can only be an index counted from its tile's start",
+            access.span,
+        )
+
+    def _inside(self, subscript: Expr, form: Affine | None, size: int) -> bool:
+        """True when the subscript surely lies in 0 .. size-1; an index read from memory is trusted."""
+        if isinstance(subscript, Access) or (form is None and accesses_in(subscript)):
+            return True
+        facts = self.domain.facts
+        whole = facts.of(subscript)
+        if whole.lo is not None and whole.hi is not None and whole.lo >= 0 and whole.hi < size:
+            return True
+        if form is None:
+            return False
+        known = facts.of_affine(form)
+        return known.lo is not None and known.hi is not None and known.lo >= 0 and known.hi < size
+
+    # ---------------------------------------------------------------------------------------- pointers
+
+    def pointer(self, place: Place, point: Point, along: str | None = None, n: int = 1) -> IrValue:
+        """The address of the element at a point, the first of `n` along the axis `along`."""
+        terms, constant = self._terms(place, point, along, n)
+        em, scope = self.domain.gpu, self.domain.block
+        name = place.buffer.name
+        level = scope.levels.get(name, 0)
+        pointer = scope.roots[name]
+        key: tuple[object, ...] = ("pointer", name, id(pointer))
+        for depth in sorted({max(t.level, level) for t in terms}):
+            here = [t for t in terms if max(t.level, level) == depth]
+            key = (*key, *(t.key for t in here))
+            wide = place.buffer.elements >= 1 << 31
+            values = [em.once(t.level, ("term", wide, t.key), lambda t=t: self._scaled(place, t)) for t in here]
+            pointer = em.once(depth, key, lambda p=pointer, v=values: self._step(p, place.buffer, v))
+            level = depth
+        if constant == 0:
+            return pointer
+        return em.once(level, (*key, constant), lambda: self._step(pointer, place.buffer, [constant]))
+
+    def _step(self, pointer: IrValue, buffer: Buffer, parts: list[Int]) -> IrValue:
+        em = self.domain.gpu
+        total: Int = 0
+        for p in parts:
+            if isinstance(total, ir.Value) and isinstance(p, ir.Value) and p.type != total.type:
+                p, total = (em.builder.sext(x, I64) if x.type != I64 else x for x in (p, total))
+            total = em.add(total, p)
+        if isinstance(total, int):
+            if total == 0:
+                return pointer
+            return em.builder.gep(pointer, [ir.Constant(I64, total * buffer.dtype.bytes)], source_etype=I8)
+        element = ir.IntType(8 * buffer.dtype.bytes)
+        return em.builder.gep(pointer, [total], source_etype=element)
+
+    def _terms(self, place: Place, point: Point, along: str | None, n: int) -> tuple[list[Term], int]:
+        domain = self.domain
+        constant = place.form.constant
+        terms: list[Term] = []
+        for name, c in place.form.terms:
+            if not name.endswith("'"):
+                level = domain.level if name.endswith("@start") else domain.block.levels.get(name, 0)
+                terms.append(Term(level, (name, c), lambda x=name: domain.symbol(x), c))
+                continue
+            axis = name[:-1]
+            at, position = domain.places[axis], point[axis]
+            if at.checked[position]:
+                group = n if axis == along else 1
+                key = ("inside", domain.inside_key(axis, position, group), c)
+                terms.append(Term(at.level, key, lambda a=axis, p=position, g=group: domain.offset(a, p, g), c))
+                continue
+            constant += c * at.offsets[position]
+            if not (isinstance(at.thread, int) and at.thread == 0):
+                terms.append(Term(0, ("thread", at.spread, c), lambda a=at: a.thread, c))
+            if not (isinstance(at.base, int) and at.base == 0):
+                terms.append(Term(at.level, ("base", id(at.base), c), lambda a=at: a.base, c))
+        for node, stride in place.gathered:
+            level = domain.level_of(node.deps)
+            key = (id(node), domain.coordinates(node.deps, point), stride)
+
+            def value(node: Node = node) -> IrValue:
+                assert self.evaluator is not None
+                return self.evaluator.value(node, point)
+
+            terms.append(Term(level, key, value, stride))
+        return terms, constant
+
+    def _scaled(self, place: Place, term: Term) -> Int:
+        """The term's value times its stride, in 64 bits only where the buffer needs them."""
+        em = self.domain.gpu
+        x = term.value()
+        b = em.at(term.level)
+        if place.buffer.elements >= 1 << 31 and isinstance(x, ir.Value):
+            return b.mul(b.sext(x, I64), ir.Constant(I64, term.stride))
+        return em.mul(x, term.stride)
+
+
+def strides(buffer: Buffer) -> list[int]:
+    """Elements per step of each subscript."""
+    found: list[int] = []
+    stride = 1
+    for i, size in reversed(list(enumerate(buffer.shape))):
+        found.append(stride)
+        last = i == len(buffer.shape) - 1
+        stride *= buffer.layout.pitch if last and isinstance(buffer.layout, Pitched) else size
+    return found[::-1]

@@ -1,0 +1,123 @@
+"""Kernels to PTX: one module per kernel, one entry per phase.
+
+The generator's IR is already hoisted and unrolled as wanted, so only clean-up passes run before LLVM's instruction
+selection: register tiles out of the stack, common subexpressions, loop-invariant code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+from tcomp.codegen.cpu.types import I8
+from tcomp.codegen.nvptx.emitter import SHARED
+from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.codegen.nvptx.layout import shared_layout, team_layout
+from tcomp.codegen.nvptx.phase import DYNAMIC, PhaseGenerator
+from tcomp.codegen.nvptx.targets import target_named
+from tcomp.dsl.ast import DType
+from tcomp.errors import UserError
+from tcomp.ir.tile import Kernel
+from tcomp.machine.gpu import GpuMachine
+
+TRIPLE = "nvptx64-nvidia-cuda"
+LAYOUT = "e-p3:32:32-p4:32:32-p5:32:32-p6:32:32-p7:32:32-i64:64-i128:128-i256:256-v16:16-v32:32-n16:32:64"
+"""LLVM's data layout with 32-bit pointers to shared memory, so that addresses in it take one register"""
+MAX_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class LaunchShape:
+    """One launch: the grid is (blocks, 1, 1), the block (threads, 1, 1). `shared_bytes` is dynamic shared memory."""
+
+    symbol: str
+    blocks: int
+    threads: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class GpuKernel:
+    """A kernel's PTX module and its launches, one per phase, in order. Every entry takes a 64-bit pointer per operand,
+    in the kernel's order, and then one to `team_bytes` bytes that all blocks share, if there are any. All pointers
+    are 256-byte aligned."""
+
+    name: str
+    ptx: str
+    launches: tuple[LaunchShape, ...]
+    team_bytes: int
+
+
+def compile_kernel(kernel: Kernel, machine: GpuMachine) -> GpuKernel:
+    """Generate one kernel. UserError where it does not fit the machine, `Unsupported` where there is no code for it."""
+    text, launches = kernel_ir(kernel, machine)
+    return GpuKernel(kernel.name, to_ptx(text, machine, _features(kernel)), launches, team_layout(kernel.tiles)[1])
+
+
+def symbols_of(kernel: Kernel) -> tuple[str, ...]:
+    """The entries' names."""
+    safe = "".join(c if c.isalnum() else "_" for c in kernel.name)
+    return tuple(f"tc_{safe}_{i}" for i in range(len(kernel.phases)))
+
+
+def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchShape, ...]]:
+    """The kernel as LLVM IR text, before LLVM's passes, and its launches."""
+    threads = kernel.threads
+    if threads is None:
+        raise Unsupported(f"kernel '{kernel.name}' was not lowered for a GPU: it has no block of threads", kernel.span)
+    if threads.threads > MAX_THREADS:
+        raise UserError(
+            f"{kernel.span}: kernel '{kernel.name}' has blocks of {threads.threads} threads; {MAX_THREADS} is the most",
+            "divide loops among fewer warps",
+        )
+    module = ir.Module(name=kernel.name)
+    module.triple, module.data_layout = TRIPLE, LAYOUT
+    shared = ir.GlobalVariable(module, ir.ArrayType(I8, 0), DYNAMIC, addrspace=3)
+    shared.linkage, shared.align = "external", 128
+    shared.type = SHARED  # an untyped pointer, as everything derived from it
+    launches = []
+    try:
+        for symbol, phase in zip(symbols_of(kernel), kernel.phases, strict=True):
+            layout = shared_layout(phase, kernel, threads, machine.shared_per_block)
+            blocks = PhaseGenerator(module, symbol, kernel, threads, layout).generate(phase)
+            launches.append(LaunchShape(symbol, blocks, threads.threads, layout.bytes))
+    except UserError:
+        raise
+    except NotImplementedError as e:
+        raise Unsupported(f"op '{kernel.op or kernel.name}' cannot be compiled for a GPU: {e}", kernel.span) from e
+    return str(module), tuple(launches)
+
+
+def _features(kernel: Kernel) -> set[str]:
+    fp8 = {DType.E4M3, DType.E5M2}
+    return {"fp8.convert"} if any(b.dtype in fp8 for b in kernel.operands + kernel.tiles) else set()
+
+
+@lru_cache(maxsize=1)
+def _initialise() -> None:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    llvm.set_option("tcomp", "--nvptx-short-ptr")
+
+
+def target_machine(machine: GpuMachine, features: set[str]) -> llvm.TargetMachine:
+    _initialise()
+    llvm_features = target_named(machine.target).llvm_features(features)
+    return llvm.Target.from_triple(TRIPLE).create_target_machine(cpu=machine.target, features=llvm_features, opt=3)
+
+
+def to_ptx(text: str, machine: GpuMachine, features: set[str]) -> str:
+    """LLVM IR as PTX for the machine's target, in the lowest PTX version that has its features."""
+    target = target_machine(machine, features)
+    module = llvm.parse_assembly(text)
+    module.verify()
+    builder = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_sroa_pass()
+    passes.add_instruction_combine_pass()
+    passes.add_simplify_cfg_pass()
+    passes.run(module, builder)
+    return str(target.emit_assembly(module))

@@ -1,0 +1,221 @@
+"""One `Compute` as a thread's code: its tiles of the parallel axes, reductions around them, guarded ends.
+
+    tile of the parallel axes:                                  positions, or turns in a loop
+        accumulators = identity                                 one SSA value per point of the tile
+        for each step of the reduced axes:
+            accumulators = reduce(accumulators, value at each point)
+        join accumulators of lanes and warps                    where a reduced axis is divided among threads
+        target = accumulators (+ old target)                    by the first of the threads that hold the result
+
+Where the axes' ends are not known to fit the block, one uniform test picks between code without any check and code
+whose values are clamped and masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+
+from llvmlite import ir
+
+from tcomp.codegen.cpu.expressions import Node
+from tcomp.codegen.cpu.integers import Known
+from tcomp.codegen.cpu.tiles import Span, span_of, surely_empty
+from tcomp.codegen.cpu.types import I1, IrValue
+from tcomp.codegen.nvptx.addressing import Addressing, Place
+from tcomp.codegen.nvptx.domain import GpuDomain, GpuScope, Point
+from tcomp.codegen.nvptx.emitter import GpuEmitter
+from tcomp.codegen.nvptx.evaluation import GpuEvaluator, GpuGraph, scalar_type, value_kind
+from tcomp.codegen.nvptx.join import Joiner, combine
+from tcomp.codegen.nvptx.plan import plan_of, sharing_of
+from tcomp.codegen.nvptx.turns import Walker
+from tcomp.codegen.nvptx.writing import Writer
+from tcomp.ir.tile import Axis, Compute
+
+_IDENTITY = {
+    "sum": {"int": 0, "f32": 0.0, "f64": 0.0},
+    "max": {"int": -(2**31), "f32": float("-inf"), "f64": float("-inf")},
+    "min": {"int": 2**31 - 1, "f32": float("inf"), "f64": float("inf")},
+}
+_SEPARATE = 4
+"""accumulators per thread below which several are kept for one point, to hide latency"""
+
+
+class ComputeGenerator:
+    """Writes one Compute at the emitter's current place."""
+
+    def __init__(self, em: GpuEmitter, scope: GpuScope, node: Compute) -> None:
+        self.em, self.scope, self.compute = em, scope, node
+        self.plan = plan_of(node, scope.buffers)
+        self.sharing = sharing_of(node, em.threads)
+        self.parallel, self.reduced = self.plan.parallel, self.plan.reduced
+        self.reducer = node.reducer or "sum"
+        self.spans: dict[str, Span] = {}
+
+    def generate(self) -> None:
+        """Emit the whole Compute; nothing happens when a parallel axis is empty (a reduction still writes)."""
+        em = self.em
+        if any(surely_empty(a, self.scope) for a in self.parallel):
+            return
+        with em.frame():
+            em.here()
+            self.spans = {a.name: span_of(em, a, self.scope) for a in self.compute.axes}
+            unsure = [self.spans[a.name] for a in self.parallel if (self.spans[a.name].known.lo or 0) <= 0]
+            if not unsure:
+                self._checked()
+                return
+            b = em.here()
+            some: IrValue = ir.Constant(I1, 1)
+            for s in unsure:
+                some = b.and_(some, b.icmp_signed(">", em.i64(s.length), em.i64(0)))
+            em.when(some, self._checked)
+
+    def _checked(self) -> None:
+        """One copy of the code where all is known, else one for whole blocks and one for cut ones."""
+        em = self.em
+        unsure = [a for a in self.compute.axes if not isinstance(self.spans[a.name].length, int)
+                  and self.spans[a.name].known.hi == a.block and self._worth_testing(a)]  # fmt: skip
+        if not unsure:
+            self._tiles(self.spans)
+            return
+        b = em.here()
+        whole: IrValue = ir.Constant(I1, 1)
+        spans = dict(self.spans)
+        for a in unsure:
+            span = self.spans[a.name]
+            whole = b.and_(whole, b.icmp_signed("==", em.i64(span.length), em.i64(a.block)))
+            spans[a.name] = replace(span, length=a.block, known=Known.exact(a.block))
+        em.either(whole, lambda: self._tiles(spans), lambda: self._tiles(self.spans))
+
+    def _worth_testing(self, axis: Axis) -> bool:
+        """Loops of turns check their own ends; positions need the test."""
+        return self.plan.unrolled(axis.name) and axis.block > 1
+
+    # ------------------------------------------------------------------------------------------- tiles
+
+    def _tiles(self, spans: dict[str, Span]) -> None:
+        node, em = self.compute, self.em
+        self.domain = GpuDomain(em, self.scope, em.depth, None, 1, spans=spans)
+        for a in node.axes:
+            self.domain.declare(a, spans[a.name].start)
+        addressing = Addressing(self.domain)
+        graph = GpuGraph(frozenset(self.domain.axes), addressing)
+        self.evaluator = GpuEvaluator(self.domain, graph, addressing)
+        self.walker = Walker(self.domain)
+        self.target: Place = addressing.place(node.target, graph)
+        value = graph.build(node.value)
+        kind = value_kind(self.target.buffer.dtype)
+        self.kind = "f64" if "f64" in (kind, value.kind) and kind != "int" else kind
+        self.value = graph.cast(value, self.kind)
+        self.guard: Node | None = None
+        if node.guard is not None:
+            guard = graph.cast(graph.build(node.guard), "bool")
+            if not (guard.is_literal and guard.data):
+                self.guard = guard
+        self.joiner = Joiner(em, self.scope, node, self.sharing, self.reducer, self.plan.whole)
+        self.writer = Writer(self.evaluator, node, self.target, self.kind, self.reducer, self.sharing)
+        self._over(0)
+
+    def _over(self, i: int) -> None:
+        """The loops of the parallel axes from the i-th inward; unrolled ones are entered on the way."""
+        if i == len(self.parallel):
+            self._tile()
+            return
+        axis = self.parallel[i]
+        if self.plan.unrolled(axis.name):
+            self.walker.unrolled(axis)
+            self._over(i + 1)
+            return
+
+        def body(_: list[IrValue]) -> list[IrValue]:
+            self._over(i + 1)
+            return []
+
+        self.walker.looped(axis, self.plan.turns[axis.name], [], body)
+
+    def _points(self, axes: Sequence[Axis]) -> list[dict[str, int]]:
+        """Positions of the tile over these axes, the last axis fastest."""
+        ranges = [range(len(self.domain.places[a.name].offsets)) for a in axes]
+        return [dict(zip([a.name for a in axes], p, strict=True)) for p in product(*ranges)]
+
+    def _tile(self) -> None:
+        points = self._points(self.parallel)
+        if not self.reduced:
+            self.writer.map(points, self.value, self.guard)
+            return
+        count = self._separate(len(points))
+        identity = ir.Constant(scalar_type(self.kind), _IDENTITY[self.reducer][self.kind])
+        start = [identity] * (len(points) * count)
+        kept = self._kept()
+        if kept:
+            start[::count] = [self.writer.old(p) for p in points]
+        accumulators = self._reduce(0, points, count, start)
+        self.em.here()
+        results = [self._merge(accumulators[p * count : (p + 1) * count]) for p in range(len(points))]
+        results = self.joiner.join(results)
+        self.writer.write(points, results, None, accumulate=self.compute.accumulate and not kept)
+
+    def _kept(self) -> bool:
+        """Can the accumulators begin as the old target: it is in this thread's registers, in their own type, and
+        its part of the reduction is nobody else's."""
+        plain = value_kind(self.target.buffer.dtype) == self.kind and self.target.buffer.dtype.bytes >= 4
+        return self.compute.accumulate and self.target.in_registers and plain and not self.sharing.reduced
+
+    # -------------------------------------------------------------------------------------- reductions
+
+    def _separate(self, points: int) -> int:
+        """Accumulators per point."""
+        steps = 1
+        for a in self.reduced:
+            steps *= self.plan.turns[a.name] or 1
+        return max(1, min(_SEPARATE // points, steps)) if points < _SEPARATE else 1
+
+    def _reduce(self, i: int, points: list[dict[str, int]], count: int, acc: list[IrValue]) -> list[IrValue]:
+        """The loops of the reduced axes from the i-th inward; gives the accumulators after them."""
+        if i == len(self.reduced):
+            return self._accumulate(points, count, acc)
+        axis = self.reduced[i]
+        if surely_empty(axis, self.scope):
+            return acc
+        if self.plan.unrolled(axis.name):
+            self.walker.unrolled(axis)
+            return self._reduce(i + 1, points, count, acc)
+        return self.walker.looped(
+            axis, self.plan.turns[axis.name], acc, lambda carried: self._reduce(i + 1, points, count, carried)
+        )
+
+    def _accumulate(self, points: list[dict[str, int]], count: int, acc: list[IrValue]) -> list[IrValue]:
+        """One step of the reduction at every point of the tile."""
+        acc = list(acc)
+        for s, step in enumerate(self._points(self.reduced)):
+            for p, point in enumerate(points):
+                k = p * count + s % count
+                acc[k] = self._step(acc[k], {**point, **step})
+        return acc
+
+    def _step(self, acc: IrValue, point: Point) -> IrValue:
+        ev, em = self.evaluator, self.em
+        condition = self.domain.mask(point, frozenset(a.name for a in self.reduced))
+        if self.guard is not None:
+            wanted = ev.value(self.guard, point)
+            condition = wanted if condition is None else em.here().and_(condition, wanted)
+        factors = self.value.args if self.value.op == "mul" else None
+        guard = self.guard if self.value.unsafe else None
+        if self.reducer == "sum" and factors and self.kind != "int":
+            x, y = (ev.value(f, point, guard) for f in factors)
+            em.here()
+            new = em.intrinsic("llvm.fma", acc.type, [x, y, acc], [acc.type])
+        else:
+            value = ev.value(self.value, point, guard)
+            em.here()
+            new = combine(em, self.reducer, self.kind, acc, value)
+        return new if condition is None else em.builder.select(condition, new, acc)
+
+    def _merge(self, parts: list[IrValue]) -> IrValue:
+        """Accumulators of one point as one, pairwise."""
+        while len(parts) > 1:
+            pairs = [combine(self.em, self.reducer, self.kind, parts[i], parts[i + 1])
+                     for i in range(0, len(parts) - 1, 2)]  # fmt: skip
+            parts = pairs + parts[len(pairs) * 2 :]
+        return parts[0]

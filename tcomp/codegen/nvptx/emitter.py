@@ -1,0 +1,153 @@
+"""Where a thread's instructions go: the frames of the CPU generator with 32-bit integers, and what only PTX has.
+
+Frame 0 is the kernel's entry: thread numbers and every offset that depends only on the thread live there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+from llvmlite import ir
+
+from tcomp.codegen.cpu.emitter import Emitter, Int
+from tcomp.codegen.cpu.types import I32, VOID, IrValue, Type
+from tcomp.ir.tile import Spread, ThreadShape
+
+GLOBAL = ir.PointerType(addrspace=1)
+SHARED = ir.PointerType(addrspace=3)
+
+SREG = "llvm.nvvm.read.ptx.sreg."
+INTRINSICS = frozenset(
+    {
+        "tid.x", "ctaid.x", "barrier.cta.sync.aligned.all", "cp.async.commit.group", "cp.async.wait.group",
+    }
+)  # fmt: skip
+"""NVVM intrinsics in use. LLVM ends the process at a name it does not know, so only these are let through."""
+
+
+class GpuEmitter(Emitter):
+    """One kernel entry being written."""
+
+    word: Type = I32
+
+    def __init__(self, function: ir.Function, threads: ThreadShape) -> None:
+        super().__init__(function)
+        self.threads = threads
+
+    # ------------------------------------------------------------------------------------- instructions
+
+    def nvvm(self, name: str, result: Type = VOID, args: Sequence[IrValue] = ()) -> IrValue:
+        """Call an NVVM intrinsic of `INTRINSICS` where the builder stands."""
+        assert name in INTRINSICS, name
+        full = (SREG if name.endswith(".x") else "llvm.nvvm.") + name
+        function = self.module.globals.get(full)
+        if function is None:
+            function = ir.Function(self.module, ir.FunctionType(result, [a.type for a in args]), name=full)
+        return self.builder.call(function, list(args))
+
+    def asm(
+        self, text: str, result: Type, constraints: str, args: Sequence[IrValue] = (), effect: bool = False
+    ) -> IrValue:
+        """Inline PTX where the builder stands; without `effect` it is a pure function of its arguments."""
+        signature = ir.FunctionType(result, [a.type for a in args])
+        return self.builder.asm(signature, text, constraints, list(args), effect)
+
+    def barrier(self) -> None:
+        """All threads of the block wait for each other; memory before it is seen after it."""
+        self.here()
+        self.nvvm("barrier.cta.sync.aligned.all", args=[self.i64(0)])
+
+    # ----------------------------------------------------------------------------------- control flow
+
+    def either(self, condition: IrValue, yes: Callable[[], None], no: Callable[[], None]) -> None:
+        """Run one of two bodies (which give no values) by a scalar condition."""
+        b = self.here()
+        blocks = [self.function.append_basic_block(n) for n in ("yes", "no")]
+        after = self.function.append_basic_block("joined")
+        b.cbranch(condition, *blocks)
+        outer = self.frames[-1]
+        before = outer.block
+        for block, body in zip(blocks, (yes, no), strict=True):
+            outer.block = before
+            with self.frame():
+                self.continue_in(block)
+                body()
+                self.here().branch(after)
+        outer.block = after
+
+    def once(self, level: int, key: Hashable, make: Callable[[], object]) -> object:
+        """A value made once in a frame; `make` runs with the builder at its end."""
+        memo = self.frames[level].memo
+        if key not in memo:
+            self.at(level)
+            memo[key] = make()
+        return memo[key]
+
+    # ------------------------------------------------------------------------------------ thread numbers
+
+    def thread(self) -> IrValue:
+        """The thread's number in its block."""
+        return self.once(0, "thread", lambda: self.nvvm("tid.x", I32))
+
+    def coordinate(self, dimension: str) -> Int:
+        """The thread's place along "lane.x", "lane.y", "warp.x" or "warp.y"."""
+        shape = self.threads
+        kind, which = dimension.split(".")
+        own, low = (shape.lanes_x, shape.lanes_y) if kind == "lane" else (shape.warps_x, shape.warps_y)
+        size = own if which == "x" else low
+        if size == 1:
+            return 0
+        thread = self.thread()
+
+        def make() -> IrValue:
+            b = self.builder
+            step = (1 if kind == "lane" else 32) * (own if which == "y" else 1)
+            value = thread if step == 1 else b.udiv(thread, self.i64(step))
+            top = step * size == (32 if kind == "lane" else shape.threads) and kind == "warp"
+            return value if top else b.urem(value, self.i64(size))
+
+        found: Int = self.once(0, dimension, make)  # type: ignore[assignment]
+        return found
+
+    def thread_offset(self, spread: Spread) -> Int:
+        """What the thread's place adds to a value's offset along an axis so spread (frame 0)."""
+
+        def make() -> Int:
+            total: Int = 0
+            for dimension, size in ((f"warp.{spread.warp}", spread.warp_tile), (f"lane.{spread.lane}", spread.grain)):
+                if not dimension.endswith("."):
+                    place = self.coordinate(dimension)
+                    self.at(0)
+                    total = self.add(total, self.mul(place, size))
+            return total
+
+        found: Int = self.once(0, ("thread offset", spread), make)  # type: ignore[assignment]
+        return found
+
+    def first_along(self, dimensions: frozenset[str]) -> IrValue | None:
+        """Is the thread the first along these dimensions? None when they have one thread only."""
+
+        def make() -> IrValue | None:
+            condition: IrValue | None = None
+            for d in sorted(dimensions):
+                place = self.coordinate(d)
+                if isinstance(place, int):
+                    continue
+                b = self.at(0)
+                here = b.icmp_signed("==", place, self.i64(0))
+                condition = here if condition is None else b.and_(condition, here)
+            return condition
+
+        return self.once(0, ("first", dimensions), make)
+
+
+DIMENSIONS = ("lane.x", "lane.y", "warp.x", "warp.y")
+
+
+def dimension_size(shape: ThreadShape, dimension: str) -> int:
+    return {
+        "lane.x": shape.lanes_x,
+        "lane.y": shape.lanes_y,
+        "warp.x": shape.warps_x,
+        "warp.y": shape.warps_y,
+    }[dimension]

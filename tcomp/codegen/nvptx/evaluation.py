@@ -1,0 +1,172 @@
+"""Values of expression nodes at one point of a thread's tile: the CPU generator's evaluator on scalars.
+
+Integers are i32. Loads go through groups: neighbouring values along the axis on which an access moves by one element
+are read together, up to 128 bits, where their alignment is proven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llvmlite import ir
+
+from tcomp.codegen.cpu.evaluation import Evaluator
+from tcomp.codegen.cpu.expressions import Graph, Node
+from tcomp.codegen.cpu.types import F32, F64, I32, IrValue, kind_of, kind_type
+from tcomp.codegen.nvptx import formats, mathematics
+from tcomp.codegen.nvptx.addressing import Addressing, Place
+from tcomp.codegen.nvptx.domain import GpuDomain, Point, same_sharing
+from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.dsl.ast import DType
+from tcomp.ir.tile import Fragment
+
+FP8 = (DType.E4M3, DType.E5M2)
+
+
+def value_kind(dtype: DType) -> str:
+    """The kind that elements of this type are computed in."""
+    return "f32" if dtype in FP8 else kind_of(dtype)
+
+
+def scalar_type(kind: str) -> ir.Type:
+    return I32 if kind == "int" else kind_type(kind, 0)
+
+
+class GpuGraph(Graph):
+    """Expression nodes, with casts to the narrow formats."""
+
+    def _dtype_cast(self, x: Node, dtype: DType) -> Node:
+        if dtype in FP8:
+            return self.node("round", "f32", (self.cast(x, "f32"),), dtype)
+        return super()._dtype_cast(x, dtype)
+
+
+class GpuEvaluator(Evaluator):
+    """Evaluates nodes of one domain's graph."""
+
+    def __init__(self, domain: GpuDomain, graph: Graph, addressing: Addressing) -> None:
+        self.domain: GpuDomain = domain
+        self.em = domain.gpu
+        self.gpu = domain.gpu
+        self.graph = graph
+        self.addressing = addressing
+        addressing.evaluator = self
+
+    def value(self, node: Node, point: Point, condition: Node | None = None) -> IrValue:
+        """The node's value at a point; where `condition` is false it may be anything, but nothing outside a buffer
+        is read."""
+        if node.op == "num":
+            assert isinstance(node.data, (int, float))
+            return ir.Constant(scalar_type(node.kind), node.data)
+        return self._remembered("value", node, point, condition if node.unsafe else None)
+
+    def vector(self, node: Node, point: Point, condition: Node | None = None) -> IrValue:
+        return self.value(node, point, condition)
+
+    def _index(self, node: Node, point: Point, level: int) -> IrValue:
+        assert isinstance(node.data, str)
+        offset = self.domain.offset(node.data, point[node.data])
+        self.em.at(level)
+        return self.em.i64(self.em.add(self.domain.starts[node.data], offset))
+
+    # ------------------------------------------------------------------------------------------- loads
+
+    def _load(self, node: Node, point: Point, condition: Node | None, level: int) -> IrValue:
+        place = node.data
+        assert isinstance(place, Place)
+        if place.in_registers:
+            slot = self.element(place, point)
+            return self.em.at(level).load(slot, typ=slot_type(place.buffer.dtype))
+        if condition is None:
+            for axis, first, n in self.groups(place, point):
+                start = {**point, axis: first}
+                key = ("group", id(place), axis, n, self.domain.coordinates(place.deps, start))
+
+                def load(start: Point = start, axis: str = axis, n: int = n) -> list[IrValue]:
+                    return self.read(place, start, axis, n, level)
+
+                found = self.gpu.once(level, key, load)
+                assert isinstance(found, list)
+                return found[point[axis] - first]
+            return self.read(place, point, None, 1, level)[0]
+        wanted = self.value(condition, point)
+        pointer = self.addressing.pointer(place, point)
+        b = self.em.at(level)
+        pointer = b.select(wanted, pointer, self.domain.scope.roots[place.buffer.name])
+        return formats.load(self.gpu, pointer, place.buffer.dtype, 1, self._constant(place))[0]
+
+    def read(self, place: Place, point: Point, axis: str | None, n: int, level: int) -> list[IrValue]:
+        """n neighbouring elements, read now in the given frame."""
+        pointer = self.addressing.pointer(place, point, axis, n)
+        self.em.at(level)
+        return formats.load(self.gpu, pointer, place.buffer.dtype, n, self._constant(place))
+
+    def _constant(self, place: Place) -> bool:
+        return place.buffer.name in self.domain.block.constant
+
+    def groups(self, place: Place, point: Point) -> Iterator[tuple[str, int, int]]:
+        """Proven groups around a point, the widest first: their axis, first position and size."""
+        for axis in place.unit_axes():
+            n = formats.WIDEST // place.buffer.dtype.bytes
+            while n > 1:
+                first = self.domain.run(axis, point[axis], n)
+                if first is not None:
+                    start = {**point, axis: first}
+                    fixed = all(stride % n == 0 for _, stride in place.gathered)
+                    if fixed and self.domain.aligned(place.form, start, n):
+                        yield axis, first, n
+                n //= 2
+
+    def element(self, place: Place, point: Point) -> IrValue:
+        """The stack slot (a register, after LLVM's passes) of a register tile's element at a point."""
+        buffer = place.buffer
+        assert isinstance(buffer.layout, Fragment)
+        number = 0
+        for size, spread, e in zip(buffer.shape, buffer.layout.spreads, place.elements, strict=True):
+            per_thread = spread.per_thread(size)
+            if isinstance(e, int):
+                if spread.lane or spread.warp:
+                    raise Unsupported(f"'{buffer.name}' is spread over threads: it has no fixed subscript {e}")
+                number = number * per_thread + e
+                continue
+            at = self.domain.places[e]
+            found = at.numbers[point[e]]
+            if not same_sharing(at.spread, spread) or found is None or found >= per_thread:
+                raise Unsupported(f"'{buffer.name}' in registers is not shared out like the index '{e}' that walks it")
+            number = number * per_thread + found
+        return self.domain.block.fragments[buffer.name][number]
+
+    # ------------------------------------------------------------------------------------- operations
+
+    def _apply(self, node: Node, v: list[IrValue]) -> IrValue:
+        op, kind = node.op, node.args[0].kind
+        if op == "round":
+            assert isinstance(node.data, DType)
+            return formats.round_to(self.gpu, v[0], node.data)
+        if op == "random":
+            return mathematics.random_uniform(self.gpu, v[0], v[1])
+        if op == "pow":
+            return mathematics.power(self.gpu, v[0], v[1])
+        if op in mathematics.FUNCTIONS:
+            return mathematics.call(self.gpu, op, v[0])
+        if kind in ("f32", "f64") and op in ("floordiv", "mod"):
+            whole = mathematics.call(self.gpu, "floor", self.em.builder.fdiv(v[0], v[1]))
+            b = self.em.builder
+            return whole if op == "floordiv" else b.fsub(v[0], b.fmul(whole, v[1]))
+        return super()._apply(node, v)
+
+    def _cast(self, x: IrValue, source: str, kind: str) -> IrValue:
+        b = self.em.builder
+        match source, kind:
+            case "bool", "int":
+                return b.zext(x, I32)
+            case "f32" | "f64", "int":
+                return self.em.intrinsic("llvm.fptosi.sat", I32, [x], [I32, x.type])
+            case "int", _:
+                return b.sitofp(x, scalar_type(kind))
+        return super()._cast(x, source, kind)
+
+
+def slot_type(dtype: DType) -> ir.Type:
+    """What an element of a register tile is kept as: its kind's type (narrow floats are rounded, then kept in f32)."""
+    return {"f32": F32, "f64": F64, "int": I32}[value_kind(dtype)]

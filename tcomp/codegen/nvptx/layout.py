@@ -1,0 +1,118 @@
+"""Where tiles lie: offsets in a block's shared memory, phase by phase, and in the region that all blocks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from tcomp.codegen.nvptx.evaluation import value_kind
+from tcomp.codegen.nvptx.join import exchange_bytes
+from tcomp.codegen.nvptx.plan import accesses_of, exchange_lanes, joins_warps, plan_of, sharing_of
+from tcomp.dsl.ast import DType
+from tcomp.errors import UserError
+from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack, Scope, Statement, ThreadShape
+
+ALIGNMENT = 128
+TEAM_ALIGNMENT = 256
+
+
+@dataclass
+class SharedLayout:
+    """Byte offsets from the start of the block's shared memory. `stages[v]` is the distance between the copies that the
+    pipe loop over v fills, `copies[v]` their number."""
+
+    offsets: dict[str, int] = field(default_factory=dict)
+    exchange: dict[int, int] = field(default_factory=dict)
+    stages: dict[int, int] = field(default_factory=dict)
+    bytes: int = 0
+
+
+def statements_in(body: Sequence[Statement]) -> Iterator[Statement]:
+    """All statements, outer ones first."""
+    for s in body:
+        yield s
+        if isinstance(s, Loop):
+            yield from statements_in(s.body)
+
+
+def leading_packs(loop: Loop) -> tuple[Pack, ...]:
+    found: list[Pack] = []
+    for s in loop.body:
+        if not isinstance(s, Pack):
+            break
+        found.append(s)
+    return tuple(found)
+
+
+def pipe_stages(loop: Loop) -> int:
+    """Copies that a pipe loop really keeps: one where nothing is copied in the background."""
+    if loop.level != "pipe" or not any(p.by == "cp.async" for p in leading_packs(loop)):
+        return 1
+    return max(1, loop.stages)
+
+
+def names_used(s: Statement) -> set[str]:
+    match s:
+        case Compute():
+            return {a.tensor for a in accesses_of(s)}
+        case Pack():
+            return {s.buffer, s.source.tensor}
+    return set()
+
+
+def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadShape, limit: int) -> SharedLayout:
+    """The shared memory of one phase. UserError with the tiles' sizes where it is more than `limit` bytes."""
+    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
+    used = {n for s in statements_in(phase) for n in names_used(s)}
+    layout = SharedLayout()
+    sizes: list[tuple[str, int]] = []
+
+    def place(name: str, size: int) -> int:
+        at = layout.bytes
+        layout.bytes += -(-size // ALIGNMENT) * ALIGNMENT
+        sizes.append((name, size))
+        return at
+
+    for s in statements_in(phase):
+        if isinstance(s, Loop) and s.level == "pipe" and pipe_stages(s) > 1:
+            start = layout.bytes
+            for p in leading_packs(s):
+                layout.offsets[p.buffer] = place(p.buffer, buffers[p.buffer].bytes)
+            stage = layout.stages[id(s)] = layout.bytes - start
+            layout.bytes += stage * (pipe_stages(s) - 1)
+            sizes.append(
+                (f"{pipe_stages(s) - 1} more copies for the pipe over {s.variable}", layout.bytes - start - stage)
+            )
+    for b in kernel.tiles:
+        if b.scope is Scope.SHARED and b.name in used and b.name not in layout.offsets:
+            layout.offsets[b.name] = place(b.name, b.bytes)
+    for s in statements_in(phase):
+        if isinstance(s, Compute):
+            sharing = sharing_of(s, threads)
+            if joins_warps(sharing):
+                wide = any(value_kind(buffers[a.tensor].dtype) == "f64" for a in accesses_of(s)) or _casts_to_f64(s)
+                shape = (threads.warps, exchange_lanes(sharing, threads))
+                size = exchange_bytes(s, sharing, plan_of(s, buffers).points, shape, wide)
+                layout.exchange[id(s)] = place(f"joining warps of {s.target.tensor}", size)
+    if layout.bytes > limit:
+        listing = ", ".join(f"{n} {size:,}" for n, size in sorted(sizes, key=lambda x: -x[1]))
+        raise UserError(
+            f"{kernel.span}: kernel '{kernel.name}' needs {layout.bytes:,} bytes of shared memory; a block has {limit:,}",
+            f"take smaller tiles or fewer stages ({listing})",
+        )
+    return layout
+
+
+def _casts_to_f64(c: Compute) -> bool:
+    return DType.F64.value in str(c.value)
+
+
+def team_layout(tiles: Sequence[Buffer]) -> tuple[dict[str, int], int]:
+    """Offsets of the tiles that all blocks share, and the region's bytes."""
+    offsets: dict[str, int] = {}
+    end = 0
+    for t in tiles:
+        if t.scope is Scope.TEAM:
+            offsets[t.name] = end
+            end += -(-t.bytes // TEAM_ALIGNMENT) * TEAM_ALIGNMENT
+    return offsets, end

@@ -1,0 +1,222 @@
+"""A phase as one kernel entry: the grid of blocks, loops inside a block, pipelines, barriers.
+
+Nested `grid` loops are one-dimensional grid, the innermost loop fastest. Each entry takes a pointer per operand and,
+where blocks share tiles, a pointer to their region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llvmlite import ir
+
+from tcomp.codegen.cpu.bounds import integer_value
+from tcomp.codegen.cpu.emitter import Int
+from tcomp.codegen.cpu.expressions import fold
+from tcomp.codegen.cpu.integers import Facts, Known
+from tcomp.codegen.cpu.types import I8, I32, I64, VOID, IrValue
+from tcomp.codegen.nvptx.compute import ComputeGenerator
+from tcomp.codegen.nvptx.domain import GpuScope
+from tcomp.codegen.nvptx.emitter import GLOBAL, GpuEmitter
+from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.codegen.nvptx.evaluation import slot_type
+from tcomp.codegen.nvptx.layout import SharedLayout, leading_packs, pipe_stages, statements_in, team_layout
+from tcomp.codegen.nvptx.pack import PackGenerator
+from tcomp.codegen.nvptx.pipe import PipeGenerator
+from tcomp.codegen.nvptx.plan import accesses_of
+from tcomp.codegen.nvptx.sync import Planner
+from tcomp.dsl.ast import Access, Expr, Num
+from tcomp.ir.tile import Buffer, Compute, Fragment, Kernel, Loop, Pack, Scope, Statement, ThreadShape
+
+DYNAMIC = "tc_shared"
+
+
+class PhaseGenerator:
+    """Writes one phase of a kernel as an entry of the module."""
+
+    def __init__(
+        self, module: ir.Module, symbol: str, kernel: Kernel, shape: ThreadShape, layout: SharedLayout
+    ) -> None:
+        team, team_bytes = team_layout(kernel.tiles)
+        parameters = [GLOBAL] * (len(kernel.operands) + (1 if team_bytes else 0))
+        function = ir.Function(module, ir.FunctionType(VOID, parameters), name=symbol)
+        function.calling_convention = "ptx_kernel"
+        # llvmlite knows no attributes with a value, but prints what its set holds.
+        set.add(function.attributes, f'nounwind "nvvm.reqntid"="{shape.threads}"')
+        for argument in function.args:
+            set.add(argument.attributes, "align 256")
+        self.kernel, self.layout = kernel, layout
+        self.em = GpuEmitter(function, shape)
+        em = self.em
+        b = em.here()
+        names = [o.name for o in kernel.operands]
+        roots: dict[str, IrValue] = dict(zip(names, function.args, strict=False))
+        for name, at in team.items():
+            roots[name] = b.gep(function.args[-1], [ir.Constant(I64, at)], source_etype=I8)
+        shared = module.globals.get(DYNAMIC)
+        for name, at in layout.offsets.items():
+            roots[name] = b.gep(shared, [ir.Constant(I32, at)], source_etype=I8)
+        self.scope = GpuScope(
+            buffers={t.name: t for t in kernel.operands + kernel.tiles}, roots=roots, variables={}, facts=Facts(),
+            fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=shape, constant=constant_operands(kernel),
+            exchange={k: b.gep(shared, [ir.Constant(I32, at)], source_etype=I8) for k, at in layout.exchange.items()},
+        )  # fmt: skip
+
+    def generate(self, phase: Sequence[Statement]) -> int:
+        """Emit the whole entry; gives the number of blocks to launch."""
+        self.sync = Planner(phase, self.scope.buffers, self.em.threads).plan(phase)
+        self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
+        used = {a.tensor for s in statements_in(phase) if isinstance(s, Compute) for a in accesses_of(s)}
+        for t in self.kernel.tiles:
+            if t.name in used and t.scope is Scope.REGISTERS:
+                self._fragment(t)
+            if t.name in used and t.scope is Scope.SCRATCH:
+                raise Unsupported(f"tile '{t.name}' is in a CPU core's scratch memory", self.kernel.span)
+        blocks = 1
+        path: tuple[int, ...] = ()
+        nest: list[Loop] = []
+        body: Sequence[Statement] = phase
+        while len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
+            nest.append(body[0])
+            body, path = body[0].body, (*path, 0)
+        if nest:
+            blocks = self._grid(nest)
+        if blocks:
+            self.statements(body, path)
+        self.em.here().ret_void()
+        return max(1, blocks)
+
+    def _fragment(self, t: Buffer) -> None:
+        """One stack slot per element of a register tile, which LLVM turns into a register."""
+        if not isinstance(t.layout, Fragment):
+            raise Unsupported(f"tile '{t.name}' is in registers without a layout for threads", self.kernel.span)
+        count = 1
+        for size, s in zip(t.shape, t.layout.spreads, strict=True):
+            count *= s.per_thread(size)
+        b = self.em.here()
+        kind = slot_type(t.dtype)
+        slots = [b.alloca(kind, name=f"{_safe(t.name)}.{i}") for i in range(count)]
+        for slot in slots:
+            b.store(ir.Constant(kind, 0), slot)
+        self.scope.fragments[t.name] = slots
+
+    def _grid(self, nest: Sequence[Loop]) -> int:
+        """Bind the variables of the grid loops from the block's number."""
+        em = self.em
+        ranges = [range(self._number(g, g.start), self._number(g, g.stop), g.step) for g in nest]
+        total = 1
+        for r in ranges:
+            total *= len(r)
+        if total == 0:
+            return 0
+        b = em.here()
+        rest: Int = 0 if total == 1 else em.nvvm("ctaid.x", I32)
+        size = total
+        for g, r in reversed(list(zip(nest, ranges, strict=True))):
+            count: Int = 0
+            if len(r) > 1:
+                count = rest if size == len(r) else b.urem(rest, em.i64(len(r)))
+                rest = 0 if size == len(r) else b.udiv(rest, em.i64(len(r)))
+                size //= len(r)
+            value = em.add(em.mul(count, g.step), r[0])
+            self.bind(g.variable, value, self.scope.facts.loop(g.start, g.stop, g.step), 0)
+        return total
+
+    def _number(self, loop: Loop, e: Expr) -> int:
+        folded = fold(e)
+        if not isinstance(folded, Num):
+            raise Unsupported(f"grid loop '{loop.variable}' must have constant bounds", loop.span)
+        return int(folded.value)
+
+    # ------------------------------------------------------------------------------------- statements
+
+    def statements(self, body: Sequence[Statement], path: tuple[int, ...], skip: int = 0) -> None:
+        """Emit statements of a body, from number `skip` on."""
+        for i, s in enumerate(body):
+            if i < skip:
+                continue
+            at = (*path, i)
+            if at in self.sync.barriers:
+                if at in self.sync.awaits:
+                    self.await_copies(0)
+                self.em.barrier()
+            match s:
+                case Compute():
+                    ComputeGenerator(self.em, self.scope, s).generate()
+                case Pack():
+                    PackGenerator(self.em, self.scope, s).generate()
+                    if s.by == "cp.async":
+                        self.commit()
+                case Loop():
+                    self._loop(s, at)
+
+    def _loop(self, loop: Loop, path: tuple[int, ...]) -> None:
+        if loop.level not in ("seq", "pipe"):
+            raise Unsupported(f"loop '{loop.variable}' of level {loop.level} inside a block", loop.span)
+        if loop.level == "pipe" and leading_packs(loop):
+            PipeGenerator(self, loop, path, pipe_stages(loop)).generate()
+            return
+        em = self.em
+        start, stop = self.bounds(loop)
+
+        def body(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+            self.bind_turn(loop, base)
+            self.statements(loop.body, path)
+            self.unbind(loop.variable)
+            return []
+
+        em.loop(start, stop, loop.step, [], body)
+
+    def bounds(self, loop: Loop) -> tuple[Int, Int]:
+        self.em.here()
+        return integer_value(self.em, loop.start, self.scope), integer_value(self.em, loop.stop, self.scope)
+
+    def bind_turn(self, loop: Loop, value: Int) -> None:
+        self.bind(loop.variable, value, self.scope.facts.loop(loop.start, loop.stop, loop.step), self.em.depth)
+
+    def bind(self, name: str, value: Int, facts: Known, level: int) -> None:
+        self.scope.variables[name] = self.em.i64(value)
+        self.scope.levels[name] = level
+        self.scope.facts.symbols[name] = Known.exact(value) if isinstance(value, int) else facts
+
+    def unbind(self, name: str) -> None:
+        del self.scope.variables[name], self.scope.levels[name], self.scope.facts.symbols[name]
+
+    # ---------------------------------------------------------------------------------- background copies
+
+    def commit(self) -> None:
+        """Close the group of background copies issued since the last one."""
+        self.em.here()
+        self.em.nvvm("cp.async.commit.group")
+
+    def await_copies(self, left: int) -> None:
+        """Wait until at most `left` groups of this thread's copies are unfinished."""
+        self.em.here()
+        self.em.nvvm("cp.async.wait.group", args=[self.em.i64(left)])
+
+
+def constant_operands(kernel: Kernel) -> frozenset[str]:
+    """Operands whose memory nothing writes while the kernel runs: read-only, and sharing memory with no output."""
+    shared = {name for pair in kernel.inplace for name in pair}
+    targets = {w for p in kernel.phases for s in statements_in(p) if isinstance(s, Compute) for w in [s.target.tensor]}
+    return frozenset(o.name for o in kernel.operands) - targets - shared - kernel.writes
+
+
+def bounded_fragments(phase: Sequence[Statement], buffers: dict[str, Buffer]) -> frozenset[str]:
+    """Register tiles that all Computes walk within the same ranges."""
+    ranges: dict[str, set[tuple[object, ...]]] = {}
+    for s in statements_in(phase):
+        if isinstance(s, Compute):
+            for access in accesses_of(s):
+                if buffers[access.tensor].scope is Scope.REGISTERS:
+                    ranges.setdefault(access.tensor, set()).add(_range(s, access))
+    return frozenset(n for n, r in ranges.items() if len(r) == 1)
+
+
+def _range(s: Compute, access: Access) -> tuple[object, ...]:
+    axes = [next((a for a in s.axes if a.name in str(x)), None) for x in access.subscripts]
+    return tuple((a.start, a.stop) if a is not None else None for a in axes)
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)

@@ -1,0 +1,214 @@
+"""Where a block's threads must wait for each other.
+
+One pass over the statements keeps what has been read and written since the last barrier; a statement that touches
+memory which another thread may have written (or may still read) gets a barrier before it. Loop bodies are passed over
+until nothing changes, so that a turn meets the accesses of the one before it. Memory that only one block's threads meet:
+shared tiles, and operands and team tiles that the phase itself writes.
+
+Two accesses need no barrier when every element is touched by the same thread in both: same ranges, same spreads, and
+no threads that hold copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tcomp.codegen.cpu.integers import Affine, affine_form
+from tcomp.codegen.nvptx.domain import spread_of
+from tcomp.codegen.nvptx.layout import leading_packs, pipe_stages, statements_in
+from tcomp.codegen.nvptx.plan import joins_warps, reads_of, sharing_of
+from tcomp.dsl.ast import Access, Binary, Name, accesses_in
+from tcomp.ir.tile import Buffer, Compute, Loop, Pack, Scope, Spread, Statement, ThreadShape
+
+Dimension = tuple[Affine | str, Spread | None]
+
+
+@dataclass(frozen=True)
+class Touch:
+    """One access: `owner` says which thread touches which element, None where it cannot be told."""
+
+    buffer: str
+    owner: tuple[Dimension, ...] | None
+
+
+@dataclass
+class Pending:
+    """Accesses since the last barrier. `copies`: background copies that nobody has waited for."""
+
+    reads: set[Touch] = field(default_factory=set)
+    writes: set[Touch] = field(default_factory=set)
+    copies: bool = False
+
+    def copy(self) -> Pending:
+        return Pending(set(self.reads), set(self.writes), self.copies)
+
+    def join(self, other: Pending) -> None:
+        self.reads |= other.reads
+        self.writes |= other.writes
+        self.copies = self.copies or other.copies
+
+    def clear(self) -> None:
+        self.reads.clear()
+        self.writes.clear()
+        self.copies = False
+
+    def without(self, variable: str) -> Pending:
+        """As the next turn of a loop sees it: an owner that depends on the loop's variable is another one now."""
+
+        def moved(t: Touch) -> Touch:
+            return Touch(t.buffer, None) if t.owner is not None and any(
+                isinstance(f, str) or f.coefficient(variable) for f, _ in t.owner) else t  # fmt: skip
+
+        return Pending({moved(t) for t in self.reads}, {moved(t) for t in self.writes}, self.copies)
+
+
+@dataclass
+class Sync:
+    """Statements (by path) that need a barrier before them, and those whose barrier first awaits background copies."""
+
+    barriers: set[tuple[int, ...]] = field(default_factory=set)
+    awaits: set[tuple[int, ...]] = field(default_factory=set)
+
+
+class Planner:
+    """Places the barriers of one phase."""
+
+    def __init__(self, phase: Sequence[Statement], buffers: Mapping[str, Buffer], threads: ThreadShape) -> None:
+        self.buffers, self.threads = buffers, threads
+        self.sync = Sync()
+        written = {w for s in statements_in(phase) for w in _written(s)}
+        self.met = {n for n, b in buffers.items() if b.scope is Scope.SHARED
+                    or (b.scope in (Scope.OPERAND, Scope.TEAM) and n in written)}  # fmt: skip
+
+    def plan(self, phase: Sequence[Statement]) -> Sync:
+        self._body(phase, (), Pending())
+        return self.sync
+
+    def _body(self, body: Iterable[Statement], path: tuple[int, ...], pending: Pending) -> None:
+        for i, s in enumerate(body):
+            self._statement(s, (*path, i), pending)
+
+    def _statement(self, s: Statement, path: tuple[int, ...], pending: Pending) -> None:
+        match s:
+            case Loop():
+                self._loop(s, path, pending)
+            case Pack():
+                reads = [Touch(n, None) for n in _packed(s) if n in self.met]
+                self._meet(path, pending, reads, [Touch(s.buffer, None)])
+                pending.copies = pending.copies or s.by == "cp.async"
+            case Compute():
+                self._compute(s, path, pending)
+
+    def _compute(self, s: Compute, path: tuple[int, ...], pending: Pending) -> None:
+        sharing = sharing_of(s, self.threads)
+        copies = bool(sharing.unused)
+        reads = [Touch(a.tensor, None if copies else self._owner(s, a)) for a in reads_of(s) if a.tensor in self.met]
+        # Of threads that hold copies only the first reads the old target and writes: an owner like any other.
+        own = Touch(s.target.tensor, self._owner(s, s.target))
+        old = [own] if s.accumulate and s.target.tensor in self.met else []
+        writes = [own] if s.target.tensor in self.met else []
+        if copies:
+            reads = [Touch(t.buffer, None) for t in reads]
+            marked = Touch(
+                own.buffer, None if own.owner is None else (*own.owner, (" ".join(sorted(sharing.unused)), None))
+            )
+            old, writes = ([marked] if t else [] for t in (old, writes))
+        if joins_warps(sharing):
+            writes.append(Touch(f"exchange {id(s)}", None))
+        self._meet(path, pending, reads + old, writes)
+        if joins_warps(sharing):
+            pending.reads.add(Touch(f"exchange {id(s)}", None))
+
+    def _meet(self, path: tuple[int, ...], pending: Pending, reads: Sequence[Touch], writes: Sequence[Touch]) -> None:
+        """Put a barrier before the statement if it clashes with what is pending, then add its own accesses."""
+        clash = any(_clash(r, w) for r in reads for w in pending.writes)
+        clash = clash or any(_clash(w, t) for w in writes for t in (*pending.reads, *pending.writes))
+        if clash or path in self.sync.barriers:
+            self.sync.barriers.add(path)
+            if pending.copies:
+                self.sync.awaits.add(path)
+            pending.clear()
+        pending.reads.update(reads)
+        pending.writes.update(writes)
+
+    def _loop(self, s: Loop, path: tuple[int, ...], pending: Pending) -> None:
+        if s.level == "grid":
+            # Turns are different blocks, which nothing orders.
+            self._body(s.body, path, pending)
+            return
+        packs = leading_packs(s) if s.level == "pipe" else ()
+        stages = pipe_stages(s)
+        reads = [Touch(n, None) for p in packs for n in _packed(p) if n in self.met]
+        writes = [Touch(p.buffer, None) for p in packs]
+        if packs:
+            # The first packs are issued before the loop; inside, each turn begins with a barrier.
+            self._meet(path, pending, reads, writes)
+        skipped = pending.copy()
+        entering = pending.copy()
+        while True:
+            before = (len(entering.reads), len(entering.writes), entering.copies, len(self.sync.barriers))
+            turn = entering.copy()
+            if packs:
+                turn.clear()
+            for i, inner in enumerate(s.body):
+                if i >= len(packs):
+                    self._statement(inner, (*path, i), turn)
+            if packs and stages > 1:
+                turn.reads.update(reads)
+            entering.join(turn.without(s.variable))
+            if before == (len(entering.reads), len(entering.writes), entering.copies, len(self.sync.barriers)):
+                break
+        pending.clear()
+        pending.join(turn.without(s.variable))
+        pending.join(skipped)
+        if packs:
+            pending.copies = skipped.copies
+
+    def _owner(self, s: Compute, access: Access) -> tuple[Dimension, ...] | None:
+        """Which thread touches which element: per dimension, where the axis starts and how it is shared out."""
+        axes = {a.name: a for a in s.axes}
+        found: list[Dimension] = []
+        walked: set[str] = set()
+        for x in access.subscripts:
+            form = affine_form(x)
+            if form is None:
+                if isinstance(x, Binary) and x.op == "-" and isinstance(x.left, Name) and x.left.id in axes:
+                    a = axes[x.left.id]
+                    if x.right == a.start:
+                        walked.add(a.name)
+                        found.append((Affine(), spread_of(a)))
+                        continue
+                return None
+            inner = [(n, c) for n, c in form.terms if n in axes]
+            if not inner:
+                found.append((form, None))
+                continue
+            if len(inner) > 1 or inner[0][1] != 1:
+                return None
+            a = axes[inner[0][0]]
+            start = affine_form(a.start)
+            if start is None or a.name in walked:
+                return None
+            walked.add(a.name)
+            found.append((form - Affine(((a.name, 1),)) + start, spread_of(a)))
+        divided = {a.name for a in s.axes if spread_of(a).lane or spread_of(a).warp}
+        return tuple(found) if divided <= walked | set(s.reduced) else None
+
+
+def _clash(a: Touch, b: Touch) -> bool:
+    return a.buffer == b.buffer and (a.owner is None or a.owner != b.owner)
+
+
+def _written(s: Statement) -> set[str]:
+    match s:
+        case Compute():
+            return {s.target.tensor}
+        case Pack():
+            return {s.buffer}
+    return set()
+
+
+def _packed(p: Pack) -> set[str]:
+    """Buffers that a Pack reads."""
+    return {p.source.tensor, *(a.tensor for x in p.source.subscripts for a in accesses_in(x))}

@@ -1,0 +1,183 @@
+"""Writing a Compute's results: predicated where a point may lie outside, in groups of up to 128 bits where aligned.
+
+Threads that hold equal results leave writing memory to the first of them; registers are written by all. Where two
+points may name one element (a scatter) points run in order, each group read and written before the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from tcomp.codegen.cpu.expressions import Node
+from tcomp.codegen.cpu.types import F32, F64, IrValue
+from tcomp.codegen.nvptx import formats
+from tcomp.codegen.nvptx.addressing import Place
+from tcomp.codegen.nvptx.domain import Point
+from tcomp.codegen.nvptx.evaluation import GpuEvaluator, value_kind
+from tcomp.codegen.nvptx.join import combine
+from tcomp.codegen.nvptx.plan import Sharing
+from tcomp.dsl.ast import DType
+from tcomp.ir.tile import Compute
+
+Points = Sequence[dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Points written by one access: numbers into the list of points, the first point, the axis along it."""
+
+    members: tuple[int, ...]
+    first: Point
+    axis: str | None
+
+
+class Writer:
+    """Stores values at points of one domain."""
+
+    def __init__(
+        self, evaluator: GpuEvaluator, node: Compute, target: Place, kind: str, reducer: str, sharing: Sharing
+    ) -> None:
+        self.evaluator, self.node, self.target, self.kind = evaluator, node, target, kind
+        self.reducer, self.sharing = reducer, sharing
+        self.em = evaluator.gpu
+        self.domain = evaluator.domain
+        self.accumulate = node.accumulate
+
+    def map(self, points: Points, value: Node, guard: Node | None) -> None:
+        """target = value at every point, all values computed before the first is written."""
+        if self.node.distinct:
+            self.write(points, [self._value(value, p, guard) for p in points], guard)
+            return
+        for group in self._groups(points, guard):
+            members = [points[i] for i in group.members]
+            self.write(members, [self._value(value, p, guard) for p in members], guard)
+
+    def _value(self, value: Node, point: Point, guard: Node | None) -> IrValue:
+        found = self.evaluator.value(value, point, guard)
+        self.em.here()
+        return found
+
+    def write(
+        self, points: Points, values: Sequence[IrValue], guard: Node | None, accumulate: bool | None = None
+    ) -> None:
+        """Store one value per point, joined with the old one where the target accumulates (or `accumulate` says)."""
+        self.accumulate = self.node.accumulate if accumulate is None else accumulate
+        if self.target.in_registers:
+            for p, v in zip(points, values, strict=True):
+                self._register(p, v, guard)
+            return
+        conditions = [None if guard is None else self.evaluator.value(guard, p) for p in points]
+        first = self.em.first_along(self.sharing.unused)
+        body = partial(self._memory, points, values, conditions, guard)
+        if first is None:
+            body()
+        else:
+            self.em.here()
+            self.em.when(first, body)
+
+    def old(self, point: Point) -> IrValue:
+        """The present element of a target in registers."""
+        slot = self.evaluator.element(self.target, point)
+        return self.em.here().load(slot, typ=slot.allocated_type)
+
+    def _register(self, point: Point, value: IrValue, guard: Node | None) -> None:
+        slot = self.evaluator.element(self.target, point)
+        dtype = self.target.buffer.dtype
+        mask = None if self.target.buffer.name in self.domain.block.bounded else self.domain.mask(point)
+        condition = None if guard is None else self.evaluator.value(guard, point)
+        b = self.em.here()
+        if mask is not None:
+            condition = mask if condition is None else b.and_(mask, condition)
+        old = b.load(slot, typ=slot.allocated_type) if self.accumulate or condition is not None else None
+        if self.accumulate:
+            assert old is not None
+            value = combine(self.em, self.reducer, self.kind, self._in_kind(old), value)
+        value = self._stored(value)
+        if dtype in (DType.BF16, DType.F16, DType.E4M3, DType.E5M2):
+            value = formats.round_to(self.em, value, dtype)
+        if condition is not None:
+            value = b.select(condition, value, old)
+        b.store(value, slot)
+
+    # ------------------------------------------------------------------------------------------ memory
+
+    def _memory(
+        self, points: Points, values: Sequence[IrValue], conditions: Sequence[IrValue | None], guard: Node | None
+    ) -> None:
+        groups = self._groups(points, guard)
+        plain = [g for g in groups if conditions[g.members[0]] is None and self._mask(g) is None]
+        if self.accumulate and self.node.distinct and len(plain) == len(groups):
+            old = [self._read(g) for g in groups]
+            for g, o in zip(groups, old, strict=True):
+                self._store(g, [self._joined(o[j], values[i]) for j, i in enumerate(g.members)])
+            return
+        for g in groups:
+            condition = conditions[g.members[0]]
+            mask = self._mask(g)
+            b = self.em.here()
+            if mask is not None:
+                condition = mask if condition is None else b.and_(mask, condition)
+            update = partial(self._update, g, [values[i] for i in g.members])
+            if condition is None:
+                update()
+            else:
+                self.em.when(condition, update)
+
+    def _mask(self, group: Group) -> IrValue | None:
+        return self.domain.mask(group.first)
+
+    def _update(self, group: Group, values: Sequence[IrValue]) -> None:
+        if self.accumulate:
+            values = [self._joined(o, v) for o, v in zip(self._read(group), values, strict=True)]
+        self._store(group, values)
+
+    def _joined(self, old: IrValue, value: IrValue) -> IrValue:
+        self.em.here()
+        return combine(self.em, self.reducer, self.kind, old, value)
+
+    def _read(self, group: Group) -> list[IrValue]:
+        found = self.evaluator.read(self.target, group.first, group.axis, len(group.members), self.em.depth)
+        return [self._in_kind(x) for x in found]
+
+    def _in_kind(self, old: IrValue) -> IrValue:
+        if self.kind == "f64" and value_kind(self.target.buffer.dtype) == "f32":
+            return self.em.here().fpext(old, F64)
+        return old
+
+    def _stored(self, value: IrValue) -> IrValue:
+        if self.kind == "f64" and value_kind(self.target.buffer.dtype) == "f32":
+            return self.em.here().fptrunc(value, F32)
+        return value
+
+    def _store(self, group: Group, values: Sequence[IrValue]) -> None:
+        n = len(values)
+        pointer = self.evaluator.addressing.pointer(self.target, group.first, group.axis, n)
+        stored = [self._stored(v) for v in values]
+        self.em.here()
+        formats.store(self.em, pointer, self.target.buffer.dtype, stored)
+
+    def _groups(self, points: Points, guard: Node | None) -> list[Group]:
+        """The points as accesses: the widest groups whose members are all there and share one condition."""
+        place = self.target
+        if place.in_registers:
+            return [Group((i,), p, None) for i, p in enumerate(points)]
+        number = {tuple(sorted(p.items())): i for i, p in enumerate(points)}
+        done: set[int] = set()
+        out: list[Group] = []
+        for i, p in enumerate(points):
+            if i in done:
+                continue
+            group = Group((i,), p, None)
+            for axis, first, n in self.evaluator.groups(place, p):
+                if guard is not None and axis in guard.deps:
+                    continue
+                members = [number.get(tuple(sorted({**p, axis: first + j}.items()))) for j in range(n)]
+                found = [m for m in members if m is not None and m not in done]
+                if len(found) == n:
+                    group = Group(tuple(found), points[found[0]], axis)
+                    break
+            done.update(group.members)
+            out.append(group)
+        return out

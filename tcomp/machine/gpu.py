@@ -1,0 +1,165 @@
+"""What is known about NVIDIA GPUs: limits that code and launches must keep, and rates for predictions.
+
+Figures are per device. Sources: NVIDIA's data sheets for rates, clocks and memory, the CUDA programming guide's table
+of technical specifications per compute capability for limits. Rates are peaks on paper; predictions made from them are
+labelled so wherever they are shown.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from tcomp.errors import UserError
+
+
+@dataclass(frozen=True)
+class GpuMachine:
+    """One GPU model. `target` is what code is generated for (sm_90a); bytes and hertz unless said otherwise."""
+
+    name: str
+    target: str
+    sms: int
+    clock_hz: float
+    """the clock that the peak rates are given for"""
+    shared_per_block: int
+    """static and dynamic shared memory together; more than 48 KB of it must be dynamic"""
+    shared_per_sm: int
+    registers_per_sm: int
+    threads_per_sm: int
+    blocks_per_sm: int
+    l2_bytes: int
+    memory_bytes: int
+    """what the driver offers of the memory on the board, rounded down to whole GiB"""
+    memory_bandwidth: float
+    """bytes per second"""
+    label: str = ""
+    """the product's name"""
+    f32_per_clock: int = 128
+    """fused multiply-adds per clock and SM"""
+    tensor_flops: tuple[tuple[str, float], ...] = ()
+    """dense FLOP/s of the matrix units by element type, accumulating in f32; a type that is missing has no unit"""
+    matrix_path: str = "mma.sync"
+    """the instructions that reach those rates: mma.sync | wgmma | tcgen05"""
+    special_per_clock: int = 16
+    """ex2, rsqrt, sin and the like per clock and SM"""
+    shared_per_clock: int = 128
+    """shared-memory bytes per clock and SM"""
+    l2_per_clock: int = 5120
+    """bytes per clock from L2 to all SMs together: published measurements; A100's figure where there is none"""
+    shared_reserved: int = 1024
+    """shared memory that every block takes beside its own"""
+    shared_granularity: int = 128
+    static_shared: int = 48 << 10
+    register_granularity: int = 256
+    """registers are given to a warp in multiples of this"""
+    registers_per_thread: int = 255
+    registers_per_block: int = 65536
+    threads_per_block: int = 1024
+    partitions: int = 4
+    """sub-cores of an SM: each has its share of the registers, and a block's warps are dealt over them"""
+
+    @property
+    def sm(self) -> int:
+        """90 for sm_90a."""
+        return int("".join(c for c in self.target if c.isdigit()))
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """The compute capability: (9, 0) for sm_90a."""
+        return divmod(self.sm, 10)
+
+    @property
+    def warps_per_sm(self) -> int:
+        return self.threads_per_sm // 32
+
+    @property
+    def f32_flops(self) -> float:
+        """FLOP/s of f32 fused multiply-adds on the ordinary cores."""
+        return 2.0 * self.f32_per_clock * self.sms * self.clock_hz
+
+    @property
+    def l2_bandwidth(self) -> float:
+        """Bytes per second from L2."""
+        return self.l2_per_clock * self.clock_hz
+
+    def tensor_rate(self, dtype: str) -> float | None:
+        """Dense FLOP/s of the matrix units on bf16, f16, tf32, e4m3 or e5m2 operands; None without such a unit."""
+        return dict(self.tensor_flops).get(dtype)
+
+
+def _tensor(tf32: float, bf16: float, fp8: float = 0.0) -> tuple[tuple[str, float], ...]:
+    """Rates in TFLOP/s."""
+    rates = {"tf32": tf32, "bf16": bf16, "f16": bf16, "e4m3": fp8, "e5m2": fp8}
+    return tuple((name, rate * 1e12) for name, rate in rates.items() if rate)
+
+
+_KB, _MB, _GB = 1 << 10, 1 << 20, 1 << 30
+
+H100 = GpuMachine(
+    "h100", "sm_90a", 132, 1.83e9, 227 * _KB, 228 * _KB, 65536, 2048, 32, 50 * _MB, 79 * _GB, 3.35e12,
+    label="NVIDIA H100 SXM 80 GB", tensor_flops=_tensor(494.7, 989.4, 1978.9), matrix_path="wgmma", l2_per_clock=6154,
+)  # fmt: skip
+H200 = GpuMachine(
+    "h200", "sm_90a", 132, 1.83e9, 227 * _KB, 228 * _KB, 65536, 2048, 32, 50 * _MB, 140 * _GB, 4.8e12,
+    label="NVIDIA H200 SXM 141 GB", tensor_flops=_tensor(494.7, 989.4, 1978.9), matrix_path="wgmma", l2_per_clock=6154,
+)  # fmt: skip
+A100 = GpuMachine(
+    "a100", "sm_80", 108, 1.41e9, 163 * _KB, 164 * _KB, 65536, 2048, 32, 40 * _MB, 79 * _GB, 2.039e12,
+    label="NVIDIA A100 SXM 80 GB", f32_per_clock=64, tensor_flops=_tensor(156, 312),
+)  # fmt: skip
+L40S = GpuMachine(
+    "l40s", "sm_89", 142, 2.52e9, 99 * _KB, 100 * _KB, 65536, 1536, 24, 96 * _MB, 44 * _GB, 0.864e12,
+    label="NVIDIA L40S 48 GB", tensor_flops=_tensor(183, 362, 733),
+)  # fmt: skip
+RTX4090 = GpuMachine(
+    "rtx4090", "sm_89", 128, 2.52e9, 99 * _KB, 100 * _KB, 65536, 1536, 24, 72 * _MB, 23 * _GB, 1.008e12,
+    label="NVIDIA GeForce RTX 4090", tensor_flops=_tensor(82.6, 165.2, 330.3),
+)  # fmt: skip
+RTX5090 = GpuMachine(
+    "rtx5090", "sm_120a", 170, 2.407e9, 99 * _KB, 100 * _KB, 65536, 1536, 24, 96 * _MB, 31 * _GB, 1.792e12,
+    label="NVIDIA GeForce RTX 5090", tensor_flops=_tensor(104.8, 209.5, 419),
+)  # fmt: skip
+B200 = GpuMachine(
+    "b200", "sm_100a", 148, 1.86e9, 227 * _KB, 228 * _KB, 65536, 2048, 32, 126 * _MB, 179 * _GB, 7.7e12,
+    label="NVIDIA B200", tensor_flops=_tensor(1125, 2250, 4500), matrix_path="tcgen05", l2_per_clock=11264,
+)  # fmt: skip
+
+MACHINES = {m.name: m for m in (H100, H200, A100, RTX4090, L40S, RTX5090, B200)}
+"""All known machines by name; of several with the same target, the first is the target's default."""
+
+
+def machine_named(name: str) -> GpuMachine:
+    """The machine `h100` (in any case, and with or without spaces and dashes). UserError with the list otherwise."""
+    plain = "".join(c for c in name.lower() if c.isalnum()).removeprefix("nvidia")
+    if plain in MACHINES:
+        return MACHINES[plain]
+    near = difflib.get_close_matches(plain, MACHINES, n=1, cutoff=0.7)
+    listing = f"known GPUs: {', '.join(MACHINES)}"
+    raise UserError(
+        f"there is no description of a GPU {name!r}", f"did you mean {near[0]!r}? {listing}" if near else listing
+    )
+
+
+def machine_for_target(target: str) -> GpuMachine:
+    """The machine that code for `sm_90a` is planned for when none is named. UserError with the list otherwise."""
+    defaults: dict[str, GpuMachine] = {}
+    for m in MACHINES.values():
+        defaults.setdefault(m.target, m)
+    if target in defaults:
+        return defaults[target]
+    near = difflib.get_close_matches(target, defaults, n=1, cutoff=0.75)
+    listing = f"GPU targets: {', '.join(sorted(defaults, key=lambda t: defaults[t].sm))}"
+    raise UserError(f"there is no GPU target {target!r}", f"did you mean {near[0]!r}? {listing}" if near else listing)
+
+
+def machine_list() -> str:
+    """One line per machine: name, target, product, SMs, memory, peak rates."""
+    lines = []
+    for m in MACHINES.values():
+        bf16 = (m.tensor_rate("bf16") or 0) / 1e12
+        lines.append(
+            f"{m.name:8} {m.target:8} {m.label:24} {m.sms:3} SMs  {m.memory_bytes // _GB:3} GiB at "
+            f"{m.memory_bandwidth / 1e12:.2f} TB/s  f32 {m.f32_flops / 1e12:.0f}, bf16 {bf16:.0f} TFLOP/s"
+        )
+    return "\n".join(lines) + "\n"
