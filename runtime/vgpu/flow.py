@@ -8,6 +8,7 @@ names fits in the few hundred rows that are live together, so the register file 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from tcomp.runtime.vgpu.errors import PtxError
 from tcomp.runtime.vgpu.program import Program
@@ -22,12 +23,13 @@ NO_DESTINATION = {
 # Instructions that may wait for other lanes: each begins a basic block, so waiting lanes can stand there.
 WAITING = {"bar", "barrier", "shfl", "vote", "match", "redux", "elect", "ldmatrix", "stmatrix", "movmatrix", "mma",
            "wgmma", "activemask", "setmaxnreg"}  # fmt: skip
+READS_DESTINATION = {"wgmma"}
+
 
 def waits(i: Instr) -> bool:
     return i.opcode.split(".")[0] in WAITING or i.opcode.startswith(("mbarrier.try_wait", "mbarrier.test_wait"))
 
 
-READS_DESTINATION = {"wgmma"}
 # Instructions after which a lane may stand elsewhere: each ends a basic block.
 TRANSFERS = {"bra", "brx", "exit", "trap", "call", "ret"}
 
@@ -78,6 +80,7 @@ class Flow:
     rows: dict[int, int]  # width in bits -> rows of that width (1 is predicates)
     tracked: set[str]  # registers that some path may read before writing
     live_in: list[set[str]] = field(default_factory=list)  # per block, where run-time calls have to know
+    guesses: set[tuple[Any, int]] | None = None  # addresses of compare-and-swaps, once a load has asked
 
 
 def width(type_name: str) -> int:

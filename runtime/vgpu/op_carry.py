@@ -13,7 +13,11 @@ from tcomp.runtime.vgpu.types import scalar
 
 @instruction("addc", "subc", "madc")
 def with_carry(d: Decoder, i: Instr) -> Run:
-    """Also add.cc, sub.cc and mad.cc, which op_integer hands over. The flag is a borrow for sub and subc."""
+    """Also add.cc, sub.cc and mad.cc, which op_integer hands over.
+
+    As on hardware, a - b is a + ~b + 1: after a subtraction the flag is set when there was no borrow, which
+    compiled code relies on when it reads the flag with addc.
+    """
     base, t = i.parts[0], scalar(i.parts[-1], i.line)
     if t.bits not in (32, 64):
         raise d.unknown(i)
@@ -31,15 +35,12 @@ def with_carry(d: Decoder, i: Instr) -> Run:
             product = op_integer.high_half(x, y, t) if high else x * y
             x, y = product.view(raw.dtype), np.asarray(c(sel))
         x, y = x.view(raw.dtype), y.view(raw.dtype)
-        old = flag[sel].astype(raw.dtype) if takes else raw.dtype.type(0)
         if subtract:
-            first = x - y
-            result = first - old
-            out = (x < y) | (first < old)
-        else:
-            first = x + y
-            result = first + old
-            out = (first < x) | (result < first)
+            y = ~y
+        old = flag[sel].astype(raw.dtype) if takes else raw.dtype.type(subtract)
+        first = x + y
+        result = first + old
+        out = (first < x) | (result < first)
         put(sel, result)
         if gives:
             flag[sel] = out

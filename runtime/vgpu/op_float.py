@@ -217,12 +217,12 @@ def half_sign(d: Decoder, i: Instr, t: Scalar, base: str, ftz: bool) -> Run:
 
 # --- functions
 def approximate(x: Array, bits: int) -> Array:
-    """f64 -> f32 with only `bits` fraction bits."""
-    r = np.atleast_1d(x).astype(np.float32)
-    raw = r.view(np.uint32)
-    drop = np.uint32(23 - bits)
-    rounded = (raw + (np.uint32(1) << (drop - np.uint32(1)))) >> drop << drop
-    return np.where(np.isfinite(r), rounded.view(np.float32), r)
+    """f64 -> f32 with only `bits` fraction bits, rounded once: the error is at most 2**-(bits + 1) of the result."""
+    wide = np.atleast_1d(x)
+    drop = np.uint64(52 - bits)
+    raw = wide.view(np.uint64)
+    rounded = ((raw + (np.uint64(1) << (drop - np.uint64(1)))) >> drop << drop).view(np.float64)
+    return np.where(np.isfinite(wide), rounded, wide).astype(np.float32)
 
 
 def _in64(f: Callable[[Array], Array], bits: int) -> Callable[[Array], Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ _SIMPLE = {"add": np.add, "sub": np.subtract, "min": np.minimum, "max": np.maxim
 
 @instruction("add", "sub", "mul", "min", "max", "abs", "neg", "mad", "div", "rem", "fma")
 def arithmetic(d: Decoder, i: Instr) -> Run:
-    """Shared names: floats go to op_float."""
+    """Shared names: floats go to op_float. nvcc writes `max.s32.relu` where the PTX ISA has `max.relu.s32`."""
+    if i.parts[-1] == "relu":
+        i = replace(i, opcode=".".join([i.parts[0], "relu", *i.parts[1:-1]]))
     t = scalar(i.parts[-1], i.line)
     if t.name in ("u16x2", "s16x2"):
         return pairs(d, i, t)

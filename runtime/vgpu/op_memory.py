@@ -11,7 +11,7 @@ from tcomp.runtime.vgpu.access import SPACES, Access
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
 from tcomp.runtime.vgpu.lanes import Sel
 from tcomp.runtime.vgpu.op_fence import note_fence
-from tcomp.runtime.vgpu.ptx import Instr, Vec
+from tcomp.runtime.vgpu.ptx import Addr, Instr, Operand, Reg, Vec
 from tcomp.runtime.vgpu.types import scalar
 
 STRONG = {"volatile", "relaxed", "acquire", "release", "acq_rel", "mmio"}
@@ -36,6 +36,20 @@ def shifted(key: Any, n: int) -> Any:
     return slice(key.start + n, key.stop + n, key.step) if isinstance(key, slice) else key + n
 
 
+def first_guess(d: Decoder, operand: Operand) -> bool:
+    """Whether this plain load only starts a compare-and-swap loop at the same address register: the swap
+    checks what was read, so meeting other threads' atomics is no fault."""
+    if not isinstance(operand, Addr) or not isinstance(operand.base, Reg):
+        return False
+    if d.m.flow.guesses is None:
+        code = d.m.program.code
+        d.m.flow.guesses = {
+            (a.base, a.offset)
+            for c in code if c.parts[0] == "atom" and "cas" in c.parts and isinstance(a := c.operands[1], Addr)
+        }  # fmt: skip
+    return (operand.base, operand.offset) in d.m.flow.guesses
+
+
 @instruction("ld", "ldu")
 def load(d: Decoder, i: Instr) -> Run:
     lanes_, type_name = _shape(d, i)
@@ -44,7 +58,8 @@ def load(d: Decoder, i: Instr) -> Run:
     wide_puts = wide.puts(d, to) if t.bits == 128 else []
     if wide_puts:
         t, lanes_ = scalar("b64"), 2
-    access = Access(d, i, operand, space_of(i), t.size, lanes_, bool(STRONG & set(i.parts)))
+    strong = bool(STRONG & set(i.parts)) or first_guess(d, operand)
+    access = Access(d, i, operand, space_of(i), t.size, lanes_, strong)
     if wide_puts:
         puts = wide_puts
     else:

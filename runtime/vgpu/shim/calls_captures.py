@@ -80,9 +80,10 @@ def _info(
         return
     tips = [n.handle for n in branch.tips]
     array = (ctypes.c_uint64 * max(1, len(tips)))(*tips)
-    branch.capture.kept.append(array)
+    plain = (ctypes.c_uint64 * max(1, len(tips)))()  # edge data: every dependency is a full one
+    branch.capture.kept += [array, plain]
     for place, value in ((number, branch.capture.number), (graph, branch.capture.graph.handle),
-                         (nodes, ctypes.addressof(array)), (edges, 0), (count, len(tips))):  # fmt: skip
+                         (nodes, ctypes.addressof(array)), (edges, ctypes.addressof(plain)), (count, len(tips))):  # fmt: skip
         if place:
             put_size(place, value)
 

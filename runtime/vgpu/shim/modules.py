@@ -119,7 +119,7 @@ class Module:
     def variable(self, name: str) -> tuple[int, int]:
         """Address and bytes of a global or constant variable."""
         address = self.loaded.addresses.get(name)
-        if address is None:
+        if address is None or name not in self.loaded.module.variables:
             raise fail("NOT_FOUND", f"no global variable `{name}`")
         return address, self.loaded.module.variables[name].size
 
@@ -138,8 +138,9 @@ class Module:
         return self._registers
 
     def unload(self) -> None:
-        for address in self.loaded.addresses.values():
-            self.context.device.gpu.free(address)
+        for address in self.loaded.addresses.values():  # functions have addresses, too, but no memory
+            if self.context.device.memory.find(address) is not None:
+                self.context.device.gpu.free(address)
         for f in self.functions.values():
             self.context.driver.drop_handle(f.handle)
         self.context.modules.remove(self)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llvmlite import ir
@@ -18,7 +19,7 @@ from tcomp.codegen.cpu.integers import Affine, affine_form
 from tcomp.codegen.cpu.types import I8, I64, IrValue
 from tcomp.codegen.nvptx.domain import GpuDomain, Point
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num, accesses_in
+from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, accesses_in
 from tcomp.ir.tile import Buffer, Pitched, Scope
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ class Addressing:
         buffer = self.domain.scope.buffers[access.tensor]
         if buffer.scope is Scope.REGISTERS:
             elements = tuple(self._element(access, s) for s in access.subscripts)
-            deps = frozenset(e for e in elements if isinstance(e, str))
-            return Place(buffer, Affine(), (), True, deps, elements)
+            walked = frozenset(e for e in elements if isinstance(e, str))
+            return Place(buffer, Affine(), (), True, walked, elements)
         total = Affine()
         gathered: list[tuple[Node, int]] = []
         deps: set[str] = set()
@@ -158,8 +159,8 @@ class Addressing:
             here = [t for t in terms if max(t.level, level) == depth]
             key = (*key, *(t.key for t in here))
             wide = place.buffer.elements >= 1 << 31
-            values = [em.once(t.level, ("term", wide, t.key), lambda t=t: self._scaled(place, t)) for t in here]
-            pointer = em.once(depth, key, lambda p=pointer, v=values: self._step(p, place.buffer, v))
+            values = [em.once(t.level, ("term", wide, t.key), partial(self._scaled, place, t)) for t in here]
+            pointer = em.once(depth, key, partial(self._step, pointer, place.buffer, values))
             level = depth
         if constant == 0:
             return pointer
@@ -186,29 +187,29 @@ class Addressing:
         for name, c in place.form.terms:
             if not name.endswith("'"):
                 level = domain.level if name.endswith("@start") else domain.block.levels.get(name, 0)
-                terms.append(Term(level, (name, c), lambda x=name: domain.symbol(x), c))
+                terms.append(Term(level, (name, c), partial(domain.symbol, name), c))
                 continue
             axis = name[:-1]
             at, position = domain.places[axis], point[axis]
             if at.checked[position]:
                 group = n if axis == along else 1
                 key = ("inside", domain.inside_key(axis, position, group), c)
-                terms.append(Term(at.level, key, lambda a=axis, p=position, g=group: domain.offset(a, p, g), c))
+                terms.append(Term(at.level, key, partial(domain.offset, axis, position, group), c))
                 continue
             constant += c * at.offsets[position]
             if not (isinstance(at.thread, int) and at.thread == 0):
-                terms.append(Term(0, ("thread", at.spread, c), lambda a=at: a.thread, c))
+                terms.append(Term(0, ("thread", at.spread, c), partial(_same, at.thread), c))
             if not (isinstance(at.base, int) and at.base == 0):
-                terms.append(Term(at.level, ("base", id(at.base), c), lambda a=at: a.base, c))
+                terms.append(Term(at.level, ("base", id(at.base), c), partial(_same, at.base), c))
         for node, stride in place.gathered:
             level = domain.level_of(node.deps)
-            key = (id(node), domain.coordinates(node.deps, point), stride)
+            gathered_key = (id(node), domain.coordinates(node.deps, point), stride)
 
             def value(node: Node = node) -> IrValue:
                 assert self.evaluator is not None
                 return self.evaluator.value(node, point)
 
-            terms.append(Term(level, key, value, stride))
+            terms.append(Term(level, gathered_key, value, stride))
         return terms, constant
 
     def _scaled(self, place: Place, term: Term) -> Int:
@@ -219,6 +220,10 @@ class Addressing:
         if place.buffer.elements >= 1 << 31 and isinstance(x, ir.Value):
             return b.mul(b.sext(x, I64), ir.Constant(I64, term.stride))
         return em.mul(x, term.stride)
+
+
+def _same(x: Int) -> Int:
+    return x
 
 
 def strides(buffer: Buffer) -> list[int]:

@@ -186,4 +186,4 @@ def same_sharing(a: Spread, b: Spread) -> bool:
     """Do both give every thread the same values with the same element numbers?"""
     if not (a.lane or a.warp or b.lane or b.warp):
         return True
-    return a == b or replace(a, warp_tile=0) == replace(b, warp_tile=0) and not (a.warp or b.warp)
+    return a == b or (replace(a, warp_tile=0) == replace(b, warp_tile=0) and not (a.warp or b.warp))

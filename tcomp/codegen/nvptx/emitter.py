@@ -106,7 +106,7 @@ class GpuEmitter(Emitter):
             top = step * size == (32 if kind == "lane" else shape.threads) and kind == "warp"
             return value if top else b.urem(value, self.i64(size))
 
-        found: Int = self.once(0, dimension, make)  # type: ignore[assignment]
+        found: Int = self.once(0, dimension, make)
         return found
 
     def thread_offset(self, spread: Spread) -> Int:
@@ -121,7 +121,7 @@ class GpuEmitter(Emitter):
                     total = self.add(total, self.mul(place, size))
             return total
 
-        found: Int = self.once(0, ("thread offset", spread), make)  # type: ignore[assignment]
+        found: Int = self.once(0, ("thread offset", spread), make)
         return found
 
     def first_along(self, dimensions: frozenset[str]) -> IrValue | None:

@@ -97,7 +97,8 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
     if layout.bytes > limit:
         listing = ", ".join(f"{n} {size:,}" for n, size in sorted(sizes, key=lambda x: -x[1]))
         raise UserError(
-            f"{kernel.span}: kernel '{kernel.name}' needs {layout.bytes:,} bytes of shared memory; a block has {limit:,}",
+            f"{kernel.span}: kernel '{kernel.name}' needs {layout.bytes:,} bytes of shared memory; "
+            f"a block has {limit:,}",
             f"take smaller tiles or fewer stages ({listing})",
         )
     return layout

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from llvmlite import ir
 
@@ -28,6 +30,15 @@ UNROLLED = 16
 """pieces per thread that are written out; more are a loop"""
 
 
+@dataclass
+class Side:
+    """One end of the copies: the source or the tile, over the same axes."""
+
+    domain: GpuDomain
+    addressing: Addressing
+    place: Place
+
+
 class PackGenerator:
     """Writes one Pack at the emitter's current place."""
 
@@ -35,37 +46,34 @@ class PackGenerator:
         self.em, self.scope, self.pack = em, scope, node
         self.buffer: Buffer = scope.buffers[node.buffer]
         self.threads = em.threads.threads
+        self.looping = False
 
     def generate(self) -> None:
         em, node = self.em, self.pack
         with em.frame():
             em.here()
             spans = {a.name: span_of(em, a, self.scope) for a in node.axes}
-            self.source, source = self._domain(node.axes, spans, node.source)
+            self.source = self._side(node.axes, spans, node.source)
             inner = tuple(Axis(a.name, Num(0), Num(n), n) for a, n in zip(node.axes, self.buffer.shape, strict=True))
             whole = {a.name: Span(em.i64(0), a.block, Known.exact(a.block)) for a in inner}
-            self.tile, tile = self._domain(inner, whole, Access(node.buffer, tuple(Name(a.name) for a in inner)))
-            self.fast, self.n = self._piece(source, tile)
-            self._copies(source, tile)
+            self.tile = self._side(inner, whole, Access(node.buffer, tuple(Name(a.name) for a in inner)))
+            self.fast, self.n = self._piece()
+            self._copies()
 
-    def _domain(self, axes: Sequence[Axis], spans: dict[str, Span], access: Access) -> tuple[GpuDomain, Place]:
+    def _side(self, axes: Sequence[Axis], spans: dict[str, Span], access: Access) -> Side:
         domain = GpuDomain(self.em, self.scope, self.em.depth, None, 1, spans=spans)
         for a in axes:
             domain.declare(a, spans[a.name].start)
         addressing = Addressing(domain)
         graph = GpuGraph(frozenset(domain.axes), addressing)
-        self.evaluator = GpuEvaluator(domain, graph, addressing) if access is self.pack.source else self.evaluator
-        place = addressing.place(access, graph)
-        if access is self.pack.source:
-            self.source_addressing = addressing
-        else:
-            self.tile_addressing = addressing
-        return domain, place
+        GpuEvaluator(domain, graph, addressing)
+        return Side(domain, addressing, addressing.place(access, graph))
 
     # ------------------------------------------------------------------------------------------ pieces
 
-    def _piece(self, source: Place, tile: Place) -> tuple[str, int]:
+    def _piece(self) -> tuple[str, int]:
         """The axis that pieces lie along, and their elements."""
+        source, domain = self.source.place, self.source.domain
         units = source.unit_axes()
         last = self.pack.axes[-1].name if self.pack.axes else ""
         fast = last if last in units or not units else units[0]
@@ -75,15 +83,14 @@ class PackGenerator:
         n = formats.WIDEST // self.buffer.dtype.bytes
         while n > 1:
             fits = pitch % n == 0 or len(self.buffer.shape) == 1
-            if fits and self.buffer.shape[-1] % n == 0 and self.source.spans[fast].known.multiple_of(n):
-                self._enter({a.name: (0, 0) for a in self.pack.axes}, fast, n)
-                loose = {a: (p, n if a == fast else 1) for a, p in self.source.places.items()}
-                for a, (p, m) in loose.items():
-                    p.multiple, p.checked = m, tuple(False for _ in p.checked)
-                    del a
-                point = {a.name: 0 for a in self.pack.axes}
-                gathered = all(stride % n == 0 for _, stride in source.gathered)
-                if gathered and self.source.aligned(source.form, point, n):
+            whole = self.buffer.shape[-1] % n == 0 and domain.spans[fast].known.multiple_of(n)
+            gathered = all(stride % n == 0 for _, stride in source.gathered)
+            if fits and whole and gathered:
+                for a in self.pack.axes:
+                    # Any piece: its first element is a multiple of n along the fast axis, anywhere along the others.
+                    step = n if a.name == fast else 1
+                    domain.enter(a.name, AxisPlace(0, 0, 0, SERIAL, (0,), (None,), (False,), (None,), step))
+                if domain.aligned(source.form, {a.name: 0 for a in self.pack.axes}, n):
                     return fast, n
             n //= 2
         return fast, 1
@@ -94,16 +101,14 @@ class PackGenerator:
             base, offset = at[a.name]
             if isinstance(base, int):
                 base, offset = 0, base + offset
-            known = self.source.spans[a.name].known
+            known = self.source.domain.spans[a.name].known
             checked = known.lo is None or known.lo < size
             multiple = 0 if isinstance(base, int) else n if a.name == fast else 1
-            for domain, check in ((self.source, checked), (self.tile, False)):
+            for domain, check in ((self.source.domain, checked), (self.tile.domain, False)):
                 level = self.em.depth if check or self.looping else 0
                 domain.enter(a.name, AxisPlace(level, base, 0, SERIAL, (offset,), (None,), (check,), (None,), multiple))
 
-    looping = False
-
-    def _copies(self, source: Place, tile: Place) -> None:
+    def _copies(self) -> None:
         """All pieces of this thread."""
         em = self.em
         pieces = math.prod(self.buffer.shape) // self.n
@@ -113,35 +118,36 @@ class PackGenerator:
             for t in range(turns):
                 number = t * self.threads
                 if number + self.threads <= pieces:
-                    self._copy(source, tile, thread, self.threads - 1, number)
+                    self._copy(thread, self.threads - 1, number)
                 else:
                     b = em.here()
                     some = b.icmp_signed("<", em.i64(thread), em.i64(pieces - number))
-                    em.when(some, lambda n=number: self._copy(source, tile, thread, self.threads - 1, n))
+                    em.when(some, partial(self._copy, thread, self.threads - 1, number))
             return
         self.looping = True
 
         def body(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
-            self._copy(source, tile, base, pieces - 1, 0)
+            self._copy(base, pieces - 1, 0)
             return []
 
         em.loop(thread, pieces, self.threads, [], body)
 
-    def _copy(self, source: Place, tile: Place, base: Int, most: int, number: int) -> None:
+    def _copy(self, base: Int, most: int, number: int) -> None:
         """Piece base + number, where base is at most `most`."""
         em, n = self.em, self.n
         self._enter(self._coordinates(base, most, number), self.fast, n)
         point = {a.name: 0 for a in self.pack.axes}
-        to = self.tile_addressing.pointer(tile, point, self.fast, n)
-        mask = self.source.mask(point)
+        source = self.source.place
+        to = self.tile.addressing.pointer(self.tile.place, point, self.fast, n)
+        mask = self.source.domain.mask(point)
         size = n * self.buffer.dtype.bytes
         same = source.buffer.dtype is self.buffer.dtype
         if self.pack.by == "cp.async" and same and size in (4, 8, 16):
-            pointer = self.source_addressing.pointer(source, point, self.fast, n)
+            pointer = self.source.addressing.pointer(source, point, self.fast, n)
             self._asynchronous(to, pointer, size, mask)
             return
         dtype = source.buffer.dtype
-        pointer = self.source_addressing.pointer(source, point, self.fast, n)
+        pointer = self.source.addressing.pointer(source, point, self.fast, n)
         b = em.here()
         raw = b.load(pointer, typ=formats.access_type(dtype, n), align=size if same else dtype.bytes)
         if source.buffer.name in self.scope.constant:

@@ -58,7 +58,8 @@ class PhaseGenerator:
             roots[name] = b.gep(shared, [ir.Constant(I32, at)], source_etype=I8)
         self.scope = GpuScope(
             buffers={t.name: t for t in kernel.operands + kernel.tiles}, roots=roots, variables={}, facts=Facts(),
-            fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=shape, constant=constant_operands(kernel),
+            fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=shape,
+            constant=constant_operands(kernel),
             exchange={k: b.gep(shared, [ir.Constant(I32, at)], source_etype=I8) for k, at in layout.exchange.items()},
         )  # fmt: skip
 

@@ -113,7 +113,11 @@ def table(reports: Sequence[KernelReport], machine: GpuMachine) -> Table:
                 launch.blocks, launch.threads, r.registers, r.spill_store_bytes + r.spill_load_bytes, r.stack_bytes,
                 r.shared_bytes, launch.dynamic_shared, r.barriers,
             )  # fmt: skip
-            fit = f"{o.fraction:4.0%}  {o.blocks} block{'s' * (o.blocks > 1)} by {o.limit}" if o.blocks else "does not fit"
+            fit = (
+                f"{o.fraction:4.0%}  {o.blocks} block{'s' * (o.blocks > 1)} by {o.limit}"
+                if o.blocks
+                else "does not fit"
+            )
             grid.add_row(
                 launch.symbol, *(str(c) if c else "-" for c in cells), fit,
                 style="yellow" if launch.symbol in marked else None,

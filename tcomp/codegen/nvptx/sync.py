@@ -2,8 +2,8 @@
 
 One pass over the statements keeps what has been read and written since the last barrier; a statement that touches
 memory which another thread may have written (or may still read) gets a barrier before it. Loop bodies are passed over
-until nothing changes, so that a turn meets the accesses of the one before it. Memory that only one block's threads meet:
-shared tiles, and operands and team tiles that the phase itself writes.
+until nothing changes, so that a turn meets the accesses of the one before it. Memory that threads of one
+block meet in: shared tiles, and operands and team tiles that the phase itself writes.
 
 Two accesses need no barrier when every element is touched by the same thread in both: same ranges, same spreads, and
 no threads that hold copies.

@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from functools import partial
 
 from tcomp.codegen.cpu.expressions import Node
-from tcomp.codegen.cpu.types import F32, F64, IrValue
+from tcomp.codegen.cpu.types import F32, F64, VOID, IrValue
 from tcomp.codegen.nvptx import formats
 from tcomp.codegen.nvptx.addressing import Place
 from tcomp.codegen.nvptx.domain import Point
+from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import GpuEvaluator, value_kind
 from tcomp.codegen.nvptx.join import combine
 from tcomp.codegen.nvptx.plan import Sharing
 from tcomp.dsl.ast import DType
-from tcomp.ir.tile import Compute
+from tcomp.ir.tile import Compute, Scope
 
+_ATOMIC = {DType.F32: ("f32", "f"), DType.F64: ("f64", "d"), DType.I32: ("u32", "r")}
 Points = Sequence[dict[str, int]]
 
 
@@ -107,7 +109,11 @@ class Writer:
         self, points: Points, values: Sequence[IrValue], conditions: Sequence[IrValue | None], guard: Node | None
     ) -> None:
         groups = self._groups(points, guard)
-        plain = [g for g in groups if conditions[g.members[0]] is None and self._mask(g) is None]
+        plain = (
+            []
+            if self.node.atomic
+            else [g for g in groups if conditions[g.members[0]] is None and self._mask(g) is None]
+        )
         if self.accumulate and self.node.distinct and len(plain) == len(groups):
             old = [self._read(g) for g in groups]
             for g, o in zip(groups, old, strict=True):
@@ -129,6 +135,9 @@ class Writer:
         return self.domain.mask(group.first)
 
     def _update(self, group: Group, values: Sequence[IrValue]) -> None:
+        if self.node.atomic:
+            self._add(group, values)
+            return
         if self.accumulate:
             values = [self._joined(o, v) for o, v in zip(self._read(group), values, strict=True)]
         self._store(group, values)
@@ -157,6 +166,19 @@ class Writer:
         stored = [self._stored(v) for v in values]
         self.em.here()
         formats.store(self.em, pointer, self.target.buffer.dtype, stored)
+
+    def _add(self, group: Group, values: Sequence[IrValue]) -> None:
+        """Add to memory that other blocks add to at the same time."""
+        dtype = self.target.buffer.dtype
+        if dtype not in _ATOMIC or self.reducer != "sum" or self.target.buffer.scope is Scope.SHARED:
+            raise Unsupported(f"blocks cannot add to '{self.target.buffer.name}' ({dtype}) at once", self.node.span,
+                              "combine by partials, or let the target be f32, f64 or i32")  # fmt: skip
+        kind, register = _ATOMIC[dtype]
+        pointer = self.evaluator.addressing.pointer(self.target, group.first, group.axis, len(values))
+        for i, v in enumerate(values):
+            self.em.here()
+            text = f"red.global.add.{kind} [$0+{i * dtype.bytes}], $1;"
+            self.em.asm(text, VOID, f"l,{register},~{{memory}}", [pointer, self._stored(v)], effect=True)
 
     def _groups(self, points: Points, guard: Node | None) -> list[Group]:
         """The points as accesses: the widest groups whose members are all there and share one condition."""

@@ -154,8 +154,8 @@ def test_single_values(code: str, value: int) -> None:
 def test_unknown_instruction_is_named_with_its_line() -> None:
     with pytest.raises(UnknownInstruction, match=r"PTX line \d+: unknown instruction `frobnicate.f32`"):
         Device().load(entry("frobnicate.f32 %f1, %f2;", "")).launch("k", 1, 32, [])
-    with pytest.raises(UnknownInstruction, match="vadd4"):
-        Device().load(entry("vadd4.u32.u32.u32 %r1, %r2, %r3, %r4;", "")).launch("k", 1, 32, [])
+    with pytest.raises(UnknownInstruction, match="txq"):
+        Device().load(entry("txq.width.b32 %r1, [%rd1];", "")).launch("k", 1, 32, [])
 
 
 def test_runs_are_bitwise_the_same() -> None:

@@ -5,15 +5,31 @@ from __future__ import annotations
 from tcomp.dsl.ast import DType, Num
 from tcomp.ir.tile import Axis, Compute, Kernel, Pack, Pitched, Spread, ThreadShape
 from tests.tcomp.nvptx.support import (
-    at, grid, kernel, local, loop, op, operand, registers, shared, tile_axis,
-)  # fmt: skip
+    at,
+    grid,
+    kernel,
+    local,
+    loop,
+    op,
+    operand,
+    registers,
+    shared,
+    tile_axis,
+)
 
 
 def product(
-    m: int, n: int, k: int, by: str = "cp.async", stages: int = 3, dtype: DType = DType.F32,
-    tile: tuple[int, int, int] = (128, 128, 16), shape: ThreadShape = ThreadShape(2, 4, 8, 4),
-    per_thread: tuple[int, int] = (4, 4), transposed: bool = True,
-) -> Kernel:  # fmt: skip
+    m: int,
+    n: int,
+    k: int,
+    by: str = "cp.async",
+    stages: int = 3,
+    dtype: DType = DType.F32,
+    tile: tuple[int, int, int] = (128, 128, 16),
+    shape: ThreadShape = ThreadShape(2, 4, 8, 4),
+    per_thread: tuple[int, int] = (4, 4),
+    transposed: bool = True,
+) -> Kernel:
     """Y[m, n] = sum k: X[m, k] * W[n, k] (or W[k, n]), tiles along k kept transposed where `transposed`."""
     bm, bn, bk = tile
     my = Spread(per_thread[0], "y", shape.lanes_y, "y", shape.warps_y, bm // shape.warps_y)
@@ -33,18 +49,24 @@ def product(
     body = [
         Compute(at("acc", local("m"), local("n")), Num(0.0), (ma, na)),
         loop(
-            "k", k, bk,
+            "k",
+            k,
+            bk,
             Pack("Xs", (bare(ka), bare(ma)), source, by=by),
             Pack("Ws", (bare(ka), bare(na)), weights, by=by),
             Compute(
                 at("acc", local("m"), local("n")),
                 op("*", at("Xs", local("k"), local("m")), at("Ws", local("k"), local("n"))),
-                (ma, na, ka), frozenset({"k"}), "sum", accumulate=True,
+                (ma, na, ka),
+                frozenset({"k"}),
+                "sum",
+                accumulate=True,
             ),
-            level="pipe", stages=stages,
+            level="pipe",
+            stages=stages,
         ),
         Compute(at("Y", "m", "n"), at("acc", local("m"), local("n")), (ma, na)),
-    ]  # fmt: skip
+    ]
     x = operand("X", m, k, dtype=dtype) if transposed else operand("X", k, m, dtype=dtype)
     w = operand("W", n, k, dtype=dtype) if transposed else operand("W", k, n, dtype=dtype)
     phase = grid("m", m, bm, grid("n", n, bn, *body))

@@ -17,7 +17,6 @@ from tcomp.ir.tile import (
     Kernel,
     Layout,
     Loop,
-    Pack,
     RowMajor,
     Scope,
     Spread,
@@ -91,9 +90,11 @@ def grid(name: str, limit: int, step: int, *body: Statement) -> Loop:
 
 
 def kernel(
-    operands: list[Buffer], phases: list[list[Statement]], tiles: list[Buffer] | None = None,
+    operands: list[Buffer],
+    phases: list[list[Statement]],
+    tiles: list[Buffer] | None = None,
     threads: ThreadShape = ThreadShape(),
-) -> Kernel:  # fmt: skip
+) -> Kernel:
     def leaves(body: tuple[Statement, ...]) -> list[Statement]:
         return [x for s in body for x in (leaves(s.body) if isinstance(s, Loop) else [s])]
 
@@ -101,8 +102,15 @@ def kernel(
     phases = [p if isinstance(p[0], Loop) and p[0].level == "grid" else [grid("block", 1, 1, *p)] for p in phases]
     targets = {s.target.tensor for p in phases for s in leaves(tuple(p)) if isinstance(s, Compute)}
     names = {o.name for o in operands}
-    return Kernel("test", tuple(operands), tuple(tiles or ()), tuple(tuple(p) for p in phases),
-                  frozenset(names - targets), frozenset(names & targets), threads=threads)  # fmt: skip
+    return Kernel(
+        "test",
+        tuple(operands),
+        tuple(tiles or ()),
+        tuple(tuple(p) for p in phases),
+        frozenset(names - targets),
+        frozenset(names & targets),
+        threads=threads,
+    )
 
 
 _NUMPY = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "f16": np.float16}

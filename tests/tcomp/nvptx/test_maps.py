@@ -8,8 +8,20 @@ import pytest
 from tcomp.dsl.ast import DType, Expr, Num
 from tcomp.ir.tile import Compute, Kernel, Spread, ThreadShape
 from tests.tcomp.nvptx.support import (
-    at, axis, ex, fn, grid, kernel, lanes, loop, machine, op, operand, run, tile_axis,
-)  # fmt: skip
+    at,
+    axis,
+    ex,
+    fn,
+    grid,
+    kernel,
+    lanes,
+    loop,
+    machine,
+    op,
+    operand,
+    run,
+    tile_axis,
+)
 
 RNG = np.random.default_rng(7)
 SIZES = [1, 3, 31, 32, 37, 64, 128, 251, 256, 1000]
@@ -23,8 +35,9 @@ def map_1d(n: int, tile: int, spread: Spread, dtype: DType = DType.F32, value: E
     value = value or op("+", op("*", at("X", "i"), 3.0), 1.0)
     body = Compute(at("Y", "i"), value, (tile_axis("i", tile, n, spread),))
     shape = ThreadShape(spread.warps) if spread.warp else ThreadShape()
-    return kernel([operand("X", n, dtype=dtype), operand("Y", n, dtype=dtype)], [[grid("i", n, tile, body)]],
-                  threads=shape)  # fmt: skip
+    return kernel(
+        [operand("X", n, dtype=dtype), operand("Y", n, dtype=dtype)], [[grid("i", n, tile, body)]], threads=shape
+    )
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -129,8 +142,11 @@ def test_integer_outputs() -> None:
 
 def test_sequential_loops_bound_by_outer_ones() -> None:
     n = 40
-    inner = Compute(at("Y", "i.0", "j"), at("X", "i.0", "j"),
-                    (axis_from("j", "j.0", fn("min", op("+", "j.0", 8), op("+", "i.0", 1)), 8),))  # fmt: skip
+    inner = Compute(
+        at("Y", "i.0", "j"),
+        at("X", "i.0", "j"),
+        (axis_from("j", "j.0", fn("min", op("+", "j.0", 8), op("+", "i.0", 1)), 8),),
+    )
     body = loop("j", n, 8, inner)
     bounded = type(body)("j.0", Num(0), op("+", "i.0", 1), 8, "seq", body.body)
     k = kernel([operand("X", n, n), operand("Y", n, n)], [[grid("i", n, 1, bounded)]])
@@ -158,6 +174,7 @@ def test_two_phases_share_a_team_tile() -> None:
 def test_every_target(target: str) -> None:
     n = 77
     body = Compute(at("Y", "i"), fn("exp", at("X", "i")), (axis("i", n, lanes(4)),))
-    ptx, _ = run(kernel([operand("X", n, dtype=DType.BF16), operand("Y", n)], [[body]]), {"X": rand(n)},
-                 machine(target))  # fmt: skip
+    ptx, _ = run(
+        kernel([operand("X", n, dtype=DType.BF16), operand("Y", n)], [[body]]), {"X": rand(n)}, machine(target)
+    )
     assert f".target {target}" in ptx

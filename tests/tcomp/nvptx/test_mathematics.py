@@ -72,8 +72,14 @@ def test_at_the_edges() -> None:
     inf, nan = math.inf, math.nan
     x = np.array([0.0, -0.0, inf, -inf, nan, 1e-40, -1e-40, 3e38, -3e38, 89.0, -104.0, -88.5, 88.72, 1e-30], np.float32)
     with np.errstate(all="ignore"):
-        for name, exact in (("exp", np.exp), ("log", np.log), ("tanh", np.tanh), ("sqrt", np.sqrt),
-                            ("floor", np.floor), ("rsqrt", lambda v: 1 / np.sqrt(v))):  # fmt: skip
+        for name, exact in (
+            ("exp", np.exp),
+            ("log", np.log),
+            ("tanh", np.tanh),
+            ("sqrt", np.sqrt),
+            ("floor", np.floor),
+            ("rsqrt", lambda v: 1 / np.sqrt(v)),
+        ):
             wanted = exact(x.astype(np.float64)).astype(np.float32)
             found = evaluate(fn(name, at("X", "i")), x)
             np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=2e-45, err_msg=name)

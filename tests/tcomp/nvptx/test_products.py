@@ -1,4 +1,4 @@
-"""Contractions on the virtual GPU: register tiles, staged operands, pipes of every depth; what their inner loops hold."""
+"""Contractions on the virtual GPU: register tiles, staged operands, pipes of every depth; their inner loops."""
 
 from __future__ import annotations
 

@@ -8,8 +8,20 @@ import pytest
 from tcomp.dsl.ast import DType, Num
 from tcomp.ir.tile import SERIAL, Axis, Compute, Kernel, Spread, ThreadShape
 from tests.tcomp.nvptx.support import (
-    at, axis, fn, grid, kernel, lanes, local, loop, op, operand, registers, run, tile_axis,
-)  # fmt: skip
+    at,
+    axis,
+    fn,
+    grid,
+    kernel,
+    lanes,
+    local,
+    loop,
+    op,
+    operand,
+    registers,
+    run,
+    tile_axis,
+)
 
 RNG = np.random.default_rng(3)
 WARPS = Spread(4, "x", 32, "x", 4, 128)
@@ -31,8 +43,13 @@ def rand(*shape: int) -> np.ndarray:
 
 
 def rows(m: int, n: int, spread: Spread | None, shape: ThreadShape, reducer: str = "sum") -> Kernel:
-    body = Compute(at("s", "m"), op("*", at("X", "m", "c"), at("X", "m", "c")), (tile_axis("m", 2, m), axis("c", n, spread)),
-                   frozenset({"c"}), reducer)  # fmt: skip
+    body = Compute(
+        at("s", "m"),
+        op("*", at("X", "m", "c"), at("X", "m", "c")),
+        (tile_axis("m", 2, m), axis("c", n, spread)),
+        frozenset({"c"}),
+        reducer,
+    )
     return kernel([operand("X", m, n), operand("s", m)], [[grid("m", m, 2, body)]], threads=shape)
 
 
@@ -60,8 +77,15 @@ def test_whole_rows_need_no_masks() -> None:
 def test_accumulating_with_a_guard(name: str) -> None:
     spread, shape = SPREADS[name]
     n = 150
-    body = Compute(at("s", "m"), at("X", "m", "c"), (axis("m", 6), axis("c", n, spread)), frozenset({"c"}), "sum", True,
-                   op("<=", "c", op("*", "m", 20)))  # fmt: skip
+    body = Compute(
+        at("s", "m"),
+        at("X", "m", "c"),
+        (axis("m", 6), axis("c", n, spread)),
+        frozenset({"c"}),
+        "sum",
+        True,
+        op("<=", "c", op("*", "m", 20)),
+    )
     k = kernel([operand("X", 6, n), operand("s", 6)], [[body]], threads=shape)
     run(k, {"X": rand(6, n), "s": rand(6)}, tolerance=1e-4)
 
@@ -84,37 +108,61 @@ def test_parallel_and_reduced_axes_share_a_warp() -> None:
         body = Compute(
             at("s", "m"), at("X", "m", "c"), (tile_axis("m", 16, m, rs), axis("c", n, cs)), frozenset({"c"}), "sum"
         )
-        run(kernel([operand("X", m, n), operand("s", m)], [[grid("m", m, 16, body)]], threads=shape), {"X": rand(m, n)},
-            tolerance=1e-4)  # fmt: skip
+        run(
+            kernel([operand("X", m, n), operand("s", m)], [[grid("m", m, 16, body)]], threads=shape),
+            {"X": rand(m, n)},
+            tolerance=1e-4,
+        )
 
 
 def test_columns_by_warps_of_rows() -> None:
     """sum over rows divided among warps, columns along lanes."""
     shape = ThreadShape(1, 4)
     for m, n in ((16, 64), (37, 50)):
-        body = Compute(at("s", "c"), at("X", "m", "c"), (tile_axis("c", 64, n, lanes(2)), axis("m", m, Spread(1, "", 1, "y", 4, 4))),
-                       frozenset({"m"}), "sum")  # fmt: skip
-        ptx, _ = run(kernel([operand("X", m, n), operand("s", n)], [[grid("c", n, 64, body)]], threads=shape), {"X": rand(m, n)},
-                     tolerance=1e-4)  # fmt: skip
+        body = Compute(
+            at("s", "c"),
+            at("X", "m", "c"),
+            (tile_axis("c", 64, n, lanes(2)), axis("m", m, Spread(1, "", 1, "y", 4, 4))),
+            frozenset({"m"}),
+            "sum",
+        )
+        ptx, _ = run(
+            kernel([operand("X", m, n), operand("s", n)], [[grid("c", n, 64, body)]], threads=shape),
+            {"X": rand(m, n)},
+            tolerance=1e-4,
+        )
         assert "shfl" not in ptx and "bar.sync" in ptx
 
 
 def test_two_reduced_axes() -> None:
-    body = Compute(at("s", "m"), at("X", "m", "a", "b"), (axis("m", 3), axis("a", 5), axis("b", 45, lanes(2))),
-                   frozenset({"a", "b"}), "sum")  # fmt: skip
+    body = Compute(
+        at("s", "m"),
+        at("X", "m", "a", "b"),
+        (axis("m", 3), axis("a", 5), axis("b", 45, lanes(2))),
+        frozenset({"a", "b"}),
+        "sum",
+    )
     run(kernel([operand("X", 3, 5, 45), operand("s", 3)], [[body]]), {"X": rand(3, 5, 45)}, tolerance=1e-4)
 
 
 def test_more_rows_than_accumulators() -> None:
     body = Compute(at("s", "m"), at("X", "m", "c"), (axis("m", 600), axis("c", 40, WARPS)), frozenset({"c"}), "sum")
-    run(kernel([operand("X", 600, 40), operand("s", 600)], [[body]], threads=ThreadShape(4)), {"X": rand(600, 40)},
-        tolerance=1e-4)  # fmt: skip
+    run(
+        kernel([operand("X", 600, 40), operand("s", 600)], [[body]], threads=ThreadShape(4)),
+        {"X": rand(600, 40)},
+        tolerance=1e-4,
+    )
 
 
 def test_in_f64() -> None:
     spread, shape = SPREADS["warps"]
-    body = Compute(at("s"), op("*", fn("f64", at("X", "c")), fn("f64", at("X", "c"))), (axis("c", 1000, spread),),
-                   frozenset({"c"}), "sum")  # fmt: skip
+    body = Compute(
+        at("s"),
+        op("*", fn("f64", at("X", "c")), fn("f64", at("X", "c"))),
+        (axis("c", 1000, spread),),
+        frozenset({"c"}),
+        "sum",
+    )
     k = kernel([operand("X", 1000), operand("s", dtype=DType.F64)], [[body]], threads=shape)
     run(k, {"X": rand(1000)}, tolerance=1e-12)
 
@@ -140,7 +188,9 @@ def test_softmax_in_registers(n: int) -> None:
         Compute(at("mx", lq), Num(-1e30), (qa,)),
         Compute(at("l", lq), Num(0.0), (qa,)),
         loop(
-            "k", n, 32,
+            "k",
+            n,
+            32,
             Compute(at("new", lq), at("X", "q", "k"), (qa, ka), frozenset({"k"}), "max"),
             Compute(at("new", lq), fn("max", at("new", lq), at("mx", lq)), (qa,)),
             Compute(at("w", lq, local("k")), fn("exp", op("-", at("X", "q", "k"), at("new", lq))), (qa, ka)),
@@ -149,9 +199,12 @@ def test_softmax_in_registers(n: int) -> None:
             Compute(at("mx", lq), at("new", lq), (qa,)),
         ),
         Compute(at("Y", "q"), op("+", at("mx", lq), fn("log", at("l", lq))), (qa,)),
-    ]  # fmt: skip
-    ptx, _ = run(kernel([operand("X", m, n), operand("Y", m)], [[grid("q", m, 8, *body)]], tiles, shape), {"X": rand(m, n)},
-                 tolerance=1e-4)  # fmt: skip
+    ]
+    ptx, _ = run(
+        kernel([operand("X", m, n), operand("Y", m)], [[grid("q", m, 8, *body)]], tiles, shape),
+        {"X": rand(m, n)},
+        tolerance=1e-4,
+    )
     assert "bar.sync" not in ptx and "shared" not in ptx.replace(".extern .shared", "").replace("tc_shared", "")
 
 

@@ -14,8 +14,22 @@ from tcomp.errors import UserError
 from tcomp.ir.tile import SERIAL, Axis, Compute, Pack, Pitched, Scope, Spread, ThreadShape
 from tcomp.machine.gpu import H100
 from tests.tcomp.nvptx.support import (
-    at, axis, ex, fn, grid, kernel, lanes, local, loop, op, operand, registers, run, shared, tile_axis,
-)  # fmt: skip
+    at,
+    axis,
+    ex,
+    fn,
+    grid,
+    kernel,
+    lanes,
+    local,
+    loop,
+    op,
+    operand,
+    registers,
+    run,
+    shared,
+    tile_axis,
+)
 
 RNG = np.random.default_rng(5)
 FOUR = ThreadShape(4)
@@ -55,8 +69,12 @@ def test_a_loop_waits_before_it_writes_again() -> None:
     a = tile_axis("i", 128, n, WIDE)
     total = Compute(at("Y", "i"), at("t", "j"), (a, axis("j", 100)), frozenset({"j"}), "sum")
     one = Compute(at("t", "j"), op("+", at("X", "j"), "i.0"), (axis("j", 100, WIDE),))
-    k = kernel([operand("X", 100), operand("Y", n)], [[grid("b", 1, 1, loop("i", n, 128, one, total))]],
-               [shared("t", 100)], FOUR)  # fmt: skip
+    k = kernel(
+        [operand("X", 100), operand("Y", n)],
+        [[grid("b", 1, 1, loop("i", n, 128, one, total))]],
+        [shared("t", 100)],
+        FOUR,
+    )
     ptx, _ = run(k, {"X": rand(100)}, tolerance=1e-4)
     assert ptx.count("bar.sync") == 2
 
@@ -104,8 +122,12 @@ def test_a_tile_staged_transposed() -> None:
     use = Compute(at("Y", "n", "m"), at("t", local("n"), local("m")), (na, replace(ma, spread=lanes(1, 16))))
     for by in ("copy", "cp.async"):
         pack = Pack("t", (na, ma), at("X", "m", "n"), by=by)
-        k = kernel([operand("X", m, n), operand("Y", n, m)], [[grid("m", m, 16, grid("n", n, 32, pack, use))]], [tile],
-                   ThreadShape(2, 1, 16, 2))  # fmt: skip
+        k = kernel(
+            [operand("X", m, n), operand("Y", n, m)],
+            [[grid("m", m, 16, grid("n", n, 32, pack, use))]],
+            [tile],
+            ThreadShape(2, 1, 16, 2),
+        )
         run(k, {"X": rand(m, n)})
 
 
@@ -113,8 +135,11 @@ def test_three_dimensions_and_many_pieces() -> None:
     a, b, c = axis("a", 3), axis("b", 10), axis("c", 48)
     tile = shared("t", 3, 10, 48)
     use = Compute(at("Y", "a", "b", "c"), at("t", "a", "b", "c"), (a, b, replace(c, spread=lanes())))
-    k = kernel([operand("X", 3, 10, 48), operand("Y", 3, 10, 48)],
-               [[Pack("t", (a, b, c), at("X", "a", "b", "c")), use]], [tile])  # fmt: skip
+    k = kernel(
+        [operand("X", 3, 10, 48), operand("Y", 3, 10, 48)],
+        [[Pack("t", (a, b, c), at("X", "a", "b", "c")), use]],
+        [tile],
+    )
     run(k, {"X": rand(3, 10, 48)})
     big = shared("t", 100, 33)
     rows, cols = axis("m", 100), axis("n", 33)
@@ -130,11 +155,35 @@ def test_three_dimensions_and_many_pieces() -> None:
 def test_a_scatter_runs_in_order(c: int) -> None:
     n = 23
     ids = RNG.integers(0, 5, n)
-    body = Compute(at("dE", at("ids", "t"), "c"), at("g", "t", "c"), (axis("t", n), tile_axis("c", 64, c, lanes(2))),
-                   reducer="sum", accumulate=True, distinct=False)  # fmt: skip
+    body = Compute(
+        at("dE", at("ids", "t"), "c"),
+        at("g", "t", "c"),
+        (axis("t", n), tile_axis("c", 64, c, lanes(2))),
+        reducer="sum",
+        accumulate=True,
+        distinct=False,
+    )
     operands = [operand("ids", n, dtype=DType.I32), operand("g", n, c), operand("dE", 5, c)]
     k = kernel(operands, [[grid("c", c, 64, body)]])
     run(k, {"ids": ids, "g": rand(n, c), "dE": rand(5, c)}, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.I32])
+def test_blocks_add_to_one_place(dtype: DType) -> None:
+    """The sum is exact here, so its order does not matter."""
+    n = 90
+    body = Compute(
+        at("s", "c"),
+        at("X", "m", "c"),
+        (tile_axis("m", 16, n), axis("c", 21, lanes())),
+        frozenset({"m"}),
+        "sum",
+        True,
+        atomic=True,
+    )
+    k = kernel([operand("X", n, 21, dtype=dtype), operand("s", 21, dtype=dtype)], [[grid("m", n, 16, body)]])
+    ptx, _ = run(k, {"X": RNG.integers(-50, 50, (n, 21)), "s": np.ones(21)})
+    assert "red.global.add" in ptx
 
 
 def test_a_register_tile_whose_ranges_differ_keeps_what_lies_beyond() -> None:
@@ -181,8 +230,11 @@ def test_a_causal_loop_over_tiles() -> None:
         replace(loop("k", n, 16, add), stop=end),
         Compute(at("Y", "q"), at("acc", local("q")), (q,)),
     ]
-    run(kernel([operand("X", n, n), operand("Y", n)], [[grid("q", n, 8, *body)]], [acc], ThreadShape(1, 1, 8, 4)),
-        {"X": rand(n, n)}, tolerance=1e-4)  # fmt: skip
+    run(
+        kernel([operand("X", n, n), operand("Y", n)], [[grid("q", n, 8, *body)]], [acc], ThreadShape(1, 1, 8, 4)),
+        {"X": rand(n, n)},
+        tolerance=1e-4,
+    )
 
 
 # ------------------------------------------------------------------------------------------- refusals

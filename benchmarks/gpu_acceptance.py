@@ -1,0 +1,169 @@
+"""Acceptance on a GPU, in one run of under eight minutes: is what it computes right, and how fast is it?
+
+    python benchmarks/gpu_acceptance.py                  on a machine with an NVIDIA GPU
+    python benchmarks/gpu_acceptance.py --virtual        the same path on the virtual GPU: tiny sizes, no times
+
+Every section (gpu_sections.py) runs in a process of its own, with a share of the time, and writes each result down as
+it comes: whatever fails or is cut short, the others' results are kept. The report is one JSON and one Markdown file.
+Exit status 1 when something was wrong, 0 otherwise (skipped sections included).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Section:
+    """`share`: the most seconds it may take of a run on a real GPU. `claims`: it measures times."""
+
+    name: str
+    title: str
+    share: float
+    claims: bool = False
+
+
+SECTIONS = (
+    Section("machine", "Machine", 30),
+    Section("ops", "Every op against the oracle, f32", 110),
+    Section("step", "Training steps against the CPU backend", 60),
+    Section("ops_bf16", "Every op against the oracle, bf16 storage", 70),
+    Section("kernels", "Time of every kernel of the step", 80, claims=True),
+    Section("step_time", "Time of the step, beside PyTorch", 100, claims=True),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--virtual", action="store_true", help="on the virtual GPU, at tiny sizes")
+    parser.add_argument("--gpu", default="h100", help="which GPU the virtual one is")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cuda:NAME")
+    parser.add_argument("--config", default="124M", help="configuration to time")
+    parser.add_argument("--setting", default="4x1024", help="BxT to time")
+    parser.add_argument("--budget", type=float, default=460, help="seconds for everything")
+    parser.add_argument("--sections", default=",".join(s.name for s in SECTIONS), help="some of the sections")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the report")
+    args = parser.parse_args()
+    wanted = args.sections.split(",")
+    unknown = sorted(set(wanted) - {s.name for s in SECTIONS})
+    if unknown:
+        parser.error(f"no section {unknown[0]!r}; there are {', '.join(s.name for s in SECTIONS)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    stem = args.out / ("gpu_acceptance_virtual" if args.virtual else "gpu_acceptance")
+    began = time.monotonic()
+    results: dict[str, Any] = {}
+    report: dict[str, Any] = {
+        "command": " ".join(["python", "benchmarks/gpu_acceptance.py", *sys.argv[1:]]),
+        "virtual": args.virtual,
+        "python": platform.python_version(),
+        "sections": results,
+    }
+    for section in SECTIONS:
+        if section.name not in wanted:
+            continue
+        left = args.budget - (time.monotonic() - began)
+        if left < 5:
+            results[section.name] = {"state": "skipped", "reason": "the time for the whole run was used up"}
+        else:
+            limit = left if args.virtual else min(left, section.share)
+            print(f"{section.name}: {section.title} (at most {limit:.0f} s)", file=sys.stderr, flush=True)
+            results[section.name] = run_section(section, args, limit, stem.with_suffix(f".{section.name}.jsonl"))
+        report["seconds"] = round(time.monotonic() - began, 1)
+        stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+        stem.with_suffix(".md").write_text(markdown(report))
+    print(stem.with_suffix(".md").read_text())
+    if any(r["state"] in ("failed", "wrong") for r in results.values()):
+        raise SystemExit(1)
+
+
+def run_section(section: Section, args: argparse.Namespace, limit: float, notes: Path) -> dict[str, Any]:
+    """Run a section in a child process; its state (ok, wrong, cut short, failed, skipped) and its items."""
+    notes.unlink(missing_ok=True)
+    child = [sys.executable, str(HERE / "gpu_sections.py"), section.name, str(notes)]
+    child += ["--device", "virtual" if args.virtual else args.device, "--config", args.config]
+    child += ["--setting", args.setting, "--limit", str(max(1.0, limit - 5))]
+    if args.virtual:
+        child += ["--gpu", args.gpu]
+    began = time.monotonic()
+    environment = {**os.environ, "TCOMP_VGPU_QUIET": "1"}
+    try:
+        done = subprocess.run(child, capture_output=True, text=True, timeout=limit, check=False, env=environment)
+        code, error = done.returncode, done.stderr
+    except subprocess.TimeoutExpired as e:
+        code, error = -1, e.stderr.decode(errors="replace") if isinstance(e.stderr, bytes) else e.stderr or ""
+    items = [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
+    notes.unlink(missing_ok=True)
+    ending = next((i for i in items if i.get("kind") == "end"), None)
+    items = [i for i in items if i.get("kind") != "end"]
+    wrong = sum(not i.get("good", True) for i in items)
+    result: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1), "items": items, "wrong": wrong}
+    if ending is not None and ending.get("skipped"):
+        result |= {"state": "skipped", "reason": ending["skipped"]}
+    elif code == 0 and ending is not None:
+        cut = bool(ending.get("cut"))
+        result |= {"state": "wrong" if wrong else "cut short" if cut else "ok"}
+        if cut:
+            result["reason"] = "its share of the time was used up"
+    elif code == -1:
+        result |= {"state": "wrong" if wrong else "cut short", "reason": "it was stopped when its time was used up"}
+    else:
+        result |= {"state": "failed", "reason": "\n".join(error.strip().splitlines()[-12:])}
+    return result
+
+
+# ------------------------------------------------------------------------------------------------ report
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report for people."""
+    machine = next((i for i in report["sections"].get("machine", {}).get("items", [])), {})
+    lines = ["# GPU acceptance", "", f"`{report['command']}`, {report['seconds']:.0f} s.", ""]
+    if machine:
+        lines += [f"{machine['device']}. {machine['about']}.", ""]
+    if report["virtual"]:
+        lines += ["On the virtual GPU: it shows what is computed and what the checks find, and nothing about time.", ""]
+    lines += ["| section | outcome | seconds | items | wrong |", "|---|---|---:|---:|---:|"]
+    titles = {s.name: s.title for s in SECTIONS}
+    for name, r in report["sections"].items():
+        reason = str(r.get("reason", "")).strip().splitlines()
+        outcome = r["state"] + (f": {reason[-1]}" if reason else "")
+        count, wrong = len(r.get("items", [])), r.get("wrong", 0)
+        lines.append(f"| {titles[name]} | {outcome} | {r.get('seconds', 0):.0f} | {count} | {wrong} |")
+    for name, r in report["sections"].items():
+        rows = [i for i in r.get("items", []) if i.get("kind") == "row"]
+        if rows:
+            lines += ["", f"## {titles[name]}", "", *table(rows)]
+        if r["state"] == "failed":
+            lines += ["", f"## {titles[name]}: failed", "", "```", r["reason"], "```"]
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows of equal keys as a Markdown table; rows that are wrong say so."""
+    names = [n for n in dict.fromkeys(k for row in rows for k in row) if n not in ("kind", "good")]
+    lines = ["| " + " | ".join(names) + " | |", "|" + "---|" * (len(names) + 1)]
+    for row in rows:
+        cells = [_cell(row.get(n, "")) for n in names]
+        lines.append("| " + " | ".join(cells) + (" | |" if row.get("good", True) else " | **wrong** |"))
+    return lines
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 0.01 or abs(value) >= 1e5 else f"{value:.3f}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""A step's kernels on a GPU: tile IR to PTX to a cubin (each kept by content), loaded and ready to be launched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+from cuda.bindings import driver as cu
+
+import tcomp
+from tcomp.codegen.cache import ContentCache
+from tcomp.codegen.nvptx.assemble import assemble_all
+from tcomp.codegen.nvptx.compile import GpuKernel, LaunchShape, compile_kernel
+from tcomp.errors import UserError
+from tcomp.ir.tile import Kernel
+from tcomp.machine.gpu import GpuMachine
+from tcomp.runtime.cuda.context import Context
+from tcomp.runtime.cuda.driver import CudaError, call
+from tcomp.runtime.vgpu.shim import current, register_cubin
+
+FREE_SHARED = 48 << 10
+"""Bytes of shared memory that a block may have without the function's attribute allowing more."""
+
+_OTHER_CODE = frozenset({
+    "INVALID_IMAGE", "NO_BINARY_FOR_GPU", "UNSUPPORTED_PTX_VERSION", "INVALID_SOURCE", "NOT_SUPPORTED",
+})  # fmt: skip
+"""Results of loading a cubin that PTX may not have: the driver is older than the assembler, say."""
+
+
+@dataclass(frozen=True)
+class LoadedKernel:
+    """Functions in the order of the kernel's launches, each with its shape."""
+
+    kernel: GpuKernel
+    functions: tuple[Any, ...]
+
+    @property
+    def launches(self) -> list[tuple[Any, LaunchShape]]:
+        return list(zip(self.functions, self.kernel.launches, strict=True))
+
+
+def compile_all(
+    kernels: Mapping[str, Kernel], machine: GpuMachine, cache_dir: Path | str | None = None
+) -> dict[str, GpuKernel]:
+    """PTX of every kernel, from the cache where it has it."""
+    kept = ContentCache(cache_dir, kind="ptx-1", suffix=".ptx")
+    found = {}
+    for name, kernel in kernels.items():
+        key = _key(kernel, machine)
+        body = kept.load(key)
+        if body is None:
+            compiled = compile_kernel(kernel, machine)
+            kept.store(key, json.dumps(asdict(compiled)).encode())
+        else:
+            values = json.loads(body)
+            launches = tuple(LaunchShape(**shape) for shape in values.pop("launches"))
+            compiled = GpuKernel(**values, launches=launches)
+        found[name] = compiled
+    return found
+
+
+def load_all(
+    context: Context, kernels: Mapping[str, GpuKernel], machine: GpuMachine, cache_dir: Path | str | None = None
+) -> dict[str, LoadedKernel]:
+    """Assemble and load modules; kernels of equal PTX share one. UserError when the GPU or its driver refuses."""
+    texts = list(dict.fromkeys(k.ptx for k in kernels.values()))
+    cubins = assemble_all([(ptx, machine.target) for ptx in texts], cache_dir)
+    if current() is not None:  # the virtual GPU runs a cubin's PTX
+        for ptx, found in zip(texts, cubins, strict=True):
+            register_cubin(found.cubin, ptx)
+    modules = {ptx: _load(context, ptx, found.cubin) for ptx, found in zip(texts, cubins, strict=True)}
+    return {
+        name: LoadedKernel(k, tuple(_function(modules[k.ptx], s, machine) for s in k.launches))
+        for name, k in kernels.items()
+    }
+
+
+def _key(kernel: Kernel, machine: GpuMachine) -> str:
+    """A hash of all that the PTX depends on."""
+    about = (kernel.name, kernel.operands, kernel.tiles, kernel.phases, kernel.threads, machine)
+    tools = (tcomp.__version__, _generator_digest(), llvm.llvm_version_info)
+    return hashlib.sha256(repr((about, tools)).encode()).hexdigest()[:40]
+
+
+@cache
+def _generator_digest() -> str:
+    """A hash of the code generator's own text, so that a changed one compiles again."""
+    import tcomp.codegen
+
+    folder = Path(tcomp.codegen.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _load(context: Context, ptx: str, cubin: bytes) -> Any:
+    """The module of a cubin, or of the PTX that the driver compiles where it does not take the cubin."""
+    try:
+        return context.own(cu.cuModuleUnload, call(cu.cuModuleLoadData, cubin))
+    except CudaError as e:
+        if e.name not in _OTHER_CODE:
+            raise
+    log = bytes(4096)
+    option = cu.CUjit_option
+    options = [option.CU_JIT_ERROR_LOG_BUFFER, option.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES]
+    try:
+        module = call(cu.cuModuleLoadDataEx, ptx.encode() + b"\0", len(options), options, [log, len(log)])
+        return context.own(cu.cuModuleUnload, module)
+    except CudaError as e:
+        if e.name in ("UNSUPPORTED_PTX_VERSION", "JIT_COMPILER_NOT_FOUND"):
+            version = next(line for line in ptx.splitlines() if line.startswith(".version"))
+            raise UserError(
+                f"the NVIDIA driver is too old for these kernels: it takes neither their machine "
+                f"code nor PTX{version[8:]}",
+                "install a newer driver, or use --device cpu",
+            ) from e
+        said = log.split(b"\0")[0].decode(errors="replace").strip()
+        raise CudaError(e.name, f"{e.message}\n{said}".rstrip(), e.hint) from e
+
+
+def _function(module: Any, shape: LaunchShape, machine: GpuMachine) -> Any:
+    """The function of a launch, allowed the shared memory that it takes."""
+    function = call(cu.cuModuleGetFunction, module, shape.symbol.encode())
+    attribute = cu.CUfunction_attribute
+    static = int(call(cu.cuFuncGetAttribute, attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function))
+    if static + shape.shared_bytes > machine.shared_per_block:
+        raise UserError(
+            f"kernel {shape.symbol} takes {static + shape.shared_bytes} bytes of shared memory, "
+            f"a block of {machine.label or machine.name} has {machine.shared_per_block}",
+            "stage smaller tiles, or fewer of them at once",
+        )
+    if static + shape.shared_bytes > FREE_SHARED:
+        allowed = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        call(cu.cuFuncSetAttribute, function, allowed, shape.shared_bytes)
+    return function

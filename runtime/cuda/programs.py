@@ -1,0 +1,91 @@
+"""A step's programs as launches on a stream: one by one, or recorded once and launched as one graph.
+
+Every address is known when the step is placed, so a launch's arguments are laid out once, in host memory that the
+driver reads at each launch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cuda.bindings import driver as cu
+
+from tcomp.codegen.nvptx.compile import LaunchShape
+from tcomp.errors import UserError
+from tcomp.ir.tile import Buffer
+from tcomp.model.step import Step
+from tcomp.runtime.cuda.context import Context
+from tcomp.runtime.cuda.driver import CudaError, call
+from tcomp.runtime.cuda.kernels import LoadedKernel
+
+VECTOR = 16
+"""Bytes of the widest access."""
+
+
+class BoundLaunch:
+    """One launch with its arguments: `label` names it to people."""
+
+    def __init__(self, function: Any, shape: LaunchShape, arguments: Sequence[int], label: str) -> None:
+        self.function, self.shape, self.label = function, shape, label
+        self._values = (ctypes.c_uint64 * max(1, len(arguments)))(*arguments)
+        first = ctypes.addressof(self._values)
+        self._pointers = (ctypes.c_uint64 * max(1, len(arguments)))(*(first + 8 * i for i in range(len(arguments))))
+        self._parameters = ctypes.addressof(self._pointers)
+
+    def submit(self, stream: Any) -> None:
+        shape = self.shape
+        try:
+            call(
+                cu.cuLaunchKernel, self.function, shape.blocks, 1, 1, shape.threads, 1, 1, shape.shared_bytes,
+                stream, self._parameters, 0,
+            )  # fmt: skip
+        except CudaError as e:
+            raise e if e.sticky else CudaError(e.name, f"cannot launch {self.label}: {e.message}", e.hint) from e
+
+
+def bind(
+    step: Step, program: str, kernels: Mapping[str, LoadedKernel], arena: int, team: int
+) -> tuple[BoundLaunch, ...]:
+    """A program's launches, one for each phase of each kernel, in order. UserError for an operand at an address that
+    the kernels' 128-bit accesses could not be made at."""
+    bound = []
+    for launch in step.programs[program]:
+        loaded = kernels[launch.kernel]
+        for offset, operand in zip(launch.offsets, step.kernels[launch.kernel].operands, strict=False):
+            _check_alignment(offset, operand, launch.label)
+        arguments = [arena + offset for offset in launch.offsets] + ([team] if loaded.kernel.team_bytes else [])
+        count = len(loaded.functions)
+        for i, (function, shape) in enumerate(loaded.launches):
+            label = launch.label if count == 1 else f"{launch.label} ({i + 1}/{count})"
+            bound.append(BoundLaunch(function, shape, arguments, label))
+    return tuple(bound)
+
+
+def _check_alignment(offset: int, operand: Buffer, label: str) -> None:
+    """An operand of a vector or more must begin where a vector may."""
+    if offset % VECTOR and operand.bytes >= VECTOR:
+        raise UserError(
+            f"'{operand.name}' of {label} begins at byte {offset} of the arena, which is no multiple of {VECTOR}",
+            f"on a GPU parts of tensors that are used one by one, such as a layer's parameters, must be multiples of "
+            f"{VECTOR} bytes: choose sizes that are multiples of {VECTOR // operand.dtype.bytes}",
+        )
+
+
+def record(context: Context, launches: Sequence[BoundLaunch]) -> Any:
+    """The launches as one executable graph."""
+    mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    call(cu.cuStreamBeginCapture, context.compute, mode)
+    try:
+        for launch in launches:
+            launch.submit(context.compute)
+    finally:
+        graph = call(cu.cuStreamEndCapture, context.compute)
+    try:
+        made = call(cu.cuGraphInstantiate, graph, 0)
+    finally:
+        call(cu.cuGraphDestroy, graph)
+    context.own(cu.cuGraphExecDestroy, made)
+    call(cu.cuGraphUpload, made, context.compute)
+    return made

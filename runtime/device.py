@@ -1,0 +1,82 @@
+"""Where a step runs: a machine to compile for, and executors on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tcomp.machine.cpu import CpuMachine
+from tcomp.machine.gpu import GpuMachine
+from tcomp.model.step import Step
+from tcomp.runtime.executor import Executor
+
+
+class Device(Protocol):
+    """`kind` is cpu, cuda or virtual; `threads` are a CPU's (1 on a GPU)."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def machine(self) -> CpuMachine | GpuMachine: ...
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def description(self) -> str:
+        """For people: `2 threads (avx512)`, `NVIDIA H100 (sm_90a)`."""
+        ...
+
+    def open(self, step: Step) -> Executor:
+        """Compile (or take from the cache) and place the step; UserError when it cannot run here."""
+        ...
+
+    def free_memory(self) -> int | None:
+        """Bytes that a step may take; None when unknown."""
+        ...
+
+    def finish(self) -> None:
+        """The end of all runs: UserError when the device found fault with what ran."""
+        ...
+
+
+@dataclass(frozen=True)
+class CpuDevice:
+    """This computer's processors. `cache` is the folder of compiled kernels."""
+
+    machine: CpuMachine
+    threads: int
+    cache: Path | None = None
+    kind: str = "cpu"
+
+    @property
+    def description(self) -> str:
+        return f"{self.threads} threads ({self.machine.name})"
+
+    def open(self, step: Step) -> Executor:
+        from tcomp.runtime.cpu import executor
+
+        return executor.CpuExecutor(step, self.machine, self.threads, self.cache)
+
+    def free_memory(self) -> int | None:
+        return memory_here()
+
+    def finish(self) -> None:
+        pass
+
+
+def memory_here() -> int | None:
+    """Bytes this process could still take, where Linux says (free memory and the control group's limit)."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            found.append(int(limit))
+    except (OSError, ValueError):
+        pass
+    return min(found) if found else None

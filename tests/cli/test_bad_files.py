@@ -1,0 +1,80 @@
+"""Files and names that are wrong, for every command that takes them: one message, exit code 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import OP, Tcomp, refused
+
+BAD_TEXT = {
+    "syntax": ("op double(X: f32[M]) -> Y: f32[M]\n  Y[m] = X[m]\n", "bad.tc:1:"),
+    "unknown name": (OP.replace("X[m, n]", "Z[m, n]"), "bad.tc:2:13: error:"),
+    "shape mismatch": (OP.replace("X[m, n]", "X[m]"), "bad.tc:2:13: error:"),
+    "unknown dtype": (OP.replace("X: f32", "X: f33"), "bad.tc:1:"),
+    "wrong dtype": (
+        "op pick(X: f32[M], i: f32[M]) -> Y: f32[M]:\n  Y[m] = X[i[m]]\n",
+        "bad.tc:2:",
+    ),
+    "schedule of no op": (OP + "schedule tripel on cpu:\n  m -> core\n", "bad.tc:3:"),
+    "missing schedule target": (OP + "schedule double on toaster:\n  m -> core\n", "bad.tc:3:"),
+    "missing import": ("import ops.nothing\n", "bad.tc:1:"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TEXT)
+def test_bad_text_is_shown_with_its_place(case: str, tcomp: Tcomp, tmp_path: Path) -> None:
+    text, place = BAD_TEXT[case]
+    (tmp_path / "bad.tc").write_text(text)
+    result = tcomp("check", "bad.tc", "--parse-only")
+    refused(result, place)
+    assert "^" in result.error, "no caret"
+
+
+def test_files_and_names_that_do_not_exist(tcomp: Tcomp) -> None:
+    refused(tcomp("plan", "gpt22"), "gpt22: no such file", "did you mean 'gpt2'?")
+    refused(tcomp("plan", "gpt2", "--config", "125M"), "125M", "124M")
+    refused(tcomp("plan", "ops/linear"), "declares no model")
+    refused(tcomp("grad", "ops/linear", "linaer"), "no op 'linaer'", "did you mean 'linear'?")
+    refused(tcomp("show", "gpt2"), "tell what to show")
+    refused(tcomp("show", "ops/linear", "linear", "--tile"), "needs its dimensions", "--dim M=64")
+    refused(tcomp("plan", "gpt2", "--dim", "Q=3"), "Q")
+    refused(tcomp("plan", "gpt2", "--dim", "L"), "not NAME=NUMBER")
+    refused(tcomp("plan", "gpt2", "--memory", "lots"), "not an amount of memory")
+
+
+BAD_FILES = {
+    "missing.tc": ("missing.tc: no such file", "tcomp's own files"),
+    "syntax.tc": ("syntax.tc:1:14: error:",),
+    "binary.tc": ("binary.tc is not UTF-8 text",),
+    ".": ("a folder, not a .tc file",),
+    "": ("the file's name is empty",),
+}
+
+
+@pytest.mark.parametrize("file", BAD_FILES)
+@pytest.mark.parametrize("command", ["train", "build", "plan", "show --ast", "grad", "check"])
+def test_bad_files(command: str, file: str, tcomp: Tcomp, tmp_path: Path) -> None:
+    (tmp_path / "syntax.tc").write_text("op f(X: f32[M) -> Y:\n")
+    (tmp_path / "binary.tc").write_bytes(b"\xff\xfe")
+    name, *flags = command.split()
+    refused(tcomp(name, file, *(["f"] if name == "grad" else flags)), *BAD_FILES[file])
+
+
+def test_fmt_of_bad_files(tcomp: Tcomp, tmp_path: Path) -> None:
+    (tmp_path / "binary.tc").write_bytes(b"\xff\xfe")
+    refused(tcomp("fmt", "missing.tc"), "missing.tc: cannot read it: No such file")
+    refused(tcomp("fmt", "binary.tc"), "binary.tc: cannot read it")
+
+
+@pytest.mark.parametrize("command", ["train", "build gpt2", "plan gpt2", "show gpt2 --graph"])
+def test_unknown_configs(command: str, tcomp: Tcomp) -> None:
+    refused(tcomp(*command.split(), "--config", "125M"), "no config '125M'", "124M")
+
+
+@pytest.mark.parametrize(
+    "command", ["show gpt2 NAME --ast", "show gpt2 NAME --tile", "grad gpt2 NAME", "check gpt2 NAME"]
+)
+def test_unknown_ops(command: str, tcomp: Tcomp) -> None:
+    refused(tcomp(*command.replace("NAME", "linaer").split()), "'linaer'", "did you mean 'linear'?")

@@ -1,0 +1,34 @@
+"""`tcomp build` for the CPU: the folder it leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tcomp.cli.build import write_folder
+from tcomp.errors import UserError
+from tests.cli.support import Tcomp
+
+
+def test_build_leaves_every_stage_in_a_folder(tcomp: Tcomp, tmp_path: Path) -> None:
+    small = ["-B", "1", "-T", "8", "--dim", "C=16", "--dim", "H=2", "--dim", "L=1", "--threads", "1"]
+    result = tcomp("build", "models/gpt2.tc", *small, "--out", "built")
+    assert result.code == 0, result.error
+    names = {p.name for p in (tmp_path / "built").iterdir()}
+    assert names == {
+        "ast.txt", "graph.txt", "grad.tc", "schedules.tc", "tile.txt", "llvm", "asm", "plan.txt",
+        "launches.txt", "summary.txt",
+    }  # fmt: skip
+    assert "kernels" in result.out and "lower bound" in result.out
+
+
+def test_only_a_build_folder_is_replaced(tmp_path: Path) -> None:
+    write_folder(tmp_path / "b", {"summary.txt": "1", "llvm/old.ll": ""})
+    write_folder(tmp_path / "b", {"summary.txt": "2"})
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["summary.txt"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("x")
+    with pytest.raises(UserError, match="not a build folder"):
+        write_folder(tmp_path / "mine", {"summary.txt": "3"})
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["precious.txt"]

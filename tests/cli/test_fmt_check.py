@@ -1,0 +1,36 @@
+"""`tcomp fmt` and `check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import OP, Tcomp, refused
+
+
+def test_fmt_rewrites_once_and_check_tells(tcomp: Tcomp, tmp_path: Path) -> None:
+    path = tmp_path / "op.tc"
+    path.write_text("# a comment\n" + OP.replace("X[m, n] * 2.0", "X[m,n]*2.0   # twice"))
+    assert tcomp("fmt", "--check", "op.tc").code == 1
+    assert "formatted op.tc" in tcomp("fmt", "op.tc").out
+    assert "X[m, n] * 2.0" in path.read_text() and "# twice" in path.read_text()
+    again = tcomp("fmt", "--check", ".")
+    assert (again.code, again.out) == (0, "")
+    path.write_text("op (")
+    refused(tcomp("fmt", "op.tc"), "op.tc:1:")
+    assert path.read_text() == "op ("
+
+
+def test_check_passes_for_an_op_file_and_fails_for_a_wrong_tolerance(tcomp: Tcomp) -> None:
+    good = tcomp("check", "ops/layernorm", "--threads", "1")
+    assert good.code == 0, good.error
+    assert "layernorm.backward" in good.out and "ok" in good.out
+    refused(tcomp("check", "ops/layernorm", "--tolerance", "0", "--threads", "1"), "from the oracle")
+
+
+@pytest.mark.parametrize("dtype", ["e4m3", "bf16"])
+def test_check_of_a_dtype_that_it_cannot_compare(dtype: str, tcomp: Tcomp, tmp_path: Path) -> None:
+    file = tmp_path / "quarter.tc"
+    file.write_text(f"op quarter(X: {dtype}[N]) -> Y: f32[N]:\n  Y[n] = f32(X[n]) * 0.25\n")
+    refused(tcomp("check", str(file)), "quarter", dtype, "f32")

@@ -1,0 +1,61 @@
+"""The command line as a whole: help, usage errors, errors of the system."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tcomp.cli.main import spread_data
+from tests.cli.support import Tcomp, refused
+
+
+def test_help_lists_the_commands_and_each_gives_examples(tcomp: Tcomp) -> None:
+    listing = tcomp("--help")
+    assert listing.code == 0
+    for command in ("train", "generate", "build", "plan", "show", "grad", "check", "fmt"):
+        assert f" {command} " in listing.out
+        one = tcomp(command, "--help")
+        assert one.code == 0 and f"tcomp {command}" in one.out.split("Examples")[1]
+
+
+def test_usage_errors_name_the_option(tcomp: Tcomp) -> None:
+    refused(tcomp("train", "--stepz", "3"), "--stepz")
+    refused(tcomp("trian"), "trian")
+
+
+def test_starting_the_command_line_does_not_import_the_heavy_libraries() -> None:
+    program = "import tcomp.cli.main, sys; print({'torch', 'matplotlib', 'optuna', 'llvmlite'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+def test_data_takes_several_paths() -> None:
+    given = ["train", "gpt2", "--data", "a", "b", "c", "--steps", "3", "--data", "d"]
+    wanted = "train gpt2 --data a --data b --data c --steps 3 --data d"
+    assert spread_data(given) == wanted.split()
+    assert spread_data(["fmt", "--data", "a", "b"]) == ["fmt", "--data", "a", "b"]
+
+
+def test_an_error_without_a_file_name_is_one_message(tcomp: Tcomp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tcomp.cli.common.build_step", full)
+    result = tcomp("plan", "gpt2")
+    refused(result)
+    assert result.error == "error: No space left on device\n  help: free some disk space\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_output_that_finds_no_room_is_one_message() -> None:
+    with open("/dev/full", "w") as out:
+        found = subprocess.run(
+            [sys.executable, "-m", "tcomp.cli.main", "grad", "ops/linear", "linear"],
+            stdout=out, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (found.returncode, found.stderr) == (2, "error: No space left on device\n  help: free some disk space\n")

@@ -1,0 +1,48 @@
+"""`tcomp plan`, `show` and `grad`: what they print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import Tcomp, refused
+
+
+def test_plan_prints_the_table_and_draws(tcomp: Tcomp, tmp_path: Path) -> None:
+    result = tcomp("plan", "models/gpt2.tc", "-B", "2", "-T", "16", "--png", "plan.png")
+    assert result.code == 0
+    for word in ("parameter", "gradient", "state", "activation", "lower bound"):
+        assert word in result.out
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plan_that_does_not_fit_is_refused_with_the_tensors_to_blame(tcomp: Tcomp) -> None:
+    refused(tcomp("plan", "gpt2", "-B", "2", "--memory", "3MB"), "the step needs", "the limit is", "wte")
+
+
+@pytest.mark.parametrize("stage", ["ast", "graph", "grad", "schedule", "tile", "llvm", "asm", "plan", "launches"])
+def test_show_prints_each_stage(stage: str, tcomp: Tcomp) -> None:
+    marks = {
+        "ast": "Op name=linear", "graph": "backward:", "grad": "backward linear", "schedule": "schedule linear",
+        "tile": "phase 0:", "llvm": "define", "asm": ".text", "plan": "arena", "launches": "program micro_first",
+    }  # fmt: skip
+    some = ["layernorm"] if stage in ("llvm", "asm") else []
+    result = tcomp("show", "gpt2", *some, f"--{stage}", "-B", "1", "-T", "8", "--dim", "C=16", "--dim", "L=1")
+    assert result.code == 0, result.error
+    assert marks[stage] in result.out
+
+
+def test_show_of_an_op_without_a_model(tcomp: Tcomp) -> None:
+    dims = ["--dim", "M=8", "--dim", "N=16", "--dim", "K=4"]
+    result = tcomp("show", "ops/linear", "linear.backward", "--schedule", "--tile", *dims)
+    assert result.code == 0, result.error
+    assert "kernel linear.backward" in result.out
+
+
+def test_grad_prints_text_that_parses_again(tcomp: Tcomp) -> None:
+    from tcomp.dsl.parse import parse
+
+    result = tcomp("grad", "gpt2", "linear_gelu")
+    assert result.code == 0 and result.out.startswith("backward linear_gelu(")
+    assert parse(result.out, "grad.tc").items

@@ -1,0 +1,112 @@
+"""`tcomp train` and `generate`: runs, settings, data."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.support import TINY, Tcomp, refused
+
+
+def test_train_generate_and_resume(tcomp: Tcomp, text: str) -> None:
+    result = tcomp("train", *TINY, "--data", text, "--steps", "6", "--run", "r")
+    assert result.code == 0, result.error
+    assert "step 6/6" in result.out and "validation loss" in result.out and "tcomp generate r" in result.out
+    first = tcomp("generate", "r", "--count", "20", "--prompt", "ab", "--threads", "1")
+    assert first.code == 0 and first.out.startswith("ab")
+    assert tcomp("generate", "r", "--count", "20", "--prompt", "ab", "--threads", "1").out == first.out
+    more = tcomp("train", "--resume", "r", "--steps", "9")
+    assert more.code == 0 and "step 9/9" in more.out and "step 6/9" not in more.out
+
+
+def test_the_run_folder_is_numbered(tcomp: Tcomp, text: str) -> None:
+    for name in ("runs/gpt2-tiny", "runs/gpt2-tiny-2"):
+        assert f"run folder {name}:" in tcomp("train", *TINY, "--data", text, "--steps", "1").out
+    refused(tcomp("train", *TINY, "--data", text, "--run", "runs/gpt2-tiny"), "already holds a run", "--resume")
+
+
+def test_run_file_values_and_flags(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(
+        f'steps = 2\nbatch = 1\nlength = 16\ndata = "{text}"\nsample = 0\nthreads = 1\nrun = "a"\n'
+        "[dims]\nL = 1\nH = 2\nC = 16\n[hyper]\npeak_lr = 1e-3\nwarmup = 1\n"
+    )
+    result = tcomp("train", "--run-file", "run.toml", "--steps", "3")
+    assert result.code == 0, result.error
+    assert "step 3/3" in result.out and "lr 1.00e-03" in result.out
+    assert "threads instead of 1" in tcomp("train", "--resume", "a", "--threads", "2").error
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("stesp = 3", ("unknown setting 'stesp'", "did you mean 'steps'?")),
+        ("steps = 'three'", ("steps must be a whole number",)),
+        ("steps = ", ("not a TOML file",)),
+        ("steps = 0", ("steps = 0: must be at least 1",)),
+        ("[hyper]\npeak_lr = 'x'", ("hyper.peak_lr must be a number",)),
+        ("[hyper]\npeek_lr = 1.0", ("unknown hyperparameter 'peek_lr'",)),
+        ("[dims]\nL = 1.5", ("dims.L must be a whole number",)),
+    ],
+)
+def test_bad_run_files(toml: str, words: tuple[str, ...], tcomp: Tcomp, tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.toml").write_text(toml)
+    refused(tcomp("train", "--run-file", "run.toml", *TINY, "--data", text), *words)
+
+
+def test_a_resumed_run_keeps_its_settings(tcomp: Tcomp, text: str) -> None:
+    tcomp("train", *TINY, "--data", text, "--steps", "1", "--run", "r")
+    refused(tcomp("train", "--resume", "r", "--lr", "1"), "cannot change when a run is resumed")
+    refused(tcomp("train", "--resume", "nowhere"), "not a run folder")
+    config = Path("r/run.json")
+    config.write_text(config.read_text().replace('"threads": 1,', '"threads": 9999,'))
+    refused(tcomp("train", "--resume", "r"), "threads = 9999: must be at most", "--threads")
+    assert tcomp("train", "--resume", "r", "--threads", "1").code == 0
+    config.write_text("{")
+    refused(tcomp("train", "--resume", "r"), "run.json: damaged")
+    refused(tcomp("generate", "r"), "run.json: damaged")
+
+
+def test_bad_data(tcomp: Tcomp, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    refused(tcomp("train", *TINY, "--data", "missing.txt"), "missing.txt: no such file or folder")
+    refused(tcomp("train", *TINY, "--data", str(empty)), "no text in it")
+    header = np.zeros(256, "<i4")
+    header[:3] = 20240520, 1, 99
+    tokens = tmp_path / "t.bin"
+    tokens.write_bytes(header.tobytes() + np.full(99, 300, "<u2").tobytes())
+    refused(tcomp("train", *TINY, "--data", str(tokens)), "token 300 at position 0", "vocabulary of 256")
+    assert not (tmp_path / "runs").exists(), "a refused run leaves no folder"
+
+
+def test_an_executor_that_fails_leaves_no_run_folder(
+    tcomp: Tcomp, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr("tcomp.runtime.cpu.executor.CpuExecutor", failing)
+    refused(tcomp("train", *TINY, "--data", text), "error: Cannot allocate memory", "use smaller sizes")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_folder_that_cannot_be_made(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    arguments = ["train", *TINY, "--data", text, "--steps", "1", "--run"]
+    refused(tcomp(*arguments, f"{text}/r"), "cannot use it as run folder: Not a directory")
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tcomp.runtime.run_folder.write_atomic", no_room)
+        refused(tcomp(*arguments, "a/b"), "run.json: cannot write it: No space left")
+    assert not (tmp_path / "a").exists()
+
+
+def test_unwritable_cache_folder(tcomp: Tcomp, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TCOMP_CACHE", text + "/below")
+    refused(tcomp("train", *TINY, "--data", text), "cache folder", "cannot be written", "TCOMP_CACHE")
