@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tcomp.dsl.ast import DType, Op
+from tcomp.dsl.ast import Op
 from tcomp.dsl.dims import operand_shape
 from tcomp.grad import backward_of
 from tcomp.grad.accumulate import accumulating
@@ -53,10 +53,6 @@ def machine_named(name: str) -> CpuMachine:
 def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for compiled kernels, shared by the tests of this file."""
     return tmp_path_factory.mktemp("objects")
-
-
-def dtype_of(d: DType) -> type[np.float32] | type[np.int32]:
-    return np.int32 if d is DType.I32 else np.float32
 
 
 def run(op: Op, dims: Dims, inputs: Arrays, machine: CpuMachine, threads: int, objects: Path) -> Arrays:

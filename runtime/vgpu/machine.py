@@ -104,7 +104,8 @@ class Machine:
         self.rank: Array = self.slot % self.ranks
         self.team: Array = self.slot // self.ranks  # the cluster of each lane, its place among the cluster's warps
         self.place: Array = self.rank * self.warps + self.warp
-        self.order = Order(slots // self.ranks, self.ranks, self.warps)
+        wide = any(i.opcode.startswith("wgmma") for i in program.code)
+        self.order = Order(slots // self.ranks, self.ranks, self.warps, -(-self.warps // 4) if wide else 0)
         self.launch_registers = registers  # per thread, None where the kernel leaves it open
         self.shared_floor = 0
         self.proxy_fences: dict[int, int] = {}  # each block's last fence.proxy.async for global memory
@@ -213,9 +214,9 @@ class Machine:
         def ordered(who: Array, when: Array, at: Array, reads: bool) -> Array:
             mine = lanes[at]
             team, w = self.team[mine], self.place[mine]
-            first = np.maximum(who, 0).astype(np.int64) * (32 if reads else 1)  # a lane of the earlier actor
             clock = self.order.clock
-            seen = clock[team, w, self.place[first]]
+            column = self.order.column(self, who) if reads else self.place[np.maximum(who, 0)]
+            seen = clock[team, w, column]
             if reads:
                 same_warp = (who == self.warp_of_lane[mine])  # fmt: skip
                 least = clock[team, w].min(axis=1)

@@ -1,7 +1,8 @@
 """Who is ordered before whom among the warps that can share memory: vector clocks, joined by every synchronisation.
 
 A team is a cluster (one block where there is none); its warps are numbered by `m.place`. `clock[t, a, b]` is
-the time up to which warp a knows what warp b did. `fenced`, kept only for kernels that have proxy fences, is the
+the time up to which warp a knows what warp b did. Behind the warps come columns for what whole warpgroups read
+asynchronously (wgmma): each of their warps that has waited for it may speak for all. `fenced`, kept only for kernels that have proxy fences, is the
 same for what was made visible to the asynchronous proxy. An arrival by one lane counts for its whole warp.
 """
 
@@ -20,10 +21,11 @@ HISTORY = 8
 
 
 class Order:
-    def __init__(self, teams: int, ranks: int, warps: int) -> None:
-        self.teams, self.ranks, self.warps = teams, ranks, warps
-        self.width = ranks * warps
-        self.clock: Array = np.zeros((teams, self.width, self.width), np.int32)
+    def __init__(self, teams: int, ranks: int, warps: int, groups: int = 0) -> None:
+        self.teams, self.ranks, self.warps, self.groups = teams, ranks, warps, groups
+        self.warps_of_team = ranks * warps
+        self.width = ranks * (warps + groups)
+        self.clock: Array = np.zeros((teams, self.warps_of_team, self.width), np.int32)
         self.fenced: Array | None = None
         self.released: Array | None = None  # each warp's row at its last memory fence
         self.deferred: Array | None = None  # what relaxed waits have seen, until a memory fence
@@ -44,7 +46,7 @@ class Order:
 
     def floor(self) -> int:
         """The time before which everything is known to every warp."""
-        return int(self.clock.min())
+        return int(self.clock[:, :, : self.warps_of_team].min())
 
     # --- block barriers
     def whole_blocks(self, first: int, last: int, now: int) -> None:
@@ -135,6 +137,27 @@ class Order:
             self.partial.setdefault((int(team[k]), int(place[k])), {}).update(dict.fromkeys(lanes_of, rows[k]))
         self.lane_fences[lanes, 1:] = self.lane_fences[lanes, :-1]
         self.lane_fences[lanes, 0] = m.now
+
+    def group_reader(self, slot: Array, warp: Array) -> Array:
+        """The reader, beyond all warps, that stands for the warpgroup of these warps."""
+        found: Array = self.teams * self.warps_of_team + slot * self.groups + warp // 4
+        return found
+
+    def group_has_read(self, reader: int, now: int) -> None:
+        """This warpgroup has waited for what it read: each of its warps knows."""
+        slot, group = divmod(reader - self.teams * self.warps_of_team, self.groups)
+        rank = slot % self.ranks
+        first = rank * self.warps + group * 4
+        last = min(first + 4, (rank + 1) * self.warps)
+        self.clock[slot // self.ranks, first:last, self.warps_of_team + rank * self.groups + group] = now
+
+    def column(self, m: Machine, reader: Array) -> Array:
+        """The clock's column of each reader: a warp of the wave, or a warpgroup."""
+        warps = self.teams * self.warps_of_team
+        slot, group = np.divmod(np.maximum(reader - warps, 0), max(self.groups, 1))
+        far = self.warps_of_team + slot % self.ranks * self.groups + group
+        found: Array = np.where(reader < warps, m.place[np.clip(reader, 0, warps - 1).astype(np.int64) * 32], far)
+        return found
 
     def _share(self, team: Array, place: Array) -> None:
         """These warps synchronise: what some of their lanes have fenced holds for those who learn of it."""

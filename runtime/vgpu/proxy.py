@@ -54,7 +54,7 @@ def async_read(m: Machine, i: Instr, lanes: Any, starts: Array, size: int, initi
             if bad.any():
                 _report(m, "uninitialised read of shared memory", i, words, by, bad, "nothing was written there before")
         _check_fence(m, i, words, by, "reads")
-        _race(m, i, words, by, "read")
+        _race(m, i, words, by, "read")  # who has read is noted when the reads are over
     flight = InFlight(i, words, by, False)
     m.shared.watched().begin(words, writes=False)
     return flight
@@ -78,12 +78,15 @@ def async_write(m: Machine, i: Instr, lanes: Any, starts: Array, size: int) -> I
 def finish_read(m: Machine, flight: InFlight) -> None:
     """The reads are over: whoever writes there must be ordered after this moment."""
     m.shared.watched().end(flight.words, writes=False)
-    if m.options.checks and len(flight.words):
-        shadow = m.shared.shadow()
-        for k in _granules(m, flight.words):
-            shadow.read_time[k] = m.now
-            shadow.read_actor[k] = m.warp_of_lane[flight.lanes]
-        shadow.latest_read = m.now
+    if not m.options.checks or not len(flight.words):
+        return
+    reader = m.warp_of_lane[flight.lanes]
+    if flight.instr.opcode.startswith("wgmma"):  # one operation of a warpgroup: any warp's wait tells of all of it
+        reader = m.order.group_reader(m.slot[flight.lanes], m.warp[flight.lanes]).astype(np.int32)
+        for r in np.unique(reader).tolist():
+            m.order.group_has_read(r, m.now)
+    for k in _granules(m, flight.words):
+        m.shared.shadow().note_read(k, reader, m.now, m.shared_floor)
 
 
 def finish_write(m: Machine, flight: InFlight) -> None:
@@ -171,7 +174,10 @@ def _race(m: Machine, i: Instr, words: Array, by: Array, what: str) -> None:
     shadow = m.shared.shadow()
     order = m.shared_order(by)
     for k in _granules(m, words):
-        bad = getattr(shadow, what)(k, m.lane_actor[by], m.warp_of_lane[by], m.now, m.shared_floor, order)
+        if what == "read":
+            bad = shadow.unordered_writes(k, m.lane_actor[by], m.shared_floor, order)
+        else:
+            bad = shadow.write(k, m.lane_actor[by], m.warp_of_lane[by], m.now, m.shared_floor, order)
         if bad is not None:
             wrong = np.zeros(len(words), bool)
             wrong[bad] = True

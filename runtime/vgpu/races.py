@@ -3,7 +3,8 @@
 Per granule (4 bytes; refined to 2 or 1 when a narrower access comes): the last plain write, the last plain
 read, the last plain read by another reader, and the last atomic, each as (actor, time). In shared memory the
 writer is a lane and the reader a warp; in global memory both are blocks. Times are instruction steps of the
-launch. Who is ordered after whom is asked of the caller. MANY stands for several other readers, of which only the latest time is known.
+launch. Who is ordered after whom is asked of the caller. MANY stands for several other readers, of which only
+the latest time is known.
 """
 
 from __future__ import annotations
@@ -64,11 +65,7 @@ class RaceShadow:
 
     def read(self, key: Any, writer: Any, reader: Any, now: int, floor: int, ordered: Ordered) -> Array | None:
         """Records a read; positions that race with an earlier write, or None."""
-        bad = None
-        if self.latest_write > floor:
-            bad = _conflicts(self.write_actor, self.write_time, key, writer, floor, ordered, False)
-        if self.atomic_time is not None and self.atomic_actor is not None:
-            bad = _join(bad, _conflicts(self.atomic_actor, self.atomic_time, key, writer, floor, ordered, False))
+        bad = self.unordered_writes(key, writer, floor, ordered)
         self.latest_read = now
         if reader.ndim and not isinstance(key, np.ndarray | slice):  # every lane reads the same granule
             several = reader[0] != reader[-1]
@@ -82,6 +79,20 @@ class RaceShadow:
             if lost.any():
                 self._note_others(key[lost], np.broadcast_to(reader, len(key))[lost], now)
         return bad
+
+    def unordered_writes(self, key: Any, writer: Any, floor: int, ordered: Ordered) -> Array | None:
+        """Positions where a read would race with an earlier write."""
+        bad = None
+        if self.latest_write > floor:
+            bad = _conflicts(self.write_actor, self.write_time, key, writer, floor, ordered, False)
+        if self.atomic_time is not None and self.atomic_actor is not None:
+            bad = _join(bad, _conflicts(self.atomic_actor, self.atomic_time, key, writer, floor, ordered, False))
+        return bad
+
+    def note_read(self, key: Array, reader: Array, now: int, floor: int) -> None:
+        """Records a read that was looked at before, each granule once."""
+        self.latest_read = now
+        self._note_reader(key, reader, now, floor)
 
     def _note_reader(self, key: Any, reader: Any, now: int, floor: int) -> None:
         """`reader` is now the latest; the one before it, when it is another, becomes the other reader."""

@@ -69,7 +69,7 @@ def build_step(
     temporary = max(plan.bytes for plan in plans.values())
     bound = arena.raw_bytes + max(plan.lower_bound for plan in plans.values())
     scratch = max((scratch_bytes(k, Scope.SCRATCH) for k in lowering.kernels.values()), default=0)
-    team = max((scratch_bytes(k, Scope.TEAM) for k in lowering.kernels.values()), default=0)
+    team = max((team_bytes(k, machine) for k in lowering.kernels.values()), default=0)
     total = arena.bytes + temporary
     if memory_limit is not None and total + scratch * threads + team > memory_limit:
         raise _out_of_memory(total + scratch * threads + team, memory_limit, arena, plans, launches)
@@ -104,6 +104,15 @@ def build_step(
 def scratch_bytes(kernel: Kernel, scope: Scope) -> int:
     """Bytes of a kernel's tiles in a scope, each aligned."""
     return sum(aligned(t.bytes) for t in kernel.tiles if t.scope is scope)
+
+
+def team_bytes(kernel: Kernel, machine: CpuMachine | GpuMachine) -> int:
+    """Bytes of what the kernel's cores or blocks share, laid out as the machine's code generator does."""
+    if isinstance(machine, GpuMachine):
+        from tcomp.codegen.nvptx.layout import team_layout
+
+        return team_layout(kernel.tiles)[1]
+    return scratch_bytes(kernel, Scope.TEAM)
 
 
 def _lower_for(machine: CpuMachine | GpuMachine, threads: int = 1) -> Lower:

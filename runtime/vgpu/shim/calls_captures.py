@@ -82,8 +82,11 @@ def _info(
     array = (ctypes.c_uint64 * max(1, len(tips)))(*tips)
     plain = (ctypes.c_uint64 * max(1, len(tips)))()  # edge data: every dependency is a full one
     branch.capture.kept += [array, plain]
-    for place, value in ((number, branch.capture.number), (graph, branch.capture.graph.handle),
-                         (nodes, ctypes.addressof(array)), (edges, ctypes.addressof(plain)), (count, len(tips))):  # fmt: skip
+    results = {
+        number: branch.capture.number, graph: branch.capture.graph.handle, nodes: ctypes.addressof(array),
+        edges: ctypes.addressof(plain), count: len(tips),
+    }  # fmt: skip
+    for place, value in results.items():
         if place:
             put_size(place, value)
 

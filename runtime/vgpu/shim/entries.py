@@ -57,17 +57,17 @@ def entry(
 
     def register(function: F) -> F:
         name = base or re.sub(r"_v\d+$", "", symbol)
-        ENTRIES.append(Entry(symbol, name, since, per_thread, types, _guarded(function, needs, unsafe, None)))
+        ENTRIES.append(Entry(symbol, name, since, per_thread, types, _guarded(function, name, needs, unsafe, None)))
         if stream is not None:
             suffix = "_ptds" if stream < 0 else "_ptsz"
-            variant = _guarded(function, needs, unsafe, stream)
+            variant = _guarded(function, name, needs, unsafe, stream)
             ENTRIES.append(Entry(symbol + suffix, name, max(since, 7000), True, types, variant))
         return function
 
     return register
 
 
-def _guarded(function: Body, needs: str, unsafe: bool, per_thread: int | None) -> Callable[..., int]:
+def _guarded(function: Body, name: str, needs: str, unsafe: bool, per_thread: int | None) -> Callable[..., int]:
     def call(*args: int) -> int:
         try:
             if needs == "none":
@@ -83,13 +83,13 @@ def _guarded(function: Body, needs: str, unsafe: bool, per_thread: int | None) -
                     return 0
                 context = driver.usable_context()
                 if unsafe:
-                    context.refuse_in_capture(function.__name__)
+                    context.refuse_in_capture(name)
                 context.default_stream = PER_THREAD if per_thread is not None else 0
                 function(context, *args)
             return 0
         except CudaError as e:
             if e.note:
-                state.log(f"{function.__name__}: {e}")
+                state.log(f"{name}: {e}")
             return e.code
         except BaseException:
             traceback.print_exc(file=sys.stderr)

@@ -30,6 +30,10 @@ _HARDWARE = (
     ("write to constant memory", "ILLEGAL_ADDRESS"),
     ("deadlock", "LAUNCH_TIMEOUT"),
     ("trap", "LAUNCH_FAILED"),
+    ("stack overflow", "HARDWARE_STACK_ERROR"),
+    ("call of no function", "INVALID_PC"),
+    ("shared memory of an exited block", "LAUNCH_FAILED"),
+    ("bad tensor map", "ILLEGAL_INSTRUCTION"),
 )
 
 

@@ -17,6 +17,12 @@ MICRO = {"L": 2, "H": 2, "C": 32, "V": 61, "S": 16}
 B, T = 2, 16
 
 
+@pytest.fixture(autouse=True)
+def shared_kernels(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """One cache of compiled kernels for all tests of this file."""
+    monkeypatch.setenv("TCOMP_CACHE", str(tmp_path_factory.getbasetemp() / "gpu-kernels"))
+
+
 def train(device: Device, steps: int, accumulation: int = 1) -> tuple[list[float], dict[str, bytes]]:
     """Losses of a few steps from seed 1, and the parameters' bits after them."""
     built = common.build_step("gpt2", "tiny", B, T, dims=MICRO, accumulation=accumulation, device=device)
@@ -43,7 +49,7 @@ def train(device: Device, steps: int, accumulation: int = 1) -> tuple[list[float
 
 @pytest.mark.slow
 @pytest.mark.parametrize("graph", [True, False])
-def test_a_training_run_equals_the_cpus(virtual: Any, cache: Path, graph: bool) -> None:
+def test_a_training_run_equals_the_cpus(virtual: Any, graph: bool) -> None:
     steps = 4
     want, parameters = train(common.device_for("cpu", threads=1), steps)
     device = common.device_for("virtual", graph=graph)
@@ -60,7 +66,7 @@ def test_a_training_run_equals_the_cpus(virtual: Any, cache: Path, graph: bool) 
 
 
 @pytest.mark.slow
-def test_accumulated_gradients_equal_the_cpus(virtual: Any, cache: Path) -> None:
+def test_accumulated_gradients_equal_the_cpus(virtual: Any) -> None:
     want, _ = train(common.device_for("cpu", threads=1), 2, accumulation=2)
     got, _ = train(common.device_for("virtual"), 2, accumulation=2)
     np.testing.assert_allclose(got, want, rtol=1e-5)

@@ -16,7 +16,9 @@ from tcomp.runtime.vgpu.shim.driver import VirtualDriver
 HEAD = ".version 8.0\n.target {target}\n.address_size 64\n"
 REGISTERS = ".reg .pred %p<8>; .reg .b32 %r<20>; .reg .f32 %f<20>; .reg .b64 %rd<20>;\n"
 
-SCALE = HEAD.format(target="sm_80") + f"""
+SCALE = (
+    HEAD.format(target="sm_80")
+    + f"""
 .visible .entry scale(.param .u64 x, .param .f32 s, .param .u32 n)
 {{ {REGISTERS}
 ld.param.u64 %rd0, [x]; ld.param.f32 %f0, [s]; ld.param.u32 %r3, [n];
@@ -27,12 +29,15 @@ ld.global.f32 %f1, [%rd1]; mul.f32 %f1, %f1, %f0; st.global.f32 [%rd1], %f1;
 END: ret;
 }}
 """
+)
 
 
 def kernel(body: str, head: str = "", target: str = "sm_80", params: str = ".param .u64 x", around: str = "") -> str:
     """PTX of a kernel `k` whose pointer x is in %rd0 and thread number in %r0."""
-    return (HEAD.format(target=target) + around + f"\n.visible .entry k({params}) {head}\n{{ {REGISTERS}"
-            + ("ld.param.u64 %rd0, [x];\n" if " x" in params else "") + f"mov.u32 %r0, %tid.x;\n{body}\nret;\n}}\n")  # fmt: skip
+    start = "ld.param.u64 %rd0, [x];\n" if " x" in params else ""
+    start += "mov.u32 %r0, %tid.x;\n"
+    top = HEAD.format(target=target) + around
+    return f"{top}\n.visible .entry k({params}) {head}\n{{ {REGISTERS}{start}{body}\nret;\n}}\n"
 
 
 def ok(result: tuple[Any, ...]) -> Any:

@@ -18,20 +18,31 @@ from tests.runtime.vgpu.shim.conftest import code, ok
     [("h100", (9, 0), 232448, 132, 1), ("a100", (8, 0), 166912, 108, 0), ("rtx4090", (8, 9), 101376, 128, 0)],
 )
 def test_attributes(
-    virtual: Callable[..., VirtualDriver], machine: str, capability: tuple[int, int], optin: int, sms: int, clusters: int
+    virtual: Callable[..., VirtualDriver],
+    machine: str,
+    capability: tuple[int, int],
+    optin: int,
+    sms: int,
+    clusters: int,
 ) -> None:
     made = virtual(machine)
     from cuda.bindings import driver as cuda
 
     a = cuda.CUdevice_attribute
-    get = lambda which: ok(cuda.cuDeviceGetAttribute(which, 0))  # noqa: E731
-    assert (get(a.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR), get(a.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)) == (
-        capability
-    )
+
+    def get(which: Any) -> int:
+        return int(ok(cuda.cuDeviceGetAttribute(which, 0)))
+
+    assert (
+        get(a.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
+        get(a.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
+    ) == (capability)
     assert get(a.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN) == optin
     assert get(a.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK) == 49152
     assert get(a.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT) == sms
-    assert get(a.CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH) == get(a.CU_DEVICE_ATTRIBUTE_TENSOR_MAP_ACCESS_SUPPORTED) == clusters
+    assert (
+        get(a.CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH) == get(a.CU_DEVICE_ATTRIBUTE_TENSOR_MAP_ACCESS_SUPPORTED) == clusters
+    )
     assert get(a.CU_DEVICE_ATTRIBUTE_WARP_SIZE) == 32 and get(a.CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING) == 1
     assert ok(cuda.cuDeviceTotalMem(0)) == made.model.memory_bytes
     assert made.model.label.encode() in ok(cuda.cuDeviceGetName(100, 0))

@@ -27,7 +27,13 @@ FAULTS = [
 
 @pytest.mark.parametrize(("body", "around", "error", "finding"), FAULTS, ids=[f[3] for f in FAULTS])
 def test_a_failed_kernel_loses_the_context(
-    driver: VirtualDriver, cuda: Any, capfd: pytest.CaptureFixture[str], body: str, around: str, error: str, finding: str
+    driver: VirtualDriver,
+    cuda: Any,
+    capfd: pytest.CaptureFixture[str],
+    body: str,
+    around: str,
+    error: str,
+    finding: str,
 ) -> None:
     a = upload(cuda, np.zeros(32, np.uint32))
     f = function(cuda, kernel(body, around=around))
@@ -106,3 +112,9 @@ def test_invalid_handles(cuda: Any) -> None:
     stream = ok(cuda.cuStreamCreate(0))
     ok(cuda.cuStreamDestroy(stream))
     assert code(cuda.cuStreamQuery(stream)) == "INVALID_HANDLE"
+
+
+def test_an_instruction_that_is_not_modelled(cuda: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    ok(launch(cuda, function(cuda, kernel("frobnicate.b32 %r1, %r0;", params=""))))
+    assert code(cuda.cuCtxSynchronize()) == "ILLEGAL_INSTRUCTION"
+    assert "frobnicate" in capfd.readouterr().err

@@ -34,7 +34,9 @@ def test_a_kernel_runs_and_is_reported(driver: VirtualDriver, cuda: Any) -> None
 def test_packed_arguments(cuda: Any) -> None:
     a = upload(cuda, np.ones(4, np.float32))
     f = function(cuda, SCALE, "scale")
-    packed = ctypes.create_string_buffer(int(a).to_bytes(8, "little") + np.float32(5).tobytes() + np.uint32(4).tobytes(), 16)
+    packed = ctypes.create_string_buffer(
+        int(a).to_bytes(8, "little") + np.float32(5).tobytes() + np.uint32(4).tobytes(), 16
+    )
     size = ctypes.c_size_t(16)
     extra = (ctypes.c_void_p * 5)(1, ctypes.addressof(packed), 2, ctypes.addressof(size), 0)
     ok(cuda.cuLaunchKernel(f, 1, 1, 1, 4, 1, 1, 0, 0, 0, ctypes.addressof(extra)))
@@ -96,7 +98,9 @@ def test_static_shared_memory_counts(cuda: Any) -> None:
     f = function(cuda, ptx)
     a = cuda.CUfunction_attribute
     assert ok(cuda.cuFuncGetAttribute(a.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, f)) == 4096
-    assert code(cuda.cuFuncSetAttribute(f, a.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 232448)) == "INVALID_VALUE"
+    assert (
+        code(cuda.cuFuncSetAttribute(f, a.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 232448)) == "INVALID_VALUE"
+    )
     ok(cuda.cuFuncSetAttribute(f, a.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 232448 - 4096))
     assert code(cuda.cuFuncSetAttribute(f, a.CU_FUNC_ATTRIBUTE_NUM_REGS, 4)) == "INVALID_VALUE"
 

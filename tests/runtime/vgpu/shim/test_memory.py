@@ -79,7 +79,7 @@ def test_pitched_copies(cuda: Any) -> None:
 def test_pointer_attributes(cuda: Any) -> None:
     a = cuda.CUpointer_attribute
     device, (host, _) = ok(cuda.cuMemAlloc(100)), pinned(cuda, 4)
-    get = lambda which, p: cuda.cuPointerGetAttribute(which, p)  # noqa: E731
+    get = cuda.cuPointerGetAttribute
     assert int(ok(get(a.CU_POINTER_ATTRIBUTE_MEMORY_TYPE, device))) == 2
     assert int(ok(get(a.CU_POINTER_ATTRIBUTE_MEMORY_TYPE, host))) == 1
     assert ok(get(a.CU_POINTER_ATTRIBUTE_RANGE_SIZE, int(device) + 5)) == 100

@@ -25,7 +25,8 @@ f = ok(cuda.cuModuleGetFunction(ok(cuda.cuModuleLoadData({SCALE.encode()!r} + by
 x = (ctypes.c_float * 32)(*range(32))
 a = ok(cuda.cuMemAlloc(128))
 ok(cuda.cuMemcpyHtoD(a, ctypes.addressof(x), 128))
-ok(cuda.cuLaunchKernel(f, 1, 1, 1, 32, 1, 1, 0, 0, ((int(a), 3.0, 32), (ctypes.c_uint64, ctypes.c_float, ctypes.c_uint32)), 0))
+types = (ctypes.c_uint64, ctypes.c_float, ctypes.c_uint32)
+ok(cuda.cuLaunchKernel(f, 1, 1, 1, 32, 1, 1, 0, 0, ((int(a), 3.0, 32), types), 0))
 ok(cuda.cuMemcpyDtoH(ctypes.addressof(x), a, 128))
 print(x[10])
 """
@@ -106,8 +107,10 @@ def test_two_processes_compile_at_once(tmp_path: Path) -> None:
 )
 def test_no_compiler(tmp_path: Path, environment: dict[str, str], said: str) -> None:
     base = {k: v for k, v in os.environ.items() if k != "CC"}
-    done = subprocess.run([sys.executable, "-m", "tcomp.runtime.vgpu.shim"], capture_output=True, text=True, check=False,
-                          env={**base, "TCOMP_CACHE": str(tmp_path), **environment})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tcomp.runtime.vgpu.shim"], capture_output=True, text=True, check=False,
+        env={**base, "TCOMP_CACHE": str(tmp_path), **environment},
+    )  # fmt: skip
     assert done.returncode == 2 and said in done.stderr and "help: install gcc" in done.stderr
     assert "Traceback" not in done.stderr and not list(tmp_path.rglob("*.so.1"))
 
