@@ -30,6 +30,7 @@ from tcomp.schedule.lower import lower
 
 Array = NDArray[Any]
 EXTENTS = (1, 2, 3, 5, 7, 13, 17, 19, 33, 37, 67)
+_ROUNDING = {DType.BF16: 2.0**-7, DType.F16: 2.0**-9}
 _COMPARED = (DType.F64, DType.F32, DType.F16, DType.BF16, DType.I32)
 
 
@@ -81,6 +82,11 @@ def held(real: Array, dtype: DType) -> Array:
     if dtype is DType.F64:
         return np.asarray(real, dtype=np.float64)
     return round_to(real.astype(np.float32), dtype).astype(np.float32)
+
+
+def rounding(op: Op) -> float:
+    """Relative error that storing the op's operands in 16 bits allows: a few roundings of each."""
+    return max((_ROUNDING.get(o.dtype, 0.0) for o in op.operands), default=0.0)
 
 
 def narrowed(module: Module, dtype: DType) -> Module:
