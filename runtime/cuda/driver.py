@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 from cuda.bindings import driver as cu
-from cuda.pathfinder import DynamicLibNotFoundError
 
 from tcomp.errors import UserError
 
@@ -56,17 +55,17 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """The driver function's results: None, one value, or a tuple."""
     try:
         status, *results = function(*arguments)
-    except DynamicLibNotFoundError as e:
+    except RuntimeError as e:  # of cuda-python's: there is no library, or it has no such function
+        if str(e).startswith("Function"):
+            raise CudaError(
+                "CALL_REQUIRES_NEWER_DRIVER",
+                f"the NVIDIA driver is too old: it has no {function.__name__}",
+                f"install a driver for CUDA {_version_text(OLDEST_DRIVER)} or newer, or {_WITHOUT_GPU}",
+            ) from e
         raise CudaError(
             "NO_DRIVER",
             "no NVIDIA driver: the library libcuda.so.1 was not found",
             f"install the NVIDIA driver (nvidia-smi then lists the GPUs), or {_WITHOUT_GPU}",
-        ) from e
-    except RuntimeError as e:  # cuda-python: the library has no such function
-        raise CudaError(
-            "CALL_REQUIRES_NEWER_DRIVER",
-            f"the NVIDIA driver is too old: it has no {function.__name__}",
-            f"install a driver for CUDA {_version_text(OLDEST_DRIVER)} or newer, or {_WITHOUT_GPU}",
         ) from e
     if status != cu.CUresult.CUDA_SUCCESS:
         raise error_of(status, function.__name__)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tcomp.runtime.vgpu import flags
 from tcomp.runtime.vgpu import memory as mem
 from tcomp.runtime.vgpu import watch
 from tcomp.runtime.vgpu.decoder import Decoder
@@ -247,6 +248,8 @@ class Access:
         key = self.key(p.start, g.bit_length() - 1)
         if isinstance(key, int) and what != "read":
             key = p.start >> (g.bit_length() - 1)
+        if s.space == "shared" and self.strong:
+            flags.meet(m, self.i, p.start, lanes)
         if s.space == "shared":
             writer, reader, floor, order = (
                 m.lane_actor[lanes],

@@ -173,6 +173,11 @@ class Executor:
                 if self.parked or self.barriers.waiting():
                     self.deadlock("no lane can go on")
                 return
+            if spin > SPIN and self.parked:  # those who spin may wait for those who are set aside
+                m.settle()
+                for k, sub in self.parked.items():
+                    ready[k] = merge(ready[k], sub) if k in ready else sub
+                self.parked = {}
             if spin > SPIN and len(ready) > 1:
                 n = max(ready)
                 spin = 0

@@ -17,8 +17,8 @@ from tcomp.runtime.vgpu.wgmma_registers import in_flight
 
 NO_DESTINATION = {
     "st", "red", "bar", "barrier", "membar", "fence", "bra", "brx", "call", "exit", "ret", "trap", "brkpt", "cp",
-    "prefetch", "prefetchu", "nanosleep", "stmatrix", "discard", "applypriority", "setmaxnreg", "griddepcontrol", "pmevent",
-    "multimem", "tensormap",
+    "prefetch", "prefetchu", "nanosleep", "stmatrix", "discard", "applypriority", "setmaxnreg", "griddepcontrol",
+    "pmevent", "multimem", "tensormap",
 }  # fmt: skip
 # Instructions that may wait for other lanes: each begins a basic block, so waiting lanes can stand there.
 WAITING = {"bar", "barrier", "shfl", "vote", "match", "redux", "elect", "ldmatrix", "stmatrix", "movmatrix", "mma",

@@ -215,12 +215,14 @@ class Machine:
             mine = lanes[at]
             team, w = self.team[mine], self.place[mine]
             clock = self.order.clock
-            column = self.order.column(self, who) if reads else self.place[np.maximum(who, 0)]
+            column = (self.order.columns() if reads else self.place)[np.maximum(who, 0)]
             seen = clock[team, w, column]
             if reads:
                 same_warp = (who == self.warp_of_lane[mine])  # fmt: skip
-                least = clock[team, w].min(axis=1)
-                result: Array = np.where(who < 0, when <= least, (when <= seen) | same_warp)
+                result: Array = (when <= seen) | same_warp
+                many = who < 0
+                if many.any():
+                    result[many] = when[many] <= clock[team[many], w[many]].min(axis=1)
                 return result
             result = when <= seen
             return result

@@ -8,6 +8,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu import proxy
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
+from tcomp.runtime.vgpu.flags import synchronises
 from tcomp.runtime.vgpu.lanes import Sel, ids
 from tcomp.runtime.vgpu.ptx import Instr
 
@@ -33,9 +34,10 @@ def fence(d: Decoder, i: Instr) -> Run:
         first = np.unique(ids(sel) >> 5) << 5
         m.order.fence(m.team[first], m.place[first], m.now)
 
-    relaxed = any(c.opcode.startswith(("mbarrier", "barrier.cluster")) and "relaxed" in c.parts for c in m.program.code)
-    if relaxed:
-        return run  # relaxed arrivals and waits lean on fences
+    code = m.program.code
+    relaxed = any(c.opcode.startswith(("mbarrier", "barrier.cluster")) and "relaxed" in c.parts for c in code)
+    if relaxed or any(c.parts[0] in ("ld", "st", "atom", "red") and synchronises(c) for c in code):
+        return run  # relaxed arrivals, waits and flags lean on fences
     return (lambda sel: note_fence(m, sel)) if wide else (lambda sel: None)
 
 

@@ -252,6 +252,10 @@ def function(d: Decoder, i: Instr) -> Run:
         a, put = d.source(i.operands[1], t), d.put(i.operands[0], t)
         return lambda sel: put(sel, pack(g(unpack(a(sel), t)).astype(np.float32), t))
     mode = next((x for x in modifiers if x in MODES), None)
+    if t.name == "f64" and "approx" in modifiers and not ftz:  # software on hardware too: accurate
+        if base != "rsqrt":
+            raise d.unknown(i)
+        return apply(d, i, t, lambda x: 1 / np.sqrt(x), False, False)
     if t.name == "f64" and "approx" in modifiers:  # rcp/rsqrt.approx.ftz.f64: 20 fraction bits kept
         table64: dict[str, Callable[[Array], Array]] = {"rcp": lambda x: 1 / x, "rsqrt": lambda x: 1 / np.sqrt(x)}
         f64 = table64[base]

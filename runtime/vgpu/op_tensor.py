@@ -15,7 +15,7 @@ from tcomp.runtime.vgpu.access import Access
 from tcomp.runtime.vgpu.async_global import piece
 from tcomp.runtime.vgpu.bulk import BulkStores, load
 from tcomp.runtime.vgpu.bulk_operands import Place, Target, combiner, flush, per_lane
-from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
+from tcomp.runtime.vgpu.decoder import Decoder, Run
 from tcomp.runtime.vgpu.errors import UnknownInstruction
 from tcomp.runtime.vgpu.lanes import Array, Sel, ids
 from tcomp.runtime.vgpu.ptx import Addr, Instr, Vec
@@ -93,6 +93,8 @@ class TensorOperand:
         if raw not in self.known:
             self.known[raw] = decode(raw) if len(raw) == SIZE else None
         t, text = self.known[raw], ""
+        if t is not None:
+            text = t.problem()
         if t is None:
             text = f"the {SIZE} bytes in {space} memory are no tensor map"
         elif t.rank != self.rank:
@@ -208,8 +210,3 @@ def prefetch(d: Decoder, i: Instr) -> Run:
         operand.maps(sel)
 
     return run
-
-
-@instruction("tensormap")
-def change_map(d: Decoder, i: Instr) -> Run:
-    raise d.unknown(i, "tensor maps are made by the host: cuTensorMapEncodeTiled, or tensor_map.encode_tiled")

@@ -2,8 +2,9 @@
 
 A team is a cluster (one block where there is none); its warps are numbered by `m.place`. `clock[t, a, b]` is
 the time up to which warp a knows what warp b did. Behind the warps come columns for what whole warpgroups read
-asynchronously (wgmma): each of their warps that has waited for it may speak for all. `fenced`, kept only for kernels that have proxy fences, is the
-same for what was made visible to the asynchronous proxy. An arrival by one lane counts for its whole warp.
+asynchronously (wgmma): each of their warps that has waited for it may speak for all. `fenced`, kept only for
+kernels that have proxy fences, is the same for what was made visible to the asynchronous proxy. An arrival by
+one lane counts for its whole warp.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Order:
         # what a fence by some lanes of a warp covers: theirs alone until the warp synchronises with someone
         self.partial: dict[tuple[int, int], dict[int, Array]] = {}
         self.start_time = 0
+        self.flags: dict[int, Array] = {}  # word of shared memory -> rows published there (flags.py)
+        self._columns: Array | None = None
 
     def start(self, now: int) -> None:
         self.start_time = now
@@ -43,6 +46,7 @@ class Order:
             self.lane_fences[:] = 0
         self.released = self.deferred = None
         self.partial.clear()
+        self.flags.clear()
 
     def floor(self) -> int:
         """The time before which everything is known to every warp."""
@@ -151,13 +155,15 @@ class Order:
         last = min(first + 4, (rank + 1) * self.warps)
         self.clock[slot // self.ranks, first:last, self.warps_of_team + rank * self.groups + group] = now
 
-    def column(self, m: Machine, reader: Array) -> Array:
-        """The clock's column of each reader: a warp of the wave, or a warpgroup."""
-        warps = self.teams * self.warps_of_team
-        slot, group = np.divmod(np.maximum(reader - warps, 0), max(self.groups, 1))
-        far = self.warps_of_team + slot % self.ranks * self.groups + group
-        found: Array = np.where(reader < warps, m.place[np.clip(reader, 0, warps - 1).astype(np.int64) * 32], far)
-        return found
+    def columns(self) -> Array:
+        """The clock's column of every reader: the warps of the wave, then its warpgroups."""
+        if self._columns is None:
+            slots = self.teams * self.ranks
+            warp, group = np.arange(slots * self.warps), np.arange(slots * self.groups)
+            slot = group // max(self.groups, 1)
+            far = self.warps_of_team + slot % self.ranks * self.groups + group - slot * self.groups
+            self._columns = np.concatenate([warp % self.warps_of_team, far])
+        return self._columns
 
     def _share(self, team: Array, place: Array) -> None:
         """These warps synchronise: what some of their lanes have fenced holds for those who learn of it."""

@@ -61,6 +61,15 @@ class TensorMap:
         steps = (1, *self.element_strides[1:])
         return tuple(-(-b // s) for b, s in zip(self.box, steps, strict=True))
 
+    def problem(self) -> str:
+        """The rule that the fields break, "" when they go together (a kernel may have set them one by one)."""
+        try:
+            encode_tiled(self.type, self.rank, self.address, self.dims, self.strides, self.box, self.element_strides,
+                         self.interleave, self.swizzle, self.l2_promotion, self.oob_fill)  # fmt: skip
+        except TensorMapError as error:
+            return error.message.removeprefix("cuTensorMapEncodeTiled: ")
+        return ""
+
     def unmodelled(self) -> str:
         """Why the virtual GPU cannot copy with this map, "" when it can."""
         if self.type in _PACKED:
@@ -151,6 +160,38 @@ def decode(raw: bytes) -> TensorMap | None:
         kind, address, tuple(d + 1 for d in rest[4 : 4 + rank]), tuple(rest[: rank - 1]), tuple(rest[9 : 9 + rank]),
         tuple(rest[14 : 14 + rank]), interleave, swizzle, rest[19], rest[20],
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Field:
+    """Where tensormap.replace puts a field: `start`, then `count` numbers of `size` bytes."""
+
+    start: int
+    size: int
+    count: int = 1
+
+
+FIELDS = {
+    "elemtype": Field(4, 1), "rank": Field(5, 1), "interleave_layout": Field(6, 1), "swizzle_mode": Field(7, 1),
+    "global_address": Field(8, 8), "global_stride": Field(16, 8, 4), "global_dim": Field(48, 4, 5),
+    "box_dim": Field(68, 2, 5), "element_stride": Field(78, 1, 5), "fill_mode": Field(84, 1),
+}  # fmt: skip
+_PTX_TYPES = (0, 1, 2, 3, 4, 5, 6, 7, 10, 8, 9, 11, 12, 13, 14, 15)  # PTX's elemtype -> the driver's data type
+
+
+def replaced(raw: bytes, name: str, ordinal: int, value: int) -> bytes:
+    """tensormap.replace: these 128 bytes with one field changed. PTX counts ranks from 0."""
+    f = FIELDS[name]
+    if name == "elemtype":
+        _need(0 <= value < len(_PTX_TYPES), f"element type {value} is not one of 0 to {len(_PTX_TYPES) - 1}")
+        value = _PTX_TYPES[value]
+    value = value + 1 if name == "rank" else value - 1 if name == "global_dim" else value
+    _need(0 <= value < 1 << 8 * f.size, f"{name} {value} does not fit")
+    out = bytearray(raw)
+    out[0:4] = _MAGIC.to_bytes(4, "little")
+    at = f.start + f.size * ordinal
+    out[at : at + f.size] = value.to_bytes(f.size, "little")
+    return bytes(out)
 
 
 def replace_address(raw: bytes, address: int) -> bytes:

@@ -43,6 +43,3 @@ def test_check_of_a_narrow_dtype_allows_for_its_rounding(dtype: str, tcomp: Tcom
     file = tmp_path / "quarter.tc"
     file.write_text(QUARTER.format(dtype))
     assert tcomp("check", str(file)).code == 0
-    file.write_text(QUARTER.format(dtype).replace("0.2)", "0.2 + 0.01 * f32(X[n]))"))
-    wrong = tcomp("check", str(file), "--tolerance", "0")
-    assert wrong.code == 0, "a different op, and still sound"

@@ -13,7 +13,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 from tcomp.codegen.cpu.types import I8
-from tcomp.codegen.nvptx.emitter import SHARED
+from tcomp.codegen.nvptx.emitter import SHARED, finished_text
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.layout import shared_layout, team_layout
 from tcomp.codegen.nvptx.phase import DYNAMIC, PhaseGenerator
@@ -88,7 +88,7 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
         raise
     except NotImplementedError as e:
         raise Unsupported(f"op '{kernel.op or kernel.name}' cannot be compiled for a GPU: {e}", kernel.span) from e
-    return str(module), tuple(launches)
+    return finished_text(module), tuple(launches)
 
 
 def _features(kernel: Kernel) -> set[str]:

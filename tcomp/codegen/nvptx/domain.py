@@ -162,8 +162,8 @@ class GpuDomain(Domain):
             return None
         return first if not place.checked[first] or self.spans[axis].known.multiple_of(n) else None
 
-    def aligned(self, form: Affine, point: Point, n: int) -> bool:
-        """Is an affine offset surely a multiple of n at this point?"""
+    def aligned(self, form: Affine, point: Point, along: str, n: int) -> bool:
+        """Is an affine offset surely a multiple of n at this point, the first of n along an axis?"""
         if n == 1:
             return True
         symbols = dict(self.facts.symbols)
@@ -171,8 +171,8 @@ class GpuDomain(Domain):
             if name in point:
                 known = place.known(point[name], self.axes[name].block)
                 if place.checked[point[name]]:
-                    # Clamped to the axis's end: a multiple only where the length is one too.
-                    stays = known.multiple_of(n) and self.spans[name].known.multiple_of(n)
+                    # Clamped to the last whole group, which is a multiple where the length is; others to any value.
+                    stays = name == along and known.multiple_of(n) and self.spans[name].known.multiple_of(n)
                     known = Known(0, None, n, 0) if stays else Known()
                 symbols[f"{name}'"] = known
         return Facts(symbols).of_affine(form).multiple_of(n)

@@ -5,6 +5,7 @@ Frame 0 is the kernel's entry: thread numbers and every offset that depends only
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Sequence
 
 from llvmlite import ir
@@ -16,6 +17,8 @@ from tcomp.ir.tile import Spread, ThreadShape
 GLOBAL = ir.PointerType(addrspace=1)
 SHARED = ir.PointerType(addrspace=3)
 
+LOOP_MARK = "tcomp.loop"
+"""Stands for the self-referring node that names a loop, which llvmlite cannot build (`finished_text` puts it in)."""
 SREG = "llvm.nvvm.read.ptx.sreg."
 INTRINSICS = frozenset(
     {
@@ -58,6 +61,25 @@ class GpuEmitter(Emitter):
         self.nvvm("barrier.cta.sync.aligned.all", args=[self.i64(0)])
 
     # ----------------------------------------------------------------------------------- control flow
+
+    def loop(
+        self,
+        start: Int,
+        stop: Int,
+        step: Int,
+        carried: Sequence[IrValue],
+        body: Callable[[Int, list[IrValue]], Sequence[IrValue]],
+        nonempty: bool = False,
+    ) -> list[IrValue]:
+        """The CPU generator's loop, marked as unrolled enough: neither LLVM nor the assembler shall do it again."""
+        results = super().loop(start, stop, step, carried, body, nonempty)
+        after = self.frames[-1].block
+        for block in reversed(self.function.blocks):
+            end = block.terminator
+            if isinstance(end, ir.ConditionalBranch) and end.operands[2] is after and "llvm.loop" not in end.metadata:
+                end.set_metadata("llvm.loop", self.module.add_metadata([LOOP_MARK]))
+                break
+        return results
 
     def either(self, condition: IrValue, yes: Callable[[], None], no: Callable[[], None]) -> None:
         """Run one of two bodies (which give no values) by a scalar condition."""
@@ -139,6 +161,17 @@ class GpuEmitter(Emitter):
             return condition
 
         return self.once(0, ("first", dimensions), make)
+
+
+def finished_text(module: ir.Module) -> str:
+    """The module as text, with the loops' own nodes in place of their marks."""
+    options = module.add_metadata(["llvm.loop.unroll.disable"])
+    return re.sub(
+        rf'^!(\d+) = !{{ !"{LOOP_MARK}" }}$',
+        lambda m: f"!{m[1]} = distinct !{{ !{m[1]}, {options.get_reference()} }}",
+        str(module),
+        flags=re.M,
+    )
 
 
 DIMENSIONS = ("lane.x", "lane.y", "warp.x", "warp.y")

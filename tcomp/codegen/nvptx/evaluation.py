@@ -113,7 +113,7 @@ class GpuEvaluator(Evaluator):
                 if first is not None:
                     start = {**point, axis: first}
                     fixed = all(stride % n == 0 for _, stride in place.gathered)
-                    if fixed and self.domain.aligned(place.form, start, n):
+                    if fixed and self.domain.aligned(place.form, start, axis, n):
                         yield axis, first, n
                 n //= 2
 

@@ -90,7 +90,7 @@ class PackGenerator:
                     # Any piece: its first element is a multiple of n along the fast axis, anywhere along the others.
                     step = n if a.name == fast else 1
                     domain.enter(a.name, AxisPlace(0, 0, 0, SERIAL, (0,), (None,), (False,), (None,), step))
-                if domain.aligned(source.form, {a.name: 0 for a in self.pack.axes}, n):
+                if domain.aligned(source.form, {a.name: 0 for a in self.pack.axes}, fast, n):
                     return fast, n
             n //= 2
         return fast, 1

@@ -15,7 +15,7 @@ from tcomp.ir.tile import Axis, Buffer, Compute, Scope, ThreadShape
 
 ACCUMULATORS = 224
 """values of a reduction's target that a thread keeps in registers at once"""
-POINTS = 32
+POINTS = 16
 """points of a map, or of one step of a reduction's loop body, that are written out"""
 STEPS = 512
 """multiply-adds of a contraction's loop body"""

@@ -6,7 +6,7 @@ until nothing changes, so that a turn meets the accesses of the one before it. M
 block meet in: shared tiles, and operands and team tiles that the phase itself writes.
 
 Two accesses need no barrier when every element is touched by the same thread in both: same ranges, same spreads, and
-no threads that hold copies.
+no threads that hold copies or have fewer values than their neighbours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tcomp.codegen.nvptx.domain import spread_of
 from tcomp.codegen.nvptx.layout import leading_packs, pipe_stages, statements_in
 from tcomp.codegen.nvptx.plan import joins_warps, reads_of, sharing_of
 from tcomp.dsl.ast import Access, Binary, Name, accesses_in
-from tcomp.ir.tile import Buffer, Compute, Loop, Pack, Scope, Spread, Statement, ThreadShape
+from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Pack, Scope, Spread, Statement, ThreadShape
 
 Dimension = tuple[Affine | str, Spread | None]
 
@@ -192,8 +192,17 @@ class Planner:
                 return None
             walked.add(a.name)
             found.append((form - Affine(((a.name, 1),)) + start, spread_of(a)))
-        divided = {a.name for a in s.axes if spread_of(a).lane or spread_of(a).warp}
-        return tuple(found) if divided <= walked | set(s.reduced) else None
+        divided = [a for a in s.axes if spread_of(a).lane or spread_of(a).warp]
+        known = all((a.name in walked or a.name in s.reduced) and _whole(a) for a in divided)
+        return tuple(found) if known else None
+
+
+def _whole(a: Axis) -> bool:
+    """Does every thread have all its values? Where one has not, it reads a neighbour's and drops it."""
+    s = spread_of(a)
+    start, stop = affine_form(a.start), affine_form(a.stop)
+    full = start is not None and stop is not None and stop - start == Affine((), a.block)
+    return full and s.per_thread(a.block) * s.lanes * s.warps == a.block
 
 
 def _clash(a: Touch, b: Touch) -> bool:

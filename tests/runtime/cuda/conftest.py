@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +27,14 @@ def virtual(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield driver
     context.forget()
     uninstall()
+
+
+@pytest.fixture
+def no_driver() -> None:
+    """Skips on a computer that has an NVIDIA driver."""
+    program = "import ctypes; ctypes.CDLL('libcuda.so.1')"  # in a process of its own: it would stay loaded in this one
+    if subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL, check=False).returncode == 0:
+        pytest.skip("this computer has an NVIDIA driver")
 
 
 @pytest.fixture

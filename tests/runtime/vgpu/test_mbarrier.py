@@ -190,3 +190,13 @@ def test_a_wait_that_gives_up_after_some_tries_is_no_deadlock() -> None:
     )
     report, out = result(body)
     assert report.ok and (out == 6).all()
+
+
+def test_a_copy_lands_although_another_warp_spins_on_its_outcome() -> None:
+    """Warp 1 polls a flag in global memory that warp 0 sets once its copy has arrived."""
+    body = init(1) + "setp.ge.u32 %p1, %r0, 32; @%p1 bra POLL;\n" + LOAD.format(tx=64, bytes=64) + wait(0, "0", "W")
+    body += "@%p0 st.release.gpu.global.u32 [%rd1], 7; bra END;\n"
+    body += "POLL: ld.acquire.gpu.global.u32 %r10, [%rd1]; setp.ne.u32 %p2, %r10, 7; @%p2 bra POLL; END: bar.sync 0;\n"
+    report, arrays = launch(body, X, OUT, block=64)
+    assert report.ok, report
+    assert arrays[1][0] == 7

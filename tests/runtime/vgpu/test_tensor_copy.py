@@ -182,13 +182,12 @@ def test_unaligned_shared_memory_is_found() -> None:
     assert "misaligned" in report.kinds()
 
 
-def test_im2col_and_map_changes_are_refused_by_name() -> None:
+def test_what_is_not_modelled_is_refused_by_name() -> None:
     x = numbers(16, 16)
-    for text in ("@%p0 cp.async.bulk.tensor.3d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%r1], "
-                 "[%rd20, {%r0, %r0, %r0}], [%r2], {%h0};",
-                 "tensormap.replace.tile.global_address.global.b1024.b64 [%rd0], %rd1;"):  # fmt: skip
-        with pytest.raises(UnknownInstruction, match="PTX line"):
-            launch(text, x, maps=[tiled(x, "f32", (8, 4))])
+    text = ("@%p0 cp.async.bulk.tensor.3d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%r1], "
+            "[%rd20, {%r0, %r0, %r0}], [%r2], {%h0};")  # fmt: skip
+    with pytest.raises(UnknownInstruction, match="PTX line"):
+        launch(text, x, maps=[tiled(x, "f32", (8, 4))])
     with pytest.raises(UnknownInstruction, match="narrower than its 128-byte swizzle"):
         store(x, map_options={"swizzle": 3})
 
@@ -206,3 +205,39 @@ def test_maps_may_lie_in_global_memory_and_be_prefetched() -> None:
     report = gpu.load(kernel(prefetch + body, 2)).launch("k", 1, 32, [p, q])
     assert report.ok, report
     assert (gpu.download(p, np.float32, 256).reshape(16, 16)[2:6, 4:12] == np.arange(32).reshape(4, 8)).all()
+
+
+MAKE = """
+  shl.b32 %r4, %r0, 2; add.u32 %r5, %r1, %r4; mov.u32 %r6, 0; st.shared.u32 [%r5+1024], %r6; bar.warp.sync 0xffffffff;
+  add.u32 %r7, %r1, 1024; mov.u64 %rd5, 64; mov.u32 %r8, 16; mov.u32 %r9, {box}; mov.u32 %r11, 4; mov.u32 %r12, 1;
+  @%p0 tensormap.replace.tile.global_address.shared::cta.b1024.b64 [%r7], %rd0;
+  @%p0 tensormap.replace.tile.rank.shared::cta.b1024.b32 [%r7], 1;
+  @%p0 tensormap.replace.tile.box_dim.shared::cta.b1024.b32 [%r7], 0, %r9;
+  @%p0 tensormap.replace.tile.box_dim.shared::cta.b1024.b32 [%r7], 1, %r11;
+  @%p0 tensormap.replace.tile.global_dim.shared::cta.b1024.b32 [%r7], 0, %r8;
+  @%p0 tensormap.replace.tile.global_dim.shared::cta.b1024.b32 [%r7], 1, %r8;
+  @%p0 tensormap.replace.tile.global_stride.shared::cta.b1024.b64 [%r7], 0, %rd5;
+  @%p0 tensormap.replace.tile.element_stride.shared::cta.b1024.b32 [%r7], 0, %r12;
+  @%p0 tensormap.replace.tile.element_stride.shared::cta.b1024.b32 [%r7], 1, %r12;
+  @%p0 tensormap.replace.tile.elemtype.shared::cta.b1024.b32 [%r7], 7;
+  @%p0 tensormap.replace.tile.interleave_layout.shared::cta.b1024.b32 [%r7], 0;
+  @%p0 tensormap.replace.tile.swizzle_mode.shared::cta.b1024.b32 [%r7], 0;
+  @%p0 tensormap.replace.tile.fill_mode.shared::cta.b1024.b32 [%r7], 0;
+  bar.warp.sync 0xffffffff;
+  tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [%rd1], [%r7], 128;
+  fence.proxy.tensormap::generic.acquire.gpu [%rd1], 128;
+"""
+
+
+def test_a_map_made_in_the_kernel_works_like_one_of_the_host() -> None:
+    x = numbers(16, 16)
+    body = MAKE.format(box=8) + STORE.format(**PARTS).replace("%rd20", "%rd1")
+    report, arrays = launch(body, x, np.zeros(128, np.uint8))
+    assert report.ok, report
+    assert (arrays[0].reshape(16, 16)[2:6, 4:12] == np.arange(32).reshape(4, 8)).all()
+
+
+def test_a_map_whose_fields_break_a_rule_is_found_when_it_is_used() -> None:
+    body = MAKE.format(box=6) + STORE.format(**PARTS).replace("%rd20", "%rd1")
+    report, _ = launch(body, numbers(16, 16), np.zeros(128, np.uint8))
+    assert [f for f in report.findings if f.kind == "bad tensor map" and "multiple of 16" in f.message]

@@ -25,7 +25,9 @@ def from_bf16(x: np.ndarray) -> np.ndarray:
     return (x.astype(np.uint32) << 16).view(np.float32)
 
 
-def gemm(nvcc: Compile, m: int, n: int, k: int, change: tuple[str, str] = ("", "")) -> tuple[Any, np.ndarray, np.ndarray]:
+def gemm(
+    nvcc: Compile, m: int, n: int, k: int, change: tuple[str, str] = ("", "")
+) -> tuple[Any, np.ndarray, np.ndarray]:
     assert change[0] in GEMM
     text = GEMM.replace(*change) if change[0] else GEMM
     rng = np.random.default_rng(0)

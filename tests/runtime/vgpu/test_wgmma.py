@@ -382,6 +382,23 @@ def test_fp8_sums_keep_fourteen_bits() -> None:
     assert truncated_sum(np.float32(0), np.float32(0), 14) == 0
 
 
+@pytest.mark.parametrize(("start", "kept"), [(2.0**12, True), (2.0**20, False)])
+def test_fp8_chains_lose_small_addends(start: float, kept: bool) -> None:
+    """One instruction adds 32 x 1: below the fourteenth bit of 2**20, where f32 would keep it."""
+    ones = np.ones((64, 32))
+    tile_a, tile_b = tile(A, 1, 64, False), tile(B, 1, 64, False)
+    for kind, keeps in (("e4m3", kept), ("s8", True)):
+        image = np.zeros(65536, np.uint8)
+        tile_a.place(image, encode(ones, kind))
+        tile_b.place(image, encode(ones, kind))
+        d = np.full((128, 32), start, np.int32 if kind == "s8" else np.float32)
+        step = instruction(64, kind, td="s32" if kind == "s8" else "f32")
+        text = kernel(descriptors(tile_a, tile_b) + FENCE + step * 4 + COMMIT + WAIT.format(0), 32, len(image))
+        report, out = run(text, image, d, np.zeros((128, 4), np.uint32))
+        assert report.ok, report
+        assert (out == start + (128 if keeps else 0)).all()
+
+
 def test_without_checks_results_are_the_same() -> None:
     report, out, want = chain("bf16", WHOLE, checks=False)
     assert report.ok and np.array_equal(matrix_of(out, 64), want)

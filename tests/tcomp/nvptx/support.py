@@ -113,7 +113,7 @@ def kernel(
     )
 
 
-_NUMPY = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "f16": np.float16}
+_NUMPY = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "f16": np.float16, "e4m3": np.uint8, "e5m2": np.uint8}
 
 
 def to_bits(x: np.ndarray, dtype: DType) -> np.ndarray:

@@ -184,3 +184,24 @@ __global__ void producer(const int* x, int* y, int n) {
   }
 }
 }
+// warp 0 fills, fences and raises a flag; warp 1 waits for the flag
+template <bool FENCE>
+__device__ void pass(int* out) {
+  __shared__ int data[32];
+  __shared__ volatile int flag;
+  int t = threadIdx.x;
+  if (t == 0) flag = 0;
+  __syncthreads();
+  if (t < 32) {
+    data[t] = t * 7;
+    if (FENCE) __threadfence_block();
+    __syncwarp();
+    if (t == 0) flag = 1;
+  } else {
+    while (flag == 0);
+    if (FENCE) __threadfence_block();
+    out[t - 32] = data[63 - t];
+  }
+}
+extern "C" __global__ void flagged(int* out) { pass<true>(out); }
+extern "C" __global__ void unflagged(int* out) { pass<false>(out); }

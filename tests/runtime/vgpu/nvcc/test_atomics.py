@@ -53,7 +53,9 @@ def test_the_last_block_reduces(cuda, arch, blocks) -> None:  # type: ignore[no-
 @pytest.mark.parametrize("bins", [7, 300])
 def test_histogram_in_dynamic_shared_memory(cuda, arch, bins) -> None:  # type: ignore[no-untyped-def]
     x = RNG.integers(0, 256, 6004).astype(np.uint8)
-    out = cuda.run("atomics", "histogram", 3, 96, x, np.zeros(bins, np.uint32), 6004, bins, shared=4 * bins, arch=arch)[1]
+    out = cuda.run("atomics", "histogram", 3, 96, x, np.zeros(bins, np.uint32), 6004, bins, shared=4 * bins, arch=arch)[
+        1
+    ]
     assert np.array_equal(out, np.bincount(x.astype(int) % bins, minlength=bins))
 
 

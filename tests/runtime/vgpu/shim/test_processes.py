@@ -166,3 +166,20 @@ print(cuda.cuModuleLoad({str(tmp_path / "k.cubin").encode()!r})[0].name)
 """
     assert python(load).stdout.strip() == "CUDA_SUCCESS"
     assert python(load, TCOMP_CACHE=str(tmp_path / "other")).stdout.strip() == "CUDA_ERROR_NO_BINARY_FOR_GPU"
+
+
+def test_per_thread_default_streams() -> None:
+    """cuda-bindings then asks for the per-thread variants: stream 0 has nothing to do with the legacy stream."""
+    code = """
+from tcomp.runtime.vgpu.shim import install
+driver = install()
+from cuda.bindings import driver as cuda
+cuda.cuInit(0)
+cuda.cuCtxSetCurrent(cuda.cuDevicePrimaryCtxRetain(0)[1])
+cuda.cuMemsetD32Async(cuda.cuMemAlloc(4)[1], 5, 1, 0)
+cuda.cuStreamSynchronize(1)
+context = driver.contexts()[0]
+print([len(s.queue) for s in context.thread_streams.values()])
+"""
+    assert python(code, CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM="1").stdout.strip() == "[1]"
+    assert python(code).stdout.strip() == "[]"

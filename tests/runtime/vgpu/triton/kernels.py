@@ -86,7 +86,9 @@ def matmul(
         pb += BK * bk
     i = pm * BM + tl.arange(0, BM)
     j = pn * BN + tl.arange(0, BN)
-    tl.store(c + i[:, None] * cm + j[None, :] * cn, acc.to(c.dtype.element_ty), mask=(i[:, None] < m) & (j[None, :] < n))
+    tl.store(
+        c + i[:, None] * cm + j[None, :] * cn, acc.to(c.dtype.element_ty), mask=(i[:, None] < m) & (j[None, :] < n)
+    )
 
 
 @triton.jit
@@ -166,7 +168,9 @@ def recurrence(a, b, out, rows, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
     i, j = tl.arange(0, BLOCK)[:, None], tl.arange(0, COLUMNS)[None, :]
     at = i * COLUMNS + j
     inside = i < rows
-    _, h = tl.associative_scan((tl.load(a + at, mask=inside, other=1.0), tl.load(b + at, mask=inside, other=0.0)), 0, _linear)
+    _, h = tl.associative_scan(
+        (tl.load(a + at, mask=inside, other=1.0), tl.load(b + at, mask=inside, other=0.0)), 0, _linear
+    )
     tl.store(out + at, h, mask=inside)
 
 

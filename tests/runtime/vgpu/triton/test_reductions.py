@@ -34,7 +34,9 @@ def test_layernorm_and_its_derivative(triton, cap) -> None:  # type: ignore[no-u
         np.zeros((4, columns), np.float32), np.zeros(4, np.int32), columns, cap=cap,
         constants={"GROUP": 4, "BLOCK": 256})  # fmt: skip
     wg = w * dy
-    dx = (wg - normalised * (wg * normalised).mean(axis=1, keepdims=True) - wg.mean(axis=1, keepdims=True)) * rstd[:, None]
+    dx = (wg - normalised * (wg * normalised).mean(axis=1, keepdims=True) - wg.mean(axis=1, keepdims=True)) * rstd[
+        :, None
+    ]
     assert np.allclose(outs[5], dx, rtol=1e-3, atol=1e-4)
     assert np.allclose(outs[6].sum(axis=0), (dy * normalised).sum(axis=0), rtol=1e-4, atol=1e-4)
     assert np.allclose(outs[7].sum(axis=0), dy.sum(axis=0), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,35 @@
+"""What `tcomp check` compares: sizes, inputs and types of the ops it runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tcomp.cli.common import load_module
+from tcomp.dsl.ast import DType
+from tcomp.dsl.dims import evaluate_dim
+from tcomp.numeric import round_to
+from tcomp.runtime.verify import awkward_dims, narrowed, random_inputs, rounding
+
+
+def test_sizes_of_a_backward_keep_its_forwards_requirements() -> None:
+    module = load_module("gpt2")
+    forward, backward = module.ops["embedding"], module.ops["embedding.backward"]
+    assert forward.requires
+    for seed in range(30):
+        dims = awkward_dims(backward, module, np.random.default_rng(seed))
+        assert dims is not None and all(evaluate_dim(r, dims) for r in forward.requires)
+
+
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F16])
+def test_a_narrowed_op_is_given_what_its_type_can_hold(dtype: DType) -> None:
+    module = load_module("ops/embedding")
+    op = narrowed(module, dtype).ops["embedding"]
+    assert {o.name: o.dtype for o in op.operands if o.dtype is not DType.I32}.keys() == {"wte", "wpe", "x"}
+    assert all(o.dtype in (dtype, DType.I32) for o in op.operands)
+    dims = {"B": 2, "T": 3, "V": 5, "C": 7, "S": 3}
+    for name, value in random_inputs(op, dims, np.random.default_rng(0), False).items():
+        if name in ("wte", "wpe"):
+            np.testing.assert_array_equal(value, round_to(value, dtype).astype(np.float32))
+            assert len(np.unique(value)) > 10
+    assert rounding(op) > 0 == rounding(module.ops["embedding"])
