@@ -222,7 +222,8 @@ class Machine:
                 result: Array = (when <= seen) | same_warp
                 many = who < 0
                 if many.any():
-                    result[many] = when[many] <= clock[team[many], w[many]].min(axis=1)
+                    known = clock[team[many], w[many], : self.order.warps_of_team]
+                    result[many] = when[many] <= known.min(axis=1)
                 return result
             result = when <= seen
             return result

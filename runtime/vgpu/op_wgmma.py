@@ -158,7 +158,7 @@ def multiply(d: Decoder, i: Instr) -> Run:
     scale_a, scale_b, trans_a, trans_b = immediates(d, i, form, from_registers)
     scale_d = d.source(i.operands[3], "pred")
     out, sign = state.fragments[names_d], scale_a * scale_b
-    out.kind = form.d
+    dtype = np.dtype(np.int32 if form.d == "s32" else np.float32)
     left = None if from_registers else SharedOperand(d, i, i.operands[1], 64, form.a, trans_a)
     right = SharedOperand(d, i, i.operands[2], form.n, form.b, trans_b)
     held = state.fragments[names_a] if from_registers else None
@@ -186,8 +186,9 @@ def multiply(d: Decoder, i: Instr) -> Run:
         state.hold(out, sel, form.shape)
 
     def accumulate(f: Fragment, sel: Sel, groups: Array, add: Array, product: Array) -> None:
-        if f.values is None or f.values.shape[2] != form.n:
-            f.values = np.zeros((len(state.first_lane), 64, form.n), np.int32 if form.d == "s32" else np.float32)
+        if f.values is None or f.values.shape[2] != form.n or f.values.dtype != dtype:
+            f.values = np.zeros((len(state.first_lane), 64, form.n), dtype)
+        f.kind = form.d
         idle = f.group[state.first_lane[groups]] < 0
         fresh = idle & add
         if fresh.any():

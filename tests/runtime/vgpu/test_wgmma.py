@@ -1,4 +1,4 @@
-"""wgmma against NumPy: every type, swizzle, transposition, N and scale; then every rule broken once."""
+"""wgmma against NumPy: every type, swizzle, transposition, N and scale; chains, several blocks and warpgroups."""
 
 from __future__ import annotations
 
@@ -7,48 +7,34 @@ import itertools
 import numpy as np
 import pytest
 
-from tcomp.runtime.vgpu import Options, PtxError, Report, UnknownInstruction
+from tcomp.runtime.vgpu import Report
 from tcomp.runtime.vgpu.matrix_numbers import truncated_sum
 from tests.runtime.vgpu.wgmma_kernels import (
+    COMMIT,
     DEPTH,
-    SIZES,
+    FENCE,
+    RNG,
+    WAIT,
+    WHOLE,
+    A,
+    B,
     Tile,
     a_place,
     a_registers,
+    chain,
     d_place,
+    descriptors,
     encode,
+    instruction,
     kernel,
     matrix_of,
+    numbers,
     registers_of,
     run,
+    steps,
     tile,
+    vector,
 )
-
-RNG = np.random.default_rng(23)
-A, B = 1024, 32768  # where the tiles are in shared memory
-FENCE, COMMIT = "wgmma.fence.sync.aligned;", "wgmma.commit_group.sync.aligned;"
-WAIT = "wgmma.wait_group.sync.aligned {};"
-
-
-def vector(n: int, first: int = 0, name: str = "d") -> str:
-    return "{" + ", ".join(f"%{name}{first + e}" for e in range(n)) + "}"
-
-
-def instruction(n: int, kind: str = "bf16", other: str = "", td: str = "f32", a: str = "%rd20", b: str = "%rd21",
-                scale: str = "1", tail: str = "", d: str = "") -> str:  # fmt: skip
-    registers = n // 4 if td == "f16" else n // 2
-    if not tail and td != "s32":
-        tail = ", 1, 1" + (", 0" * (1 if a.startswith("{") else 2) if kind in ("f16", "bf16") else "")
-    return (f"wgmma.mma_async.sync.aligned.m64n{n}k{DEPTH[kind]}.{td}.{kind}.{other or kind} "
-            f"{d or vector(registers)}, {a}, {b}, {scale}{tail};")  # fmt: skip
-
-
-def descriptors(a: Tile, b: Tile) -> str:
-    return f"mov.b64 %rd20, {a.descriptor:#x}; mov.b64 %rd21, {b.descriptor:#x};\n"
-
-
-def numbers(kind: str, shape: tuple[int, int]) -> np.ndarray:
-    return RNG.integers(0, 8, shape) if kind == "u8" else RNG.integers(-4, 5, shape)
 
 
 def multiply(
@@ -168,34 +154,6 @@ def test_integer_overflow(satfinite: bool) -> None:
     assert (out == (2**31 - 1 if satfinite else 2**31 - 5 + 32 * 127 * 127 - 2**32)).all()
 
 
-def chain(kind: str, body: str, n: int = 64, threads: int = 128, grid: int = 1, checks: bool = True,
-          registers: int = 0) -> tuple[Report, np.ndarray, np.ndarray]:  # fmt: skip
-    """`body` between loading the accumulators (1.0) and storing them; A and B are 64 x 64 and n x 64 panels."""
-    k = 128 // SIZES[kind]
-    a, b = numbers(kind, (64, k)), numbers(kind, (n, k))
-    tile_a, tile_b = tile(A, 1, 64, False), tile(B, 1, n, False)
-    image = np.zeros(49152, np.uint8)
-    tile_a.place(image, encode(a, kind))
-    tile_b.place(image, encode(b, kind))
-    start = np.ones((grid * threads, registers or n // 2), np.float32)
-    extra = ".reg .b32 %e<64>; .reg .b32 %g<8>;"
-    text = kernel(descriptors(tile_a, tile_b) + body, registers or n // 2, len(image), threads, extra=extra)
-    if grid > 1:
-        number = f"mov.u32 %r7, %ctaid.x; mad.lo.u32 %r8, %r7, {threads}, %r0; "
-        text = text.replace(f"mul.wide.u32 %rd6, %r0, {2 * n}", f"{number} mul.wide.u32 %rd6, %r8, {2 * n}")
-    report, out = run(text, image, start, np.zeros((threads, 4), np.uint32), threads, grid,
-                      Options(checks=checks))  # fmt: skip
-    return report, out, a @ b.T + 1
-
-
-def steps(kind: str = "bf16", n: int = 64) -> str:
-    """Four instructions along a 128-byte wide panel."""
-    out = ""
-    for _ in range(4):
-        out += instruction(n, kind) + "add.s64 %rd20, %rd20, 2; add.s64 %rd21, %rd21, 2;"
-    return out
-
-
 @pytest.mark.parametrize("kind", ["bf16", "tf32", "e4m3"])
 def test_chain_along_k_in_two_groups(kind: str) -> None:
     half = steps(kind)[: len(steps(kind)) // 2]
@@ -246,132 +204,6 @@ def test_warpgroups_that_go_different_ways() -> None:
     assert report.ok, report
     assert np.array_equal(matrix_of(out[:128], 64), want)
     assert np.array_equal(matrix_of(out[128:], 64), 2 - want)
-
-
-def test_registers_hold_nothing_until_the_wait() -> None:
-    body = FENCE + steps() + COMMIT + "mov.b32 %e0, %d0;" + WAIT.format(0) + "mov.b32 %d0, %e0;"
-    report, out, want = chain("bf16", body)
-    assert report.kinds() == {"wgmma register in flight"}
-    assert np.isnan(out[:, 0]).all()
-    assert np.array_equal(out[:, 1:], registers_of(want)[:, 1:])
-
-
-def test_a_row_is_not_reused_while_its_register_is_in_flight() -> None:
-    """%a registers die at the mma_async for the program, but not for the hardware; results that nobody reads may
-    not land in registers that others have by now."""
-    text = instruction(64, a="{%a0, %a1, %a2, %a3}", d=vector(32, 0, "e"), scale="0")
-    fill = "".join(f"mov.b32 %g{e}, {e + 7};" for e in range(8))
-    use = "".join(f"add.s32 %d{e}, %g{e}, 0;" for e in range(8))
-    body = f"{FENCE} {text} {COMMIT} {fill} {WAIT.format(0)} {use}"
-    report, out, _ = chain("bf16", body)
-    assert report.ok, report
-    assert out.view(np.int32)[:, :8].tolist() == [[e + 7 for e in range(8)]] * 128
-
-
-WHOLE = FENCE + steps() + COMMIT + WAIT.format(0)
-FAULTS = {
-    "no fence at all": (steps() + COMMIT + WAIT.format(0), "missing wgmma.fence"),
-    "accumulator written after the fence": (FENCE + "mov.b32 %d3, 0;" + steps() + COMMIT + WAIT.format(0),
-                                            "missing wgmma.fence"),
-    "accumulator read after the fence": (FENCE + "mov.b32 %e1, %d3;" + steps() + COMMIT + WAIT.format(0),
-                                         "missing wgmma.fence"),
-    "A registers written after the fence": (
-        FENCE + "mov.b32 %a1, 0;" + instruction(64, a="{%a0, %a1, %a2, %a3}") + COMMIT + WAIT.format(0),
-        "missing wgmma.fence"),
-    "another shape without a fence": (
-        FENCE + instruction(64) + instruction(64, "tf32") + COMMIT + WAIT.format(0), "missing wgmma.fence"),
-    "accumulator read in flight": (FENCE + steps() + COMMIT + "mov.b32 %e1, %d3;" + WAIT.format(0),
-                                   "wgmma register in flight"),
-    "accumulator written in flight": (FENCE + steps() + COMMIT + "add.f32 %d31, %d31, %d31;" + WAIT.format(0),
-                                      "wgmma register in flight"),
-    "no wait": (FENCE + steps() + COMMIT, "wgmma register in flight"),
-    "no commit": (FENCE + steps() + WAIT.format(0), "wgmma register in flight"),
-    "wait for too few": (FENCE + steps() + COMMIT + WAIT.format(1), "wgmma register in flight"),
-    "A registers written in flight": (
-        FENCE + instruction(64, a="{%a0, %a1, %a2, %a3}") + COMMIT + "mov.b32 %a0, 0;" + WAIT.format(0),
-        "wgmma register in flight"),
-    "accumulators overlap another fragment in flight": (
-        FENCE + instruction(64) + instruction(32, d=vector(16, 8)) + COMMIT + WAIT.format(0),
-        "wgmma register in flight"),
-    "shared operand overwritten before the wait": (
-        FENCE + steps() + COMMIT + "shl.b32 %r9, %r0, 2; st.shared.b32 [%r9+32768], %r0;" + WAIT.format(0),
-        "write before completion"),
-    "one warp elsewhere for good": ("setp.lt.u32 %p5, %r0, 96; @!%p5 bra OUT;" + WHOLE + "OUT: bar.sync 0;",
-                                    "deadlock"),
-    "one warp has left": ("setp.lt.u32 %p5, %r0, 96; @!%p5 bra OUT; bra GO; OUT: exit; GO:" + WHOLE,
-                          "partial warpgroup"),
-    "descriptors differ": ("setp.eq.u32 %p5, %r0, 40; @%p5 add.s64 %rd20, %rd20, 64;" + WHOLE,
-                           "wgmma operands differ"),
-    "scale-d differs": (
-        f"setp.eq.u32 %p5, %r0, 40; {FENCE}" + instruction(64, scale="%p5") + COMMIT + WAIT.format(0),
-        "wgmma operands differ"),
-    "operand outside shared memory": ("add.s64 %rd21, %rd21, 800;" + WHOLE, "out of bounds shared"),
-    "a generic address in the descriptor": ("or.b64 %rd20, %rd20, 0x8000;" + WHOLE, "malformed wgmma descriptor"),
-    "generic write without a proxy fence": (
-        "shl.b32 %r9, %r0, 2; st.shared.b32 [%r9+32768], %r0; bar.sync 0;" + WHOLE, "missing proxy fence"),
-    "no barrier after a generic write": (
-        "shl.b32 %r9, %r0, 2; st.shared.b32 [%r9+32768], %r0; fence.proxy.async;" + WHOLE, "shared memory race"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_planted_fault_is_found(name: str) -> None:
-    body, kind = FAULTS[name]
-    report, _, _ = chain("bf16", body)
-    assert kind in report.kinds(), report
-    found = next(f for f in report.findings if f.kind == kind)
-    assert found.line > 0 and (0 <= found.lane < 32)
-
-
-def test_uninitialised_operand() -> None:
-    tile_a, tile_b = tile(A, 1, 64, False), tile(B, 1, 64, False)
-    body = descriptors(tile_a, tile_b) + FENCE + instruction(64) + COMMIT + WAIT.format(0)
-    text = kernel(body, 32, 49152, setup="mov.u32 %r0, %tid.x; mul.wide.u32 %rd5, %r0, 16;")
-    report, _ = run(text, np.zeros(16, np.uint8), np.ones((128, 32), np.float32), np.zeros((128, 4), np.uint32))
-    assert report.kinds() == {"uninitialised read of shared memory"}
-
-
-CLEAN = {
-    "zeroed accumulators before the fence": "".join(f"mov.b32 %d{e}, 0f3F800000;" for e in range(32)) + WHOLE,
-    "fence, proxy fence and barrier after a write": (
-        "ld.shared.b32 %r8, [32768]; bar.sync 0; setp.eq.u32 %p5, %r0, 5; @%p5 st.shared.b32 [32768], %r8;"
-        " fence.proxy.async; bar.sync 0;" + WHOLE),
-    "reuse of a shared operand after the wait": WHOLE + "bar.sync 0; shl.b32 %r9, %r0, 2; st.shared.b32 [%r9], %r0;",
-    "accumulators used between two rounds": (
-        FENCE + instruction(64, scale="0") + COMMIT + WAIT.format(0) + "add.f32 %d0, %d0, 0f00000000;"
-        "".join(f"mov.b32 %d{e}, 0f3F800000;" for e in range(32)) + WHOLE),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", CLEAN)
-def test_clean_kernels_are_silent(name: str) -> None:
-    report, out, want = chain("bf16", CLEAN[name])
-    assert report.ok, report
-    assert np.array_equal(matrix_of(out, 64), want)
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        (instruction(64).replace("mma_async", "mma_async.sp"), "sparse"),
-        (instruction(64).replace("m64n64", "m64n60"), "multiples of 8"),
-        (instruction(64).replace(vector(32), vector(30)), "takes 32"),
-        (instruction(64, "tf32", tail=", 1, 1, 0, 0"), "2 immediates follow"),
-        (instruction(64, tail=", 2, 1, 0, 0"), "scales are 1 or -1"),
-        (instruction(64).replace(".f32.bf16", ".f16.bf16"), "accumulates in .f32"),
-        (instruction(64).replace(".bf16.bf16", ".bf16.f16"), "multiplies"),
-        (instruction(40, "s8", td="s32"), "then of 16"),
-    ],
-)
-def test_what_is_refused(text: str, why: str) -> None:
-    with pytest.raises(UnknownInstruction, match=why):
-        chain("bf16", FENCE + text + COMMIT + WAIT.format(0))
-
-
-def test_plain_sm_90_has_no_wgmma() -> None:
-    text = kernel(FENCE, 32, 49152).replace("sm_90a", "sm_90")
-    with pytest.raises(PtxError, match="needs sm_90a"):
-        run(text, np.zeros(49152, np.uint8), np.ones((128, 32), np.float32), np.zeros((128, 4), np.uint32))
 
 
 def test_fp8_sums_keep_fourteen_bits() -> None:

@@ -10,6 +10,10 @@ import numpy as np
 from tcomp.runtime.vgpu import Device, Options, Report, formats
 
 WIDTHS = {0: 0, 1: 128, 2: 64, 3: 32}
+RNG = np.random.default_rng(23)
+A, B = 1024, 32768  # where the tiles are in shared memory
+FENCE, COMMIT = "wgmma.fence.sync.aligned;", "wgmma.commit_group.sync.aligned;"
+WAIT = "wgmma.wait_group.sync.aligned {};"
 SIZES = {"f16": 2, "bf16": 2, "tf32": 4, "e4m3": 1, "e5m2": 1, "s8": 1, "u8": 1}
 DEPTH = {"f16": 16, "bf16": 16, "tf32": 8, "e4m3": 32, "e5m2": 32, "s8": 32, "u8": 32}
 
@@ -168,3 +172,56 @@ def run(
     x, d, r = gpu.upload(image), gpu.upload(start), gpu.upload(a)
     report = gpu.load(text).launch("k", grid, threads, [x, d, r])
     return report, gpu.download(d, start.dtype, start.size).reshape(start.shape)
+
+
+def vector(n: int, first: int = 0, name: str = "d") -> str:
+    return "{" + ", ".join(f"%{name}{first + e}" for e in range(n)) + "}"
+
+
+def instruction(n: int, kind: str = "bf16", other: str = "", td: str = "f32", a: str = "%rd20", b: str = "%rd21",
+                scale: str = "1", tail: str = "", d: str = "") -> str:  # fmt: skip
+    registers = n // 4 if td == "f16" else n // 2
+    if not tail and td != "s32":
+        tail = ", 1, 1" + (", 0" * (1 if a.startswith("{") else 2) if kind in ("f16", "bf16") else "")
+    return (f"wgmma.mma_async.sync.aligned.m64n{n}k{DEPTH[kind]}.{td}.{kind}.{other or kind} "
+            f"{d or vector(registers)}, {a}, {b}, {scale}{tail};")  # fmt: skip
+
+
+def descriptors(a: Tile, b: Tile) -> str:
+    return f"mov.b64 %rd20, {a.descriptor:#x}; mov.b64 %rd21, {b.descriptor:#x};\n"
+
+
+def numbers(kind: str, shape: tuple[int, int]) -> np.ndarray:
+    return RNG.integers(0, 8, shape) if kind == "u8" else RNG.integers(-4, 5, shape)
+
+
+def chain(kind: str, body: str, n: int = 64, threads: int = 128, grid: int = 1, checks: bool = True,
+          registers: int = 0) -> tuple[Report, np.ndarray, np.ndarray]:  # fmt: skip
+    """`body` between loading the accumulators (1.0) and storing them; A and B are 64 x 64 and n x 64 panels."""
+    k = 128 // SIZES[kind]
+    a, b = numbers(kind, (64, k)), numbers(kind, (n, k))
+    tile_a, tile_b = tile(A, 1, 64, False), tile(B, 1, n, False)
+    image = np.zeros(49152, np.uint8)
+    tile_a.place(image, encode(a, kind))
+    tile_b.place(image, encode(b, kind))
+    start = np.ones((grid * threads, registers or n // 2), np.float32)
+    extra = ".reg .b32 %e<64>; .reg .b32 %g<8>;"
+    text = kernel(descriptors(tile_a, tile_b) + body, registers or n // 2, len(image), threads, extra=extra)
+    if grid > 1:
+        number = f"mov.u32 %r7, %ctaid.x; mad.lo.u32 %r8, %r7, {threads}, %r0; "
+        text = text.replace(f"mul.wide.u32 %rd6, %r0, {2 * n}", f"{number} mul.wide.u32 %rd6, %r8, {2 * n}")
+    report, out = run(text, image, start, np.zeros((threads, 4), np.uint32), threads, grid,
+                      Options(checks=checks))  # fmt: skip
+    return report, out, a @ b.T + 1
+
+
+def steps(kind: str = "bf16", n: int = 64) -> str:
+    """Four instructions along a 128-byte wide panel."""
+    out = ""
+    for _ in range(4):
+        out += instruction(n, kind) + "add.s64 %rd20, %rd20, 2; add.s64 %rd21, %rd21, 2;"
+    return out
+
+
+WHOLE = FENCE + steps() + COMMIT + WAIT.format(0)
+"""A correct kernel: four instructions, committed and waited for."""

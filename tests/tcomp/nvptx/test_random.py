@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -81,9 +82,18 @@ def kernels(draw: st.DrawFn) -> Kernel:
     return kernel([operand("X", m, n, k), operand("w", k), y], [[top]], tiles, shape)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(kernels(), st.integers(0, 2**31))
 def test_any_reduction(k: Kernel, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    inputs = {o.name: rng.standard_normal(o.shape).astype(np.float32) for o in k.operands[:2]}
+    run(k, inputs, tolerance=1e-4)
+
+
+@pytest.mark.slow
+@settings(max_examples=180, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(kernels(), st.integers(0, 2**31))
+def test_any_reduction_at_length(k: Kernel, seed: int) -> None:
     rng = np.random.default_rng(seed)
     inputs = {o.name: rng.standard_normal(o.shape).astype(np.float32) for o in k.operands[:2]}
     run(k, inputs, tolerance=1e-4)
@@ -109,8 +119,16 @@ def maps(draw: st.DrawFn) -> Kernel:
     return kernel(operands, [[top]], threads=shape)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(maps(), st.integers(0, 2**31))
 def test_any_map(k: Kernel, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    run(k, {o.name: rng.standard_normal(o.shape).astype(np.float32) for o in k.operands})
+
+
+@pytest.mark.slow
+@settings(max_examples=240, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(maps(), st.integers(0, 2**31))
+def test_any_map_at_length(k: Kernel, seed: int) -> None:
     rng = np.random.default_rng(seed)
     run(k, {o.name: rng.standard_normal(o.shape).astype(np.float32) for o in k.operands})
