@@ -1,4 +1,4 @@
-"""Law: no legal GPU schedule changes a result beyond rounding, when its PTX runs on the virtual GPU with all checks on."""
+"""Law: no legal GPU schedule changes a result beyond rounding, when its PTX runs on the virtual GPU with all checks."""
 
 from __future__ import annotations
 

@@ -110,7 +110,9 @@ class Loaded:
 
     def address_of(self, s: Sym) -> int:
         if s.name not in self.addresses:
-            raise UserError(f"the initialiser of a variable names `{s.name}`, which is neither a variable nor a function")
+            raise UserError(
+                f"the initialiser of a variable names `{s.name}`, which is neither a variable nor a function"
+            )
         return self.addresses[s.name] + s.offset
 
     def kernels(self) -> list[str]:

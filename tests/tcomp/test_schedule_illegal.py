@@ -1,6 +1,7 @@
 """Illegal schedules are refused with the location, the clash as a counterexample, and the remedy.
 
-Each tests/tcomp/illegal/NAME.tc (illegal/gpu for GPUs) stands beside NAME.expected; TCOMP_UPDATE_GOLDENS=1 rewrites those.
+Each tests/tcomp/illegal/NAME.tc (illegal/gpu for GPUs) stands beside NAME.expected; TCOMP_UPDATE_GOLDENS=1 rewrites
+those.
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ RNG = np.random.default_rng(7)
 @pytest.mark.parametrize("n", [1, 100, 256])
 def test_prefix_sum(cuda, arch, n) -> None:  # type: ignore[no-untyped-def]
     x = RNG.integers(-9, 9, n).astype(np.int32)
-    _, y, sums = cuda.run("blocks", "scan", 1, 128, x, np.zeros_like(x), np.zeros(1, np.int32), n, shared=1024, arch=arch)
+    _, y, sums = cuda.run(
+        "blocks", "scan", 1, 128, x, np.zeros_like(x), np.zeros(1, np.int32), n, shared=1024, arch=arch
+    )
     assert np.array_equal(y, np.cumsum(x) - x) and sums[0] == x.sum()
 
 

@@ -10,8 +10,42 @@ import numpy as np
 import pytest
 
 RNG = np.random.default_rng(5)
-UNARY = ("sin cos tan exp exp2 exp10 expm1 log log2 log10 log1p sqrt rsqrt cbrt sinh cosh tanh asinh atan erf erfc lgamma"
-         " tgamma floor ceil trunc rint round fabs erfinv normcdf j0 sinpi cospi").split()  # fmt: skip
+UNARY = [
+    "sin",
+    "cos",
+    "tan",
+    "exp",
+    "exp2",
+    "exp10",
+    "expm1",
+    "log",
+    "log2",
+    "log10",
+    "log1p",
+    "sqrt",
+    "rsqrt",
+    "cbrt",
+    "sinh",
+    "cosh",
+    "tanh",
+    "asinh",
+    "atan",
+    "erf",
+    "erfc",
+    "lgamma",
+    "tgamma",
+    "floor",
+    "ceil",
+    "trunc",
+    "rint",
+    "round",
+    "fabs",
+    "erfinv",
+    "normcdf",
+    "j0",
+    "sinpi",
+    "cospi",
+]
 SELDOM: dict[str, Callable[[float], float]] = {
     "exp10": lambda v: 10.0**v, "rsqrt": lambda v: 1 / math.sqrt(v), "tgamma": math.gamma, "rint": np.rint,
     "round": lambda v: math.copysign(math.floor(abs(v) + 0.5), v), "sinpi": lambda v: math.sin(math.pi * v),
@@ -54,9 +88,22 @@ def test_functions_of_two_numbers(cuda, arch) -> None:  # type: ignore[no-untype
     for a, b, got, rtol in ((x, y, outs[2], 1e-13), (xf, yf, outs[5], 2e-6)):
         u, v = a.astype(np.float64), b.astype(np.float64)
         mantissa, exponent = np.frexp(u)
-        wants = [u**v, np.fmod(u, v), np.arctan2(u, v), np.hypot(u, v), np.array([math.remainder(*p) for p in zip(u, v, strict=True)]),
-                 u / v, u * v + u, np.minimum(u, v) - np.maximum(u, v), mantissa + exponent, np.ldexp(u, v.astype(int)),
-                 u, np.copysign(u, v), np.nextafter(a, b), np.maximum(u - v, 0)]  # fmt: skip
+        wants = [
+            u**v,
+            np.fmod(u, v),
+            np.arctan2(u, v),
+            np.hypot(u, v),
+            np.array([math.remainder(*p) for p in zip(u, v, strict=True)]),
+            u / v,
+            u * v + u,
+            np.minimum(u, v) - np.maximum(u, v),
+            mantissa + exponent,
+            np.ldexp(u, v.astype(int)),
+            u,
+            np.copysign(u, v),
+            np.nextafter(a, b),
+            np.maximum(u - v, 0),
+        ]
         for n, want in enumerate(wants):
             assert np.allclose(got[n], want, rtol=rtol, atol=rtol), n
 
@@ -78,8 +125,9 @@ def test_rounding_modes(cuda, arch) -> None:  # type: ignore[no-untyped-def]
             if value is not None and mode != "-":
                 check(np.float32, o[k, i], value, mode)
         check(np.float32, o[7, i], exact[7] or Fraction(0), "n")
-        for k, (mode, value) in enumerate(zip("ud0u-d0", [c + d, c * d, c * d + c, c / d, None, Fraction(int(w[0, i])), 1 / d],
-                                              strict=True)):  # fmt: skip
+        for k, (mode, value) in enumerate(
+            zip("ud0u-d0", [c + d, c * d, c * d + c, c / d, None, Fraction(int(w[0, i])), 1 / d], strict=True)
+        ):
             if value is not None:
                 check(np.float64, p[k, i], value, mode)
     assert np.array_equal(ints[1], np.rint(x)) and np.array_equal(ints[2], np.floor(x))
@@ -144,8 +192,19 @@ def test_half_conversions(cuda, arch) -> None:  # type: ignore[no-untyped-def]
     a[0] = 3.5
     ints = RNG.integers(-60000, 60000, n).astype(np.int32)
     _, q, s, w, o, _ = cuda.run(
-        "floats", "half_convert", 1, 64, a, np.zeros((3, n), np.int32), np.zeros((2, n), np.int16), np.zeros(n, np.uint64),
-        np.zeros((8, n), np.float16), ints, n, arch=arch)  # fmt: skip
+        "floats",
+        "half_convert",
+        1,
+        64,
+        a,
+        np.zeros((3, n), np.int32),
+        np.zeros((2, n), np.int16),
+        np.zeros(n, np.uint64),
+        np.zeros((8, n), np.float16),
+        ints,
+        n,
+        arch=arch,
+    )
     v = a.astype(np.float64)
     assert np.array_equal(q[0], np.rint(v)) and np.array_equal(q[1], np.trunc(np.abs(v))) and (q[2] == 4).all()
     assert np.array_equal(s[0], np.floor(v)) and np.array_equal(s[1], a.view(np.int16))

@@ -29,8 +29,17 @@ def test_division_and_remainder(cuda, arch) -> None:  # type: ignore[no-untyped-
     b[:100] >>= RNG.integers(1, 62, 100)
     b[b == 0] = 3
     a[:3], b[:3] = -(2**63), [1, 7, -3]
-    outs = cuda.run("integers", "division", 2, 128, a, b, *[np.zeros(n, t) for t in ("i8", "i8", "u8", "u8", "i4", "u4")],
-                    n, arch=arch)[2:]  # fmt: skip
+    outs = cuda.run(
+        "integers",
+        "division",
+        2,
+        128,
+        a,
+        b,
+        *[np.zeros(n, t) for t in ("i8", "i8", "u8", "u8", "i4", "u4")],
+        n,
+        arch=arch,
+    )[2:]
     for i in range(n):
         x, y = int(a[i]), int(b[i])
         ux, uy = x % 2**64, y % 2**64

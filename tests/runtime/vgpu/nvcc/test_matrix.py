@@ -34,5 +34,7 @@ def test_wmma_of_tf32_onto_an_accumulator(cuda, arch) -> None:  # type: ignore[n
 
 def test_ldmatrix_and_mma(cuda, arch) -> None:  # type: ignore[no-untyped-def]
     a, b = RNG.integers(-8, 8, (64, 96)), RNG.integers(-8, 8, (96, 64))
-    out = cuda.run("matrix", "ldmma", (2, 2), 128, bf16(a), bf16(b), np.zeros((64, 64), np.float32), 64, 96, arch=arch)[2]
+    out = cuda.run("matrix", "ldmma", (2, 2), 128, bf16(a), bf16(b), np.zeros((64, 64), np.float32), 64, 96, arch=arch)[
+        2
+    ]
     assert np.array_equal(out, a @ b)

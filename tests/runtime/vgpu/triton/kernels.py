@@ -1,6 +1,5 @@
 """Triton kernels that the tests beside this compile to PTX (Triton needs the source in a file)."""
 
-# ruff: noqa: N803
 from __future__ import annotations
 
 import triton

@@ -38,7 +38,8 @@ def test_conversions(triton) -> None:  # type: ignore[no-untyped-def]
     x = (normal(n) * 8).astype(np.float32)
     outs = [np.zeros(n, t) for t in (np.uint8, np.uint8, np.float16, np.uint16, np.int8, np.float32, np.float16)]
     _, e4, e5, h, b, i8, back4, back5 = triton.run(
-        "converted", 1, x, *outs, n, cap=90, types={1: "*fp8e4nv", 2: "*fp8e5", 4: "*bf16"}, constants={"BLOCK": 256})  # fmt: skip
+        "converted", 1, x, *outs, n, cap=90, types={1: "*fp8e4nv", 2: "*fp8e5", 4: "*bf16"}, constants={"BLOCK": 256}
+    )
     t = torch.from_numpy(x)
     assert np.array_equal(e4, t.to(torch.float8_e4m3fn).view(torch.uint8).numpy())
     assert np.array_equal(e5, t.to(torch.float8_e5m2).view(torch.uint8).numpy())

@@ -66,8 +66,19 @@ def test_flash_attention(triton, cap, causal, length, stages) -> None:  # type: 
     heads, width = 2, 64
     q, k, v = (normal(heads, length, width).astype(np.float16) for _ in range(3))
     out, lse = triton.run(
-        "attention", (-(-length // 64), heads), q, k, v, np.zeros_like(q), np.zeros((heads, length), np.float32), length,
-        width**-0.5, cap=cap, num_stages=stages, constants={"HEAD": width, "BM": 64, "BN": 32, "CAUSAL": causal})[3:]  # fmt: skip
+        "attention",
+        (-(-length // 64), heads),
+        q,
+        k,
+        v,
+        np.zeros_like(q),
+        np.zeros((heads, length), np.float32),
+        length,
+        width**-0.5,
+        cap=cap,
+        num_stages=stages,
+        constants={"HEAD": width, "BM": 64, "BN": 32, "CAUSAL": causal},
+    )[3:]
     score = np.einsum("hid,hjd->hij", q.astype(np.float64), k.astype(np.float64)) * width**-0.5
     if causal:
         score = np.where(np.tril(np.ones((length, length), bool)), score, -np.inf)
