@@ -44,7 +44,7 @@ GPU = Family(
     spaces=("shared", "registers"),
     copies=("copy", "cp.async", "tma"),
     directives=("of", "order", "fuse", "stage", "use", "cast", "combine", "tune", "where"),
-    flags=("inline", "persistent", "raster", "keep"),
+    flags=("inline", "producer", "persistent", "raster", "keep"),
     instructions=("fma", "mma", "wgmma"),
     facts=("smem", "regs", "sms", "l2", "lanes", "vector"),
 )

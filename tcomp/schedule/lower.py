@@ -30,6 +30,7 @@ from tcomp.schedule.emit import Emitter, once
 from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.fill import needs_zero, zero
 from tcomp.schedule.inplace import inplace_pairs
+from tcomp.schedule.launch_flags import check_flags
 from tcomp.schedule.legality import check_core_loops, check_fuse, check_nesting
 from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build
 from tcomp.schedule.normal import normalise
@@ -199,8 +200,11 @@ class _Lowering:
             self.op.name,
             shape,
             plan.span,
+            plan.flags.producer,
+            plan.flags.order,
         )
         self.family.check(kernel, self.text)
+        check_flags(kernel, plan.flags, self.text)
         return kernel
 
     def _chunks(self, plan: KernelPlan) -> tuple[dict[str, int], dict[str, int]]:

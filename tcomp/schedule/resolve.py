@@ -32,6 +32,7 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
+from tcomp.schedule.launch_flags import FLAGS, LaunchFlags, launch_flags
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class KernelPlan:
     """(index, target) -> the mapping of `index of target -> ...`"""
     values: dict[str, int | float]
     span: Span
+    flags: LaunchFlags = LaunchFlags()
 
 
 class LevelRules(Protocol):
@@ -206,6 +208,7 @@ class Resolver:
             special,
             values,
             kernel.span if kernel.directives else schedule.span,
+            launch_flags(directives, self.facts | values, self.text),
         )
 
     def _tuned(self, directives: tuple[Directive, ...], outputs: tuple[str, ...]) -> dict[str, int | float]:
@@ -257,7 +260,7 @@ class Resolver:
     def _refuse(self, d: Directive) -> None:
         """Directives of the language that no lowering exists for yet must not be ignored."""
         name = d.name if isinstance(d, Flag) else type(d).__name__.lower()
-        if (isinstance(d, Flag) and d.name != "inline") or isinstance(d, Use | Cast):
+        if (isinstance(d, Flag) and d.name not in ("inline", *FLAGS)) or isinstance(d, Use | Cast):
             raise self.error(
                 f"`{name}` cannot be lowered yet",
                 d.span,
