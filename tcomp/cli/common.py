@@ -13,6 +13,7 @@ from tcomp.errors import UserError
 
 if TYPE_CHECKING:
     from tcomp.dsl.ast import Model, Module, Op
+    from tcomp.dsl.dims import Number
     from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
     from tcomp.model.step import Step
@@ -116,7 +117,7 @@ def build_step(
     batch: int,
     length: int,
     *,
-    dims: dict[str, int] | None = None,
+    dims: dict[str, Number] | None = None,
     accumulation: int = 1,
     threads: int = 0,
     memory: str | None = None,
