@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEVICE_HELP = "cpu, cuda (cuda:1, cuda:NAME) or virtual, a GPU simulator that checks what runs [default: cpu]."
 GPU_HELP = "The GPU that --device virtual stands for: h100, a100, rtx4090 ... [default: h100]."
+MEMORY_HELP = "Fit the step into this much: 16GB. Activations are computed again where that is needed."
 GRAPH_HELP = "On a GPU, a whole program as one graph, or launch by launch (slow, names a failing launch)."
 
 
@@ -128,7 +129,8 @@ def build_step(
 ) -> Built:
     """Check, derive, schedule and plan `file` at batch B and length T for a device (this computer's processors).
 
-    The plan must fit `memory`; without it, what is free on the device.
+    The plan is made to fit `memory`, by computing activations again where that is needed; without it, it must fit what
+    is free on the device as it is.
     """
     from tcomp.model.build import build_step as build
 
@@ -146,6 +148,7 @@ def build_step(
             machine=device.machine,
             threads=device.threads,
             memory_limit=parse_bytes(memory) if memory else device.free_memory(),
+            recompute=bool(memory),
             programs=programs,
             keep_logits=keep_logits,
         )

@@ -84,7 +84,7 @@ class View:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Node:
-    """One op instance. `operands` are its parameters and results by the op's own names; `recompute` asks for
+    """One op instance. `operands` are its parameters and results by the op's own names; `recompute` names
     the results to be computed again for the backward pass instead of kept; `real` is what the op's `real` is
     bound to."""
 
@@ -93,7 +93,7 @@ class Node:
     operands: dict[str, View]
     label: str
     span: Span
-    recompute: bool = False
+    recompute: frozenset[str] = frozenset()
     real: DType = DType.F32
 
 
@@ -315,7 +315,8 @@ class _Builder:
                 self.environment[r.name] = self.reshaped(tensor.whole(), r, index)
         parameters = [v.tensor.name for v in operands.values() if v.tensor.kind == "parameter"]
         label = " ".join([f"{prefix}{op.name}", *parameters])
-        recompute = any(a.function == "recompute" for a in c.annotations)
+        marked = any(a.function == "recompute" for a in c.annotations)
+        recompute = frozenset(o.name for o in op.outputs) if marked else frozenset()
         self.nodes.append(Node(op, dims, operands, label, c.span, recompute, real))
 
     def real(self, op: Op, given: Mapping[str, TensorRef | Expr], c: OpCall) -> DType:
