@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,7 +128,7 @@ def build_step(
     batch: int,
     length: int,
     *,
-    dims: dict[str, Number] | None = None,
+    dims: Mapping[str, Number] | None = None,
     accumulation: int = 1,
     threads: int = 0,
     memory: str | None = None,

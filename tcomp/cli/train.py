@@ -227,7 +227,7 @@ def _vocabulary(module: Any, settings: TrainSettings) -> int:
     model = common.only_model(module, settings.model)
     sizes = {"B": settings.batch, "T": settings.length}
     dims = model_dims(module, model, settings.config, sizes, settings.dims)
-    return dims.get("V", 1 << 16)
+    return int(dims.get("V", 1 << 16))
 
 
 def _fitting(settings: TrainSettings, defaults: dict[str, float]) -> dict[str, float]:
