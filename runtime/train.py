@@ -31,6 +31,7 @@ from tcomp.runtime.executor import Executor, Reading, element_count
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.progress import Progress
 from tcomp.runtime.run_folder import Metrics, RunFolder
+from tcomp.runtime.safetensors_file import PIECE, Stored
 from tcomp.runtime.values import numpy_type
 
 _HYPER = "hyper."
@@ -208,20 +209,20 @@ def check_inputs(step: Step) -> None:
         )
 
 
-def persistent(executor: Executor, kinds: Collection[str] = ("parameter", "state")) -> dict[str, checkpoint.Stored]:
+def persistent(executor: Executor, kinds: Collection[str] = ("parameter", "state")) -> dict[str, Stored]:
     """What outlives a step, parameters and optimizer state, by slot name."""
     return {name: _stored(executor, slot) for name, slot in executor.step.slots.items() if slot.kind in kinds}
 
 
-def _stored(executor: Executor, slot: Slot) -> checkpoint.Stored:
+def _stored(executor: Executor, slot: Slot) -> Stored:
     dtype, elements = numpy_type(slot.dtype), element_count(slot)
-    at_a_time = checkpoint.PIECE // dtype.itemsize
+    at_a_time = PIECE // dtype.itemsize
 
     def pieces() -> Iterator[NDArray[Any]]:
         for start in range(0, elements, at_a_time):
             yield executor.read_part(slot.name, start, min(start + at_a_time, elements))
 
-    return checkpoint.Stored(dtype, slot.shape, pieces)
+    return Stored(dtype, slot.shape, pieces)
 
 
 def restore(executor: Executor, data: Data, saved: checkpoint.Checkpoint, seed: int, batches: Batches) -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tcomp.dsl.dims import Number
     from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
+    from tcomp.model.graph import Graph
     from tcomp.model.step import Step
     from tcomp.runtime.device import Device
 
@@ -163,6 +164,26 @@ def build_step(
     except OverflowError as e:
         raise UserError("a step of these sizes needs more memory than there are addresses", "use smaller sizes") from e
     return Built(module, model.name, step, device)
+
+
+def layout_path(file: Path) -> Path:
+    """The weights layout that belongs to a model's text: gpt2.hf.toml beside gpt2.tc."""
+    return file.with_name(file.name.removesuffix(".tc") + ".hf.toml")
+
+
+def library_name(file: Path) -> str:
+    """`gpt2` for a model of tcomp's own library, nothing for other files."""
+    from tcomp.dsl.load import library
+
+    inside = library().resolve() in file.resolve().parents
+    return file.resolve().relative_to(library().resolve()).as_posix().removesuffix(".tc") if inside else ""
+
+
+def small_graph(module: Module, model: str, config: str, dims: Mapping[str, Number]) -> Graph:
+    """The model's graph at the smallest sizes: its parameters do not depend on them."""
+    from tcomp.model.graph import build_graph
+
+    return build_graph(module, model, config, dict.fromkeys(module.models[model].dims, 1), dims)
 
 
 def default_config(module: Module, file: str) -> str:
