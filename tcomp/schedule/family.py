@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from tcomp.dsl.ast import Equation, Op, Schedule
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.targets import GPU_TARGETS
 from tcomp.ir.tile import SERIAL, Buffer, Spread, Statement, ThreadShape
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
@@ -14,7 +15,8 @@ from tcomp.schedule.cpu_levels import CpuLevels
 from tcomp.schedule.default import default_schedule
 from tcomp.schedule.default_gpu import default_gpu_schedule
 from tcomp.schedule.emit import Emitter
-from tcomp.schedule.gpu_levels import GpuLevels, thread_shape
+from tcomp.schedule.gpu_levels import GpuLevels, padded_extents, thread_shape
+from tcomp.schedule.instructions import check_instructions
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LevelRules, LoopMap
 from tcomp.schedule.scopes import assign_scopes
 from tcomp.schedule.stager import Stager
@@ -42,6 +44,10 @@ class Family(Protocol):
         """The tiler of one kernel, and its threads on a GPU."""
         ...
 
+    def room(self, plan: KernelPlan, extents: Mapping[str, int]) -> Mapping[str, int]:
+        """The extents that tiles of each index have room for: at least the index's own."""
+        ...
+
     def stager(self, emitter: Emitter) -> Stager: ...
 
     def partial_loop(self, index: str) -> LoopMap | None:
@@ -56,8 +62,16 @@ class Family(Protocol):
         """The schedule of an op that has none."""
         ...
 
-    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> dict[str, Buffer]:
-        """The kernel's tiles where they live. `text` is that of a written schedule."""
+    def finish(
+        self,
+        tiles: Mapping[str, Buffer],
+        operands: Sequence[Buffer],
+        phases: Phases,
+        plan: KernelPlan,
+        text: str | None,
+    ) -> dict[str, Buffer]:
+        """The kernel's tiles where they live; instructions that the schedule names are checked against them. `text` is
+        that of a written schedule."""
         ...
 
 
@@ -73,6 +87,9 @@ class CpuFamily:
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
         return CpuTiler(plan, self.machine.lanes_f32, self.machine.vector_registers, text), None
 
+    def room(self, plan: KernelPlan, extents: Mapping[str, int]) -> Mapping[str, int]:
+        return extents
+
     def stager(self, emitter: Emitter) -> Stager:
         return Staging(emitter)
 
@@ -85,7 +102,14 @@ class CpuFamily:
     def default(self, op: Op, equations: tuple[Equation, ...], extents: dict[str, int]) -> Schedule:
         return default_schedule(op, equations, extents, "cpu")
 
-    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> dict[str, Buffer]:
+    def finish(
+        self,
+        tiles: Mapping[str, Buffer],
+        operands: Sequence[Buffer],
+        phases: Phases,
+        plan: KernelPlan,
+        text: str | None,
+    ) -> dict[str, Buffer]:
         return dict(tiles)
 
 
@@ -94,8 +118,8 @@ class GpuFamily:
     private_sums = True
 
     def __init__(self, machine: GpuMachine, itemsize: int) -> None:
-        family = machine.target.rstrip("af")
-        self.targets: tuple[str, ...] = tuple(dict.fromkeys((machine.target, family, "gpu")))
+        self.targets: tuple[str, ...] = gpu_targets(machine.target)
+        self.itemsize = itemsize
         self.rules = GpuLevels(machine, itemsize)
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
@@ -104,6 +128,9 @@ class GpuFamily:
         except LevelError as e:
             raise TcError(e.message, e.span, text, e.hint) from None
         return GpuTiler(plan, shape, text), shape
+
+    def room(self, plan: KernelPlan, extents: Mapping[str, int]) -> Mapping[str, int]:
+        return padded_extents(plan, extents, self.itemsize)
 
     def stager(self, emitter: Emitter) -> Stager:
         return SharedStaging(emitter)
@@ -120,8 +147,25 @@ class GpuFamily:
     def default(self, op: Op, equations: tuple[Equation, ...], extents: dict[str, int]) -> Schedule:
         return default_gpu_schedule(op, equations, extents, "gpu")
 
-    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> dict[str, Buffer]:
-        return assign_scopes(tiles, phases, text)
+    def finish(
+        self,
+        tiles: Mapping[str, Buffer],
+        operands: Sequence[Buffer],
+        phases: Phases,
+        plan: KernelPlan,
+        text: str | None,
+    ) -> dict[str, Buffer]:
+        placed = assign_scopes(tiles, phases, text)
+        check_instructions({**{b.name: b for b in operands}, **placed}, phases, plan, self.targets[0], text or "")
+        return placed
+
+
+def gpu_targets(target: str) -> tuple[str, ...]:
+    """The schedule targets that a GPU takes, most specific first: its own, its family's, those of older GPUs (whose
+    instructions newer ones keep, unless the name ends in a letter), then `gpu`."""
+    own = target.rstrip("af")
+    older = sorted((t for t in GPU_TARGETS if t[3:].isdigit() and int(t[3:]) < int(own[3:])), key=lambda t: -int(t[3:]))
+    return tuple(dict.fromkeys((target, own, *older, "gpu")))
 
 
 def family_for(machine: Machine, threads: int, itemsize: int = 4) -> Family:

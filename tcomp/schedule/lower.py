@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tcomp.dsl.ast import (
     Binary,
+    DType,
     Equation,
     Expr,
     Module,
@@ -21,8 +22,8 @@ from tcomp.dsl.ast import (
 from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.load import schedule_for
 from tcomp.ir.tile import Buffer, Kernel, Scope, Statement, ThreadShape
+from tcomp.schedule.choose import choose_schedule
 from tcomp.schedule.combine import Combining
 from tcomp.schedule.emit import Emitter, once
 from tcomp.schedule.family import Machine, family_for
@@ -86,9 +87,9 @@ class _Lowering:
         self.shapes = {o.name: operand_shape(o, dims) for o in op.operands}
         for t in self.info.temporaries.values():
             self.shapes[t.name] = tuple(self.extents[i] for i in t.indices)
-        found = schedule or schedule_for(module, op.name, self.family.targets)
-        self.given = found is not None
         self.equations = normalise(op, module, dims)
+        found = schedule or choose_schedule(op, module, self.family.targets, self.equations, self.dtypes)
+        self.given = found is not None
         self.schedule = found or self.family.default(op, self.equations, self.extents)
         self.text = module.sources.get(self.schedule.span.file, "")
         self.resolver = Resolver(op, self.extents, self.family.rules, self.text, chosen)
@@ -165,9 +166,11 @@ class _Lowering:
         check_fuse(leaves, plan, self.text)
         check_core_loops(roots, plan, self.text)
         check_nesting(roots, plan, self.text)
-        tiler, shape = self.family.prepare(plan, self.extents, self.text)
+        room = self.family.room(plan, self.extents)
+        tiler, shape = self.family.prepare(plan, room, self.text)
         chunk, granule = self._chunks(plan)
-        storage = self._storage(leaves, local, chunk)
+        dtypes = self._dtypes(plan, local)
+        storage = self._storage(leaves, local, chunk, room, dtypes)
         definitions: dict[str, Expr] = {
             x.equation.target.name: x.equation.value
             for x in leaves
@@ -176,7 +179,7 @@ class _Lowering:
             and sum(x.equation.target.name in y.written for y in leaves) == 1
         }
         emitter = Emitter(
-            plan, self.extents, chunk, granule, storage, self.dtypes, self.module.monoids, definitions,
+            plan, self.extents, room, chunk, granule, storage, dtypes, self.module.monoids, definitions,
             tiler, self.text, self.family.stager,
         )  # fmt: skip
         written = tuple(x.equation for x in leaves if not x.copies)
@@ -188,7 +191,7 @@ class _Lowering:
         return Kernel(
             label,
             operands,
-            tuple(self.family.finish(emitter.tiles, phases, self.text if self.given else None).values()),
+            tuple(self.family.finish(emitter.tiles, operands, phases, plan, self.text if self.given else None).values()),
             tuple(phases),
             frozenset(reads),
             frozenset(writes),
@@ -212,7 +215,29 @@ class _Lowering:
                 chunk[t.index] = min(n, math.ceil(granules / self.threads) * g)
         return chunk, granule
 
-    def _storage(self, leaves: list[Leaf], local: set[str], chunk: dict[str, int]) -> dict[str, Storage]:
+    def _dtypes(self, plan: KernelPlan, local: set[str]) -> dict[str, DType]:
+        """Element types within one kernel: `cast p to bf16` holds the temporary p so."""
+        out = dict(self.dtypes)
+        for name, dtype in plan.casts.items():
+            if name in local:
+                out[name] = dtype
+            elif "." not in name:
+                raise TcError(
+                    f"'{name}' cannot be cast: it is not a temporary of this kernel",
+                    plan.span,
+                    self.text,
+                    f"round its reads in one equation instead: cast EQUATION.{name} to {dtype}",
+                )
+        return out
+
+    def _storage(
+        self,
+        leaves: list[Leaf],
+        local: set[str],
+        chunk: dict[str, int],
+        room: Mapping[str, int],
+        dtypes: Mapping[str, DType],
+    ) -> dict[str, Storage]:
         storage: dict[str, Storage] = {}
         for leaf in leaves:
             for target in leaf.equation.targets:
@@ -223,8 +248,8 @@ class _Lowering:
                     if other is not leaf and any(a.tensor == target.name for a in other.reads() + other.writes()):
                         uses.append(definition_path(other) if target.name in other.written else ancestors(other))
                 storage[target.name] = place(
-                    target.name, self.dtypes[target.name], target.subscripts, self.shapes[target.name],
-                    uses, self.extents, chunk,
+                    target.name, dtypes[target.name], target.subscripts, self.shapes[target.name],
+                    uses, room, chunk,
                 )  # fmt: skip
         return storage
 

@@ -15,12 +15,12 @@ from llvmlite import ir
 from tcomp.codegen.cpu.types import I8
 from tcomp.codegen.nvptx.emitter import SHARED, finished_text
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.codegen.nvptx.layout import shared_layout, team_layout
+from tcomp.codegen.nvptx.layout import shared_layout, statements_in, team_layout
 from tcomp.codegen.nvptx.phase import DYNAMIC, PhaseGenerator
 from tcomp.codegen.nvptx.targets import target_named
 from tcomp.dsl.ast import DType
 from tcomp.errors import UserError
-from tcomp.ir.tile import Kernel
+from tcomp.ir.tile import Compute, Kernel
 from tcomp.machine.gpu import GpuMachine
 
 TRIPLE = "nvptx64-nvidia-cuda"
@@ -82,7 +82,7 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
     try:
         for symbol, phase in zip(symbols_of(kernel), kernel.phases, strict=True):
             layout = shared_layout(phase, kernel, threads, machine.shared_per_block)
-            blocks = PhaseGenerator(module, symbol, kernel, threads, layout).generate(phase)
+            blocks = PhaseGenerator(module, symbol, kernel, threads, layout, machine.target).generate(phase)
             launches.append(LaunchShape(symbol, blocks, threads.threads, layout.bytes))
     except UserError:
         raise
@@ -92,8 +92,10 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
 
 
 def _features(kernel: Kernel) -> set[str]:
-    fp8 = {DType.E4M3, DType.E5M2}
-    return {"fp8.convert"} if any(b.dtype in fp8 for b in kernel.operands + kernel.tiles) else set()
+    if not any(b.dtype in (DType.E4M3, DType.E5M2) for b in kernel.operands + kernel.tiles):
+        return set()
+    matrix = any(isinstance(s, Compute) and s.instruction for p in kernel.phases for s in statements_in(p))
+    return {"fp8.convert", "fp8.mma"} if matrix else {"fp8.convert"}
 
 
 @lru_cache(maxsize=1)
