@@ -10,26 +10,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tcomp.dsl.ast import Access, Cast, DType, Equation, Module, Op, Reduction, Schedule, Use
+from tcomp.dsl.ast import Access, DType, Equation, Module, Op, Reduction, Schedule, Use
 from tcomp.dsl.load import schedule_for
 from tcomp.instructions import INSTRUCTIONS
 from tcomp.instructions.matching import factors, instruction_for
+from tcomp.schedule.resolve import casts_in
 
 
 def choose_schedule(
-    op: Op, module: Module, targets: Sequence[str], equations: Sequence[Equation], dtypes: Mapping[str, DType]
+    op: Op,
+    module: Module,
+    targets: Sequence[str],
+    equations: Sequence[Equation],
+    dtypes: Mapping[str, DType],
+    storage: DType,
 ) -> Schedule | None:
     """The schedule for the first of `targets` (the machine's own, then less specific ones) whose instructions exist
-    there for these types; the first of all where none fits; None when nothing is written."""
+    there for these types; the first of all where none fits; None when nothing is written. `storage` is what casts to
+    `real` make."""
     written = [s for t in targets if (s := schedule_for(module, op.name, (t,))) is not None]
-    fitting = (s for s in written if _applies(s, targets[0], equations, dtypes))
+    fitting = (s for s in written if _applies(s, targets[0], equations, dtypes, storage))
     return next(fitting, written[0] if written else None)
 
 
-def _applies(schedule: Schedule, target: str, equations: Sequence[Equation], dtypes: Mapping[str, DType]) -> bool:
+def _applies(
+    schedule: Schedule, target: str, equations: Sequence[Equation], dtypes: Mapping[str, DType], storage: DType
+) -> bool:
     """Does every `use` name an instruction that multiplies the types its equation has?"""
     for directives in (schedule.shared, *(k.directives for k in schedule.kernels)):
-        casts = {d.what: d.dtype for d in (*schedule.shared, *directives) if isinstance(d, Cast)}
+        casts = casts_in((*schedule.shared, *directives), storage)
         for use in directives:
             if not isinstance(use, Use) or use.instruction == "fma":
                 continue
@@ -59,3 +68,9 @@ def _factor_types(name: str, equations: Sequence[Equation], dtypes: Mapping[str,
             a, b = (f.cast or dtype_of(f.access.tensor) for f in pair)
             return a, b
     return None
+
+
+def storage_of(op: Op) -> DType:
+    """The type that an op stores its tensors in: the narrowest of its operands'."""
+    floats = (o.dtype for o in op.operands if o.shape and o.dtype.is_float)
+    return min(floats, key=lambda d: d.bytes, default=DType.F32)

@@ -22,8 +22,9 @@ from tcomp.dsl.ast import (
 from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.storage import bound
 from tcomp.ir.tile import Buffer, Kernel, Scope, Statement, ThreadShape
-from tcomp.schedule.choose import choose_schedule
+from tcomp.schedule.choose import choose_schedule, storage_of
 from tcomp.schedule.combine import Combining
 from tcomp.schedule.emit import Emitter, once
 from tcomp.schedule.family import Machine, family_for
@@ -32,7 +33,7 @@ from tcomp.schedule.inplace import inplace_pairs
 from tcomp.schedule.legality import check_core_loops, check_fuse, check_nesting
 from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build
 from tcomp.schedule.normal import normalise
-from tcomp.schedule.resolve import KernelPlan, Resolver
+from tcomp.schedule.resolve import KernelPlan, Resolver, casts_in
 from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages
 from tcomp.schedule.storage import Storage, definition_path, place
@@ -58,11 +59,11 @@ def lower(
 ) -> LoweredOp:
     """Lower one op instance.
 
-    `dims` binds every dimension. `threads` counts a CPU's threads. `chosen` overrides tuned parameters by name.
-    `schedule` replaces the module's (for tuners and tests). `deterministic` refuses atomic sums. Raises TcError
-    when the schedule is illegal, with a counterexample.
+    `dims` binds every dimension; an op still generic over `real` is taken at f32. `threads` counts a CPU's threads.
+    `chosen` overrides tuned parameters by name. `schedule` replaces the module's (for tuners and tests).
+    `deterministic` refuses atomic sums. Raises TcError when the schedule is illegal, with a counterexample.
     """
-    return _Lowering(op, module, dims, machine, threads, chosen or {}, schedule, deterministic).run()
+    return _Lowering(bound(op, DType.F32), module, dims, machine, threads, chosen or {}, schedule, deterministic).run()
 
 
 class _Lowering:
@@ -79,8 +80,8 @@ class _Lowering:
     ) -> None:
         self.deterministic = deterministic
         self.op, self.module, self.dims, self.threads = op, module, dims, threads
-        narrowest = min((o.dtype.bytes for o in op.operands if o.shape and o.dtype.is_float), default=4)
-        self.family = family_for(machine, threads, narrowest)
+        storage = storage_of(op)
+        self.family = family_for(machine, threads, storage.bytes)
         self.info = infer(op, module)
         self.extents = {i: int(evaluate_dim(e, dims)) for i, e in self.info.ranges.items()}
         self.dtypes = {o.name: o.dtype for o in op.operands} | {t.name: t.dtype for t in self.info.temporaries.values()}
@@ -88,11 +89,12 @@ class _Lowering:
         for t in self.info.temporaries.values():
             self.shapes[t.name] = tuple(self.extents[i] for i in t.indices)
         self.equations = normalise(op, module, dims)
-        found = schedule or choose_schedule(op, module, self.family.targets, self.equations, self.dtypes)
+        found = schedule or choose_schedule(op, module, self.family.targets, self.equations, self.dtypes, storage)
         self.given = found is not None
         self.schedule = found or self.family.default(op, self.equations, self.extents)
         self.text = module.sources.get(self.schedule.span.file, "")
-        self.resolver = Resolver(op, self.extents, self.family.rules, self.text, chosen)
+        self.resolver = Resolver(op, self.extents, self.family.rules, self.text, chosen, storage)
+        self.dtypes |= {n: d for n, d in casts_in(self.schedule.shared, storage).items() if n in self.info.temporaries}
 
     def run(self) -> LoweredOp:
         temporaries = frozenset(self.info.temporaries)
@@ -221,7 +223,7 @@ class _Lowering:
         for name, dtype in plan.casts.items():
             if name in local:
                 out[name] = dtype
-            elif "." not in name:
+            elif name in out and out[name] is not dtype:
                 raise TcError(
                     f"'{name}' cannot be cast: it is not a temporary of this kernel",
                     plan.span,

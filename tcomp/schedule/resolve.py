@@ -6,7 +6,7 @@ parameters take their chosen values (a lockfile's or a tuner's) or their default
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -152,10 +152,12 @@ class Resolver:
         rules: LevelRules,
         text: str,
         chosen: Mapping[str, int | float] | None = None,
+        storage: DType = DType.F32,
     ) -> None:
         self.op, self.extents, self.text, self.rules = op, extents, text, rules
         self.facts = rules.facts
         self.chosen = dict(chosen or {})
+        self.storage = storage
 
     def error(self, message: str, span: Span, hint: str = "", *notes: str) -> TcError:
         return TcError(message, span, self.text, hint, notes)
@@ -214,7 +216,7 @@ class Resolver:
             values,
             kernel.span if kernel.directives else schedule.span,
             {n: d for d in directives if isinstance(d, Use) and d.instruction != "fma" for n in d.names},
-            {d.what: d.dtype for d in directives if isinstance(d, Cast)},
+            casts_in(directives, self.storage),
         )
 
     def _tuned(self, directives: tuple[Directive, ...], outputs: tuple[str, ...]) -> dict[str, int | float]:
@@ -299,6 +301,11 @@ class Resolver:
                 f"give both a size, e.g. {chunked[0].index} -> core(1)",
             )
         return tuple(core + sequence)
+
+
+def casts_in(directives: Iterable[Directive], storage: DType) -> dict[str, DType]:
+    """What `cast` lines say, by tensor or EQUATION.TENSOR; `real` is `storage`, that of the op's narrowest tensors."""
+    return {d.what: storage if d.dtype is DType.REAL else d.dtype for d in directives if isinstance(d, Cast)}
 
 
 def level_number(value: Expr) -> int | None:
