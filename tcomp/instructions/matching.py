@@ -152,14 +152,22 @@ def match(c: Compute, buffers: Mapping[str, Buffer], target: str, instructions: 
     if found is None:
         raise MatchError(
             f"{family} does not multiply {types[0]} ('{_shown(a)}') by {types[1]} ('{_shown(b)}') on {target}",
-            f"it takes {types_of(family, target, instructions)}; cast an operand: "
-            f"cast {result}.{_shown(a if types[0] is DType.F32 else b)} to bf16",
+            f"it takes {types_of(family, target, instructions)}: {_remedy(result, a, b)}",
         )
     _check_place(a, found.left, found, m, k)
     _check_place(b, found.right, found, n, k)
     _check_result(c, buffers, found)
     _check_extents(found, m, n, k)
     return Match(found, m, n, k, a, b)
+
+
+def _remedy(result: str, a: Operand, b: Operand) -> str:
+    """How operands get a type that an instruction takes."""
+    computed = [o for o in (a, b) if o.in_registers]
+    if computed:
+        return f"cast {result}.{_shown(computed[0])} to {(b if computed[0] is a else a).buffer.dtype}"
+    tf32 = " (or use the family's .tf32 for f32 ones)" if a.buffer.dtype is b.buffer.dtype is DType.F32 else ""
+    return f"store both operands in a type it takes{tf32}"
 
 
 def _indices(f: Factor) -> set[str]:
@@ -205,7 +213,8 @@ def _check_place(o: Operand, forms: OperandForms, i: Instruction, own: Axis, k: 
         return
     if (forms.along_k if o.along_k else forms.across_k) is None and o.buffer.dtype is not DType.F32:
         raise MatchError(
-            f"operand '{name}' ({o.buffer.dtype}) lies in memory along {own.name}; {i.family} reads it along {k.name} only",
+            f"operand '{name}' ({o.buffer.dtype}) lies in memory along {own.name}; "
+            f"{i.family} reads it along {k.name} only",
             f"store it with {k.name} as its last index",
         )
     if o.factor.cast not in (None, o.buffer.dtype):

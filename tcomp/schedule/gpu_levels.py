@@ -2,7 +2,7 @@
 
     m -> grid.y(128) / warp.y(64) / lane.y(8) / vec(4)     a block takes 128 rows; of these each warp 64, each lane 8
     k -> pipe(16, 3) / vec(4)                              16 at a time, three tiles in flight; read 4 at a time
-    m -> grid.y(128) / warpgroup(64) / mma                 64 rows for each warpgroup of four warps, by matrix instructions
+    m -> grid.y(128) / warpgroup(64) / mma                 each warpgroup 64 rows, by matrix instructions
 
 The number in brackets is the tile handed inward. Lanes along x are those that lanes along y leave over.
 """
@@ -71,7 +71,7 @@ class GpuLevels:
             elif kind == "warpgroup":
                 if args[0] != GROUP_ROWS:
                     raise LevelError(
-                        f"warpgroup({args[0]}): a warpgroup takes {GROUP_ROWS} rows at a time, 16 for each of its warps",
+                        f"warpgroup({args[0]}): a warpgroup takes {GROUP_ROWS} rows at a time, 16 for each warp",
                         level.span,
                         f"write warpgroup({GROUP_ROWS}); what is left over its warpgroups take in turns",
                     )
@@ -150,7 +150,7 @@ def thread_shape(plan: KernelPlan, extents: Mapping[str, int]) -> ThreadShape:
         for m in loops:
             if wanted.get(m.index, LANES_Y) > LANES_Y:
                 raise LevelError(
-                    f"loop '{m.index}' asks for {wanted[m.index]} lanes along y; with mma a warp has {LANES_Y} x {32 // LANES_Y}",
+                    f"loop '{m.index}' asks for {wanted[m.index]} lanes along y; with mma a warp has {LANES_Y}",
                     m.span,
                     "give each lane more values",
                 )

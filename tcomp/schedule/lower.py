@@ -190,10 +190,11 @@ class _Lowering:
         writes = {t for x in leaves for t in x.written} & operand_names
         order = [o.name for o in self.op.operands] + sorted(workspaces)
         operands = tuple(Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in order if n in reads | writes)
+        tiles = self.family.finish(emitter.tiles, operands, phases, plan, self.text if self.given else None)
         return Kernel(
             label,
             operands,
-            tuple(self.family.finish(emitter.tiles, operands, phases, plan, self.text if self.given else None).values()),
+            tuple(tiles.values()),
             tuple(phases),
             frozenset(reads),
             frozenset(writes),

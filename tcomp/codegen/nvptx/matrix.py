@@ -14,22 +14,21 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.bounds import integer_value
 from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.types import F32, I8, I32, IrValue
 from tcomp.codegen.nvptx import formats
-from tcomp.codegen.nvptx.addressing import strides
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, names_in
+from tcomp.codegen.nvptx.operand_address import OperandAddress
+from tcomp.dsl.ast import Access, DType, names_in
 from tcomp.instructions import INSTRUCTIONS
 from tcomp.instructions.declaration import OperandForms
-from tcomp.instructions.layout import FragmentLayout, MatrixLoad, Step
-from tcomp.instructions.matching import Match, MatchError, Operand, match
+from tcomp.instructions.layout import FragmentLayout, MatrixLoad
+from tcomp.instructions.matching import Match, MatchError, match
 from tcomp.ir.tile import Axis, Buffer, Compute, Fragment
 
-UNROLLED = 256
+UNROLLED = 128
 """instructions that are written out; more are a loop over steps of k"""
 
 
@@ -77,6 +76,9 @@ class MatrixGenerator:
         self.em, self.scope, self.node = em, scope, node
         self.match = matched(node, scope)
         self.rows, self.columns = tiles_of(self.match.m, 16), tiles_of(self.match.n, 8)
+        m, n, k, a, b = self.match.m, self.match.n, self.match.k, self.match.a, self.match.b
+        self.left = None if a.in_registers else OperandAddress(em, scope, a, m, k, True)
+        self.right = OperandAddress(em, scope, b, n, k, False)
 
     def generate(self) -> None:
         em, node = self.em, self.node
@@ -106,7 +108,9 @@ class MatrixGenerator:
         i = self.match.instruction
         steps = self.match.k.block // i.k
         each = len(self.rows.offsets) * len(self.columns.offsets)
-        at_once = max((d for d in range(1, steps + 1) if steps % d == 0 and d * each <= UNROLLED), default=1)
+        unit = max(1, self.right.panel // i.k, 1 if self.left is None else self.left.panel // i.k)
+        fitting = [d for d in range(unit, steps + 1, unit) if steps % d == 0 and d * each <= UNROLLED]
+        at_once = max(fitting, default=unit if steps % unit == 0 else steps)
         if at_once == steps or self.match.a.in_registers:
             return self._unrolled(acc, 0, steps)
 
@@ -140,27 +144,23 @@ class MatrixGenerator:
     # ---------------------------------------------------------------------------------------- operands
 
     def _left(self, i: int, base: Int, k: int) -> list[IrValue]:
-        o = self.match.a
-        if o.in_registers:
+        if self.left is None:
             return self._packed(i, k)
-        return self._loaded(o, self.match.instruction.left, self.match.m, self.rows.offsets[i], base, k, 4)
+        return self._loaded(self.left, self.match.instruction.left, self.rows.offsets[i], base, k, 4)
 
     def _right(self, base: Int, k: int) -> list[list[IrValue]]:
         """B fragments of all n8 tiles, two at a time where they are neighbours."""
-        o, forms, axis = self.match.b, self.match.instruction.right, self.match.n
-        offsets = self.columns.offsets
-        out: list[list[IrValue]] = []
+        offsets, out = self.columns.offsets, list[list[IrValue]]()
         while len(out) < len(offsets):
             at = offsets[len(out)]
             pair = len(out) + 1 < len(offsets) and offsets[len(out) + 1] == at + 8
-            registers = self._loaded(o, forms, axis, at, base, k, 4 if pair else 2)
+            registers = self._loaded(self.right, self.match.instruction.right, at, base, k, 4 if pair else 2)
             out += [registers[x : x + 2] for x in range(0, len(registers), 2)]
         return out
 
     def _packed(self, i: int, k: int) -> list[IrValue]:
         """The A fragment of a tile in registers: neighbouring columns of an accumulator, rounded and packed."""
         o, m = self.match.a, self.match.m.name
-        dtype = self.match.instruction.a
         slots = self.scope.fragments[o.buffer.name]
         out = []
         for half in (0, 1):
@@ -170,26 +170,21 @@ class MatrixGenerator:
                            for v in (0, 1)]  # fmt: skip
                 b = self.em.here()
                 pair = [b.load(slots[n], typ=F32) for n in numbers]
-                out.append(formats.pack(self.em, pair, dtype))
+                out.append(formats.pack(self.em, pair, self.match.instruction.a))
         return out
 
-    def _loaded(
-        self, o: Operand, forms: OperandForms, axis: Axis, at: int, base: Int, k: int, count: int
-    ) -> list[IrValue]:
+    def _loaded(self, o: OperandAddress, forms: OperandForms, at: int, base: Int, k: int, count: int) -> list[IrValue]:
         """`count` registers of a fragment (of two neighbours for B) from shared memory, rounded to tf32 if need be."""
-        form = forms.along_k if o.along_k else forms.across_k
-        left = o is self.match.a
+        form = forms.along_k if o.operand.along_k else forms.across_k
         if isinstance(form, MatrixLoad):
-            out = self._ldmatrix(o, form, axis, at, base, k, count, left)
+            out = self._ldmatrix(o, form, at, base, k, count)
         else:
-            out = self._gathered(o, forms.layout, axis, at, base, k, count, left)
+            out = self._gathered(o, forms.layout, at, base, k, count)
         return [self._tf32(x) for x in out] if self.match.instruction.a is DType.F32 else out
 
-    def _ldmatrix(
-        self, o: Operand, form: MatrixLoad, axis: Axis, at: int, base: Int, k: int, count: int, left: bool
-    ) -> list[IrValue]:
+    def _ldmatrix(self, o: OperandAddress, form: MatrixLoad, at: int, base: Int, k: int, count: int) -> list[IrValue]:
         em = self.em
-        pointer, offset = self._address(o, form.lanes, axis, at, base, k, left)
+        pointer, offset = o.lane(form.lanes, at, base, k)
         em.here()
         outputs = ", ".join(f"${x}" for x in range(count))
         trans = ".trans" if form.transposed else ""
@@ -199,93 +194,17 @@ class MatrixGenerator:
         return [em.builder.extract_value(found, x) for x in range(count)]
 
     def _gathered(
-        self, o: Operand, layout: FragmentLayout, axis: Axis, at: int, base: Int, k: int, count: int, left: bool
+        self, o: OperandAddress, layout: FragmentLayout, at: int, base: Int, k: int, count: int
     ) -> list[IrValue]:
         """Registers of one 32-bit element each, loaded one by one."""
-        own = 4 if left else 2
+        own = 4 if o.left else 2
         out = []
         for x in range(count):
-            row, column = layout.place(0, x % own)
-            along, deep = (row, column) if left else (column, row)
-            shift = at + along + 8 * (x // own)
-            pointer, offset = self._address(o, layout.threads, axis, shift, base, k + deep, left)
+            pointer, offset = o.lane(layout.threads, at + 8 * (x // own), base, k, layout.place(0, x % own))
             b = self.em.here()
-            pointer = b.gep(pointer, [ir.Constant(I32, offset)], source_etype=I8)
-            out.append(b.load(pointer, typ=I32, align=4))
+            out.append(b.load(b.gep(pointer, [ir.Constant(I32, offset)], source_etype=I8), typ=I32, align=4))
         return out
 
     def _tf32(self, x: IrValue) -> IrValue:
         b = self.em.here()
         return self.em.asm("cvt.rna.tf32.f32 $0, $1;", I32, "=r,f", [b.bitcast(x, F32)])
-
-    def _address(
-        self, o: Operand, lanes: tuple[Step, ...], axis: Axis, at: int, base: Int, k: int, left: bool
-    ) -> tuple[IrValue, int]:
-        """A lane's pointer into the tile for these steps of its number's bits, and a number of bytes to add to it."""
-        em, size = self.em, o.buffer.dtype.bytes
-        step = strides(o.buffer)
-        across, deep = (step[0], step[1]) if o.along_k else (step[1], step[0])
-        subscripts = dict(zip(("own", "k") if o.along_k else ("k", "own"), o.factor.access.subscripts, strict=True))
-
-        def lane() -> Int:
-            spread = axis.spread
-            assert spread is not None
-            total: Int = 0
-            if spread.warp:
-                warp = em.coordinate(f"warp.{spread.warp}")
-                em.at(0)
-                total = em.mul(warp, spread.warp_tile * across * size)
-            steps = [(r if left else c) * across + (c if left else r) * deep for r, c in lanes]
-            number = em.thread()
-            for bit, count, stride in bit_fields(steps):
-                b = em.at(0)
-                on = b.and_(b.lshr(number, em.i64(bit)), em.i64((1 << count) - 1))
-                total = em.add(total, em.mul(on, stride * size))
-            return total
-
-        name = o.buffer.name
-        root, level = self.scope.roots[name], self.scope.levels.get(name, 0)
-        key = ("matrix", name, axis.name, lanes, left)
-        offset = em.once(0, key, lane)
-        pointer = em.once(level, (*key, id(root)), lambda: _advance(em, root, offset))
-        for subscript, own, stride in ((subscripts["own"], axis, across), (subscripts["k"], self.match.k, deep)):
-            start = self._start(subscript, own)
-            if not (isinstance(start, int) and start == 0):
-                em.here()
-                pointer = _advance(em, pointer, em.mul(start, stride * size))
-        if not isinstance(base, int):
-            em.here()
-            pointer = _advance(em, pointer, em.mul(base, deep * size))
-            base = 0
-        return pointer, (at * across + (base + k) * deep) * size
-
-    def _start(self, subscript: Expr, axis: Axis) -> Int:
-        """The tile coordinate of the axis's first value."""
-        em = self.em
-        em.here()
-        match subscript:
-            case Name():
-                return integer_value(em, axis.start, self.scope)
-            case Binary("-", Name(), start) if start == axis.start:
-                return 0
-            case Binary("-", Name(), start):
-                return integer_value(em, Binary("-", axis.start, start), self.scope)
-        raise Unsupported(f"a matrix operand at subscript {subscript}", self.node.span)
-
-
-def bit_fields(steps: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Runs of bits whose steps double, as (first bit, bits, step of the first): one multiplication each."""
-    out: list[tuple[int, int, int]] = []
-    for bit, step in enumerate(steps):
-        if out and out[-1][0] + out[-1][1] == bit and step == out[-1][2] << out[-1][1]:
-            first, count, low = out[-1]
-            out[-1] = (first, count + 1, low)
-        elif step:
-            out.append((bit, 1, step))
-    return out
-
-
-def _advance(em: GpuEmitter, pointer: IrValue, offset: Int) -> IrValue:
-    if isinstance(offset, int) and offset == 0:
-        return pointer
-    return em.builder.gep(pointer, [em.i64(offset)], source_etype=I8)
