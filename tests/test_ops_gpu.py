@@ -23,6 +23,7 @@ from tcomp.machine.gpu import GpuMachine, machine_for_target
 from tcomp.oracle import evaluate
 from tcomp.runtime.values import numpy_type, stored, values
 from tcomp.runtime.vgpu import Device
+from tcomp.runtime.vgpu.arguments import tensor_maps
 from tcomp.schedule.lower import LoweredOp, lower
 from tests.reference import torch_gpt2 as reference
 from tests.reference.op_cases import (
@@ -63,7 +64,7 @@ def execute(lowered: LoweredOp, op: Op, inputs: Arrays, machine: GpuMachine = H1
         team = [device.allocate(code.team_bytes)] if code.team_bytes else []
         module = device.load(code.ptx)
         for launch in code.launches:
-            pointers = [address[b.name] for b in kernel.operands] + team
+            pointers = [*(address[b.name] for b in kernel.operands), *team, *tensor_maps(launch, address)]
             module.launch(launch.symbol, launch.blocks, launch.threads, pointers, launch.shared_bytes).check()
     found: Arrays = {}
     for o in (*op.outputs, *(p for p in op.params if p.inout)):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 from tcomp.dsl.ast import Equation, Op, Schedule
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.targets import GPU_TARGETS
-from tcomp.ir.tile import SERIAL, Buffer, Spread, Statement, ThreadShape
+from tcomp.ir.tile import SERIAL, Buffer, Kernel, Spread, Statement, ThreadShape
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.cpu_levels import CpuLevels
@@ -22,6 +22,7 @@ from tcomp.schedule.scopes import assign_scopes
 from tcomp.schedule.stager import Stager
 from tcomp.schedule.staging import Staging
 from tcomp.schedule.staging_gpu import SharedStaging
+from tcomp.schedule.tensor_copies import check_tensor_copies
 from tcomp.schedule.threads import GpuTiler
 from tcomp.schedule.tiling import CpuTiler, Tiler
 
@@ -62,16 +63,12 @@ class Family(Protocol):
         """The schedule of an op that has none."""
         ...
 
-    def finish(
-        self,
-        tiles: Mapping[str, Buffer],
-        operands: Sequence[Buffer],
-        phases: Phases,
-        plan: KernelPlan,
-        text: str | None,
-    ) -> dict[str, Buffer]:
-        """The kernel's tiles where they live; instructions that the schedule names are checked against them. `text` is
-        that of a written schedule."""
+    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> dict[str, Buffer]:
+        """The kernel's tiles where they live. `text` is that of a written schedule."""
+        ...
+
+    def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
+        """TcError where the machine cannot do what the finished kernel asks for, or not as its schedule says."""
         ...
 
 
@@ -102,15 +99,11 @@ class CpuFamily:
     def default(self, op: Op, equations: tuple[Equation, ...], extents: dict[str, int]) -> Schedule:
         return default_schedule(op, equations, extents, "cpu")
 
-    def finish(
-        self,
-        tiles: Mapping[str, Buffer],
-        operands: Sequence[Buffer],
-        phases: Phases,
-        plan: KernelPlan,
-        text: str | None,
-    ) -> dict[str, Buffer]:
+    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> dict[str, Buffer]:
         return dict(tiles)
+
+    def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
+        pass
 
 
 class GpuFamily:
@@ -118,6 +111,7 @@ class GpuFamily:
     private_sums = True
 
     def __init__(self, machine: GpuMachine, itemsize: int) -> None:
+        self.machine = machine
         self.targets: tuple[str, ...] = gpu_targets(machine.target)
         self.itemsize = itemsize
         self.rules = GpuLevels(machine, itemsize)
@@ -147,17 +141,12 @@ class GpuFamily:
     def default(self, op: Op, equations: tuple[Equation, ...], extents: dict[str, int]) -> Schedule:
         return default_gpu_schedule(op, equations, extents, "gpu")
 
-    def finish(
-        self,
-        tiles: Mapping[str, Buffer],
-        operands: Sequence[Buffer],
-        phases: Phases,
-        plan: KernelPlan,
-        text: str | None,
-    ) -> dict[str, Buffer]:
-        placed = assign_scopes(tiles, phases, text)
-        check_instructions({**{b.name: b for b in operands}, **placed}, phases, plan, self.targets[0], text or "")
-        return placed
+    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> dict[str, Buffer]:
+        return assign_scopes(tiles, phases, text)
+
+    def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
+        check_tensor_copies(kernel, self.machine, text)
+        check_instructions(kernel, plan, self.machine.target, text)
 
 
 def gpu_targets(target: str) -> tuple[str, ...]:

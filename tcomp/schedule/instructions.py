@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from tcomp.dsl.errors import TcError
 from tcomp.instructions import INSTRUCTIONS
 from tcomp.instructions.matching import MatchError, match
-from tcomp.ir.tile import Buffer, Statement
+from tcomp.ir.tile import Kernel
 from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.scopes import computes
 
 
-def check_instructions(
-    buffers: Mapping[str, Buffer],
-    phases: Sequence[tuple[Statement, ...]],
-    plan: KernelPlan,
-    target: str,
-    text: str,
-) -> None:
+def check_instructions(kernel: Kernel, plan: KernelPlan, target: str, text: str) -> None:
     """TcError at the `use` line that cannot be kept."""
+    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
     found: set[str] = set()
-    for phase in phases:
+    for phase in kernel.phases:
         for c in computes(phase):
             name = c.target.tensor
             own = next((n for n in plan.uses if n == name or name.startswith(f"{n}.sum")), "")
