@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 DEVICE_HELP = "cpu, cuda (cuda:1, cuda:NAME) or virtual, a GPU simulator that checks what runs [default: cpu]."
+LOCK_HELP = "The lockfile of tuned schedules, or none [default: MODEL.MACHINE.lock here or beside the model]."
 GPU_HELP = "The GPU that --device virtual stands for: h100, a100, rtx4090 ... [default: h100]."
 GRAPH_HELP = "On a GPU, a whole program as one graph, or launch by launch (slow, names a failing launch)."
 
@@ -111,6 +113,9 @@ class Built:
     name: str
     step: Step
     device: Device
+    lock: Path | None = None
+    tuned: int = 0
+    """the lockfile in use, and how many op instances have their values from it"""
 
     @property
     def machine(self) -> CpuMachine | GpuMachine:
@@ -135,16 +140,21 @@ def build_step(
     keep_logits: bool = False,
     module: Module | None = None,
     device: Device | None = None,
+    lock: str = "",
 ) -> Built:
     """Check, derive, schedule and plan `file` at batch B and length T for a device (this computer's processors).
 
-    The plan must fit `memory`; without it, what is free on the device.
+    The plan must fit `memory`; without it, what is free on the device. `lock` is the lockfile whose choices the
+    schedules get ("none": their own values); without it, the one that `find_lock` finds, if any.
     """
+    from tcomp.autotune.apply import find_lock, load_lock
     from tcomp.model.build import build_step as build
 
     module = module or load_module(file)
     model = only_model(module, file)
     device = device or device_for(threads=threads)
+    path = find_lock(find_file(file), device.machine.name, lock or None)
+    applied = load_lock(path, module, device.machine, device.threads) if path else None
     try:
         step = build(
             module,
@@ -158,10 +168,14 @@ def build_step(
             memory_limit=parse_bytes(memory) if memory else device.free_memory(),
             programs=programs,
             keep_logits=keep_logits,
+            lower=applied.lower if applied else None,
         )
     except OverflowError as e:
         raise UserError("a step of these sizes needs more memory than there are addresses", "use smaller sizes") from e
-    return Built(module, model.name, step, device)
+    if applied and path:
+        for line in applied.warnings(path):
+            print(f"warning: {line}" if line.startswith(str(path)) else line, file=sys.stderr)
+    return Built(module, model.name, step, device, path, len(applied.used) if applied else 0)
 
 
 def default_config(module: Module, file: str) -> str:

@@ -13,7 +13,7 @@ import sys
 
 import typer
 
-from tcomp.cli import build, check, doctor, fmt, generate, grad, plan, show, train, vgpu
+from tcomp.cli import build, check, doctor, fmt, generate, grad, plan, show, train, tune, vgpu
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
 
@@ -39,6 +39,7 @@ for name, command in (
     ("show", show.show),
     ("grad", grad.grad),
     ("check", check.check),
+    ("tune", tune.tune),
     ("fmt", fmt.fmt),
     ("doctor", doctor.doctor),
 ):
