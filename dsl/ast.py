@@ -34,7 +34,9 @@ def _span() -> Span:
 
 
 class DType(Enum):
-    """Element types. `bytes` is the storage size of one element."""
+    """Element types. `bytes` is the storage size of one element.
+
+    REAL is `real` of a generic op: it has no size until the op is bound to a storage type (dsl/storage.py)."""
 
     F64 = "f64"
     F32 = "f32"
@@ -43,9 +45,11 @@ class DType(Enum):
     E4M3 = "e4m3"
     E5M2 = "e5m2"
     I32 = "i32"
+    REAL = "real"
 
     @property
     def bytes(self) -> int:
+        assert self is not DType.REAL, "an op's `real` has no size before it is bound"
         return {"f64": 8, "f32": 4, "i32": 4, "bf16": 2, "f16": 2, "e4m3": 1, "e5m2": 1}[self.value]
 
     @property
@@ -413,6 +417,17 @@ class ParamDecl:
 
 
 @dataclass(frozen=True, slots=True)
+class Tie:
+    """`tie head_w to wte where TIED == 1`: in configurations for which the condition holds (all without one), the
+    first parameter is another name for the second."""
+
+    name: str
+    to: str
+    where: Expr | None = None
+    span: Span = _span()
+
+
+@dataclass(frozen=True, slots=True)
 class InputDecl:
     """`input tokens: i32[B, T] below V`: a step's input; `below` bounds its values (checked by the loader)."""
 
@@ -505,6 +520,7 @@ class Model:
     logits: str | None
     optimizer: Optimizer | None
     precision: str = "f32"
+    ties: tuple[Tie, ...] = ()
     doc: str = ""
     span: Span = _span()
 

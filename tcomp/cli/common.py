@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcomp.cli.limits import DEFAULT_GPU, cores, parse_bytes, split_device
+from tcomp.cli.limits import DEFAULT_GPU, parse_bytes, split_device
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
     from tcomp.dsl.ast import Model, Module, Op
+    from tcomp.dsl.dims import Number
     from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
     from tcomp.model.step import Step
@@ -86,23 +87,12 @@ def memory_here() -> int | None:
 def device_for(name: str = "cpu", *, gpu: str = "", threads: int = 0, graph: bool = True) -> Device:
     """What `--device`, `--gpu`, `--threads` and `--no-graph` ask for.
 
-    UserError where that device cannot be used. A GPU's driver is loaded here, and the virtual GPU is put in its
-    place where asked: one of the two per process.
+    UserError where that device cannot be used.
     """
-    from tcomp.runtime.cache import cache_folder
+    from tcomp.runtime.device import device_named
 
-    kind, number_or_name = split_device(name)
-    cache = cache_folder("kernels")
-    if kind == "cpu":
-        from tcomp.machine.cpu import detect
-        from tcomp.runtime.device import CpuDevice
-
-        return CpuDevice(detect(), threads or cores(), cache)
-    from tcomp.runtime.cuda.device import real_device, virtual_device
-
-    if kind == "virtual":
-        return virtual_device(gpu or DEFAULT_GPU, cache, graph)
-    return real_device(number_or_name, cache, graph)
+    kind, which = split_device(name)
+    return device_named(kind, which, gpu=gpu or DEFAULT_GPU, threads=threads, graph=graph)
 
 
 @dataclass(frozen=True)
@@ -132,7 +122,7 @@ def build_step(
     batch: int,
     length: int,
     *,
-    dims: dict[str, int] | None = None,
+    dims: dict[str, Number] | None = None,
     accumulation: int = 1,
     threads: int = 0,
     memory: str | None = None,

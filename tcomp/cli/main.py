@@ -13,7 +13,7 @@ import sys
 
 import typer
 
-from tcomp.cli import build, check, doctor, fmt, generate, grad, plan, show, train, tune, vgpu
+from tcomp.cli import bench, build, check, doctor, fmt, generate, grad, plan, show, train, tune, vgpu
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
 
@@ -42,6 +42,7 @@ for name, command in (
     ("tune", tune.tune),
     ("fmt", fmt.fmt),
     ("doctor", doctor.doctor),
+    ("bench", bench.bench),
 ):
     app.command(name)(command)
 app.add_typer(vgpu.app, name="vgpu")

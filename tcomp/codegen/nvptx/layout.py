@@ -10,20 +10,34 @@ from tcomp.codegen.nvptx.join import exchange_bytes
 from tcomp.codegen.nvptx.plan import accesses_of, exchange_lanes, joins_warps, plan_of, sharing_of
 from tcomp.dsl.ast import DType
 from tcomp.errors import UserError
-from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack, Scope, Statement, ThreadShape
+from tcomp.ir.tile import (
+    SWIZZLE_PERIOD,
+    Buffer,
+    Compute,
+    Kernel,
+    Loop,
+    Pack,
+    Scope,
+    Statement,
+    Swizzled,
+    ThreadShape,
+)
 
 ALIGNMENT = 128
+RING_BYTES = 16
+"""of shared memory for the two mbarriers of one copy in a ring"""
 TEAM_ALIGNMENT = 256
 
 
 @dataclass
 class SharedLayout:
-    """Byte offsets from the start of the block's shared memory. `stages[v]` is the distance between the copies that the
-    pipe loop over v fills, `copies[v]` their number."""
+    """Byte offsets from the start of the block's shared memory. `stages` is, for a pipe loop (by its number), the
+    distance between the copies that it fills; `rings` are the mbarriers of what the copy engine fills."""
 
     offsets: dict[str, int] = field(default_factory=dict)
     exchange: dict[int, int] = field(default_factory=dict)
     stages: dict[int, int] = field(default_factory=dict)
+    rings: dict[int, int] = field(default_factory=dict)
     bytes: int = 0
 
 
@@ -46,9 +60,23 @@ def leading_packs(loop: Loop) -> tuple[Pack, ...]:
 
 def pipe_stages(loop: Loop) -> int:
     """Copies that a pipe loop really keeps: one where nothing is copied in the background."""
-    if loop.level != "pipe" or not any(p.by == "cp.async" for p in leading_packs(loop)):
+    if loop.level != "pipe" or not any(p.by != "copy" for p in leading_packs(loop)):
         return 1
     return max(1, loop.stages)
+
+
+def rings_of(body: Sequence[Statement]) -> Iterator[tuple[Loop | Pack, int]]:
+    """What the copy engine fills: pipe loops, and Packs that begin none; with the copies of each."""
+    for s in body:
+        if isinstance(s, Loop):
+            packs = leading_packs(s) if s.level == "pipe" else ()
+            if any(p.by == "tma" for p in packs):
+                yield s, pipe_stages(s)
+                yield from rings_of(s.body[len(packs) :])
+            else:
+                yield from rings_of(s.body)
+        elif isinstance(s, Pack) and s.by == "tma":
+            yield s, 1
 
 
 def names_used(s: Statement) -> set[str]:
@@ -67,17 +95,20 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
     layout = SharedLayout()
     sizes: list[tuple[str, int]] = []
 
-    def place(name: str, size: int) -> int:
-        at = layout.bytes
-        layout.bytes += -(-size // ALIGNMENT) * ALIGNMENT
+    def place(name: str, size: int, alignment: int = ALIGNMENT) -> int:
+        at = -(-layout.bytes // alignment) * alignment
+        layout.bytes = at + -(-size // alignment) * alignment
         sizes.append((name, size))
         return at
 
     for s in statements_in(phase):
         if isinstance(s, Loop) and s.level == "pipe" and pipe_stages(s) > 1:
-            start = layout.bytes
-            for p in leading_packs(s):
-                layout.offsets[p.buffer] = place(p.buffer, buffers[p.buffer].bytes)
+            tiles = [buffers[p.buffer] for p in leading_packs(s)]
+            widest = max(alignment_of(t) for t in tiles)
+            start = layout.bytes = -(-layout.bytes // widest) * widest
+            for t in tiles:
+                layout.offsets[t.name] = place(t.name, t.bytes, alignment_of(t))
+            layout.bytes = -(-layout.bytes // widest) * widest
             stage = layout.stages[id(s)] = layout.bytes - start
             layout.bytes += stage * (pipe_stages(s) - 1)
             sizes.append(
@@ -85,7 +116,7 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
             )
     for b in kernel.tiles:
         if b.scope is Scope.SHARED and b.name in used and b.name not in layout.offsets:
-            layout.offsets[b.name] = place(b.name, b.bytes)
+            layout.offsets[b.name] = place(b.name, b.bytes, alignment_of(b))
     for s in statements_in(phase):
         if isinstance(s, Compute):
             sharing = sharing_of(s, threads)
@@ -94,6 +125,8 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
                 shape = (threads.warps, exchange_lanes(sharing, threads))
                 size = exchange_bytes(s, sharing, plan_of(s, buffers).points, shape, wide)
                 layout.exchange[id(s)] = place(f"joining warps of {s.target.tensor}", size)
+    for filled, count in rings_of(phase):
+        layout.rings[id(filled)] = place("mbarriers", RING_BYTES * count)
     if layout.bytes > limit:
         listing = ", ".join(f"{n} {size:,}" for n, size in sorted(sizes, key=lambda x: -x[1]))
         raise UserError(
@@ -102,6 +135,11 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
             f"take smaller tiles or fewer stages ({listing})",
         )
     return layout
+
+
+def alignment_of(tile: Buffer) -> int:
+    """Bytes that the tile's address must be a multiple of."""
+    return SWIZZLE_PERIOD if isinstance(tile.layout, Swizzled) else ALIGNMENT
 
 
 def _casts_to_f64(c: Compute) -> bool:
