@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 from tcomp.runtime.cache import sync_folder
 
@@ -54,7 +55,7 @@ class Manifest:
     step: int
     model: str
     config: str
-    dims: dict[str, int]
+    dims: dict[str, Number]
     hyper: dict[str, float]
     seed: int
     data: tuple[int, int]
@@ -182,7 +183,7 @@ def verify(folder: Path) -> Checkpoint:
     return Checkpoint(folder, Manifest(**fields))
 
 
-def check_same_model(checkpoint: Checkpoint, model: str, config: str, dims: Mapping[str, int]) -> None:
+def check_same_model(checkpoint: Checkpoint, model: str, config: str, dims: Mapping[str, Number]) -> None:
     """UserError when the checkpoint is of another model, config or size."""
     have = checkpoint.manifest
     if have.model != model or have.config != config:

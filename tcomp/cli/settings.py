@@ -9,6 +9,7 @@ from typing import Any
 
 from tcomp.cli.common import closest
 from tcomp.cli.limits import check_device, check_dims, check_hyper, check_numbers, check_prompt, parse_bytes
+from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 
 
@@ -30,6 +31,7 @@ class TrainSettings:
     graph: bool = True
     threads: int = 0
     memory: str = ""
+    lock: str = ""
     eval_every: int = 250
     eval_batches: int = 20
     save_every: int = 250
@@ -37,7 +39,7 @@ class TrainSettings:
     sample: int = 300
     prompt: str = "def "
     hyper: dict[str, float] = field(default_factory=dict)
-    dims: dict[str, int] = field(default_factory=dict)
+    dims: dict[str, Number] = field(default_factory=dict)
 
     def check(self) -> TrainSettings:
         """UserError for values that make no sense; the settings themselves when all do."""
@@ -80,11 +82,10 @@ def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
             kind = kinds[type(default)]
             raise UserError(f"{where}: {name} must be {kind}, not {value!r}")
         if name in ("hyper", "dims"):
-            wanted = (int, float) if name == "hyper" else (int,)
+            wanted = (int, float)
             for key, number in value.items():
                 if not isinstance(number, wanted) or isinstance(number, bool):
-                    kind = "a number" if name == "hyper" else "a whole number"
-                    raise UserError(f"{where}: {name}.{key} must be {kind}, not {number!r}")
+                    raise UserError(f"{where}: {name}.{key} must be a number, not {number!r}")
         if name == "data" and not all(isinstance(v, str) for v in value):
             raise UserError(f"{where}: data must be a list of paths")
     return values
