@@ -65,9 +65,11 @@ class Outcome:
 
 
 def train(
-    executor: Executor, data: Data, run: RunFolder, settings: Settings, progress: Progress, resume: bool
-) -> Outcome:
-    """Train up to `settings.steps` steps in all, from fresh parameters or the run's newest checkpoint."""
+    executor: Executor, data: Data, run: RunFolder, settings: Settings, progress: Progress, resume: bool,
+    weights: checkpoint.Checkpoint | None = None,
+) -> Outcome:  # fmt: skip
+    """Train up to `settings.steps` steps in all, from fresh parameters, those of `weights`, or the run's newest
+    checkpoint."""
     step, batches = executor.step, data.training_batches(settings.seed)
     hyper = set_scalars(executor, settings.hyper)
     check_inputs(step)
@@ -78,6 +80,8 @@ def train(
         progress.warn(f"{run.path}: the run was stopped before its first checkpoint; it starts again from step 0")
     if saved is None:
         initialise(executor, settings.seed, settings.threads)
+        if weights is not None:
+            load_weights(executor, weights)
         done = 0
     else:
         done = restore(executor, data, saved, settings.seed, batches)
@@ -239,6 +243,14 @@ def restore(executor: Executor, data: Data, saved: checkpoint.Checkpoint, seed: 
     saved.load(persistent(executor), executor.write)
     batches.state = manifest.data
     return manifest.step
+
+
+def load_weights(executor: Executor, saved: checkpoint.Checkpoint) -> None:
+    """The parameters of a checkpoint, converted to the types of this step; UserError when it is of another model.
+
+    Sizes may differ, and so may numbers that no parameter's shape depends on.
+    """
+    saved.load(persistent(executor, ("parameter",)), executor.write, convert=True)
 
 
 def validation_loss(executor: Executor, data: Data, batch_count: int) -> float:

@@ -78,7 +78,7 @@ def import_weights(
         length=int(min(graph.dims.get("S", 1024), 1024)),
     )  # fmt: skip
     with shown("importing", parameters(graph, wanted, found, kind or own)) as tensors:
-        write_run(target, graph, as_json(settings), tensors, passed)
+        write_run(target, graph, {"weights_only": True, **as_json(settings)}, tensors, passed)
     count = sum(p.tensor.elements for p in graph.parameters)
     changed = "".join(f", {n} = {v}" for n, v in overrides.items())
     print(f"{chosen.name} {name}{changed}: {count / 1e6:.1f} M parameters, {len(wanted)} tensors, {kind or own}")

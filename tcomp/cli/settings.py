@@ -26,11 +26,13 @@ class TrainSettings:
     seed: int = 1
     data: list[str] = field(default_factory=list)
     run: str = ""
+    init_from: str = ""
     device: str = "cpu"
     gpu: str = ""
     graph: bool = True
     threads: int = 0
     memory: str = ""
+    lock: str = ""
     eval_every: int = 250
     eval_batches: int = 20
     save_every: int = 250
