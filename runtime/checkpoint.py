@@ -77,17 +77,12 @@ class Checkpoint:
             found[name] = held[name]
         return found
 
-    def load(self, wanted: Mapping[str, Stored], write: Callable[[str, Array], None], convert: bool = False) -> None:
-        """Give the named tensors to `write`, one by one; UserError when one is missing or of another shape. With
-        `convert` one of another type is given as f32 values, else it is an error."""
+    def check(self, wanted: Mapping[str, Stored], convert: bool = False) -> dict[str, Entry]:
+        """The entries of the named tensors; UserError when one is missing or of another shape or type. With `convert`
+        the type may be another one of those that weights are stored in."""
         header = self.tensors()
         for name, tensor in wanted.items():
             if name not in header:
-                if tensor.shape and name.startswith("state."):
-                    raise UserError(
-                        f"{self.folder}: it holds weights only, without the optimizer's state",
-                        "start a run from them: tcomp train --init-from FOLDER",
-                    )
                 raise UserError(f"{self.folder}: it has no tensor {name!r}: a checkpoint of another model")
             entry = header[name]
             same = entry.kind == tensor.kind or (convert and entry.kind in CONVERTIBLE)
@@ -96,8 +91,14 @@ class Checkpoint:
                     f"{self.folder}: tensor {name!r} is {entry.kind}{list(entry.shape)}, the model has "
                     f"{tensor.kind}{list(tensor.shape)}: a checkpoint of another model or config"
                 )
+        return {name: header[name] for name in wanted}
+
+    def load(self, wanted: Mapping[str, Stored], write: Callable[[str, Array], None], convert: bool = False) -> None:
+        """Give the named tensors to `write`, one by one, those of another type as f32 values; UserError as `check`."""
+        for name, entry in self.check(wanted, convert).items():
             held = np.fromfile(entry.path, KINDS[entry.kind], math.prod(entry.shape), offset=entry.start)
-            write(name, (held if entry.kind == tensor.kind else as_floats(held, entry.kind)).reshape(tensor.shape))
+            same = entry.kind == wanted[name].kind
+            write(name, (held if same else as_floats(held, entry.kind)).reshape(entry.shape))
 
 
 def checkpoints_folder(run: Path) -> Path:

@@ -18,10 +18,9 @@ from tcomp.errors import UserError
 from tcomp.model.graph import Graph
 from tcomp.runtime import checkpoint
 from tcomp.runtime.cache import sync_folder
-from tcomp.runtime.run_folder import CONFIG, refuse_used
+from tcomp.runtime.run_folder import CONFIG, PASSED, refuse_used
 from tcomp.runtime.safetensors_file import Stored
 
-PASSED = "hf"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",

@@ -26,11 +26,11 @@ def export_weights(
     """
     from tcomp.cli.transfer_progress import shown
     from tcomp.runtime import checkpoint
-    from tcomp.runtime.run_folder import read_config
+    from tcomp.runtime.run_folder import PASSED, read_config
     from tcomp.runtime.weights.config import config_of, read_json
     from tcomp.runtime.weights.export import write_folder
     from tcomp.runtime.weights.layout import places, read_layout
-    from tcomp.runtime.weights.run import PASSED, passed_files
+    from tcomp.runtime.weights.run import passed_files
     from tcomp.runtime.weights.transfer import tensors
 
     kind = limits.storage_kind(dtype)

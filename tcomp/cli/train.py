@@ -79,8 +79,8 @@ def train(
     """
     flags: dict[str, Any] = {
         "model": model, "config": config, "data": data, "steps": steps, "batch": batch, "length": length,
-        "accumulation": accumulation, "seed": seed, "run": run, "init_from": init_from, "device": device, "gpu": gpu, "graph": graph,
-        "threads": threads, "memory": memory, "lock": lock,
+        "accumulation": accumulation, "seed": seed, "run": run, "init_from": init_from,
+        "device": device, "gpu": gpu, "graph": graph, "threads": threads, "memory": memory, "lock": lock,
         "eval_every": eval_every, "eval_batches": eval_batches, "save_every": save_every, "keep": keep,
         "sample": sample, "prompt": prompt,
     }  # fmt: skip
@@ -185,7 +185,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     from tcomp.runtime.data import open_data
     from tcomp.runtime.progress import progress_for
     from tcomp.runtime.run_folder import RunFolder, refuse_used
-    from tcomp.runtime.train import Settings, check_inputs, train
+    from tcomp.runtime.train import Settings, check_inputs, persistent, train
 
     console = Console(highlight=False)
     module = common.load_module(settings.model)
@@ -218,6 +218,8 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     with console.status("compiling the kernels"):
         executor = device.open(built.step)
     try:
+        if weights is not None:
+            weights.check(persistent(executor, ("parameter",)), convert=True)
         # Everything has been checked and built: only now is there a run folder.
         folder = RunFolder(path, create=not resume)
         try:
@@ -234,6 +236,8 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
                     lock=_kept_lock(built, path),
                 )
                 folder.write_config(as_json(settings))
+                if settings.init_from:
+                    folder.pass_on(Path(settings.init_from))
             outcome = train(
                 executor,
                 data,

@@ -253,3 +253,21 @@ def test_a_taken_folder_and_wrong_flags_are_refused(good: Path, tcomp: Tcomp, tm
     refused(tcomp("export", "weights", "--to-hf", "run"), "there is something of that name already")
     refused(tcomp("train", "--resume", "weights"), "weights only", "--init-from")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "weights"]
+
+
+def test_a_run_starts_from_imported_weights(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    """Without a learning rate the weights stay what they were, and the tokenizer and config.json come along."""
+    saved(tmp_path / "there", LLAMA, dtype=torch.bfloat16)
+    (tmp_path / "there" / "tokenizer.json").write_text("{}")
+    assert tcomp("import", "--from-hf", "there", "--out", "weights").code == 0
+    quick = ["--steps", "1", "-B", "1", "-T", "16", "--threads", "1", "--sample", "0", "--eval-batches", "1"]
+    still = ["--lr", "0", "--hyper", "final_lr=0"]
+    result = tcomp("train", "--init-from", "weights", *quick, *still, "--data", text, "--run", "run")
+    assert result.code == 0, result
+    assert tcomp("export", "run", "--to-hf", "back", "--dtype", "bf16").code == 0
+    before, after = tensors(tmp_path / "there"), tensors(tmp_path / "back")
+    assert set(before) == set(after) and all(torch.equal(before[n], after[n]) for n in before)
+    assert (tmp_path / "back" / "tokenizer.json").exists()
+    refused(tcomp("train", "--init-from", "there"), "a Hugging Face folder", "tcomp import --from-hf there")
+    refused(tcomp("train", "--init-from", "weights", "--dim", "L=1", *quick, "--data", text), "tensor 'norm1_w'")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "run", "text.txt", "there", "weights"]
