@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tcomp.dsl.ast import DType
 from tcomp.ir.tile import Kernel
 
-KINDS = ("parameter", "gradient", "state", "input", "scalar", "activation", "workspace", "output")
+KINDS = ("parameter", "master", "gradient", "state", "input", "scalar", "activation", "workspace", "output")
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,14 @@ class Launch:
 
 @dataclass(frozen=True)
 class ParameterInit:
-    """How to fill a parameter at the start: zeros, ones, normal(std) or uniform(bound)."""
+    """How to fill a parameter at the start: zeros, ones, normal(std) or uniform(bound). `master` is the slot of its
+    master copy ("" without one): that one gets the values, the parameter their rounding."""
 
     slot: str
     kind: str
     value: float
     group: str
+    master: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Step:
     kernels: dict[str, Kernel]
     programs: dict[str, tuple[Launch, ...]]
     parameters: tuple[ParameterInit, ...]
+    precision: str = "f32"
+    """the recipe's name"""
     inputs: dict[str, int] = field(default_factory=dict)
     """input slot -> exclusive bound of its values (0: unbounded)"""
     hyper: dict[str, float] = field(default_factory=dict)
