@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 from tcomp.runtime.cache import sync_folder
 
@@ -54,7 +55,7 @@ class Manifest:
     step: int
     model: str
     config: str
-    dims: dict[str, int]
+    dims: dict[str, Number]
     hyper: dict[str, float]
     seed: int
     data: tuple[int, int]
@@ -183,7 +184,9 @@ def verify(folder: Path) -> Checkpoint:
     return Checkpoint(folder, Manifest(**fields))
 
 
-def check_same_model(checkpoint: Checkpoint, model: str, config: str, dims: Mapping[str, int], precision: str) -> None:
+def check_same_model(
+    checkpoint: Checkpoint, model: str, config: str, dims: Mapping[str, Number], precision: str
+) -> None:
     """UserError when the checkpoint is of another model, config, size or precision."""
     have = checkpoint.manifest
     if have.model != model or have.config != config:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcomp.dsl.ast import Access, DType, Expr, Module, Name, Op, Reduction, walk
-from tcomp.dsl.dims import evaluate_dim, operand_shape
+from tcomp.dsl.dims import Number, evaluate_dim, operand_shape
 from tcomp.dsl.infer import dimensions
 from tcomp.dsl.storage import bound
 from tcomp.errors import UserError
@@ -40,7 +40,7 @@ class Comparison:
     """One result beside the oracle's. `error` is |ours - oracle| / |oracle| (L2)."""
 
     what: str
-    dims: dict[str, int]
+    dims: dict[str, Number]
     error: float
 
 
@@ -126,7 +126,7 @@ def oracle_case(op: Op, module: Module, dims: dict[str, int], seed: int) -> tupl
 
 
 def verify_step(
-    executor: Executor, module: Module, batch: int, length: int, overrides: dict[str, int], seed: int = 0
+    executor: Executor, module: Module, batch: int, length: int, overrides: dict[str, Number], seed: int = 0
 ) -> Iterator[Comparison]:
     """One whole step (forward, backward, update) of `executor` against the oracle, from its present state.
 

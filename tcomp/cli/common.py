@@ -13,6 +13,7 @@ from tcomp.errors import UserError
 
 if TYPE_CHECKING:
     from tcomp.dsl.ast import Model, Module, Op
+    from tcomp.dsl.dims import Number
     from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
     from tcomp.model.step import Step
@@ -128,7 +129,7 @@ def build_step(
     batch: int,
     length: int,
     *,
-    dims: dict[str, int] | None = None,
+    dims: dict[str, Number] | None = None,
     precision: str = "",
     accumulation: int = 1,
     threads: int = 0,

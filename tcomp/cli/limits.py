@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
+from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 
 _MANY = (1 << 31) - 1
@@ -51,13 +52,14 @@ def _short(value: float) -> str:
     return text if len(text) <= 30 else f"{text[:20]}... ({len(text)} digits)"
 
 
-def check_dims(dims: Mapping[str, int]) -> None:
+def check_dims(dims: Mapping[str, Number]) -> None:
     for name, value in dims.items():
-        if not 1 <= value <= _LARGEST_DIM:
-            wrong = "must be at least 1" if value < 1 else f"must be at most {_LARGEST_DIM}"
+        if not 0 <= value <= _LARGEST_DIM:
+            wrong = "must not be negative" if value < 0 else f"must be at most {_LARGEST_DIM}"
+            wrong = wrong if math.isfinite(value) else "must be a finite number"
             raise UserError(
                 f"dims.{name} = {_short(value)}: {wrong}",
-                f"give a whole number from 1 to {_LARGEST_DIM}, such as --dim {name}=2",
+                f"give a number from 0 to {_LARGEST_DIM}, such as --dim {name}=2",
             )
 
 
@@ -106,13 +108,13 @@ def parse_values(given: Sequence[str], flag: str) -> dict[str, float]:
     return values
 
 
-def parse_dims(given: Sequence[str]) -> dict[str, int]:
-    """The values of `--dim`, whole numbers of at least 1."""
+def parse_dims(given: Sequence[str]) -> dict[str, Number]:
+    """The values of `--dim`, numbers of at least 0, whole ones as integers."""
     values = parse_values(given, "--dim")
     for name, value in values.items():
-        if not math.isfinite(value) or value != int(value):
-            raise UserError(f"--dim {name}={value}: must be a whole number", f"write for example --dim {name}=2")
-    dims = {name: int(value) for name, value in values.items()}
+        if not math.isfinite(value):
+            raise UserError(f"--dim {name}={value}: must be a finite number", f"write for example --dim {name}=2")
+    dims: dict[str, Number] = {name: int(value) if value == int(value) else value for name, value in values.items()}
     check_dims(dims)
     return dims
 

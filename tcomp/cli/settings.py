@@ -17,6 +17,7 @@ from tcomp.cli.limits import (
     check_prompt,
     parse_bytes,
 )
+from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 
 
@@ -46,7 +47,7 @@ class TrainSettings:
     sample: int = 300
     prompt: str = "def "
     hyper: dict[str, float] = field(default_factory=dict)
-    dims: dict[str, int] = field(default_factory=dict)
+    dims: dict[str, Number] = field(default_factory=dict)
 
     def check(self) -> TrainSettings:
         """UserError for values that make no sense; the settings themselves when all do."""
@@ -90,11 +91,10 @@ def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
             kind = kinds[type(default)]
             raise UserError(f"{where}: {name} must be {kind}, not {value!r}")
         if name in ("hyper", "dims"):
-            wanted = (int, float) if name == "hyper" else (int,)
+            wanted = (int, float)
             for key, number in value.items():
                 if not isinstance(number, wanted) or isinstance(number, bool):
-                    kind = "a number" if name == "hyper" else "a whole number"
-                    raise UserError(f"{where}: {name}.{key} must be {kind}, not {number!r}")
+                    raise UserError(f"{where}: {name}.{key} must be a number, not {number!r}")
         if name == "data" and not all(isinstance(v, str) for v in value):
             raise UserError(f"{where}: data must be a list of paths")
     return values

@@ -11,6 +11,7 @@ from tcomp.errors import UserError
 
 if TYPE_CHECKING:
     from tcomp.dsl.ast import Module, Op
+    from tcomp.dsl.dims import Number
     from tcomp.model.graph import Graph, Node
 
 
@@ -124,7 +125,7 @@ def show(
 
 
 def nodes_of(
-    module: Module, model: str, config: str, batch: int, length: int, dims: dict[str, int], precision: str = ""
+    module: Module, model: str, config: str, batch: int, length: int, dims: dict[str, Number], precision: str = ""
 ) -> tuple[Graph, dict[str, tuple[Node, ...]]]:
     """The graph and its nodes by part: forward, backward, update."""
     from tcomp.model.graph import build_graph

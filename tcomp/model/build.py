@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from tcomp.dsl.ast import Module, Op
+from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 from tcomp.ir.tile import Kernel, Scope
 from tcomp.machine.cpu import CpuMachine
@@ -30,7 +31,7 @@ def build_step(
     config: str,
     sizes: Mapping[str, int],
     *,
-    overrides: Mapping[str, int] | None = None,
+    overrides: Mapping[str, Number] | None = None,
     precision: str | None = None,
     accumulation: int = 1,
     machine: CpuMachine | GpuMachine,

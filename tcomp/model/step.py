@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tcomp.dsl.ast import DType
+from tcomp.dsl.dims import Number
 from tcomp.ir.tile import Kernel
 
 KINDS = ("parameter", "master", "gradient", "state", "input", "scalar", "activation", "workspace", "output")
@@ -65,7 +66,7 @@ class Step:
 
     model: str
     config: str
-    dims: dict[str, int]
+    dims: dict[str, Number]
     slots: dict[str, Slot]
     arena_bytes: int
     lower_bound_bytes: int

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from tcomp.dsl.ast import Equation, Op, Schedule
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import SERIAL, Buffer, Spread, Statement, ThreadShape
+from tcomp.ir.tile import SERIAL, Buffer, Kernel, Spread, Statement, ThreadShape
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.cpu_levels import CpuLevels
@@ -20,6 +20,7 @@ from tcomp.schedule.scopes import assign_scopes
 from tcomp.schedule.stager import Stager
 from tcomp.schedule.staging import Staging
 from tcomp.schedule.staging_gpu import SharedStaging
+from tcomp.schedule.tensor_copies import check_tensor_copies
 from tcomp.schedule.threads import GpuTiler
 from tcomp.schedule.tiling import CpuTiler, Tiler
 
@@ -61,6 +62,10 @@ class Family(Protocol):
         """The kernel's tiles where they live. `text` is that of a written schedule."""
         ...
 
+    def check(self, kernel: Kernel, text: str) -> None:
+        """TcError where the machine cannot do what the finished kernel asks for."""
+        ...
+
 
 class CpuFamily:
     level = "core"
@@ -89,12 +94,16 @@ class CpuFamily:
     def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> dict[str, Buffer]:
         return dict(tiles)
 
+    def check(self, kernel: Kernel, text: str) -> None:
+        pass
+
 
 class GpuFamily:
     level = "grid"
     private_sums = True
 
     def __init__(self, machine: GpuMachine, itemsize: int) -> None:
+        self.machine = machine
         family = machine.target.rstrip("af")
         self.targets: tuple[str, ...] = tuple(dict.fromkeys((machine.target, family, "gpu")))
         self.rules = GpuLevels(machine, itemsize)
@@ -123,6 +132,9 @@ class GpuFamily:
 
     def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> dict[str, Buffer]:
         return assign_scopes(tiles, phases, text)
+
+    def check(self, kernel: Kernel, text: str) -> None:
+        check_tensor_copies(kernel, self.machine, text)
 
 
 def family_for(machine: Machine, threads: int, itemsize: int = 4) -> Family:

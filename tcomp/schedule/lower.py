@@ -187,7 +187,7 @@ class _Lowering:
         writes = {t for x in leaves for t in x.written} & operand_names
         order = [o.name for o in self.op.operands] + sorted(workspaces)
         operands = tuple(Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in order if n in reads | writes)
-        return Kernel(
+        kernel = Kernel(
             label,
             operands,
             tuple(self.family.finish(emitter.tiles, phases, self.text if self.given else None).values()),
@@ -200,6 +200,8 @@ class _Lowering:
             shape,
             plan.span,
         )
+        self.family.check(kernel, self.text)
+        return kernel
 
     def _chunks(self, plan: KernelPlan) -> tuple[dict[str, int], dict[str, int]]:
         """Per chunked loop: the most one core gets, and what share boundaries are multiples of."""

@@ -143,6 +143,8 @@ class ComputeGenerator:
         points = self._points(self.parallel)
         if not self.reduced:
             self.writer.map(points, self.value, self.guard)
+            if not self.plan.whole and self.writer.reads_neighbours(points):
+                self.em.barrier()  # before the next turn's reads
             return
         count = self._separate(len(points))
         identity = ir.Constant(scalar_type(self.kind), _IDENTITY[self.reducer][self.kind])

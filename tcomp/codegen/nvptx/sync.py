@@ -78,7 +78,9 @@ class Planner:
         self.buffers, self.threads = buffers, threads
         self.sync = Sync()
         written = {w for s in statements_in(phase) for w in _written(s)}
-        self.met = {n for n, b in buffers.items() if b.scope is Scope.SHARED
+        # (What the copy engine fills is guarded by mbarriers: `ring.py`.)
+        filled = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
+        self.met = {n for n, b in buffers.items() if (b.scope is Scope.SHARED and n not in filled)
                     or (b.scope in (Scope.OPERAND, Scope.TEAM) and n in written)}  # fmt: skip
 
     def plan(self, phase: Sequence[Statement]) -> Sync:
@@ -93,6 +95,8 @@ class Planner:
         match s:
             case Loop():
                 self._loop(s, path, pending)
+            case Pack() if s.by == "tma":
+                pass
             case Pack():
                 reads = [Touch(n, None) for n in _packed(s) if n in self.met]
                 self._meet(path, pending, reads, [Touch(s.buffer, None)])
@@ -138,6 +142,7 @@ class Planner:
             self._body(s.body, path, pending)
             return
         packs = leading_packs(s) if s.level == "pipe" else ()
+        packs = () if any(p.by == "tma" for p in packs) else packs
         stages = pipe_stages(s)
         reads = [Touch(n, None) for p in packs for n in _packed(p) if n in self.met]
         writes = [Touch(p.buffer, None) for p in packs]

@@ -19,7 +19,7 @@ from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import GpuEvaluator, value_kind
 from tcomp.codegen.nvptx.join import combine
 from tcomp.codegen.nvptx.plan import Sharing
-from tcomp.dsl.ast import DType
+from tcomp.dsl.ast import DType, accesses_in
 from tcomp.ir.tile import Compute, Scope
 
 _ATOMIC = {DType.F32: ("f32", "f"), DType.F64: ("f64", "d"), DType.I32: ("u32", "r")}
@@ -48,13 +48,25 @@ class Writer:
         self.accumulate = node.accumulate
 
     def map(self, points: Points, value: Node, guard: Node | None) -> None:
-        """target = value at every point, all values computed before the first is written."""
+        """target = value at every point, all values computed before the first is written (by any thread of the
+        block, where one may read a neighbour's element)."""
         if self.node.distinct:
-            self.write(points, [self._value(value, p, guard) for p in points], guard)
+            values = [self._value(value, p, guard) for p in points]
+            if self.reads_neighbours(points):
+                self.em.barrier()
+            self.write(points, values, guard)
             return
         for group in self._groups(points, guard):
             members = [points[i] for i in group.members]
             self.write(members, [self._value(value, p, guard) for p in members], guard)
+
+    def reads_neighbours(self, points: Points) -> bool:
+        """Does a thread read, in place of values that it does not have, shared elements that a neighbour writes?"""
+        return (
+            self.target.buffer.scope is Scope.SHARED
+            and any(a.tensor == self.target.buffer.name for a in accesses_in(self.node.value))
+            and any(self.domain.mask(p) is not None for p in points)
+        )
 
     def _value(self, value: Node, point: Point, guard: Node | None) -> IrValue:
         found = self.evaluator.value(value, point, guard)
