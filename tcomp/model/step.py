@@ -76,9 +76,9 @@ class Step:
     kernels: dict[str, Kernel]
     programs: dict[str, tuple[Launch, ...]]
     parameters: tuple[ParameterInit, ...]
-    precision: str = "f32"
-    """the recipe's name"""
     inputs: dict[str, int] = field(default_factory=dict)
     """input slot -> exclusive bound of its values (0: unbounded)"""
     hyper: dict[str, float] = field(default_factory=dict)
     scalars: dict[str, float] = field(default_factory=dict)
+    precision: str = "f32"
+    """the recipe's name"""
