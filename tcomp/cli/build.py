@@ -37,6 +37,7 @@ def build(
     strict: Annotated[bool, typer.Option("--strict", help="Fail when the GPU assembler has any finding.")] = False,
     threads: Annotated[int, typer.Option(help="Cores to compile for; 0: all.")] = 0,
     memory: Annotated[str | None, typer.Option(help="Refuse a plan larger than this: 16GB.")] = None,
+    lock: Annotated[str, typer.Option(help=common.LOCK_HELP)] = "",
     out: Annotated[Path | None, typer.Option(help="The folder [default: build/MODEL-CONFIG].")] = None,
 ) -> None:
     """Build a training step and show what came of it.
@@ -80,7 +81,8 @@ def build(
     lap("parse and check")
     built = common.build_step(
         file, config, batch, length, dims=numbers, accumulation=accumulation, threads=threads,
-        precision=precision, memory=memory, module=module, device=build_gpu.TargetDevice(machine) if machine else None,
+        precision=precision, memory=memory, module=module,
+        device=build_gpu.TargetDevice(machine) if machine else None, lock=lock,
     )  # fmt: skip
     step = built.step
     lap("derive, schedule, plan")
@@ -105,6 +107,7 @@ def build(
         "model": f"{step.model} {step.config}, " + ", ".join(f"{k} = {v}" for k, v in step.dims.items()),
         "machine": built.device.description if machine else f"{built.machine.name}, {built.threads} threads",
         "ops": f"{len(ops)} distinct op instances, {len(step.kernels)} kernels",
+        "tuned": f"{built.tuned} op instances by {built.lock}" if built.lock else "no lockfile",
         "launches": ", ".join(f"{name} {count}" for name, count in launches.items()),
         "arithmetic": f"{_flops(step) / 1e9:.2f} GFLOP per micro-batch",
         "arena": f"{bytes_text(step.arena_bytes)}, "

@@ -40,6 +40,7 @@ class TrainSettings:
     graph: bool = True
     threads: int = 0
     memory: str = ""
+    lock: str = ""
     eval_every: int = 250
     eval_batches: int = 20
     save_every: int = 250

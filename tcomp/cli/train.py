@@ -49,6 +49,7 @@ def train(
     graph: Annotated[bool | None, typer.Option("--graph/--no-graph", help=common.GRAPH_HELP)] = None,
     threads: Annotated[int | None, typer.Option(help="Cores to use [default: all].")] = None,
     memory: Annotated[str | None, typer.Option(help="Refuse a plan larger than this: 16GB.")] = None,
+    lock: Annotated[str | None, typer.Option(help=common.LOCK_HELP)] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between validations; 0: at the end.")] = None,
     eval_batches: Annotated[int | None, typer.Option(help="Batches per validation.")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; 0: at the end.")] = None,
@@ -77,7 +78,7 @@ def train(
     flags: dict[str, Any] = {
         "model": model, "config": config, "data": data, "steps": steps, "batch": batch, "length": length,
         "precision": precision, "accumulation": accumulation, "seed": seed, "run": run, "device": device, "gpu": gpu,
-        "graph": graph, "threads": threads, "memory": memory,
+        "graph": graph, "threads": threads, "memory": memory, "lock": lock,
         "eval_every": eval_every, "eval_batches": eval_batches, "save_every": save_every, "keep": keep,
         "sample": sample, "prompt": prompt,
     }  # fmt: skip
@@ -118,6 +119,7 @@ def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None) -> TrainS
     changed = []
     if (settings.device.partition(":")[0], settings.gpu) != (before.device.partition(":")[0], before.gpu):
         changed.append(f"{_device_text(settings)} instead of {_device_text(before)}")
+        settings = replace(settings, lock="")  # the run's own is of the other machine
     if settings.threads != before.threads and settings.device == before.device == "cpu":
         changed.append(f"{settings.threads} threads instead of {before.threads}")
     if changed:
@@ -126,6 +128,15 @@ def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None) -> TrainS
             file=sys.stderr,
         )
     return settings
+
+
+def _kept_lock(built: common.Built, run: Path) -> str:
+    """The run's own copy of the lockfile, so that a resumed run has the same kernels whatever is tuned meanwhile."""
+    if built.lock is None:
+        return "none"
+    copy = run / "tuning.lock"
+    copy.write_bytes(built.lock.read_bytes())
+    return str(copy)
 
 
 def _device_text(settings: TrainSettings) -> str:
@@ -171,6 +182,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
         programs=("train",),
         module=module,
         device=device,
+        lock=settings.lock,
     )
     limits.check_hyper(settings.hyper, {n.removeprefix("hyper."): v for n, v in built.step.hyper.items()})
     check_inputs(built.step)
@@ -193,6 +205,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
                     model=str(Path(settings.model).resolve()) if Path(settings.model).is_file() else settings.model,
                     data=[str(Path(p).resolve()) for p in settings.data],
                     hyper=hyper,
+                    lock=_kept_lock(built, path),
                 )
                 folder.write_config(as_json(settings))
             outcome = train(
