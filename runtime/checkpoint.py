@@ -54,6 +54,7 @@ class Manifest:
     data_fingerprint: str
     metrics: dict[str, float]
     version: str
+    precision: str = "f32"
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,16 @@ class Checkpoint:
         """Every tensor, from the file's header."""
         return read_header(self.folder / TENSORS)
 
-    def parameters(self, names: Iterable[str]) -> dict[str, Entry]:
-        """The named parameters; UserError when one is missing."""
+    def parameters(self, names: Iterable[str], kind: str | None) -> dict[str, Entry]:
+        """The named parameters: their master copies where there are such and another type than the parameters' own is
+        asked for. UserError when one is missing."""
         held = self.tensors()
         found = {}
         for name in names:
             if name not in held:
                 raise UserError(f"{self.folder}: it has no tensor {name!r}: a checkpoint of another model")
-            found[name] = held[name]
+            own = held[name]
+            found[name] = held.get(f"master.{name}", own) if kind not in (None, own.kind) else own
         return found
 
     def check(self, wanted: Mapping[str, Stored], convert: bool = False) -> dict[str, Entry]:
@@ -93,12 +96,22 @@ class Checkpoint:
                 )
         return {name: header[name] for name in wanted}
 
-    def load(self, wanted: Mapping[str, Stored], write: Callable[[str, Array], None], convert: bool = False) -> None:
-        """Give the named tensors to `write`, one by one, those of another type as f32 values; UserError as `check`."""
-        for name, entry in self.check(wanted, convert).items():
-            held = np.fromfile(entry.path, KINDS[entry.kind], math.prod(entry.shape), offset=entry.start)
-            same = entry.kind == wanted[name].kind
-            write(name, (held if same else as_floats(held, entry.kind)).reshape(entry.shape))
+    def load(self, wanted: Mapping[str, Stored], write: Callable[[str, Array], None]) -> None:
+        """Give the named tensors to `write`, one by one; UserError as `check`."""
+        for name, entry in self.check(wanted).items():
+            write(name, _read(entry))
+
+    def values(self, name: str) -> Array:
+        """A tensor of weights as floats: f32 where it is stored narrower."""
+        entry = self.tensors()[name]
+        held = _read(entry)
+        return as_floats(held, entry.kind) if entry.kind in CONVERTIBLE else held
+
+
+def _read(entry: Entry) -> Array:
+    count = math.prod(entry.shape)
+    found: Array = np.fromfile(entry.path, KINDS[entry.kind], count, offset=entry.start).reshape(entry.shape)
+    return found
 
 
 def checkpoints_folder(run: Path) -> Path:
@@ -186,18 +199,25 @@ def verify(folder: Path) -> Checkpoint:
     if body["format"] != FORMAT:
         raise UserError(f"{folder}: checkpoint format {body['format']}, this tcomp reads format {FORMAT}")
     _verify_tensors(folder / TENSORS, body["bytes"], body["tensors_crc32"])
-    fields = {k: body[k] for k in Manifest.__dataclass_fields__}
+    fields = {k: body[k] for k in Manifest.__dataclass_fields__ if k != "precision" or k in body}  # older ones are f32
     fields["data"] = tuple(fields["data"])
     return Checkpoint(folder, Manifest(**fields))
 
 
-def check_same_model(checkpoint: Checkpoint, model: str, config: str, dims: Mapping[str, Number]) -> None:
-    """UserError when the checkpoint is of another model, config or size."""
+def check_same_model(
+    checkpoint: Checkpoint, model: str, config: str, dims: Mapping[str, Number], precision: str
+) -> None:
+    """UserError when the checkpoint is of another model, config, size or precision."""
     have = checkpoint.manifest
     if have.model != model or have.config != config:
         raise UserError(
             f"{checkpoint.folder}: a checkpoint of {have.model} {have.config}, not of {model} {config}",
             f"use --config {have.config} with the model {have.model}",
+        )
+    if have.precision != precision:
+        raise UserError(
+            f"{checkpoint.folder}: trained with precision {have.precision}, not {precision}",
+            f"go on with --precision {have.precision}, or start a new run",
         )
     for name, value in dims.items():
         if name in have.dims and have.dims[name] != value:

@@ -94,7 +94,7 @@ def train(
         known = {k: v for k, v in found.items() if not math.isnan(v)}
         manifest = checkpoint.Manifest(
             done, step.model, step.config, dict(step.dims), hyper, settings.seed, batches.state,
-            data.fingerprint, known, tcomp.__version__,
+            data.fingerprint, known, tcomp.__version__, step.precision,
         )  # fmt: skip
         checkpoint.save(run.path, manifest, persistent(executor), settings.keep)
         saved_at = done
@@ -213,8 +213,8 @@ def check_inputs(step: Step) -> None:
         )
 
 
-def persistent(executor: Executor, kinds: Collection[str] = ("parameter", "state")) -> dict[str, Stored]:
-    """What outlives a step, parameters and optimizer state, by slot name."""
+def persistent(executor: Executor, kinds: Collection[str] = ("parameter", "master", "state")) -> dict[str, Stored]:
+    """What outlives a step, parameters, their master copies and optimizer state, by slot name."""
     return {name: _stored(executor, slot) for name, slot in executor.step.slots.items() if slot.kind in kinds}
 
 
@@ -232,7 +232,7 @@ def _stored(executor: Executor, slot: Slot) -> Stored:
 def restore(executor: Executor, data: Data, saved: checkpoint.Checkpoint, seed: int, batches: Batches) -> int:
     """Load a checkpoint into the arena and the batch stream; the number of steps done."""
     step, manifest = executor.step, saved.manifest
-    checkpoint.check_same_model(saved, step.model, step.config, step.dims)
+    checkpoint.check_same_model(saved, step.model, step.config, step.dims, step.precision)
     if manifest.data_fingerprint != data.fingerprint:
         raise UserError(
             f"{saved.folder}: the run was trained on other data than {data.description}",
@@ -246,11 +246,18 @@ def restore(executor: Executor, data: Data, saved: checkpoint.Checkpoint, seed: 
 
 
 def load_weights(executor: Executor, saved: checkpoint.Checkpoint) -> None:
-    """The parameters of a checkpoint, converted to the types of this step; UserError when it is of another model.
-
-    Sizes may differ, and so may numbers that no parameter's shape depends on.
+    """The parameters of a checkpoint (its master copies where it has them), as parameters of this step and as their
+    master copies; UserError when it is of another model. Sizes, types and numbers that no shape depends on may differ.
     """
-    saved.load(persistent(executor, ("parameter",)), executor.write, convert=True)
+    wanted = persistent(executor, ("parameter",))
+    saved.check(wanted, convert=True)
+    held = saved.tensors()
+    for init in executor.step.parameters:
+        source = f"master.{init.slot}"
+        source = source if source in held else init.slot
+        values = saved.values(source)
+        for slot in filter(None, (init.slot, init.master)):
+            executor.write(slot, values)
 
 
 def validation_loss(executor: Executor, data: Data, batch_count: int) -> float:

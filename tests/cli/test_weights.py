@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tcomp.cli import common
 from tcomp.runtime import checkpoint
-from tcomp.runtime.train import persistent, set_scalars
+from tcomp.runtime.train import load_weights, set_scalars
 from tests.cli.support import Tcomp, refused
 from tests.reference.torch_llama import Config
 
@@ -53,8 +53,7 @@ def logits(run: Path, tokens: np.ndarray) -> np.ndarray:
     executor = built.device.open(built.step)
     try:
         set_scalars(executor, {})
-        found = checkpoint.newest(run, lambda _: None)
-        found.load(persistent(executor, ("parameter",)), executor.write, convert=True)
+        load_weights(executor, checkpoint.newest(run, lambda _: None))
         for name, value in (("tokens", tokens), ("targets", np.zeros_like(tokens))):
             executor.write(name, value)
         executor.run("forward")
