@@ -22,6 +22,7 @@ from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import slot_type
 from tcomp.codegen.nvptx.launch import OperandMap
 from tcomp.codegen.nvptx.layout import SharedLayout, leading_packs, pipe_stages, rings_of, statements_in, team_layout
+from tcomp.codegen.nvptx.matrix import MatrixGenerator
 from tcomp.codegen.nvptx.pack import PackGenerator
 from tcomp.codegen.nvptx.pipe import PipeGenerator
 from tcomp.codegen.nvptx.plan import accesses_of
@@ -51,6 +52,7 @@ class PhaseGenerator:
         kernel: Kernel,
         shape: ThreadShape,
         layout: SharedLayout,
+        target: str = "",
         maps: tuple[OperandMap, ...] = (),
     ) -> None:
         team, team_bytes = team_layout(kernel.tiles)
@@ -81,7 +83,7 @@ class PhaseGenerator:
             roots[name] = b.gep(shared, [ir.Constant(I32, at)], source_etype=I8)
         self.scope = GpuScope(
             buffers={t.name: t for t in kernel.operands + kernel.tiles}, roots=roots, variables={}, facts=Facts(),
-            fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=shape,
+            fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=shape, target=target,
             constant=constant_operands(kernel),
             exchange={k: b.gep(shared, [ir.Constant(I32, at)], source_etype=I8) for k, at in layout.exchange.items()},
         )  # fmt: skip
@@ -90,6 +92,7 @@ class PhaseGenerator:
         """Emit the whole entry; gives the number of blocks to launch."""
         self.sync = Planner(phase, self.scope.buffers, self.em.threads).plan(phase)
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
+        self.scope.zeroed = matrix_operands(phase)
         used = {a.tensor for s in statements_in(phase) if isinstance(s, Compute) for a in accesses_of(s)}
         for t in self.kernel.tiles:
             if t.name in used and t.scope is Scope.REGISTERS:
@@ -216,6 +219,8 @@ class PhaseGenerator:
                     self.await_copies(0)
                 self.em.barrier()
             match s:
+                case Compute() if s.instruction:
+                    MatrixGenerator(self.em, self.scope, s).generate()
                 case Compute():
                     ComputeGenerator(self.em, self.scope, s).generate()
                 case Pack() if s.by == "tma":
@@ -276,6 +281,12 @@ class PhaseGenerator:
         """Wait until at most `left` groups of this thread's copies are unfinished."""
         self.em.here()
         self.em.nvvm("cp.async.wait.group", args=[self.em.i64(left)])
+
+
+def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
+    """Tiles that matrix instructions read or add to."""
+    used = [a.tensor for s in statements_in(phase) if isinstance(s, Compute) and s.instruction for a in accesses_of(s)]
+    return frozenset(used)
 
 
 def repeated_in(phase: Sequence[Statement]) -> set[int]:

@@ -106,7 +106,8 @@ class Planner:
 
     def _compute(self, s: Compute, path: tuple[int, ...], pending: Pending) -> None:
         sharing = sharing_of(s, self.threads)
-        copies = bool(sharing.unused)
+        # A matrix instruction's lanes read rows that their neighbours own.
+        copies = bool(sharing.unused) or bool(s.instruction)
         reads = [Touch(a.tensor, None if copies else self._owner(s, a)) for a in reads_of(s) if a.tensor in self.met]
         # Of threads that hold copies only the first reads the old target and writes: an owner like any other.
         own = Touch(s.target.tensor, self._owner(s, s.target))
