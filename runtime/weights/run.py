@@ -36,9 +36,11 @@ def write_run(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: there is something of that name already", "give another --out, or remove it")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    narrow = {t.kind for t in tensors.values()} == {"BF16"}
     manifest = checkpoint.Manifest(
-        0, graph.model.name, graph.config, dict(graph.dims), {}, 0, (0, 0), "", {}, tcomp.__version__
-    )
+        0, graph.model.name, graph.config, dict(graph.dims), {}, 0, (0, 0), "", {}, tcomp.__version__,
+        "bf16" if narrow else "f32",
+    )  # fmt: skip
     try:
         partial.mkdir(parents=True)
         (partial / PASSED).mkdir()

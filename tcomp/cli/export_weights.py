@@ -42,7 +42,7 @@ def export_weights(
     module = common.load_module(settings.model)
     graph = common.small_graph(module, common.only_model(module, settings.model).name, settings.config, settings.dims)
     sizes = {n: v for n, v in graph.dims.items() if n not in graph.model.dims}
-    checkpoint.check_same_model(saved, graph.model.name, graph.config, sizes)
+    checkpoint.check_same_model(saved, graph.model.name, graph.config, sizes, saved.manifest.precision)
     held = saved.parameters((p.tensor.name for p in graph.parameters), kind)
     wanted = places(layout, graph)
     prefixed = {layout.prefixes[0] + n: t for n, t in tensors(wanted, held, kind).items()}
