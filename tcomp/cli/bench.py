@@ -92,7 +92,7 @@ def bench(
         (gpu or limits.DEFAULT_GPU) if kind == "virtual" else "",
         built.threads if kind == "cpu" else limits.cores(),
         memory or "",
-        str(built.lock or "none"),
+        str(built.lock.resolve()) if built.lock else "none",
     )
     with tempfile.TemporaryDirectory(prefix="tcomp-bench-", ignore_cleanup_errors=True) as place:
         with _status("writing weights and batches"):
