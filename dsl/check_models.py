@@ -49,7 +49,7 @@ def check_model(model: Model, module: Module) -> None:
             hint = did_you_mean(name, bound, "tensor")
             raise TcError(f"{what} names '{name}', which `forward` does not compute", model.span, hint=hint)
     if model.precision not in RECIPES:
-        hint = f"write {' or '.join(f'`precision {p}`' for p in RECIPES)}, or leave the line out"
+        hint = f"known are {listing(RECIPES)}; f32 is what a model without the line has"
         raise TcError(f"precision '{model.precision}' is not supported", model.span, hint=hint)
     if model.optimizer is not None:
         _check_optimizer(model, model.optimizer, module)

@@ -31,6 +31,7 @@ def build(
     length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 128,
     accumulation: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
     dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
+    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
     target: Annotated[str, typer.Option(help="cpu, or a GPU target such as sm_90a [default: cpu].")] = "",
     gpu: Annotated[str, typer.Option(help="The GPU of that target: h200 [default: h100 for sm_90a].")] = "",
     strict: Annotated[bool, typer.Option("--strict", help="Fail when the GPU assembler has any finding.")] = False,
@@ -63,6 +64,7 @@ def build(
 
     numbers = limits.parse_dims(dim or [])
     limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads)
+    limits.check_precision(precision)
     machine = build_gpu.machine_of(target, gpu)
     if strict and machine is None:
         raise UserError("--strict is for GPU targets", "give --target sm_90a, or leave out --strict")
@@ -79,7 +81,8 @@ def build(
     lap("parse and check")
     built = common.build_step(
         file, config, batch, length, dims=numbers, accumulation=accumulation, threads=threads,
-        memory=memory, module=module, device=build_gpu.TargetDevice(machine) if machine else None, lock=lock,
+        precision=precision, memory=memory, module=module,
+        device=build_gpu.TargetDevice(machine) if machine else None, lock=lock,
     )  # fmt: skip
     step = built.step
     lap("derive, schedule, plan")
@@ -87,7 +90,7 @@ def build(
     gpu_build = build_gpu.build_kernels(list(step.kernels.values()), machine, cache, _colour()) if machine else None
     files = gpu_build.files if gpu_build else dict(_compile(built, cache))
     lap("compile and assemble" if machine else "compile")
-    graph, parts = show.nodes_of(module, built.name, step.config, batch, length, numbers)
+    graph, parts = show.nodes_of(module, built.name, step.config, batch, length, numbers, step.precision)
     ops = show.distinct(parts)
     files |= {
         "ast.txt": "".join(stages.ast_text(item) for item in show._items(module)),

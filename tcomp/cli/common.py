@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DEVICE_HELP = "cpu, cuda (cuda:1, cuda:NAME) or virtual, a GPU simulator that checks what runs [default: cpu]."
 LOCK_HELP = "The lockfile of tuned schedules, or none [default: MODEL.MACHINE.lock here or beside the model]."
 GPU_HELP = "The GPU that --device virtual stands for: h100, a100, rtx4090 ... [default: h100]."
+PRECISION_HELP = "f32, bf16: what tensors are stored in [default: the model text's, else f32]."
 GRAPH_HELP = "On a GPU, a whole program as one graph, or launch by launch (slow, names a failing launch)."
 
 
@@ -123,6 +124,7 @@ def build_step(
     length: int,
     *,
     dims: dict[str, Number] | None = None,
+    precision: str = "",
     accumulation: int = 1,
     threads: int = 0,
     memory: str | None = None,
@@ -152,6 +154,7 @@ def build_step(
             config or default_config(module, file),
             {"B": batch, "T": length},
             overrides=dims or {},
+            precision=precision or None,
             accumulation=accumulation,
             machine=device.machine,
             threads=device.threads,

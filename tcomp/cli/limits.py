@@ -146,6 +146,15 @@ def check_device(device: str, gpu: str) -> None:
     machine_named(gpu)
 
 
+def check_precision(name: str) -> None:
+    """UserError for the name of no precision recipe; empty is the model's own."""
+    from tcomp.dsl.recipes import RECIPES
+
+    if name and name not in RECIPES:
+        known = "; ".join(f"{r.name}: {r.summary}" for r in RECIPES.values())
+        raise UserError(f"there is no precision {name!r}", known)
+
+
 _UNITS = {
     "": 1,
     "B": 1,

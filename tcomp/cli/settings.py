@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from tcomp.cli.common import closest
-from tcomp.cli.limits import check_device, check_dims, check_hyper, check_numbers, check_prompt, parse_bytes
+from tcomp.cli.limits import (
+    check_device,
+    check_dims,
+    check_hyper,
+    check_numbers,
+    check_precision,
+    check_prompt,
+    parse_bytes,
+)
 from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 
@@ -21,6 +29,7 @@ class TrainSettings:
     config: str = "tiny"
     batch: int = 8
     length: int = 128
+    precision: str = ""
     accumulation: int = 1
     steps: int = 1500
     seed: int = 1
@@ -46,6 +55,7 @@ class TrainSettings:
         numbers = {f.name: getattr(self, f.name) for f in fields(self) if type(getattr(self, f.name)) is int}
         check_numbers(**numbers)
         check_device(self.device, self.gpu)
+        check_precision(self.precision)
         check_dims(self.dims)
         check_hyper(self.hyper)
         if self.memory:

@@ -33,6 +33,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps in all.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", "-B", help="Sequences per micro-batch.")] = None,
     length: Annotated[int | None, typer.Option("--length", "-T", help="Tokens per sequence.")] = None,
+    precision: Annotated[str | None, typer.Option(help=common.PRECISION_HELP)] = None,
     accumulation: Annotated[int | None, typer.Option(help="Micro-batches per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate (hyper peak_lr).")] = None,
     hyper: Annotated[
@@ -76,8 +77,8 @@ def train(
     """
     flags: dict[str, Any] = {
         "model": model, "config": config, "data": data, "steps": steps, "batch": batch, "length": length,
-        "accumulation": accumulation, "seed": seed, "run": run, "device": device, "gpu": gpu, "graph": graph,
-        "threads": threads, "memory": memory, "lock": lock,
+        "precision": precision, "accumulation": accumulation, "seed": seed, "run": run, "device": device, "gpu": gpu,
+        "graph": graph, "threads": threads, "memory": memory, "lock": lock,
         "eval_every": eval_every, "eval_batches": eval_batches, "save_every": save_every, "keep": keep,
         "sample": sample, "prompt": prompt,
     }  # fmt: skip
@@ -175,6 +176,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
         settings.batch,
         settings.length,
         dims=settings.dims,
+        precision=settings.precision,
         accumulation=settings.accumulation,
         memory=settings.memory or None,
         programs=("train",),
@@ -197,6 +199,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
                 hyper = {**_fitting(settings, built.step.hyper), **settings.hyper}
                 settings = replace(
                     settings,
+                    precision=built.step.precision,
                     threads=built.threads if device.kind == "cpu" else settings.threads,
                     run=str(path),
                     model=str(Path(settings.model).resolve()) if Path(settings.model).is_file() else settings.model,
@@ -262,7 +265,7 @@ def _announce(console: Any, settings: TrainSettings, built: common.Built, data: 
     step = built.step
     count = sum(a.bytes // a.dtype.bytes for n, a in step.slots.items() if a.kind == "parameter")
     text = (
-        f"{built.name} {settings.config}: {count / 1e6:.1f} M parameters, "
+        f"{built.name} {settings.config}: {count / 1e6:.1f} M parameters, precision {step.precision}, "
         f"{settings.batch * settings.accumulation} x {settings.length} tokens a step, "
         f"{bytes_text(step.arena_bytes)} arena, {built.device.description}"
     )

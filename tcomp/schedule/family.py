@@ -32,7 +32,8 @@ Phases = list[tuple[Statement, ...]]
 
 class Family(Protocol):
     """`level` is the parallel loop level. `targets` are the schedule targets that apply, most specific first. With
-    `private_sums`, an output's sum over tiles is collected in a private tile and written once."""
+    `private_sums`, every output's sum over tiles is collected in a private tile and written once, not only a narrow
+    one's."""
 
     level: str
     private_sums: bool
