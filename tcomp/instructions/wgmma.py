@@ -22,7 +22,8 @@ def _declare(a: DType, b: DType) -> Instruction:
     across = True if bits == 16 else None
     # {d} the accumulators, {a} a descriptor or four registers, {b} a descriptor, {scale} 0 for D = A B, else 1;
     # then signs, and for 16-bit operands which of those in shared memory lie across k.
-    text = f"wgmma.mma_async.sync.aligned.m64n{{n}}k{k}.f32.{spelling(a)}.{spelling(b)} {{d}}, {{a}}, {{b}}, {{scale}}, 1, 1"
+    name = "wgmma.mma_async.sync.aligned.m64n{n}" + f"k{k}.f32.{spelling(a)}.{spelling(b)}"
+    text = name + " {d}, {a}, {b}, {scale}, 1, 1"
     return Instruction(
         "wgmma.tf32" if a is DType.F32 else "wgmma",
         64,

@@ -20,7 +20,7 @@ from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.fragments import fragment_element, packed_rows, subscript_start
 from tcomp.instructions.matching import Match
-from tcomp.ir.tile import Compute
+from tcomp.ir.tile import Axis, Compute
 
 ROWS = 64
 """of one instruction"""
@@ -49,9 +49,9 @@ class WarpgroupGenerator:
         with em.frame():
             b = em.here()
             old = [b.load(s, typ=F32) for s in slots] if node.accumulate else []
-            inputs: list[IrValue] = [self._low(self.right, self.match.n.name, None)]
+            inputs: list[IrValue] = [self._low(self.right, self.match.n, 0)]
             if self.left is not None:
-                inputs.append(self._low(self.left, self.match.m.name, self._group()))
+                inputs.append(self._low(self.left, self.match.m, self._group()))
             else:
                 inputs += self._registers()
             text = self._text(len(slots), len(old))
@@ -88,24 +88,18 @@ class WarpgroupGenerator:
         found: Int = em.once(0, ("warpgroup", self.groups), make)
         return found
 
-    def _low(self, d: Descriptors, own: str, group: Int | None) -> IrValue:
-        """The lower half of the descriptor of this warpgroup's first instruction tile."""
+    def _low(self, d: Descriptors, own: Axis, group: Int) -> IrValue:
+        """The lower half of the descriptor of the first instruction tile of that warpgroup along `own`."""
         em, o = self.em, d.operand
         em.here()
-        for subscript in o.factor.access.subscripts:
-            axis = self.match.k if self.match.k.name in str(subscript) else None
-            start = subscript_start(
-                em, self.scope, subscript, axis or (self.match.m if group is not None else self.match.n)
-            )
-            if not (isinstance(start, int) and start == 0):
-                raise Unsupported(f"wgmma on a part of the tile '{o.buffer.name}'", o.factor.access.span)
+        axes = (own, self.match.k) if o.along_k else (self.match.k, own)
+        starts = [subscript_start(em, self.scope, s, a) for s, a in zip(o.factor.access.subscripts, axes, strict=True)]
+        if starts != [0, 0]:
+            raise Unsupported(f"wgmma on a part of the tile '{o.buffer.name}'", o.factor.access.span)
         b = em.here()
         address = b.ptrtoint(self.scope.roots[o.buffer.name], I32)
-        low: IrValue = b.or_(b.lshr(address, em.i64(4)), em.i64(d.low))
-        if group is not None and not (isinstance(group, int) and group == 0):
-            low = b.add(low, em.i64(em.mul(group, d.offset(ROWS, 0))))
-        del own
-        return low
+        low = b.or_(b.lshr(address, em.i64(4)), em.i64(d.low))
+        return em.i64(em.add(low, em.mul(group, d.offset(ROWS, 0))))
 
     def _registers(self) -> list[IrValue]:
         """The left operand's registers, four for each step of k of each turn."""
@@ -121,7 +115,7 @@ class WarpgroupGenerator:
         ]
 
     def _text(self, results: int, ties: int) -> str:
-        """The instructions; operands after the accumulators are the right descriptor, then the left one or registers."""
+        """The instructions. Behind the accumulators come the right descriptor, then the left one or its registers."""
         i, each = self.match.instruction, self.columns // 2
         first = results + ties
         lines = ["wgmma.fence.sync.aligned;"]
