@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tcomp.dsl.dims import Number
     from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
+    from tcomp.model.graph import Graph
     from tcomp.model.step import Step
     from tcomp.runtime.device import Device
 
@@ -123,7 +124,7 @@ def build_step(
     batch: int,
     length: int,
     *,
-    dims: dict[str, Number] | None = None,
+    dims: Mapping[str, Number] | None = None,
     precision: str = "",
     accumulation: int = 1,
     threads: int = 0,
@@ -169,6 +170,26 @@ def build_step(
         for line in applied.warnings(path):
             print(f"warning: {line}" if line.startswith(str(path)) else line, file=sys.stderr)
     return Built(module, model.name, step, device, path, len(applied.used) if applied else 0)
+
+
+def layout_path(file: Path) -> Path:
+    """The weights layout that belongs to a model's text: gpt2.hf.toml beside gpt2.tc."""
+    return file.with_name(file.name.removesuffix(".tc") + ".hf.toml")
+
+
+def library_name(file: Path) -> str:
+    """`gpt2` for a model of tcomp's own library, nothing for other files."""
+    from tcomp.dsl.load import library
+
+    inside = library().resolve() in file.resolve().parents
+    return file.resolve().relative_to(library().resolve()).as_posix().removesuffix(".tc") if inside else ""
+
+
+def small_graph(module: Module, model: str, config: str, dims: Mapping[str, Number]) -> Graph:
+    """The model's graph at the smallest sizes: its parameters do not depend on them."""
+    from tcomp.model.graph import build_graph
+
+    return build_graph(module, model, config, dict.fromkeys(module.models[model].dims, 1), dims)
 
 
 def default_config(module: Module, file: str) -> str:

@@ -31,6 +31,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
 from tcomp.dsl.recipes import RECIPES, Recipe
 from tcomp.dsl.storage import binding, bound
+from tcomp.dsl.variants import mentioned, under
 from tcomp.errors import UserError
 
 _MOST_LAYERS = 10_000
@@ -143,7 +144,13 @@ def build_graph(
     if model is None:
         raise UserError(f"there is no model '{model_name}'", _one_of("models", module.models))
     dims = model_dims(module, model, config, sizes, overrides or {})
-    return _Builder(module, model, config, dims, recipe_of(model, precision)).build()
+    recipe = recipe_of(model, precision)
+    if recipe.annotated and recipe.name not in mentioned(model):
+        raise UserError(
+            f"model '{model.name}' says nothing about precision {recipe.name}",
+            f"annotate the calls that it changes: y = linear(x, w, b) [{recipe.name}(OP)]",
+        )
+    return _Builder(module, under(model, recipe.name, module), config, dims, recipe).build()
 
 
 def recipe_of(model: Model, precision: str | None = None) -> Recipe:

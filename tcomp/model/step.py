@@ -5,6 +5,7 @@ Given by `tcomp.model.build.build_step`; pure data, independent of any device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tcomp.dsl.ast import DType
@@ -66,7 +67,7 @@ class Step:
 
     model: str
     config: str
-    dims: dict[str, Number]
+    dims: Mapping[str, Number]
     slots: dict[str, Slot]
     arena_bytes: int
     lower_bound_bytes: int
