@@ -45,7 +45,7 @@ GPU = Family(
     copies=("copy", "cp.async", "tma"),
     directives=("of", "order", "fuse", "stage", "use", "cast", "combine", "tune", "where"),
     flags=("inline", "producer", "persistent", "raster", "keep"),
-    instructions=("fma", "mma", "wgmma"),
+    instructions=("fma", "mma.sync", "mma.sync.tf32", "wgmma", "wgmma.tf32"),
     facts=("smem", "regs", "sms", "l2", "lanes", "vector"),
 )
 CPU_TARGETS = ("cpu", "cpu.sse2", "cpu.avx2", "cpu.avx512", "cpu.neon")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tcomp.dsl.ast import NO_SPAN, Call, Directive, Flag, Name, Span
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import GridOrder, Kernel, Pack, Producer
+from tcomp.ir.tile import GridOrder, Kernel, Loop, Pack, Producer
 from tcomp.schedule.tensor_copies import statements
 
 FLAGS = ("producer", "persistent", "raster")
@@ -77,7 +77,7 @@ def _producer(flag: Flag, values: Mapping[str, int | float], text: str) -> Produ
 def check_flags(kernel: Kernel, flags: LaunchFlags, text: str) -> None:
     """TcError where a flag would mean nothing for the lowered kernel, or asks for what a block cannot have."""
     packs = [s for p in kernel.phases for s in statements(p) if isinstance(s, Pack)]
-    grid = {s.variable for p in kernel.phases for s in statements(p) if getattr(s, "level", "") == "grid"}
+    grid = {s.variable for p in kernel.phases for s in statements(p) if isinstance(s, Loop) and s.level == "grid"}
     if flags.producer is not None:
         if not any(p.by == "tma" for p in packs):
             raise TcError(

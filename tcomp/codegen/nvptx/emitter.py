@@ -40,6 +40,7 @@ class GpuEmitter(Emitter):
     def __init__(self, function: ir.Function, threads: ThreadShape) -> None:
         super().__init__(function)
         self.threads = threads
+        self.async_reads = False
 
     # ------------------------------------------------------------------------------------- instructions
 
@@ -60,9 +61,11 @@ class GpuEmitter(Emitter):
         return self.builder.asm(signature, text, constraints, list(args), effect)
 
     def barrier(self) -> None:
-        """All threads that compute wait for each other; memory before it is seen after it. (Where `apart`, others of
-        the block are a producer's, which does not take part.)"""
+        """All threads that compute wait for each other; memory before it is seen after it, with `async_reads` also by
+        wgmma. (Where `apart`, others of the block are a producer's, which does not take part.)"""
         self.here()
+        if self.async_reads:
+            self.asm("fence.proxy.async.shared::cta;", VOID, "~{memory}", effect=True)
         if self.apart:
             self.nvvm("barrier.cta.sync.aligned.count", args=[self.i64(1), self.i64(self.threads.threads)])
         else:

@@ -22,6 +22,7 @@ from tcomp.codegen.nvptx.evaluation import slot_type
 from tcomp.codegen.nvptx.grid import turns_of
 from tcomp.codegen.nvptx.launch import OperandMap
 from tcomp.codegen.nvptx.layout import SharedLayout, leading_packs, pipe_stages, rings_of, statements_in, team_layout
+from tcomp.codegen.nvptx.matrix import matched, write_contraction
 from tcomp.codegen.nvptx.pack import PackGenerator
 from tcomp.codegen.nvptx.pipe import PipeGenerator
 from tcomp.codegen.nvptx.plan import accesses_of
@@ -98,7 +99,7 @@ class PhaseGenerator:
             roots[name] = b.gep(shared, [ir.Constant(I32, at)], source_etype=I8)
         self.scope = GpuScope(
             buffers={t.name: t for t in kernel.operands + kernel.tiles}, roots=roots, variables={}, facts=Facts(),
-            fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=shape,
+            fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=shape, target=machine.target,
             constant=constant_operands(kernel),
             exchange={k: b.gep(shared, [ir.Constant(I32, at)], source_etype=I8) for k, at in layout.exchange.items()},
         )  # fmt: skip
@@ -107,6 +108,8 @@ class PhaseGenerator:
         """Emit the whole entry; gives the number of blocks to launch."""
         self.sync = Planner(phase, self.scope.buffers, self.em.threads, self.kernel.order.persistent).plan(phase)
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
+        self.scope.zeroed = matrix_operands(phase)
+        self.em.async_reads = reads_ordinary_tiles(phase, self.scope)
         used = {a.tensor for s in statements_in(phase) if isinstance(s, Compute) for a in accesses_of(s)}
         for t in self.kernel.tiles:
             if t.name in used and t.scope is Scope.REGISTERS:
@@ -123,10 +126,11 @@ class PhaseGenerator:
         self.turns, self.body, self.path = turns_of(nest), body, path
         total = self.turns.total
         blocks = min(total, self.machine.sms) if self.kernel.order.persistent else total
-        if total and self.kernel.producer is None:
+        producer = self.kernel.producer
+        if total and producer is None:
             self._blocks(blocks)
-        elif total:
-            self._apart(self.kernel.producer, blocks)
+        elif total and producer is not None:
+            self._apart(producer, blocks)
         self.em.here().ret_void()
         return max(1, blocks)
 
@@ -269,6 +273,8 @@ class PhaseGenerator:
                     self.await_copies(0)
                 self.em.barrier()
             match s:
+                case Compute() if s.instruction:
+                    write_contraction(self.em, self.scope, s)
                 case Compute():
                     ComputeGenerator(self.em, self.scope, s).generate()
                 case Pack() if s.by == "tma":
@@ -335,6 +341,23 @@ def threads_of(kernel: Kernel) -> int:
     """Threads of a block, a producer's included."""
     assert kernel.threads is not None
     return kernel.threads.threads + (32 * kernel.producer.warps if kernel.producer is not None else 0)
+
+
+def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
+    """Tiles that matrix instructions read or add to."""
+    used = [a.tensor for s in statements_in(phase) if isinstance(s, Compute) and s.instruction for a in accesses_of(s)]
+    return frozenset(used)
+
+
+def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
+    """Do matrix instructions read shared tiles in place (by the async proxy) that ordinary stores or cp.async fill?"""
+    copied = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
+    for s in statements_in(phase):
+        if isinstance(s, Compute) and s.instruction and (match := matched(s, scope)).instruction.threads == 128:
+            tiles = {o.buffer.name for o in (match.a, match.b) if not o.in_registers}
+            if tiles - copied:
+                return True
+    return False
 
 
 def repeated_in(phase: Sequence[Statement], persistent: bool) -> set[int]:

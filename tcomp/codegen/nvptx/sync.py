@@ -108,7 +108,8 @@ class Planner:
 
     def _compute(self, s: Compute, path: tuple[int, ...], pending: Pending) -> None:
         sharing = sharing_of(s, self.threads)
-        copies = bool(sharing.unused)
+        # A matrix instruction's lanes read rows that their neighbours own.
+        copies = bool(sharing.unused) or bool(s.instruction)
         reads = [Touch(a.tensor, None if copies else self._owner(s, a)) for a in reads_of(s) if a.tensor in self.met]
         # Of threads that hold copies only the first reads the old target and writes: an owner like any other.
         own = Touch(s.target.tensor, self._owner(s, s.target))
@@ -179,9 +180,11 @@ class Planner:
     def _within_block(self, pending: Pending) -> Pending:
         """What is pending in memory of the block's own."""
         shared = {n for n, b in self.buffers.items() if b.scope not in (Scope.OPERAND, Scope.TEAM)}
-        kept = ({t for t in ts if t.buffer in shared or t.buffer.startswith("exchange")}
-                for ts in (pending.reads, pending.writes))  # fmt: skip
-        return Pending(*kept, pending.copies)
+        reads, writes = (
+            {t for t in ts if t.buffer in shared or t.buffer.startswith("exchange")}
+            for ts in (pending.reads, pending.writes)
+        )
+        return Pending(reads, writes, pending.copies)
 
     def _owner(self, s: Compute, access: Access) -> tuple[Dimension, ...] | None:
         """Which thread touches which element: per dimension, where the axis starts and how it is shared out."""
