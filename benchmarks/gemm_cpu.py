@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ceilings import fma_peak
 
 from tcomp.dsl.ast import Module
 from tcomp.dsl.load import load
@@ -30,6 +29,7 @@ from tcomp.grad import backward_of
 from tcomp.grad.accumulate import restricted
 from tcomp.machine.cpu import detect
 from tcomp.model.single import single_op_step
+from tcomp.runtime.cpu.ceilings import fma_peak
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.schedule.lower import lower
 

@@ -92,12 +92,11 @@ def ops_bf16(job: Job) -> Iterator[Item]:
 def _ops(job: Job, dtype: DType) -> Iterator[Item]:
     """Every op of gpt2.tc at awkward sizes, first all at one shape, then at another while there is time."""
     from tcomp.cli.check import _ops as all_ops
-    from tcomp.runtime.verify import awkward_dims, narrowed
+    from tcomp.dsl.storage import bound
+    from tcomp.runtime.verify import awkward_dims
 
     module = common.load_module("gpt2")
-    if dtype is not DType.F32:
-        module = narrowed(module, dtype)
-    found = list(all_ops(module, None))
+    found = [bound(op, dtype) for op in all_ops(module, None)]
     for trial in range(3 if job.real else 1):
         for op in found:
             if job.over():

@@ -34,7 +34,9 @@ def _span() -> Span:
 
 
 class DType(Enum):
-    """Element types. `bytes` is the storage size of one element."""
+    """Element types. `bytes` is the storage size of one element.
+
+    REAL is `real` of a generic op: it has no size until the op is bound to a storage type (dsl/storage.py)."""
 
     F64 = "f64"
     F32 = "f32"
@@ -43,9 +45,11 @@ class DType(Enum):
     E4M3 = "e4m3"
     E5M2 = "e5m2"
     I32 = "i32"
+    REAL = "real"
 
     @property
     def bytes(self) -> int:
+        assert self is not DType.REAL, "an op's `real` has no size before it is bound"
         return {"f64": 8, "f32": 4, "i32": 4, "bf16": 2, "f16": 2, "e4m3": 1, "e5m2": 1}[self.value]
 
     @property

@@ -31,9 +31,10 @@ from tcomp.dsl.ast import (
 from tcomp.dsl.check_model_shapes import check_model_shapes
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count, did_you_mean, listing
+from tcomp.dsl.recipes import RECIPES
+from tcomp.dsl.storage import STORAGE
 
 INITIALISERS = {"zeros": 0, "ones": 0, "normal": 1, "uniform": 1}
-PRECISIONS = ("f32",)
 ANNOTATIONS = {"recompute": 0}
 
 
@@ -47,8 +48,8 @@ def check_model(model: Model, module: Module) -> None:
         if name is not None and name not in bound:
             hint = did_you_mean(name, bound, "tensor")
             raise TcError(f"{what} names '{name}', which `forward` does not compute", model.span, hint=hint)
-    if model.precision not in PRECISIONS:
-        hint = f"write {' or '.join(f'`precision {p}`' for p in PRECISIONS)}, or leave the line out"
+    if model.precision not in RECIPES:
+        hint = f"write {' or '.join(f'`precision {p}`' for p in RECIPES)}, or leave the line out"
         raise TcError(f"precision '{model.precision}' is not supported", model.span, hint=hint)
     if model.optimizer is not None:
         _check_optimizer(model, model.optimizer, module)
@@ -186,8 +187,11 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             s.span,
             hint=f"write {op.name}({', '.join(p.name for p in op.params)})",
         )
+    real: TensorRef | None = None
     for p, a in zip(op.params, s.args, strict=True):
-        _check_argument(model, op, p, a, env, numbers)
+        _check_argument(model, op, p, a, env, numbers, real)
+        if p.dtype is DType.REAL and real is None and isinstance(a, TensorRef):
+            real = a
     for name, e in s.keywords:
         if name not in op.dims:
             hint = did_you_mean(name, op.dims, "static dimension")
@@ -221,12 +225,19 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             raise TcError(f"'{r.name}' is a parameter or an input", r.span, hint=hint)
         for e in r.shape or ():
             _check_number(e, numbers, model, "a shape")
-        env[r.name] = o.dtype
+        env[r.name] = o.dtype if o.dtype is not DType.REAL or real is None else env[real.name]
 
 
 def _check_argument(
-    model: Model, op: Op, p: Operand, a: TensorRef | Expr, env: dict[str, DType], numbers: frozenset[str]
+    model: Model,
+    op: Op,
+    p: Operand,
+    a: TensorRef | Expr,
+    env: dict[str, DType],
+    numbers: frozenset[str],
+    real: TensorRef | None,
 ) -> None:
+    """`real` is the argument that binds the call's `real`: the first one passed for a `real` operand."""
     if not isinstance(a, TensorRef):
         if p.shape:
             hint = f"operand '{p.name}' has {count(len(p.shape), 'axis', 'axes')}; only a scalar operand takes a number"
@@ -241,11 +252,26 @@ def _check_argument(
         raise TcError(f"unknown tensor '{a.name}'", a.span, hint=hint)
     for e in (*a.subscripts, *(a.shape or ())):
         _check_number(e, numbers, model, f"the shape of '{a.name}'" if a.shape else f"the layer of '{a.name}'")
-    if env[a.name] is not p.dtype:
+    given = env[a.name]
+    if p.dtype is DType.REAL and given in (DType.REAL, *STORAGE):
+        if real is not None and env[real.name] is not given:
+            raise TcError(
+                f"operand '{p.name}' of op '{op.name}' is real, which '{real.name}' makes {_stored(env[real.name])} in "
+                f"this call, but '{a.name}' is {_stored(given)}",
+                a.span,
+                hint="tensors passed for `real` operands of a call have one type: declare both `real`, or convert one "
+                "in an op of its own: y[i] = f32(x[i])",
+            )
+    elif given is not p.dtype:
         hint = f"declare one of them with the other's type, or convert in an op of its own: y[i] = {p.dtype}(x[i])"
         raise TcError(
-            f"operand '{p.name}' of op '{op.name}' is {p.dtype}, but '{a.name}' is {env[a.name]}", a.span, hint=hint
+            f"operand '{p.name}' of op '{op.name}' is {p.dtype}, but '{a.name}' is {given}", a.span, hint=hint
         )
+
+
+def _stored(dtype: DType) -> str:
+    """How a message names a tensor's type: `real` is the model's own."""
+    return "the model's storage type" if dtype is DType.REAL else dtype.value
 
 
 # ---------------------------------------------------------------------------------------- optimizer

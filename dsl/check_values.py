@@ -15,6 +15,7 @@ from tcomp.dsl.ast import (
     Access,
     Binary,
     Call,
+    DType,
     Expr,
     Module,
     Name,
@@ -134,6 +135,9 @@ def _check_call(e: Expr, function: str, args: tuple[Expr, ...], scope: Scope) ->
     module = scope.module
     if function in module.functions:
         arity = len(module.functions[function].params)
+    elif function == DType.REAL.value and scope.argument:
+        hint = "a `fn` and a monoid have no storage type: cast where the op uses them"
+        raise TcError("`real` is cast to outside an op", e.span, hint=hint)
     elif function in CASTS:
         arity = 1
     elif function in BUILTINS:

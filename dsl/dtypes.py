@@ -3,6 +3,7 @@
 Integers: i32 operands, indices, dimensions and whole literals; `+ - * // %`, min, max, select and abs of
 integers stay integers. `/`, `**` and the mathematical functions are real. Reals compute in f32, or in f64
 when every real operand is f64; literals take the type of what they meet. A cast `bf16(x)` has its own type.
+`real` computes in f32 whatever it is bound to.
 """
 
 from __future__ import annotations

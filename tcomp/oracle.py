@@ -30,6 +30,7 @@ from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.inline import inline_functions, inline_value
+from tcomp.dsl.storage import bound
 from tcomp.monoid import rescaled_sum
 from tcomp.points import Array, Points, WholeArrays
 
@@ -40,9 +41,10 @@ def evaluate(
     """The op's outputs and inout operands after its equations, as float64 (int64 where the dtype is i32).
 
     `inputs` has an array for every parameter; they are not changed. With `fold_monoids` a monoid reduction
-    is folded element by element even where a closed form is known. TcError for a wrong shape or an access
-    outside its tensor.
+    is folded element by element even where a closed form is known. A generic op means its f32 form. TcError for a
+    wrong shape or an access outside its tensor.
     """
+    op = bound(op, DType.F32)
     info = infer(op, module)
     arrays: dict[str, Array] = {}
     for p in op.params:

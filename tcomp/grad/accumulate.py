@@ -10,10 +10,11 @@ restricted to db, accumulating into db  -->
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
 
-from tcomp.dsl.ast import Access, Equation, Name, Op, Reduction, Target, names_in
+from tcomp.dsl.ast import Access, DType, Equation, Name, Op, Operand, Reduction, Target, names_in
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import dimensions
 from tcomp.grad.parts import all_names, disjoint, fresh, map_value, names, reads, rename_tensor, writes
@@ -82,6 +83,21 @@ def accumulating(op: Op, outputs: frozenset[str]) -> Op:
     given = {e.id for o in moved for e in o.shape if isinstance(e, Name)}
     dims = tuple(d for d in op.dims if d not in given)
     return replace(op, params=(*op.params, *moved), outputs=rest, equations=tuple(equations), dims=dims)
+
+
+def held(op: Op, dtypes: Mapping[str, DType]) -> Op:
+    """The op with these operands stored in other real types: sums kept in f32 where activations are bf16.
+
+    backward linear(X: bf16[M, K], dY: bf16[M, N]) -> dW: bf16[N, K]      held with dW in f32 -->
+    backward linear(X: bf16[M, K], dY: bf16[M, N]) -> dW: f32[N, K]
+    """
+    if all(o.dtype is dtypes.get(o.name, o.dtype) for o in op.operands):
+        return op
+
+    def stored(o: Operand) -> Operand:
+        return replace(o, dtype=dtypes.get(o.name, o.dtype))
+
+    return replace(op, params=tuple(map(stored, op.params)), outputs=tuple(map(stored, op.outputs)))
 
 
 def _check_written_once(op: Op, name: str) -> None:

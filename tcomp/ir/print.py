@@ -15,7 +15,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tcomp.dsl.printer import print_expression
-from tcomp.ir.tile import Axis, Buffer, Compute, Fragment, Kernel, Loop, Pack, Panels, Pitched, Spread, Statement
+from tcomp.ir.tile import (
+    Axis,
+    Buffer,
+    Compute,
+    Fragment,
+    Kernel,
+    Loop,
+    Pack,
+    Panels,
+    Pitched,
+    Spread,
+    Statement,
+    Swizzled,
+)
 
 
 def print_kernel(kernel: Kernel) -> str:
@@ -50,6 +63,8 @@ def print_buffer(b: Buffer) -> str:
             layout = f" panels(axis {axis}, width {width})"
         case Pitched(pitch):
             layout = f" pitch {pitch}"
+        case Swizzled(width):
+            layout = f" swizzle {width}"
         case Fragment(spreads):
             layout = "".join(f" [{_spread(s) or 'whole'}]" for s in spreads)
     return f"{b.name}: {b.dtype}[{shape}]{layout}" + (f" ring of {b.ring}" if b.ring > 1 else "")

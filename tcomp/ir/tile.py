@@ -18,6 +18,7 @@ coordinates minus the tile's start, written out in the subscripts (`acc[m - m.0,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -55,6 +56,41 @@ class Pitched:
     """Row-major with rows (the last axis) `pitch` elements apart: padding against shared-memory bank conflicts."""
 
     pitch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Swizzled:
+    """What tensor cores and the copy engine read without bank conflicts: rows (the last axis) cut in panels of `width`
+    bytes (32, 64 or 128), stored [panel][row][width bytes], 16-byte granules of neighbouring rows in different places.
+
+    The byte at offset a of such a tile, whose copies begin at multiples of 1024, lies at
+    a ^ (((a >> 7) & (width // 16 - 1)) << 4). The rows of a panel are as many as the outer axes have together, rounded
+    up to whole 1024 bytes. Source: PTX ISA, section 5.5.7 (swizzling modes).
+    """
+
+    width: int
+
+    @property
+    def rows(self) -> int:
+        """Rows after which the pattern repeats."""
+        return SWIZZLE_PERIOD // self.width
+
+    def panel_rows(self, shape: tuple[int, ...]) -> int:
+        """Stored rows of a panel of a tile of this shape."""
+        return -(-math.prod(shape[:-1]) // self.rows) * self.rows
+
+    def offset(self, shape: tuple[int, ...], itemsize: int, index: tuple[int, ...]) -> int:
+        """Byte offset of an element in its tile."""
+        row = 0
+        for i, n in zip(index[:-1], shape[:-1], strict=True):
+            row = row * n + i
+        panel, column = divmod(index[-1] * itemsize, self.width)
+        a = (panel * self.panel_rows(shape) + row) * self.width + column
+        return a ^ (((a >> 7) & (self.width // 16 - 1)) << 4)
+
+
+SWIZZLE_PERIOD = 1024
+"""Bytes after which a swizzle pattern repeats, and what a swizzled tile's address is a multiple of"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +141,7 @@ class Fragment:
     spreads: tuple[Spread, ...]
 
 
-Layout = RowMajor | Panels | Pitched | Fragment
+Layout = RowMajor | Panels | Pitched | Swizzled | Fragment
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +159,9 @@ class Buffer:
     @property
     def elements(self) -> int:
         """Stored elements of one copy, padding included."""
+        if isinstance(self.layout, Swizzled):
+            panels = -(-self.shape[-1] * self.dtype.bytes // self.layout.width)
+            return panels * self.layout.panel_rows(self.shape) * self.layout.width // self.dtype.bytes
         n = 1
         for i, s in enumerate(self.shape):
             if isinstance(self.layout, Panels) and self.layout.axis == i:

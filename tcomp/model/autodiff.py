@@ -15,8 +15,9 @@ from tcomp.dsl.ast import Access, DType, Equation, Module, Name, Op
 from tcomp.dsl.dims import bind
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import dimensions
+from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
-from tcomp.grad.accumulate import accumulating, restricted
+from tcomp.grad.accumulate import accumulating, held, restricted
 from tcomp.model.graph import Graph, Node, Tensor, View
 
 
@@ -25,24 +26,27 @@ class Variants:
     """Backward ops and their restricted and accumulating forms, each derived once per build."""
 
     module: Module
-    backward: dict[tuple[str, frozenset[str]], Op | None] = field(default_factory=dict)
-    forms: dict[tuple[int, frozenset[str], frozenset[str]], Op] = field(default_factory=dict)
+    backward: dict[tuple[str, frozenset[str], DType], Op | None] = field(default_factory=dict)
+    forms: dict[tuple[object, ...], Op] = field(default_factory=dict)
     bound: dict[tuple[object, ...], dict[str, int]] = field(default_factory=dict)
 
-    def backward_of(self, op: Op, given: frozenset[str]) -> Op | None:
-        """The backward of `op` when only its outputs in `given` have a gradient."""
-        key = op.name, given
+    def backward_of(self, op: Op, given: frozenset[str], real: DType) -> Op | None:
+        """The backward of `op` when only its outputs in `given` have a gradient, bound as the op is."""
+        key = op.name, given, real
         if key not in self.backward:
-            self.backward[key] = backward_of(op.name, self.module, given)
+            found = backward_of(op.name, self.module, given)
+            self.backward[key] = None if found is None else bound(found, real)
         return self.backward[key]
 
-    def form(self, op: Op, outputs: frozenset[str], adding: frozenset[str]) -> Op:
-        """`op` giving only `outputs`, those in `adding` added into their buffers."""
-        key = id(op), outputs, adding
+    def form(self, op: Op, dtypes: Mapping[str, DType], adding: frozenset[str]) -> Op:
+        """`op` giving only the outputs in `dtypes`, held in those types, those in `adding` added into their buffers."""
+        key = (id(op), adding, *dtypes.items())
         if key not in self.forms:
+            outputs = frozenset(dtypes)
             if outputs != {o.name for o in op.outputs}:
                 op = restricted(op, outputs)
-            self.forms[key] = accumulating(op, adding) if adding else op
+            op = accumulating(op, adding) if adding else op
+            self.forms[key] = held(op, dtypes)
         return self.forms[key]
 
 
@@ -115,7 +119,7 @@ class _Differentiation:
         wanted = [p.name for p in node.op.params if p.dtype.is_float and node.operands[p.name].tensor in self.active]
         if not given or not wanted:
             return
-        op = self.variants.backward_of(node.op, frozenset(given))
+        op = self.variants.backward_of(node.op, frozenset(given), node.real)
         if op is None:
             raise self.error(node, f"op '{node.op.name}' has no backward and none can be derived")
         results = {o.name for o in op.outputs}
@@ -207,7 +211,7 @@ class _Differentiation:
                 adding.add(name)
             g.mark(x)
             views[name] = x.of(g.tensor)
-        form = self.variants.form(op, frozenset(outputs), frozenset(adding))
+        form = self.variants.form(op, {n: views[n].tensor.dtype for n in outputs}, frozenset(adding))
         operands: dict[str, View] = {}
         for p in form.operands:
             if p.name in views:

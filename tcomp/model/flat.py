@@ -46,7 +46,7 @@ def flat_layout(graph: Graph, module: Module) -> FlatLayout:
     optimizer = graph.model.optimizer
     declared = [g.name for g in optimizer.groups] if optimizer is not None else []
     used = _unique(p.decl.group for p in graph.parameters)
-    dtype = graph.parameters[0].decl.dtype if graph.parameters else DType.F32
+    dtype = graph.parameters[0].tensor.dtype if graph.parameters else DType.F32
     groups: list[FlatGroup] = []
     offsets: dict[str, int] = {}
     at = 0
@@ -54,9 +54,9 @@ def flat_layout(graph: Graph, module: Module) -> FlatLayout:
         members = tuple(p for p in graph.parameters if p.decl.group == name)
         start = at
         for p in members:
-            if p.decl.dtype is not dtype:
+            if p.tensor.dtype is not dtype:
                 raise TcError(
-                    f"parameter '{p.decl.name}' is {p.decl.dtype}, the others are {dtype}",
+                    f"parameter '{p.decl.name}' is {p.tensor.dtype}, the others are {dtype}",
                     p.decl.span,
                     module.sources.get(p.decl.span.file, ""),
                     "all parameters of a model have one dtype",

@@ -29,6 +29,8 @@ from tcomp.dsl.ast import (
 from tcomp.dsl.dims import bind, evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
+from tcomp.dsl.recipes import RECIPES, Recipe
+from tcomp.dsl.storage import binding, bound
 from tcomp.errors import UserError
 
 _MOST_LAYERS = 10_000
@@ -83,7 +85,8 @@ class View:
 @dataclass(frozen=True, eq=False, slots=True)
 class Node:
     """One op instance. `operands` are its parameters and results by the op's own names; `recompute` asks for
-    the results to be computed again for the backward pass instead of kept."""
+    the results to be computed again for the backward pass instead of kept; `real` is what the op's `real` is
+    bound to."""
 
     op: Op
     dims: dict[str, int]
@@ -91,11 +94,13 @@ class Node:
     label: str
     span: Span
     recompute: bool = False
+    real: DType = DType.F32
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter's declaration, tensor, and the value of its initialiser's argument (0 when it has none)."""
+    """A parameter's declaration, tensor, and the value of its initialiser's argument (0 when it has none).
+    The tensor is what forward and backward read."""
 
     decl: ParamDecl
     tensor: Tensor
@@ -116,6 +121,7 @@ class Graph:
     """input -> exclusive bound of its values, 0 when unbounded"""
     loss: View
     logits: View | None
+    recipe: Recipe
     scalars: dict[Tensor, float] = field(default_factory=dict)
 
 
@@ -125,17 +131,27 @@ def build_graph(
     config: str,
     sizes: Mapping[str, int],
     overrides: Mapping[str, int] | None = None,
+    precision: str | None = None,
 ) -> Graph:
     """The graph of `model_name` with the values of `config`, some of them overridden, at the given sizes.
 
-    UserError for a model, config, size or override that does not exist; TcError for what the model's own
-    text gets wrong at these sizes (a requirement, a shape).
+    `precision` names a recipe (None: that of the model's text). UserError for a model, config, size, override or
+    recipe that does not exist; TcError for what the model's own text gets wrong at these sizes (a requirement, a
+    shape).
     """
     model = module.models.get(model_name)
     if model is None:
         raise UserError(f"there is no model '{model_name}'", _one_of("models", module.models))
     dims = model_dims(module, model, config, sizes, overrides or {})
-    return _Builder(module, model, config, dims).build()
+    return _Builder(module, model, config, dims, recipe_of(model, precision)).build()
+
+
+def recipe_of(model: Model, precision: str | None = None) -> Recipe:
+    """The recipe named `precision`, else that of the model's text."""
+    name = precision or model.precision
+    if name not in RECIPES:
+        raise UserError(f"there is no precision '{name}'", _one_of("precisions", RECIPES))
+    return RECIPES[name]
 
 
 def model_dims(
@@ -185,13 +201,14 @@ def model_dims(
 class _Builder:
     """The state of one walk over a model's text."""
 
-    def __init__(self, module: Module, model: Model, config: str, dims: dict[str, int]) -> None:
-        self.module, self.model, self.config, self.dims = module, model, config, dims
+    def __init__(self, module: Module, model: Model, config: str, dims: dict[str, int], recipe: Recipe) -> None:
+        self.module, self.model, self.config, self.dims, self.recipe = module, model, config, dims, recipe
+        self.ops: dict[tuple[str, DType], Op] = {}
         self.environment: dict[str, View] = {}
         self.nodes: list[Node] = []
         self.names: dict[str, int] = {}
         self.scalars: dict[Tensor, float] = {}
-        self.constants: dict[float, Tensor] = {}
+        self.constants: dict[tuple[float, DType], Tensor] = {}
         self.bound: dict[tuple[object, ...], tuple[dict[str, int], dict[str, tuple[int, ...]]]] = {}
 
     def build(self) -> Graph:
@@ -209,7 +226,7 @@ class _Builder:
         logits = None if self.model.logits is None else self.result(self.model.logits, "logits")
         return Graph(
             self.model, self.config, self.dims, tuple(self.nodes), parameters, inputs, bounds, loss, logits,
-            self.scalars,
+            self.recipe, self.scalars,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------ declarations
@@ -220,7 +237,7 @@ class _Builder:
         return Parameter(p, tensor, value)
 
     def declare(self, name: str, dtype: DType, shape: tuple[int, ...], kind: str) -> Tensor:
-        tensor = Tensor(self.unique(name), dtype, shape, kind, name)
+        tensor = Tensor(self.unique(name), self.recipe.stored(dtype), shape, kind, name)
         self.environment[name] = tensor.whole()
         return tensor
 
@@ -254,13 +271,16 @@ class _Builder:
         if any(p.inout for p in op.params):
             raise self.error(f"op '{op.name}' changes its operands, so a forward pass cannot call it", c.span)
         keywords = dict(c.keywords)
-        operands: dict[str, View] = {}
-        for p, a in zip(op.params, c.args, strict=False):
-            operands[p.name] = self.operand(a, p.dtype, p.shape == (), index, c)
+        given: dict[str, TensorRef | Expr] = dict(zip([p.name for p in op.params], c.args, strict=False))
         for p in op.params[len(c.args) :]:
             if p.name not in keywords:
                 raise self.error(f"'{op.name}' gets no operand '{p.name}'", c.span)
-            operands[p.name] = self.operand(keywords.pop(p.name), p.dtype, p.shape == (), index, c)
+            given[p.name] = keywords.pop(p.name)
+        real = self.real(op, given, c)
+        op = self.at(op, real)
+        operands: dict[str, View] = {}
+        for p in op.params:
+            operands[p.name] = self.operand(given[p.name], p.dtype, p.shape == (), index, c)
         if len(c.args) > len(op.params) or len(c.results) != len(op.outputs):
             raise self.error(
                 f"'{op.name}' takes {len(op.params)} operands and gives {len(op.outputs)} results, "
@@ -279,14 +299,32 @@ class _Builder:
         parameters = [v.tensor.name for v in operands.values() if v.tensor.kind == "parameter"]
         label = " ".join([f"{prefix}{op.name}", *parameters])
         recompute = any(a.function == "recompute" for a in c.annotations)
-        self.nodes.append(Node(op, dims, operands, label, c.span, recompute))
+        self.nodes.append(Node(op, dims, operands, label, c.span, recompute, real))
+
+    def real(self, op: Op, given: Mapping[str, TensorRef | Expr], c: OpCall) -> DType:
+        """What this call binds `real` to: the type of the tensors it passes, else the model's."""
+        names = {
+            n: a.name if isinstance(a, TensorRef) else a.id for n, a in given.items() if isinstance(a, TensorRef | Name)
+        }
+        tensors = {n: self.environment[t].tensor.dtype for n, t in names.items() if t in self.environment}
+        try:
+            return binding(op, tensors, self.recipe.storage)
+        except TcError as e:
+            raise self.error(e.message, c.span, e.hint) from None
+
+    def at(self, op: Op, real: DType) -> Op:
+        """The op with `real` bound: one object per op and type."""
+        key = op.name, real
+        if key not in self.ops:
+            self.ops[key] = bound(op, real)
+        return self.ops[key]
 
     def bind(
         self, op: Op, operands: dict[str, View], static: dict[str, int], c: OpCall, prefix: str
     ) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
         """The op's dimensions and its results' shapes; the same for every layer, so remembered."""
         shapes = {n: v.shape for n, v in operands.items()}
-        key = (op.name, *shapes.values(), *static.items())
+        key = (id(op), *shapes.values(), *static.items())
         if key not in self.bound:
             try:
                 dims = bind(op, shapes, static)
@@ -315,11 +353,12 @@ class _Builder:
         return self.constant(float(self.evaluate(a, index)), dtype)
 
     def constant(self, value: float, dtype: DType) -> View:
-        if value not in self.constants:
-            tensor = Tensor(f"constant.{value:g}", dtype, (), "scalar", "model")
-            self.constants[value] = tensor
-            self.scalars[tensor] = value
-        return self.constants[value].whole()
+        key = value, dtype
+        if key not in self.constants:
+            name = f"constant.{value:g}" + ("" if dtype is DType.F32 else f".{dtype}")
+            self.constants[key] = Tensor(name, dtype, (), "scalar", "model")
+            self.scalars[self.constants[key]] = value
+        return self.constants[key].whole()
 
     def view(self, r: TensorRef, index: dict[str, int]) -> View:
         v = self.environment[r.name]

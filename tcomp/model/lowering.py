@@ -72,6 +72,8 @@ class Lowering:
             if len(keys) > 1:
                 label += f" [{', '.join(o.name for o in kernel.operands if o.name in kernel.writes)}]"
             operands = tuple(views[o.name] for o in kernel.operands)
+            for o, v in zip(kernel.operands, operands, strict=True):
+                assert o.dtype is v.tensor.dtype, f"{label}: '{o.name}' is {o.dtype}, {v.tensor.name} {v.tensor.dtype}"
             launches.append(PlannedLaunch(key, kernel, operands, label))
         return launches
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tcomp.dsl.ast import DType, Expr, Module, Op, Operand, Optimizer
 from tcomp.dsl.dims import bind, evaluate_dim
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.storage import bound
 from tcomp.model.flat import FlatLayout
 from tcomp.model.graph import Graph, Node, Tensor, View
 
@@ -90,6 +91,7 @@ class _Builder:
         return self.flats[name].whole()
 
     def node(self, op: Op, group: dict[str, tuple[str, Expr]], flat: Callable[[str], View], label: str) -> None:
+        op = bound(op, self.graph.recipe.storage)
         operands: dict[str, View] = {}
         for p in op.params:
             if p.shape:

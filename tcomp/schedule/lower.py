@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tcomp.dsl.ast import (
     Binary,
+    DType,
     Equation,
     Expr,
     Module,
@@ -22,6 +23,7 @@ from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import schedule_for
+from tcomp.dsl.storage import bound
 from tcomp.ir.tile import Buffer, Kernel, Scope, Statement, ThreadShape
 from tcomp.schedule.combine import Combining
 from tcomp.schedule.emit import Emitter, once
@@ -57,11 +59,11 @@ def lower(
 ) -> LoweredOp:
     """Lower one op instance.
 
-    `dims` binds every dimension. `threads` counts a CPU's threads. `chosen` overrides tuned parameters by name.
-    `schedule` replaces the module's (for tuners and tests). `deterministic` refuses atomic sums. Raises TcError
-    when the schedule is illegal, with a counterexample.
+    `dims` binds every dimension; an op still generic over `real` is taken at f32. `threads` counts a CPU's threads.
+    `chosen` overrides tuned parameters by name. `schedule` replaces the module's (for tuners and tests).
+    `deterministic` refuses atomic sums. Raises TcError when the schedule is illegal, with a counterexample.
     """
-    return _Lowering(op, module, dims, machine, threads, chosen or {}, schedule, deterministic).run()
+    return _Lowering(bound(op, DType.F32), module, dims, machine, threads, chosen or {}, schedule, deterministic).run()
 
 
 class _Lowering:

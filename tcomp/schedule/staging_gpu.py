@@ -3,17 +3,18 @@
     stage X, W in shared at k by cp.async   -->   in the loop over k: X.shared = pack X[m, k]; readers use X.shared
 
 In a pipe loop the copies run ahead, so the tile exists once per stage. Rows are padded to an odd number of 16-byte
-groups: neighbouring rows then start in different banks, and 128-bit reads down a column meet no conflict.
+groups: neighbouring rows then start in different banks, and 128-bit reads down a column meet no conflict. `swizzle`
+reaches the same by exchanging a row's 16-byte granules, which tensor cores and the copy engine understand.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tcomp.dsl.ast import Access, Expr, Name, Stage, names_in
+from tcomp.dsl.ast import Access, DType, Expr, Level, Name, Span, Stage, names_in
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import Axis, Buffer, Layout, Pack, Pitched, RowMajor, Scope, Statement
+from tcomp.ir.tile import Axis, Buffer, Layout, Pack, Pitched, RowMajor, Scope, Statement, Swizzled
 from tcomp.schedule.bounds import Env
 from tcomp.schedule.nest import LoopNode, loops_below
 from tcomp.schedule.staging import staged_accesses
@@ -21,6 +22,8 @@ from tcomp.schedule.staging import staged_accesses
 if TYPE_CHECKING:
     from tcomp.schedule.emit import Emitter
 
+SWIZZLES = (128, 64, 32)
+"""widths in bytes, the widest first"""
 Staged = tuple[str, tuple[Expr | None, ...]]
 
 
@@ -113,7 +116,7 @@ class SharedStaging:
             origins.append(None)
         dtype = emitter.dtypes[a.tensor]
         dims = tuple(x.block for x in axes)
-        layout = padded(dims[-1], dtype.bytes, self._pad(stage)) if dims else RowMajor()
+        layout = self._layout(stage, a.tensor, dims, dtype) if dims else RowMajor()
         pipelined = node.level.kind == "pipe" and not node.trivial
         name = f"{a.tensor}.shared{len(emitter.tiles)}"
         ring = node.level.stages if pipelined else 1
@@ -122,14 +125,39 @@ class SharedStaging:
         assert isinstance(source, Access)
         return (name, tuple(origins)), Pack(name, tuple(axes), source, stage.by or "cp.async", stage.span)
 
-    def _pad(self, stage: Stage) -> int | None:
+    def _layout(self, stage: Stage, tensor: str, dims: tuple[int, ...], dtype: DType) -> Layout:
+        """The tile's layout by the options behind the `stage` line: at most one of pad(n), swizzle and swizzle(n)."""
+        for o in stage.options[1:]:
+            raise self._error("a staged tile has one layout", o.span, "keep one of pad(n) and swizzle(n)")
         for o in stage.options:
-            if o.kind == "pad" and len(o.args) == 1:
-                return int(evaluate_dim(o.args[0], dict(self.emitter.plan.values)))
-            raise TcError(
+            args = [int(evaluate_dim(a, dict(self.emitter.plan.values))) for a in o.args]
+            if o.kind == "pad" and len(args) == 1:
+                return padded(dims[-1], dtype.bytes, args[0])
+            if o.kind == "swizzle" and len(args) <= 1:
+                return self._swizzled(o, tensor, dims[-1] * dtype.bytes, args)
+            raise self._error(
                 f"staging option '{o.kind}' cannot be lowered yet",
                 o.span,
-                self.emitter.text,
-                "leave it out (rows are padded against bank conflicts), or write pad(4)",
+                "leave it out (rows are padded against bank conflicts), or write pad(4) or swizzle(128)",
             )
-        return None
+        return padded(dims[-1], dtype.bytes)
+
+    def _swizzled(self, option: Level, tensor: str, row: int, args: list[int]) -> Swizzled:
+        """The swizzle of that width, or the widest that rows of so many bytes take."""
+        if args and args[0] not in SWIZZLES:
+            raise self._error(
+                f"there is no swizzle of {args[0]} bytes", option.span, "write swizzle(128), swizzle(64) or swizzle(32)"
+            )
+        for width in args or SWIZZLES:
+            if row % width == 0:
+                return Swizzled(width)
+        wanted = f"swizzle({args[0]})" if args else "swizzle"
+        raise self._error(
+            f"{wanted} does not fit {tensor}: a row of its tile has {row} bytes",
+            option.span,
+            f"rows must be a multiple of {args[0] if args else SWIZZLES[-1]} bytes: take a larger tile along the last "
+            "index, or a narrower swizzle",
+        )
+
+    def _error(self, message: str, span: Span, hint: str) -> TcError:
+        return TcError(message, span, self.emitter.text, hint)

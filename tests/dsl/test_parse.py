@@ -195,7 +195,7 @@ def test_the_gpt2_model() -> None:
     assert [c.name for c in model.configs] == ["tiny", "124M", "355M", "774M", "1558M"]
     assert dict(model.configs[1].values)["V"] == Num(50257)
     assert model.params[0] == ast.ParamDecl(
-        "wte", DType.F32, (Name("P"), Name("C")), Call("normal", (Num(0.02),)), "matrices"
+        "wte", DType.REAL, (Name("P"), Name("C")), Call("normal", (Num(0.02),)), "matrices"
     )
     assert model.inputs[0].below == Name("V")
     loop = next(s for s in model.forward if isinstance(s, ast.ForLayers))

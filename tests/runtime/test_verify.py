@@ -8,8 +8,9 @@ import pytest
 from tcomp.cli.common import load_module
 from tcomp.dsl.ast import DType
 from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.storage import bound
 from tcomp.numeric import round_to
-from tcomp.runtime.verify import awkward_dims, narrowed, random_inputs, rounding
+from tcomp.runtime.verify import awkward_dims, random_inputs, rounding
 
 
 def test_sizes_of_a_backward_keep_its_forwards_requirements() -> None:
@@ -22,9 +23,9 @@ def test_sizes_of_a_backward_keep_its_forwards_requirements() -> None:
 
 
 @pytest.mark.parametrize("dtype", [DType.BF16, DType.F16])
-def test_a_narrowed_op_is_given_what_its_type_can_hold(dtype: DType) -> None:
+def test_a_narrow_op_is_given_what_its_type_can_hold(dtype: DType) -> None:
     module = load_module("ops/embedding")
-    op = narrowed(module, dtype).ops["embedding"]
+    op = bound(module.ops["embedding"], dtype)
     assert {o.name: o.dtype for o in op.operands if o.dtype is not DType.I32}.keys() == {"wte", "wpe", "x"}
     assert all(o.dtype in (dtype, DType.I32) for o in op.operands)
     dims = {"B": 2, "T": 3, "V": 5, "C": 7, "S": 3}
@@ -32,4 +33,4 @@ def test_a_narrowed_op_is_given_what_its_type_can_hold(dtype: DType) -> None:
         if name in ("wte", "wpe"):
             np.testing.assert_array_equal(value, round_to(value, dtype).astype(np.float32))
             assert len(np.unique(value)) > 10
-    assert rounding(op) > 0 == rounding(module.ops["embedding"])
+    assert rounding(op) > 0 == rounding(bound(module.ops["embedding"], DType.F32))

@@ -41,10 +41,10 @@ def run(op: Op, module: Module, values: dict[str, Array], dims: dict[str, int]) 
 def test_the_example_of_the_module(gpt2: Module) -> None:
     backward = of("linear", gpt2)
     assert print_op(restricted(backward, frozenset({"db"}))) == (
-        "backward linear(dY: f32[M, N]) -> db: f32[N]:\n  db[n] = sum m: dY[m, n]\n"
+        "backward linear(dY: real[M, N]) -> db: real[N]:\n  db[n] = sum m: dY[m, n]\n"
     )
     assert print_op(accumulating(restricted(backward, frozenset({"db"})), frozenset({"db"}))) == (
-        "backward linear(dY: f32[M, N], inout db: f32[N]):\n  db[n] += sum m: dY[m, n]\n"
+        "backward linear(dY: real[M, N], inout db: real[N]):\n  db[n] += sum m: dY[m, n]\n"
     )
 
 

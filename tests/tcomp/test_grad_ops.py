@@ -39,7 +39,7 @@ def equations(module: Module, name: str, *outputs: str) -> list[str]:
 
 def test_linear(gpt2: Module) -> None:
     assert print_op(derive(gpt2.ops["linear"], gpt2)).splitlines() == [
-        "backward linear(X: f32[M, K], W: f32[N, K], dY: f32[M, N]) -> dX: f32[M, K], dW: f32[N, K], db: f32[N]:",
+        "backward linear(X: real[M, K], W: real[N, K], dY: real[M, N]) -> dX: real[M, K], dW: real[N, K], db: real[N]:",
         "  dX[m, k] = sum n: dY[m, n] * W[n, k]",
         "  dW[n, k] = sum m: dY[m, n] * X[m, k]",
         "  db[n] = sum m: dY[m, n]",

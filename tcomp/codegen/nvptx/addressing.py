@@ -19,8 +19,9 @@ from tcomp.codegen.cpu.integers import Affine, affine_form
 from tcomp.codegen.cpu.types import I8, I64, IrValue
 from tcomp.codegen.nvptx.domain import GpuDomain, Point
 from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.codegen.nvptx.swizzle import column_bytes, granule_of
 from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, accesses_in
-from tcomp.ir.tile import Buffer, Pitched, Scope
+from tcomp.ir.tile import Buffer, Pitched, Scope, Swizzled
 
 if TYPE_CHECKING:
     from tcomp.codegen.nvptx.evaluation import GpuEvaluator
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 class Place:
     """An access taken apart. `form` counts elements in symbols: a' is axis a counted from its start, other names are
     loop variables. `gathered` are subscripts read from memory, with their strides. `elements` are, for a tile in
-    registers, the axis (or the number) that each dimension follows."""
+    registers, the axis (or the number) that each dimension follows; `column` is, for a swizzled tile, the part of
+    `form` along the last dimension."""
 
     buffer: Buffer
     form: Affine
@@ -38,6 +40,7 @@ class Place:
     in_bounds: bool
     deps: frozenset[str]
     elements: tuple[str | int, ...] = ()
+    column: Affine = Affine()
 
     @property
     def in_registers(self) -> bool:
@@ -89,7 +92,7 @@ class Addressing:
             elements = tuple(self._element(access, s) for s in access.subscripts)
             walked = frozenset(e for e in elements if isinstance(e, str))
             return Place(buffer, Affine(), (), True, walked, elements)
-        total = Affine()
+        total, column = Affine(), Affine()
         gathered: list[tuple[Node, int]] = []
         deps: set[str] = set()
         in_bounds = True
@@ -100,12 +103,14 @@ class Addressing:
             in_bounds = in_bounds and self._inside(subscript, form, size)
             if form is not None:
                 deps.update(n[:-1] for n, _ in form.terms if n.endswith("'"))
-                total = total + form.scaled(stride)
+                total, column = total + form.scaled(stride), form
             else:
                 node = graph.cast(graph.build(subscript), "int")
                 deps |= node.deps
                 gathered.append((node, stride))
-        return Place(buffer, total, tuple(gathered), in_bounds, frozenset(deps))
+        if gathered and isinstance(buffer.layout, Swizzled):
+            raise Unsupported(f"the swizzled tile '{buffer.name}' is read at an index from memory", access.span)
+        return Place(buffer, total, tuple(gathered), in_bounds, frozenset(deps), column=column)
 
     def _from_start(self, subscript: Expr) -> str | None:
         """The axis that `axis - start` counts, where the start is no affine expression."""
@@ -149,7 +154,9 @@ class Addressing:
 
     def pointer(self, place: Place, point: Point, along: str | None = None, n: int = 1) -> IrValue:
         """The address of the element at a point, the first of `n` along the axis `along`."""
-        terms, constant = self._terms(place, point, along, n)
+        if isinstance(place.buffer.layout, Swizzled):
+            return self._swizzled(place, place.buffer.layout, point, along, n)
+        terms, constant = self._terms(place.form, place.gathered, point, along, n)
         em, scope = self.domain.gpu, self.domain.block
         name = place.buffer.name
         level = scope.levels.get(name, 0)
@@ -166,6 +173,55 @@ class Addressing:
             return pointer
         return em.once(level, (*key, constant), lambda: self._step(pointer, place.buffer, [constant]))
 
+    def _swizzled(self, place: Place, layout: Swizzled, point: Point, along: str | None, n: int) -> IrValue:
+        """The address in a swizzled tile: the row's part, then the column's, which depends on the row."""
+        em, scope, buffer = self.domain.gpu, self.domain.block, place.buffer
+        rows = place.form - place.column
+        by_row = Affine(tuple((s, c // buffer.shape[-1]) for s, c in rows.terms), rows.constant // buffer.shape[-1])
+        row_level, row_key, row = self._sum(by_row, point, along, n)
+        level, column_key, column = self._sum(place.column, point, along, n)
+        level = max(level, row_level)
+
+        def of_row() -> tuple[Int, Int]:
+            value = row()
+            em.at(row_level)
+            return em.mul(value, layout.width), granule_of(em, layout, value)
+
+        def displacement() -> Int:
+            value = column()
+            parts = em.once(row_level, ("swizzle", layout, row_key), of_row)
+            assert isinstance(parts, tuple)
+            em.at(level)
+            return em.add(parts[0], column_bytes(em, buffer, layout, value, parts[1]))
+
+        key = (layout, buffer.shape, buffer.dtype, row_key, column_key)
+        offset: Int = em.once(level, ("swizzled", key), displacement)
+        root = scope.roots[buffer.name]
+        final = max(level, scope.levels.get(buffer.name, 0))
+
+        def pointer() -> IrValue:
+            return root if offset == 0 else em.builder.gep(root, [em.i64(offset)], source_etype=I8)
+
+        found: IrValue = em.once(final, ("pointer", buffer.name, id(root), key), pointer)
+        return found
+
+    def _sum(self, form: Affine, point: Point, along: str | None, n: int) -> tuple[int, object, Callable[[], Int]]:
+        """An affine form's value at a point: the frame it belongs to, a key that names it, and how to make it."""
+        terms, constant = self._terms(form, (), point, along, n)
+        em = self.domain.gpu
+        level = max((t.level for t in terms), default=0)
+        key = ("sum", constant, *(t.key for t in terms))
+
+        def add() -> Int:
+            total: Int = constant
+            for t in terms:
+                value = em.once(t.level, ("term", False, t.key), lambda t=t: em.mul(t.value(), t.stride))
+                em.at(level)
+                total = em.add(total, value)
+            return total
+
+        return level, key, lambda: em.once(level, key, add)
+
     def _step(self, pointer: IrValue, buffer: Buffer, parts: list[Int]) -> IrValue:
         em = self.domain.gpu
         total: Int = 0
@@ -180,11 +236,13 @@ class Addressing:
         element = ir.IntType(8 * buffer.dtype.bytes)
         return em.builder.gep(pointer, [total], source_etype=element)
 
-    def _terms(self, place: Place, point: Point, along: str | None, n: int) -> tuple[list[Term], int]:
+    def _terms(
+        self, form: Affine, gathered: tuple[tuple[Node, int], ...], point: Point, along: str | None, n: int
+    ) -> tuple[list[Term], int]:
         domain = self.domain
-        constant = place.form.constant
+        constant = form.constant
         terms: list[Term] = []
-        for name, c in place.form.terms:
+        for name, c in form.terms:
             if not name.endswith("'"):
                 level = domain.level if name.endswith("@start") else domain.block.levels.get(name, 0)
                 terms.append(Term(level, (name, c), partial(domain.symbol, name), c))
@@ -201,7 +259,7 @@ class Addressing:
                 terms.append(Term(0, ("thread", at.spread, c), partial(_same, at.thread), c))
             if not (isinstance(at.base, int) and at.base == 0):
                 terms.append(Term(at.level, ("base", id(at.base), c), partial(_same, at.base), c))
-        for node, stride in place.gathered:
+        for node, stride in gathered:
             level = domain.level_of(node.deps)
             gathered_key = (id(node), domain.coordinates(node.deps, point), stride)
 

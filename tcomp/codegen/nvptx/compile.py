@@ -15,7 +15,7 @@ from llvmlite import ir
 from tcomp.codegen.cpu.types import I8
 from tcomp.codegen.nvptx.emitter import SHARED, finished_text
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.codegen.nvptx.layout import shared_layout, team_layout
+from tcomp.codegen.nvptx.layout import ALIGNMENT, alignment_of, shared_layout, team_layout
 from tcomp.codegen.nvptx.phase import DYNAMIC, PhaseGenerator
 from tcomp.codegen.nvptx.targets import target_named
 from tcomp.dsl.ast import DType
@@ -76,7 +76,7 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
     module = ir.Module(name=kernel.name)
     module.triple, module.data_layout = TRIPLE, LAYOUT
     shared = ir.GlobalVariable(module, ir.ArrayType(I8, 0), DYNAMIC, addrspace=3)
-    shared.linkage, shared.align = "external", 128
+    shared.linkage, shared.align = "external", max((alignment_of(t) for t in kernel.tiles), default=ALIGNMENT)
     shared.type = SHARED  # an untyped pointer, as everything derived from it
     launches = []
     try:

@@ -10,7 +10,18 @@ from tcomp.codegen.nvptx.join import exchange_bytes
 from tcomp.codegen.nvptx.plan import accesses_of, exchange_lanes, joins_warps, plan_of, sharing_of
 from tcomp.dsl.ast import DType
 from tcomp.errors import UserError
-from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack, Scope, Statement, ThreadShape
+from tcomp.ir.tile import (
+    SWIZZLE_PERIOD,
+    Buffer,
+    Compute,
+    Kernel,
+    Loop,
+    Pack,
+    Scope,
+    Statement,
+    Swizzled,
+    ThreadShape,
+)
 
 ALIGNMENT = 128
 TEAM_ALIGNMENT = 256
@@ -67,17 +78,20 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
     layout = SharedLayout()
     sizes: list[tuple[str, int]] = []
 
-    def place(name: str, size: int) -> int:
-        at = layout.bytes
-        layout.bytes += -(-size // ALIGNMENT) * ALIGNMENT
+    def place(name: str, size: int, alignment: int = ALIGNMENT) -> int:
+        at = -(-layout.bytes // alignment) * alignment
+        layout.bytes = at + -(-size // alignment) * alignment
         sizes.append((name, size))
         return at
 
     for s in statements_in(phase):
         if isinstance(s, Loop) and s.level == "pipe" and pipe_stages(s) > 1:
-            start = layout.bytes
-            for p in leading_packs(s):
-                layout.offsets[p.buffer] = place(p.buffer, buffers[p.buffer].bytes)
+            tiles = [buffers[p.buffer] for p in leading_packs(s)]
+            widest = max(alignment_of(t) for t in tiles)
+            start = layout.bytes = -(-layout.bytes // widest) * widest
+            for t in tiles:
+                layout.offsets[t.name] = place(t.name, t.bytes, alignment_of(t))
+            layout.bytes = -(-layout.bytes // widest) * widest
             stage = layout.stages[id(s)] = layout.bytes - start
             layout.bytes += stage * (pipe_stages(s) - 1)
             sizes.append(
@@ -85,7 +99,7 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
             )
     for b in kernel.tiles:
         if b.scope is Scope.SHARED and b.name in used and b.name not in layout.offsets:
-            layout.offsets[b.name] = place(b.name, b.bytes)
+            layout.offsets[b.name] = place(b.name, b.bytes, alignment_of(b))
     for s in statements_in(phase):
         if isinstance(s, Compute):
             sharing = sharing_of(s, threads)
@@ -102,6 +116,11 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
             f"take smaller tiles or fewer stages ({listing})",
         )
     return layout
+
+
+def alignment_of(tile: Buffer) -> int:
+    """Bytes that the tile's address must be a multiple of."""
+    return SWIZZLE_PERIOD if isinstance(tile.layout, Swizzled) else ALIGNMENT
 
 
 def _casts_to_f64(c: Compute) -> bool:

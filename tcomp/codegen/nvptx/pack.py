@@ -79,6 +79,7 @@ class PackGenerator:
         fast = last if last in units or not units else units[0]
         if fast != last or last not in units or source.buffer.dtype is not self.buffer.dtype:
             return fast, 1
+        # (Rows of a swizzled tile are whole granules, and no piece is larger than one.)
         pitch = self.buffer.layout.pitch if isinstance(self.buffer.layout, Pitched) else self.buffer.shape[-1]
         n = formats.WIDEST // self.buffer.dtype.bytes
         while n > 1:
