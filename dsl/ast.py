@@ -417,6 +417,17 @@ class ParamDecl:
 
 
 @dataclass(frozen=True, slots=True)
+class Tie:
+    """`tie head_w to wte where TIED == 1`: in configurations for which the condition holds (all without one), the
+    first parameter is another name for the second."""
+
+    name: str
+    to: str
+    where: Expr | None = None
+    span: Span = _span()
+
+
+@dataclass(frozen=True, slots=True)
 class InputDecl:
     """`input tokens: i32[B, T] below V`: a step's input; `below` bounds its values (checked by the loader)."""
 
@@ -509,6 +520,7 @@ class Model:
     logits: str | None
     optimizer: Optimizer | None
     precision: str = "f32"
+    ties: tuple[Tie, ...] = ()
     doc: str = ""
     span: Span = _span()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lark import Token
@@ -21,7 +22,7 @@ class ModelRules(ExpressionRules):
         return tuple(c)
 
     def config(self, c: Children) -> ast.Config:
-        return ast.Config(str(c[1]), _pairs(c[2]), self._token_span(c[1]))
+        return ast.Config(str(c[1] or ""), _pairs(c[2]), self._token_span(c[1] or c[0]))
 
     def let(self, c: Children) -> tuple[str, str, Expr]:
         return ("let", str(c[1]), c[2])
@@ -44,6 +45,10 @@ class ModelRules(ExpressionRules):
     def input_declaration(self, c: Children) -> ast.InputDecl:
         keyword, name, (dtype, shape, close), below = c
         return ast.InputDecl(str(name), dtype, shape, below, self._span(keyword, below or close))
+
+    def tie(self, c: Children) -> ast.Tie:
+        keyword, name, to, where = c
+        return ast.Tie(str(name), str(to), where, self._span(keyword, where or to))
 
     def loss(self, c: Children) -> tuple[str, Token]:
         return ("loss", c[1])
@@ -156,7 +161,7 @@ class ModelRules(ExpressionRules):
             ast.Model(
                 name=str(name),
                 dims=tuple(map(str, dims or ())),
-                configs=tuple(x for x in lines if isinstance(x, ast.Config)),
+                configs=self._configs(lines),
                 lets=tuple((x[1], x[2]) for x in _tagged(lines, "let")),
                 requires=tuple(x[1] for x in _tagged(lines, "require")),
                 params=tuple(x for x in lines if isinstance(x, ast.ParamDecl)),
@@ -166,9 +171,27 @@ class ModelRules(ExpressionRules):
                 logits=self._single(lines, "logits", "logits"),
                 optimizer=optimizers[0] if optimizers else None,
                 precision=self._single(lines, "precision", "precision") or "f32",
+                ties=tuple(x for x in lines if isinstance(x, ast.Tie)),
                 doc=self._doc(keyword.line),
                 span=self._span(keyword, name),
             )
+        )
+
+    def _configs(self, lines: Sequence[Any]) -> tuple[ast.Config, ...]:
+        """The named configurations, each with the values of the nameless one that it does not give itself."""
+        found = [x for x in lines if isinstance(x, ast.Config)]
+        shared = [c for c in found if not c.name]
+        named = tuple(c for c in found if c.name)
+        if len(shared) > 1:
+            raise self._error("a second `config:` line", shared[1], "put what all configurations share in the first")
+        if not shared:
+            return named
+        if not named:
+            hint = "give it a name, `config NAME: ...`"
+            raise self._error("values for every configuration, but there is no configuration", shared[0], hint)
+        return tuple(
+            replace(c, values=c.values + tuple(v for v in shared[0].values if v[0] not in dict(c.values)))
+            for c in named
         )
 
 

@@ -49,7 +49,7 @@ def check_model(model: Model, module: Module) -> None:
             hint = did_you_mean(name, bound, "tensor")
             raise TcError(f"{what} names '{name}', which `forward` does not compute", model.span, hint=hint)
     if model.precision not in RECIPES:
-        hint = f"write {' or '.join(f'`precision {p}`' for p in RECIPES)}, or leave the line out"
+        hint = f"known are {listing(RECIPES)}; f32 is what a model without the line has"
         raise TcError(f"precision '{model.precision}' is not supported", model.span, hint=hint)
     if model.optimizer is not None:
         _check_optimizer(model, model.optimizer, module)
@@ -142,9 +142,29 @@ def _check_tensors(model: Model, numbers: frozenset[str]) -> None:
         if p.group and not groups:
             hint = f"add `group {p.group}: ...` to the optimizer"
             raise TcError(f"unknown parameter group '{p.group}'", p.span, hint=hint)
+    _check_ties(model)
     for i in model.inputs:
         if i.below is not None:
             _check_number(i.below, numbers, model, f"the bound of '{i.name}'")
+
+
+def _check_ties(model: Model) -> None:
+    """Each tie joins two parameters of one type and shape, under a condition that a configuration decides."""
+    params = {p.name: p for p in model.params}
+    from_configs = frozenset(n for c in model.configs for n, _ in c.values)
+    for t in model.ties:
+        for name in (t.name, t.to):
+            if name not in params:
+                raise TcError(f"unknown parameter '{name}'", t.span, hint=did_you_mean(name, params, "parameter"))
+        a, b = params[t.name], params[t.to]
+        if a is b or any(other.name in (t.name, t.to) for other in model.ties if other is not t):
+            hint = "name the parameter that is left as the last in every `tie` line"
+            raise TcError(f"'{t.name}' is tied to '{t.to}', which is tied itself", t.span, hint=hint)
+        if (a.dtype, a.shape) != (b.dtype, b.shape):
+            hint = "tied parameters are one tensor: declare both with the same type and shape"
+            raise TcError(f"'{t.name}' and '{t.to}' differ in type or shape", t.span, hint=hint)
+        if t.where is not None:
+            _check_number(t.where, from_configs, model, "the condition of a `tie`")
 
 
 # -------------------------------------------------------------------------------------------- calls

@@ -231,6 +231,9 @@ def print_model(m: ast.Model) -> str:
     for p in m.params:
         group = f" in {p.group}" if p.group else ""
         lines.append(f"  param {p.name}: {_type(p.dtype, p.shape)} = {_call(p.init)}{group}")
+    for t in m.ties:
+        where = f" where {print_expression(t.where)}" if t.where is not None else ""
+        lines.append(f"  tie {t.name} to {t.to}{where}")
     for i in m.inputs:
         below = f" below {print_expression(i.below)}" if i.below is not None else ""
         lines.append(f"  input {i.name}: {_type(i.dtype, i.shape)}{below}")

@@ -10,11 +10,14 @@ from tcomp.dsl.ast import DType
 @dataclass(frozen=True)
 class Recipe:
     """`storage` is what `real` stands for in the model: parameters as forward and backward read them, activations and
-    their gradients. Sums, statistics, losses and optimizer state are f32 in every recipe, and so are the gradients of
-    parameters, which are sums over the batch."""
+    their gradients. With `master`, the optimizer updates an f32 copy of each parameter and writes the stored one from
+    it. Sums, statistics, losses, optimizer state and the gradients of parameters (sums over the batch, and over
+    micro-batches) are f32 in every recipe."""
 
     name: str
     storage: DType
+    master: bool
+    summary: str
 
     def stored(self, dtype: DType) -> DType:
         """The type of a tensor that the model's text declares as `dtype`."""
@@ -22,5 +25,14 @@ class Recipe:
 
 
 RECIPES = {
-    "f32": Recipe("f32", DType.F32),
+    r.name: r
+    for r in (
+        Recipe("f32", DType.F32, False, "everything in f32"),
+        Recipe("bf16", DType.BF16, True, "tensors in bf16, with f32 master weights"),
+    )
 }
+
+
+def kept(dtype: DType) -> DType:
+    """What master weights, optimizer state and gradients of a parameter stored as `dtype` are held in: f32 at least."""
+    return dtype if dtype.bytes >= 4 else DType.F32

@@ -48,7 +48,7 @@ GPU = Family(
     layouts=("pad", "swizzle"),
     directives=("of", "order", "fuse", "stage", "use", "cast", "combine", "tune", "where"),
     flags=("inline", "persistent", "raster", "keep"),
-    instructions=("fma", "mma", "wgmma"),
+    instructions=("fma", "mma.sync", "mma.sync.tf32", "wgmma", "wgmma.tf32"),
     facts=("smem", "regs", "sms", "l2", "lanes", "vector"),
 )
 CPU_TARGETS = ("cpu", "cpu.sse2", "cpu.avx2", "cpu.avx512", "cpu.neon")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 from tcomp.runtime.cache import sync_folder
 
@@ -54,13 +55,14 @@ class Manifest:
     step: int
     model: str
     config: str
-    dims: dict[str, int]
+    dims: dict[str, Number]
     hyper: dict[str, float]
     seed: int
     data: tuple[int, int]
     data_fingerprint: str
     metrics: dict[str, float]
     version: str
+    precision: str = "f32"
 
 
 @dataclass(frozen=True)
@@ -177,18 +179,25 @@ def verify(folder: Path) -> Checkpoint:
     if body["format"] != FORMAT:
         raise UserError(f"{folder}: checkpoint format {body['format']}, this tcomp reads format {FORMAT}")
     _verify_tensors(folder / TENSORS, body["bytes"], body["tensors_crc32"])
-    fields = {k: body[k] for k in Manifest.__dataclass_fields__}
+    fields = {k: body[k] for k in Manifest.__dataclass_fields__ if k != "precision" or k in body}  # older ones are f32
     fields["data"] = tuple(fields["data"])
     return Checkpoint(folder, Manifest(**fields))
 
 
-def check_same_model(checkpoint: Checkpoint, model: str, config: str, dims: Mapping[str, int]) -> None:
-    """UserError when the checkpoint is of another model, config or size."""
+def check_same_model(
+    checkpoint: Checkpoint, model: str, config: str, dims: Mapping[str, Number], precision: str
+) -> None:
+    """UserError when the checkpoint is of another model, config, size or precision."""
     have = checkpoint.manifest
     if have.model != model or have.config != config:
         raise UserError(
             f"{checkpoint.folder}: a checkpoint of {have.model} {have.config}, not of {model} {config}",
             f"use --config {have.config} with the model {have.model}",
+        )
+    if have.precision != precision:
+        raise UserError(
+            f"{checkpoint.folder}: trained with precision {have.precision}, not {precision}",
+            f"go on with --precision {have.precision}, or start a new run",
         )
     for name, value in dims.items():
         if name in have.dims and have.dims[name] != value:

@@ -13,6 +13,7 @@ import numpy as np
 
 from tcomp.errors import UserError
 from tcomp.runtime.executor import Executor
+from tcomp.runtime.values import values
 
 
 def sample(
@@ -39,7 +40,8 @@ def sample(
             inputs["tokens"][0, : len(recent)] = recent
         executor.run("forward")
         start = (len(recent) - 1) * width
-        scores = executor.read_part("logits", start, start + vocabulary).astype(np.float64)
+        part = executor.read_part("logits", start, start + vocabulary)
+        scores = values(part, slots["logits"].dtype).astype(np.float64)
         tokens.append(choose(scores, temperature, top_k, random))
         yield tokens[-1]
 

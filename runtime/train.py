@@ -89,7 +89,7 @@ def train(
         known = {k: v for k, v in found.items() if not math.isnan(v)}
         manifest = checkpoint.Manifest(
             done, step.model, step.config, dict(step.dims), hyper, settings.seed, batches.state,
-            data.fingerprint, known, tcomp.__version__,
+            data.fingerprint, known, tcomp.__version__, step.precision,
         )  # fmt: skip
         checkpoint.save(run.path, manifest, persistent(executor), settings.keep)
         saved_at = done
@@ -208,8 +208,10 @@ def check_inputs(step: Step) -> None:
         )
 
 
-def persistent(executor: Executor, kinds: Collection[str] = ("parameter", "state")) -> dict[str, checkpoint.Stored]:
-    """What outlives a step, parameters and optimizer state, by slot name."""
+def persistent(
+    executor: Executor, kinds: Collection[str] = ("parameter", "master", "state")
+) -> dict[str, checkpoint.Stored]:
+    """What outlives a step, parameters, their master copies and optimizer state, by slot name."""
     return {name: _stored(executor, slot) for name, slot in executor.step.slots.items() if slot.kind in kinds}
 
 
@@ -227,7 +229,7 @@ def _stored(executor: Executor, slot: Slot) -> checkpoint.Stored:
 def restore(executor: Executor, data: Data, saved: checkpoint.Checkpoint, seed: int, batches: Batches) -> int:
     """Load a checkpoint into the arena and the batch stream; the number of steps done."""
     step, manifest = executor.step, saved.manifest
-    checkpoint.check_same_model(saved, step.model, step.config, step.dims)
+    checkpoint.check_same_model(saved, step.model, step.config, step.dims, step.precision)
     if manifest.data_fingerprint != data.fingerprint:
         raise UserError(
             f"{saved.folder}: the run was trained on other data than {data.description}",

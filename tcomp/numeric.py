@@ -22,6 +22,9 @@ _FORMATS = {  # fraction bits, smallest normal exponent, largest finite value, o
     DType.E5M2: (2, -14, 57344.0, True),
 }
 
+NARROW = frozenset(_FORMATS)
+"""The types to which assigning rounds."""
+
 
 def round_to(x: Array, dtype: DType) -> Array:
     """The values of `dtype` nearest to `x`, ties to even, subnormals kept, as float64 (i32: towards zero).

@@ -30,7 +30,7 @@ from tests.reference.op_cases import (
     Dims,
     assert_close,
     backward_inputs,
-    gpt2,
+    library,
     random_inputs,
     scalars,
     torch_backward,
@@ -57,7 +57,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(op: Op, dims: Dims, inputs: Arrays, machine: CpuMachine, threads: int, objects: Path) -> Arrays:
     """The op's outputs and inout parameters, computed twice: both runs must be equal to the last bit."""
-    lowered = lower(op, gpt2(), dims, machine, threads=threads)
+    lowered = lower(op, library(), dims, machine, threads=threads)
     executor = CpuExecutor(single_op_step(lowered, dims, guard=256), machine, threads, objects)
     changed = [o.name for o in op.outputs] + [p.name for p in op.params if p.inout]
     try:
@@ -94,27 +94,27 @@ TARGETS = [("native", 2), ("avx2", 3)]
 @pytest.mark.parametrize(("target", "threads"), TARGETS)
 @pytest.mark.parametrize("c", CASES, ids=str)
 def test_forward(c: Case, target: str, threads: int, objects: Path) -> None:
-    op, dims = gpt2().ops[c.op], dict(c.dims)
+    op, dims = library().ops[c.op], dict(c.dims)
     inputs = random_inputs(op, dims, seed=11)
     got = run(op, dims, inputs, machine_named(target), threads, objects)
     assert_close(got, torch_forward(c, inputs), c.terms, "torch")
-    assert_close(got, evaluate(op, gpt2(), inputs, dims), c.terms, "the oracle")
+    assert_close(got, evaluate(op, library(), inputs, dims), c.terms, "the oracle")
 
 
 @pytest.mark.parametrize(("target", "threads"), TARGETS)
 @pytest.mark.parametrize("c", CASES, ids=str)
 def test_backward(c: Case, target: str, threads: int, objects: Path) -> None:
-    op, dims = backward_of(c.op, gpt2()), dict(c.dims)
+    op, dims = backward_of(c.op, library()), dict(c.dims)
     assert op is not None
     given, inputs = backward_inputs(c, op, seed=12)
     got = run(op, dims, given, machine_named(target), threads, objects)
-    assert_close(got, evaluate(op, gpt2(), given, dims), c.terms, "the oracle")
+    assert_close(got, evaluate(op, library(), given, dims), c.terms, "the oracle")
     assert_close(got, torch_backward(c, op, given, inputs), c.terms, "torch autograd")
 
 
 @pytest.mark.parametrize("c", [c for c in CASES if c.op in WEIGHTS], ids=str)
 def test_accumulating_backward_adds_to_what_is_there(c: Case, objects: Path) -> None:
-    backward, dims = backward_of(c.op, gpt2()), dict(c.dims)
+    backward, dims = backward_of(c.op, library()), dict(c.dims)
     assert backward is not None
     op = accumulating(backward, frozenset(WEIGHTS[c.op]))
     given, inputs = backward_inputs(c, backward, seed=13)
@@ -138,16 +138,16 @@ def test_accumulating_backward_adds_to_what_is_there(c: Case, objects: Path) -> 
 def test_cosine(step: int, warmup: int, target: str, threads: int, objects: Path) -> None:
     hyper = reference.Hyper(peak_lr=1.0, warmup=warmup, total=100, final_lr=0.1)
     inputs = scalars(step=step, peak_lr=1.0, final_lr=0.1, warmup=warmup, total=100)
-    got = run(gpt2().ops["cosine"], {}, inputs, machine_named(target), threads, objects)
+    got = run(library().ops["cosine"], {}, inputs, machine_named(target), threads, objects)
     assert_close(got, {"lr": np.array(reference.learning_rate(step, hyper))}, 1, "the reference")
-    assert_close(got, evaluate(gpt2().ops["cosine"], gpt2(), inputs, {}), 1, "the oracle")
+    assert_close(got, evaluate(library().ops["cosine"], library(), inputs, {}), 1, "the oracle")
 
 
 @pytest.mark.parametrize(("target", "threads"), TARGETS)
 @pytest.mark.parametrize("n", [1, 7, 127, 65537, 150001])
 @pytest.mark.parametrize("clip", [0.0, 1.0, 1e4])
 def test_global_norm(n: int, clip: float, target: str, threads: int, objects: Path) -> None:
-    op = gpt2().ops["global_norm"]
+    op = library().ops["global_norm"]
     inputs = {"g": np.random.default_rng(n).standard_normal(n, dtype=np.float32), **scalars(clip=clip)}
     got = run(op, {"N": n}, inputs, machine_named(target), threads, objects)
     norm = np.linalg.norm(inputs["g"].astype(np.float64))
@@ -160,7 +160,7 @@ def test_global_norm(n: int, clip: float, target: str, threads: int, objects: Pa
 @pytest.mark.parametrize("n", [1, 13, 1025, 4099])
 @pytest.mark.parametrize("step", [0, 500])
 def test_adamw(n: int, step: int, target: str, threads: int, objects: Path) -> None:
-    op = gpt2().ops["adamw"]
+    op = library().ops["adamw"]
     rng = np.random.default_rng(n)
     inputs = {name: rng.standard_normal(n, dtype=np.float32) for name in ("p", "g", "m", "v")}
     inputs["v"] = np.abs(inputs["v"]) + np.float32(0.1)
@@ -172,4 +172,4 @@ def test_adamw(n: int, step: int, target: str, threads: int, objects: Path) -> N
     m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
     update = m / (1 - 0.9 ** (step + 1)) / (np.sqrt(v / (1 - 0.95 ** (step + 1))) + 1e-8)
     assert_close(got, {"p": p - 0.01 * (update + 0.1 * p), "m": m, "v": v}, 1, "AdamW in float64")
-    assert_close(got, evaluate(op, gpt2(), inputs, {"N": n}), 1, "the oracle")
+    assert_close(got, evaluate(op, library(), inputs, {"N": n}), 1, "the oracle")

@@ -13,7 +13,7 @@ from tcomp.dsl.format import print_item
 from tcomp.oracle import evaluate
 from tcomp.schedule.lower import lower
 from tests.reference.gpu_schedules import OPS, schedules
-from tests.reference.op_cases import assert_close, gpt2, random_inputs
+from tests.reference.op_cases import assert_close, library, random_inputs
 from tests.test_ops_gpu import H100, execute
 
 
@@ -21,7 +21,7 @@ from tests.test_ops_gpu import H100, execute
 @settings(deadline=None, max_examples=6, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_legal_schedule_keeps_the_result(name: str, data: st.DataObject) -> None:
-    module = gpt2()
+    module = library()
     op = module.ops[name]
     dims = {d: data.draw(st.integers(*r), label=d) for d, r in OPS[name].items()}
     extents = {i: int(evaluate_dim(e, dims)) for i, e in infer(op, module).ranges.items()}

@@ -6,116 +6,16 @@ The reference computes in float64, so the differences found here are tcomp's own
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tcomp.dsl.load import load
-from tcomp.machine.cpu import detect
-from tcomp.model.build import build_step
-from tcomp.model.step import Step
-from tcomp.runtime.cpu.executor import CpuExecutor
 from tests.reference import torch_gpt2 as reference
-from tests.reference.torch_gpt2 import Batch, Config, Hyper, Params
-
-GPT2 = Path(__file__).resolve().parent.parent / "models" / "gpt2.tc"
-LOSS_TOLERANCE = 1e-5
-TENSOR_TOLERANCE = 1e-4
-
-
-@dataclass
-class Run:
-    """What tcomp computed, in the shape of reference.Trained."""
-
-    losses: list[float]
-    gradients: list[dict[str, np.ndarray]]
-    norms: list[float]
-    lrs: list[float]
-    params: dict[str, np.ndarray]
-
-
-@contextmanager
-def gpt2(
-    cfg: Config, B: int, T: int, accumulation: int, threads: int, cache: Path
-) -> Iterator[tuple[Step, CpuExecutor]]:
-    """models/gpt2.tc built for these sizes, its kernels loaded and its team of threads waiting."""
-    machine = detect()
-    step = build_step(
-        load(GPT2),
-        "gpt2",
-        "tiny",
-        {"B": B, "T": T},
-        overrides=asdict(cfg),
-        accumulation=accumulation,
-        machine=machine,
-        threads=threads,
-    )
-    executor = CpuExecutor(step, machine, threads, cache)
-    try:
-        yield step, executor
-    finally:
-        executor.close()
-
-
-def train(
-    step: Step, executor: CpuExecutor, params: Params, batches: list[Batch], hyper: Hyper, accumulation: int
-) -> Run:
-    """The same steps as reference.train_steps, by the native programs."""
-    for parameter in step.parameters:
-        executor.array(parameter.slot)[...] = params[parameter.slot].numpy()
-    executor.array("loss_gradient")[...] = 1 / accumulation
-    for name in step.hyper:
-        group, _, last = name.removeprefix("hyper.").rpartition(".")
-        value = hyper.weight_decay[group] if group else getattr(hyper, last)
-        executor.array(name)[...] = value
-    run = Run([], [], [], [], {})
-    for number in range(len(batches) // accumulation):
-        loss = 0.0
-        for micro in range(accumulation):
-            x, y = batches[number * accumulation + micro]
-            executor.array("tokens")[...] = x.numpy()
-            executor.array("targets")[...] = y.numpy()
-            executor.run("micro_next" if micro else "micro_first")
-            loss += float(executor.array("loss")) / accumulation
-        run.losses.append(loss)
-        run.gradients.append({n: np.array(executor.array(f"grad.{n}")) for n in params})
-        executor.array("step")[...] = number
-        executor.run("update")
-        run.norms.append(float(executor.array("norm")))
-        run.lrs.append(float(executor.array("lr")))
-    run.params = {p.slot: np.array(executor.array(p.slot)) for p in step.parameters}
-    return run
-
-
-def doubled(params: Params) -> Params:
-    """The same values in float64."""
-    return {name: p.double() for name, p in params.items()}
-
-
-def distance(got: np.ndarray, want: torch.Tensor) -> float:
-    """Relative L2 distance; infinite when anything is not a number."""
-    value = np.linalg.norm(got.astype(np.float64) - want.numpy()) / np.linalg.norm(want.numpy())
-    return float(value) if np.isfinite(value) else float("inf")
-
-
-def assert_same(run: Run, want: reference.Trained) -> None:
-    """All of a run: losses, norms, learning rates, gradients, trained parameters."""
-    np.testing.assert_allclose(run.losses, want.losses, rtol=LOSS_TOLERANCE)
-    np.testing.assert_allclose(run.norms, want.norms, rtol=TENSOR_TOLERANCE)
-    np.testing.assert_allclose(run.lrs, want.lrs, rtol=1e-6)
-    assert set(run.params) == set(want.params)
-    worst = {}
-    for number, (got, wanted) in enumerate(zip(run.gradients, want.gradients, strict=True)):
-        worst |= {f"gradient of {name}, step {number}": distance(got[name], w) for name, w in wanted.items()}
-    worst |= {f"trained {name}": distance(run.params[name], w) for name, w in want.params.items()}
-    wrong = {name: value for name, value in worst.items() if not value < TENSOR_TOLERANCE}
-    assert not wrong, f"relative L2 distance above {TENSOR_TOLERANCE}: {wrong}"
-
+from tests.reference.runs import assert_same, built, doubled, train
+from tests.reference.torch_gpt2 import Config, Hyper
 
 CASES = {
     "odd-sizes": (Config(L=3, H=4, C=96, V=211, S=64), 3, 37, 1, 2, 0.95),
@@ -132,7 +32,7 @@ def test_ten_adamw_steps(case: tuple[Config, int, int, int, int, float], tmp_pat
     params = reference.random_params(cfg, seed=1)
     batches = reference.random_batches(cfg, 2, B, T, 10 * accumulation)
     want = reference.train_steps({n: p.double() for n, p in params.items()}, batches, cfg, hyper, accumulation)
-    with gpt2(cfg, B, T, accumulation, threads, tmp_path) as (step, executor):
+    with built("gpt2", asdict(cfg), B, T, accumulation, threads, tmp_path) as (step, executor):
         run = train(step, executor, params, batches, hyper, accumulation)
     assert_same(run, want)
 
@@ -156,7 +56,7 @@ def test_padding_rows_of_the_vocabulary_only_decay(tmp_path: Path) -> None:
     hyper = Hyper(peak_lr=1e-2, warmup=0, total=5)
     params = reference.random_params(cfg, seed=3)
     batches = reference.random_batches(cfg, 4, 2, 16, 1)
-    with gpt2(cfg, 2, 16, 1, 2, tmp_path) as (step, executor):
+    with built("gpt2", asdict(cfg), 2, 16, 1, 2, tmp_path) as (step, executor):
         run = train(step, executor, params, batches, hyper, 1)
     assert not run.gradients[0]["wte"][cfg.V :].any()
     decayed = params["wte"][cfg.V :].numpy() * (1 - run.lrs[0] * hyper.weight_decay["matrices"])
@@ -169,7 +69,7 @@ def test_two_runs_are_bitwise_equal(tmp_path: Path) -> None:
     batches = reference.random_batches(cfg, 6, 2, 29, 4)
     runs = []
     for _ in range(2):
-        with gpt2(cfg, 2, 29, 2, 2, tmp_path) as (step, executor):
+        with built("gpt2", asdict(cfg), 2, 29, 2, 2, tmp_path) as (step, executor):
             runs.append(train(step, executor, params, batches, Hyper(), 2))
     assert runs[0].losses == runs[1].losses
     for name in runs[0].params:
@@ -181,7 +81,7 @@ def test_one_step_of_124m(tmp_path: Path) -> None:
     cfg = reference.CONFIGS["124M"]
     params = reference.random_params(cfg, seed=7)
     batches = reference.random_batches(cfg, 8, 2, 33, 1)
-    with gpt2(cfg, 2, 33, 1, 2, tmp_path) as (step, executor):
+    with built("gpt2", asdict(cfg), 2, 33, 1, 2, tmp_path) as (step, executor):
         run = train(step, executor, params, batches, Hyper(), 1)
     want = reference.train_steps(doubled(params), batches, cfg, Hyper())
     assert_same(run, want)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from cuda.bindings import driver as cu
 import tcomp
 from tcomp.codegen.cache import ContentCache
 from tcomp.codegen.nvptx.assemble import assemble_all
-from tcomp.codegen.nvptx.compile import GpuKernel, LaunchShape, compile_kernel
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.launch import GpuKernel, LaunchShape, from_json, to_json
 from tcomp.errors import UserError
 from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import GpuMachine
@@ -49,18 +49,16 @@ def compile_all(
     kernels: Mapping[str, Kernel], machine: GpuMachine, cache_dir: Path | str | None = None
 ) -> dict[str, GpuKernel]:
     """PTX of every kernel, from the cache where it has it."""
-    kept = ContentCache(cache_dir, kind="ptx-1", suffix=".ptx")
+    kept = ContentCache(cache_dir, kind="ptx-2", suffix=".ptx")
     found = {}
     for name, kernel in kernels.items():
         key = _key(kernel, machine)
         body = kept.load(key)
         if body is None:
             compiled = compile_kernel(kernel, machine)
-            kept.store(key, json.dumps(asdict(compiled)).encode())
+            kept.store(key, to_json(compiled).encode())
         else:
-            values = json.loads(body)
-            launches = tuple(LaunchShape(**shape) for shape in values.pop("launches"))
-            compiled = GpuKernel(**values, launches=launches)
+            compiled = from_json(body)
         found[name] = compiled
     return found
 

@@ -12,26 +12,32 @@ from typing import Any
 
 from cuda.bindings import driver as cu
 
-from tcomp.codegen.nvptx.compile import LaunchShape
+from tcomp.codegen.nvptx.launch import LaunchShape
 from tcomp.errors import UserError
 from tcomp.ir.tile import Buffer
 from tcomp.model.step import Step
 from tcomp.runtime.cuda.context import Context
 from tcomp.runtime.cuda.driver import CudaError, call
 from tcomp.runtime.cuda.kernels import LoadedKernel
+from tcomp.runtime.cuda.tensor_map import encode
 
 VECTOR = 16
 """Bytes of the widest access."""
 
 
 class BoundLaunch:
-    """One launch with its arguments: `label` names it to people."""
+    """One launch with its arguments, pointers and then tensor maps: `label` names it to people."""
 
-    def __init__(self, function: Any, shape: LaunchShape, arguments: Sequence[int], label: str) -> None:
+    def __init__(
+        self, function: Any, shape: LaunchShape, arguments: Sequence[int], label: str, maps: Sequence[bytes] = ()
+    ) -> None:
         self.function, self.shape, self.label = function, shape, label
-        self._values = (ctypes.c_uint64 * max(1, len(arguments)))(*arguments)
+        count = len(arguments)
+        self._values = (ctypes.c_uint64 * max(1, count))(*arguments)
+        self._maps = [ctypes.create_string_buffer(m, len(m)) for m in maps]
         first = ctypes.addressof(self._values)
-        self._pointers = (ctypes.c_uint64 * max(1, len(arguments)))(*(first + 8 * i for i in range(len(arguments))))
+        places = [first + 8 * i for i in range(count)] + [ctypes.addressof(m) for m in self._maps]
+        self._pointers = (ctypes.c_uint64 * max(1, len(places)))(*places)
         self._parameters = ctypes.addressof(self._pointers)
 
     def submit(self, stream: Any) -> None:
@@ -48,18 +54,21 @@ class BoundLaunch:
 def bind(
     step: Step, program: str, kernels: Mapping[str, LoadedKernel], arena: int, team: int
 ) -> tuple[BoundLaunch, ...]:
-    """A program's launches, one for each phase of each kernel, in order. UserError for an operand at an address that
-    the kernels' 128-bit accesses could not be made at."""
+    """A program's launches, one for each phase of each kernel, in order. Tensor maps are encoded here, once. UserError
+    for an operand at an address that the kernels' 128-bit accesses could not be made at."""
     bound = []
     for launch in step.programs[program]:
         loaded = kernels[launch.kernel]
         for offset, operand in zip(launch.offsets, step.kernels[launch.kernel].operands, strict=False):
             _check_alignment(offset, operand, launch.label)
+        at = {o.name: arena + offset
+              for offset, o in zip(launch.offsets, step.kernels[launch.kernel].operands, strict=False)}  # fmt: skip
         arguments = [arena + offset for offset in launch.offsets] + ([team] if loaded.kernel.team_bytes else [])
         count = len(loaded.functions)
         for i, (function, shape) in enumerate(loaded.launches):
             label = launch.label if count == 1 else f"{launch.label} ({i + 1}/{count})"
-            bound.append(BoundLaunch(function, shape, arguments, label))
+            maps = [encode(m.map, at[m.operand]) for m in shape.maps]
+            bound.append(BoundLaunch(function, shape, arguments, label, maps))
     return tuple(bound)
 
 

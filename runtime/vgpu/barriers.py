@@ -1,12 +1,14 @@
 """bar.sync, bar.arrive, bar.red and barrier.*: who has arrived, who may go on, and what that orders.
 
-Blocks whose every lane arrives at once go through without bookkeeping. Otherwise lanes are noted by
-(barrier, position) and released when the count is full; threads that have left no longer count. Each
-release joins the clocks of the warps that took part, which is what the race check reads.
+Blocks whose every lane arrives at once go through without bookkeeping. Otherwise each barrier of each block has
+a round: the arrivals since it last completed, and what their warps had done when they came. A thread waits at one
+barrier at most, but may have arrived (bar.arrive) at several. Threads that have left no longer count where the
+barrier is for the whole block. What a round has collected goes to those who waited; the race check reads it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,18 @@ from tcomp.runtime.vgpu.decoder import Decoder
 from tcomp.runtime.vgpu.lanes import Array, Sel, compact, ids, merge
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.ptx import Imm, Instr
+
+KIND = "barrier misuse"
+COUNT = 16  # barriers of a block
+
+
+@dataclass
+class Round:
+    """The arrivals at one barrier since it last completed."""
+
+    expected: int | None  # threads; None: all of the block
+    lanes: Array  # that have arrived
+    rows: Array  # (2, order.width): what their warps knew then
 
 
 class Barriers:
@@ -27,11 +41,9 @@ class Barriers:
     def start(self) -> None:
         m = self.m
         self.at: Array = np.full(m.lanes, -1)  # the basic block where the lane waits
-        self.id: Array = np.full(m.lanes, -1)  # the barrier it arrived at
-        self.arrived_only: Array = np.zeros(m.lanes, bool)
+        self.id: Array = np.full(m.lanes, -1)  # the barrier it waits at
         self.partial: Array = np.zeros(m.lanes, bool)  # arrived without the rest of its warp
-        self.expected: dict[tuple[int, int], int] = {}
-        self.reported = False
+        self.rounds: dict[tuple[int, int], Round] = {}  # (slot, barrier)
 
     def waiting(self) -> bool:
         return bool((self.at >= 0).any())
@@ -58,7 +70,7 @@ class Barriers:
         def run(sel: Sel) -> list[tuple[int, Sel]]:
             whole = (
                 sel.__class__ is slice and not sel.start % m.stride and not sel.stop % m.stride
-                and m.threads == m.stride and constant and not fold and not arrive_only
+                and m.threads == m.stride and constant and not fold and not arrive_only and not self.rounds
             )  # fmt: skip
             if whole and (threads is None or bool((threads(sel) == m.threads).all())):
                 m.order.whole_blocks(sel.start // m.stride, sel.stop // m.stride, m.now)
@@ -66,22 +78,21 @@ class Barriers:
                 m.now += 1
                 return [(n + 1, sel)]
             lanes = ids(sel)
-            self.id[lanes] = np.broadcast_to(number(sel), len(lanes))
-            self.at[lanes] = n
-            self.arrived_only[lanes] = arrive_only
+            numbers = np.broadcast_to(number(sel), len(lanes)).astype(np.int64)
+            counts = None if threads is None else np.broadcast_to(threads(sel), len(lanes)).astype(np.int64)
+            self.check_operands(i, lanes, numbers, counts)
+            numbers = numbers % COUNT
             if predicate is not None:
                 self.reductions[n][2][lanes] = predicate(sel)
-            slots = m.slot[lanes]
-            if threads is not None:
-                counts = np.broadcast_to(threads(sel), len(lanes))
-                for s, b, c in {
-                    (int(a), int(b), int(c)) for a, b, c in zip(slots, self.id[lanes], counts, strict=True)
-                }:
-                    self.expected[s, b] = c
             if aligned and m.options.checks:
                 here = np.bincount(lanes >> 5, minlength=m.lanes // 32)
                 alive = m.alive.reshape(-1, 32).sum(axis=1)
                 self.partial[lanes] = (here < alive)[lanes >> 5]
+            if not arrive_only:
+                self.id[lanes] = numbers
+                self.at[lanes] = n
+            slots = m.slot[lanes]
+            self.arrive(i, lanes, slots, numbers, counts)
             out = self.release(np.unique(slots))
             if arrive_only:
                 out.append((n + 1, sel))
@@ -89,42 +100,85 @@ class Barriers:
 
         return run
 
+    def check_operands(self, i: Instr, lanes: Array, numbers: Array, counts: Array | None) -> None:
+        bad = (numbers < 0) | (numbers >= COUNT)
+        if bad.any():
+            self.m.finding(
+                KIND, i, lanes[bad], f"barrier {int(numbers[bad][0])}: a block has barriers 0 to {COUNT - 1}"
+            )
+        if counts is None:
+            return
+        bad = (counts % 32 != 0) | (counts <= 0)
+        if bad.any():
+            self.m.finding(KIND, i, lanes[bad], f"{int(counts[bad][0])} threads: it must be a multiple of 32")
+
+    def arrive(self, i: Instr, lanes: Array, slots: Array, numbers: Array, counts: Array | None) -> None:
+        m = self.m
+        warps, of_lane = np.unique(lanes >> 5, return_inverse=True)
+        rows = m.order.rows(m.team[warps << 5], m.place[warps << 5], m.now)
+        keys = slots * COUNT + numbers
+        for key in np.unique(keys).tolist():
+            mine = keys == key
+            new, slot, number = lanes[mine], key // COUNT, key % COUNT
+            known = rows[:, np.unique(of_lane[mine])].max(axis=1)
+            expected = None if counts is None else int(counts[mine][0])
+            old = self.rounds.get((slot, number))
+            if old is None:
+                self.rounds[slot, number] = Round(expected, new, known)
+                continue
+            if (expected or m.threads) != (old.expected or m.threads):
+                m.finding(KIND, i, new, f"barrier {number} is for {expected or m.threads} threads here, and for "
+                          f"{old.expected or m.threads} where others have arrived")  # fmt: skip
+            again = np.isin(new, old.lanes)
+            if again.any():
+                m.finding(KIND, i, new[again], f"arrives at barrier {number} again before it has completed")
+            old.lanes = np.concatenate([old.lanes, new])
+            old.rows = np.maximum(old.rows, known)
+            old.expected = old.expected if expected is not None else None
+
     def after_exit(self, sel: Sel) -> list[tuple[int, Sel]]:
         return self.release(np.unique(self.m.slot[sel])) if self.waiting() else []
 
-    def release(self, slots: Array, force: bool = False) -> list[tuple[int, Sel]]:
+    def lacking(self, slot: int, r: Round) -> int:
+        """Arrivals that the round still needs."""
         m = self.m
+        if r.expected is not None:
+            return r.expected - len(r.lanes)
+        span = slice(slot * m.stride, (slot + 1) * m.stride)
+        coming = m.alive[span].copy()
+        coming[r.lanes - span.start] = False
+        return int(coming.sum())
+
+    def release(self, slots: Array) -> list[tuple[int, Sel]]:
         out: dict[int, Sel] = {}
-        for slot in slots.tolist():
-            span = slice(slot * m.stride, (slot + 1) * m.stride)
-            for number in np.unique(self.id[span][self.id[span] >= 0]).tolist():
-                inside = np.flatnonzero(self.id[span] == number) + span.start
-                expected = self.expected.get((slot, number))
-                need = expected if expected is not None else int(m.alive[span].sum())
-                if len(inside) < need and not force:
-                    continue
-                self.pass_through(slot, inside, out)
-                self.expected.pop((slot, number), None)
+        here = set(slots.tolist())
+        for (slot, number), r in list(self.rounds.items()):
+            if slot in here and self.lacking(slot, r) <= 0:
+                del self.rounds[slot, number]
+                self.pass_through(slot, number, r, out)
         return list(out.items())
 
-    def pass_through(self, slot: int, lanes: Array, out: dict[int, Sel]) -> None:
+    def pass_through(self, slot: int, number: int, r: Round, out: dict[int, Sel]) -> None:
         m = self.m
-        waiting = lanes[~self.arrived_only[lanes]]
+        span = slice(slot * m.stride, (slot + 1) * m.stride)
+        waiting = np.flatnonzero(self.id[span] == number) + span.start
+        if not len(waiting):
+            return
         self.check_divergence(waiting)
-        m.order.join(slot // m.order.ranks, np.unique(m.place[lanes]), np.unique(m.place[waiting]), m.now)
+        first = np.unique(waiting >> 5) << 5
+        m.order.acquire(m.team[first], m.place[first], r.rows[:, None])
         m.shared_floor = m.order.floor()
         m.now += 1
         for n in np.unique(self.at[waiting]).tolist():
             group = waiting[self.at[waiting] == n]
             if n in self.reductions:
                 fold, put, values = self.reductions[n]
-                v = values[lanes]
+                v = values[waiting]
                 put(group, np.uint32(v.sum()) if fold == "popc" else bool(v.all() if fold == "and" else v.any()))
             sel = compact(group)
             out[n + 1] = merge(out[n + 1], sel) if n + 1 in out else sel
-        self.id[lanes] = -1
-        self.at[lanes] = -1
-        self.arrived_only[lanes] = False
+        self.id[waiting] = -1
+        self.at[waiting] = -1
 
     def check_divergence(self, lanes: Array) -> None:
         """Lanes of one warp that came to an aligned barrier by different ways, or without the others."""
@@ -150,8 +204,9 @@ class Barriers:
             text = []
             for w in np.unique(lanes >> 5).tolist()[:64]:
                 slot, number = int(m.slot[w * 32]), int(self.id[lanes[lanes >> 5 == w][0]])
-                have = int((self.id[slot * m.stride : (slot + 1) * m.stride] == number).sum())
-                need = self.expected.get((slot, number)) or int(m.alive[slot * m.stride : (slot + 1) * m.stride].sum())
+                r = self.rounds[slot, number]
+                have = len(r.lanes)
+                need = have + self.lacking(slot, r)
                 text.append(f"block {int(m.block_of_lane[w * 32])} warp {int(m.warp[w * 32])} at PTX line {i.line} "
                             f"waits at barrier {number}: {have} of {need} threads have arrived")  # fmt: skip
             out.append((i, lanes, text))

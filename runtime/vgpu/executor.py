@@ -1,14 +1,17 @@
 """Runs one wave of blocks: groups of lanes with a common position step together, lowest position first.
 
 Lowest-first makes lanes that took different ways meet again where the ways join, because compilers lay code
-out in that order; correctness does not depend on it. A group that spins on memory (a backward branch over
-an atomic or volatile load) lets the others run after a while. Lanes that wait for others (barriers, warp
-instructions) are set aside until those come; when nothing else can run, that is a deadlock and is reported.
+out in that order; correctness does not depend on it. A group that spins on memory (goes round a loop with an
+atomic or volatile load and none of its lanes leaves) rests until nobody else can run. Lanes that wait for others
+(barriers, warp instructions) are set aside until those come. When nothing can run, or all that can goes round with
+nothing changed in memory or registers, that is a deadlock and is reported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -24,7 +27,8 @@ from tcomp.runtime.vgpu.ptx import Instr, Sym
 from tcomp.runtime.vgpu.types import scalar
 
 Finish = Callable[[Sel], list[tuple[int, Sel]]]
-SPIN = 64
+SPIN = 8  # turns of a loop that no lane leaves, before its lanes rest
+LOOKS = frozenset(8**k for k in range(1, 9))  # rounds of nothing but spinning after which the state is compared
 assert _operations
 
 
@@ -34,10 +38,12 @@ class Executor:
         self.barriers = Barriers(m)
         self.calls = Calls(m)
         self.parked: dict[int, Sel] = {}
+        self.looked: tuple[int, ...] = ()
         self.bodies: list[list[Run]] = []
         self.finish: list[Finish] = []
         self.lengths: list[int] = []
-        self.spins: list[bool] = []
+        self.spins: list[Instr | None] = []  # what the loop that begins here watches
+        self.resting: dict[int, Sel] = {}
         d = Decoder(m)
         blocks = m.flow.blocks
         self.index = {b.start: n for n, b in enumerate(blocks)}
@@ -52,7 +58,7 @@ class Executor:
         for n, b in enumerate(blocks):
             back = min([s for s in b.successors if s <= n], default=n + 1)
             loop = m.program.code[blocks[back].start : b.end] if back <= n else []
-            self.spins.append(any(_watches(i) for i in loop))
+            self.spins.append(next((i for i in loop if _watches(i)), None))
 
     # --- decoding
     def guarded(self, d: Decoder, i: Instr) -> Run:
@@ -162,9 +168,25 @@ class Executor:
         self.barriers.start()
         self.calls.start()
         report, bodies, finish, lengths = m.report, self.bodies, self.finish, self.lengths
-        spin, steps = 0, 0
+        steps, idle, last = 0, 0, None
+        turns: dict[int, tuple[int, int]] = {}  # loop -> turns in a row with as many lanes, how many lanes
         retried = False
+        self.resting.clear()
         while not m.stopped:
+            if not ready and self.resting:
+                where = (m.progress, *((n, count(sub)) for n, sub in (*self.resting.items(), *self.parked.items())))
+                idle, last = (idle + 1, last) if where == last else (0, where)
+                if idle and self.stuck(idle):
+                    self.deadlock("all that can run goes round in loops, and nothing changes any more")
+                    return
+                if idle:
+                    self.late()
+                m.settle()
+                ready = self.resting
+                for n, sub in self.parked.items():
+                    ready[n] = merge(ready[n], sub) if n in ready else sub
+                self.resting, self.parked = {}, {}
+                turns.clear()
             if not ready:
                 if self.parked and (not retried or self.late()):  # lanes they wait for may have left since
                     m.settle()
@@ -173,19 +195,11 @@ class Executor:
                 if self.parked or self.barriers.waiting():
                     self.deadlock("no lane can go on")
                 return
-            if spin > SPIN and self.parked:  # those who spin may wait for those who are set aside
-                m.settle()
-                for k, sub in self.parked.items():
-                    ready[k] = merge(ready[k], sub) if k in ready else sub
-                self.parked = {}
-            if spin > SPIN and len(ready) > 1:
-                n = max(ready)
-                spin = 0
-            else:
-                n = min(ready)
+            n = min(ready)
             here = ready.pop(n)
-            if n in self.parked:
-                here = merge(here, self.parked.pop(n))
+            for others in (self.parked, self.resting):
+                if n in others:
+                    here = merge(here, others.pop(n))
             while True:
                 lanes = count(here)
                 report.instructions += lanes * lengths[n]
@@ -202,31 +216,58 @@ class Executor:
                     n, here = following[0]
                     continue
                 break
-            if steps > m.options.max_steps:
-                for to, sub in following:
-                    ready[to] = sub
-                self.parked.update(ready)
-                self.deadlock(f"still running after {steps} steps: a loop that never ends")
-                return
             for to, sub in following:
-                if to <= n and self.spins[n]:
-                    spin += 1
+                if to <= n and self.spins[n] is not None:
+                    lanes = count(sub)
+                    before, as_many = turns.get(n, (0, 0))
+                    turns[n] = (before + 1 if lanes == as_many else 0, lanes)
+                    if before >= SPIN and to not in ready:
+                        self.resting[to] = sub
+                        del turns[n]
+                        continue
                 ready[to] = merge(ready[to], sub) if to in ready else sub
+            if steps > m.options.max_steps:
+                self.deadlock(f"still running after {steps} steps: a loop that never ends", ready)
+                return
+
+    def stuck(self, idle: int) -> bool:
+        """Has a round of spinning left everything as it was? Looked at now and then, for it takes a while."""
+        if idle - 1 in LOOKS:
+            return self.state() == self.looked
+        if idle in LOOKS:
+            self.looked = self.state()
+        return False
+
+    def state(self) -> tuple[int, ...]:
+        """A fingerprint of registers and memory."""
+        m = self.m
+        segments = [m.shared, m.local, m.args, *(s for s in m.memory.segments if not s.read_only)]
+        return tuple(zlib.crc32(a.data) for a in (*m.files.values(), *(s.data for s in segments)))
 
     def late(self) -> bool:
         return any(part.time_out() for part in self.m.parts)
 
-    def deadlock(self, why: str) -> None:
-        """One finding that lists each waiting warp with its line and what it waits for."""
+    def deadlock(self, why: str, running: Mapping[int, Sel] = MappingProxyType({})) -> None:
+        """One finding that lists each waiting, spinning or running warp with its line and what it waits for."""
         m, lines, first, where = self.m, [], None, None
-        for n, sel in sorted(self.parked.items()):
-            i = m.program.code[m.flow.blocks[n].start]
+
+        def note(i: Instr, sel: Sel, what: Callable[[int], str]) -> None:
+            nonlocal first, where
             first, where = (sel, i) if first is None else (first, where)
             for w in np.unique(ids(sel) >> 5)[:64]:
-                explain = m.explain.get((i.line, i.opcode))
                 lane = int(ids(sel)[ids(sel) >> 5 == w][0])
-                what = explain(lane) if explain else f"waits in `{i.opcode}` for the other lanes of its mask"
-                lines.append(f"block {int(m.block_of_lane[lane])} warp {int(m.warp[lane])} at PTX line {i.line} {what}")
+                at = f"block {int(m.block_of_lane[lane])} warp {int(m.warp[lane])} at PTX line {i.line}"
+                lines.append(f"{at} {what(lane)}")
+
+        for n, sel in sorted(self.parked.items()):
+            i = m.program.code[m.flow.blocks[n].start]
+            waits = f"waits in `{i.opcode}` for the other lanes of its mask"
+            note(i, sel, m.explain.get((i.line, i.opcode), lambda _, text=waits: text))  # type: ignore[misc]
+        for n, sel in sorted(self.resting.items()):
+            loop = next((i for i in self.spins[n:] if i is not None), m.program.code[m.flow.blocks[n].start])
+            note(loop, sel, lambda _: "spins on the memory that this line looks at")
+        for n, sel in sorted(running.items()):
+            note(m.program.code[m.flow.blocks[n].start], sel, lambda _: "is running")
         for i, lanes, text in self.barriers.describe():
             first, where = (lanes, i) if first is None else (first, where)
             lines += text
@@ -237,5 +278,5 @@ class Executor:
 def _watches(i: Instr) -> bool:
     parts = i.parts
     return parts[0] in ("atom", "nanosleep") or (
-        parts[0] == "ld" and any(p in parts for p in ("volatile", "acquire", "relaxed"))
+        parts[0] == "ld" and any(p in parts for p in ("volatile", "acquire", "relaxed", "mmio", "cv"))
     )

@@ -34,7 +34,8 @@ def meet(m: Machine, i: Instr, start: Array, lanes: Array) -> None:
     publishes = writes and (releases or order.released is not None)
     if not publishes and not order.flags:
         return
-    for warp, word in {(int(w), int(a)) for w, a in zip(m.warp_of_lane[lanes], start, strict=True)}:
+    # in lane order, as atomics are applied: a later warp of this very step learns what an earlier one published
+    for warp, word in dict.fromkeys(zip(m.warp_of_lane[lanes].tolist(), start.tolist(), strict=True)):
         first = np.array([warp * 32])
         team, place = m.team[first], m.place[first]
         known = order.flags.get(word)

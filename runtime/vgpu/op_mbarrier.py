@@ -80,7 +80,7 @@ def lifecycle(b: Mbarriers, i: Instr, act: str, access: Access, amount: Source |
                 b.init(i, ids(sel)[at], starts, values(amount, sel, at))
             return
         if act == "inval":
-            at, starts = located(access, sel, "write")
+            at, starts = located(access, sel, "inval")
             if not len(at):
                 return
             ok, objects = b.find(i, ids(sel)[at], starts)

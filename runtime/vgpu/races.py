@@ -131,19 +131,36 @@ class RaceShadow:
             bad = _join(bad, _conflicts(self.other_actor, self.other_time, key, reader, floor, ordered, True))
         return bad
 
-    def write(self, key: Any, writer: Any, reader: Any, now: int, floor: int, ordered: Ordered) -> Array | None:
-        """Records a plain write; positions that race, or None."""
+    def write(
+        self, key: Any, writer: Any, reader: Any, now: int, floor: int, ordered: Ordered,
+        after_atomic: Ordered | None = None,
+    ) -> Array | None:  # fmt: skip
+        """Records a plain write; positions that race, or None. `after_atomic`: the order after atomics, if another."""
         bad = None
         if self.latest_write > floor:
             bad = _conflicts(self.write_actor, self.write_time, key, writer, floor, ordered, False)
         if self.latest_read > floor:
             bad = _join(bad, self._readers(key, reader, floor, ordered))
         if self.atomic_time is not None and self.atomic_actor is not None:
-            bad = _join(bad, _conflicts(self.atomic_actor, self.atomic_time, key, writer, floor, ordered, False))
+            bad = _join(
+                bad, _conflicts(self.atomic_actor, self.atomic_time, key, writer, floor, after_atomic or ordered, False)
+            )
         self.write_actor[key] = writer
         self.write_time[key] = now
         self.latest_write = now
         return bad
+
+    def inval(self, key: Any, writer: Any, reader: Any, now: int, floor: int, ordered: Ordered) -> Array | None:
+        """A write that ends an mbarrier: what lanes of its own warp did to the object came before it.
+
+        libcu++ counts on it: a warp votes, and one of its lanes invalidates. Whoever comes later finds no object.
+        """
+
+        def after(who: Array, when: Array, at: Array, reads: bool) -> Array:
+            known: Array = ordered(who, when, at, reads) | (who >> 5 == reader[at])
+            return known
+
+        return self.write(key, writer, reader, now, floor, ordered, after)
 
     def atomic(self, key: Any, writer: Any, reader: Any, now: int, floor: int, ordered: Ordered) -> Array | None:
         """Records an atomic access: it races with plain accesses only."""

@@ -84,6 +84,7 @@ def build_kernels(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tcomp.codegen.nvptx.assemble import WORKERS, assemble, assembler_version
+    from tcomp.codegen.nvptx.launch import GpuKernel, to_json
     from tcomp.codegen.nvptx.report import as_json, kernel_report, table
 
     version = assembler_version()  # before any work: what is missing should be told at once
@@ -108,6 +109,9 @@ def build_kernels(
     reports = tuple(kernel_report(k.name, k.span, code.launches, a, machine) for k, code, a in results)
     files: dict[str, str | bytes] = {f"ptx/{k.name}.ptx": code.ptx for k, code, _ in results}
     files |= {f"cubin/{k.name}.cubin": a.cubin for k, _, a in results}
+    files |= {
+        f"launch/{k.name}.json": to_json(code, ptx=False) for k, code, _ in results if isinstance(code, GpuKernel)
+    }
     files["table.json"] = json.dumps(as_json(reports, machine, version), indent=1) + "\n"
     printed = table(reports, machine)
     files["kernels.txt"] = _text(printed, False) + "".join(f"{x}\n" for r in reports for x in r.lines())

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcomp.cli.limits import DEFAULT_GPU, cores, parse_bytes, split_device
+from tcomp.cli.limits import DEFAULT_GPU, parse_bytes, split_device
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
     from tcomp.dsl.ast import Model, Module, Op
+    from tcomp.dsl.dims import Number
     from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
     from tcomp.model.step import Step
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
 
 DEVICE_HELP = "cpu, cuda (cuda:1, cuda:NAME) or virtual, a GPU simulator that checks what runs [default: cpu]."
+LOCK_HELP = "The lockfile of tuned schedules, or none [default: MODEL.MACHINE.lock here or beside the model]."
 GPU_HELP = "The GPU that --device virtual stands for: h100, a100, rtx4090 ... [default: h100]."
+PRECISION_HELP = "f32, bf16: what tensors are stored in [default: the model text's, else f32]."
 GRAPH_HELP = "On a GPU, a whole program as one graph, or launch by launch (slow, names a failing launch)."
 
 
@@ -84,23 +88,12 @@ def memory_here() -> int | None:
 def device_for(name: str = "cpu", *, gpu: str = "", threads: int = 0, graph: bool = True) -> Device:
     """What `--device`, `--gpu`, `--threads` and `--no-graph` ask for.
 
-    UserError where that device cannot be used. A GPU's driver is loaded here, and the virtual GPU is put in its
-    place where asked: one of the two per process.
+    UserError where that device cannot be used.
     """
-    from tcomp.runtime.cache import cache_folder
+    from tcomp.runtime.device import device_named
 
-    kind, number_or_name = split_device(name)
-    cache = cache_folder("kernels")
-    if kind == "cpu":
-        from tcomp.machine.cpu import detect
-        from tcomp.runtime.device import CpuDevice
-
-        return CpuDevice(detect(), threads or cores(), cache)
-    from tcomp.runtime.cuda.device import real_device, virtual_device
-
-    if kind == "virtual":
-        return virtual_device(gpu or DEFAULT_GPU, cache, graph)
-    return real_device(number_or_name, cache, graph)
+    kind, which = split_device(name)
+    return device_named(kind, which, gpu=gpu or DEFAULT_GPU, threads=threads, graph=graph)
 
 
 @dataclass(frozen=True)
@@ -111,6 +104,9 @@ class Built:
     name: str
     step: Step
     device: Device
+    lock: Path | None = None
+    tuned: int = 0
+    """the lockfile in use, and how many op instances have their values from it"""
 
     @property
     def machine(self) -> CpuMachine | GpuMachine:
@@ -127,7 +123,8 @@ def build_step(
     batch: int,
     length: int,
     *,
-    dims: dict[str, int] | None = None,
+    dims: dict[str, Number] | None = None,
+    precision: str = "",
     accumulation: int = 1,
     threads: int = 0,
     memory: str | None = None,
@@ -135,16 +132,21 @@ def build_step(
     keep_logits: bool = False,
     module: Module | None = None,
     device: Device | None = None,
+    lock: str = "",
 ) -> Built:
     """Check, derive, schedule and plan `file` at batch B and length T for a device (this computer's processors).
 
-    The plan must fit `memory`; without it, what is free on the device.
+    The plan must fit `memory`; without it, what is free on the device. `lock` is the lockfile whose choices the
+    schedules get ("none": their own values); without it, the one that `find_lock` finds, if any.
     """
+    from tcomp.autotune.apply import find_lock, load_lock
     from tcomp.model.build import build_step as build
 
     module = module or load_module(file)
     model = only_model(module, file)
     device = device or device_for(threads=threads)
+    path = find_lock(find_file(file), device.machine.name, lock or None)
+    applied = load_lock(path, module, device.machine, device.threads) if path else None
     try:
         step = build(
             module,
@@ -152,16 +154,21 @@ def build_step(
             config or default_config(module, file),
             {"B": batch, "T": length},
             overrides=dims or {},
+            precision=precision or None,
             accumulation=accumulation,
             machine=device.machine,
             threads=device.threads,
             memory_limit=parse_bytes(memory) if memory else device.free_memory(),
             programs=programs,
             keep_logits=keep_logits,
+            lower=applied.lower if applied else None,
         )
     except OverflowError as e:
         raise UserError("a step of these sizes needs more memory than there are addresses", "use smaller sizes") from e
-    return Built(module, model.name, step, device)
+    if applied and path:
+        for line in applied.warnings(path):
+            print(f"warning: {line}" if line.startswith(str(path)) else line, file=sys.stderr)
+    return Built(module, model.name, step, device, path, len(applied.used) if applied else 0)
 
 
 def default_config(module: Module, file: str) -> str:

@@ -71,6 +71,7 @@ def stream(
         1,
         settings.length,
         dims=settings.dims,
+        precision=saved.manifest.precision,
         programs=("forward",),
         keep_logits=True,
         module=module,
@@ -78,7 +79,7 @@ def stream(
     )
     sizes = ("B", "T")
     dims = {name: value for name, value in built.step.dims.items() if name not in sizes}
-    checkpoint.check_same_model(saved, built.step.model, built.step.config, dims)
+    checkpoint.check_same_model(saved, built.step.model, built.step.config, dims, built.step.precision)
     executor = device.open(built.step)
     try:
         set_scalars(executor, {})

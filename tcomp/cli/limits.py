@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
+from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 
 _MANY = (1 << 31) - 1
@@ -20,7 +21,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "steps": (1, _MANY), "eval_batches": (1, _MANY), "keep": (1, _MANY), "trials": (1, _MANY),
     "eval_every": (0, _MANY), "save_every": (0, _MANY), "sample": (0, _MANY), "count": (0, _MANY),
     "top_k": (0, _MANY), "largest": (0, _MANY), "seed": (0, (1 << 63) - 1),
-    "temperature": (0, 1000), "tolerance": (0, 1000),
+    "temperature": (0, 1000), "tolerance": (0, 1000), "rounds": (1, 10_000),
 }  # fmt: skip
 """Setting or flag (`-` written `_`) -> smallest and largest value. `threads` depends on the machine."""
 
@@ -51,13 +52,14 @@ def _short(value: float) -> str:
     return text if len(text) <= 30 else f"{text[:20]}... ({len(text)} digits)"
 
 
-def check_dims(dims: Mapping[str, int]) -> None:
+def check_dims(dims: Mapping[str, Number]) -> None:
     for name, value in dims.items():
-        if not 1 <= value <= _LARGEST_DIM:
-            wrong = "must be at least 1" if value < 1 else f"must be at most {_LARGEST_DIM}"
+        if not 0 <= value <= _LARGEST_DIM:
+            wrong = "must not be negative" if value < 0 else f"must be at most {_LARGEST_DIM}"
+            wrong = wrong if math.isfinite(value) else "must be a finite number"
             raise UserError(
                 f"dims.{name} = {_short(value)}: {wrong}",
-                f"give a whole number from 1 to {_LARGEST_DIM}, such as --dim {name}=2",
+                f"give a number from 0 to {_LARGEST_DIM}, such as --dim {name}=2",
             )
 
 
@@ -106,13 +108,13 @@ def parse_values(given: Sequence[str], flag: str) -> dict[str, float]:
     return values
 
 
-def parse_dims(given: Sequence[str]) -> dict[str, int]:
-    """The values of `--dim`, whole numbers of at least 1."""
+def parse_dims(given: Sequence[str]) -> dict[str, Number]:
+    """The values of `--dim`, numbers of at least 0, whole ones as integers."""
     values = parse_values(given, "--dim")
     for name, value in values.items():
-        if not math.isfinite(value) or value != int(value):
-            raise UserError(f"--dim {name}={value}: must be a whole number", f"write for example --dim {name}=2")
-    dims = {name: int(value) for name, value in values.items()}
+        if not math.isfinite(value):
+            raise UserError(f"--dim {name}={value}: must be a finite number", f"write for example --dim {name}=2")
+    dims: dict[str, Number] = {name: int(value) if value == int(value) else value for name, value in values.items()}
     check_dims(dims)
     return dims
 
@@ -142,6 +144,15 @@ def check_device(device: str, gpu: str) -> None:
     from tcomp.machine.gpu import machine_named
 
     machine_named(gpu)
+
+
+def check_precision(name: str) -> None:
+    """UserError for the name of no precision recipe; empty is the model's own."""
+    from tcomp.dsl.recipes import RECIPES
+
+    if name and name not in RECIPES:
+        known = "; ".join(f"{r.name}: {r.summary}" for r in RECIPES.values())
+        raise UserError(f"there is no precision {name!r}", known)
 
 
 _UNITS = {

@@ -13,7 +13,7 @@ import sys
 
 import typer
 
-from tcomp.cli import build, check, doctor, fmt, generate, grad, plan, show, train, vgpu
+from tcomp.cli import bench, build, check, doctor, fmt, generate, grad, plan, show, train, tune, vgpu
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
 
@@ -39,8 +39,10 @@ for name, command in (
     ("show", show.show),
     ("grad", grad.grad),
     ("check", check.check),
+    ("tune", tune.tune),
     ("fmt", fmt.fmt),
     ("doctor", doctor.doctor),
+    ("bench", bench.bench),
 ):
     app.command(name)(command)
 app.add_typer(vgpu.app, name="vgpu")

@@ -18,6 +18,7 @@ def plan(
     length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 128,
     accumulation: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
     dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
+    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
     inference: Annotated[bool, typer.Option("--inference", help="The forward pass alone.")] = False,
     device: Annotated[str, typer.Option(help=common.DEVICE_HELP)] = "cpu",
     gpu: Annotated[str, typer.Option(help=common.GPU_HELP)] = "",
@@ -41,12 +42,14 @@ def plan(
     dims = limits.parse_dims(dim or [])
     limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads, largest=largest)
     limits.check_device(device, gpu)
+    limits.check_precision(precision)
     built = common.build_step(
         file,
         config,
         batch,
         length,
         dims=dims,
+        precision=precision,
         accumulation=accumulation,
         device=common.device_for(device, gpu=gpu, threads=threads),
         memory=memory or "unlimited",

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from tcomp.cli.common import closest
-from tcomp.cli.limits import check_device, check_dims, check_hyper, check_numbers, check_prompt, parse_bytes
+from tcomp.cli.limits import (
+    check_device,
+    check_dims,
+    check_hyper,
+    check_numbers,
+    check_precision,
+    check_prompt,
+    parse_bytes,
+)
+from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 
 
@@ -20,6 +29,7 @@ class TrainSettings:
     config: str = "tiny"
     batch: int = 8
     length: int = 128
+    precision: str = ""
     accumulation: int = 1
     steps: int = 1500
     seed: int = 1
@@ -30,6 +40,7 @@ class TrainSettings:
     graph: bool = True
     threads: int = 0
     memory: str = ""
+    lock: str = ""
     eval_every: int = 250
     eval_batches: int = 20
     save_every: int = 250
@@ -37,13 +48,14 @@ class TrainSettings:
     sample: int = 300
     prompt: str = "def "
     hyper: dict[str, float] = field(default_factory=dict)
-    dims: dict[str, int] = field(default_factory=dict)
+    dims: dict[str, Number] = field(default_factory=dict)
 
     def check(self) -> TrainSettings:
         """UserError for values that make no sense; the settings themselves when all do."""
         numbers = {f.name: getattr(self, f.name) for f in fields(self) if type(getattr(self, f.name)) is int}
         check_numbers(**numbers)
         check_device(self.device, self.gpu)
+        check_precision(self.precision)
         check_dims(self.dims)
         check_hyper(self.hyper)
         if self.memory:
@@ -80,11 +92,10 @@ def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
             kind = kinds[type(default)]
             raise UserError(f"{where}: {name} must be {kind}, not {value!r}")
         if name in ("hyper", "dims"):
-            wanted = (int, float) if name == "hyper" else (int,)
+            wanted = (int, float)
             for key, number in value.items():
                 if not isinstance(number, wanted) or isinstance(number, bool):
-                    kind = "a number" if name == "hyper" else "a whole number"
-                    raise UserError(f"{where}: {name}.{key} must be {kind}, not {number!r}")
+                    raise UserError(f"{where}: {name}.{key} must be a number, not {number!r}")
         if name == "data" and not all(isinstance(v, str) for v in value):
             raise UserError(f"{where}: data must be a list of paths")
     return values

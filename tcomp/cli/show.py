@@ -11,6 +11,7 @@ from tcomp.errors import UserError
 
 if TYPE_CHECKING:
     from tcomp.dsl.ast import Module, Op
+    from tcomp.dsl.dims import Number
     from tcomp.model.graph import Graph, Node
 
 
@@ -34,6 +35,7 @@ def show(
     dim: Annotated[
         list[str] | None, typer.Option(help="A dimension of the op, or a configuration value: --dim M=64.")
     ] = None,
+    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
     target: Annotated[
         str, typer.Option(help="cpu, or a GPU target such as sm_80 [default: cpu; sm_90a for --ptx and --sass].")
     ] = "",
@@ -58,6 +60,8 @@ def show(
     """
     from tcomp.cli import build_gpu, stages
     from tcomp.cli.show_code import Code
+    from tcomp.dsl.recipes import RECIPES
+    from tcomp.dsl.storage import bound as at_storage
     from tcomp.machine.cpu import CpuMachine, detect
 
     code = Code(tile, llvm, asm, ptx, sass)
@@ -70,6 +74,7 @@ def show(
     code.check(machine)
     numbers = limits.parse_dims(dim or [])
     limits.check_numbers(batch=batch, length=length, threads=threads)
+    limits.check_precision(precision)
     module = common.load_module(file)
     cores = threads or limits.cores()
     if ast:
@@ -82,7 +87,8 @@ def show(
     instances: list[tuple[Op, dict[str, int]]]
     if module.models:
         model = common.only_model(module, file)
-        g, parts = nodes_of(module, model.name, config or common.default_config(module, file), batch, length, numbers)
+        chosen = config or common.default_config(module, file)
+        g, parts = nodes_of(module, model.name, chosen, batch, length, numbers, precision)
         instances = distinct(parts)
         if op:
             known = list(dict.fromkeys(o.name for o, _ in instances))
@@ -94,7 +100,8 @@ def show(
     elif op is None or graph or plan or launches:
         raise UserError(f"{file}: the file declares no model", "name an op of it, with --dim NAME=NUMBER for its dims")
     else:
-        instances = [(_op_or_backward(module, op), _bound(module, op, numbers))]
+        storage = RECIPES[precision or "f32"].storage
+        instances = [(at_storage(_op_or_backward(module, op), storage), _bound(module, op, numbers))]
     for one, dims in instances:
         if schedule or code.any:
             print(f"# {one.name}: " + ", ".join(f"{k} = {v}" for k, v in dims.items()))
@@ -108,8 +115,9 @@ def show(
 
         device = None if isinstance(machine, CpuMachine) else build_gpu.TargetDevice(machine)
         built = common.build_step(
-            file, config, batch, length, dims=numbers, threads=cores, memory="unlimited", module=module, device=device
-        )
+            file, config, batch, length, dims=numbers, precision=precision, threads=cores, memory="unlimited",
+            module=module, device=device,
+        )  # fmt: skip
         if plan:
             print(plan_text(built.step, built.threads), end="")
         if launches:
@@ -117,13 +125,13 @@ def show(
 
 
 def nodes_of(
-    module: Module, model: str, config: str, batch: int, length: int, dims: dict[str, int]
+    module: Module, model: str, config: str, batch: int, length: int, dims: dict[str, Number], precision: str = ""
 ) -> tuple[Graph, dict[str, tuple[Node, ...]]]:
     """The graph and its nodes by part: forward, backward, update."""
     from tcomp.model.graph import build_graph
     from tcomp.model.programs import build_programs
 
-    graph = build_graph(module, model, config, {"B": batch, "T": length}, dims)
+    graph = build_graph(module, model, config, {"B": batch, "T": length}, dims, precision or None)
     programs = build_programs(graph, module)
     parts = {"forward": graph.nodes, "backward": programs.backward}
     if programs.update is not None:

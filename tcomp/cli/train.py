@@ -33,6 +33,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps in all.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", "-B", help="Sequences per micro-batch.")] = None,
     length: Annotated[int | None, typer.Option("--length", "-T", help="Tokens per sequence.")] = None,
+    precision: Annotated[str | None, typer.Option(help=common.PRECISION_HELP)] = None,
     accumulation: Annotated[int | None, typer.Option(help="Micro-batches per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate (hyper peak_lr).")] = None,
     hyper: Annotated[
@@ -48,6 +49,7 @@ def train(
     graph: Annotated[bool | None, typer.Option("--graph/--no-graph", help=common.GRAPH_HELP)] = None,
     threads: Annotated[int | None, typer.Option(help="Cores to use [default: all].")] = None,
     memory: Annotated[str | None, typer.Option(help="Refuse a plan larger than this: 16GB.")] = None,
+    lock: Annotated[str | None, typer.Option(help=common.LOCK_HELP)] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between validations; 0: at the end.")] = None,
     eval_batches: Annotated[int | None, typer.Option(help="Batches per validation.")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; 0: at the end.")] = None,
@@ -75,8 +77,8 @@ def train(
     """
     flags: dict[str, Any] = {
         "model": model, "config": config, "data": data, "steps": steps, "batch": batch, "length": length,
-        "accumulation": accumulation, "seed": seed, "run": run, "device": device, "gpu": gpu, "graph": graph,
-        "threads": threads, "memory": memory,
+        "precision": precision, "accumulation": accumulation, "seed": seed, "run": run, "device": device, "gpu": gpu,
+        "graph": graph, "threads": threads, "memory": memory, "lock": lock,
         "eval_every": eval_every, "eval_batches": eval_batches, "save_every": save_every, "keep": keep,
         "sample": sample, "prompt": prompt,
     }  # fmt: skip
@@ -117,6 +119,7 @@ def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None) -> TrainS
     changed = []
     if (settings.device.partition(":")[0], settings.gpu) != (before.device.partition(":")[0], before.gpu):
         changed.append(f"{_device_text(settings)} instead of {_device_text(before)}")
+        settings = replace(settings, lock="")  # the run's own is of the other machine
     if settings.threads != before.threads and settings.device == before.device == "cpu":
         changed.append(f"{settings.threads} threads instead of {before.threads}")
     if changed:
@@ -125,6 +128,15 @@ def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None) -> TrainS
             file=sys.stderr,
         )
     return settings
+
+
+def _kept_lock(built: common.Built, run: Path) -> str:
+    """The run's own copy of the lockfile, so that a resumed run has the same kernels whatever is tuned meanwhile."""
+    if built.lock is None:
+        return "none"
+    copy = run / "tuning.lock"
+    copy.write_bytes(built.lock.read_bytes())
+    return str(copy)
 
 
 def _device_text(settings: TrainSettings) -> str:
@@ -164,11 +176,13 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
         settings.batch,
         settings.length,
         dims=settings.dims,
+        precision=settings.precision,
         accumulation=settings.accumulation,
         memory=settings.memory or None,
         programs=("train",),
         module=module,
         device=device,
+        lock=settings.lock,
     )
     limits.check_hyper(settings.hyper, {n.removeprefix("hyper."): v for n, v in built.step.hyper.items()})
     check_inputs(built.step)
@@ -185,11 +199,13 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
                 hyper = {**_fitting(settings, built.step.hyper), **settings.hyper}
                 settings = replace(
                     settings,
+                    precision=built.step.precision,
                     threads=built.threads if device.kind == "cpu" else settings.threads,
                     run=str(path),
                     model=str(Path(settings.model).resolve()) if Path(settings.model).is_file() else settings.model,
                     data=[str(Path(p).resolve()) for p in settings.data],
                     hyper=hyper,
+                    lock=_kept_lock(built, path),
                 )
                 folder.write_config(as_json(settings))
             outcome = train(
@@ -249,7 +265,7 @@ def _announce(console: Any, settings: TrainSettings, built: common.Built, data: 
     step = built.step
     count = sum(a.bytes // a.dtype.bytes for n, a in step.slots.items() if a.kind == "parameter")
     text = (
-        f"{built.name} {settings.config}: {count / 1e6:.1f} M parameters, "
+        f"{built.name} {settings.config}: {count / 1e6:.1f} M parameters, precision {step.precision}, "
         f"{settings.batch * settings.accumulation} x {settings.length} tokens a step, "
         f"{bytes_text(step.arena_bytes)} arena, {built.device.description}"
     )

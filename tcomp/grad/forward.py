@@ -50,7 +50,9 @@ class Forward:
             for t in eq.targets:
                 if t.name != name:
                     continue
-                if not eq.accumulate and any(not disjoint(t.subscripts, b) for b in before):
+                if not eq.accumulate and any(
+                    not disjoint(t.subscripts, b, self.info.ranges, self.info.dims) for b in before
+                ):
                     raise self.error(
                         f"'{name}' is assigned again, so '{self.op.name}' has no derivative",
                         t,

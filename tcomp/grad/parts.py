@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from tcomp.dsl.ast import (
@@ -21,6 +21,7 @@ from tcomp.dsl.ast import (
     names_in,
     rebuild,
 )
+from tcomp.dsl.extents import Polynomial, affine, bounds, never_negative
 
 
 def expressions(value: Expr | Reduction) -> list[Expr]:
@@ -88,9 +89,32 @@ def injective(subscripts: Iterable[Expr], indices: Iterable[str]) -> bool:
     return plain(rest, indices) and {s.id for s in rest if isinstance(s, Name)} == set(indices)
 
 
-def disjoint(a: tuple[Expr, ...], b: tuple[Expr, ...]) -> bool:
-    """Do two targets of one tensor surely name different elements: different constants on some axis?"""
-    return any(isinstance(x, Num) and isinstance(y, Num) and x.value != y.value for x, y in zip(a, b, strict=True))
+def disjoint(
+    a: tuple[Expr, ...], b: tuple[Expr, ...], ranges: Mapping[str, Expr] | None = None, dims: Iterable[str] = ()
+) -> bool:
+    """Do two targets of one tensor surely name different elements? On some axis one must stay below the other: 0
+    below 1, or `e` below `e + E` where `ranges` says that the index e runs to E, one of the `dims`."""
+    ranges = ranges or {}
+    known = {*ranges, *dims}
+
+    def reach(s: Expr) -> tuple[Polynomial, Polynomial] | None:
+        form = affine(s, ranges) if names_in(s) <= known else None
+        return None if form is None else bounds(form, ranges)
+
+    for x, y in zip(a, b, strict=True):
+        p, q = reach(x), reach(y)
+        if p is not None and q is not None and (_below(p[1], q[0]) or _below(q[1], p[0])):
+            return True
+    return False
+
+
+def _below(high: Polynomial, low: Polynomial) -> bool:
+    """high < low for all dimensions."""
+    gap = {(): -1, **low}
+    gap[()] = low.get((), 0) - 1
+    for monomial, c in high.items():
+        gap[monomial] = gap.get(monomial, 0) - c
+    return never_negative({m: c for m, c in gap.items() if c})
 
 
 def rename_tensor(e: Expr, old: str, new: str) -> Expr:

@@ -129,6 +129,8 @@ def _compute_head(s: Compute) -> str:
         head += f"{reduction}{guard}: {print_expression(s.value)}"
     else:
         head += print_expression(s.value) + guard
+    if s.instruction:
+        head += f"  # by {s.instruction}"
     if s.atomic:
         return head + "  # atomic"
     return head if s.distinct else head + "  # scatter, points in order"

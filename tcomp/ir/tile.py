@@ -213,6 +213,7 @@ class Compute:
     is false contribute nothing (are not written, or add the reducer's identity).
     With `atomic`, blocks add to the target at the same time (sums only); the order, and so the rounding, varies.
     With `prefetch`, that memory is brought nearer while the reduction runs (CPU).
+    `instruction` names the family of matrix instructions that a contraction is computed with ("" for none).
     `distinct` is False when two points of the parallel axes may name the same target element (a scatter);
     then points run in order.
     """
@@ -226,6 +227,7 @@ class Compute:
     guard: Expr | None = None
     distinct: bool = True
     atomic: bool = False
+    instruction: str = ""
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
     prefetch: tuple[Prefetch, ...] = ()
 

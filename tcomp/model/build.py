@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from tcomp.dsl.ast import Module, Op
+from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 from tcomp.ir.tile import Kernel, Scope
 from tcomp.machine.cpu import CpuMachine
@@ -30,7 +31,8 @@ def build_step(
     config: str,
     sizes: Mapping[str, int],
     *,
-    overrides: Mapping[str, int] | None = None,
+    overrides: Mapping[str, Number] | None = None,
+    precision: str | None = None,
     accumulation: int = 1,
     machine: CpuMachine | GpuMachine,
     threads: int = 1,
@@ -39,7 +41,7 @@ def build_step(
     programs: Sequence[str] = ("train",),
     lower: Lower | None = None,
 ) -> Step:
-    """The step of a model at fixed sizes.
+    """The step of a model at fixed sizes, by the recipe named `precision` (None: that of the model's text).
 
     `programs` is ("train",) for forward, backward and update, or ("forward",) for inference. `memory_limit`
     bounds arena, scratch and team memory together, in bytes: UserError names what to blame when it does not
@@ -51,7 +53,7 @@ def build_step(
     if accumulation < 1 or threads < 1:
         raise UserError("accumulation and threads must be at least 1")
     training = "train" in programs
-    graph = build_graph(module, model_name, config, sizes, overrides)
+    graph = build_graph(module, model_name, config, sizes, overrides, precision)
     p = build_programs(graph, module, training, accumulation)
     lowering = Lowering(module, lower or _lower_for(machine, threads))
     forward = lowering.launches(graph.nodes)
@@ -93,12 +95,18 @@ def build_step(
         kernels=dict(lowering.kernels),
         programs=placed,
         parameters=tuple(
-            ParameterInit(q.tensor.name, q.decl.init.function, q.value, q.decl.group) for q in graph.parameters
+            ParameterInit(q.tensor.name, q.decl.init.function, q.value, q.decl.group, _name(p.masters.get(q.tensor)))
+            for q in graph.parameters
         ),
+        precision=graph.recipe.name,
         inputs={t.name: graph.bounds[n] for n, t in graph.inputs.items()},
         hyper={t.name: v for t, v in p.update.hyper.items()} if p.update is not None else {},
         scalars={t.name: v for t, v in arena.defaults.items()},
     )
+
+
+def _name(t: Tensor | None) -> str:
+    return "" if t is None else t.name
 
 
 def scratch_bytes(kernel: Kernel, scope: Scope) -> int:

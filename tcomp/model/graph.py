@@ -26,7 +26,7 @@ from tcomp.dsl.ast import (
     Span,
     TensorRef,
 )
-from tcomp.dsl.dims import bind, evaluate_dim, operand_shape
+from tcomp.dsl.dims import Number, bind, evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
 from tcomp.dsl.recipes import RECIPES, Recipe
@@ -113,7 +113,7 @@ class Graph:
 
     model: Model
     config: str
-    dims: dict[str, int]
+    dims: dict[str, Number]
     nodes: tuple[Node, ...]
     parameters: tuple[Parameter, ...]
     inputs: dict[str, Tensor]
@@ -130,7 +130,7 @@ def build_graph(
     model_name: str,
     config: str,
     sizes: Mapping[str, int],
-    overrides: Mapping[str, int] | None = None,
+    overrides: Mapping[str, Number] | None = None,
     precision: str | None = None,
 ) -> Graph:
     """The graph of `model_name` with the values of `config`, some of them overridden, at the given sizes.
@@ -155,8 +155,8 @@ def recipe_of(model: Model, precision: str | None = None) -> Recipe:
 
 
 def model_dims(
-    module: Module, model: Model, config: str, sizes: Mapping[str, int], overrides: Mapping[str, int]
-) -> dict[str, int]:
+    module: Module, model: Model, config: str, sizes: Mapping[str, int], overrides: Mapping[str, Number]
+) -> dict[str, Number]:
     """All dimensions of a model: sizes, the config's values, overrides, `let`s; requirements checked."""
     chosen = next((c for c in model.configs if c.name == config), None)
     if chosen is None:
@@ -168,7 +168,7 @@ def model_dims(
     for name in overrides:
         if name not in settable:
             raise UserError(f"config '{config}' has no value '{name}' to override", _one_of("values", settable))
-    dims: dict[str, int] = {}
+    dims: dict[str, Number] = {}
     for name in model.dims:
         if name not in sizes:
             raise UserError(f"model '{model.name}' needs a size for '{name}'")
@@ -179,11 +179,13 @@ def model_dims(
         if name not in model.dims:
             raise UserError(f"model '{model.name}' has no size '{name}'", _one_of("sizes", model.dims))
     for name, value in chosen.values:
-        dims[name] = int(overrides[name]) if name in overrides else _int(evaluate_dim(value, {**dims}), value)
-        if dims[name] < 1:
-            raise UserError(f"{name} = {dims[name]} of model '{model.name}' must be at least 1")
+        dims[name] = overrides[name] if name in overrides else evaluate_dim(value, {})
+        wrong = _wrong(model, name, dims[name])
+        if wrong:
+            hint = f"choose another, such as --dim {name}={print_expression(value)}"
+            raise UserError(f"{name} = {dims[name]} of model '{model.name}' {wrong}", hint)
     for name, value in model.lets:
-        dims[name] = _int(evaluate_dim(value, {**dims}), value)
+        dims[name] = evaluate_dim(value, dims)
     for condition in model.requires:
         if not evaluate_dim(condition, {**dims}):
             text = print_expression(condition)
@@ -198,10 +200,22 @@ def model_dims(
     return dims
 
 
+def _wrong(model: Model, name: str, given: Number) -> str:
+    """What is wrong with a configuration value, or nothing: one that the model's configurations write as a real number
+    may be any; a size must be whole and at least 1, or 0 where some configuration has 0."""
+    values = [evaluate_dim(e, {}) for c in model.configs for n, e in c.values if n == name]
+    if any(isinstance(v, float) for v in values):
+        return ""
+    if given != int(given):
+        return "must be a whole number"
+    least = min(1, *values)
+    return f"must be at least {least}" if given < least else ""
+
+
 class _Builder:
     """The state of one walk over a model's text."""
 
-    def __init__(self, module: Module, model: Model, config: str, dims: dict[str, int], recipe: Recipe) -> None:
+    def __init__(self, module: Module, model: Model, config: str, dims: dict[str, Number], recipe: Recipe) -> None:
         self.module, self.model, self.config, self.dims, self.recipe = module, model, config, dims, recipe
         self.ops: dict[tuple[str, DType], Op] = {}
         self.environment: dict[str, View] = {}
@@ -212,11 +226,14 @@ class _Builder:
         self.bound: dict[tuple[object, ...], tuple[dict[str, int], dict[str, tuple[int, ...]]]] = {}
 
     def build(self) -> Graph:
-        parameters = tuple(self.parameter(p) for p in self.model.params)
+        tied = {t.name: t.to for t in self.model.ties if t.where is None or evaluate_dim(t.where, self.dims)}
+        parameters = tuple(self.parameter(p) for p in self.model.params if p.name not in tied)
+        for name, to in tied.items():
+            self.environment[name] = self.environment[to]
         inputs: dict[str, Tensor] = {}
         bounds: dict[str, int] = {}
         for i in self.model.inputs:
-            inputs[i.name] = self.declare(i.name, i.dtype, self.shape(i.shape), "input")
+            inputs[i.name] = self.declare(i.name, i.dtype, self.shape(i.shape, f"'{i.name}'"), "input")
             bounds[i.name] = 0 if i.below is None else self.integer(i.below, {})
         self.statements(self.model.forward, {}, "")
         loss = self.result(self.model.loss, "loss")
@@ -232,7 +249,7 @@ class _Builder:
     # ------------------------------------------------------------------------------------ declarations
 
     def parameter(self, p: ParamDecl) -> Parameter:
-        tensor = self.declare(p.name, p.dtype, self.shape(p.shape), "parameter")
+        tensor = self.declare(p.name, p.dtype, self.shape(p.shape, f"'{p.name}'"), "parameter")
         value = float(evaluate_dim(p.init.args[0], {**self.dims})) if p.init.args else 0.0
         return Parameter(p, tensor, value)
 
@@ -399,8 +416,11 @@ class _Builder:
     def integer(self, e: Expr, index: dict[str, int]) -> int:
         return _int(evaluate_dim(e, {**self.dims, **index}), e)
 
-    def shape(self, shape: tuple[Expr, ...]) -> tuple[int, ...]:
-        return tuple(self.integer(e, {}) for e in shape)
+    def shape(self, shape: tuple[Expr, ...], what: str) -> tuple[int, ...]:
+        extents = tuple(self.integer(e, {}) for e in shape)
+        if min(extents, default=1) < 1:
+            raise self.error(f"{what} would have the shape {_shape(extents)}", shape[0].span, "extents are at least 1")
+        return extents
 
     def error(self, message: str, span: Span, hint: str = "") -> TcError:
         return TcError(message, span, self.module.sources.get(span.file, ""), hint)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tcomp.dsl.ast import DType
+from tcomp.dsl.dims import Number
 from tcomp.ir.tile import Kernel
 
-KINDS = ("parameter", "gradient", "state", "input", "scalar", "activation", "workspace", "output")
+KINDS = ("parameter", "master", "gradient", "state", "input", "scalar", "activation", "workspace", "output")
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class Launch:
 
 @dataclass(frozen=True)
 class ParameterInit:
-    """How to fill a parameter at the start: zeros, ones, normal(std) or uniform(bound)."""
+    """How to fill a parameter at the start: zeros, ones, normal(std) or uniform(bound). `master` is the slot of its
+    master copy ("" without one): that one gets the values, the parameter their rounding."""
 
     slot: str
     kind: str
     value: float
     group: str
+    master: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Step:
 
     model: str
     config: str
-    dims: dict[str, int]
+    dims: dict[str, Number]
     slots: dict[str, Slot]
     arena_bytes: int
     lower_bound_bytes: int
@@ -77,3 +80,5 @@ class Step:
     """input slot -> exclusive bound of its values (0: unbounded)"""
     hyper: dict[str, float] = field(default_factory=dict)
     scalars: dict[str, float] = field(default_factory=dict)
+    precision: str = "f32"
+    """the recipe's name"""

@@ -35,6 +35,7 @@ from tcomp.schedule.nest import Leaf, LoopNode, Node
 from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.stager import Stager
 from tcomp.schedule.storage import Storage, reduction_loops
+from tcomp.schedule.threads import leaf_uses
 from tcomp.schedule.tiling import RegisterTile, Tiler, last_value
 
 LOWEST: dict[str, Expr] = {"max": Num(-3.0e38), "min": Num(3.0e38)}
@@ -49,6 +50,7 @@ class Emitter:
         self,
         plan: KernelPlan,
         extents: dict[str, int],
+        room: Mapping[str, int],
         chunk: dict[str, int],
         granule: dict[str, int],
         storage: dict[str, Storage],
@@ -60,6 +62,7 @@ class Emitter:
         stager: Callable[[Emitter], Stager],
     ) -> None:
         self.plan, self.extents, self.chunk, self.granule = plan, extents, chunk, granule
+        self.room = room
         self.storage, self.dtypes, self.monoids, self.definitions = storage, dtypes, monoids, definitions
         self.tiler, self.text = tiler, text
         self.tiles: dict[str, Buffer] = {s.buffer.name: s.buffer for s in storage.values()}
@@ -129,8 +132,7 @@ class Emitter:
     def range(self, index: str, env: Env) -> Range:
         if index in env:
             return env[index]
-        n = self.extents[index]
-        return Range(Num(0), Num(n), n)
+        return Range(Num(0), Num(self.extents[index]), self.room[index])
 
     def axes_of(self, target: Access) -> tuple[str, ...]:
         """Indices a target's subscripts use, in order."""
@@ -242,7 +244,9 @@ class Emitter:
             axes = self.axes_of(w)
             if tiled:
                 out.append(self.compute(leaf, w, fold(Binary("*", w, factor)), axes, (), env))
-            product = weight if v in (Num(1), Num(1.0)) else Binary("*", weight, v)
+            cast = self.plan.casts.get(f"{w.tensor}.weight")
+            factor_of = Call(cast.value, (weight,)) if cast is not None else weight
+            product = weight if v in (Num(1), Num(1.0)) else Binary("*", factor_of, v)
             out.append(self.compute(leaf, w, product, axes, leaf.reduced, env, "sum", accumulate=tiled))
         return out
 
@@ -301,7 +305,8 @@ class Emitter:
             axes.append(Axis(i, r.start, r.stop, r.block, tile.unroll[i], lanes, tile.spreads.get(i)))
         done = frozenset(a.name for a in axes)
         kept = frozenset(reduced) & done
-        value = self.operands(leaf, value)
+        value = self.operands(leaf, self.casts(target.tensor, value))
+        use = leaf_uses(self.plan, leaf, target) if reducer == "sum" and reduced else None
         out = Compute(
             self.access(target, env),
             self.point(value, env),
@@ -312,9 +317,18 @@ class Emitter:
             None if guard is None else self.point(guard, env),
             not leaf.gathered,
             leaf.atomic,
+            use.instruction if use is not None else "",
             leaf.equation.span,
         )
         return out
+
+    def casts(self, target: str, e: Expr) -> Expr:
+        """The expression with the reads that the schedule casts in this equation rounded."""
+        if isinstance(e, Access):
+            dtype = self.plan.casts.get(f"{target}.{e.tensor}")
+            return e if dtype is None else Call(dtype.value, (e,), e.span)
+        kids = children(e)
+        return rebuild(e, tuple(self.casts(target, k) for k in kids)) if kids else e
 
     def operands(self, leaf: Leaf, e: Expr) -> Expr:
         """Replace staged accesses by their packed tiles."""

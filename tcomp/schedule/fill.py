@@ -2,40 +2,65 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
+from math import prod
 
 from tcomp.dsl.ast import Access, Equation, Expr, Name, Num
 from tcomp.ir.tile import Axis, Compute, Loop, Spread, Statement
-from tcomp.schedule.bounds import tile_stop
+from tcomp.schedule.bounds import affine, tile_stop
+
+Box = tuple[tuple[int, int], ...]
+"""Elements from start to stop (exclusive) along each axis."""
+_MOST_CELLS = 4096
 
 
 def needs_zero(name: str, shape: tuple[int, ...], equations: tuple[Equation, ...], extents: dict[str, int]) -> bool:
     """Whether an output must be cleared before its equations run.
 
-    Not needed when assignments cover it: bare distinct indices over the whole of their axes, and constants
-    that together take every value of theirs.
+    Not needed when assignments cover it: each writes a box (an index, an index plus a constant or a constant on
+    every axis), and together the boxes leave nothing out.
     """
     writers = [eq for eq in equations if any(t.name == name for t in eq.targets)]
     if not writers or writers[0].accumulate:
         return bool(writers)
-    constant_axes: set[int] | None = None
-    covered: set[tuple[int, ...]] = set()
+    boxes = []
     for eq in writers:
-        if eq.accumulate:
-            continue
-        subs = next(t.subscripts for t in eq.targets if t.name == name)
-        bare = [s.id for s in subs if isinstance(s, Name)]
-        axes = {d for d, s in enumerate(subs) if isinstance(s, Num)}
-        whole = len(set(bare)) == len(bare) and all(
-            (isinstance(s, Name) and extents.get(s.id) == n) or isinstance(s, Num)
-            for s, n in zip(subs, shape, strict=True)
-        )
-        if not whole or (constant_axes is not None and axes != constant_axes):
-            return True
-        constant_axes = axes
-        covered.add(tuple(int(s.value) for s in subs if isinstance(s, Num)))
-    every = product(*(range(shape[d]) for d in sorted(constant_axes or ())))
-    return any(point not in covered for point in every)
+        if not eq.accumulate:
+            box = _written(next(t.subscripts for t in eq.targets if t.name == name), extents)
+            if box is None:
+                return True
+            boxes.append(box)
+    return not _cover(boxes, shape)
+
+
+def _written(subscripts: tuple[Expr, ...], extents: dict[str, int]) -> Box | None:
+    """The box that a target with these subscripts writes; None when it is none."""
+    box: list[tuple[int, int]] = []
+    used: set[str] = set()
+    for s in subscripts:
+        form = affine(s)
+        if form is None or len(form[0]) > 1 or not used.isdisjoint(form[0]):
+            return None
+        length = 1
+        for index, step in form[0].items():
+            if step != 1 or index not in extents:
+                return None
+            used.add(index)
+            length = extents[index]
+        box.append((form[1], form[1] + length))
+    return tuple(box)
+
+
+def _cover(boxes: list[Box], shape: tuple[int, ...]) -> bool:
+    """Whether the boxes together hold every element: the cells between their edges are looked at one by one."""
+    edges = [sorted({0, n} | {e for box in boxes for e in box[axis] if 0 <= e <= n}) for axis, n in enumerate(shape)]
+    cells = [list(pairwise(e)) for e in edges]
+    if prod(map(len, cells)) > _MOST_CELLS:
+        return False
+    return all(
+        any(all(a <= start and stop <= b for (a, b), (start, stop) in zip(box, cell, strict=True)) for box in boxes)
+        for cell in product(*cells)
+    )
 
 
 def zero(name: str, shape: tuple[int, ...], level: str, along: Spread | int) -> Statement:

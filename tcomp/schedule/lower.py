@@ -22,9 +22,9 @@ from tcomp.dsl.ast import (
 from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.load import schedule_for
 from tcomp.dsl.storage import bound
 from tcomp.ir.tile import Buffer, Kernel, Scope, Statement, ThreadShape
+from tcomp.schedule.choose import choose_schedule, storage_of
 from tcomp.schedule.combine import Combining
 from tcomp.schedule.emit import Emitter, once
 from tcomp.schedule.family import Machine, family_for
@@ -33,7 +33,7 @@ from tcomp.schedule.inplace import inplace_pairs
 from tcomp.schedule.legality import check_core_loops, check_fuse, check_nesting
 from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build
 from tcomp.schedule.normal import normalise
-from tcomp.schedule.resolve import KernelPlan, Resolver
+from tcomp.schedule.resolve import KernelPlan, Resolver, casts_in
 from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages
 from tcomp.schedule.storage import Storage, definition_path, place
@@ -80,20 +80,21 @@ class _Lowering:
     ) -> None:
         self.deterministic = deterministic
         self.op, self.module, self.dims, self.threads = op, module, dims, threads
-        narrowest = min((o.dtype.bytes for o in op.operands if o.shape and o.dtype.is_float), default=4)
-        self.family = family_for(machine, threads, narrowest)
+        storage = storage_of(op)
+        self.family = family_for(machine, threads, storage.bytes)
         self.info = infer(op, module)
         self.extents = {i: int(evaluate_dim(e, dims)) for i, e in self.info.ranges.items()}
         self.dtypes = {o.name: o.dtype for o in op.operands} | {t.name: t.dtype for t in self.info.temporaries.values()}
         self.shapes = {o.name: operand_shape(o, dims) for o in op.operands}
         for t in self.info.temporaries.values():
             self.shapes[t.name] = tuple(self.extents[i] for i in t.indices)
-        found = schedule or schedule_for(module, op.name, self.family.targets)
-        self.given = found is not None
         self.equations = normalise(op, module, dims)
+        found = schedule or choose_schedule(op, module, self.family.targets, self.equations, self.dtypes, storage)
+        self.given = found is not None
         self.schedule = found or self.family.default(op, self.equations, self.extents)
         self.text = module.sources.get(self.schedule.span.file, "")
-        self.resolver = Resolver(op, self.extents, self.family.rules, self.text, chosen)
+        self.resolver = Resolver(op, self.extents, self.family.rules, self.text, chosen, storage)
+        self.dtypes |= {n: d for n, d in casts_in(self.schedule.shared, storage).items() if n in self.info.temporaries}
 
     def run(self) -> LoweredOp:
         temporaries = frozenset(self.info.temporaries)
@@ -167,9 +168,11 @@ class _Lowering:
         check_fuse(leaves, plan, self.text)
         check_core_loops(roots, plan, self.text)
         check_nesting(roots, plan, self.text)
-        tiler, shape = self.family.prepare(plan, self.extents, self.text)
+        room = self.family.room(plan, self.extents)
+        tiler, shape = self.family.prepare(plan, room, self.text)
         chunk, granule = self._chunks(plan)
-        storage = self._storage(leaves, local, chunk)
+        dtypes = self._dtypes(plan, local)
+        storage = self._storage(leaves, local, chunk, room, dtypes)
         definitions: dict[str, Expr] = {
             x.equation.target.name: x.equation.value
             for x in leaves
@@ -178,7 +181,7 @@ class _Lowering:
             and sum(x.equation.target.name in y.written for y in leaves) == 1
         }
         emitter = Emitter(
-            plan, self.extents, chunk, granule, storage, self.dtypes, self.module.monoids, definitions,
+            plan, self.extents, room, chunk, granule, storage, dtypes, self.module.monoids, definitions,
             tiler, self.text, self.family.stager,
         )  # fmt: skip
         written = tuple(x.equation for x in leaves if not x.copies)
@@ -188,7 +191,7 @@ class _Lowering:
         writes = {t for x in leaves for t in x.written} & operand_names
         order = [o.name for o in self.op.operands] + sorted(workspaces)
         operands = tuple(Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in order if n in reads | writes)
-        return Kernel(
+        kernel = Kernel(
             label,
             operands,
             tuple(tiles.values()),
@@ -201,6 +204,8 @@ class _Lowering:
             shape,
             plan.span,
         )
+        self.family.check(kernel, plan, self.text)
+        return kernel
 
     def _chunks(self, plan: KernelPlan) -> tuple[dict[str, int], dict[str, int]]:
         """Per chunked loop: the most one core gets, and what share boundaries are multiples of."""
@@ -215,7 +220,29 @@ class _Lowering:
                 chunk[t.index] = min(n, math.ceil(granules / self.threads) * g)
         return chunk, granule
 
-    def _storage(self, leaves: list[Leaf], local: set[str], chunk: dict[str, int]) -> dict[str, Storage]:
+    def _dtypes(self, plan: KernelPlan, local: set[str]) -> dict[str, DType]:
+        """Element types within one kernel: `cast p to bf16` holds the temporary p so."""
+        out = dict(self.dtypes)
+        for name, dtype in plan.casts.items():
+            if name in local:
+                out[name] = dtype
+            elif name in out and out[name] is not dtype:
+                raise TcError(
+                    f"'{name}' cannot be cast: it is not a temporary of this kernel",
+                    plan.span,
+                    self.text,
+                    f"round its reads in one equation instead: cast EQUATION.{name} to {dtype}",
+                )
+        return out
+
+    def _storage(
+        self,
+        leaves: list[Leaf],
+        local: set[str],
+        chunk: dict[str, int],
+        room: Mapping[str, int],
+        dtypes: Mapping[str, DType],
+    ) -> dict[str, Storage]:
         storage: dict[str, Storage] = {}
         for leaf in leaves:
             for target in leaf.equation.targets:
@@ -226,8 +253,8 @@ class _Lowering:
                     if other is not leaf and any(a.tensor == target.name for a in other.reads() + other.writes()):
                         uses.append(definition_path(other) if target.name in other.written else ancestors(other))
                 storage[target.name] = place(
-                    target.name, self.dtypes[target.name], target.subscripts, self.shapes[target.name],
-                    uses, self.extents, chunk,
+                    target.name, dtypes[target.name], target.subscripts, self.shapes[target.name],
+                    uses, room, chunk,
                 )  # fmt: skip
         return storage
 

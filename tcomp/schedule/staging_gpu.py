@@ -1,6 +1,7 @@
 """Operands staged in shared memory: a block's tile of a tensor, copied by all its threads.
 
     stage X, W in shared at k by cp.async   -->   in the loop over k: X.shared = pack X[m, k]; readers use X.shared
+    stage X, W in shared at k by tma              the same, copied by the copy engine into swizzled tiles
 
 In a pipe loop the copies run ahead, so the tile exists once per stage. Rows are padded to an odd number of 16-byte
 groups: neighbouring rows then start in different banks, and 128-bit reads down a column meet no conflict. `swizzle`
@@ -57,10 +58,9 @@ class SharedStaging:
         return out
 
     def _check(self, s: Stage) -> None:
-        if s.space != "shared" or s.by == "tma":
-            what = f"by {s.by}" if s.space == "shared" else f"in {s.space}"
+        if s.space != "shared":
             raise TcError(
-                f"staging {what} cannot be lowered yet",
+                f"staging in {s.space} cannot be lowered yet",
                 s.span,
                 self.emitter.text,
                 f"write: stage {', '.join(s.tensors)} in shared at {s.at} by cp.async",
@@ -140,6 +140,9 @@ class SharedStaging:
                 o.span,
                 "leave it out (rows are padded against bank conflicts), or write pad(4) or swizzle(128)",
             )
+        if stage.by == "tma":
+            fitting = (w for w in SWIZZLES if dims[-1] * dtype.bytes % w == 0)
+            return next((Swizzled(w) for w in fitting), RowMajor())
         return padded(dims[-1], dtype.bytes)
 
     def _swizzled(self, option: Level, tensor: str, row: int, args: list[int]) -> Swizzled:

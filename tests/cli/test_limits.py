@@ -11,13 +11,14 @@ from tcomp.errors import UserError
 from tests.cli.support import TINY, Tcomp, refused
 
 OUT_OF_RANGE = [
-    ("--dim L=-1", "dims.L = -1: must be at least 1", "--dim L=2"),
-    ("--dim L=0", "dims.L = 0: must be at least 1", "--dim L=2"),
-    ("--dim H=0", "dims.H = 0: must be at least 1", "--dim H=2"),
-    ("--dim V=0", "dims.V = 0: must be at least 1", "--dim V=2"),
+    ("--dim L=-1", "dims.L = -1: must not be negative", "--dim L=2"),
+    ("--dim L=0", "L = 0 of model 'gpt2' must be at least 1", "--dim L=4"),
+    ("--dim H=0", "H = 0 of model 'gpt2' must be at least 1", "--dim H=4"),
+    ("--dim V=0", "V = 0 of model 'gpt2' must be at least 1", "--dim V=256"),
     ("--dim L=1e300", "dims.L = 1000", "--dim L=2"),
-    ("--dim L=nan", "--dim L=nan: must be a whole number", "--dim L=2"),
-    ("--dim L=inf", "--dim L=inf: must be a whole number", "--dim L=2"),
+    ("--dim L=1.5", "L = 1.5 of model 'gpt2' must be a whole number", "--dim L=4"),
+    ("--dim L=nan", "--dim L=nan: must be a finite number", "--dim L=2"),
+    ("--dim L=inf", "--dim L=inf: must be a finite number", "--dim L=2"),
     ("--dim L=20000", "20000 layers", "10000"),
     ("--memory infGB", "--memory infGB: not an amount of memory", "--memory 16GB"),
     ("--memory nanGB", "--memory nanGB: not an amount of memory", "--memory 16GB"),
@@ -71,9 +72,9 @@ def test_train_refuses_numbers_out_of_range(
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ("[dims]\nL = -1", "dims.L = -1: must be at least 1"),
-        ("[dims]\nH = 0", "dims.H = 0: must be at least 1"),
-        ("[dims]\nL = nan", "dims.L must be a whole number"),
+        ("[dims]\nL = -1", "dims.L = -1: must not be negative"),
+        ("[dims]\nH = 0", "H = 0 of model 'gpt2' must be at least 1"),
+        ("[dims]\nL = nan", "dims.L = nan: must be a finite number"),
         ("memory = 'infGB'", "--memory infGB: not an amount of memory"),
         ("threads = 100000", "threads = 100000: must be at most"),
         ("[hyper]\npeak_lr = -1", "hyper.peak_lr = -1: must not be negative"),
@@ -97,11 +98,11 @@ def test_run_files_refuse_the_same(
     ("arguments", "message"),
     [
         ("build gpt2 -B 0", "batch = 0: must be at least 1"),
-        ("build gpt2 --dim L=nan", "--dim L=nan: must be a whole number"),
+        ("build gpt2 --dim L=nan", "--dim L=nan: must be a finite number"),
         ("plan gpt2 -T -1", "length = -1: must be at least 1"),
         ("plan gpt2 --largest -1", "largest = -1: must not be negative"),
         ("plan gpt2 --threads 100000", "threads = 100000: must be at most"),
-        ("show gpt2 --graph --dim L=-1", "dims.L = -1: must be at least 1"),
+        ("show gpt2 --graph --dim L=-1", "dims.L = -1: must not be negative"),
         ("check gpt2 --trials 0", "trials = 0: must be at least 1"),
         ("check gpt2 --tolerance nan", "tolerance = nan: must be a number"),
         ("generate r --temperature nan", "temperature = nan: must be a number"),

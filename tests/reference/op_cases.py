@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tcomp.dsl.ast import DType, Module, Op
 from tcomp.dsl.dims import operand_shape
-from tcomp.dsl.load import load
+from tcomp.dsl.load import load_text
 from tcomp.oracle import evaluate
 
 GPT2 = Path(__file__).resolve().parent.parent.parent / "models" / "gpt2.tc"
@@ -50,7 +50,7 @@ MATRICES = [
     (257, 97, 64),
     (517, 199, 23),
 ]
-MATRIX_OPS = ("matmul", "linear", "linear_gelu", "linear_residual")
+MATRIX_OPS = ("matmul", "matmul_residual", "linear", "linear_gelu", "linear_residual")
 ATTENTION = [(1, 1, 1, 1), (2, 5, 3, 7), (1, 64, 2, 16), (1, 67, 1, 33), (2, 129, 2, 24), (1, 131, 3, 64)]
 CASES = [
     *(case(op, max(m, n, k), M=m, N=n, K=k) for op in MATRIX_OPS for m, n, k in MATRICES),
@@ -65,12 +65,34 @@ CASES = [
         case("embedding", b * t, B=b, T=t, V=v, C=c, S=s)
         for b, t, v, c, s in [(1, 1, 1, 1, 1), (3, 37, 11, 96, 37), (2, 29, 211, 67, 41), (5, 3, 2, 257, 3)]
     ),
+    *(case("lookup", b * t, B=b, T=t, V=v, C=c) for b, t, v, c in [(1, 1, 1, 1), (3, 37, 11, 96), (2, 29, 211, 67)]),
+    *(case("rmsnorm", max(m, c), M=m, C=c) for m, c in [(1, 1), (3, 7), (37, 96), (67, 131), (5, 1031)]),
+    *(case("swiglu", 1, M=m, F=f) for m, f in [(1, 1), (5, 7), (37, 96), (3, 1031)]),
+    *(case("rotary_table", 8 * t, T=t, E=e) for t, e in [(1, 1), (37, 8), (131, 19)]),
+    *(
+        case("rotary", 2, B=b, T=t, H=h, G=g, E=e)
+        for b, t, h, g, e in [(1, 1, 1, 1, 1), (2, 5, 6, 2, 3), (1, 67, 4, 1, 8), (3, 7, 3, 3, 17)]
+    ),
+    *(
+        case("grouped_attention", max(r * t, d), B=b, T=t, G=g, R=r, D=d)
+        for b, t, g, r, d in [
+            (1, 1, 1, 1, 1),
+            (2, 5, 3, 2, 7),
+            (1, 67, 1, 2, 17),
+            (2, 71, 2, 3, 24),
+            (1, 131, 3, 1, 64),
+        ]
+    ),
 ]
 
 
 @cache
-def gpt2() -> Module:
-    return load(GPT2)
+def library() -> Module:
+    """Every op of models/ops."""
+    return load_text("import gpt2\nimport llama\n", str(GPT2.with_name("every_op.tc")))
+
+
+SCALARS = {"eps": 1e-5, "theta": 10000.0, "factor": 8.0, "low": 1.0, "high": 4.0, "original": 64.0}
 
 
 def random_inputs(op: Op, dims: Dims, seed: int) -> Arrays:
@@ -81,6 +103,8 @@ def random_inputs(op: Op, dims: Dims, seed: int) -> Arrays:
         shape = operand_shape(p, dims)
         if p.dtype is DType.I32:
             values[p.name] = rng.integers(0, dims["V"], shape, dtype=np.int32)
+        elif p.name in SCALARS:
+            values[p.name] = np.array(SCALARS[p.name], np.float32)
         else:
             values[p.name] = rng.standard_normal(shape, dtype=np.float32)
     return values
@@ -101,6 +125,10 @@ def assert_close(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray], 
 
 def torch_linear(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
     return {"Y": F.linear(t["X"], t["W"], t.get("b"))}
+
+
+def torch_matmul_residual(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+    return {"Y": t["X"] @ t["W"].T + t["R"]}
 
 
 def torch_linear_gelu(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
@@ -139,8 +167,50 @@ def torch_embedding(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
     return {"x": F.embedding(t["tokens"].long(), t["wte"]) + t["wpe"][: dims["T"]]}
 
 
+def torch_lookup(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+    return {"x": F.embedding(t["tokens"].long(), t["wte"])}
+
+
+def torch_rmsnorm(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+    rstd = (t["X"].square().mean(-1) + t["eps"]).rsqrt()
+    return {"Y": t["X"] * rstd[:, None] * t["w"], "rstd": rstd}
+
+
+def torch_swiglu(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+    gate, up = t["X"].unbind(1)
+    return {"Y": F.silu(gate) * up}
+
+
+def torch_rotary_table(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+    w = t["theta"] ** (-torch.arange(dims["E"], dtype=torch.float64) / dims["E"])
+    kept = ((t["original"] * w / (2 * torch.pi) - t["low"]) / (t["high"] - t["low"])).clamp(0, 1)
+    angles = torch.arange(dims["T"])[:, None] * w * (kept + (1 - kept) / t["factor"])
+    return {"cosine": angles.cos(), "sine": angles.sin()}
+
+
+def torch_rotary(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+    h, g = dims["H"], dims["G"]
+    q, k, v = t["X"].split([h, g, g], dim=2)
+    cosine, sine = (torch.cat([t[n], t[n]], -1)[:, None] for n in ("cosine", "sine"))
+
+    def turned(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=-1)
+        return x * cosine + torch.cat([-b, a], -1) * sine
+
+    return {"Q": turned(q), "K": turned(k), "V": v}
+
+
+def torch_grouped_attention(t: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+    q = t["Q"].permute(0, 2, 3, 1, 4)
+    k, v = (t[n].permute(0, 2, 1, 3)[:, :, None] for n in ("K", "V"))
+    scores = (q @ k.transpose(-1, -2)) * dims["D"] ** -0.5
+    scores = scores.masked_fill(torch.ones(dims["T"], dims["T"], dtype=torch.bool).triu(1), -torch.inf)
+    return {"O": (scores.softmax(-1) @ v).permute(0, 3, 1, 2, 4), "L": scores.logsumexp(-1)}
+
+
 IN_TORCH: dict[str, Callable[[Mapping[str, Tensor], Dims], dict[str, Tensor]]] = {
     "matmul": torch_linear,
+    "matmul_residual": torch_matmul_residual,
     "linear": torch_linear,
     "linear_gelu": torch_linear_gelu,
     "linear_residual": torch_linear_residual,
@@ -149,6 +219,12 @@ IN_TORCH: dict[str, Callable[[Mapping[str, Tensor], Dims], dict[str, Tensor]]] =
     "crossentropy": torch_crossentropy,
     "mean": torch_mean,
     "embedding": torch_embedding,
+    "lookup": torch_lookup,
+    "rmsnorm": torch_rmsnorm,
+    "swiglu": torch_swiglu,
+    "rotary_table": torch_rotary_table,
+    "rotary": torch_rotary,
+    "grouped_attention": torch_grouped_attention,
 }
 
 
@@ -167,7 +243,7 @@ def torch_forward(c: Case, inputs: Arrays) -> Arrays:
 
 def torch_backward(c: Case, backward: Op, given: Arrays, inputs: Arrays) -> Arrays:
     """Gradients of the forward op's `inputs`, for the gradients of its results that are in `given`."""
-    forward = gpt2().ops[c.op]
+    forward = library().ops[c.op]
     leaves = tensors(inputs)
     outputs = IN_TORCH[c.op](leaves, dict(c.dims))
     roots = [o.name for o in forward.outputs if f"d{o.name}" in given]
@@ -183,10 +259,10 @@ def torch_backward(c: Case, backward: Op, given: Arrays, inputs: Arrays) -> Arra
 def backward_inputs(c: Case, backward: Op, seed: int) -> tuple[Arrays, Arrays]:
     """A backward op's inputs (forward inputs and results that it reads, random gradients of the results),
     and the forward op's own inputs."""
-    forward = gpt2().ops[c.op]
+    forward = library().ops[c.op]
     dims = dict(c.dims)
     inputs = random_inputs(forward, dims, seed)
-    results = {n: a.astype(np.float32) for n, a in evaluate(forward, gpt2(), inputs, dims).items()}
+    results = {n: a.astype(np.float32) for n, a in evaluate(forward, library(), inputs, dims).items()}
     known = random_inputs(backward, dims, seed + 1) | results | inputs
     return {p.name: known[p.name] for p in backward.params}, inputs
 
@@ -198,6 +274,9 @@ WEIGHTS = {
     "linear_residual": {"dW", "db"},
     "layernorm": {"dw", "db"},
     "embedding": {"dwte", "dwpe"},
+    "lookup": {"dwte"},
+    "rmsnorm": {"dw"},
+    "matmul_residual": {"dW"},
 }
 """The gradients that a second micro-batch adds to."""
 

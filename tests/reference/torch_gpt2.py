@@ -8,8 +8,9 @@ gradients and trained parameters. Nothing is fused and nothing is clever: autogr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,7 +110,7 @@ def random_params(cfg: Config, seed: int, dtype: torch.dtype = torch.float32) ->
     return params
 
 
-def random_batches(cfg: Config, seed: int, B: int, T: int, count: int) -> list[Batch]:
+def random_batches(cfg: Any, seed: int, B: int, T: int, count: int) -> list[Batch]:
     """`count` batches of random tokens with their targets."""
     rng = np.random.default_rng(seed)
     return [
@@ -173,9 +174,11 @@ def learning_rate(step: int, hyper: Hyper) -> float:
 def train_steps(
     params: Params,
     batches: Sequence[Batch],
-    cfg: Config,
+    cfg: Any,
     hyper: Hyper | None = None,
     accumulation: int = 1,
+    loss_of: Callable[[Params, Tensor, Tensor, Any], Tensor] = forward,
+    matrices: Collection[str] = MATRICES,
 ) -> Trained:
     """AdamW steps over `batches`, `accumulation` of them to a step, in the dtype of `params` (not changed).
 
@@ -188,7 +191,7 @@ def train_steps(
     v = {n: torch.zeros_like(p) for n, p in params.items()}
     out = Trained([], [], [], [], {})
     for step, micro_batches in enumerate(_groups(batches, accumulation)):
-        loss = torch.stack([forward(theta, x, y, cfg) for x, y in micro_batches]).mean()
+        loss = torch.stack([loss_of(theta, x, y, cfg) for x, y in micro_batches]).mean()
         gradients = dict(zip(theta, torch.autograd.grad(loss, list(theta.values())), strict=True))
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
         scale = min(1.0, hyper.clip / (norm + 1e-6)) if hyper.clip > 0 else 1.0
@@ -200,7 +203,7 @@ def train_steps(
                 v[name].mul_(hyper.beta2).addcmul_(g, g, value=1 - hyper.beta2)
                 mean = m[name] / (1 - hyper.beta1 ** (step + 1))
                 spread = (v[name] / (1 - hyper.beta2 ** (step + 1))).sqrt()
-                decay = hyper.weight_decay["matrices" if name in MATRICES else "vectors"]
+                decay = hyper.weight_decay["matrices" if name in matrices else "vectors"]
                 p -= lr * (mean / (spread + hyper.eps) + decay * p)
         out.losses.append(float(loss.detach()))
         out.gradients.append(gradients)

@@ -152,11 +152,11 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 def test_another_models_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, manifest(1), TENSORS)
     found = newest(tmp_path, no_warning)
-    check_same_model(found, "gpt2", "tiny", {"L": 1})
+    check_same_model(found, "gpt2", "tiny", {"L": 1}, "f32")
     with pytest.raises(UserError, match="a checkpoint of gpt2 tiny, not of llama 1B"):
-        check_same_model(found, "llama", "1B", {})
+        check_same_model(found, "llama", "1B", {}, "f32")
     with pytest.raises(UserError, match="made with L = 1, this model has 4"):
-        check_same_model(found, "gpt2", "tiny", {"L": 4})
+        check_same_model(found, "gpt2", "tiny", {"L": 4}, "f32")
     with pytest.raises(UserError, match="'w' is F32\\[3, 4\\], the model has F32\\[2, 2\\]"):
         found.load({"w": stored(np.zeros((2, 2), np.float32))}, ignore)
     with pytest.raises(UserError, match="no tensor 'other'"):

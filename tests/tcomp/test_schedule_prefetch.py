@@ -1,4 +1,4 @@
-"""`stage ... by prefetch`: the next turn's memory is named on the reduction and touched in the code; no result changes."""
+"""`stage ... by prefetch`: the next turn's memory is named on the reduction and touched by the code; results stay."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_without_the_word_there_is_no_prefetch() -> None:
 
 def test_a_step_of_the_reduction_touches_the_region_once() -> None:
     """However many products it adds up: 4 x 2 of them in a full register tile."""
-    text = kernel_ir(product_kernel("by prefetch", AVX512, m=24, n=96, k=16), AVX512)
+    text = kernel_ir(product_kernel("by prefetch", AVX512, m=24, n=192, k=16), AVX512)
     steps = text.count('call void @"llvm.prefetch.p0"')
     assert steps >= 1
     assert text.count("fmul") >= 8 * steps

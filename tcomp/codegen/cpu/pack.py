@@ -9,6 +9,7 @@ from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter
 from tcomp.codegen.cpu.integers import affine_form, extent
 from tcomp.codegen.cpu.transpose import TransposedPack
+from tcomp.codegen.cpu.types import kind_of
 from tcomp.dsl.ast import Access, Binary, Expr, Name, Num
 from tcomp.ir.tile import Axis, Buffer, Compute, Pack, Panels
 
@@ -116,7 +117,8 @@ def _uses(subscripts: tuple[Expr, ...], name: str) -> int:
 
 def _transposed_lanes(scope: Scope, buffer: Buffer, pack: Pack) -> int:
     """The side of the blocks to transpose; 0 where blocks do not fit the layout or the element types."""
-    if scope.buffers[pack.source.tensor].dtype is not buffer.dtype or buffer.dtype.bytes != 4:
+    source = scope.buffers[pack.source.tensor].dtype
+    if buffer.dtype.bytes != 4 or kind_of(source) != kind_of(buffer.dtype):
         return 0
     lanes = scope.lanes_f32
     if isinstance(buffer.layout, Panels):

@@ -18,6 +18,7 @@ from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.integers import Affine, affine_form
 from tcomp.codegen.cpu.types import I8, I64, IrValue
 from tcomp.codegen.nvptx.domain import GpuDomain, Point
+from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.swizzle import column_bytes, granule_of
 from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, accesses_in
@@ -215,7 +216,7 @@ class Addressing:
         def add() -> Int:
             total: Int = constant
             for t in terms:
-                value = em.once(t.level, ("term", False, t.key), lambda t=t: em.mul(t.value(), t.stride))
+                value: Int = em.once(t.level, ("term", False, t.key), partial(_times, em, t))
                 em.at(level)
                 total = em.add(total, value)
             return total
@@ -282,6 +283,12 @@ class Addressing:
 
 def _same(x: Int) -> Int:
     return x
+
+
+def _times(em: GpuEmitter, term: Term) -> Int:
+    value = term.value()
+    em.at(term.level)
+    return em.mul(value, term.stride)
 
 
 def strides(buffer: Buffer) -> list[int]:

@@ -6,7 +6,6 @@ selection: register tiles out of the stack, common subexpressions, loop-invarian
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import llvmlite.binding as llvm
@@ -15,40 +14,20 @@ from llvmlite import ir
 from tcomp.codegen.cpu.types import I8
 from tcomp.codegen.nvptx.emitter import SHARED, finished_text
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.codegen.nvptx.layout import ALIGNMENT, alignment_of, shared_layout, team_layout
+from tcomp.codegen.nvptx.launch import GpuKernel, LaunchShape
+from tcomp.codegen.nvptx.layout import ALIGNMENT, alignment_of, shared_layout, statements_in, team_layout
 from tcomp.codegen.nvptx.phase import DYNAMIC, PhaseGenerator
 from tcomp.codegen.nvptx.targets import target_named
+from tcomp.codegen.nvptx.tensor_copy import maps_of
 from tcomp.dsl.ast import DType
 from tcomp.errors import UserError
-from tcomp.ir.tile import Kernel
+from tcomp.ir.tile import Compute, Kernel
 from tcomp.machine.gpu import GpuMachine
 
 TRIPLE = "nvptx64-nvidia-cuda"
 LAYOUT = "e-p3:32:32-p4:32:32-p5:32:32-p6:32:32-p7:32:32-i64:64-i128:128-i256:256-v16:16-v32:32-n16:32:64"
 """LLVM's data layout with 32-bit pointers to shared memory, so that addresses in it take one register"""
 MAX_THREADS = 1024
-
-
-@dataclass(frozen=True)
-class LaunchShape:
-    """One launch: the grid is (blocks, 1, 1), the block (threads, 1, 1). `shared_bytes` is dynamic shared memory."""
-
-    symbol: str
-    blocks: int
-    threads: int
-    shared_bytes: int
-
-
-@dataclass(frozen=True)
-class GpuKernel:
-    """A kernel's PTX module and its launches, one per phase, in order. Every entry takes a 64-bit pointer per operand,
-    in the kernel's order, and then one to `team_bytes` bytes that all blocks share, if there are any. All pointers
-    are 256-byte aligned."""
-
-    name: str
-    ptx: str
-    launches: tuple[LaunchShape, ...]
-    team_bytes: int
 
 
 def compile_kernel(kernel: Kernel, machine: GpuMachine) -> GpuKernel:
@@ -78,12 +57,16 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
     shared = ir.GlobalVariable(module, ir.ArrayType(I8, 0), DYNAMIC, addrspace=3)
     shared.linkage, shared.align = "external", max((alignment_of(t) for t in kernel.tiles), default=ALIGNMENT)
     shared.type = SHARED  # an untyped pointer, as everything derived from it
+    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
     launches = []
     try:
         for symbol, phase in zip(symbols_of(kernel), kernel.phases, strict=True):
             layout = shared_layout(phase, kernel, threads, machine.shared_per_block)
-            blocks = PhaseGenerator(module, symbol, kernel, threads, layout).generate(phase)
-            launches.append(LaunchShape(symbol, blocks, threads.threads, layout.bytes))
+            maps = maps_of(phase, buffers)
+            if maps and machine.sm < 90:
+                raise Unsupported(f"{machine.target} has no tensor copies (tma)", kernel.span, "stage by cp.async")
+            blocks = PhaseGenerator(module, symbol, kernel, threads, layout, machine.target, maps).generate(phase)
+            launches.append(LaunchShape(symbol, blocks, threads.threads, layout.bytes, maps))
     except UserError:
         raise
     except NotImplementedError as e:
@@ -92,8 +75,10 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
 
 
 def _features(kernel: Kernel) -> set[str]:
-    fp8 = {DType.E4M3, DType.E5M2}
-    return {"fp8.convert"} if any(b.dtype in fp8 for b in kernel.operands + kernel.tiles) else set()
+    if not any(b.dtype in (DType.E4M3, DType.E5M2) for b in kernel.operands + kernel.tiles):
+        return set()
+    matrix = any(isinstance(s, Compute) and s.instruction for p in kernel.phases for s in statements_in(p))
+    return {"fp8.convert", "fp8.mma"} if matrix else {"fp8.convert"}
 
 
 @lru_cache(maxsize=1)

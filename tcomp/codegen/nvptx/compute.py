@@ -19,10 +19,11 @@ from itertools import product
 
 from llvmlite import ir
 
+from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.expressions import Node
 from tcomp.codegen.cpu.integers import Known
 from tcomp.codegen.cpu.tiles import Span, span_of, surely_empty
-from tcomp.codegen.cpu.types import I1, IrValue
+from tcomp.codegen.cpu.types import I1, I32, IrValue
 from tcomp.codegen.nvptx.addressing import Addressing, Place
 from tcomp.codegen.nvptx.domain import GpuDomain, GpuScope, Point
 from tcomp.codegen.nvptx.emitter import GpuEmitter
@@ -31,7 +32,7 @@ from tcomp.codegen.nvptx.join import Joiner, combine
 from tcomp.codegen.nvptx.plan import plan_of, sharing_of
 from tcomp.codegen.nvptx.turns import Walker
 from tcomp.codegen.nvptx.writing import Writer
-from tcomp.ir.tile import Axis, Compute
+from tcomp.ir.tile import Axis, Buffer, Compute, Scope
 
 _IDENTITY = {
     "sum": {"int": 0, "f32": 0.0, "f64": 0.0},
@@ -113,9 +114,18 @@ class ComputeGenerator:
             guard = graph.cast(graph.build(node.guard), "bool")
             if not (guard.is_literal and guard.data):
                 self.guard = guard
+        if self._must_clear(spans):
+            clear(em, self.scope, self.target.buffer)
         self.joiner = Joiner(em, self.scope, node, self.sharing, self.reducer, self.plan.whole)
         self.writer = Writer(self.evaluator, node, self.target, self.kind, self.reducer, self.sharing)
         self._over(0)
+
+    def _must_clear(self, spans: dict[str, Span]) -> bool:
+        """Is the target a shared tile that matrix instructions read whole, of which this writes only a part?"""
+        buffer = self.target.buffer
+        if buffer.scope is not Scope.SHARED or buffer.name not in self.scope.zeroed or self.compute.accumulate:
+            return False
+        return any(spans[a.name].length != a.block for a in self.parallel)
 
     def _over(self, i: int) -> None:
         """The loops of the parallel axes from the i-th inward; unrolled ones are entered on the way."""
@@ -143,6 +153,8 @@ class ComputeGenerator:
         points = self._points(self.parallel)
         if not self.reduced:
             self.writer.map(points, self.value, self.guard)
+            if not self.plan.whole and self.writer.reads_neighbours(points):
+                self.em.barrier()  # before the next turn's reads
             return
         count = self._separate(len(points))
         identity = ir.Constant(scalar_type(self.kind), _IDENTITY[self.reducer][self.kind])
@@ -219,3 +231,18 @@ class ComputeGenerator:
                      for i in range(0, len(parts) - 1, 2)]  # fmt: skip
             parts = pairs + parts[len(pairs) * 2 :]
         return parts[0]
+
+
+def clear(em: GpuEmitter, scope: GpuScope, buffer: Buffer) -> None:
+    """All threads of the block set a shared tile to 0, and wait for each other."""
+    em.here()
+    root = scope.roots[buffer.name]
+
+    def body(at: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+        b = em.here()
+        vector = ir.VectorType(I32, 4)
+        b.store(ir.Constant(vector, None), b.gep(root, [em.i64(at)], source_etype=vector), align=16)
+        return []
+
+    em.loop(em.thread(), -(-buffer.bytes // 16), em.threads.threads, [], body)
+    em.barrier()

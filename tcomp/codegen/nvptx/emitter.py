@@ -23,6 +23,8 @@ SREG = "llvm.nvvm.read.ptx.sreg."
 INTRINSICS = frozenset(
     {
         "tid.x", "ctaid.x", "barrier.cta.sync.aligned.all", "cp.async.commit.group", "cp.async.wait.group",
+        "bar.warp.sync", "elect.sync", "mbarrier.init.shared", "mbarrier.try.wait.parity.scope.cta.space.cta",
+        "fence.mbarrier_init.release.cluster",
     }
 )  # fmt: skip
 """NVVM intrinsics in use. LLVM ends the process at a name it does not know, so only these are let through."""
@@ -110,6 +112,16 @@ class GpuEmitter(Emitter):
     def thread(self) -> IrValue:
         """The thread's number in its block."""
         return self.once(0, "thread", lambda: self.nvvm("tid.x", I32))
+
+    def warp(self) -> IrValue:
+        """The warp's number in its block."""
+        thread = self.thread()
+        return self.once(0, "warp", lambda: self.builder.lshr(thread, self.i64(5)))
+
+    def lane(self) -> IrValue:
+        """The thread's number in its warp."""
+        thread = self.thread()
+        return self.once(0, "lane", lambda: self.builder.and_(thread, self.i64(31)))
 
     def coordinate(self, dimension: str) -> Int:
         """The thread's place along "lane.x", "lane.y", "warp.x" or "warp.y"."""

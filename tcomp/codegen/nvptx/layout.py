@@ -24,17 +24,20 @@ from tcomp.ir.tile import (
 )
 
 ALIGNMENT = 128
+RING_BYTES = 16
+"""of shared memory for the two mbarriers of one copy in a ring"""
 TEAM_ALIGNMENT = 256
 
 
 @dataclass
 class SharedLayout:
-    """Byte offsets from the start of the block's shared memory. `stages[v]` is the distance between the copies that the
-    pipe loop over v fills, `copies[v]` their number."""
+    """Byte offsets from the start of the block's shared memory. `stages` is, for a pipe loop (by its number), the
+    distance between the copies that it fills; `rings` are the mbarriers of what the copy engine fills."""
 
     offsets: dict[str, int] = field(default_factory=dict)
     exchange: dict[int, int] = field(default_factory=dict)
     stages: dict[int, int] = field(default_factory=dict)
+    rings: dict[int, int] = field(default_factory=dict)
     bytes: int = 0
 
 
@@ -57,9 +60,23 @@ def leading_packs(loop: Loop) -> tuple[Pack, ...]:
 
 def pipe_stages(loop: Loop) -> int:
     """Copies that a pipe loop really keeps: one where nothing is copied in the background."""
-    if loop.level != "pipe" or not any(p.by == "cp.async" for p in leading_packs(loop)):
+    if loop.level != "pipe" or not any(p.by != "copy" for p in leading_packs(loop)):
         return 1
     return max(1, loop.stages)
+
+
+def rings_of(body: Sequence[Statement]) -> Iterator[tuple[Loop | Pack, int]]:
+    """What the copy engine fills: pipe loops, and Packs that begin none; with the copies of each."""
+    for s in body:
+        if isinstance(s, Loop):
+            packs = leading_packs(s) if s.level == "pipe" else ()
+            if any(p.by == "tma" for p in packs):
+                yield s, pipe_stages(s)
+                yield from rings_of(s.body[len(packs) :])
+            else:
+                yield from rings_of(s.body)
+        elif isinstance(s, Pack) and s.by == "tma":
+            yield s, 1
 
 
 def names_used(s: Statement) -> set[str]:
@@ -108,6 +125,8 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
                 shape = (threads.warps, exchange_lanes(sharing, threads))
                 size = exchange_bytes(s, sharing, plan_of(s, buffers).points, shape, wide)
                 layout.exchange[id(s)] = place(f"joining warps of {s.target.tensor}", size)
+    for filled, count in rings_of(phase):
+        layout.rings[id(filled)] = place("mbarriers", RING_BYTES * count)
     if layout.bytes > limit:
         listing = ", ".join(f"{n} {size:,}" for n, size in sorted(sizes, key=lambda x: -x[1]))
         raise UserError(

@@ -6,7 +6,7 @@ where blocks share tiles, a pointer to their region.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 
@@ -20,11 +20,16 @@ from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GLOBAL, GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import slot_type
-from tcomp.codegen.nvptx.layout import SharedLayout, leading_packs, pipe_stages, statements_in, team_layout
+from tcomp.codegen.nvptx.launch import OperandMap
+from tcomp.codegen.nvptx.layout import SharedLayout, leading_packs, pipe_stages, rings_of, statements_in, team_layout
+from tcomp.codegen.nvptx.matrix import MatrixGenerator
 from tcomp.codegen.nvptx.pack import PackGenerator
 from tcomp.codegen.nvptx.pipe import PipeGenerator
 from tcomp.codegen.nvptx.plan import accesses_of
+from tcomp.codegen.nvptx.ring import Ring, elected
 from tcomp.codegen.nvptx.sync import Planner
+from tcomp.codegen.nvptx.tensor_copy import map_of
+from tcomp.codegen.nvptx.tensor_pipe import TensorPipe, TensorTile
 from tcomp.dsl.ast import Access, Expr, Num
 from tcomp.ir.tile import Buffer, Compute, Fragment, Kernel, Loop, Pack, Scope, Statement, ThreadShape
 
@@ -32,33 +37,53 @@ DYNAMIC = "tc_shared"
 
 
 class PhaseGenerator:
-    """Writes one phase of a kernel as an entry of the module."""
+    """Writes one phase of a kernel as an entry of the module.
+
+    `role` says whose part of the statements is being written: that of all threads, of the producer of tensor copies, or
+    of their consumers. `pipe` is the innermost pipe loop of tensor copies around the place being written."""
+
+    role = "all"
+    pipe: TensorPipe | None = None
 
     def __init__(
-        self, module: ir.Module, symbol: str, kernel: Kernel, shape: ThreadShape, layout: SharedLayout
+        self,
+        module: ir.Module,
+        symbol: str,
+        kernel: Kernel,
+        shape: ThreadShape,
+        layout: SharedLayout,
+        target: str = "",
+        maps: tuple[OperandMap, ...] = (),
     ) -> None:
         team, team_bytes = team_layout(kernel.tiles)
-        parameters = [GLOBAL] * (len(kernel.operands) + (1 if team_bytes else 0))
+        self.maps = maps
+        pointers = len(kernel.operands) + (1 if team_bytes else 0)
+        parameters = [GLOBAL] * pointers + [ir.PointerType()] * len(maps)
         function = ir.Function(module, ir.FunctionType(VOID, parameters), name=symbol)
         function.calling_convention = "ptx_kernel"
         # llvmlite knows no attributes with a value, but prints what its set holds.
         set.add(function.attributes, f'nounwind "nvvm.reqntid"="{shape.threads}"')
-        for argument in function.args:
+        for argument in function.args[:pointers]:
             set.add(argument.attributes, "align 256")
+        for argument in function.args[pointers:]:
+            set.add(argument.attributes, 'byval([128 x i8]) align 64 "nvvm.grid_constant"')
+        self.map_addresses = dict(zip(maps, function.args[pointers:], strict=True))
         self.kernel, self.layout = kernel, layout
+        self.rings: dict[int, Ring] = {}
+        self.tensor_tiles: dict[int, TensorTile] = {}
         self.em = GpuEmitter(function, shape)
         em = self.em
         b = em.here()
         names = [o.name for o in kernel.operands]
         roots: dict[str, IrValue] = dict(zip(names, function.args, strict=False))
         for name, at in team.items():
-            roots[name] = b.gep(function.args[-1], [ir.Constant(I64, at)], source_etype=I8)
+            roots[name] = b.gep(function.args[pointers - 1], [ir.Constant(I64, at)], source_etype=I8)
         shared = module.globals.get(DYNAMIC)
         for name, at in layout.offsets.items():
             roots[name] = b.gep(shared, [ir.Constant(I32, at)], source_etype=I8)
         self.scope = GpuScope(
             buffers={t.name: t for t in kernel.operands + kernel.tiles}, roots=roots, variables={}, facts=Facts(),
-            fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=shape,
+            fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=shape, target=target,
             constant=constant_operands(kernel),
             exchange={k: b.gep(shared, [ir.Constant(I32, at)], source_etype=I8) for k, at in layout.exchange.items()},
         )  # fmt: skip
@@ -67,12 +92,14 @@ class PhaseGenerator:
         """Emit the whole entry; gives the number of blocks to launch."""
         self.sync = Planner(phase, self.scope.buffers, self.em.threads).plan(phase)
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
+        self.scope.zeroed = matrix_operands(phase)
         used = {a.tensor for s in statements_in(phase) if isinstance(s, Compute) for a in accesses_of(s)}
         for t in self.kernel.tiles:
             if t.name in used and t.scope is Scope.REGISTERS:
                 self._fragment(t)
             if t.name in used and t.scope is Scope.SCRATCH:
                 raise Unsupported(f"tile '{t.name}' is in a CPU core's scratch memory", self.kernel.span)
+        self._start_rings(phase)
         blocks = 1
         path: tuple[int, ...] = ()
         nest: list[Loop] = []
@@ -86,6 +113,54 @@ class PhaseGenerator:
             self.statements(body, path)
         self.em.here().ret_void()
         return max(1, blocks)
+
+    def _start_rings(self, phase: Sequence[Statement]) -> None:
+        """Make the mbarriers of what the copy engine fills, before anything uses them."""
+        em = self.em
+        shared = em.module.globals.get(DYNAMIC)
+        found = list(rings_of(phase))
+        written = {s.target.tensor for s in statements_in(phase) if isinstance(s, Compute)}
+        repeated = repeated_in(phase)
+        for node, stages in found:
+            packs = leading_packs(node) if isinstance(node, Loop) else (node,)
+            _check_packs(packs, written)
+            b = em.at(0)
+            place = b.gep(shared, [ir.Constant(I32, self.layout.rings[id(node)])], source_etype=I8)
+            ring = self.rings[id(node)] = Ring(em, place, stages, em.threads.warps)
+            if isinstance(node, Pack):
+                self.tensor_tiles[id(node)] = TensorTile(self, node, ring, id(node) in repeated)
+        if not found:
+            return
+
+        def start() -> None:
+            for ring in self.rings.values():
+                ring.start()
+            em.here()
+            em.nvvm("fence.mbarrier_init.release.cluster")
+            for address in self.map_addresses.values():
+                em.here()
+                em.asm("prefetch.tensormap [$0];", VOID, "l,~{memory}", [address], effect=True)
+
+        self.leader(start)
+        em.barrier()
+
+    def leader(self, body: Callable[[], None]) -> None:
+        """Let one thread do it: of the producer, or of the block's first warp."""
+        em = self.em
+        if self.role == "producer":
+            body()
+            return
+
+        def elect() -> None:
+            em.when(elected(em), body)
+
+        if em.threads.warps == 1:
+            elect()
+        else:
+            em.when(em.here().icmp_signed("==", em.warp(), em.i64(0)), elect)
+
+    def map_address(self, pack: Pack) -> IrValue:
+        return self.map_addresses[map_of(pack, self.scope.buffers)]
 
     def _fragment(self, t: Buffer) -> None:
         """One stack slot per element of a register tile, which LLVM turns into a register."""
@@ -137,23 +212,35 @@ class PhaseGenerator:
             if i < skip:
                 continue
             at = (*path, i)
-            if at in self.sync.barriers:
+            if self.role == "producer" and not any(True for _ in rings_of((s,))):
+                continue
+            if at in self.sync.barriers and self.role != "producer":
                 if at in self.sync.awaits:
                     self.await_copies(0)
                 self.em.barrier()
             match s:
+                case Compute() if s.instruction:
+                    MatrixGenerator(self.em, self.scope, s).generate()
                 case Compute():
                     ComputeGenerator(self.em, self.scope, s).generate()
+                case Pack() if s.by == "tma":
+                    self.tensor_tiles[id(s)].fill()
                 case Pack():
                     PackGenerator(self.em, self.scope, s).generate()
                     if s.by == "cp.async":
                         self.commit()
                 case Loop():
                     self._loop(s, at)
+        for s in body[skip:]:
+            if isinstance(s, Pack) and s.by == "tma":
+                self.tensor_tiles[id(s)].release()
 
     def _loop(self, loop: Loop, path: tuple[int, ...]) -> None:
         if loop.level not in ("seq", "pipe"):
             raise Unsupported(f"loop '{loop.variable}' of level {loop.level} inside a block", loop.span)
+        if id(loop) in self.rings:
+            TensorPipe(self, loop, path, self.rings[id(loop)]).generate()
+            return
         if loop.level == "pipe" and leading_packs(loop):
             PipeGenerator(self, loop, path, pipe_stages(loop)).generate()
             return
@@ -194,6 +281,28 @@ class PhaseGenerator:
         """Wait until at most `left` groups of this thread's copies are unfinished."""
         self.em.here()
         self.em.nvvm("cp.async.wait.group", args=[self.em.i64(left)])
+
+
+def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
+    """Tiles that matrix instructions read or add to."""
+    used = [a.tensor for s in statements_in(phase) if isinstance(s, Compute) and s.instruction for a in accesses_of(s)]
+    return frozenset(used)
+
+
+def repeated_in(phase: Sequence[Statement]) -> set[int]:
+    """Packs (by number) that one block may run more than once."""
+    loops = [s for s in statements_in(phase) if isinstance(s, Loop) and s.level != "grid"]
+    return {id(s) for loop in loops for s in statements_in(loop.body) if isinstance(s, Pack)}
+
+
+def _check_packs(packs: Sequence[Pack], written: set[str]) -> None:
+    for p in packs:
+        if p.by != "tma":
+            raise Unsupported(f"'{p.source.tensor}' is staged by {p.by} in a pipe loop of tensor copies", p.span,
+                              "stage everything in this loop by tma")  # fmt: skip
+        if p.source.tensor in written:
+            raise Unsupported(f"'{p.source.tensor}' is staged by tma and written by the same kernel", p.span,
+                              "stage it by cp.async")  # fmt: skip
 
 
 def constant_operands(kernel: Kernel) -> frozenset[str]:

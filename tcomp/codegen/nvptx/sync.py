@@ -78,7 +78,9 @@ class Planner:
         self.buffers, self.threads = buffers, threads
         self.sync = Sync()
         written = {w for s in statements_in(phase) for w in _written(s)}
-        self.met = {n for n, b in buffers.items() if b.scope is Scope.SHARED
+        # (What the copy engine fills is guarded by mbarriers: `ring.py`.)
+        filled = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
+        self.met = {n for n, b in buffers.items() if (b.scope is Scope.SHARED and n not in filled)
                     or (b.scope in (Scope.OPERAND, Scope.TEAM) and n in written)}  # fmt: skip
 
     def plan(self, phase: Sequence[Statement]) -> Sync:
@@ -93,6 +95,8 @@ class Planner:
         match s:
             case Loop():
                 self._loop(s, path, pending)
+            case Pack() if s.by == "tma":
+                pass
             case Pack():
                 reads = [Touch(n, None) for n in _packed(s) if n in self.met]
                 self._meet(path, pending, reads, [Touch(s.buffer, None)])
@@ -102,7 +106,8 @@ class Planner:
 
     def _compute(self, s: Compute, path: tuple[int, ...], pending: Pending) -> None:
         sharing = sharing_of(s, self.threads)
-        copies = bool(sharing.unused)
+        # A matrix instruction's lanes read rows that their neighbours own.
+        copies = bool(sharing.unused) or bool(s.instruction)
         reads = [Touch(a.tensor, None if copies else self._owner(s, a)) for a in reads_of(s) if a.tensor in self.met]
         # Of threads that hold copies only the first reads the old target and writes: an owner like any other.
         own = Touch(s.target.tensor, self._owner(s, s.target))
@@ -138,6 +143,7 @@ class Planner:
             self._body(s.body, path, pending)
             return
         packs = leading_packs(s) if s.level == "pipe" else ()
+        packs = () if any(p.by == "tma" for p in packs) else packs
         stages = pipe_stages(s)
         reads = [Touch(n, None) for p in packs for n in _packed(p) if n in self.met]
         writes = [Touch(p.buffer, None) for p in packs]

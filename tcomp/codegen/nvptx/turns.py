@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.types import IrValue
@@ -18,6 +19,13 @@ from tcomp.codegen.nvptx.domain import AxisPlace, GpuDomain, spread_of
 from tcomp.ir.tile import Axis, Spread
 
 Body = Callable[[list[IrValue]], list[IrValue]]
+
+
+class Value(NamedTuple):
+    """One value of an axis: its `offset` before the thread's own, and where that is `within` the warp's tile."""
+
+    offset: int
+    within: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,10 @@ class Turns:
     @property
     def values(self) -> int:
         return len(self.unit) * self.count
+
+    def together(self, turns: int) -> list[Value]:
+        """The values of that many turns."""
+        return [Value(t * self.stride + u, u) for t in range(turns) for u in self.unit]
 
 
 def turns_of(axis: Axis) -> Turns:
@@ -59,16 +71,16 @@ class Walker:
     def unrolled(self, axis: Axis) -> None:
         """All of the thread's values as positions of the innermost frame."""
         turns = turns_of(axis)
-        offsets = [t * turns.stride + u for t in range(turns.count) for u in turns.unit]
-        self._enter(axis, 0, offsets, list(range(len(offsets))), sure=False)
+        values = turns.together(turns.count)
+        self._enter(axis, 0, values, list(range(len(values))), sure=False)
 
     def looped(self, axis: Axis, at_once: int, carried: list[IrValue], body: Body) -> list[IrValue]:
         """Run `body` for every turn, `at_once` of them together while all their values surely exist."""
         em, turns = self.em, turns_of(axis)
         span = self.domain.spans[axis.name]
-        together = [t * turns.stride + u for t in range(at_once) for u in turns.unit]
+        together = turns.together(at_once)
         step = turns.stride * at_once
-        need = reach(spread_of(axis)) + max(together) + 1
+        need = reach(spread_of(axis)) + max(t.offset for t in together) + 1
         length, known = span.length, span.known
         em.here()
         full: Int
@@ -86,9 +98,9 @@ class Walker:
             groups = b.select(b.icmp_signed("<", groups, em.i64(0)), em.i64(0), groups)
             full = em.mul(groups, step)
 
-        def run(offsets: Sequence[int], sure: bool) -> Callable[[Int, list[IrValue]], Sequence[IrValue]]:
+        def run(at: Sequence[Value], sure: bool) -> Callable[[Int, list[IrValue]], Sequence[IrValue]]:
             def one(base: Int, values: list[IrValue]) -> Sequence[IrValue]:
-                self._enter(axis, base, offsets, None, sure)
+                self._enter(axis, base, at, None, sure)
                 return body(list(values))
 
             return one
@@ -99,9 +111,9 @@ class Walker:
         stop: Int = length
         if spread_of(axis).warp and turns.count * turns.stride < axis.block:
             stop = turns.count * turns.stride  # the other warps' tiles lie beyond
-        return em.loop(full, stop, turns.stride, carried, run(turns.unit, False))
+        return em.loop(full, stop, turns.stride, carried, run(turns.together(1), False))
 
-    def _enter(self, axis: Axis, base: Int, offsets: Sequence[int], numbers: Sequence[int] | None, sure: bool) -> None:
+    def _enter(self, axis: Axis, base: Int, values: Sequence[Value], numbers: Sequence[int] | None, sure: bool) -> None:
         """The axis's place in the innermost frame. `sure`: all values lie inside the axis."""
         em, s = self.em, spread_of(axis)
         known = self.domain.spans[axis.name].known
@@ -113,13 +125,15 @@ class Walker:
         else:
             multiple = math.gcd(multiple, turns_of(axis).stride)
         kept: list[tuple[int, int | None, bool, IrValue | None]] = []
-        for i, offset in enumerate(offsets):
+        for i, (offset, within) in enumerate(values):
+            if s.warp and within >= s.warp_tile and kept:
+                continue  # the last lane turn's, past the warp's tile
             at = offset + shift
             fixed = isinstance(base, int)
             if fixed and not sure and known.hi is not None and at >= known.hi and (kept or known.hi <= 0):
                 continue
             inside = sure or (fixed and known.lo is not None and reach(s) + at < known.lo)
-            kept.append((at, None if numbers is None else numbers[i], not inside, self._owned(s, offset, em.depth)))
+            kept.append((at, None if numbers is None else numbers[i], not inside, self._owned(s, within)))
         self.domain.enter(
             axis.name,
             AxisPlace(
@@ -128,9 +142,8 @@ class Walker:
             ),
         )  # fmt: skip
 
-    def _owned(self, s: Spread, offset: int, level: int) -> IrValue | None:
-        """Does the value at `offset` lie within the warp's own tile? None: surely."""
-        within = offset % (s.warps * s.warp_tile) if s.warp else 0
+    def _owned(self, s: Spread, within: int) -> IrValue | None:
+        """Does a value at that place, before the lane's own, lie within the warp's tile? None: surely."""
         if not s.warp or within + (s.lanes - 1) * s.grain < s.warp_tile:
             return None
         em = self.em
@@ -141,7 +154,7 @@ class Walker:
             place = em.i64(em.mul(lane, s.grain))
             return b.icmp_signed("<", place, em.i64(s.warp_tile - within))
 
-        found: IrValue = em.once(0, ("owned", s, within // s.grain), make)
+        found: IrValue = em.once(0, ("owned", s, within), make)
         return found
 
 

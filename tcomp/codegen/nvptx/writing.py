@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from llvmlite import ir
+
 from tcomp.codegen.cpu.expressions import Node
 from tcomp.codegen.cpu.types import F32, F64, VOID, IrValue
 from tcomp.codegen.nvptx import formats
@@ -19,7 +21,7 @@ from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import GpuEvaluator, value_kind
 from tcomp.codegen.nvptx.join import combine
 from tcomp.codegen.nvptx.plan import Sharing
-from tcomp.dsl.ast import DType
+from tcomp.dsl.ast import DType, accesses_in
 from tcomp.ir.tile import Compute, Scope
 
 _ATOMIC = {DType.F32: ("f32", "f"), DType.F64: ("f64", "d"), DType.I32: ("u32", "r")}
@@ -48,13 +50,25 @@ class Writer:
         self.accumulate = node.accumulate
 
     def map(self, points: Points, value: Node, guard: Node | None) -> None:
-        """target = value at every point, all values computed before the first is written."""
+        """target = value at every point, all values computed before the first is written (by any thread of the
+        block, where one may read a neighbour's element)."""
         if self.node.distinct:
-            self.write(points, [self._value(value, p, guard) for p in points], guard)
+            values = [self._value(value, p, guard) for p in points]
+            if self.reads_neighbours(points):
+                self.em.barrier()
+            self.write(points, values, guard)
             return
         for group in self._groups(points, guard):
             members = [points[i] for i in group.members]
             self.write(members, [self._value(value, p, guard) for p in members], guard)
+
+    def reads_neighbours(self, points: Points) -> bool:
+        """Does a thread read, in place of values that it does not have, shared elements that a neighbour writes?"""
+        return (
+            self.target.buffer.scope is Scope.SHARED
+            and any(a.tensor == self.target.buffer.name for a in accesses_in(self.node.value))
+            and any(self.domain.mask(p) is not None for p in points)
+        )
 
     def _value(self, value: Node, point: Point, guard: Node | None) -> IrValue:
         found = self.evaluator.value(value, point, guard)
@@ -87,7 +101,9 @@ class Writer:
     def _register(self, point: Point, value: IrValue, guard: Node | None) -> None:
         slot = self.evaluator.element(self.target, point)
         dtype = self.target.buffer.dtype
-        mask = None if self.target.buffer.name in self.domain.block.bounded else self.domain.mask(point)
+        block, name = self.domain.block, self.target.buffer.name
+        zeroed = self.domain.mask(point) if name in block.zeroed else None
+        mask = None if name in block.bounded or zeroed is not None else self.domain.mask(point)
         condition = None if guard is None else self.evaluator.value(guard, point)
         b = self.em.here()
         if mask is not None:
@@ -101,6 +117,8 @@ class Writer:
             value = formats.round_to(self.em, value, dtype)
         if condition is not None:
             value = b.select(condition, value, old)
+        if zeroed is not None:
+            value = b.select(zeroed, value, ir.Constant(value.type, 0))
         b.store(value, slot)
 
     # ------------------------------------------------------------------------------------------ memory

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tcomp.codegen.nvptx.compile import GpuKernel, LaunchShape
+from tcomp.codegen.nvptx.launch import GpuKernel, LaunchShape
 from tcomp.dsl.ast import DType
 from tcomp.ir.tile import Kernel
 from tcomp.model.step import Launch, Slot, Step

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from tcomp.dsl.ast import DType
+from tcomp.ir.tensor_map import TensorMap, row_major
 from tcomp.runtime.cuda.context import Context
 from tcomp.runtime.cuda.gpus import gpus
-from tcomp.runtime.cuda.tensor_map import TensorMap, encode, row_major
+from tcomp.runtime.cuda.tensor_map import encode
 
 GOOD = row_major(DType.BF16, (1024, 768), (128, 64), swizzle=128)
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {

@@ -124,3 +124,10 @@ def test_bank_conflicts_and_sectors_are_counted() -> None:
     body = "mul.wide.u32 %rd8, %r0, {}; add.s64 %rd9, %rd0, %rd8; ld.global.f32 %f0, [%rd9];"
     assert launch(body.format(4), floats(1024))[0].traffic["global"].sectors_per_request == 4
     assert launch(body.format(32), floats(1024))[0].traffic["global"].sectors_per_request == 32
+
+
+def test_addresses_in_32_bits_wrap() -> None:
+    """LLVM puts the constant part of an address in the offset, and what is left may be negative."""
+    body = "shl.b32 %r2, %r0, 2; st.shared.u32 [%r2], %r0; sub.u32 %r4, %r2, 512; ld.shared.u32 %r5, [%r4+512];"
+    report = launch(body, floats(1), block=32, shared=128)[0]
+    assert report.ok, report

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from tcomp.dsl.ast import DType, Num
-from tcomp.ir.tile import Axis, Compute, Kernel, Pack, Pitched, Spread, ThreadShape
+from tcomp.dsl.ast import Access, DType, Num
+from tcomp.ir.tile import (
+    Axis,
+    Buffer,
+    Compute,
+    Kernel,
+    Pack,
+    Pitched,
+    RowMajor,
+    Spread,
+    Swizzled,
+    ThreadShape,
+)
 from tests.tcomp.nvptx.support import (
     at,
     grid,
@@ -29,20 +40,31 @@ def product(
     shape: ThreadShape = ThreadShape(2, 4, 8, 4),
     per_thread: tuple[int, int] = (4, 4),
     transposed: bool = True,
+    swizzle: int | None = None,
 ) -> Kernel:
-    """Y[m, n] = sum k: X[m, k] * W[n, k] (or W[k, n]), tiles along k kept transposed where `transposed`."""
+    """Y[m, n] = sum k: X[m, k] * W[n, k] (or X[k, m] * W[k, n] where not `transposed`). Tiles are [k][m] and [k][n],
+    but in the operands' own order by tma; `swizzle` (0: none) instead of padded rows."""
     bm, bn, bk = tile
     my = Spread(per_thread[0], "y", shape.lanes_y, "y", shape.warps_y, bm // shape.warps_y)
     nx = Spread(per_thread[1], "x", shape.lanes_x, "x", shape.warps_x, bn // shape.warps_x)
-    ring = stages if by == "cp.async" else 1
-    xs = shared("Xs", bk, bm, layout=Pitched(bm + 16 // dtype.bytes), dtype=dtype, ring=ring)
-    ws = shared("Ws", bk, bn, layout=Pitched(bn + 16 // dtype.bytes), dtype=dtype, ring=ring)
+    ring = 1 if by == "copy" else stages
+    own = by == "tma" and transposed
+
+    def tile_of(name: str, b: int) -> Buffer:
+        padded = Pitched((bk if own else b) + 16 // dtype.bytes)
+        layout = padded if swizzle is None else Swizzled(swizzle) if swizzle else RowMajor()
+        return shared(name, *((b, bk) if own else (bk, b)), layout=layout, dtype=dtype, ring=ring)
+
+    xs, ws = tile_of("Xs", bm), tile_of("Ws", bn)
     acc = registers("acc", (bm, my), (bn, nx))
     ma, na = tile_axis("m", bm, m, my), tile_axis("n", bn, n, nx)
     ka = tile_axis("k", bk, k)
 
     def bare(a: Axis) -> Axis:
         return Axis(a.name, a.start, a.stop, a.block)
+
+    def inner(tile: str, i: str) -> Access:
+        return at(tile, local(i), local("k")) if own else at(tile, local("k"), local(i))
 
     source = at("X", "m", "k") if transposed else at("X", "k", "m")
     weights = at("W", "n", "k") if transposed else at("W", "k", "n")
@@ -52,11 +74,11 @@ def product(
             "k",
             k,
             bk,
-            Pack("Xs", (bare(ka), bare(ma)), source, by=by),
-            Pack("Ws", (bare(ka), bare(na)), weights, by=by),
+            Pack("Xs", (bare(ma), bare(ka)) if own else (bare(ka), bare(ma)), source, by=by),
+            Pack("Ws", (bare(na), bare(ka)) if own else (bare(ka), bare(na)), weights, by=by),
             Compute(
                 at("acc", local("m"), local("n")),
-                op("*", at("Xs", local("k"), local("m")), at("Ws", local("k"), local("n"))),
+                op("*", inner("Xs", "m"), inner("Ws", "n")),
                 (ma, na, ka),
                 frozenset({"k"}),
                 "sum",

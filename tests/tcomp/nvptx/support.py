@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from tcomp.codegen.nvptx.compile import GpuKernel, compile_kernel
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.launch import GpuKernel
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num
 from tcomp.ir.interpret import Interpreter
 from tcomp.ir.tile import (
@@ -24,6 +25,7 @@ from tcomp.ir.tile import (
     ThreadShape,
 )
 from tcomp.machine.gpu import H100, GpuMachine
+from tcomp.runtime.vgpu.arguments import tensor_maps
 from tcomp.runtime.vgpu.device import Device
 from tcomp.runtime.vgpu.report import Report
 
@@ -142,7 +144,11 @@ def launch(k: Kernel, gpu: GpuKernel, inputs: Arrays, sm: int = 90) -> tuple[Arr
     if gpu.team_bytes:
         addresses.append(device.allocate(gpu.team_bytes))
     loaded = device.load(gpu.ptx)
-    reports = [loaded.launch(s.symbol, s.blocks, s.threads, addresses, s.shared_bytes).check() for s in gpu.launches]
+    at = dict(zip([o.name for o in k.operands], addresses, strict=False))
+    reports = [
+        loaded.launch(s.symbol, s.blocks, s.threads, [*addresses, *tensor_maps(s, at)], s.shared_bytes).check()
+        for s in gpu.launches
+    ]
     out: Arrays = {}
     for o, address in zip(k.operands, addresses, strict=False):
         dtype = np.uint16 if o.dtype is DType.BF16 else _NUMPY[o.dtype.value]

@@ -1,0 +1,145 @@
+"""Rings of tiles that the copy engine fills and threads read, kept in step by mbarriers.
+
+Copy s of a ring has two: `full` completes when its bytes have landed, `empty` when every warp that reads it is done.
+
+    filling   wait(empty[s], parity ^ 1); announce the bytes at full[s]; issue the copies; s, parity = next
+    reading   wait(full[s], parity); use the tile; each warp arrives at empty[s]; s, parity = next
+
+Both sides count their own position in registers, over all loops around them: a fresh barrier is in phase 0, so the
+first waits for `empty` return at once. PTX ISA, section 9.7.13.15 (mbarrier).
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from tcomp.codegen.cpu.emitter import Int
+from tcomp.codegen.cpu.types import I1, I8, I32, VOID, IrValue
+from tcomp.codegen.nvptx.emitter import GpuEmitter
+
+BYTES = 8
+"""of one mbarrier"""
+
+
+class Position:
+    """Which copy of a ring comes next, and the parity of that round."""
+
+    def __init__(self, em: GpuEmitter, stages: int) -> None:
+        self.em, self.stages = em, stages
+        b = em.at(0)
+        self._slot = b.alloca(I32, name="slot")
+        self._parity = b.alloca(I32, name="parity")
+        for cell in (self._slot, self._parity):
+            b.store(em.i64(0), cell)
+
+    @property
+    def slot(self) -> Int:
+        return 0 if self.stages == 1 else self.em.here().load(self._slot, typ=I32)
+
+    @property
+    def parity(self) -> IrValue:
+        return self.em.here().load(self._parity, typ=I32)
+
+    def advance(self) -> None:
+        em = self.em
+        b = em.here()
+        parity = b.load(self._parity, typ=I32)
+        turned = b.xor(parity, em.i64(1))
+        if self.stages == 1:
+            b.store(turned, self._parity)
+            return
+        following = b.add(b.load(self._slot, typ=I32), em.i64(1))
+        last = b.icmp_signed("==", following, em.i64(self.stages))
+        b.store(b.select(last, em.i64(0), following), self._slot)
+        b.store(b.select(last, turned, parity), self._parity)
+
+    def before(self, slot: Int) -> Int:
+        """The copy before this one."""
+        if isinstance(slot, int):
+            return (slot - 1) % self.stages
+        b = self.em.here()
+        first = b.icmp_signed("==", slot, self.em.i64(0))
+        return b.select(first, self.em.i64(self.stages - 1), b.sub(slot, self.em.i64(1)))
+
+
+class Ring:
+    """The barriers of `stages` copies, at `barriers` in shared memory; `readers` warps release each copy."""
+
+    def __init__(self, em: GpuEmitter, barriers: IrValue, stages: int, readers: int) -> None:
+        self.em, self.barriers, self.stages, self.readers = em, barriers, stages, readers
+        self.filling, self.reading = Position(em, stages), Position(em, stages)
+
+    def start(self) -> None:
+        """Initialise the barriers: by one thread, with a fence and a barrier of the block to follow."""
+        for s in range(self.stages):
+            for first, count in ((0, 1), (self.stages, self.readers)):
+                place = self._at(s, first)
+                self.em.here()
+                self.em.nvvm("mbarrier.init.shared", args=[place, self.em.i64(count)])
+
+    # ---------------------------------------------------------------------------------- the filling side
+
+    def announce(self, size: int, reused: bool) -> tuple[Int, IrValue]:
+        """Wait until the next copy may be filled and say how many bytes will come; gives it and its full barrier."""
+        em = self.em
+        slot = self.filling.slot
+        if reused:
+            parity = self.filling.parity
+            self._wait(self._at(slot, self.stages), em.here().xor(parity, em.i64(1)))
+        full = self._at(slot, 0)
+        em.here()
+        text = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;"
+        em.asm(text, VOID, "r,r,~{memory}", [full, em.i64(size)], effect=True)
+        return slot, full
+
+    # ---------------------------------------------------------------------------------- the reading side
+
+    def wait_full(self) -> Int:
+        """Wait until the next copy is filled; gives it."""
+        slot = self.reading.slot
+        self._wait(self._at(slot, 0), self.reading.parity)
+        return slot
+
+    def release(self, slot: Int) -> None:
+        """This warp has read the copy."""
+        em = self.em
+        place = self._at(slot, self.stages)
+        em.here()
+        em.nvvm("bar.warp.sync", args=[em.i64(-1)])
+        lane = em.lane()
+        b = em.here()
+
+        def arrive() -> None:
+            em.here()
+            em.asm("mbarrier.arrive.shared::cta.b64 _, [$0];", VOID, "r,~{memory}", [place], effect=True)
+
+        em.when(b.icmp_signed("==", lane, em.i64(0)), arrive)
+
+    # ------------------------------------------------------------------------------------------ barriers
+
+    def _at(self, slot: Int, first: int) -> IrValue:
+        em = self.em
+        b = em.here()
+        offset = em.add(em.mul(slot, BYTES), first * BYTES)
+        return b.gep(self.barriers, [em.i64(offset)], source_etype=I8)
+
+    def _wait(self, place: IrValue, parity: IrValue) -> None:
+        """Until the phase of that parity is over."""
+        em = self.em
+        b = em.here()
+        waiting = em.function.append_basic_block("wait")
+        after = em.function.append_basic_block("arrived")
+        b.branch(waiting)
+        em.continue_in(waiting)
+        em.here()
+        done = em.nvvm("mbarrier.try.wait.parity.scope.cta.space.cta", I1, [place, parity])
+        em.here().cbranch(done, after, waiting)
+        em.continue_in(after)
+
+
+def elected(em: GpuEmitter) -> IrValue:
+    """Is this the one thread of its (converged) warp that was chosen? The assembler knows what that means: a tensor
+    copy under it is one instruction, without the loop over lanes that another condition would cost."""
+    em.here()
+    pair = em.nvvm("elect.sync", ir.LiteralStructType([I32, I1]), [em.i64(-1)])
+    return em.builder.extract_value(pair, 1)

@@ -1,0 +1,71 @@
+"""`Pack`s by tma: the copy engine fills a tile from a tensor map, and reports its bytes to an mbarrier.
+
+One thread issues a copy for each panel of a swizzled tile. Elements outside of the tensor become zero, and their bytes
+are counted all the same. PTX ISA, section 9.7.9.27.1.2 (cp.async.bulk.tensor).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from tcomp.codegen.cpu.bounds import integer_value
+from tcomp.codegen.cpu.types import I8, VOID, IrValue
+from tcomp.codegen.nvptx.domain import GpuScope
+from tcomp.codegen.nvptx.emitter import GpuEmitter
+from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.codegen.nvptx.launch import OperandMap
+from tcomp.codegen.nvptx.layout import statements_in
+from tcomp.dsl.ast import substitute
+from tcomp.ir.tensor_map import tile_map
+from tcomp.ir.tile import Buffer, Pack, Statement, Swizzled
+
+
+def map_of(pack: Pack, buffers: Mapping[str, Buffer]) -> OperandMap:
+    """The tensor map that a Pack copies by."""
+    try:
+        found = tile_map(pack, buffers[pack.buffer], buffers[pack.source.tensor])
+    except ValueError as e:
+        raise Unsupported(f"'{pack.source.tensor}' cannot be staged by tma: {e}", pack.span) from None
+    return OperandMap(pack.source.tensor, found)
+
+
+def maps_of(phase: Sequence[Statement], buffers: Mapping[str, Buffer]) -> tuple[OperandMap, ...]:
+    """The tensor maps of a phase, each once."""
+    packs = (s for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma")
+    return tuple(dict.fromkeys(map_of(p, buffers) for p in packs))
+
+
+def copied_bytes(pack: Pack, buffers: Mapping[str, Buffer]) -> int:
+    """Bytes that the copies of one Pack report."""
+    tile = buffers[pack.buffer]
+    return math.prod(tile.shape) * tile.dtype.bytes
+
+
+def issue(em: GpuEmitter, scope: GpuScope, pack: Pack, address: IrValue, to: IrValue, barrier: IrValue) -> None:
+    """Start a Pack's copies: `address` of its map, `to` the tile, `barrier` the mbarrier that is told."""
+    tile = scope.buffers[pack.buffer]
+    starts = {a.name: a.start for a in pack.axes}
+    em.here()
+    at = [em.i64(integer_value(em, substitute(s, starts), scope)) for s in reversed(pack.source.subscripts)]
+    n = len(at)
+    places = ", ".join(f"${i + 2}" for i in range(n))
+    text = (
+        f"cp.async.bulk.tensor.{n}d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        f"[$0], [$1, {{{places}}}], [${n + 2}];"
+    )
+    constraints = ",".join(["r", "l", *["r"] * n, "r", "~{memory}"])
+    for shift, offset in _panels(tile):
+        b = em.here()
+        first = em.i64(em.add(at[0], shift))
+        place = to if offset == 0 else b.gep(to, [em.i64(offset)], source_etype=I8)
+        em.asm(text, VOID, constraints, [place, address, first, *at[1:], barrier], effect=True)
+
+
+def _panels(tile: Buffer) -> list[tuple[int, int]]:
+    """The first column of every panel, and its byte offset."""
+    if not isinstance(tile.layout, Swizzled):
+        return [(0, 0)]
+    columns = tile.layout.width // tile.dtype.bytes
+    panel = tile.layout.panel_rows(tile.shape) * tile.layout.width
+    return [(c, c // columns * panel) for c in range(0, tile.shape[-1], columns)]

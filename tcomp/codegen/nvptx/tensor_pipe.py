@@ -1,0 +1,183 @@
+"""Pipe loops whose tiles the copy engine fills, and tiles that it fills on their own.
+
+    all threads do everything                     roles apart (`PhaseGenerator.role`)
+    issue the copies of the first turns           producer: each turn: issue its copies
+    each turn: wait for its copies; compute;      consumers: each turn: wait; compute; release
+        release; issue the copies of a later one
+
+A turn's copies are issued by one thread, and wait until every warp has released the ring's place. `hold` lets
+asynchronous reads (wgmma) go on beyond the turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from tcomp.codegen.cpu.emitter import Int
+from tcomp.codegen.cpu.types import I8, IrValue
+from tcomp.codegen.nvptx import tensor_copy
+from tcomp.codegen.nvptx.layout import leading_packs
+from tcomp.codegen.nvptx.ring import Ring
+from tcomp.ir.tile import Loop, Pack
+
+if TYPE_CHECKING:
+    from tcomp.codegen.nvptx.phase import PhaseGenerator
+
+
+class TensorPipe:
+    """Writes one pipe loop at the emitter's current place."""
+
+    def __init__(self, phase: PhaseGenerator, loop: Loop, path: tuple[int, ...], ring: Ring) -> None:
+        self.phase, self.loop, self.path, self.ring = phase, loop, path, ring
+        self.em, self.scope = phase.em, phase.scope
+        self.packs = leading_packs(loop)
+        self.stage_bytes = phase.layout.stages.get(id(loop), 0)
+        self.first = {p.buffer: self.scope.roots[p.buffer] for p in self.packs}
+        self.bytes = sum(tensor_copy.copied_bytes(p, self.scope.buffers) for p in self.packs)
+        self.drain: Callable[[], None] | None = None
+
+    def hold(self, drain: Callable[[], None]) -> bool:
+        """Asked while a turn's statements are written: what the turn reads is still being read when they end, and no
+        longer when those of the next turn do. Its tiles are then released one turn later, and `drain` is called after
+        the loop to end the last turn's reads. False (and nothing changes) in a ring of one, which has no later turn."""
+        if self.ring.stages < 2:
+            return False
+        self.drain = drain
+        return True
+
+    def generate(self) -> None:
+        em, loop = self.em, self.loop
+        start, stop = self.phase.bounds(loop)
+        self.start, self.stop = start, stop
+        if self.phase.role == "producer":
+            em.loop(start, stop, loop.step, [], self._fill_turn)
+            return
+        if self.phase.role == "all":
+            for j in range(self.ring.stages):
+                self._fill_later(start, j)
+        outer, self.phase.pipe = self.phase.pipe, self
+        em.loop(start, stop, loop.step, [], self._turn)
+        self.phase.pipe = outer
+        if self.drain is not None:
+            em.here()
+            self.drain()
+            self._last()
+
+    # --------------------------------------------------------------------------------------------- reading
+
+    def _turn(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+        em, loop, ring = self.em, self.loop, self.ring
+        slot = ring.wait_full()
+        self._tiles_at(slot)
+        self.phase.bind_turn(loop, base)
+        self.phase.statements(loop.body, self.path, len(self.packs))
+        self.phase.unbind(loop.variable)
+        self._tiles_at(None)
+        if self.drain is None:
+            ring.release(slot)
+        else:
+            self._when_not(base, self.start, lambda: ring.release(ring.reading.before(slot)))
+        ring.reading.advance()
+        if self.phase.role == "all":
+            ahead = ring.stages - (self.drain is not None)
+            if self.drain is None:
+                self._fill_later(base, ahead)
+            else:
+                self._when_not(base, self.start, lambda: self._fill_later(base, ahead))
+        em.here()
+        return []
+
+    def _when_not(self, a: Int, b: Int, body: Callable[[], None]) -> None:
+        em = self.em
+        if isinstance(a, int) and isinstance(b, int):
+            if a != b:
+                body()
+            return
+        em.when(em.here().icmp_signed("!=", em.i64(a), em.i64(b)), body)
+
+    def _last(self) -> None:
+        """Release the last turn's tiles, if there was a turn."""
+        em, ring = self.em, self.ring
+
+        def release() -> None:
+            ring.release(ring.reading.before(ring.reading.slot))
+
+        if isinstance(self.start, int) and isinstance(self.stop, int):
+            if self.start < self.stop:
+                release()
+            return
+        em.when(em.here().icmp_signed("<", em.i64(self.start), em.i64(self.stop)), release)
+
+    def _tiles_at(self, slot: Int | None) -> None:
+        """Let the tiles' names mean that copy of them; None: the first."""
+        em = self.em
+        for name, root in self.first.items():
+            if slot is None or (isinstance(slot, int) and slot == 0):
+                self.scope.roots[name] = root
+                self.scope.levels.pop(name, None)
+            else:
+                self.scope.roots[name] = self._displaced(root, slot)
+                self.scope.levels[name] = em.depth
+
+    def _displaced(self, root: IrValue, slot: Int) -> IrValue:
+        em = self.em
+        b = em.here()
+        offset = em.mul(slot, self.stage_bytes)
+        return root if isinstance(offset, int) and offset == 0 else b.gep(root, [em.i64(offset)], source_etype=I8)
+
+    # --------------------------------------------------------------------------------------------- filling
+
+    def _fill_turn(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+        self._fill(base)
+        return []
+
+    def _fill_later(self, turn: Int, ahead: int) -> None:
+        """The copies of the turn that many steps later, if there is one, by one thread."""
+        em = self.em
+        em.here()
+        later = em.add(turn, ahead * self.loop.step)
+        if isinstance(later, int) and isinstance(self.stop, int):
+            if later < self.stop:
+                self.phase.leader(lambda: self._fill(later))
+            return
+        more = em.here().icmp_signed("<", em.i64(later), em.i64(self.stop))
+        em.when(more, lambda: self.phase.leader(lambda: self._fill(later)))
+
+    def _fill(self, turn: Int) -> None:
+        ring = self.ring
+        slot, full = ring.announce(self.bytes, reused=True)
+        self.phase.bind_turn(self.loop, turn)
+        for p in self.packs:
+            to = self._displaced(self.first[p.buffer], slot)
+            tensor_copy.issue(self.em, self.scope, p, self.phase.map_address(p), to, full)
+        self.phase.unbind(self.loop.variable)
+        ring.filling.advance()
+
+
+class TensorTile:
+    """A tile that is filled where its Pack stands and released at the end of the statements around it."""
+
+    def __init__(self, phase: PhaseGenerator, pack: Pack, ring: Ring, repeated: bool) -> None:
+        self.phase, self.pack, self.ring, self.repeated = phase, pack, ring, repeated
+
+    def fill(self) -> None:
+        if self.phase.role == "producer":
+            self._copy()
+        else:
+            if self.phase.role == "all":
+                self.phase.leader(self._copy)
+            self.ring.wait_full()
+
+    def release(self) -> None:
+        if self.repeated and self.phase.role != "producer":
+            self.ring.release(0)
+            self.ring.reading.advance()
+
+    def _copy(self) -> None:
+        phase = self.phase
+        size = tensor_copy.copied_bytes(self.pack, phase.scope.buffers)
+        _, full = self.ring.announce(size, self.repeated)
+        to = phase.scope.roots[self.pack.buffer]
+        tensor_copy.issue(phase.em, phase.scope, self.pack, phase.map_address(self.pack), to, full)
+        self.ring.filling.advance()

@@ -1,0 +1,71 @@
+"""What the copy engine (TMA) can stage: checked on a lowered kernel, so that a refusal names operand and line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from tcomp.dsl.errors import TcError
+from tcomp.ir.tensor_map import tile_map
+from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Statement
+from tcomp.machine.gpu import GpuMachine
+
+FIRST_SM = 90
+
+
+def check_tensor_copies(kernel: Kernel, machine: GpuMachine, text: str) -> None:
+    """TcError at a `stage ... by tma` that the machine, the operand's shape or the kernel's loops do not allow."""
+    for phase in kernel.phases:
+        written = {s.target.tensor for s in statements(phase) if isinstance(s, Compute)}
+        for s in statements(phase):
+            if isinstance(s, Loop) and s.level == "pipe":
+                _one_way(s, text)
+            if isinstance(s, Pack) and s.by == "tma":
+                _check(s, kernel, machine, written, text)
+
+
+def statements(body: Iterable[Statement]) -> Iterator[Statement]:
+    """All statements, outer ones first."""
+    for s in body:
+        yield s
+        if isinstance(s, Loop):
+            yield from statements(s.body)
+
+
+def _check(pack: Pack, kernel: Kernel, machine: GpuMachine, written: set[str], text: str) -> None:
+    name = pack.source.tensor
+    if machine.sm < FIRST_SM:
+        raise TcError(
+            f"{machine.target} has no tensor copies: {name} cannot be staged by tma",
+            pack.span,
+            text,
+            "stage it by cp.async, and keep tma for a schedule on sm_90a",
+        )
+    if name in written:
+        raise TcError(
+            f"{name} cannot be staged by tma: this kernel writes it",
+            pack.span,
+            text,
+            "stage it by cp.async, or write it in a kernel of its own",
+        )
+    try:
+        tile_map(pack, kernel.buffer(pack.buffer), kernel.buffer(name))
+    except ValueError as e:
+        raise TcError(
+            f"{name} cannot be staged by tma: {e}",
+            pack.span,
+            text,
+            "choose tiles (and for strides: dimensions) that tensor maps can describe, or stage it by cp.async",
+        ) from None
+
+
+def _one_way(loop: Loop, text: str) -> None:
+    """The tiles of one pipe loop arrive by one kind of copy: their rings turn together."""
+    packs = [s for s in loop.body if isinstance(s, Pack)]
+    other = [p for p in packs if p.by != "tma"]
+    if other and len(other) < len(packs):
+        raise TcError(
+            f"{other[0].source.tensor} is staged by {other[0].by} in a pipe loop where other tiles come by tma",
+            other[0].span,
+            text,
+            "stage all tiles of this loop by tma, or none",
+        )
