@@ -35,7 +35,7 @@ from tcomp.dsl.recipes import RECIPES
 from tcomp.dsl.storage import STORAGE
 
 INITIALISERS = {"zeros": 0, "ones": 0, "normal": 1, "uniform": 1}
-ANNOTATIONS = {"recompute": 0}
+ANNOTATIONS = {"recompute": 0, "chunks": 1}
 
 
 def check_model(model: Model, module: Module) -> None:
@@ -227,6 +227,11 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             raise TcError(
                 f"unknown annotation '{a.function}'", a.span, hint=did_you_mean(a.function, ANNOTATIONS, "annotation")
             )
+        if len(a.args) != ANNOTATIONS[a.function]:
+            number = count(ANNOTATIONS[a.function], "value")
+            raise TcError(f"'{a.function}' takes {number}", a.span, hint="write `[recompute]` or `[chunks(8)]`")
+        for e in a.args:
+            _check_number(e, numbers, model, f"the annotation '{a.function}'")
     if len(s.results) != len(op.outputs):
         raise TcError(
             f"op '{op.name}' gives {count(len(op.outputs), 'tensor')}, but {len(s.results)} are named here",

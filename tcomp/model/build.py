@@ -17,6 +17,7 @@ from tcomp.ir.tile import Kernel, Scope
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.arena import Arena
+from tcomp.model.chunks import in_chunks
 from tcomp.model.graph import Tensor, build_graph
 from tcomp.model.lowering import Lower, Lowered, Lowering, PlannedLaunch
 from tcomp.model.placement import aligned
@@ -54,6 +55,8 @@ def build_step(
         raise UserError("accumulation and threads must be at least 1")
     training = "train" in programs
     graph = build_graph(module, model_name, config, sizes, overrides, precision)
+    if training and not keep_logits:
+        graph = in_chunks(graph, module)
     p = build_programs(graph, module, training, accumulation)
     lowering = Lowering(module, lower or _lower_for(machine, threads))
     forward = lowering.launches(graph.nodes)
