@@ -60,13 +60,15 @@ def _split(maker: Node, reader: Node, name: str, module: Module) -> list[Node]:
         first = _rows(maker, made, start, rows) | {maker.op.outputs[0].name: part.whole()}
         second = _rows(reader, read, start, rows) | {name: part.whole()}
         label = f"chunk {i + 1} of {count}"
-        nodes.append(_part(maker, first, made, rows, label, recompute=True))
-        nodes.append(_part(reader, second, read, rows, label, recompute=False))
+        nodes.append(_part(maker, first, made, rows, label, frozenset({maker.op.outputs[0].name})))
+        nodes.append(_part(reader, second, read, rows, label, frozenset()))
         start += rows
     return nodes
 
 
-def _part(node: Node, operands: dict[str, View], names: set[str], rows: int, label: str, recompute: bool) -> Node:
+def _part(
+    node: Node, operands: dict[str, View], names: set[str], rows: int, label: str, recompute: frozenset[str]
+) -> Node:
     first = node.op.operand(next(iter(names)))
     assert first is not None and isinstance(first.shape[0], Name)
     dims = {**node.dims, first.shape[0].id: rows}

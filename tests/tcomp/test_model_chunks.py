@@ -61,7 +61,7 @@ def test_maker_and_reader_take_turns() -> None:
     assert rows == [(0, (3,)), (3, (2,)), (5, (2,))]
     inputs = [(n.operands["X"].offset, n.operands["X"].shape) for n in g.nodes if n.op.name == "mix"]
     assert inputs == [(0, (3, 4)), (12, (2, 4)), (20, (2, 4))]
-    assert all(n.recompute for n in g.nodes if n.op.name == "mix")
+    assert all(n.recompute == {"Y"} for n in g.nodes if n.op.name == "mix")
     assert max(v.tensor.elements for n in g.nodes for v in n.operands.values() if v.tensor.name.startswith("a")) == 12
 
 
