@@ -113,6 +113,9 @@ def _statements(body: tuple[Statement, ...], pad: str) -> Iterator[str]:
             case Compute():
                 yield pad + _compute_head(s)
                 yield from (f"{pad}  {_axis(a, a.name in s.reduced)}" for a in s.axes)
+                for p in s.prefetch:
+                    yield f"{pad}  prefetch {print_expression(p.source)}"
+                    yield from (f"{pad}    {_axis(a, False)}" for a in p.axes)
 
 
 def _compute_head(s: Compute) -> str:

@@ -89,7 +89,7 @@ class _Lowering:
         for t in self.info.temporaries.values():
             self.shapes[t.name] = tuple(self.extents[i] for i in t.indices)
         self.equations = normalise(op, module, dims)
-        found = schedule or choose_schedule(op, module, self.family.targets, self.equations, self.dtypes, storage)
+        found = schedule or choose_schedule(op, module, self.family.targets, self.equations, self.dtypes, self.shapes)
         self.given = found is not None
         self.schedule = found or self.family.default(op, self.equations, self.extents)
         self.text = module.sources.get(self.schedule.span.file, "")
@@ -186,6 +186,7 @@ class _Lowering:
         )  # fmt: skip
         written = tuple(x.equation for x in leaves if not x.copies)
         phases = self._fills(names, equations, written, shape) + self._phases(roots, emitter)
+        tiles, phases = self.family.finish(emitter.tiles, phases, self.text if self.given else None)
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names
         writes = {t for x in leaves for t in x.written} & operand_names
         order = [o.name for o in self.op.operands] + sorted(workspaces)
@@ -193,7 +194,7 @@ class _Lowering:
         kernel = Kernel(
             label,
             operands,
-            tuple(self.family.finish(emitter.tiles, phases, self.text if self.given else None).values()),
+            tuple(tiles.values()),
             tuple(phases),
             frozenset(reads),
             frozenset(writes),
