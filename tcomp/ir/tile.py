@@ -296,6 +296,25 @@ class ThreadShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Producer:
+    """Warps of a block beside its `ThreadShape`, which issue its tensor copies and do nothing else. With `registers`,
+    each of their threads gives up all but so many, and the others share what is left (whole warpgroups only)."""
+
+    warps: int
+    registers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GridOrder:
+    """How blocks come to the turns of the grid loops. `persistent`: as many blocks as there are multiprocessors take
+    turns one after the other. `raster`: of the two innermost loops, bands of so many turns of the outer one are walked
+    column by column, so that blocks running at a time share operands in L2; 0: row by row."""
+
+    persistent: bool = False
+    raster: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Kernel:
     """A lowered kernel: one launch per phase, in order.
 
@@ -316,6 +335,8 @@ class Kernel:
     op: str = ""
     threads: ThreadShape | None = None
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
+    producer: Producer | None = None
+    order: GridOrder = GridOrder()
 
     def buffer(self, name: str) -> Buffer:
         """The operand or tile of that name; KeyError when there is none."""

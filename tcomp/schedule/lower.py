@@ -203,6 +203,8 @@ class _Lowering:
             self.op.name,
             shape,
             plan.span,
+            plan.flags.producer,
+            plan.flags.order,
         )
         self.family.check(kernel, plan, self.text)
         return kernel
