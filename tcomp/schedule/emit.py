@@ -30,7 +30,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
 from tcomp.monoid import RescaledSum, rescaled_sum
 from tcomp.schedule.bounds import Env, Range, conjuncts, guarding, limits, tile_stop, zero_outside
-from tcomp.schedule.fold import fold, sub
+from tcomp.schedule.fold import by_exp2, fold, sub
 from tcomp.schedule.nest import Leaf, LoopNode, Node
 from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.stager import Stager
@@ -233,6 +233,8 @@ class Emitter:
             out.append(self.compute(leaf, factor, form.weight(key_write, best), rows, (), env))
             out.append(self.compute(leaf, key_write, best, rows, (), env))
         weight: Expr = form.weight(value.key, best)
+        if any(d.bytes < 4 for w in field_writes if (d := self.plan.casts.get(f"{w.tensor}.weight")) is not None):
+            weight = by_exp2(weight)
         if value.guard is not None:
             weight = Call("select", (value.guard, weight, Num(0.0)))
         if len(field_writes) > 1 or any(set(self.axes_of(w)) - set(rows) for w in field_writes):
