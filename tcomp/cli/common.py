@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DEVICE_HELP = "cpu, cuda (cuda:1, cuda:NAME) or virtual, a GPU simulator that checks what runs [default: cpu]."
 LOCK_HELP = "The lockfile of tuned schedules, or none [default: MODEL.MACHINE.lock here or beside the model]."
 GPU_HELP = "The GPU that --device virtual stands for: h100, a100, rtx4090 ... [default: h100]."
+MEMORY_HELP = "Fit the step into this much: 16GB. Activations are computed again where that is needed."
 PRECISION_HELP = "f32, bf16: what tensors are stored in [default: the model text's, else f32]."
 GRAPH_HELP = "On a GPU, a whole program as one graph, or launch by launch (slow, names a failing launch)."
 
@@ -137,8 +138,9 @@ def build_step(
 ) -> Built:
     """Check, derive, schedule and plan `file` at batch B and length T for a device (this computer's processors).
 
-    The plan must fit `memory`; without it, what is free on the device. `lock` is the lockfile whose choices the
-    schedules get ("none": their own values); without it, the one that `find_lock` finds, if any.
+    The plan is made to fit `memory`, by computing activations again where that is needed; without it, it must fit what
+    is free on the device as it is. `lock` is the lockfile whose choices the schedules get ("none": their own values);
+    without it, the one that `find_lock` finds, if any.
     """
     from tcomp.autotune.apply import find_lock, load_lock
     from tcomp.model.build import build_step as build
@@ -160,6 +162,7 @@ def build_step(
             machine=device.machine,
             threads=device.threads,
             memory_limit=parse_bytes(memory) if memory else device.free_memory(),
+            recompute=bool(memory),
             programs=programs,
             keep_logits=keep_logits,
             lower=applied.lower if applied else None,

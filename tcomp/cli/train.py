@@ -51,7 +51,7 @@ def train(
     gpu: Annotated[str | None, typer.Option(help=common.GPU_HELP)] = None,
     graph: Annotated[bool | None, typer.Option("--graph/--no-graph", help=common.GRAPH_HELP)] = None,
     threads: Annotated[int | None, typer.Option(help="Cores to use [default: all].")] = None,
-    memory: Annotated[str | None, typer.Option(help="Refuse a plan larger than this: 16GB.")] = None,
+    memory: Annotated[str | None, typer.Option(help=common.MEMORY_HELP)] = None,
     lock: Annotated[str | None, typer.Option(help=common.LOCK_HELP)] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between validations; 0: at the end.")] = None,
     eval_batches: Annotated[int | None, typer.Option(help="Batches per validation.")] = None,

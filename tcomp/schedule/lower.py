@@ -195,6 +195,7 @@ class _Lowering:
         written = tuple(x.equation for x in leaves if not x.copies)
         whole = self.equations if any("." in o for o in plan.outputs) else equations
         phases = self._fills(names - started, whole, written, shape) + self._phases(roots, emitter)
+        tiles, phases = self.family.finish(emitter.tiles, phases, self.text if self.given else None)
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names
         writes = {t for x in leaves for t in x.written} & operand_names
         order = [o.name for o in self.op.operands] + sorted(workspaces)
@@ -202,7 +203,7 @@ class _Lowering:
         kernel = Kernel(
             label,
             operands,
-            tuple(self.family.finish(emitter.tiles, phases, self.text if self.given else None).values()),
+            tuple(tiles.values()),
             tuple(phases),
             frozenset(reads),
             frozenset(writes),
@@ -211,6 +212,8 @@ class _Lowering:
             self.op.name,
             shape,
             plan.span,
+            plan.flags.producer,
+            plan.flags.order,
         )
         self.family.check(kernel, plan, self.text)
         return kernel
