@@ -36,7 +36,7 @@ from tcomp.dsl.storage import STORAGE
 from tcomp.dsl.variants import mentioned, under
 
 INITIALISERS = {"zeros": 0, "ones": 0, "normal": 1, "uniform": 1}
-ANNOTATIONS = {"recompute": 0}
+ANNOTATIONS = {"recompute": 0, "chunks": 1}
 
 
 def check_model(model: Model, module: Module) -> None:
@@ -237,6 +237,11 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
                 a.span,
                 hint=did_you_mean(a.function, [*ANNOTATIONS, *RECIPES], "annotation"),
             )
+        if len(a.args) != ANNOTATIONS[a.function]:
+            number = count(ANNOTATIONS[a.function], "value")
+            raise TcError(f"'{a.function}' takes {number}", a.span, hint="write `[recompute]` or `[chunks(8)]`")
+        for e in a.args:
+            _check_number(e, numbers, model, f"the annotation '{a.function}'")
     if len(s.results) != len(op.outputs):
         raise TcError(
             f"op '{op.name}' gives {count(len(op.outputs), 'tensor')}, but {len(s.results)} are named here",

@@ -16,6 +16,7 @@ from tcomp.errors import UserError
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.budget import Budget
+from tcomp.model.chunks import in_chunks
 from tcomp.model.draft import Draft, Drafter
 from tcomp.model.graph import Tensor, build_graph
 from tcomp.model.lowering import Lower, Lowered, Lowering
@@ -54,6 +55,8 @@ def build_step(
         raise UserError("accumulation and threads must be at least 1")
     training = "train" in programs
     graph = build_graph(module, model_name, config, sizes, overrides, precision)
+    if training and not keep_logits:
+        graph = in_chunks(graph, module)
     drafter = Drafter(
         module,
         machine,

@@ -87,7 +87,7 @@ class View:
 class Node:
     """One op instance. `operands` are its parameters and results by the op's own names; `recompute` names
     the results to be computed again for the backward pass instead of kept; `real` is what the op's `real` is
-    bound to."""
+    bound to; `chunks` asks for its result in so many parts (chunks.py)."""
 
     op: Op
     dims: dict[str, int]
@@ -96,6 +96,7 @@ class Node:
     span: Span
     recompute: frozenset[str] = frozenset()
     real: DType = DType.F32
+    chunks: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +325,8 @@ class _Builder:
         label = " ".join([f"{prefix}{op.name}", *parameters])
         marked = any(a.function == "recompute" for a in c.annotations)
         recompute = frozenset(o.name for o in op.outputs) if marked else frozenset()
-        self.nodes.append(Node(op, dims, operands, label, c.span, recompute, real))
+        chunks = max([1, *(self.integer(a.args[0], index) for a in c.annotations if a.function == "chunks")])
+        self.nodes.append(Node(op, dims, operands, label, c.span, recompute, real, chunks))
 
     def real(self, op: Op, given: Mapping[str, TensorRef | Expr], c: OpCall) -> DType:
         """What this call binds `real` to: the type of the tensors it passes, else the model's."""
