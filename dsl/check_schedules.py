@@ -101,9 +101,9 @@ class _Names:
                     self.staged(name, d.span)
                 self.loop(at, d.span)
                 self.one_of(space, family.spaces, d.span, "space")
-                if (by is not None or options) and not family.copies:
-                    hint = "end the line after the loop: how to copy follows from the space"
-                    raise TcError(f"there is no choice of copies on {family.name}", d.span, hint=hint)
+                if options and not family.layouts:
+                    hint = "end the line before it: the layout of a packed tile follows from its readers"
+                    raise TcError(f"there is no choice of layouts on {family.name}", options[0].span, hint=hint)
                 if by is not None:
                     self.one_of(by, family.copies, d.span, "way to copy")
             case ast.Use(instruction, names):

@@ -186,6 +186,7 @@ class _Lowering:
         )  # fmt: skip
         written = tuple(x.equation for x in leaves if not x.copies)
         phases = self._fills(names, equations, written, shape) + self._phases(roots, emitter)
+        tiles, phases = self.family.finish(emitter.tiles, phases, self.text if self.given else None)
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names
         writes = {t for x in leaves for t in x.written} & operand_names
         order = [o.name for o in self.op.operands] + sorted(workspaces)
@@ -193,7 +194,7 @@ class _Lowering:
         kernel = Kernel(
             label,
             operands,
-            tuple(self.family.finish(emitter.tiles, phases, self.text if self.given else None).values()),
+            tuple(tiles.values()),
             tuple(phases),
             frozenset(reads),
             frozenset(writes),
@@ -202,6 +203,8 @@ class _Lowering:
             self.op.name,
             shape,
             plan.span,
+            plan.flags.producer,
+            plan.flags.order,
         )
         self.family.check(kernel, plan, self.text)
         return kernel
