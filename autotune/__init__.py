@@ -1,0 +1,1 @@
+"""Tuning: search spaces from schedules, candidates checked and timed, static cost models, lockfiles."""

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -267,46 +267,32 @@ def _torch(job: Job, tokens: int) -> Iterator[Item]:
     if not torch.cuda.is_available():
         yield {"kind": "row", "program": "PyTorch: skipped, it was built without CUDA"}
         return
-    from torch_model import Trainer
-    from workload import SIZES, write_weights
+    from tcomp.runtime.bench.build import workload_of, write_folder
+    from tcomp.runtime.bench.torch_program import TorchProgram
+    from tcomp.runtime.bench.workload import read_batches
 
-    sizes = SIZES[job.config]
-    index = job.device.gpu.index
-    torch.set_float32_matmul_precision("highest")
-    x = torch.randint(0, sizes.V, (job.batch, job.length), device=f"cuda:{index}")
+    built = common.build_step("gpt2", job.config, job.batch, job.length, device=job.device)
+    device = f"cuda:{job.device.gpu.index}"
+    workload = workload_of(built.step, common.find_file("gpt2"), {}, device, "", 4)
     with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "weights.f32"
-        write_weights(sizes, weights)
-        for compiled, narrow in ((False, False), (True, False), (True, True)):
+        write_folder(workload, built.step, Path(folder))
+        batch = read_batches(workload, Path(folder))[0]
+        for compiled, dtype in ((False, "f32"), (True, "f32"), (True, "bf16")):
             if job.over():
                 return
-            trainer = Trainer(sizes, weights, 4, compiled)
-            trainer.model.to(f"cuda:{index}")
-            name = f"torch {'compile' if compiled else 'eager'}, {'bf16 autocast' if narrow else 'f32'}"
+            name = f"torch {'compile' if compiled else 'eager'}, {'bf16 autocast' if dtype == 'bf16' else dtype}"
             try:
-                with torch.autocast("cuda", torch.bfloat16, enabled=narrow):
-                    ms, loss = _torch_step(torch, trainer, x, job)
+                program = TorchProgram(replace(workload, dtype=dtype), Path(folder), compiled)
+                found = []
+                for number in range(13):
+                    found.append(program.run(*batch, number))
+                    if len(found) > 3 and job.over():
+                        break
             except RuntimeError as e:
                 yield {"kind": "row", "program": f"{name}: {str(e).splitlines()[0]}"}
                 continue
-            yield {"kind": "row", "program": name, "loss": loss, "ms a step": ms, "tokens/s": 1e3 * tokens / ms}
-
-
-def _torch_step(torch: Any, trainer: Any, x: Any, job: Job) -> tuple[float, float]:
-    """Median milliseconds of a step and its last loss."""
-    for _ in range(3):
-        loss = trainer.step(x, x, 1e-4)
-    times = []
-    for _ in range(10):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        loss = trainer.step(x, x, 1e-4)
-        stop.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(stop))
-        if job.over():
-            break
-    return statistics.median(times), loss
+            ms = 1e3 * statistics.median(seconds or 0.0 for _, seconds in found[3:])
+            yield {"kind": "row", "program": name, "loss": found[-1][0], "ms a step": ms, "tokens/s": 1e3 * tokens / ms}
 
 
 # --------------------------------------------------------------------------------------------------- main

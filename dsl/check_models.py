@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from tcomp.dsl.ast import (
     Access,
+    Cache,
     DType,
     Expr,
     ForLayers,
@@ -29,31 +30,46 @@ from tcomp.dsl.ast import (
     walk,
 )
 from tcomp.dsl.check_model_shapes import check_model_shapes
+from tcomp.dsl.decode import decoding
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count, did_you_mean, listing
 from tcomp.dsl.recipes import RECIPES
 from tcomp.dsl.storage import STORAGE
+from tcomp.dsl.variants import mentioned, under
 
 INITIALISERS = {"zeros": 0, "ones": 0, "normal": 1, "uniform": 1}
-ANNOTATIONS = {"recompute": 0}
+ANNOTATIONS = {"recompute": 0, "chunks": 1}
 
 
 def check_model(model: Model, module: Module) -> None:
-    """All checks of one model."""
+    """All checks of one model, under each precision that its text speaks of."""
+    spoken = [p for p, _ in model.optimizer.variants] if model.optimizer else []
+    for name in (model.precision, *spoken):
+        if name not in RECIPES:
+            hint = f"known are {listing(RECIPES)}; f32 is what a model without the line has"
+            raise TcError(f"precision '{name}' is not supported", model.span, hint=hint)
+    for precision in dict.fromkeys((model.precision, *mentioned(model))):
+        _check(under(model, precision, module), module)
+
+
+def _check(model: Model, module: Module) -> None:
     numbers = _check_numbers(model)
     _check_tensors(model, numbers)
-    tensors = {p.name: p.dtype for p in model.params} | {i.name: i.dtype for i in model.inputs}
+    declared = (*model.params, *model.inputs, *model.caches)
+    tensors = {d.name: d.dtype for d in declared}
     bound = _check_statements(model, model.forward, tensors, numbers, module)
     for name, what in ((model.loss, "loss"), (model.logits, "logits")):
         if name is not None and name not in bound:
             hint = did_you_mean(name, bound, "tensor")
             raise TcError(f"{what} names '{name}', which `forward` does not compute", model.span, hint=hint)
-    if model.precision not in RECIPES:
-        hint = f"write {' or '.join(f'`precision {p}`' for p in RECIPES)}, or leave the line out"
-        raise TcError(f"precision '{model.precision}' is not supported", model.span, hint=hint)
     if model.optimizer is not None:
         _check_optimizer(model, model.optimizer, module)
     check_model_shapes(model, module)
+    if model.decode is not None:
+        if model.logits is None:
+            hint = "add a line `logits NAME`, naming the tensor that decoding reads"
+            raise TcError("a model that decodes must name its logits", model.decode.span, hint=hint)
+        check_model(decoding(model, module), module)
 
 
 # ------------------------------------------------------------------------------------------- numbers
@@ -113,7 +129,7 @@ def _check_number(e: Expr, known: frozenset[str], model: Model, where: str) -> N
 def _check_tensors(model: Model, numbers: frozenset[str]) -> None:
     seen: set[str] = set()
     groups = [g.name for g in model.optimizer.groups] if model.optimizer else []
-    declared: tuple[ParamDecl | InputDecl, ...] = (*model.params, *model.inputs)
+    declared: tuple[ParamDecl | InputDecl | Cache, ...] = (*model.params, *model.inputs, *model.caches)
     for d in declared:
         if d.name in seen:
             raise TcError(f"'{d.name}' is declared twice", d.span, hint="rename one of them")
@@ -135,6 +151,8 @@ def _check_tensors(model: Model, numbers: frozenset[str]) -> None:
             _check_number(e, numbers, model, f"the initialiser of '{p.name}'")
         if not p.dtype.is_float:
             raise TcError(f"parameter '{p.name}' is {p.dtype}", p.span, hint="parameters are trained, so they are real")
+        if model.caches:
+            continue  # the decoding form has no optimizer
         if groups and p.group not in groups:
             hint = did_you_mean(p.group, groups, "group") if p.group else f"add `in {groups[0]}`"
             message = f"unknown parameter group '{p.group}'" if p.group else f"'{p.name}' is in no parameter group"
@@ -197,9 +215,11 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
         if not hint.startswith("did"):
             hint = f"declare `op {s.op}(...)`, or import the file that does"
         raise TcError(f"unknown op '{s.op}'", s.span, hint=hint)
-    inout = next((p for p in op.params if p.inout), None)
+    caches = {c.name for c in model.caches}
+    given = dict(zip([p.name for p in op.params], s.args, strict=False))
+    inout = next((p for p in op.params if p.inout and getattr(given.get(p.name), "name", "") not in caches), None)
     if inout is not None:
-        hint = "an op in `forward` gives new tensors; in-place ops belong to the optimizer"
+        hint = "an op in `forward` gives new tensors; in-place ops belong to the optimizer, or to caches of `decode`"
         raise TcError(f"op '{op.name}' updates '{inout.name}' in place", s.span, hint=hint)
     if len(s.args) != len(op.params):
         raise TcError(
@@ -217,16 +237,23 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             hint = did_you_mean(name, op.dims, "static dimension")
             raise TcError(f"op '{op.name}' has no dimension '{name}' to give", s.span, hint=hint)
         _check_number(e, numbers, model, f"the value of '{name}'")
-    given = {n for n, _ in s.keywords} | {n for p in op.params for e in p.shape for n in names_in(e)}
+    named = {n for n, _ in s.keywords} | {n for p in op.params for e in p.shape for n in names_in(e)}
     for d in op.dims:
-        if d not in given:
+        if d not in named:
             hint = f"pass it: {op.name}(..., {d} = ...)"
             raise TcError(f"op '{op.name}' needs its dimension '{d}'", s.span, hint=hint)
     for a in s.annotations:
         if a.function not in ANNOTATIONS:
             raise TcError(
-                f"unknown annotation '{a.function}'", a.span, hint=did_you_mean(a.function, ANNOTATIONS, "annotation")
+                f"unknown annotation '{a.function}'",
+                a.span,
+                hint=did_you_mean(a.function, [*ANNOTATIONS, *RECIPES], "annotation"),
             )
+        if len(a.args) != ANNOTATIONS[a.function]:
+            number = count(ANNOTATIONS[a.function], "value")
+            raise TcError(f"'{a.function}' takes {number}", a.span, hint="write `[recompute]` or `[chunks(8)]`")
+        for e in a.args:
+            _check_number(e, numbers, model, f"the annotation '{a.function}'")
     if len(s.results) != len(op.outputs):
         raise TcError(
             f"op '{op.name}' gives {count(len(op.outputs), 'tensor')}, but {len(s.results)} are named here",
@@ -240,7 +267,7 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             raise TcError(
                 f"'{r.name}' is a dimension and cannot be bound to a tensor", r.span, hint="rename the tensor"
             )
-        if r.name in {p.name for p in model.params} | {i.name for i in model.inputs}:
+        if r.name in {d.name for d in (*model.params, *model.inputs, *model.caches)}:
             hint = "parameters and inputs keep their values for the whole step; use another name"
             raise TcError(f"'{r.name}' is a parameter or an input", r.span, hint=hint)
         for e in r.shape or ():
@@ -345,7 +372,12 @@ def _check_bound(
         in_groups = [g for g in groups if p.name in dict(g.values)]
         if p.name in hyper:
             used.add(p.name)
-        elif p.name != "step" and p.name not in results and (not groups or len(in_groups) < len(groups)):
+        elif (
+            p.name != "step"
+            and not (groups and p.name == "first")
+            and p.name not in results
+            and (not groups or len(in_groups) < len(groups))
+        ):
             lacking = [g.name for g in groups if g not in in_groups] if in_groups else []
             where = f" in group {listing(lacking)}" if lacking else ""
             raise TcError(

@@ -10,17 +10,41 @@ from tcomp.dsl.ast import DType
 @dataclass(frozen=True)
 class Recipe:
     """`storage` is what `real` stands for in the model: parameters as forward and backward read them, activations and
-    their gradients. Sums, statistics, losses and optimizer state are f32 in every recipe, and so are the gradients of
-    parameters, which are sums over the batch."""
+    their gradients. With `master`, the optimizer updates an f32 copy of each parameter and writes the stored one from
+    it. Sums, statistics, losses, optimizer state and the gradients of parameters (sums over the batch, and over
+    micro-batches) are f32 in every recipe. An `annotated` recipe is what the model's own annotations make of it: a
+    model that has none for it is refused.
+
+    `unit` is the relative size of the largest unit in the last place of what a step rounds to: where two exact
+    computations of a step differ by f32's rounding, some values fall to the other side of a tie, and the results
+    differ by a fraction of it.
+    """
 
     name: str
     storage: DType
+    master: bool
+    unit: float
+    summary: str
+    annotated: bool = False
 
     def stored(self, dtype: DType) -> DType:
         """The type of a tensor that the model's text declares as `dtype`."""
         return self.storage if dtype is DType.REAL else dtype
 
 
-RECIPES = {
-    "f32": Recipe("f32", DType.F32),
-}
+_ALL = (
+    Recipe("f32", DType.F32, False, 0.0, "everything in f32"),
+    Recipe("bf16", DType.BF16, True, 2.0**-7, "tensors in bf16, with f32 master weights"),
+    Recipe(
+        "bf16_stochastic", DType.BF16, False, 2.0**-7, "tensors and weights in bf16, updated with stochastic rounding"
+    ),
+    Recipe(
+        "fp8_block", DType.BF16, True, 2.0**-3, "bf16, and annotated linear layers in e4m3 and e5m2 by blocks", True
+    ),
+)
+RECIPES = {r.name: r for r in _ALL}
+
+
+def kept(dtype: DType) -> DType:
+    """What master weights, optimizer state and gradients of a parameter stored as `dtype` are held in: f32 at least."""
+    return dtype if dtype.bytes >= 4 else DType.F32

@@ -67,6 +67,23 @@ class CpuDevice:
         pass
 
 
+def device_named(kind: str, which: str = "", *, gpu: str = "", threads: int = 0, graph: bool = True) -> Device:
+    """The device of that kind: `which` GPU of the machine, the `gpu` that a virtual one stands for, a CPU's threads
+    (0: all). Compiled code goes to the user's cache. A GPU's driver is loaded here, and the virtual GPU is put in its
+    place where asked: one of the two per process. UserError where it cannot be used."""
+    from tcomp.runtime.cache import cache_folder
+
+    cache = cache_folder("kernels")
+    if kind == "cpu":
+        from tcomp.machine.cpu import detect
+
+        machine = detect()
+        return CpuDevice(machine, threads or machine.cores, cache)
+    from tcomp.runtime.cuda.device import real_device, virtual_device
+
+    return virtual_device(gpu, cache, graph) if kind == "virtual" else real_device(which, cache, graph)
+
+
 def memory_here() -> int | None:
     """Bytes this process could still take, where Linux says (free memory and the control group's limit)."""
     found = []

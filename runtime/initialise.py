@@ -20,7 +20,8 @@ _BLOCK = 1 << 18
 
 
 def initialise(executor: Executor, seed: int, threads: int) -> None:
-    """Fill parameters as the model says, and set the optimizer's state to zero.
+    """Fill parameters as the model says (their master copies with the same values, not rounded), and set the
+    optimizer's state to zero.
 
     Random values come in blocks with a generator of their own each, keyed by seed, name and block number.
     """
@@ -32,6 +33,10 @@ def initialise(executor: Executor, seed: int, threads: int) -> None:
             with executor.fill(name) as array:
                 dtype = executor.step.slots[name].dtype
                 list(pool.map(_fill, repeat(seed), repeat(dtype), repeat(init), _blocks(array), count()))
+            if init is not None and init.master:
+                dtype = executor.step.slots[init.master].dtype
+                with executor.fill(init.master) as array:
+                    list(pool.map(_fill, repeat(seed), repeat(dtype), repeat(init), _blocks(array), count()))
 
 
 def _blocks(array: NDArray[Any]) -> list[NDArray[Any]]:

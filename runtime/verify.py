@@ -7,7 +7,7 @@ both, and the distance between the results is measured (relative L2 norm of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class Comparison:
     """One result beside the oracle's. `error` is |ours - oracle| / |oracle| (L2)."""
 
     what: str
-    dims: dict[str, Number]
+    dims: Mapping[str, Number]
     error: float
 
 
@@ -126,14 +126,14 @@ def oracle_case(op: Op, module: Module, dims: dict[str, int], seed: int) -> tupl
 
 
 def verify_step(
-    executor: Executor, module: Module, batch: int, length: int, overrides: dict[str, Number], seed: int = 0
+    executor: Executor, module: Module, batch: int, length: int, overrides: Mapping[str, Number], seed: int = 0
 ) -> Iterator[Comparison]:
     """One whole step (forward, backward, update) of `executor` against the oracle, from its present state.
 
     The graph's nodes are evaluated one by one in float64 on copies of the executor's arrays.
     """
     step = executor.step
-    graph = build_graph(module, step.model, step.config, {"B": batch, "T": length}, overrides)
+    graph = build_graph(module, step.model, step.config, {"B": batch, "T": length}, overrides, step.precision)
     programs = build_programs(graph, module)
     random = np.random.default_rng(seed)
     drawn: dict[str, Array] = {}
@@ -147,6 +147,7 @@ def verify_step(
     executor.run("micro_first")
     memory.run(graph.nodes, module)
     memory.run(programs.backward, module)
+    assert graph.loss is not None
     yield Comparison("loss", step.dims, distance(floats(executor, "loss"), memory.read(graph.loss)))
     gradients = {t.name: memory.read(t.whole()) for t in programs.gradients.values()}
     for name, expected in gradients.items():
@@ -156,16 +157,18 @@ def verify_step(
     if programs.update is None:
         return
     flats, layout = programs.update.flats, programs.layout
-    regions = {"p": {p.tensor: p.tensor for p in graph.parameters}, "g": programs.gradients, **programs.states}
-    for name, tensors in regions.items():
+    for name, tensors in programs.regions.items():
         memory.join(flats[name], {t: layout.offsets[q.name] for q, t in tensors.items()})
     executor.run("update")
     memory.run(programs.update.nodes, module)
-    for parameter in graph.parameters:
-        t = parameter.tensor
+    for parameter, t in programs.regions["p"].items():
         before = memory.start[t.name].astype(np.float64)
-        after = memory.read(View(flats["p"], layout.offsets[t.name] // t.dtype.bytes, t.shape))
+        after = memory.read(View(flats["p"], layout.offsets[parameter.name], t.shape))
         yield Comparison(f"{t.name}'s change", step.dims, distance(floats(executor, t.name) - before, after - before))
+    for parameter, t in programs.masters.items():
+        rounded = held(floats(executor, t.name), parameter.dtype)
+        what = f"{parameter.name}, rounded from its master copy"
+        yield Comparison(what, step.dims, distance(floats(executor, parameter.name), rounded))
 
 
 class _Memory:
@@ -188,11 +191,10 @@ class _Memory:
         return self.flat(view.tensor)[view.offset : view.offset + view.elements].reshape(view.shape)
 
     def join(self, flat: Tensor, parts: dict[Tensor, int]) -> None:
-        """Lay the parts out in one flat vector, as the arena does."""
+        """Lay the parts out in one flat vector at these elements, as the arena does."""
         whole = np.zeros(flat.elements)
         for tensor, offset in parts.items():
-            start = offset // tensor.dtype.bytes
-            whole[start : start + tensor.elements] = self.flat(tensor)
+            whole[offset : offset + tensor.elements] = self.flat(tensor)
         self.values[flat] = whole
 
     def run(self, nodes: tuple[Node, ...], module: Module) -> None:

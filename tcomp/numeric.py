@@ -22,6 +22,9 @@ _FORMATS = {  # fraction bits, smallest normal exponent, largest finite value, o
     DType.E5M2: (2, -14, 57344.0, True),
 }
 
+NARROW = frozenset(_FORMATS)
+"""The types to which assigning rounds."""
+
 
 def round_to(x: Array, dtype: DType) -> Array:
     """The values of `dtype` nearest to `x`, ties to even, subnormals kept, as float64 (i32: towards zero).
@@ -41,6 +44,24 @@ def round_to(x: Array, dtype: DType) -> Array:
         _, exponent = np.frexp(x)
         quantum = np.ldexp(1.0, np.maximum(exponent - 1, low) - bits)
         rounded = np.where(np.isfinite(x), np.round(x / quantum) * quantum, x)
+        beyond = np.abs(rounded) > largest
+    return np.where(beyond, np.copysign(largest if saturates else np.inf, x), rounded)
+
+
+def round_stochastic(x: Array, u: Array, dtype: DType) -> Array:
+    """The value of `dtype` next to `x` away from zero where the fraction of a unit that is cut off plus `u` reaches 1,
+    else the one towards zero, as float64. `u` in [0, 1): uniform, it makes the expected result `x`."""
+    x = np.asarray(x, np.float64)
+    if dtype not in _FORMATS:
+        return x
+    bits, low, largest, saturates = _FORMATS[dtype]
+    with np.errstate(invalid="ignore", over="ignore"):
+        _, exponent = np.frexp(x)
+        quantum = np.ldexp(1.0, np.maximum(exponent - 1, low) - bits)
+        units = np.abs(x) / quantum
+        below = np.floor(units)
+        rounded = np.copysign((below + (units - below + u >= 1)) * quantum, x)
+        rounded = np.where(np.isfinite(x), rounded, x)
         beyond = np.abs(rounded) > largest
     return np.where(beyond, np.copysign(largest if saturates else np.inf, x), rounded)
 

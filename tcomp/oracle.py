@@ -32,6 +32,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.inline import inline_functions, inline_value
 from tcomp.dsl.storage import bound
 from tcomp.monoid import rescaled_sum
+from tcomp.numeric import NARROW, round_to
 from tcomp.points import Array, Points, WholeArrays
 
 
@@ -40,6 +41,7 @@ def evaluate(
 ) -> dict[str, Array]:
     """The op's outputs and inout operands after its equations, as float64 (int64 where the dtype is i32).
 
+    What is assigned to a tensor of a narrow type is rounded to it, as the language says; f32 stands for exact reals.
     `inputs` has an array for every parameter; they are not changed. With `fold_monoids` a monoid reduction
     is folded element by element even where a closed form is known. A generic op means its f32 form. TcError for a
     wrong shape or an access outside its tensor.
@@ -57,10 +59,13 @@ def evaluate(
     extents = {i: int(evaluate_dim(e, dims)) for i, e in info.ranges.items()}
     for t in info.temporaries.values():
         arrays[t.name] = np.zeros(tuple(extents[i] for i in t.indices), _storage(t.dtype))
+    narrow = {o.name: o.dtype for o in (*op.operands, *info.temporaries.values()) if o.dtype in NARROW}
     for equation, parallel in zip(op.equations, info.equation_indices, strict=True):
         try:
             with np.errstate(all="ignore"):
                 _run(equation, parallel, module, arrays, extents, dims, fold_monoids)
+                for name in {t.name for t in equation.targets} & narrow.keys():
+                    arrays[name] = round_to(arrays[name], narrow[name])
         except TcError as error:
             error.text = error.text or module.sources.get(error.span.file, "")
             raise

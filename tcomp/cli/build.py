@@ -31,11 +31,13 @@ def build(
     length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 128,
     accumulation: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
     dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
+    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
     target: Annotated[str, typer.Option(help="cpu, or a GPU target such as sm_90a [default: cpu].")] = "",
     gpu: Annotated[str, typer.Option(help="The GPU of that target: h200 [default: h100 for sm_90a].")] = "",
     strict: Annotated[bool, typer.Option("--strict", help="Fail when the GPU assembler has any finding.")] = False,
     threads: Annotated[int, typer.Option(help="Cores to compile for; 0: all.")] = 0,
-    memory: Annotated[str | None, typer.Option(help="Refuse a plan larger than this: 16GB.")] = None,
+    memory: Annotated[str | None, typer.Option(help=common.MEMORY_HELP)] = None,
+    lock: Annotated[str, typer.Option(help=common.LOCK_HELP)] = "",
     out: Annotated[Path | None, typer.Option(help="The folder [default: build/MODEL-CONFIG].")] = None,
 ) -> None:
     """Build a training step and show what came of it.
@@ -62,6 +64,7 @@ def build(
 
     numbers = limits.parse_dims(dim or [])
     limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads)
+    limits.check_precision(precision)
     machine = build_gpu.machine_of(target, gpu)
     if strict and machine is None:
         raise UserError("--strict is for GPU targets", "give --target sm_90a, or leave out --strict")
@@ -78,7 +81,8 @@ def build(
     lap("parse and check")
     built = common.build_step(
         file, config, batch, length, dims=numbers, accumulation=accumulation, threads=threads,
-        memory=memory, module=module, device=build_gpu.TargetDevice(machine) if machine else None,
+        precision=precision, memory=memory, module=module,
+        device=build_gpu.TargetDevice(machine) if machine else None, lock=lock,
     )  # fmt: skip
     step = built.step
     lap("derive, schedule, plan")
@@ -86,7 +90,7 @@ def build(
     gpu_build = build_gpu.build_kernels(list(step.kernels.values()), machine, cache, _colour()) if machine else None
     files = gpu_build.files if gpu_build else dict(_compile(built, cache))
     lap("compile and assemble" if machine else "compile")
-    graph, parts = show.nodes_of(module, built.name, step.config, batch, length, numbers)
+    graph, parts = show.nodes_of(module, built.name, step.config, batch, length, numbers, step.precision)
     ops = show.distinct(parts)
     files |= {
         "ast.txt": "".join(stages.ast_text(item) for item in show._items(module)),
@@ -103,6 +107,7 @@ def build(
         "model": f"{step.model} {step.config}, " + ", ".join(f"{k} = {v}" for k, v in step.dims.items()),
         "machine": built.device.description if machine else f"{built.machine.name}, {built.threads} threads",
         "ops": f"{len(ops)} distinct op instances, {len(step.kernels)} kernels",
+        "tuned": f"{built.tuned} op instances by {built.lock}" if built.lock else "no lockfile",
         "launches": ", ".join(f"{name} {count}" for name, count in launches.items()),
         "arithmetic": f"{_flops(step) / 1e9:.2f} GFLOP per micro-batch",
         "arena": f"{bytes_text(step.arena_bytes)}, "

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcomp.cli.limits import DEFAULT_GPU, cores, parse_bytes, split_device
+from tcomp.cli.limits import DEFAULT_GPU, parse_bytes, split_device
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
+    from tcomp.cli.settings import TrainSettings
     from tcomp.dsl.ast import Model, Module, Op
     from tcomp.dsl.dims import Number
     from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
+    from tcomp.model.graph import Graph
     from tcomp.model.step import Step
     from tcomp.runtime.device import Device
 
 
 DEVICE_HELP = "cpu, cuda (cuda:1, cuda:NAME) or virtual, a GPU simulator that checks what runs [default: cpu]."
+LOCK_HELP = "The lockfile of tuned schedules, or none [default: MODEL.MACHINE.lock here or beside the model]."
 GPU_HELP = "The GPU that --device virtual stands for: h100, a100, rtx4090 ... [default: h100]."
+MEMORY_HELP = "Fit the step into this much: 16GB. Activations are computed again where that is needed."
+PRECISION_HELP = "f32, bf16: what tensors are stored in [default: the model text's, else f32]."
 GRAPH_HELP = "On a GPU, a whole program as one graph, or launch by launch (slow, names a failing launch)."
 
 
@@ -85,23 +91,12 @@ def memory_here() -> int | None:
 def device_for(name: str = "cpu", *, gpu: str = "", threads: int = 0, graph: bool = True) -> Device:
     """What `--device`, `--gpu`, `--threads` and `--no-graph` ask for.
 
-    UserError where that device cannot be used. A GPU's driver is loaded here, and the virtual GPU is put in its
-    place where asked: one of the two per process.
+    UserError where that device cannot be used.
     """
-    from tcomp.runtime.cache import cache_folder
+    from tcomp.runtime.device import device_named
 
-    kind, number_or_name = split_device(name)
-    cache = cache_folder("kernels")
-    if kind == "cpu":
-        from tcomp.machine.cpu import detect
-        from tcomp.runtime.device import CpuDevice
-
-        return CpuDevice(detect(), threads or cores(), cache)
-    from tcomp.runtime.cuda.device import real_device, virtual_device
-
-    if kind == "virtual":
-        return virtual_device(gpu or DEFAULT_GPU, cache, graph)
-    return real_device(number_or_name, cache, graph)
+    kind, which = split_device(name)
+    return device_named(kind, which, gpu=gpu or DEFAULT_GPU, threads=threads, graph=graph)
 
 
 @dataclass(frozen=True)
@@ -112,6 +107,9 @@ class Built:
     name: str
     step: Step
     device: Device
+    lock: Path | None = None
+    tuned: int = 0
+    """the lockfile in use, and how many op instances have their values from it"""
 
     @property
     def machine(self) -> CpuMachine | GpuMachine:
@@ -128,7 +126,9 @@ def build_step(
     batch: int,
     length: int,
     *,
-    dims: dict[str, Number] | None = None,
+    dims: Mapping[str, Number] | None = None,
+    extra: Mapping[str, int] | None = None,
+    precision: str = "",
     accumulation: int = 1,
     threads: int = 0,
     memory: str | None = None,
@@ -136,33 +136,73 @@ def build_step(
     keep_logits: bool = False,
     module: Module | None = None,
     device: Device | None = None,
+    lock: str = "",
 ) -> Built:
     """Check, derive, schedule and plan `file` at batch B and length T for a device (this computer's processors).
 
-    The plan must fit `memory`; without it, what is free on the device.
+    The plan is made to fit `memory`, by computing activations again where that is needed; without it, it must fit what
+    is free on the device as it is. `lock` is the lockfile whose choices the schedules get ("none": their own values);
+    without it, the one that `find_lock` finds, if any.
     """
+    from tcomp.autotune.apply import find_lock, load_lock
     from tcomp.model.build import build_step as build
 
     module = module or load_module(file)
     model = only_model(module, file)
     device = device or device_for(threads=threads)
+    path = find_lock(find_file(file), device.machine.name, lock or None)
+    applied = load_lock(path, module, device.machine, device.threads) if path else None
     try:
         step = build(
             module,
             model.name,
             config or default_config(module, file),
-            {"B": batch, "T": length},
+            {"B": batch, "T": length, **(extra or {})},
             overrides=dims or {},
+            precision=precision or None,
             accumulation=accumulation,
             machine=device.machine,
             threads=device.threads,
             memory_limit=parse_bytes(memory) if memory else device.free_memory(),
+            recompute=bool(memory),
             programs=programs,
             keep_logits=keep_logits,
+            lower=applied.lower if applied else None,
         )
     except OverflowError as e:
         raise UserError("a step of these sizes needs more memory than there are addresses", "use smaller sizes") from e
-    return Built(module, model.name, step, device)
+    if applied and path:
+        for line in applied.warnings(path):
+            print(f"warning: {line}" if line.startswith(str(path)) else line, file=sys.stderr)
+    return Built(module, model.name, step, device, path, len(applied.used) if applied else 0)
+
+
+def layout_path(file: Path) -> Path:
+    """The weights layout that belongs to a model's text: gpt2.hf.toml beside gpt2.tc."""
+    return file.with_name(file.name.removesuffix(".tc") + ".hf.toml")
+
+
+def library_name(file: Path) -> str:
+    """`gpt2` for a model of tcomp's own library, nothing for other files."""
+    from tcomp.dsl.load import library
+
+    inside = library().resolve() in file.resolve().parents
+    return file.resolve().relative_to(library().resolve()).as_posix().removesuffix(".tc") if inside else ""
+
+
+def numbers_of(module: Module, settings: TrainSettings) -> dict[str, Number]:
+    """All numbers of a run's model, the sizes at their smallest."""
+    from tcomp.model.graph import model_dims
+
+    model = only_model(module, settings.model)
+    return model_dims(module, model, settings.config, dict.fromkeys(model.dims, 1), settings.dims)
+
+
+def small_graph(module: Module, model: str, config: str, dims: Mapping[str, Number]) -> Graph:
+    """The model's graph at the smallest sizes: its parameters do not depend on them."""
+    from tcomp.model.graph import build_graph
+
+    return build_graph(module, model, config, dict.fromkeys(module.models[model].dims, 1), dims)
 
 
 def default_config(module: Module, file: str) -> str:

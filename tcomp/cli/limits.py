@@ -21,7 +21,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "steps": (1, _MANY), "eval_batches": (1, _MANY), "keep": (1, _MANY), "trials": (1, _MANY),
     "eval_every": (0, _MANY), "save_every": (0, _MANY), "sample": (0, _MANY), "count": (0, _MANY),
     "top_k": (0, _MANY), "largest": (0, _MANY), "seed": (0, (1 << 63) - 1),
-    "temperature": (0, 1000), "tolerance": (0, 1000),
+    "temperature": (0, 1000), "top_p": (0, 1), "tolerance": (0, 1000), "rounds": (1, 10_000),
 }  # fmt: skip
 """Setting or flag (`-` written `_`) -> smallest and largest value. `threads` depends on the machine."""
 
@@ -146,6 +146,15 @@ def check_device(device: str, gpu: str) -> None:
     machine_named(gpu)
 
 
+def check_precision(name: str) -> None:
+    """UserError for the name of no precision recipe; empty is the model's own."""
+    from tcomp.dsl.recipes import RECIPES
+
+    if name and name not in RECIPES:
+        known = "; ".join(f"{r.name}: {r.summary}" for r in RECIPES.values())
+        raise UserError(f"there is no precision {name!r}", known)
+
+
 _UNITS = {
     "": 1,
     "B": 1,
@@ -160,19 +169,29 @@ _UNITS = {
 }
 
 
-def parse_bytes(text: str) -> int | None:
+STORAGE = {"f32": "F32", "bf16": "BF16", "f16": "F16"}
+
+
+def storage_kind(dtype: str) -> str | None:
+    """The name in safetensors files of a `--dtype`; None when none is given."""
+    if dtype and dtype not in STORAGE:
+        raise UserError(f"--dtype {dtype}: no type that weights are stored in", f"give {', '.join(STORAGE)}")
+    return STORAGE[dtype] if dtype else None
+
+
+def parse_bytes(text: str, flag: str = "--memory") -> int | None:
     """`16GB`, `512MiB`, `1000000`; None for "unlimited"."""
     if text.strip() == "unlimited":
         return None
     digits = text.strip().rstrip("BKMGTIbkmgti ")
     unit = text.strip()[len(digits) :].strip().upper()
-    help_text = "write for example --memory 16GB, or --memory unlimited"
+    help_text = f"write for example {flag} 16GB, or {flag} unlimited"
     try:
         amount = float(digits) * _UNITS[unit]
         if not math.isfinite(amount):
             raise ValueError
     except (ValueError, KeyError) as e:
-        raise UserError(f"--memory {text}: not an amount of memory", help_text) from e
+        raise UserError(f"{flag} {text}: not an amount of memory", help_text) from e
     if amount < 1:
-        raise UserError(f"--memory {text}: must be more than nothing", help_text)
+        raise UserError(f"{flag} {text}: must be more than nothing", help_text)
     return int(amount)

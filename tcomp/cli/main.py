@@ -13,7 +13,22 @@ import sys
 
 import typer
 
-from tcomp.cli import build, check, doctor, fmt, generate, grad, plan, show, train, vgpu
+from tcomp.cli import (
+    bench,
+    build,
+    check,
+    doctor,
+    export_weights,
+    fmt,
+    generate,
+    grad,
+    import_weights,
+    plan,
+    show,
+    train,
+    tune,
+    vgpu,
+)
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
 
@@ -34,13 +49,17 @@ Then `tcomp show gpt2 linear --schedule`, `tcomp plan gpt2 --config 124M -B 4 -T
 for name, command in (
     ("train", train.train),
     ("generate", generate.generate),
+    ("import", import_weights.import_weights),
+    ("export", export_weights.export_weights),
     ("build", build.build),
     ("plan", plan.plan),
     ("show", show.show),
     ("grad", grad.grad),
     ("check", check.check),
+    ("tune", tune.tune),
     ("fmt", fmt.fmt),
     ("doctor", doctor.doctor),
+    ("bench", bench.bench),
 ):
     app.command(name)(command)
 app.add_typer(vgpu.app, name="vgpu")

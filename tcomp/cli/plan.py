@@ -18,11 +18,12 @@ def plan(
     length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 128,
     accumulation: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
     dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
+    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
     inference: Annotated[bool, typer.Option("--inference", help="The forward pass alone.")] = False,
     device: Annotated[str, typer.Option(help=common.DEVICE_HELP)] = "cpu",
     gpu: Annotated[str, typer.Option(help=common.GPU_HELP)] = "",
     threads: Annotated[int, typer.Option(help="Cores to plan for; 0: all.")] = 0,
-    memory: Annotated[str | None, typer.Option(help="Refuse a plan larger than this: 16GB.")] = None,
+    memory: Annotated[str | None, typer.Option(help=common.MEMORY_HELP)] = None,
     largest: Annotated[int, typer.Option(help="How many tensors to list.")] = 12,
     png: Annotated[Path | None, typer.Option(help="Draw time against address into this file.")] = None,
 ) -> None:
@@ -32,7 +33,8 @@ def plan(
 
     - `tcomp plan gpt2 --config 124M -B 4 -T 1024`
 
-    - `tcomp plan models/gpt2.tc --config 124M -B 4 -T 1024 --memory 16GB --png plan.png`
+    - `tcomp plan models/gpt2.tc --config 124M -B 4 -T 1024 --memory 3GB --png plan.png` shows what is computed again
+      to fit, and what that costs
     """
     from rich.console import Console
 
@@ -41,12 +43,14 @@ def plan(
     dims = limits.parse_dims(dim or [])
     limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads, largest=largest)
     limits.check_device(device, gpu)
+    limits.check_precision(precision)
     built = common.build_step(
         file,
         config,
         batch,
         length,
         dims=dims,
+        precision=precision,
         accumulation=accumulation,
         device=common.device_for(device, gpu=gpu, threads=threads),
         memory=memory or "unlimited",

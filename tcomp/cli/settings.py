@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from tcomp.cli.common import closest
-from tcomp.cli.limits import check_device, check_dims, check_hyper, check_numbers, check_prompt, parse_bytes
+from tcomp.cli.limits import (
+    check_device,
+    check_dims,
+    check_hyper,
+    check_numbers,
+    check_precision,
+    check_prompt,
+    parse_bytes,
+)
 from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 
@@ -21,16 +29,19 @@ class TrainSettings:
     config: str = "tiny"
     batch: int = 8
     length: int = 128
+    precision: str = ""
     accumulation: int = 1
     steps: int = 1500
     seed: int = 1
     data: list[str] = field(default_factory=list)
     run: str = ""
+    init_from: str = ""
     device: str = "cpu"
     gpu: str = ""
     graph: bool = True
     threads: int = 0
     memory: str = ""
+    lock: str = ""
     eval_every: int = 250
     eval_batches: int = 20
     save_every: int = 250
@@ -45,6 +56,7 @@ class TrainSettings:
         numbers = {f.name: getattr(self, f.name) for f in fields(self) if type(getattr(self, f.name)) is int}
         check_numbers(**numbers)
         check_device(self.device, self.gpu)
+        check_precision(self.precision)
         check_dims(self.dims)
         check_hyper(self.hyper)
         if self.memory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,6 +36,7 @@ def show(
     dim: Annotated[
         list[str] | None, typer.Option(help="A dimension of the op, or a configuration value: --dim M=64.")
     ] = None,
+    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
     target: Annotated[
         str, typer.Option(help="cpu, or a GPU target such as sm_80 [default: cpu; sm_90a for --ptx and --sass].")
     ] = "",
@@ -59,6 +61,8 @@ def show(
     """
     from tcomp.cli import build_gpu, stages
     from tcomp.cli.show_code import Code
+    from tcomp.dsl.recipes import RECIPES
+    from tcomp.dsl.storage import bound as at_storage
     from tcomp.machine.cpu import CpuMachine, detect
 
     code = Code(tile, llvm, asm, ptx, sass)
@@ -71,6 +75,7 @@ def show(
     code.check(machine)
     numbers = limits.parse_dims(dim or [])
     limits.check_numbers(batch=batch, length=length, threads=threads)
+    limits.check_precision(precision)
     module = common.load_module(file)
     cores = threads or limits.cores()
     if ast:
@@ -83,7 +88,8 @@ def show(
     instances: list[tuple[Op, dict[str, int]]]
     if module.models:
         model = common.only_model(module, file)
-        g, parts = nodes_of(module, model.name, config or common.default_config(module, file), batch, length, numbers)
+        chosen = config or common.default_config(module, file)
+        g, parts = nodes_of(module, model.name, chosen, batch, length, numbers, precision)
         instances = distinct(parts)
         if op:
             known = list(dict.fromkeys(o.name for o, _ in instances))
@@ -95,7 +101,8 @@ def show(
     elif op is None or graph or plan or launches:
         raise UserError(f"{file}: the file declares no model", "name an op of it, with --dim NAME=NUMBER for its dims")
     else:
-        instances = [(_op_or_backward(module, op), _bound(module, op, numbers))]
+        storage = RECIPES[precision or "f32"].storage
+        instances = [(at_storage(_op_or_backward(module, op), storage), _bound(module, op, numbers))]
     for one, dims in instances:
         if schedule or code.any:
             print(f"# {one.name}: " + ", ".join(f"{k} = {v}" for k, v in dims.items()))
@@ -109,8 +116,9 @@ def show(
 
         device = None if isinstance(machine, CpuMachine) else build_gpu.TargetDevice(machine)
         built = common.build_step(
-            file, config, batch, length, dims=numbers, threads=cores, memory="unlimited", module=module, device=device
-        )
+            file, config, batch, length, dims=numbers, precision=precision, threads=cores, memory="unlimited",
+            module=module, device=device,
+        )  # fmt: skip
         if plan:
             print(plan_text(built.step, built.threads), end="")
         if launches:
@@ -118,13 +126,13 @@ def show(
 
 
 def nodes_of(
-    module: Module, model: str, config: str, batch: int, length: int, dims: dict[str, Number]
+    module: Module, model: str, config: str, batch: int, length: int, dims: dict[str, Number], precision: str = ""
 ) -> tuple[Graph, dict[str, tuple[Node, ...]]]:
     """The graph and its nodes by part: forward, backward, update."""
     from tcomp.model.graph import build_graph
     from tcomp.model.programs import build_programs
 
-    graph = build_graph(module, model, config, {"B": batch, "T": length}, dims)
+    graph = build_graph(module, model, config, {"B": batch, "T": length}, dims, precision or None)
     programs = build_programs(graph, module)
     parts = {"forward": graph.nodes, "backward": programs.backward}
     if programs.update is not None:
@@ -171,11 +179,15 @@ def _op_or_backward(module: Module, name: str) -> Op:
     return common.find_op(module, name)
 
 
-def _bound(module: Module, name: str, given: dict[str, int]) -> dict[str, int]:
+def _bound(module: Module, name: str, numbers: Mapping[str, Number]) -> dict[str, int]:
     from tcomp.dsl.dims import bind, operand_shape
     from tcomp.dsl.infer import dimensions
 
     op = _op_or_backward(module, name)
+    for d, value in numbers.items():
+        if value != int(value):
+            raise UserError(f"--dim {d}={value}: must be a whole number", f"write for example --dim {d}=64")
+    given = {d: int(value) for d, value in numbers.items()}
     missing = [d for d in dimensions(op) if d not in given]
     if missing:
         raise UserError(

@@ -1,7 +1,7 @@
 """The arena: addresses of the persistent tensors, and the slots that name every region.
 
-Parameters, gradients and optimizer state come first, all in the same flat layout, then inputs, scalars and
-results. Everything after that belongs to the programs while they run.
+Parameters, their master copies, gradients and optimizer state come first, all in the same flat layout, then inputs,
+scalars and results. Everything after that belongs to the programs while they run.
 """
 
 from __future__ import annotations
@@ -35,27 +35,28 @@ class Arena:
 
     def __post_init__(self) -> None:
         p, graph = self.programs, self.programs.graph
-        regions = [("p", {q.tensor: q.tensor for q in graph.parameters})]
-        if p.gradients:
-            regions.append(("g", p.gradients))
-        regions += list(p.states.items())
-        for name, tensors in regions:
+        for name, tensors in p.regions.items():
             if p.update is not None:
                 self.address[p.update.flats[name]] = self.bytes
+            itemsize = 0
             for parameter, t in tensors.items():
+                itemsize = t.dtype.bytes
                 self.name(t, t.name)
-                self.address[t] = self.bytes + p.layout.offsets[parameter.name]
+                self.address[t] = self.bytes + p.layout.offsets[parameter.name] * itemsize
                 self.raw_bytes += t.bytes
-            self.bytes += p.layout.bytes
+            self.bytes += aligned(p.layout.elements * itemsize)
         for t in graph.inputs.values():
             self.add(t, t.name)
         self.defaults = {p.seed: self.seed_value, p.step: 0} if p.gradients else {}
         self.defaults |= graph.scalars
         if p.update is not None:
-            self.defaults |= p.update.hyper
+            self.defaults |= p.update.hyper | p.update.scalars
         for t in self.defaults:
             self.add(t, t.name)
-        self.result(graph.loss.tensor, "loss", graph.loss.shape)
+        for t in graph.caches:
+            self.add(t, t.name)
+        if graph.loss is not None:
+            self.result(graph.loss.tensor, "loss", graph.loss.shape)
         if self.keep_logits and graph.logits is not None:
             self.result(graph.logits.tensor, "logits", graph.logits.shape)
         if p.update is not None:

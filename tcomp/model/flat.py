@@ -1,8 +1,8 @@
 """Parameters side by side: group after group, each tensor padded to the arena's alignment.
 
-Parameters, gradients and every optimizer state use this same layout, so that the norm sees all gradients as
-one vector and the update sees one vector per group. The padding between tensors is zero from the start and
-stays zero: its gradient is zero, and an update of zeros by a zero gradient is zero.
+Parameters, their master copies, gradients and every optimizer state use this same layout, counted in elements, so
+that the norm sees all gradients as one vector and the update sees one vector per group. The padding between tensors
+is zero from the start and stays zero: its gradient is zero, and an update of zeros by a zero gradient is zero.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 from tcomp.dsl.ast import DType, Module
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.recipes import kept
 from tcomp.model.graph import Graph, Parameter, Tensor
-from tcomp.model.placement import aligned
+from tcomp.model.placement import ALIGNMENT
 
 
 @dataclass(frozen=True)
 class FlatGroup:
-    """A parameter group: where it starts and how long it is, in elements of the flat vector."""
+    """A parameter group: where it starts and how long it is, in elements of the flat vectors."""
 
     name: str
-    dtype: DType
     start: int
     elements: int
     parameters: tuple[Parameter, ...]
@@ -29,16 +29,13 @@ class FlatGroup:
 
 @dataclass(frozen=True)
 class FlatLayout:
-    """`offsets` are bytes from the start of the region: of each parameter, by its name."""
+    """`offsets` are elements from the start of a flat vector: of each parameter, by its name. `dtype` is that of the
+    parameters as the model reads them."""
 
     groups: tuple[FlatGroup, ...]
     offsets: dict[str, int]
-    bytes: int
+    elements: int
     dtype: DType
-
-    @property
-    def elements(self) -> int:
-        return self.bytes // self.dtype.bytes
 
 
 def flat_layout(graph: Graph, module: Module) -> FlatLayout:
@@ -47,6 +44,7 @@ def flat_layout(graph: Graph, module: Module) -> FlatLayout:
     declared = [g.name for g in optimizer.groups] if optimizer is not None else []
     used = _unique(p.decl.group for p in graph.parameters)
     dtype = graph.parameters[0].tensor.dtype if graph.parameters else DType.F32
+    unit = ALIGNMENT // dtype.bytes
     groups: list[FlatGroup] = []
     offsets: dict[str, int] = {}
     at = 0
@@ -62,15 +60,16 @@ def flat_layout(graph: Graph, module: Module) -> FlatLayout:
                     "all parameters of a model have one dtype",
                 )
             offsets[p.tensor.name] = at
-            at += aligned(p.tensor.bytes)
-        groups.append(FlatGroup(name, dtype, start // dtype.bytes, (at - start) // dtype.bytes, members))
+            at += -(-p.tensor.elements // unit) * unit
+        groups.append(FlatGroup(name, start, at - start, members))
     return FlatLayout(tuple(groups), offsets, at, dtype)
 
 
 def like_parameters(graph: Graph, prefix: str, kind: str) -> dict[Tensor, Tensor]:
-    """A tensor for each parameter: its gradient or a piece of optimizer state."""
+    """A tensor for each parameter, in f32 where that is narrower: its gradient, its master copy, a piece of optimizer
+    state."""
     return {
-        p.tensor: Tensor(f"{prefix}.{p.tensor.name}", p.tensor.dtype, p.tensor.shape, kind, p.tensor.name)
+        p.tensor: Tensor(f"{prefix}.{p.tensor.name}", kept(p.tensor.dtype), p.tensor.shape, kind, p.tensor.name)
         for p in graph.parameters
     }
 

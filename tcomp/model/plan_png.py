@@ -16,6 +16,7 @@ COLOURS = {
     "parameter": "#4e79a7",
     "gradient": "#f28e2b",
     "state": "#b07aa1",
+    "master": "#edc1d2",
     "input": "#59a14f",
     "scalar": "#9c755f",
     "activation": "#76b7b2",

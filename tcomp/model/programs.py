@@ -18,6 +18,7 @@ class Programs:
     graph: Graph
     layout: FlatLayout
     gradients: dict[Tensor, Tensor]
+    masters: dict[Tensor, Tensor]
     states: dict[str, dict[Tensor, Tensor]]
     step: Tensor
     seed: Tensor
@@ -25,21 +26,35 @@ class Programs:
     backward_next: tuple[Node, ...]
     update: Update | None
 
+    @property
+    def regions(self) -> dict[str, dict[Tensor, Tensor]]:
+        """The flat vectors by the names that the optimizer's op has for them, each as its parts: parameter -> tensor.
+        `p` is what the optimizer updates, `w` what the model reads where that is another copy."""
+        own = {q.tensor: q.tensor for q in self.graph.parameters}
+        regions = {"w": own, "p": self.masters} if self.masters else {"p": own}
+        if self.gradients:
+            regions["g"] = self.gradients
+        return regions | self.states
 
-def build_programs(graph: Graph, module: Module, training: bool = True, accumulation: int = 1) -> Programs:
-    """Differentiate a graph and build its update; nothing is lowered or placed."""
+
+def build_programs(
+    graph: Graph, module: Module, training: bool = True, accumulation: int = 1, variants: Variants | None = None
+) -> Programs:
+    """Differentiate a graph and build its update; nothing is lowered or placed. `variants` are derived ops that an
+    earlier call for the same module has left."""
     layout = flat_layout(graph, module)
     step = Tensor("step", DType.I32, (), "scalar", "executor")
-    seed = Tensor("loss_gradient", graph.loss.tensor.dtype, (), "scalar", "executor")
+    seed = Tensor("loss_gradient", graph.loss.tensor.dtype if graph.loss else DType.F32, (), "scalar", "executor")
     optimizer = graph.model.optimizer
     if not training:
-        return Programs(graph, layout, {}, {}, step, seed, (), (), None)
-    variants = Variants(module)
+        return Programs(graph, layout, {}, {}, {}, step, seed, (), (), None)
+    variants = variants or Variants(module)
     gradients = like_parameters(graph, "grad", "gradient")
     backward = differentiate(graph, variants, gradients, seed)
     later = differentiate(graph, variants, gradients, seed, accumulate=True) if accumulation > 1 else ()
     if optimizer is None:
-        return Programs(graph, layout, gradients, {}, step, seed, backward, later, None)
+        return Programs(graph, layout, gradients, {}, {}, step, seed, backward, later, None)
     update = build_update(graph, module, layout, step)
+    masters = like_parameters(graph, "master", "master") if graph.recipe.master else {}
     states = {n: like_parameters(graph, f"state.{n}", "state") for n in state_names(module.ops[optimizer.op])}
-    return Programs(graph, layout, gradients, states, step, seed, backward, later, update)
+    return Programs(graph, layout, gradients, masters, states, step, seed, backward, later, update)

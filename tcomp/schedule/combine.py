@@ -3,7 +3,8 @@
 combine s over i by partials   each block leaves a partial sum, a second phase adds them in a fixed order
 combine E over t by sorted     each block owns some rows of a scatter's target and walks t in order
 combine E over t by atomic     blocks add to the target at the same time; refused where runs must repeat
-(nothing said, sum over tiles) on a GPU the sum is collected in a private tile and written once
+(nothing said, sum over tiles) on a GPU, and wherever the output is stored narrower than f32, the sum is collected in
+                               a private f32 tile and written once
 """
 
 from __future__ import annotations
@@ -67,21 +68,25 @@ class Combining:
                 leaves += self._partials(plan, leaf, joined[0].over, joined[0].by, joined[0].span, len(leaves))
             else:
                 leaves.append(leaf)
-        if self.family.private_sums:
-            leaves = sink_copies([x for leaf in leaves for x in self._private(plan, leaf)])
+        leaves = sink_copies([x for leaf in leaves for x in self._private(plan, leaf)])
         return leaves, plan
 
     def _private(self, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
         """`Y[m, n] = sum k: ...` with k tiled inside m and n --> `Y.sum[m, n] = sum k: ...; Y[m, n] = Y.sum[m, n]`:
-        the sum stays in registers, in f32, until it is complete."""
+        the sum stays in registers, in f32, until it is complete. On a CPU k may also be tiled outside m or n: the
+        private tile then spans their loops."""
         eq, value = leaf.equation, leaf.equation.value
         name = eq.target.name
+        narrow = self.dtypes[name].bytes < 4
+        if not narrow and not self.family.private_sums:
+            return [leaf]
         if name in self.temporaries or not isinstance(value, Reduction) or value.reducer not in IDENTITY:
             return [leaf]
         inside = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain and not t.parallel]
         tiled = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain]
         bare = all(isinstance(s, Name | Num) for s in eq.target.subscripts)
-        if not any(inside) or tiled != sorted(tiled) or not bare or leaf.gathered or leaf.partial_over is not None:
+        in_order = tiled == sorted(tiled) or not self.family.private_sums
+        if not any(inside) or not in_order or not bare or leaf.gathered or leaf.partial_over is not None:
             return [leaf]
         own = f"{name}.sum{leaf.number}"
         subs = tuple(Name(i) for i in leaf.parallel)

@@ -30,11 +30,12 @@ from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
 from tcomp.monoid import RescaledSum, rescaled_sum
 from tcomp.schedule.bounds import Env, Range, conjuncts, guarding, limits, tile_stop, zero_outside
-from tcomp.schedule.fold import fold, sub
+from tcomp.schedule.fold import by_exp2, fold, sub
 from tcomp.schedule.nest import Leaf, LoopNode, Node
 from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.stager import Stager
 from tcomp.schedule.storage import Storage, reduction_loops
+from tcomp.schedule.threads import leaf_uses
 from tcomp.schedule.tiling import RegisterTile, Tiler, last_value
 
 LOWEST: dict[str, Expr] = {"max": Num(-3.0e38), "min": Num(3.0e38)}
@@ -49,6 +50,7 @@ class Emitter:
         self,
         plan: KernelPlan,
         extents: dict[str, int],
+        room: Mapping[str, int],
         chunk: dict[str, int],
         granule: dict[str, int],
         storage: dict[str, Storage],
@@ -60,6 +62,7 @@ class Emitter:
         stager: Callable[[Emitter], Stager],
     ) -> None:
         self.plan, self.extents, self.chunk, self.granule = plan, extents, chunk, granule
+        self.room = room
         self.storage, self.dtypes, self.monoids, self.definitions = storage, dtypes, monoids, definitions
         self.tiler, self.text = tiler, text
         self.tiles: dict[str, Buffer] = {s.buffer.name: s.buffer for s in storage.values()}
@@ -129,8 +132,7 @@ class Emitter:
     def range(self, index: str, env: Env) -> Range:
         if index in env:
             return env[index]
-        n = self.extents[index]
-        return Range(Num(0), Num(n), n)
+        return Range(Num(0), Num(self.extents[index]), self.room[index])
 
     def axes_of(self, target: Access) -> tuple[str, ...]:
         """Indices a target's subscripts use, in order."""
@@ -152,7 +154,7 @@ class Emitter:
                 self.compute(
                     leaf,
                     write,
-                    value,
+                    by_exp2(value) if self.rounded(write.tensor) else value,
                     leaf.parallel,
                     (),
                     env,
@@ -231,6 +233,8 @@ class Emitter:
             out.append(self.compute(leaf, factor, form.weight(key_write, best), rows, (), env))
             out.append(self.compute(leaf, key_write, best, rows, (), env))
         weight: Expr = form.weight(value.key, best)
+        if self.rounded("weight"):
+            weight = by_exp2(weight)
         if value.guard is not None:
             weight = Call("select", (value.guard, weight, Num(0.0)))
         if len(field_writes) > 1 or any(set(self.axes_of(w)) - set(rows) for w in field_writes):
@@ -242,7 +246,9 @@ class Emitter:
             axes = self.axes_of(w)
             if tiled:
                 out.append(self.compute(leaf, w, fold(Binary("*", w, factor)), axes, (), env))
-            product = weight if v in (Num(1), Num(1.0)) else Binary("*", weight, v)
+            cast = self.plan.casts.get(f"{w.tensor}.weight")
+            factor_of = Call(cast.value, (weight,)) if cast is not None else weight
+            product = weight if v in (Num(1), Num(1.0)) else Binary("*", factor_of, v)
             out.append(self.compute(leaf, w, product, axes, leaf.reduced, env, "sum", accumulate=tiled))
         return out
 
@@ -301,7 +307,8 @@ class Emitter:
             axes.append(Axis(i, r.start, r.stop, r.block, tile.unroll[i], lanes, tile.spreads.get(i)))
         done = frozenset(a.name for a in axes)
         kept = frozenset(reduced) & done
-        value = self.operands(leaf, value)
+        value = self.operands(leaf, self.casts((target.tensor, *leaf.sums_for), value))
+        use = leaf_uses(self.plan, leaf, target) if reducer == "sum" and reduced else None
         out = Compute(
             self.access(target, env),
             self.point(value, env),
@@ -312,9 +319,22 @@ class Emitter:
             None if guard is None else self.point(guard, env),
             not leaf.gathered,
             leaf.atomic,
+            use.instruction if use is not None else "",
             leaf.equation.span,
         )
         return out
+
+    def rounded(self, tensor: str) -> bool:
+        """Does the schedule hold the tensor in 16 bits or less, or read it so somewhere?"""
+        return any(d.bytes < 4 for what, d in self.plan.casts.items() if what.rpartition(".")[2] == tensor)
+
+    def casts(self, targets: tuple[str, ...], e: Expr) -> Expr:
+        """The expression with the reads rounded that the schedule casts in the equation of these targets."""
+        if isinstance(e, Access):
+            dtype = next((d for t in targets if (d := self.plan.casts.get(f"{t}.{e.tensor}")) is not None), None)
+            return e if dtype is None else Call(dtype.value, (e,), e.span)
+        kids = children(e)
+        return rebuild(e, tuple(self.casts(targets, k) for k in kids)) if kids else e
 
     def operands(self, leaf: Leaf, e: Expr) -> Expr:
         """Replace staged accesses by their packed tiles."""

@@ -2,6 +2,7 @@
 
     m -> grid.y(128) / warp.y(64) / lane.y(8) / vec(4)     a block takes 128 rows; of these each warp 64, each lane 8
     k -> pipe(16, 3) / vec(4)                              16 at a time, three tiles in flight; read 4 at a time
+    m -> grid.y(128) / warpgroup(64) / mma                 each warpgroup 64 rows, by matrix instructions
 
 The number in brackets is the tile handed inward. Lanes along x are those that lanes along y leave over.
 """
@@ -16,8 +17,12 @@ from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.cpu_levels import add_tile
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LoopMap, ResolvedLevel, TileLevel, WarpLevel
 
-ORDER = ("grid", "seq", "pipe", "warp", "lane", "unroll", "vec")
+ORDER = ("grid", "seq", "pipe", "warpgroup", "warp", "lane", "mma", "unroll", "vec")
 MAX_WARPS = 32
+GROUP_ROWS = 64
+"""rows of a warpgroup's matrix instructions"""
+LANES_Y = 8
+"""lanes along rows where matrix instructions say how a warp is divided"""
 
 
 class GpuLevels:
@@ -39,7 +44,7 @@ class GpuLevels:
         tiles: list[TileLevel] = []
         warp: WarpLevel | None = None
         lane: LaneLevel | None = None
-        grain, before = 1, ""
+        grain, before, mma = 1, "", False
         for level in levels:
             kind, _, place = level.kind.partition(".")
             if kind not in ORDER:
@@ -63,6 +68,17 @@ class GpuLevels:
                 add_tile(tiles, TileLevel(name, len(tiles), kind, args[0], level.span, stages, place))
             elif kind == "warp":
                 warp = WarpLevel(place or "x", args[0], args[1] if len(args) == 2 else MAX_WARPS)
+            elif kind == "warpgroup":
+                if args[0] != GROUP_ROWS:
+                    raise LevelError(
+                        f"warpgroup({args[0]}): a warpgroup takes {GROUP_ROWS} rows at a time, 16 for each warp",
+                        level.span,
+                        f"write warpgroup({GROUP_ROWS}); what is left over its warpgroups take in turns",
+                    )
+                groups = args[1] if len(args) == 2 else MAX_WARPS // 4
+                warp = WarpLevel("y", GROUP_ROWS // 4, 4 * groups, True)
+            elif kind == "mma":
+                mma = True
             elif kind == "lane":
                 lane = LaneLevel(place or "x", args[0] if args else 0)
                 if (lane.place == "y") != bool(lane.tile):
@@ -79,7 +95,25 @@ class GpuLevels:
                         level.span,
                         "write vec(4): 128 bits of f32",
                     )
-        return LoopMap(name, tuple(tiles), warp=warp, lane=lane, grain=grain, span=span)
+        if mma and (lane is not None or grain > 1 or (warp is not None and warp.tile % 16)):
+            raise LevelError(
+                f"loop '{name}' ends in mma, which shares a warp's tile of multiples of 16 out among its lanes",
+                span,
+                "leave out lane and vec, and give each warp a multiple of 16",
+            )
+        return LoopMap(name, tuple(tiles), warp=warp, lane=lane, grain=grain, mma=mma, span=span)
+
+
+def padded_extents(plan: KernelPlan, extents: Mapping[str, int], itemsize: int) -> dict[str, int]:
+    """Extents for the sizes of tiles: loops that end in mma have room for whole instructions (32 bytes of k, 16 rows
+    or columns, a warpgroup's rows)."""
+    out = dict(extents)
+    for m in (*plan.loops.values(), *plan.special.values()):
+        if m.mma:
+            unit = max(16, 32 // itemsize, m.warp.tile if m.warp is not None else 1)
+            unit = max(unit, GROUP_ROWS) if m.warp is not None and m.warp.group else unit
+            out[m.index] = max(out[m.index], -(-extents[m.index] // unit) * unit)
+    return out
 
 
 def _may_follow(before: str, kind: str) -> bool:
@@ -92,13 +126,16 @@ def _arguments(kind: str, level: ResolvedLevel) -> tuple[int, ...]:
         "grid": (1, 1, "grid(64)"),
         "seq": (0, 1, "seq(64)"),
         "pipe": (1, 2, "pipe(64, 3)"),
+        "warpgroup": (1, 2, "warpgroup(64)"),
         "warp": (1, 2, "warp(32)"),
+        "mma": (0, 0, "mma"),
         "lane": (0, 1, "lane.y(8)"),
         "unroll": (1, 1, "unroll(4)"),
         "vec": (0, 1, "vec(4)"),
     }[kind]
     if not least <= len(level.args) <= most:
         takes = "one number" if least == most == 1 else "a number" if most == 1 else "one or two numbers"
+        takes = "no number" if most == 0 else takes
         raise LevelError(f"{level.kind} takes {takes}", level.span, f"write {example}")
     return level.args
 
@@ -109,6 +146,15 @@ def thread_shape(plan: KernelPlan, extents: Mapping[str, int]) -> ThreadShape:
     inner = {m.index: inner_block(plan, m.index, extents) for m in loops}
     wanted = {m.index: _power(-(-_warp_part(m, inner) // m.lane.tile)) for m in loops if m.lane and m.lane.tile}
     lanes_y = max([1, *wanted.values()])
+    if any(m.mma for m in loops):
+        for m in loops:
+            if wanted.get(m.index, LANES_Y) > LANES_Y:
+                raise LevelError(
+                    f"loop '{m.index}' asks for {wanted[m.index]} lanes along y; with mma a warp has {LANES_Y}",
+                    m.span,
+                    "give each lane more values",
+                )
+        lanes_y = LANES_Y
     if lanes_y > 32:
         m = next(m for m in loops if wanted.get(m.index) == lanes_y)
         raise LevelError(
@@ -119,7 +165,8 @@ def thread_shape(plan: KernelPlan, extents: Mapping[str, int]) -> ThreadShape:
     warps = {"x": 1, "y": 1}
     for m in loops:
         if m.warp is not None:
-            count = min(m.warp.limit, -(-inner[m.index] // m.warp.tile))
+            unit = 4 if m.warp.group else 1
+            count = min(m.warp.limit, -(-inner[m.index] // (m.warp.tile * unit)) * unit)
             warps[m.warp.place] = max(warps[m.warp.place], count)
     if warps["x"] * warps["y"] > MAX_WARPS:
         m = next(m for m in loops if m.warp is not None)

@@ -22,9 +22,9 @@ from tcomp.dsl.ast import (
 from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.load import schedule_for
 from tcomp.dsl.storage import bound
 from tcomp.ir.tile import Buffer, Kernel, Scope, Statement, ThreadShape
+from tcomp.schedule.choose import choose_schedule, storage_of
 from tcomp.schedule.combine import Combining
 from tcomp.schedule.emit import Emitter, once
 from tcomp.schedule.family import Machine, family_for
@@ -32,8 +32,8 @@ from tcomp.schedule.fill import needs_zero, zero
 from tcomp.schedule.inplace import inplace_pairs
 from tcomp.schedule.legality import check_core_loops, check_fuse, check_nesting
 from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build
-from tcomp.schedule.normal import normalise
-from tcomp.schedule.resolve import KernelPlan, Resolver
+from tcomp.schedule.normal import normalise, part_of
+from tcomp.schedule.resolve import KernelPlan, Resolver, casts_in
 from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages
 from tcomp.schedule.storage import Storage, definition_path, place
@@ -80,20 +80,21 @@ class _Lowering:
     ) -> None:
         self.deterministic = deterministic
         self.op, self.module, self.dims, self.threads = op, module, dims, threads
-        narrowest = min((o.dtype.bytes for o in op.operands if o.shape and o.dtype.is_float), default=4)
-        self.family = family_for(machine, threads, narrowest)
+        storage = storage_of(op)
+        self.family = family_for(machine, threads, storage.bytes)
         self.info = infer(op, module)
         self.extents = {i: int(evaluate_dim(e, dims)) for i, e in self.info.ranges.items()}
         self.dtypes = {o.name: o.dtype for o in op.operands} | {t.name: t.dtype for t in self.info.temporaries.values()}
         self.shapes = {o.name: operand_shape(o, dims) for o in op.operands}
         for t in self.info.temporaries.values():
             self.shapes[t.name] = tuple(self.extents[i] for i in t.indices)
-        found = schedule or schedule_for(module, op.name, self.family.targets)
-        self.given = found is not None
         self.equations = normalise(op, module, dims)
+        found = schedule or choose_schedule(op, module, self.family.targets, self.equations, self.dtypes, self.shapes)
+        self.given = found is not None
         self.schedule = found or self.family.default(op, self.equations, self.extents)
         self.text = module.sources.get(self.schedule.span.file, "")
-        self.resolver = Resolver(op, self.extents, self.family.rules, self.text, chosen)
+        self.resolver = Resolver(op, self.extents, self.family.rules, self.text, chosen, storage)
+        self.dtypes |= {n: d for n, d in casts_in(self.schedule.shared, storage).items() if n in self.info.temporaries}
 
     def run(self) -> LoweredOp:
         temporaries = frozenset(self.info.temporaries)
@@ -105,10 +106,17 @@ class _Lowering:
         for part in parts:
             for n in sorted(part.names & temporaries):
                 workspaces[n] = Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND)
-            label = self.op.name if len(parts) == 1 else f"{self.op.name}.{'+'.join(sorted(part.names))}"
-            kernels.append(self._kernel(label, part.plan, part.equations, part.names, frozenset(workspaces)))
+            computed = sorted(part.names) if not part.plan.outputs else [
+                o for o in part.plan.outputs if o.partition(".")[0] in part.names
+            ]  # fmt: skip
+            label = self.op.name if len(parts) == 1 else f"{self.op.name}.{'+'.join(computed)}"
+            started = frozenset(n for k in kernels for n in k.writes)
+            kernels.append(self._kernel(label, part, frozenset(workspaces), started))
         made = {n for part in parts for n in part.names}
-        missing = sorted(outputs & defined - made)
+        done = {i for part in parts for i in part.positions}
+        missing = sorted(outputs & defined - made) or [
+            part_of(t) for i, eq in enumerate(self.equations) if i not in done for t in eq.targets if t.name in outputs
+        ]
         if missing:
             raise TcError(
                 f"no kernel of this schedule computes '{missing[0]}'",
@@ -149,11 +157,12 @@ class _Lowering:
     def _kernel(
         self,
         label: str,
-        plan: KernelPlan,
-        equations: tuple[Equation, ...],
-        names: frozenset[str],
+        part: Part,
         workspaces: frozenset[str],
+        started: frozenset[str],
     ) -> Kernel:
+        """One part as a kernel. `started` are the tensors that earlier kernels write (other parts of)."""
+        plan, equations, names = part.plan, part.equations, part.names
         combining = Combining(self.family, self.extents, self.dtypes, self.shapes, self.deterministic, self.text)
         leaves, plan = combining.leaves(plan, equations, frozenset(self.info.temporaries))
         operand_names = {o.name for o in self.op.operands} | workspaces
@@ -167,9 +176,11 @@ class _Lowering:
         check_fuse(leaves, plan, self.text)
         check_core_loops(roots, plan, self.text)
         check_nesting(roots, plan, self.text)
-        tiler, shape = self.family.prepare(plan, self.extents, self.text)
+        room = self.family.room(plan, self.extents)
+        tiler, shape = self.family.prepare(plan, room, self.text)
         chunk, granule = self._chunks(plan)
-        storage = self._storage(leaves, local, chunk)
+        dtypes = self._dtypes(plan, local)
+        storage = self._storage(leaves, local, chunk, room, dtypes)
         definitions: dict[str, Expr] = {
             x.equation.target.name: x.equation.value
             for x in leaves
@@ -178,11 +189,13 @@ class _Lowering:
             and sum(x.equation.target.name in y.written for y in leaves) == 1
         }
         emitter = Emitter(
-            plan, self.extents, chunk, granule, storage, self.dtypes, self.module.monoids, definitions,
+            plan, self.extents, room, chunk, granule, storage, dtypes, self.module.monoids, definitions,
             tiler, self.text, self.family.stager,
         )  # fmt: skip
         written = tuple(x.equation for x in leaves if not x.copies)
-        phases = self._fills(names, equations, written, shape) + self._phases(roots, emitter)
+        whole = self.equations if any("." in o for o in plan.outputs) else equations
+        phases = self._fills(names - started, whole, written, shape) + self._phases(roots, emitter)
+        tiles, phases = self.family.finish(emitter.tiles, phases, self.text if self.given else None)
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names
         writes = {t for x in leaves for t in x.written} & operand_names
         order = [o.name for o in self.op.operands] + sorted(workspaces)
@@ -190,7 +203,7 @@ class _Lowering:
         kernel = Kernel(
             label,
             operands,
-            tuple(self.family.finish(emitter.tiles, phases, self.text if self.given else None).values()),
+            tuple(tiles.values()),
             tuple(phases),
             frozenset(reads),
             frozenset(writes),
@@ -199,8 +212,10 @@ class _Lowering:
             self.op.name,
             shape,
             plan.span,
+            plan.flags.producer,
+            plan.flags.order,
         )
-        self.family.check(kernel, self.text)
+        self.family.check(kernel, plan, self.text)
         return kernel
 
     def _chunks(self, plan: KernelPlan) -> tuple[dict[str, int], dict[str, int]]:
@@ -216,7 +231,29 @@ class _Lowering:
                 chunk[t.index] = min(n, math.ceil(granules / self.threads) * g)
         return chunk, granule
 
-    def _storage(self, leaves: list[Leaf], local: set[str], chunk: dict[str, int]) -> dict[str, Storage]:
+    def _dtypes(self, plan: KernelPlan, local: set[str]) -> dict[str, DType]:
+        """Element types within one kernel: `cast p to bf16` holds the temporary p so."""
+        out = dict(self.dtypes)
+        for name, dtype in plan.casts.items():
+            if name in local:
+                out[name] = dtype
+            elif name in out and out[name] is not dtype:
+                raise TcError(
+                    f"'{name}' cannot be cast: it is not a temporary of this kernel",
+                    plan.span,
+                    self.text,
+                    f"round its reads in one equation instead: cast EQUATION.{name} to {dtype}",
+                )
+        return out
+
+    def _storage(
+        self,
+        leaves: list[Leaf],
+        local: set[str],
+        chunk: dict[str, int],
+        room: Mapping[str, int],
+        dtypes: Mapping[str, DType],
+    ) -> dict[str, Storage]:
         storage: dict[str, Storage] = {}
         for leaf in leaves:
             for target in leaf.equation.targets:
@@ -227,8 +264,8 @@ class _Lowering:
                     if other is not leaf and any(a.tensor == target.name for a in other.reads() + other.writes()):
                         uses.append(definition_path(other) if target.name in other.written else ancestors(other))
                 storage[target.name] = place(
-                    target.name, self.dtypes[target.name], target.subscripts, self.shapes[target.name],
-                    uses, self.extents, chunk,
+                    target.name, dtypes[target.name], target.subscripts, self.shapes[target.name],
+                    uses, room, chunk,
                 )  # fmt: skip
         return storage
 

@@ -6,7 +6,7 @@ parameters take their chosen values (a lockfile's or a tuner's) or their default
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from tcomp.dsl.ast import (
     Cast,
     Combine,
     Directive,
+    DType,
     Expr,
     Flag,
     Fuse,
@@ -32,6 +33,7 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
+from tcomp.schedule.launch_flags import FLAGS, LaunchFlags, launch_flags
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,12 @@ class TileLevel:
 
 @dataclass(frozen=True)
 class WarpLevel:
-    """`warp.y(64, 4)`: tiles of 64 for each warp along y, at most 4 warps."""
+    """`warp.y(64, 4)`: tiles of 64 for each warp along y, at most 4 warps. With `group`, warps come in fours."""
 
     place: str
     tile: int
     limit: int
+    group: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class LaneLevel:
 @dataclass(frozen=True)
 class LoopMap:
     """How one index is mapped: its tile levels, then its register tile (unroll x vector lanes on a CPU; warps,
-    lanes and `grain` consecutive values per thread on a GPU)."""
+    lanes and `grain` consecutive values per thread on a GPU, or with `mma` as matrix instructions have it)."""
 
     index: str
     tiles: tuple[TileLevel, ...] = ()
@@ -87,6 +90,7 @@ class LoopMap:
     warp: WarpLevel | None = None
     lane: LaneLevel | None = None
     grain: int = 1
+    mma: bool = False
     span: Span = field(default_factory=lambda: Span("<default>", 0, 0, 0, 0))
 
 
@@ -106,6 +110,11 @@ class KernelPlan:
     """(index, target) -> the mapping of `index of target -> ...`"""
     values: dict[str, int | float]
     span: Span
+    uses: dict[str, Use] = field(default_factory=dict)
+    """equation -> the instruction it is computed with"""
+    casts: dict[str, DType] = field(default_factory=dict)
+    """tensor, or equation.tensor for its reads in one equation -> the type it is held in (rounded to)"""
+    flags: LaunchFlags = LaunchFlags()
 
 
 class LevelRules(Protocol):
@@ -145,10 +154,12 @@ class Resolver:
         rules: LevelRules,
         text: str,
         chosen: Mapping[str, int | float] | None = None,
+        storage: DType = DType.F32,
     ) -> None:
         self.op, self.extents, self.text, self.rules = op, extents, text, rules
         self.facts = rules.facts
         self.chosen = dict(chosen or {})
+        self.storage = storage
 
     def error(self, message: str, span: Span, hint: str = "", *notes: str) -> TcError:
         return TcError(message, span, self.text, hint, notes)
@@ -206,6 +217,9 @@ class Resolver:
             special,
             values,
             kernel.span if kernel.directives else schedule.span,
+            {n: d for d in directives if isinstance(d, Use) and d.instruction != "fma" for n in d.names},
+            casts_in(directives, self.storage),
+            launch_flags(directives, self.facts | values, self.text),
         )
 
     def _tuned(self, directives: tuple[Directive, ...], outputs: tuple[str, ...]) -> dict[str, int | float]:
@@ -256,10 +270,9 @@ class Resolver:
 
     def _refuse(self, d: Directive) -> None:
         """Directives of the language that no lowering exists for yet must not be ignored."""
-        name = d.name if isinstance(d, Flag) else type(d).__name__.lower()
-        if (isinstance(d, Flag) and d.name != "inline") or isinstance(d, Use | Cast):
+        if isinstance(d, Flag) and d.name not in ("inline", *FLAGS):
             raise self.error(
-                f"`{name}` cannot be lowered yet",
+                f"`{d.name}` cannot be lowered yet",
                 d.span,
                 "remove the line: contractions run on FMA units, untransformed",
             )
@@ -291,6 +304,11 @@ class Resolver:
                 f"give both a size, e.g. {chunked[0].index} -> core(1)",
             )
         return tuple(core + sequence)
+
+
+def casts_in(directives: Iterable[Directive], storage: DType) -> dict[str, DType]:
+    """What `cast` lines say, by tensor or EQUATION.TENSOR; `real` is `storage`, that of the op's narrowest tensors."""
+    return {d.what: storage if d.dtype is DType.REAL else d.dtype for d in directives if isinstance(d, Cast)}
 
 
 def level_number(value: Expr) -> int | None:

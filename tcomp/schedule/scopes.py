@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Expr, Name, Span, names_in, walk
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import SERIAL, Axis, Buffer, Compute, Fragment, Loop, Scope, Spread, Statement
+from tcomp.instructions.matching import ACROSS
+from tcomp.ir.tile import Axis, Buffer, Compute, Fragment, Loop, Scope, Spread, Statement
 from tcomp.schedule.fold import sub
 from tcomp.schedule.staging_gpu import padded
 
@@ -46,7 +47,7 @@ def assign_scopes(
             for access in _accesses(c):
                 tile = tiles.get(access.tensor)
                 if tile is not None and tile.scope is Scope.SCRATCH:
-                    uses.setdefault(tile.name, []).append(_spreads(access, axes, tile))
+                    uses.setdefault(tile.name, []).append(_spreads(access, _walked(c, access, axes), tile))
                     spans.setdefault(tile.name, c.span)
     out: dict[str, Buffer] = {}
     for name, tile in tiles.items():
@@ -72,6 +73,17 @@ def assign_scopes(
     return out
 
 
+def _walked(c: Compute, access: Access, axes: Mapping[str, Axis]) -> Mapping[str, Axis]:
+    """The axes as an access walks them: a matrix instruction's left operand may be in registers, its k shared out as
+    an accumulator's columns are; its right operand may not."""
+    if not c.instruction or access is c.target:
+        return axes
+    names = {n for s in access.subscripts for n in names_in(s)}
+    rows = {a.name for a in c.axes if a.spread is not None and a.spread.lane == "y" and a.name not in c.reduced}
+    spread = ACROSS if names & rows else None
+    return {n: replace(a, spread=spread) if n in c.reduced else a for n, a in axes.items()}
+
+
 def _accesses(c: Compute) -> Iterator[Access]:
     yield c.target
     exprs: list[Expr] = [c.value, *c.target.subscripts, *([c.guard] if c.guard is not None else [])]
@@ -88,7 +100,9 @@ def _spreads(access: Access, axes: Mapping[str, Axis], tile: Buffer) -> tuple[Sp
         axis = next((a for n in sorted(names_in(s)) if (a := axes.get(n)) is not None), None)
         if axis is None or axis.block != size or s != sub(Name(axis.name), axis.start):
             return None
-        found.append(axis.spread or SERIAL)
+        if axis.spread is None:
+            return None
+        found.append(axis.spread)
     return tuple(found) if len(set(access.subscripts)) == len(found) else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tcomp.dsl.ast import Access, Expr, Name, Num, Reduction, Stage, names_in
+from tcomp.dsl.ast import Access, DType, Expr, Name, Num, Reduction, Stage, names_in
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Pack, Panels, Scope, Statement
 from tcomp.schedule.bounds import Env
@@ -54,6 +54,11 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                     text,
                     "leave it out of this line",
                 )
+
+
+def computed(dtype: DType) -> DType:
+    """What a packed tile holds: narrow reals are widened once, when packed, and not at every use."""
+    return DType.F32 if dtype.is_float and dtype.bytes < 4 else dtype
 
 
 class Staging:
@@ -135,8 +140,8 @@ class Staging:
                 )
             origins.append(None)
         name = f"{a.tensor}.packed{len(self.emitter.tiles)}"
-        dtype = self.emitter.dtypes[a.tensor]
+        dtype = computed(self.emitter.dtypes[a.tensor])
         self.emitter.tiles[name] = Buffer(name, dtype, tuple(dims), Scope.SCRATCH, Panels(panel, width))
         source = self.emitter.point(a, env)
         assert isinstance(source, Access)
-        return (name, tuple(origins)), Pack(name, tuple(axes), source, span=stage.span)
+        return (name, tuple(origins)), Pack(name, tuple(axes), source, stage.by or "copy", stage.span)

@@ -5,6 +5,7 @@ loops m(512), n(192) around acc[m, n] and its only reader  -->  acc: a 512 x 192
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tcomp.dsl.ast import DType, Expr, Name, Num
@@ -49,7 +50,7 @@ def common_path(paths: list[list[LoopNode]]) -> list[LoopNode]:
     return shared
 
 
-def blocks(path: list[LoopNode], extents: dict[str, int], chunk: dict[str, int]) -> dict[str, tuple[Expr, int]]:
+def blocks(path: list[LoopNode], extents: Mapping[str, int], chunk: dict[str, int]) -> dict[str, tuple[Expr, int]]:
     """Innermost tile start and size per index along a path; whole indices are absent."""
     out: dict[str, tuple[Expr, int]] = {}
     for node in path:
@@ -67,12 +68,13 @@ def place(
     axes: tuple[Expr, ...],
     shape: tuple[int, ...],
     uses: list[list[LoopNode]],
-    extents: dict[str, int],
+    room: Mapping[str, int],
     chunk: dict[str, int],
 ) -> Storage:
-    """The buffer of one temporary, given the loop path of each of its uses."""
+    """The buffer of one temporary, given the loop path of each of its uses. `room` are the extents that tiles of each
+    index have room for."""
     path = common_path(uses)
-    inside = blocks(path, extents, chunk)
+    inside = blocks(path, room, chunk)
     dims: list[int] = []
     origins: list[Expr | None] = []
     for axis, full in zip(axes, shape, strict=True):
@@ -85,6 +87,6 @@ def place(
             dims.append(size)
         else:
             origins.append(Num(0))
-            dims.append(full)
+            dims.append(max(full, room.get(axis.id, 0)) if isinstance(axis, Name) else full)
     scope = Scope.SCRATCH if any(n.level.parallel for n in path) else Scope.TEAM
     return Storage(Buffer(name, dtype, tuple(dims), scope), tuple(origins))

@@ -7,13 +7,16 @@ dimension taken uses the other one if that is free, and is otherwise walked by e
     qk[q, k] = sum d    q: lane.y, k: lane.x                      k claims x, q claims y
     m[q] = max k        q claims y; k, reduced, claims x          partial maxima are joined by shuffles
     o[q, e] = sum k     e: lane.x claims x, q y; k is sequential  each thread reads its row of weights
+
+Loops that end in mma are shared out as accumulators of matrix instructions are: rows over 8 lanes along y, columns in
+pairs over 4 lanes along x. They prefer the dimension of their warps (warpgroups are along y), else x.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tcomp.dsl.ast import Access, Expr, names_in
+from tcomp.dsl.ast import Access, Expr, Use, names_in
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import SERIAL, Spread, ThreadShape
 from tcomp.schedule.nest import Leaf
@@ -48,10 +51,16 @@ class GpuTiler:
                 spreads[index] = SERIAL
                 continue
             self._check_scatter(leaf, index, m, target)
-            lane = _claim(free_lanes, m.lane.place if m.lane is not None else "", index in reduced)
+            if m.mma and index in reduced and leaf_uses(self.plan, leaf, target):
+                spreads[index] = SERIAL
+                continue
+            wanted = m.lane.place if m.lane is not None else ""
+            if m.mma:
+                wanted = m.warp.place if m.warp is not None else "x"
+            lane = _claim(free_lanes, wanted, index in reduced)
             warp = _claim(free_warps, m.warp.place if m.warp is not None else "", index in reduced)
             spreads[index] = Spread(
-                m.grain,
+                (2 if lane == "x" else 1) if m.mma else m.grain,
                 lane,
                 self.lanes[lane] if lane else 1,
                 warp,
@@ -61,7 +70,7 @@ class GpuTiler:
         return RegisterTile(None, 1, dict.fromkeys(spreads, 1), spreads)
 
     def _check_scatter(self, leaf: Leaf, index: str, m: LoopMap, target: Access) -> None:
-        if index in leaf.gathered and not leaf.atomic and (m.lane is not None or m.warp is not None):
+        if index in leaf.gathered and not leaf.atomic and (m.lane is not None or m.warp is not None or m.mma):
             raise TcError(
                 f"loop '{index}' is divided among threads, but '{target.tensor}' is scattered over it",
                 m.span,
@@ -69,6 +78,12 @@ class GpuTiler:
                 f"divide a loop that stands bare on the left instead, and map '{index}' to seq",
                 (f"two threads both update {target.tensor} where the gathered values are equal",),
             )
+
+
+def leaf_uses(plan: KernelPlan, leaf: Leaf, target: Access) -> Use | None:
+    """The `use` line that holds for this equation's reduction into `target`."""
+    names = (target.tensor, *leaf.sums_for)
+    return next((plan.uses[n] for n in names if n in plan.uses), None)
 
 
 def _by_contiguity(target: Access, parallel: tuple[str, ...]) -> list[str]:

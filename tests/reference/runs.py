@@ -40,13 +40,13 @@ class Run:
 @contextmanager
 def built(
     model: str, dims: Mapping[str, Number], B: int, T: int, accumulation: int, threads: int, cache: Path,
-    programs: tuple[str, ...] = ("train",),
+    precision: str = "f32", keep_logits: bool = False,
 ) -> Iterator[tuple[Step, CpuExecutor]]:  # fmt: skip
     """models/MODEL.tc built for these sizes, its kernels loaded and its team of threads waiting."""
     machine = detect()
     step = build_step(
-        load(MODELS / f"{model}.tc"), model, "tiny", {"B": B, "T": T}, overrides=dims, accumulation=accumulation,
-        machine=machine, threads=threads, programs=programs, keep_logits=True,
+        load(MODELS / f"{model}.tc"), model, "tiny", {"B": B, "T": T}, overrides=dims, precision=precision,
+        accumulation=accumulation, machine=machine, threads=threads, keep_logits=keep_logits,
     )  # fmt: skip
     executor = CpuExecutor(step, machine, threads, cache)
     try:
@@ -60,7 +60,8 @@ def train(
 ) -> Run:
     """The same steps as reference.train_steps, by the native programs."""
     for parameter in step.parameters:
-        executor.array(parameter.slot)[...] = params[parameter.slot].numpy()
+        for slot in filter(None, (parameter.slot, parameter.master)):
+            executor.write(slot, params[parameter.slot].numpy())
     for name, value in step.scalars.items():
         executor.write(name, value)
     for name in step.hyper:
@@ -82,7 +83,7 @@ def train(
         executor.run("update")
         run.norms.append(float(executor.array("norm")))
         run.lrs.append(float(executor.array("lr")))
-    run.params = {p.slot: np.array(executor.array(p.slot)) for p in step.parameters}
+    run.params = {p.slot: np.array(executor.array(p.master or p.slot)) for p in step.parameters}
     return run
 
 

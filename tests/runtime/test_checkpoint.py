@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tcomp.errors import UserError
-from tcomp.runtime import checkpoint
+from tcomp.runtime import checkpoint, safetensors_file
 from tcomp.runtime.checkpoint import Manifest, Stored, check_same_model, newest, save, verify
 
 ARRAYS = {
@@ -152,11 +152,11 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 def test_another_models_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, manifest(1), TENSORS)
     found = newest(tmp_path, no_warning)
-    check_same_model(found, "gpt2", "tiny", {"L": 1})
+    check_same_model(found, "gpt2", "tiny", {"L": 1}, "f32")
     with pytest.raises(UserError, match="a checkpoint of gpt2 tiny, not of llama 1B"):
-        check_same_model(found, "llama", "1B", {})
+        check_same_model(found, "llama", "1B", {}, "f32")
     with pytest.raises(UserError, match="made with L = 1, this model has 4"):
-        check_same_model(found, "gpt2", "tiny", {"L": 4})
+        check_same_model(found, "gpt2", "tiny", {"L": 4}, "f32")
     with pytest.raises(UserError, match="'w' is F32\\[3, 4\\], the model has F32\\[2, 2\\]"):
         found.load({"w": stored(np.zeros((2, 2), np.float32))}, ignore)
     with pytest.raises(UserError, match="no tensor 'other'"):
@@ -188,7 +188,8 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyte
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return int(self.inner.write(data))
 
-    monkeypatch.setattr(checkpoint, "open", lambda *a: Full(real_open(*a)), raising=False)
+    for module in (checkpoint, safetensors_file):
+        monkeypatch.setattr(module, "open", lambda *a: Full(real_open(*a)), raising=False)
     with pytest.raises(UserError, match="No space left on device; step-000001 is kept") as e:
         save(tmp_path, manifest(2), TENSORS, keep=1)
     assert "tcomp train --resume" in e.value.hint

@@ -102,7 +102,7 @@ def test_an_update_on_flat_vectors_is_that_of_torch(gpt2: Module) -> None:
     for name, flat in flats.items():
         memory.write(flat.whole(), np.zeros(flat.elements))
         for parameter in p.gradients:
-            at = p.layout.offsets[parameter.name] // p.layout.dtype.bytes
+            at = p.layout.offsets[parameter.name]
             source = parameter if name == "p" else p.gradients[parameter]
             if name in ("p", "g"):
                 memory.flat[flat][at : at + parameter.elements] = memory.read(source.whole()).reshape(-1)
@@ -114,7 +114,7 @@ def test_an_update_on_flat_vectors_is_that_of_torch(gpt2: Module) -> None:
     assert float(memory.read(p.update.results["norm"].whole())) == pytest.approx(want.norms[0], rel=1e-10)
     used = np.zeros(p.layout.elements, bool)
     for parameter in p.gradients:
-        at = p.layout.offsets[parameter.name] // p.layout.dtype.bytes
+        at = p.layout.offsets[parameter.name]
         got = memory.flat[flats["p"]][at : at + parameter.elements].reshape(parameter.shape)
         assert distance(got, want.params[parameter.name]) < 1e-10, parameter.name
         used[at : at + parameter.elements] = True

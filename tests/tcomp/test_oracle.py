@@ -110,6 +110,7 @@ def test_adamw_changes_its_inout_operands_as_torch_does(gpt2: Module) -> None:
         p.grad = t(g)
         optimizer.step()
         state = evaluate(gpt2.ops["adamw"], gpt2, {**state, **fixed, "g": g, "step": step}, {"N": 7})
+    np.testing.assert_array_equal(state.pop("w"), state["p"])
     assert sorted(state) == ["m", "p", "v"]
     assert np.allclose(state["p"], p.detach().numpy(), rtol=1e-12)
 

@@ -9,8 +9,12 @@ from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter
 from tcomp.codegen.cpu.integers import affine_form, extent
 from tcomp.codegen.cpu.transpose import TransposedPack
+from tcomp.codegen.cpu.types import kind_of
 from tcomp.dsl.ast import Access, Binary, Expr, Name, Num
 from tcomp.ir.tile import Axis, Buffer, Compute, Pack, Panels
+
+COPIED_REGISTERS = 12
+"""How many registers a copy loads before it stores them."""
 
 
 def generate_pack(em: Emitter, scope: Scope, pack: Pack) -> None:
@@ -26,7 +30,7 @@ def generate_pack(em: Emitter, scope: Scope, pack: Pack) -> None:
         whole = isinstance(buffer.layout, Panels)
         TransposedPack(em, scope, pack, target, along, across, lanes).generate(whole)
     else:
-        copy = _vectorised(pack.axes, inner, _dividing(scope.lanes_f32, width))
+        copy = _copied(pack.axes, buffer, inner, _dividing(scope.lanes_f32, width))
         ComputeGenerator(em, scope, Compute(target, pack.source, copy, span=pack.span)).generate()
     fill_zeros(em, scope, buffer, _vectorised(pack.axes, inner, _dividing(scope.lanes_f32, width)), target)
 
@@ -64,6 +68,21 @@ def _vectorised(axes: tuple[Axis, ...], inner: int, lanes: int) -> tuple[Axis, .
     return tuple(replace(a, unroll=1, lanes=lanes if i == inner else 1) for i, a in enumerate(axes))
 
 
+def _copied(axes: tuple[Axis, ...], buffer: Buffer, inner: int, lanes: int) -> tuple[Axis, ...]:
+    """Register tiles of a copy: a few whole rows of one panel, which lie side by side in the tile.
+
+    Row after row, each write would go to another panel, and panels are often a multiple of 4096 bytes apart, which
+    puts them all on the same few cache sets.
+    """
+    if not isinstance(buffer.layout, Panels) or len(axes) < 2 or buffer.layout.width % lanes:
+        return _vectorised(axes, inner, lanes)
+    registers = buffer.layout.width // lanes
+    rows = max(i for i in range(len(axes)) if i != inner)
+    chosen = {inner: (registers, lanes), rows: (max(1, COPIED_REGISTERS // registers), 1)}
+    tiled = [replace(a, unroll=chosen.get(i, (1, 1))[0], lanes=chosen.get(i, (1, 1))[1]) for i, a in enumerate(axes)]
+    return (*(a for i, a in enumerate(tiled) if i != inner), tiled[inner])
+
+
 def _dividing(lanes: int, width: int) -> int:
     """The widest register that cuts a panel without remainder; the machine's own where none does."""
     fitting = lanes
@@ -98,7 +117,8 @@ def _uses(subscripts: tuple[Expr, ...], name: str) -> int:
 
 def _transposed_lanes(scope: Scope, buffer: Buffer, pack: Pack) -> int:
     """The side of the blocks to transpose; 0 where blocks do not fit the layout or the element types."""
-    if scope.buffers[pack.source.tensor].dtype is not buffer.dtype or buffer.dtype.bytes != 4:
+    source = scope.buffers[pack.source.tensor].dtype
+    if buffer.dtype.bytes != 4 or kind_of(source) != kind_of(buffer.dtype):
         return 0
     lanes = scope.lanes_f32
     if isinstance(buffer.layout, Panels):

@@ -15,13 +15,13 @@ from tcomp.codegen.cpu.types import I8
 from tcomp.codegen.nvptx.emitter import SHARED, finished_text
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import GpuKernel, LaunchShape
-from tcomp.codegen.nvptx.layout import ALIGNMENT, alignment_of, shared_layout, team_layout
-from tcomp.codegen.nvptx.phase import DYNAMIC, PhaseGenerator
+from tcomp.codegen.nvptx.layout import ALIGNMENT, alignment_of, shared_layout, statements_in, team_layout
+from tcomp.codegen.nvptx.phase import DYNAMIC, PhaseGenerator, threads_of
 from tcomp.codegen.nvptx.targets import target_named
 from tcomp.codegen.nvptx.tensor_copy import maps_of
 from tcomp.dsl.ast import DType
 from tcomp.errors import UserError
-from tcomp.ir.tile import Kernel
+from tcomp.ir.tile import Compute, Kernel
 from tcomp.machine.gpu import GpuMachine
 
 TRIPLE = "nvptx64-nvidia-cuda"
@@ -47,9 +47,10 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
     threads = kernel.threads
     if threads is None:
         raise Unsupported(f"kernel '{kernel.name}' was not lowered for a GPU: it has no block of threads", kernel.span)
-    if threads.threads > MAX_THREADS:
+    count = threads_of(kernel)
+    if count > MAX_THREADS:
         raise UserError(
-            f"{kernel.span}: kernel '{kernel.name}' has blocks of {threads.threads} threads; {MAX_THREADS} is the most",
+            f"{kernel.span}: kernel '{kernel.name}' has blocks of {count} threads; {MAX_THREADS} is the most",
             "divide loops among fewer warps",
         )
     module = ir.Module(name=kernel.name)
@@ -65,8 +66,8 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
             maps = maps_of(phase, buffers)
             if maps and machine.sm < 90:
                 raise Unsupported(f"{machine.target} has no tensor copies (tma)", kernel.span, "stage by cp.async")
-            blocks = PhaseGenerator(module, symbol, kernel, threads, layout, maps).generate(phase)
-            launches.append(LaunchShape(symbol, blocks, threads.threads, layout.bytes, maps))
+            blocks = PhaseGenerator(module, symbol, kernel, threads, layout, machine, maps).generate(phase)
+            launches.append(LaunchShape(symbol, blocks, count, layout.bytes, maps))
     except UserError:
         raise
     except NotImplementedError as e:
@@ -75,8 +76,10 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
 
 
 def _features(kernel: Kernel) -> set[str]:
-    fp8 = {DType.E4M3, DType.E5M2}
-    return {"fp8.convert"} if any(b.dtype in fp8 for b in kernel.operands + kernel.tiles) else set()
+    if not any(b.dtype in (DType.E4M3, DType.E5M2) for b in kernel.operands + kernel.tiles):
+        return set()
+    matrix = any(isinstance(s, Compute) and s.instruction for p in kernel.phases for s in statements_in(p))
+    return {"fp8.convert", "fp8.mma"} if matrix else {"fp8.convert"}
 
 
 @lru_cache(maxsize=1)

@@ -31,11 +31,14 @@ class GpuScope(CpuScope):
     """
 
     threads: ThreadShape = ThreadShape()
+    target: str = ""
     levels: dict[str, int] = field(default_factory=dict)
     fragments: dict[str, list[IrValue]] = field(default_factory=dict)
     constant: frozenset[str] = frozenset()
     bounded: frozenset[str] = frozenset()
     """register buffers whose elements are used within one range only: what lies past its end is never read"""
+    zeroed: frozenset[str] = frozenset()
+    """tiles that matrix instructions read whole: what lies past an axis's end must be 0 in them"""
     exchange: dict[int, IrValue] = field(default_factory=dict)
     """shared memory in which a Compute (by its number) joins results of several warps"""
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from llvmlite import ir
+
 from tcomp.codegen.cpu.expressions import Node
 from tcomp.codegen.cpu.types import F32, F64, VOID, IrValue
 from tcomp.codegen.nvptx import formats
@@ -99,7 +101,9 @@ class Writer:
     def _register(self, point: Point, value: IrValue, guard: Node | None) -> None:
         slot = self.evaluator.element(self.target, point)
         dtype = self.target.buffer.dtype
-        mask = None if self.target.buffer.name in self.domain.block.bounded else self.domain.mask(point)
+        block, name = self.domain.block, self.target.buffer.name
+        zeroed = self.domain.mask(point) if name in block.zeroed else None
+        mask = None if name in block.bounded or zeroed is not None else self.domain.mask(point)
         condition = None if guard is None else self.evaluator.value(guard, point)
         b = self.em.here()
         if mask is not None:
@@ -113,6 +117,8 @@ class Writer:
             value = formats.round_to(self.em, value, dtype)
         if condition is not None:
             value = b.select(condition, value, old)
+        if zeroed is not None:
+            value = b.select(zeroed, value, ir.Constant(value.type, 0))
         b.store(value, slot)
 
     # ------------------------------------------------------------------------------------------ memory

@@ -1,0 +1,116 @@
+"""A lockfile put to use: a lowering that gives each op instance the values chosen for it.
+
+What is stale (the op or its schedule changed, a value is no longer among the choices) is left out, and said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tcomp.autotune.instances import Instance, facts_of, machine_threads, op_hash, schedule_hash, schedule_of
+from tcomp.autotune.lockfile import Entry, Lock, entry_key, read_lock
+from tcomp.autotune.space import spaces_of
+from tcomp.dsl.ast import Module, Op
+from tcomp.dsl.errors import TcError
+from tcomp.errors import UserError
+from tcomp.schedule.family import Machine
+from tcomp.schedule.lower import LoweredOp, lower
+
+
+@dataclass
+class Applied:
+    """A lock for a module on a machine. `used` and `stale` fill while ops are lowered: entry -> reason."""
+
+    lock: Lock
+    module: Module
+    machine: Machine
+    threads: int
+    used: dict[str, Entry] = field(default_factory=dict)
+    stale: dict[str, str] = field(default_factory=dict)
+
+    def lower(self, op: Op, module: Module, dims: dict[str, int]) -> LoweredOp:
+        """`tcomp.schedule.lower.lower` with the lock's values."""
+        return lower(op, module, dims, self.machine, self.threads, self.values(Instance(op, dims)))
+
+    def values(self, instance: Instance) -> dict[str, int | float]:
+        """The values chosen for an instance; none where there is no entry, or a stale one."""
+        key = entry_key(instance.key, machine_threads(self.machine, self.threads))
+        entry = self.lock.entries.get(key)
+        if entry is None:
+            return {}
+        reason = staleness(entry, instance, self.module, self.machine, self.threads)
+        if reason:
+            self.stale[key] = reason
+            return {}
+        self.used[key] = entry
+        return dict(entry.values)
+
+    def warnings(self, path: Path) -> list[str]:
+        """What to tell the user: stale entries, and why."""
+        if not self.stale:
+            return []
+        lines = [f"{path}: {len(self.stale)} of {len(self.stale) + len(self.used)} entries in use here are stale:"]
+        lines += [f"  {key}: {reason}" for key, reason in sorted(self.stale.items())]
+        return [*lines, "  their ops get the schedules' own values; tune again with `tcomp tune`"]
+
+
+def staleness(entry: Entry, instance: Instance, module: Module, machine: Machine, threads: int) -> str:
+    """Why an entry no longer holds for an instance; empty when it does."""
+    if entry.op != op_hash(instance.op, module):
+        return "the op's text has changed"
+    schedule = schedule_of(instance.op, module, instance.dims, machine, threads)
+    if entry.schedule != schedule_hash(schedule):
+        return "its schedule has changed"
+    try:
+        for space in spaces_of(schedule, facts_of(instance.op, machine, threads)):
+            problem = space.problem(space.own(entry.values))
+            if problem:
+                return problem
+    except TcError as e:
+        return e.message
+    return ""
+
+
+def check(
+    lock: Lock, module: Module, instances: Sequence[Instance], machine: Machine, threads: int
+) -> tuple[list[str], list[str]]:
+    """(stale, missing): entries that no longer hold with their reasons, and instances with something to tune that
+    have no entry."""
+    stale, missing = [], []
+    for instance in instances:
+        key = entry_key(instance.key, machine_threads(machine, threads))
+        entry = lock.entries.get(key)
+        if entry is None:
+            schedule = schedule_of(instance.op, module, instance.dims, machine, threads)
+            if spaces_of(schedule, facts_of(instance.op, machine, threads)):
+                missing.append(key)
+        elif reason := staleness(entry, instance, module, machine, threads):
+            stale.append(f"{key}: {reason}")
+    return stale, missing
+
+
+def find_lock(model_file: Path, machine: str, given: str | None) -> Path | None:
+    """The lockfile to use: the one given ("none": no lock), else `<model>.<machine>.lock` in the working folder or
+    beside the model's file, else None."""
+    if given == "none":
+        return None
+    if given:
+        return Path(given)
+    name = f"{model_file.stem}.{machine}.lock"
+    for folder in (Path.cwd(), model_file.parent):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def load_lock(path: Path, module: Module, machine: Machine, threads: int) -> Applied:
+    """The lock ready for lowering. UserError for a file that is missing, no lockfile, or of another machine."""
+    lock = read_lock(path)
+    if lock.machine != machine.name:
+        raise UserError(
+            f"{path}: tuned for {lock.machine}, and this is {machine.name}",
+            "tune for this machine, or build without a lockfile: --lock none",
+        )
+    return Applied(lock, module, machine, threads)

@@ -1,0 +1,165 @@
+"""What there is to tune in a model: each distinct op with each set of dimensions that its step runs.
+
+Two op calls are one instance when text and dimensions are equal. An instance is known by its key, which people read
+(`linear Y: K=768 M=256 N=2304`), and is told from a changed one by two hashes: of the op's text, and of its schedule
+without what is tuned (the defaults and choices of `tune` lines), so that adding a choice invalidates nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tcomp.dsl.ast import Call, Directive, Equation, Expr, Module, Num, Op, Reduction, Schedule, Tune, walk
+from tcomp.dsl.check import infer
+from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.load import schedule_for
+from tcomp.dsl.printer import print_function, print_monoid, print_op, print_schedule
+from tcomp.machine.gpu import GpuMachine
+from tcomp.model.graph import Node, build_graph
+from tcomp.model.programs import build_programs
+from tcomp.schedule.family import Machine, family_for
+from tcomp.schedule.normal import normalise
+
+HASH = 12
+"""Hexadecimal digits kept of a hash."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One op at one set of dimensions. `count` is how often a step runs it, `labels` where (a few)."""
+
+    op: Op
+    dims: Mapping[str, int]
+    count: int = 1
+    labels: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        dims = " ".join(f"{k}={v}" for k, v in sorted(self.dims.items()))
+        return f"{self.op.name} {' '.join(results(self.op))}: {dims}".rstrip(": ")
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """The step whose instances are tuned: a model's configuration at fixed sizes."""
+
+    config: str
+    batch: int
+    length: int
+    accumulation: int = 1
+    overrides: Mapping[str, int] | None = None
+
+    @property
+    def text(self) -> str:
+        """`124M B=4 T=64`: also how a lockfile names it."""
+        parts = [self.config, f"B={self.batch}", f"T={self.length}"]
+        if self.accumulation > 1:
+            parts.append(f"accumulation={self.accumulation}")
+        return " ".join(parts + [f"{k}={v}" for k, v in sorted((self.overrides or {}).items())])
+
+    @staticmethod
+    def parse(text: str) -> StepShape:
+        """The shape that `text` names. ValueError for what names none."""
+        config, *rest = text.split()
+        numbers = {k: int(v) for k, _, v in (r.partition("=") for r in rest)}
+        batch, length = numbers.pop("B"), numbers.pop("T")
+        return StepShape(config, batch, length, numbers.pop("accumulation", 1), numbers)
+
+
+def instances_of(module: Module, model: str, shape: StepShape) -> tuple[Instance, ...]:
+    """The distinct op instances of a whole training step, in order of first use. UserError or TcError as
+    `build_graph`."""
+    sizes = {"B": shape.batch, "T": shape.length}
+    graph = build_graph(module, model, shape.config, sizes, dict(shape.overrides or {}))
+    programs = build_programs(graph, module, True, shape.accumulation)
+    again = shape.accumulation - 1
+    nodes: list[tuple[Node, int]] = [(n, shape.accumulation) for n in graph.nodes]
+    nodes += [(n, 1) for n in programs.backward]
+    if again:
+        nodes += [(n, again) for n in programs.backward_next]
+    if programs.update is not None:
+        nodes += [(n, 1) for n in programs.update.nodes]
+    found: dict[tuple[Op, tuple[tuple[str, int], ...]], Instance] = {}
+    for node, count in nodes:
+        at = node.op, tuple(sorted(node.dims.items()))
+        old = found.get(at)
+        if old is None:
+            found[at] = Instance(node.op, dict(node.dims), count, (node.label,))
+        else:
+            found[at] = replace(old, count=old.count + count, labels=(*old.labels, node.label)[:4])
+    return tuple(found.values())
+
+
+def results(op: Op) -> list[str]:
+    """The operands an op writes, `+dW` where it adds to what is there."""
+    known = {o.name: o.inout for o in op.operands}
+    names: dict[str, bool] = {}
+    for eq in op.equations:
+        for t in eq.targets:
+            if t.name in known:
+                names[t.name] = names.get(t.name, False) or (eq.accumulate and known[t.name])
+    return [f"+{n}" if adds else n for n, adds in names.items()]
+
+
+def op_hash(op: Op, module: Module) -> str:
+    """Of all that says what the op computes: its text, and the functions and monoids it uses. Comments do not count."""
+    texts = [print_op(replace(op, doc=""))]
+    waiting, seen = list(op.equations), set()
+    expressions = [e for eq in waiting for e in _expressions(eq)]
+    while expressions:
+        e = expressions.pop()
+        for n in walk(e):
+            if isinstance(n, Call) and n.function in module.functions and n.function not in seen:
+                seen.add(n.function)
+                function = module.functions[n.function]
+                texts.append(print_function(function))
+                expressions.append(function.body)
+    monoids = {eq.value.reducer for eq in op.equations if isinstance(eq.value, Reduction)} & set(module.monoids)
+    texts += [print_monoid(module.monoids[m]) for m in sorted(monoids)]
+    return _digest(texts)
+
+
+def _expressions(eq: Equation) -> list[Expr]:
+    v = eq.value
+    return [*v.values, *([v.key] if v.key is not None else [])] if isinstance(v, Reduction) else [v]
+
+
+def schedule_hash(schedule: Schedule) -> str:
+    """Of the schedule without the defaults and choices of its tuned parameters."""
+
+    def plain(ds: tuple[Directive, ...]) -> tuple[Directive, ...]:
+        return tuple(replace(d, default=Num(0), choices=()) if isinstance(d, Tune) else d for d in ds)
+
+    kernels = tuple(replace(k, directives=plain(k.directives)) for k in schedule.kernels)
+    return _digest([print_schedule(replace(schedule, shared=plain(schedule.shared), kernels=kernels))])
+
+
+def schedule_of(op: Op, module: Module, dims: Mapping[str, int], machine: Machine, threads: int) -> Schedule:
+    """The schedule that lowering takes for the instance: the written one, else the machine's default."""
+    family = family_for(machine, threads, itemsize(op))
+    found = schedule_for(module, op.name, family.targets)
+    if found is not None:
+        return found
+    extents = {i: int(evaluate_dim(e, dims)) for i, e in infer(op, module).ranges.items()}
+    return family.default(op, normalise(op, module, dict(dims)), extents)
+
+
+def facts_of(op: Op, machine: Machine, threads: int) -> dict[str, int | float]:
+    """What `tune` and `where` lines may refer to on this machine."""
+    return dict(family_for(machine, threads, itemsize(op)).rules.facts)
+
+
+def itemsize(op: Op) -> int:
+    """Bytes of the narrowest element among the op's tensors, as lowering counts it."""
+    return min((o.dtype.bytes for o in op.operands if o.shape and o.dtype.is_float), default=4)
+
+
+def machine_threads(machine: Machine, threads: int) -> int:
+    """Threads as part of an instance's identity: those of a CPU, 1 on a GPU."""
+    return 1 if isinstance(machine, GpuMachine) else threads
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:HASH]

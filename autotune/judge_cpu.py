@@ -1,0 +1,187 @@
+"""Candidates judged on this computer: built and run in a process of their own, timed in turns with the default."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from tcomp.autotune.bench import ratio
+from tcomp.autotune.cost_cpu import predicted_cycles
+from tcomp.autotune.evaluator import PATIENCE, Evaluator, Failure, Serve, Subject, serve
+from tcomp.autotune.instances import Instance
+from tcomp.autotune.judge import Chosen, Job, Outcome, Verdict
+from tcomp.autotune.space import Values
+from tcomp.dsl.ast import Module, Schedule
+from tcomp.dsl.errors import TcError
+from tcomp.errors import UserError
+from tcomp.machine.cpu import CpuMachine
+from tcomp.schedule.lower import lower
+
+SLOW = 1.25
+"""A candidate this much slower than the default in the first rounds is not timed further."""
+FIRST, MORE, FINAL = 3, 9, 25
+"""Rounds of a first look, of a trial, and of a final."""
+WORTH = 0.99
+"""A winner must take less than this share of the incumbent's time."""
+DEFAULT = "default"
+
+
+class CpuJudge:
+    """Judges instances one after the other. `cache` has compiled kernels; `alone` is the lock file that keeps two
+    tuning processes from measuring at the same time; `target` is what the child runs (tests plant faults in it),
+    `patience` how many seconds a candidate may take to build and check."""
+
+    basis = "measured"
+
+    def __init__(
+        self,
+        module: Module,
+        machine: CpuMachine,
+        threads: int,
+        cache: Path,
+        seed: int,
+        alone: Path | None = None,
+        target: Serve = serve,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.module, self.machine, self.threads = module, machine, threads
+        self.cache, self.seed, self.alone = cache, seed, alone
+        self.target, self.patience = target, patience
+        self._evaluator: Evaluator | None = None
+        self._instance: Instance | None = None
+        self._kernel: int | None = None
+        self._names = (f"candidate{i}" for i in itertools.count())
+
+    def start(self, instance: Instance) -> list[float]:
+        kernels = lower(instance.op, self.module, dict(instance.dims), self.machine, self.threads).kernels
+        evaluator = self._for(instance)
+        found = []
+        for i in range(len(kernels)):
+            self._default(evaluator, i if len(kernels) > 1 else None)
+            times = evaluator.times((DEFAULT,), 5, 0.5, self.alone)
+            if isinstance(times, Failure):
+                raise UserError(f"{instance.key}: cannot be timed: {times.reason}")
+            found.append(statistics.median(times[0]))
+        return found
+
+    def predict(self, job: Job, values: Values) -> float | None:
+        instance = job.instance
+        try:
+            chosen = job.space.chosen(values)
+            kernels = lower(instance.op, self.module, dict(instance.dims), self.machine, self.threads, chosen).kernels
+        except TcError:
+            return None
+        return predicted_cycles(kernels[job.kernel], self.machine, self.threads)
+
+    def evaluate(self, job: Job, values: Values, patience: float, schedule: Schedule | None = None) -> Verdict:
+        evaluator = self._ready(job, schedule)
+        patience = min(self.patience, patience)
+        name = next(self._names)
+        try:
+            failure = evaluator.build(
+                name, job.space.chosen(values), self._kernel, schedule, min(self.patience, max(5.0, patience))
+            )
+            if failure:
+                return Verdict(None, 0.0, failure.kind, failure.reason)
+            first = evaluator.times((DEFAULT, name), FIRST, patience, self.alone)
+            if isinstance(first, Failure):
+                return Verdict(None, 0.0, first.kind, first.reason)
+            early = ratio(first[1], first[0])
+            if min(first[1]) > SLOW * min(first[0]):
+                return Verdict(early.value, min(first[1]), "slow", f"{early.value:.2f} of the default's time at first")
+            times = evaluator.times((DEFAULT, name), MORE, min(patience, MORE * 3 * job.seconds + 0.5), self.alone)
+            if isinstance(times, Failure):
+                return Verdict(None, 0.0, times.kind, times.reason)
+            r = ratio(first[1] + times[1], first[0] + times[0])
+            return Verdict(r.value, statistics.median(times[1]), facts={"margin": r.margin})
+        finally:
+            evaluator.drop(name)
+
+    def best(self, job: Job, incumbent: Values, candidates: Sequence[Values]) -> Values:
+        evaluator = self._ready(job, None)
+        standing: list[tuple[str, Values]] = []
+        for values in (incumbent, *(c for c in candidates if c != incumbent)):
+            name = next(self._names)
+            if evaluator.build(name, job.space.chosen(values), self._kernel) is None:
+                standing.append((name, values))
+        try:
+            if len(standing) < 2 or standing[0][1] != incumbent:
+                return incumbent
+            names = tuple(n for n, _ in standing)
+            times = evaluator.times(names, FINAL, max(2.0, FINAL * len(names) * job.seconds), self.alone)
+            if isinstance(times, Failure):
+                return incumbent
+            ratios = [ratio(t, times[0]) for t in times]
+            winner = min(range(1, len(ratios)), key=lambda i: ratios[i].value)
+            beaten = ratios[winner].value < WORTH and ratios[winner].high < 1.0
+            return standing[winner][1] if beaten else incumbent
+        finally:
+            for name, _ in standing:
+                evaluator.drop(name)
+
+    def confirm(self, instance: Instance, incumbent: Chosen, choice: Chosen) -> Outcome:
+        evaluator = self._for(instance)
+        self._default(evaluator, None)
+        names = [DEFAULT]
+        for chosen in (incumbent, choice):
+            name = next(self._names)
+            failure = evaluator.build(name, chosen, None)
+            if failure:
+                for n in names[1:]:
+                    evaluator.drop(n)
+                return Outcome(0.0, 0.0, 0.0, False, f"{failure.kind}: {failure.reason}")
+            names.append(name)
+        times = evaluator.times(tuple(names), FINAL, 3.0, self.alone)
+        for n in names[1:]:
+            evaluator.drop(n)
+        if isinstance(times, Failure):
+            return Outcome(0.0, 0.0, 0.0, False, f"{times.kind}: {times.reason}")
+        against = ratio(times[2], times[1])
+        better = dict(choice) != dict(incumbent) and against.value < WORTH and against.high < 1.0
+        default = statistics.median(times[0])
+        if not better and not incumbent:
+            return Outcome(default, default, 0.0, False)
+        r = ratio(times[2] if better else times[1], times[0])
+        return Outcome(default, default * r.value, r.margin, better)
+
+    def close(self) -> None:
+        if self._evaluator is not None:
+            self._evaluator.close()
+        self._evaluator = self._instance = None
+
+    def _ready(self, job: Job, schedule: Schedule | None) -> Evaluator:
+        """The evaluator with the job's kernel built by default values. A whole schedule is timed as a whole op."""
+        evaluator = self._for(job.instance)
+        single = len(lower(job.instance.op, self.module, dict(job.instance.dims), self.machine, self.threads).kernels)
+        wanted = None if single == 1 or schedule is not None else job.kernel
+        if (wanted, True) != (self._kernel, self._built):
+            self._default(evaluator, wanted)
+        return evaluator
+
+    def _default(self, evaluator: Evaluator, kernel: int | None) -> None:
+        failure = evaluator.build(DEFAULT, {}, kernel)
+        if failure:
+            assert self._instance is not None
+            raise UserError(
+                f"{self._instance.key}: the schedule's own values give no right result: {failure.reason}",
+                "run `tcomp check` on the model's file",
+            )
+        self._kernel, self._built = kernel, True
+
+    def _for(self, instance: Instance) -> Evaluator:
+        if self._evaluator is None or self._instance != instance:
+            self.close()
+            subject = Subject(
+                self.module, instance.op, instance.dims, self.machine, self.threads, self.cache, self.seed
+            )
+            self._evaluator, self._instance, self._kernel, self._built = (
+                Evaluator(subject, self.target),
+                instance,
+                None,
+                False,
+            )
+        return self._evaluator
+
+    _built = False

@@ -1,0 +1,161 @@
+"""The lockfile `<model>.<machine>.lock`: what tuning chose for each op instance, as TOML that people diff and commit.
+
+Entries and keys are sorted, one value a line. An entry holds for an instance as long as the hashes of the op's text
+and of its schedule are the ones it was tuned with; else it is stale, and its values are not used.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tcomp.autotune.guard import guarded
+from tcomp.errors import UserError
+from tcomp.runtime.cache import write_atomic
+
+FORMAT = 1
+BASES = ("measured", "predicted")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One instance's choice. Times are seconds of all its kernels together; `basis` says whether they were measured or
+    predicted. `margin` is the half width of the 95 % confidence interval of best / default, 0 where predicted."""
+
+    op: str
+    schedule: str
+    values: Mapping[str, int | float]
+    basis: str
+    default_seconds: float
+    seconds: float
+    margin: float = 0.0
+    tools: str = ""
+    when: str = ""
+
+    @property
+    def gain(self) -> float:
+        """How much faster than the schedule's own values: 0.1 takes 10 % less time."""
+        return 1.0 - self.seconds / self.default_seconds if self.default_seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Lock:
+    """`steps` are the shapes (`124M B=4 T=64`) whose instances were tuned."""
+
+    model: str
+    machine: str
+    steps: tuple[str, ...] = ()
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+
+
+def entry_key(instance_key: str, threads: int) -> str:
+    """An entry's name: the instance, and a CPU's threads."""
+    return f"{instance_key} threads={threads}" if threads > 1 else instance_key
+
+
+def lock_text(lock: Lock) -> str:
+    """The file's text: the same lock always gives the same text."""
+    lines = [
+        "# What `tcomp tune` chose. `tcomp build` and `tcomp train` use it; commit it. Times in microseconds.",
+        f"format = {FORMAT}",
+        f"model = {_quoted(lock.model)}",
+        f"machine = {_quoted(lock.machine)}",
+        "steps = [" + ", ".join(_quoted(s) for s in sorted(set(lock.steps))) + "]",
+    ]
+    for key in sorted(lock.entries):
+        e = lock.entries[key]
+        lines += [
+            "",
+            f"[op.{_quoted(key)}]",
+            f"basis = {_quoted(e.basis)}",
+            f"default_us = {_microseconds(e.default_seconds)}",
+            f"us = {_microseconds(e.seconds)}",
+            f"margin = {e.margin:.4f}",
+            f"op = {_quoted(e.op)}",
+            f"schedule = {_quoted(e.schedule)}",
+            f"tools = {_quoted(e.tools)}",
+            f"when = {_quoted(e.when)}",
+            "values = { " + ", ".join(f"{_quoted(k)} = {v}" for k, v in sorted(e.values.items())) + " }"
+            if e.values
+            else "values = {}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def read_lock(path: Path) -> Lock:
+    """The lock in a file. UserError when it cannot be read, is no lockfile, or is of another format."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: not a lockfile: {e}", f"restore it, or remove it and tune again: rm {path}") from e
+    except OSError as e:
+        raise UserError(f"{path}: cannot read the lockfile: {e.strerror or e}") from e
+    try:
+        return _lock(data)
+    except (KeyError, TypeError, ValueError) as e:
+        reason = f"'{e.args[0]}' is missing" if isinstance(e, KeyError) else str(e)
+        raise UserError(
+            f"{path}: not a lockfile that this tcomp reads: {reason}",
+            f"restore it, or remove it and tune again: rm {path}",
+        ) from e
+
+
+def _lock(data: dict[str, Any]) -> Lock:
+    if data["format"] != FORMAT:
+        raise ValueError(f"format {data['format']!r}, expected {FORMAT}")
+    entries = {}
+    for key, e in data.get("op", {}).items():
+        if e["basis"] not in BASES:
+            raise ValueError(f"basis {e['basis']!r} of {key!r} is not one of {', '.join(BASES)}")
+        values = e["values"]
+        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values.values()):
+            raise ValueError(f"a value of {key!r} is not a number")
+        seconds = [float(e[n]) * 1e-6 for n in ("default_us", "us")]
+        entries[key] = Entry(
+            str(e["op"]), str(e["schedule"]), dict(values), e["basis"], seconds[0], seconds[1],
+            float(e["margin"]), str(e["tools"]), str(e["when"]),
+        )  # fmt: skip
+    steps = tuple(str(s) for s in data["steps"])
+    return Lock(str(data["model"]), str(data["machine"]), steps, entries)
+
+
+def update_lock(path: Path, change: Callable[[Lock], Lock], empty: Lock) -> Lock:
+    """Read, change and replace the file; several processes may do so at the same time. The file is whole at any
+    moment, and is not written when nothing changes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with guarded(path):
+        old = read_lock(path) if path.exists() else empty
+        new = change(old)
+        if new != old or not path.exists():
+            write_atomic(path, lambda out: out.write(lock_text(new).encode()))
+        return new
+
+
+def with_entry(lock: Lock, key: str, entry: Entry, step: str) -> Lock:
+    """The lock with one entry set and one step named."""
+    return replace(lock, entries={**lock.entries, key: entry}, steps=tuple(sorted({*lock.steps, step})))
+
+
+def tool_versions() -> str:
+    """What made the code that was timed: `tcomp 0.1.0, llvmlite 0.50.0, LLVM 22.1.0`."""
+    from importlib.metadata import version
+
+    import llvmlite
+    import llvmlite.binding as llvm
+
+    return (
+        f"tcomp {version('tcomp')}, llvmlite {llvmlite.__version__}, LLVM {'.'.join(map(str, llvm.llvm_version_info))}"
+    )
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:.2f}"

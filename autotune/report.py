@@ -1,0 +1,182 @@
+"""What the kept trials say: wins per kernel, why candidates failed, how well the cost model ranks, and plots.
+
+Optuna's own figures (history, parameter importances) through matplotlib; optuna-dashboard opens the same storage.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tcomp.autotune import storage
+from tcomp.autotune.lockfile import Lock, read_lock
+from tcomp.errors import UserError
+
+if TYPE_CHECKING:
+    import optuna
+
+NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """One kernel's trials. `correlation` is Spearman's between the cost model and the judge's times, None with fewer
+    than six timed trials; `reasons` are the commonest failures, numbers left out."""
+
+    label: str
+    basis: str
+    default_seconds: float
+    best: float | None
+    values: dict[str, object]
+    kinds: Counter[str]
+    reasons: Counter[str]
+    correlation: float | None
+
+
+def study_reports(trials: optuna.storages.BaseStorage, machine: str) -> list[StudyReport]:
+    """Of all studies for a machine, those with most to gain first."""
+    import optuna
+
+    found = []
+    for name in optuna.get_all_study_names(trials):
+        if name.split(" | ")[0].split()[0] == machine:
+            found.append(_report(optuna.load_study(study_name=name, storage=trials)))
+    return sorted(found, key=lambda r: r.default_seconds * (1 - (r.best or 1.0)), reverse=True)
+
+
+def _report(study: optuna.Study) -> StudyReport:
+    done = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
+    timed = [t for t in done if t.value is not None]
+    best = min(timed, key=lambda t: t.value or 0.0, default=None)
+    kinds = Counter(str(t.user_attrs.get("kind", "")) for t in done)
+    reasons = Counter(
+        f"{t.user_attrs['kind']}: {NUMBER.sub('#', str(t.user_attrs['reason']))}"
+        for t in done
+        if t.user_attrs.get("reason")
+    )
+    both = [(float(t.user_attrs["model"]), t.value or 0.0) for t in timed if "model" in t.user_attrs]
+    attributes = study.user_attrs
+    return StudyReport(
+        str(attributes.get("job", study.study_name)),
+        str(attributes.get("basis", "")),
+        float(attributes.get("default_seconds", 0.0)),
+        best.value if best else None,
+        dict(storage.values_of(best) or {}) if best else {},
+        kinds,
+        reasons,
+        spearman([a for a, _ in both], [b for _, b in both]) if len(both) >= 6 else None,
+    )
+
+
+def write_report(trials: optuna.storages.BaseStorage, machine: str, lock_path: Path, out: Path | None) -> str:
+    """The report as text; with `out`, also as report.txt there, with figures per kernel. UserError when there are no
+    trials for the machine."""
+    reports = study_reports(trials, machine)
+    if not reports:
+        raise UserError(f"there are no tuning results for {machine}", "run tcomp tune first")
+    lock = read_lock(lock_path) if lock_path.is_file() else None
+    text = "\n".join([*_table(reports), "", *_failures(reports), *_step(lock, lock_path)]) + "\n"
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.txt").write_text(text)
+        files = _figures(trials, machine, out)
+        text += f"{len(files)} figures in {out}\n"
+    return text
+
+
+def _table(reports: Sequence[StudyReport]) -> list[str]:
+    lines = [f"{'kernel':58}{'basis':11}{'default us':>11}{'best':>7}{'trials':>8}{'model':>7}  values of the best"]
+    for r in reports:
+        best = f"{r.best:.3f}" if r.best is not None else "-"
+        model = f"{r.correlation:.2f}" if r.correlation is not None else "-"
+        count = sum(n for k, n in r.kinds.items() if k not in ("repeated", "default"))
+        values = " ".join(f"{k}={v}" for k, v in r.values.items())
+        lines.append(f"{r.label:58}{r.basis:11}{r.default_seconds * 1e6:11.1f}{best:>7}{count:8}{model:>7}  {values}")
+    lines.append("best: time over the default's, before the final; model: rank correlation of the cost model with it")
+    return lines
+
+
+def _failures(reports: Sequence[StudyReport]) -> list[str]:
+    total: Counter[str] = Counter()
+    for r in reports:
+        total.update(r.reasons)
+    if not total:
+        return ["no candidate failed"]
+    return ["why candidates failed:", *(f"  {n:5} {reason}" for reason, n in total.most_common(12))]
+
+
+def _step(lock: Lock | None, path: Path) -> list[str]:
+    if lock is None or not lock.entries:
+        return [f"no lockfile {path}"]
+    lines = [f"lockfile {path}:"]
+    for key, e in sorted(lock.entries.items(), key=lambda item: -item[1].default_seconds):
+        interval = f" +- {e.margin:.1%}" if e.margin else ""
+        lines.append(
+            f"  {key:66}{e.basis:10}{e.default_seconds * 1e6:11.1f} us -> {e.seconds * 1e6:11.1f} us "
+            f"({e.gain:.1%} less{interval})"
+        )
+    return lines
+
+
+def _figures(trials: optuna.storages.BaseStorage, machine: str, out: Path) -> list[Path]:
+    """History and parameter importances of every study with enough trials, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator
+    from optuna.visualization import matplotlib as figures
+
+    made = []
+    for name in optuna.get_all_study_names(trials):
+        study = optuna.load_study(study_name=name, storage=trials)
+        timed = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        if name.split(" | ")[0].split()[0] != machine or len(timed) < 4:
+            continue
+        stem = re.sub(r"[^A-Za-z0-9.]+", "-", str(study.user_attrs.get("job", name))).strip("-")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for what in ("history", "importance"):
+                if what == "history":
+                    figures.plot_optimization_history(study, target_name="time / default's")
+                else:
+                    try:
+                        figures.plot_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+                    except (ValueError, RuntimeError):  # all values equal, or a single parameter
+                        continue
+                plt.title(f"{study.user_attrs.get('job', name)}\n{study.user_attrs.get('basis', '')}", fontsize=9)
+                path = out / f"{stem}.{what}.png"
+                plt.savefig(path, dpi=90, bbox_inches="tight")
+                plt.close("all")
+                made.append(path)
+    return made
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's rank correlation; ties get their mean rank."""
+    ra, rb = _ranks(a), _ranks(b)
+    n = len(a)
+    ma, mb = sum(ra) / n, sum(rb) / n
+    top = sum((x - ma) * (y - mb) for x, y in zip(ra, rb, strict=True))
+    bottom = (sum((x - ma) ** 2 for x in ra) * sum((y - mb) ** 2 for y in rb)) ** 0.5
+    return top / bottom if bottom else 0.0
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    ranks = [0.0] * len(values)
+    i = 0
+    while i < len(order):
+        j = i
+        while j + 1 < len(order) and values[order[j + 1]] == values[order[i]]:
+            j += 1
+        for k in range(i, j + 1):
+            ranks[order[k]] = (i + j) / 2
+        i = j + 1
+    return ranks

@@ -1,0 +1,370 @@
+"""The search over a model: which kernels, in what order, for how long; every trial kept, every outcome in the lockfile.
+
+Kernels are tuned in the order of the time they take in a step, each for a share of the budget that follows that time.
+The judge decides what a candidate is worth; a crash, a wrong result or a slow start costs one trial.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fnmatch
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tcomp.autotune import storage
+from tcomp.autotune.apply import Applied
+from tcomp.autotune.instances import (
+    Instance,
+    StepShape,
+    facts_of,
+    instances_of,
+    machine_threads,
+    op_hash,
+    schedule_hash,
+    schedule_of,
+)
+from tcomp.autotune.judge import Job, Judge, Outcome, Verdict
+from tcomp.autotune.lockfile import Entry, Lock, entry_key, read_lock, tool_versions, update_lock, with_entry
+from tcomp.autotune.space import Values, spaces_of
+from tcomp.dsl.ast import Module
+from tcomp.errors import UserError
+from tcomp.schedule.family import Machine
+from tcomp.schedule.lower import lower
+
+if TYPE_CHECKING:
+    import optuna
+
+TRIALS = 40
+"""Trials per kernel when neither a number nor a budget is given."""
+RANKED, FIRST_BATCH = 256, 8
+"""Points that the cost model puts in order before the first trial, and how many of them are tried first."""
+FINALISTS = 3
+SMALL = 0.002
+"""Kernels that take less than this share of a step are left alone under a budget."""
+CLOSING = 0.15
+"""Share of a kernel's time that is kept for its final."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to tune and how long. `budget` in seconds for everything; `trials` per kernel, those of earlier runs
+    included. `until` stops a kernel when the last eight trials gained less than this share."""
+
+    shape: StepShape
+    budget: float | None = None
+    trials: int | None = None
+    ops: tuple[str, ...] = ()
+    seed: int = 0
+    until: float | None = None
+
+
+@dataclass
+class Summary:
+    """What a search did. `kinds` counts the trials by outcome."""
+
+    tuned: dict[str, Entry] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    kinds: dict[str, int] = field(default_factory=dict)
+    before: float = 0.0
+    after: float = 0.0
+    """seconds of a step's tuned ops, with the schedules' own values and with the choices"""
+
+
+Say = Callable[[str], None]
+
+
+class Search:
+    """One run of `tcomp tune`."""
+
+    def __init__(
+        self,
+        module: Module,
+        model: str,
+        machine: Machine,
+        threads: int,
+        plan: Plan,
+        judge: Judge,
+        trials: optuna.storages.BaseStorage,
+        lock: Path,
+        say: Say = print,
+    ) -> None:
+        self.module, self.model, self.machine, self.threads = module, model, machine, threads
+        self.plan, self.judge, self.trials, self.lock, self.say = plan, judge, trials, lock, say
+        self.threads_key = machine_threads(machine, threads)
+        self.end = time.monotonic() + plan.budget if plan.budget else None
+        self.summary = Summary()
+        self.first: dict[str, list[Values]] = {}
+        """points to try before the cost model's, by instance"""
+
+    def run(self) -> Summary:
+        """Tune everything asked for. KeyboardInterrupt leaves all finished trials and entries behind."""
+        instances = self._wanted()
+        jobs: dict[str, list[Job]] = {}
+        by_key = {i.key: i for i in instances}
+        try:
+            for instance in instances:
+                if self.end is None or time.monotonic() < self.end:
+                    found = self._jobs(instance)
+                    if found:
+                        jobs[instance.key] = found
+                else:
+                    self.summary.skipped.append(f"{instance.key}: the budget was spent before it was measured")
+            self._drop_small(jobs)
+            order = sorted(jobs, key=lambda k: -sum(j.weight for j in jobs[k]))
+            for at, key in enumerate(order):
+                left = [j for k in order[at:] for j in jobs[k]]
+                self._instance(by_key[key], jobs[key], sum(j.weight for j in left))
+        finally:
+            self.judge.close()
+        return self.summary
+
+    def forget(self) -> None:
+        """Remove the kept trials of the ops that are to be tuned."""
+        import optuna
+
+        labels = {entry_key(i.key, self.threads_key) for i in self._wanted()}
+        for name in optuna.get_all_study_names(self.trials):
+            where, label, *_ = name.split(" | ")
+            if where == f"{self.machine.name} {self.judge.basis}" and label.partition(" [")[0] in labels:
+                optuna.delete_study(study_name=name, storage=self.trials)
+
+    # --------------------------------------------------------------------------------------- what to tune
+
+    def _wanted(self) -> list[Instance]:
+        every = instances_of(self.module, self.model, self.plan.shape)
+        if not self.plan.ops:
+            return list(every)
+        names = sorted({i.op.name for i in every})
+        for pattern in self.plan.ops:
+            if not fnmatch.filter(names, pattern):
+                raise UserError(f"no op of this step is named {pattern!r}", f"its ops: {', '.join(names)}")
+        return [i for i in every if any(fnmatch.fnmatchcase(i.op.name, p) for p in self.plan.ops)]
+
+    def _jobs(self, instance: Instance) -> list[Job]:
+        """The instance's kernels that have a choice, with their times as they are."""
+        schedule = schedule_of(instance.op, self.module, instance.dims, self.machine, self.threads)
+        spaces = spaces_of(schedule, facts_of(instance.op, self.machine, self.threads))
+        if not spaces:
+            return []
+        kernels = lower(instance.op, self.module, dict(instance.dims), self.machine, self.threads).kernels
+        places = {k.span: i for i, k in enumerate(kernels)}
+        spaces = tuple(s for s in spaces if s.span in places)
+        if not spaces:
+            return []
+        seconds = self.judge.start(instance)
+        text, shape = op_hash(instance.op, self.module), schedule_hash(schedule)
+        key = entry_key(instance.key, self.threads_key)
+        return [Job(instance, key, s, places[s.span], text, shape, seconds[places[s.span]]) for s in spaces]
+
+    def _drop_small(self, jobs: dict[str, list[Job]]) -> None:
+        if self.end is None or self.plan.ops:
+            return
+        total = sum(j.weight for js in jobs.values() for j in js)
+        for key in list(jobs):
+            share = sum(j.weight for j in jobs[key]) / total if total else 0.0
+            if share < SMALL:
+                self.summary.skipped.append(f"{key}: {share:.2%} of the step's tuned time")
+                del jobs[key]
+
+    # --------------------------------------------------------------------------------------- one instance
+
+    def _instance(self, instance: Instance, jobs: list[Job], weight_left: float) -> None:
+        key = jobs[0].key
+        empty = Lock(self.model, self.machine.name)
+        old = read_lock(self.lock) if self.lock.exists() else empty
+        incumbent = Applied(old, self.module, self.machine, self.threads).values(instance)
+        choice = dict(incumbent)
+        for job in sorted(jobs, key=lambda j: -j.weight):
+            if self.end is not None:
+                left = self.end - time.monotonic()
+                if left <= 0:
+                    self.summary.skipped.append(f"{job.label}: the budget is spent")
+                    continue
+                limit = time.monotonic() + left * job.weight / max(weight_left, 1e-12)
+            else:
+                limit = float("inf")
+            weight_left -= job.weight
+            self._trials(job, limit)
+            own = job.space.own(incumbent)
+            finalists = [v for v in self._finalists(job) if v != own]
+            best = self.judge.best(job, own, finalists) if finalists else own
+            if best != job.space.default or incumbent:
+                choice |= job.space.chosen(best)
+        outcome = self.judge.confirm(instance, incumbent, choice)
+        if outcome.problem:
+            self.say(f"{key}: the choice was refused: {outcome.problem}")
+            return
+        self._record(instance, key, jobs[0], incumbent, choice, outcome)
+
+    def _record(
+        self, instance: Instance, key: str, job: Job, incumbent: dict[str, float], choice: dict[str, float],
+        outcome: Outcome,
+    ) -> None:  # fmt: skip
+        values = choice if outcome.better else incumbent
+        entry = Entry(
+            job.op_hash, job.schedule_hash, values, self.judge.basis, outcome.default_seconds, outcome.seconds,
+            outcome.margin, tool_versions(), _now(),
+        )  # fmt: skip
+
+        def change(lock: Lock) -> Lock:
+            old = lock.entries.get(key)
+            kept = old is not None and not outcome.better and (old.op, old.schedule) == (entry.op, entry.schedule)
+            assert not kept or old is not None
+            return with_entry(lock, key, old if kept and old else entry, self.plan.shape.text)
+
+        update_lock(self.lock, change, Lock(self.model, self.machine.name))
+        (self.summary.tuned.__setitem__(key, entry) if outcome.better else self.summary.kept.append(key))
+        self.summary.before += instance.count * outcome.default_seconds
+        self.summary.after += instance.count * outcome.seconds
+        word = self.judge.basis
+        what = f"{outcome.seconds * 1e6:.1f} us, {1 - outcome.seconds / outcome.default_seconds:+.1%} time saved"
+        if outcome.better:
+            self.say(f"{key}: {word} {what} against the schedule's own values")
+        else:
+            self.say(f"{key}: {word}, no candidate is better beyond noise; kept as it is")
+
+    # --------------------------------------------------------------------------------------- one kernel
+
+    def _trials(self, job: Job, limit: float) -> None:
+        import optuna
+
+        study = storage.open_study(self.trials, job, self.machine.name, self.judge.basis, self.plan.seed)
+        tried = _tried(study)
+        if not tried:
+            storage.add_default(study, job.space, job.seconds)
+            tried = _tried(study)
+        wanted = self._count(job)
+        if len(tried) <= 1:
+            for values in [*self.first.get(job.instance.key, []), *self._first_batch(job)]:
+                storage.enqueue(study, job.space, values)
+        if len(tried) >= wanted:
+            return
+        fresh = job.space.points(self.plan.seed + len(study.get_trials(deepcopy=False)))
+        start = time.monotonic()
+        closing = CLOSING * (limit - start)
+        longest = 0.0
+        while len(tried) < wanted:
+            now = time.monotonic()
+            if now + longest > limit - closing or self._settled(study):
+                break
+            trial, values = storage.ask(study, job.space)
+            if _text(values) in tried or job.space.problem(values):
+                why = job.space.problem(values)
+                self._close(study, trial, Verdict(None, kind="where" if why else "repeated", reason=why))
+                another = next((v for v in fresh if _text(v) not in tried), None)
+                if another is None:
+                    break  # every point has been tried
+                storage.enqueue(study, job.space, another)
+                continue
+            try:
+                estimate = self.judge.predict(job, values)
+                if estimate is not None:
+                    trial.set_user_attr("model", estimate)
+                verdict = self.judge.evaluate(job, values, max(1.0, limit - now))
+            except KeyboardInterrupt:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                raise
+            self._close(study, trial, verdict)
+            tried = _tried(study)
+            if verdict.kind not in ("illegal", "timeout"):
+                longest = max(longest, time.monotonic() - now)
+        return
+
+    def _close(self, study: optuna.Study, trial: optuna.Trial, verdict: Verdict) -> None:
+        """The verdict into the storage: a value, or why there is none."""
+        import optuna
+
+        kind = verdict.kind or "timed"
+        self.summary.kinds[kind] = self.summary.kinds.get(kind, 0) + (kind != "repeated")
+        trial.set_user_attr("kind", kind)
+        trial.set_user_attr("reason", verdict.reason)
+        trial.set_user_attr("seconds", verdict.seconds)
+        for name, fact in verdict.facts.items():
+            trial.set_user_attr(name, fact)
+        if verdict.kind in ("where", "illegal", "spill"):
+            trial.set_user_attr("violation", 1.0)
+        if not verdict.kind:
+            study.tell(trial, verdict.value)
+        elif verdict.kind == "slow" and verdict.value is not None:
+            trial.report(verdict.value, 0)
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        elif verdict.kind in ("where", "illegal", "spill", "repeated"):
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+    def _first_batch(self, job: Job) -> list[Values]:
+        """The points that the cost model likes best, of those that lower at all."""
+        ranked: list[tuple[float, int, Values]] = []
+        for i, values in enumerate(job.space.points(self.plan.seed)):
+            if i >= RANKED:
+                break
+            cost = self.judge.predict(job, values)
+            if cost is not None:
+                ranked.append((cost, i, values))
+        ranked.sort(key=lambda r: r[:2])
+        return [v for _, _, v in ranked[:FIRST_BATCH]]
+
+    def _finalists(self, job: Job) -> list[Values]:
+        import optuna
+
+        study = storage.open_study(self.trials, job, self.machine.name, self.judge.basis, self.plan.seed)
+        done = [
+            t
+            for t in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+            if t.value is not None and t.value < 1.0 and storage.values_of(t)
+        ]
+        done.sort(key=lambda t: (t.value, t.number))
+        return [v for t in done[:FINALISTS] if (v := storage.values_of(t)) is not None]
+
+    def _count(self, job: Job) -> int:
+        most = job.space.size
+        if self.plan.trials is not None:
+            return min(most, self.plan.trials + 1)
+        return most if self.end is not None else min(most, TRIALS + 1)
+
+    def _settled(self, study: optuna.Study) -> bool:
+        """Whether `until` says that more trials are not worth it."""
+        if self.plan.until is None:
+            return False
+        values = [t.value for t in study.get_trials(deepcopy=False) if t.value is not None]
+        return len(values) > 16 and min(values[:-8]) - min(values) < self.plan.until * min(values)
+
+
+def _tried(study: optuna.Study) -> set[str]:
+    """The points that need no further trial: all that ended but for those a kill or a time limit ended."""
+    out = set()
+    for t in study.get_trials(deepcopy=False):
+        values = storage.values_of(t)
+        if values and t.state.is_finished() and t.user_attrs.get("kind") not in (None, "killed", "repeated"):
+            out.add(_text(values))
+    return out
+
+
+def _text(values: Values) -> str:
+    return json.dumps(values, sort_keys=True)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def summary_lines(summary: Summary, basis: str) -> Sequence[str]:
+    """The end of a run, for people."""
+    lines = []
+    if summary.kinds:
+        counts = ", ".join(f"{n} {k}" for k, n in sorted(summary.kinds.items()) if n)
+        lines.append(f"trials: {counts}")
+    if summary.before:
+        saved = 1 - summary.after / summary.before
+        lines.append(
+            f"tuned ops of a step, {basis}: {summary.before * 1e3:.2f} ms -> {summary.after * 1e3:.2f} ms, "
+            f"{saved:.1%} less"
+        )
+    lines += [f"left alone: {text}" for text in summary.skipped]
+    return lines

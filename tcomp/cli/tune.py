@@ -1,0 +1,191 @@
+"""`tcomp tune`: search the open parameters of a model's schedules, and keep the choices in a lockfile."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tcomp.cli import common, limits
+from tcomp.errors import UserError
+
+if TYPE_CHECKING:
+    from tcomp.autotune.judge import Judge
+    from tcomp.dsl.ast import Module
+    from tcomp.machine.cpu import CpuMachine
+    from tcomp.machine.gpu import GpuMachine
+
+
+def tune(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[report] [FILE]", help="A .tc file, or one of tcomp's own models.")
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="The model's configuration.")] = None,
+    batch: Annotated[int, typer.Option("--batch", "-B", help="Sequences per micro-batch.")] = 8,
+    length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 128,
+    accumulation: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
+    dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
+    gpu: Annotated[
+        str, typer.Option(help="Tune for this GPU by the static model (predicted) [default: this CPU, measured].")
+    ] = "",
+    threads: Annotated[int, typer.Option(help="Cores to tune for; 0: all.")] = 0,
+    budget: Annotated[str, typer.Option(help="Stop after this long: 90s, 20m, 1h30m.")] = "",
+    trials: Annotated[int | None, typer.Option(help="Trials per kernel, those of earlier runs included.")] = None,
+    until_within: Annotated[str, typer.Option(help="Leave a kernel when 8 trials gained less than this: 2%.")] = "",
+    ops: Annotated[list[str] | None, typer.Option(help="Only ops of this name (* and ? match); repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the search and of the inputs.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Use kept trials, or forget them.")] = True,
+    lock: Annotated[str | None, typer.Option(help="The lockfile [default: MODEL.MACHINE.lock in this folder].")] = None,
+    storage: Annotated[Path | None, typer.Option(help="Where trials are kept [default: the cache folder].")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the lockfile holds; exit 1 if not.")] = False,
+    out: Annotated[Path | None, typer.Option(help="report: the folder of its files.")] = None,
+) -> None:
+    """Find the best values of the schedules' `tune` lines at a model's real shapes.
+
+    Every candidate runs in a process of its own and must give the oracle's result before its time counts. Trials are
+    kept as they finish, so a search that is stopped or killed goes on where it was when started again; several may
+    run at once. The outcome is a lockfile that `tcomp build` and `tcomp train` use: commit it.
+
+    With --gpu no GPU is needed and nothing is timed: candidates are assembled, ranked by a static model, and run on
+    the virtual GPU for correctness. What comes of it is labelled predicted everywhere.
+
+    Examples:
+
+    - `tcomp tune gpt2 --config 124M -B 4 -T 64 --budget 20m`
+
+    - `tcomp tune gpt2 --ops linear --ops 'linear*.backward' --trials 60`
+
+    - `tcomp tune gpt2 --gpu h100 --trials 20`
+
+    - `tcomp tune --check` in CI; `tcomp tune report gpt2 --out tuning/`
+    """
+    from tcomp.autotune import search
+    from tcomp.autotune import storage as trials_storage
+    from tcomp.autotune.instances import StepShape
+    from tcomp.runtime.cache import cache_folder
+
+    report, file = _what(words or [])
+    limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads, seed=seed)
+    if trials is not None:
+        limits.check_numbers(trials=trials)
+    seconds = parse_duration(budget) if budget else None
+    until = _share(until_within) if until_within else None
+    module = common.load_module(file)
+    model = common.only_model(module, file)
+    shape = StepShape(
+        config or common.default_config(module, file), batch, length, accumulation, limits.parse_dims(dim or [])
+    )
+    machine, cores = _machine(gpu, threads)
+    path = Path(lock) if lock else Path(f"{Path(file).stem}.{machine.name}.lock")
+    if check:
+        _check(path, file, module, model.name, machine, cores, lock)
+        return
+    store = storage or cache_folder("tuning") / f"{model.name}.{machine.name}.sqlite3"
+    if report:
+        from tcomp.autotune.report import write_report
+
+        if not store.is_file():
+            raise UserError(f"{store}: there are no tuning results", f"run: tcomp tune {file}")
+        print(write_report(trials_storage.open_storage(store), machine.name, path, out), end="")
+        return
+    judge = _judge(module, machine, cores, seed)
+    kept = trials_storage.open_storage(store)
+    plan = search.Plan(shape, seconds, trials, tuple(ops or ()), seed, until)
+    run = search.Search(module, model.name, machine, cores, plan, judge, kept, path, _say)
+    if not resume:
+        run.forget()
+    print(f"{model.name} {shape.text} on {machine.name}: {judge.basis}; trials in {store}", flush=True)
+    try:
+        summary = run.run()
+    except KeyboardInterrupt:
+        print(f"stopped; finished trials are in {store}: the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print("\n".join(search.summary_lines(summary, judge.basis)))
+    print(f"lockfile {path}: {len(summary.tuned)} entries changed")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _what(words: list[str]) -> tuple[bool, str]:
+    """Whether a report is wanted, and the file."""
+    report = words[:1] == ["report"]
+    files = words[1:] if report else words
+    if len(files) > 1:
+        raise UserError(f"tune takes one file, not {len(files)}", "run it once per model")
+    return report, files[0] if files else "gpt2"
+
+
+def _machine(gpu: str, threads: int) -> tuple[CpuMachine | GpuMachine, int]:
+    if gpu:
+        from tcomp.machine.gpu import machine_named
+
+        return machine_named(gpu), 1
+    from tcomp.machine.cpu import detect
+
+    return detect(), threads or limits.cores()
+
+
+def _judge(module: Module, machine: CpuMachine | GpuMachine, threads: int, seed: int) -> Judge:
+    from tcomp.machine.gpu import GpuMachine
+    from tcomp.runtime.cache import cache_folder
+
+    if isinstance(machine, GpuMachine):
+        raise UserError("there is no static model of GPUs yet", "tune for this CPU: leave out --gpu")
+    from tcomp.autotune.judge_cpu import CpuJudge
+
+    return CpuJudge(module, machine, threads, cache_folder("kernels"), seed, cache_folder("tuning") / "measuring")
+
+
+def _check(
+    path: Path, file: str, module: Module, model: str, machine: CpuMachine | GpuMachine, threads: int, given: str | None
+) -> None:
+    """Exit 1 when an entry is stale or missing; exit 2 when there is no lockfile."""
+    from tcomp.autotune import apply
+    from tcomp.autotune.instances import StepShape, instances_of
+    from tcomp.autotune.lockfile import read_lock
+
+    found = apply.find_lock(common.find_file(file), machine.name, given)
+    if found is None:
+        raise UserError(f"{path}: there is no lockfile", f"run: tcomp tune {file}")
+    lock = read_lock(found)
+    stale: list[str] = []
+    missing: list[str] = []
+    for text in lock.steps:
+        try:
+            shape = StepShape.parse(text)
+        except (KeyError, ValueError) as e:
+            raise UserError(f"{found}: {text!r} is no step", "restore the file, or remove it and tune again") from e
+        bad, absent = apply.check(lock, module, instances_of(module, model, shape), machine, threads)
+        stale, missing = stale + bad, missing + absent
+    for title, lines in (("stale", stale), ("not tuned", missing)):
+        for line in dict.fromkeys(lines):
+            print(f"{title}: {line}")
+    if stale:
+        print(f"{found}: stale; tune again with: tcomp tune {file}", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"{found}: {len(lock.entries)} entries hold")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `90s`, `20m`, `1h30m`, `45`."""
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    parts = [float(p) if p else 0.0 for p in found.groups()] if found and text.strip() else []
+    seconds = sum(p * unit for p, unit in zip(parts, (3600.0, 60.0, 1.0), strict=False))
+    if seconds <= 0:
+        raise UserError(f"--budget {text}: not a duration", "write for example --budget 20m, 90s or 1h30m")
+    return seconds
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text.strip().removesuffix("%")) / 100
+        if not 0 < value < 1:
+            raise ValueError
+    except ValueError as e:
+        raise UserError(f"--until-within {text}: not a percentage", "write for example --until-within 2%") from e
+    return value

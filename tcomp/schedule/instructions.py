@@ -1,0 +1,35 @@
+"""`use INSTRUCTION for EQUATION`: each must have found its reduction, and each such reduction must match."""
+
+from __future__ import annotations
+
+from tcomp.dsl.errors import TcError
+from tcomp.instructions import INSTRUCTIONS
+from tcomp.instructions.matching import MatchError, match
+from tcomp.ir.tile import Kernel
+from tcomp.schedule.resolve import KernelPlan
+from tcomp.schedule.scopes import computes
+
+
+def check_instructions(kernel: Kernel, plan: KernelPlan, target: str, text: str) -> None:
+    """TcError at the `use` line that cannot be kept."""
+    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
+    found: set[str] = set()
+    for phase in kernel.phases:
+        for c in computes(phase):
+            name = c.target.tensor
+            own = next((n for n in plan.uses if n == name or name.startswith(f"{n}.sum")), "")
+            if not c.instruction:
+                continue
+            found.add(own)
+            try:
+                match(c, buffers, target, INSTRUCTIONS)
+            except MatchError as e:
+                raise TcError(e.message, plan.uses[own].span, text, e.hint) from None
+    for name, use in plan.uses.items():
+        if name not in found:
+            raise TcError(
+                f"'{name}' is not a sum in this kernel, so {use.instruction} cannot compute it",
+                use.span,
+                text,
+                "name the equation that sums products of two tensors",
+            )

@@ -1,0 +1,145 @@
+"""Lockfiles: the same choices give the same text, what is stale is not used, what is corrupted is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tcomp.autotune.apply import Applied, check
+from tcomp.autotune.instances import StepShape, instances_of, op_hash, schedule_hash
+from tcomp.autotune.lockfile import Entry, Lock, lock_text, read_lock, update_lock, with_entry
+from tcomp.errors import UserError
+from tcomp.machine.cpu import detect
+from tcomp.schedule.lower import lower
+from tests.autotune.support import SCALE, SHAPE, gpt2, module_of, scale
+
+HEAD = 'format = 1\nmodel = "m"\nmachine = "a"\nsteps = []\n'
+numbers = st.one_of(st.integers(1, 4096), st.floats(0.25, 64, allow_nan=False))
+times = st.floats(1e-6, 10).map(lambda x: round(x * 1e6, 2) * 1e-6)
+text = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=8)
+hashes = st.text("0123456789abcdef", min_size=12, max_size=12)
+values = st.dictionaries(st.text("abcXY.", min_size=1), numbers, max_size=3)
+entries = st.builds(
+    Entry, hashes, hashes, values, st.sampled_from(["measured", "predicted"]), times, times,
+    st.floats(0, 1).map(lambda x: round(x, 4)), text, text,
+)  # fmt: skip
+steps = st.lists(text, max_size=2, unique=True).map(lambda s: tuple(sorted(s)))
+locks = st.builds(Lock, text, text, steps, st.dictionaries(text, entries, max_size=3))
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(locks)
+def test_what_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory, lock: Lock) -> None:
+    path = tmp_path_factory.getbasetemp() / "law.lock"
+    path.write_text(lock_text(lock))
+    read = read_lock(path)
+    assert lock_text(read) == lock_text(lock)
+    assert read.entries.keys() == lock.entries.keys()
+    assert all(read.entries[k].values == e.values for k, e in lock.entries.items())
+
+
+def entry(values: dict[str, float], text: str = SCALE) -> tuple[Lock, Entry]:
+    module, instance, _ = scale(text=text)
+    e = Entry(
+        op_hash(instance.op, module), schedule_hash(module.schedules["scale", "cpu"]), values, "measured", 2e-6, 1e-6
+    )
+    return with_entry(Lock("m", detect().name), instance.key, e, "tiny B=1 T=1"), e
+
+
+def test_lowering_takes_the_lock_s_values() -> None:
+    module, instance, _ = scale()
+    lock, _ = entry({"A": 32, "U": 3})
+    applied = Applied(lock, module, detect(), 1)
+    tuned = applied.lower(instance.op, module, dict(instance.dims))
+    assert tuned == lower(instance.op, module, dict(instance.dims), detect(), 1, {"A": 32, "U": 3})
+    assert tuned != lower(instance.op, module, dict(instance.dims), detect(), 1)
+    assert list(applied.used) == [instance.key] and not applied.stale
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ("* 2.0", "* 3.0", "the op's text has changed"),
+        ("unroll(U)", "unroll(2 * U)", "its schedule has changed"),
+        ("from 4, 8, 16, 32", "from 4, 8, 16", "A = 32 is not among its choices 4, 8, 16"),
+    ],
+)
+def test_a_stale_entry_is_said_and_not_used(before: str, after: str, reason: str) -> None:
+    lock, _ = entry({"A": 32, "U": 3})
+    text = SCALE.replace(before, after)
+    module, instance, _ = scale(text=text)
+    applied = Applied(lock, module, detect(), 1)
+    assert applied.lower(instance.op, module, dict(instance.dims)) == lower(
+        instance.op, module, dict(instance.dims), detect(), 1
+    )
+    assert applied.stale == {instance.key: reason}
+    assert reason in "\n".join(applied.warnings(Path("x.lock")))
+    assert check(lock, module, [instance], detect(), 1) == ([f"{instance.key}: {reason}"], [])
+
+
+def test_more_choices_or_another_default_make_nothing_stale() -> None:
+    lock, _ = entry({"A": 32, "U": 3})
+    text = SCALE.replace("A = 8 from 4, 8, 16, 32", "A = 4 from 4, 8, 16, 32, 64")
+    module, instance, _ = scale(text=text)
+    assert check(lock, module, [instance], detect(), 1) == ([], [])
+
+
+def test_an_instance_without_an_entry_is_named() -> None:
+    module, instance, _ = scale()
+    assert check(Lock("m", detect().name), module, [instance], detect(), 1) == ([], [instance.key])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("format = 1\nmodel = ", "not a lockfile"),
+        ("format = 7\n", "format 7, expected 1"),
+        ("\x00\x01", "not a lockfile"),
+        ('format = 1\nmodel = "m"\nmachine = "avx2"\n', "'steps' is missing"),
+        (f'{HEAD}[op.x]\nbasis = "guessed"\n', "basis 'guessed'"),
+        (f'{HEAD}[op.x]\nbasis = "measured"\nvalues = {{A = "8"}}\n', "not a number"),
+    ],
+)
+def test_a_corrupted_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "m.lock"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"m\.lock") as e:
+        read_lock(path)
+    assert words in str(e.value) and "rm " in str(e.value)
+
+
+def test_a_file_that_does_not_change_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "m.lock"
+    lock, e = entry({"A": 4, "U": 1})
+    update_lock(path, lambda _: lock, lock)
+    before = path.stat().st_mtime_ns, path.read_text()
+    update_lock(path, lambda old: old, lock)
+    assert (path.stat().st_mtime_ns, path.read_text()) == before
+    update_lock(path, lambda old: with_entry(old, "other", replace(e, values={}), "tiny B=1 T=1"), lock)
+    assert len(read_lock(path).entries) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["m.lock"]
+
+
+def test_a_step_s_name_is_read_again() -> None:
+    for shape in (SHAPE, StepShape("124M", 4, 64), StepShape("124M", 4, 64, 8, {"L": 2, "C": 64})):
+        again = StepShape.parse(shape.text)
+        assert again.text == shape.text and again.accumulation == shape.accumulation
+
+
+def test_instances_are_distinct_and_counted() -> None:
+    found = instances_of(gpt2(), "gpt2", StepShape("tiny", 2, 16, 3, {"L": 2}))
+    keys = [i.key for i in found]
+    assert len(keys) == len(set(keys))
+    linear = next(i for i in found if i.op.name == "linear")
+    assert linear.count == 2 * 3, "two layers, three micro-batches"
+    assert any("+dW" in k for k in keys), "later micro-batches add to gradients"
+
+
+def test_functions_count_in_an_op_s_hash() -> None:
+    text = "fn twice(x) = 2.0 * x\n\n" + SCALE.replace("X[m, n] * 2.0", "twice(X[m, n])")
+    one, two = module_of(text), module_of(text.replace("2.0 * x", "4.0 * x"))
+    assert op_hash(one.ops["scale"], one) != op_hash(two.ops["scale"], two)

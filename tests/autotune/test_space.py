@@ -1,0 +1,105 @@
+"""Search spaces are what the schedule's own lines say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tcomp.autotune import storage
+from tcomp.autotune.instances import op_hash, schedule_hash
+from tcomp.autotune.judge import Job
+from tcomp.autotune.space import Space, spaces_of
+from tests.autotune.support import SCALE, gpt2, module_of, scale
+
+FACTS = {"l2": 100}
+
+
+def space_of(*lines: str) -> Space:
+    body = "\n".join(f"  {line}" for line in lines)
+    module = module_of(f"op f(X: f32[M]) -> Y: f32[M]:\n  Y[m] = X[m]\n\nschedule f on cpu:\n{body}\n")
+    (space,) = spaces_of(module.schedules["f", "cpu"], FACTS)
+    return space
+
+
+def points(space: Space) -> list[dict[str, float]]:
+    return sorted(space.points(0), key=repr)
+
+
+def test_every_combination_of_choices_is_a_point() -> None:
+    _, _, space = scale()
+    assert space.size == len(points(space)) == 12
+    assert space.default == {"A": 8, "U": 2}
+    assert {(p["A"], p["U"]) for p in points(space)} == {(a, u) for a in (4, 8, 16, 32) for u in (1, 2, 3)}
+
+
+def test_a_condition_forbids_points() -> None:
+    space = space_of(
+        "tune A = 8 from 8, 16, 32", "tune B = 1 from 1, 4", "where A * B <= l2", "m -> seq(A) / unroll(B)"
+    )
+    assert [(p["A"], p["B"]) for p in points(space)] == [(16, 1), (16, 4), (32, 1), (8, 1), (8, 4)]
+    assert space.problem({"A": 32, "B": 4}) == "where A * B <= l2 does not hold"
+    assert "not among its choices 8, 16, 32" in space.problem({"A": 9, "B": 1})
+
+
+def test_choices_may_depend_on_other_parameters() -> None:
+    space = space_of("tune A = 8 from 8, 16", "tune B = A from A, 2 * A", "m -> seq(B) / unroll(A)")
+    assert [(p["A"], p["B"]) for p in points(space)] == [(16, 16), (16, 32), (8, 16), (8, 8)]
+
+
+def test_a_parameter_that_a_kernel_does_not_use_is_not_its_own() -> None:
+    spaces = {s.kernel: s for s in spaces_of(gpt2().schedules["linear.backward", "cpu"], {"registers": 16, "lanes": 8})}
+    assert set(spaces) == {"dX", "dW"}
+    assert [p.name for p in spaces["dX"].parameters] == ["MR", "NV", "MC", "NC", "KC"]
+    assert spaces["dW"].chosen({"KC": 128}) == {"dW.KC": 128}
+
+
+def test_the_order_of_points_follows_the_seed() -> None:
+    _, _, space = scale()
+    assert list(space.points(1)) == list(space.points(1)) != list(space.points(2))
+
+
+@pytest.mark.parametrize(
+    ("choices", "default", "kind"),
+    [("4, 8, 16", 4, "log2"), ("48..192 step 48", 96, "step"), ("4, 6, 14", 4, "category"), ("2..6", 2, "step")],
+)
+def test_distributions_follow_the_choices(choices: str, default: int, kind: str) -> None:
+    space = space_of(f"tune A = {default} from {choices}", "m -> seq(A)")
+    (p,) = space.parameters
+    label, distribution = storage.distribution_of(p)
+    assert label.startswith("log2 ") == (kind == "log2")
+    assert type(distribution).__name__ == ("CategoricalDistribution" if kind == "category" else "IntDistribution")
+    for value in p.choices:
+        stored = storage.encoded_point(space, {"A": value})[label]
+        assert distribution._contains(distribution.to_internal_repr(stored))
+        assert storage.decoded(p, stored) == value
+
+
+def job_of(text: str) -> Job:
+    module, instance, space = scale(text=text)
+    schedule = module.schedules["scale", "cpu"]
+    return Job(instance, instance.key, space, 0, op_hash(instance.op, module), schedule_hash(schedule), 1.0)
+
+
+def test_adding_a_choice_keeps_what_was_tried(tmp_path: Path) -> None:
+    kept = storage.open_storage(tmp_path / "t.sqlite3")
+    old = job_of(SCALE)
+    study = storage.open_study(kept, old, "avx2", "measured", 0)
+    storage.add_default(study, old.space, 1.0)
+    trial, values = storage.ask(study, old.space)
+    study.tell(trial, 0.5)
+    new = job_of(SCALE.replace("from 1, 2, 3", "from 1, 2, 3, 4"))
+    assert new.key == old.key and new.schedule_hash == old.schedule_hash
+    again = storage.open_study(kept, new, "avx2", "measured", 0)
+    assert [storage.values_of(t) for t in again.trials] == [old.space.default, values]
+    assert again.best_value == 0.5
+    reduced = job_of(SCALE.replace("from 4, 8, 16, 32", f"from 8, {64 if values['A'] != 64 else 128}"))
+    third = storage.open_study(kept, reduced, "avx2", "measured", 0)
+    assert len(third.trials) == (2 if values["A"] == 8 else 1)
+
+
+def test_a_changed_op_or_loop_starts_anew() -> None:
+    old = job_of(SCALE)
+    assert job_of(SCALE.replace("* 2.0", "* 3.0")).op_hash != old.op_hash
+    assert job_of(SCALE.replace("seq(A)", "seq(2 * A)")).schedule_hash != old.schedule_hash
+    assert job_of("# a comment\n" + SCALE).op_hash == old.op_hash

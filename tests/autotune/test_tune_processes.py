@@ -1,0 +1,127 @@
+"""`tcomp tune` as people run it: killed, started again, twice at once, checked in CI, used by a build."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tcomp.autotune import storage
+from tests.cli.support import Tcomp, refused
+
+TINY = ["--dim", "L=1", "-B", "1", "-T", "24", "--threads", "1"]
+TUNE = ["tune", "gpt2", *TINY, "--ops", "attention.backward"]
+
+
+def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tcomp.cli.main", *arguments], cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "TCOMP_CACHE": str(folder / "cache")},
+    )  # fmt: skip
+
+
+def finished_trials(folder: Path) -> list[tuple[str, str]]:
+    """(kind, values) of all that ended, and are not repetitions."""
+    import optuna
+
+    path = folder / "trials.sqlite3"
+    if not path.is_file():
+        return []
+    try:
+        kept = storage.open_storage(path)
+        studies = [optuna.load_study(study_name=n, storage=kept) for n in optuna.get_all_study_names(kept)]
+        every = [t for s in studies for t in s.trials if t.state.is_finished()]
+    except Exception:  # another process is making the tables
+        return []
+    found = [(t.user_attrs.get("kind", ""), t.user_attrs.get("values", "")) for t in every]
+    return [f for f in found if f[0] != "repeated"]
+
+
+@pytest.mark.slow
+def test_a_killed_search_loses_at_most_the_running_trial(tmp_path: Path) -> None:
+    command = [*TUNE, "--trials", "6", "--storage", "trials.sqlite3"]
+    process = started(tmp_path, *command)
+    end = time.monotonic() + 60
+    while len(finished_trials(tmp_path)) < 3 and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = finished_trials(tmp_path)
+    assert len(before) >= 3
+    again = started(tmp_path, *command)
+    out, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, out
+    after = finished_trials(tmp_path)
+    assert after[: len(before)] == before or sorted(before) == sorted(t for t in after if t in before)
+    assert sum(kind == "killed" for kind, _ in after) <= 1
+    points = [values for kind, values in after if kind != "killed"]
+    assert len(points) == len(set(points)) == 7, "six and the default, none of them twice"
+    assert (tmp_path / "gpt2.avx2.lock").exists() or list(tmp_path.glob("gpt2.*.lock"))
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_study(tmp_path: Path) -> None:
+    command = [*TUNE, "--trials", "8", "--storage", "trials.sqlite3"]
+    both = [started(tmp_path, *command, "--seed", str(i)) for i in range(2)]
+    for p in both:
+        out, _ = p.communicate(timeout=180)
+        assert p.returncode == 0, out
+    found = finished_trials(tmp_path)
+    timed = [values for kind, values in found if kind == "timed"]
+    assert len(set(timed)) >= 7 and len(timed) - len(set(timed)) <= 1, "at most the last point is tried by both"
+    assert len(list(tmp_path.glob("gpt2.*.lock"))) == 1
+
+
+def test_a_build_uses_the_lockfile_and_says_what_is_stale(tcomp: Tcomp, tmp_path: Path) -> None:
+    made = tcomp(*TUNE, "--trials", "1", "--storage", "trials.sqlite3")
+    assert made.code == 0 and "measured" in made.out, made
+    (lock,) = tmp_path.glob("gpt2.*.lock")
+    assert tcomp("tune", "--check", "--threads", "1").out.endswith(": 1 entries hold\n")
+    text = lock.read_text()
+    key = "BQ" if "BQ" in text else None
+    chosen = text.replace("values = {}", 'values = { "BK" = 32, "BQ" = 32 }') if key is None else text
+    lock.write_text(chosen)
+    built = tcomp("build", "gpt2", *TINY)
+    assert built.code == 0 and f"tuned       1 op instances by {lock}" in built.out, built
+    assert built.error == ""
+    lock.write_text(chosen.replace('"BQ" = ', '"BQ" = 7'))
+    built = tcomp("build", "gpt2", *TINY)
+    assert built.code == 0 and "1 of 1 entries in use here are stale" in built.error, built
+    assert "is not among its choices 32, 64, 128" in built.error
+    checked = tcomp("tune", "--check", "--threads", "1")
+    assert checked.code == 1 and "stale: attention.backward" in checked.out
+    assert "no lockfile" in tcomp("build", "gpt2", *TINY, "--lock", "none").out
+    refused(tcomp("build", "gpt2", *TINY, "--lock", "absent.lock"), "absent.lock", "cannot read the lockfile")
+    lock.write_text("format = 1\n[")
+    refused(tcomp("build", "gpt2", *TINY), "not a lockfile", "rm ")
+    refused(tcomp("tune", "--check"), "not a lockfile")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--budget", "soon"], ["--budget soon", "20m"]),
+        (["--budget", "0s"], ["not a duration"]),
+        (["--ops", "linaer"], ["no op of this step is named 'linaer'", "linear"]),
+        (["--trials", "0"], ["trials = 0"]),
+        (["--until-within", "much"], ["not a percentage"]),
+        (["--check"], ["there is no lockfile", "tcomp tune gpt2"]),
+        (["--gpu", "h1000"], ["no description of a GPU 'h1000'"]),
+        (["--storage", "text.txt"], ["text.txt", "rm text.txt"]),
+    ],
+)
+def test_bad_requests_are_refused(tcomp: Tcomp, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    (tmp_path / "text.txt").write_text("not a database " * 100)
+    refused(tcomp("tune", "gpt2", *arguments), *words)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["text.txt"]
+
+
+def test_durations() -> None:
+    from tcomp.cli.tune import parse_duration
+
+    assert [parse_duration(t) for t in ("90s", "20m", "1h30m", "45", "0.5m")] == [90, 1200, 5400, 45, 30]

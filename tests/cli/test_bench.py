@@ -1,0 +1,80 @@
+"""`tcomp bench`: one small comparison with PyTorch, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import Tcomp, refused
+
+SMALL = ["--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "2", "-T", "8", "--threads", "1", "--steps", "2"]
+
+
+def test_tcomp_alone(tcomp: Tcomp, tmp_path: Path) -> None:
+    out = tcomp("bench", "gpt2", *SMALL, "--rounds", "1", "--against", "none", "--json", "f.json")
+    assert out.code == 0, out.error
+    assert "| tcomp |" in out.out and "agree" not in out.out
+    (ours,) = json.loads((tmp_path / "f.json").read_text())["programs"]
+    assert len(ours["seconds"]) == 2 and 0 < ours["warm"] < ours["cold"]
+
+
+@pytest.mark.slow
+def test_tcomp_and_pytorch_compute_the_same_and_are_compared(tcomp: Tcomp, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    out = tcomp("bench", "gpt2", *SMALL, "--rounds", "2", "--against", "eager", "--json", "f.json")
+    assert out.code == 0, out.error
+    assert "| tcomp |" in out.out and "| eager |" in out.out and "fma f32" in out.out
+    found = json.loads((tmp_path / "f.json").read_text())
+    ours, theirs = found["programs"]
+    assert len(ours["seconds"]) == len(theirs["seconds"]) == 4
+    assert theirs["loss_difference"] < 1e-5 and len(ours["losses"]) == 7
+    assert ours["losses"][0] != ours["losses"][4], "the weights have moved"
+    assert ours["peak_rss"] > found["profile"]["plan"]["arena"]
+    assert sum(k["share"] for k in found["profile"]["kernels"]) == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_the_virtual_gpu_runs_the_same_without_claims_about_time(tcomp: Tcomp, tmp_path: Path) -> None:
+    small = ["--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "1", "-T", "8", "--rounds", "1", "--steps", "1"]
+    out = tcomp("bench", "gpt2", *small, "--device", "virtual", "--against", "none", "--json", "f.json")
+    assert out.code == 0, out.error
+    assert "times say nothing" in out.out and "GFLOP/s" not in out.out
+    (ours,) = json.loads((tmp_path / "f.json").read_text())["programs"]
+    assert ours["seconds"] == [] and len(ours["losses"]) == 4 and ours["device_bytes"] > 0
+
+
+@pytest.mark.slow
+def test_disagreeing_losses_are_refused(tcomp: Tcomp, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    text = (Path(__file__).resolve().parents[2] / "models" / "gpt2.tc").read_text()
+    changed = text.replace("x = linear_residual(u, down_w[l], down_b[l], x)", "x = linear(u, down_w[l], down_b[l])")
+    assert changed != text
+    (tmp_path / "mine.tc").write_text(changed)
+    result = tcomp("bench", "mine.tc", *SMALL, "--against", "eager", "--json", "f.json")
+    refused(result, "the losses of 'eager' differ from those of 'tcomp'", "they are not compared", "step 0: tcomp")
+    assert "median" not in result.out and not (tmp_path / "f.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--against triton", ("--against triton: there is no such program", "eager, compile")),
+        ("--against eager,eager", ("not a list of programs",)),
+        ("--dtype f16", ("--dtype f16: not one that both compute in", "f32 or bf16")),
+        ("--rounds 0", ("rounds = 0: must be at least 1",)),
+        ("--steps -1", ("steps = -1: must be at least 1", "--steps")),
+        ("--tolerance nan", ("tolerance = nan: must be a number",)),
+        ("--json no/such/folder.json", ("no/such/folder.json: cannot write there",)),
+        ("--html .", (".: cannot write there",)),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_runs(arguments: str, words: tuple[str, ...], tcomp: Tcomp) -> None:
+    refused(tcomp("bench", "gpt2", *SMALL, *arguments.split()), *words)
+
+
+def test_a_model_without_a_counterpart_is_told(tcomp: Tcomp, tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "models" / "gpt2.tc").read_text()
+    (tmp_path / "mine.tc").write_text(text.replace("model gpt2(", "model other("))
+    refused(tcomp("bench", "mine.tc", *SMALL), "no PyTorch counterpart of model 'other'", "--against none")
