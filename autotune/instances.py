@@ -49,7 +49,7 @@ class StepShape:
     batch: int
     length: int
     accumulation: int = 1
-    overrides: Mapping[str, int] | None = None
+    overrides: Mapping[str, int | float] | None = None
 
     @property
     def text(self) -> str:
@@ -63,9 +63,9 @@ class StepShape:
     def parse(text: str) -> StepShape:
         """The shape that `text` names. ValueError for what names none."""
         config, *rest = text.split()
-        numbers = {k: int(v) for k, _, v in (r.partition("=") for r in rest)}
+        numbers = {k: _number(v) for k, _, v in (r.partition("=") for r in rest)}
         batch, length = numbers.pop("B"), numbers.pop("T")
-        return StepShape(config, batch, length, numbers.pop("accumulation", 1), numbers)
+        return StepShape(config, int(batch), int(length), int(numbers.pop("accumulation", 1)), numbers)
 
 
 def instances_of(module: Module, model: str, shape: StepShape) -> tuple[Instance, ...]:
@@ -159,6 +159,11 @@ def itemsize(op: Op) -> int:
 def machine_threads(machine: Machine, threads: int) -> int:
     """Threads as part of an instance's identity: those of a CPU, 1 on a GPU."""
     return 1 if isinstance(machine, GpuMachine) else threads
+
+
+def _number(text: str) -> int | float:
+    value = float(text)
+    return int(value) if value == int(value) else value
 
 
 def _digest(texts: Sequence[str]) -> str:

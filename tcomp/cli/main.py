@@ -13,7 +13,7 @@ import sys
 
 import typer
 
-from tcomp.cli import bench, build, check, doctor, fmt, generate, grad, plan, show, train, tune, vgpu
+from tcomp.cli import bench, build, check, doctor, fmt, generate, grad, plan, roofline, show, train, tune, vgpu
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
 
@@ -40,6 +40,7 @@ for name, command in (
     ("grad", grad.grad),
     ("check", check.check),
     ("tune", tune.tune),
+    ("roofline", roofline.roofline),
     ("fmt", fmt.fmt),
     ("doctor", doctor.doctor),
     ("bench", bench.bench),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tcomp.cli.tools import cuda_tool
+from tcomp.codegen.tools import cuda_tool
 from tcomp.codegen.nvptx.assemble import Assembled, assemble
 from tcomp.errors import UserError
 
