@@ -38,7 +38,8 @@ class Instance:
     @property
     def key(self) -> str:
         dims = " ".join(f"{k}={v}" for k, v in sorted(self.dims.items()))
-        return f"{self.op.name} {' '.join(results(self.op))}: {dims}".rstrip(": ")
+        types = ",".join(sorted({o.dtype.value for o in self.op.operands if o.shape and o.dtype.is_float} - {"f32"}))
+        return f"{self.op.name} {' '.join(results(self.op))}: {dims} {types}".rstrip(": ")
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,13 @@ class StepShape:
     length: int
     accumulation: int = 1
     overrides: Mapping[str, int | float] | None = None
+    precision: str = ""
 
     @property
     def text(self) -> str:
-        """`124M B=4 T=64`: also how a lockfile names it."""
-        parts = [self.config, f"B={self.batch}", f"T={self.length}"]
+        """`124M B=4 T=64` or `124M/bf16 B=4 T=64`: also how a lockfile names it."""
+        config = f"{self.config}/{self.precision}" if self.precision else self.config
+        parts = [config, f"B={self.batch}", f"T={self.length}"]
         if self.accumulation > 1:
             parts.append(f"accumulation={self.accumulation}")
         return " ".join(parts + [f"{k}={v}" for k, v in sorted((self.overrides or {}).items())])
@@ -62,17 +65,19 @@ class StepShape:
     @staticmethod
     def parse(text: str) -> StepShape:
         """The shape that `text` names. ValueError for what names none."""
-        config, *rest = text.split()
+        first, *rest = text.split()
+        config, _, precision = first.partition("/")
         numbers = {k: _number(v) for k, _, v in (r.partition("=") for r in rest)}
         batch, length = numbers.pop("B"), numbers.pop("T")
-        return StepShape(config, int(batch), int(length), int(numbers.pop("accumulation", 1)), numbers)
+        return StepShape(config, int(batch), int(length), int(numbers.pop("accumulation", 1)), numbers, precision)
 
 
 def instances_of(module: Module, model: str, shape: StepShape) -> tuple[Instance, ...]:
     """The distinct op instances of a whole training step, in order of first use. UserError or TcError as
     `build_graph`."""
     sizes = {"B": shape.batch, "T": shape.length}
-    graph = build_graph(module, model, shape.config, sizes, dict(shape.overrides or {}))
+    overrides = dict(shape.overrides or {})
+    graph = build_graph(module, model, shape.config, sizes, overrides, shape.precision or None)
     programs = build_programs(graph, module, True, shape.accumulation)
     again = shape.accumulation - 1
     nodes: list[tuple[Node, int]] = [(n, shape.accumulation) for n in graph.nodes]

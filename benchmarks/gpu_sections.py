@@ -273,7 +273,7 @@ def _torch(job: Job, tokens: int) -> Iterator[Item]:
 
     built = common.build_step("gpt2", job.config, job.batch, job.length, device=job.device)
     device = f"cuda:{job.device.gpu.index}"
-    workload = workload_of(built.step, common.find_file("gpt2"), {}, "f32", device, "", 4)
+    workload = workload_of(built.step, common.find_file("gpt2"), {}, device, "", 4)
     with tempfile.TemporaryDirectory() as folder:
         write_folder(workload, built.step, Path(folder))
         batch = read_batches(workload, Path(folder))[0]

@@ -494,6 +494,7 @@ class Optimizer:
     `hyper` are scalar defaults a run may override; `groups` override some per parameter group.
     `state` names the op's inout operands that persist per parameter (m, v). `update` is the op called once
     per group over its flat parameters; `schedule` computes `lr`; `norm` and `clip` are op names.
+    `variants` are the ops that take the place of `op` under other precisions: `under bf16_stochastic by ...`.
     """
 
     op: str
@@ -501,6 +502,7 @@ class Optimizer:
     groups: tuple[Group, ...]
     schedule: str | None
     norm: str | None
+    variants: tuple[tuple[str, str], ...] = ()
     span: Span = _span()
 
 

@@ -126,6 +126,9 @@ class ModelRules(ExpressionRules):
     def norm_by(self, c: Children) -> tuple[str, Token]:
         return ("norm", c[1])
 
+    def under(self, c: Children) -> tuple[str, Token, Token]:
+        return ("under", c[1], c[2])
+
     def optimizer(self, c: Children) -> ast.Optimizer:
         keyword, name, *lines = c
         return ast.Optimizer(
@@ -134,6 +137,7 @@ class ModelRules(ExpressionRules):
             groups=tuple(x for x in lines if isinstance(x, ast.Group)),
             schedule=self._single(lines, "lr", "lr by"),
             norm=self._single(lines, "norm", "norm by"),
+            variants=tuple((str(x[1]), str(x[2])) for x in _tagged(lines, "under")),
             span=self._span(keyword, name),
         )
 

@@ -33,13 +33,24 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count, did_you_mean, listing
 from tcomp.dsl.recipes import RECIPES
 from tcomp.dsl.storage import STORAGE
+from tcomp.dsl.variants import mentioned, under
 
 INITIALISERS = {"zeros": 0, "ones": 0, "normal": 1, "uniform": 1}
 ANNOTATIONS = {"recompute": 0}
 
 
 def check_model(model: Model, module: Module) -> None:
-    """All checks of one model."""
+    """All checks of one model, under each precision that its text speaks of."""
+    spoken = [p for p, _ in model.optimizer.variants] if model.optimizer else []
+    for name in (model.precision, *spoken):
+        if name not in RECIPES:
+            hint = f"known are {listing(RECIPES)}; f32 is what a model without the line has"
+            raise TcError(f"precision '{name}' is not supported", model.span, hint=hint)
+    for precision in dict.fromkeys((model.precision, *mentioned(model))):
+        _check(under(model, precision, module), module)
+
+
+def _check(model: Model, module: Module) -> None:
     numbers = _check_numbers(model)
     _check_tensors(model, numbers)
     tensors = {p.name: p.dtype for p in model.params} | {i.name: i.dtype for i in model.inputs}
@@ -48,9 +59,6 @@ def check_model(model: Model, module: Module) -> None:
         if name is not None and name not in bound:
             hint = did_you_mean(name, bound, "tensor")
             raise TcError(f"{what} names '{name}', which `forward` does not compute", model.span, hint=hint)
-    if model.precision not in RECIPES:
-        hint = f"known are {listing(RECIPES)}; f32 is what a model without the line has"
-        raise TcError(f"precision '{model.precision}' is not supported", model.span, hint=hint)
     if model.optimizer is not None:
         _check_optimizer(model, model.optimizer, module)
     check_model_shapes(model, module)
@@ -225,7 +233,9 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
     for a in s.annotations:
         if a.function not in ANNOTATIONS:
             raise TcError(
-                f"unknown annotation '{a.function}'", a.span, hint=did_you_mean(a.function, ANNOTATIONS, "annotation")
+                f"unknown annotation '{a.function}'",
+                a.span,
+                hint=did_you_mean(a.function, [*ANNOTATIONS, *RECIPES], "annotation"),
             )
     if len(s.results) != len(op.outputs):
         raise TcError(
@@ -345,7 +355,12 @@ def _check_bound(
         in_groups = [g for g in groups if p.name in dict(g.values)]
         if p.name in hyper:
             used.add(p.name)
-        elif p.name != "step" and p.name not in results and (not groups or len(in_groups) < len(groups)):
+        elif (
+            p.name != "step"
+            and not (groups and p.name == "first")
+            and p.name not in results
+            and (not groups or len(in_groups) < len(groups))
+        ):
             lacking = [g.name for g in groups if g not in in_groups] if in_groups else []
             where = f" in group {listing(lacking)}" if lacking else ""
             raise TcError(

@@ -22,7 +22,7 @@ from tcomp.dsl.ast import (
     Num,
     Unary,
 )
-from tcomp.dsl.dtypes import CASTS
+from tcomp.dsl.dtypes import CASTS, STOCHASTIC
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count, did_you_mean
 from tcomp.dsl.printer import print_expression
@@ -138,6 +138,8 @@ def _check_call(e: Expr, function: str, args: tuple[Expr, ...], scope: Scope) ->
     elif function == DType.REAL.value and scope.argument:
         hint = "a `fn` and a monoid have no storage type: cast where the op uses them"
         raise TcError("`real` is cast to outside an op", e.span, hint=hint)
+    elif function in STOCHASTIC and len(args) == 2:
+        arity = 2
     elif function in CASTS:
         arity = 1
     elif function in BUILTINS:

@@ -14,6 +14,8 @@ from tcomp.dsl.ast import BUILTINS, Access, Binary, Call, DType, Expr, Module, N
 
 _KEEP_INTEGER = ("min", "max", "abs", "select")
 CASTS = {d.value: d for d in DType}
+STOCHASTIC = (DType.REAL.value, DType.BF16.value)
+"""Casts that take a random number as a second argument, to round by it."""
 
 
 def dtype_of(e: Expr, tensors: Mapping[str, DType], module: Module) -> DType:

@@ -256,6 +256,7 @@ def _optimizer(o: ast.Optimizer) -> list[str]:
         lines.append(f"    lr by {o.schedule}")
     if o.norm:
         lines.append(f"    norm by {o.norm}")
+    lines += [f"    under {precision} by {op}" for precision, op in o.variants]
     return lines
 
 

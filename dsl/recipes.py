@@ -12,12 +12,14 @@ class Recipe:
     """`storage` is what `real` stands for in the model: parameters as forward and backward read them, activations and
     their gradients. With `master`, the optimizer updates an f32 copy of each parameter and writes the stored one from
     it. Sums, statistics, losses, optimizer state and the gradients of parameters (sums over the batch, and over
-    micro-batches) are f32 in every recipe."""
+    micro-batches) are f32 in every recipe. An `annotated` recipe is what the model's own annotations make of it: a
+    model that has none for it is refused."""
 
     name: str
     storage: DType
     master: bool
     summary: str
+    annotated: bool = False
 
     def stored(self, dtype: DType) -> DType:
         """The type of a tensor that the model's text declares as `dtype`."""
@@ -29,6 +31,7 @@ RECIPES = {
     for r in (
         Recipe("f32", DType.F32, False, "everything in f32"),
         Recipe("bf16", DType.BF16, True, "tensors in bf16, with f32 master weights"),
+        Recipe("bf16_stochastic", DType.BF16, False, "tensors and weights in bf16, updated with stochastic rounding"),
     )
 }
 

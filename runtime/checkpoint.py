@@ -19,33 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 from tcomp.runtime.cache import sync_folder
+from tcomp.runtime.safetensors_file import (
+    CONVERTIBLE,
+    KINDS,
+    PIECE,
+    Array,
+    Entry,
+    Stored,
+    as_floats,
+    read_header,
+    write_file,
+)
 
 FORMAT = 1
 TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"
 _PARTIAL = ".partial-"
-_SAFETENSORS_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "int32": "I32", "uint16": "BF16"}
-PIECE = 1 << 24
-"""Bytes that are read, written and summed at a time."""
-
-Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor to be saved or loaded. `pieces` gives its elements in row-major order, as arrays in turn."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    pieces: Callable[[], Iterable[Array]]
-
-    @property
-    def bytes(self) -> int:
-        return self.dtype.itemsize * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -72,26 +64,54 @@ class Checkpoint:
     folder: Path
     manifest: Manifest
 
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor's shape, from the file's header."""
-        return {name: tuple(entry["shape"]) for name, entry in _read_header(self.folder / TENSORS)[0].items()}
+    def tensors(self) -> dict[str, Entry]:
+        """Every tensor, from the file's header."""
+        return read_header(self.folder / TENSORS)
 
-    def load(self, wanted: Mapping[str, Stored], write: Callable[[str, Array], None]) -> None:
-        """Give the named tensors to `write`, one by one; UserError when one is missing or of another shape."""
-        path = self.folder / TENSORS
-        header, start = _read_header(path)
+    def parameters(self, names: Iterable[str], kind: str | None) -> dict[str, Entry]:
+        """The named parameters: their master copies where there are such and another type than the parameters' own is
+        asked for. UserError when one is missing."""
+        held = self.tensors()
+        found = {}
+        for name in names:
+            if name not in held:
+                raise UserError(f"{self.folder}: it has no tensor {name!r}: a checkpoint of another model")
+            own = held[name]
+            found[name] = held.get(f"master.{name}", own) if kind not in (None, own.kind) else own
+        return found
+
+    def check(self, wanted: Mapping[str, Stored], convert: bool = False) -> dict[str, Entry]:
+        """The entries of the named tensors; UserError when one is missing or of another shape or type. With `convert`
+        the type may be another one of those that weights are stored in."""
+        header = self.tensors()
         for name, tensor in wanted.items():
             if name not in header:
                 raise UserError(f"{self.folder}: it has no tensor {name!r}: a checkpoint of another model")
             entry = header[name]
-            kind = _SAFETENSORS_NAMES[tensor.dtype.name]
-            if tuple(entry["shape"]) != tensor.shape or entry["dtype"] != kind:
+            same = entry.kind == tensor.kind or (convert and entry.kind in CONVERTIBLE)
+            if entry.shape != tensor.shape or not same:
                 raise UserError(
-                    f"{self.folder}: tensor {name!r} is {entry['dtype']}{entry['shape']}, the model has "
-                    f"{kind}{list(tensor.shape)}: a checkpoint of another model or config"
+                    f"{self.folder}: tensor {name!r} is {entry.kind}{list(entry.shape)}, the model has "
+                    f"{tensor.kind}{list(tensor.shape)}: a checkpoint of another model or config"
                 )
-            count, offset = math.prod(tensor.shape), start + entry["data_offsets"][0]
-            write(name, np.fromfile(path, tensor.dtype, count, offset=offset).reshape(tensor.shape))
+        return {name: header[name] for name in wanted}
+
+    def load(self, wanted: Mapping[str, Stored], write: Callable[[str, Array], None]) -> None:
+        """Give the named tensors to `write`, one by one; UserError as `check`."""
+        for name, entry in self.check(wanted).items():
+            write(name, _read(entry))
+
+    def values(self, name: str) -> Array:
+        """A tensor of weights as floats: f32 where it is stored narrower."""
+        entry = self.tensors()[name]
+        held = _read(entry)
+        return as_floats(held, entry.kind) if entry.kind in CONVERTIBLE else held
+
+
+def _read(entry: Entry) -> Array:
+    count = math.prod(entry.shape)
+    found: Array = np.fromfile(entry.path, KINDS[entry.kind], count, offset=entry.start).reshape(entry.shape)
+    return found
 
 
 def checkpoints_folder(run: Path) -> Path:
@@ -110,7 +130,7 @@ def save(run: Path, manifest: Manifest, tensors: Mapping[str, Stored], keep: int
         base.mkdir(parents=True, exist_ok=True)
         _remove_partial(base)
         partial.mkdir()
-        checks = _write_tensors(partial / TENSORS, tensors)
+        checks = write_file(partial / TENSORS, tensors)
         _write_manifest(partial / MANIFEST, manifest, checks)
         sync_folder(partial)
         if final.exists():
@@ -211,38 +231,6 @@ def _steps(base: Path) -> list[Path]:
 def _remove_partial(base: Path) -> None:
     for left in base.glob(f"{_PARTIAL}*"):
         shutil.rmtree(left, ignore_errors=True)
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Stored]) -> tuple[int, int]:
-    """Stream the tensors as a safetensors file (a length, a JSON header, the data); its size and crc32."""
-    header, at = {}, 0
-    for name, tensor in tensors.items():
-        end = at + tensor.bytes
-        kind = _SAFETENSORS_NAMES[tensor.dtype.name]
-        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    crc = 0
-    with open(path, "wb") as out:
-        for block in (len(text).to_bytes(8, "little"), text):
-            out.write(block)
-            crc = zlib.crc32(block, crc)
-        for tensor in tensors.values():
-            for piece in tensor.pieces():
-                raw = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
-                out.write(raw)
-                crc = zlib.crc32(raw, crc)
-        out.flush()
-        os.fsync(out.fileno())
-    return 8 + len(text) + at, crc
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """A safetensors file's entries by tensor, and where its data begin."""
-    with open(path, "rb") as f:
-        size = int.from_bytes(f.read(8), "little")
-        return json.loads(f.read(size)), 8 + size
 
 
 def _write_manifest(path: Path, manifest: Manifest, checks: tuple[int, int]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from tcomp.errors import UserError
 from tcomp.runtime.cache import write_atomic
 
 CONFIG, METRICS, LOCK = "run.json", "metrics.jsonl", ".lock"
+PASSED = "hf"
+"""The folder of files that came with imported weights and are passed on: config.json, the tokenizer."""
 
 
 class RunFolder:
@@ -53,6 +56,11 @@ class RunFolder:
         except OSError as e:
             self._unmake()
             raise UserError(f"{self.path / CONFIG}: cannot write it: {e.strerror or e}") from e
+
+    def pass_on(self, other: Path) -> None:
+        """Copy what another run was imported with (its tokenizer, config.json), for generation and export."""
+        if (other / PASSED).is_dir():
+            shutil.copytree(other / PASSED, self.path / PASSED, dirs_exist_ok=True)
 
     def _unmake(self) -> None:
         """Remove the folders that were made for this run, which has not begun."""

@@ -31,6 +31,7 @@ from tcomp.runtime.executor import Executor, Reading, element_count
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.progress import Progress
 from tcomp.runtime.run_folder import Metrics, RunFolder
+from tcomp.runtime.safetensors_file import PIECE, Stored
 from tcomp.runtime.values import numpy_type
 
 _HYPER = "hyper."
@@ -64,9 +65,11 @@ class Outcome:
 
 
 def train(
-    executor: Executor, data: Data, run: RunFolder, settings: Settings, progress: Progress, resume: bool
-) -> Outcome:
-    """Train up to `settings.steps` steps in all, from fresh parameters or the run's newest checkpoint."""
+    executor: Executor, data: Data, run: RunFolder, settings: Settings, progress: Progress, resume: bool,
+    weights: checkpoint.Checkpoint | None = None,
+) -> Outcome:  # fmt: skip
+    """Train up to `settings.steps` steps in all, from fresh parameters, those of `weights`, or the run's newest
+    checkpoint."""
     step, batches = executor.step, data.training_batches(settings.seed)
     hyper = set_scalars(executor, settings.hyper)
     check_inputs(step)
@@ -77,6 +80,8 @@ def train(
         progress.warn(f"{run.path}: the run was stopped before its first checkpoint; it starts again from step 0")
     if saved is None:
         initialise(executor, settings.seed, settings.threads)
+        if weights is not None:
+            load_weights(executor, weights)
         done = 0
     else:
         done = restore(executor, data, saved, settings.seed, batches)
@@ -208,22 +213,20 @@ def check_inputs(step: Step) -> None:
         )
 
 
-def persistent(
-    executor: Executor, kinds: Collection[str] = ("parameter", "master", "state")
-) -> dict[str, checkpoint.Stored]:
+def persistent(executor: Executor, kinds: Collection[str] = ("parameter", "master", "state")) -> dict[str, Stored]:
     """What outlives a step, parameters, their master copies and optimizer state, by slot name."""
     return {name: _stored(executor, slot) for name, slot in executor.step.slots.items() if slot.kind in kinds}
 
 
-def _stored(executor: Executor, slot: Slot) -> checkpoint.Stored:
+def _stored(executor: Executor, slot: Slot) -> Stored:
     dtype, elements = numpy_type(slot.dtype), element_count(slot)
-    at_a_time = checkpoint.PIECE // dtype.itemsize
+    at_a_time = PIECE // dtype.itemsize
 
     def pieces() -> Iterator[NDArray[Any]]:
         for start in range(0, elements, at_a_time):
             yield executor.read_part(slot.name, start, min(start + at_a_time, elements))
 
-    return checkpoint.Stored(dtype, slot.shape, pieces)
+    return Stored(dtype, slot.shape, pieces)
 
 
 def restore(executor: Executor, data: Data, saved: checkpoint.Checkpoint, seed: int, batches: Batches) -> int:
@@ -240,6 +243,21 @@ def restore(executor: Executor, data: Data, saved: checkpoint.Checkpoint, seed: 
     saved.load(persistent(executor), executor.write)
     batches.state = manifest.data
     return manifest.step
+
+
+def load_weights(executor: Executor, saved: checkpoint.Checkpoint) -> None:
+    """The parameters of a checkpoint (its master copies where it has them), as parameters of this step and as their
+    master copies; UserError when it is of another model. Sizes, types and numbers that no shape depends on may differ.
+    """
+    wanted = persistent(executor, ("parameter",))
+    saved.check(wanted, convert=True)
+    held = saved.tensors()
+    for init in executor.step.parameters:
+        source = f"master.{init.slot}"
+        source = source if source in held else init.slot
+        values = saved.values(source)
+        for slot in filter(None, (init.slot, init.master)):
+            executor.write(slot, values)
 
 
 def validation_loss(executor: Executor, data: Data, batch_count: int) -> float:

@@ -7,7 +7,7 @@ both, and the distance between the results is measured (relative L2 norm of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class Comparison:
     """One result beside the oracle's. `error` is |ours - oracle| / |oracle| (L2)."""
 
     what: str
-    dims: dict[str, Number]
+    dims: Mapping[str, Number]
     error: float
 
 
@@ -126,7 +126,7 @@ def oracle_case(op: Op, module: Module, dims: dict[str, int], seed: int) -> tupl
 
 
 def verify_step(
-    executor: Executor, module: Module, batch: int, length: int, overrides: dict[str, Number], seed: int = 0
+    executor: Executor, module: Module, batch: int, length: int, overrides: Mapping[str, Number], seed: int = 0
 ) -> Iterator[Comparison]:
     """One whole step (forward, backward, update) of `executor` against the oracle, from its present state.
 

@@ -48,6 +48,24 @@ def round_to(x: Array, dtype: DType) -> Array:
     return np.where(beyond, np.copysign(largest if saturates else np.inf, x), rounded)
 
 
+def round_stochastic(x: Array, u: Array, dtype: DType) -> Array:
+    """The value of `dtype` next to `x` away from zero where the fraction of a unit that is cut off plus `u` reaches 1,
+    else the one towards zero, as float64. `u` in [0, 1): uniform, it makes the expected result `x`."""
+    x = np.asarray(x, np.float64)
+    if dtype not in _FORMATS:
+        return x
+    bits, low, largest, saturates = _FORMATS[dtype]
+    with np.errstate(invalid="ignore", over="ignore"):
+        _, exponent = np.frexp(x)
+        quantum = np.ldexp(1.0, np.maximum(exponent - 1, low) - bits)
+        units = np.abs(x) / quantum
+        below = np.floor(units)
+        rounded = np.copysign((below + (units - below + u >= 1)) * quantum, x)
+        rounded = np.where(np.isfinite(x), rounded, x)
+        beyond = np.abs(rounded) > largest
+    return np.where(beyond, np.copysign(largest if saturates else np.inf, x), rounded)
+
+
 def random_uniform(seed: Array, counter: Array) -> Array:
     """Uniform in [0, 1), a multiple of 2**-24; integers are taken modulo 2**32."""
     h = _mix(_word(np.asarray(seed) + 0x9E3779B9)) + _word(counter)

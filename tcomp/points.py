@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, Span, Unary
 from tcomp.dsl.errors import TcError
-from tcomp.numeric import random_uniform, round_to
+from tcomp.numeric import random_uniform, round_stochastic, round_to
 
 Array = NDArray[Any]
 CASTS = {d.value: d for d in DType}
@@ -100,6 +100,8 @@ class Points:
                 return np.asarray(1.0 / np.sqrt(self.value(x, active)))
             case Call(function, (x,)) if function in CASTS:
                 return round_to(self.value(x, active), CASTS[function])
+            case Call(function, (x, u)) if function in CASTS:
+                return round_stochastic(self.value(x, active), self.value(u, active), CASTS[function])
             case Call("floor", (x,)):
                 whole = self.number(x, active)
                 return whole if whole.dtype.kind == "i" else np.asarray(np.floor(whole))

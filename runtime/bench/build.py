@@ -1,61 +1,33 @@
-"""A workload's device and step, and the workload of a step: the parent writes what the children build again."""
+"""The workload of a built step, and the folder that the programs under measurement read."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 
-from tcomp.dsl.load import load
+from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
-from tcomp.model.build import build_step
 from tcomp.model.step import ParameterInit, Step
 from tcomp.runtime.bench.workload import Parameter, Workload, save, write_batches
-from tcomp.runtime.device import Device, device_named
-
-if TYPE_CHECKING:
-    from tcomp.dsl.ast import Module
 
 _PIECE = 1 << 22
 
 
-def open_device(workload: Workload) -> Device:
-    """The device that the workload names (`cpu`, `cuda:1`, `virtual`)."""
-    kind, _, which = workload.device.partition(":")
-    return device_named(kind, which, gpu=workload.gpu, threads=workload.threads)
-
-
-def build(workload: Workload, device: Device) -> Step:
-    """The training step of the workload's text at its sizes."""
-    module = load(Path(workload.file))
-    check_precision(module, workload.model, workload.dtype)
-    return build_step(
-        module,
-        workload.model,
-        workload.config,
-        {"B": workload.batch, "T": workload.length},
-        overrides=workload.overrides,
-        machine=device.machine,
-        threads=device.threads,
-    )
-
-
-def check_precision(module: Module, model: str, dtype: str) -> None:
-    """UserError when the model does not compute in `dtype`."""
-    precision = module.models[model].precision
-    if precision != dtype:
-        raise UserError(
-            f"model '{model}' computes in {precision}, not {dtype}",
-            f"give --dtype {precision}, or write `precision {dtype}` in a copy of the model's text",
-        )
-
-
 def workload_of(
-    step: Step, file: Path, overrides: dict[str, int], dtype: str, device: str, gpu: str, threads: int
+    step: Step,
+    file: Path,
+    overrides: dict[str, Number],
+    device: str,
+    gpu: str,
+    threads: int,
+    memory: str = "",
+    lock: str = "",
 ) -> Workload:
-    """The workload of a built step: `overrides` are the values given in place of the config's."""
+    """The workload of a built step: `overrides` are the values given in place of the config's, `memory` and `lock`
+    what --memory and --lock say."""
     return Workload(
         model=step.model,
         file=str(file.resolve()),
@@ -64,10 +36,12 @@ def workload_of(
         overrides=overrides,
         batch=step.dims["B"],
         length=step.dims["T"],
-        dtype=dtype,
+        dtype=step.precision,
         device=device,
         gpu=gpu,
         threads=threads,
+        memory=memory,
+        lock=lock,
         vocabulary=step.inputs["tokens"] or 2,
         parameters=tuple(Parameter(p.slot, step.slots[p.slot].shape, p.group) for p in step.parameters),
         hyper={name.removeprefix("hyper."): float(value) for name, value in step.hyper.items()},

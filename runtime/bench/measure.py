@@ -90,6 +90,7 @@ def compare(
     workload: Workload,
     folder: Path,
     programs: Sequence[str],
+    entry: str,
     rounds: int,
     steps: int,
     note: Callable[[str], None],
@@ -97,7 +98,8 @@ def compare(
     tolerance: float | None = None,
 ) -> Comparison:
     """Measure `programs` at a workload written to `folder`: `rounds` turns of `steps` steps each (0: as many as make
-    about 1280 tokens). `ceilings` is called while all programs are stopped.
+    about 1280 tokens). `entry` is the module that a program's process runs. `ceilings` is called while all programs
+    are stopped.
 
     UserError where the losses of a program differ from the first one's by more than the tolerance.
     """
@@ -108,7 +110,7 @@ def compare(
         caches = Path(stack.enter_context(place))
         running: list[Running] = []
         for r in results:
-            running.append(_start(r, workload, folder, caches / r.program, stack, note))
+            running.append(_start(r, workload, folder, caches / r.program, entry, stack, note))
             check_losses(results[0], r, TOLERANCE[workload.dtype] if tolerance is None else tolerance)
             running[-1].pause()
         found = ceilings()
@@ -125,14 +127,20 @@ def compare(
 
 
 def _start(
-    r: Measured, workload: Workload, folder: Path, caches: Path, stack: ExitStack, note: Callable[[str], None]
+    r: Measured,
+    workload: Workload,
+    folder: Path,
+    caches: Path,
+    entry: str,
+    stack: ExitStack,
+    note: Callable[[str], None],
 ) -> Running:
     """A cold start, then a warm one whose program stays and does its first steps."""
     note(f"{r.program}: cold start")
-    with Running(r.program, workload, folder, caches) as cold:
+    with Running(r.program, workload, folder, caches, entry) as cold:
         r.cold, r.phases, r.clock = cold.first["since_start"], cold.first["phases"], cold.first["clock"]
     note(f"{r.program}: first step after {r.cold:.2f} s; warm start")
-    warm = stack.enter_context(Running(r.program, workload, folder, caches, watch=True))
+    warm = stack.enter_context(Running(r.program, workload, folder, caches, entry, watch=True))
     r.warm, r.warm_phases = warm.first["since_start"], warm.first["phases"]
     note(f"{r.program}: first step after {r.warm:.2f} s")
     _take(r, warm.first, timed=False)

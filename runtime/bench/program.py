@@ -1,6 +1,6 @@
-"""The process of one program under measurement: `python -m tcomp.runtime.bench.program NAME FOLDER STARTED ANSWERS`.
+"""The process of one program under measurement, started by `running.py` through an entry module.
 
-Started by `running.py`. It does its first step at once, then reads lines from standard input (`run K`, `profile`,
+It does its first step at once, then reads lines from standard input (`run K`, `profile`,
 `stop`) and answers in JSON lines on the descriptor ANSWERS. STARTED is the monotonic clock before it was started.
 """
 
@@ -14,31 +14,41 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tcomp.errors import UserError
-from tcomp.runtime.bench.workload import load, read_batches
+from tcomp.runtime.bench.workload import Workload, load, read_batches
+
+if TYPE_CHECKING:
+    from tcomp.model.step import Step
+    from tcomp.runtime.device import Device
 
 PROGRAMS = ("tcomp", "eager", "compile", "eager-heap", "compile-heap")
 """`-heap`: PyTorch with a malloc that keeps its pages."""
 
 
-def main(name: str, folder: Path, started: float, answers: int) -> None:
+Build = Callable[[Workload], tuple["Step", "Device"]]
+"""How tcomp's step is built, and for which device."""
+
+
+def main(name: str, folder: Path, started: float, answers: int, build: Build) -> None:
+    """The whole life of the process; `build` is for the program `tcomp`."""
     die_with_parent()
     with os.fdopen(answers, "w") as out:
         try:
-            serve(name, folder, started, out)
+            serve(name, folder, started, out, build)
         except UserError as e:
             answer(out, {"error": e.message, "hint": e.hint})
 
 
-def serve(name: str, folder: Path, started: float, out: Any) -> None:
+def serve(name: str, folder: Path, started: float, out: Any, build: Build) -> None:
     """Make the program, do its first step, then what standard input says."""
     if name.endswith("-heap"):
         keep_heap()
     workload = load(folder)
-    program = make(name, workload, folder)
+    program = make(name, workload, folder, build)
     batches = read_batches(workload, folder)
     number = 0
 
@@ -69,12 +79,12 @@ def serve(name: str, folder: Path, started: float, out: Any) -> None:
     program.close()
 
 
-def make(name: str, workload: Any, folder: Path) -> Any:
+def make(name: str, workload: Workload, folder: Path, build: Build) -> Any:
     """The program of that name, ready for its first step."""
     if name == "tcomp":
         from tcomp.runtime.bench.tcomp_program import TcompProgram
 
-        return TcompProgram(workload, folder)
+        return TcompProgram(workload, folder, build)
     from tcomp.runtime.bench.torch_program import TorchProgram
 
     return TorchProgram(workload, folder, name.startswith("compile"))
@@ -107,7 +117,3 @@ def die_with_parent() -> None:
     """On Linux: a parent that is killed takes this process along, even while it is stopped."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))

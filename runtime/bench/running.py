@@ -24,10 +24,13 @@ _PERIOD = 0.02
 class Running:
     """A child process. `first` is its answer to its first step: losses, phases, the time since it was started.
 
-    `caches` is the folder of everything that the program keeps for a later start: empty for a cold one.
+    `entry` is the module that is the process. `caches` is the folder of everything that the program keeps for a later
+    start: empty for a cold one.
     """
 
-    def __init__(self, name: str, workload: Workload, folder: Path, caches: Path, watch: bool = False) -> None:
+    def __init__(
+        self, name: str, workload: Workload, folder: Path, caches: Path, entry: str, watch: bool = False
+    ) -> None:
         self.name = name
         environment = dict(os.environ)
         environment["OMP_NUM_THREADS"] = str(workload.threads)
@@ -37,7 +40,7 @@ class Running:
         reading, writing = os.pipe()
         started = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tcomp.runtime.bench.program", name, str(folder), str(started), str(writing)],
+            [sys.executable, "-m", entry, name, str(folder), str(started), str(writing)],
             stdin=subprocess.PIPE,
             stdout=2,  # what a program prints is no result
             pass_fds=[writing],

@@ -7,17 +7,22 @@ planning, compiling (or finding in the cache), placing the weights.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tcomp.runtime.bench.workload import Ints, Weights, Workload
+
+if TYPE_CHECKING:
+    from tcomp.model.step import Step
+    from tcomp.runtime.device import Device
 
 
 class TcompProgram:
     """`phases` are seconds by name. `clock` says what the seconds of a step are: "host", "gpu" or, on the virtual GPU,
     "" (a simulator's time says nothing)."""
 
-    def __init__(self, workload: Workload, folder: Path) -> None:
+    def __init__(self, workload: Workload, folder: Path, build: Callable[[Workload], tuple[Step, Device]]) -> None:
         self.phases: dict[str, float] = {}
         clock = time.perf_counter()
 
@@ -26,11 +31,12 @@ class TcompProgram:
             self.phases[name] = time.perf_counter() - clock
             clock = time.perf_counter()
 
-        from tcomp.runtime.bench.build import build, open_device
+        import tcomp.dsl.load
+        import tcomp.model.build
+        import tcomp.runtime.cpu.executor  # noqa: F401
 
         lap("imports")
-        device = open_device(workload)
-        self.step = build(workload, device)
+        self.step, device = build(workload)
         lap("build")
         self.executor: Any = device.open(self.step)
         lap("compile")
@@ -45,15 +51,16 @@ class TcompProgram:
         from tcomp.runtime.train import set_scalars
         from tcomp.runtime.values import stored
 
-        for parameter in self.step.parameters:
-            slot = self.step.slots[parameter.slot]
-            with self.executor.fill(parameter.slot) as array:
+        targets = [(p.slot, name) for p in self.step.parameters for name in (p.slot, p.master) if name]
+        for parameter, name in targets:
+            slot = self.step.slots[name]
+            with self.executor.fill(name) as array:
                 flat = array.reshape(-1)
                 if slot.dtype is DType.F32:
-                    weights.read(parameter.slot, [flat])
+                    weights.read(parameter, [flat])
                     continue
                 at = 0
-                for piece in weights.pieces(parameter.slot, element_count(slot)):
+                for piece in weights.pieces(parameter, element_count(slot)):
                     flat[at : at + piece.size] = stored(piece, slot.dtype)
                     at += piece.size
         set_scalars(self.executor, {})

@@ -41,20 +41,22 @@ class Workload:
     """A model at fixed sizes. `dims` are all of its dimensions, `overrides` those given in place of the config's.
 
     `hyper` are the optimizer's values: "peak_lr", or "matrices.weight_decay" of a group. `vocabulary` is the exclusive
-    bound of the tokens.
+    bound of the tokens. `memory` and `lock` are tcomp's budget and lockfile, as the command line takes them.
     """
 
     model: str
     file: str
     config: str
     dims: dict[str, int | float]
-    overrides: dict[str, int]
+    overrides: dict[str, int | float]
     batch: int
     length: int
     dtype: str
     device: str
     gpu: str
     threads: int
+    memory: str
+    lock: str
     vocabulary: int
     parameters: tuple[Parameter, ...]
     hyper: dict[str, float]

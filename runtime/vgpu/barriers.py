@@ -166,6 +166,10 @@ class Barriers:
             return
         self.check_divergence(waiting)
         first = np.unique(waiting >> 5) << 5
+        # Warps that waited with all their lanes have done nothing since they came.
+        here = np.bincount(waiting >> 5, minlength=m.lanes // 32)
+        still = first[(here == m.alive.reshape(-1, 32).sum(axis=1))[first >> 5]]
+        r.rows[0][m.place[still]] = m.now
         m.order.acquire(m.team[first], m.place[first], r.rows[:, None])
         m.shared_floor = m.order.floor()
         m.now += 1

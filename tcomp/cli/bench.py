@@ -14,6 +14,8 @@ import typer
 from tcomp.cli import common, limits
 from tcomp.errors import UserError
 
+ENTRY = "tcomp.cli.bench_program"
+
 
 def bench(
     file: Annotated[str, typer.Argument(metavar="MODEL", help="A .tc file, or one of tcomp's own models.")] = "gpt2",
@@ -28,6 +30,8 @@ def bench(
     device: Annotated[str, typer.Option(help=common.DEVICE_HELP)] = "cpu",
     gpu: Annotated[str, typer.Option(help=common.GPU_HELP)] = "",
     threads: Annotated[int, typer.Option(help="Cores for every program; 0: all.")] = 0,
+    memory: Annotated[str | None, typer.Option(help=f"For tcomp. {common.MEMORY_HELP}")] = None,
+    lock: Annotated[str, typer.Option(help=common.LOCK_HELP)] = "",
     rounds: Annotated[int, typer.Option(help="Turns of each program.")] = 6,
     steps: Annotated[int, typer.Option(help="Steps a turn; 0: as many as make 1280 tokens.")] = 0,
     tolerance: Annotated[float | None, typer.Option(help="Of the losses, relative [default: 1e-4; bf16 1e-2].")] = None,
@@ -53,9 +57,9 @@ def bench(
     - `tcomp bench gpt2 --config 124M -B 16 -T 1024 --device cuda`
     """
     from tcomp.runtime.bench import report
-    from tcomp.runtime.bench.build import check_precision, workload_of, write_folder
+    from tcomp.runtime.bench.build import workload_of, write_folder
     from tcomp.runtime.bench.counterparts import check_counterpart
-    from tcomp.runtime.bench.measure import compare
+    from tcomp.runtime.bench.measure import TOLERANCE, compare
     from tcomp.runtime.train import check_inputs
 
     others = _programs(against)
@@ -70,12 +74,13 @@ def bench(
     model = common.only_model(module, file)
     if others:
         check_counterpart(model.name)
-    check_precision(module, model.name, dtype)
+    if dtype not in TOLERANCE:
+        raise UserError(f"--dtype {dtype}: not one that both compute in", f"give {' or '.join(TOLERANCE)}")
     kind = limits.split_device(device)[0]
     with _status("building"):
         built = common.build_step(
-            file, config, batch, length, dims=numbers, threads=threads, module=module,
-            device=common.device_for(device, gpu=gpu, threads=threads),
+            file, config, batch, length, dims=numbers, precision=dtype, threads=threads, module=module,
+            device=common.device_for(device, gpu=gpu, threads=threads), memory=memory, lock=lock,
         )  # fmt: skip
     step = built.step
     check_inputs(step)
@@ -83,16 +88,19 @@ def bench(
         step,
         found,
         numbers,
-        dtype,
         device,
         (gpu or limits.DEFAULT_GPU) if kind == "virtual" else "",
         built.threads if kind == "cpu" else limits.cores(),
+        memory or "",
+        str(built.lock.resolve()) if built.lock else "none",
     )
     with tempfile.TemporaryDirectory(prefix="tcomp-bench-", ignore_cleanup_errors=True) as place:
         with _status("writing weights and batches"):
             write_folder(workload, step, Path(place))
         programs = ["tcomp", *others]
-        comparison = compare(workload, Path(place), programs, rounds, steps, _note, lambda: _ceilings(built), tolerance)
+        comparison = compare(
+            workload, Path(place), programs, ENTRY, rounds, steps, _note, lambda: _ceilings(built), tolerance
+        )
     print(report.markdown(comparison), end="")
     command = shlex.join(["tcomp", *sys.argv[1:]])
     if as_json is not None:

@@ -36,7 +36,7 @@ def build(
     gpu: Annotated[str, typer.Option(help="The GPU of that target: h200 [default: h100 for sm_90a].")] = "",
     strict: Annotated[bool, typer.Option("--strict", help="Fail when the GPU assembler has any finding.")] = False,
     threads: Annotated[int, typer.Option(help="Cores to compile for; 0: all.")] = 0,
-    memory: Annotated[str | None, typer.Option(help="Refuse a plan larger than this: 16GB.")] = None,
+    memory: Annotated[str | None, typer.Option(help=common.MEMORY_HELP)] = None,
     lock: Annotated[str, typer.Option(help=common.LOCK_HELP)] = "",
     out: Annotated[Path | None, typer.Option(help="The folder [default: build/MODEL-CONFIG].")] = None,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tcomp.dsl.dims import Number
     from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
+    from tcomp.model.graph import Graph
     from tcomp.model.step import Step
     from tcomp.runtime.device import Device
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 DEVICE_HELP = "cpu, cuda (cuda:1, cuda:NAME) or virtual, a GPU simulator that checks what runs [default: cpu]."
 LOCK_HELP = "The lockfile of tuned schedules, or none [default: MODEL.MACHINE.lock here or beside the model]."
 GPU_HELP = "The GPU that --device virtual stands for: h100, a100, rtx4090 ... [default: h100]."
+MEMORY_HELP = "Fit the step into this much: 16GB. Activations are computed again where that is needed."
 PRECISION_HELP = "f32, bf16: what tensors are stored in [default: the model text's, else f32]."
 GRAPH_HELP = "On a GPU, a whole program as one graph, or launch by launch (slow, names a failing launch)."
 
@@ -123,7 +125,7 @@ def build_step(
     batch: int,
     length: int,
     *,
-    dims: dict[str, Number] | None = None,
+    dims: Mapping[str, Number] | None = None,
     precision: str = "",
     accumulation: int = 1,
     threads: int = 0,
@@ -136,8 +138,9 @@ def build_step(
 ) -> Built:
     """Check, derive, schedule and plan `file` at batch B and length T for a device (this computer's processors).
 
-    The plan must fit `memory`; without it, what is free on the device. `lock` is the lockfile whose choices the
-    schedules get ("none": their own values); without it, the one that `find_lock` finds, if any.
+    The plan is made to fit `memory`, by computing activations again where that is needed; without it, it must fit what
+    is free on the device as it is. `lock` is the lockfile whose choices the schedules get ("none": their own values);
+    without it, the one that `find_lock` finds, if any.
     """
     from tcomp.autotune.apply import find_lock, load_lock
     from tcomp.model.build import build_step as build
@@ -159,6 +162,7 @@ def build_step(
             machine=device.machine,
             threads=device.threads,
             memory_limit=parse_bytes(memory) if memory else device.free_memory(),
+            recompute=bool(memory),
             programs=programs,
             keep_logits=keep_logits,
             lower=applied.lower if applied else None,
@@ -169,6 +173,26 @@ def build_step(
         for line in applied.warnings(path):
             print(f"warning: {line}" if line.startswith(str(path)) else line, file=sys.stderr)
     return Built(module, model.name, step, device, path, len(applied.used) if applied else 0)
+
+
+def layout_path(file: Path) -> Path:
+    """The weights layout that belongs to a model's text: gpt2.hf.toml beside gpt2.tc."""
+    return file.with_name(file.name.removesuffix(".tc") + ".hf.toml")
+
+
+def library_name(file: Path) -> str:
+    """`gpt2` for a model of tcomp's own library, nothing for other files."""
+    from tcomp.dsl.load import library
+
+    inside = library().resolve() in file.resolve().parents
+    return file.resolve().relative_to(library().resolve()).as_posix().removesuffix(".tc") if inside else ""
+
+
+def small_graph(module: Module, model: str, config: str, dims: Mapping[str, Number]) -> Graph:
+    """The model's graph at the smallest sizes: its parameters do not depend on them."""
+    from tcomp.model.graph import build_graph
+
+    return build_graph(module, model, config, dict.fromkeys(module.models[model].dims, 1), dims)
 
 
 def default_config(module: Module, file: str) -> str:

@@ -60,7 +60,7 @@ def stream(
     from tcomp.runtime import checkpoint
     from tcomp.runtime.generate import ByteDecoder, sample
     from tcomp.runtime.run_folder import read_config
-    from tcomp.runtime.train import persistent, set_scalars
+    from tcomp.runtime.train import load_weights, set_scalars
 
     settings = from_json(read_config(run), str(run / "run.json"))
     saved = checkpoint.newest(run, lambda text: print(f"warning: {text}", file=sys.stderr))
@@ -83,7 +83,7 @@ def stream(
     executor = device.open(built.step)
     try:
         set_scalars(executor, {})
-        saved.load(persistent(executor, ("parameter",)), executor.write)
+        load_weights(executor, saved)
         vocabulary = built.step.inputs["tokens"] or (1 << 16)
         limits.check_prompt(prompt, vocabulary)
         tokens = list(prompt.encode())

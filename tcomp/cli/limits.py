@@ -169,19 +169,29 @@ _UNITS = {
 }
 
 
-def parse_bytes(text: str) -> int | None:
+STORAGE = {"f32": "F32", "bf16": "BF16", "f16": "F16"}
+
+
+def storage_kind(dtype: str) -> str | None:
+    """The name in safetensors files of a `--dtype`; None when none is given."""
+    if dtype and dtype not in STORAGE:
+        raise UserError(f"--dtype {dtype}: no type that weights are stored in", f"give {', '.join(STORAGE)}")
+    return STORAGE[dtype] if dtype else None
+
+
+def parse_bytes(text: str, flag: str = "--memory") -> int | None:
     """`16GB`, `512MiB`, `1000000`; None for "unlimited"."""
     if text.strip() == "unlimited":
         return None
     digits = text.strip().rstrip("BKMGTIbkmgti ")
     unit = text.strip()[len(digits) :].strip().upper()
-    help_text = "write for example --memory 16GB, or --memory unlimited"
+    help_text = f"write for example {flag} 16GB, or {flag} unlimited"
     try:
         amount = float(digits) * _UNITS[unit]
         if not math.isfinite(amount):
             raise ValueError
     except (ValueError, KeyError) as e:
-        raise UserError(f"--memory {text}: not an amount of memory", help_text) from e
+        raise UserError(f"{flag} {text}: not an amount of memory", help_text) from e
     if amount < 1:
-        raise UserError(f"--memory {text}: must be more than nothing", help_text)
+        raise UserError(f"{flag} {text}: must be more than nothing", help_text)
     return int(amount)

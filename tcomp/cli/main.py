@@ -13,7 +13,23 @@ import sys
 
 import typer
 
-from tcomp.cli import bench, build, check, doctor, fmt, generate, grad, plan, roofline, show, train, tune, vgpu
+from tcomp.cli import (
+    bench,
+    build,
+    check,
+    doctor,
+    export_weights,
+    fmt,
+    generate,
+    grad,
+    import_weights,
+    plan,
+    roofline,
+    show,
+    train,
+    tune,
+    vgpu,
+)
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
 
@@ -34,6 +50,8 @@ Then `tcomp show gpt2 linear --schedule`, `tcomp plan gpt2 --config 124M -B 4 -T
 for name, command in (
     ("train", train.train),
     ("generate", generate.generate),
+    ("import", import_weights.import_weights),
+    ("export", export_weights.export_weights),
     ("build", build.build),
     ("plan", plan.plan),
     ("show", show.show),

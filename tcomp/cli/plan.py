@@ -23,7 +23,7 @@ def plan(
     device: Annotated[str, typer.Option(help=common.DEVICE_HELP)] = "cpu",
     gpu: Annotated[str, typer.Option(help=common.GPU_HELP)] = "",
     threads: Annotated[int, typer.Option(help="Cores to plan for; 0: all.")] = 0,
-    memory: Annotated[str | None, typer.Option(help="Refuse a plan larger than this: 16GB.")] = None,
+    memory: Annotated[str | None, typer.Option(help=common.MEMORY_HELP)] = None,
     largest: Annotated[int, typer.Option(help="How many tensors to list.")] = 12,
     png: Annotated[Path | None, typer.Option(help="Draw time against address into this file.")] = None,
 ) -> None:
@@ -33,7 +33,8 @@ def plan(
 
     - `tcomp plan gpt2 --config 124M -B 4 -T 1024`
 
-    - `tcomp plan models/gpt2.tc --config 124M -B 4 -T 1024 --memory 16GB --png plan.png`
+    - `tcomp plan models/gpt2.tc --config 124M -B 4 -T 1024 --memory 3GB --png plan.png` shows what is computed again
+      to fit, and what that costs
     """
     from rich.console import Console
 

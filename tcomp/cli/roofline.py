@@ -23,6 +23,7 @@ def roofline(
     length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 128,
     accumulation: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
     dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
+    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
     gpu: Annotated[str, typer.Option(help="The GPU to predict for: h100, a100, l40s, rtx4090, b200 ...")] = "",
     lock: Annotated[str, typer.Option(help=common.LOCK_HELP)] = "",
     out: Annotated[Path | None, typer.Option(help="Also write roofline.png and roofline.json to this folder.")] = None,
@@ -41,6 +42,7 @@ def roofline(
 
     - `tcomp roofline --gpu h100 --ladder`
     """
+    limits.check_precision(precision)
     limits.check_numbers(batch=batch, length=length, accumulation=accumulation)
     numbers = limits.parse_dims(dim or [])
     if ladder:
@@ -51,7 +53,7 @@ def roofline(
     from tcomp.machine.gpu import machine_named
 
     machine = machine_named(gpu)
-    step, text = _predicted(file, config, batch, length, accumulation, numbers, lock, machine)
+    step, text = _predicted(file, config, batch, length, accumulation, numbers, lock, machine, precision)
     print(text, end="")
     if out is not None:
         from tcomp.autotune.roofline_plot import plot
@@ -64,7 +66,7 @@ def roofline(
 
 def _predicted(
     file: str, config: str | None, batch: int, length: int, accumulation: int, dims: dict[str, int | float], lock: str,
-    machine: GpuMachine,
+    machine: GpuMachine, precision: str,
 ) -> tuple[StepPrediction, str]:  # fmt: skip
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -74,7 +76,15 @@ def _predicted(
     from tcomp.runtime.cache import cache_folder
 
     built = common.build_step(
-        file, config, batch, length, dims=dims, accumulation=accumulation, device=TargetDevice(machine), lock=lock
+        file,
+        config,
+        batch,
+        length,
+        dims=dims,
+        accumulation=accumulation,
+        device=TargetDevice(machine),
+        lock=lock,
+        precision=precision,
     )
     shown = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -94,7 +104,7 @@ def _predicted(
 def step_text(step: StepPrediction, machine: GpuMachine) -> str:
     """The table: one row per kernel, longest first."""
     lines = [
-        f"{'kernel':34}{'times':>6}{'us each':>11}{'share':>7}  {'bound by':14}{'TFLOP/s':>9}{'TB/s':>7}  of the ceiling"
+        f"{'kernel':34}{'times':>6}{'us each':>11}{'share':>7}  {'bound by':14}{'TFLOP/s':>9}{'TB/s':>7}  of ceiling"
     ]
     total = step.seconds
     for k, n in step.kernels:

@@ -35,6 +35,7 @@ class TrainSettings:
     seed: int = 1
     data: list[str] = field(default_factory=list)
     run: str = ""
+    init_from: str = ""
     device: str = "cpu"
     gpu: str = ""
     graph: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -178,11 +179,15 @@ def _op_or_backward(module: Module, name: str) -> Op:
     return common.find_op(module, name)
 
 
-def _bound(module: Module, name: str, given: dict[str, int]) -> dict[str, int]:
+def _bound(module: Module, name: str, numbers: Mapping[str, Number]) -> dict[str, int]:
     from tcomp.dsl.dims import bind, operand_shape
     from tcomp.dsl.infer import dimensions
 
     op = _op_or_backward(module, name)
+    for d, value in numbers.items():
+        if value != int(value):
+            raise UserError(f"--dim {d}={value}: must be a whole number", f"write for example --dim {d}=64")
+    given = {d: int(value) for d, value in numbers.items()}
     missing = [d for d in dimensions(op) if d not in given]
     if missing:
         raise UserError(

@@ -112,14 +112,15 @@ def grad_text(module: Module) -> str:
 def schedule_text(op: Op, module: Module, dims: dict[str, int], machine: CpuMachine | GpuMachine) -> str:
     """The schedule that an op instance gets on this machine: the written one, else the default."""
     from tcomp.dsl.check import infer
-    from tcomp.dsl.dims import evaluate_dim
-    from tcomp.schedule.choose import choose_schedule, storage_of
+    from tcomp.dsl.dims import evaluate_dim, operand_shape
+    from tcomp.schedule.choose import choose_schedule
     from tcomp.schedule.family import family_for
     from tcomp.schedule.normal import normalise
 
     family, info, equations = family_for(machine, 1), infer(op, module), normalise(op, module, dims)
     dtypes = {o.name: o.dtype for o in op.operands} | {t.name: t.dtype for t in info.temporaries.values()}
-    schedule = choose_schedule(op, module, family.targets, equations, dtypes, storage_of(op))
+    shapes = {o.name: operand_shape(o, dims) for o in op.operands}
+    schedule = choose_schedule(op, module, family.targets, equations, dtypes, shapes)
     origin = "none is written: the default"
     if schedule is None:
         extents = {i: int(evaluate_dim(e, dims)) for i, e in info.ranges.items()}

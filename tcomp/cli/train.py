@@ -42,13 +42,16 @@ def train(
     dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of parameters, data order and sample.")] = None,
     run: Annotated[str | None, typer.Option(help="The run's folder [default: runs/MODEL-CONFIG].")] = None,
+    init_from: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Start from the weights of this run folder, or imported one.")
+    ] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with the run in this folder.")] = None,
     run_file: Annotated[Path | None, typer.Option(help="Settings in TOML; flags win over them.")] = None,
     device: Annotated[str | None, typer.Option(help=common.DEVICE_HELP)] = None,
     gpu: Annotated[str | None, typer.Option(help=common.GPU_HELP)] = None,
     graph: Annotated[bool | None, typer.Option("--graph/--no-graph", help=common.GRAPH_HELP)] = None,
     threads: Annotated[int | None, typer.Option(help="Cores to use [default: all].")] = None,
-    memory: Annotated[str | None, typer.Option(help="Refuse a plan larger than this: 16GB.")] = None,
+    memory: Annotated[str | None, typer.Option(help=common.MEMORY_HELP)] = None,
     lock: Annotated[str | None, typer.Option(help=common.LOCK_HELP)] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between validations; 0: at the end.")] = None,
     eval_batches: Annotated[int | None, typer.Option(help="Batches per validation.")] = None,
@@ -77,8 +80,8 @@ def train(
     """
     flags: dict[str, Any] = {
         "model": model, "config": config, "data": data, "steps": steps, "batch": batch, "length": length,
-        "precision": precision, "accumulation": accumulation, "seed": seed, "run": run, "device": device, "gpu": gpu,
-        "graph": graph, "threads": threads, "memory": memory, "lock": lock,
+        "precision": precision, "accumulation": accumulation, "seed": seed, "run": run, "init_from": init_from,
+        "device": device, "gpu": gpu, "graph": graph, "threads": threads, "memory": memory, "lock": lock,
         "eval_every": eval_every, "eval_batches": eval_batches, "save_every": save_every, "keep": keep,
         "sample": sample, "prompt": prompt,
     }  # fmt: skip
@@ -94,7 +97,9 @@ def train(
         settings = _resumed(Path(resume), flags, run_file)
         outcome = _run(settings, Path(resume), resume=True)
     else:
-        settings = merged(TrainSettings(), read_run_file(run_file) if run_file else {}, flags)
+        layers = (read_run_file(run_file) if run_file else {}, flags)
+        start = merged(TrainSettings(), *layers).init_from
+        settings = merged(TrainSettings(), _same_model(Path(start)) if start else {}, *layers)
         outcome = _run(settings, _run_path(settings), resume=False)
     if outcome.interrupted:
         raise typer.Exit(130)
@@ -112,7 +117,13 @@ def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None) -> TrainS
             f"--{name} cannot change when a run is resumed",
             f"only these can: {', '.join('--' + n.replace('_', '-') for n in _RESUMABLE)}",
         )
-    before = from_json(read_config(path), str(path / "run.json"))
+    values = read_config(path)
+    if values.get("weights_only"):
+        raise UserError(
+            f"{path}: it holds weights only, without the optimizer's state",
+            f"start a run from them: tcomp train --init-from {path}",
+        )
+    before = from_json(values, str(path / "run.json"))
     if "device" in flags and "gpu" not in flags:
         flags["gpu"] = ""
     settings = merged(before, flags)
@@ -139,6 +150,19 @@ def _kept_lock(built: common.Built, run: Path) -> str:
     return str(copy)
 
 
+def _same_model(path: Path) -> dict[str, Any]:
+    """The settings of the run whose weights a new one starts from, as far as they say which model it is."""
+    from tcomp.runtime.run_folder import read_config
+
+    if not (path / "run.json").is_file() and (path / "config.json").is_file():
+        raise UserError(
+            f"{path}: a Hugging Face folder, not a run folder",
+            f"bring it in first: tcomp import --from-hf {path} --out runs/{path.name}",
+        )
+    before = from_json(read_config(path), str(path / "run.json"))
+    return {"model": before.model, "config": before.config, "dims": before.dims}
+
+
 def _device_text(settings: TrainSettings) -> str:
     return f"{settings.device} {settings.gpu}".rstrip()
 
@@ -158,16 +182,20 @@ def _run_path(settings: TrainSettings) -> Path:
 def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     from rich.console import Console
 
+    from tcomp.runtime import checkpoint
     from tcomp.runtime.data import open_data
     from tcomp.runtime.progress import progress_for
     from tcomp.runtime.run_folder import RunFolder, refuse_used
-    from tcomp.runtime.train import Settings, check_inputs, train
+    from tcomp.runtime.train import Settings, check_inputs, persistent, train
 
     console = Console(highlight=False)
     module = common.load_module(settings.model)
     vocabulary = _vocabulary(module, settings)
     if not resume:
         refuse_used(path)
+    weights = None
+    if settings.init_from:
+        weights = checkpoint.newest(Path(settings.init_from), lambda text: print(f"warning: {text}", file=sys.stderr))
     data = open_data([Path(p) for p in settings.data], settings.length, vocabulary)
     device = common.device_for(settings.device, gpu=settings.gpu, threads=settings.threads, graph=settings.graph)
     built = common.build_step(
@@ -192,6 +220,8 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     with console.status("compiling the kernels"):
         executor = device.open(built.step)
     try:
+        if weights is not None:
+            weights.check(persistent(executor, ("parameter",)), convert=True)
         # Everything has been checked and built: only now is there a run folder.
         folder = RunFolder(path, create=not resume)
         try:
@@ -204,10 +234,13 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
                     run=str(path),
                     model=str(Path(settings.model).resolve()) if Path(settings.model).is_file() else settings.model,
                     data=[str(Path(p).resolve()) for p in settings.data],
+                    init_from=str(Path(settings.init_from).resolve()) if settings.init_from else "",
                     hyper=hyper,
                     lock=_kept_lock(built, path),
                 )
                 folder.write_config(as_json(settings))
+                if settings.init_from:
+                    folder.pass_on(Path(settings.init_from))
             outcome = train(
                 executor,
                 data,
@@ -219,6 +252,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
                 ),
                 progress_for(console),
                 resume,
+                weights,
             )  # fmt: skip
         finally:
             folder.close()
@@ -243,7 +277,7 @@ def _vocabulary(module: Any, settings: TrainSettings) -> int:
     model = common.only_model(module, settings.model)
     sizes = {"B": settings.batch, "T": settings.length}
     dims = model_dims(module, model, settings.config, sizes, settings.dims)
-    return dims.get("V", 1 << 16)
+    return int(dims.get("V", 1 << 16))
 
 
 def _fitting(settings: TrainSettings, defaults: dict[str, float]) -> dict[str, float]:

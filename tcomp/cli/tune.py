@@ -28,6 +28,7 @@ def tune(
     length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 128,
     accumulation: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
     dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
+    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
     gpu: Annotated[
         str, typer.Option(help="Tune for this GPU by the static model (predicted) [default: this CPU, measured].")
     ] = "",
@@ -68,6 +69,7 @@ def tune(
     from tcomp.runtime.cache import cache_folder
 
     report, file = _what(words or [])
+    limits.check_precision(precision)
     limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads, seed=seed)
     if trials is not None:
         limits.check_numbers(trials=trials)
@@ -76,7 +78,12 @@ def tune(
     module = common.load_module(file)
     model = common.only_model(module, file)
     shape = StepShape(
-        config or common.default_config(module, file), batch, length, accumulation, limits.parse_dims(dim or [])
+        config or common.default_config(module, file),
+        batch,
+        length,
+        accumulation,
+        limits.parse_dims(dim or []),
+        precision,
     )
     machine, cores = _machine(gpu, threads)
     path = Path(lock) if lock else Path(f"{Path(file).stem}.{machine.name}.lock")

@@ -65,7 +65,7 @@ def _partial(e: Expr, a: Access) -> Expr:
             return _either(Binary("<=", x, y), _partial(x, a), _partial(y, a))
         case Call(f, (x,)) if f in SLOPES:
             return _times(SLOPES[f](x, e), _partial(x, a))
-        case Call(f, (x,)) if f in FLOAT_CASTS:
+        case Call(f, (x, *_)) if f in FLOAT_CASTS:
             return _partial(x, a)
         case Call("random" | "i32") | Unary("not") | Access():
             return ZERO

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, names_in
 from tcomp.instructions.declaration import Instruction, OperandForms
-from tcomp.ir.tile import Axis, Buffer, Compute, Fragment, Pitched, RowMajor, Scope, Spread
+from tcomp.ir.tile import Axis, Buffer, Compute, Fragment, Pitched, RowMajor, Scope, Spread, Swizzled
 
 LANES_Y, LANES_X = 8, 4
 """The lanes of a warp along rows and columns of an accumulator."""
@@ -222,7 +222,13 @@ def _check_place(o: Operand, forms: OperandForms, i: Instruction, own: Axis, k: 
             f"operand '{name}' is {o.buffer.dtype} in shared memory, where it cannot be cast to {o.factor.cast}",
             f"hold it in that type: cast {name} to {o.factor.cast}",
         )
-    if isinstance(o.buffer.layout, Pitched | RowMajor):
+    if i.threads == 128:
+        if not isinstance(o.buffer.layout, Swizzled):
+            raise MatchError(
+                f"operand '{name}' is not in a swizzled tile, which {i.family} reads in place",
+                f"stage it with swizzle: stage {name} in shared at {k.name} by tma",
+            )
+    elif isinstance(o.buffer.layout, Pitched | RowMajor):
         pitch = o.buffer.layout.pitch if isinstance(o.buffer.layout, Pitched) else o.buffer.shape[-1]
         if pitch * o.buffer.dtype.bytes % 16:
             raise MatchError(
@@ -241,7 +247,29 @@ def _check_result(c: Compute, buffers: Mapping[str, Buffer], i: Instruction) -> 
         )
 
 
+def _check_warpgroup(i: Instruction, m: Axis, n: Axis) -> None:
+    s = m.spread
+    if s is None or s.warp != "y" or s.warps % 4 or s.warp_tile * 4 != i.m:
+        raise MatchError(
+            f"loop '{m.name}' is not divided among warpgroups, as {i.family} needs its rows",
+            f"map it with warpgroup({i.m}): {m.name} -> grid.y(128) / warpgroup({i.m}) / mma",
+        )
+    if n.spread is not None and n.spread.warp:
+        raise MatchError(
+            f"loop '{n.name}' is divided among warps; a warpgroup computes all columns of its rows",
+            f"leave out its warp level: {n.name} -> grid.x(128) / mma",
+        )
+    pieces = -(-n.block // i.n[-1])
+    if n.block % (8 * pieces):
+        raise MatchError(
+            f"loop '{n.name}' has {n.block} values, which are not {pieces} equal pieces of at most {i.n[-1]} columns",
+            "choose a tile that is a multiple of 16",
+        )
+
+
 def _check_extents(i: Instruction, m: Axis, n: Axis, k: Axis) -> None:
+    if i.threads == 128:
+        _check_warpgroup(i, m, n)
     for axis, part, multiple in (
         (m, m.spread.warp_tile if m.spread and m.spread.warp else m.block, 16),
         (n, n.spread.warp_tile if n.spread and n.spread.warp else n.block, 8),

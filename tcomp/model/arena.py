@@ -50,7 +50,7 @@ class Arena:
         self.defaults = {p.seed: self.seed_value, p.step: 0} if p.gradients else {}
         self.defaults |= graph.scalars
         if p.update is not None:
-            self.defaults |= p.update.hyper
+            self.defaults |= p.update.hyper | p.update.scalars
         for t in self.defaults:
             self.add(t, t.name)
         self.result(graph.loss.tensor, "loss", graph.loss.shape)

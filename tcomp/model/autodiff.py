@@ -18,6 +18,7 @@ from tcomp.dsl.infer import dimensions
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
 from tcomp.grad.accumulate import accumulating, held, restricted
+from tcomp.model.again import again
 from tcomp.model.graph import Graph, Node, Tensor, View
 
 
@@ -29,6 +30,14 @@ class Variants:
     backward: dict[tuple[str, frozenset[str], DType], Op | None] = field(default_factory=dict)
     forms: dict[tuple[object, ...], Op] = field(default_factory=dict)
     bound: dict[tuple[object, ...], dict[str, int]] = field(default_factory=dict)
+    recomputing: dict[tuple[int, frozenset[str]], tuple[Op, Op | None]] = field(default_factory=dict)
+
+    def again(self, op: Op, results: frozenset[str]) -> Op | None:
+        """The form of a forward `op` that computes `results` again (`tcomp.model.again`)."""
+        key = id(op), results
+        if key not in self.recomputing:
+            self.recomputing[key] = op, again(op, results, self.module)  # keeps `op`, so its id stays its own
+        return self.recomputing[key][1]
 
     def backward_of(self, op: Op, given: frozenset[str], real: DType) -> Op | None:
         """The backward of `op` when only its outputs in `given` have a gradient, bound as the op is."""
@@ -241,18 +250,24 @@ class _Differentiation:
         return self.variants.bound[key]
 
     def value(self, v: View) -> View:
-        """A forward value as the backward pass reads it: kept, or computed again where annotated."""
+        """A forward value as the backward pass reads it: kept, or computed again where the node says so."""
         node = self.producers.get(v.tensor)
-        if node is None or not node.recompute:
+        if node is None or not any(node.operands[name].tensor is v.tensor for name in node.recompute):
             return v
         if v.tensor not in self.recomputed:
-            operands = {p.name: self.value(node.operands[p.name]) for p in node.op.params}
-            for o in node.op.outputs:
+            form = self.variants.again(node.op, node.recompute)
+            if form is None:
+                names = ", ".join(sorted(node.recompute))
+                raise self.error(node, f"{names} of '{node.op.name}' cannot be computed again alone")
+            operands = {p.name: self.value(node.operands[p.name]) for p in form.params}
+            for o in form.outputs:
                 old = node.operands[o.name].tensor
                 new = Tensor(self.unique(f"again.{old.name}"), old.dtype, old.shape, "activation", old.owner)
                 self.recomputed[old] = new
                 operands[o.name] = node.operands[o.name].of(new)
-            self.nodes.append(Node(node.op, node.dims, operands, f"{node.label} (again)", node.span))
+            dims = {d: node.dims[d] for d in dimensions(form)}
+            label = f"{node.label.replace(node.op.name, form.name, 1)} (again)"
+            self.nodes.append(Node(form, dims, operands, label, node.span, real=node.real))
         return v.of(self.recomputed[v.tensor])
 
     def error(self, node: Node, message: str) -> TcError:

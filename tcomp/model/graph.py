@@ -31,6 +31,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
 from tcomp.dsl.recipes import RECIPES, Recipe
 from tcomp.dsl.storage import binding, bound
+from tcomp.dsl.variants import mentioned, under
 from tcomp.errors import UserError
 
 _MOST_LAYERS = 10_000
@@ -84,7 +85,7 @@ class View:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Node:
-    """One op instance. `operands` are its parameters and results by the op's own names; `recompute` asks for
+    """One op instance. `operands` are its parameters and results by the op's own names; `recompute` names
     the results to be computed again for the backward pass instead of kept; `real` is what the op's `real` is
     bound to."""
 
@@ -93,7 +94,7 @@ class Node:
     operands: dict[str, View]
     label: str
     span: Span
-    recompute: bool = False
+    recompute: frozenset[str] = frozenset()
     real: DType = DType.F32
 
 
@@ -143,7 +144,13 @@ def build_graph(
     if model is None:
         raise UserError(f"there is no model '{model_name}'", _one_of("models", module.models))
     dims = model_dims(module, model, config, sizes, overrides or {})
-    return _Builder(module, model, config, dims, recipe_of(model, precision)).build()
+    recipe = recipe_of(model, precision)
+    if recipe.annotated and recipe.name not in mentioned(model):
+        raise UserError(
+            f"model '{model.name}' says nothing about precision {recipe.name}",
+            f"annotate the calls that it changes: y = linear(x, w, b) [{recipe.name}(OP)]",
+        )
+    return _Builder(module, under(model, recipe.name, module), config, dims, recipe).build()
 
 
 def recipe_of(model: Model, precision: str | None = None) -> Recipe:
@@ -315,7 +322,8 @@ class _Builder:
                 self.environment[r.name] = self.reshaped(tensor.whole(), r, index)
         parameters = [v.tensor.name for v in operands.values() if v.tensor.kind == "parameter"]
         label = " ".join([f"{prefix}{op.name}", *parameters])
-        recompute = any(a.function == "recompute" for a in c.annotations)
+        marked = any(a.function == "recompute" for a in c.annotations)
+        recompute = frozenset(o.name for o in op.outputs) if marked else frozenset()
         self.nodes.append(Node(op, dims, operands, label, c.span, recompute, real))
 
     def real(self, op: Op, given: Mapping[str, TensorRef | Expr], c: OpCall) -> DType:

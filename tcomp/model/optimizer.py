@@ -27,13 +27,14 @@ class Update:
     """The nodes of the update. `flats` are the flat vectors ("p", "g", state names) over all parameters.
 
     `results` are the scalars that the learning-rate and norm ops give; `hyper` the scalars read, with their
-    default values.
+    default values; `scalars` further constants.
     """
 
     nodes: tuple[Node, ...]
     flats: dict[str, Tensor]
     results: dict[str, Tensor]
     hyper: dict[Tensor, float]
+    scalars: dict[Tensor, float]
 
 
 def build_update(graph: Graph, module: Module, layout: FlatLayout, step: Tensor) -> Update:
@@ -62,6 +63,8 @@ class _Builder:
         self.results: dict[str, Tensor] = {}
         self.nodes: list[Node] = []
         self.flats: dict[str, Tensor] = {}
+        self.scalars: dict[Tensor, float] = {}
+        self.first: Tensor | None = None
 
     def build(self) -> Update:
         o = self.optimizer
@@ -84,8 +87,11 @@ class _Builder:
             def flat(name: str, start: int = group.start, n: int = group.elements) -> View:
                 return View(self.flats[name], start, (n,))
 
+            self.first = Tensor(f"first.{group.name}", DType.I32, (), "scalar", "optimizer")
             self.node(update, named, flat, f"{o.op} {group.name}".strip())
-        return Update(tuple(self.nodes), self.flats, self.results, self.hyper)
+            if self.nodes[-1].operands.get("first") is not None:
+                self.scalars[self.first] = group.start & 0x7FFFFFFF
+        return Update(tuple(self.nodes), self.flats, self.results, self.hyper, self.scalars)
 
     def op(self, name: str) -> Op:
         if name not in self.module.ops:
@@ -132,7 +138,8 @@ class _Builder:
             given = operands[o.name].tensor.dtype
             if o.dtype is not given:
                 raise self.error(
-                    f"'{o.name}' of '{op.name}' is {o.dtype}, by precision {self.graph.recipe.name} it is {given}"
+                    f"'{o.name}' of '{op.name}' is {o.dtype}, by precision {self.graph.recipe.name} it is {given}",
+                    f"`under {self.graph.recipe.name} by OP` names another op for it; `real` is what parameters are in",
                 )
         dims = bind(op, {n: v.shape for n, v in operands.items()}, {})
         self.nodes.append(Node(op, dims, operands, label, self.optimizer.span))
@@ -141,6 +148,8 @@ class _Builder:
         hyper = dict(self.optimizer.hyper)
         if p.name == "step":
             tensor = self.step
+        elif p.name == "first" and self.first is not None:
+            tensor = self.first
         elif p.name in self.results:
             tensor = self.results[p.name]
         elif p.name in group:

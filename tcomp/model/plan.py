@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tcomp.ir.tile import Buffer
 from tcomp.model.graph import Tensor, View
 from tcomp.model.lowering import PlannedLaunch
-from tcomp.model.placement import Block, Placement, live_bytes, place
+from tcomp.model.placement import Block, Placement, aligned, live_bytes, place
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,27 @@ def plan_program(launches: Sequence[PlannedLaunch], persistent: Collection[Tenso
     """Place all tensors of the launches that are not persistent."""
     ranges = live_ranges(launches, persistent)
     check_written_first(launches, ranges)
-    groups = in_place_groups(launches, ranges)
-    blocks = [
-        Block(max(t.bytes for t in g), min(ranges[t][0] for t in g), max(ranges[t][1] for t in g)) for g in groups
-    ]
+    groups, blocks = live_blocks(launches, ranges)
     placement: Placement = place(blocks)
     offsets = {t: o for g, o in zip(groups, placement.offsets, strict=True) for t in g}
     peak = int(live_bytes(blocks).argmax())
     return ProgramPlan(offsets, ranges, placement.bytes, placement.lower_bound, peak)
+
+
+def most_live(launches: Sequence[PlannedLaunch], persistent: Collection[Tensor]) -> int:
+    """The most bytes of tensors that are not persistent live at one launch: what no placement can go below."""
+    _, blocks = live_blocks(launches, live_ranges(launches, persistent))
+    return int(live_bytes([Block(aligned(b.bytes), b.first, b.last) for b in blocks]).max())
+
+
+def live_blocks(
+    launches: Sequence[PlannedLaunch], ranges: dict[Tensor, tuple[int, int]]
+) -> tuple[list[list[Tensor]], list[Block]]:
+    """The tensors grouped where one takes the place of another, and the memory of each group."""
+    groups = in_place_groups(launches, ranges)
+    return groups, [
+        Block(max(t.bytes for t in g), min(ranges[t][0] for t in g), max(ranges[t][1] for t in g)) for g in groups
+    ]
 
 
 def live_ranges(launches: Sequence[PlannedLaunch], persistent: Collection[Tensor]) -> dict[Tensor, tuple[int, int]]:

@@ -37,15 +37,18 @@ class Programs:
         return regions | self.states
 
 
-def build_programs(graph: Graph, module: Module, training: bool = True, accumulation: int = 1) -> Programs:
-    """Differentiate a graph and build its update; nothing is lowered or placed."""
+def build_programs(
+    graph: Graph, module: Module, training: bool = True, accumulation: int = 1, variants: Variants | None = None
+) -> Programs:
+    """Differentiate a graph and build its update; nothing is lowered or placed. `variants` are derived ops that an
+    earlier call for the same module has left."""
     layout = flat_layout(graph, module)
     step = Tensor("step", DType.I32, (), "scalar", "executor")
     seed = Tensor("loss_gradient", graph.loss.tensor.dtype, (), "scalar", "executor")
     optimizer = graph.model.optimizer
     if not training:
         return Programs(graph, layout, {}, {}, {}, step, seed, (), (), None)
-    variants = Variants(module)
+    variants = variants or Variants(module)
     gradients = like_parameters(graph, "grad", "gradient")
     backward = differentiate(graph, variants, gradients, seed)
     later = differentiate(graph, variants, gradients, seed, accumulate=True) if accumulation > 1 else ()

@@ -37,6 +37,7 @@ def plan_report(step: Step, threads: int = 1, largest: int = 12) -> RenderableTy
         ),
         "",
         _totals(step, threads),
+        *_recompute(step),
     )
 
 
@@ -123,6 +124,26 @@ def _slots(title: str, step: Step, slots: Iterable[Slot], largest: int) -> Table
         shape = escape(f"{s.dtype}[{', '.join(map(str, s.shape))}]")
         table.add_row(escape(s.name), s.kind, shape, bytes_text(s.bytes), f"{s.offset:#x}", live)
     return table
+
+
+def _recompute(step: Step) -> list[RenderableType]:
+    """What the memory budget chose, nothing when it had nothing to do."""
+    r = step.recompute
+    if r is None:
+        return []
+    table = Table(title=f"Computed again in the backward pass, to fit {bytes_text(r.limit)}")
+    for c in ("op", "results (of the first layer)"):
+        table.add_column(c)
+    for c in ("layers", "bytes not kept", "predicted cost"):
+        table.add_column(c, justify="right")
+    for row in r.rows:
+        names = escape(", ".join(row.results))
+        table.add_row(escape(row.op), names, str(row.layers), bytes_text(row.bytes), f"{row.share:.2%}")
+    text = (
+        f"All memory of a step: {bytes_text(r.before)} without, {bytes_text(r.after)} with it. Predicted cost: "
+        f"{r.flops / 1e9:,.2f} GFLOP again, {r.share:.2%} of the step's time. Results are bitwise the same."
+    )
+    return ["", table, "", text]
 
 
 def _totals(step: Step, threads: int) -> Table:

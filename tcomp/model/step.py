@@ -5,6 +5,7 @@ Given by `tcomp.model.build.build_step`; pure data, independent of any device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tcomp.dsl.ast import DType
@@ -52,6 +53,32 @@ class ParameterInit:
 
 
 @dataclass(frozen=True)
+class Recomputed:
+    """Results of one op of the model's text that are computed again for the backward pass: `results` names the first
+    layer's, `layers` how many layers it is done in, `bytes` what is no longer kept, `share` the predicted part of the
+    step's time that it adds."""
+
+    op: str
+    results: tuple[str, ...]
+    layers: int
+    bytes: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """What a memory budget of `limit` bytes made the plan do. `before` and `after` are bytes of all memory of a step,
+    `flops` the arithmetic done twice, `share` the predicted part of the step's time that it adds."""
+
+    limit: int
+    before: int
+    after: int
+    flops: int
+    share: float
+    rows: tuple[Recomputed, ...]
+
+
+@dataclass(frozen=True)
 class Step:
     """A model's whole training step (or inference pass) at fixed sizes.
 
@@ -66,7 +93,7 @@ class Step:
 
     model: str
     config: str
-    dims: dict[str, Number]
+    dims: Mapping[str, Number]
     slots: dict[str, Slot]
     arena_bytes: int
     lower_bound_bytes: int
@@ -80,5 +107,7 @@ class Step:
     """input slot -> exclusive bound of its values (0: unbounded)"""
     hyper: dict[str, float] = field(default_factory=dict)
     scalars: dict[str, float] = field(default_factory=dict)
+    recompute: Recompute | None = None
+    """what a memory budget chose to compute again, None when nothing"""
     precision: str = "f32"
     """the recipe's name"""

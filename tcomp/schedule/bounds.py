@@ -175,7 +175,9 @@ def _finite(e: Expr, except_for: list[Expr]) -> bool:
 
 
 def tile_stop(start: Expr, block: int, stop: Expr, extent: int) -> Expr:
-    """min(start + block, stop), without the min when tiles are perfect."""
+    """min(start + block, stop), without the min when tiles are perfect or there is only one."""
+    if isinstance(stop, Num) and extent < block:
+        return stop
     if isinstance(stop, Num) and extent % block == 0:
         return add(start, Num(block))
     return minimum(add(start, Num(block)), stop)

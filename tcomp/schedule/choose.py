@@ -1,4 +1,5 @@
-"""Which schedule of an op holds: the most specific one for the machine whose instructions take the op's element types.
+"""Which schedule of an op holds: the most specific one for the machine whose instructions take the op's element types
+and whose tensor copies take its shapes.
 
     schedule linear on sm_80:  use mma.sync for acc        for bf16 operands on an A100 and on newer GPUs
     schedule linear on gpu:                                for f32 operands, which mma.sync does not multiply
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tcomp.dsl.ast import Access, DType, Equation, Module, Op, Reduction, Schedule, Use
+from tcomp.dsl.ast import Access, DType, Equation, Module, Op, Reduction, Schedule, Stage, Use
 from tcomp.dsl.load import schedule_for
 from tcomp.instructions import INSTRUCTIONS
 from tcomp.instructions.matching import factors, instruction_for
@@ -23,13 +24,14 @@ def choose_schedule(
     targets: Sequence[str],
     equations: Sequence[Equation],
     dtypes: Mapping[str, DType],
-    storage: DType,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> Schedule | None:
     """The schedule for the first of `targets` (the machine's own, then less specific ones) whose instructions exist
-    there for these types; the first of all where none fits; None when nothing is written. `storage` is what casts to
-    `real` make."""
+    there for these types and whose copies can be made; the first of all where none fits; None when nothing is
+    written."""
     written = [s for t in targets if (s := schedule_for(module, op.name, (t,))) is not None]
-    fitting = (s for s in written if _applies(s, targets[0], equations, dtypes, storage))
+    storage = storage_of(op)
+    fitting = (s for s in written if _applies(s, targets[0], equations, dtypes, storage) and _copies(s, dtypes, shapes))
     return next(fitting, written[0] if written else None)
 
 
@@ -45,6 +47,18 @@ def _applies(
             for name in use.names:
                 types = _factor_types(name, equations, {**dtypes, **casts})
                 if types is not None and instruction_for(use.instruction, *types, target, INSTRUCTIONS) is None:
+                    return False
+    return True
+
+
+def _copies(schedule: Schedule, dtypes: Mapping[str, DType], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Can the copy engine read what is staged `by tma`: rows a multiple of 16 bytes apart?"""
+    for directives in (schedule.shared, *(k.directives for k in schedule.kernels)):
+        for stage in directives:
+            if not isinstance(stage, Stage) or stage.by != "tma":
+                continue
+            for name in (t.partition(".")[0] for t in stage.tensors):
+                if name in shapes and len(shapes[name]) > 1 and shapes[name][-1] * dtypes[name].bytes % 16:
                     return False
     return True
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tcomp.dsl.ast import Access, Call, Expr, Name, Reduction, names_in, walk
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Reduction, names_in, walk
 from tcomp.ir.tile import Spread
 from tcomp.schedule.fold import reads
 from tcomp.schedule.legality import check_registers
@@ -87,7 +87,15 @@ def last_value(leaf: Leaf) -> Expr:
 def _contiguity(index: str, access: Access) -> float:
     if not access.subscripts or all(index not in names_in(s) for s in access.subscripts):
         return 0.0
-    return 1.0 if access.subscripts[-1] == Name(index) else -1.0
+    return 1.0 if _unit(index, access.subscripts[-1]) else -1.0
+
+
+def _unit(index: str, e: Expr) -> bool:
+    """Whether a subscript moves by one element with the index: `k`, `128 * g + k`."""
+    if isinstance(e, Binary) and e.op == "+":
+        a, b = e.left, e.right
+        return (_unit(index, b) and index not in names_in(a)) or (_unit(index, a) and index not in names_in(b))
+    return e == Name(index)
 
 
 def choose(

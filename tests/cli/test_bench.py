@@ -52,7 +52,7 @@ def test_disagreeing_losses_are_refused(tcomp: Tcomp, tmp_path: Path) -> None:
     [
         ("--against triton", ("--against triton: there is no such program", "eager, compile")),
         ("--against eager,eager", ("not a list of programs",)),
-        ("--dtype f16", ("computes in f32, not f16",)),
+        ("--dtype f16", ("--dtype f16: not one that both compute in", "f32 or bf16")),
         ("--rounds 0", ("rounds = 0: must be at least 1",)),
         ("--steps -1", ("steps = -1: must be at least 1", "--steps")),
         ("--tolerance nan", ("tolerance = nan: must be a number",)),

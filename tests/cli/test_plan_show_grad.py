@@ -18,7 +18,17 @@ def test_plan_prints_the_table_and_draws(tcomp: Tcomp, tmp_path: Path) -> None:
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_the_tensors_to_blame(tcomp: Tcomp) -> None:
-    refused(tcomp("plan", "gpt2", "-B", "2", "--memory", "3MB"), "the step needs", "the limit is", "wte")
+    result = tcomp("plan", "gpt2", "-B", "2", "--memory", "3MB")
+    refused(result, "the step needs", "at the least", "the limit is", "up_w (parameter)")
+
+
+def test_a_plan_with_a_memory_budget_says_what_is_computed_again(tcomp: Tcomp) -> None:
+    small = ["plan", "gpt2", "-B", "8", "-T", "64", "--threads", "1"]
+    assert "Computed again" not in tcomp(*small).out
+    result = tcomp(*small, "--memory", "27MB")
+    assert result.code == 0, result.error
+    for words in ("Computed again in the backward pass", "linear_gelu", "l0.u", "bytes not kept", "Predicted cost"):
+        assert words in result.out, result.out
 
 
 @pytest.mark.parametrize("stage", ["ast", "graph", "grad", "schedule", "tile", "llvm", "asm", "plan", "launches"])

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tcomp.errors import UserError
-from tcomp.runtime import checkpoint
+from tcomp.runtime import checkpoint, safetensors_file
 from tcomp.runtime.checkpoint import Manifest, Stored, check_same_model, newest, save, verify
 
 ARRAYS = {
@@ -188,7 +188,8 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyte
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return int(self.inner.write(data))
 
-    monkeypatch.setattr(checkpoint, "open", lambda *a: Full(real_open(*a)), raising=False)
+    for module in (checkpoint, safetensors_file):
+        monkeypatch.setattr(module, "open", lambda *a: Full(real_open(*a)), raising=False)
     with pytest.raises(UserError, match="No space left on device; step-000001 is kept") as e:
         save(tmp_path, manifest(2), TENSORS, keep=1)
     assert "tcomp train --resume" in e.value.hint

@@ -148,7 +148,7 @@ def test_training_goes_on_when_a_save_fails_and_the_end_says_so(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "_write_tensors", full)
+    monkeypatch.setattr(checkpoint, "write_file", full)
     progress = silent()
     with pytest.raises(UserError, match="No space left on device"):
         run(bigram(), text, tmp_path / "run", progress, steps=30, save_every=10)

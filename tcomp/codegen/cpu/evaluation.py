@@ -10,7 +10,7 @@ from collections.abc import Hashable
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu import vectormath
+from tcomp.codegen.cpu import formats, vectormath
 from tcomp.codegen.cpu.addressing import Addressing, Place
 from tcomp.codegen.cpu.domain import Domain, Point, lane_numbers
 from tcomp.codegen.cpu.expressions import Graph, Node
@@ -195,6 +195,8 @@ class Evaluator:
         if op == "round":
             assert isinstance(node.data, DType)
             return self.memory.round_to(v[0], node.data)
+        if op == "stochastic":
+            return formats.stochastic_bf16(b, v[0], v[1])
         if op == "random":
             return vectormath.random_uniform(self.em, v[0], v[1])
         if op == "pow":

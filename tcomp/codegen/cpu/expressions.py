@@ -140,6 +140,8 @@ class Graph:
     def _call(self, name: str, args: tuple[Expr, ...]) -> Node:
         nodes = [self.build(a) for a in args]
         if name in _DTYPES:
+            if len(nodes) == 2:
+                return self._stochastic(nodes[0], self.cast(nodes[1], "f32"), _DTYPES[name])
             return self._dtype_cast(nodes[0], _DTYPES[name])
         if name in ("min", "max"):
             a, b = self._common(nodes[0], nodes[1])
@@ -171,9 +173,15 @@ class Graph:
                 return self.cast(x, "f64")
             case DType.F32:
                 return self.cast(x, "f32")
-            case DType.BF16 | DType.F16:
-                return self.node("round", "f32", (self.cast(x, "f32"),), dtype)
-        raise NotImplementedError(f"{dtype} is not supported on the CPU yet: use bf16, f16 or f32")
+        return self.node("round", "f32", (self.cast(x, "f32"),), dtype)
+
+    def _stochastic(self, x: Node, u: Node, dtype: DType) -> Node:
+        """A cast with a random number, by which it rounds; to f32 there is nothing to round."""
+        if dtype is DType.F32:
+            return self.cast(x, "f32")
+        if dtype is not DType.BF16:
+            raise NotImplementedError(f"stochastic rounding to {dtype} is not supported: use bf16")
+        return self.node("stochastic", "f32", (self.cast(x, "f32"), u))
 
     def _power(self, x: Node, y: Node) -> Node:
         if x.kind == "bool":

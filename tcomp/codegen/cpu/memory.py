@@ -1,7 +1,7 @@
 """Loads and stores of one register: contiguous vectors, masked tails, lanes with a stride, narrow floats.
 
-bf16 is stored as the upper half of an f32 (rounded to nearest even here, so no library call is needed); f16
-uses the machine's conversions.
+bf16 and 8-bit floats are converted here (formats.py, so no library call is needed); f16 uses the machine's
+conversions.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ from functools import partial
 
 from llvmlite import ir
 
+from tcomp.codegen.cpu import formats
 from tcomp.codegen.cpu.addressing import Addressing, Place
 from tcomp.codegen.cpu.domain import Domain, Point
 from tcomp.codegen.cpu.emitter import Emitter
 from tcomp.codegen.cpu.types import (
     F16,
     F32,
-    I16,
     I32,
     I64,
     POINTER,
     VOID,
     IrValue,
-    Type,
     constant,
     like,
     stored_type,
@@ -102,8 +101,9 @@ class Memory:
         b = self.em.builder
         match dtype:
             case DType.BF16:
-                bits = b.zext(raw, like(raw.type, I32))
-                return b.bitcast(b.shl(bits, constant(bits.type, 16)), like(raw.type, F32))
+                return formats.widened_bf16(b, raw)
+            case DType.E4M3 | DType.E5M2:
+                return formats.widened_eight(b, raw, dtype)
             case DType.F16:
                 self._need_f16()
                 return b.fpext(raw, like(raw.type, F32))
@@ -158,7 +158,9 @@ class Memory:
         """The stored form of a value of the dtype's kind."""
         match dtype:
             case DType.BF16:
-                return self._bf16_bits(value)
+                return formats.bf16_bits(self.em.builder, value)
+            case DType.E4M3 | DType.E5M2:
+                return formats.eight_bits(self.em.builder, value, dtype)
             case DType.F16:
                 self._need_f16()
                 return self.em.builder.fptrunc(value, like(value.type, F16))
@@ -171,17 +173,6 @@ class Memory:
     def round_to(self, value: IrValue, dtype: DType) -> IrValue:
         """The value rounded to a narrow type and back."""
         return self._widen(self.narrow(value, dtype), dtype)
-
-    def _bf16_bits(self, value: IrValue) -> IrValue:
-        b = self.em.builder
-        t: Type = like(value.type, I32)
-        bits = b.bitcast(value, t)
-        odd = b.and_(b.lshr(bits, constant(t, 16)), constant(t, 1))
-        rounded = b.add(bits, b.add(odd, constant(t, 0x7FFF)))
-        quiet = b.or_(bits, constant(t, 0x400000))
-        nan = b.fcmp_unordered("uno", value, value)
-        upper = b.lshr(b.select(nan, quiet, rounded), constant(t, 16))
-        return b.trunc(upper, like(value.type, I16))
 
     def _need_f16(self) -> None:
         features = self.domain.scope.features

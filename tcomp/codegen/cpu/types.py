@@ -1,6 +1,6 @@
 """IR types of element types and of computed values.
 
-Storage types (`DType`) and the kinds that values are computed in differ: bf16 and f16 are stored narrow and
+Storage types (`DType`) and the kinds that values are computed in differ: 16-bit and 8-bit floats are stored narrow and
 computed in f32; integers are i64 as scalars (addresses need it) and i32 along vector lanes.
 """
 
@@ -21,21 +21,17 @@ Type: TypeAlias = Any
 IrValue: TypeAlias = Any
 """llvmlite has no type information: these names only say what is meant."""
 
-_STORED = {"f64": F64, "f32": F32, "bf16": I16, "f16": F16, "i32": I32}
-_KINDS = {"f64": "f64", "f32": "f32", "bf16": "f32", "f16": "f32", "i32": "int"}
+_STORED = {"f64": F64, "f32": F32, "bf16": I16, "f16": F16, "e4m3": I8, "e5m2": I8, "i32": I32}
+_KINDS = {"f64": "f64", "f32": "f32", "bf16": "f32", "f16": "f32", "e4m3": "f32", "e5m2": "f32", "i32": "int"}
 
 
 def stored_type(dtype: DType) -> Type:
-    """The IR type of one stored element (bf16 as its bits)."""
-    if dtype.value not in _STORED:
-        raise NotImplementedError(f"{dtype} is not supported on the CPU yet: use bf16, f16 or f32")
+    """The IR type of one stored element (bf16 and 8-bit floats as their bits)."""
     return _STORED[dtype.value]
 
 
 def kind_of(dtype: DType) -> str:
     """The kind ("f32", "f64" or "int") that elements of this type are computed in."""
-    if dtype.value not in _KINDS:
-        raise NotImplementedError(f"{dtype} is not supported on the CPU yet: use bf16, f16 or f32")
     return _KINDS[dtype.value]
 
 

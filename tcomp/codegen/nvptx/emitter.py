@@ -38,6 +38,7 @@ class GpuEmitter(Emitter):
     def __init__(self, function: ir.Function, threads: ThreadShape) -> None:
         super().__init__(function)
         self.threads = threads
+        self.async_reads = False
 
     # ------------------------------------------------------------------------------------- instructions
 
@@ -58,8 +59,11 @@ class GpuEmitter(Emitter):
         return self.builder.asm(signature, text, constraints, list(args), effect)
 
     def barrier(self) -> None:
-        """All threads of the block wait for each other; memory before it is seen after it."""
+        """All threads of the block wait for each other; memory before it is seen after it, with `async_reads` also by
+        wgmma."""
         self.here()
+        if self.async_reads:
+            self.asm("fence.proxy.async.shared::cta;", VOID, "~{memory}", effect=True)
         self.nvvm("barrier.cta.sync.aligned.all", args=[self.i64(0)])
 
     # ----------------------------------------------------------------------------------- control flow

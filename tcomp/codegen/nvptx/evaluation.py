@@ -12,6 +12,7 @@ from llvmlite import ir
 
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
+from tcomp.codegen.cpu.formats import stochastic_bf16
 from tcomp.codegen.cpu.types import F32, F64, I32, IrValue, kind_of, kind_type
 from tcomp.codegen.nvptx import formats, mathematics
 from tcomp.codegen.nvptx.addressing import Addressing, Place
@@ -143,6 +144,8 @@ class GpuEvaluator(Evaluator):
         if op == "round":
             assert isinstance(node.data, DType)
             return formats.round_to(self.gpu, v[0], node.data)
+        if op == "stochastic":
+            return stochastic_bf16(self.em.builder, v[0], v[1])
         if op == "random":
             return mathematics.random_uniform(self.gpu, v[0], v[1])
         if op == "pow":

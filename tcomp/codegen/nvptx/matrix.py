@@ -16,20 +16,28 @@ from llvmlite import ir
 
 from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.types import F32, I8, I32, IrValue
-from tcomp.codegen.nvptx import formats
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.codegen.nvptx.fragments import fragment_element, packed_rows
 from tcomp.codegen.nvptx.operand_address import OperandAddress
-from tcomp.dsl.ast import Access, DType, names_in
+from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator
+from tcomp.dsl.ast import DType
 from tcomp.instructions import INSTRUCTIONS
 from tcomp.instructions.declaration import OperandForms
 from tcomp.instructions.layout import FragmentLayout, MatrixLoad
 from tcomp.instructions.matching import Match, MatchError, match
-from tcomp.ir.tile import Axis, Buffer, Compute, Fragment
+from tcomp.ir.tile import Axis, Compute
 
 UNROLLED = 128
 """instructions that are written out; more are a loop over steps of k"""
+
+
+def write_contraction(em: GpuEmitter, scope: GpuScope, node: Compute) -> None:
+    """A `Compute` by the matrix instructions it names."""
+    match = matched(node, scope)
+    generator = WarpgroupGenerator if match.instruction.threads == 128 else MatrixGenerator
+    generator(em, scope, node, match).generate()
 
 
 def matched(node: Compute, scope: GpuScope) -> Match:
@@ -59,22 +67,11 @@ def tiles_of(axis: Axis, size: int) -> Tiles:
     return Tiles(axis, tuple(t * s.warps * s.warp_tile + o for t in turns for o in inside))
 
 
-def fragment_element(buffer: Buffer, access: Access, numbers: dict[str, int]) -> int:
-    """The number of an element of a register tile whose dimensions are walked by these axes."""
-    assert isinstance(buffer.layout, Fragment)
-    total = 0
-    for subscript, size, spread in zip(access.subscripts, buffer.shape, buffer.layout.spreads, strict=True):
-        axis = next(n for n in numbers if n in names_in(subscript))
-        total = total * spread.per_thread(size) + numbers[axis]
-    return total
-
-
 class MatrixGenerator:
     """Writes one contraction at the emitter's current place."""
 
-    def __init__(self, em: GpuEmitter, scope: GpuScope, node: Compute) -> None:
-        self.em, self.scope, self.node = em, scope, node
-        self.match = matched(node, scope)
+    def __init__(self, em: GpuEmitter, scope: GpuScope, node: Compute, match: Match) -> None:
+        self.em, self.scope, self.node, self.match = em, scope, node, match
         self.rows, self.columns = tiles_of(self.match.m, 16), tiles_of(self.match.n, 8)
         m, n, k, a, b = self.match.m, self.match.n, self.match.k, self.match.a, self.match.b
         self.left = None if a.in_registers else OperandAddress(em, scope, a, m, k, True)
@@ -145,7 +142,8 @@ class MatrixGenerator:
 
     def _left(self, i: int, base: Int, k: int) -> list[IrValue]:
         if self.left is None:
-            return self._packed(i, k)
+            m, kk, dtype = self.match.m.name, self.match.k.name, self.match.instruction.a
+            return packed_rows(self.em, self.scope, self.match.a, m, kk, i, k, dtype)
         return self._loaded(self.left, self.match.instruction.left, self.rows.offsets[i], base, k, 4)
 
     def _right(self, base: Int, k: int) -> list[list[IrValue]]:
@@ -156,21 +154,6 @@ class MatrixGenerator:
             pair = len(out) + 1 < len(offsets) and offsets[len(out) + 1] == at + 8
             registers = self._loaded(self.right, self.match.instruction.right, at, base, k, 4 if pair else 2)
             out += [registers[x : x + 2] for x in range(0, len(registers), 2)]
-        return out
-
-    def _packed(self, i: int, k: int) -> list[IrValue]:
-        """The A fragment of a tile in registers: neighbouring columns of an accumulator, rounded and packed."""
-        o, m = self.match.a, self.match.m.name
-        slots = self.scope.fragments[o.buffer.name]
-        out = []
-        for half in (0, 1):
-            for row in (2 * i, 2 * i + 1):
-                first = k // 4 + 2 * half
-                numbers = [fragment_element(o.buffer, o.factor.access, {m: row, self.match.k.name: first + v})
-                           for v in (0, 1)]  # fmt: skip
-                b = self.em.here()
-                pair = [b.load(slots[n], typ=F32) for n in numbers]
-                out.append(formats.pack(self.em, pair, self.match.instruction.a))
         return out
 
     def _loaded(self, o: OperandAddress, forms: OperandForms, at: int, base: Int, k: int, count: int) -> list[IrValue]:

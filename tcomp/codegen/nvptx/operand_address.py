@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tcomp.codegen.cpu.bounds import integer_value
 from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.types import I8, IrValue
 from tcomp.codegen.nvptx.addressing import strides
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
-from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.codegen.nvptx.fragments import subscript_start
 from tcomp.codegen.nvptx.swizzle import column_bytes, granule_of
-from tcomp.dsl.ast import Binary, Expr, Name
 from tcomp.instructions.layout import Step
 from tcomp.instructions.matching import Operand
 from tcomp.ir.tile import Axis, Swizzled
@@ -59,7 +57,8 @@ class OperandAddress:
         pointer = em.once(level, ("pointer", key, name, id(root)), lambda: self._advance(root, offset))
         own, deep = self.operand.factor.access.subscripts[:: 1 if self.operand.along_k else -1]
         em.here()
-        moved = em.add(self._bytes(self._start(own, self.axis), False), self._bytes(self._start(deep, self.k), True))
+        starts = subscript_start(em, self.scope, own, self.axis), subscript_start(em, self.scope, deep, self.k)
+        moved = em.add(self._bytes(starts[0], False), self._bytes(starts[1], True))
         moved = em.add(moved, self._bytes(base, True))
         return self._advance(pointer, moved), constant
 
@@ -114,17 +113,6 @@ class OperandAddress:
         if isinstance(elements, int) and elements == 0:
             return 0
         return self.em.mul(elements, layout.panel_rows(self.buffer.shape) * self.size)
-
-    def _start(self, subscript: Expr, axis: Axis) -> Int:
-        """The tile coordinate of the axis's first value."""
-        match subscript:
-            case Name():
-                return integer_value(self.em, axis.start, self.scope)
-            case Binary("-", Name(), start) if start == axis.start:
-                return 0
-            case Binary("-", Name(), start):
-                return integer_value(self.em, Binary("-", axis.start, start), self.scope)
-        raise Unsupported(f"a matrix operand at subscript {subscript}", self.operand.factor.access.span)
 
     def _advance(self, pointer: IrValue, offset: Int) -> IrValue:
         if isinstance(offset, int) and offset == 0:

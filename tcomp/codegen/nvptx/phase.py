@@ -22,7 +22,7 @@ from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import slot_type
 from tcomp.codegen.nvptx.launch import OperandMap
 from tcomp.codegen.nvptx.layout import SharedLayout, leading_packs, pipe_stages, rings_of, statements_in, team_layout
-from tcomp.codegen.nvptx.matrix import MatrixGenerator
+from tcomp.codegen.nvptx.matrix import matched, write_contraction
 from tcomp.codegen.nvptx.pack import PackGenerator
 from tcomp.codegen.nvptx.pipe import PipeGenerator
 from tcomp.codegen.nvptx.plan import accesses_of
@@ -93,6 +93,7 @@ class PhaseGenerator:
         self.sync = Planner(phase, self.scope.buffers, self.em.threads).plan(phase)
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
         self.scope.zeroed = matrix_operands(phase)
+        self.em.async_reads = reads_ordinary_tiles(phase, self.scope)
         used = {a.tensor for s in statements_in(phase) if isinstance(s, Compute) for a in accesses_of(s)}
         for t in self.kernel.tiles:
             if t.name in used and t.scope is Scope.REGISTERS:
@@ -220,7 +221,7 @@ class PhaseGenerator:
                 self.em.barrier()
             match s:
                 case Compute() if s.instruction:
-                    MatrixGenerator(self.em, self.scope, s).generate()
+                    write_contraction(self.em, self.scope, s)
                 case Compute():
                     ComputeGenerator(self.em, self.scope, s).generate()
                 case Pack() if s.by == "tma":
@@ -287,6 +288,17 @@ def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
     """Tiles that matrix instructions read or add to."""
     used = [a.tensor for s in statements_in(phase) if isinstance(s, Compute) and s.instruction for a in accesses_of(s)]
     return frozenset(used)
+
+
+def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
+    """Do matrix instructions read shared tiles in place (by the async proxy) that ordinary stores or cp.async fill?"""
+    copied = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
+    for s in statements_in(phase):
+        if isinstance(s, Compute) and s.instruction and (match := matched(s, scope)).instruction.threads == 128:
+            tiles = {o.buffer.name for o in (match.a, match.b) if not o.in_registers}
+            if tiles - copied:
+                return True
+    return False
 
 
 def repeated_in(phase: Sequence[Statement]) -> set[int]:

@@ -21,7 +21,8 @@ from tcomp.runtime.bench.workload import Parameter, Workload
 def workload(**changed: Any) -> Workload:
     values: dict[str, Any] = {
         "model": "gpt2", "file": "gpt2.tc", "config": "tiny", "dims": {"B": 2, "T": 8}, "overrides": {}, "batch": 2,
-        "length": 8, "dtype": "f32", "device": "cpu", "gpu": "", "threads": 1, "vocabulary": 9,
+        "length": 8, "dtype": "f32", "device": "cpu", "gpu": "", "threads": 1, "memory": "", "lock": "none",
+        "vocabulary": 9,
         "parameters": (Parameter("w", (1024, 256), "matrices"),), "hyper": {},
     }  # fmt: skip
     return Workload(**{**values, **changed})

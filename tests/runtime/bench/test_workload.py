@@ -13,7 +13,7 @@ from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
 from tcomp.oracle import evaluate
-from tcomp.runtime.bench.build import check_precision, workload_of, write_folder
+from tcomp.runtime.bench.build import workload_of, write_folder
 from tcomp.runtime.bench.counterparts import check_counterpart
 from tcomp.runtime.bench.workload import BATCHES, Weights, Workload, learning_rate, read_batches
 from tcomp.runtime.bench.workload import load as load_workload
@@ -26,7 +26,7 @@ SMALL = {"L": 2, "H": 2, "C": 16, "V": 61, "S": 16}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("workload")
     step = build_step(load(GPT2), "gpt2", "tiny", {"B": 2, "T": 8}, overrides=SMALL, machine=detect())
-    write_folder(workload_of(step, GPT2, SMALL, "f32", "cpu", "", 1), step, place)
+    write_folder(workload_of(step, GPT2, SMALL, "cpu", "", 1), step, place)
     return place
 
 
@@ -85,8 +85,3 @@ def test_without_torch_the_message_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"not installed(.|\n)*tcomp\[torch\]"):
         check_counterpart("gpt2")
-
-
-def test_a_precision_that_the_model_does_not_have_is_refused() -> None:
-    with pytest.raises(UserError, match="computes in f32, not f16"):
-        check_precision(load(GPT2), "gpt2", "f16")

@@ -3,6 +3,8 @@ both storage orders of both operands, without bank conflicts. All checks of the 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from tcomp.machine.gpu import machine_for_target
 from tcomp.oracle import evaluate
 from tcomp.runtime.values import numpy_type, stored, values
 from tcomp.runtime.vgpu import Device
+from tcomp.runtime.vgpu.arguments import tensor_maps
 from tcomp.schedule.lower import lower
 
 OP = """
@@ -22,8 +25,8 @@ op product(X: {t}[{x}], W: {u}[{w}], b: f32[N]) -> Y: {o}[M, N]:
   Y[m, n] = acc[m, n] + b[n]
 
 schedule product on gpu:
-  m -> grid.y({bm}) / warp.y({wm}) / mma
-  n -> grid.x({bn}) / warp.x({wn}) / mma
+  m -> grid.y({bm}) / {rows} / mma
+  n -> grid.x({bn}) / {columns}mma
   k -> pipe({bk}, 3) / mma
   stage X, W in shared at k by {by}
   use {use} for acc
@@ -31,10 +34,14 @@ schedule product on gpu:
 TILES = {"bm": 64, "bn": 64, "wm": 32, "wn": 32, "bk": 32}
 
 
-def source(t: str, use: str, out: str, xt: bool, wt: bool, by: str, tiles: dict[str, int], u: str = "") -> str:
+def source(t: str, use: str, out: str, xt: bool, wt: bool, by: str, tiles: dict[str, Any], u: str = "") -> str:
     x, w = ("K, M" if xt else "M, K"), ("K, N" if wt else "N, K")
+    tiles = {**TILES, **tiles}
+    group = use.startswith("wgmma")
+    rows = "warpgroup(64)" if group else f"warp.y({tiles['wm']})"
+    tiles |= {"rows": rows, "columns": "" if group else f"warp.x({tiles['wn']}) / "}
     names = {"x": x, "w": w, "x2": x.lower(), "w2": w.lower(), "t": t, "u": u or t, "o": out, "use": use, "by": by}
-    return OP.format(**names, **{**TILES, **tiles})
+    return OP.format(**names, **tiles)
 
 
 def product(
@@ -63,9 +70,11 @@ def product(
     dtype = op.outputs[0].dtype
     pointers.append(device.allocate(shape["M"] * shape["N"] * dtype.bytes))
     (launch,) = code.launches
+    operands = dict(zip((o.name for o in op.operands), pointers, strict=True))
+    pointers += tensor_maps(launch, operands)
     loaded = device.load(code.ptx)
     report = loaded.launch(launch.symbol, launch.blocks, launch.threads, pointers, launch.shared_bytes).check()
-    found = values(device.download(pointers[-1], numpy_type(dtype), shape["M"] * shape["N"]), dtype)
+    found = values(device.download(operands["Y"], numpy_type(dtype), shape["M"] * shape["N"]), dtype)
     wanted = evaluate(op, module, inputs, shape)["Y"]
     error = np.abs(found.reshape(wanted.shape) - wanted).max() / np.abs(wanted).max()
     return float(error), report.traffic["shared"].bank_conflicts, code.ptx
@@ -124,6 +133,53 @@ def test_sums_stay_in_registers_over_the_pipeline() -> None:
     (kernel,) = lower(module.ops["product"], module, {"M": 64, "N": 64, "K": 256}, machine_for_target("sm_80")).kernels
     ptx = compile_kernel(kernel, machine_for_target("sm_80")).ptx
     assert ".local" not in ptx and "st.shared" not in ptx
+
+
+def test_warps_whose_shares_of_a_copy_differ() -> None:
+    """Six warps: some copy one piece more, so they come to the barriers at other times."""
+    assert product((128, 96, 160), bm=128, wm=64, bn=96)[0] < 1e-6
+
+
+# ---------------------------------------------------------------------------------------------------------- wgmma
+
+
+@pytest.mark.parametrize("by", ["tma", "cp.async swizzle"])
+@pytest.mark.parametrize("xt", [False, True])
+@pytest.mark.parametrize("wt", [False, True])
+def test_wgmma_reads_shared_tiles_in_place(xt: bool, wt: bool, by: str) -> None:
+    error, conflicts, ptx = product((136, 80, 72), use="wgmma", xt=xt, wt=wt, by=by, target="sm_90a", bm=128, bk=64)
+    assert error < 1e-6 and conflicts == 0
+    assert f", 1, 1, {int(xt)}, {int(wt)};" in ptx and "ldmatrix" not in ptx
+    # What ordinary copies wrote must be made visible to the asynchronous proxy; the copy engine's tiles are.
+    assert ("fence.proxy.async" in ptx) == (by != "tma")
+
+
+@pytest.mark.parametrize("dims", [(1, 1, 8), (5, 7, 13), (70, 24, 41)])
+def test_wgmma_of_any_size(dims: tuple[int, int, int]) -> None:
+    by = "tma" if dims[2] % 8 == 0 else "cp.async swizzle"
+    assert product(dims, use="wgmma", target="sm_90a", by=by, bk=64)[0] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("t", "u", "use", "bk", "bound"),
+    [
+        ("f16", "f16", "wgmma", 64, 1e-6),
+        ("f32", "f32", "wgmma.tf32", 32, 2e-3),
+        ("e4m3", "e4m3", "wgmma", 128, 1e-3),
+        ("e5m2", "e4m3", "wgmma", 64, 1e-3),
+    ],
+)
+def test_wgmma_of_every_type(t: str, u: str, use: str, bk: int, bound: float) -> None:
+    error, conflicts, _ = product((72, 64, 128), t, use, u=u, target="sm_90a", by="tma", bk=bk)
+    assert error < bound and conflicts == 0
+
+
+@pytest.mark.parametrize(("bm", "bn", "width"), [(64, 8, 8), (128, 256, 256), (64, 384, 192)])
+def test_wgmma_of_every_width(bm: int, bn: int, width: int) -> None:
+    by = "tma" if bn <= 256 else "cp.async swizzle"
+    error, _, ptx = product((bm, bn, 64), use="wgmma", target="sm_90a", by=by, bm=bm, bn=bn, bk=64)
+    assert error < 1e-6
+    assert f"m64n{width}k16" in ptx
 
 
 # ------------------------------------------------------------------------------------------------ which schedule holds

@@ -1,0 +1,93 @@
+"""What a model's text says for one precision only, put in the place of what it says otherwise.
+
+    y = linear(x, w[l], b[l]) [fp8_block(linear_fp8_block)]        under fp8_block -->
+    y, _, _ = linear_fp8_block(x, w[l], b[l])                      (results beyond the call's own are dropped)
+    optimizer adamw: under bf16_stochastic by adamw_stochastic     under bf16_stochastic -->
+    optimizer adamw_stochastic:
+
+The arguments of the annotation behind the op are operands that it takes after the call's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from tcomp.dsl.ast import (
+    Access,
+    Call,
+    Expr,
+    ForLayers,
+    Model,
+    ModelStatement,
+    Module,
+    Name,
+    OpCall,
+    TensorRef,
+)
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.hints import did_you_mean
+from tcomp.dsl.recipes import RECIPES
+
+
+def mentioned(model: Model) -> tuple[str, ...]:
+    """The precisions that the text has a variant for."""
+    names = [a.function for c in _calls(model.forward) for a in c.annotations if a.function in RECIPES]
+    if model.optimizer is not None:
+        names += [p for p, _ in model.optimizer.variants]
+    return tuple(dict.fromkeys(names))
+
+
+def under(model: Model, precision: str, module: Module) -> Model:
+    """The model as it is under a precision: no variants are left in it. TcError for a variant that names no op."""
+    optimizer = model.optimizer
+    if optimizer is not None and optimizer.variants:
+        op = dict(optimizer.variants).get(precision, optimizer.op)
+        if op not in module.ops:
+            hint = did_you_mean(op, [o for o in module.ops if "." not in o], "op")
+            raise TcError(f"`under {precision} by {op}` names an unknown op", optimizer.span, hint=hint)
+        optimizer = replace(optimizer, op=op, variants=())
+    body = tuple(_statement(s, precision, module) for s in model.forward)
+    return replace(model, forward=body, optimizer=optimizer)
+
+
+def _statement(s: ModelStatement, precision: str, module: Module) -> ModelStatement:
+    if isinstance(s, ForLayers):
+        return replace(s, body=tuple(_statement(b, precision, module) for b in s.body))
+    chosen = [a for a in s.annotations if a.function == precision]
+    kept = tuple(a for a in s.annotations if a.function not in RECIPES)
+    if not chosen:
+        return s if len(kept) == len(s.annotations) else replace(s, annotations=kept)
+    if len(chosen) > 1:
+        raise TcError(f"two variants for {precision}", chosen[1].span, hint="keep one of them")
+    return replace(_variant(s, chosen[0], module), annotations=kept)
+
+
+def _variant(s: OpCall, a: Call, module: Module) -> OpCall:
+    """The call to the op that an annotation names."""
+    if not a.args or not isinstance(a.args[0], Name):
+        hint = f"write {a.function}(OP), or {a.function}(OP, further operands)"
+        raise TcError(f"'{a.function}' does not say which op takes the place of '{s.op}'", a.span, hint=hint)
+    name = a.args[0].id
+    op = module.ops.get(name)
+    if op is None:
+        hint = did_you_mean(name, [o for o in module.ops if "." not in o], "op")
+        raise TcError(f"unknown op '{name}'", a.args[0].span, hint=hint)
+    more = max(0, len(op.outputs) - len(s.results))
+    dropped = tuple(TensorRef("_", span=a.span) for _ in range(more))
+    args = (*s.args, *(_operand(e) for e in a.args[1:]))
+    return replace(s, op=name, args=args, results=(*s.results, *dropped))
+
+
+def _operand(e: Expr) -> TensorRef | Expr:
+    if isinstance(e, Access):
+        return TensorRef(e.tensor, e.subscripts, None, e.span)
+    return TensorRef(e.id, (), None, e.span) if isinstance(e, Name) else e
+
+
+def _calls(body: tuple[ModelStatement, ...]) -> Iterator[OpCall]:
+    for s in body:
+        if isinstance(s, ForLayers):
+            yield from _calls(s.body)
+        else:
+            yield s

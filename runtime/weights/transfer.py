@@ -1,0 +1,77 @@
+"""Parameters streamed from tensors laid out elsewhere, and back, one tensor at a time.
+
+What is in memory at once is one layer's tensor at most (a transposed one is turned as a whole), never a shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from tcomp.model.graph import Graph
+from tcomp.runtime.safetensors_file import KINDS, PIECE, Array, Entry, Stored, as_floats, as_kind
+from tcomp.runtime.weights.layout import Place
+
+
+def converted(piece: Array, kind: str, to: str) -> Array:
+    """Elements of one type as those of another, bit for bit where they are the same."""
+    return piece if kind == to else as_kind(as_floats(piece, kind), to)
+
+
+def common_kind(entries: Iterable[Entry]) -> str:
+    """The type that all entries have, else F32."""
+    kinds = {e.kind for e in entries}
+    return kinds.pop() if len(kinds) == 1 else "F32"
+
+
+def parameters(graph: Graph, wanted: list[Place], entries: Mapping[str, Entry], kind: str) -> dict[str, Stored]:
+    """The model's parameters as tensors of type `kind` to be saved, read from `entries` as they are asked for."""
+
+    def pieces(name: str, shape: tuple[int, ...]) -> Iterator[Array]:
+        own = [p for p in wanted if p.parameter == name]
+        layered = own[0].layer is not None
+        inner = shape[1:] if layered else shape
+        for layer in range(shape[0]) if layered else (None,):
+            filled = 0
+            for place in (p for p in own if p.layer == layer):
+                entry = entries[place.name]
+                yield from _rows(entry.map().T if place.transposed else entry.map(), entry.kind, kind)
+                filled += place.rows
+            for start in range(filled, inner[0], step := _at_a_time(inner)):
+                yield np.zeros((min(step, inner[0] - start), *inner[1:]), KINDS[kind])
+
+    return {
+        p.tensor.name: Stored(KINDS[kind], p.tensor.shape, lambda n=p.tensor.name, s=p.tensor.shape: pieces(n, s))  # type: ignore[misc]
+        for p in graph.parameters
+    }
+
+
+def tensors(wanted: list[Place], held: Mapping[str, Entry], kind: str | None) -> dict[str, Stored]:
+    """The tensors of a layout made from parameters `held` in a checkpoint; `kind` None keeps each one's type."""
+
+    def pieces(place: Place, to: str) -> Iterator[Array]:
+        entry = held[place.parameter]
+        whole = entry.map()
+        part = (whole if place.layer is None else whole[place.layer])[place.start : place.start + place.rows]
+        yield from _rows(part.T if place.transposed else part, entry.kind, to)
+
+    found = {}
+    for p in wanted:
+        to = kind or held[p.parameter].kind
+        found[p.name] = Stored(KINDS[to], p.shape, lambda p=p, to=to: pieces(p, to))  # type: ignore[misc]
+    return found
+
+
+def _rows(whole: Array, kind: str, to: str) -> Iterator[Array]:
+    """An array's rows in pieces, converted."""
+    if not whole.flags.c_contiguous:
+        whole = np.ascontiguousarray(whole)
+    for start in range(0, whole.shape[0], step := _at_a_time(whole.shape)):
+        yield converted(np.asarray(whole[start : start + step]), kind, to)
+
+
+def _at_a_time(shape: tuple[int, ...]) -> int:
+    """Rows that make a piece."""
+    row = 4 * int(np.prod(shape[1:], dtype=np.int64))
+    return max(1, PIECE // max(1, row))

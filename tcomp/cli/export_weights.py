@@ -1,0 +1,57 @@
+"""`tcomp export`: a run's newest weights as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tcomp.cli import common, limits
+from tcomp.cli.settings import from_json
+
+
+def export_weights(
+    run: Annotated[Path, typer.Argument(help="A run's folder: trained, or imported.")],
+    to_hf: Annotated[Path, typer.Option(metavar="DIR", help="The folder to make.")],
+    dtype: Annotated[str, typer.Option(help="f32, bf16 or f16 [default: as in the checkpoint].")] = "",
+    shard_size: Annotated[str, typer.Option(help="Most bytes of one file: 5GB.")] = "5GB",
+) -> None:
+    """Write a run's weights as a folder that transformers loads: config.json, safetensors, tokenizer files.
+
+    A run that was imported keeps its config.json and tokenizer.
+
+    Example: `tcomp export runs/llama-tiny --to-hf out --dtype bf16`
+    """
+    from tcomp.cli.transfer_progress import shown
+    from tcomp.runtime import checkpoint
+    from tcomp.runtime.run_folder import PASSED, read_config
+    from tcomp.runtime.weights.config import config_of, read_json
+    from tcomp.runtime.weights.export import write_folder
+    from tcomp.runtime.weights.layout import places, read_layout
+    from tcomp.runtime.weights.run import passed_files
+    from tcomp.runtime.weights.transfer import tensors
+
+    kind = limits.storage_kind(dtype)
+    shard_bytes = limits.parse_bytes(shard_size, "--shard-size") or 1 << 62
+    settings = from_json(read_config(run), str(run / "run.json"))
+    saved = checkpoint.newest(run, lambda text: print(f"warning: {text}", file=sys.stderr))
+    file = common.find_file(settings.model)
+    layout = read_layout(common.layout_path(file))
+    module = common.load_module(settings.model)
+    graph = common.small_graph(module, common.only_model(module, settings.model).name, settings.config, settings.dims)
+    sizes = {n: v for n, v in graph.dims.items() if n not in graph.model.dims}
+    checkpoint.check_same_model(saved, graph.model.name, graph.config, sizes, saved.manifest.precision)
+    held = saved.parameters((p.tensor.name for p in graph.parameters), kind)
+    wanted = places(layout, graph)
+    prefixed = {layout.prefixes[0] + n: t for n, t in tensors(wanted, held, kind).items()}
+    kept = read_json(run / PASSED / "config.json") if (run / PASSED / "config.json").is_file() else {}
+    config = config_of(layout, graph.dims, kept)
+    kinds = {t.kind for t in prefixed.values()}
+    if len(kinds) == 1:
+        config["torch_dtype"] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[kinds.pop()]
+        config.pop("dtype", None)
+    with shown("exporting", prefixed) as watched:
+        write_folder(to_hf, config, watched, passed_files(run / PASSED), shard_bytes)
+    print(f"{len(prefixed)} tensors in {to_hf}")

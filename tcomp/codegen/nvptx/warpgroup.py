@@ -1,0 +1,151 @@
+"""A contraction by wgmma: one group of asynchronous instructions over shared tiles, awaited where the statement ends.
+
+    wgmma.fence                     accumulators (and A in registers) are as other instructions left them
+    for each step of k, each 64 rows of the warpgroup, each piece of columns: wgmma.mma_async
+    wgmma.commit_group; wgmma.wait_group 0
+
+All of it is one piece of inline PTX whose accumulators go in and come out in the same registers, so that nothing can
+come between the fence and the wait. Other warpgroups compute meanwhile.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from tcomp.codegen.cpu.emitter import Int
+from tcomp.codegen.cpu.types import F32, I32, IrValue
+from tcomp.codegen.nvptx.descriptor import Descriptors, descriptors
+from tcomp.codegen.nvptx.domain import GpuScope
+from tcomp.codegen.nvptx.emitter import GpuEmitter
+from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.codegen.nvptx.fragments import fragment_element, packed_rows, subscript_start
+from tcomp.instructions.matching import Match
+from tcomp.ir.tile import Axis, Compute
+
+ROWS = 64
+"""of one instruction"""
+
+
+class WarpgroupGenerator:
+    """Writes one contraction at the emitter's current place."""
+
+    def __init__(self, em: GpuEmitter, scope: GpuScope, node: Compute, match: Match) -> None:
+        self.em, self.scope, self.node, self.match = em, scope, node, match
+        spread = match.m.spread
+        assert spread is not None
+        if em.threads.warps_x != 1:
+            raise Unsupported("warps along x beside warpgroups", node.span)
+        self.groups = spread.warps // 4
+        self.turns = spread.warp_turns(match.m.block)
+        pieces = -(-match.n.block // match.instruction.n[-1])
+        self.columns = match.n.block // pieces
+        self.pieces = range(0, match.n.block, self.columns)
+        self.left = None if match.a.in_registers else descriptors(match.a)
+        self.right = descriptors(match.b)
+
+    def generate(self) -> None:
+        em, node = self.em, self.node
+        slots = self._slots()
+        with em.frame():
+            b = em.here()
+            old = [b.load(s, typ=F32) for s in slots] if node.accumulate else []
+            inputs: list[IrValue] = [self._low(self.right, self.match.n, 0)]
+            if self.left is not None:
+                inputs.append(self._low(self.left, self.match.m, self._group()))
+            else:
+                inputs += self._registers()
+            text = self._text(len(slots), len(old))
+            constraints = ["=f"] * len(slots) + [str(i) for i in range(len(old))] + ["r"] * len(inputs) + ["~{memory}"]
+            result = ir.LiteralStructType([F32] * len(slots))
+            b = em.here()
+            found = em.asm(text, result, ",".join(constraints), [*old, *inputs], effect=True)
+            found.attributes.add("convergent")
+            for i, slot in enumerate(slots):
+                b.store(b.extract_value(found, i), slot)
+
+    def _slots(self) -> list[IrValue]:
+        """The accumulators in the order of the instructions' results: by turn, piece of columns, element."""
+        target, m, n = self.node.target, self.match.m.name, self.match.n.name
+        buffer, found = self.scope.buffers[target.tensor], []
+        for turn in range(self.turns):
+            for first in self.pieces:
+                for e in range(self.columns // 2):
+                    row, column = 2 * turn + (e >> 1 & 1), first // 4 + 2 * (e >> 2) + (e & 1)
+                    found.append(fragment_element(buffer, target, {m: row, n: column}))
+        return [self.scope.fragments[target.tensor][e] for e in found]
+
+    def _group(self) -> Int:
+        """The warpgroup's number among those along the rows, the same in all lanes so that it is a uniform register."""
+        em = self.em
+        if self.groups == 1:
+            return 0
+
+        def make() -> IrValue:
+            b = em.at(0)
+            number = b.urem(b.lshr(em.thread(), em.i64(7)), em.i64(self.groups))
+            return em.asm("shfl.sync.idx.b32 $0, $1, 0, 31, -1;", I32, "=r,r", [number], effect=True)
+
+        found: Int = em.once(0, ("warpgroup", self.groups), make)
+        return found
+
+    def _low(self, d: Descriptors, own: Axis, group: Int) -> IrValue:
+        """The lower half of the descriptor of the first instruction tile of that warpgroup along `own`."""
+        em, o = self.em, d.operand
+        em.here()
+        axes = (own, self.match.k) if o.along_k else (self.match.k, own)
+        starts = [subscript_start(em, self.scope, s, a) for s, a in zip(o.factor.access.subscripts, axes, strict=True)]
+        if starts != [0, 0]:
+            raise Unsupported(f"wgmma on a part of the tile '{o.buffer.name}'", o.factor.access.span)
+        b = em.here()
+        address = b.ptrtoint(self.scope.roots[o.buffer.name], I32)
+        low = b.or_(b.lshr(address, em.i64(4)), em.i64(d.low))
+        return em.i64(em.add(low, em.mul(group, d.offset(ROWS, 0))))
+
+    def _registers(self) -> list[IrValue]:
+        """The left operand's registers, four for each step of k of each turn."""
+        o, k = self.match.a, self.match.k
+        steps = range(0, k.block, self.match.instruction.k)
+        return [
+            r
+            for turn in range(self.turns)
+            for step in steps
+            for r in packed_rows(
+                self.em, self.scope, o, self.match.m.name, k.name, turn, step, self.match.instruction.a
+            )
+        ]
+
+    def _text(self, results: int, ties: int) -> str:
+        """The instructions. Behind the accumulators come the right descriptor, then the left one or its registers."""
+        i, each = self.match.instruction, self.columns // 2
+        first = results + ties
+        lines = ["wgmma.fence.sync.aligned;"]
+        for number, k in enumerate(range(0, self.match.k.block, i.k)):
+            for turn in range(self.turns):
+                left = self._left_text(first + 1, turn, number, k, lines)
+                for piece, column in enumerate(self.pieces):
+                    at = (turn * len(self.pieces) + piece) * each
+                    low = self.right.offset(column, k)
+                    lines.append(f"add.s32 x, ${first}, {low}; mov.b64 db, {{x, {_signed(self.right.high)}}};")
+                    d = "{" + ", ".join(f"${at + e}" for e in range(each)) + "}"
+                    scale = int(self.node.accumulate or number > 0)
+                    lines.append(i.ptx.format(n=self.columns, d=d, a=left, b="db", scale=scale,
+                                              transposed=self._transposed()))  # fmt: skip
+        lines += ["wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"]
+        return "{ .reg .b64 da, db; .reg .b32 x; " + " ".join(lines) + " }"
+
+    def _left_text(self, first: int, turn: int, number: int, k: int, lines: list[str]) -> str:
+        if self.left is None:
+            at = first + 4 * (turn * (self.match.k.block // self.match.instruction.k) + number)
+            return "{" + ", ".join(f"${at + r}" for r in range(4)) + "}"
+        low = self.left.offset(turn * self.groups * ROWS, k)
+        lines.append(f"add.s32 x, ${first}, {low}; mov.b64 da, {{x, {_signed(self.left.high)}}};")
+        return "da"
+
+    def _transposed(self) -> str:
+        """Which operands in shared memory lie across k."""
+        shared = [o for o in (self.match.a, self.match.b) if not o.in_registers]
+        return "".join(f", {int(not o.along_k)}" for o in shared)
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 32) if x >> 31 else x

@@ -1,0 +1,184 @@
+"""A memory budget: which activations to compute again in the backward pass so that a step fits, at the least cost.
+
+The unit of choice is a call of the model's text with some of its results, in as many layers as it takes. Greedy: of all
+calls that are not yet computed again, the one with the least predicted time per byte it frees comes next, and stays if
+the most bytes live at once really fall (they do not where its inputs must be kept for it, or the peak is elsewhere).
+Cheap results go first that way: a GELU from what it was applied to, a normalised row from its mean; whole products and
+attention only where the budget asks for them. The last call taken is computed again only in the first layers, whose
+results live longest, in as few of them as suffice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from tcomp.dsl.ast import Op
+from tcomp.dsl.infer import dimensions
+from tcomp.model.draft import Draft, Drafter
+from tcomp.model.graph import Graph, Node, Tensor
+from tcomp.model.lowering import PlannedLaunch
+from tcomp.model.step import Recompute, Recomputed
+
+_WORTHWHILE = 1e-3
+"""A call that frees less than this share of the temporary memory is left alone."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """Compute `results` again in the nodes of one call. `bytes` and `seconds` are of one node, beyond what is computed
+    again there already."""
+
+    nodes: tuple[int, ...]
+    results: frozenset[str]
+    bytes: int
+    seconds: float
+
+    @property
+    def price(self) -> float:
+        """Predicted seconds per byte."""
+        return self.seconds / self.bytes
+
+
+class Budget:
+    """A draft and what has been chosen to fit it; `fit` may be asked again with a smaller limit."""
+
+    def __init__(self, drafter: Drafter, graph: Graph) -> None:
+        self.drafter = drafter
+        self.start = self.draft = drafter.draft(graph)
+        self.chosen: dict[int, frozenset[str]] = {}
+        self.costs: dict[tuple[int, frozenset[str]], float | None] = {}
+
+    @property
+    def least(self) -> int:
+        return self.draft.least
+
+    def fit(self, limit: int) -> bool:
+        """Choose until the draft needs at most `limit` bytes; False when nothing more helps."""
+        refused: set[tuple[tuple[int, ...], frozenset[str]]] = set()
+        while self.least > limit:
+            moves = [m for m in self.moves() if (m.nodes, m.results) not in refused]
+            if not moves:
+                return False
+            move = min(moves, key=lambda m: (m.price, m.nodes))
+            tried = self.with_move(move, len(move.nodes))
+            if tried.least >= self.least:
+                refused.add((move.nodes, move.results))
+                continue
+            count = len(move.nodes) if tried.least > limit else self.fewest(move, limit)
+            self.draft = self.with_move(move, count)
+            self.chosen.update(dict.fromkeys(move.nodes[:count], move.results))
+            refused.clear()
+        return True
+
+    def fewest(self, move: Move, limit: int) -> int:
+        """The fewest first layers in which the move suffices, given that it does in all."""
+        low, high = 0, len(move.nodes)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.with_move(move, middle).least <= limit:
+                high = middle
+            else:
+                low = middle
+        return high
+
+    def with_move(self, move: Move, count: int) -> Draft:
+        """The draft with the move made in its first `count` nodes."""
+        chosen = {**self.chosen, **dict.fromkeys(move.nodes[:count], move.results)}
+        nodes = tuple(
+            replace(n, recompute=chosen[i]) if i in chosen else n for i, n in enumerate(self.start.graph.nodes)
+        )
+        return self.drafter.draft(replace(self.start.graph, nodes=nodes))
+
+    def moves(self) -> list[Move]:
+        """What can still be computed again and is worth it."""
+        wanted = self.needed()
+        temporary = self.start.least - self.start.arena.bytes
+        found = []
+        for nodes in self.calls():
+            node = self.start.graph.nodes[nodes[0]]
+            for results in options(node, wanted):
+                rest = tuple(i for i in nodes if not results <= self.chosen.get(i, frozenset()))
+                if not rest:
+                    continue
+                before = self.chosen.get(rest[0], frozenset())
+                size = _bytes(node, results & wanted[node]) - _bytes(node, before & wanted[node])
+                cost = self.cost(rest[0], results)
+                if cost is None or not before <= results or size * len(rest) < _WORTHWHILE * temporary:
+                    continue
+                again = self.cost(rest[0], before) if before else 0.0
+                found.append(Move(rest, results, size, max(cost - (again or 0.0), 0.0)))
+        return found
+
+    def calls(self) -> list[tuple[int, ...]]:
+        """The nodes of each call of the model's text, in order; those that the text itself marks are not ours."""
+        found: dict[object, list[int]] = {}
+        for i, n in enumerate(self.start.graph.nodes):
+            if not n.recompute:
+                found.setdefault((n.op.name, n.span, tuple(n.dims.items())), []).append(i)
+        return [tuple(nodes) for nodes in found.values()]
+
+    def needed(self) -> dict[Node, frozenset[str]]:
+        """The results of each forward node that the backward pass reads and that live only for the step."""
+        backward = self.start.programs.backward
+        read: set[Tensor] = {v.tensor for n in backward for v in n.operands.values()}
+        read -= set(self.start.arena.address)
+        return {
+            n: frozenset(o.name for o in n.op.outputs if n.operands[o.name].tensor in read)
+            for n in self.start.graph.nodes
+        }
+
+    def cost(self, index: int, results: frozenset[str]) -> float | None:
+        """Predicted seconds of computing results of a node again; None when they cannot be."""
+        node = self.start.graph.nodes[index]
+        key = id(node.op), results
+        if key not in self.costs:
+            form = self.drafter.variants.again(node.op, results)
+            self.costs[key] = None if form is None else self._seconds(node, form)
+        return self.costs[key]
+
+    def _seconds(self, node: Node, form: Op) -> float:
+        dims = {d: node.dims[d] for d in dimensions(form)}
+        operands = {o.name: node.operands[o.name] for o in form.operands}
+        again = replace(node, op=form, dims=dims, operands=operands)
+        return self.drafter.seconds(self.drafter.lowering.launches([again]))
+
+    def report(self, limit: int, after: int) -> Recompute | None:
+        """What was chosen, None when nothing had to be. `after` is what the placed step needs."""
+        if not self.chosen:
+            return None
+        again = [x for x in self.draft.main if x.label.split(" [")[0].endswith(" (again)")]
+        rows: dict[tuple[object, frozenset[str]], list[int]] = {}
+        for i, results in self.chosen.items():
+            node = self.start.graph.nodes[i]
+            rows.setdefault((node.span, results), []).append(i)
+        wanted = self.needed()
+        return Recompute(
+            limit=limit,
+            before=self.start.least,
+            after=after,
+            flops=sum(x.kernel.flops for x in again),
+            share=self.drafter.seconds(again) / self.drafter.seconds(self._all()),
+            rows=tuple(self._row(nodes, results, wanted) for (_, results), nodes in rows.items()),
+        )
+
+    def _all(self) -> tuple[PlannedLaunch, ...]:
+        return tuple(x for name in ("micro_first", "update") for x in self.start.launches.get(name, ()))
+
+    def _row(self, nodes: list[int], results: frozenset[str], wanted: dict[Node, frozenset[str]]) -> Recomputed:
+        first = self.start.graph.nodes[nodes[0]]
+        size = sum(_bytes(n, results & wanted[n]) for n in (self.start.graph.nodes[i] for i in nodes))
+        seconds = len(nodes) * (self.cost(nodes[0], results) or 0.0)
+        names = tuple(first.operands[r].tensor.name for r in sorted(results & wanted[first]))
+        return Recomputed(first.op.name, names, len(nodes), size, seconds / self.drafter.seconds(self._all()))
+
+
+def options(node: Node, wanted: dict[Node, frozenset[str]]) -> Iterable[frozenset[str]]:
+    """The results that may be computed again together: each one that the backward pass reads, and all of the node's."""
+    yield from (frozenset({name}) for name in sorted(wanted[node]) if len(node.op.outputs) > 1)
+    if wanted[node]:
+        yield frozenset(o.name for o in node.op.outputs)
+
+
+def _bytes(node: Node, results: frozenset[str]) -> int:
+    return sum(node.operands[name].tensor.bytes for name in results)

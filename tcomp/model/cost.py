@@ -1,0 +1,30 @@
+"""What a kernel costs, predicted before anything runs: the roofline of its arithmetic and its operands' bytes.
+
+A GPU's rates are its description's. A CPU does not say its own, so it gets nominal ones (below): such predictions are
+for weighing kernels against each other, and are given as shares of a step, not as times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tcomp.ir.tile import Kernel
+from tcomp.machine.cpu import CpuMachine
+from tcomp.machine.gpu import GpuMachine
+
+NOMINAL_HZ = 2.5e9
+NOMINAL_BANDWIDTH = 12e9
+"""Bytes per second of each thread."""
+
+
+def rates(machine: CpuMachine | GpuMachine, threads: int) -> tuple[float, float]:
+    """FLOP/s in f32 and bytes/s."""
+    if isinstance(machine, GpuMachine):
+        return machine.f32_flops, machine.memory_bandwidth
+    return threads * machine.lanes_f32 * 4 * NOMINAL_HZ, threads * NOMINAL_BANDWIDTH
+
+
+def predicted_seconds(kernels: Iterable[Kernel], machine: CpuMachine | GpuMachine, threads: int) -> float:
+    """The kernels one after another, each bound by arithmetic or by memory."""
+    flops, bandwidth = rates(machine, threads)
+    return sum(max(k.flops / flops, sum(b.bytes for b in k.operands) / bandwidth) for k in kernels)

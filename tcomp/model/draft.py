@@ -1,0 +1,108 @@
+"""A step before its memory is placed: graph -> programs -> launches, and the bytes that any placement needs.
+
+Cheap enough to be made many times with different results computed again (`tcomp.model.budget`): ops are derived and
+lowered once for all drafts of a drafter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tcomp.dsl.ast import Module
+from tcomp.ir.tile import Kernel, Scope
+from tcomp.machine.cpu import CpuMachine
+from tcomp.machine.gpu import GpuMachine
+from tcomp.model.arena import Arena
+from tcomp.model.autodiff import Variants
+from tcomp.model.cost import predicted_seconds
+from tcomp.model.graph import Graph
+from tcomp.model.lowering import Lowering, PlannedLaunch
+from tcomp.model.placement import aligned
+from tcomp.model.plan import most_live
+from tcomp.model.programs import Programs, build_programs
+
+
+@dataclass(frozen=True)
+class Draft:
+    """`launches` by program; the first `forward` of a micro-batch are its forward pass. `scratch` is per thread."""
+
+    graph: Graph
+    programs: Programs
+    launches: dict[str, tuple[PlannedLaunch, ...]]
+    forward: int
+    arena: Arena
+    kernels: dict[str, Kernel]
+    scratch: int
+    team: int
+    threads: int
+
+    @property
+    def beside(self) -> int:
+        """Bytes that are not the arena: scratch and what threads share."""
+        return self.scratch * self.threads + self.team
+
+    @property
+    def least(self) -> int:
+        """Bytes of all memory of the step when nothing is lost in placement."""
+        persistent = self.arena.address.keys()
+        return self.arena.bytes + max(most_live(ls, persistent) for ls in self.launches.values()) + self.beside
+
+    @property
+    def main(self) -> tuple[PlannedLaunch, ...]:
+        """The launches of a first micro-batch (or of inference)."""
+        return self.launches.get("micro_first", self.launches.get("forward", ()))
+
+
+@dataclass
+class Drafter:
+    """Makes drafts of one model's graphs."""
+
+    module: Module
+    machine: CpuMachine | GpuMachine
+    threads: int
+    lowering: Lowering
+    training: bool = True
+    accumulation: int = 1
+    keep_logits: bool = False
+    variants: Variants = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.variants = Variants(self.module)
+
+    def draft(self, graph: Graph) -> Draft:
+        """The step of a graph, not yet placed."""
+        p = build_programs(graph, self.module, self.training, self.accumulation, self.variants)
+        forward = self.lowering.launches(graph.nodes)
+        launches: dict[str, tuple[PlannedLaunch, ...]] = {}
+        if self.training:
+            launches["micro_first"] = forward + self.lowering.launches(p.backward)
+            if self.accumulation > 1:
+                launches["micro_next"] = forward + self.lowering.launches(p.backward_next)
+            if p.update is not None:
+                launches["update"] = self.lowering.launches(p.update.nodes)
+        else:
+            launches["forward"] = forward
+        arena = Arena(p, self.keep_logits or not self.training, 1.0 / self.accumulation)
+        kernels = {x.key: x.kernel for ls in launches.values() for x in ls}
+        scratch = max((scratch_bytes(k, Scope.SCRATCH) for k in kernels.values()), default=0)
+        team = max((team_bytes(k, self.machine) for k in kernels.values()), default=0)
+        return Draft(graph, p, launches, len(forward), arena, kernels, scratch, team, self.threads)
+
+    def seconds(self, launches: Sequence[PlannedLaunch]) -> float:
+        """Predicted time of the launches."""
+        return predicted_seconds((x.kernel for x in launches), self.machine, self.threads)
+
+
+def scratch_bytes(kernel: Kernel, scope: Scope) -> int:
+    """Bytes of a kernel's tiles in a scope, each aligned."""
+    return sum(aligned(t.bytes) for t in kernel.tiles if t.scope is scope)
+
+
+def team_bytes(kernel: Kernel, machine: CpuMachine | GpuMachine) -> int:
+    """Bytes of what the kernel's cores or blocks share, laid out as the machine's code generator does."""
+    if isinstance(machine, GpuMachine):
+        from tcomp.codegen.nvptx.layout import team_layout
+
+        return team_layout(kernel.tiles)[1]
+    return scratch_bytes(kernel, Scope.TEAM)

@@ -1,0 +1,151 @@
+"""Memory budgets: plans that fit, cheap results first, the same bits, and refusals that say the least possible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tcomp.dsl.ast import Module
+from tcomp.dsl.load import load, load_text
+from tcomp.errors import UserError
+from tcomp.machine.cpu import detect
+from tcomp.model.build import build_step
+from tcomp.model.step import Step
+from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.runtime.initialise import initialise
+
+GPT2 = Path(__file__).resolve().parents[2] / "models" / "gpt2.tc"
+SMALL = {"L": 3, "H": 2, "C": 32, "V": 61, "S": 32}
+SIZES = {"B": 4, "T": 32}
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Module:
+    return load(GPT2)
+
+
+def built(module: Module, limit: int | None = None, **more: Any) -> Step:
+    return build_step(module, "gpt2", "tiny", SIZES, overrides=SMALL, machine=detect(), memory_limit=limit,
+                      recompute=limit is not None, **more)  # fmt: skip
+
+
+def memory(step: Step) -> int:
+    return step.arena_bytes + step.scratch_bytes + step.team_bytes
+
+
+@pytest.fixture(scope="module")
+def free(gpt2: Module) -> Step:
+    return built(gpt2)
+
+
+@pytest.fixture(scope="module")
+def least(gpt2: Module) -> int:
+    """The least that the step can do with, from the refusal of an impossible budget."""
+    with pytest.raises(UserError) as refusal:
+        built(gpt2, 1000)
+    text = refusal.value.message
+    assert "at the least" in text and "the limit is" in text and "the largest tensors live there" in text
+    return int(float(text.split("needs ")[1].split(" MiB")[0]) * 2**20)
+
+
+def test_a_budget_that_is_met_anyway_changes_nothing(gpt2: Module, free: Step) -> None:
+    step = built(gpt2, memory(free))
+    assert step.recompute is None and step.programs == free.programs
+
+
+def test_every_budget_down_to_the_least_is_met(gpt2: Module, free: Step, least: int) -> None:
+    assert least < 0.8 * memory(free)
+    shares = []
+    for part in (0.95, 0.8, 0.6, 0.4, 0.2, 0.05):
+        limit = round(least + part * (memory(free) - least)) + 60_000
+        step = built(gpt2, limit)
+        assert memory(step) <= limit
+        if step.recompute:
+            assert step.recompute.after == memory(step) and step.recompute.before == memory(free)
+            shares.append(step.recompute.share)
+    assert shares == sorted(shares) and len(shares) >= 4, "less memory costs more time"
+
+
+def test_cheap_results_go_first(gpt2: Module) -> None:
+    """Normalised rows and GELUs before products and attention, where products have some size."""
+
+    def build(limit: int | None) -> Step:
+        wide = {**SMALL, "C": 256, "S": 128}
+        return build_step(gpt2, "gpt2", "tiny", {"B": 8, "T": 128}, overrides=wide, machine=detect(),
+                          memory_limit=limit, recompute=True)  # fmt: skip
+
+    free = build(None)
+    step = build(round(memory(free) - 9 * 2**20))
+    assert step.recompute is not None and step.recompute.share < 0.05
+    assert {r.op for r in step.recompute.rows} <= {"layernorm", "linear_gelu", "embedding"}
+    assert ("l0.u",) in [r.results for r in step.recompute.rows], "the product itself is kept"
+    further = build(round(memory(free) - 30 * 2**20)).recompute
+    assert further is not None and further.share > step.recompute.share
+    assert {"layernorm", "linear_gelu", "attention"} <= {r.op for r in further.rows}
+
+
+def test_only_as_many_layers_as_needed(gpt2: Module, free: Step) -> None:
+    step = built(gpt2, memory(free) - 1)
+    assert step.recompute is not None
+    assert [r.layers for r in step.recompute.rows] == [1]
+
+
+def test_the_step_is_bitwise_the_same(gpt2: Module, free: Step, least: int, tmp_path: Path) -> None:
+    limits = [round(least + part * (memory(free) - least)) + 60_000 for part in (0.8, 0.4, 0.0)]
+    expected = trained(free, tmp_path)
+    for limit in limits:
+        step = built(gpt2, limit)
+        assert step.recompute is not None
+        for name, values in trained(step, tmp_path).items():
+            np.testing.assert_array_equal(values, expected[name], err_msg=f"{name} at {limit}")
+
+
+def test_the_step_is_bitwise_the_same_with_accumulation(gpt2: Module, tmp_path: Path) -> None:
+    whole = built(gpt2, accumulation=2)
+    tight = built(gpt2, round(0.8 * memory(whole)), accumulation=2)
+    assert tight.recompute is not None and memory(tight) <= round(0.8 * memory(whole))
+    expected = trained(whole, tmp_path)
+    for name, values in trained(tight, tmp_path).items():
+        np.testing.assert_array_equal(values, expected[name], err_msg=name)
+
+
+def trained(step: Step, cache: Path) -> dict[str, Any]:
+    """Losses, gradients of the last step, and parameters after three steps."""
+    executor = CpuExecutor(step, detect(), 1, cache)
+    try:
+        initialise(executor, 1, 1)
+        rng = np.random.default_rng(5)
+        losses = []
+        for number in range(3):
+            executor.write("step", number)
+            for program in ("micro_first", "micro_next"):
+                if program in step.programs:
+                    with executor.batch() as inputs:
+                        for array in inputs.values():
+                            array[...] = rng.integers(0, 61, array.shape)
+                    executor.run(program)
+                    losses.append(float(executor.read("loss")))
+            executor.run("update")
+        names = [n for n, s in step.slots.items() if s.kind in ("parameter", "gradient", "state")]
+        return {"losses": np.array(losses), **{n: executor.read(n).copy() for n in names}}
+    finally:
+        executor.close()
+
+
+def test_what_the_text_marks_itself_is_left_to_it() -> None:
+    text = GPT2.read_text().replace(
+        "qkv = linear(h, qkv_w[l], qkv_b[l])", "qkv = linear(h, qkv_w[l], qkv_b[l]) [recompute]"
+    )
+    module = load_text(text, str(GPT2))
+    plain = built(module)
+    assert any("linear qkv_w qkv_b (again)" in launch.label for launch in plain.programs["micro_first"])
+    step = built(module, round(0.9 * memory(plain)))
+    assert step.recompute is not None and "linear" not in {r.op for r in step.recompute.rows}
+
+
+def test_without_recompute_the_refusal_says_that_there_is_another_way(gpt2: Module, free: Step) -> None:
+    with pytest.raises(UserError, match=r"(.|\n)*or --memory with a budget"):
+        build_step(gpt2, "gpt2", "tiny", SIZES, overrides=SMALL, machine=detect(), memory_limit=memory(free) - 1)
