@@ -22,7 +22,7 @@ from tcomp.autotune.gpu_model import (
     Ring,
     tensor_cycles,
 )
-from tcomp.autotune.sass import Function, Instruction, Path, Walk
+from tcomp.autotune.sass import Function, Instruction, Walk, Way
 from tcomp.codegen.nvptx.launch import LaunchShape
 from tcomp.codegen.nvptx.occupancy import occupancy
 from tcomp.codegen.nvptx.resources import Resources
@@ -91,14 +91,14 @@ def matrix_type(opcode: str) -> str:
     return "e4m3" if opcode.startswith(("QMMA", "QGMMA")) else "f16"
 
 
-def counts_of(function: Function, path: Path, copy_bytes: float) -> Counts:
+def counts_of(function: Function, path: Way, copy_bytes: float) -> Counts:
     """The counts of a warp that takes `path`. `copy_bytes` is what one bulk tensor copy moves."""
     c = Counts()
     for number, times in path.visits.items():
         block = function.blocks[number]
         loads = copies = False
         for i in block.instructions:
-            _count(c, i, times, copy_bytes)
+            _count(c, i, path.times(block, i), copy_bytes)
             loads |= i.name in _LOADS
             copies |= i.name in ("LDGSTS", "UTMALDG", "UBLKCP")
         if loads:
@@ -171,7 +171,7 @@ class Sample:
 
 
 def sample_block(function: Function, launch: LaunchShape, block: int, constants: Mapping[int, int]) -> Sample:
-    """Walk the block's warps: the first of each group of four, all alike in a group."""
+    """Walk the block's warps, or a few that stand for all."""
     warps = -(-launch.threads // LANES)
     bank = {0x0: launch.threads, 0xC: launch.blocks, 0x360: launch.threads, 0x370: launch.blocks, **constants}
     boxes = [_box_bytes(m.map.box, m.map.dtype.bytes) for m in launch.maps]
@@ -200,9 +200,9 @@ LONG = 20_000
 
 
 def _representatives(warps: int, roles: bool) -> list[tuple[int, int]]:
-    """(warp, how many it stands for): the first of each warpgroup where warps have roles, else the first and last."""
+    """(warp, how many it stands for): every warp where they have roles, else the first and the last."""
     if roles:
-        return [(w, min(4, warps - w)) for w in range(0, warps, 4)]
+        return [(w, 1) for w in range(warps)]
     return [(0, warps)] if warps < 3 else [(0, warps - 1), (warps - 1, 1)]
 
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 LABEL = re.compile(r"^(\.L_x_\d+):")
 ENTRY = re.compile(r"^\.text\.([\w$]+):")
 REGISTER = re.compile(r"\b(U?R\d+|U?P\d+)\b")
-STEPS = 200_000
+STEPS = 400_000
 """Blocks that one walk may pass; a kernel that takes more is cut off and said to be."""
 MASK = 0xFFFFFFFF
 
@@ -65,13 +65,18 @@ class Function:
 
 
 @dataclass(frozen=True)
-class Path:
-    """How often a warp enters each block, and whether any branch was unknown or the walk was cut off."""
+class Way:
+    """How often a warp enters each block, how often a guard is known to hold back a memory or matrix instruction (by
+    address), and whether any branch was unknown or the walk was cut off."""
 
     visits: Mapping[int, int]
+    held_back: Mapping[int, int]
     unknown: int = 0
     cut: bool = False
-    order: tuple[int, ...] = field(default=(), repr=False)
+
+    def times(self, block: Block, i: Instruction) -> int:
+        """How often the warp issues an instruction of a block."""
+        return self.visits.get(block.number, 0) - self.held_back.get(i.address, 0)
 
 
 def functions_of(text: str) -> dict[str, Function]:
@@ -150,22 +155,23 @@ class Walk:
         self.slice = _slice(function)
         self.values: dict[str, Value] = {}
 
-    def run(self, order: bool = False) -> Path:
+    def run(self) -> Way:
         """Follow the way from the entry to the exit."""
         visits: Counter[int] = Counter()
-        unknown, steps, path = 0, 0, []
+        held: Counter[int] = Counter()
+        unknown, steps = 0, 0
         at: int | None = 0
-        left: Counter[int] = Counter()
         while at is not None:
             steps += 1
             if steps > STEPS:
-                return Path(visits, unknown, True, tuple(path))
+                return Way(visits, held, unknown, True)
             block = self.function.blocks[at]
             visits[at] += 1
-            if order:
-                path.append(at)
             for i in self.slice[at]:
-                self._execute(i)
+                if i.name in COUNTED:
+                    held[i.address] += self._predicate(i.guard[1:]) is False
+                else:
+                    self._execute(i)
             last = block.instructions[-1] if block.instructions else None
             if last is None or last.name not in ("BRA", "EXIT", "RET", "BRX"):
                 at = block.next
@@ -173,13 +179,12 @@ class Walk:
             taken = self._taken(last)
             if taken is None:
                 unknown += 1
-                left[at] += 1
                 taken = False
             if last.name != "BRA":
                 at = None if taken else block.next
             else:
                 at = block.target if taken else block.next
-        return Path(visits, unknown, False, tuple(path))
+        return Way(visits, held, unknown, False)
 
     def _taken(self, i: Instruction) -> bool | None:
         guard = self._predicate(i.guard[1:]) if i.guard else True
@@ -386,6 +391,14 @@ EVALUATED = {
 """Instructions whose results `Walk` works out (their uniform forms too); what others give is unknown."""
 
 
+COUNTED = {
+    "LDGSTS", "UTMALDG", "UTMASTG", "UTMAREDG", "UBLKCP", "STG", "RED", "REDG", "ATOMG", "HGMMA", "QGMMA", "IGMMA",
+    "HMMA", "QMMA",
+}  # fmt: skip
+"""Instructions whose guards count: what they move or compute is what a kernel is about. Branches do not depend on what
+they write."""
+
+
 def _slice(function: Function) -> list[list[Instruction]]:
     """Of each block, the instructions that a branch depends on: found backward, register by register, until nothing
     is added."""
@@ -403,6 +416,10 @@ def _slice(function: Function) -> list[list[Instruction]]:
         for i in reversed(b.instructions):
             if i.name in ("BRA", "EXIT", "RET", "BRX"):
                 live |= set(REGISTER.findall(" ".join((i.guard, *i.operands))))
+                continue
+            if i.name in COUNTED and i.guard:
+                live |= set(REGISTER.findall(i.guard))
+                kept.append(i)
                 continue
             written = _written(i)
             if not written & live:
@@ -450,10 +467,10 @@ def _wide(i: Instruction) -> bool:
     return any(x in i.opcode for x in (".WIDE", ".64", ".128")) or i.name == "CS2R"
 
 
-def issued(function: Function, path: Path) -> Counter[str]:
+def issued(function: Function, path: Way) -> Counter[str]:
     """Opcode -> how often the warp issues it."""
     out: Counter[str] = Counter()
-    for number, times in path.visits.items():
+    for number in path.visits:
         for i in function.blocks[number].instructions:
-            out[i.opcode] += times
+            out[i.opcode] += path.times(function.blocks[number], i)
     return out
