@@ -118,7 +118,8 @@ def tune(
     except KeyboardInterrupt:
         print(f"stopped; finished trials are in {store}: the same command goes on from there", file=sys.stderr)
         raise typer.Exit(130) from None
-    print("\n".join(search.summary_lines(summary, judge.basis)))
+    for line in search.summary_lines(summary, judge.basis):
+        print(line)
     print(f"lockfile {path}: {len(summary.tuned)} entries changed")
 
 
