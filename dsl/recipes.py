@@ -13,11 +13,17 @@ class Recipe:
     their gradients. With `master`, the optimizer updates an f32 copy of each parameter and writes the stored one from
     it. Sums, statistics, losses, optimizer state and the gradients of parameters (sums over the batch, and over
     micro-batches) are f32 in every recipe. An `annotated` recipe is what the model's own annotations make of it: a
-    model that has none for it is refused."""
+    model that has none for it is refused.
+
+    `unit` is the relative size of the largest unit in the last place of what a step rounds to: where two exact
+    computations of a step differ by f32's rounding, some values fall to the other side of a tie, and the results
+    differ by a fraction of it.
+    """
 
     name: str
     storage: DType
     master: bool
+    unit: float
     summary: str
     annotated: bool = False
 
@@ -26,14 +32,17 @@ class Recipe:
         return self.storage if dtype is DType.REAL else dtype
 
 
-RECIPES = {
-    r.name: r
-    for r in (
-        Recipe("f32", DType.F32, False, "everything in f32"),
-        Recipe("bf16", DType.BF16, True, "tensors in bf16, with f32 master weights"),
-        Recipe("bf16_stochastic", DType.BF16, False, "tensors and weights in bf16, updated with stochastic rounding"),
-    )
-}
+_ALL = (
+    Recipe("f32", DType.F32, False, 0.0, "everything in f32"),
+    Recipe("bf16", DType.BF16, True, 2.0**-7, "tensors in bf16, with f32 master weights"),
+    Recipe(
+        "bf16_stochastic", DType.BF16, False, 2.0**-7, "tensors and weights in bf16, updated with stochastic rounding"
+    ),
+    Recipe(
+        "fp8_block", DType.BF16, True, 2.0**-3, "bf16, and annotated linear layers in e4m3 and e5m2 by blocks", True
+    ),
+)
+RECIPES = {r.name: r for r in _ALL}
 
 
 def kept(dtype: DType) -> DType:

@@ -19,6 +19,7 @@ class Family:
     levels: tuple[str, ...]
     spaces: tuple[str, ...]
     copies: tuple[str, ...]
+    layouts: tuple[str, ...]
     directives: tuple[str, ...]
     flags: tuple[str, ...]
     instructions: tuple[str, ...]
@@ -29,7 +30,8 @@ CPU = Family(
     name="cpu",
     levels=("core", "seq", "unroll", "vec"),
     spaces=("packed",),
-    copies=(),
+    copies=("copy", "prefetch"),
+    layouts=(),
     directives=("order", "fuse", "stage", "combine", "tune", "where"),
     flags=("inline",),
     instructions=(),
@@ -43,8 +45,9 @@ GPU = Family(
     ),
     spaces=("shared", "registers"),
     copies=("copy", "cp.async", "tma"),
+    layouts=("pad", "swizzle"),
     directives=("of", "order", "fuse", "stage", "use", "cast", "combine", "tune", "where"),
-    flags=("inline", "persistent", "raster", "keep"),
+    flags=("inline", "producer", "persistent", "raster", "keep"),
     instructions=("fma", "mma.sync", "mma.sync.tf32", "wgmma", "wgmma.tf32"),
     facts=("smem", "regs", "sms", "l2", "lanes", "vector"),
 )

@@ -50,7 +50,7 @@ def test_logits_and_gradients_are_those_of_transformers(case: tuple[Config, int,
     torch.nn.functional.cross_entropy(out.reshape(-1, cfg.V), y.reshape(-1)).backward()
     want = reference.from_hf({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, cfg)
     assert set(want) == set(cfg.shapes())
-    with built("llama", dims(cfg), B, T, 2, threads, objects) as (step, executor):
+    with built("llama", dims(cfg), B, T, 2, threads, objects, keep_logits=True) as (step, executor):
         assert set(cfg.shapes()) == {p.slot for p in step.parameters}
         for name, value in {**step.scalars, "loss_gradient": 1.0}.items():
             executor.write(name, value)

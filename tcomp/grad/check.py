@@ -6,19 +6,22 @@ Both are float64, so they agree to about 1e-12 or one of them is wrong. Used by 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tcomp.dsl.ast import Access, Expr, Module, Op, accesses_in, walk
+from tcomp.dsl.ast import Access, Call, Expr, Module, Op, Target, accesses_in, children, rebuild, walk
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.infer import dimensions
 from tcomp.grad.derive import derive
-from tcomp.grad.parts import expressions
+from tcomp.grad.parts import expressions, map_equation
+from tcomp.numeric import NARROW
 from tcomp.oracle import evaluate
 
 Array = NDArray[Any]
+_NARROW = frozenset(d.value for d in NARROW)
 SIZES = (3, 5, 2, 7, 4, 1)
 
 
@@ -27,11 +30,12 @@ def compare_backward(
 ) -> dict[str, float]:
     """The largest error of each result of `backward <op>` relative to the largest derived value.
 
-    The own backward may use only some of the output gradients; the others (of auxiliary results such as a
-    mean) are then taken as not existing. Infinite where one has a value that is not finite. Raises TcError
-    when the op cannot be differentiated, KeyError when it has no backward of its own.
+    Both are taken without roundings to narrow types: a backward may round otherwise than its forward op does, but
+    before rounding it is the derivative. The own backward may use only some of the output gradients; the others (of
+    auxiliary results such as a mean) are then taken as not existing. Infinite where one has a value that is not
+    finite. Raises TcError when the op cannot be differentiated, KeyError when it has no backward of its own.
     """
-    op, own = module.ops[op_name], module.ops[f"{op_name}.backward"]
+    op, own = unrounded(module.ops[op_name]), unrounded(module.ops[f"{op_name}.backward"])
     given = frozenset(o.name for o in op.outputs if own.operand(f"d{o.name}") in own.params)
     derived = derive(op, module, given)
     sizes = dict(dims) if dims is not None else small_dims(op)
@@ -43,6 +47,21 @@ def compare_backward(
     mine = evaluate(own, module, {p.name: values[p.name] for p in own.params}, sizes)
     theirs = evaluate(derived, module, {p.name: values[p.name] for p in derived.params}, sizes)
     return {name: _error(value, theirs[name]) for name, value in mine.items() if name in theirs}
+
+
+def unrounded(op: Op) -> Op:
+    """The op with its temporaries in f32 and its casts to narrow types dropped."""
+
+    def wide(e: Expr) -> Expr:
+        kids = children(e)
+        e = rebuild(e, tuple(map(wide, kids))) if kids else e
+        return e.args[0] if isinstance(e, Call) and e.function in _NARROW else e
+
+    def target(t: Target) -> Target:
+        return replace(t, dtype=None if t.dtype in NARROW else t.dtype)
+
+    equations = tuple(map_equation(q, wide) for q in op.equations)
+    return replace(op, equations=tuple(replace(q, targets=tuple(map(target, q.targets))) for q in equations))
 
 
 def small_dims(op: Op) -> dict[str, int]:

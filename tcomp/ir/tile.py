@@ -195,6 +195,15 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Memory that will be read soon: `source` by the axes' names. A hint that no result depends on; it may lie
+    outside the tensor."""
+
+    source: Access
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Compute:
     """target = value over the axes; with `reduced` axes, the reduction of the values by `reducer`.
 
@@ -203,6 +212,7 @@ class Compute:
     innermost; a reduced axis runs inside all parallel ones, around the register tile). Points where `guard`
     is false contribute nothing (are not written, or add the reducer's identity).
     With `atomic`, blocks add to the target at the same time (sums only); the order, and so the rounding, varies.
+    With `prefetch`, that memory is brought nearer while the reduction runs (CPU).
     `instruction` names the family of matrix instructions that a contraction is computed with ("" for none).
     `distinct` is False when two points of the parallel axes may name the same target element (a scatter);
     then points run in order.
@@ -219,6 +229,7 @@ class Compute:
     atomic: bool = False
     instruction: str = ""
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
+    prefetch: tuple[Prefetch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +237,8 @@ class Pack:
     """Fill the whole tile `buffer` from `source`, zero where an axis runs past its `stop`.
 
     `axes[i]` walks the buffer's i-th dimension from axis.start; `source` is an access by the axes' names. `by` is
-    how a GPU block copies: "copy" (through registers) or "cp.async" (in the background, awaited before use).
+    how a GPU block copies: "copy" (through registers) or "cp.async" (in the background, awaited before use). On a CPU
+    "prefetch" says that what the next turn packs shall be prefetched while this one's tile is used.
     """
 
     buffer: str
@@ -284,6 +296,25 @@ class ThreadShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Producer:
+    """Warps of a block beside its `ThreadShape`, which issue its tensor copies and do nothing else. With `registers`,
+    each of their threads gives up all but so many, and the others share what is left (whole warpgroups only)."""
+
+    warps: int
+    registers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GridOrder:
+    """How blocks come to the turns of the grid loops. `persistent`: as many blocks as there are multiprocessors take
+    turns one after the other. `raster`: of the two innermost loops, bands of so many turns of the outer one are walked
+    column by column, so that blocks running at a time share operands in L2; 0: row by row."""
+
+    persistent: bool = False
+    raster: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Kernel:
     """A lowered kernel: one launch per phase, in order.
 
@@ -304,6 +335,8 @@ class Kernel:
     op: str = ""
     threads: ThreadShape | None = None
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
+    producer: Producer | None = None
+    order: GridOrder = GridOrder()
 
     def buffer(self, name: str) -> Buffer:
         """The operand or tile of that name; KeyError when there is none."""

@@ -111,10 +111,11 @@ class Budget:
         return found
 
     def calls(self) -> list[tuple[int, ...]]:
-        """The nodes of each call of the model's text, in order; those that the text itself marks are not ours."""
+        """The nodes of each call of the model's text, in order; those that the text itself marks are not ours, nor are
+        those that give a part of a tensor (chunks.py): only whole tensors are computed again."""
         found: dict[object, list[int]] = {}
         for i, n in enumerate(self.start.graph.nodes):
-            if not n.recompute:
+            if not n.recompute and all(n.operands[o.name].covers for o in n.op.outputs):
                 found.setdefault((n.op.name, n.span, tuple(n.dims.items())), []).append(i)
         return [tuple(nodes) for nodes in found.values()]
 

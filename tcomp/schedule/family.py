@@ -17,6 +17,8 @@ from tcomp.schedule.default_gpu import default_gpu_schedule
 from tcomp.schedule.emit import Emitter
 from tcomp.schedule.gpu_levels import GpuLevels, padded_extents, thread_shape
 from tcomp.schedule.instructions import check_instructions
+from tcomp.schedule.launch_flags import check_flags
+from tcomp.schedule.prefetch import prefetched
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LevelRules, LoopMap
 from tcomp.schedule.scopes import assign_scopes
 from tcomp.schedule.stager import Stager
@@ -64,8 +66,8 @@ class Family(Protocol):
         """The schedule of an op that has none."""
         ...
 
-    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> dict[str, Buffer]:
-        """The kernel's tiles where they live. `text` is that of a written schedule."""
+    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> tuple[dict[str, Buffer], Phases]:
+        """The kernel's tiles where they live, and its phases. `text` is that of a written schedule."""
         ...
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
@@ -100,8 +102,8 @@ class CpuFamily:
     def default(self, op: Op, equations: tuple[Equation, ...], extents: dict[str, int]) -> Schedule:
         return default_schedule(op, equations, extents, "cpu")
 
-    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> dict[str, Buffer]:
-        return dict(tiles)
+    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> tuple[dict[str, Buffer], Phases]:
+        return dict(tiles), [prefetched(p) for p in phases]
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         pass
@@ -142,12 +144,13 @@ class GpuFamily:
     def default(self, op: Op, equations: tuple[Equation, ...], extents: dict[str, int]) -> Schedule:
         return default_gpu_schedule(op, equations, extents, "gpu")
 
-    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> dict[str, Buffer]:
-        return assign_scopes(tiles, phases, text)
+    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> tuple[dict[str, Buffer], Phases]:
+        return assign_scopes(tiles, phases, text), phases
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         check_tensor_copies(kernel, self.machine, text)
         check_instructions(kernel, plan, self.machine.target, text)
+        check_flags(kernel, plan.flags, text)
 
 
 def gpu_targets(target: str) -> tuple[str, ...]:

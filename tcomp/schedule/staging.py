@@ -144,4 +144,4 @@ class Staging:
         self.emitter.tiles[name] = Buffer(name, dtype, tuple(dims), Scope.SCRATCH, Panels(panel, width))
         source = self.emitter.point(a, env)
         assert isinstance(source, Access)
-        return (name, tuple(origins)), Pack(name, tuple(axes), source, span=stage.span)
+        return (name, tuple(origins)), Pack(name, tuple(axes), source, stage.by or "copy", stage.span)

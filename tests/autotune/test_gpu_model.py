@@ -16,7 +16,7 @@ from tcomp.autotune.spearman import spearman
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.disassemble import disassemble
-from tcomp.codegen.tools import cuda_tool
+from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import DType
 from tcomp.dsl.storage import bound
 from tcomp.ir.tile import Kernel

@@ -8,7 +8,7 @@ import pytest
 
 from tcomp.autotune.instances import Instance
 from tcomp.autotune.judge_gpu import GpuJudge
-from tcomp.codegen.tools import cuda_tool
+from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.machine.gpu import H100
 from tests.autotune.support import SHAPE, gpt2, gpt2_instance
 from tests.cli.support import Tcomp, refused
@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="nvdisasm 
 TUNE = ["tune", "gpt2", "--dim", "L=1", "-B", "2", "-T", "64", "--gpu", "h100", "--ops", "linear", "--trials", "5"]
 
 
+@pytest.mark.slow
 def test_predictions_are_labelled_and_repeatable(tcomp: Tcomp, tmp_path: Path) -> None:
     texts = []
     for name in ("one", "two"):
@@ -30,6 +31,12 @@ def test_predictions_are_labelled_and_repeatable(tcomp: Tcomp, tmp_path: Path) -
     assert texts[0] == texts[1]
     report = tcomp("tune", "report", "--gpu", "h100", "--storage", "one.sqlite3", "--lock", "one.lock").out
     assert "predicted" in report and "measured" not in report
+
+
+def test_a_prediction_is_the_same_every_time(tmp_path: Path) -> None:
+    instance = gpt2_instance("layernorm", gpt2())
+    first, second = (GpuJudge(gpt2(), H100, tmp_path / str(i), i).start(instance) for i in range(2))
+    assert first == second and first[0] > 0
 
 
 def test_a_wrong_choice_is_refused_by_the_virtual_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

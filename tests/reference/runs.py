@@ -40,13 +40,13 @@ class Run:
 @contextmanager
 def built(
     model: str, dims: Mapping[str, Number], B: int, T: int, accumulation: int, threads: int, cache: Path,
-    programs: tuple[str, ...] = ("train",), precision: str = "f32",
+    precision: str = "f32", keep_logits: bool = False,
 ) -> Iterator[tuple[Step, CpuExecutor]]:  # fmt: skip
     """models/MODEL.tc built for these sizes, its kernels loaded and its team of threads waiting."""
     machine = detect()
     step = build_step(
         load(MODELS / f"{model}.tc"), model, "tiny", {"B": B, "T": T}, overrides=dims, precision=precision,
-        accumulation=accumulation, machine=machine, threads=threads, programs=programs, keep_logits=True,
+        accumulation=accumulation, machine=machine, threads=threads, keep_logits=keep_logits,
     )  # fmt: skip
     executor = CpuExecutor(step, machine, threads, cache)
     try:

@@ -194,7 +194,7 @@ class Addressing:
         """The buffer's base plus all terms, added frame by frame and shared between equal prefixes."""
         em = self.domain.emitter
         pointer = self.domain.scope.roots[buffer.name]
-        key: tuple[object, ...] = ("pointer", buffer.name)
+        key: tuple[object, ...] = ("pointer", self, buffer.name)
         level = self.domain.level
         for level in sorted({t.level for t in terms}):
             here = [t for t in terms if t.level == level]

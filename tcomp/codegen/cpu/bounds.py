@@ -40,6 +40,10 @@ def integer_value(em: Emitter, e: Expr, scope: Scope) -> Int:
                     if op == "//":
                         return b.select(down, b.sub(quotient, em.i64(1)), quotient)
                     return b.select(down, b.add(rest, em.i64(q)), rest)
+        case Call("select", (Binary("<", x, y), chosen, other)):
+            p, q = em.i64(integer_value(em, x, scope)), em.i64(integer_value(em, y, scope))
+            values = [em.i64(integer_value(em, v, scope)) for v in (chosen, other)]
+            return b.select(b.icmp_signed("<", p, q), *values)
         case Call("min" | "max" as op, (x, y)):
             p, q = em.i64(integer_value(em, x, scope)), em.i64(integer_value(em, y, scope))
             return b.select(b.icmp_signed("<" if op == "min" else ">", p, q), p, q)

@@ -24,6 +24,7 @@ from tcomp.codegen.cpu.domain import Domain, Point, Scope
 from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
+from tcomp.codegen.cpu.prefetch import Prefetcher
 from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
 from tcomp.codegen.cpu.types import I1, I32, I64, IrValue, constant, kind_of, kind_type
 from tcomp.ir.tile import Axis, Compute
@@ -91,6 +92,10 @@ class ComputeGenerator:
             if not (guard.is_literal and guard.data):
                 self.guard = guard
         self._unroll_reduction()
+        self.prefetchers: list[Prefetcher] = []
+        if self.reduced and self.reduced[-1].lanes == 1:
+            made = [Prefetcher(self.em, self.scope, p, self.parallel, self.reduced[-1]) for p in node.prefetch]
+            self.prefetchers = [p for p in made if p.possible]
         self._parallel(0)
 
     def _unroll_reduction(self) -> None:
@@ -156,12 +161,27 @@ class ComputeGenerator:
         count = math.prod(a.unroll for a in separate)
         identity = constant(kind_type(self.kind, lanes), _IDENTITY[self.reducer or "sum"][self.kind])
         accumulators = [identity] * (len(points) * count)
+        onward = self._goes_on()
+        if onward:
+            accumulators[::count] = [self._read(p) for p in points]
+        for prefetcher in self.prefetchers:
+            prefetcher.enter_tile(self.domain.states)
         accumulators = self._reduce(0, points, separate, accumulators)
         results = []
         for p in range(len(points)):
             parts = accumulators[p * count : (p + 1) * count]
             results.append(self._across_lanes(self._merge(parts)))
+        if onward:
+            for point, result in zip(points, results, strict=True):
+                self._store(point, result, None)
+            return
         self._write(points, results, guarded=False)
+
+    def _goes_on(self) -> bool:
+        """Whether a reduction takes up its target's old value as its first: then nothing waits for it at the end."""
+        node = self.compute
+        across = self.vector is not None and self.vector in node.reduced
+        return node.accumulate and node.distinct and not across and self.kind == kind_of(self.target.buffer.dtype)
 
     def _separate(self, points: int) -> list[Axis]:
         """Reduced axes whose unrolled steps get accumulators of their own: few others hide the latency."""
@@ -191,6 +211,8 @@ class ComputeGenerator:
         acc = list(acc)
         count = len(acc) // len(points)
         for step in self._points(self.reduced):
+            for prefetcher in self.prefetchers:
+                prefetcher.touch(self.domain.states[self.reduced[-1].name], step[self.reduced[-1].name])
             slot = 0
             for a in separate:
                 slot = slot * a.unroll + step[a.name]

@@ -13,6 +13,9 @@ from tcomp.codegen.cpu.types import kind_of
 from tcomp.dsl.ast import Access, Binary, Expr, Name, Num
 from tcomp.ir.tile import Axis, Buffer, Compute, Pack, Panels
 
+COPIED_REGISTERS = 12
+"""How many registers a copy loads before it stores them."""
+
 
 def generate_pack(em: Emitter, scope: Scope, pack: Pack) -> None:
     """Emit one Pack: the elements up to each axis's stop, then zeros to the tile's end."""
@@ -27,7 +30,7 @@ def generate_pack(em: Emitter, scope: Scope, pack: Pack) -> None:
         whole = isinstance(buffer.layout, Panels)
         TransposedPack(em, scope, pack, target, along, across, lanes).generate(whole)
     else:
-        copy = _vectorised(pack.axes, inner, _dividing(scope.lanes_f32, width))
+        copy = _copied(pack.axes, buffer, inner, _dividing(scope.lanes_f32, width))
         ComputeGenerator(em, scope, Compute(target, pack.source, copy, span=pack.span)).generate()
     fill_zeros(em, scope, buffer, _vectorised(pack.axes, inner, _dividing(scope.lanes_f32, width)), target)
 
@@ -63,6 +66,21 @@ def fill_zeros(em: Emitter, scope: Scope, buffer: Buffer, axes: tuple[Axis, ...]
 
 def _vectorised(axes: tuple[Axis, ...], inner: int, lanes: int) -> tuple[Axis, ...]:
     return tuple(replace(a, unroll=1, lanes=lanes if i == inner else 1) for i, a in enumerate(axes))
+
+
+def _copied(axes: tuple[Axis, ...], buffer: Buffer, inner: int, lanes: int) -> tuple[Axis, ...]:
+    """Register tiles of a copy: a few whole rows of one panel, which lie side by side in the tile.
+
+    Row after row, each write would go to another panel, and panels are often a multiple of 4096 bytes apart, which
+    puts them all on the same few cache sets.
+    """
+    if not isinstance(buffer.layout, Panels) or len(axes) < 2 or buffer.layout.width % lanes:
+        return _vectorised(axes, inner, lanes)
+    registers = buffer.layout.width // lanes
+    rows = max(i for i in range(len(axes)) if i != inner)
+    chosen = {inner: (registers, lanes), rows: (max(1, COPIED_REGISTERS // registers), 1)}
+    tiled = [replace(a, unroll=chosen.get(i, (1, 1))[0], lanes=chosen.get(i, (1, 1))[1]) for i, a in enumerate(axes)]
+    return (*(a for i, a in enumerate(tiled) if i != inner), tiled[inner])
 
 
 def _dividing(lanes: int, width: int) -> int:

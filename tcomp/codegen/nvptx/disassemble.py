@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import tempfile
 
-from tcomp.codegen.tools import cuda_tool
+from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.errors import UserError
 
 
@@ -14,7 +14,7 @@ def disassemble(cubin: bytes) -> str:
     tool = cuda_tool("nvdisasm")
     if tool is None:
         raise UserError(
-            "a GPU's machine code is read by nvdisasm, which is not installed",
+            "a GPU's machine code is shown by nvdisasm, which is not installed",
             "pip install nvidia-cuda-nvdisasm, put it on PATH, or name it in TCOMP_NVDISASM",
         )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

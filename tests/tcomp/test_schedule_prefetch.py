@@ -1,0 +1,119 @@
+"""`stage ... by prefetch`: the next turn's memory is named on the reduction and touched by the code; results stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tcomp.codegen.cpu.compile import kernel_ir
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.load import load_text
+from tcomp.ir.print import print_kernel
+from tcomp.ir.tile import Compute, Kernel, Loop, Prefetch, Statement
+from tcomp.machine.cpu import CpuMachine, detect
+from tcomp.model.single import single_op_step
+from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.schedule.lower import lower
+
+PRODUCT = """
+op product(X: f32[M, K], W: f32[N, K]) -> Y: f32[M, N]:
+  Y[m, n] = sum k: X[m, k] * W[n, k]
+
+schedule product on cpu:
+  n -> core / seq(NC) / unroll(2) / vec
+  m -> seq(24) / unroll(4)
+  k -> seq(16)
+  order n, m, k
+  tune NC = 48
+  stage W in packed at k BY
+"""
+AVX512 = CpuMachine("avx512", (), 16, 32, 49152, 2 << 20, 32 << 20, 2)
+
+
+def product_kernel(by: str, machine: CpuMachine, m: int = 50, n: int = 100, k: int = 33) -> Kernel:
+    """The scheduled product with that ending of its `stage` line."""
+    module = load_text(PRODUCT.replace("BY", by).replace("NC = 48", "NC = 96"))
+    (kernel,) = lower(module.ops["product"], module, {"M": m, "N": n, "K": k}, machine).kernels
+    return kernel
+
+
+def computes(statements: Iterable[Statement]) -> Iterator[Compute]:
+    for s in statements:
+        if isinstance(s, Compute):
+            yield s
+        elif isinstance(s, Loop):
+            yield from computes(s.body)
+
+
+def prefetches(kernel: Kernel) -> list[Prefetch]:
+    return [p for phase in kernel.phases for c in computes(phase) for p in c.prefetch]
+
+
+def test_the_next_turn_wraps_into_the_loops_around() -> None:
+    """After the last block of k comes the first one of the next block of m, and then of n."""
+    (found,) = prefetches(product_kernel("by prefetch", AVX512))
+    text = print_kernel(product_kernel("by prefetch", AVX512))
+    assert "prefetch W[n, k]" in text
+    starts = {a.name: a.start for a in found.axes}
+    values = {"k.0": 16, "m.0": 24, "n.0": 0, "n.1": 0, "n.0.stop": 100}
+
+    def at(**variables: int) -> tuple[int, int]:
+        names = {name.replace("_", "."): v for name, v in variables.items()}
+        return tuple(evaluate(starts[i], values | names) for i in ("n", "k"))  # type: ignore[return-value]
+
+    assert at(k_0=0) == (0, 16)
+    assert at(k_0=32, m_0=0) == (0, 0)
+    assert at(k_0=32, m_0=48) == (96, 0)
+    assert at(k_0=32, m_0=48, n_1=96)[0] == 96  # the very last: nothing beyond it is asked for
+
+
+def evaluate(e: object, values: dict[str, int]) -> int:
+    """A little evaluator of the bounds that the pass writes."""
+    from tcomp.dsl.printer import print_expression
+
+    text = print_expression(e)  # type: ignore[arg-type]
+    for name in sorted(values, key=len, reverse=True):
+        text = text.replace(name, str(values[name]))
+    return int(eval(text, {"select": lambda c, a, b: a if c else b, "min": min, "max": max}))
+
+
+def test_without_the_word_there_is_no_prefetch() -> None:
+    assert not prefetches(product_kernel("", AVX512))
+    assert "llvm.prefetch" not in kernel_ir(product_kernel("", AVX512), AVX512)
+
+
+def test_a_step_of_the_reduction_touches_the_region_once() -> None:
+    """However many products it adds up: 4 x 2 of them in a full register tile."""
+    text = kernel_ir(product_kernel("by prefetch", AVX512, m=24, n=192, k=16), AVX512)
+    steps = text.count('call void @"llvm.prefetch.p0"')
+    assert steps >= 1
+    assert text.count("fmul") >= 8 * steps
+
+
+@pytest.mark.parametrize("sizes", [(50, 100, 33), (1, 1, 1), (24, 96, 16), (7, 193, 64)])
+def test_a_prefetched_product_is_the_same_to_the_bit(sizes: tuple[int, int, int], tmp_path: Path) -> None:
+    m, n, k = sizes
+    rng = np.random.default_rng(1)
+    x, w = rng.standard_normal((m, k), np.float32), rng.standard_normal((n, k), np.float32)
+    results = []
+    for by in ("", "by prefetch"):
+        machine = detect()
+        module = load_text(PRODUCT.replace("BY", by))
+        dims = {"M": m, "N": n, "K": k}
+        executor = CpuExecutor(
+            single_op_step(lower(module.ops["product"], module, dims, machine), dims), machine, 1, tmp_path
+        )
+        executor.array("X")[...], executor.array("W")[...] = x, w
+        executor.run("run")
+        results.append(executor.array("Y").copy())
+        executor.close()
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_allclose(results[1], x.astype(np.float64) @ w.T.astype(np.float64), rtol=1e-4, atol=1e-4)
+
+
+def test_a_layout_cannot_be_chosen_on_a_cpu() -> None:
+    with pytest.raises(TcError, match="no choice of layouts on cpu"):
+        load_text(PRODUCT.replace("BY", "swizzle(64)"))
