@@ -6,6 +6,7 @@ each rung changes one thing. The library kernels are described from their own so
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -126,7 +127,7 @@ def launch_of(g: Gemm, machine: GpuMachine = H100, m: int = 4096, n: int = 4096,
 
 
 def _stores(g: Gemm) -> float:
-    return STORE_CYCLES[g.store] * (g.bm * g.bn / (128 * 128)) ** 0.5
+    return STORE_CYCLES[g.store] * math.sqrt(g.bm * g.bn / (128 * 128))
 
 
 def _traffic(

@@ -82,7 +82,8 @@ class Way:
 def functions_of(text: str) -> dict[str, Function]:
     """All functions of nvdisasm's output (`nvdisasm -c`)."""
     found: dict[str, Function] = {}
-    name, lines = "", []
+    name = ""
+    lines: list[str] = []
     for line in [*text.splitlines(), ".text.end:"]:
         entry = ENTRY.match(line)
         if entry:
