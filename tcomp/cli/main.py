@@ -58,10 +58,10 @@ for name, command in (
     ("grad", grad.grad),
     ("check", check.check),
     ("tune", tune.tune),
-    ("roofline", roofline.roofline),
     ("fmt", fmt.fmt),
     ("doctor", doctor.doctor),
     ("bench", bench.bench),
+    ("roofline", roofline.roofline),
 ):
     app.command(name)(command)
 app.add_typer(vgpu.app, name="vgpu")

@@ -1,8 +1,10 @@
-"""`tcomp roofline`: all kernels of a step against a machine's ceilings, and what binds each."""
+"""`tcomp roofline`: every kernel of a step against the least time that this machine's ceilings allow it."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,139 +14,112 @@ from tcomp.cli import common, limits
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
-    from tcomp.autotune.gpu_predict import StepPrediction
-    from tcomp.machine.gpu import GpuMachine
+    from tcomp.runtime.cpu.executor import CpuExecutor
 
 
 def roofline(
-    file: Annotated[str, typer.Argument(help="A .tc file, or one of tcomp's own models.")] = "gpt2",
+    file: Annotated[str, typer.Argument(metavar="MODEL", help="A .tc file, or one of tcomp's own models.")] = "gpt2",
     config: Annotated[str | None, typer.Option(help="The model's configuration.")] = None,
-    batch: Annotated[int, typer.Option("--batch", "-B", help="Sequences per micro-batch.")] = 8,
-    length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 128,
-    accumulation: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", "-B", help="Sequences per step.")] = 4,
+    length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 64,
     dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
     precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
-    gpu: Annotated[str, typer.Option(help="The GPU to predict for: h100, a100, l40s, rtx4090, b200 ...")] = "",
+    device: Annotated[str, typer.Option(help="cpu (on a GPU: tcomp bench).")] = "cpu",
+    gpu: Annotated[str, typer.Option(help="Predict for this GPU, which need not be here: h100, a100, b200 ...")] = "",
+    accumulation: Annotated[int, typer.Option(help="--gpu: micro-batches per step.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="--gpu: write roofline.png and roofline.json here.")] = None,
+    ladder: Annotated[bool, typer.Option("--ladder", help="Hold the GPU model against published kernels.")] = False,
+    threads: Annotated[int, typer.Option(help="Cores to use; 0: all.")] = 0,
     lock: Annotated[str, typer.Option(help=common.LOCK_HELP)] = "",
-    out: Annotated[Path | None, typer.Option(help="Also write roofline.png and roofline.json to this folder.")] = None,
-    ladder: Annotated[
-        bool, typer.Option("--ladder", help="Only hold the model against published H100 matrix products.")
-    ] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Run the step and time each kernel.")] = False,
+    runs: Annotated[int, typer.Option(help="Steps that are timed; the least time of each launch counts.")] = 5,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures into this file.")] = None,
 ) -> None:
-    """Predict every kernel of a training step on a GPU that need not be here, from its machine code.
+    """Print every kernel of a training step: its arithmetic, its memory traffic, and the least time that this
+    machine's measured ceilings allow, max(FLOPs / peak, bytes / bandwidth); with --measure also its time.
 
-    Kernels are compiled, assembled and disassembled; a static model (docs/tuning.md says what it knows) gives each a
-    time and the resource that binds it. Every figure is predicted, none is measured.
+    The peak is that of f32 multiply-adds, the bandwidth that of reading or a triad over arrays larger than the caches,
+    of all threads together, measured first: the best of several turns, as a kernel's time is its least. A kernel whose
+    operands are in a cache can be above 100%.
+
+    With --gpu kernels are compiled, assembled and disassembled, and a static model (docs/tuning.md says what it knows)
+    gives each a time and the resource that binds it. Those figures are predicted, none is measured.
 
     Examples:
 
-    - `tcomp roofline gpt2 --gpu h100 --config 124M -B 16 -T 1024 --out roofline/`
+    - `tcomp roofline gpt2 --gpu h100 --config 124M -B 16 -T 1024 --precision bf16 --out roofline/`
 
-    - `tcomp roofline --gpu h100 --ladder`
+    - `tcomp roofline gpt2 --config 124M -B 4 -T 64 --measure`
+
+    - `tcomp roofline llama --measure --threads 1 --json roofline.json`
     """
-    limits.check_precision(precision)
-    limits.check_numbers(batch=batch, length=length, accumulation=accumulation)
+    from tcomp.runtime.cpu.ceilings import bandwidth, fma_peak
+    from tcomp.runtime.roofline import Peaks, kernel_rows, launch_seconds, table
+    from tcomp.runtime.roofline import as_json as figures
+    from tcomp.runtime.train import check_inputs
+
     numbers = limits.parse_dims(dim or [])
+    limits.check_numbers(batch=batch, length=length, threads=threads, runs=runs, accumulation=accumulation)
+    limits.check_precision(precision)
     if ladder:
+        from tcomp.cli.roofline_gpu import ladder_text
+
         print(ladder_text(), end="")
         return
-    if not gpu:
-        raise UserError("name the GPU to predict for", "give --gpu h100")
-    from tcomp.machine.gpu import machine_named
+    if gpu:
+        from tcomp.cli.roofline_gpu import predicted_roofline
+        from tcomp.machine.gpu import machine_named
 
-    machine = machine_named(gpu)
-    step, text = _predicted(file, config, batch, length, accumulation, numbers, lock, machine, precision)
-    print(text, end="")
-    if out is not None:
-        from tcomp.autotune.roofline_plot import plot
-
-        out.mkdir(parents=True, exist_ok=True)
-        plot(step, machine, out / "roofline.png")
-        (out / "roofline.json").write_text(json.dumps(as_json(step, machine), indent=1) + "\n")
-        print(f"{out / 'roofline.png'} and roofline.json written")
-
-
-def _predicted(
-    file: str, config: str | None, batch: int, length: int, accumulation: int, dims: dict[str, int | float], lock: str,
-    machine: GpuMachine, precision: str,
-) -> tuple[StepPrediction, str]:  # fmt: skip
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from tcomp.autotune.gpu_predict import StepPrediction, launches_of, predict_step
-    from tcomp.cli.build_gpu import TargetDevice
-    from tcomp.runtime.cache import cache_folder
-
+        machine = machine_named(gpu)
+        predicted_roofline(file, config, batch, length, accumulation, numbers, lock, machine, precision, out)
+        return
+    if limits.split_device(device)[0] != "cpu":
+        raise UserError(f"--device {device}: rooflines are of this machine's processors", "on a GPU use tcomp bench")
+    if as_json is not None and (as_json.is_dir() or not as_json.absolute().parent.is_dir()):
+        raise UserError(f"{as_json}: cannot write there", "name a file in a folder that exists")
     built = common.build_step(
-        file,
-        config,
-        batch,
-        length,
-        dims=dims,
-        accumulation=accumulation,
-        device=TargetDevice(machine),
-        lock=lock,
-        precision=precision,
-    )
-    shown = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    found = []
-    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as progress:
-        task = progress.add_task("kernels", total=len(launches_of(built.step, accumulation)))
-        for item in predict_step(built.step, machine, cache_folder("kernels"), accumulation):
-            found.append(item)
-            progress.advance(task)
-    found.sort(key=lambda item: -item[0].seconds * item[1])
-    step = StepPrediction(tuple(found))
-    dims_text = ", ".join(f"{k} = {v}" for k, v in built.step.dims.items())
-    head = f"{built.name} {built.step.config} ({dims_text}) on {machine.label}: predicted, nothing is measured"
-    return step, head + "\n" + step_text(step, machine)
+        file, config, batch, length, dims=numbers, precision=precision, lock=lock,
+        device=common.device_for("cpu", threads=threads),
+    )  # fmt: skip
+    check_inputs(built.step)
+    note("measuring the ceilings")
+    ceilings = [fma_peak(built.threads), bandwidth("read", built.threads), bandwidth("triad", built.threads)]
+    peaks = Peaks(ceilings[0].high * 1e9, max(c.high for c in ceilings[1:]) * 1e9)
+    rows = kernel_rows(built.step)
+    if measure:
+        executor = ready(built)
+        try:
+            rows = kernel_rows(built.step, launch_seconds(executor, runs, lambda n: note(f"step {n} of {runs}")))
+        finally:
+            executor.close()
+    step = built.step
+    print(f"{step.model} {step.config}, B = {batch}, T = {length}, {built.device.description}\n")
+    print("\n".join(str(c) for c in ceilings) + "\n")
+    print(table(rows, peaks), end="")
+    if as_json is not None:
+        command = shlex.join(["tcomp", *sys.argv[1:]])
+        about = {"command": command, "peak": peaks.flops, "bandwidth": peaks.bandwidth, "threads": built.threads}
+        as_json.write_text(json.dumps({**about, "kernels": figures(rows, peaks)}, indent=1) + "\n")
 
 
-def step_text(step: StepPrediction, machine: GpuMachine) -> str:
-    """The table: one row per kernel, longest first."""
-    lines = [
-        f"{'kernel':34}{'times':>6}{'us each':>11}{'share':>7}  {'bound by':14}{'TFLOP/s':>9}{'TB/s':>7}  of ceiling"
-    ]
-    total = step.seconds
-    for k, n in step.kernels:
-        flops, moved = sum(p.flops for p in k.launches), sum(p.hbm_bytes for p in k.launches)
-        peak = max(p.parts.get(p.binding, 0.0) for p in k.launches) / k.seconds
-        notes = "; ".join(dict.fromkeys(x for p in k.launches for x in p.notes))
-        lines.append(
-            f"{k.name:34}{n:6}{k.seconds * 1e6:11.1f}{k.seconds * n / total:7.1%}  {k.binding:14}"
-            f"{flops / k.seconds / 1e12:9.1f}{moved / k.seconds / 1e12:7.2f}  {min(peak, 1.0):6.0%}"
-            + (f"  ({notes})" if notes else "")
-        )
-    lines.append(f"predicted step: {total * 1e3:.2f} ms, {sum(n for _, n in step.kernels)} launches on {machine.name}")
-    return "\n".join(lines) + "\n"
+def ready(built: common.Built) -> CpuExecutor:
+    """An executor of the step with fresh parameters and random tokens."""
+    import numpy as np
+
+    from tcomp.runtime.cpu.executor import CpuExecutor
+    from tcomp.runtime.initialise import initialise
+    from tcomp.runtime.train import set_scalars
+
+    executor = built.device.open(built.step)
+    assert isinstance(executor, CpuExecutor)
+    initialise(executor, 0, built.threads)
+    set_scalars(executor, {})
+    rng = np.random.default_rng(0)
+    for name, bound in built.step.inputs.items():
+        executor.write(name, rng.integers(0, bound, built.step.slots[name].shape, dtype=np.int32))
+    return executor
 
 
-def as_json(step: StepPrediction, machine: GpuMachine) -> dict[str, object]:
-    """The same as plain data."""
-    return {
-        "basis": "predicted",
-        "machine": machine.name,
-        "seconds": step.seconds,
-        "kernels": [
-            {
-                "name": k.name, "launches": n, "seconds": k.seconds, "binding": k.binding,
-                "parts": [p.parts for p in k.launches], "notes": [x for p in k.launches for x in p.notes],
-            }
-            for k, n in step.kernels
-        ],
-    }  # fmt: skip
-
-
-def ladder_text() -> str:
-    """The published kernels, their published TFLOPS and ours predicted from their descriptions."""
-    from tcomp.autotune.gpu_ladder import classes, ladder
-    from tcomp.autotune.spearman import spearman
-
-    lines = [f"{'bf16 4096 x 4096 x 4096 on H100':62}{'published':>10}{'predicted':>10}  bound by"]
-    for title, rows in (("ladder", ladder()), ("classes of kernels", classes())):
-        lines.append(f"{title}:")
-        lines += [f"  {g.name:60}{g.published:10.0f}{p.tflops:10.0f}  {p.binding}" for g, p in rows]
-        rank = spearman([g.published for g, _ in rows], [p.tflops for _, p in rows])
-        lines.append(f"  rank correlation (Spearman) {rank:.3f}")
-    return "\n".join(lines) + "\n"
+def note(text: str) -> None:
+    """Progress, apart from the results."""
+    print(text, file=sys.stderr, flush=True)
