@@ -48,7 +48,7 @@ def test_a_conversation(tcomp: Tcomp, tmp_path: Path) -> None:
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(t) + "\n" for t in told))
     verdicts = lines(tcomp("tune", *TINY, "--tell", "answers.jsonl"))
     assert [v["kind"] in ("timed", "slow") for v in verdicts] == [True, False, True, False, False]
-    assert verdicts[1]["kind"] == "where" and "31 is not among its choices 32, 64, 128" in str(verdicts[1]["reason"])
+    assert verdicts[1]["kind"] == "where" and "31 is not among its choices" in str(verdicts[1]["reason"])
     assert verdicts[3]["kind"] == verdicts[4]["kind"] == "illegal"
     assert "schedule attention on cpu:" in str(verdicts[4]["reason"])
     (again,) = lines(tcomp("tune", *TINY, "--ask"))
