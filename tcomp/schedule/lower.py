@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tcomp.dsl.ast import (
-    Binary,
     DType,
     Equation,
     Expr,
@@ -17,7 +16,6 @@ from tcomp.dsl.ast import (
     Op,
     Reduction,
     Schedule,
-    walk,
 )
 from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
@@ -37,6 +35,7 @@ from tcomp.schedule.resolve import KernelPlan, Resolver, casts_in
 from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages
 from tcomp.schedule.storage import Storage, definition_path, place
+from tcomp.schedule.work import arithmetic, traffic
 
 
 @dataclass(frozen=True)
@@ -208,12 +207,13 @@ class _Lowering:
             frozenset(reads),
             frozenset(writes),
             inplace_pairs(roots, {b.name: b for b in operands}),
-            sum(self._flops(x) for x in leaves),
+            arithmetic(leaves, self.extents, local),
             self.op.name,
             shape,
             plan.span,
             plan.flags.producer,
             plan.flags.order,
+            traffic(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
         )
         self.family.check(kernel, plan, self.text)
         return kernel
@@ -304,12 +304,3 @@ class _Lowering:
                 single += emitter.body([r], {})
         flush()
         return phases
-
-    def _flops(self, leaf: Leaf) -> int:
-        points = 1
-        for i in leaf.domain:
-            points *= self.extents[i]
-        v = leaf.equation.value
-        exprs = (*v.values, *([v.key] if v.key is not None else [])) if isinstance(v, Reduction) else (v,)
-        work = sum(isinstance(n, Binary) and n.op in "+-*/" for e in exprs for n in walk(e))
-        return points * (work + (1 if isinstance(v, Reduction) else 0))
