@@ -1,4 +1,4 @@
-"""nvcc: warps specialised by named barriers, look-back scans, all kinds of shuffles, stacks, a register-tiled product."""
+"""nvcc: warps specialised by named barriers, look-back scans, shuffles, stacks, a register-tiled product."""
 
 from __future__ import annotations
 
