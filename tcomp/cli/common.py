@@ -177,6 +177,14 @@ def build_step(
     return Built(module, model.name, step, device, path, len(applied.used) if applied else 0)
 
 
+def copy_file(source: Path, to: Path) -> None:
+    """Copy a file, whole or not at all."""
+    from tcomp.runtime.cache import write_atomic
+
+    data = source.read_bytes()
+    write_atomic(to, lambda f: f.write(data))
+
+
 def layout_path(file: Path) -> Path:
     """The weights layout that belongs to a model's text: gpt2.hf.toml beside gpt2.tc."""
     return file.with_name(file.name.removesuffix(".tc") + ".hf.toml")
