@@ -22,8 +22,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "eval_every": (0, _MANY), "save_every": (0, _MANY), "sample": (0, _MANY), "count": (0, _MANY),
     "top_k": (0, _MANY), "largest": (0, _MANY), "seed": (0, (1 << 63) - 1),
     "temperature": (0, 1000), "top_p": (0, 1), "questions": (0, _MANY), "vocabulary": (258, 1 << 24),
-    "validation": (0, 0.5),
-    "shard_tokens": (1000, _MANY), "tolerance": (0, 1000), "rounds": (1, 10_000),
+    "validation": (0, 0.5), "shard_tokens": (1000, _MANY), "tolerance": (0, 1000), "rounds": (1, 10_000),
+    "runs": (1, 10_000),
 }  # fmt: skip
 """Setting or flag (`-` written `_`) -> smallest and largest value. `threads` and `workers` depend on the machine."""
 

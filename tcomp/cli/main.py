@@ -26,6 +26,7 @@ from tcomp.cli import (
     grad,
     import_weights,
     plan,
+    roofline,
     show,
     train,
     tune,
@@ -63,6 +64,7 @@ for name, command in (
     ("fmt", fmt.fmt),
     ("doctor", doctor.doctor),
     ("bench", bench.bench),
+    ("roofline", roofline.roofline),
 ):
     app.command(name)(command)
 app.add_typer(data.app, name="data")

@@ -6,7 +6,7 @@ Each entry takes a pointer per operand, where blocks share tiles a pointer to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from llvmlite import ir
 
@@ -31,6 +31,7 @@ from tcomp.codegen.nvptx.sync import Planner
 from tcomp.codegen.nvptx.tensor_copy import map_of
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe, TensorTile
 from tcomp.dsl.ast import Access
+from tcomp.instructions.matching import Match
 from tcomp.ir.tile import (
     Buffer,
     Compute,
@@ -110,6 +111,7 @@ class PhaseGenerator:
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
         self.scope.zeroed = matrix_operands(phase)
         self.em.async_reads = reads_ordinary_tiles(phase, self.scope)
+        self.em.calls = not any(True for _ in asynchronous(phase, self.scope))
         used = {a.tensor for s in statements_in(phase) if isinstance(s, Compute) for a in accesses_of(s)}
         for t in self.kernel.tiles:
             if t.name in used and t.scope is Scope.REGISTERS:
@@ -352,12 +354,15 @@ def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
 def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
     """Do matrix instructions read shared tiles in place (by the async proxy) that ordinary stores or cp.async fill?"""
     copied = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
+    read = {o.buffer.name for m in asynchronous(phase, scope) for o in (m.a, m.b) if not o.in_registers}
+    return bool(read - copied)
+
+
+def asynchronous(phase: Sequence[Statement], scope: GpuScope) -> Iterator[Match]:
+    """The contractions by wgmma."""
     for s in statements_in(phase):
         if isinstance(s, Compute) and s.instruction and (match := matched(s, scope)).instruction.threads == 128:
-            tiles = {o.buffer.name for o in (match.a, match.b) if not o.in_registers}
-            if tiles - copied:
-                return True
-    return False
+            yield match
 
 
 def repeated_in(phase: Sequence[Statement], persistent: bool) -> set[int]:
