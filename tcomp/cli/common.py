@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +56,11 @@ def find_file(name: str) -> Path:
 def load_module(name: str) -> Module:
     """Parse, resolve and check the file and what it imports."""
     from tcomp.dsl.load import load
+    from tcomp.dsl.parse import keep_tables
+    from tcomp.runtime.cache import cache_folder
 
+    with suppress(UserError):  # where nothing can be kept, a command that must keep something says so
+        keep_tables(cache_folder("grammar"))
     return load(find_file(name))
 
 

@@ -86,7 +86,11 @@ class Emitter:
             bound = Range(variable, Name(level.variable + ".stop"), self.chunk[level.index])
             step = self.granule[level.index]
         else:
-            stop = tile_stop(variable, level.block, outer.stop, self.extents[level.index])
+            end = outer.stop
+            _, part = self.plan.parts.get(level.index, ("", 0))
+            if part and part % level.block == 0 and level == self.plan.loops[level.index].tiles[0]:
+                end = Num(self.extents[level.index])  # parts are whole tiles: only the tensor ends within one
+            stop = tile_stop(variable, level.block, end, self.extents[level.index])
             bound = Range(variable, stop, min(level.block, outer.block))
             step = level.block
         inner = {**env, level.index: bound}
@@ -132,6 +136,12 @@ class Emitter:
     def range(self, index: str, env: Env) -> Range:
         if index in env:
             return env[index]
+        part, size = self.plan.parts.get(index, ("", 0))
+        if part in env:
+            start = fold(Binary("*", env[part].start, Num(size)))
+            end = fold(Binary("+", start, Num(size)))
+            n = self.extents[index]
+            return Range(start, end if n % size == 0 else Call("min", (end, Num(n))), min(size, n))
         return Range(Num(0), Num(self.extents[index]), self.room[index])
 
     def axes_of(self, target: Access) -> tuple[str, ...]:

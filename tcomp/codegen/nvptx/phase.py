@@ -65,6 +65,7 @@ class PhaseGenerator:
         module: ir.Module,
         symbol: str,
         kernel: Kernel,
+        phase: Sequence[Statement],
         shape: ThreadShape,
         layout: SharedLayout,
         machine: GpuMachine,
@@ -78,8 +79,9 @@ class PhaseGenerator:
         function.calling_convention = "ptx_kernel"
         # llvmlite knows no attributes with a value, but prints what its set holds.
         # (The assembler only moves registers between warps of a kernel that says how many blocks share the file.)
-        alone = ' "nvvm.minctasm"="1"' if kernel.producer is not None and kernel.producer.registers else ""
-        set.add(function.attributes, f'nounwind "nvvm.reqntid"="{threads_of(kernel)}"{alone}')
+        producer = producer_of(kernel, phase)
+        alone = ' "nvvm.minctasm"="1"' if producer is not None and producer.registers else ""
+        set.add(function.attributes, f'nounwind "nvvm.reqntid"="{threads_of(kernel, phase)}"{alone}')
         for argument in function.args[:pointers]:
             set.add(argument.attributes, "align 256")
         for argument in function.args[pointers:]:
@@ -128,7 +130,7 @@ class PhaseGenerator:
         self.turns, self.body, self.path = turns_of(nest), body, path
         total = self.turns.total
         blocks = min(total, self.machine.sms) if self.kernel.order.persistent else total
-        producer = self.kernel.producer
+        producer = producer_of(self.kernel, phase)
         if total and producer is None:
             self._blocks(blocks)
         elif total and producer is not None:
@@ -339,10 +341,16 @@ class PhaseGenerator:
         self.em.nvvm("cp.async.wait.group", args=[self.em.i64(left)])
 
 
-def threads_of(kernel: Kernel) -> int:
-    """Threads of a block, a producer's included."""
+def producer_of(kernel: Kernel, phase: Sequence[Statement]) -> Producer | None:
+    """The kernel's producer, where the phase has something for it."""
+    return kernel.producer if any(True for _ in rings_of(phase)) else None
+
+
+def threads_of(kernel: Kernel, phase: Sequence[Statement]) -> int:
+    """Threads of a phase's blocks, a producer's included."""
     assert kernel.threads is not None
-    return kernel.threads.threads + (32 * kernel.producer.warps if kernel.producer is not None else 0)
+    producer = producer_of(kernel, phase)
+    return kernel.threads.threads + (32 * producer.warps if producer is not None else 0)
 
 
 def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
