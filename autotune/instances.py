@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from tcomp.dsl.ast import Call, Directive, Equation, Expr, Module, Num, Op, Reduction, Schedule, Tune, walk
 from tcomp.dsl.check import infer
-from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.dims import Number, evaluate_dim
 from tcomp.dsl.load import schedule_for
 from tcomp.dsl.printer import print_function, print_monoid, print_op, print_schedule
 from tcomp.machine.gpu import GpuMachine
@@ -49,7 +49,7 @@ class StepShape:
     batch: int
     length: int
     accumulation: int = 1
-    overrides: Mapping[str, int] | None = None
+    overrides: Mapping[str, Number] | None = None
 
     @property
     def text(self) -> str:

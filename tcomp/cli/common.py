@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from tcomp.cli.limits import DEFAULT_GPU, parse_bytes, split_device
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
+    from tcomp.cli.settings import TrainSettings
     from tcomp.dsl.ast import Model, Module, Op
     from tcomp.dsl.dims import Number
     from tcomp.machine.cpu import CpuMachine
@@ -54,7 +56,11 @@ def find_file(name: str) -> Path:
 def load_module(name: str) -> Module:
     """Parse, resolve and check the file and what it imports."""
     from tcomp.dsl.load import load
+    from tcomp.dsl.parse import keep_tables
+    from tcomp.runtime.cache import cache_folder
 
+    with suppress(UserError):  # where nothing can be kept, a command that must keep something says so
+        keep_tables(cache_folder("grammar"))
     return load(find_file(name))
 
 
@@ -126,6 +132,7 @@ def build_step(
     length: int,
     *,
     dims: Mapping[str, Number] | None = None,
+    extra: Mapping[str, int] | None = None,
     precision: str = "",
     accumulation: int = 1,
     threads: int = 0,
@@ -155,7 +162,7 @@ def build_step(
             module,
             model.name,
             config or default_config(module, file),
-            {"B": batch, "T": length},
+            {"B": batch, "T": length, **(extra or {})},
             overrides=dims or {},
             precision=precision or None,
             accumulation=accumulation,
@@ -175,6 +182,14 @@ def build_step(
     return Built(module, model.name, step, device, path, len(applied.used) if applied else 0)
 
 
+def copy_file(source: Path, to: Path) -> None:
+    """Copy a file, whole or not at all."""
+    from tcomp.runtime.cache import write_atomic
+
+    data = source.read_bytes()
+    write_atomic(to, lambda f: f.write(data))
+
+
 def layout_path(file: Path) -> Path:
     """The weights layout that belongs to a model's text: gpt2.hf.toml beside gpt2.tc."""
     return file.with_name(file.name.removesuffix(".tc") + ".hf.toml")
@@ -186,6 +201,14 @@ def library_name(file: Path) -> str:
 
     inside = library().resolve() in file.resolve().parents
     return file.resolve().relative_to(library().resolve()).as_posix().removesuffix(".tc") if inside else ""
+
+
+def numbers_of(module: Module, settings: TrainSettings) -> dict[str, Number]:
+    """All numbers of a run's model, the sizes at their smallest."""
+    from tcomp.model.graph import model_dims
+
+    model = only_model(module, settings.model)
+    return model_dims(module, model, settings.config, dict.fromkeys(model.dims, 1), settings.dims)
 
 
 def small_graph(module: Module, model: str, config: str, dims: Mapping[str, Number]) -> Graph:

@@ -318,8 +318,8 @@ class GridOrder:
 class Kernel:
     """A lowered kernel: one launch per phase, in order.
 
-    `operands` in launch-argument order. `writes` names the operands written. `flops` and `bytes` count the
-    arithmetic of the equations and the operands' sizes, for the roofline. `threads` is None on a CPU.
+    `operands` in launch-argument order. `writes` names the operands written. `flops` and `traffic` (bytes) are
+    what the equations ask for at least, for the roofline. `threads` is None on a CPU.
     """
 
     name: str
@@ -337,6 +337,7 @@ class Kernel:
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
     producer: Producer | None = None
     order: GridOrder = GridOrder()
+    traffic: int = 0
 
     def buffer(self, name: str) -> Buffer:
         """The operand or tile of that name; KeyError when there is none."""

@@ -48,6 +48,10 @@ class Family(Protocol):
         """The tiler of one kernel, and its threads on a GPU."""
         ...
 
+    def shape(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> ThreadShape:
+        """The threads of a kernel's blocks; one on a CPU."""
+        ...
+
     def room(self, plan: KernelPlan, extents: Mapping[str, int]) -> Mapping[str, int]:
         """The extents that tiles of each index have room for: at least the index's own."""
         ...
@@ -90,6 +94,9 @@ class CpuFamily:
     def room(self, plan: KernelPlan, extents: Mapping[str, int]) -> Mapping[str, int]:
         return extents
 
+    def shape(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> ThreadShape:
+        return ThreadShape(lanes_x=1)
+
     def stager(self, emitter: Emitter) -> Stager:
         return Staging(emitter)
 
@@ -120,11 +127,14 @@ class GpuFamily:
         self.rules = GpuLevels(machine, itemsize)
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
+        shape = self.shape(plan, extents, text)
+        return GpuTiler(plan, shape, text), shape
+
+    def shape(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> ThreadShape:
         try:
-            shape = thread_shape(plan, extents)
+            return thread_shape(plan, extents)
         except LevelError as e:
             raise TcError(e.message, e.span, text, e.hint) from None
-        return GpuTiler(plan, shape, text), shape
 
     def room(self, plan: KernelPlan, extents: Mapping[str, int]) -> Mapping[str, int]:
         return padded_extents(plan, extents, self.itemsize)

@@ -115,6 +115,8 @@ class KernelPlan:
     casts: dict[str, DType] = field(default_factory=dict)
     """tensor, or equation.tensor for its reads in one equation -> the type it is held in (rounded to)"""
     flags: LaunchFlags = LaunchFlags()
+    parts: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """index -> the index that counts its parts, and the values in one part (`split_sum.py`)"""
 
 
 class LevelRules(Protocol):

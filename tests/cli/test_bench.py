@@ -12,6 +12,7 @@ from tests.cli.support import Tcomp, refused
 SMALL = ["--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "2", "-T", "8", "--threads", "1", "--steps", "2"]
 
 
+@pytest.mark.slow
 def test_tcomp_alone(tcomp: Tcomp, tmp_path: Path) -> None:
     out = tcomp("bench", "gpt2", *SMALL, "--rounds", "1", "--against", "none", "--json", "f.json")
     assert out.code == 0, out.error

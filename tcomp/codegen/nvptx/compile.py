@@ -47,7 +47,7 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
     threads = kernel.threads
     if threads is None:
         raise Unsupported(f"kernel '{kernel.name}' was not lowered for a GPU: it has no block of threads", kernel.span)
-    count = threads_of(kernel)
+    count = max((threads_of(kernel, p) for p in kernel.phases), default=0)
     if count > MAX_THREADS:
         raise UserError(
             f"{kernel.span}: kernel '{kernel.name}' has blocks of {count} threads; {MAX_THREADS} is the most",
@@ -66,8 +66,8 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
             maps = maps_of(phase, buffers)
             if maps and machine.sm < 90:
                 raise Unsupported(f"{machine.target} has no tensor copies (tma)", kernel.span, "stage by cp.async")
-            blocks = PhaseGenerator(module, symbol, kernel, threads, layout, machine, maps).generate(phase)
-            launches.append(LaunchShape(symbol, blocks, count, layout.bytes, maps))
+            blocks = PhaseGenerator(module, symbol, kernel, phase, threads, layout, machine, maps).generate(phase)
+            launches.append(LaunchShape(symbol, blocks, threads_of(kernel, phase), layout.bytes, maps))
     except UserError:
         raise
     except NotImplementedError as e:

@@ -41,6 +41,7 @@ class GpuEmitter(Emitter):
         super().__init__(function)
         self.threads = threads
         self.async_reads = False
+        self.calls = True
 
     # ------------------------------------------------------------------------------------- instructions
 

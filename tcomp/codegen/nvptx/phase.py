@@ -6,7 +6,7 @@ Each entry takes a pointer per operand, where blocks share tiles a pointer to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from llvmlite import ir
 
@@ -31,6 +31,7 @@ from tcomp.codegen.nvptx.sync import Planner
 from tcomp.codegen.nvptx.tensor_copy import map_of
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe, TensorTile
 from tcomp.dsl.ast import Access
+from tcomp.instructions.matching import Match
 from tcomp.ir.tile import (
     Buffer,
     Compute,
@@ -64,6 +65,7 @@ class PhaseGenerator:
         module: ir.Module,
         symbol: str,
         kernel: Kernel,
+        phase: Sequence[Statement],
         shape: ThreadShape,
         layout: SharedLayout,
         machine: GpuMachine,
@@ -77,8 +79,9 @@ class PhaseGenerator:
         function.calling_convention = "ptx_kernel"
         # llvmlite knows no attributes with a value, but prints what its set holds.
         # (The assembler only moves registers between warps of a kernel that says how many blocks share the file.)
-        alone = ' "nvvm.minctasm"="1"' if kernel.producer is not None and kernel.producer.registers else ""
-        set.add(function.attributes, f'nounwind "nvvm.reqntid"="{threads_of(kernel)}"{alone}')
+        producer = producer_of(kernel, phase)
+        alone = ' "nvvm.minctasm"="1"' if producer is not None and producer.registers else ""
+        set.add(function.attributes, f'nounwind "nvvm.reqntid"="{threads_of(kernel, phase)}"{alone}')
         for argument in function.args[:pointers]:
             set.add(argument.attributes, "align 256")
         for argument in function.args[pointers:]:
@@ -110,6 +113,7 @@ class PhaseGenerator:
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
         self.scope.zeroed = matrix_operands(phase)
         self.em.async_reads = reads_ordinary_tiles(phase, self.scope)
+        self.em.calls = not any(True for _ in asynchronous(phase, self.scope))
         used = {a.tensor for s in statements_in(phase) if isinstance(s, Compute) for a in accesses_of(s)}
         for t in self.kernel.tiles:
             if t.name in used and t.scope is Scope.REGISTERS:
@@ -126,7 +130,7 @@ class PhaseGenerator:
         self.turns, self.body, self.path = turns_of(nest), body, path
         total = self.turns.total
         blocks = min(total, self.machine.sms) if self.kernel.order.persistent else total
-        producer = self.kernel.producer
+        producer = producer_of(self.kernel, phase)
         if total and producer is None:
             self._blocks(blocks)
         elif total and producer is not None:
@@ -337,10 +341,16 @@ class PhaseGenerator:
         self.em.nvvm("cp.async.wait.group", args=[self.em.i64(left)])
 
 
-def threads_of(kernel: Kernel) -> int:
-    """Threads of a block, a producer's included."""
+def producer_of(kernel: Kernel, phase: Sequence[Statement]) -> Producer | None:
+    """The kernel's producer, where the phase has something for it."""
+    return kernel.producer if any(True for _ in rings_of(phase)) else None
+
+
+def threads_of(kernel: Kernel, phase: Sequence[Statement]) -> int:
+    """Threads of a phase's blocks, a producer's included."""
     assert kernel.threads is not None
-    return kernel.threads.threads + (32 * kernel.producer.warps if kernel.producer is not None else 0)
+    producer = producer_of(kernel, phase)
+    return kernel.threads.threads + (32 * producer.warps if producer is not None else 0)
 
 
 def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
@@ -352,12 +362,15 @@ def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
 def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
     """Do matrix instructions read shared tiles in place (by the async proxy) that ordinary stores or cp.async fill?"""
     copied = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
+    read = {o.buffer.name for m in asynchronous(phase, scope) for o in (m.a, m.b) if not o.in_registers}
+    return bool(read - copied)
+
+
+def asynchronous(phase: Sequence[Statement], scope: GpuScope) -> Iterator[Match]:
+    """The contractions by wgmma."""
     for s in statements_in(phase):
         if isinstance(s, Compute) and s.instruction and (match := matched(s, scope)).instruction.threads == 128:
-            tiles = {o.buffer.name for o in (match.a, match.b) if not o.in_registers}
-            if tiles - copied:
-                return True
-    return False
+            yield match
 
 
 def repeated_in(phase: Sequence[Statement], persistent: bool) -> set[int]:
