@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from tcomp.dsl.ast import Call, Directive, Equation, Expr, Module, Num, Op, Reduction, Schedule, Tune, walk
 from tcomp.dsl.check import infer
-from tcomp.dsl.dims import evaluate_dim, operand_shape
+from tcomp.dsl.dims import Number, evaluate_dim, operand_shape
 from tcomp.dsl.printer import print_function, print_monoid, print_op, print_schedule
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.graph import Node, build_graph
@@ -50,7 +50,7 @@ class StepShape:
     batch: int
     length: int
     accumulation: int = 1
-    overrides: Mapping[str, int | float] | None = None
+    overrides: Mapping[str, Number] | None = None
     precision: str = ""
 
     @property
@@ -164,7 +164,7 @@ def machine_threads(machine: Machine, threads: int) -> int:
     return 1 if isinstance(machine, GpuMachine) else threads
 
 
-def _number(text: str) -> int | float:
+def _number(text: str) -> Number:
     value = float(text)
     return int(value) if value == int(value) else value
 

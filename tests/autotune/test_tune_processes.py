@@ -77,6 +77,7 @@ def test_two_processes_share_one_study(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("gpt2.*.lock"))) == 1
 
 
+@pytest.mark.slow
 def test_a_build_uses_the_lockfile_and_says_what_is_stale(tcomp: Tcomp, tmp_path: Path) -> None:
     made = tcomp(*TUNE, "--trials", "1", "--storage", "trials.sqlite3")
     assert made.code == 0 and "measured" in made.out, made
