@@ -55,7 +55,7 @@ def check_model(model: Model, module: Module) -> None:
 def _check(model: Model, module: Module) -> None:
     numbers = _check_numbers(model)
     _check_tensors(model, numbers)
-    declared = (*model.params, *model.inputs, *model.caches)
+    declared: tuple[ParamDecl | InputDecl | Cache, ...] = (*model.params, *model.inputs, *model.caches)
     tensors = {d.name: d.dtype for d in declared}
     bound = _check_statements(model, model.forward, tensors, numbers, module)
     for name, what in ((model.loss, "loss"), (model.logits, "logits")):
@@ -267,7 +267,7 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             raise TcError(
                 f"'{r.name}' is a dimension and cannot be bound to a tensor", r.span, hint="rename the tensor"
             )
-        if r.name in {d.name for d in (*model.params, *model.inputs, *model.caches)}:
+        if r.name in {p.name for p in model.params} | {i.name for i in model.inputs} | caches:
             hint = "parameters and inputs keep their values for the whole step; use another name"
             raise TcError(f"'{r.name}' is a parameter or an input", r.span, hint=hint)
         for e in r.shape or ():
