@@ -495,6 +495,39 @@ ModelStatement = OpCall | ForLayers
 
 
 @dataclass(frozen=True, slots=True)
+class Cache:
+    """`cache keys: real[L, B, W, G, D]`: a tensor that decoding keeps from step to step; it starts as zeros."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Expr, ...]
+    span: Span = _span()
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """`attention -> attention_at with keys[l], values[l], start`: in decoding, calls of the one op are calls of the
+    other, which takes the same operands and these behind them. Results correspond by their names."""
+
+    op: str
+    by: str
+    args: tuple[TensorRef | Expr, ...]
+    span: Span = _span()
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """`decode(W):` how `forward` goes on from position to position: sizes and inputs of its own, caches, and the ops
+    that take the place of others."""
+
+    dims: tuple[str, ...]
+    inputs: tuple[InputDecl, ...]
+    caches: tuple[Cache, ...]
+    replacements: tuple[Replacement, ...]
+    span: Span = _span()
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """`group matrices: weight_decay = 0.1`: hyperparameters of one parameter group."""
 
@@ -540,6 +573,9 @@ class Model:
     precision: str = "f32"
     ties: tuple[Tie, ...] = ()
     states: tuple[StateDecl, ...] = ()
+    decode: Decode | None = None
+    caches: tuple[Cache, ...] = ()
+    """only in a model's decoding form (dsl/decode.py)"""
     doc: str = ""
     span: Span = _span()
 

@@ -119,6 +119,28 @@ class ModelRules(ExpressionRules):
     def forward(self, c: Children) -> tuple[str, Token, tuple[ast.ModelStatement, ...]]:
         return ("forward", c[0], tuple(c[1:]))
 
+    def cache(self, c: Children) -> ast.Cache:
+        keyword, name, (dtype, shape, close) = c
+        return ast.Cache(str(name), dtype, shape, self._span(keyword, close))
+
+    def replacement(self, c: Children) -> ast.Replacement:
+        op, by, arguments = c
+        for a in arguments or ():
+            if isinstance(a, tuple) and a[0] == "keyword":
+                raise self._error("an operand by name", a, "list the operands in the op's order")
+        last = arguments[-1] if arguments else by
+        return ast.Replacement(str(op), str(by), tuple(arguments or ()), self._span(op, last))
+
+    def decode(self, c: Children) -> ast.Decode:
+        keyword, dims, *lines = c
+        return ast.Decode(
+            tuple(map(str, dims or ())),
+            tuple(x for x in lines if isinstance(x, ast.InputDecl)),
+            tuple(x for x in lines if isinstance(x, ast.Cache)),
+            tuple(x for x in lines if isinstance(x, ast.Replacement)),
+            self._token_span(keyword),
+        )
+
     def hyper(self, c: Children) -> tuple[str, Any]:
         return ("hyper", c[1])
 
@@ -164,6 +186,9 @@ class ModelRules(ExpressionRules):
         if loss is None:
             hint = "add a line `loss NAME`, naming the f32[] tensor to minimise"
             raise self._error(f"model '{name}' does not name its loss", name, hint)
+        decodes = [x for x in lines if isinstance(x, ast.Decode)]
+        if len(decodes) > 1:
+            raise self._error("a second `decode` block", decodes[1], "put all lines in the first")
         if len(optimizers) > 1:
             raise self._error("a second optimizer", optimizers[1], "a model has one; use groups for differences")
         return resolve_model_arguments(
@@ -180,6 +205,7 @@ class ModelRules(ExpressionRules):
                 logits=self._single(lines, "logits", "logits"),
                 optimizer=optimizers[0] if optimizers else None,
                 precision=self._single(lines, "precision", "precision") or "f32",
+                decode=decodes[0] if decodes else None,
                 ties=tuple(x for x in lines if isinstance(x, ast.Tie)),
                 states=tuple(x for x in lines if isinstance(x, ast.StateDecl)),
                 doc=self._doc(keyword.line),

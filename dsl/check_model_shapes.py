@@ -102,7 +102,8 @@ def _shape(shape: Iterable[Expr], values: Mapping[str, Number], where: str) -> S
 
 def _walk(model: Model, module: Module, values: Mapping[str, Number]) -> None:
     env = {p.name: _shape(p.shape, values, f"'{p.name}'") for p in model.params}
-    env |= {d.name: _shape(d.shape, values, f"'{d.name}'") for d in (*model.inputs, *model.states)}
+    declared = (*model.inputs, *model.states, *model.caches)
+    env |= {d.name: _shape(d.shape, values, f"'{d.name}'") for d in declared}
     _block(model, module, model.forward, env, dict(values))
     if env[model.loss]:
         hint = "reduce it to one number: `op mean(X: f32[M]) -> y: f32[]`"

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from tcomp.dsl.ast import (
     Access,
+    Cache,
     DType,
     Expr,
     ForLayers,
@@ -30,6 +31,7 @@ from tcomp.dsl.ast import (
     walk,
 )
 from tcomp.dsl.check_model_shapes import check_model_shapes
+from tcomp.dsl.decode import decoding
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count, did_you_mean, listing
 from tcomp.dsl.recipes import RECIPES
@@ -55,7 +57,8 @@ def _check(model: Model, module: Module) -> None:
     numbers = _check_numbers(model)
     _check_tensors(model, numbers)
     _check_states(model, numbers, module)
-    tensors = {d.name: d.dtype for d in (*model.params, *model.inputs, *model.states)}
+    declared = (*model.params, *model.inputs, *model.states, *model.caches)
+    tensors = {d.name: d.dtype for d in declared}
     bound = _check_statements(model, model.forward, tensors, numbers, module)
     for name, what in ((model.loss, "loss"), (model.logits, "logits")):
         if name is not None and name not in bound:
@@ -64,6 +67,11 @@ def _check(model: Model, module: Module) -> None:
     if model.optimizer is not None:
         _check_optimizer(model, model.optimizer, module)
     check_model_shapes(model, module)
+    if model.decode is not None:
+        if model.logits is None:
+            hint = "add a line `logits NAME`, naming the tensor that decoding reads"
+            raise TcError("a model that decodes must name its logits", model.decode.span, hint=hint)
+        check_model(decoding(model, module), module)
 
 
 # ------------------------------------------------------------------------------------------- numbers
@@ -123,7 +131,9 @@ def _check_number(e: Expr, known: frozenset[str], model: Model, where: str) -> N
 def _check_tensors(model: Model, numbers: frozenset[str]) -> None:
     seen: set[str] = set()
     groups = [g.name for g in model.optimizer.groups] if model.optimizer else []
-    declared: tuple[ParamDecl | InputDecl | StateDecl, ...] = (*model.params, *model.inputs, *model.states)
+    declared: tuple[ParamDecl | InputDecl | StateDecl | Cache, ...] = (
+        *model.params, *model.inputs, *model.states, *model.caches,
+    )  # fmt: skip
     for d in declared:
         if d.name in seen:
             raise TcError(f"'{d.name}' is declared twice", d.span, hint="rename one of them")
@@ -145,6 +155,8 @@ def _check_tensors(model: Model, numbers: frozenset[str]) -> None:
             _check_number(e, numbers, model, f"the initialiser of '{p.name}'")
         if not p.dtype.is_float:
             raise TcError(f"parameter '{p.name}' is {p.dtype}", p.span, hint="parameters are trained, so they are real")
+        if model.caches:
+            continue  # the decoding form has no optimizer
         if groups and p.group not in groups:
             hint = did_you_mean(p.group, groups, "group") if p.group else f"add `in {groups[0]}`"
             message = f"unknown parameter group '{p.group}'" if p.group else f"'{p.name}' is in no parameter group"
@@ -223,9 +235,11 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
         if not hint.startswith("did"):
             hint = f"declare `op {s.op}(...)`, or import the file that does"
         raise TcError(f"unknown op '{s.op}'", s.span, hint=hint)
-    inout = next((p for p in op.params if p.inout), None)
+    caches = {c.name for c in model.caches}
+    given = dict(zip([p.name for p in op.params], s.args, strict=False))
+    inout = next((p for p in op.params if p.inout and getattr(given.get(p.name), "name", "") not in caches), None)
     if inout is not None:
-        hint = "an op in `forward` gives new tensors; in-place ops belong to the optimizer"
+        hint = "an op in `forward` gives new tensors; in-place ops belong to the optimizer, or to caches of `decode`"
         raise TcError(f"op '{op.name}' updates '{inout.name}' in place", s.span, hint=hint)
     if len(s.args) != len(op.params):
         raise TcError(
@@ -243,9 +257,9 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             hint = did_you_mean(name, op.dims, "static dimension")
             raise TcError(f"op '{op.name}' has no dimension '{name}' to give", s.span, hint=hint)
         _check_number(e, numbers, model, f"the value of '{name}'")
-    given = {n for n, _ in s.keywords} | {n for p in op.params for e in p.shape for n in names_in(e)}
+    named = {n for n, _ in s.keywords} | {n for p in op.params for e in p.shape for n in names_in(e)}
     for d in op.dims:
-        if d not in given:
+        if d not in named:
             hint = f"pass it: {op.name}(..., {d} = ...)"
             raise TcError(f"op '{op.name}' needs its dimension '{d}'", s.span, hint=hint)
     for a in s.annotations:
@@ -273,7 +287,7 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             raise TcError(
                 f"'{r.name}' is a dimension and cannot be bound to a tensor", r.span, hint="rename the tensor"
             )
-        if r.name in {d.name for d in (*model.params, *model.inputs, *model.states)}:
+        if r.name in {d.name for d in (*model.params, *model.inputs, *model.states, *model.caches)}:
             hint = "parameters, inputs and states keep their values for the whole step; use another name"
             raise TcError(f"'{r.name}' is a parameter, an input or a state", r.span, hint=hint)
         for e in r.shape or ():

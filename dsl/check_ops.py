@@ -145,7 +145,7 @@ def _check_subscripts(t: Target, q: Equation, dims: frozenset[str]) -> None:
                 hint = "give each axis its own index"
                 raise TcError(f"index '{s.id}' stands twice on the left of '{t.name}'", s.span, hint=hint)
             seen.add(s.id)
-        if accesses_in(s) and not q.accumulate:
+        if any(a.subscripts for a in accesses_in(s)) and not q.accumulate:
             hint = "two points may hit the same element; write `+=` to add them up"
             raise TcError(f"'{t.name}' is scattered through a tensor's values with `=`", s.span, hint=hint)
 

@@ -42,7 +42,7 @@ def check_schedule(schedule: Schedule, module: Module) -> None:
                 hint = "put all its directives under one `kernel` line"
                 raise TcError(f"'{output}' has two kernels", kernel.span, hint=hint)
             covered[output] = kernel.span
-            names.tensor(output, kernel.span, "kernel")
+            names.output(output, kernel.span)
         names.check(kernel.directives, schedule.shared, shared)
 
 
@@ -149,6 +149,18 @@ class _Names:
         if name not in known:
             hint = did_you_mean(name, known, "tensor")
             raise TcError(f"{directive} names '{name}', which is no tensor of {self.op.name}", span, hint=hint)
+
+    def output(self, name: str, span: Span) -> None:
+        """`dW`, or `dQKV.1`: what is written to dQKV with 1 as its first constant subscript."""
+        base, dot, part = name.partition(".")
+        self.tensor(base, span, "kernel")
+        if not dot or self.op is None:
+            return
+        targets = [t for q in self.op.equations for t in q.targets if t.name == base]
+        parts = [str(k.value) for t in targets if (k := next((s for s in t.subscripts if isinstance(s, Num)), None))]
+        if part not in parts:
+            hint = f"written here: {listing(f'{base}.{p}' for p in dict.fromkeys(parts))}" if parts else f"write {base}"
+            raise TcError(f"nothing writes '{base}' with {part} as its first constant subscript", span, hint=hint)
 
     def written(self, name: str, span: Span) -> None:
         if self.op is None:

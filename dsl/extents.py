@@ -118,7 +118,7 @@ class Affine:
 
 
 def affine(e: Expr, indices: Iterable[str]) -> Affine | None:
-    """The expression as an affine function of the indices, or None when it is not one."""
+    """The expression as an affine function of the indices, or None where it is none. A scalar operand is a constant."""
     known = set(indices)
     terms: dict[str, Polynomial] = {}
     constant: Polynomial = {}
@@ -126,7 +126,7 @@ def affine(e: Expr, indices: Iterable[str]) -> Affine | None:
         found = [a for a in monomial if isinstance(a, str) and a in known]
         if len(found) > 1 or any(isinstance(a, Expr) and not known.isdisjoint(names_in(a)) for a in monomial):
             return None
-        if any(isinstance(a, Expr) and accesses_in(a) for a in monomial):
+        if any(isinstance(a, Expr) and any(x.subscripts for x in accesses_in(a)) for a in monomial):
             return None
         if not found:
             constant = _add(constant, {monomial: coefficient}, 1)

@@ -243,17 +243,32 @@ def print_model(m: ast.Model) -> str:
     for x in m.states:
         only = f" under {x.precision}" if x.precision else ""
         lines.append(f"  state {x.name}: {_type(x.dtype, x.shape)} = {_call(x.init)} by {x.op}{only}")
-    for i in m.inputs:
-        below = f" below {print_expression(i.below)}" if i.below is not None else ""
-        lines.append(f"  input {i.name}: {_type(i.dtype, i.shape)}{below}")
+    lines += [f"  {_input(i)}" for i in m.inputs]
     lines.append("  forward:")
     lines += [f"    {line}" for s in m.forward for line in print_statement(s)]
+    if m.decode:
+        lines += _decode(m.decode)
     lines.append(f"  loss {m.loss}")
     if m.logits:
         lines.append(f"  logits {m.logits}")
     if m.optimizer:
         lines += _optimizer(m.optimizer)
     return "\n".join(lines) + "\n"
+
+
+def _decode(d: ast.Decode) -> list[str]:
+    lines = [f"  decode({', '.join(d.dims)}):"]
+    lines += [f"    {_input(i)}" for i in d.inputs]
+    lines += [f"    cache {c.name}: {_type(c.dtype, c.shape)}" for c in d.caches]
+    for r in d.replacements:
+        args = ", ".join(print_tensor_ref(a) if isinstance(a, ast.TensorRef) else print_expression(a) for a in r.args)
+        lines.append(f"    {r.op} -> {r.by}" + (f" with {args}" if args else ""))
+    return lines
+
+
+def _input(i: ast.InputDecl) -> str:
+    below = f" below {print_expression(i.below)}" if i.below is not None else ""
+    return f"input {i.name}: {_type(i.dtype, i.shape)}{below}"
 
 
 def _optimizer(o: ast.Optimizer) -> list[str]:

@@ -68,18 +68,23 @@ def resolve_model_arguments(model: Model) -> Model:
         numbers |= {n for n, _ in model.optimizer.hyper}
     numbers -= {d.name for d in (*model.params, *model.inputs, *model.states)}
 
+    def argument(a: TensorRef | Expr, bound: frozenset[str]) -> TensorRef | Expr:
+        if isinstance(a, Name) and (a.id in bound or a.id not in numbers):
+            return TensorRef(a.id, (), None, a.span)
+        return a
+
     def statement(s: ModelStatement, bound: frozenset[str]) -> ModelStatement:
         if isinstance(s, ForLayers):
             inner = bound - {s.index}
             return replace(s, body=tuple(statement(b, inner | _results(s.body)) for b in s.body))
-        args = tuple(
-            TensorRef(a.id, (), None, a.span) if isinstance(a, Name) and (a.id in bound or a.id not in numbers) else a
-            for a in s.args
-        )
-        return replace(s, args=args)
+        return replace(s, args=tuple(argument(a, bound) for a in s.args))
 
     everywhere = _results(model.forward)
-    return replace(model, forward=tuple(statement(s, everywhere) for s in model.forward))
+    decode = model.decode
+    if decode is not None:
+        changed = (replace(r, args=tuple(argument(a, everywhere) for a in r.args)) for r in decode.replacements)
+        decode = replace(decode, replacements=tuple(changed))
+    return replace(model, forward=tuple(statement(s, everywhere) for s in model.forward), decode=decode)
 
 
 def _results(body: tuple[ModelStatement, ...]) -> frozenset[str]:

@@ -1,71 +1,133 @@
-"""Text from a model: the forward program at B = 1, run over a sliding window of the last tokens.
+"""Text from a model: the scores of the next token, and a token drawn from them.
 
-Each new token runs the whole window again and reads the logits of its last real position; causal attention
-makes what stands after that position irrelevant.
+`Decoding` runs the model's decoding form over the new positions only, with the keys and values of earlier ones in
+caches. `Rereading` serves models without that form: the whole window again for each token.
 """
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tcomp.errors import UserError
 from tcomp.runtime.executor import Executor
-from tcomp.runtime.values import values
+
+Floats = NDArray[np.float64]
 
 
-def sample(
-    executor: Executor,
-    prompt: list[int],
-    count: int,
-    vocabulary: int,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    seed: int = 1,
-) -> Iterator[int]:
-    """`count` tokens that continue `prompt`, one at a time. Temperature 0 takes the likeliest each time."""
-    if not prompt:
-        raise UserError("the prompt is empty", "give at least one character with --prompt")
-    slots = executor.step.slots
-    length, width = slots["tokens"].shape[1], slots["logits"].shape[-1]
-    random = np.random.default_rng(seed)
-    tokens = list(prompt)
-    for _ in range(count):
-        recent = tokens[-length:]
-        with executor.batch() as inputs:
+@dataclass(frozen=True)
+class Choice:
+    """How a token is drawn: temperature 0 takes the likeliest; `top_k` likeliest (0: all); of these the fewest that
+    have `top_p` of the probability together."""
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class Scorer(Protocol):
+    def scores(self, tokens: list[int]) -> Floats:
+        """Logits of what follows the tokens, one per word of the vocabulary."""
+        ...
+
+
+class Decoding:
+    """Scores by a step of the decoding form: T positions at a time, at most W in all.
+
+    A call runs the positions that the caches lack. The last T positions are always run together, so that what is
+    written beside new positions is what stood there before. When W positions are full, the later half of the text
+    starts afresh.
+    """
+
+    def __init__(self, executor: Executor, vocabulary: int) -> None:
+        self.executor, self.vocabulary = executor, vocabulary
+        slots = executor.step.slots
+        self.at_once = slots["tokens"].shape[1]
+        self.width = slots["logits"].shape[-1]
+        caches = [s for s in slots.values() if s.kind == "cache"]
+        self.window = next(executor.step.inputs[n] for n in executor.step.inputs if n != "tokens")
+        self.position = next(n for n in executor.step.inputs if n != "tokens")
+        for cache in caches:
+            executor.write(cache.name, 0)
+        self.first = 0  # of the text, the token that has position 0
+        self.seen: list[int] = []
+
+    def scores(self, tokens: list[int]) -> Floats:
+        text = tokens[self.first :]
+        if len(text) > self.window:
+            self.first = len(tokens) - self.window // 2
+            text, self.seen = tokens[self.first :], []
+        known = 0
+        while known < min(len(self.seen), len(text) - 1) and self.seen[known] == text[known]:
+            known += 1
+        row = 0
+        for end in [*range(known + self.at_once, len(text), self.at_once), len(text)]:
+            start = max(0, end - self.at_once)
+            self._run(text[start:end], start)
+            row = end - start - 1
+        self.seen = list(text)
+        begin = row * self.width
+        return self.executor.read_part("logits", begin, begin + self.vocabulary).astype(np.float64)
+
+    def _run(self, tokens: list[int], start: int) -> None:
+        with self.executor.batch() as inputs:
+            for array in inputs.values():
+                array[...] = 0
+            inputs["tokens"][0, : len(tokens)] = tokens
+            inputs[self.position][...] = start
+        self.executor.run("forward")
+
+
+class Rereading:
+    """Scores by the forward pass over the last T tokens; causal attention makes what stands behind them irrelevant."""
+
+    def __init__(self, executor: Executor, vocabulary: int) -> None:
+        self.executor, self.vocabulary = executor, vocabulary
+
+    def scores(self, tokens: list[int]) -> Floats:
+        slots = self.executor.step.slots
+        recent = tokens[-slots["tokens"].shape[1] :]
+        width = slots["logits"].shape[-1]
+        with self.executor.batch() as inputs:
             for array in inputs.values():
                 array[...] = 0
             inputs["tokens"][0, : len(recent)] = recent
-        executor.run("forward")
+        self.executor.run("forward")
         start = (len(recent) - 1) * width
-        part = executor.read_part("logits", start, start + vocabulary)
-        scores = values(part, slots["logits"].dtype).astype(np.float64)
-        tokens.append(choose(scores, temperature, top_k, random))
-        yield tokens[-1]
+        return self.executor.read_part("logits", start, start + self.vocabulary).astype(np.float64)
 
 
-def choose(scores: np.ndarray, temperature: float, top_k: int, random: np.random.Generator) -> int:
-    """A token drawn from softmax(scores / temperature), among the `top_k` likeliest when that is not 0."""
-    if temperature <= 0:
+def sample(
+    scorer: Scorer, prompt: list[int], count: int, choice: Choice, seed: int = 1, ends: frozenset[int] = frozenset()
+) -> Iterator[int]:
+    """At most `count` tokens that continue `prompt`, one at a time; the first of `ends` is the last."""
+    if not prompt:
+        raise UserError("the prompt is empty", "give at least one character with --prompt")
+    random = np.random.default_rng(seed)
+    tokens = list(prompt)
+    for _ in range(count):
+        token = choose(scorer.scores(tokens), choice, random)
+        if token in ends:
+            return
+        tokens.append(token)
+        yield token
+
+
+def choose(scores: Floats, choice: Choice, random: np.random.Generator) -> int:
+    """A token drawn from softmax(scores / temperature), among those that `choice` leaves."""
+    if choice.temperature <= 0:
         return int(np.argmax(scores))
-    scores = scores / temperature
-    if 0 < top_k < scores.size:
-        scores = np.where(scores >= np.partition(scores, -top_k)[-top_k], scores, -np.inf)
+    scores = scores / choice.temperature
+    if 0 < choice.top_k < scores.size:
+        scores = np.where(scores >= np.partition(scores, -choice.top_k)[-choice.top_k], scores, -np.inf)
     weights = np.exp(scores - scores.max())
+    if choice.top_p < 1:
+        order = np.argsort(-weights, kind="stable")
+        before = np.cumsum(weights[order]) - weights[order]
+        weights[order[before >= choice.top_p * weights.sum()]] = 0  # the likeliest always stays
     edges = np.cumsum(weights)
     return int(min(np.searchsorted(edges, random.random() * edges[-1], side="right"), scores.size - 1))
-
-
-class ByteDecoder:
-    """Byte tokens to text as they come; bytes that are not UTF-8 show as the replacement character."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, token: int) -> str:
-        return self._decoder.decode(bytes([token])) if token < 256 else f"<{token}>"
-
-    def end(self) -> str:
-        return self._decoder.decode(b"", final=True)

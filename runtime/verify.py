@@ -147,6 +147,7 @@ def verify_step(
     executor.run("micro_first")
     memory.run(graph.nodes, module)
     memory.run(programs.backward, module)
+    assert graph.loss is not None
     yield Comparison("loss", step.dims, distance(floats(executor, "loss"), memory.read(graph.loss)))
     backward = (*programs.gradients.values(), *programs.news.values())
     gradients = {t.name: memory.read(t.whole()) for t in backward}

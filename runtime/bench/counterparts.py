@@ -8,6 +8,7 @@ from tcomp.errors import UserError
 
 COUNTERPARTS = {
     "gpt2": "tcomp.runtime.bench.torch_gpt2:Gpt2",
+    "llama": "tcomp.runtime.bench.torch_llama:Llama",
 }
 """Model name in the .tc text -> class (a `torch_base.Counterpart`) with the same parameters and mathematics."""
 

@@ -13,7 +13,7 @@ REPEATS = 3
 def kernel_times(executor: Any) -> list[dict[str, Any]]:
     """Each distinct kernel: `share` of the step's time in all its launches, `flops` and `bytes` of all launches.
 
-    `bytes` counts each operand once per launch, which is the least a launch must move when nothing of it is in cache.
+    `bytes` is the least a launch must move when nothing of it is in cache (`Kernel.traffic`).
     `executor` has `profile(program)`: label and time of each phase of each launch in turn. Times are medians of
     `REPEATS` runs, launch by launch.
     """
@@ -33,7 +33,7 @@ def kernel_times(executor: Any) -> list[dict[str, Any]]:
             entry["launches"] += 1
             entry["share"] += sum(next(times) for _ in range(_parts(executor, launch.kernel)))
             entry["flops"] += kernel.flops
-            entry["bytes"] += sum(b.bytes for b in kernel.operands)
+            entry["bytes"] += kernel.traffic
     whole = sum(e["share"] for e in found.values())
     for e in found.values():
         e["share"] /= whole

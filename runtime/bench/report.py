@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -44,14 +45,14 @@ def title(c: Comparison) -> str:
 def markdown(c: Comparison) -> str:
     """The whole report. Ratios are to tcomp: above 1, the program takes more."""
     parts = [f"### {title(c)}", "", *_steps(c), "", *_starts(c), "", *_memory(c)]
-    if c.ceilings:
+    if c.ceilings and c.programs[0].clock:
         parts += ["", "Ceilings of the machine:", ""]
         for x in c.ceilings:
             spread = f" ({x['low']:.1f} .. {x['high']:.1f})" if x["low"] < x["high"] else ""
             parts.append(f"- {x['name']}: {x['median']:.1f} {x['unit']}{spread}")
     if c.profile:
         parts += ["", *_kernels(c)]
-    return "\n".join([*parts, "", *_remarks(c)]) + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join([*parts, "", *_remarks(c)])) + "\n"
 
 
 def _steps(c: Comparison) -> list[str]:
@@ -86,14 +87,15 @@ def _starts(c: Comparison) -> list[str]:
 
 def _memory(c: Comparison) -> list[str]:
     """Peak memory, and how much of it is not the model's state (16 bytes a parameter in f32)."""
-    base, state, gpu = c.programs[0], c.workload.state_bytes, any(r.device_bytes for r in c.programs)
-    name = "peak GPU memory" if gpu and c.workload.device != "virtual" else "peak RSS"
+    base, state = c.programs[0], c.workload.state_bytes
+    name = "peak RSS" if c.workload.device == "cpu" else "peak GPU memory"
     lines = [f"| program | {name}, MiB | beyond the model's state, MiB | ratio |", "|---|---:|---:|---:|"]
-    for r in c.programs:
+    for r in c.programs if base.clock else []:
         used = memory_used(c, r)
         lines.append(
             f"| {r.program} | {used / 2**20:.0f} | {(used - state) / 2**20:.0f} | {used / memory_used(c, base):.2f} |"
         )
+    lines = lines if base.clock else []
     plan = c.profile.get("plan")
     if plan:
         arena, temporary = plan["arena"] / 2**20, plan["temporary"] / 2**20

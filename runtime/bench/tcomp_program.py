@@ -51,6 +51,10 @@ class TcompProgram:
         from tcomp.runtime.train import set_scalars
         from tcomp.runtime.values import stored
 
+        masters = {p.master for p in self.step.parameters}
+        for name, slot in self.step.slots.items():
+            if slot.kind == "state" and name not in masters:
+                self.executor.write(name, 0)
         targets = [(p.slot, name) for p in self.step.parameters for name in (p.slot, p.master) if name]
         for parameter, name in targets:
             slot = self.step.slots[name]
@@ -68,12 +72,13 @@ class TcompProgram:
     def run(self, tokens: Ints, targets: Ints, number: int) -> tuple[float, float | None]:
         """One whole step: its loss, and its seconds unless they say nothing."""
         executor = self.executor
-        if self.clock == "gpu":
-            return self._run_gpu(tokens, targets, number)
+        if self.device.kind != "cpu":
+            loss, seconds = self._run_gpu(tokens, targets, number)
+            return loss, seconds if self.clock else None
         began = time.perf_counter()
         self._ask(tokens, targets, number)
         loss = float(executor.read("loss"))
-        return loss, time.perf_counter() - began if self.clock else None
+        return loss, time.perf_counter() - began
 
     def _run_gpu(self, tokens: Ints, targets: Ints, number: int) -> tuple[float, float]:
         """The time between events on the GPU's own clock."""

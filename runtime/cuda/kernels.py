@@ -81,9 +81,8 @@ def load_all(
 
 def _key(kernel: Kernel, machine: GpuMachine) -> str:
     """A hash of all that the PTX depends on."""
-    about = (kernel.name, kernel.operands, kernel.tiles, kernel.phases, kernel.threads, machine)
     tools = (tcomp.__version__, _generator_digest(), llvm.llvm_version_info)
-    return hashlib.sha256(repr((about, tools)).encode()).hexdigest()[:40]
+    return hashlib.sha256(repr((kernel, machine, tools)).encode()).hexdigest()[:40]
 
 
 @cache

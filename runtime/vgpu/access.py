@@ -78,6 +78,8 @@ class Access:
         elif space == "args":
             yield from self.bounded(m.args, a - mem.ARGS_WINDOW, m.args_base[lanes], m.program.args_bytes, lanes, where)
         elif space == "param":
+            if int(a.max()) < 1 << 32:  # a 32-bit register keeps only the place among the parameters
+                a = a + mem.PARAM_WINDOW
             if int(a.min()) < mem.PARAM_WINDOW:
                 yield from self.locate("args", a, sel, where)
             else:

@@ -19,6 +19,7 @@ from tcomp.runtime.vgpu.memory import GlobalMemory, Segment
 from tcomp.runtime.vgpu.order import Order
 from tcomp.runtime.vgpu.program import Program
 from tcomp.runtime.vgpu.ptx import Instr, PtxModule
+from tcomp.runtime.vgpu.races import Sets
 from tcomp.runtime.vgpu.report import Finding, Report, Traffic
 
 Dim = tuple[int, int, int]
@@ -106,6 +107,7 @@ class Machine:
         self.place: Array = self.rank * self.warps + self.warp
         wide = any(i.opcode.startswith("wgmma") for i in program.code)
         self.order = Order(slots // self.ranks, self.ranks, self.warps, -(-self.warps // 4) if wide else 0)
+        self.reader_sets = self.shared.reader_sets = Sets(self.order.columns())
         self.launch_registers = registers  # per thread, None where the kernel leaves it open
         self.shared_floor = 0
         self.proxy_fences: dict[int, int] = {}  # each block's last fence.proxy.async for global memory
@@ -221,9 +223,12 @@ class Machine:
                 same_warp = (who == self.warp_of_lane[mine])  # fmt: skip
                 result: Array = (when <= seen) | same_warp
                 many = who < 0
-                if many.any():
-                    known = clock[team[many], w[many], : self.order.warps_of_team]
-                    result[many] = when[many] <= known.min(axis=1)
+                for code in np.unique(who[many]).tolist():
+                    of = who == code
+                    places = np.array(self.reader_sets.places(code))
+                    known = clock[team[of], w[of]][:, places]
+                    known = np.where(places == w[of][:, None], np.int32(2**31 - 1), known)  # its own are in order
+                    result[of] = when[of] <= known.min(axis=1)
                 return result
             result = when <= seen
             return result

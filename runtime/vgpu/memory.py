@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.runtime.vgpu.lanes import Array
-from tcomp.runtime.vgpu.races import RaceShadow
+from tcomp.runtime.vgpu.races import RaceShadow, Sets
 from tcomp.runtime.vgpu.watch import Watch
 
 GLOBAL_BASE = 0x7F00_0000_0000
@@ -37,6 +37,7 @@ class Segment:
         self.init = np.zeros(padded if not initialised else 0, np.uint8)
         self.read_only = False
         self.race: RaceShadow | None = None
+        self.reader_sets: Sets | None = None
         self.watch: Watch | None = None  # bytes to leave alone, once something asynchronous has begun
         self._views: dict[Any, Array] = {}
 
@@ -57,6 +58,7 @@ class Segment:
     def shadow(self) -> RaceShadow:
         if self.race is None:
             self.race = RaceShadow(len(self.data))
+            self.race.sets = self.reader_sets
         return self.race
 
     def written(self, start: int, count: int) -> None:

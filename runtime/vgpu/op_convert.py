@@ -235,6 +235,15 @@ def address(d: Decoder, i: Instr) -> Run:
     space = next(p.split("::")[0] for p in i.parts if p.split("::")[0] in _WINDOWS)
     window = np.array(_WINDOWS[space], np.uint64).astype(t.dtype)[()]
     a, put = d.source(i.operands[1], t), d.put(i.operands[0], t)
+    if space == "param" and "to" not in i.parts:
+
+        def widen(sel: Sel) -> None:
+            """Variables' addresses are generic already, but `mov.b32` keeps only the place among the parameters."""
+            x = a(sel)
+            put(sel, np.where(x >> t.dtype.type(32) == 0, x + t.dtype.type(memory.PARAM_WINDOW), x))
+
+        if t.size == 8:
+            return widen
     if not window:
         return lambda sel: put(sel, a(sel))
     return (lambda sel: put(sel, a(sel) - window)) if "to" in i.parts else (lambda sel: put(sel, a(sel) + window))

@@ -3,8 +3,8 @@
 Per granule (4 bytes; refined to 2 or 1 when a narrower access comes): the last plain write, the last plain
 read, the last plain read by another reader, and the last atomic, each as (actor, time). In shared memory the
 writer is a lane and the reader a warp; in global memory both are blocks. Times are instruction steps of the
-launch. Who is ordered after whom is asked of the caller. MANY stands for several other readers, of which only
-the latest time is known.
+launch. Who is ordered after whom is asked of the caller. Where several others read, only the latest time is known:
+the actor is then MANY, or in shared memory a code below it that stands for the set of those warps (`Sets`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,46 @@ MANY = -2
 Ordered = Callable[[Array, Array, Array, bool], Array]
 
 
+class Sets:
+    """Sets of readers as negative codes. `columns` gives, for a reader's number, its place among those that a set may
+    hold (warps that never meet share places)."""
+
+    def __init__(self, columns: Array) -> None:
+        self.columns = columns
+        self.members: list[int] = []
+        self.codes: dict[int, int] = {}
+
+    def union(self, *parts: Array) -> Array:
+        """Codes of the sets that join readers or sets, position by position."""
+        if not len(parts[0]):
+            return parts[0]
+        codes = np.stack([np.where(p < 0, p, self.columns[np.maximum(p, 0)]) for p in parts])
+        if (codes == codes[:, :1]).all():
+            return np.full(codes.shape[1], self._code(codes[:, 0].tolist()), np.int32)
+        kinds, which = np.unique(codes, axis=1, return_inverse=True)
+        found = np.array([self._code(k) for k in kinds.T.tolist()], np.int32)
+        out: Array = found[which.reshape(-1)]
+        return out
+
+    def _code(self, parts: list[int]) -> int:
+        bits = 0
+        for p in parts:
+            bits |= self.members[MANY - p] if p < 0 else 1 << p
+        if bits not in self.codes:
+            self.codes[bits] = MANY - len(self.members)
+            self.members.append(bits)
+        return self.codes[bits]
+
+    def places(self, code: int) -> list[int]:
+        """The columns of a set's readers."""
+        bits = self.members[MANY - code]
+        return [n for n in range(bits.bit_length()) if bits >> n & 1]
+
+
 class RaceShadow:
     def __init__(self, size: int) -> None:
         self.granule = 4
+        self.sets: Sets | None = None  # of shared memory; without it MANY says no more than that
         n = size // 4
         self.write_actor, self.write_time = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self.read_actor, self.read_time = np.zeros(n, np.int32), np.zeros(n, np.int32)
@@ -105,7 +142,9 @@ class RaceShadow:
                 actors, times = self._others()
                 mine = reader if np.ndim(reader) == 0 or len(reader) == 1 else reader[moved]
                 third = (times[at] > floor) & (actors[at] != who) & (actors[at] != mine)
-                actors[at] = np.where(third, MANY, who)
+                several = self.sets.union(actors[at[third]], who[third]) if self.sets is not None else MANY
+                actors[at] = who
+                actors[at[third]] = several
                 times[at] = when
         self.read_actor[key] = reader
         self.read_time[key] = now
@@ -116,8 +155,19 @@ class RaceShadow:
         beside = reader != self.read_actor[key]
         key, reader = key[beside], reader[beside]
         times[key] = now
+        if not len(key):
+            return
         actors[key] = reader
-        actors[key[actors[key] != reader]] = MANY
+        clashing = actors[key] != reader
+        if not clashing.any():
+            return
+        if self.sets is None:
+            actors[key[clashing]] = MANY
+            return
+        for who in np.unique(reader).tolist():  # one reader's granules after the other's
+            own = np.unique(key[reader == who])
+            other = own[actors[own] != who]
+            actors[other] = self.sets.union(actors[other], np.full(len(other), who, np.int32))
 
     def _others(self) -> tuple[Array, Array]:
         if self.other_actor is None or self.other_time is None:

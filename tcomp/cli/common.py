@@ -13,6 +13,7 @@ from tcomp.cli.limits import DEFAULT_GPU, parse_bytes, split_device
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
+    from tcomp.cli.settings import TrainSettings
     from tcomp.dsl.ast import Model, Module, Op
     from tcomp.dsl.dims import Number
     from tcomp.machine.cpu import CpuMachine
@@ -126,6 +127,7 @@ def build_step(
     length: int,
     *,
     dims: Mapping[str, Number] | None = None,
+    extra: Mapping[str, int] | None = None,
     precision: str = "",
     accumulation: int = 1,
     threads: int = 0,
@@ -155,7 +157,7 @@ def build_step(
             module,
             model.name,
             config or default_config(module, file),
-            {"B": batch, "T": length},
+            {"B": batch, "T": length, **(extra or {})},
             overrides=dims or {},
             precision=precision or None,
             accumulation=accumulation,
@@ -186,6 +188,14 @@ def library_name(file: Path) -> str:
 
     inside = library().resolve() in file.resolve().parents
     return file.resolve().relative_to(library().resolve()).as_posix().removesuffix(".tc") if inside else ""
+
+
+def numbers_of(module: Module, settings: TrainSettings) -> dict[str, Number]:
+    """All numbers of a run's model, the sizes at their smallest."""
+    from tcomp.model.graph import model_dims
+
+    model = only_model(module, settings.model)
+    return model_dims(module, model, settings.config, dict.fromkeys(model.dims, 1), settings.dims)
 
 
 def small_graph(module: Module, model: str, config: str, dims: Mapping[str, Number]) -> Graph:

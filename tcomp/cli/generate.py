@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tcomp.cli import common, limits
-from tcomp.cli.settings import from_json
+from tcomp.cli.settings import TrainSettings, from_json
+from tcomp.errors import UserError
 
 if TYPE_CHECKING:
+    from tcomp.runtime.checkpoint import Checkpoint
     from tcomp.runtime.device import Device
+    from tcomp.runtime.generate import Choice, Scorer
+
+BYTES = 256
+_AT_ONCE = 8
+"""Positions of a longer prompt that are run together: with so few rows a multiplication waits for weights anyway."""
 
 
 def generate(
@@ -22,13 +30,17 @@ def generate(
     count: Annotated[int, typer.Option("--count", "-n", help="Tokens to add.")] = 400,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw among so many likeliest tokens; 0: among all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw among the likeliest with this probability together.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 1,
     device: Annotated[str, typer.Option(help=common.DEVICE_HELP)] = "cpu",
     gpu: Annotated[str, typer.Option(help=common.GPU_HELP)] = "",
     graph: Annotated[bool, typer.Option("--graph/--no-graph", help=common.GRAPH_HELP)] = True,
     threads: Annotated[int, typer.Option(help="Cores to use; 0: all.")] = 0,
 ) -> None:
-    """Write text with a trained model.
+    """Write text with a trained or imported model.
+
+    Each token runs the model over the new position only; earlier keys and values are kept. The run's tokenizer.json is
+    used where there is one (imported weights), else tokens are bytes.
 
     Examples:
 
@@ -36,61 +48,80 @@ def generate(
 
     - `tcomp generate runs/gpt2-tiny --prompt "class " -n 1000 --temperature 0.6 --top-k 40 --seed 7`
     """
-    limits.check_numbers(temperature=temperature, count=count, top_k=top_k, seed=seed, threads=threads)
+    from tcomp.runtime.generate import Choice
+
+    limits.check_numbers(temperature=temperature, count=count, top_k=top_k, top_p=top_p, seed=seed, threads=threads)
     limits.check_prompt(prompt)
     limits.check_device(device, gpu)
     runs_on = common.device_for(device, gpu=gpu, threads=threads, graph=graph)
-    for text in stream(Path(run), prompt, count, temperature, top_k, seed, runs_on):
+    for text in stream(Path(run), prompt, count, Choice(temperature, top_k, top_p), seed, runs_on):
         sys.stdout.write(text)
         sys.stdout.flush()
     print()
     runs_on.finish()
 
 
-def stream(
-    run: Path,
-    prompt: str,
-    count: int,
-    temperature: float,
-    top_k: int,
-    seed: int,
-    device: Device,
-) -> Iterator[str]:
+def stream(run: Path, prompt: str, count: int, choice: Choice, seed: int, device: Device) -> Iterator[str]:
     """The prompt and then the model's text, piece by piece."""
     from tcomp.runtime import checkpoint
-    from tcomp.runtime.generate import ByteDecoder, sample
+    from tcomp.runtime.generate import sample
     from tcomp.runtime.run_folder import read_config
-    from tcomp.runtime.train import load_weights, set_scalars
+    from tcomp.runtime.tokenizer import tokenizer_of
 
     settings = from_json(read_config(run), str(run / "run.json"))
     saved = checkpoint.newest(run, lambda text: print(f"warning: {text}", file=sys.stderr))
+    tokenizer = tokenizer_of(run)
+    tokens = tokenizer.encode(prompt)
+    if not tokens:
+        raise UserError("the prompt has no tokens", "give other characters with --prompt")
+    with scorer_for(settings, saved, device, len(tokens), len(tokens) + count) as (scorer, vocabulary):
+        if max(tokens) >= vocabulary:
+            if tokenizer.size == BYTES:
+                limits.check_prompt(prompt, vocabulary)
+            raise UserError(f"the tokenizer gives token {max(tokens)}, the model has {vocabulary} words")
+        yield prompt
+        decoder = tokenizer.stream()
+        for token in sample(scorer, tokens, count, choice, seed, tokenizer.ends):
+            yield decoder.feed(token)
+        yield decoder.end()
+
+
+@contextmanager
+def scorer_for(
+    settings: TrainSettings, saved: Checkpoint, device: Device, prompt: int, longest: int
+) -> Iterator[tuple[Scorer, int]]:
+    """What gives a checkpoint's scores for texts of up to `longest` tokens that begin with `prompt` of them, and the
+    size of the vocabulary."""
+    from tcomp.runtime import checkpoint
+    from tcomp.runtime.generate import Decoding, Rereading
+    from tcomp.runtime.train import load_weights, set_scalars
+
     module = common.load_module(settings.model)
+    model = common.only_model(module, settings.model)
+    numbers = common.numbers_of(module, settings)
+    decoded = model.decode is not None
+    window = min(longest, int(numbers.get("S", longest)))
+    at_once = min(window, _AT_ONCE if prompt > _AT_ONCE else 1)
     built = common.build_step(
         settings.model,
         settings.config,
         1,
-        settings.length,
+        at_once if decoded else settings.length,
         dims=settings.dims,
+        extra=dict.fromkeys(model.decode.dims, window) if model.decode is not None else {},
         precision=saved.manifest.precision,
-        programs=("forward",),
+        programs=("decode",) if decoded else ("forward",),
         keep_logits=True,
         module=module,
         device=device,
     )
-    sizes = ("B", "T")
-    dims = {name: value for name, value in built.step.dims.items() if name not in sizes}
+    dims = {name: value for name, value in built.step.dims.items() if name not in model.dims}
     checkpoint.check_same_model(saved, built.step.model, built.step.config, dims, built.step.precision)
     executor = device.open(built.step)
     try:
         set_scalars(executor, {})
         load_weights(executor, saved)
         vocabulary = built.step.inputs["tokens"] or (1 << 16)
-        limits.check_prompt(prompt, vocabulary)
-        tokens = list(prompt.encode())
-        yield prompt
-        decoder = ByteDecoder()
-        for token in sample(executor, tokens, count, vocabulary, temperature, top_k, seed):
-            yield decoder.feed(token)
-        yield decoder.end()
+        yield (Decoding if decoded else Rereading)(executor, vocabulary), vocabulary
     finally:
         executor.close()

@@ -21,7 +21,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "steps": (1, _MANY), "eval_batches": (1, _MANY), "keep": (1, _MANY), "trials": (1, _MANY),
     "eval_every": (0, _MANY), "save_every": (0, _MANY), "sample": (0, _MANY), "count": (0, _MANY),
     "top_k": (0, _MANY), "largest": (0, _MANY), "seed": (0, (1 << 63) - 1),
-    "temperature": (0, 1000), "tolerance": (0, 1000), "rounds": (1, 10_000),
+    "temperature": (0, 1000), "top_p": (0, 1), "tolerance": (0, 1000), "rounds": (1, 10_000), "runs": (1, 10_000),
 }  # fmt: skip
 """Setting or flag (`-` written `_`) -> smallest and largest value. `threads` depends on the machine."""
 

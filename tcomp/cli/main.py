@@ -24,6 +24,7 @@ from tcomp.cli import (
     grad,
     import_weights,
     plan,
+    roofline,
     show,
     train,
     tune,
@@ -60,6 +61,7 @@ for name, command in (
     ("fmt", fmt.fmt),
     ("doctor", doctor.doctor),
     ("bench", bench.bench),
+    ("roofline", roofline.roofline),
 ):
     app.command(name)(command)
 app.add_typer(vgpu.app, name="vgpu")

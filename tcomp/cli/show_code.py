@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tcomp.cli.tools import cuda_tool
+from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:

@@ -309,9 +309,10 @@ def _announce(console: Any, settings: TrainSettings, built: common.Built, data: 
 
 def _sample(path: Path, settings: TrainSettings, device: Device) -> None:
     from tcomp.cli.generate import stream
+    from tcomp.runtime.generate import Choice
 
     print(f"a sample of {settings.sample} tokens, prompt {settings.prompt!r}:\n")
-    for text in stream(path, settings.prompt, settings.sample, 0.8, 0, settings.seed, device):
+    for text in stream(path, settings.prompt, settings.sample, Choice(), settings.seed, device):
         sys.stdout.write(text)
         sys.stdout.flush()
     print("\n")

@@ -203,7 +203,7 @@ def _check_place(o: Operand, forms: OperandForms, i: Instruction, own: Axis, k: 
     name = _shown(o)
     if o.in_registers:
         layout = o.buffer.layout
-        wanted = (own.spread, ACROSS)
+        wanted = (own.spread, ACROSS) if o.along_k else (ACROSS, own.spread)
         if not forms.registers or not isinstance(layout, Fragment) or layout.spreads != wanted or i.k != 16:
             raise MatchError(
                 f"operand '{name}' is in registers, where {i.family} reads only a left operand of 16-bit elements that "

@@ -22,7 +22,7 @@ _BINARY = {
     "==": np.equal, "!=": np.not_equal, "and": np.logical_and, "or": np.logical_or,
 }  # fmt: skip
 _CALLS: dict[str, Any] = {
-    "exp": np.exp, "log": np.log, "tanh": np.tanh, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x),
+    "exp": np.exp, "exp2": np.exp2, "log": np.log, "tanh": np.tanh, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x),
     "abs": np.abs, "sin": np.sin, "cos": np.cos, "floor": np.floor, "min": np.minimum, "max": np.maximum,
 }  # fmt: skip
 _REDUCE: dict[str, Any] = {"sum": np.sum, "max": np.max, "min": np.min}

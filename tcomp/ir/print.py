@@ -44,6 +44,11 @@ def print_kernel(kernel: Kernel) -> str:
         lines.append(
             f"  threads {t.threads}: {t.warps_y} x {t.warps_x} warps of {t.lanes_y} x {t.lanes_x} lanes (y, x)"
         )
+    if kernel.producer is not None:
+        p = kernel.producer
+        lines.append(f"  producer of {p.warps} more warps" + (f", {p.registers} registers each" if p.registers else ""))
+    lines += ["  persistent blocks"] * kernel.order.persistent
+    lines += [f"  raster in bands of {kernel.order.raster}"] if kernel.order.raster else []
     lines += [f"  {b.scope.value} {print_buffer(b)}  # {_size(b)}" for b in kernel.tiles]
     lines += [f"  inplace {out} over {source}" for out, source in sorted(kernel.inplace)]
     if kernel.flops:

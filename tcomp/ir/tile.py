@@ -296,11 +296,30 @@ class ThreadShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Producer:
+    """Warps of a block beside its `ThreadShape`, which issue its tensor copies and do nothing else. With `registers`,
+    each of their threads gives up all but so many, and the others share what is left (whole warpgroups only)."""
+
+    warps: int
+    registers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GridOrder:
+    """How blocks come to the turns of the grid loops. `persistent`: as many blocks as there are multiprocessors take
+    turns one after the other. `raster`: of the two innermost loops, bands of so many turns of the outer one are walked
+    column by column, so that blocks running at a time share operands in L2; 0: row by row."""
+
+    persistent: bool = False
+    raster: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Kernel:
     """A lowered kernel: one launch per phase, in order.
 
-    `operands` in launch-argument order. `writes` names the operands written. `flops` and `bytes` count the
-    arithmetic of the equations and the operands' sizes, for the roofline. `threads` is None on a CPU.
+    `operands` in launch-argument order. `writes` names the operands written. `flops` and `traffic` (bytes) are
+    what the equations ask for at least, for the roofline. `threads` is None on a CPU.
     """
 
     name: str
@@ -316,6 +335,9 @@ class Kernel:
     op: str = ""
     threads: ThreadShape | None = None
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
+    producer: Producer | None = None
+    order: GridOrder = GridOrder()
+    traffic: int = 0
 
     def buffer(self, name: str) -> Buffer:
         """The operand or tile of that name; KeyError when there is none."""

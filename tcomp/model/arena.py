@@ -53,7 +53,10 @@ class Arena:
             self.defaults |= p.update.hyper | p.update.scalars
         for t in self.defaults:
             self.add(t, t.name)
-        self.result(graph.loss.tensor, "loss", graph.loss.shape)
+        for t in graph.caches:
+            self.add(t, t.name)
+        if graph.loss is not None:
+            self.result(graph.loss.tensor, "loss", graph.loss.shape)
         if self.keep_logits and graph.logits is not None:
             self.result(graph.logits.tensor, "logits", graph.logits.shape)
         if p.update is not None:

@@ -119,6 +119,7 @@ class _Differentiation:
 
     def run(self) -> tuple[Node, ...]:
         loss = self.graph.loss
+        assert loss is not None
         self.gradients[loss.tensor] = _Gradient(self.seed, True, [(0, 1)])
         for node in reversed(self.graph.nodes):
             self.node(node)

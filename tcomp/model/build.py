@@ -20,6 +20,7 @@ from tcomp.model.chunks import in_chunks
 from tcomp.model.draft import Draft, Drafter
 from tcomp.model.graph import Tensor, build_graph
 from tcomp.model.lowering import Lower, Lowered, Lowering
+from tcomp.model.needed import for_logits
 from tcomp.model.plan import ProgramPlan, plan_program
 from tcomp.model.step import ParameterInit, Step
 
@@ -43,18 +44,23 @@ def build_step(
 ) -> Step:
     """The step of a model at fixed sizes, by the recipe named `precision` (None: that of the model's text).
 
-    `programs` is ("train",) for forward, backward and update, or ("forward",) for inference. `memory_limit`
+    `programs` is ("train",) for forward, backward and update, ("forward",) for inference, or ("decode",) for the
+    forward pass of the model's decoding form (the program "forward" of that step). `memory_limit`
     bounds arena, scratch and team memory together, in bytes; with `recompute`, activations are computed again in the
     backward pass where that is needed to fit. UserError names what to blame when it does not suffice. `lower`
     replaces the lowering of ops (tests). TcError for faults in the model's text.
     """
-    unknown = set(programs) - {"train", "forward"}
+    unknown = set(programs) - {"train", "forward", "decode"}
     if unknown or not programs:
-        raise UserError(f"there is no program {', '.join(sorted(unknown)) or '(none given)'}", "train or forward")
+        raise UserError(
+            f"there is no program {', '.join(sorted(unknown)) or '(none given)'}", "train, forward or decode"
+        )
     if accumulation < 1 or threads < 1:
         raise UserError("accumulation and threads must be at least 1")
     training = "train" in programs
-    graph = build_graph(module, model_name, config, sizes, overrides, precision)
+    graph = build_graph(module, model_name, config, sizes, overrides, precision, "decode" in programs)
+    if "decode" in programs:
+        graph = for_logits(graph)
     if training and not keep_logits:
         graph = in_chunks(graph, module)
     drafter = Drafter(

@@ -26,6 +26,7 @@ from tcomp.dsl.ast import (
     Span,
     TensorRef,
 )
+from tcomp.dsl.decode import decoding
 from tcomp.dsl.dims import Number, bind, evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
@@ -126,12 +127,14 @@ class Graph:
     inputs: dict[str, Tensor]
     bounds: dict[str, int]
     """input -> exclusive bound of its values, 0 when unbounded"""
-    loss: View
+    loss: View | None
+    """None in a decoding graph"""
     logits: View | None
     recipe: Recipe
     scalars: dict[Tensor, float] = field(default_factory=dict)
     states: dict[Tensor, str] = field(default_factory=dict)
     """the model's own states -> the op that gives their next value"""
+    caches: tuple[Tensor, ...] = ()
 
 
 def build_graph(
@@ -141,16 +144,21 @@ def build_graph(
     sizes: Mapping[str, int],
     overrides: Mapping[str, Number] | None = None,
     precision: str | None = None,
+    decode: bool = False,
 ) -> Graph:
     """The graph of `model_name` with the values of `config`, some of them overridden, at the given sizes.
 
-    `precision` names a recipe (None: that of the model's text). UserError for a model, config, size, override or
-    recipe that does not exist; TcError for what the model's own text gets wrong at these sizes (a requirement, a
-    shape).
+    `precision` names a recipe (None: that of the model's text); with `decode` it is the model's decoding form.
+    UserError for a model, config, size, override or recipe that does not exist; TcError for what the model's own text
+    gets wrong at these sizes (a requirement, a shape).
     """
     model = module.models.get(model_name)
     if model is None:
         raise UserError(f"there is no model '{model_name}'", _one_of("models", module.models))
+    if decode:
+        if model.decode is None:
+            raise UserError(f"model '{model_name}' has no `decode` block", "docs/models.md says how to write one")
+        model = decoding(model, module)
     dims = model_dims(module, model, config, sizes, overrides or {})
     recipe = recipe_of(model, precision)
     if recipe.annotated and recipe.name not in mentioned(model):
@@ -253,6 +261,9 @@ class _Builder:
         states = {}
         for x in self.model.states:
             states[self.declare(x.name, x.dtype, self.shape(x.shape, f"'{x.name}'"), "state")] = x.op
+        caches = tuple(
+            self.declare(c.name, c.dtype, self.shape(c.shape, f"'{c.name}'"), "cache") for c in self.model.caches
+        )
         self.statements(self.model.forward, {}, "")
         loss = self.result(self.model.loss, "loss")
         if loss.elements != 1:
@@ -261,7 +272,7 @@ class _Builder:
         logits = None if self.model.logits is None else self.result(self.model.logits, "logits")
         return Graph(
             self.model, self.config, self.dims, tuple(self.nodes), parameters, inputs, bounds, loss, logits,
-            self.recipe, self.scalars, states,
+            self.recipe, self.scalars, states, caches,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------ declarations
@@ -303,8 +314,6 @@ class _Builder:
         op = self.module.ops.get(c.op)
         if op is None:
             raise self.error(f"there is no op '{c.op}'", c.span)
-        if any(p.inout for p in op.params):
-            raise self.error(f"op '{op.name}' changes its operands, so a forward pass cannot call it", c.span)
         keywords = dict(c.keywords)
         given: dict[str, TensorRef | Expr] = dict(zip([p.name for p in op.params], c.args, strict=False))
         for p in op.params[len(c.args) :]:
@@ -316,6 +325,8 @@ class _Builder:
         operands: dict[str, View] = {}
         for p in op.params:
             operands[p.name] = self.operand(given[p.name], p.dtype, p.shape == (), index, c)
+        if any(p.inout and operands[p.name].tensor.kind != "cache" for p in op.params):
+            raise self.error(f"op '{op.name}' changes its operands, so a forward pass cannot call it", c.span)
         if len(c.args) > len(op.params) or len(c.results) != len(op.outputs):
             raise self.error(
                 f"'{op.name}' takes {len(op.params)} operands and gives {len(op.outputs)} results, "

@@ -45,7 +45,7 @@ def build_programs(
     earlier call for the same module has left."""
     layout = flat_layout(graph, module)
     step = Tensor("step", DType.I32, (), "scalar", "executor")
-    seed = Tensor("loss_gradient", graph.loss.tensor.dtype, (), "scalar", "executor")
+    seed = Tensor("loss_gradient", graph.loss.tensor.dtype if graph.loss else DType.F32, (), "scalar", "executor")
     optimizer = graph.model.optimizer
     if not training:
         return Programs(graph, layout, {}, {}, {}, {}, step, seed, (), (), None)

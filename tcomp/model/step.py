@@ -12,7 +12,7 @@ from tcomp.dsl.ast import DType
 from tcomp.dsl.dims import Number
 from tcomp.ir.tile import Kernel
 
-KINDS = ("parameter", "master", "gradient", "state", "input", "scalar", "activation", "workspace", "output")
+KINDS = ("parameter", "master", "gradient", "state", "input", "scalar", "cache", "activation", "workspace", "output")
 
 
 @dataclass(frozen=True)

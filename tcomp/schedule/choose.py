@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tcomp.dsl.ast import Access, DType, Equation, Module, Op, Reduction, Schedule, Stage, Use
+from tcomp.dsl.ast import Access, DType, Equation, KernelSchedule, Module, Op, Reduction, Schedule, Stage, Use
 from tcomp.dsl.load import schedule_for
 from tcomp.instructions import INSTRUCTIONS
 from tcomp.instructions.matching import factors, instruction_for
+from tcomp.schedule.normal import part_of
 from tcomp.schedule.resolve import casts_in
 
 
@@ -39,15 +40,27 @@ def _applies(
     schedule: Schedule, target: str, equations: Sequence[Equation], dtypes: Mapping[str, DType], storage: DType
 ) -> bool:
     """Does every `use` name an instruction that multiplies the types its equation has?"""
-    for directives in (schedule.shared, *(k.directives for k in schedule.kernels)):
-        casts = casts_in((*schedule.shared, *directives), storage)
+    whole = KernelSchedule((), (), schedule.span)
+    for kernel in schedule.kernels or (whole,):
+        directives = (*schedule.shared, *kernel.directives)
+        casts = casts_in(directives, storage)
+        own = [e for e in equations if _computes(kernel, e)]
         for use in directives:
             if not isinstance(use, Use) or use.instruction == "fma":
                 continue
             for name in use.names:
-                types = _factor_types(name, equations, {**dtypes, **casts})
+                types = _factor_types(name, own, {**dtypes, **casts})
                 if types is not None and instruction_for(use.instruction, *types, target, INSTRUCTIONS) is None:
                     return False
+    return True
+
+
+def _computes(kernel: KernelSchedule, e: Equation) -> bool:
+    """Could the kernel compute this equation: it is not another part of a tensor that the kernel writes in part?"""
+    for t in e.targets:
+        parts = [o for o in kernel.outputs if o.startswith(f"{t.name}.")]
+        if parts and part_of(t) not in parts:
+            return False
     return True
 
 

@@ -30,6 +30,7 @@ from tcomp.schedule.emit import IDENTITY
 from tcomp.schedule.family import Family
 from tcomp.schedule.nest import Leaf, scatter_indices, sink_copies
 from tcomp.schedule.resolve import KernelPlan, TileLevel
+from tcomp.schedule.split_sum import divides, split_sum, splittable
 
 
 class Combining:
@@ -64,6 +65,12 @@ class Combining:
             elif joined and joined[0].by == "sorted":
                 owned, plan = self._sorted(plan, leaf, joined[0])
                 leaves.append(owned)
+            elif joined and joined[0].by == "partials" and self._divided(plan, leaf, joined[0].over):
+                shape = self.family.shape(plan, self.extents, self.text)
+                pair, plan = split_sum(
+                    plan, leaf, joined[0].over, shape, self.extents, self.dtypes, self.shapes, len(leaves)
+                )
+                leaves += pair
             elif joined:
                 leaves += self._partials(plan, leaf, joined[0].over, joined[0].by, joined[0].span, len(leaves))
             else:
@@ -164,6 +171,11 @@ class Combining:
         plan = replace(plan, sequence=(level, *plan.sequence))
         own = Leaf(eq, leaf.number, (*leaf.parallel, index), leaf.reduced, leaf.gathered, guard=owner)
         return own, plan
+
+    def _divided(self, plan: KernelPlan, leaf: Leaf, over: str) -> bool:
+        """Is it a sum in tiles inside of blocks, on a GPU: one that stays in registers until its part is done?"""
+        grid = [t for t in plan.sequence if t.index == over and t.parallel]
+        return self.family.level == "grid" and bool(grid) and divides(plan, over) and splittable(leaf.equation)
 
     def _partials(self, plan: KernelPlan, leaf: Leaf, over: str, by: str, span: object, at: int) -> list[Leaf]:
         """`s = sum i: x[i]` by partials --> `s.partial[block] = sum i in block: x[i]`; `s = sum block: ...`."""

@@ -30,7 +30,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
 from tcomp.monoid import RescaledSum, rescaled_sum
 from tcomp.schedule.bounds import Env, Range, conjuncts, guarding, limits, tile_stop, zero_outside
-from tcomp.schedule.fold import fold, sub
+from tcomp.schedule.fold import by_exp2, fold, sub
 from tcomp.schedule.nest import Leaf, LoopNode, Node
 from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.stager import Stager
@@ -86,7 +86,11 @@ class Emitter:
             bound = Range(variable, Name(level.variable + ".stop"), self.chunk[level.index])
             step = self.granule[level.index]
         else:
-            stop = tile_stop(variable, level.block, outer.stop, self.extents[level.index])
+            end = outer.stop
+            _, part = self.plan.parts.get(level.index, ("", 0))
+            if part and part % level.block == 0 and level == self.plan.loops[level.index].tiles[0]:
+                end = Num(self.extents[level.index])  # parts are whole tiles: only the tensor ends within one
+            stop = tile_stop(variable, level.block, end, self.extents[level.index])
             bound = Range(variable, stop, min(level.block, outer.block))
             step = level.block
         inner = {**env, level.index: bound}
@@ -132,6 +136,12 @@ class Emitter:
     def range(self, index: str, env: Env) -> Range:
         if index in env:
             return env[index]
+        part, size = self.plan.parts.get(index, ("", 0))
+        if part in env:
+            start = fold(Binary("*", env[part].start, Num(size)))
+            end = fold(Binary("+", start, Num(size)))
+            n = self.extents[index]
+            return Range(start, end if n % size == 0 else Call("min", (end, Num(n))), min(size, n))
         return Range(Num(0), Num(self.extents[index]), self.room[index])
 
     def axes_of(self, target: Access) -> tuple[str, ...]:
@@ -154,7 +164,7 @@ class Emitter:
                 self.compute(
                     leaf,
                     write,
-                    value,
+                    by_exp2(value) if self.rounded(write.tensor) else value,
                     leaf.parallel,
                     (),
                     env,
@@ -233,6 +243,8 @@ class Emitter:
             out.append(self.compute(leaf, factor, form.weight(key_write, best), rows, (), env))
             out.append(self.compute(leaf, key_write, best, rows, (), env))
         weight: Expr = form.weight(value.key, best)
+        if self.rounded("weight"):
+            weight = by_exp2(weight)
         if value.guard is not None:
             weight = Call("select", (value.guard, weight, Num(0.0)))
         if len(field_writes) > 1 or any(set(self.axes_of(w)) - set(rows) for w in field_writes):
@@ -305,7 +317,7 @@ class Emitter:
             axes.append(Axis(i, r.start, r.stop, r.block, tile.unroll[i], lanes, tile.spreads.get(i)))
         done = frozenset(a.name for a in axes)
         kept = frozenset(reduced) & done
-        value = self.operands(leaf, self.casts(target.tensor, value))
+        value = self.operands(leaf, self.casts((target.tensor, *leaf.sums_for), value))
         use = leaf_uses(self.plan, leaf, target) if reducer == "sum" and reduced else None
         out = Compute(
             self.access(target, env),
@@ -322,13 +334,17 @@ class Emitter:
         )
         return out
 
-    def casts(self, target: str, e: Expr) -> Expr:
-        """The expression with the reads that the schedule casts in this equation rounded."""
+    def rounded(self, tensor: str) -> bool:
+        """Does the schedule hold the tensor in 16 bits or less, or read it so somewhere?"""
+        return any(d.bytes < 4 for what, d in self.plan.casts.items() if what.rpartition(".")[2] == tensor)
+
+    def casts(self, targets: tuple[str, ...], e: Expr) -> Expr:
+        """The expression with the reads rounded that the schedule casts in the equation of these targets."""
         if isinstance(e, Access):
-            dtype = self.plan.casts.get(f"{target}.{e.tensor}")
+            dtype = next((d for t in targets if (d := self.plan.casts.get(f"{t}.{e.tensor}")) is not None), None)
             return e if dtype is None else Call(dtype.value, (e,), e.span)
         kids = children(e)
-        return rebuild(e, tuple(self.casts(target, k) for k in kids)) if kids else e
+        return rebuild(e, tuple(self.casts(targets, k) for k in kids)) if kids else e
 
     def operands(self, leaf: Leaf, e: Expr) -> Expr:
         """Replace staged accesses by their packed tiles."""

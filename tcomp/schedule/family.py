@@ -17,6 +17,7 @@ from tcomp.schedule.default_gpu import default_gpu_schedule
 from tcomp.schedule.emit import Emitter
 from tcomp.schedule.gpu_levels import GpuLevels, padded_extents, thread_shape
 from tcomp.schedule.instructions import check_instructions
+from tcomp.schedule.launch_flags import check_flags
 from tcomp.schedule.prefetch import prefetched
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LevelRules, LoopMap
 from tcomp.schedule.scopes import assign_scopes
@@ -45,6 +46,10 @@ class Family(Protocol):
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
         """The tiler of one kernel, and its threads on a GPU."""
+        ...
+
+    def shape(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> ThreadShape:
+        """The threads of a kernel's blocks; one on a CPU."""
         ...
 
     def room(self, plan: KernelPlan, extents: Mapping[str, int]) -> Mapping[str, int]:
@@ -89,6 +94,9 @@ class CpuFamily:
     def room(self, plan: KernelPlan, extents: Mapping[str, int]) -> Mapping[str, int]:
         return extents
 
+    def shape(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> ThreadShape:
+        return ThreadShape(lanes_x=1)
+
     def stager(self, emitter: Emitter) -> Stager:
         return Staging(emitter)
 
@@ -119,11 +127,14 @@ class GpuFamily:
         self.rules = GpuLevels(machine, itemsize)
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
+        shape = self.shape(plan, extents, text)
+        return GpuTiler(plan, shape, text), shape
+
+    def shape(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> ThreadShape:
         try:
-            shape = thread_shape(plan, extents)
+            return thread_shape(plan, extents)
         except LevelError as e:
             raise TcError(e.message, e.span, text, e.hint) from None
-        return GpuTiler(plan, shape, text), shape
 
     def room(self, plan: KernelPlan, extents: Mapping[str, int]) -> Mapping[str, int]:
         return padded_extents(plan, extents, self.itemsize)
@@ -149,6 +160,7 @@ class GpuFamily:
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         check_tensor_copies(kernel, self.machine, text)
         check_instructions(kernel, plan, self.machine.target, text)
+        check_flags(kernel, plan.flags, text)
 
 
 def gpu_targets(target: str) -> tuple[str, ...]:

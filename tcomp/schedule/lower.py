@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tcomp.dsl.ast import (
-    Binary,
     DType,
     Equation,
     Expr,
@@ -17,7 +16,6 @@ from tcomp.dsl.ast import (
     Op,
     Reduction,
     Schedule,
-    walk,
 )
 from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
@@ -32,11 +30,12 @@ from tcomp.schedule.fill import needs_zero, zero
 from tcomp.schedule.inplace import inplace_pairs
 from tcomp.schedule.legality import check_core_loops, check_fuse, check_nesting
 from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build
-from tcomp.schedule.normal import normalise
+from tcomp.schedule.normal import normalise, part_of
 from tcomp.schedule.resolve import KernelPlan, Resolver, casts_in
 from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages
 from tcomp.schedule.storage import Storage, definition_path, place
+from tcomp.schedule.work import arithmetic, traffic
 
 
 @dataclass(frozen=True)
@@ -106,10 +105,17 @@ class _Lowering:
         for part in parts:
             for n in sorted(part.names & temporaries):
                 workspaces[n] = Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND)
-            label = self.op.name if len(parts) == 1 else f"{self.op.name}.{'+'.join(sorted(part.names))}"
-            kernels.append(self._kernel(label, part.plan, part.equations, part.names, frozenset(workspaces)))
+            computed = sorted(part.names) if not part.plan.outputs else [
+                o for o in part.plan.outputs if o.partition(".")[0] in part.names
+            ]  # fmt: skip
+            label = self.op.name if len(parts) == 1 else f"{self.op.name}.{'+'.join(computed)}"
+            started = frozenset(n for k in kernels for n in k.writes)
+            kernels.append(self._kernel(label, part, frozenset(workspaces), started))
         made = {n for part in parts for n in part.names}
-        missing = sorted(outputs & defined - made)
+        done = {i for part in parts for i in part.positions}
+        missing = sorted(outputs & defined - made) or [
+            part_of(t) for i, eq in enumerate(self.equations) if i not in done for t in eq.targets if t.name in outputs
+        ]
         if missing:
             raise TcError(
                 f"no kernel of this schedule computes '{missing[0]}'",
@@ -150,11 +156,12 @@ class _Lowering:
     def _kernel(
         self,
         label: str,
-        plan: KernelPlan,
-        equations: tuple[Equation, ...],
-        names: frozenset[str],
+        part: Part,
         workspaces: frozenset[str],
+        started: frozenset[str],
     ) -> Kernel:
+        """One part as a kernel. `started` are the tensors that earlier kernels write (other parts of)."""
+        plan, equations, names = part.plan, part.equations, part.names
         combining = Combining(self.family, self.extents, self.dtypes, self.shapes, self.deterministic, self.text)
         leaves, plan = combining.leaves(plan, equations, frozenset(self.info.temporaries))
         operand_names = {o.name for o in self.op.operands} | workspaces
@@ -185,7 +192,8 @@ class _Lowering:
             tiler, self.text, self.family.stager,
         )  # fmt: skip
         written = tuple(x.equation for x in leaves if not x.copies)
-        phases = self._fills(names, equations, written, shape) + self._phases(roots, emitter)
+        whole = self.equations if any("." in o for o in plan.outputs) else equations
+        phases = self._fills(names - started, whole, written, shape) + self._phases(roots, emitter)
         tiles, phases = self.family.finish(emitter.tiles, phases, self.text if self.given else None)
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names
         writes = {t for x in leaves for t in x.written} & operand_names
@@ -199,10 +207,13 @@ class _Lowering:
             frozenset(reads),
             frozenset(writes),
             inplace_pairs(roots, {b.name: b for b in operands}),
-            sum(self._flops(x) for x in leaves),
+            arithmetic(leaves, self.extents, local),
             self.op.name,
             shape,
             plan.span,
+            plan.flags.producer,
+            plan.flags.order,
+            traffic(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
         )
         self.family.check(kernel, plan, self.text)
         return kernel
@@ -293,12 +304,3 @@ class _Lowering:
                 single += emitter.body([r], {})
         flush()
         return phases
-
-    def _flops(self, leaf: Leaf) -> int:
-        points = 1
-        for i in leaf.domain:
-            points *= self.extents[i]
-        v = leaf.equation.value
-        exprs = (*v.values, *([v.key] if v.key is not None else [])) if isinstance(v, Reduction) else (v,)
-        work = sum(isinstance(n, Binary) and n.op in "+-*/" for e in exprs for n in walk(e))
-        return points * (work + (1 if isinstance(v, Reduction) else 0))

@@ -110,7 +110,7 @@ def loops_below(node: LoopNode) -> list[LoopNode]:
     return below
 
 
-def _disjoint(a: Access, b: Access) -> bool:
+def disjoint(a: Access, b: Access) -> bool:
     """Two accesses that differ in a constant subscript never meet (`QKV[b, k, 1, ..]`, `QKV[b, q, 0, ..]`)."""
     return any(
         isinstance(x, Num) and isinstance(y, Num) and x.value != y.value
@@ -130,14 +130,14 @@ def conflict(index: str, first: Leaf, second: Leaf) -> tuple[Access, Access] | N
         if index in first.reduced:
             # complete only after the loop
             for r in second.reads() + second.writes():
-                if r.tensor == w.tensor and not _disjoint(w, r):
+                if r.tensor == w.tensor and not disjoint(w, r):
                     return w, r
         for r in second.reads() + second.writes():
-            if r.tensor == w.tensor and not _disjoint(w, r) and not _same_turn(index, w, r):
+            if r.tensor == w.tensor and not disjoint(w, r) and not _same_turn(index, w, r):
                 return w, r
     for w in second.writes():
         for r in first.reads():
-            if r.tensor == w.tensor and not _disjoint(w, r) and not _same_turn(index, w, r):
+            if r.tensor == w.tensor and not disjoint(w, r) and not _same_turn(index, w, r):
                 return r, w
     return None
 
@@ -145,9 +145,9 @@ def conflict(index: str, first: Leaf, second: Leaf) -> tuple[Access, Access] | N
 def depends(second: Leaf, first: Leaf) -> bool:
     """Whether the order of the two equations matters at all."""
     for w in first.writes():
-        if any(r.tensor == w.tensor and not _disjoint(w, r) for r in second.reads() + second.writes()):
+        if any(r.tensor == w.tensor and not disjoint(w, r) for r in second.reads() + second.writes()):
             return True
-    return any(r.tensor == w.tensor and not _disjoint(w, r) for w in second.writes() for r in first.reads())
+    return any(r.tensor == w.tensor and not disjoint(w, r) for w in second.writes() for r in first.reads())
 
 
 def sink_copies(leaves: list[Leaf]) -> list[Leaf]:

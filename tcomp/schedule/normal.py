@@ -15,6 +15,7 @@ from tcomp.dsl.ast import (
     Expr,
     Module,
     Name,
+    Num,
     Op,
     Reduction,
     Target,
@@ -107,14 +108,21 @@ def _expand(e: Expr, bodies: dict[str, tuple[Target, Expr]]) -> Expr:
     return e
 
 
+def part_of(target: Target) -> str:
+    """The part of a tensor that an equation writes, by its first constant subscript: dQKV.1 of dQKV[b, k, 1, h, d]."""
+    constant = next((s.value for s in target.subscripts if isinstance(s, Num)), "")
+    return f"{target.name}.{constant}"
+
+
 def needed(
     equations: tuple[Equation | None, ...], outputs: frozenset[str], available: frozenset[str]
 ) -> tuple[int, ...]:
-    """Positions of the equations that compute `outputs`, and the temporaries they need that are not `available`."""
+    """Positions of the equations that compute `outputs` (whole, or parts of them: `dQKV.1`), and the temporaries they
+    need that are not `available`."""
     wanted = set(outputs)
     keep: list[int] = []
     for i, eq in reversed(list(enumerate(equations))):
-        if eq is not None and any(t.name in wanted for t in eq.targets):
+        if eq is not None and any(t.name in wanted or part_of(t) in wanted for t in eq.targets):
             keep.append(i)
             wanted |= {a.tensor for e in expressions(eq) for a in reads(e)} - available
     return tuple(reversed(keep))

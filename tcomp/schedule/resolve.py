@@ -33,6 +33,7 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
+from tcomp.schedule.launch_flags import FLAGS, LaunchFlags, launch_flags
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,9 @@ class KernelPlan:
     """equation -> the instruction it is computed with"""
     casts: dict[str, DType] = field(default_factory=dict)
     """tensor, or equation.tensor for its reads in one equation -> the type it is held in (rounded to)"""
+    flags: LaunchFlags = LaunchFlags()
+    parts: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """index -> the index that counts its parts, and the values in one part (`split_sum.py`)"""
 
 
 class LevelRules(Protocol):
@@ -217,6 +221,7 @@ class Resolver:
             kernel.span if kernel.directives else schedule.span,
             {n: d for d in directives if isinstance(d, Use) and d.instruction != "fma" for n in d.names},
             casts_in(directives, self.storage),
+            launch_flags(directives, self.facts | values, self.text),
         )
 
     def _tuned(self, directives: tuple[Directive, ...], outputs: tuple[str, ...]) -> dict[str, int | float]:
@@ -267,7 +272,7 @@ class Resolver:
 
     def _refuse(self, d: Directive) -> None:
         """Directives of the language that no lowering exists for yet must not be ignored."""
-        if isinstance(d, Flag) and d.name != "inline":
+        if isinstance(d, Flag) and d.name not in ("inline", *FLAGS):
             raise self.error(
                 f"`{d.name}` cannot be lowered yet",
                 d.span,

@@ -3,7 +3,8 @@
     kernel dP:  kernel dX:  -->  dP's equations first; dX's equations with the temporaries that they alone need
 
 Kernels run one after the other, so an equation may have come earlier or later than the text says. That is
-refused when it would read a tensor before an equation above it wrote it, or after one below it did.
+refused when it would read a tensor before an equation above it wrote it, or after one below it did. An output may be
+written part by part: kernel dQKV.1: computes the equations whose target has 1 as its first constant subscript.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import Equation
+from tcomp.dsl.ast import Access, Equation
 from tcomp.dsl.errors import TcError
 from tcomp.schedule.fold import reads
+from tcomp.schedule.nest import disjoint
 from tcomp.schedule.normal import expressions, inline_temporaries, needed
 from tcomp.schedule.resolve import KernelPlan
 
@@ -41,11 +43,12 @@ def split(
     parts: list[Part] = []
     made: frozenset[str] = frozenset()
     for plan in plans:
-        names = frozenset(plan.outputs) & defined if plan.outputs else outputs
+        wanted = frozenset(o for o in plan.outputs if o.partition(".")[0] in defined) if plan.outputs else outputs
+        names = frozenset(o.partition(".")[0] for o in wanted)
         if not names:
             continue
         inlined = inline_temporaries(equations, plan.inline & defined, temporaries, text)
-        positions = needed(inlined, names, (operands | made) - names)
+        positions = needed(inlined, wanted, (operands | made) - names)
         kept = tuple(eq for i in positions if (eq := inlined[i]) is not None)
         parts.append(Part(plan, names, positions, kept))
         made |= names
@@ -54,21 +57,25 @@ def split(
 
 
 def _check_order(parts: list[Part], equations: tuple[Equation, ...], shared: frozenset[str], text: str) -> None:
-    writers: dict[str, list[int]] = {}
+    writers: dict[str, list[tuple[int, Access]]] = {}
     for i, eq in enumerate(equations):
         for t in eq.targets:
-            writers.setdefault(t.name, []).append(i)
+            writers.setdefault(t.name, []).append((i, Access(t.name, t.subscripts)))
     before: set[int] = set()
     for part in parts:
         done: set[int] = set()
         for position, eq in zip(part.positions, part.equations, strict=True):
-            touched = {a.tensor for e in expressions(eq) for a in reads(e)} | {t.name for t in eq.targets}
-            for tensor in sorted(touched & shared):
-                for w in writers.get(tensor, ()):
+            touched = [a for e in expressions(eq) for a in reads(e)] + [
+                Access(t.name, t.subscripts) for t in eq.targets
+            ]
+            for a in touched:
+                for w, written in writers.get(a.tensor, ()) if a.tensor in shared else ():
+                    if disjoint(a, written):
+                        continue
                     if w < position and w not in before | done:
-                        raise _wrong_order(part, eq, tensor, "before it is computed", text)
+                        raise _wrong_order(part, eq, a.tensor, "before it is computed", text)
                     if w > position and w in before:
-                        raise _wrong_order(part, eq, tensor, "after it was overwritten", text)
+                        raise _wrong_order(part, eq, a.tensor, "after it was overwritten", text)
             done.add(position)
         before |= done
 

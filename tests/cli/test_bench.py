@@ -36,6 +36,16 @@ def test_tcomp_and_pytorch_compute_the_same_and_are_compared(tcomp: Tcomp, tmp_p
 
 
 @pytest.mark.slow
+def test_the_virtual_gpu_runs_the_same_without_claims_about_time(tcomp: Tcomp, tmp_path: Path) -> None:
+    small = ["--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "1", "-T", "8", "--rounds", "1", "--steps", "1"]
+    out = tcomp("bench", "gpt2", *small, "--device", "virtual", "--against", "none", "--json", "f.json")
+    assert out.code == 0, out.error
+    assert "times say nothing" in out.out and "GFLOP/s" not in out.out
+    (ours,) = json.loads((tmp_path / "f.json").read_text())["programs"]
+    assert ours["seconds"] == [] and len(ours["losses"]) == 4 and ours["device_bytes"] > 0
+
+
+@pytest.mark.slow
 def test_disagreeing_losses_are_refused(tcomp: Tcomp, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     text = (Path(__file__).resolve().parents[2] / "models" / "gpt2.tc").read_text()

@@ -34,7 +34,7 @@ def test_missing_gpu_pieces_are_no_fault(tcomp: Tcomp, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     monkeypatch.setattr("tcomp.codegen.nvptx.assemble.import_module", no_library)
-    monkeypatch.setattr("tcomp.cli.tools.PACKAGES", ())
+    monkeypatch.setattr("tcomp.codegen.nvptx.tools.PACKAGES", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     result = tcomp("doctor")
     assert result.code == 0

@@ -16,7 +16,6 @@ import pytest
 from tcomp.errors import UserError
 from tcomp.runtime import checkpoint
 from tcomp.runtime.data import open_data
-from tcomp.runtime.generate import ByteDecoder, choose, sample
 from tcomp.runtime.run_folder import RunFolder
 from tcomp.runtime.train import Outcome, Settings, train
 
@@ -219,37 +218,3 @@ def test_fresh_parameters_do_not_depend_on_threads(bigram: Any) -> None:
     assert (one.array("table") == four.array("table")).all()
     assert (one.array("table") != other.array("table")).any()
     assert abs(float(one.array("table").std()) - 0.02) < 1e-3
-
-
-def test_sampling_reads_the_last_real_position_of_a_sliding_window(bigram: Any) -> None:
-    executor = bigram(batch=1, length=4)
-    for token in range(256):
-        executor.array("table")[token, (token + 1) % 256] = 10  # the successor is the likeliest
-    assert list(sample(executor, [65], 10, 256, temperature=0)) == list(range(66, 76))
-    assert list(sample(executor, [1, 2, 3, 4, 5, 6, 65], 3, 256, temperature=0)) == [66, 67, 68]
-
-
-def test_sampling_is_decided_by_its_seed(bigram: Any) -> None:
-    executor = bigram(batch=1, length=4)
-    one, two = (list(sample(executor, [65], 20, 256, seed=s)) for s in (1, 1))
-    assert one == two != list(sample(executor, [65], 20, 256, seed=2))
-
-
-def test_top_k_and_temperature() -> None:
-    scores = np.log(np.array([0.1, 0.2, 0.3, 0.4]))
-    random = np.random.default_rng(0)
-    assert {choose(scores, 1.0, 2, random) for _ in range(200)} == {2, 3}
-    assert {choose(scores, 0.0, 0, random) for _ in range(20)} == {3}
-    drawn = np.bincount([choose(scores, 1.0, 0, random) for _ in range(4000)], minlength=4) / 4000
-    np.testing.assert_allclose(drawn, [0.1, 0.2, 0.3, 0.4], atol=0.03)
-
-
-def test_an_empty_prompt_is_refused(bigram: Any) -> None:
-    with pytest.raises(UserError, match="prompt is empty"):
-        next(sample(bigram(batch=1), [], 1, 256))
-
-
-def test_bytes_are_decoded_as_they_come() -> None:
-    decoder = ByteDecoder()
-    pieces = [decoder.feed(b) for b in "é!".encode()] + [decoder.feed(0xC3), decoder.end()]
-    assert pieces == ["", "é", "!", "", "�"]

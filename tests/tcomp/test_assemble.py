@@ -76,11 +76,12 @@ def test_local_memory_is_found(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------- messages
 
 
-def test_performance_remarks_name_kernel_and_line(tmp_path: Path) -> None:
+def test_performance_remarks_name_kernel_and_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(samples.WGMMA, tmp_path).messages == ()
     (wait,) = run(samples.WGMMA_WITHOUT_WAIT, tmp_path).findings
     assert (wait.code, wait.symbol, wait.severity) == ("C7517", "k", "warning")
     assert "st.global" in samples.WGMMA_WITHOUT_WAIT.splitlines()[wait.line - 1]
+    monkeypatch.setattr("tcomp.codegen.nvptx.assemble.whole_program_tool", lambda _: None)
     (ignored,) = run(samples.SETMAXNREG, tmp_path).findings
     assert (ignored.code, ignored.symbol) == ("C7504", "k") and "setmaxnreg" in ignored.text
 

@@ -3,7 +3,8 @@
 The result is the cubin, the resources of every function in it, and all the assembler had to say. It is kept by
 content in the user's cache folder: the key covers the text, the target, the options and the assembler's version.
 nvJitLink assembles every module as one that could be linked with others, so `setmaxnreg` has no effect in its cubins
-(it says so, C7504) and kernels that call functions take at least 24 registers.
+(it says so, C7504): `whole_program.py` has ptxas do those modules. Kernels that call functions take at least 24
+registers.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tcomp.codegen.nvptx.diagnostics import (
 )
 from tcomp.codegen.nvptx.resources import Resources, resources_of
 from tcomp.codegen.nvptx.targets import target_named
+from tcomp.codegen.nvptx.whole_program import assemble_whole, tool_version, whole_program_tool
 from tcomp.errors import UserError
 
 WORKERS = 2
@@ -72,7 +74,8 @@ def assemble(
     key = assembly_key(ptx, target, options)
     body = cache.load(key)
     if body is None:
-        cubin, log = _link(ptx, target, options)
+        tool = whole_program_tool(ptx)
+        cubin, log = (tool and assemble_whole(tool, ptx, target, options)) or _link(ptx, target, options)
         encoded = log.encode()
         cache.store(key, _HEADER.pack(len(encoded)) + encoded + cubin)
     else:
@@ -99,7 +102,10 @@ def assemble_all(
 
 def assembly_key(ptx: str, target: str, options: Sequence[str] = ()) -> str:
     """The name under which the cache keeps a module: all that the cubin depends on."""
-    parts = ("nvjitlink", assembler_version(), target, tuple(options), ptx)
+    tool = whole_program_tool(ptx)
+    parts: tuple[object, ...] = ("nvjitlink", assembler_version(), target, tuple(options), ptx)
+    if tool is not None:
+        parts = ("ptxas", tool_version(tool), *parts)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
 
 

@@ -16,7 +16,7 @@ from tcomp.codegen.nvptx.emitter import SHARED, finished_text
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import GpuKernel, LaunchShape
 from tcomp.codegen.nvptx.layout import ALIGNMENT, alignment_of, shared_layout, statements_in, team_layout
-from tcomp.codegen.nvptx.phase import DYNAMIC, PhaseGenerator
+from tcomp.codegen.nvptx.phase import DYNAMIC, PhaseGenerator, threads_of
 from tcomp.codegen.nvptx.targets import target_named
 from tcomp.codegen.nvptx.tensor_copy import maps_of
 from tcomp.dsl.ast import DType
@@ -47,9 +47,10 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
     threads = kernel.threads
     if threads is None:
         raise Unsupported(f"kernel '{kernel.name}' was not lowered for a GPU: it has no block of threads", kernel.span)
-    if threads.threads > MAX_THREADS:
+    count = max((threads_of(kernel, p) for p in kernel.phases), default=0)
+    if count > MAX_THREADS:
         raise UserError(
-            f"{kernel.span}: kernel '{kernel.name}' has blocks of {threads.threads} threads; {MAX_THREADS} is the most",
+            f"{kernel.span}: kernel '{kernel.name}' has blocks of {count} threads; {MAX_THREADS} is the most",
             "divide loops among fewer warps",
         )
     module = ir.Module(name=kernel.name)
@@ -65,8 +66,8 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
             maps = maps_of(phase, buffers)
             if maps and machine.sm < 90:
                 raise Unsupported(f"{machine.target} has no tensor copies (tma)", kernel.span, "stage by cp.async")
-            blocks = PhaseGenerator(module, symbol, kernel, threads, layout, machine.target, maps).generate(phase)
-            launches.append(LaunchShape(symbol, blocks, threads.threads, layout.bytes, maps))
+            blocks = PhaseGenerator(module, symbol, kernel, phase, threads, layout, machine, maps).generate(phase)
+            launches.append(LaunchShape(symbol, blocks, threads_of(kernel, phase), layout.bytes, maps))
     except UserError:
         raise
     except NotImplementedError as e:

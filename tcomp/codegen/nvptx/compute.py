@@ -7,8 +7,8 @@
         join accumulators of lanes and warps                    where a reduced axis is divided among threads
         target = accumulators (+ old target)                    by the first of the threads that hold the result
 
-Where the axes' ends are not known to fit the block, one uniform test picks between code without any check and code
-whose values are clamped and masked.
+Where the axes' ends are not known to fit the block, or points count only under a condition, one uniform test picks
+between code without any check and code whose values are clamped and masked.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tcomp.codegen.cpu.expressions import Node
 from tcomp.codegen.cpu.integers import Known
 from tcomp.codegen.cpu.tiles import Span, span_of, surely_empty
 from tcomp.codegen.cpu.types import I1, I32, IrValue
+from tcomp.codegen.nvptx import guards
 from tcomp.codegen.nvptx.addressing import Addressing, Place
 from tcomp.codegen.nvptx.domain import GpuDomain, GpuScope, Point
 from tcomp.codegen.nvptx.emitter import GpuEmitter
@@ -32,6 +33,7 @@ from tcomp.codegen.nvptx.join import Joiner, combine
 from tcomp.codegen.nvptx.plan import plan_of, sharing_of
 from tcomp.codegen.nvptx.turns import Walker
 from tcomp.codegen.nvptx.writing import Writer
+from tcomp.dsl.ast import Expr
 from tcomp.ir.tile import Axis, Buffer, Compute, Scope
 
 _IDENTITY = {
@@ -77,8 +79,10 @@ class ComputeGenerator:
         em = self.em
         unsure = [a for a in self.compute.axes if not isinstance(self.spans[a.name].length, int)
                   and self.spans[a.name].known.hi == a.block and self._worth_testing(a)]  # fmt: skip
-        if not unsure:
-            self._tiles(self.spans)
+        node = self.compute
+        held = [e for e in guards.conditions(node) if any(self.plan.unrolled(a.name) for a in node.axes)]
+        if not unsure and not held:
+            self._tiles(self.spans, node.value, node.guard)
             return
         b = em.here()
         whole: IrValue = ir.Constant(I1, 1)
@@ -87,7 +91,15 @@ class ComputeGenerator:
             span = self.spans[a.name]
             whole = b.and_(whole, b.icmp_signed("==", em.i64(span.length), em.i64(a.block)))
             spans[a.name] = replace(span, length=a.block, known=Known.exact(a.block))
-        em.either(whole, lambda: self._tiles(spans), lambda: self._tiles(self.spans))
+        for e in held:
+            here = guards.holds(em, self.scope, e, self.spans)
+            whole = em.here().and_(whole, here)
+        value, guard = guards.without(node.value, held), guards.remaining(node.guard, held)
+        em.either(
+            whole,
+            lambda: self._tiles(spans, value, guard),
+            lambda: self._tiles(self.spans, node.value, node.guard),
+        )
 
     def _worth_testing(self, axis: Axis) -> bool:
         """Loops of turns check their own ends; positions need the test."""
@@ -95,7 +107,8 @@ class ComputeGenerator:
 
     # ------------------------------------------------------------------------------------------- tiles
 
-    def _tiles(self, spans: dict[str, Span]) -> None:
+    def _tiles(self, spans: dict[str, Span], of: Expr, where: Expr | None) -> None:
+        """The thread's tiles of the value `of`, at the points where `where` holds."""
         node, em = self.compute, self.em
         self.domain = GpuDomain(em, self.scope, em.depth, None, 1, spans=spans)
         for a in node.axes:
@@ -105,13 +118,13 @@ class ComputeGenerator:
         self.evaluator = GpuEvaluator(self.domain, graph, addressing)
         self.walker = Walker(self.domain)
         self.target: Place = addressing.place(node.target, graph)
-        value = graph.build(node.value)
+        value = graph.build(of)
         kind = value_kind(self.target.buffer.dtype)
         self.kind = "f64" if "f64" in (kind, value.kind) and kind != "int" else kind
         self.value = graph.cast(value, self.kind)
         self.guard: Node | None = None
-        if node.guard is not None:
-            guard = graph.cast(graph.build(node.guard), "bool")
+        if where is not None:
+            guard = graph.cast(graph.build(where), "bool")
             if not (guard.is_literal and guard.data):
                 self.guard = guard
         if self._must_clear(spans):

@@ -45,7 +45,8 @@ HINTS = {
     "spill": "use a smaller register tile (unroll, vec), or fewer threads per block",
     "stack": "an array indexed at run time lies in local memory: unroll the loop that indexes it",
     "extern": "everything a kernel calls must be inlined",
-    "C7504": "nvJitLink assembles modules as if they were to be linked with others; leave setmaxnreg out",
+    "C7504": "nvJitLink assembles for linking, where registers cannot move: install ptxas (nvidia-cuda-nvcc), "
+    "or let the producer keep its registers",
     "C7508": "give the kernel its number of threads (.maxntid or .reqntid)",
     "C7511": "use a smaller tile, or spread it over more warpgroups",
     "C7512": "use a smaller tile, or spread it over more warpgroups",

@@ -24,7 +24,8 @@ INTRINSICS = frozenset(
     {
         "tid.x", "ctaid.x", "barrier.cta.sync.aligned.all", "cp.async.commit.group", "cp.async.wait.group",
         "bar.warp.sync", "elect.sync", "mbarrier.init.shared", "mbarrier.try.wait.parity.scope.cta.space.cta",
-        "fence.mbarrier_init.release.cluster",
+        "fence.mbarrier_init.release.cluster", "barrier.cta.sync.aligned.count", "shfl.sync.idx.i32",
+        "setmaxnreg.inc.sync.aligned.u32", "setmaxnreg.dec.sync.aligned.u32",
     }
 )  # fmt: skip
 """NVVM intrinsics in use. LLVM ends the process at a name it does not know, so only these are let through."""
@@ -34,11 +35,13 @@ class GpuEmitter(Emitter):
     """One kernel entry being written."""
 
     word: Type = I32
+    apart = False
 
     def __init__(self, function: ir.Function, threads: ThreadShape) -> None:
         super().__init__(function)
         self.threads = threads
         self.async_reads = False
+        self.calls = True
 
     # ------------------------------------------------------------------------------------- instructions
 
@@ -59,12 +62,15 @@ class GpuEmitter(Emitter):
         return self.builder.asm(signature, text, constraints, list(args), effect)
 
     def barrier(self) -> None:
-        """All threads of the block wait for each other; memory before it is seen after it, with `async_reads` also by
-        wgmma."""
+        """All threads that compute wait for each other; memory before it is seen after it, with `async_reads` also by
+        wgmma. (Where `apart`, others of the block are a producer's, which does not take part.)"""
         self.here()
         if self.async_reads:
             self.asm("fence.proxy.async.shared::cta;", VOID, "~{memory}", effect=True)
-        self.nvvm("barrier.cta.sync.aligned.all", args=[self.i64(0)])
+        if self.apart:
+            self.nvvm("barrier.cta.sync.aligned.count", args=[self.i64(1), self.i64(self.threads.threads)])
+        else:
+            self.nvvm("barrier.cta.sync.aligned.all", args=[self.i64(0)])
 
     # ----------------------------------------------------------------------------------- control flow
 
@@ -121,6 +127,12 @@ class GpuEmitter(Emitter):
         """The warp's number in its block."""
         thread = self.thread()
         return self.once(0, "warp", lambda: self.builder.lshr(thread, self.i64(5)))
+
+    def uniform_warp(self) -> IrValue:
+        """The warp's number, in a form that the assembler sees is the same for all of its lanes."""
+        warp = self.warp()
+        args = [self.i64(-1), warp, self.i64(0), self.i64(31)]
+        return self.once(0, "uniform warp", lambda: self.nvvm("shfl.sync.idx.i32", I32, args))
 
     def lane(self) -> IrValue:
         """The thread's number in its warp."""

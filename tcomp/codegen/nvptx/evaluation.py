@@ -18,7 +18,7 @@ from tcomp.codegen.nvptx import formats, mathematics
 from tcomp.codegen.nvptx.addressing import Addressing, Place
 from tcomp.codegen.nvptx.domain import GpuDomain, Point, same_sharing
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.dsl.ast import DType
+from tcomp.dsl.ast import DType, Expr
 from tcomp.ir.tile import Fragment
 
 FP8 = (DType.E4M3, DType.E5M2)
@@ -34,7 +34,12 @@ def scalar_type(kind: str) -> ir.Type:
 
 
 class GpuGraph(Graph):
-    """Expression nodes, with casts to the narrow formats."""
+    """Expression nodes, with casts to the narrow formats and the approximate exp2 of lowering."""
+
+    def _call(self, name: str, args: tuple[Expr, ...]) -> Node:
+        if name == "exp2":
+            return self.node("exp2", "f32", (self.cast(self.build(args[0]), "f32"),))
+        return super()._call(name, args)
 
     def _dtype_cast(self, x: Node, dtype: DType) -> Node:
         if dtype in FP8:
@@ -146,6 +151,10 @@ class GpuEvaluator(Evaluator):
             return formats.round_to(self.gpu, v[0], node.data)
         if op == "stochastic":
             return stochastic_bf16(self.em.builder, v[0], v[1])
+        if op == "exp2":
+            return mathematics.exp2(self.gpu, v[0])
+        if op == "div" and kind == "f32" and not self.gpu.calls:
+            return mathematics.divided(self.gpu, v[0], v[1])
         if op == "random":
             return mathematics.random_uniform(self.gpu, v[0], v[1])
         if op == "pow":

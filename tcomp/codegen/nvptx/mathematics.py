@@ -4,6 +4,8 @@ f32 error bounds in units in the last place (the tests sweep them on the virtual
 
     exp 3    log 2    tanh 6    sin, cos 2 on |x| <= 1e4    rsqrt 2    sqrt and division exact rounding
 
+(2 for sqrt and division in kernels with wgmma, which must not call anything: the assembler would serialise it.)
+
 exp and tanh rest on ex2.approx (relative error 2^-22.5), whose argument is split in two so that large arguments lose
 nothing; log, sin, cos, all f64 functions and powers are the CPU generator's formulas. Results of infinities, NaN, zero,
 overflow and underflow are those of the exact functions.
@@ -34,6 +36,8 @@ def call(em: GpuEmitter, name: str, x: IrValue) -> IrValue:
                 return exp(em, x)
             case "tanh":
                 return tanh(em, x)
+            case "sqrt" if not em.calls:
+                return em.asm("sqrt.approx.f32 $0, $1;", F32, "=f,f", [x])
             case "rsqrt":
                 return em.asm("rsqrt.approx.f32 $0, $1;", F32, "=f,f", [x])
     return vectormath.call(em, name, x, True)
@@ -61,6 +65,16 @@ def _power_of_e(em: GpuEmitter, x: IrValue) -> IrValue:
     low = _fma(em, x, _c(_LOG2E_LOW), low)
     power = em.asm("ex2.approx.f32 $0, $1;", F32, "=f,f", [high])
     return _fma(em, b.fmul(power, _c(math.log(2))), low, power)
+
+
+def exp2(em: GpuEmitter, x: IrValue) -> IrValue:
+    """2**x with a relative error of 2**-22, in one instruction; subnormal results are 0."""
+    return em.asm("ex2.approx.ftz.f32 $0, $1;", F32, "=f,f", [x])
+
+
+def divided(em: GpuEmitter, x: IrValue, y: IrValue) -> IrValue:
+    """x / y within 2 units in the last place, without the call that exact rounding takes."""
+    return em.asm("div.full.f32 $0, $1, $2;", F32, "=f,f,f", [x, y])
 
 
 def exp(em: GpuEmitter, x: IrValue) -> IrValue:

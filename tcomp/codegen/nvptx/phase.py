@@ -1,18 +1,17 @@
 """A phase as one kernel entry: the grid of blocks, loops inside a block, pipelines, barriers.
 
-Nested `grid` loops are one-dimensional grid, the innermost loop fastest. Each entry takes a pointer per operand and,
-where blocks share tiles, a pointer to their region.
+Each entry takes a pointer per operand, where blocks share tiles a pointer to their region, and its tensor maps. With a
+`Producer` the statements are written twice: as the copies that one thread issues, and as all the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from llvmlite import ir
 
 from tcomp.codegen.cpu.bounds import integer_value
 from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.expressions import fold
 from tcomp.codegen.cpu.integers import Facts, Known
 from tcomp.codegen.cpu.types import I8, I32, I64, VOID, IrValue
 from tcomp.codegen.nvptx.compute import ComputeGenerator
@@ -20,6 +19,7 @@ from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GLOBAL, GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import slot_type
+from tcomp.codegen.nvptx.grid import turns_of
 from tcomp.codegen.nvptx.launch import OperandMap
 from tcomp.codegen.nvptx.layout import SharedLayout, leading_packs, pipe_stages, rings_of, statements_in, team_layout
 from tcomp.codegen.nvptx.matrix import matched, write_contraction
@@ -30,10 +30,25 @@ from tcomp.codegen.nvptx.ring import Ring, elected
 from tcomp.codegen.nvptx.sync import Planner
 from tcomp.codegen.nvptx.tensor_copy import map_of
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe, TensorTile
-from tcomp.dsl.ast import Access, Expr, Num
-from tcomp.ir.tile import Buffer, Compute, Fragment, Kernel, Loop, Pack, Scope, Statement, ThreadShape
+from tcomp.dsl.ast import Access
+from tcomp.instructions.matching import Match
+from tcomp.ir.tile import (
+    Buffer,
+    Compute,
+    Fragment,
+    Kernel,
+    Loop,
+    Pack,
+    Producer,
+    Scope,
+    Statement,
+    ThreadShape,
+)
+from tcomp.machine.gpu import GpuMachine
 
 DYNAMIC = "tc_shared"
+MOST_REGISTERS = 240
+"""registers that a thread may be given by another warpgroup"""
 
 
 class PhaseGenerator:
@@ -50,9 +65,10 @@ class PhaseGenerator:
         module: ir.Module,
         symbol: str,
         kernel: Kernel,
+        phase: Sequence[Statement],
         shape: ThreadShape,
         layout: SharedLayout,
-        target: str = "",
+        machine: GpuMachine,
         maps: tuple[OperandMap, ...] = (),
     ) -> None:
         team, team_bytes = team_layout(kernel.tiles)
@@ -62,13 +78,16 @@ class PhaseGenerator:
         function = ir.Function(module, ir.FunctionType(VOID, parameters), name=symbol)
         function.calling_convention = "ptx_kernel"
         # llvmlite knows no attributes with a value, but prints what its set holds.
-        set.add(function.attributes, f'nounwind "nvvm.reqntid"="{shape.threads}"')
+        # (The assembler only moves registers between warps of a kernel that says how many blocks share the file.)
+        producer = producer_of(kernel, phase)
+        alone = ' "nvvm.minctasm"="1"' if producer is not None and producer.registers else ""
+        set.add(function.attributes, f'nounwind "nvvm.reqntid"="{threads_of(kernel, phase)}"{alone}')
         for argument in function.args[:pointers]:
             set.add(argument.attributes, "align 256")
         for argument in function.args[pointers:]:
             set.add(argument.attributes, 'byval([128 x i8]) align 64 "nvvm.grid_constant"')
         self.map_addresses = dict(zip(maps, function.args[pointers:], strict=True))
-        self.kernel, self.layout = kernel, layout
+        self.kernel, self.layout, self.machine = kernel, layout, machine
         self.rings: dict[int, Ring] = {}
         self.tensor_tiles: dict[int, TensorTile] = {}
         self.em = GpuEmitter(function, shape)
@@ -83,17 +102,18 @@ class PhaseGenerator:
             roots[name] = b.gep(shared, [ir.Constant(I32, at)], source_etype=I8)
         self.scope = GpuScope(
             buffers={t.name: t for t in kernel.operands + kernel.tiles}, roots=roots, variables={}, facts=Facts(),
-            fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=shape, target=target,
+            fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=shape, target=machine.target,
             constant=constant_operands(kernel),
             exchange={k: b.gep(shared, [ir.Constant(I32, at)], source_etype=I8) for k, at in layout.exchange.items()},
         )  # fmt: skip
 
     def generate(self, phase: Sequence[Statement]) -> int:
         """Emit the whole entry; gives the number of blocks to launch."""
-        self.sync = Planner(phase, self.scope.buffers, self.em.threads).plan(phase)
+        self.sync = Planner(phase, self.scope.buffers, self.em.threads, self.kernel.order.persistent).plan(phase)
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
         self.scope.zeroed = matrix_operands(phase)
         self.em.async_reads = reads_ordinary_tiles(phase, self.scope)
+        self.em.calls = not any(True for _ in asynchronous(phase, self.scope))
         used = {a.tensor for s in statements_in(phase) if isinstance(s, Compute) for a in accesses_of(s)}
         for t in self.kernel.tiles:
             if t.name in used and t.scope is Scope.REGISTERS:
@@ -101,19 +121,84 @@ class PhaseGenerator:
             if t.name in used and t.scope is Scope.SCRATCH:
                 raise Unsupported(f"tile '{t.name}' is in a CPU core's scratch memory", self.kernel.span)
         self._start_rings(phase)
-        blocks = 1
         path: tuple[int, ...] = ()
         nest: list[Loop] = []
         body: Sequence[Statement] = phase
         while len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
             nest.append(body[0])
             body, path = body[0].body, (*path, 0)
-        if nest:
-            blocks = self._grid(nest)
-        if blocks:
-            self.statements(body, path)
+        self.turns, self.body, self.path = turns_of(nest), body, path
+        total = self.turns.total
+        blocks = min(total, self.machine.sms) if self.kernel.order.persistent else total
+        producer = producer_of(self.kernel, phase)
+        if total and producer is None:
+            self._blocks(blocks)
+        elif total and producer is not None:
+            self._apart(producer, blocks)
         self.em.here().ret_void()
         return max(1, blocks)
+
+    def _blocks(self, blocks: int) -> None:
+        """A block's turns: one, or every blocks-th from its own number on."""
+        em, total = self.em, self.turns.total
+        em.here()
+        number: Int = 0 if blocks == 1 else em.nvvm("ctaid.x", I32)
+        if blocks == total:
+            self._turn(number)
+            return
+
+        def turn(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+            self._turn(base)
+            return []
+
+        em.loop(number, total, blocks, [], turn, nonempty=True)
+
+    def _turn(self, number: Int) -> None:
+        """The statements of one turn of the grid loops."""
+        self.em.here()
+        values = self.turns.values(self.em, number, self.kernel.order)
+        for g, value in zip(self.turns.loops, values, strict=True):
+            self.bind(g.variable, value, self.scope.facts.loop(g.start, g.stop, g.step), self.em.depth)
+        self.statements(self.body, self.path)
+        for g in self.turns.loops:
+            self.unbind(g.variable)
+
+    def _apart(self, producer: Producer, blocks: int) -> None:
+        """The statements twice: tensor copies by one thread of the producer, everything else by the other warps."""
+        em = self.em
+        computing = em.threads.warps
+        first = em.uniform_warp()
+        b = em.here()
+        mine, registers = b.icmp_signed(">=", first, em.i64(computing)), self._registers(producer)
+
+        def produce() -> None:
+            self._take(registers, producer.registers)
+            self.role = "producer"
+            chosen = em.here().icmp_signed("==", first, em.i64(computing))
+            em.when(chosen, lambda: em.when(elected(em), lambda: self._blocks(blocks)))
+
+        def consume() -> None:
+            self._take(registers, registers)
+            self.role, em.apart = "consumer", True
+            self._blocks(blocks)
+            self.role, em.apart = "all", False
+
+        em.either(mine, produce, consume)
+
+    def _registers(self, producer: Producer) -> int:
+        """Registers of a computing thread once the producer has given up its own; 0 where none move."""
+        if not producer.registers:
+            return 0
+        threads = self.em.threads.threads
+        pool = self.machine.registers_per_block // (threads + 32 * producer.warps) // 8 * 8
+        left = (pool * (threads + 32 * producer.warps) - producer.registers * 32 * producer.warps) // threads
+        return max(0, min(MOST_REGISTERS, left // 8 * 8)) if pool < MOST_REGISTERS else 0
+
+    def _take(self, moved: int, registers: int) -> None:
+        if moved:
+            self.em.here()
+            direction = "inc" if registers == moved else "dec"
+            self.em.nvvm(f"setmaxnreg.{direction}.sync.aligned.u32", args=[self.em.i64(registers)])
 
     def _start_rings(self, phase: Sequence[Statement]) -> None:
         """Make the mbarriers of what the copy engine fills, before anything uses them."""
@@ -121,7 +206,7 @@ class PhaseGenerator:
         shared = em.module.globals.get(DYNAMIC)
         found = list(rings_of(phase))
         written = {s.target.tensor for s in statements_in(phase) if isinstance(s, Compute)}
-        repeated = repeated_in(phase)
+        repeated = repeated_in(phase, self.kernel.order.persistent)
         for node, stages in found:
             packs = leading_packs(node) if isinstance(node, Loop) else (node,)
             _check_packs(packs, written)
@@ -176,34 +261,6 @@ class PhaseGenerator:
         for slot in slots:
             b.store(ir.Constant(kind, 0), slot)
         self.scope.fragments[t.name] = slots
-
-    def _grid(self, nest: Sequence[Loop]) -> int:
-        """Bind the variables of the grid loops from the block's number."""
-        em = self.em
-        ranges = [range(self._number(g, g.start), self._number(g, g.stop), g.step) for g in nest]
-        total = 1
-        for r in ranges:
-            total *= len(r)
-        if total == 0:
-            return 0
-        b = em.here()
-        rest: Int = 0 if total == 1 else em.nvvm("ctaid.x", I32)
-        size = total
-        for g, r in reversed(list(zip(nest, ranges, strict=True))):
-            count: Int = 0
-            if len(r) > 1:
-                count = rest if size == len(r) else b.urem(rest, em.i64(len(r)))
-                rest = 0 if size == len(r) else b.udiv(rest, em.i64(len(r)))
-                size //= len(r)
-            value = em.add(em.mul(count, g.step), r[0])
-            self.bind(g.variable, value, self.scope.facts.loop(g.start, g.stop, g.step), 0)
-        return total
-
-    def _number(self, loop: Loop, e: Expr) -> int:
-        folded = fold(e)
-        if not isinstance(folded, Num):
-            raise Unsupported(f"grid loop '{loop.variable}' must have constant bounds", loop.span)
-        return int(folded.value)
 
     # ------------------------------------------------------------------------------------- statements
 
@@ -284,6 +341,18 @@ class PhaseGenerator:
         self.em.nvvm("cp.async.wait.group", args=[self.em.i64(left)])
 
 
+def producer_of(kernel: Kernel, phase: Sequence[Statement]) -> Producer | None:
+    """The kernel's producer, where the phase has something for it."""
+    return kernel.producer if any(True for _ in rings_of(phase)) else None
+
+
+def threads_of(kernel: Kernel, phase: Sequence[Statement]) -> int:
+    """Threads of a phase's blocks, a producer's included."""
+    assert kernel.threads is not None
+    producer = producer_of(kernel, phase)
+    return kernel.threads.threads + (32 * producer.warps if producer is not None else 0)
+
+
 def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
     """Tiles that matrix instructions read or add to."""
     used = [a.tensor for s in statements_in(phase) if isinstance(s, Compute) and s.instruction for a in accesses_of(s)]
@@ -293,17 +362,20 @@ def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
 def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
     """Do matrix instructions read shared tiles in place (by the async proxy) that ordinary stores or cp.async fill?"""
     copied = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
+    read = {o.buffer.name for m in asynchronous(phase, scope) for o in (m.a, m.b) if not o.in_registers}
+    return bool(read - copied)
+
+
+def asynchronous(phase: Sequence[Statement], scope: GpuScope) -> Iterator[Match]:
+    """The contractions by wgmma."""
     for s in statements_in(phase):
         if isinstance(s, Compute) and s.instruction and (match := matched(s, scope)).instruction.threads == 128:
-            tiles = {o.buffer.name for o in (match.a, match.b) if not o.in_registers}
-            if tiles - copied:
-                return True
-    return False
+            yield match
 
 
-def repeated_in(phase: Sequence[Statement]) -> set[int]:
+def repeated_in(phase: Sequence[Statement], persistent: bool) -> set[int]:
     """Packs (by number) that one block may run more than once."""
-    loops = [s for s in statements_in(phase) if isinstance(s, Loop) and s.level != "grid"]
+    loops = [s for s in statements_in(phase) if isinstance(s, Loop) and (persistent or s.level != "grid")]
     return {id(s) for loop in loops for s in statements_in(loop.body) if isinstance(s, Pack)}
 
 

@@ -74,8 +74,10 @@ class Sync:
 class Planner:
     """Places the barriers of one phase."""
 
-    def __init__(self, phase: Sequence[Statement], buffers: Mapping[str, Buffer], threads: ThreadShape) -> None:
-        self.buffers, self.threads = buffers, threads
+    def __init__(
+        self, phase: Sequence[Statement], buffers: Mapping[str, Buffer], threads: ThreadShape, persistent: bool = False
+    ) -> None:
+        self.buffers, self.threads, self.persistent = buffers, threads, persistent
         self.sync = Sync()
         written = {w for s in statements_in(phase) for w in _written(s)}
         # (What the copy engine fills is guarded by mbarriers: `ring.py`.)
@@ -139,8 +141,12 @@ class Planner:
 
     def _loop(self, s: Loop, path: tuple[int, ...], pending: Pending) -> None:
         if s.level == "grid":
-            # Turns are different blocks, which nothing orders.
+            # Turns are different blocks, which nothing orders; of a persistent block they share its shared memory.
             self._body(s.body, path, pending)
+            known = -1
+            while self.persistent and known != len(self.sync.barriers):
+                known = len(self.sync.barriers)
+                self._body(s.body, path, self._within_block(pending.without(s.variable)))
             return
         packs = leading_packs(s) if s.level == "pipe" else ()
         packs = () if any(p.by == "tma" for p in packs) else packs
@@ -170,6 +176,15 @@ class Planner:
         pending.join(skipped)
         if packs:
             pending.copies = skipped.copies
+
+    def _within_block(self, pending: Pending) -> Pending:
+        """What is pending in memory of the block's own."""
+        shared = {n for n, b in self.buffers.items() if b.scope not in (Scope.OPERAND, Scope.TEAM)}
+        reads, writes = (
+            {t for t in ts if t.buffer in shared or t.buffer.startswith("exchange")}
+            for ts in (pending.reads, pending.writes)
+        )
+        return Pending(reads, writes, pending.copies)
 
     def _owner(self, s: Compute, access: Access) -> tuple[Dimension, ...] | None:
         """Which thread touches which element: per dimension, where the axis starts and how it is shared out."""

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tcomp.runtime.vgpu import UnknownInstruction, formats
-from tests.runtime.vgpu.conftest import launch
+from tcomp.runtime.vgpu import Device, UnknownInstruction, formats
+from tests.runtime.vgpu.conftest import entry, launch
 
 RNG = np.random.default_rng(29)
 WORDS = np.concatenate([np.array([0, 1, 31, 32, 33, 0x80000000, 0xFFFFFFFF, 7], np.uint32),
@@ -333,3 +333,18 @@ def test_cp_async_may_ignore_its_source_and_takes_a_cache_policy() -> None:
     report, (_, out) = launch(body, x, np.zeros(256, np.uint32), shared=1024)
     assert report.ok, report
     assert np.array_equal(out[:128], np.where(np.arange(128) < 32, 0, x)) and np.array_equal(out[128:], x)
+
+
+def test_addresses_of_parameters_in_32_bits() -> None:
+    """LLVM moves a parameter's address into a 32-bit register, and converts or loads from there."""
+    body = """
+      mov.b32 %r1, y; cvt.u64.u32 %rd5, %r1; cvta.param.u64 %rd6, %rd5; ld.b64 %rd7, [%rd6];
+      ld.param.u64 %rd8, [%r1]; mov.b64 %rd9, y; cvta.param.u64 %rd9, %rd9; ld.u64 %rd10, [%rd9];
+      xor.b64 %rd7, %rd7, %rd1; xor.b64 %rd8, %rd8, %rd1; xor.b64 %rd10, %rd10, %rd1;
+      st.global.u64 [%rd0], %rd7; st.global.u64 [%rd0+8], %rd8; st.global.u64 [%rd0+16], %rd10;
+      isspacep.param %p1, %rd6; selp.u64 %rd11, 1, 0, %p1; st.global.u64 [%rd0+24], %rd11;
+    """
+    gpu = Device()
+    x, y = gpu.upload(np.full(4, 9, np.uint64)), gpu.upload(np.zeros(1, np.uint64))
+    gpu.load(entry(body)).launch("k", 1, 1, [x, y]).check()
+    assert gpu.download(x, np.uint64, 4).tolist() == [0, 0, 0, 1]

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,35 @@ import numpy as np
 import pytest
 
 from tcomp.runtime.vgpu import Device, Options, Report
+from tcomp.runtime.vgpu.tensor_map import encode_tiled
 
 TYPES = {"float32": "fp32", "float16": "fp16", "float64": "fp64", "int32": "i32", "int64": "i64", "int8": "i8",
          "uint8": "u8", "uint16": "bf16", "uint32": "u32"}  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Descriptor:
+    """A tensor descriptor that the host makes: a matrix (last axis contiguous) and the block that is moved at once."""
+
+    array: np.ndarray
+    block: tuple[int, ...]
+
+
 def arch_of(cap: int) -> str:
     return f"sm_{cap}"
+
+
+def expanded(d: Descriptor, address: int, meta: Any) -> list[Any]:
+    """The parameters that a descriptor becomes: a tensor map (sm_90) or the tensor itself, its shape and strides."""
+    shape, strides = list(d.array.shape), [s // d.array.itemsize for s in d.array.strides]
+    if meta is None:
+        return [address, *shape, *strides, False, False, *shape, *strides]
+    moved = [10, 8, 9][kind - 8] if 8 <= (kind := meta["elem_type"]) <= 10 else kind  # numbered otherwise in kernels
+    steps = [s * d.array.itemsize for s in strides[-2::-1]]
+    one = [1] * len(shape)
+    raw = encode_tiled(moved, len(shape), address, shape[::-1], steps, meta["block_size"][::-1], one,
+                       swizzle=meta["swizzle"])  # fmt: skip
+    return [raw, *shape, *strides]
 
 
 class Triton:
@@ -36,14 +59,17 @@ class Triton:
         import triton.compiler
 
         self.triton = triton
-        spec = importlib.util.spec_from_file_location("triton_kernels", Path(__file__).with_name("kernels.py"))
-        assert spec and spec.loader
-        self.kernels = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.kernels)
+        self.kernels: dict[str, Any] = {}
+        for file in sorted(Path(__file__).parent.glob("kernels*.py")):
+            spec = importlib.util.spec_from_file_location(f"triton_{file.stem}", file)
+            assert spec and spec.loader
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            self.kernels |= vars(module)
 
     def compile(self, name: str, args: Sequence[Any], constants: dict[str, Any], types: dict[int, str], cap: int,
                 **options: int) -> Any:  # fmt: skip
-        f = getattr(self.kernels, name)
+        f = self.kernels[name]
         constants = dict(constants)
         signature: dict[str, str] = {}
         divisible: dict[tuple[int, ...], Any] = {}
@@ -55,6 +81,8 @@ class Triton:
             a = next(given)
             if n in types:
                 signature[parameter] = types[n]
+            elif isinstance(a, Descriptor):
+                signature[parameter] = f"tensordesc<{TYPES[str(a.array.dtype)]}{list(a.block)}>"
             elif isinstance(a, np.ndarray) and a.ndim:
                 signature[parameter] = "*" + TYPES[str(a.dtype)]
             else:
@@ -75,14 +103,25 @@ class Triton:
         options.setdefault("num_warps", 4)
         built = self.compile(name, args, constants or {}, types or {}, cap, **options)
         gpu = Device(sm=cap, options=vgpu)
-        places = [(gpu.upload(a), a) if isinstance(a, np.ndarray) and a.ndim else None for a in args]
-        values = [a if p is None else p[0] for p, a in zip(places, args, strict=True) if p or a != 1 or a is True]
+        arrays = [a.array if isinstance(a, Descriptor) else a for a in args]
+        places = [(gpu.upload(a), a) if isinstance(a, np.ndarray) and a.ndim else None for a in arrays]
+        maps = iter(getattr(built.metadata, "tensordesc_meta", None) or ())
+        values: list[Any] = []
+        for place, a in zip(places, args, strict=True):
+            if isinstance(a, Descriptor):
+                assert place is not None
+                values += expanded(a, place[0], next(maps, None))
+            elif place or a != 1 or a is True:
+                values.append(place[0] if place else a)
         blocks = np.prod(grid, dtype=int)
         for size in (built.metadata.global_scratch_size, built.metadata.profile_scratch_size):
             values.append(gpu.allocate(int(size * blocks)) if size else 0)
+        ctas = built.metadata.num_ctas
+        x, *rest = [grid] if isinstance(grid, int) else grid
         report = gpu.load(built.asm["ptx"]).launch(
-            built.metadata.name, grid, 32 * built.metadata.num_warps, values, built.metadata.shared
-        )
+            built.metadata.name, (x * ctas, *rest), 32 * built.metadata.num_warps, values, built.metadata.shared,
+            cluster=ctas if ctas > 1 else None,
+        )  # fmt: skip
         return report, [gpu.download(p[0], p[1].dtype, p[1].size).reshape(p[1].shape) for p in places if p]
 
     def run(self, *args: Any, **options: Any) -> list[np.ndarray]:

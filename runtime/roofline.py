@@ -1,0 +1,126 @@
+"""A step's kernels against the machine's ceilings: the least time each could take, and the time it takes.
+
+    least = max(FLOPs / peak, bytes / bandwidth)
+
+Work and traffic are what the kernel's equations ask for (`Kernel.flops`, `Kernel.traffic`), over all its launches in
+the step. Operands that are still in a cache can beat the memory side. (Williams, Waterman, Patterson, 2009.)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from tcomp.model.step import Step
+from tcomp.runtime.cpu.executor import CpuExecutor
+
+PROGRAMS = ("micro_first", "update")
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """The ceilings that a kernel is held against: FLOP/s and bytes/s, all threads together."""
+
+    flops: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel: `first` labels its first launch; `seconds` of all launches of one step, None when not measured."""
+
+    kernel: str
+    first: str
+    launches: int
+    flops: int
+    bytes: int
+    seconds: float | None = None
+
+    def least(self, peaks: Peaks) -> float:
+        """Seconds that the ceilings allow."""
+        return max(self.flops / peaks.flops, self.bytes / peaks.bandwidth)
+
+    def bound(self, peaks: Peaks) -> str:
+        """Which ceiling that is."""
+        return "compute" if self.flops / peaks.flops >= self.bytes / peaks.bandwidth else "memory"
+
+    def share(self, peaks: Peaks) -> float | None:
+        """The least time as a part of the time taken."""
+        return self.least(peaks) / self.seconds if self.seconds else None
+
+
+def kernel_rows(step: Step, seconds: dict[str, list[float]] | None = None) -> list[Row]:
+    """The step's kernels, in the order of their first launches or, with `seconds` (program -> each launch), of time."""
+    rows: dict[str, Row] = {}
+    for program in (p for p in PROGRAMS if p in step.programs):
+        taken = seconds[program] if seconds else [0.0] * len(step.programs[program])
+        for launch, spent in zip(step.programs[program], taken, strict=True):
+            kernel = step.kernels[launch.kernel]
+            r = rows.get(launch.kernel, Row(launch.kernel, launch.label, 0, 0, 0, 0.0))
+            total = (r.seconds or 0.0) + spent
+            work, moved = r.flops + kernel.flops, r.bytes + kernel.traffic
+            rows[launch.kernel] = Row(r.kernel, r.first, r.launches + 1, work, moved, total)
+    if seconds is None:
+        return [Row(r.kernel, r.first, r.launches, r.flops, r.bytes) for r in rows.values()]
+    return sorted(rows.values(), key=lambda r: -(r.seconds or 0.0))
+
+
+def launch_seconds(
+    executor: CpuExecutor, runs: int, progress: Callable[[int], None] = lambda _: None
+) -> dict[str, list[float]]:
+    """Seconds of each launch of each program: the least of `runs` runs, since what others do only adds to it.
+
+    The step must be ready to run (parameters, inputs, scalars). Runs change its parameters.
+    """
+    step = executor.step
+    best: dict[str, Any] = {}
+    for run in range(runs + 1):  # the first one brings the memory in and does not count
+        for program in (p for p in PROGRAMS if p in step.programs):
+            start = time.perf_counter()
+            ticks = np.array([t for _, t in executor.profile(program)])
+            ticks *= (time.perf_counter() - start) / max(1.0, float(ticks.sum()))
+            if run:
+                best[program] = np.minimum(best.get(program, ticks), ticks)
+        progress(run)
+    return {program: _by_launch(executor, program, times) for program, times in best.items()}
+
+
+def _by_launch(executor: CpuExecutor, program: str, phases: Any) -> list[float]:
+    """A launch takes as long as its phases together."""
+    out, at = [], 0
+    for launch in executor.step.programs[program]:
+        n = len(executor.kernels[launch.kernel].symbols)
+        out.append(float(phases[at : at + n].sum()))
+        at += n
+    return out
+
+
+def as_json(rows: list[Row], peaks: Peaks) -> list[dict[str, Any]]:
+    """The rows with what is derived from them."""
+    return [{**asdict(r), "least": r.least(peaks), "bound": r.bound(peaks), "share": r.share(peaks)} for r in rows]
+
+
+def table(rows: list[Row], peaks: Peaks) -> str:
+    """As Markdown, the whole step last."""
+    head = "| kernel | launches | GFLOP | MB | least, ms | bound | ms | GFLOP/s | GB/s | of its roofline |"
+    lines = [head, "|---|" + "---:|" * 4 + "---|" + "---:|" * 4]
+    whole = Row("whole step", "", sum(r.launches for r in rows), 0, 0, sum(r.seconds or 0.0 for r in rows) or None)
+    for r in rows:
+        lines.append(_line(r, r.least(peaks), r.bound(peaks)))
+    lines.append(_line(whole, sum(r.least(peaks) for r in rows), ""))
+    return "\n".join(lines) + "\n"
+
+
+def _line(r: Row, least: float, bound: str) -> str:
+    work = [f"{r.flops / 1e9:.2f}", f"{r.bytes / 1e6:.1f}"] if r.flops or r.bytes else ["", ""]
+    cells = [r.kernel, str(r.launches), *work, f"{least * 1e3:.2f}", bound]
+    if r.seconds:
+        rates = [f"{r.flops / r.seconds / 1e9:.1f}", f"{r.bytes / r.seconds / 1e9:.1f}"] if bound else ["", ""]
+        cells += [f"{r.seconds * 1e3:.2f}", *rates, f"{least / r.seconds:.0%}"]
+    else:
+        cells += [""] * 4
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,104 @@
+"""`tcomp roofline`: every kernel of a step against the least time that this machine's ceilings allow it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tcomp.cli import common, limits
+from tcomp.errors import UserError
+
+if TYPE_CHECKING:
+    from tcomp.runtime.cpu.executor import CpuExecutor
+
+
+def roofline(
+    file: Annotated[str, typer.Argument(metavar="MODEL", help="A .tc file, or one of tcomp's own models.")] = "gpt2",
+    config: Annotated[str | None, typer.Option(help="The model's configuration.")] = None,
+    batch: Annotated[int, typer.Option("--batch", "-B", help="Sequences per step.")] = 4,
+    length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 64,
+    dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
+    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
+    device: Annotated[str, typer.Option(help="cpu (on a GPU: tcomp bench).")] = "cpu",
+    threads: Annotated[int, typer.Option(help="Cores to use; 0: all.")] = 0,
+    lock: Annotated[str, typer.Option(help=common.LOCK_HELP)] = "",
+    measure: Annotated[bool, typer.Option("--measure", help="Run the step and time each kernel.")] = False,
+    runs: Annotated[int, typer.Option(help="Steps that are timed; the least time of each launch counts.")] = 5,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures into this file.")] = None,
+) -> None:
+    """Print every kernel of a training step: its arithmetic, its memory traffic, and the least time that this
+    machine's measured ceilings allow, max(FLOPs / peak, bytes / bandwidth); with --measure also its time.
+
+    The peak is that of f32 multiply-adds, the bandwidth that of reading or a triad over arrays larger than the caches,
+    of all threads together, measured first: the best of several turns, as a kernel's time is its least. A kernel whose
+    operands are in a cache can be above 100%.
+
+    Examples:
+
+    - `tcomp roofline gpt2 --config 124M -B 4 -T 64 --measure`
+
+    - `tcomp roofline llama --measure --threads 1 --json roofline.json`
+    """
+    from tcomp.runtime.cpu.ceilings import bandwidth, fma_peak
+    from tcomp.runtime.roofline import Peaks, kernel_rows, launch_seconds, table
+    from tcomp.runtime.roofline import as_json as figures
+    from tcomp.runtime.train import check_inputs
+
+    numbers = limits.parse_dims(dim or [])
+    limits.check_numbers(batch=batch, length=length, threads=threads, runs=runs)
+    limits.check_precision(precision)
+    if limits.split_device(device)[0] != "cpu":
+        raise UserError(f"--device {device}: rooflines are of this machine's processors", "on a GPU use tcomp bench")
+    if as_json is not None and (as_json.is_dir() or not as_json.absolute().parent.is_dir()):
+        raise UserError(f"{as_json}: cannot write there", "name a file in a folder that exists")
+    built = common.build_step(
+        file, config, batch, length, dims=numbers, precision=precision, lock=lock,
+        device=common.device_for("cpu", threads=threads),
+    )  # fmt: skip
+    check_inputs(built.step)
+    note("measuring the ceilings")
+    ceilings = [fma_peak(built.threads), bandwidth("read", built.threads), bandwidth("triad", built.threads)]
+    peaks = Peaks(ceilings[0].high * 1e9, max(c.high for c in ceilings[1:]) * 1e9)
+    rows = kernel_rows(built.step)
+    if measure:
+        executor = ready(built)
+        try:
+            rows = kernel_rows(built.step, launch_seconds(executor, runs, lambda n: note(f"step {n} of {runs}")))
+        finally:
+            executor.close()
+    step = built.step
+    print(f"{step.model} {step.config}, B = {batch}, T = {length}, {built.device.description}\n")
+    print("\n".join(str(c) for c in ceilings) + "\n")
+    print(table(rows, peaks), end="")
+    if as_json is not None:
+        command = shlex.join(["tcomp", *sys.argv[1:]])
+        about = {"command": command, "peak": peaks.flops, "bandwidth": peaks.bandwidth, "threads": built.threads}
+        as_json.write_text(json.dumps({**about, "kernels": figures(rows, peaks)}, indent=1) + "\n")
+
+
+def ready(built: common.Built) -> CpuExecutor:
+    """An executor of the step with fresh parameters and random tokens."""
+    import numpy as np
+
+    from tcomp.runtime.cpu.executor import CpuExecutor
+    from tcomp.runtime.initialise import initialise
+    from tcomp.runtime.train import set_scalars
+
+    executor = built.device.open(built.step)
+    assert isinstance(executor, CpuExecutor)
+    initialise(executor, 0, built.threads)
+    set_scalars(executor, {})
+    rng = np.random.default_rng(0)
+    for name, bound in built.step.inputs.items():
+        executor.write(name, rng.integers(0, bound, built.step.slots[name].shape, dtype=np.int32))
+    return executor
+
+
+def note(text: str) -> None:
+    """Progress, apart from the results."""
+    print(text, file=sys.stderr, flush=True)

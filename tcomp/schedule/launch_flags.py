@@ -1,0 +1,103 @@
+"""Directives about a GPU kernel as a whole: who copies, and how blocks come to their tiles.
+
+producer warp             one more warp issues all tensor copies, the others only compute
+producer warpgroup(40)    four more, which keep 40 registers a thread and leave the rest to the others
+persistent                as many blocks as multiprocessors, each with tile after tile
+raster(8)                 tiles in bands of 8 rows, so that neighbours in time share operands in L2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from tcomp.dsl.ast import NO_SPAN, Call, Directive, Flag, Name, Span
+from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.errors import TcError
+from tcomp.ir.tile import GridOrder, Kernel, Loop, Pack, Producer
+from tcomp.schedule.tensor_copies import statements
+
+FLAGS = ("producer", "persistent", "raster")
+WARPS = {"warp": 1, "warpgroup": 4}
+
+
+@dataclass(frozen=True)
+class LaunchFlags:
+    """`spans` says where each flag stands."""
+
+    producer: Producer | None = None
+    order: GridOrder = GridOrder()
+    spans: tuple[tuple[str, Span], ...] = ()
+
+    def span(self, flag: str) -> Span:
+        return dict(self.spans).get(flag, NO_SPAN)
+
+
+def launch_flags(directives: Iterable[Directive], values: Mapping[str, int | float], text: str) -> LaunchFlags:
+    """The flags among a kernel's directives. `values` are the schedule's parameters."""
+    found: dict[str, Flag] = {}
+    for d in directives:
+        if isinstance(d, Flag) and d.name in FLAGS:
+            if d.name in found:
+                raise TcError(f"`{d.name}` is said twice", d.span, text, "keep one line")
+            found[d.name] = d
+    raster = _number(found["raster"], values, text) if "raster" in found else 0
+    if "persistent" in found and found["persistent"].args:
+        raise TcError("`persistent` takes no number", found["persistent"].span, text, "write: persistent")
+    producer = _producer(found["producer"], values, text) if "producer" in found else None
+    return LaunchFlags(producer, GridOrder("persistent" in found, raster), tuple((n, d.span) for n, d in found.items()))
+
+
+def _number(flag: Flag, values: Mapping[str, int | float], text: str) -> int:
+    n = evaluate_dim(flag.args[0], dict(values)) if len(flag.args) == 1 else 0
+    if int(n) != n or n < 1:
+        raise TcError(f"`{flag.name}` takes one whole number of at least 1", flag.span, text, f"write: {flag.name}(8)")
+    return int(n)
+
+
+def _producer(flag: Flag, values: Mapping[str, int | float], text: str) -> Producer:
+    match flag.args:
+        case (Name(kind),) if kind in WARPS:
+            return Producer(WARPS[kind])
+        case (Call("warpgroup", (registers,)),):
+            n = int(evaluate_dim(registers, dict(values)))
+            if n % 8 == 0 and 24 <= n <= 240:
+                return Producer(WARPS["warpgroup"], n)
+            raise TcError(
+                f"a producer cannot keep {n} registers a thread",
+                flag.span,
+                text,
+                "write a multiple of 8 from 24 to 240",
+            )
+    raise TcError(
+        "`producer` takes the warps that copy", flag.span, text, "write: producer warp, or: producer warpgroup(40)"
+    )
+
+
+def check_flags(kernel: Kernel, flags: LaunchFlags, text: str) -> None:
+    """TcError where a flag would mean nothing for the lowered kernel, or asks for what a block cannot have."""
+    packs = [s for p in kernel.phases for s in statements(p) if isinstance(s, Pack)]
+    grid = {s.variable for p in kernel.phases for s in statements(p) if isinstance(s, Loop) and s.level == "grid"}
+    if flags.producer is not None:
+        if not any(p.by == "tma" for p in packs):
+            raise TcError(
+                "the producer would have nothing to do: no tile of this kernel is staged by tma",
+                flags.span("producer"),
+                text,
+                "stage operands by tma, or leave `producer` out",
+            )
+        assert kernel.threads is not None
+        if flags.producer.registers and kernel.threads.warps % 4:
+            raise TcError(
+                f"registers are shared between warpgroups, and this kernel computes with {kernel.threads.warps} warps",
+                flags.span("producer"),
+                text,
+                "divide its loops among a multiple of 4 warps, or write: producer warp",
+            )
+    if flags.order.raster and len(grid) < 2:
+        raise TcError(
+            "`raster` orders the tiles of two grid loops, and this kernel has fewer",
+            flags.span("raster"),
+            text,
+            "leave it out",
+        )

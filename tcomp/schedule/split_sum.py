@@ -1,0 +1,107 @@
+"""A long sum divided among blocks (split-K): parts summed by blocks of their own, and joined in order.
+
+    dW[n, k] = sum m: dY[m, n] * X[m, k]     m -> grid.z(8192) / pipe(64, 4)     combine dW over m by partials
+    -->
+    dW.partial[m.part, n, k] = sum m in m.part * 8192 .. : dY[m, n] * X[m, k]    m.part -> grid.z(1)   m -> pipe(64, 4)
+    dW[n', k'] = sum m.block: dW.partial[m.block, n', k']                        a phase with tiles of its own
+
+The first equation is like any other: its sum stays in registers, its operands are staged, its part is written once, in
+f32. The second reads it along rows, with as many blocks as there is work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tcomp.dsl.ast import Access, DType, Equation, Expr, Name, Num, Reduction, Target, substitute
+from tcomp.ir.tile import ThreadShape
+from tcomp.schedule.nest import Leaf
+from tcomp.schedule.resolve import KernelPlan, LaneLevel, LoopMap, TileLevel, WarpLevel
+
+GRAIN = 4
+"""values of the last index that a thread joins: 128 bits of f32"""
+
+
+def divides(plan: KernelPlan, over: str) -> bool:
+    """Is the index tiled again inside the blocks that share it?"""
+    m = plan.loops.get(over)
+    return m is not None and len(m.tiles) > 1
+
+
+def split_sum(
+    plan: KernelPlan,
+    leaf: Leaf,
+    over: str,
+    shape: ThreadShape,
+    extents: dict[str, int],
+    dtypes: dict[str, DType],
+    shapes: dict[str, tuple[int, ...]],
+    at: int,
+) -> tuple[list[Leaf], KernelPlan]:
+    """The two equations as leaves, and the plan with their loops; `extents`, `dtypes` and `shapes` gain entries."""
+    eq = leaf.equation
+    value, target = eq.value, eq.target
+    assert isinstance(value, Reduction)
+    outer = plan.loops[over].tiles[0]
+    assert outer.block is not None
+    part, block = f"{over}.part", f"{over}.block"
+    extents[part] = extents[block] = count = -(-extents[over] // outer.block)
+    own = replace(plan.loops[over], tiles=plan.loops[over].tiles[1:])
+    name = f"{target.name}.partial"
+    dtypes[name] = dtypes[target.name] if dtypes[target.name] in (DType.F64, DType.I32) else DType.F32
+    shapes[name] = (count, *(extents[i] for i in leaf.parallel))
+    rows = tuple(Name(i) for i in leaf.parallel)
+    first = replace(eq, targets=(Target(name, (Name(part), *rows)),), accumulate=False)
+    new = {i: f"{i}.{target.name}" for i in leaf.parallel}
+    extents.update({new[i]: extents[i] for i in leaf.parallel})
+    summed = Access(name, (Name(block), *(Name(new[i]) for i in leaf.parallel)))
+    second = replace(
+        eq,
+        targets=(Target(target.name, _renamed(target.subscripts, new)),),
+        value=Reduction(value.reducer, (block,), None, None, (summed,), value.span),
+    )
+    maps = joining_loops([new[i] for i in leaf.parallel], shape, outer)
+    level = TileLevel(part, 0, outer.kind, 1, outer.span, place="z")
+    rest = tuple(t for t in plan.sequence if t not in (outer, level))
+    uses = {name if n == target.name else n: u for n, u in plan.uses.items()}
+    plan = replace(
+        plan,
+        loops={**plan.loops, over: own, **{m.index: m for m in maps}},
+        sequence=(level, *(m.tiles[0] for m in maps), *rest),
+        uses=uses,
+        parts={**plan.parts, over: (part, outer.block)},
+    )
+    return [
+        Leaf(first, at, (part, *leaf.parallel), leaf.reduced),
+        Leaf(second, at + 1, tuple(new.values()), (block,)),
+    ], plan
+
+
+def splittable(eq: Equation) -> bool:
+    """Plain subscripts and a plain reducer."""
+    plain = all(isinstance(s, Name | Num) for s in eq.target.subscripts)
+    return plain and isinstance(eq.value, Reduction) and eq.value.reducer in ("sum", "max", "min")
+
+
+def joining_loops(indices: list[str], shape: ThreadShape, outer: TileLevel) -> list[LoopMap]:
+    """The loops of the joining equation: lanes and warps along x take the last index, those along y the one before."""
+    maps: list[LoopMap] = []
+    for d, index in enumerate(reversed(indices)):
+        warp, lane, size, grain = None, None, 1, 1
+        if d == 0:
+            grain = GRAIN
+            size = GRAIN * shape.lanes_x * shape.warps_x
+            lane = LaneLevel("x", 0)
+            warp = WarpLevel("x", GRAIN * shape.lanes_x, shape.warps_x) if shape.warps_x > 1 else None
+        elif d == 1:
+            size = shape.lanes_y * shape.warps_y
+            lane = LaneLevel("y", 1) if shape.lanes_y > 1 else None
+            warp = WarpLevel("y", shape.lanes_y, shape.warps_y) if shape.warps_y > 1 else None
+        level = TileLevel(index, 0, outer.kind, size, outer.span, place=("x", "y", "z")[min(d, 2)])
+        maps.insert(0, LoopMap(index, (level,), warp=warp, lane=lane, grain=grain, span=outer.span))
+    return maps
+
+
+def _renamed(subscripts: tuple[Expr, ...], names: Mapping[str, str]) -> tuple[Expr, ...]:
+    return tuple(substitute(s, {old: Name(new) for old, new in names.items()}) for s in subscripts)

@@ -1,0 +1,47 @@
+"""`tcomp roofline`: the table of a small step, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import Tcomp, refused
+
+SMALL = ["--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "2", "-T", "8", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def quick_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ceilings of a moment: the test is of the table, not of the machine."""
+    from tcomp.runtime.cpu import ceilings
+
+    peak, bandwidth = ceilings.fma_peak, ceilings.bandwidth
+    monkeypatch.setattr(ceilings, "fma_peak", lambda threads: peak(threads, seconds=0.002, repetitions=2))
+    monkeypatch.setattr(ceilings, "bandwidth", lambda kind, threads: bandwidth(kind, threads, mib=4, repetitions=2))
+
+
+def test_a_measured_table(tcomp: Tcomp, tmp_path: Path) -> None:
+    result = tcomp("roofline", "gpt2", *SMALL, "--measure", "--runs", "2", "--json", "r.json")
+    assert result.code == 0, result.error
+    assert "| adamw | 1 |" in result.out and "| whole step |" in result.out and "fma f32" in result.out
+    found = json.loads((tmp_path / "r.json").read_text())
+    by_name = {k["kernel"]: k for k in found["kernels"]}
+    assert by_name["linear"]["flops"] == 16 * 48 * (16 * 2 + 1)
+    assert all(k["seconds"] > 0 and k["share"] > 0 for k in found["kernels"])
+    for k in found["kernels"]:
+        assert k["least"] == pytest.approx(max(k["flops"] / found["peak"], k["bytes"] / found["bandwidth"]))
+
+
+def test_without_measuring_there_is_the_least_time_alone(tcomp: Tcomp) -> None:
+    result = tcomp("roofline", "gpt2", *SMALL)
+    assert result.code == 0, result.error
+    (row,) = [line for line in result.out.splitlines() if line.startswith("| adamw |")]
+    assert row.endswith("| memory |  |  |  |  |")
+
+
+def test_what_is_refused(tcomp: Tcomp) -> None:
+    refused(tcomp("roofline", "gpt2", "--device", "cuda"), "--device cuda", "tcomp bench")
+    refused(tcomp("roofline", "gpt2", "--runs", "0"), "--runs")
+    refused(tcomp("roofline", "gpt2", "--json", "no/such/folder.json"), "cannot write there")

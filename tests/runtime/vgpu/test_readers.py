@@ -1,0 +1,33 @@
+"""Many warps that read one place, and a writer who must know of each of them (and of no one else)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.runtime.vgpu.hopper import init, launch, wait
+
+# Warps 0-3 read a word, each says so at an mbarrier; warp 4 waits for them and writes; warp 5 does neither.
+BODY = """
+@%p0 st.shared.u32 [%r1], 7;
+{init}
+setp.ge.u32 %p1, %r3, 4; @%p1 bra REST;
+mov.u32 %r4, 0;
+READ: ld.shared.u32 %r10, [%r1]; add.u32 %r4, %r4, 1; setp.lt.u32 %p2, %r4, %r3; @%p2 bra READ;
+bar.warp.sync -1; and.b32 %r5, %r0, 31; setp.eq.u32 %p3, %r5, 0;
+setp.lt.u32 %p4, %r3, {arriving}; and.pred %p3, %p3, %p4;
+@%p3 mbarrier.arrive.shared::cta.b64 _, [%r2];
+bra END;
+REST:
+setp.ne.u32 %p1, %r0, 128; @%p1 bra END;
+{wait}
+st.shared.u32 [%r1], 8;
+END:
+"""
+
+
+@pytest.mark.parametrize("arriving", [1, 2, 3, 4])
+def test_a_writer_needs_to_know_of_every_reader(arriving: int) -> None:
+    body = BODY.format(init=init(arriving), arriving=arriving, wait=wait(0, "0", "W"))
+    report, _ = launch(body, np.zeros(4, np.uint32), block=192)
+    assert ("shared memory race" in report.kinds()) == (arriving < 4), report
