@@ -57,7 +57,9 @@ def _check(model: Model, module: Module) -> None:
     numbers = _check_numbers(model)
     _check_tensors(model, numbers)
     _check_states(model, numbers, module)
-    declared = (*model.params, *model.inputs, *model.states, *model.caches)
+    declared: tuple[ParamDecl | InputDecl | StateDecl | Cache, ...] = (
+        *model.params, *model.inputs, *model.states, *model.caches,
+    )  # fmt: skip
     tensors = {d.name: d.dtype for d in declared}
     bound = _check_statements(model, model.forward, tensors, numbers, module)
     for name, what in ((model.loss, "loss"), (model.logits, "logits")):
@@ -236,6 +238,7 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             hint = f"declare `op {s.op}(...)`, or import the file that does"
         raise TcError(f"unknown op '{s.op}'", s.span, hint=hint)
     caches = {c.name for c in model.caches}
+    states = {x.name for x in model.states}
     given = dict(zip([p.name for p in op.params], s.args, strict=False))
     inout = next((p for p in op.params if p.inout and getattr(given.get(p.name), "name", "") not in caches), None)
     if inout is not None:
@@ -287,7 +290,7 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             raise TcError(
                 f"'{r.name}' is a dimension and cannot be bound to a tensor", r.span, hint="rename the tensor"
             )
-        if r.name in {d.name for d in (*model.params, *model.inputs, *model.states, *model.caches)}:
+        if r.name in {p.name for p in model.params} | {i.name for i in model.inputs} | caches | states:
             hint = "parameters, inputs and states keep their values for the whole step; use another name"
             raise TcError(f"'{r.name}' is a parameter, an input or a state", r.span, hint=hint)
         for e in r.shape or ():
