@@ -93,7 +93,7 @@ def test_a_build_uses_the_lockfile_and_says_what_is_stale(tcomp: Tcomp, tmp_path
     lock.write_text(chosen.replace('"BQ" = ', '"BQ" = 7'))
     built = tcomp("build", "gpt2", *TINY)
     assert built.code == 0 and "1 of 1 entries in use here are stale" in built.error, built
-    assert "is not among its choices 32, 64, 128" in built.error
+    assert "is not among its choices" in built.error
     checked = tcomp("tune", "--check", "--threads", "1")
     assert checked.code == 1 and "stale: attention.backward" in checked.out
     assert "no lockfile" in tcomp("build", "gpt2", *TINY, "--lock", "none").out
