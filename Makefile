@@ -9,7 +9,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 TORCH  ?= torch==2.13.0
 RUN    := $(VENV)/bin
 PIP    := $(RUN)/python -m pip install --quiet --disable-pip-version-check
-PYTEST := $(RUN)/python -m pytest
+WORKERS ?= auto
+PYTEST := $(RUN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 CODE   := dsl tcomp autotune runtime models tests benchmarks
 ARGS   ?=
 
@@ -50,7 +51,7 @@ install: $(VENV)/.installed  ## the tcomp command, in .venv/bin
 train: $(VENV)/.installed  ## train the default small GPT-2 on this CPU (ARGS="--steps 50" to change it)
 	@$(RUN)/tcomp train $(ARGS)
 
-test: $(VENV)/.installed-dev  ## the tests, without the slow ones (ARGS="-k attention" to choose)
+test: $(VENV)/.installed-dev  ## the tests, without the slow ones (ARGS="-k attention" to choose; WORKERS=0 for one process)
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.installed-dev  ## only the slow tests

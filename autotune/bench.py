@@ -188,7 +188,7 @@ def affordable(op: Op, module: Module, dims: dict[str, int]) -> dict[str, int]:
     (rounded to an odd number, so that tiles stay ragged) as long as it must be."""
     found = dict(dims)
     names = [n for n in dimensions(op) if n in found]
-    while (_work(op, module, found) > ORACLE_WORK or _elements(op, module, found) > ORACLE_ELEMENTS) and names:
+    while (work_of(op, module, found) > ORACLE_WORK or elements_of(op, module, found) > ORACLE_ELEMENTS) and names:
         largest = max(names, key=lambda n: found[n])
         if found[largest] <= 8:
             break
@@ -200,7 +200,7 @@ def affordable(op: Op, module: Module, dims: dict[str, int]) -> dict[str, int]:
     return found
 
 
-def _work(op: Op, module: Module, dims: dict[str, int]) -> float:
+def work_of(op: Op, module: Module, dims: dict[str, int]) -> float:
     """Points of the largest equation."""
     info = infer(op, module)
     extents = {i: int(evaluate_dim(e, dims)) for i, e in info.ranges.items()}
@@ -211,7 +211,7 @@ def _work(op: Op, module: Module, dims: dict[str, int]) -> float:
     return most
 
 
-def _elements(op: Op, module: Module, dims: dict[str, int]) -> float:
+def elements_of(op: Op, module: Module, dims: dict[str, int]) -> float:
     """Elements of the largest tensor, temporaries included."""
     info = infer(op, module)
     extents = {i: int(evaluate_dim(e, dims)) for i, e in info.ranges.items()}

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 from tcomp.dsl.ast import Call, Directive, Equation, Expr, Module, Num, Op, Reduction, Schedule, Tune, walk
 from tcomp.dsl.check import infer
-from tcomp.dsl.dims import evaluate_dim
-from tcomp.dsl.load import schedule_for
+from tcomp.dsl.dims import Number, evaluate_dim, operand_shape
 from tcomp.dsl.printer import print_function, print_monoid, print_op, print_schedule
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.graph import Node, build_graph
 from tcomp.model.programs import build_programs
+from tcomp.schedule.choose import choose_schedule, storage_of
 from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.normal import normalise
 
@@ -38,7 +38,8 @@ class Instance:
     @property
     def key(self) -> str:
         dims = " ".join(f"{k}={v}" for k, v in sorted(self.dims.items()))
-        return f"{self.op.name} {' '.join(results(self.op))}: {dims}".rstrip(": ")
+        types = ",".join(sorted({o.dtype.value for o in self.op.operands if o.shape and o.dtype.is_float} - {"f32"}))
+        return f"{self.op.name} {' '.join(results(self.op))}: {dims} {types}".rstrip(": ")
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class StepShape:
     batch: int
     length: int
     accumulation: int = 1
-    overrides: Mapping[str, int] | None = None
+    overrides: Mapping[str, Number] | None = None
+    precision: str = ""
 
     @property
     def text(self) -> str:
-        """`124M B=4 T=64`: also how a lockfile names it."""
-        parts = [self.config, f"B={self.batch}", f"T={self.length}"]
+        """`124M B=4 T=64` or `124M/bf16 B=4 T=64`: also how a lockfile names it."""
+        config = f"{self.config}/{self.precision}" if self.precision else self.config
+        parts = [config, f"B={self.batch}", f"T={self.length}"]
         if self.accumulation > 1:
             parts.append(f"accumulation={self.accumulation}")
         return " ".join(parts + [f"{k}={v}" for k, v in sorted((self.overrides or {}).items())])
@@ -62,17 +65,19 @@ class StepShape:
     @staticmethod
     def parse(text: str) -> StepShape:
         """The shape that `text` names. ValueError for what names none."""
-        config, *rest = text.split()
-        numbers = {k: int(v) for k, _, v in (r.partition("=") for r in rest)}
+        first, *rest = text.split()
+        config, _, precision = first.partition("/")
+        numbers = {k: _number(v) for k, _, v in (r.partition("=") for r in rest)}
         batch, length = numbers.pop("B"), numbers.pop("T")
-        return StepShape(config, batch, length, numbers.pop("accumulation", 1), numbers)
+        return StepShape(config, int(batch), int(length), int(numbers.pop("accumulation", 1)), numbers, precision)
 
 
 def instances_of(module: Module, model: str, shape: StepShape) -> tuple[Instance, ...]:
     """The distinct op instances of a whole training step, in order of first use. UserError or TcError as
     `build_graph`."""
     sizes = {"B": shape.batch, "T": shape.length}
-    graph = build_graph(module, model, shape.config, sizes, dict(shape.overrides or {}))
+    overrides = dict(shape.overrides or {})
+    graph = build_graph(module, model, shape.config, sizes, overrides, shape.precision or None)
     programs = build_programs(graph, module, True, shape.accumulation)
     again = shape.accumulation - 1
     nodes: list[tuple[Node, int]] = [(n, shape.accumulation) for n in graph.nodes]
@@ -138,27 +143,30 @@ def schedule_hash(schedule: Schedule) -> str:
 
 def schedule_of(op: Op, module: Module, dims: Mapping[str, int], machine: Machine, threads: int) -> Schedule:
     """The schedule that lowering takes for the instance: the written one, else the machine's default."""
-    family = family_for(machine, threads, itemsize(op))
-    found = schedule_for(module, op.name, family.targets)
-    if found is not None:
-        return found
-    extents = {i: int(evaluate_dim(e, dims)) for i, e in infer(op, module).ranges.items()}
-    return family.default(op, normalise(op, module, dict(dims)), extents)
+    family = family_for(machine, threads, storage_of(op).bytes)
+    info = infer(op, module)
+    types = {o.name: o.dtype for o in op.operands} | {t.name: t.dtype for t in info.temporaries.values()}
+    extents = {i: int(evaluate_dim(e, dims)) for i, e in info.ranges.items()}
+    shapes = {o.name: operand_shape(o, dims) for o in op.operands}
+    shapes |= {t.name: tuple(extents[i] for i in t.indices) for t in info.temporaries.values()}
+    equations = normalise(op, module, dict(dims))
+    found = choose_schedule(op, module, family.targets, equations, types, shapes)
+    return found or family.default(op, equations, extents)
 
 
 def facts_of(op: Op, machine: Machine, threads: int) -> dict[str, int | float]:
     """What `tune` and `where` lines may refer to on this machine."""
-    return dict(family_for(machine, threads, itemsize(op)).rules.facts)
-
-
-def itemsize(op: Op) -> int:
-    """Bytes of the narrowest element among the op's tensors, as lowering counts it."""
-    return min((o.dtype.bytes for o in op.operands if o.shape and o.dtype.is_float), default=4)
+    return dict(family_for(machine, threads, storage_of(op).bytes).rules.facts)
 
 
 def machine_threads(machine: Machine, threads: int) -> int:
     """Threads as part of an instance's identity: those of a CPU, 1 on a GPU."""
     return 1 if isinstance(machine, GpuMachine) else threads
+
+
+def _number(text: str) -> Number:
+    value = float(text)
+    return int(value) if value == int(value) else value
 
 
 def _digest(texts: Sequence[str]) -> str:

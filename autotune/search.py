@@ -133,6 +133,11 @@ class Search:
             if where == f"{self.machine.name} {self.judge.basis}" and label.partition(" [")[0] in labels:
                 optuna.delete_study(study_name=name, storage=self.trials)
 
+    def jobs(self) -> list[Job]:
+        """All kernels asked for that have a choice, those that take most of a step first."""
+        found = [j for instance in self._wanted() for j in self._jobs(instance)]
+        return sorted(found, key=lambda j: -j.weight)
+
     # --------------------------------------------------------------------------------------- what to tune
 
     def _wanted(self) -> list[Instance]:
@@ -174,11 +179,6 @@ class Search:
     # --------------------------------------------------------------------------------------- one instance
 
     def _instance(self, instance: Instance, jobs: list[Job], weight_left: float) -> None:
-        key = jobs[0].key
-        empty = Lock(self.model, self.machine.name)
-        old = read_lock(self.lock) if self.lock.exists() else empty
-        incumbent = Applied(old, self.module, self.machine, self.threads).values(instance)
-        choice = dict(incumbent)
         for job in sorted(jobs, key=lambda j: -j.weight):
             if self.end is not None:
                 left = self.end - time.monotonic()
@@ -190,6 +190,15 @@ class Search:
                 limit = float("inf")
             weight_left -= job.weight
             self._trials(job, limit)
+        self.settle(instance, jobs)
+
+    def settle(self, instance: Instance, jobs: list[Job]) -> None:
+        """Finals of the kernels and of the whole op; the outcome goes into the lockfile."""
+        key = jobs[0].key
+        old = read_lock(self.lock) if self.lock.exists() else Lock(self.model, self.machine.name)
+        incumbent = Applied(old, self.module, self.machine, self.threads).values(instance)
+        choice = dict(incumbent)
+        for job in jobs:
             own = job.space.own(incumbent)
             finalists = [v for v in self._finalists(job) if v != own]
             best = self.judge.best(job, own, finalists) if finalists else own
@@ -234,10 +243,8 @@ class Search:
         import optuna
 
         study = storage.open_study(self.trials, job, self.machine.name, self.judge.basis, self.plan.seed)
+        self.begin(study, job)
         tried = _tried(study)
-        if not tried:
-            storage.add_default(study, job.space, job.seconds)
-            tried = _tried(study)
         wanted = self._count(job)
         if len(tried) <= 1:
             for values in [*self.first.get(job.instance.key, []), *self._first_batch(job)]:
@@ -255,7 +262,7 @@ class Search:
             trial, values = storage.ask(study, job.space)
             if _text(values) in tried or job.space.problem(values):
                 why = job.space.problem(values)
-                self._close(study, trial, Verdict(None, kind="where" if why else "repeated", reason=why))
+                self.close_trial(study, trial, Verdict(None, kind="where" if why else "repeated", reason=why))
                 another = next((v for v in fresh if _text(v) not in tried), None)
                 if another is None:
                     break  # every point has been tried
@@ -263,19 +270,24 @@ class Search:
                 continue
             try:
                 estimate = self.judge.predict(job, values)
-                if estimate is not None:
+                if estimate:
                     trial.set_user_attr("model", estimate)
                 verdict = self.judge.evaluate(job, values, max(1.0, limit - now))
             except KeyboardInterrupt:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 raise
-            self._close(study, trial, verdict)
+            self.close_trial(study, trial, verdict)
             tried = _tried(study)
             if verdict.kind not in ("illegal", "timeout"):
                 longest = max(longest, time.monotonic() - now)
         return
 
-    def _close(self, study: optuna.Study, trial: optuna.Trial, verdict: Verdict) -> None:
+    def begin(self, study: optuna.Study, job: Job) -> None:
+        """The default as the study's first trial."""
+        if not _tried(study):
+            storage.add_default(study, job.space, job.seconds)
+
+    def close_trial(self, study: optuna.Study, trial: optuna.Trial, verdict: Verdict) -> None:
         """The verdict into the storage: a value, or why there is none."""
         import optuna
 

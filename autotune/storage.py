@@ -114,6 +114,15 @@ def enqueue(study: optuna.Study, space: Space, values: Mapping[str, Number]) -> 
     study.enqueue_trial(encoded_point(space, values), skip_if_exists=True)
 
 
+def enqueue_first(study: optuna.Study, space: Space, values: Mapping[str, Number]) -> None:
+    """Make the values the next trial's before all that wait, even if they were tried before."""
+    import optuna
+
+    for t in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
+        study.tell(t.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+    study.enqueue_trial(encoded_point(space, values))
+
+
 def add_default(study: optuna.Study, space: Space, seconds: float) -> None:
     """The schedule's own values as a trial of its own: by definition 1."""
     import optuna

@@ -7,10 +7,15 @@ from indices and dimensions.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Lock
 
+import lark
 from lark import Lark
 from lark.exceptions import UnexpectedInput
 
@@ -21,18 +26,45 @@ from tcomp.dsl.syntax import explain_layout, explain_syntax, explain_tab
 
 _LOCK = Lock()  # the builder holds the text being parsed
 GRAMMAR = Path(__file__).with_name("grammar.lark")
+_tables: Path | None = None
+
+
+def keep_tables(folder: Path) -> None:
+    """Keep the parser's tables in this folder from now on: making them takes most of a start's parsing time.
+
+    The folder must be as trustworthy as the program itself, since lark reads tables by `pickle`.
+    """
+    global _tables
+    _tables = folder
 
 
 @cache
 def _parser(builder: Builder) -> Lark:
+    grammar = GRAMMAR.read_text(encoding="utf-8")
+    if _tables is None:
+        return _made(grammar, builder)
+    parts = (grammar, lark.__version__, sys.version_info[:2])
+    kept = _tables / f"grammar-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+    if kept.is_file():
+        return _made(grammar, builder, str(kept))  # lark makes the tables anew where these are damaged
+    # A whole file comes into place at once, however many runs start at the same time.
+    own = kept.with_name(f".{kept.name}.{os.getpid()}")
+    made = _made(grammar, builder, str(own))
+    with suppress(OSError):
+        os.replace(own, kept)
+    return made
+
+
+def _made(grammar: str, builder: Builder, tables: str | bool = False) -> Lark:
     return Lark(
-        GRAMMAR.read_text(encoding="utf-8"),
+        grammar,
         parser="lalr",
         lexer="contextual",
         postlex=Layout(),
         transformer=builder,
         start=["file", "expression"],
         maybe_placeholders=True,
+        cache=tables,
     )
 
 

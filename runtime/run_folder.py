@@ -62,6 +62,13 @@ class RunFolder:
         if (other / PASSED).is_dir():
             shutil.copytree(other / PASSED, self.path / PASSED, dirs_exist_ok=True)
 
+    def keep_tokenizer(self, data: list[Path]) -> None:
+        """Keep the tokenizer that data was prepared with, for generation."""
+        for folder in data:
+            if (folder / "tokenizer.json").is_file() and (folder / "manifest.json").is_file():
+                (self.path / PASSED).mkdir(exist_ok=True)
+                shutil.copyfile(folder / "tokenizer.json", self.path / PASSED / "tokenizer.json")
+
     def _unmake(self) -> None:
         """Remove the folders that were made for this run, which has not begun."""
         with suppress(OSError):

@@ -1,7 +1,7 @@
-"""Token files in llm.c's format, memory-mapped: 256 int32 of header, then one uint16 per token.
+"""Token files in llm.c's formats, memory-mapped: 256 int32 of header, then one uint16 or uint32 per token.
 
-Header: magic 20240520, version 1, token count; the rest is 0. Files that tcomp itself writes use four of the
-spare header words: the largest token plus one, and 96 bits of a hash of the tokens.
+Header: magic and version (20240520 and 1 for uint16, 20240801 and 7 for uint32), token count; the rest is 0. Files that
+tcomp itself writes use four of the spare header words: the largest token plus one, and 96 bits of a hash of the tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,13 @@ from tcomp.errors import UserError
 from tcomp.runtime.cache import cache_folder, write_atomic
 
 MAGIC, VERSION, HEADER_WORDS = 20240520, 1, 256
+MAGIC_WIDE, VERSION_WIDE = 20240801, 7
+_WIDTHS = {MAGIC: (VERSION, 2), MAGIC_WIDE: (VERSION_WIDE, 4)}
+"""Magic -> version, bytes of a token."""
 HEADER_BYTES = 4 * HEADER_WORDS
 _CHUNK = 1 << 22
 
-Tokens = NDArray[np.uint16]
+Tokens = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -52,43 +55,46 @@ def open_token_file(path: Path) -> TokenFile:
         )
     header = np.frombuffer(head, dtype="<i4")
     magic, version, count = (int(v) for v in header[:3])
-    if magic != MAGIC:
+    if magic not in _WIDTHS:
         raise UserError(
             f"{path}: not a token file: it starts with {magic}, not {MAGIC}",
             "a .bin file must be in llm.c's format (dev/data/*.py there write it)",
         )
-    if version != VERSION:
-        raise UserError(f"{path}: token file version {version}, but only version {VERSION} (uint16) is known")
-    if size != HEADER_BYTES + 2 * count:
-        state = "truncated" if size < HEADER_BYTES + 2 * count else "too long"
+    known, width = _WIDTHS[magic]
+    if version != known:
+        raise UserError(f"{path}: token file version {version}, but only version {known} (uint{8 * width}) is known")
+    if size != HEADER_BYTES + width * count:
+        state = "truncated" if size < HEADER_BYTES + width * count else "too long"
         raise UserError(
-            f"{path}: {state}: the header promises {count} tokens ({HEADER_BYTES + 2 * count} bytes), "
+            f"{path}: {state}: the header promises {count} tokens ({HEADER_BYTES + width * count} bytes), "
             f"the file has {size} bytes",
             "copy or make the file again",
         )
     if count == 0:
         raise UserError(f"{path}: it holds no tokens")
-    tokens = np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+    tokens = np.memmap(path, dtype=f"<u{width}", mode="r", offset=HEADER_BYTES, shape=(count,))
     bound = int(header[3]) or None
     fingerprint = header[4:7].tobytes().hex() if bound else f"{path.name}:{count}"
     return TokenFile(path, tokens, fingerprint, bound)
 
 
-def write_tokens(path: Path, chunks: Iterable[Tokens]) -> None:
-    """Write tokens as a token file, atomically; header words 3 to 6 hold their bound and hash."""
+def write_tokens(path: Path, chunks: Iterable[Tokens], wide: bool = False) -> None:
+    """Write tokens as a token file, atomically, in uint16 or (`wide`) uint32; header words 3 to 6 hold their bound and
+    hash."""
+    dtype = "<u4" if wide else "<u2"
 
     def fill(out: IO[bytes]) -> None:
         digest, count, bound = hashlib.blake2b(digest_size=12), 0, 1
         out.write(bytes(HEADER_BYTES))
         for chunk in chunks:
-            data = np.ascontiguousarray(chunk, dtype="<u2")
+            data = np.ascontiguousarray(chunk, dtype=dtype)
             if data.size:
                 bound = max(bound, int(data.max()) + 1)
             out.write(data.tobytes())
             digest.update(data.tobytes())
             count += data.size
         header = np.zeros(HEADER_WORDS, dtype="<i4")
-        header[:4] = MAGIC, VERSION, count, bound
+        header[:4] = *((MAGIC_WIDE, VERSION_WIDE) if wide else (MAGIC, VERSION)), count, bound
         header[4:7] = np.frombuffer(digest.digest(), dtype="<i4")
         out.seek(0)
         out.write(header.tobytes())
@@ -102,7 +108,7 @@ def check_vocabulary(file: TokenFile, vocabulary: int) -> None:
     Files of unknown bound are read through once; what was found is kept in the cache folder, so the next
     start does not read them again.
     """
-    if vocabulary > 0xFFFF:
+    if file.tokens.dtype.itemsize == 2 and vocabulary > 0xFFFF:
         return
     bound = file.bound if file.bound is not None else _known_bound(file)
     if bound <= vocabulary:

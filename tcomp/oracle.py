@@ -59,7 +59,8 @@ def evaluate(
     extents = {i: int(evaluate_dim(e, dims)) for i, e in info.ranges.items()}
     for t in info.temporaries.values():
         arrays[t.name] = np.zeros(tuple(extents[i] for i in t.indices), _storage(t.dtype))
-    narrow = {o.name: o.dtype for o in (*op.operands, *info.temporaries.values()) if o.dtype in NARROW}
+    narrow = {o.name: o.dtype for o in op.operands if o.dtype in NARROW}
+    narrow |= {t.name: t.dtype for t in info.temporaries.values() if t.dtype in NARROW}
     for equation, parallel in zip(op.equations, info.equation_indices, strict=True):
         try:
             with np.errstate(all="ignore"):

@@ -134,7 +134,9 @@ class Loaded:
         if not 0 < threads <= 1024:
             raise UserError(f"a block of {threads} threads: a GPU takes 1 to 1024")
         if len(args) != len(entry.params):
-            raise UserError(f"`{kernel}` takes {len(entry.params)} arguments, {len(args)} were given")
+            takes = ", ".join(f"{p.name}: {p.type if p.count in (0, 1) else f'{p.size} bytes'}" for p in entry.params)
+            raise UserError(f"`{kernel}` takes {len(entry.params)} arguments, {len(args)} were given",
+                            f"its parameters are {takes}" if takes else "it has no parameters")  # fmt: skip
         shape = cluster_shape(kernel, entry.directives, cluster, g)
         m, executor = self._prepare(kernel, g, b, shared_bytes, shape, registers)
         for p, a in zip(entry.params, args, strict=True):

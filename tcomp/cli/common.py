@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ DEVICE_HELP = "cpu, cuda (cuda:1, cuda:NAME) or virtual, a GPU simulator that ch
 LOCK_HELP = "The lockfile of tuned schedules, or none [default: MODEL.MACHINE.lock here or beside the model]."
 GPU_HELP = "The GPU that --device virtual stands for: h100, a100, rtx4090 ... [default: h100]."
 MEMORY_HELP = "Fit the step into this much: 16GB. Activations are computed again where that is needed."
-PRECISION_HELP = "f32, bf16: what tensors are stored in [default: the model text's, else f32]."
+PRECISION_HELP = "f32, bf16, bf16_stochastic, fp8 or fp8_block [default: the model text's, else f32]."
 GRAPH_HELP = "On a GPU, a whole program as one graph, or launch by launch (slow, names a failing launch)."
 
 
@@ -55,7 +56,11 @@ def find_file(name: str) -> Path:
 def load_module(name: str) -> Module:
     """Parse, resolve and check the file and what it imports."""
     from tcomp.dsl.load import load
+    from tcomp.dsl.parse import keep_tables
+    from tcomp.runtime.cache import cache_folder
 
+    with suppress(UserError):  # where nothing can be kept, a command that must keep something says so
+        keep_tables(cache_folder("grammar"))
     return load(find_file(name))
 
 
@@ -175,6 +180,14 @@ def build_step(
         for line in applied.warnings(path):
             print(f"warning: {line}" if line.startswith(str(path)) else line, file=sys.stderr)
     return Built(module, model.name, step, device, path, len(applied.used) if applied else 0)
+
+
+def copy_file(source: Path, to: Path) -> None:
+    """Copy a file, whole or not at all."""
+    from tcomp.runtime.cache import write_atomic
+
+    data = source.read_bytes()
+    write_atomic(to, lambda f: f.write(data))
 
 
 def layout_path(file: Path) -> Path:

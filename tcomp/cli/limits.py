@@ -16,14 +16,16 @@ _MANY = (1 << 31) - 1
 _LONGEST = 1 << 20
 _LARGEST_DIM = 1 << 24
 _LARGEST_FLOAT = 3.4e38
-_RANGES: dict[str, tuple[int, int]] = {
+_RANGES: dict[str, tuple[float, float]] = {
     "batch": (1, _LONGEST), "length": (1, _LONGEST), "accumulation": (1, _LONGEST),
     "steps": (1, _MANY), "eval_batches": (1, _MANY), "keep": (1, _MANY), "trials": (1, _MANY),
     "eval_every": (0, _MANY), "save_every": (0, _MANY), "sample": (0, _MANY), "count": (0, _MANY),
     "top_k": (0, _MANY), "largest": (0, _MANY), "seed": (0, (1 << 63) - 1),
-    "temperature": (0, 1000), "top_p": (0, 1), "tolerance": (0, 1000), "rounds": (1, 10_000), "runs": (1, 10_000),
+    "temperature": (0, 1000), "top_p": (0, 1), "questions": (0, _MANY), "vocabulary": (258, 1 << 24),
+    "validation": (0, 0.5), "shard_tokens": (1000, _MANY), "tolerance": (0, 1000), "rounds": (1, 10_000),
+    "runs": (1, 10_000),
 }  # fmt: skip
-"""Setting or flag (`-` written `_`) -> smallest and largest value. `threads` depends on the machine."""
+"""Setting or flag (`-` written `_`) -> smallest and largest value. `threads` and `workers` depend on the machine."""
 
 
 def cores() -> int:
@@ -34,7 +36,7 @@ def cores() -> int:
 def check_numbers(**values: float) -> None:
     """UserError for the first value that is out of its range."""
     for name, value in values.items():
-        low, high = (0, max(256, 4 * cores())) if name == "threads" else _RANGES[name]
+        low, high = (0, max(256, 4 * cores())) if name in ("threads", "workers") else _RANGES[name]
         if low <= value <= high:
             continue
         if math.isnan(value):

@@ -17,7 +17,9 @@ from tcomp.cli import (
     bench,
     build,
     check,
+    data,
     doctor,
+    evaluate,
     export_weights,
     fmt,
     generate,
@@ -50,6 +52,7 @@ Then `tcomp show gpt2 linear --schedule`, `tcomp plan gpt2 --config 124M -B 4 -T
 for name, command in (
     ("train", train.train),
     ("generate", generate.generate),
+    ("eval", evaluate.evaluate),
     ("import", import_weights.import_weights),
     ("export", export_weights.export_weights),
     ("build", build.build),
@@ -64,6 +67,7 @@ for name, command in (
     ("roofline", roofline.roofline),
 ):
     app.command(name)(command)
+app.add_typer(data.app, name="data")
 app.add_typer(vgpu.app, name="vgpu")
 
 

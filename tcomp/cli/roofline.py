@@ -25,6 +25,10 @@ def roofline(
     dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
     precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
     device: Annotated[str, typer.Option(help="cpu (on a GPU: tcomp bench).")] = "cpu",
+    gpu: Annotated[str, typer.Option(help="Predict for this GPU, which need not be here: h100, a100, b200 ...")] = "",
+    accumulation: Annotated[int, typer.Option(help="--gpu: micro-batches per step.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="--gpu: write roofline.png and roofline.json here.")] = None,
+    ladder: Annotated[bool, typer.Option("--ladder", help="Hold the GPU model against published kernels.")] = False,
     threads: Annotated[int, typer.Option(help="Cores to use; 0: all.")] = 0,
     lock: Annotated[str, typer.Option(help=common.LOCK_HELP)] = "",
     measure: Annotated[bool, typer.Option("--measure", help="Run the step and time each kernel.")] = False,
@@ -38,7 +42,12 @@ def roofline(
     of all threads together, measured first: the best of several turns, as a kernel's time is its least. A kernel whose
     operands are in a cache can be above 100%.
 
+    With --gpu kernels are compiled, assembled and disassembled, and a static model (docs/tuning.md says what it knows)
+    gives each a time and the resource that binds it. Those figures are predicted, none is measured.
+
     Examples:
+
+    - `tcomp roofline gpt2 --gpu h100 --config 124M -B 16 -T 1024 --precision bf16 --out roofline/`
 
     - `tcomp roofline gpt2 --config 124M -B 4 -T 64 --measure`
 
@@ -50,8 +59,20 @@ def roofline(
     from tcomp.runtime.train import check_inputs
 
     numbers = limits.parse_dims(dim or [])
-    limits.check_numbers(batch=batch, length=length, threads=threads, runs=runs)
+    limits.check_numbers(batch=batch, length=length, threads=threads, runs=runs, accumulation=accumulation)
     limits.check_precision(precision)
+    if ladder:
+        from tcomp.cli.roofline_gpu import ladder_text
+
+        print(ladder_text(), end="")
+        return
+    if gpu:
+        from tcomp.cli.roofline_gpu import predicted_roofline
+        from tcomp.machine.gpu import machine_named
+
+        machine = machine_named(gpu)
+        predicted_roofline(file, config, batch, length, accumulation, numbers, lock, machine, precision, out)
+        return
     if limits.split_device(device)[0] != "cpu":
         raise UserError(f"--device {device}: rooflines are of this machine's processors", "on a GPU use tcomp bench")
     if as_json is not None and (as_json.is_dir() or not as_json.absolute().parent.is_dir()):

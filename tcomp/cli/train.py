@@ -185,7 +185,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     from tcomp.runtime import checkpoint
     from tcomp.runtime.data import open_data
     from tcomp.runtime.progress import progress_for
-    from tcomp.runtime.run_folder import RunFolder, refuse_used
+    from tcomp.runtime.run_folder import PASSED, RunFolder, refuse_used
     from tcomp.runtime.train import Settings, check_inputs, persistent, train
 
     console = Console(highlight=False)
@@ -197,6 +197,13 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     if settings.init_from:
         weights = checkpoint.newest(Path(settings.init_from), lambda text: print(f"warning: {text}", file=sys.stderr))
     data = open_data([Path(p) for p in settings.data], settings.length, vocabulary)
+    own = Path(settings.init_from) / PASSED / "tokenizer.json"
+    if settings.init_from and own.is_file() and data.text:
+        print(
+            f"warning: the text is taken as bytes, but the weights came with a tokenizer; prepare the text with it:\n"
+            f"  tcomp data prepare TEXT --tokenizer {own} --out FOLDER",
+            file=sys.stderr,
+        )
     device = common.device_for(settings.device, gpu=settings.gpu, threads=settings.threads, graph=settings.graph)
     built = common.build_step(
         settings.model,
@@ -241,6 +248,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
                 folder.write_config(as_json(settings))
                 if settings.init_from:
                     folder.pass_on(Path(settings.init_from))
+                folder.keep_tokenizer([Path(p) for p in settings.data])
             outcome = train(
                 executor,
                 data,
@@ -263,7 +271,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
         device.finish()
         return outcome
     print(f"validation loss {outcome.validation_loss:.4f} after {outcome.step} steps")
-    if settings.sample and data.text:
+    if settings.sample and (data.text or (path / PASSED / "tokenizer.json").is_file()):
         _sample(path, settings, device)
     device.finish()
     print(f"run folder {path}: more text with `tcomp generate {path}`")
@@ -304,6 +312,15 @@ def _announce(console: Any, settings: TrainSettings, built: common.Built, data: 
         f"{bytes_text(step.arena_bytes)} arena, {built.device.description}"
     )
     console.print(text, soft_wrap=True, markup=False)
+    if step.recompute is not None:
+        r = step.recompute
+        again = ", ".join(dict.fromkeys(row.op for row in r.rows))
+        console.print(
+            f"memory: {bytes_text(r.after)} instead of {bytes_text(r.before)}, computing again {again}; "
+            f"predicted cost {r.share:.1%} of a step",
+            soft_wrap=True,
+            markup=False,
+        )
     console.print(f"data: {data.description}", soft_wrap=True, markup=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tcomp.errors import UserError
 
 if TYPE_CHECKING:
     from tcomp.autotune.judge import Judge
+    from tcomp.autotune.search import Search
     from tcomp.dsl.ast import Module
     from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
@@ -28,6 +30,7 @@ def tune(
     length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 128,
     accumulation: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
     dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
+    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
     gpu: Annotated[
         str, typer.Option(help="Tune for this GPU by the static model (predicted) [default: this CPU, measured].")
     ] = "",
@@ -41,6 +44,8 @@ def tune(
     lock: Annotated[str | None, typer.Option(help="The lockfile [default: MODEL.MACHINE.lock in this folder].")] = None,
     storage: Annotated[Path | None, typer.Option(help="Where trials are kept [default: the cache folder].")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only say whether the lockfile holds; exit 1 if not.")] = False,
+    ask: Annotated[bool, typer.Option("--ask", help="Print what there is to tune, a JSON object per kernel.")] = False,
+    tell: Annotated[str, typer.Option(help="Judge proposals from this file of JSON lines; - is the input.")] = "",
     out: Annotated[Path | None, typer.Option(help="report: the folder of its files.")] = None,
 ) -> None:
     """Find the best values of the schedules' `tune` lines at a model's real shapes.
@@ -68,6 +73,7 @@ def tune(
     from tcomp.runtime.cache import cache_folder
 
     report, file = _what(words or [])
+    limits.check_precision(precision)
     limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads, seed=seed)
     if trials is not None:
         limits.check_numbers(trials=trials)
@@ -76,7 +82,12 @@ def tune(
     module = common.load_module(file)
     model = common.only_model(module, file)
     shape = StepShape(
-        config or common.default_config(module, file), batch, length, accumulation, limits.parse_dims(dim or [])
+        config or common.default_config(module, file),
+        batch,
+        length,
+        accumulation,
+        limits.parse_dims(dim or []),
+        precision,
     )
     machine, cores = _machine(gpu, threads)
     path = Path(lock) if lock else Path(f"{Path(file).stem}.{machine.name}.lock")
@@ -94,7 +105,11 @@ def tune(
     judge = _judge(module, machine, cores, seed)
     kept = trials_storage.open_storage(store)
     plan = search.Plan(shape, seconds, trials, tuple(ops or ()), seed, until)
-    run = search.Search(module, model.name, machine, cores, plan, judge, kept, path, _say)
+    say = (lambda text: print(text, file=sys.stderr)) if ask or tell else _say
+    run = search.Search(module, model.name, machine, cores, plan, judge, kept, path, say)
+    if ask or tell:
+        _converse(run, ask, tell)
+        return
     if not resume:
         run.forget()
     print(f"{model.name} {shape.text} on {machine.name}: {judge.basis}; trials in {store}", flush=True)
@@ -103,8 +118,27 @@ def tune(
     except KeyboardInterrupt:
         print(f"stopped; finished trials are in {store}: the same command goes on from there", file=sys.stderr)
         raise typer.Exit(130) from None
-    print("\n".join(search.summary_lines(summary, judge.basis)))
+    for line in search.summary_lines(summary, judge.basis):
+        print(line)
     print(f"lockfile {path}: {len(summary.tuned)} entries changed")
+
+
+def _converse(run: Search, asking: bool, told: str) -> None:
+    """Questions or answers on standard output, one JSON object a line."""
+    from tcomp.autotune import proposals
+
+    try:
+        if asking and told:
+            raise UserError("--ask and --tell exclude each other", "ask first, then tell")
+        if asking:
+            answers = proposals.ask(run)
+        else:
+            lines = sys.stdin if told == "-" else Path(told).read_text().splitlines()
+            answers = proposals.tell(run, lines)
+        for answer in answers:
+            print(json.dumps(answer), flush=True)
+    finally:
+        run.judge.close()
 
 
 def _say(text: str) -> None:
@@ -135,7 +169,9 @@ def _judge(module: Module, machine: CpuMachine | GpuMachine, threads: int, seed:
     from tcomp.runtime.cache import cache_folder
 
     if isinstance(machine, GpuMachine):
-        raise UserError("there is no static model of GPUs yet", "tune for this CPU: leave out --gpu")
+        from tcomp.autotune.judge_gpu import GpuJudge
+
+        return GpuJudge(module, machine, cache_folder("kernels"), seed)
     from tcomp.autotune.judge_cpu import CpuJudge
 
     return CpuJudge(module, machine, threads, cache_folder("kernels"), seed, cache_folder("tuning") / "measuring")

@@ -27,6 +27,7 @@ def run(
     kernel: Annotated[str, typer.Option(help="Which kernel; needed when the file has several.")] = "",
     grid: Annotated[str, typer.Option(help="Blocks, as 8 or 8,4,1.")] = "1",
     block: Annotated[str, typer.Option(help="Threads in a block, as 256 or 16,16.")] = "32",
+    cluster: Annotated[str, typer.Option(help="Blocks in a cluster, as 2 or 2,1,1.")] = "",
     shared: Annotated[int, typer.Option(help="Bytes of dynamic shared memory.")] = 0,
     show: Annotated[int, typer.Option(help="Print the first N elements of each array afterwards.")] = 4,
 ) -> None:
@@ -35,8 +36,10 @@ def run(
     Example: `tcomp vgpu run add.ptx f32[1000]=random f32[1000]=random f32[1000]=empty 1000 --grid 4 --block 256`
     """
     from tcomp.runtime.vgpu import Device
+    from tcomp.runtime.vgpu.errors import PtxError
 
     blocks, threads = _dims(grid, "--grid", ((1 << 31) - 1, 65535, 65535)), _dims(block, "--block", (1024, 1024, 64))
+    together = _dims(cluster, "--cluster", (16, 16, 16)) if cluster else None
     if shared < 0:
         raise UserError(f"--shared {shared}: must not be negative", "give the bytes of dynamic shared memory, or 0")
     try:
@@ -44,7 +47,11 @@ def run(
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{file}: cannot read it: {getattr(e, 'strerror', None) or e}") from e
     gpu = Device()
-    module = gpu.load(text)
+    try:
+        module = gpu.load(text)
+    except PtxError as e:
+        hint = "" if ".version" in text else "this is no PTX; nvcc -ptx, or a compiler's own option, makes it"
+        raise UserError(f"{file}: {e.message}", e.hint or hint) from e
     names = module.kernels()
     if not kernel and len(names) != 1:
         raise UserError(f"{file} has the kernels {', '.join(names) or 'none'}", "choose one with --kernel")
@@ -54,7 +61,7 @@ def run(
         values.append(value)
         if array is not None:
             arrays.append((a, value, *array))
-    report = module.launch(kernel or names[0], blocks, threads, values, shared)
+    report = module.launch(kernel or names[0], blocks, threads, values, shared, cluster=together)
     print(report)
     for text_, address, dtype, count in arrays if show > 0 else []:
         print(f"  {text_}: {gpu.download(int(address), dtype, min(show, count))}")

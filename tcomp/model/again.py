@@ -8,21 +8,18 @@ computing Y again, P being kept  -->
   op linear_gelu.Y(P: f32[M, N]) -> Y: f32[M, N]:
     Y[m, n] = gelu(P[m, n])
 
-Such a form must give the same bits as the op itself. So it has no reductions (whose order a schedule chooses), reads
-no kept result that was rounded when it was stored, and nothing in it is inlined by a schedule of the op (which would
-round elsewhere).
+Such a form must give the same bits as the op itself. So it has no reductions (whose order a schedule chooses), and
+nothing in it is inlined by a schedule of the op (which would round elsewhere). A kept result of a narrow type is read
+as it was rounded, which is what reading it within the op gives: the language rounds on assignment.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from tcomp.dsl.ast import DType, Equation, Flag, Module, Name, Op, Reduction
+from tcomp.dsl.ast import Equation, Flag, Module, Name, Op, Reduction
 from tcomp.grad.accumulate import restricted
 from tcomp.grad.parts import reads, writes
-
-_EXACT = (DType.F32, DType.F64)
-"""Types that are stored as they were computed."""
 
 
 def again(op: Op, results: frozenset[str], module: Module) -> Op | None:
@@ -37,7 +34,7 @@ def again(op: Op, results: frozenset[str], module: Module) -> Op | None:
     used = {name for eq in kept for name in reads(eq)} & given
     touched = used | {name for eq in kept for name in reads(eq) | writes(eq)}
     for o in op.outputs:
-        if o.name in used and (o.dtype not in _EXACT or _times_written(op, o.name) != 1):
+        if o.name in used and _times_written(op, o.name) != 1:
             return None
     if touched & _inlined(op, module):
         return None

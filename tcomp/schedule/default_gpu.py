@@ -35,9 +35,10 @@ def default_gpu_schedule(op: Op, equations: tuple[Equation, ...], extents: dict[
     for i, eq in enumerate(equations):
         for t in eq.targets:
             last[t.name] = i
+    read = {a.tensor for eq in equations for e in expressions(eq) for a in reads(e)}
     groups: dict[int, list[str]] = {}
     for name, i in last.items():
-        if name in operands or any(t.name == name and t.subscripts for t in equations[i].targets):
+        if name in operands or (name in read and any(t.name == name and t.subscripts for t in equations[i].targets)):
             groups.setdefault(i, []).append(name)
     kernels = []
     made = operands

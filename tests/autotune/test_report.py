@@ -9,7 +9,8 @@ import pytest
 from tcomp.autotune import storage
 from tcomp.autotune.instances import op_hash, schedule_hash
 from tcomp.autotune.judge import Job
-from tcomp.autotune.report import spearman, write_report
+from tcomp.autotune.report import write_report
+from tcomp.autotune.spearman import spearman
 from tcomp.errors import UserError
 from tests.autotune.support import scale
 

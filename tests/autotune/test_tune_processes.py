@@ -77,6 +77,7 @@ def test_two_processes_share_one_study(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("gpt2.*.lock"))) == 1
 
 
+@pytest.mark.slow
 def test_a_build_uses_the_lockfile_and_says_what_is_stale(tcomp: Tcomp, tmp_path: Path) -> None:
     made = tcomp(*TUNE, "--trials", "1", "--storage", "trials.sqlite3")
     assert made.code == 0 and "measured" in made.out, made
@@ -92,7 +93,7 @@ def test_a_build_uses_the_lockfile_and_says_what_is_stale(tcomp: Tcomp, tmp_path
     lock.write_text(chosen.replace('"BQ" = ', '"BQ" = 7'))
     built = tcomp("build", "gpt2", *TINY)
     assert built.code == 0 and "1 of 1 entries in use here are stale" in built.error, built
-    assert "is not among its choices 32, 64, 128" in built.error
+    assert "is not among its choices" in built.error
     checked = tcomp("tune", "--check", "--threads", "1")
     assert checked.code == 1 and "stale: attention.backward" in checked.out
     assert "no lockfile" in tcomp("build", "gpt2", *TINY, "--lock", "none").out

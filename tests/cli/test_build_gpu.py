@@ -76,7 +76,7 @@ def test_a_clean_build(tcomp: Tcomp, generated_by: Callable[[Generate], None], t
     assert "grid" in (folder / "schedules.tc").read_text()
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90a"])
 def test_our_own_kernels_have_no_findings(target: str, tcomp: Tcomp) -> None:
     result = tcomp("build", *SMALL, "--target", target, "--strict")
     assert result.code == 0, result.out + result.error

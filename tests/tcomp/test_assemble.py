@@ -107,6 +107,7 @@ def test_serialised_wgmma(body: str, code: str | None, tmp_path: Path) -> None:
         assert " in line " not in m.text and "'k'" not in m.text
 
 
+@pytest.mark.slow
 def test_a_wgmma_without_registers_is_refused_with_advice(tmp_path: Path) -> None:
     body = "LOOP|FENCE|MMA|COMMIT|WAIT|END"
     assert run(samples.wgmma_tile(256, body, ".maxntid 384, 1, 1"), tmp_path).findings == ()

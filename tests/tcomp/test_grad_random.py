@@ -177,7 +177,7 @@ def programs(draw: DrawFn) -> str:
     return text + HEADER + outputs + ":\n" + "".join(f"  {line}\n" for line in lines)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(programs(), st.integers(0, 2**32 - 1))
 def test_the_derivative_of_a_random_op_agrees_with_finite_differences(text: str, seed: int) -> None:
     note(text)

@@ -27,8 +27,8 @@ def gpt2() -> Module:
     return load(GPT2)
 
 
-def built(module: Module, limit: int | None = None, **more: Any) -> Step:
-    return build_step(module, "gpt2", "tiny", SIZES, overrides=SMALL, machine=detect(), memory_limit=limit,
+def built(module: Module, limit: int | None = None, C: int = 32, **more: Any) -> Step:
+    return build_step(module, "gpt2", "tiny", SIZES, overrides={**SMALL, "C": C}, machine=detect(), memory_limit=limit,
                       recompute=limit is not None, **more)  # fmt: skip
 
 
@@ -43,9 +43,13 @@ def free(gpt2: Module) -> Step:
 
 @pytest.fixture(scope="module")
 def least(gpt2: Module) -> int:
+    return least_of(gpt2)
+
+
+def least_of(module: Module, **more: Any) -> int:
     """The least that the step can do with, from the refusal of an impossible budget."""
     with pytest.raises(UserError) as refusal:
-        built(gpt2, 1000)
+        built(module, 1000, **more)
     text = refusal.value.message
     assert "at the least" in text and "the limit is" in text and "the largest tensors live there" in text
     return int(float(text.split("needs ")[1].split(" MiB")[0]) * 2**20)
@@ -93,14 +97,19 @@ def test_only_as_many_layers_as_needed(gpt2: Module, free: Step) -> None:
     assert [r.layers for r in step.recompute.rows] == [1]
 
 
-def test_the_step_is_bitwise_the_same(gpt2: Module, free: Step, least: int, tmp_path: Path) -> None:
-    limits = [round(least + part * (memory(free) - least)) + 60_000 for part in (0.8, 0.4, 0.0)]
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_the_step_is_bitwise_the_same(precision: str, gpt2: Module, tmp_path: Path) -> None:
+    free, least = built(gpt2, C=128, precision=precision), least_of(gpt2, C=128, precision=precision)
     expected = trained(free, tmp_path)
-    for limit in limits:
-        step = built(gpt2, limit)
+    alone = set()
+    for part in (0.6, 0.4, 0.0):
+        limit = round(least + part * (memory(free) - least)) + 60_000
+        step = built(gpt2, limit, C=128, precision=precision)
         assert step.recompute is not None
+        alone |= {r.results for r in step.recompute.rows}
         for name, values in trained(step, tmp_path).items():
             np.testing.assert_array_equal(values, expected[name], err_msg=f"{name} at {limit}")
+    assert any(len(r) == 1 and r[0].endswith(".u") for r in alone), "a GELU without its product is among them"
 
 
 def test_the_step_is_bitwise_the_same_with_accumulation(gpt2: Module, tmp_path: Path) -> None:
@@ -136,14 +145,14 @@ def trained(step: Step, cache: Path) -> dict[str, Any]:
 
 
 def test_what_the_text_marks_itself_is_left_to_it() -> None:
-    text = GPT2.read_text().replace(
-        "qkv = linear(h, qkv_w[l], qkv_b[l])", "qkv = linear(h, qkv_w[l], qkv_b[l]) [recompute]"
-    )
-    module = load_text(text, str(GPT2))
+    call = "a, _ = attention(qkv as [B, T, 3, H, D])"
+    text = GPT2.read_text()
+    assert call in text
+    module = load_text(text.replace(call, f"{call} [recompute]"), str(GPT2))
     plain = built(module)
-    assert any("linear qkv_w qkv_b (again)" in launch.label for launch in plain.programs["micro_first"])
+    assert any("attention (again)" in launch.label for launch in plain.programs["micro_first"])
     step = built(module, round(0.9 * memory(plain)))
-    assert step.recompute is not None and "linear" not in {r.op for r in step.recompute.rows}
+    assert step.recompute is not None and "attention" not in {r.op for r in step.recompute.rows}
 
 
 def test_without_recompute_the_refusal_says_that_there_is_another_way(gpt2: Module, free: Step) -> None:

@@ -185,12 +185,13 @@ class PhaseGenerator:
         for g in self.turns.loops:
             self.unbind(g.variable)
 
-    def _compute(self, s: Compute) -> None:
-        """One Compute; not in a block that only makes its cluster whole."""
+    def _compute(self, s: Compute, hold: Callable[[Callable[[], None]], bool] | None) -> None:
+        """One Compute; not in a block that only makes its cluster whole. `hold` is the pipe's, where the Compute is all
+        that its turns do."""
 
         def write() -> None:
             if s.instruction:
-                write_contraction(self.em, self.scope, s)
+                write_contraction(self.em, self.scope, s, hold)
             else:
                 ComputeGenerator(self.em, self.scope, s).generate()
 
@@ -326,7 +327,8 @@ class PhaseGenerator:
                 self.em.barrier()
             match s:
                 case Compute():
-                    self._compute(s)
+                    alone = self.pipe is not None and body is self.pipe.loop.body and len(body) == skip + 1
+                    self._compute(s, self.pipe.hold if alone and self.pipe else None)
                 case Pack() if s.by == "tma":
                     self.tensor_tiles[id(s)].fill()
                 case Pack():

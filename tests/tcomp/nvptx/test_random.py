@@ -82,7 +82,7 @@ def kernels(draw: st.DrawFn) -> Kernel:
     return kernel([operand("X", m, n, k), operand("w", k), y], [[top]], tiles, shape)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(kernels(), st.integers(0, 2**31))
 def test_any_reduction(k: Kernel, seed: int) -> None:
     rng = np.random.default_rng(seed)

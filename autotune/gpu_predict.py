@@ -1,0 +1,113 @@
+"""Kernels of a step as predictions: tile IR to PTX, to a cubin, to machine code, to counts, to a time.
+
+All without a GPU. A kernel's phases are launches of their own; a kernel whose code cannot be read is an error, never a
+guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tcomp.autotune.gpu_model import Prediction, predict
+from tcomp.autotune.gpu_traffic import phase_traffic
+from tcomp.autotune.gpu_work import launch_work
+from tcomp.autotune.sass import Function, functions_of
+from tcomp.codegen.nvptx.assemble import Assembled, assemble
+from tcomp.codegen.nvptx.disassemble import disassemble
+from tcomp.codegen.nvptx.launch import GpuKernel
+from tcomp.codegen.nvptx.occupancy import occupancy
+from tcomp.errors import UserError
+from tcomp.ir.tile import Kernel, Loop, Statement
+from tcomp.machine.gpu import GpuMachine
+from tcomp.model.step import Step
+from tcomp.runtime.cuda.kernels import compile_all
+
+
+@dataclass(frozen=True)
+class KernelPrediction:
+    """A kernel's launches, one per phase."""
+
+    name: str
+    launches: tuple[Prediction, ...]
+    assembled: Assembled
+
+    @property
+    def seconds(self) -> float:
+        return sum(p.seconds for p in self.launches)
+
+    @property
+    def binding(self) -> str:
+        """That of the longest launch."""
+        return max(self.launches, key=lambda p: p.seconds).binding
+
+
+def predict_kernel(kernel: Kernel, machine: GpuMachine, cache: Path | None = None) -> KernelPrediction:
+    """The prediction for one kernel. UserError when it cannot be compiled, assembled or disassembled."""
+    code: GpuKernel = compile_all({kernel.name: kernel}, machine, cache)[kernel.name]
+    assembled = assemble(code.ptx, machine.target, cache)
+    functions = functions_of(disassemble(assembled.cubin))
+    return KernelPrediction(kernel.name, tuple(_launches(kernel, code, assembled, functions, machine)), assembled)
+
+
+def _launches(
+    kernel: Kernel, code: GpuKernel, assembled: Assembled, functions: Mapping[str, Function], machine: GpuMachine
+) -> Iterator[Prediction]:
+    for phase, launch in zip(kernel.phases, code.launches, strict=True):
+        if launch.symbol not in functions:
+            raise UserError(f"kernel {kernel.name}: its machine code has no entry {launch.symbol}")
+        resources = assembled.of(launch.symbol)
+        fit = occupancy(machine, resources.registers, launch.threads, resources.shared_bytes + launch.shared_bytes)
+        traffic = phase_traffic(kernel, phase, machine, max(1, fit.blocks))
+        work = launch_work(
+            launch.symbol, functions[launch.symbol], launch, resources, machine, traffic,
+            kernel.flops / len(kernel.phases), _stages(phase),
+        )  # fmt: skip
+        yield predict(work, machine)
+
+
+def _stages(phase: tuple[Statement, ...]) -> int | None:
+    """The depth of the deepest pipeline in a phase; None without one."""
+    found = [_stages_of(s) for s in phase]
+    known = [s for s in found if s]
+    return max(known) if known else None
+
+
+def _stages_of(s: Statement) -> int:
+    if not isinstance(s, Loop):
+        return 0
+    own = s.stages if s.level == "pipe" else 0
+    return max([own, *(_stages_of(b) for b in s.body)])
+
+
+@dataclass(frozen=True)
+class StepPrediction:
+    """A step's kernels with how often a step launches each, in order of the time they take."""
+
+    kernels: tuple[tuple[KernelPrediction, int], ...]
+
+    @property
+    def seconds(self) -> float:
+        """Of one step: one micro-batch per accumulation and one update."""
+        return sum(k.seconds * n for k, n in self.kernels)
+
+
+def launches_of(step: Step, accumulation: int = 1) -> dict[str, int]:
+    """Kernel -> launches in one step."""
+    times = {"micro_first": 1, "micro_next": accumulation - 1, "update": 1}
+    if "micro_first" not in step.programs:
+        times = {"forward": 1}
+    counts: dict[str, int] = {}
+    for program, n in times.items():
+        for launch in step.programs.get(program, ()):
+            counts[launch.kernel] = counts.get(launch.kernel, 0) + n
+    return {k: n for k, n in counts.items() if n}
+
+
+def predict_step(
+    step: Step, machine: GpuMachine, cache: Path | None = None, accumulation: int = 1
+) -> Iterator[tuple[KernelPrediction, int]]:
+    """Each kernel of the step and its launches per step, as they are predicted (assembling takes a while)."""
+    for name, n in launches_of(step, accumulation).items():
+        yield predict_kernel(step.kernels[name], machine, cache), n

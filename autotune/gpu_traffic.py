@@ -1,0 +1,110 @@
+"""Bytes that a kernel's phase moves from and to device memory, from tile IR: wave by wave, the parts of each operand
+that the blocks running at the same time touch, each once as long as L2 keeps it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from tcomp.autotune.gpu_model import cached_traffic
+from tcomp.dsl.ast import Access, Expr, names_in, walk
+from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.errors import TcError
+from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope, Statement
+from tcomp.machine.gpu import GpuMachine
+
+WAVES = 64
+"""Waves looked at; of more, the mean of these stands for all."""
+
+
+def phase_traffic(kernel: Kernel, phase: tuple[Statement, ...], machine: GpuMachine, resident: int) -> float:
+    """Bytes between L2 and device memory. `resident` blocks run on an SM at a time."""
+    grid = _grid(phase)
+    touched = _touched(kernel, phase, {v for v, _ in grid})
+    if not touched:
+        return 0.0
+    blocks = math.prod(t for _, t in grid)
+    wave = max(1, machine.sms * resident)
+    waves = -(-blocks // wave)
+    per_block = {n: b / math.prod(t for v, t in grid if v in axes) for n, (b, axes, _) in touched.items()}
+    compulsory = sum(b for b, _, _ in touched.values())
+    if compulsory <= machine.l2_bytes / 2 or (waves == 1 and blocks <= wave):
+        return float(compulsory)
+    sampled = sorted({round(i * (waves - 1) / max(1, min(waves, WAVES) - 1)) for i in range(min(waves, WAVES))})
+    total = 0.0
+    for w in sampled:
+        places = [_place(b, grid) for b in range(w * wave, min(blocks, (w + 1) * wave))]
+        unique = sum(
+            per_block[n] * len({tuple(p[v] for v in sorted(axes)) for p in places})
+            for n, (_, axes, _) in touched.items()
+        )
+        requested = sum(per_block.values()) * len(places)
+        total += cached_traffic(min(unique, requested), requested, machine)
+    return max(float(compulsory), total * waves / len(sampled))
+
+
+def _grid(phase: tuple[Statement, ...]) -> list[tuple[str, int]]:
+    """The grid loops' variables and trip counts, outermost first."""
+    found: list[tuple[str, int]] = []
+    at = list(phase)
+    while at and isinstance(at[0], Loop) and at[0].level == "grid":
+        loop = at[0]
+        try:
+            extent = float(evaluate_dim(loop.stop, {}) - evaluate_dim(loop.start, {}))
+        except TcError:
+            extent = float(loop.step)
+        found.append((loop.variable, max(1, math.ceil(extent / loop.step))))
+        at = list(loop.body)
+    return found
+
+
+def _place(block: int, grid: list[tuple[str, int]]) -> dict[str, int]:
+    place = {}
+    for variable, trips in reversed(grid):
+        block, place[variable] = divmod(block, trips)
+    return place
+
+
+def _touched(kernel: Kernel, phase: tuple[Statement, ...], grid: set[str]) -> dict[str, tuple[int, set[str], bool]]:
+    """Operand -> (bytes, grid variables that its part depends on, whether it is written)."""
+    found: dict[str, tuple[int, set[str], bool]] = {}
+    for leaf, known in _leaves(phase, {}):
+        ranges = dict(known)
+        for axis in leaf.axes:
+            ranges[axis.name] = _variables(axis.start, ranges) | _variables(axis.stop, ranges)
+        accesses: list[tuple[Access, bool]]
+        if isinstance(leaf, Compute):
+            accesses = [(n, False) for n in walk(leaf.value) if isinstance(n, Access)] + [(leaf.target, True)]
+        else:
+            accesses = [(leaf.source, False)]
+        for access, written in accesses:
+            try:
+                buffer = kernel.buffer(access.tensor)
+            except KeyError:
+                continue
+            if buffer.scope not in (Scope.OPERAND, Scope.TEAM):
+                continue
+            axes = {v for s in access.subscripts for v in _variables(s, ranges)} & grid
+            size, old, was = found.get(access.tensor, (buffer.bytes, axes, False))
+            found[access.tensor] = (size, old & axes, was or written)
+    return found
+
+
+def _leaves(
+    body: tuple[Statement, ...], known: Mapping[str, set[str]]
+) -> Iterator[tuple[Compute | Pack, dict[str, set[str]]]]:
+    for s in body:
+        if isinstance(s, Loop):
+            reach = {s.variable} | _variables(s.start, known)
+            yield from _leaves(s.body, {**known, s.variable: reach, f"{s.variable}.stop": reach})
+        else:
+            yield s, dict(known)
+
+
+def _variables(e: Expr, known: Mapping[str, set[str]]) -> set[str]:
+    """The loop variables that an expression's value follows from."""
+    out: set[str] = set()
+    for n in names_in(e):
+        out |= known.get(n, {n})
+    return out

@@ -1,0 +1,307 @@
+"""What a launch does, read off its machine code: the counts that `gpu_model` turns into a time.
+
+A few blocks and warps stand for all: those that take the same way count once for each other. Loads and stores are
+taken to be coalesced, and shared memory to be free of bank conflicts (the virtual GPU reports those).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from tcomp.autotune.gpu_model import (
+    ARRIVAL,
+    BARRIER,
+    L2_LATENCY,
+    MEMORY_LATENCY,
+    WARP_STALL,
+    BlockWork,
+    LaunchWork,
+    Ring,
+    tensor_cycles,
+)
+from tcomp.autotune.sass import Function, Instruction, Walk, Way
+from tcomp.codegen.nvptx.launch import LaunchShape
+from tcomp.codegen.nvptx.occupancy import occupancy
+from tcomp.codegen.nvptx.resources import Resources
+from tcomp.machine.gpu import GpuMachine
+
+LANES = 32
+SHUFFLE_LATENCY = 23.0
+BROADCAST = 0.5
+"""Share of a wide shared-memory load that is different data: lanes of a row or column read the same."""
+_FMA = {"FFMA", "FFMA2", "FADD", "FADD2", "FMUL", "FMUL2", "HFMA2", "HADD2", "HMUL2", "IMAD", "DFMA"}
+_SPECIAL = {"MUFU", "F2I", "I2F", "F2F", "I2FP", "FRND"}
+_GLOBAL = {"LDG", "STG", "LD", "ST", "LDGSTS", "RED", "REDG", "ATOMG", "ATOM"}
+_LOADS = {"LDG", "LD", "ATOMG", "ATOM"}
+_SHARED = {"LDS", "STS", "ATOMS"}
+_MATRIX = {"HGMMA", "QGMMA", "IGMMA", "HMMA", "QMMA", "OMMA", "IMMA"}
+_WARPGROUP = {"HGMMA", "QGMMA", "IGMMA"}
+
+
+@dataclass
+class Counts:
+    """Instruction counts of one warp, by class; bytes as the warp moves them."""
+
+    issue: float = 0.0
+    fma: float = 0.0
+    special: float = 0.0
+    shared_bytes: float = 0.0
+    l2_bytes: float = 0.0
+    async_bytes: float = 0.0
+    flops: dict[tuple[str, str], float] = field(default_factory=dict)
+    """matrix operations by (element type, wgmma | mma.sync)"""
+    load_rounds: float = 0.0
+    barriers: float = 0.0
+    shuffles: float = 0.0
+    copy_turns: float = 0.0
+    drains: float = 0.0
+    waits: float = 0.0
+    pending: int | None = None
+    opcodes: Counter[str] = field(default_factory=Counter)
+
+
+def width(opcode: str) -> int:
+    """Bytes per lane of a memory instruction."""
+    parts = opcode.split(".")
+    for part, size in (("128", 16), ("64", 8), ("U16", 2), ("S16", 2), ("U8", 1), ("S8", 1), ("16", 2)):
+        if part in parts:
+            return size
+    return 4
+
+
+def matrix_shape(opcode: str) -> tuple[int, int, int]:
+    """(m, n, k) of HGMMA.64x256x16 or HMMA.16816 or QMMA.16832. ValueError for an opcode without a shape."""
+    m = re.search(r"\.(\d+)x(\d+)x(\d+)", opcode)
+    if m:
+        return int(m[1]), int(m[2]), int(m[3])
+    m = re.search(r"\.(16)(8)(\d{1,2})(?:\.|$)", opcode)
+    if m:
+        return int(m[1]), int(m[2]), int(m[3])
+    raise ValueError(f"no shape in {opcode}")
+
+
+def matrix_type(opcode: str) -> str:
+    """The operands' element type as machine descriptions name it."""
+    for part, name in (("BF16", "bf16"), ("TF32", "tf32"), ("E4M3", "e4m3"), ("E5M2", "e5m2")):
+        if part in opcode:
+            return name
+    return "e4m3" if opcode.startswith(("QMMA", "QGMMA")) else "f16"
+
+
+def counts_of(function: Function, path: Way, copy_bytes: float) -> Counts:
+    """The counts of a warp that takes `path`. `copy_bytes` is what one bulk tensor copy moves."""
+    c = Counts()
+    for number, times in path.visits.items():
+        block = function.blocks[number]
+        loads = copies = False
+        for i in block.instructions:
+            _count(c, i, path.times(block, i), copy_bytes)
+            loads |= i.name in _LOADS
+            copies |= i.name in ("LDGSTS", "UTMALDG", "UBLKCP")
+        if loads:
+            c.load_rounds += times
+        if copies and times > 1:
+            c.copy_turns += times
+    return c
+
+
+def _count(c: Counts, i: Instruction, times: int, copy_bytes: float) -> None:
+    name, opcode = i.name, i.opcode
+    c.issue += times
+    c.opcodes[name] += times
+    if name in _MATRIX:
+        m, n, k = matrix_shape(opcode)
+        warps = 4 if name in _WARPGROUP else 1
+        key = matrix_type(opcode), "wgmma" if warps == 4 else "mma.sync"
+        c.flops[key] = c.flops.get(key, 0.0) + times * 2.0 * m * n * k / warps
+        if warps == 4:
+            element = 1 if key[0] in ("e4m3", "e5m2") else 4 if key[0] == "tf32" else 2
+            from_registers = not any(o.startswith("gdesc") for o in i.operands[1:2])
+            c.shared_bytes += times * element * k * (n + (0 if from_registers else m)) / warps
+    elif name in _FMA:
+        c.fma += times
+    elif name in _SPECIAL:
+        c.special += times
+    elif name in _SHARED:
+        size = width(opcode)
+        c.shared_bytes += times * LANES * size * (BROADCAST if size >= 8 and name == "LDS" else 1.0)
+    elif name in ("LDSM", "STSM"):
+        matrices = int(opcode.rsplit(".", 1)[-1]) if opcode.rsplit(".", 1)[-1].isdigit() else 1
+        c.shared_bytes += times * 128 * matrices
+    elif name == "SHFL":
+        c.shuffles += times
+        c.shared_bytes += times * 128
+    elif name in ("BAR", "BARRIER"):
+        c.barriers += times
+    elif name == "WARPGROUP" and "DEPBAR" in opcode:
+        c.drains += times
+    elif name == "SYNCS" and "PHASECHK" in opcode:
+        c.waits += times
+    elif name == "DEPBAR" and len(i.operands) > 1:
+        allowed = int(i.operands[1], 16)
+        c.pending = allowed if c.pending is None else max(c.pending, allowed)
+    if name in _GLOBAL:
+        size = times * LANES * width(opcode)
+        c.l2_bytes += size
+        if name == "LDGSTS":
+            c.async_bytes += size
+            c.shared_bytes += size
+    elif name in ("UTMALDG", "UBLKCP"):
+        c.l2_bytes += times * copy_bytes
+        c.async_bytes += times * copy_bytes
+        c.shared_bytes += times * copy_bytes
+    elif name in ("UTMASTG", "UTMAREDG"):
+        c.l2_bytes += times * copy_bytes
+        c.shared_bytes += times * copy_bytes
+    elif name in ("LDL", "STL"):
+        c.l2_bytes += times * LANES * width(opcode) / 4  # most of it stays in L1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The counts of a block: each kind of warp with how many there are of it."""
+
+    warps: tuple[tuple[int, Counts], ...]
+    unknown: int
+    cut: bool
+    steps: int
+
+
+def sample_block(function: Function, launch: LaunchShape, block: int, constants: Mapping[int, int]) -> Sample:
+    """Walk the block's warps, or a few that stand for all."""
+    warps = -(-launch.threads // LANES)
+    bank = {0x0: launch.threads, 0xC: launch.blocks, 0x360: launch.threads, 0x370: launch.blocks, **constants}
+    boxes = [_box_bytes(m.map.box, m.map.dtype.bytes) for m in launch.maps]
+    copy = sum(boxes) / len(boxes) if boxes else 0.0
+    kinds: dict[tuple[tuple[int, int], ...], tuple[int, Counts]] = {}
+    unknown, cut, steps = 0, False, 0
+    roles = any(i.name == "SYNCS" for i in function.instructions)
+    for w, members in _representatives(warps, roles):
+        special = {
+            "SR_TID.X": w * LANES, "SR_CTAID.X": block, "SR_LANEID": 0, "SR_TID.Y": 0, "SR_TID.Z": 0, "SR_CTAID.Y": 0,
+            "SR_CTAID.Z": 0, "SR_CgaCtaId": 0, "SR_NCTAID.X": launch.blocks, "SR_VIRTID": 0,
+        }  # fmt: skip
+        path = Walk(function, special, bank).run()
+        unknown, cut = max(unknown, path.unknown), cut or path.cut
+        steps = max(steps, sum(path.visits.values()))
+        key = tuple(sorted(path.visits.items()))
+        if key in kinds:
+            kinds[key] = kinds[key][0] + members, kinds[key][1]
+        else:
+            kinds[key] = members, counts_of(function, path, copy)
+    return Sample(tuple(kinds.values()), unknown, cut, steps)
+
+
+LONG = 20_000
+"""Blocks on a warp's way from which one block of the grid stands for all."""
+
+
+def _representatives(warps: int, roles: bool) -> list[tuple[int, int]]:
+    """(warp, how many it stands for): every warp where they have roles, else the first and the last."""
+    if roles:
+        return [(w, 1) for w in range(warps)]
+    return [(0, warps)] if warps < 3 else [(0, warps - 1), (warps - 1, 1)]
+
+
+def launch_work(
+    name: str,
+    function: Function,
+    launch: LaunchShape,
+    resources: Resources,
+    machine: GpuMachine,
+    hbm_bytes: float,
+    flops: float = 0.0,
+    stages: int | None = None,
+    constants: Mapping[int, int] | None = None,
+) -> LaunchWork:
+    """The description of a launch. `stages` is the depth of its pipeline where the plan knows it (else it is read from
+    the waits); `constants` are known kernel parameters by their offset in the constant bank."""
+    samples = [sample_block(function, launch, launch.blocks // 2, constants or {})]
+    if samples[0].steps < LONG:
+        others = {0, launch.blocks // 4, 3 * launch.blocks // 4, launch.blocks - 1} - {launch.blocks // 2}
+        samples += [sample_block(function, launch, b, constants or {}) for b in sorted(others)]
+    works = [_block(s, machine, stages) for s in samples]
+    fit = occupancy(machine, resources.registers, launch.threads, resources.shared_bytes + launch.shared_bytes)
+    notes = []
+    if any(s.unknown for s in samples):
+        notes.append(f"{max(s.unknown for s in samples)} branches unknown")
+    if any(s.cut for s in samples):
+        notes.append("walk cut off")
+    return LaunchWork(name, launch.blocks, max(1, fit.blocks), _mean(works), hbm_bytes, flops, tuple(notes))
+
+
+def _block(sample: Sample, machine: GpuMachine, stages: int | None) -> BlockWork:
+    def total(get: str) -> float:
+        return float(sum(n * getattr(c, get) for n, c in sample.warps))
+
+    def most(get: str) -> float:
+        return float(max((getattr(c, get) for _, c in sample.warps), default=0.0))
+
+    tensor = 0.0
+    for n, c in sample.warps:
+        for (dtype, path), flops in c.flops.items():
+            tensor += tensor_cycles(n * flops, dtype, machine, path)
+    issue, turns = total("issue"), most("copy_turns")
+    longest = most("issue") * WARP_STALL
+    chain = most("load_rounds") * (L2_LATENCY + MEMORY_LATENCY) / 2 + most("shuffles") * SHUFFLE_LATENCY
+    chain += most("barriers") * BARRIER
+    rings: tuple[Ring, ...] = ()
+    if turns > 1 and total("async_bytes"):
+        wgmma = any(path == "wgmma" for _, c in sample.warps for _, path in c.flops)
+        consumers = sum(n for n, c in sample.warps if any(p == "wgmma" for _, p in c.flops)) // 4 or 1
+        pending = [c.pending for _, c in sample.warps if c.pending is not None]
+        depth = stages or ((max(pending) + 2) if pending else 2)
+        share = max(1.0, issue / machine.partitions, 0.0 if wgmma else longest) / turns
+        rings = (
+            Ring(
+                turns, total("async_bytes") / turns, depth, tensor / turns, 0.0 if wgmma else share, consumers,
+                arrivals=_arrivals(sample, turns), drains=most("drains") / turns if wgmma else 0.0,
+            ),
+        )  # fmt: skip
+    else:
+        chain += max(longest, issue / machine.partitions, tensor)
+    return BlockWork(
+        issue, total("fma"), total("special"), tensor, total("shared_bytes"), total("l2_bytes"), chain, 0.0, rings
+    )
+
+
+def _arrivals(sample: Sample, turns: float) -> int:
+    """Threads that complete a stage: one per warp that waits on memory barriers; all threads of a block-wide barrier
+    are in the chain already."""
+    waiting = sum(n for n, c in sample.warps if c.waits >= turns)
+    return int(waiting / max(ARRIVAL, 1.0)) if waiting else 0
+
+
+def _mean(works: Iterable[BlockWork]) -> BlockWork:
+    """The mean block."""
+    every = list(works)
+    n = len(every)
+
+    def mean(get: str) -> float:
+        return float(sum(getattr(w, get) for w in every) / n)
+
+    rings: tuple[Ring, ...] = ()
+    with_ring = [w.rings[0] for w in every if w.rings]
+    if with_ring:
+        first = with_ring[0]
+        turns = sum(r.turns for r in with_ring) / n
+        rings = (
+            Ring(
+                turns, first.bytes, first.stages, first.tensor, first.other, first.consumers, first.arrivals,
+                first.drains,
+            ),
+        )  # fmt: skip
+    return BlockWork(
+        mean("issue"), mean("fma"), mean("special"), mean("tensor"), mean("shared_bytes"), mean("l2_bytes"),
+        mean("chain"), mean("stores"), rings,
+    )  # fmt: skip
+
+
+def _box_bytes(box: tuple[int, ...], element: int) -> float:
+    n = float(element)
+    for b in box:
+        n *= b
+    return n

@@ -1,0 +1,106 @@
+"""Candidates judged without a GPU: assembled, their machine code read, timed by the static model.
+
+What the assembler says of spills, local memory or serialised matrix instructions ends a candidate before it is judged.
+The finalists run on the virtual GPU at a small size of the same schedule; the first that is right wins. All of it
+is deterministic, and all of it is predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tcomp.autotune.gpu_predict import KernelPrediction, predict_kernel
+from tcomp.autotune.instances import Instance
+from tcomp.autotune.judge import Chosen, Job, Outcome, Verdict
+from tcomp.autotune.space import Values
+from tcomp.autotune.virtual_run import problem_of, small_dims
+from tcomp.dsl.ast import Module, Schedule
+from tcomp.dsl.errors import TcError
+from tcomp.errors import UserError
+from tcomp.machine.gpu import GpuMachine
+from tcomp.schedule.lower import LoweredOp, lower
+
+WORTH = 0.99
+"""A winner's predicted time over the incumbent's, at most."""
+
+
+class GpuJudge:
+    """Judges by prediction for `machine`; `cache` has PTX and cubins."""
+
+    basis = "predicted"
+
+    def __init__(self, module: Module, machine: GpuMachine, cache: Path | None, seed: int) -> None:
+        self.module, self.machine, self.cache, self.seed = module, machine, cache, seed
+        self._known: dict[tuple[str, tuple[tuple[str, float], ...]], list[KernelPrediction]] = {}
+
+    def start(self, instance: Instance) -> list[float]:
+        return [k.seconds for k in self._predictions(instance, {})]
+
+    def predict(self, job: Job, values: Values) -> float | None:
+        """Whether the candidate lowers at all: the model itself is the judge here."""
+        try:
+            self._lower(job.instance, job.space.chosen(values))
+        except (TcError, UserError):
+            return None
+        return 0.0
+
+    def evaluate(self, job: Job, values: Values, patience: float, schedule: Schedule | None = None) -> Verdict:
+        try:
+            lowered = self._lower(job.instance, job.space.chosen(values), schedule)
+            kernels = lowered.kernels if schedule else (lowered.kernels[job.kernel],)
+            found = [predict_kernel(k, self.machine, self.cache) for k in kernels]
+        except TcError as e:
+            return Verdict(None, 0.0, "illegal", e.message)
+        except UserError as e:
+            return Verdict(None, 0.0, "illegal", e.message.splitlines()[0])
+        findings = [m for k in found for m in k.assembled.findings]
+        if findings:
+            return Verdict(None, 0.0, "spill", findings[0].text)
+        seconds = sum(k.seconds for k in found)
+        longest = max(found, key=lambda k: k.seconds)
+        default = sum(k.seconds for k in self._predictions(job.instance, {})) if schedule else job.seconds
+        return Verdict(seconds / default, seconds, facts={"binding": longest.binding})
+
+    def best(self, job: Job, incumbent: Values, candidates: Sequence[Values]) -> Values:
+        reference = self.evaluate(job, incumbent, 0.0)
+        for values in candidates:
+            verdict = self.evaluate(job, values, 0.0)
+            if verdict.value is None or (reference.value and verdict.value > WORTH * reference.value):
+                continue
+            if not self.check(job.instance, job.space.chosen(values)):
+                return values
+        return incumbent
+
+    def confirm(self, instance: Instance, incumbent: Chosen, choice: Chosen) -> Outcome:
+        default = sum(k.seconds for k in self._predictions(instance, {}))
+        old = sum(k.seconds for k in self._predictions(instance, incumbent))
+        new = sum(k.seconds for k in self._predictions(instance, choice))
+        if dict(choice) != dict(incumbent) and new < WORTH * old:
+            problem = self.check(instance, choice)
+            if problem:
+                return Outcome(default, old, 0.0, False, problem)
+            return Outcome(default, new, 0.0, True)
+        return Outcome(default, old, 0.0, False)
+
+    def check(self, instance: Instance, chosen: Chosen, schedule: Schedule | None = None) -> str:
+        """What the virtual GPU has against the choice at a small size; empty when it is right."""
+        dims = small_dims(instance.op, self.module, instance.dims)
+        try:
+            lowered = lower(instance.op, self.module, dims, self.machine, 1, chosen, schedule)
+            return problem_of(instance.op, self.module, dims, lowered, self.machine, self.seed)
+        except (TcError, UserError) as e:
+            return e.message.splitlines()[0]
+
+    def close(self) -> None:
+        self._known.clear()
+
+    def _lower(self, instance: Instance, chosen: Chosen, schedule: Schedule | None = None) -> LoweredOp:
+        return lower(instance.op, self.module, dict(instance.dims), self.machine, 1, chosen, schedule)
+
+    def _predictions(self, instance: Instance, chosen: Chosen) -> list[KernelPrediction]:
+        key = instance.key, tuple(sorted(chosen.items()))
+        if key not in self._known:
+            kernels = self._lower(instance, chosen).kernels
+            self._known[key] = [predict_kernel(k, self.machine, self.cache) for k in kernels]
+        return self._known[key]

@@ -1,0 +1,217 @@
+"""Candidates from outside: what there is to tune as JSON lines (`ask`), proposals judged like any other (`tell`).
+
+A proposal is values for one kernel's parameters, or a whole schedule text for its op. Both go through the same gates
+as the search's own candidates: legality, what the assembler says, the oracle's result, time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from tcomp.autotune import storage
+from tcomp.autotune.instances import facts_of, schedule_of
+from tcomp.autotune.judge import Job, Verdict
+from tcomp.autotune.search import Search
+from tcomp.dsl.ast import Module, Op, Schedule
+from tcomp.dsl.check_schedules import check_schedule
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.parse import parse
+from tcomp.dsl.printer import print_expression, print_op, print_schedule
+from tcomp.errors import UserError
+from tcomp.schedule.family import Machine, family_for
+
+if TYPE_CHECKING:
+    import optuna
+
+PATIENCE = 60.0
+"""Seconds that one proposal may take."""
+HISTORY = 50
+"""Newest trials that a question tells of."""
+
+
+def ask(search: Search) -> Iterator[dict[str, Any]]:
+    """One question per kernel that can be tuned: its op, schedule, parameters, the target, and what was tried."""
+    for job in search.jobs():
+        instance = job.instance
+        schedule = schedule_of(instance.op, search.module, instance.dims, search.machine, search.threads)
+        study = storage.open_study(search.trials, job, search.machine.name, search.judge.basis, search.plan.seed)
+        history = [*_history(study), *_history(proposed_study(search, job))]
+        timed = [h for h in history if h["value"] is not None]
+        yield {
+            "job": job.label,
+            "kernel": job.space.kernel,
+            "dims": dict(instance.dims),
+            "count": instance.count,
+            "op": print_op(replace(instance.op, doc="")),
+            "schedule": print_schedule(schedule),
+            "parameters": [
+                {"name": p.name, "choices": list(p.choices), "default": job.space.default[p.name]}
+                for p in job.space.parameters
+            ],
+            "where": [print_expression(c) for c in job.space.conditions],
+            "target": {
+                "machine": search.machine.name,
+                "facts": facts_of(instance.op, search.machine, search.threads),
+                "description": asdict(search.machine),
+            },
+            "basis": search.judge.basis,
+            "default_us": round(job.seconds * 1e6, 3),
+            "best": min(timed, key=lambda h: h["value"]) if timed else None,
+            "history": history[-HISTORY:],
+        }
+
+
+def _history(study: optuna.Study) -> list[dict[str, Any]]:
+    """The finished trials of a study, oldest first: value is time over the default's."""
+    out = []
+    for t in study.get_trials(deepcopy=False):
+        kind = t.user_attrs.get("kind", "")
+        if not t.state.is_finished() or kind in ("", "repeated", "killed"):
+            continue
+        what: dict[str, Any] = {"kind": kind, "reason": t.user_attrs.get("reason", ""), "value": t.value}
+        if "schedule" in t.user_attrs:
+            what["schedule"] = t.user_attrs["schedule"]
+        else:
+            what["values"] = storage.values_of(t)
+        if "binding" in t.user_attrs:
+            what["binding"] = t.user_attrs["binding"]
+        out.append(what)
+    return out
+
+
+def tell(search: Search, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Judge proposals, one JSON object a line: {"job", "values"} or {"job", "schedule"}; one answer each. At the end
+    the kernels that were spoken of are settled: what is better beyond noise goes into the lockfile.
+
+    UserError for a line that is no proposal.
+    """
+    jobs = {j.label: j for j in search.jobs()}
+    touched: dict[str, Job] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        given = _proposal(line, number)
+        job = jobs.get(given["job"])
+        if job is None:
+            raise UserError(f"line {number}: there is no job {given['job']!r}", "`tcomp tune --ask` lists them")
+        if "schedule" in given:
+            verdict = _judge_schedule(search, job, given["schedule"])
+        else:
+            touched[job.label] = job
+            verdict = _judge_values(search, job, given["values"])
+        yield {
+            "job": job.label, "kind": verdict.kind or "timed", "reason": verdict.reason, "value": verdict.value,
+            "us": round(verdict.seconds * 1e6, 3), **dict(verdict.facts),
+        }  # fmt: skip
+    by_instance: dict[str, list[Job]] = {}
+    for job in touched.values():
+        by_instance.setdefault(job.key, []).append(job)
+    for together in by_instance.values():
+        search.settle(together[0].instance, together)
+
+
+def _proposal(line: str, number: int) -> dict[str, Any]:
+    try:
+        given = json.loads(line)
+    except json.JSONDecodeError as e:
+        raise UserError(f"line {number}: not JSON: {e.msg}", "one object a line, as docs/proposers.md shows") from e
+    good = (
+        isinstance(given, dict) and isinstance(given.get("job"), str) and ("values" in given) != ("schedule" in given)
+    )
+    if good and "values" in given:
+        values = given["values"]
+        good = isinstance(values, dict) and all(
+            isinstance(v, int | float) and not isinstance(v, bool) for v in values.values()
+        )
+    if good and "schedule" in given:
+        good = isinstance(given["schedule"], str)
+    if not good:
+        raise UserError(
+            f"line {number}: not a proposal",
+            'write {"job": ..., "values": {"KC": 256}} or {"job": ..., "schedule": "schedule linear on cpu:\\n ..."}',
+        )
+    return dict(given)
+
+
+def _judge_values(search: Search, job: Job, values: Mapping[str, Any]) -> Verdict:
+    """The verdict on values, which is kept among the job's trials."""
+    study = storage.open_study(search.trials, job, search.machine.name, search.judge.basis, search.plan.seed)
+    full = {**job.space.default, **values}
+    try:
+        problem = job.space.problem(full)
+    except TcError as e:
+        problem = e.message
+    if problem or any(full[p.name] not in p.choices for p in job.space.parameters):
+        return Verdict(None, 0.0, "where", problem or "a value is not among its choices")
+    search.begin(study, job)
+    storage.enqueue_first(study, job.space, full)
+    trial, proposed = storage.ask(study, job.space)
+    verdict = _checked(search, job, search.judge.evaluate(job, proposed, PATIENCE), job.space.chosen(proposed), None)
+    search.close_trial(study, trial, verdict)
+    return verdict
+
+
+def _judge_schedule(search: Search, job: Job, text: str) -> Verdict:
+    """The verdict on a whole schedule for the job's op. It is timed as a whole op."""
+    import optuna
+
+    try:
+        schedule = schedule_from(text, job.instance.op, search.module, search.machine)
+        verdict = search.judge.evaluate(job, {}, PATIENCE, schedule)
+        verdict = _checked(search, job, verdict, {}, schedule)
+    except TcError as e:
+        verdict = Verdict(None, 0.0, "illegal", e.message)
+    attributes = {
+        "kind": verdict.kind or "timed",
+        "reason": verdict.reason,
+        "schedule": text,
+        "seconds": verdict.seconds,
+    }
+    done = verdict.value is not None and not verdict.kind
+    proposed_study(search, job).add_trial(
+        optuna.trial.create_trial(
+            value=verdict.value if done else None,
+            state=optuna.trial.TrialState.COMPLETE if done else optuna.trial.TrialState.FAIL,
+            user_attrs={**attributes, **dict(verdict.facts)},
+        )
+    )
+    return verdict
+
+
+def _checked(
+    search: Search, job: Job, verdict: Verdict, chosen: Mapping[str, int | float], schedule: Schedule | None
+) -> Verdict:
+    """The verdict after the judge's last gate: with no GPU, the virtual one."""
+    if verdict.kind:
+        return verdict
+    problem = search.judge.check(job.instance, chosen, schedule)
+    return Verdict(None, verdict.seconds, "wrong", problem) if problem else verdict
+
+
+def schedule_from(text: str, op: Op, module: Module, machine: Machine) -> Schedule:
+    """The one schedule that a text holds, for the op on the machine. TcError for any other text."""
+    source = parse(text, "<proposal>")
+    found = [i for i in source.items if isinstance(i, Schedule)]
+    targets = family_for(machine, 1).targets
+    if len(found) != 1 or len(source.items) != 1 or found[0].op != op.name or found[0].target not in targets:
+        span = source.items[0].span if source.items else op.span
+        wanted = f"schedule {op.name} on {targets[-1]}:"
+        raise TcError(f"a proposal is one schedule: {wanted}", span, text, f"begin with: {wanted}")
+    sources = {**module.sources, "<proposal>": text}
+    check_schedule(found[0], replace(module, ops={**module.ops, op.name: op}, sources=sources))
+    return found[0]
+
+
+def proposed_study(search: Search, job: Job) -> optuna.Study:
+    """Where whole schedules are kept: a study beside the job's own."""
+    import optuna
+
+    name = f"{search.machine.name} {search.judge.basis} | {job.label} | {job.op_hash} | proposed schedules"
+    study = optuna.create_study(storage=search.trials, study_name=name, load_if_exists=True)
+    study.set_user_attr("job", f"{job.label}, proposed schedules")
+    study.set_user_attr("default_seconds", job.seconds)
+    study.set_user_attr("basis", search.judge.basis)
+    return study

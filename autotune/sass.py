@@ -1,0 +1,477 @@
+"""Machine code of a GPU kernel, and how often each of its instructions is issued.
+
+`functions_of` reads nvdisasm's text into basic blocks. `Walk` follows one warp's path through them with only the values
+that branches depend on: constants, thread and block numbers, loop counters. What a branch depends on beyond those is
+unknown; then a forward branch is not taken and a backward one (a wait that spins) is left. So the counts are exact for
+loops whose bounds were known when the code was built, which is all of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+LABEL = re.compile(r"^(\.L_x_\d+):")
+ENTRY = re.compile(r"^\.text\.([\w$]+):")
+REGISTER = re.compile(r"\b(U?R\d+|U?P\d+)\b")
+STEPS = 400_000
+"""Blocks that one walk may pass; a kernel that takes more is cut off and said to be."""
+MASK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """`@!P0 LDG.E.128 R4, [R2.64]`: `guard` is `@!P0`, `opcode` all of `LDG.E.128`, `operands` the rest split."""
+
+    address: int
+    guard: str
+    opcode: str
+    operands: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """LDG for LDG.E.128."""
+        return self.opcode.split(".")[0]
+
+    @property
+    def target(self) -> str:
+        """The label a branch goes to."""
+        found = re.search(r"\.L_x_\d+", " ".join(self.operands))
+        return found[0] if found else ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Instructions with one way in and one way out. `target` and `next` are block numbers (None: leaves)."""
+
+    number: int
+    instructions: tuple[Instruction, ...]
+    target: int | None
+    next: int | None
+
+
+@dataclass(frozen=True)
+class Function:
+    name: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def instructions(self) -> list[Instruction]:
+        return [i for b in self.blocks for i in b.instructions]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How often a warp enters each block, how often a guard is known to hold back a memory or matrix instruction (by
+    address), and whether any branch was unknown or the walk was cut off."""
+
+    visits: Mapping[int, int]
+    held_back: Mapping[int, int]
+    unknown: int = 0
+    cut: bool = False
+
+    def times(self, block: Block, i: Instruction) -> int:
+        """How often the warp issues an instruction of a block."""
+        return self.visits.get(block.number, 0) - self.held_back.get(i.address, 0)
+
+
+def functions_of(text: str) -> dict[str, Function]:
+    """All functions of nvdisasm's output (`nvdisasm -c`)."""
+    found: dict[str, Function] = {}
+    name = ""
+    lines: list[str] = []
+    for line in [*text.splitlines(), ".text.end:"]:
+        entry = ENTRY.match(line)
+        if entry:
+            if name and lines:
+                found[name] = _function(name, lines)
+            name, lines = entry[1], []
+        elif name:
+            lines.append(line)
+    return found
+
+
+def _function(name: str, lines: Sequence[str]) -> Function:
+    starts: list[list[Instruction]] = [[]]
+    labels: dict[str, int] = {}
+    for line in lines:
+        label = LABEL.match(line)
+        if label:
+            if starts[-1]:
+                starts.append([])
+            labels[label[1]] = len(starts) - 1
+            continue
+        m = LINE.match(line)
+        if m is None:
+            continue
+        operands = tuple(o.strip() for o in _split(m[4])) if m[4] else ()
+        instruction = Instruction(int(m[1], 16), m[2] or "", m[3], operands)
+        starts[-1].append(instruction)
+        if instruction.name in ("BRA", "EXIT", "RET", "BRX", "JMP"):
+            starts.append([])
+    blocks = []
+    for i, body in enumerate(starts):
+        last = body[-1] if body else None
+        target = labels.get(last.target) if last and last.name == "BRA" else None
+        ends = last is not None and last.name in ("BRA", "EXIT", "RET") and not _conditional(last)
+        following = i + 1 if i + 1 < len(starts) else None
+        blocks.append(Block(i, tuple(body), target, None if ends else following))
+    return Function(name, tuple(blocks))
+
+
+def _split(text: str) -> list[str]:
+    """Operands at commas outside brackets."""
+    parts, depth, current = [], 0, ""
+    for c in text:
+        depth += c in "[({"
+        depth -= c in "])}"
+        if c == "," and depth == 0:
+            parts.append(current)
+            current = ""
+        else:
+            current += c
+    return [*parts, current]
+
+
+def _conditional(i: Instruction) -> bool:
+    """A branch that may fall through: guarded, or on a predicate among its operands."""
+    if i.guard and i.guard not in ("@PT", "@UPT"):
+        return True
+    return any(re.fullmatch(r"!?U?P\d", o) for o in i.operands[:-1]) or i.opcode.startswith("BRA.DIV")
+
+
+Value = int | None
+
+
+class Walk:
+    """One warp's way. `special` gives special registers (SR_TID.X, SR_CTAID.X, ...) and `constants` known words of the
+    constant bank by offset."""
+
+    def __init__(self, function: Function, special: Mapping[str, int], constants: Mapping[int, int]) -> None:
+        self.function, self.special, self.constants = function, special, constants
+        self.slice = _slice(function)
+        self.values: dict[str, Value] = {}
+
+    def run(self) -> Way:
+        """Follow the way from the entry to the exit."""
+        visits: Counter[int] = Counter()
+        held: Counter[int] = Counter()
+        unknown, steps = 0, 0
+        at: int | None = 0
+        while at is not None:
+            steps += 1
+            if steps > STEPS:
+                return Way(visits, held, unknown, True)
+            block = self.function.blocks[at]
+            visits[at] += 1
+            for i in self.slice[at]:
+                if i.name in COUNTED:
+                    held[i.address] += self._predicate(i.guard[1:]) is False
+                else:
+                    self._execute(i)
+            last = block.instructions[-1] if block.instructions else None
+            if last is None or last.name not in ("BRA", "EXIT", "RET", "BRX"):
+                at = block.next
+                continue
+            taken = self._taken(last)
+            if taken is None:
+                unknown += 1
+                taken = False
+            if last.name != "BRA":
+                at = None if taken else block.next
+            else:
+                at = block.target if taken else block.next
+        return Way(visits, held, unknown, False)
+
+    def _taken(self, i: Instruction) -> bool | None:
+        guard = self._predicate(i.guard[1:]) if i.guard else True
+        if guard is None or i.opcode.startswith("BRA.DIV"):
+            return None if guard is None else False
+        for o in i.operands[:-1]:
+            if _is_predicate(o):
+                p = self._predicate(o)
+                if p is None:
+                    return None
+                guard = guard and p
+        return guard
+
+    def _predicate(self, text: str) -> bool | None:
+        negated = text.startswith("!")
+        name = text.lstrip("!")
+        if name in ("PT", "UPT"):
+            return not negated
+        value = self.values.get(name)
+        return None if value is None else bool(value) != negated
+
+    def _operand(self, text: str) -> Value:
+        kind, what, change = _form(text)
+        value: Value
+        if kind == "number":
+            value = int(what)
+        elif kind == "constant":
+            value = self.constants.get(int(what))
+        else:
+            value = self.values.get(str(what))
+        if value is None:
+            return None
+        return (-value if change == "-" else ~value if change == "~" else value) & MASK
+
+    def _execute(self, i: Instruction) -> None:
+        guard = self._predicate(i.guard[1:]) if i.guard else True
+        if guard is False:
+            return
+        for name, value in self._results(i):
+            self.values[name] = value if guard else None
+
+    def _results(self, i: Instruction) -> list[tuple[str, Value]]:
+        """What an instruction of the slice writes."""
+        o = i.operands
+        name = plain(i)
+        if not o:
+            return []
+        if name not in EVALUATED:
+            return [(r, None) for r in _written(i)]
+        if name == "ISETP":
+            return self._compare(i)
+        if name == "PLOP3":
+            return [(p, None) for p in o[:2] if _is_register(p)]
+        target = o[0].removesuffix(".64")
+        v = [self._operand(x) for x in o[1:] if not _is_predicate(x)]
+        known = all(x is not None for x in v)
+        n = [x or 0 for x in v]
+        result: Value = None
+        if name in ("MOV", "R2UR") or (i.opcode.startswith("IMAD.MOV")):
+            source = o[-1] if name != "MOV" or len(o) < 3 else o[1]
+            result = self._operand(source)
+        elif name in ("S2R", "S2UR"):
+            result = self.special.get(o[-1])
+        elif name == "CS2R":
+            first = int(re.sub(r"\D", "", target) or 0)
+            zero = 0 if o[-1] == "SRZ" else None
+            return [(target, zero), (f"R{first + 1}", zero)]
+        elif name in ("IADD3", "VIADD", "IADD"):
+            result = sum(n) & MASK if known and ".X" not in i.opcode else None
+        elif name == "IMAD":
+            if known and "WIDE" not in i.opcode and ".X" not in i.opcode and ".HI" not in i.opcode:
+                result = (n[0] * n[1] + n[2]) & MASK if len(n) == 3 else None
+        elif name == "LEA" and known and ".HI" not in i.opcode and len(n) == 3:
+            result = ((n[0] << n[2]) + n[1]) & MASK
+        elif name == "SHF" and known and len(n) == 3:
+            result = _shift(i.opcode, n)
+        elif name == "SHL" or name == "SHR":
+            result = None if not known else (n[0] << n[1] if name == "SHL" else n[0] >> n[1]) & MASK
+        elif name == "LOP3" and len(n) >= 4:
+            table = n[3]
+            if v[3] is not None:
+                result = _logic(v[0], v[1], v[2], table)
+        elif name == "SEL":
+            p = self._predicate(o[-1])
+            result = None if p is None else self._operand(o[1] if p else o[2])
+        elif name == "IMNMX" or name == "VIMNMX":
+            p = self._predicate(o[-1])
+            if known and p is not None:
+                result = min(n[0], n[1]) if p else max(n[0], n[1])
+        elif name == "LDC" and len(o) == 2 and ".64" not in i.opcode:
+            result = self._operand(o[1])
+        elif name == "SGXT":
+            width = n[1] if len(n) > 1 else 32
+            result = n[0] & ((1 << width) - 1) if known and "U32" in i.opcode else None
+        out = [(target, result)]
+        wide = ".WIDE" in i.opcode or ".64" in i.opcode or name == "CS2R"
+        if wide and (m := re.fullmatch(r"(U?R)(\d+)", target)):
+            out.append((f"{m[1]}{int(m[2]) + 1}", None))
+        if name in ("IADD3", "LEA", "LOP3", "IMAD"):
+            out += [(x, None) for x in o[1:3] if _is_predicate(x) and _is_register(x)]
+        return out
+
+    def _compare(self, i: Instruction) -> list[tuple[str, Value]]:
+        """ISETP.LT.U32.AND P0, P1, a, b, P2 (and the .EX form with a low part's predicate: unknown)."""
+        o = i.operands
+        targets = [p for p in o[:2] if _is_register(p)]
+        a, b = self._operand(o[2]), self._operand(o[3])
+        third = self._predicate(o[4]) if len(o) > 4 else True
+        if a is None or b is None or third is None or ".EX" in i.opcode:
+            return [(t, None) for t in targets]
+        if "U32" not in i.opcode:
+            a, b = _signed(a), _signed(b)
+        parts = _parts(i.opcode)
+        test = next((COMPARE[p] for p in parts[1:] if p in COMPARE), None)
+        if test is None:
+            return [(t, None) for t in targets]
+        holds = test(a, b)
+        combine = "OR" if "OR" in parts else "XOR" if "XOR" in parts else "AND"
+        joined = {"AND": holds and third, "OR": holds or third, "XOR": holds != third}[combine]
+        other = {"AND": not holds and third, "OR": not holds or third, "XOR": (not holds) != third}[combine]
+        out: list[tuple[str, Value]] = []
+        if _is_register(o[0]):
+            out.append((o[0], int(joined)))
+        if _is_register(o[1]):
+            out.append((o[1], int(other)))
+        return out
+
+
+COMPARE: dict[str, Callable[[int, int], bool]] = {
+    "LT": lambda a, b: a < b,
+    "LE": lambda a, b: a <= b,
+    "GT": lambda a, b: a > b,
+    "GE": lambda a, b: a >= b,
+    "EQ": lambda a, b: a == b,
+    "NE": lambda a, b: a != b,
+}
+
+
+@cache
+def _form(text: str) -> tuple[str, str | int, str]:
+    """(number | constant | register, which, sign) of an operand."""
+    t = text.strip().removesuffix(".reuse").removesuffix(".64")
+    change = t[0] if t[:1] in ("-", "~") else ""
+    t = t.lstrip("-~").removesuffix(".reuse").removesuffix(".H0_H0").strip("|")
+    if t in ("RZ", "URZ", "SRZ"):
+        return "number", 0, change
+    if re.fullmatch(r"0x[0-9a-f]+", t):
+        return "number", int(t, 16), change
+    if re.fullmatch(r"\d+", t):
+        return "number", int(t), change
+    if m := re.fullmatch(r"c\[0x0\]\[(0x[0-9a-f]+)\]", t):
+        return "constant", int(m[1], 16), change
+    return "register", t, change
+
+
+@cache
+def _is_predicate(text: str) -> bool:
+    return re.fullmatch(r"!?U?P(\d|T)", text) is not None
+
+
+@cache
+def _is_register(text: str) -> bool:
+    return REGISTER.fullmatch(text) is not None
+
+
+@cache
+def _parts(opcode: str) -> tuple[str, ...]:
+    return tuple(opcode.split("."))
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 32) if x & 0x80000000 else x
+
+
+def _shift(opcode: str, n: Sequence[int]) -> Value:
+    """SHF.R.U32.HI d, RZ, s, x and SHF.L.U32 d, x, s, RZ."""
+    if ".R." in opcode:
+        source = _signed(n[2]) if ".S32" in opcode else n[2]
+        return (source >> (n[1] & 31)) & MASK
+    return (n[0] << (n[1] & 31)) & MASK
+
+
+def _logic(a: Value, b: Value, c: Value, table: int) -> Value:
+    """LOP3's table over the bits; a factor of zero makes an unknown one known (`x & 0`)."""
+    known = MASK
+    for v in (a, b, c):
+        if v is None:
+            known = 0
+    if not known:
+        zero_makes_zero = {0xC0: (a, b), 0x80: (a, b), 0xA0: (a, c), 0x88: (b, c)}.get(table, ())
+        return 0 if 0 in zero_makes_zero else None
+    out = 0
+    x, y, z = a or 0, b or 0, c or 0
+    for bit in range(8):
+        if table >> bit & 1:
+            out |= (x if bit & 4 else ~x) & (y if bit & 2 else ~y) & (z if bit & 1 else ~z)
+    return out & MASK
+
+
+EVALUATED = {
+    "MOV", "IMAD", "IADD3", "VIADD", "IADD", "LEA", "SHF", "SHL", "SHR", "LOP3", "SEL", "IMNMX", "VIMNMX", "SGXT",
+    "S2R", "S2UR", "CS2R", "LDC", "ISETP", "PLOP3", "R2UR",
+}  # fmt: skip
+"""Instructions whose results `Walk` works out (their uniform forms too); what others give is unknown."""
+
+
+COUNTED = {
+    "LDGSTS", "UTMALDG", "UTMASTG", "UTMAREDG", "UBLKCP", "STG", "RED", "REDG", "ATOMG", "HGMMA", "QGMMA", "IGMMA",
+    "HMMA", "QMMA",
+}  # fmt: skip
+"""Instructions whose guards count: what they move or compute is what a kernel is about. Branches do not depend on what
+they write."""
+
+
+def _slice(function: Function) -> list[list[Instruction]]:
+    """Of each block, the instructions that a branch depends on: found backward, register by register, until nothing
+    is added."""
+    before: dict[int, tuple[Block, ...]] = {}
+    for b in function.blocks:
+        for at in (b.target, b.next):
+            if at is not None:
+                before[at] = (*before.get(at, ()), b)
+    live_out: dict[int, set[str]] = {b.number: set() for b in function.blocks}
+    chosen: dict[int, list[Instruction]] = {}
+    waiting = list(function.blocks)
+    while waiting:
+        b = waiting.pop()
+        live, kept = set(live_out[b.number]), []
+        for i in reversed(b.instructions):
+            if i.name in ("BRA", "EXIT", "RET", "BRX"):
+                live |= set(REGISTER.findall(" ".join((i.guard, *i.operands))))
+                continue
+            if i.name in COUNTED and i.guard:
+                live |= set(REGISTER.findall(i.guard))
+                kept.append(i)
+                continue
+            written = _written(i)
+            if not written & live:
+                continue
+            kept.append(i)
+            if not i.guard:
+                live -= written
+            if plain(i) in EVALUATED:
+                live |= set(REGISTER.findall(" ".join((i.guard, *_sources(i)))))
+        chosen[b.number] = kept[::-1]
+        for p in before.get(b.number, ()):
+            if not live <= live_out[p.number]:
+                live_out[p.number] |= live
+                waiting.append(p)
+    return [chosen.get(b.number, []) for b in function.blocks]
+
+
+@cache
+def plain(i: Instruction) -> str:
+    """The name without the U of the uniform unit: IADD3 for UIADD3."""
+    return i.name[1:] if i.name[0] == "U" and i.name[1:] in EVALUATED else i.name
+
+
+def _sources(i: Instruction) -> tuple[str, ...]:
+    """Operands that are read: all but the first, and for comparisons all but the first two."""
+    return i.operands[2:] if plain(i) in ("ISETP", "PLOP3") else i.operands[1:]
+
+
+def _written(i: Instruction) -> set[str]:
+    """Registers and predicates an instruction writes (with the other half of a pair)."""
+    if i.name in ("ST", "STG", "STS", "BRA", "EXIT", "BAR", "RED", "LDGSTS", "UTMASTG", "UTMALDG", "RET"):
+        return set()
+    out = set()
+    for o in i.operands[:1]:
+        m = re.match(r"(U?R)(\d+)", o)
+        if m:
+            out |= {f"{m[1]}{m[2]}", f"{m[1]}{int(m[2]) + 1}"} if _wide(i) else {f"{m[1]}{m[2]}"}
+    for o in i.operands[:3]:
+        if re.fullmatch(r"U?P\d", o):
+            out.add(o)
+    return out
+
+
+def _wide(i: Instruction) -> bool:
+    return any(x in i.opcode for x in (".WIDE", ".64", ".128")) or i.name == "CS2R"
+
+
+def issued(function: Function, path: Way) -> Counter[str]:
+    """Opcode -> how often the warp issues it."""
+    out: Counter[str] = Counter()
+    for number in path.visits:
+        for i in function.blocks[number].instructions:
+            out[i.opcode] += path.times(function.blocks[number], i)
+    return out

@@ -1,0 +1,88 @@
+"""One op on the virtual GPU at a small size, every check on, against the oracle: the correctness gate where there is no
+GPU. Finds what a wrong schedule does (results, races, bounds, missing waits), not how fast it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcomp.autotune.bench import elements_of, work_of
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.dsl.ast import Module, Op
+from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.infer import dimensions
+from tcomp.machine.gpu import GpuMachine
+from tcomp.runtime.values import numpy_type, stored, values
+from tcomp.runtime.verify import distance, oracle_case, rounding
+from tcomp.runtime.vgpu import Device, KernelFault, PtxError
+from tcomp.runtime.vgpu.arguments import tensor_maps
+from tcomp.schedule.lower import LoweredOp
+
+Array = NDArray[Any]
+WORK = 8e6
+"""Points of the largest equation that are run."""
+ELEMENTS = 3e5
+TOLERANCE = 2e-5
+
+
+def small_dims(op: Op, module: Module, dims: Mapping[str, int]) -> dict[str, int]:
+    """The dims, the largest halved until the virtual GPU can run them; multiples of 16 stay such, since copies of tiles
+    need aligned rows."""
+    found = dict(dims)
+    names = [n for n in dimensions(op) if n in found]
+    while names and (work_of(op, module, found) > WORK or elements_of(op, module, found) > ELEMENTS):
+        largest = max(names, key=lambda n: found[n])
+        n = found[largest]
+        if n <= 16:
+            break
+        half = max(16, n // 2 // 16 * 16)
+        smaller = {**found, largest: half}
+        if not all(evaluate_dim(r, {**smaller}) for r in op.requires):
+            names.remove(largest)
+            continue
+        found = smaller
+    return found
+
+
+def problem_of(op: Op, module: Module, dims: dict[str, int], lowered: LoweredOp, machine: GpuMachine, seed: int) -> str:
+    """What is wrong with the lowered op at these (small) dims; empty when it is right."""
+    inputs, expected = oracle_case(op, module, dims, seed)
+    try:
+        found = execute(op, lowered, inputs, machine)
+    except (KernelFault, PtxError) as e:
+        return str(e).strip().splitlines()[0]
+    tolerance = TOLERANCE + 4 * rounding(op)
+    for name, wanted in expected.items():
+        if name in found:
+            off = distance(found[name], wanted)
+            if not off <= tolerance:
+                return f"{name} is {off:.1e} from the oracle, {tolerance:.0e} allowed"
+    return ""
+
+
+def execute(op: Op, lowered: LoweredOp, inputs: Mapping[str, Array], machine: GpuMachine) -> dict[str, Array]:
+    """The op's results, from a fresh virtual GPU whose memory starts uninitialised."""
+    device = Device(machine.sm)
+    buffers = {b.name: b for k in lowered.kernels for b in k.operands}
+    address = {
+        n: device.upload(stored(inputs[n], b.dtype)) if n in inputs else device.allocate(max(1, b.bytes))
+        for n, b in buffers.items()
+    }
+    for kernel in lowered.kernels:
+        code = compile_kernel(kernel, machine)
+        team = [device.allocate(code.team_bytes)] if code.team_bytes else []
+        module = device.load(code.ptx)
+        for launch in code.launches:
+            pointers = [*(address[b.name] for b in kernel.operands), *team, *tensor_maps(launch, address)]
+            module.launch(launch.symbol, launch.blocks, launch.threads, pointers, launch.shared_bytes).check()
+    found: dict[str, Array] = {}
+    for o in (*op.outputs, *(p for p in op.params if p.inout)):
+        if o.name in buffers:
+            b = buffers[o.name]
+            raw = device.download(address[o.name], numpy_type(b.dtype), int(np.prod(b.shape)))
+            found[o.name] = values(raw.reshape(b.shape), b.dtype)
+    return found

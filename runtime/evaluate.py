@@ -1,0 +1,127 @@
+"""How good a model is: the loss of held-out text, and accuracy on multiple-choice questions in HellaSwag's format.
+
+A question is a JSON line {"ctx": text, "endings": [texts], "label": number of the right one}. An ending's score is the
+log-probability of its tokens behind the context's; `accuracy` takes the likeliest ending, `normalised` the one that is
+likeliest per token (longer endings are less likely as a whole).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tcomp.errors import UserError
+from tcomp.runtime.executor import Executor
+from tcomp.runtime.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Question:
+    context: str
+    endings: tuple[str, ...]
+    label: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares of questions answered rightly."""
+
+    questions: int
+    accuracy: float
+    normalised: float
+    chance: float
+    cut: int
+    """questions whose context did not fit and lost its beginning"""
+
+
+def read_questions(path: Path, most: int = 0) -> list[Question]:
+    """The questions of a JSON-lines file (the first `most`, 0 for all); UserError names the line that is none."""
+    found: list[Question] = []
+    try:
+        with open(path, encoding="utf-8") as f:
+            for number, line in enumerate(f, 1):
+                if line.strip():
+                    found.append(_question(line, f"{path}:{number}"))
+                if len(found) == most > 0:
+                    break
+    except OSError as e:
+        raise UserError(f"{path}: cannot read it: {e.strerror or e}") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not UTF-8 text: {e}") from e
+    if not found:
+        raise UserError(
+            f"{path}: no questions in it", 'a line is {"ctx": "...", "endings": ["...", "..."], "label": 0}'
+        )
+    return found
+
+
+def _question(line: str, where: str) -> Question:
+    hint = 'a line is {"ctx": "...", "endings": ["...", "..."], "label": 0}'
+    try:
+        value = json.loads(line)
+        context, endings, label = value["ctx"], value["endings"], value["label"]
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{where}: not a line of JSON: {e}", hint) from e
+    except (KeyError, TypeError) as e:
+        raise UserError(f"{where}: the line has no {e}", hint) from e
+    label = int(label) if isinstance(label, str) and label.isdigit() else label  # the original files have both
+    texts = isinstance(endings, list) and len(endings) > 1 and all(isinstance(e, str) and e for e in endings)
+    if not isinstance(context, str) or not context or not texts:
+        raise UserError(f"{where}: ctx must be a text and endings a list of two or more", hint)
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(endings):
+        raise UserError(f"{where}: label must be a number from 0 to {len(endings) - 1}", hint)
+    return Question(context, tuple(endings), label)
+
+
+def answer(executor: Executor, tokenizer: Tokenizer, questions: list[Question], vocabulary: int) -> Iterator[Score]:
+    """The score so far after each question."""
+    right = likeliest = cut = 0
+    chance = 0.0
+    for number, q in enumerate(questions, 1):
+        context = tokenizer.encode(q.context)
+        endings = [tokenizer.encode(" " + e) for e in q.endings]
+        sums, lost = _log_probabilities(executor, context, endings, vocabulary)
+        per_token = [s / len(e) for s, e in zip(sums, endings, strict=True)]
+        likeliest += int(np.argmax(sums)) == q.label
+        right += int(np.argmax(per_token)) == q.label
+        chance += 1 / len(endings)
+        cut += lost
+        yield Score(number, likeliest / number, right / number, chance / number, cut)
+
+
+def _log_probabilities(
+    executor: Executor, context: list[int], endings: list[list[int]], vocabulary: int
+) -> tuple[list[float], bool]:
+    """Of each ending behind the context, and whether anything did not fit."""
+    slots = executor.step.slots
+    rows, length = slots["tokens"].shape
+    width = slots["logits"].shape[-1]
+    lost = False
+    sums: list[float] = []
+    for first in range(0, len(endings), rows):
+        group = endings[first : first + rows]
+        texts = [(context + e)[-length - 1 :] for e in group]
+        lost = lost or any(len(context) + len(e) > length + 1 for e in group)
+        for text in texts:
+            if max(text) >= vocabulary:
+                raise UserError(f"token {max(text)} is outside the model's vocabulary of {vocabulary}")
+        with executor.batch() as inputs:
+            for array in inputs.values():
+                array[...] = 0
+            for row, text in enumerate(texts):
+                inputs["tokens"][row, : len(text) - 1] = text[:-1]
+        executor.run("forward")
+        for row, (text, ending) in enumerate(zip(texts, group, strict=True)):
+            total = 0.0
+            for at in range(max(0, len(text) - 1 - len(ending)), len(text) - 1):
+                begin = (row * length + at) * width
+                scores = executor.read_part("logits", begin, begin + vocabulary).astype(np.float64)
+                top = scores.max()
+                total += float(scores[text[at + 1]] - top - math.log(np.exp(scores - top).sum()))
+            sums.append(total)
+    return sums, lost

@@ -1,0 +1,118 @@
+"""`tcomp data prepare` and `tcomp data check`: text to token files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tcomp.cli import common, limits
+from tcomp.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, help="Prepare data to train on: `prepare`, `check`.")
+_PLAN = "plan.json"
+
+
+@app.command()
+def prepare(
+    inputs: Annotated[list[Path], typer.Argument(help="Text, .jsonl and .parquet files, and folders of these.")],
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json [default: train a BPE].")] = None,
+    vocabulary: Annotated[int, typer.Option(help="Words of a BPE that is trained here.")] = 8192,
+    train_bytes: Annotated[str, typer.Option(help="Most text that a BPE is trained on.")] = "200MB",
+    key: Annotated[str, typer.Option(help="The text's key in JSON lines, or column in parquet.")] = "text",
+    end: Annotated[str, typer.Option(help="The token behind each document, if there is such.")] = "<|endoftext|>",
+    validation: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.01,
+    shard_tokens: Annotated[int, typer.Option(help="Tokens of one file.")] = 100_000_000,
+    workers: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
+) -> None:
+    """Tokenise text into memory-mapped shards with a manifest and checksums.
+
+    Stopped at any point, the same command goes on where it was. `tcomp train --data FOLDER` takes the outcome, and
+    the run keeps its tokenizer.
+
+    Examples:
+
+    - `tcomp data prepare books/ --out data/books --vocabulary 4096`
+
+    - `tcomp data prepare dump.jsonl more.parquet --tokenizer tokenizer.json --out data/dump`
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from tcomp.runtime.prepare.shards import MANIFEST, write_shards
+    from tcomp.runtime.prepare.source import parts_of
+    from tcomp.runtime.prepare.tokenise import Job, tokenise_all
+    from tcomp.runtime.prepare.train_bpe import train_bpe
+    from tcomp.runtime.tokenizer import FILE, JsonTokenizer
+
+    limits.check_numbers(vocabulary=vocabulary, validation=validation, shard_tokens=shard_tokens, workers=workers)
+    most = limits.parse_bytes(train_bytes, "--train-bytes") or 1 << 62
+    if (out / MANIFEST).exists():
+        raise UserError(f"{out}: it holds prepared data already", "give another --out, or remove it")
+    if tokenizer is not None:
+        JsonTokenizer(tokenizer)
+    parts = parts_of(inputs)
+    plan: dict[str, Any] = {
+        "sources": [{"path": p, "bytes": Path(p).stat().st_size} for p in dict.fromkeys(p.path for p in parts)],
+        "tokenizer": hashlib.blake2b(tokenizer.read_bytes()).hexdigest() if tokenizer else f"BPE {vocabulary} {most}",
+        "key": key, "end": end, "validation": validation,
+    }  # fmt: skip
+    _begin(out, plan)
+    total = sum(p.size for p in parts)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            if tokenizer is not None:
+                common.copy_file(tokenizer, out / FILE)
+            elif not (out / FILE).exists():
+                task = progress.add_task("training the tokenizer", total=min(total, most))
+                train_bpe(parts, key, vocabulary, most, out / FILE, lambda n: progress.advance(task, n))
+            used = JsonTokenizer(out / FILE)
+            wide = used.size > 1 << 16
+            number = used.number(end) if end else None
+            job = Job(str(out / FILE), str(out / ".parts"), key, -1 if number is None else number, validation, wide)
+            task = progress.add_task("tokenising", total=total)
+            tokenise_all(parts, job, workers or limits.cores(), lambda n: progress.advance(task, n))
+            about = {**plan, "vocabulary": used.size, "end_token": number}
+            made = write_shards(out, out / ".parts", len(parts), shard_tokens, validation, wide, about)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on where it was (what is done is in {out / '.parts'})")
+        raise typer.Exit(130) from None
+    except OSError as e:
+        raise UserError(f"{out}: {e.strerror or e}", "free some disk space; the same command goes on") from e
+    (out / _PLAN).unlink(missing_ok=True)
+    tokens = sum(f["tokens"] for f in made["files"])
+    print(f"{tokens:,} tokens of {total:,} bytes in {len(made['files'])} files, vocabulary {used.size}: {out}")
+
+
+def _begin(out: Path, plan: dict[str, Any]) -> None:
+    """Make the folder, or find that it was begun with the same sources and settings."""
+    from tcomp.runtime.cache import write_atomic
+
+    text = json.dumps(plan, indent=1)
+    if (out / _PLAN).exists():
+        if (out / _PLAN).read_text() != text:
+            raise UserError(
+                f"{out}: it was begun with other files or settings", "give another --out, or remove it to start again"
+            )
+        return
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: there is something of that name already", "give another --out, or remove it")
+    try:
+        (out / ".parts").mkdir(parents=True)
+        write_atomic(out / _PLAN, lambda f: f.write(text.encode()))
+    except OSError as e:
+        raise UserError(f"{out}: cannot write it: {e.strerror or e}") from e
+
+
+@app.command()
+def check(folder: Annotated[Path, typer.Argument(help="What `tcomp data prepare` made.")]) -> None:
+    """Verify prepared data against its manifest's checksums."""
+    from tcomp.runtime.prepare.shards import check_shards
+
+    print(f"{folder}: {check_shards(folder):,} tokens, sound")

@@ -1,0 +1,115 @@
+"""The GPU half of `tcomp roofline`: a step's kernels as the static model predicts them, and what binds each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tcomp.cli import common
+
+if TYPE_CHECKING:
+    from tcomp.autotune.gpu_predict import StepPrediction
+    from tcomp.machine.gpu import GpuMachine
+
+
+def predicted_roofline(
+    file: str, config: str | None, batch: int, length: int, accumulation: int, dims: dict[str, int | float], lock: str,
+    machine: GpuMachine, precision: str, out: Path | None,
+) -> None:  # fmt: skip
+    """Print every kernel of a step on a GPU that need not be here; with `out`, also roofline.png and roofline.json."""
+    step, text = _predicted(file, config, batch, length, accumulation, dims, lock, machine, precision)
+    print(text, end="")
+    if out is not None:
+        from tcomp.autotune.roofline_plot import plot
+
+        out.mkdir(parents=True, exist_ok=True)
+        plot(step, machine, out / "roofline.png")
+        (out / "roofline.json").write_text(json.dumps(as_json(step, machine), indent=1) + "\n")
+        print(f"{out / 'roofline.png'} and roofline.json written")
+
+
+def _predicted(
+    file: str, config: str | None, batch: int, length: int, accumulation: int, dims: dict[str, int | float], lock: str,
+    machine: GpuMachine, precision: str,
+) -> tuple[StepPrediction, str]:  # fmt: skip
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from tcomp.autotune.gpu_predict import StepPrediction, launches_of, predict_step
+    from tcomp.cli.build_gpu import TargetDevice
+    from tcomp.runtime.cache import cache_folder
+
+    built = common.build_step(
+        file,
+        config,
+        batch,
+        length,
+        dims=dims,
+        accumulation=accumulation,
+        device=TargetDevice(machine),
+        lock=lock,
+        precision=precision,
+    )
+    shown = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    found = []
+    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as progress:
+        task = progress.add_task("kernels", total=len(launches_of(built.step, accumulation)))
+        for item in predict_step(built.step, machine, cache_folder("kernels"), accumulation):
+            found.append(item)
+            progress.advance(task)
+    found.sort(key=lambda item: -item[0].seconds * item[1])
+    step = StepPrediction(tuple(found))
+    dims_text = ", ".join(f"{k} = {v}" for k, v in built.step.dims.items())
+    head = f"{built.name} {built.step.config} ({dims_text}) on {machine.label}: predicted, nothing is measured"
+    return step, head + "\n" + step_text(step, machine)
+
+
+def step_text(step: StepPrediction, machine: GpuMachine) -> str:
+    """The table: one row per kernel, longest first."""
+    lines = [
+        f"{'kernel':34}{'times':>6}{'us each':>11}{'share':>7}  {'bound by':14}{'TFLOP/s':>9}{'TB/s':>7}  of ceiling"
+    ]
+    total = step.seconds
+    for k, n in step.kernels:
+        flops, moved = sum(p.flops for p in k.launches), sum(p.hbm_bytes for p in k.launches)
+        peak = max(p.parts.get(p.binding, 0.0) for p in k.launches) / k.seconds
+        notes = "; ".join(dict.fromkeys(x for p in k.launches for x in p.notes))
+        lines.append(
+            f"{k.name:34}{n:6}{k.seconds * 1e6:11.1f}{k.seconds * n / total:7.1%}  {k.binding:14}"
+            f"{flops / k.seconds / 1e12:9.1f}{moved / k.seconds / 1e12:7.2f}  {min(peak, 1.0):6.0%}"
+            + (f"  ({notes})" if notes else "")
+        )
+    lines.append(f"predicted step: {total * 1e3:.2f} ms, {sum(n for _, n in step.kernels)} launches on {machine.name}")
+    return "\n".join(lines) + "\n"
+
+
+def as_json(step: StepPrediction, machine: GpuMachine) -> dict[str, object]:
+    """The same as plain data."""
+    return {
+        "basis": "predicted",
+        "machine": machine.name,
+        "seconds": step.seconds,
+        "kernels": [
+            {
+                "name": k.name, "launches": n, "seconds": k.seconds, "binding": k.binding,
+                "parts": [p.parts for p in k.launches], "notes": [x for p in k.launches for x in p.notes],
+            }
+            for k, n in step.kernels
+        ],
+    }  # fmt: skip
+
+
+def ladder_text() -> str:
+    """The published kernels, their published TFLOPS and ours predicted from their descriptions."""
+    from tcomp.autotune.gpu_ladder import classes, ladder
+    from tcomp.autotune.spearman import spearman
+
+    lines = [f"{'bf16 4096 x 4096 x 4096 on H100':62}{'published':>10}{'predicted':>10}  bound by"]
+    for title, rows in (("ladder", ladder()), ("classes of kernels", classes())):
+        lines.append(f"{title}:")
+        lines += [f"  {g.name:60}{g.published:10.0f}{p.tflops:10.0f}  {p.binding}" for g, p in rows]
+        rank = spearman([g.published for g, _ in rows], [p.tflops for _, p in rows])
+        lines.append(f"  rank correlation (Spearman) {rank:.3f}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,34 @@
+"""A cubin's machine code as text, by NVIDIA's nvdisasm."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+
+from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.errors import UserError
+
+
+def disassemble(cubin: bytes) -> str:
+    """The SASS of a cubin, by nvdisasm. UserError when it is not installed or fails."""
+    tool = cuda_tool("nvdisasm")
+    if tool is None:
+        raise UserError(
+            "a GPU's machine code is shown by nvdisasm, which is not installed",
+            "pip install nvidia-cuda-nvdisasm, put it on PATH, or name it in TCOMP_NVDISASM",
+        )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        try:
+            found = subprocess.run(
+                [tool, "--print-code", file.name], capture_output=True, text=True, timeout=120, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as e:
+            raise UserError(f"{tool}: cannot run it: {getattr(e, 'strerror', None) or e}") from e
+    if found.returncode != 0:
+        raise UserError(
+            f"nvdisasm fails: {found.stderr.strip() or found.returncode}",
+            "an older nvdisasm does not know newer targets: pip install -U nvidia-cuda-nvdisasm",
+        )
+    return found.stdout

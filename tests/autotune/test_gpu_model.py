@@ -1,0 +1,169 @@
+"""The static GPU model: counts read off machine code are exact, published kernels come out in their order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tcomp.autotune.gpu_ladder import LADDER, classes, ladder
+from tcomp.autotune.gpu_model import RESOURCES, BlockWork, LaunchWork, Ring, cached_traffic, predict
+from tcomp.autotune.gpu_predict import predict_kernel
+from tcomp.autotune.gpu_traffic import phase_traffic
+from tcomp.autotune.gpu_work import counts_of, matrix_shape, matrix_type, sample_block, width
+from tcomp.autotune.sass import Walk, functions_of, issued
+from tcomp.autotune.spearman import spearman
+from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.disassemble import disassemble
+from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.dsl.ast import DType
+from tcomp.dsl.storage import bound
+from tcomp.ir.tile import Kernel
+from tcomp.machine.gpu import H100, MACHINES
+from tcomp.schedule.lower import lower
+from tests.autotune.support import gpt2
+
+nvdisasm = pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="nvdisasm is not installed")
+
+
+def product(m: int, n: int, k: int, dtype: DType = DType.F32, **chosen: int) -> Kernel:
+    module = gpt2()
+    op = bound(module.ops["matmul"], dtype)
+    return lower(op, module, {"M": m, "N": n, "K": k}, H100, 1, chosen).kernels[0]
+
+
+def test_the_published_ladder_comes_out_in_order() -> None:
+    rows = ladder()
+    assert len(rows) == len(LADDER) == 14
+    assert spearman([g.published for g, _ in rows], [p.tflops for _, p in rows]) >= 0.95
+
+
+def test_classes_of_kernels_come_out_in_order() -> None:
+    found = [p.tflops for _, p in classes()]
+    assert found == sorted(found, reverse=True)
+    assert found[0] > 5 * found[-1]
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=lambda m: m.name)
+def test_every_resource_can_bind(machine) -> None:  # type: ignore[no-untyped-def]
+    def bound_by(work: BlockWork, hbm: float = 0.0, blocks: int = 4096) -> str:
+        return predict(LaunchWork("k", blocks, 4, work, hbm), machine).binding
+
+    assert bound_by(BlockWork(tensor=1e5)) == "tensor"
+    assert bound_by(BlockWork(fma=1e6)) == "fma"
+    assert bound_by(BlockWork(issue=1e6)) == "issue"
+    assert bound_by(BlockWork(special=1e6)) == "special"
+    assert bound_by(BlockWork(shared_bytes=1e8)) == "shared memory"
+    assert bound_by(BlockWork(l2_bytes=1e7)) == "L2"
+    assert bound_by(BlockWork(), hbm=1e10) == "HBM"
+    assert bound_by(BlockWork(chain=1e6)) == "latency"
+    assert bound_by(BlockWork(), blocks=1) == "launch"
+    assert set(predict(LaunchWork("k", 1, 1, BlockWork(), 0.0), machine).parts) == set(RESOURCES)
+
+
+def test_more_work_never_takes_less_time() -> None:
+    base = BlockWork(issue=1e4, fma=8e3, shared_bytes=1e5, l2_bytes=1e5, rings=(Ring(64, 4e4, 3, tensor=500),))
+    before = predict(LaunchWork("k", 1000, 1, base, 1e8), H100).seconds
+    for grown in (
+        LaunchWork("k", 2000, 1, base, 1e8),
+        LaunchWork("k", 1000, 1, base, 1e9),
+        LaunchWork("k", 1000, 1, BlockWork(rings=(Ring(64, 4e4, 1, tensor=500),)), 1e8),
+        LaunchWork("k", 1000, 1, BlockWork(rings=(Ring(64, 4e4, 3, tensor=500, serialised=True),)), 1e8),
+    ):
+        assert predict(grown, H100).seconds > before
+    assert cached_traffic(1e6, 1e9, H100) == 1e6 and cached_traffic(2e9, 4e9, H100) > 3e9
+
+
+@pytest.mark.parametrize(
+    ("opcode", "shape", "dtype"),
+    [
+        ("HGMMA.64x256x16.F32.BF16", (64, 256, 16), "bf16"),
+        ("QGMMA.64x128x32.F32.E4M3.E4M3", (64, 128, 32), "e4m3"),
+        ("HMMA.16816.F32.BF16", (16, 8, 16), "bf16"),
+        ("HMMA.1688.F32.TF32", (16, 8, 8), "tf32"),
+        ("HMMA.16816.F32", (16, 8, 16), "f16"),
+        ("QMMA.16832.F32.E4M3.E5M2", (16, 8, 32), "e4m3"),
+    ],
+)
+def test_matrix_instructions_are_read(opcode: str, shape: tuple[int, int, int], dtype: str) -> None:
+    assert matrix_shape(opcode) == shape and matrix_type(opcode) == dtype
+
+
+def test_widths_are_read() -> None:
+    assert [width(o) for o in ("LDG.E.128", "LDS.64", "STG.E", "LDG.E.U16.CONSTANT", "LDG.E.U8")] == [16, 8, 4, 2, 1]
+
+
+@nvdisasm
+def test_counts_of_a_matrix_product_are_exact(tmp_path: Path) -> None:
+    code = compile_kernel(product(512, 256, 640, BM=128, BN=128, KC=16, S=3), H100)
+    text = disassemble(assemble(code.ptx, "sm_90a", tmp_path).cubin)
+    (launch,) = code.launches
+    function = functions_of(text)[launch.symbol]
+    way = Walk(function, {"SR_TID.X": 32, "SR_CTAID.X": 3}, {0x0: launch.threads, 0xC: launch.blocks}).run()
+    assert way.unknown == 0 and not way.cut
+    counts = counts_of(function, way, 0.0)
+    assert issued(function, way)["FFMA"] == 128 * 128 * 640 / launch.threads
+    assert counts.async_bytes * launch.threads / 32 == 2 * 128 * 640 * 4, "every byte of both operands, once"
+    assert counts.pending == 1, "three stages: one group may be on its way"
+
+
+@nvdisasm
+def test_a_warp_specialised_product_is_read(tmp_path: Path) -> None:
+    code = compile_kernel(product(512, 512, 1024, DType.BF16, BM=128, BN=256, KC=64, S=3), H100)
+    function = functions_of(disassemble(assemble(code.ptx, "sm_90a", tmp_path).cubin))[code.launches[0].symbol]
+    sample = sample_block(function, code.launches[0], 1, {})
+    flops = sum(n * f for n, c in sample.warps for f in c.flops.values())
+    copied = sum(n * c.async_bytes for n, c in sample.warps)
+    assert flops == 2 * 128 * 256 * 1024
+    assert copied == 2 * (128 + 256) * 1024
+    assert all(path == "wgmma" and dtype == "bf16" for _, c in sample.warps for dtype, path in c.flops)
+
+
+@nvdisasm
+def test_loops_of_foreign_code_are_counted(tmp_path: Path) -> None:
+    """A loop in PTX written by hand, its bound an immediate: mma.sync sixty times, ldmatrix beside it."""
+    body = (
+        ".reg .b32 %r<16>; .reg .f32 %f<8>; .reg .pred %p; .shared .align 16 .b8 buf[1024];\n"
+        "mov.u32 %r0, 0; mov.u32 %r9, buf; mov.f32 %f0, 0f00000000;\n"
+        "mov.f32 %f1, %f0; mov.f32 %f2, %f0; mov.f32 %f3, %f0;\n"
+        "LOOP:\n"
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r1, %r2, %r3, %r4}, [%r9];\n"
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f0, %f1, %f2, %f3}, {%r1, %r2, %r3, %r4}, {%r1, %r2}, "
+        "{%f0, %f1, %f2, %f3};\n"
+        "bar.sync 0;\n"
+        "add.u32 %r0, %r0, 7; setp.lt.u32 %p, %r0, 420; @%p bra LOOP;\n"
+        "ld.param.u64 %rd1, [out]; st.global.f32 [%rd1], %f0; st.global.f32 [%rd1+4], %f1;\n"
+    )
+    ptx = (
+        ".version 8.3\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 out) {\n.reg .b64 %rd<4>;\n"
+        + body
+        + "ret;\n}\n"
+    )
+    function = functions_of(disassemble(assemble(ptx, "sm_90a", tmp_path).cubin))["k"]
+    way = Walk(function, {"SR_TID.X": 0, "SR_CTAID.X": 0}, {}).run()
+    counts = counts_of(function, way, 0.0)
+    assert counts.flops == {("bf16", "mma.sync"): 60 * 2 * 16 * 8 * 16}
+    assert counts.opcodes["LDSM"] == 60 and counts.barriers == 60
+
+
+@pytest.mark.slow
+@nvdisasm
+def test_predictions_follow_the_tile(tmp_path: Path) -> None:
+    """The published steps from 64 x 64 to 128 x 128 to 128 x 256 tiles, read off our own machine code."""
+    rates = [
+        predict_kernel(product(4096, 4096, 4096, DType.BF16, BM=bm, BN=bn, S=s), H100, tmp_path).launches[0].tflops
+        for bm, bn, s in ((64, 64, 4), (128, 128, 4), (128, 256, 3))
+    ]
+    f32 = predict_kernel(product(4096, 4096, 4096), H100, tmp_path).launches[0]
+    assert f32.tflops < rates[0] < rates[1] < rates[2] < 989
+    assert f32.binding in ("fma", "issue") and f32.tflops < H100.f32_flops / 1e12
+
+
+def test_traffic_counts_shared_panels_once() -> None:
+    small = product(256, 256, 64)
+    assert phase_traffic(small, small.phases[0], H100, 1) == 4 * (256 * 64 * 2 + 256 * 256)
+    large = product(16384, 16384, 512)
+    compulsory = 4 * (16384 * 512 * 2 + 16384 * 16384)
+    requested = 128 * 128 * 4 * (2 * 128 * 512 + 128 * 128)
+    assert compulsory < phase_traffic(large, large.phases[0], H100, 1) < requested

@@ -1,0 +1,87 @@
+"""Outside proposers: what is asked, what may be told, and that proposals pass the same gates."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import Result, Tcomp, refused
+
+DOC = Path(__file__).resolve().parents[2] / "docs" / "proposers.md"
+TINY = ["gpt2", "--dim", "L=1", "-B", "1", "-T", "24", "--threads", "1", "--ops", "attention", "--storage", "t.sqlite3"]
+GOOD = """schedule attention on cpu:
+  b, h -> core(1)
+  q -> seq(32) / unroll(2) / vec
+  k -> seq(32) / unroll(4) / vec
+  d -> seq
+  e -> unroll(4) / vec
+  order q, k
+  inline s
+  fuse qk, m, l, o at k
+"""
+
+
+def lines(result: Result) -> list[dict[str, object]]:
+    assert result.code == 0, result
+    return [json.loads(line) for line in result.out.splitlines()]
+
+
+def test_a_conversation(tcomp: Tcomp, tmp_path: Path) -> None:
+    (question,) = lines(tcomp("tune", *TINY, "--ask"))
+    assert question["basis"] == "measured" and question["best"] is None and question["history"] == []
+    assert str(question["op"]).startswith("op attention(") and "fuse qk, m, l, o at k" in str(question["schedule"])
+    assert {p["name"] for p in question["parameters"]} == {"BQ", "BK"}  # type: ignore[union-attr, attr-defined]
+    job = question["job"]
+    told = [
+        {"job": job, "values": {"BQ": 32, "BK": 32}},
+        {"job": job, "values": {"BQ": 31}},
+        {"job": job, "schedule": GOOD},
+        {"job": job, "schedule": GOOD.replace("k -> seq(32)", "k -> core")},
+        {"job": job, "schedule": GOOD.replace("attention", "linear")},
+    ]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(t) + "\n" for t in told))
+    verdicts = lines(tcomp("tune", *TINY, "--tell", "answers.jsonl"))
+    assert [v["kind"] in ("timed", "slow") for v in verdicts] == [True, False, True, False, False]
+    assert verdicts[1]["kind"] == "where" and "31 is not among its choices" in str(verdicts[1]["reason"])
+    assert verdicts[3]["kind"] == verdicts[4]["kind"] == "illegal"
+    assert "schedule attention on cpu:" in str(verdicts[4]["reason"])
+    (again,) = lines(tcomp("tune", *TINY, "--ask"))
+    kinds = [h["kind"] for h in again["history"]]  # type: ignore[union-attr, attr-defined]
+    assert kinds[0] == "default" and kinds.count("illegal") == 2 and len(kinds) == 5
+    assert list(tmp_path.glob("gpt2.*.lock")), "what was told is settled"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", ["line 1: not JSON"]),
+        ('{"job": "x"}', ["line 1: not a proposal"]),
+        ('{"job": "x", "values": {"BQ": true}}', ["not a proposal"]),
+        ('{"job": "x", "values": {}, "schedule": ""}', ["not a proposal"]),
+        ('{"job": "x", "values": {}}', ["there is no job 'x'", "--ask"]),
+    ],
+)
+def test_what_is_no_proposal_is_refused(tcomp: Tcomp, tmp_path: Path, line: str, words: list[str]) -> None:
+    (tmp_path / "a.jsonl").write_text(line + "\n")
+    refused(tcomp("tune", *TINY, "--tell", "a.jsonl"), *words)
+
+
+@pytest.mark.slow
+def test_the_documented_proposer_runs(tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", DOC.read_text(), re.S)
+    (tmp_path / "proposer.py").write_text(program)
+    environment = {**os.environ, "TCOMP_CACHE": str(tmp_path / "cache")}
+    out = subprocess.run(
+        [sys.executable, "proposer.py", "3", *TINY], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        check=False, timeout=300,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    turns = [line.split()[0] for line in out.stdout.splitlines()]
+    assert turns == ["0", "1", "2"]
+    assert all(kind in out.stdout for kind in ("attention",)) and ("timed" in out.stdout or "slow" in out.stdout)
