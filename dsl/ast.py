@@ -188,13 +188,15 @@ class Equation:
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A parameter or result of an op. `shape` holds dimension expressions (names, numbers, arithmetic)."""
+    """A parameter or result of an op. `shape` holds dimension expressions (names, numbers, arithmetic). Of a `state`
+    operand the backward pass gives the next value, in the place of a gradient."""
 
     name: str
     dtype: DType
     shape: tuple[Expr, ...]
     inout: bool = False
     span: Span = _span()
+    state: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,6 +419,20 @@ class ParamDecl:
 
 
 @dataclass(frozen=True, slots=True)
+class StateDecl:
+    """`state scales: f32[L, 3, 16] = zeros by history under fp8`: a tensor that lives from step to step and is no
+    parameter. `op` gives its next value; `precision` is the only one that has it ("" for all)."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Expr, ...]
+    init: Call
+    op: str
+    precision: str
+    span: Span = _span()
+
+
+@dataclass(frozen=True, slots=True)
 class Tie:
     """`tie head_w to wte where TIED == 1`: in configurations for which the condition holds (all without one), the
     first parameter is another name for the second."""
@@ -556,6 +572,7 @@ class Model:
     optimizer: Optimizer | None
     precision: str = "f32"
     ties: tuple[Tie, ...] = ()
+    states: tuple[StateDecl, ...] = ()
     decode: Decode | None = None
     caches: tuple[Cache, ...] = ()
     """only in a model's decoding form (dsl/decode.py)"""

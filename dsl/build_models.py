@@ -46,6 +46,11 @@ class ModelRules(ExpressionRules):
         keyword, name, (dtype, shape, close), below = c
         return ast.InputDecl(str(name), dtype, shape, below, self._span(keyword, below or close))
 
+    def state_declaration(self, c: Children) -> ast.StateDecl:
+        keyword, name, (dtype, shape, _), init, op, precision = c
+        span = self._span(keyword, precision or op)
+        return ast.StateDecl(str(name), dtype, shape, init, str(op), str(precision or ""), span)
+
     def tie(self, c: Children) -> ast.Tie:
         keyword, name, to, where = c
         return ast.Tie(str(name), str(to), where, self._span(keyword, where or to))
@@ -202,6 +207,7 @@ class ModelRules(ExpressionRules):
                 precision=self._single(lines, "precision", "precision") or "f32",
                 decode=decodes[0] if decodes else None,
                 ties=tuple(x for x in lines if isinstance(x, ast.Tie)),
+                states=tuple(x for x in lines if isinstance(x, ast.StateDecl)),
                 doc=self._doc(keyword.line),
                 span=self._span(keyword, name),
             )

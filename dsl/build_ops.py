@@ -14,10 +14,12 @@ from tcomp.dsl.resolve import resolve_scalars
 
 class OpRules(ExpressionRules):
     def param(self, c: Children) -> list[ast.Operand]:
-        inout, names, (dtype, shape, close) = c
-        start = inout or names[0]
+        how, names, (dtype, shape, close) = c
+        start = how or names[0]
         return [
-            ast.Operand(str(n), dtype, shape, inout is not None, self._span(start if n is names[0] else n, close))
+            ast.Operand(
+                str(n), dtype, shape, how == "inout", self._span(start if n is names[0] else n, close), how == "state"
+            )
             for n in names
         ]
 

@@ -11,7 +11,20 @@ from collections.abc import Iterable, Mapping
 from itertools import permutations, product
 from math import prod
 
-from tcomp.dsl.ast import Config, Expr, ForLayers, Model, ModelStatement, Module, OpCall, TensorRef, names_in
+from tcomp.dsl.ast import (
+    Cache,
+    Config,
+    Expr,
+    ForLayers,
+    InputDecl,
+    Model,
+    ModelStatement,
+    Module,
+    OpCall,
+    StateDecl,
+    TensorRef,
+    names_in,
+)
 from tcomp.dsl.dims import Number, bind, evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count
@@ -102,8 +115,8 @@ def _shape(shape: Iterable[Expr], values: Mapping[str, Number], where: str) -> S
 
 def _walk(model: Model, module: Module, values: Mapping[str, Number]) -> None:
     env = {p.name: _shape(p.shape, values, f"'{p.name}'") for p in model.params}
-    env |= {d.name: _shape(d.shape, values, f"'{d.name}'") for d in model.inputs}
-    env |= {c.name: _shape(c.shape, values, f"'{c.name}'") for c in model.caches}
+    declared: tuple[InputDecl | StateDecl | Cache, ...] = (*model.inputs, *model.states, *model.caches)
+    env |= {d.name: _shape(d.shape, values, f"'{d.name}'") for d in declared}
     _block(model, module, model.forward, env, dict(values))
     if env[model.loss]:
         hint = "reduce it to one number: `op mean(X: f32[M]) -> y: f32[]`"

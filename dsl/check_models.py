@@ -25,6 +25,7 @@ from tcomp.dsl.ast import (
     Optimizer,
     ParamDecl,
     Span,
+    StateDecl,
     TensorRef,
     names_in,
     walk,
@@ -44,7 +45,7 @@ ANNOTATIONS = {"recompute": 0, "chunks": 1}
 def check_model(model: Model, module: Module) -> None:
     """All checks of one model, under each precision that its text speaks of."""
     spoken = [p for p, _ in model.optimizer.variants] if model.optimizer else []
-    for name in (model.precision, *spoken):
+    for name in (model.precision, *spoken, *(x.precision or "f32" for x in model.states)):
         if name not in RECIPES:
             hint = f"known are {listing(RECIPES)}; f32 is what a model without the line has"
             raise TcError(f"precision '{name}' is not supported", model.span, hint=hint)
@@ -55,7 +56,10 @@ def check_model(model: Model, module: Module) -> None:
 def _check(model: Model, module: Module) -> None:
     numbers = _check_numbers(model)
     _check_tensors(model, numbers)
-    declared: tuple[ParamDecl | InputDecl | Cache, ...] = (*model.params, *model.inputs, *model.caches)
+    _check_states(model, numbers, module)
+    declared: tuple[ParamDecl | InputDecl | StateDecl | Cache, ...] = (
+        *model.params, *model.inputs, *model.states, *model.caches,
+    )  # fmt: skip
     tensors = {d.name: d.dtype for d in declared}
     bound = _check_statements(model, model.forward, tensors, numbers, module)
     for name, what in ((model.loss, "loss"), (model.logits, "logits")):
@@ -129,7 +133,9 @@ def _check_number(e: Expr, known: frozenset[str], model: Model, where: str) -> N
 def _check_tensors(model: Model, numbers: frozenset[str]) -> None:
     seen: set[str] = set()
     groups = [g.name for g in model.optimizer.groups] if model.optimizer else []
-    declared: tuple[ParamDecl | InputDecl | Cache, ...] = (*model.params, *model.inputs, *model.caches)
+    declared: tuple[ParamDecl | InputDecl | StateDecl | Cache, ...] = (
+        *model.params, *model.inputs, *model.states, *model.caches,
+    )  # fmt: skip
     for d in declared:
         if d.name in seen:
             raise TcError(f"'{d.name}' is declared twice", d.span, hint="rename one of them")
@@ -185,6 +191,22 @@ def _check_ties(model: Model) -> None:
             _check_number(t.where, from_configs, model, "the condition of a `tie`")
 
 
+def _check_states(model: Model, numbers: frozenset[str], module: Module) -> None:
+    for x in model.states:
+        if x.init.function != "zeros" or x.init.args:
+            raise TcError(f"state '{x.name}' begins as {x.init.function}", x.init.span, hint="states begin as zeros")
+        if x.dtype is not DType.F32:
+            raise TcError(f"state '{x.name}' is {x.dtype}", x.span, hint="states are f32")
+        op = module.ops.get(x.op)
+        if op is None:
+            hint = did_you_mean(x.op, [o for o in module.ops if "." not in o], "op")
+            raise TcError(f"`by {x.op}` names an unknown op", x.span, hint=hint)
+        operands = [(p.name, len(p.shape), p.dtype, p.inout) for p in op.params]
+        if operands != [("p", 1, DType.F32, True), ("g", 1, DType.F32, False)] or op.outputs:
+            hint = f"declare it: op {x.op}(inout p: f32[N], g: f32[N])"
+            raise TcError(f"op '{x.op}' cannot give a state its next value", x.span, hint=hint)
+
+
 # -------------------------------------------------------------------------------------------- calls
 
 
@@ -216,6 +238,7 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             hint = f"declare `op {s.op}(...)`, or import the file that does"
         raise TcError(f"unknown op '{s.op}'", s.span, hint=hint)
     caches = {c.name for c in model.caches}
+    states = {x.name for x in model.states}
     given = dict(zip([p.name for p in op.params], s.args, strict=False))
     inout = next((p for p in op.params if p.inout and getattr(given.get(p.name), "name", "") not in caches), None)
     if inout is not None:
@@ -267,9 +290,9 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             raise TcError(
                 f"'{r.name}' is a dimension and cannot be bound to a tensor", r.span, hint="rename the tensor"
             )
-        if r.name in {p.name for p in model.params} | {i.name for i in model.inputs} | caches:
-            hint = "parameters and inputs keep their values for the whole step; use another name"
-            raise TcError(f"'{r.name}' is a parameter or an input", r.span, hint=hint)
+        if r.name in {p.name for p in model.params} | {i.name for i in model.inputs} | caches | states:
+            hint = "parameters, inputs and states keep their values for the whole step; use another name"
+            raise TcError(f"'{r.name}' is a parameter, an input or a state", r.span, hint=hint)
         for e in r.shape or ():
             _check_number(e, numbers, model, "a shape")
         env[r.name] = o.dtype if o.dtype is not DType.REAL or real is None else env[real.name]
@@ -300,6 +323,11 @@ def _check_argument(
     for e in (*a.subscripts, *(a.shape or ())):
         _check_number(e, numbers, model, f"the shape of '{a.name}'" if a.shape else f"the layer of '{a.name}'")
     given = env[a.name]
+    is_state = any(x.name == a.name for x in model.states)
+    if p.state != is_state:
+        message = f"operand '{p.name}' of op '{op.name}' is {'a' if p.state else 'no'} state, but '{a.name}' is "
+        hint = f"`state {a.name}: ...` declares one in a model, `state {p.name}: ...` in an op's header"
+        raise TcError(message + ("one" if is_state else "none"), a.span, hint=hint)
     if p.dtype is DType.REAL and given in (DType.REAL, *STORAGE):
         if real is not None and env[real.name] is not given:
             raise TcError(

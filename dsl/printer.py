@@ -90,16 +90,22 @@ def _type(dtype: ast.DType, shape: tuple[Expr, ...]) -> str:
     return f"{dtype}[{_list(shape)}]"
 
 
+def _declared(o: ast.Operand) -> tuple[object, ...]:
+    return o.dtype, o.shape, o.inout, o.state
+
+
 def _operands(operands: Sequence[ast.Operand]) -> list[str]:
     """Neighbours of one type share it: `Q, K: f32[T, D]`."""
     groups: list[list[ast.Operand]] = []
     for o in operands:
-        if groups and (groups[-1][0].dtype, groups[-1][0].shape, groups[-1][0].inout) == (o.dtype, o.shape, o.inout):
+        if groups and _declared(groups[-1][0]) == _declared(o):
             groups[-1].append(o)
         else:
             groups.append([o])
     return [
-        ("inout " if g[0].inout else "") + ", ".join(o.name for o in g) + f": {_type(g[0].dtype, g[0].shape)}"
+        ("inout " if g[0].inout else "state " if g[0].state else "")
+        + ", ".join(o.name for o in g)
+        + f": {_type(g[0].dtype, g[0].shape)}"
         for g in groups
     ]
 
@@ -234,6 +240,9 @@ def print_model(m: ast.Model) -> str:
     for t in m.ties:
         where = f" where {print_expression(t.where)}" if t.where is not None else ""
         lines.append(f"  tie {t.name} to {t.to}{where}")
+    for x in m.states:
+        only = f" under {x.precision}" if x.precision else ""
+        lines.append(f"  state {x.name}: {_type(x.dtype, x.shape)} = {_call(x.init)} by {x.op}{only}")
     lines += [f"  {_input(i)}" for i in m.inputs]
     lines.append("  forward:")
     lines += [f"    {line}" for s in m.forward for line in print_statement(s)]

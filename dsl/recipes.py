@@ -39,6 +39,9 @@ _ALL = (
         "bf16_stochastic", DType.BF16, False, 2.0**-7, "tensors and weights in bf16, updated with stochastic rounding"
     ),
     Recipe(
+        "fp8", DType.BF16, True, 2.0**-3, "bf16, and annotated linear layers in e4m3 and e5m2, scales delayed", True
+    ),
+    Recipe(
         "fp8_block", DType.BF16, True, 2.0**-3, "bf16, and annotated linear layers in e4m3 and e5m2 by blocks", True
     ),
 )

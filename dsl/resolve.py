@@ -66,7 +66,7 @@ def resolve_model_arguments(model: Model) -> Model:
     numbers |= {n for c in model.configs for n, _ in c.values}
     if model.optimizer is not None:
         numbers |= {n for n, _ in model.optimizer.hyper}
-    numbers -= {p.name for p in model.params} | {i.name for i in model.inputs}
+    numbers -= {p.name for p in model.params} | {i.name for i in model.inputs} | {x.name for x in model.states}
 
     def argument(a: TensorRef | Expr, bound: frozenset[str]) -> TensorRef | Expr:
         if isinstance(a, Name) and (a.id in bound or a.id not in numbers):

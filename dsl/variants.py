@@ -4,6 +4,7 @@
     y, _, _ = linear_fp8_block(x, w[l], b[l])                      (results beyond the call's own are dropped)
     optimizer adamw: under bf16_stochastic by adamw_stochastic     under bf16_stochastic -->
     optimizer adamw_stochastic:
+    state scales: f32[L, 3, 16] = zeros by history under fp8       under any other: left out
 
 The arguments of the annotation behind the op are operands that it takes after the call's own.
 """
@@ -33,6 +34,7 @@ from tcomp.dsl.recipes import RECIPES
 def mentioned(model: Model) -> tuple[str, ...]:
     """The precisions that the text has a variant for."""
     names = [a.function for c in _calls(model.forward) for a in c.annotations if a.function in RECIPES]
+    names += [x.precision for x in model.states if x.precision in RECIPES]
     if model.optimizer is not None:
         names += [p for p, _ in model.optimizer.variants]
     return tuple(dict.fromkeys(names))
@@ -48,7 +50,8 @@ def under(model: Model, precision: str, module: Module) -> Model:
             raise TcError(f"`under {precision} by {op}` names an unknown op", optimizer.span, hint=hint)
         optimizer = replace(optimizer, op=op, variants=())
     body = tuple(_statement(s, precision, module) for s in model.forward)
-    return replace(model, forward=body, optimizer=optimizer)
+    states = tuple(replace(x, precision="") for x in model.states if x.precision in ("", precision))
+    return replace(model, forward=body, optimizer=optimizer, states=states)
 
 
 def _statement(s: ModelStatement, precision: str, module: Module) -> ModelStatement:

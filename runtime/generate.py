@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tcomp.errors import UserError
 from tcomp.runtime.executor import Executor
+from tcomp.runtime.values import values
 
 Floats = NDArray[np.float64]
 
@@ -33,6 +34,12 @@ class Scorer(Protocol):
     def scores(self, tokens: list[int]) -> Floats:
         """Logits of what follows the tokens, one per word of the vocabulary."""
         ...
+
+
+def logits(executor: Executor, start: int, count: int) -> Floats:
+    """`count` elements of the logits from `start` on, whatever they are stored in."""
+    part = executor.read_part("logits", start, start + count)
+    return values(part, executor.step.slots["logits"].dtype).astype(np.float64)
 
 
 class Decoding:
@@ -71,7 +78,7 @@ class Decoding:
             row = end - start - 1
         self.seen = list(text)
         begin = row * self.width
-        return self.executor.read_part("logits", begin, begin + self.vocabulary).astype(np.float64)
+        return logits(self.executor, begin, self.vocabulary)
 
     def _run(self, tokens: list[int], start: int) -> None:
         with self.executor.batch() as inputs:
@@ -98,7 +105,7 @@ class Rereading:
             inputs["tokens"][0, : len(recent)] = recent
         self.executor.run("forward")
         start = (len(recent) - 1) * width
-        return self.executor.read_part("logits", start, start + self.vocabulary).astype(np.float64)
+        return logits(self.executor, start, self.vocabulary)
 
 
 def sample(

@@ -247,7 +247,8 @@ def restore(executor: Executor, data: Data, saved: checkpoint.Checkpoint, seed: 
 
 def load_weights(executor: Executor, saved: checkpoint.Checkpoint) -> None:
     """The parameters of a checkpoint (its master copies where it has them), as parameters of this step and as their
-    master copies; UserError when it is of another model. Sizes, types and numbers that no shape depends on may differ.
+    master copies, and the model's own states; UserError when it is of another model. Sizes, types and numbers that no
+    shape depends on may differ.
     """
     wanted = persistent(executor, ("parameter",))
     saved.check(wanted, convert=True)
@@ -258,6 +259,8 @@ def load_weights(executor: Executor, saved: checkpoint.Checkpoint) -> None:
         values = saved.values(source)
         for slot in filter(None, (init.slot, init.master)):
             executor.write(slot, values)
+    for name in executor.step.states:
+        executor.write(name, saved.values(name) if name in held else 0.0)
 
 
 def validation_loss(executor: Executor, data: Data, batch_count: int) -> float:

@@ -149,7 +149,8 @@ def verify_step(
     memory.run(programs.backward, module)
     assert graph.loss is not None
     yield Comparison("loss", step.dims, distance(floats(executor, "loss"), memory.read(graph.loss)))
-    gradients = {t.name: memory.read(t.whole()) for t in programs.gradients.values()}
+    backward = (*programs.gradients.values(), *programs.news.values())
+    gradients = {t.name: memory.read(t.whole()) for t in backward}
     for name, expected in gradients.items():
         yield Comparison(name, step.dims, distance(floats(executor, name), expected))
     if not any(g.any() for g in gradients.values()):
@@ -165,6 +166,9 @@ def verify_step(
         before = memory.start[t.name].astype(np.float64)
         after = memory.read(View(flats["p"], layout.offsets[parameter.name], t.shape))
         yield Comparison(f"{t.name}'s change", step.dims, distance(floats(executor, t.name) - before, after - before))
+    for t in graph.states:
+        what = f"the next {t.name}"
+        yield Comparison(what, step.dims, distance(floats(executor, t.name), memory.read(t.whole())))
     for parameter, t in programs.masters.items():
         rounded = held(floats(executor, t.name), parameter.dtype)
         what = f"{parameter.name}, rounded from its master copy"

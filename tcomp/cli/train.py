@@ -312,6 +312,15 @@ def _announce(console: Any, settings: TrainSettings, built: common.Built, data: 
         f"{bytes_text(step.arena_bytes)} arena, {built.device.description}"
     )
     console.print(text, soft_wrap=True, markup=False)
+    if step.recompute is not None:
+        r = step.recompute
+        again = ", ".join(dict.fromkeys(row.op for row in r.rows))
+        console.print(
+            f"memory: {bytes_text(r.after)} instead of {bytes_text(r.before)}, computing again {again}; "
+            f"predicted cost {r.share:.1%} of a step",
+            soft_wrap=True,
+            markup=False,
+        )
     console.print(f"data: {data.description}", soft_wrap=True, markup=False)
 
 

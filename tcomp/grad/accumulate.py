@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
 
-from tcomp.dsl.ast import Access, DType, Equation, Name, Op, Operand, Reduction, Target, names_in
+from tcomp.dsl.ast import Access, Call, DType, Equation, Name, Op, Operand, Reduction, Target, names_in
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import dimensions
 from tcomp.grad.parts import all_names, disjoint, fresh, map_value, names, reads, rename_tensor, writes
@@ -78,11 +78,35 @@ def accumulating(op: Op, outputs: frozenset[str]) -> Op:
             equations = _through_temporary(op, name, equations, taken)
         else:
             equations = [replace(eq, accumulate=True) if eq.target.name == name else eq for eq in equations]
+    return _inout(op, outputs, equations)
+
+
+def _inout(op: Op, outputs: frozenset[str], equations: list[Equation]) -> Op:
+    """The op with these equations and these outputs as inout parameters."""
     moved = tuple(replace(o, inout=True) for o in op.outputs if o.name in outputs)
     rest = tuple(o for o in op.outputs if o.name not in outputs)
     given = {e.id for o in moved for e in o.shape if isinstance(e, Name)}
     dims = tuple(d for d in op.dims if d not in given)
     return replace(op, params=(*op.params, *moved), outputs=rest, equations=tuple(equations), dims=dims)
+
+
+def largest(op: Op, outputs: frozenset[str]) -> Op:
+    """The op keeping the larger of what is there and what it gives, element by element, in these outputs, which
+    become inout parameters.
+
+      backward f(x: f32[N]) -> dh: f32[N]:              dh[i] = abs(x[i])        -->
+      backward f(x: f32[N], inout dh: f32[N]):          dh_new[i] = abs(x[i])
+                                                        dh[i] = max(dh[i], dh_new[i])
+    """
+    taken = all_names(op)
+    equations: list[Equation] = list(op.equations)
+    for name in sorted(outputs):
+        equations = _through_temporary(op, name, equations, taken)
+        last = equations[-1]
+        assert isinstance(last.value, Access)
+        larger = Call("max", (Access(name, last.target.subscripts), last.value))
+        equations[-1] = replace(last, accumulate=False, value=larger)
+    return _inout(op, outputs, equations)
 
 
 def held(op: Op, dtypes: Mapping[str, DType]) -> Op:

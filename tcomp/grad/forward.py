@@ -75,8 +75,8 @@ class Forward:
 
     @cached_property
     def inputs(self) -> frozenset[str]:
-        """The parameters that get a gradient: floats."""
-        return frozenset(p.name for p in self.op.params if p.dtype.is_float and not p.inout)
+        """The parameters that get a gradient: floats that are no state."""
+        return frozenset(p.name for p in self.op.params if p.dtype.is_float and not p.inout and not p.state)
 
     @cached_property
     def active(self) -> frozenset[str]:

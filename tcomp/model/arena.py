@@ -45,7 +45,7 @@ class Arena:
                 self.address[t] = self.bytes + p.layout.offsets[parameter.name] * itemsize
                 self.raw_bytes += t.bytes
             self.bytes += aligned(p.layout.elements * itemsize)
-        for t in graph.inputs.values():
+        for t in (*graph.states, *p.news.values(), *graph.inputs.values()):
             self.add(t, t.name)
         self.defaults = {p.seed: self.seed_value, p.step: 0} if p.gradients else {}
         self.defaults |= graph.scalars

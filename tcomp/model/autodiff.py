@@ -17,7 +17,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import dimensions
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
-from tcomp.grad.accumulate import accumulating, held, restricted
+from tcomp.grad.accumulate import accumulating, held, largest, restricted
 from tcomp.model.again import again
 from tcomp.model.graph import Graph, Node, Tensor, View
 
@@ -47,14 +47,16 @@ class Variants:
             self.backward[key] = None if found is None else bound(found, real)
         return self.backward[key]
 
-    def form(self, op: Op, dtypes: Mapping[str, DType], adding: frozenset[str]) -> Op:
-        """`op` giving only the outputs in `dtypes`, held in those types, those in `adding` added into their buffers."""
-        key = (id(op), adding, *dtypes.items())
+    def form(self, op: Op, dtypes: Mapping[str, DType], adding: frozenset[str], news: frozenset[str]) -> Op:
+        """`op` giving only the outputs in `dtypes`, held in those types, those in `adding` added into their buffers;
+        with news of a state the larger value stays."""
+        key = (id(op), adding, news, *dtypes.items())
         if key not in self.forms:
             outputs = frozenset(dtypes)
             if outputs != {o.name for o in op.outputs}:
                 op = restricted(op, outputs)
-            op = accumulating(op, adding) if adding else op
+            op = accumulating(op, adding - news) if adding - news else op
+            op = largest(op, adding & news) if adding & news else op
             self.forms[key] = held(op, dtypes)
         return self.forms[key]
 
@@ -135,7 +137,8 @@ class _Differentiation:
         results = {o.name for o in op.outputs}
         outputs = [f"d{p}" for p in wanted if f"d{p}" in results]
         missing = [f"d{p}" for p in wanted if f"d{p}" not in results]
-        if missing and op.name in self.variants.module.ops:
+        states = {f"d{p.name}" for p in node.op.params if p.state}
+        if missing and (op.name in self.variants.module.ops or states & set(missing)):
             raise self.error(node, f"'backward {node.op.name}' does not give {', '.join(missing)}")
         outputs = self.hand_over(node, op, outputs)
         for group in self.sequential(node, outputs):
@@ -193,15 +196,15 @@ class _Differentiation:
     # ----------------------------------------------------------------------------------------- launching
 
     def sequential(self, node: Node, outputs: list[str]) -> Iterable[list[str]]:
-        """Split a node's results so that no two of one launch go to the same gradient."""
-        groups: list[tuple[list[str], set[Tensor]]] = []
+        """Split a node's results so that no two of one launch go to the same part of a gradient."""
+        groups: list[tuple[list[str], list[View]]] = []
         for name in outputs:
-            tensor = node.operands[name[1:]].tensor
-            group = next((g for g in groups if tensor not in g[1]), None)
+            view = node.operands[name[1:]]
+            group = next((g for g in groups if not any(view.meets(v) for v in g[1])), None)
             if group is None:
-                groups.append(group := ([], set()))
+                groups.append(group := ([], []))
             group[0].append(name)
-            group[1].add(tensor)
+            group[1].append(view)
         return [g[0] for g in groups]
 
     def launch(self, node: Node, op: Op, outputs: list[str]) -> None:
@@ -221,7 +224,9 @@ class _Differentiation:
                 adding.add(name)
             g.mark(x)
             views[name] = x.of(g.tensor)
-        form = self.variants.form(op, {n: views[n].tensor.dtype for n in outputs}, frozenset(adding))
+        dtypes = {n: views[n].tensor.dtype for n in outputs}
+        news = frozenset(n for n in outputs if node.operands[n[1:]].tensor in self.graph.states)
+        form = self.variants.form(op, dtypes, frozenset(adding), news)
         operands: dict[str, View] = {}
         for p in form.operands:
             if p.name in views:

@@ -103,6 +103,7 @@ def build_step(
             for q in graph.parameters
         ),
         precision=graph.recipe.name,
+        states=tuple(t.name for t in graph.states),
         inputs={t.name: graph.bounds[n] for n, t in graph.inputs.items()},
         hyper={t.name: v for t, v in p.update.hyper.items()} if p.update is not None else {},
         scalars={t.name: v for t, v in arena.defaults.items()},

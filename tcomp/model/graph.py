@@ -79,6 +79,11 @@ class View:
         """Whether the view is all of its tensor."""
         return self.offset == 0 and self.elements == self.tensor.elements
 
+    def meets(self, other: View) -> bool:
+        """Whether the two have an element in common."""
+        apart = self.offset + self.elements <= other.offset or other.offset + other.elements <= self.offset
+        return self.tensor is other.tensor and not apart
+
     def of(self, tensor: Tensor) -> View:
         """The same region of another tensor of the same size (a gradient)."""
         return View(tensor, self.offset, self.shape)
@@ -127,6 +132,8 @@ class Graph:
     logits: View | None
     recipe: Recipe
     scalars: dict[Tensor, float] = field(default_factory=dict)
+    states: dict[Tensor, str] = field(default_factory=dict)
+    """the model's own states -> the op that gives their next value"""
     caches: tuple[Tensor, ...] = ()
 
 
@@ -251,6 +258,9 @@ class _Builder:
         for i in self.model.inputs:
             inputs[i.name] = self.declare(i.name, i.dtype, self.shape(i.shape, f"'{i.name}'"), "input")
             bounds[i.name] = 0 if i.below is None else self.integer(i.below, {})
+        states = {}
+        for x in self.model.states:
+            states[self.declare(x.name, x.dtype, self.shape(x.shape, f"'{x.name}'"), "state")] = x.op
         caches = tuple(
             self.declare(c.name, c.dtype, self.shape(c.shape, f"'{c.name}'"), "cache") for c in self.model.caches
         )
@@ -262,7 +272,7 @@ class _Builder:
         logits = None if self.model.logits is None else self.result(self.model.logits, "logits")
         return Graph(
             self.model, self.config, self.dims, tuple(self.nodes), parameters, inputs, bounds, loss, logits,
-            self.recipe, self.scalars, caches,
+            self.recipe, self.scalars, states, caches,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------ declarations

@@ -9,7 +9,7 @@ hyperparameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tcomp.dsl.ast import DType, Expr, Module, Op, Operand, Optimizer
@@ -37,11 +37,17 @@ class Update:
     scalars: dict[Tensor, float]
 
 
-def build_update(graph: Graph, module: Module, layout: FlatLayout, step: Tensor) -> Update:
-    """The update program of a model with an optimizer. `step` is the tensor of the step counter."""
+def build_update(
+    graph: Graph, module: Module, layout: FlatLayout, step: Tensor, news: Mapping[Tensor, Tensor]
+) -> Update:
+    """The update program of a model with an optimizer. `step` is the tensor of the step counter; `news` has what the
+    backward pass says of each state of the model."""
     optimizer = graph.model.optimizer
     assert optimizer is not None
-    return _Builder(graph, module, layout, step, optimizer).build()
+    builder = _Builder(graph, module, layout, step, optimizer)
+    for state, new in news.items():
+        builder.state(state, new)
+    return builder.build()
 
 
 def state_names(op: Op) -> tuple[str, ...]:
@@ -92,6 +98,14 @@ class _Builder:
             if self.nodes[-1].operands.get("first") is not None:
                 self.scalars[self.first] = group.start & 0x7FFFFFFF
         return Update(tuple(self.nodes), self.flats, self.results, self.hyper, self.scalars)
+
+    def state(self, state: Tensor, new: Tensor) -> None:
+        """Give a state of the model its next value."""
+        op = self.op(self.graph.states[state])
+        flat = (state.elements,)
+        operands = {"p": View(state, 0, flat), "g": View(new, 0, flat)}
+        dims = bind(op, {n: v.shape for n, v in operands.items()}, {})
+        self.nodes.append(Node(op, dims, operands, f"{op.name} {state.name}", self.optimizer.span))
 
     def op(self, name: str) -> Op:
         if name not in self.module.ops:

@@ -20,6 +20,7 @@ class Programs:
     gradients: dict[Tensor, Tensor]
     masters: dict[Tensor, Tensor]
     states: dict[str, dict[Tensor, Tensor]]
+    news: dict[Tensor, Tensor]
     step: Tensor
     seed: Tensor
     backward: tuple[Node, ...]
@@ -47,14 +48,15 @@ def build_programs(
     seed = Tensor("loss_gradient", graph.loss.tensor.dtype if graph.loss else DType.F32, (), "scalar", "executor")
     optimizer = graph.model.optimizer
     if not training:
-        return Programs(graph, layout, {}, {}, {}, step, seed, (), (), None)
+        return Programs(graph, layout, {}, {}, {}, {}, step, seed, (), (), None)
     variants = variants or Variants(module)
     gradients = like_parameters(graph, "grad", "gradient")
-    backward = differentiate(graph, variants, gradients, seed)
-    later = differentiate(graph, variants, gradients, seed, accumulate=True) if accumulation > 1 else ()
+    news = {t: Tensor(f"news.{t.name}", t.dtype, t.shape, "gradient", t.name) for t in graph.states}
+    backward = differentiate(graph, variants, gradients | news, seed)
+    later = differentiate(graph, variants, gradients | news, seed, accumulate=True) if accumulation > 1 else ()
     if optimizer is None:
-        return Programs(graph, layout, gradients, {}, {}, step, seed, backward, later, None)
-    update = build_update(graph, module, layout, step)
+        return Programs(graph, layout, gradients, {}, {}, news, step, seed, backward, later, None)
+    update = build_update(graph, module, layout, step, news)
     masters = like_parameters(graph, "master", "master") if graph.recipe.master else {}
     states = {n: like_parameters(graph, f"state.{n}", "state") for n in state_names(module.ops[optimizer.op])}
-    return Programs(graph, layout, gradients, masters, states, step, seed, backward, later, update)
+    return Programs(graph, layout, gradients, masters, states, news, step, seed, backward, later, update)

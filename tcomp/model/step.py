@@ -111,3 +111,5 @@ class Step:
     """what a memory budget chose to compute again, None when nothing"""
     precision: str = "f32"
     """the recipe's name"""
+    states: tuple[str, ...] = ()
+    """slots of the model's own states, which forward and backward read"""

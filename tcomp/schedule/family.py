@@ -52,8 +52,9 @@ class Family(Protocol):
         """The threads of a kernel's blocks; one on a CPU."""
         ...
 
-    def room(self, plan: KernelPlan, extents: Mapping[str, int]) -> Mapping[str, int]:
-        """The extents that tiles of each index have room for: at least the index's own."""
+    def room(self, plan: KernelPlan, extents: Mapping[str, int], itemsize: int) -> Mapping[str, int]:
+        """The extents that tiles of each index have room for: at least the index's own. `itemsize` is that of the
+        narrowest tensor or temporary."""
         ...
 
     def stager(self, emitter: Emitter) -> Stager: ...
@@ -91,7 +92,7 @@ class CpuFamily:
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
         return CpuTiler(plan, self.machine.lanes_f32, self.machine.vector_registers, text), None
 
-    def room(self, plan: KernelPlan, extents: Mapping[str, int]) -> Mapping[str, int]:
+    def room(self, plan: KernelPlan, extents: Mapping[str, int], itemsize: int) -> Mapping[str, int]:
         return extents
 
     def shape(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> ThreadShape:
@@ -123,7 +124,6 @@ class GpuFamily:
     def __init__(self, machine: GpuMachine, itemsize: int) -> None:
         self.machine = machine
         self.targets: tuple[str, ...] = gpu_targets(machine.target)
-        self.itemsize = itemsize
         self.rules = GpuLevels(machine, itemsize)
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
@@ -136,8 +136,8 @@ class GpuFamily:
         except LevelError as e:
             raise TcError(e.message, e.span, text, e.hint) from None
 
-    def room(self, plan: KernelPlan, extents: Mapping[str, int]) -> Mapping[str, int]:
-        return padded_extents(plan, extents, self.itemsize)
+    def room(self, plan: KernelPlan, extents: Mapping[str, int], itemsize: int) -> Mapping[str, int]:
+        return padded_extents(plan, extents, itemsize)
 
     def stager(self, emitter: Emitter) -> Stager:
         return SharedStaging(emitter)

@@ -85,6 +85,8 @@ def place(
                 continue
             origins.append(start)
             dims.append(size)
+        elif isinstance(axis, Name) and full == 1 and room.get(axis.id, 1) == 1:
+            origins.append(None)
         else:
             origins.append(Num(0))
             dims.append(max(full, room.get(axis.id, 0)) if isinstance(axis, Name) else full)

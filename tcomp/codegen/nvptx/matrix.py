@@ -21,7 +21,7 @@ from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.fragments import fragment_element, packed_rows
 from tcomp.codegen.nvptx.operand_address import OperandAddress
-from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator
+from tcomp.codegen.nvptx.warpgroup import Hold, WarpgroupGenerator
 from tcomp.dsl.ast import DType
 from tcomp.instructions import INSTRUCTIONS
 from tcomp.instructions.declaration import OperandForms
@@ -33,11 +33,13 @@ UNROLLED = 128
 """instructions that are written out; more are a loop over steps of k"""
 
 
-def write_contraction(em: GpuEmitter, scope: GpuScope, node: Compute) -> None:
-    """A `Compute` by the matrix instructions it names."""
+def write_contraction(em: GpuEmitter, scope: GpuScope, node: Compute, hold: Hold | None) -> None:
+    """A `Compute` by the matrix instructions it names; with `hold` alone in the pipe loop that fills its operands."""
     match = matched(node, scope)
-    generator = WarpgroupGenerator if match.instruction.threads == 128 else MatrixGenerator
-    generator(em, scope, node, match).generate()
+    if match.instruction.threads == 128:
+        WarpgroupGenerator(em, scope, node, match, hold).generate()
+    else:
+        MatrixGenerator(em, scope, node, match).generate()
 
 
 def matched(node: Compute, scope: GpuScope) -> Match:

@@ -278,7 +278,8 @@ class PhaseGenerator:
                 self.em.barrier()
             match s:
                 case Compute() if s.instruction:
-                    write_contraction(self.em, self.scope, s)
+                    alone = self.pipe is not None and body is self.pipe.loop.body and len(body) == skip + 1
+                    write_contraction(self.em, self.scope, s, self.pipe.hold if alone and self.pipe else None)
                 case Compute():
                     ComputeGenerator(self.em, self.scope, s).generate()
                 case Pack() if s.by == "tma":

@@ -5,10 +5,14 @@
     wgmma.commit_group; wgmma.wait_group 0
 
 All of it is one piece of inline PTX whose accumulators go in and come out in the same registers, so that nothing can
-come between the fence and the wait. Other warpgroups compute meanwhile.
+come between the fence and the wait. Other warpgroups compute meanwhile. Where the statement is all that a pipe loop
+does with its tiles, a turn waits for the group of the turn before instead, so that the tensor cores find the next one
+waiting; the last is awaited after the loop.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from llvmlite import ir
 
@@ -22,6 +26,8 @@ from tcomp.codegen.nvptx.fragments import fragment_element, packed_rows, subscri
 from tcomp.instructions.matching import Match
 from tcomp.ir.tile import Axis, Compute
 
+Hold = Callable[[Callable[[], None]], bool]
+"""Asks the pipe loop around to keep a turn's tiles for one turn more, and to call this after it; False if it cannot."""
 ROWS = 64
 """of one instruction"""
 
@@ -29,7 +35,7 @@ ROWS = 64
 class WarpgroupGenerator:
     """Writes one contraction at the emitter's current place."""
 
-    def __init__(self, em: GpuEmitter, scope: GpuScope, node: Compute, match: Match) -> None:
+    def __init__(self, em: GpuEmitter, scope: GpuScope, node: Compute, match: Match, hold: Hold | None = None) -> None:
         self.em, self.scope, self.node, self.match = em, scope, node, match
         spread = match.m.spread
         assert spread is not None
@@ -40,12 +46,15 @@ class WarpgroupGenerator:
         pieces = -(-match.n.block // match.instruction.n[-1])
         self.columns = match.n.block // pieces
         self.pieces = range(0, match.n.block, self.columns)
+        self.hold, self.pending = hold, 0
         self.left = None if match.a.in_registers else descriptors(match.a)
         self.right = descriptors(match.b)
 
     def generate(self) -> None:
         em, node = self.em, self.node
         slots = self._slots()
+        ahead = node.accumulate and self.left is not None and self.hold is not None
+        self.pending = int(ahead and self.hold is not None and self.hold(lambda: self._drain(slots)))
         with em.frame():
             b = em.here()
             old = [b.load(s, typ=F32) for s in slots] if node.accumulate else []
@@ -60,6 +69,19 @@ class WarpgroupGenerator:
             b = em.here()
             found = em.asm(text, result, ",".join(constraints), [*old, *inputs], effect=True)
             found.attributes.add("convergent")
+            for i, slot in enumerate(slots):
+                b.store(b.extract_value(found, i), slot)
+
+    def _drain(self, slots: list[IrValue]) -> None:
+        """Wait for all groups; whoever reads the accumulators reads them after that."""
+        em = self.em
+        with em.frame():
+            b = em.here()
+            old = [b.load(s, typ=F32) for s in slots]
+            constraints = ["=f"] * len(slots) + [str(i) for i in range(len(slots))] + ["~{memory}"]
+            result = ir.LiteralStructType([F32] * len(slots))
+            text = "wgmma.wait_group.sync.aligned 0;"
+            found = em.asm(text, result, ",".join(constraints), old, effect=True)
             for i, slot in enumerate(slots):
                 b.store(b.extract_value(found, i), slot)
 
@@ -130,7 +152,7 @@ class WarpgroupGenerator:
                     scale = int(self.node.accumulate or number > 0)
                     lines.append(i.ptx.format(n=self.columns, d=d, a=left, b="db", scale=scale,
                                               transposed=self._transposed()))  # fmt: skip
-        lines += ["wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"]
+        lines += ["wgmma.commit_group.sync.aligned;", f"wgmma.wait_group.sync.aligned {self.pending};"]
         return "{ .reg .b64 da, db; .reg .b32 x; " + " ".join(lines) + " }"
 
     def _left_text(self, first: int, turn: int, number: int, k: int, lines: list[str]) -> str:

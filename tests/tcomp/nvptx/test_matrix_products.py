@@ -154,6 +154,13 @@ def test_wgmma_reads_shared_tiles_in_place(xt: bool, wt: bool, by: str) -> None:
     assert ("fence.proxy.async" in ptx) == (by != "tma")
 
 
+def test_a_turn_waits_for_the_products_of_the_turn_before() -> None:
+    """...whose tiles it then releases; the last turn's are awaited behind the loop."""
+    error, _, ptx = product((72, 80, 264), use="wgmma", by="tma", target="sm_90a", bk=64)
+    assert error < 1e-6
+    assert ptx.index("wgmma.wait_group.sync.aligned 1") < ptx.index("wgmma.wait_group.sync.aligned 0")
+
+
 @pytest.mark.parametrize("dims", [(1, 1, 8), (5, 7, 13), (70, 24, 41)])
 def test_wgmma_of_any_size(dims: tuple[int, int, int]) -> None:
     by = "tma" if dims[2] % 8 == 0 else "cp.async swizzle"

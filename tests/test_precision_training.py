@@ -1,0 +1,107 @@
+"""Every precision trains: a few hundred steps on the CPU within a stated gap of f32's loss, a few on the virtual GPU.
+
+The text is a source file of Python's library; models are small, so runs of different roundings part after a while: the
+gap allowed is several times what was seen (0.022 nats at most).
+"""
+
+from __future__ import annotations
+
+import inspect
+import tokenize
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tcomp.dsl.load import library, load
+from tcomp.dsl.recipes import RECIPES
+from tcomp.machine.cpu import detect
+from tcomp.model.build import build_step
+from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.runtime.executor import Executor
+from tcomp.runtime.initialise import initialise
+from tcomp.runtime.train import set_scalars
+
+GAP = 0.08
+"""nats, of the mean loss over the last 30 of 240 steps"""
+NARROW = [p for p in RECIPES if p != "f32"]
+DIMS = {"L": 2, "H": 2, "C": 64}
+
+
+def batches(seed: int, steps: int, batch: int, length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    text = np.frombuffer(inspect.getsource(tokenize).encode(), np.uint8).astype(np.int32)
+    random = np.random.default_rng(seed)
+    for _ in range(steps):
+        at = random.integers(0, len(text) - length - 1, batch)[:, None] + np.arange(length + 1)
+        yield text[at[:, :-1]], text[at[:, 1:]]
+
+
+def losses(executor: Executor, steps: int, batch: int, length: int) -> list[float]:
+    initialise(executor, 1, 1)
+    set_scalars(executor, {"peak_lr": 3e-3, "warmup": 20.0, "total": float(steps)})
+    found = []
+    for step, (tokens, targets) in enumerate(batches(2, steps, batch, length)):
+        executor.write("step", step)
+        with executor.batch() as inputs:
+            inputs["tokens"][...], inputs["targets"][...] = tokens, targets
+        executor.run("micro_first")
+        found.append(float(executor.read("loss")))
+        executor.run("update")
+    return found
+
+
+@contextmanager
+def on_cpu(precision: str, dims: Mapping[str, int], batch: int, length: int, folder: Path) -> Iterator[Executor]:
+    machine = detect()
+    module = load(library() / "gpt2.tc")
+    step = build_step(
+        module, "gpt2", "tiny", {"B": batch, "T": length}, overrides=dims, precision=precision, machine=machine
+    )
+    executor = CpuExecutor(step, machine, 1, folder)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+@cache
+def f32_end(folder: Path) -> float:
+    with on_cpu("f32", DIMS, 8, 64, folder) as executor:
+        return float(np.mean(losses(executor, 240, 8, 64)[-30:]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", NARROW)
+def test_240_steps_end_near_f32(precision: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.getbasetemp() / "precision-kernels"
+    with on_cpu(precision, DIMS, 8, 64, folder) as executor:
+        found = losses(executor, 240, 8, 64)
+    end, wanted = float(np.mean(found[-30:])), f32_end(folder)
+    assert found[0] > 5 and wanted < 2.5, "nothing was learned"
+    assert abs(end - wanted) < GAP, f"{precision} ends at {end:.4f}, f32 at {wanted:.4f}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_a_few_steps_on_the_virtual_gpu(precision: str, tmp_path: Path) -> None:
+    """sm_90a code, all checks of the virtual GPU on: losses as the CPU's f32 within 0.01 nats, no findings."""
+    from tcomp.runtime.cuda.device import virtual_device
+
+    dims, batch, length, steps = {"L": 1, "H": 2, "C": 32}, 1, 16, 3
+    with on_cpu("f32", dims, batch, length, tmp_path) as executor:
+        wanted = losses(executor, steps, batch, length)
+    device = virtual_device("h100", tmp_path, True)
+    step = build_step(
+        load(library() / "gpt2.tc"), "gpt2", "tiny", {"B": batch, "T": length}, overrides=dims, precision=precision,
+        machine=device.machine,
+    )  # fmt: skip
+    executor = device.open(step)
+    try:
+        found = losses(executor, steps, batch, length)
+    finally:
+        executor.close()
+    device.finish()
+    np.testing.assert_allclose(found, wanted, atol=0.01)
