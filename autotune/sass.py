@@ -251,7 +251,7 @@ class Walk:
         if name == "ISETP":
             return self._compare(i)
         if name == "PLOP3":
-            return [(p, None) for p in o[:2] if _is_register(p)]
+            return self._combine(o)
         target = o[0].removesuffix(".64")
         v = [self._operand(x) for x in o[1:] if not _is_predicate(x)]
         known = all(x is not None for x in v)
@@ -298,6 +298,18 @@ class Walk:
             out.append((_pair(target), None))
         if name in ("IADD3", "LEA", "LOP3", "IMAD"):
             out += [(x, None) for x in o[1:3] if _is_predicate(x) and _is_register(x)]
+        return out
+
+    def _combine(self, o: tuple[str, ...]) -> list[tuple[str, Value]]:
+        """PLOP3.LUT P0, P1, a, b, c, table, table: both results are looked up by the three predicates."""
+        inputs = [self._predicate(x) for x in o[2:5]]
+        out: list[tuple[str, Value]] = []
+        for target, table in zip(o[:2], o[5:7], strict=False):
+            if not _is_register(target):
+                continue
+            known = all(x is not None for x in inputs) and table.startswith("0x")
+            place = sum(bool(x) << (2 - n) for n, x in enumerate(inputs))
+            out.append((target, int(table, 16) >> place & 1 if known else None))
         return out
 
     def _compare(self, i: Instruction) -> list[tuple[str, Value]]:
