@@ -70,6 +70,8 @@ def main() -> None:
     print(summary(runs))
     if args.save:
         RESULTS.mkdir(exist_ok=True)
+        for program in (p for run in runs for p in run["programs"]):
+            del program["memory"]  # thousands of samples, which only plots need
         command = shlex.join(["python", "benchmarks/step_cpu.py", *sys.argv[1:]])
         (RESULTS / f"{args.save}.json").write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n")
         about = f"`{command}` on {runs[0]['processor']}, {runs[0]['processors']} processors.\n\n"

@@ -28,7 +28,7 @@ DEVICE_HELP = "cpu, cuda (cuda:1, cuda:NAME) or virtual, a GPU simulator that ch
 LOCK_HELP = "The lockfile of tuned schedules, or none [default: MODEL.MACHINE.lock here or beside the model]."
 GPU_HELP = "The GPU that --device virtual stands for: h100, a100, rtx4090 ... [default: h100]."
 MEMORY_HELP = "Fit the step into this much: 16GB. Activations are computed again where that is needed."
-PRECISION_HELP = "f32, bf16: what tensors are stored in [default: the model text's, else f32]."
+PRECISION_HELP = "f32, bf16, bf16_stochastic, fp8 or fp8_block [default: the model text's, else f32]."
 GRAPH_HELP = "On a GPU, a whole program as one graph, or launch by launch (slow, names a failing launch)."
 
 

@@ -102,6 +102,8 @@ def assemble(
     params += [o for o in op.outputs if o.name in read]
     params += [replace(o, name=f"d{o.name}") for o in op.outputs if o.name in given and f"d{o.name}" in read]
     outputs = [replace(p, name=f"d{p.name}") for p in op.params if p.name in forward.inputs]
+    scattered = {t.name for eq in equations if eq.accumulate for t in eq.targets if any(map(accesses_in, t.subscripts))}
+    outputs = [replace(o, dtype=DType.F32) if o.name in scattered and o.dtype is DType.REAL else o for o in outputs]
     _check_names(forward, outputs)
     equations = _typed(forward, equations, {o.name for o in (*params, *outputs)})
     ranges = dict(forward.info.ranges)
