@@ -47,6 +47,8 @@ def print_kernel(kernel: Kernel) -> str:
     if kernel.producer is not None:
         p = kernel.producer
         lines.append(f"  producer of {p.warps} more warps" + (f", {p.registers} registers each" if p.registers else ""))
+    if kernel.cluster is not None:
+        lines.append(f"  clusters of {kernel.cluster.blocks} blocks along {kernel.cluster.variable}")
     lines += ["  persistent blocks"] * kernel.order.persistent
     lines += [f"  raster in bands of {kernel.order.raster}"] if kernel.order.raster else []
     lines += [f"  {b.scope.value} {print_buffer(b)}  # {_size(b)}" for b in kernel.tiles]

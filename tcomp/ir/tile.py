@@ -305,6 +305,14 @@ class Producer:
 
 
 @dataclass(frozen=True, slots=True)
+class Cluster:
+    """`blocks` neighbours along the grid loop of that variable run together and share what they all read."""
+
+    variable: str
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
 class GridOrder:
     """How blocks come to the turns of the grid loops. `persistent`: as many blocks as there are multiprocessors take
     turns one after the other. `raster`: of the two innermost loops, bands of so many turns of the outer one are walked
@@ -338,6 +346,7 @@ class Kernel:
     producer: Producer | None = None
     order: GridOrder = GridOrder()
     traffic: int = 0
+    cluster: Cluster | None = None
 
     def buffer(self, name: str) -> Buffer:
         """The operand or tile of that name; KeyError when there is none."""

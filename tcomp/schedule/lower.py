@@ -21,7 +21,7 @@ from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.storage import bound
-from tcomp.ir.tile import Buffer, Kernel, Scope, Statement, ThreadShape
+from tcomp.ir.tile import Buffer, Cluster, Kernel, Scope, Statement, ThreadShape
 from tcomp.schedule.choose import choose_schedule, storage_of
 from tcomp.schedule.combine import Combining
 from tcomp.schedule.emit import Emitter, once
@@ -215,9 +215,17 @@ class _Lowering:
             plan.flags.producer,
             plan.flags.order,
             traffic(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
+            self._cluster(plan),
         )
         self.family.check(kernel, plan, self.text)
         return kernel
+
+    def _cluster(self, plan: KernelPlan) -> Cluster | None:
+        """The cluster that a grid level asks for, where that loop has more than one turn."""
+        for t in plan.sequence:
+            if t.cluster > 1 and t.block is not None and self.extents[t.index] > t.block:
+                return Cluster(t.variable, t.cluster)
+        return None
 
     def _chunks(self, plan: KernelPlan) -> tuple[dict[str, int], dict[str, int]]:
         """Per chunked loop: the most one core gets, and what share boundaries are multiples of."""
