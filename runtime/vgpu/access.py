@@ -57,7 +57,8 @@ class Access:
             return np.full(count(sel), self.offset, np.int64)
         a = self.address(sel)
         if a.dtype == np.uint32:  # 32-bit addresses wrap: LLVM folds constants into the offset whatever the base's sign
-            return (a + np.uint32(self.offset & 0xFFFFFFFF)).astype(np.int64)
+            wrapped: Array = (a + np.uint32(self.offset & 0xFFFFFFFF)).astype(np.int64)
+            return wrapped
         if a.dtype != np.int64:
             a = a.astype(np.int64)
         moved: Array = a + self.offset if self.offset else a

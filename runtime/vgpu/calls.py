@@ -138,8 +138,8 @@ class Calls:
             grow(m, need)
         m.local_limit = max(m.local_limit, need)
         if c.frame:
-            start = m.local_base[sel] + m.frame[sel]
-            m.local.init[start[:, None] + np.arange(c.frame)] = 0
+            first = m.local_base[sel] + m.frame[sel]
+            m.local.init[first[:, None] + np.arange(c.frame)] = 0
         at = m.program.passing
         for start, size in c.formals:
             for x in args_of(m):

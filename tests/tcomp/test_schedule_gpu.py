@@ -83,7 +83,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("written", [True, False], ids=["written", "default"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES[:5], pytest.param("attention", marks=pytest.mark.slow), *NAMES[6:]])
 def test_every_op_lowers_forward_and_backward(name: str, written: bool) -> None:
     module = gpt2() if written else replace(gpt2(), schedules={})
     op = module.ops[name]

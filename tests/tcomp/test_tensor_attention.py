@@ -1,0 +1,96 @@
+"""Flash attention on tensor cores: where tiles live, what is summed where, and tests of the diagonal once a tile."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.guards import conditions, remaining, without
+from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num
+from tcomp.dsl.load import load
+from tcomp.dsl.storage import bound
+from tcomp.grad import backward_of
+from tcomp.ir.tile import Axis, Compute, Kernel, Scope
+from tcomp.machine.gpu import machine_for_target
+from tcomp.schedule.fold import by_exp2
+from tcomp.schedule.lower import lower
+from tcomp.schedule.scopes import computes
+
+DIMS = {"B": 1, "T": 256, "H": 2, "D": 64}
+TARGETS = pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
+
+
+@cache
+def kernels(target: str, backward: bool) -> tuple[Kernel, ...]:
+    module = load("models/gpt2.tc")
+    op = backward_of("attention", module) if backward else module.ops["attention"]
+    assert op is not None
+    return lower(bound(op, DType.BF16), module, DIMS, machine_for_target(target)).kernels
+
+
+@TARGETS
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_only_operands_are_in_shared_memory(target: str, backward: bool) -> None:
+    for kernel in kernels(target, backward):
+        for tile in kernel.tiles:
+            assert tile.scope is (Scope.SHARED if ".shared" in tile.name else Scope.REGISTERS), tile.name
+
+
+@TARGETS
+def test_every_product_of_the_backward_pass_is_by_matrix_instructions(target: str) -> None:
+    products = {}
+    for kernel in kernels(target, True):
+        found = [c for phase in kernel.phases for c in computes(phase) if c.reduced]
+        products[kernel.name] = [bool(c.instruction) for c in found]
+    assert products == {
+        "attention.backward.delta": [False],
+        "attention.backward.dQKV.0": [True] * 3,
+        "attention.backward.dQKV.1+dQKV.2": [True] * 4,
+    }
+
+
+@TARGETS
+def test_nothing_is_added_up_in_memory(target: str) -> None:
+    for kernel in kernels(target, True):
+        operands = {o.name for o in kernel.operands}
+        for phase in kernel.phases:
+            assert not any(c.accumulate and c.target.tensor in operands for c in computes(phase))
+
+
+def test_one_exponential_a_weight() -> None:
+    (kernel,) = kernels("sm_80", False)
+    ptx = compile_kernel(kernel, machine_for_target("sm_80")).ptx
+    weights = 64 * 64 // 128  # of a tile, per thread
+    # The tile's code is there with and without the test of its points.
+    assert ptx.count("ex2.approx.ftz.f32") == 2 * weights
+
+
+# --------------------------------------------------------------------------------------------------------- rewrites
+
+
+def test_exp_of_a_scaled_difference_becomes_one_multiply_add() -> None:
+    a, m = Access("a", (Name("i"),)), Access("m", ())
+    scaled = by_exp2(Call("exp", (Binary("-", Binary("*", a, Num(0.125)), m),)))
+    assert isinstance(scaled, Call) and scaled.function == "exp2"
+    difference = scaled.args[0]
+    assert isinstance(difference, Binary) and difference.op == "-"
+    assert difference.left == Binary("*", a, Num(0.125 * 1.4426950408889634))
+    assert difference.right == Binary("*", m, Num(1.4426950408889634))
+
+
+def causal(value: Expr, guard: Expr | None) -> Compute:
+    axes = (Axis("q", Name("q.0"), Num(64), 64), Axis("k", Name("k.0"), Num(64), 64))
+    return Compute(Access("p", (Name("q"), Name("k"))), value, axes, guard=guard)
+
+
+def test_conditions_on_axes_are_lifted_out_of_guards_and_selects() -> None:
+    below, data = Binary("<=", Name("k"), Name("q")), Binary("<", Access("x", (Name("k"),)), Num(0.0))
+    chosen = Call("select", (below, Name("k"), Num(0.0)))
+    node = causal(chosen, Binary("and", below, data))
+    assert conditions(node) == [below]
+    assert without(node.value, [below]) == Name("k")
+    assert remaining(node.guard, [below]) == data
+    # What depends on memory, or on no axis, stays.
+    assert conditions(causal(Call("select", (data, Name("k"), Num(0.0))), None)) == []
