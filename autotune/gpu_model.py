@@ -22,6 +22,7 @@ HBM_EFFICIENCY = 0.92
 MEMORY_LATENCY = 600.0
 """Cycles of a load from device memory (555 to 744 published); from L2 about half."""
 L2_LATENCY = 270.0
+L1_LATENCY = 38.0
 COPY_LATENCY = 1000.0
 """Cycles from the issue of a bulk copy of tens of KB to its arrival; 1415 seen in a busy profile (ladder)."""
 BARRIER = 30.0

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tcomp.autotune.gpu_model import (
-    ARRIVAL,
     BARRIER,
+    L1_LATENCY,
     L2_LATENCY,
     MEMORY_LATENCY,
     WARP_STALL,
@@ -22,7 +22,7 @@ from tcomp.autotune.gpu_model import (
     Ring,
     tensor_cycles,
 )
-from tcomp.autotune.sass import Function, Instruction, Walk, Way
+from tcomp.autotune.sass import Function, Instruction, Walk, Way, depends_on_thread
 from tcomp.codegen.nvptx.launch import LaunchShape
 from tcomp.codegen.nvptx.occupancy import occupancy
 from tcomp.codegen.nvptx.resources import Resources
@@ -30,6 +30,8 @@ from tcomp.machine.gpu import GpuMachine
 
 LANES = 32
 SHUFFLE_LATENCY = 23.0
+STREAM = 64
+"""Turns of a loop from which narrow loads that all lanes share are taken to walk along lines: one serves 32 turns."""
 BROADCAST = 0.5
 """Share of a wide shared-memory load that is different data: lanes of a row or column read the same."""
 _FMA = {"FFMA", "FFMA2", "FADD", "FADD2", "FMUL", "FMUL2", "HFMA2", "HADD2", "HMUL2", "IMAD", "DFMA"}
@@ -54,6 +56,8 @@ class Counts:
     flops: dict[tuple[str, str], float] = field(default_factory=dict)
     """matrix operations by (element type, wgmma | mma.sync)"""
     load_rounds: float = 0.0
+    near_loads: float = 0.0
+    """turns whose loads find their line in L1, but for one in 32"""
     barriers: float = 0.0
     shuffles: float = 0.0
     copy_turns: float = 0.0
@@ -96,13 +100,21 @@ def counts_of(function: Function, path: Way, copy_bytes: float) -> Counts:
     c = Counts()
     for number, times in path.visits.items():
         block = function.blocks[number]
-        loads = copies = False
+        loads = near_loads = copies = False
         for i in block.instructions:
-            _count(c, i, path.times(block, i), copy_bytes)
-            loads |= i.name in _LOADS
+            issued = path.times(block, i)
+            _count(c, i, issued, copy_bytes)
+            if i.name in _LOADS:
+                near = times > STREAM and width(i.opcode) <= 4 and not depends_on_thread(function, i)
+                loads |= not near
+                near_loads |= near
+                if near:
+                    c.l2_bytes -= issued * width(i.opcode) * (LANES - 1)
             copies |= i.name in ("LDGSTS", "UTMALDG", "UBLKCP")
         if loads:
             c.load_rounds += times
+        elif near_loads:
+            c.near_loads += times
         if copies and times > 1:
             c.copy_turns += times
     return c
@@ -229,8 +241,15 @@ def launch_work(
     if any(s.unknown for s in samples):
         notes.append(f"{max(s.unknown for s in samples)} branches unknown")
     if any(s.cut for s in samples):
-        notes.append("walk cut off")
-    return LaunchWork(name, launch.blocks, max(1, fit.blocks), _mean(works), hbm_bytes, flops, tuple(notes))
+        notes.append("at least this: too long to be counted to its end")
+    # Where all blocks run at once the longest decides; else short and long ones even out.
+    together = launch.blocks <= machine.sms * max(1, fit.blocks)
+    work = max(works, key=_length) if together else _mean(works)
+    return LaunchWork(name, launch.blocks, max(1, fit.blocks), work, hbm_bytes, flops, tuple(notes))
+
+
+def _length(w: BlockWork) -> float:
+    return w.chain + w.tensor + sum(r.turns * (r.tensor + r.other) for r in w.rings)
 
 
 def _block(sample: Sample, machine: GpuMachine, stages: int | None) -> BlockWork:
@@ -247,6 +266,7 @@ def _block(sample: Sample, machine: GpuMachine, stages: int | None) -> BlockWork
     issue, turns = total("issue"), most("copy_turns")
     longest = most("issue") * WARP_STALL
     chain = most("load_rounds") * (L2_LATENCY + MEMORY_LATENCY) / 2 + most("shuffles") * SHUFFLE_LATENCY
+    chain += most("near_loads") * (L1_LATENCY + MEMORY_LATENCY / 32)
     chain += most("barriers") * BARRIER
     rings: tuple[Ring, ...] = ()
     if turns > 1 and total("async_bytes"):
@@ -269,10 +289,13 @@ def _block(sample: Sample, machine: GpuMachine, stages: int | None) -> BlockWork
 
 
 def _arrivals(sample: Sample, turns: float) -> int:
-    """Threads that complete a stage: one per warp that waits on memory barriers; all threads of a block-wide barrier
-    are in the chain already."""
+    """Arrivals that complete a stage: one per warp that waits on memory barriers; where a warpgroup's loop has a
+    block-wide barrier instead, every thread's."""
     waiting = sum(n for n, c in sample.warps if c.waits >= turns)
-    return int(waiting / max(ARRIVAL, 1.0)) if waiting else 0
+    if waiting:
+        return waiting
+    wgmma = any(path == "wgmma" for _, c in sample.warps for _, path in c.flops)
+    return sum(n * LANES for n, c in sample.warps if c.barriers >= turns) if wgmma else 0
 
 
 def _mean(works: Iterable[BlockWork]) -> BlockWork:

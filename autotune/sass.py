@@ -2,8 +2,9 @@
 
 `functions_of` reads nvdisasm's text into basic blocks. `Walk` follows one warp's path through them with only the values
 that branches depend on: constants, thread and block numbers, loop counters. What a branch depends on beyond those is
-unknown; then a forward branch is not taken and a backward one (a wait that spins) is left. So the counts are exact for
-loops whose bounds were known when the code was built, which is all of ours.
+unknown; then a backward branch (a wait that spins) is left, and a forward one is not taken, but where it depends on
+data (a loaded value, a comparison of floats): such a branch goes around a rare case. So the counts are exact for loops
+whose bounds were known when the code was built, which is all of ours.
 """
 
 from __future__ import annotations
@@ -12,27 +13,28 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 LABEL = re.compile(r"^(\.L_x_\d+):")
 ENTRY = re.compile(r"^\.text\.([\w$]+):")
 REGISTER = re.compile(r"\b(U?R\d+|U?P\d+)\b")
-STEPS = 400_000
+STEPS = 200_000
 """Blocks that one walk may pass; a kernel that takes more is cut off and said to be."""
 MASK = 0xFFFFFFFF
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Instruction:
-    """`@!P0 LDG.E.128 R4, [R2.64]`: `guard` is `@!P0`, `opcode` all of `LDG.E.128`, `operands` the rest split."""
+    """`@!P0 LDG.E.128 R4, [R2.64]`: `guard` is `@!P0`, `opcode` all of `LDG.E.128`, `operands` the rest split. Equal
+    only to itself, so that what is known of one is quickly found."""
 
     address: int
     guard: str
     opcode: str
     operands: tuple[str, ...]
 
-    @property
+    @cached_property
     def name(self) -> str:
         """LDG for LDG.E.128."""
         return self.opcode.split(".")[0]
@@ -155,6 +157,8 @@ class Walk:
         self.function, self.special, self.constants = function, special, constants
         self.slice = _slice(function)
         self.values: dict[str, Value] = {}
+        self.data: set[str] = set()
+        """registers and predicates that are unknown because they follow from data"""
 
     def run(self) -> Way:
         """Follow the way from the entry to the exit."""
@@ -180,12 +184,16 @@ class Walk:
             taken = self._taken(last)
             if taken is None:
                 unknown += 1
-                taken = False
+                taken = self._around(last, at, block.target)
             if last.name != "BRA":
                 at = None if taken else block.next
             else:
                 at = block.target if taken else block.next
         return Way(visits, held, unknown, False)
+
+    def _around(self, i: Instruction, at: int, target: int | None) -> bool:
+        """Whether an unknown branch goes around what data decides, to a later place."""
+        return target is not None and target > at and any(n in self.data for n in _named(i))
 
     def _taken(self, i: Instruction) -> bool | None:
         guard = self._predicate(i.guard[1:]) if i.guard else True
@@ -224,8 +232,13 @@ class Walk:
         guard = self._predicate(i.guard[1:]) if i.guard else True
         if guard is False:
             return
+        from_data = i.name in DATA or any(n in self.data for n in _read(i))
         for name, value in self._results(i):
             self.values[name] = value if guard else None
+            if self.values[name] is None and from_data:
+                self.data.add(name)
+            else:
+                self.data.discard(name)
 
     def _results(self, i: Instruction) -> list[tuple[str, Value]]:
         """What an instruction of the slice writes."""
@@ -238,7 +251,7 @@ class Walk:
         if name == "ISETP":
             return self._compare(i)
         if name == "PLOP3":
-            return [(p, None) for p in o[:2] if _is_register(p)]
+            return self._combine(o)
         target = o[0].removesuffix(".64")
         v = [self._operand(x) for x in o[1:] if not _is_predicate(x)]
         known = all(x is not None for x in v)
@@ -250,9 +263,8 @@ class Walk:
         elif name in ("S2R", "S2UR"):
             result = self.special.get(o[-1])
         elif name == "CS2R":
-            first = int(re.sub(r"\D", "", target) or 0)
             zero = 0 if o[-1] == "SRZ" else None
-            return [(target, zero), (f"R{first + 1}", zero)]
+            return [(target, zero), (_pair(target), zero)]
         elif name in ("IADD3", "VIADD", "IADD"):
             result = sum(n) & MASK if known and ".X" not in i.opcode else None
         elif name == "IMAD":
@@ -260,6 +272,9 @@ class Walk:
                 result = (n[0] * n[1] + n[2]) & MASK if len(n) == 3 else None
         elif name == "LEA" and known and ".HI" not in i.opcode and len(n) == 3:
             result = ((n[0] << n[2]) + n[1]) & MASK
+        elif name == "LEA" and known and ".HI" in i.opcode and ".X" not in i.opcode and len(n) >= 3:
+            high = n[2] if len(n) == 4 else (MASK if ".SX32" in i.opcode and n[0] >> 31 else 0)
+            result = (((high << 32 | n[0]) << n[-1] >> 32) + n[1]) & MASK
         elif name == "SHF" and known and len(n) == 3:
             result = _shift(i.opcode, n)
         elif name == "SHL" or name == "SHR":
@@ -282,10 +297,22 @@ class Walk:
             result = n[0] & ((1 << width) - 1) if known and "U32" in i.opcode else None
         out = [(target, result)]
         wide = ".WIDE" in i.opcode or ".64" in i.opcode or name == "CS2R"
-        if wide and (m := re.fullmatch(r"(U?R)(\d+)", target)):
-            out.append((f"{m[1]}{int(m[2]) + 1}", None))
+        if wide and _pair(target):
+            out.append((_pair(target), None))
         if name in ("IADD3", "LEA", "LOP3", "IMAD"):
             out += [(x, None) for x in o[1:3] if _is_predicate(x) and _is_register(x)]
+        return out
+
+    def _combine(self, o: tuple[str, ...]) -> list[tuple[str, Value]]:
+        """PLOP3.LUT P0, P1, a, b, c, table, table: both results are looked up by the three predicates."""
+        inputs = [self._predicate(x) for x in o[2:5]]
+        out: list[tuple[str, Value]] = []
+        for target, table in zip(o[:2], o[5:7], strict=False):
+            if not _is_register(target):
+                continue
+            known = all(x is not None for x in inputs) and table.startswith("0x")
+            place = sum(bool(x) << (2 - n) for n, x in enumerate(inputs))
+            out.append((target, int(table, 16) >> place & 1 if known else None))
         return out
 
     def _compare(self, i: Instruction) -> list[tuple[str, Value]]:
@@ -392,6 +419,8 @@ EVALUATED = {
 """Instructions whose results `Walk` works out (their uniform forms too); what others give is unknown."""
 
 
+DATA = {"LDG", "LD", "LDS", "LDL", "FSETP", "FCHK", "DSETP", "HSETP2", "ATOMG", "ATOM", "MUFU", "F2I"}
+"""Instructions whose results are data."""
 COUNTED = {
     "LDGSTS", "UTMALDG", "UTMASTG", "UTMAREDG", "UBLKCP", "STG", "RED", "REDG", "ATOMG", "HGMMA", "QGMMA", "IGMMA",
     "HMMA", "QMMA",
@@ -400,9 +429,9 @@ COUNTED = {
 they write."""
 
 
-def _slice(function: Function) -> list[list[Instruction]]:
-    """Of each block, the instructions that a branch depends on: found backward, register by register, until nothing
-    is added."""
+def _slice(function: Function, roots: Mapping[int, set[str]] | None = None) -> list[list[Instruction]]:
+    """Of each block, the instructions that branches depend on: found backward, register by register, until nothing
+    is added. With `roots` (registers by the address of an instruction that reads them), what those depend on."""
     before: dict[int, tuple[Block, ...]] = {}
     for b in function.blocks:
         for at in (b.target, b.next):
@@ -415,10 +444,12 @@ def _slice(function: Function) -> list[list[Instruction]]:
         b = waiting.pop()
         live, kept = set(live_out[b.number]), []
         for i in reversed(b.instructions):
-            if i.name in ("BRA", "EXIT", "RET", "BRX"):
+            if roots is not None:
+                live |= roots.get(i.address, set())
+            elif i.name in ("BRA", "EXIT", "RET", "BRX"):
                 live |= set(REGISTER.findall(" ".join((i.guard, *i.operands))))
                 continue
-            if i.name in COUNTED and i.guard:
+            if roots is None and i.name in COUNTED and i.guard:
                 live |= set(REGISTER.findall(i.guard))
                 kept.append(i)
                 continue
@@ -444,16 +475,50 @@ def plain(i: Instruction) -> str:
     return i.name[1:] if i.name[0] == "U" and i.name[1:] in EVALUATED else i.name
 
 
+@cache
+def _read(i: Instruction) -> tuple[str, ...]:
+    return tuple(REGISTER.findall(" ".join(_sources(i))))
+
+
+@cache
+def _named(i: Instruction) -> tuple[str, ...]:
+    return tuple(REGISTER.findall(" ".join((i.guard, *i.operands))))
+
+
+@cache
+def _pair(target: str) -> str:
+    """R5 for R4, the other half of a pair; empty for what is no register."""
+    m = re.fullmatch(r"(U?R)(\d+)", target)
+    return f"{m[1]}{int(m[2]) + 1}" if m else ""
+
+
+def depends_on_thread(function: Function, i: Instruction) -> bool:
+    """Whether the address of a memory instruction may differ between the threads of a warp: found backward from its
+    address, register by register."""
+    address = set(REGISTER.findall(" ".join(i.operands[1:])))
+    chosen = _slice(function, {i.address: address})
+    return any(
+        (c.name in ("S2R", "S2UR") and c.operands[-1] in ("SR_TID.X", "SR_LANEID")) or plain(c) not in EVALUATED
+        for block in chosen
+        for c in block
+    )
+
+
 def _sources(i: Instruction) -> tuple[str, ...]:
-    """Operands that are read: all but the first, and for comparisons all but the first two."""
-    return i.operands[2:] if plain(i) in ("ISETP", "PLOP3") else i.operands[1:]
+    """Operands that are read: all but those that are written."""
+    if plain(i) in ("ISETP", "PLOP3"):
+        return i.operands[2:]
+    if plain(i) in ("IADD3", "LEA", "LOP3", "IMAD"):  # those between are carries out
+        return tuple(o for n, o in enumerate(i.operands) if n > 2 or (n and not _is_predicate(o)))
+    return i.operands[1:]
 
 
-def _written(i: Instruction) -> set[str]:
+@cache
+def _written(i: Instruction) -> frozenset[str]:
     """Registers and predicates an instruction writes (with the other half of a pair)."""
     if i.name in ("ST", "STG", "STS", "BRA", "EXIT", "BAR", "RED", "LDGSTS", "UTMASTG", "UTMALDG", "RET"):
-        return set()
-    out = set()
+        return frozenset()
+    out: set[str] = set()
     for o in i.operands[:1]:
         m = re.match(r"(U?R)(\d+)", o)
         if m:
@@ -461,7 +526,7 @@ def _written(i: Instruction) -> set[str]:
     for o in i.operands[:3]:
         if re.fullmatch(r"U?P\d", o):
             out.add(o)
-    return out
+    return frozenset(out)
 
 
 def _wide(i: Instruction) -> bool:

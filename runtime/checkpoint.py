@@ -9,7 +9,6 @@ everything, so that a torn or damaged checkpoint is recognised and the one befor
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import zlib
@@ -18,14 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 from tcomp.runtime.cache import sync_folder
 from tcomp.runtime.safetensors_file import (
     CONVERTIBLE,
-    KINDS,
     PIECE,
     Array,
     Entry,
@@ -109,9 +105,7 @@ class Checkpoint:
 
 
 def _read(entry: Entry) -> Array:
-    count = math.prod(entry.shape)
-    found: Array = np.fromfile(entry.path, KINDS[entry.kind], count, offset=entry.start).reshape(entry.shape)
-    return found
+    return entry.read().reshape(entry.shape)
 
 
 def checkpoints_folder(run: Path) -> Path:

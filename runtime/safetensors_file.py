@@ -69,11 +69,14 @@ class Entry:
     def bytes(self) -> int:
         return KINDS[self.kind].itemsize * math.prod(self.shape)
 
-    def map(self) -> Array:
-        """The elements as a read-only memory map (bits for types that NumPy lacks)."""
-        if not math.prod(self.shape):
-            return np.empty(self.shape, KINDS[self.kind])
-        return np.memmap(self.path, KINDS[self.kind], "r", self.start, self.shape)
+    def read(self, start: int = 0, stop: int | None = None) -> Array:
+        """Elements `start` to `stop` in row-major order (bits for types that NumPy lacks)."""
+        dtype = KINDS[self.kind]
+        count = (math.prod(self.shape) if stop is None else stop) - start
+        found: Array = np.fromfile(self.path, dtype, count, offset=self.start + start * dtype.itemsize)
+        if found.size != count:
+            raise UserError(f"{self.path}: it ends within {self.name!r}", "copy or download the file again")
+        return found
 
 
 CONVERTIBLE = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}

@@ -27,9 +27,7 @@ CASES = {
     "all-heads": (Config(L=1, H=3, G=3, D=16, C=33, F=35, V=64, eps=1e-3), 2, 19, 1),
     "scaled": (Config(L=3, H=9, G=3, D=32, C=144, F=272, V=513, factor=32, original=64), 2, 131, 2),
 }
-PARAMETERS = [
-    pytest.param(c, id=n, marks=[pytest.mark.slow] if n in ("all-heads", "scaled") else []) for n, c in CASES.items()
-]
+PARAMETERS = [pytest.param(c, id=n, marks=[pytest.mark.slow] if n != "untied-scaled" else []) for n, c in CASES.items()]
 
 
 @pytest.fixture(scope="module")

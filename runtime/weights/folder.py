@@ -3,6 +3,7 @@ torch pickles are not opened."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tcomp.runtime.weights.layout import Layout, Place
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHOWN = 5
+_COMPARED = 1 << 22
+"""Elements compared at a time."""
 
 
 def open_folder(folder: Path) -> dict[str, Entry]:
@@ -95,6 +98,6 @@ def _equal(a: Entry, b: Entry) -> bool:
     """Whether two tensors hold the same bytes."""
     if (a.kind, a.shape) != (b.kind, b.shape):
         return False
-    x, y = a.map(), b.map()
-    rows = max(1, (1 << 24) // max(1, a.bytes // max(1, a.shape[0]))) if a.shape else 1
-    return all(x[i : i + rows].tobytes() == y[i : i + rows].tobytes() for i in range(0, a.shape[0], rows))
+    count = math.prod(a.shape)
+    pieces = ((at, min(at + _COMPARED, count)) for at in range(0, count, _COMPARED))
+    return all(a.read(*piece).tobytes() == b.read(*piece).tobytes() for piece in pieces)

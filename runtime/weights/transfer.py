@@ -36,7 +36,8 @@ def parameters(graph: Graph, wanted: list[Place], entries: Mapping[str, Entry], 
             filled = 0
             for place in (p for p in own if p.layer == layer):
                 entry = entries[place.name]
-                yield from _rows(entry.map().T if place.transposed else entry.map(), entry.kind, kind)
+                held = place.shape if place.transposed else (place.rows, *inner[1:])
+                yield from _streamed(entry, 0, held, place.transposed, kind)
                 filled += place.rows
             for start in range(filled, inner[0], step := _at_a_time(inner)):
                 yield np.zeros((min(step, inner[0] - start), *inner[1:]), KINDS[kind])
@@ -52,9 +53,10 @@ def tensors(wanted: list[Place], held: Mapping[str, Entry], kind: str | None) ->
 
     def pieces(place: Place, to: str) -> Iterator[Array]:
         entry = held[place.parameter]
-        whole = entry.map()
-        part = (whole if place.layer is None else whole[place.layer])[place.start : place.start + place.rows]
-        yield from _rows(part.T if place.transposed else part, entry.kind, to)
+        inner = entry.shape if place.layer is None else entry.shape[1:]
+        row = _row(inner)
+        first = (place.layer or 0) * inner[0] * row + place.start * row
+        yield from _streamed(entry, first, (place.rows, *inner[1:]), place.transposed, to)
 
     found = {}
     for p in wanted:
@@ -63,15 +65,22 @@ def tensors(wanted: list[Place], held: Mapping[str, Entry], kind: str | None) ->
     return found
 
 
-def _rows(whole: Array, kind: str, to: str) -> Iterator[Array]:
-    """An array's rows in pieces, converted."""
-    if not whole.flags.c_contiguous:
-        whole = np.ascontiguousarray(whole)
-    for start in range(0, whole.shape[0], step := _at_a_time(whole.shape)):
-        yield converted(np.asarray(whole[start : start + step]), kind, to)
+def _streamed(entry: Entry, start: int, shape: tuple[int, ...], transposed: bool, to: str) -> Iterator[Array]:
+    """A tensor of `shape` that begins at element `start` of an entry, in pieces; a transposed one is read whole."""
+    count = int(np.prod(shape, dtype=np.int64))
+    if transposed:
+        whole = entry.read(start, start + count).reshape(shape)
+        yield converted(np.ascontiguousarray(whole.T), entry.kind, to)
+        return
+    for at in range(start, start + count, step := PIECE // 4):
+        yield converted(entry.read(at, min(at + step, start + count)), entry.kind, to)
+
+
+def _row(shape: tuple[int, ...]) -> int:
+    """Elements of a row."""
+    return int(np.prod(shape[1:], dtype=np.int64))
 
 
 def _at_a_time(shape: tuple[int, ...]) -> int:
     """Rows that make a piece."""
-    row = 4 * int(np.prod(shape[1:], dtype=np.int64))
-    return max(1, PIECE // max(1, row))
+    return max(1, PIECE // max(1, 4 * _row(shape)))

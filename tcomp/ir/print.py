@@ -28,6 +28,7 @@ from tcomp.ir.tile import (
     Spread,
     Statement,
     Swizzled,
+    Unpack,
 )
 
 
@@ -47,6 +48,8 @@ def print_kernel(kernel: Kernel) -> str:
     if kernel.producer is not None:
         p = kernel.producer
         lines.append(f"  producer of {p.warps} more warps" + (f", {p.registers} registers each" if p.registers else ""))
+    if kernel.cluster is not None:
+        lines.append(f"  clusters of {kernel.cluster.blocks} blocks along {kernel.cluster.variable}")
     lines += ["  persistent blocks"] * kernel.order.persistent
     lines += [f"  raster in bands of {kernel.order.raster}"] if kernel.order.raster else []
     lines += [f"  {b.scope.value} {print_buffer(b)}  # {_size(b)}" for b in kernel.tiles]
@@ -114,6 +117,9 @@ def _statements(body: tuple[Statement, ...], pad: str) -> Iterator[str]:
                 yield f"{pad}pack {s.buffer} from {print_expression(s.source)}" + (
                     f" by {s.by}" if s.by != "copy" else ""
                 )
+                yield from (f"{pad}  {_axis(a, False)}" for a in s.axes)
+            case Unpack():
+                yield f"{pad}unpack {s.buffer} to {print_expression(s.target)} by tma"
                 yield from (f"{pad}  {_axis(a, False)}" for a in s.axes)
             case Compute():
                 yield pad + _compute_head(s)

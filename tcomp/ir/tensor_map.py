@@ -78,8 +78,9 @@ def row_major(dtype: DType, shape: tuple[int, ...], box: tuple[int, ...], swizzl
     return TensorMap(dtype, shape[::-1], tuple(strides), box[::-1], swizzle)
 
 
-def tile_map(pack: Pack, tile: Buffer, operand: Buffer) -> TensorMap:
-    """The map by which a `Pack` by tma fills its tile, one box (of a swizzled tile: one box for each panel).
+def tile_map(pack: Pack, tile: Buffer, operand: Buffer, parts: int = 1) -> TensorMap:
+    """The map by which a `Pack` by tma fills its tile, one box (of a swizzled tile: one box for each panel); with
+    `parts`, boxes of one part of so many along the tile's first dimension.
 
     ValueError with the reason where the copy engine cannot do it: subscripts that are no plain index, another order or
     type of elements than the operand's, or a rule of tensor maps that the tile or the operand's shape breaks.
@@ -92,7 +93,7 @@ def tile_map(pack: Pack, tile: Buffer, operand: Buffer) -> TensorMap:
     for d, s in enumerate(pack.source.subscripts):
         if isinstance(s, Name) and s.id in blocks:
             walked.append(s.id)
-            box.append(blocks[s.id])
+            box.append(blocks[s.id] // (parts if len(walked) == 1 else 1))
             extents.append(min(operand.shape[d], _bound(stops[s.id])))
         elif names_in(s) & set(blocks) or any(isinstance(n, Access) for n in walk(s)):
             raise ValueError(f"subscript {d} is no plain index")

@@ -160,7 +160,7 @@ class GpuFamily:
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         check_tensor_copies(kernel, self.machine, text)
         check_instructions(kernel, plan, self.machine.target, text)
-        check_flags(kernel, plan.flags, text)
+        check_flags(kernel, plan.flags, plan.sequence, text)
 
 
 def gpu_targets(target: str) -> tuple[str, ...]:

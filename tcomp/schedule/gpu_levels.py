@@ -10,6 +10,7 @@ The number in brackets is the tile handed inward. Lanes along x are those that l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from tcomp.dsl.ast import Span
 from tcomp.ir.tile import ThreadShape
@@ -17,8 +18,10 @@ from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.cpu_levels import add_tile
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LoopMap, ResolvedLevel, TileLevel, WarpLevel
 
-ORDER = ("grid", "seq", "pipe", "warpgroup", "warp", "lane", "mma", "unroll", "vec")
+ORDER = ("grid", "cluster", "seq", "pipe", "warpgroup", "warp", "lane", "mma", "unroll", "vec")
 MAX_WARPS = 32
+MOST_BLOCKS = 8
+"""blocks of a cluster on every machine that has them"""
 GROUP_ROWS = 64
 """rows of a warpgroup's matrix instructions"""
 LANES_Y = 8
@@ -61,7 +64,9 @@ class GpuLevels:
                 )
             before = kind
             args = _arguments(kind, level)
-            if kind in ("grid", "seq", "pipe"):
+            if kind == "cluster":
+                tiles[-1:] = [_clustered(name, tiles, args[0], level.span)]
+            elif kind in ("grid", "seq", "pipe"):
                 if kind == "seq" and not args:
                     continue
                 stages = args[1] if len(args) == 2 else 2 if kind == "pipe" else 1
@@ -116,6 +121,19 @@ def padded_extents(plan: KernelPlan, extents: Mapping[str, int], itemsize: int) 
     return out
 
 
+def _clustered(name: str, tiles: Sequence[TileLevel], block: int, span: Span) -> TileLevel:
+    """`grid.y(256) / cluster(128)`: blocks of 128, two of which are a cluster."""
+    outer = tiles[-1].block if tiles and tiles[-1].kind == "grid" else None
+    count = (outer or 0) // block
+    if outer is None or outer % block or not 2 <= count <= MOST_BLOCKS:
+        raise LevelError(
+            f"cluster({block}) of loop '{name}' needs a grid tile around it, of 2 to {MOST_BLOCKS} times {block}",
+            span,
+            f"write {name} -> grid.y({2 * block}) / cluster({block})",
+        )
+    return replace(tiles[-1], block=block, cluster=count)
+
+
 def _may_follow(before: str, kind: str) -> bool:
     a, b = ORDER.index(before), ORDER.index(kind)
     return b > a or (kind == before and kind in ("seq", "pipe"))
@@ -123,6 +141,7 @@ def _may_follow(before: str, kind: str) -> bool:
 
 def _arguments(kind: str, level: ResolvedLevel) -> tuple[int, ...]:
     least, most, example = {
+        "cluster": (1, 1, "cluster(128)"),
         "grid": (1, 1, "grid(64)"),
         "seq": (0, 1, "seq(64)"),
         "pipe": (1, 2, "pipe(64, 3)"),

@@ -8,14 +8,27 @@ raster(8)                 tiles in bands of 8 rows, so that neighbours in time s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tcomp.dsl.ast import NO_SPAN, Call, Directive, Flag, Name, Span
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
+from tcomp.ir.multicast import cluster_of, shared_packs
 from tcomp.ir.tile import GridOrder, Kernel, Loop, Pack, Producer
 from tcomp.schedule.tensor_copies import statements
+
+
+class Clustered(Protocol):
+    """A tile level, as far as clusters go."""
+
+    @property
+    def cluster(self) -> int: ...
+
+    @property
+    def span(self) -> Span: ...
+
 
 FLAGS = ("producer", "persistent", "raster")
 WARPS = {"warp": 1, "warpgroup": 4}
@@ -74,8 +87,11 @@ def _producer(flag: Flag, values: Mapping[str, int | float], text: str) -> Produ
     )
 
 
-def check_flags(kernel: Kernel, flags: LaunchFlags, text: str) -> None:
+def check_flags(kernel: Kernel, flags: LaunchFlags, sequence: Sequence[Clustered], text: str) -> None:
     """TcError where a flag would mean nothing for the lowered kernel, or asks for what a block cannot have."""
+    clusters = [t for t in sequence if t.cluster > 1]
+    if len(clusters) > 1:
+        raise TcError("a kernel has clusters along one loop", clusters[1].span, text, "leave one `cluster` out")
     packs = [s for p in kernel.phases for s in statements(p) if isinstance(s, Pack)]
     grid = {s.variable for p in kernel.phases for s in statements(p) if isinstance(s, Loop) and s.level == "grid"}
     if flags.producer is not None:
@@ -93,6 +109,16 @@ def check_flags(kernel: Kernel, flags: LaunchFlags, text: str) -> None:
                 flags.span("producer"),
                 text,
                 "divide its loops among a multiple of 4 warps, or write: producer warp",
+            )
+    if kernel.cluster is not None:
+        buffers = {b.name: b for b in kernel.operands + kernel.tiles}
+        if not any(shared_packs(p, cluster_of(kernel.cluster, p), buffers, True) for p in kernel.phases):
+            raise TcError(
+                f"the blocks of a cluster along '{kernel.cluster.variable.partition('.')[0]}' would share nothing",
+                clusters[0].span,
+                text,
+                "stage by tma, in a pipe loop, a tile that does not depend on that loop (and divides into whole "
+                "swizzle patterns), or leave `cluster` out",
             )
     if flags.order.raster and len(grid) < 2:
         raise TcError(

@@ -21,7 +21,7 @@ from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.storage import bound
-from tcomp.ir.tile import Buffer, Kernel, Scope, Statement, ThreadShape
+from tcomp.ir.tile import Buffer, Cluster, Kernel, Scope, Statement, ThreadShape
 from tcomp.schedule.choose import choose_schedule, storage_of
 from tcomp.schedule.combine import Combining
 from tcomp.schedule.emit import Emitter, once
@@ -35,6 +35,7 @@ from tcomp.schedule.resolve import KernelPlan, Resolver, casts_in
 from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages
 from tcomp.schedule.storage import Storage, definition_path, place
+from tcomp.schedule.unpacking import unpacked
 from tcomp.schedule.work import arithmetic, traffic
 
 
@@ -195,6 +196,10 @@ class _Lowering:
         written = tuple(x.equation for x in leaves if not x.copies)
         whole = self.equations if any("." in o for o in plan.outputs) else equations
         phases = self._fills(names - started, whole, written, shape) + self._phases(roots, emitter)
+        results = {o.name: Buffer(o.name, self.dtypes[o.name], self.shapes[o.name], Scope.OPERAND)
+                   for o in self.op.operands}  # fmt: skip
+        out = frozenset(t for x in leaves for t in x.written)
+        phases = unpacked(phases, plan.stages, out, emitter.tiles, results, self.text)
         tiles, phases = self.family.finish(emitter.tiles, phases, self.text if self.given else None)
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names
         writes = {t for x in leaves for t in x.written} & operand_names
@@ -215,9 +220,17 @@ class _Lowering:
             plan.flags.producer,
             plan.flags.order,
             traffic(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
+            self._cluster(plan),
         )
         self.family.check(kernel, plan, self.text)
         return kernel
+
+    def _cluster(self, plan: KernelPlan) -> Cluster | None:
+        """The cluster that a grid level asks for, where that loop has more than one turn."""
+        for t in plan.sequence:
+            if t.cluster > 1 and t.block is not None and self.extents[t.index] > t.block:
+                return Cluster(t.variable, t.cluster)
+        return None
 
     def _chunks(self, plan: KernelPlan) -> tuple[dict[str, int], dict[str, int]]:
         """Per chunked loop: the most one core gets, and what share boundaries are multiples of."""

@@ -49,6 +49,8 @@ class TileLevel:
     """copies in flight of what a pipe level stages"""
     place: str = ""
     """x, y or z of a grid level"""
+    cluster: int = 1
+    """neighbouring blocks of a grid level that run as one cluster"""
 
     @property
     def parallel(self) -> bool:

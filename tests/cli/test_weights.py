@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,14 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {n: t for p in sorted(folder.glob("*.safetensors")) for n, t in load_file(p).items()}
 
 
-@pytest.mark.parametrize("cfg", [LLAMA, SCALED, None], ids=["llama", "llama-scaled-untied", "gpt2"])
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        pytest.param(LLAMA, id="llama", marks=pytest.mark.slow),
+        pytest.param(SCALED, id="scaled-untied"),
+        pytest.param(None, id="gpt2"),
+    ],
+)
 def test_there_and_back(cfg: Config | None, tcomp: Tcomp, tmp_path: Path) -> None:
     model = saved(tmp_path / "there", cfg, max_shard_size="20KB")
     (tmp_path / "there" / "tokenizer.json").write_text("{}")
@@ -92,7 +100,7 @@ def test_there_and_back(cfg: Config | None, tcomp: Tcomp, tmp_path: Path) -> Non
     np.testing.assert_array_equal(theirs(again, tokens), want)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_a_trained_run_loads_in_transformers(name: str, tcomp: Tcomp, text: str, tmp_path: Path) -> None:
     small = ["L=1", "H=2", "C=16", "S=64"] + (["G=1", "D=8", "F=24", "TIED=0", "factor=4"] if name == "llama" else [])
     flags = [x for d in small for x in ("--dim", d)]
@@ -122,7 +130,9 @@ def test_types_are_converted(tcomp: Tcomp, tmp_path: Path) -> None:
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "wide", dtype="auto").dtype == torch.float32
 
 
-@pytest.mark.parametrize(("version", "dtype"), [(3, torch.float32), (5, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("version", "dtype"), [pytest.param(3, torch.float32, marks=pytest.mark.slow), (5, torch.bfloat16)]
+)
 def test_llmc_checkpoints(version: int, dtype: torch.dtype, tcomp: Tcomp, tmp_path: Path) -> None:
     """Against a file written here as llm.c's train_gpt2.py writes it, from transformers' weights."""
     state = saved(tmp_path / "there", None, dtype=dtype).state_dict()
@@ -270,3 +280,19 @@ def test_a_run_starts_from_imported_weights(tcomp: Tcomp, text: str, tmp_path: P
     refused(tcomp("train", "--init-from", "there"), "a Hugging Face folder", "tcomp import --from-hf there")
     refused(tcomp("train", "--init-from", "weights", "--dim", "L=1", *quick, "--data", text), "tensor 'norm1_w'")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "run", "text.txt", "there", "weights"]
+
+
+@pytest.mark.slow
+def test_memory_stays_under_a_shard(tcomp: Tcomp, tmp_path: Path) -> None:
+    """Shards of one 40 MB tensor each: neither way is as much as one of them ever held."""
+    cfg = Config(L=1, H=2, G=1, D=16, C=256, F=64, V=40000, S=64, TIED=0)
+    saved(tmp_path / "there", cfg, max_shard_size="42MB")
+    largest = max(p.stat().st_size for p in (tmp_path / "there").glob("*.safetensors"))
+    for command in (("import", "--from-hf", "there", "--out", "run"), ("export", "run", "--to-hf", "back")):
+        tracemalloc.start()
+        assert tcomp(*command, *(["--shard-size", "42MB"] if command[0] == "export" else [])).code == 0
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert 8e6 < peak < largest, f"{command[0]}: {peak / 1e6:.0f} MB of {largest / 1e6:.0f}"
+    before, after = tensors(tmp_path / "there"), tensors(tmp_path / "back")
+    assert set(before) == set(after) and all(torch.equal(before[n], after[n]) for n in before)

@@ -210,3 +210,8 @@ def test_backward_of_prefers_the_ops_own_and_remembers_what_it_derived(gpt2: Mod
     assert first != backward_of("linear_gelu", gpt2)
     module = load_text("op count(x: i32[N]) -> y: i32[]:\n  y = sum n: x[n]\n")
     assert backward_of("count", module) is None
+
+
+def test_scattered_gradients_are_f32_whatever_is_stored(gpt2: Module) -> None:
+    derived = derive(gpt2.ops["embedding"], gpt2)
+    assert {o.name: o.dtype.value for o in derived.outputs} == {"dwte": "f32", "dwpe": "real"}

@@ -21,6 +21,7 @@ from tcomp.codegen.nvptx.targets import target_named
 from tcomp.codegen.nvptx.tensor_copy import maps_of
 from tcomp.dsl.ast import DType
 from tcomp.errors import UserError
+from tcomp.ir.multicast import cluster_of
 from tcomp.ir.tile import Compute, Kernel
 from tcomp.machine.gpu import GpuMachine
 
@@ -63,11 +64,16 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
     try:
         for symbol, phase in zip(symbols_of(kernel), kernel.phases, strict=True):
             layout = shared_layout(phase, kernel, threads, machine.shared_per_block)
-            maps = maps_of(phase, buffers)
+            cluster = cluster_of(kernel.cluster, phase)
+            maps = maps_of(phase, buffers, cluster)
             if maps and machine.sm < 90:
                 raise Unsupported(f"{machine.target} has no tensor copies (tma)", kernel.span, "stage by cp.async")
             blocks = PhaseGenerator(module, symbol, kernel, phase, threads, layout, machine, maps).generate(phase)
-            launches.append(LaunchShape(symbol, blocks, threads_of(kernel, phase), layout.bytes, maps))
+            launches.append(
+                LaunchShape(
+                    symbol, blocks, threads_of(kernel, phase), layout.bytes, maps, cluster.blocks if cluster else 1
+                )
+            )
     except UserError:
         raise
     except NotImplementedError as e:

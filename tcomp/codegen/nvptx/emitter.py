@@ -24,7 +24,8 @@ INTRINSICS = frozenset(
     {
         "tid.x", "ctaid.x", "barrier.cta.sync.aligned.all", "cp.async.commit.group", "cp.async.wait.group",
         "bar.warp.sync", "elect.sync", "mbarrier.init.shared", "mbarrier.try.wait.parity.scope.cta.space.cta",
-        "fence.mbarrier_init.release.cluster", "barrier.cta.sync.aligned.count", "shfl.sync.idx.i32",
+        "mbarrier.try.wait.parity.scope.cluster.space.cta", "barrier.cluster.arrive", "barrier.cluster.wait",
+        "cluster.ctarank", "fence.mbarrier_init.release.cluster", "barrier.cta.sync.aligned.count", "shfl.sync.idx.i32",
         "setmaxnreg.inc.sync.aligned.u32", "setmaxnreg.dec.sync.aligned.u32",
     }
 )  # fmt: skip
@@ -48,7 +49,7 @@ class GpuEmitter(Emitter):
     def nvvm(self, name: str, result: Type = VOID, args: Sequence[IrValue] = ()) -> IrValue:
         """Call an NVVM intrinsic of `INTRINSICS` where the builder stands."""
         assert name in INTRINSICS, name
-        full = (SREG if name.endswith(".x") else "llvm.nvvm.") + name
+        full = (SREG if name.endswith((".x", ".ctarank")) else "llvm.nvvm.") + name
         function = self.module.globals.get(full)
         if function is None:
             function = ir.Function(self.module, ir.FunctionType(result, [a.type for a in args]), name=full)
@@ -127,6 +128,16 @@ class GpuEmitter(Emitter):
         """The warp's number in its block."""
         thread = self.thread()
         return self.once(0, "warp", lambda: self.builder.lshr(thread, self.i64(5)))
+
+    def cluster_barrier(self) -> None:
+        """All threads of the cluster's blocks wait for each other; memory before it is seen after it."""
+        self.here()
+        self.nvvm("barrier.cluster.arrive")
+        self.nvvm("barrier.cluster.wait")
+
+    def cluster_rank(self) -> IrValue:
+        """The block's number in its cluster."""
+        return self.once(0, "cluster rank", lambda: self.nvvm("cluster.ctarank", I32))
 
     def uniform_warp(self) -> IrValue:
         """The warp's number, in a form that the assembler sees is the same for all of its lanes."""

@@ -17,15 +17,19 @@ from tcomp.codegen.cpu.expressions import fold
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.dsl.ast import Expr, Num
-from tcomp.ir.tile import GridOrder, Loop
+from tcomp.ir.tile import Cluster, GridOrder, Loop
 
 
 @dataclass(frozen=True)
 class Turns:
-    """The grid loops' turns: `ranges` of their variables, the outermost loop first."""
+    """The grid loops' turns: `ranges` of their variables, the outermost loop first. `cluster` neighbours along loop
+    `along` are taken by the blocks of one cluster; that range is rounded up to whole clusters, by `padded` turns."""
 
     loops: tuple[Loop, ...]
     ranges: tuple[range, ...]
+    cluster: int = 1
+    along: int = 0
+    padded: int = 0
 
     @property
     def total(self) -> int:
@@ -34,14 +38,21 @@ class Turns:
             n *= len(r)
         return n
 
-    def values(self, em: GpuEmitter, number: Int, order: GridOrder) -> list[Int]:
-        """The loops' variables in the turn of that number, emitted where the builder stands."""
+    @property
+    def clusters(self) -> int:
+        """Turns of whole clusters."""
+        return self.total // self.cluster
+
+    def values(self, em: GpuEmitter, number: Int, order: GridOrder, rank: Int = 0) -> list[Int]:
+        """The loops' variables of block `rank` in the cluster's turn of that number, emitted where the builder is."""
         counts: list[Int] = []
         rest = number
         ranges = list(self.ranges)
+        if self.cluster > 1:
+            ranges[self.along] = range(len(ranges[self.along]) // self.cluster)
         if order.raster and len(ranges) > 1:
             columns, rows = len(ranges.pop()), len(ranges.pop())
-            rest, own = _divided(em, number, rows * columns, self.total)
+            rest, own = _divided(em, number, rows * columns, self.clusters)
             counts = list(_banded(em, own, rows, columns, order.raster))
         size = 1
         for r in ranges:
@@ -50,12 +61,20 @@ class Turns:
             rest, own = _divided(em, rest, len(r), size)
             size //= max(1, len(r))
             counts.insert(0, own)
+        if self.cluster > 1:
+            counts[self.along] = em.add(em.mul(counts[self.along], self.cluster), rank)
         return [em.add(em.mul(c, r.step), r.start) for c, r in zip(counts, self.ranges, strict=True)]
 
 
-def turns_of(nest: Sequence[Loop]) -> Turns:
-    ranges = tuple(range(_constant(g, g.start), _constant(g, g.stop), g.step) for g in nest)
-    return Turns(tuple(nest), ranges)
+def turns_of(nest: Sequence[Loop], cluster: Cluster | None = None) -> Turns:
+    ranges = [range(_constant(g, g.start), _constant(g, g.stop), g.step) for g in nest]
+    if cluster is None:
+        return Turns(tuple(nest), tuple(ranges))
+    along = next(i for i, g in enumerate(nest) if g.variable == cluster.variable)
+    r = ranges[along]
+    whole = -(-len(r) // cluster.blocks) * cluster.blocks
+    ranges[along] = range(r.start, r.start + whole * r.step, r.step)
+    return Turns(tuple(nest), tuple(ranges), cluster.blocks, along, whole - len(r))
 
 
 def _constant(loop: Loop, e: Expr) -> int:

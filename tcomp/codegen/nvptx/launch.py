@@ -21,13 +21,15 @@ class OperandMap:
 @dataclass(frozen=True)
 class LaunchShape:
     """One launch: the grid is (blocks, 1, 1), the block (threads, 1, 1). `shared_bytes` is dynamic shared memory.
-    `maps` are 128-byte arguments behind the pointers, in order."""
+    `maps` are 128-byte arguments behind the pointers, in order; `cluster` blocks run together (which the entry says
+    itself)."""
 
     symbol: str
     blocks: int
     threads: int
     shared_bytes: int
     maps: tuple[OperandMap, ...] = ()
+    cluster: int = 1
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,11 @@ from tcomp.codegen.nvptx.pipe import PipeGenerator
 from tcomp.codegen.nvptx.plan import accesses_of
 from tcomp.codegen.nvptx.ring import Ring, elected
 from tcomp.codegen.nvptx.sync import Planner
-from tcomp.codegen.nvptx.tensor_copy import map_of
+from tcomp.codegen.nvptx.tensor_copy import Share, await_deliveries, deliver, map_of
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe, TensorTile
-from tcomp.dsl.ast import Access
+from tcomp.dsl.ast import Access, Num
 from tcomp.instructions.matching import Match
+from tcomp.ir.multicast import cluster_of, shared_packs
 from tcomp.ir.tile import (
     Buffer,
     Compute,
@@ -43,6 +44,7 @@ from tcomp.ir.tile import (
     Scope,
     Statement,
     ThreadShape,
+    Unpack,
 )
 from tcomp.machine.gpu import GpuMachine
 
@@ -55,9 +57,11 @@ class PhaseGenerator:
     """Writes one phase of a kernel as an entry of the module.
 
     `role` says whose part of the statements is being written: that of all threads, of the producer of tensor copies, or
-    of their consumers. `pipe` is the innermost pipe loop of tensor copies around the place being written."""
+    of their consumers. `inside` says, where clusters do not fit the grid, whether the block has work. `pipe` is the
+    innermost pipe loop of tensor copies around the place being written."""
 
     role = "all"
+    inside: IrValue | None = None
     pipe: TensorPipe | None = None
 
     def __init__(
@@ -81,14 +85,19 @@ class PhaseGenerator:
         # (The assembler only moves registers between warps of a kernel that says how many blocks share the file.)
         producer = producer_of(kernel, phase)
         alone = ' "nvvm.minctasm"="1"' if producer is not None and producer.registers else ""
-        set.add(function.attributes, f'nounwind "nvvm.reqntid"="{threads_of(kernel, phase)}"{alone}')
+        together = cluster_of(kernel.cluster, phase)
+        clusters = f' "nvvm.cluster_dim"="{together.blocks},1,1"' if together is not None else ""
+        set.add(function.attributes, f'nounwind "nvvm.reqntid"="{threads_of(kernel, phase)}"{alone}{clusters}')
         for argument in function.args[:pointers]:
             set.add(argument.attributes, "align 256")
         for argument in function.args[pointers:]:
             set.add(argument.attributes, 'byval([128 x i8]) align 64 "nvvm.grid_constant"')
         self.map_addresses = dict(zip(maps, function.args[pointers:], strict=True))
         self.kernel, self.layout, self.machine = kernel, layout, machine
+        self.cluster = cluster_of(kernel.cluster, phase)
+        self.shared = shared_packs(phase, self.cluster, {t.name: t for t in kernel.operands + kernel.tiles})
         self.rings: dict[int, Ring] = {}
+        self.delivered = {s.buffer for s in statements_in(phase) if isinstance(s, Unpack)}
         self.tensor_tiles: dict[int, TensorTile] = {}
         self.em = GpuEmitter(function, shape)
         em = self.em
@@ -127,23 +136,32 @@ class PhaseGenerator:
         while len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
             nest.append(body[0])
             body, path = body[0].body, (*path, 0)
-        self.turns, self.body, self.path = turns_of(nest), body, path
-        total = self.turns.total
-        blocks = min(total, self.machine.sms) if self.kernel.order.persistent else total
+        self.turns, self.body, self.path = turns_of(nest, self.cluster), body, path
+        total, size = self.turns.total, self.turns.cluster
+        if self.turns.padded and any(isinstance(s, Pack) and s.by != "tma" for s in statements_in(phase)):
+            raise Unsupported(
+                "tiles are no whole clusters, and some are staged by other ways than tma", self.kernel.span
+            )
+        blocks = min(total, self.machine.sms // size * size) if self.kernel.order.persistent else total
         producer = producer_of(self.kernel, phase)
         if total and producer is None:
             self._blocks(blocks)
+            self._finish()
         elif total and producer is not None:
             self._apart(producer, blocks)
+        if size > 1:
+            self.em.cluster_barrier()  # a peer may still write into this block, or tell its mbarriers
         self.em.here().ret_void()
         return max(1, blocks)
 
     def _blocks(self, blocks: int) -> None:
         """A block's turns: one, or every blocks-th from its own number on."""
-        em, total = self.em, self.turns.total
-        em.here()
+        em, total, size = self.em, self.turns.clusters, self.turns.cluster
+        b = em.here()
         number: Int = 0 if blocks == 1 else em.nvvm("ctaid.x", I32)
-        if blocks == total:
+        if size > 1:
+            number = b.udiv(em.i64(number), em.i64(size))
+        if blocks == total * size:
             self._turn(number)
             return
 
@@ -151,17 +169,59 @@ class PhaseGenerator:
             self._turn(base)
             return []
 
-        em.loop(number, total, blocks, [], turn, nonempty=True)
+        em.loop(number, total, blocks // size, [], turn, nonempty=True)
+
+    def _finish(self) -> None:
+        """A block's shared memory stays until the copy engine has read it."""
+        if self.delivered and self.role != "producer":
+            self.leader(lambda: await_deliveries(self.em))
 
     def _turn(self, number: Int) -> None:
         """The statements of one turn of the grid loops."""
         self.em.here()
-        values = self.turns.values(self.em, number, self.kernel.order)
-        for g, value in zip(self.turns.loops, values, strict=True):
-            self.bind(g.variable, value, self.scope.facts.loop(g.start, g.stop, g.step), self.em.depth)
+        rank: Int = self.em.cluster_rank() if self.cluster is not None else 0
+        self.em.here()
+        values = self.turns.values(self.em, number, self.kernel.order, rank)
+        for g, r, value in zip(self.turns.loops, self.turns.ranges, values, strict=True):
+            self.bind(g.variable, value, self.scope.facts.loop(Num(r.start), Num(r.stop), g.step), self.em.depth)
+        if self.turns.padded:
+            at, last = values[self.turns.along], self.turns.ranges[self.turns.along]
+            stop = self.em.i64(last.stop - self.turns.padded * last.step)
+            self.inside = self.em.here().icmp_signed("<", self.em.i64(at), stop)
         self.statements(self.body, self.path)
+        self.inside = None
         for g in self.turns.loops:
             self.unbind(g.variable)
+
+    def _before_delivery(self) -> None:
+        """A tile is about to be written that the copy engine may still be reading."""
+        self.leader(lambda: await_deliveries(self.em))
+        self.em.barrier()
+
+    def _unpack(self, s: Unpack) -> None:
+        """All threads' stores become visible to the copy engine, which one thread then starts."""
+        em = self.em
+        em.here()
+        em.asm("fence.proxy.async.shared::cta;", VOID, "~{memory}", effect=True)
+        em.barrier()
+        address = self.map_address(s.reversed)
+        self.leader(lambda: deliver(em, self.scope, s, address))
+
+    def _compute(self, s: Compute, hold: Callable[[Callable[[], None]], bool] | None) -> None:
+        """One Compute; not in a block that only makes its cluster whole. `hold` is the pipe's, where the Compute is all
+        that its turns do."""
+
+        def write() -> None:
+            if s.instruction:
+                write_contraction(self.em, self.scope, s, hold)
+            else:
+                ComputeGenerator(self.em, self.scope, s).generate()
+
+        if self.inside is None:
+            write()
+        else:
+            self.em.here()
+            self.em.when(self.inside, write)
 
     def _apart(self, producer: Producer, blocks: int) -> None:
         """The statements twice: tensor copies by one thread of the producer, everything else by the other warps."""
@@ -181,6 +241,7 @@ class PhaseGenerator:
             self._take(registers, registers)
             self.role, em.apart = "consumer", True
             self._blocks(blocks)
+            self._finish()
             self.role, em.apart = "all", False
 
         em.either(mine, produce, consume)
@@ -212,7 +273,8 @@ class PhaseGenerator:
             _check_packs(packs, written)
             b = em.at(0)
             place = b.gep(shared, [ir.Constant(I32, self.layout.rings[id(node)])], source_etype=I8)
-            ring = self.rings[id(node)] = Ring(em, place, stages, em.threads.warps)
+            peers = self.cluster.blocks if self.cluster and any(id(p) in self.shared for p in packs) else 1
+            ring = self.rings[id(node)] = Ring(em, place, stages, em.threads.warps, peers)
             if isinstance(node, Pack):
                 self.tensor_tiles[id(node)] = TensorTile(self, node, ring, id(node) in repeated)
         if not found:
@@ -228,7 +290,10 @@ class PhaseGenerator:
                 em.asm("prefetch.tensormap [$0];", VOID, "l,~{memory}", [address], effect=True)
 
         self.leader(start)
-        em.barrier()
+        if self.cluster is not None:
+            em.cluster_barrier()
+        else:
+            em.barrier()
 
     def leader(self, body: Callable[[], None]) -> None:
         """Let one thread do it: of the producer, or of the block's first warp."""
@@ -246,7 +311,14 @@ class PhaseGenerator:
             em.when(em.here().icmp_signed("==", em.warp(), em.i64(0)), elect)
 
     def map_address(self, pack: Pack) -> IrValue:
-        return self.map_addresses[map_of(pack, self.scope.buffers)]
+        parts = self.cluster.blocks if self.cluster is not None and id(pack) in self.shared else 1
+        return self.map_addresses[map_of(pack, self.scope.buffers, parts)]
+
+    def share(self, pack: Pack) -> Share | None:
+        """What this block fetches of a tile that its cluster shares."""
+        if self.cluster is None or id(pack) not in self.shared:
+            return None
+        return Share(self.em.cluster_rank(), self.cluster.blocks)
 
     def _fragment(self, t: Buffer) -> None:
         """One stack slot per element of a register tile, which LLVM turns into a register."""
@@ -272,22 +344,24 @@ class PhaseGenerator:
             at = (*path, i)
             if self.role == "producer" and not any(True for _ in rings_of((s,))):
                 continue
+            if isinstance(s, Compute) and s.target.tensor in self.delivered:
+                self._before_delivery()
             if at in self.sync.barriers and self.role != "producer":
                 if at in self.sync.awaits:
                     self.await_copies(0)
                 self.em.barrier()
             match s:
-                case Compute() if s.instruction:
-                    alone = self.pipe is not None and body is self.pipe.loop.body and len(body) == skip + 1
-                    write_contraction(self.em, self.scope, s, self.pipe.hold if alone and self.pipe else None)
                 case Compute():
-                    ComputeGenerator(self.em, self.scope, s).generate()
+                    alone = self.pipe is not None and body is self.pipe.loop.body and len(body) == skip + 1
+                    self._compute(s, self.pipe.hold if alone and self.pipe else None)
                 case Pack() if s.by == "tma":
                     self.tensor_tiles[id(s)].fill()
                 case Pack():
                     PackGenerator(self.em, self.scope, s).generate()
                     if s.by == "cp.async":
                         self.commit()
+                case Unpack():
+                    self._unpack(s)
                 case Loop():
                     self._loop(s, at)
         for s in body[skip:]:

@@ -63,10 +63,12 @@ class Position:
 
 
 class Ring:
-    """The barriers of `stages` copies, at `barriers` in shared memory; `readers` warps release each copy."""
+    """The barriers of `stages` copies, at `barriers` in shared memory; `readers` warps release each copy. In a
+    `cluster` of several blocks each fills a part of all blocks' copies, and so waits for the readers of all."""
 
-    def __init__(self, em: GpuEmitter, barriers: IrValue, stages: int, readers: int) -> None:
-        self.em, self.barriers, self.stages, self.readers = em, barriers, stages, readers
+    def __init__(self, em: GpuEmitter, barriers: IrValue, stages: int, readers: int, cluster: int = 1) -> None:
+        self.em, self.barriers, self.stages, self.readers = em, barriers, stages, readers * cluster
+        self.cluster = cluster
         self.filling, self.reading = Position(em, stages), Position(em, stages)
 
     def start(self) -> None:
@@ -85,7 +87,8 @@ class Ring:
         slot = self.filling.slot
         if reused:
             parity = self.filling.parity
-            self._wait(self._at(slot, self.stages), em.here().xor(parity, em.i64(1)))
+            scope = "cta" if self.cluster == 1 else "cluster"
+            self._wait(self._at(slot, self.stages), em.here().xor(parity, em.i64(1)), scope)
         full = self._at(slot, 0)
         em.here()
         text = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;"
@@ -109,6 +112,18 @@ class Ring:
         lane = em.lane()
         b = em.here()
 
+        def tell_all() -> None:
+            em.here()
+            text = (
+                "{ .reg .b32 there; mapa.shared::cluster.u32 there, $0, $1; "
+                "mbarrier.arrive.shared::cluster.b64 _, [there]; }"
+            )
+            em.asm(text, VOID, "r,r,~{memory}", [place, lane], effect=True)
+
+        if self.cluster > 1:
+            em.when(b.icmp_signed("<", lane, em.i64(self.cluster)), tell_all)
+            return
+
         def arrive() -> None:
             em.here()
             em.asm("mbarrier.arrive.shared::cta.b64 _, [$0];", VOID, "r,~{memory}", [place], effect=True)
@@ -123,7 +138,7 @@ class Ring:
         offset = em.add(em.mul(slot, BYTES), first * BYTES)
         return b.gep(self.barriers, [em.i64(offset)], source_etype=I8)
 
-    def _wait(self, place: IrValue, parity: IrValue) -> None:
+    def _wait(self, place: IrValue, parity: IrValue, scope: str = "cta") -> None:
         """Until the phase of that parity is over."""
         em = self.em
         b = em.here()
@@ -132,7 +147,7 @@ class Ring:
         b.branch(waiting)
         em.continue_in(waiting)
         em.here()
-        done = em.nvvm("mbarrier.try.wait.parity.scope.cta.space.cta", I1, [place, parity])
+        done = em.nvvm(f"mbarrier.try.wait.parity.scope.{scope}.space.cta", I1, [place, parity])
         em.here().cbranch(done, after, waiting)
         em.continue_in(after)
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llvmlite import ir
 
 from tcomp.codegen.cpu.bounds import integer_value
 from tcomp.codegen.cpu.types import I8, VOID, IrValue
@@ -16,24 +19,38 @@ from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import OperandMap
 from tcomp.codegen.nvptx.layout import statements_in
-from tcomp.dsl.ast import substitute
+from tcomp.dsl.ast import Name, substitute
+from tcomp.ir.multicast import shared_packs
 from tcomp.ir.tensor_map import tile_map
-from tcomp.ir.tile import Buffer, Pack, Statement, Swizzled
+from tcomp.ir.tile import Buffer, Cluster, Pack, Statement, Swizzled, Unpack
 
 
-def map_of(pack: Pack, buffers: Mapping[str, Buffer]) -> OperandMap:
-    """The tensor map that a Pack copies by."""
+@dataclass(frozen=True)
+class Share:
+    """The part of a tile that this block, number `rank` of `blocks`, fetches for all of its cluster."""
+
+    rank: IrValue
+    blocks: int
+
+
+def map_of(pack: Pack, buffers: Mapping[str, Buffer], parts: int = 1) -> OperandMap:
+    """The tensor map that a Pack copies by, in one of so many parts."""
     try:
-        found = tile_map(pack, buffers[pack.buffer], buffers[pack.source.tensor])
+        found = tile_map(pack, buffers[pack.buffer], buffers[pack.source.tensor], parts)
     except ValueError as e:
         raise Unsupported(f"'{pack.source.tensor}' cannot be staged by tma: {e}", pack.span) from None
     return OperandMap(pack.source.tensor, found)
 
 
-def maps_of(phase: Sequence[Statement], buffers: Mapping[str, Buffer]) -> tuple[OperandMap, ...]:
+def maps_of(
+    phase: Sequence[Statement], buffers: Mapping[str, Buffer], cluster: Cluster | None
+) -> tuple[OperandMap, ...]:
     """The tensor maps of a phase, each once."""
-    packs = (s for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma")
-    return tuple(dict.fromkeys(map_of(p, buffers) for p in packs))
+    found = (s.reversed if isinstance(s, Unpack) else s for s in statements_in(phase))
+    packs = (s for s in found if isinstance(s, Pack) and s.by == "tma")
+    shared = shared_packs(phase, cluster, buffers)
+    blocks = cluster.blocks if cluster is not None else 1
+    return tuple(dict.fromkeys(map_of(p, buffers, blocks if id(p) in shared else 1) for p in packs))
 
 
 def copied_bytes(pack: Pack, buffers: Mapping[str, Buffer]) -> int:
@@ -42,24 +59,72 @@ def copied_bytes(pack: Pack, buffers: Mapping[str, Buffer]) -> int:
     return math.prod(tile.shape) * tile.dtype.bytes
 
 
-def issue(em: GpuEmitter, scope: GpuScope, pack: Pack, address: IrValue, to: IrValue, barrier: IrValue) -> None:
-    """Start a Pack's copies: `address` of its map, `to` the tile, `barrier` the mbarrier that is told."""
+def issue(
+    em: GpuEmitter,
+    scope: GpuScope,
+    pack: Pack,
+    address: IrValue,
+    to: IrValue,
+    barrier: IrValue,
+    share: Share | None = None,
+) -> None:
+    """Start a Pack's copies: `address` of its map, `to` the tile, `barrier` the mbarrier that is told. A `share` goes
+    to the same place in all blocks of the cluster, and tells their mbarriers."""
     tile = scope.buffers[pack.buffer]
     starts = {a.name: a.start for a in pack.axes}
     em.here()
-    at = [em.i64(integer_value(em, substitute(s, starts), scope)) for s in reversed(pack.source.subscripts)]
+    values = [integer_value(em, substitute(s, starts), scope) for s in pack.source.subscripts]
+    if share is not None:
+        d = next(i for i, s in enumerate(pack.source.subscripts) if s == Name(pack.axes[0].name))
+        values[d] = em.add(values[d], em.mul(share.rank, tile.shape[0] // share.blocks))
+        row = tile.layout.width if isinstance(tile.layout, Swizzled) else tile.shape[-1] * tile.dtype.bytes
+        part = math.prod(tile.shape[:-1]) // share.blocks * row
+        to = em.here().gep(to, [em.i64(em.mul(share.rank, part))], source_etype=I8)
+    at = [em.i64(v) for v in reversed(values)]
     n = len(at)
     places = ", ".join(f"${i + 2}" for i in range(n))
     text = (
         f"cp.async.bulk.tensor.{n}d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
         f"[$0], [$1, {{{places}}}], [${n + 2}];"
     )
-    constraints = ",".join(["r", "l", *["r"] * n, "r", "~{memory}"])
+    kinds = ["r", "l", *["r"] * n, "r"]
+    more: list[IrValue] = []
+    if share is not None:
+        text = text.replace("::bytes", "::bytes.multicast::cluster")[:-1] + f", ${n + 3};"
+        kinds.append("h")
+        more.append(ir.Constant(ir.IntType(16), (1 << share.blocks) - 1))
+    constraints = ",".join([*kinds, "~{memory}"])
     for shift, offset in _panels(tile):
         b = em.here()
         first = em.i64(em.add(at[0], shift))
         place = to if offset == 0 else b.gep(to, [em.i64(offset)], source_etype=I8)
-        em.asm(text, VOID, constraints, [place, address, first, *at[1:], barrier], effect=True)
+        em.asm(text, VOID, constraints, [place, address, first, *at[1:], barrier, *more], effect=True)
+
+
+def deliver(em: GpuEmitter, scope: GpuScope, node: Unpack, address: IrValue) -> None:
+    """Start the copies of a tile to its tensor, as one group of this thread's. Its writers have fenced their stores."""
+    tile = scope.buffers[node.buffer]
+    starts = {a.name: a.start for a in node.axes}
+    em.here()
+    at = [em.i64(integer_value(em, substitute(s, starts), scope)) for s in reversed(node.target.subscripts)]
+    n = len(at)
+    places = ", ".join(f"${i + 1}" for i in range(n))
+    text = f"cp.async.bulk.tensor.{n}d.global.shared::cta.tile.bulk_group [$0, {{{places}}}], [${n + 1}];"
+    constraints = ",".join(["l", *["r"] * n, "r", "~{memory}"])
+    for shift, offset in _panels(tile):
+        b = em.here()
+        first = em.i64(em.add(at[0], shift))
+        root = scope.roots[node.buffer]
+        place = root if offset == 0 else b.gep(root, [em.i64(offset)], source_etype=I8)
+        em.asm(text, VOID, constraints, [address, first, *at[1:], place], effect=True)
+    em.here()
+    em.asm("cp.async.bulk.commit_group;", VOID, "~{memory}", effect=True)
+
+
+def await_deliveries(em: GpuEmitter) -> None:
+    """Until this thread's copies have read their tiles."""
+    em.here()
+    em.asm("cp.async.bulk.wait_group.read 0;", VOID, "~{memory}", effect=True)
 
 
 def _panels(tile: Buffer) -> list[tuple[int, int]]:

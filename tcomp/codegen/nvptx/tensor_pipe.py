@@ -150,7 +150,7 @@ class TensorPipe:
         self.phase.bind_turn(self.loop, turn)
         for p in self.packs:
             to = self._displaced(self.first[p.buffer], slot)
-            tensor_copy.issue(self.em, self.scope, p, self.phase.map_address(p), to, full)
+            tensor_copy.issue(self.em, self.scope, p, self.phase.map_address(p), to, full, self.phase.share(p))
         self.phase.unbind(self.loop.variable)
         ring.filling.advance()
 

@@ -28,10 +28,11 @@ op descent(inout p: f32[N], g: f32[N], lr: f32[], rate: f32[]):
   p[i] = p[i] - lr * rate * g[i]
 
 schedule project on sm_90a:
-  m -> grid.y(16) / warp.y(16) / lane.y(4)
+  m -> grid.y(32) / cluster(16) / warp.y(16) / lane.y(4)
   n -> grid.x(16) / lane.x / vec(2)
-  k -> pipe(16, 2) / vec(4)
+  k -> pipe(32, 2) / vec(4)
   stage X, W in shared at k by tma
+  producer warp
 
 model layers(B):
   config default: C = 36, L = 2

@@ -1,0 +1,64 @@
+"""Tiles that the blocks of a cluster share: each block fetches a part of them and delivers it to all.
+
+A tile is the same in all blocks where neither its place nor the loops around it depend on the grid loop along which the
+cluster lies. Its first dimension is divided: every part must be whole repetitions of the swizzle's pattern.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from tcomp.dsl.ast import names_in
+from tcomp.ir.tile import Buffer, Cluster, Loop, Pack, Statement, Swizzled
+
+PART_ALIGNMENT = 128
+"""bytes that a part without swizzle is a multiple of"""
+
+
+def shared_packs(
+    phase: Sequence[Statement], cluster: Cluster | None, buffers: Mapping[str, Buffer], anywhere: bool = False
+) -> dict[int, Pack]:
+    """By their numbers, the tensor copies at the start of pipe loops that the blocks of a cluster share; `anywhere`:
+    also those that a loop of one turn has left without a ring."""
+    found: dict[int, Pack] = {}
+
+    def visit(body: Sequence[Statement], pipe: bool) -> None:
+        for s in body:
+            if isinstance(s, Loop):
+                assert cluster is not None
+                if s.level == "grid" or cluster.variable not in names_in(s.start) | names_in(s.stop):
+                    visit(s.body, s.level == "pipe")
+            elif isinstance(s, Pack) and (pipe or anywhere) and s.by == "tma" and _same(s, cluster, buffers):
+                found[id(s)] = s
+
+    if cluster is not None:
+        visit(phase, False)
+    return found
+
+
+def _same(pack: Pack, cluster: Cluster | None, buffers: Mapping[str, Buffer]) -> bool:
+    assert cluster is not None
+    named = {n for a in pack.axes for e in (a.start, a.stop) for n in names_in(e)}
+    named |= {n for s in pack.source.subscripts for n in names_in(s)}
+    return cluster.variable not in named and divisible(buffers[pack.buffer], cluster.blocks)
+
+
+def divisible(tile: Buffer, parts: int) -> bool:
+    """Can the tile be delivered in so many equal parts?"""
+    if len(tile.shape) < 2 or tile.shape[0] % parts:
+        return False
+    rows = math.prod(tile.shape[:-1]) // parts
+    if isinstance(tile.layout, Swizzled):
+        return rows % tile.layout.rows == 0
+    return rows * tile.shape[-1] * tile.dtype.bytes % PART_ALIGNMENT == 0
+
+
+def cluster_of(cluster: Cluster | None, phase: Sequence[Statement]) -> Cluster | None:
+    """The kernel's cluster, in a phase that has the grid loop it lies along."""
+    body = phase
+    while cluster is not None and len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
+        if body[0].variable == cluster.variable:
+            return cluster
+        body = body[0].body
+    return None
