@@ -15,9 +15,9 @@ class Recipe:
     micro-batches) are f32 in every recipe. An `annotated` recipe is what the model's own annotations make of it: a
     model that has none for it is refused.
 
-    `unit` is the relative size of the largest unit in the last place of what a step rounds to: where two exact
-    computations of a step differ by f32's rounding, some values fall to the other side of a tie, and the results
-    differ by a fraction of it.
+    `unit` is the relative size of the last place of what tensors are stored in: where two exact computations of a
+    step differ by f32's rounding, some values fall to the other side of a tie, and the results differ by a fraction
+    of it. (8-bit copies add none: a bf16 value times its scale is exact.)
     """
 
     name: str
@@ -39,10 +39,10 @@ _ALL = (
         "bf16_stochastic", DType.BF16, False, 2.0**-7, "tensors and weights in bf16, updated with stochastic rounding"
     ),
     Recipe(
-        "fp8", DType.BF16, True, 2.0**-3, "bf16, and annotated linear layers in e4m3 and e5m2, scales delayed", True
+        "fp8", DType.BF16, True, 2.0**-7, "bf16, and annotated linear layers in e4m3 and e5m2, scales delayed", True
     ),
     Recipe(
-        "fp8_block", DType.BF16, True, 2.0**-3, "bf16, and annotated linear layers in e4m3 and e5m2 by blocks", True
+        "fp8_block", DType.BF16, True, 2.0**-7, "bf16, and annotated linear layers in e4m3 and e5m2 by blocks", True
     ),
 )
 RECIPES = {r.name: r for r in _ALL}

@@ -24,6 +24,8 @@ COMPILED = [
     for b in ("", ".backward")
 ]
 SHAPES = [(130, 129, 257), *(pytest.param(s, marks=pytest.mark.slow) for s in [(200, 256, 384), (5, 300, 64)])]
+LIMIT = 1e-3
+"""Products of bf16 and a scale are exact, so 8-bit values are the oracle's; rounded results may fall beside a tie."""
 Array = np.ndarray
 
 
@@ -39,7 +41,7 @@ def test_compiled_code_is_the_oracle(name: str, shape: tuple[int, int, int], mod
     device = CpuDevice(detect(), 2, tmp_path)
     op = bound(module.ops[name], DType.BF16)
     for found in verify_op(op, module, dict(zip("MNK", shape, strict=True)), device, seed=1):
-        assert found.error <= 2.0**-7, f"{found.what}: {found.error:.1e}"
+        assert found.error <= LIMIT, f"{found.what}: {found.error:.1e}"
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -54,8 +56,8 @@ def quantised(x: Array, rows: int, columns: int, dtype: DType, top: float) -> Ar
     for i in range(0, x.shape[0], rows):
         for j in range(0, x.shape[1], columns):
             block = x[i : i + rows, j : j + columns]
-            largest = np.abs(block).max()
-            out[i : i + rows, j : j + columns] = round_to(block * (top / largest), dtype) * (largest / top)
+            scale = round_to(top / np.abs(block).max(), DType.BF16)
+            out[i : i + rows, j : j + columns] = round_to(block * scale, dtype) / scale
     return out
 
 

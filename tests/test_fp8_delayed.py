@@ -41,7 +41,7 @@ def module() -> Module:
 def test_compiled_code_is_the_oracle(name: str, module: Module, tmp_path: Path) -> None:
     device = CpuDevice(detect(), 2, tmp_path)
     for found in verify_op(bound(module.ops[name], DType.BF16), module, DIMS, device, seed=1):
-        assert found.error <= 2.0**-7, f"{found.what}: {found.error:.1e}"
+        assert found.error <= 1e-3, f"{found.what}: {found.error:.1e}"
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -57,8 +57,9 @@ def test_the_scale_is_the_histories_and_what_exceeds_it_saturates(module: Module
     history = {"hX": np.array([2.0, 3.0, 1.0, 0.0]), "hW": np.array([4.0, 1.0, 0.0, 0.0]), "hD": np.zeros(4)}
     inputs = {"X": x, "W": w, "b": np.zeros(50), **history}
     y = evaluate(module.ops["linear_fp8"], module, inputs, DIMS)["Y"]
-    xq, wq = (round_to(t * 448 / a, DType.E4M3) * a / 448 for t, a in ((x, 3.0), (w, 4.0)))
-    assert xq[0, 0] == 3.0
+    scales = [float(round_to(np.asarray(448 / a), DType.BF16)) for a in (3.0, 4.0)]
+    xq, wq = (round_to(t * s, DType.E4M3) / s for t, s in zip((x, w), scales, strict=True))
+    assert xq[0, 0] == 448 / scales[0] and abs(xq[0, 0] - 3.0) < 0.01
     np.testing.assert_allclose(y, xq @ wq.T, rtol=1e-9, atol=1e-9)
     back = evaluate(module.ops["linear_fp8.backward"], module, {"X": x, "W": w, "dY": dy, **history}, DIMS)
     dq = round_to(dy * 57344 * 16, DType.E5M2) / 57344 / 16  # no history: 1/16 is taken for the largest

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary
-from tcomp.ir.tile import Axis, Compute, Kernel, Loop, Pack, Scope, Statement
+from tcomp.ir.tile import Axis, Compute, Kernel, Loop, Pack, Scope, Statement, Unpack
 
 PARALLEL = ("core", "grid")
 Values = dict[str, Any]
@@ -95,6 +95,11 @@ class Interpreter:
                 self._compute(s, names)
             case Pack():
                 self._pack(s, names)
+            case Unpack():
+                grid, shape = self._grid(s.axes, names)
+                at = tuple(np.broadcast_to(np.asarray(self.value(x, grid)), shape) for x in s.target.subscripts)
+                self._inside(self.arrays[s.target.tensor], at, s.target)
+                self.arrays[s.target.tensor][at] = self.arrays[s.buffer][tuple(slice(0, n) for n in shape)]
 
     def integer(self, e: Expr, names: Values) -> int:
         return int(self.value(e, names))

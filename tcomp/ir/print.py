@@ -28,6 +28,7 @@ from tcomp.ir.tile import (
     Spread,
     Statement,
     Swizzled,
+    Unpack,
 )
 
 
@@ -116,6 +117,9 @@ def _statements(body: tuple[Statement, ...], pad: str) -> Iterator[str]:
                 yield f"{pad}pack {s.buffer} from {print_expression(s.source)}" + (
                     f" by {s.by}" if s.by != "copy" else ""
                 )
+                yield from (f"{pad}  {_axis(a, False)}" for a in s.axes)
+            case Unpack():
+                yield f"{pad}unpack {s.buffer} to {print_expression(s.target)} by tma"
                 yield from (f"{pad}  {_axis(a, False)}" for a in s.axes)
             case Compute():
                 yield pad + _compute_head(s)

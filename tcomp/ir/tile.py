@@ -249,6 +249,22 @@ class Pack:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpack:
+    """GPU: write the tile `buffer` to `target` by the copy engine, in the background; the reverse of a `Pack` by tma.
+    What lies past an axis's `stop` is not written."""
+
+    buffer: str
+    axes: tuple[Axis, ...]
+    target: Access
+    span: Span = field(default=NO_SPAN, compare=False, repr=False)
+
+    @property
+    def reversed(self) -> Pack:
+        """The Pack that would fill the tile from there: it has the same tensor map."""
+        return Pack(self.buffer, self.axes, self.target, "tma", span=self.span)
+
+
+@dataclass(frozen=True, slots=True)
 class Loop:
     """for variable in range(start, stop, step): body.
 
@@ -273,7 +289,7 @@ class Loop:
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
 
 
-Statement = Loop | Compute | Pack
+Statement = Loop | Compute | Pack | Unpack
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from tcomp.schedule.resolve import KernelPlan, Resolver, casts_in
 from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages
 from tcomp.schedule.storage import Storage, definition_path, place
+from tcomp.schedule.unpacking import unpacked
 from tcomp.schedule.work import arithmetic, traffic
 
 
@@ -195,6 +196,10 @@ class _Lowering:
         written = tuple(x.equation for x in leaves if not x.copies)
         whole = self.equations if any("." in o for o in plan.outputs) else equations
         phases = self._fills(names - started, whole, written, shape) + self._phases(roots, emitter)
+        results = {o.name: Buffer(o.name, self.dtypes[o.name], self.shapes[o.name], Scope.OPERAND)
+                   for o in self.op.operands}  # fmt: skip
+        out = frozenset(t for x in leaves for t in x.written)
+        phases = unpacked(phases, plan.stages, out, emitter.tiles, results, self.text)
         tiles, phases = self.family.finish(emitter.tiles, phases, self.text if self.given else None)
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names
         writes = {t for x in leaves for t in x.written} & operand_names

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tensor_map import tile_map
-from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Statement
+from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Statement, Unpack
 from tcomp.machine.gpu import GpuMachine
 
 FIRST_SM = 90
@@ -21,6 +21,8 @@ def check_tensor_copies(kernel: Kernel, machine: GpuMachine, text: str) -> None:
                 _one_way(s, text)
             if isinstance(s, Pack) and s.by == "tma":
                 _check(s, kernel, machine, written, text)
+            if isinstance(s, Unpack):
+                _check(s.reversed, kernel, machine, written, text)
 
 
 def statements(body: Iterable[Statement]) -> Iterator[Statement]:

@@ -21,6 +21,7 @@ from tcomp.ir.tile import (
     Statement,
     Swizzled,
     ThreadShape,
+    Unpack,
 )
 
 ALIGNMENT = 128
@@ -85,6 +86,8 @@ def names_used(s: Statement) -> set[str]:
             return {a.tensor for a in accesses_of(s)}
         case Pack():
             return {s.buffer, s.source.tensor}
+        case Unpack():
+            return {s.buffer, s.target.tensor}
     return set()
 
 

@@ -28,7 +28,7 @@ from tcomp.codegen.nvptx.pipe import PipeGenerator
 from tcomp.codegen.nvptx.plan import accesses_of
 from tcomp.codegen.nvptx.ring import Ring, elected
 from tcomp.codegen.nvptx.sync import Planner
-from tcomp.codegen.nvptx.tensor_copy import Share, map_of
+from tcomp.codegen.nvptx.tensor_copy import Share, await_deliveries, deliver, map_of
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe, TensorTile
 from tcomp.dsl.ast import Access, Num
 from tcomp.instructions.matching import Match
@@ -44,6 +44,7 @@ from tcomp.ir.tile import (
     Scope,
     Statement,
     ThreadShape,
+    Unpack,
 )
 from tcomp.machine.gpu import GpuMachine
 
@@ -96,6 +97,7 @@ class PhaseGenerator:
         self.cluster = cluster_of(kernel.cluster, phase)
         self.shared = shared_packs(phase, self.cluster, {t.name: t for t in kernel.operands + kernel.tiles})
         self.rings: dict[int, Ring] = {}
+        self.delivered = {s.buffer for s in statements_in(phase) if isinstance(s, Unpack)}
         self.tensor_tiles: dict[int, TensorTile] = {}
         self.em = GpuEmitter(function, shape)
         em = self.em
@@ -144,6 +146,7 @@ class PhaseGenerator:
         producer = producer_of(self.kernel, phase)
         if total and producer is None:
             self._blocks(blocks)
+            self._finish()
         elif total and producer is not None:
             self._apart(producer, blocks)
         if size > 1:
@@ -168,6 +171,11 @@ class PhaseGenerator:
 
         em.loop(number, total, blocks // size, [], turn, nonempty=True)
 
+    def _finish(self) -> None:
+        """A block's shared memory stays until the copy engine has read it."""
+        if self.delivered and self.role != "producer":
+            self.leader(lambda: await_deliveries(self.em))
+
     def _turn(self, number: Int) -> None:
         """The statements of one turn of the grid loops."""
         self.em.here()
@@ -184,6 +192,20 @@ class PhaseGenerator:
         self.inside = None
         for g in self.turns.loops:
             self.unbind(g.variable)
+
+    def _before_delivery(self) -> None:
+        """A tile is about to be written that the copy engine may still be reading."""
+        self.leader(lambda: await_deliveries(self.em))
+        self.em.barrier()
+
+    def _unpack(self, s: Unpack) -> None:
+        """All threads' stores become visible to the copy engine, which one thread then starts."""
+        em = self.em
+        em.here()
+        em.asm("fence.proxy.async.shared::cta;", VOID, "~{memory}", effect=True)
+        em.barrier()
+        address = self.map_address(s.reversed)
+        self.leader(lambda: deliver(em, self.scope, s, address))
 
     def _compute(self, s: Compute, hold: Callable[[Callable[[], None]], bool] | None) -> None:
         """One Compute; not in a block that only makes its cluster whole. `hold` is the pipe's, where the Compute is all
@@ -219,6 +241,7 @@ class PhaseGenerator:
             self._take(registers, registers)
             self.role, em.apart = "consumer", True
             self._blocks(blocks)
+            self._finish()
             self.role, em.apart = "all", False
 
         em.either(mine, produce, consume)
@@ -321,6 +344,8 @@ class PhaseGenerator:
             at = (*path, i)
             if self.role == "producer" and not any(True for _ in rings_of((s,))):
                 continue
+            if isinstance(s, Compute) and s.target.tensor in self.delivered:
+                self._before_delivery()
             if at in self.sync.barriers and self.role != "producer":
                 if at in self.sync.awaits:
                     self.await_copies(0)
@@ -335,6 +360,8 @@ class PhaseGenerator:
                     PackGenerator(self.em, self.scope, s).generate()
                     if s.by == "cp.async":
                         self.commit()
+                case Unpack():
+                    self._unpack(s)
                 case Loop():
                     self._loop(s, at)
         for s in body[skip:]:

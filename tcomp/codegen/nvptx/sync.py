@@ -19,7 +19,7 @@ from tcomp.codegen.nvptx.domain import spread_of
 from tcomp.codegen.nvptx.layout import leading_packs, pipe_stages, statements_in
 from tcomp.codegen.nvptx.plan import joins_warps, reads_of, sharing_of
 from tcomp.dsl.ast import Access, Binary, Name, accesses_in
-from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Pack, Scope, Spread, Statement, ThreadShape
+from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Pack, Scope, Spread, Statement, ThreadShape, Unpack
 
 Dimension = tuple[Affine | str, Spread | None]
 
@@ -82,6 +82,7 @@ class Planner:
         written = {w for s in statements_in(phase) for w in _written(s)}
         # (What the copy engine fills is guarded by mbarriers: `ring.py`.)
         filled = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
+        filled |= {s.buffer for s in statements_in(phase) if isinstance(s, Unpack)}
         self.met = {n for n, b in buffers.items() if (b.scope is Scope.SHARED and n not in filled)
                     or (b.scope in (Scope.OPERAND, Scope.TEAM) and n in written)}  # fmt: skip
 
@@ -236,6 +237,8 @@ def _written(s: Statement) -> set[str]:
             return {s.target.tensor}
         case Pack():
             return {s.buffer}
+        case Unpack():
+            return {s.target.tensor}
     return set()
 
 

@@ -22,7 +22,7 @@ from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.dsl.ast import Name, substitute
 from tcomp.ir.multicast import shared_packs
 from tcomp.ir.tensor_map import tile_map
-from tcomp.ir.tile import Buffer, Cluster, Pack, Statement, Swizzled
+from tcomp.ir.tile import Buffer, Cluster, Pack, Statement, Swizzled, Unpack
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def maps_of(
     phase: Sequence[Statement], buffers: Mapping[str, Buffer], cluster: Cluster | None
 ) -> tuple[OperandMap, ...]:
     """The tensor maps of a phase, each once."""
-    packs = (s for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma")
+    found = (s.reversed if isinstance(s, Unpack) else s for s in statements_in(phase))
+    packs = (s for s in found if isinstance(s, Pack) and s.by == "tma")
     shared = shared_packs(phase, cluster, buffers)
     blocks = cluster.blocks if cluster is not None else 1
     return tuple(dict.fromkeys(map_of(p, buffers, blocks if id(p) in shared else 1) for p in packs))
@@ -98,6 +99,32 @@ def issue(
         first = em.i64(em.add(at[0], shift))
         place = to if offset == 0 else b.gep(to, [em.i64(offset)], source_etype=I8)
         em.asm(text, VOID, constraints, [place, address, first, *at[1:], barrier, *more], effect=True)
+
+
+def deliver(em: GpuEmitter, scope: GpuScope, node: Unpack, address: IrValue) -> None:
+    """Start the copies of a tile to its tensor, as one group of this thread's. Its writers have fenced their stores."""
+    tile = scope.buffers[node.buffer]
+    starts = {a.name: a.start for a in node.axes}
+    em.here()
+    at = [em.i64(integer_value(em, substitute(s, starts), scope)) for s in reversed(node.target.subscripts)]
+    n = len(at)
+    places = ", ".join(f"${i + 1}" for i in range(n))
+    text = f"cp.async.bulk.tensor.{n}d.global.shared::cta.tile.bulk_group [$0, {{{places}}}], [${n + 1}];"
+    constraints = ",".join(["l", *["r"] * n, "r", "~{memory}"])
+    for shift, offset in _panels(tile):
+        b = em.here()
+        first = em.i64(em.add(at[0], shift))
+        root = scope.roots[node.buffer]
+        place = root if offset == 0 else b.gep(root, [em.i64(offset)], source_etype=I8)
+        em.asm(text, VOID, constraints, [address, first, *at[1:], place], effect=True)
+    em.here()
+    em.asm("cp.async.bulk.commit_group;", VOID, "~{memory}", effect=True)
+
+
+def await_deliveries(em: GpuEmitter) -> None:
+    """Until this thread's copies have read their tiles."""
+    em.here()
+    em.asm("cp.async.bulk.wait_group.read 0;", VOID, "~{memory}", effect=True)
 
 
 def _panels(tile: Buffer) -> list[tuple[int, int]]:

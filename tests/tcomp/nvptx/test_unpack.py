@@ -1,0 +1,121 @@
+"""Results that leave through shared memory by the copy engine: in the background, whole lines, clipped at the ends."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.load import load_text
+from tcomp.ir.print import print_kernel
+from tcomp.ir.tile import Kernel
+from tcomp.machine.gpu import H100
+from tcomp.runtime.vgpu.report import KernelFault
+from tcomp.schedule.lower import lower
+from tests.tcomp.nvptx.support import launch, run
+
+RNG = np.random.default_rng(9)
+CORES = """
+op f(X: f32[M, K], W: f32[N, K], b: f32[N]) -> Y: {t}[M, N]{more}:
+  acc[m, n] = sum k: X[m, k] * W[n, k]
+  Y[m, n] {eq} acc[m, n] + b[n]
+
+schedule f on sm_90a:
+  m -> grid.y(16) / warp.y(16) / lane.y(4)
+  n -> grid.x(32) / warp.x(16) / lane.x / vec(2)
+  k -> pipe(16, 2) / vec(4)
+  stage X, W in shared at k by {by}
+  stage Y in shared at n by tma
+  {flags}
+"""
+TENSOR = """
+op f(X: bf16[M, K], W: bf16[N, K]) -> Y: bf16[M, N]:
+  Y[m, n] = sum k: X[m, k] * W[n, k]
+
+schedule f on sm_90a:
+  m -> grid.y(256) / cluster(128) / warpgroup(64) / mma
+  n -> grid.x({bn}) / mma
+  k -> pipe(64, 3) / mma
+  stage X, W in shared at k by tma
+  stage Y in shared at n by tma
+  use wgmma for Y
+  producer warp
+  persistent
+  raster(8)
+"""
+
+
+def lowered(text: str, dims: dict[str, int]) -> Kernel:
+    module = load_text(text, "f.tc")
+    (found,) = lower(module.ops["f"], module, dims, H100).kernels
+    return found
+
+
+def given(k: Kernel) -> dict[str, np.ndarray]:
+    return {o.name: RNG.standard_normal(o.shape).astype(np.float32) for o in k.operands if o.name in k.reads}
+
+
+@pytest.mark.parametrize(
+    "t,by,flags,m,n,k",
+    [
+        ("f32", "cp.async", "", 16, 32, 32),
+        ("bf16", "tma", "producer warp\n  persistent", 37, 72, 40),
+        ("f32", "tma", "persistent", 5, 36, 20),
+    ],
+)
+def test_products_with_a_bias(t: str, by: str, flags: str, m: int, n: int, k: int) -> None:
+    found = lowered(CORES.format(t=t, by=by, flags=flags, eq="=", more=""), {"M": m, "N": n, "K": k})
+    assert re.search(r"unpack Y\.out\d+ to Y\[m, n\] by tma", print_kernel(found))
+    ptx, _ = run(found, given(found), replace(H100, sms=2), tolerance=1e-4)
+    assert "st.global" not in ptx and "cp.async.bulk.tensor.2d.global.shared::cta" in ptx
+
+
+def test_products_on_tensor_cores_meet_no_bank_conflict() -> None:
+    found = lowered(TENSOR.format(bn=64), {"M": 390, "N": 136, "K": 136})
+    _, reports = run(found, given(found), replace(H100, sms=4))
+    assert "0 bank conflicts" in str(reports[0])
+
+
+@pytest.mark.parametrize(
+    "kind,line",
+    [("missing proxy fence", r"fence\.proxy\.async\.shared::cta;"), ("bulk", r"cp\.async\.bulk\.wait_group\.read 0;")],
+)
+def test_what_is_left_out_is_found(kind: str, line: str) -> None:
+    """The tests above would notice a write that is not fenced, or not awaited before its tile is written again."""
+    text = CORES.format(t="f32", by="tma", flags="persistent", eq="=", more="")
+    found = lowered(text, {"M": 48, "N": 64, "K": 16})
+    gpu = compile_kernel(found, replace(H100, sms=2))
+    broken = replace(gpu, ptx=re.sub(line, "", gpu.ptx))
+    assert broken != gpu
+    with pytest.raises(KernelFault, match=r"missing|completion|race"):
+        launch(found, broken, given(found))
+
+
+def test_assembled_for_the_published_shape() -> None:
+    found = lowered(TENSOR.format(bn=256), {"M": 4096, "N": 4096, "K": 4096})
+    gpu = compile_kernel(found, H100)
+    assembled = assemble(gpu.ptx, "sm_90a")
+    (r,) = assembled.resources
+    assert r.spill_store_bytes == r.spill_load_bytes == r.stack_bytes == 0 and not assembled.findings
+    assert gpu.launches[0].shared_bytes <= H100.shared_per_block
+
+
+@pytest.mark.parametrize(
+    "dims,change,message",
+    [
+        ({"M": 32, "N": 33, "K": 32}, ("", ""), "Y cannot be staged by tma: the stride of dimension 1 is 132 bytes"),
+        ({"M": 32, "N": 32, "K": 32}, ("inout", "inout"), "Y cannot be written through shared memory: it is added to"),
+    ],
+)
+def test_refused(dims: dict[str, int], change: tuple[str, str], message: str) -> None:
+    text = CORES.format(t="f32", by="cp.async", flags="", eq="+=" if change[0] else "=", more="")
+    if change[0]:
+        text = text.replace(", b: f32[N]) -> Y: f32[M, N]:", ", b: f32[N], inout Y: f32[M, N]):")
+    with pytest.raises(TcError) as e:
+        lowered(text, dims)
+    assert message in e.value.message and e.value.hint and e.value.span.line == 11
