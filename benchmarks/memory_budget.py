@@ -32,12 +32,14 @@ def main() -> None:
     parser.add_argument("-B", "--batch", type=int, default=4)
     parser.add_argument("-T", "--length", type=int, default=256)
     parser.add_argument("--budget", required=True, help="for example 2450MiB")
+    parser.add_argument("--threads", type=int, default=0, help="0: all")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2, help="steps a turn")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    free = common.build_step(args.model, args.config, args.batch, args.length, memory="unlimited")
-    tight = common.build_step(args.model, args.config, args.batch, args.length, memory=args.budget)
+    sizes = (args.model, args.config, args.batch, args.length)
+    free = common.build_step(*sizes, memory="unlimited", threads=args.threads, lock="none")
+    tight = common.build_step(*sizes, memory=args.budget, threads=args.threads, lock="none")
     if tight.step.recompute is None:
         raise SystemExit(f"the step fits {args.budget} as it is")
     rows = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -94,6 +95,7 @@ def bench(
         memory or "",
         str(built.lock.resolve()) if built.lock else "none",
     )
+    signal.signal(signal.SIGTERM, _ended)
     with tempfile.TemporaryDirectory(prefix="tcomp-bench-", ignore_cleanup_errors=True) as place:
         with _status("writing weights and batches"):
             write_folder(workload, step, Path(place))
@@ -116,6 +118,11 @@ def bench(
             draw(comparison, png)
         except (OSError, ValueError) as e:
             raise UserError(f"{png}: cannot draw there: {e}") from e
+
+
+def _ended(number: int, _: object) -> None:
+    """Told to end: the programs are closed and the weights' folder is removed on the way out."""
+    sys.exit(128 + number)
 
 
 def _programs(against: str) -> list[str]:
