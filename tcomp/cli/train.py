@@ -191,7 +191,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     from tcomp.runtime.train import Settings, check_inputs, persistent, train
 
     console = Console(highlight=False)
-    module = common.load_module(settings.model)
+    module = common.load_module(settings.model, settings.precision)
     vocabulary = _vocabulary(module, settings)
     if not resume:
         refuse_used(path)
