@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tcomp.autotune.gpu_model import (
-    ARRIVAL,
     BARRIER,
     L1_LATENCY,
     L2_LATENCY,
@@ -243,7 +242,14 @@ def launch_work(
         notes.append(f"{max(s.unknown for s in samples)} branches unknown")
     if any(s.cut for s in samples):
         notes.append("at least this: too long to be counted to its end")
-    return LaunchWork(name, launch.blocks, max(1, fit.blocks), _mean(works), hbm_bytes, flops, tuple(notes))
+    # Where all blocks run at once the longest decides; else short and long ones even out.
+    together = launch.blocks <= machine.sms * max(1, fit.blocks)
+    work = max(works, key=_length) if together else _mean(works)
+    return LaunchWork(name, launch.blocks, max(1, fit.blocks), work, hbm_bytes, flops, tuple(notes))
+
+
+def _length(w: BlockWork) -> float:
+    return w.chain + w.tensor + sum(r.turns * (r.tensor + r.other) for r in w.rings)
 
 
 def _block(sample: Sample, machine: GpuMachine, stages: int | None) -> BlockWork:
@@ -283,10 +289,13 @@ def _block(sample: Sample, machine: GpuMachine, stages: int | None) -> BlockWork
 
 
 def _arrivals(sample: Sample, turns: float) -> int:
-    """Threads that complete a stage: one per warp that waits on memory barriers; all threads of a block-wide barrier
-    are in the chain already."""
+    """Arrivals that complete a stage: one per warp that waits on memory barriers; where a warpgroup's loop has a
+    block-wide barrier instead, every thread's."""
     waiting = sum(n for n, c in sample.warps if c.waits >= turns)
-    return int(waiting / max(ARRIVAL, 1.0)) if waiting else 0
+    if waiting:
+        return waiting
+    wgmma = any(path == "wgmma" for _, c in sample.warps for _, path in c.flops)
+    return sum(n * LANES for n, c in sample.warps if c.barriers >= turns) if wgmma else 0
 
 
 def _mean(works: Iterable[BlockWork]) -> BlockWork:

@@ -272,6 +272,9 @@ class Walk:
                 result = (n[0] * n[1] + n[2]) & MASK if len(n) == 3 else None
         elif name == "LEA" and known and ".HI" not in i.opcode and len(n) == 3:
             result = ((n[0] << n[2]) + n[1]) & MASK
+        elif name == "LEA" and known and ".HI" in i.opcode and ".X" not in i.opcode and len(n) >= 3:
+            high = n[2] if len(n) == 4 else (MASK if ".SX32" in i.opcode and n[0] >> 31 else 0)
+            result = (((high << 32 | n[0]) << n[-1] >> 32) + n[1]) & MASK
         elif name == "SHF" and known and len(n) == 3:
             result = _shift(i.opcode, n)
         elif name == "SHL" or name == "SHR":

@@ -17,6 +17,9 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import infer, right_expressions
 from tcomp.model.graph import Graph, Node, Tensor, View
 
+GRAIN = 8
+"""Chunks begin at multiples of so many rows: even a vector of 16-bit numbers then begins where a GPU's vector may."""
+
 
 def in_chunks(graph: Graph, module: Module) -> Graph:
     """The graph with annotated calls split. TcError where a call does not treat its rows one by one."""
@@ -52,17 +55,18 @@ def _split(maker: Node, reader: Node, name: str, module: Module) -> list[Node]:
     if reader.recompute:
         raise _error(reader, module, "a call that reads chunks cannot be recomputed itself")
     whole = maker.operands[maker.op.outputs[0].name].tensor
-    count = min(maker.chunks, rows_made)
-    nodes, start = [], 0
+    step = -(-rows_made // (maker.chunks * GRAIN)) * GRAIN
+    count = -(-rows_made // step)
+    nodes: list[Node] = []
     for i in range(count):
-        rows = rows_made // count + (i < rows_made % count)
+        start = i * step
+        rows = min(step, rows_made - start)
         part = Tensor(f"{whole.name}.{i}", whole.dtype, (rows, *whole.shape[1:]), whole.kind, whole.owner)
         first = _rows(maker, made, start, rows) | {maker.op.outputs[0].name: part.whole()}
         second = _rows(reader, read, start, rows) | {name: part.whole()}
         label = f"chunk {i + 1} of {count}"
         nodes.append(_part(maker, first, made, rows, label, frozenset({maker.op.outputs[0].name})))
         nodes.append(_part(reader, second, read, rows, label, frozenset()))
-        start += rows
     return nodes
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 
-from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Reduction, names_in, walk
+from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num, Reduction, names_in, walk
 from tcomp.schedule.bounds import conjuncts
 from tcomp.schedule.nest import Leaf
 
@@ -65,22 +65,43 @@ def _only_under(leaf: Leaf, guard: Binary, local: Collection[str], seen: tuple[L
 
 
 def _operations(leaf: Leaf, extents: Mapping[str, int], guards: Sequence[Binary]) -> int:
+    v = leaf.equation.value
+    if not isinstance(v, Reduction):
+        return _points(leaf.domain, extents, guards) * _written(v)
+    if v.key is None:
+        return _points(leaf.domain, extents, guards) * (sum(map(_written, v.values)) + 1)
+    # A monoid: the key's extremum, and for each carried field a sum of weighted values over the field's own indices.
+    key, *fields = leaf.equation.targets
+    total = _points(_indices(key.subscripts, extents) | {*leaf.reduced}, extents, guards) * (_written(v.key) + 1)
+    for t, value in zip(fields, v.values, strict=True):
+        domain = _indices(t.subscripts, extents) | {*leaf.reduced}
+        total += _points(domain, extents, guards) * (_written(value) + (1 if isinstance(value, Num) else 2))
+    return total
+
+
+def _points(domain: Collection[str], extents: Mapping[str, int], guards: Sequence[Binary]) -> int:
     points = Fraction(1)
-    for i in leaf.domain:
+    for i in domain:
         points *= extents[i]
     for g in guards:
         assert isinstance(g.left, Name) and isinstance(g.right, Name)
         low, high = extents[g.left.id], extents[g.right.id]
         points *= Fraction(sum(min(low, b + 1) for b in range(high)), low * high)
-    v = leaf.equation.value
-    exprs = (*v.values, *([v.key] if v.key is not None else [])) if isinstance(v, Reduction) else (v,)
-    work = sum(isinstance(n, Binary) and n.op in "+-*/" for e in exprs for n in walk(e))
-    return int(points) * (work + isinstance(v, Reduction))
+    return int(points)
+
+
+def _written(e: Expr) -> int:
+    """Operations of one evaluation."""
+    return sum(isinstance(n, Binary) and n.op in "+-*/" for n in walk(e))
+
+
+def _indices(subscripts: Sequence[Expr], extents: Mapping[str, int]) -> set[str]:
+    return {i for s in subscripts for i in names_in(s)} & set(extents)
 
 
 def _elements(a: Access, extents: Mapping[str, int]) -> int:
     """Most elements that an access names: one per combination of the indices in its subscripts."""
     n = 1
-    for i in sorted({i for s in a.subscripts for i in names_in(s)} & set(extents)):
+    for i in _indices(a.subscripts, extents):
         n *= extents[i]
     return n

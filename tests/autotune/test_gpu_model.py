@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tcomp.autotune.gpu_ladder import LADDER, classes, ladder
 from tcomp.autotune.gpu_model import RESOURCES, BlockWork, LaunchWork, Ring, cached_traffic, predict
 from tcomp.autotune.gpu_predict import predict_kernel
 from tcomp.autotune.gpu_traffic import phase_traffic
-from tcomp.autotune.gpu_work import counts_of, matrix_shape, matrix_type, sample_block, width
+from tcomp.autotune.gpu_work import counts_of, launch_work, matrix_shape, matrix_type, sample_block, width
 from tcomp.autotune.sass import Walk, functions_of, issued
 from tcomp.autotune.spearman import spearman
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.disassemble import disassemble
+from tcomp.codegen.nvptx.launch import LaunchShape
 from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import DType
 from tcomp.dsl.storage import bound
@@ -158,6 +160,29 @@ def test_predictions_follow_the_tile(tmp_path: Path) -> None:
     f32 = predict_kernel(product(4096, 4096, 4096), H100, tmp_path).launches[0]
     assert f32.tflops < rates[0] < rates[1] < rates[2] < 989
     assert f32.binding in ("fma", "issue") and f32.tflops < H100.f32_flops / 1e12
+
+
+@pytest.mark.slow
+@nvdisasm
+def test_triton_s_machine_code_lies_between_cuda_cores_and_cublas(tmp_path: Path) -> None:
+    """Triton's tutorial matmul as it is assembled: published at 450 to 560, which is 60 to 80 % of cuBLAS."""
+    pytest.importorskip("triton")
+    from tests.runtime.vgpu.triton.conftest import Triton
+
+    n, tile = 4096, {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8, "PRECISION": "ieee"}
+    matrix = np.zeros((2, 2), np.uint16)
+    arguments = [matrix, matrix, matrix, n, n, n, n, 1, n, 1, n, 1]
+    built = Triton(tmp_path).compile("matmul", arguments, tile, {}, 90, num_warps=8, num_stages=3)
+    assembled = assemble(built.asm["ptx"], "sm_90a", tmp_path)
+    (entry,) = (r for r in assembled.resources if r.entry)
+    function = functions_of(disassemble(assembled.cubin))[entry.symbol]
+    launch = LaunchShape(entry.symbol, (n // 128) * (n // 256), 256, built.metadata.shared)
+    sizes = {0x210 + offset: n for offset in (24, 28, 32)}
+    work = launch_work("triton", function, launch, entry, H100, 6.0 * n * n, 2.0 * n**3, 3, sizes)
+    (ring,) = work.work.rings
+    assert ring.turns == n // 64 and ring.tensor == pytest.approx(1024, rel=0.01)
+    cublas, cuda_cores = classes()[0][1], classes()[-1][1]
+    assert 3 * cuda_cores.tflops < predict(work, H100).tflops < cublas.tflops
 
 
 def test_traffic_counts_shared_panels_once() -> None:

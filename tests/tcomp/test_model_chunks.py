@@ -46,7 +46,7 @@ model small(B):
 """
 
 
-def graph(*lines: str, rows: int = 7) -> Graph:
+def graph(*lines: str, rows: int = 37) -> Graph:
     module = load_text(TEXT.replace("{lines}", "\n".join(f"    {line}" for line in lines)), "small.tc")
     return in_chunks(build_graph(module, "small", "one", {"B": rows}), module)
 
@@ -58,15 +58,15 @@ def test_maker_and_reader_take_turns() -> None:
         "mix w (chunk 3 of 3)", "square (chunk 3 of 3)", "total",
     ]  # fmt: skip
     rows = [(n.operands["y"].offset, n.operands["y"].shape) for n in g.nodes if n.op.name == "square"]
-    assert rows == [(0, (3,)), (3, (2,)), (5, (2,))]
+    assert rows == [(0, (16,)), (16, (16,)), (32, (5,))]
     inputs = [(n.operands["X"].offset, n.operands["X"].shape) for n in g.nodes if n.op.name == "mix"]
-    assert inputs == [(0, (3, 4)), (12, (2, 4)), (20, (2, 4))]
+    assert inputs == [(0, (16, 4)), (64, (16, 4)), (128, (5, 4))]
     assert all(n.recompute == {"Y"} for n in g.nodes if n.op.name == "mix")
-    assert max(v.tensor.elements for n in g.nodes for v in n.operands.values() if v.tensor.name.startswith("a")) == 12
+    assert max(v.tensor.elements for n in g.nodes for v in n.operands.values() if v.tensor.name.startswith("a")) == 64
 
 
 def test_fewer_rows_than_chunks_and_no_reader() -> None:
-    assert sum(n.op.name == "mix" for n in graph("y, z = square(a)", "loss = total(z)", rows=2).nodes) == 2
+    assert sum(n.op.name == "mix" for n in graph("y, z = square(a)", "loss = total(z)", rows=9).nodes) == 2
     assert [n.label for n in graph("loss = total(x)").nodes] == ["total", "mix w"]
 
 
@@ -94,7 +94,7 @@ def test_chunks_train_as_the_whole(tmp_path: Path) -> None:
     params, batches = gpt2.random_params(cfg, 1), gpt2.random_batches(cfg, 2, 2, 19, 6)
     want = gpt2.train_steps(doubled(params), batches, cfg, hyper, 2)
     with built("gpt2", {**asdict(cfg), "K": 3}, 2, 19, 2, 2, tmp_path) as (step, executor):
-        assert max(s.shape[0] for n, s in step.slots.items() if "logits" in n) == 13
+        assert max(s.shape[0] for n, s in step.slots.items() if "logits" in n) == 16
         run = train(step, executor, params, batches, hyper, 2)
     assert_same(run, want)
 

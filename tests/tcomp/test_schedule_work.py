@@ -15,9 +15,10 @@ def test_causal_attention_counts_the_pairs_under_the_diagonal() -> None:
     (kernel,) = lower(module.ops["attention"], module, {"B": b, "T": t, "H": h, "D": d}, MACHINE).kernels
     pairs = b * h * t * (t + 1) // 2
     rows = b * h * t
-    # Per pair: d products and sums for the score, its scale, and per carried field a sum (the value has no product
-    # of its own until the weight multiplies it); per row: d divisions and one addition.
-    assert pairs * (2 * d + 1) + rows * (d + 1) <= kernel.flops <= pairs * (4 * d + 4) + rows * (d + 1)
+    # Per pair: d products and sums for the score; its scale and the maximum; one sum for the weights, and for each of
+    # the d columns of the output a product and a sum. Per row: d divisions and one addition.
+    scale = 1
+    assert kernel.flops == pairs * (2 * d + scale + 1 + 1 + 2 * d) + rows * (d + 1)
     assert kernel.traffic == 4 * (b * t * 3 * h * d + b * t * h * d + b * h * t)
 
 

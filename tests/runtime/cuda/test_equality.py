@@ -10,6 +10,7 @@ import pytest
 
 from tcomp.cli import common
 from tcomp.runtime.device import Device
+from tcomp.runtime.generate import Decoding
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.train import set_scalars
 
@@ -24,10 +25,10 @@ def shared_kernels(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
 
 
 def train(
-    device: Device, steps: int, accumulation: int = 1, sizes: dict[str, int] = MICRO
+    device: Device, steps: int, accumulation: int = 1, sizes: dict[str, int] = MICRO, model: str = "gpt2"
 ) -> tuple[list[float], dict[str, bytes]]:
     """Losses of a few steps from seed 1, and the parameters' bits after them."""
-    built = common.build_step("gpt2", "tiny", B, T, dims=sizes, accumulation=accumulation, device=device)
+    built = common.build_step(model, "tiny", B, T, dims=sizes, accumulation=accumulation, device=device)
     executor = device.open(built.step)
     try:
         initialise(executor, 1, 1)
@@ -56,6 +57,32 @@ def test_steps_of_one_layer_equal_the_cpus_as_a_graph_or_not(virtual: Any) -> No
     np.testing.assert_allclose(got, want, rtol=1e-5)
     assert train(common.device_for("virtual", graph=False), 1, sizes=sizes)[0] == got[:1]
     assert not virtual.findings, str(virtual.findings[0])
+
+
+@pytest.mark.slow
+def test_llama_equals_the_cpus(virtual: Any) -> None:
+    """Grouped heads, an untied head, logits in chunks, and decoding with cached keys and values."""
+    sizes = {"L": 1, "H": 4, "G": 2, "D": 8, "C": 32, "F": 40, "V": 61, "TIED": 0, "K": 3}
+    want, _ = train(common.device_for("cpu", threads=1), 3, 2, sizes, "llama")
+    device = common.device_for("virtual")
+    got, _ = train(device, 3, 2, sizes, "llama")
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    scores = [decoded(d, sizes) for d in (common.device_for("cpu", threads=1), device)]
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4, atol=1e-5)
+    assert not virtual.findings, str(virtual.findings[0])
+
+
+def decoded(device: Device, sizes: dict[str, int]) -> np.ndarray:
+    """Scores after a prompt and after one more token."""
+    built = common.build_step("llama", "tiny", 1, 2, dims=sizes, extra={"W": 8}, programs=("decode",), device=device)
+    executor = device.open(built.step)
+    try:
+        initialise(executor, 1, 1)
+        set_scalars(executor, {})
+        decoding = Decoding(executor, 61)
+        return np.array([decoding.scores(text) for text in ([3, 1, 4, 1, 5], [3, 1, 4, 1, 5, 9])])
+    finally:
+        executor.close()
 
 
 @pytest.mark.slow
