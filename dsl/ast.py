@@ -583,9 +583,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """`import ops.linear`: the file models/ops/linear.tc beside the importing file or in tcomp's library."""
+    """`import ops.linear`: the file models/ops/linear.tc beside the importing file or in tcomp's library. With
+    `under fp8` it is needed under that precision only."""
 
     path: str
+    precision: str = ""
     span: Span = _span()
 
 
@@ -612,6 +614,8 @@ class Module:
     models: dict[str, Model]
     sources: dict[str, str]
     """file name -> text"""
+    precision: str | None = None
+    """the only precision whose imports were followed and whose variants were checked; None: all"""
 
 
 # ------------------------------------------------------------------------------------------- traversal

@@ -17,7 +17,7 @@ class Builder(OpRules, ScheduleRules, ModelRules):
     """lark's embedded transformer. `begin` must be called with the text before each parse."""
 
     def import_item(self, c: Children) -> ast.Import:
-        return ast.Import(str(c[1]), self._token_span(c[1]))
+        return ast.Import(str(c[1]), str(c[2] or ""), self._token_span(c[1]))
 
     def file(self, c: Children) -> tuple[ast.Item, ...]:
         items: list[ast.Item] = []

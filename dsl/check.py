@@ -13,14 +13,17 @@ from tcomp.dsl.check_models import check_model
 from tcomp.dsl.check_ops import check_op
 from tcomp.dsl.check_schedules import check_schedule
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.hints import listing
 from tcomp.dsl.infer import infer
+from tcomp.dsl.recipes import RECIPES
 
 __all__ = ["check", "diagnose", "infer"]
 
 
-def check(sources: Sequence[Source]) -> Module:
-    """The module of all items, every check passed. TcError otherwise."""
-    module, errors = _examine(sources)
+def check(sources: Sequence[Source], precision: str | None = None) -> Module:
+    """The module of all items, every check passed (of models, under that precision only where one is given). TcError
+    otherwise."""
+    module, errors = _examine(sources, precision)
     if errors:
         raise errors[0]
     return module
@@ -31,10 +34,10 @@ def diagnose(sources: Sequence[Source]) -> list[TcError]:
     return _examine(sources)[1]
 
 
-def _examine(sources: Sequence[Source]) -> tuple[Module, list[TcError]]:
+def _examine(sources: Sequence[Source], precision: str | None = None) -> tuple[Module, list[TcError]]:
     errors: list[TcError] = []
     texts = {s.file: s.text for s in sources}
-    module = Module({}, {}, {}, {}, {}, texts)
+    module = Module({}, {}, {}, {}, {}, texts, precision)
     for source in sources:
         for item in source.items:
             try:
@@ -74,7 +77,9 @@ def _add(module: Module, item: Item) -> None:
         case Model():
             _insert(module.models, item.name, item, "model")
         case Import():
-            pass
+            if item.precision and item.precision not in RECIPES:
+                hint = f"known are {listing(RECIPES)}"
+                raise TcError(f"precision '{item.precision}' is not supported", item.span, hint=hint)
 
 
 def _insert(table: dict, key: object, item: Item, kind: str) -> None:  # type: ignore[type-arg]

@@ -49,7 +49,8 @@ def check_model(model: Model, module: Module) -> None:
         if name not in RECIPES:
             hint = f"known are {listing(RECIPES)}; f32 is what a model without the line has"
             raise TcError(f"precision '{name}' is not supported", model.span, hint=hint)
-    for precision in dict.fromkeys((model.precision, *mentioned(model))):
+    checked = (model.precision, *mentioned(model)) if module.precision is None else (module.precision,)
+    for precision in dict.fromkeys(checked):
         _check(under(model, precision, module), module)
 
 

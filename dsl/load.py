@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tcomp.models
-from tcomp.dsl.ast import Import, Module, Schedule, Source
+from tcomp.dsl.ast import Import, Model, Module, Schedule, Source
 from tcomp.dsl.check import check
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import did_you_mean
@@ -19,9 +19,16 @@ from tcomp.dsl.parse import parse
 from tcomp.errors import UserError
 
 
-def load(path: str | os.PathLike[str]) -> Module:
-    """The checked module of a .tc file. TcError for bad text, UserError when the file cannot be read."""
-    return check(load_sources(path))
+def load(path: str | os.PathLike[str], precision: str | None = None) -> Module:
+    """The checked module of a .tc file. TcError for bad text, UserError when the file cannot be read.
+
+    With a precision ("": that of the file's model) only what that one needs is read and checked, which is faster.
+    """
+    path = Path(path)
+    root = parse(_read(path), _shown(path))
+    if precision == "":
+        precision = next((m.precision for m in root.items if isinstance(m, Model)), "f32")
+    return check(_follow(root, path.resolve(), precision), precision)
 
 
 def load_sources(path: str | os.PathLike[str]) -> tuple[Source, ...]:
@@ -49,14 +56,15 @@ def schedule_for(module: Module, op_name: str, target_chain: Sequence[str]) -> S
     return None
 
 
-def _follow(root: Source, root_path: Path) -> tuple[Source, ...]:
-    """Depth first, every file once (two files may import each other)."""
+def _follow(root: Source, root_path: Path, precision: str | None = None) -> tuple[Source, ...]:
+    """Depth first, every file once (two files may import each other); with a precision, without the imports that are
+    under another."""
     seen: set[Path] = {root_path}
     out: list[Source] = []
 
     def visit(source: Source, path: Path) -> None:
         for item in source.items:
-            if isinstance(item, Import):
+            if isinstance(item, Import) and (precision is None or item.precision in ("", precision)):
                 found = _find(item, source, path.parent, root_path.parent)
                 if found not in seen:
                     seen.add(found)

@@ -298,5 +298,5 @@ def print_item(item: ast.Item) -> str:
             return print_schedule(item)
         case ast.Model():
             return print_model(item)
-        case ast.Import(path):
-            return f"import {path}\n"
+        case ast.Import(path, precision):
+            return f"import {path}" + (f" under {precision}" if precision else "") + "\n"

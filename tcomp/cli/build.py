@@ -77,7 +77,7 @@ def build(
         times[name] = time.perf_counter() - clock
         clock = time.perf_counter()
 
-    module = common.load_module(file)
+    module = common.load_module(file, precision)
     lap("parse and check")
     built = common.build_step(
         file, config, batch, length, dims=numbers, accumulation=accumulation, threads=threads,

@@ -53,15 +53,16 @@ def find_file(name: str) -> Path:
     raise UserError(f"{name}: no such file", near or f"tcomp's own files: {', '.join(known)}")
 
 
-def load_module(name: str) -> Module:
-    """Parse, resolve and check the file and what it imports."""
+def load_module(name: str, precision: str | None = None) -> Module:
+    """Parse, resolve and check the file and what it imports; with a precision ("": the model's own) what that one
+    needs."""
     from tcomp.dsl.load import load
     from tcomp.dsl.parse import keep_tables
     from tcomp.runtime.cache import cache_folder
 
     with suppress(UserError):  # where nothing can be kept, a command that must keep something says so
         keep_tables(cache_folder("grammar"))
-    return load(find_file(name))
+    return load(find_file(name), precision)
 
 
 def only_model(module: Module, name: str) -> Model:
@@ -152,7 +153,7 @@ def build_step(
     from tcomp.autotune.apply import find_lock, load_lock
     from tcomp.model.build import build_step as build
 
-    module = module or load_module(file)
+    module = module or load_module(file, precision)
     model = only_model(module, file)
     device = device or device_for(threads=threads)
     path = find_lock(find_file(file), device.machine.name, lock or None)

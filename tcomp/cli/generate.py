@@ -96,7 +96,7 @@ def scorer_for(
     from tcomp.runtime.generate import Decoding, Rereading
     from tcomp.runtime.train import load_weights, set_scalars
 
-    module = common.load_module(settings.model)
+    module = common.load_module(settings.model, saved.manifest.precision)
     model = common.only_model(module, settings.model)
     numbers = common.numbers_of(module, settings)
     decoded = model.decode is not None

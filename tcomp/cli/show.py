@@ -76,7 +76,7 @@ def show(
     numbers = limits.parse_dims(dim or [])
     limits.check_numbers(batch=batch, length=length, threads=threads)
     limits.check_precision(precision)
-    module = common.load_module(file)
+    module = common.load_module(file, None if ast or grad else precision)
     cores = threads or limits.cores()
     if ast:
         for item in [common.find_op(module, op)] if op else _items(module):

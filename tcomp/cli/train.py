@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tcomp.runtime.train import Outcome
 
 _TINY_LR = 3e-3
+_LOCK = "tuning.lock"
 _RESUMABLE = (
     "steps", "device", "gpu", "graph", "threads", "memory", "eval_every", "save_every", "keep", "sample", "prompt",
 )  # fmt: skip
@@ -124,6 +125,7 @@ def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None) -> TrainS
             f"start a run from them: tcomp train --init-from {path}",
         )
     before = from_json(values, str(path / "run.json"))
+    before = replace(before, lock="none" if before.lock in ("", "none") else str(path / _LOCK))
     if "device" in flags and "gpu" not in flags:
         flags["gpu"] = ""
     settings = merged(before, flags)
@@ -145,7 +147,7 @@ def _kept_lock(built: common.Built, run: Path) -> str:
     """The run's own copy of the lockfile, so that a resumed run has the same kernels whatever is tuned meanwhile."""
     if built.lock is None:
         return "none"
-    copy = run / "tuning.lock"
+    copy = run / _LOCK
     copy.write_bytes(built.lock.read_bytes())
     return str(copy)
 
@@ -189,7 +191,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     from tcomp.runtime.train import Settings, check_inputs, persistent, train
 
     console = Console(highlight=False)
-    module = common.load_module(settings.model)
+    module = common.load_module(settings.model, settings.precision)
     vocabulary = _vocabulary(module, settings)
     if not resume:
         refuse_used(path)

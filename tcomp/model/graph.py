@@ -161,6 +161,7 @@ def build_graph(
         model = decoding(model, module)
     dims = model_dims(module, model, config, sizes, overrides or {})
     recipe = recipe_of(model, precision)
+    assert module.precision in (None, recipe.name), f"the module was read for precision {module.precision} only"
     if recipe.annotated and recipe.name not in mentioned(model):
         raise UserError(
             f"model '{model.name}' says nothing about precision {recipe.name}",

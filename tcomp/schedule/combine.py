@@ -30,7 +30,7 @@ from tcomp.schedule.emit import IDENTITY
 from tcomp.schedule.family import Family
 from tcomp.schedule.nest import Leaf, scatter_indices, sink_copies
 from tcomp.schedule.resolve import KernelPlan, TileLevel
-from tcomp.schedule.split_sum import divides, split_sum, splittable
+from tcomp.schedule.split_sum import divides, split_sum, splittable, undivided
 
 
 class Combining:
@@ -55,6 +55,7 @@ class Combining:
         """The equations as leaves in order, and the plan with the loops that joining adds."""
         self.temporaries = temporaries
         leaves: list[Leaf] = []
+        given = plan
         for eq in equations:
             parallel = self._parallel(eq)
             reduced = eq.value.indices if isinstance(eq.value, Reduction) else ()
@@ -65,10 +66,16 @@ class Combining:
             elif joined and joined[0].by == "sorted":
                 owned, plan = self._sorted(plan, leaf, joined[0])
                 leaves.append(owned)
-            elif joined and joined[0].by == "partials" and self._divided(plan, leaf, joined[0].over):
+            elif joined and joined[0].by == "partials" and self._divided(given, leaf, joined[0].over):
+                over = joined[0].over
+                outer = given.loops[over].tiles[0]
+                plan = undivided(plan, over, outer)
+                if self.extents[over] <= (outer.block or 0):
+                    leaves.append(leaf)  # one part takes the whole sum
+                    continue
                 shape = self.family.shape(plan, self.extents, self.text)
                 pair, plan = split_sum(
-                    plan, leaf, joined[0].over, shape, self.extents, self.dtypes, self.shapes, len(leaves)
+                    plan, leaf, over, outer, shape, self.extents, self.dtypes, self.shapes, len(leaves)
                 )
                 leaves += pair
             elif joined:

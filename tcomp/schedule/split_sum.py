@@ -6,7 +6,7 @@
     dW[n', k'] = sum m.block: dW.partial[m.block, n', k']                        a phase with tiles of its own
 
 The first equation is like any other: its sum stays in registers, its operands are staged, its part is written once, in
-f32. The second reads it along rows, with as many blocks as there is work.
+f32. The second reads it along rows, with as many blocks as there is work. A sum that fits one part is not divided.
 """
 
 from __future__ import annotations
@@ -29,25 +29,33 @@ def divides(plan: KernelPlan, over: str) -> bool:
     return m is not None and len(m.tiles) > 1
 
 
+def undivided(plan: KernelPlan, over: str, outer: TileLevel) -> KernelPlan:
+    """The plan without the level that divides the sum (which an equation before may have taken out already)."""
+    own = plan.loops[over]
+    tiles = tuple(t for t in own.tiles if t != outer)
+    rest = tuple(t for t in plan.sequence if t != outer)
+    return replace(plan, loops={**plan.loops, over: replace(own, tiles=tiles)}, sequence=rest)
+
+
 def split_sum(
     plan: KernelPlan,
     leaf: Leaf,
     over: str,
+    outer: TileLevel,
     shape: ThreadShape,
     extents: dict[str, int],
     dtypes: dict[str, DType],
     shapes: dict[str, tuple[int, ...]],
     at: int,
 ) -> tuple[list[Leaf], KernelPlan]:
-    """The two equations as leaves, and the plan with their loops; `extents`, `dtypes` and `shapes` gain entries."""
+    """The two equations as leaves, and the plan (which is `undivided`) with their loops. `outer` divides the sum;
+    `extents`, `dtypes` and `shapes` gain entries."""
     eq = leaf.equation
     value, target = eq.value, eq.target
     assert isinstance(value, Reduction)
-    outer = plan.loops[over].tiles[0]
     assert outer.block is not None
     part, block = f"{over}.part", f"{over}.block"
     extents[part] = extents[block] = count = -(-extents[over] // outer.block)
-    own = replace(plan.loops[over], tiles=plan.loops[over].tiles[1:])
     name = f"{target.name}.partial"
     dtypes[name] = dtypes[target.name] if dtypes[target.name] in (DType.F64, DType.I32) else DType.F32
     shapes[name] = (count, *(extents[i] for i in leaf.parallel))
@@ -63,11 +71,11 @@ def split_sum(
     )
     maps = joining_loops([new[i] for i in leaf.parallel], shape, outer)
     level = TileLevel(part, 0, outer.kind, 1, outer.span, place="z")
-    rest = tuple(t for t in plan.sequence if t not in (outer, level))
+    rest = tuple(t for t in plan.sequence if t != level)
     uses = {name if n == target.name else n: u for n, u in plan.uses.items()}
     plan = replace(
         plan,
-        loops={**plan.loops, over: own, **{m.index: m for m in maps}},
+        loops={**plan.loops, **{m.index: m for m in maps}},
         sequence=(level, *(m.tiles[0] for m in maps), *rest),
         uses=uses,
         parts={**plan.parts, over: (part, outer.block)},

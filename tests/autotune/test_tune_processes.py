@@ -126,3 +126,22 @@ def test_durations() -> None:
     from tcomp.cli.tune import parse_duration
 
     assert [parse_duration(t) for t in ("90s", "20m", "1h30m", "45", "0.5m")] == [90, 1200, 5400, 45, 30]
+
+
+def test_a_run_keeps_its_lockfile(tcomp: Tcomp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run has the kernels it began with, wherever it is resumed and whatever is tuned meanwhile."""
+    (tmp_path / "text.txt").write_text("some text\n" * 400)
+    made = tcomp(*TUNE, "--trials", "1", "--storage", "trials.sqlite3")
+    assert made.code == 0, made
+    (lock,) = tmp_path.glob("gpt2.*.lock")
+    run = [*TINY, "--sample", "0", "--eval-batches", "1", "--data", "text.txt"]
+    begun = tcomp("train", *run, "--steps", "2", "--run", "run")
+    assert begun.code == 0, begun
+    assert (tmp_path / "run" / "tuning.lock").read_text() == lock.read_text()
+    lock.write_text("format = 1\n[")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    resumed = tcomp("train", "--resume", str(tmp_path / "run"), "--steps", "3")
+    assert resumed.code == 0, resumed
+    assert not [p for p in elsewhere.iterdir() if p.name != "run"]

@@ -68,6 +68,29 @@ def test_parts_on_cuda_cores(m: int, n: int, k: int, by: str, t: str) -> None:
     assert reports[0].grid[0] == -(-m // 64) * -(-n // 32) * -(-k // 32)
 
 
+def test_a_sum_of_one_part_is_not_divided() -> None:
+    text = CORES.format(t="f32", by="cp.async", old="", new="dW: f32[N, K]", eq="=")
+    found = lowered(text, {"M": 64, "N": 40, "K": 36})
+    assert len(found.phases) == 1 and not any(b.scope is Scope.TEAM for b in found.tiles)
+    run(found, given(found), tolerance=1e-4)
+
+
+def test_two_sums_over_one_index() -> None:
+    text = """
+op f(dY: f32[M, N], X: f32[M, N]) -> a: f32[N], b: f32[N]:
+  a[n] = sum m: dY[m, n] * X[m, n]
+  b[n] = sum m: dY[m, n]
+
+schedule f on gpu:
+  n -> grid.x(64) / lane.x / vec(2)
+  m -> grid.y(32) / seq(16) / warp.y(4)
+  combine a, b over m by partials
+"""
+    found = lowered(text, {"M": 75, "N": 70})
+    assert {b.name for b in found.tiles if b.scope is Scope.TEAM} == {"a.partial", "b.partial"}
+    run(found, given(found), tolerance=1e-4)
+
+
 def test_parts_are_added_to_what_is_there() -> None:
     text = CORES.format(t="f32", by="cp.async", old=", inout dW: f32[N, K]", new="", eq="+=").replace(") -> :", "):")
     found = lowered(text, {"M": 150, "N": 40, "K": 36})
