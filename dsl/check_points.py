@@ -68,7 +68,7 @@ def _check_bounds(op: Op, n: int, info: OpInfo) -> None:
             if isinstance(s, Name):
                 continue
             extent = _axis_extent(op, info, tensor, axis)
-            form = affine(s, info.ranges)
+            form = None if accesses_in(s) else affine(s, info.ranges)  # a scalar operand may be anything
             reach = bounds(form, info.ranges) if form is not None else None
             if extent is None or reach is None:
                 continue
