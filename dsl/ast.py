@@ -524,6 +524,7 @@ class Decode:
     inputs: tuple[InputDecl, ...]
     caches: tuple[Cache, ...]
     replacements: tuple[Replacement, ...]
+    requires: tuple[Expr, ...] = ()
     span: Span = _span()
 
 

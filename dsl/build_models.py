@@ -138,6 +138,7 @@ class ModelRules(ExpressionRules):
             tuple(x for x in lines if isinstance(x, ast.InputDecl)),
             tuple(x for x in lines if isinstance(x, ast.Cache)),
             tuple(x for x in lines if isinstance(x, ast.Replacement)),
+            tuple(x[1] for x in _tagged(lines, "require")),
             self._token_span(keyword),
         )
 

@@ -30,6 +30,7 @@ def decoding(model: Model, module: Module) -> Model:
         dims=(*model.dims, *(d for d in decode.dims if d not in model.dims)),
         inputs=(*model.inputs, *decode.inputs),
         caches=decode.caches,
+        requires=(*model.requires, *decode.requires),
         forward=forward,
         decode=None,
         optimizer=None,

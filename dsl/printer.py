@@ -258,6 +258,7 @@ def print_model(m: ast.Model) -> str:
 
 def _decode(d: ast.Decode) -> list[str]:
     lines = [f"  decode({', '.join(d.dims)}):"]
+    lines += [f"    require {print_expression(e)}" for e in d.requires]
     lines += [f"    {_input(i)}" for i in d.inputs]
     lines += [f"    cache {c.name}: {_type(c.dtype, c.shape)}" for c in d.caches]
     for r in d.replacements:

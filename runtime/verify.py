@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcomp.dsl.ast import Access, DType, Expr, Module, Name, Op, Reduction, walk
+from tcomp.dsl.ast import Access, DType, Expr, Module, Name, Num, Op, Reduction, children, rebuild, walk
 from tcomp.dsl.dims import Number, evaluate_dim, operand_shape
 from tcomp.dsl.infer import dimensions
 from tcomp.dsl.storage import bound
@@ -230,9 +230,11 @@ def _product(op: Op, dims: dict[str, int]) -> int:
 
 
 def _bound(op: Op, name: str, dims: dict[str, int]) -> int:
-    """The smallest extent of an axis that the integer operand is used to subscript, or of the op's static dims."""
+    """The smallest extent of an axis that the integer operand is used to subscript, or of the op's static dims; less
+    what the subscript adds to it at most, as in `keys[b, start + t]`."""
     bounds = [dims[d] for d in op.dims]
     shapes = {o.name: operand_shape(o, dims) for o in op.operands}
+    ends = _ends(op, shapes, dims)
     for eq in op.equations:
         values = (*eq.value.values, eq.value.key) if isinstance(eq.value, Reduction) else (eq.value,)
         left = [Access(t.name, t.subscripts) for t in eq.targets]
@@ -240,5 +242,28 @@ def _bound(op: Op, name: str, dims: dict[str, int]) -> int:
             for access in (n for n in walk(e) if isinstance(n, Access) and n.tensor in shapes):
                 for axis, s in enumerate(access.subscripts):
                     if any(isinstance(n, Access | Name) and getattr(n, "tensor", None) == name for n in walk(s)):
-                        bounds.append(shapes[access.tensor][axis])
+                        added = 0 if isinstance(s, Access) else evaluate_dim(_without(s, name), {**dims, **ends})
+                        bounds.append(shapes[access.tensor][axis] - int(added))
     return max(1, min(bounds, default=min(dims.values(), default=2)))
+
+
+def _ends(op: Op, shapes: Mapping[str, tuple[int, ...]], dims: dict[str, int]) -> dict[str, Number]:
+    """The last value of each index: of its declared range, or the shortest axis that it stands on alone."""
+    ends: dict[str, Number] = {}
+    for eq in op.equations:
+        values = (*eq.value.values, eq.value.key) if isinstance(eq.value, Reduction) else (eq.value,)
+        left = [Access(t.name, t.subscripts) for t in eq.targets]
+        for e in (*left, *(v for v in values if v is not None)):
+            for access in (n for n in walk(e) if isinstance(n, Access) and n.tensor in shapes):
+                for axis, s in enumerate(access.subscripts):
+                    if isinstance(s, Name) and s.id not in dims:
+                        ends[s.id] = min(ends.get(s.id, math.inf), shapes[access.tensor][axis] - 1)
+    return ends | {i: evaluate_dim(e, {**dims}) - 1 for i, e in op.ranges}
+
+
+def _without(e: Expr, name: str) -> Expr:
+    """The expression with the operand's values taken as 0."""
+    if isinstance(e, Access) and e.tensor == name:
+        return Num(0)
+    kids = children(e)
+    return rebuild(e, tuple(_without(c, name) for c in kids)) if kids else e
