@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, children, walk
 from tcomp.dsl.dims import Number, evaluate_dim
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Loop, Pack, Panels, Scope, Statement
+from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Loop, Pack, Panels, Scope, Statement, Unpack
 from tcomp.machine.cpu import CpuMachine
 
 FMA_PER_CYCLE, LOADS_PER_CYCLE, STORES_PER_CYCLE = 2.0, 2.0, 1.0
@@ -72,6 +72,8 @@ class _Walk:
                 return self._compute(s, around, known)
             case Pack():
                 return self._pack(s, known)
+            case Unpack():
+                return 0.0  # GPUs only
 
     def _share(self, trips: int, around: tuple[_Level, ...]) -> float:
         """Turns of the innermost core loop that one core gets, per turn of the core loops around it."""

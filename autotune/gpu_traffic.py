@@ -11,7 +11,7 @@ from tcomp.autotune.gpu_model import cached_traffic
 from tcomp.dsl.ast import Access, Expr, names_in, walk
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope, Statement
+from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope, Statement, Unpack
 from tcomp.machine.gpu import GpuMachine
 
 WAVES = 64
@@ -76,8 +76,10 @@ def _touched(kernel: Kernel, phase: tuple[Statement, ...], grid: set[str]) -> di
         accesses: list[tuple[Access, bool]]
         if isinstance(leaf, Compute):
             accesses = [(n, False) for n in walk(leaf.value) if isinstance(n, Access)] + [(leaf.target, True)]
-        else:
+        elif isinstance(leaf, Pack):
             accesses = [(leaf.source, False)]
+        else:
+            accesses = [(leaf.target, True)]
         for access, written in accesses:
             try:
                 buffer = kernel.buffer(access.tensor)
@@ -93,7 +95,7 @@ def _touched(kernel: Kernel, phase: tuple[Statement, ...], grid: set[str]) -> di
 
 def _leaves(
     body: tuple[Statement, ...], known: Mapping[str, set[str]]
-) -> Iterator[tuple[Compute | Pack, dict[str, set[str]]]]:
+) -> Iterator[tuple[Compute | Pack | Unpack, dict[str, set[str]]]]:
     for s in body:
         if isinstance(s, Loop):
             reach = {s.variable} | _variables(s.start, known)

@@ -13,6 +13,10 @@ COLOURS = {
 }  # fmt: skip
 
 
+SHOWN = 1e-3
+"""Kernels that take less than this share of the step are left out."""
+
+
 def plot(step: StepPrediction, machine: GpuMachine, path: Path) -> None:
     """Write the figure as PNG. A marker's area follows the kernel's share of the step."""
     import matplotlib
@@ -29,17 +33,16 @@ def plot(step: StepPrediction, machine: GpuMachine, path: Path) -> None:
         axes.annotate(name, (x[-1], rate / 1e12), ha="right", va="bottom", fontsize=8, color="0.4")
     seen = set()
     for k, n in step.kernels:
-        for p in k.launches:
-            if p.flops <= 0 or p.hbm_bytes <= 0:
-                continue
-            share = p.seconds * n / step.seconds
-            label = p.binding if p.binding not in seen else None
-            seen.add(p.binding)
-            axes.scatter(
-                p.flops / p.hbm_bytes, p.tflops, s=20 + 1500 * share, alpha=0.6, color=COLOURS[p.binding], label=label
-            )
-            if share > 0.03:
-                axes.annotate(k.name, (p.flops / p.hbm_bytes, p.tflops), fontsize=7)
+        flops, moved = sum(p.flops for p in k.launches), sum(p.hbm_bytes for p in k.launches)
+        share = k.seconds * n / step.seconds
+        if flops <= 0 or moved <= 0 or share < SHOWN:
+            continue
+        at = flops / moved, flops / k.seconds / 1e12
+        label = k.binding if k.binding not in seen else None
+        seen.add(k.binding)
+        axes.scatter(*at, s=20 + 1500 * share, alpha=0.6, color=COLOURS[k.binding], label=label)
+        if share > 0.03:
+            axes.annotate(k.name, at, fontsize=7)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("FLOP per byte of device memory")
