@@ -49,7 +49,7 @@ def test_run_file_values_and_flags(tcomp: Tcomp, text: str, tmp_path: Path) -> N
         ("steps = 0", ("steps = 0: must be at least 1",)),
         ("[hyper]\npeak_lr = 'x'", ("hyper.peak_lr must be a number",)),
         ("[hyper]\npeek_lr = 1.0", ("unknown hyperparameter 'peek_lr'",)),
-        ("[dims]\nL = 1.5", ("dims.L must be a whole number",)),
+        ("[dims]\nS = 1.5", ("S = 1.5 of model 'gpt2' must be a whole number",)),
     ],
 )
 def test_bad_run_files(toml: str, words: tuple[str, ...], tcomp: Tcomp, tmp_path: Path, text: str) -> None:
