@@ -18,6 +18,7 @@ from tcomp.codegen.nvptx.assemble import assemble_all
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.launch import GpuKernel, LaunchShape, from_json, to_json
 from tcomp.errors import UserError
+from tcomp.ir.content import content_text
 from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import GpuMachine
 from tcomp.runtime.cuda.context import Context
@@ -82,7 +83,7 @@ def load_all(
 def _key(kernel: Kernel, machine: GpuMachine) -> str:
     """A hash of all that the PTX depends on."""
     tools = (tcomp.__version__, _generator_digest(), llvm.llvm_version_info)
-    return hashlib.sha256(repr((kernel, machine, tools)).encode()).hexdigest()[:40]
+    return hashlib.sha256(content_text((kernel, machine, tools)).encode()).hexdigest()[:40]
 
 
 @cache

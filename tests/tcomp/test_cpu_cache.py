@@ -33,6 +33,31 @@ def kernel(factor: float, n: int = 32) -> Kernel:
     return Kernel("scale", buffers, (), ((body,),), frozenset("X"), frozenset("Y"))
 
 
+KEY = """
+from tcomp.codegen.cpu.compile import kernel_key
+from tcomp.dsl.ast import Access, DType, Name, Num
+from tcomp.ir.content import content_text
+from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Scope
+from tcomp.machine.cpu import detect
+names = ["m", "k", "block", "n1", "query"]
+axes = tuple(Axis(n, Num(0), Num(4), 4) for n in names)
+total = Compute(Access("Y", ()), Access("X", tuple(map(Name, names))), axes, frozenset(names), "sum")
+operands = (Buffer("X", DType.F32, (4,) * 5, Scope.OPERAND), Buffer("Y", DType.F32, (), Scope.OPERAND))
+pairs = frozenset(zip(names, reversed(names)))
+k = Kernel("total", operands, (), ((total,),), frozenset(names), frozenset("Y"), pairs)
+print(kernel_key(k, detect()), content_text(k))
+"""
+
+
+def test_keys_do_not_depend_on_the_hash_seed() -> None:
+    """Members of a set come in another order in another process; a key of that order would never be found again."""
+    runs = (
+        subprocess.run([sys.executable, "-c", KEY], env={**os.environ, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE)
+        for seed in ("1", "2", "3")
+    )
+    assert len({r.stdout for r in runs if not r.returncode}) == 1
+
+
 def works(k: Kernel, folder: Path, factor: float) -> bool:
     with SingleKernel(k, MACHINE, 1, folder) as single:
         single.array("X")[...] = 1

@@ -18,6 +18,7 @@ from llvmlite import ir
 import tcomp
 from tcomp.codegen.cpu.loops import PhaseGenerator, tile_offsets
 from tcomp.errors import UserError
+from tcomp.ir.content import content_text
 from tcomp.ir.tile import Kernel, Scope
 from tcomp.machine.cpu import CpuMachine
 
@@ -50,7 +51,7 @@ def kernel_key(kernel: Kernel, machine: CpuMachine) -> str:
     version = getattr(tcomp, "__version__", "0")
     target = (machine.name, machine.features, machine.lanes_f32, machine.vector_registers, machine.triple)
     tools = (version, generator_digest(), llvmlite.__version__, llvm.llvm_version_info)
-    text = repr((kernel.name, kernel.operands, kernel.tiles, kernel.phases, target, tools))
+    text = content_text((kernel.name, kernel.operands, kernel.tiles, kernel.phases, target, tools))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
