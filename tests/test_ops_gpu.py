@@ -95,6 +95,7 @@ def test_backward(c: Case) -> None:
     assert_close(got, torch_backward(c, op, given, inputs), c.terms, "torch autograd")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("c", TINY, ids=str)
 def test_default_schedules(c: Case) -> None:
     bare = replace(library(), schedules={})
@@ -105,7 +106,7 @@ def test_default_schedules(c: Case) -> None:
         assert_close(run(op, bare, dims, inputs), evaluate(op, bare, inputs, dims), c.terms, "the oracle")
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_89", "sm_100a", "sm_120a"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_89", pytest.param("sm_100a", marks=pytest.mark.slow), "sm_120a"])
 @pytest.mark.parametrize("name", ["linear_gelu", "attention", "layernorm"])
 def test_other_targets(name: str, target: str) -> None:
     c = next(c for c in reversed(TINY) if c.op == name)
@@ -201,6 +202,7 @@ def test_adamw(n: int, step: int) -> None:
     assert_close(run(op, library(), {"N": n}, inputs), evaluate(op, library(), inputs, {"N": n}), 1, "the oracle")
 
 
+@pytest.mark.slow
 def test_results_repeat_bitwise() -> None:
     for name in ("layernorm", "linear", "attention", "embedding"):
         c = next(c for c in reversed(TINY) if c.op == name)

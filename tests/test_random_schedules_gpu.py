@@ -18,7 +18,7 @@ from tests.test_ops_gpu import H100, execute
 
 
 @pytest.mark.parametrize("name", OPS)
-@settings(deadline=None, max_examples=6, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=4, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_legal_schedule_keeps_the_result(name: str, data: st.DataObject) -> None:
     module = library()

@@ -32,6 +32,7 @@ def lines(result: Result) -> list[dict[str, object]]:
     return [json.loads(line) for line in result.out.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_conversation(tcomp: Tcomp, tmp_path: Path) -> None:
     (question,) = lines(tcomp("tune", *TINY, "--ask"))
     assert question["basis"] == "measured" and question["best"] is None and question["history"] == []

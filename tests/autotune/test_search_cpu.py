@@ -52,6 +52,7 @@ def test_any_point_of_a_schedule_s_space_gives_the_oracle_s_result(op: str, seed
                 assert "register" in e.message, "only a register tile that does not fit is illegal here"
 
 
+@pytest.mark.slow
 def test_planted_faults_never_win_and_are_explained(tmp_path: Path) -> None:
     search = search_on(tmp_path, Plan(SHAPE, trials=3, ops=("linear",)), planted, patience=5.0)
     instance = gpt2_instance("linear", search.module)
@@ -68,6 +69,7 @@ def test_planted_faults_never_win_and_are_explained(tmp_path: Path) -> None:
         assert entry.values.get("MR", 4) not in (6, 8, 12)
 
 
+@pytest.mark.slow
 def test_a_second_search_goes_on_where_the_first_ended(tmp_path: Path) -> None:
     tune(tmp_path, Plan(SHAPE, trials=4, ops=("attention",)))
     first = trials(tmp_path)

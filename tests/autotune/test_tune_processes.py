@@ -128,6 +128,7 @@ def test_durations() -> None:
     assert [parse_duration(t) for t in ("90s", "20m", "1h30m", "45", "0.5m")] == [90, 1200, 5400, 45, 30]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_lockfile(tcomp: Tcomp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed run has the kernels it began with, wherever it is resumed and whatever is tuned meanwhile."""
     (tmp_path / "text.txt").write_text("some text\n" * 400)

@@ -264,6 +264,7 @@ def test_a_taken_folder_and_wrong_flags_are_refused(good: Path, tcomp: Tcomp, tm
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "weights"]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_imported_weights(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
     """Without a learning rate the weights stay what they were, and the tokenizer and config.json come along."""
     saved(tmp_path / "there", LLAMA, dtype=torch.bfloat16)

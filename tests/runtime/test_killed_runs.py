@@ -114,6 +114,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_bitwise_the_same(
     assert_same(whole, tmp_path / "stopped")
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_any_moment_leaves_a_run_that_can_go_on(
     tmp_path: Path, corpus: Path, whole: Path, shared_cache: Path
 ) -> None:

@@ -34,6 +34,7 @@ def test_sections_are_skipped_when_the_time_is_used_up(tmp_path: Path) -> None:
     assert text.count("skipped: the time for the whole run was used up") == 6
 
 
+@pytest.mark.slow
 def test_a_section_that_is_stopped_keeps_what_it_found(tmp_path: Path) -> None:
     code, report, text = accept(tmp_path, "--virtual", "--sections", "ops", "--budget", "12")
     section = report["sections"]["ops"]

@@ -50,6 +50,7 @@ def train(
         executor.close()
 
 
+@pytest.mark.slow
 def test_steps_of_one_layer_equal_the_cpus_as_a_graph_or_not(virtual: Any) -> None:
     sizes = {**MICRO, "L": 1, "C": 16}
     want, _ = train(common.device_for("cpu", threads=1), 2, sizes=sizes)
