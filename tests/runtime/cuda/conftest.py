@@ -19,6 +19,7 @@ def virtual(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from tcomp.runtime.vgpu.shim.load import uninstall
 
     monkeypatch.setenv("TCOMP_VGPU_QUIET", "1")
+    context.forget()  # those of a driver that another test used
     uninstall()
     try:
         driver = install("h100")
