@@ -32,12 +32,9 @@ def finished_trials(folder: Path) -> list[tuple[str, str]]:
     path = folder / "trials.sqlite3"
     if not path.is_file():
         return []
-    try:
-        kept = storage.open_storage(path)
-        studies = [optuna.load_study(study_name=n, storage=kept) for n in optuna.get_all_study_names(kept)]
-        every = [t for s in studies for t in s.trials if t.state.is_finished()]
-    except Exception:  # another process is making the tables
-        return []
+    kept = storage.open_storage(path)
+    studies = [optuna.load_study(study_name=n, storage=kept) for n in optuna.get_all_study_names(kept)]
+    every = [t for s in studies for t in s.trials if t.state.is_finished()]
     found = [(t.user_attrs.get("kind", ""), t.user_attrs.get("values", "")) for t in every]
     return [f for f in found if f[0] != "repeated"]
 
