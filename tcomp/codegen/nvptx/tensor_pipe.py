@@ -19,7 +19,7 @@ from tcomp.codegen.cpu.types import I8, IrValue
 from tcomp.codegen.nvptx import tensor_copy
 from tcomp.codegen.nvptx.layout import leading_packs
 from tcomp.codegen.nvptx.ring import Ring
-from tcomp.ir.tile import Loop, Pack
+from tcomp.ir.tile import Compute, Loop, Pack
 
 if TYPE_CHECKING:
     from tcomp.codegen.nvptx.phase import PhaseGenerator
@@ -47,7 +47,7 @@ class TensorPipe:
         return True
 
     def generate(self) -> None:
-        em, loop = self.em, self.loop
+        em, loop, ring = self.em, self.loop, self.ring
         start, stop = self.phase.bounds(loop)
         self.start, self.stop = start, stop
         if self.phase.role == "producer":
@@ -57,16 +57,43 @@ class TensorPipe:
             for j in range(self.ring.stages):
                 self._fill_later(start, j)
         outer, self.phase.pipe = self.phase.pipe, self
-        em.loop(start, stop, loop.step, [], self._turn)
+        ring.uniform = self._short()
+        if ring.uniform and self._whole_rounds(start, stop):
+            ring.reading.fixed = 0
+            em.loop(start, stop, loop.step * ring.stages, [], self._round)
+        else:
+            em.loop(start, stop, loop.step, [], self._turn)
         self.phase.pipe = outer
         if self.drain is not None:
             em.here()
             self.drain()
             self._last()
+        ring.reading.fixed, ring.uniform = None, False
+
+    def _short(self) -> bool:
+        """Is a turn one group of wgmma and nothing else? Then what the loop itself costs is worth saving."""
+        node = self.loop.body[-1]
+        return (
+            len(self.loop.body) == len(self.packs) + 1 and isinstance(node, Compute) and self.phase.asynchronous(node)
+        )
+
+    def _whole_rounds(self, start: Int, stop: Int) -> bool:
+        """Does each run of the loop begin at the ring's first copy?"""
+        if not (isinstance(start, int) and isinstance(stop, int)) or self.ring.stages < 2:
+            return False
+        return (stop - start) % (self.loop.step * self.ring.stages) == 0
 
     # --------------------------------------------------------------------------------------------- reading
 
-    def _turn(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+    def _round(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+        """As many turns as there are copies, each with its own in the code: places are numbers, not sums."""
+        for j in range(self.ring.stages):
+            self.em.here()
+            self._turn(self.em.add(base, j * self.loop.step), (), later=j > 0)
+        return []
+
+    def _turn(self, base: Int, _: Sequence[IrValue], later: bool = False) -> Sequence[IrValue]:
+        """One turn; `later`: it is known not to be the first."""
         em, loop, ring = self.em, self.loop, self.ring
         slot = ring.wait_full()
         self._tiles_at(slot)
@@ -77,24 +104,24 @@ class TensorPipe:
         if self.drain is None:
             ring.release(slot)
         else:
-            self._when_not(base, self.start, lambda: ring.release(ring.reading.before(slot)))
+            self._unless_first(base, later, lambda: ring.release(ring.reading.before(slot)))
         ring.reading.advance()
         if self.phase.role == "all":
             ahead = ring.stages - (self.drain is not None)
             if self.drain is None:
                 self._fill_later(base, ahead)
             else:
-                self._when_not(base, self.start, lambda: self._fill_later(base, ahead))
+                self._unless_first(base, later, lambda: self._fill_later(base, ahead))
         em.here()
         return []
 
-    def _when_not(self, a: Int, b: Int, body: Callable[[], None]) -> None:
-        em = self.em
-        if isinstance(a, int) and isinstance(b, int):
-            if a != b:
+    def _unless_first(self, base: Int, later: bool, body: Callable[[], None]) -> None:
+        em, start = self.em, self.start
+        if later or (isinstance(base, int) and isinstance(start, int)):
+            if later or base != start:
                 body()
             return
-        em.when(em.here().icmp_signed("!=", em.i64(a), em.i64(b)), body)
+        em.when(em.here().icmp_signed("!=", em.i64(base), em.i64(start)), body)
 
     def _last(self) -> None:
         """Release the last turn's tiles, if there was a turn."""
@@ -113,6 +140,9 @@ class TensorPipe:
         """Let the tiles' names mean that copy of them; None: the first."""
         em = self.em
         for name, root in self.first.items():
+            self.scope.copies.pop(name, None)
+            if slot is not None and self.ring.uniform:
+                self.scope.copies[name] = root, slot, self.stage_bytes
             if slot is None or (isinstance(slot, int) and slot == 0):
                 self.scope.roots[name] = root
                 self.scope.levels.pop(name, None)
