@@ -233,6 +233,10 @@ class PhaseGenerator:
             self.em.here()
             self.em.when(self.inside, write_whole)
 
+    def asynchronous(self, s: Compute) -> bool:
+        """Is it computed by wgmma?"""
+        return any(True for _ in asynchronous((s,), self.scope))
+
     def _apart(self, producer: Producer, blocks: int) -> None:
         """The statements twice: tensor copies by one thread of the producer, everything else by the other warps."""
         em = self.em

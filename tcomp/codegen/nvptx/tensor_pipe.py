@@ -55,7 +55,7 @@ class TensorPipe:
         return True
 
     def generate(self) -> None:
-        em, loop = self.em, self.loop
+        em, loop, ring = self.em, self.loop, self.ring
         start, stop = self.phase.bounds(loop)
         self.start, self.stop = start, stop
         if self.phase.role == "producer":
@@ -65,8 +65,12 @@ class TensorPipe:
             for j in range(self.ring.stages):
                 self._fill_later(start, j)
         outer, self.phase.pipe = self.phase.pipe, self
+        ring.uniform = self._short()
         if self.rotated:
             self._if_any(self._rotated)
+        elif ring.uniform and self._whole_rounds(start, stop):
+            ring.reading.fixed = 0
+            em.loop(start, stop, loop.step * ring.stages, [], self._round)
         else:
             em.loop(start, stop, loop.step, [], self._turn)
         self.phase.pipe = outer
@@ -74,6 +78,7 @@ class TensorPipe:
             em.here()
             self.drain()
             self._if_any(self._release_before)
+        ring.reading.fixed, ring.uniform = None, False
 
     def _rotated(self) -> None:
         """The turns of a loop that has at least one, with what is late in the turn after its own."""
@@ -88,7 +93,28 @@ class TensorPipe:
         em.here()
         self.phase.groups.before(None)
 
+    def _short(self) -> bool:
+        """Is a turn one group of wgmma and nothing else? Then what the loop itself costs is worth saving."""
+        node = self.loop.body[-1]
+        return (
+            len(self.loop.body) == len(self.packs) + 1 and isinstance(node, Compute) and self.phase.asynchronous(node)
+        )
+
+    def _whole_rounds(self, start: Int, stop: Int) -> bool:
+        """Does each run of the loop begin at the ring's first copy?"""
+        if not (isinstance(start, int) and isinstance(stop, int)) or self.ring.stages < 2:
+            return False
+        return (stop - start) % (self.loop.step * self.ring.stages) == 0
+
     # --------------------------------------------------------------------------------------------- reading
+
+    def _round(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+        """As many turns as there are copies, each with its own in the code: places are numbers, not sums."""
+        for j in range(self.ring.stages):
+            self.em.here()
+            self.first = False if j else None
+            self._turn(self.em.add(base, j * self.loop.step), ())
+        return []
 
     def _turn(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
         em, loop, ring = self.em, self.loop, self.ring
@@ -138,6 +164,9 @@ class TensorPipe:
         """Let the tiles' names mean that copy of them; None: the first."""
         em = self.em
         for name, root in self.tiles.items():
+            self.scope.copies.pop(name, None)
+            if slot is not None and self.ring.uniform:
+                self.scope.copies[name] = root, slot, self.stage_bytes
             if slot is None or (isinstance(slot, int) and slot == 0):
                 self.scope.roots[name] = root
                 self.scope.levels.pop(name, None)

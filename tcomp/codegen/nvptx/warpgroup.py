@@ -132,10 +132,23 @@ class WarpgroupGenerator:
         starts = [subscript_start(em, self.scope, s, a) for s, a in zip(o.factor.access.subscripts, axes, strict=True)]
         if starts != [0, 0]:
             raise Unsupported(f"wgmma on a part of the tile '{o.buffer.name}'", o.factor.access.span)
-        b = em.here()
-        address = b.ptrtoint(self.scope.roots[o.buffer.name], I32)
-        low = b.or_(b.lshr(address, em.i64(4)), em.i64(d.low))
-        return em.i64(em.add(low, em.mul(group, d.offset(ROWS, 0))))
+        if o.buffer.name not in self.scope.copies:
+            em.here()
+            return em.i64(self._encoded(d, self.scope.roots[o.buffer.name], group))
+        root, copy, size = self.scope.copies[o.buffer.name]
+
+        def make() -> IrValue:
+            args = [em.i64(-1), em.i64(self._encoded(d, root, group)), em.i64(0), em.i64(31)]
+            return em.nvvm("shfl.sync.idx.i32", I32, args)
+
+        first = em.once(0, ("descriptor", o.buffer.name, d.low), make)
+        em.here()
+        return em.i64(em.add(first, em.mul(copy, size >> 4)))
+
+    def _encoded(self, d: Descriptors, root: IrValue, group: Int) -> Int:
+        em, b = self.em, self.em.builder
+        low = b.or_(b.lshr(b.ptrtoint(root, I32), em.i64(4)), em.i64(d.low))
+        return em.add(low, em.mul(group, d.offset(ROWS, 0)))
 
     def _registers(self) -> list[IrValue]:
         """The left operand's registers, four for each step of k of each turn."""
