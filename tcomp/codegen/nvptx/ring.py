@@ -15,14 +15,17 @@ from llvmlite import ir
 
 from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.types import I1, I8, I32, VOID, IrValue
-from tcomp.codegen.nvptx.emitter import GpuEmitter
+from tcomp.codegen.nvptx.emitter import SHARED, GpuEmitter
 
 BYTES = 8
 """of one mbarrier"""
 
 
 class Position:
-    """Which copy of a ring comes next, and the parity of that round."""
+    """Which copy of a ring comes next, and the parity of that round. `fixed` is the copy's number where the code for
+    each copy is written out, one after the other; it then starts from the first one."""
+
+    fixed: int | None = None
 
     def __init__(self, em: GpuEmitter, stages: int) -> None:
         self.em, self.stages = em, stages
@@ -34,6 +37,8 @@ class Position:
 
     @property
     def slot(self) -> Int:
+        if self.fixed is not None:
+            return self.fixed
         return 0 if self.stages == 1 else self.em.here().load(self._slot, typ=I32)
 
     @property
@@ -45,6 +50,11 @@ class Position:
         b = em.here()
         parity = b.load(self._parity, typ=I32)
         turned = b.xor(parity, em.i64(1))
+        if self.fixed is not None:
+            self.fixed = (self.fixed + 1) % self.stages
+            if self.fixed == 0:
+                b.store(turned, self._parity)
+            return
         if self.stages == 1:
             b.store(turned, self._parity)
             return
@@ -69,6 +79,8 @@ class Ring:
     def __init__(self, em: GpuEmitter, barriers: IrValue, stages: int, readers: int, cluster: int = 1) -> None:
         self.em, self.barriers, self.stages, self.readers = em, barriers, stages, readers * cluster
         self.cluster = cluster
+        self.uniform = False
+        """reach the barriers from an address that the assembler sees is the same for all lanes"""
         self.filling, self.reading = Position(em, stages), Position(em, stages)
 
     def start(self) -> None:
@@ -134,9 +146,10 @@ class Ring:
 
     def _at(self, slot: Int, first: int) -> IrValue:
         em = self.em
+        root = uniform_address(em, self.barriers) if self.uniform else self.barriers
         b = em.here()
         offset = em.add(em.mul(slot, BYTES), first * BYTES)
-        return b.gep(self.barriers, [em.i64(offset)], source_etype=I8)
+        return b.gep(root, [em.i64(offset)], source_etype=I8)
 
     def _wait(self, place: IrValue, parity: IrValue, scope: str = "cta") -> None:
         """Until the phase of that parity is over."""
@@ -150,6 +163,18 @@ class Ring:
         done = em.nvvm(f"mbarrier.try.wait.parity.scope.{scope}.space.cta", I1, [place, parity])
         em.here().cbranch(done, after, waiting)
         em.continue_in(after)
+
+
+def uniform_address(em: GpuEmitter, root: IrValue) -> IrValue:
+    """A place in shared memory by an address that stays in a uniform register. (The assembler else makes the window's
+    address anew wherever it is used, which in a short loop costs more than the loop.)"""
+
+    def make() -> IrValue:
+        b = em.builder
+        args = [em.i64(-1), b.ptrtoint(root, I32), em.i64(0), em.i64(31)]
+        return em.builder.inttoptr(em.nvvm("shfl.sync.idx.i32", I32, args), SHARED)
+
+    return em.once(0, ("uniform address", id(root)), make)
 
 
 def elected(em: GpuEmitter) -> IrValue:

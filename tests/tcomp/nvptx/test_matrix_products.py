@@ -157,8 +157,14 @@ def test_wgmma_reads_shared_tiles_in_place(xt: bool, wt: bool, by: str) -> None:
 def test_a_turn_waits_for_the_products_of_the_turn_before() -> None:
     """...whose tiles it then releases; the last turn's are awaited behind the loop."""
     error, _, ptx = product((72, 80, 264), use="wgmma", by="tma", target="sm_90a", bk=64)
-    assert error < 1e-6
+    assert error < 1e-6 and ptx.count("wgmma.commit_group") == 1
     assert ptx.index("wgmma.wait_group.sync.aligned 1") < ptx.index("wgmma.wait_group.sync.aligned 0")
+
+
+def test_turns_are_written_out_for_each_copy_of_the_ring() -> None:
+    """...where they are a multiple of its copies (three here), so that every run begins at the first."""
+    error, _, ptx = product((72, 80, 376), use="wgmma", by="tma", target="sm_90a", bk=64)
+    assert error < 1e-6 and ptx.count("wgmma.commit_group") == 3
 
 
 @pytest.mark.parametrize("dims", [(1, 1, 8), (5, 7, 13), (70, 24, 41)])
