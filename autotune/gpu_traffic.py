@@ -19,6 +19,8 @@ from tcomp.ir.multicast import cluster_of
 from tcomp.ir.tile import Compute, GridOrder, Kernel, Loop, Pack, Scope, Statement, Unpack
 from tcomp.machine.gpu import GpuMachine
 
+LADDER_LOOP = 4096
+"""values of the summed index of the products that the drift was chosen by"""
 WAVES = 64
 """Waves looked at; of more, the mean of these stands for all."""
 
@@ -40,7 +42,7 @@ def phase_traffic(kernel: Kernel, phase: tuple[Statement, ...], machine: GpuMach
     sampled = sorted({round(i * (waves - 1) / max(1, min(waves, WAVES) - 1)) for i in range(min(waves, WAVES))})
     total = 0.0
     places_of = _Places(kernel, phase, nest)
-    drift = PERSISTENT_DRIFT if kernel.order.persistent else DRIFT
+    drift = _drift(kernel, phase)
     for w in sampled:
         places = [places_of(b) for b in range(w * wave, min(blocks, (w + 1) * wave))]
         unique = sum(
@@ -65,6 +67,27 @@ def _grid(phase: tuple[Statement, ...]) -> list[tuple[Loop, int]]:
         found.append((loop, max(1, math.ceil(extent / loop.step))))
         at = list(loop.body)
     return found
+
+
+def _drift(kernel: Kernel, phase: tuple[Statement, ...]) -> float:
+    """How far apart blocks are, in shares of their pipeline's loop: the distance that the ladder's kernels have in their
+    loop of 4096 values, for what parts blocks (starts, stores, waits) does not grow with the loop."""
+    share = PERSISTENT_DRIFT if kernel.order.persistent else DRIFT
+    lengths = [n for n in (_length(s) for s in phase) if n]
+    return min(1.0, share * LADDER_LOOP / max(lengths)) if lengths else share
+
+
+def _length(s: Statement) -> float:
+    """Values that the longest pipeline below walks; 0 without one (or of a length that is not known)."""
+    if not isinstance(s, Loop):
+        return 0.0
+    own = 0.0
+    if s.level == "pipe":
+        try:
+            own = float(evaluate_dim(s.stop, {}) - evaluate_dim(s.start, {}))
+        except TcError:
+            own = 0.0
+    return max([own, *(_length(b) for b in s.body)])
 
 
 class _Places:

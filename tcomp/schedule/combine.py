@@ -32,6 +32,9 @@ from tcomp.schedule.nest import Leaf, scatter_indices, sink_copies
 from tcomp.schedule.resolve import KernelPlan, TileLevel
 from tcomp.schedule.split_sum import divides, split_sum, splittable, undivided
 
+BLOCKS_PER_SM = 8
+"""of a sorted scatter: each owns rows, and waits for memory at every contribution to one of them"""
+
 
 class Combining:
     """Makes the leaves of one kernel. `extents`, `dtypes` and `shapes` gain the entries of what joining adds."""
@@ -181,7 +184,7 @@ class Combining:
             )
         rows = self.shapes[eq.target.name][gathers[0]]
         blocks = math.prod(-(-self.extents[t.index] // (t.block or 1)) for t in plan.sequence if t.parallel)
-        count = max(1, min(rows, 2 * int(self.family.rules.facts["sms"]) // blocks))
+        count = max(1, min(rows, BLOCKS_PER_SM * int(self.family.rules.facts["sms"]) // blocks))
         size = -(-rows // count)
         index = f"{eq.target.name}.rows"
         self.extents[index] = -(-rows // size)

@@ -200,6 +200,5 @@ def test_traffic_follows_the_order_of_tiles() -> None:
     bands = product(16384, 50304, 768, DType.BF16)
     rows = replace(bands, order=GridOrder(persistent=True))
     assert bands.order.raster == 8
-    compulsory = 2 * (16384 * 768 + 50304 * 768 + 16384 * 50304)
     traffic = [phase_traffic(k, k.phases[0], H100, 1) for k in (bands, rows)]
-    assert traffic[0] < 1.2 * compulsory and traffic[1] > 2 * compulsory
+    assert 2 * 16384 * 50304 < traffic[0] < traffic[1] / 3
