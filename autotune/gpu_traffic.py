@@ -70,7 +70,7 @@ def _grid(phase: tuple[Statement, ...]) -> list[tuple[Loop, int]]:
 
 
 def _drift(kernel: Kernel, phase: tuple[Statement, ...]) -> float:
-    """How far apart blocks are, in shares of their pipeline's loop: as far as the ladder's kernels in their loop of 4096
+    """How far apart blocks are, in shares of their pipeline's loop: as far as the ladder's kernels in theirs of 4096
     values, for what parts blocks (starts, stores, waits) does not grow with the loop."""
     share = PERSISTENT_DRIFT if kernel.order.persistent else DRIFT
     lengths = [n for n in (_length(s) for s in phase) if n]

@@ -104,7 +104,10 @@ class ScheduleRules(ExpressionRules):
                 shared.append(line)
         if not kernels:
             kernels, shared = [ast.KernelSchedule((), tuple(shared), self._span(keyword, target))], []
-        return [ast.Schedule(str(op), str(target), tuple(shared), tuple(kernels), self._token_span(op)) for op in ops]
+        names = tuple(map(str, ops))
+        return [
+            ast.Schedule(str(op), str(target), tuple(shared), tuple(kernels), self._token_span(op), names) for op in ops
+        ]
 
 
 def _conjuncts(e: Expr) -> list[Expr]:

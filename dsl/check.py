@@ -12,10 +12,13 @@ from tcomp.dsl.check_functions import check_function, check_monoid
 from tcomp.dsl.check_models import check_model
 from tcomp.dsl.check_ops import check_op
 from tcomp.dsl.check_schedules import check_schedule
+from tcomp.dsl.compose import compose
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import listing
 from tcomp.dsl.infer import infer
+from tcomp.dsl.inherit import inherit
 from tcomp.dsl.recipes import RECIPES
+from tcomp.dsl.shared_schedules import fit_shared
 
 __all__ = ["check", "diagnose", "infer"]
 
@@ -48,6 +51,7 @@ def _examine(sources: Sequence[Source], precision: str | None = None) -> tuple[M
     scalar = [item for item in items if isinstance(item, Function | Monoid)]
     for group in (scalar, [item for item in items if item not in scalar]):
         if not errors:  # types of expressions are looked up through functions, so those must be right
+            errors += _compose_ops(module) if group is not scalar else []
             errors += _check_items(group, module)
     for e in errors:
         e.text = e.text or texts.get(e.span.file, "")
@@ -59,6 +63,25 @@ def _check_items(items: Sequence[Item], module: Module) -> list[TcError]:
     for item in items:
         try:
             _check_item(item, module)
+        except TcError as error:
+            errors.append(error)
+    return errors
+
+
+def _compose_ops(module: Module) -> list[TcError]:
+    """Calls of ops written out, and schedules of several ops cut to each."""
+    errors = []
+    composed = {}
+    for name, op in module.ops.items():
+        try:
+            composed[name] = compose(op, module)
+        except TcError as error:
+            errors.append(error)
+    module.ops.update(composed)
+    if not errors:
+        fit_shared(module)
+        try:
+            inherit(module)
         except TcError as error:
             errors.append(error)
     return errors
@@ -94,12 +117,12 @@ def _insert(table: dict, key: object, item: Item, kind: str) -> None:  # type: i
 def _check_item(item: Item, module: Module) -> None:
     match item:
         case Op():
-            check_op(item, module)
+            check_op(module.ops.get(item.name, item), module)
         case Function():
             check_function(item, module)
         case Monoid():
             check_monoid(item, module)
         case Schedule():
-            check_schedule(item, module)
+            check_schedule(module.schedules.get((item.op, item.target), item), module)
         case Model():
             check_model(item, module)

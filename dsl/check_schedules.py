@@ -125,10 +125,11 @@ class _Names:
                 if name not in family.flags:
                     hint = did_you_mean(name, (*family.flags, *family.directives, "kernel"), "directive")
                     raise TcError(f"unknown directive '{name}' on {family.name}", d.span, hint=hint)
-                if name == "inline":
-                    for a in args:
-                        if isinstance(a, ast.Name):
-                            self.tensor(a.id, a.span, "inline")
+                for a in args:
+                    if name in ("inline", "overlap") and isinstance(a, ast.Name):
+                        self.tensor(a.id, a.span, name)
+                    if name == "reverse" and isinstance(a, ast.Name):
+                        self.loop(a.id, a.span)
 
     def meaningful(self, directive: str, span: Span) -> None:
         if directive not in self.family.directives:

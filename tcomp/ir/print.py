@@ -52,6 +52,7 @@ def print_kernel(kernel: Kernel) -> str:
         lines.append(f"  clusters of {kernel.cluster.blocks} blocks along {kernel.cluster.variable}")
     lines += ["  persistent blocks"] * kernel.order.persistent
     lines += [f"  raster in bands of {kernel.order.raster}"] if kernel.order.raster else []
+    lines += [f"  blocks of {v} from the last to the first" for v in sorted(kernel.order.reversed)]
     lines += [f"  {b.scope.value} {print_buffer(b)}  # {_size(b)}" for b in kernel.tiles]
     lines += [f"  inplace {out} over {source}" for out, source in sorted(kernel.inplace)]
     if kernel.flops:
@@ -141,7 +142,7 @@ def _compute_head(s: Compute) -> str:
     else:
         head += print_expression(s.value) + guard
     if s.instruction:
-        head += f"  # by {s.instruction}"
+        head += f"  # by {s.instruction}" + (", beside the next turn" if s.late else "")
     if s.atomic:
         return head + "  # atomic"
     return head if s.distinct else head + "  # scatter, points in order"

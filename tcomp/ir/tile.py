@@ -213,7 +213,8 @@ class Compute:
     is false contribute nothing (are not written, or add the reducer's identity).
     With `atomic`, blocks add to the target at the same time (sums only); the order, and so the rounding, varies.
     With `prefetch`, that memory is brought nearer while the reduction runs (CPU).
-    `instruction` names the family of matrix instructions that a contraction is computed with ("" for none).
+    `instruction` names the family of matrix instructions that a contraction is computed with ("" for none). With
+    `late` it may run beside the next turn of the loop around, up to the first statement that needs its result.
     `distinct` is False when two points of the parallel axes may name the same target element (a scatter);
     then points run in order.
     """
@@ -230,6 +231,7 @@ class Compute:
     instruction: str = ""
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
     prefetch: tuple[Prefetch, ...] = ()
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,10 +334,12 @@ class Cluster:
 class GridOrder:
     """How blocks come to the turns of the grid loops. `persistent`: as many blocks as there are multiprocessors take
     turns one after the other. `raster`: of the two innermost loops, bands of so many turns of the outer one are walked
-    column by column, so that blocks running at a time share operands in L2; 0: row by row."""
+    column by column, so that blocks running at a time share operands in L2; 0: row by row. Loops whose variable is
+    `reversed` are walked from their end: the longest blocks of a triangle first."""
 
     persistent: bool = False
     raster: int = 0
+    reversed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from tcomp.schedule.emit import IDENTITY
 from tcomp.schedule.family import Family
 from tcomp.schedule.nest import Leaf, scatter_indices, sink_copies
 from tcomp.schedule.resolve import KernelPlan, TileLevel
-from tcomp.schedule.split_sum import divides, split_sum, splittable, undivided
+from tcomp.schedule.split_sum import divides, joining_loops, renamed, split_sum, splittable, undivided
 
 BLOCKS_PER_SM = 8
 """of a sorted scatter: each owns rows, and waits for memory at every contribution to one of them"""
@@ -90,7 +90,8 @@ class Combining:
                 leaves.append(first)
                 joins.append(join)
             elif joined:
-                leaves += self._partials(plan, leaf, joined[0].over, joined[0].by, joined[0].span, len(leaves))
+                pair, plan = self._partials(plan, leaf, joined[0].over, joined[0].by, len(leaves))
+                leaves += pair
             else:
                 leaves.append(leaf)
         leaves = _numbered([*leaves, *joins])
@@ -199,8 +200,9 @@ class Combining:
         grid = [t for t in plan.sequence if t.index == over and t.parallel]
         return self.family.level == "grid" and bool(grid) and divides(plan, over) and splittable(leaf.equation)
 
-    def _partials(self, plan: KernelPlan, leaf: Leaf, over: str, by: str, span: object, at: int) -> list[Leaf]:
-        """`s = sum i: x[i]` by partials --> `s.partial[block] = sum i in block: x[i]`; `s = sum block: ...`."""
+    def _partials(self, plan: KernelPlan, leaf: Leaf, over: str, by: str, at: int) -> tuple[list[Leaf], KernelPlan]:
+        """`s[n] = sum i: x[i, n]` by partials --> `s.partial[block, n] = sum i in block: x[i, n]`, and in a phase of
+        its own `s[n'] = sum block: s.partial[block, n']`. On a GPU that phase has its own blocks for n'."""
         eq = leaf.equation
         directive = next(c for c in plan.combine if c.over == over and eq.target.name in c.names)
         core = [t for t in plan.sequence if t.index == over and t.parallel]
@@ -224,20 +226,32 @@ class Combining:
         count = -(-self.extents[over] // level.block)
         name, index = f"{eq.target.name}.partial", f"{over}.block"
         self.extents[index] = count
-        mapped = self.family.partial_loop(index)
-        if mapped is not None:
-            plan.loops[index] = mapped
-        self.dtypes[name] = self.dtypes[eq.target.name]
+        own = self.dtypes[eq.target.name]
+        self.dtypes[name] = own if own.bytes >= 4 else DType.F32
+        self.shapes[name] = (count, *(self.extents[i] for i in leaf.parallel))
         number = Binary("//", Name(level.variable), Num(level.block))
-        subs = eq.target.subscripts
-        self.shapes[name] = (*(self.extents[i] for i in leaf.parallel), count)
-        first = replace(eq, targets=(Target(name, (*subs, number)),), accumulate=False)
-        joined = Reduction(value.reducer, (index,), None, None, (Access(name, (*subs, Name(index))),), value.span)
-        second = replace(eq, value=joined)
+        rows = tuple(Name(i) for i in leaf.parallel)
+        first = replace(eq, targets=(Target(name, (number, *rows)),), accumulate=False)
+        joined = {i: i for i in leaf.parallel}
+        if self.family.level == "grid" and rows:
+            joined = {i: f"{i}.{eq.target.name}" for i in leaf.parallel}
+            self.extents.update({new: self.extents[i] for i, new in joined.items()})
+            shape = self.family.shape(plan, self.extents, self.text)
+            maps = joining_loops(list(joined.values()), shape, level, (index, count))
+            levels = tuple(t for m in maps for t in m.tiles)
+            plan = replace(plan, loops={**plan.loops, **{m.index: m for m in maps}}, sequence=(*levels, *plan.sequence))
+        elif (mapped := self.family.partial_loop(index)) is not None:
+            plan = replace(plan, loops={**plan.loops, index: mapped})
+        read = Access(name, (Name(index), *(Name(joined[i]) for i in leaf.parallel)))
+        second = replace(
+            eq,
+            targets=(Target(eq.target.name, renamed(eq.target.subscripts, joined)),),
+            value=Reduction(value.reducer, (index,), None, None, (read,), value.span),
+        )
         return [
             Leaf(first, at, leaf.parallel, leaf.reduced, frozenset(), over),
-            Leaf(second, at + 1, leaf.parallel, (index,)),
-        ]
+            Leaf(second, at + 1, tuple(joined.values()), (index,), copies=True),
+        ], plan
 
 
 def _numbered(leaves: list[Leaf]) -> list[Leaf]:

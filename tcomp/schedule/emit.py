@@ -331,6 +331,7 @@ class Emitter:
             leaf.atomic,
             use.instruction if use is not None else "",
             leaf.equation.span,
+            late=use is not None and any(n in self.plan.overlap for n in (target.tensor, *leaf.sums_for)),
         )
         return out
 

@@ -18,6 +18,7 @@ from tcomp.schedule.emit import Emitter
 from tcomp.schedule.gpu_levels import GpuLevels, padded_extents, thread_shape
 from tcomp.schedule.instructions import check_instructions
 from tcomp.schedule.launch_flags import check_flags
+from tcomp.schedule.overlap import check_overlap
 from tcomp.schedule.prefetch import prefetched
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LevelRules, LoopMap
 from tcomp.schedule.scopes import assign_scopes
@@ -160,6 +161,7 @@ class GpuFamily:
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         check_tensor_copies(kernel, self.machine, text)
         check_instructions(kernel, plan, self.machine.target, text)
+        check_overlap(kernel, plan, self.machine.target, text)
         check_flags(kernel, plan.flags, plan.sequence, text)
 
 

@@ -4,12 +4,13 @@ producer warp             one more warp issues all tensor copies, the others onl
 producer warpgroup(40)    four more, which keep 40 registers a thread and leave the rest to the others
 persistent                as many blocks as multiprocessors, each with tile after tile
 raster(8)                 tiles in bands of 8 rows, so that neighbours in time share operands in L2
+reverse q                 blocks of the grid loop over q from the last to the first
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tcomp.dsl.ast import NO_SPAN, Call, Directive, Flag, Name, Span
@@ -30,7 +31,20 @@ class Clustered(Protocol):
     def span(self) -> Span: ...
 
 
-FLAGS = ("producer", "persistent", "raster")
+class Tiled(Protocol):
+    """A tile level, as far as the order of blocks goes."""
+
+    @property
+    def index(self) -> str: ...
+
+    @property
+    def variable(self) -> str: ...
+
+    @property
+    def parallel(self) -> bool: ...
+
+
+FLAGS = ("producer", "persistent", "raster", "reverse")
 WARPS = {"warp": 1, "warpgroup": 4}
 
 
@@ -58,7 +72,34 @@ def launch_flags(directives: Iterable[Directive], values: Mapping[str, int | flo
     if "persistent" in found and found["persistent"].args:
         raise TcError("`persistent` takes no number", found["persistent"].span, text, "write: persistent")
     producer = _producer(found["producer"], values, text) if "producer" in found else None
-    return LaunchFlags(producer, GridOrder("persistent" in found, raster), tuple((n, d.span) for n, d in found.items()))
+    order = GridOrder("persistent" in found, raster, _reversed(found.get("reverse"), text))
+    return LaunchFlags(producer, order, tuple((n, d.span) for n, d in found.items()))
+
+
+def _reversed(flag: Flag | None, text: str) -> frozenset[str]:
+    """The loops (not yet their variables) that `reverse` names."""
+    if flag is None:
+        return frozenset()
+    names = [a.id for a in flag.args if isinstance(a, Name)]
+    if not names or len(names) < len(flag.args):
+        raise TcError("`reverse` takes the loops to reverse", flag.span, text, "write: reverse q")
+    return frozenset(names)
+
+
+def blocks_order(flags: LaunchFlags, sequence: Sequence[Tiled], text: str) -> GridOrder:
+    """The order of blocks with the variables of the grid loops it names. TcError where a reversed loop has none."""
+    variables = set()
+    for name in sorted(flags.order.reversed):
+        own = [t.variable for t in sequence if t.parallel and t.index == name]
+        if not own:
+            raise TcError(
+                f"`reverse` orders blocks, and loop '{name}' is not divided among blocks in this kernel",
+                flags.span("reverse"),
+                text,
+                f"give it a grid level: {name} -> grid(64)",
+            )
+        variables |= set(own)
+    return replace(flags.order, reversed=frozenset(variables))
 
 
 def _number(flag: Flag, values: Mapping[str, int | float], text: str) -> int:

@@ -28,6 +28,7 @@ from tcomp.schedule.emit import Emitter, once
 from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.fill import needs_zero, zero
 from tcomp.schedule.inplace import inplace_pairs
+from tcomp.schedule.launch_flags import blocks_order
 from tcomp.schedule.legality import check_core_loops, check_fuse, check_nesting
 from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build
 from tcomp.schedule.normal import normalise, part_of
@@ -218,7 +219,7 @@ class _Lowering:
             shape,
             plan.span,
             plan.flags.producer,
-            plan.flags.order,
+            blocks_order(plan.flags, plan.sequence, self.text),
             traffic(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
             self._cluster(plan),
         )

@@ -37,7 +37,7 @@ class Leaf:
     sums_for: tuple[str, ...] = ()
     """the outputs whose sums this equation collects in a private tile"""
     copies: bool = False
-    """writes such a tile to its output"""
+    """writes such a tile, or what blocks left of a sum, to its output"""
     atomic: bool = False
     """blocks add to its target at the same time"""
     guard: Expr | None = None
@@ -151,8 +151,9 @@ def depends(second: Leaf, first: Leaf) -> bool:
 
 
 def sink_copies(leaves: list[Leaf]) -> list[Leaf]:
-    """Equations that write a private sum to its output move behind all that do not depend on them, so that they
-    do not stand between equations which share the loop around the sum. Those of the same loops go together."""
+    """Equations that write a private sum, or join partial ones, into their output move behind all that do not depend on
+    them, so that they do not stand between equations which share the loop around the sum. Those of the same loops go
+    together."""
     out: list[Leaf] = []
     waiting: list[Leaf] = []
     for leaf in leaves:

@@ -117,6 +117,8 @@ class KernelPlan:
     casts: dict[str, DType] = field(default_factory=dict)
     """tensor, or equation.tensor for its reads in one equation -> the type it is held in (rounded to)"""
     flags: LaunchFlags = LaunchFlags()
+    overlap: dict[str, Span] = field(default_factory=dict)
+    """equation whose matrix product runs beside the loop's next turn -> where that is said"""
     parts: dict[str, tuple[str, int]] = field(default_factory=dict)
     """index -> the index that counts its parts, and the values in one part (`split_sum.py`)"""
 
@@ -224,6 +226,13 @@ class Resolver:
             {n: d for d in directives if isinstance(d, Use) and d.instruction != "fma" for n in d.names},
             casts_in(directives, self.storage),
             launch_flags(directives, self.facts | values, self.text),
+            {
+                a.id: a.span
+                for d in directives
+                if isinstance(d, Flag) and d.name == "overlap"
+                for a in d.args
+                if isinstance(a, Name)
+            },
         )
 
     def _tuned(self, directives: tuple[Directive, ...], outputs: tuple[str, ...]) -> dict[str, int | float]:
@@ -274,7 +283,7 @@ class Resolver:
 
     def _refuse(self, d: Directive) -> None:
         """Directives of the language that no lowering exists for yet must not be ignored."""
-        if isinstance(d, Flag) and d.name not in ("inline", *FLAGS):
+        if isinstance(d, Flag) and d.name not in ("inline", "overlap", *FLAGS):
             raise self.error(
                 f"`{d.name}` cannot be lowered yet",
                 d.span,

@@ -67,7 +67,7 @@ def split_sum(
     summed = Access(name, (Name(block), *(Name(new[i]) for i in leaf.parallel)))
     second = replace(
         eq,
-        targets=(Target(target.name, _renamed(target.subscripts, new)),),
+        targets=(Target(target.name, renamed(target.subscripts, new)),),
         value=Reduction(value.reducer, (block,), None, None, (summed,), value.span),
     )
     maps = joining_loops([new[i] for i in leaf.parallel], shape, outer)
@@ -93,9 +93,18 @@ def splittable(eq: Equation) -> bool:
     return plain and isinstance(eq.value, Reduction) and eq.value.reducer in ("sum", "max", "min")
 
 
-def joining_loops(indices: list[str], shape: ThreadShape, outer: TileLevel) -> list[LoopMap]:
-    """The loops of the joining equation: lanes and warps along x take the last index, those along y the one before."""
+def joining_loops(
+    indices: list[str], shape: ThreadShape, outer: TileLevel, over: tuple[str, int] | None = None
+) -> list[LoopMap]:
+    """The loops of the joining equation: lanes and warps along x take the last index, those along y the one before,
+    or where there is none `over`, the index that counts parts and how many there are."""
     maps: list[LoopMap] = []
+    if over is not None and len(indices) == 1 and shape.lanes_y * shape.warps_y > 1:
+        index, count = over
+        share = -(-count // shape.warps_y)
+        warp = WarpLevel("y", share, shape.warps_y) if shape.warps_y > 1 else None
+        lane = LaneLevel("y", -(-share // shape.lanes_y)) if shape.lanes_y > 1 else None
+        maps.append(LoopMap(index, warp=warp, lane=lane, span=outer.span))
     for d, index in enumerate(reversed(indices)):
         warp, lane, size, grain = None, None, 1, 1
         if d == 0:
@@ -108,9 +117,9 @@ def joining_loops(indices: list[str], shape: ThreadShape, outer: TileLevel) -> l
             lane = LaneLevel("y", 1) if shape.lanes_y > 1 else None
             warp = WarpLevel("y", shape.lanes_y, shape.warps_y) if shape.warps_y > 1 else None
         level = TileLevel(index, 0, outer.kind, size, outer.span, place=("x", "y", "z")[min(d, 2)])
-        maps.insert(0, LoopMap(index, (level,), warp=warp, lane=lane, grain=grain, span=outer.span))
+        maps.append(LoopMap(index, (level,), warp=warp, lane=lane, grain=grain, span=outer.span))
     return maps
 
 
-def _renamed(subscripts: tuple[Expr, ...], names: Mapping[str, str]) -> tuple[Expr, ...]:
+def renamed(subscripts: tuple[Expr, ...], names: Mapping[str, str]) -> tuple[Expr, ...]:
     return tuple(substitute(s, {old: Name(new) for old, new in names.items()}) for s in subscripts)

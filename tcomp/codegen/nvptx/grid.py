@@ -5,6 +5,8 @@ loops (rows outside, columns inside) bands of b rows are walked column by column
 
     band, rest = divmod(number, b * columns); height = min(b, rows - band * b)
     row, column = band * b + rest % height, rest // height
+
+Loops that run in reverse count from their last turn.
 """
 
 from __future__ import annotations
@@ -63,6 +65,9 @@ class Turns:
             counts.insert(0, own)
         if self.cluster > 1:
             counts[self.along] = em.add(em.mul(counts[self.along], self.cluster), rank)
+        for at, (loop, r) in enumerate(zip(self.loops, self.ranges, strict=True)):
+            if loop.variable in order.reversed:
+                counts[at] = em.add(em.mul(counts[at], -1), len(r) - 1)
         return [em.add(em.mul(c, r.step), r.start) for c, r in zip(counts, self.ranges, strict=True)]
 
 
@@ -100,6 +105,8 @@ def _banded(em: GpuEmitter, number: Int, rows: int, columns: int, band: int) -> 
     """Row and column of a number below rows * columns."""
     whole, rest = _divided(em, number, band * columns, rows * columns if band >= rows else 0)
     first = em.mul(whole, band)
+    if isinstance(rest, int) and not isinstance(first, int):  # bands of one tile
+        return first, rest
     if isinstance(rest, int):
         assert isinstance(first, int)
         height = min(band, rows - first)

@@ -20,6 +20,7 @@ from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.fragments import fragment_element, packed_rows
+from tcomp.codegen.nvptx.groups import Groups
 from tcomp.codegen.nvptx.operand_address import OperandAddress
 from tcomp.codegen.nvptx.warpgroup import Hold, WarpgroupGenerator
 from tcomp.dsl.ast import DType
@@ -33,13 +34,22 @@ UNROLLED = 128
 """instructions that are written out; more are a loop over steps of k"""
 
 
-def write_contraction(em: GpuEmitter, scope: GpuScope, node: Compute, hold: Hold | None) -> None:
-    """A `Compute` by the matrix instructions it names; with `hold` alone in the pipe loop that fills its operands."""
+def write_contraction(
+    em: GpuEmitter, scope: GpuScope, node: Compute, groups: Groups, hold: Hold | None, pipelined: bool
+) -> None:
+    """A `Compute` by the matrix instructions it names; with `hold` alone in the pipe loop that fills its operands.
+    Asynchronous ones are awaited by `groups`, and issued late if the node says so and its loop is `pipelined`."""
     match = matched(node, scope)
-    if match.instruction.threads == 128:
-        WarpgroupGenerator(em, scope, node, match, hold).generate()
-    else:
+    if match.instruction.threads != 128:
         MatrixGenerator(em, scope, node, match).generate()
+        return
+    generator = WarpgroupGenerator(em, scope, node, match, hold)
+    if hold is not None:
+        generator.generate()
+    elif node.late and pipelined:
+        groups.postpone(generator)
+    else:
+        groups.issue(generator)
 
 
 def matched(node: Compute, scope: GpuScope) -> Match:

@@ -20,6 +20,7 @@ from tcomp.codegen.nvptx.emitter import GLOBAL, GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import slot_type
 from tcomp.codegen.nvptx.grid import turns_of
+from tcomp.codegen.nvptx.groups import Groups
 from tcomp.codegen.nvptx.launch import OperandMap
 from tcomp.codegen.nvptx.layout import SharedLayout, leading_packs, pipe_stages, rings_of, statements_in, team_layout
 from tcomp.codegen.nvptx.matrix import matched, write_contraction
@@ -100,6 +101,7 @@ class PhaseGenerator:
         self.delivered = {s.buffer for s in statements_in(phase) if isinstance(s, Unpack)}
         self.tensor_tiles: dict[int, TensorTile] = {}
         self.em = GpuEmitter(function, shape)
+        self.groups = Groups(self.em)
         em = self.em
         b = em.here()
         names = [o.name for o in kernel.operands]
@@ -211,17 +213,25 @@ class PhaseGenerator:
         """One Compute; not in a block that only makes its cluster whole. `hold` is the pipe's, where the Compute is all
         that its turns do."""
 
+        rotated = self.pipe is not None and self.pipe.rotated
+
         def write() -> None:
             if s.instruction:
-                write_contraction(self.em, self.scope, s, hold)
+                write_contraction(self.em, self.scope, s, self.groups, hold, rotated)
             else:
                 ComputeGenerator(self.em, self.scope, s).generate()
 
         if self.inside is None:
             write()
         else:
+
+            def write_whole() -> None:
+                write()
+                self.groups.before(None)
+
+            self.groups.before(None)
             self.em.here()
-            self.em.when(self.inside, write)
+            self.em.when(self.inside, write_whole)
 
     def asynchronous(self, s: Compute) -> bool:
         """Is it computed by wgmma?"""
@@ -350,7 +360,9 @@ class PhaseGenerator:
                 continue
             if isinstance(s, Compute) and s.target.tensor in self.delivered:
                 self._before_delivery()
-            if at in self.sync.barriers and self.role != "producer":
+            barrier = at in self.sync.barriers and self.role != "producer"
+            self.groups.before(touched(s, self.scope) if isinstance(s, Compute) and not barrier else None)
+            if barrier:
                 if at in self.sync.awaits:
                     self.await_copies(0)
                 self.em.barrier()
@@ -368,6 +380,7 @@ class PhaseGenerator:
                     self._unpack(s)
                 case Loop():
                     self._loop(s, at)
+        self.groups.end()
         for s in body[skip:]:
             if isinstance(s, Pack) and s.by == "tma":
                 self.tensor_tiles[id(s)].release()
@@ -443,6 +456,12 @@ def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
     copied = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
     read = {o.buffer.name for m in asynchronous(phase, scope) for o in (m.a, m.b) if not o.in_registers}
     return bool(read - copied)
+
+
+def touched(s: Compute, scope: GpuScope) -> set[str]:
+    """Buffers that must be at rest when the Compute begins. One by wgmma may add to what a group before it adds to."""
+    adds = s.accumulate and s.instruction and matched(s, scope).instruction.threads == 128
+    return {a.tensor for a in accesses_of(s) if not (adds and a == s.target)}
 
 
 def asynchronous(phase: Sequence[Statement], scope: GpuScope) -> Iterator[Match]:

@@ -6,7 +6,10 @@
         release; issue the copies of a later one
 
 A turn's copies are issued by one thread, and wait until every warp has released the ring's place. `hold` lets
-asynchronous reads (wgmma) go on beyond the turn.
+asynchronous reads (wgmma) go on beyond the turn. So does a loop with a `late` statement, whose first turn is written
+apart, since there is nothing late before it:
+
+    turn 0, its late statement put off; each other turn, with that of the turn before in it; the last turn's
 """
 
 from __future__ import annotations
@@ -33,9 +36,14 @@ class TensorPipe:
         self.em, self.scope = phase.em, phase.scope
         self.packs = leading_packs(loop)
         self.stage_bytes = phase.layout.stages.get(id(loop), 0)
-        self.first = {p.buffer: self.scope.roots[p.buffer] for p in self.packs}
+        self.tiles = {p.buffer: self.scope.roots[p.buffer] for p in self.packs}
         self.bytes = sum(tensor_copy.copied_bytes(p, self.scope.buffers) for p in self.packs)
         self.drain: Callable[[], None] | None = None
+        self.rotated = ring.stages > 1 and any(isinstance(s, Compute) and s.late for s in loop.body)
+        self.held = self.rotated
+        """Are a turn's tiles released a turn later?"""
+        self.first: bool | None = None
+        """Whether the turn being written is the loop's first; None if it may be."""
 
     def hold(self, drain: Callable[[], None]) -> bool:
         """Asked while a turn's statements are written: what the turn reads is still being read when they end, and no
@@ -43,7 +51,7 @@ class TensorPipe:
         the loop to end the last turn's reads. False (and nothing changes) in a ring of one, which has no later turn."""
         if self.ring.stages < 2:
             return False
-        self.drain = drain
+        self.drain, self.held = drain, True
         return True
 
     def generate(self) -> None:
@@ -58,7 +66,9 @@ class TensorPipe:
                 self._fill_later(start, j)
         outer, self.phase.pipe = self.phase.pipe, self
         ring.uniform = self._short()
-        if ring.uniform and self._whole_rounds(start, stop):
+        if self.rotated:
+            self._if_any(self._rotated)
+        elif ring.uniform and self._whole_rounds(start, stop):
             ring.reading.fixed = 0
             em.loop(start, stop, loop.step * ring.stages, [], self._round)
         else:
@@ -67,8 +77,21 @@ class TensorPipe:
         if self.drain is not None:
             em.here()
             self.drain()
-            self._last()
+            self._if_any(self._release_before)
         ring.reading.fixed, ring.uniform = None, False
+
+    def _rotated(self) -> None:
+        """The turns of a loop that has at least one, with what is late in the turn after its own."""
+        em = self.em
+        with em.frame():
+            em.here()
+            self.first = True
+            self._turn(self.start, ())
+        self.first, self.phase.groups.caught_up = False, self._release_before
+        em.here()
+        em.loop(em.add(self.start, self.loop.step), self.stop, self.loop.step, [], self._turn)
+        em.here()
+        self.phase.groups.before(None)
 
     def _short(self) -> bool:
         """Is a turn one group of wgmma and nothing else? Then what the loop itself costs is worth saving."""
@@ -90,11 +113,11 @@ class TensorPipe:
         """As many turns as there are copies, each with its own in the code: places are numbers, not sums."""
         for j in range(self.ring.stages):
             self.em.here()
-            self._turn(self.em.add(base, j * self.loop.step), (), later=j > 0)
+            self.first = False if j else None
+            self._turn(self.em.add(base, j * self.loop.step), ())
         return []
 
-    def _turn(self, base: Int, _: Sequence[IrValue], later: bool = False) -> Sequence[IrValue]:
-        """One turn; `later`: it is known not to be the first."""
+    def _turn(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
         em, loop, ring = self.em, self.loop, self.ring
         slot = ring.wait_full()
         self._tiles_at(slot)
@@ -102,45 +125,46 @@ class TensorPipe:
         self.phase.statements(loop.body, self.path, len(self.packs))
         self.phase.unbind(loop.variable)
         self._tiles_at(None)
-        if self.drain is None:
+        if not self.held:
             ring.release(slot)
-        else:
-            self._unless_first(base, later, lambda: ring.release(ring.reading.before(slot)))
+        elif not self.rotated:
+            self._after_first(base, lambda: ring.release(ring.reading.before(slot)))
         ring.reading.advance()
         if self.phase.role == "all":
-            ahead = ring.stages - (self.drain is not None)
-            if self.drain is None:
-                self._fill_later(base, ahead)
+            if self.held:
+                self._after_first(base, lambda: self._fill_later(base, ring.stages - 1))
             else:
-                self._unless_first(base, later, lambda: self._fill_later(base, ahead))
+                self._fill_later(base, ring.stages)
         em.here()
         return []
 
-    def _unless_first(self, base: Int, later: bool, body: Callable[[], None]) -> None:
-        em, start = self.em, self.start
-        if later or (isinstance(base, int) and isinstance(start, int)):
-            if later or base != start:
-                body()
-            return
-        em.when(em.here().icmp_signed("!=", em.i64(base), em.i64(start)), body)
+    def _after_first(self, turn: Int, body: Callable[[], None]) -> None:
+        """Emit `body`, to be run in all turns but the loop's first."""
+        em = self.em
+        first = turn == self.start if isinstance(turn, int) and isinstance(self.start, int) else self.first
+        if first is None:
+            em.when(em.here().icmp_signed("!=", em.i64(turn), em.i64(self.start)), body)
+        elif not first:
+            body()
 
-    def _last(self) -> None:
-        """Release the last turn's tiles, if there was a turn."""
-        em, ring = self.em, self.ring
-
-        def release() -> None:
-            ring.release(ring.reading.before(ring.reading.slot))
-
+    def _if_any(self, body: Callable[[], None]) -> None:
+        """Emit `body`, to be run if the loop has a turn."""
+        em = self.em
         if isinstance(self.start, int) and isinstance(self.stop, int):
             if self.start < self.stop:
-                release()
+                body()
             return
-        em.when(em.here().icmp_signed("<", em.i64(self.start), em.i64(self.stop)), release)
+        em.when(em.here().icmp_signed("<", em.i64(self.start), em.i64(self.stop)), body)
+
+    def _release_before(self) -> None:
+        """Release the tiles of the turn before this one (behind the loop: of the last)."""
+        ring = self.ring
+        ring.release(ring.reading.before(ring.reading.slot))
 
     def _tiles_at(self, slot: Int | None) -> None:
         """Let the tiles' names mean that copy of them; None: the first."""
         em = self.em
-        for name, root in self.first.items():
+        for name, root in self.tiles.items():
             self.scope.copies.pop(name, None)
             if slot is not None and self.ring.uniform:
                 self.scope.copies[name] = root, slot, self.stage_bytes
@@ -180,7 +204,7 @@ class TensorPipe:
         slot, full = ring.announce(self.bytes, reused=True)
         self.phase.bind_turn(self.loop, turn)
         for p in self.packs:
-            to = self._displaced(self.first[p.buffer], slot)
+            to = self._displaced(self.tiles[p.buffer], slot)
             tensor_copy.issue(self.em, self.scope, p, self.phase.map_address(p), to, full, self.phase.share(p))
         self.phase.unbind(self.loop.variable)
         ring.filling.advance()

@@ -1,13 +1,12 @@
-"""A contraction by wgmma: one group of asynchronous instructions over shared tiles, awaited where the statement ends.
+"""A contraction by wgmma: one group of asynchronous instructions over shared tiles.
 
     wgmma.fence                     accumulators (and A in registers) are as other instructions left them
     for each step of k, each 64 rows of the warpgroup, each piece of columns: wgmma.mma_async
-    wgmma.commit_group; wgmma.wait_group 0
+    wgmma.commit_group
 
-All of it is one piece of inline PTX whose accumulators go in and come out in the same registers, so that nothing can
-come between the fence and the wait. Other warpgroups compute meanwhile. Where the statement is all that a pipe loop
-does with its tiles, a turn waits for the group of the turn before instead, so that the tensor cores find the next one
-waiting; the last is awaited after the loop.
+It is one piece of inline PTX whose accumulators go in and come out in the same registers; the wait is another, where
+`Groups` puts it. Where the statement is all that a pipe loop does with its tiles, it carries its own wait, for the
+group of the turn before, so that the tensor cores find the next one waiting; the last is awaited after the loop.
 """
 
 from __future__ import annotations
@@ -46,27 +45,42 @@ class WarpgroupGenerator:
         pieces = -(-match.n.block // match.instruction.n[-1])
         self.columns = match.n.block // pieces
         self.pieces = range(0, match.n.block, self.columns)
-        self.hold, self.pending = hold, 0
+        self.hold = hold
         self.left = None if match.a.in_registers else descriptors(match.a)
         self.right = descriptors(match.b)
 
     def generate(self) -> None:
-        em, node = self.em, self.node
+        """The contraction from its issue to its wait, or to that of the turn before."""
         slots = self._slots()
-        ahead = node.accumulate and self.left is not None and self.hold is not None
-        self.pending = int(ahead and self.hold is not None and self.hold(lambda: self._drain(slots)))
+        ahead = self.node.accumulate and self.left is not None and self.hold is not None
+        pending = int(ahead and self.hold is not None and self.hold(lambda: self._drain(slots)))
+        self._write(slots, self.inputs(), f" wgmma.wait_group.sync.aligned {pending};")
+
+    def issue(self, inputs: list[IrValue]) -> list[IrValue]:
+        """Only start it, on operands that `inputs` gave; gives the accumulators' slots, to be read after a wait."""
+        slots = self._slots()
+        self._write(slots, inputs, "")
+        return slots
+
+    def inputs(self) -> list[IrValue]:
+        """The right operand's descriptor, and the left one's or its registers."""
+        with self.em.frame():
+            right = self._low(self.right, self.match.n, 0)
+            left = self._registers() if self.left is None else [self._low(self.left, self.match.m, self._group())]
+        return [right, *left]
+
+    def tiles(self) -> frozenset[str]:
+        """Shared tiles that it reads in place."""
+        return frozenset(o.buffer.name for o in (self.match.a, self.match.b) if not o.in_registers)
+
+    def _write(self, slots: list[IrValue], inputs: list[IrValue], wait: str) -> None:
+        em, node = self.em, self.node
         with em.frame():
             b = em.here()
             old = [b.load(s, typ=F32) for s in slots] if node.accumulate else []
-            inputs: list[IrValue] = [self._low(self.right, self.match.n, 0)]
-            if self.left is not None:
-                inputs.append(self._low(self.left, self.match.m, self._group()))
-            else:
-                inputs += self._registers()
-            text = self._text(len(slots), len(old))
+            text = self._text(len(slots), len(old), wait)
             constraints = ["=f"] * len(slots) + [str(i) for i in range(len(old))] + ["r"] * len(inputs) + ["~{memory}"]
             result = ir.LiteralStructType([F32] * len(slots))
-            b = em.here()
             found = em.asm(text, result, ",".join(constraints), [*old, *inputs], effect=True)
             found.attributes.add("convergent")
             for i, slot in enumerate(slots):
@@ -149,7 +163,7 @@ class WarpgroupGenerator:
             )
         ]
 
-    def _text(self, results: int, ties: int) -> str:
+    def _text(self, results: int, ties: int, wait: str) -> str:
         """The instructions. Behind the accumulators come the right descriptor, then the left one or its registers."""
         i, each = self.match.instruction, self.columns // 2
         first = results + ties
@@ -165,8 +179,8 @@ class WarpgroupGenerator:
                     scale = int(self.node.accumulate or number > 0)
                     lines.append(i.ptx.format(n=self.columns, d=d, a=left, b="db", scale=scale,
                                               transposed=self._transposed()))  # fmt: skip
-        lines += ["wgmma.commit_group.sync.aligned;", f"wgmma.wait_group.sync.aligned {self.pending};"]
-        return "{ .reg .b64 da, db; .reg .b32 x; " + " ".join(lines) + " }"
+        lines.append("wgmma.commit_group.sync.aligned;")
+        return "{ .reg .b64 da, db; .reg .b32 x; " + " ".join(lines) + wait + " }"
 
     def _left_text(self, first: int, turn: int, number: int, k: int, lines: list[str]) -> str:
         if self.left is None:

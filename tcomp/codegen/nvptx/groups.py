@@ -1,0 +1,125 @@
+"""Groups of asynchronous matrix instructions (wgmma) between their issue and the wait that ends them.
+
+A contraction is issued where it stands and awaited where a statement first touches what it writes: those between run
+beside it. One whose `Compute` is `late` is issued a turn later, behind what that turn issues before it first waits:
+
+    turn j:  issue S_j = Q K_j and O += P_j-1 V_j-1;  wait for S_j;  P_j = softmax(S_j) beside the second;  wait for O
+
+Groups end in the order of their issue. PTX ISA, section 9.7.15.7 (wgmma.commit_group, wgmma.wait_group).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from tcomp.codegen.cpu.types import F32, IrValue
+from tcomp.codegen.nvptx.emitter import GpuEmitter
+from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator
+
+
+@dataclass(frozen=True)
+class Group:
+    """`slots` hold the accumulators that the group writes; `tiles` are the shared tiles that it reads in place."""
+
+    target: str
+    slots: tuple[IrValue, ...]
+    tiles: frozenset[str]
+    late: bool = False
+
+
+@dataclass(frozen=True)
+class Postponed:
+    """A contraction that is issued later; `cells` hold its operands' registers and descriptors until then."""
+
+    generator: WarpgroupGenerator
+    cells: tuple[IrValue, ...]
+
+
+class Groups:
+    """What a warpgroup has issued and not yet awaited, oldest first, and what it will issue late."""
+
+    def __init__(self, em: GpuEmitter) -> None:
+        self.em = em
+        self.pending: list[Group] = []
+        self.postponed: list[Postponed] = []
+        self.caught_up: Callable[[], None] = _nothing
+        """Called where all that was late has ended: nothing reads the tiles of the turn before any more."""
+        self._cells: dict[int, tuple[IrValue, ...]] = {}
+
+    def issue(self, generator: WarpgroupGenerator) -> None:
+        """Start a contraction."""
+        self._start(generator, generator.inputs())
+
+    def postpone(self, generator: WarpgroupGenerator) -> None:
+        """Keep a contraction's operands for the next turn, which issues it."""
+        if any(p.generator.node is generator.node for p in self.postponed):
+            self.issue_postponed()
+        inputs = generator.inputs()
+        key = id(generator.node)
+        if key not in self._cells:
+            b = self.em.builder
+            b.position_at_start(self.em.function.entry_basic_block)  # (where LLVM makes registers of them)
+            self._cells[key] = tuple(b.alloca(v.type, name="late") for v in inputs)
+        b = self.em.here()
+        for cell, value in zip(self._cells[key], inputs, strict=True):
+            b.store(value, cell)
+        self.postponed.append(Postponed(generator, self._cells[key]))
+
+    def before(self, touched: Set[str] | None) -> None:
+        """Wait for what writes these register tiles or reads these shared ones (None: for everything), and issue what
+        is late before the first wait."""
+        if touched is not None and not self._concerned(touched):
+            return
+        self.issue_postponed()
+        last = len(self.pending) if touched is None else self._concerned(touched)
+        self._await(last)
+
+    def issue_postponed(self) -> None:
+        late, self.postponed = self.postponed, []
+        for p in late:
+            b = self.em.here()
+            self._start(p.generator, [b.load(c, typ=c.allocated_type) for c in p.cells], late=True)
+
+    def end(self) -> None:
+        """The statements of a turn end: wait for all that was issued (not for what is late)."""
+        if self.pending:
+            self._await(len(self.pending))
+
+    def _concerned(self, touched: Set[str]) -> int:
+        """How many of the oldest groups must end before these buffers are touched; at least 1 for late ones."""
+        late = any(p.generator.node.target.tensor in touched for p in self.postponed)
+        found = [i for i, g in enumerate(self.pending) if g.target in touched or g.tiles & touched]
+        return max((i + 1 for i in found), default=int(late))
+
+    def _start(self, generator: WarpgroupGenerator, inputs: list[IrValue], late: bool = False) -> None:
+        slots = generator.issue(inputs)
+        target = generator.node.target.tensor
+        earlier = [g for g in self.pending if g.target == target]
+        tiles = generator.tiles().union(*(g.tiles for g in earlier))
+        late = late or any(g.late for g in earlier)
+        self.pending = [g for g in self.pending if g.target != target] + [Group(target, tuple(slots), tiles, late)]
+
+    def _await(self, count: int) -> None:
+        """Wait for the `count` oldest groups; whoever reads their accumulators reads them after that."""
+        em = self.em
+        done, self.pending = self.pending[:count], self.pending[count:]
+        text = f"wgmma.wait_group.sync.aligned {len(self.pending)};"
+        for g in done:
+            with em.frame():
+                b = em.here()
+                old = [b.load(s, typ=F32) for s in g.slots]
+                constraints = ["=f"] * len(old) + [str(i) for i in range(len(old))] + ["~{memory}"]
+                found = em.asm(text, ir.LiteralStructType([F32] * len(old)), ",".join(constraints), old, effect=True)
+                found.attributes.add("convergent")
+                for i, slot in enumerate(g.slots):
+                    b.store(b.extract_value(found, i), slot)
+            text = ""
+        if any(g.late for g in done) and not any(g.late for g in self.pending):
+            self.caught_up()
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,78 @@
+"""`overlap o`: the matrix product of one turn runs beside the next turn's statements, up to the first that needs it.
+
+    each turn: s = Q K; p = softmax(s); o += p V        each turn: s = Q K; o += p' V'; p = softmax(s) meanwhile; p' = p
+                                                        after the loop: o += p' V'
+
+Results do not change, since nothing else in a turn comes between the product and the next turn's use of it. The product
+must therefore be asynchronous, the last that touches its result in the turn, and read tiles that the copy engine fills.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tcomp.dsl.ast import accesses_in
+from tcomp.dsl.errors import TcError
+from tcomp.instructions import INSTRUCTIONS
+from tcomp.instructions.matching import match
+from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack, Scope, Statement
+from tcomp.schedule.resolve import KernelPlan
+from tcomp.schedule.scopes import computes
+
+WARPGROUP = 128
+"""threads of an asynchronous matrix instruction"""
+
+
+def check_overlap(kernel: Kernel, plan: KernelPlan, target: str, text: str) -> None:
+    """TcError at an `overlap` line that the lowered kernel cannot keep. (Its `use` lines have been checked.)"""
+    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
+    found = set()
+    for phase in kernel.phases:
+        for c in computes(phase):
+            if not c.late:
+                continue
+            name = next(n for n in plan.overlap if c.target.tensor == n or c.target.tensor.startswith(f"{n}.sum"))
+            found.add(name)
+            around = [loop for loop in _loops(phase) if loop.level != "grid" and c in computes(loop.body)]
+            fault = _fault(c, around[-1], buffers, target) if around else None  # (a loop of one turn is none)
+            if fault:
+                message = f"'{name}' cannot overlap the next turn: {fault[0]}"
+                raise TcError(message, plan.overlap[name], text, fault[1])
+    for name, span in plan.overlap.items():
+        if name not in found:
+            hint = "name an equation that a `use wgmma` line names"
+            raise TcError(f"'{name}' is not a matrix product of this kernel", span, text, hint)
+
+
+def _fault(c: Compute, loop: Loop, buffers: dict[str, Buffer], target: str) -> tuple[str, str] | None:
+    """What is wrong with a product of the innermost loop's turns, and the remedy."""
+    own = [s for s in loop.body if isinstance(s, Compute)]
+    packs = {s.buffer: s.by for s in loop.body if isinstance(s, Pack)}
+    if not _is_asynchronous(c, buffers, target):
+        return f"{c.instruction} ends where it is issued", "overlap products by wgmma only"
+    if loop.level != "pipe" or "tma" not in packs.values() or loop.stages < 2:
+        return "it is not in a pipe loop of tensor copies", "map its loop to pipe(n, 2) and stage its operand by tma"
+    shared = {a.tensor for a in accesses_in(c.value) if buffers[a.tensor].scope is Scope.SHARED}
+    for name in sorted(shared & ({s.target.tensor for s in own} | {n for n, by in packs.items() if by != "tma"})):
+        return f"the turn's own statements write its operand '{name}'", "stage it by tma, or leave the line out"
+    for s in loop.body[loop.body.index(c) + 1 :]:
+        if isinstance(s, Loop) or (isinstance(s, Compute) and c.target.tensor in _touched(s)):
+            return "a later statement of the turn needs its result", "leave the line out"
+    if next(s for s in own if _is_asynchronous(s, buffers, target)) == c:
+        return "no other product of the turn comes before it, beside which it could run", "leave the line out"
+    return None
+
+
+def _is_asynchronous(c: Compute, buffers: dict[str, Buffer], target: str) -> bool:
+    return bool(c.instruction) and match(c, buffers, target, INSTRUCTIONS).instruction.threads == WARPGROUP
+
+
+def _touched(c: Compute) -> set[str]:
+    return {c.target.tensor, *(a.tensor for e in (c.value, c.guard) if e is not None for a in accesses_in(e))}
+
+
+def _loops(body: Sequence[Statement]) -> Iterator[Loop]:
+    for s in body:
+        if isinstance(s, Loop):
+            yield s
+            yield from _loops(s.body)

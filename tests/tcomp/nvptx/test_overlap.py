@@ -1,0 +1,116 @@
+"""Products that run beside the next turn (`overlap`), and blocks in reverse: same results, no findings, no serialised
+instructions, and refusals that say why."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import numpy as np
+import pytest
+
+from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.dsl.ast import DType
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.load import load_text
+from tcomp.dsl.storage import bound
+from tcomp.ir.tile import Kernel
+from tcomp.machine.gpu import machine_for_target
+from tcomp.oracle import evaluate
+from tcomp.runtime.values import stored, values
+from tcomp.schedule.lower import LoweredOp, lower
+from tests.reference.op_cases import Arrays
+from tests.test_ops_gpu import execute
+
+H100 = machine_for_target("sm_90a")
+TEXT = """
+op chain(X: bf16[M, K], A: bf16[N, K], B: bf16[N, P]) -> Y: f32[M, P]:
+  s[m, n] = sum k: X[m, k] * A[n, k]
+  t[m, n] = max(s[m, n], 0.0)
+  Y[m, p] = sum n: t[m, n] * B[n, p]
+
+schedule chain on sm_90a:
+  m -> grid(64) / warpgroup(64) / mma
+  n -> {n} / mma
+  k -> mma
+  p -> mma
+  fuse s, t, Y at n
+  stage X in shared at m by tma
+  stage A, B in shared at n by {by}
+  use wgmma for s, Y
+  cast Y.t to bf16
+  {flags}
+"""
+
+
+@cache
+def lowered(flags: str, n: str = "pipe(64, 3)", by: str = "tma", columns: int = 448) -> LoweredOp:
+    module = load_text(TEXT.format(flags=flags, n=n, by=by), "f.tc")
+    return lower(module.ops["chain"], module, {"M": 128, "N": columns, "K": 64, "P": 64}, H100)
+
+
+def inputs(columns: int = 448) -> Arrays:
+    rng = np.random.default_rng(1)
+    shapes = {"X": (128, 64), "A": (columns, 64), "B": (columns, 64)}
+    return {n: values(stored(rng.standard_normal(s, np.float32), DType.BF16), DType.BF16) for n, s in shapes.items()}
+
+
+def results(flags: str, n: str = "pipe(64, 3)", columns: int = 448) -> bytes:
+    found = lowered(flags, n, columns=columns)
+    op = bound(load_text(TEXT.format(flags=flags, n=n, by="tma"), "f.tc").ops["chain"], DType.F32)
+    return execute(found, op, inputs(columns))["Y"].tobytes()
+
+
+@pytest.mark.parametrize("n,columns", [("pipe(64, 2)", 64), ("pipe(64, 2)", 448), ("pipe(64, 3)", 100)])
+def test_results_are_those_without_it(n: str, columns: int) -> None:
+    module = load_text(TEXT.format(flags="", n=n, by="tma"), "f.tc")
+    plain = results("", n, columns)
+    assert results("overlap Y\n  reverse m", n, columns) == plain
+    dims = {"M": 128, "N": columns, "K": 64, "P": 64}
+    wanted = evaluate(module.ops["chain"], module, inputs(columns), dims)["Y"]
+    found = np.frombuffer(plain, np.float32).reshape(wanted.shape)
+    assert np.abs(found - wanted).max() < 2**-8 * np.abs(wanted).max()
+
+
+def test_the_product_of_a_turn_is_issued_behind_the_first_of_the_next() -> None:
+    """In the loop: both products are issued, then the older is awaited; without the line each is awaited on its own."""
+
+    def steady(flags: str) -> list[str]:
+        ptx = compile_kernel(lowered(flags).kernels[0], H100).ptx
+        body = max(re.split(r"^\$L__BB\w+:", ptx, flags=re.M), key=lambda b: b.count("wgmma.wait_group"))
+        return [m[0] for m in re.finditer(r"commit_group|wait_group\.sync\.aligned \d", body)]
+
+    wait = "wait_group.sync.aligned"
+    assert steady("") == ["commit_group", f"{wait} 0", "commit_group", f"{wait} 0"]
+    assert steady("overlap Y")[:3] == ["commit_group", "commit_group", f"{wait} 1"]
+
+
+def test_nothing_is_serialised_or_spilled() -> None:
+    for flags in ("", "overlap Y"):
+        assembled = assemble(compile_kernel(lowered(flags).kernels[0], H100).ptx, "sm_90a")
+        assert not assembled.findings
+
+
+def test_blocks_in_reverse() -> None:
+    kernel: Kernel = lowered("reverse m").kernels[0]
+    assert kernel.order.reversed == {"m.0"}
+    ptx = compile_kernel(kernel, H100).ptx
+    assert ptx != compile_kernel(lowered("").kernels[0], H100).ptx
+
+
+@pytest.mark.parametrize(
+    "flags,n,by,message",
+    [
+        ("overlap s", "pipe(64, 2)", "tma", "a later statement of the turn needs its result"),
+        ("overlap t", "pipe(64, 2)", "tma", "'t' is not a matrix product of this kernel"),
+        ("overlap Y", "pipe(64, 1)", "tma", "it is not in a pipe loop of tensor copies"),
+        ("overlap Y", "pipe(64, 2)", "cp.async swizzle", "it is not in a pipe loop of tensor copies"),
+        ("reverse n", "pipe(64, 2)", "tma", "loop 'n' is not divided among blocks"),
+        ("reverse", "pipe(64, 2)", "tma", "`reverse` takes the loops to reverse"),
+    ],
+)
+def test_refused(flags: str, n: str, by: str, message: str) -> None:
+    with pytest.raises(TcError) as e:
+        lowered(flags, n, by)
+    assert message in e.value.message and e.value.hint

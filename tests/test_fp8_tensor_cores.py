@@ -1,0 +1,98 @@
+"""8-bit linear layers on tensor cores, forward and backward: wgmma on Hopper, mma.sync on other GPUs with 8-bit units.
+
+Every check of the virtual GPU is on, results are the oracle's, and nothing in the assembled kernels spills or is
+serialised.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.dsl.ast import DType, Module, Op
+from tcomp.dsl.dims import operand_shape
+from tcomp.dsl.load import load_text
+from tcomp.dsl.storage import bound
+from tcomp.machine.gpu import machine_for_target
+from tcomp.oracle import evaluate
+from tcomp.runtime.values import stored, values
+from tcomp.schedule.lower import lower
+from tests.reference.op_cases import GPT2
+from tests.test_ops_gpu import execute
+
+DIMS = {"M": 80, "N": 112, "K": 272, "H": 16}
+RAGGED = {"M": 67, "N": 70, "K": 131, "H": 16}
+"""rows that are no multiple of 16 bytes: the copy engine cannot take them, cp.async and mma.sync can"""
+LAYERS = ("matmul_residual", "linear_gelu")
+"""all layers share their schedules: these two have every kernel of them between them"""
+QUICK = [("linear_gelu_fp8", ".backward", "sm_90a"), ("matmul_residual_fp8_block", "", "sm_90a")]
+EVERY = [
+    pytest.param(f"{n}_{s}", b, t, marks=[] if (f"{n}_{s}", b, t) in QUICK else pytest.mark.slow)
+    for n in LAYERS
+    for s in ("fp8", "fp8_block")
+    for b in ("", ".backward")
+    for t in ("sm_90a", "sm_89")
+    if t == "sm_90a" or n == "linear_gelu"
+]
+Array = np.ndarray
+
+
+def eight_bit_layers() -> Module:
+    return load_text("import ops.fp8\nimport ops.fp8_block\n", str(GPT2.with_name("eight_bits.tc")))
+
+
+def dims_of(name: str, dims: dict[str, int]) -> dict[str, int]:
+    return {d: n for d, n in dims.items() if d != "H" or "block" not in name}
+
+
+def inputs_of(op: Op, dims: dict[str, int]) -> dict[str, Array]:
+    rng = np.random.default_rng(3)
+    found = {}
+    for p in op.params:
+        x = rng.standard_normal(operand_shape(p, dims)).astype(np.float32)
+        x = np.full_like(x, 3.5) if p.name.startswith("h") else x
+        found[p.name] = values(stored(x, p.dtype), p.dtype)
+    return found
+
+
+def close(name: str, target: str, dims: dict[str, int]) -> None:
+    module, machine = eight_bit_layers(), machine_for_target(target)
+    op = bound(module.ops[name], DType.BF16)
+    inputs = inputs_of(op, dims_of(name, dims))
+    lowered = lower(op, module, dims_of(name, dims), machine)
+    found = execute(lowered, op, inputs, machine)
+    for output, x in evaluate(op, module, inputs, dims_of(name, dims)).items():
+        # wgmma keeps 14 bits of a sum, results are rounded to 8. Scales are in f32, so that a value which the oracle
+        # rounds to one 8-bit float may become its neighbour: one term of 272 moves by an eighth.
+        np.testing.assert_allclose(found[output], x, rtol=2.0**-7, atol=2.0**-6 * np.abs(x).max(), err_msg=output)
+
+
+@pytest.mark.parametrize("name, backward, target", EVERY)
+def test_layers_are_the_oracles(name: str, backward: str, target: str) -> None:
+    close(name + backward, target, DIMS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear_gelu_fp8_block.backward"])
+def test_shapes_that_tensor_copies_cannot_take(name: str) -> None:
+    close(name, "sm_90a", RAGGED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target, family", [("sm_90a", "wgmma.mma_async"), ("sm_89", "mma"), ("sm_120a", "mma")])
+@pytest.mark.parametrize("suffix", ["fp8", "fp8_block"])
+def test_all_products_are_matrix_instructions_without_spills(suffix: str, target: str, family: str) -> None:
+    module, machine = eight_bit_layers(), machine_for_target(target)
+    products = []
+    for name in (f"linear_gelu_{suffix}", f"linear_gelu_{suffix}.backward"):
+        sizes = dims_of(name, {"M": 4096, "N": 1024, "K": 768, "H": 16})
+        for kernel in lower(bound(module.ops[name], DType.BF16), module, sizes, machine).kernels:
+            code = compile_kernel(kernel, machine)
+            products += sorted(set(re.findall(rf"{re.escape(family)}\.sync\S+f32\.(e\dm\d\.e\dm\d)", code.ptx)))
+            built = assemble(code.ptx, target)
+            assert not built.findings and not any(r.spill_store_bytes for r in built.resources), kernel.name
+    assert products == ["e4m3.e4m3", "e5m2.e4m3", "e5m2.e4m3"]
