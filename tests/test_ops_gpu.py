@@ -46,6 +46,8 @@ SMALL = [
     for c in CASES
     if c.op == "crossentropy" or max(n for _, n in c.dims) <= 260
 ]
+LONGEST = "grouped_attention-1Bx67Tx1Gx2Rx17D"  # its backward runs with the slow tests; in bf16 it always does
+BACKWARD = [pytest.param(*p.values, id=p.id, marks=pytest.mark.slow) if p.id == LONGEST else p for p in SMALL]
 TINY = [c for c in CASES if max(n for _, n in c.dims) <= LARGEST]
 
 
@@ -65,7 +67,7 @@ def test_forward(c: Case) -> None:
     assert_close(run(op, library(), dims, inputs), evaluate(op, library(), inputs, dims), c.terms, "the oracle")
 
 
-@pytest.mark.parametrize("c", SMALL)
+@pytest.mark.parametrize("c", BACKWARD)
 def test_backward(c: Case) -> None:
     op, dims = backward_of(c.op, library()), dict(c.dims)
     assert op is not None
@@ -86,7 +88,10 @@ def test_default_schedules(c: Case) -> None:
         assert_close(run(op, bare, dims, inputs), evaluate(op, bare, inputs, dims), c.terms, "the oracle")
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_89", pytest.param("sm_100a", marks=pytest.mark.slow), "sm_120a"])
+OTHERS = ["sm_80", *(pytest.param(t, marks=pytest.mark.slow) for t in ("sm_89", "sm_100a")), "sm_120a"]
+
+
+@pytest.mark.parametrize("target", OTHERS)
 @pytest.mark.parametrize("name", ["linear_gelu", "attention", "layernorm"])
 def test_other_targets(name: str, target: str) -> None:
     c = next(c for c in reversed(TINY) if c.op == name)

@@ -13,7 +13,7 @@ from tests.test_ops_gpu import execute
 
 
 @pytest.mark.parametrize("name", OPS)
-@settings(deadline=None, max_examples=4, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=2, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_legal_schedule_keeps_the_result(name: str, data: st.DataObject) -> None:
     module = library()
