@@ -14,6 +14,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tcomp.autotune.gpu_model import DRAIN
 from tcomp.autotune.sass import Block, Function, Instruction, registers_read, registers_written
 
 MATRIX = ("HGMMA", "QGMMA", "IGMMA")
@@ -80,10 +81,12 @@ class _Warp:
 
 @dataclass(frozen=True)
 class Replay:
-    """`turns` of a warpgroup's loop (a first one apart from it counted), `cycles` of one."""
+    """`turns` of a warpgroup's loop (a first one apart from it counted), `cycles` of one, `groups` of matrix
+    instructions that one issues."""
 
     turns: int
     cycles: float
+    groups: float
 
 
 def replay(function: Function, way: Sequence[int], warpgroups: int, matrix: dict[int, float]) -> Replay | None:
@@ -120,12 +123,13 @@ def replay(function: Function, way: Sequence[int], warpgroups: int, matrix: dict
             unit_free[s.unit] = max(unit_free.get(s.unit, 0.0), issue + s.busy)
             warp.at = issue + 1.0
             if s.matrix:
-                matrix_free = max(matrix_free, issue) + s.matrix
+                idle = issue >= matrix_free
+                matrix_free = (issue + DRAIN / 2 if idle else matrix_free) + s.matrix
                 warp.open = matrix_free
             if s.commits:
                 warp.groups.append(warp.open)
             if s.waits is not None and len(warp.groups) > s.waits:
-                warp.at = max(warp.at, warp.groups[len(warp.groups) - s.waits - 1])
+                warp.at = max(warp.at, warp.groups[len(warp.groups) - s.waits - 1] + DRAIN / 2)
             for r in s.writes:
                 warp.ready[r] = issue + s.latency
             if s.unit == "issue" and s.latency == BRANCH:
@@ -142,7 +146,7 @@ def replay(function: Function, way: Sequence[int], warpgroups: int, matrix: dict
     half = turns // 2
     cycles = sum((e[turns] - e[half]) / (turns - half) for e in entered) / len(entered)
     blocks = {b for b in way[:first] if any(i.name in MATRIX for i in function.blocks[b].instructions)}
-    return Replay(len(places) + bool(blocks), cycles)
+    return Replay(len(places) + bool(blocks), cycles, len(warps[0].groups) / (len(warps[0].entered) - 1))
 
 
 def _steps(block: Block, matrix: dict[int, float]) -> list[Step]:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tcomp.autotune.gpu_blocks import unevenness
 from tcomp.autotune.gpu_model import (
     BARRIER,
     L1_LATENCY,
@@ -22,8 +23,7 @@ from tcomp.autotune.gpu_model import (
     Ring,
     tensor_cycles,
 )
-from tcomp.autotune.gpu_blocks import unevenness
-from tcomp.autotune.gpu_replay import replay
+from tcomp.autotune.gpu_replay import Replay, replay
 from tcomp.autotune.sass import Function, Instruction, Walk, Way, depends_on_thread
 from tcomp.codegen.nvptx.launch import LaunchShape
 from tcomp.codegen.nvptx.occupancy import occupancy
@@ -286,12 +286,16 @@ def _block(sample: Sample, machine: GpuMachine, stages: int | None, function: Fu
         consumers = sum(n for n, c in sample.warps if any(p == "wgmma" for _, p in c.flops)) // 4 or 1
         pending = [c.pending for _, c in sample.warps if c.pending is not None]
         depth = stages or ((max(pending) + 2) if pending else 2)
-        turns, tensor_turn = _replayed(sample, function, machine, tensor, turns, consumers * resident)
+        found = _replayed(sample, function, machine, consumers * resident) if wgmma else None
+        if found is not None:
+            turns = max(turns, float(found.turns))
+        tensor_turn = max(tensor / turns, found.cycles if found is not None else 0.0)
         share = max(1.0, issue / machine.partitions, 0.0 if wgmma else longest) / turns
         rings = (
             Ring(
                 turns, total("async_bytes") / turns, depth, tensor_turn, 0.0 if wgmma else share, consumers,
-                arrivals=_arrivals(sample, turns), drains=most("drains") / turns if wgmma else 0.0,
+                arrivals=_arrivals(sample, turns),
+                drains=most("drains") / turns if wgmma and found is None else 0.0,
             ),
         )  # fmt: skip
     else:
@@ -301,25 +305,19 @@ def _block(sample: Sample, machine: GpuMachine, stages: int | None, function: Fu
     )
 
 
-def _replayed(
-    sample: Sample, function: Function, machine: GpuMachine, tensor: float, turns: float, warpgroups: int
-) -> tuple[float, float]:
-    """Turns of a block's loop and cycles of one: of the matrix unit, or as long as the instructions between its groups
-    make it (`gpu_replay`; the turns of all blocks on the SM run side by side, so that one block's take as long)."""
-    consumers = [(w, c) for (_, c), w in zip(sample.warps, sample.ways, strict=True) if c.drains]
-    if not consumers:
-        return turns, tensor / turns
-    way = max((w for w, _ in consumers), key=lambda w: len(w.path))
+def _replayed(sample: Sample, function: Function, machine: GpuMachine, warpgroups: int) -> Replay | None:
+    """The loop replayed, where its turns issue more than one group of matrix instructions, and so wait for some of them
+    between others. (Turns of all blocks on the SM run side by side, so that one block's take as long.)"""
+    ways = [w for (_, c), w in zip(sample.warps, sample.ways, strict=True) if c.drains]
+    if not ways:
+        return None
     matrix = {}
     for i in function.instructions:
         if i.name in _WARPGROUP:
             m, n, k = matrix_shape(i.opcode)
             matrix[i.address] = tensor_cycles(2.0 * m * n * k, matrix_type(i.opcode), machine)
-    found = replay(function, way.path, warpgroups, matrix)
-    if found is None:
-        return turns, tensor / turns
-    turns = max(turns, float(found.turns))
-    return turns, max(tensor / turns, found.cycles)
+    found = replay(function, max(ways, key=lambda w: len(w.path)).path, warpgroups, matrix)
+    return found if found is not None and found.groups > 1 else None
 
 
 def _arrivals(sample: Sample, turns: float) -> int:
