@@ -7,7 +7,9 @@ loaded first, else in the library that comes with tcomp.
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import tcomp.models
@@ -23,23 +25,38 @@ def load(path: str | os.PathLike[str], precision: str | None = None) -> Module:
     """The checked module of a .tc file. TcError for bad text, UserError when the file cannot be read.
 
     With a precision ("": that of the file's model) only what that one needs is read and checked, which is faster.
+    Files that have not changed since they were last loaded give the same Module again.
     """
     path = Path(path)
-    root = parse(_read(path), _shown(path))
+    root = _parsed(_read(path), _shown(path))
     if precision == "":
         precision = next((m.precision for m in root.items if isinstance(m, Model)), "f32")
-    return check(_follow(root, path.resolve(), precision), precision)
+    return _checked(_follow(root, path.resolve(), precision), precision)
 
 
 def load_sources(path: str | os.PathLike[str]) -> tuple[Source, ...]:
     """The file and all it imports, parsed but not checked; imported files come before their importers."""
     path = Path(path)
-    return _follow(parse(_read(path), _shown(path)), path.resolve())
+    return _follow(_parsed(_read(path), _shown(path)), path.resolve())
 
 
 def load_text(text: str, name: str = "<text>") -> Module:
     """The checked module of a text; its imports are looked up in the current folder and in the library."""
     return check(_follow(parse(text, name), Path.cwd() / "<text>"))
+
+
+_parsed = lru_cache(maxsize=128)(parse)
+_modules: OrderedDict[object, Module] = OrderedDict()  # by the names and texts of their files, the last used at the end
+_KEPT = 8
+
+
+def _checked(sources: tuple[Source, ...], precision: str | None) -> Module:
+    key = (tuple((s.file, s.text) for s in sources), precision)
+    module = _modules.pop(key, None) or check(sources, precision)
+    _modules[key] = module
+    while len(_modules) > _KEPT:
+        _modules.popitem(last=False)
+    return module
 
 
 def library() -> Path:
@@ -68,7 +85,7 @@ def _follow(root: Source, root_path: Path, precision: str | None = None) -> tupl
                 found = _find(item, source, path.parent, root_path.parent)
                 if found not in seen:
                     seen.add(found)
-                    visit(parse(_read(found), _shown(found)), found)
+                    visit(_parsed(_read(found), _shown(found)), found)
         out.append(source)
 
     visit(root, root_path)

@@ -16,10 +16,12 @@ class Cursor:
         return self.tokens[self.at]
 
     def peek(self, text: str) -> bool:
-        return self.tokens[self.at].text == text and self.tokens[self.at].kind != "string"
+        token = self.tokens[self.at]
+        return token.text == text and token.kind != "string"
 
     def take(self, text: str) -> bool:
-        if self.peek(text):
+        token = self.tokens[self.at]
+        if token.text == text and token.kind != "string":
             self.at += 1
             return True
         return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,13 @@ def watcher(f: Watcher) -> Watcher:
     return f
 
 
+@cache
+def _decoder_of(opcode: str) -> Decode | None:
+    parts = opcode.split(".")
+    names = (".".join(parts[:k]) for k in (3, 2, 1))  # `cp.async.bulk` before `cp`
+    return next((INSTRUCTIONS[n] for n in names if n in INSTRUCTIONS), None)
+
+
 class Decoder:
     def __init__(self, machine: Machine) -> None:
         self.m = machine
@@ -52,8 +60,7 @@ class Decoder:
 
     def decode(self, i: Instr) -> Run:
         self.line, self.instr = i.line, i
-        names = (".".join(i.parts[:k]) for k in (3, 2, 1))  # `cp.async.bulk` before `cp`
-        f = next((INSTRUCTIONS[n] for n in names if n in INSTRUCTIONS), None)
+        f = _decoder_of(i.opcode)
         if f is None:
             raise UnknownInstruction(i.opcode, i.line)
         try:

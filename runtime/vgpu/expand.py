@@ -136,8 +136,11 @@ class _Expander:
             found = names.get(written, written)
             return Reg(found) if found in p.registers or found.startswith("%") or found == "_" else Sym(found)
 
-        guard = names.get(s.guard, s.guard) if s.guard else None
-        i = replace(s, operands=tuple(renamed(o, name) for o in s.operands), guard=guard)
+        if f.entry:  # the kernel's names are its own
+            i = s
+        else:
+            guard = names.get(s.guard, s.guard) if s.guard else None
+            i = replace(s, operands=tuple(renamed(o, name) for o in s.operands), guard=guard)
         base = s.opcode.split(".")[0]
         if base == "call":
             self.call(i, prefix)

@@ -7,12 +7,16 @@ names fits in the few hundred rows that are live together, so the register file 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
+from heapq import heappop, heappush
 from typing import Any
 
 from tcomp.runtime.vgpu.errors import PtxError
 from tcomp.runtime.vgpu.program import Program
 from tcomp.runtime.vgpu.ptx import Addr, Instr, Not, Operand, Pair, Reg, Sym, Vec
+from tcomp.runtime.vgpu.types import scalar
 from tcomp.runtime.vgpu.wgmma_registers import in_flight
 
 NO_DESTINATION = {
@@ -83,9 +87,8 @@ class Flow:
     guesses: set[tuple[Any, int]] | None = None  # addresses of compare-and-swaps, once a load has asked
 
 
+@cache
 def width(type_name: str) -> int:
-    from tcomp.runtime.vgpu.types import scalar
-
     bits = scalar(type_name).bits
     return 16 if bits == 8 else bits
 
@@ -137,14 +140,15 @@ def _rows(p: Program, blocks: list[Block]) -> Flow:
     live_in = [0] * len(blocks)
     gen, kill = [0] * len(blocks), [0] * len(blocks)
     for b, block in enumerate(blocks):
+        used: set[str] = set()
+        defined: set[str] = set()
         for n in range(block.end - 1, block.start - 1, -1):
-            used, defined = facts[n]
+            reads, writes = facts[n]
             if p.code[n].guard is None:
-                for r in defined:
-                    kill[b] |= 1 << number[r]
-                    gen[b] &= ~(1 << number[r])
-            for r in used:
-                gen[b] |= 1 << number[r]
+                defined.update(writes)
+                used.difference_update(writes)
+            used.update(reads)
+        gen[b], kill[b] = (sum(1 << number[r] for r in of) for of in (used, defined))
     preds: list[list[int]] = [[] for _ in blocks]
     for b, block in enumerate(blocks):
         for s in block.successors:
@@ -161,60 +165,68 @@ def _rows(p: Program, blocks: list[Block]) -> Flow:
         if new != live_in[b]:
             live_in[b] = new
             work += preds[b]
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
+    starts, ends = in_flight(p.code, [(b.start, b.end) for b in blocks], [b.successors for b in blocks], number)
+    entering = [a | b for a, b in zip(live_in, starts, strict=True)]
+    leaving = [a | b for a, b in zip(live_out, ends, strict=True)]
+    first, last = _touched(blocks, facts, entering, leaving, names)
+    tracked = set(_members(live_in[0], names))
+    for name in tracked:
+        first[name], last[name] = 0, len(p.code)
+    live = [set(_members(mask, names)) for mask in live_in] if p.calls else []
+    return Flow(blocks, *_pack(p, first, last), tracked, live)
 
-    def touch(r: int, at: int) -> None:
-        first[r] = min(first.get(r, at), at)
-        last[r] = max(last.get(r, at), at)
 
+def _touched(
+    blocks: list[Block], facts: list[tuple[list[str], list[str]]], entering: list[int], leaving: list[int],
+    names: list[str],
+) -> tuple[dict[str, int], dict[str, int]]:  # fmt: skip
+    """Where each register is touched first and last: named by an instruction, or live at a block's start or end."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    noted = 0
     for b, block in enumerate(blocks):
-        for mask, at in ((live_in[b], block.start), (live_out[b], block.end)):
-            while mask:
-                low = mask & -mask
-                touch(low.bit_length() - 1, at)
-                mask ^= low
+        for r in _members(entering[b] & ~noted, names):
+            first.setdefault(r, block.start)
         for n in range(block.start, block.end):
             for r in (*facts[n][0], *facts[n][1]):
-                touch(number[r], n)
-    starts, ends = in_flight(p.code, [(b.start, b.end) for b in blocks], [b.successors for b in blocks], number)
-    for b, block in enumerate(blocks):
-        for mask, at in ((starts[b], block.start), (ends[b], block.end)):
-            while mask:
-                low = mask & -mask
-                touch(low.bit_length() - 1, at)
-                mask ^= low
-    tracked = {names[r] for r in range(len(names)) if live_in[0] >> r & 1}
-    for name in tracked:
-        touch(number[name], 0)
-        touch(number[name], len(p.code))
-    live = [{names[r] for r in range(len(names)) if mask >> r & 1} for mask in live_in] if p.calls else []
-    return Flow(blocks, *_pack(p, names, first, last), tracked, live)
+                first.setdefault(r, n)
+                last[r] = n
+        for r in _members(leaving[b] & ~noted, names):
+            first.setdefault(r, block.end)
+        noted |= entering[b] | leaving[b]
+    noted = 0
+    for b in reversed(range(len(blocks))):
+        for mask, at in ((leaving[b], blocks[b].end), (entering[b], blocks[b].start)):
+            for r in _members(mask & ~noted, names):
+                last[r] = max(last.get(r, at), at)
+            noted |= mask
+    return first, last
 
 
-def _pack(
-    p: Program, names: list[str], first: dict[int, int], last: dict[int, int]
-) -> tuple[dict[str, int], dict[int, int]]:
+def _members(mask: int, names: list[str]) -> Iterator[str]:
+    """The registers whose bits are set."""
+    while mask:
+        low = mask & -mask
+        yield names[low.bit_length() - 1]
+        mask ^= low
+
+
+def _pack(p: Program, first: dict[str, int], last: dict[str, int]) -> tuple[dict[str, int], dict[int, int]]:
     """Linear scan: a row is free again after its register's last touch (not in the same instruction)."""
     row: dict[str, int] = {}
     rows: dict[int, int] = {}
-    free: dict[int, list[int]] = {}
-    active: list[tuple[int, int, int]] = []
-    for r in sorted(first, key=lambda x: first[x]):
-        w = width(p.registers[names[r]])
-        keep = []
-        for end, aw, arow in active:
-            if end < first[r]:
-                free.setdefault(aw, []).append(arow)
-            else:
-                keep.append((end, aw, arow))
-        active = keep
-        pool = free.setdefault(w, [])
-        if pool:
-            at = pool.pop()
+    free: dict[int, list[int]] = {width(t): [] for t in p.registers.values()}
+    active: list[tuple[int, int, int]] = []  # a heap: last touch, width, row
+    for r in sorted(first, key=first.__getitem__):
+        while active and active[0][0] < first[r]:
+            _, w, at = heappop(active)
+            free[w].append(at)
+        w = width(p.registers[r])
+        if free[w]:
+            at = free[w].pop()
         else:
             at = rows.get(w, 0)
             rows[w] = at + 1
-        row[names[r]] = at
-        active.append((last[r], w, at))
+        row[r] = at
+        heappush(active, (last[r], w, at))
     return row, rows

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tcomp.runtime.vgpu.errors import PtxError
 
 _TOKEN = re.compile(
-    r"""
-    (?P<space>[ \t\r\f\v]+|//[^\n]*)
-  | (?P<newline>\n)
+    r"""[ \t\r\f\v]*(?:
+    (?P<newline>\n)
+  | (?P<space>//[^\n]*|\Z)
   | (?P<comment>/\*.*?\*/)
   | (?P<string>"(?:[^"\\]|\\.)*")
   | (?P<bits>0[fF][0-9a-fA-F]{8}\b|0[dD][0-9a-fA-F]{16}\b)
@@ -20,13 +20,13 @@ _TOKEN = re.compile(
   | (?P<directive>\.[A-Za-z_]\w*(?:::\w+)*)
   | (?P<dwarf>@@DWARF)
   | (?P<punct><<|>>|<=|>=|==|!=|&&|\|\||[{}()\[\]<>,;:=|!+\-*@~/&^?])
-    """,
+  | (?P<unknown>.)
+  )""",
     re.X | re.S,
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     kind: str
     text: str
     line: int
@@ -35,18 +35,16 @@ class Token:
 def tokens(text: str) -> list[Token]:
     """Every token of `text`, ended by one of kind "end". PtxError on a character PTX does not have."""
     out: list[Token] = []
-    line, at, size = 1, 0, len(text)
-    while at < size:
-        m = _TOKEN.match(text, at)
-        if m is None:
-            raise PtxError(f"unexpected character {text[at]!r}", line)
-        kind = m.lastgroup
+    line = 1
+    for m in _TOKEN.finditer(text):
+        kind = str(m.lastgroup)
         if kind == "newline":
             line += 1
         elif kind == "comment":
-            line += m.group().count("\n")
+            line += m[kind].count("\n")
+        elif kind == "unknown":
+            raise PtxError(f"unexpected character {m[kind]!r}", line)
         elif kind != "space":
-            out.append(Token(str(kind), m.group(), line))
-        at = m.end()
+            out.append(Token(kind, m[kind], line))
     out.append(Token("end", "", line))
     return out

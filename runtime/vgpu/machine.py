@@ -83,6 +83,7 @@ class Machine:
         self.lane_actor: Array = self.ids.astype(np.int32)
         self.grid: Dim = (1, 1, 1)
         self.files: dict[int, Array] = {w: np.zeros((r, n), _DTYPES[w]) for w, r in flow.rows.items() if w in _DTYPES}
+        self._rows: dict[str, Array] = {}
         self.defined: dict[str, Array] = {r: np.zeros(n, bool) for r in flow.tracked}
         self.alive: Array = np.zeros(n, bool)
         self.shared_size = shared
@@ -127,7 +128,9 @@ class Machine:
         self.warpgroups: Any = None  # wgmma_state.Warpgroups once the kernel is decoded
 
     def row(self, name: str) -> Array:
-        found: Array = self.files[width(self.program.registers[name])][self.flow.row[name]]
+        found = self._rows.get(name)
+        if found is None:
+            found = self._rows[name] = self.files[width(self.program.registers[name])][self.flow.row[name]]
         return found
 
     def start_wave(self, first: int, blocks: int) -> Sel:

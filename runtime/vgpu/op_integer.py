@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tcomp.runtime.vgpu import op_float
+from tcomp.runtime.vgpu import op_float, op_mixed
 from tcomp.runtime.vgpu.decoder import INSTRUCTIONS, Decoder, Run, instruction
 from tcomp.runtime.vgpu.lanes import Array, Sel
 from tcomp.runtime.vgpu.ptx import Instr
@@ -24,6 +24,10 @@ def arithmetic(d: Decoder, i: Instr) -> Run:
     t = scalar(i.parts[-1], i.line)
     if t.name in ("u16x2", "s16x2"):
         return pairs(d, i, t)
+    if t.name == "f32x2":
+        return op_mixed.pairs(d, i)
+    if op_mixed.is_mixed(i):
+        return op_mixed.mixed(d, i)
     return integer(d, i, t) if t.kind in "usb" else op_float.arithmetic(d, i, t)
 
 

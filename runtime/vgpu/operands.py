@@ -9,8 +9,14 @@ from tcomp.runtime.vgpu.constant import expression
 from tcomp.runtime.vgpu.cursor import Cursor
 from tcomp.runtime.vgpu.ptx import Addr, Group, Not, Operand, Pair, Reg, Sym, Vec
 
+_ENDS = (",", ";")
+
 
 def operand(c: Cursor) -> Operand:
+    token = c.now
+    if token.kind == "word" and c.tokens[c.at + 1].text in _ENDS:  # a bare name, as most are
+        c.at += 1
+        return Reg(token.text)
     first = _simple(c)
     if c.take("|"):
         return Pair(first, _simple(c))

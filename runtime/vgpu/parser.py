@@ -6,7 +6,7 @@ anything else that is not understood is an error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tcomp.runtime.vgpu.cursor import Cursor
 from tcomp.runtime.vgpu.declarations import SPACES, registers, variables
@@ -166,7 +166,12 @@ class _Body:
     def statement(self) -> None:
         c = self.c
         token = c.now
-        if c.peek("{"):
+        if token.kind == "word":
+            if c.tokens[c.at + 1].text == ":":
+                self.label()
+            else:
+                self.instruction()
+        elif c.peek("{"):
             outer = self.scope
             self.scope = Scope(outer)
             self.block()
@@ -180,8 +185,6 @@ class _Body:
                 self.f.variables[v.name] = v
         elif dropped(c):
             return
-        elif token.kind == "word" and c.tokens[c.at + 1].text == ":":
-            self.label()
         else:
             self.instruction()
 
@@ -225,5 +228,5 @@ class _Body:
             return Reg(found) if register or (formal and formal.space == "reg") else Sym(found)
 
         i = w.instr
-        operands = tuple(renamed(o, name) for o in i.operands)
-        return replace(i, operands=operands, guard=w.scope.find(i.guard) if i.guard else None)
+        operands = tuple([renamed(o, name) for o in i.operands])
+        return Instr(i.opcode, operands, i.line, w.scope.find(i.guard) if i.guard else None, i.guard_not)

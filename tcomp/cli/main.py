@@ -10,6 +10,8 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import cache
 
 import typer
 
@@ -71,13 +73,19 @@ app.add_typer(data.app, name="data")
 app.add_typer(vgpu.app, name="vgpu")
 
 
+@cache
+def _command() -> Callable[[], object]:
+    """What `app` describes, made once: Typer reads every command's signature for it."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Run the command line; ends the process."""
     sys.argv[1:] = spread_data(sys.argv[1:])
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop while Python ends
     try:
         try:
-            app()
+            _command()()
         finally:
             sys.stdout.flush()
     except TcError as e:

@@ -58,7 +58,9 @@ class GpuTiler:
             if m.mma:
                 wanted = m.warp.place if m.warp is not None else "x"
             lane = _claim(free_lanes, wanted, index in reduced)
-            warp = _claim(free_warps, m.warp.place if m.warp is not None else "", index in reduced)
+            place = m.warp.place if m.warp is not None else ""
+            alone = m.mma and place != "" and self.warps[place] == 1  # one warp has it all: it needs no other dimension
+            warp = "" if alone else _claim(free_warps, place, index in reduced)
             spreads[index] = Spread(
                 (2 if lane == "x" else 1) if m.mma else m.grain,
                 lane,

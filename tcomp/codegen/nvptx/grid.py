@@ -105,6 +105,8 @@ def _banded(em: GpuEmitter, number: Int, rows: int, columns: int, band: int) -> 
     """Row and column of a number below rows * columns."""
     whole, rest = _divided(em, number, band * columns, rows * columns if band >= rows else 0)
     first = em.mul(whole, band)
+    if isinstance(rest, int) and not isinstance(first, int):  # bands of one tile
+        return first, rest
     if isinstance(rest, int):
         assert isinstance(first, int)
         height = min(band, rows - first)

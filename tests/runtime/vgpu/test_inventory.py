@@ -49,7 +49,6 @@ tcgen05.fence::before_thread_sync #
 clusterlaunchcontrol.query_cancel.is_canceled.pred.b128 %p1, %rq0
 st.bulk.weak.shared::cta [buf], 16, 0
 multimem.ld_reduce.relaxed.sys.global.add.u32 %r1, [%rd0]
-{add,fma.rn}.f32x2 %rd1, %rd2, %rd3
 cvt.rn.satfinite.e2m1x2.f32 %h1, %f1, %f2
 cvt.rs.f16x2.f32 %r1, %f1, %f2, %r3
 cvt.rz.satfinite.ue8m0x2.f32 %h1, %f1, %f2
@@ -86,17 +85,26 @@ def test_what_there_is_not_is_named_with_its_line(instruction: str) -> None:
         ("red.global.v2.f32.add [%rd0], {%f1, %f2};", "sm_90", "8.1"),
         ("redux.sync.add.u32 %r1, %r2, -1;", "sm_80", "7.0"),
         ("elect.sync %r1|%p1, -1;", "sm_90", "8.0"),
+        ("add.rn.f32.f16 %f1, %h1, %f2;", "sm_100", "8.6"),
+        ("fma.rn.f32x2 %rd1, %rd2, %rd3, %rd4;", "sm_100", "8.6"),
     ],
 )  # fmt: skip
 def test_targets_and_versions(instruction: str, target: str, version: str) -> None:
     opcode = instruction.split()[0].rstrip(";")
     least, exact, since = needs(opcode)
     assert (f"sm_{least}{'a' * exact}", ".".join(map(str, since))) == (target, version)
-    lower = {"sm_90a": "sm_90", "sm_90": "sm_89", "sm_89": "sm_80", "sm_80": "sm_75", "sm_75": "sm_70"}[target]
+    lower = {
+        "sm_100": "sm_90",
+        "sm_90a": "sm_90",
+        "sm_90": "sm_89",
+        "sm_89": "sm_80",
+        "sm_80": "sm_75",
+        "sm_75": "sm_70",
+    }[target]
     with pytest.raises(PtxError, match=f"needs {target}, this module is for {lower}"):
         decode(instruction, lower)
     with pytest.raises(PtxError, match=f"came with PTX {version}, this module says 6.0"):
-        decode(instruction, target, "6.0")
+        decode(instruction, target, "6.0", max(90, least))
 
 
 def test_a_device_runs_modules_for_its_own_capability_and_below() -> None:
