@@ -14,7 +14,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tcomp.autotune.gpu_model import DRAIN
+from tcomp.autotune.gpu_model import DRAIN, L2_LATENCY
 from tcomp.autotune.sass import Block, Function, Instruction, registers_read, registers_written
 
 MATRIX = ("HGMMA", "QGMMA", "IGMMA")
@@ -22,7 +22,7 @@ TURNS = 32
 """turns of the loop that are replayed; the later half gives the time of one"""
 ALU = {"FMNMX", "IADD3", "VIADD", "LOP3", "ISETP", "FSETP", "SEL", "FSEL", "SHF", "F2FP", "PLOP3", "LEA", "PRMT", "IMNMX",
        "VIMNMX", "MOV"}  # fmt: skip
-LATENCY = {"MUFU": 18, "SHFL": 23, "LDS": 29, "LDSM": 33, "LDG": 500, "S2R": 20, "R2UR": 10, "SYNCS": 20, "LDC": 30}
+LATENCY = {"LDG": L2_LATENCY, "MUFU": 18, "SHFL": 23, "LDS": 29, "LDSM": 33, "S2R": 20, "R2UR": 10, "SYNCS": 20, "LDC": 30}
 FIXED = 4.5
 """cycles until the result of an ordinary instruction can be read"""
 BRANCH = 10.0

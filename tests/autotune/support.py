@@ -42,7 +42,7 @@ def scale(dims: tuple[int, int] = (37, 67), text: str = SCALE) -> tuple[Module, 
     module = module_of(text)
     instance = Instance(module.ops["scale"], {"M": dims[0], "N": dims[1]})
     (space,) = spaces_of(
-        schedule_of(instance.op, module, instance.dims, detect(), 1), facts_of(instance.op, detect(), 1)
+        schedule_of(instance.op, module, instance.dims, detect(), 1), facts_of(instance, detect(), 1)
     )
     return module, instance, space
 
