@@ -1,7 +1,7 @@
 """Blocks of a launch that differ in length: turns of their loops, and how evenly they fill the machine in their order.
 
-Of causal attention the last block of a head has as many turns as all blocks have, the first has one. Blocks start in the
-order of their numbers wherever an SM has room, so the launch ends with the slot that was given most.
+Of causal attention the last block of a head has as many turns as there are tiles of keys, the first has one. Blocks
+start in the order of their numbers wherever an SM has room, so the launch ends with the slot that was given most.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Warpgroups of an SM replayed instruction by instruction: how long a turn of a wgmma kernel's loop takes.
 
-What a count of instructions cannot tell is what waits for what. Here each consumer warp issues in order, an instruction
-when its registers are ready and its unit is free; matrix instructions queue at the one matrix unit and are awaited where
-the code waits for their group. One warp stands for the four of its warpgroup, one on each partition of the SM; warps of
-other warpgroups, of the same block and of others on the SM, compete with it for the partition's units. Tiles are taken to
-be there when they are awaited (`gpu_model` looks at copies). Latencies and rates are those of the CUDA programming
-guide's throughput table and of published microbenchmarks of Hopper; none was measured by us.
+What a count of instructions cannot tell is what waits for what. Here each consumer warp issues in order, an
+instruction when its registers are ready and its unit is free; matrix instructions queue at the one matrix unit and are
+awaited where the code waits for their group. One warp stands for the four of its warpgroup, one on each partition of
+the SM; warps of other warpgroups, of the same block and of others on the SM, compete with it for the partition's
+units. Tiles are taken to be there when they are awaited (`gpu_model` looks at copies). Latencies and rates are those
+of the CUDA programming guide's throughput table and of published microbenchmarks of Hopper; none was measured by us.
 """
 
 from __future__ import annotations
@@ -20,9 +20,21 @@ from tcomp.autotune.sass import Block, Function, Instruction, registers_read, re
 MATRIX = ("HGMMA", "QGMMA", "IGMMA")
 TURNS = 32
 """turns of the loop that are replayed; the later half gives the time of one"""
-ALU = {"FMNMX", "IADD3", "VIADD", "LOP3", "ISETP", "FSETP", "SEL", "FSEL", "SHF", "F2FP", "PLOP3", "LEA", "PRMT", "IMNMX",
-       "VIMNMX", "MOV"}  # fmt: skip
-LATENCY = {"LDG": L2_LATENCY, "MUFU": 18, "SHFL": 23, "LDS": 29, "LDSM": 33, "S2R": 20, "R2UR": 10, "SYNCS": 20, "LDC": 30}
+ALU = frozenset(
+    ["FMNMX", "IADD3", "VIADD", "LOP3", "ISETP", "FSETP", "SEL", "FSEL", "SHF", "F2FP", "PLOP3", "LEA", "PRMT", "IMNMX", "VIMNMX", "MOV"]
+)  # fmt: skip
+"""Instructions of the half-rate unit for integers, comparisons and conversions."""
+LATENCY = {
+    "LDG": L2_LATENCY,
+    "MUFU": 18,
+    "SHFL": 23,
+    "LDS": 29,
+    "LDSM": 33,
+    "S2R": 20,
+    "R2UR": 10,
+    "SYNCS": 20,
+    "LDC": 30,
+}
 FIXED = 4.5
 """cycles until the result of an ordinary instruction can be read"""
 BRANCH = 10.0
