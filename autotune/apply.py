@@ -91,20 +91,6 @@ def check(
     return stale, missing
 
 
-def find_lock(model_file: Path, machine: str, given: str | None) -> Path | None:
-    """The lockfile to use: the one given ("none": no lock), else `<model>.<machine>.lock` in the working folder or
-    beside the model's file, else None."""
-    if given == "none":
-        return None
-    if given:
-        return Path(given)
-    name = f"{model_file.stem}.{machine}.lock"
-    for folder in (Path.cwd(), model_file.parent):
-        if (folder / name).is_file():
-            return folder / name
-    return None
-
-
 def load_lock(path: Path, module: Module, machine: Machine, threads: int) -> Applied:
     """The lock ready for lowering. UserError for a file that is missing, no lockfile, or of another machine."""
     lock = read_lock(path)
