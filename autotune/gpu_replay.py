@@ -20,9 +20,10 @@ from tcomp.autotune.sass import Block, Function, Instruction, registers_read, re
 MATRIX = ("HGMMA", "QGMMA", "IGMMA")
 TURNS = 32
 """turns of the loop that are replayed; the later half gives the time of one"""
-ALU = frozenset(
-    ["FMNMX", "IADD3", "VIADD", "LOP3", "ISETP", "FSETP", "SEL", "FSEL", "SHF", "F2FP", "PLOP3", "LEA", "PRMT", "IMNMX", "VIMNMX", "MOV"]
-)  # fmt: skip
+ALU = {
+    "FMNMX", "IADD3", "VIADD", "LOP3", "ISETP", "FSETP", "SEL", "FSEL", "SHF", "F2FP", "PLOP3", "LEA", "PRMT",
+    "IMNMX", "VIMNMX", "MOV",
+}  # fmt: skip
 """Instructions of the half-rate unit for integers, comparisons and conversions."""
 LATENCY = {
     "LDG": L2_LATENCY,
@@ -61,7 +62,7 @@ def step_of(i: Instruction, matrix: float) -> Step:
     """`matrix`: cycles of the SM's matrix unit, where it is such an instruction."""
     name = i.name
     commits = any("gsb0" in o for o in i.operands)
-    reads, writes = registers_read(i), registers_written(i)
+    reads, writes = registers_read(i), tuple(registers_written(i))
     if name in MATRIX:
         return Step("issue", 1.0, 0.0, (), (), matrix, commits)
     if name == "WARPGROUP" and "DEPBAR" in i.opcode:

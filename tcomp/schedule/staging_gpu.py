@@ -109,7 +109,7 @@ class SharedStaging:
         name = f"{a.tensor}.registers{len(emitter.tiles)}"
         emitter.tiles[name] = Buffer(name, dtype, tuple(x.block for x in axes), Scope.SCRATCH)
         write = leaf.writes()[0]
-        tile = emitter.register_tile(leaf, write, env, leaf.parallel, (), a)
+        tile = emitter.register_tile(leaf, write, env, leaf.parallel, tuple(leaf.reduced), a)
         spread = tuple(replace(x, spread=tile.spreads.get(x.name)) for x in axes)
         target = Access(name, tuple(sub(Name(x.name), x.start) for x in axes))
         value = emitter.point(a, env)
