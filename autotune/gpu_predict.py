@@ -7,10 +7,11 @@ guess.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tcomp.autotune.gpu_model import Prediction, predict
+from tcomp.autotune.gpu_scatter import with_contributions
 from tcomp.autotune.gpu_traffic import phase_traffic
 from tcomp.autotune.gpu_work import launch_work
 from tcomp.autotune.sass import Function, functions_of
@@ -64,6 +65,7 @@ def _launches(
             launch.symbol, functions[launch.symbol], launch, resources, machine, traffic,
             kernel.flops / len(kernel.phases), _stages(phase),
         )  # fmt: skip
+        work = replace(work, work=with_contributions(work.work, phase))
         yield predict(work, machine)
 
 

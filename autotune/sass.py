@@ -10,6 +10,7 @@ whose bounds were known when the code was built, which is all of ours.
 from __future__ import annotations
 
 import re
+import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -260,6 +261,8 @@ class Walk:
         if name in ("MOV", "R2UR") or (i.opcode.startswith("IMAD.MOV")):
             source = o[-1] if name != "MOV" or len(o) < 3 else o[1]
             result = self._operand(source)
+        elif name == "HFMA2":
+            result = _halves(o)
         elif name in ("S2R", "S2UR"):
             result = self.special.get(o[-1])
         elif name == "CS2R":
@@ -395,6 +398,17 @@ def _shift(opcode: str, n: Sequence[int]) -> Value:
     return (n[0] << (n[1] & 31)) & MASK
 
 
+def _halves(o: tuple[str, ...]) -> Value:
+    """HFMA2.MMA d, -RZ, RZ, high, low: how the assembler writes some constants, as two f16 numbers."""
+    if len(o) != 5 or o[1].lstrip("-") != "RZ" or o[2].lstrip("-") != "RZ":
+        return None
+    try:
+        high, low = (int.from_bytes(struct.pack("<e", float(x)), "little") for x in o[3:])
+    except (ValueError, OverflowError):
+        return None
+    return high << 16 | low
+
+
 def _logic(a: Value, b: Value, c: Value, table: int) -> Value:
     """LOP3's table over the bits; a factor of zero makes an unknown one known (`x & 0`)."""
     known = MASK
@@ -414,12 +428,12 @@ def _logic(a: Value, b: Value, c: Value, table: int) -> Value:
 
 EVALUATED = {
     "MOV", "IMAD", "IADD3", "VIADD", "IADD", "LEA", "SHF", "SHL", "SHR", "LOP3", "SEL", "IMNMX", "VIMNMX", "SGXT",
-    "S2R", "S2UR", "CS2R", "LDC", "ISETP", "PLOP3", "R2UR",
+    "S2R", "S2UR", "CS2R", "LDC", "ISETP", "PLOP3", "R2UR", "HFMA2",
 }  # fmt: skip
 """Instructions whose results `Walk` works out (their uniform forms too); what others give is unknown."""
 
 
-DATA = {"LDG", "LD", "LDS", "LDL", "FSETP", "FCHK", "DSETP", "HSETP2", "ATOMG", "ATOM", "MUFU", "F2I"}
+DATA = {"LDG", "LD", "LDS", "LDL", "FSETP", "FCHK", "DSETP", "HSETP2", "ATOMG", "ATOM", "MUFU", "F2I", "VOTE", "VOTEU"}
 """Instructions whose results are data."""
 COUNTED = {
     "LDGSTS", "UTMALDG", "UTMASTG", "UTMAREDG", "UBLKCP", "STG", "RED", "REDG", "ATOMG", "HGMMA", "QGMMA", "IGMMA",

@@ -31,6 +31,7 @@ from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.evaluation import GpuEvaluator, GpuGraph, scalar_type, value_kind
 from tcomp.codegen.nvptx.join import Joiner, combine
 from tcomp.codegen.nvptx.plan import plan_of, sharing_of
+from tcomp.codegen.nvptx.scan import can_scan, scan
 from tcomp.codegen.nvptx.turns import Walker
 from tcomp.codegen.nvptx.writing import Writer
 from tcomp.dsl.ast import Expr
@@ -151,11 +152,23 @@ class ComputeGenerator:
             self._over(i + 1)
             return
 
+        if self.guard is not None and self._scanned(axis):
+            guard, self.guard = self.guard, None
+            scan(self.domain, self.evaluator, guard, axis, lambda: self._over(i + 1))
+            self.guard = guard
+            return
+
         def body(_: list[IrValue]) -> list[IrValue]:
             self._over(i + 1)
             return []
 
         self.walker.looped(axis, self.plan.turns[axis.name], [], body)
+
+    def _scanned(self, axis: Axis) -> bool:
+        """Is it a scatter's walk, of which data says what counts?"""
+        axes = {a.name: a for a in self.compute.axes}
+        assert self.guard is not None
+        return not self.compute.distinct and not self.reduced and can_scan(self.domain, self.guard, axis, axes)
 
     def _points(self, axes: Sequence[Axis]) -> list[dict[str, int]]:
         """Positions of the tile over these axes, the last axis fastest."""

@@ -104,7 +104,8 @@ class TensorPipe:
         """Does each run of the loop begin at the ring's first copy?"""
         if not (isinstance(start, int) and isinstance(stop, int)) or self.ring.stages < 2:
             return False
-        return (stop - start) % (self.loop.step * self.ring.stages) == 0
+        turns = -(-(stop - start) // self.loop.step)
+        return turns % self.ring.stages == 0
 
     # --------------------------------------------------------------------------------------------- reading
 
