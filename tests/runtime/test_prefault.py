@@ -1,4 +1,4 @@
-"""Pages made present ahead: all of them are, what is written meanwhile stays, and it works without the system's help."""
+"""Pages made present ahead: all of them are, what is written meanwhile stays, and it does without the system call."""
 
 from __future__ import annotations
 
