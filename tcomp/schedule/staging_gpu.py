@@ -37,6 +37,10 @@ def padded(columns: int, itemsize: int, pad: int | None = None) -> Layout:
     return Pitched(pitch) if pitch != columns else RowMajor()
 
 
+BOX = 256
+"""elements that one tensor copy moves along a dimension"""
+
+
 class SharedStaging:
     """Emits the `Pack`s of one kernel and remembers what each access was replaced by."""
 
@@ -140,6 +144,8 @@ class SharedStaging:
                 o.span,
                 "leave it out (rows are padded against bank conflicts), or write pad(4) or swizzle(128)",
             )
+        if stage.by == "tma" and len(dims) == 1 and dims[0] <= BOX:
+            return RowMajor()  # one copy instead of one for each panel; no matrix instruction reads a vector
         if stage.by == "tma":
             fitting = (w for w in SWIZZLES if dims[-1] * dtype.bytes % w == 0)
             return next((Swizzled(w) for w in fitting), RowMajor())

@@ -9,6 +9,7 @@ import numpy as np
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.launch import GpuKernel
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num
+from tcomp.dsl.load import load_text
 from tcomp.ir.interpret import Interpreter
 from tcomp.ir.tile import (
     Axis,
@@ -28,6 +29,7 @@ from tcomp.machine.gpu import H100, GpuMachine
 from tcomp.runtime.vgpu.arguments import tensor_maps
 from tcomp.runtime.vgpu.device import Device
 from tcomp.runtime.vgpu.report import Report
+from tcomp.schedule.lower import lower
 
 Arrays = dict[str, np.ndarray]
 LANES = Spread(1, "x", 32)
@@ -115,6 +117,18 @@ def kernel(
     )
 
 
+def lowered(text: str, dims: dict[str, int], machine: GpuMachine = H100) -> Kernel:
+    """The one kernel of the text's op `f`."""
+    module = load_text(text, "f.tc")
+    (found,) = lower(module.ops["f"], module, dims, machine).kernels
+    return found
+
+
+def given(k: Kernel, rng: np.random.Generator) -> Arrays:
+    """Random values for what the kernel reads."""
+    return {o.name: rng.standard_normal(o.shape).astype(np.float32) for o in k.operands if o.name in k.reads}
+
+
 _NUMPY = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "f16": np.float16, "e4m3": np.uint8, "e5m2": np.uint8}
 
 
@@ -172,10 +186,8 @@ def run(k: Kernel, inputs: Arrays, machine: GpuMachine = H100, tolerance: float 
     gpu = compile_kernel(k, machine)
     assert ".local" not in gpu.ptx and ".extern .func" not in gpu.ptx
     found, reports = launch(k, gpu, inputs, machine.sm)
-    again, _ = launch(k, gpu, inputs, machine.sm)
     wanted = interpreted(k, inputs)
     for name in k.writes:
-        assert found[name].tobytes() == again[name].tobytes(), f"{name} differs from run to run"
         scale = tolerance * (256 if k.buffer(name).dtype in (DType.BF16, DType.F16) else 1)
         np.testing.assert_allclose(found[name], wanted[name], rtol=scale, atol=scale, err_msg=name)
     return gpu.ptx, reports
