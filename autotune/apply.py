@@ -64,7 +64,7 @@ def staleness(entry: Entry, instance: Instance, module: Module, machine: Machine
     if entry.schedule != schedule_hash(schedule):
         return "its schedule has changed"
     try:
-        for space in spaces_of(schedule, facts_of(instance.op, machine, threads)):
+        for space in spaces_of(schedule, facts_of(instance, machine, threads)):
             problem = space.problem(space.own(entry.values))
             if problem:
                 return problem
@@ -84,25 +84,11 @@ def check(
         entry = lock.entries.get(key)
         if entry is None:
             schedule = schedule_of(instance.op, module, instance.dims, machine, threads)
-            if spaces_of(schedule, facts_of(instance.op, machine, threads)):
+            if spaces_of(schedule, facts_of(instance, machine, threads)):
                 missing.append(key)
         elif reason := staleness(entry, instance, module, machine, threads):
             stale.append(f"{key}: {reason}")
     return stale, missing
-
-
-def find_lock(model_file: Path, machine: str, given: str | None) -> Path | None:
-    """The lockfile to use: the one given ("none": no lock), else `<model>.<machine>.lock` in the working folder or
-    beside the model's file, else None."""
-    if given == "none":
-        return None
-    if given:
-        return Path(given)
-    name = f"{model_file.stem}.{machine}.lock"
-    for folder in (Path.cwd(), model_file.parent):
-        if (folder / name).is_file():
-            return folder / name
-    return None
 
 
 def load_lock(path: Path, module: Module, machine: Machine, threads: int) -> Applied:

@@ -7,10 +7,12 @@ guess.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tcomp.autotune.gpu_blocks import block_turns
 from tcomp.autotune.gpu_model import Prediction, predict
+from tcomp.autotune.gpu_scatter import with_contributions
 from tcomp.autotune.gpu_traffic import phase_traffic
 from tcomp.autotune.gpu_work import launch_work
 from tcomp.autotune.sass import Function, functions_of
@@ -62,8 +64,9 @@ def _launches(
         traffic = phase_traffic(kernel, phase, machine, max(1, fit.blocks))
         work = launch_work(
             launch.symbol, functions[launch.symbol], launch, resources, machine, traffic,
-            kernel.flops / len(kernel.phases), _stages(phase),
+            kernel.flops / len(kernel.phases), _stages(phase), turns=block_turns(kernel, phase),
         )  # fmt: skip
+        work = replace(work, work=with_contributions(work.work, phase))
         yield predict(work, machine)
 
 

@@ -1,26 +1,34 @@
 """Bytes that a kernel's phase moves from and to device memory, from tile IR: wave by wave, the parts of each operand
-that the blocks running at the same time touch, each once as long as L2 keeps it.
+that the blocks running at the same time touch, each once as long as L2 keeps it. Waves follow the kernel's order of
+tiles (raster, clusters, persistent blocks).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import cast
 
-from tcomp.autotune.gpu_model import cached_traffic
+from tcomp.autotune.gpu_model import DRIFT, PERSISTENT_DRIFT, cached_traffic
+from tcomp.codegen.nvptx.emitter import GpuEmitter
+from tcomp.codegen.nvptx.grid import Turns
 from tcomp.dsl.ast import Access, Expr, names_in, walk
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope, Statement, Unpack
+from tcomp.ir.multicast import cluster_of
+from tcomp.ir.tile import Compute, GridOrder, Kernel, Loop, Pack, Scope, Statement, Unpack
 from tcomp.machine.gpu import GpuMachine
 
+LADDER_LOOP = 4096
+"""values of the summed index of the products that the drift was chosen by"""
 WAVES = 64
 """Waves looked at; of more, the mean of these stands for all."""
 
 
 def phase_traffic(kernel: Kernel, phase: tuple[Statement, ...], machine: GpuMachine, resident: int) -> float:
     """Bytes between L2 and device memory. `resident` blocks run on an SM at a time."""
-    grid = _grid(phase)
+    nest = _grid(phase)
+    grid = [(loop.variable, trips) for loop, trips in nest]
     touched = _touched(kernel, phase, {v for v, _ in grid})
     if not touched:
         return 0.0
@@ -33,20 +41,22 @@ def phase_traffic(kernel: Kernel, phase: tuple[Statement, ...], machine: GpuMach
         return float(compulsory)
     sampled = sorted({round(i * (waves - 1) / max(1, min(waves, WAVES) - 1)) for i in range(min(waves, WAVES))})
     total = 0.0
+    places_of = _Places(kernel, phase, nest)
+    drift = _drift(kernel, phase)
     for w in sampled:
-        places = [_place(b, grid) for b in range(w * wave, min(blocks, (w + 1) * wave))]
+        places = [places_of(b) for b in range(w * wave, min(blocks, (w + 1) * wave))]
         unique = sum(
             per_block[n] * len({tuple(p[v] for v in sorted(axes)) for p in places})
             for n, (_, axes, _) in touched.items()
         )
         requested = sum(per_block.values()) * len(places)
-        total += cached_traffic(min(unique, requested), requested, machine)
+        total += cached_traffic(min(unique, requested), requested, machine, drift)
     return max(float(compulsory), total * waves / len(sampled))
 
 
-def _grid(phase: tuple[Statement, ...]) -> list[tuple[str, int]]:
-    """The grid loops' variables and trip counts, outermost first."""
-    found: list[tuple[str, int]] = []
+def _grid(phase: tuple[Statement, ...]) -> list[tuple[Loop, int]]:
+    """The grid loops and their trip counts, outermost first."""
+    found: list[tuple[Loop, int]] = []
     at = list(phase)
     while at and isinstance(at[0], Loop) and at[0].level == "grid":
         loop = at[0]
@@ -54,16 +64,64 @@ def _grid(phase: tuple[Statement, ...]) -> list[tuple[str, int]]:
             extent = float(evaluate_dim(loop.stop, {}) - evaluate_dim(loop.start, {}))
         except TcError:
             extent = float(loop.step)
-        found.append((loop.variable, max(1, math.ceil(extent / loop.step))))
+        found.append((loop, max(1, math.ceil(extent / loop.step))))
         at = list(loop.body)
     return found
 
 
-def _place(block: int, grid: list[tuple[str, int]]) -> dict[str, int]:
-    place = {}
-    for variable, trips in reversed(grid):
-        block, place[variable] = divmod(block, trips)
-    return place
+def _drift(kernel: Kernel, phase: tuple[Statement, ...]) -> float:
+    """How far apart blocks are, in shares of their pipeline's loop: as far as the ladder's kernels in theirs of 4096
+    values, for what parts blocks (starts, stores, waits) does not grow with the loop."""
+    share = PERSISTENT_DRIFT if kernel.order.persistent else DRIFT
+    lengths = [n for n in (_length(s) for s in phase) if n]
+    return min(1.0, share * LADDER_LOOP / max(lengths)) if lengths else share
+
+
+def _length(s: Statement) -> float:
+    """Values that the longest pipeline below walks; 0 without one (or of a length that is not known)."""
+    if not isinstance(s, Loop):
+        return 0.0
+    own = 0.0
+    if s.level == "pipe":
+        try:
+            own = float(evaluate_dim(s.stop, {}) - evaluate_dim(s.start, {}))
+        except TcError:
+            own = 0.0
+    return max([own, *(_length(b) for b in s.body)])
+
+
+class _Places:
+    """From a block's number (of a grid without persistent blocks) to its turn of each grid loop: the code generator's
+    own arithmetic, on numbers."""
+
+    def __init__(self, kernel: Kernel, phase: tuple[Statement, ...], nest: list[tuple[Loop, int]]) -> None:
+        self.order: GridOrder = kernel.order
+        cluster = cluster_of(kernel.cluster, phase)
+        ranges = [range(trips) for _, trips in nest]
+        along = 0
+        if cluster is not None:
+            along = next(i for i, (loop, _) in enumerate(nest) if loop.variable == cluster.variable)
+            ranges[along] = range(-(-len(ranges[along]) // cluster.blocks) * cluster.blocks)
+        self.size = cluster.blocks if cluster is not None else 1
+        self.turns = Turns(tuple(loop for loop, _ in nest), tuple(ranges), self.size, along)
+
+    def __call__(self, block: int) -> dict[str, int]:
+        number, rank = divmod(block % self.turns.total, self.size)
+        values = self.turns.values(_NUMBERS, number, self.order, rank)
+        return {loop.variable: int(v) for loop, v in zip(self.turns.loops, values, strict=True)}
+
+
+class _Numbers:
+    """Stands for the emitter where all is known."""
+
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+    def mul(self, a: int, b: int) -> int:
+        return a * b
+
+
+_NUMBERS: GpuEmitter = cast(GpuEmitter, _Numbers())
 
 
 def _touched(kernel: Kernel, phase: tuple[Statement, ...], grid: set[str]) -> dict[str, tuple[int, set[str], bool]]:

@@ -57,6 +57,20 @@ def entry_key(instance_key: str, threads: int) -> str:
     return f"{instance_key} threads={threads}" if threads > 1 else instance_key
 
 
+def find_lock(model_file: Path, machine: str, given: str | None) -> Path | None:
+    """The lockfile to use: the one given ("none": no lock), else `<model>.<machine>.lock` in the working folder or
+    beside the model's file, else None."""
+    if given == "none":
+        return None
+    if given:
+        return Path(given)
+    name = f"{model_file.stem}.{machine}.lock"
+    for folder in (Path.cwd(), model_file.parent):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
 def lock_text(lock: Lock) -> str:
     """The file's text: the same lock always gives the same text."""
     lines = [

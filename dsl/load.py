@@ -1,8 +1,4 @@
-"""From a path to a checked module: parse the file, follow its imports, check everything together.
-
-`import ops.linear` is the file ops/linear.tc beside the importing file, else beside the file that was
-loaded first, else in the library that comes with tcomp.
-"""
+"""From a path to a checked module: parse the file, follow its imports, check everything together."""
 
 from __future__ import annotations
 
@@ -12,13 +8,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import tcomp.models
 from tcomp.dsl.ast import Import, Model, Module, Schedule, Source
 from tcomp.dsl.check import check
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.files import first_of, import_places, read, shown
+from tcomp.dsl.files import library as library
 from tcomp.dsl.hints import did_you_mean
 from tcomp.dsl.parse import parse
-from tcomp.errors import UserError
 
 
 def load(path: str | os.PathLike[str], precision: str | None = None) -> Module:
@@ -28,7 +24,7 @@ def load(path: str | os.PathLike[str], precision: str | None = None) -> Module:
     Files that have not changed since they were last loaded give the same Module again.
     """
     path = Path(path)
-    root = _parsed(_read(path), _shown(path))
+    root = _parsed(read(path), shown(path))
     if precision == "":
         precision = next((m.precision for m in root.items if isinstance(m, Model)), "f32")
     return _checked(_follow(root, path.resolve(), precision), precision)
@@ -37,7 +33,7 @@ def load(path: str | os.PathLike[str], precision: str | None = None) -> Module:
 def load_sources(path: str | os.PathLike[str]) -> tuple[Source, ...]:
     """The file and all it imports, parsed but not checked; imported files come before their importers."""
     path = Path(path)
-    return _follow(_parsed(_read(path), _shown(path)), path.resolve())
+    return _follow(_parsed(read(path), shown(path)), path.resolve())
 
 
 def load_text(text: str, name: str = "<text>") -> Module:
@@ -57,11 +53,6 @@ def _checked(sources: tuple[Source, ...], precision: str | None) -> Module:
     while len(_modules) > _KEPT:
         _modules.popitem(last=False)
     return module
-
-
-def library() -> Path:
-    """The folder of the .tc files that come with tcomp."""
-    return Path(next(iter(tcomp.models.__path__)))
 
 
 def schedule_for(module: Module, op_name: str, target_chain: Sequence[str]) -> Schedule | None:
@@ -85,7 +76,7 @@ def _follow(root: Source, root_path: Path, precision: str | None = None) -> tupl
                 found = _find(item, source, path.parent, root_path.parent)
                 if found not in seen:
                     seen.add(found)
-                    visit(_parsed(_read(found), _shown(found)), found)
+                    visit(_parsed(read(found), shown(found)), found)
         out.append(source)
 
     visit(root, root_path)
@@ -93,12 +84,10 @@ def _follow(root: Source, root_path: Path, precision: str | None = None) -> tupl
 
 
 def _find(item: Import, source: Source, *folders: Path) -> Path:
-    relative = Path(*item.path.split(".")).with_suffix(".tc")
-    places = [*dict.fromkeys(folders), library().resolve()]
-    for folder in places:
-        candidate = folder / relative
-        if candidate.is_file():
-            return candidate.resolve()
+    relative, places = import_places(item.path, *folders)
+    found = first_of(relative, places)
+    if found is not None:
+        return found
     known = [
         ".".join(f.relative_to(folder).with_suffix("").parts)
         for folder in places
@@ -109,26 +98,5 @@ def _find(item: Import, source: Source, *folders: Path) -> Path:
         item.span,
         source.text,
         did_you_mean(item.path, sorted(set(known)), "file"),
-        tuple(f"looked in {_shown(folder)}" for folder in places),
+        tuple(f"looked in {shown(folder)}" for folder in places),
     )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"there is no file {_shown(path)}", "give the path of a .tc file") from None
-    except IsADirectoryError:
-        raise UserError(f"{_shown(path)} is a folder", "give the path of a .tc file in it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{_shown(path)} is not UTF-8 text ({error})", "a .tc file is plain text") from None
-    except OSError as error:
-        raise UserError(f"{_shown(path)} cannot be read: {error.strerror}", "check its permissions") from None
-
-
-def _shown(path: Path) -> str:
-    """The path as messages show it: relative where it lies below the current folder."""
-    try:
-        return path.resolve().relative_to(Path.cwd()).as_posix() or "."
-    except ValueError:
-        return str(path)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tcomp.cli.limits import DEFAULT_GPU, parse_bytes, split_device
 from tcomp.errors import UserError
@@ -34,7 +34,7 @@ GRAPH_HELP = "On a GPU, a whole program as one graph, or launch by launch (slow,
 
 def find_file(name: str) -> Path:
     """A `.tc` file: a path as it is, else one of tcomp's own (`gpt2`, `models/gpt2.tc`, `ops/linear.tc`)."""
-    from tcomp.dsl.load import library
+    from tcomp.dsl.files import library
 
     if not name:
         raise UserError("the file's name is empty", "name a .tc file, or one of tcomp's own, such as gpt2")
@@ -109,7 +109,6 @@ def device_for(name: str = "cpu", *, gpu: str = "", threads: int = 0, graph: boo
 class Built:
     """A model file made ready to run: `name` is the model's name in the file."""
 
-    module: Module
     name: str
     step: Step
     device: Device
@@ -148,39 +147,62 @@ def build_step(
 
     The plan is made to fit `memory`, by computing activations again where that is needed; without it, it must fit what
     is free on the device as it is. `lock` is the lockfile whose choices the schedules get ("none": their own values);
-    without it, the one that `find_lock` finds, if any.
+    without it, the one that `find_lock` finds, if any. The file is not read again with a `module`; without one, a step
+    that was built before is taken from the user's cache.
     """
-    from tcomp.autotune.apply import find_lock, load_lock
+    from tcomp.autotune.lockfile import find_lock
+
+    found = find_file(file)
+    device = device or device_for(threads=threads)
+    path = find_lock(found, device.machine.name, lock or None)
+    limit = parse_bytes(memory) if memory else device.free_memory()
+    options: dict[str, Any] = {
+        "overrides": dict(dims or {}), "precision": precision or None, "accumulation": accumulation,
+        "machine": device.machine, "threads": device.threads, "recompute": bool(memory), "programs": programs,
+        "keep_logits": keep_logits,
+    }  # fmt: skip
+    sizes = {"B": batch, "T": length, **(extra or {})}
+    if module is not None:
+        return _build_step(file, module, config, sizes, device, path, limit, options)[0]
+    from tcomp.cli.kept_steps import KeptStep, keep_step, load_step, step_key
+
+    key = step_key(found, path, config=config, sizes=sizes, budget=limit if memory else None, **options)
+    kept = load_step(key) if key is not None else None
+    if kept is not None and (limit is None or kept.step.memory_bytes(device.threads) <= limit):
+        return Built(kept.model, kept.step, device, path, kept.tuned)
+    module = load_module(file, precision)
+    built, warned = _build_step(file, module, config, sizes, device, path, limit, options)
+    if key is not None and not warned:
+        keep_step(key, module, KeptStep(built.step, built.name, built.tuned))
+    return built
+
+
+def _build_step(
+    file: str,
+    module: Module,
+    config: str | None,
+    sizes: Mapping[str, int],
+    device: Device,
+    lock: Path | None,
+    limit: int | None,
+    options: Mapping[str, Any],
+) -> tuple[Built, bool]:
+    """The step of a module, and whether there was anything to warn of."""
+    from tcomp.autotune.apply import load_lock
     from tcomp.model.build import build_step as build
 
-    module = module or load_module(file, precision)
     model = only_model(module, file)
-    device = device or device_for(threads=threads)
-    path = find_lock(find_file(file), device.machine.name, lock or None)
-    applied = load_lock(path, module, device.machine, device.threads) if path else None
+    applied = load_lock(lock, module, device.machine, device.threads) if lock else None
+    lower = applied.lower if applied else None
+    chosen = config or default_config(module, file)
     try:
-        step = build(
-            module,
-            model.name,
-            config or default_config(module, file),
-            {"B": batch, "T": length, **(extra or {})},
-            overrides=dims or {},
-            precision=precision or None,
-            accumulation=accumulation,
-            machine=device.machine,
-            threads=device.threads,
-            memory_limit=parse_bytes(memory) if memory else device.free_memory(),
-            recompute=bool(memory),
-            programs=programs,
-            keep_logits=keep_logits,
-            lower=applied.lower if applied else None,
-        )
+        step = build(module, model.name, chosen, sizes, memory_limit=limit, lower=lower, **options)
     except OverflowError as e:
         raise UserError("a step of these sizes needs more memory than there are addresses", "use smaller sizes") from e
-    if applied and path:
-        for line in applied.warnings(path):
-            print(f"warning: {line}" if line.startswith(str(path)) else line, file=sys.stderr)
-    return Built(module, model.name, step, device, path, len(applied.used) if applied else 0)
+    warnings = applied.warnings(lock) if applied and lock else []
+    for line in warnings:
+        print(f"warning: {line}" if line.startswith(str(lock)) else line, file=sys.stderr)
+    return Built(model.name, step, device, lock, len(applied.used) if applied else 0), bool(warnings)
 
 
 def copy_file(source: Path, to: Path) -> None:
@@ -198,7 +220,7 @@ def layout_path(file: Path) -> Path:
 
 def library_name(file: Path) -> str:
     """`gpt2` for a model of tcomp's own library, nothing for other files."""
-    from tcomp.dsl.load import library
+    from tcomp.dsl.files import library
 
     inside = library().resolve() in file.resolve().parents
     return file.resolve().relative_to(library().resolve()).as_posix().removesuffix(".tc") if inside else ""
@@ -206,7 +228,7 @@ def library_name(file: Path) -> str:
 
 def numbers_of(module: Module, settings: TrainSettings) -> dict[str, Number]:
     """All numbers of a run's model, the sizes at their smallest."""
-    from tcomp.model.graph import model_dims
+    from tcomp.model.dimensions import model_dims
 
     model = only_model(module, settings.model)
     return model_dims(module, model, settings.config, dict.fromkeys(model.dims, 1), settings.dims)

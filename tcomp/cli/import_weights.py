@@ -87,7 +87,7 @@ def import_weights(
 
 def _file_of(model_type: object, folder: Path) -> Path:
     """The library's model whose layout is of this model_type."""
-    from tcomp.dsl.load import library
+    from tcomp.dsl.files import library
     from tcomp.runtime.weights.layout import read_layout
 
     known = {}

@@ -191,21 +191,11 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     from tcomp.runtime.train import Settings, check_inputs, persistent, train
 
     console = Console(highlight=False)
-    module = common.load_module(settings.model, settings.precision)
-    vocabulary = _vocabulary(module, settings)
     if not resume:
         refuse_used(path)
     weights = None
     if settings.init_from:
         weights = checkpoint.newest(Path(settings.init_from), lambda text: print(f"warning: {text}", file=sys.stderr))
-    data = open_data([Path(p) for p in settings.data], settings.length, vocabulary)
-    own = Path(settings.init_from) / PASSED / "tokenizer.json"
-    if settings.init_from and own.is_file() and data.text:
-        print(
-            f"warning: the text is taken as bytes, but the weights came with a tokenizer; prepare the text with it:\n"
-            f"  tcomp data prepare TEXT --tokenizer {own} --out FOLDER",
-            file=sys.stderr,
-        )
     device = common.device_for(settings.device, gpu=settings.gpu, threads=settings.threads, graph=settings.graph)
     built = common.build_step(
         settings.model,
@@ -217,10 +207,18 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
         accumulation=settings.accumulation,
         memory=settings.memory or None,
         programs=("train",),
-        module=module,
         device=device,
         lock=settings.lock,
     )
+    vocabulary = int(built.step.dims.get("V", 1 << 16))
+    data = open_data([Path(p) for p in settings.data], settings.length, vocabulary)
+    own = Path(settings.init_from) / PASSED / "tokenizer.json"
+    if settings.init_from and own.is_file() and data.text:
+        print(
+            f"warning: the text is taken as bytes, but the weights came with a tokenizer; prepare the text with it:\n"
+            f"  tcomp data prepare TEXT --tokenizer {own} --out FOLDER",
+            file=sys.stderr,
+        )
     limits.check_hyper(settings.hyper, {n.removeprefix("hyper."): v for n, v in built.step.hyper.items()})
     check_inputs(built.step)
     if settings.sample and data.text:
@@ -278,16 +276,6 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     device.finish()
     print(f"run folder {path}: more text with `tcomp generate {path}`")
     return outcome
-
-
-def _vocabulary(module: Any, settings: TrainSettings) -> int:
-    """The bound of the model's tokens, before anything is built."""
-    from tcomp.model.graph import model_dims
-
-    model = common.only_model(module, settings.model)
-    sizes = {"B": settings.batch, "T": settings.length}
-    dims = model_dims(module, model, settings.config, sizes, settings.dims)
-    return int(dims.get("V", 1 << 16))
 
 
 def _fitting(settings: TrainSettings, defaults: dict[str, float]) -> dict[str, float]:

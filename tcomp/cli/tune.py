@@ -183,9 +183,9 @@ def _check(
     """Exit 1 when an entry is stale or missing; exit 2 when there is no lockfile."""
     from tcomp.autotune import apply
     from tcomp.autotune.instances import StepShape, instances_of
-    from tcomp.autotune.lockfile import read_lock
+    from tcomp.autotune.lockfile import find_lock, read_lock
 
-    found = apply.find_lock(common.find_file(file), machine.name, given)
+    found = find_lock(common.find_file(file), machine.name, given)
     if found is None:
         raise UserError(f"{path}: there is no lockfile", f"run: tcomp tune {file}")
     lock = read_lock(found)

@@ -32,14 +32,18 @@ def default_folder(part: str = "kernels") -> Path:
 
 
 class ContentCache:
-    """Byte strings by key in one folder. `kind` goes into every file's first line, `suffix` ends its name."""
+    """Byte strings by key in one folder. `kind` goes into every file's first line, `suffix` ends its name; `what` they
+    are is for messages."""
 
     _warned: set[str] = set()  # noqa: RUF012
 
-    def __init__(self, folder: Path | str | None = None, *, kind: str, suffix: str) -> None:
+    def __init__(
+        self, folder: Path | str | None = None, *, kind: str, suffix: str, what: str = "compiled kernels"
+    ) -> None:
         self.folder = Path(folder) if folder is not None else default_folder()
         self.magic = f"tcomp-{kind}\n".encode()
         self.suffix = suffix
+        self.what = what
 
     def path(self, key: str) -> Path:
         return self.folder / f"{key}{self.suffix}"
@@ -80,8 +84,8 @@ class ContentCache:
         self._warned.add(str(self.folder))
         reason = error.strerror or str(error)
         warnings.warn(
-            f"compiled kernels cannot be kept in {self.folder}: {reason}\n"
-            "  help: every start will compile again; set TCOMP_CACHE to a folder that you can write to",
+            f"{self.what} cannot be kept in {self.folder}: {reason}\n"
+            "  help: every start will make them again; set TCOMP_CACHE to a folder that you can write to",
             CacheWarning,
             stacklevel=4,
         )

@@ -113,3 +113,7 @@ class Step:
     """the recipe's name"""
     states: tuple[str, ...] = ()
     """slots of the model's own states, which forward and backward read"""
+
+    def memory_bytes(self, threads: int) -> int:
+        """All memory of a run: the arena, `threads` threads' scratch and what they share."""
+        return self.arena_bytes + self.scratch_bytes * threads + self.team_bytes

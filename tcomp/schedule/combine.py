@@ -32,6 +32,9 @@ from tcomp.schedule.nest import Leaf, scatter_indices, sink_copies
 from tcomp.schedule.resolve import KernelPlan, TileLevel
 from tcomp.schedule.split_sum import divides, joining_loops, renamed, split_sum, splittable, undivided
 
+BLOCKS_PER_SM = 8
+"""of a sorted scatter: each owns rows, and waits for memory at every contribution to one of them"""
+
 
 class Combining:
     """Makes the leaves of one kernel. `extents`, `dtypes` and `shapes` gain the entries of what joining adds."""
@@ -55,11 +58,17 @@ class Combining:
         """The equations as leaves in order, and the plan with the loops that joining adds."""
         self.temporaries = temporaries
         leaves: list[Leaf] = []
+        joins: list[Leaf] = []
+        groups: dict[tuple[str, ...], str] = {}
         given = plan
         for eq in equations:
             parallel = self._parallel(eq)
             reduced = eq.value.indices if isinstance(eq.value, Reduction) else ()
             leaf = Leaf(eq, len(leaves), parallel, tuple(reduced), scatter_indices(eq, self.extents))
+            group = (*parallel, "over", *reduced)
+            if joins and (group not in groups or self._reads(leaf, joins)):
+                leaves, joins, groups = _numbered([*leaves, *joins]), [], {}
+                leaf = replace(leaf, number=len(leaves))
             joined = [c for c in plan.combine if c.over in leaf.domain and eq.target.name in c.names]
             if joined and joined[0].by == "atomic":
                 leaves.append(self._atomic(leaf, joined[0]))
@@ -74,17 +83,23 @@ class Combining:
                     leaves.append(leaf)  # one part takes the whole sum
                     continue
                 shape = self.family.shape(plan, self.extents, self.text)
-                pair, plan = split_sum(
-                    plan, leaf, over, outer, shape, self.extents, self.dtypes, self.shapes, len(leaves)
-                )
-                leaves += pair
+                (first, join), plan = split_sum(
+                    plan, leaf, over, outer, shape, self.extents, self.dtypes, self.shapes, len(leaves),
+                    groups.setdefault(group, eq.target.name),
+                )  # fmt: skip
+                leaves.append(first)
+                joins.append(join)
             elif joined:
                 pair, plan = self._partials(plan, leaf, joined[0].over, joined[0].by, len(leaves))
                 leaves += pair
             else:
                 leaves.append(leaf)
+        leaves = _numbered([*leaves, *joins])
         leaves = sink_copies([x for leaf in leaves for x in self._private(plan, leaf)])
         return leaves, plan
+
+    def _reads(self, leaf: Leaf, joins: list[Leaf]) -> bool:
+        return any(a.tensor in j.written for a in leaf.reads() for j in joins)
 
     def _private(self, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
         """`Y[m, n] = sum k: ...` with k tiled inside m and n --> `Y.sum[m, n] = sum k: ...; Y[m, n] = Y.sum[m, n]`:
@@ -170,7 +185,7 @@ class Combining:
             )
         rows = self.shapes[eq.target.name][gathers[0]]
         blocks = math.prod(-(-self.extents[t.index] // (t.block or 1)) for t in plan.sequence if t.parallel)
-        count = max(1, min(rows, 2 * int(self.family.rules.facts["sms"]) // blocks))
+        count = max(1, min(rows, BLOCKS_PER_SM * int(self.family.rules.facts["sms"]) // blocks))
         size = -(-rows // count)
         index = f"{eq.target.name}.rows"
         self.extents[index] = -(-rows // size)
@@ -237,3 +252,8 @@ class Combining:
             Leaf(first, at, leaf.parallel, leaf.reduced, frozenset(), over),
             Leaf(second, at + 1, tuple(joined.values()), (index,), copies=True),
         ], plan
+
+
+def _numbered(leaves: list[Leaf]) -> list[Leaf]:
+    """Leaves with their places as numbers."""
+    return [replace(leaf, number=i) for i, leaf in enumerate(leaves)]

@@ -152,14 +152,16 @@ def depends(second: Leaf, first: Leaf) -> bool:
 
 def sink_copies(leaves: list[Leaf]) -> list[Leaf]:
     """Equations that write a private sum, or join partial ones, into their output move behind all that do not depend on
-    them, so that they do not stand between equations which share the loop around the sum."""
+    them, so that they do not stand between equations which share the loop around the sum. Those of the same loops go
+    together."""
     out: list[Leaf] = []
     waiting: list[Leaf] = []
     for leaf in leaves:
         if leaf.copies:
             waiting.append(leaf)
             continue
-        due = [w for w in waiting if depends(leaf, w)]
+        first = [w for w in waiting if depends(leaf, w)]
+        due = [w for w in waiting if w in first or any(w.parallel == f.parallel for f in first)]
         out += due
         waiting = [w for w in waiting if w not in due]
         out.append(leaf)

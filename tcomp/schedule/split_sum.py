@@ -47,9 +47,10 @@ def split_sum(
     dtypes: dict[str, DType],
     shapes: dict[str, tuple[int, ...]],
     at: int,
+    group: str = "",
 ) -> tuple[list[Leaf], KernelPlan]:
     """The two equations as leaves, and the plan (which is `undivided`) with their loops. `outer` divides the sum;
-    `extents`, `dtypes` and `shapes` gain entries."""
+    `extents`, `dtypes` and `shapes` gain entries. Sums of one `group` (a name) are joined by the same loops."""
     eq = leaf.equation
     value, target = eq.value, eq.target
     assert isinstance(value, Reduction)
@@ -61,7 +62,7 @@ def split_sum(
     shapes[name] = (count, *(extents[i] for i in leaf.parallel))
     rows = tuple(Name(i) for i in leaf.parallel)
     first = replace(eq, targets=(Target(name, (Name(part), *rows)),), accumulate=False)
-    new = {i: f"{i}.{target.name}" for i in leaf.parallel}
+    new = {i: f"{i}.{group or target.name}" for i in leaf.parallel}
     extents.update({new[i]: extents[i] for i in leaf.parallel})
     summed = Access(name, (Name(block), *(Name(new[i]) for i in leaf.parallel)))
     second = replace(
@@ -76,7 +77,7 @@ def split_sum(
     plan = replace(
         plan,
         loops={**plan.loops, **{m.index: m for m in maps}},
-        sequence=(level, *(m.tiles[0] for m in maps), *rest),
+        sequence=(level, *(m.tiles[0] for m in maps if m.tiles[0] not in rest), *rest),
         uses=uses,
         parts={**plan.parts, over: (part, outer.block)},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from tcomp.codegen.nvptx.launch import LaunchShape
 from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import DType
 from tcomp.dsl.storage import bound
-from tcomp.ir.tile import Kernel
+from tcomp.ir.tile import GridOrder, Kernel
 from tcomp.machine.gpu import H100, MACHINES
 from tcomp.schedule.lower import lower
 from tests.autotune.support import gpt2
@@ -192,3 +193,12 @@ def test_traffic_counts_shared_panels_once() -> None:
     compulsory = 4 * (16384 * 512 * 2 + 16384 * 16384)
     requested = 128 * 128 * 4 * (2 * 128 * 512 + 128 * 128)
     assert compulsory < phase_traffic(large, large.phases[0], H100, 1) < requested
+
+
+def test_traffic_follows_the_order_of_tiles() -> None:
+    """The head's product: row by row, every wave reads most of W again; in bands of eight rows it stays in L2."""
+    bands = product(16384, 50304, 768, DType.BF16)
+    rows = replace(bands, order=GridOrder(persistent=True))
+    assert bands.order.raster == 8
+    traffic = [phase_traffic(k, k.phases[0], H100, 1) for k in (bands, rows)]
+    assert 2 * 16384 * 50304 < traffic[0] < traffic[1] / 3

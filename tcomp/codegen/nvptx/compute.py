@@ -13,6 +13,7 @@ between code without any check and code whose values are clamped and masked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -31,6 +32,7 @@ from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.evaluation import GpuEvaluator, GpuGraph, scalar_type, value_kind
 from tcomp.codegen.nvptx.join import Joiner, combine
 from tcomp.codegen.nvptx.plan import plan_of, sharing_of
+from tcomp.codegen.nvptx.scan import can_scan, scan
 from tcomp.codegen.nvptx.turns import Walker
 from tcomp.codegen.nvptx.writing import Writer
 from tcomp.dsl.ast import Expr
@@ -121,7 +123,7 @@ class ComputeGenerator:
         value = graph.build(of)
         kind = value_kind(self.target.buffer.dtype)
         self.kind = "f64" if "f64" in (kind, value.kind) and kind != "int" else kind
-        self.value = graph.cast(value, self.kind)
+        self.value, self.scale = self._unscaled(graph.cast(value, self.kind))
         self.guard: Node | None = None
         if where is not None:
             guard = graph.cast(graph.build(where), "bool")
@@ -132,6 +134,14 @@ class ComputeGenerator:
         self.joiner = Joiner(em, self.scope, node, self.sharing, self.reducer, self.plan.whole)
         self.writer = Writer(self.evaluator, node, self.target, self.kind, self.reducer, self.sharing)
         self._over(0)
+
+    def _unscaled(self, value: Node) -> tuple[Node, float | None]:
+        """`max i: x[i] * c` --> `(max i: x[i]) * c` for a positive number c: rounding is monotone, so the same bits."""
+        if self.reduced and self.reducer != "sum" and value.op == "mul" and self.kind != "int":
+            for x, c in (value.args, value.args[::-1]):
+                if c.is_literal and isinstance(c.data, float) and 0 < c.data < math.inf:
+                    return x, c.data
+        return value, None
 
     def _must_clear(self, spans: dict[str, Span]) -> bool:
         """Is the target a shared tile that matrix instructions read whole, of which this writes only a part?"""
@@ -151,11 +161,23 @@ class ComputeGenerator:
             self._over(i + 1)
             return
 
+        if self.guard is not None and self._scanned(axis):
+            guard, self.guard = self.guard, None
+            scan(self.domain, self.evaluator, guard, axis, lambda: self._over(i + 1))
+            self.guard = guard
+            return
+
         def body(_: list[IrValue]) -> list[IrValue]:
             self._over(i + 1)
             return []
 
         self.walker.looped(axis, self.plan.turns[axis.name], [], body)
+
+    def _scanned(self, axis: Axis) -> bool:
+        """Is it a scatter's walk, of which data says what counts?"""
+        axes = {a.name: a for a in self.compute.axes}
+        assert self.guard is not None
+        return not self.compute.distinct and not self.reduced and can_scan(self.domain, self.guard, axis, axes)
 
     def _points(self, axes: Sequence[Axis]) -> list[dict[str, int]]:
         """Positions of the tile over these axes, the last axis fastest."""
@@ -172,13 +194,16 @@ class ComputeGenerator:
         count = self._separate(len(points))
         identity = ir.Constant(scalar_type(self.kind), _IDENTITY[self.reducer][self.kind])
         start = [identity] * (len(points) * count)
-        kept = self._kept()
+        kept = self._kept() and self.scale is None
         if kept:
             start[::count] = [self.writer.old(p) for p in points]
         accumulators = self._reduce(0, points, count, start)
         self.em.here()
         results = [self._merge(accumulators[p * count : (p + 1) * count]) for p in range(len(points))]
         results = self.joiner.join(results)
+        if self.scale is not None:
+            b = self.em.here()
+            results = [b.fmul(r, ir.Constant(r.type, self.scale)) for r in results]
         self.writer.write(points, results, None, accumulate=self.compute.accumulate and not kept)
 
     def _kept(self) -> bool:

@@ -26,7 +26,7 @@ INTRINSICS = frozenset(
         "bar.warp.sync", "elect.sync", "mbarrier.init.shared", "mbarrier.try.wait.parity.scope.cta.space.cta",
         "mbarrier.try.wait.parity.scope.cluster.space.cta", "barrier.cluster.arrive", "barrier.cluster.wait",
         "cluster.ctarank", "fence.mbarrier_init.release.cluster", "barrier.cta.sync.aligned.count", "shfl.sync.idx.i32",
-        "setmaxnreg.inc.sync.aligned.u32", "setmaxnreg.dec.sync.aligned.u32",
+        "setmaxnreg.inc.sync.aligned.u32", "setmaxnreg.dec.sync.aligned.u32", "vote.ballot.sync",
     }
 )  # fmt: skip
 """NVVM intrinsics in use. LLVM ends the process at a name it does not know, so only these are let through."""
