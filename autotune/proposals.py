@@ -54,7 +54,7 @@ def ask(search: Search) -> Iterator[dict[str, Any]]:
             "where": [print_expression(c) for c in job.space.conditions],
             "target": {
                 "machine": search.machine.name,
-                "facts": facts_of(instance.op, search.machine, search.threads),
+                "facts": facts_of(instance.op, search.machine, search.threads, instance.dims),
                 "description": asdict(search.machine),
             },
             "basis": search.judge.basis,

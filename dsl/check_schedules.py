@@ -33,8 +33,9 @@ def check_schedule(schedule: Schedule, module: Module) -> None:
         hint = hint or f"targets are {', '.join((*CPU_TARGETS, *GPU_TARGETS))}"
         raise TcError(f"unknown target '{schedule.target}'", schedule.span, hint=hint)
     names = _Names(schedule, op, infer(op, module) if op is not None else None, family)
-    names.check(schedule.shared, (), frozenset())
-    shared = names.parameters(schedule.shared)
+    dims = _dimensions(op or module.ops[forward])
+    names.check(schedule.shared, (), dims)
+    shared = names.parameters(schedule.shared) | dims
     covered: dict[str, Span] = {}
     for kernel in schedule.kernels:
         for output in kernel.outputs:
@@ -44,6 +45,11 @@ def check_schedule(schedule: Schedule, module: Module) -> None:
             covered[output] = kernel.span
             names.output(output, kernel.span)
         names.check(kernel.directives, schedule.shared, shared)
+
+
+def _dimensions(op: Op) -> frozenset[str]:
+    """The names of an op's dimensions."""
+    return frozenset(op.dims) | {n for o in op.operands for e in o.shape for n in names_in(e)}
 
 
 class _Names:
