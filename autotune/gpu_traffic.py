@@ -15,7 +15,7 @@ from tcomp.codegen.nvptx.grid import Turns
 from tcomp.dsl.ast import Access, Expr, names_in, walk
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
-from tcomp.ir.multicast import cluster_of
+from tcomp.ir.multicast import cluster_of, shared_packs
 from tcomp.ir.tile import Compute, GridOrder, Kernel, Loop, Pack, Scope, Statement, Unpack
 from tcomp.machine.gpu import GpuMachine
 
@@ -43,14 +43,19 @@ def phase_traffic(kernel: Kernel, phase: tuple[Statement, ...], machine: GpuMach
     total = 0.0
     places_of = _Places(kernel, phase, nest)
     drift = _drift(kernel, phase)
+    shared = _delivered(kernel, phase)
     for w in sampled:
         places = [places_of(b) for b in range(w * wave, min(blocks, (w + 1) * wave))]
-        unique = sum(
-            per_block[n] * len({tuple(p[v] for v in sorted(axes)) for p in places})
-            for n, (_, axes, _) in touched.items()
-        )
-        requested = sum(per_block.values()) * len(places)
-        total += cached_traffic(min(unique, requested), requested, machine, drift)
+        read = asked = written = 0.0
+        for n, (_, axes, stored) in touched.items():
+            different = per_block[n] * len({tuple(p[v] for v in sorted(axes)) for p in places})
+            all_blocks = per_block[n] * len(places)
+            if stored:
+                written += min(different, all_blocks)
+            else:
+                read += min(different, all_blocks)
+                asked += all_blocks / (places_of.size if n in shared else 1)
+        total += cached_traffic(read, max(read, asked), machine, drift) + written
     return max(float(compulsory), total * waves / len(sampled))
 
 
@@ -88,6 +93,12 @@ def _length(s: Statement) -> float:
         except TcError:
             own = 0.0
     return max([own, *(_length(b) for b in s.body)])
+
+
+def _delivered(kernel: Kernel, phase: tuple[Statement, ...]) -> set[str]:
+    """Operands whose tiles a cluster fetches once for all its blocks."""
+    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
+    return {p.source.tensor for p in shared_packs(phase, cluster_of(kernel.cluster, phase), buffers).values()}
 
 
 class _Places:
