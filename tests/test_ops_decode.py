@@ -14,9 +14,9 @@ import pytest
 from tcomp.dsl.ast import DType
 from tcomp.dsl.dims import operand_shape
 from tcomp.dsl.storage import bound
+from tcomp.machine.cpu import detect
 from tcomp.oracle import evaluate
 from tests.reference.op_cases import SCALARS, Arrays, Dims, assert_close, library
-from tests.test_ops_cpu import machine_named
 from tests.test_ops_cpu import run as run_on_cpu
 from tests.test_ops_gpu import run as run_on_gpu
 
@@ -63,7 +63,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_on_the_cpu(case: tuple[str, int, Dims], objects: Path) -> None:
     name, start, dims = case
     op, given = bound(library().ops[name], DType.F32), inputs(*case)
-    got = run_on_cpu(op, dims, given, machine_named("native"), 2, objects)
+    got = run_on_cpu(op, dims, given, detect(), 2, objects)
     assert_close(got, evaluate(op, library(), given, dims), 4 * (dims.get("W", 0) + start), "the oracle")
 
 
