@@ -87,7 +87,7 @@ def test_default_schedules_on_the_virtual_gpu() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_tiles_beyond_the_last_position_are_not_walked(device: str, objects: Path) -> None:
-    """A reduction over a cache ends where `start` says at run time: what lies behind counts not even as 0 * NaN."""
+    """A reduction over a cache ends where `start` says: what lies behind counts not even as 0 * NaN."""
     dims = {"B": 1, "T": 2, "G": 1, "R": 2, "D": 16, "W": 256}
     op = bound(library().ops["grouped_attention_at"], DType.F32)
     given = inputs("grouped_attention_at", 40, dims)
