@@ -95,7 +95,7 @@ def test_tiles_beyond_the_last_position_are_not_walked(device: str, objects: Pat
     for name in ("keys", "values"):
         given[name][:, 64:] = np.nan
     if device == "cpu":
-        got = run_on_cpu(op, dims, given, machine_named("native"), 2, objects)
+        got = run_on_cpu(op, dims, given, detect(), 2, objects)
     else:
         got = run_on_gpu(op, library(), dims, given)
     assert_close({"O": got["O"]}, {"O": want["O"]}, 200, "the oracle")
