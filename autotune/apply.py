@@ -64,7 +64,7 @@ def staleness(entry: Entry, instance: Instance, module: Module, machine: Machine
     if entry.schedule != schedule_hash(schedule):
         return "its schedule has changed"
     try:
-        for space in spaces_of(schedule, facts_of(instance.op, machine, threads, instance.dims)):
+        for space in spaces_of(schedule, facts_of(instance, machine, threads)):
             problem = space.problem(space.own(entry.values))
             if problem:
                 return problem
@@ -84,7 +84,7 @@ def check(
         entry = lock.entries.get(key)
         if entry is None:
             schedule = schedule_of(instance.op, module, instance.dims, machine, threads)
-            if spaces_of(schedule, facts_of(instance.op, machine, threads, instance.dims)):
+            if spaces_of(schedule, facts_of(instance, machine, threads)):
                 missing.append(key)
         elif reason := staleness(entry, instance, module, machine, threads):
             stale.append(f"{key}: {reason}")

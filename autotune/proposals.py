@@ -48,13 +48,18 @@ def ask(search: Search) -> Iterator[dict[str, Any]]:
             "op": print_op(replace(instance.op, doc="")),
             "schedule": print_schedule(schedule),
             "parameters": [
-                {"name": p.name, "choices": list(p.choices), "default": job.space.default[p.name]}
+                {
+                    "name": p.name,
+                    "choices": list(p.choices),
+                    "default": job.space.default[p.name],
+                    "needs": sorted(p.needs),
+                }
                 for p in job.space.parameters
             ],
             "where": [print_expression(c) for c in job.space.conditions],
             "target": {
                 "machine": search.machine.name,
-                "facts": facts_of(instance.op, search.machine, search.threads, instance.dims),
+                "facts": facts_of(instance, search.machine, search.threads),
                 "description": asdict(search.machine),
             },
             "basis": search.judge.basis,
@@ -139,13 +144,13 @@ def _proposal(line: str, number: int) -> dict[str, Any]:
 def _judge_values(search: Search, job: Job, values: Mapping[str, Any]) -> Verdict:
     """The verdict on values, which is kept among the job's trials."""
     study = storage.open_study(search.trials, job, search.machine.name, search.judge.basis, search.plan.seed)
-    full = {**job.space.default, **values}
     try:
+        full = {**job.space.filled(values), **values}
         problem = job.space.problem(full)
     except TcError as e:
         problem = e.message
-    if problem or any(full[p.name] not in p.choices for p in job.space.parameters):
-        return Verdict(None, 0.0, "where", problem or "a value is not among its choices")
+    if problem:
+        return Verdict(None, 0.0, "where", problem)
     search.begin(study, job)
     storage.enqueue_first(study, job.space, full)
     trial, proposed = storage.ask(study, job.space)

@@ -12,9 +12,10 @@ Kernels keep their order there, and the other schedule's shared lines go with it
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 
-from tcomp.dsl.ast import Directive, Flag, KernelSchedule, Module, Name, Schedule
+from tcomp.dsl.ast import Directive, Flag, KernelSchedule, Module, Name, Schedule, Span, Tune
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import listing
 
@@ -51,7 +52,7 @@ def _written_out(s: Schedule, module: Module, active: tuple[str, ...]) -> Schedu
     for k in base.kernels:
         mine = next((own[o] for o in k.outputs if o in own), None)
         if mine is None:
-            kernels.append(replace(k, directives=base.shared + k.directives))
+            kernels.append(replace(k, directives=_needed(base.shared, k.directives) + k.directives))
         elif set(mine.outputs) != set(k.outputs):
             message = f"kernel {', '.join(mine.outputs)} would replace kernel {', '.join(k.outputs)} of '{target}'"
             raise TcError(message, mine.span, hint="name the same outputs, or write all kernels out")
@@ -62,6 +63,24 @@ def _written_out(s: Schedule, module: Module, active: tuple[str, ...]) -> Schedu
         span = new[0].span if new else line.span
         raise TcError(f"`like {target}` needs `kernel` lines that name kernels of that schedule", span, hint=hint)
     return replace(s, shared=(), kernels=tuple(kernels))
+
+
+def _needed(shared: tuple[Directive, ...], own: tuple[Directive, ...]) -> tuple[Directive, ...]:
+    """The shared lines, without parameters that neither the kernel nor another of these lines uses."""
+    used = {n for d in (*shared, *own) for n in _names(d)}
+    return tuple(d for d in shared if not isinstance(d, Tune) or d.name in used)
+
+
+def _names(x: object) -> Iterator[str]:
+    """Every name in the expressions of a directive."""
+    if isinstance(x, Name):
+        yield x.id
+    elif isinstance(x, tuple):
+        for item in x:
+            yield from _names(item)
+    elif is_dataclass(x) and not isinstance(x, Span):
+        for f in fields(x):
+            yield from _names(getattr(x, f.name))
 
 
 def _kept(s: Schedule) -> tuple[Directive, ...]:

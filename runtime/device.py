@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from tcomp.machine.cpu import CpuMachine
-from tcomp.machine.gpu import GpuMachine
-from tcomp.model.step import Step
-from tcomp.runtime.executor import Executor
+if TYPE_CHECKING:  # a start on one kind of device loads nothing of the other
+    from tcomp.machine.cpu import CpuMachine
+    from tcomp.machine.gpu import GpuMachine
+    from tcomp.model.step import Step
+    from tcomp.runtime.executor import Executor
 
 
 class Device(Protocol):

@@ -1,11 +1,26 @@
-"""Hypothesis looks for new examples in a developer's run and repeats the same ones in CI."""
+"""What holds for every test: where compiled kernels are kept, and what hypothesis looks for.
+
+Hypothesis looks for new examples in a developer's run and repeats the same ones in CI.
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, print_blob=True)
 if os.environ.get("CI"):
     settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache folder of a test run, one for all of its processes; never the user's own."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
+    folder.mkdir(exist_ok=True)
+    os.environ["TCOMP_CACHE"] = str(folder)
+    return folder

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from tcomp.dsl.format import format_text
-from tests.cli.conftest import own_folders, tcomp  # noqa: F401  fixtures
-from tests.cli.support import Tcomp
+from tests.cli.support import Tcomp, own_folders, tcomp  # noqa: F401  fixtures
 from tests.cli.test_weights import logits, tensors, theirs
 
 torch = pytest.importorskip("torch")

@@ -12,70 +12,48 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
+from typing import Any
 
 import typer
 
-from tcomp.cli import (
-    bench,
-    build,
-    check,
-    data,
-    doctor,
-    evaluate,
-    export_weights,
-    fmt,
-    generate,
-    grad,
-    import_weights,
-    plan,
-    roofline,
-    show,
-    train,
-    tune,
-    vgpu,
-)
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
 
-app = typer.Typer(
-    name="tcomp",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Train GPT-2 class models from one `.tc` text: index equations, schedules, one planned step.
+HELP = """Train GPT-2 class models from one `.tc` text: index equations, schedules, one planned step.
 
 Start with `tcomp train`: it trains a small GPT-2 on this machine's own text in about a minute.
 Then `tcomp show gpt2 linear --schedule`, `tcomp plan gpt2 --config 124M -B 4 -T 1024`,
-`tcomp grad ops/layernorm.tc layernorm` show what it is made of.""",
-)
+`tcomp grad ops/layernorm.tc layernorm` show what it is made of."""
 
-for name, command in (
-    ("train", train.train),
-    ("generate", generate.generate),
-    ("eval", evaluate.evaluate),
-    ("import", import_weights.import_weights),
-    ("export", export_weights.export_weights),
-    ("build", build.build),
-    ("plan", plan.plan),
-    ("show", show.show),
-    ("grad", grad.grad),
-    ("check", check.check),
-    ("tune", tune.tune),
-    ("fmt", fmt.fmt),
-    ("doctor", doctor.doctor),
-    ("bench", bench.bench),
-    ("roofline", roofline.roofline),
-):
-    app.command(name)(command)
-app.add_typer(data.app, name="data")
-app.add_typer(vgpu.app, name="vgpu")
+COMMANDS = {
+    "train": "train", "generate": "generate", "eval": "evaluate", "import": "import_weights",
+    "export": "export_weights", "build": "build", "plan": "plan", "show": "show", "grad": "grad", "check": "check",
+    "tune": "tune", "fmt": "fmt", "doctor": "doctor", "bench": "bench", "roofline": "roofline", "data": "data",
+    "vgpu": "vgpu",
+}  # fmt: skip
+"""Command -> its module of tcomp.cli, which has a function of the module's name, or an `app` of sub-commands."""
 
 
 @cache
-def _command() -> Callable[[], object]:
-    """What `app` describes, made once: Typer reads every command's signature for it."""
+def command_line(*commands: str) -> Callable[[], Any]:
+    """The command line with these commands."""
+    app = typer.Typer(
+        name="tcomp",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help=HELP,
+    )
+    app.callback()(lambda: None)  # so that one command alone does not become the whole command line
+    for command in commands:
+        module = import_module(f"tcomp.cli.{COMMANDS[command]}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=command)
+        else:
+            app.command(command)(getattr(module, COMMANDS[command]))
     return typer.main.get_command(app)
 
 
@@ -85,7 +63,8 @@ def main() -> None:
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop while Python ends
     try:
         try:
-            _command()()
+            first = sys.argv[1:2]
+            command_line(*(first if first and first[0] in COMMANDS else COMMANDS))()
         finally:
             sys.stdout.flush()
     except TcError as e:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from hypothesis import assume, note
 from hypothesis import strategies as st
 
-from tcomp.dsl.ast import Level, MapLoops, Num, Op, Order, Schedule, Stage
+from tcomp.dsl.ast import Level, MapLoops, Module, Num, Op, Order, Schedule, Stage
+from tcomp.dsl.check import infer
+from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.format import print_item
+from tcomp.machine.gpu import H100
+from tcomp.schedule.lower import LoweredOp, lower
 
 OPS: dict[str, dict[str, tuple[int, int]]] = {
     "matmul": {"M": (1, 20), "N": (1, 40), "K": (1, 30)},
@@ -52,3 +59,17 @@ def schedules(draw: st.DrawFn, op: Op, extents: dict[str, int]) -> Schedule:
     order = Order(tuple(draw(st.permutations(tiled))))
     stages = [Stage((t,), "shared", at) for t, at in STAGES.get(op.name, []) if at in tiled and draw(st.booleans())]
     return Schedule(op.name, "gpu", (*maps, order, *stages), ())
+
+
+def scheduled(data: st.DataObject, name: str, module: Module) -> tuple[Op, dict[str, int], LoweredOp]:
+    """An op at drawn sizes, lowered for an H100 by a drawn schedule."""
+    op = module.ops[name]
+    dims = {d: data.draw(st.integers(*r), label=d) for d, r in OPS[name].items()}
+    extents = {i: int(evaluate_dim(e, dims)) for i, e in infer(op, module).ranges.items()}
+    schedule = data.draw(schedules(op, extents))
+    note(print_item(schedule))
+    try:
+        return op, dims, lower(op, module, dims, H100, schedule=schedule)
+    except TcError as e:
+        assume("each thread would hold" not in str(e))
+        raise

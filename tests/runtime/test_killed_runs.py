@@ -16,6 +16,8 @@ import pytest
 from safetensors.numpy import load_file
 
 STEPS = 60
+PATIENCE = 300.0
+"""seconds until something that should end counts as hanging, also on a busy machine"""
 ARGUMENTS = [
     "--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "2", "-T", "16", "--accumulation", "2",
     "--threads", "2", "--eval-batches", "2", "--sample", "0", "--save-every", "3", "--eval-every", "20",
@@ -49,7 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, corpus: Path, shared_cache: 
     """A run that nothing disturbed (which also fills the cache of compiled kernels)."""
     folder = tmp_path_factory.mktemp("whole")
     made = start(folder, *ARGUMENTS, "--data", str(corpus), "--run", "whole", cache=shared_cache)
-    out, _ = made.communicate(timeout=300)
+    out, _ = made.communicate(timeout=PATIENCE)
     assert made.returncode == 0, out
     return folder / "whole"
 
@@ -74,10 +76,10 @@ def test_a_run_killed_at_random_points_ends_bitwise_the_same(
     arguments = [*ARGUMENTS, "--data", str(corpus), "--run", "killed"]
     kills = 0
     run = tmp_path / "killed"
-    for _ in range(3):
+    for _ in range(2):
         running = start(tmp_path, *arguments, cache=shared_cache)
         begun = len((run / "metrics.jsonl").read_text()) if (run / "metrics.jsonl").exists() else 0
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while running.poll() is None and time.monotonic() < deadline:
             metrics = run / "metrics.jsonl"
             if metrics.exists() and len(metrics.read_text()) not in (0, begun) and any(run.glob("checkpoints/step-*")):
@@ -87,10 +89,10 @@ def test_a_run_killed_at_random_points_ends_bitwise_the_same(
         if running.poll() is None:
             running.send_signal(signal.SIGKILL)
             kills += 1
-        running.communicate(timeout=60)
+        running.communicate(timeout=PATIENCE)
         arguments = ["--resume", "killed"]
     ending = start(tmp_path, "--resume", "killed", cache=shared_cache)
-    out, _ = ending.communicate(timeout=120)
+    out, _ = ending.communicate(timeout=PATIENCE)
     assert ending.returncode == 0, out
     assert kills >= 1, "the run was over before it could be killed"
     assert_same(whole, run)
@@ -105,11 +107,11 @@ def test_ctrl_c_saves_and_the_run_goes_on_bitwise_the_same(
     while running.poll() is None and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.002)
     running.send_signal(signal.SIGINT)
-    out, _ = running.communicate(timeout=60)
+    out, _ = running.communicate(timeout=PATIENCE)
     assert running.returncode == 130, out
     assert "saved; go on with: tcomp train --resume stopped" in out and "Traceback" not in out
     ending = start(tmp_path, "--resume", "stopped", cache=shared_cache)
-    out, _ = ending.communicate(timeout=120)
+    out, _ = ending.communicate(timeout=PATIENCE)
     assert ending.returncode == 0, out
     assert_same(whole, tmp_path / "stopped")
 
@@ -122,21 +124,22 @@ def test_ctrl_c_at_any_moment_leaves_a_run_that_can_go_on(
     draw = random.Random(11)
     run, first = tmp_path / "hit", [*ARGUMENTS, "--data", str(corpus), "--run", "hit"]
     began = time.monotonic()
-    start(tmp_path, *ARGUMENTS, "--data", str(corpus), "--run", "timed", cache=shared_cache).communicate(timeout=120)
+    timed = start(tmp_path, *ARGUMENTS, "--data", str(corpus), "--run", "timed", cache=shared_cache)
+    timed.communicate(timeout=PATIENCE)
     usual = time.monotonic() - began
     interrupted = 0
-    for part in (0.5, 0.75, 1.0):
+    for earliest, latest in ((0.05, 0.3), (0.4, 0.7), (0.7, 1.0)):
         running = start(tmp_path, *(["--resume", "hit"] if run.exists() else first), cache=shared_cache)
         try:
-            running.communicate(timeout=usual * draw.uniform(part - 0.25, part))
+            running.communicate(timeout=usual * draw.uniform(earliest, latest))
         except subprocess.TimeoutExpired:
             running.send_signal(signal.SIGINT)
             interrupted += 1
-            out, _ = running.communicate(timeout=60)
+            out, _ = running.communicate(timeout=PATIENCE)
             assert running.returncode in (0, 130, -signal.SIGINT), out
     assert interrupted >= 1
     ending = start(tmp_path, *(["--resume", "hit"] if run.exists() else first), cache=shared_cache)
-    out, _ = ending.communicate(timeout=120)
+    out, _ = ending.communicate(timeout=PATIENCE)
     assert ending.returncode == 0, out
     assert_same(whole, run)
 
@@ -149,7 +152,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(
     settings = json.loads((whole / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**settings, "run": "early"}))
     again = start(tmp_path, "--resume", "early", cache=shared_cache)
-    out, _ = again.communicate(timeout=120)
+    out, _ = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, out
     assert "stopped before its first checkpoint; it starts again from step 0" in out
     assert_same(whole, run)

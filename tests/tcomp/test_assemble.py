@@ -277,7 +277,7 @@ def test_a_damaged_entry_is_assembled_again(damage: str, tmp_path: Path) -> None
 
 
 def test_modules_are_assembled_side_by_side_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=120)
     real = assemble_module._link
 
     def meet(*arguments: Any) -> tuple[bytes, str]:

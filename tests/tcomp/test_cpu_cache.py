@@ -129,7 +129,7 @@ def test_misses_compiled_in_worker_processes_are_the_same_objects(tmp_path: Path
     )
     for parallel_from, name in ((2, "parallel"), (99, "serial")):
         arguments = [str(Path(__file__).parent), str(parallel_from), str(tmp_path / name)]
-        subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=120)
+        subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=300)
     parallel, serial = (sorted((tmp_path / n).iterdir()) for n in ("parallel", "serial"))
     assert len(parallel) == 8
     assert [p.name for p in parallel] == [p.name for p in serial]

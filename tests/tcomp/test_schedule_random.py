@@ -122,7 +122,7 @@ ANY_SCHEDULE = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.op)
-@settings(ANY_SCHEDULE, max_examples=25)
+@settings(ANY_SCHEDULE, max_examples=15)
 @given(data=st.data())
 def test_any_legal_schedule_gives_the_oracles_result(case: Case, data: st.DataObject) -> None:
     """In float64 by the tile IR interpreter: only the order of sums may differ."""

@@ -52,6 +52,9 @@ class Writer:
     def map(self, points: Points, value: Node, guard: Node | None) -> None:
         """target = value at every point, all values computed before the first is written (by any thread of the
         block, where one may read a neighbour's element)."""
+        if self._adds_products(value):
+            self.write(points, [self._fused(value, p, guard) for p in points], guard, accumulate=False)
+            return
         if self.node.distinct:
             values = [self._value(value, p, guard) for p in points]
             if self.reads_neighbours(points):
@@ -69,6 +72,18 @@ class Writer:
             and any(a.tensor == self.target.buffer.name for a in accesses_in(self.node.value))
             and any(self.domain.mask(p) is not None for p in points)
         )
+
+    def _adds_products(self, value: Node) -> bool:
+        """Are products added to sums in this thread's registers, which one instruction does?"""
+        if not (self.accumulate and self.node.distinct and self.target.in_registers and self.reducer == "sum"):
+            return False
+        dtype = self.target.buffer.dtype
+        return value.op == "mul" and self.kind == value_kind(dtype) != "int" and dtype.bytes >= 4
+
+    def _fused(self, value: Node, point: Point, guard: Node | None) -> IrValue:
+        x, y = (self.evaluator.value(f, point, guard) for f in value.args)
+        old = self.old(point)
+        return self.em.intrinsic("llvm.fma", old.type, [x, y, old], [old.type])
 
     def _value(self, value: Node, point: Point, guard: Node | None) -> IrValue:
         found = self.evaluator.value(value, point, guard)

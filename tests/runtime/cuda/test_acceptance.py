@@ -18,7 +18,7 @@ def accept(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
     """The exit status, the report, and its text."""
     found = subprocess.run(
         [sys.executable, str(SCRIPT), "--out", str(folder), *arguments],
-        capture_output=True, text=True, check=False, timeout=170,
+        capture_output=True, text=True, check=False, timeout=400,
         env={**os.environ, "TCOMP_CACHE": str(folder / "cache")},
     )  # fmt: skip
     assert "Traceback" not in found.stderr, found.stderr
@@ -36,10 +36,10 @@ def test_sections_are_skipped_when_the_time_is_used_up(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_section_that_is_stopped_keeps_what_it_found(tmp_path: Path) -> None:
-    code, report, text = accept(tmp_path, "--virtual", "--sections", "ops", "--budget", "12")
+    code, report, text = accept(tmp_path, "--virtual", "--sections", "ops", "--budget", "15")
     section = report["sections"]["ops"]
     assert code == 0 and section["items"] and "| embedding |" in text
-    if section["state"] != "ok":  # a computer that does it all in seven seconds
+    if section["state"] != "ok":  # a computer that does it all in ten seconds
         assert section["state"] == "cut short" and "used up" in section["reason"]
 
 

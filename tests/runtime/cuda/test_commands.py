@@ -35,7 +35,7 @@ def tcomp(folder: Path, kernels: Path, *arguments: str) -> Result:
     found = subprocess.run(
         [sys.executable, "-m", "tcomp.cli.main", *arguments],
         cwd=folder, env={**os.environ, "TCOMP_CACHE": str(kernels), "COLUMNS": "200"}, text=True,
-        capture_output=True, check=False, timeout=170,
+        capture_output=True, check=False, timeout=400,
     )  # fmt: skip
     return Result(found.returncode, found.stdout, found.stderr)
 

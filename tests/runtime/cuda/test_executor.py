@@ -197,7 +197,7 @@ def test_the_machine_is_read_from_the_device(virtual: Any) -> None:
 
 
 def in_a_process(program: str) -> tuple[int, str]:
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
     return found.returncode, found.stdout + found.stderr
 
 

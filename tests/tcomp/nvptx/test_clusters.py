@@ -11,13 +11,11 @@ import pytest
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.load import load_text
 from tcomp.ir.print import print_kernel
-from tcomp.ir.tile import Cluster, Kernel
+from tcomp.ir.tile import Cluster
 from tcomp.machine.gpu import H100
 from tcomp.runtime.vgpu.report import KernelFault
-from tcomp.schedule.lower import lower
-from tests.tcomp.nvptx.support import launch, run
+from tests.tcomp.nvptx.support import given, launch, lowered, run
 
 RNG = np.random.default_rng(6)
 TEXT = """
@@ -47,16 +45,6 @@ schedule f on sm_90a:
 """
 
 
-def lowered(text: str, dims: dict[str, int]) -> Kernel:
-    module = load_text(text, "f.tc")
-    (found,) = lower(module.ops["f"], module, dims, H100).kernels
-    return found
-
-
-def given(k: Kernel) -> dict[str, np.ndarray]:
-    return {o.name: RNG.standard_normal(o.shape).astype(np.float32) for o in k.operands if o.name in k.reads}
-
-
 @pytest.mark.parametrize(
     "rows,flags,m,n,k",
     [(32, "", 32, 32, 96), (32, "producer warp", 45, 40, 104), (64, "producer warp\n  persistent", 112, 32, 128)],
@@ -66,14 +54,14 @@ def test_products(rows: int, flags: str, m: int, n: int, k: int) -> None:
     found = lowered(TEXT.format(rows=rows, by="tma", flags=flags), {"M": m, "N": n, "K": k})
     assert found.cluster == Cluster("m.0", rows // 16)
     assert f"clusters of {rows // 16} blocks along m.0" in print_kernel(found)
-    ptx, reports = run(found, given(found), replace(H100, sms=5), tolerance=1e-4)
+    ptx, reports = run(found, given(found, RNG), replace(H100, sms=5), tolerance=1e-4)
     assert "multicast::cluster" in ptx and f".reqnctapercluster {rows // 16}, 1, 1" in ptx
     assert reports[0].grid[0] % (rows // 16) == 0
 
 
 def test_products_on_tensor_cores() -> None:
     found = lowered(TENSOR.format(bn=64), {"M": 390, "N": 72, "K": 136})
-    run(found, given(found), replace(H100, sms=4))
+    run(found, given(found, RNG), replace(H100, sms=4))
     (shape,) = compile_kernel(found, H100).launches
     assert shape.cluster == 2 and [m.map.box for m in shape.maps] == [(64, 128), (64, 32)]
 
@@ -85,7 +73,7 @@ def test_a_peer_that_is_not_waited_for_is_found() -> None:
     astray = re.sub(r"(mapa\.shared::cluster\.u32 there, %r\d+), %r\d+;", r"\1, 0;", gpu.ptx)
     assert astray != gpu.ptx
     with pytest.raises(KernelFault, match=r"race|misuse|completion|deadlock"):
-        launch(found, replace(gpu, ptx=astray), given(found))
+        launch(found, replace(gpu, ptx=astray), given(found, RNG))
 
 
 def test_assembled_for_the_published_shape() -> None:
@@ -102,7 +90,7 @@ def test_assembled_for_the_published_shape() -> None:
 def test_nothing_to_share_in_one_turn_is_no_fault() -> None:
     """K of one tile leaves no ring: the blocks fetch for themselves."""
     found = lowered(TEXT.format(rows=32, by="tma", flags=""), {"M": 32, "N": 32, "K": 40})
-    run(found, given(found), tolerance=1e-4)
+    run(found, given(found, RNG), tolerance=1e-4)
 
 
 def test_one_tile_along_the_cluster_is_no_cluster() -> None:

@@ -13,14 +13,13 @@ from tcomp.codegen.nvptx.grid import Turns, turns_of
 from tcomp.codegen.nvptx.whole_program import whole_program_tool
 from tcomp.dsl.ast import DType, Num
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.load import load_text
 from tcomp.ir.print import print_kernel
 from tcomp.ir.tile import GridOrder, Kernel, Loop, Producer, ThreadShape
 from tcomp.machine.gpu import H100
 from tcomp.runtime.vgpu.report import KernelFault
-from tcomp.schedule.lower import lower
+from tests.tcomp.nvptx import support
 from tests.tcomp.nvptx.gemm import product
-from tests.tcomp.nvptx.support import launch, run
+from tests.tcomp.nvptx.support import given, launch, run
 
 RNG = np.random.default_rng(2)
 FEW = replace(H100, sms=2)
@@ -32,10 +31,6 @@ def gemm(
 ) -> Kernel:
     made = product(m, n, k, "tma", s, DType.BF16, (32, 32, 32), BLOCK, (4, 2), swizzle=64)
     return replace(made, producer=producer, order=order)
-
-
-def given(k: Kernel) -> dict[str, np.ndarray]:
-    return {o.name: RNG.standard_normal(o.shape).astype(np.float32) for o in k.operands if o.name in k.reads}
 
 
 @pytest.mark.parametrize(
@@ -50,7 +45,7 @@ def given(k: Kernel) -> dict[str, np.ndarray]:
 )
 def test_products(m: int, n: int, k: int, producer: Producer | None, order: GridOrder) -> None:
     kernel = gemm(m, n, k, producer, order)
-    ptx, reports = run(kernel, given(kernel), FEW, tolerance=1e-4)
+    ptx, reports = run(kernel, given(kernel, RNG), FEW, tolerance=1e-4)
     assert reports[0].grid[0] == min(2, -(-m // 32) * -(-n // 32)) or not order.persistent
     assert reports[0].block[0] == 128 + (32 * producer.warps if producer else 0)
     # Only what follows the initialisation of the mbarriers is a barrier of the whole block.
@@ -64,7 +59,7 @@ def test_a_consumer_that_does_not_release_is_found() -> None:
     broken = replace(gpu, ptx=gpu.ptx.replace("mbarrier.arrive.shared::cta.b64 _", "prefetch.global.L2 [0]; //"))
     assert broken.ptx != gpu.ptx
     with pytest.raises(KernelFault, match="deadlock"):
-        launch(kernel, broken, given(kernel))
+        launch(kernel, broken, given(kernel, RNG))
 
 
 def test_barriers_of_a_computing_thread_leave_the_producer_out() -> None:
@@ -80,9 +75,8 @@ schedule f on sm_90a:
   producer warp
   persistent
 """
-    module = load_text(text, "f.tc")
-    (k,) = lower(module.ops["f"], module, {"M": 29, "K": 328}, FEW).kernels
-    ptx, reports = run(k, given(k), FEW, tolerance=1e-4)
+    k = support.lowered(text, {"M": 29, "K": 328}, FEW)
+    ptx, reports = run(k, given(k, RNG), FEW, tolerance=1e-4)
     assert "barrier.sync \t1, 128" in ptx or "bar.sync \t1, 128" in ptx
     assert reports[0].grid[0] == 2 and reports[0].block[0] == 160
     assert "producer of 1 more warps" in print_kernel(k) and "persistent blocks" in print_kernel(k)
@@ -134,9 +128,7 @@ schedule f on sm_90a:
 
 
 def lowered(flag: str, by: str = "tma", w: int = 16) -> Kernel:
-    module = load_text(TEXT.format(flag=flag, by=by, w=w), "f.tc")
-    (found,) = lower(module.ops["f"], module, {"M": 64, "N": 96, "K": 128}, H100).kernels
-    return found
+    return support.lowered(TEXT.format(flag=flag, by=by, w=w), {"M": 64, "N": 96, "K": 128})
 
 
 def test_flags_become_facts_of_the_kernel() -> None:

@@ -13,10 +13,10 @@ from tcomp.dsl.ast import DType
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
-from tcomp.ir.tile import Kernel, Scope
+from tcomp.ir.tile import Scope
 from tcomp.machine.gpu import H100
 from tcomp.schedule.lower import lower
-from tests.tcomp.nvptx.support import run
+from tests.tcomp.nvptx.support import given, lowered, run
 
 RNG = np.random.default_rng(4)
 CORES = """
@@ -46,16 +46,6 @@ schedule f on sm_90a:
 """
 
 
-def lowered(text: str, dims: dict[str, int]) -> Kernel:
-    module = load_text(text, "f.tc")
-    (found,) = lower(module.ops["f"], module, dims, H100).kernels
-    return found
-
-
-def given(k: Kernel) -> dict[str, np.ndarray]:
-    return {o.name: RNG.standard_normal(o.shape).astype(np.float32) for o in k.operands if o.name in k.reads}
-
-
 @pytest.mark.parametrize("m,n,k", [(150, 40, 48), (128, 32, 32), (70, 5, 7)])
 @pytest.mark.parametrize("by,t", [("tma", "bf16"), ("cp.async", "f32")])
 def test_parts_on_cuda_cores(m: int, n: int, k: int, by: str, t: str) -> None:
@@ -66,7 +56,7 @@ def test_parts_on_cuda_cores(m: int, n: int, k: int, by: str, t: str) -> None:
     (partial,) = (b for b in found.tiles if b.scope is Scope.TEAM)
     assert partial.dtype is DType.F32 and partial.shape[0] == -(-m // 64)
     assert len(found.phases) == 2
-    _, reports = run(found, given(found), tolerance=1e-4)
+    _, reports = run(found, given(found, RNG), tolerance=1e-4)
     assert reports[0].grid[0] == -(-m // 64) * -(-n // 32) * -(-k // 32)
 
 
@@ -74,7 +64,7 @@ def test_a_sum_of_one_part_is_not_divided() -> None:
     text = CORES.format(t="f32", by="cp.async", old="", new="dW: f32[N, K]", eq="=")
     found = lowered(text, {"M": 64, "N": 40, "K": 36})
     assert len(found.phases) == 1 and not any(b.scope is Scope.TEAM for b in found.tiles)
-    run(found, given(found), tolerance=1e-4)
+    run(found, given(found, RNG), tolerance=1e-4)
 
 
 def test_two_sums_over_one_index() -> None:
@@ -90,19 +80,19 @@ schedule f on gpu:
 """
     found = lowered(text, {"M": 75, "N": 70})
     assert {b.name for b in found.tiles if b.scope is Scope.TEAM} == {"a.partial", "b.partial"}
-    run(found, given(found), tolerance=1e-4)
+    run(found, given(found, RNG), tolerance=1e-4)
 
 
 def test_parts_are_added_to_what_is_there() -> None:
     text = CORES.format(t="f32", by="cp.async", old=", inout dW: f32[N, K]", new="", eq="+=").replace(") -> :", "):")
     found = lowered(text, {"M": 150, "N": 40, "K": 36})
-    run(found, given(found), tolerance=1e-4)
+    run(found, given(found, RNG), tolerance=1e-4)
 
 
 def test_parts_on_tensor_cores_with_a_producer() -> None:
     found = lowered(TENSOR, {"M": 364, "N": 136, "K": 72})
     few = replace(H100, sms=3)
-    _, reports = run(found, given(found), few)
+    _, reports = run(found, given(found, RNG), few)
     assert [r.block[0] for r in reports] == [384, 256], "the joining launch has no producer"
     assert [r.grid[0] for r in reports] == [3, 3]
 

@@ -10,10 +10,8 @@ import pytest
 
 from tcomp.dsl.ast import DType
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.load import load_text
 from tcomp.ir.tile import Compute, Kernel, Spread, Swizzled, ThreadShape
-from tcomp.machine.gpu import H100
-from tcomp.schedule.lower import lower
+from tests.tcomp.nvptx import support
 from tests.tcomp.nvptx.gemm import product
 from tests.tcomp.nvptx.support import at, axis, grid, kernel, lanes, local, operand, run, shared, tile_axis
 
@@ -107,9 +105,7 @@ schedule f on gpu:
 
 
 def lowered(t: str, k: int, option: str) -> Kernel:
-    module = load_text(SOURCE.format(t=t, k=k, option=option), "f.tc")
-    (found,) = lower(module.ops["f"], module, {"M": 40, "N": 64, "K": 96}, H100).kernels
-    return found
+    return support.lowered(SOURCE.format(t=t, k=k, option=option), {"M": 40, "N": 64, "K": 96})
 
 
 @pytest.mark.parametrize("option,width", [("swizzle(64)", 64), ("swizzle", 128), ("swizzle(32)", 32)])

@@ -15,12 +15,25 @@ from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import from_json, to_json
 from tcomp.dsl.ast import DType, Num
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.load import load_text
 from tcomp.ir.tile import Axis, Compute, Kernel, Pack, Swizzled, ThreadShape
 from tcomp.machine.gpu import H100
-from tcomp.schedule.lower import lower
 from tests.tcomp.nvptx.gemm import product
-from tests.tcomp.nvptx.support import at, grid, kernel, lanes, local, loop, machine, op, operand, run, shared, tile_axis
+from tests.tcomp.nvptx.support import (
+    at,
+    given,
+    grid,
+    kernel,
+    lanes,
+    local,
+    loop,
+    lowered,
+    machine,
+    op,
+    operand,
+    run,
+    shared,
+    tile_axis,
+)
 
 RNG = np.random.default_rng(21)
 SMALL, BLOCK = (32, 64, 32), ThreadShape(2, 2, 8, 4)
@@ -32,10 +45,6 @@ def rand(*shape: int) -> np.ndarray:
 
 def gemm(m: int, n: int, k: int, stages: int = 3, dtype: DType = DType.BF16, swizzle: int = 64, **more: bool) -> Kernel:
     return product(m, n, k, "tma", stages, dtype, SMALL, BLOCK, (4, 4), swizzle=swizzle, **more)
-
-
-def given(k: Kernel) -> dict[str, np.ndarray]:
-    return {o.name: rand(*o.shape) for o in k.operands if o.name in k.reads}
 
 
 @pytest.mark.parametrize(
@@ -50,7 +59,7 @@ def given(k: Kernel) -> dict[str, np.ndarray]:
 )
 def test_products(m: int, n: int, k: int, stages: int, dtype: DType, swizzle: int) -> None:
     kernel = gemm(m, n, k, stages, dtype, swizzle)
-    ptx, reports = run(kernel, given(kernel), tolerance=1e-4)
+    ptx, reports = run(kernel, given(kernel, RNG), tolerance=1e-4)
     assert "cp.async.bulk.tensor.2d" in ptx and "ld.global" not in ptx
     assert ptx.count("bar.sync") == 1, "only the barrier behind the mbarriers' initialisation"
     assert reports[0].ok
@@ -59,7 +68,7 @@ def test_products(m: int, n: int, k: int, stages: int, dtype: DType, swizzle: in
 def test_products_of_tiles_along_the_rows() -> None:
     """X[k, m] and W[k, n]: two panels of 64 bytes a row."""
     kernel = gemm(32, 72, 64, transposed=False)
-    run(kernel, given(kernel), tolerance=1e-4)
+    run(kernel, given(kernel, RNG), tolerance=1e-4)
     (shape,) = compile_kernel(kernel, H100).launches
     assert [m.map.box for m in shape.maps] == [(32, 32), (32, 32)]
 
@@ -157,12 +166,6 @@ schedule f on sm_90a:
 """
 
 
-def lowered(text: str, dims: dict[str, int], target: str = "sm_90a") -> Kernel:
-    module = load_text(text, "f.tc")
-    (found,) = lower(module.ops["f"], module, dims, machine(target)).kernels
-    return found
-
-
 @pytest.mark.parametrize("option,swizzle", [("", 128), (" swizzle(32)", 32)])
 def test_a_scheduled_product(option: str, swizzle: int) -> None:
     k = lowered(MATMUL.format(t="bf16", k=64, option=option), {"M": 40, "N": 50, "K": 104})
@@ -240,7 +243,7 @@ def test_refused_at_the_stage_line(text: str, dims: dict[str, int], name: str, r
 def test_refused_on_older_targets_and_in_mixed_pipes() -> None:
     text = MATMUL.format(t="bf16", k=64, option="").replace("on sm_90a", "on gpu")
     with pytest.raises(TcError, match="sm_80 has no tensor copies: X cannot be staged by tma"):
-        lowered(text, {"M": 64, "N": 64, "K": 64}, "sm_80")
+        lowered(text, {"M": 64, "N": 64, "K": 64}, machine("sm_80"))
     mixed = text.replace("stage X, W in shared at k by tma", "stage X in shared at k by tma\n  stage W in shared at k")
     with pytest.raises(TcError, match=r"W is staged by cp\.async in a pipe loop where other tiles come by tma"):
         lowered(mixed, {"M": 64, "N": 64, "K": 128})

@@ -11,13 +11,10 @@ import pytest
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.load import load_text
 from tcomp.ir.print import print_kernel
-from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import H100
 from tcomp.runtime.vgpu.report import KernelFault
-from tcomp.schedule.lower import lower
-from tests.tcomp.nvptx.support import launch, run
+from tests.tcomp.nvptx.support import given, launch, lowered, run
 
 RNG = np.random.default_rng(9)
 CORES = """
@@ -50,16 +47,6 @@ schedule f on sm_90a:
 """
 
 
-def lowered(text: str, dims: dict[str, int]) -> Kernel:
-    module = load_text(text, "f.tc")
-    (found,) = lower(module.ops["f"], module, dims, H100).kernels
-    return found
-
-
-def given(k: Kernel) -> dict[str, np.ndarray]:
-    return {o.name: RNG.standard_normal(o.shape).astype(np.float32) for o in k.operands if o.name in k.reads}
-
-
 @pytest.mark.parametrize(
     "t,by,flags,m,n,k",
     [
@@ -71,13 +58,13 @@ def given(k: Kernel) -> dict[str, np.ndarray]:
 def test_products_with_a_bias(t: str, by: str, flags: str, m: int, n: int, k: int) -> None:
     found = lowered(CORES.format(t=t, by=by, flags=flags, eq="=", more=""), {"M": m, "N": n, "K": k})
     assert re.search(r"unpack Y\.out\d+ to Y\[m, n\] by tma", print_kernel(found))
-    ptx, _ = run(found, given(found), replace(H100, sms=2), tolerance=1e-4)
+    ptx, _ = run(found, given(found, RNG), replace(H100, sms=2), tolerance=1e-4)
     assert "st.global" not in ptx and "cp.async.bulk.tensor.2d.global.shared::cta" in ptx
 
 
 def test_products_on_tensor_cores_meet_no_bank_conflict() -> None:
     found = lowered(TENSOR.format(bn=64), {"M": 390, "N": 136, "K": 136})
-    _, reports = run(found, given(found), replace(H100, sms=4))
+    _, reports = run(found, given(found, RNG), replace(H100, sms=4))
     assert "0 bank conflicts" in str(reports[0])
 
 
@@ -93,7 +80,7 @@ def test_what_is_left_out_is_found(kind: str, line: str) -> None:
     broken = replace(gpu, ptx=re.sub(line, "", gpu.ptx))
     assert broken != gpu
     with pytest.raises(KernelFault, match=r"missing|completion|race"):
-        launch(found, broken, given(found))
+        launch(found, broken, given(found, RNG))
 
 
 def test_assembled_for_the_published_shape() -> None:

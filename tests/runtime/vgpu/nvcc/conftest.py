@@ -43,6 +43,7 @@ def cuda(nvcc: Callable[..., str]) -> Cuda:
     return Cuda(nvcc)
 
 
-@pytest.fixture(params=["sm_80", "sm_90"])
-def arch(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`arch`: both architectures, or those that the module names."""
+    if "arch" in metafunc.fixturenames:
+        metafunc.parametrize("arch", getattr(metafunc.module, "ARCHITECTURES", ("sm_80", "sm_90")))

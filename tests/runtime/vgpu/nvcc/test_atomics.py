@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+ARCHITECTURES = ("sm_90",)  # atomics are the same on both
 RNG = np.random.default_rng(3)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+ARCHITECTURES = ("sm_90",)  # the language is tried here, which becomes the same instructions on all
 RNG = np.random.default_rng(7)
 
 

@@ -62,12 +62,12 @@ def reference(name: str, v: float) -> float:
 
 
 @pytest.mark.parametrize("kernel,dtype,tolerance", [("doubles", np.float64, 1e-13), ("singles", np.float32, 2e-6)])
-def test_math_library(cuda, arch, kernel, dtype, tolerance) -> None:  # type: ignore[no-untyped-def]
+def test_math_library(cuda, kernel, dtype, tolerance) -> None:  # type: ignore[no-untyped-def]
     x = np.concatenate(
         [RNG.uniform(-3, 3, 60), RNG.uniform(0.01, 20, 40), [1e-5, 0.5, 1.0, -0.0, 1e5, 123456.75, -3e7]]
     )
     x = x.astype(dtype)
-    out = cuda.run("floats", kernel, 2, 64, x, np.zeros((len(UNARY), len(x)), dtype), len(x), arch=arch)[1]
+    out = cuda.run("floats", kernel, 2, 64, x, np.zeros((len(UNARY), len(x)), dtype), len(x), arch="sm_90")[1]
     for name, got in zip(UNARY, out, strict=True):
         want = np.array([reference(name, float(v)) for v in x])
         known = np.isfinite(want) & (np.abs(want) < np.finfo(dtype).max) & (np.abs(want) > np.finfo(dtype).tiny)
@@ -80,11 +80,11 @@ def test_math_library(cuda, arch, kernel, dtype, tolerance) -> None:  # type: ig
     assert np.allclose(back, x[inside], rtol=1e-5, atol=1e-6)
 
 
-def test_functions_of_two_numbers(cuda, arch) -> None:  # type: ignore[no-untyped-def]
+def test_functions_of_two_numbers(cuda) -> None:  # type: ignore[no-untyped-def]
     x, y = RNG.uniform(0.1, 9, 90), RNG.uniform(-5, 5, 90)
     xf, yf = x.astype(np.float32), y.astype(np.float32)
     outs = cuda.run("floats", "binary", 1, 96, x, y, np.zeros((14, 90)), xf, yf, np.zeros((14, 90), np.float32), 90,
-                    arch=arch)  # fmt: skip
+                    arch="sm_90")  # fmt: skip
     for a, b, got, rtol in ((x, y, outs[2], 1e-13), (xf, yf, outs[5], 2e-6)):
         u, v = a.astype(np.float64), b.astype(np.float64)
         mantissa, exponent = np.frexp(u)
@@ -108,14 +108,14 @@ def test_functions_of_two_numbers(cuda, arch) -> None:  # type: ignore[no-untype
             assert np.allclose(got[n], want, rtol=rtol, atol=rtol), n
 
 
-def test_rounding_modes(cuda, arch) -> None:  # type: ignore[no-untyped-def]
+def test_rounding_modes(cuda) -> None:  # type: ignore[no-untyped-def]
     n = 40
     x, y = (RNG.standard_normal(n) * 100).astype(np.float32), RNG.standard_normal(n).astype(np.float32)
     u, v = RNG.standard_normal(n) * 1e5, RNG.standard_normal(n)
     q, w = np.zeros((8, n), np.int32), np.zeros((4, n), np.int64)
     q[0], w[0] = RNG.integers(-(2**31), 2**31, n), RNG.integers(-(2**63), 2**63, n)
     outs = cuda.run("floats", "rounding", 1, 64, x, y, np.zeros((11, n), np.float32), u, v, np.zeros((7, n)), q, w, n,
-                    arch=arch)  # fmt: skip
+                    arch="sm_90")  # fmt: skip
     o, p, ints, longs = outs[2], outs[5], outs[6], outs[7]
     for i in range(n):
         a, b, c, d = Fraction(float(x[i])), Fraction(float(y[i])), Fraction(float(u[i])), Fraction(float(v[i]))
@@ -148,9 +148,9 @@ def check(dtype: type, got: float, exact: Fraction, mode: str) -> None:
         assert value <= exact < Fraction(float(np.nextafter(dtype(got), dtype(np.inf))))
 
 
-def test_fast_intrinsics(cuda, arch) -> None:  # type: ignore[no-untyped-def]
+def test_fast_intrinsics(cuda) -> None:  # type: ignore[no-untyped-def]
     x = RNG.uniform(-3, 3, 60).astype(np.float32)
-    out = cuda.run("floats", "fast", 1, 64, x, np.zeros((13, 60), np.float32), 60, arch=arch)[1]
+    out = cuda.run("floats", "fast", 1, 64, x, np.zeros((13, 60), np.float32), 60, arch="sm_90")[1]
     v, a = x.astype(np.float64), np.abs(x).astype(np.float64)
     s1000, s1m = (x * np.float32(1000)).astype(np.float64), (x * np.float32(1e6)).astype(np.float64)
     wants = [np.sin(v), np.cos(v), np.exp(v), np.log(a), a**1.5, v / (v + 7), None, 10**v, np.log2(a), 1 / np.sqrt(a),

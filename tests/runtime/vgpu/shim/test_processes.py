@@ -34,7 +34,7 @@ print(x[10])
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True,
-                          text=True, check=False, timeout=60)  # fmt: skip
+                          text=True, check=False, timeout=300)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ def normal(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("warps", [1, 4, 8])
-@pytest.mark.parametrize("columns", [77, 256])
+@pytest.mark.parametrize("columns,warps", [(77, 1), (256, 4), (77, 8)])
 def test_softmax(triton, cap, columns, warps) -> None:  # type: ignore[no-untyped-def]
     x = normal(9, columns)
     out = triton.run("softmax", 9, x, np.zeros_like(x), columns, cap=cap, constants={"BLOCK": 256}, num_warps=warps)[1]
@@ -87,7 +86,7 @@ def test_histogram(triton, cap) -> None:  # type: ignore[no-untyped-def]
     assert np.array_equal(out, np.bincount(x, minlength=64))
 
 
-@pytest.mark.parametrize("warps", [1, 4])
+@pytest.mark.parametrize("cap,warps", [(80, 1), (90, 4)])
 def test_sort_and_argmax(triton, cap, warps) -> None:  # type: ignore[no-untyped-def]
     x = normal(3, 128)
     _, up, down, where = triton.run("sorted_rows", 3, x, np.zeros_like(x), np.zeros_like(x), np.zeros(3, np.int32),
@@ -96,7 +95,7 @@ def test_sort_and_argmax(triton, cap, warps) -> None:  # type: ignore[no-untyped
     assert np.array_equal(where, x.argmax(axis=1))
 
 
-@pytest.mark.parametrize("warps", [1, 2, 8])
+@pytest.mark.parametrize("warps", [1, 8])
 def test_reductions_along_both_axes(triton, cap, warps) -> None:  # type: ignore[no-untyped-def]
     x = RNG.integers(-99, 99, (32, 64)).astype(np.float32)
     _, total, top, where, count = triton.run(
