@@ -190,9 +190,10 @@ class _Lowering:
             and not isinstance(x.equation.value, Reduction)
             and sum(x.equation.target.name in y.written for y in leaves) == 1
         }
+        given = {o.name for o in self.op.operands if o.dtype is DType.I32 and not o.shape}
         emitter = Emitter(
             plan, self.extents, room, chunk, granule, storage, dtypes, self.module.monoids, definitions,
-            tiler, self.text, self.family.stager,
+            tiler, self.text, self.family.stager, frozenset(given - {t for x in leaves for t in x.written}),
         )  # fmt: skip
         written = tuple(x.equation for x in leaves if not x.copies)
         whole = self.equations if any("." in o for o in plan.outputs) else equations

@@ -118,7 +118,8 @@ def _operations(leaf: Leaf, extents: Mapping[str, int], guards: Sequence[Binary]
 def _points(domain: Collection[str], extents: Mapping[str, int], guards: Sequence[Binary]) -> int:
     points = Fraction(1)
     for i in domain:
-        points *= extents[i]
+        if not (i.endswith(".part") and i.removesuffix(".part") in domain):  # the parts of a divided sum, counted once
+            points *= extents[i]
     for g in guards:
         assert isinstance(g.left, Name) and isinstance(g.right, Name)
         low, high = extents[g.left.id], extents[g.right.id]
