@@ -76,7 +76,10 @@ def stream(run: Path, prompt: str, count: int, choice: Choice, seed: int, device
         if max(tokens) >= vocabulary:
             if tokenizer.size == BYTES:
                 limits.check_prompt(prompt, vocabulary)
-            raise UserError(f"the tokenizer gives token {max(tokens)}, the model has {vocabulary} words")
+            raise UserError(
+                f"{run}: the tokenizer gives token {max(tokens)}, the model has {vocabulary} words",
+                "put the tokenizer.json that the model was trained with into the run's hf folder",
+            )
         yield prompt
         decoder = tokenizer.stream()
         for token in sample(scorer, tokens, count, choice, seed, tokenizer.ends):
