@@ -77,7 +77,7 @@ def staleness(entry: Entry, instance: Instance, module: Module, machine: Machine
             return f"the schedule it carries is refused: {e.message}"
         return ""
     try:
-        for space in spaces_of(schedule, facts_of(instance.op, machine, threads)):
+        for space in spaces_of(schedule, facts_of(instance, machine, threads)):
             problem = space.problem(space.own(entry.values))
             if problem:
                 return problem
@@ -102,7 +102,7 @@ def check(
         entry = lock.entries.get(key)
         if entry is None:
             schedule = schedule_of(instance.op, module, instance.dims, machine, threads)
-            if spaces_of(schedule, facts_of(instance.op, machine, threads)):
+            if spaces_of(schedule, facts_of(instance, machine, threads)):
                 missing.append(key)
         elif reason := staleness(entry, instance, module, machine, threads):
             stale.append(f"{key}: {reason}")

@@ -57,7 +57,7 @@ def ask(search: Search) -> Iterator[dict[str, Any]]:
             "where": [print_expression(c) for c in job.space.conditions],
             "target": {
                 "machine": search.machine.name,
-                "facts": facts_of(instance.op, search.machine, search.threads),
+                "facts": facts_of(instance, search.machine, search.threads),
                 "description": asdict(search.machine),
             },
             "basis": search.judge.basis,

@@ -155,7 +155,7 @@ class Search:
     def _jobs(self, instance: Instance) -> list[Job]:
         """The instance's kernels that have a choice, with their times as they are."""
         schedule = schedule_of(instance.op, self.module, instance.dims, self.machine, self.threads)
-        spaces = spaces_of(schedule, facts_of(instance.op, self.machine, self.threads))
+        spaces = spaces_of(schedule, facts_of(instance, self.machine, self.threads))
         if not spaces:
             return []
         kernels = lower(instance.op, self.module, dict(instance.dims), self.machine, self.threads).kernels

@@ -228,7 +228,7 @@ def library_name(file: Path) -> str:
 
 def numbers_of(module: Module, settings: TrainSettings) -> dict[str, Number]:
     """All numbers of a run's model, the sizes at their smallest."""
-    from tcomp.model.graph import model_dims
+    from tcomp.model.dimensions import model_dims
 
     model = only_model(module, settings.model)
     return model_dims(module, model, settings.config, dict.fromkeys(model.dims, 1), settings.dims)

@@ -164,7 +164,7 @@ class Emitter:
                 self.compute(
                     leaf,
                     write,
-                    by_exp2(value) if self.rounded(write.tensor) else value,
+                    by_exp2(value) if self.rounded(write.tensor) or self.read_rounded(leaf) else value,
                     leaf.parallel,
                     (),
                     env,
@@ -338,6 +338,18 @@ class Emitter:
     def rounded(self, tensor: str) -> bool:
         """Does the schedule hold the tensor in 16 bits or less, or read it so somewhere?"""
         return any(d.bytes < 4 for what, d in self.plan.casts.items() if what.rpartition(".")[2] == tensor)
+
+    def read_rounded(self, leaf: Leaf) -> bool:
+        """Does whatever is computed from the leaf's tensor end up rounded, in one step or several pointwise ones?"""
+        name = leaf.written[0]
+
+        def rounds(r: Leaf) -> bool:
+            casts = (self.plan.casts.get(f"{t}.{name}") for t in (*r.written, *r.sums_for))
+            return any(d is not None and d.bytes < 4 for d in casts) or (
+                not isinstance(r.equation.value, Reduction) and self.read_rounded(r)
+            )
+
+        return bool(leaf.readers) and all(rounds(r) for r in leaf.readers)
 
     def casts(self, targets: tuple[str, ...], e: Expr) -> Expr:
         """The expression with the reads rounded that the schedule casts in the equation of these targets."""

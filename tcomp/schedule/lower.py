@@ -94,7 +94,7 @@ class _Lowering:
         self.given = found is not None
         self.schedule = found or self.family.default(op, self.equations, self.extents)
         self.text = module.sources.get(self.schedule.span.file, "")
-        self.resolver = Resolver(op, self.extents, self.family.rules, self.text, chosen, storage)
+        self.resolver = Resolver(op, self.extents, self.family.rules, self.text, chosen, storage, dims)
         self.dtypes |= {n: d for n, d in casts_in(self.schedule.shared, storage).items() if n in self.info.temporaries}
 
     def run(self) -> LoweredOp:

@@ -380,7 +380,8 @@ class PhaseGenerator:
                     self._unpack(s)
                 case Loop():
                     self._loop(s, at)
-        self.groups.end()
+        own = self.pipe is not None and body is self.pipe.loop.body
+        self.groups.end(keep=int(own and self.pipe is not None and self.pipe.running is not None))
         for s in body[skip:]:
             if isinstance(s, Pack) and s.by == "tma":
                 self.tensor_tiles[id(s)].release()
