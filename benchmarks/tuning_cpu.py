@@ -3,9 +3,9 @@
     python benchmarks/tuning_cpu.py [--model gpt2] [--config 124M] [-B 4] [-T 64] [--lock FILE] [--rounds 12]
 
 First `tcomp tune` writes the lockfile (gpt2.avx2.lock or the like). Then this starts two programs with equal weights
-and batches, lets them take turns of a few steps, each stopped while the other runs, and reports the ratio of their times
-with its 95 % interval. Their losses must agree. Leave the machine alone meanwhile. `--against` names another lockfile
-instead of the schedules' own values; with `--lock none` both are the same, which shows the noise.
+and batches, lets them take turns of a few steps, each stopped while the other runs, and reports the ratio of their
+times with its 95 % interval. Their losses must agree. Leave the machine alone meanwhile. `--against` names another
+lockfile instead of the schedules' own values; with `--lock none` both are the same, which shows the noise.
 """
 
 from __future__ import annotations
