@@ -44,7 +44,7 @@ IDENTITY: dict[str, Expr] = {"sum": Num(0.0), "max": Num(float("-inf")), "min": 
 
 
 class Emitter:
-    """Emits one kernel. `tiles` collects the buffers it introduces."""
+    """Emits one kernel. `tiles` collects the buffers it introduces; `scalars` are integers that it only reads."""
 
     def __init__(
         self,
@@ -60,11 +60,12 @@ class Emitter:
         tiler: Tiler,
         text: str,
         stager: Callable[[Emitter], Stager],
+        scalars: frozenset[str] = frozenset(),
     ) -> None:
         self.plan, self.extents, self.chunk, self.granule = plan, extents, chunk, granule
         self.room = room
         self.storage, self.dtypes, self.monoids, self.definitions = storage, dtypes, monoids, definitions
-        self.tiler, self.text = tiler, text
+        self.tiler, self.text, self.scalars = tiler, text, scalars
         self.tiles: dict[str, Buffer] = {s.buffer.name: s.buffer for s in storage.values()}
         self.staging = stager(self)
         rank = [t.index for t in plan.sequence if not t.parallel]
@@ -96,10 +97,12 @@ class Emitter:
         inner = {**env, level.index: bound}
         start, stop = outer.start, outer.stop
         if not level.parallel and outer.start == Num(0):
-            lower, stops = limits(level.index, guarding(node), env)
+            ranges = {i: self.range(i, env) for i in self.extents}
+            lower, stops = limits(level.index, guarding(node), ranges, self.scalars)
             for s in stops:
-                stop = Call("min", (stop, s))
-            for low in lower:
+                if not (isinstance(s, Num) and isinstance(stop, Num) and s.value >= stop.value):
+                    stop = Call("min", (stop, s))
+            for low in (x for x in lower if not isinstance(x, Num) or x.value > 0):
                 aligned = fold(Binary("*", fold(Binary("//", low, Num(step))), Num(step)))
                 start = Call("max", (start, aligned))
         body = tuple(self.staging.stage(node, inner) + self.body(node.children, inner))
