@@ -285,6 +285,9 @@ class Walk:
         elif name == "IMAD":
             if known and ".X" not in i.opcode:
                 result = (n[0] * n[1] + n[2]) & MASK if len(n) == 3 else None
+            elif known and ".HI" in i.opcode and ".X" not in i.opcode and len(n) == 3:
+                a, b = n[:2] if ".U32" in i.opcode else (_signed(n[0]), _signed(n[1]))
+                result = ((a * b >> 32) + n[2]) & MASK
         elif name == "LEA" and known and ".HI" not in i.opcode and len(n) == 3:
             result = ((n[0] << n[2]) + n[1]) & MASK
         elif name == "LEA" and known and ".HI" in i.opcode and ".X" not in i.opcode and len(n) >= 3:

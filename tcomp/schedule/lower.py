@@ -37,7 +37,7 @@ from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages
 from tcomp.schedule.storage import Storage, definition_path, place
 from tcomp.schedule.unpacking import unpacked
-from tcomp.schedule.work import arithmetic, traffic
+from tcomp.schedule.work import arithmetic, evaluations, traffic
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,7 @@ class _Lowering:
             blocks_order(plan.flags, plan.sequence, self.text),
             traffic(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
             self._cluster(plan),
+            evaluations(leaves, self.extents, local, self.module.monoids),
         )
         self.family.check(kernel, plan, self.text)
         return kernel

@@ -59,7 +59,8 @@ class TensorPipe:
 
     def generate(self) -> None:
         em, loop, ring = self.em, self.loop, self.ring
-        start, stop = self.phase.bounds(loop)
+        # What lies past the end of a tensor is zero in its tiles, and adds nothing to products.
+        self.origin, start, stop = self.phase.span(loop, past=self._short())
         self.start, self.stop = start, stop
         if self.phase.role == "producer":
             em.loop(start, stop, loop.step, [], self._fill_turn)
@@ -150,7 +151,8 @@ class TensorPipe:
         self.base = base
         slot = ring.wait_full()
         self._tiles_at(slot)
-        self.phase.bind_turn(loop, base)
+        em.here()
+        self.phase.bind_turn(loop, em.add(self.origin, base))
         self.phase.statements(loop.body, self.path, len(self.packs))
         self.phase.unbind(loop.variable)
         self._tiles_at(None)
@@ -231,7 +233,8 @@ class TensorPipe:
     def _fill(self, turn: Int) -> None:
         ring = self.ring
         slot, full = ring.announce(self.bytes, reused=True)
-        self.phase.bind_turn(self.loop, turn)
+        self.em.here()
+        self.phase.bind_turn(self.loop, self.em.add(self.origin, turn))
         for p in self.packs:
             to = self._displaced(self.tiles[p.buffer], slot)
             tensor_copy.issue(self.em, self.scope, p, self.phase.map_address(p), to, full, self.phase.share(p))
