@@ -11,7 +11,9 @@ import sys
 from threading import Thread
 
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14: faults pages in as a write would, changing nothing
-_CHUNK = 16 << 20
+_SHARE, _CHUNK = 16, 16 << 20
+"""A chunk is this part of what is left, at least so much: few at first, since the thread must get Python's lock between
+two; small ones at the end, so that two threads end together."""
 SMALLEST = 64 << 20
 """Less than this is not worth a thread."""
 
@@ -23,7 +25,10 @@ class Prefault:
     def __init__(self, address: int, size: int) -> None:
         self._chunks: list[tuple[int, int]] = []
         if sys.platform == "linux" and size >= SMALLEST:
-            self._chunks = [(address + at, min(_CHUNK, size - at)) for at in range(0, size, _CHUNK)]
+            while size:
+                part = min(size, max(_CHUNK, size // _SHARE // _CHUNK * _CHUNK))
+                size -= part
+                self._chunks.insert(0, (address + size, part))
             self._madvise = ctypes.CDLL(None).madvise  # releases the interpreter lock, as mmap's own does not
             self._madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         self._thread = Thread(target=self._work, name="tcomp-prefault", daemon=True)
