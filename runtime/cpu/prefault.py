@@ -19,16 +19,16 @@ SMALLEST = 64 << 20
 
 
 class Prefault:
-    """Touches `size` bytes from `address` on, last chunk first: a start fills memory from its beginning. The memory
+    """Touches `size` bytes from `address` on (of a page), last chunk first: a start fills memory from its beginning. The memory
     must stay mapped until `finish` or `stop` has returned."""
 
     def __init__(self, address: int, size: int) -> None:
         self._chunks: list[tuple[int, int]] = []
         if sys.platform == "linux" and size >= SMALLEST:
             while size:
-                part = min(size, max(_CHUNK, size // _SHARE // _CHUNK * _CHUNK))
-                size -= part
-                self._chunks.insert(0, (address + size, part))
+                start = max(0, size - max(_CHUNK, size // _SHARE)) // _CHUNK * _CHUNK  # of a page, as the call wants it
+                self._chunks.insert(0, (address + start, size - start))
+                size = start
             self._madvise = ctypes.CDLL(None).madvise  # releases the interpreter lock, as mmap's own does not
             self._madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         self._thread = Thread(target=self._work, name="tcomp-prefault", daemon=True)
