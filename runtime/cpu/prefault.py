@@ -11,24 +11,19 @@ import sys
 from threading import Thread
 
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14: faults pages in as a write would, changing nothing
-_SHARE, _CHUNK = 16, 16 << 20
-"""A chunk is this part of what is left, at least so much: few at first, since the thread must get Python's lock between
-two; small ones at the end, so that two threads end together."""
+_CHUNK = 16 << 20  # while a chunk is made present, whoever maps memory waits
 SMALLEST = 64 << 20
 """Less than this is not worth a thread."""
 
 
 class Prefault:
-    """Touches `size` bytes from `address` on (of a page), last chunk first: a start fills memory from its beginning. The memory
-    must stay mapped until `finish` or `stop` has returned."""
+    """Touches `size` bytes from `address` (a page's) on, last chunk first: a start fills memory from its beginning. The
+    memory must stay mapped until `finish` or `stop` has returned."""
 
     def __init__(self, address: int, size: int) -> None:
         self._chunks: list[tuple[int, int]] = []
         if sys.platform == "linux" and size >= SMALLEST:
-            while size:
-                start = max(0, size - max(_CHUNK, size // _SHARE)) // _CHUNK * _CHUNK  # of a page, as the call wants it
-                self._chunks.insert(0, (address + start, size - start))
-                size = start
+            self._chunks = [(address + at, min(_CHUNK, size - at)) for at in range(0, size, _CHUNK)]
             self._madvise = ctypes.CDLL(None).madvise  # releases the interpreter lock, as mmap's own does not
             self._madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         self._thread = Thread(target=self._work, name="tcomp-prefault", daemon=True)
