@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,7 +10,6 @@ if TYPE_CHECKING:  # a start on one kind of device loads nothing of the other
     from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
     from tcomp.model.step import Step
-    from tcomp.runtime.cpu.memory import Region
     from tcomp.runtime.executor import Executor
 
 
@@ -31,10 +30,6 @@ class Device(Protocol):
         """For people: `2 threads (avx512)`, `NVIDIA H100 (sm_90a)`."""
         ...
 
-    def prepare(self, step: Step) -> None:
-        """Begin to make memory ready for a step that `open` will be called with, where that takes a while."""
-        ...
-
     def open(self, step: Step) -> Executor:
         """Compile (or take from the cache) and place the step; UserError when it cannot run here."""
         ...
@@ -50,29 +45,21 @@ class Device(Protocol):
 
 @dataclass(frozen=True)
 class CpuDevice:
-    """This computer's processors. `cache` is the folder of compiled kernels, `arenas` holds memory by its size that was
-    made ready for steps to be opened."""
+    """This computer's processors. `cache` is the folder of compiled kernels."""
 
     machine: CpuMachine
     threads: int
     cache: Path | None = None
     kind: str = "cpu"
-    arenas: dict[int, Region] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def description(self) -> str:
         return f"{self.threads} threads ({self.machine.name})"
 
-    def prepare(self, step: Step) -> None:
-        from tcomp.runtime.cpu.memory import Region
-
-        self.arenas[step.arena_bytes] = Region(step.arena_bytes, "arena", ahead=True)
-
     def open(self, step: Step) -> Executor:
         from tcomp.runtime.cpu import executor
 
-        arena = self.arenas.pop(step.arena_bytes, None)
-        return executor.CpuExecutor(step, self.machine, self.threads, self.cache, arena)
+        return executor.CpuExecutor(step, self.machine, self.threads, self.cache)
 
     def free_memory(self) -> int | None:
         return memory_here()

@@ -27,12 +27,9 @@ from tcomp.runtime.values import numpy_type
 
 
 class CpuExecutor(HostExecutor):
-    """Compiles or loads `step.kernels`, maps the arena unless it is given one, starts `threads` threads."""
+    """Compiles or loads `step.kernels`, maps the arena, starts `threads` threads."""
 
-    def __init__(
-        self, step: Step, machine: CpuMachine, threads: int, cache_dir: Path | str | None = None,
-        arena: Region | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, step: Step, machine: CpuMachine, threads: int, cache_dir: Path | str | None = None) -> None:
         if threads < 1:
             raise UserError(f"cannot run on {threads} threads", "use one thread or more")
         self._step = step
@@ -41,7 +38,7 @@ class CpuExecutor(HostExecutor):
         names = list(step.kernels)
         compiled = compile_kernels([step.kernels[n] for n in names], machine, cache_dir)
         self.kernels: dict[str, CompiledKernel] = dict(zip(names, compiled, strict=True))
-        self._arena = arena or Region(step.arena_bytes, "arena", ahead=True)
+        self._arena = Region(step.arena_bytes, "arena", ahead=True)
         run = self._load(cached_object(interpreter_ir(machine), machine, cache_dir, compile_interpreter), (SYMBOL,))
         addresses = self._load_kernels()
         scratch = max((k.scratch_bytes for k in self.kernels.values()), default=0)

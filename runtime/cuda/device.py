@@ -44,9 +44,6 @@ class CudaDevice:
         where = "virtual " if self.virtual is not None else f"GPU {self.gpu.index}: "
         return f"{where}{self.machine.label or self.gpu.name} ({self.machine.target})"
 
-    def prepare(self, step: Step) -> None:
-        pass
-
     def open(self, step: Step) -> Executor:
         from tcomp.runtime.cuda.executor import CudaExecutor
 

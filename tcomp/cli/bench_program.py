@@ -32,8 +32,6 @@ def build(workload: Workload) -> tuple[Step, Device]:
         lock=workload.lock,
         device=common.device_for(workload.device, gpu=workload.gpu, threads=workload.threads),
     )
-    if built.kept:
-        built.device.prepare(built.step)
     return built.step, built.device
 
 

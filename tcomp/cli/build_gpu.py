@@ -36,9 +36,6 @@ class TargetDevice:
     def description(self) -> str:
         return f"{self.machine.label} ({self.machine.target})"
 
-    def prepare(self, step: Step) -> None:
-        pass
-
     def open(self, step: Step) -> Executor:
         raise UserError(f"nothing runs on {self.machine.name} here: it is only built for", "run on --device virtual")
 

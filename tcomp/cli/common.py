@@ -115,8 +115,6 @@ class Built:
     lock: Path | None = None
     tuned: int = 0
     """the lockfile in use, and how many op instances have their values from it"""
-    kept: bool = False
-    """taken from the cache"""
 
     @property
     def machine(self) -> CpuMachine | GpuMachine:
@@ -171,7 +169,7 @@ def build_step(
     key = step_key(found, path, config=config, sizes=sizes, budget=limit if memory else None, **options)
     kept = load_step(key) if key is not None else None
     if kept is not None and (limit is None or kept.step.memory_bytes(device.threads) <= limit):
-        return Built(kept.model, kept.step, device, path, kept.tuned, kept=True)
+        return Built(kept.model, kept.step, device, path, kept.tuned)
     module = load_module(file, precision)
     built, warned = _build_step(file, module, config, sizes, device, path, limit, options)
     if key is not None and not warned:

@@ -193,7 +193,6 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
         weights = checkpoint.newest(Path(settings.init_from), lambda text: print(f"warning: {text}", file=sys.stderr))
     built = _build(settings)
     device = built.device
-    # NumPy and what needs it load while memory is made ready.
     from rich.console import Console
 
     from tcomp.runtime.data import open_data
@@ -272,7 +271,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
 def _build(settings: TrainSettings) -> common.Built:
     """The step that the settings ask for, on its device."""
     device = common.device_for(settings.device, gpu=settings.gpu, threads=settings.threads, graph=settings.graph)
-    built = common.build_step(
+    return common.build_step(
         settings.model,
         settings.config,
         settings.batch,
@@ -285,9 +284,6 @@ def _build(settings: TrainSettings) -> common.Built:
         device=device,
         lock=settings.lock,
     )
-    if built.kept:  # else kernels may be compiled, by processes that are forked before there is another thread
-        device.prepare(built.step)
-    return built
 
 
 def _fitting(settings: TrainSettings, defaults: dict[str, float]) -> dict[str, float]:
