@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, children, walk
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, children, walk
 from tcomp.dsl.dims import Number, evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Loop, Pack, Panels, Scope, Statement, Unpack
@@ -193,6 +193,9 @@ class _Walk:
         return max(0.0, min(self._value(a.stop, known) - self._value(a.start, known), a.block))
 
     def _value(self, e: Expr, known: Mapping[str, Number]) -> float:
+        """A typical value, 0 where there is none; a bound that a scalar gives is known only at run time."""
+        if isinstance(e, Call) and e.function == "min" and isinstance(e.args[0], Num):
+            return min(self._value(a, known) for a in e.args if not any(isinstance(n, Access) for n in walk(a)))
         try:
             return float(evaluate_dim(e, known))
         except TcError:

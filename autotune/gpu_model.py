@@ -100,6 +100,9 @@ class LaunchWork:
     hbm_bytes: float
     flops: float = 0.0
     notes: tuple[str, ...] = ()
+    imbalance: float = 0.0
+    """of blocks that differ (`work` is then the mean one's): how much longer the fullest SM is busy than the mean; 0
+    where blocks are alike, and go round by round"""
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,11 @@ def predict(launch: LaunchWork, machine: GpuMachine) -> Prediction:
     """The predicted time of one launch."""
     clock = machine.clock_hz * CLOCK
     work, sms = launch.work, machine.sms
-    per_sm = -(-launch.blocks // sms)
+    per_sm: float = -(-launch.blocks // sms)
+    if launch.imbalance:
+        per_sm = launch.blocks / sms * launch.imbalance
     busy = min(sms, launch.blocks)
-    resident = max(1, min(launch.resident, per_sm))
+    resident = max(1, min(launch.resident, int(per_sm)))
     share = machine.l2_per_clock / busy
     single = {
         "tensor": work.tensor,
@@ -137,7 +142,7 @@ def predict(launch: LaunchWork, machine: GpuMachine) -> Prediction:
     }
     rate = _together(*single.values())
     chain = BLOCK_START + work.chain + work.stores + sum(_ring(r, share / resident) for r in work.rings)
-    rounds = -(-per_sm // resident)
+    rounds = per_sm / resident if launch.imbalance else -(-per_sm // resident)
     cycles = {name: per_sm * c for name, c in single.items()}
     latency = rounds * max(chain, 0.0)
     seconds = {name: c / clock for name, c in cycles.items()}

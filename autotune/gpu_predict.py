@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tcomp.autotune.gpu_blocks import block_turns
 from tcomp.autotune.gpu_model import Prediction, predict
 from tcomp.autotune.gpu_scatter import with_contributions
 from tcomp.autotune.gpu_traffic import phase_traffic
@@ -63,7 +64,7 @@ def _launches(
         traffic = phase_traffic(kernel, phase, machine, max(1, fit.blocks))
         work = launch_work(
             launch.symbol, functions[launch.symbol], launch, resources, machine, traffic,
-            kernel.flops / len(kernel.phases), _stages(phase),
+            kernel.flops / len(kernel.phases), _stages(phase), turns=block_turns(kernel, phase),
         )  # fmt: skip
         work = replace(work, work=with_contributions(work.work, phase))
         yield predict(work, machine)

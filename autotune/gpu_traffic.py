@@ -15,12 +15,12 @@ from tcomp.codegen.nvptx.grid import Turns
 from tcomp.dsl.ast import Access, Expr, names_in, walk
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
-from tcomp.ir.multicast import cluster_of
+from tcomp.ir.multicast import cluster_of, shared_packs
 from tcomp.ir.tile import Compute, GridOrder, Kernel, Loop, Pack, Scope, Statement, Unpack
 from tcomp.machine.gpu import GpuMachine
 
-LADDER_LOOP = 4096
-"""values of the summed index of the products that the drift was chosen by"""
+LADDER_LOOP = 8192
+"""bytes along the summed index (4096 values of bf16) of the products that the drift was chosen by"""
 WAVES = 64
 """Waves looked at; of more, the mean of these stands for all."""
 
@@ -42,15 +42,20 @@ def phase_traffic(kernel: Kernel, phase: tuple[Statement, ...], machine: GpuMach
     sampled = sorted({round(i * (waves - 1) / max(1, min(waves, WAVES) - 1)) for i in range(min(waves, WAVES))})
     total = 0.0
     places_of = _Places(kernel, phase, nest)
-    drift = _drift(kernel, phase)
+    drift = _drift(kernel, phase, {v for v, _ in grid})
+    shared = _delivered(kernel, phase)
     for w in sampled:
         places = [places_of(b) for b in range(w * wave, min(blocks, (w + 1) * wave))]
-        unique = sum(
-            per_block[n] * len({tuple(p[v] for v in sorted(axes)) for p in places})
-            for n, (_, axes, _) in touched.items()
-        )
-        requested = sum(per_block.values()) * len(places)
-        total += cached_traffic(min(unique, requested), requested, machine, drift)
+        read = asked = written = 0.0
+        for n, (_, axes, stored) in touched.items():
+            different = per_block[n] * len({tuple(p[v] for v in sorted(axes)) for p in places})
+            all_blocks = per_block[n] * len(places)
+            if stored:
+                written += min(different, all_blocks)
+            else:
+                read += min(different, all_blocks)
+                asked += all_blocks / (places_of.size if n in shared else 1)
+        total += cached_traffic(read, max(read, asked), machine, drift) + written
     return max(float(compulsory), total * waves / len(sampled))
 
 
@@ -69,25 +74,39 @@ def _grid(phase: tuple[Statement, ...]) -> list[tuple[Loop, int]]:
     return found
 
 
-def _drift(kernel: Kernel, phase: tuple[Statement, ...]) -> float:
+def _drift(kernel: Kernel, phase: tuple[Statement, ...], grid: set[str]) -> float:
     """How far apart blocks are, in shares of their pipeline's loop: as far as the ladder's kernels in theirs of 4096
-    values, for what parts blocks (starts, stores, waits) does not grow with the loop."""
+    values of bf16, for what parts blocks (starts, stores, waits) does not grow with the loop. Loops are as long as the
+    rows of bytes that they walk, which matrix instructions of all types take in the same time."""
     share = PERSISTENT_DRIFT if kernel.order.persistent else DRIFT
-    lengths = [n for n in (_length(s) for s in phase) if n]
+    lengths = [n for n in (_length(s, kernel, grid) for s in phase) if n]
     return min(1.0, share * LADDER_LOOP / max(lengths)) if lengths else share
 
 
-def _length(s: Statement) -> float:
-    """Values that the longest pipeline below walks; 0 without one (or of a length that is not known)."""
+def _length(s: Statement, kernel: Kernel, grid: set[str]) -> float:
+    """Bytes of a row that the longest pipeline below walks; 0 without one (or of a length that is not known)."""
     if not isinstance(s, Loop):
         return 0.0
     own = 0.0
     if s.level == "pipe":
         try:
-            own = float(evaluate_dim(s.stop, {}) - evaluate_dim(s.start, {}))
+            turns = float(evaluate_dim(s.stop, {}) - evaluate_dim(s.start, {})) / s.step
         except TcError:
-            own = 0.0
-    return max([own, *(_length(b) for b in s.body)])
+            turns = 0.0
+        own = turns * max((_row(p, kernel, grid) for p in s.body if isinstance(p, Pack)), default=0)
+    return max([own, *(_length(b, kernel, grid) for b in s.body)])
+
+
+def _row(p: Pack, kernel: Kernel, grid: set[str]) -> int:
+    """Bytes of a staged tile along what its loop walks: the indices that do not follow the block."""
+    summed = (a.block for a in p.axes if not names_in(a.start) & grid)
+    return math.prod(summed) * kernel.buffer(p.buffer).dtype.bytes
+
+
+def _delivered(kernel: Kernel, phase: tuple[Statement, ...]) -> set[str]:
+    """Operands whose tiles a cluster fetches once for all its blocks."""
+    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
+    return {p.source.tensor for p in shared_packs(phase, cluster_of(kernel.cluster, phase), buffers).values()}
 
 
 class _Places:

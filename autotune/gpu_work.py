@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tcomp.autotune.gpu_blocks import unevenness
 from tcomp.autotune.gpu_model import (
     BARRIER,
     L1_LATENCY,
@@ -22,6 +23,7 @@ from tcomp.autotune.gpu_model import (
     Ring,
     tensor_cycles,
 )
+from tcomp.autotune.gpu_replay import Replay, replay
 from tcomp.autotune.sass import Function, Instruction, Walk, Way, depends_on_thread
 from tcomp.codegen.nvptx.launch import LaunchShape
 from tcomp.codegen.nvptx.occupancy import occupancy
@@ -177,6 +179,7 @@ class Sample:
     """The counts of a block: each kind of warp with how many there are of it."""
 
     warps: tuple[tuple[int, Counts], ...]
+    ways: tuple[Way, ...]
     unknown: int
     cut: bool
     steps: int
@@ -188,7 +191,7 @@ def sample_block(function: Function, launch: LaunchShape, block: int, constants:
     bank = {0x0: launch.threads, 0xC: launch.blocks, 0x360: launch.threads, 0x370: launch.blocks, **constants}
     boxes = [_box_bytes(m.map.box, m.map.dtype.bytes) for m in launch.maps]
     copy = sum(boxes) / len(boxes) if boxes else 0.0
-    kinds: dict[tuple[tuple[int, int], ...], tuple[int, Counts]] = {}
+    kinds: dict[tuple[tuple[int, int], ...], tuple[int, Counts, Way]] = {}
     unknown, cut, steps = 0, False, 0
     roles = any(i.name == "SYNCS" for i in function.instructions)
     for w, members in _representatives(warps, roles):
@@ -201,10 +204,11 @@ def sample_block(function: Function, launch: LaunchShape, block: int, constants:
         steps = max(steps, sum(path.visits.values()))
         key = tuple(sorted(path.visits.items()))
         if key in kinds:
-            kinds[key] = kinds[key][0] + members, kinds[key][1]
+            kinds[key] = kinds[key][0] + members, kinds[key][1], path
         else:
-            kinds[key] = members, counts_of(function, path, copy)
-    return Sample(tuple(kinds.values()), unknown, cut, steps)
+            kinds[key] = members, counts_of(function, path, copy), path
+    warps_of = tuple((n, c) for n, c, _ in kinds.values())
+    return Sample(warps_of, tuple(w for _, _, w in kinds.values()), unknown, cut, steps)
 
 
 LONG = 20_000
@@ -228,31 +232,39 @@ def launch_work(
     flops: float = 0.0,
     stages: int | None = None,
     constants: Mapping[int, int] | None = None,
+    turns: Sequence[float] = (),
 ) -> LaunchWork:
     """The description of a launch. `stages` is the depth of its pipeline where the plan knows it (else it is read from
-    the waits); `constants` are known kernel parameters by their offset in the constant bank."""
-    samples = [sample_block(function, launch, launch.blocks // 2, constants or {})]
-    if samples[0].steps < LONG:
+    the waits); `constants` are known kernel parameters by their offset in the constant bank; `turns` are those of each
+    block, in the order in which they start, where blocks differ."""
+    fit = occupancy(machine, resources.registers, launch.threads, resources.shared_bytes + launch.shared_bytes)
+    resident = max(1, fit.blocks)
+    middle = launch.blocks // 2
+    if turns:
+        mean = sum(turns) / len(turns)
+        middle = min(range(len(turns)), key=lambda b: abs(turns[b] - mean))
+    samples = [sample_block(function, launch, middle, constants or {})]
+    if samples[0].steps < LONG and not turns:
         others = {0, launch.blocks // 4, 3 * launch.blocks // 4, launch.blocks - 1} - {launch.blocks // 2}
         samples += [sample_block(function, launch, b, constants or {}) for b in sorted(others)]
-    works = [_block(s, machine, stages) for s in samples]
-    fit = occupancy(machine, resources.registers, launch.threads, resources.shared_bytes + launch.shared_bytes)
+    works = [_block(s, machine, stages, function, min(resident, -(-launch.blocks // machine.sms))) for s in samples]
     notes = []
     if any(s.unknown for s in samples):
         notes.append(f"{max(s.unknown for s in samples)} branches unknown")
     if any(s.cut for s in samples):
         notes.append("at least this: too long to be counted to its end")
     # Where all blocks run at once the longest decides; else short and long ones even out.
-    together = launch.blocks <= machine.sms * max(1, fit.blocks)
+    together = launch.blocks <= machine.sms * resident
     work = max(works, key=_length) if together else _mean(works)
-    return LaunchWork(name, launch.blocks, max(1, fit.blocks), work, hbm_bytes, flops, tuple(notes))
+    imbalance = unevenness(turns, machine.sms * resident) if turns else 0.0
+    return LaunchWork(name, launch.blocks, resident, work, hbm_bytes, flops, tuple(notes), imbalance)
 
 
 def _length(w: BlockWork) -> float:
     return w.chain + w.tensor + sum(r.turns * (r.tensor + r.other) for r in w.rings)
 
 
-def _block(sample: Sample, machine: GpuMachine, stages: int | None) -> BlockWork:
+def _block(sample: Sample, machine: GpuMachine, stages: int | None, function: Function, resident: int) -> BlockWork:
     def total(get: str) -> float:
         return float(sum(n * getattr(c, get) for n, c in sample.warps))
 
@@ -274,11 +286,16 @@ def _block(sample: Sample, machine: GpuMachine, stages: int | None) -> BlockWork
         consumers = sum(n for n, c in sample.warps if any(p == "wgmma" for _, p in c.flops)) // 4 or 1
         pending = [c.pending for _, c in sample.warps if c.pending is not None]
         depth = stages or ((max(pending) + 2) if pending else 2)
+        found = _replayed(sample, function, machine, consumers * resident) if wgmma else None
+        if found is not None:
+            turns = max(turns, float(found.turns))
+        tensor_turn = max(tensor / turns, found.cycles if found is not None else 0.0)
         share = max(1.0, issue / machine.partitions, 0.0 if wgmma else longest) / turns
         rings = (
             Ring(
-                turns, total("async_bytes") / turns, depth, tensor / turns, 0.0 if wgmma else share, consumers,
-                arrivals=_arrivals(sample, turns), drains=most("drains") / turns if wgmma else 0.0,
+                turns, total("async_bytes") / turns, depth, tensor_turn, 0.0 if wgmma else share, consumers,
+                arrivals=_arrivals(sample, turns),
+                drains=most("drains") / turns if wgmma and found is None else 0.0,
             ),
         )  # fmt: skip
     else:
@@ -286,6 +303,21 @@ def _block(sample: Sample, machine: GpuMachine, stages: int | None) -> BlockWork
     return BlockWork(
         issue, total("fma"), total("special"), tensor, total("shared_bytes"), total("l2_bytes"), chain, 0.0, rings
     )
+
+
+def _replayed(sample: Sample, function: Function, machine: GpuMachine, warpgroups: int) -> Replay | None:
+    """The loop replayed, where its turns issue more than one group of matrix instructions, and so wait for some of them
+    between others. (Turns of all blocks on the SM run side by side, so that one block's take as long.)"""
+    ways = [w for (_, c), w in zip(sample.warps, sample.ways, strict=True) if c.drains]
+    if not ways:
+        return None
+    matrix = {}
+    for i in function.instructions:
+        if i.name in _WARPGROUP:
+            m, n, k = matrix_shape(i.opcode)
+            matrix[i.address] = tensor_cycles(2.0 * m * n * k, matrix_type(i.opcode), machine)
+    found = replay(function, max(ways, key=lambda w: len(w.path)).path, warpgroups, matrix)
+    return found if found is not None and found.groups > 1 else None
 
 
 def _arrivals(sample: Sample, turns: float) -> int:

@@ -154,9 +154,9 @@ def schedule_of(op: Op, module: Module, dims: Mapping[str, int], machine: Machin
     return found or family.default(op, equations, extents)
 
 
-def facts_of(op: Op, machine: Machine, threads: int) -> dict[str, int | float]:
-    """What `tune` and `where` lines may refer to on this machine."""
-    return dict(family_for(machine, threads, storage_of(op).bytes).rules.facts)
+def facts_of(instance: Instance, machine: Machine, threads: int) -> dict[str, int | float]:
+    """What `tune` and `where` lines may refer to: the op's dimensions, and the machine's facts."""
+    return {**dict(instance.dims), **family_for(machine, threads, storage_of(instance.op).bytes).rules.facts}
 
 
 def machine_threads(machine: Machine, threads: int) -> int:

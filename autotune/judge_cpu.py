@@ -11,11 +11,13 @@ from tcomp.autotune.bench import ratio
 from tcomp.autotune.cost_cpu import predicted_cycles
 from tcomp.autotune.evaluator import PATIENCE, Evaluator, Failure, Serve, Subject, serve
 from tcomp.autotune.instances import Instance
-from tcomp.autotune.judge import Chosen, Job, Outcome, Verdict
+from tcomp.autotune.judge import Choice, Chosen, Job, Outcome, Verdict
+from tcomp.autotune.registers import spill_of
 from tcomp.autotune.space import Values
 from tcomp.dsl.ast import Module, Schedule
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
+from tcomp.ir.tile import Kernel
 from tcomp.machine.cpu import CpuMachine
 from tcomp.schedule.lower import lower
 
@@ -52,6 +54,7 @@ class CpuJudge:
         self._evaluator: Evaluator | None = None
         self._instance: Instance | None = None
         self._kernel: int | None = None
+        self._defaults: dict[tuple[str, int], Kernel] = {}
         self._names = (f"candidate{i}" for i in itertools.count())
 
     def start(self, instance: Instance) -> list[float]:
@@ -73,9 +76,23 @@ class CpuJudge:
             kernels = lower(instance.op, self.module, dict(instance.dims), self.machine, self.threads, chosen).kernels
         except TcError:
             return None
+        if self._spill(job, kernels[job.kernel]):
+            return None
         return predicted_cycles(kernels[job.kernel], self.machine, self.threads)
 
+    def _spill(self, job: Job, kernel: Kernel) -> str:
+        """Why a candidate of the job would spill registers; empty when it would not."""
+        at = job.key, job.kernel
+        if at not in self._defaults:
+            i = job.instance
+            kernels = lower(i.op, self.module, dict(i.dims), self.machine, self.threads).kernels
+            self._defaults[at] = kernels[job.kernel]
+        return spill_of(kernel, self._defaults[at], self.machine)
+
     def evaluate(self, job: Job, values: Values, patience: float, schedule: Schedule | None = None) -> Verdict:
+        refused = self._refused(job, values) if schedule is None else None
+        if refused:
+            return refused
         evaluator = self._ready(job, schedule)
         patience = min(self.patience, patience)
         name = next(self._names)
@@ -99,6 +116,17 @@ class CpuJudge:
         finally:
             evaluator.drop(name)
 
+    def _refused(self, job: Job, values: Values) -> Verdict | None:
+        """The verdict on a candidate that need not be compiled: it does not lower, or it would spill."""
+        i = job.instance
+        try:
+            chosen = job.space.chosen(values)
+            kernels = lower(i.op, self.module, dict(i.dims), self.machine, self.threads, chosen).kernels
+        except TcError as e:
+            return Verdict(None, 0.0, "illegal", e.message)
+        spill = self._spill(job, kernels[job.kernel])
+        return Verdict(None, 0.0, "spill", spill) if spill else None
+
     def best(self, job: Job, incumbent: Values, candidates: Sequence[Values]) -> Values:
         evaluator = self._ready(job, None)
         standing: list[tuple[str, Values]] = []
@@ -121,13 +149,13 @@ class CpuJudge:
             for name, _ in standing:
                 evaluator.drop(name)
 
-    def confirm(self, instance: Instance, incumbent: Chosen, choice: Chosen) -> Outcome:
+    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice) -> Outcome:
         evaluator = self._for(instance)
         self._default(evaluator, None)
         names = [DEFAULT]
-        for chosen in (incumbent, choice):
+        for candidate in (incumbent, choice):
             name = next(self._names)
-            failure = evaluator.build(name, chosen, None)
+            failure = evaluator.build(name, candidate.values, None, candidate.schedule)
             if failure:
                 for n in names[1:]:
                     evaluator.drop(n)
@@ -139,7 +167,7 @@ class CpuJudge:
         if isinstance(times, Failure):
             return Outcome(0.0, 0.0, 0.0, False, f"{times.kind}: {times.reason}")
         against = ratio(times[2], times[1])
-        better = dict(choice) != dict(incumbent) and against.value < WORTH and against.high < 1.0
+        better = choice != incumbent and against.value < WORTH and against.high < 1.0
         default = statistics.median(times[0])
         if not better and not incumbent:
             return Outcome(default, default, 0.0, False)

@@ -76,6 +76,8 @@ class Way:
     held_back: Mapping[int, int]
     unknown: int = 0
     cut: bool = False
+    path: tuple[int, ...] = ()
+    """the blocks in the order in which they are entered"""
 
     def times(self, block: Block, i: Instruction) -> int:
         """How often the warp issues an instruction of a block."""
@@ -166,13 +168,15 @@ class Walk:
         visits: Counter[int] = Counter()
         held: Counter[int] = Counter()
         unknown, steps = 0, 0
+        path: list[int] = []
         at: int | None = 0
         while at is not None:
             steps += 1
             if steps > STEPS:
-                return Way(visits, held, unknown, True)
+                return Way(visits, held, unknown, True, tuple(path))
             block = self.function.blocks[at]
             visits[at] += 1
+            path.append(at)
             for i in self.slice[at]:
                 if i.name in COUNTED:
                     held[i.address] += self._predicate(i.guard[1:]) is False
@@ -190,7 +194,7 @@ class Walk:
                 at = None if taken else block.next
             else:
                 at = block.target if taken else block.next
-        return Way(visits, held, unknown, False)
+        return Way(visits, held, unknown, False, tuple(path))
 
     def _around(self, i: Instruction, at: int, target: int | None) -> bool:
         """Whether an unknown branch goes around what data decides, to a later place."""
@@ -233,7 +237,7 @@ class Walk:
         guard = self._predicate(i.guard[1:]) if i.guard else True
         if guard is False:
             return
-        from_data = i.name in DATA or any(n in self.data for n in _read(i))
+        from_data = i.name in DATA or any(n in self.data for n in registers_read(i))
         for name, value in self._results(i):
             self.values[name] = value if guard else None
             if self.values[name] is None and from_data:
@@ -248,7 +252,7 @@ class Walk:
         if not o:
             return []
         if name not in EVALUATED:
-            return [(r, None) for r in _written(i)]
+            return [(r, None) for r in registers_written(i)]
         if name == "ISETP":
             return self._compare(i)
         if name == "PLOP3":
@@ -270,9 +274,20 @@ class Walk:
             return [(target, zero), (_pair(target), zero)]
         elif name in ("IADD3", "VIADD", "IADD"):
             result = sum(n) & MASK if known and ".X" not in i.opcode else None
+        elif name == "IMAD" and (".WIDE" in i.opcode or ".HI" in i.opcode):
+            # (of a sum of 64 bits only the product is known: that of a division by a constant)
+            if known and ".U32" in i.opcode and ".X" not in i.opcode and len(n) == 3:
+                product = n[0] * n[1] + (n[2] << 32 if ".HI" in i.opcode else 0)
+                if ".HI" in i.opcode:
+                    result = product >> 32 & MASK
+                elif n[2] == 0 and o[-1] in ("RZ", "URZ"):
+                    return [(target, product & MASK), (_pair(target), product >> 32)]
         elif name == "IMAD":
-            if known and "WIDE" not in i.opcode and ".X" not in i.opcode and ".HI" not in i.opcode:
+            if known and ".X" not in i.opcode:
                 result = (n[0] * n[1] + n[2]) & MASK if len(n) == 3 else None
+            elif known and ".HI" in i.opcode and ".X" not in i.opcode and len(n) == 3:
+                a, b = n[:2] if ".U32" in i.opcode else (_signed(n[0]), _signed(n[1]))
+                result = ((a * b >> 32) + n[2]) & MASK
         elif name == "LEA" and known and ".HI" not in i.opcode and len(n) == 3:
             result = ((n[0] << n[2]) + n[1]) & MASK
         elif name == "LEA" and known and ".HI" in i.opcode and ".X" not in i.opcode and len(n) >= 3:
@@ -467,7 +482,7 @@ def _slice(function: Function, roots: Mapping[int, set[str]] | None = None) -> l
                 live |= set(REGISTER.findall(i.guard))
                 kept.append(i)
                 continue
-            written = _written(i)
+            written = registers_written(i)
             if not written & live:
                 continue
             kept.append(i)
@@ -490,7 +505,7 @@ def plain(i: Instruction) -> str:
 
 
 @cache
-def _read(i: Instruction) -> tuple[str, ...]:
+def registers_read(i: Instruction) -> tuple[str, ...]:
     return tuple(REGISTER.findall(" ".join(_sources(i))))
 
 
@@ -528,7 +543,7 @@ def _sources(i: Instruction) -> tuple[str, ...]:
 
 
 @cache
-def _written(i: Instruction) -> frozenset[str]:
+def registers_written(i: Instruction) -> frozenset[str]:
     """Registers and predicates an instruction writes (with the other half of a pair)."""
     if i.name in ("ST", "STG", "STS", "BRA", "EXIT", "BAR", "RED", "LDGSTS", "UTMASTG", "UTMALDG", "RET"):
         return frozenset()

@@ -16,7 +16,6 @@ from tcomp.dsl.ast import (
     Flag,
     KernelSchedule,
     MapLoops,
-    Num,
     Schedule,
     Span,
     Stage,
@@ -36,12 +35,15 @@ ENUMERATED = 20_000
 
 @dataclass(frozen=True)
 class Parameter:
-    """`tune KC = 384 from 192, 384`. `choices` are all that can occur; a choice may depend on other parameters, and
-    then not every combination is a point of the space."""
+    """`tune KC = 384 from 192, 384`. `choices` are all that can occur, ascending. Where default or choices are
+    expressions of parameters above (`needs`), what is allowed depends on their values: `places` is the greatest number
+    of choices that are allowed at once."""
 
     name: str
     choices: tuple[Number, ...]
     line: Tune
+    needs: frozenset[str] = frozenset()
+    places: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,27 @@ class Space:
     @property
     def default(self) -> Values:
         """The values that the schedule gives itself."""
-        values: Values = {}
+        return self.filled({})
+
+    def filled(self, values: Mapping[str, Number]) -> Values:
+        """The values, with defaults for parameters that have none: those that follow from the values above them."""
+        found: Values = {}
         for p in self.parameters:
-            values[p.name] = evaluate_dim(p.line.default, {**self.facts, **values})
-        return values
+            given = values.get(p.name)
+            found[p.name] = evaluate_dim(p.line.default, {**self.facts, **found}) if given is None else given
+        return found
 
     @property
     def size(self) -> int:
         """Combinations of choices, those that a condition forbids included."""
         n = 1
         for p in self.parameters:
-            n *= len(p.choices)
+            n *= p.places
         return n
+
+    def allowed(self, p: Parameter, above: Mapping[str, Number]) -> tuple[Number, ...]:
+        """What the parameter may be where those above it have these values, ascending."""
+        return _allowed(p.line, {**self.facts, **above}) if p.needs else p.choices
 
     def problem(self, values: Mapping[str, Number]) -> str:
         """Why the values are no point of the space; empty when they are one."""
@@ -78,8 +89,8 @@ class Space:
             if p.name not in values:
                 return f"{p.name} has no value"
             value = values[p.name]
-            allowed = [evaluate_dim(c, known) for c in p.line.choices]
-            if value not in allowed and value != evaluate_dim(p.line.default, known):
+            allowed = self.allowed(p, known)
+            if value not in allowed:
                 return f"{p.name} = {value} is not among its choices {', '.join(map(str, allowed))}"
             known[p.name] = value
         for name in values:
@@ -98,30 +109,32 @@ class Space:
     def own(self, chosen: Mapping[str, Number]) -> Values:
         """This kernel's part of an op's chosen values, the defaults where they say nothing."""
         prefix = f"{self.kernel}." if self.kernel else ""
-        return {n: chosen.get(prefix + n, chosen.get(n, v)) for n, v in self.default.items()}
+        names = [p.name for p in self.parameters]
+        given = {n: chosen.get(prefix + n, chosen.get(n)) for n in names}
+        return self.filled({n: v for n, v in given.items() if v is not None})
 
     def points(self, seed: int) -> Iterator[Values]:
         """Points of the space, each once, in an order that the seed decides."""
         draw = random.Random(seed)
         if self.size <= ENUMERATED:
-            every = [self._decode(i) for i in range(self.size)]
+            every = list(range(self.size))
             draw.shuffle(every)
-            yield from (v for v in every if not self.problem(v))
-            return
-        seen = set()
-        for _ in range(ENUMERATED):
-            i = draw.randrange(self.size)
-            if i not in seen:
-                seen.add(i)
-                values = self._decode(i)
-                if not self.problem(values):
-                    yield values
+        else:
+            every = list(dict.fromkeys(draw.randrange(self.size) for _ in range(ENUMERATED)))
+        for i in every:
+            values = self._decode(i)
+            if values is not None and not self.problem(values):
+                yield values
 
-    def _decode(self, i: int) -> Values:
+    def _decode(self, i: int) -> Values | None:
+        """The i-th combination; None where a parameter has fewer choices than elsewhere."""
         values: Values = {}
         for p in self.parameters:
-            i, at = divmod(i, len(p.choices))
-            values[p.name] = p.choices[at]
+            i, at = divmod(i, p.places)
+            allowed = self.allowed(p, values)
+            if at >= len(allowed):
+                return None
+            values[p.name] = allowed[at]
         return values
 
 
@@ -132,40 +145,60 @@ def spaces_of(schedule: Schedule, facts: Mapping[str, Number]) -> tuple[Space, .
     for kernel in kernels:
         directives = schedule.shared + kernel.directives
         span = kernel.span if kernel.directives else schedule.span
-        used = _used(directives)
-        space = Space(
-            "+".join(kernel.outputs),
-            span,
-            tuple(p for p in _parameters(directives, facts) if p.name in used),
-            tuple(c for d in directives if isinstance(d, Where) for c in d.conditions),
-            dict(facts),
-        )
+        used, conditions = _used(directives)
+        space = Space("+".join(kernel.outputs), span, _parameters(directives, facts, used), conditions, dict(facts))
         if space.size > 1:
             found.append(space)
     return tuple(found)
 
 
-def _parameters(directives: tuple[Directive, ...], facts: Mapping[str, Number]) -> tuple[Parameter, ...]:
-    """The tune lines. Choices that depend on other parameters are collected over the values of those."""
-    out: list[Parameter] = []
-    combinations: list[Values] = [{}]
+def _parameters(
+    directives: tuple[Directive, ...], facts: Mapping[str, Number], used: set[str]
+) -> tuple[Parameter, ...]:
+    """The tune lines of the used names. Choices that depend on parameters above are collected over all values that
+    those can have together. TcError where these are too many."""
+    out: dict[str, Parameter] = {}
     for d in directives:
-        if not isinstance(d, Tune):
+        if not isinstance(d, Tune) or d.name not in used:
             continue
+        needs = _needs(d, out)
         choices: dict[Number, None] = {}
-        for known in combinations:
-            at = {**facts, **known}
-            choices[evaluate_dim(d.default, at)] = None
-            for c in d.choices:
-                choices[evaluate_dim(c, at)] = None
-        out.append(Parameter(d.name, tuple(sorted(choices)), d))
-        if any(not isinstance(c, Num) for later in directives if isinstance(later, Tune) for c in later.choices):
-            combinations = [{**known, d.name: c} for known in combinations for c in choices][:ENUMERATED]
-    return tuple(out)
+        places = 0
+        for known in _together([p for n, p in out.items() if n in needs], facts, d):
+            allowed = _allowed(d, {**facts, **known})
+            choices |= dict.fromkeys(allowed)
+            places = max(places, len(allowed))
+        out[d.name] = Parameter(d.name, tuple(sorted(choices)), d, needs, places)
+    return tuple(out.values())
 
 
-def _used(directives: tuple[Directive, ...]) -> set[str]:
-    """Names that a kernel's own lines refer to: a shared parameter that it does not use is none of its own."""
+def _needs(d: Tune, above: Mapping[str, Parameter]) -> frozenset[str]:
+    """The parameters that a tune line's default and choices refer to, and those that these need."""
+    named = {n for e in (d.default, *d.choices) for n in names_in(e)} & set(above)
+    return frozenset(named.union(*(above[n].needs for n in named)))
+
+
+def _allowed(d: Tune, known: Mapping[str, Number]) -> tuple[Number, ...]:
+    return tuple(sorted({evaluate_dim(e, known) for e in (d.default, *d.choices)}))
+
+
+def _together(parameters: list[Parameter], facts: Mapping[str, Number], line: Tune) -> list[Values]:
+    """Every combination of values that the parameters (closed under `needs`, in order) can have."""
+    combinations: list[Values] = [{}]
+    for p in parameters:
+        combinations = [{**k, p.name: v} for k in combinations for v in _allowed(p.line, {**facts, **k})]
+        if len(combinations) > ENUMERATED:
+            raise TcError(
+                f"the choices of '{line.name}' depend on more than {ENUMERATED} combinations of parameters",
+                line.span,
+                hint="let it depend on fewer parameters, or write its choices out and forbid some by `where`",
+            )
+    return combinations
+
+
+def _used(directives: tuple[Directive, ...]) -> tuple[set[str], tuple[Expr, ...]]:
+    """Names that a kernel's own lines refer to, themselves or through conditions and other parameters' lines, and the
+    conditions that touch them: a shared parameter that a kernel does not use is none of its own."""
     expressions: list[Expr] = []
     for d in directives:
         match d:
@@ -175,11 +208,17 @@ def _used(directives: tuple[Directive, ...]) -> set[str]:
                 expressions += d.args
             case Stage():
                 expressions += [a for option in d.options for a in option.args]
-            case Where():
-                expressions += d.conditions
-            case Tune():
-                expressions += [d.default, *d.choices]
-    return {n for e in expressions for n in names_in(e)}
+    used = {n for e in expressions for n in names_in(e)}
+    lines = {
+        d.name: {n for e in (d.default, *d.choices) for n in names_in(e)} for d in directives if isinstance(d, Tune)
+    }
+    conditions = [(c, set(names_in(c)) & set(lines)) for d in directives if isinstance(d, Where) for c in d.conditions]
+    before = -1
+    while len(used) > before:
+        before = len(used)
+        used |= {n for name in used for n in lines.get(name, ())}
+        used |= {n for _, names in conditions if names & used for n in names}
+    return used, tuple(c for c, names in conditions if names & used or not names)
 
 
 def valid(space: Space, values: Mapping[str, Number]) -> bool:

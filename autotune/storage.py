@@ -56,7 +56,9 @@ def open_storage(path: Path) -> optuna.storages.BaseStorage:
 
 def study_name(job: Job, machine: str, basis: str) -> str:
     """`h100 predicted | linear Y: K=768 M=256 N=2304 [dX] | op hash | schedule hash | space hash`"""
-    digest = hashlib.sha256(repr([(p.name, p.choices) for p in job.space.parameters]).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(repr([(p.name, p.choices, p.places) for p in job.space.parameters]).encode()).hexdigest()[
+        :8
+    ]
     return f"{_stem(job, machine, basis)} | {digest}"
 
 
@@ -104,7 +106,7 @@ def ask(study: optuna.Study, space: Space) -> tuple[optuna.Trial, Values]:
     """A new trial and the values it proposes. The trial is marked as this process's."""
     trial = study.ask(dict(distribution_of(p) for p in space.parameters))
     trial.set_user_attr("process", _this_process())
-    values = {p.name: decoded(p, trial.params[distribution_of(p)[0]]) for p in space.parameters}
+    values = decoded_point(space, trial.params)
     trial.set_user_attr("values", json.dumps(values))
     return trial, values
 
@@ -145,9 +147,12 @@ def values_of(trial: optuna.trial.FrozenTrial) -> Values | None:
 
 def distribution_of(p: Parameter) -> tuple[str, optuna.distributions.BaseDistribution]:
     """A parameter's name and distribution in the study: exponents for powers of two, a stepped range for an arithmetic
-    series, else categories."""
+    series, else categories. Where the choices depend on other parameters, the place among those allowed: so every
+    draw is a point, and what was learnt of a place holds whatever the values above are."""
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
+    if p.needs:
+        return f"place of {p.name}", IntDistribution(0, p.places - 1)
     c = p.choices
     if len(c) >= 3 and all(isinstance(v, int) and v > 0 for v in c):
         numbers = [int(v) for v in c]
@@ -163,12 +168,28 @@ def decoded(p: Parameter, stored: Any) -> Number:
     return 1 << int(stored) if distribution_of(p)[0].startswith("log2 ") else stored
 
 
+def decoded_point(space: Space, stored: Mapping[str, Any]) -> Values:
+    """The study's parameters as values. A place beyond those allowed is the last."""
+    values: Values = {}
+    for p in space.parameters:
+        given = stored[distribution_of(p)[0]]
+        if p.needs:
+            allowed = space.allowed(p, values)
+            values[p.name] = allowed[min(int(given), len(allowed) - 1)]
+        else:
+            values[p.name] = decoded(p, given)
+    return values
+
+
 def encoded_point(space: Space, values: Mapping[str, Number]) -> dict[str, Any]:
     """Values as the study's parameters."""
-    point = {}
+    point: dict[str, Any] = {}
     for p in space.parameters:
         label, _ = distribution_of(p)
         v = values[p.name]
+        if p.needs:
+            point[label] = space.allowed(p, values).index(v)
+            continue
         point[label] = int(v).bit_length() - 1 if label.startswith("log2 ") else v
     return point
 

@@ -32,7 +32,9 @@ def check_schedule(schedule: Schedule, module: Module) -> None:
         hint = did_you_mean(schedule.target, (*CPU_TARGETS, *GPU_TARGETS), "target")
         hint = hint or f"targets are {', '.join((*CPU_TARGETS, *GPU_TARGETS))}"
         raise TcError(f"unknown target '{schedule.target}'", schedule.span, hint=hint)
-    names = _Names(schedule, op, infer(op, module) if op is not None else None, family)
+    shapes = op if op is not None else module.ops[forward]
+    dims = frozenset(shapes.dims) | {n for o in shapes.operands for e in o.shape for n in names_in(e)}
+    names = _Names(schedule, op, infer(op, module) if op is not None else None, family, dims)
     names.check(schedule.shared, (), frozenset())
     shared = names.parameters(schedule.shared)
     covered: dict[str, Span] = {}
@@ -47,10 +49,12 @@ def check_schedule(schedule: Schedule, module: Module) -> None:
 
 
 class _Names:
-    """What a schedule may name. `op` and `info` are None for a derived backward op."""
+    """What a schedule may name. `op` and `info` are None for a derived backward op; `dims` are those of its shapes."""
 
-    def __init__(self, schedule: Schedule, op: Op | None, info: OpInfo | None, family: Family) -> None:
-        self.schedule, self.op, self.info, self.family = schedule, op, info, family
+    def __init__(
+        self, schedule: Schedule, op: Op | None, info: OpInfo | None, family: Family, dims: frozenset[str]
+    ) -> None:
+        self.schedule, self.op, self.info, self.family, self.dims = schedule, op, info, family, dims
 
     def parameters(self, directives: Iterable[ast.Directive]) -> frozenset[str]:
         return frozenset(d.name for d in directives if isinstance(d, ast.Tune))
@@ -221,7 +225,7 @@ class _Names:
                 raise TcError(
                     f"'{n.tensor}' is a tensor; a schedule computes with numbers", n.span, hint="use a `tune` parameter"
                 )
-            if isinstance(n, ast.Name) and n.id not in known and n.id not in self.family.facts:
+            if isinstance(n, ast.Name) and n.id not in known | self.dims and n.id not in self.family.facts:
                 names = [*sorted(known), *self.family.facts]
                 hint = did_you_mean(n.id, names, "name")
                 hint = hint if hint.startswith("did") else f"declare it: `tune {n.id} = 64 from 32, 64`"

@@ -83,3 +83,19 @@ def test_default_schedules_on_the_virtual_gpu() -> None:
         if dims.get("W", 0) < 20:
             want = evaluate(op, bare, given, dims)
             assert_close(run_on_gpu(op, bare, dims, given), want, 4 * (dims.get("W", 0) + start), "the oracle")
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_tiles_beyond_the_last_position_are_not_walked(device: str, objects: Path) -> None:
+    """A reduction over a cache ends where `start` says: what lies behind counts not even as 0 * NaN."""
+    dims = {"B": 1, "T": 2, "G": 1, "R": 2, "D": 16, "W": 256}
+    op = bound(library().ops["grouped_attention_at"], DType.F32)
+    given = inputs("grouped_attention_at", 40, dims)
+    want = evaluate(op, library(), given, dims)
+    for name in ("keys", "values"):
+        given[name][:, 64:] = np.nan
+    if device == "cpu":
+        got = run_on_cpu(op, dims, given, detect(), 2, objects)
+    else:
+        got = run_on_gpu(op, library(), dims, given)
+    assert_close({"O": got["O"]}, {"O": want["O"]}, 200, "the oracle")

@@ -122,3 +122,24 @@ def test_20_steps_on_the_virtual_gpu(precision: str, operands: str, tmp_path: Pa
     device.finish()
     assert wanted[-1] < wanted[0] - 0.5, "nothing was learned"
     np.testing.assert_allclose(found, wanted, atol=CLOSE)
+
+
+@pytest.mark.slow
+def test_llama_in_fp8_on_the_virtual_gpu(tmp_path: Path) -> None:
+    """Its layers without a bias on tensor cores too, forward and backward: two steps as the CPU's f32."""
+    from tcomp.runtime.cuda.device import virtual_device
+
+    dims = {"L": 1, "H": 2, "G": 1, "D": 16, "C": 32, "F": 64}
+    module, sizes = load(library() / "llama.tc"), {"B": 1, "T": 16}
+    device, found = virtual_device("h100", tmp_path, True), {}
+    for name, machine in (("f32", detect()), ("fp8", device.machine)):
+        step = build_step(module, "llama", "tiny", sizes, overrides=dims, precision=name, machine=machine)
+        if name == "fp8":
+            assert re.search(r"wgmma\.mma_async\S+\.e5m2\.e4m3", hopper_code(step))
+        executor = CpuExecutor(step, machine, 1, tmp_path) if name == "f32" else device.open(step)
+        try:
+            found[name] = losses(executor, 2, 1, 16)
+        finally:
+            executor.close()
+    device.finish()
+    np.testing.assert_allclose(found["fp8"], found["f32"], atol=CLOSE)

@@ -46,7 +46,7 @@ def keeps_the_result(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", OPS)
-@settings(deadline=None, max_examples=2, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=4, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_tiling_keeps_the_result(name: str, data: st.DataObject) -> None:
     keeps_the_result(name, data)
@@ -54,7 +54,7 @@ def test_any_tiling_keeps_the_result(name: str, data: st.DataObject) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPS)
-@settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=6, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_tiling_at_length(name: str, data: st.DataObject) -> None:
     keeps_the_result(name, data)

@@ -89,6 +89,14 @@ class TensorOperand:
                     out[k] = (t, at_of[k].tolist())
         return out
 
+    def boxes(self, sel: Sel) -> tuple[dict[int, tuple[TensorMap, list[int], Box]], Array, Array]:
+        """Position in `sel` -> its map, coordinates and box; the bytes of each lane's box; the positions in order."""
+        found = {k: (t, at, box_of(t, at)) for k, (t, at) in self.maps(sel).items()}
+        sizes = np.zeros(len(ids(sel)), np.int64)
+        for k, (_, _, box) in found.items():
+            sizes[k] = box.size
+        return found, sizes, np.array(sorted(found), np.int64)
+
     def _map(self, lane: int, space: str, raw: bytes) -> TensorMap | None:
         if raw not in self.known:
             self.known[raw] = decode(raw) if len(raw) == SIZE else None
@@ -126,13 +134,9 @@ def get(d: Decoder, i: Instr) -> Run:
     target = Target(d, i, to, mbar, i.operands[3] if "multicast::cluster" in i.parts else None, ALIGNMENT)
 
     def run(sel: Sel) -> None:
-        maps = operand.maps(sel)
-        boxes = {k: box_of(t, c) for k, (t, c) in maps.items()}
-        sizes = np.zeros(len(ids(sel)), np.int64)
-        for k, b in boxes.items():
-            sizes[k] = b.size
-        for k, lane, targets in target.of(sel, sizes, np.array(sorted(boxes), np.int64)):
-            t, box = maps[k][0], boxes[k]
+        boxes, sizes, lanes = operand.boxes(sel)
+        for k, lane, targets in target.of(sel, sizes, lanes):
+            t, _, box = boxes[k]
             source = piece(m, i, lane, t.address, box.offsets)
             chunks = np.arange(0, box.size, 16)
             places = []
@@ -173,13 +177,9 @@ def store(d: Decoder, i: Instr) -> Run:
     reduction = next((p for p in i.parts if p in REDUCTIONS), None) if i.parts[1] == "reduce" else None
 
     def run(sel: Sel) -> None:
-        maps = operand.maps(sel)
-        boxes = {k: box_of(t, c) for k, (t, c) in maps.items()}
-        sizes = np.zeros(len(ids(sel)), np.int64)
-        for k, b in boxes.items():
-            sizes[k] = b.size
-        for k, lane, start in place.of(sel, sizes, np.array(sorted(boxes), np.int64)):
-            (t, at), box = maps[k], boxes[k]
+        boxes, sizes, lanes = operand.boxes(sel)
+        for k, lane, start in place.of(sel, sizes, lanes):
+            t, at, box = boxes[k]
             if min(at) < 0:
                 m.finding("out of bounds global", i, np.array([lane]),
                           f"a tensor store at the negative coordinates {tuple(at)}")  # fmt: skip

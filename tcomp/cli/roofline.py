@@ -36,11 +36,13 @@ def roofline(
     as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures into this file.")] = None,
 ) -> None:
     """Print every kernel of a training step: its arithmetic, its memory traffic, and the least time that this
-    machine's measured ceilings allow, max(FLOPs / peak, bytes / bandwidth); with --measure also its time.
+    machine's measured ceilings allow, max(FLOPs / peak, bytes / bandwidth, evaluations / rate); with --measure also its
+    time.
 
     The peak is that of f32 multiply-adds, the bandwidth that of reading or a triad over arrays larger than the caches,
-    of all threads together, measured first: the best of several turns, as a kernel's time is its least. A kernel whose
-    operands are in a cache can be above 100%.
+    of all threads together, measured first: the best of several turns, as a kernel's time is its least. exp, tanh,
+    division and the like count no FLOPs; the rate of each is that of tcomp's own code on vectors in a cache. A
+    kernel whose operands are in a cache can be above 100%.
 
     With --gpu kernels are compiled, assembled and disassembled, and a static model (docs/tuning.md says what it knows)
     gives each a time and the resource that binds it. Those figures are predicted, none is measured.
@@ -54,6 +56,7 @@ def roofline(
     - `tcomp roofline llama --measure --threads 1 --json roofline.json`
     """
     from tcomp.runtime.cpu.ceilings import bandwidth, fma_peak
+    from tcomp.runtime.cpu.function_ceilings import function_rate
     from tcomp.runtime.roofline import Peaks, kernel_rows, launch_seconds, table
     from tcomp.runtime.roofline import as_json as figures
     from tcomp.runtime.train import check_inputs
@@ -84,8 +87,13 @@ def roofline(
     check_inputs(built.step)
     note("measuring the ceilings")
     ceilings = [fma_peak(built.threads), bandwidth("read", built.threads), bandwidth("triad", built.threads)]
-    peaks = Peaks(ceilings[0].high * 1e9, max(c.high for c in ceilings[1:]) * 1e9)
     rows = kernel_rows(built.step)
+    functions = {f: function_rate(f, built.threads) for f in sorted({f for r in rows for f in r.functions})}
+    peaks = Peaks(
+        ceilings[0].high * 1e9,
+        max(c.high for c in ceilings[1:]) * 1e9,
+        {f: c.high * 1e9 for f, c in functions.items()},
+    )
     if measure:
         executor = ready(built)
         try:
@@ -94,11 +102,17 @@ def roofline(
             executor.close()
     step = built.step
     print(f"{step.model} {step.config}, B = {batch}, T = {length}, {built.device.description}\n")
-    print("\n".join(str(c) for c in ceilings) + "\n")
+    print("\n".join(str(c) for c in (*ceilings, *functions.values())) + "\n")
     print(table(rows, peaks), end="")
     if as_json is not None:
         command = shlex.join(["tcomp", *sys.argv[1:]])
-        about = {"command": command, "peak": peaks.flops, "bandwidth": peaks.bandwidth, "threads": built.threads}
+        about: dict[str, object] = {
+            "command": command,
+            "peak": peaks.flops,
+            "bandwidth": peaks.bandwidth,
+            "threads": built.threads,
+        }
+        about["functions"] = dict(peaks.functions)
         as_json.write_text(json.dumps({**about, "kernels": figures(rows, peaks)}, indent=1) + "\n")
 
 

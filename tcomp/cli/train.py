@@ -100,7 +100,13 @@ def train(
     else:
         layers = (read_run_file(run_file) if run_file else {}, flags)
         start = merged(TrainSettings(), *layers).init_from
-        settings = merged(TrainSettings(), _same_model(Path(start)) if start else {}, *layers)
+        before = _same_model(Path(start)) if start else {}
+        settings = merged(TrainSettings(), before, *layers)
+        if before and common.find_file(settings.model) != common.find_file(before["model"]):
+            raise UserError(
+                f"{start}: it holds weights of {before['model']}, not of {settings.model}",
+                "leave the model out: it is taken from the run",
+            )
         outcome = _run(settings, _run_path(settings), resume=False)
     if outcome.interrupted:
         raise typer.Exit(130)

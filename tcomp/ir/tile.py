@@ -346,8 +346,9 @@ class GridOrder:
 class Kernel:
     """A lowered kernel: one launch per phase, in order.
 
-    `operands` in launch-argument order. `writes` names the operands written. `flops` and `traffic` (bytes) are
-    what the equations ask for at least, for the roofline. `threads` is None on a CPU.
+    `operands` in launch-argument order. `writes` names the operands written. `flops`, `traffic` (bytes) and
+    `functions` (evaluations of exp and the like, by name) are what the equations ask for, for the roofline. `threads`
+    is None on a CPU.
     """
 
     name: str
@@ -367,6 +368,7 @@ class Kernel:
     order: GridOrder = GridOrder()
     traffic: int = 0
     cluster: Cluster | None = None
+    functions: tuple[tuple[str, int], ...] = ()
 
     def buffer(self, name: str) -> Buffer:
         """The operand or tile of that name; KeyError when there is none."""

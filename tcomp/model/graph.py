@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from math import prod
 
 from tcomp.dsl.ast import (
-    Call,
     DType,
     Expr,
     ForLayers,
@@ -34,6 +33,7 @@ from tcomp.dsl.recipes import RECIPES, Recipe
 from tcomp.dsl.storage import binding, bound
 from tcomp.dsl.variants import mentioned, under
 from tcomp.errors import UserError
+from tcomp.model.dimensions import mentions, model_dims, one_of
 
 _MOST_LAYERS = 10_000
 
@@ -154,7 +154,7 @@ def build_graph(
     """
     model = module.models.get(model_name)
     if model is None:
-        raise UserError(f"there is no model '{model_name}'", _one_of("models", module.models))
+        raise UserError(f"there is no model '{model_name}'", one_of("models", module.models))
     if decode:
         if model.decode is None:
             raise UserError(f"model '{model_name}' has no `decode` block", "docs/models.md says how to write one")
@@ -174,66 +174,8 @@ def recipe_of(model: Model, precision: str | None = None) -> Recipe:
     """The recipe named `precision`, else that of the model's text."""
     name = precision or model.precision
     if name not in RECIPES:
-        raise UserError(f"there is no precision '{name}'", _one_of("precisions", RECIPES))
+        raise UserError(f"there is no precision '{name}'", one_of("precisions", RECIPES))
     return RECIPES[name]
-
-
-def model_dims(
-    module: Module, model: Model, config: str, sizes: Mapping[str, int], overrides: Mapping[str, Number]
-) -> dict[str, Number]:
-    """All dimensions of a model: sizes, the config's values, overrides, `let`s; requirements checked."""
-    chosen = next((c for c in model.configs if c.name == config), None)
-    if chosen is None:
-        raise UserError(
-            f"model '{model.name}' has no config '{config}'",
-            _one_of("configs", [c.name for c in model.configs]),
-        )
-    settable = [n for n, _ in chosen.values]
-    for name in overrides:
-        if name not in settable:
-            raise UserError(f"config '{config}' has no value '{name}' to override", _one_of("values", settable))
-    dims: dict[str, Number] = {}
-    for name in model.dims:
-        if name not in sizes:
-            raise UserError(f"model '{model.name}' needs a size for '{name}'")
-        dims[name] = int(sizes[name])
-        if dims[name] < 1:
-            raise UserError(f"size {name} = {dims[name]} of model '{model.name}' must be at least 1")
-    for name in sizes:
-        if name not in model.dims:
-            raise UserError(f"model '{model.name}' has no size '{name}'", _one_of("sizes", model.dims))
-    for name, value in chosen.values:
-        dims[name] = overrides[name] if name in overrides else evaluate_dim(value, {})
-        wrong = _wrong(model, name, dims[name])
-        if wrong:
-            hint = f"choose another, such as --dim {name}={print_expression(value)}"
-            raise UserError(f"{name} = {dims[name]} of model '{model.name}' {wrong}", hint)
-    for name, value in model.lets:
-        dims[name] = evaluate_dim(value, dims)
-    for condition in model.requires:
-        if not evaluate_dim(condition, {**dims}):
-            text = print_expression(condition)
-            used = {n: v for n, v in dims.items() if _mentions(condition, n)}
-            raise TcError(
-                f"model '{model.name}' requires {text}",
-                condition.span,
-                module.sources.get(condition.span.file, ""),
-                "choose sizes or config values for which it holds",
-                (", ".join(f"{n} = {v}" for n, v in used.items()),),
-            )
-    return dims
-
-
-def _wrong(model: Model, name: str, given: Number) -> str:
-    """What is wrong with a configuration value, or nothing: one that the model's configurations write as a real number
-    may be any; a size must be whole and at least 1, or 0 where some configuration has 0."""
-    values = [evaluate_dim(e, {}) for c in model.configs for n, e in c.values if n == name]
-    if any(isinstance(v, float) for v in values):
-        return ""
-    if given != int(given):
-        return "must be a whole number"
-    least = min(1, *values)
-    return f"must be at least {least}" if given < least else ""
 
 
 class _Builder:
@@ -441,7 +383,7 @@ class _Builder:
         values: dict[str, int | float] = {**self.dims, **index}
         if self.model.optimizer is not None:
             for name, value in self.model.optimizer.hyper:
-                if name not in values and _mentions(e, name):
+                if name not in values and mentions(e, name):
                     values[name] = evaluate_dim(value, values)
         return evaluate_dim(e, values)
 
@@ -464,15 +406,5 @@ def _int(value: int | float, e: Expr) -> int:
     return int(value)
 
 
-def _mentions(e: Expr, name: str) -> bool:
-    from tcomp.dsl.ast import names_in
-
-    return name in names_in(e) or (isinstance(e, Call) and any(_mentions(a, name) for a in e.args))
-
-
 def _shape(shape: tuple[int, ...]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
-
-
-def _one_of(what: str, names: object) -> str:
-    return f"{what}: " + ", ".join(names)  # type: ignore[arg-type]

@@ -2,12 +2,13 @@
 
     for k.0 in range(0, T, BK)    -->    for k.0 in range(0, min(T, q.0 + BQ), BK)
 
-when everything in the loop counts only where k <= q: causal attention skips the blocks above the diagonal.
+when everything in the loop counts only where k <= q: causal attention skips the blocks above the diagonal. An integer
+scalar that a kernel only reads may stand in the guard: with `w <= start + t` decoding walks what its caches hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, Unary, children
@@ -26,6 +27,8 @@ class Range:
 
 
 Env = Mapping[str, Range]
+Linear = tuple[dict[str | Access, int], int]
+"""Coefficients of names and of scalar tensors, and the constant."""
 
 
 def conjuncts(guard: Expr | None) -> list[Expr]:
@@ -37,13 +40,15 @@ def conjuncts(guard: Expr | None) -> list[Expr]:
     return [guard]
 
 
-def affine(e: Expr) -> tuple[dict[str, int], int] | None:
-    """An integer linear form: coefficients by name and the constant; None when it is not one."""
+def affine(e: Expr) -> Linear | None:
+    """An integer linear form of names and scalar tensors; None when it is not one."""
     match e:
         case Num(int(v)):
             return {}, v
         case Name(n):
             return {n: 1}, 0
+        case Access(_, ()):
+            return {e: 1}, 0
         case Unary("-", x):
             a = affine(x)
             return None if a is None else ({k: -c for k, c in a[0].items()}, -a[1])
@@ -68,7 +73,7 @@ def affine(e: Expr) -> tuple[dict[str, int], int] | None:
     return None
 
 
-def _at_most(comparison: Expr) -> tuple[dict[str, int], int] | None:
+def _at_most(comparison: Expr) -> Linear | None:
     """A comparison as `linear <= 0`."""
     if not isinstance(comparison, Binary) or comparison.op not in ("<", "<=", ">", ">="):
         return None
@@ -81,20 +86,25 @@ def _at_most(comparison: Expr) -> tuple[dict[str, int], int] | None:
     return form[0], form[1] + (1 if comparison.op in ("<", ">") else 0)
 
 
-def _extreme(names: dict[str, int], constant: int, env: Env, largest: bool) -> Expr:
+def _extreme(names: Mapping[str | Access, int], constant: int, env: Env, largest: bool) -> Expr:
     """The largest or smallest value of a linear form over the tiles' ranges."""
     total: Expr = Num(constant)
     for n, c in names.items():
         if c == 0:
             continue
         high = (c > 0) == largest
-        at: Expr = sub(env[n].stop, Num(1)) if high else env[n].start
+        at: Expr = n if isinstance(n, Access) else sub(env[n].stop, Num(1)) if high else env[n].start
         total = add(total, fold(Binary("*", Num(c), at)) if c != 1 else at)
     return total
 
 
-def limits(index: str, guards: list[Expr], env: Env) -> tuple[list[Expr], list[Expr]]:
-    """Bounds that guards put on an index, given the ranges of the others: (lower bounds, exclusive stops)."""
+def limits(index: str, guards: list[Expr], env: Env, scalars: Collection[str] = ()) -> tuple[list[Expr], list[Expr]]:
+    """Bounds that guards put on an index, given the ranges of the others: (lower bounds, exclusive stops). `scalars`
+    are the integer scalars whose values may stand in them."""
+
+    def known(n: str | Access) -> bool:
+        return n.tensor in scalars if isinstance(n, Access) else n in env
+
     lower: list[Expr] = []
     stops: list[Expr] = []
     for g in guards:
@@ -103,7 +113,7 @@ def limits(index: str, guards: list[Expr], env: Env) -> tuple[list[Expr], list[E
             continue
         names, constant = dict(form[0]), form[1]
         c = names.pop(index, 0)
-        if abs(c) != 1 or any(n not in env for n, k in names.items() if k):
+        if abs(c) != 1 or not all(known(n) for n, k in names.items() if k):
             continue
         if c == 1:  # index <= -(rest)
             negated = {n: -k for n, k in names.items()}

@@ -44,7 +44,7 @@ IDENTITY: dict[str, Expr] = {"sum": Num(0.0), "max": Num(float("-inf")), "min": 
 
 
 class Emitter:
-    """Emits one kernel. `tiles` collects the buffers it introduces."""
+    """Emits one kernel. `tiles` collects the buffers it introduces; `scalars` are integers that it only reads."""
 
     def __init__(
         self,
@@ -60,11 +60,12 @@ class Emitter:
         tiler: Tiler,
         text: str,
         stager: Callable[[Emitter], Stager],
+        scalars: frozenset[str] = frozenset(),
     ) -> None:
         self.plan, self.extents, self.chunk, self.granule = plan, extents, chunk, granule
         self.room = room
         self.storage, self.dtypes, self.monoids, self.definitions = storage, dtypes, monoids, definitions
-        self.tiler, self.text = tiler, text
+        self.tiler, self.text, self.scalars = tiler, text, scalars
         self.tiles: dict[str, Buffer] = {s.buffer.name: s.buffer for s in storage.values()}
         self.staging = stager(self)
         rank = [t.index for t in plan.sequence if not t.parallel]
@@ -96,10 +97,12 @@ class Emitter:
         inner = {**env, level.index: bound}
         start, stop = outer.start, outer.stop
         if not level.parallel and outer.start == Num(0):
-            lower, stops = limits(level.index, guarding(node), env)
+            ranges = {i: self.range(i, env) for i in self.extents}
+            lower, stops = limits(level.index, guarding(node), ranges, self.scalars)
             for s in stops:
-                stop = Call("min", (stop, s))
-            for low in lower:
+                if not (isinstance(s, Num) and isinstance(stop, Num) and s.value >= stop.value):
+                    stop = Call("min", (stop, s))
+            for low in (x for x in lower if not isinstance(x, Num) or x.value > 0):
                 aligned = fold(Binary("*", fold(Binary("//", low, Num(step))), Num(step)))
                 start = Call("max", (start, aligned))
         body = tuple(self.staging.stage(node, inner) + self.body(node.children, inner))
@@ -164,7 +167,7 @@ class Emitter:
                 self.compute(
                     leaf,
                     write,
-                    by_exp2(value) if self.rounded(write.tensor) else value,
+                    by_exp2(value) if self.rounded(write.tensor) or self.read_rounded(leaf) else value,
                     leaf.parallel,
                     (),
                     env,
@@ -338,6 +341,18 @@ class Emitter:
     def rounded(self, tensor: str) -> bool:
         """Does the schedule hold the tensor in 16 bits or less, or read it so somewhere?"""
         return any(d.bytes < 4 for what, d in self.plan.casts.items() if what.rpartition(".")[2] == tensor)
+
+    def read_rounded(self, leaf: Leaf) -> bool:
+        """Does whatever is computed from the leaf's tensor end up rounded, in one step or several pointwise ones?"""
+        name = leaf.written[0]
+
+        def rounds(r: Leaf) -> bool:
+            casts = (self.plan.casts.get(f"{t}.{name}") for t in (*r.written, *r.sums_for))
+            return any(d is not None and d.bytes < 4 for d in casts) or (
+                not isinstance(r.equation.value, Reduction) and self.read_rounded(r)
+            )
+
+        return bool(leaf.readers) and all(rounds(r) for r in leaf.readers)
 
     def casts(self, targets: tuple[str, ...], e: Expr) -> Expr:
         """The expression with the reads rounded that the schedule casts in the equation of these targets."""

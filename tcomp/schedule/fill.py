@@ -39,11 +39,11 @@ def _written(subscripts: tuple[Expr, ...], extents: dict[str, int]) -> Box | Non
     used: set[str] = set()
     for s in subscripts:
         form = affine(s)
-        if form is None or len(form[0]) > 1 or not used.isdisjoint(form[0]):
+        if form is None or len(form[0]) > 1 or any(i in used for i in form[0]):
             return None
         length = 1
         for index, step in form[0].items():
-            if step != 1 or index not in extents:
+            if step != 1 or isinstance(index, Access) or index not in extents:
                 return None
             used.add(index)
             length = extents[index]

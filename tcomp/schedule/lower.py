@@ -37,7 +37,7 @@ from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages
 from tcomp.schedule.storage import Storage, definition_path, place
 from tcomp.schedule.unpacking import unpacked
-from tcomp.schedule.work import arithmetic, traffic
+from tcomp.schedule.work import arithmetic, evaluations, traffic
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class _Lowering:
         self.given = found is not None
         self.schedule = found or self.family.default(op, self.equations, self.extents)
         self.text = module.sources.get(self.schedule.span.file, "")
-        self.resolver = Resolver(op, self.extents, self.family.rules, self.text, chosen, storage)
+        self.resolver = Resolver(op, self.extents, self.family.rules, self.text, chosen, storage, dims)
         self.dtypes |= {n: d for n, d in casts_in(self.schedule.shared, storage).items() if n in self.info.temporaries}
 
     def run(self) -> LoweredOp:
@@ -190,9 +190,10 @@ class _Lowering:
             and not isinstance(x.equation.value, Reduction)
             and sum(x.equation.target.name in y.written for y in leaves) == 1
         }
+        given = {o.name for o in self.op.operands if o.dtype is DType.I32 and not o.shape}
         emitter = Emitter(
             plan, self.extents, room, chunk, granule, storage, dtypes, self.module.monoids, definitions,
-            tiler, self.text, self.family.stager,
+            tiler, self.text, self.family.stager, frozenset(given - {t for x in leaves for t in x.written}),
         )  # fmt: skip
         written = tuple(x.equation for x in leaves if not x.copies)
         whole = self.equations if any("." in o for o in plan.outputs) else equations
@@ -222,6 +223,7 @@ class _Lowering:
             blocks_order(plan.flags, plan.sequence, self.text),
             traffic(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
             self._cluster(plan),
+            evaluations(leaves, self.extents, local, self.module.monoids),
         )
         self.family.check(kernel, plan, self.text)
         return kernel

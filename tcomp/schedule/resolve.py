@@ -161,9 +161,10 @@ class Resolver:
         text: str,
         chosen: Mapping[str, int | float] | None = None,
         storage: DType = DType.F32,
+        dims: Mapping[str, int] | None = None,
     ) -> None:
         self.op, self.extents, self.text, self.rules = op, extents, text, rules
-        self.facts = rules.facts
+        self.facts = {**(dims or {}), **rules.facts}
         self.chosen = dict(chosen or {})
         self.storage = storage
 

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from tcomp.schedule.emit import Emitter
 
 
-def staged_accesses(name: str, leaf: Leaf) -> list[Access]:
-    """The accesses of a reduction that a `stage` line names; `QKV.1` means those with constant subscript 1."""
+def staged_accesses(name: str, leaf: Leaf, anywhere: bool = False) -> list[Access]:
+    """The accesses of a reduction (or, `anywhere`, of any equation) that a `stage` line names; `QKV.1` means those with
+    constant subscript 1."""
     value = leaf.equation.value
-    if not isinstance(value, Reduction):
+    if not isinstance(value, Reduction) and not anywhere:
         return []
     tensor, _, part = name.partition(".")
     found = []
-    for e in value.values:
+    for e in value.values if isinstance(value, Reduction) else (value,):
         for a in reads(e):
             constants = [s.value for s in a.subscripts if isinstance(s, Num)]
             if a.tensor == tensor and (not part or (constants and constants[0] == int(part))):
@@ -48,9 +49,10 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
             )
         for name in s.tensors:
             through = s.by == "tma" and any(name in leaf.written for leaf in leaves)
-            if not through and not any(staged_accesses(name, leaf) for leaf in leaves):
+            anywhere = s.space == "registers"
+            if not through and not any(staged_accesses(name, leaf, anywhere) for leaf in leaves):
                 raise TcError(
-                    f"'{name}' cannot be staged: no reduction of this kernel reads it",
+                    f"'{name}' cannot be staged: no {'equation' if anywhere else 'reduction'} of this kernel reads it",
                     s.span,
                     text,
                     "leave it out of this line",

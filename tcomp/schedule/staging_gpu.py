@@ -6,23 +6,30 @@
 In a pipe loop the copies run ahead, so the tile exists once per stage. Rows are padded to an odd number of 16-byte
 groups: neighbouring rows then start in different banks, and 128-bit reads down a column meet no conflict. `swizzle`
 reaches the same by exchanging a row's 16-byte granules, which tensor cores and the copy engine understand.
+
+    stage L in registers at q           -->   as each turn starts: L.registers = L[q], each thread what it will read
+
+The loads are then on their way while the turn's products are computed.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tcomp.dsl.ast import Access, DType, Expr, Level, Name, Span, Stage, names_in
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import Axis, Buffer, Layout, Pack, Pitched, RowMajor, Scope, Statement, Swizzled
+from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Pack, Pitched, RowMajor, Scope, Statement, Swizzled
 from tcomp.schedule.bounds import Env
-from tcomp.schedule.nest import LoopNode, loops_below
+from tcomp.schedule.fold import sub
+from tcomp.schedule.nest import Leaf, LoopNode, loops_below
 from tcomp.schedule.staging import staged_accesses
 
 if TYPE_CHECKING:
     from tcomp.schedule.emit import Emitter
 
+REGISTERS = "registers"
 SWIZZLES = (128, 64, 32)
 """widths in bytes, the widest first"""
 Staged = tuple[str, tuple[Expr | None, ...]]
@@ -54,27 +61,19 @@ class SharedStaging:
         if any(c.level.index == index for c in loops_below(node)):
             return []
         out: list[Statement] = []
-        for s in self.emitter.plan.stages:
+        for s in sorted(self.emitter.plan.stages, key=lambda s: s.space == REGISTERS):  # (copies lead the loop's body)
             if s.at == index:
-                self._check(s)
+                if s.space == REGISTERS and (s.by or s.options):
+                    raise self._error("a tile in registers is loaded as it is", s.span, "end the line behind the loop")
                 for name in s.tensors:
                     out += self._stage(s, name, node, env)
         return out
-
-    def _check(self, s: Stage) -> None:
-        if s.space != "shared":
-            raise TcError(
-                f"staging in {s.space} cannot be lowered yet",
-                s.span,
-                self.emitter.text,
-                f"write: stage {', '.join(s.tensors)} in shared at {s.at} by cp.async",
-            )
 
     def _stage(self, stage: Stage, name: str, node: LoopNode, env: Env) -> list[Statement]:
         out: list[Statement] = []
         made: dict[Expr, Staged] = {}
         for leaf in node.leaves():
-            for a in staged_accesses(name, leaf):
+            for a in staged_accesses(name, leaf, stage.space == REGISTERS):
                 if any(a.tensor in w.written for w in node.leaves()):
                     raise TcError(
                         f"{a.tensor} cannot be staged at {stage.at}: an equation in that loop writes it",
@@ -84,8 +83,11 @@ class SharedStaging:
                     )
                 region = self._region(a, env)
                 if region not in made:
-                    made[region], pack = self._pack(stage, a, node, env)
-                    out.append(pack)
+                    if stage.space == REGISTERS:
+                        made[region], statement = self._load(stage, a, leaf, env)
+                    else:
+                        made[region], statement = self._pack(stage, a, node, env)
+                    out.append(statement)
                 self.staged[(id(leaf), a)] = made[region]
         return out
 
@@ -99,7 +101,36 @@ class SharedStaging:
         )
         return Access(a.tensor, subs)
 
+    def _load(self, stage: Stage, a: Access, leaf: Leaf, env: Env) -> tuple[Staged, Statement]:
+        """A register tile of what the leaf reads of the access, shared out among threads as the leaf's result is."""
+        emitter = self.emitter
+        axes, origins = self._axes(stage, a, env)
+        dtype = emitter.dtypes[a.tensor]
+        name = f"{a.tensor}.registers{len(emitter.tiles)}"
+        emitter.tiles[name] = Buffer(name, dtype, tuple(x.block for x in axes), Scope.SCRATCH)
+        write = leaf.writes()[0]
+        tile = emitter.register_tile(leaf, write, env, leaf.parallel, tuple(leaf.reduced), a)
+        spread = tuple(replace(x, spread=tile.spreads.get(x.name)) for x in axes)
+        target = Access(name, tuple(sub(Name(x.name), x.start) for x in axes))
+        value = emitter.point(a, env)
+        return (name, origins), Compute(target, value, spread, span=stage.span)
+
     def _pack(self, stage: Stage, a: Access, node: LoopNode, env: Env) -> tuple[Staged, Pack]:
+        emitter = self.emitter
+        axes, origins = self._axes(stage, a, env)
+        dtype = emitter.dtypes[a.tensor]
+        dims = tuple(x.block for x in axes)
+        layout = self._layout(stage, a.tensor, dims, dtype) if dims else RowMajor()
+        pipelined = node.level.kind == "pipe" and not node.trivial
+        name = f"{a.tensor}.shared{len(emitter.tiles)}"
+        ring = node.level.stages if pipelined else 1
+        emitter.tiles[name] = Buffer(name, dtype, dims, Scope.SHARED, layout, ring)
+        source = emitter.point(a, env)
+        assert isinstance(source, Access)
+        return (name, origins), Pack(name, axes, source, stage.by or "cp.async", stage.span)
+
+    def _axes(self, stage: Stage, a: Access, env: Env) -> tuple[tuple[Axis, ...], tuple[Expr | None, ...]]:
+        """The axes along which the tile of an access extends, and where each subscript starts (None: no dimension)."""
         emitter = self.emitter
         axes: list[Axis] = []
         origins: list[Expr | None] = []
@@ -118,16 +149,7 @@ class SharedStaging:
                     "stage tensors whose subscripts are plain indices",
                 )
             origins.append(None)
-        dtype = emitter.dtypes[a.tensor]
-        dims = tuple(x.block for x in axes)
-        layout = self._layout(stage, a.tensor, dims, dtype) if dims else RowMajor()
-        pipelined = node.level.kind == "pipe" and not node.trivial
-        name = f"{a.tensor}.shared{len(emitter.tiles)}"
-        ring = node.level.stages if pipelined else 1
-        emitter.tiles[name] = Buffer(name, dtype, dims, Scope.SHARED, layout, ring)
-        source = emitter.point(a, env)
-        assert isinstance(source, Access)
-        return (name, tuple(origins)), Pack(name, tuple(axes), source, stage.by or "cp.async", stage.span)
+        return tuple(axes), tuple(origins)
 
     def _layout(self, stage: Stage, tensor: str, dims: tuple[int, ...], dtype: DType) -> Layout:
         """The tile's layout by the options behind the `stage` line: at most one of pad(n), swizzle and swizzle(n)."""

@@ -3,7 +3,7 @@
     sum k where k <= q: p[q, k] * V[k, e]      counts the points with k <= q only, and so do the equations that are
                                                computed for it alone
 
-A function such as exp counts nothing: what it costs is the implementation's.
+A function such as exp counts no arithmetic, since what it costs is the implementation's: evaluations are counted apart.
 """
 
 from __future__ import annotations
@@ -11,15 +11,51 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 
-from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num, Reduction, names_in, walk
+from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Monoid, Name, Num, Reduction, names_in, walk
+from tcomp.monoid import rescaled_sum
 from tcomp.schedule.bounds import conjuncts
 from tcomp.schedule.nest import Leaf
+
+FUNCTIONS = ("exp", "log", "tanh", "sin", "cos", "sqrt", "rsqrt", "divide")
+"""What has a ceiling of its own: it takes many instructions, or a unit that is not pipelined as multiplication is."""
 
 
 def arithmetic(leaves: Sequence[Leaf], extents: Mapping[str, int], local: Collection[str]) -> int:
     """Additions, subtractions, multiplications and divisions of floats. `local` names the kernel's temporaries."""
     guards = {g for leaf in leaves for g in own_guards(leaf)}
     return sum(_operations(leaf, extents, [g for g in guards if _only_under(leaf, g, local)]) for leaf in leaves)
+
+
+def evaluations(
+    leaves: Sequence[Leaf], extents: Mapping[str, int], local: Collection[str], monoids: Mapping[str, Monoid]
+) -> tuple[tuple[str, int], ...]:
+    """How often each of `FUNCTIONS` is evaluated, as the equations are written: once a point for equal terms of one
+    equation, and for a monoid once a point for its weight. In the order of `FUNCTIONS`, those that occur."""
+    guards = {g for leaf in leaves for g in own_guards(leaf)}
+    found: dict[str, int] = {}
+    for leaf in leaves:
+        v = leaf.equation.value
+        under = [g for g in guards if _only_under(leaf, g, local)]
+        parts: list[tuple[Collection[str], Sequence[Expr]]] = [(leaf.domain, [v])]
+        if isinstance(v, Reduction):
+            parts = [(leaf.domain, v.values)]
+            if v.key is not None:
+                domain = _indices(leaf.equation.targets[0].subscripts, extents) | {*leaf.reduced}
+                form = rescaled_sum(monoids[v.reducer])
+                parts = [(domain, [v.key, *([form.factor] if form else [])])]
+                for t, value in zip(leaf.equation.targets[1:], v.values, strict=True):
+                    parts.append((_indices(t.subscripts, extents) | {*leaf.reduced}, [value]))
+        for domain, expressions in parts:
+            for name in _functions(expressions):
+                found[name] = found.get(name, 0) + _points(domain, extents, under)
+    return tuple((f, found[f]) for f in FUNCTIONS if f in found)
+
+
+def _functions(expressions: Sequence[Expr]) -> list[str]:
+    """The functions of distinct terms."""
+    terms = {n for e in expressions for n in walk(e)}
+    names = [n.function for n in terms if isinstance(n, Call) and n.function in FUNCTIONS]
+    return names + ["divide" for n in terms if isinstance(n, Binary) and n.op == "/" and not isinstance(n.right, Num)]
 
 
 def traffic(leaves: Sequence[Leaf], extents: Mapping[str, int], operands: Mapping[str, tuple[DType, int]]) -> int:
@@ -82,7 +118,8 @@ def _operations(leaf: Leaf, extents: Mapping[str, int], guards: Sequence[Binary]
 def _points(domain: Collection[str], extents: Mapping[str, int], guards: Sequence[Binary]) -> int:
     points = Fraction(1)
     for i in domain:
-        points *= extents[i]
+        if not (i.endswith(".part") and i.removesuffix(".part") in domain):  # the parts of a divided sum, counted once
+            points *= extents[i]
     for g in guards:
         assert isinstance(g.left, Name) and isinstance(g.right, Name)
         low, high = extents[g.left.id], extents[g.right.id]

@@ -41,9 +41,7 @@ def scale(dims: tuple[int, int] = (37, 67), text: str = SCALE) -> tuple[Module, 
     """A one-kernel instance with a space of 12 points."""
     module = module_of(text)
     instance = Instance(module.ops["scale"], {"M": dims[0], "N": dims[1]})
-    (space,) = spaces_of(
-        schedule_of(instance.op, module, instance.dims, detect(), 1), facts_of(instance.op, detect(), 1)
-    )
+    (space,) = spaces_of(schedule_of(instance.op, module, instance.dims, detect(), 1), facts_of(instance, detect(), 1))
     return module, instance, space
 
 

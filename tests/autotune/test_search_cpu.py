@@ -44,7 +44,7 @@ def test_any_point_of_a_schedule_s_space_gives_the_oracle_s_result(op: str, seed
     instance = gpt2_instance(op, module)
     bench = Bench(module, instance.op, instance.dims, detect(), 1, tmp_path, 0)
     schedule = schedule_of(instance.op, module, instance.dims, detect(), 1)
-    for space in spaces_of(schedule, facts_of(instance.op, detect(), 1)):
+    for space in spaces_of(schedule, facts_of(instance, detect(), 1)):
         for values in list(space.points(seed))[:3]:
             try:
                 bench.build(space.chosen(values)).close()  # raises Rejected where the result is off
@@ -57,7 +57,7 @@ def test_planted_faults_never_win_and_are_explained(tmp_path: Path) -> None:
     search = search_on(tmp_path, Plan(SHAPE, trials=3, ops=("linear",)), planted, patience=5.0)
     instance = gpt2_instance("linear", search.module)
     schedule = schedule_of(instance.op, search.module, instance.dims, detect(), 1)
-    (space,) = spaces_of(schedule, facts_of(instance.op, detect(), 1))
+    (space,) = spaces_of(schedule, facts_of(instance, detect(), 1))
     search.first[instance.key] = [{**space.default, "MR": mr, "NV": 1} for mr in (6, 8, 12)]
     summary = search.run()
     found = {int(v["MR"]): (kind, reason) for kind, reason, v in trials(tmp_path) if v and kind not in ("", "default")}

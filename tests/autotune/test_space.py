@@ -10,6 +10,9 @@ from tcomp.autotune import storage
 from tcomp.autotune.instances import op_hash, schedule_hash
 from tcomp.autotune.judge import Job
 from tcomp.autotune.space import Space, spaces_of
+from tcomp.dsl.errors import TcError
+from tcomp.machine.cpu import detect
+from tcomp.schedule.lower import lower
 from tests.autotune.support import SCALE, gpt2, module_of, scale
 
 FACTS = {"l2": 100}
@@ -45,6 +48,72 @@ def test_a_condition_forbids_points() -> None:
 def test_choices_may_depend_on_other_parameters() -> None:
     space = space_of("tune A = 8 from 8, 16", "tune B = A from A, 2 * A", "m -> seq(B) / unroll(A)")
     assert [(p["A"], p["B"]) for p in points(space)] == [(16, 16), (16, 32), (8, 16), (8, 8)]
+
+
+CONDITIONAL = (
+    "tune A = 8 from 8, 16",
+    "tune B = 2 * A from 4, A",
+    "tune C = B // 2 from B // 2, B",
+    "m -> seq(B) / unroll(C)",
+)
+
+
+def test_defaults_and_choices_that_use_parameters_above_them_make_a_conditional_space() -> None:
+    space = space_of(*CONDITIONAL)
+    assert space.default == {"A": 8, "B": 16, "C": 8}
+    assert space.filled({"A": 16}) == {"A": 16, "B": 32, "C": 16}, "defaults follow the values above them"
+    assert space.own({"A": 16, "C": 32}) == {"A": 16, "B": 32, "C": 32}
+    found = [(p["A"], p["B"], p["C"]) for p in points(space)]
+    assert len(found) == len(set(found)) == space.size == 12
+    assert set(found) == {(a, b, c) for a in (8, 16) for b in (4, a, 2 * a) for c in (b // 2, b)}
+    assert space.problem({"A": 8, "B": 32, "C": 16}) == "B = 32 is not among its choices 4, 8, 16"
+
+
+def test_every_draw_of_a_conditional_space_is_a_point(tmp_path: Path) -> None:
+    """Also stored and read again: a trial's values are the study's parameters at its places."""
+    text = SCALE.replace("tune U = 2 from 1, 2, 3", "tune U = A // 8 + 1 from 1, A // 8 + 1, A // 4 + 1")
+    job = job_of(text)
+    study = storage.open_study(storage.open_storage(tmp_path / "t.sqlite3"), job, "avx2", "measured", 0)
+    storage.add_default(study, job.space, 1.0)
+    seen = set()
+    for _ in range(25):
+        trial, values = storage.ask(study, job.space)
+        assert not job.space.problem(values)
+        assert storage.decoded_point(job.space, storage.encoded_point(job.space, values)) == values
+        study.tell(trial, 1.0)
+        seen.add((values["A"], values["U"]))
+    assert len(seen) > 4
+
+
+def test_lowering_takes_every_point_of_a_conditional_space_and_no_other() -> None:
+    text = SCALE.replace("tune U = 2 from 1, 2, 3", "tune U = A // 8 + 1 from 1, A // 4 + 1")
+    module, instance, space = scale(text=text)
+    for values in space.points(0):
+        lower(instance.op, module, dict(instance.dims), detect(), 1, space.chosen(values))
+    with pytest.raises(TcError, match="not among its choices"):
+        lower(instance.op, module, dict(instance.dims), detect(), 1, {"A": 8, "U": 9})
+
+
+def test_a_condition_of_other_kernels_parameters_adds_none() -> None:
+    module = module_of(
+        """op f(X: f32[M]) -> Y: f32[M], Z: f32[M]:
+  Y[m] = X[m]
+  Z[m] = 2.0 * X[m]
+
+schedule f on cpu:
+  tune A = 8 from 8, 16
+  tune B = 1 from 1, 2
+  where A * B <= 16
+  kernel Y:
+    m -> seq(A) / unroll(B)
+  kernel Z:
+    tune D = 4 from 4, 8
+    m -> seq(D)
+"""
+    )
+    spaces = {s.kernel: s for s in spaces_of(module.schedules["f", "cpu"], FACTS)}
+    assert {k: {p.name for p in s.parameters} for k, s in spaces.items()} == {"Y": {"A", "B"}, "Z": {"D"}}
+    assert len(points(spaces["Y"])) == 3 and spaces["Z"].conditions == ()
 
 
 def test_a_parameter_that_a_kernel_does_not_use_is_not_its_own() -> None:

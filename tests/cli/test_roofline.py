@@ -15,10 +15,12 @@ SMALL = ["--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "2", "-T", "8", 
 @pytest.fixture(autouse=True)
 def quick_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ceilings of a moment: the test is of the table, not of the machine."""
-    from tcomp.runtime.cpu import ceilings
+    from tcomp.runtime.cpu import ceilings, function_ceilings
 
     peak, bandwidth = ceilings.fma_peak, ceilings.bandwidth
     monkeypatch.setattr(ceilings, "fma_peak", lambda threads: peak(threads, seconds=0.002, repetitions=2))
+    rate = function_ceilings.function_rate
+    monkeypatch.setattr(function_ceilings, "function_rate", lambda f, threads: rate(f, threads, 10, 2))
     monkeypatch.setattr(ceilings, "bandwidth", lambda kind, threads: bandwidth(kind, threads, mib=4, repetitions=2))
 
 
@@ -30,15 +32,21 @@ def test_a_measured_table(tcomp: Tcomp, tmp_path: Path) -> None:
     by_name = {k["kernel"]: k for k in found["kernels"]}
     assert by_name["linear"]["flops"] == 16 * 48 * (16 * 2 + 1)
     assert all(k["seconds"] > 0 and k["share"] > 0 for k in found["kernels"])
+    assert by_name["crossentropy"]["functions"]["exp"] == 16 * 256
+    assert by_name["attention"]["functions"]["exp"] == 2 * 2 * 36
+    assert by_name["linear_gelu"]["functions"] == {"tanh": 16 * 64}
     for k in found["kernels"]:
-        assert k["least"] == pytest.approx(max(k["flops"] / found["peak"], k["bytes"] / found["bandwidth"]))
+        evaluated = sum(n / found["functions"][f] for f, n in k["functions"].items())
+        least = max(k["flops"] / found["peak"], k["bytes"] / found["bandwidth"], evaluated)
+        assert k["least"] == pytest.approx(least)
+    assert "exp f32" in result.out
 
 
 def test_without_measuring_there_is_the_least_time_alone(tcomp: Tcomp) -> None:
     result = tcomp("roofline", "gpt2", *SMALL)
     assert result.code == 0, result.error
     (row,) = [line for line in result.out.splitlines() if line.startswith("| adamw |")]
-    assert row.endswith("| memory |  |  |  |  |")
+    assert row.endswith(" |  |  |  |  |")
 
 
 def test_what_is_refused(tcomp: Tcomp) -> None:

@@ -7,7 +7,10 @@ import ctypes
 import numpy as np
 import pytest
 
+from tcomp.machine.cpu import detect
 from tcomp.runtime.cpu import ceilings
+from tcomp.runtime.cpu.function_ceilings import function_kernel, function_rate
+from tcomp.runtime.cpu.single import SingleKernel
 
 
 @pytest.mark.parametrize("kind", ["read", "triad"])
@@ -33,3 +36,18 @@ def test_rates_are_positive_and_ordered() -> None:
         assert 0 < found.low <= found.median <= found.high
         assert found.unit in str(found)
     assert np.isfinite(ceilings.bandwidth("read", 2, 8, 3).median)
+
+
+@pytest.mark.parametrize("function", ["exp", "divide"])
+def test_a_function_is_evaluated_for_every_element_of_every_thread(function: str) -> None:
+    with SingleKernel(function_kernel(function, detect().lanes_f32, 2, 3), detect(), 2) as kernel:
+        kernel.array("X")[...] = 0.5
+        kernel.run()
+        np.testing.assert_allclose(kernel.array("Y"), np.exp(0.5) if function == "exp" else 2.0, rtol=3e-7)
+    assert function_rate(function, 1, 10, 3).low > 0
+
+
+def test_time_grows_with_the_turns() -> None:
+    """The loop over turns is not optimised away."""
+    rates = [function_rate("exp", 1, turns, 5).high for turns in (200, 2000)]
+    assert 0.2 < rates[1] / rates[0] < 5

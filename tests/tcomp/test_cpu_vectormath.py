@@ -77,7 +77,7 @@ HALF = N // 2
 SWEEPS: dict[str, tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], float]] = {
     "exp": (np.linspace(-103.0, 88.72, N), np.exp, 2),
     "log": (logarithmic(1e-44, 3.4e38, N), np.log, 2),
-    "tanh": (signed(logarithmic(1e-30, 20.0, HALF)), np.tanh, 4),
+    "tanh": (signed(logarithmic(1e-30, 20.0, HALF)), np.tanh, 6),
     "sin": (signed(logarithmic(1e-20, 1e4, HALF)), np.sin, 2),
     "cos": (signed(logarithmic(1e-20, 1e4, HALF)), np.cos, 2),
     "rsqrt": (logarithmic(1e-38, 3e38, N), lambda x: 1 / np.sqrt(x), 2),
@@ -134,6 +134,23 @@ def test_f64_functions_are_within_their_bounds(function: str, machine: CpuMachin
         spacing = [mpmath.mpf(float(np.spacing(abs(float(e))))) for e in exact]
         worst = max(abs(mpmath.mpf(float(a)) - e) / s for a, e, s in zip(y, exact, spacing, strict=True))
     assert worst <= bound
+
+
+@pytest.mark.parametrize("function", ["exp", "tanh"])
+def test_f32_functions_over_every_exponent(function: str, machine: CpuMachine, objects: Path) -> None:
+    """Numbers from the whole range of bit patterns: NaNs of any payload, infinities, subnormals, overflow."""
+    bits = (np.arange(N, dtype=np.uint64) * 65521).astype(np.uint32)
+    x = np.concatenate([bits, [0x7F800001, 0x7FC00003, 0xFFFFFFFF, 0x7F800000, 0xFF800000]]).astype(np.uint32)[-N:]
+    x = x.view(np.float32)
+    y = apply(function, x, machine, objects)
+    with np.errstate(all="ignore"):
+        exact = getattr(np, function)(x.astype(np.float64))
+        rounded = exact.astype(np.float32)
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(x))
+    np.testing.assert_array_equal(np.isinf(y), np.isinf(rounded))
+    finite = np.isfinite(rounded)
+    assert ulps(y[finite], exact[finite]) <= SWEEPS[function][2]
+    assert function != "tanh" or np.abs(y[finite]).max() == 1
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 import pytest
 
+from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.guards import conditions, remaining, without
-from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num
+from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Module, Name, Num, Op
 from tcomp.dsl.load import load
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
 from tcomp.ir.tile import Axis, Compute, Kernel, Scope
 from tcomp.machine.gpu import machine_for_target
+from tcomp.oracle import evaluate
+from tcomp.runtime.values import stored, values
 from tcomp.schedule.fold import by_exp2
 from tcomp.schedule.lower import lower
 from tcomp.schedule.scopes import computes
+from tests.reference.op_cases import Arrays, random_inputs
+from tests.test_ops_gpu import execute
 
 DIMS = {"B": 1, "T": 256, "H": 2, "D": 64}
 TARGETS = pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
@@ -65,6 +71,67 @@ def test_one_exponential_a_weight() -> None:
     weights = 64 * 64 // 128  # of a tile, per thread
     # The tile's code is there with and without the test of its points.
     assert ptx.count("ex2.approx.ftz.f32") == 2 * weights
+
+
+# ------------------------------------------------------------------------------------------- results and machine code
+
+MULTI_HEAD, GROUPED = {"B": 1, "T": 260, "H": 2, "D": 64}, {"B": 1, "T": 330, "G": 1, "R": 2, "D": 128}
+
+
+def bf16_inputs(op: Op, module: Module, dims: dict[str, int]) -> Arrays:
+    """Rounded operands; of a backward op also what the forward op gives at them."""
+    forward = bound(module.ops[op.name.removesuffix(".backward")], DType.BF16)
+    found = random_inputs(forward, dims, seed=5)
+    found = {p.name: values(stored(found[p.name], p.dtype), p.dtype) for p in forward.params}
+    if op.backward_of is None:
+        return found
+    found |= {n: np.asarray(a, np.float32) for n, a in evaluate(forward, module, found, dims).items()}
+    rng = np.random.default_rng(3)
+    for p in op.params:
+        a = found[p.name] if p.name in found else rng.standard_normal(found[p.name[1:]].shape, np.float32)
+        found[p.name] = values(stored(a, p.dtype), p.dtype)
+    return {p.name: found[p.name] for p in op.params}
+
+
+@pytest.mark.parametrize(
+    "name,dims,target",
+    [
+        ("attention", MULTI_HEAD, "sm_90a"),
+        ("attention.backward", MULTI_HEAD, "sm_90a"),
+        pytest.param("attention.backward", MULTI_HEAD, "sm_80", marks=pytest.mark.slow),
+        pytest.param("grouped_attention", GROUPED, "sm_90a", marks=pytest.mark.slow),
+        pytest.param("grouped_attention.backward", GROUPED, "sm_90a", marks=pytest.mark.slow),
+    ],
+)
+def test_several_turns_against_the_oracle_and_bitwise_again(name: str, dims: dict[str, int], target: str) -> None:
+    """Ragged, so that the last tiles are cut; all checks of the virtual GPU are on."""
+    module, machine = load("models/ops/" + name.removesuffix(".backward") + ".tc"), machine_for_target(target)
+    op = backward_of(name.removesuffix(".backward"), module) if name.endswith(".backward") else module.ops[name]
+    assert op is not None
+    op = bound(op, DType.BF16)
+    inputs = bf16_inputs(op, module, dims)
+    found = lower(op, module, dims, machine)
+    got = execute(found, op, inputs, machine)
+    for result, wanted in evaluate(op, module, inputs, dims).items():
+        if result in got:
+            error = np.linalg.norm(got[result] - wanted) / np.linalg.norm(wanted)
+            assert error < 2**-8, f"{result}: relative L2 distance {error:.1e}"
+    if (name, target) == ("attention.backward", "sm_90a"):
+        again = execute(found, op, inputs, machine)
+        assert all(again[n].tobytes() == a.tobytes() for n, a in got.items())
+
+
+@pytest.mark.slow
+@TARGETS
+@pytest.mark.parametrize("head", [64, 128])
+@pytest.mark.parametrize("name", ["attention", "grouped_attention"])
+def test_shipped_schedules_assemble_without_a_finding(name: str, head: int, target: str) -> None:
+    module, machine = load(f"models/ops/{name}.tc"), machine_for_target(target)
+    dims = {"B": 1, "T": 1024, "H": 4, "G": 1, "R": 4, "D": head}
+    for op in (module.ops[name], backward_of(name, module)):
+        assert op is not None
+        for kernel in lower(bound(op, DType.BF16), module, dims, machine).kernels:
+            assert not assemble(compile_kernel(kernel, machine).ptx, target).findings, kernel.name
 
 
 # --------------------------------------------------------------------------------------------------------- rewrites

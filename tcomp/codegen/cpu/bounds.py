@@ -1,11 +1,12 @@
-"""Loop bounds and axis limits: integer expressions of loop variables, as machine values."""
+"""Loop bounds and axis limits: integer expressions of loop variables and integer scalars, as machine values."""
 
 from __future__ import annotations
 
 from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.expressions import fold
-from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, Unary
+from tcomp.codegen.cpu.types import I32
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary
 
 
 def integer_value(em: Emitter, e: Expr, scope: Scope) -> Int:
@@ -17,6 +18,9 @@ def integer_value(em: Emitter, e: Expr, scope: Scope) -> Int:
             return int(v)
         case Name(name):
             return scope.variables[name]
+        case Access(tensor, ()):
+            held = b.load(scope.roots[tensor], typ=I32, align=4)
+            return held if em.word == I32 else b.sext(held, em.word)
         case Unary("-", x):
             return em.mul(integer_value(em, x, scope), -1)
         case Binary(op, x, y):

@@ -3,7 +3,7 @@
 Each function works on f32 and f64 of any number of lanes and emits straight-line code. Error bounds, in units
 in the last place of the exact result (tests/tcomp/test_cpu_vectormath.py sweeps them):
 
-    f32: exp 2, log 2, tanh 4, sin and cos 2 on |x| <= 1e4, rsqrt 2        f64: exp, log 2; tanh, sin, cos 4
+    f32: exp 2, log 2, tanh 6, sin and cos 2 on |x| <= 1e4, rsqrt 2        f64: exp, log 2; tanh, sin, cos 4
 
 with exp and log right for infinities, NaN, zero, subnormals, overflow and underflow. Polynomials and argument
 splittings are those of the Cephes library (Moshier) and FreeBSD's msun (Sun Microsystems, e_log.c, k_sin.c).
@@ -19,7 +19,19 @@ from llvmlite import ir
 from tcomp.codegen.cpu.emitter import Emitter
 from tcomp.codegen.cpu.types import F32, F64, I32, I64, IrValue, Type, constant, like
 
-_EXP32 = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+# e**r = 1 + r + ... on |r| <= log(2) / 2, relative error 2**-28.3
+_EXP32 = (
+    1.3814540579915047e-3,
+    8.36874544620514e-3,
+    4.166838899254799e-2,
+    1.666652113199234e-1,
+    4.999999403953552e-1,
+    1.0,
+    1.0,
+)
+# tanh(x) = x P(x**2) / Q(x**2) on |x| <= 9.02, relative error 2**-25; all terms are positive, so nothing cancels
+_TANH32_P = (1.3384224395451838e-8, 2.063577267108485e-5, 3.4974548034369946e-3, 1.338268369436264e-1, 1.0)
+_TANH32_Q = (7.790224572090665e-7, 3.2885122345760465e-4, 2.5884348899126053e-2, 4.6716004610061646e-1, 1.0)
 _LOG32 = (
     7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
     -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
@@ -125,37 +137,64 @@ def call(em: Emitter, name: str, x: IrValue, fma: bool) -> IrValue:
     raise NotImplementedError(name)
 
 
-def _reduced_exp(m: Math, x: IrValue) -> tuple[IrValue, IrValue]:
+def exp(m: Math, x: IrValue) -> IrValue:
+    """e**x = 2**n e**r with x = n log 2 + r, |r| <= log(2) / 2.
+
+    2**n goes in as two factors, so that results beyond the exponents' range are right: infinite, or subnormal with
+    one rounding.
+    """
+    return _exp32(m, x) if m.single else _exp64(m, x)
+
+
+def _exp32(m: Math, x: IrValue) -> IrValue:
+    """17 instructions beside the constants' loads: the rounding constant is added in the multiplication that it rounds,
+    and carries the bias of both factors' exponents, which are then shifts of its bits."""
+    b = m.b
+    x = m.at_least(m.at_most(x, 89.0), -105.0)
+    magic = 12582912.0 + 2 * 127
+    shifted = m.fma(x, m.c(1 / math.log(2)), m.c(magic))
+    whole = b.fsub(shifted, m.c(magic))
+    r = m.fma(whole, m.c(-0.693359375), x)
+    r = m.fma(whole, m.c(2.12194440e-4), r)
+    y = m.polynomial(r, _EXP32)
+    both = m.to_bits(shifted)
+    half = b.ashr(both, m.i(1))
+    first, second = (m.from_bits(b.shl(n, m.i(23))) for n in (half, b.sub(both, half)))
+    return b.fmul(b.fmul(y, first), second)
+
+
+def _exp64(m: Math, x: IrValue) -> IrValue:
+    b = m.b
+    x = m.at_least(m.at_most(x, 710.0), -746.0)
+    e, n = _reduced_exp64(m, x)
+    y = b.fadd(e, m.c(1.0))
+    half = b.ashr(n, m.i(1))
+    return b.fmul(b.fmul(y, m.power_of_two(half)), m.power_of_two(b.sub(n, half)))
+
+
+def _reduced_exp64(m: Math, x: IrValue) -> tuple[IrValue, IrValue]:
     """(expm1(r), n) with x = n log 2 + r, |r| <= log(2) / 2."""
     b = m.b
     whole, n = m.round(b.fmul(x, m.c(1 / math.log(2))))
-    hi, lo = (0.693359375, -2.12194440e-4) if m.single else (6.93145751953125e-1, 1.42860682030941723212e-6)
-    r = m.fma(b.fneg(whole), m.c(hi), x)
-    r = m.fma(b.fneg(whole), m.c(lo), r)
-    if m.single:
-        return m.fma(b.fmul(r, r), m.polynomial(r, _EXP32), r), n
+    r = m.fma(whole, m.c(-6.93145751953125e-1), x)
+    r = m.fma(whole, m.c(-1.42860682030941723212e-6), r)
     square = b.fmul(r, r)
     p = b.fmul(r, m.polynomial(square, _EXP64_P))
     q = m.polynomial(square, _EXP64_Q)
     return b.fdiv(b.fadd(p, p), b.fsub(q, p)), n
 
 
-def exp(m: Math, x: IrValue) -> IrValue:
-    """e**x = 2**n (1 + expm1(r)); 2**n in two factors, so that results beyond the exponents' range are right."""
-    b = m.b
-    low, high = (-105.0, 89.0) if m.single else (-746.0, 710.0)
-    x = m.at_least(m.at_most(x, high), low)
-    e, n = _reduced_exp(m, x)
-    y = b.fadd(e, m.c(1.0))
-    half = b.ashr(n, m.i(1))
-    return b.fmul(b.fmul(y, m.power_of_two(half)), m.power_of_two(b.sub(n, half)))
-
-
 def tanh(m: Math, x: IrValue) -> IrValue:
-    """expm1(2|x|) / (expm1(2|x|) + 2), with x's sign: no cancellation near zero, 1 from |x| = 10 (f64: 20) on."""
+    """f32: a rational function of the argument held to the range where tanh is not yet 1. f64: expm1(2|x|) /
+    (expm1(2|x|) + 2) with x's sign, so that nothing cancels near zero; 1 from |x| = 20 on."""
     b = m.b
-    y = m.at_most(m.absolute(x), 10.0 if m.single else 20.0)
-    e, n = _reduced_exp(m, b.fadd(y, y))
+    if m.single:
+        y = m.at_least(m.at_most(x, 9.02), -9.02)
+        square = b.fmul(y, y)
+        y = b.fdiv(b.fmul(y, m.polynomial(square, _TANH32_P)), m.polynomial(square, _TANH32_Q))
+        return m.at_least(m.at_most(y, 1.0), -1.0)
+    y = m.at_most(m.absolute(x), 20.0)
+    e, n = _reduced_exp64(m, b.fadd(y, y))
     scale = m.power_of_two(n)
     e = m.fma(scale, e, b.fsub(scale, m.c(1.0)))
     return m.copysign(b.fdiv(e, b.fadd(e, m.c(2.0))), x)

@@ -13,6 +13,7 @@ between code without any check and code whose values are clamped and masked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -122,7 +123,7 @@ class ComputeGenerator:
         value = graph.build(of)
         kind = value_kind(self.target.buffer.dtype)
         self.kind = "f64" if "f64" in (kind, value.kind) and kind != "int" else kind
-        self.value = graph.cast(value, self.kind)
+        self.value, self.scale = self._unscaled(graph.cast(value, self.kind))
         self.guard: Node | None = None
         if where is not None:
             guard = graph.cast(graph.build(where), "bool")
@@ -133,6 +134,14 @@ class ComputeGenerator:
         self.joiner = Joiner(em, self.scope, node, self.sharing, self.reducer, self.plan.whole)
         self.writer = Writer(self.evaluator, node, self.target, self.kind, self.reducer, self.sharing)
         self._over(0)
+
+    def _unscaled(self, value: Node) -> tuple[Node, float | None]:
+        """`max i: x[i] * c` --> `(max i: x[i]) * c` for a positive number c: rounding is monotone, so the same bits."""
+        if self.reduced and self.reducer != "sum" and value.op == "mul" and self.kind != "int":
+            for x, c in (value.args, value.args[::-1]):
+                if c.is_literal and isinstance(c.data, float) and 0 < c.data < math.inf:
+                    return x, c.data
+        return value, None
 
     def _must_clear(self, spans: dict[str, Span]) -> bool:
         """Is the target a shared tile that matrix instructions read whole, of which this writes only a part?"""
@@ -185,13 +194,16 @@ class ComputeGenerator:
         count = self._separate(len(points))
         identity = ir.Constant(scalar_type(self.kind), _IDENTITY[self.reducer][self.kind])
         start = [identity] * (len(points) * count)
-        kept = self._kept()
+        kept = self._kept() and self.scale is None
         if kept:
             start[::count] = [self.writer.old(p) for p in points]
         accumulators = self._reduce(0, points, count, start)
         self.em.here()
         results = [self._merge(accumulators[p * count : (p + 1) * count]) for p in range(len(points))]
         results = self.joiner.join(results)
+        if self.scale is not None:
+            b = self.em.here()
+            results = [b.fmul(r, ir.Constant(r.type, self.scale)) for r in results]
         self.writer.write(points, results, None, accumulate=self.compute.accumulate and not kept)
 
     def _kept(self) -> bool:

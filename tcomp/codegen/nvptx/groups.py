@@ -11,7 +11,7 @@ Groups end in the order of their issue. PTX ISA, section 9.7.15.7 (wgmma.commit_
 from __future__ import annotations
 
 from collections.abc import Callable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llvmlite import ir
 
@@ -83,10 +83,17 @@ class Groups:
             b = self.em.here()
             self._start(p.generator, [b.load(c, typ=c.allocated_type) for c in p.cells], late=True)
 
-    def end(self) -> None:
-        """The statements of a turn end: wait for all that was issued (not for what is late)."""
-        if self.pending:
-            self._await(len(self.pending))
+    def end(self, keep: int = 0) -> None:
+        """The statements of a turn end: wait for all that was issued but the `keep` newest groups, which the next turn
+        finds pending. (What is late has not been issued yet.)"""
+        if len(self.pending) > keep:
+            self._await(len(self.pending) - keep)
+        self.pending = [replace(g, late=True) for g in self.pending]
+
+    def resume(self, generator: WarpgroupGenerator) -> None:
+        """The turn before has left this contraction running."""
+        target = generator.node.target.tensor
+        self.pending.append(Group(target, tuple(generator.slots()), generator.tiles(), late=True))
 
     def _concerned(self, touched: Set[str]) -> int:
         """How many of the oldest groups must end before these buffers are touched; at least 1 for late ones."""

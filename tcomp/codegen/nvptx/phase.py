@@ -12,7 +12,7 @@ from llvmlite import ir
 
 from tcomp.codegen.cpu.bounds import integer_value
 from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.integers import Facts, Known
+from tcomp.codegen.cpu.integers import Facts, Known, affine_form
 from tcomp.codegen.cpu.types import I8, I32, I64, VOID, IrValue
 from tcomp.codegen.nvptx.compute import ComputeGenerator
 from tcomp.codegen.nvptx.domain import GpuScope
@@ -31,7 +31,7 @@ from tcomp.codegen.nvptx.ring import Ring, elected
 from tcomp.codegen.nvptx.sync import Planner
 from tcomp.codegen.nvptx.tensor_copy import Share, await_deliveries, deliver, map_of
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe, TensorTile
-from tcomp.dsl.ast import Access, Num
+from tcomp.dsl.ast import Access, Call, Num
 from tcomp.instructions.matching import Match
 from tcomp.ir.multicast import cluster_of, shared_packs
 from tcomp.ir.tile import (
@@ -380,7 +380,8 @@ class PhaseGenerator:
                     self._unpack(s)
                 case Loop():
                     self._loop(s, at)
-        self.groups.end()
+        own = self.pipe is not None and body is self.pipe.loop.body
+        self.groups.end(keep=int(own and self.pipe is not None and self.pipe.running is not None))
         for s in body[skip:]:
             if isinstance(s, Pack) and s.by == "tma":
                 self.tensor_tiles[id(s)].release()
@@ -395,10 +396,11 @@ class PhaseGenerator:
             PipeGenerator(self, loop, path, pipe_stages(loop)).generate()
             return
         em = self.em
-        start, stop = self.bounds(loop)
+        origin, start, stop = self.span(loop)
 
         def body(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
-            self.bind_turn(loop, base)
+            em.here()
+            self.bind_turn(loop, em.add(origin, base))
             self.statements(loop.body, path)
             self.unbind(loop.variable)
             return []
@@ -408,6 +410,19 @@ class PhaseGenerator:
     def bounds(self, loop: Loop) -> tuple[Int, Int]:
         self.em.here()
         return integer_value(self.em, loop.start, self.scope), integer_value(self.em, loop.stop, self.scope)
+
+    def span(self, loop: Loop, past: bool = False) -> tuple[Int, Int, Int]:
+        """Where the loop begins, and from where to where it counts from there on. A loop whose length is known counts
+        from 0, also where it begins somewhere else in each block; `past`: turns beyond its end do no harm, so a last
+        part may be as long as the others."""
+        start, stop = self.bounds(loop)
+        first = affine_form(loop.start)
+        ends = [loop.stop, *(loop.stop.args if past and isinstance(loop.stop, Call) else ())]
+        for end in ends:
+            last = affine_form(end)
+            if not isinstance(start, int) and first is not None and last is not None and not (last - first).terms:
+                return start, 0, (last - first).constant
+        return 0, start, stop
 
     def bind_turn(self, loop: Loop, value: Int) -> None:
         self.bind(loop.variable, value, self.scope.facts.loop(loop.start, loop.stop, loop.step), self.em.depth)

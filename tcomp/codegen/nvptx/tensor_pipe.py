@@ -21,7 +21,9 @@ from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.types import I8, IrValue
 from tcomp.codegen.nvptx import tensor_copy
 from tcomp.codegen.nvptx.layout import leading_packs
+from tcomp.codegen.nvptx.matrix import matched
 from tcomp.codegen.nvptx.ring import Ring
+from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator
 from tcomp.ir.tile import Compute, Loop, Pack
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ class TensorPipe:
         self.bytes = sum(tensor_copy.copied_bytes(p, self.scope.buffers) for p in self.packs)
         self.drain: Callable[[], None] | None = None
         self.rotated = ring.stages > 1 and any(isinstance(s, Compute) and s.late for s in loop.body)
-        self.held = self.rotated
+        self.running = self._running()
+        self.held = self.rotated or self.running is not None
         """Are a turn's tiles released a turn later?"""
         self.first: bool | None = None
         """Whether the turn being written is the loop's first; None if it may be."""
@@ -56,7 +59,8 @@ class TensorPipe:
 
     def generate(self) -> None:
         em, loop, ring = self.em, self.loop, self.ring
-        start, stop = self.phase.bounds(loop)
+        # What lies past the end of a tensor is zero in its tiles, and adds nothing to products.
+        self.origin, start, stop = self.phase.span(loop, past=self._short())
         self.start, self.stop = start, stop
         if self.phase.role == "producer":
             em.loop(start, stop, loop.step, [], self._fill_turn)
@@ -68,6 +72,8 @@ class TensorPipe:
         ring.uniform = self._short()
         if self.rotated:
             self._if_any(self._rotated)
+        elif self.running is not None:
+            self._overlapped(self.running)
         elif ring.uniform and self._whole_rounds(start, stop):
             ring.reading.fixed = 0
             em.loop(start, stop, loop.step * ring.stages, [], self._round)
@@ -92,6 +98,29 @@ class TensorPipe:
         em.loop(em.add(self.start, self.loop.step), self.stop, self.loop.step, [], self._turn)
         em.here()
         self.phase.groups.before(None)
+
+    def _running(self) -> WarpgroupGenerator | None:
+        """The sum by wgmma that ends a turn of several products, which goes on while the next turn starts."""
+        own = [s for s in self.loop.body if isinstance(s, Compute)]
+        products = [s for s in own if self.phase.asynchronous(s)]
+        last = self.loop.body[-1]
+        if self.ring.stages < 2 or self.rotated or len(products) < 2 or last is not products[-1] or not last.accumulate:
+            return None
+        tiles = {p.buffer for p in self.packs if p.by == "tma"}
+        generator = WarpgroupGenerator(self.em, self.scope, last, matched(last, self.scope))
+        return generator if generator.tiles() <= tiles else None
+
+    def _overlapped(self, running: WarpgroupGenerator) -> None:
+        """The loop, each turn of which finds the last product of the one before running."""
+        em, groups = self.em, self.phase.groups
+        groups.before(None)
+        groups.resume(running)
+        groups.caught_up = lambda: self._after_first(self.base, self._release_before)
+        em.here()
+        em.loop(self.start, self.stop, self.loop.step, [], self._turn)
+        groups.caught_up = lambda: None
+        groups.before(None)
+        self._if_any(self._release_before)
 
     def _short(self) -> bool:
         """Is a turn one group of wgmma and nothing else? Then what the loop itself costs is worth saving."""
@@ -119,15 +148,17 @@ class TensorPipe:
 
     def _turn(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
         em, loop, ring = self.em, self.loop, self.ring
+        self.base = base
         slot = ring.wait_full()
         self._tiles_at(slot)
-        self.phase.bind_turn(loop, base)
+        em.here()
+        self.phase.bind_turn(loop, em.add(self.origin, base))
         self.phase.statements(loop.body, self.path, len(self.packs))
         self.phase.unbind(loop.variable)
         self._tiles_at(None)
         if not self.held:
             ring.release(slot)
-        elif not self.rotated:
+        elif self.drain is not None:
             self._after_first(base, lambda: ring.release(ring.reading.before(slot)))
         ring.reading.advance()
         if self.phase.role == "all":
@@ -202,7 +233,8 @@ class TensorPipe:
     def _fill(self, turn: Int) -> None:
         ring = self.ring
         slot, full = ring.announce(self.bytes, reused=True)
-        self.phase.bind_turn(self.loop, turn)
+        self.em.here()
+        self.phase.bind_turn(self.loop, self.em.add(self.origin, turn))
         for p in self.packs:
             to = self._displaced(self.tiles[p.buffer], slot)
             tensor_copy.issue(self.em, self.scope, p, self.phase.map_address(p), to, full, self.phase.share(p))

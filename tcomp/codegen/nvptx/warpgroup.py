@@ -51,14 +51,14 @@ class WarpgroupGenerator:
 
     def generate(self) -> None:
         """The contraction from its issue to its wait, or to that of the turn before."""
-        slots = self._slots()
+        slots = self.slots()
         ahead = self.node.accumulate and self.left is not None and self.hold is not None
         pending = int(ahead and self.hold is not None and self.hold(lambda: self._drain(slots)))
         self._write(slots, self.inputs(), f" wgmma.wait_group.sync.aligned {pending};")
 
     def issue(self, inputs: list[IrValue]) -> list[IrValue]:
         """Only start it, on operands that `inputs` gave; gives the accumulators' slots, to be read after a wait."""
-        slots = self._slots()
+        slots = self.slots()
         self._write(slots, inputs, "")
         return slots
 
@@ -99,7 +99,7 @@ class WarpgroupGenerator:
             for i, slot in enumerate(slots):
                 b.store(b.extract_value(found, i), slot)
 
-    def _slots(self) -> list[IrValue]:
+    def slots(self) -> list[IrValue]:
         """The accumulators in the order of the instructions' results: by turn, piece of columns, element."""
         target, m, n = self.node.target, self.match.m.name, self.match.n.name
         buffer, found = self.scope.buffers[target.tensor], []

@@ -8,7 +8,7 @@ import numpy as np
 
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.launch import GpuKernel
-from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num
+from tcomp.dsl.ast import DType, Expr, Name, Num
 from tcomp.dsl.load import load_text
 from tcomp.ir.interpret import Interpreter
 from tcomp.ir.tile import (
@@ -30,6 +30,11 @@ from tcomp.runtime.vgpu.arguments import tensor_maps
 from tcomp.runtime.vgpu.device import Device
 from tcomp.runtime.vgpu.report import Report
 from tcomp.schedule.lower import lower
+from tests.reference.tile_ir import at as at
+from tests.reference.tile_ir import ex as ex
+from tests.reference.tile_ir import fn as fn
+from tests.reference.tile_ir import op as op
+from tests.reference.tile_ir import operand as operand
 
 Arrays = dict[str, np.ndarray]
 LANES = Spread(1, "x", 32)
@@ -37,10 +42,6 @@ LANES = Spread(1, "x", 32)
 
 def lanes(grain: int = 1, count: int = 32, which: str = "x") -> Spread:
     return Spread(grain, which, count)
-
-
-def operand(name: str, *shape: int, dtype: DType = DType.F32) -> Buffer:
-    return Buffer(name, dtype, shape, Scope.OPERAND)
 
 
 def shared(name: str, *shape: int, layout: Layout = RowMajor(), dtype: DType = DType.F32, ring: int = 1) -> Buffer:
@@ -51,27 +52,9 @@ def registers(name: str, *dims: tuple[int, Spread], dtype: DType = DType.F32) ->
     return Buffer(name, dtype, tuple(d for d, _ in dims), Scope.REGISTERS, Fragment(tuple(s for _, s in dims)))
 
 
-def ex(e: Expr | str | float) -> Expr:
-    if isinstance(e, str):
-        return Name(e)
-    return Num(e) if isinstance(e, int | float) else e
-
-
-def at(tensor: str, *subscripts: Expr | str | int) -> Access:
-    return Access(tensor, tuple(ex(s) for s in subscripts))
-
-
-def op(o: str, a: Expr | str | float, b: Expr | str | float) -> Expr:
-    return Binary(o, ex(a), ex(b))
-
-
 def local(axis: str) -> Expr:
     """The axis counted from its tile's start."""
     return op("-", axis, axis + ".0")
-
-
-def fn(name: str, *args: Expr | str | float) -> Expr:
-    return Call(name, tuple(ex(a) for a in args))
 
 
 def axis(name: str, extent: int, spread: Spread | None = None, block: int | None = None) -> Axis:

@@ -73,17 +73,17 @@ def test_results_are_those_without_it(n: str, columns: int) -> None:
     assert np.abs(found - wanted).max() < 2**-8 * np.abs(wanted).max()
 
 
-def test_the_product_of_a_turn_is_issued_behind_the_first_of_the_next() -> None:
-    """In the loop: both products are issued, then the older is awaited; without the line each is awaited on its own."""
+def test_the_order_of_products_and_waits() -> None:
+    """Without the line a turn's last product runs until the first wait of the next turn (the last one's: behind the
+    loop). With it, first turn and end are apart, and the loop issues both products, then waits for the older one."""
 
-    def steady(flags: str) -> list[str]:
+    def order(flags: str) -> str:
         ptx = compile_kernel(lowered(flags).kernels[0], H100).ptx
-        body = max(re.split(r"^\$L__BB\w+:", ptx, flags=re.M), key=lambda b: b.count("wgmma.wait_group"))
-        return [m[0] for m in re.finditer(r"commit_group|wait_group\.sync\.aligned \d", body)]
+        found = re.findall(r"wgmma\.(commit)_group|wgmma\.wait_group\.sync\.aligned (\d)", ptx)
+        return " ".join(m[0] or m[1] for m in found)
 
-    wait = "wait_group.sync.aligned"
-    assert steady("") == ["commit_group", f"{wait} 0", "commit_group", f"{wait} 0"]
-    assert steady("overlap Y")[:3] == ["commit_group", "commit_group", f"{wait} 1"]
+    assert order("") == "commit 0 commit 0"
+    assert order("overlap Y") == "commit 0 commit commit 1 0 commit 0"
 
 
 def test_nothing_is_serialised_or_spilled() -> None:

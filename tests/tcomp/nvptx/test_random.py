@@ -91,7 +91,7 @@ def test_any_reduction(k: Kernel, seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=16, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(kernels(), st.integers(0, 2**31))
 def test_any_reduction_at_length(k: Kernel, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -127,7 +127,7 @@ def test_any_map(k: Kernel, seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(maps(), st.integers(0, 2**31))
 def test_any_map_at_length(k: Kernel, seed: int) -> None:
     rng = np.random.default_rng(seed)

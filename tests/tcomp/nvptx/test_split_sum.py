@@ -10,8 +10,12 @@ import pytest
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.dsl.ast import DType
+from tcomp.dsl.load import load_text
+from tcomp.dsl.storage import bound
+from tcomp.grad import backward_of
 from tcomp.ir.tile import Scope
 from tcomp.machine.gpu import H100
+from tcomp.schedule.lower import lower
 from tests.tcomp.nvptx.support import given, lowered, run
 
 RNG = np.random.default_rng(4)
@@ -104,3 +108,18 @@ def test_a_weight_gradient_of_gpt2_fills_the_machine() -> None:
     for r in assembled.resources:
         assert r.spill_store_bytes == r.spill_load_bytes == r.stack_bytes == 0
     assert not [m for m in assembled.findings if m.code != "C7504"]
+
+
+def test_a_shipped_weight_gradient_is_divided_while_tiles_leave_processors_idle() -> None:
+    """Two parts of 1088 and 1024 rows; the second's last turn lies past the end, where tiles are zero."""
+    module = load_text("import ops.linear\n", "f.tc")
+    backward = backward_of("matmul", module)
+    assert backward is not None
+    kernels = lower(bound(backward, DType.BF16), module, {"M": 2112, "N": 136, "K": 264}, H100).kernels
+    (found,) = (k for k in kernels if "dW" in k.writes)
+    (partial,) = (b for b in found.tiles if b.scope is Scope.TEAM)
+    assert partial.shape[0] == 2
+    inputs = {
+        o.name: RNG.standard_normal(o.shape).astype(np.float32) / 8 for o in found.operands if o.name in found.reads
+    }
+    run(found, inputs, replace(H100, sms=3))

@@ -1,0 +1,87 @@
+"""Blocks of a launch that differ in length: turns of their loops, and how evenly they fill the machine in their order.
+
+Of causal attention the last block of a head has as many turns as there are tiles of keys, the first has one. Blocks
+start in the order of their numbers wherever an SM has room, so the launch ends with the slot that was given most.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from tcomp.codegen.nvptx.emitter import GpuEmitter
+from tcomp.codegen.nvptx.grid import turns_of
+from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.errors import TcError
+from tcomp.ir.multicast import cluster_of
+from tcomp.ir.tile import Kernel, Loop, Statement
+
+OVERHEAD = 1.0
+"""what a block costs beside its turns (first loads, epilogue), in turns"""
+
+
+def block_turns(kernel: Kernel, phase: tuple[Statement, ...]) -> list[float]:
+    """Turns of the loops inside each block, in the order in which blocks start; empty where they are all alike (or not
+    to be known)."""
+    nest: list[Loop] = []
+    body: Sequence[Statement] = phase
+    while len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
+        nest.append(body[0])
+        body = body[0].body
+    if not nest or kernel.order.persistent or not any(_varies(s, {g.variable for g in nest}) for s in body):
+        return []
+    turns = turns_of(nest, cluster_of(kernel.cluster, phase))
+    known: dict[tuple[int, ...], float] = {}
+    found = []
+    try:
+        for number in range(turns.total):
+            rank = number % turns.cluster
+            place = tuple(cast(int, v) for v in turns.values(_NUMBERS, number // turns.cluster, kernel.order, rank))
+            if place not in known:
+                known[place] = _turns(body, {g.variable: v for g, v in zip(nest, place, strict=True)})
+            found.append(known[place])
+    except TcError:
+        return []
+    return found
+
+
+def unevenness(lengths: Sequence[float], slots: int) -> float:
+    """How much longer than the mean slot's share the fullest of `slots` slots is busy."""
+    if not lengths:
+        return 1.0
+    busy = [0.0] * min(slots, len(lengths))
+    for length in lengths:
+        heapq.heapreplace(busy, busy[0] + length + OVERHEAD)
+    return max(busy) * slots / (sum(lengths) + OVERHEAD * len(lengths))
+
+
+def _varies(s: Statement, grid: set[str]) -> bool:
+    """Is there a loop whose bounds follow from a block's place?"""
+    if not isinstance(s, Loop):
+        return False
+    text = f"{s.start} {s.stop}"
+    return any(v in text for v in grid) or any(_varies(inner, grid) for inner in s.body)
+
+
+def _turns(body: Sequence[Statement], place: Mapping[str, int]) -> float:
+    total = 0.0
+    for s in body:
+        if isinstance(s, Loop):
+            start, stop = (float(evaluate_dim(e, dict(place))) for e in (s.start, s.stop))
+            n = max(0.0, -(-(stop - start) // s.step))
+            total += n * max(1.0, _turns(s.body, {**place, s.variable: int(start)}))
+    return total
+
+
+class _Numbers:
+    """Stands for the emitter where all is known."""
+
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+    def mul(self, a: int, b: int) -> int:
+        return a * b
+
+
+_NUMBERS = cast(GpuEmitter, _Numbers())

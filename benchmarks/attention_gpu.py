@@ -1,0 +1,38 @@
+"""Flash attention on an H100 as the static model predicts it, beside what was published. No GPU is needed; nothing is
+timed: every figure of ours is a prediction from assembled machine code.
+
+    python benchmarks/attention_gpu.py [--heads 128,64]
+
+16,384 tokens, 2,048 channels, bf16; operations counted as FlashAttention counts them. Prints each kernel with its
+registers and findings of the assembler, and for each published figure the share of its upper end that is predicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from tcomp.autotune.gpu_attention import FIGURES, SHAPES, predictions, rate, shape_name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--heads", default="128,64", help="head sizes, of 128 and 64")
+    heads = {int(h) for h in parser.parse_args().heads.split(",")}
+    for backward, head, causal in SHAPES:
+        if head not in heads:
+            continue
+        kernels = predictions(backward, head, causal)
+        ours = rate(kernels, backward, causal)
+        print(f"{shape_name(backward, head, causal)}: predicted {ours:.0f} TFLOP/s")
+        for k in kernels:
+            findings = ", ".join(m.code for m in k.assembled.findings) or "no findings"
+            registers = max(r.registers for r in k.assembled.resources if r.entry)
+            print(f"    {k.name:40} {k.seconds * 1e3:7.3f} ms  {registers} registers  {findings}  bound by {k.binding}")
+        for f in FIGURES:
+            if (f.backward, f.head, f.causal) == (backward, head, causal):
+                published = f"{f.low:.0f}" if f.low == f.high else f"{f.low:.0f} to {f.high:.0f}"
+                print(f"    published {published}: {ours / f.high:.0%} of it ({f.source})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Checks of the calls of a model's text: operands, views, annotations, and what each call gives a name to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tcomp.dsl.ast import (
+    DType,
+    Expr,
+    ForLayers,
+    Model,
+    ModelStatement,
+    Module,
+    Op,
+    OpCall,
+    Operand,
+    TensorRef,
+    names_in,
+)
+from tcomp.dsl.check_numbers import check_number
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.hints import count, did_you_mean, listing
+from tcomp.dsl.recipes import RECIPES
+from tcomp.dsl.storage import STORAGE
+
+ANNOTATIONS = {"recompute": 0, "chunks": 1}
+
+
+def check_statements(
+    model: Model,
+    body: Iterable[ModelStatement],
+    tensors: dict[str, DType],
+    numbers: frozenset[str],
+    module: Module,
+) -> dict[str, DType]:
+    """The tensors in force after the statements, with their types."""
+    env = dict(tensors)
+    for s in body:
+        if isinstance(s, ForLayers):
+            check_number(s.extent, numbers, model, "the number of layers")
+            if s.index in numbers or s.index in env:
+                raise TcError(f"loop variable '{s.index}' is already taken", s.span, hint="rename it")
+            env |= check_statements(model, s.body, env, numbers | {s.index}, module)
+        else:
+            _check_call(model, s, env, numbers, module)
+    return env
+
+
+def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozenset[str], module: Module) -> None:
+    op = module.ops.get(s.op)
+    if op is None:
+        hint = did_you_mean(s.op, [o for o in module.ops if "." not in o], "op")
+        if not hint.startswith("did"):
+            hint = f"declare `op {s.op}(...)`, or import the file that does"
+        raise TcError(f"unknown op '{s.op}'", s.span, hint=hint)
+    caches = {c.name for c in model.caches}
+    states = {x.name for x in model.states}
+    given = dict(zip([p.name for p in op.params], s.args, strict=False))
+    inout = next((p for p in op.params if p.inout and getattr(given.get(p.name), "name", "") not in caches), None)
+    if inout is not None:
+        hint = "an op in `forward` gives new tensors; in-place ops belong to the optimizer, or to caches of `decode`"
+        raise TcError(f"op '{op.name}' updates '{inout.name}' in place", s.span, hint=hint)
+    if len(s.args) != len(op.params):
+        raise TcError(
+            f"op '{op.name}' takes {count(len(op.params), 'operand')}, not {len(s.args)}",
+            s.span,
+            hint=f"write {op.name}({', '.join(p.name for p in op.params)})",
+        )
+    real: TensorRef | None = None
+    for p, a in zip(op.params, s.args, strict=True):
+        _check_argument(model, op, p, a, env, numbers, real)
+        if p.dtype is DType.REAL and real is None and isinstance(a, TensorRef):
+            real = a
+    for name, e in s.keywords:
+        if name not in op.dims:
+            hint = did_you_mean(name, op.dims, "static dimension")
+            raise TcError(f"op '{op.name}' has no dimension '{name}' to give", s.span, hint=hint)
+        check_number(e, numbers, model, f"the value of '{name}'")
+    named = {n for n, _ in s.keywords} | {n for p in op.params for e in p.shape for n in names_in(e)}
+    for d in op.dims:
+        if d not in named:
+            hint = f"pass it: {op.name}(..., {d} = ...)"
+            raise TcError(f"op '{op.name}' needs its dimension '{d}'", s.span, hint=hint)
+    for a in s.annotations:
+        if a.function not in ANNOTATIONS:
+            raise TcError(
+                f"unknown annotation '{a.function}'",
+                a.span,
+                hint=did_you_mean(a.function, [*ANNOTATIONS, *RECIPES], "annotation"),
+            )
+        if len(a.args) != ANNOTATIONS[a.function]:
+            number = count(ANNOTATIONS[a.function], "value")
+            raise TcError(f"'{a.function}' takes {number}", a.span, hint="write `[recompute]` or `[chunks(8)]`")
+        for e in a.args:
+            check_number(e, numbers, model, f"the annotation '{a.function}'")
+    if len(s.results) != len(op.outputs):
+        raise TcError(
+            f"op '{op.name}' gives {count(len(op.outputs), 'tensor')}, but {len(s.results)} are named here",
+            s.results[0].span,
+            hint=f"it gives {listing(o.name for o in op.outputs)}; write `_` for one that is not needed",
+        )
+    for r, o in zip(s.results, op.outputs, strict=True):
+        if r.name == "_":
+            continue
+        if r.name in numbers:
+            raise TcError(
+                f"'{r.name}' is a dimension and cannot be bound to a tensor", r.span, hint="rename the tensor"
+            )
+        if r.name in {p.name for p in model.params} | {i.name for i in model.inputs} | caches | states:
+            hint = "parameters, inputs and states keep their values for the whole step; use another name"
+            raise TcError(f"'{r.name}' is a parameter, an input or a state", r.span, hint=hint)
+        for e in r.shape or ():
+            check_number(e, numbers, model, "a shape")
+        env[r.name] = o.dtype if o.dtype is not DType.REAL or real is None else env[real.name]
+
+
+def _check_argument(
+    model: Model,
+    op: Op,
+    p: Operand,
+    a: TensorRef | Expr,
+    env: dict[str, DType],
+    numbers: frozenset[str],
+    real: TensorRef | None,
+) -> None:
+    """`real` is the argument that binds the call's `real`: the first one passed for a `real` operand."""
+    if not isinstance(a, TensorRef):
+        if p.shape:
+            hint = f"operand '{p.name}' has {count(len(p.shape), 'axis', 'axes')}; only a scalar operand takes a number"
+            raise TcError(f"a number is passed for the tensor '{p.name}' of op '{op.name}'", a.span, hint=hint)
+        hyper = {n for n, _ in model.optimizer.hyper} if model.optimizer else set()
+        check_number(a, numbers | hyper, model, "an operand")
+        return
+    if a.name == "_":
+        raise TcError("`_` names no tensor", a.span, hint="give the result a name where it is computed")
+    if a.name not in env:
+        hint = did_you_mean(a.name, env, "tensor")
+        raise TcError(f"unknown tensor '{a.name}'", a.span, hint=hint)
+    for e in (*a.subscripts, *(a.shape or ())):
+        check_number(e, numbers, model, f"the shape of '{a.name}'" if a.shape else f"the layer of '{a.name}'")
+    given = env[a.name]
+    is_state = any(x.name == a.name for x in model.states)
+    if p.state != is_state:
+        message = f"operand '{p.name}' of op '{op.name}' is {'a' if p.state else 'no'} state, but '{a.name}' is "
+        hint = f"`state {a.name}: ...` declares one in a model, `state {p.name}: ...` in an op's header"
+        raise TcError(message + ("one" if is_state else "none"), a.span, hint=hint)
+    if p.dtype is DType.REAL and given in (DType.REAL, *STORAGE):
+        if real is not None and env[real.name] is not given:
+            raise TcError(
+                f"operand '{p.name}' of op '{op.name}' is real, which '{real.name}' makes {_stored(env[real.name])} in "
+                f"this call, but '{a.name}' is {_stored(given)}",
+                a.span,
+                hint="tensors passed for `real` operands of a call have one type: declare both `real`, or convert one "
+                "in an op of its own: y[i] = f32(x[i])",
+            )
+    elif given is not p.dtype:
+        hint = f"declare one of them with the other's type, or convert in an op of its own: y[i] = {p.dtype}(x[i])"
+        raise TcError(
+            f"operand '{p.name}' of op '{op.name}' is {p.dtype}, but '{a.name}' is {given}", a.span, hint=hint
+        )
+
+
+def _stored(dtype: DType) -> str:
+    """How a message names a tensor's type: `real` is the model's own."""
+    return "the model's storage type" if dtype is DType.REAL else dtype.value

@@ -1,0 +1,117 @@
+"""Reductions on the CPU: tails, guards, identities, several axes, double precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tcomp.dsl.ast import DType, Num
+from tcomp.ir.tile import Axis, Compute, Loop, Statement
+from tcomp.machine.cpu import CpuMachine
+from tests.reference.tile_ir import at, fn, op, operand
+from tests.tcomp.cpu.support import axis, kernel, normal, run, scratch
+
+
+@pytest.mark.parametrize("n", [1, 5, 16, 17, 64, 100, 257])
+@pytest.mark.parametrize("unroll", [1, 4])
+def test_reductions_over_the_vector_axis(n: int, unroll: int, machine: CpuMachine, objects: Path) -> None:
+    m = 3
+    axes = (axis("i", m), axis("j", n, unroll, machine.lanes_f32))
+    reduced = frozenset("j")
+    x = at("X", "i", "j")
+    body: list[Statement] = [
+        Compute(at("s", "i"), x, axes, reduced, "sum"),
+        Compute(at("q", "i"), op("*", x, x), axes, reduced, "sum", accumulate=True),
+        Compute(at("hi", "i"), x, axes, reduced, "max"),
+        Compute(at("lo", "i"), x, axes, reduced, "min"),
+    ]
+    k = kernel([operand("X", m, n), *(operand(name, m) for name in ("s", "q", "hi", "lo"))], body)
+    v = normal(m, n)
+    out = run(k, machine, objects, {"X": v, "q": np.ones(m)})
+    np.testing.assert_allclose(out["s"], v.sum(1, dtype=np.float64), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(out["q"], 1 + (v.astype(np.float64) ** 2).sum(1), rtol=1e-5)
+    np.testing.assert_array_equal(out["hi"], v.max(1))
+    np.testing.assert_array_equal(out["lo"], v.min(1))
+
+
+@pytest.mark.parametrize("q", [0, 1, 15, 16, 40])
+def test_a_guard_leaves_points_out(q: int, machine: CpuMachine, objects: Path) -> None:
+    n = 41
+    guard = op("<=", "j", "i")
+    axes = (axis("i", n), axis("j", n, 2, machine.lanes_f32))
+    body: list[Statement] = [
+        Compute(at("s", "i"), at("X", "i", "j"), axes, frozenset("j"), "sum", guard=guard),
+        Compute(at("m", "i"), at("X", "i", "j"), axes, frozenset("j"), "max", guard=op("==", "j", q)),
+        Compute(at("Y", "i", "j"), at("X", "i", "j"), axes, guard=guard),
+        Compute(at("z", "i"), at("X", "i", op("+", "i", 1)), (axis("i", n),), guard=op("<", "i", n - 1)),
+    ]
+    k = kernel([operand("X", n, n), operand("s", n), operand("m", n), operand("Y", n, n), operand("z", n)], body)
+    x = normal(n, n)
+    out = run(k, machine, objects, {"X": x, "Y": np.full((n, n), 9.0), "z": np.full(n, 9.0)})
+    lower = np.tril(np.ones((n, n), bool))
+    np.testing.assert_allclose(out["s"], np.where(lower, x, 0).sum(1, dtype=np.float64), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(out["m"], x[:, q])
+    np.testing.assert_array_equal(out["Y"], np.where(lower, x, 9.0))
+    np.testing.assert_array_equal(out["z"], np.append(np.diag(x, 1), 9.0))
+
+
+def test_a_reduction_over_nothing_gives_its_identity(machine: CpuMachine, objects: Path) -> None:
+    j = Axis("j", Num(0), op("-", "t", 3), 8, 1, machine.lanes_f32)
+    body = Loop(
+        "t", Num(3), Num(4), 1, "seq",
+        (
+            Compute(at("s", "i"), at("X", "j"), (axis("i", 4), j), frozenset("j"), "sum"),
+            Compute(at("m", "i"), at("X", "j"), (axis("i", 4), j), frozenset("j"), "max"),
+        ),
+    )  # fmt: skip
+    out = run(kernel([operand("X", 8), operand("s", 4), operand("m", 4)], [body]), machine, objects, {"s": 5, "m": 5})
+    np.testing.assert_array_equal(out["s"], np.zeros(4))
+    np.testing.assert_array_equal(out["m"], np.full(4, -np.inf))
+
+
+def test_softmax_rows(machine: CpuMachine, objects: Path) -> None:
+    m, n = 5, 77
+    lanes = machine.lanes_f32
+    i, j = axis("i", m), axis("j", n, 2, lanes)
+    shifted = fn("exp", op("-", at("X", "i", "j"), at("mx", "i")))
+    body: list[Statement] = [
+        Compute(at("mx", "i"), at("X", "i", "j"), (i, j), frozenset("j"), "max"),
+        Compute(at("l", "i"), shifted, (i, j), frozenset("j"), "sum"),
+        Compute(at("Y", "i", "j"), op("/", shifted, at("l", "i")), (i, j)),
+    ]
+    k = kernel([operand("X", m, n), operand("Y", m, n)], body, (scratch("mx", m), scratch("l", m)))
+    x = normal(m, n) * 10
+    out = run(k, machine, objects, {"X": x})
+    e = np.exp(x.astype(np.float64) - x.max(1, keepdims=True))
+    np.testing.assert_allclose(out["Y"], e / e.sum(1, keepdims=True), rtol=5e-6, atol=1e-30)
+
+
+def test_several_reduced_axes_and_integer_sums(machine: CpuMachine, objects: Path) -> None:
+    a, b, c = 3, 5, 19
+    axes = (axis("c", c, 1, machine.lanes_f32), axis("a", a), axis("b", b, 2))
+    k = kernel(
+        [operand("X", a, b, c, dtype=DType.I32), operand("s", c, dtype=DType.I32)],
+        [Compute(at("s", "c"), at("X", "a", "b", "c"), axes, frozenset("ab"), "sum")],
+    )
+    x = np.random.default_rng(0).integers(-99, 99, (a, b, c)).astype(np.int32)
+    out = run(k, machine, objects, {"X": x})
+    np.testing.assert_array_equal(out["s"], x.sum((0, 1)))
+
+
+def test_f64_is_computed_in_f64(machine: CpuMachine, objects: Path) -> None:
+    n = 29
+    j = axis("j", n, 2, machine.lanes_f32)
+    x64 = at("X", "j")
+    body: list[Statement] = [
+        Compute(at("Y", "j"), fn("exp", op("*", x64, 0.1)), (j,)),
+        Compute(at("s"), op("*", x64, x64), (j,), frozenset("j"), "sum"),
+    ]
+    k = kernel(
+        [operand("X", n, dtype=DType.F64), operand("Y", n, dtype=DType.F64), operand("s", dtype=DType.F64)], body
+    )
+    x = np.random.default_rng(0).standard_normal(n)
+    out = run(k, machine, objects, {"X": x})
+    np.testing.assert_allclose(out["Y"], np.exp(x * 0.1), rtol=1e-15)
+    np.testing.assert_allclose(out["s"], (x * x).sum(), rtol=1e-14)
