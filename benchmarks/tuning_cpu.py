@@ -19,8 +19,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from tcomp.autotune.apply import find_lock
 from tcomp.autotune.bench import Ratio, ratio
+from tcomp.autotune.lockfile import find_lock
 from tcomp.cli import common
 from tcomp.cli.bench import ENTRY
 from tcomp.cli.limits import cores
