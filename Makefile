@@ -14,7 +14,7 @@ PYTEST := $(RUN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist workstea
 CODE   := dsl tcomp autotune runtime models tests benchmarks
 ARGS   ?=
 
-.PHONY: help install train test test-all test-slow lint types format check bench clean
+.PHONY: help install train test test-all test-slow lint types format check bench locks clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -84,6 +84,20 @@ bench: $(VENV)/.installed-dev  ## machine ceilings, GEMM kernels, and the 124M s
 	$(RUN)/python benchmarks/ceilings.py
 	$(RUN)/python benchmarks/gemm_cpu.py
 	$(RUN)/python benchmarks/step_cpu.py $(ARGS)
+
+# Shipped lockfiles: predicted, so they need no GPU. Only the products and attention, which are most of a step; two
+# searches at a time, each with a budget. Started again it goes on: kept trials and compiled kernels are used.
+LOCK_GPUS   ?= h100 a100 rtx4090
+LOCK_BUDGET ?= 110s
+LOCK_OPS    := --ops 'linear*' --ops 'matmul*' --ops '*attention*'
+locks: $(VENV)/.installed  ## tune the shipped lockfiles again, models/MODEL.GPU.lock (six minutes)
+	@for gpu in $(LOCK_GPUS); do \
+	  $(RUN)/tcomp tune gpt2 --gpu $$gpu --config 124M -B 16 -T 1024 --precision bf16 --budget $(LOCK_BUDGET) \
+	    $(LOCK_OPS) --lock models/gpt2.$$gpu.lock & one=$$!; \
+	  $(RUN)/tcomp tune llama --gpu $$gpu --config 1B -B 4 -T 2048 --precision bf16 --budget $(LOCK_BUDGET) \
+	    --ops 'matmul*' --ops '*attention*' --lock models/llama.$$gpu.lock & two=$$!; \
+	  wait $$one && wait $$two || exit 1; \
+	done
 
 clean:  ## remove build outputs (not the virtual environment, not runs/)
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis

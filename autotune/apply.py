@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tcomp.autotune.instances import Instance, facts_of, machine_threads, op_hash, schedule_hash, schedule_of
+from tcomp.autotune.judge import Choice
 from tcomp.autotune.lockfile import Entry, Lock, entry_key, read_lock
+from tcomp.autotune.schedule_text import schedule_from, text_hash
 from tcomp.autotune.space import spaces_of
-from tcomp.dsl.ast import Module, Op
+from tcomp.dsl.ast import Module, Op, Schedule
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
 from tcomp.schedule.family import Machine
@@ -31,21 +33,23 @@ class Applied:
     stale: dict[str, str] = field(default_factory=dict)
 
     def lower(self, op: Op, module: Module, dims: dict[str, int]) -> LoweredOp:
-        """`tcomp.schedule.lower.lower` with the lock's values."""
-        return lower(op, module, dims, self.machine, self.threads, self.values(Instance(op, dims)))
+        """`tcomp.schedule.lower.lower` with the lock's values, and its schedule where it carries one."""
+        choice = self.choice(Instance(op, dims))
+        return lower(op, module, dims, self.machine, self.threads, choice.values, choice.schedule)
 
-    def values(self, instance: Instance) -> dict[str, int | float]:
-        """The values chosen for an instance; none where there is no entry, or a stale one."""
+    def choice(self, instance: Instance) -> Choice:
+        """What was chosen for an instance; nothing where there is no entry, or a stale one."""
         key = entry_key(instance.key, machine_threads(self.machine, self.threads))
         entry = self.lock.entries.get(key)
         if entry is None:
-            return {}
+            return Choice()
         reason = staleness(entry, instance, self.module, self.machine, self.threads)
         if reason:
             self.stale[key] = reason
-            return {}
+            return Choice()
         self.used[key] = entry
-        return dict(entry.values)
+        schedule = _carried(entry, instance, self.module, self.machine) if entry.text else None
+        return Choice(dict(entry.values), schedule)
 
     def warnings(self, path: Path) -> list[str]:
         """What to tell the user: stale entries, and why."""
@@ -63,6 +67,15 @@ def staleness(entry: Entry, instance: Instance, module: Module, machine: Machine
     schedule = schedule_of(instance.op, module, instance.dims, machine, threads)
     if entry.schedule != schedule_hash(schedule):
         return "its schedule has changed"
+    if entry.text:
+        if entry.text_hash != text_hash(entry.text):
+            return "the schedule it carries was edited, and has not been judged"
+        try:
+            carried = _carried(entry, instance, module, machine)
+            lower(instance.op, module, dict(instance.dims), machine, threads, entry.values, carried)
+        except TcError as e:
+            return f"the schedule it carries is refused: {e.message}"
+        return ""
     try:
         for space in spaces_of(schedule, facts_of(instance, machine, threads)):
             problem = space.problem(space.own(entry.values))
@@ -71,6 +84,11 @@ def staleness(entry: Entry, instance: Instance, module: Module, machine: Machine
     except TcError as e:
         return e.message
     return ""
+
+
+def _carried(entry: Entry, instance: Instance, module: Module, machine: Machine) -> Schedule:
+    """The schedule whose text an entry carries."""
+    return schedule_from(entry.text, instance.op, module, machine, "<lockfile>")
 
 
 def check(

@@ -289,7 +289,8 @@ def _block(sample: Sample, machine: GpuMachine, stages: int | None, function: Fu
         found = _replayed(sample, function, machine, consumers * resident) if wgmma else None
         if found is not None:
             turns = max(turns, float(found.turns))
-        tensor_turn = max(tensor / turns, found.cycles if found is not None else 0.0)
+        # (A turn of the machine's loop may be several of the ring's, written out one after the other.)
+        tensor_turn = max(tensor / turns, found.cycles * found.turns / turns if found is not None else 0.0)
         share = max(1.0, issue / machine.partitions, 0.0 if wgmma else longest) / turns
         rings = (
             Ring(

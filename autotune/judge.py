@@ -16,6 +16,18 @@ Chosen = Mapping[str, int | float]
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What lowering takes for one op: values of the parameters, and a schedule in place of the model's own."""
+
+    values: Chosen = field(default_factory=dict)
+    schedule: Schedule | None = None
+
+    def __bool__(self) -> bool:
+        """Whether it differs from the schedule's own values."""
+        return bool(self.values) or self.schedule is not None
+
+
+@dataclass(frozen=True)
 class Job:
     """One kernel of one instance to be tuned. `kernel` is its position among the instance's launches, `schedule_hash`
     and `op_hash` tell it from a changed one; `seconds` is its time with the schedule's own values."""
@@ -84,7 +96,7 @@ class Judge(Protocol):
         """The winner of a closer comparison; the incumbent unless another beats it beyond doubt."""
         ...
 
-    def confirm(self, instance: Instance, incumbent: Chosen, choice: Chosen) -> Outcome:
+    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice) -> Outcome:
         """The whole op with the choice against the incumbent, correctness included."""
         ...
 

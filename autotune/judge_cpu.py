@@ -11,7 +11,7 @@ from tcomp.autotune.bench import ratio
 from tcomp.autotune.cost_cpu import predicted_cycles
 from tcomp.autotune.evaluator import PATIENCE, Evaluator, Failure, Serve, Subject, serve
 from tcomp.autotune.instances import Instance
-from tcomp.autotune.judge import Chosen, Job, Outcome, Verdict
+from tcomp.autotune.judge import Choice, Chosen, Job, Outcome, Verdict
 from tcomp.autotune.registers import spill_of
 from tcomp.autotune.space import Values
 from tcomp.dsl.ast import Module, Schedule
@@ -149,13 +149,13 @@ class CpuJudge:
             for name, _ in standing:
                 evaluator.drop(name)
 
-    def confirm(self, instance: Instance, incumbent: Chosen, choice: Chosen) -> Outcome:
+    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice) -> Outcome:
         evaluator = self._for(instance)
         self._default(evaluator, None)
         names = [DEFAULT]
-        for chosen in (incumbent, choice):
+        for candidate in (incumbent, choice):
             name = next(self._names)
-            failure = evaluator.build(name, chosen, None)
+            failure = evaluator.build(name, candidate.values, None, candidate.schedule)
             if failure:
                 for n in names[1:]:
                     evaluator.drop(n)
@@ -167,7 +167,7 @@ class CpuJudge:
         if isinstance(times, Failure):
             return Outcome(0.0, 0.0, 0.0, False, f"{times.kind}: {times.reason}")
         against = ratio(times[2], times[1])
-        better = dict(choice) != dict(incumbent) and against.value < WORTH and against.high < 1.0
+        better = choice != incumbent and against.value < WORTH and against.high < 1.0
         default = statistics.median(times[0])
         if not better and not incumbent:
             return Outcome(default, default, 0.0, False)

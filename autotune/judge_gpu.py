@@ -12,11 +12,12 @@ from pathlib import Path
 
 from tcomp.autotune.gpu_predict import KernelPrediction, predict_kernel
 from tcomp.autotune.instances import Instance
-from tcomp.autotune.judge import Chosen, Job, Outcome, Verdict
+from tcomp.autotune.judge import Choice, Chosen, Job, Outcome, Verdict
 from tcomp.autotune.space import Values
 from tcomp.autotune.virtual_run import problem_of, small_dims
 from tcomp.dsl.ast import Module, Schedule
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.printer import print_schedule
 from tcomp.errors import UserError
 from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.lower import LoweredOp, lower
@@ -32,10 +33,10 @@ class GpuJudge:
 
     def __init__(self, module: Module, machine: GpuMachine, cache: Path | None, seed: int) -> None:
         self.module, self.machine, self.cache, self.seed = module, machine, cache, seed
-        self._known: dict[tuple[str, tuple[tuple[str, float], ...]], list[KernelPrediction]] = {}
+        self._known: dict[tuple[str, tuple[tuple[str, float], ...], str], list[KernelPrediction]] = {}
 
     def start(self, instance: Instance) -> list[float]:
-        return [k.seconds for k in self._predictions(instance, {})]
+        return [k.seconds for k in self._predictions(instance, Choice())]
 
     def predict(self, job: Job, values: Values) -> float | None:
         """Whether the candidate lowers at all: the model itself is the judge here."""
@@ -59,7 +60,7 @@ class GpuJudge:
             return Verdict(None, 0.0, "spill", findings[0].text)
         seconds = sum(k.seconds for k in found)
         longest = max(found, key=lambda k: k.seconds)
-        default = sum(k.seconds for k in self._predictions(job.instance, {})) if schedule else job.seconds
+        default = sum(k.seconds for k in self._predictions(job.instance, Choice())) if schedule else job.seconds
         return Verdict(seconds / default, seconds, facts={"binding": longest.binding})
 
     def best(self, job: Job, incumbent: Values, candidates: Sequence[Values]) -> Values:
@@ -72,12 +73,12 @@ class GpuJudge:
                 return values
         return incumbent
 
-    def confirm(self, instance: Instance, incumbent: Chosen, choice: Chosen) -> Outcome:
-        default = sum(k.seconds for k in self._predictions(instance, {}))
+    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice) -> Outcome:
+        default = sum(k.seconds for k in self._predictions(instance, Choice()))
         old = sum(k.seconds for k in self._predictions(instance, incumbent))
         new = sum(k.seconds for k in self._predictions(instance, choice))
-        if dict(choice) != dict(incumbent) and new < WORTH * old:
-            problem = self.check(instance, choice)
+        if choice != incumbent and new < WORTH * old:
+            problem = self.check(instance, choice.values, choice.schedule)
             if problem:
                 return Outcome(default, old, 0.0, False, problem)
             return Outcome(default, new, 0.0, True)
@@ -98,9 +99,10 @@ class GpuJudge:
     def _lower(self, instance: Instance, chosen: Chosen, schedule: Schedule | None = None) -> LoweredOp:
         return lower(instance.op, self.module, dict(instance.dims), self.machine, 1, chosen, schedule)
 
-    def _predictions(self, instance: Instance, chosen: Chosen) -> list[KernelPrediction]:
-        key = instance.key, tuple(sorted(chosen.items()))
+    def _predictions(self, instance: Instance, choice: Choice) -> list[KernelPrediction]:
+        text = print_schedule(choice.schedule) if choice.schedule else ""
+        key = instance.key, tuple(sorted(choice.values.items())), text
         if key not in self._known:
-            kernels = self._lower(instance, chosen).kernels
+            kernels = self._lower(instance, choice.values, choice.schedule).kernels
             self._known[key] = [predict_kernel(k, self.machine, self.cache) for k in kernels]
         return self._known[key]

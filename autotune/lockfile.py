@@ -1,7 +1,8 @@
 """The lockfile `<model>.<machine>.lock`: what tuning chose for each op instance, as TOML that people diff and commit.
 
 Entries and keys are sorted, one value a line. An entry holds for an instance as long as the hashes of the op's text
-and of its schedule are the ones it was tuned with; else it is stale, and its values are not used.
+and of its schedule are the ones it was tuned with; else it is stale, and its values are not used. Where a proposed
+schedule has won over the model's own, the entry carries its text, with a hash that an edit of it would not match.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ BASES = ("measured", "predicted")
 @dataclass(frozen=True)
 class Entry:
     """One instance's choice. Times are seconds of all its kernels together; `basis` says whether they were measured or
-    predicted. `margin` is the half width of the 95 % confidence interval of best / default, 0 where predicted."""
+    predicted. `margin` is the half width of the 95 % confidence interval of best / default, 0 where predicted.
+    `schedule` is the hash of the model's own schedule, `text` the one in its place ("": none), `text_hash` its hash."""
 
     op: str
     schedule: str
@@ -35,6 +37,8 @@ class Entry:
     margin: float = 0.0
     tools: str = ""
     when: str = ""
+    text: str = ""
+    text_hash: str = ""
 
     @property
     def gain(self) -> float:
@@ -97,6 +101,10 @@ def lock_text(lock: Lock) -> str:
             if e.values
             else "values = {}",
         ]
+        if e.text:
+            lines += [f"text_hash = {_quoted(e.text_hash)}", "text = ["]
+            lines += [f"  {_quoted(line)}," for line in e.text.splitlines()]
+            lines += ["]"]
     return "\n".join(lines) + "\n"
 
 
@@ -128,10 +136,14 @@ def _lock(data: dict[str, Any]) -> Lock:
         values = e["values"]
         if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values.values()):
             raise ValueError(f"a value of {key!r} is not a number")
+        text = e.get("text", [])
+        if not isinstance(text, list) or not all(isinstance(line, str) for line in text):
+            raise ValueError(f"the text of {key!r} is not a list of lines")
         seconds = [float(e[n]) * 1e-6 for n in ("default_us", "us")]
         entries[key] = Entry(
             str(e["op"]), str(e["schedule"]), dict(values), e["basis"], seconds[0], seconds[1],
             float(e["margin"]), str(e["tools"]), str(e["when"]),
+            "".join(f"{line}\n" for line in text), str(e.get("text_hash", "")),
         )  # fmt: skip
     steps = tuple(str(s) for s in data["steps"])
     return Lock(str(data["model"]), str(data["machine"]), steps, entries)

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 from tcomp.autotune import storage
 from tcomp.autotune.instances import facts_of, schedule_of
 from tcomp.autotune.judge import Job, Verdict
+from tcomp.autotune.schedule_text import schedule_from
 from tcomp.autotune.search import Search
-from tcomp.dsl.ast import Module, Op, Schedule
-from tcomp.dsl.check_schedules import check_schedule
+from tcomp.dsl.ast import Schedule
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.parse import parse
 from tcomp.dsl.printer import print_expression, print_op, print_schedule
 from tcomp.errors import UserError
-from tcomp.schedule.family import Machine, family_for
 
 if TYPE_CHECKING:
     import optuna
@@ -89,12 +87,14 @@ def _history(study: optuna.Study) -> list[dict[str, Any]]:
 
 def tell(search: Search, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Judge proposals, one JSON object a line: {"job", "values"} or {"job", "schedule"}; one answer each. At the end
-    the kernels that were spoken of are settled: what is better beyond noise goes into the lockfile.
+    what was spoken of is settled, values first, then of each op the schedules that beat the model's own, the fastest
+    first: what is better than the lockfile's choice beyond noise goes into the lockfile.
 
     UserError for a line that is no proposal.
     """
     jobs = {j.label: j for j in search.jobs()}
     touched: dict[str, Job] = {}
+    schedules: list[tuple[float, Job, Schedule]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -103,7 +103,9 @@ def tell(search: Search, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         if job is None:
             raise UserError(f"line {number}: there is no job {given['job']!r}", "`tcomp tune --ask` lists them")
         if "schedule" in given:
-            verdict = _judge_schedule(search, job, given["schedule"])
+            verdict, schedule = _judge_schedule(search, job, given["schedule"])
+            if schedule is not None and not verdict.kind and verdict.value is not None and verdict.value < 1:
+                schedules.append((verdict.value, job, schedule))
         else:
             touched[job.label] = job
             verdict = _judge_values(search, job, given["values"])
@@ -116,6 +118,8 @@ def tell(search: Search, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         by_instance.setdefault(job.key, []).append(job)
     for together in by_instance.values():
         search.settle(together[0].instance, together)
+    for _, job, schedule in sorted(schedules, key=lambda s: s[0]):
+        search.settle_schedule(job, schedule)
 
 
 def _proposal(line: str, number: int) -> dict[str, Any]:
@@ -159,10 +163,11 @@ def _judge_values(search: Search, job: Job, values: Mapping[str, Any]) -> Verdic
     return verdict
 
 
-def _judge_schedule(search: Search, job: Job, text: str) -> Verdict:
-    """The verdict on a whole schedule for the job's op. It is timed as a whole op."""
+def _judge_schedule(search: Search, job: Job, text: str) -> tuple[Verdict, Schedule | None]:
+    """The verdict on a whole schedule for the job's op, and the schedule. It is timed as a whole op."""
     import optuna
 
+    schedule = None
     try:
         schedule = schedule_from(text, job.instance.op, search.module, search.machine)
         verdict = search.judge.evaluate(job, {}, PATIENCE, schedule)
@@ -183,7 +188,7 @@ def _judge_schedule(search: Search, job: Job, text: str) -> Verdict:
             user_attrs={**attributes, **dict(verdict.facts)},
         )
     )
-    return verdict
+    return verdict, schedule
 
 
 def _checked(
@@ -194,20 +199,6 @@ def _checked(
         return verdict
     problem = search.judge.check(job.instance, chosen, schedule)
     return Verdict(None, verdict.seconds, "wrong", problem) if problem else verdict
-
-
-def schedule_from(text: str, op: Op, module: Module, machine: Machine) -> Schedule:
-    """The one schedule that a text holds, for the op on the machine. TcError for any other text."""
-    source = parse(text, "<proposal>")
-    found = [i for i in source.items if isinstance(i, Schedule)]
-    targets = family_for(machine, 1).targets
-    if len(found) != 1 or len(source.items) != 1 or found[0].op != op.name or found[0].target not in targets:
-        span = source.items[0].span if source.items else op.span
-        wanted = f"schedule {op.name} on {targets[-1]}:"
-        raise TcError(f"a proposal is one schedule: {wanted}", span, text, f"begin with: {wanted}")
-    sources = {**module.sources, "<proposal>": text}
-    check_schedule(found[0], replace(module, ops={**module.ops, op.name: op}, sources=sources))
-    return found[0]
 
 
 def proposed_study(search: Search, job: Job) -> optuna.Study:

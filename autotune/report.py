@@ -119,7 +119,7 @@ def _step(lock: Lock | None, path: Path) -> list[str]:
         interval = f" +- {e.margin:.1%}" if e.margin else ""
         lines.append(
             f"  {key:66}{e.basis:10}{e.default_seconds * 1e6:11.1f} us -> {e.seconds * 1e6:11.1f} us "
-            f"({e.gain:.1%} less{interval})"
+            f"({e.gain:.1%} less{interval}){', by a schedule of its own' if e.text else ''}"
         )
     return lines
 

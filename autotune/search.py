@@ -27,10 +27,12 @@ from tcomp.autotune.instances import (
     schedule_hash,
     schedule_of,
 )
-from tcomp.autotune.judge import Job, Judge, Outcome, Verdict
+from tcomp.autotune.judge import Choice, Job, Judge, Outcome, Verdict
 from tcomp.autotune.lockfile import Entry, Lock, entry_key, read_lock, tool_versions, update_lock, with_entry
+from tcomp.autotune.schedule_text import text_hash
 from tcomp.autotune.space import Values, spaces_of
-from tcomp.dsl.ast import Module
+from tcomp.dsl.ast import Module, Schedule
+from tcomp.dsl.printer import print_schedule
 from tcomp.errors import UserError
 from tcomp.schedule.family import Machine
 from tcomp.schedule.lower import lower
@@ -194,30 +196,39 @@ class Search:
 
     def settle(self, instance: Instance, jobs: list[Job]) -> None:
         """Finals of the kernels and of the whole op; the outcome goes into the lockfile."""
-        key = jobs[0].key
-        old = read_lock(self.lock) if self.lock.exists() else Lock(self.model, self.machine.name)
-        incumbent = Applied(old, self.module, self.machine, self.threads).values(instance)
-        choice = dict(incumbent)
+        incumbent = self._incumbent(instance)
+        choice = dict(incumbent.values)
         for job in jobs:
-            own = job.space.own(incumbent)
+            own = job.space.own(incumbent.values)
             finalists = [v for v in self._finalists(job) if v != own]
             best = self.judge.best(job, own, finalists) if finalists else own
             if best != job.space.default or incumbent:
                 choice |= job.space.chosen(best)
+        self._decide(instance, jobs[0], incumbent, Choice(choice))
+
+    def settle_schedule(self, job: Job, schedule: Schedule) -> None:
+        """The final of a whole schedule against what the lockfile has for its op; the outcome goes into the
+        lockfile."""
+        self._decide(job.instance, job, self._incumbent(job.instance), Choice({}, schedule))
+
+    def _incumbent(self, instance: Instance) -> Choice:
+        """What the lockfile has for an instance."""
+        old = read_lock(self.lock) if self.lock.exists() else Lock(self.model, self.machine.name)
+        return Applied(old, self.module, self.machine, self.threads).choice(instance)
+
+    def _decide(self, instance: Instance, job: Job, incumbent: Choice, choice: Choice) -> None:
         outcome = self.judge.confirm(instance, incumbent, choice)
         if outcome.problem:
-            self.say(f"{key}: the choice was refused: {outcome.problem}")
-            return
-        self._record(instance, key, jobs[0], incumbent, choice, outcome)
+            self.say(f"{job.key}: the choice was refused: {outcome.problem}")
+        else:
+            self._record(instance, job, choice if outcome.better else incumbent, outcome)
 
-    def _record(
-        self, instance: Instance, key: str, job: Job, incumbent: dict[str, float], choice: dict[str, float],
-        outcome: Outcome,
-    ) -> None:  # fmt: skip
-        values = choice if outcome.better else incumbent
+    def _record(self, instance: Instance, job: Job, winner: Choice, outcome: Outcome) -> None:
+        key = job.key
+        text = print_schedule(winner.schedule) if winner.schedule else ""
         entry = Entry(
-            job.op_hash, job.schedule_hash, values, self.judge.basis, outcome.default_seconds, outcome.seconds,
-            outcome.margin, tool_versions(), _now(),
+            job.op_hash, job.schedule_hash, winner.values, self.judge.basis, outcome.default_seconds, outcome.seconds,
+            outcome.margin, tool_versions(), _now(), text, text_hash(text) if text else "",
         )  # fmt: skip
 
         def change(lock: Lock) -> Lock:
@@ -233,7 +244,8 @@ class Search:
         word = self.judge.basis
         what = f"{outcome.seconds * 1e6:.1f} us, {1 - outcome.seconds / outcome.default_seconds:+.1%} time saved"
         if outcome.better:
-            self.say(f"{key}: {word} {what} against the schedule's own values")
+            by = ", by the proposed schedule" if winner.schedule else ""
+            self.say(f"{key}: {word} {what} against the schedule's own values{by}")
         else:
             self.say(f"{key}: {word}, no candidate is better beyond noise; kept as it is")
 

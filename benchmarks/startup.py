@@ -52,8 +52,6 @@ def child(started: float, out: Path, arguments: list[str]) -> None:
     mark("Python")
     from tcomp.cli import main, train
 
-    run = train._run
-
     def updated(_: object, program: str) -> bool:
         """Whether a step has ended. After the last one the process does too: nothing is evaluated or saved."""
         if program == "update" and sum(name == "update" for name, _ in marks) == STEPS - 1:
@@ -62,22 +60,24 @@ def child(started: float, out: Path, arguments: list[str]) -> None:
             os._exit(0)
         return program == "update"
 
-    def entered(*args: Any, **named: Any) -> Any:
-        """The modules that stages are taken from are loaded once the command has begun, as it would itself."""
+    build = train._build
+
+    def building(*args: Any) -> Any:
+        """The modules that later stages are taken from are loaded after the step, as they are without this."""
         mark("command line")
+        built = build(*args)
+        mark("find or build the step")
         import tcomp.runtime.cpu.executor as cpu
         import tcomp.runtime.device as device
         import tcomp.runtime.train as loop
-        from tcomp.cli import common
 
-        ends(common, "build_step", "build the step")
-        ends(device.CpuDevice, "open", "load the kernels")
+        ends(device.CpuDevice, "open", "libraries, data, kernels")
         ends(loop, "initialise", "initialise")
         ends(cpu.CpuExecutor, "run", "forward and backward", lambda _, name: name == "micro_first")
         ends(cpu.CpuExecutor, "run", "update", updated)
-        return run(*args, **named)
+        return built
 
-    train._run = entered
+    train._build = building
     sys.argv = ["tcomp", *arguments]
     main.main()
 

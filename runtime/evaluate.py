@@ -50,7 +50,7 @@ def read_questions(path: Path, most: int = 0) -> list[Question]:
                 if len(found) == most > 0:
                     break
     except OSError as e:
-        raise UserError(f"{path}: cannot read it: {e.strerror or e}") from e
+        raise UserError(f"{path}: cannot read it: {e.strerror or e}", "name a file of questions, JSON lines") from e
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: not UTF-8 text: {e}") from e
     if not found:
@@ -64,10 +64,12 @@ def _question(line: str, where: str) -> Question:
     hint = 'a line is {"ctx": "...", "endings": ["...", "..."], "label": 0}'
     try:
         value = json.loads(line)
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: the line is no JSON table", hint)
         context, endings, label = value["ctx"], value["endings"], value["label"]
     except (ValueError, RecursionError) as e:
         raise UserError(f"{where}: not a line of JSON: {e}", hint) from e
-    except (KeyError, TypeError) as e:
+    except KeyError as e:
         raise UserError(f"{where}: the line has no {e}", hint) from e
     label = int(label) if isinstance(label, str) and label.isdigit() else label  # the original files have both
     texts = isinstance(endings, list) and len(endings) > 1 and all(isinstance(e, str) and e for e in endings)

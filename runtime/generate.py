@@ -42,22 +42,39 @@ def logits(executor: Executor, start: int, count: int) -> Floats:
     return values(part, executor.step.slots["logits"].dtype).astype(np.float64)
 
 
+ROWS_AS_WEIGHTS = 16
+"""Positions whose arithmetic takes about as long as reading the weights once (124M, two cores: 13 to 20)."""
+_PARTS = (8, 16, 32, 64, 128)
+
+
+def prefill_part(positions: int, window: int) -> int:
+    """Positions to run together where a text begins with so many of them; 0 where that is not worth a program."""
+    parts = [p for p in _PARTS if p <= window]
+    if positions < 2 or not parts:
+        return 0
+    return min(parts, key=lambda p: -(-positions // p) * (p + ROWS_AS_WEIGHTS))
+
+
 class Decoding:
     """Scores by a step of the decoding form: T positions at a time, at most W in all.
 
     A call runs the positions that the caches lack. The last T positions are always run together, so that what is
-    written beside new positions is what stood there before. When W positions are full, the later half of the text
-    starts afresh.
+    written beside new positions is what stood there before. With a program `prefill`, which has no logits, all but the
+    last positions go through that one in larger parts. When W positions are full, the later half of the text starts
+    afresh.
     """
 
     def __init__(self, executor: Executor, vocabulary: int) -> None:
         self.executor, self.vocabulary = executor, vocabulary
         slots = executor.step.slots
         self.at_once = slots["tokens"].shape[1]
+        self.tokens = {"forward": "tokens"}
+        if "prefill" in executor.step.programs:
+            self.tokens["prefill"] = "prefill.tokens" if "prefill.tokens" in slots else "tokens"
         self.width = slots["logits"].shape[-1]
         caches = [s for s in slots.values() if s.kind == "cache"]
-        self.window = next(executor.step.inputs[n] for n in executor.step.inputs if n != "tokens")
-        self.position = next(n for n in executor.step.inputs if n != "tokens")
+        self.position = next(n for n in executor.step.inputs if n not in self.tokens.values())
+        self.window = executor.step.inputs[self.position]
         for cache in caches:
             executor.write(cache.name, 0)
         self.first = 0  # of the text, the token that has position 0
@@ -71,22 +88,34 @@ class Decoding:
         known = 0
         while known < min(len(self.seen), len(text) - 1) and self.seen[known] == text[known]:
             known += 1
+        if "prefill" in self.tokens:
+            known = self._prefill(text, known)
         row = 0
         for end in [*range(known + self.at_once, len(text), self.at_once), len(text)]:
             start = max(0, end - self.at_once)
-            self._run(text[start:end], start)
+            self._run("forward", text[start:end], start)
             row = end - start - 1
         self.seen = list(text)
         begin = row * self.width
         return logits(self.executor, begin, self.vocabulary)
 
-    def _run(self, tokens: list[int], start: int) -> None:
+    def _prefill(self, text: list[int], known: int) -> int:
+        """Run positions from `known` up to the last, as long as whole parts are cheaper than what `forward` does."""
+        part = self.executor.step.slots[self.tokens["prefill"]].shape[1]
+        while len(text) - 1 - known > part // ROWS_AS_WEIGHTS:
+            end = min(known + part, len(text) - 1)
+            start = max(0, end - part)
+            self._run("prefill", text[start:end], start)
+            known = end
+        return known
+
+    def _run(self, program: str, tokens: list[int], start: int) -> None:
         with self.executor.batch() as inputs:
             for array in inputs.values():
                 array[...] = 0
-            inputs["tokens"][0, : len(tokens)] = tokens
+            inputs[self.tokens[program]][0, : len(tokens)] = tokens
             inputs[self.position][...] = start
-        self.executor.run("forward")
+        self.executor.run(program)
 
 
 class Rereading:

@@ -1,7 +1,7 @@
 """tcomp as a program under measurement: the planned step of a model's text, on any device.
 
 Everything that a user's first step waits for happens here in turn and is timed: reading the text, deriving and
-planning, compiling (or finding in the cache), placing the weights.
+planning, compiling (or finding all that in the cache), placing the weights.
 """
 
 from __future__ import annotations
@@ -31,11 +31,6 @@ class TcompProgram:
             self.phases[name] = time.perf_counter() - clock
             clock = time.perf_counter()
 
-        import tcomp.dsl.load
-        import tcomp.model.build
-        import tcomp.runtime.cpu.executor  # noqa: F401
-
-        lap("imports")
         self.step, device = build(workload)
         lap("build")
         self.executor: Any = device.open(self.step)

@@ -21,7 +21,6 @@ from tcomp.machine.cpu import CpuMachine
 from tcomp.model.step import Step
 from tcomp.runtime.cpu.interpreter import SYMBOL, compile_interpreter, interpreter_ir
 from tcomp.runtime.cpu.memory import Region
-from tcomp.runtime.cpu.prefault import Prefault
 from tcomp.runtime.cpu.team import NativeProgram, Team, native_program
 from tcomp.runtime.executor import HostExecutor, element_count
 from tcomp.runtime.values import numpy_type
@@ -39,8 +38,7 @@ class CpuExecutor(HostExecutor):
         names = list(step.kernels)
         compiled = compile_kernels([step.kernels[n] for n in names], machine, cache_dir)
         self.kernels: dict[str, CompiledKernel] = dict(zip(names, compiled, strict=True))
-        self._arena = Region(step.arena_bytes, "arena")
-        self._prefault = Prefault(self._arena.address, step.arena_bytes)
+        self._arena = Region(step.arena_bytes, "arena", ahead=True)
         run = self._load(cached_object(interpreter_ir(machine), machine, cache_dir, compile_interpreter), (SYMBOL,))
         addresses = self._load_kernels()
         scratch = max((k.scratch_bytes for k in self.kernels.values()), default=0)
@@ -80,12 +78,12 @@ class CpuExecutor(HostExecutor):
 
     def run(self, program: str) -> None:
         """Run one of the step's programs to its end."""
-        self._prefault.finish()
+        self._arena.complete()
         self._team.run(self._programs[program])
 
     def profile(self, program: str) -> list[tuple[str, float]]:
         """Run a program and give each phase's label and its share of the cycle counter's ticks."""
-        self._prefault.finish()
+        self._arena.complete()
         times = self._times[program]
         self._team.run(self._programs[program], ctypes.addressof(times))
         ticks = np.diff(np.array(times[:], dtype=np.int64))
@@ -93,7 +91,7 @@ class CpuExecutor(HostExecutor):
 
     def close(self) -> None:
         """End the threads. Arrays given out stay valid as long as they are referenced."""
-        self._prefault.stop()
+        self._arena.stop()
         self._team.close()
 
     # ----------------------------------------------------------------------------------------- loading

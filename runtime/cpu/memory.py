@@ -7,6 +7,7 @@ import mmap
 from contextlib import suppress
 
 from tcomp.errors import UserError
+from tcomp.runtime.cpu.prefault import Prefault
 
 HUGE_PAGE = 2 << 20
 LARGE = 64 << 10
@@ -16,9 +17,10 @@ ALIGNMENT = 64
 
 
 class Region:
-    """Zeroed anonymous memory, on huge pages where it is large."""
+    """Zeroed anonymous memory, on huge pages where it is large. With `ahead` its pages are made present from now on,
+    beside what else is done, until `complete` or `stop`."""
 
-    def __init__(self, size: int, what: str) -> None:
+    def __init__(self, size: int, what: str, ahead: bool = False) -> None:
         self.size = max(size, ALIGNMENT)
         alignment = HUGE_PAGE if self.size >= LARGE else mmap.PAGESIZE
         mapped = -(-self.size // alignment) * alignment
@@ -35,3 +37,14 @@ class Region:
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self.address = -(-start // alignment) * alignment
         self.buffer = memoryview(self._map)[self.address - start : self.address - start + self.size]
+        self._prefault = Prefault(self.address, self.size) if ahead else None
+
+    def complete(self) -> None:
+        """Wait until all pages that were to be made present are, and help with it."""
+        if self._prefault is not None:
+            self._prefault.finish()
+
+    def stop(self) -> None:
+        """Make no more pages present ahead."""
+        if self._prefault is not None:
+            self._prefault.stop()

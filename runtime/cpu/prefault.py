@@ -11,14 +11,14 @@ import sys
 from threading import Thread
 
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14: faults pages in as a write would, changing nothing
-_CHUNK = 16 << 20
+_CHUNK = 16 << 20  # while a chunk is made present, whoever maps memory waits
 SMALLEST = 64 << 20
 """Less than this is not worth a thread."""
 
 
 class Prefault:
-    """Touches `size` bytes from `address` on, last chunk first: a start fills memory from its beginning. The memory
-    must stay mapped until `finish` or `stop` has returned."""
+    """Touches `size` bytes from `address` (a page's) on, last chunk first: a start fills memory from its beginning. The
+    memory must stay mapped until `finish` or `stop` has returned."""
 
     def __init__(self, address: int, size: int) -> None:
         self._chunks: list[tuple[int, int]] = []

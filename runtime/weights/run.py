@@ -14,7 +14,7 @@ import tcomp
 from tcomp.errors import UserError
 from tcomp.model.graph import Graph
 from tcomp.runtime import checkpoint
-from tcomp.runtime.run_folder import CONFIG, PASSED, refuse_used
+from tcomp.runtime.run_folder import CONFIG, PASSED
 from tcomp.runtime.safetensors_file import Stored
 from tcomp.runtime.weights.whole_folder import whole_folder
 
@@ -29,7 +29,6 @@ def write_run(
     out: Path, graph: Graph, settings: Mapping[str, Any], tensors: Mapping[str, Stored], passed: Mapping[str, Path]
 ) -> None:
     """UserError where the folder is taken or cannot be written."""
-    refuse_used(out)
     narrow = {t.kind for t in tensors.values()} == {"BF16"}
     manifest = checkpoint.Manifest(
         0, graph.model.name, graph.config, dict(graph.dims), {}, 0, (0, 0), "", {}, tcomp.__version__,

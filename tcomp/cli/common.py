@@ -139,6 +139,7 @@ def build_step(
     memory: str | None = None,
     programs: tuple[str, ...] = ("train",),
     keep_logits: bool = False,
+    prefill: Mapping[str, int] | None = None,
     module: Module | None = None,
     device: Device | None = None,
     lock: str = "",
@@ -159,7 +160,7 @@ def build_step(
     options: dict[str, Any] = {
         "overrides": dict(dims or {}), "precision": precision or None, "accumulation": accumulation,
         "machine": device.machine, "threads": device.threads, "recompute": bool(memory), "programs": programs,
-        "keep_logits": keep_logits,
+        "keep_logits": keep_logits, "prefill": prefill,
     }  # fmt: skip
     sizes = {"B": batch, "T": length, **(extra or {})}
     if module is not None:

@@ -91,20 +91,22 @@ def prepare(
 
 
 def _begin(out: Path, plan: dict[str, Any]) -> None:
-    """Make the folder, or find that it was begun with the same sources and settings."""
+    """Make the folder, or find that it was begun with the same sources and settings (or that nothing was done yet)."""
     from tcomp.runtime.cache import write_atomic
 
     text = json.dumps(plan, indent=1)
-    if (out / _PLAN).exists():
+    started = (out / _PLAN).exists() and (out / ".parts").is_dir()
+    done = started and len([*out.rglob("*")]) > 2  # more than the plan and the folder of parts
+    if started and (done or (out / _PLAN).read_text() == text):
         if (out / _PLAN).read_text() != text:
             raise UserError(
                 f"{out}: it was begun with other files or settings", "give another --out, or remove it to start again"
             )
         return
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(out.iterdir()) and not started:
         raise UserError(f"{out}: there is something of that name already", "give another --out, or remove it")
     try:
-        (out / ".parts").mkdir(parents=True)
+        (out / ".parts").mkdir(parents=True, exist_ok=started)
         write_atomic(out / _PLAN, lambda f: f.write(text.encode()))
     except OSError as e:
         raise UserError(f"{out}: cannot write it: {e.strerror or e}") from e

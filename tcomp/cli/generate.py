@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from tcomp.runtime.generate import Choice, Scorer
 
 BYTES = 256
-_AT_ONCE = 8
-"""Positions of a longer prompt that are run together: with so few rows a multiplication waits for weights anyway."""
 
 
 def generate(
@@ -78,7 +76,10 @@ def stream(run: Path, prompt: str, count: int, choice: Choice, seed: int, device
         if max(tokens) >= vocabulary:
             if tokenizer.size == BYTES:
                 limits.check_prompt(prompt, vocabulary)
-            raise UserError(f"the tokenizer gives token {max(tokens)}, the model has {vocabulary} words")
+            raise UserError(
+                f"{run}: the tokenizer gives token {max(tokens)}, the model has {vocabulary} words",
+                "put the tokenizer.json that the model was trained with into the run's hf folder",
+            )
         yield prompt
         decoder = tokenizer.stream()
         for token in sample(scorer, tokens, count, choice, seed, tokenizer.ends):
@@ -93,7 +94,7 @@ def scorer_for(
     """What gives a checkpoint's scores for texts of up to `longest` tokens that begin with `prompt` of them, and the
     size of the vocabulary."""
     from tcomp.runtime import checkpoint
-    from tcomp.runtime.generate import Decoding, Rereading
+    from tcomp.runtime.generate import Decoding, Rereading, prefill_part
     from tcomp.runtime.train import load_weights, set_scalars
 
     module = common.load_module(settings.model, saved.manifest.precision)
@@ -101,17 +102,19 @@ def scorer_for(
     numbers = common.numbers_of(module, settings)
     decoded = model.decode is not None
     window = min(longest, int(numbers.get("S", longest)))
-    at_once = min(window, _AT_ONCE if prompt > _AT_ONCE else 1)
+    again = window // 2 if longest > window else 0  # what is run anew each time the window is full
+    part = prefill_part(max(prompt - 1, again), window)
     built = common.build_step(
         settings.model,
         settings.config,
         1,
-        at_once if decoded else settings.length,
+        1 if decoded else settings.length,
         dims=settings.dims,
         extra=dict.fromkeys(model.decode.dims, window) if model.decode is not None else {},
         precision=saved.manifest.precision,
         programs=("decode",) if decoded else ("forward",),
         keep_logits=True,
+        prefill={"T": part} if decoded and part else None,
         module=module,
         device=device,
     )

@@ -100,7 +100,13 @@ def train(
     else:
         layers = (read_run_file(run_file) if run_file else {}, flags)
         start = merged(TrainSettings(), *layers).init_from
-        settings = merged(TrainSettings(), _same_model(Path(start)) if start else {}, *layers)
+        before = _same_model(Path(start)) if start else {}
+        settings = merged(TrainSettings(), before, *layers)
+        if before and common.find_file(settings.model) != common.find_file(before["model"]):
+            raise UserError(
+                f"{start}: it holds weights of {before['model']}, not of {settings.model}",
+                "leave the model out: it is taken from the run",
+            )
         outcome = _run(settings, _run_path(settings), resume=False)
     if outcome.interrupted:
         raise typer.Exit(130)
@@ -182,34 +188,24 @@ def _run_path(settings: TrainSettings) -> Path:
 
 
 def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
-    from rich.console import Console
-
-    from tcomp.runtime import checkpoint
-    from tcomp.runtime.data import open_data
-    from tcomp.runtime.progress import progress_for
     from tcomp.runtime.run_folder import PASSED, RunFolder, refuse_used
-    from tcomp.runtime.train import Settings, check_inputs, persistent, train
 
-    console = Console(highlight=False)
     if not resume:
         refuse_used(path)
     weights = None
     if settings.init_from:
+        from tcomp.runtime import checkpoint
+
         weights = checkpoint.newest(Path(settings.init_from), lambda text: print(f"warning: {text}", file=sys.stderr))
-    device = common.device_for(settings.device, gpu=settings.gpu, threads=settings.threads, graph=settings.graph)
-    built = common.build_step(
-        settings.model,
-        settings.config,
-        settings.batch,
-        settings.length,
-        dims=settings.dims,
-        precision=settings.precision,
-        accumulation=settings.accumulation,
-        memory=settings.memory or None,
-        programs=("train",),
-        device=device,
-        lock=settings.lock,
-    )
+    built = _build(settings)
+    device = built.device
+    from rich.console import Console
+
+    from tcomp.runtime.data import open_data
+    from tcomp.runtime.progress import progress_for
+    from tcomp.runtime.train import Settings, check_inputs, persistent, train
+
+    console = Console(highlight=False)
     vocabulary = int(built.step.dims.get("V", 1 << 16))
     data = open_data([Path(p) for p in settings.data], settings.length, vocabulary)
     own = Path(settings.init_from) / PASSED / "tokenizer.json"
@@ -276,6 +272,24 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     device.finish()
     print(f"run folder {path}: more text with `tcomp generate {path}`")
     return outcome
+
+
+def _build(settings: TrainSettings) -> common.Built:
+    """The step that the settings ask for, on its device."""
+    device = common.device_for(settings.device, gpu=settings.gpu, threads=settings.threads, graph=settings.graph)
+    return common.build_step(
+        settings.model,
+        settings.config,
+        settings.batch,
+        settings.length,
+        dims=settings.dims,
+        precision=settings.precision,
+        accumulation=settings.accumulation,
+        memory=settings.memory or None,
+        programs=("train",),
+        device=device,
+        lock=settings.lock,
+    )
 
 
 def _fitting(settings: TrainSettings, defaults: dict[str, float]) -> dict[str, float]:

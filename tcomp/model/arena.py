@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tcomp.errors import UserError
-from tcomp.model.graph import Tensor
+from tcomp.model.graph import Graph, Tensor
 from tcomp.model.lowering import PlannedLaunch
 from tcomp.model.placement import ALIGNMENT, aligned
 from tcomp.model.plan import ProgramPlan
@@ -62,6 +62,19 @@ class Arena:
         if p.update is not None:
             for n, t in p.update.results.items():
                 self.result(t, n, t.shape)
+
+    def join(self, graph: Graph, prefix: str) -> None:
+        """Place what outlives another program of the same model: tensors of the same name and shape are the same,
+        others are named with the prefix."""
+        own = (p.tensor for p in graph.parameters)
+        for t in (*own, *graph.states, *graph.inputs.values(), *graph.scalars, *graph.caches):
+            same = self.names.get(t.name)
+            if same is not None and (same.shape, same.dtype) == (t.shape, t.dtype):
+                self.address[t] = self.address[same]
+                continue
+            self.add(t, t.name if same is None else f"{prefix}.{t.name}")
+            if t in graph.scalars:
+                self.defaults[t] = graph.scalars[t]
 
     def add(self, t: Tensor, name: str) -> None:
         if t in self.address:

@@ -18,9 +18,9 @@ from tcomp.machine.gpu import GpuMachine
 from tcomp.model.budget import Budget
 from tcomp.model.chunks import in_chunks
 from tcomp.model.draft import Draft, Drafter
-from tcomp.model.graph import Tensor, build_graph
+from tcomp.model.graph import Graph, Tensor, build_graph
 from tcomp.model.lowering import Lower, Lowered, Lowering
-from tcomp.model.needed import for_logits
+from tcomp.model.needed import needed
 from tcomp.model.plan import ProgramPlan, plan_program
 from tcomp.model.step import ParameterInit, Step
 
@@ -40,12 +40,15 @@ def build_step(
     recompute: bool = False,
     keep_logits: bool = False,
     programs: Sequence[str] = ("train",),
+    prefill: Mapping[str, int] | None = None,
     lower: Lower | None = None,
 ) -> Step:
     """The step of a model at fixed sizes, by the recipe named `precision` (None: that of the model's text).
 
     `programs` is ("train",) for forward, backward and update, ("forward",) for inference, or ("decode",) for the
-    forward pass of the model's decoding form (the program "forward" of that step). `memory_limit`
+    forward pass of the model's decoding form (the program "forward" of that step). With `prefill` a decoding step has
+    a program of that name too: the same at other sizes, on the same parameters and caches, without logits; its inputs
+    of other shapes are named `prefill.NAME`. `memory_limit`
     bounds arena, scratch and team memory together, in bytes; with `recompute`, activations are computed again in the
     backward pass where that is needed to fit. UserError names what to blame when it does not suffice. `lower`
     replaces the lowering of ops (tests). TcError for faults in the model's text.
@@ -59,8 +62,12 @@ def build_step(
         raise UserError("accumulation and threads must be at least 1")
     training = "train" in programs
     graph = build_graph(module, model_name, config, sizes, overrides, precision, "decode" in programs)
+    begin: Graph | None = None
     if "decode" in programs:
-        graph = for_logits(graph)
+        graph = needed(graph)
+        if prefill is not None:
+            other = build_graph(module, model_name, config, {**sizes, **prefill}, overrides, precision, True)
+            begin = needed(other, logits=False)
     if training and not keep_logits:
         graph = in_chunks(graph, module)
     drafter = Drafter(
@@ -71,6 +78,7 @@ def build_step(
         training,
         accumulation,
         keep_logits,
+        begin,
     )
     budget = Budget(drafter, graph)
     draft, plans = _placed(budget, memory_limit if recompute and training else None)
@@ -84,9 +92,11 @@ def build_step(
         placed["forward"] = placed["micro_first"][: draft.forward]
     main = "micro_first" if training else "forward"
     positions, end = {main: 0}, len(launches[main])
-    if "update" in launches:
-        positions["update"] = end
-        end += len(launches["update"])
+    for name in (n for n in ("update", "prefill") if n in launches):
+        positions[name] = end
+        end += len(launches[name])
+    inputs = {t: graph.bounds[n] for n, t in graph.inputs.items()}
+    inputs |= {t: begin.bounds[n] for n, t in begin.inputs.items()} if begin is not None else {}
     return Step(
         model=model_name,
         config=config,
@@ -104,7 +114,7 @@ def build_step(
         ),
         precision=graph.recipe.name,
         states=tuple(t.name for t in graph.states),
-        inputs={t.name: graph.bounds[n] for n, t in graph.inputs.items()},
+        inputs={n: inputs[t] for n, t in arena.names.items() if t in inputs},
         hyper={t.name: v for t, v in p.update.hyper.items()} if p.update is not None else {},
         scalars={t.name: v for t, v in arena.defaults.items()},
         recompute=budget.report(memory_limit or 0, total + draft.beside),

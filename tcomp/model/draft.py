@@ -65,6 +65,8 @@ class Drafter:
     training: bool = True
     accumulation: int = 1
     keep_logits: bool = False
+    prefill: Graph | None = None
+    """another program of a decoding step, beside the graph that is drafted"""
     variants: Variants = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,6 +86,9 @@ class Drafter:
         else:
             launches["forward"] = forward
         arena = Arena(p, self.keep_logits or not self.training, 1.0 / self.accumulation)
+        if self.prefill is not None:
+            launches["prefill"] = self.lowering.launches(self.prefill.nodes)
+            arena.join(self.prefill, "prefill")
         kernels = {x.key: x.kernel for ls in launches.values() for x in ls}
         scratch = max((scratch_bytes(k, Scope.SCRATCH) for k in kernels.values()), default=0)
         team = max((team_bytes(k, self.machine) for k in kernels.values()), default=0)

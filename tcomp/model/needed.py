@@ -1,4 +1,5 @@
-"""The nodes of a decoding graph: those that logits need, and those that extend caches. Losses and targets fall away."""
+"""The nodes of a decoding graph: those that extend caches, and those that logits need unless only caches are wanted
+(the beginning of a text). Losses and targets fall away."""
 
 from __future__ import annotations
 
@@ -7,10 +8,11 @@ from dataclasses import replace
 from tcomp.model.graph import Graph, Node, Tensor
 
 
-def for_logits(graph: Graph) -> Graph:
-    """The graph without what neither logits nor caches depend on, its loss and unused inputs included."""
+def needed(graph: Graph, logits: bool = True) -> Graph:
+    """The graph without what neither caches nor (with `logits`) logits depend on, its loss and unused inputs
+    included."""
     assert graph.logits is not None
-    wanted: set[Tensor] = {graph.logits.tensor}
+    wanted: set[Tensor] = {graph.logits.tensor} if logits else set()
     kept: list[Node] = []
     for node in reversed(graph.nodes):
         writes = {node.operands[o.name].tensor for o in node.op.operands if o.inout or o in node.op.outputs}
@@ -18,4 +20,5 @@ def for_logits(graph: Graph) -> Graph:
             kept.append(node)
             wanted |= {v.tensor for v in node.operands.values()}
     inputs = {n: t for n, t in graph.inputs.items() if t in wanted}
-    return replace(graph, nodes=tuple(reversed(kept)), loss=None, inputs=inputs)
+    kept.reverse()
+    return replace(graph, nodes=tuple(kept), loss=None, logits=graph.logits if logits else None, inputs=inputs)

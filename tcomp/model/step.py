@@ -84,7 +84,8 @@ class Step:
 
     `programs`: "micro_first" (forward and backward, gradients written), "micro_next" (gradients
     accumulated; only when accumulation > 1), "update" (learning rate, norm, optimizer), "forward" (loss and
-    logits only). `hyper` are the optimizer's scalars and their default values, by slot: "hyper.peak_lr", or
+    logits only), "prefill" (a decoding step's: many positions into the caches at once).
+    `hyper` are the optimizer's scalars and their default values, by slot: "hyper.peak_lr", or
     "hyper.matrices.weight_decay" of a group. `scalars` are the values of all scalar slots when a run starts: those
     of `hyper`, "loss_gradient" (1 / accumulation), "step" (i32, counts from 0), constants of forward ops. An
     executor writes them when it starts. The update's launches are at positions after those of a micro-batch.

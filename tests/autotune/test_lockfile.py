@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tcomp.autotune.apply import Applied, check
 from tcomp.autotune.instances import StepShape, instances_of, op_hash, schedule_hash
 from tcomp.autotune.lockfile import Entry, Lock, lock_text, read_lock, update_lock, with_entry
+from tcomp.autotune.schedule_text import schedule_from, text_hash
 from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
 from tcomp.schedule.lower import lower
@@ -26,6 +28,7 @@ values = st.dictionaries(st.text("abcXY.", min_size=1), numbers, max_size=3)
 entries = st.builds(
     Entry, hashes, hashes, values, st.sampled_from(["measured", "predicted"]), times, times,
     st.floats(0, 1).map(lambda x: round(x, 4)), text, text,
+    st.lists(text, max_size=3).map(lambda lines: "".join(f"{line}\n" for line in lines)), hashes,
 )  # fmt: skip
 steps = st.lists(text, max_size=2, unique=True).map(lambda s: tuple(sorted(s)))
 locks = st.builds(Lock, text, text, steps, st.dictionaries(text, entries, max_size=3))
@@ -39,7 +42,7 @@ def test_what_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory,
     read = read_lock(path)
     assert lock_text(read) == lock_text(lock)
     assert read.entries.keys() == lock.entries.keys()
-    assert all(read.entries[k].values == e.values for k, e in lock.entries.items())
+    assert all(read.entries[k].values == e.values and read.entries[k].text == e.text for k, e in lock.entries.items())
 
 
 def entry(values: dict[str, float], text: str = SCALE) -> tuple[Lock, Entry]:
@@ -79,6 +82,48 @@ def test_a_stale_entry_is_said_and_not_used(before: str, after: str, reason: str
     assert applied.stale == {instance.key: reason}
     assert reason in "\n".join(applied.warnings(Path("x.lock")))
     assert check(lock, module, [instance], detect(), 1) == ([f"{instance.key}: {reason}"], [])
+
+
+CARRIED = "schedule scale on cpu:\n  n -> seq(16) / vec\n  m -> core\n"
+
+
+def carrying(text: str) -> Lock:
+    lock, e = entry({})
+    key = next(iter(lock.entries))
+    return with_entry(lock, key, replace(e, text=text, text_hash=text_hash(text)), "tiny B=1 T=1")
+
+
+def test_lowering_takes_a_schedule_that_the_lock_carries(tmp_path: Path) -> None:
+    module, instance, _ = scale()
+    (tmp_path / "m.lock").write_text(lock_text(carrying(CARRIED)))
+    applied = Applied(read_lock(tmp_path / "m.lock"), module, detect(), 1)
+    found = applied.lower(instance.op, module, dict(instance.dims))
+    given = schedule_from(CARRIED, instance.op, module, detect())
+    assert found == lower(instance.op, module, dict(instance.dims), detect(), 1, {}, given)
+    assert found != lower(instance.op, module, dict(instance.dims), detect(), 1)
+    assert list(applied.used) == [instance.key]
+
+
+@pytest.mark.parametrize(
+    ("lock", "reason"),
+    [
+        (lambda: edited(carrying(CARRIED)), "was edited, and has not been judged"),
+        (lambda: carrying(CARRIED.replace("seq(16)", "unroll(40)").replace("m -> core", "k -> core")), "is refused"),
+        (lambda: carrying(CARRIED.replace("scale", "other")), "is refused"),
+    ],
+)
+def test_a_carried_schedule_that_does_not_hold_is_stale(lock: Callable[[], Lock], reason: str) -> None:
+    module, instance, _ = scale()
+    applied = Applied(lock(), module, detect(), 1)
+    plain = lower(instance.op, module, dict(instance.dims), detect(), 1)
+    assert applied.lower(instance.op, module, dict(instance.dims)) == plain
+    assert reason in applied.stale[instance.key]
+
+
+def edited(lock: Lock) -> Lock:
+    """The lock with a carried text changed by hand: its hash stays."""
+    ((key, e),) = lock.entries.items()
+    return replace(lock, entries={key: replace(e, text=e.text.replace("seq(16)", "seq(32)"))})
 
 
 def test_more_choices_or_another_default_make_nothing_stale() -> None:

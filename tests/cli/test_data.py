@@ -145,6 +145,8 @@ def test_bad_input_is_named(tcomp: Tcomp, tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_bytes(raw)
         refused(tcomp("data", "prepare", name, *flags, f"out-{name}"), *words)
+    jsonl(tmp_path / "b.jsonl", lines(60))  # mended; nothing of the failed attempt stands in the way
+    assert tcomp("data", "prepare", "b.jsonl", *flags, "out-b.jsonl").code == 0
     (tmp_path / "t.json").write_text("{}")
     refused(tcomp("data", "prepare", "d.txt", "--tokenizer", "t.json", *flags, "z"), "t.json: not a tokenizer")
     refused(tcomp("data", "prepare", "nowhere", *flags, "z"), "nowhere: no such file or folder")

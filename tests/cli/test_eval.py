@@ -78,6 +78,7 @@ def test_accuracy_is_that_of_transformers(model: Any, tcomp: Tcomp) -> None:
     ("line", "words"),
     [
         ("{", "q.jsonl:2: not a line of JSON"),
+        ("[1, 2]", "q.jsonl:2: the line is no JSON table"),
         ('{"ctx": "a"}', "q.jsonl:2: the line has no 'endings'"),
         ('{"ctx": "a", "endings": ["b"], "label": 0}', "q.jsonl:2: ctx must be a text and endings a list"),
         ('{"ctx": "a", "endings": ["b", "c"], "label": 2}', "q.jsonl:2: label must be a number from 0 to 1"),

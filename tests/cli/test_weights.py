@@ -279,6 +279,9 @@ def test_a_run_starts_from_imported_weights(tcomp: Tcomp, text: str, tmp_path: P
     assert set(before) == set(after) and all(torch.equal(before[n], after[n]) for n in before)
     assert (tmp_path / "back" / "tokenizer.json").exists()
     refused(tcomp("train", "--init-from", "there"), "a Hugging Face folder", "tcomp import --from-hf there")
+    refused(
+        tcomp("train", "gpt2", "--init-from", "weights"), "it holds weights of llama, not of gpt2", "leave the model"
+    )
     refused(tcomp("train", "--init-from", "weights", "--dim", "L=1", *quick, "--data", text), "tensor 'norm1_w'")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "run", "text.txt", "there", "weights"]
 

@@ -15,7 +15,7 @@ from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
 from tcomp.runtime.cpu.executor import CpuExecutor
-from tcomp.runtime.generate import Choice, Decoding, Rereading, choose, sample
+from tcomp.runtime.generate import Choice, Decoding, Rereading, choose, prefill_part, sample
 from tcomp.runtime.tokenizer import ByteDecoder
 from tcomp.runtime.train import set_scalars
 
@@ -32,12 +32,12 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def opened(name: str, program: str, objects: Path, **sizes: int) -> Iterator[CpuExecutor]:
+def opened(name: str, program: str, objects: Path, prefill: int = 0, **sizes: int) -> Iterator[CpuExecutor]:
     """The model with the same random weights whatever the program."""
     machine = detect()
     step = build_step(
         load(MODELS / f"{name}.tc"), name, "tiny", {"B": 1, **sizes}, overrides=SMALL[name], machine=machine, threads=2,
-        programs=(program,), keep_logits=True,
+        programs=(program,), keep_logits=True, prefill={"T": prefill} if prefill else None,
     )  # fmt: skip
     executor = CpuExecutor(step, machine, 2, objects)
     try:
@@ -59,10 +59,11 @@ def test_decoding_gives_the_scores_of_the_forward_pass(name: str, objects: Path)
     with opened(name, "forward", objects, T=40) as executor:
         whole = Rereading(executor, 97)
         want = [whole.scores(t) for t in calls]
-    for at_once in (1, 8):
-        with opened(name, "decode", objects, T=at_once, W=40) as executor:
+    for at_once, prefill in ((1, 0), (8, 0), (1, 16)):
+        with opened(name, "decode", objects, prefill, T=at_once, W=40) as executor:
             assert {s.name for s in executor.step.slots.values() if s.kind == "cache"} == {"keys", "values"}
-            assert set(executor.step.inputs) == {"tokens", "start"}
+            assert set(executor.step.inputs) - {"prefill.tokens"} == {"tokens", "start"}
+            assert ("prefill.tokens" in executor.step.inputs) == bool(prefill)
             decoding = Decoding(executor, 97)
             for tokens, wanted in zip(calls, want, strict=True):
                 got = decoding.scores(tokens)
@@ -76,6 +77,25 @@ def test_a_full_window_goes_on_with_the_later_half(objects: Path) -> None:
         long = [decoding.scores(text[:n]) for n in range(10, 34)]
     with opened("llama", "decode", objects, T=8, W=16) as executor:
         np.testing.assert_allclose(long[7], Decoding(executor, 97).scores(text[9:17]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_long_prompt_runs_in_large_parts_without_logits(objects: Path) -> None:
+    """The parts extend the caches that single positions read; memory for logits is that of one position."""
+    text = [int(t) for t in np.random.default_rng(3).integers(0, 97, 39)]
+    with opened("llama", "decode", objects, 16, T=1, W=40) as executor:
+        runs: list[str] = []
+        run = executor.run
+        executor.run = lambda program: (runs.append(program), run(program))[1]  # type: ignore[assignment,return-value]
+        Decoding(executor, 97).scores(text)
+        assert runs == ["prefill", "prefill", "prefill", "forward"]
+        assert executor.step.slots["logits"].shape[0] == 1
+        labels = {x.label for x in executor.step.programs["prefill"]}
+        assert not any("head_w" in x or ("wte" in x and "matmul" in x) for x in labels)
+
+
+def test_the_part_of_a_prompt_that_runs_together_fits_it() -> None:
+    assert [prefill_part(n, 1024) for n in (0, 1, 2, 8, 9, 100, 511)] == [0, 0, 8, 8, 16, 128, 128]
+    assert prefill_part(511, 20) == 16 and prefill_part(30, 7) == 0
 
 
 def test_decoding_starts_from_clean_caches(objects: Path) -> None:

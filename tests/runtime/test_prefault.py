@@ -12,7 +12,7 @@ from tcomp.runtime.cpu import prefault
 from tcomp.runtime.cpu.memory import Region
 from tcomp.runtime.cpu.prefault import SMALLEST, Prefault
 
-SIZE = SMALLEST + 4096
+SIZE = 3 * SMALLEST + 4321  # no whole number of pages
 
 
 def resident() -> int:
