@@ -36,8 +36,10 @@ def evaluations(
     for leaf in leaves:
         v = leaf.equation.value
         under = [g for g in guards if _only_under(leaf, g, local)]
-        parts: list[tuple[Collection[str], Sequence[Expr]]] = [(leaf.domain, [v])]
-        if isinstance(v, Reduction):
+        parts: list[tuple[Collection[str], Sequence[Expr]]]
+        if not isinstance(v, Reduction):
+            parts = [(leaf.domain, [v])]
+        else:
             parts = [(leaf.domain, v.values)]
             if v.key is not None:
                 keys = _indices(leaf.equation.targets[0].subscripts, extents) | {*leaf.reduced}
