@@ -40,9 +40,9 @@ def evaluations(
         if isinstance(v, Reduction):
             parts = [(leaf.domain, v.values)]
             if v.key is not None:
-                domain = _indices(leaf.equation.targets[0].subscripts, extents) | {*leaf.reduced}
+                keys = _indices(leaf.equation.targets[0].subscripts, extents) | {*leaf.reduced}
                 form = rescaled_sum(monoids[v.reducer])
-                parts = [(domain, [v.key, *([form.factor] if form else [])])]
+                parts = [(keys, [v.key, *([form.factor] if form else [])])]
                 for t, value in zip(leaf.equation.targets[1:], v.values, strict=True):
                     parts.append((_indices(t.subscripts, extents) | {*leaf.reduced}, [value]))
         for domain, expressions in parts:
