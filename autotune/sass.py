@@ -13,7 +13,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
@@ -116,8 +116,11 @@ def _function(name: str, lines: Sequence[str]) -> Function:
         operands = tuple(o.strip() for o in _split(m[4])) if m[4] else ()
         instruction = Instruction(int(m[1], 16), m[2] or "", m[3], operands)
         starts[-1].append(instruction)
-        if instruction.name in ("BRA", "EXIT", "RET", "BRX", "JMP"):
+        if instruction.name in ("BRA", "EXIT", "RET", "BRX", "JMP") or instruction.opcode.startswith("CALL.REL"):
             starts.append([])
+    for body in starts:
+        if body and body[-1].opcode.startswith("CALL.REL") and _leaves(starts, labels.get(body[-1].target)):
+            body[-1] = replace(body[-1], opcode="BRA.CALL")
     blocks = []
     for i, body in enumerate(starts):
         last = body[-1] if body else None
@@ -126,6 +129,13 @@ def _function(name: str, lines: Sequence[str]) -> Function:
         following = i + 1 if i + 1 < len(starts) else None
         blocks.append(Block(i, tuple(body), target, None if ends else following))
     return Function(name, tuple(blocks))
+
+
+def _leaves(starts: Sequence[Sequence[Instruction]], at: int | None) -> bool:
+    """Whether the code from a place on ends the kernel before it returns: a call to it never comes back. Before sm_90
+    a loop is left so."""
+    ends = (i.name for body in starts[at:] for i in body if i.name in ("EXIT", "RET")) if at is not None else iter(())
+    return next(ends, "") == "EXIT"
 
 
 def _split(text: str) -> list[str]:
