@@ -43,7 +43,7 @@ def logits(executor: Executor, start: int, count: int) -> Floats:
 
 
 ROWS_AS_WEIGHTS = 16
-"""Positions whose arithmetic takes about as long as reading the weights once (124M, two cores: 13 to 20)."""
+"""Positions whose arithmetic takes about as long as reading the weights once: an estimate from T = 1 and T = 8."""
 _PARTS = (8, 16, 32, 64, 128)
 
 

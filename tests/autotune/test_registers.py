@@ -32,7 +32,7 @@ def job_and_judge(folder: Path) -> tuple[Job, CpuJudge]:
     module = module_of(GEMM)
     instance = Instance(module.ops["product"], {"M": 84, "N": 192, "K": 64})
     schedule = schedule_of(instance.op, module, instance.dims, detect(), 1)
-    (space,) = spaces_of(schedule, facts_of(instance.op, detect(), 1))
+    (space,) = spaces_of(schedule, facts_of(instance, detect(), 1))
     job = Job(instance, instance.key, space, 0, op_hash(instance.op, module), schedule_hash(schedule), 1.0)
     return job, CpuJudge(module, detect(), 1, folder, 0)
 
