@@ -1,0 +1,27 @@
+"""Loops that machine code before sm_90 leaves by a call that never returns, beside calls that do."""
+
+from __future__ import annotations
+
+from tcomp.autotune.sass import Walk, functions_of
+
+LOOP = """
+.text.k:
+        /*0000*/                   MOV R1, RZ ;
+.L_x_2:
+        /*0010*/                   IADD3 R1, R1, 0x1, RZ ;
+        /*0020*/                   CALL.REL.NOINC `(.L_x_3) ;
+        /*0030*/                   ISETP.GE.U32.AND P0, PT, R1, 0x5, PT ;
+        /*0040*/               @P0 CALL.REL.NOINC `(.L_x_1) ;
+        /*0050*/                   BRA `(.L_x_2) ;
+.L_x_1:
+        /*0060*/                   EXIT ;
+.L_x_3:
+        /*0070*/                   RET.REL.NODEC R20 `(k) ;
+"""
+
+
+def test_a_call_that_never_returns_leaves_the_loop() -> None:
+    function = functions_of(LOOP)["k"]
+    way = Walk(function, {}, {}).run()
+    turns = [way.times(b, i) for b in function.blocks for i in b.instructions if i.name == "IADD3"]
+    assert not way.cut and turns == [5]
