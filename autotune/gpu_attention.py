@@ -61,9 +61,11 @@ def without_mask(text: str) -> str:
     return text.replace(" where k <= q", "")
 
 
-def attention_text(causal: bool) -> str:
-    """The library's attention, for pairs of positions up to the diagonal or for all."""
-    text = (resources.files("tcomp.models") / "ops" / "attention.tc").read_text()
+def attention_text(causal: bool, without: str = "") -> str:
+    """The library's attention, for pairs of positions up to the diagonal or for all; schedule lines that begin with
+    `without` are left out."""
+    lines = (resources.files("tcomp.models") / "ops" / "attention.tc").read_text().splitlines(keepends=True)
+    text = "".join(x for x in lines if not without or not x.strip().startswith(without))
     return text if causal else without_mask(text)
 
 
@@ -71,9 +73,12 @@ def shape_name(backward: bool, head: int, causal: bool) -> str:
     return f"{'backward' if backward else 'forward'} {'causal' if causal else 'full'}, heads of {head}"
 
 
-def predictions(backward: bool, head: int, causal: bool, cache: Path | None = None) -> list[KernelPrediction]:
-    """The kernels of the shipped schedule at that shape, predicted. UserError where they cannot be assembled."""
-    module = load_text(attention_text(causal), "ops/attention.tc")
+def predictions(
+    backward: bool, head: int, causal: bool, cache: Path | None = None, without: str = ""
+) -> list[KernelPrediction]:
+    """The kernels of the shipped schedule at that shape, predicted, lines left out that begin with `without`. UserError
+    where they cannot be assembled."""
+    module = load_text(attention_text(causal, without), "ops/attention.tc")
     op = backward_of("attention", module) if backward else module.ops["attention"]
     assert op is not None
     dims = {"B": 1, "T": TOKENS, "H": CHANNELS // head, "D": head}

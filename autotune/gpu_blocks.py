@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from tcomp.codegen.nvptx.emitter import GpuEmitter
+from tcomp.autotune.gpu_traffic import NUMBERS
 from tcomp.codegen.nvptx.grid import turns_of
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
@@ -37,7 +37,7 @@ def block_turns(kernel: Kernel, phase: tuple[Statement, ...]) -> list[float]:
     try:
         for number in range(turns.total):
             rank = number % turns.cluster
-            place = tuple(cast(int, v) for v in turns.values(_NUMBERS, number // turns.cluster, kernel.order, rank))
+            place = tuple(cast(int, v) for v in turns.values(NUMBERS, number // turns.cluster, kernel.order, rank))
             if place not in known:
                 known[place] = _turns(body, {g.variable: v for g, v in zip(nest, place, strict=True)})
             found.append(known[place])
@@ -72,16 +72,3 @@ def _turns(body: Sequence[Statement], place: Mapping[str, int]) -> float:
             n = max(0.0, -(-(stop - start) // s.step))
             total += n * max(1.0, _turns(s.body, {**place, s.variable: int(start)}))
     return total
-
-
-class _Numbers:
-    """Stands for the emitter where all is known."""
-
-    def add(self, a: int, b: int) -> int:
-        return a + b
-
-    def mul(self, a: int, b: int) -> int:
-        return a * b
-
-
-_NUMBERS = cast(GpuEmitter, _Numbers())

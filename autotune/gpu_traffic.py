@@ -126,7 +126,7 @@ class _Places:
 
     def __call__(self, block: int) -> dict[str, int]:
         number, rank = divmod(block % self.turns.total, self.size)
-        values = self.turns.values(_NUMBERS, number, self.order, rank)
+        values = self.turns.values(NUMBERS, number, self.order, rank)
         return {loop.variable: int(v) for loop, v in zip(self.turns.loops, values, strict=True)}
 
 
@@ -140,7 +140,7 @@ class _Numbers:
         return a * b
 
 
-_NUMBERS: GpuEmitter = cast(GpuEmitter, _Numbers())
+NUMBERS: GpuEmitter = cast(GpuEmitter, _Numbers())
 
 
 def _touched(kernel: Kernel, phase: tuple[Statement, ...], grid: set[str]) -> dict[str, tuple[int, set[str], bool]]:

@@ -134,7 +134,8 @@ def _function(name: str, lines: Sequence[str]) -> Function:
 def _leaves(starts: Sequence[Sequence[Instruction]], at: int | None) -> bool:
     """Whether the code from a place on ends the kernel before it returns: a call to it never comes back. Before sm_90
     a loop is left so."""
-    ends = (i.name for body in starts[at:] for i in body if i.name in ("EXIT", "RET")) if at is not None else iter(())
+    after = starts[at:] if at is not None else ()
+    ends = (i.name for body in after for i in body if i.name in ("EXIT", "RET") and not _conditional(i))
     return next(ends, "") == "EXIT"
 
 
@@ -285,19 +286,16 @@ class Walk:
         elif name in ("IADD3", "VIADD", "IADD"):
             result = sum(n) & MASK if known and ".X" not in i.opcode else None
         elif name == "IMAD" and (".WIDE" in i.opcode or ".HI" in i.opcode):
-            # (of a sum of 64 bits only the product is known: that of a division by a constant)
-            if known and ".U32" in i.opcode and ".X" not in i.opcode and len(n) == 3:
-                product = n[0] * n[1] + (n[2] << 32 if ".HI" in i.opcode else 0)
-                if ".HI" in i.opcode:
-                    result = product >> 32 & MASK
-                elif n[2] == 0 and o[-1] in ("RZ", "URZ"):
-                    return [(target, product & MASK), (_pair(target), product >> 32)]
+            # (the addend is a pair of registers: without one the product is that of a division by a constant)
+            if known and ".X" not in i.opcode and len(n) == 3 and o[-1] in ("RZ", "URZ"):
+                a, b = n[:2] if ".U32" in i.opcode else (_signed(n[0]), _signed(n[1]))
+                low, high = a * b & MASK, a * b >> 32 & MASK
+                if ".WIDE" in i.opcode:
+                    return [(target, low), (_pair(target), high)]
+                result = high
         elif name == "IMAD":
             if known and ".X" not in i.opcode:
                 result = (n[0] * n[1] + n[2]) & MASK if len(n) == 3 else None
-            elif known and ".HI" in i.opcode and ".X" not in i.opcode and len(n) == 3:
-                a, b = n[:2] if ".U32" in i.opcode else (_signed(n[0]), _signed(n[1]))
-                result = ((a * b >> 32) + n[2]) & MASK
         elif name == "LEA" and known and ".HI" not in i.opcode and len(n) == 3:
             result = ((n[0] << n[2]) + n[1]) & MASK
         elif name == "LEA" and known and ".HI" in i.opcode and ".X" not in i.opcode and len(n) >= 3:

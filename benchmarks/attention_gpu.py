@@ -1,7 +1,7 @@
 """Flash attention on an H100 as the static model predicts it, beside what was published. No GPU is needed; nothing is
 timed: every figure of ours is a prediction from assembled machine code.
 
-    python benchmarks/attention_gpu.py [--heads 128,64]
+    python benchmarks/attention_gpu.py [--heads 128,64] [--without overlap|reverse]
 
 16,384 tokens, 2,048 channels, bf16; operations counted as FlashAttention counts them. Prints each kernel with its
 registers and findings of the assembler, and for each published figure the share of its upper end that is predicted.
@@ -17,11 +17,13 @@ from tcomp.autotune.gpu_attention import FIGURES, SHAPES, predictions, rate, sha
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", default="128,64", help="head sizes, of 128 and 64")
-    heads = {int(h) for h in parser.parse_args().heads.split(",")}
+    parser.add_argument("--without", default="", metavar="WORD", help="leave out schedule lines that begin so")
+    args = parser.parse_args()
+    heads = {int(h) for h in args.heads.split(",")}
     for backward, head, causal in SHAPES:
         if head not in heads:
             continue
-        kernels = predictions(backward, head, causal)
+        kernels = predictions(backward, head, causal, without=args.without)
         ours = rate(kernels, backward, causal)
         print(f"{shape_name(backward, head, causal)}: predicted {ours:.0f} TFLOP/s")
         for k in kernels:

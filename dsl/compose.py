@@ -18,11 +18,13 @@ from dataclasses import dataclass, field, replace
 from tcomp.dsl.ast import (
     Access,
     Call,
+    DType,
     Equation,
     Expr,
     Module,
     Name,
     Op,
+    Operand,
     Reduction,
     Span,
     Target,
@@ -31,6 +33,8 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import did_you_mean
+from tcomp.dsl.infer import dimensions
+from tcomp.dsl.printer import print_expression
 
 
 def compose(op: Op, module: Module) -> Op:
@@ -116,6 +120,7 @@ class _Composed:
             if name not in self.taken:
                 hint = did_you_mean(name, sorted(self.taken), "tensor")
                 raise TcError(f"unknown tensor '{name}'", a.span, hint=hint)
+            self._refuse_types(p, name, a.span, callee)
             yield p.name, name
 
     def _results(self, q: Equation, callee: Op) -> dict[str, str]:
@@ -127,13 +132,16 @@ class _Composed:
             if t.subscripts or t.dtype:
                 hint = f"write `{t.name} = {callee.name}(...)`"
                 raise TcError("the result of an op is a whole tensor, without subscripts or type", t.span, hint=hint)
+        for o, t in zip(callee.outputs, q.targets, strict=True):
+            self._refuse_types(o, t.name, t.span, callee)
         return {o.name: o.name if t.name == "_" else t.name for o, t in zip(callee.outputs, q.targets, strict=True)}
 
     def _dims(self, call: Call, callee: Op) -> dict[str, Expr]:
-        """What the callee's dimensions are here, by the shapes of the operands that are passed on."""
+        """What the callee's dimensions are here, by the shapes of the operands that are passed on. (A temporary's shape
+        is not known before the equations are: it gives no dimension.)"""
+        passed = [(p, a, self.op.operand(_plain(a) or "")) for p, a in zip(callee.params, call.args, strict=True)]
         found: dict[str, Expr] = {}
-        for p, a in zip(callee.params, call.args, strict=True):
-            own = self.op.operand(_plain(a) or "")
+        for p, a, own in passed:
             if own is None:
                 continue
             if len(own.shape) != len(p.shape):
@@ -143,7 +151,29 @@ class _Composed:
                 if isinstance(dim, Name) and found.setdefault(dim.id, extent) != extent:
                     message = f"dimension '{dim.id}' of op '{callee.name}' has two extents here"
                     raise TcError(message, a.span, hint="the operands' shapes must agree")
+        for name in dimensions(callee):
+            if name not in found:
+                message = f"nothing passed to op '{callee.name}' says what its dimension '{name}' is"
+                hint = f"pass an operand of '{self.op.name}' for one with '{name}' in its shape: a temporary gives none"
+                raise TcError(message, call.span, hint=hint)
+        rename = _Rename({}, found, call.span)
+        for p, a, own in passed:
+            for dim, extent in zip(p.shape, own.shape if own else (), strict=False):
+                if rename.expr(dim) != extent:
+                    wanted, here = print_expression(dim), print_expression(extent)
+                    message = f"operand '{p.name}' of op '{callee.name}' is of extent {wanted}, '{_plain(a)}' of {here}"
+                    raise TcError(message, a.span, hint="pass a tensor of that shape")
         return found
+
+    def _refuse_types(self, theirs: Operand, name: str, span: Span, callee: Op) -> None:
+        """TcError where a declared operand's elements are not of the callee's type. `real` is any float's."""
+        own = self.op.operand(name)
+        if own is None or own.dtype == theirs.dtype:
+            return
+        if DType.REAL in (own.dtype, theirs.dtype) and own.dtype.is_float and theirs.dtype.is_float:
+            return
+        message = f"'{theirs.name}' of op '{callee.name}' has elements of type {theirs.dtype}, '{name}' of {own.dtype}"
+        raise TcError(message, span, hint="declare them alike, or convert in an equation of its own")
 
 
 def _plain(e: Expr) -> str | None:

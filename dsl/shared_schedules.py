@@ -61,6 +61,10 @@ class _Fit:
         base = tensor.partition(".")[0]
         return base not in self.own.tensors and (self.derived or any(base in o.tensors for o in self.others))
 
+    def foreign_read(self, tensor: str) -> bool:
+        """A tensor that only others of the ops are known to have (what is read may also be a `weight`)."""
+        return tensor not in self.own.tensors and any(tensor in o.tensors for o in self.others)
+
     def foreign_loop(self, loop: str) -> bool:
         return loop not in self.own.loops and (self.derived or any(loop in o.loops for o in self.others))
 
@@ -103,9 +107,13 @@ class _Fit:
                 names = self.tensors(names)
                 return replace(d, names=names) if names and not self.foreign_loop(over) else None
             case ast.Cast(what):
-                return None if self.foreign(what) else d
-            case ast.Flag("inline", args):
+                tensor, _, read = what.partition(".")
+                return None if self.foreign(tensor) or self.foreign_read(read) else d
+            case ast.Flag("reverse", args):
+                args = tuple(a for a in args if not (isinstance(a, ast.Name) and self.foreign_loop(a.id)))
+                return replace(d, args=args) if args or not d.args else None
+            case ast.Flag("inline" | "overlap", args):
                 args = tuple(a for a in args if not (isinstance(a, ast.Name) and self.foreign(a.id)))
-                return replace(d, args=args) if args else None
+                return replace(d, args=args) if args or not d.args else None
             case _:
                 return d

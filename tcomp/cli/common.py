@@ -165,15 +165,18 @@ def build_step(
     sizes = {"B": batch, "T": length, **(extra or {})}
     if module is not None:
         return _build_step(file, module, config, sizes, device, path, limit, options)[0]
-    from tcomp.cli.kept_steps import KeptStep, keep_step, load_step, step_key
+    from tcomp.cli.kept_steps import KeptStep, StepKey, keep_step, load_step, step_key
 
-    key = step_key(found, path, config=config, sizes=sizes, budget=limit if memory else None, **options)
+    def key_now() -> StepKey | None:
+        return step_key(found, path, config=config, sizes=sizes, budget=limit if memory else None, **options)
+
+    key = key_now()
     kept = load_step(key) if key is not None else None
     if kept is not None and (limit is None or kept.step.memory_bytes(device.threads) <= limit):
         return Built(kept.model, kept.step, device, path, kept.tuned)
     module = load_module(file, precision)
     built, warned = _build_step(file, module, config, sizes, device, path, limit, options)
-    if key is not None and not warned:
+    if key is not None and not warned and key_now() == key:  # what was read did not change in between
         keep_step(key, module, KeptStep(built.step, built.name, built.tuned))
     return built
 

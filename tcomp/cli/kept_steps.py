@@ -87,8 +87,8 @@ class _Unpickler(pickle.Unpickler):
         if module.partition(".")[0] != "tcomp" or "." in name:
             raise pickle.UnpicklingError(f"{module}.{name} is no part of a step")
         found = super().find_class(module, name)
-        if not isinstance(found, type):
-            raise pickle.UnpicklingError(f"{module}.{name} is no class")
+        if not isinstance(found, type) or found.__module__ != module:  # another library's, imported there
+            raise pickle.UnpicklingError(f"{module}.{name} is no class of tcomp")
         return found
 
 

@@ -227,14 +227,19 @@ class Resolver:
             {n: d for d in directives if isinstance(d, Use) and d.instruction != "fma" for n in d.names},
             casts_in(directives, self.storage),
             launch_flags(directives, self.facts | values, self.text),
-            {
-                a.id: a.span
-                for d in directives
-                if isinstance(d, Flag) and d.name == "overlap"
-                for a in d.args
-                if isinstance(a, Name)
-            },
+            self._overlapping(directives),
         )
+
+    def _overlapping(self, directives: tuple[Directive, ...]) -> dict[str, Span]:
+        """The products that `overlap` lines name, and where."""
+        named: dict[str, Span] = {}
+        for d in directives:
+            if isinstance(d, Flag) and d.name == "overlap":
+                own = {a.id: a.span for a in d.args if isinstance(a, Name)}
+                if not own or len(own) < len(d.args):
+                    raise self.error("`overlap` takes the products to overlap", d.span, "write: overlap o")
+                named |= own
+        return named
 
     def _tuned(self, directives: tuple[Directive, ...], outputs: tuple[str, ...]) -> dict[str, int | float]:
         """Parameter values; of several kernels' equally named ones, `dX.KC` chooses the one of kernel dX."""

@@ -22,9 +22,7 @@ nvdisasm = pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdis
 
 def forward(without: str = "", tokens: int = 4096) -> Kernel:
     """Attention's kernel, the schedule lines that begin so left out."""
-    lines = attention_text(True).splitlines(keepends=True)
-    text = "".join(x for x in lines if not without or not x.strip().startswith(without))
-    module = load_text(text, "attention.tc")
+    module = load_text(attention_text(True, without), "attention.tc")
     (kernel,) = lower(
         bound(module.ops["attention"], DType.BF16), module, {"B": 1, "T": tokens, "H": 8, "D": 128}, H100
     ).kernels

@@ -16,6 +16,7 @@ LOOP = """
 .L_x_1:
         /*0060*/                   EXIT ;
 .L_x_3:
+        /*0068*/               @P0 EXIT ;
         /*0070*/                   RET.REL.NODEC R20 `(k) ;
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import tcomp.model.build
 from tcomp.cli import common, kept_steps
+from tcomp.cli.kept_steps import _Unpickler
 from tcomp.codegen.cpu.compile import kernel_key
 from tcomp.dsl.files import source_texts
 from tcomp.dsl.load import library, load_sources
@@ -158,6 +160,28 @@ def test_a_damaged_entry_is_built_again(
 class Foreign:
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize("name", ["tcomp.cli.kept_steps\nPath", "tcomp.runtime.cpu.prefault\nThread", "pathlib\nPath"])
+def test_an_entry_makes_classes_of_tcomp_only(name: str) -> None:
+    with pytest.raises(pickle.UnpicklingError, match=r"no (class of tcomp|part of a step)"):
+        _Unpickler(io.BytesIO(f"c{name}\n.".encode())).load()
+
+
+def test_a_step_whose_text_changes_while_it_is_built_is_not_kept(
+    built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = common.load_module
+
+    def load_changed(*args: Any) -> Any:
+        Path(PARTS).write_text(HALF.replace("0.5", "0.25"))
+        return original(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(common, "load_module", load_changed)
+        changed = step()
+    Path(PARTS).write_text(HALF)
+    assert step().step != changed.step and len(built) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(built: list[str], tmp_path: Path) -> None:

@@ -69,9 +69,9 @@ def test_calls_nest_and_a_result_that_is_not_read_keeps_its_own_name() -> None:
 def test_messages_about_another_files_equations_point_at_the_call() -> None:
     text = """import ops.fp8
 
-op f(X: f32[M, K], W: f32[N, K], h: f32[H]) -> Y: f32[M, N]:
+op f(X: f32[M, K], W: f32[N, K], h: f32[H]) -> Y: f32[M, K]:
   t[m] = sum k: X[m, k]
-  Y, a, b = product_fp8(t, W, h, h)
+  Y, a, b, c, d = product_fp8_gradients(X, W, t, h, h, h)
 """
     with pytest.raises(TcError, match="'t' has 1 axis") as caught:
         load_text(text, "f.tc")
@@ -139,6 +139,20 @@ schedule g on gpu:
     want = load_text(alone)
     for op in ("f", "g"):
         assert directives(module, op, "gpu") == directives(want, op, "gpu")
+
+
+def test_flags_name_what_each_op_has() -> None:
+    text = """
+schedule f, g on gpu:
+  inline P
+  overlap P
+  reverse k
+  cast Y.P to bf16
+"""
+    module = load_text(OPS + text)
+    alone = "\n".join(text.splitlines()[2:])
+    assert directives(module, "f", "gpu").strip() == "schedule f on gpu:"
+    assert directives(module, "g", "gpu").strip() == f"schedule g on gpu:\n{alone}"
 
 
 def test_like_takes_the_other_kernels_with_the_lines_that_hold_for_them() -> None:

@@ -147,7 +147,7 @@ def exp(m: Math, x: IrValue) -> IrValue:
 
 
 def _exp32(m: Math, x: IrValue) -> IrValue:
-    """17 instructions beside the constants' loads: the rounding constant is added in the multiplication that it rounds,
+    """18 instructions beside the constants' loads: the rounding constant is added in the multiplication that it rounds,
     and carries the bias of both factors' exponents, which are then shifts of its bits."""
     b = m.b
     x = m.at_least(m.at_most(x, 89.0), -105.0)

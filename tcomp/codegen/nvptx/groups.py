@@ -13,11 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 
-from llvmlite import ir
-
-from tcomp.codegen.cpu.types import F32, IrValue
+from tcomp.codegen.cpu.types import IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
-from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator
+from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator, wait_groups
 
 
 @dataclass(frozen=True)
@@ -111,19 +109,11 @@ class Groups:
 
     def _await(self, count: int) -> None:
         """Wait for the `count` oldest groups; whoever reads their accumulators reads them after that."""
-        em = self.em
         done, self.pending = self.pending[:count], self.pending[count:]
-        text = f"wgmma.wait_group.sync.aligned {len(self.pending)};"
+        pending: int | None = len(self.pending)
         for g in done:
-            with em.frame():
-                b = em.here()
-                old = [b.load(s, typ=F32) for s in g.slots]
-                constraints = ["=f"] * len(old) + [str(i) for i in range(len(old))] + ["~{memory}"]
-                found = em.asm(text, ir.LiteralStructType([F32] * len(old)), ",".join(constraints), old, effect=True)
-                found.attributes.add("convergent")
-                for i, slot in enumerate(g.slots):
-                    b.store(b.extract_value(found, i), slot)
-            text = ""
+            wait_groups(self.em, pending, g.slots)
+            pending = None  # one wait is for all
         if any(g.late for g in done) and not any(g.late for g in self.pending):
             self.caught_up()
 

@@ -98,6 +98,7 @@ class TensorPipe:
         em.loop(em.add(self.start, self.loop.step), self.stop, self.loop.step, [], self._turn)
         em.here()
         self.phase.groups.before(None)
+        self.phase.groups.caught_up = lambda: None
 
     def _running(self) -> WarpgroupGenerator | None:
         """The sum by wgmma that ends a turn of several products, which goes on while the next turn starts."""

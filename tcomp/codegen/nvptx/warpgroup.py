@@ -11,7 +11,7 @@ group of the turn before, so that the tensor cores find the next one waiting; th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 
@@ -29,6 +29,21 @@ Hold = Callable[[Callable[[], None]], bool]
 """Asks the pipe loop around to keep a turn's tiles for one turn more, and to call this after it; False if it cannot."""
 ROWS = 64
 """of one instruction"""
+
+
+def wait_groups(em: GpuEmitter, pending: int | None, slots: Sequence[IrValue]) -> None:
+    """Wait until at most `pending` groups run (None: that has been done); whoever reads these accumulators reads them
+    after that."""
+    with em.frame():
+        b = em.here()
+        old = [b.load(s, typ=F32) for s in slots]
+        constraints = ["=f"] * len(old) + [str(i) for i in range(len(old))] + ["~{memory}"]
+        result = ir.LiteralStructType([F32] * len(old))
+        text = "" if pending is None else f"wgmma.wait_group.sync.aligned {pending};"
+        found = em.asm(text, result, ",".join(constraints), old, effect=True)
+        found.attributes.add("convergent")
+        for i, slot in enumerate(slots):
+            b.store(b.extract_value(found, i), slot)
 
 
 class WarpgroupGenerator:
@@ -53,7 +68,7 @@ class WarpgroupGenerator:
         """The contraction from its issue to its wait, or to that of the turn before."""
         slots = self.slots()
         ahead = self.node.accumulate and self.left is not None and self.hold is not None
-        pending = int(ahead and self.hold is not None and self.hold(lambda: self._drain(slots)))
+        pending = int(ahead and self.hold is not None and self.hold(lambda: wait_groups(self.em, 0, slots)))
         self._write(slots, self.inputs(), f" wgmma.wait_group.sync.aligned {pending};")
 
     def issue(self, inputs: list[IrValue]) -> list[IrValue]:
@@ -83,19 +98,6 @@ class WarpgroupGenerator:
             result = ir.LiteralStructType([F32] * len(slots))
             found = em.asm(text, result, ",".join(constraints), [*old, *inputs], effect=True)
             found.attributes.add("convergent")
-            for i, slot in enumerate(slots):
-                b.store(b.extract_value(found, i), slot)
-
-    def _drain(self, slots: list[IrValue]) -> None:
-        """Wait for all groups; whoever reads the accumulators reads them after that."""
-        em = self.em
-        with em.frame():
-            b = em.here()
-            old = [b.load(s, typ=F32) for s in slots]
-            constraints = ["=f"] * len(slots) + [str(i) for i in range(len(slots))] + ["~{memory}"]
-            result = ir.LiteralStructType([F32] * len(slots))
-            text = "wgmma.wait_group.sync.aligned 0;"
-            found = em.asm(text, result, ",".join(constraints), old, effect=True)
             for i, slot in enumerate(slots):
                 b.store(b.extract_value(found, i), slot)
 

@@ -106,6 +106,8 @@ def test_blocks_in_reverse() -> None:
         ("overlap t", "pipe(64, 2)", "tma", "'t' is not a matrix product of this kernel"),
         ("overlap Y", "pipe(64, 1)", "tma", "it is not in a pipe loop of tensor copies"),
         ("overlap Y", "pipe(64, 2)", "cp.async swizzle", "it is not in a pipe loop of tensor copies"),
+        ("overlap", "pipe(64, 2)", "tma", "`overlap` takes the products to overlap"),
+        ("overlap 3", "pipe(64, 2)", "tma", "`overlap` takes the products to overlap"),
         ("reverse n", "pipe(64, 2)", "tma", "loop 'n' is not divided among blocks"),
         ("reverse", "pipe(64, 2)", "tma", "`reverse` takes the loops to reverse"),
     ],
