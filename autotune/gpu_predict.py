@@ -6,6 +6,7 @@ guess.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,8 @@ class KernelPrediction:
     name: str
     launches: tuple[Prediction, ...]
     assembled: Assembled
+    counted: bool = True
+    """False where the time would need more than the matrix units' peak rate: then a loop's turns were misread"""
 
     @property
     def seconds(self) -> float:
@@ -50,7 +53,18 @@ def predict_kernel(kernel: Kernel, machine: GpuMachine, cache: Path | None = Non
     code: GpuKernel = compile_all({kernel.name: kernel}, machine, cache)[kernel.name]
     assembled = assemble(code.ptx, machine.target, cache)
     functions = functions_of(disassemble(assembled.cubin))
-    return KernelPrediction(kernel.name, tuple(_launches(kernel, code, assembled, functions, machine)), assembled)
+    launches = tuple(_launches(kernel, code, assembled, functions, machine))
+    counted = kernel.flops <= _peak(kernel, machine) * sum(p.seconds for p in launches)
+    if not counted:
+        note = "not to be believed: faster than the GPU can be, so a loop was not counted to its end"
+        launches = tuple(replace(p, notes=(*p.notes, note)) for p in launches)
+    return KernelPrediction(kernel.name, launches, assembled, counted)
+
+
+def _peak(kernel: Kernel, machine: GpuMachine) -> float:
+    """The greatest rate in FLOP/s at which the machine multiplies values of the kernel's types."""
+    rates = (machine.tensor_rate(b.dtype.value) for b in kernel.operands + kernel.tiles)
+    return max((r for r in rates if r), default=machine.tensor_rate("tf32") or math.inf)
 
 
 def _launches(

@@ -58,6 +58,8 @@ class GpuJudge:
         findings = [m for k in found for m in k.assembled.findings]
         if findings:
             return Verdict(None, 0.0, "spill", findings[0].text)
+        if not all(k.counted for k in found):
+            return Verdict(None, 0.0, "illegal", "the static model cannot count its loops: faster than the GPU can be")
         seconds = sum(k.seconds for k in found)
         longest = max(found, key=lambda k: k.seconds)
         default = sum(k.seconds for k in self._predictions(job.instance, Choice())) if schedule else job.seconds

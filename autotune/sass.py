@@ -244,6 +244,14 @@ class Walk:
             return None
         return (-value if change == "-" else ~value if change == "~" else value) & MASK
 
+    def _packed_predicates(self, i: Instruction) -> Value:
+        """P2R R0, PR, R1, 0x3: P0 and P1 as the lowest bits, the others those of R1."""
+        rest, mask = self._operand(i.operands[2]), self._operand(i.operands[3])
+        bits = [self._predicate(p) for p in _packed(i)]
+        if rest is None or mask is None or None in bits:
+            return None
+        return rest & ~mask & MASK | sum(bool(bit) << int(p[1:]) for p, bit in zip(_packed(i), bits, strict=True))
+
     def _execute(self, i: Instruction) -> None:
         guard = self._predicate(i.guard[1:]) if i.guard else True
         if guard is False:
@@ -268,6 +276,8 @@ class Walk:
             return self._compare(i)
         if name == "PLOP3":
             return self._combine(o)
+        if i.opcode == "P2R":
+            return [(o[0], self._packed_predicates(i))]
         target = o[0].removesuffix(".64")
         v = [self._operand(x) for x in o[1:] if not _is_predicate(x)]
         known = all(x is not None for x in v)
@@ -451,7 +461,7 @@ def _logic(a: Value, b: Value, c: Value, table: int) -> Value:
 
 EVALUATED = {
     "MOV", "IMAD", "IADD3", "VIADD", "IADD", "LEA", "SHF", "SHL", "SHR", "LOP3", "SEL", "IMNMX", "VIMNMX", "SGXT",
-    "S2R", "S2UR", "CS2R", "LDC", "ISETP", "PLOP3", "R2UR", "HFMA2",
+    "S2R", "S2UR", "CS2R", "LDC", "ISETP", "PLOP3", "R2UR", "HFMA2", "P2R",
 }  # fmt: skip
 """Instructions whose results `Walk` works out (their uniform forms too); what others give is unknown."""
 
@@ -547,7 +557,15 @@ def _sources(i: Instruction) -> tuple[str, ...]:
         return i.operands[2:]
     if plain(i) in ("IADD3", "LEA", "LOP3", "IMAD"):  # those between are carries out
         return tuple(o for n, o in enumerate(i.operands) if n > 2 or (n and not _is_predicate(o)))
+    if i.opcode == "P2R":
+        return (*_packed(i), *i.operands[2:])
     return i.operands[1:]
+
+
+def _packed(i: Instruction) -> tuple[str, ...]:
+    """The predicates that P2R packs into a register, by its mask."""
+    mask = int(i.operands[3], 0) if i.operands[3].startswith("0x") else 0
+    return tuple(f"P{n}" for n in range(7) if mask >> n & 1)
 
 
 @cache

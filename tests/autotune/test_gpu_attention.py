@@ -66,3 +66,11 @@ def test_predictions_beside_published_figures(f: Figure) -> None:
     kernels = predictions(f.backward, f.head, f.causal)
     assert not any(k.assembled.findings for k in kernels)
     assert rate(kernels, f.backward, f.causal) > (0.83 if f.backward else 0.9) * f.high
+
+
+@nvdisasm
+def test_a_time_that_no_gpu_could_reach_is_said_to_be_miscounted() -> None:
+    kernel = forward()
+    assert predict_kernel(kernel, H100).counted
+    beyond = predict_kernel(replace(kernel, flops=1 << 60), H100)
+    assert not beyond.counted and "not to be believed" in beyond.launches[0].notes[-1]

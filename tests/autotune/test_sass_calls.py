@@ -1,4 +1,5 @@
-"""Loops that machine code before sm_90 leaves by a call that never returns, beside calls that do."""
+"""Loops that machine code before sm_90 leaves by a call that never returns, beside calls that do; a predicate that is
+kept in a register."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ LOOP = """
         /*0010*/                   IADD3 R1, R1, 0x1, RZ ;
         /*0020*/                   CALL.REL.NOINC `(.L_x_3) ;
         /*0030*/                   ISETP.GE.U32.AND P0, PT, R1, 0x5, PT ;
-        /*0040*/               @P0 CALL.REL.NOINC `(.L_x_1) ;
+        /*0034*/                   P2R R127, PR, RZ, 0x1 ;
+        /*0038*/                   ISETP.NE.AND P2, PT, R127, RZ, PT ;
+        /*0040*/               @P2 CALL.REL.NOINC `(.L_x_1) ;
         /*0050*/                   BRA `(.L_x_2) ;
 .L_x_1:
         /*0060*/                   EXIT ;
