@@ -16,10 +16,10 @@ MODELS = Path(__file__).resolve().parents[2] / "models"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", sorted(MODELS.glob("*.lock")), ids=lambda p: p.name)
-def test_a_shipped_lockfile_holds(path: Path) -> None:
-    model, machine, _ = path.name.split(".")
-    lock = read_lock(path)
+@pytest.mark.parametrize("machine", ["h100", "a100", "rtx4090"])
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_a_shipped_lockfile_holds(model: str, machine: str) -> None:
+    lock = read_lock(MODELS / f"{model}.{machine}.lock")
     assert (lock.model, lock.machine) == (model, machine) and lock.steps and lock.entries
     assert all(e.basis == "predicted" for e in lock.entries.values()), "nothing was measured on these"
     module = load(MODELS / f"{model}.tc")
