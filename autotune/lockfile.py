@@ -108,22 +108,22 @@ def lock_text(lock: Lock) -> str:
     return "\n".join(lines) + "\n"
 
 
+_REMEDY = "name a file that `tcomp tune` wrote; one that is damaged can be removed and tuned again"
+
+
 def read_lock(path: Path) -> Lock:
     """The lock in a file. UserError when it cannot be read, is no lockfile, or is of another format."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not a lockfile: {e}", f"restore it, or remove it and tune again: rm {path}") from e
+        raise UserError(f"{path}: not a lockfile: {e}", _REMEDY) from e
     except OSError as e:
         raise UserError(f"{path}: cannot read the lockfile: {e.strerror or e}") from e
     try:
         return _lock(data)
     except (KeyError, TypeError, ValueError) as e:
         reason = f"'{e.args[0]}' is missing" if isinstance(e, KeyError) else str(e)
-        raise UserError(
-            f"{path}: not a lockfile that this tcomp reads: {reason}",
-            f"restore it, or remove it and tune again: rm {path}",
-        ) from e
+        raise UserError(f"{path}: not a lockfile that this tcomp reads: {reason}", _REMEDY) from e
 
 
 def _lock(data: dict[str, Any]) -> Lock:

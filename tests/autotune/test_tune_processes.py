@@ -97,7 +97,7 @@ def test_a_build_uses_the_lockfile_and_says_what_is_stale(tcomp: Tcomp, tmp_path
     assert "no lockfile" in tcomp("build", "gpt2", *TINY, "--lock", "none").out
     refused(tcomp("build", "gpt2", *TINY, "--lock", "absent.lock"), "absent.lock", "cannot read the lockfile")
     lock.write_text("format = 1\n[")
-    refused(tcomp("build", "gpt2", *TINY), "not a lockfile", "rm ")
+    refused(tcomp("build", "gpt2", *TINY), "not a lockfile", "tune again")
     refused(tcomp("tune", "--check"), "not a lockfile")
 
 
