@@ -108,7 +108,7 @@ def lock_text(lock: Lock) -> str:
     return "\n".join(lines) + "\n"
 
 
-_REMEDY = "name a file that `tcomp tune` wrote; one that is damaged can be removed and tuned again"
+_REMEDY = "name a file that `tcomp tune` wrote; if it is one that was damaged, remove it and tune again"
 
 
 def read_lock(path: Path) -> Lock:
