@@ -1,10 +1,12 @@
-"""Predicted and measured in one lockfile: a prediction is a proposal to who measures, and never overrules a measurement."""
+"""Predicted and measured in one lockfile: a prediction is a proposal to who measures, and overrules no measurement."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import optuna
 
 from tcomp.autotune.contest import certain
 from tcomp.autotune.instances import Instance
@@ -59,7 +61,7 @@ def searched(folder: Path, judge: Told, lock: str = "") -> tuple[str, Entry]:
     search = search_on(folder, Plan(SHAPE, trials=16, ops=("attention",)))
     if lock:
         search.lock.write_text(lock)
-    search.judge = judge
+    search.judge, search.trials = judge, optuna.storages.InMemoryStorage()
     search.run()
     (entry,) = read_lock(search.lock).entries.values()
     return search.lock.read_text(), entry
