@@ -7,6 +7,7 @@ Each entry takes a pointer per operand, where blocks share tiles a pointer to th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from llvmlite import ir
 
@@ -34,6 +35,7 @@ from tcomp.codegen.nvptx.tensor_pipe import TensorPipe, TensorTile
 from tcomp.dsl.ast import Access, Call, Num
 from tcomp.instructions.matching import Match
 from tcomp.ir.multicast import cluster_of, shared_packs
+from tcomp.ir.pairs import SECOND, paired
 from tcomp.ir.tile import (
     Buffer,
     Compute,
@@ -131,6 +133,9 @@ class PhaseGenerator:
                 self._fragment(t)
             if t.name in used and t.scope is Scope.SCRATCH:
                 raise Unsupported(f"tile '{t.name}' is in a CPU core's scratch memory", self.kernel.span)
+        for s in statements_in(phase):
+            if isinstance(s, Loop) and (product := paired(s)) is not None:
+                self._second(product.target.tensor)
         self._start_rings(phase)
         path: tuple[int, ...] = ()
         nest: list[Loop] = []
@@ -348,43 +353,54 @@ class PhaseGenerator:
             b.store(ir.Constant(kind, 0), slot)
         self.scope.fragments[t.name] = slots
 
+    def _second(self, name: str) -> None:
+        """The second of two register tiles that products of a pair of turns fill."""
+        tile = replace(self.scope.buffers[name], name=name + SECOND)
+        self.scope.buffers[tile.name] = tile
+        self._fragment(tile)
+        for known in ("bounded", "zeroed"):
+            names: frozenset[str] = getattr(self.scope, known)
+            setattr(self.scope, known, names | {tile.name} if name in names else names)
+
     # ------------------------------------------------------------------------------------- statements
 
-    def statements(self, body: Sequence[Statement], path: tuple[int, ...], skip: int = 0) -> None:
-        """Emit statements of a body, from number `skip` on."""
-        for i, s in enumerate(body):
-            if i < skip:
-                continue
-            at = (*path, i)
-            if self.role == "producer" and not any(True for _ in rings_of((s,))):
-                continue
-            if isinstance(s, Compute) and s.target.tensor in self.delivered:
-                self._before_delivery()
-            barrier = at in self.sync.barriers and self.role != "producer"
-            self.groups.before(touched(s, self.scope) if isinstance(s, Compute) and not barrier else None)
-            if barrier:
-                if at in self.sync.awaits:
-                    self.await_copies(0)
-                self.em.barrier()
-            match s:
-                case Compute():
-                    alone = self.pipe is not None and body is self.pipe.loop.body and len(body) == skip + 1
-                    self._compute(s, self.pipe.hold if alone and self.pipe else None)
-                case Pack() if s.by == "tma":
-                    self.tensor_tiles[id(s)].fill()
-                case Pack():
-                    PackGenerator(self.em, self.scope, s).generate()
-                    if s.by == "cp.async":
-                        self.commit()
-                case Unpack():
-                    self._unpack(s)
-                case Loop():
-                    self._loop(s, at)
-        own = self.pipe is not None and body is self.pipe.loop.body
-        self.groups.end(keep=int(own and self.pipe is not None and self.pipe.running is not None))
+    def statements(self, body: Sequence[Statement], path: tuple[int, ...], skip: int = 0, running: int = 0) -> None:
+        """Emit statements of a body, from number `skip` on. So many of the newest asynchronous products go on after
+        them."""
+        for i in range(skip, len(body)):
+            self.statement(body, path, i, skip)
+        self.groups.end(running)
         for s in body[skip:]:
             if isinstance(s, Pack) and s.by == "tma":
                 self.tensor_tiles[id(s)].release()
+
+    def statement(self, body: Sequence[Statement], path: tuple[int, ...], i: int, skip: int) -> None:
+        """Emit one statement of a body whose first `skip` are not emitted."""
+        s, at = body[i], (*path, i)
+        if self.role == "producer" and not any(True for _ in rings_of((s,))):
+            return
+        if isinstance(s, Compute) and s.target.tensor in self.delivered:
+            self._before_delivery()
+        barrier = at in self.sync.barriers and self.role != "producer"
+        self.groups.before(touched(s, self.scope) if isinstance(s, Compute) and not barrier else None)
+        if barrier:
+            if at in self.sync.awaits:
+                self.await_copies(0)
+            self.em.barrier()
+        match s:
+            case Compute():
+                alone = self.pipe is not None and body is self.pipe.loop.body and len(body) == skip + 1
+                self._compute(s, self.pipe.hold if alone and self.pipe else None)
+            case Pack() if s.by == "tma":
+                self.tensor_tiles[id(s)].fill()
+            case Pack():
+                PackGenerator(self.em, self.scope, s).generate()
+                if s.by == "cp.async":
+                    self.commit()
+            case Unpack():
+                self._unpack(s)
+            case Loop():
+                self._loop(s, at)
 
     def _loop(self, loop: Loop, path: tuple[int, ...]) -> None:
         if loop.level not in ("seq", "pipe"):
@@ -474,9 +490,11 @@ def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
 
 
 def touched(s: Compute, scope: GpuScope) -> set[str]:
-    """Buffers that must be at rest when the Compute begins. One by wgmma may add to what a group before it adds to."""
+    """Buffers that must be at rest when the Compute begins: what it writes, and register tiles that it reads (of shared
+    ones there may be any number of readers). One by wgmma may add to what a group before it adds to."""
     adds = s.accumulate and s.instruction and matched(s, scope).instruction.threads == 128
-    return {a.tensor for a in accesses_of(s) if not (adds and a == s.target)}
+    read = {a.tensor for a in accesses_of(s) if a != s.target and scope.buffers[a.tensor].scope is Scope.REGISTERS}
+    return read if adds else {s.target.tensor, *read}
 
 
 def asynchronous(phase: Sequence[Statement], scope: GpuScope) -> Iterator[Match]:
