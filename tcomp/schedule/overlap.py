@@ -59,8 +59,10 @@ def _fault(c: Compute, loop: Loop, buffers: dict[str, Buffer], target: str) -> t
     shared = {a.tensor for a in accesses_in(c.value) if buffers[a.tensor].scope is Scope.SHARED}
     for name in sorted(shared & ({s.target.tensor for s in own} | {n for n, by in packs.items() if by != "tma"})):
         return f"the turn's own statements write its operand '{name}'", "stage it by tma, or leave the line out"
-    if paired(loop) is c:
-        return None
+    if paired(loop) is c:  # (no barrier comes between the turns of a pair)
+        kept = next((s for s in own if buffers[s.target.tensor].scope is Scope.SHARED), None)
+        remedy = "let every equation that meets it divide it in the same way, or leave the line out"
+        return (f"'{kept.target.tensor}' goes through shared memory in the same turn", remedy) if kept else None
     for s in loop.body[loop.body.index(c) + 1 :]:
         if isinstance(s, Loop) or (isinstance(s, Compute) and c.target.tensor in tensors(s)):
             return "a later statement of the turn needs its result", "leave the line out"

@@ -52,11 +52,7 @@ class Groups:
         self._start(generator, generator.inputs())
 
     def postpone(self, generator: WarpgroupGenerator) -> None:
-        """Keep a contraction's operands for the next turn, which issues it. Their registers may be in use by the one of
-        the turn before."""
-        running = [i for i, g in enumerate(self.pending) if g.target == generator.node.target.tensor]
-        if running:
-            self._await(running[-1] + 1)
+        """Keep a contraction's operands for the next turn, which issues it."""
         if any(p.generator.node is generator.node for p in self.postponed):
             self.issue_postponed()
         inputs = generator.inputs()

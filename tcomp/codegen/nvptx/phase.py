@@ -214,7 +214,7 @@ class PhaseGenerator:
         address = self.map_address(s.reversed)
         self.leader(lambda: deliver(em, self.scope, s, address))
 
-    def _compute(self, s: Compute, hold: Callable[[Callable[[], None]], bool] | None) -> None:
+    def compute(self, s: Compute, hold: Callable[[Callable[[], None]], bool] | None = None) -> None:
         """One Compute; not in a block that only makes its cluster whole. `hold` is the pipe's, where the Compute is all
         that its turns do."""
 
@@ -367,40 +367,38 @@ class PhaseGenerator:
     def statements(self, body: Sequence[Statement], path: tuple[int, ...], skip: int = 0, running: int = 0) -> None:
         """Emit statements of a body, from number `skip` on. So many of the newest asynchronous products go on after
         them."""
-        for i in range(skip, len(body)):
-            self.statement(body, path, i, skip)
+        for i, s in enumerate(body):
+            if i < skip:
+                continue
+            at = (*path, i)
+            if self.role == "producer" and not any(True for _ in rings_of((s,))):
+                continue
+            if isinstance(s, Compute) and s.target.tensor in self.delivered:
+                self._before_delivery()
+            barrier = at in self.sync.barriers and self.role != "producer"
+            self.groups.before(touched(s, self.scope) if isinstance(s, Compute) and not barrier else None)
+            if barrier:
+                if at in self.sync.awaits:
+                    self.await_copies(0)
+                self.em.barrier()
+            match s:
+                case Compute():
+                    alone = self.pipe is not None and body is self.pipe.loop.body and len(body) == skip + 1
+                    self.compute(s, self.pipe.hold if alone and self.pipe else None)
+                case Pack() if s.by == "tma":
+                    self.tensor_tiles[id(s)].fill()
+                case Pack():
+                    PackGenerator(self.em, self.scope, s).generate()
+                    if s.by == "cp.async":
+                        self.commit()
+                case Unpack():
+                    self._unpack(s)
+                case Loop():
+                    self._loop(s, at)
         self.groups.end(running)
         for s in body[skip:]:
             if isinstance(s, Pack) and s.by == "tma":
                 self.tensor_tiles[id(s)].release()
-
-    def statement(self, body: Sequence[Statement], path: tuple[int, ...], i: int, skip: int) -> None:
-        """Emit one statement of a body whose first `skip` are not emitted."""
-        s, at = body[i], (*path, i)
-        if self.role == "producer" and not any(True for _ in rings_of((s,))):
-            return
-        if isinstance(s, Compute) and s.target.tensor in self.delivered:
-            self._before_delivery()
-        barrier = at in self.sync.barriers and self.role != "producer"
-        self.groups.before(touched(s, self.scope) if isinstance(s, Compute) and not barrier else None)
-        if barrier:
-            if at in self.sync.awaits:
-                self.await_copies(0)
-            self.em.barrier()
-        match s:
-            case Compute():
-                alone = self.pipe is not None and body is self.pipe.loop.body and len(body) == skip + 1
-                self._compute(s, self.pipe.hold if alone and self.pipe else None)
-            case Pack() if s.by == "tma":
-                self.tensor_tiles[id(s)].fill()
-            case Pack():
-                PackGenerator(self.em, self.scope, s).generate()
-                if s.by == "cp.async":
-                    self.commit()
-            case Unpack():
-                self._unpack(s)
-            case Loop():
-                self._loop(s, at)
 
     def _loop(self, loop: Loop, path: tuple[int, ...]) -> None:
         if loop.level not in ("seq", "pipe"):
@@ -490,11 +488,9 @@ def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
 
 
 def touched(s: Compute, scope: GpuScope) -> set[str]:
-    """Buffers that must be at rest when the Compute begins: what it writes, and register tiles that it reads (of shared
-    ones there may be any number of readers). One by wgmma may add to what a group before it adds to."""
+    """Buffers that must be at rest when the Compute begins. One by wgmma may add to what a group before it adds to."""
     adds = s.accumulate and s.instruction and matched(s, scope).instruction.threads == 128
-    read = {a.tensor for a in accesses_of(s) if a != s.target and scope.buffers[a.tensor].scope is Scope.REGISTERS}
-    return read if adds else {s.target.tensor, *read}
+    return {a.tensor for a in accesses_of(s) if not (adds and a == s.target)}
 
 
 def asynchronous(phase: Sequence[Statement], scope: GpuScope) -> Iterator[Match]:

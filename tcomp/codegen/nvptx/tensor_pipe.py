@@ -135,22 +135,24 @@ class TensorPipe:
 
     def _paired(self, product: Compute) -> None:
         """Two turns at a time, then the one that may be left."""
-        em, loop, first = self.em, self.loop, len(self.packs)
-        bodies = loop.body, of_second(loop.body, product)
+        em, loop = self.em, self.loop
+        others = of_second(loop.body, product)
+        renamed = others[len(self.packs)]
+        assert isinstance(renamed, Compute)
 
         def pair(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
             turns = []
-            for number, body in enumerate(bodies):
+            for number, own in enumerate((product, renamed)):
                 em.here()
                 turn = em.add(base, number * loop.step)
                 slot = self.ring.wait_full()
                 with em.frame(), self._at(turn, slot):
-                    self.phase.statement(body, self.path, first, first)
+                    self.phase.compute(own)
                 turns.append((turn, slot))
                 self.ring.reading.advance()
-            for body, (turn, slot) in zip(bodies, turns, strict=True):
+            for body, (turn, slot) in zip((loop.body, others), turns, strict=True):
                 with em.frame(), self._at(turn, slot):
-                    self.phase.statements(body, self.path, first + 1, running=int(body is loop.body))
+                    self.phase.statements(body, self.path, len(self.packs) + 1, running=int(body is loop.body))
                 self.ring.release(slot)
                 if self.phase.role == "all":
                     self._fill_later(turn, self.ring.stages)
@@ -172,7 +174,8 @@ class TensorPipe:
             return em.add(self.start, -(-length // step) // 2 * 2 * step)
         b = em.here()
         turns = b.sdiv(b.add(length, em.i64(step - 1)), em.i64(step))
-        return em.add(self.start, em.mul(b.and_(turns, em.i64(-2)), step))
+        some = b.icmp_signed(">", turns, em.i64(0))
+        return em.add(self.start, em.mul(b.select(some, b.and_(turns, em.i64(-2)), em.i64(0)), step))
 
     def _short(self) -> bool:
         """Is a turn one group of wgmma and nothing else? Then what the loop itself costs is worth saving."""
