@@ -21,6 +21,7 @@ from tcomp.schedule.launch_flags import check_flags
 from tcomp.schedule.overlap import check_overlap
 from tcomp.schedule.prefetch import prefetched
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LevelRules, LoopMap
+from tcomp.schedule.operand_tiles import laid_out
 from tcomp.schedule.scopes import assign_scopes
 from tcomp.schedule.stager import Stager
 from tcomp.schedule.staging import Staging
@@ -156,7 +157,7 @@ class GpuFamily:
         return default_gpu_schedule(op, equations, extents, "gpu")
 
     def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> tuple[dict[str, Buffer], Phases]:
-        return assign_scopes(tiles, phases, text), phases
+        return laid_out(assign_scopes(tiles, phases, text), phases)
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         check_tensor_copies(kernel, self.machine, text)

@@ -19,6 +19,10 @@ from tcomp.schedule.normal import expressions
 from tcomp.schedule.resolve import TileLevel
 
 
+JOINED = ".joined"
+"""behind the name of what blocks add up in memory (`adding.py`)"""
+
+
 @dataclass(eq=False)
 class Leaf:
     """One equation. `parallel` are its left-hand indices, `reduced` those it reduces over."""

@@ -31,6 +31,7 @@ from tcomp.codegen.nvptx.ring import Ring, elected
 from tcomp.codegen.nvptx.sync import Planner
 from tcomp.codegen.nvptx.tensor_copy import Share, await_deliveries, deliver, map_of
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe, TensorTile
+from tcomp.codegen.nvptx.turn_taking import TurnTaking
 from tcomp.dsl.ast import Access, Call, Num
 from tcomp.instructions.matching import Match
 from tcomp.ir.multicast import cluster_of, shared_packs
@@ -102,6 +103,7 @@ class PhaseGenerator:
         self.tensor_tiles: dict[int, TensorTile] = {}
         self.em = GpuEmitter(function, shape)
         self.groups = Groups(self.em)
+        self.turn_taking: TurnTaking | None = None
         em = self.em
         b = em.here()
         names = [o.name for o in kernel.operands]
@@ -120,6 +122,8 @@ class PhaseGenerator:
 
     def generate(self, phase: Sequence[Statement]) -> int:
         """Emit the whole entry; gives the number of blocks to launch."""
+        filled = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
+        self.ordinary = {t.name for t in self.kernel.tiles if t.scope is Scope.SHARED} - filled
         self.sync = Planner(phase, self.scope.buffers, self.em.threads, self.kernel.order.persistent).plan(phase)
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
         self.scope.zeroed = matrix_operands(phase)
@@ -132,6 +136,8 @@ class PhaseGenerator:
             if t.name in used and t.scope is Scope.SCRATCH:
                 raise Unsupported(f"tile '{t.name}' is in a CPU core's scratch memory", self.kernel.span)
         self._start_rings(phase)
+        if any(isinstance(s, Unpack) and s.turns is not None for s in statements_in(phase)):
+            self.turn_taking = TurnTaking(self.em, self.scope)
         path: tuple[int, ...] = ()
         nest: list[Loop] = []
         body: Sequence[Statement] = phase
@@ -176,7 +182,7 @@ class PhaseGenerator:
     def _finish(self) -> None:
         """A block's shared memory stays until the copy engine has read it."""
         if self.delivered and self.role != "producer":
-            self.leader(lambda: await_deliveries(self.em))
+            self.leader(self._delivered)
 
     def _turn(self, number: Int) -> None:
         """The statements of one turn of the grid loops."""
@@ -195,9 +201,15 @@ class PhaseGenerator:
         for g in self.turns.loops:
             self.unbind(g.variable)
 
+    def _delivered(self) -> None:
+        """The leader waits until its copies have left their tiles; where blocks take turns, until all is done."""
+        await_deliveries(self.em, self.turn_taking is not None)
+        if self.turn_taking is not None:
+            self.turn_taking.pass_on()
+
     def _before_delivery(self) -> None:
         """A tile is about to be written that the copy engine may still be reading."""
-        self.leader(lambda: await_deliveries(self.em))
+        self.leader(self._delivered)
         self.em.barrier()
 
     def _unpack(self, s: Unpack) -> None:
@@ -207,7 +219,17 @@ class PhaseGenerator:
         em.asm("fence.proxy.async.shared::cta;", VOID, "~{memory}", effect=True)
         em.barrier()
         address = self.map_address(s.reversed)
-        self.leader(lambda: deliver(em, self.scope, s, address))
+        taking, turns = self.turn_taking, s.turns
+        if taking is None or turns is None:
+            self.leader(lambda: deliver(em, self.scope, s, address))
+            return
+        self.leader(
+            lambda: taking.take(
+                turns,
+                lambda: deliver(em, self.scope, s, address),
+                lambda: deliver(em, self.scope, s, address, stores=turns.stores),
+            )
+        )
 
     def _compute(self, s: Compute, hold: Callable[[Callable[[], None]], bool] | None) -> None:
         """One Compute; not in a block that only makes its cluster whole. `hold` is the pipe's, where the Compute is all
@@ -361,7 +383,7 @@ class PhaseGenerator:
             if isinstance(s, Compute) and s.target.tensor in self.delivered:
                 self._before_delivery()
             barrier = at in self.sync.barriers and self.role != "producer"
-            self.groups.before(touched(s, self.scope) if isinstance(s, Compute) and not barrier else None)
+            self.groups.before(self._touched(s, barrier))
             if barrier:
                 if at in self.sync.awaits:
                     self.await_copies(0)
@@ -385,6 +407,15 @@ class PhaseGenerator:
         for s in body[skip:]:
             if isinstance(s, Pack) and s.by == "tma":
                 self.tensor_tiles[id(s)].release()
+
+    def _touched(self, s: Statement, barrier: bool) -> set[str] | None:
+        """Buffers that must be at rest before a statement; None: all. Behind a barrier other warps may write what this
+        one has read, but for tiles of the copy engine, which are released."""
+        if isinstance(s, Unpack):
+            return {s.buffer}
+        if not isinstance(s, Compute):
+            return None
+        return touched(s, self.scope) | self.ordinary if barrier else touched(s, self.scope)
 
     def _loop(self, loop: Loop, path: tuple[int, ...]) -> None:
         if loop.level not in ("seq", "pipe"):
