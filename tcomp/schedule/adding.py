@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tcomp.dsl.ast import Access, Binary, Combine, DType, Expr, Name, Num, Stage, substitute
+from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Loop, RowMajor, Scope, Statement, Swizzled, Turns, Unpack
 from tcomp.schedule.fold import fold, sub
@@ -136,9 +137,14 @@ class Adding:
 
     def _whole(self, loops: list[Loop], a: AddedSum, at: int) -> bool:
         """Does the block that begins there come to every tile?"""
-        ends = [[fold(substitute(e, {a.level.variable: Num(at)})) for e in (x.start, x.stop)] for x in loops]
-        wholes = [Num(self.extents[x.variable.rpartition(".")[0]]) for x in loops]
-        return all(e == [Num(0), whole] for e, whole in zip(ends, wholes, strict=True))
+        for x in loops:
+            try:
+                start, stop = (evaluate_dim(substitute(e, {a.level.variable: Num(at)}), {}) for e in (x.start, x.stop))
+            except TcError:
+                return False  # (they depend on other loops too)
+            if start > 0 or stop < self.extents[x.variable.rpartition(".")[0]]:
+                return False
+        return True
 
     def _error(self, a: AddedSum, why: str, hint: str) -> TcError:
         d = a.directive

@@ -99,6 +99,8 @@ class PhaseGenerator:
         self.cluster = cluster_of(kernel.cluster, phase)
         self.shared = shared_packs(phase, self.cluster, {t.name: t for t in kernel.operands + kernel.tiles})
         self.rings: dict[int, Ring] = {}
+        self.free: set[str] = set()
+        """tiles for the copy engine that the place being written knows to be free"""
         self.delivered = {s.buffer for s in statements_in(phase) if isinstance(s, Unpack)}
         self.tensor_tiles: dict[int, TensorTile] = {}
         self.em = GpuEmitter(function, shape)
@@ -207,6 +209,22 @@ class PhaseGenerator:
         if self.turn_taking is not None:
             self.turn_taking.pass_on()
 
+    def _free_tiles(self, rest: Sequence[Statement]) -> None:
+        """Before a barrier: the leader sees that tiles are free which these statements write, so that they need none of
+        their own. It waits for its turn there too: products run meanwhile."""
+        unpacks = [s for s in rest if isinstance(s, Unpack) and s.buffer not in self.free]
+        if not unpacks or not {s.buffer for s in unpacks} <= {s.target.tensor for s in rest if isinstance(s, Compute)}:
+            return
+
+        def lead() -> None:
+            self._delivered()
+            for s in unpacks:
+                if self.turn_taking is not None and s.turns is not None:
+                    self.turn_taking.wait(s.turns)
+
+        self.leader(lead)
+        self.free |= {s.buffer for s in unpacks}
+
     def _before_delivery(self) -> None:
         """A tile is about to be written that the copy engine may still be reading."""
         self.leader(self._delivered)
@@ -223,13 +241,17 @@ class PhaseGenerator:
         if taking is None or turns is None:
             self.leader(lambda: deliver(em, self.scope, s, address))
             return
-        self.leader(
-            lambda: taking.take(
+
+        def hand_over() -> None:
+            if s.buffer not in self.free:
+                taking.wait(turns)
+            taking.issue(
                 turns,
                 lambda: deliver(em, self.scope, s, address),
                 lambda: deliver(em, self.scope, s, address, stores=turns.stores),
             )
-        )
+
+        self.leader(hand_over)
 
     def _compute(self, s: Compute, hold: Callable[[Callable[[], None]], bool] | None) -> None:
         """One Compute; not in a block that only makes its cluster whole. `hold` is the pipe's, where the Compute is all
@@ -380,13 +402,14 @@ class PhaseGenerator:
             at = (*path, i)
             if self.role == "producer" and not any(True for _ in rings_of((s,))):
                 continue
-            if isinstance(s, Compute) and s.target.tensor in self.delivered:
-                self._before_delivery()
             barrier = at in self.sync.barriers and self.role != "producer"
+            if isinstance(s, Compute) and s.target.tensor in self.delivered - self.free:
+                self._before_delivery()
             self.groups.before(self._touched(s, barrier))
             if barrier:
                 if at in self.sync.awaits:
                     self.await_copies(0)
+                self._free_tiles(body[i:])
                 self.em.barrier()
             match s:
                 case Compute():
@@ -400,6 +423,7 @@ class PhaseGenerator:
                         self.commit()
                 case Unpack():
                     self._unpack(s)
+                    self.free.discard(s.buffer)
                 case Loop():
                     self._loop(s, at)
         own = self.pipe is not None and body is self.pipe.loop.body
@@ -412,7 +436,7 @@ class PhaseGenerator:
         """Buffers that must be at rest before a statement; None: all. Behind a barrier other warps may write what this
         one has read, but for tiles of the copy engine, which are released."""
         if isinstance(s, Unpack):
-            return {s.buffer}
+            return {s.buffer} | self.ordinary
         if not isinstance(s, Compute):
             return None
         return touched(s, self.scope) | self.ordinary if barrier else touched(s, self.scope)
@@ -505,9 +529,11 @@ def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
 
 
 def touched(s: Compute, scope: GpuScope) -> set[str]:
-    """Buffers that must be at rest when the Compute begins. One by wgmma may add to what a group before it adds to."""
+    """Buffers that must be at rest when the Compute begins: not those in shared memory that it only reads, as what still
+    runs only reads there too. One by wgmma may add to what a group before it adds to."""
     adds = s.accumulate and s.instruction and matched(s, scope).instruction.threads == 128
-    return {a.tensor for a in accesses_of(s) if not (adds and a == s.target)}
+    found = {a.tensor for a in accesses_of(s) if scope.buffers[a.tensor].scope is not Scope.SHARED}
+    return found - {s.target.tensor} if adds else found | {s.target.tensor}
 
 
 def asynchronous(phase: Sequence[Statement], scope: GpuScope) -> Iterator[Match]:

@@ -1,7 +1,7 @@
 """Blocks that add to one place of memory in a fixed order: each waits for its turn, and passes it on.
 
-    thread that issues the copy: wait until the word of the place is the number of the block before
-                                 fence; copy (the first stores, the others add)
+    the thread that issues the copy: wait until the word of the place is the number of the block before; fence
+                                     when the tile is filled: copy (the first stores, the others add)
     before the tile is filled again, and at the block's end: wait until the copy is done; fence; word = own number
 
 The words are zero when the kernel starts, numbers count from 1. A copy is done a turn of the loop after its issue, so
@@ -40,28 +40,34 @@ class TurnTaking:
         b.store(ir.Constant(I64, 0), self._flag)
         b.store(ir.Constant(I32, 0), self._number)
 
-    def take(self, turns: Turns, add: Callable[[], None], store: Callable[[], None]) -> None:
-        """Wait for the block before, and issue the copy."""
+    def wait(self, turns: Turns) -> None:
+        """Wait for the block before."""
         em = self.em
         at, number = self._value(turns.flag.subscripts[0]), self._value(turns.number)
         b = em.here()
         flag = b.gep(self.scope.roots[turns.flag.tensor], [at], source_etype=I32)
         b.store(b.ptrtoint(flag, I64), self._flag)
         b.store(number, self._number)
-        first: IrValue = ir.Constant(ir.IntType(1), 1)
-        for low, value, stop in turns.met:
-            v = self._value(value)
-            lowest, last = self._value(low), self._value(stop)
-            b = em.here()
-            first = b.and_(first, b.and_(b.icmp_signed(">=", v, lowest), b.icmp_signed("<", v, last)))
-        before = self._value(turns.before)
+        before, met = self._value(turns.before), self._met(turns)
 
         def wait() -> None:
             em.here()
             em.asm(WAIT, VOID, "l,r,~{memory}", [flag, before], effect=True)
-            add()
 
-        em.either(first, wait, store)
+        em.when(met, wait)
+
+    def issue(self, turns: Turns, add: Callable[[], None], store: Callable[[], None]) -> None:
+        """Issue the copy, by whether there was a block before."""
+        self.em.either(self._met(turns), add, store)
+
+    def _met(self, turns: Turns) -> IrValue:
+        """Is there a block before?"""
+        found: IrValue = ir.Constant(ir.IntType(1), 1)
+        for low, value, stop in turns.met:
+            v, lowest, last = self._value(value), self._value(low), self._value(stop)
+            b = self.em.here()
+            found = b.and_(found, b.and_(b.icmp_signed(">=", v, lowest), b.icmp_signed("<", v, last)))
+        return found
 
     def pass_on(self) -> None:
         """The copies are done: let the next block have its turn."""
