@@ -49,8 +49,14 @@ def open_storage(path: Path) -> optuna.storages.BaseStorage:
             )
     except Exception as e:  # SQLAlchemy's own classes, one per way to fail
         reason = str(e).strip().splitlines()[0]
+        damaged = (
+            path.is_file()
+            and os.access(path, os.R_OK | os.W_OK)
+            and ("not a database" in reason or "malformed" in reason)
+        )
         raise UserError(
-            f"{path}: the tuning results cannot be opened: {reason}", f"remove the file to start over: rm {path}"
+            f"{path}: the tuning results cannot be opened: {reason}",
+            f"remove the file to start over: rm {path}" if damaged else "name another file by --storage",
         ) from e
 
 

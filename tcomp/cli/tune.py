@@ -45,9 +45,11 @@ def tune(
         bool, typer.Option("--predicted", help="With --gpu: by the static model even where there is such a GPU.")
     ] = False,
     threads: Annotated[int, typer.Option(help="Cores to tune for; 0: all.")] = 0,
-    budget: Annotated[str, typer.Option(help="Stop after this long: 90s, 20m, 1h30m.")] = "",
+    budget: Annotated[str | None, typer.Option(help="Stop after this long: 90s, 20m, 1h30m.")] = None,
     trials: Annotated[int | None, typer.Option(help="Trials per kernel, those of earlier runs included.")] = None,
-    until_within: Annotated[str, typer.Option(help="Leave a kernel when 8 trials gained less than this: 2%.")] = "",
+    until_within: Annotated[
+        str | None, typer.Option(help="Leave a kernel when 8 trials gained less than this: 2%.")
+    ] = None,
     ops: Annotated[list[str] | None, typer.Option(help="Only ops of this name (* and ? match); repeatable.")] = None,
     seed: Annotated[int, typer.Option(help="Of the search and of the inputs.")] = 0,
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Use kept trials, or forget them.")] = True,
@@ -88,8 +90,8 @@ def tune(
     limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads, seed=seed)
     if trials is not None:
         limits.check_numbers(trials=trials)
-    seconds = parse_duration(budget) if budget else None
-    until = _share(until_within) if until_within else None
+    seconds = parse_duration(budget) if budget is not None else None
+    until = _share(until_within) if until_within is not None else None
     module = common.load_module(file)
     model = common.only_model(module, file)
     shape = StepShape(
@@ -100,6 +102,8 @@ def tune(
         limits.parse_dims(dim or []),
         precision,
     )
+    if predicted and not gpu:
+        raise UserError("--predicted is for --gpu", "give --gpu h100 to tune for an H100 by the static model")
     backend = _backend(device, gpu, predicted or check or report, threads)
     machine, cores = backend.machine, backend.threads
     path = Path(lock) if lock else Path(f"{Path(file).stem}.{machine.name}.lock")

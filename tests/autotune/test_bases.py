@@ -29,6 +29,9 @@ class Told:
     def time(self, values: Chosen) -> float:
         return next((self.times.get(int(v), 1.0) for k, v in values.items() if k.endswith("BQ")), 1.0)
 
+    def weigh(self, instance: Instance) -> list[float]:
+        return [1.0] * 8
+
     def start(self, instance: Instance) -> list[float]:
         return [1e-3] * 8
 
@@ -39,11 +42,11 @@ class Told:
         self.seen.append(values)
         return Verdict(self.time(values), 1e-3 * self.time(values))
 
-    def best(self, job: Job, incumbent: Values, candidates: Sequence[Values]) -> Values:
+    def best(self, job: Job, incumbent: Values, candidates: Sequence[Values], patience: float = 0.0) -> Values:
         found = min(candidates, key=self.time)
         return found if certain(self.time(found), self.time(incumbent)).beats else incumbent
 
-    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice) -> Outcome:
+    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice, patience: float = 0.0) -> Outcome:
         old, new = self.time(incumbent.values), self.time(choice.values)
         better = choice != incumbent and certain(new, old).beats
         return Outcome(1e-3, 1e-3 * (new if better else old), 0.0, better)
