@@ -36,10 +36,11 @@ Phases = list[tuple[Statement, ...]]
 class Family(Protocol):
     """`level` is the parallel loop level. `targets` are the schedule targets that apply, most specific first. With
     `private_sums`, every output's sum over tiles is collected in a private tile and written once, not only a narrow
-    one's."""
+    one's. With `partial_tiles`, code leaves out the parts of tiles that nobody needs."""
 
     level: str
     private_sums: bool
+    partial_tiles: bool
     targets: tuple[str, ...]
 
     @property
@@ -84,6 +85,7 @@ class Family(Protocol):
 class CpuFamily:
     level = "core"
     private_sums = False
+    partial_tiles = True
 
     def __init__(self, machine: CpuMachine, threads: int) -> None:
         self.machine = machine
@@ -121,6 +123,7 @@ class CpuFamily:
 class GpuFamily:
     level = "grid"
     private_sums = True
+    partial_tiles = False
 
     def __init__(self, machine: GpuMachine, itemsize: int) -> None:
         self.machine = machine

@@ -2,11 +2,13 @@
 
     stage W in packed at k   -->   in the loop over k: W.packed = pack W[n, k]; the contraction reads W.packed
 
-The panel's width is the register tile along the packed index, so that the contraction reads it with unit stride.
+The panel's width is the register tile along the packed index, so that the contraction reads it with unit stride; where
+the copy transposes, whole register tiles that fill vectors.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from tcomp.dsl.ast import Access, DType, Expr, Name, Num, Reduction, Stage, names_in
@@ -19,6 +21,9 @@ from tcomp.schedule.resolve import KernelPlan
 
 if TYPE_CHECKING:
     from tcomp.schedule.emit import Emitter
+
+TRANSPOSED = 4
+"""lanes of the smallest registers that are transposed as blocks"""
 
 
 def staged_accesses(name: str, leaf: Leaf, anywhere: bool = False) -> list[Access]:
@@ -97,6 +102,8 @@ class Staging:
                     continue
                 i = tile.vector if tile.vector in along else along[0]
                 width = tile.unroll[i] * (tile.lanes if i == tile.vector else 1)
+                if width < self.emitter.range(i, env).block and a.subscripts[-1] != Name(i):
+                    width = math.lcm(width, TRANSPOSED)
                 candidates.append((leaf, a, i, width))
         # Where only some accesses of the tensor run across rows, those are the ones that need packing.
         crossing = [c for c in candidates if c[1].subscripts[-1] != Name(c[2])]
