@@ -73,7 +73,9 @@ class Family(Protocol):
         """The schedule of an op that has none."""
         ...
 
-    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> tuple[dict[str, Buffer], Phases]:
+    def finish(
+        self, tiles: Mapping[str, Buffer], phases: Phases, plan: KernelPlan, text: str | None
+    ) -> tuple[dict[str, Buffer], Phases]:
         """The kernel's tiles where they live, and its phases. `text` is that of a written schedule."""
         ...
 
@@ -113,8 +115,10 @@ class CpuFamily:
     def default(self, op: Op, equations: tuple[Equation, ...], extents: dict[str, int]) -> Schedule:
         return default_schedule(op, equations, extents, "cpu")
 
-    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> tuple[dict[str, Buffer], Phases]:
-        return dict(tiles), [prefetched(p) for p in phases]
+    def finish(
+        self, tiles: Mapping[str, Buffer], phases: Phases, plan: KernelPlan, text: str | None
+    ) -> tuple[dict[str, Buffer], Phases]:
+        return dict(tiles), [prefetched(p, plan.stages) for p in phases]
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         pass
@@ -158,7 +162,9 @@ class GpuFamily:
     def default(self, op: Op, equations: tuple[Equation, ...], extents: dict[str, int]) -> Schedule:
         return default_gpu_schedule(op, equations, extents, "gpu")
 
-    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> tuple[dict[str, Buffer], Phases]:
+    def finish(
+        self, tiles: Mapping[str, Buffer], phases: Phases, plan: KernelPlan, text: str | None
+    ) -> tuple[dict[str, Buffer], Phases]:
         return assign_scopes(tiles, phases, text), phases
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:

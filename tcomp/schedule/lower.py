@@ -204,7 +204,7 @@ class _Lowering:
                    for o in self.op.operands}  # fmt: skip
         out = frozenset(t for x in leaves for t in x.written)
         phases = unpacked(phases, plan.stages, out, emitter.tiles, results, self.text)
-        tiles, phases = self.family.finish(emitter.tiles, phases, self.text if self.given else None)
+        tiles, phases = self.family.finish(emitter.tiles, phases, plan, self.text if self.given else None)
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names
         writes = {t for x in leaves for t in x.written} & operand_names
         order = [o.name for o in self.op.operands] + sorted(workspaces)

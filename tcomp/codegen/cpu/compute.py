@@ -94,7 +94,7 @@ class ComputeGenerator:
         self.conditions = conditions_of(node, self.domain, [*self.parallel, *self.reduced])
         self._unroll_reduction()
         self.prefetchers: list[Prefetcher] = []
-        if self.reduced and self.reduced[-1].lanes == 1:
+        if self.reduced:
             made = [Prefetcher(self.em, self.scope, p, self.parallel, self.reduced[-1]) for p in node.prefetch]
             self.prefetchers = [p for p in made if p.possible]
         self._parallel(0)
