@@ -75,7 +75,7 @@ def _within(
     return found
 
 
-def _values(value: Expr) -> tuple[Expr, ...]:
+def _values(value: Expr | Reduction) -> tuple[Expr, ...]:
     if isinstance(value, Reduction):
         return (*value.values, *((value.key,) if value.key is not None else ()))
     return (value,)
