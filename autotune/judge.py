@@ -1,5 +1,5 @@
-"""What a search asks of whoever decides which candidate is faster: by running them (`judge_cpu`), or by a static model
-(`judge_gpu`). The search itself knows neither.
+"""What a search asks of whoever decides which candidate is faster: by running them (`judge_measured`), or by a static
+model (`judge_predicted`). The search itself knows neither.
 """
 
 from __future__ import annotations

@@ -44,6 +44,8 @@ TRIALS = 40
 """Trials per kernel when neither a number nor a budget is given."""
 RANKED, FIRST_BATCH = 256, 8
 """Points that the cost model puts in order before the first trial, and how many of them are tried first."""
+RANKING = 0.15
+"""Share of a kernel's time that this may take."""
 FINALISTS = 3
 SMALL = 0.002
 """Kernels that take less than this share of a step are left alone under a budget."""
@@ -94,6 +96,7 @@ class Search:
         trials: optuna.storages.BaseStorage,
         lock: Path,
         say: Say = print,
+        known: Lock | None = None,
     ) -> None:
         self.module, self.model, self.machine, self.threads = module, model, machine, threads
         self.plan, self.judge, self.trials, self.lock, self.say = plan, judge, trials, lock, say
@@ -102,6 +105,8 @@ class Search:
         self.summary = Summary()
         self.first: dict[str, list[Values]] = {}
         """points to try before the cost model's, by instance"""
+        self.known = known
+        """a lockfile whose values are tried before those as well: one that came with the model, say"""
 
     def run(self) -> Summary:
         """Tune everything asked for. KeyboardInterrupt leaves all finished trials and entries behind."""
@@ -212,11 +217,30 @@ class Search:
         self._decide(job.instance, job, self._incumbent(job.instance), Choice({}, schedule))
 
     def _incumbent(self, instance: Instance) -> Choice:
-        """What the lockfile has for an instance."""
-        old = read_lock(self.lock) if self.lock.exists() else Lock(self.model, self.machine.name)
-        return Applied(old, self.module, self.machine, self.threads).choice(instance)
+        """What the lockfile has for an instance, and a candidate must beat. To one who measures, what was predicted is
+        a proposal like any other."""
+        choice, basis = self._entry(self._lock(), instance)
+        return Choice() if (basis, self.judge.basis) == ("predicted", "measured") else choice
+
+    def _lock(self) -> Lock:
+        return read_lock(self.lock) if self.lock.exists() else Lock(self.model, self.machine.name)
+
+    def _entry(self, lock: Lock, instance: Instance) -> tuple[Choice, str]:
+        """A lockfile's choice and its basis; nothing where it has none, or a stale one."""
+        applied = Applied(lock, self.module, self.machine, self.threads)
+        choice = applied.choice(instance)
+        return choice, next((e.basis for e in applied.used.values()), "")
+
+    def _proposed(self, job: Job) -> list[Values]:
+        """What lockfiles have for a kernel: its first candidates."""
+        locks = [self._lock(), *([self.known] if self.known is not None else [])]
+        return [job.space.own(choice.values) for lock in locks if (choice := self._entry(lock, job.instance)[0]).values]
 
     def _decide(self, instance: Instance, job: Job, incumbent: Choice, choice: Choice) -> None:
+        if (self._entry(self._lock(), instance)[1], self.judge.basis) == ("measured", "predicted"):
+            self.say(f"{job.key}: was measured, and no prediction overrules that; kept as it is")
+            self.summary.kept.append(job.key)
+            return
         outcome = self.judge.confirm(instance, incumbent, choice)
         if outcome.problem:
             self.say(f"{job.key}: the choice was refused: {outcome.problem}")
@@ -233,9 +257,8 @@ class Search:
 
         def change(lock: Lock) -> Lock:
             old = lock.entries.get(key)
-            kept = old is not None and not outcome.better and (old.op, old.schedule) == (entry.op, entry.schedule)
-            assert not kept or old is not None
-            return with_entry(lock, key, old if kept and old else entry, self.plan.shape.text)
+            same = old is not None and (old.op, old.schedule, old.basis) == (entry.op, entry.schedule, entry.basis)
+            return with_entry(lock, key, old if old and same and not outcome.better else entry, self.plan.shape.text)
 
         update_lock(self.lock, change, Lock(self.model, self.machine.name))
         (self.summary.tuned.__setitem__(key, entry) if outcome.better else self.summary.kept.append(key))
@@ -259,7 +282,7 @@ class Search:
         tried = _tried(study)
         wanted = self._count(job)
         if len(tried) <= 1:
-            for values in [*self.first.get(job.instance.key, []), *self._first_batch(job)]:
+            for values in [*self.first.get(job.instance.key, []), *self._proposed(job), *self._first_batch(job, limit)]:
                 storage.enqueue(study, job.space, values)
         if len(tried) >= wanted:
             return
@@ -322,11 +345,14 @@ class Search:
         else:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
-    def _first_batch(self, job: Job) -> list[Values]:
-        """The points that the cost model likes best, of those that lower at all."""
+    def _first_batch(self, job: Job, limit: float) -> list[Values]:
+        """The points that the cost model likes best, of those that lower at all and can be looked at in a share of
+        the time."""
         ranked: list[tuple[float, int, Values]] = []
+        now = time.monotonic()
+        end = now + RANKING * (limit - now)
         for i, values in enumerate(job.space.points(self.plan.seed)):
-            if i >= RANKED:
+            if i >= RANKED or (ranked and time.monotonic() > end):
                 break
             cost = self.judge.predict(job, values)
             if cost is not None:
