@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, Unary, children
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, Unary, children, conjuncts
 from tcomp.schedule.fold import add, fold, minimum, product_factors, sub
 from tcomp.schedule.nest import Leaf, LoopNode, ancestors
 from tcomp.schedule.storage import reduction_loops
@@ -29,15 +29,6 @@ class Range:
 Env = Mapping[str, Range]
 Linear = tuple[dict[str | Access, int], int]
 """Coefficients of names and of scalar tensors, and the constant."""
-
-
-def conjuncts(guard: Expr | None) -> list[Expr]:
-    """`a and b` --> [a, b]."""
-    if guard is None:
-        return []
-    if isinstance(guard, Binary) and guard.op == "and":
-        return conjuncts(guard.left) + conjuncts(guard.right)
-    return [guard]
 
 
 def affine(e: Expr) -> Linear | None:

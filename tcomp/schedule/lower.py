@@ -32,6 +32,7 @@ from tcomp.schedule.launch_flags import blocks_order
 from tcomp.schedule.legality import check_core_loops, check_fuse, check_nesting
 from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build
 from tcomp.schedule.normal import normalise, part_of
+from tcomp.schedule.regions import needs
 from tcomp.schedule.resolve import KernelPlan, Resolver, casts_in
 from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages
@@ -194,6 +195,7 @@ class _Lowering:
         emitter = Emitter(
             plan, self.extents, room, chunk, granule, storage, dtypes, self.module.monoids, definitions,
             tiler, self.text, self.family.stager, frozenset(given - {t for x in leaves for t in x.written}),
+            needs(leaves, definitions) if self.family.partial_tiles else None,
         )  # fmt: skip
         written = tuple(x.equation for x in leaves if not x.copies)
         whole = self.equations if any("." in o for o in plan.outputs) else equations
@@ -202,7 +204,7 @@ class _Lowering:
                    for o in self.op.operands}  # fmt: skip
         out = frozenset(t for x in leaves for t in x.written)
         phases = unpacked(phases, plan.stages, out, emitter.tiles, results, self.text)
-        tiles, phases = self.family.finish(emitter.tiles, phases, self.text if self.given else None)
+        tiles, phases = self.family.finish(emitter.tiles, phases, plan, self.text if self.given else None)
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names
         writes = {t for x in leaves for t in x.written} & operand_names
         order = [o.name for o in self.op.operands] + sorted(workspaces)
