@@ -116,27 +116,31 @@ def tune(
 
         if not store.is_file():
             raise UserError(f"{store}: there are no tuning results", f"run: tcomp tune {file}")
-        print(write_report(trials_storage.open_storage(store), machine.name, path, out), end="")
+        with trials_storage.failures_of(store):
+            print(write_report(trials_storage.open_storage(store), machine.name, path, out), end="")
         return
-    judge = _judge(module, backend, seed)
-    kept = trials_storage.open_storage(store)
-    plan = search.Plan(shape, seconds, trials, tuple(ops or ()), seed, until)
-    say = (lambda text: print(text, file=sys.stderr)) if ask or tell else _say
-    run = search.Search(module, model.name, machine, cores, plan, judge, kept, path, say, _known(file, machine, path))
-    if ask or tell:
-        _converse(run, ask, tell)
-        return
-    if not resume:
-        run.forget()
-    print(f"{model.name} {shape.text} on {machine.name}: {judge.basis}; trials in {store}", flush=True)
-    try:
-        summary = run.run()
-    except KeyboardInterrupt:
-        print(f"stopped; finished trials are in {store}: the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(130) from None
-    for line in search.summary_lines(summary, judge.basis):
-        print(line)
-    print(f"lockfile {path}: {len(summary.tuned)} entries changed")
+    with trials_storage.failures_of(store):
+        judge = _judge(module, backend, seed)
+        kept = trials_storage.open_storage(store)
+        plan = search.Plan(shape, seconds, trials, tuple(ops or ()), seed, until)
+        say = (lambda text: print(text, file=sys.stderr)) if ask or tell else _say
+        run = search.Search(
+            module, model.name, machine, cores, plan, judge, kept, path, say, _known(file, machine, path)
+        )
+        if ask or tell:
+            _converse(run, ask, tell)
+            return
+        if not resume:
+            run.forget()
+        print(f"{model.name} {shape.text} on {machine.name}: {judge.basis}; trials in {store}", flush=True)
+        try:
+            summary = run.run()
+        except KeyboardInterrupt:
+            print(f"stopped; finished trials are in {store}: the same command goes on from there", file=sys.stderr)
+            raise typer.Exit(130) from None
+        for line in search.summary_lines(summary, judge.basis):
+            print(line)
+        print(f"lockfile {path}: {len(summary.tuned)} entries changed")
 
 
 def _converse(run: Search, asking: bool, told: str) -> None:
