@@ -1,0 +1,5 @@
+"""`python -m tcomp`: the command line, as `tcomp`."""
+
+from tcomp.cli.main import main
+
+main()
