@@ -92,9 +92,9 @@ LOCK_BUDGET ?= 110s
 LOCK_OPS    := --ops 'linear*' --ops 'matmul*' --ops '*attention*'
 locks: $(VENV)/.installed  ## tune the shipped lockfiles again, models/MODEL.GPU.lock (six minutes)
 	@for gpu in $(LOCK_GPUS); do \
-	  $(RUN)/tcomp tune gpt2 --gpu $$gpu --config 124M -B 16 -T 1024 --precision bf16 --budget $(LOCK_BUDGET) \
+	  $(RUN)/tcomp tune gpt2 --gpu $$gpu --predicted --config 124M -B 16 -T 1024 --precision bf16 --budget $(LOCK_BUDGET) \
 	    $(LOCK_OPS) --lock models/gpt2.$$gpu.lock & one=$$!; \
-	  $(RUN)/tcomp tune llama --gpu $$gpu --config 1B -B 4 -T 2048 --precision bf16 --budget $(LOCK_BUDGET) \
+	  $(RUN)/tcomp tune llama --gpu $$gpu --predicted --config 1B -B 4 -T 2048 --precision bf16 --budget $(LOCK_BUDGET) \
 	    --ops 'matmul*' --ops '*attention*' --lock models/llama.$$gpu.lock & two=$$!; \
 	  wait $$one && wait $$two || exit 1; \
 	done

@@ -1,48 +1,48 @@
-"""One op instance on this computer's processors: candidates built, checked against the oracle, and timed.
+"""One op instance on a device: candidates built, checked against the oracle, and timed in turns with each other.
 
-All candidates of an instance run on the same slots, so what is compared is code alone. Between two timings the caches
-are cleared by writing a buffer as large as the last level, since in a step other ops run in between.
+What is checked is every copy of the operands that timed runs work on: inputs as they are, all else full of NaN before,
+guard words behind each operand.
 """
 
 from __future__ import annotations
 
 import fcntl
 import math
-import statistics
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tcomp.autotune.backend import Backend
+from tcomp.autotune.contest import turns
+from tcomp.autotune.sizes import reduced
 from tcomp.dsl.ast import DType, Module, Op, Schedule
-from tcomp.dsl.dims import evaluate_dim, operand_shape
-from tcomp.dsl.infer import dimensions, infer
-from tcomp.errors import UserError
-from tcomp.machine.cpu import CpuMachine
 from tcomp.model.single import single_op_step
-from tcomp.model.step import Step
-from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.model.step import Launch, Step
+from tcomp.runtime.executor import Executor
 from tcomp.runtime.values import values as floats_of
-from tcomp.runtime.verify import distance, oracle_case, rounding
+from tcomp.runtime.verify import distance, floats, oracle_case, random_inputs, rounding
 from tcomp.schedule.lower import LoweredOp, lower
 
 Array = NDArray[Any]
+Case = tuple[dict[str, Array], dict[str, Array]]
+"""Inputs, and the results expected of them."""
 TOLERANCE = 2e-5
 """Relative L2 distance allowed in f32; 16-bit operands add their roundings (`runtime.verify.rounding`)."""
 GUARD = 64
+POISON = 0x7BADF00D
+"""What integers and guard words are before a run."""
 ORACLE_WORK = 3e10
 """Multiplications that the oracle may take for one check."""
 ORACLE_ELEMENTS = 4e7
-FLUSH = 64 << 20
-"""At most this much is written to clear the caches."""
 
 
 class Rejected(Exception):
-    """A candidate that does not count: `kind` is illegal | wrong, and the message says what was seen."""
+    """A candidate that does not count: `kind` is illegal | wrong | spill, and the message says what was seen."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -51,129 +51,134 @@ class Rejected(Exception):
 
 @dataclass
 class Candidate:
-    """A built candidate. `program` runs only the kernel that is tuned ("" tunes the whole op: all kernels)."""
+    """A built candidate. `programs` do the same work, on one copy of the operands each: the kernel that is tuned, or
+    the whole op. `facts` are what the compiler and the static model say of it."""
 
-    executor: CpuExecutor
-    program: str
+    executor: Executor
+    programs: tuple[str, ...]
+    facts: Mapping[str, float | str] = field(default_factory=dict)
 
     def close(self) -> None:
         self.executor.close()
 
 
 class Bench:
-    """Builds, checks and times the candidates of one instance for `kernel` (its span in the schedule)."""
+    """Builds, checks and times the candidates of one instance; `seed` is that of its inputs."""
 
-    def __init__(
-        self, module: Module, op: Op, dims: Mapping[str, int], machine: CpuMachine, threads: int, cache: Path, seed: int
-    ) -> None:
+    def __init__(self, module: Module, op: Op, dims: Mapping[str, int], backend: Backend, seed: int) -> None:
         self.module, self.op, self.dims = module, op, dict(dims)
-        self.machine, self.threads, self.cache, self.seed = machine, threads, cache, seed
-        self.small = affordable(op, module, self.dims)
-        self.cases: dict[tuple[tuple[str, int], ...], tuple[dict[str, Array], dict[str, Array]]] = {}
-        self.flush = np.zeros(min(FLUSH, 2 * machine.l3_bytes) // 8)
+        self.backend, self.seed = backend, seed
+        self.small = reduced(op, module, self.dims, ORACLE_WORK, ORACLE_ELEMENTS, backend.aligned)
+        self.clock = backend.begin()
+        self._cases: dict[tuple[tuple[str, int], ...], Case] = {}
+        self._spills: dict[int | None, bool] = {}
 
     def lower(
         self, chosen: Mapping[str, int | float], schedule: Schedule | None, dims: dict[str, int] | None = None
     ) -> LoweredOp:
-        return lower(self.op, self.module, dims or self.dims, self.machine, self.threads, chosen, schedule)
+        b = self.backend
+        return lower(self.op, self.module, dims or self.dims, b.machine, b.threads, chosen, schedule)
 
     def build(
         self, chosen: Mapping[str, int | float], kernel: int | None = None, schedule: Schedule | None = None
     ) -> Candidate:
-        """The candidate, checked at the size the oracle can afford and at the real one. Raises Rejected where it is
-        wrong, TcError where it is illegal."""
+        """The candidate, checked at the size the oracle can afford and at the real one; of several kernels, the one at
+        that position is what is timed. Raises Rejected where it is wrong or spills, TcError where it is illegal."""
+        lowered = self.lower(chosen, schedule)
+        judged = lowered.kernels if kernel is None else (lowered.kernels[kernel],)
+        examined = self.backend.examine(judged)
+        if examined.findings and not self._default_spills(kernel):
+            raise Rejected("spill", examined.findings)
         if self.small != self.dims:
-            small = CpuExecutor(
-                single_op_step(self.lower(chosen, schedule, self.small), self.small, GUARD),
-                self.machine, self.threads, self.cache,
-            )  # fmt: skip
+            small = self.backend.open(single_op_step(self.lower(chosen, schedule, self.small), self.small, GUARD))
             try:
-                self._check(small, self._case(self.small), f" at {_dims(self.small)}")
+                self.check(small, self.case(self.small), f" at {_dims(self.small)}")
             finally:
                 small.close()
-        step, program = one_kernel(single_op_step(self.lower(chosen, schedule), self.dims, GUARD), kernel)
-        executor = CpuExecutor(step, self.machine, self.threads, self.cache)
+        step = single_op_step(lowered, self.dims, GUARD)
+        copies = self.backend.copies(step.arena_bytes)
+        step, program = one_kernel(step, kernel)
+        executor = self.backend.open(rotated(step, copies))
         try:
-            self._check(executor, self._case(self.dims), "")
+            for copy in range(copies):
+                self.check(executor, self.case(self.dims), "", copy)
         except BaseException:
             executor.close()
             raise
-        return Candidate(executor, program)
+        return Candidate(executor, tuple(named(program, i) for i in range(copies)), examined.facts)
 
-    def _case(self, dims: dict[str, int]) -> tuple[dict[str, Array], dict[str, Array]]:
+    def _default_spills(self, kernel: int | None) -> bool:
+        """Whether the compiler has something against the schedule's own values too."""
+        if kernel not in self._spills:
+            lowered = self.lower({}, None)
+            judged = lowered.kernels if kernel is None else (lowered.kernels[kernel],)
+            self._spills[kernel] = bool(self.backend.examine(judged).findings)
+        return self._spills[kernel]
+
+    def case(self, dims: dict[str, int]) -> Case:
         """Inputs and expected results: the oracle's, or at a size that is too large for it those of the schedule's own
         values (which were checked against the oracle at the smaller size)."""
         at = tuple(sorted(dims.items()))
-        if at not in self.cases:
+        if at not in self._cases:
             if dims == self.small:
-                self.cases[at] = oracle_case(self.op, self.module, dims, self.seed)
+                self._cases[at] = oracle_case(self.op, self.module, dims, self.seed)
             else:
-                self.cases[at] = self._reference(dims)
-        return self.cases[at]
+                self._cases[at] = self._reference(dims)
+        return self._cases[at]
 
-    def _reference(self, dims: dict[str, int]) -> tuple[dict[str, Array], dict[str, Array]]:
-        from tcomp.runtime.verify import random_inputs
-
+    def _reference(self, dims: dict[str, int]) -> Case:
         inputs = random_inputs(self.op, dims, np.random.default_rng(self.seed), False)
-        executor = CpuExecutor(
-            single_op_step(self.lower({}, None, dims), dims, GUARD), self.machine, self.threads, self.cache
-        )
+        executor = self.backend.open(single_op_step(self.lower({}, None, dims), dims, GUARD))
         try:
-            self._start(executor, inputs)
+            self._start(executor, inputs, 0)
             executor.run("run")
             names = [o.name for o in self.op.operands if (o.inout or o in self.op.outputs)]
-            return inputs, {n: _values(executor, n).copy() for n in names if n in executor.step.slots}
+            return inputs, {n: floats(executor, n).copy() for n in names if n in executor.step.slots}
         finally:
             executor.close()
 
-    def _start(self, executor: CpuExecutor, inputs: Mapping[str, Array]) -> None:
-        """Inputs in place; every other slot full of NaN (integers: a large number)."""
-        for name, slot in executor.step.slots.items():
+    def _start(self, executor: Executor, inputs: Mapping[str, Array], copy: int) -> None:
+        """Inputs in place; every other slot of the copy full of NaN (integers: a large number)."""
+        for name, slot in _slots(executor.step, copy).items():
             if name in inputs:
-                executor.write(name, inputs[name])
-            elif slot.dtype is DType.I32:
-                executor.array(name)[...] = 0x7BADF00D
+                executor.write(slot, inputs[name])
+            elif executor.step.slots[slot].dtype is DType.I32:
+                executor.write(slot, np.int32(POISON))
             else:
-                executor.write(name, np.float32(np.nan))
+                executor.write(slot, np.float32(np.nan))
 
-    def _check(self, executor: CpuExecutor, case: tuple[dict[str, Array], dict[str, Array]], where: str) -> None:
+    def check(self, executor: Executor, case: Case, where: str, copy: int = 0) -> None:
+        """Run the op on a copy of its operands and look at all of them. Raises Rejected."""
         inputs, expected = case
-        self._start(executor, inputs)
-        executor.run("run")
+        self._start(executor, inputs, copy)
+        executor.run(named("run", copy))
+        slots = _slots(executor.step, copy)
         tolerance = TOLERANCE + 4 * rounding(self.op)
         for name, wanted in expected.items():
-            if name in executor.step.slots:
-                off = distance(_values(executor, name), wanted)
+            if name in slots:
+                off = distance(floats(executor, slots[name]), wanted)
                 if not off <= tolerance:
                     raise Rejected("wrong", f"{name}{where} is {off:.1e} from the oracle, {tolerance:.0e} allowed")
-        for name, slot in executor.step.slots.items():
-            if name.startswith("guard.") and not (executor.array(name) == 0x7BADF00D).all():
+        for name, slot in slots.items():
+            if name.startswith("guard.") and not (executor.read(slot) == POISON).all():
                 raise Rejected("wrong", f"it writes past the end of {name.removeprefix('guard.')}{where}")
             if name in inputs and name not in expected:
-                before = inputs[name]
-                kept = _values(executor, name) if slot.dtype is not DType.I32 else executor.array(name)
-                if not np.array_equal(kept, before):
+                dtype = executor.step.slots[slot].dtype
+                kept = executor.read(slot) if dtype is DType.I32 else floats_of(executor.read(slot), dtype)
+                if not np.array_equal(kept, inputs[name]):
                     raise Rejected("wrong", f"it changes its input {name}{where}")
 
     def times(
         self, candidates: Sequence[Candidate], rounds: int, seconds: float = math.inf, alone: Path | None = None
     ) -> list[list[float]]:
-        """Seconds of each candidate in turns, at least 3 rounds, at most `rounds` or about `seconds`. `alone` names a
-        file that is locked meanwhile, so that of several tuning processes one measures at a time."""
-        out: list[list[float]] = [[] for _ in candidates]
-        order = list(range(len(candidates)))
-        end = time.perf_counter() + seconds
+        """Seconds of each candidate in turns (`contest.turns`). `alone` names a file that is locked meanwhile, so that
+        of several tuning processes one measures at a time."""
+        players = [partial(self.clock.seconds, c.executor, c.programs) for c in candidates]
         with _exclusive(alone):
-            for i in range(rounds):
-                if i >= 3 and time.perf_counter() > end:
-                    break
-                for j in order if i % 2 else reversed(order):
-                    self.flush += 1.0
-                    c = candidates[j]
-                    started = time.perf_counter()
-                    c.executor.run(c.program)
-                    out[j].append(time.perf_counter() - started)
-        return out
+            return turns(players, rounds, seconds)
+
+    def close(self) -> None:
+        self.clock.close()
 
 
 def one_kernel(step: Step, kernel: int | None) -> tuple[Step, str]:
@@ -183,66 +188,33 @@ def one_kernel(step: Step, kernel: int | None) -> tuple[Step, str]:
     return replace(step, programs={**step.programs, "kernel": (step.programs["run"][kernel],)}), "kernel"
 
 
-def affordable(op: Op, module: Module, dims: dict[str, int]) -> dict[str, int]:
-    """The dims themselves, or smaller ones at which the oracle can evaluate the op: the largest dimension is halved
-    (rounded to an odd number, so that tiles stay ragged) as long as it must be."""
-    found = dict(dims)
-    names = [n for n in dimensions(op) if n in found]
-    while (work_of(op, module, found) > ORACLE_WORK or elements_of(op, module, found) > ORACLE_ELEMENTS) and names:
-        largest = max(names, key=lambda n: found[n])
-        if found[largest] <= 8:
-            break
-        smaller = {**found, largest: (found[largest] // 2) | 1}
-        if not all(evaluate_dim(r, {**smaller}) for r in op.requires):
-            names.remove(largest)
-            continue
-        found = smaller
-    return found
+def rotated(step: Step, copies: int) -> Step:
+    """The step with its slots and programs `copies` times over, behind one another; those of copy 1 and on are named
+    by `named`."""
+    stride = -(-step.arena_bytes // 256) * 256
+    slots = {
+        named(n, i): replace(s, name=named(n, i), offset=s.offset + i * stride)
+        for i in range(copies)
+        for n, s in step.slots.items()
+    }
+    programs = {
+        named(n, i): tuple(Launch(x.kernel, tuple(o + i * stride for o in x.offsets), x.label) for x in launches)
+        for i in range(copies)
+        for n, launches in step.programs.items()
+    }
+    size = stride * (copies - 1) + step.arena_bytes
+    return replace(step, slots=slots, programs=programs, arena_bytes=size, lower_bound_bytes=size)
 
 
-def work_of(op: Op, module: Module, dims: dict[str, int]) -> float:
-    """Points of the largest equation."""
-    info = infer(op, module)
-    extents = {i: int(evaluate_dim(e, dims)) for i, e in info.ranges.items()}
-    most = 1.0
-    for eq, parallel in zip(op.equations, info.equation_indices, strict=True):
-        reduced = getattr(eq.value, "indices", ())
-        most = max(most, math.prod(float(extents[i]) for i in (*parallel, *reduced)))
-    return most
+def named(name: str, copy: int) -> str:
+    """The name of a copy's slot or program."""
+    return f"{name}@{copy}" if copy else name
 
 
-def elements_of(op: Op, module: Module, dims: dict[str, int]) -> float:
-    """Elements of the largest tensor, temporaries included."""
-    info = infer(op, module)
-    extents = {i: int(evaluate_dim(e, dims)) for i, e in info.ranges.items()}
-    sizes = [math.prod(map(float, operand_shape(o, dims))) for o in op.operands]
-    sizes += [math.prod(float(extents[i]) for i in t.indices) for t in info.temporaries.values()]
-    return max(sizes, default=1.0)
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Time of one over another, from interleaved timings: `low` and `high` are its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def margin(self) -> float:
-        return (self.high - self.low) / 2
-
-
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
-    """The median of the rounds' ratios; its interval by the order statistics of the median (no distribution is
-    assumed, so that a round disturbed by another program shifts ranks and not means)."""
-    logs = sorted(math.log(a / b) for a, b in zip(ours, theirs, strict=True))
-    n = len(logs)
-    if n < 6:
-        return Ratio(math.exp(statistics.median(logs)), math.exp(logs[0]), math.exp(logs[-1]))
-    reach = 1.96 * math.sqrt(n) / 2
-    low, high = max(0, math.floor(n / 2 - reach)), min(n - 1, math.ceil(n / 2 + reach) - 1)
-    return Ratio(math.exp(statistics.median(logs)), math.exp(logs[low]), math.exp(logs[high]))
+def _slots(step: Step, copy: int) -> dict[str, str]:
+    """Operand (or guard) -> the copy's slot."""
+    names = [n for n in step.slots if "@" not in n]
+    return {n: named(n, copy) for n in names}
 
 
 class _exclusive:
@@ -261,16 +233,5 @@ class _exclusive:
             self.file.close()
 
 
-def _values(executor: CpuExecutor, name: str) -> Array:
-    return floats_of(executor.read(name), executor.step.slots[name].dtype)
-
-
 def _dims(dims: Mapping[str, int]) -> str:
     return " ".join(f"{k}={v}" for k, v in sorted(dims.items()))
-
-
-def cpu_only(machine: object) -> CpuMachine:
-    """UserError for a machine that is no CPU."""
-    if not isinstance(machine, CpuMachine):
-        raise UserError("only a CPU's kernels can be timed here")
-    return machine

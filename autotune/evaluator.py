@@ -1,7 +1,8 @@
 """Candidates in a process of their own: what crashes, hangs or eats memory there ends a trial, not the search.
 
 The child keeps one `Bench` per op instance and the candidates built so far (those to be compared again). The parent
-asks by messages and waits with a time limit; a child that dies is replaced when next needed.
+asks by messages and waits with a time limit; a child that dies, or whose device a fault has ended, is replaced when
+next needed.
 """
 
 from __future__ import annotations
@@ -11,22 +12,21 @@ import multiprocessing
 import os
 import resource
 import signal
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tcomp.autotune.backend import Backend
 from tcomp.autotune.bench import Bench, Candidate, Rejected
 from tcomp.dsl.ast import Module, Op, Schedule
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
-from tcomp.machine.cpu import CpuMachine, detect
 
 PATIENCE = 120.0
 """Seconds that a candidate may take to build and check."""
-REASONS = ("where", "illegal", "wrong", "crash", "timeout", "slow")
+REASONS = ("where", "illegal", "spill", "wrong", "crash", "timeout", "slow")
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,7 @@ class Subject:
     module: Module
     op: Op
     dims: Mapping[str, int]
-    machine: CpuMachine
-    threads: int
-    cache: Path
+    backend: Backend
     seed: int
 
 
@@ -59,10 +57,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a candidate does not count: one of REASONS, and what was seen."""
+    """Why a candidate does not count: one of REASONS, and what was seen. `last`: the child can do no more."""
 
     kind: str
     reason: str
+    last: bool = False
+
+
+Facts = Mapping[str, float | str]
 
 
 Serve = Callable[[Connection, Subject], None]
@@ -77,30 +79,32 @@ class Evaluator:
         self._process: Any = None
         self._pipe: Connection | None = None
         self._built: dict[str, Request] = {}
+        self._alive: set[str] = set()
+        """names of built candidates that the present child has"""
 
     def build(
         self, name: str, chosen: Mapping[str, int | float], kernel: int | None, schedule: Schedule | None = None,
         patience: float = PATIENCE,
-    ) -> Failure | None:  # fmt: skip
-        """Build and check a candidate; None when it is right."""
+    ) -> Failure | Facts:  # fmt: skip
+        """Build and check a candidate; when it is right, what the compiler and the static model say of it."""
         request = Request("build", name, dict(chosen), schedule, kernel)
         answer = self._ask(request, patience)
         if isinstance(answer, Failure):
             return answer
         self._built[name] = request
-        return None
+        self._alive.add(name)
+        return dict(answer)
 
     def times(
         self, names: tuple[str, ...], rounds: int, seconds: float, alone: Path | None, patience: float = PATIENCE
     ) -> list[list[float]] | Failure:
         """Seconds of built candidates, in turns (`Bench.times`). What a dead child had built is built again."""
         for name in names:
-            if self._process is None and name in self._built:
-                for request in [self._built[n] for n in names]:
-                    again = self._ask(request, PATIENCE)
-                    if isinstance(again, Failure):
-                        return again
-                break
+            if name not in self._alive and name in self._built:
+                again = self._ask(self._built[name], patience)
+                if isinstance(again, Failure):
+                    return again
+                self._alive.add(name)
         answer = self._ask(
             Request("times", names=names, rounds=rounds, seconds=seconds, alone=alone), patience + seconds
         )
@@ -108,7 +112,8 @@ class Evaluator:
 
     def drop(self, name: str) -> None:
         """Free a candidate."""
-        if self._built.pop(name, None) and self._process is not None:
+        if self._built.pop(name, None) and name in self._alive:
+            self._alive.discard(name)
             self._ask(Request("drop", name), PATIENCE)
 
     def close(self) -> None:
@@ -136,6 +141,9 @@ class Evaluator:
             code = self._process.exitcode
             self._kill()
             return Failure("crash", f"its process died of {_signal(code)}")
+        if isinstance(answer, Failure) and answer.last:
+            self._process.join(5)
+            self._kill()
         if isinstance(answer, UserError):
             raise answer
         return answer
@@ -152,17 +160,15 @@ class Evaluator:
             self._process.kill()
             self._process.join(5)
         self._process = None
+        self._alive.clear()
 
 
 def serve(pipe: Connection, subject: Subject) -> None:
     """The child's end: answers requests until the parent says None or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    detect(subject.machine.name)  # LLVM's code generator for this host
-    bench = Bench(
-        subject.module, subject.op, subject.dims, subject.machine, subject.threads, subject.cache, subject.seed
-    )
     built: dict[str, Candidate] = {}
+    bench: Bench | None = None
     while True:
         try:
             request = pipe.recv()
@@ -172,13 +178,19 @@ def serve(pipe: Connection, subject: Subject) -> None:
             break
         answer: object
         try:
+            bench = bench or Bench(subject.module, subject.op, subject.dims, subject.backend, subject.seed)
             answer = _answer(bench, built, request)
         except Rejected as e:
             answer = Failure(e.kind, str(e))
         except TcError as e:
             answer = Failure("illegal", e.message)
         except UserError as e:
-            answer = Failure("illegal", str(e).splitlines()[0])
+            if bench is None:
+                answer = e  # the device cannot be used at all: an end of the search
+            elif getattr(e, "sticky", False):
+                answer = Failure("crash", e.message.splitlines()[0], last=True)
+            else:
+                answer = Failure("illegal", str(e).splitlines()[0])
         except MemoryError:
             answer = Failure("crash", "out of memory")
         except (NotImplementedError, ArithmeticError, ValueError, KeyError, RuntimeError) as e:
@@ -186,6 +198,8 @@ def serve(pipe: Connection, subject: Subject) -> None:
         try:
             pipe.send(answer)
         except OSError:
+            break
+        if isinstance(answer, Failure) and answer.last:
             break
     for candidate in built.values():
         candidate.close()
@@ -196,9 +210,8 @@ def _answer(bench: Bench, built: dict[str, Candidate], request: Request) -> Any:
     if request.what == "build":
         if request.name in built:
             built.pop(request.name).close()
-        started = time.perf_counter()
         built[request.name] = bench.build(request.chosen, request.kernel, request.schedule)
-        return time.perf_counter() - started
+        return built[request.name].facts
     if request.what == "times":
         return bench.times([built[n] for n in request.names], request.rounds, request.seconds, request.alone)
     if request.name in built:

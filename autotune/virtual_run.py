@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcomp.autotune.bench import elements_of, work_of
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.dsl.ast import Module, Op
-from tcomp.dsl.dims import evaluate_dim
-from tcomp.dsl.infer import dimensions
 from tcomp.machine.gpu import GpuMachine
 from tcomp.runtime.values import numpy_type, stored, values
 from tcomp.runtime.verify import distance, oracle_case, rounding
@@ -27,25 +24,6 @@ WORK = 8e6
 """Points of the largest equation that are run."""
 ELEMENTS = 3e5
 TOLERANCE = 2e-5
-
-
-def small_dims(op: Op, module: Module, dims: Mapping[str, int]) -> dict[str, int]:
-    """The dims, the largest halved until the virtual GPU can run them; multiples of 16 stay such, since copies of tiles
-    need aligned rows."""
-    found = dict(dims)
-    names = [n for n in dimensions(op) if n in found]
-    while names and (work_of(op, module, found) > WORK or elements_of(op, module, found) > ELEMENTS):
-        largest = max(names, key=lambda n: found[n])
-        n = found[largest]
-        if n <= 16:
-            break
-        half = max(16, n // 2 // 16 * 16)
-        smaller = {**found, largest: half}
-        if not all(evaluate_dim(r, {**smaller}) for r in op.requires):
-            names.remove(largest)
-            continue
-        found = smaller
-    return found
 
 
 def problem_of(op: Op, module: Module, dims: dict[str, int], lowered: LoweredOp, machine: GpuMachine, seed: int) -> str:

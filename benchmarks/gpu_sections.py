@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -299,9 +300,58 @@ def _torch(job: Job, tokens: int) -> Iterator[Item]:
             yield {"kind": "row", "program": name, "loss": found[-1][0], "ms a step": ms, "tokens/s": 1e3 * tokens / ms}
 
 
+# ------------------------------------------------------------------------------------------------- tuning
+
+
+def tuning(job: Job) -> Iterator[Item]:
+    """A search over the products of a step, every candidate checked and timed; on the virtual GPU two candidates of one
+    of them, whose times mean nothing."""
+    from tcomp.autotune.backend_cuda import CudaBackend
+    from tcomp.autotune.evaluator import serve
+    from tcomp.autotune.instances import StepShape
+    from tcomp.autotune.judge_measured import MeasuredJudge
+    from tcomp.autotune.report import study_reports
+    from tcomp.autotune.search import Plan, Search
+    from tcomp.autotune.storage import open_storage
+
+    precision, machine = "bf16", job.device.machine
+    overrides = {} if job.real else {**MICRO, "L": 1}
+    shape = StepShape(job.config, job.batch, job.length, 1, overrides, precision)
+    module = common.load_module("gpt2", precision)
+    budget = max(1.0, job.deadline - time.monotonic() - 3) if job.real else None
+    plan = Plan(shape, budget, None if job.real else 2, ("linear*",) if job.real else ("linear",))
+    if not job.real:  # a simulator would take minutes for the copies of operands and the flushes of a real L2
+        machine = replace(machine, l2_bytes=1 << 10)
+    with tempfile.TemporaryDirectory() as folder:
+        trials = open_storage(Path(folder) / "trials.sqlite3")
+        backend = CudaBackend(machine, str(job.device.gpu.index), job.device.cache)
+        target = serve if job.real else partial(_serve_virtual, job.device.machine.name)
+        judge = MeasuredJudge(module, backend, 0, Path(folder) / "measuring", target)
+        lock = Path(folder) / "gpt2.lock"
+        Search(module, "gpt2", machine, 1, plan, judge, trials, lock, lambda text: print(text, file=sys.stderr)).run()
+        for found in study_reports(trials, machine.name):
+            row: Item = {"kind": "row", "kernel": found.label}
+            row |= {"candidates": ", ".join(f"{n} {k}" for k, n in sorted(found.kinds.items()) if k != "repeated")}
+            row |= {"why not": "; ".join(reason for reason, _ in found.reasons.most_common(2))}
+            row |= {"good": not found.kinds["wrong"] and not found.kinds["crash"]}
+            if job.real:
+                row |= {"default, us": found.default_seconds * 1e6, "best over default": found.best or 1.0}
+                row |= {"rank correlation of the model": "-" if found.correlation is None else found.correlation}
+            yield row
+
+
+def _serve_virtual(gpu: str, pipe: Any, subject: Any) -> None:
+    """The candidates' process on a virtual GPU."""
+    from tcomp.autotune.evaluator import serve
+    from tcomp.runtime.vgpu.shim import install
+
+    install(gpu)
+    serve(pipe, subject)
+
+
 # --------------------------------------------------------------------------------------------------- main
 
-SECTIONS = {f.__name__: f for f in (machine, ops, step, ops_bf16, kernels, step_time)}
+SECTIONS = {f.__name__: f for f in (machine, ops, step, ops_bf16, kernels, step_time, tuning)}
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from tcomp.autotune.bench import Ratio, ratio
+from tcomp.autotune.contest import Ratio, ratio
 from tcomp.autotune.lockfile import find_lock
 from tcomp.cli import common
 from tcomp.cli.bench import ENTRY

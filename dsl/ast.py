@@ -645,6 +645,13 @@ def walk(e: Expr) -> Iterator[Expr]:
         yield from walk(c)
 
 
+def conjuncts(e: Expr | None) -> list[Expr]:
+    """`a and b` --> [a, b]; nothing for no condition."""
+    if isinstance(e, Binary) and e.op == "and":
+        return conjuncts(e.left) + conjuncts(e.right)
+    return [] if e is None else [e]
+
+
 def rebuild(e: Expr, new: tuple[Expr, ...]) -> Expr:
     """The same expression with other direct sub-expressions."""
     match e:

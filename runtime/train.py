@@ -266,14 +266,17 @@ def load_weights(executor: Executor, saved: checkpoint.Checkpoint) -> None:
 def validation_loss(executor: Executor, data: Data, batch_count: int) -> float:
     """Mean loss over the same `batch_count` validation batches (fewer where there is less data)."""
     batches = data.validation_batches()
-    program = "forward" if "forward" in executor.step.programs else "micro_first"
     count = max(1, min(batch_count, batches.count // executor.step.slots["tokens"].shape[0]))
-    losses = []
+    return sum(batch_losses(executor, batches, count)) / count
+
+
+def batch_losses(executor: Executor, batches: Batches, count: int) -> Iterator[float]:
+    """The losses of the next `count` batches, without training on them."""
+    program = "forward" if "forward" in executor.step.programs else "micro_first"
     for _ in range(count):
         next_batch(executor, batches)
         executor.run(program)
-        losses.append(executor.fetch("loss"))
-    return sum(float(r.value()) for r in losses) / count
+        yield float(executor.fetch("loss").value())
 
 
 @contextmanager

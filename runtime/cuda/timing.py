@@ -1,20 +1,72 @@
-"""Times on the GPU's own clock: medians between events, with the L2 cache emptied before each repeat."""
+"""Times on the GPU's own clock, between events, with the L2 cache emptied before each repeat.
+
+Filling a buffer larger than L2 also keeps the GPU busy while the host submits what is to be timed, so that the time
+between the events has no waiting for the host in it.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from cuda.bindings import driver as cu
 
+from tcomp.machine.gpu import GpuMachine
+from tcomp.runtime.cuda.context import Context
 from tcomp.runtime.cuda.driver import call
 from tcomp.runtime.cuda.executor import CudaExecutor
+from tcomp.runtime.cuda.gpus import Gpu
 from tcomp.runtime.cuda.programs import BoundLaunch
+
+RUBBISH = 3
+"""The buffer that is filled, over the size of L2."""
+
+
+class ColdClock:
+    """Times work that finds nothing of its data in L2, for executors of one GPU; `close` frees its buffer."""
+
+    def __init__(self, gpu: Gpu, machine: GpuMachine) -> None:
+        self._context = Context(gpu)
+        self._size = RUBBISH * machine.l2_bytes
+        self._rubbish = self._context.memory(self._size)
+        self._events: list[tuple[Any, Any]] = []
+
+    def milliseconds(self, executor: CudaExecutor, works: Sequence[Callable[[], None]]) -> list[float]:
+        """Of each piece of work, which submits to the executor's compute stream."""
+        stream = executor.context.compute
+        while len(self._events) < len(works):
+            self._events.append((self._context.event(timing=True), self._context.event(timing=True)))
+        for work, (start, stop) in zip(works, self._events, strict=False):
+            call(cu.cuMemsetD8Async, self._rubbish, 0, self._size, stream)
+            call(cu.cuEventRecord, start, stream)
+            work()
+            call(cu.cuEventRecord, stop, stream)
+        executor.wait()
+        return [float(call(cu.cuEventElapsedTime, *self._events[i])) for i in range(len(works))]
+
+    def programs(self, executor: CudaExecutor, programs: Sequence[str]) -> list[float]:
+        """Milliseconds of each program, run once, launch by launch."""
+        return self.milliseconds(executor, [partial(_submit, executor, program) for program in programs])
+
+    def close(self) -> None:
+        self._context.close()
+
+
+def _submit(executor: CudaExecutor, program: str) -> None:
+    for launch in executor.programs[program]:
+        launch.submit(executor.context.compute)
 
 
 def time_launch(executor: CudaExecutor, launch: BoundLaunch, repeats: int) -> float:
     """Median milliseconds of one launch, which finds nothing of its data in L2. It changes the slots it writes."""
-    return _median(executor, lambda: launch.submit(executor.context.compute), repeats, flush=True)
+    clock = ColdClock(executor.context.gpu, executor.machine)
+    try:
+        works = [partial(launch.submit, executor.context.compute)] * repeats
+        return statistics.median(clock.milliseconds(executor, works))
+    finally:
+        clock.close()
 
 
 def time_programs(executor: CudaExecutor, programs: Sequence[str], repeats: int, graph: bool = True) -> float:
@@ -25,29 +77,15 @@ def time_programs(executor: CudaExecutor, programs: Sequence[str], repeats: int,
             if graph:
                 executor.run(program)
             else:
-                for launch in executor.programs[program]:
-                    launch.submit(executor.context.compute)
+                _submit(executor, program)
 
     work()
-    return _median(executor, work, repeats, flush=False)
-
-
-def _median(executor: CudaExecutor, work: Callable[[], None], repeats: int, flush: bool) -> float:
-    context = executor.context
     start, stop = executor.timer()
-    size = 2 * executor.machine.l2_bytes
-    rubbish = call(cu.cuMemAlloc, size) if flush else 0
-    try:
-        times = []
-        for _ in range(repeats):
-            if flush:
-                call(cu.cuMemsetD8Async, rubbish, 0, size, context.compute)
-            call(cu.cuEventRecord, start, context.compute)
-            work()
-            call(cu.cuEventRecord, stop, context.compute)
-            executor.wait()
-            times.append(float(call(cu.cuEventElapsedTime, start, stop)))
-    finally:
-        if flush:
-            call(cu.cuMemFree, rubbish)
+    times = []
+    for _ in range(repeats):
+        call(cu.cuEventRecord, start, executor.context.compute)
+        work()
+        call(cu.cuEventRecord, stop, executor.context.compute)
+        executor.wait()
+        times.append(float(call(cu.cuEventElapsedTime, start, stop)))
     return statistics.median(times)

@@ -29,9 +29,12 @@ def read_llmc(path: Path, layout: Layout) -> tuple[dict[str, Number], str]:
             head = f.read(HEADER_BYTES)
     except OSError as e:
         raise UserError(f"{path}: cannot read it: {e.strerror or e}") from e
-    words = np.frombuffer(head, "<i4") if len(head) == HEADER_BYTES else np.zeros(2, np.int32)
-    if words[0] != MAGIC:
+    words = np.frombuffer(head[: len(head) // 4 * 4], "<i4")
+    if not len(words) or words[0] != MAGIC:
         raise UserError(f"{path}: not an llm.c checkpoint: it does not start with {MAGIC}", "such files end in .bin")
+    if len(head) < HEADER_BYTES:
+        state = f"{len(head)} bytes, its header alone has {HEADER_BYTES}"
+        raise UserError(f"{path}: truncated: {state}", "copy or make the file again")
     if int(words[1]) not in VERSIONS:
         known = ", ".join(f"{v} ({k})" for v, k in VERSIONS.items())
         raise UserError(f"{path}: an llm.c checkpoint of version {words[1]}; known are {known}")

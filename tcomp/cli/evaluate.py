@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tcomp.cli import common, limits
 from tcomp.cli.settings import from_json
 from tcomp.errors import UserError
+
+if TYPE_CHECKING:
+    from tcomp.runtime.data import Data
+    from tcomp.runtime.evaluate import Question
+    from tcomp.runtime.executor import Executor
 
 
 def evaluate(
@@ -41,15 +48,11 @@ def evaluate(
 
     - `tcomp eval runs/smollm --choices hellaswag_val.jsonl --questions 1000`
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from tcomp.runtime import checkpoint
     from tcomp.runtime.data import open_data
-    from tcomp.runtime.evaluate import answer, read_questions
+    from tcomp.runtime.evaluate import read_questions
     from tcomp.runtime.run_folder import PASSED, read_config
-    from tcomp.runtime.tokenizer import tokenizer_of
-    from tcomp.runtime.train import load_weights, set_scalars, validation_loss
+    from tcomp.runtime.train import load_weights, set_scalars
 
     limits.check_numbers(batch=batch, threads=threads, questions=questions)
     if length or batches:
@@ -59,53 +62,90 @@ def evaluate(
     saved = checkpoint.newest(run, lambda text: print(f"warning: {text}", file=sys.stderr))
     asked = read_questions(choices, questions) if choices is not None else []
     module = common.load_module(settings.model)
-    numbers = common.numbers_of(module, settings)
-    vocabulary, length = int(numbers.get("V", 1 << 16)), length or settings.length
-    paths = [Path(p) for p in (data or settings.data)]
-    opened = None
-    if choices is None:
-        opened = open_data(paths, length, vocabulary)
+    vocabulary = int(common.numbers_of(module, settings).get("V", 1 << 16))
+    length = length or settings.length
+    runs_on = common.device_for(device, gpu=gpu, threads=threads)
+
+    @contextmanager
+    def loaded(rows: int) -> Iterator[Executor]:
+        """The model with the run's weights, for `rows` sequences at a time."""
+        built = common.build_step(
+            settings.model, settings.config, rows, length, dims=settings.dims, precision=saved.manifest.precision,
+            programs=("forward",), module=module, device=runs_on,
+        )  # fmt: skip
+        executor = runs_on.open(built.step)
+        try:
+            set_scalars(executor, {})
+            load_weights(executor, saved)
+            yield executor
+        finally:
+            executor.close()
+
+    if asked:
+        _answer(run, loaded, batch, asked, vocabulary, length)
+    else:
+        opened = open_data([Path(p) for p in (data or settings.data)], length, vocabulary)
         if opened.text and (run / PASSED / "tokenizer.json").is_file():
             raise UserError(
                 "the run has a tokenizer, so text must be prepared with it",
                 f"tcomp data prepare TEXT --tokenizer {run / PASSED / 'tokenizer.json'} --out FOLDER",
             )
-    runs_on = common.device_for(device, gpu=gpu, threads=threads)
-    built = common.build_step(
-        settings.model, settings.config, batch, length, dims=settings.dims, precision=saved.manifest.precision,
-        programs=("forward",), module=module, device=runs_on,
-    )  # fmt: skip
-    executor = runs_on.open(built.step)
-    try:
-        set_scalars(executor, {})
-        load_weights(executor, saved)
-        if opened is not None:
-            count = batches or 1 << 60
-            loss = validation_loss(executor, opened, count)
-            windows = opened.validation_batches().count
-            used = min(count, max(1, windows // batch)) * batch
-            print(f"data: {opened.description}")
-            print(f"loss {loss:.4f} nats a token, perplexity {_perplexity(loss)}, over {used * length:,} tokens")
-        else:
-            console = Console(stderr=True)
-            columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-                task = progress.add_task("", total=len(asked))
-                score = None
-                for score in answer(executor, tokenizer_of(run), asked, vocabulary):  # noqa: B007  the last one counts
-                    progress.advance(task)
-            assert score is not None
-            print(
-                f"{score.questions} questions: accuracy {score.accuracy:.1%}, per token {score.normalised:.1%} "
-                f"(chance {score.chance:.1%})"
-            )
-            if score.cut:
-                print(
-                    f"{score.cut} contexts were longer than {length} tokens and lost their beginning; a larger -T helps"
-                )
-    finally:
-        executor.close()
+        _measure(loaded, opened, batch, batches)
     runs_on.finish()
+
+
+def _measure(loaded: Callable[[int], AbstractContextManager[Executor]], data: Data, batch: int, most: int) -> None:
+    """Print the loss over the validation part's windows, each once, or over `most` batches of them."""
+    from tcomp.runtime.train import batch_losses
+
+    held_out = data.validation_batches()
+    whole, rest = divmod(held_out.count, batch)
+    if most and most <= whole:
+        whole, rest = most, 0
+    total, windows = 0.0, whole * batch + rest
+    with _progress("evaluating", windows) as advance:
+        for rows, count in ((batch, whole), (rest, 1)):
+            if rows and count:
+                with loaded(rows) as executor:
+                    for loss in batch_losses(executor, held_out, count):
+                        total += loss * rows
+                        advance(rows)
+    loss = total / windows
+    print(f"data: {data.description}")
+    tokens = windows * data.length
+    print(f"loss {loss:.4f} nats a token, perplexity {_perplexity(loss)}, over {tokens:,} tokens")
+
+
+def _answer(
+    run: Path, loaded: Callable[[int], AbstractContextManager[Executor]], batch: int, asked: list[Question],
+    vocabulary: int, length: int,
+) -> None:  # fmt: skip
+    """Print the accuracy on the questions."""
+    from tcomp.runtime.evaluate import answer
+    from tcomp.runtime.tokenizer import tokenizer_of
+
+    with loaded(batch) as executor, _progress("answering", len(asked)) as advance:
+        for score in answer(executor, tokenizer_of(run), asked, vocabulary):  # noqa: B007  the last one counts
+            advance(1)
+    print(
+        f"{score.questions} questions: accuracy {score.accuracy:.1%}, per token {score.normalised:.1%} "
+        f"(chance {score.chance:.1%})"
+    )
+    if score.cut:
+        print(f"{score.cut} contexts were longer than {length} tokens and lost their beginning; a larger -T helps")
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; what is given takes the number of steps done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda n: progress.advance(task, n)
 
 
 def _perplexity(loss: float) -> str:

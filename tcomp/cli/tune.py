@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,11 +15,13 @@ from tcomp.cli import common, limits
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
+    from tcomp.autotune.backend import Backend
     from tcomp.autotune.judge import Judge
+    from tcomp.autotune.lockfile import Lock
     from tcomp.autotune.search import Search
     from tcomp.dsl.ast import Module
-    from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
+    from tcomp.schedule.family import Machine
 
 
 def tune(
@@ -31,13 +34,22 @@ def tune(
     accumulation: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
     dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
     precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
+    device: Annotated[
+        str, typer.Option(help="Where candidates run: cpu, or cuda (cuda:1, cuda:NAME) [default: cpu].")
+    ] = "cpu",
     gpu: Annotated[
-        str, typer.Option(help="Tune for this GPU by the static model (predicted) [default: this CPU, measured].")
+        str,
+        typer.Option(help="The GPU to tune for: by running on it if it is here, else by a static model (predicted)."),
     ] = "",
+    predicted: Annotated[
+        bool, typer.Option("--predicted", help="With --gpu: by the static model even where there is such a GPU.")
+    ] = False,
     threads: Annotated[int, typer.Option(help="Cores to tune for; 0: all.")] = 0,
-    budget: Annotated[str, typer.Option(help="Stop after this long: 90s, 20m, 1h30m.")] = "",
+    budget: Annotated[str | None, typer.Option(help="Stop after this long: 90s, 20m, 1h30m.")] = None,
     trials: Annotated[int | None, typer.Option(help="Trials per kernel, those of earlier runs included.")] = None,
-    until_within: Annotated[str, typer.Option(help="Leave a kernel when 8 trials gained less than this: 2%.")] = "",
+    until_within: Annotated[
+        str | None, typer.Option(help="Leave a kernel when 8 trials gained less than this: 2%.")
+    ] = None,
     ops: Annotated[list[str] | None, typer.Option(help="Only ops of this name (* and ? match); repeatable.")] = None,
     seed: Annotated[int, typer.Option(help="Of the search and of the inputs.")] = 0,
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Use kept trials, or forget them.")] = True,
@@ -54,8 +66,9 @@ def tune(
     kept as they finish, so a search that is stopped or killed goes on where it was when started again; several may
     run at once. The outcome is a lockfile that `tcomp build` and `tcomp train` use: commit it.
 
-    With --gpu no GPU is needed and nothing is timed: candidates are assembled, ranked by a static model, and run on
-    the virtual GPU for correctness. What comes of it is labelled predicted everywhere.
+    With --gpu no GPU is needed: where the machine has none of that name nothing is timed, candidates are assembled,
+    ranked by a static model, and run on the virtual GPU for correctness. What comes of it is labelled predicted
+    everywhere.
 
     Examples:
 
@@ -77,8 +90,8 @@ def tune(
     limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads, seed=seed)
     if trials is not None:
         limits.check_numbers(trials=trials)
-    seconds = parse_duration(budget) if budget else None
-    until = _share(until_within) if until_within else None
+    seconds = parse_duration(budget) if budget is not None else None
+    until = _share(until_within) if until_within is not None else None
     module = common.load_module(file)
     model = common.only_model(module, file)
     shape = StepShape(
@@ -89,7 +102,10 @@ def tune(
         limits.parse_dims(dim or []),
         precision,
     )
-    machine, cores = _machine(gpu, threads)
+    if predicted and not gpu:
+        raise UserError("--predicted is for --gpu", "give --gpu h100 to tune for an H100 by the static model")
+    backend = _backend(device, gpu, predicted or check or report, threads)
+    machine, cores = backend.machine, backend.threads
     path = Path(lock) if lock else Path(f"{Path(file).stem}.{machine.name}.lock")
     if check:
         _check(path, file, module, model.name, machine, cores, lock)
@@ -100,27 +116,31 @@ def tune(
 
         if not store.is_file():
             raise UserError(f"{store}: there are no tuning results", f"run: tcomp tune {file}")
-        print(write_report(trials_storage.open_storage(store), machine.name, path, out), end="")
+        with trials_storage.failures_of(store):
+            print(write_report(trials_storage.open_storage(store), machine.name, path, out), end="")
         return
-    judge = _judge(module, machine, cores, seed)
-    kept = trials_storage.open_storage(store)
-    plan = search.Plan(shape, seconds, trials, tuple(ops or ()), seed, until)
-    say = (lambda text: print(text, file=sys.stderr)) if ask or tell else _say
-    run = search.Search(module, model.name, machine, cores, plan, judge, kept, path, say)
-    if ask or tell:
-        _converse(run, ask, tell)
-        return
-    if not resume:
-        run.forget()
-    print(f"{model.name} {shape.text} on {machine.name}: {judge.basis}; trials in {store}", flush=True)
-    try:
-        summary = run.run()
-    except KeyboardInterrupt:
-        print(f"stopped; finished trials are in {store}: the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(130) from None
-    for line in search.summary_lines(summary, judge.basis):
-        print(line)
-    print(f"lockfile {path}: {len(summary.tuned)} entries changed")
+    with trials_storage.failures_of(store):
+        judge = _judge(module, backend, seed)
+        kept = trials_storage.open_storage(store)
+        plan = search.Plan(shape, seconds, trials, tuple(ops or ()), seed, until)
+        say = (lambda text: print(text, file=sys.stderr)) if ask or tell else _say
+        run = search.Search(
+            module, model.name, machine, cores, plan, judge, kept, path, say, _known(file, machine, path)
+        )
+        if ask or tell:
+            _converse(run, ask, tell)
+            return
+        if not resume:
+            run.forget()
+        print(f"{model.name} {shape.text} on {machine.name}: {judge.basis}; trials in {store}", flush=True)
+        try:
+            summary = run.run()
+        except KeyboardInterrupt:
+            print(f"stopped; finished trials are in {store}: the same command goes on from there", file=sys.stderr)
+            raise typer.Exit(130) from None
+        for line in search.summary_lines(summary, judge.basis):
+            print(line)
+        print(f"lockfile {path}: {len(summary.tuned)} entries changed")
 
 
 def _converse(run: Search, asking: bool, told: str) -> None:
@@ -154,31 +174,78 @@ def _what(words: list[str]) -> tuple[bool, str]:
     return report, files[0] if files else "gpt2"
 
 
-def _machine(gpu: str, threads: int) -> tuple[CpuMachine | GpuMachine, int]:
+@dataclass(frozen=True)
+class Described:
+    """A GPU that is known by its description alone."""
+
+    machine: GpuMachine
+    threads: int = 1
+
+
+def _backend(device: str, gpu: str, described: bool, threads: int) -> Backend | Described:
+    """Where candidates are to run; a description where they are not to, or there is no such GPU."""
+    from tcomp.runtime.cache import cache_folder
+
+    kind, which = limits.split_device(device)
+    if kind == "virtual":
+        raise UserError("the virtual GPU takes no time that a tuning could go by", "give --gpu h100 for predictions")
+    if gpu and kind == "cuda":
+        raise UserError("--device cuda and --gpu exclude each other", "leave --gpu away: the driver knows its GPU")
     if gpu:
         from tcomp.machine.gpu import machine_named
 
-        return machine_named(gpu), 1
+        named = machine_named(gpu)
+        return (None if described else _present(named.name)) or Described(named)
+    if kind == "cuda":
+        from tcomp.autotune.backend_cuda import CudaBackend
+        from tcomp.runtime.cuda.gpus import choose, gpus, machine_of
+
+        found = choose(which, gpus())
+        return CudaBackend(machine_of(found), str(found.index), cache_folder("kernels"))
+    from tcomp.autotune.backend_cpu import CpuBackend
     from tcomp.machine.cpu import detect
 
-    return detect(), threads or limits.cores()
+    return CpuBackend(detect(), threads or limits.cores(), cache_folder("kernels"))
 
 
-def _judge(module: Module, machine: CpuMachine | GpuMachine, threads: int, seed: int) -> Judge:
-    from tcomp.machine.gpu import GpuMachine
+def _known(file: str, machine: Machine, own: Path) -> Lock | None:
+    """The lockfile that a build would use and that is not the one to be written."""
+    from tcomp.autotune.lockfile import find_lock, read_lock
+
+    found = find_lock(common.find_file(file), machine.name, None)
+    return read_lock(found) if found is not None and not (own.exists() and own.samefile(found)) else None
+
+
+def _present(name: str) -> Backend | None:
+    """A GPU of that name in this machine."""
+    from tcomp.autotune.backend_cuda import CudaBackend
+    from tcomp.runtime.cache import cache_folder
+    from tcomp.runtime.cuda.gpus import gpus, machine_of
+
+    try:
+        for found in gpus():
+            machine = machine_of(found)
+            if machine.name == name:
+                return CudaBackend(machine, str(found.index), cache_folder("kernels"))
+    except UserError:  # no driver, no GPU, or one that is too old
+        pass
+    return None
+
+
+def _judge(module: Module, backend: Backend | Described, seed: int) -> Judge:
     from tcomp.runtime.cache import cache_folder
 
-    if isinstance(machine, GpuMachine):
-        from tcomp.autotune.judge_gpu import GpuJudge
+    if isinstance(backend, Described):
+        from tcomp.autotune.judge_predicted import PredictedJudge
 
-        return GpuJudge(module, machine, cache_folder("kernels"), seed)
-    from tcomp.autotune.judge_cpu import CpuJudge
+        return PredictedJudge(module, backend.machine, cache_folder("kernels"), seed)
+    from tcomp.autotune.judge_measured import MeasuredJudge
 
-    return CpuJudge(module, machine, threads, cache_folder("kernels"), seed, cache_folder("tuning") / "measuring")
+    return MeasuredJudge(module, backend, seed, cache_folder("tuning") / "measuring")
 
 
 def _check(
-    path: Path, file: str, module: Module, model: str, machine: CpuMachine | GpuMachine, threads: int, given: str | None
+    path: Path, file: str, module: Module, model: str, machine: Machine, threads: int, given: str | None
 ) -> None:
     """Exit 1 when an entry is stale or missing; exit 2 when there is no lockfile."""
     from tcomp.autotune import apply

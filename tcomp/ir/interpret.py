@@ -1,7 +1,8 @@
 """Runs tile IR on NumPy arrays: what a kernel means, independent of any code generator.
 
 Takes a kernel and arrays for its operands (changed in place), simulating a number of cores one after the
-other. Slow and exact about indices: reading outside a tile or operand is an IndexError, scratch starts as NaN.
+other. Slow and exact about indices: reading outside a tile or operand is an IndexError, scratch starts as NaN,
+and what a `region` leaves out is NaN.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary, conjuncts, names_in
 from tcomp.ir.tile import Axis, Compute, Kernel, Loop, Pack, Scope, Statement, Unpack
 
 PARALLEL = ("core", "grid")
@@ -103,7 +104,9 @@ class Interpreter:
                 tile = self.arrays[s.buffer][tuple(slice(0, n) for n in shape)]
                 if s.turns is not None:
                     flag = (s.target.tensor, *(self.integer(x, names) for x in s.turns.flag.subscripts))
-                    if s.turns.stores and flag not in self.stored:  # the first stores, whichever it is: blocks run in another order here
+                    if (
+                        s.turns.stores and flag not in self.stored
+                    ):  # the first stores, whichever it is: blocks run in another order here
                         self.arrays[s.target.tensor][at] = 0
                     self.stored.add(flag)
                 self.arrays[s.target.tensor][at] = self.arrays[s.target.tensor][at] + tile if s.add else tile
@@ -127,6 +130,12 @@ class Interpreter:
         value = np.broadcast_to(np.asarray(self.value(s.value, grid)), shape)
         mask = np.ones(shape, bool) if s.guard is None else np.broadcast_to(self.value(s.guard, grid), shape)
         target = self.arrays[s.target.tensor]
+        for g in conjuncts(s.region):
+            needed = np.broadcast_to(self.value(g, grid), shape)
+            if names_in(g) & s.reduced:
+                mask = mask & needed
+            else:  # nobody may read it: code generators may leave it out
+                value = np.where(needed, value, np.nan)
         if s.reduced:
             assert s.reducer is not None
             dims = tuple(d for d, a in enumerate(s.axes) if a.name in s.reduced)

@@ -143,6 +143,8 @@ def _compute_head(s: Compute) -> str:
         head += f"{reduction}{guard}: {print_expression(s.value)}"
     else:
         head += print_expression(s.value) + guard
+    if s.region is not None:
+        head += f"  # needed where {print_expression(s.region)}"
     if s.instruction:
         head += f"  # by {s.instruction}" + (", beside the next turn" if s.late else "")
     if s.atomic:

@@ -215,6 +215,8 @@ class Compute:
     With `prefetch`, that memory is brought nearer while the reduction runs (CPU).
     `instruction` names the family of matrix instructions that a contraction is computed with ("" for none). With
     `late` it may run beside the next turn of the loop around, up to the first statement that needs its result.
+    `region` says where the result is needed (CPU): what is computed outside is read by nobody, or, for a reduction over
+    an index of it, contributes nothing. Code may leave it out, and need not.
     `distinct` is False when two points of the parallel axes may name the same target element (a scatter);
     then points run in order.
     """
@@ -232,6 +234,7 @@ class Compute:
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
     prefetch: tuple[Prefetch, ...] = ()
     late: bool = False
+    region: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,10 +255,10 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """The order in which blocks add to one place: a block waits until the word `flag` holds `before`, the number of the
-    block that has its turn before it, and in the end puts its own `number` there. Nobody is before it where one of `met`
-    (low, value, stop) has not low <= value < stop: such a block does not wait. With `stores` it stores instead of adding,
-    and so nothing need be there before."""
+    """The order in which blocks add to one place: a block waits until the word `flag` holds `before`, the number of
+    the block that has its turn before it, and in the end puts its own `number` there. Nobody is before it where one of
+    `met` (low, value, stop) has not low <= value < stop: such a block does not wait. With `stores` it stores instead of
+    adding, and so nothing need be there before."""
 
     flag: Access
     number: Expr

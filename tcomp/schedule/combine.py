@@ -181,8 +181,8 @@ class Combining:
         return c.by == "atomic" and narrow and c.over in leaf.reduced and not self.deterministic
 
     def _added(self, plan: KernelPlan, leaf: Leaf, c: Combine, at: int) -> tuple[list[Leaf], KernelPlan]:
-        """`dQ[q, d] = sum k: ...` --> `dQ.joined[q, d] += sum k in block: ...` by all blocks of k, and in a phase of its
-        own `dQ[q', d'] = dQ.joined[q', d']`."""
+        """`dQ[q, d] = sum k: ...` --> `dQ.joined[q, d] += sum k in block: ...` by all blocks of k, and in a phase of
+        its own `dQ[q', d'] = dQ.joined[q', d']`."""
         eq, value = leaf.equation, leaf.equation.value
         output = part_of(eq.target).rstrip(".")
         grid = [t for t in plan.sequence if t.index == c.over and t.parallel]
@@ -217,7 +217,9 @@ class Combining:
         read = Access(name, tuple(Name(i) for i in new.values()))
         second = replace(eq, targets=(Target(eq.target.name, renamed(eq.target.subscripts, new)),), value=read)
         return [
-            Leaf(first, at, leaf.parallel, leaf.reduced, leaf.gathered, c.over, sums_for=(eq.target.name,), atomic=True),
+            Leaf(
+                first, at, leaf.parallel, leaf.reduced, leaf.gathered, c.over, sums_for=(eq.target.name,), atomic=True
+            ),
             Leaf(second, at + 1, tuple(new.values()), (), copies=True),
         ], plan
 

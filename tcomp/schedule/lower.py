@@ -33,6 +33,7 @@ from tcomp.schedule.launch_flags import blocks_order
 from tcomp.schedule.legality import check_core_loops, check_fuse, check_nesting
 from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build
 from tcomp.schedule.normal import normalise, part_of
+from tcomp.schedule.regions import needs
 from tcomp.schedule.resolve import KernelPlan, Resolver, casts_in
 from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages
@@ -163,8 +164,8 @@ class _Lowering:
         workspaces: dict[str, Buffer],
         started: frozenset[str],
     ) -> Kernel:
-        """One part as a kernel. `started` are the tensors that earlier kernels write (other parts of). `workspaces` gain
-        what its blocks add up in."""
+        """One part as a kernel. `started` are the tensors that earlier kernels write (other parts of). `workspaces`
+        gain what its blocks add up in."""
         plan, equations, names = part.plan, part.equations, part.names
         combining = Combining(self.family, self.extents, self.dtypes, self.shapes, self.deterministic, self.text)
         leaves, plan = combining.leaves(plan, equations, frozenset(self.info.temporaries))
@@ -198,6 +199,7 @@ class _Lowering:
         emitter = Emitter(
             plan, self.extents, room, chunk, granule, storage, dtypes, self.module.monoids, definitions,
             tiler, self.text, self.family.stager, frozenset(given - {t for x in leaves for t in x.written}),
+            needs(leaves, definitions) if self.family.partial_tiles else None,
         )  # fmt: skip
         written = tuple(x.equation for x in leaves if not x.copies)
         whole = self.equations if any("." in o for o in plan.outputs) else equations
@@ -212,7 +214,7 @@ class _Lowering:
         phases = adding.phases(phases)
         flags = [s.flags for s in combining.sums if s.flags]
         phases = self._cleared([*flags, *sorted(adding.cleared)], shape) + phases
-        tiles, phases = self.family.finish(emitter.tiles, phases, self.text if self.given else None)
+        tiles, phases = self.family.finish(emitter.tiles, phases, plan, self.text if self.given else None)
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names | set(added)
         writes = {t for x in leaves for t in x.written} & operand_names | set(added)
         order = [o.name for o in self.op.operands] + sorted(workspaces)

@@ -18,7 +18,6 @@ from tcomp.schedule.fold import reads
 from tcomp.schedule.normal import expressions
 from tcomp.schedule.resolve import TileLevel
 
-
 JOINED = ".joined"
 """behind the name of what blocks add up in memory (`adding.py`)"""
 

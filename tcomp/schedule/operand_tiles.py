@@ -1,4 +1,4 @@
-"""Tiles that threads compute for matrix instructions to read in place (wgmma): swizzled, in the order they are written in.
+"""Tiles that threads compute and matrix instructions read in place (wgmma): swizzled, in the order of their writing.
 
     ds[q, k] in an accumulator whose columns are q    -->    ds[k, q] in shared memory, swizzled
 

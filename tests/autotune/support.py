@@ -10,9 +10,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tcomp.autotune import bench, storage
+from tcomp.autotune.backend_cpu import CpuBackend
 from tcomp.autotune.evaluator import Serve, Subject, serve
 from tcomp.autotune.instances import Instance, StepShape, facts_of, instances_of, schedule_of
-from tcomp.autotune.judge_cpu import CpuJudge
+from tcomp.autotune.judge_measured import MeasuredJudge
 from tcomp.autotune.search import Plan, Search, Summary
 from tcomp.autotune.space import Space, spaces_of
 from tcomp.dsl.ast import Module, Op
@@ -58,7 +59,7 @@ def search_on(
 ) -> Search:
     """A search on gpt2's small step with one thread; trials and lockfile in the folder."""
     module = module or gpt2()
-    judge = CpuJudge(module, detect(), 1, folder / "kernels", plan.seed, None, target, patience)
+    judge = MeasuredJudge(module, CpuBackend(detect(), 1, folder / "kernels"), plan.seed, None, target, patience)
     kept = storage.open_storage(folder / "trials.sqlite3")
     return Search(module, "gpt2", detect(), 1, plan, judge, kept, folder / "gpt2.lock", lambda _: None)
 

@@ -13,9 +13,10 @@ import pytest
 
 from tcomp.autotune import proposals
 from tcomp.autotune.apply import Applied
+from tcomp.autotune.backend_cpu import CpuBackend
 from tcomp.autotune.instances import Instance
 from tcomp.autotune.judge import Choice, Job, Outcome, Verdict
-from tcomp.autotune.judge_cpu import CpuJudge
+from tcomp.autotune.judge_measured import MeasuredJudge
 from tcomp.autotune.lockfile import read_lock
 from tcomp.autotune.schedule_text import schedule_from
 from tcomp.autotune.search import Plan
@@ -72,7 +73,7 @@ def test_a_conversation(tcomp: Tcomp, tmp_path: Path) -> None:
     assert list(tmp_path.glob("gpt2.*.lock")), "what was told is settled"
 
 
-class Oracle(CpuJudge):
+class Oracle(MeasuredJudge):
     """A judge that runs nothing and finds one schedule twice as fast as all else."""
 
     def start(self, instance: Instance) -> list[float]:
@@ -82,14 +83,14 @@ class Oracle(CpuJudge):
         fast = schedule is not None and "seq(32)" in print_schedule(schedule)
         return Verdict(0.5 if fast else 0.9, 1e-3)
 
-    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice) -> Outcome:
+    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice, patience: float = 0.0) -> Outcome:
         better = choice != incumbent and choice.schedule is not None
         return Outcome(1e-3, 5e-4 if better else 1e-3, 0.01, better)
 
 
 def test_a_schedule_that_wins_is_carried_by_the_lockfile_and_lowered(tmp_path: Path) -> None:
     search = search_on(tmp_path, Plan(SHAPE, ops=("attention",)))
-    search.judge = Oracle(search.module, detect(), 1, tmp_path, 0)
+    search.judge = Oracle(search.module, CpuBackend(detect(), 1, tmp_path), 0)
     (job,) = search.jobs()
     lines = [json.dumps({"job": job.label, "schedule": GOOD})]
     (verdict,) = proposals.tell(search, lines)

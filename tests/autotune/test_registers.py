@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tcomp.autotune.backend_cpu import CpuBackend
 from tcomp.autotune.instances import Instance, facts_of, op_hash, schedule_hash, schedule_of
 from tcomp.autotune.judge import Job
-from tcomp.autotune.judge_cpu import CpuJudge
+from tcomp.autotune.judge_measured import MeasuredJudge
 from tcomp.autotune.registers import pressure
 from tcomp.autotune.space import spaces_of
 from tcomp.machine.cpu import detect
@@ -28,13 +29,13 @@ schedule product on cpu:
 """
 
 
-def job_and_judge(folder: Path) -> tuple[Job, CpuJudge]:
+def job_and_judge(folder: Path) -> tuple[Job, MeasuredJudge]:
     module = module_of(GEMM)
     instance = Instance(module.ops["product"], {"M": 84, "N": 192, "K": 64})
     schedule = schedule_of(instance.op, module, instance.dims, detect(), 1)
     (space,) = spaces_of(schedule, facts_of(instance, detect(), 1))
     job = Job(instance, instance.key, space, 0, op_hash(instance.op, module), schedule_hash(schedule), 1.0)
-    return job, CpuJudge(module, detect(), 1, folder, 0)
+    return job, MeasuredJudge(module, CpuBackend(detect(), 1, folder), 0)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tcomp.autotune import storage
-from tcomp.autotune.bench import Bench, Rejected, ratio
+from tcomp.autotune.backend_cpu import CpuBackend
+from tcomp.autotune.bench import Bench, Rejected
+from tcomp.autotune.contest import ratio
 from tcomp.autotune.instances import facts_of, schedule_of
 from tcomp.autotune.lockfile import read_lock
 from tcomp.autotune.search import Plan
@@ -42,7 +44,7 @@ def trials(folder: Path) -> list[tuple[str, str, Values | None]]:
 def test_any_point_of_a_schedule_s_space_gives_the_oracle_s_result(op: str, seed: int, tmp_path: Path) -> None:
     module = gpt2()
     instance = gpt2_instance(op, module)
-    bench = Bench(module, instance.op, instance.dims, detect(), 1, tmp_path, 0)
+    bench = Bench(module, instance.op, instance.dims, CpuBackend(detect(), 1, tmp_path), 0)
     schedule = schedule_of(instance.op, module, instance.dims, detect(), 1)
     for space in spaces_of(schedule, facts_of(instance, detect(), 1)):
         for values in list(space.points(seed))[:3]:
@@ -95,10 +97,10 @@ def test_the_budget_holds(tmp_path: Path) -> None:
 def test_a_result_past_its_end_or_in_its_inputs_is_seen(tmp_path: Path) -> None:
     module = gpt2()
     instance = gpt2_instance("linear", module)
-    bench = Bench(module, instance.op, instance.dims, detect(), 1, tmp_path, 0)
+    bench = Bench(module, instance.op, instance.dims, CpuBackend(detect(), 1, tmp_path), 0)
     candidate = bench.build({})
     try:
-        case = bench._case(bench.dims)
+        case = bench.case(bench.dims)
         guard = candidate.executor.array("guard.Y")
         run = candidate.executor.run
 
@@ -112,7 +114,7 @@ def test_a_result_past_its_end_or_in_its_inputs_is_seen(tmp_path: Path) -> None:
         for slot, at, words in (("guard.Y", 0, "past the end of Y"), ("W", 5, "input W"), ("Y", 7, "from the oracle")):
             spoiling(slot, at)
             with pytest.raises(Rejected, match=words):
-                bench._check(candidate.executor, case, "")
+                bench.check(candidate.executor, case, "")
         assert guard.size
     finally:
         candidate.close()

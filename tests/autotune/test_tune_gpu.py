@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tcomp.autotune.instances import Instance
-from tcomp.autotune.judge_gpu import GpuJudge
+from tcomp.autotune.judge_predicted import PredictedJudge
 from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.machine.gpu import H100
 from tests.autotune.support import gpt2, gpt2_instance
@@ -31,25 +31,26 @@ def test_predictions_are_labelled_and_repeatable(tcomp: Tcomp, tmp_path: Path) -
     assert texts[0] == texts[1]
     report = tcomp("tune", "report", "--gpu", "h100", "--storage", "one.sqlite3", "--lock", "one.lock").out
     assert "predicted" in report and "measured" not in report
+    assert "rank correlation (Spearman) 0.986 with the published speeds of 14 matrix products" in report
 
 
 def test_a_prediction_is_the_same_every_time(tmp_path: Path) -> None:
     instance = gpt2_instance("layernorm", gpt2())
-    first, second = (GpuJudge(gpt2(), H100, tmp_path / str(i), i).start(instance) for i in range(2))
+    first, second = (PredictedJudge(gpt2(), H100, tmp_path / str(i), i).start(instance) for i in range(2))
     assert first == second and first[0] > 0
 
 
 def test_a_wrong_choice_is_refused_by_the_virtual_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    from tcomp.autotune import judge_gpu
+    from tcomp.autotune import judge_predicted
     from tcomp.dsl.ast import Binary, Num
 
     module = gpt2()
     instance = gpt2_instance("linear", module)
-    judge = GpuJudge(module, H100, tmp_path, 0)
+    judge = PredictedJudge(module, H100, tmp_path, 0)
     assert judge.check(instance, {}) == ""
-    right = judge_gpu.lower
+    right = judge_predicted.lower
 
     def wrong(op, *rest):  # type: ignore[no-untyped-def]
         last = op.equations[-1]
@@ -57,7 +58,7 @@ def test_a_wrong_choice_is_refused_by_the_virtual_gpu(tmp_path: Path, monkeypatc
             replace(op, equations=(*op.equations[:-1], replace(last, value=Binary("+", last.value, Num(0.01))))), *rest
         )
 
-    monkeypatch.setattr(judge_gpu, "lower", wrong)
+    monkeypatch.setattr(judge_predicted, "lower", wrong)
     assert "from the oracle" in judge.check(Instance(instance.op, {**instance.dims}), {})
 
 

@@ -155,6 +155,8 @@ def test_llmc_checkpoints(version: int, dtype: torch.dtype, tcomp: Tcomp, tmp_pa
     assert set(before) == set(after) and all(torch.equal(before[n], after[n]) for n in before)
     (tmp_path / "short.bin").write_bytes(header.tobytes() + raw[:-2])
     refused(tcomp("import", "--from-llmc", "short.bin"), "truncated", "copy or make the file again")
+    (tmp_path / "header.bin").write_bytes((tmp_path / "model.bin").read_bytes()[:700])
+    refused(tcomp("import", "--from-llmc", "header.bin"), "truncated: 700 bytes", "copy or make the file again")
     header[1] = 4
     (tmp_path / "old.bin").write_bytes(header.tobytes() + raw)
     refused(tcomp("import", "--from-llmc", "old.bin"), "version 4; known are 3 (F32), 5 (BF16)")

@@ -7,9 +7,9 @@ from functools import cache
 import numpy as np
 import pytest
 
+from tcomp.codegen.cpu.conditions import conditions, remaining, without
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.guards import conditions, remaining, without
 from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Module, Name, Num, Op
 from tcomp.dsl.load import load

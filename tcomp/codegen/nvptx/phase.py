@@ -529,8 +529,8 @@ def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
 
 
 def touched(s: Compute, scope: GpuScope) -> set[str]:
-    """Buffers that must be at rest when the Compute begins: not those in shared memory that it only reads, as what still
-    runs only reads there too. One by wgmma may add to what a group before it adds to."""
+    """Buffers that must be at rest when the Compute begins: not those in shared memory that it only reads, as what
+    still runs only reads there too. One by wgmma may add to what a group before it adds to."""
     adds = s.accumulate and s.instruction and matched(s, scope).instruction.threads == 128
     found = {a.tensor for a in accesses_of(s) if scope.buffers[a.tensor].scope is not Scope.SHARED}
     return found - {s.target.tensor} if adds else found | {s.target.tensor}

@@ -29,9 +29,9 @@ def accept(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
 
 def test_sections_are_skipped_when_the_time_is_used_up(tmp_path: Path) -> None:
     code, report, text = accept(tmp_path, "--virtual", "--budget", "1")
-    assert code == 0 and len(report["sections"]) == 6
+    assert code == 0 and len(report["sections"]) == 7
     assert {s["state"] for s in report["sections"].values()} == {"skipped"}
-    assert text.count("skipped: the time for the whole run was used up") == 6
+    assert text.count("skipped: the time for the whole run was used up") == 7
 
 
 @pytest.mark.slow
@@ -51,8 +51,9 @@ def test_no_driver_fails_every_section_and_says_why(tmp_path: Path, no_driver: N
 
 @pytest.mark.slow
 def test_correctness_sections_on_the_virtual_gpu(tmp_path: Path) -> None:
-    code, report, text = accept(tmp_path, "--virtual", "--sections", "machine,step,kernels", "--gpu", "a100")
+    code, report, text = accept(tmp_path, "--virtual", "--sections", "machine,step,kernels,tuning", "--gpu", "a100")
     assert code == 0 and {s["state"] for s in report["sections"].values()} == {"ok"}, text
     assert "virtual NVIDIA A100" in text and "the same bits" in text
     assert len(report["sections"]["kernels"]["items"]) > 20
+    assert all("1 default" in row["candidates"] for row in report["sections"]["tuning"]["items"])
     assert not any("microseconds" in item for item in report["sections"]["kernels"]["items"]), "a claim about time"

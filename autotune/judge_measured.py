@@ -1,64 +1,61 @@
-"""Candidates judged on this computer: built and run in a process of their own, timed in turns with the default."""
+"""Candidates judged by running them, on a CPU or a GPU: built and checked in a process of their own, timed in turns
+with the default (`contest` has the rules; the backend knows the device).
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tcomp.autotune.bench import ratio
-from tcomp.autotune.cost_cpu import predicted_cycles
+from tcomp.autotune.backend import Backend
+from tcomp.autotune.contest import FINAL, FIRST, MORE, SLOW, ratio, winner
 from tcomp.autotune.evaluator import PATIENCE, Evaluator, Failure, Serve, Subject, serve
 from tcomp.autotune.instances import Instance
 from tcomp.autotune.judge import Choice, Chosen, Job, Outcome, Verdict
-from tcomp.autotune.registers import spill_of
 from tcomp.autotune.space import Values
 from tcomp.dsl.ast import Module, Schedule
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
 from tcomp.ir.tile import Kernel
-from tcomp.machine.cpu import CpuMachine
 from tcomp.schedule.lower import lower
 
-SLOW = 1.25
-"""A candidate this much slower than the default in the first rounds is not timed further."""
-FIRST, MORE, FINAL = 3, 9, 25
-"""Rounds of a first look, of a trial, and of a final."""
-WORTH = 0.99
-"""A winner must take less than this share of the incumbent's time."""
 DEFAULT = "default"
 
 
-class CpuJudge:
-    """Judges instances one after the other. `cache` has compiled kernels; `alone` is the lock file that keeps two
-    tuning processes from measuring at the same time; `target` is what the child runs (tests plant faults in it),
-    `patience` how many seconds a candidate may take to build and check."""
+class MeasuredJudge:
+    """Judges instances one after the other. `alone` is the lock file that keeps two tuning processes from measuring at
+    the same time; `target` is what the child runs (tests plant faults in it), `patience` how many seconds a candidate
+    may take to build and check."""
 
     basis = "measured"
 
     def __init__(
         self,
         module: Module,
-        machine: CpuMachine,
-        threads: int,
-        cache: Path,
+        backend: Backend,
         seed: int,
         alone: Path | None = None,
         target: Serve = serve,
         patience: float = PATIENCE,
     ) -> None:
-        self.module, self.machine, self.threads = module, machine, threads
-        self.cache, self.seed, self.alone = cache, seed, alone
+        self.module, self.backend, self.seed, self.alone = module, backend, seed, alone
         self.target, self.patience = target, patience
         self._evaluator: Evaluator | None = None
         self._instance: Instance | None = None
         self._kernel: int | None = None
+        self._built = False
         self._defaults: dict[tuple[str, int], Kernel] = {}
         self._names = (f"candidate{i}" for i in itertools.count())
 
+    def weigh(self, instance: Instance) -> list[float]:
+        return [self.backend.estimate(k) for k in self._lower(instance, {})]
+
     def start(self, instance: Instance) -> list[float]:
-        kernels = lower(instance.op, self.module, dict(instance.dims), self.machine, self.threads).kernels
+        kernels = self._lower(instance, {})
         evaluator = self._for(instance)
         found = []
         for i in range(len(kernels)):
@@ -70,104 +67,117 @@ class CpuJudge:
         return found
 
     def predict(self, job: Job, values: Values) -> float | None:
-        instance = job.instance
         try:
             chosen = job.space.chosen(values)
-            kernels = lower(instance.op, self.module, dict(instance.dims), self.machine, self.threads, chosen).kernels
+            kernels = self._lower(job.instance, chosen)
         except TcError:
             return None
         if self._spill(job, kernels[job.kernel]):
             return None
-        return predicted_cycles(kernels[job.kernel], self.machine, self.threads)
+        return self.backend.estimate(kernels[job.kernel])
 
     def _spill(self, job: Job, kernel: Kernel) -> str:
-        """Why a candidate of the job would spill registers; empty when it would not."""
+        """Why a candidate of the job would spill registers; empty when it may not."""
         at = job.key, job.kernel
         if at not in self._defaults:
-            i = job.instance
-            kernels = lower(i.op, self.module, dict(i.dims), self.machine, self.threads).kernels
-            self._defaults[at] = kernels[job.kernel]
-        return spill_of(kernel, self._defaults[at], self.machine)
+            self._defaults[at] = self._lower(job.instance, {})[job.kernel]
+        return self.backend.refusal(kernel, self._defaults[at])
 
     def evaluate(self, job: Job, values: Values, patience: float, schedule: Schedule | None = None) -> Verdict:
         refused = self._refused(job, values) if schedule is None else None
         if refused:
             return refused
-        evaluator = self._ready(job, schedule)
-        patience = min(self.patience, patience)
+        patience = min(self.patience, max(1.0, patience))
+        end = time.monotonic() + patience
+        try:
+            evaluator = self._ready(job, schedule, patience)
+        except TimeoutError as e:
+            return Verdict(None, 0.0, "timeout", str(e))
         name = next(self._names)
         try:
-            failure = evaluator.build(
-                name, job.space.chosen(values), self._kernel, schedule, min(self.patience, max(5.0, patience))
-            )
-            if failure:
-                return Verdict(None, 0.0, failure.kind, failure.reason)
-            first = evaluator.times((DEFAULT, name), FIRST, patience, self.alone)
+            left = max(1.0, end - time.monotonic())
+            built = evaluator.build(name, job.space.chosen(values), self._kernel, schedule, left)
+            if isinstance(built, Failure):
+                return Verdict(None, 0.0, built.kind, built.reason)
+            left = max(1.0, end - time.monotonic())
+            first = evaluator.times((DEFAULT, name), FIRST, left, self.alone)
             if isinstance(first, Failure):
                 return Verdict(None, 0.0, first.kind, first.reason)
             early = ratio(first[1], first[0])
             if min(first[1]) > SLOW * min(first[0]):
-                return Verdict(early.value, min(first[1]), "slow", f"{early.value:.2f} of the default's time at first")
+                return Verdict(
+                    early.value, min(first[1]), "slow", f"{early.value:.2f} of the default's time at first", built
+                )
             times = evaluator.times((DEFAULT, name), MORE, min(patience, MORE * 3 * job.seconds + 0.5), self.alone)
             if isinstance(times, Failure):
                 return Verdict(None, 0.0, times.kind, times.reason)
             r = ratio(first[1] + times[1], first[0] + times[0])
-            return Verdict(r.value, statistics.median(times[1]), facts={"margin": r.margin})
+            return Verdict(r.value, statistics.median(times[1]), facts={**built, "margin": r.margin})
         finally:
             evaluator.drop(name)
 
     def _refused(self, job: Job, values: Values) -> Verdict | None:
         """The verdict on a candidate that need not be compiled: it does not lower, or it would spill."""
-        i = job.instance
         try:
-            chosen = job.space.chosen(values)
-            kernels = lower(i.op, self.module, dict(i.dims), self.machine, self.threads, chosen).kernels
+            kernels = self._lower(job.instance, job.space.chosen(values))
         except TcError as e:
             return Verdict(None, 0.0, "illegal", e.message)
         spill = self._spill(job, kernels[job.kernel])
         return Verdict(None, 0.0, "spill", spill) if spill else None
 
-    def best(self, job: Job, incumbent: Values, candidates: Sequence[Values]) -> Values:
-        evaluator = self._ready(job, None)
+    def best(self, job: Job, incumbent: Values, candidates: Sequence[Values], patience: float = math.inf) -> Values:
+        end = time.monotonic() + patience
+        try:
+            evaluator = self._ready(job, None, patience)
+        except TimeoutError:
+            return incumbent
         standing: list[tuple[str, Values]] = []
         for values in (incumbent, *(c for c in candidates if c != incumbent)):
-            name = next(self._names)
-            if evaluator.build(name, job.space.chosen(values), self._kernel) is None:
+            name, left = next(self._names), end - time.monotonic()
+            if left <= 0:
+                break
+            built = evaluator.build(name, job.space.chosen(values), self._kernel, None, min(self.patience, left))
+            if not isinstance(built, Failure):
                 standing.append((name, values))
         try:
             if len(standing) < 2 or standing[0][1] != incumbent:
                 return incumbent
             names = tuple(n for n, _ in standing)
-            times = evaluator.times(names, FINAL, max(2.0, FINAL * len(names) * job.seconds), self.alone)
+            wanted = max(2.0, FINAL * len(names) * job.seconds)
+            times = evaluator.times(names, FINAL, min(wanted, end - time.monotonic()), self.alone)
             if isinstance(times, Failure):
                 return incumbent
-            ratios = [ratio(t, times[0]) for t in times]
-            winner = min(range(1, len(ratios)), key=lambda i: ratios[i].value)
-            beaten = ratios[winner].value < WORTH and ratios[winner].high < 1.0
-            return standing[winner][1] if beaten else incumbent
+            return standing[winner(times)][1]
         finally:
             for name, _ in standing:
                 evaluator.drop(name)
 
-    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice) -> Outcome:
+    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice, patience: float = math.inf) -> Outcome:
         evaluator = self._for(instance)
-        self._default(evaluator, None)
+        end = time.monotonic() + patience
+        if (self._kernel, self._built) != (None, True):
+            try:
+                self._default(evaluator, None, patience)
+            except TimeoutError as e:
+                return Outcome(0.0, 0.0, 0.0, False, f"{e}; run again")
         names = [DEFAULT]
         for candidate in (incumbent, choice):
             name = next(self._names)
-            failure = evaluator.build(name, candidate.values, None, candidate.schedule)
-            if failure:
+            left = min(self.patience, end - time.monotonic())
+            failure = evaluator.build(name, candidate.values, None, candidate.schedule, max(1.0, left))
+            if isinstance(failure, Failure):
                 for n in names[1:]:
                     evaluator.drop(n)
-                return Outcome(0.0, 0.0, 0.0, False, f"{failure.kind}: {failure.reason}")
+                cut = failure.kind == "timeout" and left < self.patience
+                reason = "the budget ended in its final; run again" if cut else f"{failure.kind}: {failure.reason}"
+                return Outcome(0.0, 0.0, 0.0, False, reason)
             names.append(name)
-        times = evaluator.times(tuple(names), FINAL, 3.0, self.alone)
+        times = evaluator.times(tuple(names), FINAL, min(3.0, end - time.monotonic()), self.alone)
         for n in names[1:]:
             evaluator.drop(n)
         if isinstance(times, Failure):
             return Outcome(0.0, 0.0, 0.0, False, f"{times.kind}: {times.reason}")
-        against = ratio(times[2], times[1])
-        better = choice != incumbent and against.value < WORTH and against.high < 1.0
+        better = choice != incumbent and bool(winner(times[1:]))
         default = statistics.median(times[0])
         if not better and not incumbent:
             return Outcome(default, default, 0.0, False)
@@ -182,18 +192,22 @@ class CpuJudge:
             self._evaluator.close()
         self._evaluator = self._instance = None
 
-    def _ready(self, job: Job, schedule: Schedule | None) -> Evaluator:
+    def _ready(self, job: Job, schedule: Schedule | None, patience: float) -> Evaluator:
         """The evaluator with the job's kernel built by default values. A whole schedule is timed as a whole op."""
         evaluator = self._for(job.instance)
-        single = len(lower(job.instance.op, self.module, dict(job.instance.dims), self.machine, self.threads).kernels)
+        single = len(self._lower(job.instance, {}))
         wanted = None if single == 1 or schedule is not None else job.kernel
         if (wanted, True) != (self._kernel, self._built):
-            self._default(evaluator, wanted)
+            self._default(evaluator, wanted, patience)
         return evaluator
 
-    def _default(self, evaluator: Evaluator, kernel: int | None) -> None:
-        failure = evaluator.build(DEFAULT, {}, kernel)
-        if failure:
+    def _default(self, evaluator: Evaluator, kernel: int | None, patience: float = math.inf) -> None:
+        """Build the default. TimeoutError where `patience` ends first, UserError where it is not right."""
+        failure = evaluator.build(DEFAULT, {}, kernel, None, min(PATIENCE, patience))
+        if isinstance(failure, Failure):
+            self._built = False
+            if failure.kind == "timeout" and patience < PATIENCE:
+                raise TimeoutError("the time ended before the schedule's own values were built")
             assert self._instance is not None
             raise UserError(
                 f"{self._instance.key}: the schedule's own values give no right result: {failure.reason}",
@@ -204,15 +218,11 @@ class CpuJudge:
     def _for(self, instance: Instance) -> Evaluator:
         if self._evaluator is None or self._instance != instance:
             self.close()
-            subject = Subject(
-                self.module, instance.op, instance.dims, self.machine, self.threads, self.cache, self.seed
-            )
-            self._evaluator, self._instance, self._kernel, self._built = (
-                Evaluator(subject, self.target),
-                instance,
-                None,
-                False,
-            )
+            subject = Subject(self.module, instance.op, instance.dims, self.backend, self.seed)
+            self._evaluator, self._instance = Evaluator(subject, self.target), instance
+            self._kernel, self._built = None, False
         return self._evaluator
 
-    _built = False
+    def _lower(self, instance: Instance, chosen: Chosen) -> tuple[Kernel, ...]:
+        b = self.backend
+        return lower(instance.op, self.module, dict(instance.dims), b.machine, b.threads, chosen).kernels

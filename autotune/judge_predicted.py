@@ -7,14 +7,18 @@ is deterministic, and all of it is predicted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from tcomp.autotune.contest import certain
 from tcomp.autotune.gpu_predict import KernelPrediction, predict_kernel
+from tcomp.autotune.gpu_registers import spill_of
 from tcomp.autotune.instances import Instance
 from tcomp.autotune.judge import Choice, Chosen, Job, Outcome, Verdict
+from tcomp.autotune.sizes import reduced
 from tcomp.autotune.space import Values
-from tcomp.autotune.virtual_run import problem_of, small_dims
+from tcomp.autotune.virtual_run import ELEMENTS, WORK, problem_of
 from tcomp.dsl.ast import Module, Schedule
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.printer import print_schedule
@@ -22,11 +26,8 @@ from tcomp.errors import UserError
 from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.lower import LoweredOp, lower
 
-WORTH = 0.99
-"""A winner's predicted time over the incumbent's, at most."""
 
-
-class GpuJudge:
+class PredictedJudge:
     """Judges by prediction for `machine`; `cache` has PTX and cubins."""
 
     basis = "predicted"
@@ -35,21 +36,27 @@ class GpuJudge:
         self.module, self.machine, self.cache, self.seed = module, machine, cache, seed
         self._known: dict[tuple[str, tuple[tuple[str, float], ...], str], list[KernelPrediction]] = {}
 
+    def weigh(self, instance: Instance) -> list[float]:
+        return self.start(instance)
+
     def start(self, instance: Instance) -> list[float]:
         return [k.seconds for k in self._predictions(instance, Choice())]
 
     def predict(self, job: Job, values: Values) -> float | None:
-        """Whether the candidate lowers at all: the model itself is the judge here."""
+        """Whether the candidate lowers and may fit the registers: the model itself is the judge here."""
         try:
-            self._lower(job.instance, job.space.chosen(values))
+            lowered = self._lower(job.instance, job.space.chosen(values))
         except (TcError, UserError):
             return None
-        return 0.0
+        return None if spill_of(lowered.kernels[job.kernel], self.machine) else 0.0
 
     def evaluate(self, job: Job, values: Values, patience: float, schedule: Schedule | None = None) -> Verdict:
         try:
             lowered = self._lower(job.instance, job.space.chosen(values), schedule)
             kernels = lowered.kernels if schedule else (lowered.kernels[job.kernel],)
+            spill = next((text for k in kernels if (text := spill_of(k, self.machine))), "")
+            if spill:
+                return Verdict(None, 0.0, "spill", spill)
             found = [predict_kernel(k, self.machine, self.cache) for k in kernels]
         except TcError as e:
             return Verdict(None, 0.0, "illegal", e.message)
@@ -65,21 +72,21 @@ class GpuJudge:
         default = sum(k.seconds for k in self._predictions(job.instance, Choice())) if schedule else job.seconds
         return Verdict(seconds / default, seconds, facts={"binding": longest.binding})
 
-    def best(self, job: Job, incumbent: Values, candidates: Sequence[Values]) -> Values:
+    def best(self, job: Job, incumbent: Values, candidates: Sequence[Values], patience: float = math.inf) -> Values:
         reference = self.evaluate(job, incumbent, 0.0)
         for values in candidates:
             verdict = self.evaluate(job, values, 0.0)
-            if verdict.value is None or (reference.value and verdict.value > WORTH * reference.value):
+            if verdict.value is None or (reference.value and not certain(verdict.value, reference.value).beats):
                 continue
             if not self.check(job.instance, job.space.chosen(values)):
                 return values
         return incumbent
 
-    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice) -> Outcome:
+    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice, patience: float = math.inf) -> Outcome:
         default = sum(k.seconds for k in self._predictions(instance, Choice()))
         old = sum(k.seconds for k in self._predictions(instance, incumbent))
         new = sum(k.seconds for k in self._predictions(instance, choice))
-        if choice != incumbent and new < WORTH * old:
+        if choice != incumbent and certain(new, old).beats:
             problem = self.check(instance, choice.values, choice.schedule)
             if problem:
                 return Outcome(default, old, 0.0, False, problem)
@@ -88,7 +95,7 @@ class GpuJudge:
 
     def check(self, instance: Instance, chosen: Chosen, schedule: Schedule | None = None) -> str:
         """What the virtual GPU has against the choice at a small size; empty when it is right."""
-        dims = small_dims(instance.op, self.module, instance.dims)
+        dims = reduced(instance.op, self.module, instance.dims, WORK, ELEMENTS, aligned=True)
         try:
             lowered = lower(instance.op, self.module, dims, self.machine, 1, chosen, schedule)
             return problem_of(instance.op, self.module, dims, lowered, self.machine, self.seed)

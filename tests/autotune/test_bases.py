@@ -1,0 +1,88 @@
+"""Predicted and measured in one lockfile: a prediction is a proposal to who measures, and overrules no measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import optuna
+
+from tcomp.autotune.contest import certain
+from tcomp.autotune.instances import Instance
+from tcomp.autotune.judge import Choice, Chosen, Job, Outcome, Verdict
+from tcomp.autotune.lockfile import Entry, read_lock
+from tcomp.autotune.search import Plan
+from tcomp.autotune.space import Values
+from tcomp.dsl.ast import Schedule
+from tests.autotune.support import SHAPE, search_on
+
+
+@dataclass
+class Told:
+    """A judge whose times, over the default's, are `times` by the value of BQ (1 for all others)."""
+
+    basis: str
+    times: dict[int, float]
+    seen: list[Values] = field(default_factory=list)
+
+    def time(self, values: Chosen) -> float:
+        return next((self.times.get(int(v), 1.0) for k, v in values.items() if k.endswith("BQ")), 1.0)
+
+    def weigh(self, instance: Instance) -> list[float]:
+        return [1.0] * 8
+
+    def start(self, instance: Instance) -> list[float]:
+        return [1e-3] * 8
+
+    def predict(self, job: Job, values: Values) -> float | None:
+        return 0.0
+
+    def evaluate(self, job: Job, values: Values, patience: float, schedule: Schedule | None = None) -> Verdict:
+        self.seen.append(values)
+        return Verdict(self.time(values), 1e-3 * self.time(values))
+
+    def best(self, job: Job, incumbent: Values, candidates: Sequence[Values], patience: float = 0.0) -> Values:
+        found = min(candidates, key=self.time)
+        return found if certain(self.time(found), self.time(incumbent)).beats else incumbent
+
+    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice, patience: float = 0.0) -> Outcome:
+        old, new = self.time(incumbent.values), self.time(choice.values)
+        better = choice != incumbent and certain(new, old).beats
+        return Outcome(1e-3, 1e-3 * (new if better else old), 0.0, better)
+
+    def check(self, instance: Instance, chosen: Chosen, schedule: Schedule | None = None) -> str:
+        return ""
+
+    def close(self) -> None:
+        pass
+
+
+def searched(folder: Path, judge: Told, lock: str = "") -> tuple[str, Entry]:
+    """A search in the folder, where the lockfile with that text lies; what is in it then."""
+    folder.mkdir()
+    search = search_on(folder, Plan(SHAPE, trials=16, ops=("attention",)))
+    if lock:
+        search.lock.write_text(lock)
+    search.judge, search.trials = judge, optuna.storages.InMemoryStorage()
+    search.run()
+    (entry,) = read_lock(search.lock).entries.values()
+    return search.lock.read_text(), entry
+
+
+def test_to_who_measures_a_prediction_is_a_proposal(tmp_path: Path) -> None:
+    text, entry = searched(tmp_path / "predicted", Told("predicted", {64: 0.5}))
+    assert (entry.basis, entry.values["BQ"]) == ("predicted", 64)
+    loses = Told("measured", {64: 1.3, 128: 0.7})
+    _, entry = searched(tmp_path / "loses", loses, text)
+    assert loses.seen[0]["BQ"] == 64, "it is tried first"
+    assert (entry.basis, entry.values["BQ"]) == ("measured", 128)
+    _, entry = searched(tmp_path / "holds", Told("measured", {64: 0.9}), text)
+    assert (entry.basis, entry.values["BQ"]) == ("measured", 64) and abs(entry.gain - 0.1) < 1e-9
+    _, entry = searched(tmp_path / "ties", Told("measured", {}), text)
+    assert (entry.basis, entry.values) == ("measured", {})
+
+
+def test_no_prediction_overrules_a_measurement(tmp_path: Path) -> None:
+    text, _ = searched(tmp_path / "measured", Told("measured", {128: 0.7}))
+    assert searched(tmp_path / "predicted", Told("predicted", {64: 0.1}), text)[0] == text
