@@ -181,8 +181,8 @@ def replay(function: Function, ways: Sequence[Sequence[int]], blocks: int, matri
         return None
     half = turns // 2
     cycles = sum((e[turns] - e[half]) / (turns - half) for e in entered) / len(entered)
-    blocks = {b for b in way[:first] if any(i.name in MATRIX for i in function.blocks[b].instructions)}
-    return Replay(len(places) + bool(blocks), cycles, len(warps[0].groups) / (len(warps[0].entered) - 1))
+    apart = {b for b in way[:first] if any(i.name in MATRIX for i in function.blocks[b].instructions)}
+    return Replay(len(places) + bool(apart), cycles, len(warps[0].groups) / (len(warps[0].entered) - 1))
 
 
 def _steps(block: Block, matrix: dict[int, float]) -> list[Step]:
