@@ -23,6 +23,8 @@ SHARED = {"tcomp.errors", "tcomp.models"}
 def layer(module: str) -> str:
     """The layer of a module by its full name: tcomp.dsl.ast is in dsl, tcomp.ir.tile in the compiler."""
     part = module.split(".")[1] if "." in module else ""
+    if part == "__main__":
+        return "cli"
     return part if part in ("dsl", "autotune", "runtime", "cli") else "compiler"
 
 
