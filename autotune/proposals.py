@@ -72,7 +72,7 @@ def _history(study: optuna.Study) -> list[dict[str, Any]]:
     out = []
     for t in study.get_trials(deepcopy=False):
         kind = t.user_attrs.get("kind", "")
-        if not t.state.is_finished() or kind in ("", "repeated", "killed"):
+        if not t.state.is_finished() or kind in ("", "repeated", "killed", "cut"):
             continue
         what: dict[str, Any] = {"kind": kind, "reason": t.user_attrs.get("reason", ""), "value": t.value}
         if "schedule" in t.user_attrs:
