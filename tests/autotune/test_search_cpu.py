@@ -88,11 +88,11 @@ def test_a_second_search_goes_on_where_the_first_ended(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_budget_holds(tmp_path: Path) -> None:
     """Though there are hundreds of candidates and each takes most of a second to build."""
-    search = search_on(tmp_path, Plan(SHAPE, budget=15.0, ops=("linear",)), sluggish)
+    search = search_on(tmp_path, Plan(SHAPE, budget=10.0, ops=("linear",)), sluggish)
     started = time.monotonic()
     search.run()
-    assert time.monotonic() - started < 16.5
-    assert sum(kind not in ("default", "cut") for kind, _, _ in trials(tmp_path)) > 2
+    assert time.monotonic() - started < 12
+    assert sum(kind not in ("default", "cut") for kind, _, _ in trials(tmp_path)) > 1
     assert search.lock.exists()
 
 
