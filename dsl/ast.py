@@ -330,7 +330,7 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Combine:
-    """`combine dg over i by partials | sorted | atomic`: how a reduction that crosses blocks is joined."""
+    """`combine dg over i by partials | sorted | atomic | turns`: how a reduction that crosses blocks is joined."""
 
     names: tuple[str, ...]
     over: str

@@ -37,6 +37,7 @@ class Interpreter:
     def __init__(self, kernel: Kernel, arrays: dict[str, np.ndarray], threads: int = 1) -> None:
         self.kernel, self.threads = kernel, threads
         self.arrays: dict[str, np.ndarray] = dict(arrays)
+        self.stored: set[tuple[str, int]] = set()  # places that blocks add to in turns, once the first has stored
         for b in kernel.tiles:
             if b.scope is Scope.TEAM:
                 self.arrays[b.name] = np.full(b.shape, np.nan)
@@ -100,7 +101,15 @@ class Interpreter:
                 grid, shape = self._grid(s.axes, names)
                 at = tuple(np.broadcast_to(np.asarray(self.value(x, grid)), shape) for x in s.target.subscripts)
                 self._inside(self.arrays[s.target.tensor], at, s.target)
-                self.arrays[s.target.tensor][at] = self.arrays[s.buffer][tuple(slice(0, n) for n in shape)]
+                tile = self.arrays[s.buffer][tuple(slice(0, n) for n in shape)]
+                if s.turns is not None:
+                    flag = (s.target.tensor, self.integer(s.turns.flag.subscripts[0], names))
+                    if (
+                        s.turns.stores and flag not in self.stored
+                    ):  # the first stores, whichever it is: blocks run in another order here
+                        self.arrays[s.target.tensor][at] = 0
+                    self.stored.add(flag)
+                self.arrays[s.target.tensor][at] = self.arrays[s.target.tensor][at] + tile if s.add else tile
 
     def integer(self, e: Expr, names: Values) -> int:
         return int(self.value(e, names))

@@ -18,6 +18,7 @@ from tcomp.schedule.emit import Emitter
 from tcomp.schedule.gpu_levels import GpuLevels, padded_extents, thread_shape
 from tcomp.schedule.instructions import check_instructions
 from tcomp.schedule.launch_flags import check_flags
+from tcomp.schedule.operand_tiles import laid_out
 from tcomp.schedule.overlap import check_overlap
 from tcomp.schedule.prefetch import prefetched
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LevelRules, LoopMap
@@ -165,7 +166,7 @@ class GpuFamily:
     def finish(
         self, tiles: Mapping[str, Buffer], phases: Phases, plan: KernelPlan, text: str | None
     ) -> tuple[dict[str, Buffer], Phases]:
-        return assign_scopes(tiles, phases, text), phases
+        return laid_out(assign_scopes(tiles, phases, text), phases)
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         check_tensor_copies(kernel, self.machine, text)

@@ -18,7 +18,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Pack, Panels, Scope, Statement
 from tcomp.schedule.bounds import Env
 from tcomp.schedule.fold import reads
-from tcomp.schedule.nest import Leaf, LoopNode, loops_below
+from tcomp.schedule.nest import JOINED, Leaf, LoopNode, loops_below
 from tcomp.schedule.resolve import KernelPlan
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                 f"tile it, e.g. {s.at} -> seq(64), or stage at another loop",
             )
         for name in s.tensors:
-            through = s.by == "tma" and any(name in leaf.written for leaf in leaves)
-            anywhere = s.space == "registers"
+            through = s.by == "tma" and any({name, name + JOINED} & set(leaf.written) for leaf in leaves)
+            anywhere = s.space == "registers" or s.by == "tma"
             sums = [x for x in leaves if isinstance(x.equation.value, Reduction)] if s.space == "cache" else leaves
             if not through and not any(staged_accesses(name, leaf, anywhere or sums is not leaves) for leaf in sums):
                 raise TcError(
