@@ -92,7 +92,7 @@ def test_the_budget_holds(tmp_path: Path) -> None:
     started = time.monotonic()
     search.run()
     assert time.monotonic() - started < 12
-    assert sum(kind not in ("default", "cut") for kind, _, _ in trials(tmp_path)) > 1
+    assert any(kind not in ("default", "cut") for kind, _, _ in trials(tmp_path))
     assert search.lock.exists()
 
 
