@@ -66,7 +66,11 @@ class CudaBackend:
         return spill_of(kernel, self.machine)
 
     def estimate(self, kernel: Kernel) -> float:
-        return 0.0  # the static model needs machine code: `examine` has its estimate
+        """The roofline's time, the same for all candidates: the static model needs machine code (`examine`)."""
+        m = self.machine
+        rates = (m.tensor_rate(b.dtype.value) for b in kernel.operands + kernel.tiles)
+        peak = max((r for r in rates if r), default=m.f32_flops)
+        return max(kernel.flops / peak, kernel.traffic / m.memory_bandwidth)
 
     def begin(self) -> Clock:
         from tcomp.runtime.cuda.gpus import choose, gpus

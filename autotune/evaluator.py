@@ -101,7 +101,7 @@ class Evaluator:
         """Seconds of built candidates, in turns (`Bench.times`). What a dead child had built is built again."""
         for name in names:
             if name not in self._alive and name in self._built:
-                again = self._ask(self._built[name], PATIENCE)
+                again = self._ask(self._built[name], patience)
                 if isinstance(again, Failure):
                     return again
                 self._alive.add(name)

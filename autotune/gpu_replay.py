@@ -14,7 +14,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tcomp.autotune.gpu_model import DRAIN, L2_LATENCY
+from tcomp.autotune.gpu_model import BARRIER, DRAIN, L2_LATENCY
 from tcomp.autotune.sass import Block, Function, Instruction, registers_read, registers_written
 
 MATRIX = ("HGMMA", "QGMMA", "IGMMA")
@@ -56,6 +56,8 @@ class Step:
     commits: bool = False
     waits: int | None = None
     """groups that may be pending after it"""
+    meets: bool = False
+    """waits for the other warpgroups of its block"""
 
 
 def step_of(i: Instruction, matrix: float) -> Step:
@@ -67,6 +69,8 @@ def step_of(i: Instruction, matrix: float) -> Step:
         return Step("issue", 1.0, 0.0, (), (), matrix, commits)
     if name == "WARPGROUP" and "DEPBAR" in i.opcode:
         return Step("issue", 1.0, 0.0, (), (), waits=int(i.operands[-1], 16))
+    if name == "BAR" and "SYNC" in i.opcode:
+        return Step("issue", 1.0, 0.0, (), (), meets=True)
     if name == "MUFU":
         return Step("special", 8.0, LATENCY["MUFU"], reads, writes)
     if name in ALU:
@@ -102,28 +106,34 @@ class Replay:
     groups: float
 
 
-def replay(function: Function, way: Sequence[int], warpgroups: int, matrix: dict[int, float]) -> Replay | None:
-    """The loop on a warp's way that is entered most often of those with matrix instructions, with so many warpgroups on
-    the SM; None where there is no such loop. `matrix`: cycles of the matrix unit by the address of an instruction."""
-    head = _head(function, way)
-    if head is None:
+def replay(function: Function, ways: Sequence[Sequence[int]], blocks: int, matrix: dict[int, float]) -> Replay | None:
+    """The loop that is entered most often of those with matrix instructions, with so many blocks on the SM; `ways` are
+    those of a block's warpgroups. None where there is no such loop. `matrix`: cycles of the matrix unit by the address
+    of an instruction."""
+    head = _head(function, ways[0])
+    if head is None or any(head not in way for way in ways):
         return None
-    first = way.index(head)
+    traces, way = [], ways[0]
     places = [n for n, b in enumerate(way) if b == head]
-    last = places[TURNS] if len(places) > TURNS else places[-1]
-    trace = way[first : last + 1]
-    steps = {b: _steps(function.blocks[b], matrix) for b in set(trace)}
-    warps = [_Warp(trace) for _ in range(warpgroups)]
+    first = places[0]
+    for own in ways:
+        at = [n for n, b in enumerate(own) if b == head]
+        traces.append(own[at[0] : (at[TURNS] if len(at) > TURNS else at[-1]) + 1])
+    steps = {b: _steps(function.blocks[b], matrix) for b in set().union(*traces)}
+    block, warpgroups = len(ways), len(ways) * blocks
+    warps = [_Warp(trace) for _ in range(blocks) for trace in traces]
     unit_free: dict[str, float] = {}
     queue = [(0.0, w) for w in range(warpgroups)]
     matrix_free = 0.0
+    met: dict[int, list[int]] = {}
+    """of each block, the warpgroups at its barrier"""
     while queue:
         _, w = heapq.heappop(queue)
         warp = warps[w]
-        block = warp.trace[warp.place]
-        if warp.step == 0 and block == head:
+        place = warp.trace[warp.place]
+        if warp.step == 0 and place == head:
             warp.entered.append(warp.at)
-        body = steps[block]
+        body = steps[place]
         if warp.step < len(body):
             s = body[warp.step]
             start = max([warp.at, unit_free.get(s.unit, 0.0), *(warp.ready.get(r, 0.0) for r in s.reads)])
@@ -148,8 +158,21 @@ def replay(function: Function, way: Sequence[int], warpgroups: int, matrix: dict
             if s.unit == "issue" and s.latency == BRANCH:
                 warp.at += BRANCH
             warp.step += 1
+        meets = bool(body) and body[warp.step - 1].meets
         if warp.step >= len(body):
             warp.place, warp.step = warp.place + 1, 0
+        if meets and block > 1:
+            there = met.setdefault(w // block, [])
+            there.append(w)
+            if len(there) < block:
+                continue
+            last_there = max(warps[o].at for o in there) + BARRIER
+            for o in there:
+                warps[o].at = last_there
+                if warps[o].place < len(warps[o].trace):
+                    heapq.heappush(queue, (last_there, o))
+            there.clear()
+            continue
         if warp.place < len(warp.trace):
             heapq.heappush(queue, (warp.at, w))
     entered = [w.entered for w in warps]
@@ -158,8 +181,8 @@ def replay(function: Function, way: Sequence[int], warpgroups: int, matrix: dict
         return None
     half = turns // 2
     cycles = sum((e[turns] - e[half]) / (turns - half) for e in entered) / len(entered)
-    blocks = {b for b in way[:first] if any(i.name in MATRIX for i in function.blocks[b].instructions)}
-    return Replay(len(places) + bool(blocks), cycles, len(warps[0].groups) / (len(warps[0].entered) - 1))
+    apart = {b for b in way[:first] if any(i.name in MATRIX for i in function.blocks[b].instructions)}
+    return Replay(len(places) + bool(apart), cycles, len(warps[0].groups) / (len(warps[0].entered) - 1))
 
 
 def _steps(block: Block, matrix: dict[int, float]) -> list[Step]:

@@ -182,6 +182,9 @@ class Sample:
 
     warps: tuple[tuple[int, Counts], ...]
     ways: tuple[Way, ...]
+    """of each kind of warp"""
+    groups: tuple[Way, ...]
+    """of each four warps, that of the one whose way is longest"""
     unknown: int
     cut: bool
     steps: int
@@ -195,6 +198,7 @@ def sample_block(function: Function, launch: LaunchShape, block: int, constants:
     copy = sum(boxes) / len(boxes) if boxes else 0.0
     kinds: dict[tuple[tuple[int, int], ...], tuple[int, Counts, Way]] = {}
     unknown, cut, steps = 0, False, 0
+    every: list[Way] = []
     roles = any(i.name == "SYNCS" for i in function.instructions)
     for w, members in _representatives(warps, roles):
         special = {
@@ -202,6 +206,7 @@ def sample_block(function: Function, launch: LaunchShape, block: int, constants:
             "SR_CTAID.Z": 0, "SR_CgaCtaId": 0, "SR_NCTAID.X": launch.blocks, "SR_VIRTID": 0,
         }  # fmt: skip
         path = Walk(function, special, bank).run()
+        every += [path] * members
         unknown, cut = max(unknown, path.unknown), cut or path.cut
         steps = max(steps, sum(path.visits.values()))
         key = tuple(sorted(path.visits.items()))
@@ -210,7 +215,8 @@ def sample_block(function: Function, launch: LaunchShape, block: int, constants:
         else:
             kinds[key] = members, counts_of(function, path, copy, launch.cluster), path
     warps_of = tuple((n, c) for n, c, _ in kinds.values())
-    return Sample(warps_of, tuple(w for _, _, w in kinds.values()), unknown, cut, steps)
+    groups = tuple(max(every[g : g + 4], key=lambda w: len(w.path)) for g in range(0, warps, 4))
+    return Sample(warps_of, tuple(w for _, _, w in kinds.values()), groups, unknown, cut, steps)
 
 
 LONG = 20_000
@@ -288,7 +294,7 @@ def _block(sample: Sample, machine: GpuMachine, stages: int | None, function: Fu
         consumers = sum(n for n, c in sample.warps if any(p == "wgmma" for _, p in c.flops)) // 4 or 1
         pending = [c.pending for _, c in sample.warps if c.pending is not None]
         depth = stages or ((max(pending) + 2) if pending else 2)
-        found = _replayed(sample, function, machine, consumers * resident) if wgmma else None
+        found = _replayed(sample, function, machine, resident) if wgmma else None
         if found is not None:
             turns = max(turns, float(found.turns))
         # (A turn of the machine's loop may be several of the ring's, written out one after the other.)
@@ -308,10 +314,13 @@ def _block(sample: Sample, machine: GpuMachine, stages: int | None, function: Fu
     )
 
 
-def _replayed(sample: Sample, function: Function, machine: GpuMachine, warpgroups: int) -> Replay | None:
+def _replayed(sample: Sample, function: Function, machine: GpuMachine, resident: int) -> Replay | None:
     """The loop replayed, where its turns issue more than one group of matrix instructions, and so wait for some of them
     between others. (Turns of all blocks on the SM run side by side, so that one block's take as long.)"""
-    ways = [w for (_, c), w in zip(sample.warps, sample.ways, strict=True) if c.drains]
+    waits = {
+        b.number for b in function.blocks if any(i.name == "WARPGROUP" and "DEPBAR" in i.opcode for i in b.instructions)
+    }
+    ways = [w.path for w in sample.groups if waits & set(w.path)]
     if not ways:
         return None
     matrix = {}
@@ -319,7 +328,7 @@ def _replayed(sample: Sample, function: Function, machine: GpuMachine, warpgroup
         if i.name in _WARPGROUP:
             m, n, k = matrix_shape(i.opcode)
             matrix[i.address] = tensor_cycles(2.0 * m * n * k, matrix_type(i.opcode), machine)
-    found = replay(function, max(ways, key=lambda w: len(w.path)).path, warpgroups, matrix)
+    found = replay(function, ways, resident, matrix)
     return found if found is not None and found.groups > 1 else None
 
 

@@ -4,6 +4,7 @@ model (`judge_predicted`). The search itself knows neither.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -80,6 +81,11 @@ class Judge(Protocol):
         """measured | predicted"""
         ...
 
+    def weigh(self, instance: Instance) -> list[float]:
+        """A quick guess of each kernel's time with the schedule's own values, in any one unit: what shares of a budget
+        go by."""
+        ...
+
     def start(self, instance: Instance) -> list[float]:
         """Seconds of each of the instance's kernels with the schedule's own values. UserError when it fails."""
         ...
@@ -92,12 +98,13 @@ class Judge(Protocol):
         """Build, check and judge one candidate within about `patience` seconds."""
         ...
 
-    def best(self, job: Job, incumbent: Values, candidates: Sequence[Values]) -> Values:
-        """The winner of a closer comparison; the incumbent unless another beats it beyond doubt."""
+    def best(self, job: Job, incumbent: Values, candidates: Sequence[Values], patience: float = math.inf) -> Values:
+        """The winner of a closer comparison of about `patience` seconds; the incumbent unless another beats it beyond
+        doubt."""
         ...
 
-    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice) -> Outcome:
-        """The whole op with the choice against the incumbent, correctness included."""
+    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice, patience: float = math.inf) -> Outcome:
+        """The whole op with the choice against the incumbent, correctness included, in about `patience` seconds."""
         ...
 
     def check(self, instance: Instance, chosen: Chosen, schedule: Schedule | None = None) -> str:

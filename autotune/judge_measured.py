@@ -5,7 +5,9 @@ with the default (`contest` has the rules; the backend knows the device).
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +51,9 @@ class MeasuredJudge:
         self._defaults: dict[tuple[str, int], Kernel] = {}
         self._names = (f"candidate{i}" for i in itertools.count())
 
+    def weigh(self, instance: Instance) -> list[float]:
+        return [self.backend.estimate(k) for k in self._lower(instance, {})]
+
     def start(self, instance: Instance) -> list[float]:
         kernels = self._lower(instance, {})
         evaluator = self._for(instance)
@@ -82,16 +87,20 @@ class MeasuredJudge:
         refused = self._refused(job, values) if schedule is None else None
         if refused:
             return refused
-        evaluator = self._ready(job, schedule)
-        patience = min(self.patience, patience)
+        patience = min(self.patience, max(1.0, patience))
+        end = time.monotonic() + patience
+        try:
+            evaluator = self._ready(job, schedule, patience)
+        except TimeoutError as e:
+            return Verdict(None, 0.0, "timeout", str(e))
         name = next(self._names)
         try:
-            built = evaluator.build(
-                name, job.space.chosen(values), self._kernel, schedule, min(self.patience, max(5.0, patience))
-            )
+            left = max(1.0, end - time.monotonic())
+            built = evaluator.build(name, job.space.chosen(values), self._kernel, schedule, left)
             if isinstance(built, Failure):
                 return Verdict(None, 0.0, built.kind, built.reason)
-            first = evaluator.times((DEFAULT, name), FIRST, patience, self.alone)
+            left = max(1.0, end - time.monotonic())
+            first = evaluator.times((DEFAULT, name), FIRST, left, self.alone)
             if isinstance(first, Failure):
                 return Verdict(None, 0.0, first.kind, first.reason)
             early = ratio(first[1], first[0])
@@ -116,18 +125,26 @@ class MeasuredJudge:
         spill = self._spill(job, kernels[job.kernel])
         return Verdict(None, 0.0, "spill", spill) if spill else None
 
-    def best(self, job: Job, incumbent: Values, candidates: Sequence[Values]) -> Values:
-        evaluator = self._ready(job, None)
+    def best(self, job: Job, incumbent: Values, candidates: Sequence[Values], patience: float = math.inf) -> Values:
+        end = time.monotonic() + patience
+        try:
+            evaluator = self._ready(job, None, patience)
+        except TimeoutError:
+            return incumbent
         standing: list[tuple[str, Values]] = []
         for values in (incumbent, *(c for c in candidates if c != incumbent)):
-            name = next(self._names)
-            if not isinstance(evaluator.build(name, job.space.chosen(values), self._kernel), Failure):
+            name, left = next(self._names), end - time.monotonic()
+            if left <= 0:
+                break
+            built = evaluator.build(name, job.space.chosen(values), self._kernel, None, min(self.patience, left))
+            if not isinstance(built, Failure):
                 standing.append((name, values))
         try:
             if len(standing) < 2 or standing[0][1] != incumbent:
                 return incumbent
             names = tuple(n for n, _ in standing)
-            times = evaluator.times(names, FINAL, max(2.0, FINAL * len(names) * job.seconds), self.alone)
+            wanted = max(2.0, FINAL * len(names) * job.seconds)
+            times = evaluator.times(names, FINAL, min(wanted, end - time.monotonic()), self.alone)
             if isinstance(times, Failure):
                 return incumbent
             return standing[winner(times)][1]
@@ -135,19 +152,27 @@ class MeasuredJudge:
             for name, _ in standing:
                 evaluator.drop(name)
 
-    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice) -> Outcome:
+    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice, patience: float = math.inf) -> Outcome:
         evaluator = self._for(instance)
-        self._default(evaluator, None)
+        end = time.monotonic() + patience
+        if (self._kernel, self._built) != (None, True):
+            try:
+                self._default(evaluator, None, patience)
+            except TimeoutError as e:
+                return Outcome(0.0, 0.0, 0.0, False, f"{e}; run again")
         names = [DEFAULT]
         for candidate in (incumbent, choice):
             name = next(self._names)
-            failure = evaluator.build(name, candidate.values, None, candidate.schedule)
+            left = min(self.patience, end - time.monotonic())
+            failure = evaluator.build(name, candidate.values, None, candidate.schedule, max(1.0, left))
             if isinstance(failure, Failure):
                 for n in names[1:]:
                     evaluator.drop(n)
-                return Outcome(0.0, 0.0, 0.0, False, f"{failure.kind}: {failure.reason}")
+                cut = failure.kind == "timeout" and left < self.patience
+                reason = "the budget ended in its final; run again" if cut else f"{failure.kind}: {failure.reason}"
+                return Outcome(0.0, 0.0, 0.0, False, reason)
             names.append(name)
-        times = evaluator.times(tuple(names), FINAL, 3.0, self.alone)
+        times = evaluator.times(tuple(names), FINAL, min(3.0, end - time.monotonic()), self.alone)
         for n in names[1:]:
             evaluator.drop(n)
         if isinstance(times, Failure):
@@ -167,18 +192,22 @@ class MeasuredJudge:
             self._evaluator.close()
         self._evaluator = self._instance = None
 
-    def _ready(self, job: Job, schedule: Schedule | None) -> Evaluator:
+    def _ready(self, job: Job, schedule: Schedule | None, patience: float) -> Evaluator:
         """The evaluator with the job's kernel built by default values. A whole schedule is timed as a whole op."""
         evaluator = self._for(job.instance)
         single = len(self._lower(job.instance, {}))
         wanted = None if single == 1 or schedule is not None else job.kernel
         if (wanted, True) != (self._kernel, self._built):
-            self._default(evaluator, wanted)
+            self._default(evaluator, wanted, patience)
         return evaluator
 
-    def _default(self, evaluator: Evaluator, kernel: int | None) -> None:
-        failure = evaluator.build(DEFAULT, {}, kernel)
+    def _default(self, evaluator: Evaluator, kernel: int | None, patience: float = math.inf) -> None:
+        """Build the default. TimeoutError where `patience` ends first, UserError where it is not right."""
+        failure = evaluator.build(DEFAULT, {}, kernel, None, min(PATIENCE, patience))
         if isinstance(failure, Failure):
+            self._built = False
+            if failure.kind == "timeout" and patience < PATIENCE:
+                raise TimeoutError("the time ended before the schedule's own values were built")
             assert self._instance is not None
             raise UserError(
                 f"{self._instance.key}: the schedule's own values give no right result: {failure.reason}",

@@ -7,6 +7,7 @@ is deterministic, and all of it is predicted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,9 @@ class PredictedJudge:
     def __init__(self, module: Module, machine: GpuMachine, cache: Path | None, seed: int) -> None:
         self.module, self.machine, self.cache, self.seed = module, machine, cache, seed
         self._known: dict[tuple[str, tuple[tuple[str, float], ...], str], list[KernelPrediction]] = {}
+
+    def weigh(self, instance: Instance) -> list[float]:
+        return self.start(instance)
 
     def start(self, instance: Instance) -> list[float]:
         return [k.seconds for k in self._predictions(instance, Choice())]
@@ -68,7 +72,7 @@ class PredictedJudge:
         default = sum(k.seconds for k in self._predictions(job.instance, Choice())) if schedule else job.seconds
         return Verdict(seconds / default, seconds, facts={"binding": longest.binding})
 
-    def best(self, job: Job, incumbent: Values, candidates: Sequence[Values]) -> Values:
+    def best(self, job: Job, incumbent: Values, candidates: Sequence[Values], patience: float = math.inf) -> Values:
         reference = self.evaluate(job, incumbent, 0.0)
         for values in candidates:
             verdict = self.evaluate(job, values, 0.0)
@@ -78,7 +82,7 @@ class PredictedJudge:
                 return values
         return incumbent
 
-    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice) -> Outcome:
+    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice, patience: float = math.inf) -> Outcome:
         default = sum(k.seconds for k in self._predictions(instance, Choice()))
         old = sum(k.seconds for k in self._predictions(instance, incumbent))
         new = sum(k.seconds for k in self._predictions(instance, choice))

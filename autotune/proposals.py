@@ -72,7 +72,7 @@ def _history(study: optuna.Study) -> list[dict[str, Any]]:
     out = []
     for t in study.get_trials(deepcopy=False):
         kind = t.user_attrs.get("kind", "")
-        if not t.state.is_finished() or kind in ("", "repeated", "killed"):
+        if not t.state.is_finished() or kind in ("", "repeated", "killed", "cut"):
             continue
         what: dict[str, Any] = {"kind": kind, "reason": t.user_attrs.get("reason", ""), "value": t.value}
         if "schedule" in t.user_attrs:
@@ -125,8 +125,8 @@ def tell(search: Search, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 def _proposal(line: str, number: int) -> dict[str, Any]:
     try:
         given = json.loads(line)
-    except json.JSONDecodeError as e:
-        raise UserError(f"line {number}: not JSON: {e.msg}", "one object a line, as docs/proposers.md shows") from e
+    except (json.JSONDecodeError, RecursionError) as e:
+        raise UserError(f"line {number}: not JSON: {e}", "one object a line, as docs/proposers.md shows") from e
     good = (
         isinstance(given, dict) and isinstance(given.get("job"), str) and ("values" in given) != ("schedule" in given)
     )

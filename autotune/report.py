@@ -6,6 +6,7 @@ Optuna's own figures (history, parameter importances) through matplotlib; optuna
 from __future__ import annotations
 
 import re
+import statistics
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcomp.autotune import storage
+from tcomp.autotune.gpu_ladder import ladder
 from tcomp.autotune.lockfile import Lock, read_lock
 from tcomp.autotune.spearman import spearman
 from tcomp.errors import UserError
@@ -26,8 +28,9 @@ NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 
 @dataclass(frozen=True)
 class StudyReport:
-    """One kernel's trials. `correlation` is Spearman's between the cost model and the judge's times, None with fewer
-    than six timed trials; `reasons` are the commonest failures, numbers left out."""
+    """One kernel's trials. `correlation` is Spearman's between the static model's estimates and the measured times,
+    None with fewer than six; `close` is that of the trials alone which were not given up as slow. `reasons` are the
+    commonest failures, numbers left out."""
 
     label: str
     basis: str
@@ -37,6 +40,7 @@ class StudyReport:
     kinds: Counter[str]
     reasons: Counter[str]
     correlation: float | None
+    close: float | None = None
 
 
 def study_reports(trials: optuna.storages.BaseStorage, machine: str) -> list[StudyReport]:
@@ -60,7 +64,7 @@ def _report(study: optuna.Study) -> StudyReport:
         for t in done
         if t.user_attrs.get("reason")
     )
-    both = [(float(t.user_attrs["model"]), t.value or 0.0) for t in timed if "model" in t.user_attrs]
+    ranked = [t for t in timed if "model" in t.user_attrs]
     attributes = study.user_attrs
     return StudyReport(
         str(attributes.get("job", study.study_name)),
@@ -70,8 +74,16 @@ def _report(study: optuna.Study) -> StudyReport:
         dict(storage.values_of(best) or {}) if best else {},
         kinds,
         reasons,
-        spearman([a for a, _ in both], [b for _, b in both]) if len(both) >= 6 else None,
+        _correlation(ranked),
+        _correlation([t for t in ranked if t.user_attrs.get("kind") == "timed"]),
     )
+
+
+def _correlation(trials: Sequence[optuna.trial.FrozenTrial]) -> float | None:
+    """Of the static model's estimates with the times."""
+    if len(trials) < 6:
+        return None
+    return spearman([float(t.user_attrs["model"]) for t in trials], [t.value or 0.0 for t in trials])
 
 
 def write_report(trials: optuna.storages.BaseStorage, machine: str, lock_path: Path, out: Path | None) -> str:
@@ -81,7 +93,7 @@ def write_report(trials: optuna.storages.BaseStorage, machine: str, lock_path: P
     if not reports:
         raise UserError(f"there are no tuning results for {machine}", "run tcomp tune first")
     lock = read_lock(lock_path) if lock_path.is_file() else None
-    text = "\n".join([*_table(reports), "", *_failures(reports), *_step(lock, lock_path)]) + "\n"
+    text = "\n".join([*_table(reports), *_model(reports), "", *_failures(reports), *_step(lock, lock_path)]) + "\n"
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "report.txt").write_text(text)
@@ -98,8 +110,33 @@ def _table(reports: Sequence[StudyReport]) -> list[str]:
         count = sum(n for k, n in r.kinds.items() if k not in ("repeated", "default"))
         values = " ".join(f"{k}={v}" for k, v in r.values.items())
         lines.append(f"{r.label:58}{r.basis:11}{r.default_seconds * 1e6:11.1f}{best:>7}{count:8}{model:>7}  {values}")
-    lines.append("best: time over the default's, before the final; model: rank correlation of the cost model with it")
+    lines.append("best: time over the default's, before the final; model: rank correlation of the static model with it")
     return lines
+
+
+def _model(reports: Sequence[StudyReport]) -> list[str]:
+    """How well the static model's estimates rank what they were made for, or what is published where that is all."""
+    every = sorted(r.correlation for r in reports if r.correlation is not None)
+    close = sorted(r.close for r in reports if r.close is not None)
+    lines = []
+    if every:
+        lines.append(
+            f"static model: rank correlation (Spearman) with measured times {_spread(every)}, over all trials with a "
+            f"time; among those not given up as slow {_spread(close) if close else '-'}"
+        )
+    if any(r.basis == "predicted" for r in reports):
+        rungs = ladder()
+        rank = spearman([g.published for g, _ in rungs], [p.tflops for _, p in rungs])
+        lines.append(
+            f"static GPU model: rank correlation (Spearman) {rank:.3f} with the published speeds of {len(rungs)} "
+            "matrix products on H100 (tcomp roofline --ladder)"
+        )
+    return lines
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Median and range of sorted values."""
+    return f"{statistics.median(values):.2f} (median of {len(values)} kernels, {values[0]:.2f} to {values[-1]:.2f})"
 
 
 def _failures(reports: Sequence[StudyReport]) -> list[str]:

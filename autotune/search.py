@@ -10,13 +10,14 @@ import datetime
 import fnmatch
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcomp.autotune import storage
 from tcomp.autotune.apply import Applied
+from tcomp.autotune.evaluator import PATIENCE
 from tcomp.autotune.instances import (
     Instance,
     StepShape,
@@ -28,9 +29,18 @@ from tcomp.autotune.instances import (
     schedule_of,
 )
 from tcomp.autotune.judge import Choice, Job, Judge, Outcome, Verdict
-from tcomp.autotune.lockfile import Entry, Lock, entry_key, read_lock, tool_versions, update_lock, with_entry
+from tcomp.autotune.lockfile import (
+    Entry,
+    Lock,
+    check_writable,
+    entry_key,
+    read_lock_for,
+    tool_versions,
+    update_lock,
+    with_entry,
+)
 from tcomp.autotune.schedule_text import text_hash
-from tcomp.autotune.space import Values, spaces_of
+from tcomp.autotune.space import Space, Values, spaces_of
 from tcomp.dsl.ast import Module, Schedule
 from tcomp.dsl.printer import print_schedule
 from tcomp.errors import UserError
@@ -46,6 +56,8 @@ RANKED, FIRST_BATCH = 256, 8
 """Points that the cost model puts in order before the first trial, and how many of them are tried first."""
 RANKING = 0.15
 """Share of a kernel's time that this may take."""
+STARTING = 2.0
+"""Seconds that a process for candidates takes to start."""
 FINALISTS = 3
 SMALL = 0.002
 """Kernels that take less than this share of a step are left alone under a budget."""
@@ -79,6 +91,21 @@ class Summary:
     """seconds of a step's tuned ops, with the schedules' own values and with the choices"""
 
 
+@dataclass(frozen=True)
+class Part:
+    """An instance with what of it has a choice: spaces and weights (guessed time in a step, any one unit) of its
+    kernels by their position."""
+
+    instance: Instance
+    schedule: Schedule
+    spaces: Mapping[int, Space]
+    weights: Mapping[int, float]
+
+    @property
+    def weight(self) -> float:
+        return sum(self.weights.values())
+
+
 Say = Callable[[str], None]
 
 
@@ -102,6 +129,10 @@ class Search:
         self.plan, self.judge, self.trials, self.lock, self.say = plan, judge, trials, lock, say
         self.threads_key = machine_threads(machine, threads)
         self.end = time.monotonic() + plan.budget if plan.budget else None
+        self.defaults: dict[str, float] = {}
+        """seconds of the instances that were started, with the schedules' own values"""
+        self.start_rate = 0.0
+        """seconds that making an instance ready takes per unit of its kernels' guessed time, as far as is known"""
         self.summary = Summary()
         self.first: dict[str, list[Values]] = {}
         """points to try before the cost model's, by instance"""
@@ -110,22 +141,13 @@ class Search:
 
     def run(self) -> Summary:
         """Tune everything asked for. KeyboardInterrupt leaves all finished trials and entries behind."""
-        instances = self._wanted()
-        jobs: dict[str, list[Job]] = {}
-        by_key = {i.key: i for i in instances}
+        check_writable(self.lock)
+        self._lock()  # a damaged one ends the search here and not after it
         try:
-            for instance in instances:
-                if self.end is None or time.monotonic() < self.end:
-                    found = self._jobs(instance)
-                    if found:
-                        jobs[instance.key] = found
-                else:
-                    self.summary.skipped.append(f"{instance.key}: the budget was spent before it was measured")
-            self._drop_small(jobs)
-            order = sorted(jobs, key=lambda k: -sum(j.weight for j in jobs[k]))
-            for at, key in enumerate(order):
-                left = [j for k in order[at:] for j in jobs[k]]
-                self._instance(by_key[key], jobs[key], sum(j.weight for j in left))
+            parts = [part for instance in self._wanted() if (part := self._part(instance)) is not None]
+            order = sorted(self._worthwhile(parts), key=lambda p: -p.weight)
+            for at, part in enumerate(order):
+                self._instance(part, sum(p.weight for p in order[at:]))
         finally:
             self.judge.close()
         return self.summary
@@ -142,8 +164,8 @@ class Search:
 
     def jobs(self) -> list[Job]:
         """All kernels asked for that have a choice, those that take most of a step first."""
-        found = [j for instance in self._wanted() for j in self._jobs(instance)]
-        return sorted(found, key=lambda j: -j.weight)
+        parts = [part for instance in self._wanted() if (part := self._part(instance)) is not None]
+        return sorted((j for part in parts for j in self._jobs(part)), key=lambda j: -j.weight)
 
     # --------------------------------------------------------------------------------------- what to tune
 
@@ -157,56 +179,75 @@ class Search:
                 raise UserError(f"no op of this step is named {pattern!r}", f"its ops: {', '.join(names)}")
         return [i for i in every if any(fnmatch.fnmatchcase(i.op.name, p) for p in self.plan.ops)]
 
-    def _jobs(self, instance: Instance) -> list[Job]:
-        """The instance's kernels that have a choice, with their times as they are."""
+    def _part(self, instance: Instance) -> Part | None:
+        """What of an instance has a choice; None when nothing has."""
         schedule = schedule_of(instance.op, self.module, instance.dims, self.machine, self.threads)
         spaces = spaces_of(schedule, facts_of(instance, self.machine, self.threads))
         if not spaces:
-            return []
+            return None
         kernels = lower(instance.op, self.module, dict(instance.dims), self.machine, self.threads).kernels
         places = {k.span: i for i, k in enumerate(kernels)}
-        spaces = tuple(s for s in spaces if s.span in places)
-        if not spaces:
-            return []
-        seconds = self.judge.start(instance)
-        text, shape = op_hash(instance.op, self.module), schedule_hash(schedule)
-        key = entry_key(instance.key, self.threads_key)
-        return [Job(instance, key, s, places[s.span], text, shape, seconds[places[s.span]]) for s in spaces]
+        found = {places[s.span]: s for s in spaces if s.span in places}
+        if not found:
+            return None
+        weights = self.judge.weigh(instance)
+        return Part(instance, schedule, found, {i: instance.count * weights[i] for i in found})
 
-    def _drop_small(self, jobs: dict[str, list[Job]]) -> None:
+    def _jobs(self, part: Part) -> list[Job]:
+        """The kernels with their times as they are, those that take most of a step first."""
+        instance = part.instance
+        began = time.monotonic()
+        seconds = self.judge.start(instance)
+        self.defaults[instance.key] = sum(seconds)
+        rate = (time.monotonic() - began - STARTING) * instance.count / max(part.weight, 1e-12)
+        self.start_rate = max(self.start_rate, rate)
+        text, shape = op_hash(instance.op, self.module), schedule_hash(part.schedule)
+        key = entry_key(instance.key, self.threads_key)
+        jobs = [Job(instance, key, space, i, text, shape, seconds[i]) for i, space in part.spaces.items()]
+        return sorted(jobs, key=lambda j: -part.weights[j.kernel])
+
+    def _worthwhile(self, parts: Sequence[Part]) -> list[Part]:
+        """Under a budget, those that take a share of the step worth looking at."""
         if self.end is None or self.plan.ops:
-            return
-        total = sum(j.weight for js in jobs.values() for j in js)
-        for key in list(jobs):
-            share = sum(j.weight for j in jobs[key]) / total if total else 0.0
-            if share < SMALL:
-                self.summary.skipped.append(f"{key}: {share:.2%} of the step's tuned time")
-                del jobs[key]
+            return list(parts)
+        total = sum(p.weight for p in parts) or 1.0
+        for p in parts:
+            if p.weight < SMALL * total:
+                self.summary.skipped.append(f"{p.instance.key}: about {p.weight / total:.2%} of the step's tuned time")
+        return [p for p in parts if p.weight >= SMALL * total]
+
+    def _left(self) -> float:
+        """Seconds of the budget that are left."""
+        return float("inf") if self.end is None else self.end - time.monotonic()
 
     # --------------------------------------------------------------------------------------- one instance
 
-    def _instance(self, instance: Instance, jobs: list[Job], weight_left: float) -> None:
-        for job in sorted(jobs, key=lambda j: -j.weight):
-            if self.end is not None:
-                left = self.end - time.monotonic()
-                if left <= 0:
-                    self.summary.skipped.append(f"{job.label}: the budget is spent")
-                    continue
-                limit = time.monotonic() + left * job.weight / max(weight_left, 1e-12)
+    def _instance(self, part: Part, weight_left: float) -> None:
+        if STARTING + self.start_rate * part.weight / part.instance.count > self._left():
+            self.summary.skipped.append(f"{entry_key(part.instance.key, self.threads_key)}: the budget is spent")
+            return
+        jobs = self._jobs(part)
+        for job in jobs:
+            weight = part.weights[job.kernel]
+            left = self._left()
+            if left <= 0:
+                self.summary.skipped.append(f"{job.label}: the budget is spent")
             else:
-                limit = float("inf")
-            weight_left -= job.weight
-            self._trials(job, limit)
-        self.settle(instance, jobs)
+                self._trials(job, time.monotonic() + left * weight / max(weight_left, 1e-12))
+            weight_left -= weight
+        self.settle(part.instance, jobs)
 
     def settle(self, instance: Instance, jobs: list[Job]) -> None:
-        """Finals of the kernels and of the whole op; the outcome goes into the lockfile."""
+        """Finals of the kernels and of the whole op, within what is left of the budget; the outcome goes into the
+        lockfile."""
+        if not any(_judged(self._study(job)) for job in jobs):
+            return  # there was no time for a candidate
         incumbent = self._incumbent(instance)
         choice = dict(incumbent.values)
         for job in jobs:
             own = job.space.own(incumbent.values)
             finalists = [v for v in self._finalists(job) if v != own]
-            best = self.judge.best(job, own, finalists) if finalists else own
+            best = self.judge.best(job, own, finalists, max(1.0, self._left())) if finalists else own
             if best != job.space.default or incumbent:
                 choice |= job.space.chosen(best)
         self._decide(instance, jobs[0], incumbent, Choice(choice))
@@ -223,7 +264,8 @@ class Search:
         return Choice() if (basis, self.judge.basis) == ("predicted", "measured") else choice
 
     def _lock(self) -> Lock:
-        return read_lock(self.lock) if self.lock.exists() else Lock(self.model, self.machine.name)
+        new = Lock(self.model, self.machine.name)
+        return read_lock_for(self.lock, self.machine.name, self.model) if self.lock.exists() else new
 
     def _entry(self, lock: Lock, instance: Instance) -> tuple[Choice, str]:
         """A lockfile's choice and its basis; nothing where it has none, or a stale one."""
@@ -241,7 +283,13 @@ class Search:
             self.say(f"{job.key}: was measured, and no prediction overrules that; kept as it is")
             self.summary.kept.append(job.key)
             return
-        outcome = self.judge.confirm(instance, incumbent, choice)
+        if choice == incumbent:
+            old = self._lock().entries.get(job.key)
+            default = self.defaults[instance.key]
+            known = (old.default_seconds, old.seconds) if old is not None and incumbent else (default, default)
+            self._record(instance, job, incumbent, Outcome(*known, 0.0, False))
+            return
+        outcome = self.judge.confirm(instance, incumbent, choice, max(1.0, self._left()))
         if outcome.problem:
             self.say(f"{job.key}: the choice was refused: {outcome.problem}")
         else:
@@ -277,7 +325,7 @@ class Search:
     def _trials(self, job: Job, limit: float) -> None:
         import optuna
 
-        study = storage.open_study(self.trials, job, self.machine.name, self.judge.basis, self.plan.seed)
+        study = self._study(job)
         self.begin(study, job)
         tried = _tried(study)
         wanted = self._count(job)
@@ -288,10 +336,10 @@ class Search:
             return
         fresh = job.space.points(self.plan.seed + len(study.get_trials(deepcopy=False)))
         start = time.monotonic()
-        closing = CLOSING * (limit - start)
         longest = 0.0
         while len(tried) < wanted:
             now = time.monotonic()
+            closing = max(CLOSING * (limit - start), 2 * longest)
             if now + longest > limit - closing or self._settled(study):
                 break
             trial, values = storage.ask(study, job.space)
@@ -311,11 +359,15 @@ class Search:
             except KeyboardInterrupt:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 raise
+            if verdict.kind == "timeout" and limit - now < PATIENCE:
+                verdict = replace(verdict, kind="cut", reason="the budget ended before it was judged")
             self.close_trial(study, trial, verdict)
             tried = _tried(study)
             if verdict.kind not in ("illegal", "timeout"):
                 longest = max(longest, time.monotonic() - now)
-        return
+
+    def _study(self, job: Job) -> optuna.Study:
+        return storage.open_study(self.trials, job, self.machine.name, self.judge.basis, self.plan.seed)
 
     def begin(self, study: optuna.Study, job: Job) -> None:
         """The default as the study's first trial."""
@@ -363,13 +415,13 @@ class Search:
     def _finalists(self, job: Job) -> list[Values]:
         import optuna
 
-        study = storage.open_study(self.trials, job, self.machine.name, self.judge.basis, self.plan.seed)
+        study = self._study(job)
         done = [
             t
             for t in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
             if t.value is not None and t.value < 1.0 and storage.values_of(t)
         ]
-        done.sort(key=lambda t: (t.value, t.number))
+        done.sort(key=lambda t: (t.value + t.user_attrs.get("margin", 0.0), t.number))  # luck is not what to choose by
         return [v for t in done[:FINALISTS] if (v := storage.values_of(t)) is not None]
 
     def _count(self, job: Job) -> int:
@@ -391,9 +443,15 @@ def _tried(study: optuna.Study) -> set[str]:
     out = set()
     for t in study.get_trials(deepcopy=False):
         values = storage.values_of(t)
-        if values and t.state.is_finished() and t.user_attrs.get("kind") not in (None, "killed", "repeated"):
+        if values and t.state.is_finished() and t.user_attrs.get("kind") not in (None, "killed", "cut", "repeated"):
             out.add(_text(values))
     return out
+
+
+def _judged(study: optuna.Study) -> bool:
+    """Whether there is a trial beside the default's."""
+    passed = (None, "default", "killed", "cut", "repeated")
+    return any(t.state.is_finished() and t.user_attrs.get("kind") not in passed for t in study.get_trials(False))
 
 
 def _text(values: Values) -> str:

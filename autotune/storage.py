@@ -15,7 +15,8 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +49,34 @@ def open_storage(path: Path) -> optuna.storages.BaseStorage:
                 f"sqlite:///{path.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
             )
     except Exception as e:  # SQLAlchemy's own classes, one per way to fail
-        reason = str(e).strip().splitlines()[0]
-        raise UserError(
-            f"{path}: the tuning results cannot be opened: {reason}", f"remove the file to start over: rm {path}"
-        ) from e
+        raise _unusable(path, e) from e
+
+
+@contextmanager
+def failures_of(path: Path) -> Iterator[None]:
+    """What the storage file's own failures become: one UserError. Trials that were stored before are still there."""
+    import optuna
+    import sqlalchemy
+
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, UnicodeDecodeError) as e:
+        raise _unusable(path, e) from e
+
+
+def _unusable(path: Path, e: Exception) -> UserError:
+    first: BaseException = e
+    while isinstance(first.__cause__, Exception):  # Optuna's error says less than SQLite's
+        first = first.__cause__
+    reason = str(first).strip().splitlines()[0]
+    damaged = path.is_file() and any(word in reason for word in ("not a database", "malformed", "decode", "no such"))
+    if damaged:
+        return UserError(
+            f"{path}: the tuning results are damaged: {reason}", f"remove the file to start over: rm {path}"
+        )
+    return UserError(
+        f"{path}: the tuning results cannot be used: {reason}", "make room there, or name another --storage"
+    )
 
 
 def study_name(job: Job, machine: str, basis: str) -> str:
@@ -103,12 +128,21 @@ def _violation(trial: optuna.trial.FrozenTrial) -> tuple[float]:
 
 
 def ask(study: optuna.Study, space: Space) -> tuple[optuna.Trial, Values]:
-    """A new trial and the values it proposes. The trial is marked as this process's."""
-    trial = study.ask(dict(distribution_of(p) for p in space.parameters))
-    trial.set_user_attr("process", _this_process())
+    """A new trial and the values it proposes. The trial is marked as this process's. One process asks at a time: SQLite
+    would give two of them the same waiting trial."""
+    path = _file_of(study)
+    with guarded(path) if path is not None else nullcontext():
+        trial = study.ask(dict(distribution_of(p) for p in space.parameters))
+        trial.set_user_attr("process", _this_process())
     values = decoded_point(space, trial.params)
     trial.set_user_attr("values", json.dumps(values))
     return trial, values
+
+
+def _file_of(study: optuna.Study) -> Path | None:
+    """The study's SQLite file; None where it is in memory."""
+    url = str(getattr(getattr(study._storage, "_backend", None), "url", ""))
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
 
 def enqueue(study: optuna.Study, space: Space, values: Mapping[str, Number]) -> None:

@@ -28,7 +28,7 @@ def measure(model: str, config: str, setting: str, dtype: str, flags: list[str])
         out = Path(folder) / "figures.json"
         arguments = ["bench", model, "--config", config, "-B", batch, "-T", length, "--dtype", dtype, *flags]
         print("tcomp " + shlex.join(arguments), file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", "tcomp.cli.main", *arguments, "--json", str(out)]
+        command = [sys.executable, "-m", "tcomp", *arguments, "--json", str(out)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.returncode)

@@ -330,7 +330,7 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Combine:
-    """`combine dg over i by partials | sorted | atomic`: how a reduction that crosses blocks is joined."""
+    """`combine dg over i by partials | sorted | atomic | turns`: how a reduction that crosses blocks is joined."""
 
     names: tuple[str, ...]
     over: str
@@ -643,6 +643,13 @@ def walk(e: Expr) -> Iterator[Expr]:
     yield e
     for c in children(e):
         yield from walk(c)
+
+
+def conjuncts(e: Expr | None) -> list[Expr]:
+    """`a and b` --> [a, b]; nothing for no condition."""
+    if isinstance(e, Binary) and e.op == "and":
+        return conjuncts(e.left) + conjuncts(e.right)
+    return [] if e is None else [e]
 
 
 def rebuild(e: Expr, new: tuple[Expr, ...]) -> Expr:

@@ -7,8 +7,8 @@ from tcomp.dsl.ast import Expr
 from tcomp.dsl.build_expressions import Children, ExpressionRules
 from tcomp.dsl.hints import did_you_mean
 
-_SPACES = ("shared", "registers", "packed")
-_COMBINATIONS = ("partials", "sorted", "atomic")
+_SPACES = ("shared", "registers", "packed", "cache")
+_COMBINATIONS = ("partials", "sorted", "atomic", "turns")
 
 
 class ScheduleRules(ExpressionRules):

@@ -90,7 +90,7 @@ class _Names:
                 if of:
                     self.meaningful("of", d.span)
                 for name in of:
-                    self.tensor(name, d.span, "of")
+                    self.output(name, d.span, "of")
                 for level in levels:
                     self.level(level, known)
             case ast.Order(loops):
@@ -120,7 +120,7 @@ class _Names:
                 self.tensor(what.split(".")[0], d.span, "cast")
             case ast.Combine(names, over, _):
                 for name in names:
-                    self.tensor(name, d.span, "combine")
+                    self.output(name, d.span, "combine")
                 self.loop(over, d.span)
             case ast.Where(conditions):
                 for e in conditions:
@@ -155,10 +155,10 @@ class _Names:
             hint = did_you_mean(name, known, "tensor")
             raise TcError(f"{directive} names '{name}', which is no tensor of {self.op.name}", span, hint=hint)
 
-    def output(self, name: str, span: Span) -> None:
+    def output(self, name: str, span: Span, directive: str = "kernel") -> None:
         """`dW`, or `dQKV.1`: what is written to dQKV with 1 as its first constant subscript."""
         base, dot, part = name.partition(".")
-        self.tensor(base, span, "kernel")
+        self.tensor(base, span, directive)
         if not dot or self.op is None:
             return
         targets = [t for q in self.op.equations for t in q.targets if t.name == base]
@@ -176,13 +176,14 @@ class _Names:
             raise TcError(f"fuse names '{name}', which this kernel does not compute", span, hint=hint)
 
     def staged(self, name: str, span: Span) -> None:
-        """`W`, or `QKV.1`: the accesses of QKV whose first constant subscript is 1."""
+        """`W`, or `QKV.1`: the accesses of QKV (or its part that is written) whose first constant subscript is 1."""
         base, dot, part = name.partition(".")
         self.tensor(base, span, "stage")
         if not dot or self.op is None:
             return
         parts = []
         for q in self.op.equations:
+            parts += [str(k.value) for t in q.targets if t.name == base for k in t.subscripts if isinstance(k, Num)][:1]
             for a in right_accesses(q):
                 constants = [s.value for s in a.subscripts if isinstance(s, Num)]
                 if isinstance(a, Access) and a.tensor == base and constants:

@@ -29,7 +29,7 @@ class Family:
 CPU = Family(
     name="cpu",
     levels=("core", "seq", "unroll", "vec"),
-    spaces=("packed",),
+    spaces=("packed", "cache"),
     copies=("copy", "prefetch"),
     layouts=(),
     directives=("order", "fuse", "stage", "combine", "tune", "where"),

@@ -13,14 +13,15 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from tcomp import __version__
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
 
-HELP = """Train GPT-2 class models from one `.tc` text: index equations, schedules, one planned step.
+HELP = """Train GPT-2 and Llama class models from one `.tc` text: index equations, schedules, one planned step.
 
 Start with `tcomp train`: it trains a small GPT-2 on this machine's own text in about a minute.
 Then `tcomp show gpt2 linear --schedule`, `tcomp plan gpt2 --config 124M -B 4 -T 1024`,
@@ -47,7 +48,7 @@ def command_line(*commands: str) -> Callable[[], Any]:
         context_settings={"help_option_names": ["-h", "--help"]},
         help=HELP,
     )
-    app.callback()(lambda: None)  # so that one command alone does not become the whole command line
+    app.callback()(options)  # besides, it keeps one command alone from becoming the whole command line
     for command in commands:
         module = import_module(f"tcomp.cli.{COMMANDS[command]}")
         if hasattr(module, "app"):
@@ -55,6 +56,20 @@ def command_line(*commands: str) -> Callable[[], Any]:
         else:
             app.command(command)(getattr(module, COMMANDS[command]))
     return typer.main.get_command(app)
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tcomp {__version__}")
+        raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 def main() -> None:
@@ -114,7 +129,3 @@ def fail(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(text, file=sys.stderr)
     sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

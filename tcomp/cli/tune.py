@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,9 +46,11 @@ def tune(
         bool, typer.Option("--predicted", help="With --gpu: by the static model even where there is such a GPU.")
     ] = False,
     threads: Annotated[int, typer.Option(help="Cores to tune for; 0: all.")] = 0,
-    budget: Annotated[str, typer.Option(help="Stop after this long: 90s, 20m, 1h30m.")] = "",
+    budget: Annotated[str | None, typer.Option(help="Stop after this long: 90s, 20m, 1h30m.")] = None,
     trials: Annotated[int | None, typer.Option(help="Trials per kernel, those of earlier runs included.")] = None,
-    until_within: Annotated[str, typer.Option(help="Leave a kernel when 8 trials gained less than this: 2%.")] = "",
+    until_within: Annotated[
+        str | None, typer.Option(help="Leave a kernel when 8 trials gained less than this: 2%.")
+    ] = None,
     ops: Annotated[list[str] | None, typer.Option(help="Only ops of this name (* and ? match); repeatable.")] = None,
     seed: Annotated[int, typer.Option(help="Of the search and of the inputs.")] = 0,
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Use kept trials, or forget them.")] = True,
@@ -88,8 +91,8 @@ def tune(
     limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads, seed=seed)
     if trials is not None:
         limits.check_numbers(trials=trials)
-    seconds = parse_duration(budget) if budget else None
-    until = _share(until_within) if until_within else None
+    seconds = parse_duration(budget) if budget is not None else None
+    until = _share(until_within) if until_within is not None else None
     module = common.load_module(file)
     model = common.only_model(module, file)
     shape = StepShape(
@@ -100,6 +103,8 @@ def tune(
         limits.parse_dims(dim or []),
         precision,
     )
+    if predicted and not gpu:
+        raise UserError("--predicted is for --gpu", "give --gpu h100 to tune for an H100 by the static model")
     backend = _backend(device, gpu, predicted or check or report, threads)
     machine, cores = backend.machine, backend.threads
     path = Path(lock) if lock else Path(f"{Path(file).stem}.{machine.name}.lock")
@@ -112,27 +117,31 @@ def tune(
 
         if not store.is_file():
             raise UserError(f"{store}: there are no tuning results", f"run: tcomp tune {file}")
-        print(write_report(trials_storage.open_storage(store), machine.name, path, out), end="")
+        with trials_storage.failures_of(store):
+            print(write_report(trials_storage.open_storage(store), machine.name, path, out), end="")
         return
-    judge = _judge(module, backend, seed)
-    kept = trials_storage.open_storage(store)
-    plan = search.Plan(shape, seconds, trials, tuple(ops or ()), seed, until)
-    say = (lambda text: print(text, file=sys.stderr)) if ask or tell else _say
-    run = search.Search(module, model.name, machine, cores, plan, judge, kept, path, say, _known(file, machine, path))
-    if ask or tell:
-        _converse(run, ask, tell)
-        return
-    if not resume:
-        run.forget()
-    print(f"{model.name} {shape.text} on {machine.name}: {judge.basis}; trials in {store}", flush=True)
-    try:
-        summary = run.run()
-    except KeyboardInterrupt:
-        print(f"stopped; finished trials are in {store}: the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(130) from None
-    for line in search.summary_lines(summary, judge.basis):
-        print(line)
-    print(f"lockfile {path}: {len(summary.tuned)} entries changed")
+    with trials_storage.failures_of(store):
+        judge = _judge(module, backend, seed)
+        kept = trials_storage.open_storage(store)
+        plan = search.Plan(shape, seconds, trials, tuple(ops or ()), seed, until)
+        say = (lambda text: print(text, file=sys.stderr)) if ask or tell else _say
+        run = search.Search(
+            module, model.name, machine, cores, plan, judge, kept, path, say, _known(file, machine, path)
+        )
+        if ask or tell:
+            _converse(run, ask, tell)
+            return
+        if not resume:
+            run.forget()
+        print(f"{model.name} {shape.text} on {machine.name}: {judge.basis}; trials in {store}", flush=True)
+        try:
+            summary = run.run()
+        except KeyboardInterrupt:
+            print(f"stopped; finished trials are in {store}: the same command goes on from there", file=sys.stderr)
+            raise typer.Exit(130) from None
+        for line in search.summary_lines(summary, judge.basis):
+            print(line)
+        print(f"lockfile {path}: {len(summary.tuned)} entries changed")
 
 
 def _converse(run: Search, asking: bool, told: str) -> None:
@@ -145,12 +154,23 @@ def _converse(run: Search, asking: bool, told: str) -> None:
         if asking:
             answers = proposals.ask(run)
         else:
-            lines = sys.stdin if told == "-" else Path(told).read_text().splitlines()
-            answers = proposals.tell(run, lines)
+            answers = proposals.tell(run, _lines(told))
         for answer in answers:
             print(json.dumps(answer), flush=True)
     finally:
         run.judge.close()
+
+
+def _lines(told: str) -> Iterator[str]:
+    """The lines of a file or of standard input, as they come."""
+    try:
+        if told == "-":
+            yield from sys.stdin
+        else:
+            with open(told, encoding="utf-8") as f:
+                yield from f
+    except UnicodeDecodeError as e:
+        raise UserError(f"{told}: not UTF-8 text", "one JSON object a line, as docs/proposers.md shows") from e
 
 
 def _say(text: str) -> None:
@@ -242,12 +262,12 @@ def _check(
     """Exit 1 when an entry is stale or missing; exit 2 when there is no lockfile."""
     from tcomp.autotune import apply
     from tcomp.autotune.instances import StepShape, instances_of
-    from tcomp.autotune.lockfile import find_lock, read_lock
+    from tcomp.autotune.lockfile import find_lock, read_lock_for
 
     found = find_lock(common.find_file(file), machine.name, given)
     if found is None:
         raise UserError(f"{path}: there is no lockfile", f"run: tcomp tune {file}")
-    lock = read_lock(found)
+    lock = read_lock_for(found, machine.name, model)
     stale: list[str] = []
     missing: list[str] = []
     for text in lock.steps:

@@ -1,7 +1,8 @@
 """Runs tile IR on NumPy arrays: what a kernel means, independent of any code generator.
 
 Takes a kernel and arrays for its operands (changed in place), simulating a number of cores one after the
-other. Slow and exact about indices: reading outside a tile or operand is an IndexError, scratch starts as NaN.
+other. Slow and exact about indices: reading outside a tile or operand is an IndexError, scratch starts as NaN,
+and what a `region` leaves out is NaN.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary, conjuncts, names_in
 from tcomp.ir.tile import Axis, Compute, Kernel, Loop, Pack, Scope, Statement, Unpack
 
 PARALLEL = ("core", "grid")
@@ -36,6 +37,7 @@ class Interpreter:
     def __init__(self, kernel: Kernel, arrays: dict[str, np.ndarray], threads: int = 1) -> None:
         self.kernel, self.threads = kernel, threads
         self.arrays: dict[str, np.ndarray] = dict(arrays)
+        self.stored: set[tuple[str, int]] = set()  # places that blocks add to in turns, once the first has stored
         for b in kernel.tiles:
             if b.scope is Scope.TEAM:
                 self.arrays[b.name] = np.full(b.shape, np.nan)
@@ -99,7 +101,15 @@ class Interpreter:
                 grid, shape = self._grid(s.axes, names)
                 at = tuple(np.broadcast_to(np.asarray(self.value(x, grid)), shape) for x in s.target.subscripts)
                 self._inside(self.arrays[s.target.tensor], at, s.target)
-                self.arrays[s.target.tensor][at] = self.arrays[s.buffer][tuple(slice(0, n) for n in shape)]
+                tile = self.arrays[s.buffer][tuple(slice(0, n) for n in shape)]
+                if s.turns is not None:
+                    flag = (s.target.tensor, self.integer(s.turns.flag.subscripts[0], names))
+                    if (
+                        s.turns.stores and flag not in self.stored
+                    ):  # the first stores, whichever it is: blocks run in another order here
+                        self.arrays[s.target.tensor][at] = 0
+                    self.stored.add(flag)
+                self.arrays[s.target.tensor][at] = self.arrays[s.target.tensor][at] + tile if s.add else tile
 
     def integer(self, e: Expr, names: Values) -> int:
         return int(self.value(e, names))
@@ -120,6 +130,12 @@ class Interpreter:
         value = np.broadcast_to(np.asarray(self.value(s.value, grid)), shape)
         mask = np.ones(shape, bool) if s.guard is None else np.broadcast_to(self.value(s.guard, grid), shape)
         target = self.arrays[s.target.tensor]
+        for g in conjuncts(s.region):
+            needed = np.broadcast_to(self.value(g, grid), shape)
+            if names_in(g) & s.reduced:
+                mask = mask & needed
+            else:  # nobody may read it: code generators may leave it out
+                value = np.where(needed, value, np.nan)
         if s.reduced:
             assert s.reducer is not None
             dims = tuple(d for d, a in enumerate(s.axes) if a.name in s.reduced)

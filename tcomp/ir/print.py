@@ -120,7 +120,9 @@ def _statements(body: tuple[Statement, ...], pad: str) -> Iterator[str]:
                 )
                 yield from (f"{pad}  {_axis(a, False)}" for a in s.axes)
             case Unpack():
-                yield f"{pad}unpack {s.buffer} to {print_expression(s.target)} by tma"
+                yield f"{pad}unpack {s.buffer} to {print_expression(s.target)} by tma" + (
+                    f", adding in turns of {print_expression(s.turns.flag)}" if s.turns else ", adding" if s.add else ""
+                )
                 yield from (f"{pad}  {_axis(a, False)}" for a in s.axes)
             case Compute():
                 yield pad + _compute_head(s)
@@ -141,6 +143,8 @@ def _compute_head(s: Compute) -> str:
         head += f"{reduction}{guard}: {print_expression(s.value)}"
     else:
         head += print_expression(s.value) + guard
+    if s.region is not None:
+        head += f"  # needed where {print_expression(s.region)}"
     if s.instruction:
         head += f"  # by {s.instruction}" + (", beside the next turn" if s.late else "")
     if s.atomic:

@@ -215,6 +215,8 @@ class Compute:
     With `prefetch`, that memory is brought nearer while the reduction runs (CPU).
     `instruction` names the family of matrix instructions that a contraction is computed with ("" for none). With
     `late` it may run beside the next turn of the loop around, up to the first statement that needs its result.
+    `region` says where the result is needed (CPU): what is computed outside is read by nobody, or, for a reduction over
+    an index of it, contributes nothing. Code may leave it out, and need not.
     `distinct` is False when two points of the parallel axes may name the same target element (a scatter);
     then points run in order.
     """
@@ -232,6 +234,7 @@ class Compute:
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
     prefetch: tuple[Prefetch, ...] = ()
     late: bool = False
+    region: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,14 +254,31 @@ class Pack:
 
 
 @dataclass(frozen=True, slots=True)
+class Turns:
+    """The order in which blocks add to one place: a block waits until the word `flag` holds `before`, the number of
+    the block that has its turn before it, and in the end puts its own `number` there. Nobody is before it where one of
+    `met` (low, value, stop) has not low <= value < stop: such a block does not wait. With `stores` it stores instead of
+    adding, and so nothing need be there before."""
+
+    flag: Access
+    number: Expr
+    before: Expr
+    met: tuple[tuple[Expr, Expr, Expr], ...]
+    stores: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Unpack:
     """GPU: write the tile `buffer` to `target` by the copy engine, in the background; the reverse of a `Pack` by tma.
-    What lies past an axis's `stop` is not written."""
+    What lies past an axis's `stop` is not written. With `add`, it is added to what other blocks leave there: in any
+    order, or in that of `turns`."""
 
     buffer: str
     axes: tuple[Axis, ...]
     target: Access
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
+    add: bool = False
+    turns: Turns | None = None
 
     @property
     def reversed(self) -> Pack:

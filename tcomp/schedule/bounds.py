@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, Unary, children
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, Unary, children, conjuncts
 from tcomp.schedule.fold import add, fold, minimum, product_factors, sub
 from tcomp.schedule.nest import Leaf, LoopNode, ancestors
 from tcomp.schedule.storage import reduction_loops
@@ -29,15 +29,6 @@ class Range:
 Env = Mapping[str, Range]
 Linear = tuple[dict[str | Access, int], int]
 """Coefficients of names and of scalar tensors, and the constant."""
-
-
-def conjuncts(guard: Expr | None) -> list[Expr]:
-    """`a and b` --> [a, b]."""
-    if guard is None:
-        return []
-    if isinstance(guard, Binary) and guard.op == "and":
-        return conjuncts(guard.left) + conjuncts(guard.right)
-    return [guard]
 
 
 def affine(e: Expr) -> Linear | None:
@@ -126,8 +117,8 @@ def limits(index: str, guards: list[Expr], env: Env, scalars: Collection[str] = 
 def guarding(loop: LoopNode) -> list[Expr]:
     """The conditions outside which nothing in the loop counts.
 
-    A reduction that accumulates around this loop counts only where its guard holds; a temporary only where
-    all its readers do, and those must all be in this loop.
+    A reduction that accumulates around this loop, or adds to what is there, counts only where its guard holds; a
+    temporary only where all its readers do, and those must all be in this loop.
     """
     leaves = list(loop.leaves())
     inside = {id(x) for x in leaves}
@@ -141,7 +132,8 @@ def guarding(loop: LoopNode) -> list[Expr]:
         own = []
         if isinstance(v, Reduction):
             outer = reduction_loops(leaf)[:1]
-            if outer and (outer[0] is loop or outer[0] in ancestors(loop)):
+            adds = leaf.equation.accumulate and v.reducer == "sum"
+            if adds or (outer and (outer[0] is loop or outer[0] in ancestors(loop))):
                 own = conjuncts(v.guard)
         if not own and leaf.readers and all(id(r) in inside for r in leaf.readers):
             parts = [counts(r) for r in leaf.readers]

@@ -2,6 +2,7 @@
 
 combine s over i by partials   each block leaves a partial sum, a second phase adds them in a fixed order
 combine E over t by sorted     each block owns some rows of a scatter's target and walks t in order
+combine s over i by turns      blocks add to one f32 sum, one after the other; a second phase writes it (`adding.py`)
 combine E over t by atomic     blocks add to the target at the same time; refused where runs must repeat
 (nothing said, sum over tiles) on a GPU, and wherever the output is stored narrower than f32, the sum is collected in
                                a private f32 tile and written once
@@ -26,9 +27,11 @@ from tcomp.dsl.ast import (
     walk,
 )
 from tcomp.dsl.errors import TcError
+from tcomp.schedule.adding import AddedSum
 from tcomp.schedule.emit import IDENTITY
 from tcomp.schedule.family import Family
-from tcomp.schedule.nest import Leaf, scatter_indices, sink_copies
+from tcomp.schedule.nest import JOINED, Leaf, scatter_indices, sink_copies
+from tcomp.schedule.normal import part_of
 from tcomp.schedule.resolve import KernelPlan, TileLevel
 from tcomp.schedule.split_sum import divides, joining_loops, renamed, split_sum, splittable, undivided
 
@@ -51,6 +54,8 @@ class Combining:
         self.family, self.extents, self.dtypes, self.shapes = family, extents, dtypes, shapes
         self.deterministic, self.text = deterministic, text
         self.temporaries: frozenset[str] = frozenset()
+        self.sums: list[AddedSum] = []
+        """what blocks add up in memory"""
 
     def leaves(
         self, plan: KernelPlan, equations: tuple[Equation, ...], temporaries: frozenset[str]
@@ -59,6 +64,7 @@ class Combining:
         self.temporaries = temporaries
         leaves: list[Leaf] = []
         joins: list[Leaf] = []
+        ends: list[Leaf] = []  # of sums in memory: they wait for all blocks, so other equations come first
         groups: dict[tuple[str, ...], str] = {}
         given = plan
         for eq in equations:
@@ -69,8 +75,15 @@ class Combining:
             if joins and (group not in groups or self._reads(leaf, joins)):
                 leaves, joins, groups = _numbered([*leaves, *joins]), [], {}
                 leaf = replace(leaf, number=len(leaves))
-            joined = [c for c in plan.combine if c.over in leaf.domain and eq.target.name in c.names]
-            if joined and joined[0].by == "atomic":
+            joined = [c for c in plan.combine if c.over in leaf.domain and called(eq, c.names)]
+            if self._reads(leaf, ends):
+                leaves, ends = _numbered([*leaves, *ends]), []
+                leaf = replace(leaf, number=len(leaves))
+            if joined and (joined[0].by == "turns" or self._adds_up(leaf, joined[0])):
+                (adds, end), plan = self._added(plan, leaf, joined[0], len(leaves))
+                leaves.append(adds)
+                ends.append(end)
+            elif joined and joined[0].by == "atomic":
                 leaves.append(self._atomic(leaf, joined[0]))
             elif joined and joined[0].by == "sorted":
                 owned, plan = self._sorted(plan, leaf, joined[0])
@@ -94,7 +107,7 @@ class Combining:
                 leaves += pair
             else:
                 leaves.append(leaf)
-        leaves = _numbered([*leaves, *joins])
+        leaves = _numbered([*leaves, *joins, *ends])
         leaves = sink_copies([x for leaf in leaves for x in self._private(plan, leaf)])
         return leaves, plan
 
@@ -162,6 +175,54 @@ class Combining:
         added = replace(eq, accumulate=True)
         return Leaf(added, leaf.number, leaf.parallel, leaf.reduced, leaf.gathered, over, atomic=True)
 
+    def _adds_up(self, leaf: Leaf, c: Combine) -> bool:
+        """Is it an atomic sum into an output that is narrower than f32, where adding up would lose bits?"""
+        narrow = self.dtypes[leaf.equation.target.name].bytes < 4
+        return c.by == "atomic" and narrow and c.over in leaf.reduced and not self.deterministic
+
+    def _added(self, plan: KernelPlan, leaf: Leaf, c: Combine, at: int) -> tuple[list[Leaf], KernelPlan]:
+        """`dQ[q, d] = sum k: ...` --> `dQ.joined[q, d] += sum k in block: ...` by all blocks of k, and in a phase of
+        its own `dQ[q', d'] = dQ.joined[q', d']`."""
+        eq, value = leaf.equation, leaf.equation.value
+        output = part_of(eq.target).rstrip(".")
+        grid = [t for t in plan.sequence if t.index == c.over and t.parallel]
+        fault = (
+            "it needs blocks of a GPU" if self.family.level != "grid" or not grid
+            else "it is no sum over that index into plain indices of an output" if (
+                not splittable(eq) or not isinstance(value, Reduction) or value.reducer != "sum"
+                or c.over not in leaf.reduced or eq.target.name in self.temporaries or eq.accumulate)
+            else ""
+        )  # fmt: skip
+        if fault:
+            hint = f"map '{c.over}' to grid, or combine by partials"
+            message = f"{output} cannot be combined over {c.over} by {c.by}: {fault}"
+            raise TcError(message, c.span, self.text, hint)
+        name, flags = output + JOINED, f"{output}.turns" if c.by == "turns" else ""
+        self.dtypes[name], self.shapes[name] = DType.F32, tuple(self.extents[i] for i in leaf.parallel)
+        if flags:
+            self.dtypes[flags], self.shapes[flags] = DType.I32, (math.prod(self.shapes[name][:-1]),)
+        self.sums.append(AddedSum(name, output, c, grid[0], flags))
+        first = replace(eq, targets=(Target(name, tuple(Name(i) for i in leaf.parallel)),), accumulate=True)
+        new = {i: f"{i}.{output}" for i in leaf.parallel}
+        self.extents.update({new[i]: self.extents[i] for i in leaf.parallel})
+        order = sorted(list(new.values())[:-1], key=lambda i: self.extents[i]) + list(new.values())[-1:]
+        maps = joining_loops(order, self.family.shape(plan, self.extents, self.text), grid[0])
+        special = {(i, name): m for (i, t), m in plan.special.items() if t == output}
+        plan = replace(
+            plan,
+            loops={**plan.loops, **{m.index: m for m in maps}},
+            sequence=(*(t for m in maps for t in m.tiles), *plan.sequence),
+            special={**plan.special, **special},
+        )
+        read = Access(name, tuple(Name(i) for i in new.values()))
+        second = replace(eq, targets=(Target(eq.target.name, renamed(eq.target.subscripts, new)),), value=read)
+        return [
+            Leaf(
+                first, at, leaf.parallel, leaf.reduced, leaf.gathered, c.over, sums_for=(eq.target.name,), atomic=True
+            ),
+            Leaf(second, at + 1, tuple(new.values()), (), copies=True),
+        ], plan
+
     def _sorted(self, plan: KernelPlan, leaf: Leaf, c: Combine) -> tuple[Leaf, KernelPlan]:
         """`E[ids[t], n] += X[t, n]` --> each block owns a range of E's rows, walks t in order and takes what falls
         in its range: a fixed order for every element, and many blocks."""
@@ -204,7 +265,7 @@ class Combining:
         """`s[n] = sum i: x[i, n]` by partials --> `s.partial[block, n] = sum i in block: x[i, n]`, and in a phase of
         its own `s[n'] = sum block: s.partial[block, n']`. On a GPU that phase has its own blocks for n'."""
         eq = leaf.equation
-        directive = next(c for c in plan.combine if c.over == over and eq.target.name in c.names)
+        directive = next(c for c in plan.combine if c.over == over and called(eq, c.names))
         core = [t for t in plan.sequence if t.index == over and t.parallel]
         value = eq.value
         if by != "partials" or not core or core[0].block is None or not isinstance(value, Reduction):
@@ -252,6 +313,11 @@ class Combining:
             Leaf(first, at, leaf.parallel, leaf.reduced, frozenset(), over),
             Leaf(second, at + 1, tuple(joined.values()), (index,), copies=True),
         ], plan
+
+
+def called(eq: Equation, names: tuple[str, ...]) -> bool:
+    """Is the equation's output among these names, whole or by its part (dQKV.0)?"""
+    return eq.target.name in names or part_of(eq.target) in names
 
 
 def _numbered(leaves: list[Leaf]) -> list[Leaf]:

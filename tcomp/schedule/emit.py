@@ -9,7 +9,7 @@ A monoid reduction over one tile is one maximum and, per carried field, one sum 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tcomp.dsl.ast import (
     Access,
@@ -23,15 +23,17 @@ from tcomp.dsl.ast import (
     Reduction,
     Span,
     children,
+    conjuncts,
     names_in,
     rebuild,
 )
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
 from tcomp.monoid import RescaledSum, rescaled_sum
-from tcomp.schedule.bounds import Env, Range, conjuncts, guarding, limits, tile_stop, zero_outside
+from tcomp.schedule.bounds import Env, Range, guarding, limits, tile_stop, zero_outside
 from tcomp.schedule.fold import by_exp2, fold, sub
 from tcomp.schedule.nest import Leaf, LoopNode, Node
+from tcomp.schedule.regions import Needs, conjunction, zero_behind
 from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.stager import Stager
 from tcomp.schedule.storage import Storage, reduction_loops
@@ -44,7 +46,8 @@ IDENTITY: dict[str, Expr] = {"sum": Num(0.0), "max": Num(float("-inf")), "min": 
 
 
 class Emitter:
-    """Emits one kernel. `tiles` collects the buffers it introduces; `scalars` are integers that it only reads."""
+    """Emits one kernel. `tiles` collects the buffers it introduces; `scalars` are integers that it only reads. Without
+    `needs` all of a tile is computed."""
 
     def __init__(
         self,
@@ -61,11 +64,13 @@ class Emitter:
         text: str,
         stager: Callable[[Emitter], Stager],
         scalars: frozenset[str] = frozenset(),
+        needs: Needs | None = None,
     ) -> None:
         self.plan, self.extents, self.chunk, self.granule = plan, extents, chunk, granule
         self.room = room
         self.storage, self.dtypes, self.monoids, self.definitions = storage, dtypes, monoids, definitions
         self.tiler, self.text, self.scalars = tiler, text, scalars
+        self.needs = needs
         self.tiles: dict[str, Buffer] = {s.buffer.name: s.buffer for s in storage.values()}
         self.staging = stager(self)
         rank = [t.index for t in plan.sequence if not t.parallel]
@@ -163,6 +168,8 @@ class Emitter:
         value = leaf.equation.value
         if not isinstance(value, Reduction):
             write = leaf.writes()[0]
+            if self.needs is not None:
+                value = zero_behind(value, self.needs.zeros.get(leaf.number, ()))
             return [
                 self.compute(
                     leaf,
@@ -174,6 +181,7 @@ class Emitter:
                     reducer="sum" if leaf.equation.accumulate else None,
                     accumulate=leaf.equation.accumulate,
                     guard=leaf.guard,
+                    region=self.region(leaf),
                 )
             ]
         if value.reducer in IDENTITY:
@@ -182,17 +190,18 @@ class Emitter:
 
     def guard(self, value: Reduction, contribution: Expr) -> Expr | None:
         """What remains of a reduction's guard after dropping what its value's zeros already say."""
-        left = [g for g in conjuncts(value.guard) if not zero_outside(contribution, g, self.definitions)]
-        if not left:
+        return conjunction([g for g in conjuncts(value.guard) if not zero_outside(contribution, g, self.definitions)])
+
+    def region(self, leaf: Leaf, zero_behind: Sequence[Expr] = ()) -> Expr | None:
+        """Where the leaf's result is needed, and its contributions to a sum are not zero."""
+        if self.needs is None:
             return None
-        out = left[0]
-        for g in left[1:]:
-            out = Binary("and", out, g)
-        return out
+        return conjunction([*self.needs.within.get(leaf.number, ()), *zero_behind])
 
     def reduction(self, leaf: Leaf, value: Reduction, env: Env) -> Compute:
         e = value.values[0]
         guard = self.guard(value, e) if value.reducer == "sum" else value.guard
+        kept = conjuncts(guard)
         return self.compute(
             leaf,
             leaf.writes()[0],
@@ -203,6 +212,7 @@ class Emitter:
             reducer=value.reducer,
             accumulate=leaf.equation.accumulate or bool(reduction_loops(leaf)),
             guard=guard,
+            region=self.region(leaf, [g for g in conjuncts(value.guard) if g not in kept]),
         )
 
     def rescaled(self, value: Reduction) -> RescaledSum:
@@ -262,7 +272,8 @@ class Emitter:
             cast = self.plan.casts.get(f"{w.tensor}.weight")
             factor_of = Call(cast.value, (weight,)) if cast is not None else weight
             product = weight if v in (Num(1), Num(1.0)) else Binary("*", factor_of, v)
-            out.append(self.compute(leaf, w, product, axes, leaf.reduced, env, "sum", accumulate=tiled))
+            region = self.region(leaf, conjuncts(value.guard))
+            out.append(self.compute(leaf, w, product, axes, leaf.reduced, env, "sum", accumulate=tiled, region=region))
         return out
 
     def temporary(self, name: str, axes: tuple[str, ...], env: Env) -> Access:
@@ -300,6 +311,7 @@ class Emitter:
         reducer: str | None = None,
         accumulate: bool = False,
         guard: Expr | None = None,
+        region: Expr | None = None,
     ) -> Compute:
         """A Compute over the current tile; indices with a single value become that value."""
         tile = self.register_tile(leaf, target, env, parallel, reduced, value)
@@ -320,6 +332,8 @@ class Emitter:
             axes.append(Axis(i, r.start, r.stop, r.block, tile.unroll[i], lanes, tile.spreads.get(i)))
         done = frozenset(a.name for a in axes)
         kept = frozenset(reduced) & done
+        # Zero contributions over an index that is not an axis any more are contributions all the same.
+        region = conjunction([g for g in conjuncts(region) if names_in(g) & kept or not names_in(g) & set(reduced)])
         value = self.operands(leaf, self.casts((target.tensor, *leaf.sums_for), value))
         use = leaf_uses(self.plan, leaf, target) if reducer == "sum" and reduced else None
         out = Compute(
@@ -335,6 +349,7 @@ class Emitter:
             use.instruction if use is not None else "",
             leaf.equation.span,
             late=use is not None and any(n in self.plan.overlap for n in (target.tensor, *leaf.sums_for)),
+            region=None if region is None else self.point(region, env),
         )
         return out
 

@@ -18,6 +18,7 @@ from tcomp.schedule.emit import Emitter
 from tcomp.schedule.gpu_levels import GpuLevels, padded_extents, thread_shape
 from tcomp.schedule.instructions import check_instructions
 from tcomp.schedule.launch_flags import check_flags
+from tcomp.schedule.operand_tiles import laid_out
 from tcomp.schedule.overlap import check_overlap
 from tcomp.schedule.prefetch import prefetched
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LevelRules, LoopMap
@@ -36,10 +37,11 @@ Phases = list[tuple[Statement, ...]]
 class Family(Protocol):
     """`level` is the parallel loop level. `targets` are the schedule targets that apply, most specific first. With
     `private_sums`, every output's sum over tiles is collected in a private tile and written once, not only a narrow
-    one's."""
+    one's. With `partial_tiles`, code leaves out the parts of tiles that nobody needs."""
 
     level: str
     private_sums: bool
+    partial_tiles: bool
     targets: tuple[str, ...]
 
     @property
@@ -72,7 +74,9 @@ class Family(Protocol):
         """The schedule of an op that has none."""
         ...
 
-    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> tuple[dict[str, Buffer], Phases]:
+    def finish(
+        self, tiles: Mapping[str, Buffer], phases: Phases, plan: KernelPlan, text: str | None
+    ) -> tuple[dict[str, Buffer], Phases]:
         """The kernel's tiles where they live, and its phases. `text` is that of a written schedule."""
         ...
 
@@ -84,6 +88,7 @@ class Family(Protocol):
 class CpuFamily:
     level = "core"
     private_sums = False
+    partial_tiles = True
 
     def __init__(self, machine: CpuMachine, threads: int) -> None:
         self.machine = machine
@@ -111,8 +116,10 @@ class CpuFamily:
     def default(self, op: Op, equations: tuple[Equation, ...], extents: dict[str, int]) -> Schedule:
         return default_schedule(op, equations, extents, "cpu")
 
-    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> tuple[dict[str, Buffer], Phases]:
-        return dict(tiles), [prefetched(p) for p in phases]
+    def finish(
+        self, tiles: Mapping[str, Buffer], phases: Phases, plan: KernelPlan, text: str | None
+    ) -> tuple[dict[str, Buffer], Phases]:
+        return dict(tiles), [prefetched(p, plan.stages) for p in phases]
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         pass
@@ -121,6 +128,7 @@ class CpuFamily:
 class GpuFamily:
     level = "grid"
     private_sums = True
+    partial_tiles = False
 
     def __init__(self, machine: GpuMachine, itemsize: int) -> None:
         self.machine = machine
@@ -155,8 +163,10 @@ class GpuFamily:
     def default(self, op: Op, equations: tuple[Equation, ...], extents: dict[str, int]) -> Schedule:
         return default_gpu_schedule(op, equations, extents, "gpu")
 
-    def finish(self, tiles: Mapping[str, Buffer], phases: Phases, text: str | None) -> tuple[dict[str, Buffer], Phases]:
-        return assign_scopes(tiles, phases, text), phases
+    def finish(
+        self, tiles: Mapping[str, Buffer], phases: Phases, plan: KernelPlan, text: str | None
+    ) -> tuple[dict[str, Buffer], Phases]:
+        return laid_out(assign_scopes(tiles, phases, text), phases)
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         check_tensor_copies(kernel, self.machine, text)

@@ -182,7 +182,10 @@ def thread_shape(plan: KernelPlan, extents: Mapping[str, int]) -> ThreadShape:
             "give each lane more values, or divide the loop among warps",
         )
     warps = {"x": 1, "y": 1}
+    divided = any(m.warp is not None and m.warp.group for m in plan.loops.values())
     for m in loops:
+        if m.warp is not None and m.warp.group and divided and m not in plan.loops.values():
+            continue  # an equation of its own takes the warpgroups that there are, in turns
         if m.warp is not None:
             unit = 4 if m.warp.group else 1
             count = min(m.warp.limit, -(-inner[m.index] // (m.warp.tile * unit)) * unit)

@@ -6,6 +6,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.instructions import INSTRUCTIONS
 from tcomp.instructions.matching import MatchError, match
 from tcomp.ir.tile import Kernel
+from tcomp.schedule.nest import JOINED
 from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.scopes import computes
 
@@ -17,9 +18,9 @@ def check_instructions(kernel: Kernel, plan: KernelPlan, target: str, text: str)
     for phase in kernel.phases:
         for c in computes(phase):
             name = c.target.tensor
-            own = next((n for n in plan.uses if n == name or name.startswith(f"{n}.sum")), "")
             if not c.instruction:
                 continue
+            own = next(n for n in plan.uses if n == name or _collects(name, n))
             found.add(own)
             try:
                 match(c, buffers, target, INSTRUCTIONS)
@@ -33,3 +34,9 @@ def check_instructions(kernel: Kernel, plan: KernelPlan, target: str, text: str)
                 text,
                 "name the equation that sums products of two tensors",
             )
+
+
+def _collects(tile: str, output: str) -> bool:
+    """Is it the tile in which an output's sum is collected, or a block's part of what is added up in memory?"""
+    sums, joined, _ = tile.partition(JOINED)
+    return tile.startswith(f"{output}.sum") or (bool(joined) and output in (sums, sums.rpartition(".")[0]))

@@ -22,6 +22,7 @@ from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.storage import bound
 from tcomp.ir.tile import Buffer, Cluster, Kernel, Scope, Statement, ThreadShape
+from tcomp.schedule.adding import Adding
 from tcomp.schedule.choose import choose_schedule, storage_of
 from tcomp.schedule.combine import Combining
 from tcomp.schedule.emit import Emitter, once
@@ -32,6 +33,7 @@ from tcomp.schedule.launch_flags import blocks_order
 from tcomp.schedule.legality import check_core_loops, check_fuse, check_nesting
 from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build
 from tcomp.schedule.normal import normalise, part_of
+from tcomp.schedule.regions import needs
 from tcomp.schedule.resolve import KernelPlan, Resolver, casts_in
 from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages
@@ -112,7 +114,7 @@ class _Lowering:
             ]  # fmt: skip
             label = self.op.name if len(parts) == 1 else f"{self.op.name}.{'+'.join(computed)}"
             started = frozenset(n for k in kernels for n in k.writes)
-            kernels.append(self._kernel(label, part, frozenset(workspaces), started))
+            kernels.append(self._kernel(label, part, workspaces, started))
         made = {n for part in parts for n in part.names}
         done = {i for part in parts for i in part.positions}
         missing = sorted(outputs & defined - made) or [
@@ -159,14 +161,17 @@ class _Lowering:
         self,
         label: str,
         part: Part,
-        workspaces: frozenset[str],
+        workspaces: dict[str, Buffer],
         started: frozenset[str],
     ) -> Kernel:
-        """One part as a kernel. `started` are the tensors that earlier kernels write (other parts of)."""
+        """One part as a kernel. `started` are the tensors that earlier kernels write (other parts of). `workspaces`
+        gain what its blocks add up in."""
         plan, equations, names = part.plan, part.equations, part.names
         combining = Combining(self.family, self.extents, self.dtypes, self.shapes, self.deterministic, self.text)
         leaves, plan = combining.leaves(plan, equations, frozenset(self.info.temporaries))
-        operand_names = {o.name for o in self.op.operands} | workspaces
+        added = [n for s in combining.sums for n in (s.name, s.flags) if n]
+        workspaces |= {n: Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in added}
+        operand_names = {o.name for o in self.op.operands} | set(workspaces)
         local = {t for x in leaves for t in x.written} - operand_names
         for leaf in leaves:
             if any(t in local for t in leaf.written):
@@ -194,6 +199,7 @@ class _Lowering:
         emitter = Emitter(
             plan, self.extents, room, chunk, granule, storage, dtypes, self.module.monoids, definitions,
             tiler, self.text, self.family.stager, frozenset(given - {t for x in leaves for t in x.written}),
+            needs(leaves, definitions) if self.family.partial_tiles else None,
         )  # fmt: skip
         written = tuple(x.equation for x in leaves if not x.copies)
         whole = self.equations if any("." in o for o in plan.outputs) else equations
@@ -202,9 +208,15 @@ class _Lowering:
                    for o in self.op.operands}  # fmt: skip
         out = frozenset(t for x in leaves for t in x.written)
         phases = unpacked(phases, plan.stages, out, emitter.tiles, results, self.text)
-        tiles, phases = self.family.finish(emitter.tiles, phases, self.text if self.given else None)
-        reads = {a.tensor for x in leaves for a in x.reads()} & operand_names
-        writes = {t for x in leaves for t in x.written} & operand_names
+        adding = Adding(
+            combining.sums, plan.stages, emitter.tiles, self.shapes, self.extents, plan.flags.order.reversed, self.text
+        )
+        phases = adding.phases(phases)
+        flags = [s.flags for s in combining.sums if s.flags]
+        phases = self._cleared([*flags, *sorted(adding.cleared)], shape) + phases
+        tiles, phases = self.family.finish(emitter.tiles, phases, plan, self.text if self.given else None)
+        reads = {a.tensor for x in leaves for a in x.reads()} & operand_names | set(added)
+        writes = {t for x in leaves for t in x.written} & operand_names | set(added)
         order = [o.name for o in self.op.operands] + sorted(workspaces)
         operands = tuple(Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in order if n in reads | writes)
         kernel = Kernel(
@@ -302,6 +314,10 @@ class _Lowering:
             if o.name in names and (o.name in atomic or needs_zero(o.name, shape_of, equations, self.extents)):
                 out.append((zero(o.name, self.shapes[o.name], self.family.level, self.family.fill(shape)),))
         return out
+
+    def _cleared(self, names: list[str], shape: ThreadShape | None) -> list[tuple[Statement, ...]]:
+        """Phases that make these tensors zero."""
+        return [(zero(n, self.shapes[n], self.family.level, self.family.fill(shape)),) for n in names]
 
     def _phases(self, roots: list[Node], emitter: Emitter) -> list[tuple[Statement, ...]]:
         """Top-level nests with core loops are phases of their own; what lies between runs on one core."""

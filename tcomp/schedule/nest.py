@@ -18,6 +18,9 @@ from tcomp.schedule.fold import reads
 from tcomp.schedule.normal import expressions
 from tcomp.schedule.resolve import TileLevel
 
+JOINED = ".joined"
+"""behind the name of what blocks add up in memory (`adding.py`)"""
+
 
 @dataclass(eq=False)
 class Leaf:

@@ -44,7 +44,7 @@ def assign_scopes(
     for phase in phases:
         for c in computes(phase):
             axes = {a.name: a for a in c.axes}
-            for access in _accesses(c):
+            for access in accesses_of(c):
                 tile = tiles.get(access.tensor)
                 if tile is not None and tile.scope is Scope.SCRATCH:
                     uses.setdefault(tile.name, []).append(_spreads(access, _walked(c, access, axes), tile))
@@ -84,7 +84,7 @@ def _walked(c: Compute, access: Access, axes: Mapping[str, Axis]) -> Mapping[str
     return {n: replace(a, spread=spread) if n in c.reduced else a for n, a in axes.items()}
 
 
-def _accesses(c: Compute) -> Iterator[Access]:
+def accesses_of(c: Compute) -> Iterator[Access]:
     yield c.target
     exprs: list[Expr] = [c.value, *c.target.subscripts, *([c.guard] if c.guard is not None else [])]
     for e in exprs:

@@ -2,11 +2,15 @@
 
     stage W in packed at k   -->   in the loop over k: W.packed = pack W[n, k]; the contraction reads W.packed
 
-The panel's width is the register tile along the packed index, so that the contraction reads it with unit stride.
+    stage X in cache at v    -->   nothing is copied: `prefetch.py` fetches what the next turn of the loop over v reads
+
+The panel's width is the register tile along the packed index, so that the contraction reads it with unit stride; where
+the copy transposes, whole register tiles that fill vectors.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from tcomp.dsl.ast import Access, DType, Expr, Name, Num, Reduction, Stage, names_in
@@ -14,22 +18,28 @@ from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Pack, Panels, Scope, Statement
 from tcomp.schedule.bounds import Env
 from tcomp.schedule.fold import reads
-from tcomp.schedule.nest import Leaf, LoopNode, loops_below
+from tcomp.schedule.nest import JOINED, Leaf, LoopNode, loops_below
 from tcomp.schedule.resolve import KernelPlan
 
 if TYPE_CHECKING:
     from tcomp.schedule.emit import Emitter
 
+TRANSPOSED = 4
+"""lanes of the smallest registers that are transposed as blocks"""
+
 
 def staged_accesses(name: str, leaf: Leaf, anywhere: bool = False) -> list[Access]:
-    """The accesses of a reduction (or, `anywhere`, of any equation) that a `stage` line names; `QKV.1` means those with
-    constant subscript 1."""
+    """The accesses in a reduction's values (or, `anywhere`, in its key and in any equation) that a `stage` line names;
+    `QKV.1` means those with constant subscript 1."""
     value = leaf.equation.value
     if not isinstance(value, Reduction) and not anywhere:
         return []
     tensor, _, part = name.partition(".")
     found = []
-    for e in value.values if isinstance(value, Reduction) else (value,):
+    values = value.values if isinstance(value, Reduction) else (value,)
+    if anywhere and isinstance(value, Reduction) and value.key is not None:
+        values = (*values, value.key)
+    for e in values:
         for a in reads(e):
             constants = [s.value for s in a.subscripts if isinstance(s, Num)]
             if a.tensor == tensor and (not part or (constants and constants[0] == int(part))):
@@ -40,6 +50,8 @@ def staged_accesses(name: str, leaf: Leaf, anywhere: bool = False) -> list[Acces
 def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
     """Every `stage` line must have something to stage: a tiled loop, and a reduction that reads the tensor."""
     for s in plan.stages:
+        if s.space == "cache" and s.by is not None:
+            raise TcError("what is staged in cache is not copied", s.span, text, f"leave out `by {s.by}`")
         if all(t.index != s.at for t in plan.sequence):
             raise TcError(
                 f"nothing can be staged at '{s.at}': it has no tile level",
@@ -48,9 +60,10 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                 f"tile it, e.g. {s.at} -> seq(64), or stage at another loop",
             )
         for name in s.tensors:
-            through = s.by == "tma" and any(name in leaf.written for leaf in leaves)
-            anywhere = s.space == "registers"
-            if not through and not any(staged_accesses(name, leaf, anywhere) for leaf in leaves):
+            through = s.by == "tma" and any({name, name + JOINED} & set(leaf.written) for leaf in leaves)
+            anywhere = s.space == "registers" or s.by == "tma"
+            sums = [x for x in leaves if isinstance(x.equation.value, Reduction)] if s.space == "cache" else leaves
+            if not through and not any(staged_accesses(name, leaf, anywhere or sums is not leaves) for leaf in sums):
                 raise TcError(
                     f"'{name}' cannot be staged: no {'equation' if anywhere else 'reduction'} of this kernel reads it",
                     s.span,
@@ -78,7 +91,7 @@ class Staging:
             return []
         out: list[Statement] = []
         for s in self.emitter.plan.stages:
-            if s.at == index:
+            if s.at == index and s.space == "packed":
                 for name in s.tensors:
                     out += self._stage(s, name, node, env)
         return out
@@ -97,6 +110,8 @@ class Staging:
                     continue
                 i = tile.vector if tile.vector in along else along[0]
                 width = tile.unroll[i] * (tile.lanes if i == tile.vector else 1)
+                if width < self.emitter.range(i, env).block and a.subscripts[-1] != Name(i):
+                    width = math.lcm(width, TRANSPOSED)
                 candidates.append((leaf, a, i, width))
         # Where only some accesses of the tensor run across rows, those are the ones that need packing.
         crossing = [c for c in candidates if c[1].subscripts[-1] != Name(c[2])]

@@ -72,8 +72,10 @@ class SharedStaging:
     def _stage(self, stage: Stage, name: str, node: LoopNode, env: Env) -> list[Statement]:
         out: list[Statement] = []
         made: dict[Expr, Staged] = {}
+        # A vector may come by the copy engine for pointwise equations too; a tensor that sums read is staged for them.
+        anywhere = stage.space == REGISTERS or not any(staged_accesses(name, leaf, False) for leaf in node.leaves())
         for leaf in node.leaves():
-            for a in staged_accesses(name, leaf, stage.space == REGISTERS):
+            for a in staged_accesses(name, leaf, anywhere):
                 if any(a.tensor in w.written for w in node.leaves()):
                     raise TcError(
                         f"{a.tensor} cannot be staged at {stage.at}: an equation in that loop writes it",

@@ -15,6 +15,7 @@ pairs over 4 lanes along x. They prefer the dimension of their warps (warpgroups
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Expr, Use, names_in
 from tcomp.dsl.errors import TcError
@@ -54,6 +55,8 @@ class GpuTiler:
             if m.mma and index in reduced and leaf_uses(self.plan, leaf, target):
                 spreads[index] = SERIAL
                 continue
+            if m.warp is not None and m.warp.group and blocks[index] < self.warps["y"] * m.warp.tile:
+                m = replace(m, warp=None)  # too short for all warpgroups: another index may be what they divide
             wanted = m.lane.place if m.lane is not None else ""
             if m.mma:
                 wanted = m.warp.place if m.warp is not None else "x"

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 
-from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Monoid, Name, Num, Reduction, names_in, walk
+from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Monoid, Name, Num, Reduction, conjuncts, names_in, walk
 from tcomp.monoid import rescaled_sum
-from tcomp.schedule.bounds import conjuncts
 from tcomp.schedule.nest import Leaf
 
 FUNCTIONS = ("exp", "log", "tanh", "sin", "cos", "sqrt", "rsqrt", "divide")

@@ -89,6 +89,18 @@ def planted(pipe: Connection, subject: Subject) -> None:
     serve(pipe, subject)
 
 
+def sluggish(pipe: Connection, subject: Subject) -> None:
+    """A child in which every candidate takes most of a second to build."""
+    lower = bench.lower
+
+    def slow(op: Op, module, dims, machine, threads, chosen, schedule):  # type: ignore[no-untyped-def]
+        time.sleep(0.7 if chosen else 0)
+        return lower(op, module, dims, machine, threads, chosen, schedule)
+
+    bench.lower = slow
+    serve(pipe, subject)
+
+
 def _without_bias(op: Op):  # type: ignore[no-untyped-def]
     """acc[m, n] + b[n] --> acc[m, n] + b[n] - b[n] + 0.001: every operand is still read."""
     from tcomp.dsl.ast import Binary, Num

@@ -83,7 +83,7 @@ class Oracle(MeasuredJudge):
         fast = schedule is not None and "seq(32)" in print_schedule(schedule)
         return Verdict(0.5 if fast else 0.9, 1e-3)
 
-    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice) -> Outcome:
+    def confirm(self, instance: Instance, incumbent: Choice, choice: Choice, patience: float = 0.0) -> Outcome:
         better = choice != incumbent and choice.schedule is not None
         return Outcome(1e-3, 5e-4 if better else 1e-3, 0.01, better)
 

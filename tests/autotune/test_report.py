@@ -36,6 +36,7 @@ def test_a_report_has_wins_reasons_and_figures(tmp_path: Path) -> None:
             study.tell(trial, 0.5 + float(values["A"]) / 100)
     text = write_report(kept, "avx2", tmp_path / "no.lock", tmp_path / "out")
     assert "scale Y: M=37 N=67" in text and "measured" in text and " 1.00  " in text
+    assert "with measured times 1.00 (median of 1 kernels, 1.00 to 1.00)" in text
     assert "1 wrong: Y is # from the oracle, # allowed" in text
     assert (tmp_path / "out" / "report.txt").read_text() in text
     names = sorted(p.name for p in (tmp_path / "out").glob("*.png"))

@@ -20,7 +20,7 @@ TUNE = ["tune", "gpt2", *TINY, "--ops", "attention.backward"]
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tcomp.cli.main", *arguments], cwd=folder, text=True,
+        [sys.executable, "-m", "tcomp", *arguments], cwd=folder, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "TCOMP_CACHE": str(folder / "cache")},
     )  # fmt: skip
 

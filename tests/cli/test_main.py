@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tcomp import __version__
 from tcomp.cli.main import spread_data
 from tests.cli.support import Tcomp, refused
 
@@ -21,6 +22,10 @@ def test_help_lists_the_commands_and_each_gives_examples(tcomp: Tcomp) -> None:
         assert f" {command} " in listing.out
         one = tcomp(command, "--help")
         assert one.code == 0 and f"tcomp {command}" in one.out.split("Examples")[1]
+
+
+def test_version(tcomp: Tcomp) -> None:
+    assert tcomp("--version").out == f"tcomp {__version__}\n"
 
 
 def test_usage_errors_name_the_option(tcomp: Tcomp) -> None:
@@ -55,7 +60,7 @@ def test_an_error_without_a_file_name_is_one_message(tcomp: Tcomp, monkeypatch: 
 def test_output_that_finds_no_room_is_one_message() -> None:
     with open("/dev/full", "w") as out:
         found = subprocess.run(
-            [sys.executable, "-m", "tcomp.cli.main", "grad", "ops/linear", "linear"],
+            [sys.executable, "-m", "tcomp", "grad", "ops/linear", "linear"],
             stdout=out, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     assert (found.returncode, found.stderr) == (2, "error: No space left on device\n  help: free some disk space\n")

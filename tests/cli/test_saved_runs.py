@@ -69,7 +69,7 @@ set -e
 mount -t tmpfs -o size=256k none small
 cp -r r small
 cd small
-tcomp() { "$PYTHON" -m tcomp.cli.main "$@"; }
+tcomp() { "$PYTHON" -m tcomp "$@"; }
 head -c 1m /dev/zero > filler 2> /dev/null || true
 truncate -s -16k filler
 code=0; tcomp train --resume r --steps 2 > /dev/null || code=$?

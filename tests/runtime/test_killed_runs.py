@@ -27,7 +27,7 @@ ARGUMENTS = [
 
 def start(folder: Path, *arguments: str, cache: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tcomp.cli.main", "train", *arguments],
+        [sys.executable, "-m", "tcomp", "train", *arguments],
         cwd=folder, env={**os.environ, "TCOMP_CACHE": str(cache)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored under nohup, say

@@ -117,3 +117,42 @@ def test_a_prefetched_product_is_the_same_to_the_bit(sizes: tuple[int, int, int]
 def test_a_layout_cannot_be_chosen_on_a_cpu() -> None:
     with pytest.raises(TcError, match="no choice of layouts on cpu"):
         load_text(PRODUCT.replace("BY", "swizzle(64)"))
+
+
+SOFTMAX = """
+monoid expsum by m:
+  m = max(a.m, b.m)
+  x = a.x * exp(a.m - m) + b.x * exp(b.m - m)
+
+op rows(X: f32[M, N]) -> y: f32[M]:
+  mx[m], z[m] = expsum n by X[m, n]: 1
+  y[m] = mx[m] + log(z[m])
+
+schedule rows on cpu:
+  m -> core(1)
+  n -> seq(64) / unroll(2) / vec
+  stage X in cache at n BY
+"""
+
+
+def test_the_last_reader_of_a_tile_fetches_the_next_one() -> None:
+    module = load_text(SOFTMAX.replace("BY", ""))
+    (kernel,) = lower(module.ops["rows"], module, {"M": 3, "N": 200}, AVX512).kernels
+    readers = [c for phase in kernel.phases for c in computes(phase) if c.reduced]
+    assert [len(c.prefetch) for c in readers] == [0, 1]
+    assert not any(b.name.startswith("X.") for b in kernel.tiles)
+    text = kernel_ir(kernel, AVX512)
+    assert text.count('call void @"llvm.prefetch.p0"') == text.count("llvm.prefetch.p0") - 1 >= 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("stage X in cache at n by copy", "is not copied"),
+        ("stage y in cache at n", "no reduction of this kernel reads"),
+    ],
+)
+def test_what_cannot_be_staged_in_cache(line: str, message: str) -> None:
+    module = load_text(SOFTMAX.replace("stage X in cache at n BY", line))
+    with pytest.raises(TcError, match=message):
+        lower(module.ops["rows"], module, {"M": 3, "N": 200}, AVX512)

@@ -12,7 +12,8 @@ Maps, reductions, contractions and scatters are this one generator; they differ 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -20,13 +21,16 @@ from itertools import product
 from llvmlite import ir
 
 from tcomp.codegen.cpu.addressing import Addressing, Place
+from tcomp.codegen.cpu.conditions import remaining, without
 from tcomp.codegen.cpu.domain import Domain, Point, Scope
 from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.prefetch import Prefetcher
+from tcomp.codegen.cpu.segments import Segment, conditions_of, segments
 from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
 from tcomp.codegen.cpu.types import I1, I32, I64, IrValue, constant, kind_of, kind_type
+from tcomp.dsl.ast import Expr
 from tcomp.ir.tile import Axis, Compute
 
 _IDENTITY = {
@@ -85,18 +89,33 @@ class ComputeGenerator:
         value = self.graph.build(node.value)
         kind = kind_of(self.target.buffer.dtype)
         self.kind = "f64" if "f64" in (kind, value.kind) and kind != "int" else kind
-        self.value = self.graph.cast(value, self.kind)
-        self.guard: Node | None = None
-        if node.guard is not None:
-            guard = self.graph.cast(self.graph.build(node.guard), "bool")
-            if not (guard.is_literal and guard.data):
-                self.guard = guard
+        self.known: dict[Expr, bool] = {}
+        self.value, self.guard = self._built()
+        self.conditions = conditions_of(node, self.domain, [*self.parallel, *self.reduced])
         self._unroll_reduction()
         self.prefetchers: list[Prefetcher] = []
-        if self.reduced and self.reduced[-1].lanes == 1:
+        if self.reduced:
             made = [Prefetcher(self.em, self.scope, p, self.parallel, self.reduced[-1]) for p in node.prefetch]
             self.prefetchers = [p for p in made if p.possible]
         self._parallel(0)
+
+    def _built(self) -> tuple[Node, Node | None]:
+        """The value and the guard, where the conditions that are known hold or fail."""
+        held, failed = ([e for e, h in self.known.items() if h is which] for which in (True, False))
+        value = self.graph.cast(self.graph.build(without(self.compute.value, held, failed)), self.kind)
+        left = remaining(self.compute.guard, held)
+        guard = None if left is None else self.graph.cast(self.graph.build(left), "bool")
+        return value, None if guard is not None and guard.is_literal and guard.data else guard
+
+    @contextmanager
+    def _knowing(self, segment: Segment) -> Iterator[None]:
+        """In a segment's loop, conditions are known."""
+        before = self.known, self.value, self.guard
+        if segment.known:
+            self.known = {**self.known, **segment.known}
+            self.value, self.guard = self._built()
+        yield
+        self.known, self.value, self.guard = before
 
     def _unroll_reduction(self) -> None:
         """Give the innermost scalar reduction a few steps per turn where that leaves no remainder.
@@ -120,13 +139,15 @@ class ComputeGenerator:
             self._tile()
             return
         axis = self.parallel[i]
-        for v in self._variants(axis):
+        for s in self._segments(axis):
 
-            def body(base: Int, _: Sequence[IrValue], v: Variant = v) -> Sequence[IrValue]:
-                self._enter(axis, v, base)
-                self._parallel(i + 1)
+            def body(base: Int, _: Sequence[IrValue], s: Segment = s) -> Sequence[IrValue]:
+                self._enter(axis, s.variant, base)
+                with self._knowing(s):
+                    self._parallel(i + 1)
                 return []
 
+            v = s.variant
             self.em.loop(v.start, v.stop, v.unroll * axis.lanes, [], body, v.nonempty)
 
     def _variants(self, axis: Axis) -> list[Variant]:
@@ -136,6 +157,11 @@ class ComputeGenerator:
             self.em.at(self.domain.level)
             found = self._split[axis.name] = cut(self.em, axis, self.spans[axis.name])
         return found
+
+    def _segments(self, axis: Axis) -> list[Segment]:
+        """The axis's loops, cut where conditions begin to hold or end to; their bounds are emitted in this frame."""
+        variants = self._variants(axis)
+        return [s for v in variants for s in segments(self.em, self.domain, axis, v, self.conditions)]
 
     def _enter(self, axis: Axis, v: Variant, base: Int) -> None:
         """Set the axis's state for a tile at `base`."""
@@ -197,12 +223,14 @@ class ComputeGenerator:
         if i == len(self.reduced):
             return self._accumulate(points, separate, acc)
         axis = self.reduced[i]
-        for v in self._variants(axis):
+        for s in self._segments(axis):
 
-            def body(base: Int, carried: Sequence[IrValue], v: Variant = v) -> Sequence[IrValue]:
-                self._enter(axis, v, base)
-                return self._reduce(i + 1, points, separate, list(carried))
+            def body(base: Int, carried: Sequence[IrValue], s: Segment = s) -> Sequence[IrValue]:
+                self._enter(axis, s.variant, base)
+                with self._knowing(s):
+                    return self._reduce(i + 1, points, separate, list(carried))
 
+            v = s.variant
             acc = self.em.loop(v.start, v.stop, v.unroll * axis.lanes, acc, body, v.nonempty)
         return acc
 

@@ -69,11 +69,11 @@ class Prefetcher:
 
     def touch(self, state: AxisState, step: int) -> None:
         """One prefetch for this step of the reduction, unless an earlier one of this turn is on the same line."""
-        if step and self.stride * state.unroll < LINE:
+        if step and self.stride * state.unroll * state.lanes < LINE:
             return
         em = self.em
         b = em.here()
-        offset = em.add(em.mul(state.base, self.stride), step * self.stride)
+        offset = em.add(em.mul(state.base, self.stride), step * state.lanes * self.stride)
         pointer = b.gep(self.run, [em.i64(offset)], source_etype=I8)
         hints = [ir.Constant(I32, 0), ir.Constant(I32, FIRST_LEVEL), ir.Constant(I32, 1)]
         em.intrinsic("llvm.prefetch", VOID, [pointer, *hints], [POINTER])

@@ -33,7 +33,8 @@ class Span:
 class Variant:
     """A loop over register tiles of one axis: from `start` to `stop`, `unroll` registers each.
 
-    `partial` says that the last register's lanes may run past the axis's end.
+    `partial` says that the last register's lanes may run past the axis's end. Where only part of the axis's loop is
+    left, `grid` is where the whole of it started.
     """
 
     start: Int
@@ -41,6 +42,7 @@ class Variant:
     unroll: int
     partial: bool
     nonempty: bool
+    grid: Int | None = None
 
 
 def surely_empty(axis: Axis, scope: Scope) -> bool:
@@ -99,7 +101,8 @@ def tile_state(em: Emitter, axis: Axis, span: Span, v: Variant, base: Int) -> Ax
     else:
         # A remainder's loop starts where full tiles end, at a multiple of the full tile.
         tile, whole = v.unroll * axis.lanes, axis.unroll * axis.lanes
-        starts_at_zero = isinstance(v.start, int) and v.start % tile == 0
+        grid = v.start if v.grid is None else v.grid
+        starts_at_zero = isinstance(grid, int) and grid % tile == 0
         multiple = tile if whole % tile == 0 or starts_at_zero else axis.lanes
     return AxisState(em.depth, base, v.unroll, axis.lanes, multiple, tuple(masks))
 

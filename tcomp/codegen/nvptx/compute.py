@@ -20,6 +20,7 @@ from itertools import product
 
 from llvmlite import ir
 
+from tcomp.codegen.cpu.conditions import conditions, remaining, without
 from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.expressions import Node
 from tcomp.codegen.cpu.integers import Known
@@ -82,7 +83,7 @@ class ComputeGenerator:
         unsure = [a for a in self.compute.axes if not isinstance(self.spans[a.name].length, int)
                   and self.spans[a.name].known.hi == a.block and self._worth_testing(a)]  # fmt: skip
         node = self.compute
-        held = [e for e in guards.conditions(node) if any(self.plan.unrolled(a.name) for a in node.axes)]
+        held = [e for e in conditions(node) if any(self.plan.unrolled(a.name) for a in node.axes)]
         if not unsure and not held:
             self._tiles(self.spans, node.value, node.guard)
             return
@@ -96,7 +97,7 @@ class ComputeGenerator:
         for e in held:
             here = guards.holds(em, self.scope, e, self.spans)
             whole = em.here().and_(whole, here)
-        value, guard = guards.without(node.value, held), guards.remaining(node.guard, held)
+        value, guard = without(node.value, held), remaining(node.guard, held)
         em.either(
             whole,
             lambda: self._tiles(spans, value, guard),

@@ -32,6 +32,7 @@ from tcomp.codegen.nvptx.ring import Ring, elected
 from tcomp.codegen.nvptx.sync import Planner
 from tcomp.codegen.nvptx.tensor_copy import Share, await_deliveries, deliver, map_of
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe, TensorTile
+from tcomp.codegen.nvptx.turn_taking import TurnTaking
 from tcomp.dsl.ast import Access, Call, Num
 from tcomp.instructions.matching import Match
 from tcomp.ir.multicast import cluster_of, shared_packs
@@ -100,10 +101,13 @@ class PhaseGenerator:
         self.cluster = cluster_of(kernel.cluster, phase)
         self.shared = shared_packs(phase, self.cluster, {t.name: t for t in kernel.operands + kernel.tiles})
         self.rings: dict[int, Ring] = {}
+        self.free: set[str] = set()
+        """tiles for the copy engine that the place being written knows to be free"""
         self.delivered = {s.buffer for s in statements_in(phase) if isinstance(s, Unpack)}
         self.tensor_tiles: dict[int, TensorTile] = {}
         self.em = GpuEmitter(function, shape)
         self.groups = Groups(self.em)
+        self.turn_taking: TurnTaking | None = None
         em = self.em
         b = em.here()
         names = [o.name for o in kernel.operands]
@@ -122,6 +126,8 @@ class PhaseGenerator:
 
     def generate(self, phase: Sequence[Statement]) -> int:
         """Emit the whole entry; gives the number of blocks to launch."""
+        filled = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
+        self.ordinary = {t.name for t in self.kernel.tiles if t.scope is Scope.SHARED} - filled
         self.sync = Planner(phase, self.scope.buffers, self.em.threads, self.kernel.order.persistent).plan(phase)
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
         self.scope.zeroed = matrix_operands(phase)
@@ -137,6 +143,8 @@ class PhaseGenerator:
             if isinstance(s, Loop) and (product := paired(s)) is not None:
                 self._second(product.target.tensor)
         self._start_rings(phase)
+        if any(isinstance(s, Unpack) and s.turns is not None for s in statements_in(phase)):
+            self.turn_taking = TurnTaking(self.em, self.scope)
         path: tuple[int, ...] = ()
         nest: list[Loop] = []
         body: Sequence[Statement] = phase
@@ -181,7 +189,7 @@ class PhaseGenerator:
     def _finish(self) -> None:
         """A block's shared memory stays until the copy engine has read it."""
         if self.delivered and self.role != "producer":
-            self.leader(lambda: await_deliveries(self.em))
+            self.leader(self._delivered)
 
     def _turn(self, number: Int) -> None:
         """The statements of one turn of the grid loops."""
@@ -200,9 +208,31 @@ class PhaseGenerator:
         for g in self.turns.loops:
             self.unbind(g.variable)
 
+    def _delivered(self) -> None:
+        """The leader waits until its copies have left their tiles; where blocks take turns, until all is done."""
+        await_deliveries(self.em, self.turn_taking is not None)
+        if self.turn_taking is not None:
+            self.turn_taking.pass_on()
+
+    def _free_tiles(self, rest: Sequence[Statement]) -> None:
+        """Before a barrier: the leader sees that tiles are free which these statements write, so that they need none of
+        their own. It waits for its turn there too: products run meanwhile."""
+        unpacks = [s for s in rest if isinstance(s, Unpack) and s.buffer not in self.free]
+        if not unpacks or not {s.buffer for s in unpacks} <= {s.target.tensor for s in rest if isinstance(s, Compute)}:
+            return
+
+        def lead() -> None:
+            self._delivered()
+            for s in unpacks:
+                if self.turn_taking is not None and s.turns is not None:
+                    self.turn_taking.wait(s.turns)
+
+        self.leader(lead)
+        self.free |= {s.buffer for s in unpacks}
+
     def _before_delivery(self) -> None:
         """A tile is about to be written that the copy engine may still be reading."""
-        self.leader(lambda: await_deliveries(self.em))
+        self.leader(self._delivered)
         self.em.barrier()
 
     def _unpack(self, s: Unpack) -> None:
@@ -212,7 +242,21 @@ class PhaseGenerator:
         em.asm("fence.proxy.async.shared::cta;", VOID, "~{memory}", effect=True)
         em.barrier()
         address = self.map_address(s.reversed)
-        self.leader(lambda: deliver(em, self.scope, s, address))
+        taking, turns = self.turn_taking, s.turns
+        if taking is None or turns is None:
+            self.leader(lambda: deliver(em, self.scope, s, address))
+            return
+
+        def hand_over() -> None:
+            if s.buffer not in self.free:
+                taking.wait(turns)
+            taking.issue(
+                turns,
+                lambda: deliver(em, self.scope, s, address),
+                lambda: deliver(em, self.scope, s, address, stores=turns.stores),
+            )
+
+        self.leader(hand_over)
 
     def compute(self, s: Compute, hold: Callable[[Callable[[], None]], bool] | None = None) -> None:
         """One Compute; not in a block that only makes its cluster whole. `hold` is the pipe's, where the Compute is all
@@ -373,13 +417,14 @@ class PhaseGenerator:
             at = (*path, i)
             if self.role == "producer" and not any(True for _ in rings_of((s,))):
                 continue
-            if isinstance(s, Compute) and s.target.tensor in self.delivered:
-                self._before_delivery()
             barrier = at in self.sync.barriers and self.role != "producer"
-            self.groups.before(touched(s, self.scope) if isinstance(s, Compute) and not barrier else None)
+            if isinstance(s, Compute) and s.target.tensor in self.delivered - self.free:
+                self._before_delivery()
+            self.groups.before(self._touched(s, barrier))
             if barrier:
                 if at in self.sync.awaits:
                     self.await_copies(0)
+                self._free_tiles(body[i:])
                 self.em.barrier()
             match s:
                 case Compute():
@@ -393,12 +438,22 @@ class PhaseGenerator:
                         self.commit()
                 case Unpack():
                     self._unpack(s)
+                    self.free.discard(s.buffer)
                 case Loop():
                     self._loop(s, at)
         self.groups.end(running)
         for s in body[skip:]:
             if isinstance(s, Pack) and s.by == "tma":
                 self.tensor_tiles[id(s)].release()
+
+    def _touched(self, s: Statement, barrier: bool) -> set[str] | None:
+        """Buffers that must be at rest before a statement; None: all. Behind a barrier other warps may write what this
+        one has read, but for tiles of the copy engine, which are released."""
+        if isinstance(s, Unpack):
+            return {s.buffer} | self.ordinary
+        if not isinstance(s, Compute):
+            return None
+        return touched(s, self.scope) | self.ordinary if barrier else touched(s, self.scope)
 
     def _loop(self, loop: Loop, path: tuple[int, ...]) -> None:
         if loop.level not in ("seq", "pipe"):
@@ -488,9 +543,11 @@ def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
 
 
 def touched(s: Compute, scope: GpuScope) -> set[str]:
-    """Buffers that must be at rest when the Compute begins. One by wgmma may add to what a group before it adds to."""
+    """Buffers that must be at rest when the Compute begins: not those in shared memory that it only reads, as what
+    still runs only reads there too. One by wgmma may add to what a group before it adds to."""
     adds = s.accumulate and s.instruction and matched(s, scope).instruction.threads == 128
-    return {a.tensor for a in accesses_of(s) if not (adds and a == s.target)}
+    found = {a.tensor for a in accesses_of(s) if scope.buffers[a.tensor].scope is not Scope.SHARED}
+    return found - {s.target.tensor} if adds else found | {s.target.tensor}
 
 
 def asynchronous(phase: Sequence[Statement], scope: GpuScope) -> Iterator[Match]:

@@ -104,6 +104,10 @@ class Planner:
                 reads = [Touch(n, None) for n in _packed(s) if n in self.met]
                 self._meet(path, pending, reads, [Touch(s.buffer, None)])
                 pending.copies = pending.copies or s.by == "cp.async"
+            case Unpack():
+                # Its tile is handed over behind a barrier of the block, which is one for everything else too.
+                if not pending.copies:
+                    pending.clear()
             case Compute():
                 self._compute(s, path, pending)
 

@@ -101,15 +101,17 @@ def issue(
         em.asm(text, VOID, constraints, [place, address, first, *at[1:], barrier, *more], effect=True)
 
 
-def deliver(em: GpuEmitter, scope: GpuScope, node: Unpack, address: IrValue) -> None:
-    """Start the copies of a tile to its tensor, as one group of this thread's. Its writers have fenced their stores."""
+def deliver(em: GpuEmitter, scope: GpuScope, node: Unpack, address: IrValue, stores: bool = False) -> None:
+    """Start the copies of a tile to its tensor, as one group of this thread's. Its writers have fenced their stores.
+    `stores`: what would be added is the first."""
     tile = scope.buffers[node.buffer]
     starts = {a.name: a.start for a in node.axes}
     em.here()
     at = [em.i64(integer_value(em, substitute(s, starts), scope)) for s in reversed(node.target.subscripts)]
     n = len(at)
     places = ", ".join(f"${i + 1}" for i in range(n))
-    text = f"cp.async.bulk.tensor.{n}d.global.shared::cta.tile.bulk_group [$0, {{{places}}}], [${n + 1}];"
+    what, how = ("reduce.async", "add.tile") if node.add and not stores else ("async", "tile")
+    text = f"cp.{what}.bulk.tensor.{n}d.global.shared::cta.{how}.bulk_group [$0, {{{places}}}], [${n + 1}];"
     constraints = ",".join(["l", *["r"] * n, "r", "~{memory}"])
     for shift, offset in _panels(tile):
         b = em.here()
@@ -121,10 +123,11 @@ def deliver(em: GpuEmitter, scope: GpuScope, node: Unpack, address: IrValue) -> 
     em.asm("cp.async.bulk.commit_group;", VOID, "~{memory}", effect=True)
 
 
-def await_deliveries(em: GpuEmitter) -> None:
-    """Until this thread's copies have read their tiles."""
+def await_deliveries(em: GpuEmitter, whole: bool = False) -> None:
+    """Until this thread's copies have read their tiles; `whole`: until they are where they go."""
     em.here()
-    em.asm("cp.async.bulk.wait_group.read 0;", VOID, "~{memory}", effect=True)
+    read = "" if whole else ".read"
+    em.asm(f"cp.async.bulk.wait_group{read} 0;", VOID, "~{memory}", effect=True)
 
 
 def _panels(tile: Buffer) -> list[tuple[int, int]]:

@@ -26,6 +26,7 @@ from tcomp.codegen.cpu.types import I8, IrValue
 from tcomp.codegen.nvptx import tensor_copy
 from tcomp.codegen.nvptx.layout import leading_packs
 from tcomp.codegen.nvptx.matrix import matched
+from tcomp.codegen.nvptx.plan import accesses_of
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator
 from tcomp.ir.pairs import of_second, paired
@@ -114,8 +115,13 @@ class TensorPipe:
         """The sum by wgmma that ends a turn of several products, which goes on while the next turn starts."""
         own = [s for s in self.loop.body if isinstance(s, Compute)]
         products = [s for s in own if self.phase.asynchronous(s)]
-        last = self.loop.body[-1]
-        if self.ring.stages < 2 or self.rotated or len(products) < 2 or last is not products[-1] or not last.accumulate:
+        if self.ring.stages < 2 or self.rotated or len(products) < 2 or not products[-1].accumulate:
+            return None
+        last = products[-1]
+        after = own[own.index(last) + 1 :]
+        if any(last.target.tensor in {a.tensor for a in accesses_of(s)} for s in after) or (
+            isinstance(self.loop.body[-1], Loop)
+        ):
             return None
         tiles = {p.buffer for p in self.packs if p.by == "tma"}
         generator = WarpgroupGenerator(self.em, self.scope, last, matched(last, self.scope))

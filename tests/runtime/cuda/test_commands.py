@@ -33,7 +33,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tcomp(folder: Path, kernels: Path, *arguments: str) -> Result:
     """The command in a process of its own: a process has one CUDA driver."""
     found = subprocess.run(
-        [sys.executable, "-m", "tcomp.cli.main", *arguments],
+        [sys.executable, "-m", "tcomp", *arguments],
         cwd=folder, env={**os.environ, "TCOMP_CACHE": str(kernels), "COLUMNS": "200"}, text=True,
         capture_output=True, check=False, timeout=400,
     )  # fmt: skip

@@ -1,0 +1,88 @@
+"""Blocks that add to one place of memory in a fixed order: each waits for its turn, and passes it on.
+
+    the thread that issues the copy: wait until the word of the place is the number of the block before; fence
+                                     when the tile is filled: copy (the first stores, the others add)
+    before the tile is filled again, and at the block's end: wait until the copy is done; fence; word = own number
+
+The words are zero when the kernel starts, numbers count from 1. A copy is done a turn of the loop after its issue, so
+waiting for it costs nothing; the block that comes next is that much behind. Copies are made by the async proxy: fences
+order them with the word's accesses. PTX ISA, sections 8 (release and acquire) and 9.7.13.4 (fence.proxy).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llvmlite import ir
+
+from tcomp.codegen.cpu.bounds import integer_value
+from tcomp.codegen.cpu.types import I32, I64, VOID, IrValue
+from tcomp.codegen.nvptx.domain import GpuScope
+from tcomp.codegen.nvptx.emitter import GpuEmitter
+from tcomp.dsl.ast import Expr
+from tcomp.ir.tile import Turns
+
+WAIT = (
+    "{ .reg .pred p; .reg .b32 v; AGAIN: ld.acquire.gpu.global.b32 v, [$0]; setp.ne.s32 p, v, $1; @p bra AGAIN; "
+    "fence.proxy.async; }"
+)
+PASS = "fence.proxy.async; st.release.gpu.global.b32 [$0], $1;"
+
+
+class TurnTaking:
+    """The turns of one block, for one place at a time. All of it is for the one thread that issues the copies."""
+
+    def __init__(self, em: GpuEmitter, scope: GpuScope) -> None:
+        self.em, self.scope = em, scope
+        b = em.builder
+        b.position_at_start(em.function.entry_basic_block)  # (where LLVM makes registers of them)
+        self._flag, self._number = b.alloca(I64, name="turn.flag"), b.alloca(I32, name="turn.number")
+        b.store(ir.Constant(I64, 0), self._flag)
+        b.store(ir.Constant(I32, 0), self._number)
+
+    def wait(self, turns: Turns) -> None:
+        """Wait for the block before."""
+        em = self.em
+        at, number = self._value(turns.flag.subscripts[0]), self._value(turns.number)
+        b = em.here()
+        flag = b.gep(self.scope.roots[turns.flag.tensor], [at], source_etype=I32)
+        b.store(b.ptrtoint(flag, I64), self._flag)
+        b.store(number, self._number)
+        before, met = self._value(turns.before), self._met(turns)
+
+        def wait() -> None:
+            em.here()
+            em.asm(WAIT, VOID, "l,r,~{memory}", [flag, before], effect=True)
+
+        em.when(met, wait)
+
+    def issue(self, turns: Turns, add: Callable[[], None], store: Callable[[], None]) -> None:
+        """Issue the copy, by whether there was a block before."""
+        self.em.either(self._met(turns), add, store)
+
+    def _met(self, turns: Turns) -> IrValue:
+        """Is there a block before?"""
+        found: IrValue = ir.Constant(ir.IntType(1), 1)
+        for low, value, stop in turns.met:
+            v, lowest, last = self._value(value), self._value(low), self._value(stop)
+            b = self.em.here()
+            found = b.and_(found, b.and_(b.icmp_signed(">=", v, lowest), b.icmp_signed("<", v, last)))
+        return found
+
+    def pass_on(self) -> None:
+        """The copies are done: let the next block have its turn."""
+        em = self.em
+        b = em.here()
+        flag, number = b.load(self._flag, typ=I64), b.load(self._number, typ=I32)
+
+        def tell() -> None:
+            b = em.here()
+            em.asm(PASS, VOID, "l,r,~{memory}", [flag, number], effect=True)
+            b = em.here()
+            b.store(ir.Constant(I64, 0), self._flag)
+
+        em.when(b.icmp_unsigned("!=", flag, ir.Constant(I64, 0)), tell)
+
+    def _value(self, e: Expr) -> IrValue:
+        self.em.here()
+        return self.em.i64(integer_value(self.em, e, self.scope))

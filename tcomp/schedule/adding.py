@@ -1,0 +1,151 @@
+"""Sums that many blocks add to memory: a block's part is a tile of its own, computed like any other, and added whole.
+
+    combine dQ over k by turns        dQ.joined[q, d] += sum k: ds[q, k] * K[k, d]
+    -->
+    dQ.joined.part[q, d] = sum k: ds[q, k] * K[k, d]                   an ordinary product, in registers
+    dQ.joined.out[q, d] = dQ.joined.part[q, d]                         shared memory, for the copy engine
+    unpack dQ.joined.out to dQ.joined, adding in turns                 in the background
+
+`by turns` blocks add one after the other, in the order in which they start, so results repeat bitwise; a block only
+waits for blocks that started before it. Who has its turn before another follows from the loops' own bounds. `by atomic`
+there is no order, and without a `stage ... by tma` line the addition is an atomic one by the threads themselves. The
+joined sums are f32 whatever the output is, and only as large as the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from tcomp.dsl.ast import Access, Binary, Combine, DType, Expr, Name, Num, Stage, substitute
+from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.errors import TcError
+from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Loop, RowMajor, Scope, Statement, Swizzled, Turns, Unpack
+from tcomp.schedule.fold import fold, sub
+from tcomp.schedule.resolve import TileLevel
+from tcomp.schedule.unpacking import WIDTHS
+
+
+@dataclass(frozen=True)
+class AddedSum:
+    """`name` collects what blocks along `level` add for `output` (dQKV or a part of it, dQKV.0), in turns kept by the
+    words of `flags` ("" for none)."""
+
+    name: str
+    output: str
+    directive: Combine
+    level: TileLevel
+    flags: str = ""
+
+
+class Adding:
+    """Rewrites the phases of one kernel, whose `tiles` gain the parts."""
+
+    def __init__(
+        self,
+        sums: Iterable[AddedSum],
+        stages: Iterable[Stage],
+        tiles: dict[str, Buffer],
+        shapes: Mapping[str, tuple[int, ...]],
+        extents: Mapping[str, int],
+        reversed_loops: frozenset[str],
+        text: str,
+    ) -> None:
+        self.sums = {s.name: s for s in sums}
+        self.stages = {n: s for s in stages if s.by == "tma" and s.space == "shared" for n in s.tensors}
+        self.tiles, self.shapes, self.extents, self.text = tiles, shapes, extents, text
+        self.reversed = reversed_loops
+        self.cleared = {s.name for s in self.sums.values() if not s.flags}
+        """sums that must be zero before blocks add to them"""
+
+    def phases(self, phases: Iterable[tuple[Statement, ...]]) -> list[tuple[Statement, ...]]:
+        return [self._body(phase, ()) for phase in phases] if self.sums else list(phases)
+
+    def _body(self, body: tuple[Statement, ...], around: tuple[Loop, ...]) -> tuple[Statement, ...]:
+        """The additions come last in their loop, so that what else the turn computes runs beside them."""
+        out: list[Statement] = []
+        last: list[Statement] = []
+        for s in body:
+            if isinstance(s, Loop):
+                out.append(replace(s, body=self._body(s.body, (*around, s))))
+            elif isinstance(s, Compute) and s.target.tensor in self.sums and s.accumulate:
+                first, more = self._added(s, self.sums[s.target.tensor], around)
+                out.append(first)
+                last += more
+            else:
+                out.append(s)
+        return (*out, *last)
+
+    def _added(self, s: Compute, a: AddedSum, around: tuple[Loop, ...]) -> tuple[Compute, list[Statement]]:
+        stage = self.stages.get(a.output) or self.stages.get(a.output.partition(".")[0])
+        axes = {x.name: x for x in s.axes if x.name not in s.reduced}
+        walked = tuple(axes[x.id] for x in s.target.subscripts if isinstance(x, Name) and x.id in axes)
+        if s.guard is not None or not s.distinct or len(walked) != len(axes):
+            raise self._error(a, "its sum is guarded or scattered", "leave the line out")
+        shape = tuple(x.block for x in walked)
+        inside = tuple(sub(Name(x.name), x.start) for x in walked)
+        part = self._tile(f"{a.name}.part", shape, Scope.SCRATCH, RowMajor())
+        first = replace(s, target=Access(part, inside), accumulate=False, atomic=False)
+        given = Access(part, inside)
+        if stage is None:
+            if a.directive.by == "turns":
+                hint = f"add: stage {a.output} in shared at {a.directive.over} by tma"
+                raise self._error(a, "only the copy engine adds a tile as one, and so in turns", hint)
+            adds = Compute(s.target, given, walked, frozenset(), "sum", True, atomic=True, span=s.span)
+            return first, [adds]
+        row = shape[-1] * DType.F32.bytes
+        layout: Layout = next((Swizzled(w) for w in WIDTHS if row % w == 0), RowMajor())
+        tile = self._tile(f"{a.name}.out", shape, Scope.SHARED, layout)
+        copied = Compute(Access(tile, inside), given, walked, span=s.span)
+        plain = tuple(replace(x, spread=None, unroll=1, lanes=1) for x in walked)
+        turns = self._turns(s, a, walked, around) if a.flags else None
+        return first, [copied, Unpack(tile, plain, s.target, stage.span, True, turns)]
+
+    def _tile(self, name: str, shape: tuple[int, ...], scope: Scope, layout: Layout) -> str:
+        self.tiles[name] = Buffer(name, DType.F32, shape, scope, layout)
+        return name
+
+    def _turns(self, s: Compute, a: AddedSum, walked: tuple[Axis, ...], around: tuple[Loop, ...]) -> Turns:
+        """Whose turn comes before a block's: its neighbour's along the grid loop, if that comes to this tile at all."""
+        block = a.level.block or 1
+        own, index = Name(a.level.variable), a.level.index
+        step = block if index in self.reversed else -block
+        other = fold(Binary("+", own, Num(step)))
+
+        def of_other(e: Expr) -> Expr:
+            return fold(substitute(e, {a.level.variable: other}))
+
+        inner = [
+            x for x in around
+            if x.level != "grid" and (of_other(x.start) != fold(x.start) or of_other(x.stop) != fold(x.stop))
+        ]  # fmt: skip
+        stores = any(self._whole(inner, a, at) for at in (0, (self.extents[index] - 1) // block * block))
+        if not stores:
+            self.cleared.add(a.name)
+        met: list[tuple[Expr, Expr, Expr]] = [(Num(0), other, Num(self.extents[index]))]
+        met += [(of_other(x.start), Name(x.variable), of_other(x.stop)) for x in inner]
+        if walked[-1].block < self.shapes[a.name][-1]:
+            raise self._error(a, f"a tile has only a part of '{walked[-1].name}'", f"leave '{walked[-1].name}' whole")
+        axes = {x.name: x for x in walked}
+        at: Expr = Num(0)
+        for x, size in list(zip(s.target.subscripts, self.shapes[a.name], strict=True))[:-1]:
+            place: Expr = axes[x.id].start if isinstance(x, Name) and x.id in axes else x
+            at = fold(Binary("+", fold(Binary("*", at, Num(size))), place))
+        number = fold(Binary("+", fold(Binary("//", own, Num(block))), Num(1)))
+        before = fold(Binary("+", fold(Binary("//", other, Num(block))), Num(1)))
+        return Turns(Access(a.flags, (at,)), number, before, tuple(met), stores)
+
+    def _whole(self, loops: list[Loop], a: AddedSum, at: int) -> bool:
+        """Does the block that begins there come to every tile?"""
+        for x in loops:
+            try:
+                start, stop = (evaluate_dim(substitute(e, {a.level.variable: Num(at)}), {}) for e in (x.start, x.stop))
+            except TcError:
+                return False  # (they depend on other loops too)
+            if start > 0 or stop < self.extents[x.variable.rpartition(".")[0]]:
+                return False
+        return True
+
+    def _error(self, a: AddedSum, why: str, hint: str) -> TcError:
+        d = a.directive
+        return TcError(f"{a.output} cannot be combined over {d.over} by {d.by}: {why}", d.span, self.text, hint)

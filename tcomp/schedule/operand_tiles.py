@@ -1,0 +1,65 @@
+"""Tiles that threads compute and matrix instructions read in place (wgmma): swizzled, in the order of their writing.
+
+    ds[q, k] in an accumulator whose columns are q    -->    ds[k, q] in shared memory, swizzled
+
+A thread holds pairs of neighbouring columns of an accumulator; with those along the tile's rows it stores 32 bits at a
+time, and a warp meets every bank once. The instruction reads a tile of 16-bit elements along either index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tcomp.dsl.ast import Access, Expr, children, names_in, rebuild
+from tcomp.ir.tile import Buffer, Compute, Loop, Scope, Spread, Statement, Swizzled
+from tcomp.schedule.scopes import accesses_of, computes
+from tcomp.schedule.unpacking import WIDTHS
+
+Phases = list[tuple[Statement, ...]]
+
+
+def laid_out(tiles: Mapping[str, Buffer], phases: Phases) -> tuple[dict[str, Buffer], Phases]:
+    """The tiles with those laid out, and the phases that access them so."""
+    every = [c for phase in phases for c in computes(phase)]
+    written = {c.target.tensor for c in every if not c.instruction}
+    read = {a.tensor for c in every if c.instruction.startswith("wgmma") for a in accesses_of(c) if a != c.target}
+    out = dict(tiles)
+    turned: set[str] = set()
+    for name in sorted(written & read):
+        tile = tiles[name]
+        if tile.scope is not Scope.SHARED or len(tile.shape) != 2 or isinstance(tile.layout, Swizzled):
+            continue
+        if all(_across(c) for c in every if c.target.tensor == name):
+            turned.add(name)
+            tile = replace(tile, shape=tile.shape[::-1])
+        row = tile.shape[-1] * tile.dtype.bytes
+        width = next((w for w in WIDTHS if row % w == 0), 0)
+        out[name] = replace(tile, layout=Swizzled(width)) if width else tile
+    return out, [tuple(_turned(s, turned) for s in phase) for phase in phases] if turned else phases
+
+
+def _across(c: Compute) -> bool:
+    """Does the Compute hold pairs along its target's first dimension?"""
+    axes = {a.name: a.spread or Spread() for a in c.axes}
+    spreads = [next((axes[n] for n in sorted(names_in(s)) if n in axes), Spread()) for s in c.target.subscripts]
+    return [(s.lane, s.grain) for s in spreads] == [("x", 2), ("y", 1)]
+
+
+def _turned(s: Statement, names: set[str]) -> Statement:
+    """The statement with the two subscripts of these tiles exchanged."""
+
+    def turn(e: Expr) -> Expr:
+        kids = tuple(turn(k) for k in children(e))
+        new = rebuild(e, kids) if kids else e
+        if isinstance(new, Access) and new.tensor in names:
+            return replace(new, subscripts=new.subscripts[::-1])
+        return new
+
+    if isinstance(s, Loop):
+        return replace(s, body=tuple(_turned(x, names) for x in s.body))
+    if not isinstance(s, Compute):
+        return s
+    target = turn(s.target)
+    assert isinstance(target, Access)
+    return replace(s, target=target, value=turn(s.value), guard=None if s.guard is None else turn(s.guard))

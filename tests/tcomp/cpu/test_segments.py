@@ -1,0 +1,71 @@
+"""Conditions that are affine in a Compute's axes cut its loops; what comes out does not depend on where."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tcomp.dsl.ast import Binary, Call, Expr, Name, Num
+from tcomp.ir.tile import Compute
+from tcomp.machine.cpu import CpuMachine
+from tests.reference.tile_ir import at, op, operand
+from tests.tcomp.cpu.support import axis, kernel, normal, run
+
+Tile = tuple[tuple[int, int], tuple[int, int]]
+Q, K = 21, 45
+CONDITIONS: dict[str, Expr] = {
+    "diagonal": Binary("<=", Name("k"), Name("q")),
+    "behind": Binary(">", op("+", "k", 3), Name("q")),
+    "mirrored": Binary("<", Name("k"), op("-", 30, "q")),
+    "steep": Binary("<=", Name("k"), op("*", 2, "q")),
+    "start": Binary("<", Name("k"), Num(19)),
+    "end": Binary(">=", Name("k"), Num(40)),
+    "always": Binary("<", Name("k"), Num(100)),
+    "never": Binary("<", Name("k"), Num(0)),
+    "both": Binary("and", Binary("<=", Name("k"), op("+", "q", 9)), Binary(">=", Name("k"), Name("q"))),
+}
+TILES: list[Tile] = [((3, 1), (2, 8)), ((2, 4), (5, 1))]
+"""(unroll, lanes) of q and k"""
+X, Y, S = operand("X", Q, K), operand("Y", Q, K), operand("S", Q)
+READ = at("X", "q", "k")
+
+
+def truth(condition: Expr) -> np.ndarray:
+    q, k = np.mgrid[0:Q, 0:K]
+    found = {
+        "diagonal": k <= q, "behind": k + 3 > q, "mirrored": k < 30 - q, "steep": k <= 2 * q, "start": k < 19,
+        "end": k >= 40, "always": k < 100, "never": k < 0, "both": (k <= q + 9) & (k >= q),
+    }  # fmt: skip
+    return found[next(n for n, c in CONDITIONS.items() if c is condition)]
+
+
+@pytest.mark.parametrize(("name", "tile"), [(n, TILES[i % 2]) for i, n in enumerate(CONDITIONS)])
+def test_where_a_condition_holds(name: str, tile: Tile, machine: CpuMachine, objects: Path) -> None:
+    condition, holds = CONDITIONS[name], truth(CONDITIONS[name])
+    x = normal(Q, K)
+    rows, columns = tile
+    axes = (axis("q", Q, *rows), axis("k", K, *columns))
+    chosen = Compute(at("Y", "q", "k"), Call("select", (condition, READ, Num(-1.0))), axes)
+    guarded = Compute(at("Y", "q", "k"), READ, axes, guard=condition)
+    partial = replace(guarded, guard=None, region=condition)
+    summed = Compute(at("S", "q"), READ, axes, frozenset({"k"}), "sum", guard=condition)
+    zeros = replace(summed, value=Call("select", (condition, READ, Num(0.0))), guard=None, region=condition)
+    start = {"X": x, "Y": np.full((Q, K), 7, np.float32), "S": np.zeros(Q, np.float32)}
+    cases = {"chosen": chosen, "guarded": guarded, "partial": partial, "summed": summed, "zeros": zeros}
+    found = {n: run(kernel([X, Y, S], [c]), machine, objects, start) for n, c in cases.items()}
+    np.testing.assert_array_equal(found["chosen"]["Y"], np.where(holds, x, np.float32(-1)))
+    np.testing.assert_array_equal(found["guarded"]["Y"], np.where(holds, x, np.float32(7)))
+    np.testing.assert_array_equal(found["partial"]["Y"][holds], x[holds])
+    for n in ("summed", "zeros"):
+        np.testing.assert_allclose(found[n]["S"], np.where(holds, x, 0).sum(1, dtype=np.float64), atol=1e-5)
+
+
+def test_tiles_behind_a_region_are_left_out(machine: CpuMachine, objects: Path) -> None:
+    axes = (axis("q", 16, 2), axis("k", 16, 1, 4))
+    c = Compute(at("Y", "q", "k"), Num(1.0), axes, region=Binary("<=", Name("k"), Name("q")))
+    found = run(kernel([operand("Y", 16, 16)], [c]), machine, objects, {"Y": np.zeros((16, 16), np.float32)})
+    q, k = np.mgrid[0:16, 0:16]
+    np.testing.assert_array_equal(found["Y"] == 1, k // 4 * 4 <= q // 2 * 2 + 1)
