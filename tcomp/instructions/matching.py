@@ -105,8 +105,13 @@ def operand_axes(c: Compute) -> tuple[Axis, Axis, Axis]:
     """The axes of rows, columns and k."""
     reduced = [a for a in c.axes if a.name in c.reduced]
     parallel = [a for a in c.axes if a.name not in c.reduced]
+    if not reduced:
+        raise MatchError(
+            f"'{c.target.tensor}' sums over nothing within a tile; the instruction sums over one index",
+            "name the equation of a product, and end the loop that it sums over in mma, on a tile",
+        )
     if len(reduced) != 1:
-        listing = ", ".join(a.name for a in reduced) or "nothing"
+        listing = ", ".join(a.name for a in reduced)
         raise MatchError(
             f"'{c.target.tensor}' sums over {listing}; the instruction sums over one index",
             "map the other reduced indices to seq(1), or reduce them in another equation",
@@ -115,9 +120,10 @@ def operand_axes(c: Compute) -> tuple[Axis, Axis, Axis]:
     columns = [a for a in parallel if a.spread is not None and a.spread.lane == "x"]
     if len(parallel) != 2 or len(rows) != 1 or len(columns) != 1:
         listing = ", ".join(a.name for a in parallel) or "none"
+        others = [a.name for a in parallel if a.spread is None or not a.spread.lane] or ["b"]
         raise MatchError(
             f"'{c.target.tensor}' must have two indices mapped to mma on a tile, rows and columns (it has: {listing})",
-            "end both loops in mma, and give all others tiles of 1: b -> grid(1)",
+            f"end both loops in mma, and give all others tiles of 1: {', '.join(others)} -> grid(1)",
         )
     return rows[0], columns[0], reduced[0]
 
@@ -240,11 +246,12 @@ def _check_place(o: Operand, forms: OperandForms, i: Instruction, own: Axis, k: 
 def _check_result(c: Compute, buffers: Mapping[str, Buffer], i: Instruction) -> None:
     target = buffers[c.target.tensor]
     if target.scope is not Scope.REGISTERS or target.dtype is not DType.F32:
-        where = "is not in registers" if target.scope is not Scope.REGISTERS else f"is {target.dtype}"
-        raise MatchError(
-            f"the result '{c.target.tensor}' {where}; {i.family} adds up in f32 registers",
-            "let every equation that meets it divide it among warps and lanes in the same way",
-        )
+        where = "is not in registers"
+        remedy = "let every equation that meets it divide it among warps and lanes in the same way"
+        if target.scope is Scope.REGISTERS:
+            where = f"is {target.dtype}"
+            remedy = "leave its cast out; what reads it may round it: cast y.acc to bf16, for an equation y of an acc"
+        raise MatchError(f"the result '{c.target.tensor}' {where}; {i.family} adds up in f32 registers", remedy)
 
 
 def _check_warpgroup(i: Instruction, m: Axis, n: Axis) -> None:

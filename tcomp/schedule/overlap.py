@@ -54,8 +54,13 @@ def _fault(c: Compute, loop: Loop, buffers: dict[str, Buffer], target: str) -> t
     packs = {s.buffer: s.by for s in loop.body if isinstance(s, Pack)}
     if not _is_asynchronous(c, buffers, target):
         return f"{c.instruction} ends where it is issued", "overlap products by wgmma only"
-    if loop.level != "pipe" or "tma" not in packs.values() or loop.stages < 2:
+    if loop.level != "pipe" or "tma" not in packs.values():
         return "it is not in a pipe loop of tensor copies", "map its loop to pipe(n, 2) and stage its operand by tma"
+    if loop.stages < 2:
+        return (
+            "its pipe loop keeps one copy of its tiles, which the next turn fills again",
+            "give it two stages: pipe(n, 2)",
+        )
     shared = {a.tensor for a in accesses_in(c.value) if buffers[a.tensor].scope is Scope.SHARED}
     for name in sorted(shared & ({s.target.tensor for s in own} | {n for n, by in packs.items() if by != "tma"})):
         return f"the turn's own statements write its operand '{name}'", "stage it by tma, or leave the line out"

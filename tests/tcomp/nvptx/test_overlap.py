@@ -153,7 +153,7 @@ def test_blocks_in_reverse() -> None:
     [
         ("overlap s", "pipe(64, 2)", "tma", "a later statement of the turn needs its result"),
         ("overlap t", "pipe(64, 2)", "tma", "'t' is not a matrix product of this kernel"),
-        ("overlap Y", "pipe(64, 1)", "tma", "it is not in a pipe loop of tensor copies"),
+        ("overlap Y", "pipe(64, 1)", "tma", "its pipe loop keeps one copy of its tiles"),
         ("overlap Y", "pipe(64, 2)", "cp.async swizzle", "it is not in a pipe loop of tensor copies"),
         ("overlap", "pipe(64, 2)", "tma", "`overlap` takes the products to overlap"),
         ("overlap 3", "pipe(64, 2)", "tma", "`overlap` takes the products to overlap"),
