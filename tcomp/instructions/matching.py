@@ -107,7 +107,7 @@ def operand_axes(c: Compute) -> tuple[Axis, Axis, Axis]:
     parallel = [a for a in c.axes if a.name not in c.reduced]
     if not reduced:
         raise MatchError(
-            f"'{c.target.tensor}' sums over nothing within a tile; the instruction sums over one index",
+            f"'{c.target.tensor.partition('.sum')[0]}' sums over nothing within a tile; the instruction over one index",
             "name the equation of a product, and end the loop that it sums over in mma, on a tile",
         )
     if len(reduced) != 1:

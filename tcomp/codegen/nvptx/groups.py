@@ -52,7 +52,11 @@ class Groups:
         self._start(generator, generator.inputs())
 
     def postpone(self, generator: WarpgroupGenerator) -> None:
-        """Keep a contraction's operands for the next turn, which issues it."""
+        """Keep a contraction's operands for the next turn, which issues it. The registers that they are kept in may
+        still be read by the one of the turn before: that is awaited."""
+        running = [i for i, g in enumerate(self.pending) if g.target == generator.node.target.tensor]
+        if running:
+            self._await(running[-1] + 1)
         if any(p.generator.node is generator.node for p in self.postponed):
             self.issue_postponed()
         inputs = generator.inputs()
