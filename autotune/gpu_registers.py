@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from tcomp.dsl.ast import Access, walk
+from tcomp.ir.pairs import paired
 from tcomp.ir.tile import Compute, Fragment, Kernel, Loop, Scope, Statement
 from tcomp.machine.gpu import GpuMachine
 
@@ -52,6 +53,9 @@ def _per_thread(shape: tuple[int, ...], layout: object, width: int) -> int:
 def _needed(loop: Loop, sizes: dict[str, int]) -> int:
     """The most registers that tiles take at one time while the loop runs."""
     body = list(_computes(loop.body))
+    if (product := paired(loop)) is not None:  # (its results are those of two turns)
+        name = product.target.tensor
+        sizes = {**sizes, name: 2 * sizes.get(name, 0)}
     stored = {c.target.tensor for c in body}
     written: set[str] = set()
     carried: set[str] = set()

@@ -97,15 +97,16 @@ def matrix_type(opcode: str) -> str:
     return "e4m3" if opcode.startswith(("QMMA", "QGMMA")) else "f16"
 
 
-def counts_of(function: Function, path: Way, copy_bytes: float) -> Counts:
-    """The counts of a warp that takes `path`. `copy_bytes` is what one bulk tensor copy moves."""
+def counts_of(function: Function, path: Way, copy_bytes: float, cluster: int = 1) -> Counts:
+    """The counts of a warp that takes `path`. `copy_bytes` is what one bulk tensor copy moves, for all `cluster` blocks
+    if it is one that they share."""
     c = Counts()
     for number, times in path.visits.items():
         block = function.blocks[number]
         loads = near_loads = copies = False
         for i in block.instructions:
             issued = path.times(block, i)
-            _count(c, i, issued, copy_bytes)
+            _count(c, i, issued, copy_bytes, cluster)
             if i.name in _LOADS:
                 near = times > STREAM and width(i.opcode) <= 4 and not depends_on_thread(function, i)
                 loads |= not near
@@ -122,7 +123,7 @@ def counts_of(function: Function, path: Way, copy_bytes: float) -> Counts:
     return c
 
 
-def _count(c: Counts, i: Instruction, times: int, copy_bytes: float) -> None:
+def _count(c: Counts, i: Instruction, times: int, copy_bytes: float, cluster: int) -> None:
     name, opcode = i.name, i.opcode
     c.issue += times
     c.opcodes[name] += times
@@ -166,7 +167,8 @@ def _count(c: Counts, i: Instruction, times: int, copy_bytes: float) -> None:
     elif name in ("UTMALDG", "UBLKCP"):
         c.l2_bytes += times * copy_bytes
         c.async_bytes += times * copy_bytes
-        c.shared_bytes += times * copy_bytes
+        # (Each block's share lands in all blocks, so that a block receives as many.)
+        c.shared_bytes += times * copy_bytes * (cluster if "MULTICAST" in opcode else 1)
     elif name in ("UTMASTG", "UTMAREDG"):
         c.l2_bytes += times * copy_bytes
         c.shared_bytes += times * copy_bytes
@@ -211,7 +213,7 @@ def sample_block(function: Function, launch: LaunchShape, block: int, constants:
         if key in kinds:
             kinds[key] = kinds[key][0] + members, kinds[key][1], path
         else:
-            kinds[key] = members, counts_of(function, path, copy), path
+            kinds[key] = members, counts_of(function, path, copy, launch.cluster), path
     warps_of = tuple((n, c) for n, c, _ in kinds.values())
     groups = tuple(max(every[g : g + 4], key=lambda w: len(w.path)) for g in range(0, warps, 4))
     return Sample(warps_of, tuple(w for _, _, w in kinds.values()), groups, unknown, cut, steps)

@@ -5,6 +5,7 @@
 
 Results do not change, since nothing else in a turn comes between the product and the next turn's use of it. The product
 must therefore be asynchronous, the last that touches its result in the turn, and read tiles that the copy engine fills.
+Or it is the turn's only product and opens it: then turns go in pairs (`ir/pairs.py`), each with a result of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tcomp.dsl.ast import accesses_in
 from tcomp.dsl.errors import TcError
 from tcomp.instructions import INSTRUCTIONS
 from tcomp.instructions.matching import match
+from tcomp.ir.pairs import paired, tensors
 from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack, Scope, Statement
 from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.scopes import computes
@@ -35,6 +37,8 @@ def check_overlap(kernel: Kernel, plan: KernelPlan, target: str, text: str) -> N
             found.add(name)
             around = [loop for loop in _loops(phase) if loop.level != "grid" and c in computes(loop.body)]
             fault = _fault(c, around[-1], buffers, target) if around else None  # (a loop of one turn is none)
+            if not fault and around and paired(around[-1]) is not None:
+                fault = _read_elsewhere(c, around[-1], phase)
             if fault:
                 message = f"'{name}' cannot overlap the next turn: {fault[0]}"
                 raise TcError(message, plan.overlap[name], text, fault[1])
@@ -55,20 +59,29 @@ def _fault(c: Compute, loop: Loop, buffers: dict[str, Buffer], target: str) -> t
     shared = {a.tensor for a in accesses_in(c.value) if buffers[a.tensor].scope is Scope.SHARED}
     for name in sorted(shared & ({s.target.tensor for s in own} | {n for n, by in packs.items() if by != "tma"})):
         return f"the turn's own statements write its operand '{name}'", "stage it by tma, or leave the line out"
+    if paired(loop) is c:  # (no barrier comes between the turns of a pair)
+        kept = next((s for s in own if buffers[s.target.tensor].scope is Scope.SHARED), None)
+        remedy = "let every equation that meets it divide it in the same way, or leave the line out"
+        return (f"'{kept.target.tensor}' goes through shared memory in the same turn", remedy) if kept else None
     for s in loop.body[loop.body.index(c) + 1 :]:
-        if isinstance(s, Loop) or (isinstance(s, Compute) and c.target.tensor in _touched(s)):
+        if isinstance(s, Loop) or (isinstance(s, Compute) and c.target.tensor in tensors(s)):
             return "a later statement of the turn needs its result", "leave the line out"
     if next(s for s in own if _is_asynchronous(s, buffers, target)) == c:
         return "no other product of the turn comes before it, beside which it could run", "leave the line out"
     return None
 
 
+def _read_elsewhere(c: Compute, loop: Loop, phase: Sequence[Statement]) -> tuple[str, str] | None:
+    """Is the result of a product that is computed for two turns at a time needed outside of the turns?"""
+    inside = list(computes(loop.body))
+    for s in computes(phase):
+        if c.target.tensor in tensors(s) and not any(s is x for x in inside):
+            return f"'{s.target.tensor}' needs the last turn's result behind the loop", "leave the line out"
+    return None
+
+
 def _is_asynchronous(c: Compute, buffers: dict[str, Buffer], target: str) -> bool:
     return bool(c.instruction) and match(c, buffers, target, INSTRUCTIONS).instruction.threads == WARPGROUP
-
-
-def _touched(c: Compute) -> set[str]:
-    return {c.target.tensor, *(a.tensor for e in (c.value, c.guard) if e is not None for a in accesses_in(e))}
 
 
 def _loops(body: Sequence[Statement]) -> Iterator[Loop]:

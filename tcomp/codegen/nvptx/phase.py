@@ -7,6 +7,7 @@ Each entry takes a pointer per operand, where blocks share tiles a pointer to th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from llvmlite import ir
 
@@ -35,6 +36,7 @@ from tcomp.codegen.nvptx.turn_taking import TurnTaking
 from tcomp.dsl.ast import Access, Call, Num
 from tcomp.instructions.matching import Match
 from tcomp.ir.multicast import cluster_of, shared_packs
+from tcomp.ir.pairs import SECOND, paired
 from tcomp.ir.tile import (
     Buffer,
     Compute,
@@ -137,6 +139,9 @@ class PhaseGenerator:
                 self._fragment(t)
             if t.name in used and t.scope is Scope.SCRATCH:
                 raise Unsupported(f"tile '{t.name}' is in a CPU core's scratch memory", self.kernel.span)
+        for s in statements_in(phase):
+            if isinstance(s, Loop) and (product := paired(s)) is not None:
+                self._second(product.target.tensor)
         self._start_rings(phase)
         if any(isinstance(s, Unpack) and s.turns is not None for s in statements_in(phase)):
             self.turn_taking = TurnTaking(self.em, self.scope)
@@ -253,7 +258,7 @@ class PhaseGenerator:
 
         self.leader(hand_over)
 
-    def _compute(self, s: Compute, hold: Callable[[Callable[[], None]], bool] | None) -> None:
+    def compute(self, s: Compute, hold: Callable[[Callable[[], None]], bool] | None = None) -> None:
         """One Compute; not in a block that only makes its cluster whole. `hold` is the pipe's, where the Compute is all
         that its turns do."""
 
@@ -392,10 +397,20 @@ class PhaseGenerator:
             b.store(ir.Constant(kind, 0), slot)
         self.scope.fragments[t.name] = slots
 
+    def _second(self, name: str) -> None:
+        """The second of two register tiles that products of a pair of turns fill."""
+        tile = replace(self.scope.buffers[name], name=name + SECOND)
+        self.scope.buffers[tile.name] = tile
+        self._fragment(tile)
+        for known in ("bounded", "zeroed"):
+            names: frozenset[str] = getattr(self.scope, known)
+            setattr(self.scope, known, names | {tile.name} if name in names else names)
+
     # ------------------------------------------------------------------------------------- statements
 
-    def statements(self, body: Sequence[Statement], path: tuple[int, ...], skip: int = 0) -> None:
-        """Emit statements of a body, from number `skip` on."""
+    def statements(self, body: Sequence[Statement], path: tuple[int, ...], skip: int = 0, running: int = 0) -> None:
+        """Emit statements of a body, from number `skip` on. So many of the newest asynchronous products go on after
+        them."""
         for i, s in enumerate(body):
             if i < skip:
                 continue
@@ -414,7 +429,7 @@ class PhaseGenerator:
             match s:
                 case Compute():
                     alone = self.pipe is not None and body is self.pipe.loop.body and len(body) == skip + 1
-                    self._compute(s, self.pipe.hold if alone and self.pipe else None)
+                    self.compute(s, self.pipe.hold if alone and self.pipe else None)
                 case Pack() if s.by == "tma":
                     self.tensor_tiles[id(s)].fill()
                 case Pack():
@@ -426,8 +441,7 @@ class PhaseGenerator:
                     self.free.discard(s.buffer)
                 case Loop():
                     self._loop(s, at)
-        own = self.pipe is not None and body is self.pipe.loop.body
-        self.groups.end(keep=int(own and self.pipe is not None and self.pipe.running is not None))
+        self.groups.end(running)
         for s in body[skip:]:
             if isinstance(s, Pack) and s.by == "tma":
                 self.tensor_tiles[id(s)].release()

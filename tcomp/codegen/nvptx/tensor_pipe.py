@@ -10,11 +10,15 @@ asynchronous reads (wgmma) go on beyond the turn. So does a loop with a `late` s
 apart, since there is nothing late before it:
 
     turn 0, its late statement put off; each other turn, with that of the turn before in it; the last turn's
+
+Where the late statement opens its turn (`ir/pairs.py`), turns go in pairs: both products are issued, then the rest of
+the first turn runs beside the second product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tcomp.codegen.cpu.emitter import Int
@@ -25,6 +29,7 @@ from tcomp.codegen.nvptx.matrix import matched
 from tcomp.codegen.nvptx.plan import accesses_of
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator
+from tcomp.ir.pairs import of_second, paired
 from tcomp.ir.tile import Compute, Loop, Pack
 
 if TYPE_CHECKING:
@@ -42,7 +47,10 @@ class TensorPipe:
         self.tiles = {p.buffer: self.scope.roots[p.buffer] for p in self.packs}
         self.bytes = sum(tensor_copy.copied_bytes(p, self.scope.buffers) for p in self.packs)
         self.drain: Callable[[], None] | None = None
-        self.rotated = ring.stages > 1 and any(isinstance(s, Compute) and s.late for s in loop.body)
+        self.product = paired(loop) if ring.stages > 1 else None
+        """What is issued for two turns at a time."""
+        late = any(isinstance(s, Compute) and s.late for s in loop.body)
+        self.rotated = ring.stages > 1 and late and self.product is None
         self.running = self._running()
         self.held = self.rotated or self.running is not None
         """Are a turn's tiles released a turn later?"""
@@ -75,6 +83,8 @@ class TensorPipe:
             self._if_any(self._rotated)
         elif self.running is not None:
             self._overlapped(self.running)
+        elif self.product is not None:
+            self._paired(self.product)
         elif ring.uniform and self._whole_rounds(start, stop):
             ring.reading.fixed = 0
             em.loop(start, stop, loop.step * ring.stages, [], self._round)
@@ -129,6 +139,50 @@ class TensorPipe:
         groups.before(None)
         self._if_any(self._release_before)
 
+    def _paired(self, product: Compute) -> None:
+        """Two turns at a time, then the one that may be left."""
+        em, loop = self.em, self.loop
+        others = of_second(loop.body, product)
+        renamed = others[len(self.packs)]
+        assert isinstance(renamed, Compute)
+
+        def pair(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+            turns = []
+            for number, own in enumerate((product, renamed)):
+                em.here()
+                turn = em.add(base, number * loop.step)
+                slot = self.ring.wait_full()
+                with em.frame(), self._at(turn, slot):
+                    self.phase.compute(own)
+                turns.append((turn, slot))
+                self.ring.reading.advance()
+            for body, (turn, slot) in zip((loop.body, others), turns, strict=True):
+                with em.frame(), self._at(turn, slot):
+                    self.phase.statements(body, self.path, len(self.packs) + 1, running=int(body is loop.body))
+                self.ring.release(slot)
+                if self.phase.role == "all":
+                    self._fill_later(turn, self.ring.stages)
+            em.here()
+            return []
+
+        middle = self._even()
+        em.loop(self.start, middle, 2 * loop.step, [], pair)
+        em.here()
+        if not (isinstance(middle, int) and isinstance(self.stop, int) and middle >= self.stop):
+            em.loop(middle, self.stop, loop.step, [], self._turn)
+
+    def _even(self) -> Int:
+        """The end of the last whole pair of turns."""
+        em, step = self.em, self.loop.step
+        em.here()
+        length = em.add(self.stop, em.mul(self.start, -1))
+        if isinstance(length, int):
+            return em.add(self.start, -(-length // step) // 2 * 2 * step)
+        b = em.here()
+        turns = b.sdiv(b.add(length, em.i64(step - 1)), em.i64(step))
+        some = b.icmp_signed(">", turns, em.i64(0))
+        return em.add(self.start, em.mul(b.select(some, b.and_(turns, em.i64(-2)), em.i64(0)), step))
+
     def _short(self) -> bool:
         """Is a turn one group of wgmma and nothing else? Then what the loop itself costs is worth saving."""
         node = self.loop.body[-1]
@@ -157,12 +211,8 @@ class TensorPipe:
         em, loop, ring = self.em, self.loop, self.ring
         self.base = base
         slot = ring.wait_full()
-        self._tiles_at(slot)
-        em.here()
-        self.phase.bind_turn(loop, em.add(self.origin, base))
-        self.phase.statements(loop.body, self.path, len(self.packs))
-        self.phase.unbind(loop.variable)
-        self._tiles_at(None)
+        with self._at(base, slot):
+            self.phase.statements(loop.body, self.path, len(self.packs), running=int(self.running is not None))
         if not self.held:
             ring.release(slot)
         elif self.drain is not None:
@@ -198,6 +248,17 @@ class TensorPipe:
         """Release the tiles of the turn before this one (behind the loop: of the last)."""
         ring = self.ring
         ring.release(ring.reading.before(ring.reading.slot))
+
+    @contextmanager
+    def _at(self, turn: Int, slot: Int) -> Iterator[None]:
+        """Let the loop's variable mean that turn, and the tiles' names that copy."""
+        em = self.em
+        self._tiles_at(slot)
+        em.here()
+        self.phase.bind_turn(self.loop, em.add(self.origin, turn))
+        yield
+        self.phase.unbind(self.loop.variable)
+        self._tiles_at(None)
 
     def _tiles_at(self, slot: Int | None) -> None:
         """Let the tiles' names mean that copy of them; None: the first."""

@@ -92,6 +92,55 @@ def test_nothing_is_serialised_or_spilled() -> None:
         assert not assembled.findings
 
 
+GROUPS = """
+op groups(X: bf16[G, M, K], W: bf16[G, N, K], u: f32[G, N]) -> Y: f32[M, N]:
+  part[g, m, n] = sum k: X[g, m, k] * W[g, n, k]
+  Y[m, n] = sum g{where}: part[g, m, n] * u[g, n]
+
+schedule groups on sm_90a:
+  m -> grid(64) / warpgroup(64) / mma
+  n -> grid(64) / mma
+  g -> {g}
+  k -> mma
+  fuse part, Y at g
+  stage X, W in shared at g by tma
+  use wgmma for part
+  {flags}
+"""
+
+
+@cache
+def in_groups(flags: str, count: int, where: str = "", g: str = "pipe(1, 3)") -> LoweredOp:
+    module = load_text(GROUPS.format(flags=flags, where=where, g=g), "f.tc")
+    return lower(module.ops["groups"], module, {"G": count, "M": 192, "N": 64, "K": 64}, H100)
+
+
+@pytest.mark.parametrize(
+    "count,where,flags",
+    [(1, "", ""), (2, "", ""), (5, "", "producer warp"), (3, " where g <= m // 64", "")],
+    ids=["a turn", "a pair", "pairs and a turn", "a number of turns that blocks differ in"],
+)
+def test_turns_in_pairs(count: int, where: str, flags: str) -> None:
+    """A product that opens its turn: two turns at a time give the bits of one turn after the other."""
+    module = load_text(GROUPS.format(flags="", where=where, g="pipe(1, 3)"), "f.tc")
+    op, rng = bound(module.ops["groups"], DType.F32), np.random.default_rng(1)
+    shapes = {"X": (count, 192, 64), "W": (count, 64, 64)}
+    given = {n: values(stored(rng.standard_normal(s, np.float32), DType.BF16), DType.BF16) for n, s in shapes.items()}
+    given["u"] = rng.standard_normal((count, 64), np.float32)
+    found = [execute(in_groups(f, count, where), op, given)["Y"] for f in (flags, f"{flags}\n  overlap part")]
+    assert found[0].tobytes() == found[1].tobytes()
+    wanted = evaluate(module.ops["groups"], module, given, {"G": count, "M": 192, "N": 64, "K": 64})["Y"]
+    assert np.abs(found[1] - wanted).max() < 2**-8 * np.abs(wanted).max()
+
+
+def test_a_pair_issues_both_products_before_it_waits() -> None:
+    kernel = in_groups("overlap part", 5).kernels[0]
+    ptx = compile_kernel(kernel, H100).ptx
+    found = re.findall(r"wgmma\.(commit)_group|wgmma\.wait_group\.sync\.aligned (\d)", ptx)
+    assert " ".join(m[0] or m[1] for m in found) == "commit commit 1 0 commit 0"
+    assert not assemble(ptx, "sm_90a").findings
+
+
 def test_blocks_in_reverse() -> None:
     kernel: Kernel = lowered("reverse m").kernels[0]
     assert kernel.order.reversed == {"m.0"}
@@ -116,3 +165,12 @@ def test_refused(flags: str, n: str, by: str, message: str) -> None:
     with pytest.raises(TcError) as e:
         lowered(flags, n, by)
     assert message in e.value.message and e.value.hint
+
+
+def test_turns_in_pairs_do_not_pass_tiles_through_shared_memory() -> None:
+    text = TEXT.replace("for s, Y", "for s").replace("  cast Y.t to bf16\n", "").replace("  p -> mma", "  p -> lane.x")
+    text = text.format(flags="overlap s", n="pipe(64, 2)", by="tma")
+    module = load_text(text, "f.tc")
+    with pytest.raises(TcError) as e:
+        lower(module.ops["chain"], module, {"M": 128, "N": 448, "K": 64, "P": 64}, H100)
+    assert "'t' goes through shared memory in the same turn" in e.value.message and "overlap s" in str(e.value)
