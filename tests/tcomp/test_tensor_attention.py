@@ -90,6 +90,7 @@ def test_one_exponential_a_weight() -> None:
 
 # ------------------------------------------------------------------------------------------- results and machine code
 
+SHORT = {"B": 1, "T": 48, "H": 1, "D": 128}
 MULTI_HEAD, GROUPED = {"B": 1, "T": 260, "H": 2, "D": 64}, {"B": 1, "T": 332, "G": 1, "R": 2, "D": 128}
 
 
@@ -113,6 +114,7 @@ def bf16_inputs(op: Op, module: Module, dims: dict[str, int]) -> Arrays:
     [
         ("attention", MULTI_HEAD, "sm_90a"),
         ("attention.backward", MULTI_HEAD, "sm_90a"),
+        ("attention.backward", SHORT, "sm_90a"),
         pytest.param("attention.backward", MULTI_HEAD, "sm_80", marks=pytest.mark.slow),
         pytest.param("grouped_attention", GROUPED, "sm_90a", marks=pytest.mark.slow),
         pytest.param("grouped_attention.backward", GROUPED, "sm_90a", marks=pytest.mark.slow),

@@ -22,6 +22,7 @@ from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.fragments import fragment_element, packed_rows, subscript_start
+from tcomp.dsl.ast import Num
 from tcomp.instructions.matching import Match
 from tcomp.ir.tile import Axis, Compute
 
@@ -156,7 +157,7 @@ class WarpgroupGenerator:
         """The left operand's registers, four for each step of k of each turn."""
         o, k = self.match.a, self.match.k
         steps = range(0, k.block, self.match.instruction.k)
-        return [
+        found = [
             r
             for turn in range(self.turns)
             for step in steps
@@ -164,6 +165,10 @@ class WarpgroupGenerator:
                 self.em, self.scope, o, self.match.m.name, k.name, turn, step, self.match.instruction.a
             )
         ]
+        if not (isinstance(k.start, Num) and isinstance(k.stop, Num) and k.stop.value - k.start.value < k.block):
+            return found
+        # Zeros past a known end are one value to the compiler, and no two of these may share a register.
+        return [self.em.asm("mov.b32 $0, $1;", I32, "=r,r", [r], effect=True) for r in found]
 
     def _text(self, results: int, ties: int, wait: str) -> str:
         """The instructions. Behind the accumulators come the right descriptor, then the left one or its registers."""
