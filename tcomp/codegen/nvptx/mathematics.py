@@ -86,8 +86,8 @@ def exp(em: GpuEmitter, x: IrValue) -> IrValue:
 
 
 def tanh(em: GpuEmitter, x: IrValue) -> IrValue:
-    """1 - 2 / (e^2|x| + 1) from |x| = 0.55 on, an odd polynomial below, with x's sign. The power's argument is not split:
-    its rounding grows with |x|, but what it does to the result shrinks faster."""
+    """1 - 2 / (e^2|x| + 1) from |x| = 0.55 on, an odd polynomial below, with x's sign. The power's argument is not
+    split: its rounding grows with |x|, but what it does to the result shrinks faster."""
     b = em.builder
     size = em.intrinsic("llvm.fabs", F32, [x], [F32])
     e = exp2(em, b.fmul(size, _c(2 * math.log2(math.e))))
