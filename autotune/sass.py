@@ -278,6 +278,8 @@ class Walk:
             return self._combine(o)
         if i.opcode == "P2R":
             return [(o[0], self._packed_predicates(i))]
+        if name == "LOP3" and _is_predicate(o[0]):
+            return self._tested(o)
         target = o[0].removesuffix(".64")
         v = [self._operand(x) for x in o[1:] if not _is_predicate(x)]
         known = all(x is not None for x in v)
@@ -317,6 +319,8 @@ class Walk:
             result = None if not known else (n[0] << n[1] if name == "SHL" else n[0] >> n[1]) & MASK
         elif name == "LOP3" and len(n) >= 4:
             table = n[3]
+            if o[1] == target and target not in self.values:
+                v[0] = 0  # predicates kept as bits of a register that nothing has written yet
             if v[3] is not None:
                 result = _logic(v[0], v[1], v[2], table)
         elif name == "SEL":
@@ -350,6 +354,13 @@ class Walk:
             place = sum(bool(x) << (2 - n) for n, x in enumerate(inputs))
             out.append((target, int(table, 16) >> place & 1 if known else None))
         return out
+
+    def _tested(self, o: tuple[str, ...]) -> list[tuple[str, Value]]:
+        """LOP3.LUT P0, R0, a, b, c, table, !PT: the bits, and whether any of them is set."""
+        a, b, c, table = (self._operand(x) for x in o[2:6])
+        bits = None if table is None else _logic(a, b, c, table)
+        any_set = None if bits is None or o[-1] != "!PT" else int(bits != 0)
+        return [(t, v) for t, v in ((o[0], any_set), (o[1], bits)) if _is_register(t)]
 
     def _compare(self, i: Instruction) -> list[tuple[str, Value]]:
         """ISETP.LT.U32.AND P0, P1, a, b, P2 (and the .EX form with a low part's predicate: unknown)."""

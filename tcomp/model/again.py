@@ -9,8 +9,9 @@ computing Y again, P being kept  -->
     Y[m, n] = gelu(P[m, n])
 
 Such a form must give the same bits as the op itself. So it has no reductions (whose order a schedule chooses), and
-nothing in it is inlined by a schedule of the op (which would round elsewhere). A kept result of a narrow type is read
-as it was rounded, which is what reading it within the op gives: the language rounds on assignment.
+no temporary in it is inlined by a schedule of the op (which would round elsewhere; inlined results are rounded as they
+are stored). A kept result of a narrow type is read as it was rounded, which is what reading it within the op gives: the
+language rounds on assignment.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ def _times_written(op: Op, name: str) -> int:
 
 
 def _inlined(op: Op, module: Module) -> set[str]:
-    """The tensors that some schedule of the op inlines."""
+    """The temporaries that some schedule of the op inlines."""
     found: set[str] = set()
     for (name, _), schedule in module.schedules.items():
         if name == op.name:
             for directives in (schedule.shared, *(k.directives for k in schedule.kernels)):
                 flags = [d for d in directives if isinstance(d, Flag) and d.name == "inline"]
                 found |= {a.id for d in flags for a in d.args if isinstance(a, Name)}
-    return found
+    return found - {o.name for o in op.outputs}

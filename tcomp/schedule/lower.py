@@ -144,7 +144,7 @@ class _Lowering:
 
         def parts() -> list[Part]:
             plans = self.resolver.plans(self.schedule)
-            return split(plans, self.equations, operands, outputs, temporaries, self.text)
+            return split(plans, self.equations, operands, outputs, temporaries, self.dtypes, self.text)
 
         if self.given:
             return parts()

@@ -1,16 +1,23 @@
-"""One op instance in normal form: functions expanded, dimensions bound, marked temporaries inlined.
+"""One op instance in normal form: functions expanded, dimensions bound, marked tensors inlined.
 
 xhat[m, c] = (X[m, c] - mean[m]) * rstd[m]
 dw[c] = sum m: dY[m, c] * xhat[m, c]    -->    dw[c] = sum m: dY[m, c] * ((X[m, c] - mean[m]) * rstd[m])
+
+A result of the op is still stored; its readers compute it again as it was rounded, which gives the same bits:
+
+P[m, n] = acc[m, n] + b[n]                     P[m, n] = acc[m, n] + b[n]
+Y[m, n] = gelu(P[m, n])                 -->    Y[m, n] = gelu(bf16(acc[m, n] + b[n]))
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from tcomp.dsl.ast import (
     Access,
+    Call,
+    DType,
     Equation,
     Expr,
     Module,
@@ -58,12 +65,16 @@ def normalise(op: Op, module: Module, dims: dict[str, int]) -> tuple[Equation, .
     return tuple(map_expressions(eq, lambda e: bind_dims(inline_functions(e, module), dims)) for eq in op.equations)
 
 
-def inline_temporaries(
-    equations: tuple[Equation, ...], names: frozenset[str], temporaries: frozenset[str], text: str
+def inline_tensors(
+    equations: tuple[Equation, ...],
+    names: frozenset[str],
+    temporaries: frozenset[str],
+    dtypes: Mapping[str, DType],
+    text: str,
 ) -> tuple[Equation | None, ...]:
-    """Substitute the pointwise temporaries `names` into their readers; their own equations become None.
+    """Substitute the pointwise tensors `names` into their readers; temporaries' own equations become None.
 
-    Refused where a tensor that the temporary reads is overwritten before the temporary is read.
+    Refused where a tensor that one of them reads is overwritten before it is read.
     """
     bodies: dict[str, tuple[Target, Expr]] = {}
     stale: dict[str, str] = {}
@@ -83,11 +94,19 @@ def inline_temporaries(
             if overwritten:
                 stale.setdefault(n, min(overwritten))
         if name in names:
-            plain = all(isinstance(s, Name) for s in eq.target.subscripts)
-            if name not in temporaries or isinstance(eq.value, Reduction) or not plain or name in bodies:
-                raise _cannot_inline(name, "only temporaries defined once, point by point, can", eq, text)
-            bodies[name] = (eq.target, eq.value)
-            out.append(None)
+            plain = all(isinstance(s, Name) for s in eq.target.subscripts) and not eq.accumulate
+            if (
+                isinstance(eq.value, Reduction)
+                or not plain
+                or name in bodies
+                or name in {a.tensor for a in reads(eq.value)}
+            ):
+                raise _cannot_inline(name, "only what is defined once, point by point, can", eq, text)
+            kept, value = name not in temporaries, eq.value
+            if kept and dtypes[name].is_float and dtypes[name].bytes < 4:
+                value = Call(dtypes[name].value, (value,))
+            bodies[name] = (eq.target, value)
+            out.append(eq if kept else None)
         else:
             out.append(eq)
     return tuple(out)

@@ -9,14 +9,14 @@ written part by part: kernel dQKV.1: computes the equations whose target has 1 a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import Access, Equation
+from tcomp.dsl.ast import Access, DType, Equation
 from tcomp.dsl.errors import TcError
 from tcomp.schedule.fold import reads
 from tcomp.schedule.nest import disjoint
-from tcomp.schedule.normal import expressions, inline_temporaries, needed
+from tcomp.schedule.normal import expressions, inline_tensors, needed
 from tcomp.schedule.resolve import KernelPlan
 
 
@@ -36,6 +36,7 @@ def split(
     operands: frozenset[str],
     outputs: frozenset[str],
     temporaries: frozenset[str],
+    dtypes: Mapping[str, DType],
     text: str,
 ) -> list[Part]:
     """The parts in launch order. Raises TcError when their order would change a result."""
@@ -47,7 +48,7 @@ def split(
         names = frozenset(o.partition(".")[0] for o in wanted)
         if not names:
             continue
-        inlined = inline_temporaries(equations, plan.inline & defined, temporaries, text)
+        inlined = inline_tensors(equations, plan.inline & defined, temporaries, dtypes, text)
         positions = needed(inlined, wanted, (operands | made) - names)
         kept = tuple(eq for i in positions if (eq := inlined[i]) is not None)
         parts.append(Part(plan, names, positions, kept))

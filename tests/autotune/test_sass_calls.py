@@ -29,3 +29,26 @@ def test_a_call_that_never_returns_leaves_the_loop() -> None:
     way = Walk(function, {}, {}).run()
     turns = [way.times(b, i) for b in function.blocks for i in b.instructions if i.name == "IADD3"]
     assert not way.cut and turns == [5]
+
+
+KEPT = """
+.text.k:
+        /*0000*/                   MOV R1, RZ ;
+.L_x_1:
+        /*0010*/                   IADD3 R1, R1, 0x1, RZ ;
+        /*0020*/                   ISETP.GE.U32.AND P2, PT, R1, 0x7, PT ;
+        /*0030*/                   LOP3.LUT R23, R23, 0xfffff7ff, RZ, 0xc0, !PT ;
+        /*0040*/               @P2 LOP3.LUT R23, R23, 0x800, RZ, 0xfc, !PT ;
+        /*0050*/                   ISETP.NE.AND P2, PT, R1, RZ, PT ;
+        /*0060*/                   LOP3.LUT P2, RZ, R23, 0x800, RZ, 0xc0, !PT ;
+        /*0070*/              @!P2 BRA `(.L_x_1) ;
+        /*0080*/                   EXIT ;
+"""
+
+
+def test_a_predicate_kept_as_a_bit_of_a_register_ends_its_loop() -> None:
+    """The register was never written: its other bits are whatever they are."""
+    function = functions_of(KEPT)["k"]
+    way = Walk(function, {}, {}).run()
+    turns = [way.times(b, i) for b in function.blocks for i in b.instructions if i.name == "IADD3"]
+    assert not way.cut and not way.unknown and turns == [7]

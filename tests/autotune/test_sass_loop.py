@@ -37,7 +37,7 @@ def test_the_loop_of_the_shipped_schedule_is_short(tmp_path: Path) -> None:
         sum(i.name == "SYNCS" and what in i.opcode for i in loop.instructions) for what in ("PHASECHK", "ARRIVE")
     )
     assert waits == releases == kinds["matrix"] // 4, "one of each for a tile of 64 along k"
-    assert kinds["other"] + kinds["control"] <= kinds["matrix"]
+    assert kinds["other"] + kinds["control"] <= 1.5 * kinds["matrix"], "releases go to both blocks of a cluster"
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ f32 error bounds in units in the last place (the tests sweep them on the virtual
 
 (2 for sqrt and division in kernels with wgmma, which must not call anything: the assembler would serialise it.)
 
-exp and tanh rest on ex2.approx (relative error 2^-22.5), whose argument is split in two so that large arguments lose
+exp and tanh rest on ex2.approx (relative error 2^-22.5), whose argument exp splits in two so that large ones lose
 nothing; log, sin, cos, all f64 functions and powers are the CPU generator's formulas. Results of infinities, NaN, zero,
 overflow and underflow are those of the exact functions.
 """
@@ -86,11 +86,12 @@ def exp(em: GpuEmitter, x: IrValue) -> IrValue:
 
 
 def tanh(em: GpuEmitter, x: IrValue) -> IrValue:
-    """1 - 2 / (e^2|x| + 1) from |x| = 0.55 on, an odd polynomial below, with x's sign."""
+    """1 - 2 / (e^2|x| + 1) from |x| = 0.55 on, an odd polynomial below, with x's sign. The power's argument is not
+    split: its rounding grows with |x|, but what it does to the result shrinks faster."""
     b = em.builder
     size = em.intrinsic("llvm.fabs", F32, [x], [F32])
-    e = _power_of_e(em, _within(em, b.fadd(size, size), 0.0, 20.0))
-    quotient = em.asm("rcp.approx.f32 $0, $1;", F32, "=f,f", [b.fadd(e, _c(1.0))])
+    e = exp2(em, b.fmul(size, _c(2 * math.log2(math.e))))
+    quotient = em.asm("rcp.approx.ftz.f32 $0, $1;", F32, "=f,f", [b.fadd(e, _c(1.0))])
     large = em.intrinsic("llvm.copysign", F32, [_fma(em, quotient, _c(-2.0), _c(1.0)), x], [F32])
     z = b.fmul(x, x)
     p: IrValue = _c(_TANH[0])

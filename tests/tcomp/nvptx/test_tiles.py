@@ -18,17 +18,21 @@ from tests.tcomp.nvptx.support import (
     axis,
     ex,
     fn,
+    from_bits,
     grid,
     kernel,
     lanes,
+    launch,
     local,
     loop,
+    lowered,
     op,
     operand,
     registers,
     run,
     shared,
     tile_axis,
+    to_bits,
 )
 
 RNG = np.random.default_rng(5)
@@ -274,3 +278,23 @@ def test_a_kernel_without_threads() -> None:
     with pytest.raises(Unsupported, match="scratch"):
         compile_kernel(kernel([operand("Y", 4)], [body], [scratch]), H100)
     assert SERIAL.grain == 1
+
+
+def test_a_result_that_is_inlined_is_read_as_it_was_rounded() -> None:
+    """It is stored as well; its reader computes it again, to the same bits as what it would have read."""
+    text = """
+op f(X: bf16[M], c: f32[M]) -> P: bf16[M], Y: f32[M]:
+  P[m] = X[m] * c[m]
+  Y[m] = P[m] * 3.0
+
+schedule f on gpu:
+  m -> grid(64) / lane
+"""
+    x, c = np.linspace(-2, 3, 70, dtype=np.float32), np.linspace(1, 1.7, 70, dtype=np.float32)
+    plain, inlined = lowered(text, {"M": 70}), lowered(text + "  inline P\n", {"M": 70})
+    assert "P" in plain.reads and inlined.reads == {"X", "c"} and inlined.writes == {"P", "Y"}
+    found = [launch(k, compile_kernel(k, H100), {"X": x, "c": c})[0] for k in (plain, inlined)]
+    for name in ("P", "Y"):
+        np.testing.assert_array_equal(found[0][name], found[1][name])
+    exact = from_bits(to_bits(x, DType.BF16), DType.BF16) * c * np.float32(3.0)
+    assert (found[1]["Y"] != exact).any(), "what is read is rounded"
