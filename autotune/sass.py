@@ -239,7 +239,8 @@ class Walk:
         elif kind == "constant":
             value = self.constants.get(int(what))
         else:
-            value = self.values.get(str(what))
+            # (Of a register that was never written, code only keeps what it has put there since.)
+            value = self.values.get(str(what), 0)
         if value is None:
             return None
         return (-value if change == "-" else ~value if change == "~" else value) & MASK
@@ -276,6 +277,8 @@ class Walk:
             return self._compare(i)
         if name == "PLOP3":
             return self._combine(o)
+        if name == "LOP3" and _is_predicate(o[0]):
+            return self._any_bit(o)
         if i.opcode == "P2R":
             return [(o[0], self._packed_predicates(i))]
         target = o[0].removesuffix(".64")
@@ -350,6 +353,14 @@ class Walk:
             place = sum(bool(x) << (2 - n) for n, x in enumerate(inputs))
             out.append((target, int(table, 16) >> place & 1 if known else None))
         return out
+
+    def _any_bit(self, o: tuple[str, ...]) -> list[tuple[str, Value]]:
+        """LOP3.LUT P0, R1, a, b, c, table, !PT: the bits looked up, and whether there is one that is set."""
+        a, b, c = (self._operand(x) for x in o[2:5])
+        bits = _logic(a, b, c, int(o[5], 16)) if o[5].startswith("0x") else None
+        plain_form = len(o) < 7 or o[6] == "!PT"
+        out: list[tuple[str, Value]] = [(o[0], None if bits is None or not plain_form else int(bits != 0))]
+        return [*out, (o[1], bits)] if _is_register(o[1]) else out
 
     def _compare(self, i: Instruction) -> list[tuple[str, Value]]:
         """ISETP.LT.U32.AND P0, P1, a, b, P2 (and the .EX form with a low part's predicate: unknown)."""

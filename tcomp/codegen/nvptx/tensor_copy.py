@@ -94,7 +94,7 @@ def issue(
         kinds.append("h")
         more.append(ir.Constant(ir.IntType(16), (1 << share.blocks) - 1))
     constraints = ",".join([*kinds, "~{memory}"])
-    for shift, offset in _panels(tile):
+    for shift, offset in panels(tile):
         b = em.here()
         first = em.i64(em.add(at[0], shift))
         place = to if offset == 0 else b.gep(to, [em.i64(offset)], source_etype=I8)
@@ -111,7 +111,7 @@ def deliver(em: GpuEmitter, scope: GpuScope, node: Unpack, address: IrValue) -> 
     places = ", ".join(f"${i + 1}" for i in range(n))
     text = f"cp.async.bulk.tensor.{n}d.global.shared::cta.tile.bulk_group [$0, {{{places}}}], [${n + 1}];"
     constraints = ",".join(["l", *["r"] * n, "r", "~{memory}"])
-    for shift, offset in _panels(tile):
+    for shift, offset in panels(tile):
         b = em.here()
         first = em.i64(em.add(at[0], shift))
         root = scope.roots[node.buffer]
@@ -127,7 +127,7 @@ def await_deliveries(em: GpuEmitter) -> None:
     em.asm("cp.async.bulk.wait_group.read 0;", VOID, "~{memory}", effect=True)
 
 
-def _panels(tile: Buffer) -> list[tuple[int, int]]:
+def panels(tile: Buffer) -> list[tuple[int, int]]:
     """The first column of every panel, and its byte offset."""
     if not isinstance(tile.layout, Swizzled):
         return [(0, 0)]
