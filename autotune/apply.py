@@ -11,12 +11,11 @@ from pathlib import Path
 
 from tcomp.autotune.instances import Instance, facts_of, machine_threads, op_hash, schedule_hash, schedule_of
 from tcomp.autotune.judge import Choice
-from tcomp.autotune.lockfile import Entry, Lock, entry_key, read_lock
+from tcomp.autotune.lockfile import Entry, Lock, entry_key, read_lock_for
 from tcomp.autotune.schedule_text import schedule_from, text_hash
 from tcomp.autotune.space import spaces_of
 from tcomp.dsl.ast import Module, Op, Schedule
 from tcomp.dsl.errors import TcError
-from tcomp.errors import UserError
 from tcomp.schedule.family import Machine
 from tcomp.schedule.lower import LoweredOp, lower
 
@@ -111,10 +110,4 @@ def check(
 
 def load_lock(path: Path, module: Module, machine: Machine, threads: int) -> Applied:
     """The lock ready for lowering. UserError for a file that is missing, no lockfile, or of another machine."""
-    lock = read_lock(path)
-    if lock.machine != machine.name:
-        raise UserError(
-            f"{path}: tuned for {lock.machine}, and this is {machine.name}",
-            "tune for this machine, or build without a lockfile: --lock none",
-        )
-    return Applied(lock, module, machine, threads)
+    return Applied(read_lock_for(path, machine.name), module, machine, threads)

@@ -8,9 +8,11 @@ schedule has won over the model's own, the entry carries its text, with a hash t
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,19 @@ def read_lock(path: Path) -> Lock:
         raise UserError(f"{path}: not a lockfile that this tcomp reads: {reason}", _REMEDY) from e
 
 
+def read_lock_for(path: Path, machine: str, model: str = "") -> Lock:
+    """The lock in a file, UserError also where it is for another machine or (where one is named) another model."""
+    lock = read_lock(path)
+    if lock.machine != machine:
+        raise UserError(
+            f"{path}: tuned for {lock.machine}, and this is {machine}",
+            "tune for this machine into another file (--lock), or build without a lockfile: --lock none",
+        )
+    if model and lock.model != model:
+        raise UserError(f"{path}: the lockfile of model {lock.model}, not of {model}", "name another by --lock")
+    return lock
+
+
 def _lock(data: dict[str, Any]) -> Lock:
     if data["format"] != FORMAT:
         raise ValueError(f"format {data['format']!r}, expected {FORMAT}")
@@ -134,12 +149,14 @@ def _lock(data: dict[str, Any]) -> Lock:
         if e["basis"] not in BASES:
             raise ValueError(f"basis {e['basis']!r} of {key!r} is not one of {', '.join(BASES)}")
         values = e["values"]
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values.values()):
+        if not all(isinstance(v, int | float) and not isinstance(v, bool) and isfinite(v) for v in values.values()):
             raise ValueError(f"a value of {key!r} is not a number")
         text = e.get("text", [])
         if not isinstance(text, list) or not all(isinstance(line, str) for line in text):
             raise ValueError(f"the text of {key!r} is not a list of lines")
         seconds = [float(e[n]) * 1e-6 for n in ("default_us", "us")]
+        if not all(isfinite(s) and s >= 0 for s in seconds):
+            raise ValueError(f"a time of {key!r} is none")
         entries[key] = Entry(
             str(e["op"]), str(e["schedule"]), dict(values), e["basis"], seconds[0], seconds[1],
             float(e["margin"]), str(e["tools"]), str(e["when"]),
@@ -159,6 +176,22 @@ def update_lock(path: Path, change: Callable[[Lock], Lock], empty: Lock) -> Lock
         if new != old or not path.exists():
             write_atomic(path, lambda out: out.write(lock_text(new).encode()))
         return new
+
+
+def check_writable(path: Path) -> None:
+    """UserError when a lockfile could not be written there: known before a search, not after it."""
+    folder = path.resolve().parent
+    while not folder.exists():
+        folder = folder.parent
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not folder.is_dir():
+        reason = f"{folder} is no folder"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        reason = f"{folder} cannot be written to"
+    else:
+        return
+    raise UserError(f"{path}: no lockfile can be written there: {reason}", "name another by --lock")
 
 
 def with_entry(lock: Lock, key: str, entry: Entry, step: str) -> Lock:

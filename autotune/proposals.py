@@ -125,8 +125,8 @@ def tell(search: Search, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 def _proposal(line: str, number: int) -> dict[str, Any]:
     try:
         given = json.loads(line)
-    except json.JSONDecodeError as e:
-        raise UserError(f"line {number}: not JSON: {e.msg}", "one object a line, as docs/proposers.md shows") from e
+    except (json.JSONDecodeError, RecursionError) as e:
+        raise UserError(f"line {number}: not JSON: {e}", "one object a line, as docs/proposers.md shows") from e
     good = (
         isinstance(given, dict) and isinstance(given.get("job"), str) and ("values" in given) != ("schedule" in given)
     )

@@ -29,7 +29,16 @@ from tcomp.autotune.instances import (
     schedule_of,
 )
 from tcomp.autotune.judge import Choice, Job, Judge, Outcome, Verdict
-from tcomp.autotune.lockfile import Entry, Lock, entry_key, read_lock, tool_versions, update_lock, with_entry
+from tcomp.autotune.lockfile import (
+    Entry,
+    Lock,
+    check_writable,
+    entry_key,
+    read_lock_for,
+    tool_versions,
+    update_lock,
+    with_entry,
+)
 from tcomp.autotune.schedule_text import text_hash
 from tcomp.autotune.space import Space, Values, spaces_of
 from tcomp.dsl.ast import Module, Schedule
@@ -132,6 +141,8 @@ class Search:
 
     def run(self) -> Summary:
         """Tune everything asked for. KeyboardInterrupt leaves all finished trials and entries behind."""
+        check_writable(self.lock)
+        self._lock()  # a damaged one ends the search here and not after it
         try:
             parts = [part for instance in self._wanted() if (part := self._part(instance)) is not None]
             order = sorted(self._worthwhile(parts), key=lambda p: -p.weight)
@@ -253,7 +264,8 @@ class Search:
         return Choice() if (basis, self.judge.basis) == ("predicted", "measured") else choice
 
     def _lock(self) -> Lock:
-        return read_lock(self.lock) if self.lock.exists() else Lock(self.model, self.machine.name)
+        new = Lock(self.model, self.machine.name)
+        return read_lock_for(self.lock, self.machine.name, self.model) if self.lock.exists() else new
 
     def _entry(self, lock: Lock, instance: Instance) -> tuple[Choice, str]:
         """A lockfile's choice and its basis; nothing where it has none, or a stale one."""

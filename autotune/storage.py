@@ -16,7 +16,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,12 +128,21 @@ def _violation(trial: optuna.trial.FrozenTrial) -> tuple[float]:
 
 
 def ask(study: optuna.Study, space: Space) -> tuple[optuna.Trial, Values]:
-    """A new trial and the values it proposes. The trial is marked as this process's."""
-    trial = study.ask(dict(distribution_of(p) for p in space.parameters))
-    trial.set_user_attr("process", _this_process())
+    """A new trial and the values it proposes. The trial is marked as this process's. One process asks at a time: SQLite
+    would give two of them the same waiting trial."""
+    path = _file_of(study)
+    with guarded(path) if path is not None else nullcontext():
+        trial = study.ask(dict(distribution_of(p) for p in space.parameters))
+        trial.set_user_attr("process", _this_process())
     values = decoded_point(space, trial.params)
     trial.set_user_attr("values", json.dumps(values))
     return trial, values
+
+
+def _file_of(study: optuna.Study) -> Path | None:
+    """The study's SQLite file; None where it is in memory."""
+    url = str(getattr(getattr(study._storage, "_backend", None), "url", ""))
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
 
 def enqueue(study: optuna.Study, space: Space, values: Mapping[str, Number]) -> None:

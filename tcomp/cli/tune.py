@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -153,12 +154,23 @@ def _converse(run: Search, asking: bool, told: str) -> None:
         if asking:
             answers = proposals.ask(run)
         else:
-            lines = sys.stdin if told == "-" else Path(told).read_text().splitlines()
-            answers = proposals.tell(run, lines)
+            answers = proposals.tell(run, _lines(told))
         for answer in answers:
             print(json.dumps(answer), flush=True)
     finally:
         run.judge.close()
+
+
+def _lines(told: str) -> Iterator[str]:
+    """The lines of a file or of standard input, as they come."""
+    try:
+        if told == "-":
+            yield from sys.stdin
+        else:
+            with open(told, encoding="utf-8") as f:
+                yield from f
+    except UnicodeDecodeError as e:
+        raise UserError(f"{told}: not UTF-8 text", "one JSON object a line, as docs/proposers.md shows") from e
 
 
 def _say(text: str) -> None:
@@ -250,12 +262,12 @@ def _check(
     """Exit 1 when an entry is stale or missing; exit 2 when there is no lockfile."""
     from tcomp.autotune import apply
     from tcomp.autotune.instances import StepShape, instances_of
-    from tcomp.autotune.lockfile import find_lock, read_lock
+    from tcomp.autotune.lockfile import find_lock, read_lock_for
 
     found = find_lock(common.find_file(file), machine.name, given)
     if found is None:
         raise UserError(f"{path}: there is no lockfile", f"run: tcomp tune {file}")
-    lock = read_lock(found)
+    lock = read_lock_for(found, machine.name, model)
     stale: list[str] = []
     missing: list[str] = []
     for text in lock.steps:

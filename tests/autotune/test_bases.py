@@ -9,13 +9,14 @@ from pathlib import Path
 import optuna
 
 from tcomp.autotune.contest import certain
-from tcomp.autotune.instances import Instance
+from tcomp.autotune.instances import Instance, facts_of, schedule_of
 from tcomp.autotune.judge import Choice, Chosen, Job, Outcome, Verdict
 from tcomp.autotune.lockfile import Entry, read_lock
 from tcomp.autotune.search import Plan
-from tcomp.autotune.space import Values
+from tcomp.autotune.space import Values, spaces_of
 from tcomp.dsl.ast import Schedule
-from tests.autotune.support import SHAPE, search_on
+from tcomp.machine.cpu import detect
+from tests.autotune.support import SHAPE, gpt2, gpt2_instance, search_on
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Told:
 def searched(folder: Path, judge: Told, lock: str = "") -> tuple[str, Entry]:
     """A search in the folder, where the lockfile with that text lies; what is in it then."""
     folder.mkdir()
-    search = search_on(folder, Plan(SHAPE, trials=16, ops=("attention",)))
+    search = search_on(folder, Plan(SHAPE, trials=30, ops=("attention",)))
     if lock:
         search.lock.write_text(lock)
     search.judge, search.trials = judge, optuna.storages.InMemoryStorage()
@@ -70,19 +71,31 @@ def searched(folder: Path, judge: Told, lock: str = "") -> tuple[str, Entry]:
     return search.lock.read_text(), entry
 
 
+def others() -> tuple[int, int]:
+    """Two choices of BQ that are not its default."""
+    module = gpt2()
+    instance = gpt2_instance("attention", module)
+    schedule = schedule_of(instance.op, module, instance.dims, detect(), 1)
+    (space,) = spaces_of(schedule, facts_of(instance, detect(), 1))
+    (bq,) = [p for p in space.parameters if p.name == "BQ"]
+    return tuple(int(c) for c in bq.choices if c != space.default["BQ"])[:2]  # type: ignore[return-value]
+
+
 def test_to_who_measures_a_prediction_is_a_proposal(tmp_path: Path) -> None:
-    text, entry = searched(tmp_path / "predicted", Told("predicted", {64: 0.5}))
-    assert (entry.basis, entry.values["BQ"]) == ("predicted", 64)
-    loses = Told("measured", {64: 1.3, 128: 0.7})
+    first, second = others()
+    text, entry = searched(tmp_path / "predicted", Told("predicted", {first: 0.5}))
+    assert (entry.basis, entry.values["BQ"]) == ("predicted", first)
+    loses = Told("measured", {first: 1.3, second: 0.7})
     _, entry = searched(tmp_path / "loses", loses, text)
-    assert loses.seen[0]["BQ"] == 64, "it is tried first"
-    assert (entry.basis, entry.values["BQ"]) == ("measured", 128)
-    _, entry = searched(tmp_path / "holds", Told("measured", {64: 0.9}), text)
-    assert (entry.basis, entry.values["BQ"]) == ("measured", 64) and abs(entry.gain - 0.1) < 1e-9
+    assert loses.seen[0]["BQ"] == first, "it is tried first"
+    assert (entry.basis, entry.values["BQ"]) == ("measured", second)
+    _, entry = searched(tmp_path / "holds", Told("measured", {first: 0.9}), text)
+    assert (entry.basis, entry.values["BQ"]) == ("measured", first) and abs(entry.gain - 0.1) < 1e-9
     _, entry = searched(tmp_path / "ties", Told("measured", {}), text)
     assert (entry.basis, entry.values) == ("measured", {})
 
 
 def test_no_prediction_overrules_a_measurement(tmp_path: Path) -> None:
-    text, _ = searched(tmp_path / "measured", Told("measured", {128: 0.7}))
-    assert searched(tmp_path / "predicted", Told("predicted", {64: 0.1}), text)[0] == text
+    first, second = others()
+    text, _ = searched(tmp_path / "measured", Told("measured", {second: 0.7}))
+    assert searched(tmp_path / "predicted", Told("predicted", {first: 0.1}), text)[0] == text
