@@ -103,6 +103,8 @@ class LaunchWork:
     imbalance: float = 0.0
     """of blocks that differ (`work` is then the mean one's): how much longer the fullest SM is busy than the mean; 0
     where blocks are alike, and go round by round"""
+    sms: int = 0
+    """SMs that the launch's clusters of blocks fit on; 0: all"""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Prediction:
 def predict(launch: LaunchWork, machine: GpuMachine) -> Prediction:
     """The predicted time of one launch."""
     clock = machine.clock_hz * CLOCK
-    work, sms = launch.work, machine.sms
+    work, sms = launch.work, launch.sms or machine.sms
     per_sm: float = -(-launch.blocks // sms)
     if launch.imbalance:
         per_sm = launch.blocks / sms * launch.imbalance

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tcomp.autotune.gpu_blocks import block_turns
+from tcomp.autotune.gpu_copies import copies_of
 from tcomp.autotune.gpu_model import Prediction, predict
 from tcomp.autotune.gpu_scatter import with_contributions
 from tcomp.autotune.gpu_traffic import phase_traffic
@@ -79,6 +80,7 @@ def _launches(
         work = launch_work(
             launch.symbol, functions[launch.symbol], launch, resources, machine, traffic,
             kernel.flops / len(kernel.phases), _stages(phase), turns=block_turns(kernel, phase),
+            copy=copies_of(kernel, phase),
         )  # fmt: skip
         work = replace(work, work=with_contributions(work.work, phase))
         yield predict(work, machine)

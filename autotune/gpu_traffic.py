@@ -33,7 +33,9 @@ def phase_traffic(kernel: Kernel, phase: tuple[Statement, ...], machine: GpuMach
     if not touched:
         return 0.0
     blocks = math.prod(t for _, t in grid)
-    wave = max(1, machine.sms * resident)
+    cluster = cluster_of(kernel.cluster, phase)
+    sms = machine.clusters(cluster.blocks) * cluster.blocks if cluster is not None else machine.sms
+    wave = max(1, sms * resident)
     waves = -(-blocks // wave)
     per_block = {n: b / math.prod(t for v, t in grid if v in axes) for n, (b, axes, _) in touched.items()}
     compulsory = sum(b for b, _, _ in touched.values())

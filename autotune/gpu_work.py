@@ -97,16 +97,25 @@ def matrix_type(opcode: str) -> str:
     return "e4m3" if opcode.startswith(("QMMA", "QGMMA")) else "f16"
 
 
-def counts_of(function: Function, path: Way, copy_bytes: float, cluster: int = 1) -> Counts:
-    """The counts of a warp that takes `path`. `copy_bytes` is what one bulk tensor copy moves, for all `cluster` blocks
-    if it is one that they share."""
+@dataclass(frozen=True)
+class Copies:
+    """Mean bytes of a launch's tensor copies: that one asks L2 for, that one puts into the block's shared memory (more,
+    where blocks of a cluster copy for each other: peers' copies land here as well), and that one writes."""
+
+    asked: float = 0.0
+    landed: float = 0.0
+    written: float = 0.0
+
+
+def counts_of(function: Function, path: Way, copy: Copies) -> Counts:
+    """The counts of a warp that takes `path`."""
     c = Counts()
     for number, times in path.visits.items():
         block = function.blocks[number]
         loads = near_loads = copies = False
         for i in block.instructions:
             issued = path.times(block, i)
-            _count(c, i, issued, copy_bytes, cluster)
+            _count(c, i, issued, copy)
             if i.name in _LOADS:
                 near = times > STREAM and width(i.opcode) <= 4 and not depends_on_thread(function, i)
                 loads |= not near
@@ -123,7 +132,7 @@ def counts_of(function: Function, path: Way, copy_bytes: float, cluster: int = 1
     return c
 
 
-def _count(c: Counts, i: Instruction, times: int, copy_bytes: float, cluster: int) -> None:
+def _count(c: Counts, i: Instruction, times: int, copy: Copies) -> None:
     name, opcode = i.name, i.opcode
     c.issue += times
     c.opcodes[name] += times
@@ -165,13 +174,12 @@ def _count(c: Counts, i: Instruction, times: int, copy_bytes: float, cluster: in
             c.async_bytes += size
             c.shared_bytes += size
     elif name in ("UTMALDG", "UBLKCP"):
-        c.l2_bytes += times * copy_bytes
-        c.async_bytes += times * copy_bytes
-        # (Each block's share lands in all blocks, so that a block receives as many.)
-        c.shared_bytes += times * copy_bytes * (cluster if "MULTICAST" in opcode else 1)
+        c.l2_bytes += times * copy.asked
+        c.async_bytes += times * copy.asked
+        c.shared_bytes += times * copy.landed
     elif name in ("UTMASTG", "UTMAREDG"):
-        c.l2_bytes += times * copy_bytes
-        c.shared_bytes += times * copy_bytes
+        c.l2_bytes += times * copy.written
+        c.shared_bytes += times * copy.written
     elif name in ("LDL", "STL"):
         c.l2_bytes += times * LANES * width(opcode) / 4  # most of it stays in L1
 
@@ -190,12 +198,12 @@ class Sample:
     steps: int
 
 
-def sample_block(function: Function, launch: LaunchShape, block: int, constants: Mapping[int, int]) -> Sample:
+def sample_block(
+    function: Function, launch: LaunchShape, block: int, constants: Mapping[int, int], copy: Copies
+) -> Sample:
     """Walk the block's warps, or a few that stand for all."""
     warps = -(-launch.threads // LANES)
     bank = {0x0: launch.threads, 0xC: launch.blocks, 0x360: launch.threads, 0x370: launch.blocks, **constants}
-    boxes = [_box_bytes(m.map.box, m.map.dtype.bytes) for m in launch.maps]
-    copy = sum(boxes) / len(boxes) if boxes else 0.0
     kinds: dict[tuple[tuple[int, int], ...], tuple[int, Counts, Way]] = {}
     unknown, cut, steps = 0, False, 0
     every: list[Way] = []
@@ -213,7 +221,7 @@ def sample_block(function: Function, launch: LaunchShape, block: int, constants:
         if key in kinds:
             kinds[key] = kinds[key][0] + members, kinds[key][1], path
         else:
-            kinds[key] = members, counts_of(function, path, copy, launch.cluster), path
+            kinds[key] = members, counts_of(function, path, copy), path
     warps_of = tuple((n, c) for n, c, _ in kinds.values())
     groups = tuple(max(every[g : g + 4], key=lambda w: len(w.path)) for g in range(0, warps, 4))
     return Sample(warps_of, tuple(w for _, _, w in kinds.values()), groups, unknown, cut, steps)
@@ -241,6 +249,7 @@ def launch_work(
     stages: int | None = None,
     constants: Mapping[int, int] | None = None,
     turns: Sequence[float] = (),
+    copy: Copies = Copies(),
 ) -> LaunchWork:
     """The description of a launch. `stages` is the depth of its pipeline where the plan knows it (else it is read from
     the waits); `constants` are known kernel parameters by their offset in the constant bank; `turns` are those of each
@@ -251,28 +260,31 @@ def launch_work(
     if turns:
         mean = sum(turns) / len(turns)
         middle = min(range(len(turns)), key=lambda b: abs(turns[b] - mean))
-    samples = [sample_block(function, launch, middle, constants or {})]
+    samples = [sample_block(function, launch, middle, constants or {}, copy)]
     if samples[0].steps < LONG and not turns:
         others = {0, launch.blocks // 4, 3 * launch.blocks // 4, launch.blocks - 1} - {launch.blocks // 2}
-        samples += [sample_block(function, launch, b, constants or {}) for b in sorted(others)]
-    works = [_block(s, machine, stages, function, min(resident, -(-launch.blocks // machine.sms))) for s in samples]
+        samples += [sample_block(function, launch, b, constants or {}, copy) for b in sorted(others)]
+    sms = machine.clusters(launch.cluster) * launch.cluster
+    side_by_side = min(resident, -(-launch.blocks // sms))
+    works = [_block(s, machine, stages, function, side_by_side, launch.cluster) for s in samples]
     notes = []
     if any(s.unknown for s in samples):
         notes.append(f"{max(s.unknown for s in samples)} branches unknown")
     if any(s.cut for s in samples):
         notes.append("at least this: too long to be counted to its end")
     # Where all blocks run at once the longest decides; else short and long ones even out.
-    together = launch.blocks <= machine.sms * resident
-    work = max(works, key=_length) if together else _mean(works)
-    imbalance = unevenness(turns, machine.sms * resident) if turns else 0.0
-    return LaunchWork(name, launch.blocks, resident, work, hbm_bytes, flops, tuple(notes), imbalance)
+    work = max(works, key=_length) if launch.blocks <= sms * resident else _mean(works)
+    imbalance = unevenness(turns, sms * resident) if turns else 0.0
+    return LaunchWork(name, launch.blocks, resident, work, hbm_bytes, flops, tuple(notes), imbalance, sms)
 
 
 def _length(w: BlockWork) -> float:
     return w.chain + w.tensor + sum(r.turns * (r.tensor + r.other) for r in w.rings)
 
 
-def _block(sample: Sample, machine: GpuMachine, stages: int | None, function: Function, resident: int) -> BlockWork:
+def _block(
+    sample: Sample, machine: GpuMachine, stages: int | None, function: Function, resident: int, cluster: int
+) -> BlockWork:
     def total(get: str) -> float:
         return float(sum(n * getattr(c, get) for n, c in sample.warps))
 
@@ -303,7 +315,7 @@ def _block(sample: Sample, machine: GpuMachine, stages: int | None, function: Fu
         rings = (
             Ring(
                 turns, total("async_bytes") / turns, depth, tensor_turn, 0.0 if wgmma else share, consumers,
-                arrivals=_arrivals(sample, turns),
+                arrivals=_arrivals(sample, turns) * cluster,  # a place is free when all blocks have read it
                 drains=most("drains") / turns if wgmma and found is None else 0.0,
             ),
         )  # fmt: skip
@@ -365,10 +377,3 @@ def _mean(works: Iterable[BlockWork]) -> BlockWork:
         mean("issue"), mean("fma"), mean("special"), mean("tensor"), mean("shared_bytes"), mean("l2_bytes"),
         mean("chain"), mean("stores"), rings,
     )  # fmt: skip
-
-
-def _box_bytes(box: tuple[int, ...], element: int) -> float:
-    n = float(element)
-    for b in box:
-        n *= b
-    return n

@@ -239,7 +239,8 @@ class Walk:
         elif kind == "constant":
             value = self.constants.get(int(what))
         else:
-            value = self.values.get(str(what))
+            # (Of a register that was never written, code only keeps what it has put there since.)
+            value = self.values.get(str(what), 0)
         if value is None:
             return None
         return (-value if change == "-" else ~value if change == "~" else value) & MASK

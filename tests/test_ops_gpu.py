@@ -32,6 +32,7 @@ from tests.reference.op_cases import (
     Dims,
     assert_close,
     backward_inputs,
+    case,
     library,
     random_inputs,
     scalars,
@@ -152,6 +153,23 @@ def test_bf16_with_f32_sums(c: Case) -> None:
             if p.dtype is DType.BF16:
                 inputs[p.name] = values(stored(inputs[p.name], DType.BF16), DType.BF16)
         assert_within_bf16(run(op, library(), dims, inputs), evaluate(op, library(), inputs, dims), op, c.terms)
+
+
+@pytest.mark.parametrize("name,n", [("linear_gelu", 136), pytest.param("linear_residual", 264, marks=pytest.mark.slow)])
+def test_products_in_clusters(name: str, n: int) -> None:
+    """Three tiles of rows for clusters of two, on so few multiprocessors that blocks take tile after tile."""
+    c = case(name, 320, M=320, N=n, K=72)
+    dims, machine = dict(c.dims), replace(H100, sms=4)
+    forward, backward = library().ops[name], backward_of(name, library())
+    assert backward is not None
+    for op in (bound(forward, DType.BF16), bound(backward, DType.BF16)):
+        inputs = random_inputs(op, dims, 5)
+        if op.name != name:
+            inputs |= backward_inputs(c, op, seed=6)[0]
+        inputs |= {p.name: values(stored(inputs[p.name], p.dtype), p.dtype) for p in op.params if p.dtype is DType.BF16}
+        lowered = lower(op, library(), dims, machine)
+        assert any(k.cluster is not None for k in lowered.kernels)
+        assert_within_bf16(execute(lowered, op, inputs, machine), evaluate(op, library(), inputs, dims), op, c.terms)
 
 
 # ------------------------------------------------------------------------------------------------------- optimizer

@@ -56,6 +56,8 @@ class GpuMachine:
     registers_per_thread: int = 255
     registers_per_block: int = 65536
     threads_per_block: int = 1024
+    gpc_sms: tuple[int, ...] = ()
+    """SMs of each processing cluster (GPC), one of which a cluster of blocks lies in; empty: not known"""
     partitions: int = 4
     """sub-cores of an SM: each has its share of the registers, and a block's warps are dealt over them"""
 
@@ -72,6 +74,11 @@ class GpuMachine:
     @property
     def warps_per_sm(self) -> int:
         return self.threads_per_sm // 32
+
+    def clusters(self, blocks: int) -> int:
+        """Clusters of so many blocks, one on an SM, that run at the same time: GPCs may leave SMs over."""
+        gpcs = self.gpc_sms if sum(self.gpc_sms) == self.sms else (self.sms,)
+        return sum(sms // blocks for sms in gpcs)
 
     @property
     def f32_flops(self) -> float:
@@ -99,10 +106,12 @@ _KB, _MB, _GB = 1 << 10, 1 << 20, 1 << 30
 H100 = GpuMachine(
     "h100", "sm_90a", 132, 1.83e9, 227 * _KB, 228 * _KB, 65536, 2048, 32, 50 * _MB, 79 * _GB, 3.35e12,
     label="NVIDIA H100 SXM 80 GB", tensor_flops=_tensor(494.7, 989.4, 1978.9), matrix_path="wgmma", l2_per_clock=6154,
+    gpc_sms=(16, 16, 16, 16, 16, 16, 18, 18),
 )  # fmt: skip
 H200 = GpuMachine(
     "h200", "sm_90a", 132, 1.83e9, 227 * _KB, 228 * _KB, 65536, 2048, 32, 50 * _MB, 140 * _GB, 4.8e12,
     label="NVIDIA H200 SXM 141 GB", tensor_flops=_tensor(494.7, 989.4, 1978.9), matrix_path="wgmma", l2_per_clock=6154,
+    gpc_sms=(16, 16, 16, 16, 16, 16, 18, 18),
 )  # fmt: skip
 A100 = GpuMachine(
     "a100", "sm_80", 108, 1.41e9, 163 * _KB, 164 * _KB, 65536, 2048, 32, 40 * _MB, 79 * _GB, 2.039e12,

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tcomp.autotune.gpu_copies import copies_of
 from tcomp.autotune.gpu_ladder import LADDER, classes, ladder
 from tcomp.autotune.gpu_model import RESOURCES, BlockWork, LaunchWork, Ring, cached_traffic, predict
 from tcomp.autotune.gpu_predict import predict_kernel
 from tcomp.autotune.gpu_traffic import phase_traffic
-from tcomp.autotune.gpu_work import counts_of, launch_work, matrix_shape, matrix_type, sample_block, width
+from tcomp.autotune.gpu_work import Copies, counts_of, launch_work, matrix_shape, matrix_type, sample_block, width
 from tcomp.autotune.sass import Walk, functions_of, issued
 from tcomp.autotune.spearman import spearman
 from tcomp.codegen.nvptx.assemble import assemble
@@ -22,6 +23,7 @@ from tcomp.codegen.nvptx.launch import LaunchShape
 from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import DType
 from tcomp.dsl.storage import bound
+from tcomp.grad import backward_of
 from tcomp.ir.tile import GridOrder, Kernel
 from tcomp.machine.gpu import H100, MACHINES
 from tcomp.schedule.lower import lower
@@ -34,6 +36,14 @@ def product(m: int, n: int, k: int, dtype: DType = DType.F32, **chosen: int) -> 
     module = gpt2()
     op = bound(module.ops["matmul"], dtype)
     return lower(op, module, {"M": m, "N": n, "K": k}, H100, 1, chosen).kernels[0]
+
+
+def gradients(m: int, n: int, k: int) -> dict[str, Kernel]:
+    """The kernels of a product's gradients in bf16, by name."""
+    module = gpt2()
+    op = backward_of("matmul", module)
+    assert op is not None
+    return {x.name: x for x in lower(bound(op, DType.BF16), module, {"M": m, "N": n, "K": k}, H100).kernels}
 
 
 def test_the_published_ladder_comes_out_in_order() -> None:
@@ -105,7 +115,7 @@ def test_counts_of_a_matrix_product_are_exact(tmp_path: Path) -> None:
     function = functions_of(text)[launch.symbol]
     way = Walk(function, {"SR_TID.X": 32, "SR_CTAID.X": 3}, {0x0: launch.threads, 0xC: launch.blocks}).run()
     assert way.unknown == 0 and not way.cut
-    counts = counts_of(function, way, 0.0)
+    counts = counts_of(function, way, Copies())
     assert issued(function, way)["FFMA"] == 128 * 128 * 640 / launch.threads
     assert counts.async_bytes * launch.threads / 32 == 2 * 128 * 640 * 4, "every byte of both operands, once"
     assert counts.pending == 1, "three stages: one group may be on its way"
@@ -113,13 +123,14 @@ def test_counts_of_a_matrix_product_are_exact(tmp_path: Path) -> None:
 
 @nvdisasm
 def test_a_warp_specialised_product_is_read(tmp_path: Path) -> None:
-    code = compile_kernel(product(512, 512, 1024, DType.BF16, BM=128, BN=256, KC=64, S=3), H100)
+    kernel = product(512, 512, 1024, DType.BF16, BM=128, BN=256, KC=64, S=3)
+    code, copies = compile_kernel(kernel, H100), copies_of(kernel, kernel.phases[0])
     function = functions_of(disassemble(assemble(code.ptx, "sm_90a", tmp_path).cubin))[code.launches[0].symbol]
-    sample = sample_block(function, code.launches[0], 1, {})
+    sample = sample_block(function, code.launches[0], 1, {}, copies)
     flops = sum(n * f for n, c in sample.warps for f in c.flops.values())
     copied = sum(n * c.async_bytes for n, c in sample.warps)
     assert flops == 2 * 128 * 256 * 1024
-    assert copied == 2 * (128 + 256 / 2) * 1024, "the tile of W once for two blocks"
+    assert copied == 2 * (128 + 256 / 2) * 1024  # (half of W's tile: the cluster's other block fetches the rest)
     assert all(path == "wgmma" and dtype == "bf16" for _, c in sample.warps for dtype, path in c.flops)
 
 
@@ -145,7 +156,7 @@ def test_loops_of_foreign_code_are_counted(tmp_path: Path) -> None:
     )
     function = functions_of(disassemble(assemble(ptx, "sm_90a", tmp_path).cubin))["k"]
     way = Walk(function, {"SR_TID.X": 0, "SR_CTAID.X": 0}, {}).run()
-    counts = counts_of(function, way, 0.0)
+    counts = counts_of(function, way, Copies())
     assert counts.flops == {("bf16", "mma.sync"): 60 * 2 * 16 * 8 * 16}
     assert counts.opcodes["LDSM"] == 60 and counts.barriers == 60
 
@@ -200,9 +211,35 @@ def test_traffic_follows_the_order_of_tiles() -> None:
     blocks) it stays in L2."""
     bands = product(16384, 50304, 768, DType.BF16)
     rows = replace(bands, order=GridOrder(persistent=True))
-    assert bands.order.raster == 8 and bands.cluster is not None and bands.cluster.blocks == 2
+    assert bands.order.raster == 8 and bands.cluster is not None
     traffic = [phase_traffic(k, k.phases[0], H100, 1) for k in (bands, rows)]
     assert 2 * 16384 * 50304 < traffic[0] < traffic[1] / 2
+
+
+def test_a_cluster_s_blocks_lie_in_one_gpc() -> None:
+    """Six GPCs of 16 SMs and two of 18: pairs fill them all, fours leave two SMs over in each of the large ones."""
+    assert [H100.clusters(n) for n in (1, 2, 4, 8)] == [132, 66, 32, 16]
+    assert replace(H100, sms=5).clusters(2) == 2
+
+
+def test_what_a_cluster_shares_is_asked_for_once() -> None:
+    """The head's dX: half the requests for W's tiles, so fewer that miss; and half of W's bytes from L2 for each block,
+    while all of them land in its shared memory."""
+    pairs = gradients(16384, 50304, 768)["matmul.backward.dX"]
+    assert pairs.cluster is not None and pairs.cluster.blocks == 2
+    alone = replace(pairs, cluster=None, order=replace(pairs.order, raster=2 * pairs.order.raster))
+    traffic = [phase_traffic(k, k.phases[0], H100, 1) for k in (pairs, alone)]
+    assert 16384 * 50304 * 2 < traffic[0] < 0.8 * traffic[1]
+    dy, w = 128 * 64 * 2, 64 * 256 * 2
+    copies = [copies_of(k, k.phases[0]) for k in (pairs, alone)]
+    assert [c.asked for c in copies] == [(dy + w / 2) / 5, (dy + w) / 5]
+    assert copies[0].landed == copies[1].landed == (dy + w) / 5
+
+
+def test_clusters_that_leave_multiprocessors_over_take_longer() -> None:
+    work = BlockWork(tensor=1e6)
+    whole, fours = (predict(LaunchWork("x", 264, 1, work, 0.0, sms=n), H100).seconds for n in (0, 128))
+    assert fours == pytest.approx(1.5 * whole, rel=0.01)
 
 
 @pytest.mark.slow

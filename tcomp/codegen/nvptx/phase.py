@@ -157,7 +157,7 @@ class PhaseGenerator:
             raise Unsupported(
                 "tiles are no whole clusters, and some are staged by other ways than tma", self.kernel.span
             )
-        blocks = min(total, self.machine.sms // size * size) if self.kernel.order.persistent else total
+        blocks = min(total, self.machine.clusters(size) * size) if self.kernel.order.persistent else total
         producer = producer_of(self.kernel, phase)
         if total and producer is None:
             self._blocks(blocks)
@@ -259,8 +259,9 @@ class PhaseGenerator:
         self.leader(hand_over)
 
     def compute(self, s: Compute, hold: Callable[[Callable[[], None]], bool] | None = None) -> None:
-        """One Compute; not in a block that only makes its cluster whole. `hold` is the pipe's, where the Compute is all
-        that its turns do."""
+        """One Compute; not in a block that only makes its cluster whole, where all that reaches is zeros, which do no
+        harm in matrix instructions on registers (and those are not to be waited for under a condition). `hold` is the
+        pipe's, where the Compute is all that its turns do."""
 
         rotated = self.pipe is not None and self.pipe.rotated
 
@@ -270,7 +271,8 @@ class PhaseGenerator:
             else:
                 ComputeGenerator(self.em, self.scope, s).generate()
 
-        if self.inside is None:
+        onto_registers = self.scope.buffers[s.target.tensor].scope is Scope.REGISTERS
+        if self.inside is None or (s.instruction and onto_registers):
             write()
         else:
 

@@ -118,22 +118,13 @@ class Ring:
     def release(self, slot: Int) -> None:
         """This warp has read the copy."""
         em = self.em
-        place = self._at(slot, self.stages)
+        place = self._at(slot, self.stages) if self.cluster == 1 else None
         em.here()
         em.nvvm("bar.warp.sync", args=[em.i64(-1)])
         lane = em.lane()
         b = em.here()
-
-        def tell_all() -> None:
-            em.here()
-            text = (
-                "{ .reg .b32 there; mapa.shared::cluster.u32 there, $0, $1; "
-                "mbarrier.arrive.shared::cluster.b64 _, [there]; }"
-            )
-            em.asm(text, VOID, "r,r,~{memory}", [place, lane], effect=True)
-
-        if self.cluster > 1:
-            em.when(b.icmp_signed("<", lane, em.i64(self.cluster)), tell_all)
+        if place is None:
+            em.when(b.icmp_signed("<", lane, em.i64(self.cluster)), lambda: self._tell_peer(slot))
             return
 
         def arrive() -> None:
@@ -141,6 +132,24 @@ class Ring:
             em.asm("mbarrier.arrive.shared::cta.b64 _, [$0];", VOID, "r,~{memory}", [place], effect=True)
 
         em.when(b.icmp_signed("==", lane, em.i64(0)), arrive)
+
+    def _tell_peer(self, slot: Int) -> None:
+        """Arrive at that copy's barrier in the block that has this lane's number in the cluster."""
+        em = self.em
+        root = self.barriers
+        lane = em.lane()
+
+        def make() -> IrValue:
+            b = em.builder
+            peer = b.urem(lane, em.i64(self.cluster))
+            return em.asm("mapa.shared::cluster.u32 $0, $1, $2;", I32, "=r,r,r", [b.ptrtoint(root, I32), peer])
+
+        there: IrValue = em.once(0, ("peer's barriers", id(root)), make)
+        em.here()
+        offset = em.add(em.mul(slot, BYTES), self.stages * BYTES)
+        at = f"$0+{offset}" if isinstance(offset, int) else "$0"
+        value = there if isinstance(offset, int) else em.here().add(there, em.i64(offset))
+        em.asm(f"mbarrier.arrive.shared::cluster.b64 _, [{at}];", VOID, "r,~{memory}", [value], effect=True)
 
     # ------------------------------------------------------------------------------------------ barriers
 

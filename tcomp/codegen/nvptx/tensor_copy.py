@@ -94,7 +94,7 @@ def issue(
         kinds.append("h")
         more.append(ir.Constant(ir.IntType(16), (1 << share.blocks) - 1))
     constraints = ",".join([*kinds, "~{memory}"])
-    for shift, offset in _panels(tile):
+    for shift, offset in panels(tile):
         b = em.here()
         first = em.i64(em.add(at[0], shift))
         place = to if offset == 0 else b.gep(to, [em.i64(offset)], source_etype=I8)
@@ -113,7 +113,7 @@ def deliver(em: GpuEmitter, scope: GpuScope, node: Unpack, address: IrValue, sto
     what, how = ("reduce.async", "add.tile") if node.add and not stores else ("async", "tile")
     text = f"cp.{what}.bulk.tensor.{n}d.global.shared::cta.{how}.bulk_group [$0, {{{places}}}], [${n + 1}];"
     constraints = ",".join(["l", *["r"] * n, "r", "~{memory}"])
-    for shift, offset in _panels(tile):
+    for shift, offset in panels(tile):
         b = em.here()
         first = em.i64(em.add(at[0], shift))
         root = scope.roots[node.buffer]
@@ -130,7 +130,7 @@ def await_deliveries(em: GpuEmitter, whole: bool = False) -> None:
     em.asm(f"cp.async.bulk.wait_group{read} 0;", VOID, "~{memory}", effect=True)
 
 
-def _panels(tile: Buffer) -> list[tuple[int, int]]:
+def panels(tile: Buffer) -> list[tuple[int, int]]:
     """The first column of every panel, and its byte offset."""
     if not isinstance(tile.layout, Swizzled):
         return [(0, 0)]
