@@ -8,40 +8,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from tcomp.dsl.ast import names_in
-from tcomp.ir.tile import Buffer, Cluster, Loop, Pack, Statement, Swizzled
+from tcomp.ir.tile import Buffer, Cluster, Kernel, Loop, Pack, Statement, Swizzled
 
 PART_ALIGNMENT = 128
 """bytes that a part without swizzle is a multiple of"""
 
 
 def shared_packs(
-    phase: Sequence[Statement], cluster: Cluster | None, buffers: Mapping[str, Buffer], anywhere: bool = False
+    phase: Sequence[Statement],
+    cluster: Cluster | None,
+    buffers: Mapping[str, Buffer],
+    anywhere: bool = False,
+    whole: bool = False,
 ) -> dict[int, Pack]:
     """By their numbers, the tensor copies at the start of pipe loops that the blocks of a cluster share; `anywhere`:
-    also those that a loop of one turn has left without a ring."""
+    also those that a loop of one turn has left without a ring; `whole`: also of tiles that do not divide into parts."""
     found: dict[int, Pack] = {}
 
     def visit(body: Sequence[Statement], pipe: bool) -> None:
         for s in body:
+            assert cluster is not None
             if isinstance(s, Loop):
-                assert cluster is not None
                 if s.level == "grid" or cluster.variable not in names_in(s.start) | names_in(s.stop):
                     visit(s.body, s.level == "pipe")
-            elif isinstance(s, Pack) and (pipe or anywhere) and s.by == "tma" and _same(s, cluster, buffers):
-                found[id(s)] = s
+            elif isinstance(s, Pack) and (pipe or anywhere) and s.by == "tma" and _same(s, cluster):
+                if whole or divisible(buffers[s.buffer], cluster.blocks):
+                    found[id(s)] = s
 
     if cluster is not None:
         visit(phase, False)
     return found
 
 
-def _same(pack: Pack, cluster: Cluster | None, buffers: Mapping[str, Buffer]) -> bool:
-    assert cluster is not None
+def _same(pack: Pack, cluster: Cluster) -> bool:
+    """Do all blocks of the cluster copy the same?"""
     named = {n for a in pack.axes for e in (a.start, a.stop) for n in names_in(e)}
     named |= {n for s in pack.source.subscripts for n in names_in(s)}
-    return cluster.variable not in named and divisible(buffers[pack.buffer], cluster.blocks)
+    return cluster.variable not in named
 
 
 def divisible(tile: Buffer, parts: int) -> bool:
@@ -52,6 +58,14 @@ def divisible(tile: Buffer, parts: int) -> bool:
     if isinstance(tile.layout, Swizzled):
         return rows % tile.layout.rows == 0
     return rows * tile.shape[-1] * tile.dtype.bytes % PART_ALIGNMENT == 0
+
+
+def without_idle_cluster(kernel: Kernel) -> Kernel:
+    """The kernel without its cluster, where at its extents no tile divides among the blocks."""
+    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
+    if any(shared_packs(p, cluster_of(kernel.cluster, p), buffers, anywhere=True) for p in kernel.phases):
+        return kernel
+    return replace(kernel, cluster=None)
 
 
 def cluster_of(cluster: Cluster | None, phase: Sequence[Statement]) -> Cluster | None:

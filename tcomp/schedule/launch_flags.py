@@ -153,13 +153,12 @@ def check_flags(kernel: Kernel, flags: LaunchFlags, sequence: Sequence[Clustered
             )
     if kernel.cluster is not None:
         buffers = {b.name: b for b in kernel.operands + kernel.tiles}
-        if not any(shared_packs(p, cluster_of(kernel.cluster, p), buffers, True) for p in kernel.phases):
+        if not any(shared_packs(p, cluster_of(kernel.cluster, p), buffers, True, True) for p in kernel.phases):
             raise TcError(
                 f"the blocks of a cluster along '{kernel.cluster.variable.partition('.')[0]}' would share nothing",
                 clusters[0].span,
                 text,
-                "stage by tma, in a pipe loop, a tile that does not depend on that loop (and divides into whole "
-                "swizzle patterns), or leave `cluster` out",
+                "stage by tma, in a pipe loop, a tile that does not depend on that loop, or leave `cluster` out",
             )
     if flags.order.raster and len(grid) < 2:
         raise TcError(

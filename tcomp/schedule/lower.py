@@ -21,6 +21,7 @@ from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.storage import bound
+from tcomp.ir.multicast import without_idle_cluster
 from tcomp.ir.tile import Buffer, Cluster, Kernel, Scope, Statement, ThreadShape
 from tcomp.schedule.adding import Adding
 from tcomp.schedule.choose import choose_schedule, storage_of
@@ -238,7 +239,7 @@ class _Lowering:
             evaluations(leaves, self.extents, local, self.module.monoids),
         )
         self.family.check(kernel, plan, self.text)
-        return kernel
+        return without_idle_cluster(kernel)
 
     def _cluster(self, plan: KernelPlan) -> Cluster | None:
         """The cluster that a grid level asks for, where that loop has more than one turn."""

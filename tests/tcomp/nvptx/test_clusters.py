@@ -97,6 +97,14 @@ def test_nothing_to_share_in_one_turn_is_no_fault() -> None:
     run(found, given(found, RNG), tolerance=1e-4)
 
 
+def test_a_tile_that_does_not_divide_is_not_shared() -> None:
+    """Of a sum over 24 values a half is no whole swizzle pattern: the blocks are then no cluster."""
+    text = TENSOR.format(bn=64).replace("W: bf16[N, K]", "W: bf16[K, N]").replace("W[n, k]", "W[k, n]")
+    found = lowered(text, {"M": 390, "N": 72, "K": 24})
+    assert found.cluster is None and lowered(text, {"M": 390, "N": 72, "K": 136}).cluster is not None
+    run(found, given(found, RNG), replace(H100, sms=4))
+
+
 def test_one_tile_along_the_cluster_is_no_cluster() -> None:
     assert lowered(TEXT.format(rows=32, by="tma", flags=""), {"M": 16, "N": 64, "K": 64}).cluster is None
 
