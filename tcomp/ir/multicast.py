@@ -28,15 +28,17 @@ def shared_packs(
     also those that a loop of one turn has left without a ring; `whole`: also of tiles that do not divide into parts."""
     found: dict[int, Pack] = {}
 
+    def shareable(s: Pack, cluster: Cluster) -> bool:
+        return s.by == "tma" and _same(s, cluster) and (whole or divisible(buffers[s.buffer], cluster.blocks))
+
     def visit(body: Sequence[Statement], pipe: bool) -> None:
         for s in body:
             assert cluster is not None
             if isinstance(s, Loop):
                 if s.level == "grid" or cluster.variable not in names_in(s.start) | names_in(s.stop):
                     visit(s.body, s.level == "pipe")
-            elif isinstance(s, Pack) and (pipe or anywhere) and s.by == "tma" and _same(s, cluster):
-                if whole or divisible(buffers[s.buffer], cluster.blocks):
-                    found[id(s)] = s
+            elif isinstance(s, Pack) and (pipe or anywhere) and shareable(s, cluster):
+                found[id(s)] = s
 
     if cluster is not None:
         visit(phase, False)
