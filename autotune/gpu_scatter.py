@@ -13,6 +13,7 @@ from dataclasses import replace
 from tcomp.autotune.gpu_model import L2_LATENCY, MEMORY_LATENCY, BlockWork
 from tcomp.dsl.ast import names_in
 from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Compute, Loop, Statement
 
 INSTRUCTIONS = 40.0
@@ -47,4 +48,9 @@ def _scatters(body: tuple[Statement, ...], loops: tuple[Loop, ...]) -> Iterator[
 
 
 def _trips(loop: Loop) -> int:
-    return max(1, -(-int(evaluate_dim(loop.stop, {}) - evaluate_dim(loop.start, {})) // loop.step))
+    """1 where the bounds follow from a loop around."""
+    try:
+        extent = int(evaluate_dim(loop.stop, {}) - evaluate_dim(loop.start, {}))
+    except TcError:
+        return 1
+    return max(1, -(-extent // loop.step))
