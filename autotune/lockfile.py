@@ -123,7 +123,7 @@ def read_lock(path: Path) -> Lock:
         raise UserError(f"{path}: cannot read the lockfile: {e.strerror or e}") from e
     try:
         return _lock(data)
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         reason = f"'{e.args[0]}' is missing" if isinstance(e, KeyError) else str(e)
         raise UserError(f"{path}: not a lockfile that this tcomp reads: {reason}", _REMEDY) from e
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import Access, Binary, Combine, DType, Expr, Name, Num, Stage, substitute
+from tcomp.dsl.ast import Access, Binary, Combine, DType, Expr, Name, Num, Stage, names_in, substitute
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Loop, RowMajor, Scope, Statement, Swizzled, Turns, Unpack
@@ -107,6 +107,16 @@ class Adding:
 
     def _turns(self, s: Compute, a: AddedSum, walked: tuple[Axis, ...], around: tuple[Loop, ...]) -> Turns:
         """Whose turn comes before a block's: its neighbour's along the grid loop, if that comes to this tile at all."""
+        written = {n for e in s.target.subscripts for n in names_in(e)} | {x.name for x in walked}
+        for x in around:
+            name = x.variable.rpartition(".")[0]
+            if x.level != "grid" and not {name, x.variable} & written:
+                why = f"a block comes to a tile once for each turn of its loop over '{name}'"
+                raise self._error(a, why, f"give '{name}' no loop around the product")
+        if a.level.cluster > 1:
+            raise self._error(a, "blocks of a cluster would take turns with each other", "leave `cluster` out")
+        if sum(1 for other in self.sums.values() if other.flags) > 1:
+            raise self._error(a, "a kernel's blocks take turns at one sum", "give the other sum a kernel of its own")
         block = a.level.block or 1
         own, index = Name(a.level.variable), a.level.index
         step = block if index in self.reversed else -block
