@@ -108,9 +108,9 @@ class Adding:
     def _turns(self, s: Compute, a: AddedSum, walked: tuple[Axis, ...], around: tuple[Loop, ...]) -> Turns:
         """Whose turn comes before a block's: its neighbour's along the grid loop, if that comes to this tile at all."""
         written = {n for e in s.target.subscripts for n in names_in(e)} | {x.name for x in walked}
-        for x in around:
-            name = x.variable.rpartition(".")[0]
-            if x.level != "grid" and not {name, x.variable} & written:
+        for loop in around:
+            name = loop.variable.rpartition(".")[0]
+            if loop.level != "grid" and not {name, loop.variable} & written:
                 why = f"a block comes to a tile once for each turn of its loop over '{name}'"
                 raise self._error(a, why, f"give '{name}' no loop around the product")
         if a.level.cluster > 1:
