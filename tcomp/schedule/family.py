@@ -172,7 +172,7 @@ class GpuFamily:
         check_tensor_copies(kernel, self.machine, text)
         check_instructions(kernel, plan, self.machine.target, text)
         check_overlap(kernel, plan, self.machine.target, text)
-        check_flags(kernel, plan.flags, plan.sequence, text)
+        check_flags(kernel, plan.flags, plan.sequence, self.machine, text)
 
 
 def gpu_targets(target: str) -> tuple[str, ...]:

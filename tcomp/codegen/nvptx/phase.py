@@ -316,7 +316,7 @@ class PhaseGenerator:
         if not producer.registers:
             return 0
         threads = self.em.threads.threads
-        pool = self.machine.registers_per_block // (threads + 32 * producer.warps) // 8 * 8
+        pool = self.machine.registers_at_entry(self.em.threads.warps + producer.warps)
         left = (pool * (threads + 32 * producer.warps) - producer.registers * 32 * producer.warps) // threads
         return max(0, min(MOST_REGISTERS, left // 8 * 8)) if pool < MOST_REGISTERS else 0
 
