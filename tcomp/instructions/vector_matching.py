@@ -21,7 +21,7 @@ def vector_instruction(family: str) -> VectorInstruction | None:
 def match_vector(
     c: Compute, buffers: Mapping[str, Buffer], target: str, tiles: Mapping[str, Sequence[int]]
 ) -> VectorInstruction:
-    """The instruction that computes `c` on a CPU target. `tiles` are the sizes of loops' tiles. MatchError: none does."""
+    """The instruction that computes `c` on a CPU target; `tiles` are the sizes of loops' tiles. MatchError for none."""
     result = c.target.tensor.partition(".sum")[0]
     pair = factors(c.value)
     if pair is None or c.reducer != "sum":

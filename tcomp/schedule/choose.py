@@ -52,10 +52,7 @@ def _applies(
                 continue
             for name in use.names:
                 types = _factor_types(name, own, {**dtypes, **casts})
-                if (
-                    types is not None
-                    and instruction_for(use.instruction, *types, target, DECLARED) is None
-                ):
+                if types is not None and instruction_for(use.instruction, *types, target, DECLARED) is None:
                     return False
     return True
 
