@@ -80,7 +80,7 @@ class GpuMachine:
         return min(self.registers_per_thread, self.registers_per_block // (32 * warps)) // 8 * 8
 
     def clusters(self, blocks: int) -> int:
-        """Clusters of so many blocks, one on an SM, that run at the same time (GPCs may leave SMs over); at least one."""
+        """Clusters of so many blocks, one on an SM, that run at the same time: GPCs may leave SMs over. Never none."""
         gpcs = self.gpc_sms if sum(self.gpc_sms) == self.sms else (self.sms,)
         return max(1, sum(sms // blocks for sms in gpcs))
 
