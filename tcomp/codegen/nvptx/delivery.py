@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tcomp.codegen.cpu.types import VOID
+from tcomp.codegen.cpu.types import VOID, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.layout import statements_in
@@ -63,21 +63,26 @@ class Deliveries:
         self.roles.leader(lead)
         self.free |= {s.buffer for s in unpacks}
 
-    def start(self, s: Unpack) -> None:
-        """All threads' stores become visible to the copy engine, which one thread then starts."""
+    def start(self, s: Unpack, inside: IrValue | None) -> None:
+        """All threads' stores become visible to the copy engine, which one thread then starts: not in a block that only
+        makes its cluster whole (`inside`), which has written nothing."""
         em = self.em
         em.here()
         em.asm("fence.proxy.async.shared::cta;", VOID, "~{memory}", effect=True)
         em.barrier()
-        self._hand_over(s)
+        self._hand_over(s, inside)
         self.free.discard(s.buffer)
 
-    def _hand_over(self, s: Unpack) -> None:
+    def _hand_over(self, s: Unpack, inside: IrValue | None) -> None:
         em = self.em
         address = self.copies.map_address(s.reversed)
         taking, turns = self.taking, s.turns
         if taking is None or turns is None:
-            self.roles.leader(lambda: deliver(em, self.scope, s, address))
+
+            def start() -> None:
+                deliver(em, self.scope, s, address)
+
+            self.roles.leader(start if inside is None else lambda: em.when(inside, start))
             return
 
         def hand_over() -> None:

@@ -30,6 +30,7 @@ from tcomp.codegen.nvptx.phase_facts import (
     asynchronous,
     bounded_fragments,
     matrix_operands,
+    needs_whole_clusters,
     producer_of,
     reads_ordinary_tiles,
     touched,
@@ -106,10 +107,9 @@ class PhaseGenerator:
             body, path = body[0].body, (*path, 0)
         self.turns, self.body, self.path = turns_of(nest, self.cluster), body, path
         total, size = self.turns.total, self.turns.cluster
-        if self.turns.padded and any(isinstance(s, Pack) and s.by != "tma" for s in statements_in(phase)):
-            raise Unsupported(
-                "tiles are no whole clusters, and some are staged by other ways than tma", self.kernel.span
-            )
+        if self.turns.padded and (why := needs_whole_clusters(phase, self.scope)):
+            hint = "leave `cluster` out, or take tiles of which the size is whole clusters"
+            raise Unsupported(f"tiles are no whole clusters, and {why}", self.kernel.span, hint)
         blocks = min(total, self.machine.clusters(size) * size) if self.kernel.order.persistent else total
         producer = producer_of(self.kernel, phase)
         if total and producer is None:
@@ -219,7 +219,7 @@ class PhaseGenerator:
                     if s.by == "cp.async":
                         self.commit()
                 case Unpack():
-                    self.deliveries.start(s)
+                    self.deliveries.start(s, self.inside)
                 case Loop():
                     self._loop(s, at)
         self.groups.end(running)

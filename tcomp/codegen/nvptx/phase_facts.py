@@ -40,6 +40,16 @@ def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
     return bool(read - copied)
 
 
+def needs_whole_clusters(phase: Sequence[Statement], scope: GpuScope) -> str:
+    """Why a block that only makes its cluster whole cannot do with zeros ("" where it can): it leaves out what threads
+    write, and matrix instructions on registers, which it does not, may read of that."""
+    if any(isinstance(s, Pack) and s.by != "tma" for s in statements_in(phase)):
+        return "some are staged by other ways than tma"
+    filled = {s.buffer for s in statements_in(phase) if isinstance(s, Pack)}
+    read = {n for n in matrix_operands(phase) if scope.buffers[n].scope is Scope.SHARED} - filled
+    return f"matrix instructions read '{min(read)}', which threads write" if read else ""
+
+
 def touched(s: Compute, scope: GpuScope) -> set[str]:
     """Buffers that must be at rest when the Compute begins: not those in shared memory that it only reads, as what
     still runs only reads there too. One by wgmma may add to what a group before it adds to."""
