@@ -68,8 +68,9 @@ def print_buffer(b: Buffer) -> str:
     shape = ", ".join(map(str, b.shape))
     layout = ""
     match b.layout:
-        case Panels(axis, width):
-            layout = f" panels(axis {axis}, width {width})"
+        case Panels(axis, width, group, grouped):
+            groups = f", axis {grouped} in groups of {group}" if group > 1 else ""
+            layout = f" panels(axis {axis}, width {width}{groups})"
         case Pitched(pitch):
             layout = f" pitch {pitch}"
         case Swizzled(width):

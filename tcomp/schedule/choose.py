@@ -30,10 +30,12 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.load import schedule_for
-from tcomp.instructions import INSTRUCTIONS
-from tcomp.instructions.matching import factors, instruction_for
+from tcomp.instructions import INSTRUCTIONS, VECTOR
+from tcomp.instructions.matching import Declared, factors, instruction_for
 from tcomp.schedule.normal import part_of
 from tcomp.schedule.resolve import casts_in
+
+DECLARED: tuple[Declared, ...] = (*INSTRUCTIONS, *VECTOR)
 
 
 def choose_schedule(
@@ -72,7 +74,7 @@ def _applies(
                 continue
             for name in use.names:
                 types = _factor_types(name, own, {**dtypes, **casts})
-                if types is not None and instruction_for(use.instruction, *types, target, INSTRUCTIONS) is None:
+                if types is not None and instruction_for(use.instruction, *types, target, DECLARED) is None:
                     return False
     return True
 

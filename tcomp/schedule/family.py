@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 from tcomp.dsl.ast import Equation, Op, Schedule
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.targets import GPU_TARGETS
+from tcomp.instructions import INSTRUCTIONS
+from tcomp.instructions.matching import match
+from tcomp.instructions.vector_matching import match_vector
 from tcomp.ir.tile import SERIAL, Buffer, Kernel, Spread, Statement, ThreadShape
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
@@ -99,7 +103,7 @@ class CpuFamily:
 
     def __init__(self, machine: CpuMachine, threads: int) -> None:
         self.machine = machine
-        self.targets: tuple[str, ...] = (f"cpu.{machine.name}", "cpu")
+        self.targets = machine.targets
         self.rules = CpuLevels(machine, threads)
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
@@ -134,7 +138,8 @@ class CpuFamily:
         return dict(tiles), [prefetched(p, plan.stages) for p in phases]
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
-        pass
+        tiles = {i: [t.block for t in m.tiles if t.block is not None] for i, m in plan.loops.items()}
+        check_instructions(kernel, plan, partial(match_vector, target=self.targets[0], tiles=tiles), text)
 
 
 class GpuFamily:
@@ -188,9 +193,9 @@ class GpuFamily:
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         check_tensor_copies(kernel, self.machine, text)
-        check_instructions(kernel, plan, self.machine.target, text)
+        check_instructions(kernel, plan, partial(match, target=self.machine.target, instructions=INSTRUCTIONS), text)
         check_overlap(kernel, plan, self.machine.target, text)
-        check_flags(kernel, plan.flags, plan.sequence, text)
+        check_flags(kernel, plan.flags, plan.sequence, self.machine, text)
 
 
 def gpu_targets(target: str) -> tuple[str, ...]:

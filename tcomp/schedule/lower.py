@@ -145,7 +145,9 @@ class _Lowering:
 
         def parts() -> list[Part]:
             plans = self.resolver.plans(self.schedule)
-            return split(plans, self.equations, operands, outputs, temporaries, self.dtypes, self.text)
+            return split(
+                plans, self.equations, operands, outputs, temporaries, self.dtypes, self.extents, self.shapes, self.text
+            )
 
         if self.given:
             return parts()

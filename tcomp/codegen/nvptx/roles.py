@@ -73,7 +73,7 @@ class Roles:
         if not producer.registers:
             return 0
         threads = self.em.threads.threads
-        pool = self.machine.registers_per_block // (threads + 32 * producer.warps) // 8 * 8
+        pool = self.machine.registers_at_entry(threads // 32 + producer.warps)
         left = (pool * (threads + 32 * producer.warps) - producer.registers * 32 * producer.warps) // threads
         return max(0, min(MOST_REGISTERS, left // 8 * 8)) if pool < MOST_REGISTERS else 0
 
