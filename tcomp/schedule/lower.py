@@ -217,7 +217,7 @@ class _Lowering:
         phases = adding.phases(phases)
         flags = [s.flags for s in combining.sums if s.flags]
         phases = self._cleared([*flags, *sorted(adding.cleared)], shape) + phases
-        tiles, phases = self.family.finish(emitter.tiles, phases, plan, self.text if self.given else None)
+        tiles, phases = self.family.finish(emitter.tiles, phases, plan, shape, self.text if self.given else None)
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names | set(added)
         writes = {t for x in leaves for t in x.written} & operand_names | set(added)
         order = [o.name for o in self.op.operands] + sorted(workspaces)

@@ -40,6 +40,12 @@ class Roles:
         else:
             em.when(em.here().icmp_signed("==", em.warp(), em.i64(0)), elect)
 
+    def group_leader(self, body: Callable[[], None]) -> None:
+        """Let one thread of each warpgroup do it."""
+        em = self.em
+        inside = em.here().and_(em.warp(), em.i64(3))
+        em.when(em.here().icmp_signed("==", inside, em.i64(0)), lambda: em.when(elected(em), body))
+
     def apart(self, producer: Producer, copies: Callable[[], None], rest: Callable[[], None]) -> None:
         """`copies` written for one thread of the producer, `rest` for all other warps."""
         em = self.em
