@@ -50,7 +50,8 @@ def staged_accesses(name: str, leaf: Leaf, anywhere: bool = False) -> list[Acces
 
 
 def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
-    """Every `stage` line must have something to stage: a tiled loop, and a reduction (in cache: any equation) that reads it."""
+    """Every `stage` line must have something to stage: a tiled loop, and a reduction that reads the tensor, or, in
+    cache, an equation that names it."""
     for s in plan.stages:
         if s.space == "cache" and s.by is not None:
             raise TcError("what is staged in cache is not copied", s.span, text, f"leave out `by {s.by}`")
