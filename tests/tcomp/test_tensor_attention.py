@@ -18,12 +18,12 @@ from tcomp.dsl.load import load, load_text
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
 from tcomp.ir.tile import Axis, Compute, Kernel, Scope, Unpack
+from tcomp.ir.walk import computes
 from tcomp.machine.gpu import machine_for_target
 from tcomp.oracle import evaluate
 from tcomp.runtime.values import stored, values
 from tcomp.schedule.fold import by_exp2
 from tcomp.schedule.lower import lower
-from tcomp.schedule.scopes import computes
 from tests.reference.op_cases import Arrays, random_inputs
 from tests.test_ops_gpu import execute
 
