@@ -279,7 +279,7 @@ class Turns:
 class Unpack:
     """GPU: write the tile `buffer` to `target` by the copy engine, in the background; the reverse of a `Pack` by tma.
     What lies past an axis's `stop` is not written. With `add`, it is added to what other blocks leave there: in any
-    order, or in that of `turns`."""
+    order, or in that of `turns`. With `groups`, so many groups of warps each write and hand over rows of their own."""
 
     buffer: str
     axes: tuple[Axis, ...]
@@ -287,6 +287,7 @@ class Unpack:
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
     add: bool = False
     turns: Turns | None = None
+    groups: int = 1
 
     @property
     def reversed(self) -> Pack:
@@ -306,6 +307,8 @@ class Loop:
     Nested grid loops are flattened into one grid of blocks, the innermost loop fastest.
     level "pipe" (GPU): like seq, but the body's leading `Pack`s run ahead: `stages` copies of what they fill exist
     (`Buffer.ring`), and the packs of turn i + stages - 1 are issued while turn i is computed.
+    level "panel" (GPU): from `start` to `start` plus a number; turns are written out. The body is a `Compute` of a tile
+    with `stages` copies, and its `Unpack`.
     """
 
     variable: str

@@ -26,6 +26,7 @@ from tcomp.schedule.operand_tiles import laid_out
 from tcomp.schedule.overlap import check_overlap
 from tcomp.schedule.prefetch import prefetched
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LevelRules, LoopMap
+from tcomp.schedule.result_panels import in_panels
 from tcomp.schedule.scopes import assign_scopes
 from tcomp.schedule.stager import Stager
 from tcomp.schedule.staging import Staging
@@ -79,9 +80,15 @@ class Family(Protocol):
         ...
 
     def finish(
-        self, tiles: Mapping[str, Buffer], phases: Phases, plan: KernelPlan, text: str | None
+        self,
+        tiles: Mapping[str, Buffer],
+        phases: Phases,
+        plan: KernelPlan,
+        shape: ThreadShape | None,
+        text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
-        """The kernel's tiles where they live, and its phases. `text` is that of a written schedule."""
+        """The kernel's tiles where they live, and its phases. `shape` is that of a GPU's blocks, `text` that of a
+        written schedule."""
         ...
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
@@ -121,7 +128,12 @@ class CpuFamily:
         return default_schedule(op, equations, extents, "cpu")
 
     def finish(
-        self, tiles: Mapping[str, Buffer], phases: Phases, plan: KernelPlan, text: str | None
+        self,
+        tiles: Mapping[str, Buffer],
+        phases: Phases,
+        plan: KernelPlan,
+        shape: ThreadShape | None,
+        text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
         return dict(tiles), [prefetched(p, plan.stages) for p in phases]
 
@@ -169,15 +181,21 @@ class GpuFamily:
         return default_gpu_schedule(op, equations, extents, "gpu")
 
     def finish(
-        self, tiles: Mapping[str, Buffer], phases: Phases, plan: KernelPlan, text: str | None
+        self,
+        tiles: Mapping[str, Buffer],
+        phases: Phases,
+        plan: KernelPlan,
+        shape: ThreadShape | None,
+        text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
-        return laid_out(assign_scopes(tiles, phases, text), phases)
+        laid = laid_out(assign_scopes(tiles, phases, text), phases)
+        return in_panels(*laid, shape, self.machine.shared_per_block)
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         check_tensor_copies(kernel, self.machine, text)
         check_instructions(kernel, plan, partial(match, target=self.machine.target, instructions=INSTRUCTIONS), text)
         check_overlap(kernel, plan, self.machine.target, text)
-        check_flags(kernel, plan.flags, plan.sequence, text)
+        check_flags(kernel, plan.flags, plan.sequence, self.machine, text)
 
 
 def gpu_targets(target: str) -> tuple[str, ...]:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from tcomp.dsl.errors import TcError
 from tcomp.instructions.matching import MatchError
 from tcomp.ir.tile import Buffer, Compute, Kernel
+from tcomp.ir.walk import computes
 from tcomp.schedule.nest import JOINED
 from tcomp.schedule.resolve import KernelPlan
-from tcomp.schedule.scopes import computes
 
 
 def check_instructions(

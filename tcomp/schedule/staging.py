@@ -51,8 +51,13 @@ def staged_accesses(name: str, leaf: Leaf, anywhere: bool = False) -> list[Acces
 
 def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
     """Every `stage` line must have something to stage: a tiled loop, and a reduction that reads the tensor, or, in
-    cache, an equation that names it."""
+    cache, an equation that names it. A tensor is staged once."""
+    seen: set[tuple[str, str]] = set()
     for s in plan.stages:
+        for name in s.tensors:
+            if (name, s.space) in seen:
+                raise TcError(f"'{name}' is staged in {s.space} twice", s.span, text, "keep one line for it")
+            seen.add((name, s.space))
         if s.space == "cache" and s.by is not None:
             raise TcError("what is staged in cache is not copied", s.span, text, f"leave out `by {s.by}`")
         if all(t.index != s.at for t in plan.sequence):

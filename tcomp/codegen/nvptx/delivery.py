@@ -4,23 +4,27 @@
     threads store to the tile; fence for the async proxy; barrier; the leader starts the copies
     at the block's end: the leader waits for its copies
 
+Results that leave panel by panel (`schedule/result_panels.py`) have two copies of a panel. Each warpgroup hands over
+its own rows, behind one barrier of its own: its leader comes there when the panel that is written next has been read.
+
 Where a barrier stands before the stores anyway, the leader waits there. Blocks that add in turns (`turn_taking.py`)
 wait for theirs in the same places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from tcomp.codegen.cpu.types import VOID, IrValue
+from tcomp.codegen.cpu.types import I8, VOID, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
-from tcomp.codegen.nvptx.layout import statements_in
+from tcomp.codegen.nvptx.layout import panels_in, statements_in
 from tcomp.codegen.nvptx.roles import Roles
 from tcomp.codegen.nvptx.tensor_copy import await_deliveries, deliver
 from tcomp.codegen.nvptx.tensor_rings import TensorRings
 from tcomp.codegen.nvptx.turn_taking import TurnTaking
-from tcomp.ir.tile import Compute, Statement, Unpack
+from tcomp.ir.tile import Compute, Loop, Statement, Unpack
 
 
 class Deliveries:
@@ -31,14 +35,19 @@ class Deliveries:
     ) -> None:
         self.em, self.scope, self.roles, self.copies = em, scope, roles, copies
         found = [s for s in statements_in(phase) if isinstance(s, Unpack)]
-        self.delivered = {s.buffer for s in found}
+        self.panels = {s.buffer: (s, n) for s, n in panels_in(phase)}
+        self.delivered = {s.buffer for s in found} - set(self.panels)
         self.free: set[str] = set()
         """tiles for the copy engine that the place being written knows to be free"""
         self.taking = TurnTaking(em, scope) if any(s.turns is not None for s in found) else None
 
     def finish(self) -> None:
         """A block's shared memory stays until the copy engine has read it."""
-        if self.delivered and self.roles.now != "producer":
+        if self.roles.now == "producer":
+            return
+        if any(s.groups > 1 for s, _ in self.panels.values()):
+            self.roles.group_leader(self._await)
+        elif self.delivered or self.panels:
             self.roles.leader(self._await)
 
     def before(self, s: Statement) -> None:
@@ -63,12 +72,51 @@ class Deliveries:
         self.roles.leader(lead)
         self.free |= {s.buffer for s in unpacks}
 
+    @contextmanager
+    def panel(self, loop: Loop, number: int, turns: int) -> Iterator[None]:
+        """A turn of a panel loop, whose tile's name means the copy that it writes."""
+        unpack = next(s for s in loop.body if isinstance(s, Unpack))
+        name, copy = unpack.buffer, number % loop.stages
+        if loop.stages == 1 or (number == 0 and turns % loop.stages):
+            self._lead(unpack, lambda: await_deliveries(self.em))  # the last turn wrote where this one does
+            self.em.group_barrier(unpack.groups)
+        root = self.scope.roots[name]
+        if copy:
+            size = self.scope.buffers[name].bytes
+            self.scope.roots[name] = self.em.once(
+                0, ("copy", name, copy), lambda: self.em.builder.gep(root, [self.em.i64(copy * size)], source_etype=I8)
+            )
+        yield
+        self.scope.roots[name] = root
+
+    def _lead(self, s: Unpack, body: Callable[[], None]) -> None:
+        if s.groups > 1:
+            self.roles.group_leader(body)
+        else:
+            self.roles.leader(body)
+
+    def _start_panel(self, s: Unpack, copies: int, inside: IrValue | None) -> None:
+        em = self.em
+        if copies > 1:
+            self._lead(s, lambda: await_deliveries(em, but=copies - 2))
+        em.group_barrier(s.groups)
+        group = em.group(s.groups) if s.groups > 1 else 0
+        address = self.copies.result_address(s)
+
+        def start() -> None:
+            deliver(em, self.scope, s, address, group=group)
+
+        self._lead(s, start if inside is None else lambda: em.when(inside, start))
+
     def start(self, s: Unpack, inside: IrValue | None) -> None:
         """All threads' stores become visible to the copy engine, which one thread then starts: not in a block that only
         makes its cluster whole (`inside`), which has written nothing."""
         em = self.em
         em.here()
         em.asm("fence.proxy.async.shared::cta;", VOID, "~{memory}", effect=True)
+        if s.buffer in self.panels:
+            self._start_panel(s, self.panels[s.buffer][1], inside)
+            return
         em.barrier()
         self._hand_over(s, inside)
         self.free.discard(s.buffer)

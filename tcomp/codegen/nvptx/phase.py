@@ -45,6 +45,7 @@ from tcomp.codegen.nvptx.tensor_rings import TensorRings
 from tcomp.dsl.ast import Call, Num
 from tcomp.ir.multicast import cluster_of
 from tcomp.ir.pairs import paired
+from tcomp.ir.panels import written_out
 from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope, Statement, ThreadShape, Unpack
 from tcomp.machine.gpu import GpuMachine
 
@@ -86,6 +87,7 @@ class PhaseGenerator:
         self.sync = Planner(phase, self.scope.buffers, self.em.threads, self.kernel.order.persistent).plan(phase)
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
         self.scope.zeroed = matrix_operands(phase)
+        self.scope.delivered = frozenset(s.buffer for s in statements_in(phase) if isinstance(s, Unpack) and not s.add)
         self.em.async_reads = reads_ordinary_tiles(phase, self.scope)
         self.em.calls = not any(True for _ in asynchronous(phase, self.scope))
         used = {a.tensor for s in statements_in(phase) if isinstance(s, Compute) for a in accesses_of(s)}
@@ -237,6 +239,9 @@ class PhaseGenerator:
         return touched(s, self.scope) | self.ordinary if barrier else touched(s, self.scope)
 
     def _loop(self, loop: Loop, path: tuple[int, ...]) -> None:
+        if loop.level == "panel":
+            self._panels(loop, path)
+            return
         if loop.level not in ("seq", "pipe"):
             raise Unsupported(f"loop '{loop.variable}' of level {loop.level} inside a block", loop.span)
         if id(loop) in self.copies.rings:
@@ -256,6 +261,13 @@ class PhaseGenerator:
             return []
 
         em.loop(start, stop, loop.step, [], body)
+
+    def _panels(self, loop: Loop, path: tuple[int, ...]) -> None:
+        """The turns of a panel loop, each with a copy of its tile."""
+        turns = written_out(loop)
+        for number, body in enumerate(turns):
+            with self.deliveries.panel(loop, number, len(turns)):
+                self.statements(body, path)
 
     def bounds(self, loop: Loop) -> tuple[Int, Int]:
         self.em.here()

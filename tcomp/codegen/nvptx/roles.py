@@ -40,6 +40,12 @@ class Roles:
         else:
             em.when(em.here().icmp_signed("==", em.warp(), em.i64(0)), elect)
 
+    def group_leader(self, body: Callable[[], None]) -> None:
+        """Let one thread of each warpgroup do it."""
+        em = self.em
+        inside = em.here().and_(em.warp(), em.i64(3))
+        em.when(em.here().icmp_signed("==", inside, em.i64(0)), lambda: em.when(elected(em), body))
+
     def apart(self, producer: Producer, copies: Callable[[], None], rest: Callable[[], None]) -> None:
         """`copies` written for one thread of the producer, `rest` for all other warps."""
         em = self.em
@@ -67,7 +73,7 @@ class Roles:
         if not producer.registers:
             return 0
         threads = self.em.threads.threads
-        pool = self.machine.registers_per_block // (threads + 32 * producer.warps) // 8 * 8
+        pool = self.machine.registers_at_entry(threads // 32 + producer.warps)
         left = (pool * (threads + 32 * producer.warps) - producer.registers * 32 * producer.warps) // threads
         return max(0, min(MOST_REGISTERS, left // 8 * 8)) if pool < MOST_REGISTERS else 0
 

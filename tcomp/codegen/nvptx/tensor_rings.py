@@ -17,7 +17,7 @@ from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.tensor_copy import Share, map_of
 from tcomp.codegen.nvptx.tensor_pipe import TensorTile
 from tcomp.ir.multicast import shared_packs
-from tcomp.ir.tile import Compute, Loop, Pack, Statement
+from tcomp.ir.tile import Compute, Loop, Pack, Statement, Unpack
 
 if TYPE_CHECKING:
     from tcomp.codegen.nvptx.phase import PhaseGenerator
@@ -72,6 +72,9 @@ class TensorRings:
     def map_address(self, pack: Pack) -> IrValue:
         parts = self.cluster.blocks if self.cluster is not None and id(pack) in self.shared else 1
         return self.maps[map_of(pack, self.buffers, parts)]
+
+    def result_address(self, unpack: Unpack) -> IrValue:
+        return self.maps[map_of(unpack.reversed, self.buffers, unpack.groups)]
 
     def share(self, pack: Pack) -> Share | None:
         """What this block fetches of a tile that its cluster shares."""

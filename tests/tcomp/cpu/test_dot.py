@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tcomp.codegen.cpu.compile import kernel_assembly
 from tcomp.dsl.ast import DType, Module, Op
@@ -202,6 +204,49 @@ def test_without_the_instruction_bf16_products_widen_as_they_are_packed(machine:
         (kernel,) = lower(bound(gpt2.ops["matmul"], precision), gpt2, {"M": 64, "N": 96, "K": 64}, target).kernels
         assert not any("vdpbf16ps" in str(p) for p in kernel.phases)
         assert {t.dtype for t in kernel.tiles} == {DType.F32}
+
+
+# ----------------------------------------------------------------------------------------------- any schedule
+
+RANDOM = """
+op f(X: bf16[{x}], W: bf16[{w}], inout Y: f32[M, N]):
+  Y[m, n] += sum k: X[{x_at}] * W[{w_at}]
+
+schedule f on cpu.avx512bf16:
+  m -> core({core}) / seq({mc}) / unroll({mr})
+  n -> seq({nc}) / unroll({nv}) / vec
+  k -> seq({kc})
+  order {order}
+  stage X in packed at {x_stage}
+  stage W in packed at {w_stage} by prefetch
+  use vdpbf16ps for Y
+"""
+
+
+@given(st.data())
+@settings(max_examples=14, deadline=None)
+def test_any_tiling_of_any_product_is_right(objects: Path, data: st.DataObject) -> None:
+    """Either operand's rows along the summed index or across it, whatever is divisible by what."""
+    draw = data.draw
+    m, n, k = (draw(st.integers(1, 41)) for _ in range(3))
+    order = draw(st.permutations(["m", "n", "k"]))
+    stages = [draw(st.sampled_from([i, "k"])) for i in ("m", "n")]
+    (x_at, x), (w_at, w) = (
+        draw(st.sampled_from([(f"{i}, k", f"{d}, K"), (f"k, {i}", f"K, {d}")])) for i, d in (("m", "M"), ("n", "N"))
+    )
+    mc, nc = draw(st.integers(1, 19)), draw(st.integers(1, 40))
+    text = RANDOM.format(
+        x=x, w=w, x_at=x_at, w_at=w_at, order=", ".join(order), x_stage=stages[0], w_stage=stages[1],
+        core=mc * draw(st.integers(1, 3)), mc=mc, mr=draw(st.integers(1, 4)), nc=nc, nv=draw(st.integers(1, 3)),
+        kc=2 * draw(st.integers(1, 12)),
+    )  # fmt: skip
+    level = draw(st.sampled_from([m.name for m in MACHINES if m.name != "avx512bf16"]))
+    module = load_text(text, "random.tc")
+    rng = np.random.default_rng(k)
+    left, right, y = (rng.integers(-9, 10, s).astype(np.float32) for s in ((m, k), (n, k), (m, n)))
+    arrays = {"X": left if x.startswith("M") else left.T, "W": right if w.startswith("N") else right.T, "Y": y}
+    got = run(module.ops["f"], module, {"M": m, "N": n, "K": k}, arrays, detect(f"{level}+avx512bf16"), objects)
+    np.testing.assert_array_equal(got["Y"], left @ right.T + y, err_msg=text)
 
 
 # ------------------------------------------------------------------------------------------------- the loops
