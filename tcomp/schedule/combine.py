@@ -33,7 +33,7 @@ from tcomp.schedule.family import Family
 from tcomp.schedule.nest import JOINED, Leaf, scatter_indices, sink_copies
 from tcomp.schedule.normal import part_of
 from tcomp.schedule.resolve import KernelPlan, TileLevel
-from tcomp.schedule.split_sum import divides, joining_loops, renamed, split_sum, splittable, undivided
+from tcomp.schedule.split_sum import divides, joining_cores, joining_loops, renamed, split_sum, splittable, undivided
 
 BLOCKS_PER_SM = 8
 """of a sorted scatter: each owns rows, and waits for memory at every contribution to one of them"""
@@ -290,15 +290,21 @@ class Combining:
         own = self.dtypes[eq.target.name]
         self.dtypes[name] = own if own.bytes >= 4 else DType.F32
         self.shapes[name] = (count, *(self.extents[i] for i in leaf.parallel))
+        if count == 1 and self.family.level == "core":
+            return [replace(leaf, partial_over=over)], plan  # one part takes the whole sum
         number = Binary("//", Name(level.variable), Num(level.block))
         rows = tuple(Name(i) for i in leaf.parallel)
         first = replace(eq, targets=(Target(name, (number, *rows)),), accumulate=False)
         joined = {i: i for i in leaf.parallel}
-        if self.family.level == "grid" and rows:
+        divided = any(t.parallel and t.index in leaf.parallel for t in plan.sequence)
+        if rows and (self.family.level == "grid" or divided):
             joined = {i: f"{i}.{eq.target.name}" for i in leaf.parallel}
             self.extents.update({new: self.extents[i] for i, new in joined.items()})
-            shape = self.family.shape(plan, self.extents, self.text)
-            maps = joining_loops(list(joined.values()), shape, level, (index, count))
+            if self.family.level == "grid":
+                shape = self.family.shape(plan, self.extents, self.text)
+                maps = joining_loops(list(joined.values()), shape, level, (index, count))
+            else:
+                maps = joining_cores(list(joined.values()), self.extents, level)
             levels = tuple(t for m in maps for t in m.tiles)
             plan = replace(plan, loops={**plan.loops, **{m.index: m for m in maps}}, sequence=(*levels, *plan.sequence))
         elif (mapped := self.family.partial_loop(index)) is not None:
@@ -310,7 +316,7 @@ class Combining:
             value=Reduction(value.reducer, (index,), None, None, (read,), value.span),
         )
         return [
-            Leaf(first, at, leaf.parallel, leaf.reduced, frozenset(), over),
+            Leaf(first, at, leaf.parallel, leaf.reduced, frozenset(), over, sums_for=(eq.target.name,)),
             Leaf(second, at + 1, tuple(joined.values()), (index,), copies=True),
         ], plan
 

@@ -100,10 +100,11 @@ class Staging:
         candidates: list[tuple[Leaf, Access, str, int]] = []
         for leaf in node.leaves():
             for a in staged_accesses(name, leaf):
-                tile = self.emitter.register_tile(leaf, leaf.writes()[-1], env, leaf.parallel, leaf.reduced)
+                target, parallel = self._target(leaf, a)
+                tile = self.emitter.register_tile(leaf, target, env, parallel, leaf.reduced)
                 along = [
                     i
-                    for i in leaf.parallel
+                    for i in parallel
                     if Name(i) in a.subscripts and (i == tile.vector or tile.unroll.get(i, 1) > 1)
                 ]
                 if not along:
@@ -131,6 +132,16 @@ class Staging:
                 out.append(pack)
             self.staged[(id(leaf), a)] = made[key]
         return out
+
+    def _target(self, leaf: Leaf, a: Access) -> tuple[Access, tuple[str, ...]]:
+        """What the sum that reads an access writes, and its parallel indices: of a monoid each field is a sum of its
+        own, over its own indices."""
+        value, writes = leaf.equation.value, leaf.writes()
+        if isinstance(value, Reduction) and value.key is not None:
+            for write, v in zip(writes[1:], value.values, strict=True):
+                if a in reads(v):
+                    return write, self.emitter.axes_of(write)
+        return writes[-1], leaf.parallel
 
     def _pack(
         self, stage: Stage, a: Access, along: str, width: int, env: Env
