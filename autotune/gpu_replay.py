@@ -18,6 +18,8 @@ from tcomp.autotune.gpu_model import BARRIER, DRAIN, L2_LATENCY
 from tcomp.autotune.sass import Block, Function, Instruction, registers_read, registers_written
 
 MATRIX = ("HGMMA", "QGMMA", "IGMMA")
+WARPGROUP = 128
+"""threads"""
 TURNS = 32
 """turns of the loop that are replayed; the later half gives the time of one"""
 ALU = {
@@ -58,6 +60,8 @@ class Step:
     """groups that may be pending after it"""
     meets: bool = False
     """waits for the other warpgroups of its block"""
+    pause: float = 0.0
+    """cycles that its warps wait for each other"""
 
 
 def step_of(i: Instruction, matrix: float) -> Step:
@@ -70,6 +74,9 @@ def step_of(i: Instruction, matrix: float) -> Step:
     if name == "WARPGROUP" and "DEPBAR" in i.opcode:
         return Step("issue", 1.0, 0.0, (), (), waits=int(i.operands[-1], 16))
     if name == "BAR" and "SYNC" in i.opcode:
+        threads = int(i.operands[1], 16) if len(i.operands) > 1 and i.operands[1].startswith("0x") else 0
+        if threads == WARPGROUP:
+            return Step("issue", 1.0, 0.0, (), (), pause=BARRIER)
         return Step("issue", 1.0, 0.0, (), (), meets=True)
     if name == "MUFU":
         return Step("special", 8.0, LATENCY["MUFU"], reads, writes)
@@ -157,6 +164,7 @@ def replay(function: Function, ways: Sequence[Sequence[int]], blocks: int, matri
                 warp.ready[r] = issue + s.latency
             if s.unit == "issue" and s.latency == BRANCH:
                 warp.at += BRANCH
+            warp.at += s.pause
             warp.step += 1
         meets = bool(body) and body[warp.step - 1].meets
         if warp.step >= len(body):

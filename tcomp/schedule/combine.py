@@ -102,14 +102,25 @@ class Combining:
                 )  # fmt: skip
                 leaves.append(first)
                 joins.append(join)
+            elif joined and self._single(plan, joined[0]):
+                leaves.append(replace(leaf, partial_over=joined[0].over))  # one core takes the whole sum
             elif joined:
-                pair, plan = self._partials(plan, leaf, joined[0].over, joined[0].by, len(leaves))
-                leaves += pair
+                over, by = joined[0].over, joined[0].by
+                own = groups.setdefault(group, eq.target.name)
+                (first, join), plan = self._partials(plan, leaf, over, by, len(leaves), own)
+                leaves.append(first)
+                joins.append(join)
             else:
                 leaves.append(leaf)
         leaves = _numbered([*leaves, *joins, *ends])
         leaves = sink_copies([x for leaf in leaves for x in self._private(plan, leaf)])
         return leaves, plan
+
+    def _single(self, plan: KernelPlan, c: Combine) -> bool:
+        """Is there one block of the index only, on a CPU?"""
+        core = [t for t in plan.sequence if t.index == c.over and t.parallel]
+        one = bool(core) and core[0].block is not None and self.extents[c.over] <= core[0].block
+        return self.family.level == "core" and c.by == "partials" and one
 
     def _reads(self, leaf: Leaf, joins: list[Leaf]) -> bool:
         return any(a.tensor in j.written for a in leaf.reads() for j in joins)
@@ -261,9 +272,12 @@ class Combining:
         grid = [t for t in plan.sequence if t.index == over and t.parallel]
         return self.family.level == "grid" and bool(grid) and divides(plan, over) and splittable(leaf.equation)
 
-    def _partials(self, plan: KernelPlan, leaf: Leaf, over: str, by: str, at: int) -> tuple[list[Leaf], KernelPlan]:
+    def _partials(
+        self, plan: KernelPlan, leaf: Leaf, over: str, by: str, at: int, group: str
+    ) -> tuple[list[Leaf], KernelPlan]:
         """`s[n] = sum i: x[i, n]` by partials --> `s.partial[block, n] = sum i in block: x[i, n]`, and in a phase of
-        its own `s[n'] = sum block: s.partial[block, n']`. On a GPU that phase has its own blocks for n'."""
+        its own `s[n'] = sum block: s.partial[block, n']`. On a GPU, and where n is divided among the cores too, that
+        phase has loops of its own for n', which sums of one `group` share."""
         eq = leaf.equation
         directive = next(c for c in plan.combine if c.over == over and called(eq, c.names))
         core = [t for t in plan.sequence if t.index == over and t.parallel]
@@ -290,21 +304,23 @@ class Combining:
         own = self.dtypes[eq.target.name]
         self.dtypes[name] = own if own.bytes >= 4 else DType.F32
         self.shapes[name] = (count, *(self.extents[i] for i in leaf.parallel))
-        if count == 1 and self.family.level == "core":
-            return [replace(leaf, partial_over=over)], plan  # one part takes the whole sum
         number = Binary("//", Name(level.variable), Num(level.block))
         rows = tuple(Name(i) for i in leaf.parallel)
         first = replace(eq, targets=(Target(name, (number, *rows)),), accumulate=False)
         joined = {i: i for i in leaf.parallel}
-        divided = any(t.parallel and t.index in leaf.parallel for t in plan.sequence)
-        if rows and (self.family.level == "grid" or divided):
-            joined = {i: f"{i}.{eq.target.name}" for i in leaf.parallel}
+        apart = self.family.level == "grid" or any(t.parallel and t.index in leaf.parallel for t in plan.sequence)
+        if apart and rows:
+            joined = {i: f"{i}.{group}" for i in leaf.parallel}
             self.extents.update({new: self.extents[i] for i, new in joined.items()})
+        if set(joined.values()) - set(joined) and set(joined.values()) <= set(plan.loops):
+            pass  # another of the group has brought the loops
+        elif apart and rows:
+            indices = list(joined.values())
             if self.family.level == "grid":
                 shape = self.family.shape(plan, self.extents, self.text)
-                maps = joining_loops(list(joined.values()), shape, level, (index, count))
+                maps = joining_loops(indices, shape, level, (index, count))
             else:
-                maps = joining_cores(list(joined.values()), self.extents, level)
+                maps = joining_cores(indices, self.extents, level)
             levels = tuple(t for m in maps for t in m.tiles)
             plan = replace(plan, loops={**plan.loops, **{m.index: m for m in maps}}, sequence=(*levels, *plan.sequence))
         elif (mapped := self.family.partial_loop(index)) is not None:

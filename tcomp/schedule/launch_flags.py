@@ -18,6 +18,7 @@ from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.ir.multicast import cluster_of, shared_packs
 from tcomp.ir.tile import GridOrder, Kernel, Loop, Pack, Producer
+from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.tensor_copies import statements
 
 
@@ -128,7 +129,9 @@ def _producer(flag: Flag, values: Mapping[str, int | float], text: str) -> Produ
     )
 
 
-def check_flags(kernel: Kernel, flags: LaunchFlags, sequence: Sequence[Clustered], text: str) -> None:
+def check_flags(
+    kernel: Kernel, flags: LaunchFlags, sequence: Sequence[Clustered], machine: GpuMachine, text: str
+) -> None:
     """TcError where a flag would mean nothing for the lowered kernel, or asks for what a block cannot have."""
     clusters = [t for t in sequence if t.cluster > 1]
     if len(clusters) > 1:
@@ -150,6 +153,16 @@ def check_flags(kernel: Kernel, flags: LaunchFlags, sequence: Sequence[Clustered
                 flags.span("producer"),
                 text,
                 "divide its loops among a multiple of 4 warps, or write: producer warp",
+            )
+        warps = kernel.threads.warps + flags.producer.warps
+        pool = machine.registers_at_entry(warps)
+        if flags.producer.registers > pool:
+            raise TcError(
+                f"the producer cannot keep {flags.producer.registers} registers a thread: "
+                f"{warps} warps start with {pool} each, and it gives some of them up",
+                flags.span("producer"),
+                text,
+                f"write at most {pool}, for instance: producer warpgroup(40)",
             )
     if kernel.cluster is not None:
         buffers = {b.name: b for b in kernel.operands + kernel.tiles}

@@ -23,6 +23,7 @@ from llvmlite import ir
 from tcomp.codegen.cpu.addressing import Addressing, Place
 from tcomp.codegen.cpu.conditions import remaining, without
 from tcomp.codegen.cpu.domain import Domain, Point, Scope
+from tcomp.codegen.cpu.dot import dot
 from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
@@ -253,7 +254,11 @@ class ComputeGenerator:
         ev, em = self.evaluator, self.em
         condition = self._condition(point)
         factors = self.value.args if self.value.op == "mul" else None
-        if self.reducer == "sum" and factors and self.kind != "int" and self.scope.fma:
+        if self.value.op == "dot":
+            x, y = (ev.vector(f, point, self.guard) for f in self.value.args)
+            em.here()
+            new = dot(em, str(self.value.data), acc, x, y, self.scope)
+        elif self.reducer == "sum" and factors and self.kind != "int" and self.scope.fma:
             guard = self.guard if self.value.unsafe else None
             x, y = (ev.vector(f, point, guard) for f in factors)
             em.here()

@@ -28,11 +28,19 @@ if TYPE_CHECKING:
     from tcomp.codegen.nvptx.evaluation import GpuEvaluator
 
 
+@dataclass(frozen=True)
+class Walk:
+    """A dimension of a register tile that follows an axis, from the value `shift` on."""
+
+    axis: str
+    shift: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Place:
     """An access taken apart. `form` counts elements in symbols: a' is axis a counted from its start, other names are
     loop variables. `gathered` are subscripts read from memory, with their strides. `elements` are, for a tile in
-    registers, the axis (or the number) that each dimension follows; `column` is, for a swizzled tile, the part of
+    registers, what each dimension follows (or its number); `column` is, for a swizzled tile, the part of
     `form` along the last dimension."""
 
     buffer: Buffer
@@ -40,7 +48,7 @@ class Place:
     gathered: tuple[tuple[Node, int], ...]
     in_bounds: bool
     deps: frozenset[str]
-    elements: tuple[str | int, ...] = ()
+    elements: tuple[Walk | int, ...] = ()
     column: Affine = Affine()
 
     @property
@@ -91,7 +99,7 @@ class Addressing:
         buffer = self.domain.scope.buffers[access.tensor]
         if buffer.scope is Scope.REGISTERS:
             elements = tuple(self._element(access, s) for s in access.subscripts)
-            walked = frozenset(e for e in elements if isinstance(e, str))
+            walked = frozenset(e.axis for e in elements if isinstance(e, Walk))
             return Place(buffer, Affine(), (), True, walked, elements)
         total, column = Affine(), Affine()
         gathered: list[tuple[Node, int]] = []
@@ -120,21 +128,21 @@ class Addressing:
                 return a
         return None
 
-    def _element(self, access: Access, subscript: Expr) -> str | int:
-        """The axis along which a register tile's dimension is walked from its start, or a fixed index."""
+    def _element(self, access: Access, subscript: Expr) -> Walk | int:
+        """The axis along which a register tile's dimension is walked, or a fixed index."""
         form = affine_form(subscript, self.domain.forms)
         if form is None:
             counter = self._from_start(subscript)
             if counter is not None:
-                return counter
+                return Walk(counter)
         elif not form.terms:
             return form.constant
-        elif len(form.terms) == 1 and form.constant == 0:
+        elif len(form.terms) == 1 and form.constant >= 0:
             name, c = form.terms[0]
             if c == 1 and name.endswith("'"):
-                return name[:-1]
+                return Walk(name[:-1], form.constant)
         raise Unsupported(
-            f"'{access.tensor}' is in registers, where a subscript can only be an index counted from its tile's start",
+            f"'{access.tensor}' is in registers, where a subscript can only be an index counted within its tile",
             access.span,
         )
 
