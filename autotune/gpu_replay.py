@@ -11,7 +11,7 @@ of the CUDA programming guide's throughput table and of published microbenchmark
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tcomp.autotune.gpu_model import BARRIER, DRAIN, L2_LATENCY
@@ -88,8 +88,8 @@ def step_of(i: Instruction, matrix: float) -> Step:
 
 
 @dataclass
-class _Warp:
-    """`trace`: block numbers in the order of the warp's way."""
+class Warp:
+    """One that stands for the four of its warpgroup. `trace`: block numbers in the order of its way; `at`: cycles."""
 
     trace: Sequence[int]
     place: int = 0
@@ -127,10 +127,23 @@ def replay(function: Function, ways: Sequence[Sequence[int]], blocks: int, matri
         at = [n for n, b in enumerate(own) if b == head]
         traces.append(own[at[0] : (at[TURNS] if len(at) > TURNS else at[-1]) + 1])
     steps = {b: _steps(function.blocks[b], matrix) for b in set().union(*traces)}
-    block, warpgroups = len(ways), len(ways) * blocks
-    warps = [_Warp(trace) for _ in range(blocks) for trace in traces]
+    warps = [Warp(trace) for _ in range(blocks) for trace in traces]
+    run(warps, steps, head, len(ways))
+    entered = [w.entered for w in warps]
+    turns = min(len(e) for e in entered) - 1
+    if turns < 1:
+        return None
+    half = turns // 2
+    cycles = sum((e[turns] - e[half]) / (turns - half) for e in entered) / len(entered)
+    apart = {b for b in way[:first] if any(i.name in MATRIX for i in function.blocks[b].instructions)}
+    return Replay(len(places) + bool(apart), cycles, len(warps[0].groups) / (len(warps[0].entered) - 1))
+
+
+def run(warps: Sequence[Warp], steps: Mapping[int, Sequence[Step]], head: int | None, block: int) -> None:
+    """Replay the warps of a partition together, `block` neighbours being of one block, to the ends of their ways.
+    `steps` are those of each block of code; `head` is the one that begins a turn."""
     unit_free: dict[str, float] = {}
-    queue = [(0.0, w) for w in range(warpgroups)]
+    queue = [(0.0, w) for w in range(len(warps)) if warps[w].trace]
     matrix_free = 0.0
     met: dict[int, list[int]] = {}
     """of each block, the warpgroups at its barrier"""
@@ -183,14 +196,6 @@ def replay(function: Function, ways: Sequence[Sequence[int]], blocks: int, matri
             continue
         if warp.place < len(warp.trace):
             heapq.heappush(queue, (warp.at, w))
-    entered = [w.entered for w in warps]
-    turns = min(len(e) for e in entered) - 1
-    if turns < 1:
-        return None
-    half = turns // 2
-    cycles = sum((e[turns] - e[half]) / (turns - half) for e in entered) / len(entered)
-    apart = {b for b in way[:first] if any(i.name in MATRIX for i in function.blocks[b].instructions)}
-    return Replay(len(places) + bool(apart), cycles, len(warps[0].groups) / (len(warps[0].entered) - 1))
 
 
 def _steps(block: Block, matrix: dict[int, float]) -> list[Step]:
