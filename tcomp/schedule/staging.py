@@ -4,6 +4,9 @@
 
     stage X in cache at v    -->   nothing is copied: `prefetch.py` fetches what the next turn of the loop over v reads
 
+    stage X in packed at m by widening   -->   a pack where X is narrower than what is computed with; else X is read
+                                               where it lies
+
 The panel's width is the register tile along the packed index, so that the contraction reads it with unit stride; where
 the copy transposes, whole register tiles that fill vectors.
 """
@@ -11,6 +14,8 @@ the copy transposes, whole register tiles that fill vectors.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tcomp.dsl.ast import Access, DType, Expr, Name, Num, Reduction, Stage, names_in
@@ -75,6 +80,21 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
 def computed(dtype: DType) -> DType:
     """What a packed tile holds: narrow reals are widened once, when packed, and not at every use."""
     return DType.F32 if dtype.is_float and dtype.bytes < 4 else dtype
+
+
+def needed_stages(stages: Sequence[Stage], dtypes: Mapping[str, DType]) -> tuple[Stage, ...]:
+    """The `stage` lines without the tensors that are staged `by widening` and are wide."""
+    out = []
+    for s in stages:
+        if s.by == "widening":
+            s = replace(s, tensors=tuple(n for n in s.tensors if _narrow(dtypes.get(n.partition(".")[0]))))
+        if s.tensors:
+            out.append(s)
+    return tuple(out)
+
+
+def _narrow(dtype: DType | None) -> bool:
+    return dtype is not None and computed(dtype) is not dtype
 
 
 class Staging:
