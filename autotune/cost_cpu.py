@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, children, walk
 from tcomp.dsl.dims import Number, evaluate_dim
 from tcomp.dsl.errors import TcError
+from tcomp.instructions.vector_matching import vector_instruction
 from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Loop, Pack, Panels, Scope, Statement, Unpack
 from tcomp.machine.cpu import CpuMachine
 
@@ -86,6 +87,8 @@ class _Walk:
             return 0.0
         tile = math.prod(a.unroll for a in c.axes if a.name not in c.reduced)
         turns = math.prod(math.ceil(extents[a.name] / (a.unroll * a.lanes)) for a in c.axes)
+        instruction = vector_instruction(c.instruction)
+        turns = math.ceil(turns / instruction.group) if instruction is not None else turns
         operations = self._operations(c.value) + (1.0 if c.reduced or c.accumulate else 0.0)
         if self.machine.has_fma and c.reduced:
             operations = max(1.0, operations - 1.0)

@@ -4,26 +4,45 @@ cluster copy parts of what they share to all of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tcomp.autotune.gpu_work import Copies
-from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.codegen.nvptx.tensor_copy import panels
+from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.errors import TcError
 from tcomp.ir.multicast import cluster_of, shared_packs
-from tcomp.ir.tile import Kernel, Pack, Statement, Unpack
+from tcomp.ir.tile import Kernel, Loop, Pack, Statement, Unpack
 
 
 def copies_of(kernel: Kernel, phase: tuple[Statement, ...]) -> Copies:
-    """The mean sizes of a phase's tensor copies, each Pack's and Unpack's counted once."""
+    """The mean sizes of a phase's tensor copies, each counted as often as its loops inside of a block run it."""
     buffers = {b.name: b for b in kernel.operands + kernel.tiles}
     cluster = cluster_of(kernel.cluster, phase)
     shared = shared_packs(phase, cluster, buffers)
-    packs = [s for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"]
-    asked = landed = written = 0.0
-    for p in packs:
-        size = buffers[p.buffer].bytes
-        landed += size
-        asked += size / (cluster.blocks if cluster is not None and id(p) in shared else 1)
-    filled = sum(len(panels(buffers[p.buffer])) for p in packs)
-    results = [s for s in statements_in(phase) if isinstance(s, Unpack)]
-    written = sum(buffers[s.buffer].bytes for s in results)
-    stored = sum(len(panels(buffers[s.buffer])) for s in results)
+    asked = landed = written = filled = stored = 0.0
+    for s, times in _copies(phase, 1.0):
+        tile = buffers[s.buffer]
+        if isinstance(s, Unpack):
+            written += times * tile.bytes
+            stored += times * len(panels(tile)) * s.groups
+        else:
+            landed += times * tile.bytes
+            asked += times * tile.bytes / (cluster.blocks if cluster is not None and id(s) in shared else 1)
+            filled += times * len(panels(tile))
     return Copies(asked / max(1, filled), landed / max(1, filled), written / max(1, stored))
+
+
+def _copies(body: tuple[Statement, ...], times: float) -> Iterator[tuple[Pack | Unpack, float]]:
+    """Copies, and how often a block runs each in a turn of the grid; loops whose turns differ count as one turn."""
+    for s in body:
+        if isinstance(s, Loop):
+            yield from _copies(s.body, times * (1.0 if s.level == "grid" else _turns(s)))
+        elif isinstance(s, Unpack) or (isinstance(s, Pack) and s.by == "tma"):
+            yield s, times
+
+
+def _turns(loop: Loop) -> float:
+    try:
+        return max(1.0, float(evaluate_dim(loop.stop, {}) - evaluate_dim(loop.start, {})) / loop.step)
+    except TcError:
+        return 1.0

@@ -11,13 +11,15 @@ of the CUDA programming guide's throughput table and of published microbenchmark
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tcomp.autotune.gpu_model import BARRIER, DRAIN, L2_LATENCY
 from tcomp.autotune.sass import Block, Function, Instruction, registers_read, registers_written
 
 MATRIX = ("HGMMA", "QGMMA", "IGMMA")
+WARPGROUP = 128
+"""threads"""
 TURNS = 32
 """turns of the loop that are replayed; the later half gives the time of one"""
 ALU = {
@@ -58,6 +60,8 @@ class Step:
     """groups that may be pending after it"""
     meets: bool = False
     """waits for the other warpgroups of its block"""
+    pause: float = 0.0
+    """cycles that its warps wait for each other"""
 
 
 def step_of(i: Instruction, matrix: float) -> Step:
@@ -70,6 +74,9 @@ def step_of(i: Instruction, matrix: float) -> Step:
     if name == "WARPGROUP" and "DEPBAR" in i.opcode:
         return Step("issue", 1.0, 0.0, (), (), waits=int(i.operands[-1], 16))
     if name == "BAR" and "SYNC" in i.opcode:
+        threads = int(i.operands[1], 16) if len(i.operands) > 1 and i.operands[1].startswith("0x") else 0
+        if threads == WARPGROUP:
+            return Step("issue", 1.0, 0.0, (), (), pause=BARRIER)
         return Step("issue", 1.0, 0.0, (), (), meets=True)
     if name == "MUFU":
         return Step("special", 8.0, LATENCY["MUFU"], reads, writes)
@@ -81,8 +88,8 @@ def step_of(i: Instruction, matrix: float) -> Step:
 
 
 @dataclass
-class _Warp:
-    """`trace`: block numbers in the order of the warp's way."""
+class Warp:
+    """One that stands for the four of its warpgroup. `trace`: block numbers in the order of its way; `at`: cycles."""
 
     trace: Sequence[int]
     place: int = 0
@@ -120,10 +127,23 @@ def replay(function: Function, ways: Sequence[Sequence[int]], blocks: int, matri
         at = [n for n, b in enumerate(own) if b == head]
         traces.append(own[at[0] : (at[TURNS] if len(at) > TURNS else at[-1]) + 1])
     steps = {b: _steps(function.blocks[b], matrix) for b in set().union(*traces)}
-    block, warpgroups = len(ways), len(ways) * blocks
-    warps = [_Warp(trace) for _ in range(blocks) for trace in traces]
+    warps = [Warp(trace) for _ in range(blocks) for trace in traces]
+    run(warps, steps, head, len(ways))
+    entered = [w.entered for w in warps]
+    turns = min(len(e) for e in entered) - 1
+    if turns < 1:
+        return None
+    half = turns // 2
+    cycles = sum((e[turns] - e[half]) / (turns - half) for e in entered) / len(entered)
+    apart = {b for b in way[:first] if any(i.name in MATRIX for i in function.blocks[b].instructions)}
+    return Replay(len(places) + bool(apart), cycles, len(warps[0].groups) / (len(warps[0].entered) - 1))
+
+
+def run(warps: Sequence[Warp], steps: Mapping[int, Sequence[Step]], head: int | None, block: int) -> None:
+    """Replay the warps of a partition together, `block` neighbours being of one block, to the ends of their ways.
+    `steps` are those of each block of code; `head` is the one that begins a turn."""
     unit_free: dict[str, float] = {}
-    queue = [(0.0, w) for w in range(warpgroups)]
+    queue = [(0.0, w) for w in range(len(warps)) if warps[w].trace]
     matrix_free = 0.0
     met: dict[int, list[int]] = {}
     """of each block, the warpgroups at its barrier"""
@@ -157,6 +177,7 @@ def replay(function: Function, ways: Sequence[Sequence[int]], blocks: int, matri
                 warp.ready[r] = issue + s.latency
             if s.unit == "issue" and s.latency == BRANCH:
                 warp.at += BRANCH
+            warp.at += s.pause
             warp.step += 1
         meets = bool(body) and body[warp.step - 1].meets
         if warp.step >= len(body):
@@ -175,14 +196,6 @@ def replay(function: Function, ways: Sequence[Sequence[int]], blocks: int, matri
             continue
         if warp.place < len(warp.trace):
             heapq.heappush(queue, (warp.at, w))
-    entered = [w.entered for w in warps]
-    turns = min(len(e) for e in entered) - 1
-    if turns < 1:
-        return None
-    half = turns // 2
-    cycles = sum((e[turns] - e[half]) / (turns - half) for e in entered) / len(entered)
-    apart = {b for b in way[:first] if any(i.name in MATRIX for i in function.blocks[b].instructions)}
-    return Replay(len(places) + bool(apart), cycles, len(warps[0].groups) / (len(warps[0].entered) - 1))
 
 
 def _steps(block: Block, matrix: dict[int, float]) -> list[Step]:

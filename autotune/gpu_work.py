@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tcomp.autotune.gpu_blocks import unevenness
+from tcomp.autotune.gpu_epilogue import Epilogue, epilogue
 from tcomp.autotune.gpu_model import (
     BARRIER,
     L1_LATENCY,
@@ -297,16 +298,21 @@ def _block(
             tensor += tensor_cycles(n * flops, dtype, machine, path)
     issue, turns = total("issue"), most("copy_turns")
     longest = most("issue") * WARP_STALL
-    chain = most("load_rounds") * (L2_LATENCY + MEMORY_LATENCY) / 2 + most("shuffles") * SHUFFLE_LATENCY
+    last = Epilogue()
+    found = None
+    wgmma = any(path == "wgmma" for _, c in sample.warps for _, path in c.flops)
+    if turns > 1 and total("async_bytes") and wgmma:
+        found = _replayed(sample, function, machine, resident)
+        last = epilogue(function, _consumers(sample, function), found is None)
+    chain = max(0.0, most("load_rounds") - last.loads) * (L2_LATENCY + MEMORY_LATENCY) / 2
+    chain += max(0.0, most("shuffles") - last.shuffles) * SHUFFLE_LATENCY
     chain += most("near_loads") * (L1_LATENCY + MEMORY_LATENCY / 32)
     chain += most("barriers") * BARRIER
     rings: tuple[Ring, ...] = ()
     if turns > 1 and total("async_bytes"):
-        wgmma = any(path == "wgmma" for _, c in sample.warps for _, path in c.flops)
         consumers = sum(n for n, c in sample.warps if any(p == "wgmma" for _, p in c.flops)) // 4 or 1
         pending = [c.pending for _, c in sample.warps if c.pending is not None]
         depth = stages or ((max(pending) + 2) if pending else 2)
-        found = _replayed(sample, function, machine, resident) if wgmma else None
         if found is not None:
             turns = max(turns, float(found.turns))
         # (A turn of the machine's loop may be several of the ring's, written out one after the other.)
@@ -322,17 +328,22 @@ def _block(
     else:
         chain += max(longest, issue / machine.partitions, tensor)
     return BlockWork(
-        issue, total("fma"), total("special"), tensor, total("shared_bytes"), total("l2_bytes"), chain, 0.0, rings
+        issue,
+        total("fma"),
+        total("special"),
+        tensor,
+        total("shared_bytes"),
+        total("l2_bytes"),
+        chain,
+        last.cycles,
+        rings,
     )
 
 
 def _replayed(sample: Sample, function: Function, machine: GpuMachine, resident: int) -> Replay | None:
     """The loop replayed, where its turns issue more than one group of matrix instructions, and so wait for some of them
     between others. (Turns of all blocks on the SM run side by side, so that one block's take as long.)"""
-    waits = {
-        b.number for b in function.blocks if any(i.name == "WARPGROUP" and "DEPBAR" in i.opcode for i in b.instructions)
-    }
-    ways = [w.path for w in sample.groups if waits & set(w.path)]
+    ways = _consumers(sample, function)
     if not ways:
         return None
     matrix = {}
@@ -342,6 +353,14 @@ def _replayed(sample: Sample, function: Function, machine: GpuMachine, resident:
             matrix[i.address] = tensor_cycles(2.0 * m * n * k, matrix_type(i.opcode), machine)
     found = replay(function, ways, resident, matrix)
     return found if found is not None and found.groups > 1 else None
+
+
+def _consumers(sample: Sample, function: Function) -> list[tuple[int, ...]]:
+    """The ways of the warpgroups that wait for matrix instructions."""
+    waits = {
+        b.number for b in function.blocks if any(i.name == "WARPGROUP" and "DEPBAR" in i.opcode for i in b.instructions)
+    }
+    return [w.path for w in sample.groups if waits & set(w.path)]
 
 
 def _arrivals(sample: Sample, turns: float) -> int:

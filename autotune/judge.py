@@ -86,8 +86,9 @@ class Judge(Protocol):
         go by."""
         ...
 
-    def start(self, instance: Instance) -> list[float]:
-        """Seconds of each of the instance's kernels with the schedule's own values. UserError when it fails."""
+    def start(self, instance: Instance, patience: float = math.inf) -> list[float]:
+        """Seconds of each of the instance's kernels with the schedule's own values. UserError when it fails,
+        TimeoutError where it would take more than about `patience` seconds."""
         ...
 
     def predict(self, job: Job, values: Values) -> float | None:

@@ -24,6 +24,8 @@ from tcomp.ir.tile import Kernel
 from tcomp.schedule.lower import lower
 
 DEFAULT = "default"
+LEAST, ROUNDS = 1.0, 20
+"""Seconds that every step of a comparison gets, however little is left of the budget, and beside them the runs."""
 
 
 class MeasuredJudge:
@@ -49,21 +51,28 @@ class MeasuredJudge:
         self._kernel: int | None = None
         self._built = False
         self._defaults: dict[tuple[str, int], Kernel] = {}
+        self._started: dict[str, float] = {}
+        """seconds of the instances with the schedules' own values"""
         self._names = (f"candidate{i}" for i in itertools.count())
 
     def weigh(self, instance: Instance) -> list[float]:
         return [self.backend.estimate(k) for k in self._lower(instance, {})]
 
-    def start(self, instance: Instance) -> list[float]:
+    def start(self, instance: Instance, patience: float = math.inf) -> list[float]:
+        end = time.monotonic() + patience
         kernels = self._lower(instance, {})
         evaluator = self._for(instance)
         found = []
         for i in range(len(kernels)):
-            self._default(evaluator, i if len(kernels) > 1 else None)
-            times = evaluator.times((DEFAULT,), 5, 0.5, self.alone)
+            self._default(evaluator, i if len(kernels) > 1 else None, _left(end))
+            left = min(PATIENCE, _left(end))
+            times = evaluator.times((DEFAULT,), 5, 0.5, self.alone, left)
             if isinstance(times, Failure):
+                if times.kind == "timeout" and left < PATIENCE:
+                    raise TimeoutError("the time ended before the schedule's own values were timed")
                 raise UserError(f"{instance.key}: cannot be timed: {times.reason}")
             found.append(statistics.median(times[0]))
+        self._started[instance.key] = sum(found)
         return found
 
     def predict(self, job: Job, values: Values) -> float | None:
@@ -87,7 +96,7 @@ class MeasuredJudge:
         refused = self._refused(job, values) if schedule is None else None
         if refused:
             return refused
-        patience = min(self.patience, max(1.0, patience))
+        patience = min(self.patience, max(LEAST, patience))
         end = time.monotonic() + patience
         try:
             evaluator = self._ready(job, schedule, patience)
@@ -95,12 +104,11 @@ class MeasuredJudge:
             return Verdict(None, 0.0, "timeout", str(e))
         name = next(self._names)
         try:
-            left = max(1.0, end - time.monotonic())
-            built = evaluator.build(name, job.space.chosen(values), self._kernel, schedule, left)
+            built = evaluator.build(name, job.space.chosen(values), self._kernel, schedule, _left(end))
             if isinstance(built, Failure):
                 return Verdict(None, 0.0, built.kind, built.reason)
-            left = max(1.0, end - time.monotonic())
-            first = evaluator.times((DEFAULT, name), FIRST, left, self.alone)
+            left = _left(end, job.seconds)
+            first = evaluator.times((DEFAULT, name), FIRST, left, self.alone, left)
             if isinstance(first, Failure):
                 return Verdict(None, 0.0, first.kind, first.reason)
             early = ratio(first[1], first[0])
@@ -108,7 +116,9 @@ class MeasuredJudge:
                 return Verdict(
                     early.value, min(first[1]), "slow", f"{early.value:.2f} of the default's time at first", built
                 )
-            times = evaluator.times((DEFAULT, name), MORE, min(patience, MORE * 3 * job.seconds + 0.5), self.alone)
+            left = _left(end, job.seconds)
+            seconds = min(left, MORE * 3 * job.seconds + 0.5)
+            times = evaluator.times((DEFAULT, name), MORE, seconds, self.alone, left)
             if isinstance(times, Failure):
                 return Verdict(None, 0.0, times.kind, times.reason)
             r = ratio(first[1] + times[1], first[0] + times[0])
@@ -136,7 +146,9 @@ class MeasuredJudge:
             name, left = next(self._names), end - time.monotonic()
             if left <= 0:
                 break
-            built = evaluator.build(name, job.space.chosen(values), self._kernel, None, min(self.patience, left))
+            built = evaluator.build(
+                name, job.space.chosen(values), self._kernel, None, min(self.patience, max(LEAST, left))
+            )
             if not isinstance(built, Failure):
                 standing.append((name, values))
         try:
@@ -144,7 +156,8 @@ class MeasuredJudge:
                 return incumbent
             names = tuple(n for n, _ in standing)
             wanted = max(2.0, FINAL * len(names) * job.seconds)
-            times = evaluator.times(names, FINAL, min(wanted, end - time.monotonic()), self.alone)
+            left = _left(end, job.seconds)
+            times = evaluator.times(names, FINAL, min(wanted, left), self.alone, min(self.patience, left))
             if isinstance(times, Failure):
                 return incumbent
             return standing[winner(times)][1]
@@ -163,8 +176,8 @@ class MeasuredJudge:
         names = [DEFAULT]
         for candidate in (incumbent, choice):
             name = next(self._names)
-            left = min(self.patience, end - time.monotonic())
-            failure = evaluator.build(name, candidate.values, None, candidate.schedule, max(1.0, left))
+            left = min(self.patience, _left(end))
+            failure = evaluator.build(name, candidate.values, None, candidate.schedule, left)
             if isinstance(failure, Failure):
                 for n in names[1:]:
                     evaluator.drop(n)
@@ -172,7 +185,8 @@ class MeasuredJudge:
                 reason = "the budget ended in its final; run again" if cut else f"{failure.kind}: {failure.reason}"
                 return Outcome(0.0, 0.0, 0.0, False, reason)
             names.append(name)
-        times = evaluator.times(tuple(names), FINAL, min(3.0, end - time.monotonic()), self.alone)
+        left = _left(end, self._started.get(instance.key, 0.0))
+        times = evaluator.times(tuple(names), FINAL, min(3.0, left), self.alone, min(self.patience, left))
         for n in names[1:]:
             evaluator.drop(n)
         if isinstance(times, Failure):
@@ -226,3 +240,9 @@ class MeasuredJudge:
     def _lower(self, instance: Instance, chosen: Chosen) -> tuple[Kernel, ...]:
         b = self.backend
         return lower(instance.op, self.module, dict(instance.dims), b.machine, b.threads, chosen).kernels
+
+
+def _left(end: float, seconds: float = 0.0) -> float:
+    """Seconds until then, and never fewer than a step gets: time for the rounds that are run in any case of a candidate
+    that takes so many seconds."""
+    return max(LEAST + ROUNDS * seconds, end - time.monotonic())

@@ -39,7 +39,7 @@ class PredictedJudge:
     def weigh(self, instance: Instance) -> list[float]:
         return self.start(instance)
 
-    def start(self, instance: Instance) -> list[float]:
+    def start(self, instance: Instance, patience: float = math.inf) -> list[float]:
         return [k.seconds for k in self._predictions(instance, Choice())]
 
     def predict(self, job: Job, values: Values) -> float | None:

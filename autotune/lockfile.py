@@ -157,9 +157,12 @@ def _lock(data: dict[str, Any]) -> Lock:
         seconds = [float(e[n]) * 1e-6 for n in ("default_us", "us")]
         if not all(isfinite(s) and s >= 0 for s in seconds):
             raise ValueError(f"a time of {key!r} is none")
+        margin = float(e["margin"])
+        if not isfinite(margin) or margin < 0:
+            raise ValueError(f"the margin of {key!r} is {margin}, not a share of its time")
         entries[key] = Entry(
             str(e["op"]), str(e["schedule"]), dict(values), e["basis"], seconds[0], seconds[1],
-            float(e["margin"]), str(e["tools"]), str(e["when"]),
+            margin, str(e["tools"]), str(e["when"]),
             "".join(f"{line}\n" for line in text), str(e.get("text_hash", "")),
         )  # fmt: skip
     steps = tuple(str(s) for s in data["steps"])

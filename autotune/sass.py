@@ -253,6 +253,13 @@ class Walk:
             return None
         return rest & ~mask & MASK | sum(bool(bit) << int(p[1:]) for p, bit in zip(_packed(i), bits, strict=True))
 
+    def _unpacked_predicates(self, i: Instruction) -> list[tuple[str, Value]]:
+        """R2P PR, R1.B1, 0x3: P0 and P1 are the lowest bits of the register's second byte, the others as they were."""
+        register, _, byte = i.operands[1].partition(".B")
+        value = self._operand(register)
+        bits = None if value is None else value >> 8 * int(byte or 0)
+        return [(p, None if bits is None else bits >> int(p[1:]) & 1) for p in _masked(i.operands[2])]
+
     def _execute(self, i: Instruction) -> None:
         guard = self._predicate(i.guard[1:]) if i.guard else True
         if guard is False:
@@ -279,6 +286,8 @@ class Walk:
             return self._combine(o)
         if i.opcode == "P2R":
             return [(o[0], self._packed_predicates(i))]
+        if name == "R2P":
+            return self._unpacked_predicates(i)
         if name == "LOP3" and _is_predicate(o[0]):
             return self._tested(o)
         target = o[0].removesuffix(".64")
@@ -473,7 +482,7 @@ def _logic(a: Value, b: Value, c: Value, table: int) -> Value:
 
 EVALUATED = {
     "MOV", "IMAD", "IADD3", "VIADD", "IADD", "LEA", "SHF", "SHL", "SHR", "LOP3", "SEL", "IMNMX", "VIMNMX", "SGXT",
-    "S2R", "S2UR", "CS2R", "LDC", "ISETP", "PLOP3", "R2UR", "HFMA2", "P2R",
+    "S2R", "S2UR", "CS2R", "LDC", "ISETP", "PLOP3", "R2UR", "HFMA2", "P2R", "R2P",
 }  # fmt: skip
 """Instructions whose results `Walk` works out (their uniform forms too); what others give is unknown."""
 
@@ -576,8 +585,13 @@ def _sources(i: Instruction) -> tuple[str, ...]:
 
 def _packed(i: Instruction) -> tuple[str, ...]:
     """The predicates that P2R packs into a register, by its mask."""
-    mask = int(i.operands[3], 0) if i.operands[3].startswith("0x") else 0
-    return tuple(f"P{n}" for n in range(7) if mask >> n & 1)
+    return _masked(i.operands[3])
+
+
+def _masked(mask: str) -> tuple[str, ...]:
+    """The predicates of a mask's bits; of one that is no number, none."""
+    bits = int(mask, 0) if mask.startswith("0x") else 0
+    return tuple(f"P{n}" for n in range(7) if bits >> n & 1)
 
 
 @cache
@@ -585,6 +599,8 @@ def registers_written(i: Instruction) -> frozenset[str]:
     """Registers and predicates an instruction writes (with the other half of a pair)."""
     if i.name in ("ST", "STG", "STS", "BRA", "EXIT", "BAR", "RED", "LDGSTS", "UTMASTG", "UTMALDG", "RET"):
         return frozenset()
+    if i.name == "R2P":
+        return frozenset(_masked(i.operands[2]))
     out: set[str] = set()
     for o in i.operands[:1]:
         m = re.match(r"(U?R)(\d+)", o)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import datetime
 import fnmatch
 import json
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,6 +108,7 @@ class Part:
 
 
 Say = Callable[[str], None]
+Follow = Callable[[Sequence[Instance]], Iterable[Instance]]
 
 
 class Search:
@@ -124,6 +126,7 @@ class Search:
         lock: Path,
         say: Say = print,
         known: Lock | None = None,
+        follow: Follow = iter,
     ) -> None:
         self.module, self.model, self.machine, self.threads = module, model, machine, threads
         self.plan, self.judge, self.trials, self.lock, self.say = plan, judge, trials, lock, say
@@ -134,6 +137,8 @@ class Search:
         self.start_rate = 0.0
         """seconds that making an instance ready takes per unit of its kernels' guessed time, as far as is known"""
         self.summary = Summary()
+        self.follow = follow
+        """shows how far the first look at all instances has come"""
         self.first: dict[str, list[Values]] = {}
         """points to try before the cost model's, by instance"""
         self.known = known
@@ -144,7 +149,7 @@ class Search:
         check_writable(self.lock)
         self._lock()  # a damaged one ends the search here and not after it
         try:
-            parts = [part for instance in self._wanted() if (part := self._part(instance)) is not None]
+            parts = self._parts()
             order = sorted(self._worthwhile(parts), key=lambda p: -p.weight)
             for at, part in enumerate(order):
                 self._instance(part, sum(p.weight for p in order[at:]))
@@ -179,6 +184,19 @@ class Search:
                 raise UserError(f"no op of this step is named {pattern!r}", f"its ops: {', '.join(names)}")
         return [i for i in every if any(fnmatch.fnmatchcase(i.op.name, p) for p in self.plan.ops)]
 
+    def _parts(self) -> list[Part]:
+        """What has a choice, of as many instances as the budget lets be looked at."""
+        found = []
+        for instance in self.follow(self._wanted()):
+            if self._left() <= 0:
+                self._spent(instance)
+            elif (part := self._part(instance)) is not None:
+                found.append(part)
+        return found
+
+    def _spent(self, instance: Instance) -> None:
+        self.summary.skipped.append(f"{entry_key(instance.key, self.threads_key)}: the budget is spent")
+
     def _part(self, instance: Instance) -> Part | None:
         """What of an instance has a choice; None when nothing has."""
         schedule = schedule_of(instance.op, self.module, instance.dims, self.machine, self.threads)
@@ -193,11 +211,12 @@ class Search:
         weights = self.judge.weigh(instance)
         return Part(instance, schedule, found, {i: instance.count * weights[i] for i in found})
 
-    def _jobs(self, part: Part) -> list[Job]:
-        """The kernels with their times as they are, those that take most of a step first."""
+    def _jobs(self, part: Part, patience: float = math.inf) -> list[Job]:
+        """The kernels with their times as they are, those that take most of a step first. TimeoutError where
+        `patience` ends before."""
         instance = part.instance
         began = time.monotonic()
-        seconds = self.judge.start(instance)
+        seconds = self.judge.start(instance, patience)
         self.defaults[instance.key] = sum(seconds)
         rate = (time.monotonic() - began - STARTING) * instance.count / max(part.weight, 1e-12)
         self.start_rate = max(self.start_rate, rate)
@@ -224,9 +243,13 @@ class Search:
 
     def _instance(self, part: Part, weight_left: float) -> None:
         if STARTING + self.start_rate * part.weight / part.instance.count > self._left():
-            self.summary.skipped.append(f"{entry_key(part.instance.key, self.threads_key)}: the budget is spent")
+            self._spent(part.instance)
             return
-        jobs = self._jobs(part)
+        try:
+            jobs = self._jobs(part, self._left())
+        except TimeoutError:
+            self._spent(part.instance)
+            return
         for job in jobs:
             weight = part.weights[job.kernel]
             left = self._left()

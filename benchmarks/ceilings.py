@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tcomp.machine.cpu import detect
-from tcomp.runtime.cpu.ceilings import bandwidth, fma_peak, vector_widths
+from tcomp.runtime.cpu.ceilings import bandwidth, dot_peak, fma_peak, vector_widths
 
 
 def main() -> None:
@@ -27,6 +27,10 @@ def main() -> None:
         for lanes in vector_widths():
             found.append(fma_peak(threads, lanes))
             print(found[-1], flush=True)
+        dots = dot_peak(threads)
+        if dots is not None:
+            found.append(dots)
+            print(dots, flush=True)
         for kind in ("read", "triad"):
             found.append(bandwidth(kind, threads, args.mib))
             print(found[-1], flush=True)

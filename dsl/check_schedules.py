@@ -98,7 +98,7 @@ class _Names:
                     self.loop(loop, d.span)
             case ast.Fuse(names, at):
                 for name in names:
-                    self.written(name, d.span)
+                    self.written(name, d.span, "fuse")
                 self.loop(at, d.span)
             case ast.Stage(tensors, space, at, by, options):
                 for name in tensors:
@@ -129,9 +129,12 @@ class _Names:
                 if name not in family.flags:
                     hint = did_you_mean(name, (*family.flags, *family.directives, "kernel"), "directive")
                     raise TcError(f"unknown directive '{name}' on {family.name}", d.span, hint=hint)
+                if name == "inline" and not (args and all(isinstance(a, ast.Name) for a in args)):
+                    raise TcError("`inline` takes the tensors that are computed again", d.span, hint="write: inline t")
                 for a in args:
                     if name in ("inline", "overlap") and isinstance(a, ast.Name):
                         self.tensor(a.id, a.span, name)
+                        self.written(a.id, a.span, name)
                     if name == "reverse" and isinstance(a, ast.Name):
                         self.loop(a.id, a.span)
 
@@ -167,13 +170,13 @@ class _Names:
             hint = f"written here: {listing(f'{base}.{p}' for p in dict.fromkeys(parts))}" if parts else f"write {base}"
             raise TcError(f"nothing writes '{base}' with {part} as its first constant subscript", span, hint=hint)
 
-    def written(self, name: str, span: Span) -> None:
+    def written(self, name: str, span: Span, directive: str) -> None:
         if self.op is None:
             return
         known = list(dict.fromkeys(t.name for q in self.op.equations for t in q.targets))
         if name not in known:
             hint = f"it computes: {', '.join(known)}"
-            raise TcError(f"fuse names '{name}', which this kernel does not compute", span, hint=hint)
+            raise TcError(f"{directive} names '{name}', which this kernel does not compute", span, hint=hint)
 
     def staged(self, name: str, span: Span) -> None:
         """`W`, or `QKV.1`: the accesses of QKV (or its part that is written) whose first constant subscript is 1."""

@@ -32,9 +32,9 @@ CPU = Family(
     spaces=("packed", "cache"),
     copies=("copy", "prefetch", "widening"),
     layouts=(),
-    directives=("order", "fuse", "stage", "combine", "tune", "where"),
+    directives=("order", "fuse", "stage", "use", "cast", "combine", "tune", "where"),
     flags=("inline",),
-    instructions=(),
+    instructions=("vdpbf16ps",),
     facts=("lanes", "registers", "l1", "l2", "l3", "cores"),
 )
 GPU = Family(
@@ -51,7 +51,7 @@ GPU = Family(
     instructions=("fma", "mma.sync", "mma.sync.tf32", "wgmma", "wgmma.tf32"),
     facts=("smem", "regs", "sms", "l2", "lanes", "vector"),
 )
-CPU_TARGETS = ("cpu", "cpu.sse2", "cpu.avx2", "cpu.avx512", "cpu.neon")
+CPU_TARGETS = ("cpu", "cpu.sse2", "cpu.avx2", "cpu.avx512", "cpu.avx512bf16", "cpu.neon")
 GPU_TARGETS = ("gpu", "sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 _GPU_NAME = re.compile(r"sm_[0-9]+a?")
 

@@ -3,9 +3,10 @@
     least = max(FLOPs / peak, bytes / bandwidth, sum over functions: evaluations / rate)
 
 Work and traffic are what the kernel's equations ask for (`Kernel.flops`, `.traffic`, `.functions`), over all its
-launches in the step. Functions such as exp count no FLOPs; their rates are those of this compiler's own code, measured
-alone in cache. They share units with the FLOPs, so a kernel with much of both cannot reach its least time. Operands
-that are still in a cache can beat the memory side. (Williams, Waterman, Patterson, 2009.)
+launches in the step. The peak is that of f32 multiply-adds, or that of the instruction which the kernel uses (`use
+vdpbf16ps`) where this was measured. Functions such as exp count no FLOPs; their rates are those of this compiler's own
+code, measured alone in cache. They share units with the FLOPs, so a kernel with much of both cannot reach its least
+time. Operands that are still in a cache can beat the memory side. (Williams, Waterman, Patterson, 2009.)
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from tcomp.ir.walk import instruction_of
 from tcomp.model.step import Step
 from tcomp.runtime.cpu.executor import CpuExecutor
 
@@ -26,12 +28,13 @@ PROGRAMS = ("micro_first", "update")
 
 @dataclass(frozen=True)
 class Peaks:
-    """The ceilings that a kernel is held against, all threads together: FLOP/s, bytes/s, and evaluations/s of each
-    function; one without a rate takes no time."""
+    """The ceilings that a kernel is held against, all threads together: FLOP/s, bytes/s, evaluations/s of each
+    function (one without a rate takes no time), and FLOP/s of kernels that use an instruction of their own."""
 
     flops: float
     bandwidth: float
     functions: Mapping[str, float] = field(default_factory=dict)
+    instructions: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,13 @@ class Row:
     bytes: int
     seconds: float | None = None
     functions: Mapping[str, int] = field(default_factory=dict)
+    instruction: str = ""
 
     def parts(self, peaks: Peaks) -> dict[str, float]:
         """Seconds by what takes them: compute, memory, functions."""
         evaluated = sum(n / peaks.functions[f] for f, n in self.functions.items() if f in peaks.functions)
-        return {"compute": self.flops / peaks.flops, "memory": self.bytes / peaks.bandwidth, "functions": evaluated}
+        peak = peaks.instructions.get(self.instruction, peaks.flops)
+        return {"compute": self.flops / peak, "memory": self.bytes / peaks.bandwidth, "functions": evaluated}
 
     def least(self, peaks: Peaks) -> float:
         """Seconds that the ceilings allow."""
@@ -76,7 +81,8 @@ def kernel_rows(step: Step, seconds: dict[str, list[float]] | None = None) -> li
             total = (r.seconds or 0.0) + spent
             work, moved = r.flops + kernel.flops, r.bytes + kernel.traffic
             called = dict(Counter(r.functions) + Counter(dict(kernel.functions)))
-            rows[launch.kernel] = Row(r.kernel, r.first, r.launches + 1, work, moved, total, called)
+            used = instruction_of(kernel)
+            rows[launch.kernel] = Row(r.kernel, r.first, r.launches + 1, work, moved, total, called, used)
     if seconds is None:
         return [replace(r, seconds=None) for r in rows.values()]
     return sorted(rows.values(), key=lambda r: -(r.seconds or 0.0))

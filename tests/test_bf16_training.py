@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from tcomp.dsl.ast import DType
+from tcomp.ir.walk import instruction_of
+from tcomp.machine.cpu import detect
 from tcomp.runtime.values import values
 from tests.reference import torch_gpt2 as reference
 from tests.reference.runs import built, distance, doubled, train
@@ -27,14 +29,26 @@ FACTOR = 2.5
 """how much further than autocast from the float64 gradient (relative L2), tensor by tensor"""
 
 
-@pytest.mark.parametrize(("accumulation", "threads"), [(1, 2), pytest.param(3, 1, marks=pytest.mark.slow)])
-def test_ten_steps_are_about_as_near_the_truth_as_autocasts(accumulation: int, threads: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("accumulation", "threads", "dots"),
+    [
+        (1, 2, False),
+        pytest.param(3, 1, False, marks=pytest.mark.slow),
+        pytest.param(2, 2, True, marks=pytest.mark.slow, id="2-2-products by emulated vdpbf16ps"),
+    ],
+)
+def test_ten_steps_are_about_as_near_the_truth_as_autocasts(
+    accumulation: int, threads: int, dots: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if dots:
+        monkeypatch.setenv("TCOMP_CPU", f"{detect().name.removesuffix('bf16')}+avx512bf16")
     params = reference.random_params(CONFIG, seed=1)
     batches = reference.random_batches(CONFIG, 2, 3, 37, 10 * accumulation)
     truth = reference.train_steps(doubled(params), batches, CONFIG, HYPER, accumulation)
     with torch.autocast("cpu", torch.bfloat16):
         autocast = reference.train_steps(params, batches, CONFIG, HYPER, accumulation)
     with built("gpt2", asdict(CONFIG), 3, 37, accumulation, threads, tmp_path, precision="bf16") as (step, executor):
+        assert any(instruction_of(k) == "vdpbf16ps" for k in step.kernels.values()) or not dots
         run = train(step, executor, params, batches, HYPER, accumulation)
         for p in step.parameters:
             narrow, master = values(executor.array(p.slot), DType.BF16), executor.array(p.master)

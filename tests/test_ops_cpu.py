@@ -41,7 +41,7 @@ GUARD = 0x5A5A5A5A
 
 
 TARGETS = [(detect(), 2)]
-if detect().name == "avx512":
+if detect().name.startswith("avx512"):
     TARGETS.append((detect("avx2"), 3))
 
 

@@ -155,7 +155,10 @@ def test_bf16_with_f32_sums(c: Case) -> None:
         assert_within_bf16(run(op, library(), dims, inputs), evaluate(op, library(), inputs, dims), op, c.terms)
 
 
-@pytest.mark.parametrize("name,n", [("linear_gelu", 136), pytest.param("linear_residual", 264, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name,n",
+    [("linear_gelu", 136), *(pytest.param(n, 264, marks=pytest.mark.slow) for n in ("linear", "linear_residual"))],
+)
 def test_products_in_clusters(name: str, n: int) -> None:
     """Three tiles of rows for clusters of two, on so few multiprocessors that blocks take tile after tile."""
     c = case(name, 320, M=320, N=n, K=72)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from tcomp.ir.walk import instruction_of
 from tcomp.model.step import Step
 
 REPEATS = 3
@@ -28,7 +29,15 @@ def kernel_times(executor: Any) -> list[dict[str, Any]]:
             kernel = step.kernels[launch.kernel]
             entry = found.setdefault(
                 launch.kernel,
-                {"kernel": launch.kernel, "first": launch.label, "launches": 0, "share": 0.0, "flops": 0, "bytes": 0},
+                {
+                    "kernel": launch.kernel,
+                    "first": launch.label,
+                    "instruction": instruction_of(kernel),
+                    "launches": 0,
+                    "share": 0.0,
+                    "flops": 0,
+                    "bytes": 0,
+                },
             )
             entry["launches"] += 1
             entry["share"] += sum(next(times) for _ in range(_parts(executor, launch.kernel)))

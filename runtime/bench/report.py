@@ -137,15 +137,17 @@ def _kernels(c: Comparison) -> list[str]:
     return lines
 
 
-def roofline(c: Comparison) -> tuple[float, float] | None:
-    """FLOP/s and bytes/s of the measured ceilings."""
-    by_unit = {x["unit"]: x["median"] * 1e9 for x in c.ceilings}
+def roofline(c: Comparison, instruction: str = "") -> tuple[float, float] | None:
+    """FLOP/s and bytes/s of the measured ceilings, of a kernel that uses this instruction."""
+    general = [x for x in c.ceilings if not x.get("instruction")]
+    own = [x for x in c.ceilings if instruction and x.get("instruction") == instruction]
+    by_unit = {x["unit"]: x["median"] * 1e9 for x in (*general, *own)}
     return (by_unit["GFLOP/s"], by_unit["GB/s"]) if {"GFLOP/s", "GB/s"} <= set(by_unit) else None
 
 
 def roofline_seconds(c: Comparison, kernel: dict[str, Any]) -> float:
     """The least time for a kernel's launches under the ceilings; 0 when they are unknown."""
-    limits = roofline(c)
+    limits = roofline(c, kernel.get("instruction", ""))
     return max(kernel["flops"] / limits[0], kernel["bytes"] / limits[1]) if limits else 0.0
 
 

@@ -59,7 +59,7 @@ def _roofline(c: Comparison, axes: Axes) -> None:
     axes.scatter(x, y, s=[20 + 600 * k["share"] for k in points], color=COLOURS[0], alpha=0.5)
     for k, a, b in list(zip(points, x, y, strict=True))[:8]:
         axes.annotate(k["kernel"], (a, b), fontsize=7, ha="right" if a > max(x) / 4 else "left")
-    limits = roofline(c)
+    limits = max((r for k in points if (r := roofline(c, k.get("instruction", "")))), default=None)
     if limits and x:
         peak, bandwidth = (v / 1e9 for v in limits)
         low, high = min(x) / 2, max(*x, 2 * peak / bandwidth)

@@ -1,8 +1,9 @@
 """The machine's own ceilings, measured: fused multiply-add peak and memory bandwidth, by thread count.
 
 Gives the figures that every other benchmark is held against. The loops are LLVM IR compiled for this host:
-the arithmetic one keeps twelve accumulators in registers and touches no memory; the memory ones stream
-over arrays far larger than a core's own caches. All threads start together, each pinned to a processor.
+the arithmetic ones (f32, and bf16 pairs where the host multiplies them) keep their accumulators in registers and touch
+no memory; the memory ones stream over arrays far larger than a core's own caches. All threads start together, each
+pinned to a processor.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -22,13 +23,18 @@ import llvmlite.binding as llvm
 import numpy as np
 from numpy.typing import NDArray
 
+from tcomp.instructions.vector import VDPBF16PS
+
 ACCUMULATORS = 12
 """Enough to cover four cycles of latency on two units, and few enough for sixteen vector registers."""
+DOT_ACCUMULATORS = 24
+"""The same for twelve cycles, of 32 registers."""
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """A measured limit: the median of the repetitions, with the least and the greatest of them."""
+    """A measured limit: the median of the repetitions, with the least and the greatest of them. `instruction` is the
+    one that a kernel must use for it to be that kernel's limit, "" for the others' limit."""
 
     name: str
     threads: int
@@ -36,6 +42,7 @@ class Ceiling:
     median: float
     low: float
     high: float
+    instruction: str = ""
 
     def __str__(self) -> str:
         return (
@@ -52,33 +59,57 @@ def vector_widths() -> tuple[int, ...]:
     return (8,) if features.get("avx2") else (4,)
 
 
+def has_dots() -> bool:
+    """Does this host multiply pairs of bf16 values?"""
+    features = llvm.get_host_cpu_features()
+    return bool(features.get(VDPBF16PS.feature) and features.get("avx512f"))
+
+
 def _fma_text(lanes: int) -> str:
-    """acc[i] = a * b + acc[i] for twelve vectors, n times; their sum is stored so that they stay alive."""
+    """`fma8`: acc[i] = a * b + acc[i] for twelve vectors, n times; their sum is stored so that they stay alive."""
     vec = f"<{lanes} x float>"
-    ids = range(ACCUMULATORS)
-    phis = [f"  %x{i} = phi {vec} [ %a, %entry ], [ %y{i}, %loop ]" for i in ids]
-    fmas = [f"  %y{i} = call {vec} @llvm.fma.v{lanes}f32({vec} %a, {vec} %b, {vec} %x{i})" for i in ids]
+    declare = f"declare {vec} @llvm.fma.v{lanes}f32({vec}, {vec}, {vec})"
+    step = f"call {vec} @llvm.fma.v{lanes}f32({vec} %a, {vec} %b, {vec} %x{{i}})"
+    return _arithmetic_text(f"fma{lanes}", lanes, vec, ACCUMULATORS, declare, step)
+
+
+def _dot_text(lanes: int) -> str:
+    """`dot16`: the same with both pairs of products of vdpbf16ps; data begins with two vectors of bf16."""
+    vec, pairs = f"<{lanes} x float>", f"<{2 * lanes} x bfloat>"
+    name = f"@{VDPBF16PS.intrinsics[lanes]}"
+    declare = f"declare {vec} {name}({vec}, {pairs}, {pairs})"
+    step = f"call {vec} {name}({vec} %x{{i}}, {pairs} %a, {pairs} %b)"
+    return _arithmetic_text(f"dot{lanes}", lanes, pairs, DOT_ACCUMULATORS, declare, step)
+
+
+def _arithmetic_text(name: str, lanes: int, operand: str, count: int, declare: str, step: str) -> str:
+    """A loop of `count` independent steps, each with an accumulator %x that starts as the first operand's bits."""
+    vec = f"<{lanes} x float>"
+    ids = range(count)
+    phis = [f"  %x{i} = phi {vec} [ %start, %entry ], [ %y{i}, %loop ]" for i in ids]
+    steps = [f"  %y{i} = {step.format(i=i)}" for i in ids]
     sums = [f"  %s{i} = fadd {vec} %s{i - 1}, %y{i}" for i in ids if i]
     return "\n".join(
         [
-            f"declare {vec} @llvm.fma.v{lanes}f32({vec}, {vec}, {vec})",
-            f"define void @fma{lanes}(i64 %n, {vec}* %data) {{",
+            declare,
+            f"define void @{name}(i64 %n, ptr %data) {{",
             "entry:",
-            f"  %a = load {vec}, {vec}* %data, align 64",
-            f"  %q = getelementptr {vec}, {vec}* %data, i64 1",
-            f"  %b = load {vec}, {vec}* %q, align 64",
+            f"  %start = load {vec}, ptr %data, align 64",
+            f"  %a = load {operand}, ptr %data, align 64",
+            f"  %q = getelementptr {operand}, ptr %data, i64 1",
+            f"  %b = load {operand}, ptr %q, align 64",
             "  br label %loop",
             "loop:",
             "  %i = phi i64 [ 0, %entry ], [ %j, %loop ]",
             *phis,
-            *fmas,
+            *steps,
             "  %j = add i64 %i, 1",
             "  %more = icmp slt i64 %j, %n",
             "  br i1 %more, label %loop, label %done",
             "done:",
             f"  %s0 = fadd {vec} %y0, zeroinitializer",
             *sums,
-            f"  store {vec} %s{ACCUMULATORS - 1}, {vec}* %data, align 64",
+            f"  store {vec} %s{count - 1}, ptr %data, align 64",
             "  ret void",
             "}",
         ]
@@ -133,7 +164,8 @@ def _stream_text(lanes: int) -> str:
 def _engine() -> tuple[Any, Any]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    text = "\n".join([*(_fma_text(w) for w in vector_widths()), _stream_text(vector_widths()[-1])])
+    dots = [_dot_text(vector_widths()[-1])] if has_dots() else []
+    text = "\n".join([*(_fma_text(w) for w in vector_widths()), *dots, _stream_text(vector_widths()[-1])])
     target = llvm.Target.from_default_triple()
     machine = target.create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2, jit=True
@@ -183,7 +215,32 @@ def _together(work: Callable[[int], None], threads: int) -> float:
 def fma_peak(threads: int, lanes: int | None = None, seconds: float = 0.05, repetitions: int = 9) -> Ceiling:
     """Most f32 multiply-adds per second at the given (default: widest) vector width, in GFLOP/s."""
     lanes = lanes or vector_widths()[-1]
-    call = _function(f"fma{lanes}", ctypes.c_void_p)
+    rates = _arithmetic_rates(f"fma{lanes}", 2.0 * ACCUMULATORS * lanes, threads, lanes, seconds, repetitions)
+    return _ceiling(f"fma f32, {32 * lanes}-bit vectors", threads, "GFLOP/s", rates)
+
+
+def dot_peak(threads: int, seconds: float = 0.05, repetitions: int = 9) -> Ceiling | None:
+    """Most multiply-adds of bf16 pairs per second, in GFLOP/s (four FLOPs an instruction and lane); None where the host
+    has no instruction for them."""
+    if not has_dots():
+        return None
+    lanes, family = vector_widths()[-1], VDPBF16PS.family
+    work = 2.0 * VDPBF16PS.group * DOT_ACCUMULATORS * lanes
+    rates = _arithmetic_rates(f"dot{lanes}", work, threads, lanes, seconds, repetitions)
+    found = _ceiling(f"{family} bf16, {32 * lanes}-bit vectors", threads, "GFLOP/s", rates)
+    return replace(found, instruction=family)
+
+
+def compute_peaks(threads: int) -> list[Ceiling]:
+    """Every arithmetic ceiling of this host."""
+    return [c for c in (fma_peak(threads), dot_peak(threads)) if c is not None]
+
+
+def _arithmetic_rates(
+    name: str, work: float, threads: int, lanes: int, seconds: float, repetitions: int
+) -> list[float]:
+    """GFLOP/s of each repetition of a loop with so much `work` a turn."""
+    call = _function(name, ctypes.c_void_p)
     data = [_aligned(2 * lanes, 1e-3) for _ in range(threads)]
 
     def turns(n: int, threads: int) -> float:
@@ -192,9 +249,7 @@ def fma_peak(threads: int, lanes: int | None = None, seconds: float = 0.05, repe
     n = 1000
     while turns(n, 1) < seconds:
         n *= 2
-    work = 2.0 * ACCUMULATORS * lanes * n * threads
-    rates = [work / turns(n, threads) / 1e9 for _ in range(repetitions)]
-    return _ceiling(f"fma f32, {32 * lanes}-bit vectors", threads, "GFLOP/s", rates)
+    return [work * n * threads / turns(n, threads) / 1e9 for _ in range(repetitions)]
 
 
 def bandwidth(kind: str, threads: int, mib: int = 256, repetitions: int = 7) -> Ceiling:

@@ -12,7 +12,7 @@ import ctypes
 import llvmlite.binding as llvm
 
 from tcomp.codegen.cpu.compile import target_machine
-from tcomp.machine.cpu import CpuMachine
+from tcomp.machine.cpu import CpuMachine, family_of
 
 SYMBOL = "tc_run"
 SPINS = 1000
@@ -121,8 +121,7 @@ DECLARE
 
 def interpreter_ir(machine: CpuMachine) -> str:
     """The interpreter for this machine as LLVM IR text."""
-    family = {"avx512": "x86", "avx2": "x86", "sse2": "x86", "neon": "arm"}.get(machine.name, "generic")
-    pause, declare = _PAUSE[family]
+    pause, declare = _PAUSE[family_of(machine.name)]
     text = _TEXT.replace("SYMBOL", SYMBOL).replace("SPINS", str(SPINS))
     return text.replace("PAUSE", pause).replace("DECLARE", declare)
 

@@ -172,13 +172,13 @@ def _ceilings(built: common.Built) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
     from tcomp.machine.gpu import GpuMachine
-    from tcomp.runtime.cpu.ceilings import Ceiling, bandwidth, fma_peak
+    from tcomp.runtime.cpu.ceilings import Ceiling, bandwidth, compute_peaks
 
     m = built.machine
     if isinstance(m, GpuMachine):
         rates = (("fma f32, published", "GFLOP/s", m.f32_flops), ("memory, published", "GB/s", m.memory_bandwidth))
         return [asdict(Ceiling(name, 1, unit, *(value / 1e9,) * 3)) for name, unit, value in rates]
-    return [asdict(fma_peak(built.threads)), asdict(bandwidth("triad", built.threads))]
+    return [asdict(c) for c in (*compute_peaks(built.threads), bandwidth("triad", built.threads))]
 
 
 def _machine() -> dict[str, Any]:

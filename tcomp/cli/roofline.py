@@ -39,10 +39,10 @@ def roofline(
     machine's measured ceilings allow, max(FLOPs / peak, bytes / bandwidth, evaluations / rate); with --measure also its
     time.
 
-    The peak is that of f32 multiply-adds, the bandwidth that of reading or a triad over arrays larger than the caches,
-    of all threads together, measured first: the best of several turns, as a kernel's time is its least. exp, tanh,
-    division and the like count no FLOPs; the rate of each is that of tcomp's own code on vectors in a cache. A
-    kernel whose operands are in a cache can be above 100%.
+    The peak is that of f32 multiply-adds, or of bf16 dot instructions for the kernels that use them; the bandwidth that
+    of reading or a triad over arrays larger than the caches, of all threads together, measured first: the best of
+    several turns, as a kernel's time is its least. exp, tanh, division and the like count no FLOPs; the rate of each is
+    that of tcomp's own code on vectors in a cache. A kernel whose operands are in a cache can be above 100%.
 
     With --gpu kernels are compiled, assembled and disassembled, and a static model (docs/tuning.md says what it knows)
     gives each a time and the resource that binds it. Those figures are predicted, none is measured.
@@ -55,7 +55,7 @@ def roofline(
 
     - `tcomp roofline llama --measure --threads 1 --json roofline.json`
     """
-    from tcomp.runtime.cpu.ceilings import bandwidth, fma_peak
+    from tcomp.runtime.cpu.ceilings import bandwidth, compute_peaks
     from tcomp.runtime.cpu.function_ceilings import function_rate
     from tcomp.runtime.roofline import Peaks, kernel_rows, launch_seconds, table
     from tcomp.runtime.roofline import as_json as figures
@@ -86,13 +86,15 @@ def roofline(
     )  # fmt: skip
     check_inputs(built.step)
     note("measuring the ceilings")
-    ceilings = [fma_peak(built.threads), bandwidth("read", built.threads), bandwidth("triad", built.threads)]
+    arithmetic = compute_peaks(built.threads)
+    memory = [bandwidth(kind, built.threads) for kind in ("read", "triad")]
     rows = kernel_rows(built.step)
     functions = {f: function_rate(f, built.threads) for f in sorted({f for r in rows for f in r.functions})}
     peaks = Peaks(
-        ceilings[0].high * 1e9,
-        max(c.high for c in ceilings[1:]) * 1e9,
+        arithmetic[0].high * 1e9,
+        max(c.high for c in memory) * 1e9,
         {f: c.high * 1e9 for f, c in functions.items()},
+        {c.instruction: c.high * 1e9 for c in arithmetic if c.instruction},
     )
     if measure:
         executor = ready(built)
@@ -102,7 +104,7 @@ def roofline(
             executor.close()
     step = built.step
     print(f"{step.model} {step.config}, B = {batch}, T = {length}, {built.device.description}\n")
-    print("\n".join(str(c) for c in (*ceilings, *functions.values())) + "\n")
+    print("\n".join(str(c) for c in (*arithmetic, *memory, *functions.values())) + "\n")
     print(table(rows, peaks), end="")
     if as_json is not None:
         command = shlex.join(["tcomp", *sys.argv[1:]])
@@ -112,7 +114,7 @@ def roofline(
             "bandwidth": peaks.bandwidth,
             "threads": built.threads,
         }
-        about["functions"] = dict(peaks.functions)
+        about |= {"functions": dict(peaks.functions), "instructions": dict(peaks.instructions)}
         as_json.write_text(json.dumps({**about, "kernels": figures(rows, peaks)}, indent=1) + "\n")
 
 

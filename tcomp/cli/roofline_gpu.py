@@ -74,14 +74,16 @@ def step_text(step: StepPrediction, machine: GpuMachine) -> str:
     total = step.seconds
     for k, n in step.kernels:
         flops, moved = sum(p.flops for p in k.launches), sum(p.hbm_bytes for p in k.launches)
-        peak = max(p.parts.get(p.binding, 0.0) for p in k.launches) / k.seconds
+        # Latency is no ceiling: code that waits less would not have it.
+        peak = sum(max(s for name, s in p.parts.items() if name != "latency") for p in k.launches) / k.seconds
         notes = "; ".join(dict.fromkeys(x for p in k.launches for x in p.notes))
         lines.append(
             f"{k.name:34}{n:6}{k.seconds * 1e6:11.1f}{k.seconds * n / total:7.1%}  {k.binding:14}"
             f"{flops / k.seconds / 1e12:9.1f}{moved / k.seconds / 1e12:7.2f}  {min(peak, 1.0):6.0%}"
             + (f"  ({notes})" if notes else "")
         )
-    lines.append(f"predicted step: {total * 1e3:.2f} ms, {sum(n for _, n in step.kernels)} launches on {machine.name}")
+    launches = sum(n * len(k.launches) for k, n in step.kernels)
+    lines.append(f"predicted step: {total * 1e3:.2f} ms, {launches} launches on {machine.name}")
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +17,7 @@ from tcomp.errors import UserError
 
 if TYPE_CHECKING:
     from tcomp.autotune.backend import Backend
+    from tcomp.autotune.instances import Instance
     from tcomp.autotune.judge import Judge
     from tcomp.autotune.lockfile import Lock
     from tcomp.autotune.search import Search
@@ -126,7 +127,7 @@ def tune(
         plan = search.Plan(shape, seconds, trials, tuple(ops or ()), seed, until)
         say = (lambda text: print(text, file=sys.stderr)) if ask or tell else _say
         run = search.Search(
-            module, model.name, machine, cores, plan, judge, kept, path, say, _known(file, machine, path)
+            module, model.name, machine, cores, plan, judge, kept, path, say, _known(file, machine, path), _followed
         )
         if ask or tell:
             _converse(run, ask, tell)
@@ -175,6 +176,16 @@ def _lines(told: str) -> Iterator[str]:
 
 def _say(text: str) -> None:
     print(text, flush=True)
+
+
+def _followed(instances: Sequence[Instance]) -> Iterable[Instance]:
+    """The ops as they are looked at for the first time, which with a static model means to compile them all."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    what = "looking at the step's ops"
+    return track(instances, what, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _what(words: list[str]) -> tuple[bool, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, names_in
 from tcomp.instructions.declaration import Instruction, OperandForms
@@ -81,9 +82,23 @@ def _factor(e: Expr) -> Factor | None:
     return None
 
 
-def instruction_for(
-    family: str, a: DType, b: DType, target: str, instructions: Iterable[Instruction]
-) -> Instruction | None:
+class Declared(Protocol):
+    """What all declarations say: the name in schedules, the operands' types, the targets."""
+
+    @property
+    def family(self) -> str: ...
+    @property
+    def a(self) -> DType: ...
+    @property
+    def b(self) -> DType: ...
+    @property
+    def targets(self) -> frozenset[str]: ...
+
+
+D = TypeVar("D", bound=Declared)
+
+
+def instruction_for(family: str, a: DType, b: DType, target: str, instructions: Iterable[D]) -> D | None:
     """The instruction of a family for two element types on a target."""
     for i in instructions:
         if i.family == family and (i.a, i.b) == (a, b) and target in i.targets:
@@ -91,7 +106,7 @@ def instruction_for(
     return None
 
 
-def types_of(family: str, target: str, instructions: Iterable[Instruction]) -> str:
+def types_of(family: str, target: str, instructions: Iterable[Declared]) -> str:
     """The pairs of element types that a family takes on a target, for messages."""
     found = [
         i.a.value if i.a is i.b else f"{i.a} by {i.b}"

@@ -2,7 +2,8 @@
 
 Takes a kernel and arrays for its operands (changed in place), simulating a number of cores one after the
 other. Slow and exact about indices: reading outside a tile or operand is an IndexError, scratch starts as NaN,
-and what a `region` leaves out is NaN.
+and what a `region` leaves out is NaN. Blocks run in the order of their numbers, which the words of `Turns` must keep:
+one that would wait for a later block, or add to a place twice, is an `OutOfTurn`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary, conjuncts, names_in
-from tcomp.ir.tile import Axis, Compute, Kernel, Loop, Pack, Scope, Statement, Unpack
+from tcomp.ir.tile import Axis, Compute, Kernel, Loop, Pack, Scope, Statement, Turns, Unpack
 
 PARALLEL = ("core", "grid")
 Values = dict[str, Any]
@@ -31,13 +32,17 @@ _JOIN = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 _IDENTITY = {"sum": 0.0, "max": -np.inf, "min": np.inf}
 
 
+class OutOfTurn(AssertionError):
+    """A kernel whose blocks would wait for ever, or add in another order than their turns say."""
+
+
 class Interpreter:
     """One run of a kernel over `arrays` (operand name -> array)."""
 
     def __init__(self, kernel: Kernel, arrays: dict[str, np.ndarray], threads: int = 1) -> None:
         self.kernel, self.threads = kernel, threads
         self.arrays: dict[str, np.ndarray] = dict(arrays)
-        self.stored: set[tuple[str, int]] = set()  # places that blocks add to in turns, once the first has stored
+        self.taken: set[tuple[str, int]] = set()  # the words at which the running block has had its turn
         for b in kernel.tiles:
             if b.scope is Scope.TEAM:
                 self.arrays[b.name] = np.full(b.shape, np.nan)
@@ -64,15 +69,12 @@ class Interpreter:
             loops = [*loops, s]
             points: list[Values] = [{}]
             for loop in loops:
-                points = [
-                    {**p, loop.variable: v}
-                    for p in points
-                    for v in range(self.integer(loop.start, p), self.integer(loop.stop, p), loop.step)
-                ]
+                points = [{**p, loop.variable: v} for p in points for v in self._walked(loop, p)]
             n = len(points)
             for p in points[n * thread // self.threads : n * (thread + 1) // self.threads]:
                 if s.level == "grid":
                     self._forget()
+                    self.taken.clear()
                 for b in s.body:
                     self._run(b, p)
             return None
@@ -102,14 +104,32 @@ class Interpreter:
                 at = tuple(np.broadcast_to(np.asarray(self.value(x, grid)), shape) for x in s.target.subscripts)
                 self._inside(self.arrays[s.target.tensor], at, s.target)
                 tile = self.arrays[s.buffer][tuple(slice(0, n) for n in shape)]
-                if s.turns is not None:
-                    flag = (s.target.tensor, self.integer(s.turns.flag.subscripts[0], names))
-                    if (
-                        s.turns.stores and flag not in self.stored
-                    ):  # the first stores, whichever it is: blocks run in another order here
-                        self.arrays[s.target.tensor][at] = 0
-                    self.stored.add(flag)
-                self.arrays[s.target.tensor][at] = self.arrays[s.target.tensor][at] + tile if s.add else tile
+                adds = s.add and (s.turns is None or self._take_turn(s.turns, names) or not s.turns.stores)
+                self.arrays[s.target.tensor][at] = self.arrays[s.target.tensor][at] + tile if adds else tile
+
+    def _walked(self, loop: Loop, names: Values) -> range:
+        """The loop's turns in the order in which blocks take them."""
+        turns = range(self.integer(loop.start, names), self.integer(loop.stop, names), loop.step)
+        return turns[::-1] if loop.variable in self.kernel.order.reversed else turns
+
+    def _take_turn(self, turns: Turns, names: Values) -> bool:
+        """The running block's turn at a place. Was there a block before it?"""
+        word = (turns.flag.tensor, self.integer(turns.flag.subscripts[0], names))
+        number = self.integer(turns.number, names)
+        where = f"{self.kernel.name}: block {number} at {word[0]}[{word[1]}]"
+        if word in self.taken:
+            raise OutOfTurn(f"{where} has a second turn")
+        self.taken.add(word)
+        met = all(
+            self.integer(low, names) <= self.integer(value, names) < self.integer(stop, names)
+            for low, value, stop in turns.met
+        )
+        before = self.integer(turns.before, names) if met else 0
+        held = int(self.arrays[word[0]][word[1]])
+        if held != before:
+            raise OutOfTurn(f"{where} waits for {before or 'nobody'}, but the last was {held or 'nobody'}")
+        self.arrays[word[0]][word[1]] = number
+        return met
 
     def integer(self, e: Expr, names: Values) -> int:
         return int(self.value(e, names))

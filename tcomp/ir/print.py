@@ -68,8 +68,9 @@ def print_buffer(b: Buffer) -> str:
     shape = ", ".join(map(str, b.shape))
     layout = ""
     match b.layout:
-        case Panels(axis, width):
-            layout = f" panels(axis {axis}, width {width})"
+        case Panels(axis, width, group, grouped):
+            groups = f", axis {grouped} in groups of {group}" if group > 1 else ""
+            layout = f" panels(axis {axis}, width {width}{groups})"
         case Pitched(pitch):
             layout = f" pitch {pitch}"
         case Swizzled(width):
@@ -111,7 +112,7 @@ def _statements(body: tuple[Statement, ...], pad: str) -> Iterator[str]:
             case Loop():
                 bounds = f"{print_expression(s.start)} .. {print_expression(s.stop)}"
                 chunked = " chunked" if s.chunked else ""
-                chunked += f" stages {s.stages}" if s.level == "pipe" else ""
+                chunked += f" stages {s.stages}" if s.level in ("pipe", "panel") else ""
                 yield f"{pad}{s.level} {s.variable} in {bounds} step {s.step}{chunked}:"
                 yield from _statements(s.body, pad + "  ")
             case Pack():
@@ -120,15 +121,23 @@ def _statements(body: tuple[Statement, ...], pad: str) -> Iterator[str]:
                 )
                 yield from (f"{pad}  {_axis(a, False)}" for a in s.axes)
             case Unpack():
-                yield f"{pad}unpack {s.buffer} to {print_expression(s.target)} by tma" + (
-                    f", adding in turns of {print_expression(s.turns.flag)}" if s.turns else ", adding" if s.add else ""
+                yield (
+                    f"{pad}unpack {s.buffer} to {print_expression(s.target)} by tma"
+                    + (
+                        f", adding in turns of {print_expression(s.turns.flag)}"
+                        if s.turns
+                        else ", adding"
+                        if s.add
+                        else ""
+                    )
+                    + (f", by {s.groups} groups" if s.groups > 1 else "")
                 )
                 yield from (f"{pad}  {_axis(a, False)}" for a in s.axes)
             case Compute():
                 yield pad + _compute_head(s)
                 yield from (f"{pad}  {_axis(a, a.name in s.reduced)}" for a in s.axes)
                 for p in s.prefetch:
-                    yield f"{pad}  prefetch {print_expression(p.source)}"
+                    yield f"{pad}  prefetch {print_expression(p.source)}{', to be written' if p.written else ''}"
                     yield from (f"{pad}    {_axis(a, False)}" for a in p.axes)
 
 

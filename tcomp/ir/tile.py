@@ -44,11 +44,16 @@ class RowMajor:
 class Panels:
     """`axis` cut in panels of `width`: [ceil(shape[axis] / width)][other axes in order][width].
 
-    What a register-tiled contraction reads with unit stride; the rest of the last panel is zero.
+    What a register-tiled contraction reads with unit stride; the rest of the last panel is zero. With `group` > 1 the
+    axis `grouped` is cut in groups of so many, zeros behind its end, and a group lies side by side:
+    [ceil(shape[axis] / width)][other axes in order, ceil(shape[grouped] / group) of that one][width][group].
+    Vector instructions that sum over a group read it as one word.
     """
 
     axis: int
     width: int
+    group: int = 1
+    grouped: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +171,8 @@ class Buffer:
         for i, s in enumerate(self.shape):
             if isinstance(self.layout, Panels) and self.layout.axis == i:
                 s = -(-s // self.layout.width) * self.layout.width
+            if isinstance(self.layout, Panels) and self.layout.grouped == i:
+                s = -(-s // self.layout.group) * self.layout.group
             if isinstance(self.layout, Pitched) and i == len(self.shape) - 1:
                 s = self.layout.pitch
             n *= s
@@ -196,11 +203,12 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Prefetch:
-    """Memory that will be read soon: `source` by the axes' names. A hint that no result depends on; it may lie
-    outside the tensor."""
+    """Memory that will be read soon, or `written`: `source` by the axes' names. A hint that no result depends on; it
+    may lie outside the tensor."""
 
     source: Access
     axes: tuple[Axis, ...]
+    written: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +220,8 @@ class Compute:
     innermost; a reduced axis runs inside all parallel ones, around the register tile). Points where `guard`
     is false contribute nothing (are not written, or add the reducer's identity).
     With `atomic`, blocks add to the target at the same time (sums only); the order, and so the rounding, varies.
-    With `prefetch`, that memory is brought nearer while the reduction runs (CPU).
-    `instruction` names the family of matrix instructions that a contraction is computed with ("" for none). With
+    With `prefetch`, that memory is brought nearer meanwhile (CPU).
+    `instruction` names the family of instructions that a contraction is computed with ("" for none). With
     `late` it may run beside the next turn of the loop around, up to the first statement that needs its result.
     `region` says where the result is needed (CPU): what is computed outside is read by nobody, or, for a reduction over
     an index of it, contributes nothing. Code may leave it out, and need not.
@@ -271,7 +279,7 @@ class Turns:
 class Unpack:
     """GPU: write the tile `buffer` to `target` by the copy engine, in the background; the reverse of a `Pack` by tma.
     What lies past an axis's `stop` is not written. With `add`, it is added to what other blocks leave there: in any
-    order, or in that of `turns`."""
+    order, or in that of `turns`. With `groups`, so many groups of warps each write and hand over rows of their own."""
 
     buffer: str
     axes: tuple[Axis, ...]
@@ -279,6 +287,7 @@ class Unpack:
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
     add: bool = False
     turns: Turns | None = None
+    groups: int = 1
 
     @property
     def reversed(self) -> Pack:
@@ -298,6 +307,8 @@ class Loop:
     Nested grid loops are flattened into one grid of blocks, the innermost loop fastest.
     level "pipe" (GPU): like seq, but the body's leading `Pack`s run ahead: `stages` copies of what they fill exist
     (`Buffer.ring`), and the packs of turn i + stages - 1 are issued while turn i is computed.
+    level "panel" (GPU): from `start` to `start` plus a number; turns are written out. The body is a `Compute` of a tile
+    with `stages` copies, and its `Unpack`.
     """
 
     variable: str

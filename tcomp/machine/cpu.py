@@ -1,8 +1,9 @@
 """What a CPU offers a kernel: vector features, lanes, registers, caches, cores.
 
 `detect()` asks LLVM for the host's features and /sys for its caches, and narrows both to a level that code is
-generated for (AVX-512, AVX2, SSE2, Arm NEON, or no vectors at all). A virtual machine may report a processor
-name that its features contradict, so only the features count.
+generated for (AVX-512 with bf16 dot products, AVX-512, AVX2, SSE2, Arm NEON, or no vectors at all). A virtual machine
+may report a processor name that its features contradict, so only the features count. `avx2+avx512bf16` is a level that
+has a feature's instructions by their meaning (`EMULATED`): their schedules run, slower, on a host without them.
 """
 
 from __future__ import annotations
@@ -17,16 +18,21 @@ import llvmlite.binding as llvm
 
 from tcomp.errors import UserError
 
-LEVELS = ("avx512", "avx2", "sse2", "neon", "generic")
+LEVELS = ("avx512bf16", "avx512", "avx2", "sse2", "neon", "generic")
 _AVX2 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.2")
 _AVX512 = ("avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
-_EXTRA = ("avx512bf16", "avx512fp16", "avx512vnni")
+_EXTRA = ("avx512fp16", "avx512vnni")
+BF16_DOT = "avx512bf16"
+"""LLVM's name of the feature whose instructions multiply pairs of bf16 values."""
+EMULATED = (BF16_DOT,)
+"""features whose instructions have code for hosts without them"""
 _LINE = 64
 
 
 @dataclass(frozen=True)
 class CpuMachine:
-    """`name` is the level ("avx512"), `features` LLVM's feature names that code may use, sorted.
+    """`name` is the level ("avx512"), `features` LLVM's feature names that code may use, sorted. Instructions of
+    `emulated` features are written out by their meaning.
 
     `lanes_f32` f32 elements fill one vector register; `vector_registers` is how many there are. Cache sizes
     are in bytes and belong to one core (L3: to all of them). `cores` counts the CPUs this process may use.
@@ -40,6 +46,13 @@ class CpuMachine:
     l2_bytes: int
     l3_bytes: int
     cores: int
+    emulated: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The schedule targets that apply, most specific first."""
+        wider = ("cpu.avx512",) if self.name == BF16_DOT else ()
+        return (*(f"cpu.{f}" for f in self.emulated), f"cpu.{self.name}", *wider, "cpu")
 
     @property
     def has_fma(self) -> bool:
@@ -48,13 +61,14 @@ class CpuMachine:
     @property
     def llvm_cpu(self) -> str:
         """LLVM's processor name for this level: it sets the scheduling model, and is the same on all hosts."""
-        return {"avx512": "x86-64-v4", "avx2": "x86-64-v3", "sse2": "x86-64"}.get(self.name, "generic")
+        levels = {BF16_DOT: "x86-64-v4", "avx512": "x86-64-v4", "avx2": "x86-64-v3", "sse2": "x86-64"}
+        return levels.get(self.name, "generic")
 
     @property
     def llvm_features(self) -> str:
         """The feature string of the target machine; whole 512-bit registers are used where there are any."""
         flags = [f"+{f}" for f in self.features]
-        if self.name == "avx512":
+        if self.lanes_f32 == 16:
             flags.append("-prefer-256-bit")
         return ",".join(flags)
 
@@ -64,9 +78,10 @@ class CpuMachine:
 
 
 def detect(limit: str | None = None) -> CpuMachine:
-    """The host, or the host held to a lower level by `limit` or the environment variable TCOMP_CPU.
+    """The host, or the host held to a lower level by `limit` or the environment variable TCOMP_CPU: `avx2`, or with
+    features that are emulated `avx2+avx512bf16`.
 
-    Raises UserError for an unknown level or one that the host does not have.
+    Raises UserError for an unknown level or feature, or a level that the host does not have.
     """
     wanted = limit or os.environ.get("TCOMP_CPU") or None
     return _detect(wanted)
@@ -79,22 +94,29 @@ def _detect(wanted: str | None) -> CpuMachine:
     host = _host_features()
     best = _best_level(host)
     level = best
+    emulated: list[str] = []
+    if wanted is not None:
+        wanted, *emulated = wanted.split("+")
+    for feature in emulated:
+        if feature not in EMULATED:
+            raise UserError(f"the CPU feature {feature!r} cannot be emulated", f"use one of {', '.join(EMULATED)}")
     if wanted is not None:
         if wanted not in LEVELS:
             raise UserError(f"unknown CPU level {wanted!r}", f"use one of {', '.join(LEVELS)}")
-        if _family(wanted) != _family(best) or LEVELS.index(wanted) < LEVELS.index(best):
+        if family_of(wanted) != family_of(best) or LEVELS.index(wanted) < LEVELS.index(best):
             raise UserError(f"this machine has no {wanted} (its level is {best})", "unset TCOMP_CPU")
         level = wanted
     l1, l2, l3 = _cache_bytes()
     return CpuMachine(
         name=level,
         features=_level_features(level, host),
-        lanes_f32={"avx512": 16, "avx2": 8, "sse2": 4, "neon": 4, "generic": 4}[level],
-        vector_registers={"avx512": 32, "avx2": 16, "sse2": 16, "neon": 32, "generic": 16}[level],
+        lanes_f32={BF16_DOT: 16, "avx512": 16, "avx2": 8}.get(level, 4),
+        vector_registers={BF16_DOT: 32, "avx512": 32, "neon": 32}.get(level, 16),
         l1_bytes=l1,
         l2_bytes=l2,
         l3_bytes=l3,
         cores=_cores(),
+        emulated=tuple(dict.fromkeys(f for f in emulated if f != level)),
     )
 
 
@@ -105,23 +127,27 @@ def _host_features() -> frozenset[str]:
         return frozenset()
 
 
-def _family(level: str) -> str:
-    return {"avx512": "x86", "avx2": "x86", "sse2": "x86", "neon": "arm"}.get(level, "generic")
+def family_of(level: str) -> str:
+    """x86, arm or generic."""
+    return {"neon": "arm", "generic": "generic"}.get(level, "x86")
 
 
 def _best_level(host: frozenset[str]) -> str:
     arch = platform.machine().lower()
     if arch in ("x86_64", "amd64"):
-        if host.issuperset(_AVX2):
-            return "avx512" if host.issuperset(_AVX512) else "avx2"
-        return "sse2"
+        if not host.issuperset(_AVX2):
+            return "sse2"
+        if not host.issuperset(_AVX512):
+            return "avx2"
+        return BF16_DOT if BF16_DOT in host else "avx512"
     return "neon" if arch in ("aarch64", "arm64") else "generic"
 
 
 def _level_features(level: str, host: frozenset[str]) -> tuple[str, ...]:
     match level:
-        case "avx512":
-            names = _AVX2 + _AVX512 + tuple(f for f in _EXTRA if f in host)
+        case "avx512" | "avx512bf16":
+            own = (BF16_DOT,) if level == BF16_DOT else ()
+            names = _AVX2 + _AVX512 + own + tuple(f for f in _EXTRA if f in host)
         case "avx2":
             names = _AVX2
         case "sse2":

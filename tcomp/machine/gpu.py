@@ -75,10 +75,14 @@ class GpuMachine:
     def warps_per_sm(self) -> int:
         return self.threads_per_sm // 32
 
+    def registers_at_entry(self, warps: int) -> int:
+        """Registers a thread of a block of so many warps, where all of the block's are shared out."""
+        return min(self.registers_per_thread, self.registers_per_block // (32 * warps)) // 8 * 8
+
     def clusters(self, blocks: int) -> int:
-        """Clusters of so many blocks, one on an SM, that run at the same time: GPCs may leave SMs over."""
+        """Clusters of so many blocks, one on an SM, that run at the same time: GPCs may leave SMs over. Never none."""
         gpcs = self.gpc_sms if sum(self.gpc_sms) == self.sms else (self.sms,)
-        return sum(sms // blocks for sms in gpcs)
+        return max(1, sum(sms // blocks for sms in gpcs))
 
     @property
     def f32_flops(self) -> float:

@@ -6,10 +6,11 @@
     dQ.joined.out[q, d] = dQ.joined.part[q, d]                         shared memory, for the copy engine
     unpack dQ.joined.out to dQ.joined, adding in turns                 in the background
 
-`by turns` blocks add one after the other, in the order in which they start, so results repeat bitwise; a block only
-waits for blocks that started before it. Who has its turn before another follows from the loops' own bounds. `by atomic`
-there is no order, and without a `stage ... by tma` line the addition is an atomic one by the threads themselves. The
-joined sums are f32 whatever the output is, and only as large as the output.
+`by turns` blocks add one after the other, in the order of their numbers, so results repeat bitwise; a block only waits
+for blocks of lower numbers (`codegen/nvptx/turn_taking.py` has what that assumes of a GPU). Who has its turn before
+another follows from the loops' own bounds. `by atomic` there is no order, and without a `stage ... by tma` line the
+addition is an atomic one by the threads themselves. The joined sums are f32 whatever the output is, and only as large
+as the output.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Adding:
         given = Access(part, inside)
         if stage is None:
             if a.directive.by == "turns":
-                hint = f"add: stage {a.output} in shared at {a.directive.over} by tma"
+                hint = f"add: stage {a.output} in shared at {_index(around[-1])} by tma"
                 raise self._error(a, "only the copy engine adds a tile as one, and so in turns", hint)
             adds = Compute(s.target, given, walked, frozenset(), "sum", True, atomic=True, span=s.span)
             return first, [adds]
@@ -109,7 +110,7 @@ class Adding:
         """Whose turn comes before a block's: its neighbour's along the grid loop, if that comes to this tile at all."""
         written = {n for e in s.target.subscripts for n in names_in(e)} | {x.name for x in walked}
         for loop in around:
-            name = loop.variable.rpartition(".")[0]
+            name = _index(loop)
             if loop.level != "grid" and not {name, loop.variable} & written:
                 why = f"a block comes to a tile once for each turn of its loop over '{name}'"
                 raise self._error(a, why, f"give '{name}' no loop around the product")
@@ -152,10 +153,15 @@ class Adding:
                 start, stop = (evaluate_dim(substitute(e, {a.level.variable: Num(at)}), {}) for e in (x.start, x.stop))
             except TcError:
                 return False  # (they depend on other loops too)
-            if start > 0 or stop < self.extents[x.variable.rpartition(".")[0]]:
+            if start > 0 or stop < self.extents[_index(x)]:
                 return False
         return True
 
     def _error(self, a: AddedSum, why: str, hint: str) -> TcError:
         d = a.directive
         return TcError(f"{a.output} cannot be combined over {d.over} by {d.by}: {why}", d.span, self.text, hint)
+
+
+def _index(loop: Loop) -> str:
+    """The index that a loop walks, by its name in the text."""
+    return loop.variable.rpartition(".")[0]

@@ -4,6 +4,8 @@ and whose tensor copies take its shapes.
     schedule linear on sm_80:  use mma.sync for acc        for bf16 operands on an A100 and on newer GPUs
     schedule linear on gpu:                                for f32 operands, which mma.sync does not multiply
 
+A `where` line about dimensions alone says for which shapes a schedule is meant: `where C % 256 == 0`.
+
 Where no less specific schedule is left, the `use` line is refused by the matcher instead, which says why.
 """
 
@@ -11,12 +13,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tcomp.dsl.ast import Access, DType, Equation, KernelSchedule, Module, Op, Reduction, Schedule, Stage, Use
+from tcomp.dsl.ast import (
+    Access,
+    DType,
+    Equation,
+    KernelSchedule,
+    Module,
+    Name,
+    Op,
+    Reduction,
+    Schedule,
+    Stage,
+    Use,
+    Where,
+    names_in,
+)
+from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.load import schedule_for
-from tcomp.instructions import INSTRUCTIONS
-from tcomp.instructions.matching import factors, instruction_for
+from tcomp.instructions import INSTRUCTIONS, VECTOR
+from tcomp.instructions.matching import Declared, factors, instruction_for
 from tcomp.schedule.normal import part_of
 from tcomp.schedule.resolve import casts_in
+
+DECLARED: tuple[Declared, ...] = (*INSTRUCTIONS, *VECTOR)
 
 
 def choose_schedule(
@@ -32,7 +51,12 @@ def choose_schedule(
     written."""
     written = [s for t in targets if (s := schedule_for(module, op.name, (t,))) is not None]
     storage = storage_of(op)
-    fitting = (s for s in written if _applies(s, targets[0], equations, dtypes, storage) and _copies(s, dtypes, shapes))
+    sizes = _sizes(op, shapes)
+    fitting = (
+        s
+        for s in written
+        if _applies(s, targets[0], equations, dtypes, storage) and _copies(s, dtypes, shapes) and _meant(s, sizes)
+    )
     return next(fitting, written[0] if written else None)
 
 
@@ -50,7 +74,7 @@ def _applies(
                 continue
             for name in use.names:
                 types = _factor_types(name, own, {**dtypes, **casts})
-                if types is not None and instruction_for(use.instruction, *types, target, INSTRUCTIONS) is None:
+                if types is not None and instruction_for(use.instruction, *types, target, DECLARED) is None:
                     return False
     return True
 
@@ -74,6 +98,18 @@ def _copies(schedule: Schedule, dtypes: Mapping[str, DType], shapes: Mapping[str
                 if name in shapes and len(shapes[name]) > 1 and shapes[name][-1] * dtypes[name].bytes % 16:
                     return False
     return True
+
+
+def _sizes(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The dimensions that the operands' shapes give."""
+    return {d.id: n for o in op.operands for d, n in zip(o.shape, shapes[o.name], strict=True) if isinstance(d, Name)}
+
+
+def _meant(schedule: Schedule, sizes: Mapping[str, int]) -> bool:
+    """Do the conditions hold that name dimensions only?"""
+    every = (*schedule.shared, *(d for k in schedule.kernels for d in k.directives))
+    conditions = [c for d in every if isinstance(d, Where) for c in d.conditions]
+    return all(evaluate_dim(c, sizes) for c in conditions if names_in(c) and names_in(c) <= set(sizes))
 
 
 def _factor_types(name: str, equations: Sequence[Equation], dtypes: Mapping[str, DType]) -> tuple[DType, DType] | None:

@@ -103,8 +103,11 @@ class Combining:
                 leaves.append(first)
                 joins.append(join)
             elif joined:
-                pair, plan = self._partials(plan, leaf, joined[0].over, joined[0].by, len(leaves))
-                leaves += pair
+                over, by = joined[0].over, joined[0].by
+                own = groups.setdefault(group, eq.target.name)
+                (first, join), plan = self._partials(plan, leaf, over, by, len(leaves), own)
+                leaves.append(first)
+                joins.append(join)
             else:
                 leaves.append(leaf)
         leaves = _numbered([*leaves, *joins, *ends])
@@ -261,9 +264,12 @@ class Combining:
         grid = [t for t in plan.sequence if t.index == over and t.parallel]
         return self.family.level == "grid" and bool(grid) and divides(plan, over) and splittable(leaf.equation)
 
-    def _partials(self, plan: KernelPlan, leaf: Leaf, over: str, by: str, at: int) -> tuple[list[Leaf], KernelPlan]:
+    def _partials(
+        self, plan: KernelPlan, leaf: Leaf, over: str, by: str, at: int, group: str
+    ) -> tuple[list[Leaf], KernelPlan]:
         """`s[n] = sum i: x[i, n]` by partials --> `s.partial[block, n] = sum i in block: x[i, n]`, and in a phase of
-        its own `s[n'] = sum block: s.partial[block, n']`. On a GPU that phase has its own blocks for n'."""
+        its own `s[n'] = sum block: s.partial[block, n']`. On a GPU that phase has its own blocks for n', which sums of
+        one `group` share."""
         eq = leaf.equation
         directive = next(c for c in plan.combine if c.over == over and called(eq, c.names))
         core = [t for t in plan.sequence if t.index == over and t.parallel]
@@ -295,8 +301,11 @@ class Combining:
         first = replace(eq, targets=(Target(name, (number, *rows)),), accumulate=False)
         joined = {i: i for i in leaf.parallel}
         if self.family.level == "grid" and rows:
-            joined = {i: f"{i}.{eq.target.name}" for i in leaf.parallel}
+            joined = {i: f"{i}.{group}" for i in leaf.parallel}
             self.extents.update({new: self.extents[i] for i, new in joined.items()})
+        if set(joined.values()) - set(joined) and set(joined.values()) <= set(plan.loops):
+            pass  # another of the group has brought the loops
+        elif self.family.level == "grid" and rows:
             shape = self.family.shape(plan, self.extents, self.text)
             maps = joining_loops(list(joined.values()), shape, level, (index, count))
             levels = tuple(t for m in maps for t in m.tiles)

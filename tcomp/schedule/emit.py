@@ -28,16 +28,16 @@ from tcomp.dsl.ast import (
     rebuild,
 )
 from tcomp.dsl.errors import TcError
+from tcomp.instructions.vector_matching import vector_instruction
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
 from tcomp.monoid import RescaledSum, rescaled_sum
 from tcomp.schedule.bounds import Env, Range, guarding, limits, tile_stop, zero_outside
 from tcomp.schedule.fold import by_exp2, fold, sub
-from tcomp.schedule.nest import Leaf, LoopNode, Node
+from tcomp.schedule.nest import Leaf, LoopNode, Node, leaf_uses
 from tcomp.schedule.regions import Needs, conjunction, zero_behind
 from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.stager import Stager
 from tcomp.schedule.storage import Storage, reduction_loops
-from tcomp.schedule.threads import leaf_uses
 from tcomp.schedule.tiling import RegisterTile, Tiler, last_value
 
 LOWEST: dict[str, Expr] = {"max": Num(-3.0e38), "min": Num(3.0e38)}
@@ -315,6 +315,8 @@ class Emitter:
     ) -> Compute:
         """A Compute over the current tile; indices with a single value become that value."""
         tile = self.register_tile(leaf, target, env, parallel, reduced, value)
+        use = leaf_uses(self.plan, leaf, target) if reducer == "sum" and reduced else None
+        grouped = use is not None and vector_instruction(use.instruction) is not None
         axes: list[Axis] = []
         order = sorted(
             enumerate(parallel),
@@ -326,8 +328,8 @@ class Emitter:
         )
         for i in [p[1] for p in order] + list(reduced):
             r = self.range(i, env)
-            if r.block == 1 and i in env and not (guard is not None and i in reduced):
-                continue  # (a guarded reduction over one value still writes its identity)
+            if r.block == 1 and i in env and not ((guard is not None or grouped) and i in reduced):
+                continue  # (a guarded reduction over one value still writes its identity; groups are read whole)
             lanes = tile.lanes if i == tile.vector else 1
             axes.append(Axis(i, r.start, r.stop, r.block, tile.unroll[i], lanes, tile.spreads.get(i)))
         done = frozenset(a.name for a in axes)
@@ -335,10 +337,10 @@ class Emitter:
         # Zero contributions over an index that is not an axis any more are contributions all the same.
         region = conjunction([g for g in conjuncts(region) if names_in(g) & kept or not names_in(g) & set(reduced)])
         value = self.operands(leaf, self.casts((target.tensor, *leaf.sums_for), value))
-        use = leaf_uses(self.plan, leaf, target) if reducer == "sum" and reduced else None
+        values_env = {i: r for i, r in env.items() if not (grouped and i in reduced)}
         out = Compute(
             self.access(target, env),
-            self.point(value, env),
+            self.point(value, values_env),
             tuple(axes),
             kept,
             reducer if kept or accumulate else None,

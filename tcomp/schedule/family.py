@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 from tcomp.dsl.ast import Equation, Op, Schedule
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.targets import GPU_TARGETS
+from tcomp.instructions import INSTRUCTIONS
+from tcomp.instructions.matching import match
+from tcomp.instructions.vector_matching import match_vector
 from tcomp.ir.tile import SERIAL, Buffer, Kernel, Spread, Statement, ThreadShape
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
@@ -22,6 +26,7 @@ from tcomp.schedule.operand_tiles import laid_out
 from tcomp.schedule.overlap import check_overlap
 from tcomp.schedule.prefetch import prefetched
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LevelRules, LoopMap
+from tcomp.schedule.result_panels import in_panels
 from tcomp.schedule.scopes import assign_scopes
 from tcomp.schedule.stager import Stager
 from tcomp.schedule.staging import Staging
@@ -75,9 +80,15 @@ class Family(Protocol):
         ...
 
     def finish(
-        self, tiles: Mapping[str, Buffer], phases: Phases, plan: KernelPlan, text: str | None
+        self,
+        tiles: Mapping[str, Buffer],
+        phases: Phases,
+        plan: KernelPlan,
+        shape: ThreadShape | None,
+        text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
-        """The kernel's tiles where they live, and its phases. `text` is that of a written schedule."""
+        """The kernel's tiles where they live, and its phases. `shape` is that of a GPU's blocks, `text` that of a
+        written schedule."""
         ...
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
@@ -92,7 +103,7 @@ class CpuFamily:
 
     def __init__(self, machine: CpuMachine, threads: int) -> None:
         self.machine = machine
-        self.targets: tuple[str, ...] = (f"cpu.{machine.name}", "cpu")
+        self.targets = machine.targets
         self.rules = CpuLevels(machine, threads)
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
@@ -117,12 +128,18 @@ class CpuFamily:
         return default_schedule(op, equations, extents, "cpu")
 
     def finish(
-        self, tiles: Mapping[str, Buffer], phases: Phases, plan: KernelPlan, text: str | None
+        self,
+        tiles: Mapping[str, Buffer],
+        phases: Phases,
+        plan: KernelPlan,
+        shape: ThreadShape | None,
+        text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
         return dict(tiles), [prefetched(p, plan.stages) for p in phases]
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
-        pass
+        tiles = {i: [t.block for t in m.tiles if t.block is not None] for i, m in plan.loops.items()}
+        check_instructions(kernel, plan, partial(match_vector, target=self.targets[0], tiles=tiles), text)
 
 
 class GpuFamily:
@@ -164,15 +181,21 @@ class GpuFamily:
         return default_gpu_schedule(op, equations, extents, "gpu")
 
     def finish(
-        self, tiles: Mapping[str, Buffer], phases: Phases, plan: KernelPlan, text: str | None
+        self,
+        tiles: Mapping[str, Buffer],
+        phases: Phases,
+        plan: KernelPlan,
+        shape: ThreadShape | None,
+        text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
-        return laid_out(assign_scopes(tiles, phases, text), phases)
+        laid = laid_out(assign_scopes(tiles, phases, text), phases)
+        return in_panels(*laid, shape, self.machine.shared_per_block)
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         check_tensor_copies(kernel, self.machine, text)
-        check_instructions(kernel, plan, self.machine.target, text)
+        check_instructions(kernel, plan, partial(match, target=self.machine.target, instructions=INSTRUCTIONS), text)
         check_overlap(kernel, plan, self.machine.target, text)
-        check_flags(kernel, plan.flags, plan.sequence, text)
+        check_flags(kernel, plan.flags, plan.sequence, self.machine, text)
 
 
 def gpu_targets(target: str) -> tuple[str, ...]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from tcomp.dsl.errors import TcError
-from tcomp.instructions import INSTRUCTIONS
-from tcomp.instructions.matching import MatchError, match
-from tcomp.ir.tile import Kernel
+from tcomp.instructions.matching import MatchError
+from tcomp.ir.tile import Buffer, Compute, Kernel
+from tcomp.ir.walk import computes
 from tcomp.schedule.nest import JOINED
 from tcomp.schedule.resolve import KernelPlan
-from tcomp.schedule.scopes import computes
 
 
-def check_instructions(kernel: Kernel, plan: KernelPlan, target: str, text: str) -> None:
-    """TcError at the `use` line that cannot be kept."""
+def check_instructions(
+    kernel: Kernel, plan: KernelPlan, match: Callable[[Compute, Mapping[str, Buffer]], object], text: str
+) -> None:
+    """TcError at the `use` line that cannot be kept, where `match` raises a MatchError."""
     buffers = {b.name: b for b in kernel.operands + kernel.tiles}
     found: set[str] = set()
     for phase in kernel.phases:
@@ -23,7 +26,7 @@ def check_instructions(kernel: Kernel, plan: KernelPlan, target: str, text: str)
             own = next(n for n in plan.uses if n == name or _collects(name, n))
             found.add(own)
             try:
-                match(c, buffers, target, INSTRUCTIONS)
+                match(c, buffers)
             except MatchError as e:
                 raise TcError(e.message, plan.uses[own].span, text, e.hint) from None
     for name, use in plan.uses.items():

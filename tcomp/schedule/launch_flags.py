@@ -1,7 +1,7 @@
 """Directives about a GPU kernel as a whole: who copies, and how blocks come to their tiles.
 
 producer warp             one more warp issues all tensor copies, the others only compute
-producer warpgroup(40)    four more, which keep 40 registers a thread and leave the rest to the others
+producer warpgroup(40)    four more, which keep 40 registers a thread and leave the rest to the others (0: no producer)
 persistent                as many blocks as multiprocessors, each with tile after tile
 raster(8)                 tiles in bands of 8 rows, so that neighbours in time share operands in L2
 reverse q                 blocks of the grid loop over q from the last to the first
@@ -18,6 +18,7 @@ from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.ir.multicast import cluster_of, shared_packs
 from tcomp.ir.tile import GridOrder, Kernel, Loop, Pack, Producer
+from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.tensor_copies import statements
 
 
@@ -109,26 +110,30 @@ def _number(flag: Flag, values: Mapping[str, int | float], text: str) -> int:
     return int(n)
 
 
-def _producer(flag: Flag, values: Mapping[str, int | float], text: str) -> Producer:
+def _producer(flag: Flag, values: Mapping[str, int | float], text: str) -> Producer | None:
     match flag.args:
         case (Name(kind),) if kind in WARPS:
             return Producer(WARPS[kind])
         case (Call("warpgroup", (registers,)),):
             n = int(evaluate_dim(registers, dict(values)))
+            if n == 0:
+                return None
             if n % 8 == 0 and 24 <= n <= 240:
                 return Producer(WARPS["warpgroup"], n)
             raise TcError(
                 f"a producer cannot keep {n} registers a thread",
                 flag.span,
                 text,
-                "write a multiple of 8 from 24 to 240",
+                "write a multiple of 8 from 24 to 240, or 0 for no producer",
             )
     raise TcError(
         "`producer` takes the warps that copy", flag.span, text, "write: producer warp, or: producer warpgroup(40)"
     )
 
 
-def check_flags(kernel: Kernel, flags: LaunchFlags, sequence: Sequence[Clustered], text: str) -> None:
+def check_flags(
+    kernel: Kernel, flags: LaunchFlags, sequence: Sequence[Clustered], machine: GpuMachine, text: str
+) -> None:
     """TcError where a flag would mean nothing for the lowered kernel, or asks for what a block cannot have."""
     clusters = [t for t in sequence if t.cluster > 1]
     if len(clusters) > 1:
@@ -150,6 +155,16 @@ def check_flags(kernel: Kernel, flags: LaunchFlags, sequence: Sequence[Clustered
                 flags.span("producer"),
                 text,
                 "divide its loops among a multiple of 4 warps, or write: producer warp",
+            )
+        warps = kernel.threads.warps + flags.producer.warps
+        pool = machine.registers_at_entry(warps)
+        if flags.producer.registers > pool:
+            raise TcError(
+                f"the producer cannot keep {flags.producer.registers} registers a thread: "
+                f"{warps} warps start with {pool} each, and it gives some of them up",
+                flags.span("producer"),
+                text,
+                f"write at most {pool}, for instance: producer warpgroup(40)",
             )
     if kernel.cluster is not None:
         buffers = {b.name: b for b in kernel.operands + kernel.tiles}

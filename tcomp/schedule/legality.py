@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Name, Reduction, walk
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
-from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, conflict
+from tcomp.schedule.nest import JOINED, Leaf, LoopNode, Node, ancestors, conflict
 from tcomp.schedule.resolve import KernelPlan
 
 
@@ -39,12 +40,16 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
                 continue
             if index in node.reduced and not all((t, index) in combined for t in node.written):
                 second = loop.level.block or 1
+                output = replace(target, tensor=target.tensor.removesuffix(JOINED))
+                turns = any(c.by == "turns" and output.tensor in c.names for c in plan.combine)
                 raise TcError(
-                    f"loop '{index}' is divided among {among}, but '{target.tensor}' sums over it",
+                    f"loop '{index}' is divided among {among}, but '{output.tensor}' sums over it",
                     loop.level.span,
                     text,
-                    f"map '{index}' to seq, or add: combine {target.tensor} over {index} by partials",
-                    (f"blocks 0 and 1 both update {show(target, {})} (at {index} = 0 and {index} = {second})",),
+                    f"leave '{index}' undivided: blocks that add by turns add their whole part at once"
+                    if turns
+                    else f"map '{index}' to seq, or add: combine {output.tensor} over {index} by partials",
+                    (f"blocks 0 and 1 both update {show(output, {})} (at {index} = 0 and {index} = {second})",),
                 )
             if index in node.gathered and not node.atomic:
                 shown = print_expression(target)

@@ -145,7 +145,9 @@ class _Lowering:
 
         def parts() -> list[Part]:
             plans = self.resolver.plans(self.schedule)
-            return split(plans, self.equations, operands, outputs, temporaries, self.dtypes, self.text)
+            return split(
+                plans, self.equations, operands, outputs, temporaries, self.dtypes, self.extents, self.shapes, self.text
+            )
 
         if self.given:
             return parts()
@@ -216,7 +218,7 @@ class _Lowering:
         phases = adding.phases(phases)
         flags = [s.flags for s in combining.sums if s.flags]
         phases = self._cleared([*flags, *sorted(adding.cleared)], shape) + phases
-        tiles, phases = self.family.finish(emitter.tiles, phases, plan, self.text if self.given else None)
+        tiles, phases = self.family.finish(emitter.tiles, phases, plan, shape, self.text if self.given else None)
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names | set(added)
         writes = {t for x in leaves for t in x.written} & operand_names | set(added)
         order = [o.name for o in self.op.operands] + sorted(workspaces)

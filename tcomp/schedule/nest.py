@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tcomp.dsl.ast import Access, Equation, Expr, Name, Num, names_in
+from tcomp.dsl.ast import Access, Equation, Expr, Name, Num, Use, names_in
 from tcomp.dsl.extents import affine, injective
 from tcomp.schedule.fold import reads
 from tcomp.schedule.normal import expressions
-from tcomp.schedule.resolve import TileLevel
+from tcomp.schedule.resolve import KernelPlan, TileLevel
 
 JOINED = ".joined"
 """behind the name of what blocks add up in memory (`adding.py`)"""
@@ -240,3 +240,9 @@ def scatter_indices(equation: Equation, extents: Mapping[str, int]) -> frozenset
         if form is not None and injective(form, ranges):
             told |= names
     return frozenset(inside - told)
+
+
+def leaf_uses(plan: KernelPlan, leaf: Leaf, target: Access) -> Use | None:
+    """The `use` line that holds for this equation's reduction into `target`."""
+    names = (target.tensor, *leaf.sums_for)
+    return next((plan.uses[n] for n in names if n in plan.uses), None)

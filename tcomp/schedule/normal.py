@@ -3,7 +3,7 @@
 xhat[m, c] = (X[m, c] - mean[m]) * rstd[m]
 dw[c] = sum m: dY[m, c] * xhat[m, c]    -->    dw[c] = sum m: dY[m, c] * ((X[m, c] - mean[m]) * rstd[m])
 
-A result of the op is still stored; its readers compute it again as it was rounded, which gives the same bits:
+Readers compute a narrow tensor again as it was rounded, which gives the same bits; a result of the op is still stored:
 
 P[m, n] = acc[m, n] + b[n]                     P[m, n] = acc[m, n] + b[n]
 Y[m, n] = gelu(P[m, n])                 -->    Y[m, n] = gelu(bf16(acc[m, n] + b[n]))
@@ -70,11 +70,14 @@ def inline_tensors(
     names: frozenset[str],
     temporaries: frozenset[str],
     dtypes: Mapping[str, DType],
+    extents: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, ...]],
     text: str,
 ) -> tuple[Equation | None, ...]:
     """Substitute the pointwise tensors `names` into their readers; temporaries' own equations become None.
 
-    Refused where a tensor that one of them reads is overwritten before it is read.
+    Refused where a tensor that one of them reads is overwritten before it is read, and where an equation leaves
+    elements of its tensor out (those are zero, whatever the equation would give there).
     """
     bodies: dict[str, tuple[Target, Expr]] = {}
     stale: dict[str, str] = {}
@@ -94,7 +97,10 @@ def inline_tensors(
             if overwritten:
                 stale.setdefault(n, min(overwritten))
         if name in names:
-            plain = all(isinstance(s, Name) for s in eq.target.subscripts) and not eq.accumulate
+            axes = [s.id for s in eq.target.subscripts if isinstance(s, Name)]
+            plain = len(axes) == len(eq.target.subscripts) and not eq.accumulate
+            if plain and tuple(extents[a] for a in axes) != shapes[name]:
+                raise _cannot_inline(name, "its equation writes only a part of it", eq, text)
             if (
                 isinstance(eq.value, Reduction)
                 or not plain
@@ -102,14 +108,19 @@ def inline_tensors(
                 or name in {a.tensor for a in reads(eq.value)}
             ):
                 raise _cannot_inline(name, "only what is defined once, point by point, can", eq, text)
-            kept, value = name not in temporaries, eq.value
-            if kept and dtypes[name].is_float and dtypes[name].bytes < 4:
-                value = Call(dtypes[name].value, (value,))
-            bodies[name] = (eq.target, value)
-            out.append(eq if kept else None)
+            bodies[name] = (eq.target, _rounded(eq.value, dtypes[name], dtypes))
+            out.append(None if name in temporaries else eq)
         else:
             out.append(eq)
     return tuple(out)
+
+
+def _rounded(value: Expr, dtype: DType, dtypes: Mapping[str, DType]) -> Expr:
+    """The value as a tensor of that type holds it; a copy of one needs no rounding."""
+    copied = isinstance(value, Access) and dtypes.get(value.tensor) is dtype
+    if copied or not dtype.is_float or dtype.bytes >= 4:
+        return value
+    return Call(dtype.value, (value,))
 
 
 def _cannot_inline(name: str, why: str, eq: Equation, text: str) -> TcError:

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Expr, children, names_in, rebuild
 from tcomp.ir.tile import Buffer, Compute, Loop, Scope, Spread, Statement, Swizzled
-from tcomp.schedule.scopes import accesses_of, computes
+from tcomp.ir.walk import computes
+from tcomp.schedule.scopes import accesses_of
 from tcomp.schedule.unpacking import WIDTHS
 
 Phases = list[tuple[Statement, ...]]

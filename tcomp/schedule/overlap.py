@@ -18,8 +18,8 @@ from tcomp.instructions import INSTRUCTIONS
 from tcomp.instructions.matching import match
 from tcomp.ir.pairs import paired, tensors
 from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack, Scope, Statement
+from tcomp.ir.walk import computes
 from tcomp.schedule.resolve import KernelPlan
-from tcomp.schedule.scopes import computes
 
 WARPGROUP = 128
 """threads of an asynchronous matrix instruction"""

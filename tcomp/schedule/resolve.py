@@ -224,11 +224,21 @@ class Resolver:
             special,
             values,
             kernel.span if kernel.directives else schedule.span,
-            {n: d for d in directives if isinstance(d, Use) and d.instruction != "fma" for n in d.names},
+            self._used(directives),
             casts_in(directives, self.storage),
             launch_flags(directives, self.facts | values, self.text),
             self._overlapping(directives),
         )
+
+    def _used(self, directives: tuple[Directive, ...]) -> dict[str, Use]:
+        """The `use` line of each equation that has one; `fma` is what is used without one."""
+        found: dict[str, Use] = {}
+        for d in directives:
+            for name in d.names if isinstance(d, Use) else ():
+                if name in found:
+                    raise self.error(f"two instructions are to compute '{name}'", d.span, "keep one `use` line for it")
+                found[name] = d
+        return {n: d for n, d in found.items() if d.instruction != "fma"}
 
     def _overlapping(self, directives: tuple[Directive, ...]) -> dict[str, Span]:
         """The products that `overlap` lines name, and where."""

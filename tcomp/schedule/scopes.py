@@ -14,21 +14,13 @@ from dataclasses import replace
 from tcomp.dsl.ast import Access, Expr, Name, Span, names_in, walk
 from tcomp.dsl.errors import TcError
 from tcomp.instructions.matching import ACROSS
-from tcomp.ir.tile import Axis, Buffer, Compute, Fragment, Loop, Scope, Spread, Statement
+from tcomp.ir.tile import Axis, Buffer, Compute, Fragment, Scope, Spread, Statement
+from tcomp.ir.walk import computes
 from tcomp.schedule.fold import sub
 from tcomp.schedule.staging_gpu import padded
 
 MAX_ELEMENTS = 224
 """elements per thread of one register tile; a thread has 255 registers"""
-
-
-def computes(statements: Iterable[Statement]) -> Iterator[Compute]:
-    """All Computes, in order."""
-    for s in statements:
-        if isinstance(s, Compute):
-            yield s
-        elif isinstance(s, Loop):
-            yield from computes(s.body)
 
 
 def assign_scopes(

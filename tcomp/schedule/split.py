@@ -37,6 +37,8 @@ def split(
     outputs: frozenset[str],
     temporaries: frozenset[str],
     dtypes: Mapping[str, DType],
+    extents: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, ...]],
     text: str,
 ) -> list[Part]:
     """The parts in launch order. Raises TcError when their order would change a result."""
@@ -48,7 +50,7 @@ def split(
         names = frozenset(o.partition(".")[0] for o in wanted)
         if not names:
             continue
-        inlined = inline_tensors(equations, plan.inline & defined, temporaries, dtypes, text)
+        inlined = inline_tensors(equations, plan.inline & defined, temporaries, dtypes, extents, shapes, text)
         positions = needed(inlined, wanted, (operands | made) - names)
         kept = tuple(eq for i in positions if (eq := inlined[i]) is not None)
         parts.append(Part(plan, names, positions, kept))

@@ -2,13 +2,14 @@
 
     stage W in packed at k   -->   in the loop over k: W.packed = pack W[n, k]; the contraction reads W.packed
 
-    stage X in cache at v    -->   nothing is copied: `prefetch.py` fetches what the next turn of the loop over v reads
+    stage X in cache at v    -->   nothing is copied: `prefetch.py` fetches what the next turn of the loop over v names
 
     stage X in packed at m by widening   -->   a pack where X is narrower than what is computed with; else X is read
                                                where it lies
 
 The panel's width is the register tile along the packed index, so that the contraction reads it with unit stride; where
-the copy transposes, whole register tiles that fill vectors.
+the copy transposes, whole register tiles that fill vectors. What a vector instruction reads (`use vdpbf16ps for acc`)
+stays narrow, its summed index in groups.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from typing import TYPE_CHECKING
 
 from tcomp.dsl.ast import Access, DType, Expr, Name, Num, Reduction, Stage, names_in
 from tcomp.dsl.errors import TcError
+from tcomp.instructions.vector_matching import vector_instruction
 from tcomp.ir.tile import Axis, Buffer, Pack, Panels, Scope, Statement
 from tcomp.schedule.bounds import Env
 from tcomp.schedule.fold import reads
-from tcomp.schedule.nest import JOINED, Leaf, LoopNode, loops_below
+from tcomp.schedule.nest import JOINED, Leaf, LoopNode, leaf_uses, loops_below
 from tcomp.schedule.resolve import KernelPlan
 
 if TYPE_CHECKING:
@@ -53,8 +55,14 @@ def staged_accesses(name: str, leaf: Leaf, anywhere: bool = False) -> list[Acces
 
 
 def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
-    """Every `stage` line must have something to stage: a tiled loop, and a reduction that reads the tensor."""
+    """Every `stage` line must have something to stage: a tiled loop, and a reduction that reads the tensor, or, in
+    cache, an equation that names it. A tensor is staged once."""
+    seen: set[tuple[str, str]] = set()
     for s in plan.stages:
+        for name in s.tensors:
+            if (name, s.space) in seen:
+                raise TcError(f"'{name}' is staged in {s.space} twice", s.span, text, "keep one line for it")
+            seen.add((name, s.space))
         if s.space == "cache" and s.by is not None:
             raise TcError("what is staged in cache is not copied", s.span, text, f"leave out `by {s.by}`")
         if all(t.index != s.at for t in plan.sequence):
@@ -65,10 +73,16 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                 f"tile it, e.g. {s.at} -> seq(64), or stage at another loop",
             )
         for name in s.tensors:
+            if s.space == "cache":
+                inside = [leaf for leaf in leaves if s.at in leaf.domain]
+                written = {t for leaf in inside for t in leaf.written}
+                if name.partition(".")[0] in written or any(staged_accesses(name, leaf, True) for leaf in inside):
+                    continue
+                message = f"'{name}' cannot be staged: no equation in the loop over {s.at} names it"
+                raise TcError(message, s.span, text, "leave it out of this line")
             through = s.by == "tma" and any({name, name + JOINED} & set(leaf.written) for leaf in leaves)
             anywhere = s.space == "registers" or s.by == "tma"
-            sums = [x for x in leaves if isinstance(x.equation.value, Reduction)] if s.space == "cache" else leaves
-            if not through and not any(staged_accesses(name, leaf, anywhere or sums is not leaves) for leaf in sums):
+            if not through and not any(staged_accesses(name, leaf, anywhere) for leaf in leaves):
                 raise TcError(
                     f"'{name}' cannot be staged: no {'equation' if anywhere else 'reduction'} of this kernel reads it",
                     s.span,
@@ -117,27 +131,26 @@ class Staging:
         return out
 
     def _stage(self, stage: Stage, name: str, node: LoopNode, env: Env) -> list[Statement]:
-        candidates: list[tuple[Leaf, Access, str, int]] = []
+        candidates: list[tuple[Leaf, Access, str, int, tuple[str, int]]] = []
         for leaf in node.leaves():
             for a in staged_accesses(name, leaf):
                 tile = self.emitter.register_tile(leaf, leaf.writes()[-1], env, leaf.parallel, leaf.reduced)
-                along = [
-                    i
-                    for i in leaf.parallel
-                    if Name(i) in a.subscripts and (i == tile.vector or tile.unroll.get(i, 1) > 1)
-                ]
+                grouped = self._groups(leaf, a)
+                own = [i for i in leaf.parallel if Name(i) in a.subscripts]
+                along = [i for i in own if i == tile.vector or tile.unroll.get(i, 1) > 1] or (own if grouped[0] else [])
                 if not along:
                     continue
                 i = tile.vector if tile.vector in along else along[0]
                 width = tile.unroll[i] * (tile.lanes if i == tile.vector else 1)
                 if width < self.emitter.range(i, env).block and a.subscripts[-1] != Name(i):
                     width = math.lcm(width, TRANSPOSED)
-                candidates.append((leaf, a, i, width))
+                candidates.append((leaf, a, i, width, grouped))
         # Where only some accesses of the tensor run across rows, those are the ones that need packing.
         crossing = [c for c in candidates if c[1].subscripts[-1] != Name(c[2])]
         out: list[Statement] = []
-        made: dict[tuple[Access, str, int], tuple[str, tuple[Expr | None, ...]]] = {}
-        for leaf, a, i, width in crossing or candidates:
+        made: dict[tuple[Access, str, int, tuple[str, int]], tuple[str, tuple[Expr | None, ...]]] = {}
+        chosen = [c for c in candidates if c in crossing or c[4][0]] if crossing else candidates
+        for leaf, a, i, width, grouped in chosen:
             if any(a.tensor in w.written for w in node.leaves()):
                 raise TcError(
                     f"{a.tensor} cannot be staged at {stage.at}: an equation in that loop writes it",
@@ -145,26 +158,38 @@ class Staging:
                     self.emitter.text,
                     "stage a tensor that this loop only reads",
                 )
-            key = (a, i, width)
+            key = (a, i, width, grouped)
             if key not in made:
-                made[key], pack = self._pack(stage, a, i, width, env)
+                made[key], pack = self._pack(stage, a, i, width, grouped, env)
                 out.append(pack)
             self.staged[(id(leaf), a)] = made[key]
         return out
 
+    def _groups(self, leaf: Leaf, a: Access) -> tuple[str, int]:
+        """The summed index that an access is read in groups of, by the instruction that its equation uses, and how many
+        of it; ("", 1) without one."""
+        use = leaf_uses(self.emitter.plan, leaf, leaf.writes()[-1])
+        found = vector_instruction(use.instruction) if use is not None else None
+        index = next((i for i in leaf.reduced if Name(i) in a.subscripts), "")
+        return (index, found.group) if found is not None and index else ("", 1)
+
     def _pack(
-        self, stage: Stage, a: Access, along: str, width: int, env: Env
+        self, stage: Stage, a: Access, along: str, width: int, grouped: tuple[str, int], env: Env
     ) -> tuple[tuple[str, tuple[Expr | None, ...]], Pack]:
         axes: list[Axis] = []
         origins: list[Expr | None] = []
         dims: list[int] = []
         panel = 0
+        index, group = grouped
+        groups = -1
         for s in a.subscripts:
             if isinstance(s, Name) and s.id in self.emitter.extents:
                 r = self.emitter.range(s.id, env)
-                if r.block > 1 or s.id == along or s.id not in env:
+                if r.block > 1 or s.id in (along, index) or s.id not in env:
                     if s.id == along:
                         panel = len(dims)
+                    if s.id == index:
+                        groups = len(dims)
                     axes.append(Axis(s.id, r.start, r.stop, r.block))
                     dims.append(r.block)
                     origins.append(r.start)
@@ -178,8 +203,10 @@ class Staging:
                 )
             origins.append(None)
         name = f"{a.tensor}.packed{len(self.emitter.tiles)}"
-        dtype = computed(self.emitter.dtypes[a.tensor])
-        self.emitter.tiles[name] = Buffer(name, dtype, tuple(dims), Scope.SCRATCH, Panels(panel, width))
+        stored = self.emitter.dtypes[a.tensor]
+        dtype = stored if index else computed(stored)
+        layout = Panels(panel, width, group, groups)
+        self.emitter.tiles[name] = Buffer(name, dtype, tuple(dims), Scope.SCRATCH, layout)
         source = self.emitter.point(a, env)
         assert isinstance(source, Access)
         return (name, tuple(origins)), Pack(name, tuple(axes), source, stage.by or "copy", stage.span)

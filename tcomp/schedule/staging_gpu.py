@@ -65,6 +65,14 @@ class SharedStaging:
             if s.at == index:
                 if s.space == REGISTERS and (s.by or s.options):
                     raise self._error("a tile in registers is loaded as it is", s.span, "end the line behind the loop")
+                inner = [c.level.index for c in loops_below(node) if c.level.parallel]
+                if inner and node.level.parallel:
+                    raise self._error(
+                        f"{s.tensors[0]} cannot be staged at {index}: each block has a place of its own along "
+                        f"'{inner[-1]}' too, and nothing can run before it is known",
+                        s.span,
+                        f"stage it at the innermost loop that is divided among blocks: at {inner[-1]}",
+                    )
                 for name in s.tensors:
                     out += self._stage(s, name, node, env)
         return out

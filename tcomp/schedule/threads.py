@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Expr, Use, names_in
+from tcomp.dsl.ast import Access, Expr, names_in
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import SERIAL, Spread, ThreadShape
-from tcomp.schedule.nest import Leaf
+from tcomp.schedule.nest import Leaf, leaf_uses
 from tcomp.schedule.resolve import KernelPlan, LoopMap
 from tcomp.schedule.tiling import RegisterTile
 
@@ -83,12 +83,6 @@ class GpuTiler:
                 f"divide a loop that stands bare on the left instead, and map '{index}' to seq",
                 (f"two threads both update {target.tensor} where the gathered values are equal",),
             )
-
-
-def leaf_uses(plan: KernelPlan, leaf: Leaf, target: Access) -> Use | None:
-    """The `use` line that holds for this equation's reduction into `target`."""
-    names = (target.tensor, *leaf.sums_for)
-    return next((plan.uses[n] for n in names if n in plan.uses), None)
 
 
 def _by_contiguity(target: Access, parallel: tuple[str, ...]) -> list[str]:

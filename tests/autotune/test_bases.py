@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ class Told:
     def weigh(self, instance: Instance) -> list[float]:
         return [1.0] * 8
 
-    def start(self, instance: Instance) -> list[float]:
+    def start(self, instance: Instance, patience: float = 0.0) -> list[float]:
         return [1e-3] * 8
 
     def predict(self, job: Job, values: Values) -> float | None:
@@ -99,3 +100,23 @@ def test_no_prediction_overrules_a_measurement(tmp_path: Path) -> None:
     first, second = others()
     text, _ = searched(tmp_path / "measured", Told("measured", {second: 0.7}))
     assert searched(tmp_path / "predicted", Told("predicted", {first: 0.1}), text)[0] == text
+
+
+def test_the_first_look_at_the_ops_ends_with_the_budget(tmp_path: Path) -> None:
+    """A static model compiles them all for it."""
+    looked: list[str] = []
+
+    @dataclass
+    class Slow(Told):
+        def weigh(self, instance: Instance) -> list[float]:
+            looked.append(instance.key)
+            time.sleep(0.3)
+            return super().weigh(instance)
+
+    search = search_on(tmp_path, Plan(SHAPE, budget=0.5))
+    search.judge, search.trials = Slow("predicted", {}), optuna.storages.InMemoryStorage()
+    followed: list[str] = []
+    search.follow = lambda all: (followed.append(i.key) or i for i in all)
+    summary = search.run()
+    assert 0 < len(looked) <= 3 < len(followed)
+    assert sum(text.endswith(": the budget is spent") for text in summary.skipped) >= len(followed) - len(looked)

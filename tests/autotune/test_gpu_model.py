@@ -246,6 +246,16 @@ def test_clusters_that_leave_multiprocessors_over_take_longer() -> None:
 @nvdisasm
 @pytest.mark.parametrize(("size", "cublas"), [(4096, 716), (8192, 795)])
 def test_the_shipped_product_is_predicted_near_cublas(size: int, cublas: float, tmp_path: Path) -> None:
-    """At least 90 % of cuBLAS's published TFLOPS, which no constant of the model was chosen by."""
+    """Within 10 % of cuBLAS's published TFLOPS, which no constant of the model was chosen by."""
     found = predict_kernel(product(size, size, size, DType.BF16), H100, tmp_path)
-    assert found.launches[0].tflops >= 0.9 * cublas and not found.assembled.findings
+    assert 0.9 * cublas <= found.launches[0].tflops <= 1.1 * cublas and not found.assembled.findings
+
+
+@pytest.mark.slow
+@nvdisasm
+def test_nothing_is_multiplied_while_results_are_stored(tmp_path: Path) -> None:
+    """As fast as the published kernel of the same technique; of a short sum, stores are the larger part."""
+    long, short = (predict_kernel(product(4096, 4096, k, DType.BF16), H100, tmp_path).launches[0] for k in (4096, 768))
+    (published,) = (g.published for g in LADDER if g.name == "8 clusters of 2, multicast")
+    assert long.tflops == pytest.approx(published, rel=0.05)
+    assert short.tflops < 0.85 * long.tflops

@@ -20,6 +20,7 @@ from tcomp.schedule.lower import lower
 from tests.autotune.support import SCALE, SHAPE, gpt2, module_of, scale
 
 HEAD = 'format = 1\nmodel = "m"\nmachine = "a"\nsteps = []\n'
+TIMED = f'{HEAD}[op.x]\nbasis = "measured"\nvalues = {{}}\ndefault_us = 2.0\nus = 1.0\n'
 numbers = st.one_of(st.integers(1, 4096), st.floats(0.25, 64, allow_nan=False))
 times = st.floats(1e-6, 10).map(lambda x: round(x * 1e6, 2) * 1e-6)
 text = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=8)
@@ -147,6 +148,7 @@ def test_an_instance_without_an_entry_is_named() -> None:
         ('format = 1\nmodel = "m"\nmachine = "avx2"\n', "'steps' is missing"),
         (f'{HEAD}[op.x]\nbasis = "guessed"\n', "basis 'guessed'"),
         (f'{HEAD}[op.x]\nbasis = "measured"\nvalues = {{A = "8"}}\n', "not a number"),
+        *((f"{TIMED}margin = {m}\n", f"the margin of 'x' is {m}") for m in ("nan", "inf", "-0.5")),
     ],
 )
 def test_a_corrupted_file_is_refused(tmp_path: Path, text: str, words: str) -> None:

@@ -52,3 +52,28 @@ def test_a_predicate_kept_as_a_bit_of_a_register_ends_its_loop() -> None:
     way = Walk(function, {}, {}).run()
     turns = [way.times(b, i) for b in function.blocks for i in b.instructions if i.name == "IADD3"]
     assert not way.cut and not way.unknown and turns == [7]
+
+
+UNPACKED = """
+.text.k:
+        /*0000*/                   MOV R1, RZ ;
+        /*0008*/                   ISETP.NE.AND P1, PT, R1, RZ, PT ;
+.L_x_1:
+        /*0010*/                   IADD3 R1, R1, 0x80, RZ ;
+        /*0020*/                   R2P PR, R1.B1, 0x5 ;
+        /*0030*/              @!P2 BRA `(.L_x_1) ;
+        /*0040*/               @P0 BRA `(.L_x_2) ;
+        /*0050*/               @P1 BRA `(.L_x_2) ;
+        /*0060*/                   EXIT ;
+.L_x_2:
+        /*0070*/                   IADD3 R1, R1, 0x1, RZ ;
+        /*0080*/                   EXIT ;
+"""
+
+
+def test_predicates_unpacked_from_a_byte_of_a_register() -> None:
+    """Of the byte's bits those of the mask: P2 holds first at 0x400, where P0 does not, and P1 is left alone."""
+    function = functions_of(UNPACKED)["k"]
+    way = Walk(function, {}, {}).run()
+    turns = [way.times(b, i) for b in function.blocks for i in b.instructions if i.name == "IADD3"]
+    assert not way.cut and not way.unknown and turns == [8, 0]

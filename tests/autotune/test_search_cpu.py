@@ -14,13 +14,16 @@ from tcomp.autotune import storage
 from tcomp.autotune.backend_cpu import CpuBackend
 from tcomp.autotune.bench import Bench, Rejected
 from tcomp.autotune.contest import ratio
+from tcomp.autotune.evaluator import Failure
 from tcomp.autotune.instances import facts_of, schedule_of
+from tcomp.autotune.judge import Choice, Job
+from tcomp.autotune.judge_measured import MeasuredJudge
 from tcomp.autotune.lockfile import read_lock
 from tcomp.autotune.search import Plan
 from tcomp.autotune.space import Values, spaces_of
 from tcomp.dsl.errors import TcError
 from tcomp.machine.cpu import detect
-from tests.autotune.support import SHAPE, gpt2, gpt2_instance, planted, search_on, sluggish, tune
+from tests.autotune.support import SHAPE, gpt2, gpt2_instance, planted, scale, search_on, sluggish, tune
 
 
 def trials(folder: Path) -> list[tuple[str, str, Values | None]]:
@@ -128,3 +131,39 @@ def test_a_ratio_s_interval_covers_noise() -> None:
     assert same.low < 1 < same.high
     faster = ratio([0.8 * b for b in base], base)
     assert faster.high < 0.9 and abs(faster.value - 0.8) < 1e-9
+
+
+@pytest.mark.parametrize("left", [-5.0, 0.0, 3.0])
+def test_what_a_comparison_may_take_is_what_is_left(left: float, tmp_path: Path) -> None:
+    """Never less than a floor, and never the two minutes that a candidate has without a budget."""
+    asked: list[tuple[float, float]] = []
+
+    class Asked:
+        def build(
+            self, name: str, chosen: object, kernel: object, schedule: object, patience: float
+        ) -> dict[str, float]:
+            asked.append((0.0, patience))
+            return {}
+
+        def times(self, names: tuple[str, ...], rounds: int, seconds: float, alone: object, patience: float):  # type: ignore[no-untyped-def]
+            asked.append((seconds, patience))
+            return Failure("timeout", "")
+
+        def drop(self, name: str) -> None: ...
+
+        def close(self) -> None: ...
+
+    module, instance, space = scale()
+    job = Job(instance, instance.key, space, 0, "", "", 1e-3)
+    judge = MeasuredJudge(module, CpuBackend(detect(), 1, tmp_path), 0)
+    other = next(v for v in space.points(0) if v != space.default)
+    for act in (
+        lambda: judge.evaluate(job, other, left),
+        lambda: judge.best(job, space.default, [other], max(1.0, left)),
+        lambda: judge.confirm(instance, Choice(), Choice(space.chosen(other)), left),
+    ):
+        judge._evaluator, judge._instance, judge._kernel, judge._built = Asked(), instance, None, True  # type: ignore[assignment]
+        act()
+    assert len(asked) == 2 + 3 + 3 and all(0 <= seconds <= 4 and 1 <= p <= 4 for seconds, p in asked)
+    with pytest.raises(TimeoutError):
+        judge.start(instance, left)

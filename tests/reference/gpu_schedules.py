@@ -57,7 +57,8 @@ def schedules(draw: st.DrawFn, op: Op, extents: dict[str, int]) -> Schedule:
         levels.append(Level("vec", (Num(draw(st.sampled_from([1, 2, 4]))),)))
         maps.append(MapLoops((i,), (), tuple(levels)))
     order = Order(tuple(draw(st.permutations(tiled))))
-    stages = [Stage((t,), "shared", at) for t, at in STAGES.get(op.name, []) if at in tiled and draw(st.booleans())]
+    places = {t: at for t, at in STAGES.get(op.name, []) if at in tiled and draw(st.booleans())}  # one for each tensor
+    stages = [Stage((t,), "shared", at) for t, at in places.items()]
     return Schedule(op.name, "gpu", (*maps, order, *stages), ())
 
 

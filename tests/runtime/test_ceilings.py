@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
@@ -31,8 +33,36 @@ def test_the_arithmetic_loop_does_all_its_turns() -> None:
     assert data[0] == ceilings.ACCUMULATORS * (0.5 + 100 * 0.25)
 
 
+@pytest.mark.skipif(not ceilings.has_dots(), reason="no AVX512-BF16 here")
+def test_the_loop_of_dot_products_does_all_its_turns() -> None:
+    lanes = ceilings.vector_widths()[-1]
+    data = ceilings._aligned(2 * lanes, 0.5)  # an f32 0.5 is a pair of bf16: 0 and 0.5
+    ceilings._function(f"dot{lanes}", ctypes.c_void_p)(100, data.ctypes.data)
+    assert data[0] == ceilings.DOT_ACCUMULATORS * (0.5 + 100 * 0.25)
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="x86 assembly")
+def test_the_loop_of_dot_products_is_only_that() -> None:
+    """Assembled for a CPU that has the instruction, so that hosts without it see the loop too."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple().create_target_machine(
+        cpu="x86-64-v4", features="+avx512bf16,-prefer-256-bit", opt=2
+    )
+    module = llvm.parse_assembly(ceilings._dot_text(16))
+    module.verify()
+    (loop,) = (b for b in target.emit_assembly(module).split("\n.LBB") if b.count("vdpbf16ps"))
+    body = [i for i in loop.splitlines() if i.startswith("\t") and "vaddps" not in i]
+    dots = [i for i in body if "vdpbf16ps" in i]
+    assert len(dots) == ceilings.DOT_ACCUMULATORS and all("zmm" in i and "(" not in i for i in dots)
+    assert len(body[: body.index(dots[-1])]) == len(dots) - 1
+
+
 def test_rates_are_positive_and_ordered() -> None:
-    for found in (ceilings.fma_peak(1, seconds=0.001, repetitions=3), ceilings.bandwidth("triad", 1, 8, 3)):
+    found_here = ceilings.dot_peak(1, seconds=0.001, repetitions=3)
+    assert (found_here is not None) == ceilings.has_dots()
+    dots = [found_here] if found_here else []
+    for found in (*dots, ceilings.fma_peak(1, seconds=0.001, repetitions=3), ceilings.bandwidth("triad", 1, 8, 3)):
         assert 0 < found.low <= found.median <= found.high
         assert found.unit in str(found)
     assert np.isfinite(ceilings.bandwidth("read", 2, 8, 3).median)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 
 import pytest
 
@@ -43,4 +44,18 @@ def test_only_whole_feature_sets_raise_the_level() -> None:
     assert cpu._best_level(frozenset()) == "sse2"
     assert cpu._best_level(avx2 - {"fma"}) == "sse2"
     assert cpu._best_level(avx2 | {"avx512f"}) == "avx2"
-    assert cpu._best_level(avx2 | frozenset(cpu._AVX512)) == "avx512"
+    avx512 = avx2 | frozenset(cpu._AVX512)
+    assert cpu._best_level(avx512) == "avx512"
+    assert cpu._best_level(avx2 | {"avx512bf16"}) == "avx2"
+    assert cpu._best_level(avx512 | {"avx512bf16"}) == "avx512bf16"
+    # A level has its own features only, whatever the host has beside them.
+    assert "avx512bf16" not in cpu._level_features("avx512", avx512 | {"avx512bf16"})
+
+
+def test_a_level_takes_schedules_for_wider_targets_and_for_what_it_emulates() -> None:
+    dot = replace(detect(), name="avx512bf16")
+    assert dot.targets == ("cpu.avx512bf16", "cpu.avx512", "cpu")
+    level = "sse2" if X86 else "neon"
+    emulating = detect(f"{level}+avx512bf16")
+    assert emulating == replace(detect(level), emulated=("avx512bf16",))
+    assert emulating.targets == ("cpu.avx512bf16", f"cpu.{level}", "cpu")

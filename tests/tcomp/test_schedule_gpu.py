@@ -150,3 +150,16 @@ def test_a_specific_target_wins_over_the_family() -> None:
     assert kernel.threads is not None and kernel.threads.warps == 4
     kernel = only(lower(module.ops["f"], module, {"M": 1024}, replace(H100, target="sm_80")).kernels)
     assert kernel.threads is not None and kernel.threads.warps == 1
+
+
+def test_a_condition_on_dimensions_says_which_shapes_a_schedule_is_for() -> None:
+    """At others the next one holds. Layer norm's gradients in one pass leave parts that one pass joins."""
+    op = backward_of("layernorm", gpt2())
+    assert op is not None
+    counts = []
+    for c in (256, 200):
+        dims = {"M": 70, "C": c}
+        lowered = lower(op, gpt2(), dims, H100)
+        assert_keeps_results(op, gpt2(), dims, lowered)
+        counts.append([len(k.phases) for k in lowered.kernels])
+    assert counts == [[2], [1, 1]]

@@ -1,12 +1,13 @@
 """Illegal schedules are refused with the location, the clash as a counterexample, and the remedy.
 
-Each tests/tcomp/illegal/NAME.tc (illegal/gpu for GPUs) stands beside NAME.expected; TCOMP_UPDATE_GOLDENS=1 rewrites
-those.
+Each tests/tcomp/illegal/NAME.tc (illegal/gpu for GPUs, illegal/dot for CPUs with bf16 dot products) stands beside
+NAME.expected; TCOMP_UPDATE_GOLDENS=1 rewrites those.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from tcomp.schedule.lower import lower
 
 HERE = Path(__file__).parent / "illegal"
 MACHINE = CpuMachine("avx2", ("avx2", "fma"), 8, 16, 32768, 1 << 20, 1 << 24, 2)
+MACHINES = {"gpu": H100, "dot": replace(MACHINE, emulated=("avx512bf16",))}
+"""by the folder in illegal/"""
 
 
 def message(path: Path, machine: CpuMachine | GpuMachine) -> str:
@@ -37,7 +40,7 @@ def message(path: Path, machine: CpuMachine | GpuMachine) -> str:
 
 @pytest.mark.parametrize("path", sorted(HERE.rglob("*.tc")), ids=lambda p: p.stem)
 def test_illegal_schedule_is_refused_with_its_diagnostic(path: Path) -> None:
-    found = message(path, H100 if path.parent.name == "gpu" else MACHINE)
+    found = message(path, MACHINES.get(path.parent.name, MACHINE))
     expected = path.with_suffix(".expected")
     if os.environ.get("TCOMP_UPDATE_GOLDENS"):
         expected.write_text(found)

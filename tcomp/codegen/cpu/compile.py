@@ -16,6 +16,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 import tcomp
+import tcomp.instructions as declarations
 from tcomp.codegen.cpu.loops import PhaseGenerator, tile_offsets
 from tcomp.errors import UserError
 from tcomp.ir.content import content_text
@@ -25,9 +26,10 @@ from tcomp.machine.cpu import CpuMachine
 
 @lru_cache(maxsize=1)
 def generator_digest() -> str:
-    """A hash of the generator's own source files: a changed generator finds none of the old one's objects."""
+    """A hash of the generator's own source files, declarations of instructions included: a changed generator finds none
+    of the old one's objects."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted([*Path(__file__).parent.glob("*.py"), *Path(declarations.__file__).parent.glob("vector*.py")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

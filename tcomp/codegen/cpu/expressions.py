@@ -7,12 +7,16 @@ here, constants folded, small powers turned into products, so that evaluation is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 from tcomp.codegen.cpu.types import kind_of
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, Unary, children, rebuild
+from tcomp.instructions.vector_matching import vector_instruction
 
+PAIR = "pair of bf16"
+"""The function that joins two values, which are bf16 ones, to a word of their bits: the first in the lower half."""
 _DTYPES = {d.value: d for d in DType}
 _BINARY = {"+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "%": "mod", "**": "pow"}
 _COMPARE = {"<", "<=", ">", ">=", "==", "!="}
@@ -139,6 +143,11 @@ class Graph:
 
     def _call(self, name: str, args: tuple[Expr, ...]) -> Node:
         nodes = [self.build(a) for a in args]
+        instruction = vector_instruction(name)
+        if instruction is not None:
+            return self.node("dot", "f32", tuple(nodes), instruction.family)
+        if name == PAIR:
+            return self.node("pair", "int", tuple(self.cast(n, "f32") for n in nodes))
         if name in _DTYPES:
             if len(nodes) == 2:
                 return self._stochastic(nodes[0], self.cast(nodes[1], "f32"), _DTYPES[name])
@@ -155,6 +164,9 @@ class Graph:
             seed, counter = (self.cast(n, "int") for n in nodes)
             return self.node("random", "f32", (seed, counter))
         (x,) = nodes
+        if name == "exp2":
+            x = self.cast(x, "f32") if x.kind in ("int", "bool") else x
+            return self.node("exp", x.kind, (self.node("mul", x.kind, (x, self.number(math.log(2.0), x.kind))),))
         if name in _FLOAT_FUNCTIONS or name == "floor":
             if x.kind in ("int", "bool"):
                 if name == "floor":

@@ -62,6 +62,13 @@ def bf16_bits(b: ir.IRBuilder, value: IrValue) -> IrValue:
     return b.trunc(upper, like(value.type, I16))
 
 
+def bf16_pair(b: ir.IRBuilder, low: IrValue, high: IrValue) -> IrValue:
+    """The bits of two bf16 values, given as f32, as one i32."""
+    t: Type = like(low.type, I32)
+    upper = b.and_(b.bitcast(high, t), constant(t, -65536))
+    return b.or_(upper, b.lshr(b.bitcast(low, t), constant(t, 16)))
+
+
 def stochastic_bf16(b: ir.IRBuilder, value: IrValue, u: IrValue) -> IrValue:
     """An f32 rounded to bf16 away from zero where the fraction that is cut off plus `u` reaches 1, else towards zero;
     as f32. `u` in [0, 1)."""

@@ -138,7 +138,10 @@ class Facts:
                 return self.of(a).scaled(c)
             case Binary("//", a, Num(int(c))) if c > 0:
                 k = self.of(a)
-                return Known(None if k.lo is None else k.lo // c, None if k.hi is None else k.hi // c)
+                exact = k.modulus % c == 0 and k.modulus > 0
+                congruence = _congruence(k.modulus // c, k.residue // c) if exact else (1, 0)
+                lo, hi = (None if x is None else x // c for x in (k.lo, k.hi))
+                return Known.exact(lo) if lo is not None and lo == hi else Known(lo, hi, *congruence).tightened()
             case Binary("%", a, Num(int(c))) if c > 0:
                 k = self.of(a)
                 if k.lo is not None and k.hi is not None and k.lo // c == k.hi // c:
@@ -188,6 +191,26 @@ def affine_form(e: Expr, define: Mapping[str, Affine] | None = None) -> Affine |
                 return b.scaled(a.constant)
             return a.scaled(b.constant) if not b.terms else None
     return None
+
+
+def expression(a: Affine) -> Expr:
+    """The sum written out."""
+    e: Expr = Num(a.constant)
+    for name, c in a.terms:
+        e = Binary("+", e, Name(name) if c == 1 else Binary("*", Num(c), Name(name)))
+    return e
+
+
+def length(axis: Axis) -> Expr:
+    """stop - start, terms that occur in both cancelled."""
+    start = affine_form(axis.start)
+    found: Expr | None = None
+    for stop in smaller_of(axis.stop):
+        form = affine_form(stop)
+        one = Binary("-", stop, axis.start) if start is None or form is None else expression(form - start)
+        found = one if found is None else Call("min", (found, one))
+    assert found is not None
+    return found
 
 
 def smaller_of(e: Expr) -> tuple[Expr, ...]:

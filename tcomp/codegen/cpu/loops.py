@@ -16,6 +16,7 @@ from tcomp.codegen.cpu.bounds import integer_value
 from tcomp.codegen.cpu.compute import ComputeGenerator
 from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter, Int
+from tcomp.codegen.cpu.groups import generate_dots, is_grouped, pack_groups
 from tcomp.codegen.cpu.integers import Facts, Known
 from tcomp.codegen.cpu.pack import generate_pack
 from tcomp.codegen.cpu.types import I8, I64, POINTER, VOID, IrValue
@@ -88,8 +89,12 @@ class PhaseGenerator:
     def statements(self, body: Sequence[Statement]) -> None:
         for s in body:
             match s:
+                case Compute(instruction=family) if family:
+                    generate_dots(self.em, self.scope, s)
                 case Compute():
                     ComputeGenerator(self.em, self.scope, s).generate()
+                case Pack() if is_grouped(self.scope.buffers[s.buffer]):
+                    pack_groups(self.em, self.scope, s)
                 case Pack():
                     generate_pack(self.em, self.scope, s)
                 case Loop():

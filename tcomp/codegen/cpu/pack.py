@@ -23,16 +23,23 @@ def generate_pack(em: Emitter, scope: Scope, pack: Pack) -> None:
     inner = contiguous_axis(buffer)
     target = Access(buffer.name, tuple(Binary("-", Name(a.name), a.start) for a in pack.axes), pack.span)
     along = _source_axis(scope, pack)
+    single, copy = copied_axes(scope, pack.axes, buffer)
     lanes = _transposed_lanes(scope, buffer, pack) if along not in (None, pack.axes[inner].name) else 0
-    width = buffer.layout.width if isinstance(buffer.layout, Panels) else buffer.shape[inner]
     if lanes and along is not None:
         across = pack.axes[inner].name
         whole = isinstance(buffer.layout, Panels)
         TransposedPack(em, scope, pack, target, along, across, lanes).generate(whole)
     else:
-        copy = _copied(pack.axes, buffer, inner, _dividing(scope.lanes_f32, width))
         ComputeGenerator(em, scope, Compute(target, pack.source, copy, span=pack.span)).generate()
-    fill_zeros(em, scope, buffer, _vectorised(pack.axes, inner, _dividing(scope.lanes_f32, width)), target)
+    fill_zeros(em, scope, buffer, single, target)
+
+
+def copied_axes(scope: Scope, axes: tuple[Axis, ...], buffer: Buffer) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
+    """The axes along a tile's registers one by one, and as register tiles of a copy."""
+    inner = contiguous_axis(buffer)
+    width = buffer.layout.width if isinstance(buffer.layout, Panels) else buffer.shape[inner]
+    lanes = _dividing(scope.lanes_f32, width)
+    return _vectorised(axes, inner, lanes), _copied(axes, buffer, inner, lanes)
 
 
 def padded_shape(buffer: Buffer) -> tuple[int, ...]:

@@ -17,6 +17,20 @@ I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 VOID = ir.VoidType()
 
+
+class BFloat(ir.Type):  # type: ignore[misc]
+    """LLVM's bfloat, for the signatures of intrinsics only: bf16 values are handled as their bits."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloat)
+
+    def __hash__(self) -> int:
+        return hash(BFloat)
+
+
 Type: TypeAlias = Any
 IrValue: TypeAlias = Any
 """llvmlite has no type information: these names only say what is meant."""

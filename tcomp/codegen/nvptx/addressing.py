@@ -20,7 +20,7 @@ from tcomp.codegen.cpu.types import I8, I64, IrValue
 from tcomp.codegen.nvptx.domain import GpuDomain, Point
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.codegen.nvptx.swizzle import column_bytes, granule_of
+from tcomp.codegen.nvptx.swizzle import PATTERN_ROWS, column_bytes, granule_of
 from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, accesses_in
 from tcomp.ir.tile import Buffer, Pitched, Scope, Swizzled
 
@@ -28,11 +28,19 @@ if TYPE_CHECKING:
     from tcomp.codegen.nvptx.evaluation import GpuEvaluator
 
 
+@dataclass(frozen=True)
+class Walk:
+    """A dimension of a register tile that follows an axis, from the value `shift` on."""
+
+    axis: str
+    shift: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Place:
     """An access taken apart. `form` counts elements in symbols: a' is axis a counted from its start, other names are
     loop variables. `gathered` are subscripts read from memory, with their strides. `elements` are, for a tile in
-    registers, the axis (or the number) that each dimension follows; `column` is, for a swizzled tile, the part of
+    registers, what each dimension follows (or its number); `column` is, for a swizzled tile, the part of
     `form` along the last dimension."""
 
     buffer: Buffer
@@ -40,7 +48,7 @@ class Place:
     gathered: tuple[tuple[Node, int], ...]
     in_bounds: bool
     deps: frozenset[str]
-    elements: tuple[str | int, ...] = ()
+    elements: tuple[Walk | int, ...] = ()
     column: Affine = Affine()
 
     @property
@@ -91,7 +99,7 @@ class Addressing:
         buffer = self.domain.scope.buffers[access.tensor]
         if buffer.scope is Scope.REGISTERS:
             elements = tuple(self._element(access, s) for s in access.subscripts)
-            walked = frozenset(e for e in elements if isinstance(e, str))
+            walked = frozenset(e.axis for e in elements if isinstance(e, Walk))
             return Place(buffer, Affine(), (), True, walked, elements)
         total, column = Affine(), Affine()
         gathered: list[tuple[Node, int]] = []
@@ -120,21 +128,21 @@ class Addressing:
                 return a
         return None
 
-    def _element(self, access: Access, subscript: Expr) -> str | int:
-        """The axis along which a register tile's dimension is walked from its start, or a fixed index."""
+    def _element(self, access: Access, subscript: Expr) -> Walk | int:
+        """The axis along which a register tile's dimension is walked, or a fixed index."""
         form = affine_form(subscript, self.domain.forms)
         if form is None:
             counter = self._from_start(subscript)
             if counter is not None:
-                return counter
+                return Walk(counter)
         elif not form.terms:
             return form.constant
-        elif len(form.terms) == 1 and form.constant == 0:
+        elif len(form.terms) == 1 and form.constant >= 0:
             name, c = form.terms[0]
             if c == 1 and name.endswith("'"):
-                return name[:-1]
+                return Walk(name[:-1], form.constant)
         raise Unsupported(
-            f"'{access.tensor}' is in registers, where a subscript can only be an index counted from its tile's start",
+            f"'{access.tensor}' is in registers, where a subscript can only be an index counted within its tile",
             access.span,
         )
 
@@ -175,12 +183,13 @@ class Addressing:
         return em.once(level, (*key, constant), lambda: self._step(pointer, place.buffer, [constant]))
 
     def _swizzled(self, place: Place, layout: Swizzled, point: Point, along: str | None, n: int) -> IrValue:
-        """The address in a swizzled tile: the row's part, then the column's, which depends on the row."""
+        """The address in a swizzled tile: the row's part, then the column's, which depends on the row. Rows that lie
+        whole patterns apart share all but a displacement, which is a number."""
         em, scope, buffer = self.domain.gpu, self.domain.block, place.buffer
         rows = place.form - place.column
         by_row = Affine(tuple((s, c // buffer.shape[-1]) for s, c in rows.terms), rows.constant // buffer.shape[-1])
-        row_level, row_key, row = self._sum(by_row, point, along, n)
-        level, column_key, column = self._sum(place.column, point, along, n)
+        row_level, row_key, row, beyond = self._sum(by_row, point, along, n, PATTERN_ROWS)
+        level, column_key, column, _ = self._sum(place.column, point, along, n)
         level = max(level, row_level)
 
         def of_row() -> tuple[Int, Int]:
@@ -204,11 +213,23 @@ class Addressing:
             return root if offset == 0 else em.builder.gep(root, [em.i64(offset)], source_etype=I8)
 
         found: IrValue = em.once(final, ("pointer", buffer.name, id(root), key), pointer)
-        return found
+        if not beyond:
+            return found
+        further: IrValue = em.once(
+            final,
+            ("pointer", buffer.name, id(root), key, beyond),
+            lambda: em.builder.gep(found, [em.i64(beyond * layout.width)], source_etype=I8),
+        )
+        return further
 
-    def _sum(self, form: Affine, point: Point, along: str | None, n: int) -> tuple[int, object, Callable[[], Int]]:
-        """An affine form's value at a point: the frame it belongs to, a key that names it, and how to make it."""
+    def _sum(
+        self, form: Affine, point: Point, along: str | None, n: int, period: int = 0
+    ) -> tuple[int, object, Callable[[], Int], int]:
+        """An affine form's value at a point: the frame it belongs to, a key that names it, and how to make it. Where
+        something else is added to its constant, whole periods of that are left out, and the last thing given."""
         terms, constant = self._terms(form, (), point, along, n)
+        beyond = constant // period * period if period and terms else 0
+        constant -= beyond
         em = self.domain.gpu
         level = max((t.level for t in terms), default=0)
         key = ("sum", constant, *(t.key for t in terms))
@@ -221,7 +242,7 @@ class Addressing:
                 total = em.add(total, value)
             return total
 
-        return level, key, lambda: em.once(level, key, add)
+        return level, key, lambda: em.once(level, key, add), beyond
 
     def _step(self, pointer: IrValue, buffer: Buffer, parts: list[Int]) -> IrValue:
         em = self.domain.gpu

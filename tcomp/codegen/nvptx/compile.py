@@ -13,10 +13,12 @@ from llvmlite import ir
 
 from tcomp.codegen.cpu.types import I8
 from tcomp.codegen.nvptx.emitter import SHARED, finished_text
+from tcomp.codegen.nvptx.entry import DYNAMIC
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import GpuKernel, LaunchShape
 from tcomp.codegen.nvptx.layout import ALIGNMENT, alignment_of, shared_layout, statements_in, team_layout
-from tcomp.codegen.nvptx.phase import DYNAMIC, PhaseGenerator, threads_of
+from tcomp.codegen.nvptx.phase import PhaseGenerator
+from tcomp.codegen.nvptx.phase_facts import threads_of
 from tcomp.codegen.nvptx.targets import target_named
 from tcomp.codegen.nvptx.tensor_copy import maps_of
 from tcomp.dsl.ast import DType
@@ -68,7 +70,7 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
             maps = maps_of(phase, buffers, cluster)
             if maps and machine.sm < 90:
                 raise Unsupported(f"{machine.target} has no tensor copies (tma)", kernel.span, "stage by cp.async")
-            blocks = PhaseGenerator(module, symbol, kernel, phase, threads, layout, machine, maps).generate(phase)
+            blocks = PhaseGenerator(module, symbol, kernel, phase, threads, layout, machine, maps).generate()
             launches.append(
                 LaunchShape(
                     symbol, blocks, threads_of(kernel, phase), layout.bytes, maps, cluster.blocks if cluster else 1

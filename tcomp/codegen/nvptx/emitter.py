@@ -32,6 +32,10 @@ INTRINSICS = frozenset(
 """NVVM intrinsics in use. LLVM ends the process at a name it does not know, so only these are let through."""
 
 
+FIRST_GROUP_BARRIER = 2
+"""barriers before it are for all threads, and for all but a producer's"""
+
+
 class GpuEmitter(Emitter):
     """One kernel entry being written."""
 
@@ -72,6 +76,22 @@ class GpuEmitter(Emitter):
             self.nvvm("barrier.cta.sync.aligned.count", args=[self.i64(1), self.i64(self.threads.threads)])
         else:
             self.nvvm("barrier.cta.sync.aligned.all", args=[self.i64(0)])
+
+    def group_barrier(self, groups: int) -> None:
+        """The threads of each of so many groups of warps wait for each other."""
+        if groups == 1:
+            self.barrier()
+            return
+        group = self.group(groups)
+        b = self.here()
+        number = b.add(group, self.i64(FIRST_GROUP_BARRIER))
+        self.nvvm("barrier.cta.sync.aligned.count", args=[number, self.i64(self.threads.threads // groups)])
+
+    def group(self, groups: int) -> IrValue:
+        """The number of the thread's group, of so many equal ones."""
+        warp = self.uniform_warp()
+        each = self.i64(self.threads.warps // groups)
+        return self.once(0, ("group", groups), lambda: self.builder.udiv(warp, each))
 
     # ----------------------------------------------------------------------------------- control flow
 

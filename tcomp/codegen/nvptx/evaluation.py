@@ -135,11 +135,15 @@ class GpuEvaluator(Evaluator):
                     raise Unsupported(f"'{buffer.name}' is spread over threads: it has no fixed subscript {e}")
                 number = number * per_thread + e
                 continue
-            at = self.domain.places[e]
-            found = at.numbers[point[e]]
-            if not same_sharing(at.spread, spread) or found is None or found >= per_thread:
-                raise Unsupported(f"'{buffer.name}' in registers is not shared out like the index '{e}' that walks it")
-            number = number * per_thread + found
+            at = self.domain.places[e.axis]
+            found = at.numbers[point[e.axis]]
+            turns, rest = divmod(e.shift, spread.lanes * spread.grain)  # (a shift is whole turns of the lanes)
+            plain = found is not None and not (e.shift and (rest or spread.warp))
+            if not same_sharing(at.spread, spread) or not plain or found + turns * spread.grain >= per_thread:
+                raise Unsupported(
+                    f"'{buffer.name}' in registers is not shared out like the index '{e.axis}' that walks it"
+                )
+            number = number * per_thread + found + turns * spread.grain
         return self.domain.block.fragments[buffer.name][number]
 
     # ------------------------------------------------------------------------------------- operations

@@ -80,6 +80,13 @@ def rings_of(body: Sequence[Statement]) -> Iterator[tuple[Loop | Pack, int]]:
             yield s, 1
 
 
+def panels_in(body: Sequence[Statement]) -> Iterator[tuple[Unpack, int]]:
+    """The deliveries of panel loops, with the copies of each one's tile."""
+    for s in statements_in(body):
+        if isinstance(s, Loop) and s.level == "panel":
+            yield from ((u, s.stages) for u in s.body if isinstance(u, Unpack))
+
+
 def names_used(s: Statement) -> set[str]:
     match s:
         case Compute():
@@ -117,9 +124,10 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
             sizes.append(
                 (f"{pipe_stages(s) - 1} more copies for the pipe over {s.variable}", layout.bytes - start - stage)
             )
+    panels = {s.buffer: n for s, n in panels_in(phase)}
     for b in kernel.tiles:
         if b.scope is Scope.SHARED and b.name in used and b.name not in layout.offsets:
-            layout.offsets[b.name] = place(b.name, b.bytes, alignment_of(b))
+            layout.offsets[b.name] = place(b.name, b.bytes * panels.get(b.name, 1), alignment_of(b))
     for s in statements_in(phase):
         if isinstance(s, Compute):
             sharing = sharing_of(s, threads)

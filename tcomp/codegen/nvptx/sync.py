@@ -105,8 +105,8 @@ class Planner:
                 self._meet(path, pending, reads, [Touch(s.buffer, None)])
                 pending.copies = pending.copies or s.by == "cp.async"
             case Unpack():
-                # Its tile is handed over behind a barrier of the block, which is one for everything else too.
-                if not pending.copies:
+                # Its tile is handed over behind a barrier, of the block or of a group of its warps.
+                if not pending.copies and s.groups == 1:
                     pending.clear()
             case Compute():
                 self._compute(s, path, pending)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from tcomp.codegen.cpu.bounds import integer_value
+from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.types import I8, VOID, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
@@ -46,11 +47,15 @@ def maps_of(
     phase: Sequence[Statement], buffers: Mapping[str, Buffer], cluster: Cluster | None
 ) -> tuple[OperandMap, ...]:
     """The tensor maps of a phase, each once."""
-    found = (s.reversed if isinstance(s, Unpack) else s for s in statements_in(phase))
-    packs = (s for s in found if isinstance(s, Pack) and s.by == "tma")
     shared = shared_packs(phase, cluster, buffers)
     blocks = cluster.blocks if cluster is not None else 1
-    return tuple(dict.fromkeys(map_of(p, buffers, blocks if id(p) in shared else 1) for p in packs))
+    found: list[OperandMap] = []
+    for s in statements_in(phase):
+        if isinstance(s, Unpack):
+            found.append(map_of(s.reversed, buffers, s.groups))
+        elif isinstance(s, Pack) and s.by == "tma":
+            found.append(map_of(s, buffers, blocks if id(s) in shared else 1))
+    return tuple(dict.fromkeys(found))
 
 
 def copied_bytes(pack: Pack, buffers: Mapping[str, Buffer]) -> int:
@@ -101,33 +106,43 @@ def issue(
         em.asm(text, VOID, constraints, [place, address, first, *at[1:], barrier, *more], effect=True)
 
 
-def deliver(em: GpuEmitter, scope: GpuScope, node: Unpack, address: IrValue, stores: bool = False) -> None:
+def deliver(
+    em: GpuEmitter, scope: GpuScope, node: Unpack, address: IrValue, stores: bool = False, group: Int = 0
+) -> None:
     """Start the copies of a tile to its tensor, as one group of this thread's. Its writers have fenced their stores.
-    `stores`: what would be added is the first."""
+    `stores`: what would be added is the first. Where several groups of warps deliver, `group` is the one whose rows
+    go."""
     tile = scope.buffers[node.buffer]
     starts = {a.name: a.start for a in node.axes}
     em.here()
     at = [em.i64(integer_value(em, substitute(s, starts), scope)) for s in reversed(node.target.subscripts)]
     n = len(at)
+    root = scope.roots[node.buffer]
+    if node.groups > 1:
+        rows = tile.shape[0] // node.groups
+        first = em.mul(group, rows)
+        at[-1] = em.i64(em.add(at[-1], first))
+        width = tile.layout.width if isinstance(tile.layout, Swizzled) else tile.shape[-1] * tile.dtype.bytes
+        root = em.here().gep(root, [em.i64(em.mul(first, width))], source_etype=I8)
     places = ", ".join(f"${i + 1}" for i in range(n))
     what, how = ("reduce.async", "add.tile") if node.add and not stores else ("async", "tile")
     text = f"cp.{what}.bulk.tensor.{n}d.global.shared::cta.{how}.bulk_group [$0, {{{places}}}], [${n + 1}];"
     constraints = ",".join(["l", *["r"] * n, "r", "~{memory}"])
     for shift, offset in panels(tile):
         b = em.here()
-        first = em.i64(em.add(at[0], shift))
-        root = scope.roots[node.buffer]
+        column = em.i64(em.add(at[0], shift))
         place = root if offset == 0 else b.gep(root, [em.i64(offset)], source_etype=I8)
-        em.asm(text, VOID, constraints, [address, first, *at[1:], place], effect=True)
+        em.asm(text, VOID, constraints, [address, column, *at[1:], place], effect=True)
     em.here()
     em.asm("cp.async.bulk.commit_group;", VOID, "~{memory}", effect=True)
 
 
-def await_deliveries(em: GpuEmitter, whole: bool = False) -> None:
-    """Until this thread's copies have read their tiles; `whole`: until they are where they go."""
+def await_deliveries(em: GpuEmitter, whole: bool = False, but: int = 0) -> None:
+    """Until this thread's copies, `but` so many of the newest groups, have read their tiles; `whole`: until they are
+    where they go."""
     em.here()
     read = "" if whole else ".read"
-    em.asm(f"cp.async.bulk.wait_group{read} 0;", VOID, "~{memory}", effect=True)
+    em.asm(f"cp.async.bulk.wait_group{read} {but};", VOID, "~{memory}", effect=True)
 
 
 def panels(tile: Buffer) -> list[tuple[int, int]]:

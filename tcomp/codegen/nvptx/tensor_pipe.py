@@ -1,6 +1,6 @@
 """Pipe loops whose tiles the copy engine fills, and tiles that it fills on their own.
 
-    all threads do everything                     roles apart (`PhaseGenerator.role`)
+    all threads do everything                     roles apart (`Roles`)
     issue the copies of the first turns           producer: each turn: issue its copies
     each turn: wait for its copies; compute;      consumers: each turn: wait; compute; release
         release; issue the copies of a later one
@@ -71,10 +71,10 @@ class TensorPipe:
         # What lies past the end of a tensor is zero in its tiles, and adds nothing to products.
         self.origin, start, stop = self.phase.span(loop, past=self._short())
         self.start, self.stop = start, stop
-        if self.phase.role == "producer":
+        if self.phase.roles.now == "producer":
             em.loop(start, stop, loop.step, [], self._fill_turn)
             return
-        if self.phase.role == "all":
+        if self.phase.roles.now == "all":
             for j in range(self.ring.stages):
                 self._fill_later(start, j)
         outer, self.phase.pipe = self.phase.pipe, self
@@ -160,7 +160,7 @@ class TensorPipe:
                 with em.frame(), self._at(turn, slot):
                     self.phase.statements(body, self.path, len(self.packs) + 1, running=int(body is loop.body))
                 self.ring.release(slot)
-                if self.phase.role == "all":
+                if self.phase.roles.now == "all":
                     self._fill_later(turn, self.ring.stages)
             em.here()
             return []
@@ -218,7 +218,7 @@ class TensorPipe:
         elif self.drain is not None:
             self._after_first(base, lambda: ring.release(ring.reading.before(slot)))
         ring.reading.advance()
-        if self.phase.role == "all":
+        if self.phase.roles.now == "all":
             if self.held:
                 self._after_first(base, lambda: self._fill_later(base, ring.stages - 1))
             else:
@@ -293,19 +293,20 @@ class TensorPipe:
         later = em.add(turn, ahead * self.loop.step)
         if isinstance(later, int) and isinstance(self.stop, int):
             if later < self.stop:
-                self.phase.leader(lambda: self._fill(later))
+                self.phase.roles.leader(lambda: self._fill(later))
             return
         more = em.here().icmp_signed("<", em.i64(later), em.i64(self.stop))
-        em.when(more, lambda: self.phase.leader(lambda: self._fill(later)))
+        em.when(more, lambda: self.phase.roles.leader(lambda: self._fill(later)))
 
     def _fill(self, turn: Int) -> None:
         ring = self.ring
         slot, full = ring.announce(self.bytes, reused=True)
         self.em.here()
         self.phase.bind_turn(self.loop, self.em.add(self.origin, turn))
+        copies = self.phase.copies
         for p in self.packs:
             to = self._displaced(self.tiles[p.buffer], slot)
-            tensor_copy.issue(self.em, self.scope, p, self.phase.map_address(p), to, full, self.phase.share(p))
+            tensor_copy.issue(self.em, self.scope, p, copies.map_address(p), to, full, copies.share(p))
         self.phase.unbind(self.loop.variable)
         ring.filling.advance()
 
@@ -317,15 +318,15 @@ class TensorTile:
         self.phase, self.pack, self.ring, self.repeated = phase, pack, ring, repeated
 
     def fill(self) -> None:
-        if self.phase.role == "producer":
+        if self.phase.roles.now == "producer":
             self._copy()
         else:
-            if self.phase.role == "all":
-                self.phase.leader(self._copy)
+            if self.phase.roles.now == "all":
+                self.phase.roles.leader(self._copy)
             self.ring.wait_full()
 
     def release(self) -> None:
-        if self.repeated and self.phase.role != "producer":
+        if self.repeated and self.phase.roles.now != "producer":
             self.ring.release(0)
             self.ring.reading.advance()
 
@@ -334,5 +335,5 @@ class TensorTile:
         size = tensor_copy.copied_bytes(self.pack, phase.scope.buffers)
         _, full = self.ring.announce(size, self.repeated)
         to = phase.scope.roots[self.pack.buffer]
-        tensor_copy.issue(phase.em, phase.scope, self.pack, phase.map_address(self.pack), to, full)
+        tensor_copy.issue(phase.em, phase.scope, self.pack, phase.copies.map_address(self.pack), to, full)
         self.ring.filling.advance()

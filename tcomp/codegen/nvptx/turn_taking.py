@@ -7,6 +7,11 @@
 The words are zero when the kernel starts, numbers count from 1. A copy is done a turn of the loop after its issue, so
 waiting for it costs nothing; the block that comes next is that much behind. Copies are made by the async proxy: fences
 order them with the word's accesses. PTX ISA, sections 8 (release and acquire) and 9.7.13.4 (fence.proxy).
+
+The wait has no bound. It ends because the block waited for has a lower number, and so has started: GPUs start blocks
+in the order of their numbers, and a block that has started stays until it ends. CUDA does not promise the order. On a
+GPU with another one the kernel could hang, never add wrongly. (Numbers drawn from a counter as blocks start would need
+no such order, for an atomic operation's way to memory and back before each block's first copy.)
 """
 
 from __future__ import annotations

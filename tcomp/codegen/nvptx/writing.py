@@ -20,6 +20,7 @@ from tcomp.codegen.nvptx.domain import Point
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import GpuEvaluator, value_kind
 from tcomp.codegen.nvptx.join import combine
+from tcomp.codegen.nvptx.matrix_store import matrix_store
 from tcomp.codegen.nvptx.plan import Sharing
 from tcomp.dsl.ast import DType, accesses_in
 from tcomp.ir.tile import Compute, Scope
@@ -101,12 +102,25 @@ class Writer:
             return
         conditions = [None if guard is None else self.evaluator.value(guard, p) for p in points]
         first = self.em.first_along(self.sharing.unused)
+        if guard is None and first is None and self._by_matrices(points, values):
+            return
         body = partial(self._memory, points, values, conditions, guard)
         if first is None:
             body()
         else:
             self.em.here()
             self.em.when(first, body)
+
+    def _by_matrices(self, points: Points, values: Sequence[IrValue]) -> bool:
+        """Store to a tile for the copy engine by stmatrix, if that fits. What lies past the tensor's end may be there,
+        as it is not delivered."""
+        plain = self.node.distinct and not self.node.atomic and not self.accumulate
+        if not plain or self.target.buffer.name not in self.domain.block.delivered:
+            return False
+        found = matrix_store(self.domain, self.target, points)
+        if found is not None:
+            found.store(points, [self._stored(v) for v in values])
+        return found is not None
 
     def old(self, point: Point) -> IrValue:
         """The present element of a target in registers."""

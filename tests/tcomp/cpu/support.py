@@ -13,7 +13,7 @@ from tcomp.machine.cpu import CpuMachine, detect
 from tcomp.runtime.cpu.single import SingleKernel
 from tests.reference.tile_ir import fn, op
 
-LEVELS = ("avx512", "avx2", "sse2", "neon", "generic")
+LEVELS = ("avx512bf16", "avx512", "avx2", "sse2", "neon", "generic")
 Arrays = dict[str, np.ndarray]
 
 

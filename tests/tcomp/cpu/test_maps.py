@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from tcomp.dsl.ast import DType, Expr, Name, Num, Unary
+from tcomp.dsl.load import load_text
 from tcomp.ir.tile import Axis, Compute, Loop, Statement
 from tcomp.machine.cpu import CpuMachine
 from tcomp.runtime.cpu.single import SingleKernel
+from tcomp.schedule.lower import lower
 from tests.reference.tile_ir import at, fn, op, operand
 from tests.tcomp.cpu.support import MACHINES, axis, kernel, normal, run, tile_axis
 
@@ -145,3 +147,25 @@ def test_powers(machine: CpuMachine, objects: Path) -> None:
     out = run(k, machine, objects, {"X": x})
     for name, (_, expected) in values.items():
         np.testing.assert_allclose(out[name], expected(x.astype(np.float64)), rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("narrow", ["bf16", "e4m3"])
+def test_an_inlined_tensor_is_read_as_it_would_have_been_rounded(
+    narrow: str, machine: CpuMachine, objects: Path
+) -> None:
+    text = f"""
+op f(X: f32[M], c: f32[M]) -> P: {narrow}[M], Y: f32[M]:
+  t[m]: {narrow} = X[m] * c[m]
+  P[m] = t[m] * 1.5
+  Y[m] = P[m] * 3.0 + t[m]
+
+schedule f on cpu:
+  m -> core / vec
+"""
+    found = []
+    for schedule in (text, text + "  inline t, P\n"):
+        module = load_text(schedule, "f.tc")
+        (k,) = lower(module.ops["f"], module, {"M": 70}, machine).kernels
+        out = run(k, machine, objects, {"X": normal(70), "c": normal(70, seed=1)})
+        found.append(out["P"].tobytes() + out["Y"].tobytes())
+    assert found[0] == found[1]

@@ -280,21 +280,27 @@ def test_a_kernel_without_threads() -> None:
     assert SERIAL.grain == 1
 
 
-def test_a_result_that_is_inlined_is_read_as_it_was_rounded() -> None:
-    """It is stored as well; its reader computes it again, to the same bits as what it would have read."""
-    text = """
+NARROW = """
 op f(X: bf16[M], c: f32[M]) -> P: bf16[M], Y: f32[M]:
-  P[m] = X[m] * c[m]
-  Y[m] = P[m] * 3.0
+  t[m]: {narrow} = X[m] * c[m]
+  P[m] = t[m] * 1.5
+  Y[m] = P[m] * 3.0 + t[m]
 
 schedule f on gpu:
   m -> grid(64) / lane
 """
+
+
+@pytest.mark.parametrize("narrow", ["bf16", "e4m3", "f16"])
+def test_what_is_inlined_is_read_as_it_was_rounded(narrow: str) -> None:
+    """A result is stored as well; readers compute it, and a temporary, again, to the bits that they would have read."""
+    text = NARROW.format(narrow=narrow)
     x, c = np.linspace(-2, 3, 70, dtype=np.float32), np.linspace(1, 1.7, 70, dtype=np.float32)
-    plain, inlined = lowered(text, {"M": 70}), lowered(text + "  inline P\n", {"M": 70})
+    plain, inlined = lowered(text, {"M": 70}), lowered(text + "  inline t, P\n", {"M": 70})
     assert "P" in plain.reads and inlined.reads == {"X", "c"} and inlined.writes == {"P", "Y"}
     found = [launch(k, compile_kernel(k, H100), {"X": x, "c": c})[0] for k in (plain, inlined)]
     for name in ("P", "Y"):
         np.testing.assert_array_equal(found[0][name], found[1][name])
-    exact = from_bits(to_bits(x, DType.BF16), DType.BF16) * c * np.float32(3.0)
-    assert (found[1]["Y"] != exact).any(), "what is read is rounded"
+    held = from_bits(to_bits(x, DType.BF16), DType.BF16) * c
+    unrounded = from_bits(to_bits(held * np.float32(1.5), DType.BF16), DType.BF16) * np.float32(3.0) + held
+    assert (found[1]["Y"] != unrounded).any(), "t is rounded"

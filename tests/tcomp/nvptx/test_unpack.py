@@ -45,6 +45,7 @@ schedule f on sm_90a:
   persistent
   raster(8)
 """
+TWO = "-> Y: bf16[M, N], Z: bf16[M, N]"
 
 
 @pytest.mark.parametrize(
@@ -62,10 +63,39 @@ def test_products_with_a_bias(t: str, by: str, flags: str, m: int, n: int, k: in
     assert "st.global" not in ptx and "cp.async.bulk.tensor.2d.global.shared::cta" in ptx
 
 
-def test_products_on_tensor_cores_meet_no_bank_conflict() -> None:
-    found = lowered(TENSOR.format(bn=64), {"M": 390, "N": 136, "K": 136})
-    _, reports = run(found, given(found, RNG), replace(H100, sms=4))
+@pytest.mark.parametrize(
+    "bn,m,n,panels", [(64, 390, 136, ""), (256, 300, 520, "stages 2"), (192, 140, 392, "stages 2")]
+)
+def test_products_on_tensor_cores_meet_no_bank_conflict(bn: int, m: int, n: int, panels: str) -> None:
+    """One panel and several, an even and an odd number of them, with tiles cut at both ends."""
+    found = lowered(TENSOR.format(bn=bn), {"M": m, "N": n, "K": 136})
+    text = print_kernel(found)
+    assert (f"step 64 {panels}:" in text and "by 2 groups" in text) == bool(panels)
+    ptx, reports = run(found, given(found, RNG), replace(H100, sms=2))
+    assert "stmatrix.sync.aligned.m8n8.x4" in ptx and "st.global" not in ptx
     assert "0 bank conflicts" in str(reports[0])
+
+
+def test_memory_for_one_copy_of_a_panel() -> None:
+    """A deeper ring leaves no room for two: each panel waits until the one before it has left."""
+    text = TENSOR.format(bn=256).replace("pipe(64, 3)", "pipe(64, 4)").replace("-> Y: bf16[M, N]", TWO)
+    text = text.replace("  Y[m, n] = sum", "  a[m, n]: f32 = sum").replace(
+        "\n\nsched", "\n  Y[m, n] = a[m, n]\n  Z[m, n] = 2.0 * a[m, n]\n\nsched"
+    )
+    text = text.replace("stage Y in", "stage Y, Z in").replace("for Y", "for a")
+    found = lowered(text, {"M": 260, "N": 264, "K": 72})
+    assert print_kernel(found).count("step 64 stages 1:") == 2
+    _, reports = run(found, given(found, RNG), replace(H100, sms=2))
+    assert "0 bank conflicts" in str(reports[0])
+
+
+def test_panels_that_are_not_awaited_are_found() -> None:
+    found = lowered(TENSOR.format(bn=256), {"M": 256, "N": 1024, "K": 64})
+    gpu = compile_kernel(found, replace(H100, sms=2))
+    broken = replace(gpu, ptx=gpu.ptx.replace("cp.async.bulk.wait_group.read 0;", ""))
+    assert broken != gpu
+    with pytest.raises(KernelFault, match=r"missing|completion|race"):
+        launch(found, broken, given(found, RNG))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,189 @@
+"""Tiles packed in groups of a summed index (`Panels.group`), as tiles of words: one word is a group, in bits.
+
+    acc[m, n] += sum k: X.packed[m, k] * W.packed[n, k]
+                                --> acc[m, n] += sum g: vdpbf16ps(X.words[m, g], W.words[n, g])
+
+    X.packed = pack X[m, k]     --> X.words = pack X.words[m, g]     where k is X's contiguous axis: words move whole
+                                    X.words[m, g] = pair(X[m, 2 g], X[m, 2 g + 1])    elsewhere, a vector of m at a time
+
+So addresses, loops, tails, transposes and prefetches are those of any `Compute` and `Pack`; groups only say what a
+word means. A group that begins before the axis's end is whole: zeros stand for what is missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tcomp.codegen.cpu.bounds import integer_value
+from tcomp.codegen.cpu.compute import ComputeGenerator
+from tcomp.codegen.cpu.domain import Scope
+from tcomp.codegen.cpu.emitter import Emitter
+from tcomp.codegen.cpu.expressions import PAIR
+from tcomp.codegen.cpu.integers import affine_form, expression, length
+from tcomp.codegen.cpu.pack import copied_axes, fill_zeros, generate_pack
+from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, children, conjuncts, names_in, rebuild
+from tcomp.instructions.matching import factors
+from tcomp.instructions.vector_matching import reduced_axis
+from tcomp.ir.tile import Axis, Buffer, Compute, Pack, Panels, RowMajor
+
+GROUP = 2
+"""Elements of a word: pairs of 16 bits."""
+
+
+def is_grouped(buffer: Buffer) -> bool:
+    return isinstance(buffer.layout, Panels) and buffer.layout.group > 1
+
+
+# -------------------------------------------------------------------------------------------------- reading
+
+
+def generate_dots(em: Emitter, scope: Scope, node: Compute) -> None:
+    """Emit a Compute that an instruction computes: a sum over words."""
+    k = reduced_axis(node)
+    pair = factors(node.value)
+    assert pair is not None
+    with em.frame(), _Symbols(em, scope) as symbols:
+        em.here()
+        words = Axis(k.name, Num(0), symbols.bind(_groups(k), f"{k.name}.groups"), -(-k.block // GROUP), k.unroll)
+        operands = tuple(_word_access(scope, symbols, f.access, k) for f in pair)
+        region = [c for c in conjuncts(node.region) if k.name not in names_in(c)]
+        value = Call(node.instruction, operands)
+        axes = tuple(words if a is k else a for a in node.axes)
+        left = region[0] if region else None
+        for c in region[1:]:
+            left = Binary("and", left, c) if left is not None else c
+        ComputeGenerator(em, scope, replace(node, value=value, axes=axes, region=left)).generate()
+
+
+def _word_access(scope: Scope, symbols: _Symbols, access: Access, k: Axis) -> Access:
+    """The access by words, the first of the axis at number 0 of it."""
+    buffer = scope.buffers[access.tensor]
+    assert isinstance(buffer.layout, Panels)
+    grouped = buffer.layout.grouped
+    form, own = affine_form(access.subscripts[grouped]), affine_form(Name(k.name))
+    start = affine_form(k.start)
+    if form is None or own is None or start is None or form.coefficient(k.name) != 1:
+        raise NotImplementedError(f"{access} in groups")
+    first = expression(form - own + start)
+    if not scope.facts.of(first).multiple_of(GROUP):
+        raise NotImplementedError(f"{access} in groups: tiles of {k.name} do not begin at whole ones")
+    at = symbols.bind(Binary("//", first, Num(GROUP)), f"{k.name}.{access.tensor}")
+    subscripts = list(access.subscripts)
+    subscripts[grouped] = Binary("+", Name(k.name), at)
+    return Access(words(scope, buffer).name, tuple(subscripts), access.span)
+
+
+# -------------------------------------------------------------------------------------------------- packing
+
+
+def pack_groups(em: Emitter, scope: Scope, pack: Pack) -> None:
+    """Emit the Pack of a tile in groups."""
+    buffer = scope.buffers[pack.buffer]
+    assert isinstance(buffer.layout, Panels)
+    k = pack.axes[buffer.layout.grouped]
+    source = scope.buffers[pack.source.tensor]
+    tile = words(scope, buffer)
+    even = scope.facts.of(k.start).multiple_of(GROUP) and scope.facts.of(length(k)).multiple_of(GROUP)
+    with em.frame(), _Symbols(em, scope) as symbols:
+        em.here()
+        if even and _words_lie_whole(source, pack.source, k.name):
+            first = symbols.bind(Binary("//", k.start, Num(GROUP)), f"{k.name}.first")
+            axes = _with(pack, k, first, symbols.bind(_groups(k), f"{k.name}.groups"))
+            moved = Access(words(scope, source).name, pack.source.subscripts, pack.span)
+            generate_pack(em, scope, Pack(tile.name, axes, moved, span=pack.span))
+            return
+        whole = symbols.bind(Binary("//", length(k), Num(GROUP)), f"{k.name}.whole")
+        groups = whole if even else symbols.bind(_groups(k), f"{k.name}.groups")
+        own = Binary("+", k.start, Binary("*", Num(GROUP), Name(k.name)))
+        low, high = (_substituted(pack.source, k.name, e) for e in (own, Binary("+", own, Num(1))))
+        _joined(em, scope, pack, k, tile, (Num(0), whole), Call(PAIR, (low, high)))
+        if not even:
+            _joined(em, scope, pack, k, tile, (whole, groups), Call(PAIR, (low, Num(0.0))))
+        axes, _ = copied_axes(scope, _with(pack, k, Num(0), groups), tile)
+        fill_zeros(em, scope, tile, axes, _target(tile, axes))
+
+
+def _joined(em: Emitter, scope: Scope, pack: Pack, k: Axis, tile: Buffer, span: tuple[Expr, Expr], value: Expr) -> None:
+    """Words from `span[0]` up to `span[1]`, each of two elements of the source."""
+    local = _with(pack, k, Num(0), span[1])
+    target = _target(tile, local)
+    part = tuple(replace(a, start=span[0]) if a.name == k.name else a for a in local)
+    _, copy = copied_axes(scope, part, tile)
+    ComputeGenerator(em, scope, Compute(target, value, copy, span=pack.span)).generate()
+
+
+def _target(tile: Buffer, axes: tuple[Axis, ...]) -> Access:
+    return Access(tile.name, tuple(Binary("-", Name(a.name), a.start) for a in axes))
+
+
+def _with(pack: Pack, k: Axis, first: Expr, count: Expr) -> tuple[Axis, ...]:
+    """The pack's axes, its grouped one counted in words."""
+    words_of_k = Axis(k.name, first, Binary("+", first, count), -(-k.block // GROUP))
+    return tuple(words_of_k if a is k else a for a in pack.axes)
+
+
+def _words_lie_whole(source: Buffer, access: Access, k: str) -> bool:
+    """Is every group of k one word of the source in memory?"""
+    plain = isinstance(source.layout, RowMajor) and source.dtype is DType.BF16 and source.shape[-1] % GROUP == 0
+    elsewhere = any(k in names_in(s) for s in access.subscripts[:-1])
+    return plain and access.subscripts[-1] == Name(k) and not elsewhere
+
+
+def _substituted(e: Access, name: str, by: Expr) -> Access:
+    def walk(x: Expr) -> Expr:
+        if isinstance(x, Name):
+            return by if x.id == name else x
+        kids = children(x)
+        return rebuild(x, tuple(walk(c) for c in kids)) if kids else x
+
+    out = walk(e)
+    assert isinstance(out, Access)
+    return out
+
+
+# -------------------------------------------------------------------------------------------------- words
+
+
+def words(scope: Scope, buffer: Buffer) -> Buffer:
+    """The buffer as words, known to the scope by a name of its own."""
+    name = f"{buffer.name}.words"
+    if name not in scope.buffers:
+        grouped = len(buffer.shape) - 1
+        layout = buffer.layout
+        if isinstance(layout, Panels):
+            grouped, layout = layout.grouped, Panels(layout.axis, layout.width)
+        shape = tuple(-(-n // GROUP) if i == grouped else n for i, n in enumerate(buffer.shape))
+        scope.buffers[name] = Buffer(name, DType.I32, shape, buffer.scope, layout)
+        scope.roots[name] = scope.roots[buffer.name]
+    return scope.buffers[name]
+
+
+def _groups(k: Axis) -> Expr:
+    """How many groups the axis has, the last one perhaps in part."""
+    return Binary("//", Binary("+", length(k), Num(GROUP - 1)), Num(GROUP))
+
+
+class _Symbols:
+    """Integers that stand as loop variables for a while, so that subscripts with them stay affine."""
+
+    def __init__(self, em: Emitter, scope: Scope) -> None:
+        self.em, self.scope = em, scope
+        self.bound: list[str] = []
+
+    def __enter__(self) -> _Symbols:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in self.bound:
+            del self.scope.variables[name], self.scope.facts.symbols[name]
+
+    def bind(self, e: Expr, name: str) -> Expr:
+        """A number, or the name of the expression's value."""
+        known = self.scope.facts.of(e)
+        if known.value is not None:
+            return Num(known.value)
+        if name not in self.scope.variables:
+            self.scope.variables[name] = self.em.i64(integer_value(self.em, e, self.scope))
+            self.scope.facts.symbols[name] = known
+            self.bound.append(name)
+        return Name(name)

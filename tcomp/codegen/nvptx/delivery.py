@@ -1,0 +1,151 @@
+"""`Unpack`s: results that leave through shared memory, by the copy engine, while the block goes on.
+
+    before the tile is written again: the leader waits until its copies have read it (a barrier tells the others)
+    threads store to the tile; fence for the async proxy; barrier; the leader starts the copies
+    at the block's end: the leader waits for its copies
+
+Results that leave panel by panel (`schedule/result_panels.py`) have two copies of a panel. Each warpgroup hands over
+its own rows, behind one barrier of its own: its leader comes there when the panel that is written next has been read.
+
+Where a barrier stands before the stores anyway, the leader waits there. Blocks that add in turns (`turn_taking.py`)
+wait for theirs in the same places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from tcomp.codegen.cpu.types import I8, VOID, IrValue
+from tcomp.codegen.nvptx.domain import GpuScope
+from tcomp.codegen.nvptx.emitter import GpuEmitter
+from tcomp.codegen.nvptx.layout import panels_in, statements_in
+from tcomp.codegen.nvptx.roles import Roles
+from tcomp.codegen.nvptx.tensor_copy import await_deliveries, deliver
+from tcomp.codegen.nvptx.tensor_rings import TensorRings
+from tcomp.codegen.nvptx.turn_taking import TurnTaking
+from tcomp.ir.tile import Compute, Loop, Statement, Unpack
+
+
+class Deliveries:
+    """The deliveries of one phase."""
+
+    def __init__(
+        self, em: GpuEmitter, scope: GpuScope, roles: Roles, copies: TensorRings, phase: Sequence[Statement]
+    ) -> None:
+        self.em, self.scope, self.roles, self.copies = em, scope, roles, copies
+        found = [s for s in statements_in(phase) if isinstance(s, Unpack)]
+        self.panels = {s.buffer: (s, n) for s, n in panels_in(phase)}
+        self.delivered = {s.buffer for s in found} - set(self.panels)
+        self.free: set[str] = set()
+        """tiles for the copy engine that the place being written knows to be free"""
+        self.taking = TurnTaking(em, scope) if any(s.turns is not None for s in found) else None
+
+    def finish(self) -> None:
+        """A block's shared memory stays until the copy engine has read it."""
+        if self.roles.now == "producer":
+            return
+        if any(s.groups > 1 for s, _ in self.panels.values()):
+            self.roles.group_leader(self._await)
+        elif self.delivered or self.panels:
+            self.roles.leader(self._await)
+
+    def before(self, s: Statement) -> None:
+        """A tile is about to be written that the copy engine may still be reading."""
+        if isinstance(s, Compute) and s.target.tensor in self.delivered - self.free:
+            self.roles.leader(self._await)
+            self.em.barrier()
+
+    def free_tiles(self, rest: Sequence[Statement]) -> None:
+        """Before a barrier: the leader sees that tiles are free which these statements write, so that they need none of
+        their own. It waits for its turn there too: products run meanwhile."""
+        unpacks = [s for s in rest if isinstance(s, Unpack) and s.buffer not in self.free]
+        if not unpacks or not {s.buffer for s in unpacks} <= {s.target.tensor for s in rest if isinstance(s, Compute)}:
+            return
+
+        def lead() -> None:
+            self._await()
+            for s in unpacks:
+                if self.taking is not None and s.turns is not None:
+                    self.taking.wait(s.turns)
+
+        self.roles.leader(lead)
+        self.free |= {s.buffer for s in unpacks}
+
+    @contextmanager
+    def panel(self, loop: Loop, number: int, turns: int) -> Iterator[None]:
+        """A turn of a panel loop, whose tile's name means the copy that it writes."""
+        unpack = next(s for s in loop.body if isinstance(s, Unpack))
+        name, copy = unpack.buffer, number % loop.stages
+        if loop.stages == 1 or (number == 0 and turns % loop.stages):
+            self._lead(unpack, lambda: await_deliveries(self.em))  # the last turn wrote where this one does
+            self.em.group_barrier(unpack.groups)
+        root = self.scope.roots[name]
+        if copy:
+            size = self.scope.buffers[name].bytes
+            self.scope.roots[name] = self.em.once(
+                0, ("copy", name, copy), lambda: self.em.builder.gep(root, [self.em.i64(copy * size)], source_etype=I8)
+            )
+        yield
+        self.scope.roots[name] = root
+
+    def _lead(self, s: Unpack, body: Callable[[], None]) -> None:
+        if s.groups > 1:
+            self.roles.group_leader(body)
+        else:
+            self.roles.leader(body)
+
+    def _start_panel(self, s: Unpack, copies: int, inside: IrValue | None) -> None:
+        em = self.em
+        if copies > 1:
+            self._lead(s, lambda: await_deliveries(em, but=copies - 2))
+        em.group_barrier(s.groups)
+        group = em.group(s.groups) if s.groups > 1 else 0
+        address = self.copies.result_address(s)
+
+        def start() -> None:
+            deliver(em, self.scope, s, address, group=group)
+
+        self._lead(s, start if inside is None else lambda: em.when(inside, start))
+
+    def start(self, s: Unpack, inside: IrValue | None) -> None:
+        """All threads' stores become visible to the copy engine, which one thread then starts: not in a block that only
+        makes its cluster whole (`inside`), which has written nothing."""
+        em = self.em
+        em.here()
+        em.asm("fence.proxy.async.shared::cta;", VOID, "~{memory}", effect=True)
+        if s.buffer in self.panels:
+            self._start_panel(s, self.panels[s.buffer][1], inside)
+            return
+        em.barrier()
+        self._hand_over(s, inside)
+        self.free.discard(s.buffer)
+
+    def _hand_over(self, s: Unpack, inside: IrValue | None) -> None:
+        em = self.em
+        address = self.copies.map_address(s.reversed)
+        taking, turns = self.taking, s.turns
+        if taking is None or turns is None:
+
+            def start() -> None:
+                deliver(em, self.scope, s, address)
+
+            self.roles.leader(start if inside is None else lambda: em.when(inside, start))
+            return
+
+        def hand_over() -> None:
+            if s.buffer not in self.free:
+                taking.wait(turns)
+            taking.issue(
+                turns,
+                lambda: deliver(em, self.scope, s, address),
+                lambda: deliver(em, self.scope, s, address, stores=turns.stores),
+            )
+
+        self.roles.leader(hand_over)
+
+    def _await(self) -> None:
+        """The leader waits until its copies have left their tiles; where blocks take turns, until all is done."""
+        await_deliveries(self.em, self.taking is not None)
+        if self.taking is not None:
+            self.taking.pass_on()

@@ -1,0 +1,73 @@
+"""A phase's entry: the function with its attributes and arguments, and where in memory every buffer begins.
+
+It takes a pointer per operand, where blocks share tiles a pointer to their region, and the phase's tensor maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from tcomp.codegen.cpu.integers import Facts
+from tcomp.codegen.cpu.types import I8, I32, I64, VOID, IrValue
+from tcomp.codegen.nvptx.domain import GpuScope
+from tcomp.codegen.nvptx.emitter import GLOBAL, GpuEmitter
+from tcomp.codegen.nvptx.launch import OperandMap
+from tcomp.codegen.nvptx.layout import SharedLayout, team_layout
+from tcomp.codegen.nvptx.phase_facts import constant_operands, producer_of, threads_of
+from tcomp.ir.multicast import cluster_of
+from tcomp.ir.tile import Kernel, Statement, ThreadShape
+
+DYNAMIC = "tc_shared"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The function, its pointers, and the addresses of its tensor maps."""
+
+    function: ir.Function
+    pointers: Sequence[IrValue]
+    maps: Mapping[OperandMap, IrValue]
+
+
+def declare_entry(
+    module: ir.Module, symbol: str, kernel: Kernel, phase: Sequence[Statement], maps: tuple[OperandMap, ...]
+) -> Entry:
+    """The entry without a body."""
+    pointers = len(kernel.operands) + (1 if team_layout(kernel.tiles)[1] else 0)
+    parameters = [GLOBAL] * pointers + [ir.PointerType()] * len(maps)
+    function = ir.Function(module, ir.FunctionType(VOID, parameters), name=symbol)
+    function.calling_convention = "ptx_kernel"
+    # llvmlite knows no attributes with a value, but prints what its set holds.
+    # (The assembler only moves registers between warps of a kernel that says how many blocks share the file.)
+    producer = producer_of(kernel, phase)
+    alone = ' "nvvm.minctasm"="1"' if producer is not None and producer.registers else ""
+    together = cluster_of(kernel.cluster, phase)
+    clusters = f' "nvvm.cluster_dim"="{together.blocks},1,1"' if together is not None else ""
+    set.add(function.attributes, f'nounwind "nvvm.reqntid"="{threads_of(kernel, phase)}"{alone}{clusters}')
+    for argument in function.args[:pointers]:
+        set.add(argument.attributes, "align 256")
+    for argument in function.args[pointers:]:
+        set.add(argument.attributes, 'byval([128 x i8]) align 64 "nvvm.grid_constant"')
+    return Entry(function, function.args[:pointers], dict(zip(maps, function.args[pointers:], strict=True)))
+
+
+def scope_of(
+    entry: Entry, em: GpuEmitter, kernel: Kernel, layout: SharedLayout, shape: ThreadShape, target: str
+) -> GpuScope:
+    """The names that the entry's body starts with. Offsets into shared memory are added where the emitter stands."""
+    b = em.here()
+    shared = em.module.globals.get(DYNAMIC)
+    roots: dict[str, IrValue] = dict(zip((o.name for o in kernel.operands), entry.pointers, strict=False))
+    for name, at in team_layout(kernel.tiles)[0].items():
+        roots[name] = b.gep(entry.pointers[-1], [ir.Constant(I64, at)], source_etype=I8)
+    for name, at in layout.offsets.items():
+        roots[name] = b.gep(shared, [ir.Constant(I32, at)], source_etype=I8)
+    return GpuScope(
+        buffers={t.name: t for t in kernel.operands + kernel.tiles}, roots=roots, variables={}, facts=Facts(),
+        fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=shape, target=target,
+        constant=constant_operands(kernel),
+        exchange={k: b.gep(shared, [ir.Constant(I32, at)], source_etype=I8) for k, at in layout.exchange.items()},
+    )  # fmt: skip

@@ -1,0 +1,106 @@
+"""stmatrix: a warp's part of an accumulator to a swizzled 16-bit tile, 16 rows and 16 columns by each instruction.
+
+    registers: lane 4 g + t has columns 2 t and 2 t + 1 of row g of each of four 8 x 8 matrices
+    memory:    lane l points at 16 bytes, row l % 16 and columns from 8 (l / 16) on
+
+Ordinary stores would be eight of 32 bits in their place. PTX ISA, section 9.7.14.5.16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tcomp.codegen.cpu.emitter import Int
+from tcomp.codegen.cpu.integers import Affine
+from tcomp.codegen.cpu.types import I8, VOID, IrValue
+from tcomp.codegen.nvptx import formats
+from tcomp.codegen.nvptx.addressing import Place
+from tcomp.codegen.nvptx.domain import GpuDomain, Point
+from tcomp.codegen.nvptx.swizzle import column_bytes, granule_of
+from tcomp.ir.tile import Scope, Swizzled
+
+FIRST_SM = 90
+SIDE = 8
+"""rows and columns of a matrix"""
+PAIRS = tuple((SIDE * (q & 1), SIDE * (q >> 1)) for q in range(4))
+"""where the four matrices of an instruction lie"""
+
+
+class MatrixStore:
+    """Stores the values of a Compute whose rows are `rows` and whose columns are `columns`."""
+
+    def __init__(self, domain: GpuDomain, target: Place, rows: str, columns: str) -> None:
+        self.domain, self.target, self.rows, self.columns = domain, target, rows, columns
+        self.em = domain.gpu
+
+    def store(self, points: Sequence[Point], values: Sequence[IrValue]) -> None:
+        """One value per point."""
+        em, places = self.em, self.domain.places
+        at = {
+            (places[self.rows].offsets[p[self.rows]], places[self.columns].offsets[p[self.columns]]): v
+            for p, v in zip(points, values, strict=True)
+        }
+        for row, column in sorted(at):
+            if row % (2 * SIDE) or column % (2 * SIDE):
+                continue
+            quads = [[at[row + r, column + c], at[row + r, column + c + 1]] for r, c in PAIRS]
+            em.here()
+            words = [formats.pack(em, pair, self.target.buffer.dtype) for pair in quads]
+            pointer, offset = self._address(row, column)
+            text = f"stmatrix.sync.aligned.m8n8.x4.shared.b16 [$0+{offset}], {{$1, $2, $3, $4}};"
+            em.here()
+            em.asm(text, VOID, "r,r,r,r,r,~{memory}", [pointer, *words], effect=True)
+
+    def _address(self, row: int, column: int) -> tuple[IrValue, int]:
+        """This lane's pointer to a row of its matrix, and a number of bytes to add."""
+        em, buffer = self.em, self.target.buffer
+        layout = buffer.layout
+        assert isinstance(layout, Swizzled)
+        panel, inside = divmod(column * buffer.dtype.bytes, layout.width)
+        spread = self.domain.places[self.rows].spread
+
+        def lane_part() -> Int:
+            warp: Int = em.coordinate(f"warp.{spread.warp}") if spread.warp else 0
+            lane = em.lane()
+            b = em.at(0)
+            own = em.add(em.mul(warp, spread.warp_tile), b.and_(lane, em.i64(2 * SIDE - 1)))
+            first = em.add(em.mul(b.lshr(lane, em.i64(4)), SIDE), inside // buffer.dtype.bytes)
+            at = column_bytes(em, buffer, layout, first, granule_of(em, layout, own))
+            return em.add(em.mul(own, layout.width), at)
+
+        key = ("matrix store", layout, buffer.shape, buffer.dtype, spread, inside)
+        part: Int = em.once(0, key, lane_part)
+        root, level = self.domain.block.roots[buffer.name], self.domain.block.levels.get(buffer.name, 0)
+
+        def pointer() -> IrValue:
+            return em.builder.gep(root, [em.i64(part)], source_etype=I8)
+
+        found: IrValue = em.once(level, (*key, id(root)), pointer)
+        return found, row * layout.width + panel * layout.panel_rows(buffer.shape) * layout.width
+
+
+def matrix_store(domain: GpuDomain, target: Place, points: Sequence[Point]) -> MatrixStore | None:
+    """How the points' values are stored by stmatrix; None where target, layouts or points do not fit."""
+    buffer = target.buffer
+    if buffer.scope is not Scope.SHARED or not isinstance(buffer.layout, Swizzled) or buffer.dtype.bytes != 2:
+        return None
+    if int("".join(c for c in domain.block.target if c.isdigit()) or 0) < FIRST_SM or len(buffer.shape) != 2:
+        return None
+    pitch = buffer.shape[-1]
+    axes = {n[:-1]: c for n, c in target.form.terms if n.endswith("'")}
+    rows = next((a for a, c in axes.items() if c == pitch), "")
+    columns = next((a for a, c in axes.items() if c == 1), "")
+    plain = Affine(((f"{columns}'", 1),))
+    if not rows or target.column != plain or target.form - plain != Affine(((f"{rows}'", pitch),)):
+        return None
+    down, across = domain.places[rows], domain.places[columns]
+    lanes = [(s.lane, s.lanes, s.grain) for s in (down.spread, across.spread)]
+    quad = lanes == [("y", SIDE, 1), ("x", 4, 2)] and not across.spread.warp
+    counted = all(isinstance(p.base, int) and p.base == 0 and not any(p.owned) for p in (down, across))
+    found = {(down.offsets[p[rows]], across.offsets[p[columns]]) for p in points}
+    blocks = {(r // (2 * SIDE), c // (2 * SIDE)) for r, c in found}
+    one = {(r % (2 * SIDE), c % (2 * SIDE)) for r, c in found}
+    whole = len(found) == len(points) == len(blocks) * SIDE and len(one) == SIDE
+    if not quad or not counted or not whole or down.spread.warp_tile % (2 * SIDE):
+        return None
+    return MatrixStore(domain, target, rows, columns)

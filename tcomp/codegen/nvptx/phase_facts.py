@@ -1,0 +1,94 @@
+"""What the statements of a phase say about it as a whole, before any code is written: its threads, which tiles matrix
+instructions read and by which proxy, which packs a block repeats, which operands nothing writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tcomp.codegen.nvptx.domain import GpuScope
+from tcomp.codegen.nvptx.layout import rings_of, statements_in
+from tcomp.codegen.nvptx.matrix import matched
+from tcomp.codegen.nvptx.plan import accesses_of
+from tcomp.dsl.ast import Access
+from tcomp.instructions.matching import Match
+from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack, Producer, Scope, Statement
+
+
+def producer_of(kernel: Kernel, phase: Sequence[Statement]) -> Producer | None:
+    """The kernel's producer, where the phase has something for it."""
+    return kernel.producer if any(True for _ in rings_of(phase)) else None
+
+
+def threads_of(kernel: Kernel, phase: Sequence[Statement]) -> int:
+    """Threads of a phase's blocks, a producer's included."""
+    assert kernel.threads is not None
+    producer = producer_of(kernel, phase)
+    return kernel.threads.threads + (32 * producer.warps if producer is not None else 0)
+
+
+def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
+    """Tiles that matrix instructions read or add to."""
+    used = [a.tensor for s in statements_in(phase) if isinstance(s, Compute) and s.instruction for a in accesses_of(s)]
+    return frozenset(used)
+
+
+def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
+    """Do matrix instructions read shared tiles in place (by the async proxy) that ordinary stores or cp.async fill?"""
+    copied = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
+    read = {o.buffer.name for m in asynchronous(phase, scope) for o in (m.a, m.b) if not o.in_registers}
+    return bool(read - copied)
+
+
+def needs_whole_clusters(phase: Sequence[Statement], scope: GpuScope) -> str:
+    """Why a block that only makes its cluster whole cannot do with zeros ("" where it can): it leaves out what threads
+    write, and matrix instructions on registers, which it does not, may read of that."""
+    if any(isinstance(s, Pack) and s.by != "tma" for s in statements_in(phase)):
+        return "some are staged by other ways than tma"
+    filled = {s.buffer for s in statements_in(phase) if isinstance(s, Pack)}
+    read = {n for n in matrix_operands(phase) if scope.buffers[n].scope is Scope.SHARED} - filled
+    return f"matrix instructions read '{min(read)}', which threads write" if read else ""
+
+
+def touched(s: Compute, scope: GpuScope) -> set[str]:
+    """Buffers that must be at rest when the Compute begins: not those in shared memory that it only reads, as what
+    still runs only reads there too. One by wgmma may add to what a group before it adds to."""
+    adds = s.accumulate and s.instruction and matched(s, scope).instruction.threads == 128
+    found = {a.tensor for a in accesses_of(s) if scope.buffers[a.tensor].scope is not Scope.SHARED}
+    return found - {s.target.tensor} if adds else found | {s.target.tensor}
+
+
+def asynchronous(phase: Sequence[Statement], scope: GpuScope) -> Iterator[Match]:
+    """The contractions by wgmma."""
+    for s in statements_in(phase):
+        if isinstance(s, Compute) and s.instruction and (match := matched(s, scope)).instruction.threads == 128:
+            yield match
+
+
+def repeated_in(phase: Sequence[Statement], persistent: bool) -> set[int]:
+    """Packs (by number) that one block may run more than once."""
+    loops = [s for s in statements_in(phase) if isinstance(s, Loop) and (persistent or s.level != "grid")]
+    return {id(s) for loop in loops for s in statements_in(loop.body) if isinstance(s, Pack)}
+
+
+def constant_operands(kernel: Kernel) -> frozenset[str]:
+    """Operands whose memory nothing writes while the kernel runs: read-only, and sharing memory with no output."""
+    shared = {name for pair in kernel.inplace for name in pair}
+    targets = {w for p in kernel.phases for s in statements_in(p) if isinstance(s, Compute) for w in [s.target.tensor]}
+    return frozenset(o.name for o in kernel.operands) - targets - shared - kernel.writes
+
+
+def bounded_fragments(phase: Sequence[Statement], buffers: dict[str, Buffer]) -> frozenset[str]:
+    """Register tiles that all Computes walk within the same ranges."""
+    ranges: dict[str, set[tuple[object, ...]]] = {}
+    for s in statements_in(phase):
+        if isinstance(s, Compute):
+            for access in accesses_of(s):
+                if buffers[access.tensor].scope is Scope.REGISTERS:
+                    ranges.setdefault(access.tensor, set()).add(_range(s, access))
+    return frozenset(n for n, r in ranges.items() if len(r) == 1)
+
+
+def _range(s: Compute, access: Access) -> tuple[object, ...]:
+    axes = [next((a for a in s.axes if a.name in str(x)), None) for x in access.subscripts]
+    return tuple((a.start, a.stop) if a is not None else None for a in axes)

@@ -1,0 +1,84 @@
+"""Which warps the statements being written are for: all of them, the producer of tensor copies, or their consumers.
+
+With a `Producer` a phase is written twice. The producer's first warp elects one thread, which issues every copy; the
+other warps do all the rest, and get the registers that the producer gives up (PTX ISA, setmaxnreg).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tcomp.codegen.nvptx.emitter import GpuEmitter
+from tcomp.codegen.nvptx.ring import elected
+from tcomp.ir.tile import Producer
+from tcomp.machine.gpu import GpuMachine
+
+MOST_REGISTERS = 240
+"""registers that a thread may be given by another warpgroup"""
+
+
+class Roles:
+    """`now` says for whom statements are being written: "all", "producer" or "consumer"."""
+
+    now = "all"
+
+    def __init__(self, em: GpuEmitter, machine: GpuMachine) -> None:
+        self.em, self.machine = em, machine
+
+    def leader(self, body: Callable[[], None]) -> None:
+        """Let one thread do it: of the producer, or of the block's first warp."""
+        em = self.em
+        if self.now == "producer":
+            body()
+            return
+
+        def elect() -> None:
+            em.when(elected(em), body)
+
+        if em.threads.warps == 1:
+            elect()
+        else:
+            em.when(em.here().icmp_signed("==", em.warp(), em.i64(0)), elect)
+
+    def group_leader(self, body: Callable[[], None]) -> None:
+        """Let one thread of each warpgroup do it."""
+        em = self.em
+        inside = em.here().and_(em.warp(), em.i64(3))
+        em.when(em.here().icmp_signed("==", inside, em.i64(0)), lambda: em.when(elected(em), body))
+
+    def apart(self, producer: Producer, copies: Callable[[], None], rest: Callable[[], None]) -> None:
+        """`copies` written for one thread of the producer, `rest` for all other warps."""
+        em = self.em
+        computing = em.threads.warps
+        first = em.uniform_warp()
+        b = em.here()
+        mine, registers = b.icmp_signed(">=", first, em.i64(computing)), self._registers(producer)
+
+        def produce() -> None:
+            self._take(registers, producer.registers)
+            self.now = "producer"
+            chosen = em.here().icmp_signed("==", first, em.i64(computing))
+            em.when(chosen, lambda: em.when(elected(em), copies))
+
+        def consume() -> None:
+            self._take(registers, registers)
+            self.now, em.apart = "consumer", True
+            rest()
+            self.now, em.apart = "all", False
+
+        em.either(mine, produce, consume)
+
+    def _registers(self, producer: Producer) -> int:
+        """Registers of a computing thread once the producer has given up its own; 0 where none move."""
+        if not producer.registers:
+            return 0
+        threads = self.em.threads.threads
+        pool = self.machine.registers_at_entry(threads // 32 + producer.warps)
+        left = (pool * (threads + 32 * producer.warps) - producer.registers * 32 * producer.warps) // threads
+        return max(0, min(MOST_REGISTERS, left // 8 * 8)) if pool < MOST_REGISTERS else 0
+
+    def _take(self, moved: int, registers: int) -> None:
+        if moved:
+            self.em.here()
+            direction = "inc" if registers == moved else "dec"
+            self.em.nvvm(f"setmaxnreg.{direction}.sync.aligned.u32", args=[self.em.i64(registers)])

@@ -1,0 +1,93 @@
+"""What all tensor copies of a phase share: their mbarrier rings, their tensor maps, what a cluster fetches in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from llvmlite import ir
+
+from tcomp.codegen.cpu.types import I8, I32, VOID, IrValue
+from tcomp.codegen.nvptx.entry import DYNAMIC
+from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.codegen.nvptx.launch import OperandMap
+from tcomp.codegen.nvptx.layout import leading_packs, rings_of, statements_in
+from tcomp.codegen.nvptx.phase_facts import repeated_in
+from tcomp.codegen.nvptx.ring import Ring
+from tcomp.codegen.nvptx.tensor_copy import Share, map_of
+from tcomp.codegen.nvptx.tensor_pipe import TensorTile
+from tcomp.ir.multicast import shared_packs
+from tcomp.ir.tile import Compute, Loop, Pack, Statement, Unpack
+
+if TYPE_CHECKING:
+    from tcomp.codegen.nvptx.phase import PhaseGenerator
+
+
+class TensorRings:
+    """Rings by the number of their loop or Pack, the `tiles` staged on their own, and the addresses of the `maps`."""
+
+    def __init__(
+        self, generator: PhaseGenerator, phase: Sequence[Statement], maps: Mapping[OperandMap, IrValue]
+    ) -> None:
+        self.em, self.cluster, self.buffers = generator.em, generator.cluster, generator.scope.buffers
+        self.maps = maps
+        self.shared = shared_packs(phase, self.cluster, self.buffers)
+        self.rings: dict[int, Ring] = {}
+        self.tiles: dict[int, TensorTile] = {}
+
+    def start(self, generator: PhaseGenerator, phase: Sequence[Statement]) -> None:
+        """Make the mbarriers of what the copy engine fills, before anything uses them."""
+        em = self.em
+        shared = em.module.globals.get(DYNAMIC)
+        found = list(rings_of(phase))
+        written = {s.target.tensor for s in statements_in(phase) if isinstance(s, Compute)}
+        repeated = repeated_in(phase, generator.kernel.order.persistent)
+        for node, stages in found:
+            packs = leading_packs(node) if isinstance(node, Loop) else (node,)
+            _check_packs(packs, written)
+            b = em.at(0)
+            place = b.gep(shared, [ir.Constant(I32, generator.layout.rings[id(node)])], source_etype=I8)
+            peers = self.cluster.blocks if self.cluster and any(id(p) in self.shared for p in packs) else 1
+            ring = self.rings[id(node)] = Ring(em, place, stages, em.threads.warps, peers)
+            if isinstance(node, Pack):
+                self.tiles[id(node)] = TensorTile(generator, node, ring, id(node) in repeated)
+        if not found:
+            return
+        generator.roles.leader(self._initialise)
+        if self.cluster is not None:
+            em.cluster_barrier()
+        else:
+            em.barrier()
+
+    def _initialise(self) -> None:
+        em = self.em
+        for ring in self.rings.values():
+            ring.start()
+        em.here()
+        em.nvvm("fence.mbarrier_init.release.cluster")
+        for address in self.maps.values():
+            em.here()
+            em.asm("prefetch.tensormap [$0];", VOID, "l,~{memory}", [address], effect=True)
+
+    def map_address(self, pack: Pack) -> IrValue:
+        parts = self.cluster.blocks if self.cluster is not None and id(pack) in self.shared else 1
+        return self.maps[map_of(pack, self.buffers, parts)]
+
+    def result_address(self, unpack: Unpack) -> IrValue:
+        return self.maps[map_of(unpack.reversed, self.buffers, unpack.groups)]
+
+    def share(self, pack: Pack) -> Share | None:
+        """What this block fetches of a tile that its cluster shares."""
+        if self.cluster is None or id(pack) not in self.shared:
+            return None
+        return Share(self.em.cluster_rank(), self.cluster.blocks)
+
+
+def _check_packs(packs: Sequence[Pack], written: set[str]) -> None:
+    for p in packs:
+        if p.by != "tma":
+            raise Unsupported(f"'{p.source.tensor}' is staged by {p.by} in a pipe loop of tensor copies", p.span,
+                              "stage everything in this loop by tma")  # fmt: skip
+        if p.source.tensor in written:
+            raise Unsupported(f"'{p.source.tensor}' is staged by tma and written by the same kernel", p.span,
+                              "stage it by cp.async")  # fmt: skip

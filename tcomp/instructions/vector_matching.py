@@ -1,0 +1,92 @@
+"""A `Compute` marked `use INSTRUCTION` on a CPU: are its operands packed as the instruction reads them?
+
+acc[m, n] += sum k: X.packed[m, k] * W.packed[n, k]      both tiles bf16, k in groups of two (`Panels.group`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tcomp.dsl.ast import DType, names_in
+from tcomp.instructions.matching import Factor, MatchError, factors, instruction_for, types_of
+from tcomp.instructions.vector import VECTOR, VectorInstruction
+from tcomp.ir.tile import Axis, Buffer, Compute, Panels
+
+
+def vector_instruction(family: str) -> VectorInstruction | None:
+    """The declaration of that name, on whatever target."""
+    return next((i for i in VECTOR if i.family == family), None)
+
+
+def match_vector(
+    c: Compute, buffers: Mapping[str, Buffer], target: str, tiles: Mapping[str, Sequence[int]]
+) -> VectorInstruction:
+    """The instruction that computes `c` on a CPU target; `tiles` are the sizes of loops' tiles. MatchError for none."""
+    result = c.target.tensor.partition(".sum")[0]
+    pair = factors(c.value)
+    if pair is None or c.reducer != "sum":
+        raise MatchError(
+            f"'{result}' is not a sum of products of two tensors", "give other factors an equation of their own"
+        )
+    if c.guard is not None:
+        raise MatchError(
+            f"'{result}' sums under a condition",
+            "make a factor zero outside it: select(condition, x, 0.0) in its own equation",
+        )
+    types = [f.dtype(buffers[f.access.tensor]) for f in pair]
+    found = instruction_for(c.instruction, types[0], types[1], target, VECTOR)
+    if found is None:
+        shown = " by ".join(f"{t} ('{_shown(f)}')" for t, f in zip(types, pair, strict=True))
+        takes = types_of(c.instruction, target, VECTOR)
+        hint = f"it takes {takes} there: store both operands so" if takes != "nothing" else "leave out the `use` line"
+        raise MatchError(f"{c.instruction} does not multiply {shown} on {target}", hint)
+    k = reduced_axis(c)
+    if k.lanes > 1:
+        raise MatchError(
+            f"loop '{k.name}' of '{result}' is mapped to vec and summed over", "map an index of the result to vec"
+        )
+    odd = [t for t in tiles.get(k.name, ()) if t % found.group]
+    if odd:
+        raise MatchError(
+            f"loop '{k.name}' has tiles of {odd[0]}; {found.family} takes {found.group} values of it at a time",
+            f"choose a tile that is a multiple of {found.group}",
+        )
+    for f in pair:
+        _check_packed(f, found, k, buffers)
+    if buffers[c.target.tensor].dtype is not DType.F32:
+        raise MatchError(
+            f"'{result}' is {buffers[c.target.tensor].dtype}; {found.family} adds up in f32", "leave its cast out"
+        )
+    return found
+
+
+def reduced_axis(c: Compute) -> Axis:
+    """The one axis that a Compute sums over."""
+    reduced = [a for a in c.axes if a.name in c.reduced]
+    if len(reduced) != 1:
+        listing = ", ".join(a.name for a in reduced) or "nothing"
+        result = c.target.tensor.partition(".sum")[0]
+        raise MatchError(
+            f"'{result}' sums over {listing} within a tile; the instruction over one index",
+            "map the other reduced indices to seq(1)",
+        )
+    return reduced[0]
+
+
+def _check_packed(f: Factor, found: VectorInstruction, k: Axis, buffers: Mapping[str, Buffer]) -> None:
+    layout = buffers[f.access.tensor].layout
+    if f.cast is not None or not isinstance(layout, Panels) or layout.group != found.group:
+        raise MatchError(
+            f"operand '{_shown(f)}' is not packed; {found.family} reads groups of {found.group} values of {k.name}",
+            f"stage it in the loop around: stage {_shown(f)} in packed at {k.name}",
+        )
+    if k.name not in names_in(f.access.subscripts[layout.grouped]):
+        raise MatchError(
+            f"operand '{_shown(f)}' is packed along another index than {k.name}",
+            f"use {found.family} for one equation that reads it in this loop",
+        )
+
+
+def _shown(f: Factor) -> str:
+    """The tensor as the schedule's writer knows it."""
+    return f.access.tensor.partition(".packed")[0]

@@ -1,0 +1,21 @@
+"""The statements of tile IR, found in its loops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from tcomp.ir.tile import Compute, Kernel, Loop, Statement
+
+
+def computes(statements: Iterable[Statement]) -> Iterator[Compute]:
+    """All Computes, in order."""
+    for s in statements:
+        if isinstance(s, Compute):
+            yield s
+        elif isinstance(s, Loop):
+            yield from computes(s.body)
+
+
+def instruction_of(kernel: Kernel) -> str:
+    """The instruction that the kernel's contractions are computed with; "" where that is none."""
+    return next((c.instruction for phase in kernel.phases for c in computes(phase) if c.instruction), "")

@@ -1,0 +1,130 @@
+"""Results that leave panel by panel: a block's need little shared memory, and go while the next are made ready.
+
+    Y.out[m, n] = acc[m, n]         -->   panel n.panel in n.0 .. n.0 + 256 step 64 stages 2:
+    unpack Y.out to Y[m, n]                 Y.out[m, n] = acc[m, n]          n in n.panel .. n.panel + 64
+                                            unpack Y.out to Y[m, n], by 2 groups
+
+A panel of a swizzled tile is 128 bytes wide. Each warpgroup hands over its own rows, where it has whole ones: the
+others go on multiplying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from tcomp.dsl.ast import Binary, Call, Expr, Name, Num
+from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Spread, Statement, Swizzled, ThreadShape, Unpack
+
+Phases = list[tuple[Statement, ...]]
+
+COPIES = 2
+"""of a panel: one is written while the copy engine reads the other"""
+WARPGROUP = 4
+"""warps"""
+RESERVED = 1024
+"""bytes of shared memory left for mbarriers"""
+
+
+def in_panels(
+    tiles: Mapping[str, Buffer], phases: Phases, shape: ThreadShape | None, room: int
+) -> tuple[dict[str, Buffer], Phases]:
+    """The tiles with those of results cut to a panel, and the phases that fill and deliver them so. `room` is the
+    shared memory of a block in bytes."""
+    if shape is None:
+        return dict(tiles), phases
+    found: dict[str, Buffer] = {}
+    cut = [_body(phase, tiles, shape, found) for phase in phases]
+    if not found:
+        return dict(tiles), phases
+    used = sum(t.bytes * t.ring for t in {**tiles, **found}.values() if t.scope is Scope.SHARED)
+    extra = sum(t.bytes for t in found.values()) * (COPIES - 1)
+    copies = COPIES if used + extra + RESERVED <= room else 1
+    panels = {n: replace(t, ring=copies) for n, t in found.items()}
+    return {**tiles, **panels}, [_with_copies(phase, copies) for phase in cut]
+
+
+def _body(
+    body: Sequence[Statement], tiles: Mapping[str, Buffer], shape: ThreadShape, found: dict[str, Buffer]
+) -> tuple[Statement, ...]:
+    out: list[Statement] = []
+    for s in body:
+        before = out[-1] if out else None
+        if isinstance(s, Loop):
+            out.append(replace(s, body=_body(s.body, tiles, shape, found)))
+        elif isinstance(s, Unpack) and isinstance(before, Compute) and _fits(before, s, tiles[s.buffer]):
+            out[-1] = _panelled(before, s, tiles[s.buffer], shape, found)
+        else:
+            out.append(s)
+    return tuple(out)
+
+
+def _columns(tile: Buffer) -> int:
+    """Of a panel."""
+    assert isinstance(tile.layout, Swizzled)
+    return tile.layout.width // tile.dtype.bytes
+
+
+def _fits(c: Compute, u: Unpack, tile: Buffer) -> bool:
+    """Is the tile written as a whole, several panels wide, and each thread's values of a panel are known?"""
+    if (
+        c.target.tensor != u.buffer
+        or u.add
+        or c.reduced
+        or c.guard is not None
+        or not isinstance(tile.layout, Swizzled)
+    ):
+        return False
+    last = c.axes[-1]
+    spread, columns = last.spread or Spread(), _columns(tile)
+    plain = last.name == u.axes[-1].name and c.target.subscripts[-1] == Binary("-", Name(last.name), last.start)
+    whole = columns % (spread.lanes * spread.grain) == 0 and not spread.warp and bool(spread.lane)
+    return plain and whole and tile.shape[-1] > columns and tile.shape[-1] == last.block
+
+
+def _panelled(c: Compute, u: Unpack, tile: Buffer, shape: ThreadShape, found: dict[str, Buffer]) -> Loop:
+    columns, last = _columns(tile), c.axes[-1]
+    variable = f"{last.name}.{tile.name}"
+    start = Name(variable)
+    end = Binary("+", start, Num(columns))
+    ends = [e for e in _ends(last.stop) if e != Binary("+", last.start, Num(last.block))]
+    stop: Expr = end
+    for e in ends:
+        stop = Call("min", (stop, e))
+
+    def narrowed(a: Axis) -> Axis:
+        return replace(a, start=start, stop=stop, block=columns) if a.name == last.name else a
+
+    target = replace(c.target, subscripts=(*c.target.subscripts[:-1], Binary("-", Name(last.name), start)))
+    found[tile.name] = replace(tile, shape=(*tile.shape[:-1], columns))
+    body = (
+        replace(c, axes=tuple(narrowed(a) for a in c.axes), target=target),
+        replace(u, axes=tuple(narrowed(a) for a in u.axes), groups=_groups(c, tile, shape)),
+    )
+    return Loop(variable, last.start, Binary("+", last.start, Num(last.block)), columns, "panel", body, span=u.span)
+
+
+def _ends(stop: Expr) -> tuple[Expr, ...]:
+    match stop:
+        case Call("min", args):
+            return tuple(e for a in args for e in _ends(a))
+    return (stop,)
+
+
+def _groups(c: Compute, tile: Buffer, shape: ThreadShape) -> int:
+    """Warpgroups, where each writes whole rows that lie together; else 1: all threads write as one."""
+    rows = c.axes[0].spread or Spread()
+    count = shape.warps // WARPGROUP
+    together = rows.warp == "y" and rows.warps == shape.warps and rows.warps * rows.warp_tile == tile.shape[0]
+    plane = len(tile.shape) == 2 and isinstance(tile.layout, Swizzled)
+    even = shape.warps % WARPGROUP == 0 and count > 0 and (tile.shape[0] // max(1, count)) % 8 == 0
+    return count if together and plane and even else 1
+
+
+def _with_copies(phase: tuple[Statement, ...], copies: int) -> tuple[Statement, ...]:
+    return tuple(
+        replace(s, body=_with_copies(s.body, copies), stages=copies if s.level == "panel" else s.stages)
+        if isinstance(s, Loop)
+        else s
+        for s in phase
+    )

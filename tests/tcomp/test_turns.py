@@ -1,0 +1,99 @@
+"""Blocks that add to one sum take turns: one turn each at every place, in the order of their numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tcomp.dsl.ast import Binary, Num
+from tcomp.dsl.load import load_text
+from tcomp.ir.interpret import Interpreter, OutOfTurn
+from tcomp.ir.tile import Kernel, Loop, Statement, Turns, Unpack
+from tcomp.machine.gpu import H100
+from tcomp.schedule.lower import lower
+
+TEXT = """
+op product(S: f32[M, K], X: f32[K, N]) -> Y: f32[M, N]:
+  p[m, k]: f32 = {factor}
+  Y[m, n] = sum k{guard}: p[m, k] * X[k, n]
+
+schedule product on sm_90a:
+  k -> grid(16)
+  m -> seq(16) / lane.y(4)
+  n -> lane.x
+  {reverse}
+  stage Y in shared at m by tma
+  combine Y over k by turns
+"""
+M, K, N = 40, 56, 64
+
+
+def product(guard: str = "", reverse: str = "") -> Kernel:
+    factor = "select(k <= m, S[m, k], 0)" if guard else "S[m, k]"
+    module = load_text(TEXT.format(guard=guard, factor=factor, reverse=reverse), "f.tc")
+    (kernel,) = lower(module.ops["product"], module, {"M": M, "K": K, "N": N}, H100).kernels
+    return kernel
+
+
+def run(kernel: Kernel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    arrays = {o.name: np.full(o.shape, np.nan) for o in kernel.operands}
+    arrays |= {"S": rng.standard_normal((M, K)), "X": rng.standard_normal((K, N))}
+    Interpreter(kernel, arrays).run()
+    return arrays["S"], arrays["X"], arrays["Y"]
+
+
+def changed(kernel: Kernel, **fields: object) -> Kernel:
+    """The kernel with other turns."""
+
+    def statement(s: Statement) -> Statement:
+        if isinstance(s, Loop):
+            return replace(s, body=tuple(statement(x) for x in s.body))
+        if isinstance(s, Unpack) and s.turns is not None:
+            return replace(s, turns=replace(s.turns, **fields))
+        return s
+
+    return replace(kernel, phases=tuple(tuple(statement(s) for s in p) for p in kernel.phases))
+
+
+def turns_of(kernel: Kernel) -> Turns:
+    found: list[Turns] = []
+
+    def visit(s: Statement) -> None:
+        if isinstance(s, Loop):
+            for x in s.body:
+                visit(x)
+        elif isinstance(s, Unpack) and s.turns is not None:
+            found.append(s.turns)
+
+    for p in kernel.phases:
+        for s in p:
+            visit(s)
+    (turns,) = found
+    return turns
+
+
+@pytest.mark.parametrize("guard", ["", " where k <= m"], ids=["whole", "triangle"])
+@pytest.mark.parametrize("reverse", ["", "reverse k"], ids=["forward", "reverse"])
+def test_blocks_take_their_turns(guard: str, reverse: str) -> None:
+    s, x, y = run(product(guard, reverse))
+    masked = np.tril(s) if guard else s
+    np.testing.assert_allclose(y, masked @ x, rtol=1e-9, atol=1e-9)
+
+
+def test_a_wrong_order_is_found() -> None:
+    kernel = product()
+    turns = turns_of(kernel)
+    later = Binary("+", turns.number, Num(1))
+    with pytest.raises(OutOfTurn, match=r"block 2 at Y.turns\[0\] waits for 3, but the last was 1"):
+        run(changed(kernel, before=later))
+    with pytest.raises(OutOfTurn, match=r"block 1 at Y.turns\[0\] waits for -1, but the last was nobody"):
+        run(changed(kernel, met=(), before=Num(-1)))
+    with pytest.raises(OutOfTurn, match=r"block 2 at Y.turns\[0\] waits for nobody, but the last was 1"):
+        run(changed(kernel, met=((Num(0), Num(1), Num(0)),)))
+    with pytest.raises(OutOfTurn, match=r"block 1 at Y.turns\[0\] has a second turn"):
+        run(changed(kernel, flag=replace(turns.flag, subscripts=(Num(0),))))
+    with pytest.raises(OutOfTurn, match=r"block 1 at Y.turns\[0\] waits for 2, but the last was nobody"):
+        run(replace(product(reverse="reverse k"), order=kernel.order))
