@@ -233,7 +233,9 @@ class Resolver:
     def _used(self, directives: tuple[Directive, ...]) -> dict[str, Use]:
         """The `use` line of each equation that has one; `fma` is what is used without one."""
         found: dict[str, Use] = {}
-        for d in (d for d in directives if isinstance(d, Use)):
+        for d in directives:
+            if not isinstance(d, Use):
+                continue
             for name in d.names:
                 if name in found:
                     raise self.error(f"two instructions are to compute '{name}'", d.span, "keep one `use` line for it")
