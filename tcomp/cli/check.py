@@ -153,6 +153,18 @@ def _check_step(file: str, module: Module, name: str, precision: str, tolerance:
     finally:
         executor.close()
     worst = max(found, key=lambda c: c.error)
-    good = worst.error <= tolerance + recipe_of(model, precision).unit / 2
+    # A schedule's casts round gradients that the oracle does not: a change of Adam's moves by several units.
+    allowed = recipe_of(model, precision).unit * (8 if _casts(module, device) else 0.5)
+    good = worst.error <= tolerance + allowed
     print(f"{'step of ' + name:28} {'ok  ' if good else 'WRONG'} {worst.error:.1e}{'' if good else f'  {worst.what}'}")
     return good
+
+
+def _casts(module: Module, device: Device) -> bool:
+    """Does any schedule for the device name a rounding of its own?"""
+    from tcomp.dsl.ast import Cast
+    from tcomp.schedule.family import family_for
+
+    targets = family_for(device.machine, device.threads).targets
+    found = (s for (_, target), s in module.schedules.items() if target in targets)
+    return any(isinstance(d, Cast) for s in found for d in (*s.shared, *(x for k in s.kernels for x in k.directives)))

@@ -1,7 +1,7 @@
 """Directives about a GPU kernel as a whole: who copies, and how blocks come to their tiles.
 
 producer warp             one more warp issues all tensor copies, the others only compute
-producer warpgroup(40)    four more, which keep 40 registers a thread and leave the rest to the others
+producer warpgroup(40)    four more, which keep 40 registers a thread and leave the rest to the others (0: no producer)
 persistent                as many blocks as multiprocessors, each with tile after tile
 raster(8)                 tiles in bands of 8 rows, so that neighbours in time share operands in L2
 reverse q                 blocks of the grid loop over q from the last to the first
@@ -110,19 +110,21 @@ def _number(flag: Flag, values: Mapping[str, int | float], text: str) -> int:
     return int(n)
 
 
-def _producer(flag: Flag, values: Mapping[str, int | float], text: str) -> Producer:
+def _producer(flag: Flag, values: Mapping[str, int | float], text: str) -> Producer | None:
     match flag.args:
         case (Name(kind),) if kind in WARPS:
             return Producer(WARPS[kind])
         case (Call("warpgroup", (registers,)),):
             n = int(evaluate_dim(registers, dict(values)))
+            if n == 0:
+                return None
             if n % 8 == 0 and 24 <= n <= 240:
                 return Producer(WARPS["warpgroup"], n)
             raise TcError(
                 f"a producer cannot keep {n} registers a thread",
                 flag.span,
                 text,
-                "write a multiple of 8 from 24 to 240",
+                "write a multiple of 8 from 24 to 240, or 0 for no producer",
             )
     raise TcError(
         "`producer` takes the warps that copy", flag.span, text, "write: producer warp, or: producer warpgroup(40)"

@@ -20,7 +20,7 @@ from tcomp.codegen.cpu.types import I8, I64, IrValue
 from tcomp.codegen.nvptx.domain import GpuDomain, Point
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.codegen.nvptx.swizzle import column_bytes, granule_of
+from tcomp.codegen.nvptx.swizzle import PATTERN_ROWS, column_bytes, granule_of
 from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, accesses_in
 from tcomp.ir.tile import Buffer, Pitched, Scope, Swizzled
 
@@ -183,12 +183,13 @@ class Addressing:
         return em.once(level, (*key, constant), lambda: self._step(pointer, place.buffer, [constant]))
 
     def _swizzled(self, place: Place, layout: Swizzled, point: Point, along: str | None, n: int) -> IrValue:
-        """The address in a swizzled tile: the row's part, then the column's, which depends on the row."""
+        """The address in a swizzled tile: the row's part, then the column's, which depends on the row. Rows that lie
+        whole patterns apart share all but a displacement, which is a number."""
         em, scope, buffer = self.domain.gpu, self.domain.block, place.buffer
         rows = place.form - place.column
         by_row = Affine(tuple((s, c // buffer.shape[-1]) for s, c in rows.terms), rows.constant // buffer.shape[-1])
-        row_level, row_key, row = self._sum(by_row, point, along, n)
-        level, column_key, column = self._sum(place.column, point, along, n)
+        row_level, row_key, row, beyond = self._sum(by_row, point, along, n, PATTERN_ROWS)
+        level, column_key, column, _ = self._sum(place.column, point, along, n)
         level = max(level, row_level)
 
         def of_row() -> tuple[Int, Int]:
@@ -212,11 +213,23 @@ class Addressing:
             return root if offset == 0 else em.builder.gep(root, [em.i64(offset)], source_etype=I8)
 
         found: IrValue = em.once(final, ("pointer", buffer.name, id(root), key), pointer)
-        return found
+        if not beyond:
+            return found
+        further: IrValue = em.once(
+            final,
+            ("pointer", buffer.name, id(root), key, beyond),
+            lambda: em.builder.gep(found, [em.i64(beyond * layout.width)], source_etype=I8),
+        )
+        return further
 
-    def _sum(self, form: Affine, point: Point, along: str | None, n: int) -> tuple[int, object, Callable[[], Int]]:
-        """An affine form's value at a point: the frame it belongs to, a key that names it, and how to make it."""
+    def _sum(
+        self, form: Affine, point: Point, along: str | None, n: int, period: int = 0
+    ) -> tuple[int, object, Callable[[], Int], int]:
+        """An affine form's value at a point: the frame it belongs to, a key that names it, and how to make it. Where
+        something else is added to its constant, whole periods of that are left out, and the last thing given."""
         terms, constant = self._terms(form, (), point, along, n)
+        beyond = constant // period * period if period and terms else 0
+        constant -= beyond
         em = self.domain.gpu
         level = max((t.level for t in terms), default=0)
         key = ("sum", constant, *(t.key for t in terms))
@@ -229,7 +242,7 @@ class Addressing:
                 total = em.add(total, value)
             return total
 
-        return level, key, lambda: em.once(level, key, add)
+        return level, key, lambda: em.once(level, key, add), beyond
 
     def _step(self, pointer: IrValue, buffer: Buffer, parts: list[Int]) -> IrValue:
         em = self.domain.gpu

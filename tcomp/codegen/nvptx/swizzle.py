@@ -13,6 +13,9 @@ from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.ir.tile import Buffer, Swizzled
 
+PATTERN_ROWS = 8
+"""Rows after which granules are exchanged alike again, at every width."""
+
 
 def granule_of(em: GpuEmitter, layout: Swizzled, row: Int) -> Int:
     """What the column bytes of a row are combined with by exclusive or."""

@@ -135,6 +135,7 @@ def test_flags_become_facts_of_the_kernel() -> None:
     assert lowered("producer warp").producer == Producer(1)
     assert lowered("producer warpgroup").producer == Producer(4)
     assert lowered("producer warpgroup(40)").producer == Producer(4, 40)
+    assert lowered("producer warpgroup(0)").producer is None
     assert lowered("persistent\n  raster(8)").order == GridOrder(True, 8)
 
 
