@@ -137,7 +137,7 @@ def _statements(body: tuple[Statement, ...], pad: str) -> Iterator[str]:
                 yield pad + _compute_head(s)
                 yield from (f"{pad}  {_axis(a, a.name in s.reduced)}" for a in s.axes)
                 for p in s.prefetch:
-                    yield f"{pad}  prefetch {print_expression(p.source)}"
+                    yield f"{pad}  prefetch {print_expression(p.source)}{', to be written' if p.written else ''}"
                     yield from (f"{pad}    {_axis(a, False)}" for a in p.axes)
 
 

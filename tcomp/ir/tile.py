@@ -203,11 +203,12 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Prefetch:
-    """Memory that will be read soon: `source` by the axes' names. A hint that no result depends on; it may lie
-    outside the tensor."""
+    """Memory that will be read soon, or `written`: `source` by the axes' names. A hint that no result depends on; it
+    may lie outside the tensor."""
 
     source: Access
     axes: tuple[Axis, ...]
+    written: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,7 @@ class Compute:
     innermost; a reduced axis runs inside all parallel ones, around the register tile). Points where `guard`
     is false contribute nothing (are not written, or add the reducer's identity).
     With `atomic`, blocks add to the target at the same time (sums only); the order, and so the rounding, varies.
-    With `prefetch`, that memory is brought nearer while the reduction runs (CPU).
+    With `prefetch`, that memory is brought nearer meanwhile (CPU).
     `instruction` names the family of instructions that a contraction is computed with ("" for none). With
     `late` it may run beside the next turn of the loop around, up to the first statement that needs its result.
     `region` says where the result is needed (CPU): what is computed outside is read by nobody, or, for a reduction over

@@ -10,8 +10,14 @@
       z += sum v: exp(X[v] - s)                      z += sum v: exp(X[v] - s)
                                                        prefetch X[v] of the next v.1       stage X in cache at v
 
-The next turn is that of the innermost loop around, or of the loops around that one when it ends. Of several reductions
-that read what is staged in cache the last one fetches: the first had to wait for memory, and its data are there now.
+    core m:                                        core m:
+      Y[m, c] = X[m, c] * 2                 -->      Y[m, c] = X[m, c] * 2
+                                                       prefetch X[m, c] of the next m           stage X, Y in cache at m
+                                                       prefetch Y[m, c] of the next m, to be written
+
+The next turn is that of the innermost loop around, or of the loops around that one when it ends. Of several statements
+that name the same part of what is staged in cache the last one fetches: the first had to wait for memory, and its data
+are there now.
 """
 
 from __future__ import annotations
@@ -34,7 +40,7 @@ def prefetched(phase: tuple[Statement, ...], stages: Sequence[Stage] = ()) -> tu
 def _statement(s: Statement, around: tuple[Loop, ...], cached: Sequence[tuple[str, str]]) -> Statement:
     if not isinstance(s, Loop):
         return s
-    loops = (*around, s) if s.level == "seq" else ()
+    loops = () if s.chunked else (*around, s)
     body = tuple(_statement(inner, loops, cached) for inner in s.body)
     if not loops:
         return replace(s, body=body)
@@ -69,21 +75,30 @@ def substituted(e: Expr, values: Mapping[str, Expr]) -> Expr:
 
 
 def _fetching(body: tuple[Statement, ...], name: str, following: Mapping[str, Expr]) -> tuple[Statement, ...]:
-    """The last reduction that reads the tensor also fetches what it will read in the next turn."""
-    tensor, _, part = name.partition(".")
+    """Each part of the tensor that the body names is fetched for the next turn by the last statement that names it."""
+    out = list(body)
+    seen: set[Access] = set()
     for i, s in reversed(list(enumerate(body))):
-        if not isinstance(s, Compute) or not s.reduced:
+        if not isinstance(s, Compute):
             continue
-        for a in accesses_in(s.value):
-            constants = [x.value for x in a.subscripts if isinstance(x, Num)]
-            if a.tensor == tensor and (not part or (constants and constants[0] == int(part))):
-                used = tuple(x for x in s.axes if any(x.name in names_in(e) for e in a.subscripts))
-                found = _ahead(a, used, following)
-                return (*body[:i], replace(s, prefetch=(*s.prefetch, found)), *body[i + 1 :])
-    return body
+        for a, written in [(s.target, True), *((x, False) for x in accesses_in(s.value))]:
+            used = tuple(x for x in s.axes if any(x.name in names_in(e) for e in a.subscripts))
+            if a in seen or not used or not is_part(a, name) or (written and s.reduced):
+                continue
+            seen.add(a)
+            s = replace(s, prefetch=(*s.prefetch, _ahead(a, used, following, written)))
+        out[i] = s
+    return tuple(out)
 
 
-def _ahead(source: Access, axes: tuple[Axis, ...], following: Mapping[str, Expr]) -> Prefetch:
+def is_part(a: Access, name: str) -> bool:
+    """Whether a `stage` line that names `QKV.1` means this access: one with the constant subscript 1 first."""
+    tensor, _, part = name.partition(".")
+    constants = [x.value for x in a.subscripts if isinstance(x, Num)]
+    return a.tensor == tensor and (not part or bool(constants and constants[0] == int(part)))
+
+
+def _ahead(source: Access, axes: tuple[Axis, ...], following: Mapping[str, Expr], written: bool = False) -> Prefetch:
     """The memory of an access one turn later."""
     starts = [substituted(a.start, following) for a in axes]
     moved = substituted(source, following)
@@ -94,6 +109,7 @@ def _ahead(source: Access, axes: tuple[Axis, ...], following: Mapping[str, Expr]
             replace(a, start=start, stop=fold(Binary("+", start, Num(a.block))), unroll=1, lanes=1)
             for a, start in zip(axes, starts, strict=True)
         ),
+        written,
     )
 
 

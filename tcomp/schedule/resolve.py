@@ -234,7 +234,9 @@ class Resolver:
         """The `use` line of each equation that has one; `fma` is what is used without one."""
         found: dict[str, Use] = {}
         for d in directives:
-            for name in d.names if isinstance(d, Use) else ():
+            if not isinstance(d, Use):
+                continue
+            for name in d.names:
                 if name in found:
                     raise self.error(f"two instructions are to compute '{name}'", d.span, "keep one `use` line for it")
                 found[name] = d

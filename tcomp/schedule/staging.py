@@ -2,7 +2,10 @@
 
     stage W in packed at k   -->   in the loop over k: W.packed = pack W[n, k]; the contraction reads W.packed
 
-    stage X in cache at v    -->   nothing is copied: `prefetch.py` fetches what the next turn of the loop over v reads
+    stage X in cache at v    -->   nothing is copied: `prefetch.py` fetches what the next turn of the loop over v names
+
+    stage X in packed at m by widening   -->   a pack where X is narrower than what is computed with; else X is read
+                                               where it lies
 
 The panel's width is the register tile along the packed index, so that the contraction reads it with unit stride; where
 the copy transposes, whole register tiles that fill vectors. What a vector instruction reads (`use vdpbf16ps for acc`)
@@ -12,6 +15,8 @@ stays narrow, its summed index in groups.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tcomp.dsl.ast import Access, DType, Expr, Name, Num, Reduction, Stage, names_in
@@ -50,8 +55,8 @@ def staged_accesses(name: str, leaf: Leaf, anywhere: bool = False) -> list[Acces
 
 
 def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
-    """Every `stage` line must have something to stage: a tiled loop, and a reduction that reads the tensor. A tensor is
-    staged once."""
+    """Every `stage` line must have something to stage: a tiled loop, and a reduction that reads the tensor, or, in
+    cache, an equation that names it. A tensor is staged once."""
     seen: set[tuple[str, str]] = set()
     for s in plan.stages:
         for name in s.tensors:
@@ -68,10 +73,16 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                 f"tile it, e.g. {s.at} -> seq(64), or stage at another loop",
             )
         for name in s.tensors:
+            if s.space == "cache":
+                inside = [leaf for leaf in leaves if s.at in leaf.domain]
+                written = {t for leaf in inside for t in leaf.written}
+                if name.partition(".")[0] in written or any(staged_accesses(name, leaf, True) for leaf in inside):
+                    continue
+                message = f"'{name}' cannot be staged: no equation in the loop over {s.at} names it"
+                raise TcError(message, s.span, text, "leave it out of this line")
             through = s.by == "tma" and any({name, name + JOINED} & set(leaf.written) for leaf in leaves)
             anywhere = s.space == "registers" or s.by == "tma"
-            sums = [x for x in leaves if isinstance(x.equation.value, Reduction)] if s.space == "cache" else leaves
-            if not through and not any(staged_accesses(name, leaf, anywhere or sums is not leaves) for leaf in sums):
+            if not through and not any(staged_accesses(name, leaf, anywhere) for leaf in leaves):
                 raise TcError(
                     f"'{name}' cannot be staged: no {'equation' if anywhere else 'reduction'} of this kernel reads it",
                     s.span,
@@ -83,6 +94,21 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
 def computed(dtype: DType) -> DType:
     """What a packed tile holds: narrow reals are widened once, when packed, and not at every use."""
     return DType.F32 if dtype.is_float and dtype.bytes < 4 else dtype
+
+
+def needed_stages(stages: Sequence[Stage], dtypes: Mapping[str, DType]) -> tuple[Stage, ...]:
+    """The `stage` lines without the tensors that are staged `by widening` and are wide."""
+    out = []
+    for s in stages:
+        if s.by == "widening":
+            s = replace(s, tensors=tuple(n for n in s.tensors if _narrow(dtypes.get(n.partition(".")[0]))))
+        if s.tensors:
+            out.append(s)
+    return tuple(out)
+
+
+def _narrow(dtype: DType | None) -> bool:
+    return dtype is not None and computed(dtype) is not dtype
 
 
 class Staging:
@@ -108,9 +134,10 @@ class Staging:
         candidates: list[tuple[Leaf, Access, str, int, tuple[str, int]]] = []
         for leaf in node.leaves():
             for a in staged_accesses(name, leaf):
-                tile = self.emitter.register_tile(leaf, leaf.writes()[-1], env, leaf.parallel, leaf.reduced)
+                target, parallel = self._target(leaf, a)
+                tile = self.emitter.register_tile(leaf, target, env, parallel, leaf.reduced)
                 grouped = self._groups(leaf, a)
-                own = [i for i in leaf.parallel if Name(i) in a.subscripts]
+                own = [i for i in parallel if Name(i) in a.subscripts]
                 along = [i for i in own if i == tile.vector or tile.unroll.get(i, 1) > 1] or (own if grouped[0] else [])
                 if not along:
                     continue
@@ -138,6 +165,16 @@ class Staging:
                 out.append(pack)
             self.staged[(id(leaf), a)] = made[key]
         return out
+
+    def _target(self, leaf: Leaf, a: Access) -> tuple[Access, tuple[str, ...]]:
+        """What the sum that reads an access writes, and its parallel indices: of a monoid each field is a sum of its
+        own, over its own indices."""
+        value, writes = leaf.equation.value, leaf.writes()
+        if isinstance(value, Reduction) and value.key is not None:
+            for write, v in zip(writes[1:], value.values, strict=True):
+                if a in reads(v):
+                    return write, self.emitter.axes_of(write)
+        return writes[-1], leaf.parallel
 
     def _groups(self, leaf: Leaf, a: Access) -> tuple[str, int]:
         """The summed index that an access is read in groups of, by the instruction that its equation uses, and how many

@@ -149,10 +149,66 @@ def test_the_last_reader_of_a_tile_fetches_the_next_one() -> None:
     ("line", "message"),
     [
         ("stage X in cache at n by copy", "is not copied"),
-        ("stage y in cache at n", "no reduction of this kernel reads"),
+        ("stage y in cache at n", "no equation in the loop over n names"),
     ],
 )
 def test_what_cannot_be_staged_in_cache(line: str, message: str) -> None:
     module = load_text(SOFTMAX.replace("stage X in cache at n BY", line))
     with pytest.raises(TcError, match=message):
         lower(module.ops["rows"], module, {"M": 3, "N": 200}, AVX512)
+
+
+@pytest.mark.parametrize(("dtype", "packed"), [("f32", False), ("bf16", True)])
+def test_by_widening_copies_what_is_narrow_only(dtype: str, packed: bool) -> None:
+    text = PRODUCT.replace("W in packed at k BY", "X in packed at k by widening").replace("f32[", f"{dtype}[")
+    module = load_text(text)
+    (kernel,) = lower(module.ops["product"], module, {"M": 50, "N": 100, "K": 33}, AVX512).kernels
+    assert [t.name.startswith("X.packed") for t in kernel.tiles if ".packed" in t.name] == [True] * packed
+    assert ("by widening" in print_kernel(kernel)) is packed
+
+
+SCALED = """
+op scaled(X: TYPE[M, 2, N], w: TYPE[N]) -> Y: TYPE[M, N]:
+  t[m, n] = X[m, 0, n] * w[n]
+  Y[m, n] = t[m, n] * X[m, 1, n] + X[m, 0, n]
+
+schedule scaled on cpu:
+  m -> core(1)
+  n -> unroll(2) / vec
+  STAGE
+"""
+
+
+def test_the_last_statement_that_names_a_part_fetches_it_for_the_next_turn() -> None:
+    module = load_text(SCALED.replace("TYPE", "f32").replace("STAGE", "stage X, Y in cache at m"))
+    (kernel,) = lower(module.ops["scaled"], module, {"M": 3, "N": 96}, AVX512).kernels
+    first, second = [c for phase in kernel.phases for c in computes(phase)]
+    assert not first.prefetch
+    assert sorted((p.source.tensor, p.written) for p in second.prefetch) == [("X", False), ("X", False), ("Y", True)]
+    text = kernel_ir(kernel, AVX512)
+    assert "prefetch Y[select(m.0 + 1 < 3, m.0 + 1, m.0), n], to be written" in print_kernel(kernel)
+    # 32 floats a register tile are two lines of each of the three; a remainder would have its own.
+    assert text.count('call void @"llvm.prefetch.p0"') == 6
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("n", [5, 100])
+def test_a_map_with_prefetches_is_the_same_to_the_bit(dtype: str, n: int, tmp_path: Path) -> None:
+    results = []
+    machine = detect()
+    for stage in ("", "stage X, w, Y in cache at m"):
+        module = load_text(SCALED.replace("TYPE", dtype).replace("STAGE", stage))
+        dims = {"M": 3, "N": n}
+        executor = CpuExecutor(
+            single_op_step(lower(module.ops["scaled"], module, dims, machine), dims), machine, 2, tmp_path
+        )
+        rng = np.random.default_rng(1)
+        for name in ("X", "w"):
+            array = executor.array(name)
+            values = rng.standard_normal(array.shape, np.float32)
+            array[...] = values if dtype == "f32" else (values.view(np.uint32) >> 16).astype(np.uint16)
+        executor.run("run")
+        results.append(executor.array("Y").copy())
+        executor.close()
+    assert results[0].any()
+    np.testing.assert_array_equal(results[0], results[1])

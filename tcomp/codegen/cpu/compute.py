@@ -27,8 +27,8 @@ from tcomp.codegen.cpu.dot import dot
 from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
-from tcomp.codegen.cpu.prefetch import Prefetcher
-from tcomp.codegen.cpu.segments import Segment, conditions_of, segments
+from tcomp.codegen.cpu.prefetch import MapPrefetcher, Prefetcher
+from tcomp.codegen.cpu.segments import Segment, Single, conditions_of, segments, singles_of
 from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
 from tcomp.codegen.cpu.types import I1, I32, I64, IrValue, constant, kind_of, kind_type
 from tcomp.dsl.ast import Expr
@@ -93,11 +93,14 @@ class ComputeGenerator:
         self.known: dict[Expr, bool] = {}
         self.value, self.guard = self._built()
         self.conditions = conditions_of(node, self.domain, [*self.parallel, *self.reduced])
+        self.singles = [(x, self._invariant(x)) for x in singles_of(node)]
         self._unroll_reduction()
         self.prefetchers: list[Prefetcher] = []
         if self.reduced:
             made = [Prefetcher(self.em, self.scope, p, self.parallel, self.reduced[-1]) for p in node.prefetch]
             self.prefetchers = [p for p in made if p.possible]
+        maps = [] if self.reduced else [MapPrefetcher(self.em, self.scope, p) for p in node.prefetch]
+        self.map_prefetchers = [p for p in maps if p.possible]
         self._parallel(0)
 
     def _built(self) -> tuple[Node, Node | None]:
@@ -107,6 +110,11 @@ class ComputeGenerator:
         left = remaining(self.compute.guard, held)
         guard = None if left is None else self.graph.cast(self.graph.build(left), "bool")
         return value, None if guard is not None and guard.is_literal and guard.data else guard
+
+    def _invariant(self, single: Single) -> Int:
+        """The value that an axis is compared with, as an integer in the Compute's frame."""
+        node = self.graph.cast(self.graph.build(single.value), "int")
+        return self.evaluator.value(node, {})
 
     @contextmanager
     def _knowing(self, segment: Segment) -> Iterator[None]:
@@ -162,7 +170,7 @@ class ComputeGenerator:
     def _segments(self, axis: Axis) -> list[Segment]:
         """The axis's loops, cut where conditions begin to hold or end to; their bounds are emitted in this frame."""
         variants = self._variants(axis)
-        return [s for v in variants for s in segments(self.em, self.domain, axis, v, self.conditions)]
+        return [s for v in variants for s in segments(self.em, self.domain, axis, v, self.conditions, self.singles)]
 
     def _enter(self, axis: Axis, v: Variant, base: Int) -> None:
         """Set the axis's state for a tile at `base`."""
@@ -320,6 +328,8 @@ class ComputeGenerator:
     # ------------------------------------------------------------------------------------------ writing
 
     def _map(self, points: list[dict[str, int]]) -> None:
+        for prefetcher in self.map_prefetchers:
+            prefetcher.touch(self.domain.states, points)
         if not self.compute.distinct:
             for point in points:
                 self._write([point], [self._target_value(point)], guarded=True)

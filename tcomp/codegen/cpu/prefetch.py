@@ -1,9 +1,11 @@
-"""Prefetching beside a reduction, without a branch: each step touches one byte of the region.
+"""Prefetching beside a Compute, without a branch.
 
-The region is cut into runs of consecutive cache lines, one for each register tile of the Compute in order; along its
-reduction a tile walks over its run. So the lines come in evenly over the whole Compute. Most touches fall on a line
-that is there already and cost an issue slot, no memory traffic; bursts of distinct lines, measured, cost as much as
-they gained.
+In a reduction each step touches one byte of the region. It is cut into runs of consecutive cache lines, one for each
+register tile of the Compute in order; along its reduction a tile walks over its run. So the lines come in evenly over
+the whole Compute. Most touches fall on a line that is there already and cost an issue slot, no memory traffic; bursts
+of distinct lines, measured, cost as much as they gained.
+
+In a map each register tile touches its own lines, a turn of the loop ahead.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from collections.abc import Mapping, Sequence
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.addressing import Addressing
-from tcomp.codegen.cpu.domain import AxisState, Domain, Scope
+from tcomp.codegen.cpu.addressing import Addressing, Place
+from tcomp.codegen.cpu.domain import AxisState, Domain, Point, Scope
 from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph
@@ -29,23 +31,15 @@ FIRST_LEVEL = 3
 
 
 class Prefetcher:
-    """The prefetches of one `Prefetch` inside a Compute with these parallel axes and this innermost reduced one."""
+    """The prefetches of one `Prefetch` inside a reduction with these parallel axes and this innermost reduced one."""
 
     def __init__(self, em: Emitter, scope: Scope, node: Prefetch, parallel: Sequence[Axis], reduced: Axis) -> None:
         self.em, self.parallel, self.reduced = em, parallel, reduced
-        domain = Domain(em, scope, em.depth, None, 1)
-        em.here()
-        for a in node.axes:
-            domain.declare(a, span_of(em, a, scope).start)
-            domain.states[a.name] = AxisState(em.depth, 0, 1, 1, 0, (None,))
-        addressing = Addressing(domain)
-        graph = Graph(frozenset(domain.axes), addressing)
-        Evaluator(domain, graph, addressing)
-        place = addressing.place(node.source, graph)
+        domain, place, base = _region(em, scope, node)
         size = place.buffer.dtype.bytes
         # (how many, bytes from one to the next) along each dimension of the region, lines along the contiguous one.
         dims = [(domain.axes[a].block, stride * size) for a, stride in sorted(place.counters, key=lambda c: -c[1])]
-        self.possible = bool(dims) and dims[-1][1] == size and place.panel is None and not place.gathered
+        self.possible = bool(dims) and dims[-1][1] == size and _is_affine(place)
         if self.possible:
             lines = -(-dims[-1][0] * size // LINE) + 1  # a row may begin within a line
             rows = math.prod(n for n, _ in dims[:-1])
@@ -54,7 +48,7 @@ class Prefetcher:
             run = -(-lines // parts) * LINE
             self.dims = [*dims[:-1], (parts, run)]
             self.stride = max(1, -(-run // reduced.block))
-            self.base = addressing.pointer(place, dict.fromkeys(domain.axes, 0))
+            self.base = base
 
     def enter_tile(self, states: Mapping[str, AxisState]) -> None:
         """Choose the run of the register tile at these places."""
@@ -74,9 +68,7 @@ class Prefetcher:
         em = self.em
         b = em.here()
         offset = em.add(em.mul(state.base, self.stride), step * state.lanes * self.stride)
-        pointer = b.gep(self.run, [em.i64(offset)], source_etype=I8)
-        hints = [ir.Constant(I32, 0), ir.Constant(I32, FIRST_LEVEL), ir.Constant(I32, 1)]
-        em.intrinsic("llvm.prefetch", VOID, [pointer, *hints], [POINTER])
+        _touch(em, b.gep(self.run, [em.i64(offset)], source_etype=I8), written=False)
 
     def _number(self, states: Mapping[str, AxisState]) -> Int:
         """Of all the Compute's register tiles in order, which one this is."""
@@ -88,6 +80,56 @@ class Prefetcher:
             number = self.em.add(number, self.em.mul(index, tiles))
             tiles *= math.ceil(a.block / size)
         return number
+
+
+class MapPrefetcher:
+    """The prefetches of one `Prefetch` inside a map: what each register tile will need a turn later."""
+
+    def __init__(self, em: Emitter, scope: Scope, node: Prefetch) -> None:
+        self.em, self.written = em, node.written
+        _, place, self.base = _region(em, scope, node)
+        size = place.buffer.dtype.bytes
+        self.strides = {name: stride * size for name, stride in place.counters}
+        self.possible = _is_affine(place)
+
+    def touch(self, states: Mapping[str, AxisState], points: Sequence[Point]) -> None:
+        """One prefetch for each line of these registers; those of a register begin with its first lane."""
+        em = self.em
+        b = em.here()
+        first: Int = 0
+        for name, stride in self.strides.items():
+            first = em.add(first, em.mul(states[name].base, stride))
+        pointer = b.gep(self.base, [em.i64(first)], source_etype=I8)
+        offsets = {sum(n * p[name] * states[name].lanes for name, n in self.strides.items()) for p in points}
+        last: int | None = None
+        for offset in sorted(offsets):
+            if last is None or offset - last >= LINE:
+                _touch(em, b.gep(pointer, [em.i64(offset)], source_etype=I8), self.written)
+                last = offset
+
+
+def _region(em: Emitter, scope: Scope, node: Prefetch) -> tuple[Domain, Place, IrValue]:
+    """The prefetched access in a domain of its own, and the address of its first element."""
+    domain = Domain(em, scope, em.depth, None, 1)
+    em.here()
+    for a in node.axes:
+        domain.declare(a, span_of(em, a, scope).start)
+        domain.states[a.name] = AxisState(em.depth, 0, 1, 1, 0, (None,))
+    addressing = Addressing(domain)
+    graph = Graph(frozenset(domain.axes), addressing)
+    Evaluator(domain, graph, addressing)
+    place = addressing.place(node.source, graph)
+    return domain, place, addressing.pointer(place, dict.fromkeys(domain.axes, 0))
+
+
+def _is_affine(place: Place) -> bool:
+    """Whether its addresses are the first one plus multiples of the axes' counters."""
+    return place.panel is None and not any(node.deps for node, _ in place.gathered)
+
+
+def _touch(em: Emitter, pointer: IrValue, written: bool) -> None:
+    hints = [ir.Constant(I32, int(written)), ir.Constant(I32, FIRST_LEVEL), ir.Constant(I32, 1)]
+    em.intrinsic("llvm.prefetch", VOID, [pointer, *hints], [POINTER])
 
 
 def _quotient(b: ir.IRBuilder, x: Int, n: int) -> Int:

@@ -4,13 +4,17 @@
       Y = select(k <= q, x[q, k], 0)          -->    for k in range(a, b, w):  Y = select(k <= q, x[q, k], 0)
                                                      for k in range(b, n, w):  Y = 0
 
+    for p in range(0, n, w):                         for p in range(0, a, w):      Y = x[p]
+      Y = select(p == t[m], x[p] - 1, x[p])  -->     for p in range(a, a + w, w):  Y = select(p == t[m], x[p] - 1, x[p])
+                                                     for p in range(a + w, n, w):  Y = x[p]
+
 a and b are computed for each register tile of the loops around, the outer axis of the condition among them. Where
 nothing counts behind the condition (a reduction's guard, a Compute's region) the last loop is not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tcomp.codegen.cpu.conditions import at_most_zero, chosen_by
@@ -18,11 +22,13 @@ from tcomp.codegen.cpu.domain import Domain
 from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.integers import Affine
 from tcomp.codegen.cpu.tiles import Variant
-from tcomp.dsl.ast import Expr, conjuncts
+from tcomp.dsl.ast import Binary, Expr, Name, accesses_in, conjuncts, names_in
 from tcomp.ir.tile import Axis, Compute
 
 MOST_TESTED = 2
 """conditions of a Compute for which code with and without the test is written"""
+MOST_SINGLE = 1
+"""equalities for which it is: each makes three loops of one"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,15 @@ class Condition:
     axis: str
     skips: bool
     tested: bool
+
+
+@dataclass(frozen=True)
+class Single:
+    """An equality of `axis` and a `value` that none of the Compute's axes changes: it fails in all tiles but one."""
+
+    expression: Expr
+    axis: str
+    value: Expr
 
 
 @dataclass(frozen=True)
@@ -79,13 +94,60 @@ def conditions_of(node: Compute, domain: Domain, order: list[Axis]) -> list[Cond
     return out
 
 
-def segments(em: Emitter, domain: Domain, axis: Axis, variant: Variant, found: list[Condition]) -> list[Segment]:
-    """The variant's loop, cut by the conditions on this axis; bounds are emitted where the builder stands."""
+def singles_of(node: Compute) -> list[Single]:
+    """The equalities that choose within the Compute's value and hold in one tile of an axis at most."""
+    axes = {a.name for a in node.axes}
+    out: list[Single] = []
+    for e in dict.fromkeys(chosen_by(node.value)):
+        if isinstance(e, Binary) and e.op == "==":
+            for index, value in ((e.left, e.right), (e.right, e.left)):
+                own = any(a.tensor == node.target.tensor for a in accesses_in(value))
+                if isinstance(index, Name) and index.id in axes and not names_in(value) & axes and not own:
+                    out.append(Single(e, index.id, value))
+                    break
+    return out[:MOST_SINGLE]
+
+
+def segments(
+    em: Emitter,
+    domain: Domain,
+    axis: Axis,
+    variant: Variant,
+    found: list[Condition],
+    singles: Sequence[tuple[Single, Int]] = (),
+) -> list[Segment]:
+    """The variant's loop, cut by the conditions on this axis; bounds are emitted where the builder stands. Each of
+    `singles` comes with its value."""
     out = [Segment(variant, {})]
     for c in found:
         if c.axis == axis.name:
             out = [piece for s in out for piece in _cut(em, domain, axis, s, c)]
+    for single, value in singles:
+        if single.axis == axis.name:
+            out = [piece for s in out for piece in _cut_out(em, domain, axis, s, single, value)]
     return out
+
+
+def _cut_out(em: Emitter, domain: Domain, axis: Axis, segment: Segment, c: Single, value: Int) -> list[Segment]:
+    """One segment by the tile in which an equality may hold."""
+    v = segment.variant
+    width = v.unroll * axis.lanes
+    b = em.here()
+    ahead = em.i64(em.add(em.add(value, _minus(em, domain.starts[axis.name])), _minus(em, v.start)))
+    # The number of the tile; one before the first where the value lies before the segment.
+    number = b.select(b.icmp_signed("<", ahead, em.i64(0)), em.i64(-1), b.udiv(ahead, em.i64(width)))
+    at = em.add(v.start, em.mul(number, width))
+    first = _greater(em, v.start, _smaller(em, v.stop, at))
+    behind = _greater(em, v.start, _smaller(em, v.stop, em.add(at, width)))
+    grid = v.start if v.grid is None else v.grid
+    pieces = [(False, v.start, first), (None, first, behind), (False, behind, v.stop)]
+    return [
+        Segment(
+            replace(v, start=start, stop=stop, nonempty=False, grid=grid),
+            segment.known if holds is None else {**segment.known, c.expression: holds},
+        )
+        for holds, start, stop in pieces
+    ]
 
 
 def _cut(em: Emitter, domain: Domain, axis: Axis, segment: Segment, c: Condition) -> list[Segment]:
@@ -163,6 +225,12 @@ def _smaller(em: Emitter, x: Int, y: Int) -> Int:
     b = em.here()
     first, second = em.i64(x), em.i64(y)
     return b.select(b.icmp_signed("<", first, second), first, second)
+
+
+def _greater(em: Emitter, x: Int, y: Int) -> Int:
+    b = em.here()
+    first, second = em.i64(x), em.i64(y)
+    return b.select(b.icmp_signed(">", first, second), first, second)
 
 
 def _empty(start: Int, stop: Int) -> bool:

@@ -138,8 +138,13 @@ class GpuEvaluator(Evaluator):
             at = self.domain.places[e.axis]
             found = at.numbers[point[e.axis]]
             turns, rest = divmod(e.shift, spread.lanes * spread.grain)  # (a shift is whole turns of the lanes)
-            plain = found is not None and not (e.shift and (rest or spread.warp))
-            if not same_sharing(at.spread, spread) or not plain or found + turns * spread.grain >= per_thread:
+            plain = not (e.shift and (rest or spread.warp))
+            if (
+                found is None
+                or not same_sharing(at.spread, spread)
+                or not plain
+                or found + turns * spread.grain >= per_thread
+            ):
                 raise Unsupported(
                     f"'{buffer.name}' in registers is not shared out like the index '{e.axis}' that walks it"
                 )

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tcomp.dsl.ast import Binary, Call, Expr, Name, Num
-from tcomp.ir.tile import Compute
+from tcomp.codegen.cpu.segments import singles_of
+from tcomp.dsl.ast import Binary, Call, DType, Expr, Name, Num
+from tcomp.ir.tile import Compute, Loop
 from tcomp.machine.cpu import CpuMachine
 from tests.reference.tile_ir import at, op, operand
 from tests.tcomp.cpu.support import axis, kernel, normal, run
@@ -69,3 +70,32 @@ def test_tiles_behind_a_region_are_left_out(machine: CpuMachine, objects: Path) 
     found = run(kernel([operand("Y", 16, 16)], [c]), machine, objects, {"Y": np.zeros((16, 16), np.float32)})
     q, k = np.mgrid[0:16, 0:16]
     np.testing.assert_array_equal(found["Y"] == 1, k // 4 * 4 <= q // 2 * 2 + 1)
+
+
+@pytest.mark.parametrize("tile", [*TILES, ((1, 1), (1, 8))])
+def test_an_equality_with_one_place_is_tested_in_its_tile_alone(tile: Tile, machine: CpuMachine, objects: Path) -> None:
+    """Places before the first, in every lane of a tile, in the last partial tile, and behind the end."""
+    x, places = normal(Q, K), np.array([-9, -1, *range(10), 39, 40, 41, 43, 44, 45, 46, 47, 99], np.int32)
+    rows, columns = tile
+    condition = Binary("==", Name("k"), at("P", "q"))
+    value = Call(
+        "select", (Binary("<", Name("k"), Num(42)), Call("select", (condition, op("-", READ, 1.0), READ)), READ)
+    )
+    c = Compute(at("Y", "q", "k"), value, (axis("q", Q, *rows), axis("k", K, *columns)))
+    inner = Compute(at("Y", "q", "k"), value, (axis("k", K, *columns),))
+    loop = Loop("q", Num(0), Num(Q), 1, "seq", (inner,))
+    start = {"X": x, "P": places, "Y": np.zeros((Q, K), np.float32)}
+    k = np.arange(K)
+    wanted = np.where((k == places[:, None]) & (k < 42), x - np.float32(1), x)
+    for body in ([c], [loop]):
+        found = run(kernel([X, Y, operand("P", Q, dtype=DType.I32)], body), machine, objects, start)
+        np.testing.assert_array_equal(found["Y"], wanted)
+
+
+def test_an_equality_is_cut_out_where_its_place_is_the_same_for_the_whole_loop() -> None:
+    condition = Binary("==", Name("k"), at("P", "q"))
+    value = Call("select", (condition, op("-", READ, 1.0), READ))
+    inner = Compute(at("Y", "q", "k"), value, (axis("k", 64, 1, 8),))
+    assert [s.axis for s in singles_of(inner)] == ["k"]
+    assert not singles_of(replace(inner, axes=(axis("q", 4), *inner.axes)))  # the place moves with an axis
+    assert not singles_of(replace(inner, target=at("P", "k")))  # the place is overwritten meanwhile
