@@ -15,6 +15,9 @@ from tcomp.dsl.hints import did_you_mean
 _DTYPES = {d.value: d for d in DType}
 _SIZES = {"KB": 1024, "MB": 1024**2, "GB": 1024**3}
 
+DEEPEST = 100
+"""levels of an expression (a sum of n terms has n): passes walk expressions recursively"""
+
 Children = list[Any]
 
 
@@ -26,12 +29,27 @@ class ExpressionRules:
         self._text = ""
         self._lines: list[str] = []
         self._parenthesised: set[int] = set()
+        self._depth: dict[int, int] = {}
+        """of the expressions made so far, by id (all of them are kept: they are parts of the result)"""
 
     def begin(self, file: str, text: str) -> None:
         self._file = file
         self._text = text
         self._lines = text.splitlines()
         self._parenthesised = set()
+        self._depth = {}
+
+    def _nested(self, e: Expr, *parts: Expr) -> Expr:
+        """The expression, unless it is nested too deeply."""
+        depth = 1 + max((self._depth.get(id(p), 0) for p in parts), default=0)
+        if depth > DEEPEST:
+            raise self._error(
+                f"this expression is nested more than {DEEPEST} levels deep",
+                e,
+                "give parts of it equations of their own",
+            )
+        self._depth[id(e)] = depth
+        return e
 
     def _token_span(self, t: Token) -> Span:
         return Span(self._file, t.line or 0, t.column or 0, t.end_line or 0, t.end_column or 0)
@@ -66,13 +84,13 @@ class ExpressionRules:
 
     def binary(self, c: Children) -> Expr:
         left, op, right = c
-        return ast.Binary(str(op), left, right, self._span(left, right))
+        return self._nested(ast.Binary(str(op), left, right, self._span(left, right)), left, right)
 
     def unary(self, c: Children) -> Expr:
         op, operand = c
         if op == "-" and isinstance(operand, ast.Num) and id(operand) not in self._parenthesised:
             return ast.Num(-operand.value, self._span(op, operand))
-        return ast.Unary(str(op), operand, self._span(op, operand))
+        return self._nested(ast.Unary(str(op), operand, self._span(op, operand)), operand)
 
     def integer(self, c: Children) -> Expr:
         return ast.Num(int(c[0]), self._token_span(c[0]))
@@ -88,15 +106,16 @@ class ExpressionRules:
 
     def access(self, c: Children) -> Expr:
         name, _, subscripts, close = c
-        return ast.Access(str(name), subscripts or (), self._span(name, close))
+        return self._nested(ast.Access(str(name), subscripts or (), self._span(name, close)), *(subscripts or ()))
 
     def call(self, c: Children) -> Expr:
         name, _, args, close = c
-        return ast.Call(str(name), args or (), self._span(name, close))
+        return self._nested(ast.Call(str(name), args or (), self._span(name, close)), *(args or ()))
 
     def parenthesised(self, c: Children) -> Expr:
         e: Expr = replace(c[1], span=self._span(c[0], c[2]))
         self._parenthesised.add(id(e))
+        self._depth[id(e)] = self._depth.pop(id(c[1]), 0)
         return e
 
     def expressions(self, c: Children) -> tuple[Expr, ...]:
