@@ -2,7 +2,7 @@
 
     python benchmarks/fp8_accumulation.py
 
-Dot products of e4m3 values by the rule that the virtual GPU follows (docs/virtual-gpu.md: 32 products at a time, old sum
+Dot products of e4m3 values by the rule that the virtual GPU follows (docs/virtual-gpu.md; 32 products at a time, sum
 and new products cut to the largest one's 14 bits), beside the same added up in f32 every 128 values. Prints relative L2
 errors against the exact sums of the rounded values, and what rounding the values themselves costs.
 """
