@@ -105,6 +105,8 @@ class LaunchWork:
     where blocks are alike, and go round by round"""
     sms: int = 0
     """SMs that the launch's clusters of blocks fit on; 0: all"""
+    waiting: float = 1.0
+    """how many times as long it takes because blocks wait for each other"""
 
 
 @dataclass(frozen=True)
@@ -146,11 +148,11 @@ def predict(launch: LaunchWork, machine: GpuMachine) -> Prediction:
     chain = BLOCK_START + work.chain + work.stores + sum(_ring(r, share / resident) for r in work.rings)
     rounds = per_sm / resident if launch.imbalance else -(-per_sm // resident)
     cycles = {name: per_sm * c for name, c in single.items()}
-    latency = rounds * max(chain, 0.0)
+    latency = rounds * max(chain, 0.0) * launch.waiting
     seconds = {name: c / clock for name, c in cycles.items()}
     seconds["HBM"] = launch.hbm_bytes / (machine.memory_bandwidth * HBM_EFFICIENCY)
     seconds["latency"] = latency / clock
-    on_chip = max(per_sm * rate, latency) / clock
+    on_chip = max(per_sm * rate * launch.waiting, latency) / clock
     total = _together(on_chip, seconds["HBM"]) + LAUNCH
     seconds["launch"] = LAUNCH
     return Prediction(launch.name, total, _binding(seconds), seconds, launch.flops, launch.hbm_bytes, launch.notes)

@@ -16,6 +16,7 @@ from tcomp.autotune.gpu_copies import copies_of
 from tcomp.autotune.gpu_model import Prediction, predict
 from tcomp.autotune.gpu_scatter import with_contributions
 from tcomp.autotune.gpu_traffic import phase_traffic
+from tcomp.autotune.gpu_turns import waiting
 from tcomp.autotune.gpu_work import launch_work
 from tcomp.autotune.sass import Function, functions_of
 from tcomp.codegen.nvptx.assemble import Assembled, assemble
@@ -82,7 +83,8 @@ def _launches(
             kernel.flops / len(kernel.phases), _stages(phase), turns=block_turns(kernel, phase),
             copy=copies_of(kernel, phase),
         )  # fmt: skip
-        work = replace(work, work=with_contributions(work.work, phase))
+        slots = (work.sms or machine.sms) * work.resident
+        work = replace(work, work=with_contributions(work.work, phase), waiting=waiting(kernel, phase, slots))
         yield predict(work, machine)
 
 

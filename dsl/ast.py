@@ -299,7 +299,8 @@ class Fuse:
 class Stage:
     """`stage W in packed at k by tma`: copy a tile of the tensor into a faster space inside loop `at`.
 
-    `space` is shared | registers | packed; `by` is copy | prefetch | cp.async | tma; `options` such as swizzle, pad.
+    `space` is shared | registers | packed | cache; `by` is copy | prefetch | widening | cp.async | tma;
+    `options` such as swizzle, pad.
     """
 
     tensors: tuple[str, ...]

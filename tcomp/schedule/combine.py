@@ -33,7 +33,7 @@ from tcomp.schedule.family import Family
 from tcomp.schedule.nest import JOINED, Leaf, scatter_indices, sink_copies
 from tcomp.schedule.normal import part_of
 from tcomp.schedule.resolve import KernelPlan, TileLevel
-from tcomp.schedule.split_sum import divides, joining_loops, renamed, split_sum, splittable, undivided
+from tcomp.schedule.split_sum import divides, joining_cores, joining_loops, renamed, split_sum, splittable, undivided
 
 BLOCKS_PER_SM = 8
 """of a sorted scatter: each owns rows, and waits for memory at every contribution to one of them"""
@@ -102,6 +102,8 @@ class Combining:
                 )  # fmt: skip
                 leaves.append(first)
                 joins.append(join)
+            elif joined and self._single(plan, joined[0]):
+                leaves.append(replace(leaf, partial_over=joined[0].over))  # one core takes the whole sum
             elif joined:
                 over, by = joined[0].over, joined[0].by
                 own = groups.setdefault(group, eq.target.name)
@@ -113,6 +115,12 @@ class Combining:
         leaves = _numbered([*leaves, *joins, *ends])
         leaves = sink_copies([x for leaf in leaves for x in self._private(plan, leaf)])
         return leaves, plan
+
+    def _single(self, plan: KernelPlan, c: Combine) -> bool:
+        """Is there one block of the index only, on a CPU?"""
+        core = [t for t in plan.sequence if t.index == c.over and t.parallel]
+        one = bool(core) and core[0].block is not None and self.extents[c.over] <= core[0].block
+        return self.family.level == "core" and c.by == "partials" and one
 
     def _reads(self, leaf: Leaf, joins: list[Leaf]) -> bool:
         return any(a.tensor in j.written for a in leaf.reads() for j in joins)
@@ -268,8 +276,8 @@ class Combining:
         self, plan: KernelPlan, leaf: Leaf, over: str, by: str, at: int, group: str
     ) -> tuple[list[Leaf], KernelPlan]:
         """`s[n] = sum i: x[i, n]` by partials --> `s.partial[block, n] = sum i in block: x[i, n]`, and in a phase of
-        its own `s[n'] = sum block: s.partial[block, n']`. On a GPU that phase has its own blocks for n', which sums of
-        one `group` share."""
+        its own `s[n'] = sum block: s.partial[block, n']`. On a GPU, and where n is divided among the cores too, that
+        phase has loops of its own for n', which sums of one `group` share."""
         eq = leaf.equation
         directive = next(c for c in plan.combine if c.over == over and called(eq, c.names))
         core = [t for t in plan.sequence if t.index == over and t.parallel]
@@ -300,14 +308,19 @@ class Combining:
         rows = tuple(Name(i) for i in leaf.parallel)
         first = replace(eq, targets=(Target(name, (number, *rows)),), accumulate=False)
         joined = {i: i for i in leaf.parallel}
-        if self.family.level == "grid" and rows:
+        apart = self.family.level == "grid" or any(t.parallel and t.index in leaf.parallel for t in plan.sequence)
+        if apart and rows:
             joined = {i: f"{i}.{group}" for i in leaf.parallel}
             self.extents.update({new: self.extents[i] for i, new in joined.items()})
         if set(joined.values()) - set(joined) and set(joined.values()) <= set(plan.loops):
             pass  # another of the group has brought the loops
-        elif self.family.level == "grid" and rows:
-            shape = self.family.shape(plan, self.extents, self.text)
-            maps = joining_loops(list(joined.values()), shape, level, (index, count))
+        elif apart and rows:
+            indices = list(joined.values())
+            if self.family.level == "grid":
+                shape = self.family.shape(plan, self.extents, self.text)
+                maps = joining_loops(indices, shape, level, (index, count))
+            else:
+                maps = joining_cores(indices, self.extents, level)
             levels = tuple(t for m in maps for t in m.tiles)
             plan = replace(plan, loops={**plan.loops, **{m.index: m for m in maps}}, sequence=(*levels, *plan.sequence))
         elif (mapped := self.family.partial_loop(index)) is not None:
@@ -319,7 +332,7 @@ class Combining:
             value=Reduction(value.reducer, (index,), None, None, (read,), value.span),
         )
         return [
-            Leaf(first, at, leaf.parallel, leaf.reduced, frozenset(), over),
+            Leaf(first, at, leaf.parallel, leaf.reduced, frozenset(), over, sums_for=(eq.target.name,)),
             Leaf(second, at + 1, tuple(joined.values()), (index,), copies=True),
         ], plan
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tcomp.dsl.ast import (
     DType,
@@ -37,7 +37,7 @@ from tcomp.schedule.normal import normalise, part_of
 from tcomp.schedule.regions import needs
 from tcomp.schedule.resolve import KernelPlan, Resolver, casts_in
 from tcomp.schedule.split import Part, split
-from tcomp.schedule.staging import check_stages
+from tcomp.schedule.staging import check_stages, needed_stages
 from tcomp.schedule.storage import Storage, definition_path, place
 from tcomp.schedule.unpacking import unpacked
 from tcomp.schedule.work import arithmetic, evaluations, traffic
@@ -181,6 +181,8 @@ class _Lowering:
                 leaf.readers = [r for r in leaves if r is not leaf and any(a.tensor in leaf.written for a in r.reads())]
         if self.op.name in self.module.ops:  # a derived op's tensors depend on which gradients exist
             check_stages(leaves, plan, self.text)
+        dtypes = self._dtypes(plan, local)
+        plan = replace(plan, stages=needed_stages(plan.stages, dtypes))
         roots = build(leaves, plan.sequence, self.extents)
         check_fuse(leaves, plan, self.text)
         check_core_loops(roots, plan, self.text)
@@ -189,7 +191,6 @@ class _Lowering:
         room = self.family.room(plan, self.extents, narrowest)
         tiler, shape = self.family.prepare(plan, room, self.text)
         chunk, granule = self._chunks(plan)
-        dtypes = self._dtypes(plan, local)
         storage = self._storage(leaves, local, chunk, room, dtypes)
         definitions: dict[str, Expr] = {
             x.equation.target.name: x.equation.value

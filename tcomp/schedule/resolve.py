@@ -256,9 +256,13 @@ class Resolver:
     def _tuned(self, directives: tuple[Directive, ...], outputs: tuple[str, ...]) -> dict[str, int | float]:
         """Parameter values; of several kernels' equally named ones, `dX.KC` chooses the one of kernel dX."""
         values: dict[str, int | float] = {}
+        own = {d.name: d for d in directives if isinstance(d, Tune)}
         for d in directives:
             if isinstance(d, Tune):
                 default = evaluate_dim(d.default, self.facts | values)
+                if own[d.name] is not d:  # a kernel's own line below is the one that is tuned
+                    values[d.name] = default
+                    continue
                 value = self.chosen.get(f"{'+'.join(outputs)}.{d.name}", self.chosen.get(d.name, default))
                 allowed = [evaluate_dim(c, self.facts | values) for c in d.choices] or [default]
                 if value not in allowed and value != default:

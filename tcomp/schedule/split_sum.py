@@ -121,5 +121,12 @@ def joining_loops(
     return maps
 
 
+def joining_cores(indices: list[str], extents: Mapping[str, int], outer: TileLevel) -> list[LoopMap]:
+    """The loops of the joining equation on a CPU: cores share out the longest index, the last is a vector."""
+    longest = max(indices[:-1] or indices, key=lambda i: extents[i])
+    level = TileLevel(longest, 0, outer.kind, 1, outer.span)
+    return [LoopMap(i, (level,) if i == longest else (), vec=i == indices[-1], span=outer.span) for i in indices]
+
+
 def renamed(subscripts: tuple[Expr, ...], names: Mapping[str, str]) -> tuple[Expr, ...]:
     return tuple(substitute(s, {old: Name(new) for old, new in names.items()}) for s in subscripts)

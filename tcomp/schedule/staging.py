@@ -4,6 +4,9 @@
 
     stage X in cache at v    -->   nothing is copied: `prefetch.py` fetches what the next turn of the loop over v names
 
+    stage X in packed at m by widening   -->   a pack where X is narrower than what is computed with; else X is read
+                                               where it lies
+
 The panel's width is the register tile along the packed index, so that the contraction reads it with unit stride; where
 the copy transposes, whole register tiles that fill vectors. What a vector instruction reads (`use vdpbf16ps for acc`)
 stays narrow, its summed index in groups.
@@ -12,6 +15,8 @@ stays narrow, its summed index in groups.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tcomp.dsl.ast import Access, DType, Expr, Name, Num, Reduction, Stage, names_in
@@ -91,6 +96,21 @@ def computed(dtype: DType) -> DType:
     return DType.F32 if dtype.is_float and dtype.bytes < 4 else dtype
 
 
+def needed_stages(stages: Sequence[Stage], dtypes: Mapping[str, DType]) -> tuple[Stage, ...]:
+    """The `stage` lines without the tensors that are staged `by widening` and are wide."""
+    out = []
+    for s in stages:
+        if s.by == "widening":
+            s = replace(s, tensors=tuple(n for n in s.tensors if _narrow(dtypes.get(n.partition(".")[0]))))
+        if s.tensors:
+            out.append(s)
+    return tuple(out)
+
+
+def _narrow(dtype: DType | None) -> bool:
+    return dtype is not None and computed(dtype) is not dtype
+
+
 class Staging:
     """Emits the `Pack`s of one kernel and remembers what each access was replaced by."""
 
@@ -114,9 +134,10 @@ class Staging:
         candidates: list[tuple[Leaf, Access, str, int, tuple[str, int]]] = []
         for leaf in node.leaves():
             for a in staged_accesses(name, leaf):
-                tile = self.emitter.register_tile(leaf, leaf.writes()[-1], env, leaf.parallel, leaf.reduced)
+                target, parallel = self._target(leaf, a)
+                tile = self.emitter.register_tile(leaf, target, env, parallel, leaf.reduced)
                 grouped = self._groups(leaf, a)
-                own = [i for i in leaf.parallel if Name(i) in a.subscripts]
+                own = [i for i in parallel if Name(i) in a.subscripts]
                 along = [i for i in own if i == tile.vector or tile.unroll.get(i, 1) > 1] or (own if grouped[0] else [])
                 if not along:
                     continue
@@ -144,6 +165,16 @@ class Staging:
                 out.append(pack)
             self.staged[(id(leaf), a)] = made[key]
         return out
+
+    def _target(self, leaf: Leaf, a: Access) -> tuple[Access, tuple[str, ...]]:
+        """What the sum that reads an access writes, and its parallel indices: of a monoid each field is a sum of its
+        own, over its own indices."""
+        value, writes = leaf.equation.value, leaf.writes()
+        if isinstance(value, Reduction) and value.key is not None:
+            for write, v in zip(writes[1:], value.values, strict=True):
+                if a in reads(v):
+                    return write, self.emitter.axes_of(write)
+        return writes[-1], leaf.parallel
 
     def _groups(self, leaf: Leaf, a: Access) -> tuple[str, int]:
         """The summed index that an access is read in groups of, by the instruction that its equation uses, and how many

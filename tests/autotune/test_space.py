@@ -117,7 +117,7 @@ schedule f on cpu:
 
 
 def test_a_parameter_that_a_kernel_does_not_use_is_not_its_own() -> None:
-    facts = {"registers": 16, "lanes": 8, "l1": 1 << 15, "l2": 1 << 19, "cores": 2}
+    facts = {"registers": 16, "lanes": 8, "l1": 1 << 15, "l2": 1 << 19, "cores": 2, "M": 256}
     spaces = {s.kernel: s for s in spaces_of(gpt2().schedules["linear.backward", "cpu"], facts)}
     assert set(spaces) == {"dX", "dW"}
     assert {p.name for p in spaces["dX"].parameters} == {"MR", "NV", "MC", "NC", "KC"}

@@ -18,7 +18,7 @@ from tcomp.dsl.dims import operand_shape
 from tcomp.dsl.load import load, load_text
 from tcomp.grad import backward_of
 from tcomp.ir.interpret import Interpreter
-from tcomp.ir.tile import Fragment, Kernel, Scope
+from tcomp.ir.tile import Fragment, Kernel, Loop, Scope
 from tcomp.machine.gpu import H100
 from tcomp.oracle import evaluate
 from tcomp.schedule.lower import LoweredOp, lower
@@ -163,3 +163,16 @@ def test_a_condition_on_dimensions_says_which_shapes_a_schedule_is_for() -> None
         assert_keeps_results(op, gpt2(), dims, lowered)
         counts.append([len(k.phases) for k in lowered.kernels])
     assert counts == [[2], [1, 1]]
+
+
+def test_a_kernels_own_parameter_is_chosen_from_its_own_choices() -> None:
+    """`B.n = 96` is for kernel B alone, whose line allows it; the line above both does not."""
+    module = load_text(
+        "op f(X: f32[M]) -> A: f32[M], B: f32[M]:\n  A[m] = X[m] + 1.0\n  B[m] = X[m] + 2.0\n\n"
+        "schedule f on gpu:\n  tune n = 64 from 32, 64\n  kernel A:\n    m -> grid(n) / lane\n"
+        "  kernel B:\n    tune n = 128 from 96, 128\n    m -> grid(n) / lane\n",
+        "f.tc",
+    )
+    found = lower(module.ops["f"], module, {"M": 960}, H100, chosen={"B.n": 96})
+    steps = [loop.step for k in found.kernels for loop in k.phases[0] if isinstance(loop, Loop)]
+    assert steps == [64, 96]

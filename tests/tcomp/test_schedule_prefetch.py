@@ -158,6 +158,15 @@ def test_what_cannot_be_staged_in_cache(line: str, message: str) -> None:
         lower(module.ops["rows"], module, {"M": 3, "N": 200}, AVX512)
 
 
+@pytest.mark.parametrize(("dtype", "packed"), [("f32", False), ("bf16", True)])
+def test_by_widening_copies_what_is_narrow_only(dtype: str, packed: bool) -> None:
+    text = PRODUCT.replace("W in packed at k BY", "X in packed at k by widening").replace("f32[", f"{dtype}[")
+    module = load_text(text)
+    (kernel,) = lower(module.ops["product"], module, {"M": 50, "N": 100, "K": 33}, AVX512).kernels
+    assert [t.name.startswith("X.packed") for t in kernel.tiles if ".packed" in t.name] == [True] * packed
+    assert ("by widening" in print_kernel(kernel)) is packed
+
+
 SCALED = """
 op scaled(X: TYPE[M, 2, N], w: TYPE[N]) -> Y: TYPE[M, N]:
   t[m, n] = X[m, 0, n] * w[n]

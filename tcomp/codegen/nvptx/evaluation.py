@@ -136,19 +136,14 @@ class GpuEvaluator(Evaluator):
                 number = number * per_thread + e
                 continue
             at = self.domain.places[e.axis]
-            found = at.numbers[point[e.axis]]
+            own = at.numbers[point[e.axis]]
             turns, rest = divmod(e.shift, spread.lanes * spread.grain)  # (a shift is whole turns of the lanes)
-            plain = not (e.shift and (rest or spread.warp))
-            if (
-                found is None
-                or not same_sharing(at.spread, spread)
-                or not plain
-                or found + turns * spread.grain >= per_thread
-            ):
+            found = per_thread if own is None or (e.shift and (rest or spread.warp)) else own + turns * spread.grain
+            if not same_sharing(at.spread, spread) or found >= per_thread:
                 raise Unsupported(
                     f"'{buffer.name}' in registers is not shared out like the index '{e.axis}' that walks it"
                 )
-            number = number * per_thread + found + turns * spread.grain
+            number = number * per_thread + found
         return self.domain.block.fragments[buffer.name][number]
 
     # ------------------------------------------------------------------------------------- operations

@@ -41,9 +41,11 @@ class Roles:
             em.when(em.here().icmp_signed("==", em.warp(), em.i64(0)), elect)
 
     def group_leader(self, body: Callable[[], None]) -> None:
-        """Let one thread of each warpgroup do it."""
+        """Let one thread of each warpgroup do it. (By a number that is surely the same for all of a warp: the assembler
+        else takes the warps of the loop around for divided, and keeps addresses in ordinary registers.)"""
         em = self.em
-        inside = em.here().and_(em.warp(), em.i64(3))
+        warp = em.uniform_warp()
+        inside = em.here().and_(warp, em.i64(3))
         em.when(em.here().icmp_signed("==", inside, em.i64(0)), lambda: em.when(elected(em), body))
 
     def apart(self, producer: Producer, copies: Callable[[], None], rest: Callable[[], None]) -> None:

@@ -10,10 +10,14 @@ import pytest
 
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.dsl.ast import DType
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.load import load
+from tcomp.dsl.storage import bound
 from tcomp.ir.print import print_kernel
 from tcomp.machine.gpu import H100
 from tcomp.runtime.vgpu.report import KernelFault
+from tcomp.schedule.lower import lower
 from tests.tcomp.nvptx.support import given, launch, lowered, run
 
 RNG = np.random.default_rng(9)
@@ -136,3 +140,13 @@ def test_refused(dims: dict[str, int], change: tuple[str, str], message: str) ->
     with pytest.raises(TcError) as e:
         lowered(text, dims)
     assert message in e.value.message and e.value.hint and e.value.span.line == 11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["matmul", "linear", "linear_residual", "matmul_residual", "linear_gelu"])
+def test_shipped_products_spill_nothing_where_columns_are_no_whole_tiles(name: str) -> None:
+    module = load("models/ops/linear.tc")
+    for n in (576, 1000):
+        (found,) = lower(bound(module.ops[name], DType.BF16), module, {"M": 512, "N": n, "K": 512}, H100).kernels
+        assembled = assemble(compile_kernel(found, H100).ptx, "sm_90a")
+        assert not assembled.findings and all(r.spill_store_bytes == 0 for r in assembled.resources)
