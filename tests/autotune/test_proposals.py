@@ -76,7 +76,7 @@ def test_a_conversation(tcomp: Tcomp, tmp_path: Path) -> None:
 class Oracle(MeasuredJudge):
     """A judge that runs nothing and finds one schedule twice as fast as all else."""
 
-    def start(self, instance: Instance) -> list[float]:
+    def start(self, instance: Instance, patience: float = 0.0) -> list[float]:
         return [1e-3] * 8
 
     def evaluate(self, job: Job, values: Values, patience: float, schedule: Schedule | None = None) -> Verdict:
