@@ -221,3 +221,16 @@ def test_atomic_sums_need_leave_and_add_up() -> None:
     assert_close(got, evaluate(op, module, inputs, dims), 61, "the oracle")
     with pytest.raises(Exception, match="depend on the order in which blocks run"):
         lower(op, module, dims, H100)
+
+
+def test_a_guard_reads_memory_only_where_what_stands_before_holds() -> None:
+    text = """
+op counted(X: f32[M]) -> n: f32[G]:
+  index g: G
+  index k: 8
+  n[g] = sum k where 8 * g + k < M and abs(X[8 * g + k]) > 0.5: 1.0
+"""
+    module, dims = load_text(text), {"M": 13, "G": 2}
+    op = module.ops["counted"]
+    inputs = random_inputs(op, dims, seed=3)
+    assert_close(run(op, module, dims, inputs), evaluate(op, module, inputs, dims), 8, "the oracle")

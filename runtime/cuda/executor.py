@@ -76,6 +76,8 @@ class CudaExecutor:
             if needed > free:
                 raise CudaError("OUT_OF_MEMORY", "")
             self.arena = self.context.memory(self._step.arena_bytes)
+            for offset, size in self._step.padding():
+                call(cu.cuMemsetD8Async, self.arena + offset, 0, size, self.context.compute)
             self._team = self.context.memory(team) if team else 0
             self._feed = BatchFeed(self.context, inputs, self.arena)
             self._results = Results(self.context)

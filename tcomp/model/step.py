@@ -11,8 +11,13 @@ from dataclasses import dataclass, field
 from tcomp.dsl.ast import DType
 from tcomp.dsl.dims import Number
 from tcomp.ir.tile import Kernel
+from tcomp.model.placement import ALIGNMENT
 
 KINDS = ("parameter", "master", "gradient", "state", "input", "scalar", "cache", "activation", "workspace", "output")
+
+
+FLAT = ("parameter", "master", "gradient", "state")
+"""kinds that lie side by side in flat vectors"""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,15 @@ class Step:
     """the recipe's name"""
     states: tuple[str, ...] = ()
     """slots of the model's own states, which forward and backward read"""
+
+    def padding(self) -> tuple[tuple[int, int], ...]:
+        """Offset and bytes of what lies behind each tensor of the flat vectors (`flat.py`), where there is anything.
+        The norm and the update read it: who gives memory that is not zero has to clear it."""
+        types = {s.dtype.bytes for s in self.slots.values() if s.kind == "parameter"}
+        unit = ALIGNMENT // max(types, default=ALIGNMENT)
+        flat = (s for n, s in self.slots.items() if s.kind in FLAT and n not in self.states)
+        ends = ((s.offset + s.bytes, -(s.bytes // s.dtype.bytes) % unit * s.dtype.bytes) for s in flat)
+        return tuple((at, size) for at, size in ends if size)
 
     def memory_bytes(self, threads: int) -> int:
         """All memory of a run: the arena, `threads` threads' scratch and what they share."""

@@ -173,3 +173,14 @@ def test_a_changed_op_or_loop_starts_anew() -> None:
     assert job_of(SCALE.replace("* 2.0", "* 3.0")).op_hash != old.op_hash
     assert job_of(SCALE.replace("seq(A)", "seq(2 * A)")).schedule_hash != old.schedule_hash
     assert job_of("# a comment\n" + SCALE).op_hash == old.op_hash
+
+
+def test_a_kernels_own_line_stands_in_place_of_the_shared_one() -> None:
+    module = module_of(
+        "op f(X: f32[M]) -> Y: f32[M]:\n  Y[m] = X[m]\n\nschedule f on cpu:\n  tune A = 8 from 8, 16\n"
+        "  tune B = 2 * A from 2 * A, 3 * A\n  kernel Y:\n    tune W = 4\n    tune A = W + 1 from 5, 6\n"
+        "    m -> seq(B) / unroll(A)\n"
+    )
+    (space,) = spaces_of(module.schedules["f", "cpu"], FACTS)
+    assert space.default == {"B": 16, "W": 4, "A": 5}
+    assert {(p["A"], p["B"]) for p in points(space)} == {(a, b) for a in (5, 6) for b in (16, 24)}

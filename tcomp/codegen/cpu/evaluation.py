@@ -102,6 +102,8 @@ class Evaluator:
                 return self._load(node, point, condition, level)
             case "select":
                 return self._select(node, point, condition, level)
+            case "and" if node.args[1].unsafe:
+                return self._guarded_and(node, point, condition, level)
             case "add" | "sub" if node.kind in ("f32", "f64"):
                 fused = self._fused(node, point, condition, level)
                 if fused is not None:
@@ -155,6 +157,14 @@ class Evaluator:
         c = get(no, point, self._both(condition, negated) if no.unsafe else condition)
         w = get(which, point, condition)
         return self.em.at(level).select(w, a, c)
+
+    def _guarded_and(self, node: Node, point: Point, condition: Node | None, level: int) -> IrValue:
+        """What the second side reads, it reads where the first holds."""
+        first, second = node.args
+        get = self.vector if self.varies(node) else self.value
+        a = get(first, point, condition)
+        c = get(second, point, self._both(condition, first))
+        return self.em.at(level).and_(a, c)
 
     def _both(self, a: Node | None, b: Node) -> Node:
         return b if a is None else self.graph.node("and", "bool", (a, b))
