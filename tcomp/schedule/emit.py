@@ -315,7 +315,7 @@ class Emitter:
     ) -> Compute:
         """A Compute over the current tile; indices with a single value become that value."""
         tile = self.register_tile(leaf, target, env, parallel, reduced, value)
-        use = leaf_uses(self.plan, leaf, target) if reducer == "sum" and reduced else None
+        use = leaf_uses(self.plan, leaf, target) if reducer == "sum" and reduced and not leaf.copies else None
         grouped = use is not None and vector_instruction(use.instruction) is not None
         axes: list[Axis] = []
         order = sorted(

@@ -42,4 +42,8 @@ def check_instructions(
 def _collects(tile: str, output: str) -> bool:
     """Is it the tile in which an output's sum is collected, or a block's part of what is added up in memory?"""
     sums, joined, _ = tile.partition(JOINED)
-    return tile.startswith(f"{output}.sum") or (bool(joined) and output in (sums, sums.rpartition(".")[0]))
+    return (
+        tile == f"{output}.partial"
+        or tile.startswith(f"{output}.sum")
+        or (bool(joined) and output in (sums, sums.rpartition(".")[0]))
+    )

@@ -151,6 +151,27 @@ def test_one_group_is_two_multiply_adds_with_subnormals_flushed(
     np.testing.assert_array_equal(np.signbit(got[want == 0]), np.signbit(want[want == 0]))
 
 
+PARTS = """
+op f(X: bf16[M, K], W: bf16[N, K]) -> Y: f32[M, N]:
+  Y[m, n] = sum k: X[m, k] * W[n, k]
+
+schedule f on cpu.avx512bf16:
+  k -> core(6)
+  m -> seq(16) / unroll(4)
+  n -> core(16) / unroll(2) / vec
+  combine Y over k by partials
+  stage X, W in packed at m
+  use vdpbf16ps for Y
+"""
+
+
+def test_a_sum_divided_among_cores_uses_it_in_its_parts(objects: Path) -> None:
+    module, rng = load_text(PARTS, "parts.tc"), np.random.default_rng(2)
+    x, w = (round_to(rng.standard_normal(s).astype(np.float32), DType.BF16) for s in ((33, 29), (21, 29)))
+    got = run(module.ops["f"], module, {"M": 33, "N": 21, "K": 29}, {"X": x, "W": w}, emulating(), objects)["Y"]
+    np.testing.assert_allclose(got, x.astype(np.float64) @ w.astype(np.float64).T, rtol=1e-5, atol=1e-5)
+
+
 # --------------------------------------------------------------------------------------- the shipped products
 
 SHAPES = [(1, 1, 1), (5, 7, 3), (1, 48, 770), (33, 1, 64), (40, 130, 67), (61, 193, 97), (9, 49, 1601), (1031, 24, 33)]
