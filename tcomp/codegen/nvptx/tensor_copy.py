@@ -20,7 +20,7 @@ from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import OperandMap
 from tcomp.codegen.nvptx.layout import statements_in
-from tcomp.dsl.ast import Name, substitute
+from tcomp.dsl.ast import Name, names_in, substitute
 from tcomp.ir.multicast import shared_packs
 from tcomp.ir.tensor_map import tile_map
 from tcomp.ir.tile import Buffer, Cluster, Pack, Statement, Swizzled, Unpack
@@ -121,7 +121,8 @@ def deliver(
     if node.groups > 1:
         rows = tile.shape[0] // node.groups
         first = em.mul(group, rows)
-        at[-1] = em.i64(em.add(at[-1], first))
+        row = next(i for i, e in enumerate(node.target.subscripts) if node.axes[0].name in names_in(e))
+        at[-1 - row] = em.i64(em.add(at[-1 - row], first))
         width = tile.layout.width if isinstance(tile.layout, Swizzled) else tile.shape[-1] * tile.dtype.bytes
         root = em.here().gep(root, [em.i64(em.mul(first, width))], source_etype=I8)
     places = ", ".join(f"${i + 1}" for i in range(n))

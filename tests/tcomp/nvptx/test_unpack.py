@@ -150,3 +150,22 @@ def test_shipped_products_spill_nothing_where_columns_are_no_whole_tiles(name: s
         (found,) = lower(bound(module.ops[name], DType.BF16), module, {"M": 512, "N": n, "K": 512}, H100).kernels
         assembled = assemble(compile_kernel(found, H100).ptx, "sm_90a")
         assert not assembled.findings and all(r.spill_store_bytes == 0 for r in assembled.resources)
+
+
+@pytest.mark.parametrize("m", [72, 128])
+def test_warpgroups_deliver_their_own_rows_of_a_batch(m: int) -> None:
+    text = """
+op f(X: bf16[B, M, K], W: bf16[B, N, K]) -> Y: bf16[B, M, N]:
+  Y[b, m, n] = sum k: X[b, m, k] * W[b, n, k]
+
+schedule f on sm_90a:
+  b -> grid(1)
+  m -> grid(128) / warpgroup(64) / mma
+  n -> grid(128) / mma
+  k -> pipe(64, 2) / mma
+  stage X, W in shared at k by tma
+  stage Y in shared at n by tma
+  use wgmma for Y
+"""
+    k = lowered(text, {"B": 3, "M": m, "N": 128, "K": 64})
+    run(k, given(k, RNG), replace(H100, sms=2))
