@@ -28,7 +28,7 @@ from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.prefetch import MapPrefetcher, Prefetcher
-from tcomp.codegen.cpu.segments import Segment, Single, conditions_of, segments, singles_of
+from tcomp.codegen.cpu.segments import Segment, conditions_of, segments, singles_of
 from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
 from tcomp.codegen.cpu.types import I1, I32, I64, IrValue, constant, kind_of, kind_type
 from tcomp.dsl.ast import Expr
@@ -93,7 +93,9 @@ class ComputeGenerator:
         self.known: dict[Expr, bool] = {}
         self.value, self.guard = self._built()
         self.conditions = conditions_of(node, self.domain, [*self.parallel, *self.reduced])
-        self.singles = [(x, self._invariant(x)) for x in singles_of(node)]
+        found = ((x, self.graph.cast(self.graph.build(x.value), "int")) for x in singles_of(node))
+        # What may read outside of a tensor is read under its guard only, not ahead of the loops.
+        self.singles = [(x, self.evaluator.value(n, {})) for x, n in found if not n.unsafe]
         self._unroll_reduction()
         self.prefetchers: list[Prefetcher] = []
         if self.reduced:
@@ -110,11 +112,6 @@ class ComputeGenerator:
         left = remaining(self.compute.guard, held)
         guard = None if left is None else self.graph.cast(self.graph.build(left), "bool")
         return value, None if guard is not None and guard.is_literal and guard.data else guard
-
-    def _invariant(self, single: Single) -> Int:
-        """The value that an axis is compared with, as an integer in the Compute's frame."""
-        node = self.graph.cast(self.graph.build(single.value), "int")
-        return self.evaluator.value(node, {})
 
     @contextmanager
     def _knowing(self, segment: Segment) -> Iterator[None]:

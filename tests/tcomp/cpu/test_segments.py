@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,3 +101,19 @@ def test_an_equality_is_cut_out_where_its_place_is_the_same_for_the_whole_loop()
     assert [s.axis for s in singles_of(inner)] == ["k"]
     assert not singles_of(replace(inner, axes=(axis("q", 4), *inner.axes)))  # the place moves with an axis
     assert not singles_of(replace(inner, target=at("P", "k")))  # the place is overwritten meanwhile
+
+
+def test_what_an_index_is_compared_with_is_read_under_its_guard_only(tmp_path: Path) -> None:
+    """`t[m - 90000000]` lies outside of this process's memory."""
+    text = """
+op f(X: f32[M, P], t: i32[M]) -> Y: f32[M, P]:
+  Y[m, p] = select(m >= 90000000, select(p == t[m - 90000000], X[m, p] - 1.0, X[m, p]), 2.0)
+
+schedule f on cpu:
+  m -> core(1)
+  p -> unroll(2) / vec
+"""
+    (tmp_path / "far.tc").write_text(text)
+    command = [sys.executable, "-m", "tcomp", "check", "far.tc"]  # a process of its own: a fault would end this one
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, (found.returncode, found.stdout, found.stderr)
