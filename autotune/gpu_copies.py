@@ -7,9 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tcomp.autotune.gpu_work import Copies
+from tcomp.codegen.cpu.integers import affine_form
 from tcomp.codegen.nvptx.tensor_copy import panels
-from tcomp.dsl.dims import evaluate_dim
-from tcomp.dsl.errors import TcError
 from tcomp.ir.multicast import cluster_of, shared_packs
 from tcomp.ir.tile import Kernel, Loop, Pack, Statement, Unpack
 
@@ -42,7 +41,7 @@ def _copies(body: tuple[Statement, ...], times: float) -> Iterator[tuple[Pack | 
 
 
 def _turns(loop: Loop) -> float:
-    try:
-        return max(1.0, float(evaluate_dim(loop.stop, {}) - evaluate_dim(loop.start, {})) / loop.step)
-    except TcError:
+    start, stop = affine_form(loop.start), affine_form(loop.stop)
+    if start is None or stop is None or (stop - start).terms:
         return 1.0
+    return max(1.0, (stop - start).constant / loop.step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from tcomp.autotune.gpu_model import L2_LATENCY, MEMORY_LATENCY
 from tcomp.autotune.gpu_replay import MATRIX, Step, Warp, run, step_of
@@ -39,7 +40,7 @@ def epilogue(function: Function, ways: Sequence[Sequence[int]], through_shared: 
     parts = [_parts(function, way, stores) for way in ways]
     known: dict[tuple[tuple[int, ...], ...], float] = {}
     total, loads, shuffles = 0.0, 0, 0
-    for together in zip(*parts, strict=False):
+    for together in zip_longest(*parts, fillvalue=()):
         if together not in known:
             known[together] = _cycles(function, together)
         total += known[together]

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tcomp.autotune.gpu_model import BARRIER, DRAIN, L2_LATENCY
-from tcomp.autotune.sass import Block, Function, Instruction, registers_read, registers_written
+from tcomp.autotune.sass import Block, Function, Instruction
+from tcomp.autotune.sass_registers import registers_read, registers_written
 
 MATRIX = ("HGMMA", "QGMMA", "IGMMA")
 WARPGROUP = 128

@@ -25,7 +25,9 @@ from tcomp.autotune.gpu_model import (
     tensor_cycles,
 )
 from tcomp.autotune.gpu_replay import Replay, replay
-from tcomp.autotune.sass import Function, Instruction, Walk, Way, depends_on_thread
+from tcomp.autotune.sass import Function, Instruction
+from tcomp.autotune.sass_registers import depends_on_thread
+from tcomp.autotune.sass_walk import Walk, Way
 from tcomp.codegen.nvptx.launch import LaunchShape
 from tcomp.codegen.nvptx.occupancy import occupancy
 from tcomp.codegen.nvptx.resources import Resources

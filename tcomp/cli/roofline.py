@@ -64,6 +64,10 @@ def roofline(
     numbers = limits.parse_dims(dim or [])
     limits.check_numbers(batch=batch, length=length, threads=threads, runs=runs, accumulation=accumulation)
     limits.check_precision(precision)
+    if ladder and (gpu or out is not None):
+        raise UserError("--ladder holds the model against kernels published for one GPU", "leave out --gpu and --out")
+    if out is not None and not gpu:
+        raise UserError("--out is for predictions", "name a GPU, as in --gpu h100, or write figures by --json FILE")
     if ladder:
         from tcomp.cli.roofline_gpu import ladder_text
 

@@ -52,10 +52,11 @@ def match_vector(
             f"choose a tile that is a multiple of {found.group}",
         )
     for f in pair:
-        _check_packed(f, found, k, buffers)
+        _check_packed(c, f, found, k, buffers)
     if buffers[c.target.tensor].dtype is not DType.F32:
         raise MatchError(
-            f"'{result}' is {buffers[c.target.tensor].dtype}; {found.family} adds up in f32", "leave its cast out"
+            f"'{result}' is {buffers[c.target.tensor].dtype}; {found.family} adds up in f32",
+            "give the sum an equation of its own in f32 and round in a second one; leave out a cast of it",
         )
     return found
 
@@ -73,8 +74,14 @@ def reduced_axis(c: Compute) -> Axis:
     return reduced[0]
 
 
-def _check_packed(f: Factor, found: VectorInstruction, k: Axis, buffers: Mapping[str, Buffer]) -> None:
+def _check_packed(c: Compute, f: Factor, found: VectorInstruction, k: Axis, buffers: Mapping[str, Buffer]) -> None:
     layout = buffers[f.access.tensor].layout
+    rows = {a.name for a in c.axes} - c.reduced
+    packed = isinstance(layout, Panels)
+    if not packed and not any(names_in(s) & rows for s in f.access.subscripts):
+        raise MatchError(
+            f"operand '{_shown(f)}' has no index of the result", f"leave out the `use {found.family}` line"
+        )
     if f.cast is not None or not isinstance(layout, Panels) or layout.group != found.group:
         raise MatchError(
             f"operand '{_shown(f)}' is not packed; {found.family} reads groups of {found.group} values of {k.name}",

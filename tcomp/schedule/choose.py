@@ -17,6 +17,7 @@ from tcomp.dsl.ast import (
     Access,
     DType,
     Equation,
+    Expr,
     KernelSchedule,
     Module,
     Name,
@@ -29,6 +30,7 @@ from tcomp.dsl.ast import (
     names_in,
 )
 from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import schedule_for
 from tcomp.instructions import INSTRUCTIONS, VECTOR
 from tcomp.instructions.matching import Declared, factors, instruction_for
@@ -106,10 +108,17 @@ def _sizes(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
 
 def _meant(schedule: Schedule, sizes: Mapping[str, int]) -> bool:
-    """Do the conditions hold that name dimensions only?"""
+    """Do the conditions hold that name dimensions only? One without a value (`M % 0`) does not."""
+
+    def holds(c: Expr) -> bool:
+        try:
+            return bool(evaluate_dim(c, sizes))
+        except TcError:
+            return False
+
     every = (*schedule.shared, *(d for k in schedule.kernels for d in k.directives))
     conditions = [c for d in every if isinstance(d, Where) for c in d.conditions]
-    return all(evaluate_dim(c, sizes) for c in conditions if names_in(c) and names_in(c) <= set(sizes))
+    return all(holds(c) for c in conditions if names_in(c) and names_in(c) <= set(sizes))
 
 
 def _factor_types(name: str, equations: Sequence[Equation], dtypes: Mapping[str, DType]) -> tuple[DType, DType] | None:

@@ -33,7 +33,7 @@ from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
 from tcomp.monoid import RescaledSum, rescaled_sum
 from tcomp.schedule.bounds import Env, Range, guarding, limits, tile_stop, zero_outside
 from tcomp.schedule.fold import by_exp2, fold, sub
-from tcomp.schedule.nest import Leaf, LoopNode, Node, leaf_uses
+from tcomp.schedule.nest import Leaf, LoopNode, Node, grouped_index, leaf_uses
 from tcomp.schedule.regions import Needs, conjunction, zero_behind
 from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.stager import Stager
@@ -316,7 +316,8 @@ class Emitter:
         """A Compute over the current tile; indices with a single value become that value."""
         tile = self.register_tile(leaf, target, env, parallel, reduced, value)
         use = leaf_uses(self.plan, leaf, target) if reducer == "sum" and reduced and not leaf.copies else None
-        grouped = use is not None and vector_instruction(use.instruction) is not None
+        in_groups = use is not None and vector_instruction(use.instruction) is not None
+        grouped = grouped_index(self.plan, leaf) if in_groups else ""
         axes: list[Axis] = []
         order = sorted(
             enumerate(parallel),
@@ -328,7 +329,7 @@ class Emitter:
         )
         for i in [p[1] for p in order] + list(reduced):
             r = self.range(i, env)
-            if r.block == 1 and i in env and not ((guard is not None or grouped) and i in reduced):
+            if r.block == 1 and i in env and i != grouped and not (guard is not None and i in reduced):
                 continue  # (a guarded reduction over one value still writes its identity; groups are read whole)
             lanes = tile.lanes if i == tile.vector else 1
             axes.append(Axis(i, r.start, r.stop, r.block, tile.unroll[i], lanes, tile.spreads.get(i)))
@@ -337,7 +338,7 @@ class Emitter:
         # Zero contributions over an index that is not an axis any more are contributions all the same.
         region = conjunction([g for g in conjuncts(region) if names_in(g) & kept or not names_in(g) & set(reduced)])
         value = self.operands(leaf, self.casts((target.tensor, *leaf.sums_for), value))
-        values_env = {i: r for i, r in env.items() if not (grouped and i in reduced)}
+        values_env = {i: r for i, r in env.items() if i != grouped}
         out = Compute(
             self.access(target, env),
             self.point(value, values_env),

@@ -246,3 +246,9 @@ def leaf_uses(plan: KernelPlan, leaf: Leaf, target: Access) -> Use | None:
     """The `use` line that holds for this equation's reduction into `target`."""
     names = (target.tensor, *leaf.sums_for)
     return next((plan.uses[n] for n in names if n in plan.uses), None)
+
+
+def grouped_index(plan: KernelPlan, leaf: Leaf) -> str:
+    """The summed index that a vector instruction takes in groups: the innermost not walked value by value."""
+    tiled = [i for i in leaf.reduced if i not in plan.loops or [t.block for t in plan.loops[i].tiles][-1:] != [1]]
+    return (tiled or leaf.reduced)[-1]

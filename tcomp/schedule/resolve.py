@@ -30,6 +30,7 @@ from tcomp.dsl.ast import (
     Tune,
     Use,
     Where,
+    names_in,
 )
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
@@ -275,15 +276,25 @@ class Resolver:
         for d in directives:
             if isinstance(d, Where):
                 for c in d.conditions:
-                    if not evaluate_dim(c, self.facts | values):
-                        shown = ", ".join(f"{k} = {v}" for k, v in values.items())
-                        raise self.error(
-                            "the schedule's `where` condition does not hold",
-                            c.span if c.span.line else d.span,
-                            "choose other parameter values",
-                            f"with {shown}",
-                        )
+                    self._holds(c, c.span if c.span.line else d.span, values)
         return values
+
+    def _holds(self, condition: Expr, span: Span, values: Mapping[str, int | float]) -> None:
+        known = {**self.facts, **values}
+        try:
+            if evaluate_dim(condition, known):
+                return
+            problem = "does not hold"
+        except TcError as e:
+            problem = f"cannot be told: {e.message}"
+        names = names_in(condition)
+        shown = ", ".join(f"{n} = {known[n]}" for n in sorted(names & set(known)))
+        raise self.error(
+            f"the schedule's `where` condition {problem}",
+            span,
+            "choose other parameter values" if names & set(values) else "write another schedule for these dimensions",
+            f"with {shown}",
+        )
 
     def _number(self, e: Expr, values: dict[str, int | float], span: Span, what: str) -> int:
         n = evaluate_dim(e, self.facts | values)

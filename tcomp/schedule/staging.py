@@ -25,7 +25,7 @@ from tcomp.instructions.vector_matching import vector_instruction
 from tcomp.ir.tile import Axis, Buffer, Pack, Panels, Scope, Statement
 from tcomp.schedule.bounds import Env
 from tcomp.schedule.fold import reads
-from tcomp.schedule.nest import JOINED, Leaf, LoopNode, leaf_uses, loops_below
+from tcomp.schedule.nest import JOINED, Leaf, LoopNode, grouped_index, leaf_uses, loops_below
 from tcomp.schedule.resolve import KernelPlan
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
         for name in s.tensors:
             if (name, s.space) in seen:
                 raise TcError(f"'{name}' is staged in {s.space} twice", s.span, text, "keep one line for it")
+            if {(name, "cache"), (name, "packed")} <= seen | {(name, s.space)}:
+                message = f"'{name}' is packed, so nothing reads it where `in cache` would fetch it"
+                raise TcError(message, s.span, text, "keep one of the two lines")
             seen.add((name, s.space))
         if s.space == "cache" and s.by is not None:
             raise TcError("what is staged in cache is not copied", s.span, text, f"leave out `by {s.by}`")
@@ -181,8 +184,9 @@ class Staging:
         of it; ("", 1) without one."""
         use = leaf_uses(self.emitter.plan, leaf, leaf.writes()[-1])
         found = vector_instruction(use.instruction) if use is not None else None
-        index = next((i for i in leaf.reduced if Name(i) in a.subscripts), "")
-        return (index, found.group) if found is not None and index else ("", 1)
+        if found is None or Name(grouped_index(self.emitter.plan, leaf)) not in a.subscripts:
+            return "", 1
+        return grouped_index(self.emitter.plan, leaf), found.group
 
     def _pack(
         self, stage: Stage, a: Access, along: str, width: int, grouped: tuple[str, int], env: Env

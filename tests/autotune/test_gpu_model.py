@@ -14,7 +14,8 @@ from tcomp.autotune.gpu_model import RESOURCES, BlockWork, LaunchWork, Ring, cac
 from tcomp.autotune.gpu_predict import predict_kernel
 from tcomp.autotune.gpu_traffic import phase_traffic
 from tcomp.autotune.gpu_work import Copies, counts_of, launch_work, matrix_shape, matrix_type, sample_block, width
-from tcomp.autotune.sass import Walk, functions_of, issued
+from tcomp.autotune.sass import functions_of
+from tcomp.autotune.sass_walk import Walk, issued
 from tcomp.autotune.spearman import spearman
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel

@@ -3,7 +3,8 @@ kept in a register."""
 
 from __future__ import annotations
 
-from tcomp.autotune.sass import Walk, functions_of
+from tcomp.autotune.sass import functions_of
+from tcomp.autotune.sass_walk import Walk
 
 LOOP = """
 .text.k:

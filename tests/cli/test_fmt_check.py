@@ -43,3 +43,24 @@ def test_check_of_a_narrow_dtype_allows_for_its_rounding(dtype: str, tcomp: Tcom
     file = tmp_path / "quarter.tc"
     file.write_text(QUARTER.format(dtype))
     assert tcomp("check", str(file)).code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision,wrong", [("bf16", 1.03), ("bf16", 0.97), ("f32", 1.001), ("fp8", 1.5)])
+def test_a_step_with_a_wrong_gradient_is_called_wrong(
+    precision: str, wrong: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where schedules cast, which allows most."""
+    from tcomp.cli.check import _check_step
+    from tcomp.cli.common import device_for, load_module
+    from tcomp.machine.cpu import detect
+    from tcomp.runtime import verify
+
+    monkeypatch.setenv("TCOMP_CPU", f"{detect().name.removesuffix('bf16')}+avx512bf16")
+    module, floats = load_module("gpt2"), verify.floats
+    step = ("gpt2", module, "gpt2", precision, 1e-4, device_for("cpu", gpu="", threads=1))
+    assert _check_step(*step)
+    scale = {"grad.qkv_w": wrong}
+    monkeypatch.setattr(verify, "floats", lambda e, name: floats(e, name) * scale.get(name, 1.0))
+    assert not _check_step(*step)
+    assert "grad.qkv_w" in capsys.readouterr().out

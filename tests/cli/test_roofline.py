@@ -57,6 +57,8 @@ def test_without_measuring_there_is_the_least_time_alone(tcomp: Tcomp) -> None:
 def test_what_is_refused(tcomp: Tcomp) -> None:
     refused(tcomp("roofline", "gpt2", "--device", "cuda"), "--device cuda", "tcomp bench")
     refused(tcomp("roofline", "gpt2", "--runs", "0"), "--runs")
+    refused(tcomp("roofline", "gpt2", "--out", "r"), "--out", "--gpu h100")
+    refused(tcomp("roofline", "--ladder", "--gpu", "h100"), "--ladder", "leave out")
     refused(tcomp("roofline", "gpt2", "--json", "no/such/folder.json"), "cannot write there")
 
 

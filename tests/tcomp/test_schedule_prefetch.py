@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,8 @@ from tcomp.codegen.cpu.compile import kernel_ir
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load_text
 from tcomp.ir.print import print_kernel
-from tcomp.ir.tile import Compute, Kernel, Loop, Prefetch, Statement
+from tcomp.ir.tile import Kernel, Prefetch
+from tcomp.ir.walk import computes
 from tcomp.machine.cpu import CpuMachine, detect
 from tcomp.model.single import single_op_step
 from tcomp.runtime.cpu.executor import CpuExecutor
@@ -38,14 +38,6 @@ def product_kernel(by: str, machine: CpuMachine, m: int = 50, n: int = 100, k: i
     module = load_text(PRODUCT.replace("BY", by).replace("NC = 48", "NC = 96"))
     (kernel,) = lower(module.ops["product"], module, {"M": m, "N": n, "K": k}, machine).kernels
     return kernel
-
-
-def computes(statements: Iterable[Statement]) -> Iterator[Compute]:
-    for s in statements:
-        if isinstance(s, Compute):
-            yield s
-        elif isinstance(s, Loop):
-            yield from computes(s.body)
 
 
 def prefetches(kernel: Kernel) -> list[Prefetch]:

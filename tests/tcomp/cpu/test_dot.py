@@ -172,6 +172,30 @@ def test_a_sum_divided_among_cores_uses_it_in_its_parts(objects: Path) -> None:
     np.testing.assert_allclose(got, x.astype(np.float64) @ w.astype(np.float64).T, rtol=1e-5, atol=1e-5)
 
 
+TWO = """
+op f(X: bf16[M, J, K], W: bf16[N, J, K]) -> Y: f32[M, N]:
+  Y[m, n] = sum j, k: X[m, j, k] * W[n, j, k]
+
+schedule f on cpu.avx512bf16:
+  m -> core(4) / unroll(2)
+  n -> seq(16) / unroll(2) / vec
+  j -> seq(1)
+  k -> seq(6)
+  order m, n, j, k
+  stage X, W in packed at k
+  use vdpbf16ps for Y
+"""
+
+
+def test_of_two_summed_indices_the_inner_one_goes_in_groups(objects: Path) -> None:
+    module, rng = load_text(TWO, "two.tc"), np.random.default_rng(4)
+    x, w = (round_to(rng.standard_normal(s).astype(np.float32), DType.BF16) for s in ((9, 3, 13), (21, 3, 13)))
+    dims = {"M": 9, "N": 21, "J": 3, "K": 13}
+    got = run(module.ops["f"], module, dims, {"X": x, "W": w}, emulating(), objects)["Y"]
+    want = np.einsum("mjk,njk->mn", x.astype(np.float64), w.astype(np.float64))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
 # --------------------------------------------------------------------------------------- the shipped products
 
 SHAPES = [(1, 1, 1), (5, 7, 3), (1, 48, 770), (33, 1, 64), (40, 130, 67), (61, 193, 97), (9, 49, 1601), (1031, 24, 33)]
