@@ -126,7 +126,6 @@ class Call:
 
 Expr = Num | Name | Access | Unary | Binary | Call
 
-ARITHMETIC = ("+", "-", "*", "/", "//", "%", "**")
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 LOGIC = ("and", "or")
 BUILTINS: dict[str, int] = {
