@@ -6,7 +6,7 @@ work for it. The ways are replayed like loops (`gpu_replay`): registers, units, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -79,7 +79,9 @@ def _instructions(function: Function, piece: Piece) -> Sequence[Instruction]:
 
 def _cycles(function: Function, parts: Sequence[tuple[Piece, ...]], machine: GpuMachine) -> float:
     """Until the last of the warpgroups, which start together, is through its part."""
-    steps = {p: [step_at_end(i, machine) for i in _instructions(function, p)] for p in set().union(*parts)}
+    steps: dict[Hashable, list[Step]] = {
+        p: [step_at_end(i, machine) for i in _instructions(function, p)] for p in set().union(*parts)
+    }
     warps = [Warp(part) for part in parts]
     run(warps, steps, None, len(warps))
     return max(w.at for w in warps)

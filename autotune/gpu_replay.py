@@ -150,7 +150,7 @@ def replay(
     for own in ways:
         at = [n for n, b in enumerate(own) if b == head]
         traces.append(own[at[0] : (at[most] if len(at) > most else at[-1]) + 1])
-    steps = {b: steps_of(function.blocks[b], machine) for b in set().union(*traces)}
+    steps: dict[Hashable, list[Step]] = {b: steps_of(function.blocks[b], machine) for b in set().union(*traces)}
     warps = [Warp(trace) for _ in range(blocks) for trace in traces]
     run(warps, steps, head, len(ways))
     cycles = pace([w.entered for w in warps])

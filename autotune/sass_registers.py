@@ -94,9 +94,10 @@ def _wide(i: Instruction) -> bool:
 
 @cache
 def all_read(i: Instruction) -> tuple[str, ...]:
-    """As `registers_read`, with every register of wide operands."""
+    """As `registers_read`, with every register of wide operands and the address of a store."""
     wide = {n: size for n, size in enumerate(_sizes(i)) if n and size > 1}
-    return (*registers_read(i), *(r for n, size in wide.items() for r in _run_of(i, n, size)))
+    address = REGISTER.findall(i.operands[0]) if i.name in ("STS", "STG", "STSM") and i.operands else ()
+    return (*registers_read(i), *address, *(r for n, size in wide.items() for r in _run_of(i, n, size)))
 
 
 @cache
