@@ -123,8 +123,9 @@ def _along_tile(name: str, leaf: Leaf, plan: KernelPlan) -> bool:
     """Whether the schedule gives one of these indices a register tile (by sizes it may still be a single value)."""
     if leaf_uses(plan, leaf, leaf.writes()[-1]) is not None:
         return True
-    maps = [m for i in _own(name, leaf) for m in (plan.loops.get(i), *(v for k, v in plan.special.items() if k[0] == i))]
-    return any(m is not None and (m.vec or m.unroll > 1) for m in maps)
+    own = _own(name, leaf)
+    maps = [m for i, m in plan.loops.items() if i in own] + [m for (i, _), m in plan.special.items() if i in own]
+    return any(m.vec or m.unroll > 1 for m in maps)
 
 
 def computed(dtype: DType) -> DType:
