@@ -98,16 +98,15 @@ class Evaluator:
     def times(
         self, names: tuple[str, ...], rounds: int, seconds: float, alone: Path | None, patience: float = PATIENCE
     ) -> list[list[float]] | Failure:
-        """Seconds of built candidates, in turns (`Bench.times`). What a dead child had built is built again."""
+        """Seconds of built candidates, in turns (`Bench.times`), within `patience`. What a dead child had built is
+        built again."""
         for name in names:
             if name not in self._alive and name in self._built:
                 again = self._ask(self._built[name], patience)
                 if isinstance(again, Failure):
                     return again
                 self._alive.add(name)
-        answer = self._ask(
-            Request("times", names=names, rounds=rounds, seconds=seconds, alone=alone), patience + seconds
-        )
+        answer = self._ask(Request("times", names=names, rounds=rounds, seconds=seconds, alone=alone), patience)
         return answer if isinstance(answer, Failure) else list(answer)
 
     def drop(self, name: str) -> None:

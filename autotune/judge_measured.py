@@ -108,7 +108,7 @@ class MeasuredJudge:
             if isinstance(built, Failure):
                 return Verdict(None, 0.0, built.kind, built.reason)
             left = _left(end, job.seconds)
-            first = evaluator.times((DEFAULT, name), FIRST, left, self.alone, left)
+            first = evaluator.times((DEFAULT, name), FIRST, left / 2, self.alone, left)
             if isinstance(first, Failure):
                 return Verdict(None, 0.0, first.kind, first.reason)
             early = ratio(first[1], first[0])
@@ -117,7 +117,7 @@ class MeasuredJudge:
                     early.value, min(first[1]), "slow", f"{early.value:.2f} of the default's time at first", built
                 )
             left = _left(end, job.seconds)
-            seconds = min(left, MORE * 3 * job.seconds + 0.5)
+            seconds = min(left / 2, MORE * 3 * job.seconds + 0.5)
             times = evaluator.times((DEFAULT, name), MORE, seconds, self.alone, left)
             if isinstance(times, Failure):
                 return Verdict(None, 0.0, times.kind, times.reason)
@@ -157,7 +157,7 @@ class MeasuredJudge:
             names = tuple(n for n, _ in standing)
             wanted = max(2.0, FINAL * len(names) * job.seconds)
             left = _left(end, job.seconds)
-            times = evaluator.times(names, FINAL, min(wanted, left), self.alone, min(self.patience, left))
+            times = evaluator.times(names, FINAL, min(wanted, left / 2), self.alone, min(self.patience, left))
             if isinstance(times, Failure):
                 return incumbent
             return standing[winner(times)][1]
@@ -186,7 +186,7 @@ class MeasuredJudge:
                 return Outcome(0.0, 0.0, 0.0, False, reason)
             names.append(name)
         left = _left(end, self._started.get(instance.key, 0.0))
-        times = evaluator.times(tuple(names), FINAL, min(3.0, left), self.alone, min(self.patience, left))
+        times = evaluator.times(tuple(names), FINAL, min(3.0, left / 2), self.alone, min(self.patience, left))
         for n in names[1:]:
             evaluator.drop(n)
         if isinstance(times, Failure):

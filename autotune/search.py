@@ -64,12 +64,15 @@ SMALL = 0.002
 """Kernels that take less than this share of a step are left alone under a budget."""
 CLOSING = 0.15
 """Share of a kernel's time that is kept for its final."""
+LEAST = 1.0
+"""Seconds without which a trial is not begun."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to tune and how long. `budget` in seconds for everything; `trials` per kernel, those of earlier runs
-    included. `until` stops a kernel when the last eight trials gained less than this share."""
+    """What to tune and how long. `budget` in seconds for everything, `spent` of which are gone before the search
+    begins; `trials` per kernel, those of earlier runs included. `until` stops a kernel when the last eight trials
+    gained less than this share."""
 
     shape: StepShape
     budget: float | None = None
@@ -77,6 +80,7 @@ class Plan:
     ops: tuple[str, ...] = ()
     seed: int = 0
     until: float | None = None
+    spent: float = 0.0
 
 
 @dataclass
@@ -131,7 +135,7 @@ class Search:
         self.module, self.model, self.machine, self.threads = module, model, machine, threads
         self.plan, self.judge, self.trials, self.lock, self.say = plan, judge, trials, lock, say
         self.threads_key = machine_threads(machine, threads)
-        self.end = time.monotonic() + plan.budget if plan.budget else None
+        self.end = time.monotonic() + plan.budget - plan.spent if plan.budget else None
         self.defaults: dict[str, float] = {}
         """seconds of the instances that were started, with the schedules' own values"""
         self.start_rate = 0.0
@@ -253,7 +257,7 @@ class Search:
         for job in jobs:
             weight = part.weights[job.kernel]
             left = self._left()
-            if left <= 0:
+            if left <= LEAST:
                 self.summary.skipped.append(f"{job.label}: the budget is spent")
             else:
                 self._trials(job, time.monotonic() + left * weight / max(weight_left, 1e-12))
@@ -363,7 +367,7 @@ class Search:
         while len(tried) < wanted:
             now = time.monotonic()
             closing = max(CLOSING * (limit - start), 2 * longest)
-            if now + longest > limit - closing or self._settled(study):
+            if now + max(longest, LEAST) > limit - closing or self._settled(study):
                 break
             trial, values = storage.ask(study, job.space)
             if _text(values) in tried or job.space.problem(values):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +126,7 @@ def tune(
     with trials_storage.failures_of(store):
         judge = _judge(module, backend, seed)
         kept = trials_storage.open_storage(store)
-        plan = search.Plan(shape, seconds, trials, tuple(ops or ()), seed, until)
+        plan = search.Plan(shape, seconds, trials, tuple(ops or ()), seed, until, _age())
         say = (lambda text: print(text, file=sys.stderr)) if ask or tell else _say
         run = search.Search(
             module, model.name, machine, cores, plan, judge, kept, path, say, _known(file, machine, path), _followed
@@ -295,6 +297,15 @@ def _check(
         print(f"{found}: stale; tune again with: tcomp tune {file}", file=sys.stderr)
         raise typer.Exit(1)
     print(f"{found}: {len(lock.entries)} entries hold")
+
+
+def _age() -> float:
+    """Seconds since this process started, Python's own start and imports included; 0 where the system does not say."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
 
 
 def parse_duration(text: str) -> float:
