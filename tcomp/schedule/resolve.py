@@ -271,7 +271,7 @@ class Resolver:
                     case Call(name, (number,)):
                         named[name] = Named(name, int(evaluate_dim(number, self.facts | dict(values))), a.span)
                     case _:
-                        raise self.error(f"`{flag}` takes products of this kernel", d.span, f"write: {flag} acc")
+                        raise self.error(f"`{flag}` takes the products to {flag}", d.span, f"write: {flag} acc")
         return named
 
     def _tuned(self, directives: tuple[Directive, ...], outputs: tuple[str, ...]) -> dict[str, int | float]:
