@@ -67,9 +67,12 @@ def residents(
     run(warps, steps, head if blocks > 1 else START, len(traces))
     found = pace([w.entered for w in warps])
     assert found is not None
-    beyond = found * (kept if blocks > 1 else 1) - kept * loop.cycles
     alone = residents(function, ways, 1, machine) if blocks > 1 else None
-    return Residents(turns, loop.cycles, beyond, max(0.0, alone.beyond - beyond) if alone is not None else 0.0)
+    if alone is None:
+        return Residents(turns, loop.cycles, found - kept * loop.cycles, 0.0)
+    each = max(found * kept, kept * alone.cycles + alone.beyond)  # (no block is faster beside others)
+    beyond = each - kept * loop.cycles
+    return Residents(turns, loop.cycles, beyond, max(0.0, alone.beyond - beyond))
 
 
 WAIT = BLOCK_START + COPY_LATENCY
