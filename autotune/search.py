@@ -306,9 +306,9 @@ class Search:
         for job in sorted(jobs, key=lambda j: j.kernel):
             done = self._study(job).get_trials(deepcopy=False)
             found = [t.value for t in done if t.value is not None and t.user_attrs.get("kind") == "timed"]
-            best = f", best {min(found):.3f}" if found else ""
+            best = f", best {min(found):.2f} of the default's time" if found else ""
             parts.append(f"{f'{job.space.kernel}: ' if job.space.kernel else ''}{len(found)} timed{best}")
-        return f"{jobs[0].key}: {'; '.join(parts)} of the default's time"
+        return f"{jobs[0].key}: {'; '.join(parts)}"
 
     def _final(self) -> None:
         """The final of all kernels within steps, in what is left of the budget; its outcomes go into the lockfile."""
@@ -327,7 +327,9 @@ class Search:
         every = [j for _, jobs in judged for j in jobs]
         found = self.steps.decide(every, incumbents, self._in_question, self._wrong, left)
         if isinstance(found, Failure):
-            self.say(f"the final within steps failed: {found.kind}: {found.reason}; the lockfile is as it was")
+            cut = found.kind == "timeout"
+            reason = "the budget ended in it" if cut else f"{found.kind}: {found.reason}"
+            self.say(f"the final within steps failed: {reason}; the lockfile is as it was, the same command goes on")
             return
         for instance, jobs in judged:
             choice, now = found.choices[instance.key], incumbents[instance.key]

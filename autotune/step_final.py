@@ -26,7 +26,7 @@ from tcomp.errors import UserError
 
 OPENING = 5.0
 """Seconds that building and opening a step takes, beside its runs."""
-SHARE, MOST = 0.3, 600.0
+SHARE, MOST = 0.4, 600.0
 """The greatest part of a budget for finals in steps, and seconds without a budget. Where they do not suffice, finals
 are of each op alone."""
 FIRST_LOOK = 3
@@ -86,7 +86,8 @@ class StepFinal:
         """Run a few steps, and decide on the effort. The process ends: its memory is not needed until the final."""
         began = time.monotonic()
         try:
-            found = self._turns([{}], FIRST_LOOK, min(SHARE * budget, MOST))
+            seconds = min(SHARE * budget, MOST)
+            found = self._turns([{}], FIRST_LOOK, seconds, seconds)
         except UserError as e:
             self.reason = str(e).splitlines()[0]
             return
@@ -125,7 +126,7 @@ class StepFinal:
             values = {j.label: ranked[j.label][place] for j in jobs if len(ranked[j.label]) > place}
             if values:
                 sets.append(_with(incumbents, jobs, values))
-        first = self._turns(sets, self.effort.rounds, patience / 2)
+        first = self._turns(sets, self.effort.rounds, patience * len(sets) / (len(sets) + 2), patience)
         if isinstance(first, Failure):
             return first
         best: dict[str, Values] = {}
@@ -144,7 +145,8 @@ class StepFinal:
             if not changed:
                 return Winners(choices)
             known = [incumbents] if any(incumbents.values()) else []
-            again = self._turns([{}, choices, *known], self.effort.rounds, max(1.0, end - time.monotonic()))
+            left = end - time.monotonic()
+            again = self._turns([{}, choices, *known], self.effort.rounds, left, left)
             if isinstance(again, Failure):
                 return again
             lost = [k for k in changed if not _instance_ratio(again[1], again[2 if known else 0], k).beats]
@@ -152,9 +154,14 @@ class StepFinal:
                 return Winners(choices, again[0], again[1])
             choices |= {k: incumbents.get(k, Choice()) for k in lost}
 
-    def _turns(self, sets: Sequence[Choices], rounds: int, patience: float) -> list[list[Turn]] | Failure:
-        request = StepRequest(tuple(sets), rounds, max(0.0, patience - OPENING), self.alone)
-        answer: Any = self._child.ask(request, patience + OPENING)
+    def _turns(
+        self, sets: Sequence[Choices], rounds: int, seconds: float, patience: float
+    ) -> list[list[Turn]] | Failure:
+        """The sets in turns, as many rounds as `seconds` allow beside opening the step, the round that does not count
+        and the last one; a Failure where `patience` ends before."""
+        for_rounds = max(0.0, seconds - OPENING - 2 * len(sets) * self.seconds)
+        request = StepRequest(tuple(sets), rounds, for_rounds, self.alone)
+        answer: Any = self._child.ask(request, max(1.0, patience))
         return answer if isinstance(answer, Failure) else list(answer)
 
     def close(self) -> None:

@@ -42,6 +42,7 @@ def tune(
     device: Annotated[
         str, typer.Option(help="Where candidates run: cpu, or cuda (cuda:1, cuda:NAME) [default: cpu].")
     ] = "cpu",
+    cpu: Annotated[bool, typer.Option("--cpu", help="This computer's processors, as by default.")] = False,
     gpu: Annotated[
         str,
         typer.Option(help="The GPU to tune for: by running on it if it is here, else by a static model (predicted)."),
@@ -107,6 +108,8 @@ def tune(
         limits.parse_dims(dim or []),
         precision,
     )
+    if cpu and (gpu or device != "cpu"):
+        raise UserError("--cpu excludes --gpu and --device", "tune for one of them at a time, into a lockfile each")
     if predicted and not gpu:
         raise UserError("--predicted is for --gpu", "give --gpu h100 to tune for an H100 by the static model")
     backend = _backend(device, gpu, predicted or check or report, threads)
