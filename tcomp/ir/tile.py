@@ -307,8 +307,8 @@ class Loop:
     Nested grid loops are flattened into one grid of blocks, the innermost loop fastest.
     level "pipe" (GPU): like seq, but the body's leading `Pack`s run ahead: `stages` copies of what they fill exist
     (`Buffer.ring`), and the packs of turn i + stages - 1 are issued while turn i is computed.
-    level "panel" (GPU): from `start` to `start` plus a number; turns are written out. The body is a `Compute` of a tile
-    with `stages` copies, and its `Unpack`.
+    level "panel" (GPU): from `start` to `start` plus a number; turns are written out. The body has, for one result or
+    several, the `Compute` of a tile with `stages` copies, and its `Unpack`.
     """
 
     variable: str

@@ -34,11 +34,11 @@ def scalar_type(kind: str) -> ir.Type:
 
 
 class GpuGraph(Graph):
-    """Expression nodes, with casts to the narrow formats and the approximate exp2 of lowering."""
+    """Expression nodes, with casts to the narrow formats and the approximate functions of lowering."""
 
     def _call(self, name: str, args: tuple[Expr, ...]) -> Node:
-        if name == "exp2":
-            return self.node("exp2", "f32", (self.cast(self.build(args[0]), "f32"),))
+        if name in mathematics.APPROXIMATE:
+            return self.node(name, "f32", (self.cast(self.build(args[0]), "f32"),))
         return super()._call(name, args)
 
     def _dtype_cast(self, x: Node, dtype: DType) -> Node:
@@ -155,8 +155,8 @@ class GpuEvaluator(Evaluator):
             return formats.round_to(self.gpu, v[0], node.data)
         if op == "stochastic":
             return stochastic_bf16(self.em.builder, v[0], v[1])
-        if op == "exp2":
-            return mathematics.exp2(self.gpu, v[0])
+        if op in mathematics.APPROXIMATE:
+            return mathematics.APPROXIMATE[op](self.gpu, v[0])
         if op == "div" and kind == "f32" and not self.gpu.calls:
             return mathematics.divided(self.gpu, v[0], v[1])
         if op == "random":
