@@ -379,7 +379,7 @@ class Kernel:
 
     `operands` in launch-argument order. `writes` names the operands written. `flops`, `traffic` (bytes) and
     `functions` (evaluations of exp and the like, by name) are what the equations ask for, for the roofline. `threads`
-    is None on a CPU.
+    is None on a CPU. `staggered`: each warpgroup follows the one before it through pipe loops, a turn behind.
     """
 
     name: str
@@ -400,6 +400,7 @@ class Kernel:
     traffic: int = 0
     cluster: Cluster | None = None
     functions: tuple[tuple[str, int], ...] = ()
+    staggered: bool = False
 
     def buffer(self, name: str) -> Buffer:
         """The operand or tile of that name; KeyError when there is none."""

@@ -5,6 +5,7 @@ producer warpgroup(40)    four more, which keep 40 registers a thread and leave 
 persistent                as many blocks as multiprocessors, each with tile after tile
 raster(8)                 tiles in bands of 8 rows, so that neighbours in time share operands in L2
 reverse q                 blocks of the grid loop over q from the last to the first
+stagger                   warpgroups go through pipe loops a turn apart: one's results leave beside another's products
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tcomp.dsl.ast import NO_SPAN, Call, Directive, Flag, Name, Span
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.ir.multicast import cluster_of, shared_packs
-from tcomp.ir.tile import GridOrder, Kernel, Loop, Pack, Producer
+from tcomp.ir.tile import Compute, GridOrder, Kernel, Loop, Pack, Producer
 from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.tensor_copies import statements
 
@@ -45,7 +46,7 @@ class Tiled(Protocol):
     def parallel(self) -> bool: ...
 
 
-FLAGS = ("producer", "persistent", "raster", "reverse")
+FLAGS = ("producer", "persistent", "raster", "reverse", "stagger")
 WARPS = {"warp": 1, "warpgroup": 4}
 
 
@@ -55,6 +56,7 @@ class LaunchFlags:
 
     producer: Producer | None = None
     order: GridOrder = GridOrder()
+    staggered: bool = False
     spans: tuple[tuple[str, Span], ...] = ()
 
     def span(self, flag: str) -> Span:
@@ -70,11 +72,12 @@ def launch_flags(directives: Iterable[Directive], values: Mapping[str, int | flo
                 raise TcError(f"`{d.name}` is said twice", d.span, text, "keep one line")
             found[d.name] = d
     raster = _number(found["raster"], values, text) if "raster" in found else 0
-    if "persistent" in found and found["persistent"].args:
-        raise TcError("`persistent` takes no number", found["persistent"].span, text, "write: persistent")
+    for name in ("persistent", "stagger"):
+        if name in found and found[name].args:
+            raise TcError(f"`{name}` takes no number", found[name].span, text, f"write: {name}")
     producer = _producer(found["producer"], values, text) if "producer" in found else None
     order = GridOrder("persistent" in found, raster, _reversed(found.get("reverse"), text))
-    return LaunchFlags(producer, order, tuple((n, d.span) for n, d in found.items()))
+    return LaunchFlags(producer, order, "stagger" in found, tuple((n, d.span) for n, d in found.items()))
 
 
 def _reversed(flag: Flag | None, text: str) -> frozenset[str]:
@@ -166,6 +169,13 @@ def check_flags(
                 text,
                 f"write at most {pool}, for instance: producer warpgroup(40)",
             )
+    if flags.staggered and not _several_warpgroups(kernel):
+        raise TcError(
+            "`stagger` keeps apart the warpgroups of a product by wgmma, and no product has several",
+            flags.span("stagger"),
+            text,
+            "divide its rows among two: m -> grid(128) / warpgroup(64) / mma, or leave the line out",
+        )
     if kernel.cluster is not None:
         buffers = {b.name: b for b in kernel.operands + kernel.tiles}
         if not any(shared_packs(p, cluster_of(kernel.cluster, p), buffers, True, True) for p in kernel.phases):
@@ -182,3 +192,10 @@ def check_flags(
             text,
             "leave it out",
         )
+
+
+def _several_warpgroups(kernel: Kernel) -> bool:
+    """Is there a product by wgmma, whose rows are divided among warpgroups?"""
+    computes = (s for p in kernel.phases for s in statements(p) if isinstance(s, Compute))
+    wide = kernel.threads is not None and kernel.threads.warps >= 2 * WARPS["warpgroup"]
+    return wide and any(c.instruction.startswith("wgmma") for c in computes)
