@@ -5,7 +5,7 @@ producer warpgroup(40)    four more, which keep 40 registers a thread and leave 
 persistent                as many blocks as multiprocessors, each with tile after tile
 raster(8)                 tiles in bands of 8 rows, so that neighbours in time share operands in L2
 reverse q                 blocks of the grid loop over q from the last to the first
-stagger                   warpgroups go through pipe loops a turn apart: one's results leave beside another's products
+stagger(K <= 1024)        warpgroups go through pipe loops a turn apart: one's results leave beside another's products
 """
 
 from __future__ import annotations
@@ -72,12 +72,13 @@ def launch_flags(directives: Iterable[Directive], values: Mapping[str, int | flo
                 raise TcError(f"`{d.name}` is said twice", d.span, text, "keep one line")
             found[d.name] = d
     raster = _number(found["raster"], values, text) if "raster" in found else 0
-    for name in ("persistent", "stagger"):
-        if name in found and found[name].args:
-            raise TcError(f"`{name}` takes no number", found[name].span, text, f"write: {name}")
+    if "persistent" in found and found["persistent"].args:
+        raise TcError("`persistent` takes no number", found["persistent"].span, text, "write: persistent")
     producer = _producer(found["producer"], values, text) if "producer" in found else None
     order = GridOrder("persistent" in found, raster, _reversed(found.get("reverse"), text))
-    return LaunchFlags(producer, order, "stagger" in found, tuple((n, d.span) for n, d in found.items()))
+    return LaunchFlags(
+        producer, order, _staggered(found.get("stagger"), values, text), tuple((n, d.span) for n, d in found.items())
+    )
 
 
 def _reversed(flag: Flag | None, text: str) -> frozenset[str]:
@@ -111,6 +112,16 @@ def _number(flag: Flag, values: Mapping[str, int | float], text: str) -> int:
     if int(n) != n or n < 1:
         raise TcError(f"`{flag.name}` takes one whole number of at least 1", flag.span, text, f"write: {flag.name}(8)")
     return int(n)
+
+
+def _staggered(flag: Flag | None, values: Mapping[str, int | float], text: str) -> bool:
+    if flag is None or not flag.args:
+        return flag is not None
+    if len(flag.args) > 1:
+        raise TcError(
+            "`stagger` takes one condition at most", flag.span, text, "write: stagger, or: stagger(K <= 1024)"
+        )
+    return bool(evaluate_dim(flag.args[0], dict(values)))
 
 
 def _producer(flag: Flag, values: Mapping[str, int | float], text: str) -> Producer | None:
