@@ -5,7 +5,7 @@ producer warpgroup(40)    four more, which keep 40 registers a thread and leave 
 persistent                as many blocks as multiprocessors, each with tile after tile
 raster(8)                 tiles in bands of 8 rows, so that neighbours in time share operands in L2
 reverse q                 blocks of the grid loop over q from the last to the first
-stagger(K <= 1024)        warpgroups go through pipe loops a turn apart: one's results leave beside another's products
+stagger(K <= 1024)        two warpgroups go through pipe loops a turn apart: one's results leave beside products
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def launch_flags(directives: Iterable[Directive], values: Mapping[str, int | flo
     producer = _producer(found["producer"], values, text) if "producer" in found else None
     order = GridOrder("persistent" in found, raster, _reversed(found.get("reverse"), text))
     return LaunchFlags(
-        producer, order, _staggered(found.get("stagger"), values, text), tuple((n, d.span) for n, d in found.items())
+        producer, order, _staggered(found.get("stagger"), values), tuple((n, d.span) for n, d in found.items())
     )
 
 
@@ -114,14 +114,8 @@ def _number(flag: Flag, values: Mapping[str, int | float], text: str) -> int:
     return int(n)
 
 
-def _staggered(flag: Flag | None, values: Mapping[str, int | float], text: str) -> bool:
-    if flag is None or not flag.args:
-        return flag is not None
-    if len(flag.args) > 1:
-        raise TcError(
-            "`stagger` takes one condition at most", flag.span, text, "write: stagger, or: stagger(K <= 1024)"
-        )
-    return bool(evaluate_dim(flag.args[0], dict(values)))
+def _staggered(flag: Flag | None, values: Mapping[str, int | float]) -> bool:
+    return flag is not None and all(evaluate_dim(condition, dict(values)) for condition in flag.args)
 
 
 def _producer(flag: Flag, values: Mapping[str, int | float], text: str) -> Producer | None:
@@ -180,12 +174,12 @@ def check_flags(
                 text,
                 f"write at most {pool}, for instance: producer warpgroup(40)",
             )
-    if flags.staggered and not _several_warpgroups(kernel):
+    if flags.staggered and (why := _not_apart(kernel)):
         raise TcError(
-            "`stagger` keeps apart the warpgroups of a product by wgmma, and no product has several",
+            f"`stagger` keeps the two warpgroups of a product by wgmma apart, and {why}",
             flags.span("stagger"),
             text,
-            "divide its rows among two: m -> grid(128) / warpgroup(64) / mma, or leave the line out",
+            "write: m -> grid(128) / warpgroup(64) / mma, and: producer warp; or leave the line out",
         )
     if kernel.cluster is not None:
         buffers = {b.name: b for b in kernel.operands + kernel.tiles}
@@ -205,8 +199,14 @@ def check_flags(
         )
 
 
-def _several_warpgroups(kernel: Kernel) -> bool:
-    """Is there a product by wgmma, whose rows are divided among warpgroups?"""
+def _not_apart(kernel: Kernel) -> str:
+    """What keeps warpgroups from going through loops one after the other; "" for two, or one of few rows. (Those that
+    copy themselves would wait for each other.)"""
     computes = (s for p in kernel.phases for s in statements(p) if isinstance(s, Compute))
-    wide = kernel.threads is not None and kernel.threads.warps >= 2 * WARPS["warpgroup"]
-    return wide and any(c.instruction.startswith("wgmma") for c in computes)
+    if not any(c.instruction.startswith("wgmma") for c in computes):
+        return "there is no such product"
+    if kernel.producer is None:
+        return "without a producer they copy what they wait for"
+    assert kernel.threads is not None
+    groups = kernel.threads.warps // WARPS["warpgroup"]
+    return f"this one has {groups}" if groups > 2 else ""

@@ -88,25 +88,23 @@ class GpuEmitter(Emitter):
         number = b.add(group, self.i64(FIRST_GROUP_BARRIER))
         self.nvvm("barrier.cta.sync.aligned.count", args=[number, self.i64(self.threads.threads // groups)])
 
-    def turn_barrier(self, groups: int, what: str) -> None:
-        """Groups of warps have turns, in the order of their numbers, over and over: "sync" waits for the own one,
-        "arrive" passes it on. The first turn is passed on, by the last group, with "start"."""
-        group = self.group(groups)
-        each = self.threads.threads // groups
-
-        def number(later: int) -> IrValue:
-            b = self.builder
-            at = b.urem(b.add(group, self.i64(later)), self.i64(groups))
-            return b.add(at, self.i64(FIRST_TURN_BARRIER))
-
+    def turn_barrier(self, what: str) -> None:
+        """Two groups of warps have turns, one after the other, over and over: "sync" waits for the own one, "arrive"
+        passes it on. The second group passes the first turn on with "start"."""
+        group = self.group(2)
         if what == "start":
-            last = self.here().icmp_signed("==", group, self.i64(groups - 1))
-            self.when(last, lambda: self.turn_barrier(groups, "arrive"))
+            second = self.here().icmp_signed("!=", group, self.i64(0))
+            self.when(second, lambda: self.turn_barrier("arrive"))
             return
-        at = self.once(0, ("turn barrier", what), lambda: number(int(what == "arrive")))
+
+        def number() -> IrValue:
+            own = group if what == "sync" else self.builder.xor(group, self.i64(1))
+            return self.builder.add(own, self.i64(FIRST_TURN_BARRIER))
+
+        at = self.once(0, ("turn barrier", what), number)
         self.here()
         text = f"barrier.cta.{what}.aligned $0, $1;"
-        self.asm(text, VOID, "r,n,~{memory}", [at, self.i64(2 * each)], effect=True)
+        self.asm(text, VOID, "r,n,~{memory}", [at, self.i64(self.threads.threads)], effect=True)
 
     def group(self, groups: int) -> IrValue:
         """The number of the thread's group, of so many equal ones."""

@@ -33,15 +33,11 @@ def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
     return frozenset(used)
 
 
-def staggered_groups(kernel: Kernel, phase: Sequence[Statement], scope: GpuScope) -> int:
-    """How many warpgroups go through pipe loops a turn apart: through those that are one product by wgmma; else 0."""
-    assert kernel.threads is not None
-    groups, rest = divmod(kernel.threads.warps, 4)
-    if not kernel.staggered or rest or groups < 2:
-        return 0
+def staggered(kernel: Kernel, phase: Sequence[Statement], scope: GpuScope) -> bool:
+    """Do two warpgroups go through pipe loops a turn apart: through those that are one product by wgmma?"""
     loops = (s for s in statements_in(phase) if isinstance(s, Loop) and s.level == "pipe")
     bodies = ([s for s in loop.body if not isinstance(s, Pack)] for loop in loops)
-    return groups if any(len(b) == 1 and any(True for _ in asynchronous(b, scope)) for b in bodies) else 0
+    return kernel.staggered and any(len(b) == 1 and any(True for _ in asynchronous(b, scope)) for b in bodies)
 
 
 def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:

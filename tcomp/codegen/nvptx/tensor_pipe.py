@@ -54,8 +54,8 @@ class TensorPipe:
         self.running = self._running()
         self.held = self.rotated or self.running is not None
         """Are a turn's tiles released a turn later?"""
-        self.apart = self.phase.staggered if self._short() and ring.stages > 1 else 0
-        """Warpgroups that go through the loop a turn apart; 0: they do not."""
+        self.apart = self.phase.staggered and self._short() and ring.stages > 1
+        """Do warpgroups go through the loop a turn apart?"""
         self.first: bool | None = None
         """Whether the turn being written is the loop's first; None if it may be."""
 
@@ -214,10 +214,10 @@ class TensorPipe:
         """A turn. Where warpgroups are apart, each starts it when the one before has begun it: their sums end one after
         the other, and what is done with them runs beside products."""
         if self.apart:
-            self.em.turn_barrier(self.apart, "sync")
+            self.em.turn_barrier("sync")
         found = self._turn(base, ())
         if self.apart:
-            self.em.turn_barrier(self.apart, "arrive")
+            self.em.turn_barrier("arrive")
         return found
 
     def _turn(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
