@@ -33,8 +33,9 @@ INTRINSICS = frozenset(
 
 
 FIRST_GROUP_BARRIER = 2
-FIRST_TURN_BARRIER = 10
 """barriers before it are for all threads, and for all but a producer's"""
+FIRST_TURN_BARRIER = 10
+"""two, one for each of two groups that take turns"""
 
 
 class GpuEmitter(Emitter):

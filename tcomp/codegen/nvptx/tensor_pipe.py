@@ -206,8 +206,8 @@ class TensorPipe:
         for j in range(self.ring.stages):
             self.em.here()
             self.first = False if j else None
-            turn = self.em.add(base, j * self.loop.step)
-            _ = self._turn(turn, ()) if j else self._ordered(turn, ())
+            one = self._turn if j else self._ordered
+            one(self.em.add(base, j * self.loop.step), ())
         return []
 
     def _ordered(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
