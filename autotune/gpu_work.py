@@ -292,7 +292,9 @@ def _block(
         behind = int(staggered(function, ways))
     elif turns > 1 and total("async_bytes") and tensor:
         ways = [w.path for w in sample.groups]
-        beside = residents(function, tuple(ways), resident, machine)
+        # Blocks of less than four warps leave partitions to each other.
+        on_partition = -(-resident * min(machine.partitions, sum(n for n, _ in sample.warps)) // machine.partitions)
+        beside = residents(function, tuple(ways), on_partition, machine)
         last = Epilogue() if beside is not None else epilogue(function, ways, False, machine)
     chain = max(0.0, most("load_rounds") - last.loads) * (L2_LATENCY + MEMORY_LATENCY) / 2
     chain += max(0.0, most("shuffles") - last.shuffles) * SHUFFLE_LATENCY
