@@ -288,7 +288,9 @@ def _block(
         last = epilogue(function, _consumers(sample, function), found is None, machine)
     elif turns > 1 and total("async_bytes") and tensor:
         ways = tuple(w.path for w in sample.groups)
-        beside = residents(function, ways, resident, machine)
+        # Blocks of less than four warps leave partitions to each other.
+        on_partition = -(-resident * min(machine.partitions, sum(n for n, _ in sample.warps)) // machine.partitions)
+        beside = residents(function, ways, on_partition, machine)
         last = Epilogue() if beside is not None else epilogue(function, ways, False, machine)
     chain = max(0.0, most("load_rounds") - last.loads) * (L2_LATENCY + MEMORY_LATENCY) / 2
     chain += max(0.0, most("shuffles") - last.shuffles) * SHUFFLE_LATENCY

@@ -39,6 +39,17 @@ BLOCKS_PER_SM = 8
 """of a sorted scatter: each owns rows, and waits for memory at every contribution to one of them"""
 
 
+def _in_one(plan: KernelPlan, over: str) -> KernelPlan:
+    """The plan where one core takes the whole sum: what would divide it is a loop of one turn."""
+
+    def whole(tiles: tuple[TileLevel, ...]) -> tuple[TileLevel, ...]:
+        return tuple(replace(t, kind="seq") if t.index == over and t.parallel else t for t in tiles)
+
+    own = plan.loops[over]
+    loops = {**plan.loops, over: replace(own, tiles=whole(own.tiles))}
+    return replace(plan, loops=loops, sequence=whole(plan.sequence))
+
+
 class Combining:
     """Makes the leaves of one kernel. `extents`, `dtypes` and `shapes` gain the entries of what joining adds."""
 
@@ -103,8 +114,9 @@ class Combining:
                 )  # fmt: skip
                 leaves.append(first)
                 joins.append(join)
-            elif joined and self._single(plan, joined[0]):
-                leaves.append(replace(leaf, partial_over=joined[0].over))  # one core takes the whole sum
+            elif joined and self._single(given, joined[0]):
+                plan = _in_one(plan, joined[0].over)
+                leaves.append(leaf)
             elif joined:
                 over, by = joined[0].over, joined[0].by
                 own = groups.setdefault(group, eq.target.name)

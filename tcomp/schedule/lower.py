@@ -40,7 +40,7 @@ from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages, needed_stages
 from tcomp.schedule.storage import Storage, definition_path, place
 from tcomp.schedule.unpacking import unpacked
-from tcomp.schedule.work import arithmetic, evaluations, traffic
+from tcomp.schedule.work import arithmetic, evaluations, gathered, traffic
 
 
 @dataclass(frozen=True)
@@ -241,6 +241,7 @@ class _Lowering:
             traffic(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
             self._cluster(plan),
             evaluations(leaves, self.extents, local, self.module.monoids),
+            gathered(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
         )
         self.family.check(kernel, plan, self.text)
         return without_idle_cluster(kernel)

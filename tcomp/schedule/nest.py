@@ -20,6 +20,8 @@ from tcomp.schedule.resolve import KernelPlan, TileLevel
 
 JOINED = ".joined"
 """behind the name of what blocks add up in memory (`adding.py`)"""
+TURN = ".turn"
+"""behind the name of a promoted sum: a turn's part of it (`promotion.py`)"""
 
 
 @dataclass(eq=False)
@@ -244,7 +246,7 @@ def scatter_indices(equation: Equation, extents: Mapping[str, int]) -> frozenset
 
 def leaf_uses(plan: KernelPlan, leaf: Leaf, target: Access) -> Use | None:
     """The `use` line that holds for this equation's reduction into `target`."""
-    names = (target.tensor, *leaf.sums_for)
+    names = (target.tensor.removesuffix(TURN), *leaf.sums_for)
     return next((plan.uses[n] for n in names if n in plan.uses), None)
 
 

@@ -58,7 +58,8 @@ def staged_accesses(name: str, leaf: Leaf, anywhere: bool = False) -> list[Acces
 
 def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
     """Every `stage` line must have something to stage: a tiled loop, and a reduction that reads the tensor, or, in
-    cache, an equation that names it. A tensor is staged once."""
+    cache, an equation that names it. A packed tensor must lie along a register tile, and a loop that fetches ahead must
+    have turns. A tensor is staged once."""
     seen: set[tuple[str, str]] = set()
     for s in plan.stages:
         for name in s.tensors:
@@ -77,6 +78,13 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                 text,
                 f"tile it, e.g. {s.at} -> seq(64), or stage at another loop",
             )
+        if s.space == "cache" and all(t.block is None for t in plan.sequence if t.index == s.at):
+            raise TcError(
+                f"nothing can be fetched ahead at '{s.at}': each thread has all its share in one turn",
+                s.span,
+                text,
+                f"give the loop turns: {s.at} -> core(1), or {s.at} -> core / seq(16)",
+            )
         for name in s.tensors:
             if s.space == "cache":
                 inside = [leaf for leaf in leaves if s.at in leaf.domain]
@@ -94,6 +102,32 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                     text,
                     "leave it out of this line",
                 )
+            if s.space == "packed" and not any(_along_tile(name, leaf, plan) for leaf in leaves):
+                own = {i for leaf in leaves for i in _own(name, leaf)}
+                raise TcError(
+                    f"'{name}' cannot be packed: no register tile runs along it",
+                    s.span,
+                    text,
+                    f"give {' or '.join(sorted(own))} an unroll or vec level, or leave '{name}' out of this line"
+                    if own
+                    else "leave it out of this line",
+                )
+
+
+def _own(name: str, leaf: Leaf) -> set[str]:
+    """The parallel indices of a reduction, or of a monoid's fields, that are subscripts of a tensor it reads."""
+    written = {s.id for w in leaf.writes() for s in w.subscripts if isinstance(s, Name)}
+    accesses = staged_accesses(name, leaf)
+    return {i for i in written | set(leaf.parallel) if any(Name(i) in a.subscripts for a in accesses)}
+
+
+def _along_tile(name: str, leaf: Leaf, plan: KernelPlan) -> bool:
+    """Whether the schedule gives one of these indices a register tile (by sizes it may still be a single value)."""
+    if leaf_uses(plan, leaf, leaf.writes()[-1]) is not None:
+        return True
+    own = _own(name, leaf)
+    maps = [m for i, m in plan.loops.items() if i in own] + [m for (i, _), m in plan.special.items() if i in own]
+    return any(m.vec or m.unroll > 1 for m in maps)
 
 
 def computed(dtype: DType) -> DType:

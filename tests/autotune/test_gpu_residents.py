@@ -59,7 +59,7 @@ def test_others_hide_a_part_of_it_and_the_unit_is_shared() -> None:
     alone, two = (side_by_side(product(), n) for n in (1, 2))
     assert alone is not None and two is not None
     times = [r.turns * r.cycles + r.beyond for r in (alone, two)]
-    assert times[0] < times[1] < 2 * times[0]
+    assert times[0] <= times[1] < 2 * times[0]
     assert two.cycles > 1.999 * PRODUCTS * 8.0
     assert two.beyond + two.ends == pytest.approx(max(alone.beyond, two.beyond))
 
