@@ -20,10 +20,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tcomp.ir.walk import instruction_of
 from tcomp.model.step import Step
 from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.runtime.executor import Executor
+from tcomp.runtime.initialise import initialise
+from tcomp.runtime.train import set_scalars
 
 PROGRAMS = ("micro_first", "update")
 
@@ -116,13 +120,28 @@ def launch_seconds(
     best: dict[str, Any] = {}
     for run in range(runs + 1):  # the first one brings the memory in and does not count
         for program in (p for p in PROGRAMS if p in step.programs):
-            start = time.perf_counter()
-            ticks = np.array([t for _, t in executor.profile(program)])
-            ticks *= (time.perf_counter() - start) / max(1.0, float(ticks.sum()))
+            times = profile(executor, program)
             if run:
-                best[program] = np.minimum(best.get(program, ticks), ticks)
+                best[program] = np.minimum(best.get(program, times), times)
         progress(run)
-    return {program: _by_launch(executor, program, times) for program, times in best.items()}
+    return {program: [float(t) for t in times] for program, times in best.items()}
+
+
+def profile(executor: CpuExecutor, program: str) -> NDArray[np.float64]:
+    """Run a program: seconds of each of its launches."""
+    start = time.perf_counter()
+    ticks = np.array([t for _, t in executor.profile(program)])
+    ticks *= (time.perf_counter() - start) / max(1.0, float(ticks.sum()))
+    return np.array(_by_launch(executor, program, ticks))
+
+
+def ready(executor: Executor, threads: int) -> None:
+    """Fresh parameters and random tokens: the step can run."""
+    initialise(executor, 0, threads)
+    set_scalars(executor, {})
+    rng = np.random.default_rng(0)
+    for name, bound in executor.step.inputs.items():
+        executor.write(name, rng.integers(0, bound, executor.step.slots[name].shape, dtype=np.int32))
 
 
 def _by_launch(executor: CpuExecutor, program: str, phases: Any) -> list[float]:

@@ -6,15 +6,12 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tcomp.cli import common, limits
 from tcomp.errors import UserError
-
-if TYPE_CHECKING:
-    from tcomp.runtime.cpu.executor import CpuExecutor
 
 
 def roofline(
@@ -58,9 +55,10 @@ def roofline(
     - `tcomp roofline llama --measure --threads 1 --json roofline.json`
     """
     from tcomp.runtime.cpu.ceilings import bandwidth, compute_peaks, gather_bandwidth
+    from tcomp.runtime.cpu.executor import CpuExecutor
     from tcomp.runtime.cpu.function_ceilings import function_rate
     from tcomp.runtime.cpu.launch_ceiling import launch_cost
-    from tcomp.runtime.roofline import Peaks, kernel_rows, launch_seconds, table
+    from tcomp.runtime.roofline import Peaks, kernel_rows, launch_seconds, ready, table
     from tcomp.runtime.roofline import as_json as figures
     from tcomp.runtime.train import check_inputs
 
@@ -108,8 +106,10 @@ def roofline(
         launch.low / 1e6,
     )
     if measure:
-        executor = ready(built)
+        executor = built.device.open(built.step)
+        assert isinstance(executor, CpuExecutor)
         try:
+            ready(executor, built.threads)
             rows = kernel_rows(built.step, launch_seconds(executor, runs, lambda n: note(f"step {n} of {runs}")))
         finally:
             executor.close()
@@ -128,24 +128,6 @@ def roofline(
         about |= {"functions": dict(peaks.functions), "instructions": dict(peaks.instructions)}
         about |= {"gathers": dict(peaks.gathers), "launch": peaks.launch}
         as_json.write_text(json.dumps({**about, "kernels": figures(rows, peaks)}, indent=1) + "\n")
-
-
-def ready(built: common.Built) -> CpuExecutor:
-    """An executor of the step with fresh parameters and random tokens."""
-    import numpy as np
-
-    from tcomp.runtime.cpu.executor import CpuExecutor
-    from tcomp.runtime.initialise import initialise
-    from tcomp.runtime.train import set_scalars
-
-    executor = built.device.open(built.step)
-    assert isinstance(executor, CpuExecutor)
-    initialise(executor, 0, built.threads)
-    set_scalars(executor, {})
-    rng = np.random.default_rng(0)
-    for name, bound in built.step.inputs.items():
-        executor.write(name, rng.integers(0, bound, built.step.slots[name].shape, dtype=np.int32))
-    return executor
 
 
 def note(text: str) -> None:
