@@ -6,9 +6,12 @@ the caller does meanwhile: a step's first kernels are machine code before its la
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
 import multiprocessing
+import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -123,8 +126,15 @@ def _pool(machine: CpuMachine) -> ProcessPoolExecutor | None:
     safe = threading.active_count() == 1 and "fork" in multiprocessing.get_all_start_methods()
     if not safe or workers < 2:
         return None
-    # Compiling makes many objects and no cycles that matter before the process ends.
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"), initializer=gc.disable)
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"), initializer=_begin_work)
+
+
+def _begin_work() -> None:
+    """In a worker: Ctrl-C is the parent's affair, and the parent's end is the worker's."""
+    gc.disable()  # compiling makes many objects and no cycles that matter before the process ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _compile_one(kernel: Kernel, machine: CpuMachine) -> bytes:
