@@ -31,6 +31,8 @@ from tcomp.schedule.resolve import KernelPlan
 if TYPE_CHECKING:
     from tcomp.schedule.emit import Emitter
 
+FAR = 4096
+"""bytes between rows that meet in few sets of the first-level cache, and take a page each"""
 TRANSPOSED = 4
 """lanes of the smallest registers that are transposed as blocks"""
 
@@ -183,11 +185,12 @@ class Staging:
                 if width < self.emitter.range(i, env).block and a.subscripts[-1] != Name(i):
                     width = math.lcm(width, TRANSPOSED)
                 candidates.append((leaf, a, i, width, grouped))
-        # Where only some accesses of the tensor run across rows, those are the ones that need packing.
+        # Where only some accesses of the tensor run across rows, those are the ones that need packing, and the others
+        # whose rows lie far apart.
         crossing = [c for c in candidates if c[1].subscripts[-1] != Name(c[2])]
         out: list[Statement] = []
         made: dict[tuple[Access, str, int, tuple[str, int]], tuple[str, tuple[Expr | None, ...]]] = {}
-        chosen = [c for c in candidates if c in crossing or c[4][0]] if crossing else candidates
+        chosen = [c for c in candidates if not crossing or c in crossing or c[4][0] or self._far(c[1], c[2], env)]
         for leaf, a, i, width, grouped in chosen:
             if any(a.tensor in w.written for w in node.leaves()):
                 raise TcError(
@@ -202,6 +205,17 @@ class Staging:
                 out.append(pack)
             self.staged[(id(leaf), a)] = made[key]
         return out
+
+    def _far(self, a: Access, along: str, env: Env) -> bool:
+        """Do the rows along an index of which a tile has several lie far apart?"""
+        shape, size = self.emitter.shapes[a.tensor], self.emitter.dtypes[a.tensor].bytes
+        pitches = [
+            math.prod(shape[d + 1 :]) * size
+            for d, s in enumerate(a.subscripts)
+            if isinstance(s, Name) and s.id in self.emitter.extents and s.id != along
+            if self.emitter.range(s.id, env).block > 1
+        ]
+        return bool(pitches) and min(pitches) >= FAR
 
     def _target(self, leaf: Leaf, a: Access) -> tuple[Access, tuple[str, ...]]:
         """What the sum that reads an access writes, and its parallel indices: of a monoid each field is a sum of its
