@@ -23,7 +23,6 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from tcomp.cli.bench import write_byte_code
 from tcomp.errors import UserError
 
 STEPS = 3
@@ -144,6 +143,8 @@ def main() -> None:
     arguments = ["train", "gpt2", "--config", args.config, "-B", str(args.batch), "-T", str(args.length)]
     arguments += ["--steps", str(STEPS), "--eval-every", "0", "--save-every", "0", "--sample", "0"]
     arguments += ["--eval-batches", "1", *(["--threads", str(args.threads)] if args.threads else [])]
+    from tcomp.cli.bench import write_byte_code  # not in the processes that are timed
+
     ours: list[dict[str, float]] = []
     theirs: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="tcomp-startup-") as folder:
