@@ -21,7 +21,7 @@ from tcomp.codegen.nvptx.domain import GpuDomain, Point
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.swizzle import PATTERN_ROWS, column_bytes, granule_of
-from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, accesses_in
+from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num, accesses_in
 from tcomp.ir.tile import Buffer, Pitched, Scope, Swizzled
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Place:
     """An access taken apart. `form` counts elements in symbols: a' is axis a counted from its start, other names are
     loop variables. `gathered` are subscripts read from memory, with their strides. `elements` are, for a tile in
     registers, what each dimension follows (or its number); `column` is, for a swizzled tile, the part of
-    `form` along the last dimension."""
+    `form` along the last dimension. `roomy`: what lies past the axes' ends is there too, and has been filled."""
 
     buffer: Buffer
     form: Affine
@@ -50,6 +50,7 @@ class Place:
     deps: frozenset[str]
     elements: tuple[Walk | int, ...] = ()
     column: Affine = Affine()
+    roomy: bool = False
 
     @property
     def in_registers(self) -> bool:
@@ -119,7 +120,17 @@ class Addressing:
                 gathered.append((node, stride))
         if gathered and isinstance(buffer.layout, Swizzled):
             raise Unsupported(f"the swizzled tile '{buffer.name}' is read at an index from memory", access.span)
-        return Place(buffer, total, tuple(gathered), in_bounds, frozenset(deps), column=column)
+        roomy = not gathered and buffer.name in self.domain.block.filled and self._has_room(access, buffer)
+        return Place(buffer, total, tuple(gathered), in_bounds, frozenset(deps), column=column, roomy=roomy)
+
+    def _has_room(self, access: Access, buffer: Buffer) -> bool:
+        """Is the tile large enough for whole blocks of all axes, whether or not the tensor ends in them?"""
+        for subscript, size in zip(access.subscripts, buffer.shape, strict=True):
+            axis = self._from_start(subscript) or (subscript.id if isinstance(subscript, Name) else "")
+            own = self.domain.axes.get(axis)
+            if own is None or own.block > size or (isinstance(subscript, Name) and own.start != Num(0)):
+                return False
+        return True
 
     def _from_start(self, subscript: Expr) -> str | None:
         """The axis that `axis - start` counts, where the start is no affine expression."""
@@ -165,7 +176,7 @@ class Addressing:
         """The address of the element at a point, the first of `n` along the axis `along`."""
         if isinstance(place.buffer.layout, Swizzled):
             return self._swizzled(place, place.buffer.layout, point, along, n)
-        terms, constant = self._terms(place.form, place.gathered, point, along, n)
+        terms, constant = self._terms(place, place.form, point, along, n)
         em, scope = self.domain.gpu, self.domain.block
         name = place.buffer.name
         level = scope.levels.get(name, 0)
@@ -188,8 +199,8 @@ class Addressing:
         em, scope, buffer = self.domain.gpu, self.domain.block, place.buffer
         rows = place.form - place.column
         by_row = Affine(tuple((s, c // buffer.shape[-1]) for s, c in rows.terms), rows.constant // buffer.shape[-1])
-        row_level, row_key, row, beyond = self._sum(by_row, point, along, n, PATTERN_ROWS)
-        level, column_key, column, _ = self._sum(place.column, point, along, n)
+        row_level, row_key, row, beyond = self._sum(place, by_row, point, along, n, PATTERN_ROWS)
+        level, column_key, column, _ = self._sum(place, place.column, point, along, n)
         level = max(level, row_level)
 
         def of_row() -> tuple[Int, Int]:
@@ -223,11 +234,11 @@ class Addressing:
         return further
 
     def _sum(
-        self, form: Affine, point: Point, along: str | None, n: int, period: int = 0
+        self, place: Place, form: Affine, point: Point, along: str | None, n: int, period: int = 0
     ) -> tuple[int, object, Callable[[], Int], int]:
         """An affine form's value at a point: the frame it belongs to, a key that names it, and how to make it. Where
         something else is added to its constant, whole periods of that are left out, and the last thing given."""
-        terms, constant = self._terms(form, (), point, along, n)
+        terms, constant = self._terms(place, form, point, along, n)
         beyond = constant // period * period if period and terms else 0
         constant -= beyond
         em = self.domain.gpu
@@ -258,9 +269,7 @@ class Addressing:
         element = ir.IntType(8 * buffer.dtype.bytes)
         return em.builder.gep(pointer, [total], source_etype=element)
 
-    def _terms(
-        self, form: Affine, gathered: tuple[tuple[Node, int], ...], point: Point, along: str | None, n: int
-    ) -> tuple[list[Term], int]:
+    def _terms(self, place: Place, form: Affine, point: Point, along: str | None, n: int) -> tuple[list[Term], int]:
         domain = self.domain
         constant = form.constant
         terms: list[Term] = []
@@ -271,7 +280,7 @@ class Addressing:
                 continue
             axis = name[:-1]
             at, position = domain.places[axis], point[axis]
-            if at.checked[position]:
+            if at.checked[position] and not place.roomy:
                 group = n if axis == along else 1
                 key = ("inside", domain.inside_key(axis, position, group), c)
                 terms.append(Term(at.level, key, partial(domain.offset, axis, position, group), c))
@@ -281,7 +290,7 @@ class Addressing:
                 terms.append(Term(0, ("thread", at.spread, c), partial(_same, at.thread), c))
             if not (isinstance(at.base, int) and at.base == 0):
                 terms.append(Term(at.level, ("base", id(at.base), c), partial(_same, at.base), c))
-        for node, stride in gathered:
+        for node, stride in place.gathered:
             level = domain.level_of(node.deps)
             gathered_key = (id(node), domain.coordinates(node.deps, point), stride)
 

@@ -39,6 +39,8 @@ class GpuScope(CpuScope):
     """register buffers whose elements are used within one range only: what lies past its end is never read"""
     zeroed: frozenset[str] = frozenset()
     """tiles that matrix instructions read whole: what lies past an axis's end must be 0 in them"""
+    filled: frozenset[str] = frozenset()
+    """shared tiles that copies fill whole, with zeros or a neighbour's values past an axis's end"""
     delivered: frozenset[str] = frozenset()
     """tiles that the copy engine carries to a tensor, of which only what lies inside of it is written"""
     copies: dict[str, tuple[IrValue, Int, int]] = field(default_factory=dict)
