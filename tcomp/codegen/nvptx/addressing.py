@@ -120,10 +120,10 @@ class Addressing:
                 gathered.append((node, stride))
         if gathered and isinstance(buffer.layout, Swizzled):
             raise Unsupported(f"the swizzled tile '{buffer.name}' is read at an index from memory", access.span)
-        roomy = not gathered and buffer.name in self.domain.block.filled and self._has_room(access, buffer)
+        roomy = buffer.name in self.domain.block.filled and self.has_room(access, buffer)
         return Place(buffer, total, tuple(gathered), in_bounds, frozenset(deps), column=column, roomy=roomy)
 
-    def _has_room(self, access: Access, buffer: Buffer) -> bool:
+    def has_room(self, access: Access, buffer: Buffer) -> bool:
         """Is the tile large enough for whole blocks of all axes, whether or not the tensor ends in them?"""
         for subscript, size in zip(access.subscripts, buffer.shape, strict=True):
             axis = self._from_start(subscript) or (subscript.id if isinstance(subscript, Name) else "")

@@ -34,7 +34,7 @@ from tcomp.codegen.nvptx.evaluation import GpuEvaluator, GpuGraph, scalar_type, 
 from tcomp.codegen.nvptx.join import Joiner, combine
 from tcomp.codegen.nvptx.plan import plan_of, sharing_of
 from tcomp.codegen.nvptx.scan import can_scan, scan
-from tcomp.codegen.nvptx.turns import Walker
+from tcomp.codegen.nvptx.turns import Walker, divides_evenly
 from tcomp.codegen.nvptx.writing import Writer
 from tcomp.dsl.ast import Expr
 from tcomp.ir.tile import Axis, Buffer, Compute, Scope
@@ -130,10 +130,15 @@ class ComputeGenerator:
             guard = graph.cast(graph.build(where), "bool")
             if not (guard.is_literal and guard.data):
                 self.guard = guard
+        self.padded = False
         if self._must_clear(spans):
-            clear(em, self.scope, self.target.buffer)
+            self.padded = self._pads(addressing)
+            if self.padded:
+                self.target = replace(self.target, roomy=True)
+            else:
+                clear(em, self.scope, self.target.buffer)
         self.joiner = Joiner(em, self.scope, node, self.sharing, self.reducer, self.plan.whole)
-        self.writer = Writer(self.evaluator, node, self.target, self.kind, self.reducer, self.sharing)
+        self.writer = Writer(self.evaluator, node, self.target, self.kind, self.reducer, self.sharing, self.padded)
         self._over(0)
 
     def _unscaled(self, value: Node) -> tuple[Node, float | None]:
@@ -151,6 +156,16 @@ class ComputeGenerator:
             return False
         return any(spans[a.name].length != a.block for a in self.parallel)
 
+    def _pads(self, addressing: Addressing) -> bool:
+        """Can threads write zeros past the axes' ends, as they write all of the tile?"""
+        blocks = math.prod(a.block for a in self.parallel)
+        return (
+            self.guard is None
+            and blocks == math.prod(self.target.buffer.shape)
+            and addressing.has_room(self.compute.target, self.target.buffer)
+            and all(self.plan.unrolled(a.name) and divides_evenly(a) for a in self.parallel)
+        )
+
     def _over(self, i: int) -> None:
         """The loops of the parallel axes from the i-th inward; unrolled ones are entered on the way."""
         if i == len(self.parallel):
@@ -158,7 +173,7 @@ class ComputeGenerator:
             return
         axis = self.parallel[i]
         if self.plan.unrolled(axis.name):
-            self.walker.unrolled(axis)
+            self.walker.unrolled(axis, self.padded)
             self._over(i + 1)
             return
 

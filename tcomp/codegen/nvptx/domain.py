@@ -154,9 +154,9 @@ class GpuDomain(Domain):
 
     # ------------------------------------------------------------------------------------------ groups
 
-    def run(self, axis: str, position: int, n: int) -> int | None:
+    def run(self, axis: str, position: int, n: int, roomy: bool = False) -> int | None:
         """The position where an aligned run of n neighbouring values that contains `position` begins; None if there
-        is no such run, or it could end beyond the axis's end halfway."""
+        is no such run, or it could end beyond the axis's end halfway (where `roomy`, what lies there is there too)."""
         place = self.places[axis]
         if place.multiple % n:
             return None
@@ -169,17 +169,18 @@ class GpuDomain(Domain):
             return None
         if len({place.checked[p] for p in run}) > 1 or len({id(place.owned[p]) for p in run}) > 1:
             return None
-        return first if not place.checked[first] or self.spans[axis].known.multiple_of(n) else None
+        return first if roomy or not place.checked[first] or self.spans[axis].known.multiple_of(n) else None
 
-    def aligned(self, form: Affine, point: Point, along: str, n: int) -> bool:
-        """Is an affine offset surely a multiple of n at this point, the first of n along an axis?"""
+    def aligned(self, form: Affine, point: Point, along: str, n: int, roomy: bool = False) -> bool:
+        """Is an affine offset surely a multiple of n at this point, the first of n along an axis? `roomy`: positions
+        are not clamped."""
         if n == 1:
             return True
         symbols = dict(self.facts.symbols)
         for name, place in self.places.items():
             if name in point:
                 known = place.known(point[name], self.axes[name].block)
-                if place.checked[point[name]]:
+                if place.checked[point[name]] and not roomy:
                     # Clamped to the last whole group, which is a multiple where the length is; others to any value.
                     stays = name == along and known.multiple_of(n) and self.spans[name].known.multiple_of(n)
                     known = Known(0, None, n, 0) if stays else Known()

@@ -115,11 +115,11 @@ class GpuEvaluator(Evaluator):
         for axis in place.unit_axes():
             n = formats.WIDEST // place.buffer.dtype.bytes
             while n > 1:
-                first = self.domain.run(axis, point[axis], n)
+                first = self.domain.run(axis, point[axis], n, place.roomy)
                 if first is not None:
                     start = {**point, axis: first}
                     fixed = all(stride % n == 0 for _, stride in place.gathered)
-                    if fixed and self.domain.aligned(place.form, start, axis, n):
+                    if fixed and self.domain.aligned(place.form, start, axis, n, place.roomy):
                         yield axis, first, n
                 n //= 2
 
