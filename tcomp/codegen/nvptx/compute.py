@@ -127,7 +127,7 @@ class ComputeGenerator:
         self.value, self.scale = self._unscaled(graph.cast(value, self.kind))
         self.guard: Node | None = None
         if where is not None:
-            guard = graph.cast(graph.build(where), "bool")
+            guard = graph.cast(graph.build(where), "bool") if value.unsafe else graph.condition(where)
             if not (guard.is_literal and guard.data):
                 self.guard = guard
         self.padded = False

@@ -18,7 +18,7 @@ from tcomp.codegen.nvptx import formats, mathematics
 from tcomp.codegen.nvptx.addressing import Addressing, Place
 from tcomp.codegen.nvptx.domain import GpuDomain, Point, same_sharing
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.dsl.ast import DType, Expr
+from tcomp.dsl.ast import Binary, DType, Expr, Name, accesses_in, names_in, substitute
 from tcomp.ir.tile import Fragment
 
 FP8 = (DType.E4M3, DType.E5M2)
@@ -34,11 +34,33 @@ def scalar_type(kind: str) -> ir.Type:
 
 
 class GpuGraph(Graph):
-    """Expression nodes, with casts to the narrow formats and the approximate exp2 of lowering."""
+    """Expression nodes, with casts to the narrow formats, the approximate exp2 of lowering, and conditions on indices
+    as they are counted: a `q'` is q where its tile runs over the axis's end too, where `q` stays inside."""
+
+    def condition(self, e: Expr) -> Node:
+        """The node of a condition on which no reads depend that could leave their buffers. Where it is asked past an
+        axis's end the answer is thrown away, so indices need not be kept inside."""
+        return self.cast(self.build(self._as_counted(e)), "bool")
+
+    def _as_counted(self, e: Expr) -> Expr:
+        match e:
+            case Binary("and" | "or" as op, x, y):
+                return Binary(op, self._as_counted(x), self._as_counted(y))
+            case Binary("<" | "<=" | ">" | ">=") if not accesses_in(e):
+                return substitute(e, {n: Name(f"{n}'") for n in names_in(e) if n in self.axes})
+        return e
+
+    def _build(self, e: Expr) -> Node:
+        if isinstance(e, Name) and e.id.endswith("'"):
+            return self.node("index", "int", (), e.id, axis=e.id[:-1])
+        return super()._build(e)
 
     def _call(self, name: str, args: tuple[Expr, ...]) -> Node:
         if name == "exp2":
             return self.node("exp2", "f32", (self.cast(self.build(args[0]), "f32"),))
+        if name == "select" and not any(self.build(a).unsafe for a in args[1:]):
+            a, b = self._common(self.build(args[1]), self.build(args[2]))
+            return self.node("select", a.kind, (self.condition(args[0]), a, b))
         return super()._call(name, args)
 
     def _dtype_cast(self, x: Node, dtype: DType) -> Node:
@@ -71,9 +93,10 @@ class GpuEvaluator(Evaluator):
 
     def _index(self, node: Node, point: Point, level: int) -> IrValue:
         assert isinstance(node.data, str)
-        offset = self.domain.offset(node.data, point[node.data])
+        axis = node.data.removesuffix("'")
+        offset = self.domain.offset(axis, point[axis], clamped=axis == node.data)
         self.em.at(level)
-        return self.em.i64(self.em.add(self.domain.starts[node.data], offset))
+        return self.em.i64(self.em.add(self.domain.starts[axis], offset))
 
     # ------------------------------------------------------------------------------------------- loads
 
