@@ -99,13 +99,12 @@ class GpuDomain(Domain):
 
     # ------------------------------------------------------------------------------------ along one axis
 
-    def offset(self, axis: str, position: int, group: int = 1, clamped: bool = True) -> IrValue | int:
-        """The offset from the axis's start, kept inside the axis (if `clamped`); `group` values from there on lie
-        inside."""
+    def offset(self, axis: str, position: int, group: int = 1) -> IrValue | int:
+        """The offset from the axis's start, kept inside the axis; `group` values from there on lie inside."""
         place = self.places[axis]
         em = self.gpu
         em.at(place.level)
-        if not clamped or not place.checked[position]:
+        if not place.checked[position]:
             return em.add(em.add(place.thread, place.base), place.offsets[position])
 
         def make() -> IrValue:

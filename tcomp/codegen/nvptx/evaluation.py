@@ -10,15 +10,18 @@ from collections.abc import Iterator
 
 from llvmlite import ir
 
+from tcomp.codegen.cpu.conditions import at_most_zero
+from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.formats import stochastic_bf16
+from tcomp.codegen.cpu.integers import Affine
 from tcomp.codegen.cpu.types import F32, F64, I32, IrValue, kind_of, kind_type
 from tcomp.codegen.nvptx import formats, mathematics
 from tcomp.codegen.nvptx.addressing import Addressing, Place
 from tcomp.codegen.nvptx.domain import GpuDomain, Point, same_sharing
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.dsl.ast import Binary, DType, Expr, Name, accesses_in, names_in, substitute
+from tcomp.dsl.ast import Binary, DType, Expr, Name
 from tcomp.ir.tile import Fragment
 
 FP8 = (DType.E4M3, DType.E5M2)
@@ -34,26 +37,19 @@ def scalar_type(kind: str) -> ir.Type:
 
 
 class GpuGraph(Graph):
-    """Expression nodes, with casts to the narrow formats, the approximate exp2 of lowering, and conditions on indices
-    as they are counted: a `q'` is q where its tile runs over the axis's end too, where `q` stays inside."""
+    """Expression nodes, with casts to the narrow formats, the approximate exp2 of lowering, and affine conditions."""
 
     def condition(self, e: Expr) -> Node:
         """The node of a condition on which no reads depend that could leave their buffers. Where it is asked past an
-        axis's end the answer is thrown away, so indices need not be kept inside."""
-        return self.cast(self.build(self._as_counted(e)), "bool")
-
-    def _as_counted(self, e: Expr) -> Expr:
-        match e:
-            case Binary("and" | "or" as op, x, y):
-                return Binary(op, self._as_counted(x), self._as_counted(y))
-            case Binary("<" | "<=" | ">" | ">=") if not accesses_in(e):
-                return substitute(e, {n: Name(f"{n}'") for n in names_in(e) if n in self.axes})
-        return e
-
-    def _build(self, e: Expr) -> Node:
-        if isinstance(e, Name) and e.id.endswith("'"):
-            return self.node("index", "int", (), e.id, axis=e.id[:-1])
-        return super()._build(e)
+        axis's end the answer is thrown away, so indices need not be kept inside: an affine comparison is one of a
+        sum that all points share with a number."""
+        if isinstance(e, Binary) and e.op in ("and", "or"):
+            return self.node(e.op, "bool", (self.condition(e.left), self.condition(e.right)))
+        form = at_most_zero(e)
+        if form is None or not any(n in self.axes for n, _ in form.terms):
+            return self.cast(self.build(e), "bool")
+        indices = tuple(self.build(Name(n)) for n, _ in form.terms)
+        return self.node("at most zero", "bool", indices, form)
 
     def _call(self, name: str, args: tuple[Expr, ...]) -> Node:
         if name == "exp2":
@@ -93,10 +89,34 @@ class GpuEvaluator(Evaluator):
 
     def _index(self, node: Node, point: Point, level: int) -> IrValue:
         assert isinstance(node.data, str)
-        axis = node.data.removesuffix("'")
-        offset = self.domain.offset(axis, point[axis], clamped=axis == node.data)
+        offset = self.domain.offset(node.data, point[node.data])
         self.em.at(level)
-        return self.em.i64(self.em.add(self.domain.starts[axis], offset))
+        return self.em.i64(self.em.add(self.domain.starts[node.data], offset))
+
+    def _compute(self, node: Node, point: Point, condition: Node | None, level: int) -> IrValue:
+        if node.op == "at most zero":
+            return self._at_most_zero(node, point, level)
+        return super()._compute(node, point, condition, level)
+
+    def _at_most_zero(self, node: Node, point: Point, level: int) -> IrValue:
+        form, em, domain = node.data, self.gpu, self.domain
+        assert isinstance(form, Affine)
+        own = {n: domain.places[n] for n, _ in form.terms if n in domain.axes}
+        number = form.constant + sum(c * own[n].offsets[point[n]] for n, c in form.terms if n in own)
+
+        def add() -> Int:
+            total: Int = 0
+            for n, c in form.terms:
+                value: Int = domain.scope.variables[n] if n not in own else em.add(domain.starts[n], own[n].thread)
+                if n in own:
+                    value = em.add(value, own[n].base)
+                total = em.add(total, em.mul(value, c))
+            return total
+
+        bases = tuple(p.base if isinstance(p.base, int) else id(p.base) for p in own.values())
+        varying = em.once(level, ("varying", id(node), bases), add)
+        em.at(level)
+        return em.builder.icmp_signed("<=", em.i64(varying), em.i64(-number))
 
     # ------------------------------------------------------------------------------------------- loads
 
