@@ -6,7 +6,7 @@ variables in their loops; an inner loop keeps one base per buffer and constant d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.swizzle import PATTERN_ROWS, column_bytes, granule_of
 from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num, accesses_in
-from tcomp.ir.tile import Buffer, Pitched, Scope, Swizzled
+from tcomp.ir.tile import Axis, Buffer, Pitched, Scope, Swizzled
 
 if TYPE_CHECKING:
     from tcomp.codegen.nvptx.evaluation import GpuEvaluator
@@ -108,7 +108,7 @@ class Addressing:
         in_bounds = True
         for subscript, stride, size in zip(access.subscripts, strides(buffer), buffer.shape, strict=True):
             form = affine_form(subscript, self.domain.forms)
-            if form is None and (counter := self._from_start(subscript)) is not None:
+            if form is None and (counter := counted(subscript, self.domain.axes)) is not None:
                 form = Affine(((f"{counter}'", 1),))
             in_bounds = in_bounds and self._inside(subscript, form, size)
             if form is not None:
@@ -120,30 +120,14 @@ class Addressing:
                 gathered.append((node, stride))
         if gathered and isinstance(buffer.layout, Swizzled):
             raise Unsupported(f"the swizzled tile '{buffer.name}' is read at an index from memory", access.span)
-        roomy = buffer.name in self.domain.block.filled and self.has_room(access, buffer)
+        roomy = buffer.name in self.domain.block.filled and has_room(access, buffer, self.domain.axes)
         return Place(buffer, total, tuple(gathered), in_bounds, frozenset(deps), column=column, roomy=roomy)
-
-    def has_room(self, access: Access, buffer: Buffer) -> bool:
-        """Is the tile large enough for whole blocks of all axes, whether or not the tensor ends in them?"""
-        for subscript, size in zip(access.subscripts, buffer.shape, strict=True):
-            axis = self._from_start(subscript) or (subscript.id if isinstance(subscript, Name) else "")
-            own = self.domain.axes.get(axis)
-            if own is None or own.block > size or (isinstance(subscript, Name) and own.start != Num(0)):
-                return False
-        return True
-
-    def _from_start(self, subscript: Expr) -> str | None:
-        """The axis that `axis - start` counts, where the start is no affine expression."""
-        match subscript:
-            case Binary("-", Name(a), start) if a in self.domain.axes and self.domain.axes[a].start == start:
-                return a
-        return None
 
     def _element(self, access: Access, subscript: Expr) -> Walk | int:
         """The axis along which a register tile's dimension is walked, or a fixed index."""
         form = affine_form(subscript, self.domain.forms)
         if form is None:
-            counter = self._from_start(subscript)
+            counter = counted(subscript, self.domain.axes)
             if counter is not None:
                 return Walk(counter)
         elif not form.terms:
@@ -309,6 +293,26 @@ class Addressing:
         if place.buffer.elements >= 1 << 31 and isinstance(x, ir.Value):
             return b.mul(b.sext(x, I64), ir.Constant(I64, term.stride))
         return em.mul(x, term.stride)
+
+
+def counted(subscript: Expr, axes: Mapping[str, Axis]) -> str | None:
+    """The axis that `axis - start` counts from its start."""
+    match subscript:
+        case Binary("-", Name(a), start) if a in axes and axes[a].start == start:
+            return a
+    return None
+
+
+def has_room(access: Access, buffer: Buffer, axes: Mapping[str, Axis]) -> bool:
+    """Is the tile large enough for whole blocks of all axes, whether or not the tensor ends in them?"""
+
+    def fits(subscript: Expr, size: int) -> bool:
+        if isinstance(subscript, Name) and subscript.id in axes and axes[subscript.id].start == Num(0):
+            return axes[subscript.id].block <= size
+        axis = counted(subscript, axes)
+        return axis is not None and axes[axis].block <= size
+
+    return all(fits(s, size) for s, size in zip(access.subscripts, buffer.shape, strict=True))
 
 
 def _same(x: Int) -> Int:

@@ -88,7 +88,7 @@ class PhaseGenerator:
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
         self.scope.zeroed = matrix_operands(phase)
         self.scope.filled = frozenset(s.buffer for s in statements_in(phase) if isinstance(s, Pack))
-        self.scope.delivered = frozenset(s.buffer for s in statements_in(phase) if isinstance(s, Unpack) and not s.add)
+        self.scope.delivered = frozenset(s.buffer for s in statements_in(phase) if isinstance(s, Unpack))
         self.em.async_reads = reads_ordinary_tiles(phase, self.scope)
         self.em.calls = not any(True for _ in asynchronous(phase, self.scope))
         used = {a.tensor for s in statements_in(phase) if isinstance(s, Compute) for a in accesses_of(s)}
