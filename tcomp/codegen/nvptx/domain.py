@@ -144,13 +144,24 @@ class GpuDomain(Domain):
             return owned
 
         def make() -> IrValue:
-            b = em.builder
-            varying = em.add(place.thread, place.base)
-            limit = em.add(self.spans[axis].length, -place.offsets[position])
-            inside = b.icmp_signed("<", em.i64(varying), em.i64(limit))
-            return inside if owned is None else b.and_(inside, owned)
+            inside = em.builder.icmp_signed("<", em.i64(self._beyond(axis)), em.i64(-place.offsets[position]))
+            return inside if owned is None else em.builder.and_(inside, owned)
 
         return em.once(place.level, ("mask", id(owned), *self.inside_key(axis, position, 1)), make)
+
+    def _beyond(self, axis: str) -> Int:
+        """How far beyond the axis's end the thread's values start: one number that all positions share, so that each
+        compares it with a constant."""
+        place, em = self.places[axis], self.gpu
+        parts = (place.base, place.thread, self.spans[axis].length)
+
+        def add() -> Int:
+            return em.add(em.add(place.thread, place.base), em.mul(self.spans[axis].length, -1))
+
+        key = ("beyond", *(p if isinstance(p, int) else id(p) for p in parts))
+        found: Int = em.once(place.level, key, add)
+        em.at(place.level)
+        return found
 
     # ------------------------------------------------------------------------------------------ groups
 
