@@ -43,11 +43,14 @@ class GpuGraph(Graph):
         """The node of a condition on which no reads depend that could leave their buffers. Where it is asked past an
         axis's end the answer is thrown away, so indices need not be kept inside: an affine comparison is one of a
         sum that all points share with a number."""
+        plain = self.cast(self.build(e), "bool")
+        if plain.unsafe:  # what it reads may depend on its own first part
+            return plain
         if isinstance(e, Binary) and e.op in ("and", "or"):
             return self.node(e.op, "bool", (self.condition(e.left), self.condition(e.right)))
         form = at_most_zero(e)
         if form is None or not any(n in self.axes for n, _ in form.terms):
-            return self.cast(self.build(e), "bool")
+            return plain
         indices = tuple(self.build(Name(n)) for n, _ in form.terms)
         return self.node("at most zero", "bool", indices, form)
 
