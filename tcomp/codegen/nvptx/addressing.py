@@ -21,6 +21,7 @@ from tcomp.codegen.nvptx.domain import GpuDomain, Point
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.swizzle import PATTERN_ROWS, column_bytes, granule_of
+from tcomp.codegen.nvptx.turns import walked
 from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num, accesses_in
 from tcomp.ir.tile import Axis, Buffer, Pitched, Scope, Swizzled
 
@@ -304,13 +305,13 @@ def counted(subscript: Expr, axes: Mapping[str, Axis]) -> str | None:
 
 
 def has_room(access: Access, buffer: Buffer, axes: Mapping[str, Axis]) -> bool:
-    """Is the tile large enough for whole blocks of all axes, whether or not the tensor ends in them?"""
+    """Is the tile large enough for all values of all threads, also for those that lie past an axis's end?"""
 
     def fits(subscript: Expr, size: int) -> bool:
         if isinstance(subscript, Name) and subscript.id in axes and axes[subscript.id].start == Num(0):
-            return axes[subscript.id].block <= size
+            return walked(axes[subscript.id]) <= size
         axis = counted(subscript, axes)
-        return axis is not None and axes[axis].block <= size
+        return axis is not None and walked(axes[axis]) <= size
 
     return all(fits(s, size) for s, size in zip(access.subscripts, buffer.shape, strict=True))
 

@@ -167,11 +167,17 @@ class Walker:
         return found
 
 
+def walked(axis: Axis) -> int:
+    """Values from the axis's start to the last that any thread walks: at least the block."""
+    turns = turns_of(axis)
+    return max(axis.block, reach(spread_of(axis)) + turns.together(turns.count)[-1].offset + 1)
+
+
 def divides_evenly(axis: Axis) -> bool:
     """Does every value of the axis's block belong to one place among the threads?"""
-    s, turns = spread_of(axis), turns_of(axis)
-    together = turns.together(turns.count)
-    return reach(s) + together[-1].offset < axis.block and all(_surely_owned(s, v.within) for v in together)
+    turns = turns_of(axis)
+    owned = all(_surely_owned(spread_of(axis), v.within) for v in turns.together(turns.count))
+    return walked(axis) == axis.block and owned
 
 
 def _surely_owned(s: Spread, within: int) -> bool:
