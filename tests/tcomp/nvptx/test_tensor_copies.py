@@ -106,7 +106,7 @@ def test_vectors_start_anywhere(rows: int, columns: int) -> None:
     ]
     k = kernel(
         [operand("X", rows, columns), operand("Y", rows, columns)],
-        [[grid("r", 1, rows, loop("n", columns, block, *body))]],
+        [[grid("r", rows, 1, loop("n", columns, block, *body))]],
         [shared("t", block)],
         ThreadShape(1),
     )
