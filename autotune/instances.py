@@ -16,6 +16,7 @@ from tcomp.dsl.check import infer
 from tcomp.dsl.dims import Number, evaluate_dim
 from tcomp.dsl.printer import print_function, print_monoid, print_op, print_schedule
 from tcomp.machine.gpu import GpuMachine
+from tcomp.model.chunks import in_chunks
 from tcomp.model.graph import Node, build_graph
 from tcomp.model.programs import build_programs
 from tcomp.schedule.choose import choice_of, storage_of
@@ -77,7 +78,7 @@ def instances_of(module: Module, model: str, shape: StepShape) -> tuple[Instance
     `build_graph`."""
     sizes = {"B": shape.batch, "T": shape.length}
     overrides = dict(shape.overrides or {})
-    graph = build_graph(module, model, shape.config, sizes, overrides, shape.precision or None)
+    graph = in_chunks(build_graph(module, model, shape.config, sizes, overrides, shape.precision or None), module)
     programs = build_programs(graph, module, True, shape.accumulation)
     again = shape.accumulation - 1
     nodes: list[tuple[Node, int]] = [(n, shape.accumulation) for n in graph.nodes]

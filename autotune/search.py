@@ -10,6 +10,7 @@ import datetime
 import fnmatch
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from tcomp.autotune import storage
 from tcomp.autotune.apply import Applied
-from tcomp.autotune.evaluator import PATIENCE
+from tcomp.autotune.child import PATIENCE, Failure
+from tcomp.autotune.contest import Ratio, ratio
 from tcomp.autotune.instances import (
     Instance,
     StepShape,
@@ -42,6 +44,7 @@ from tcomp.autotune.lockfile import (
 )
 from tcomp.autotune.schedule_text import text_hash
 from tcomp.autotune.space import Space, Values, spaces_of
+from tcomp.autotune.step_final import StepFinal, instance_seconds
 from tcomp.dsl.ast import Module, Schedule
 from tcomp.dsl.printer import print_schedule
 from tcomp.errors import UserError
@@ -60,16 +63,21 @@ RANKING = 0.15
 STARTING = 2.0
 """Seconds that a process for candidates takes to start."""
 FINALISTS = 3
+OPEN = 1.03
+"""Up to this part of the default's time in its trial a candidate may turn out to be better within steps."""
 SMALL = 0.002
 """Kernels that take less than this share of a step are left alone under a budget."""
 CLOSING = 0.15
 """Share of a kernel's time that is kept for its final."""
+LEAST = 1.0
+"""Seconds without which a trial is not begun."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to tune and how long. `budget` in seconds for everything; `trials` per kernel, those of earlier runs
-    included. `until` stops a kernel when the last eight trials gained less than this share."""
+    """What to tune and how long. `budget` in seconds for everything, `spent` of which are gone before the search
+    begins; `trials` per kernel, those of earlier runs included. `until` stops a kernel when the last eight trials
+    gained less than this share."""
 
     shape: StepShape
     budget: float | None = None
@@ -77,6 +85,7 @@ class Plan:
     ops: tuple[str, ...] = ()
     seed: int = 0
     until: float | None = None
+    spent: float = 0.0
 
 
 @dataclass
@@ -90,6 +99,9 @@ class Summary:
     before: float = 0.0
     after: float = 0.0
     """seconds of a step's tuned ops, with the schedules' own values and with the choices"""
+    step_seconds: float = 0.0
+    step: Ratio | None = None
+    """a whole step by the schedules' own values, and the part of that which one with all choices takes"""
 
 
 @dataclass(frozen=True)
@@ -127,11 +139,12 @@ class Search:
         say: Say = print,
         known: Lock | None = None,
         follow: Follow = iter,
+        steps: StepFinal | None = None,
     ) -> None:
         self.module, self.model, self.machine, self.threads = module, model, machine, threads
         self.plan, self.judge, self.trials, self.lock, self.say = plan, judge, trials, lock, say
         self.threads_key = machine_threads(machine, threads)
-        self.end = time.monotonic() + plan.budget if plan.budget else None
+        self.end = time.monotonic() + plan.budget - plan.spent if plan.budget else None
         self.defaults: dict[str, float] = {}
         """seconds of the instances that were started, with the schedules' own values"""
         self.start_rate = 0.0
@@ -143,6 +156,10 @@ class Search:
         """points to try before the cost model's, by instance"""
         self.known = known
         """a lockfile whose values are tried before those as well: one that came with the model, say"""
+        self.steps = steps
+        """where finals are of all ops together, within steps; without it they are of each op alone"""
+        self.waiting: list[tuple[Instance, list[Job]]] = []
+        """what is to be decided in that final"""
 
     def run(self) -> Summary:
         """Tune everything asked for. KeyboardInterrupt leaves all finished trials and entries behind."""
@@ -151,11 +168,29 @@ class Search:
         try:
             parts = self._parts()
             order = sorted(self._worthwhile(parts), key=lambda p: -p.weight)
+            if order:
+                self._prepare_final()
             for at, part in enumerate(order):
                 self._instance(part, sum(p.weight for p in order[at:]))
+            if self.waiting:
+                self._final()
         finally:
             self.judge.close()
+            if self.steps is not None:
+                self.steps.close()
         return self.summary
+
+    def _prepare_final(self) -> None:
+        """Whether the final is within steps, where that is asked for."""
+        if self.steps is None:
+            return
+        self.steps.prepare(math.inf if self.end is None else self.end - time.monotonic())
+        if self.steps.effort is None:
+            self.say(f"the finals are of each op alone: {self.steps.reason}")
+        else:
+            self.say(
+                f"a step takes {self.steps.seconds * 1e3:.1f} ms; what is better is decided within steps, at the end"
+            )
 
     def forget(self) -> None:
         """Remove the kept trials of the ops that are to be tuned."""
@@ -236,8 +271,9 @@ class Search:
         return [p for p in parts if p.weight >= SMALL * total]
 
     def _left(self) -> float:
-        """Seconds of the budget that are left."""
-        return float("inf") if self.end is None else self.end - time.monotonic()
+        """Seconds of the budget that are left before the final within steps, if there is to be one."""
+        kept = self.steps.reserved if self.steps is not None else 0.0
+        return float("inf") if self.end is None else self.end - kept - time.monotonic()
 
     # --------------------------------------------------------------------------------------- one instance
 
@@ -253,12 +289,71 @@ class Search:
         for job in jobs:
             weight = part.weights[job.kernel]
             left = self._left()
-            if left <= 0:
+            if left <= LEAST:
                 self.summary.skipped.append(f"{job.label}: the budget is spent")
             else:
                 self._trials(job, time.monotonic() + left * weight / max(weight_left, 1e-12))
             weight_left -= weight
-        self.settle(part.instance, jobs)
+        if self.steps is not None and self.steps.effort is not None:
+            self.say(self._so_far(jobs))
+            self.waiting.append((part.instance, jobs))
+        else:
+            self.settle(part.instance, jobs)
+
+    def _so_far(self, jobs: Sequence[Job]) -> str:
+        """What the trials of an instance found."""
+        parts = []
+        for job in sorted(jobs, key=lambda j: j.kernel):
+            done = self._study(job).get_trials(deepcopy=False)
+            found = [t.value for t in done if t.value is not None and t.user_attrs.get("kind") == "timed"]
+            best = f", best {min(found):.2f} of the default's time" if found else ""
+            parts.append(f"{f'{job.space.kernel}: ' if job.space.kernel else ''}{len(found)} timed{best}")
+        return f"{jobs[0].key}: {'; '.join(parts)}"
+
+    def _final(self) -> None:
+        """The final of all kernels within steps, in what is left of the budget; its outcomes go into the lockfile."""
+        assert self.steps is not None
+        judged = [(i, jobs) for i, jobs in self.waiting if any(_judged(self._study(j)) for j in jobs)]
+        overruled = {i.key for i, jobs in judged if self._entry(self._lock(), i)[0].schedule is not None}
+        for instance, jobs in judged:
+            if instance.key in overruled:  # a schedule of its own has no parameters that finalists are points of
+                self.settle(instance, jobs)
+        judged = [(i, jobs) for i, jobs in judged if i.key not in overruled]
+        if not judged:
+            return
+        self.judge.close()
+        left = math.inf if self.end is None else max(1.0, self.end - time.monotonic())
+        incumbents = {i.key: self._incumbent(i) for i, _ in judged}
+        every = [j for _, jobs in judged for j in jobs]
+        found = self.steps.decide(every, incumbents, self._in_question, self._wrong, left)
+        if isinstance(found, Failure):
+            cut = found.kind == "timeout"
+            reason = "the budget ended in it" if cut else f"{found.kind}: {found.reason}"
+            self.say(f"the final within steps failed: {reason}; the lockfile is as it was, the same command goes on")
+            return
+        for instance, jobs in judged:
+            choice, now = found.choices[instance.key], incumbents[instance.key]
+            if choice == now:
+                self._keep(instance, jobs[0], now)
+                continue
+            own, mine = (instance_seconds(t, instance.key) for t in (found.own, found.chosen))
+            r, default = ratio(mine, own), statistics.median(own) / instance.count
+            self._record(instance, jobs[0], choice, Outcome(default, default * r.value, r.margin, True))
+        self.summary.step_seconds = self.steps.seconds
+        if found.own:
+            self.summary.step_seconds = statistics.median(t.whole for t in found.own)
+            self.summary.step = found.step
+
+    def _in_question(self, job: Job) -> list[Values]:
+        """A kernel's finalists, the best first: those of which single runs leave open whether they are better."""
+        own = job.space.own(self._incumbent(job.instance).values)
+        return [v for v in self._finalists(job, OPEN) if v != own]
+
+    def _wrong(self, instance: Instance, choice: Choice) -> str:
+        problem = self.judge.wrong(instance, choice, max(LEAST, self._left()))
+        if problem:
+            self.say(f"{instance.key}: the choice was refused: {problem}")
+        return problem
 
     def settle(self, instance: Instance, jobs: list[Job]) -> None:
         """Finals of the kernels and of the whole op, within what is left of the budget; the outcome goes into the
@@ -307,16 +402,20 @@ class Search:
             self.summary.kept.append(job.key)
             return
         if choice == incumbent:
-            old = self._lock().entries.get(job.key)
-            default = self.defaults[instance.key]
-            known = (old.default_seconds, old.seconds) if old is not None and incumbent else (default, default)
-            self._record(instance, job, incumbent, Outcome(*known, 0.0, False))
+            self._keep(instance, job, incumbent)
             return
         outcome = self.judge.confirm(instance, incumbent, choice, max(1.0, self._left()))
         if outcome.problem:
             self.say(f"{job.key}: the choice was refused: {outcome.problem}")
         else:
             self._record(instance, job, choice if outcome.better else incumbent, outcome)
+
+    def _keep(self, instance: Instance, job: Job, incumbent: Choice) -> None:
+        """Nothing was better."""
+        old = self._lock().entries.get(job.key)
+        default = self.defaults[instance.key]
+        known = (old.default_seconds, old.seconds) if old is not None and incumbent else (default, default)
+        self._record(instance, job, incumbent, Outcome(*known, 0.0, False))
 
     def _record(self, instance: Instance, job: Job, winner: Choice, outcome: Outcome) -> None:
         key = job.key
@@ -363,7 +462,7 @@ class Search:
         while len(tried) < wanted:
             now = time.monotonic()
             closing = max(CLOSING * (limit - start), 2 * longest)
-            if now + longest > limit - closing or self._settled(study):
+            if now + max(longest, LEAST) > limit - closing or self._settled(study):
                 break
             trial, values = storage.ask(study, job.space)
             if _text(values) in tried or job.space.problem(values):
@@ -435,14 +534,14 @@ class Search:
         ranked.sort(key=lambda r: r[:2])
         return [v for _, _, v in ranked[:FIRST_BATCH]]
 
-    def _finalists(self, job: Job) -> list[Values]:
+    def _finalists(self, job: Job, below: float = 1.0) -> list[Values]:
         import optuna
 
         study = self._study(job)
         done = [
             t
             for t in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-            if t.value is not None and t.value < 1.0 and storage.values_of(t)
+            if t.value is not None and t.value < below and t.number and storage.values_of(t)
         ]
         done.sort(key=lambda t: (t.value + t.user_attrs.get("margin", 0.0), t.number))  # luck is not what to choose by
         return [v for t in done[:FINALISTS] if (v := storage.values_of(t)) is not None]
@@ -491,11 +590,19 @@ def summary_lines(summary: Summary, basis: str) -> Sequence[str]:
     if summary.kinds:
         counts = ", ".join(f"{n} {k}" for k, n in sorted(summary.kinds.items()) if n)
         lines.append(f"trials: {counts}")
-    if summary.before:
+    if summary.before and not summary.step_seconds:
         saved = 1 - summary.after / summary.before
         lines.append(
             f"tuned ops of a step, {basis}: {summary.before * 1e3:.2f} ms -> {summary.after * 1e3:.2f} ms, "
             f"{saved:.1%} less"
         )
+    if summary.step is not None:
+        r, own = summary.step, summary.step_seconds * 1e3
+        lines.append(
+            f"whole step, {basis} in turns: {own:.1f} ms -> {own * r.value:.1f} ms, {1 - r.value:.1%} less "
+            f"(95% interval {1 - r.high:.1%} to {1 - r.low:.1%})"
+        )
+    elif summary.step_seconds:
+        lines.append(f"whole step: {summary.step_seconds * 1e3:.1f} ms; nothing better was found")
     lines += [f"left alone: {text}" for text in summary.skipped]
     return lines

@@ -110,6 +110,7 @@ def test_a_build_uses_the_lockfile_and_says_what_is_stale(tcomp: Tcomp, tmp_path
         (["--trials", "0"], ["trials = 0"]),
         (["--until-within", "much"], ["not a percentage"]),
         (["--check"], ["there is no lockfile", "tcomp tune gpt2"]),
+        (["--cpu", "--gpu", "h100"], ["--cpu excludes --gpu"]),
         (["--gpu", "h1000"], ["no description of a GPU 'h1000'"]),
         (["--storage", "text.txt"], ["text.txt", "rm text.txt"]),
     ],

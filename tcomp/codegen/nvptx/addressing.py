@@ -22,7 +22,7 @@ from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.swizzle import PATTERN_ROWS, column_bytes, granule_of
 from tcomp.codegen.nvptx.turns import walked
-from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num, accesses_in
+from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num
 from tcomp.ir.tile import Axis, Buffer, Pitched, Scope, Swizzled
 
 if TYPE_CHECKING:
@@ -143,9 +143,8 @@ class Addressing:
         )
 
     def _inside(self, subscript: Expr, form: Affine | None, size: int) -> bool:
-        """True when the subscript surely lies in 0 .. size-1; an index read from memory is trusted."""
-        if isinstance(subscript, Access) or (form is None and accesses_in(subscript)):
-            return True
+        """True when the subscript surely lies in 0 .. size-1. An index read from memory is trusted only where the
+        access's guard holds: `select(ids[m] >= 0, X[ids[m]], 0.0)`."""
         facts = self.domain.facts
         whole = facts.of(subscript)
         if whole.lo is not None and whole.hi is not None and whole.lo >= 0 and whole.hi < size:

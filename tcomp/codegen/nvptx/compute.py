@@ -33,6 +33,7 @@ from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.evaluation import GpuEvaluator, GpuGraph, scalar_type, value_kind
 from tcomp.codegen.nvptx.join import Joiner, combine
 from tcomp.codegen.nvptx.plan import accesses_of, plan_of, sharing_of
+from tcomp.codegen.nvptx.rounded import NARROW, for_narrow
 from tcomp.codegen.nvptx.scan import can_scan, scan
 from tcomp.codegen.nvptx.turns import Walker, divides_evenly
 from tcomp.codegen.nvptx.writing import Writer
@@ -142,7 +143,8 @@ class ComputeGenerator:
         self.evaluator = GpuEvaluator(self.domain, graph, addressing)
         self.walker = Walker(self.domain)
         self.target: Place = addressing.place(node.target, graph)
-        value = graph.build(of)
+        narrow = self.scope.buffers[node.target.tensor].dtype in NARROW
+        value = graph.build(for_narrow(of) if narrow else of)
         kind = value_kind(self.target.buffer.dtype)
         self.kind = "f64" if "f64" in (kind, value.kind) and kind != "int" else kind
         self.value, self.scale = self._unscaled(graph.cast(value, self.kind))

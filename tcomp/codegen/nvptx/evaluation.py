@@ -37,7 +37,7 @@ def scalar_type(kind: str) -> ir.Type:
 
 
 class GpuGraph(Graph):
-    """Expression nodes, with casts to the narrow formats, the approximate exp2 of lowering, and affine conditions."""
+    """Expression nodes, with casts to narrow formats, the approximate functions of lowering, and affine conditions."""
 
     def condition(self, e: Expr) -> Node:
         """The node of a condition on which no reads depend that could leave their buffers. Where it is asked past an
@@ -55,8 +55,8 @@ class GpuGraph(Graph):
         return self.node("at most zero", "bool", indices, form)
 
     def _call(self, name: str, args: tuple[Expr, ...]) -> Node:
-        if name == "exp2":
-            return self.node("exp2", "f32", (self.cast(self.build(args[0]), "f32"),))
+        if name in mathematics.APPROXIMATE:
+            return self.node(name, "f32", (self.cast(self.build(args[0]), "f32"),))
         if name == "select" and not any(self.build(a).unsafe for a in args[1:]):
             a, b = self._common(self.build(args[1]), self.build(args[2]))
             return self.node("select", a.kind, (self.condition(args[0]), a, b))
@@ -201,8 +201,8 @@ class GpuEvaluator(Evaluator):
             return formats.round_to(self.gpu, v[0], node.data)
         if op == "stochastic":
             return stochastic_bf16(self.em.builder, v[0], v[1])
-        if op == "exp2":
-            return mathematics.exp2(self.gpu, v[0])
+        if op in mathematics.APPROXIMATE:
+            return mathematics.APPROXIMATE[op](self.gpu, v[0])
         if op == "div" and kind == "f32" and not self.gpu.calls:
             return mathematics.divided(self.gpu, v[0], v[1])
         if op == "random":
