@@ -39,6 +39,13 @@ def filled_tiles(phase: Sequence[Statement], buffers: Mapping[str, Buffer]) -> f
     return frozenset(p.buffer for p in packs if tuple(a.block for a in p.axes) == buffers[p.buffer].shape)
 
 
+def staggered(kernel: Kernel, phase: Sequence[Statement], scope: GpuScope) -> bool:
+    """Do two warpgroups go through pipe loops a turn apart: through those that are one product by wgmma?"""
+    loops = (s for s in statements_in(phase) if isinstance(s, Loop) and s.level == "pipe")
+    bodies = ([s for s in loop.body if not isinstance(s, Pack)] for loop in loops)
+    return kernel.staggered and any(len(b) == 1 and any(True for _ in asynchronous(b, scope)) for b in bodies)
+
+
 def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
     """Do matrix instructions read shared tiles in place (by the async proxy) that ordinary stores or cp.async fill?"""
     copied = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
