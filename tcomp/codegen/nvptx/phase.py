@@ -33,6 +33,7 @@ from tcomp.codegen.nvptx.phase_facts import (
     needs_whole_clusters,
     producer_of,
     reads_ordinary_tiles,
+    staggered,
     touched,
 )
 from tcomp.codegen.nvptx.pipe import PipeGenerator
@@ -53,10 +54,11 @@ from tcomp.machine.gpu import GpuMachine
 class PhaseGenerator:
     """Writes one phase of a kernel as an entry of the module.
 
-    `inside` says, where clusters do not fit the grid, whether the block has work. `pipe` is the innermost pipe loop of
-    tensor copies around the place being written."""
+    `inside` says, where clusters do not fit the grid, whether the block has work. Are its two warpgroups `staggered`?
+    `pipe` is the innermost pipe loop of tensor copies around the place being written."""
 
     inside: IrValue | None = None
+    staggered = False
     pipe: TensorPipe | None = None
 
     def __init__(
@@ -100,6 +102,7 @@ class PhaseGenerator:
             if isinstance(s, Loop) and (product := paired(s)) is not None:
                 give_second(self.em, self.scope, product.target.tensor, self.kernel.span)
         self.copies.start(self, phase)
+        self.staggered = staggered(self.kernel, phase, self.scope)
         self.deliveries = Deliveries(self.em, self.scope, self.roles, self.copies, phase)
         path: tuple[int, ...] = ()
         nest: list[Loop] = []
@@ -141,6 +144,8 @@ class PhaseGenerator:
         em.loop(number, total, blocks // size, [], turn, nonempty=True)
 
     def _whole(self, blocks: int) -> None:
+        if self.staggered:
+            self.em.turn_barrier("start")
         self._blocks(blocks)
         self.deliveries.finish()
 

@@ -33,6 +33,13 @@ def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
     return frozenset(used)
 
 
+def staggered(kernel: Kernel, phase: Sequence[Statement], scope: GpuScope) -> bool:
+    """Do two warpgroups go through pipe loops a turn apart: through those that are one product by wgmma?"""
+    loops = (s for s in statements_in(phase) if isinstance(s, Loop) and s.level == "pipe")
+    bodies = ([s for s in loop.body if not isinstance(s, Pack)] for loop in loops)
+    return kernel.staggered and any(len(b) == 1 and any(True for _ in asynchronous(b, scope)) for b in bodies)
+
+
 def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
     """Do matrix instructions read shared tiles in place (by the async proxy) that ordinary stores or cp.async fill?"""
     copied = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
