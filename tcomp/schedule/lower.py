@@ -98,8 +98,7 @@ class _Lowering:
         self.schedule = found or self.family.default(op, self.equations, self.extents)
         self.text = module.sources.get(self.schedule.span.file, "")
         self.resolver = Resolver(op, self.extents, self.family.rules, self.text, chosen, storage, dims)
-        casts = casts_in((*self.schedule.shared, *(d for k in self.schedule.kernels for d in k.directives)), storage)
-        self.dtypes |= {n: d for n, d in casts.items() if n in self.info.temporaries}
+        self.dtypes |= {n: d for n, d in casts_in(self.schedule.shared, storage).items() if n in self.info.temporaries}
 
     def run(self) -> LoweredOp:
         temporaries = frozenset(self.info.temporaries)
