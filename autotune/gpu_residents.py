@@ -17,7 +17,7 @@ from tcomp.autotune.gpu_replay import Step, Warp, head_of, pace, replay, run
 from tcomp.autotune.sass import Function
 from tcomp.machine.gpu import GpuMachine
 
-GENERATIONS = 4
+GENERATIONS = 6
 """Blocks that each place takes, one after the other."""
 INSTRUCTIONS = 60_000
 """that are replayed at most, or nearly: of longer loops fewer turns."""
@@ -43,7 +43,7 @@ class Residents:
 def residents(
     function: Function, ways: tuple[tuple[int, ...], ...], blocks: int, machine: GpuMachine
 ) -> Residents | None:
-    """So many blocks on an SM, the warps of each partition going these ways. None where no loop has matrix
+    """So many blocks on an SM, with a warp on each partition for each of these ways. None where no loop has matrix
     instructions, or a block makes several tiles (then none takes its place)."""
     head = head_of(function, ways[0])
     if head is None or any(head not in way for way in ways) or len(parts(function, ways[0], RESULTS)) > 1:
@@ -64,12 +64,15 @@ def residents(
     steps[START] = [Step("issue", 0.0, 0.0, (), (), pause=WAIT)]
     steps[END] = [Step("issue", 0.0, 0.0, (), (), meets=True)]
     warps = [Warp([START, *trace, END] * generations) for _ in range(blocks) for trace in traces]
-    run(warps, steps, START, len(traces))
-    each = pace([w.entered for w in warps])
-    assert each is not None
-    beyond = each - kept * loop.cycles
+    run(warps, steps, head if blocks > 1 else START, len(traces))
+    found = pace([w.entered for w in warps])
+    assert found is not None
     alone = residents(function, ways, 1, machine) if blocks > 1 else None
-    return Residents(turns, loop.cycles, beyond, max(0.0, alone.beyond - beyond) if alone is not None else 0.0)
+    if alone is None:
+        return Residents(turns, loop.cycles, found - kept * loop.cycles, 0.0)
+    each = max(found * kept, kept * alone.cycles + alone.beyond)  # (no block is faster beside others)
+    beyond = each - kept * loop.cycles
+    return Residents(turns, loop.cycles, beyond, max(0.0, alone.beyond - beyond))
 
 
 WAIT = BLOCK_START + COPY_LATENCY

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tcomp.autotune.backend import Backend
+from tcomp.autotune.child import PATIENCE, Failure
 from tcomp.autotune.contest import FINAL, FIRST, MORE, SLOW, ratio, winner
-from tcomp.autotune.evaluator import PATIENCE, Evaluator, Failure, Serve, Subject, serve
+from tcomp.autotune.evaluator import Evaluator, Serve, Subject, serve
 from tcomp.autotune.instances import Instance
 from tcomp.autotune.judge import Choice, Chosen, Job, Outcome, Verdict
 from tcomp.autotune.space import Values
@@ -200,6 +201,13 @@ class MeasuredJudge:
             return Outcome(default, default, 0.0, False)
         r = ratio(times[2] if better else times[1], times[0])
         return Outcome(default, default * r.value, r.margin, better)
+
+    def wrong(self, instance: Instance, choice: Choice, patience: float = math.inf) -> str:
+        """What is wrong with a whole op by a choice; empty when its result is the oracle's."""
+        evaluator, name = self._for(instance), next(self._names)
+        found = evaluator.build(name, choice.values, None, choice.schedule, min(self.patience, patience))
+        evaluator.drop(name)
+        return f"{found.kind}: {found.reason}" if isinstance(found, Failure) else ""
 
     def check(self, instance: Instance, chosen: Chosen, schedule: Schedule | None = None) -> str:
         return ""  # `evaluate` has run it beside the oracle

@@ -126,7 +126,6 @@ class Call:
 
 Expr = Num | Name | Access | Unary | Binary | Call
 
-ARITHMETIC = ("+", "-", "*", "/", "//", "%", "**")
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 LOGIC = ("and", "or")
 BUILTINS: dict[str, int] = {
@@ -331,7 +330,8 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Combine:
-    """`combine dg over i by partials | sorted | atomic | turns`: how a reduction that crosses blocks is joined."""
+    """`combine dg over i by partials | sorted | atomic | turns | private`: how a reduction over blocks
+    or tiles is joined."""
 
     names: tuple[str, ...]
     over: str

@@ -19,10 +19,11 @@ from tcomp.errors import UserError
 
 if TYPE_CHECKING:
     from tcomp.autotune.backend import Backend
-    from tcomp.autotune.instances import Instance
+    from tcomp.autotune.instances import Instance, StepShape
     from tcomp.autotune.judge import Judge
     from tcomp.autotune.lockfile import Lock
     from tcomp.autotune.search import Search
+    from tcomp.autotune.step_final import StepFinal
     from tcomp.dsl.ast import Module
     from tcomp.machine.gpu import GpuMachine
     from tcomp.schedule.family import Machine
@@ -41,6 +42,7 @@ def tune(
     device: Annotated[
         str, typer.Option(help="Where candidates run: cpu, or cuda (cuda:1, cuda:NAME) [default: cpu].")
     ] = "cpu",
+    cpu: Annotated[bool, typer.Option("--cpu", help="This computer's processors, as by default.")] = False,
     gpu: Annotated[
         str,
         typer.Option(help="The GPU to tune for: by running on it if it is here, else by a static model (predicted)."),
@@ -87,6 +89,7 @@ def tune(
     from tcomp.autotune import search
     from tcomp.autotune import storage as trials_storage
     from tcomp.autotune.instances import StepShape
+    from tcomp.autotune.plan import Plan, summary_lines
     from tcomp.runtime.cache import cache_folder
 
     report, file = _what(words or [])
@@ -106,6 +109,8 @@ def tune(
         limits.parse_dims(dim or []),
         precision,
     )
+    if cpu and (gpu or device != "cpu"):
+        raise UserError("--cpu excludes --gpu and --device", "tune for one of them at a time, into a lockfile each")
     if predicted and not gpu:
         raise UserError("--predicted is for --gpu", "give --gpu h100 to tune for an H100 by the static model")
     backend = _backend(device, gpu, predicted or check or report, threads)
@@ -126,11 +131,13 @@ def tune(
     with trials_storage.failures_of(store):
         judge = _judge(module, backend, seed)
         kept = trials_storage.open_storage(store)
-        plan = search.Plan(shape, seconds, trials, tuple(ops or ()), seed, until, _age())
+        plan = Plan(shape, seconds, trials, tuple(ops or ()), seed, until, _age())
         say = (lambda text: print(text, file=sys.stderr)) if ask or tell else _say
+        steps = None if ask or tell else _steps(module, model.name, shape, backend)
         run = search.Search(
-            module, model.name, machine, cores, plan, judge, kept, path, say, _known(file, machine, path), _followed
-        )
+            module, model.name, machine, cores, plan, judge, kept, path, say, _known(file, machine, path), _followed,
+            steps,
+        )  # fmt: skip
         if ask or tell:
             _converse(run, ask, tell)
             return
@@ -142,7 +149,7 @@ def tune(
         except KeyboardInterrupt:
             print(f"stopped; finished trials are in {store}: the same command goes on from there", file=sys.stderr)
             raise typer.Exit(130) from None
-        for line in search.summary_lines(summary, judge.basis):
+        for line in summary_lines(summary, judge.basis):
             print(line)
         print(f"lockfile {path}: {len(summary.tuned)} entries changed")
 
@@ -267,6 +274,17 @@ def _judge(module: Module, backend: Backend | Described, seed: int) -> Judge:
     from tcomp.autotune.judge_measured import MeasuredJudge
 
     return MeasuredJudge(module, backend, seed, cache_folder("tuning") / "measuring")
+
+
+def _steps(module: Module, model: str, shape: StepShape, backend: Backend | Described) -> StepFinal | None:
+    """On a CPU finals are within steps."""
+    from tcomp.autotune.backend_cpu import CpuBackend
+    from tcomp.autotune.step_final import StepFinal
+    from tcomp.runtime.cache import cache_folder
+
+    if not isinstance(backend, CpuBackend):
+        return None
+    return StepFinal(module, model, shape, backend, cache_folder("tuning") / "measuring")
 
 
 def _check(

@@ -59,6 +59,7 @@ class Emitter:
         granule: dict[str, int],
         storage: dict[str, Storage],
         dtypes: Mapping[str, DType],
+        shapes: Mapping[str, tuple[int, ...]],
         monoids: Mapping[str, Monoid],
         definitions: Mapping[str, Expr],
         tiler: Tiler,
@@ -69,7 +70,8 @@ class Emitter:
     ) -> None:
         self.plan, self.extents, self.chunk, self.granule = plan, extents, chunk, granule
         self.room = room
-        self.storage, self.dtypes, self.monoids, self.definitions = storage, dtypes, monoids, definitions
+        self.storage, self.dtypes, self.shapes = storage, dtypes, shapes
+        self.monoids, self.definitions = monoids, definitions
         self.tiler, self.text, self.scalars = tiler, text, scalars
         self.needs = needs
         self.tiles: dict[str, Buffer] = {s.buffer.name: s.buffer for s in storage.values()}

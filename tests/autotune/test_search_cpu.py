@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from tcomp.autotune import storage
 from tcomp.autotune.backend_cpu import CpuBackend
-from tcomp.autotune.bench import Bench, Rejected
+from tcomp.autotune.bench import Bench
+from tcomp.autotune.child import Failure, Rejected
 from tcomp.autotune.contest import ratio
-from tcomp.autotune.evaluator import Failure
 from tcomp.autotune.instances import facts_of, schedule_of
 from tcomp.autotune.judge import Choice, Job
 from tcomp.autotune.judge_measured import MeasuredJudge
 from tcomp.autotune.lockfile import read_lock
-from tcomp.autotune.search import Plan
+from tcomp.autotune.plan import Plan
 from tcomp.autotune.space import Values, spaces_of
 from tcomp.dsl.errors import TcError
 from tcomp.machine.cpu import detect
