@@ -213,9 +213,9 @@ class Prefetch:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """What a Compute packs meanwhile, a piece per part of its reduction: `pack` fills the copy of its tile that the next
-    turn of the loops around reads. It is written over `following`, names of their variables a turn later, each with the
-    variable itself and that value."""
+    """What a Compute packs meanwhile, a piece per part of its reduction: `pack` fills the copy of its tile that the
+    next turn of the loops around reads. It is written over `following`, names of their variables a turn later, each
+    with the variable itself and that value."""
 
     pack: Pack
     following: tuple[tuple[str, str, Expr], ...]

@@ -2,13 +2,13 @@
 
     for each register tile:                     c counts pieces; one is a row of the tile
       for each part of the reduction:           parts are as many as a register tile has pieces to do
+        prefetch the row of a register tile later into the second-level cache, the next one into the first
         copy row c, if there is one             into the tile's other copy
-        prefetch the row of a register tile later
         the part's steps
 
-Multiplication leaves loads and stores free, and a piece is small enough that nothing waits for it. Memory is asked for a
-register tile ahead, a row at a time: all of a tile's rows, asked for at once, would share a few cache sets. The first
-register tile only asks. What is left after the last register tile is copied then.
+Multiplication leaves loads and stores free, and a piece is small enough that nothing waits for it. Memory is asked for
+a register tile ahead, a row at a time: all of a tile's rows, asked for at once, would share a few cache sets. The first
+register tile only asks. What is left after the last one is copied then.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.integers import Known
 from tcomp.codegen.cpu.pack import contiguous_axis, copied_axes, fill_zeros, padded_shape
-from tcomp.codegen.cpu.prefetch import LINE, SECOND_LEVEL, region, touch
+from tcomp.codegen.cpu.prefetch import FIRST_LEVEL, LINE, SECOND_LEVEL, region, touch
 from tcomp.codegen.cpu.tiles import span_of
 from tcomp.codegen.cpu.types import I1, I8, I64, IrValue
 from tcomp.dsl.ast import Access, Binary, Name, Num
@@ -43,19 +43,20 @@ def copy_ahead(tile: str) -> str:
 
 
 class AheadPacker:
-    """Writes the pieces of a Compute's `ahead`; made where the Compute begins, finished behind it."""
+    """Writes the pieces of a Compute's `ahead`; made where the Compute begins, finished behind it. The word `turns`
+    goes on to the copy that the next turn shall read: to the same one where that reads the same region."""
 
-    def __init__(self, em: Emitter, scope: Scope, node: Compute) -> None:
+    def __init__(self, em: Emitter, scope: Scope, node: Compute, turns: IrValue) -> None:
         assert node.ahead is not None
         self.em, self.scope = em, scope
         self.pack: Pack = node.ahead.pack
         self.names = [name for name, _, _ in node.ahead.following]
         b = em.here()
-        last: IrValue = ir.Constant(I1, 1)
+        same: IrValue = ir.Constant(I1, 1)
         for name, variable, value in node.ahead.following:
             scope.variables[name] = em.i64(integer_value(em, value, scope))
             scope.facts.symbols[name] = scope.facts.symbols[variable]
-            last = b.and_(last, b.icmp_signed("==", scope.variables[name], scope.variables[variable]))
+            same = b.and_(same, b.icmp_signed("==", scope.variables[name], scope.variables[variable]))
         self.buffer = scope.buffers[copy_ahead(self.pack.buffer)]
         inner = contiguous_axis(self.buffer)
         (self.row,) = (i for i in range(len(self.pack.axes)) if i != inner)
@@ -67,7 +68,9 @@ class AheadPacker:
         self._find_lines()
         with b.goto_entry_block():
             self.count = b.alloca(I64)
-        em.here().store(b.select(last, self.length, em.i64(-self.lead)), self.count)
+        b = em.here()
+        b.store(b.select(same, self.length, em.i64(-self.lead)), self.count)
+        b.store(b.add(b.load(turns, typ=I64), b.select(same, em.i64(2), em.i64(1))), turns)
 
     def part(self, steps: int) -> int:
         """How many of so many steps of the reduction come between two pieces: a divisor of them where that serves."""
@@ -81,7 +84,8 @@ class AheadPacker:
         b = em.here()
         count = b.load(self.count, typ=I64)
         b.store(b.add(count, em.i64(1)), self.count)
-        self._ask(b.add(count, em.i64(self.lead)))
+        self._ask(b.add(count, em.i64(self.lead)), SECOND_LEVEL)
+        self._ask(em.here().add(count, em.i64(1)), FIRST_LEVEL)
         inside = em.here().icmp_unsigned("<", count, self.length)
         em.when(inside, partial(self._copy, count))
 
@@ -124,7 +128,8 @@ class AheadPacker:
         wide = domain.axes[along].block * size
         self.lines = [*range(0, wide - size, LINE), wide - size]
 
-    def _ask(self, row: IrValue) -> None:
+    def _ask(self, row: IrValue, level: int) -> None:
+        """Prefetch a row's lines into that level of the caches."""
         em = self.em
         b = em.here()
         after = em.i64(1)
@@ -132,4 +137,4 @@ class AheadPacker:
         offset: Int = em.mul(row, self.stride)
         for line in self.lines:
             b = em.here()
-            touch(em, b.gep(self.base, [em.i64(em.add(offset, line))], source_etype=I8), False, SECOND_LEVEL)
+            touch(em, b.gep(self.base, [em.i64(em.add(offset, line))], source_etype=I8), False, level)

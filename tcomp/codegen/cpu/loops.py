@@ -43,7 +43,7 @@ def tile_offsets(tiles: Sequence[Buffer], where: Where) -> tuple[dict[str, int],
 
 
 def copy_bytes(tile: Buffer) -> int:
-    """From one copy of a tile to what follows it. Distances of a power of two would put tiles on the same cache sets."""
+    """From one copy of a tile to what follows it: a power of two would put both on the same cache sets."""
     return -(-tile.bytes // ALIGNMENT) * ALIGNMENT + ALIGNMENT
 
 
@@ -64,7 +64,7 @@ class PhaseGenerator:
         for where, region in ((Where.SCRATCH, scratch), (Where.TEAM, team)):
             for tile, at in tile_offsets(kernel.tiles, where)[0].items():
                 roots[tile] = b.gep(region, [self.em.i64(at)], source_etype=I8, name=_safe(tile))
-        # Tiles with two copies: where they begin, and how many turns have used one.
+        # Tiles with two copies: where they begin, and a word that is even where the first is in use, 0 before any turn.
         self.turning: dict[str, tuple[IrValue, IrValue]] = {}
         for tile in kernel.tiles:
             if tile.ring > 1:
@@ -105,7 +105,7 @@ class PhaseGenerator:
                 case Compute(instruction=family) if family:
                     generate_dots(self.em, self.scope, s)
                 case Compute(ahead=Ahead()):
-                    packer = AheadPacker(self.em, self.scope, s)
+                    packer = AheadPacker(self.em, self.scope, s, self.turning[s.ahead.pack.buffer][1])
                     ComputeGenerator(self.em, self.scope, s, packer).generate()
                     packer.finish()
                 case Compute():
@@ -122,7 +122,7 @@ class PhaseGenerator:
                     self._sequential(s)
 
     def _pack_ahead(self, pack: Pack) -> None:
-        """Turn to the tile's other copy, which the turn before has filled; there is none before the first."""
+        """Turn to the copy of the tile that the turn before has filled; before the first there is none."""
         em, scope = self.em, self.scope
         root, turns = self.turning[pack.buffer]
         apart = copy_bytes(scope.buffers[pack.buffer])
@@ -132,7 +132,6 @@ class PhaseGenerator:
         this, other = em.mul(odd, apart), em.mul(b.sub(em.i64(1), odd), apart)
         scope.roots[pack.buffer] = b.gep(root, [em.i64(this)], source_etype=I8)
         scope.roots[copy_ahead(pack.buffer)] = b.gep(root, [em.i64(other)], source_etype=I8)
-        b.store(b.add(turn, em.i64(1)), turns)
         first = b.icmp_signed("==", turn, em.i64(0))
         em.when(first, partial(generate_pack, em, scope, pack))
 

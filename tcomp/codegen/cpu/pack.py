@@ -63,8 +63,8 @@ def fill_zeros(
     target: Access,
     sizes: tuple[int, ...] | None = None,
 ) -> None:
-    """Zero the tile, or a part of it of these sizes, behind each axis's stop: for axis i, all of the axes before it up to
-    their stops."""
+    """Zero the tile, or a part of it of these sizes, behind each axis's stop: for axis i, all of the axes before it up
+    to their stops."""
     zero = Num(0.0) if buffer.dtype.is_float else Num(0)
     sizes = padded_shape(buffer) if sizes is None else sizes
     for i, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
