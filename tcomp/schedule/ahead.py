@@ -66,7 +66,7 @@ class _Pass:
             problem = "its reader is in an inner loop, or packs another tensor ahead"
         if problem:
             message = f"'{tensor}' cannot be packed ahead: {problem}"
-            raise TcError(message, pack.span, self.text, "write `by prefetch`, or nothing")
+            raise TcError(message, pack.span, self.text or "", "write `by prefetch`, or nothing")
 
 
 def _reads(s: Statement, buffer: str) -> bool:

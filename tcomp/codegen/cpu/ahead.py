@@ -14,6 +14,7 @@ register tile only asks. What is left after the last one is copied then.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -29,7 +30,7 @@ from tcomp.codegen.cpu.prefetch import FIRST_LEVEL, LINE, SECOND_LEVEL, region, 
 from tcomp.codegen.cpu.tiles import span_of
 from tcomp.codegen.cpu.types import I1, I8, I64, IrValue
 from tcomp.dsl.ast import Access, Binary, Name, Num
-from tcomp.ir.tile import Compute, Pack, Prefetch
+from tcomp.ir.tile import Ahead, Compute, Pack, Prefetch
 
 PIECE = "piece of a tile"
 """The row that is copied, as a variable of the expressions that bound it."""
@@ -46,14 +47,13 @@ class AheadPacker:
     """Writes the pieces of a Compute's `ahead`; made where the Compute begins, finished behind it. The word `turns`
     goes on to the copy that the next turn shall read: to the same one where that reads the same region."""
 
-    def __init__(self, em: Emitter, scope: Scope, node: Compute, turns: IrValue) -> None:
-        assert node.ahead is not None
+    def __init__(self, em: Emitter, scope: Scope, node: Compute, ahead: Ahead, turns: IrValue) -> None:
         self.em, self.scope = em, scope
-        self.pack: Pack = node.ahead.pack
-        self.names = [name for name, _, _ in node.ahead.following]
+        self.pack: Pack = ahead.pack
+        self.names = [name for name, _, _ in ahead.following]
         b = em.here()
         same: IrValue = ir.Constant(I1, 1)
-        for name, variable, value in node.ahead.following:
+        for name, variable, value in ahead.following:
             scope.variables[name] = em.i64(integer_value(em, value, scope))
             scope.facts.symbols[name] = scope.facts.symbols[variable]
             same = b.and_(same, b.icmp_signed("==", scope.variables[name], scope.variables[variable]))
@@ -96,7 +96,12 @@ class AheadPacker:
         count = b.load(self.count, typ=I64)
         zero = em.i64(0)
         first = b.select(b.icmp_signed("<", count, zero), zero, count)
-        em.loop(first, self.length, 1, [], lambda base, _: self._copy(em.i64(base)) or [])
+
+        def rest(row: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+            self._copy(em.i64(row))
+            return []
+
+        em.loop(first, self.length, 1, [], rest)
         for name in self.names:
             del self.scope.variables[name], self.scope.facts.symbols[name]
 

@@ -66,10 +66,10 @@ class PhaseGenerator:
                 roots[tile] = b.gep(region, [self.em.i64(at)], source_etype=I8, name=_safe(tile))
         # Tiles with two copies: where they begin, and a word that is even where the first is in use, 0 before any turn.
         self.turning: dict[str, tuple[IrValue, IrValue]] = {}
-        for tile in kernel.tiles:
-            if tile.ring > 1:
-                self.turning[tile.name] = roots[tile.name], b.alloca(I64)
-                b.store(self.em.i64(0), self.turning[tile.name][1])
+        for t in kernel.tiles:
+            if t.ring > 1:
+                self.turning[t.name] = roots[t.name], b.alloca(I64)
+                b.store(self.em.i64(0), self.turning[t.name][1])
         self.scope = Scope(
             buffers={t.name: t for t in kernel.operands + kernel.tiles}
             | {copy_ahead(t.name): replace(t, name=copy_ahead(t.name)) for t in kernel.tiles if t.ring > 1},
@@ -104,8 +104,8 @@ class PhaseGenerator:
             match s:
                 case Compute(instruction=family) if family:
                     generate_dots(self.em, self.scope, s)
-                case Compute(ahead=Ahead()):
-                    packer = AheadPacker(self.em, self.scope, s, self.turning[s.ahead.pack.buffer][1])
+                case Compute(ahead=Ahead() as ahead):
+                    packer = AheadPacker(self.em, self.scope, s, ahead, self.turning[ahead.pack.buffer][1])
                     ComputeGenerator(self.em, self.scope, s, packer).generate()
                     packer.finish()
                 case Compute():
