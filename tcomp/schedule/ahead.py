@@ -27,7 +27,8 @@ def packed_ahead(
     """The kernel with an `Ahead` for each pack "by ahead", and two copies of its tile; TcError where it cannot be."""
     written = {c.target.tensor for p in phases for c in computes(p)}
     pass_ = _Pass(dict(tiles), written, text)
-    return pass_.tiles, [tuple(pass_.statement(s, ()) for s in p) for p in phases]
+    done = [tuple(pass_.turning([pass_.statement(s, ()) for s in p], ())) for p in phases]
+    return pass_.tiles, done
 
 
 class _Pass:
@@ -39,26 +40,34 @@ class _Pass:
             return s
         loops = () if s.chunked else (*around, s)
         body = [self.statement(inner, loops) for inner in s.body]
-        for pack in [p for p in body if isinstance(p, Pack) and p.by == "ahead"]:
+        return replace(s, body=tuple(self.turning(body, loops)))
+
+    def turning(self, body: list[Statement], loops: tuple[Loop, ...]) -> list[Statement]:
+        """A loop's body with an `Ahead` for each pack "by ahead". One without turns, or of a single row, as small
+        sizes leave them, is an ordinary copy."""
+        for i, pack in enumerate(body):
+            if not isinstance(pack, Pack) or pack.by != "ahead":
+                continue
+            if not loops or len(pack.axes) < 2:
+                body[i] = replace(pack, by="copy")
+                continue
             at = next((i for i, c in enumerate(body) if _reads(c, pack.buffer)), None)
             reader = body[at] if at is not None else None
-            self._check(pack, loops, reader)
+            self._check(pack, reader)
             assert at is not None and isinstance(reader, Compute)
             body[at] = replace(reader, ahead=_ahead(pack, next_turn(loops)))
             self.tiles[pack.buffer] = replace(self.tiles[pack.buffer], ring=2)
-        return replace(s, body=tuple(body))
+        return body
 
-    def _check(self, pack: Pack, loops: tuple[Loop, ...], reader: Statement | None) -> None:
-        """Refuse what has no turns, is no plain copy of rows, or could change meanwhile."""
+    def _check(self, pack: Pack, reader: Statement | None) -> None:
+        """Refuse what is no plain copy of rows, or could change meanwhile."""
         layout = self.tiles[pack.buffer].layout
         assert isinstance(layout, Panels)
         along = pack.axes[layout.axis].name
         last = pack.source.subscripts[-1]
         tensor = pack.source.tensor
         problem = ""
-        if not loops:
-            problem = "no loop takes turns around it"
-        elif tensor in self.written:
+        if tensor in self.written:
             problem = "this kernel writes it"
         elif layout.group > 1 or len(pack.axes) != 2 or last != Name(along):
             problem = "its copy is not one of whole rows"
