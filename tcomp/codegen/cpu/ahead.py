@@ -2,7 +2,7 @@
 
     for each register tile:                     c counts pieces; one is a row of the tile
       for each part of the reduction:           parts are as many as a register tile has pieces to do
-        prefetch the row of a register tile later into the second-level cache, the next one into the first
+        prefetch the row of a register tile later
         copy row c, if there is one             into the tile's other copy
         the part's steps
 
@@ -26,7 +26,7 @@ from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.integers import Known
 from tcomp.codegen.cpu.pack import contiguous_axis, copied_axes, fill_zeros, padded_shape
-from tcomp.codegen.cpu.prefetch import FIRST_LEVEL, LINE, SECOND_LEVEL, region, touch
+from tcomp.codegen.cpu.prefetch import LINE, SECOND_LEVEL, region, touch
 from tcomp.codegen.cpu.tiles import span_of
 from tcomp.codegen.cpu.types import I1, I8, I64, IrValue
 from tcomp.dsl.ast import Access, Binary, Name, Num
@@ -84,8 +84,7 @@ class AheadPacker:
         b = em.here()
         count = b.load(self.count, typ=I64)
         b.store(b.add(count, em.i64(1)), self.count)
-        self._ask(b.add(count, em.i64(self.lead)), SECOND_LEVEL)
-        self._ask(em.here().add(count, em.i64(1)), FIRST_LEVEL)
+        self._ask(b.add(count, em.i64(self.lead)))
         inside = em.here().icmp_unsigned("<", count, self.length)
         em.when(inside, partial(self._copy, count))
 
@@ -133,8 +132,8 @@ class AheadPacker:
         wide = domain.axes[along].block * size
         self.lines = [*range(0, wide - size, LINE), wide - size]
 
-    def _ask(self, row: IrValue, level: int) -> None:
-        """Prefetch a row's lines into that level of the caches."""
+    def _ask(self, row: IrValue) -> None:
+        """Prefetch a row's lines, into the second-level cache: the first would lose them by then."""
         em = self.em
         b = em.here()
         after = em.i64(1)
@@ -142,4 +141,4 @@ class AheadPacker:
         offset: Int = em.mul(row, self.stride)
         for line in self.lines:
             b = em.here()
-            touch(em, b.gep(self.base, [em.i64(em.add(offset, line))], source_etype=I8), False, level)
+            touch(em, b.gep(self.base, [em.i64(em.add(offset, line))], source_etype=I8), False, SECOND_LEVEL)
