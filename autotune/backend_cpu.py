@@ -19,6 +19,7 @@ from tcomp.machine.cpu import CpuMachine, detect
 from tcomp.model.step import Step
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.executor import Executor
+from tcomp.runtime.roofline import profile
 
 FLUSH = 64 << 20
 """At most this much is written to clear the caches."""
@@ -70,3 +71,8 @@ class CpuBackend:
 
     def open(self, step: Step) -> Executor:
         return CpuExecutor(step, self.machine, self.threads, self.cache)
+
+    def launch_seconds(self, executor: Executor, program: str) -> Sequence[float]:
+        """Run a program: seconds of each of its launches."""
+        assert isinstance(executor, CpuExecutor)
+        return [float(s) for s in profile(executor, program)]

@@ -6,7 +6,6 @@ guard words behind each operand.
 
 from __future__ import annotations
 
-import fcntl
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcomp.autotune.backend import Backend
+from tcomp.autotune.child import Rejected
 from tcomp.autotune.contest import turns
+from tcomp.autotune.guard import exclusive
 from tcomp.autotune.sizes import reduced
 from tcomp.dsl.ast import DType, Module, Op, Schedule
 from tcomp.model.single import single_op_step
@@ -39,14 +40,6 @@ POISON = 0x7BADF00D
 ORACLE_WORK = 3e10
 """Multiplications that the oracle may take for one check."""
 ORACLE_ELEMENTS = 4e7
-
-
-class Rejected(Exception):
-    """A candidate that does not count: `kind` is illegal | wrong | spill, and the message says what was seen."""
-
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
 
 
 @dataclass
@@ -174,7 +167,7 @@ class Bench:
         """Seconds of each candidate in turns (`contest.turns`). `alone` names a file that is locked meanwhile, so that
         of several tuning processes one measures at a time."""
         players = [partial(self.clock.seconds, c.executor, c.programs) for c in candidates]
-        with _exclusive(alone):
+        with exclusive(alone):
             return turns(players, rounds, seconds)
 
     def close(self) -> None:
@@ -215,22 +208,6 @@ def _slots(step: Step, copy: int) -> dict[str, str]:
     """Operand (or guard) -> the copy's slot."""
     names = [n for n in step.slots if "@" not in n]
     return {n: named(n, copy) for n in names}
-
-
-class _exclusive:
-    """Holds a lock on a file, where one is named."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        self.file = open(self.path, "w") if self.path else None
-        if self.file:
-            fcntl.flock(self.file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        if self.file:
-            self.file.close()
 
 
 def _dims(dims: Mapping[str, int]) -> str:

@@ -9,7 +9,9 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+Played = TypeVar("Played")
 SLOW = 1.25
 """A candidate this much slower than the default in the first rounds is not timed further."""
 FIRST, MORE, FINAL = 3, 9, 25
@@ -56,10 +58,11 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
     return Ratio(math.exp(statistics.median(logs)), math.exp(logs[low]), math.exp(logs[high]))
 
 
-def turns(players: Sequence[Callable[[], float]], rounds: int, seconds: float) -> list[list[float]]:
-    """Each player's times, one a round, every other round in reverse order: at least LEAST rounds, at most `rounds` or
-    about `seconds`. Rounds of all players are of the same length, so that what slows the machine down slows all."""
-    out: list[list[float]] = [[] for _ in players]
+def turns(players: Sequence[Callable[[], Played]], rounds: int, seconds: float) -> list[list[Played]]:
+    """What each player gives, its time, one a round, every other round in reverse order: at least LEAST rounds, at most
+    `rounds` or about `seconds`. Rounds of all players are of the same length, so that what slows the machine down slows
+    all."""
+    out: list[list[Played]] = [[] for _ in players]
     order = range(len(players))
     end = time.perf_counter() + seconds
     for i in range(rounds):

@@ -1,17 +1,10 @@
-"""Candidates in a process of their own: what crashes, hangs or eats memory there ends a trial, not the search.
+"""The candidates of one op instance, in a process of their own (`child`): built, checked, and timed in turns.
 
-The child keeps one `Bench` per op instance and the candidates built so far (those to be compared again). The parent
-asks by messages and waits with a time limit; a child that dies, or whose device a fault has ended, is replaced when
-next needed.
+The child keeps one `Bench` and the candidates built so far (those to be compared again).
 """
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import resource
-import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -19,14 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tcomp.autotune.backend import Backend
-from tcomp.autotune.bench import Bench, Candidate, Rejected
+from tcomp.autotune.bench import Bench, Candidate
+from tcomp.autotune.child import PATIENCE, Child, Failure, serve_requests
 from tcomp.dsl.ast import Module, Op, Schedule
-from tcomp.dsl.errors import TcError
-from tcomp.errors import UserError
-
-PATIENCE = 120.0
-"""Seconds that a candidate may take to build and check."""
-REASONS = ("where", "illegal", "spill", "wrong", "crash", "timeout", "slow")
 
 
 @dataclass(frozen=True)
@@ -55,15 +43,6 @@ class Request:
     alone: Path | None = None
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a candidate does not count: one of REASONS, and what was seen. `last`: the child can do no more."""
-
-    kind: str
-    reason: str
-    last: bool = False
-
-
 Facts = Mapping[str, float | str]
 
 
@@ -74,10 +53,7 @@ class Evaluator:
     """The parent's end. One instance at a time; `close` ends the child, which runs `target`."""
 
     def __init__(self, subject: Subject, target: Serve | None = None) -> None:
-        self.subject, self.target = subject, target or serve
-        self._context = multiprocessing.get_context("spawn")
-        self._process: Any = None
-        self._pipe: Connection | None = None
+        self._child = Child(subject, target or serve)
         self._built: dict[str, Request] = {}
         self._alive: set[str] = set()
         """names of built candidates that the present child has"""
@@ -98,16 +74,15 @@ class Evaluator:
     def times(
         self, names: tuple[str, ...], rounds: int, seconds: float, alone: Path | None, patience: float = PATIENCE
     ) -> list[list[float]] | Failure:
-        """Seconds of built candidates, in turns (`Bench.times`). What a dead child had built is built again."""
+        """Seconds of built candidates, in turns (`Bench.times`), within `patience`. What a dead child had built is
+        built again."""
         for name in names:
             if name not in self._alive and name in self._built:
                 again = self._ask(self._built[name], patience)
                 if isinstance(again, Failure):
                     return again
                 self._alive.add(name)
-        answer = self._ask(
-            Request("times", names=names, rounds=rounds, seconds=seconds, alone=alone), patience + seconds
-        )
+        answer = self._ask(Request("times", names=names, rounds=rounds, seconds=seconds, alone=alone), patience)
         return answer if isinstance(answer, Failure) else list(answer)
 
     def drop(self, name: str) -> None:
@@ -117,111 +92,39 @@ class Evaluator:
             self._ask(Request("drop", name), PATIENCE)
 
     def close(self) -> None:
-        if self._pipe is not None:
-            with contextlib.suppress(OSError):
-                self._pipe.send(None)
-            self._pipe.close()
-        if self._process is not None:
-            self._process.join(5)
-            self._kill()
-        self._pipe = None
+        self._child.close()
 
     def _ask(self, request: Request, patience: float) -> Any:
-        if self._process is None:
-            self._start()
-        assert self._pipe is not None
         try:
-            self._pipe.send(request)
-            if not self._pipe.poll(patience):
-                self._kill()
-                return Failure("timeout", f"no answer within {patience:.0f} s")
-            answer = self._pipe.recv()
-        except (EOFError, OSError):
-            self._process.join(5)
-            code = self._process.exitcode
-            self._kill()
-            return Failure("crash", f"its process died of {_signal(code)}")
-        if isinstance(answer, Failure) and answer.last:
-            self._process.join(5)
-            self._kill()
-        if isinstance(answer, UserError):
-            raise answer
-        return answer
-
-    def _start(self) -> None:
-        ours, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=self.target, args=(theirs, self.subject))
-        self._process.start()
-        theirs.close()
-        self._pipe = ours
-
-    def _kill(self) -> None:
-        if self._process is not None and self._process.is_alive():
-            self._process.kill()
-            self._process.join(5)
-        self._process = None
-        self._alive.clear()
+            return self._child.ask(request, patience)
+        finally:
+            if not self._child.running:
+                self._alive.clear()
 
 
 def serve(pipe: Connection, subject: Subject) -> None:
-    """The child's end: answers requests until the parent says None or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    built: dict[str, Candidate] = {}
-    bench: Bench | None = None
-    while True:
-        try:
-            request = pipe.recv()
-        except (EOFError, OSError):
-            break
-        if request is None:
-            break
-        answer: object
-        try:
-            bench = bench or Bench(subject.module, subject.op, subject.dims, subject.backend, subject.seed)
-            answer = _answer(bench, built, request)
-        except Rejected as e:
-            answer = Failure(e.kind, str(e))
-        except TcError as e:
-            answer = Failure("illegal", e.message)
-        except UserError as e:
-            if bench is None:
-                answer = e  # the device cannot be used at all: an end of the search
-            elif getattr(e, "sticky", False):
-                answer = Failure("crash", e.message.splitlines()[0], last=True)
-            else:
-                answer = Failure("illegal", str(e).splitlines()[0])
-        except MemoryError:
-            answer = Failure("crash", "out of memory")
-        except (NotImplementedError, ArithmeticError, ValueError, KeyError, RuntimeError) as e:
-            answer = Failure("crash", f"{type(e).__name__}: {e}")
-        try:
-            pipe.send(answer)
-        except OSError:
-            break
-        if isinstance(answer, Failure) and answer.last:
-            break
-    for candidate in built.values():
-        candidate.close()
-    os._exit(0)
+    """The child's end."""
+    serve_requests(pipe, lambda: _Candidates(subject))
 
 
-def _answer(bench: Bench, built: dict[str, Candidate], request: Request) -> Any:
-    if request.what == "build":
-        if request.name in built:
-            built.pop(request.name).close()
-        built[request.name] = bench.build(request.chosen, request.kernel, request.schedule)
-        return built[request.name].facts
-    if request.what == "times":
-        return bench.times([built[n] for n in request.names], request.rounds, request.seconds, request.alone)
-    if request.name in built:
-        built.pop(request.name).close()
-    return None
+class _Candidates:
+    """The child's bench and what was built on it."""
 
+    def __init__(self, subject: Subject) -> None:
+        self.bench = Bench(subject.module, subject.op, subject.dims, subject.backend, subject.seed)
+        self.built: dict[str, Candidate] = {}
 
-def _signal(code: int | None) -> str:
-    """`SIGSEGV` for an exit code of -11."""
-    if code is not None and code < 0:
-        with contextlib.suppress(ValueError):
-            return signal.Signals(-code).name
-    return f"exit code {code}"
+    def answer(self, request: Request) -> Any:
+        if request.what == "times":
+            candidates = [self.built[n] for n in request.names]
+            return self.bench.times(candidates, request.rounds, request.seconds, request.alone)
+        if request.name in self.built:
+            self.built.pop(request.name).close()
+        if request.what != "build":
+            return None
+        self.built[request.name] = self.bench.build(request.chosen, request.kernel, request.schedule)
+        return self.built[request.name].facts
+
+    def close(self) -> None:
+        for candidate in self.built.values():
+            candidate.close()

@@ -1,18 +1,22 @@
 """What warpgroups do with their sums at the end of a tile: the code from its last matrix product to the next one.
 
 All warpgroups of a block come to it together, so the matrix unit is idle meanwhile unless another block on the SM has
-work for it. The ways are replayed like loops (`gpu_replay`): registers, units, and the rate at which results leave.
+work for it; or a turn of their loop one after the other, where barriers keep them apart: then one multiplies while
+another begins, and again when that one is through. The ways are replayed like loops (`gpu_replay`): registers, units,
+and the rate at which results leave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 from tcomp.autotune.gpu_model import L2_LATENCY, MEMORY_LATENCY
-from tcomp.autotune.gpu_replay import MATRIX, Step, Warp, run, step_of
+from tcomp.autotune.gpu_replay import Step, Warp, run, step_of
+from tcomp.autotune.opcodes import MATRIX
 from tcomp.autotune.sass import Function, Instruction
+from tcomp.machine.gpu import GpuMachine
 
 STORES = {"STG": 9.0, "RED": 9.0, "REDG": 9.0, "STS": 3.5, "STSM": 8.0}
 """Cycles of the SM for one warp's store (ladder): a profile has 4572 of the 512 stores of a 128 x 128 tile from
@@ -33,40 +37,80 @@ class Epilogue:
     shuffles: int = 0
 
 
-def epilogue(function: Function, ways: Sequence[Sequence[int]], through_shared: bool) -> Epilogue:
+Piece = tuple[int, int, int]
+"""A block's number and its instructions from one place up to another."""
+
+
+LATER: Piece = (-1, 0, 0)
+"""stands for the time by which a warpgroup starts after the one before"""
+
+
+def epilogue(
+    function: Function, ways: Sequence[Sequence[int]], through_shared: bool, machine: GpuMachine, turn: float = 0.0
+) -> Epilogue:
     """That of a block whose warpgroups go these ways. `through_shared`: stores to shared memory are such work too, as
-    where the loop itself has none."""
+    where the loop itself has none. `turn`: cycles that the matrix unit has work for in a warpgroup's turn of the loop;
+    counts where they are a turn apart."""
+    turn = turn if staggered(function, ways) else 0.0
     stores = (*RESULTS, "STS", "STSM") if through_shared else RESULTS
-    parts = [_parts(function, way, stores) for way in ways]
-    known: dict[tuple[tuple[int, ...], ...], float] = {}
+    every = [parts(function, way, stores) for way in ways]
+    known: dict[tuple[tuple[Piece, ...], ...], float] = {}
     total, loads, shuffles = 0.0, 0, 0
-    for together in zip_longest(*parts, fillvalue=()):
+    for together in zip_longest(*every, fillvalue=()):
         if together not in known:
-            known[together] = _cycles(function, together)
+            known[together] = _cycles(function, together, machine, turn)
         total += known[together]
         loads += max(_count(function, part, "LDG", rounds=True) for part in together)
         shuffles += max(_count(function, part, "SHFL") for part in together)
     return Epilogue(total, loads, shuffles)
 
 
-def _parts(function: Function, way: Sequence[int], stores: Sequence[str]) -> list[tuple[int, ...]]:
-    """The pieces of a way that lie between matrix instructions (or behind the last) and store."""
-    has = [any(i.name in MATRIX for i in b.instructions) for b in function.blocks]
-    places = [n for n, b in enumerate(way) if has[b]]
-    pieces = [tuple(way[a + 1 : b]) for a, b in zip(places, [*places[1:], len(way)], strict=True) if b > a + 1]
-    return [p for p in pieces if any(i.name in stores for b in p for i in function.blocks[b].instructions)]
+def parts(function: Function, way: Sequence[int], stores: Sequence[str]) -> list[tuple[Piece, ...]]:
+    """What lies between matrix instructions of a way (or behind the last) and stores: the rest of the block with the
+    one before, whole blocks, and the next one's block up to it."""
+    inside = [[n for n, i in enumerate(b.instructions) if i.name in MATRIX] for b in function.blocks]
+    size = [len(b.instructions) for b in function.blocks]
+    places = [n for n, b in enumerate(way) if inside[b]]
+    found = []
+    for a, b in zip(places, [*places[1:], None], strict=True):
+        pieces: list[Piece] = [(way[a], inside[way[a]][-1] + 1, size[way[a]])]
+        pieces += [(n, 0, size[n]) for n in way[a + 1 : b]]
+        if b is not None:
+            pieces.append((way[b], 0, inside[way[b]][0]))
+        if any(i.name in stores for p in pieces for i in _instructions(function, p)):
+            found.append(tuple(p for p in pieces if p[1] < p[2]))
+    return found
 
 
-def _cycles(function: Function, parts: Sequence[tuple[int, ...]]) -> float:
-    """Until the last of the warpgroups, which start together, is through its part."""
-    steps = {b: [_step(i) for i in function.blocks[b].instructions] for b in set().union(*parts)}
-    warps = [Warp(part) for part in parts]
+def _instructions(function: Function, piece: Piece) -> Sequence[Instruction]:
+    number, first, end = piece
+    return function.blocks[number].instructions[first:end]
+
+
+def staggered(function: Function, ways: Sequence[Sequence[int]]) -> bool:
+    """Do warpgroups pass turns on to each other?"""
+    blocks = set[int]().union(*ways)
+    return any(i.name == "BAR" and "ARV" in i.opcode for b in blocks for i in function.blocks[b].instructions)
+
+
+def _cycles(function: Function, parts: Sequence[tuple[Piece, ...]], machine: GpuMachine, apart: float) -> float:
+    """Cycles that nothing is multiplied in until the last of the warpgroups is through its part. They start `apart`
+    cycles one after the other, each of which multiplies before it starts, and for as long again when it is through:
+    further ahead than that it is not counted on to come."""
+    steps: dict[Hashable, list[Step]] = {
+        p: [step_at_end(i, machine) for i in _instructions(function, p)] for p in set().union(*parts)
+    }
+    steps[LATER] = [Step("issue", 1.0, 0.0, (), (), pause=apart)]
+    warps = [Warp((LATER,) * (n if apart else 0) + part) for n, part in enumerate(parts)]
     run(warps, steps, None, len(warps))
-    return max(w.at for w in warps)
+    ends = sorted(w.at for w in warps)
+    idle = max(0.0, ends[0] - apart * (len(ends) - 1))
+    return idle + sum(max(0.0, b - a - apart) for a, b in pairwise(ends))
 
 
-def _step(i: Instruction) -> Step:
-    step = step_of(i, 0.0)
+def step_at_end(i: Instruction, machine: GpuMachine) -> Step:
+    """The step of an instruction outside of a loop: what it loads comes from device memory as often as from L2."""
+    step = step_of(i, machine)
     if i.name in STORES:
         return replace(step, unit="store", busy=WARPS * STORES[i.name])
     if i.name == "LDG":
@@ -74,7 +118,7 @@ def _step(i: Instruction) -> Step:
     return step
 
 
-def _count(function: Function, part: Sequence[int], name: str, rounds: bool = False) -> int:
+def _count(function: Function, part: Sequence[Piece], name: str, rounds: bool = False) -> int:
     """Instructions of that name; `rounds`: pieces of code that have some, whose accesses are under way together."""
-    found = [sum(i.name == name for i in function.blocks[b].instructions) for b in part]
+    found = [sum(i.name == name for i in _instructions(function, p)) for p in part]
     return sum(map(bool, found)) if rounds else sum(found)

@@ -68,6 +68,8 @@ class Ring:
     arrivals: int = 0
     drains: float = 1.0
     serialised: bool = False
+    lead: float = COPY_LATENCY
+    """cycles until the first copy is there"""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ class BlockWork:
     chain: float = 0.0
     stores: float = 0.0
     rings: tuple[Ring, ...] = ()
+    start: float = BLOCK_START
+    """cycles until the first loads are there"""
+    ends: float = 0.0
+    """cycles at the beginning and end of a launch that no other block fills, where `stores` has what others leave"""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,8 @@ class LaunchWork:
     """SMs that the launch's clusters of blocks fit on; 0: all"""
     waiting: float = 1.0
     """how many times as long it takes because blocks wait for each other"""
+    rest: BlockWork | None = None
+    """a block of the last round, where fewer than `resident` are left for an SM; None: as `work`"""
 
 
 @dataclass(frozen=True)
@@ -145,14 +153,16 @@ def predict(launch: LaunchWork, machine: GpuMachine) -> Prediction:
         "L2": work.l2_bytes / share,
     }
     rate = _together(*single.values())
-    chain = BLOCK_START + work.chain + work.stores + sum(_ring(r, share / resident) for r in work.rings)
-    rounds = per_sm / resident if launch.imbalance else -(-per_sm // resident)
     cycles = {name: per_sm * c for name, c in single.items()}
-    latency = rounds * max(chain, 0.0) * launch.waiting
+    whole, left = (per_sm / resident, 0) if launch.imbalance else divmod(int(per_sm), resident)
+    latency = whole * _chain(work, share / resident)
+    if left:
+        latency += _chain(launch.rest or work, share / left)
+    latency = latency * launch.waiting + work.ends
     seconds = {name: c / clock for name, c in cycles.items()}
     seconds["HBM"] = launch.hbm_bytes / (machine.memory_bandwidth * HBM_EFFICIENCY)
     seconds["latency"] = latency / clock
-    on_chip = max(per_sm * rate * launch.waiting, latency) / clock
+    on_chip = max(per_sm * rate * launch.waiting + work.ends, latency) / clock
     total = _together(on_chip, seconds["HBM"]) + LAUNCH
     seconds["launch"] = LAUNCH
     return Prediction(launch.name, total, _binding(seconds), seconds, launch.flops, launch.hbm_bytes, launch.notes)
@@ -166,6 +176,11 @@ def _binding(parts: dict[str, float]) -> str:
     return "latency" if parts["latency"] > 1.5 * rest[most] else most
 
 
+def _chain(work: BlockWork, share: float) -> float:
+    """Cycles of a block from its start to its end, with `share` bytes per cycle from L2."""
+    return max(0.0, work.start + work.chain + work.stores + sum(_ring(r, share) for r in work.rings))
+
+
 def _ring(r: Ring, share: float) -> float:
     """Cycles of a pipelined loop for one block that has `share` bytes per cycle from L2."""
     tensor = r.tensor * (SERIALISED if r.serialised else 1.0)
@@ -175,7 +190,7 @@ def _ring(r: Ring, share: float) -> float:
     if r.stages <= 1:
         return r.turns * (COPY_LATENCY + copy + _together(tensor, r.other) + waits)
     arrival = (COPY_LATENCY + copy) / (r.stages - 1)
-    return r.turns * (_together(tensor, r.other, copy, arrival) + waits) + COPY_LATENCY
+    return r.turns * (_together(tensor, r.other, copy, arrival) + waits) + r.lead
 
 
 def _together(*times: float) -> float:

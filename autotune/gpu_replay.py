@@ -1,24 +1,26 @@
-"""Warpgroups of an SM replayed instruction by instruction: how long a turn of a wgmma kernel's loop takes.
+"""Warps of an SM replayed instruction by instruction: how long a turn of a matrix product's loop takes.
 
-What a count of instructions cannot tell is what waits for what. Here each consumer warp issues in order, an
-instruction when its registers are ready and its unit is free; matrix instructions queue at the one matrix unit and are
-awaited where the code waits for their group. One warp stands for the four of its warpgroup, one on each partition of
-the SM; warps of other warpgroups, of the same block and of others on the SM, compete with it for the partition's
-units. Tiles are taken to be there when they are awaited (`gpu_model` looks at copies). Latencies and rates are those
-of the CUDA programming guide's throughput table and of published microbenchmarks of Hopper; none was measured by us.
+What a count of instructions cannot tell is what waits for what. Here each warp issues in order, an instruction when its
+registers are ready and its unit is free; a warpgroup's matrix instructions queue at the one matrix unit and are awaited
+where the code waits for their group, a warp's own (mma.sync) are awaited by their registers. One warp stands for four,
+one on each partition of the SM; the others of its block, and those of other blocks on the SM, compete with it for the
+partition's units. Tiles are taken to be there when they are awaited (`gpu_model` looks at copies). Latencies and rates
+are those of the CUDA programming guide's throughput table and of published microbenchmarks; none was measured by us.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tcomp.autotune.gpu_model import BARRIER, DRAIN, L2_LATENCY
+from tcomp.autotune.opcodes import MATRIX, WARPGROUP_MATRIX, matrix_cycles, shared_bytes
 from tcomp.autotune.sass import Block, Function, Instruction
-from tcomp.autotune.sass_registers import registers_read, registers_written
+from tcomp.autotune.sass_registers import all_read, all_written
+from tcomp.machine.gpu import GpuMachine
 
-MATRIX = ("HGMMA", "QGMMA", "IGMMA")
 WARPGROUP = 128
 """threads"""
 TURNS = 32
@@ -39,6 +41,12 @@ LATENCY = {
     "SYNCS": 20,
     "LDC": 30,
 }
+MATRIX_LATENCY = 33.0
+"""Cycles until the sums of an mma.sync can be read (published for m16n8k16 on an A100); longer where its unit is."""
+FMA = {"FFMA", "FADD", "FMUL", "IMAD"}
+QUEUE = 4
+"""Memory instructions that wait in a partition's queue while one is served: a fifth does not hold its warp up
+(published)."""
 FIXED = 4.5
 """cycles until the result of an ordinary instruction can be read"""
 BRANCH = 10.0
@@ -63,26 +71,38 @@ class Step:
     """waits for the other warpgroups of its block"""
     pause: float = 0.0
     """cycles that its warps wait for each other"""
+    queues: bool = False
+    """goes on while earlier ones are served"""
 
 
-def step_of(i: Instruction, matrix: float) -> Step:
-    """`matrix`: cycles of the SM's matrix unit, where it is such an instruction."""
+def step_of(i: Instruction, machine: GpuMachine) -> Step:
+    """What an instruction asks of a partition of an SM."""
     name = i.name
-    commits = any("gsb0" in o for o in i.operands)
-    reads, writes = registers_read(i), tuple(registers_written(i))
+    reads, writes = all_read(i), all_written(i)
+    if name in WARPGROUP_MATRIX:
+        commits = any("gsb0" in o for o in i.operands)
+        return Step("issue", 1.0, 0.0, (), (), matrix_cycles(i, machine), commits)
     if name in MATRIX:
-        return Step("issue", 1.0, 0.0, (), (), matrix, commits)
+        busy = matrix_cycles(i, machine)
+        return Step("matrix", busy, max(MATRIX_LATENCY, busy), reads, writes)
     if name == "WARPGROUP" and "DEPBAR" in i.opcode:
         return Step("issue", 1.0, 0.0, (), (), waits=int(i.operands[-1], 16))
     if name == "BAR" and "SYNC" in i.opcode:
         threads = int(i.operands[1], 16) if len(i.operands) > 1 and i.operands[1].startswith("0x") else 0
         if threads == WARPGROUP:
             return Step("issue", 1.0, 0.0, (), (), pause=BARRIER)
+        if threads and i.operands[0].startswith("R"):  # turns that warpgroups have in a loop: passed on in time
+            return Step("issue", 1.0, 0.0, (), ())
         return Step("issue", 1.0, 0.0, (), (), meets=True)
     if name == "MUFU":
-        return Step("special", 8.0, LATENCY["MUFU"], reads, writes)
+        return Step("special", 32.0 * machine.partitions / machine.special_per_clock, LATENCY["MUFU"], reads, writes)
     if name in ALU:
         return Step("alu", 2.0, FIXED, reads, writes)
+    if name in FMA:
+        return Step("fma", 32.0 * machine.partitions / machine.f32_per_clock, FIXED, reads, writes)
+    if moved := shared_bytes(i):  # (the other partitions' warps do the same)
+        busy = moved * machine.partitions / machine.shared_per_clock
+        return Step("shared", busy, LATENCY.get(name, FIXED), reads, writes, queues=True)
     if name == "BRA":
         return Step("issue", 1.0, BRANCH, reads, ())
     return Step("issue", 1.0, LATENCY.get(name, FIXED), reads, writes)
@@ -90,9 +110,10 @@ def step_of(i: Instruction, matrix: float) -> Step:
 
 @dataclass
 class Warp:
-    """One that stands for the four of its warpgroup. `trace`: block numbers in the order of its way; `at`: cycles."""
+    """One that stands for four. `trace`: pieces of code (block numbers, or what stands for them) in the order of its
+    way; `at`: cycles."""
 
-    trace: Sequence[int]
+    trace: Sequence[Hashable]
     place: int = 0
     step: int = 0
     at: float = 0.0
@@ -102,6 +123,8 @@ class Warp:
     open: float = 0.0
     entered: list[float] = field(default_factory=list)
     """when each turn began"""
+    noted: int = -1
+    """the place of the last of them: an instruction is looked at again when it had to wait"""
 
 
 @dataclass(frozen=True)
@@ -114,11 +137,13 @@ class Replay:
     groups: float
 
 
-def replay(function: Function, ways: Sequence[Sequence[int]], blocks: int, matrix: dict[int, float]) -> Replay | None:
+def replay(
+    function: Function, ways: Sequence[Sequence[int]], blocks: int, machine: GpuMachine, most: int = TURNS
+) -> Replay | None:
     """The loop that is entered most often of those with matrix instructions, with so many blocks on the SM; `ways` are
-    those of a block's warpgroups. None where there is no such loop. `matrix`: cycles of the matrix unit by the address
-    of an instruction."""
-    head = _head(function, ways[0])
+    those of a block's warpgroups (or of its warps on one partition), `most` the turns that are replayed. None where
+    there is no such loop."""
+    head = head_of(function, ways[0])
     if head is None or any(head not in way for way in ways):
         return None
     traces, way = [], ways[0]
@@ -126,23 +151,40 @@ def replay(function: Function, ways: Sequence[Sequence[int]], blocks: int, matri
     first = places[0]
     for own in ways:
         at = [n for n, b in enumerate(own) if b == head]
-        traces.append(own[at[0] : (at[TURNS] if len(at) > TURNS else at[-1]) + 1])
-    steps = {b: _steps(function.blocks[b], matrix) for b in set().union(*traces)}
+        traces.append(own[at[0] : (at[most] if len(at) > most else at[-1]) + 1])
+    steps: dict[Hashable, list[Step]] = {b: steps_of(function.blocks[b], machine) for b in set().union(*traces)}
     warps = [Warp(trace) for _ in range(blocks) for trace in traces]
     run(warps, steps, head, len(ways))
-    entered = [w.entered for w in warps]
-    turns = min(len(e) for e in entered) - 1
-    if turns < 1:
+    cycles = pace([w.entered for w in warps])
+    if cycles is None:
         return None
-    half = turns // 2
-    cycles = sum((e[turns] - e[half]) / (turns - half) for e in entered) / len(entered)
     apart = {b for b in way[:first] if any(i.name in MATRIX for i in function.blocks[b].instructions)}
     return Replay(len(places) + bool(apart), cycles, len(warps[0].groups) / (len(warps[0].entered) - 1))
 
 
-def run(warps: Sequence[Warp], steps: Mapping[int, Sequence[Step]], head: int | None, block: int) -> None:
+def pace(entered: Sequence[Sequence[float]]) -> float | None:
+    """Cycles of a turn (or of a block) while all warps are at theirs, from when each entered its turns: of that time
+    the later half counts. None where there is no such time."""
+    if min(len(e) for e in entered) < 2:
+        return None
+    start, last = max(e[0] for e in entered), min(e[-1] for e in entered)
+    start = (start + last) / 2
+    # (Some get on faster than others, so turns are counted that all of them pass.)
+    passed = sum(_turns(e, last) - _turns(e, start) for e in entered)
+    return (last - start) * len(entered) / passed if passed > 0.0 else None
+
+
+def _turns(entered: Sequence[float], at: float) -> float:
+    """Turns that a warp has behind it at some time, parts of one too."""
+    n = bisect_right(entered, at) - 1
+    if n < 0 or n + 1 == len(entered):
+        return float(n)
+    return n + (at - entered[n]) / (entered[n + 1] - entered[n])
+
+
+def run(warps: Sequence[Warp], steps: Mapping[Hashable, Sequence[Step]], head: Hashable | None, block: int) -> None:
     """Replay the warps of a partition together, `block` neighbours being of one block, to the ends of their ways.
-    `steps` are those of each block of code; `head` is the one that begins a turn."""
+    `steps` are those of each piece of code; `head` is the one that begins a turn."""
     unit_free: dict[str, float] = {}
     queue = [(0.0, w) for w in range(len(warps)) if warps[w].trace]
     matrix_free = 0.0
@@ -152,19 +194,22 @@ def run(warps: Sequence[Warp], steps: Mapping[int, Sequence[Step]], head: int | 
         _, w = heapq.heappop(queue)
         warp = warps[w]
         place = warp.trace[warp.place]
-        if warp.step == 0 and place == head:
+        if place == head and warp.noted < warp.place:
+            warp.noted = warp.place
             warp.entered.append(warp.at)
         body = steps[place]
         if warp.step < len(body):
             s = body[warp.step]
-            start = max([warp.at, unit_free.get(s.unit, 0.0), *(warp.ready.get(r, 0.0) for r in s.reads)])
+            free = unit_free.get(s.unit, 0.0)
+            start = max([warp.at, free - QUEUE * s.busy * s.queues, *(warp.ready.get(r, 0.0) for r in s.reads)])
             issue = max(start, unit_free.get("issue", 0.0))
             if issue > warp.at + 1.0:  # another warp may come first: look again when this one can go on
                 warp.at = issue
                 heapq.heappush(queue, (issue, w))
                 continue
             unit_free["issue"] = issue + 1.0
-            unit_free[s.unit] = max(unit_free.get(s.unit, 0.0), issue + s.busy)
+            served = max(free, issue) if s.queues else issue
+            unit_free[s.unit] = max(unit_free.get(s.unit, 0.0), served + s.busy)
             warp.at = issue + 1.0
             if s.matrix:
                 idle = issue >= matrix_free
@@ -175,7 +220,7 @@ def run(warps: Sequence[Warp], steps: Mapping[int, Sequence[Step]], head: int | 
             if s.waits is not None and len(warp.groups) > s.waits:
                 warp.at = max(warp.at, warp.groups[len(warp.groups) - s.waits - 1] + DRAIN / 2)
             for r in s.writes:
-                warp.ready[r] = issue + s.latency
+                warp.ready[r] = served + s.latency
             if s.unit == "issue" and s.latency == BRANCH:
                 warp.at += BRANCH
             warp.at += s.pause
@@ -183,7 +228,9 @@ def run(warps: Sequence[Warp], steps: Mapping[int, Sequence[Step]], head: int | 
         meets = bool(body) and body[warp.step - 1].meets
         if warp.step >= len(body):
             warp.place, warp.step = warp.place + 1, 0
-        if meets and block > 1:
+        if meets and block == 1:
+            warp.at += BARRIER
+        elif meets:
             there = met.setdefault(w // block, [])
             there.append(w)
             if len(there) < block:
@@ -199,11 +246,11 @@ def run(warps: Sequence[Warp], steps: Mapping[int, Sequence[Step]], head: int | 
             heapq.heappush(queue, (warp.at, w))
 
 
-def _steps(block: Block, matrix: dict[int, float]) -> list[Step]:
-    return [step_of(i, matrix.get(i.address, 0.0)) for i in block.instructions]
+def steps_of(block: Block, machine: GpuMachine) -> list[Step]:
+    return [step_of(i, machine) for i in block.instructions]
 
 
-def _head(function: Function, way: Sequence[int]) -> int | None:
+def head_of(function: Function, way: Sequence[int]) -> int | None:
     """The block with matrix instructions that is entered most often."""
     visits: dict[int, int] = {}
     for b in way:

@@ -6,15 +6,15 @@ taken to be coalesced, and shared memory to be free of bank conflicts (the virtu
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tcomp.autotune.gpu_blocks import unevenness
-from tcomp.autotune.gpu_epilogue import Epilogue, epilogue
+from tcomp.autotune.gpu_epilogue import Epilogue, epilogue, staggered
 from tcomp.autotune.gpu_model import (
     BARRIER,
+    COPY_LATENCY,
     L1_LATENCY,
     L2_LATENCY,
     MEMORY_LATENCY,
@@ -25,6 +25,17 @@ from tcomp.autotune.gpu_model import (
     tensor_cycles,
 )
 from tcomp.autotune.gpu_replay import Replay, replay
+from tcomp.autotune.gpu_residents import Residents, residents
+from tcomp.autotune.opcodes import (
+    LANES,
+    MATRIX,
+    SHARED,
+    WARPGROUP_MATRIX,
+    matrix_shape,
+    matrix_type,
+    shared_bytes,
+    width,
+)
 from tcomp.autotune.sass import Function, Instruction
 from tcomp.autotune.sass_registers import depends_on_thread
 from tcomp.autotune.sass_walk import Walk, Way
@@ -33,19 +44,13 @@ from tcomp.codegen.nvptx.occupancy import occupancy
 from tcomp.codegen.nvptx.resources import Resources
 from tcomp.machine.gpu import GpuMachine
 
-LANES = 32
 SHUFFLE_LATENCY = 23.0
 STREAM = 64
 """Turns of a loop from which narrow loads that all lanes share are taken to walk along lines: one serves 32 turns."""
-BROADCAST = 0.5
-"""Share of a wide shared-memory load that is different data: lanes of a row or column read the same."""
 _FMA = {"FFMA", "FFMA2", "FADD", "FADD2", "FMUL", "FMUL2", "HFMA2", "HADD2", "HMUL2", "IMAD", "DFMA"}
 _SPECIAL = {"MUFU", "F2I", "I2F", "F2F", "I2FP", "FRND"}
 _GLOBAL = {"LDG", "STG", "LD", "ST", "LDGSTS", "RED", "REDG", "ATOMG", "ATOM"}
 _LOADS = {"LDG", "LD", "ATOMG", "ATOM"}
-_SHARED = {"LDS", "STS", "ATOMS"}
-_MATRIX = {"HGMMA", "QGMMA", "IGMMA", "HMMA", "QMMA", "OMMA", "IMMA"}
-_WARPGROUP = {"HGMMA", "QGMMA", "IGMMA"}
 
 
 @dataclass
@@ -70,34 +75,6 @@ class Counts:
     waits: float = 0.0
     pending: int | None = None
     opcodes: Counter[str] = field(default_factory=Counter)
-
-
-def width(opcode: str) -> int:
-    """Bytes per lane of a memory instruction."""
-    parts = opcode.split(".")
-    for part, size in (("128", 16), ("64", 8), ("U16", 2), ("S16", 2), ("U8", 1), ("S8", 1), ("16", 2)):
-        if part in parts:
-            return size
-    return 4
-
-
-def matrix_shape(opcode: str) -> tuple[int, int, int]:
-    """(m, n, k) of HGMMA.64x256x16 or HMMA.16816 or QMMA.16832. ValueError for an opcode without a shape."""
-    m = re.search(r"\.(\d+)x(\d+)x(\d+)", opcode)
-    if m:
-        return int(m[1]), int(m[2]), int(m[3])
-    m = re.search(r"\.(16)(8)(\d{1,2})(?:\.|$)", opcode)
-    if m:
-        return int(m[1]), int(m[2]), int(m[3])
-    raise ValueError(f"no shape in {opcode}")
-
-
-def matrix_type(opcode: str) -> str:
-    """The operands' element type as machine descriptions name it."""
-    for part, name in (("BF16", "bf16"), ("TF32", "tf32"), ("E4M3", "e4m3"), ("E5M2", "e5m2")):
-        if part in opcode:
-            return name
-    return "e4m3" if opcode.startswith(("QMMA", "QGMMA")) else "f16"
 
 
 @dataclass(frozen=True)
@@ -139,9 +116,9 @@ def _count(c: Counts, i: Instruction, times: int, copy: Copies) -> None:
     name, opcode = i.name, i.opcode
     c.issue += times
     c.opcodes[name] += times
-    if name in _MATRIX:
+    if name in MATRIX:
         m, n, k = matrix_shape(opcode)
-        warps = 4 if name in _WARPGROUP else 1
+        warps = 4 if name in WARPGROUP_MATRIX else 1
         key = matrix_type(opcode), "wgmma" if warps == 4 else "mma.sync"
         c.flops[key] = c.flops.get(key, 0.0) + times * 2.0 * m * n * k / warps
         if warps == 4:
@@ -152,16 +129,10 @@ def _count(c: Counts, i: Instruction, times: int, copy: Copies) -> None:
         c.fma += times
     elif name in _SPECIAL:
         c.special += times
-    elif name in _SHARED:
-        size = width(opcode)
-        c.shared_bytes += times * LANES * size * (BROADCAST if size >= 8 and name == "LDS" else 1.0)
-    elif name in ("LDSM", "STSM"):
-        matrices = int(opcode.rsplit(".", 1)[-1]) if opcode.rsplit(".", 1)[-1].isdigit() else 1
-        c.shared_bytes += times * 128 * matrices
-    elif name == "SHFL":
-        c.shuffles += times
-        c.shared_bytes += times * 128
-    elif name in ("BAR", "BARRIER"):
+    elif name in SHARED or name in ("LDSM", "STSM", "SHFL"):
+        c.shared_bytes += times * shared_bytes(i)
+        c.shuffles += times * (name == "SHFL")
+    elif name in ("BAR", "BARRIER") and "ARV" not in opcode:
         c.barriers += times
     elif name == "WARPGROUP" and "DEPBAR" in opcode:
         c.drains += times
@@ -268,17 +239,25 @@ def launch_work(
         others = {0, launch.blocks // 4, 3 * launch.blocks // 4, launch.blocks - 1} - {launch.blocks // 2}
         samples += [sample_block(function, launch, b, constants or {}, copy) for b in sorted(others)]
     sms = machine.clusters(launch.cluster) * launch.cluster
-    side_by_side = min(resident, -(-launch.blocks // sms))
-    works = [_block(s, machine, stages, function, side_by_side, launch.cluster) for s in samples]
+    per_sm = -(-launch.blocks // sms)
+
+    def works(side_by_side: int) -> BlockWork:
+        found = [_block(s, machine, stages, function, side_by_side, launch.cluster) for s in samples]
+        # Where all blocks run at once the longest decides; else short and long ones even out.
+        return max(found, key=_length) if launch.blocks <= sms * resident else _mean(found)
+
+    work = works(min(resident, per_sm))
+    rest = per_sm % resident if per_sm > resident and not turns else 0
     notes = []
     if any(s.unknown for s in samples):
         notes.append(f"{max(s.unknown for s in samples)} branches unknown")
     if any(s.cut for s in samples):
         notes.append("at least this: too long to be counted to its end")
-    # Where all blocks run at once the longest decides; else short and long ones even out.
-    work = max(works, key=_length) if launch.blocks <= sms * resident else _mean(works)
     imbalance = unevenness(turns, sms * resident) if turns else 0.0
-    return LaunchWork(name, launch.blocks, resident, work, hbm_bytes, flops, tuple(notes), imbalance, sms)
+    return LaunchWork(
+        name, launch.blocks, resident, work, hbm_bytes, flops, tuple(notes), imbalance, sms,
+        rest=works(rest) if rest else None,
+    )  # fmt: skip
 
 
 def _length(w: BlockWork) -> float:
@@ -303,9 +282,20 @@ def _block(
     last = Epilogue()
     found = None
     wgmma = any(path == "wgmma" for _, c in sample.warps for _, path in c.flops)
+    beside: Residents | None = None
+    behind = 0
+    """turns by which a place of the ring is read later than by the first that reads it"""
     if turns > 1 and total("async_bytes") and wgmma:
         found = _replayed(sample, function, machine, resident)
-        last = epilogue(function, _consumers(sample, function), found is None)
+        ways = _consumers(sample, function)
+        last = epilogue(function, ways, found is None, machine, tensor / turns / max(1, len(ways)))
+        behind = int(staggered(function, ways))
+    elif turns > 1 and total("async_bytes") and tensor:
+        ways = [w.path for w in sample.groups]
+        # Blocks of less than four warps leave partitions to each other.
+        on_partition = -(-resident * min(machine.partitions, sum(n for n, _ in sample.warps)) // machine.partitions)
+        beside = residents(function, tuple(ways), on_partition, machine)
+        last = Epilogue() if beside is not None else epilogue(function, ways, False, machine)
     chain = max(0.0, most("load_rounds") - last.loads) * (L2_LATENCY + MEMORY_LATENCY) / 2
     chain += max(0.0, most("shuffles") - last.shuffles) * SHUFFLE_LATENCY
     chain += most("near_loads") * (L1_LATENCY + MEMORY_LATENCY / 32)
@@ -315,21 +305,24 @@ def _block(
         consumers = sum(n for n, c in sample.warps if any(p == "wgmma" for _, p in c.flops)) // 4 or 1
         pending = [c.pending for _, c in sample.warps if c.pending is not None]
         depth = stages or ((max(pending) + 2) if pending else 2)
-        if found is not None:
-            turns = max(turns, float(found.turns))
+        loop = found or beside
+        if loop is not None:
+            turns = max(turns, float(loop.turns))
         # (A turn of the machine's loop may be several of the ring's, written out one after the other.)
-        tensor_turn = max(tensor / turns, found.cycles * found.turns / turns if found is not None else 0.0)
-        share = max(1.0, issue / machine.partitions, 0.0 if wgmma else longest) / turns
+        tensor_turn = max(tensor / turns, loop.cycles * loop.turns / turns if loop is not None else 0.0)
+        share = max(1.0, issue / machine.partitions, longest) / turns
         rings = (
             Ring(
-                turns, total("async_bytes") / turns, depth, tensor_turn, 0.0 if wgmma else share, consumers,
+                turns, total("async_bytes") / turns, depth - behind, tensor_turn, 0.0 if wgmma or beside else share,
+                consumers,
                 arrivals=_arrivals(sample, turns) * cluster,  # a place is free when all blocks have read it
                 drains=most("drains") / turns if wgmma and found is None else 0.0,
+                lead=COPY_LATENCY if beside is None else 0.0,
             ),
         )  # fmt: skip
     else:
         chain += max(longest, issue / machine.partitions, tensor)
-    return BlockWork(
+    work = BlockWork(
         issue,
         total("fma"),
         total("special"),
@@ -340,20 +333,16 @@ def _block(
         last.cycles,
         rings,
     )
+    if beside is None:
+        return work
+    return replace(work, chain=0.0, start=0.0, stores=beside.beyond, ends=beside.ends)
 
 
 def _replayed(sample: Sample, function: Function, machine: GpuMachine, resident: int) -> Replay | None:
     """The loop replayed, where its turns issue more than one group of matrix instructions, and so wait for some of them
     between others. (Turns of all blocks on the SM run side by side, so that one block's take as long.)"""
     ways = _consumers(sample, function)
-    if not ways:
-        return None
-    matrix = {}
-    for i in function.instructions:
-        if i.name in _WARPGROUP:
-            m, n, k = matrix_shape(i.opcode)
-            matrix[i.address] = tensor_cycles(2.0 * m * n * k, matrix_type(i.opcode), machine)
-    found = replay(function, ways, resident, matrix)
+    found = replay(function, ways, resident, machine) if ways else None
     return found if found is not None and found.groups > 1 else None
 
 
@@ -388,13 +377,8 @@ def _mean(works: Iterable[BlockWork]) -> BlockWork:
     if with_ring:
         first = with_ring[0]
         turns = sum(r.turns for r in with_ring) / n
-        rings = (
-            Ring(
-                turns, first.bytes, first.stages, first.tensor, first.other, first.consumers, first.arrivals,
-                first.drains,
-            ),
-        )  # fmt: skip
+        rings = (replace(first, turns=turns),)
     return BlockWork(
         mean("issue"), mean("fma"), mean("special"), mean("tensor"), mean("shared_bytes"), mean("l2_bytes"),
-        mean("chain"), mean("stores"), rings,
+        mean("chain"), mean("stores"), rings, mean("start"), mean("ends"),
     )  # fmt: skip

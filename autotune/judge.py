@@ -108,6 +108,10 @@ class Judge(Protocol):
         """The whole op with the choice against the incumbent, correctness included, in about `patience` seconds."""
         ...
 
+    def wrong(self, instance: Instance, choice: Choice, patience: float = math.inf) -> str:
+        """What is wrong with a whole op by a choice; empty when nothing is."""
+        ...
+
     def check(self, instance: Instance, chosen: Chosen, schedule: Schedule | None = None) -> str:
         """What is wrong with a candidate beyond what `evaluate` looks at; empty when nothing is."""
         ...

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tcomp.autotune.backend import Backend
+from tcomp.autotune.child import PATIENCE, Failure
 from tcomp.autotune.contest import FINAL, FIRST, MORE, SLOW, ratio, winner
-from tcomp.autotune.evaluator import PATIENCE, Evaluator, Failure, Serve, Subject, serve
+from tcomp.autotune.evaluator import Evaluator, Serve, Subject, serve
 from tcomp.autotune.instances import Instance
 from tcomp.autotune.judge import Choice, Chosen, Job, Outcome, Verdict
 from tcomp.autotune.space import Values
@@ -108,7 +109,7 @@ class MeasuredJudge:
             if isinstance(built, Failure):
                 return Verdict(None, 0.0, built.kind, built.reason)
             left = _left(end, job.seconds)
-            first = evaluator.times((DEFAULT, name), FIRST, left, self.alone, left)
+            first = evaluator.times((DEFAULT, name), FIRST, left / 2, self.alone, left)
             if isinstance(first, Failure):
                 return Verdict(None, 0.0, first.kind, first.reason)
             early = ratio(first[1], first[0])
@@ -117,7 +118,7 @@ class MeasuredJudge:
                     early.value, min(first[1]), "slow", f"{early.value:.2f} of the default's time at first", built
                 )
             left = _left(end, job.seconds)
-            seconds = min(left, MORE * 3 * job.seconds + 0.5)
+            seconds = min(left / 2, MORE * 3 * job.seconds + 0.5)
             times = evaluator.times((DEFAULT, name), MORE, seconds, self.alone, left)
             if isinstance(times, Failure):
                 return Verdict(None, 0.0, times.kind, times.reason)
@@ -157,7 +158,7 @@ class MeasuredJudge:
             names = tuple(n for n, _ in standing)
             wanted = max(2.0, FINAL * len(names) * job.seconds)
             left = _left(end, job.seconds)
-            times = evaluator.times(names, FINAL, min(wanted, left), self.alone, min(self.patience, left))
+            times = evaluator.times(names, FINAL, min(wanted, left / 2), self.alone, min(self.patience, left))
             if isinstance(times, Failure):
                 return incumbent
             return standing[winner(times)][1]
@@ -186,7 +187,7 @@ class MeasuredJudge:
                 return Outcome(0.0, 0.0, 0.0, False, reason)
             names.append(name)
         left = _left(end, self._started.get(instance.key, 0.0))
-        times = evaluator.times(tuple(names), FINAL, min(3.0, left), self.alone, min(self.patience, left))
+        times = evaluator.times(tuple(names), FINAL, min(3.0, left / 2), self.alone, min(self.patience, left))
         for n in names[1:]:
             evaluator.drop(n)
         if isinstance(times, Failure):
@@ -200,6 +201,13 @@ class MeasuredJudge:
             return Outcome(default, default, 0.0, False)
         r = ratio(times[2] if better else times[1], times[0])
         return Outcome(default, default * r.value, r.margin, better)
+
+    def wrong(self, instance: Instance, choice: Choice, patience: float = math.inf) -> str:
+        """What is wrong with a whole op by a choice; empty when its result is the oracle's."""
+        evaluator, name = self._for(instance), next(self._names)
+        found = evaluator.build(name, choice.values, None, choice.schedule, min(self.patience, patience))
+        evaluator.drop(name)
+        return f"{found.kind}: {found.reason}" if isinstance(found, Failure) else ""
 
     def check(self, instance: Instance, chosen: Chosen, schedule: Schedule | None = None) -> str:
         return ""  # `evaluate` has run it beside the oracle

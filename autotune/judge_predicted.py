@@ -93,6 +93,9 @@ class PredictedJudge:
             return Outcome(default, new, 0.0, True)
         return Outcome(default, old, 0.0, False)
 
+    def wrong(self, instance: Instance, choice: Choice, patience: float = math.inf) -> str:
+        return self.check(instance, choice.values, choice.schedule)
+
     def check(self, instance: Instance, chosen: Chosen, schedule: Schedule | None = None) -> str:
         """What the virtual GPU has against the choice at a small size; empty when it is right."""
         dims = reduced(instance.op, self.module, instance.dims, WORK, ELEMENTS, aligned=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -89,7 +89,7 @@ def _function(name: str, lines: Sequence[str]) -> Function:
         if instruction.name in ("BRA", "EXIT", "RET", "BRX", "JMP") or instruction.opcode.startswith("CALL.REL"):
             starts.append([])
     for body in starts:
-        if body and body[-1].opcode.startswith("CALL.REL") and _leaves(starts, labels.get(body[-1].target)):
+        if body and body[-1].opcode.startswith("CALL.REL") and _leaves(starts, labels, body[-1].target):
             body[-1] = replace(body[-1], opcode="BRA.CALL")
     blocks = []
     for i, body in enumerate(starts):
@@ -101,12 +101,23 @@ def _function(name: str, lines: Sequence[str]) -> Function:
     return Function(name, tuple(blocks))
 
 
-def _leaves(starts: Sequence[Sequence[Instruction]], at: int | None) -> bool:
-    """Whether the code from a place on ends the kernel before it returns: a call to it never comes back. Before sm_90
-    a loop is left so."""
-    after = starts[at:] if at is not None else ()
-    ends = (i.name for body in after for i in body if i.name in ("EXIT", "RET") and not _conditional(i))
-    return next(ends, "") == "EXIT"
+def _leaves(starts: Sequence[Sequence[Instruction]], labels: Mapping[str, int], label: str) -> bool:
+    """Whether no way from a label comes to a return: a call to it never comes back. Before sm_90 a loop is left so."""
+    waiting = [labels[label]] if label in labels else []
+    seen: set[int] = set()
+    while waiting:
+        at = waiting.pop()
+        if at in seen or at >= len(starts):
+            continue
+        seen.add(at)
+        last = starts[at][-1] if starts[at] else None
+        if last is not None and last.name == "RET":
+            return False
+        if last is not None and last.name == "BRA" and last.target in labels:
+            waiting.append(labels[last.target])
+        if last is None or last.name not in ("BRA", "EXIT") or _conditional(last):
+            waiting.append(at + 1)
+    return bool(seen)
 
 
 def _split(text: str) -> list[str]:

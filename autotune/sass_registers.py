@@ -25,6 +25,8 @@ they write."""
 @cache
 def plain(i: Instruction) -> str:
     """The name without the U of the uniform unit: IADD3 for UIADD3."""
+    if i.name == "UP2UR":
+        return "P2R"
     return i.name[1:] if i.name[0] == "U" and i.name[1:] in EVALUATED else i.name
 
 
@@ -51,14 +53,15 @@ def _sources(i: Instruction) -> tuple[str, ...]:
         return i.operands[2:]
     if plain(i) in ("IADD3", "LEA", "LOP3", "IMAD"):  # those between are carries out
         return tuple(o for n, o in enumerate(i.operands) if n > 2 or (n and not is_predicate(o)))
-    if i.opcode == "P2R":
+    if i.opcode in ("P2R", "UP2UR"):
         return (*packed_predicates(i), *i.operands[2:])
     return i.operands[1:]
 
 
 def packed_predicates(i: Instruction) -> tuple[str, ...]:
-    """The predicates that P2R packs into a register, by its mask."""
-    return masked_predicates(i.operands[3])
+    """The predicates that P2R packs into a register, by its mask; those of the uniform unit for UP2UR."""
+    unit = "U" if i.name == "UP2UR" else ""
+    return tuple(unit + p for p in masked_predicates(i.operands[3]))
 
 
 def masked_predicates(mask: str) -> tuple[str, ...]:
@@ -87,6 +90,44 @@ def registers_written(i: Instruction) -> frozenset[str]:
 
 def _wide(i: Instruction) -> bool:
     return any(x in i.opcode for x in (".WIDE", ".64", ".128")) or i.name == "CS2R"
+
+
+@cache
+def all_read(i: Instruction) -> tuple[str, ...]:
+    """As `registers_read`, with every register of wide operands and the address of a store."""
+    wide = {n: size for n, size in enumerate(_sizes(i)) if n and size > 1}
+    address = REGISTER.findall(i.operands[0]) if i.name in ("STS", "STG", "STSM") and i.operands else ()
+    return (*registers_read(i), *address, *(r for n, size in wide.items() for r in _run_of(i, n, size)))
+
+
+@cache
+def all_written(i: Instruction) -> tuple[str, ...]:
+    """As `registers_written`, with every register of a wide result."""
+    sizes = _sizes(i)
+    return tuple(registers_written(i) | set(_run_of(i, 0, sizes[0]) if sizes and sizes[0] > 1 else ()))
+
+
+def _sizes(i: Instruction) -> tuple[int, ...]:
+    """Registers of each operand, where one has more than the text says: fragments and vectors."""
+    parts = i.opcode.split(".")
+    if i.name in ("HMMA", "QMMA", "IMMA"):
+        half = "1688" in parts and "TF32" not in parts
+        return (4, 2, 1, 4) if half else (4, 4, 2, 4)
+    vector = next((n for text, n in (("128", 4), ("64", 2)) if text in parts), 1)
+    if i.name in ("LDS", "LDG", "LDL", "LDC"):
+        return (vector,)
+    if i.name in ("STS", "STG"):
+        return (1, vector)
+    if i.name in ("LDSM", "STSM"):
+        n = int(parts[-1]) if parts[-1].isdigit() else 1
+        return (n,) if i.name == "LDSM" else (1, n)
+    return ()
+
+
+def _run_of(i: Instruction, operand: int, size: int) -> tuple[str, ...]:
+    """R4, R5, R6, R7 for an operand R4 of four registers."""
+    m = re.match(r"-?\|?(U?R)(\d+)", i.operands[operand]) if operand < len(i.operands) else None
+    return tuple(f"{m[1]}{int(m[2]) + n}" for n in range(size)) if m else ()
 
 
 @cache

@@ -146,7 +146,7 @@ class Walk:
         if rest is None or mask is None or None in bits:
             return None
         return rest & ~mask & MASK | sum(
-            bool(bit) << int(p[1:]) for p, bit in zip(packed_predicates(i), bits, strict=True)
+            bool(bit) << int(p.lstrip("UP")) for p, bit in zip(packed_predicates(i), bits, strict=True)
         )
 
     def _unpacked_predicates(self, i: Instruction) -> list[tuple[str, Value]]:
@@ -180,7 +180,7 @@ class Walk:
             return self._compare(i)
         if name == "PLOP3":
             return self._combine(o)
-        if i.opcode == "P2R":
+        if i.opcode in ("P2R", "UP2UR"):
             return [(o[0], self._packed_predicates(i))]
         if name == "R2P":
             return self._unpacked_predicates(i)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tcomp.dsl.ast import (
     Directive,
@@ -22,10 +22,10 @@ from tcomp.dsl.ast import (
     Tune,
     Where,
     names_in,
-    substitute,
 )
 from tcomp.dsl.dims import Number, evaluate_dim
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.inherit import own_lines
 from tcomp.dsl.printer import print_expression
 
 Values = dict[str, Number]
@@ -144,30 +144,13 @@ def spaces_of(schedule: Schedule, facts: Mapping[str, Number]) -> tuple[Space, .
     kernels = schedule.kernels or (KernelSchedule((), (), schedule.span),)
     found = []
     for kernel in kernels:
-        directives = _own_lines(schedule.shared, kernel.directives)
+        directives = own_lines(schedule.shared, kernel.directives)
         span = kernel.span if kernel.directives else schedule.span
         used, conditions = _used(directives)
         space = Space("+".join(kernel.outputs), span, _parameters(directives, facts, used), conditions, dict(facts))
         if space.size > 1:
             found.append(space)
     return tuple(found)
-
-
-def _own_lines(shared: tuple[Directive, ...], kernel: tuple[Directive, ...]) -> tuple[Directive, ...]:
-    """A kernel's directives: a tune line of its own stands in place of the shared one, whose default only the shared
-    tune lines below it still mean."""
-    own = {d.name for d in kernel if isinstance(d, Tune)}
-    defaults: dict[str, Expr] = {}
-    out: list[Directive] = []
-    for d in shared:
-        if isinstance(d, Tune):
-            choices = tuple(substitute(c, defaults) for c in d.choices)
-            d = replace(d, default=substitute(d.default, defaults), choices=choices)
-        if isinstance(d, Tune) and d.name in own:
-            defaults[d.name] = d.default
-        else:
-            out.append(d)
-    return (*out, *kernel)
 
 
 def _parameters(

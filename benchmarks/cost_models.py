@@ -15,8 +15,9 @@ import statistics
 import sys
 
 from tcomp.autotune.backend_cpu import CpuBackend
+from tcomp.autotune.child import Failure
 from tcomp.autotune.contest import ratio
-from tcomp.autotune.evaluator import Evaluator, Failure, Subject
+from tcomp.autotune.evaluator import Evaluator, Subject
 from tcomp.autotune.instances import Instance, StepShape, facts_of, instances_of, schedule_of
 from tcomp.autotune.registers import spill_of
 from tcomp.autotune.space import spaces_of

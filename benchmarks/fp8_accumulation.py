@@ -2,51 +2,70 @@
 
     python benchmarks/fp8_accumulation.py
 
-Dot products of e4m3 values by the rule that the virtual GPU follows (docs/virtual-gpu.md; 32 products at a time, sum
-and new products cut to the largest one's 14 bits), beside the same added up in f32 every 128 values. Prints relative L2
-errors against the exact sums of the rounded values, and what rounding the values themselves costs.
+The shipped sm_90a schedule of `matmul_fp8` (models/ops/fp8.tc), once with no sum promoted and once with all, on the
+virtual GPU, whose matrix unit keeps 14 bits of such sums (docs/virtual-gpu.md). Relative L2 errors against the exact
+sums of the rounded values, and what rounding the values themselves costs. `shipped`: which of the two that length gets.
 """
 
 from __future__ import annotations
 
+import re
+from functools import cache
+
 import numpy as np
 
-ROWS, STEP, PROMOTED, BITS = 300, 32, 128, 14
+from tcomp.autotune.virtual_run import execute
+from tcomp.dsl.ast import DType, Module, Op
+from tcomp.dsl.load import library, load_text
+from tcomp.dsl.storage import bound
+from tcomp.machine.gpu import H100
+from tcomp.oracle import evaluate
+from tcomp.schedule.lower import lower
+
+ROWS, COLUMNS = 64, 64
+LARGEST = 5.6
+"""deviations that are scaled to e4m3's largest value, 448"""
+LINE = re.compile(r"tune longest = (\d+)")
+"""of the schedule: the longest sum that is not promoted"""
+Array = np.ndarray
 
 
-def e4m3(x: np.ndarray) -> np.ndarray:
-    """Rounded to e4m3, of which the largest value is 448."""
-    x = np.clip(x, -448, 448)
-    exponent = np.maximum(np.frexp(x)[1], -5)
-    return np.round(np.ldexp(x, 4 - exponent)) * np.ldexp(1.0, exponent - 4)
+def text() -> str:
+    return (library() / "ops" / "fp8.tc").read_text()
 
 
-def summed(products: np.ndarray, promote: int) -> np.ndarray:
-    """Sums of the rows; every `promote` values go to an f32 sum (0: never)."""
-    acc, total = np.zeros(len(products)), np.zeros(len(products), np.float32)
-    for k in range(0, products.shape[1], STEP):
-        parts = np.concatenate([acc[:, None], products[:, k : k + STEP]], 1)
-        unit = np.ldexp(1.0, np.frexp(np.abs(parts).max(1))[1] - BITS)[:, None]
-        acc = (np.trunc(parts / unit) * unit).sum(1)
-        if promote and (k + STEP) % promote == 0:
-            total, acc = (total + acc).astype(np.float32), np.zeros(len(products))
-    return total + acc
+@cache
+def product(longest: int) -> tuple[Op, Module]:
+    """`matmul_fp8` with f32 results, and its module, where sums of more than `longest` products are promoted."""
+    module = load_text(LINE.sub(f"tune longest = {longest}", text()), str(library() / "ops" / "fp8.tc"))
+    return bound(module.ops["matmul_fp8"], DType.F32), module
 
 
-def distance(a: np.ndarray, b: np.ndarray) -> float:
+def result(longest: int, inputs: dict[str, Array], dims: dict[str, int]) -> Array:
+    op, module = product(longest)
+    return execute(op, lower(op, module, dims, H100), inputs, H100)["Y"]
+
+
+def distance(a: Array, b: Array) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def main() -> None:
     rng = np.random.default_rng(0)
-    print(f"{'mean/deviation':>14} {'K':>6} {'14 bits':>9} {'promoted':>9} {'rounding the values':>20}")
+    shipped = int(LINE.findall(text())[0])
+    print(f"{'mean/deviation':>14} {'K':>6} {'14 bits':>9} {'promoted':>9} {'rounding the values':>20} {'shipped':>9}")
     for mean in (0.0, 0.5):
-        for k in (768, 3072, 16384):
-            a, b = (80 * (rng.standard_normal((ROWS, k)) + mean) for _ in range(2))
-            products = e4m3(a) * e4m3(b)
-            exact = products.sum(1)
-            found = [distance(summed(products, p), exact) for p in (0, PROMOTED)]
-            print(f"{mean:14} {k:6} {found[0]:9.1e} {found[1]:9.1e} {distance(exact, (a * b).sum(1)):20.1e}")
+        for k in (768, 2048, 3072, 16384):
+            x, w = ((rng.standard_normal((n, k)) + mean).astype(np.float32) for n in (ROWS, COLUMNS))
+            history = np.full(16, LARGEST, np.float32)
+            inputs = {"X": x, "W": w, "hX": history, "hW": history, "hD": history}
+            dims = {"M": ROWS, "N": COLUMNS, "K": k, "H": 16}
+            op, module = product(shipped)
+            exact = evaluate(op, module, inputs, dims)["Y"]
+            plain, promoted = (distance(result(n, inputs, dims), exact) for n in (k, 1))
+            rounding = distance(exact, x.astype(np.float64) @ w.T.astype(np.float64))
+            choice = "promoted" if k > shipped else "14 bits"
+            print(f"{mean:14} {k:6} {plain:9.1e} {promoted:9.1e} {rounding:20.1e} {choice:>9}", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from tcomp.cli.bench import write_byte_code
 from tcomp.errors import UserError
 
 STEPS = 3
@@ -146,6 +147,7 @@ def main() -> None:
     ours: list[dict[str, float]] = []
     theirs: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="tcomp-startup-") as folder:
+        write_byte_code()
         eager = None if args.no_eager else eager_starts(args, Path(folder))
         if not args.cold:
             tcomp_start(arguments, None)

@@ -126,7 +126,6 @@ class Call:
 
 Expr = Num | Name | Access | Unary | Binary | Call
 
-ARITHMETIC = ("+", "-", "*", "/", "//", "%", "**")
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 LOGIC = ("and", "or")
 BUILTINS: dict[str, int] = {
@@ -331,7 +330,8 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Combine:
-    """`combine dg over i by partials | sorted | atomic | turns`: how a reduction that crosses blocks is joined."""
+    """`combine dg over i by partials | sorted | atomic | turns | private`: how a reduction over blocks
+    or tiles is joined."""
 
     names: tuple[str, ...]
     over: str
@@ -686,3 +686,13 @@ def names_in(e: Expr) -> set[str]:
 def accesses_in(e: Expr) -> list[Access]:
     """All accesses in an expression, those inside subscripts included."""
     return [n for n in walk(e) if isinstance(n, Access)]
+
+
+def named_tensor(flag: str, argument: Expr) -> str:
+    """The tensor that an argument of `inline t`, `overlap o` or `promote acc(128)` names; "" where it names none."""
+    match argument:
+        case Name(name) if flag in ("inline", "overlap", "promote"):
+            return name
+        case Call(name, _) if flag in ("overlap", "promote"):
+            return name
+    return ""

@@ -8,7 +8,7 @@ from tcomp.dsl.build_expressions import Children, ExpressionRules
 from tcomp.dsl.hints import did_you_mean
 
 _SPACES = ("shared", "registers", "packed", "cache")
-_COMBINATIONS = ("partials", "sorted", "atomic", "turns")
+_COMBINATIONS = ("partials", "sorted", "atomic", "turns", "private")
 
 
 class ScheduleRules(ExpressionRules):

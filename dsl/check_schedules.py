@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tcomp.dsl import ast
-from tcomp.dsl.ast import Access, Expr, Module, Num, Op, Schedule, Span, names_in
+from tcomp.dsl.ast import Access, Expr, Module, Num, Op, Schedule, Span, named_tensor, names_in
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import did_you_mean, listing
@@ -132,9 +132,10 @@ class _Names:
                 if name == "inline" and not (args and all(isinstance(a, ast.Name) for a in args)):
                     raise TcError("`inline` takes the tensors that are computed again", d.span, hint="write: inline t")
                 for a in args:
-                    if name in ("inline", "overlap") and isinstance(a, ast.Name):
-                        self.tensor(a.id, a.span, name)
-                        self.written(a.id, a.span, name)
+                    tensor = named_tensor(name, a)
+                    if tensor:
+                        self.tensor(tensor, a.span, name)
+                        self.written(tensor, a.span, name)
                     if name == "reverse" and isinstance(a, ast.Name):
                         self.loop(a.id, a.span)
 

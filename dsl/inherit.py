@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 
-from tcomp.dsl.ast import Directive, Flag, KernelSchedule, Module, Name, Schedule, Span, Tune
+from tcomp.dsl.ast import Directive, Expr, Flag, KernelSchedule, Module, Name, Schedule, Span, Tune, substitute
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import listing
 
@@ -57,7 +57,7 @@ def _written_out(s: Schedule, module: Module, active: tuple[str, ...]) -> Schedu
             message = f"kernel {', '.join(mine.outputs)} would replace kernel {', '.join(k.outputs)} of '{target}'"
             raise TcError(message, mine.span, hint="name the same outputs, or write all kernels out")
         else:
-            kernels.append(replace(mine, directives=_kept(s) + mine.directives))
+            kernels.append(replace(mine, directives=own_lines(_kept(s), mine.directives)))
     new = [k for k in s.kernels if k.outputs and not any(set(k.outputs) == set(b.outputs) for b in base.kernels)]
     if new or not all(k.outputs for k in (*s.kernels, *base.kernels)):
         span = new[0].span if new else line.span
@@ -81,6 +81,23 @@ def _names(x: object) -> Iterator[str]:
     elif is_dataclass(x) and not isinstance(x, Span):
         for f in fields(x):
             yield from _names(getattr(x, f.name))
+
+
+def own_lines(shared: tuple[Directive, ...], kernel: tuple[Directive, ...]) -> tuple[Directive, ...]:
+    """A kernel's directives: a tune line of its own stands in place of the shared one, whose default only the shared
+    tune lines below it still mean."""
+    own = {d.name for d in kernel if isinstance(d, Tune)}
+    defaults: dict[str, Expr] = {}
+    out: list[Directive] = []
+    for d in shared:
+        if isinstance(d, Tune):
+            choices = tuple(substitute(c, defaults) for c in d.choices)
+            d = replace(d, default=substitute(d.default, defaults), choices=choices)
+        if isinstance(d, Tune) and d.name in own:
+            defaults[d.name] = d.default
+        else:
+            out.append(d)
+    return (*out, *kernel)
 
 
 def _kept(s: Schedule) -> tuple[Directive, ...]:

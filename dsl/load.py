@@ -30,12 +30,6 @@ def load(path: str | os.PathLike[str], precision: str | None = None) -> Module:
     return _checked(_follow(root, path.resolve(), precision), precision)
 
 
-def load_sources(path: str | os.PathLike[str]) -> tuple[Source, ...]:
-    """The file and all it imports, parsed but not checked; imported files come before their importers."""
-    path = Path(path)
-    return _follow(_parsed(read(path), shown(path)), path.resolve())
-
-
 def load_text(text: str, name: str = "<text>") -> Module:
     """The checked module of a text; its imports are looked up in the current folder and in the library."""
     return check(_follow(parse(text, name), Path.cwd() / "<text>"))

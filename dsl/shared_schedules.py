@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tcomp.dsl import ast
-from tcomp.dsl.ast import Module, Schedule
+from tcomp.dsl.ast import Module, Schedule, named_tensor
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import infer
 
@@ -112,8 +112,8 @@ class _Fit:
             case ast.Flag("reverse", args):
                 args = tuple(a for a in args if not (isinstance(a, ast.Name) and self.foreign_loop(a.id)))
                 return replace(d, args=args) if args or not d.args else None
-            case ast.Flag("inline" | "overlap", args):
-                args = tuple(a for a in args if not (isinstance(a, ast.Name) and self.foreign(a.id)))
+            case ast.Flag("inline" | "overlap" | "promote" as name, args):
+                args = tuple(a for a in args if not ((t := named_tensor(name, a)) and self.foreign(t)))
                 return replace(d, args=args) if args or not d.args else None
             case _:
                 return d

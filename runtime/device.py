@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # a start on one kind of device loads nothing of the other
+    from tcomp.codegen.cpu.cache import Compilers
+    from tcomp.ir.tile import Kernel
     from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
     from tcomp.model.step import Step
@@ -30,8 +32,16 @@ class Device(Protocol):
         """For people: `2 threads (avx512)`, `NVIDIA H100 (sm_90a)`."""
         ...
 
+    def begin(self, kernel: Kernel) -> None:
+        """A step to be opened will have this kernel: compile it beside what else is done, where that is possible."""
+        ...
+
     def open(self, step: Step) -> Executor:
         """Compile (or take from the cache) and place the step; UserError when it cannot run here."""
+        ...
+
+    def abandon(self) -> None:
+        """No step will be opened after all: stop what `begin` has started."""
         ...
 
     def free_memory(self) -> int | None:
@@ -43,23 +53,39 @@ class Device(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class CpuDevice:
-    """This computer's processors. `cache` is the folder of compiled kernels."""
+    """This computer's processors. `cache` is the folder of compiled kernels; `compilers` work for the next `open`."""
 
     machine: CpuMachine
     threads: int
     cache: Path | None = None
     kind: str = "cpu"
+    compilers: Compilers | None = field(default=None, repr=False)
 
     @property
     def description(self) -> str:
         return f"{self.threads} threads ({self.machine.name})"
 
+    def begin(self, kernel: Kernel) -> None:
+        if self.compilers is None:
+            from tcomp.codegen.cpu.cache import Compilers
+
+            self.compilers = Compilers(self.machine, self.cache)
+        self.compilers.begin(kernel)
+
     def open(self, step: Step) -> Executor:
         from tcomp.runtime.cpu import executor
 
-        return executor.CpuExecutor(step, self.machine, self.threads, self.cache)
+        try:
+            return executor.CpuExecutor(step, self.machine, self.threads, self.cache, self.compilers)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        if self.compilers is not None:
+            self.compilers.close()
+            self.compilers = None
 
     def free_memory(self) -> int | None:
         return memory_here()

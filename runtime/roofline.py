@@ -1,12 +1,14 @@
 """A step's kernels against the machine's ceilings: the least time each could take, and the time it takes.
 
-    least = max(FLOPs / peak, bytes / bandwidth, sum over functions: evaluations / rate)
+    least = max(FLOPs / peak, bytes / rate of memory, sum over functions: evaluations / rate) + launches' own time
 
 Work and traffic are what the kernel's equations ask for (`Kernel.flops`, `.traffic`, `.functions`), over all its
 launches in the step. The peak is that of f32 multiply-adds, or that of the instruction which the kernel uses (`use
 vdpbf16ps`) where this was measured. Functions such as exp count no FLOPs; their rates are those of this compiler's own
 code, measured alone in cache. They share units with the FLOPs, so a kernel with much of both cannot reach its least
-time. Operands that are still in a cache can beat the memory side. (Williams, Waterman, Patterson, 2009.)
+time. Memory has two rates: that of streams, and for rows that data chooses (embeddings) that of rows of their length
+in random order. A launch's own time is what one that does nothing takes, for each of the kernel's phases. Operands that
+are still in a cache can beat the memory side. (Williams, Waterman, Patterson, 2009.)
 """
 
 from __future__ import annotations
@@ -18,10 +20,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tcomp.ir.walk import instruction_of
 from tcomp.model.step import Step
 from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.runtime.executor import Executor
+from tcomp.runtime.initialise import initialise
+from tcomp.runtime.train import set_scalars
 
 PROGRAMS = ("micro_first", "update")
 
@@ -29,17 +35,22 @@ PROGRAMS = ("micro_first", "update")
 @dataclass(frozen=True)
 class Peaks:
     """The ceilings that a kernel is held against, all threads together: FLOP/s, bytes/s, evaluations/s of each
-    function (one without a rate takes no time), and FLOP/s of kernels that use an instruction of their own."""
+    function (one without a rate takes no time), FLOP/s of kernels that use an instruction of their own, bytes/s of rows
+    in random order by the bytes of a row (one without a rate counts as a stream), and seconds of an empty launch."""
 
     flops: float
     bandwidth: float
     functions: Mapping[str, float] = field(default_factory=dict)
     instructions: Mapping[str, float] = field(default_factory=dict)
+    gathers: Mapping[int, float] = field(default_factory=dict)
+    launch: float = 0.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel: `first` labels its first launch; `seconds` of all launches of one step, None when not measured."""
+    """One kernel: `first` labels its first launch; `seconds` of all launches of one step, None when not measured;
+    `phases` are those launches, each phase of a kernel being one of its own; `gathered` bytes in rows that data
+    chooses, by the bytes of a row."""
 
     kernel: str
     first: str
@@ -49,16 +60,23 @@ class Row:
     seconds: float | None = None
     functions: Mapping[str, int] = field(default_factory=dict)
     instruction: str = ""
+    phases: int = 0
+    gathered: Mapping[int, int] = field(default_factory=dict)
 
     def parts(self, peaks: Peaks) -> dict[str, float]:
-        """Seconds by what takes them: compute, memory, functions."""
+        """Seconds by what takes them: compute, memory, functions, launch."""
         evaluated = sum(n / peaks.functions[f] for f, n in self.functions.items() if f in peaks.functions)
         peak = peaks.instructions.get(self.instruction, peaks.flops)
-        return {"compute": self.flops / peak, "memory": self.bytes / peaks.bandwidth, "functions": evaluated}
+        chosen = {row: n for row, n in self.gathered.items() if row in peaks.gathers}
+        memory = (self.bytes - sum(chosen.values())) / peaks.bandwidth
+        memory += sum(n / peaks.gathers[row] for row, n in chosen.items())
+        parts = {"compute": self.flops / peak, "memory": memory, "functions": evaluated}
+        return {**parts, "launch": self.phases * peaks.launch}
 
     def least(self, peaks: Peaks) -> float:
         """Seconds that the ceilings allow."""
-        return max(self.parts(peaks).values())
+        parts = self.parts(peaks)
+        return max(s for name, s in parts.items() if name != "launch") + parts["launch"]
 
     def bound(self, peaks: Peaks) -> str:
         """Which ceiling that is."""
@@ -81,8 +99,11 @@ def kernel_rows(step: Step, seconds: dict[str, list[float]] | None = None) -> li
             total = (r.seconds or 0.0) + spent
             work, moved = r.flops + kernel.flops, r.bytes + kernel.traffic
             called = dict(Counter(r.functions) + Counter(dict(kernel.functions)))
-            used = instruction_of(kernel)
-            rows[launch.kernel] = Row(r.kernel, r.first, r.launches + 1, work, moved, total, called, used)
+            chosen = {row: r.gathered.get(row, 0) + n for row, n in kernel.gathered}
+            rows[launch.kernel] = Row(
+                r.kernel, r.first, r.launches + 1, work, moved, total, called, instruction_of(kernel),
+                r.phases + len(kernel.phases), chosen,
+            )  # fmt: skip
     if seconds is None:
         return [replace(r, seconds=None) for r in rows.values()]
     return sorted(rows.values(), key=lambda r: -(r.seconds or 0.0))
@@ -99,13 +120,28 @@ def launch_seconds(
     best: dict[str, Any] = {}
     for run in range(runs + 1):  # the first one brings the memory in and does not count
         for program in (p for p in PROGRAMS if p in step.programs):
-            start = time.perf_counter()
-            ticks = np.array([t for _, t in executor.profile(program)])
-            ticks *= (time.perf_counter() - start) / max(1.0, float(ticks.sum()))
+            times = profile(executor, program)
             if run:
-                best[program] = np.minimum(best.get(program, ticks), ticks)
+                best[program] = np.minimum(best.get(program, times), times)
         progress(run)
-    return {program: _by_launch(executor, program, times) for program, times in best.items()}
+    return {program: [float(t) for t in times] for program, times in best.items()}
+
+
+def profile(executor: CpuExecutor, program: str) -> NDArray[np.float64]:
+    """Run a program: seconds of each of its launches."""
+    start = time.perf_counter()
+    ticks = np.array([t for _, t in executor.profile(program)])
+    ticks *= (time.perf_counter() - start) / max(1.0, float(ticks.sum()))
+    return np.array(_by_launch(executor, program, ticks))
+
+
+def ready(executor: Executor, threads: int) -> None:
+    """Fresh parameters and random tokens: the step can run."""
+    initialise(executor, 0, threads)
+    set_scalars(executor, {})
+    rng = np.random.default_rng(0)
+    for name, bound in executor.step.inputs.items():
+        executor.write(name, rng.integers(0, bound, executor.step.slots[name].shape, dtype=np.int32))
 
 
 def _by_launch(executor: CpuExecutor, program: str, phases: Any) -> list[float]:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tcomp.dsl.ast import Op
 from tcomp.dsl.dims import operand_shape
+from tcomp.dsl.load import load_text
 from tcomp.grad import backward_of
 from tcomp.grad.accumulate import accumulating
 from tcomp.machine.cpu import CpuMachine, detect
@@ -124,6 +126,29 @@ def test_accumulating_backward_adds_to_what_is_there(c: Case, objects: Path) -> 
         want[name] = want[name] + given[name]
     got = run(op, dims, given, detect(), 2, objects)
     assert_close(got, want, c.terms, "torch autograd added to the old value")
+
+
+SLOPES = """
+import ops.math
+op gelus(X: f32[N]) -> Y: f32[N]:
+  Y[n] = gelu(X[n])
+op slopes(X, dY: f32[N]) -> dX: f32[N]:
+  dX[n] = dY[n] * gelu_slope(X[n])
+"""
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["written", "derived"])
+def test_the_slope_of_gelu_at_any_argument(written: bool, objects: Path) -> None:
+    module = load_text(SLOPES)
+    op = module.ops["slopes"] if written else backward_of("gelus", module)
+    assert op is not None
+    x = np.array([0.0, 1e-30, 0.5, 1, 3, 5, 7.9, 8, 8.1, 100, 1e10, 1e13, 1e19, 1e25, 1e36], np.float32)
+    x = np.concatenate([x, -x])
+    got = run(op, {"N": len(x)}, {"X": x, "dY": np.ones_like(x)}, detect(), 1, objects)["dX"]
+    at = torch.tensor(x, dtype=torch.float64).clamp(-50, 50).requires_grad_()
+    torch.nn.functional.gelu(at, approximate="tanh").sum().backward()  # type: ignore[no-untyped-call]
+    assert at.grad is not None
+    np.testing.assert_allclose(got, at.grad.numpy(), rtol=0, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------- optimizer

@@ -2,8 +2,8 @@
 
 Gives the figures that every other benchmark is held against. The loops are LLVM IR compiled for this host:
 the arithmetic ones (f32, and bf16 pairs where the host multiplies them) keep their accumulators in registers and touch
-no memory; the memory ones stream over arrays far larger than a core's own caches. All threads start together, each
-pinned to a processor.
+no memory; the memory ones stream over arrays far larger than a core's own caches, or take their rows in random order.
+All threads start together, each pinned to a processor.
 """
 
 from __future__ import annotations
@@ -160,12 +160,66 @@ def _stream_text(lanes: int) -> str:
     return "\n".join(read + triad)
 
 
+def _gather_text(lanes: int) -> str:
+    """gather: sum of n rows of a table, taken in the order of ids; `row` elements each, a multiple of 4 * lanes."""
+    vec = f"<{lanes} x float>"
+    four = range(4)
+    return "\n".join(
+        [
+            "define void @gather(i64 %n, ptr %out, ptr %table, ptr %ids, i64 %row) {",
+            "entry:",
+            "  br label %outer",
+            "outer:",
+            "  %r = phi i64 [ 0, %entry ], [ %next, %inner_done ]",
+            *(f"  %o{u} = phi {vec} [ zeroinitializer, %entry ], [ %t{u}, %inner_done ]" for u in four),
+            "  %ip = getelementptr i64, ptr %ids, i64 %r",
+            "  %id = load i64, ptr %ip, align 8",
+            "  %at = mul i64 %id, %row",
+            "  %base = getelementptr float, ptr %table, i64 %at",
+            "  br label %inner",
+            "inner:",
+            "  %i = phi i64 [ 0, %outer ], [ %j, %inner ]",
+            *(f"  %s{u} = phi {vec} [ %o{u}, %outer ], [ %t{u}, %inner ]" for u in four),
+            *(
+                line
+                for u in four
+                for line in (
+                    f"  %k{u} = add i64 %i, {u * lanes}",
+                    f"  %p{u} = getelementptr float, ptr %base, i64 %k{u}",
+                    f"  %v{u} = load {vec}, ptr %p{u}, align 64",
+                    f"  %t{u} = fadd {vec} %s{u}, %v{u}",
+                )
+            ),
+            f"  %j = add i64 %i, {4 * lanes}",
+            "  %more = icmp slt i64 %j, %row",
+            "  br i1 %more, label %inner, label %inner_done",
+            "inner_done:",
+            "  %next = add i64 %r, 1",
+            "  %again = icmp slt i64 %next, %n",
+            "  br i1 %again, label %outer, label %done",
+            "done:",
+            f"  %a = fadd {vec} %t0, %t1",
+            f"  %b = fadd {vec} %t2, %t3",
+            f"  %c = fadd {vec} %a, %b",
+            f"  store {vec} %c, ptr %out, align 64",
+            "  ret void",
+            "}",
+        ]
+    )
+
+
 @cache
 def _engine() -> tuple[Any, Any]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     dots = [_dot_text(vector_widths()[-1])] if has_dots() else []
-    text = "\n".join([*(_fma_text(w) for w in vector_widths()), *dots, _stream_text(vector_widths()[-1])])
+    text = "\n".join(
+        [
+            *(_fma_text(w) for w in vector_widths()),
+            *dots,
+            *(f(vector_widths()[-1]) for f in (_stream_text, _gather_text)),
+        ]
+    )
     target = llvm.Target.from_default_triple()
     machine = target.create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2, jit=True
@@ -267,6 +321,24 @@ def bandwidth(kind: str, threads: int, mib: int = 256, repetitions: int = 7) -> 
 
     rates = [counted * n * threads / _together(work, threads) / 1e9 for _ in range(repetitions)]
     return _ceiling(f"memory {kind}, {mib} MiB arrays", threads, "GB/s", rates)
+
+
+def gather_bandwidth(row: int, threads: int, mib: int = 256, repetitions: int = 7) -> Ceiling:
+    """Bytes of rows of `row` bytes, each read once in random order from a table of `mib` MiB, in GB/s. Rows are made
+    up to a multiple of what one turn of the loop reads."""
+    call = _function("gather", *[ctypes.c_void_p] * 3, ctypes.c_int64)
+    turn = 16 * vector_widths()[-1]
+    width = -(-row // turn) * turn
+    rows = max(threads, mib * 2**20 // width)
+    table = _aligned(rows * width // 4, 1.0)
+    ids = np.array_split(np.random.default_rng(0).permutation(rows), threads)
+    outs = [_aligned(64, 0.0) for _ in range(threads)]
+
+    def work(t: int) -> None:
+        call(len(ids[t]), outs[t].ctypes.data, table.ctypes.data, ids[t].ctypes.data, width // 4)
+
+    rates = [rows * width / _together(work, threads) / 1e9 for _ in range(repetitions)]
+    return _ceiling(f"memory, random rows of {row} bytes", threads, "GB/s", rates)
 
 
 def _ceiling(name: str, threads: int, unit: str, rates: list[float]) -> Ceiling:

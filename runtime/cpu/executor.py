@@ -14,7 +14,7 @@ import llvmlite.binding as llvm
 import numpy as np
 from numpy.typing import NDArray
 
-from tcomp.codegen.cpu.cache import cached_object, compile_kernels
+from tcomp.codegen.cpu.cache import Compilers, cached_object, compile_kernels
 from tcomp.codegen.cpu.compile import CompiledKernel
 from tcomp.errors import UserError
 from tcomp.machine.cpu import CpuMachine
@@ -27,16 +27,24 @@ from tcomp.runtime.values import numpy_type
 
 
 class CpuExecutor(HostExecutor):
-    """Compiles or loads `step.kernels`, maps the arena, starts `threads` threads."""
+    """Compiles or loads `step.kernels`, maps the arena, starts `threads` threads. `compilers` may have begun before."""
 
-    def __init__(self, step: Step, machine: CpuMachine, threads: int, cache_dir: Path | str | None = None) -> None:
+    def __init__(
+        self,
+        step: Step,
+        machine: CpuMachine,
+        threads: int,
+        cache_dir: Path | str | None = None,
+        compilers: Compilers | None = None,
+    ) -> None:
         if threads < 1:
             raise UserError(f"cannot run on {threads} threads", "use one thread or more")
         self._step = step
         self._jit = llvm.create_lljit_compiler()
         self._libraries: list[Any] = []
         names = list(step.kernels)
-        compiled = compile_kernels([step.kernels[n] for n in names], machine, cache_dir)
+        kernels = [step.kernels[n] for n in names]
+        compiled = compilers.finish(kernels) if compilers else compile_kernels(kernels, machine, cache_dir)
         self.kernels: dict[str, CompiledKernel] = dict(zip(names, compiled, strict=True))
         self._arena = Region(step.arena_bytes, "arena", ahead=True)
         run = self._load(cached_object(interpreter_ir(machine), machine, cache_dir, compile_interpreter), (SYMBOL,))

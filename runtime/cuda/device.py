@@ -13,6 +13,7 @@ from tcomp.runtime.device import memory_here
 from tcomp.runtime.executor import Executor
 
 if TYPE_CHECKING:
+    from tcomp.ir.tile import Kernel
     from tcomp.runtime.cuda.gpus import Gpu
     from tcomp.runtime.vgpu.report import Finding
     from tcomp.runtime.vgpu.shim.driver import VirtualDriver
@@ -43,6 +44,12 @@ class CudaDevice:
     def description(self) -> str:
         where = "virtual " if self.virtual is not None else f"GPU {self.gpu.index}: "
         return f"{where}{self.machine.label or self.gpu.name} ({self.machine.target})"
+
+    def begin(self, kernel: Kernel) -> None:
+        """Nothing: PTX is assembled when all kernels are there."""
+
+    def abandon(self) -> None:
+        pass
 
     def open(self, step: Step) -> Executor:
         from tcomp.runtime.cuda.executor import CudaExecutor

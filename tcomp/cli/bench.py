@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import shlex
 import signal
@@ -12,6 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
+import tcomp
+import tcomp.autotune
+import tcomp.dsl
+import tcomp.runtime
 from tcomp.cli import common, limits
 from tcomp.errors import UserError
 
@@ -96,6 +101,7 @@ def bench(
         str(built.lock.resolve()) if built.lock else "none",
     )
     signal.signal(signal.SIGTERM, _ended)
+    write_byte_code()
     with tempfile.TemporaryDirectory(prefix="tcomp-bench-", ignore_cleanup_errors=True) as place:
         with _status("writing weights and batches"):
             write_folder(workload, step, Path(place))
@@ -159,6 +165,14 @@ def _write(path: Path, text: str) -> None:
 def _note(text: str) -> None:
     """Progress, apart from the results."""
     print(text, file=sys.stderr, flush=True)
+
+
+def write_byte_code() -> None:
+    """tcomp's modules as byte code beside their sources, as an installer leaves them (and has left PyTorch's): a cold
+    start is one without what a program keeps for itself."""
+    for package in (tcomp, tcomp.dsl, tcomp.autotune, tcomp.runtime):
+        for folder in package.__path__:
+            compileall.compile_dir(folder, quiet=2)
 
 
 def _status(text: str) -> Any:

@@ -31,6 +31,7 @@ def build(workload: Workload) -> tuple[Step, Device]:
         memory=workload.memory or "unlimited",
         lock=workload.lock,
         device=common.device_for(workload.device, gpu=workload.gpu, threads=workload.threads),
+        to_run=True,
     )
     return built.step, built.device
 

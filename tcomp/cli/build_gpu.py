@@ -36,6 +36,12 @@ class TargetDevice:
     def description(self) -> str:
         return f"{self.machine.label} ({self.machine.target})"
 
+    def begin(self, kernel: Kernel) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass
+
     def open(self, step: Step) -> Executor:
         raise UserError(f"nothing runs on {self.machine.name} here: it is only built for", "run on --device virtual")
 

@@ -143,13 +143,15 @@ def build_step(
     module: Module | None = None,
     device: Device | None = None,
     lock: str = "",
+    to_run: bool = False,
 ) -> Built:
     """Check, derive, schedule and plan `file` at batch B and length T for a device (this computer's processors).
 
     The plan is made to fit `memory`, by computing activations again where that is needed; without it, it must fit what
     is free on the device as it is. `lock` is the lockfile whose choices the schedules get ("none": their own values);
     without it, the one that `find_lock` finds, if any. The file is not read again with a `module`; without one, a step
-    that was built before is taken from the user's cache.
+    that was built before is taken from the user's cache. With `to_run` the device begins to compile kernels meanwhile:
+    the step must be opened on it, or `device.abandon` called.
     """
     from tcomp.autotune.lockfile import find_lock
 
@@ -164,7 +166,7 @@ def build_step(
     }  # fmt: skip
     sizes = {"B": batch, "T": length, **(extra or {})}
     if module is not None:
-        return _build_step(file, module, config, sizes, device, path, limit, options)[0]
+        return _build_step(file, module, config, sizes, device, path, limit, options, to_run)[0]
     from tcomp.cli.kept_steps import KeptStep, StepKey, keep_step, load_step, step_key
 
     def key_now() -> StepKey | None:
@@ -175,7 +177,7 @@ def build_step(
     if kept is not None and (limit is None or kept.step.memory_bytes(device.threads) <= limit):
         return Built(kept.model, kept.step, device, path, kept.tuned)
     module = load_module(file, precision)
-    built, warned = _build_step(file, module, config, sizes, device, path, limit, options)
+    built, warned = _build_step(file, module, config, sizes, device, path, limit, options, to_run)
     if key is not None and not warned and key_now() == key:  # what was read did not change in between
         keep_step(key, module, KeptStep(built.step, built.name, built.tuned))
     return built
@@ -190,6 +192,7 @@ def _build_step(
     lock: Path | None,
     limit: int | None,
     options: Mapping[str, Any],
+    to_run: bool,
 ) -> tuple[Built, bool]:
     """The step of a module, and whether there was anything to warn of."""
     from tcomp.autotune.apply import load_lock
@@ -199,9 +202,13 @@ def _build_step(
     applied = load_lock(lock, module, device.machine, device.threads) if lock else None
     lower = applied.lower if applied else None
     chosen = config or default_config(module, file)
+    found = device.begin if to_run else None
     try:
-        step = build(module, model.name, chosen, sizes, memory_limit=limit, lower=lower, **options)
-    except OverflowError as e:
+        step = build(module, model.name, chosen, sizes, memory_limit=limit, lower=lower, found=found, **options)
+    except BaseException as e:
+        device.abandon()
+        if not isinstance(e, OverflowError):
+            raise
         raise UserError("a step of these sizes needs more memory than there are addresses", "use smaller sizes") from e
     warnings = applied.warnings(lock) if applied and lock else []
     for line in warnings:

@@ -6,15 +6,12 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tcomp.cli import common, limits
 from tcomp.errors import UserError
-
-if TYPE_CHECKING:
-    from tcomp.runtime.cpu.executor import CpuExecutor
 
 
 def roofline(
@@ -36,13 +33,15 @@ def roofline(
     as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures into this file.")] = None,
 ) -> None:
     """Print every kernel of a training step: its arithmetic, its memory traffic, and the least time that this
-    machine's measured ceilings allow, max(FLOPs / peak, bytes / bandwidth, evaluations / rate); with --measure also its
-    time.
+    machine's measured ceilings allow, max(FLOPs / peak, bytes / bandwidth, evaluations / rate) + launches; with
+    --measure also its time.
 
     The peak is that of f32 multiply-adds, or of bf16 dot instructions for the kernels that use them; the bandwidth that
-    of reading or a triad over arrays larger than the caches, of all threads together, measured first: the best of
-    several turns, as a kernel's time is its least. exp, tanh, division and the like count no FLOPs; the rate of each is
-    that of tcomp's own code on vectors in a cache. A kernel whose operands are in a cache can be above 100%.
+    of reading or a triad over arrays larger than the caches (for rows that data chooses, as in embeddings, that of such
+    rows in random order), of all threads together; a launch's own time that of an empty kernel. They are measured
+    first: the best of several turns, as a kernel's time is its least. exp, tanh, division and the like count no FLOPs;
+    the rate of each is that of tcomp's own code on vectors in a cache. A kernel whose operands are in a cache can be
+    above 100%.
 
     With --gpu kernels are compiled, assembled and disassembled, and a static model (docs/tuning.md says what it knows)
     gives each a time and the resource that binds it. Those figures are predicted, none is measured.
@@ -55,9 +54,11 @@ def roofline(
 
     - `tcomp roofline llama --measure --threads 1 --json roofline.json`
     """
-    from tcomp.runtime.cpu.ceilings import bandwidth, compute_peaks
+    from tcomp.runtime.cpu.ceilings import bandwidth, compute_peaks, gather_bandwidth
+    from tcomp.runtime.cpu.executor import CpuExecutor
     from tcomp.runtime.cpu.function_ceilings import function_rate
-    from tcomp.runtime.roofline import Peaks, kernel_rows, launch_seconds, table
+    from tcomp.runtime.cpu.launch_ceiling import launch_cost
+    from tcomp.runtime.roofline import Peaks, kernel_rows, launch_seconds, ready, table
     from tcomp.runtime.roofline import as_json as figures
     from tcomp.runtime.train import check_inputs
 
@@ -94,21 +95,27 @@ def roofline(
     memory = [bandwidth(kind, built.threads) for kind in ("read", "triad")]
     rows = kernel_rows(built.step)
     functions = {f: function_rate(f, built.threads) for f in sorted({f for r in rows for f in r.functions})}
+    gathers = {row: gather_bandwidth(row, built.threads) for row in sorted({n for r in rows for n in r.gathered})}
+    launch = launch_cost(built.threads)
     peaks = Peaks(
         arithmetic[0].high * 1e9,
         max(c.high for c in memory) * 1e9,
         {f: c.high * 1e9 for f, c in functions.items()},
         {c.instruction: c.high * 1e9 for c in arithmetic if c.instruction},
+        {row: c.high * 1e9 for row, c in gathers.items()},
+        launch.low / 1e6,
     )
     if measure:
-        executor = ready(built)
+        executor = built.device.open(built.step)
+        assert isinstance(executor, CpuExecutor)
         try:
+            ready(executor, built.threads)
             rows = kernel_rows(built.step, launch_seconds(executor, runs, lambda n: note(f"step {n} of {runs}")))
         finally:
             executor.close()
     step = built.step
     print(f"{step.model} {step.config}, B = {batch}, T = {length}, {built.device.description}\n")
-    print("\n".join(str(c) for c in (*arithmetic, *memory, *functions.values())) + "\n")
+    print("\n".join(str(c) for c in (*arithmetic, *memory, *gathers.values(), *functions.values(), launch)) + "\n")
     print(table(rows, peaks), end="")
     if as_json is not None:
         command = shlex.join(["tcomp", *sys.argv[1:]])
@@ -119,25 +126,8 @@ def roofline(
             "threads": built.threads,
         }
         about |= {"functions": dict(peaks.functions), "instructions": dict(peaks.instructions)}
+        about |= {"gathers": dict(peaks.gathers), "launch": peaks.launch}
         as_json.write_text(json.dumps({**about, "kernels": figures(rows, peaks)}, indent=1) + "\n")
-
-
-def ready(built: common.Built) -> CpuExecutor:
-    """An executor of the step with fresh parameters and random tokens."""
-    import numpy as np
-
-    from tcomp.runtime.cpu.executor import CpuExecutor
-    from tcomp.runtime.initialise import initialise
-    from tcomp.runtime.train import set_scalars
-
-    executor = built.device.open(built.step)
-    assert isinstance(executor, CpuExecutor)
-    initialise(executor, 0, built.threads)
-    set_scalars(executor, {})
-    rng = np.random.default_rng(0)
-    for name, bound in built.step.inputs.items():
-        executor.write(name, rng.integers(0, bound, built.step.slots[name].shape, dtype=np.int32))
-    return executor
 
 
 def note(text: str) -> None:

@@ -289,6 +289,7 @@ def _build(settings: TrainSettings) -> common.Built:
         programs=("train",),
         device=device,
         lock=settings.lock,
+        to_run=True,
     )
 
 

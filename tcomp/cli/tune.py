@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +19,11 @@ from tcomp.errors import UserError
 
 if TYPE_CHECKING:
     from tcomp.autotune.backend import Backend
-    from tcomp.autotune.instances import Instance
+    from tcomp.autotune.instances import Instance, StepShape
     from tcomp.autotune.judge import Judge
     from tcomp.autotune.lockfile import Lock
     from tcomp.autotune.search import Search
+    from tcomp.autotune.step_final import StepFinal
     from tcomp.dsl.ast import Module
     from tcomp.machine.gpu import GpuMachine
     from tcomp.schedule.family import Machine
@@ -39,6 +42,7 @@ def tune(
     device: Annotated[
         str, typer.Option(help="Where candidates run: cpu, or cuda (cuda:1, cuda:NAME) [default: cpu].")
     ] = "cpu",
+    cpu: Annotated[bool, typer.Option("--cpu", help="This computer's processors, as by default.")] = False,
     gpu: Annotated[
         str,
         typer.Option(help="The GPU to tune for: by running on it if it is here, else by a static model (predicted)."),
@@ -85,6 +89,7 @@ def tune(
     from tcomp.autotune import search
     from tcomp.autotune import storage as trials_storage
     from tcomp.autotune.instances import StepShape
+    from tcomp.autotune.plan import Plan, summary_lines
     from tcomp.runtime.cache import cache_folder
 
     report, file = _what(words or [])
@@ -104,6 +109,8 @@ def tune(
         limits.parse_dims(dim or []),
         precision,
     )
+    if cpu and (gpu or device != "cpu"):
+        raise UserError("--cpu excludes --gpu and --device", "tune for one of them at a time, into a lockfile each")
     if predicted and not gpu:
         raise UserError("--predicted is for --gpu", "give --gpu h100 to tune for an H100 by the static model")
     backend = _backend(device, gpu, predicted or check or report, threads)
@@ -124,11 +131,13 @@ def tune(
     with trials_storage.failures_of(store):
         judge = _judge(module, backend, seed)
         kept = trials_storage.open_storage(store)
-        plan = search.Plan(shape, seconds, trials, tuple(ops or ()), seed, until)
+        plan = Plan(shape, seconds, trials, tuple(ops or ()), seed, until, _age())
         say = (lambda text: print(text, file=sys.stderr)) if ask or tell else _say
+        steps = None if ask or tell else _steps(module, model.name, shape, backend)
         run = search.Search(
-            module, model.name, machine, cores, plan, judge, kept, path, say, _known(file, machine, path), _followed
-        )
+            module, model.name, machine, cores, plan, judge, kept, path, say, _known(file, machine, path), _followed,
+            steps,
+        )  # fmt: skip
         if ask or tell:
             _converse(run, ask, tell)
             return
@@ -140,7 +149,7 @@ def tune(
         except KeyboardInterrupt:
             print(f"stopped; finished trials are in {store}: the same command goes on from there", file=sys.stderr)
             raise typer.Exit(130) from None
-        for line in search.summary_lines(summary, judge.basis):
+        for line in summary_lines(summary, judge.basis):
             print(line)
         print(f"lockfile {path}: {len(summary.tuned)} entries changed")
 
@@ -267,6 +276,17 @@ def _judge(module: Module, backend: Backend | Described, seed: int) -> Judge:
     return MeasuredJudge(module, backend, seed, cache_folder("tuning") / "measuring")
 
 
+def _steps(module: Module, model: str, shape: StepShape, backend: Backend | Described) -> StepFinal | None:
+    """On a CPU finals are within steps."""
+    from tcomp.autotune.backend_cpu import CpuBackend
+    from tcomp.autotune.step_final import StepFinal
+    from tcomp.runtime.cache import cache_folder
+
+    if not isinstance(backend, CpuBackend):
+        return None
+    return StepFinal(module, model, shape, backend, cache_folder("tuning") / "measuring")
+
+
 def _check(
     path: Path, file: str, module: Module, model: str, machine: Machine, threads: int, given: str | None
 ) -> None:
@@ -295,6 +315,15 @@ def _check(
         print(f"{found}: stale; tune again with: tcomp tune {file}", file=sys.stderr)
         raise typer.Exit(1)
     print(f"{found}: {len(lock.entries)} entries hold")
+
+
+def _age() -> float:
+    """Seconds since this process started, Python's own start and imports included; 0 where the system does not say."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
 
 
 def parse_duration(text: str) -> float:

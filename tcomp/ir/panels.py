@@ -15,7 +15,7 @@ def written_out(loop: Loop) -> list[tuple[Statement, ...]]:
     """The bodies of a panel loop's turns, without its variable."""
     assert isinstance(loop.stop, Binary) and isinstance(loop.stop.right, Num)
     turns = range(0, int(loop.stop.right.value), loop.step)
-    return [tuple(_at(s, loop.variable, _later(loop.start, t)) for s in loop.body) for t in turns]
+    return [tuple(placed(s, loop.variable, _later(loop.start, t)) for s in loop.body) for t in turns]
 
 
 def _later(e: Expr, n: int) -> Expr:
@@ -27,7 +27,8 @@ def _later(e: Expr, n: int) -> Expr:
     return Binary("+", e, Num(n)) if n else e
 
 
-def _at(s: Statement, variable: str, value: Expr) -> Statement:
+def placed(s: Statement, variable: str, value: Expr) -> Statement:
+    """A statement of a panel loop with that value for the loop's variable."""
     names = {variable: value}
 
     def moved(e: Expr) -> Expr:

@@ -320,8 +320,8 @@ class Loop:
     Nested grid loops are flattened into one grid of blocks, the innermost loop fastest.
     level "pipe" (GPU): like seq, but the body's leading `Pack`s run ahead: `stages` copies of what they fill exist
     (`Buffer.ring`), and the packs of turn i + stages - 1 are issued while turn i is computed.
-    level "panel" (GPU): from `start` to `start` plus a number; turns are written out. The body is a `Compute` of a tile
-    with `stages` copies, and its `Unpack`.
+    level "panel" (GPU): from `start` to `start` plus a number; turns are written out. The body has, for one result or
+    several, the `Compute` of a tile with `stages` copies, and its `Unpack`.
     """
 
     variable: str
@@ -390,9 +390,10 @@ class GridOrder:
 class Kernel:
     """A lowered kernel: one launch per phase, in order.
 
-    `operands` in launch-argument order. `writes` names the operands written. `flops`, `traffic` (bytes) and
-    `functions` (evaluations of exp and the like, by name) are what the equations ask for, for the roofline. `threads`
-    is None on a CPU.
+    `operands` in launch-argument order. `writes` names the operands written. `flops`, `traffic` (bytes), `gathered`
+    (those of them that lie in rows chosen by data, by the bytes of such a row) and `functions` (evaluations of exp and
+    the like, by name) are what the equations ask for, for the roofline. `threads` is None on a CPU. `staggered`: two
+    warpgroups go through pipe loops a turn apart.
     """
 
     name: str
@@ -413,6 +414,8 @@ class Kernel:
     traffic: int = 0
     cluster: Cluster | None = None
     functions: tuple[tuple[str, int], ...] = ()
+    gathered: tuple[tuple[int, int], ...] = ()
+    staggered: bool = False
 
     def buffer(self, name: str) -> Buffer:
         """The operand or tile of that name; KeyError when there is none."""

@@ -8,11 +8,12 @@ results), then one region shared by the programs for what lives only while they 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from tcomp.dsl.ast import Module, Op
 from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
+from tcomp.ir.tile import Kernel
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.budget import Budget
@@ -42,6 +43,7 @@ def build_step(
     programs: Sequence[str] = ("train",),
     prefill: Mapping[str, int] | None = None,
     lower: Lower | None = None,
+    found: Callable[[Kernel], None] | None = None,
 ) -> Step:
     """The step of a model at fixed sizes, by the recipe named `precision` (None: that of the model's text).
 
@@ -51,7 +53,8 @@ def build_step(
     of other shapes are named `prefill.NAME`. `memory_limit`
     bounds arena, scratch and team memory together, in bytes; with `recompute`, activations are computed again in the
     backward pass where that is needed to fit. UserError names what to blame when it does not suffice. `lower`
-    replaces the lowering of ops (tests). TcError for faults in the model's text.
+    replaces the lowering of ops (tests); `found` is told of each kernel as soon as it is lowered. TcError for faults in
+    the model's text.
     """
     unknown = set(programs) - {"train", "forward", "decode"}
     if unknown or not programs:
@@ -74,7 +77,7 @@ def build_step(
         module,
         machine,
         threads,
-        Lowering(module, lower or _lower_for(machine, threads)),
+        Lowering(module, lower or _lower_for(machine, threads), found),
         training,
         accumulation,
         keep_logits,

@@ -42,10 +42,12 @@ class PlannedLaunch:
 
 @dataclass
 class Lowering:
-    """Lowers nodes, remembering what it has lowered. `kernels` are all distinct kernels so far."""
+    """Lowers nodes, remembering what it has lowered. `kernels` are all distinct kernels so far; `found` is told of each
+    new one."""
 
     module: Module
     lower: Lower
+    found: Callable[[Kernel], None] | None = None
     kernels: dict[str, Kernel] = field(default_factory=dict)
     lowered: dict[tuple[int, tuple[int | str, ...]], tuple[tuple[str, ...], tuple[Buffer, ...]]] = field(
         default_factory=dict
@@ -102,4 +104,6 @@ class Lowering:
             n += 1
             kernel = replace(kernel, name=f"{base}.{n}")
         self.kernels[kernel.name] = kernel
+        if self.found is not None:
+            self.found(kernel)
         return kernel.name

@@ -4,8 +4,8 @@ combine s over i by partials   each block leaves a partial sum, a second phase a
 combine E over t by sorted     each block owns some rows of a scatter's target and walks t in order
 combine s over i by turns      blocks add to one f32 sum, one after the other; a second phase writes it (`adding.py`)
 combine E over t by atomic     blocks add to the target at the same time; refused where runs must repeat
-(nothing said, sum over tiles) on a GPU, and wherever the output is stored narrower than f32, the sum is collected in
-                               a private f32 tile and written once
+combine s over i by private    the sum over tiles of i is collected in a private f32 tile and written once
+(nothing said, sum over tiles) the same on a GPU, and wherever the output is stored narrower than f32
 """
 
 from __future__ import annotations
@@ -37,6 +37,17 @@ from tcomp.schedule.split_sum import divides, joining_cores, joining_loops, rena
 
 BLOCKS_PER_SM = 8
 """of a sorted scatter: each owns rows, and waits for memory at every contribution to one of them"""
+
+
+def _in_one(plan: KernelPlan, over: str) -> KernelPlan:
+    """The plan where one core takes the whole sum: what would divide it is a loop of one turn."""
+
+    def whole(tiles: tuple[TileLevel, ...]) -> tuple[TileLevel, ...]:
+        return tuple(replace(t, kind="seq") if t.index == over and t.parallel else t for t in tiles)
+
+    own = plan.loops[over]
+    loops = {**plan.loops, over: replace(own, tiles=whole(own.tiles))}
+    return replace(plan, loops=loops, sequence=whole(plan.sequence))
 
 
 class Combining:
@@ -75,7 +86,8 @@ class Combining:
             if joins and (group not in groups or self._reads(leaf, joins)):
                 leaves, joins, groups = _numbered([*leaves, *joins]), [], {}
                 leaf = replace(leaf, number=len(leaves))
-            joined = [c for c in plan.combine if c.over in leaf.domain and called(eq, c.names)]
+            named = [c for c in plan.combine if c.over in leaf.domain and called(eq, c.names)]
+            joined = [c for c in named if c.by != "private"]
             if self._reads(leaf, ends):
                 leaves, ends = _numbered([*leaves, *ends]), []
                 leaf = replace(leaf, number=len(leaves))
@@ -102,8 +114,9 @@ class Combining:
                 )  # fmt: skip
                 leaves.append(first)
                 joins.append(join)
-            elif joined and self._single(plan, joined[0]):
-                leaves.append(replace(leaf, partial_over=joined[0].over))  # one core takes the whole sum
+            elif joined and self._single(given, joined[0]):
+                plan = _in_one(plan, joined[0].over)
+                leaves.append(leaf)
             elif joined:
                 over, by = joined[0].over, joined[0].by
                 own = groups.setdefault(group, eq.target.name)
@@ -113,8 +126,12 @@ class Combining:
             else:
                 leaves.append(leaf)
         leaves = _numbered([*leaves, *joins, *ends])
-        leaves = sink_copies([x for leaf in leaves for x in self._private(plan, leaf)])
-        return leaves, plan
+        private = [x for leaf in leaves for x in self._private(plan, leaf)]
+        return sink_copies(private, {x.number: self._depth(plan, x) for x in private if not x.copies}), plan
+
+    def _depth(self, plan: KernelPlan, leaf: Leaf) -> int:
+        """The place of the outermost tile loop that a sum runs over: those over inner loops are complete first."""
+        return min((i for i, t in enumerate(plan.sequence) if t.index in leaf.reduced), default=len(plan.sequence))
 
     def _single(self, plan: KernelPlan, c: Combine) -> bool:
         """Is there one block of the index only, on a CPU?"""
@@ -132,7 +149,8 @@ class Combining:
         eq, value = leaf.equation, leaf.equation.value
         name = eq.target.name
         narrow = self.dtypes[name].bytes < 4
-        if not narrow and not self.family.private_sums:
+        asked = [c for c in plan.combine if c.by == "private" and c.over in leaf.reduced and called(eq, c.names)]
+        if not narrow and not self.family.private_sums and not asked:
             return [leaf]
         if name in self.temporaries or not isinstance(value, Reduction) or value.reducer not in IDENTITY:
             return [leaf]
@@ -141,6 +159,13 @@ class Combining:
         bare = all(isinstance(s, Name | Num) for s in eq.target.subscripts)
         in_order = tiled == sorted(tiled) or not self.family.private_sums
         if not any(inside) or not in_order or not bare or leaf.gathered or leaf.partial_over is not None:
+            if asked and not (any(inside) and bare):
+                raise TcError(
+                    f"{name} has no sum over tiles of {asked[0].over} to be collected",
+                    asked[0].span,
+                    self.text,
+                    "tile the loop, as in seq(64)" if bare else "name an output whose subscripts are plain indices",
+                )
             return [leaf]
         own = f"{name}.sum{leaf.number}"
         subs = tuple(Name(i) for i in leaf.parallel)

@@ -33,7 +33,8 @@ from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
 from tcomp.monoid import RescaledSum, rescaled_sum
 from tcomp.schedule.bounds import Env, Range, guarding, limits, tile_stop, zero_outside
 from tcomp.schedule.fold import by_exp2, fold, sub
-from tcomp.schedule.nest import Leaf, LoopNode, Node, grouped_index, leaf_uses
+from tcomp.schedule.nest import TURN, Leaf, LoopNode, Node, grouped_index, leaf_uses
+from tcomp.schedule.promotion import promoted
 from tcomp.schedule.regions import Needs, conjunction, zero_behind
 from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.stager import Stager
@@ -58,6 +59,7 @@ class Emitter:
         granule: dict[str, int],
         storage: dict[str, Storage],
         dtypes: Mapping[str, DType],
+        shapes: Mapping[str, tuple[int, ...]],
         monoids: Mapping[str, Monoid],
         definitions: Mapping[str, Expr],
         tiler: Tiler,
@@ -68,7 +70,8 @@ class Emitter:
     ) -> None:
         self.plan, self.extents, self.chunk, self.granule = plan, extents, chunk, granule
         self.room = room
-        self.storage, self.dtypes, self.monoids, self.definitions = storage, dtypes, monoids, definitions
+        self.storage, self.dtypes, self.shapes = storage, dtypes, shapes
+        self.monoids, self.definitions = monoids, definitions
         self.tiler, self.text, self.scalars = tiler, text, scalars
         self.needs = needs
         self.tiles: dict[str, Buffer] = {s.buffer.name: s.buffer for s in storage.values()}
@@ -185,7 +188,7 @@ class Emitter:
                 )
             ]
         if value.reducer in IDENTITY:
-            return [self.reduction(leaf, value, env)]
+            return self.reduction(leaf, value, env)
         return self.monoid(leaf, value, env)
 
     def guard(self, value: Reduction, contribution: Expr) -> Expr | None:
@@ -198,22 +201,30 @@ class Emitter:
             return None
         return conjunction([*self.needs.within.get(leaf.number, ()), *zero_behind])
 
-    def reduction(self, leaf: Leaf, value: Reduction, env: Env) -> Compute:
+    def reduction(self, leaf: Leaf, value: Reduction, env: Env) -> list[Statement]:
+        """The sum of a tile, into what is there or (promoted) into a result of its own that is added to it."""
         e = value.values[0]
         guard = self.guard(value, e) if value.reducer == "sum" else value.guard
         kept = conjuncts(guard)
-        return self.compute(
+        target = total = leaf.writes()[0]
+        own_turn = promoted(self.plan, leaf, self.text)
+        if own_turn:
+            target = self.temporary(total.tensor + TURN, leaf.parallel, env)
+        summed = self.compute(
             leaf,
-            leaf.writes()[0],
+            target,
             e,
             leaf.parallel,
             leaf.reduced,
             env,
             reducer=value.reducer,
-            accumulate=leaf.equation.accumulate or bool(reduction_loops(leaf)),
+            accumulate=not own_turn and (leaf.equation.accumulate or bool(reduction_loops(leaf))),
             guard=guard,
             region=self.region(leaf, [g for g in conjuncts(value.guard) if g not in kept]),
         )
+        if not own_turn:
+            return [summed]
+        return [summed, self.compute(leaf, total, target, leaf.parallel, (), env, value.reducer, accumulate=True)]
 
     def rescaled(self, value: Reduction) -> RescaledSum:
         found = rescaled_sum(self.monoids[value.reducer])
@@ -351,10 +362,15 @@ class Emitter:
             leaf.atomic,
             use.instruction if use is not None else "",
             leaf.equation.span,
-            late=use is not None and any(n in self.plan.overlap for n in (target.tensor, *leaf.sums_for)),
+            late=use is not None and self.overlaps(leaf, target),
             region=None if region is None else self.point(region, env),
         )
         return out
+
+    def overlaps(self, leaf: Leaf, target: Access) -> bool:
+        """Does an `overlap` line mean the product?"""
+        lines = (self.plan.overlap.get(n) for n in (target.tensor.removesuffix(TURN), *leaf.sums_for))
+        return any(line is not None and line.number != 0 for line in lines)
 
     def rounded(self, tensor: str) -> bool:
         """Does the schedule hold the tensor in 16 bits or less, or read it so somewhere?"""

@@ -26,6 +26,7 @@ from tcomp.schedule.launch_flags import check_flags
 from tcomp.schedule.operand_tiles import laid_out
 from tcomp.schedule.overlap import check_overlap
 from tcomp.schedule.prefetch import prefetched
+from tcomp.schedule.promotion import check_promotion
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LevelRules, LoopMap
 from tcomp.schedule.result_panels import in_panels
 from tcomp.schedule.scopes import assign_scopes
@@ -197,6 +198,7 @@ class GpuFamily:
         check_tensor_copies(kernel, self.machine, text)
         check_instructions(kernel, plan, partial(match, target=self.machine.target, instructions=INSTRUCTIONS), text)
         check_overlap(kernel, plan, self.machine.target, text)
+        check_promotion(kernel, plan, text)
         check_flags(kernel, plan.flags, plan.sequence, self.machine, text)
 
 

@@ -8,7 +8,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.instructions.matching import MatchError
 from tcomp.ir.tile import Buffer, Compute, Kernel
 from tcomp.ir.walk import computes
-from tcomp.schedule.nest import JOINED
+from tcomp.schedule.nest import JOINED, TURN
 from tcomp.schedule.resolve import KernelPlan
 
 
@@ -20,7 +20,7 @@ def check_instructions(
     found: set[str] = set()
     for phase in kernel.phases:
         for c in computes(phase):
-            name = c.target.tensor
+            name = c.target.tensor.removesuffix(TURN)
             if not c.instruction:
                 continue
             own = next(n for n in plan.uses if n == name or _collects(name, n))

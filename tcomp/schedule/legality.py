@@ -23,7 +23,7 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
 
     A reduced index may be divided among cores when `combine` says how the partial results are joined.
     """
-    combined = {(n, c.over) for c in plan.combine for n in c.names}
+    combined = {(n, c.over) for c in plan.combine if c.by != "private" for n in c.names}
 
     def visit(node: Node) -> None:
         if isinstance(node, LoopNode):

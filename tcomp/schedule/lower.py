@@ -40,7 +40,7 @@ from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages, needed_stages
 from tcomp.schedule.storage import Storage, definition_path, place
 from tcomp.schedule.unpacking import unpacked
-from tcomp.schedule.work import arithmetic, evaluations, traffic
+from tcomp.schedule.work import arithmetic, evaluations, gathered, traffic
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,10 @@ class _Lowering:
         for t in self.info.temporaries.values():
             self.shapes[t.name] = tuple(self.extents[i] for i in t.indices)
         self.equations = normalise(op, module, dims)
-        found = schedule or choose_schedule(op, module, self.family.targets, self.equations, self.dtypes, self.shapes)
+        found = (
+            schedule
+            or choose_schedule(op, module, self.family.targets, self.equations, self.dtypes, self.shapes).schedule
+        )
         self.given = found is not None
         self.schedule = found or self.family.default(op, self.equations, self.extents)
         self.text = module.sources.get(self.schedule.span.file, "")
@@ -201,8 +204,9 @@ class _Lowering:
         }
         given = {o.name for o in self.op.operands if o.dtype is DType.I32 and not o.shape}
         emitter = Emitter(
-            plan, self.extents, room, chunk, granule, storage, dtypes, self.module.monoids, definitions,
-            tiler, self.text, self.family.stager, frozenset(given - {t for x in leaves for t in x.written}),
+            plan, self.extents, room, chunk, granule, storage, dtypes, self.shapes, self.module.monoids,
+            definitions, tiler, self.text, self.family.stager,
+            frozenset(given - {t for x in leaves for t in x.written}),
             needs(leaves, definitions) if self.family.partial_tiles else None,
         )  # fmt: skip
         written = tuple(x.equation for x in leaves if not x.copies)
@@ -240,6 +244,8 @@ class _Lowering:
             traffic(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
             self._cluster(plan),
             evaluations(leaves, self.extents, local, self.module.monoids),
+            gathered(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
+            plan.flags.staggered and shape is not None and shape.warps == 8,
         )
         self.family.check(kernel, plan, self.text)
         return without_idle_cluster(kernel)

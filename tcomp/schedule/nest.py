@@ -20,6 +20,8 @@ from tcomp.schedule.resolve import KernelPlan, TileLevel
 
 JOINED = ".joined"
 """behind the name of what blocks add up in memory (`adding.py`)"""
+TURN = ".turn"
+"""behind the name of a promoted sum: a turn's part of it (`promotion.py`)"""
 
 
 @dataclass(eq=False)
@@ -153,10 +155,10 @@ def depends(second: Leaf, first: Leaf) -> bool:
     return any(r.tensor == w.tensor and not disjoint(w, r) for w in second.writes() for r in first.reads())
 
 
-def sink_copies(leaves: list[Leaf]) -> list[Leaf]:
+def sink_copies(leaves: list[Leaf], depths: Mapping[int, int]) -> list[Leaf]:
     """Equations that write a private sum, or join partial ones, into their output move behind all that do not depend on
     them, so that they do not stand between equations which share the loop around the sum. Those of the same loops go
-    together."""
+    together, and at the end those of sums over inner loops first: `depths` has the outermost loop of each sum."""
     out: list[Leaf] = []
     waiting: list[Leaf] = []
     for leaf in leaves:
@@ -168,7 +170,7 @@ def sink_copies(leaves: list[Leaf]) -> list[Leaf]:
         out += due
         waiting = [w for w in waiting if w not in due]
         out.append(leaf)
-    return out + waiting
+    return out + sorted(waiting, key=lambda w: -depths.get(w.number, 0))
 
 
 def build(leaves: list[Leaf], levels: tuple[TileLevel, ...], extents: dict[str, int]) -> list[Node]:
@@ -244,7 +246,7 @@ def scatter_indices(equation: Equation, extents: Mapping[str, int]) -> frozenset
 
 def leaf_uses(plan: KernelPlan, leaf: Leaf, target: Access) -> Use | None:
     """The `use` line that holds for this equation's reduction into `target`."""
-    names = (target.tensor, *leaf.sums_for)
+    names = (target.tensor.removesuffix(TURN), *leaf.sums_for)
     return next((plan.uses[n] for n in names if n in plan.uses), None)
 
 

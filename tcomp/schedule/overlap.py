@@ -19,6 +19,7 @@ from tcomp.instructions.matching import match
 from tcomp.ir.pairs import paired, tensors
 from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack, Scope, Statement
 from tcomp.ir.walk import computes
+from tcomp.schedule.nest import TURN
 from tcomp.schedule.resolve import KernelPlan
 
 WARPGROUP = 128
@@ -33,7 +34,8 @@ def check_overlap(kernel: Kernel, plan: KernelPlan, target: str, text: str) -> N
         for c in computes(phase):
             if not c.late:
                 continue
-            name = next(n for n in plan.overlap if c.target.tensor == n or c.target.tensor.startswith(f"{n}.sum"))
+            own = c.target.tensor.removesuffix(TURN)
+            name = next(n for n in plan.overlap if own == n or own.startswith(f"{n}.sum"))
             found.add(name)
             around = [loop for loop in _loops(phase) if loop.level != "grid" and c in computes(loop.body)]
             fault = _fault(c, around[-1], buffers, target) if around else None  # (a loop of one turn is none)
@@ -41,11 +43,11 @@ def check_overlap(kernel: Kernel, plan: KernelPlan, target: str, text: str) -> N
                 fault = _read_elsewhere(c, around[-1], phase)
             if fault:
                 message = f"'{name}' cannot overlap the next turn: {fault[0]}"
-                raise TcError(message, plan.overlap[name], text, fault[1])
-    for name, span in plan.overlap.items():
-        if name not in found:
+                raise TcError(message, plan.overlap[name].span, text, fault[1])
+    for name, line in plan.overlap.items():
+        if name not in found and line.number != 0:
             hint = "name an equation that a `use wgmma` line names"
-            raise TcError(f"'{name}' is not a matrix product of this kernel", span, text, hint)
+            raise TcError(f"'{name}' is not a matrix product of this kernel", line.span, text, hint)
 
 
 def _fault(c: Compute, loop: Loop, buffers: dict[str, Buffer], target: str) -> tuple[str, str] | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tcomp.dsl.ast import (
+    Call,
     Cast,
     Combine,
     Directive,
@@ -98,6 +99,15 @@ class LoopMap:
 
 
 @dataclass(frozen=True)
+class Named:
+    """An equation on an `overlap` or `promote` line, with the number in brackets behind it (0: it is not meant)."""
+
+    name: str
+    number: int | None
+    span: Span
+
+
+@dataclass(frozen=True)
 class KernelPlan:
     """Everything one kernel's lowering needs to know from its schedule, all numbers resolved."""
 
@@ -118,8 +128,10 @@ class KernelPlan:
     casts: dict[str, DType] = field(default_factory=dict)
     """tensor, or equation.tensor for its reads in one equation -> the type it is held in (rounded to)"""
     flags: LaunchFlags = LaunchFlags()
-    overlap: dict[str, Span] = field(default_factory=dict)
+    overlap: dict[str, Named] = field(default_factory=dict)
     """equation whose matrix product runs beside the loop's next turn -> where that is said"""
+    promote: dict[str, Named] = field(default_factory=dict)
+    """equation whose sum goes from the matrix unit to f32 after each turn -> where that is said"""
     parts: dict[str, tuple[str, int]] = field(default_factory=dict)
     """index -> the index that counts its parts, and the values in one part (`split_sum.py`)"""
 
@@ -228,7 +240,8 @@ class Resolver:
             self._used(directives),
             casts_in(directives, self.storage),
             launch_flags(directives, self.facts | values, self.text),
-            self._overlapping(directives),
+            self._named("overlap", directives, values),
+            self._named("promote", directives, values),
         )
 
     def _used(self, directives: tuple[Directive, ...]) -> dict[str, Use]:
@@ -243,15 +256,22 @@ class Resolver:
                 found[name] = d
         return {n: d for n, d in found.items() if d.instruction != "fma"}
 
-    def _overlapping(self, directives: tuple[Directive, ...]) -> dict[str, Span]:
-        """The products that `overlap` lines name, and where."""
-        named: dict[str, Span] = {}
+    def _named(
+        self, flag: str, directives: tuple[Directive, ...], values: Mapping[str, int | float]
+    ) -> dict[str, Named]:
+        """The products that lines `overlap o` or `promote acc(128)` name."""
+        named: dict[str, Named] = {}
         for d in directives:
-            if isinstance(d, Flag) and d.name == "overlap":
-                own = {a.id: a.span for a in d.args if isinstance(a, Name)}
-                if not own or len(own) < len(d.args):
-                    raise self.error("`overlap` takes the products to overlap", d.span, "write: overlap o")
-                named |= own
+            if not isinstance(d, Flag) or d.name != flag:
+                continue
+            for a in d.args or (Num(0, d.span),):
+                match a:
+                    case Name(name):
+                        named[name] = Named(name, None, a.span)
+                    case Call(name, (number,)):
+                        named[name] = Named(name, int(evaluate_dim(number, self.facts | dict(values))), a.span)
+                    case _:
+                        raise self.error(f"`{flag}` takes the products to {flag}", d.span, f"write: {flag} acc")
         return named
 
     def _tuned(self, directives: tuple[Directive, ...], outputs: tuple[str, ...]) -> dict[str, int | float]:
@@ -316,7 +336,7 @@ class Resolver:
 
     def _refuse(self, d: Directive) -> None:
         """Directives of the language that no lowering exists for yet must not be ignored."""
-        if isinstance(d, Flag) and d.name not in ("inline", "overlap", *FLAGS):
+        if isinstance(d, Flag) and d.name not in ("inline", "overlap", "promote", *FLAGS):
             raise self.error(
                 f"`{d.name}` cannot be lowered yet",
                 d.span,

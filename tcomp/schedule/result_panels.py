@@ -5,7 +5,8 @@
                                             unpack Y.out to Y[m, n], by 2 groups
 
 A panel of a swizzled tile is 128 bytes wide. Each warpgroup hands over its own rows, where it has whole ones: the
-others go on multiplying.
+others go on multiplying. Results that follow each other take turns panel by panel: while one's panel leaves, the
+other's is computed, and less memory is enough.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tcomp.dsl.ast import Binary, Call, Expr, Name, Num
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, walk
+from tcomp.ir.panels import placed
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Spread, Statement, Swizzled, ThreadShape, Unpack
 
 Phases = list[tuple[Statement, ...]]
@@ -53,10 +55,27 @@ def _body(
         if isinstance(s, Loop):
             out.append(replace(s, body=_body(s.body, tiles, shape, found)))
         elif isinstance(s, Unpack) and isinstance(before, Compute) and _fits(before, s, tiles[s.buffer]):
-            out[-1] = _panelled(before, s, tiles[s.buffer], shape, found)
+            loop = _panelled(before, s, tiles[s.buffer], shape, found)
+            both = _together(out[-2], loop) if len(out) > 1 else None
+            out[len(out) - 1 - (both is not None) :] = [both or loop]
         else:
             out.append(s)
     return tuple(out)
+
+
+def _together(first: Statement, second: Loop) -> Loop | None:
+    """Two panel loops as one, where the later reads nothing that the earlier delivers and the same warps hand over."""
+    if not isinstance(first, Loop) or first.level != "panel":
+        return None
+    if (first.start, first.stop, first.step) != (second.start, second.stop, second.step):
+        return None
+    delivered = [s for s in first.body if isinstance(s, Unpack)]
+    read = {a.tensor for s in second.body if isinstance(s, Compute) for a in walk(s.value) if isinstance(a, Access)}
+    groups = {s.groups for s in (*first.body, *second.body) if isinstance(s, Unpack)}
+    if len(groups) > 1 or read & {s.target.tensor for s in delivered}:
+        return None
+    renamed = tuple(placed(s, second.variable, Name(first.variable)) for s in second.body)
+    return replace(first, body=(*first.body, *renamed))
 
 
 def _columns(tile: Buffer) -> int:

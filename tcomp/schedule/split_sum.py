@@ -74,11 +74,13 @@ def split_sum(
     level = TileLevel(part, 0, outer.kind, 1, outer.span, place="z")
     rest = tuple(t for t in plan.sequence if t != level)
     uses = {name if n == target.name else n: u for n, u in plan.uses.items()}
+    promote = {name if n == target.name else n: p for n, p in plan.promote.items()}
     plan = replace(
         plan,
         loops={**plan.loops, **{m.index: m for m in maps}},
         sequence=(level, *(m.tiles[0] for m in maps if m.tiles[0] not in rest), *rest),
         uses=uses,
+        promote=promote,
         parts={**plan.parts, over: (part, outer.block)},
     )
     return [

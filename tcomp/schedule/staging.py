@@ -31,6 +31,8 @@ from tcomp.schedule.resolve import KernelPlan
 if TYPE_CHECKING:
     from tcomp.schedule.emit import Emitter
 
+FAR = 4096
+"""bytes between rows that meet in few sets of the first-level cache, and take a page each"""
 TRANSPOSED = 4
 """lanes of the smallest registers that are transposed as blocks"""
 
@@ -56,7 +58,8 @@ def staged_accesses(name: str, leaf: Leaf, anywhere: bool = False) -> list[Acces
 
 def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
     """Every `stage` line must have something to stage: a tiled loop, and a reduction that reads the tensor, or, in
-    cache, an equation that names it. A tensor is staged once."""
+    cache, an equation that names it. A packed tensor must lie along a register tile, and a loop that fetches ahead must
+    have turns. A tensor is staged once."""
     seen: set[tuple[str, str]] = set()
     for s in plan.stages:
         for name in s.tensors:
@@ -75,6 +78,13 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                 text,
                 f"tile it, e.g. {s.at} -> seq(64), or stage at another loop",
             )
+        if s.space == "cache" and all(t.block is None for t in plan.sequence if t.index == s.at):
+            raise TcError(
+                f"nothing can be fetched ahead at '{s.at}': each thread has all its share in one turn",
+                s.span,
+                text,
+                f"give the loop turns: {s.at} -> core(1), or {s.at} -> core / seq(16)",
+            )
         for name in s.tensors:
             if s.space == "cache":
                 inside = [leaf for leaf in leaves if s.at in leaf.domain]
@@ -92,6 +102,32 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                     text,
                     "leave it out of this line",
                 )
+            if s.space == "packed" and not any(_along_tile(name, leaf, plan) for leaf in leaves):
+                own = {i for leaf in leaves for i in _own(name, leaf)}
+                raise TcError(
+                    f"'{name}' cannot be packed: no register tile runs along it",
+                    s.span,
+                    text,
+                    f"give {' or '.join(sorted(own))} an unroll or vec level, or leave '{name}' out of this line"
+                    if own
+                    else "leave it out of this line",
+                )
+
+
+def _own(name: str, leaf: Leaf) -> set[str]:
+    """The parallel indices of a reduction, or of a monoid's fields, that are subscripts of a tensor it reads."""
+    written = {s.id for w in leaf.writes() for s in w.subscripts if isinstance(s, Name)}
+    accesses = staged_accesses(name, leaf)
+    return {i for i in written | set(leaf.parallel) if any(Name(i) in a.subscripts for a in accesses)}
+
+
+def _along_tile(name: str, leaf: Leaf, plan: KernelPlan) -> bool:
+    """Whether the schedule gives one of these indices a register tile (by sizes it may still be a single value)."""
+    if leaf_uses(plan, leaf, leaf.writes()[-1]) is not None:
+        return True
+    own = _own(name, leaf)
+    maps = [m for i, m in plan.loops.items() if i in own] + [m for (i, _), m in plan.special.items() if i in own]
+    return any(m.vec or m.unroll > 1 for m in maps)
 
 
 def computed(dtype: DType) -> DType:
@@ -149,11 +185,12 @@ class Staging:
                 if width < self.emitter.range(i, env).block and a.subscripts[-1] != Name(i):
                     width = math.lcm(width, TRANSPOSED)
                 candidates.append((leaf, a, i, width, grouped))
-        # Where only some accesses of the tensor run across rows, those are the ones that need packing.
+        # Where only some accesses of the tensor run across rows, those are the ones that need packing, and the others
+        # whose rows lie far apart.
         crossing = [c for c in candidates if c[1].subscripts[-1] != Name(c[2])]
         out: list[Statement] = []
         made: dict[tuple[Access, str, int, tuple[str, int]], tuple[str, tuple[Expr | None, ...]]] = {}
-        chosen = [c for c in candidates if c in crossing or c[4][0]] if crossing else candidates
+        chosen = [c for c in candidates if not crossing or c in crossing or c[4][0] or self._far(c[1], c[2], env)]
         for leaf, a, i, width, grouped in chosen:
             if any(a.tensor in w.written for w in node.leaves()):
                 raise TcError(
@@ -168,6 +205,17 @@ class Staging:
                 out.append(pack)
             self.staged[(id(leaf), a)] = made[key]
         return out
+
+    def _far(self, a: Access, along: str, env: Env) -> bool:
+        """Do the rows along an index of which a tile has several lie far apart?"""
+        shape, size = self.emitter.shapes[a.tensor], self.emitter.dtypes[a.tensor].bytes
+        pitches = [
+            math.prod(shape[d + 1 :]) * size
+            for d, s in enumerate(a.subscripts)
+            if isinstance(s, Name) and s.id in self.emitter.extents and s.id != along
+            if self.emitter.range(s.id, env).block > 1
+        ]
+        return bool(pitches) and min(pitches) >= FAR
 
     def _target(self, leaf: Leaf, a: Access) -> tuple[Access, tuple[str, ...]]:
         """What the sum that reads an access writes, and its parallel indices: of a monoid each field is a sum of its

@@ -77,6 +77,29 @@ def traffic(leaves: Sequence[Leaf], extents: Mapping[str, int], operands: Mappin
     return total
 
 
+def gathered(
+    leaves: Sequence[Leaf], extents: Mapping[str, int], operands: Mapping[str, tuple[DType, int]]
+) -> tuple[tuple[int, int], ...]:
+    """Of the traffic, the bytes in rows that data chooses (`wte[tokens[b, t], c]`), by the bytes of such a row: what
+    the subscripts behind the last chosen one walk."""
+    found: dict[tuple[str, tuple[Expr, ...], bool], tuple[int, int]] = {}
+    for leaf in leaves:
+        for written, accesses in ((False, leaf.reads()), (True, leaf.writes())):
+            for a in accesses:
+                chosen = [n for n, s in enumerate(a.subscripts) if any(isinstance(x, Access) for x in walk(s))]
+                if chosen and a.tensor in operands:
+                    dtype, elements = operands[a.tensor]
+                    row = 1
+                    for i in _indices(a.subscripts[chosen[-1] + 1 :], extents):
+                        row *= extents[i]
+                    moved = min(elements, _elements(a, extents)) * dtype.bytes
+                    found[a.tensor, a.subscripts, written] = row * dtype.bytes, moved
+    total: dict[int, int] = {}
+    for row, moved in found.values():
+        total[row] = total.get(row, 0) + moved
+    return tuple(sorted(total.items()))
+
+
 def own_guards(leaf: Leaf) -> list[Binary]:
     """The conditions `a <= b` between two indices under which the leaf's reduction counts."""
     value = leaf.equation.value

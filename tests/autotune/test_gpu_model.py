@@ -13,7 +13,8 @@ from tcomp.autotune.gpu_ladder import LADDER, classes, ladder
 from tcomp.autotune.gpu_model import RESOURCES, BlockWork, LaunchWork, Ring, cached_traffic, predict
 from tcomp.autotune.gpu_predict import predict_kernel
 from tcomp.autotune.gpu_traffic import phase_traffic
-from tcomp.autotune.gpu_work import Copies, counts_of, launch_work, matrix_shape, matrix_type, sample_block, width
+from tcomp.autotune.gpu_work import Copies, counts_of, launch_work, sample_block
+from tcomp.autotune.opcodes import matrix_shape, matrix_type, width
 from tcomp.autotune.sass import functions_of
 from tcomp.autotune.sass_walk import Walk, issued
 from tcomp.autotune.spearman import spearman

@@ -78,3 +78,36 @@ def test_predicates_unpacked_from_a_byte_of_a_register() -> None:
     way = Walk(function, {}, {}).run()
     turns = [way.times(b, i) for b in function.blocks for i in b.instructions if i.name == "IADD3"]
     assert not way.cut and not way.unknown and turns == [8, 0]
+
+
+OUTER = """
+.text.k:
+        /*0000*/                   MOV R2, RZ ;
+.L_x_1:
+        /*0010*/                   MOV R1, RZ ;
+.L_x_2:
+        /*0020*/                   UIADD3 UR4, UR4, 0x1, URZ ;
+        /*0030*/                   IADD3 R1, R1, 0x1, RZ ;
+        /*0040*/                   ISETP.GE.U32.AND P0, PT, R1, 0x3, PT ;
+        /*0050*/               @P0 CALL.REL.NOINC `(.L_x_3) ;
+        /*0060*/                   BRA `(.L_x_2) ;
+.L_x_3:
+        /*0070*/                   IADD3 R2, R2, 0x1, RZ ;
+        /*0080*/                   UISETP.GE.U32.AND UP0, UPT, UR4, 0xc, UPT ;
+        /*0090*/                   UP2UR UR9, UPR, URZ, 0x1 ;
+        /*00a0*/                   UISETP.NE.AND UP2, UPT, UR9, URZ, UPT ;
+        /*00b0*/                   PLOP3.LUT P1, PT, PT, PT, UP2, 0x80, 0x0 ;
+        /*00c0*/               @P1 EXIT ;
+        /*00d0*/                   BRA `(.L_x_1) ;
+.L_x_4:
+        /*00e0*/                   RET.REL.NODEC R20 `(k) ;
+"""
+
+
+def test_a_loop_around_a_loop_is_gone_on_with_by_a_call() -> None:
+    """No way from the call's target returns, though a subroutine behind it does; and what ends the outer loop is kept
+    in a uniform register."""
+    function = functions_of(OUTER)["k"]
+    way = Walk(function, {}, {0x0: 0}).run()
+    turns = [way.times(b, i) for b in function.blocks for i in b.instructions if i.name == "IADD3"]
+    assert not way.cut and not way.unknown and turns == [12, 4]

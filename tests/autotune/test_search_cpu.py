@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from tcomp.autotune import storage
 from tcomp.autotune.backend_cpu import CpuBackend
-from tcomp.autotune.bench import Bench, Rejected
+from tcomp.autotune.bench import Bench
+from tcomp.autotune.child import Failure, Rejected
 from tcomp.autotune.contest import ratio
-from tcomp.autotune.evaluator import Failure
 from tcomp.autotune.instances import facts_of, schedule_of
 from tcomp.autotune.judge import Choice, Job
 from tcomp.autotune.judge_measured import MeasuredJudge
 from tcomp.autotune.lockfile import read_lock
-from tcomp.autotune.search import Plan
+from tcomp.autotune.plan import Plan
 from tcomp.autotune.space import Values, spaces_of
 from tcomp.dsl.errors import TcError
 from tcomp.machine.cpu import detect
@@ -90,11 +90,11 @@ def test_a_second_search_goes_on_where_the_first_ended(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_budget_holds(tmp_path: Path) -> None:
-    """Though there are hundreds of candidates and each takes most of a second to build. (Beside it other tests run.)"""
+    """Within a tenth, though there are hundreds of candidates and each takes most of a second to build."""
     search = search_on(tmp_path, Plan(SHAPE, budget=10.0, ops=("linear",)), sluggish)
     started = time.monotonic()
     search.run()
-    assert time.monotonic() - started < 17
+    assert time.monotonic() - started < 11
     assert any(kind not in ("default", "cut") for kind, _, _ in trials(tmp_path))
     assert search.lock.exists()
 

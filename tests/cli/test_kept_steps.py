@@ -15,7 +15,7 @@ from tcomp.cli import common, kept_steps
 from tcomp.cli.kept_steps import _Unpickler
 from tcomp.codegen.cpu.compile import kernel_key
 from tcomp.dsl.files import source_texts
-from tcomp.dsl.load import library, load_sources
+from tcomp.dsl.load import library, load
 from tests.cli.support import TINY, Tcomp
 
 MODEL = """import ops.crossentropy
@@ -192,4 +192,4 @@ def test_a_cache_that_cannot_be_written_is_done_without(built: list[str], tmp_pa
 
 @pytest.mark.parametrize("name", ["gpt2.tc", "llama.tc"])
 def test_the_key_knows_every_text_that_is_read(name: str) -> None:
-    assert source_texts(library() / name).keys() >= {s.file for s in load_sources(library() / name)}
+    assert source_texts(library() / name).keys() >= set(load(library() / name).sources)

@@ -18,9 +18,12 @@ SMALL = ["--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "2", "-T", "8", 
 @pytest.fixture(autouse=True)
 def quick_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ceilings of a moment: the test is of the table, not of the machine."""
-    from tcomp.runtime.cpu import ceilings, function_ceilings
+    from tcomp.runtime.cpu import ceilings, function_ceilings, launch_ceiling
 
-    peak, bandwidth = ceilings.fma_peak, ceilings.bandwidth
+    peak, bandwidth, gather = ceilings.fma_peak, ceilings.bandwidth, ceilings.gather_bandwidth
+    monkeypatch.setattr(ceilings, "gather_bandwidth", lambda row, threads: gather(row, threads, 4, 2))
+    launch = launch_ceiling.launch_cost
+    monkeypatch.setattr(launch_ceiling, "launch_cost", lambda threads: launch(threads, 50, 2))
     monkeypatch.setattr(ceilings, "fma_peak", lambda threads: peak(threads, seconds=0.002, repetitions=2))
     dots = ceilings.dot_peak
     monkeypatch.setattr(ceilings, "dot_peak", lambda threads: dots(threads, seconds=0.002, repetitions=2))
@@ -42,9 +45,13 @@ def test_a_measured_table(tcomp: Tcomp, tmp_path: Path) -> None:
     assert by_name["linear_gelu"]["functions"] == {"tanh": 16 * 64}
     for k in found["kernels"]:
         evaluated = sum(n / found["functions"][f] for f, n in k["functions"].items())
-        least = max(k["flops"] / found["peak"], k["bytes"] / found["bandwidth"], evaluated)
+        rows = sum(n / found["gathers"][row] for row, n in k["gathered"].items())
+        memory = (k["bytes"] - sum(k["gathered"].values())) / found["bandwidth"] + rows
+        least = max(k["flops"] / found["peak"], memory, evaluated) + k["phases"] * found["launch"]
         assert k["least"] == pytest.approx(least)
-    assert "exp f32" in result.out
+    assert "exp f32" in result.out and "random rows of 64 bytes" in result.out
+    assert by_name["embedding"]["gathered"] == {"64": 16 * 16 * 4}
+    assert by_name["linear"]["phases"] == 1 and not by_name["linear"]["gathered"]
 
 
 def test_without_measuring_there_is_the_least_time_alone(tcomp: Tcomp) -> None:
@@ -67,6 +74,13 @@ def test_kernels_that_use_an_instruction_are_held_against_its_peak() -> None:
     measured, elsewhere = Peaks(10.0, 1.0, {}, {"vdpbf16ps": 20.0}), Peaks(10.0, 1.0)
     assert product.parts(measured)["compute"] == 5.0 and product.parts(elsewhere)["compute"] == 10.0
     assert replace(product, instruction="").parts(measured)["compute"] == 10.0
+
+
+def test_a_small_kernel_takes_its_launches_and_rows_in_random_order_take_longer() -> None:
+    row = Row("embedding", "embedding", 1, 0, 100, gathered={64: 60}, phases=3)
+    streams, chosen = Peaks(1.0, 10.0), Peaks(1.0, 10.0, gathers={64: 5.0}, launch=8.0)
+    assert row.least(streams) == 10.0 and row.bound(streams) == "memory"
+    assert row.least(chosen) == 4.0 + 12.0 + 24.0 and row.bound(chosen) == "launch"
 
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="levels of x86")

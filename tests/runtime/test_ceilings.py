@@ -12,6 +12,7 @@ import pytest
 from tcomp.machine.cpu import detect
 from tcomp.runtime.cpu import ceilings
 from tcomp.runtime.cpu.function_ceilings import function_kernel, function_rate
+from tcomp.runtime.cpu.launch_ceiling import empty_kernel, launch_cost
 from tcomp.runtime.cpu.single import SingleKernel
 
 
@@ -24,6 +25,25 @@ def test_the_memory_loops_touch_every_element(kind: str) -> None:
     else:
         assert a[: ceilings.vector_widths()[-1]].sum() == 4096
         assert not a[ceilings.vector_widths()[-1] :].any()
+
+
+def test_the_loop_over_rows_takes_those_that_are_named() -> None:
+    lanes = ceilings.vector_widths()[-1]
+    table, out, ids = ceilings._aligned(64 * 256, 1.0), ceilings._aligned(64, 0.0), np.array([3, 60, 3, 8], np.int64)
+    table.reshape(64, 256)[60] = 10.0
+    call = ceilings._function("gather", *[ctypes.c_void_p] * 3, ctypes.c_int64)
+    call(len(ids), out.ctypes.data, table.ctypes.data, ids.ctypes.data, 256)
+    assert out[:lanes].sum() == 256 * (3 + 10) and not out[lanes:].any()
+
+
+def test_an_empty_launch_takes_a_moment() -> None:
+    """Every thread does its row, and so many launches take about so many times as long."""
+    with SingleKernel(empty_kernel(2), detect(), 2) as kernel:
+        kernel.array("X")[...] = 4.0
+        kernel.run()
+        assert kernel.array("Y")[:, 0].tolist() == [4.0, 4.0] and not kernel.array("Y")[:, 1:].any()
+    found = launch_cost(1, 500, 3)
+    assert 0.0 < found.low <= found.median <= found.high < 1e3
 
 
 def test_the_arithmetic_loop_does_all_its_turns() -> None:
@@ -66,6 +86,7 @@ def test_rates_are_positive_and_ordered() -> None:
         assert 0 < found.low <= found.median <= found.high
         assert found.unit in str(found)
     assert np.isfinite(ceilings.bandwidth("read", 2, 8, 3).median)
+    assert ceilings.gather_bandwidth(3000, 2, 8, 3).low > 0
 
 
 @pytest.mark.parametrize("function", ["exp", "divide"])

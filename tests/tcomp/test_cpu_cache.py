@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -125,15 +126,36 @@ def test_misses_compiled_in_worker_processes_are_the_same_objects(tmp_path: Path
         "from pathlib import Path\n"
         "kernels = [t.kernel(float(f)) for f in range(8)]\n"
         "c.PARALLEL_FROM = int(sys.argv[2])\n"
-        "c.compile_kernels(kernels, t.MACHINE, Path(sys.argv[3]))\n"
+        "compilers = c.Compilers(t.MACHINE, Path(sys.argv[3]))\n"
+        "for k in kernels[:6]: compilers.begin(k)\n"
+        "if sys.argv[4] == 'no': c.compile_kernel = None\n"
+        "compilers.finish(kernels)\n"
+        "compilers.close()\n"
     )
-    for parallel_from, name in ((2, "parallel"), (99, "serial")):
-        arguments = [str(Path(__file__).parent), str(parallel_from), str(tmp_path / name)]
+    for parallel_from, name, here in ((2, "parallel", "no"), (99, "serial", "yes")):
+        arguments = [str(Path(__file__).parent), str(parallel_from), str(tmp_path / name), here]
         subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=300)
     parallel, serial = (sorted((tmp_path / n).iterdir()) for n in ("parallel", "serial"))
     assert len(parallel) == 8
     assert [p.name for p in parallel] == [p.name for p in serial]
     assert all(p.read_bytes() == s.read_bytes() for p, s in zip(parallel, serial, strict=True))
+
+
+def test_a_process_with_threads_forks_no_compilers(tmp_path: Path) -> None:
+    stop = threading.Event()
+    beside = threading.Thread(target=stop.wait)
+    beside.start()
+    try:
+        compilers = cache_module.Compilers(replace(MACHINE, cores=4), tmp_path)
+        for factor in range(5):
+            compilers.begin(kernel(float(factor)))
+        assert not list(tmp_path.iterdir())
+        assert not multiprocessing.active_children()
+        assert len({k.object for k in compilers.finish([kernel(float(f)) for f in range(5)])}) == 5
+        compilers.close()
+    finally:
+        stop.set()
+        beside.join()
 
 
 def _hammer(folder: str, seed: int, failures: multiprocessing.Queue[str]) -> None:

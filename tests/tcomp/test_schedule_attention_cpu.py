@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tcomp.dsl.load import load
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.load import load, load_text
 from tcomp.grad import backward_of
 from tcomp.ir.print import print_kernel
 from tcomp.machine.cpu import CpuMachine
@@ -20,6 +21,53 @@ def test_values_are_packed_for_the_field_that_reads_them() -> None:
     lines = print_kernel(kernel).splitlines()
     (packed,) = (x.split()[1] for x in lines if "pack " in x and ", 2, h" in x)
     assert any(line.split()[0].startswith("o[") and packed in line and "+= sum k" in line for line in lines)
+
+
+@pytest.mark.parametrize(("heads", "copies"), [(12, 3), (2, 2)])
+def test_keys_are_packed_for_both_products_where_rows_lie_pages_apart(heads: int, copies: int) -> None:
+    module = load("models/ops/attention.tc")
+    op = backward_of("attention", module)
+    assert op is not None
+    (kernel,) = lower(op, module, {"B": 1, "T": 256, "H": heads, "D": 64}, AVX2).kernels
+    assert print_kernel(kernel).count("  pack ") == copies
+
+
+def test_gradients_are_collected_in_tiles_of_their_own_and_written_once() -> None:
+    """Keys' gradients are complete when the loop over queries is, queries' when the one over keys is."""
+    module = load("models/ops/attention.tc")
+    op = backward_of("attention", module)
+    assert op is not None
+    (kernel,) = lower(op, module, {"B": 1, "T": 256, "H": 2, "D": 64}, AVX2).kernels
+    shapes = {t.name.partition(".sum")[0] + str(t.shape) for t in kernel.tiles if ".sum" in t.name}
+    assert shapes == {"dQKV(96, 64)", "dQKV(256, 64)"}
+    stores = [x.strip() for x in print_kernel(kernel).splitlines() if x.strip().startswith("dQKV[")]
+    assert len(stores) == 3
+    assert all(" = dQKV.sum" in x for x in stores)
+
+
+def summed(schedule: str) -> str:
+    text = f"op total(X: f32[M, N]) -> s: f32[N]:\n  s[n] = sum m: X[m, n]\n\nschedule total on cpu:\n{schedule}"
+    module = load_text(text)
+    (kernel,) = lower(module.ops["total"], module, {"M": 64, "N": 32}, AVX2, threads=2).kernels
+    return print_kernel(kernel)
+
+
+def test_a_private_sum_is_written_after_its_last_tile() -> None:
+    lines = "  m -> seq(16)\n  n -> vec\n  order m, n\n"
+    assert "s.sum" not in summed(lines)
+    assert "s[n] = s.sum" in summed(lines + "  combine s over m by private\n")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("  m -> core(16) / seq(4)\n  n -> vec\n  combine s over m by private\n", "by partials"),
+        ("  n -> seq(16) / vec\n  combine s over m by private\n", "no sum over tiles of m"),
+    ],
+)
+def test_a_private_sum_is_no_sum_of_several_cores(schedule: str, message: str) -> None:
+    with pytest.raises(TcError, match=message):
+        summed(schedule)
 
 
 @pytest.mark.parametrize(("heads", "threads", "shared"), [(3, 2, True), (4, 2, False), (3, 1, False), (17, 2, False)])

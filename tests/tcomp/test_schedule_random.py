@@ -35,6 +35,9 @@ class Case:
     stages: tuple[tuple[str, str], ...] = ()
 
 
+OWN = {"X": {"m"}, "W": {"n"}, "QKV.1": {"b", "h", "k"}}
+"""indices of what is staged that a register tile may run along"""
+
 MACHINE = CpuMachine("avx512", (), 8, 32, 32768, 1 << 20, 1 << 24, 3)
 
 CASES = [
@@ -77,10 +80,11 @@ def schedules(draw: st.DrawFn, case: Case, op_name: str, extents: dict[str, int]
         if levels:
             maps.append(MapLoops((i,), (), tuple(levels)))
     order = Order(tuple(draw(st.permutations(tiled))))
+    register = {m.loops[0] for m in maps for x in m.levels if x.kind == "vec" or x == Level("unroll", (Num(2),))}
     stages = tuple(
         Stage((t,), "packed", at)
         for t, at in case.stages
-        if draw(st.booleans()) and any(m.loops == (at,) for m in maps) and at in tiled
+        if draw(st.booleans()) and at in tiled and register & OWN[t]  # else there is nothing to pack, an error
     )
     return Schedule(op_name, "cpu", (*maps, order, *stages[:1]), ())
 

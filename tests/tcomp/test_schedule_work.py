@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tcomp.dsl.load import load
+from tcomp.grad import backward_of
 from tcomp.machine.cpu import CpuMachine
 from tcomp.schedule.lower import lower
 
@@ -35,3 +36,13 @@ def test_a_gather_reads_the_rows_it_names_and_not_the_table() -> None:
     (kernel,) = lower(module.ops["embedding"], module, dims, MACHINE).kernels
     rows = 2 * 3
     assert kernel.traffic == 4 * (rows + rows * 4 + 3 * 4 + rows * 4)
+    assert kernel.gathered == ((4 * 4, rows * 4 * 4),), "rows of four values, chosen by tokens"
+
+
+def test_a_scatter_reads_and_writes_the_rows_it_names() -> None:
+    module = load("models/gpt2.tc")
+    op = backward_of("embedding", module)
+    assert op is not None
+    dims = {"B": 2, "T": 3, "V": 1000, "S": 10, "C": 4}
+    dwte, dwpe = lower(op, module, dims, MACHINE).kernels
+    assert dwte.gathered == ((4 * 4, 2 * 2 * 3 * 4 * 4),) and dwpe.gathered == ()

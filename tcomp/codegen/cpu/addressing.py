@@ -16,7 +16,7 @@ from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.integers import Affine, affine_form
 from tcomp.codegen.cpu.types import I64, IrValue, stored_type
-from tcomp.dsl.ast import Access, Expr, accesses_in
+from tcomp.dsl.ast import Access, Expr
 from tcomp.ir.tile import Buffer, Panels
 
 if TYPE_CHECKING:
@@ -116,11 +116,8 @@ class Addressing:
         return Place(buffer, counters, variables, total.constant, tuple(gathered), panel, in_bounds, frozenset(deps))
 
     def _inside(self, subscript: Expr, form: Affine | None, size: int) -> bool:
-        """True when the subscript surely lies in 0 .. size-1; an index read from memory is trusted."""
-        if isinstance(subscript, Access):
-            return True
-        if form is None and accesses_in(subscript):
-            return True
+        """True when the subscript surely lies in 0 .. size-1. An index read from memory is trusted only where the
+        access's guard holds: `select(ids[m] >= 0, X[ids[m]], 0.0)`."""
         known = self.domain.facts.of_affine(form) if form is not None else self.domain.facts.of(subscript)
         return known.lo is not None and known.hi is not None and known.lo >= 0 and known.hi < size
 

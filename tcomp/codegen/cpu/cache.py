@@ -1,15 +1,20 @@
 """Object code kept between runs, by content (`tcomp.codegen.cache`).
 
-Missing kernels are compiled in forked worker processes, because LLVM is behind one lock per process.
+Missing kernels are compiled in forked worker processes, because LLVM is behind one lock per process, and beside what
+the caller does meanwhile: a step's first kernels are machine code before its last ones are lowered.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import multiprocessing
+import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -19,7 +24,8 @@ from tcomp.codegen.cpu.compile import CompiledKernel, compile_kernel, kernel_key
 from tcomp.ir.tile import Kernel
 from tcomp.machine.cpu import CpuMachine
 
-WORKERS = 2
+WORKERS = 8
+"""The most processes that compile; no more than the machine has cores."""
 PARALLEL_FROM = 4
 """Fewer misses than this are not worth starting processes for."""
 
@@ -31,28 +37,73 @@ class ObjectCache(ContentCache):
         super().__init__(folder, kind="object-1", suffix=".o")
 
 
+class Compilers:
+    """Compiles kernels for one machine, from the cache where it has them.
+
+    `begin` may be called for each kernel as it becomes known; `finish` gives the compiled ones, `close` ends the worker
+    processes. They are started by the first `begin` that has enough to do for them. A process with other threads never
+    starts any (a lock that one of them holds would stay locked in the child): it compiles in `finish`.
+    """
+
+    def __init__(self, machine: CpuMachine, cache_dir: Path | str | None = None) -> None:
+        self.machine = machine
+        self._cache = ObjectCache(cache_dir)
+        self._objects: dict[str, bytes] = {}
+        self._waiting: dict[str, Kernel] = {}
+        self._begun: dict[str, Future[bytes]] = {}
+        self._pool: ProcessPoolExecutor | None = None
+
+    def begin(self, kernel: Kernel) -> None:
+        """Compile a kernel beside what the caller does, if it is neither in the cache nor begun."""
+        key = kernel_key(kernel, self.machine)
+        if key in self._objects or key in self._waiting or key in self._begun:
+            return
+        found = self._cache.load(key)
+        if found is not None:
+            self._objects[key] = found
+            return
+        self._waiting[key] = kernel
+        if self._pool is None and len(self._waiting) >= PARALLEL_FROM:
+            self._pool = _pool(self.machine)
+        if self._pool is not None:
+            for name, waiting in self._waiting.items():
+                self._begun[name] = self._pool.submit(_compile_one, waiting, self.machine)
+            self._waiting.clear()
+
+    def finish(self, kernels: Sequence[Kernel]) -> list[CompiledKernel]:
+        """Compiled kernels in the order given. An error of a kernel's own (`Unsupported`) is raised here."""
+        # The longest first, so that no worker is left with one at the end.
+        for kernel in sorted(kernels, key=lambda k: -len(repr(k.phases))):
+            self.begin(kernel)
+        keys = [kernel_key(k, self.machine) for k in kernels]
+        for key in keys:
+            if key not in self._objects:
+                begun = self._begun.get(key)
+                body = begun.result() if begun else compile_kernel(self._waiting[key], self.machine).object
+                self._cache.store(key, body)
+                self._objects[key] = body
+        return [
+            CompiledKernel(symbols_of(k, key), self._objects[key], *memory_needs(k))
+            for k, key in zip(kernels, keys, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Begin nothing more, and end the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+        self._begun.clear()
+
+
 def compile_kernels(
     kernels: Sequence[Kernel], machine: CpuMachine, cache_dir: Path | str | None = None
 ) -> list[CompiledKernel]:
     """Compiled kernels in the order given, from the cache where it has them."""
-    cache = ObjectCache(cache_dir)
-    keys = [kernel_key(k, machine) for k in kernels]
-    objects: dict[str, bytes] = {}
-    missing: dict[str, Kernel] = {}
-    for key, kernel in zip(keys, kernels, strict=True):
-        if key in objects or key in missing:
-            continue
-        found = cache.load(key)
-        if found is None:
-            missing[key] = kernel
-        else:
-            objects[key] = found
-    for key, body in _compile_missing(missing, machine):
-        cache.store(key, body)
-        objects[key] = body
-    return [
-        CompiledKernel(symbols_of(k, key), objects[key], *memory_needs(k)) for k, key in zip(kernels, keys, strict=True)
-    ]
+    compilers = Compilers(machine, cache_dir)
+    try:
+        return compilers.finish(kernels)
+    finally:
+        compilers.close()
 
 
 def cached_object(
@@ -69,21 +120,22 @@ def cached_object(
     return found
 
 
-def _compile_missing(missing: dict[str, Kernel], machine: CpuMachine) -> list[tuple[str, bytes]]:
-    jobs = list(missing.items())
-    workers = min(WORKERS, machine.cores, len(jobs))
-    # A process with threads must not fork: a lock held by one of them would stay locked in the child.
+def _pool(machine: CpuMachine) -> ProcessPoolExecutor | None:
+    """Worker processes; None where forking is not safe, or of no use."""
+    workers = min(WORKERS, machine.cores)
     safe = threading.active_count() == 1 and "fork" in multiprocessing.get_all_start_methods()
-    if len(jobs) < PARALLEL_FROM or workers < 2 or not safe:
-        return [(key, compile_kernel(kernel, machine).object) for key, kernel in jobs]
-    # The longest first, so that no worker is left with one at the end.
-    jobs.sort(key=lambda job: -len(repr(job[1].phases)))
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        bodies = pool.map(_compile_one, [(kernel, machine) for _, kernel in jobs])
-        return [(key, body) for (key, _), body in zip(jobs, bodies, strict=True)]
+    if not safe or workers < 2:
+        return None
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"), initializer=_begin_work)
 
 
-def _compile_one(job: tuple[Kernel, CpuMachine]) -> bytes:
-    kernel, machine = job
+def _begin_work() -> None:
+    """In a worker: Ctrl-C is the parent's affair, and the parent's end is the worker's."""
+    gc.disable()  # compiling makes many objects and no cycles that matter before the process ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _compile_one(kernel: Kernel, machine: CpuMachine) -> bytes:
     return compile_kernel(kernel, machine).object

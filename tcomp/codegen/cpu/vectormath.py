@@ -3,9 +3,10 @@
 Each function works on f32 and f64 of any number of lanes and emits straight-line code. Error bounds, in units
 in the last place of the exact result (tests/tcomp/test_cpu_vectormath.py sweeps them):
 
-    f32: exp 2, log 2, tanh 6, sin and cos 2 on |x| <= 1e4, rsqrt 2        f64: exp, log 2; tanh, sin, cos 4
+    f32: exp 2.2, log 2, tanh 6, sin and cos 2 on |x| <= 1e4, rsqrt 2        f64: exp, log 2; tanh, sin, cos 4
 
-with exp and log right for infinities, NaN, zero, subnormals, overflow and underflow. Polynomials and argument
+with exp and log right for infinities, NaN, zero, subnormals, overflow and underflow, but that exp in f32 is zero below
+2**-125.5 (the second factor that subnormals need costs a quarter of its rate). Polynomials and argument
 splittings are those of the Cephes library (Moshier) and FreeBSD's msun (Sun Microsystems, e_log.c, k_sin.c).
 """
 
@@ -19,15 +20,14 @@ from llvmlite import ir
 from tcomp.codegen.cpu.emitter import Emitter
 from tcomp.codegen.cpu.types import F32, F64, I32, I64, IrValue, Type, constant, like
 
-# e**r = 1 + r + ... on |r| <= log(2) / 2, relative error 2**-28.3
-_EXP32 = (
-    1.3814540579915047e-3,
-    8.36874544620514e-3,
-    4.166838899254799e-2,
-    1.666652113199234e-1,
-    4.999999403953552e-1,
-    1.0,
-    1.0,
+# 2 e**r on |r| <= log(2) / 2, within 1.1 ulp and exact at 0
+_TWICE_EXP32 = (
+    1.6531798988580704e-2,
+    8.379931002855301e-2,
+    3.3336299657821655e-1,
+    9.999827146530151e-1,
+    1.999998927116394,
+    2.0,
 )
 # tanh(x) = x P(x**2) / Q(x**2) on |x| <= 9.02, relative error 2**-25; all terms are positive, so nothing cancels
 _TANH32_P = (1.3384224395451838e-8, 2.063577267108485e-5, 3.4974548034369946e-3, 1.338268369436264e-1, 1.0)
@@ -138,32 +138,28 @@ def call(em: Emitter, name: str, x: IrValue, fma: bool) -> IrValue:
 
 
 def exp(m: Math, x: IrValue) -> IrValue:
-    """e**x = 2**n e**r with x = n log 2 + r, |r| <= log(2) / 2.
-
-    2**n goes in as two factors, so that results beyond the exponents' range are right: infinite, or subnormal with
-    one rounding.
-    """
+    """e**x = 2**n e**r with x = n log 2 + r, |r| <= log(2) / 2."""
     return _exp32(m, x) if m.single else _exp64(m, x)
 
 
 def _exp32(m: Math, x: IrValue) -> IrValue:
-    """18 instructions beside the constants' loads: the rounding constant is added in the multiplication that it rounds,
-    and carries the bias of both factors' exponents, which are then shifts of its bits."""
+    """13 instructions beside the constants' loads. The rounding constant is added in the multiplication that it rounds,
+    and carries the exponent's bias, so that the factor 2**(n - 1) is a shift of its bits: with it twice e**r gives
+    infinity where it should, and from n = -126 on the factor is zero."""
     b = m.b
-    x = m.at_least(m.at_most(x, 89.0), -105.0)
-    magic = 12582912.0 + 2 * 127
+    x = m.at_least(m.at_most(x, 89.0), -87.6)
+    magic = 12582912.0 + 126
     shifted = m.fma(x, m.c(1 / math.log(2)), m.c(magic))
     whole = b.fsub(shifted, m.c(magic))
     r = m.fma(whole, m.c(-0.693359375), x)
     r = m.fma(whole, m.c(2.12194440e-4), r)
-    y = m.polynomial(r, _EXP32)
-    both = m.to_bits(shifted)
-    half = b.ashr(both, m.i(1))
-    first, second = (m.from_bits(b.shl(n, m.i(23))) for n in (half, b.sub(both, half)))
-    return b.fmul(b.fmul(y, first), second)
+    factor = m.from_bits(b.shl(m.to_bits(shifted), m.i(23)))
+    return b.fmul(m.polynomial(r, _TWICE_EXP32), factor)
 
 
 def _exp64(m: Math, x: IrValue) -> IrValue:
+    """2**n goes in as two factors, so that results beyond the exponents' range are right: infinite, or subnormal with
+    one rounding."""
     b = m.b
     x = m.at_least(m.at_most(x, 710.0), -746.0)
     e, n = _reduced_exp64(m, x)

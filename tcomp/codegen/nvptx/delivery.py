@@ -4,8 +4,9 @@
     threads store to the tile; fence for the async proxy; barrier; the leader starts the copies
     at the block's end: the leader waits for its copies
 
-Results that leave panel by panel (`schedule/result_panels.py`) have two copies of a panel. Each warpgroup hands over
-its own rows, behind one barrier of its own: its leader comes there when the panel that is written next has been read.
+Results that leave panel by panel (`schedule/result_panels.py`) have two places in turn: copies of a panel, or panels of
+several results. Each warpgroup hands over its own rows, behind one barrier of its own: its leader comes there when the
+place that is written next has been read.
 
 Where a barrier stands before the stores anyway, the leader waits there. Blocks that add in turns (`turn_taking.py`)
 wait for theirs in the same places.
@@ -19,12 +20,21 @@ from contextlib import contextmanager
 from tcomp.codegen.cpu.types import I8, VOID, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
-from tcomp.codegen.nvptx.layout import panels_in, statements_in
+from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.codegen.nvptx.roles import Roles
 from tcomp.codegen.nvptx.tensor_copy import await_deliveries, deliver
 from tcomp.codegen.nvptx.tensor_rings import TensorRings
 from tcomp.codegen.nvptx.turn_taking import TurnTaking
 from tcomp.ir.tile import Compute, Loop, Statement, Unpack
+
+
+def places_in(phase: Sequence[Statement]) -> Iterator[tuple[Unpack, int]]:
+    """The deliveries of panel loops, with the places that each one's loop writes in turn."""
+    for s in statements_in(phase):
+        if isinstance(s, Loop) and s.level == "panel":
+            own = [u for u in s.body if isinstance(u, Unpack)]
+            yield from ((u, len(own) * s.stages) for u in own)
 
 
 class Deliveries:
@@ -35,11 +45,15 @@ class Deliveries:
     ) -> None:
         self.em, self.scope, self.roles, self.copies = em, scope, roles, copies
         found = [s for s in statements_in(phase) if isinstance(s, Unpack)]
-        self.panels = {s.buffer: (s, n) for s, n in panels_in(phase)}
+        self.panels = {s.buffer: (s, n) for s, n in places_in(phase)}
+        """of each tile of a panel loop, its delivery and how many places are written in turn"""
         self.delivered = {s.buffer for s in found} - set(self.panels)
         self.free: set[str] = set()
         """tiles for the copy engine that the place being written knows to be free"""
-        self.taking = TurnTaking(em, scope) if any(s.turns is not None for s in found) else None
+        flags = sorted({s.turns.flag.tensor for s in found if s.turns is not None})
+        if len(flags) > 1:
+            raise Unsupported(f"blocks add to two results in turns, of '{flags[0]}' and of '{flags[1]}'")
+        self.taking = TurnTaking(em, scope, flags[0]) if flags else None
 
     def finish(self) -> None:
         """A block's shared memory stays until the copy engine has read it."""
@@ -75,19 +89,20 @@ class Deliveries:
     @contextmanager
     def panel(self, loop: Loop, number: int, turns: int) -> Iterator[None]:
         """A turn of a panel loop, whose tile's name means the copy that it writes."""
-        unpack = next(s for s in loop.body if isinstance(s, Unpack))
-        name, copy = unpack.buffer, number % loop.stages
-        if loop.stages == 1 or (number == 0 and turns % loop.stages):
-            self._lead(unpack, lambda: await_deliveries(self.em))  # the last turn wrote where this one does
-            self.em.group_barrier(unpack.groups)
-        root = self.scope.roots[name]
-        if copy:
-            size = self.scope.buffers[name].bytes
-            self.scope.roots[name] = self.em.once(
-                0, ("copy", name, copy), lambda: self.em.builder.gep(root, [self.em.i64(copy * size)], source_etype=I8)
-            )
+        unpacks = [s for s in loop.body if isinstance(s, Unpack)]
+        copy = number % loop.stages
+        if len(unpacks) * loop.stages == 1 or (number == 0 and turns % loop.stages):
+            self._lead(unpacks[0], lambda: await_deliveries(self.em))  # the last turn wrote where this one does
+            self.em.group_barrier(unpacks[0].groups)
+        roots = {s.buffer: self.scope.roots[s.buffer] for s in unpacks}
+        for name, root in roots.items() if copy else ():
+            self.scope.roots[name] = self._copy(name, root, copy)
         yield
-        self.scope.roots[name] = root
+        self.scope.roots.update(roots)
+
+    def _copy(self, name: str, root: IrValue, copy: int) -> IrValue:
+        em, size = self.em, self.scope.buffers[name].bytes
+        return em.once(0, ("copy", name, copy), lambda: em.builder.gep(root, [em.i64(copy * size)], source_etype=I8))
 
     def _lead(self, s: Unpack, body: Callable[[], None]) -> None:
         if s.groups > 1:
@@ -95,10 +110,10 @@ class Deliveries:
         else:
             self.roles.leader(body)
 
-    def _start_panel(self, s: Unpack, copies: int, inside: IrValue | None) -> None:
+    def _start_panel(self, s: Unpack, places: int, inside: IrValue | None) -> None:
         em = self.em
-        if copies > 1:
-            self._lead(s, lambda: await_deliveries(em, but=copies - 2))
+        if places > 1:
+            self._lead(s, lambda: await_deliveries(em, but=places - 2))
         em.group_barrier(s.groups)
         group = em.group(s.groups) if s.groups > 1 else 0
         address = self.copies.result_address(s)
@@ -123,7 +138,7 @@ class Deliveries:
 
     def _hand_over(self, s: Unpack, inside: IrValue | None) -> None:
         em = self.em
-        address = self.copies.map_address(s.reversed)
+        address = self.copies.result_address(s)
         taking, turns = self.taking, s.turns
         if taking is None or turns is None:
 

@@ -118,5 +118,9 @@ def _narrowed(em: GpuEmitter, values: Sequence[IrValue], dtype: DType) -> IrValu
 
 
 def round_to(em: GpuEmitter, value: IrValue, dtype: DType) -> IrValue:
-    """The value rounded to a narrow type and back."""
+    """The value rounded to a narrow type and back: to bf16 in one instruction, since the upper half of a word is that
+    value in f32."""
+    if dtype is DType.BF16:
+        word = em.asm("cvt.rn.bf16x2.f32 $0, $1, $2;", I32, "=r,f,f", [value, ir.Constant(F32, 0.0)])
+        return em.builder.bitcast(word, F32)
     return unpack(em, pack(em, [value], dtype), dtype, 1)[0]

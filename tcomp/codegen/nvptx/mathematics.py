@@ -72,6 +72,15 @@ def exp2(em: GpuEmitter, x: IrValue) -> IrValue:
     return em.asm("ex2.approx.ftz.f32 $0, $1;", F32, "=f,f", [x])
 
 
+def reciprocal(em: GpuEmitter, x: IrValue) -> IrValue:
+    """1 / x within 1 unit in the last place, in one instruction; subnormal results are 0."""
+    return em.asm("rcp.approx.ftz.f32 $0, $1;", F32, "=f,f", [x])
+
+
+APPROXIMATE = {"exp2": exp2, "reciprocal": reciprocal}
+"""Functions of one f32 that no text names: lowering and code generation put them where they suffice."""
+
+
 def divided(em: GpuEmitter, x: IrValue, y: IrValue) -> IrValue:
     """x / y within 2 units in the last place, without the call that exact rounding takes."""
     return em.asm("div.full.f32 $0, $1, $2;", F32, "=f,f,f", [x, y])
@@ -91,7 +100,7 @@ def tanh(em: GpuEmitter, x: IrValue) -> IrValue:
     b = em.builder
     size = em.intrinsic("llvm.fabs", F32, [x], [F32])
     e = exp2(em, b.fmul(size, _c(2 * math.log2(math.e))))
-    quotient = em.asm("rcp.approx.ftz.f32 $0, $1;", F32, "=f,f", [b.fadd(e, _c(1.0))])
+    quotient = reciprocal(em, b.fadd(e, _c(1.0)))
     large = em.intrinsic("llvm.copysign", F32, [_fma(em, quotient, _c(-2.0), _c(1.0)), x], [F32])
     z = b.fmul(x, x)
     p: IrValue = _c(_TANH[0])

@@ -165,11 +165,16 @@ schedule f on cpu.avx512bf16:
 """
 
 
-def test_a_sum_divided_among_cores_uses_it_in_its_parts(objects: Path) -> None:
-    module, rng = load_text(PARTS, "parts.tc"), np.random.default_rng(2)
+@pytest.mark.parametrize("result", ["f32", "bf16"])
+@pytest.mark.parametrize("block", [6, 64])
+def test_a_sum_divided_among_cores_uses_it_in_its_parts(block: int, result: str, objects: Path) -> None:
+    """Also where one part is the whole sum."""
+    text = PARTS.replace("core(6)", f"core({block})").replace("Y: f32", f"Y: {result}")
+    module, rng = load_text(text, "parts.tc"), np.random.default_rng(2)
     x, w = (round_to(rng.standard_normal(s).astype(np.float32), DType.BF16) for s in ((33, 29), (21, 29)))
     got = run(module.ops["f"], module, {"M": 33, "N": 21, "K": 29}, {"X": x, "W": w}, emulating(), objects)["Y"]
-    np.testing.assert_allclose(got, x.astype(np.float64) @ w.astype(np.float64).T, rtol=1e-5, atol=1e-5)
+    tolerance = 1e-5 if result == "f32" else 2**-8
+    np.testing.assert_allclose(got, x.astype(np.float64) @ w.astype(np.float64).T, rtol=tolerance, atol=1e-5)
 
 
 TWO = """

@@ -117,3 +117,33 @@ schedule f on cpu:
     command = [sys.executable, "-m", "tcomp", "check", "far.tc"]  # a process of its own: a fault would end this one
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert found.returncode == 0, (found.returncode, found.stdout, found.stderr)
+
+
+GATHER = """
+import sys
+from pathlib import Path
+import numpy as np
+from tcomp.dsl.load import load_text
+from tcomp.machine.cpu import detect
+from tcomp.model.single import single_op_step
+from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.schedule.lower import lower
+
+text = "op f(X: f32[N], t: i32[M]) -> Y: f32[M]:\\n  Y[m] = select(t[m] >= 0 and t[m] < N, X[t[m]], 7.0)\\n"
+for schedule in ("m -> core(5)", "m -> vec"):
+    module = load_text(text + "schedule f on cpu:\\n  " + schedule + "\\n")
+    dims = {"N": 6, "M": 20}
+    lowered = lower(module.ops["f"], module, dims, detect(), threads=1)
+    executor = CpuExecutor(single_op_step(lowered, dims), detect(), 1, Path(sys.argv[1]))
+    t = np.resize(np.array([0, 5, -(2**31), 6, 2**31 - 1, -1, 3], np.int32), 20)
+    executor.array("t")[...], executor.array("X")[...] = t, range(6)
+    executor.run("run")
+    assert list(executor.array("Y")) == [x if 0 <= x < 6 else 7 for x in t], schedule
+    executor.close()
+"""
+
+
+def test_a_gather_reads_under_its_guard_only(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", GATHER, str(tmp_path)]  # a process of its own: a fault would end this one
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, (found.returncode, found.stdout, found.stderr)

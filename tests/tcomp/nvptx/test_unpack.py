@@ -80,17 +80,37 @@ def test_products_on_tensor_cores_meet_no_bank_conflict(bn: int, m: int, n: int,
     assert "0 bank conflicts" in str(reports[0])
 
 
-def test_memory_for_one_copy_of_a_panel() -> None:
-    """A deeper ring leaves no room for two: each panel waits until the one before it has left."""
-    text = TENSOR.format(bn=256).replace("pipe(64, 3)", "pipe(64, 4)").replace("-> Y: bf16[M, N]", TWO)
+def two_results(bn: int, stages: int, other: str) -> str:
+    """TENSOR with a second result of type `other`."""
+    text = TENSOR.format(bn=bn).replace("pipe(64, 3)", f"pipe(64, {stages})").replace("-> Y: bf16[M, N]", TWO)
     text = text.replace("  Y[m, n] = sum", "  a[m, n]: f32 = sum").replace(
         "\n\nsched", "\n  Y[m, n] = a[m, n]\n  Z[m, n] = 2.0 * a[m, n]\n\nsched"
     )
-    text = text.replace("stage Y in", "stage Y, Z in").replace("for Y", "for a")
-    found = lowered(text, {"M": 260, "N": 264, "K": 72})
-    assert print_kernel(found).count("step 64 stages 1:") == 2
-    _, reports = run(found, given(found, RNG), replace(H100, sms=2))
+    return text.replace("stage Y in", "stage Y, Z in").replace("for Y", "for a").replace("Z: bf16", f"Z: {other}")
+
+
+def test_memory_for_one_copy_of_a_panel() -> None:
+    """A deeper ring leaves no room for two: each panel waits until the one before it has left."""
+    found = lowered(two_results(256, 4, "f32"), {"M": 260, "N": 264, "K": 72})
+    text = print_kernel(found)
+    assert text.count("step 64 stages 1:") == 1 and text.count("step 32 stages 1:") == 1
+    run(found, given(found, RNG), replace(H100, sms=2))
+
+
+@pytest.mark.parametrize("bn,stages,n,panels", [(256, 4, 264, 1), (256, 3, 520, 2), (192, 3, 392, 2)])
+def test_results_leave_in_turn(bn: int, stages: int, n: int, panels: int) -> None:
+    """Panels of two results, one loop, with a copy of each or two."""
+    found = lowered(two_results(bn, stages, "bf16"), {"M": 300, "N": n, "K": 72})
+    text = print_kernel(found)
+    assert re.findall(r"panel .* step 64 stages (\d)", text) == [str(panels)]
+    inputs = given(found, RNG)
+    ptx, reports = run(found, inputs, replace(H100, sms=2))
     assert "0 bank conflicts" in str(reports[0])
+    gpu = compile_kernel(found, replace(H100, sms=2))
+    broken = replace(gpu, ptx=ptx.replace(f"cp.async.bulk.wait_group.read {2 * panels - 2};", ""))
+    assert broken.ptx != gpu.ptx
+    with pytest.raises(KernelFault, match=r"missing|completion|race"):
+        launch(found, broken, inputs)
 
 
 def test_panels_that_are_not_awaited_are_found() -> None:

@@ -1,0 +1,85 @@
+"""Forms for results of 16 bits: right to half a unit in the last place, and right where the formula cancels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.rounded import for_narrow, scaled
+from tcomp.dsl.ast import Binary, Call, DType, Expr, Num, walk
+from tcomp.ir.tile import Compute
+from tcomp.machine.gpu import H100
+from tests.tcomp.nvptx.support import at, axis, fn, from_bits, kernel, lanes, launch, op, operand, to_bits
+
+BITS = {DType.BF16: 8, DType.F16: 11}
+"""of the significand"""
+LEAST = {DType.BF16: 2.0**-133, DType.F16: 2.0**-24}
+"""subnormal number"""
+
+
+def gelu(x: Expr) -> Expr:
+    """As models/ops/math.tc has it."""
+    turn = fn("tanh", op("*", x, op("+", 0.7978845608028654, op("*", 0.035677408136300125, op("*", x, x)))))
+    return op("+", op("*", 0.5, x), op("*", op("*", 0.5, x), turn))
+
+
+def exact(x: np.ndarray) -> np.ndarray:
+    """x / (1 + exp(-2 u)), the same function without cancellation."""
+    with np.errstate(all="ignore"):
+        return x / (1 + np.exp(-2 * x * (0.7978845608028654 + 0.035677408136300125 * x * x)))
+
+
+def stored(x: np.ndarray, dtype: DType) -> tuple[np.ndarray, str]:
+    """GELU of x by the compiled kernel, and its PTX."""
+    body = Compute(at("Y", "i"), gelu(at("X", "i")), (axis("i", len(x), lanes(2)),))
+    k = kernel([operand("X", len(x), dtype=dtype), operand("Y", len(x), dtype=dtype)], [[body]])
+    gpu = compile_kernel(k, H100)
+    out, _ = launch(k, gpu, {"X": x})
+    return out["Y"].astype(np.float64), gpu.ptx
+
+
+@pytest.mark.parametrize("dtype", BITS, ids=lambda d: d.value)
+def test_gelu_is_right_to_a_rounding(dtype: DType) -> None:
+    x = np.concatenate([np.linspace(-9, 9, 3072), np.geomspace(1e-4, 5, 512), -np.geomspace(1e-4, 5, 512)])
+    x = from_bits(to_bits(x.astype(np.float32), dtype), dtype).astype(np.float64)
+    found, ptx = stored(x.astype(np.float32), dtype)
+    wanted = exact(x)
+    unit = np.maximum(np.exp2(np.floor(np.log2(np.abs(wanted))) + 1 - BITS[dtype]), LEAST[dtype])
+    assert np.max(np.abs(found - wanted) / unit) <= 0.51
+    assert "rcp.approx" in ptx and ptx.count("ex2.approx") == ptx.count("rcp.approx")
+
+
+def test_gelu_at_the_edges() -> None:
+    x = np.array([0.0, -0.0, -12.0, -40.0, -3e38, 40.0, 3e38, math.inf, -math.inf, math.nan], np.float32)
+    found, _ = stored(x, DType.BF16)
+    np.testing.assert_array_equal(found[:2], [0.0, 0.0])
+    assert abs(found[2]) < 1e-30 and not found[3:5].any()
+    assert found[5] == 40 and found[6] > 2.9e38 and found[7] == math.inf
+    assert np.isnan(found[8:]).all()
+
+
+def test_f32_results_keep_the_formula() -> None:
+    found, ptx = stored(np.linspace(-1e-3, 1e-3, 64, dtype=np.float32), DType.F32)
+    assert "copysign" in ptx or ptx.count("fma") > 4 * ptx.count("ex2.approx")
+    np.testing.assert_allclose(
+        found, exact(np.linspace(-1e-3, 1e-3, 64, dtype=np.float32).astype(np.float64)), rtol=1e-6
+    )
+
+
+def test_only_sums_of_one_value_take_the_form() -> None:
+    a, b, t = at("X", "i"), at("Z", "i"), fn("tanh", at("X", "i"))
+    for e in (op("+", b, op("*", a, t)), op("-", a, op("*", a, t)), op("*", a, t)):
+        assert for_narrow(e) == e
+    for e in (op("+", a, op("*", a, t)), op("+", op("*", a, t), a)):
+        assert not any(isinstance(n, Call) and n.function == "tanh" for n in walk(for_narrow(e)))
+
+
+def test_factors_go_into_constants() -> None:
+    x = at("X", "i")
+    assert scaled(op("*", 0.5, x), 2.0) == x
+    assert scaled(op("*", x, op("+", 3.0, op("*", 2.0, x))), 2.0) == op("*", x, op("+", 6.0, op("*", 4.0, x)))
+    assert scaled(x, 2.0) == Binary("*", x, Num(2.0))
+    assert scaled(op("+", x, 1.0), 2.0) == Binary("*", op("+", x, 1.0), Num(2.0))
