@@ -1,14 +1,16 @@
 """What warpgroups do with their sums at the end of a tile: the code from its last matrix product to the next one.
 
 All warpgroups of a block come to it together, so the matrix unit is idle meanwhile unless another block on the SM has
-work for it. The ways are replayed like loops (`gpu_replay`): registers, units, and the rate at which results leave.
+work for it; or a turn of their loop one after the other, where barriers keep them apart: then one multiplies while
+another begins, and again when that one is through. The ways are replayed like loops (`gpu_replay`): registers, units,
+and the rate at which results leave.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 from tcomp.autotune.gpu_model import L2_LATENCY, MEMORY_LATENCY
 from tcomp.autotune.gpu_replay import Step, Warp, run, step_of
@@ -39,16 +41,24 @@ Piece = tuple[int, int, int]
 """A block's number and its instructions from one place up to another."""
 
 
-def epilogue(function: Function, ways: Sequence[Sequence[int]], through_shared: bool, machine: GpuMachine) -> Epilogue:
+LATER: Piece = (-1, 0, 0)
+"""stands for the time by which a warpgroup starts after the one before"""
+
+
+def epilogue(
+    function: Function, ways: Sequence[Sequence[int]], through_shared: bool, machine: GpuMachine, turn: float = 0.0
+) -> Epilogue:
     """That of a block whose warpgroups go these ways. `through_shared`: stores to shared memory are such work too, as
-    where the loop itself has none."""
+    where the loop itself has none. `turn`: cycles that the matrix unit has work for in a warpgroup's turn of the loop;
+    counts where they are a turn apart."""
+    turn = turn if staggered(function, ways) else 0.0
     stores = (*RESULTS, "STS", "STSM") if through_shared else RESULTS
     every = [parts(function, way, stores) for way in ways]
     known: dict[tuple[tuple[Piece, ...], ...], float] = {}
     total, loads, shuffles = 0.0, 0, 0
     for together in zip_longest(*every, fillvalue=()):
         if together not in known:
-            known[together] = _cycles(function, together, machine)
+            known[together] = _cycles(function, together, machine, turn)
         total += known[together]
         loads += max(_count(function, part, "LDG", rounds=True) for part in together)
         shuffles += max(_count(function, part, "SHFL") for part in together)
@@ -77,14 +87,25 @@ def _instructions(function: Function, piece: Piece) -> Sequence[Instruction]:
     return function.blocks[number].instructions[first:end]
 
 
-def _cycles(function: Function, parts: Sequence[tuple[Piece, ...]], machine: GpuMachine) -> float:
-    """Until the last of the warpgroups, which start together, is through its part."""
+def staggered(function: Function, ways: Sequence[Sequence[int]]) -> bool:
+    """Do warpgroups pass turns on to each other?"""
+    blocks = set[int]().union(*ways)
+    return any(i.name == "BAR" and "ARV" in i.opcode for b in blocks for i in function.blocks[b].instructions)
+
+
+def _cycles(function: Function, parts: Sequence[tuple[Piece, ...]], machine: GpuMachine, apart: float) -> float:
+    """Cycles that nothing is multiplied in until the last of the warpgroups is through its part. They start `apart`
+    cycles one after the other, each of which multiplies before it starts, and for as long again when it is through:
+    further ahead than that it is not counted on to come."""
     steps: dict[Hashable, list[Step]] = {
         p: [step_at_end(i, machine) for i in _instructions(function, p)] for p in set().union(*parts)
     }
-    warps = [Warp(part) for part in parts]
+    steps[LATER] = [Step("issue", 1.0, 0.0, (), (), pause=apart)]
+    warps = [Warp((LATER,) * (n if apart else 0) + part) for n, part in enumerate(parts)]
     run(warps, steps, None, len(warps))
-    return max(w.at for w in warps)
+    ends = sorted(w.at for w in warps)
+    idle = max(0.0, ends[0] - apart * (len(ends) - 1))
+    return idle + sum(max(0.0, b - a - apart) for a, b in pairwise(ends))
 
 
 def step_at_end(i: Instruction, machine: GpuMachine) -> Step:

@@ -91,6 +91,8 @@ def step_of(i: Instruction, machine: GpuMachine) -> Step:
         threads = int(i.operands[1], 16) if len(i.operands) > 1 and i.operands[1].startswith("0x") else 0
         if threads == WARPGROUP:
             return Step("issue", 1.0, 0.0, (), (), pause=BARRIER)
+        if threads and i.operands[0].startswith("R"):  # turns that warpgroups have in a loop: passed on in time
+            return Step("issue", 1.0, 0.0, (), ())
         return Step("issue", 1.0, 0.0, (), (), meets=True)
     if name == "MUFU":
         return Step("special", 32.0 * machine.partitions / machine.special_per_clock, LATENCY["MUFU"], reads, writes)

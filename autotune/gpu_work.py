@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tcomp.autotune.gpu_blocks import unevenness
-from tcomp.autotune.gpu_epilogue import Epilogue, epilogue
+from tcomp.autotune.gpu_epilogue import Epilogue, epilogue, staggered
 from tcomp.autotune.gpu_model import (
     BARRIER,
     COPY_LATENCY,
@@ -132,7 +132,7 @@ def _count(c: Counts, i: Instruction, times: int, copy: Copies) -> None:
     elif name in SHARED or name in ("LDSM", "STSM", "SHFL"):
         c.shared_bytes += times * shared_bytes(i)
         c.shuffles += times * (name == "SHFL")
-    elif name in ("BAR", "BARRIER"):
+    elif name in ("BAR", "BARRIER") and "ARV" not in opcode:
         c.barriers += times
     elif name == "WARPGROUP" and "DEPBAR" in opcode:
         c.drains += times
@@ -283,14 +283,18 @@ def _block(
     found = None
     wgmma = any(path == "wgmma" for _, c in sample.warps for _, path in c.flops)
     beside: Residents | None = None
+    behind = 0
+    """turns by which a place of the ring is read later than by the first that reads it"""
     if turns > 1 and total("async_bytes") and wgmma:
         found = _replayed(sample, function, machine, resident)
-        last = epilogue(function, _consumers(sample, function), found is None, machine)
+        ways = _consumers(sample, function)
+        last = epilogue(function, ways, found is None, machine, tensor / turns / max(1, len(ways)))
+        behind = int(staggered(function, ways))
     elif turns > 1 and total("async_bytes") and tensor:
-        ways = tuple(w.path for w in sample.groups)
+        ways = [w.path for w in sample.groups]
         # Blocks of less than four warps leave partitions to each other.
         on_partition = -(-resident * min(machine.partitions, sum(n for n, _ in sample.warps)) // machine.partitions)
-        beside = residents(function, ways, on_partition, machine)
+        beside = residents(function, tuple(ways), on_partition, machine)
         last = Epilogue() if beside is not None else epilogue(function, ways, False, machine)
     chain = max(0.0, most("load_rounds") - last.loads) * (L2_LATENCY + MEMORY_LATENCY) / 2
     chain += max(0.0, most("shuffles") - last.shuffles) * SHUFFLE_LATENCY
@@ -309,7 +313,8 @@ def _block(
         share = max(1.0, issue / machine.partitions, longest) / turns
         rings = (
             Ring(
-                turns, total("async_bytes") / turns, depth, tensor_turn, 0.0 if wgmma or beside else share, consumers,
+                turns, total("async_bytes") / turns, depth - behind, tensor_turn, 0.0 if wgmma or beside else share,
+                consumers,
                 arrivals=_arrivals(sample, turns) * cluster,  # a place is free when all blocks have read it
                 drains=most("drains") / turns if wgmma and found is None else 0.0,
                 lead=COPY_LATENCY if beside is None else 0.0,

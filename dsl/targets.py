@@ -47,7 +47,7 @@ GPU = Family(
     copies=("copy", "cp.async", "tma"),
     layouts=("pad", "swizzle"),
     directives=("of", "order", "fuse", "stage", "use", "cast", "combine", "tune", "where"),
-    flags=("inline", "producer", "persistent", "raster", "reverse", "overlap", "promote", "keep"),
+    flags=("inline", "producer", "persistent", "raster", "reverse", "stagger", "overlap", "promote", "keep"),
     instructions=("fma", "mma.sync", "mma.sync.tf32", "wgmma", "wgmma.tf32"),
     facts=("smem", "regs", "sms", "l2", "lanes", "vector"),
 )

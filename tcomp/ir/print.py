@@ -45,6 +45,8 @@ def print_kernel(kernel: Kernel) -> str:
         lines.append(
             f"  threads {t.threads}: {t.warps_y} x {t.warps_x} warps of {t.lanes_y} x {t.lanes_x} lanes (y, x)"
         )
+    if kernel.staggered:
+        lines.append("  warpgroups a turn apart")
     if kernel.producer is not None:
         p = kernel.producer
         lines.append(f"  producer of {p.warps} more warps" + (f", {p.registers} registers each" if p.registers else ""))

@@ -379,7 +379,8 @@ class Kernel:
 
     `operands` in launch-argument order. `writes` names the operands written. `flops`, `traffic` (bytes), `gathered`
     (those of them that lie in rows chosen by data, by the bytes of such a row) and `functions` (evaluations of exp and
-    the like, by name) are what the equations ask for, for the roofline. `threads` is None on a CPU.
+    the like, by name) are what the equations ask for, for the roofline. `threads` is None on a CPU. `staggered`: two
+    warpgroups go through pipe loops a turn apart.
     """
 
     name: str
@@ -401,6 +402,7 @@ class Kernel:
     cluster: Cluster | None = None
     functions: tuple[tuple[str, int], ...] = ()
     gathered: tuple[tuple[int, int], ...] = ()
+    staggered: bool = False
 
     def buffer(self, name: str) -> Buffer:
         """The operand or tile of that name; KeyError when there is none."""

@@ -5,6 +5,7 @@ producer warpgroup(40)    four more, which keep 40 registers a thread and leave 
 persistent                as many blocks as multiprocessors, each with tile after tile
 raster(8)                 tiles in bands of 8 rows, so that neighbours in time share operands in L2
 reverse q                 blocks of the grid loop over q from the last to the first
+stagger(K <= 1024)        two warpgroups go through pipe loops a turn apart: one's results leave beside products
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tcomp.dsl.ast import NO_SPAN, Call, Directive, Flag, Name, Span
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.ir.multicast import cluster_of, shared_packs
-from tcomp.ir.tile import GridOrder, Kernel, Loop, Pack, Producer
+from tcomp.ir.tile import Compute, GridOrder, Kernel, Loop, Pack, Producer
 from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.tensor_copies import statements
 
@@ -45,7 +46,7 @@ class Tiled(Protocol):
     def parallel(self) -> bool: ...
 
 
-FLAGS = ("producer", "persistent", "raster", "reverse")
+FLAGS = ("producer", "persistent", "raster", "reverse", "stagger")
 WARPS = {"warp": 1, "warpgroup": 4}
 
 
@@ -55,6 +56,7 @@ class LaunchFlags:
 
     producer: Producer | None = None
     order: GridOrder = GridOrder()
+    staggered: bool = False
     spans: tuple[tuple[str, Span], ...] = ()
 
     def span(self, flag: str) -> Span:
@@ -74,7 +76,9 @@ def launch_flags(directives: Iterable[Directive], values: Mapping[str, int | flo
         raise TcError("`persistent` takes no number", found["persistent"].span, text, "write: persistent")
     producer = _producer(found["producer"], values, text) if "producer" in found else None
     order = GridOrder("persistent" in found, raster, _reversed(found.get("reverse"), text))
-    return LaunchFlags(producer, order, tuple((n, d.span) for n, d in found.items()))
+    return LaunchFlags(
+        producer, order, _staggered(found.get("stagger"), values), tuple((n, d.span) for n, d in found.items())
+    )
 
 
 def _reversed(flag: Flag | None, text: str) -> frozenset[str]:
@@ -108,6 +112,10 @@ def _number(flag: Flag, values: Mapping[str, int | float], text: str) -> int:
     if int(n) != n or n < 1:
         raise TcError(f"`{flag.name}` takes one whole number of at least 1", flag.span, text, f"write: {flag.name}(8)")
     return int(n)
+
+
+def _staggered(flag: Flag | None, values: Mapping[str, int | float]) -> bool:
+    return flag is not None and all(evaluate_dim(condition, dict(values)) for condition in flag.args)
 
 
 def _producer(flag: Flag, values: Mapping[str, int | float], text: str) -> Producer | None:
@@ -166,6 +174,13 @@ def check_flags(
                 text,
                 f"write at most {pool}, for instance: producer warpgroup(40)",
             )
+    if flags.staggered and (why := _not_apart(kernel)):
+        raise TcError(
+            f"`stagger` keeps the two warpgroups of a product by wgmma apart, and {why}",
+            flags.span("stagger"),
+            text,
+            "write: m -> grid(128) / warpgroup(64) / mma, and: producer warp; or leave the line out",
+        )
     if kernel.cluster is not None:
         buffers = {b.name: b for b in kernel.operands + kernel.tiles}
         if not any(shared_packs(p, cluster_of(kernel.cluster, p), buffers, True, True) for p in kernel.phases):
@@ -182,3 +197,16 @@ def check_flags(
             text,
             "leave it out",
         )
+
+
+def _not_apart(kernel: Kernel) -> str:
+    """What keeps warpgroups from going through loops one after the other; "" for two, or one of few rows. (Those that
+    copy themselves would wait for each other.)"""
+    computes = (s for p in kernel.phases for s in statements(p) if isinstance(s, Compute))
+    if not any(c.instruction.startswith("wgmma") for c in computes):
+        return "there is no such product"
+    if kernel.producer is None:
+        return "without a producer they copy what they wait for"
+    assert kernel.threads is not None
+    groups = kernel.threads.warps // WARPS["warpgroup"]
+    return f"this one has {groups}" if groups > 2 else ""

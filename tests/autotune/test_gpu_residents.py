@@ -83,6 +83,23 @@ def test_results_stored_in_the_last_product_s_own_block_count() -> None:
     assert found.cycles > (RESULTS - 1) * WARPS * STORES["STG"]
 
 
+def test_of_warpgroups_a_turn_apart_one_multiplies_while_the_other_stores() -> None:
+    def end(passing: str) -> Function:
+        return code(
+            "HGMMA.64x256x16.F32.BF16 R24, gdesc[UR4], R24, gsb0", "WARPGROUP.DEPBAR.LE gsb0, 0x0", passing,
+            *("STG.E [R4.64], R24" for _ in range(RESULTS)), "EXIT",
+        )  # fmt: skip
+
+    def idle(function: Function, turn: float) -> float:
+        return epilogue(function, [(0,), (0,)], True, H100, turn).cycles
+
+    one = RESULTS * WARPS * STORES["STG"]
+    together, apart = end("NOP"), end("BAR.ARV R7, 0x100")
+    assert idle(together, 500.0) == idle(together, 0.0) == pytest.approx(2 * one, rel=0.1)
+    assert idle(apart, 500.0) == pytest.approx(2 * (one - 500.0), rel=0.1)
+    assert idle(apart, one + 100.0) < 2.0
+
+
 def test_wide_operands_are_all_their_registers() -> None:
     (load, multiply, tf32, store) = code(
         "LDSM.16.M88.2 R8, [R2]", "HMMA.1688.F32.BF16 R40, R8, R12, R44",

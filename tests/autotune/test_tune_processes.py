@@ -79,6 +79,7 @@ def test_two_processes_share_one_study(tmp_path: Path) -> None:
 def test_a_build_uses_the_lockfile_and_says_what_is_stale(tcomp: Tcomp, tmp_path: Path) -> None:
     made = tcomp(*TUNE, "--trials", "1", "--storage", "trials.sqlite3")
     assert made.code == 0 and "measured" in made.out, made
+    assert "a step takes" in made.out and "whole step" in made.out, "the final was within steps"
     (lock,) = tmp_path.glob("gpt2.*.lock")
     assert tcomp("tune", "--check", "--threads", "1").out.endswith(": 1 entries hold\n")
     text = lock.read_text()
@@ -122,8 +123,9 @@ def test_bad_requests_are_refused(tcomp: Tcomp, tmp_path: Path, arguments: list[
 
 
 def test_durations() -> None:
-    from tcomp.cli.tune import parse_duration
+    from tcomp.cli.tune import _age, parse_duration
 
+    assert _age() > 0, "a budget counts from the start of the process"
     assert [parse_duration(t) for t in ("90s", "20m", "1h30m", "45", "0.5m")] == [90, 1200, 5400, 45, 30]
 
 

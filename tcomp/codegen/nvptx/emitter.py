@@ -34,6 +34,8 @@ INTRINSICS = frozenset(
 
 FIRST_GROUP_BARRIER = 2
 """barriers before it are for all threads, and for all but a producer's"""
+FIRST_TURN_BARRIER = 10
+"""two, one for each of two groups that take turns"""
 
 
 class GpuEmitter(Emitter):
@@ -86,6 +88,24 @@ class GpuEmitter(Emitter):
         b = self.here()
         number = b.add(group, self.i64(FIRST_GROUP_BARRIER))
         self.nvvm("barrier.cta.sync.aligned.count", args=[number, self.i64(self.threads.threads // groups)])
+
+    def turn_barrier(self, what: str) -> None:
+        """Two groups of warps have turns, one after the other, over and over: "sync" waits for the own one, "arrive"
+        passes it on. The second group passes the first turn on with "start"."""
+        group = self.group(2)
+        if what == "start":
+            second = self.here().icmp_signed("!=", group, self.i64(0))
+            self.when(second, lambda: self.turn_barrier("arrive"))
+            return
+
+        def number() -> IrValue:
+            own = group if what == "sync" else self.builder.xor(group, self.i64(1))
+            return self.builder.add(own, self.i64(FIRST_TURN_BARRIER))
+
+        at = self.once(0, ("turn barrier", what), number)
+        self.here()
+        text = f"barrier.cta.{what}.aligned $0, $1;"
+        self.asm(text, VOID, "r,n,~{memory}", [at, self.i64(self.threads.threads)], effect=True)
 
     def group(self, groups: int) -> IrValue:
         """The number of the thread's group, of so many equal ones."""

@@ -29,10 +29,12 @@ from tcomp.codegen.nvptx.pack import PackGenerator
 from tcomp.codegen.nvptx.phase_facts import (
     asynchronous,
     bounded_fragments,
+    filled_tiles,
     matrix_operands,
     needs_whole_clusters,
     producer_of,
     reads_ordinary_tiles,
+    staggered,
     touched,
 )
 from tcomp.codegen.nvptx.pipe import PipeGenerator
@@ -53,10 +55,11 @@ from tcomp.machine.gpu import GpuMachine
 class PhaseGenerator:
     """Writes one phase of a kernel as an entry of the module.
 
-    `inside` says, where clusters do not fit the grid, whether the block has work. `pipe` is the innermost pipe loop of
-    tensor copies around the place being written."""
+    `inside` says, where clusters do not fit the grid, whether the block has work. Are its two warpgroups `staggered`?
+    `pipe` is the innermost pipe loop of tensor copies around the place being written."""
 
     inside: IrValue | None = None
+    staggered = False
     pipe: TensorPipe | None = None
 
     def __init__(
@@ -87,7 +90,8 @@ class PhaseGenerator:
         self.sync = Planner(phase, self.scope.buffers, self.em.threads, self.kernel.order.persistent).plan(phase)
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
         self.scope.zeroed = matrix_operands(phase)
-        self.scope.delivered = frozenset(s.buffer for s in statements_in(phase) if isinstance(s, Unpack) and not s.add)
+        self.scope.filled = filled_tiles(phase, self.scope.buffers)
+        self.scope.delivered = frozenset(s.buffer for s in statements_in(phase) if isinstance(s, Unpack))
         self.em.async_reads = reads_ordinary_tiles(phase, self.scope)
         self.em.calls = not any(True for _ in asynchronous(phase, self.scope))
         used = {a.tensor for s in statements_in(phase) if isinstance(s, Compute) for a in accesses_of(s)}
@@ -100,6 +104,7 @@ class PhaseGenerator:
             if isinstance(s, Loop) and (product := paired(s)) is not None:
                 give_second(self.em, self.scope, product.target.tensor, self.kernel.span)
         self.copies.start(self, phase)
+        self.staggered = staggered(self.kernel, phase, self.scope)
         self.deliveries = Deliveries(self.em, self.scope, self.roles, self.copies, phase)
         path: tuple[int, ...] = ()
         nest: list[Loop] = []
@@ -141,6 +146,8 @@ class PhaseGenerator:
         em.loop(number, total, blocks // size, [], turn, nonempty=True)
 
     def _whole(self, blocks: int) -> None:
+        if self.staggered:
+            self.em.turn_barrier("start")
         self._blocks(blocks)
         self.deliveries.finish()
 

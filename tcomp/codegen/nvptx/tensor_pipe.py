@@ -54,6 +54,8 @@ class TensorPipe:
         self.running = self._running()
         self.held = self.rotated or self.running is not None
         """Are a turn's tiles released a turn later?"""
+        self.apart = self.phase.staggered and self._short() and ring.stages > 1
+        """Do warpgroups go through the loop a turn apart?"""
         self.first: bool | None = None
         """Whether the turn being written is the loop's first; None if it may be."""
 
@@ -89,7 +91,7 @@ class TensorPipe:
             ring.reading.fixed = 0
             em.loop(start, stop, loop.step * ring.stages, [], self._round)
         else:
-            em.loop(start, stop, loop.step, [], self._turn)
+            em.loop(start, stop, loop.step, [], self._ordered)
         self.phase.pipe = outer
         if self.drain is not None:
             em.here()
@@ -204,8 +206,19 @@ class TensorPipe:
         for j in range(self.ring.stages):
             self.em.here()
             self.first = False if j else None
-            self._turn(self.em.add(base, j * self.loop.step), ())
+            one = self._turn if j else self._ordered
+            one(self.em.add(base, j * self.loop.step), ())
         return []
+
+    def _ordered(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+        """A turn. Where warpgroups are apart, each starts it when the one before has begun it: their sums end one after
+        the other, and what is done with them runs beside products."""
+        if self.apart:
+            self.em.turn_barrier("sync")
+        found = self._turn(base, ())
+        if self.apart:
+            self.em.turn_barrier("arrive")
+        return found
 
     def _turn(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
         em, loop, ring = self.em, self.loop, self.ring
