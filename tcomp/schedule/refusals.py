@@ -115,7 +115,7 @@ def of_copies(
         return None
     wrong = [f"{n} of {shapes[n][-1] * dtypes[n].bytes} bytes" for n in found]
     reason = f"tensor copies need rows of a multiple of {ALIGNED} bytes, and those of {', '.join(wrong)} are not"
-    advice = dict.fromkeys(_rounded(op, n, shapes[n][-1], ALIGNED // dtypes[n].bytes) for n in found)
+    advice = dict.fromkeys(_rounded(op, n, shapes[n][-1], ALIGNED // dtypes[n].bytes, sizes) for n in found)
     return Refusal(schedule, "copies", reason, "; ".join(advice), next(iter(found.values())).span)
 
 
@@ -151,9 +151,12 @@ def _reads(e: Equation) -> Iterator[Access]:
             yield from (x for x in walk(part) if isinstance(x, Access))
 
 
-def _rounded(op: Op, name: str, extent: int, multiple: int) -> str:
-    """`make C a multiple of 8, such as 768`: what the last extent of a tensor would have to be."""
-    last = next((o.shape[-1] for o in op.operands if o.name == name), Num(extent))
+def _rounded(op: Op, name: str, extent: int, multiple: int, sizes: Mapping[str, int]) -> str:
+    """`make C (here 100) a multiple of 8: 104`: what the last extent of a tensor would have to be. That of a temporary
+    is named by the only dimension of this size."""
+    same = [d for d, n in sizes.items() if n == extent]
+    own: Expr = Name(same[0]) if len(same) == 1 else Num(extent)
+    last = next((o.shape[-1] for o in op.operands if o.name == name), own)
     shown = print_expression(last) if names_in(last) else f"the last extent of {name}"
     return f"make {shown} (here {extent}) a multiple of {multiple}: {-(-extent // multiple) * multiple}"
 
