@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 
 from tcomp.dsl.ast import Call, Directive, Equation, Expr, Module, Num, Op, Reduction, Schedule, Tune, walk
 from tcomp.dsl.check import infer
-from tcomp.dsl.dims import Number, evaluate_dim, operand_shape
+from tcomp.dsl.dims import Number, evaluate_dim
 from tcomp.dsl.printer import print_function, print_monoid, print_op, print_schedule
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.chunks import in_chunks
 from tcomp.model.graph import Node, build_graph
 from tcomp.model.programs import build_programs
-from tcomp.schedule.choose import choose_schedule, storage_of
+from tcomp.schedule.choose import choice_of, storage_of
 from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.normal import normalise
 
@@ -145,14 +145,11 @@ def schedule_hash(schedule: Schedule) -> str:
 def schedule_of(op: Op, module: Module, dims: Mapping[str, int], machine: Machine, threads: int) -> Schedule:
     """The schedule that lowering takes for the instance: the written one, else the machine's default."""
     family = family_for(machine, threads, storage_of(op).bytes)
-    info = infer(op, module)
-    types = {o.name: o.dtype for o in op.operands} | {t.name: t.dtype for t in info.temporaries.values()}
-    extents = {i: int(evaluate_dim(e, dims)) for i, e in info.ranges.items()}
-    shapes = {o.name: operand_shape(o, dims) for o in op.operands}
-    shapes |= {t.name: tuple(extents[i] for i in t.indices) for t in info.temporaries.values()}
-    equations = normalise(op, module, dict(dims))
-    found = choose_schedule(op, module, family.targets, equations, types, shapes)
-    return found or family.default(op, equations, extents)
+    found = choice_of(op, module, dims, family.targets).schedule
+    if found is not None:
+        return found
+    extents = {i: int(evaluate_dim(e, dims)) for i, e in infer(op, module).ranges.items()}
+    return family.default(op, normalise(op, module, dict(dims)), extents)
 
 
 def facts_of(instance: Instance, machine: Machine, threads: int) -> dict[str, int | float]:

@@ -155,11 +155,11 @@ def _judge_values(search: Search, job: Job, values: Mapping[str, Any]) -> Verdic
         problem = e.message
     if problem:
         return Verdict(None, 0.0, "where", problem)
-    search.begin(study, job)
+    search.kernels.begin(study, job)
     storage.enqueue_first(study, job.space, full)
     trial, proposed = storage.ask(study, job.space)
     verdict = _checked(search, job, search.judge.evaluate(job, proposed, PATIENCE), job.space.chosen(proposed), None)
-    search.close_trial(study, trial, verdict)
+    search.kernels.close_trial(study, trial, verdict)
     return verdict
 
 

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import datetime
 import fnmatch
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcomp.autotune import storage
 from tcomp.autotune.apply import Applied
-from tcomp.autotune.child import PATIENCE, Failure
-from tcomp.autotune.contest import Ratio, ratio
+from tcomp.autotune.child import Failure
+from tcomp.autotune.contest import ratio
 from tcomp.autotune.instances import (
     Instance,
-    StepShape,
     facts_of,
     instances_of,
     machine_threads,
@@ -31,7 +28,7 @@ from tcomp.autotune.instances import (
     schedule_hash,
     schedule_of,
 )
-from tcomp.autotune.judge import Choice, Job, Judge, Outcome, Verdict
+from tcomp.autotune.judge import Choice, Job, Judge, Outcome
 from tcomp.autotune.lockfile import (
     Entry,
     Lock,
@@ -42,9 +39,11 @@ from tcomp.autotune.lockfile import (
     update_lock,
     with_entry,
 )
+from tcomp.autotune.plan import Plan, Summary
 from tcomp.autotune.schedule_text import text_hash
 from tcomp.autotune.space import Space, Values, spaces_of
 from tcomp.autotune.step_final import StepFinal, instance_seconds
+from tcomp.autotune.trials import LEAST, Trials
 from tcomp.dsl.ast import Module, Schedule
 from tcomp.dsl.printer import print_schedule
 from tcomp.errors import UserError
@@ -54,54 +53,12 @@ from tcomp.schedule.lower import lower
 if TYPE_CHECKING:
     import optuna
 
-TRIALS = 40
-"""Trials per kernel when neither a number nor a budget is given."""
-RANKED, FIRST_BATCH = 256, 8
-"""Points that the cost model puts in order before the first trial, and how many of them are tried first."""
-RANKING = 0.15
-"""Share of a kernel's time that this may take."""
 STARTING = 2.0
 """Seconds that a process for candidates takes to start."""
-FINALISTS = 3
 OPEN = 1.03
 """Up to this part of the default's time in its trial a candidate may turn out to be better within steps."""
 SMALL = 0.002
 """Kernels that take less than this share of a step are left alone under a budget."""
-CLOSING = 0.15
-"""Share of a kernel's time that is kept for its final."""
-LEAST = 1.0
-"""Seconds without which a trial is not begun."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to tune and how long. `budget` in seconds for everything, `spent` of which are gone before the search
-    begins; `trials` per kernel, those of earlier runs included. `until` stops a kernel when the last eight trials
-    gained less than this share."""
-
-    shape: StepShape
-    budget: float | None = None
-    trials: int | None = None
-    ops: tuple[str, ...] = ()
-    seed: int = 0
-    until: float | None = None
-    spent: float = 0.0
-
-
-@dataclass
-class Summary:
-    """What a search did. `kinds` counts the trials by outcome."""
-
-    tuned: dict[str, Entry] = field(default_factory=dict)
-    kept: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    kinds: dict[str, int] = field(default_factory=dict)
-    before: float = 0.0
-    after: float = 0.0
-    """seconds of a step's tuned ops, with the schedules' own values and with the choices"""
-    step_seconds: float = 0.0
-    step: Ratio | None = None
-    """a whole step by the schedules' own values, and the part of that which one with all choices takes"""
 
 
 @dataclass(frozen=True)
@@ -150,6 +107,7 @@ class Search:
         self.start_rate = 0.0
         """seconds that making an instance ready takes per unit of its kernels' guessed time, as far as is known"""
         self.summary = Summary()
+        self.kernels = Trials(trials, machine.name, judge, plan, self.summary.kinds)
         self.follow = follow
         """shows how far the first look at all instances has come"""
         self.first: dict[str, list[Values]] = {}
@@ -292,28 +250,19 @@ class Search:
             if left <= LEAST:
                 self.summary.skipped.append(f"{job.label}: the budget is spent")
             else:
-                self._trials(job, time.monotonic() + left * weight / max(weight_left, 1e-12))
+                end = time.monotonic() + left * weight / max(weight_left, 1e-12)
+                self.kernels.run(job, end, [*self.first.get(job.instance.key, []), *self._proposed(job)])
             weight_left -= weight
         if self.steps is not None and self.steps.effort is not None:
-            self.say(self._so_far(jobs))
+            self.say(self.kernels.so_far(jobs))
             self.waiting.append((part.instance, jobs))
         else:
             self.settle(part.instance, jobs)
 
-    def _so_far(self, jobs: Sequence[Job]) -> str:
-        """What the trials of an instance found."""
-        parts = []
-        for job in sorted(jobs, key=lambda j: j.kernel):
-            done = self._study(job).get_trials(deepcopy=False)
-            found = [t.value for t in done if t.value is not None and t.user_attrs.get("kind") == "timed"]
-            best = f", best {min(found):.2f} of the default's time" if found else ""
-            parts.append(f"{f'{job.space.kernel}: ' if job.space.kernel else ''}{len(found)} timed{best}")
-        return f"{jobs[0].key}: {'; '.join(parts)}"
-
     def _final(self) -> None:
         """The final of all kernels within steps, in what is left of the budget; its outcomes go into the lockfile."""
         assert self.steps is not None
-        judged = [(i, jobs) for i, jobs in self.waiting if any(_judged(self._study(j)) for j in jobs)]
+        judged = [(i, jobs) for i, jobs in self.waiting if any(self.kernels.judged(j) for j in jobs)]
         overruled = {i.key for i, jobs in judged if self._entry(self._lock(), i)[0].schedule is not None}
         for instance, jobs in judged:
             if instance.key in overruled:  # a schedule of its own has no parameters that finalists are points of
@@ -347,7 +296,7 @@ class Search:
     def _in_question(self, job: Job) -> list[Values]:
         """A kernel's finalists, the best first: those of which single runs leave open whether they are better."""
         own = job.space.own(self._incumbent(job.instance).values)
-        return [v for v in self._finalists(job, OPEN) if v != own]
+        return [v for v in self.kernels.finalists(job, OPEN) if v != own]
 
     def _wrong(self, instance: Instance, choice: Choice) -> str:
         problem = self.judge.wrong(instance, choice, max(LEAST, self._left()))
@@ -358,13 +307,13 @@ class Search:
     def settle(self, instance: Instance, jobs: list[Job]) -> None:
         """Finals of the kernels and of the whole op, within what is left of the budget; the outcome goes into the
         lockfile."""
-        if not any(_judged(self._study(job)) for job in jobs):
+        if not any(self.kernels.judged(job) for job in jobs):
             return  # there was no time for a candidate
         incumbent = self._incumbent(instance)
         choice = dict(incumbent.values)
         for job in jobs:
             own = job.space.own(incumbent.values)
-            finalists = [v for v in self._finalists(job) if v != own]
+            finalists = [v for v in self.kernels.finalists(job) if v != own]
             best = self.judge.best(job, own, finalists, max(1.0, self._left())) if finalists else own
             if best != job.space.default or incumbent:
                 choice |= job.space.chosen(best)
@@ -442,167 +391,6 @@ class Search:
         else:
             self.say(f"{key}: {word}, no candidate is better beyond noise; kept as it is")
 
-    # --------------------------------------------------------------------------------------- one kernel
-
-    def _trials(self, job: Job, limit: float) -> None:
-        import optuna
-
-        study = self._study(job)
-        self.begin(study, job)
-        tried = _tried(study)
-        wanted = self._count(job)
-        if len(tried) <= 1:
-            for values in [*self.first.get(job.instance.key, []), *self._proposed(job), *self._first_batch(job, limit)]:
-                storage.enqueue(study, job.space, values)
-        if len(tried) >= wanted:
-            return
-        fresh = job.space.points(self.plan.seed + len(study.get_trials(deepcopy=False)))
-        start = time.monotonic()
-        longest = 0.0
-        while len(tried) < wanted:
-            now = time.monotonic()
-            closing = max(CLOSING * (limit - start), 2 * longest)
-            if now + max(longest, LEAST) > limit - closing or self._settled(study):
-                break
-            trial, values = storage.ask(study, job.space)
-            if _text(values) in tried or job.space.problem(values):
-                why = job.space.problem(values)
-                self.close_trial(study, trial, Verdict(None, kind="where" if why else "repeated", reason=why))
-                another = next((v for v in fresh if _text(v) not in tried), None)
-                if another is None:
-                    break  # every point has been tried
-                storage.enqueue(study, job.space, another)
-                continue
-            try:
-                estimate = self.judge.predict(job, values)
-                if estimate:
-                    trial.set_user_attr("model", estimate)
-                verdict = self.judge.evaluate(job, values, max(1.0, limit - now))
-            except KeyboardInterrupt:
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                raise
-            if verdict.kind == "timeout" and limit - now < PATIENCE:
-                verdict = replace(verdict, kind="cut", reason="the budget ended before it was judged")
-            self.close_trial(study, trial, verdict)
-            tried = _tried(study)
-            if verdict.kind not in ("illegal", "timeout"):
-                longest = max(longest, time.monotonic() - now)
-
-    def _study(self, job: Job) -> optuna.Study:
-        return storage.open_study(self.trials, job, self.machine.name, self.judge.basis, self.plan.seed)
-
-    def begin(self, study: optuna.Study, job: Job) -> None:
-        """The default as the study's first trial."""
-        if not _tried(study):
-            storage.add_default(study, job.space, job.seconds)
-
-    def close_trial(self, study: optuna.Study, trial: optuna.Trial, verdict: Verdict) -> None:
-        """The verdict into the storage: a value, or why there is none."""
-        import optuna
-
-        kind = verdict.kind or "timed"
-        self.summary.kinds[kind] = self.summary.kinds.get(kind, 0) + (kind != "repeated")
-        trial.set_user_attr("kind", kind)
-        trial.set_user_attr("reason", verdict.reason)
-        trial.set_user_attr("seconds", verdict.seconds)
-        for name, fact in verdict.facts.items():
-            trial.set_user_attr(name, fact)
-        if verdict.kind in ("where", "illegal", "spill"):
-            trial.set_user_attr("violation", 1.0)
-        if not verdict.kind:
-            study.tell(trial, verdict.value)
-        elif verdict.kind == "slow" and verdict.value is not None:
-            trial.report(verdict.value, 0)
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        elif verdict.kind in ("where", "illegal", "spill", "repeated"):
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        else:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-
-    def _first_batch(self, job: Job, limit: float) -> list[Values]:
-        """The points that the cost model likes best, of those that lower at all and can be looked at in a share of
-        the time."""
-        ranked: list[tuple[float, int, Values]] = []
-        now = time.monotonic()
-        end = now + RANKING * (limit - now)
-        for i, values in enumerate(job.space.points(self.plan.seed)):
-            if i >= RANKED or (ranked and time.monotonic() > end):
-                break
-            cost = self.judge.predict(job, values)
-            if cost is not None:
-                ranked.append((cost, i, values))
-        ranked.sort(key=lambda r: r[:2])
-        return [v for _, _, v in ranked[:FIRST_BATCH]]
-
-    def _finalists(self, job: Job, below: float = 1.0) -> list[Values]:
-        import optuna
-
-        study = self._study(job)
-        done = [
-            t
-            for t in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-            if t.value is not None and t.value < below and t.number and storage.values_of(t)
-        ]
-        done.sort(key=lambda t: (t.value + t.user_attrs.get("margin", 0.0), t.number))  # luck is not what to choose by
-        return [v for t in done[:FINALISTS] if (v := storage.values_of(t)) is not None]
-
-    def _count(self, job: Job) -> int:
-        most = job.space.size
-        if self.plan.trials is not None:
-            return min(most, self.plan.trials + 1)
-        return most if self.end is not None else min(most, TRIALS + 1)
-
-    def _settled(self, study: optuna.Study) -> bool:
-        """Whether `until` says that more trials are not worth it."""
-        if self.plan.until is None:
-            return False
-        values = [t.value for t in study.get_trials(deepcopy=False) if t.value is not None]
-        return len(values) > 16 and min(values[:-8]) - min(values) < self.plan.until * min(values)
-
-
-def _tried(study: optuna.Study) -> set[str]:
-    """The points that need no further trial: all that ended but for those a kill or a time limit ended."""
-    out = set()
-    for t in study.get_trials(deepcopy=False):
-        values = storage.values_of(t)
-        if values and t.state.is_finished() and t.user_attrs.get("kind") not in (None, "killed", "cut", "repeated"):
-            out.add(_text(values))
-    return out
-
-
-def _judged(study: optuna.Study) -> bool:
-    """Whether there is a trial beside the default's."""
-    passed = (None, "default", "killed", "cut", "repeated")
-    return any(t.state.is_finished() and t.user_attrs.get("kind") not in passed for t in study.get_trials(False))
-
-
-def _text(values: Values) -> str:
-    return json.dumps(values, sort_keys=True)
-
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def summary_lines(summary: Summary, basis: str) -> Sequence[str]:
-    """The end of a run, for people."""
-    lines = []
-    if summary.kinds:
-        counts = ", ".join(f"{n} {k}" for k, n in sorted(summary.kinds.items()) if n)
-        lines.append(f"trials: {counts}")
-    if summary.before and not summary.step_seconds:
-        saved = 1 - summary.after / summary.before
-        lines.append(
-            f"tuned ops of a step, {basis}: {summary.before * 1e3:.2f} ms -> {summary.after * 1e3:.2f} ms, "
-            f"{saved:.1%} less"
-        )
-    if summary.step is not None:
-        r, own = summary.step, summary.step_seconds * 1e3
-        lines.append(
-            f"whole step, {basis} in turns: {own:.1f} ms -> {own * r.value:.1f} ms, {1 - r.value:.1%} less "
-            f"(95% interval {1 - r.high:.1%} to {1 - r.low:.1%})"
-        )
-    elif summary.step_seconds:
-        lines.append(f"whole step: {summary.step_seconds * 1e3:.1f} ms; nothing better was found")
-    lines += [f"left alone: {text}" for text in summary.skipped]
-    return lines

@@ -310,8 +310,9 @@ def tuning(job: Job) -> Iterator[Item]:
     from tcomp.autotune.evaluator import serve
     from tcomp.autotune.instances import StepShape
     from tcomp.autotune.judge_measured import MeasuredJudge
+    from tcomp.autotune.plan import Plan
     from tcomp.autotune.report import study_reports
-    from tcomp.autotune.search import Plan, Search
+    from tcomp.autotune.search import Search
     from tcomp.autotune.storage import open_storage
 
     precision, machine = "bf16", job.device.machine

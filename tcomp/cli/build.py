@@ -34,7 +34,7 @@ def build(
     precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
     target: Annotated[str, typer.Option(help="cpu, or a GPU target such as sm_90a [default: cpu].")] = "",
     gpu: Annotated[str, typer.Option(help="The GPU of that target: h200 [default: h100 for sm_90a].")] = "",
-    strict: Annotated[bool, typer.Option("--strict", help="Fail when the GPU assembler has any finding.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on any finding about a GPU's kernels.")] = False,
     threads: Annotated[int, typer.Option(help="Cores to compile for; 0: all.")] = 0,
     memory: Annotated[str | None, typer.Option(help=common.MEMORY_HELP)] = None,
     lock: Annotated[str, typer.Option(help=common.LOCK_HELP)] = "",
@@ -47,7 +47,8 @@ def build(
     of the same step compiles nothing.
 
     A GPU build needs no GPU. Register spills, local memory, calls and serialised matrix instructions are reported
-    with the schedule that they come from; --strict makes them an error (exit code 2).
+    with the schedule that they come from. So is a better schedule for the target that the shapes keep from being
+    taken, with what would make it apply. --strict makes any of these an error (exit code 2).
 
     Examples:
 
@@ -57,7 +58,8 @@ def build(
 
     - `tcomp build gpt2 --target sm_90a --strict`
     """
-    from tcomp.cli import build_gpu, show, stages
+    from tcomp.cli import build_gpu, show, stages, untaken
+    from tcomp.grad.schedules import check_derived_schedules
     from tcomp.ir.print import print_kernel
     from tcomp.model.report import bytes_text, plan_text
     from tcomp.runtime.cache import cache_folder
@@ -78,6 +80,7 @@ def build(
         clock = time.perf_counter()
 
     module = common.load_module(file, precision)
+    check_derived_schedules(module)
     lap("parse and check")
     built = common.build_step(
         file, config, batch, length, dims=numbers, accumulation=accumulation, threads=threads,
@@ -92,6 +95,7 @@ def build(
     lap("compile and assemble" if machine else "compile")
     graph, parts = show.nodes_of(module, built.name, step.config, batch, length, numbers, step.precision)
     ops = show.distinct(parts)
+    passed = untaken.schedules(module, ops, machine) if machine else untaken.Untaken()
     files |= {
         "ast.txt": "".join(stages.ast_text(item) for item in show._items(module)),
         "graph.txt": stages.graph_text(graph, parts),
@@ -114,20 +118,21 @@ def build(
         f"{step.arena_bytes / max(1, step.lower_bound_bytes):.4f} of the lower bound",
         "time": ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items()),
     }
+    findings = passed.count + (gpu_build.count if gpu_build else 0)
     if gpu_build:
-        rows["findings"] = str(gpu_build.count) if gpu_build.count else "none: no spills, local memory or calls"
+        rows["findings"] = str(findings) if findings else "none: no spills, local memory, calls or schedules not taken"
     summary = "".join(f"{name:12}{value}\n" for name, value in rows.items())
     suffix = f"-{machine.target}" if machine else ""
     folder = out or Path("build") / f"{step.model}-{step.config}{suffix}"
     write_folder(folder, {**files, _MARK: summary})
     if gpu_build:
         print(gpu_build.table)
-        print("".join(f"{line}\n" for line in gpu_build.findings), end="")
+        print("".join(f"{line}\n" for line in (*gpu_build.findings, *passed.lines)), end="")
     print(summary + f"{'folder':12}{folder}")
-    if strict and gpu_build and gpu_build.count:
+    if strict and findings:
         raise UserError(
-            f"the GPU assembler has {gpu_build.count} findings, and the build is strict",
-            "change the schedules named above, or build without --strict",
+            f"the build has {findings} finding{'s' * (findings > 1)}, and it is strict",
+            "change the schedules or the sizes named above, or build without --strict",
         )
 
 

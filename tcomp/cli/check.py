@@ -44,6 +44,7 @@ def check(
     """
     from tcomp.dsl.recipes import RECIPES
     from tcomp.dsl.storage import bound
+    from tcomp.grad.schedules import check_derived_schedules
 
     limits.check_device(device, gpu)
     limits.check_numbers(trials=trials, seed=seed, tolerance=tolerance, threads=threads)
@@ -51,6 +52,7 @@ def check(
     module = common.load_module(file)
     if op is not None:
         common.find_op(module, op)
+    check_derived_schedules(module)
     if parse_only:
         print(f"{file}: {len(module.ops)} ops, {len(module.schedules)} schedules, {len(module.models)} models: sound")
         return

@@ -110,24 +110,24 @@ def grad_text(module: Module) -> str:
 
 
 def schedule_text(op: Op, module: Module, dims: dict[str, int], machine: CpuMachine | GpuMachine) -> str:
-    """The schedule that an op instance gets on this machine: the written one, else the default."""
+    """The schedule that an op instance gets on this machine, and why not a more specific one: the written one, else the
+    default."""
     from tcomp.dsl.check import infer
-    from tcomp.dsl.dims import evaluate_dim, operand_shape
-    from tcomp.schedule.choose import choose_schedule
+    from tcomp.dsl.dims import evaluate_dim
+    from tcomp.schedule.choose import choice_of, storage_of
     from tcomp.schedule.family import family_for
     from tcomp.schedule.normal import normalise
 
-    family, info, equations = family_for(machine, 1), infer(op, module), normalise(op, module, dims)
-    dtypes = {o.name: o.dtype for o in op.operands} | {t.name: t.dtype for t in info.temporaries.values()}
-    shapes = {o.name: operand_shape(o, dims) for o in op.operands}
-    schedule = choose_schedule(op, module, family.targets, equations, dtypes, shapes)
-    origin = "none is written: the default"
+    family = family_for(machine, 1, storage_of(op).bytes)
+    choice = choice_of(op, module, dims, family.targets)
+    notes = "".join(f"# {r.schedule.span}: not on {r.schedule.target}: {r.reason}\n" for r in choice.refused)
+    schedule, origin = choice.schedule, "none is written: the default"
     if schedule is None:
-        extents = {i: int(evaluate_dim(e, dims)) for i, e in info.ranges.items()}
-        schedule = family.default(op, equations, extents)
+        extents = {i: int(evaluate_dim(e, dims)) for i, e in infer(op, module).ranges.items()}
+        schedule = family.default(op, normalise(op, module, dims), extents)
     else:
         origin = str(schedule.span)
-    return f"# {origin}\n{print_item(schedule).rstrip()}\n"
+    return f"{notes}# {origin}\n{print_item(schedule).rstrip()}\n"
 
 
 def launches_text(step: Step) -> str:

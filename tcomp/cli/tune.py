@@ -89,6 +89,7 @@ def tune(
     from tcomp.autotune import search
     from tcomp.autotune import storage as trials_storage
     from tcomp.autotune.instances import StepShape
+    from tcomp.autotune.plan import Plan, summary_lines
     from tcomp.runtime.cache import cache_folder
 
     report, file = _what(words or [])
@@ -130,7 +131,7 @@ def tune(
     with trials_storage.failures_of(store):
         judge = _judge(module, backend, seed)
         kept = trials_storage.open_storage(store)
-        plan = search.Plan(shape, seconds, trials, tuple(ops or ()), seed, until, _age())
+        plan = Plan(shape, seconds, trials, tuple(ops or ()), seed, until, _age())
         say = (lambda text: print(text, file=sys.stderr)) if ask or tell else _say
         steps = None if ask or tell else _steps(module, model.name, shape, backend)
         run = search.Search(
@@ -148,7 +149,7 @@ def tune(
         except KeyboardInterrupt:
             print(f"stopped; finished trials are in {store}: the same command goes on from there", file=sys.stderr)
             raise typer.Exit(130) from None
-        for line in search.summary_lines(summary, judge.basis):
+        for line in summary_lines(summary, judge.basis):
             print(line)
         print(f"lockfile {path}: {len(summary.tuned)} entries changed")
 

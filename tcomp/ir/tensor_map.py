@@ -6,10 +6,11 @@ has its address. Rules are those of cuTensorMapEncodeTiled (CUDA driver API, ten
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, names_in, walk
-from tcomp.ir.tile import Axis, Buffer, Pack, RowMajor, Swizzled
+from tcomp.ir.tile import Axis, Buffer, Pack, RowMajor, Swizzled, Unpack
 
 SWIZZLES = {0: "NONE", 32: "32B", 64: "64B", 128: "128B"}
 """Bytes of a swizzled row, and the driver's name for the mode."""
@@ -82,9 +83,33 @@ def tile_map(pack: Pack, tile: Buffer, operand: Buffer, parts: int = 1) -> Tenso
     """The map by which a `Pack` by tma fills its tile, one box (of a swizzled tile: one box for each panel); with
     `parts`, boxes of one part of so many along the tile's first dimension.
 
+    A vector whose tensor has rows at unaligned places is read through a map of one dimension, by the number of its
+    first element: `L[b, h, q]` of an odd number of queries is L at (b H + h) T + q. What lies past the row's end is
+    then the next row's, not zero: for readers that leave out such places, as all but matrix instructions do.
+
     ValueError with the reason where the copy engine cannot do it: subscripts that are no plain index, another order or
     type of elements than the operand's, or a rule of tensor maps that the tile or the operand's shape breaks.
     """
+    found = _map(pack, tile, operand, parts)
+    problem = found.problem()
+    if problem and math.prod(found.box[1:]) == 1 and operand.elements < 1 << 31:
+        found = TensorMap(found.dtype, (operand.elements,), (), found.box[:1], found.swizzle)
+        problem = found.problem()
+    if problem:
+        raise ValueError(problem)
+    return found
+
+
+def result_map(unpack: Unpack, tile: Buffer, operand: Buffer) -> TensorMap:
+    """The map by which an `Unpack` writes its tile, all of it or the rows of one group; nothing is written past a
+    row's end. ValueError as of `tile_map`."""
+    found = _map(unpack.reversed, tile, operand, unpack.groups)
+    if problem := found.problem():
+        raise ValueError(problem)
+    return found
+
+
+def _map(pack: Pack, tile: Buffer, operand: Buffer, parts: int) -> TensorMap:
     if tile.dtype is not operand.dtype:
         raise ValueError(f"its tile is {tile.dtype.value}, and a tensor copy converts nothing")
     blocks = {a.name: a.block for a in pack.axes}
@@ -114,10 +139,7 @@ def tile_map(pack: Pack, tile: Buffer, operand: Buffer, parts: int = 1) -> Tenso
     for extent in reversed(operand.shape[1:]):
         size *= extent
         strides.append(size)
-    found = TensorMap(operand.dtype, tuple(reversed(extents)), tuple(strides), tuple(reversed(box)), swizzle)
-    if problem := found.problem():
-        raise ValueError(problem)
-    return found
+    return TensorMap(operand.dtype, tuple(reversed(extents)), tuple(strides), tuple(reversed(box)), swizzle)
 
 
 def _bound(axis: Axis) -> int:

@@ -93,7 +93,10 @@ class _Lowering:
         for t in self.info.temporaries.values():
             self.shapes[t.name] = tuple(self.extents[i] for i in t.indices)
         self.equations = normalise(op, module, dims)
-        found = schedule or choose_schedule(op, module, self.family.targets, self.equations, self.dtypes, self.shapes)
+        found = (
+            schedule
+            or choose_schedule(op, module, self.family.targets, self.equations, self.dtypes, self.shapes).schedule
+        )
         self.given = found is not None
         self.schedule = found or self.family.default(op, self.equations, self.extents)
         self.text = module.sources.get(self.schedule.span.file, "")

@@ -9,12 +9,16 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import optuna
+
 from tcomp.autotune import bench, storage
 from tcomp.autotune.backend_cpu import CpuBackend
 from tcomp.autotune.evaluator import Serve, Subject, serve
 from tcomp.autotune.instances import Instance, StepShape, facts_of, instances_of, schedule_of
+from tcomp.autotune.judge import Judge
 from tcomp.autotune.judge_measured import MeasuredJudge
-from tcomp.autotune.search import Plan, Search, Summary
+from tcomp.autotune.plan import Plan, Summary
+from tcomp.autotune.search import Search
 from tcomp.autotune.space import Space, spaces_of
 from tcomp.dsl.ast import Module, Op
 from tcomp.dsl.load import load, load_text
@@ -55,12 +59,15 @@ def gpt2_instance(op: str, module: Module) -> Instance:
 
 
 def search_on(
-    folder: Path, plan: Plan, target: Serve = serve, module: Module | None = None, patience: float = 60.0
-) -> Search:
-    """A search on gpt2's small step with one thread; trials and lockfile in the folder."""
+    folder: Path, plan: Plan, target: Serve = serve, module: Module | None = None, patience: float = 60.0,
+    judge: Judge | None = None,
+) -> Search:  # fmt: skip
+    """A search on gpt2's small step with one thread; trials and lockfile in the folder. With a judge of its own its
+    trials are in memory."""
     module = module or gpt2()
-    judge = MeasuredJudge(module, CpuBackend(detect(), 1, folder / "kernels"), plan.seed, None, target, patience)
-    kept = storage.open_storage(folder / "trials.sqlite3")
+    kept = optuna.storages.InMemoryStorage() if judge else storage.open_storage(folder / "trials.sqlite3")
+    measured = MeasuredJudge(module, CpuBackend(detect(), 1, folder / "kernels"), plan.seed, None, target, patience)
+    judge = judge or measured
     return Search(module, "gpt2", detect(), 1, plan, judge, kept, folder / "gpt2.lock", lambda _: None)
 
 

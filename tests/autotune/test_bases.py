@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import optuna
-
 from tcomp.autotune.contest import certain
 from tcomp.autotune.instances import Instance, facts_of, schedule_of
 from tcomp.autotune.judge import Choice, Chosen, Job, Outcome, Verdict
 from tcomp.autotune.lockfile import Entry, read_lock
-from tcomp.autotune.search import Plan
+from tcomp.autotune.plan import Plan
 from tcomp.autotune.space import Values, spaces_of
 from tcomp.dsl.ast import Schedule
 from tcomp.machine.cpu import detect
@@ -63,10 +61,9 @@ class Told:
 def searched(folder: Path, judge: Told, lock: str = "") -> tuple[str, Entry]:
     """A search in the folder, where the lockfile with that text lies; what is in it then."""
     folder.mkdir()
-    search = search_on(folder, Plan(SHAPE, trials=30, ops=("attention",)))
+    search = search_on(folder, Plan(SHAPE, trials=30, ops=("attention",)), judge=judge)
     if lock:
         search.lock.write_text(lock)
-    search.judge, search.trials = judge, optuna.storages.InMemoryStorage()
     search.run()
     (entry,) = read_lock(search.lock).entries.values()
     return search.lock.read_text(), entry
@@ -113,8 +110,7 @@ def test_the_first_look_at_the_ops_ends_with_the_budget(tmp_path: Path) -> None:
             time.sleep(0.3)
             return super().weigh(instance)
 
-    search = search_on(tmp_path, Plan(SHAPE, budget=0.5))
-    search.judge, search.trials = Slow("predicted", {}), optuna.storages.InMemoryStorage()
+    search = search_on(tmp_path, Plan(SHAPE, budget=0.5), judge=Slow("predicted", {}))
     followed: list[str] = []
     search.follow = lambda all: (followed.append(i.key) or i for i in all)
     summary = search.run()

@@ -18,8 +18,8 @@ from tcomp.autotune.instances import Instance
 from tcomp.autotune.judge import Choice, Job, Outcome, Verdict
 from tcomp.autotune.judge_measured import MeasuredJudge
 from tcomp.autotune.lockfile import read_lock
+from tcomp.autotune.plan import Plan
 from tcomp.autotune.schedule_text import schedule_from
-from tcomp.autotune.search import Plan
 from tcomp.autotune.space import Values
 from tcomp.dsl.ast import Schedule
 from tcomp.dsl.printer import print_schedule

@@ -19,7 +19,7 @@ from tcomp.autotune.instances import facts_of, schedule_of
 from tcomp.autotune.judge import Choice, Job
 from tcomp.autotune.judge_measured import MeasuredJudge
 from tcomp.autotune.lockfile import read_lock
-from tcomp.autotune.search import Plan
+from tcomp.autotune.plan import Plan
 from tcomp.autotune.space import Values, spaces_of
 from tcomp.dsl.errors import TcError
 from tcomp.machine.cpu import detect

@@ -95,6 +95,8 @@ def test_one_exponential_a_weight() -> None:
 SHORT = {"B": 1, "T": 48, "H": 1, "D": 128}
 WIDE = {"B": 1, "T": 196, "H": 1, "D": 128}
 """heads at which a producer issues the copies"""
+ODD = {"B": 2, "T": 65, "H": 2, "D": 64}
+"""rows of L and delta that start at any multiple of 4 bytes"""
 MULTI_HEAD, GROUPED = {"B": 1, "T": 260, "H": 2, "D": 64}, {"B": 1, "T": 332, "G": 1, "R": 2, "D": 128}
 
 
@@ -119,11 +121,14 @@ def bf16_inputs(op: Op, module: Module, dims: dict[str, int]) -> Arrays:
         ("attention", MULTI_HEAD, "sm_90a"),
         ("attention.backward", MULTI_HEAD, "sm_90a"),
         ("attention.backward", SHORT, "sm_90a"),
+        ("attention.backward", ODD, "sm_90a"),
         ("attention", WIDE, "sm_90a"),
         ("attention.backward", WIDE, "sm_90a"),
         pytest.param("attention.backward", MULTI_HEAD, "sm_80", marks=pytest.mark.slow),
         pytest.param("grouped_attention", GROUPED, "sm_90a", marks=pytest.mark.slow),
         pytest.param("grouped_attention.backward", GROUPED, "sm_90a", marks=pytest.mark.slow),
+        pytest.param("grouped_attention.backward", GROUPED | {"T": 130}, "sm_90a", marks=pytest.mark.slow),
+        pytest.param("attention.backward", WIDE | {"T": 131}, "sm_90a", marks=pytest.mark.slow),
     ],
 )
 def test_several_turns_against_the_oracle_and_bitwise_again(name: str, dims: dict[str, int], target: str) -> None:
@@ -173,6 +178,18 @@ def test_shipped_schedules_assemble_without_a_finding(name: str, head: int, targ
         assert op is not None
         for kernel in lower(bound(op, DType.BF16), module, dims, machine).kernels:
             assert not assemble(compile_kernel(kernel, machine).ptx, target).findings, kernel.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens,head", [(65, 128), (130, 64), (257, 64), (1025, 64), (1023, 128)])
+def test_backward_of_any_length_runs_on_wgmma_without_a_spill(tokens: int, head: int) -> None:
+    module, machine = load("models/ops/attention.tc"), machine_for_target("sm_90a")
+    op = backward_of("attention", module)
+    assert op is not None
+    kernel = lower(bound(op, DType.BF16), module, {"B": 1, "T": tokens, "H": 4, "D": head}, machine).kernels[-1]
+    ptx = compile_kernel(kernel, machine).ptx
+    assert "wgmma" in ptx and "cp.async.bulk.tensor.1d" in ptx
+    assert not assemble(ptx, "sm_90a").findings
 
 
 # --------------------------------------------------------------------------------------------------------- rewrites

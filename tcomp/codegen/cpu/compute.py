@@ -12,11 +12,12 @@ Maps, reductions, contractions and scatters are this one generator; they differ 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from typing import Protocol
 
 from llvmlite import ir
 
@@ -27,26 +28,40 @@ from tcomp.codegen.cpu.dot import dot
 from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
-from tcomp.codegen.cpu.prefetch import MapPrefetcher, Prefetcher
+from tcomp.codegen.cpu.prefetch import LINE, MapPrefetcher, Prefetcher, touch
 from tcomp.codegen.cpu.segments import Segment, conditions_of, segments, singles_of
 from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
 from tcomp.codegen.cpu.types import I1, I32, I64, IrValue, constant, kind_of, kind_type
 from tcomp.dsl.ast import Expr
 from tcomp.ir.tile import Axis, Compute
+from tcomp.ir.tile import Scope as Where
 
 _IDENTITY = {
     "sum": {"int": 0, "f32": 0.0, "f64": 0.0},
     "max": {"int": -(2**31), "f32": float("-inf"), "f64": float("-inf")},
     "min": {"int": 2**31 - 1, "f32": float("inf"), "f64": float("inf")},
 }
+LONG_SUM = 128
+"""Steps of a reduction behind which memory that was asked for at its beginning has come."""
 Accumulators = list[IrValue]
+LoopBody = Callable[[Int, list[IrValue]], Sequence[IrValue]]
+
+
+class Beside(Protocol):
+    """Work that is done beside a reduction, in pieces."""
+
+    def part(self, steps: int) -> int:
+        """How many of so many steps come between two pieces."""
+        ...
+
+    def piece(self) -> None: ...
 
 
 class ComputeGenerator:
     """Writes one Compute at the emitter's current place."""
 
-    def __init__(self, em: Emitter, scope: Scope, node: Compute) -> None:
-        self.em, self.scope, self.compute = em, scope, node
+    def __init__(self, em: Emitter, scope: Scope, node: Compute, beside: Beside | None = None) -> None:
+        self.em, self.scope, self.compute, self.beside = em, scope, node, beside
         self.parallel = [a for a in node.axes if a.name not in node.reduced]
         self.reduced = [a for a in node.axes if a.name in node.reduced]
         wide = [a for a in node.axes if a.lanes > 1]
@@ -196,6 +211,8 @@ class ComputeGenerator:
         onward = self._goes_on()
         if onward:
             accumulators[::count] = [self._read(p) for p in points]
+        elif self._adds() and math.prod(a.block for a in self.reduced) >= LONG_SUM:
+            self._touch_target(points)
         for prefetcher in self.prefetchers:
             prefetcher.enter_tile(self.domain.states)
         accumulators = self._reduce(0, points, separate, accumulators)
@@ -210,10 +227,26 @@ class ComputeGenerator:
         self._write(points, results, guarded=False)
 
     def _goes_on(self) -> bool:
-        """Whether a reduction takes up its target's old value as its first: then nothing waits for it at the end."""
+        """Whether a reduction takes up its target's old value as its first: then nothing waits for it at the end. In a
+        tensor that value may be far away; behind a long sum it is added at the end, and asked for at the beginning."""
+        same = self.kind == kind_of(self.target.buffer.dtype)
+        far = self.target.buffer.scope is Where.OPERAND and math.prod(a.block for a in self.reduced) >= LONG_SUM
+        return self._adds() and same and not far
+
+    def _adds(self) -> bool:
+        """Whether a reduction's result is added to one old value per point of the register tile."""
         node = self.compute
         across = self.vector is not None and self.vector in node.reduced
-        return node.accumulate and node.distinct and not across and self.kind == kind_of(self.target.buffer.dtype)
+        return node.accumulate and node.distinct and not across
+
+    def _touch_target(self, points: list[dict[str, int]]) -> None:
+        """Prefetch the lines of the target under this register tile."""
+        size = self.target.buffer.dtype.bytes
+        register = self.lanes * size if self._vector_target else size
+        apart = max(1, LINE // register)
+        for p in points:
+            if self.vector is None or p[self.vector] % apart == 0:
+                touch(self.em, self.addressing.pointer(self.target, p), written=True)
 
     def _separate(self, points: int) -> list[Axis]:
         """Reduced axes whose unrolled steps get accumulators of their own: few others hide the latency."""
@@ -236,9 +269,25 @@ class ComputeGenerator:
                 with self._knowing(s):
                     return self._reduce(i + 1, points, separate, list(carried))
 
-            v = s.variant
-            acc = self.em.loop(v.start, v.stop, v.unroll * axis.lanes, acc, body, v.nonempty)
+            acc = self._summed(s.variant, axis, acc, body, innermost=i == len(self.reduced) - 1)
         return acc
+
+    def _summed(self, v: Variant, axis: Axis, acc: Accumulators, body: LoopBody, innermost: bool) -> Accumulators:
+        """A loop of the reduction; where other work is done beside it, in parts with a piece of that before each."""
+        step = v.unroll * axis.lanes
+        beside = self.beside
+        if beside is None or not innermost or not isinstance(v.start, int) or not isinstance(v.stop, int):
+            return self.em.loop(v.start, v.stop, step, acc, body, v.nonempty)
+        part = beside.part((v.stop - v.start) // step) * step
+        stop = v.start + (v.stop - v.start) // part * part
+
+        def parts(base: Int, carried: Sequence[IrValue]) -> Sequence[IrValue]:
+            beside.piece()
+            self.em.here()
+            return self.em.loop(base, self.em.add(base, part), step, carried, body, nonempty=True)
+
+        acc = self.em.loop(v.start, stop, part, acc, parts, nonempty=True)
+        return self.em.loop(stop, v.stop, step, acc, body, v.nonempty)
 
     def _accumulate(self, points: list[dict[str, int]], separate: list[Axis], acc: Accumulators) -> Accumulators:
         """One step of the reduction at every point of the register tile."""

@@ -6,7 +6,7 @@ in the last place of the exact result (tests/tcomp/test_cpu_vectormath.py sweeps
     f32: exp 2.2, log 2, tanh 6, sin and cos 2 on |x| <= 1e4, rsqrt 2        f64: exp, log 2; tanh, sin, cos 4
 
 with exp and log right for infinities, NaN, zero, subnormals, overflow and underflow, but that exp in f32 is zero below
-2**-125.5 (a test of one more factor costs every softmax a fifth of its exponentials). Polynomials and argument
+2**-125.5 (the second factor that subnormals need costs a quarter of its rate). Polynomials and argument
 splittings are those of the Cephes library (Moshier) and FreeBSD's msun (Sun Microsystems, e_log.c, k_sin.c).
 """
 

@@ -6,7 +6,7 @@ variables in their loops; an inner loop keeps one base per buffer and constant d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,8 +21,9 @@ from tcomp.codegen.nvptx.domain import GpuDomain, Point
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.swizzle import PATTERN_ROWS, column_bytes, granule_of
-from tcomp.dsl.ast import Access, Binary, DType, Expr, Name
-from tcomp.ir.tile import Buffer, Pitched, Scope, Swizzled
+from tcomp.codegen.nvptx.turns import walked
+from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num
+from tcomp.ir.tile import Axis, Buffer, Pitched, Scope, Swizzled
 
 if TYPE_CHECKING:
     from tcomp.codegen.nvptx.evaluation import GpuEvaluator
@@ -41,7 +42,7 @@ class Place:
     """An access taken apart. `form` counts elements in symbols: a' is axis a counted from its start, other names are
     loop variables. `gathered` are subscripts read from memory, with their strides. `elements` are, for a tile in
     registers, what each dimension follows (or its number); `column` is, for a swizzled tile, the part of
-    `form` along the last dimension."""
+    `form` along the last dimension. `roomy`: what lies past the axes' ends is there too, and has been filled."""
 
     buffer: Buffer
     form: Affine
@@ -50,6 +51,7 @@ class Place:
     deps: frozenset[str]
     elements: tuple[Walk | int, ...] = ()
     column: Affine = Affine()
+    roomy: bool = False
 
     @property
     def in_registers(self) -> bool:
@@ -107,7 +109,7 @@ class Addressing:
         in_bounds = True
         for subscript, stride, size in zip(access.subscripts, strides(buffer), buffer.shape, strict=True):
             form = affine_form(subscript, self.domain.forms)
-            if form is None and (counter := self._from_start(subscript)) is not None:
+            if form is None and (counter := counted(subscript, self.domain.axes)) is not None:
                 form = Affine(((f"{counter}'", 1),))
             in_bounds = in_bounds and self._inside(subscript, form, size)
             if form is not None:
@@ -119,20 +121,14 @@ class Addressing:
                 gathered.append((node, stride))
         if gathered and isinstance(buffer.layout, Swizzled):
             raise Unsupported(f"the swizzled tile '{buffer.name}' is read at an index from memory", access.span)
-        return Place(buffer, total, tuple(gathered), in_bounds, frozenset(deps), column=column)
-
-    def _from_start(self, subscript: Expr) -> str | None:
-        """The axis that `axis - start` counts, where the start is no affine expression."""
-        match subscript:
-            case Binary("-", Name(a), start) if a in self.domain.axes and self.domain.axes[a].start == start:
-                return a
-        return None
+        roomy = buffer.name in self.domain.block.filled and has_room(access, buffer, self.domain.axes)
+        return Place(buffer, total, tuple(gathered), in_bounds, frozenset(deps), column=column, roomy=roomy)
 
     def _element(self, access: Access, subscript: Expr) -> Walk | int:
         """The axis along which a register tile's dimension is walked, or a fixed index."""
         form = affine_form(subscript, self.domain.forms)
         if form is None:
-            counter = self._from_start(subscript)
+            counter = counted(subscript, self.domain.axes)
             if counter is not None:
                 return Walk(counter)
         elif not form.terms:
@@ -164,7 +160,7 @@ class Addressing:
         """The address of the element at a point, the first of `n` along the axis `along`."""
         if isinstance(place.buffer.layout, Swizzled):
             return self._swizzled(place, place.buffer.layout, point, along, n)
-        terms, constant = self._terms(place.form, place.gathered, point, along, n)
+        terms, constant = self._terms(place, place.form, point, along, n)
         em, scope = self.domain.gpu, self.domain.block
         name = place.buffer.name
         level = scope.levels.get(name, 0)
@@ -187,8 +183,8 @@ class Addressing:
         em, scope, buffer = self.domain.gpu, self.domain.block, place.buffer
         rows = place.form - place.column
         by_row = Affine(tuple((s, c // buffer.shape[-1]) for s, c in rows.terms), rows.constant // buffer.shape[-1])
-        row_level, row_key, row, beyond = self._sum(by_row, point, along, n, PATTERN_ROWS)
-        level, column_key, column, _ = self._sum(place.column, point, along, n)
+        row_level, row_key, row, beyond = self._sum(place, by_row, point, along, n, PATTERN_ROWS)
+        level, column_key, column, _ = self._sum(place, place.column, point, along, n)
         level = max(level, row_level)
 
         def of_row() -> tuple[Int, Int]:
@@ -222,11 +218,11 @@ class Addressing:
         return further
 
     def _sum(
-        self, form: Affine, point: Point, along: str | None, n: int, period: int = 0
+        self, place: Place, form: Affine, point: Point, along: str | None, n: int, period: int = 0
     ) -> tuple[int, object, Callable[[], Int], int]:
         """An affine form's value at a point: the frame it belongs to, a key that names it, and how to make it. Where
         something else is added to its constant, whole periods of that are left out, and the last thing given."""
-        terms, constant = self._terms(form, (), point, along, n)
+        terms, constant = self._terms(place, form, point, along, n)
         beyond = constant // period * period if period and terms else 0
         constant -= beyond
         em = self.domain.gpu
@@ -257,9 +253,7 @@ class Addressing:
         element = ir.IntType(8 * buffer.dtype.bytes)
         return em.builder.gep(pointer, [total], source_etype=element)
 
-    def _terms(
-        self, form: Affine, gathered: tuple[tuple[Node, int], ...], point: Point, along: str | None, n: int
-    ) -> tuple[list[Term], int]:
+    def _terms(self, place: Place, form: Affine, point: Point, along: str | None, n: int) -> tuple[list[Term], int]:
         domain = self.domain
         constant = form.constant
         terms: list[Term] = []
@@ -270,7 +264,7 @@ class Addressing:
                 continue
             axis = name[:-1]
             at, position = domain.places[axis], point[axis]
-            if at.checked[position]:
+            if at.checked[position] and not place.roomy:
                 group = n if axis == along else 1
                 key = ("inside", domain.inside_key(axis, position, group), c)
                 terms.append(Term(at.level, key, partial(domain.offset, axis, position, group), c))
@@ -280,7 +274,7 @@ class Addressing:
                 terms.append(Term(0, ("thread", at.spread, c), partial(_same, at.thread), c))
             if not (isinstance(at.base, int) and at.base == 0):
                 terms.append(Term(at.level, ("base", id(at.base), c), partial(_same, at.base), c))
-        for node, stride in gathered:
+        for node, stride in place.gathered:
             level = domain.level_of(node.deps)
             gathered_key = (id(node), domain.coordinates(node.deps, point), stride)
 
@@ -299,6 +293,26 @@ class Addressing:
         if place.buffer.elements >= 1 << 31 and isinstance(x, ir.Value):
             return b.mul(b.sext(x, I64), ir.Constant(I64, term.stride))
         return em.mul(x, term.stride)
+
+
+def counted(subscript: Expr, axes: Mapping[str, Axis]) -> str | None:
+    """The axis that `axis - start` counts from its start."""
+    match subscript:
+        case Binary("-", Name(a), start) if a in axes and axes[a].start == start:
+            return a
+    return None
+
+
+def has_room(access: Access, buffer: Buffer, axes: Mapping[str, Axis]) -> bool:
+    """Is the tile large enough for all values of all threads, also for those that lie past an axis's end?"""
+
+    def fits(subscript: Expr, size: int) -> bool:
+        if isinstance(subscript, Name) and subscript.id in axes and axes[subscript.id].start == Num(0):
+            return walked(axes[subscript.id]) <= size
+        axis = counted(subscript, axes)
+        return axis is not None and walked(axes[axis]) <= size
+
+    return all(fits(s, size) for s, size in zip(access.subscripts, buffer.shape, strict=True))
 
 
 def _same(x: Int) -> Int:

@@ -27,17 +27,17 @@ from tcomp.codegen.cpu.integers import Known
 from tcomp.codegen.cpu.tiles import Span, span_of, surely_empty
 from tcomp.codegen.cpu.types import I1, I32, IrValue
 from tcomp.codegen.nvptx import guards
-from tcomp.codegen.nvptx.addressing import Addressing, Place
+from tcomp.codegen.nvptx.addressing import Addressing, Place, has_room
 from tcomp.codegen.nvptx.domain import GpuDomain, GpuScope, Point
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.evaluation import GpuEvaluator, GpuGraph, scalar_type, value_kind
 from tcomp.codegen.nvptx.join import Joiner, combine
-from tcomp.codegen.nvptx.plan import plan_of, sharing_of
+from tcomp.codegen.nvptx.plan import accesses_of, plan_of, sharing_of
 from tcomp.codegen.nvptx.rounded import NARROW, for_narrow
 from tcomp.codegen.nvptx.scan import can_scan, scan
-from tcomp.codegen.nvptx.turns import Walker
+from tcomp.codegen.nvptx.turns import Walker, divides_evenly
 from tcomp.codegen.nvptx.writing import Writer
-from tcomp.dsl.ast import Expr
+from tcomp.dsl.ast import Access, Expr
 from tcomp.ir.tile import Axis, Buffer, Compute, Scope
 
 _IDENTITY = {
@@ -69,6 +69,12 @@ class ComputeGenerator:
             em.here()
             self.spans = {a.name: span_of(em, a, self.scope) for a in self.compute.axes}
             unsure = [self.spans[a.name] for a in self.parallel if (self.spans[a.name].known.lo or 0) <= 0]
+            if self._surplus():
+                self.spans = {
+                    n: replace(s, length=a.block, known=Known.exact(a.block))
+                    for a in self.compute.axes
+                    for n, s in [(a.name, self.spans[a.name])]
+                }
             if not unsure:
                 self._checked()
                 return
@@ -77,6 +83,21 @@ class ComputeGenerator:
             for s in unsure:
                 some = b.and_(some, b.icmp_signed(">", em.i64(s.length), em.i64(0)))
             em.when(some, self._checked)
+
+    def _surplus(self) -> bool:
+        """May points past the axes' ends be computed as well: all that they read is there, and the copy engine leaves
+        out their results?"""
+        node, scope = self.compute, self.scope
+        if node.target.tensor not in scope.delivered or node.accumulate or node.atomic or node.reduced or node.guard:
+            return False
+        axes = {a.name: a for a in node.axes}
+
+        def there(a: Access) -> bool:
+            buffer = scope.buffers[a.tensor]
+            known = a is node.target or a.tensor in scope.filled
+            return buffer.scope is Scope.REGISTERS or (known and has_room(a, buffer, axes))
+
+        return all(there(a) for a in accesses_of(node))
 
     def _checked(self) -> None:
         """One copy of the code where all is known, else one for whole blocks and one for cut ones."""
@@ -129,13 +150,18 @@ class ComputeGenerator:
         self.value, self.scale = self._unscaled(graph.cast(value, self.kind))
         self.guard: Node | None = None
         if where is not None:
-            guard = graph.cast(graph.build(where), "bool")
+            guard = graph.cast(graph.build(where), "bool") if value.unsafe else graph.condition(where)
             if not (guard.is_literal and guard.data):
                 self.guard = guard
+        self.padded = False
         if self._must_clear(spans):
-            clear(em, self.scope, self.target.buffer)
+            self.padded = self._pads()
+            if self.padded:
+                self.target = replace(self.target, roomy=True)
+            else:
+                clear(em, self.scope, self.target.buffer)
         self.joiner = Joiner(em, self.scope, node, self.sharing, self.reducer, self.plan.whole)
-        self.writer = Writer(self.evaluator, node, self.target, self.kind, self.reducer, self.sharing)
+        self.writer = Writer(self.evaluator, node, self.target, self.kind, self.reducer, self.sharing, self.padded)
         self._over(0)
 
     def _unscaled(self, value: Node) -> tuple[Node, float | None]:
@@ -153,6 +179,16 @@ class ComputeGenerator:
             return False
         return any(spans[a.name].length != a.block for a in self.parallel)
 
+    def _pads(self) -> bool:
+        """Can threads write zeros past the axes' ends, as they write all of the tile?"""
+        blocks = math.prod(a.block for a in self.parallel)
+        return (
+            self.guard is None
+            and blocks == math.prod(self.target.buffer.shape)
+            and has_room(self.compute.target, self.target.buffer, self.domain.axes)
+            and all(self.plan.unrolled(a.name) and divides_evenly(a) for a in self.parallel)
+        )
+
     def _over(self, i: int) -> None:
         """The loops of the parallel axes from the i-th inward; unrolled ones are entered on the way."""
         if i == len(self.parallel):
@@ -160,7 +196,7 @@ class ComputeGenerator:
             return
         axis = self.parallel[i]
         if self.plan.unrolled(axis.name):
-            self.walker.unrolled(axis)
+            self.walker.unrolled(axis, self.padded)
             self._over(i + 1)
             return
 

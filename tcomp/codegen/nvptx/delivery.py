@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from tcomp.codegen.cpu.types import I8, VOID, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
+from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.codegen.nvptx.roles import Roles
 from tcomp.codegen.nvptx.tensor_copy import await_deliveries, deliver
@@ -49,7 +50,10 @@ class Deliveries:
         self.delivered = {s.buffer for s in found} - set(self.panels)
         self.free: set[str] = set()
         """tiles for the copy engine that the place being written knows to be free"""
-        self.taking = TurnTaking(em, scope) if any(s.turns is not None for s in found) else None
+        flags = sorted({s.turns.flag.tensor for s in found if s.turns is not None})
+        if len(flags) > 1:
+            raise Unsupported(f"blocks add to two results in turns, of '{flags[0]}' and of '{flags[1]}'")
+        self.taking = TurnTaking(em, scope, flags[0]) if flags else None
 
     def finish(self) -> None:
         """A block's shared memory stays until the copy engine has read it."""
@@ -134,7 +138,7 @@ class Deliveries:
 
     def _hand_over(self, s: Unpack, inside: IrValue | None) -> None:
         em = self.em
-        address = self.copies.map_address(s.reversed)
+        address = self.copies.result_address(s)
         taking, turns = self.taking, s.turns
         if taking is None or turns is None:
 

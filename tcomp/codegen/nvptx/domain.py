@@ -39,6 +39,8 @@ class GpuScope(CpuScope):
     """register buffers whose elements are used within one range only: what lies past its end is never read"""
     zeroed: frozenset[str] = frozenset()
     """tiles that matrix instructions read whole: what lies past an axis's end must be 0 in them"""
+    filled: frozenset[str] = frozenset()
+    """shared tiles that copies fill whole, with zeros or a neighbour's values past an axis's end"""
     delivered: frozenset[str] = frozenset()
     """tiles that the copy engine carries to a tensor, of which only what lies inside of it is written"""
     copies: dict[str, tuple[IrValue, Int, int]] = field(default_factory=dict)
@@ -142,19 +144,30 @@ class GpuDomain(Domain):
             return owned
 
         def make() -> IrValue:
-            b = em.builder
-            varying = em.add(place.thread, place.base)
-            limit = em.add(self.spans[axis].length, -place.offsets[position])
-            inside = b.icmp_signed("<", em.i64(varying), em.i64(limit))
-            return inside if owned is None else b.and_(inside, owned)
+            inside = em.builder.icmp_signed("<", em.i64(self._beyond(axis)), em.i64(-place.offsets[position]))
+            return inside if owned is None else em.builder.and_(inside, owned)
 
         return em.once(place.level, ("mask", id(owned), *self.inside_key(axis, position, 1)), make)
 
+    def _beyond(self, axis: str) -> Int:
+        """How far beyond the axis's end the thread's values start: one number that all positions share, so that each
+        compares it with a constant."""
+        place, em = self.places[axis], self.gpu
+        parts = (place.base, place.thread, self.spans[axis].length)
+
+        def add() -> Int:
+            return em.add(em.add(place.thread, place.base), em.mul(self.spans[axis].length, -1))
+
+        key = ("beyond", *(p if isinstance(p, int) else id(p) for p in parts))
+        found: Int = em.once(place.level, key, add)
+        em.at(place.level)
+        return found
+
     # ------------------------------------------------------------------------------------------ groups
 
-    def run(self, axis: str, position: int, n: int) -> int | None:
+    def run(self, axis: str, position: int, n: int, roomy: bool = False) -> int | None:
         """The position where an aligned run of n neighbouring values that contains `position` begins; None if there
-        is no such run, or it could end beyond the axis's end halfway."""
+        is no such run, or it could end beyond the axis's end halfway (where `roomy`, what lies there is there too)."""
         place = self.places[axis]
         if place.multiple % n:
             return None
@@ -167,17 +180,18 @@ class GpuDomain(Domain):
             return None
         if len({place.checked[p] for p in run}) > 1 or len({id(place.owned[p]) for p in run}) > 1:
             return None
-        return first if not place.checked[first] or self.spans[axis].known.multiple_of(n) else None
+        return first if roomy or not place.checked[first] or self.spans[axis].known.multiple_of(n) else None
 
-    def aligned(self, form: Affine, point: Point, along: str, n: int) -> bool:
-        """Is an affine offset surely a multiple of n at this point, the first of n along an axis?"""
+    def aligned(self, form: Affine, point: Point, along: str, n: int, roomy: bool = False) -> bool:
+        """Is an affine offset surely a multiple of n at this point, the first of n along an axis? `roomy`: positions
+        are not clamped."""
         if n == 1:
             return True
         symbols = dict(self.facts.symbols)
         for name, place in self.places.items():
             if name in point:
                 known = place.known(point[name], self.axes[name].block)
-                if place.checked[point[name]]:
+                if place.checked[point[name]] and not roomy:
                     # Clamped to the last whole group, which is a multiple where the length is; others to any value.
                     stays = name == along and known.multiple_of(n) and self.spans[name].known.multiple_of(n)
                     known = Known(0, None, n, 0) if stays else Known()

@@ -10,15 +10,18 @@ from collections.abc import Iterator
 
 from llvmlite import ir
 
+from tcomp.codegen.cpu.conditions import at_most_zero
+from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.formats import stochastic_bf16
+from tcomp.codegen.cpu.integers import Affine
 from tcomp.codegen.cpu.types import F32, F64, I32, IrValue, kind_of, kind_type
 from tcomp.codegen.nvptx import formats, mathematics
 from tcomp.codegen.nvptx.addressing import Addressing, Place
 from tcomp.codegen.nvptx.domain import GpuDomain, Point, same_sharing
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.dsl.ast import DType, Expr
+from tcomp.dsl.ast import Binary, DType, Expr, Name
 from tcomp.ir.tile import Fragment
 
 FP8 = (DType.E4M3, DType.E5M2)
@@ -34,11 +37,29 @@ def scalar_type(kind: str) -> ir.Type:
 
 
 class GpuGraph(Graph):
-    """Expression nodes, with casts to the narrow formats and the approximate functions of lowering."""
+    """Expression nodes, with casts to narrow formats, the approximate functions of lowering, and affine conditions."""
+
+    def condition(self, e: Expr) -> Node:
+        """The node of a condition on which no reads depend that could leave their buffers. Where it is asked past an
+        axis's end the answer is thrown away, so indices need not be kept inside: an affine comparison is one of a
+        sum that all points share with a number."""
+        plain = self.cast(self.build(e), "bool")
+        if plain.unsafe:  # what it reads may depend on its own first part
+            return plain
+        if isinstance(e, Binary) and e.op in ("and", "or"):
+            return self.node(e.op, "bool", (self.condition(e.left), self.condition(e.right)))
+        form = at_most_zero(e)
+        if form is None or not any(n in self.axes for n, _ in form.terms):
+            return plain
+        indices = tuple(self.build(Name(n)) for n, _ in form.terms)
+        return self.node("at most zero", "bool", indices, form)
 
     def _call(self, name: str, args: tuple[Expr, ...]) -> Node:
         if name in mathematics.APPROXIMATE:
             return self.node(name, "f32", (self.cast(self.build(args[0]), "f32"),))
+        if name == "select" and not any(self.build(a).unsafe for a in args[1:]):
+            a, b = self._common(self.build(args[1]), self.build(args[2]))
+            return self.node("select", a.kind, (self.condition(args[0]), a, b))
         return super()._call(name, args)
 
     def _dtype_cast(self, x: Node, dtype: DType) -> Node:
@@ -74,6 +95,31 @@ class GpuEvaluator(Evaluator):
         offset = self.domain.offset(node.data, point[node.data])
         self.em.at(level)
         return self.em.i64(self.em.add(self.domain.starts[node.data], offset))
+
+    def _compute(self, node: Node, point: Point, condition: Node | None, level: int) -> IrValue:
+        if node.op == "at most zero":
+            return self._at_most_zero(node, point, level)
+        return super()._compute(node, point, condition, level)
+
+    def _at_most_zero(self, node: Node, point: Point, level: int) -> IrValue:
+        form, em, domain = node.data, self.gpu, self.domain
+        assert isinstance(form, Affine)
+        own = {n: domain.places[n] for n, _ in form.terms if n in domain.axes}
+        number = form.constant + sum(c * own[n].offsets[point[n]] for n, c in form.terms if n in own)
+
+        def add() -> Int:
+            total: Int = 0
+            for n, c in form.terms:
+                value: Int = domain.scope.variables[n] if n not in own else em.add(domain.starts[n], own[n].thread)
+                if n in own:
+                    value = em.add(value, own[n].base)
+                total = em.add(total, em.mul(value, c))
+            return total
+
+        bases = tuple(p.base if isinstance(p.base, int) else id(p.base) for p in own.values())
+        varying = em.once(level, ("varying", id(node), bases), add)
+        em.at(level)
+        return em.builder.icmp_signed("<=", em.i64(varying), em.i64(-number))
 
     # ------------------------------------------------------------------------------------------- loads
 
@@ -115,11 +161,11 @@ class GpuEvaluator(Evaluator):
         for axis in place.unit_axes():
             n = formats.WIDEST // place.buffer.dtype.bytes
             while n > 1:
-                first = self.domain.run(axis, point[axis], n)
+                first = self.domain.run(axis, point[axis], n, place.roomy)
                 if first is not None:
                     start = {**point, axis: first}
                     fixed = all(stride % n == 0 for _, stride in place.gathered)
-                    if fixed and self.domain.aligned(place.form, start, axis, n):
+                    if fixed and self.domain.aligned(place.form, start, axis, n, place.roomy):
                         yield axis, first, n
                 n //= 2
 

@@ -29,6 +29,7 @@ from tcomp.codegen.nvptx.pack import PackGenerator
 from tcomp.codegen.nvptx.phase_facts import (
     asynchronous,
     bounded_fragments,
+    filled_tiles,
     matrix_operands,
     needs_whole_clusters,
     producer_of,
@@ -89,7 +90,8 @@ class PhaseGenerator:
         self.sync = Planner(phase, self.scope.buffers, self.em.threads, self.kernel.order.persistent).plan(phase)
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
         self.scope.zeroed = matrix_operands(phase)
-        self.scope.delivered = frozenset(s.buffer for s in statements_in(phase) if isinstance(s, Unpack) and not s.add)
+        self.scope.filled = filled_tiles(phase, self.scope.buffers)
+        self.scope.delivered = frozenset(s.buffer for s in statements_in(phase) if isinstance(s, Unpack))
         self.em.async_reads = reads_ordinary_tiles(phase, self.scope)
         self.em.calls = not any(True for _ in asynchronous(phase, self.scope))
         used = {a.tensor for s in statements_in(phase) if isinstance(s, Compute) for a in accesses_of(s)}

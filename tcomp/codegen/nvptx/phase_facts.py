@@ -4,7 +4,7 @@ instructions read and by which proxy, which packs a block repeats, which operand
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.layout import rings_of, statements_in
@@ -31,6 +31,12 @@ def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
     """Tiles that matrix instructions read or add to."""
     used = [a.tensor for s in statements_in(phase) if isinstance(s, Compute) and s.instruction for a in accesses_of(s)]
     return frozenset(used)
+
+
+def filled_tiles(phase: Sequence[Statement], buffers: Mapping[str, Buffer]) -> frozenset[str]:
+    """Tiles that copies fill whole."""
+    packs = [s for s in statements_in(phase) if isinstance(s, Pack)]
+    return frozenset(p.buffer for p in packs if tuple(a.block for a in p.axes) == buffers[p.buffer].shape)
 
 
 def staggered(kernel: Kernel, phase: Sequence[Statement], scope: GpuScope) -> bool:

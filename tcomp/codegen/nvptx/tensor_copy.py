@@ -22,7 +22,7 @@ from tcomp.codegen.nvptx.launch import OperandMap
 from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.dsl.ast import Name, names_in, substitute
 from tcomp.ir.multicast import shared_packs
-from tcomp.ir.tensor_map import tile_map
+from tcomp.ir.tensor_map import result_map, tile_map
 from tcomp.ir.tile import Buffer, Cluster, Pack, Statement, Swizzled, Unpack
 
 
@@ -43,6 +43,16 @@ def map_of(pack: Pack, buffers: Mapping[str, Buffer], parts: int = 1) -> Operand
     return OperandMap(pack.source.tensor, found)
 
 
+def map_of_result(unpack: Unpack, buffers: Mapping[str, Buffer]) -> OperandMap:
+    """The tensor map that an Unpack writes by."""
+    name = unpack.target.tensor
+    try:
+        found = result_map(unpack, buffers[unpack.buffer], buffers[name])
+    except ValueError as e:
+        raise Unsupported(f"'{name}' cannot be written by tma: {e}", unpack.span) from None
+    return OperandMap(name, found)
+
+
 def maps_of(
     phase: Sequence[Statement], buffers: Mapping[str, Buffer], cluster: Cluster | None
 ) -> tuple[OperandMap, ...]:
@@ -52,7 +62,7 @@ def maps_of(
     found: list[OperandMap] = []
     for s in statements_in(phase):
         if isinstance(s, Unpack):
-            found.append(map_of(s.reversed, buffers, s.groups))
+            found.append(map_of_result(s, buffers))
         elif isinstance(s, Pack) and s.by == "tma":
             found.append(map_of(s, buffers, blocks if id(s) in shared else 1))
     return tuple(dict.fromkeys(found))
@@ -85,6 +95,9 @@ def issue(
         row = tile.layout.width if isinstance(tile.layout, Swizzled) else tile.shape[-1] * tile.dtype.bytes
         part = math.prod(tile.shape[:-1]) // share.blocks * row
         to = em.here().gep(to, [em.i64(em.mul(share.rank, part))], source_etype=I8)
+    parts = share.blocks if share is not None else 1
+    if len(map_of(pack, scope.buffers, parts).map.shape) == 1:
+        values = [_number_of_element(em, values, scope.buffers[pack.source.tensor].shape)]
     at = [em.i64(v) for v in reversed(values)]
     n = len(at)
     places = ", ".join(f"${i + 2}" for i in range(n))
@@ -104,6 +117,14 @@ def issue(
         first = em.i64(em.add(at[0], shift))
         place = to if offset == 0 else b.gep(to, [em.i64(offset)], source_etype=I8)
         em.asm(text, VOID, constraints, [place, address, first, *at[1:], barrier, *more], effect=True)
+
+
+def _number_of_element(em: GpuEmitter, at: Sequence[Int], shape: Sequence[int]) -> Int:
+    """Which element of a row-major tensor lies at those subscripts."""
+    number: Int = 0
+    for v, extent in zip(at, shape, strict=True):
+        number = em.add(em.mul(number, extent), v)
+    return number
 
 
 def deliver(

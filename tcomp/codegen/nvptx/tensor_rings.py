@@ -14,7 +14,7 @@ from tcomp.codegen.nvptx.launch import OperandMap
 from tcomp.codegen.nvptx.layout import leading_packs, rings_of, statements_in
 from tcomp.codegen.nvptx.phase_facts import repeated_in
 from tcomp.codegen.nvptx.ring import Ring
-from tcomp.codegen.nvptx.tensor_copy import Share, map_of
+from tcomp.codegen.nvptx.tensor_copy import Share, map_of, map_of_result
 from tcomp.codegen.nvptx.tensor_pipe import TensorTile
 from tcomp.ir.multicast import shared_packs
 from tcomp.ir.tile import Compute, Loop, Pack, Statement, Unpack
@@ -74,7 +74,7 @@ class TensorRings:
         return self.maps[map_of(pack, self.buffers, parts)]
 
     def result_address(self, unpack: Unpack) -> IrValue:
-        return self.maps[map_of(unpack.reversed, self.buffers, unpack.groups)]
+        return self.maps[map_of_result(unpack, self.buffers)]
 
     def share(self, pack: Pack) -> Share | None:
         """What this block fetches of a tile that its cluster shares."""

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from tcomp.codegen.cpu.bounds import integer_value
-from tcomp.codegen.cpu.types import I32, I64, VOID, IrValue
+from tcomp.codegen.cpu.types import I32, VOID, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.dsl.ast import Expr
@@ -35,28 +35,28 @@ PASS = "fence.proxy.async; st.release.gpu.global.b32 [$0], $1;"
 
 
 class TurnTaking:
-    """The turns of one block, for one place at a time. All of it is for the one thread that issues the copies."""
+    """The turns of one block, for one place at a time, whose word is in `flags`. All of it is for the one thread that
+    issues the copies."""
 
-    def __init__(self, em: GpuEmitter, scope: GpuScope) -> None:
-        self.em, self.scope = em, scope
+    def __init__(self, em: GpuEmitter, scope: GpuScope, flags: str) -> None:
+        self.em, self.scope, self.flags = em, scope, flags
         b = em.builder
         b.position_at_start(em.function.entry_basic_block)  # (where LLVM makes registers of them)
-        self._flag, self._number = b.alloca(I64, name="turn.flag"), b.alloca(I32, name="turn.number")
-        b.store(ir.Constant(I64, 0), self._flag)
-        b.store(ir.Constant(I32, 0), self._number)
+        self._word, self._number = b.alloca(I32, name="turn.word"), b.alloca(I32, name="turn.number")
+        b.store(ir.Constant(I32, 0), self._word)
+        b.store(ir.Constant(I32, 0), self._number)  # (numbers count from 1: there is nothing to pass on)
 
     def wait(self, turns: Turns) -> None:
         """Wait for the block before."""
         em = self.em
         at, number = self._value(turns.flag.subscripts[0]), self._value(turns.number)
         b = em.here()
-        flag = b.gep(self.scope.roots[turns.flag.tensor], [at], source_etype=I32)
-        b.store(b.ptrtoint(flag, I64), self._flag)
+        b.store(at, self._word)
         b.store(number, self._number)
         before, met = self._value(turns.before), self._met(turns)
 
         def wait() -> None:
-            em.here()
+            flag = self._flag(at)
             em.asm(WAIT, VOID, "l,r,~{memory}", [flag, before], effect=True)
 
         em.when(met, wait)
@@ -78,15 +78,17 @@ class TurnTaking:
         """The copies are done: let the next block have its turn."""
         em = self.em
         b = em.here()
-        flag, number = b.load(self._flag, typ=I64), b.load(self._number, typ=I32)
+        word, number = b.load(self._word, typ=I32), b.load(self._number, typ=I32)
 
         def tell() -> None:
-            b = em.here()
+            flag = self._flag(word)
             em.asm(PASS, VOID, "l,r,~{memory}", [flag, number], effect=True)
-            b = em.here()
-            b.store(ir.Constant(I64, 0), self._flag)
+            em.here().store(ir.Constant(I32, 0), self._number)
 
-        em.when(b.icmp_unsigned("!=", flag, ir.Constant(I64, 0)), tell)
+        em.when(b.icmp_unsigned("!=", number, ir.Constant(I32, 0)), tell)
+
+    def _flag(self, word: IrValue) -> IrValue:
+        return self.em.here().gep(self.scope.roots[self.flags], [word], source_etype=I32)
 
     def _value(self, e: Expr) -> IrValue:
         self.em.here()

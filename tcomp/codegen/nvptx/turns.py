@@ -68,11 +68,12 @@ class Walker:
         self.domain = domain
         self.em = domain.gpu
 
-    def unrolled(self, axis: Axis) -> None:
-        """All of the thread's values as positions of the innermost frame."""
+    def unrolled(self, axis: Axis, whole: bool = False) -> None:
+        """All of the thread's values as positions of the innermost frame, but for those that surely lie past the
+        axis's end (`whole`: those too)."""
         turns = turns_of(axis)
         values = turns.together(turns.count)
-        self._enter(axis, 0, values, list(range(len(values))), sure=False)
+        self._enter(axis, 0, values, list(range(len(values))), sure=False, whole=whole)
 
     def looped(self, axis: Axis, at_once: int, carried: list[IrValue], body: Body) -> list[IrValue]:
         """Run `body` for every turn, `at_once` of them together while all their values surely exist."""
@@ -113,7 +114,15 @@ class Walker:
             stop = turns.count * turns.stride  # the other warps' tiles lie beyond
         return em.loop(full, stop, turns.stride, carried, run(turns.together(1), False))
 
-    def _enter(self, axis: Axis, base: Int, values: Sequence[Value], numbers: Sequence[int] | None, sure: bool) -> None:
+    def _enter(
+        self,
+        axis: Axis,
+        base: Int,
+        values: Sequence[Value],
+        numbers: Sequence[int] | None,
+        sure: bool,
+        whole: bool = False,
+    ) -> None:
         """The axis's place in the innermost frame. `sure`: all values lie inside the axis."""
         em, s = self.em, spread_of(axis)
         known = self.domain.spans[axis.name].known
@@ -130,7 +139,7 @@ class Walker:
                 continue  # the last lane turn's, past the warp's tile
             at = offset + shift
             fixed = isinstance(base, int)
-            if fixed and not sure and known.hi is not None and at >= known.hi and (kept or known.hi <= 0):
+            if fixed and not sure and not whole and known.hi is not None and at >= known.hi and (kept or known.hi <= 0):
                 continue
             inside = sure or (fixed and known.lo is not None and reach(s) + at < known.lo)
             kept.append((at, None if numbers is None else numbers[i], not inside, self._owned(s, within)))
@@ -144,7 +153,7 @@ class Walker:
 
     def _owned(self, s: Spread, within: int) -> IrValue | None:
         """Does a value at that place, before the lane's own, lie within the warp's tile? None: surely."""
-        if not s.warp or within + (s.lanes - 1) * s.grain < s.warp_tile:
+        if _surely_owned(s, within):
             return None
         em = self.em
         lane: Int = em.coordinate(f"lane.{s.lane}") if s.lane else 0
@@ -156,6 +165,23 @@ class Walker:
 
         found: IrValue = em.once(0, ("owned", s, within), make)
         return found
+
+
+def walked(axis: Axis) -> int:
+    """Values from the axis's start to the last that any thread walks: at least the block."""
+    turns = turns_of(axis)
+    return max(axis.block, reach(spread_of(axis)) + turns.together(turns.count)[-1].offset + 1)
+
+
+def divides_evenly(axis: Axis) -> bool:
+    """Does every value of the axis's block belong to one place among the threads?"""
+    turns = turns_of(axis)
+    owned = all(_surely_owned(spread_of(axis), v.within) for v in turns.together(turns.count))
+    return walked(axis) == axis.block and owned
+
+
+def _surely_owned(s: Spread, within: int) -> bool:
+    return not s.warp or within + (s.lanes - 1) * s.grain < s.warp_tile
 
 
 def _thread_multiple(s: Spread) -> int:

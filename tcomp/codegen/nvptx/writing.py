@@ -39,11 +39,20 @@ class Group:
 
 
 class Writer:
-    """Stores values at points of one domain."""
+    """Stores values at points of one domain. `padded`: the points are all of the target, a tile in shared memory, and
+    those past an axis's end get zeros."""
 
     def __init__(
-        self, evaluator: GpuEvaluator, node: Compute, target: Place, kind: str, reducer: str, sharing: Sharing
+        self,
+        evaluator: GpuEvaluator,
+        node: Compute,
+        target: Place,
+        kind: str,
+        reducer: str,
+        sharing: Sharing,
+        padded: bool = False,
     ) -> None:
+        self.padded = padded
         self.evaluator, self.node, self.target, self.kind = evaluator, node, target, kind
         self.reducer, self.sharing = reducer, sharing
         self.em = evaluator.gpu
@@ -156,6 +165,10 @@ class Writer:
         self, points: Points, values: Sequence[IrValue], conditions: Sequence[IrValue | None], guard: Node | None
     ) -> None:
         groups = self._groups(points, guard)
+        if self.padded:
+            for g in groups:
+                self._store(g, [self._or_zero(points[i], values[i]) for i in g.members])
+            return
         plain = (
             []
             if self.node.atomic
@@ -177,6 +190,10 @@ class Writer:
                 update()
             else:
                 self.em.when(condition, update)
+
+    def _or_zero(self, point: Point, value: IrValue) -> IrValue:
+        inside = self.domain.mask(point)
+        return value if inside is None else self.em.here().select(inside, value, ir.Constant(value.type, 0))
 
     def _mask(self, group: Group) -> IrValue | None:
         return self.domain.mask(group.first)

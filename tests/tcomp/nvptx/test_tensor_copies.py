@@ -94,6 +94,29 @@ def test_one_map_serves_equal_tiles() -> None:
     assert len(shape.maps) == 1
 
 
+@pytest.mark.parametrize("rows,columns", [(3, 37), (5, 64), (2, 101), (1, 7)])
+def test_vectors_start_anywhere(rows: int, columns: int) -> None:
+    """Rows of X lie 4 bytes times an odd number apart: read by the number of their first element, masked past their
+    ends. Rows at multiples of 16 bytes keep a map of two dimensions."""
+    block = 32
+    n = tile_axis("n", block, columns)
+    body = [
+        Pack("t", (n,), at("X", "r.0", "n"), by="tma"),
+        Compute(at("Y", "r.0", "n"), op("*", at("t", local("n")), Num(2.0)), (replace(n, spread=lanes(1)),)),
+    ]
+    k = kernel(
+        [operand("X", rows, columns), operand("Y", rows, columns)],
+        [[grid("r", rows, 1, loop("n", columns, block, *body))]],
+        [shared("t", block)],
+        ThreadShape(1),
+    )
+    run(k, {"X": rand(rows, columns)})
+    (shape,) = compile_kernel(k, H100).launches
+    (only,) = shape.maps
+    assert only.map.shape == ((rows * columns,) if columns % 4 else (columns, rows))
+    assert not only.map.problem()
+
+
 def test_a_tile_on_its_own_is_filled_again_in_each_turn() -> None:
     m, n = 50, 64
     rows, cols = tile_axis("m", 8, m), Axis("n", Num(0), Num(n), n)

@@ -1,0 +1,41 @@
+"""Schedules of derived backward ops, checked as a text checks those of written ones (dsl/check_schedules.py):
+the op's names come with its equations, so it has to be derived first.
+
+A name in a schedule that several ops share is right when one of them has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tcomp.dsl.ast import Module, Op
+from tcomp.dsl.check_schedules import check_schedule
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.shared_schedules import fit_shared
+from tcomp.grad import backward_of
+
+
+def check_derived_schedules(module: Module) -> None:
+    """TcError, at its line, at the first name in a derived backward op's schedule that neither this op nor one that
+    shares the schedule has."""
+    scheduled = [op for s in module.schedules.values() for op in (s.ops or (s.op,))]
+    derived = {n: op for n in dict.fromkeys(scheduled) if n not in module.ops and (op := _derived(n, module))}
+    whole = replace(module, ops={**module.ops, **derived}, schedules=dict(module.schedules))
+    fit_shared(whole)
+    for schedule in whole.schedules.values():
+        if schedule.op in derived:
+            try:
+                check_schedule(schedule, whole)
+            except TcError as e:
+                raise replace(e, text=e.text or module.sources.get(e.span.file, "")) from None
+
+
+def _derived(name: str, module: Module) -> Op | None:
+    """The derived op of that name; None where there is nothing to derive."""
+    forward = name.removesuffix(".backward")
+    if forward == name or forward not in module.ops:
+        return None
+    try:
+        return backward_of(forward, module)
+    except TcError:
+        return None
