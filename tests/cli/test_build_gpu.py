@@ -83,6 +83,14 @@ def test_our_own_kernels_have_no_findings(target: str, tcomp: Tcomp) -> None:
     assert result.out.count("tc_layernorm_0") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model,length", [("gpt2", "130"), ("llama", "131")])
+def test_attention_of_at_most_two_turns_is_not_serialised(model: str, length: str, tcomp: Tcomp) -> None:
+    size = ("-B", "1", "-T", length, "--dim", f"{'S' if model == 'gpt2' else 'V'}=256")
+    result = tcomp("build", model, "--config", "tiny", *size, "--precision", "bf16", "--target", "sm_90a")
+    assert result.code == 0 and "serialized" not in result.out + result.error
+
+
 def test_findings_stand_at_the_schedule_and_fail_a_strict_build(
     tcomp: Tcomp, generated_by: Callable[[Generate], None], tmp_path: Path
 ) -> None:
