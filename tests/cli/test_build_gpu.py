@@ -105,7 +105,7 @@ def test_findings_stand_at_the_schedule_and_fail_a_strict_build(
     row = next(x.split() for x in result.out.splitlines() if x.split()[:3] == ["k", "7", "1024"])
     assert row[3] == "32" and int(row[4]) > 100, "registers, spilled bytes"
     strict = tcomp("build", *SMALL, "--target", "sm_90a", "--strict")
-    refused(strict, "1 findings", "strict", "without --strict")
+    refused(strict, "the build has 1 finding,", "strict", "without --strict")
     assert "[spill]" in strict.out, "the findings are shown all the same"
     table = json.loads((tmp_path / "build" / "gpt2-tiny-sm_90a" / "table.json").read_text())
     (kernel,) = [k for k in table["kernels"] if k["findings"]]
@@ -128,7 +128,7 @@ def test_each_kind_of_finding(
 ) -> None:
     generated_by(only("layernorm", code))
     result = tcomp("build", *SMALL, "--target", "sm_90a", "--strict")
-    refused(result, "the build is strict")
+    refused(result, "and it is strict")
     for word in words:
         assert word in result.out
 
