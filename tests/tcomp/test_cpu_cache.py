@@ -128,17 +128,21 @@ def test_misses_compiled_in_worker_processes_are_the_same_objects(tmp_path: Path
         "c.PARALLEL_FROM = int(sys.argv[2])\n"
         "compilers = c.Compilers(t.MACHINE, Path(sys.argv[3]))\n"
         "for k in kernels[:6]: compilers.begin(k)\n"
+        "if sys.argv[4] == 'killed':\n"
+        "    import multiprocessing\n"
+        "    for child in multiprocessing.active_children(): child.kill(); child.join()\n"
         "if sys.argv[4] == 'no': c.compile_kernel = None\n"
         "compilers.finish(kernels)\n"
         "compilers.close()\n"
     )
-    for parallel_from, name, here in ((2, "parallel", "no"), (99, "serial", "yes")):
+    for parallel_from, name, here in ((2, "parallel", "no"), (99, "serial", "yes"), (2, "killed", "killed")):
         arguments = [str(Path(__file__).parent), str(parallel_from), str(tmp_path / name), here]
         subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=300)
-    parallel, serial = (sorted((tmp_path / n).iterdir()) for n in ("parallel", "serial"))
+    parallel, serial, killed = (
+        {p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("parallel", "serial", "killed")
+    )
     assert len(parallel) == 8
-    assert [p.name for p in parallel] == [p.name for p in serial]
-    assert all(p.read_bytes() == s.read_bytes() for p, s in zip(parallel, serial, strict=True))
+    assert parallel == serial == killed
 
 
 def test_a_process_with_threads_forks_no_compilers(tmp_path: Path) -> None:

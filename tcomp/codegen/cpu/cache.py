@@ -15,6 +15,8 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -66,9 +68,10 @@ class Compilers:
         if self._pool is None and len(self._waiting) >= PARALLEL_FROM:
             self._pool = _pool(self.machine)
         if self._pool is not None:
-            for name, waiting in self._waiting.items():
-                self._begun[name] = self._pool.submit(_compile_one, waiting, self.machine)
-            self._waiting.clear()
+            with suppress(BrokenProcessPool):  # (`finish` compiles what no process did)
+                for name, waiting in self._waiting.items():
+                    self._begun[name] = self._pool.submit(_compile_one, waiting, self.machine)
+                self._waiting.clear()
 
     def finish(self, kernels: Sequence[Kernel]) -> list[CompiledKernel]:
         """Compiled kernels in the order given. An error of a kernel's own (`Unsupported`) is raised here."""
@@ -76,16 +79,22 @@ class Compilers:
         for kernel in sorted(kernels, key=lambda k: -len(repr(k.phases))):
             self.begin(kernel)
         keys = [kernel_key(k, self.machine) for k in kernels]
-        for key in keys:
+        for key, kernel in zip(keys, kernels, strict=True):
             if key not in self._objects:
-                begun = self._begun.get(key)
-                body = begun.result() if begun else compile_kernel(self._waiting[key], self.machine).object
+                body = self._compiled(key) or _compile_one(kernel, self.machine)
                 self._cache.store(key, body)
                 self._objects[key] = body
         return [
             CompiledKernel(symbols_of(k, key), self._objects[key], *memory_needs(k))
             for k, key in zip(kernels, keys, strict=True)
         ]
+
+    def _compiled(self, key: str) -> bytes | None:
+        """What a process made of a kernel; None where none was asked to, or where the process was killed."""
+        try:
+            return self._begun[key].result() if key in self._begun else None
+        except BrokenProcessPool:
+            return None
 
     def close(self) -> None:
         """Begin nothing more, and end the processes."""
