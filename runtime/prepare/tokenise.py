@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def _batches(part: Part, key: str) -> Iterator[list[tuple[str, bool]]]:
 
 
 def tokenise_all(parts: list[Part], job: Job, workers: int, advance: Callable[[int], None]) -> None:
-    """All parts that are not done yet; `advance` gets the bytes of each as it is."""
+    """All parts that are not done yet; `advance` gets the bytes of each as it is. UserError: a process was killed."""
     left = []
     for number, part in enumerate(parts):
         if is_done(Path(job.folder), number):
@@ -116,5 +117,10 @@ def tokenise_all(parts: list[Part], job: Job, workers: int, advance: Callable[[i
             for future in done:
                 future.result()
                 advance(running.pop(future).size)
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that tokenised was killed from outside, perhaps for want of memory",
+            "run the command again: what is done is kept; --workers 1 needs the least memory",
+        ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

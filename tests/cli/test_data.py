@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,23 @@ def test_json_lines_come_back_as_documents(tcomp: Tcomp, tmp_path: Path, monkeyp
     refused(tcomp("data", "check", "d"), "train-00000.bin: damaged")
 
 
-def test_the_outcome_does_not_depend_on_processes(
+def test_the_outcome_depends_neither_on_processes_nor_on_their_end(
     tcomp: Tcomp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "PART_BYTES", 20000)
     jsonl(tmp_path / "a.jsonl", lines(700))
     flags = ["--vocabulary", "300", "--validation", "0.1"]
     assert tcomp("data", "prepare", "a.jsonl", "--out", "one", *flags, "--workers", "1").code == 0
+    wait = tokenise.wait
+
+    def killing(running: Any, **kw: Any) -> Any:
+        for child in multiprocessing.active_children():
+            child.kill()
+        return wait(running, **kw)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tokenise, "wait", killing)
+        refused(tcomp("data", "prepare", "a.jsonl", "--out", "two", *flags, "--workers", "2"), "killed", "again")
     assert tcomp("data", "prepare", "a.jsonl", "--out", "two", *flags, "--workers", "2").code == 0
     for kind in ("train", "val"):
         np.testing.assert_array_equal(tokens(tmp_path / "one", kind), tokens(tmp_path / "two", kind))
