@@ -115,8 +115,8 @@ def test_a_schedule_that_wins_is_carried_by_the_lockfile_and_lowered(tmp_path: P
     [
         ("{", ["line 1: not JSON"]),
         ('{"job": "x"}', ["line 1: not a proposal"]),
-        ('{"job": "x", "values": {"BQ": true}}', ["not a proposal"]),
-        ('{"job": "x", "values": {}, "schedule": ""}', ["not a proposal"]),
+        pytest.param('{"job": "x", "values": {"BQ": true}}', ["not a proposal"], marks=pytest.mark.slow),
+        pytest.param('{"job": "x", "values": {}, "schedule": ""}', ["not a proposal"], marks=pytest.mark.slow),
         ('{"job": "x", "values": {}}', ["there is no job 'x'", "--ask"]),
     ],
 )

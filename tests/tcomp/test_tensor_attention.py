@@ -120,10 +120,10 @@ def bf16_inputs(op: Op, module: Module, dims: dict[str, int]) -> Arrays:
     [
         ("attention", MULTI_HEAD, "sm_90a"),
         ("attention.backward", MULTI_HEAD, "sm_90a"),
-        ("attention.backward", SHORT, "sm_90a"),
+        pytest.param("attention.backward", SHORT, "sm_90a", marks=pytest.mark.slow),
         ("attention.backward", ODD, "sm_90a"),
-        ("attention", WIDE, "sm_90a"),
-        ("attention.backward", WIDE, "sm_90a"),
+        pytest.param("attention", WIDE, "sm_90a", marks=pytest.mark.slow),
+        pytest.param("attention.backward", WIDE, "sm_90a", marks=pytest.mark.slow),
         pytest.param("attention.backward", MULTI_HEAD, "sm_80", marks=pytest.mark.slow),
         pytest.param("grouped_attention", GROUPED, "sm_90a", marks=pytest.mark.slow),
         pytest.param("grouped_attention.backward", GROUPED, "sm_90a", marks=pytest.mark.slow),
@@ -151,6 +151,7 @@ def test_several_turns_against_the_oracle_and_bitwise_again(name: str, dims: dic
         assert all(again[n].tobytes() == a.tobytes() for n, a in got.items())
 
 
+@pytest.mark.slow
 def test_backward_with_dq_added_in_any_order_is_as_near_to_the_oracle() -> None:
     """`by atomic` in the place of `by turns`: the same kernel, whose blocks wait for nobody; runs may differ."""
     text = attention_text(causal=True).replace("by turns", "by atomic")
