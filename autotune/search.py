@@ -299,7 +299,8 @@ class Search:
         return [v for v in self.kernels.finalists(job, OPEN) if v != own]
 
     def _wrong(self, instance: Instance, choice: Choice) -> str:
-        problem = self.judge.wrong(instance, choice, max(LEAST, self._left()))
+        left = math.inf if self.end is None else self.end - time.monotonic()
+        problem = self.judge.wrong(instance, choice, max(LEAST, left))
         if problem:
             self.say(f"{instance.key}: the choice was refused: {problem}")
         return problem

@@ -24,8 +24,8 @@ from tcomp.autotune.step_bench import Choices, Part, StepRequest, StepSubject, T
 from tcomp.dsl.ast import Module
 from tcomp.errors import UserError
 
-OPENING = 5.0
-"""Seconds that building and opening a step takes, beside its runs."""
+CHECKING = 15.0
+"""Seconds for looking once more whether the winners are right."""
 SHARE, MOST = 0.4, 600.0
 """The greatest part of a budget for finals in steps, and seconds without a budget. Where they do not suffice, finals
 are of each op alone."""
@@ -39,10 +39,11 @@ class Effort:
     candidates: int
     rounds: int
 
-    def seconds(self, step: float) -> float:
+    def seconds(self, step: float, opening: float) -> float:
         """For the final and for the run of the winners, each beside the schedules' own values and after a round that
-        does not count. (What a step has from earlier runs, if anything, comes on top.)"""
-        return 2 * OPENING + (self.candidates + 1 + 2) * (1 + self.rounds) * step
+        does not count, when building and opening a step takes `opening`. (What a step has from earlier runs, if
+        anything, comes on top.)"""
+        return CHECKING + (self.candidates + 1 + 2) * (opening + (1 + self.rounds) * step)
 
 
 EFFORTS = (Effort(3, 9), Effort(2, 9), Effort(2, 7), Effort(1, 7), Effort(1, 5))
@@ -78,7 +79,7 @@ class StepFinal:
     ) -> None:
         self._child = Child(StepSubject(module, model, shape, backend), target)
         self.alone = alone
-        self.seconds = 0.0
+        self.seconds = self.opening = 0.0
         self.effort: Effort | None = None
         self.reason = ""
 
@@ -97,16 +98,17 @@ class StepFinal:
             self.reason = f"{found.kind}: {found.reason}"
             return
         self.seconds = statistics.median(t.whole for t in found[0])
+        self.opening = max(0.0, time.monotonic() - began - (1 + len(found[0])) * self.seconds)
         left = min(SHARE * budget - (time.monotonic() - began), MOST)
-        self.effort = next((e for e in EFFORTS if e.seconds(self.seconds) <= left), None)
+        self.effort = next((e for e in EFFORTS if e.seconds(self.seconds, self.opening) <= left), None)
         if self.effort is None:
-            needed = EFFORTS[-1].seconds(self.seconds)
+            needed = EFFORTS[-1].seconds(self.seconds, self.opening)
             self.reason = f"one within steps takes {needed:.0f} s, more than {SHARE:.0%} of the budget allow"
 
     @property
     def reserved(self) -> float:
         """Seconds that the final is expected to take."""
-        return self.effort.seconds(self.seconds) if self.effort else 0.0
+        return self.effort.seconds(self.seconds, self.opening) if self.effort else 0.0
 
     def decide(
         self,
@@ -159,7 +161,7 @@ class StepFinal:
     ) -> list[list[Turn]] | Failure:
         """The sets in turns, as many rounds as `seconds` allow beside opening the step, the round that does not count
         and the last one; a Failure where `patience` ends before."""
-        for_rounds = max(0.0, seconds - OPENING - 2 * len(sets) * self.seconds)
+        for_rounds = max(0.0, seconds - len(sets) * (self.opening + 2 * self.seconds))
         request = StepRequest(tuple(sets), rounds, for_rounds, self.alone)
         answer: Any = self._child.ask(request, max(1.0, patience))
         return answer if isinstance(answer, Failure) else list(answer)
