@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from tcomp.runtime.cpu.interpreter import CONTROL_BYTES, NativeLaunch, RunFunction, yield_address
+from tcomp.runtime.cpu.places import Places
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Team:
             threading.Thread(target=self._work, args=(tid,), name=f"tcomp-{tid}", daemon=True)
             for tid in range(1, threads)
         ]
+        self._places = Places(threads)
         for worker in self._workers:
             worker.start()
 
@@ -82,6 +84,7 @@ class Team:
         while int(self._done[0]) != command.ticket:
             try:
                 self._command = command
+                self._places.spread(self._workers)
                 for tid in range(1, self.threads):
                     self._rouse(tid)
                 self._enter(0, command)
@@ -112,6 +115,7 @@ class Team:
             command = self._command
             if command is not None and int(self._done[8 * tid]) != command.ticket:
                 self._enter(tid, command)
+                self._places.note(tid)
 
     def _enter(self, tid: int, command: _Command) -> None:
         if int(self._done[8 * tid]) == command.ticket:

@@ -15,7 +15,6 @@ from tcomp.instructions.vector_matching import match_vector
 from tcomp.ir.tile import SERIAL, Buffer, Kernel, Spread, Statement, ThreadShape
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
-from tcomp.schedule.ahead import packed_ahead
 from tcomp.schedule.cpu_levels import CpuLevels
 from tcomp.schedule.default import default_schedule
 from tcomp.schedule.default_gpu import default_gpu_schedule
@@ -137,7 +136,6 @@ class CpuFamily:
         shape: ThreadShape | None,
         text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
-        tiles, phases = packed_ahead(tiles, phases, text)
         return dict(tiles), [prefetched(p, plan.stages) for p in phases]
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:

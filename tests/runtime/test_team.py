@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,43 @@ def test_ctrl_c_at_any_moment_leaves_the_team_ready(objects: Path, ctrl_c: None)
         np.testing.assert_array_equal(executor.array("A"), start + 2 * REPEATS)
     assert interrupted == 20
     executor.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_a_thread_that_slept_on_the_callers_cpu_starts_on_another(
+    objects: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpus = os.sched_getaffinity(0)
+    here, move = min(cpus), os.sched_setaffinity
+    moves: list[tuple[int, set[int]]] = []
+
+    def recorded(thread: int, where: set[int]) -> None:
+        moves.append((thread, where))
+        move(thread, where)
+
+    executor = CpuExecutor(step(), MACHINE, 2, objects)
+    try:
+        move(0, {here})
+        places, (worker,) = executor._team._places, executor._team._workers
+        executor.run("shift")
+        until(lambda: places.last[1] is not None and os.sched_getaffinity(worker.native_id or 0) == cpus)
+        monkeypatch.setattr(os, "sched_setaffinity", recorded)
+        places.last[1] = here  # as if it had slept there
+        executor.run("shift")
+        until(lambda: len(moves) == 2)
+        (sent, there), free = moves
+        assert sent == worker.native_id and there < cpus and here not in there and free == (0, cpus)
+        assert os.sched_getaffinity(sent) == cpus and places.last[1] in there
+    finally:
+        move(0, cpus)
+        executor.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def test_closing_ends_the_threads_and_arrays_stay(objects: Path) -> None:

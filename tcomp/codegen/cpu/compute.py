@@ -12,12 +12,11 @@ Maps, reductions, contractions and scatters are this one generator; they differ 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from typing import Protocol
 
 from llvmlite import ir
 
@@ -44,24 +43,13 @@ _IDENTITY = {
 LONG_SUM = 128
 """Steps of a reduction behind which memory that was asked for at its beginning has come."""
 Accumulators = list[IrValue]
-LoopBody = Callable[[Int, list[IrValue]], Sequence[IrValue]]
-
-
-class Beside(Protocol):
-    """Work that is done beside a reduction, in pieces."""
-
-    def part(self, steps: int) -> int:
-        """How many of so many steps come between two pieces."""
-        ...
-
-    def piece(self) -> None: ...
 
 
 class ComputeGenerator:
     """Writes one Compute at the emitter's current place."""
 
-    def __init__(self, em: Emitter, scope: Scope, node: Compute, beside: Beside | None = None) -> None:
-        self.em, self.scope, self.compute, self.beside = em, scope, node, beside
+    def __init__(self, em: Emitter, scope: Scope, node: Compute) -> None:
+        self.em, self.scope, self.compute = em, scope, node
         self.parallel = [a for a in node.axes if a.name not in node.reduced]
         self.reduced = [a for a in node.axes if a.name in node.reduced]
         wide = [a for a in node.axes if a.lanes > 1]
@@ -269,25 +257,9 @@ class ComputeGenerator:
                 with self._knowing(s):
                     return self._reduce(i + 1, points, separate, list(carried))
 
-            acc = self._summed(s.variant, axis, acc, body, innermost=i == len(self.reduced) - 1)
+            v = s.variant
+            acc = self.em.loop(v.start, v.stop, v.unroll * axis.lanes, acc, body, v.nonempty)
         return acc
-
-    def _summed(self, v: Variant, axis: Axis, acc: Accumulators, body: LoopBody, innermost: bool) -> Accumulators:
-        """A loop of the reduction; where other work is done beside it, in parts with a piece of that before each."""
-        step = v.unroll * axis.lanes
-        beside = self.beside
-        if beside is None or not innermost or not isinstance(v.start, int) or not isinstance(v.stop, int):
-            return self.em.loop(v.start, v.stop, step, acc, body, v.nonempty)
-        part = beside.part((v.stop - v.start) // step) * step
-        stop = v.start + (v.stop - v.start) // part * part
-
-        def parts(base: Int, carried: Sequence[IrValue]) -> Sequence[IrValue]:
-            beside.piece()
-            self.em.here()
-            return self.em.loop(base, self.em.add(base, part), step, carried, body, nonempty=True)
-
-        acc = self.em.loop(v.start, stop, part, acc, parts, nonempty=True)
-        return self.em.loop(stop, v.stop, step, acc, body, v.nonempty)
 
     def _accumulate(self, points: list[dict[str, int]], separate: list[Axis], acc: Accumulators) -> Accumulators:
         """One step of the reduction at every point of the register tile."""

@@ -8,12 +8,10 @@ iterations; statements outside any core loop run on thread 0 alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.ahead import AheadPacker, copy_ahead
 from tcomp.codegen.cpu.bounds import integer_value
 from tcomp.codegen.cpu.compute import ComputeGenerator
 from tcomp.codegen.cpu.domain import Scope
@@ -23,7 +21,7 @@ from tcomp.codegen.cpu.integers import Facts, Known
 from tcomp.codegen.cpu.pack import generate_pack
 from tcomp.codegen.cpu.types import I8, I64, POINTER, VOID, IrValue
 from tcomp.dsl.ast import names_in
-from tcomp.ir.tile import Ahead, Buffer, Compute, Kernel, Loop, Pack, Statement
+from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack, Statement
 from tcomp.ir.tile import Scope as Where
 from tcomp.machine.cpu import CpuMachine
 
@@ -38,13 +36,9 @@ def tile_offsets(tiles: Sequence[Buffer], where: Where) -> tuple[dict[str, int],
     for t in tiles:
         if t.scope is where:
             offsets[t.name] = end
-            end += t.ring * copy_bytes(t)
+            # Equal distances of a power of two would put tiles on the same cache sets.
+            end += -(-t.bytes // ALIGNMENT) * ALIGNMENT + ALIGNMENT
     return offsets, end
-
-
-def copy_bytes(tile: Buffer) -> int:
-    """From one copy of a tile to what follows it: a power of two would put both on the same cache sets."""
-    return -(-tile.bytes // ALIGNMENT) * ALIGNMENT + ALIGNMENT
 
 
 class PhaseGenerator:
@@ -64,15 +58,8 @@ class PhaseGenerator:
         for where, region in ((Where.SCRATCH, scratch), (Where.TEAM, team)):
             for tile, at in tile_offsets(kernel.tiles, where)[0].items():
                 roots[tile] = b.gep(region, [self.em.i64(at)], source_etype=I8, name=_safe(tile))
-        # Tiles with two copies: where they begin, and a word that is even where the first is in use, 0 before any turn.
-        self.turning: dict[str, tuple[IrValue, IrValue]] = {}
-        for t in kernel.tiles:
-            if t.ring > 1:
-                self.turning[t.name] = roots[t.name], b.alloca(I64)
-                b.store(self.em.i64(0), self.turning[t.name][1])
         self.scope = Scope(
-            buffers={t.name: t for t in kernel.operands + kernel.tiles}
-            | {copy_ahead(t.name): replace(t, name=copy_ahead(t.name)) for t in kernel.tiles if t.ring > 1},
+            buffers={t.name: t for t in kernel.operands + kernel.tiles},
             roots=roots,
             variables={},
             facts=Facts(),
@@ -104,36 +91,16 @@ class PhaseGenerator:
             match s:
                 case Compute(instruction=family) if family:
                     generate_dots(self.em, self.scope, s)
-                case Compute(ahead=Ahead() as ahead):
-                    packer = AheadPacker(self.em, self.scope, s, ahead, self.turning[ahead.pack.buffer][1])
-                    ComputeGenerator(self.em, self.scope, s, packer).generate()
-                    packer.finish()
                 case Compute():
                     ComputeGenerator(self.em, self.scope, s).generate()
                 case Pack() if is_grouped(self.scope.buffers[s.buffer]):
                     pack_groups(self.em, self.scope, s)
-                case Pack(by="ahead"):
-                    self._pack_ahead(s)
                 case Pack():
                     generate_pack(self.em, self.scope, s)
                 case Loop():
                     if _is_core(s):
                         raise ValueError(f"core loop {s.variable} inside another statement")
                     self._sequential(s)
-
-    def _pack_ahead(self, pack: Pack) -> None:
-        """Turn to the copy of the tile that the turn before has filled; before the first there is none."""
-        em, scope = self.em, self.scope
-        root, turns = self.turning[pack.buffer]
-        apart = copy_bytes(scope.buffers[pack.buffer])
-        b = em.here()
-        turn = b.load(turns, typ=I64)
-        odd = b.and_(turn, em.i64(1))
-        this, other = em.mul(odd, apart), em.mul(b.sub(em.i64(1), odd), apart)
-        scope.roots[pack.buffer] = b.gep(root, [em.i64(this)], source_etype=I8)
-        scope.roots[copy_ahead(pack.buffer)] = b.gep(root, [em.i64(other)], source_etype=I8)
-        first = b.icmp_signed("==", turn, em.i64(0))
-        em.when(first, partial(generate_pack, em, scope, pack))
 
     # ------------------------------------------------------------------------------------------- loops
 

@@ -55,26 +55,17 @@ def contiguous_axis(buffer: Buffer) -> int:
     return buffer.layout.axis if isinstance(buffer.layout, Panels) else len(buffer.shape) - 1
 
 
-def fill_zeros(
-    em: Emitter,
-    scope: Scope,
-    buffer: Buffer,
-    axes: tuple[Axis, ...],
-    target: Access,
-    sizes: tuple[int, ...] | None = None,
-) -> None:
-    """Zero the tile, or a part of it of these sizes, behind each axis's stop: for axis i, all of the axes before it up
-    to their stops."""
+def fill_zeros(em: Emitter, scope: Scope, buffer: Buffer, axes: tuple[Axis, ...], target: Access) -> None:
+    """Zero the tile behind each axis's stop: for axis i, all of the axes before it up to their stops."""
     zero = Num(0.0) if buffer.dtype.is_float else Num(0)
-    sizes = padded_shape(buffer) if sizes is None else sizes
-    for i, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
+    for i, (axis, size) in enumerate(zip(axes, padded_shape(buffer), strict=True)):
         known = extent(axis, scope.facts)
         if known.lo is not None and known.lo >= size:
             continue
         end = Binary("+", axis.start, Num(size))
         domain = [
             replace(a, stop=Binary("+", a.start, Num(n)), block=n) if j > i else a
-            for j, (a, n) in enumerate(zip(axes, sizes, strict=True))
+            for j, (a, n) in enumerate(zip(axes, padded_shape(buffer), strict=True))
         ]
         domain[i] = replace(axis, start=axis.stop, stop=end, block=size)
         ComputeGenerator(em, scope, Compute(target, zero, tuple(domain))).generate()

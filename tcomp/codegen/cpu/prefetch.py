@@ -28,8 +28,6 @@ LINE = 64
 """Bytes of a cache line."""
 FIRST_LEVEL = 3
 """LLVM's locality for a line that shall come into the first-level cache: the later touches then find it there."""
-SECOND_LEVEL = 2
-"""The same for the second-level cache."""
 
 
 class Prefetcher:
@@ -37,7 +35,7 @@ class Prefetcher:
 
     def __init__(self, em: Emitter, scope: Scope, node: Prefetch, parallel: Sequence[Axis], reduced: Axis) -> None:
         self.em, self.parallel, self.reduced = em, parallel, reduced
-        domain, place, base = region(em, scope, node)
+        domain, place, base = _region(em, scope, node)
         size = place.buffer.dtype.bytes
         # (how many, bytes from one to the next) along each dimension of the region, lines along the contiguous one.
         dims = [(domain.axes[a].block, stride * size) for a, stride in sorted(place.counters, key=lambda c: -c[1])]
@@ -89,7 +87,7 @@ class MapPrefetcher:
 
     def __init__(self, em: Emitter, scope: Scope, node: Prefetch) -> None:
         self.em, self.written = em, node.written
-        _, place, self.base = region(em, scope, node)
+        _, place, self.base = _region(em, scope, node)
         size = place.buffer.dtype.bytes
         self.strides = {name: stride * size for name, stride in place.counters}
         self.possible = _is_affine(place)
@@ -110,7 +108,7 @@ class MapPrefetcher:
                 last = offset
 
 
-def region(em: Emitter, scope: Scope, node: Prefetch) -> tuple[Domain, Place, IrValue]:
+def _region(em: Emitter, scope: Scope, node: Prefetch) -> tuple[Domain, Place, IrValue]:
     """The prefetched access in a domain of its own, and the address of its first element."""
     domain = Domain(em, scope, em.depth, None, 1)
     em.here()
@@ -129,10 +127,10 @@ def _is_affine(place: Place) -> bool:
     return place.panel is None and not any(node.deps for node, _ in place.gathered)
 
 
-def touch(em: Emitter, pointer: IrValue, written: bool, level: int = FIRST_LEVEL) -> None:
+def touch(em: Emitter, pointer: IrValue, written: bool) -> None:
     """Prefetch the line at a pointer."""
     em.here()
-    hints = [ir.Constant(I32, int(written)), ir.Constant(I32, level), ir.Constant(I32, 1)]
+    hints = [ir.Constant(I32, int(written)), ir.Constant(I32, FIRST_LEVEL), ir.Constant(I32, 1)]
     em.intrinsic("llvm.prefetch", VOID, [pointer, *hints], [POINTER])
 
 

@@ -1,0 +1,35 @@
+"""The process that answers a search's requests: what it starts with."""
+
+from __future__ import annotations
+
+import os
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+
+from tcomp.autotune.child import Child, serve_requests
+
+
+class Environment:
+    def answer(self, request: Any) -> Any:
+        return os.environ.get(request)
+
+    def close(self) -> None:
+        pass
+
+
+def serve(pipe: Connection, subject: Any) -> None:
+    serve_requests(pipe, Environment)
+
+
+def test_numpy_has_one_thread_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of a BLAS that wait for work beside what is timed made it take up to twice its time."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    child = Child(None, serve)
+    try:
+        assert [child.ask(n, 60.0) for n in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")] == ["1", "1"]
+    finally:
+        child.close()
+    assert os.environ.get("OPENBLAS_NUM_THREADS") is None and os.environ["OMP_NUM_THREADS"] == "3"
