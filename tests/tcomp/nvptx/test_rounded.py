@@ -22,14 +22,15 @@ LEAST = {DType.BF16: 2.0**-133, DType.F16: 2.0**-24}
 
 def gelu(x: Expr) -> Expr:
     """As models/ops/math.tc has it."""
-    turn = fn("tanh", op("*", x, op("+", 0.7978845608028654, op("*", 0.035677408136300125, op("*", x, x)))))
+    square = fn("min", op("*", x, x), 64.0)
+    turn = fn("tanh", op("*", x, op("+", 0.7978845608028654, op("*", 0.035677408136300125, square))))
     return op("+", op("*", 0.5, x), op("*", op("*", 0.5, x), turn))
 
 
 def exact(x: np.ndarray) -> np.ndarray:
     """x / (1 + exp(-2 u)), the same function without cancellation."""
     with np.errstate(all="ignore"):
-        return x / (1 + np.exp(-2 * x * (0.7978845608028654 + 0.035677408136300125 * x * x)))
+        return x / (1 + np.exp(-2 * x * (0.7978845608028654 + 0.035677408136300125 * np.minimum(x * x, 64.0))))
 
 
 def stored(x: np.ndarray, dtype: DType) -> tuple[np.ndarray, str]:
