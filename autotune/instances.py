@@ -17,8 +17,9 @@ from tcomp.dsl.dims import Number, evaluate_dim
 from tcomp.dsl.printer import print_function, print_monoid, print_op, print_schedule
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.chunks import in_chunks
-from tcomp.model.graph import Node, build_graph
+from tcomp.model.graph import Node
 from tcomp.model.programs import build_programs
+from tcomp.model.unroll import build_graph
 from tcomp.schedule.choose import choice_of, storage_of
 from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.normal import normalise
