@@ -25,7 +25,7 @@ from tcomp.schedule.instructions import check_instructions
 from tcomp.schedule.launch_flags import check_flags
 from tcomp.schedule.operand_tiles import laid_out
 from tcomp.schedule.overlap import check_overlap
-from tcomp.schedule.prefetch import prefetched
+from tcomp.schedule.prefetch import check_fetched, prefetched
 from tcomp.schedule.promotion import check_promotion
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LevelRules, LoopMap
 from tcomp.schedule.result_panels import in_panels
@@ -137,6 +137,7 @@ class CpuFamily:
         shape: ThreadShape | None,
         text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
+        check_fetched(phases, plan.stages, text or "")
         return dict(tiles), with_epilogues([prefetched(p, plan.stages) for p in phases], tiles)
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
