@@ -18,8 +18,9 @@ from tcomp.dsl.printer import print_directive, print_function, print_monoid, pri
 from tcomp.dsl.schedule_blocks import own_lines
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.chunks import in_chunks
-from tcomp.model.graph import Node, build_graph
+from tcomp.model.graph import Node
 from tcomp.model.programs import build_programs
+from tcomp.model.unroll import build_graph
 from tcomp.schedule.choose import choice_of, storage_of
 from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.normal import normalise
