@@ -93,7 +93,8 @@ class View:
 class Node:
     """One op instance. `operands` are its parameters and results by the op's own names; `recompute` names
     the results to be computed again for the backward pass instead of kept; `real` is what the op's `real` is
-    bound to; `chunks` asks for its result in so many parts (chunks.py)."""
+    bound to; `chunks` asks for its result in so many parts (chunks.py), `at_once` names the op that computes the
+    call and its backward together (at_once.py)."""
 
     op: Op
     dims: dict[str, int]
@@ -103,6 +104,7 @@ class Node:
     recompute: frozenset[str] = frozenset()
     real: DType = DType.F32
     chunks: int = 1
+    at_once: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +292,9 @@ class _Builder:
         marked = any(a.function == "recompute" for a in c.annotations)
         recompute = frozenset(o.name for o in op.outputs) if marked else frozenset()
         chunks = max([1, *(self.integer(a.args[0], index) for a in c.annotations if a.function == "chunks")])
-        self.nodes.append(Node(op, dims, operands, label, c.span, recompute, real, chunks))
+        together = next((a.args[0] for a in c.annotations if a.function == "at_once"), None)
+        name = together.id if isinstance(together, Name) else ""
+        self.nodes.append(Node(op, dims, operands, label, c.span, recompute, real, chunks, name))
 
     def real(self, op: Op, given: Mapping[str, TensorRef | Expr], c: OpCall) -> DType:
         """What this call binds `real` to: the type of the tensors it passes, else the model's."""
