@@ -1,6 +1,6 @@
 """Bytes that a kernel's phase moves from and to device memory, from tile IR: wave by wave, the parts of each operand
-that the blocks running at the same time touch, each once as long as L2 keeps it, also where a block goes over its part again.
-Waves follow the kernel's order of tiles (raster, clusters, persistent blocks).
+that the blocks running at the same time touch, each once as long as L2 keeps it, also where a block goes over its part
+again. Waves follow the kernel's order of tiles (raster, clusters, persistent blocks).
 """
 
 from __future__ import annotations

@@ -208,6 +208,16 @@ def test_traffic_counts_shared_panels_once() -> None:
     assert compulsory < phase_traffic(large, large.phases[0], H100, 1) < requested
 
 
+def test_what_blocks_go_over_twice_is_read_twice_unless_l2_keeps_it() -> None:
+    """Logits: largest value, then the sum. Two blocks' rows an SM fit L2, eight blocks' do not."""
+    module = load(library() / "ops" / "crossentropy.tc")
+    op = bound(module.ops["crossentropy"], DType.BF16)
+    (rows,) = lower(op, module, {"M": 16384, "P": 50304, "V": 50257}, H100).kernels
+    once = 16384 * 50304 * 2
+    few, many = (phase_traffic(rows, rows.phases[0], H100, n) for n in (1, 8))
+    assert once <= few < 1.01 * once and 1.6 * once < many < 2 * once
+
+
 def test_traffic_follows_the_order_of_tiles() -> None:
     """The head's product: row by row, every wave reads most of W again; in bands of sixteen rows (eight pairs of
     blocks) it stays in L2."""
