@@ -224,7 +224,8 @@ def _touched(kernel: Kernel, phase: tuple[Statement, ...], grid: set[str]) -> di
             if buffer.scope not in (Scope.OPERAND, Scope.TEAM):
                 continue
             axes = {v for s in access.subscripts for v in _variables(s, ranges)} & grid
-            size, old, was = found.get(access.tensor, (buffer.bytes, axes, False))
+            again = isinstance(leaf, Unpack) and leaf.add and leaf.turns is None  # (what it is added to is read)
+            size, old, was = found.get(access.tensor, (buffer.bytes * (1 + again), axes, False))
             found[access.tensor] = (size, old & axes, was or written)
     return found
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 
-from tcomp.dsl.ast import Directive, Expr, Flag, KernelSchedule, Module, Name, Schedule, Span, Tune, substitute
+from tcomp.dsl.ast import Directive, Flag, KernelSchedule, Module, Name, Schedule, Span, Tune
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import listing
+from tcomp.dsl.schedule_blocks import own_lines
 
 LIKE = "like"
 
@@ -81,23 +82,6 @@ def _names(x: object) -> Iterator[str]:
     elif is_dataclass(x) and not isinstance(x, Span):
         for f in fields(x):
             yield from _names(getattr(x, f.name))
-
-
-def own_lines(shared: tuple[Directive, ...], kernel: tuple[Directive, ...]) -> tuple[Directive, ...]:
-    """A kernel's directives: a tune line of its own stands in place of the shared one, whose default only the shared
-    tune lines below it still mean."""
-    own = {d.name for d in kernel if isinstance(d, Tune)}
-    defaults: dict[str, Expr] = {}
-    out: list[Directive] = []
-    for d in shared:
-        if isinstance(d, Tune):
-            choices = tuple(substitute(c, defaults) for c in d.choices)
-            d = replace(d, default=substitute(d.default, defaults), choices=choices)
-        if isinstance(d, Tune) and d.name in own:
-            defaults[d.name] = d.default
-        else:
-            out.append(d)
-    return (*out, *kernel)
 
 
 def _kept(s: Schedule) -> tuple[Directive, ...]:

@@ -19,9 +19,10 @@ from tcomp.dsl.dims import Number, evaluate_dim, operand_shape
 from tcomp.dsl.infer import dimensions
 from tcomp.dsl.storage import bound
 from tcomp.errors import UserError
-from tcomp.model.graph import Node, Tensor, View, build_graph
+from tcomp.model.graph import Node, Tensor, View
 from tcomp.model.programs import build_programs
 from tcomp.model.single import single_op_step
+from tcomp.model.unroll import build_graph
 from tcomp.numeric import round_to
 from tcomp.oracle import evaluate
 from tcomp.runtime.device import Device

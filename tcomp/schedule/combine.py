@@ -34,7 +34,16 @@ from tcomp.schedule.family import Family
 from tcomp.schedule.nest import JOINED, Leaf, scatter_indices, sink_copies
 from tcomp.schedule.normal import part_of
 from tcomp.schedule.resolve import KernelPlan, TileLevel
-from tcomp.schedule.split_sum import divides, joining_cores, joining_loops, renamed, split_sum, splittable, undivided
+from tcomp.schedule.split_sum import (
+    PARTIAL,
+    divides,
+    joining_cores,
+    joining_loops,
+    renamed,
+    split_sum,
+    splittable,
+    undivided,
+)
 
 BLOCKS_PER_SM = 8
 """of a sorted scatter: each owns rows, and waits for memory at every contribution to one of them"""
@@ -68,6 +77,8 @@ class Combining:
         self.temporaries: frozenset[str] = frozenset()
         self.sums: list[AddedSum] = []
         """what blocks add up in memory"""
+        self.carried: list[str] = []
+        """parts of sums that leave by the copy engine, which needs their address before the launch"""
 
     def leaves(
         self, plan: KernelPlan, equations: tuple[Equation, ...], temporaries: frozenset[str]
@@ -118,6 +129,8 @@ class Combining:
                 )  # fmt: skip
                 leaves.append(first)
                 joins.append(join)
+                if any(s.by == "tma" and s.space == "shared" and eq.target.name in s.tensors for s in plan.stages):
+                    self.carried.append(first.written[0])
             elif joined and self._single(given, joined[0]):
                 plan = _in_one(plan, joined[0].over)
                 leaves.append(leaf)
@@ -352,7 +365,7 @@ class Combining:
         level: TileLevel = core[0]
         assert level.block is not None
         count = -(-self.extents[over] // level.block)
-        name, index = f"{eq.target.name}.partial", f"{over}.block"
+        name, index = eq.target.name + PARTIAL, f"{over}.block"
         self.extents[index] = count
         own = self.dtypes[eq.target.name]
         self.dtypes[name] = own if own.bytes >= 4 else DType.F32

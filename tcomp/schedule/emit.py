@@ -230,7 +230,7 @@ class Emitter:
         found = rescaled_sum(self.monoids[value.reducer])
         if found is None:
             raise TcError(
-                f"monoid '{value.reducer}' cannot be scheduled on cpu",
+                f"monoid '{value.reducer}' cannot be scheduled",
                 value.span,
                 self.text,
                 "its carried field must combine as a.x * f(a.m, m) + b.x * f(b.m, m) with m = max or min",

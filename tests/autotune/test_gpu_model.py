@@ -24,6 +24,7 @@ from tcomp.codegen.nvptx.disassemble import disassemble
 from tcomp.codegen.nvptx.launch import LaunchShape
 from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import DType
+from tcomp.dsl.load import library, load
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
 from tcomp.ir.tile import GridOrder, Kernel

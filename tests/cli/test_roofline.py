@@ -65,7 +65,9 @@ def test_what_is_refused(tcomp: Tcomp) -> None:
     refused(tcomp("roofline", "gpt2", "--device", "cuda"), "--device cuda", "tcomp bench")
     refused(tcomp("roofline", "gpt2", "--runs", "0"), "--runs")
     refused(tcomp("roofline", "gpt2", "--out", "r"), "--out", "--gpu h100")
-    refused(tcomp("roofline", "--ladder", "--gpu", "h100"), "--ladder", "leave out")
+    refused(tcomp("roofline", "--ladder", "--gpu", "h100"), "--ladder", "no other flag")
+    refused(tcomp("roofline", "gpt2", "--gpu", "h100", "--measure"), "--measure", "leave out --gpu")
+    refused(tcomp("roofline", "gpt2", "--gpu", "h100", "--out", __file__), "cannot make this folder", "--out")
     refused(tcomp("roofline", "gpt2", "--json", "no/such/folder.json"), "cannot write there")
 
 

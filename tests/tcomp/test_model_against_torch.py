@@ -14,9 +14,9 @@ from tcomp.dsl.ast import Module
 from tcomp.dsl.load import load, load_text
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
-from tcomp.model.graph import build_graph
 from tcomp.model.interpret import Memory, run
 from tcomp.model.programs import Programs, build_programs
+from tcomp.model.unroll import build_graph
 from tests.reference import torch_gpt2 as reference
 
 GPT2 = Path(__file__).resolve().parents[2] / "models" / "gpt2.tc"

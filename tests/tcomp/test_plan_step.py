@@ -14,13 +14,14 @@ from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
 from tcomp.model.arena import Arena
 from tcomp.model.build import build_step
-from tcomp.model.graph import Tensor, build_graph
+from tcomp.model.graph import Tensor
 from tcomp.model.lowering import Lowering, PlannedLaunch
 from tcomp.model.placement import ALIGNMENT
 from tcomp.model.plan import ProgramPlan, plan_program
 from tcomp.model.programs import build_programs
 from tcomp.model.report import TEMPORARY, live_bytes, plan_text
 from tcomp.model.step import Slot, Step
+from tcomp.model.unroll import build_graph
 from tcomp.schedule.lower import lower
 
 GPT2 = Path(__file__).resolve().parents[2] / "models" / "gpt2.tc"

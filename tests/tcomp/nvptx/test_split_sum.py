@@ -129,8 +129,7 @@ def test_a_shipped_weight_gradient_is_divided_while_tiles_leave_processors_idle(
     assert backward is not None
     kernels = lower(bound(backward, DType.BF16), module, {"M": 2112, "N": 136, "K": 264}, H100).kernels
     (found,) = (k for k in kernels if "dW" in k.writes)
-    (partial,) = (b for b in found.tiles if b.scope is Scope.TEAM)
-    assert partial.shape[0] == 2
+    assert found.buffer("dW.partial").shape[0] == 2
     inputs = {
         o.name: RNG.standard_normal(o.shape).astype(np.float32) / 8 for o in found.operands if o.name in found.reads
     }
