@@ -17,8 +17,9 @@ from tcomp.machine.cpu import detect
 from tcomp.machine.gpu import H100
 from tcomp.model.build import build_step
 from tcomp.model.chunks import in_chunks
-from tcomp.model.graph import Graph, Node, build_graph
+from tcomp.model.graph import Graph, Node
 from tcomp.model.programs import Programs, build_programs
+from tcomp.model.unroll import build_graph
 from tcomp.oracle import evaluate
 from tcomp.runtime.device import CpuDevice
 from tcomp.runtime.verify import distance, random_inputs, verify_op
