@@ -69,6 +69,6 @@ def choice_of(op: Op, module: Module, dims: Mapping[str, int], targets: Sequence
 
 
 def storage_of(op: Op) -> DType:
-    """The type that an op stores its tensors in: the narrowest of its operands'."""
-    floats = (o.dtype for o in op.operands if o.shape and o.dtype.is_float)
-    return min(floats, key=lambda d: d.bytes, default=DType.F32)
+    """The type that an op stores its tensors in: the narrowest of its operands', 8-bit copies of them aside."""
+    floats = [o.dtype for o in op.operands if o.shape and o.dtype.is_float]
+    return min((d for d in floats if d.bytes > 1), key=lambda d: d.bytes, default=floats[0] if floats else DType.F32)
