@@ -19,6 +19,7 @@ from tcomp.schedule.cpu_levels import CpuLevels
 from tcomp.schedule.default import default_schedule
 from tcomp.schedule.default_gpu import default_gpu_schedule
 from tcomp.schedule.emit import Emitter
+from tcomp.schedule.epilogue import with_epilogues
 from tcomp.schedule.gpu_levels import GpuLevels, padded_extents, thread_shape
 from tcomp.schedule.instructions import check_instructions
 from tcomp.schedule.launch_flags import check_flags
@@ -137,7 +138,7 @@ class CpuFamily:
         text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
         check_fetched(phases, plan.stages, text or "")
-        return dict(tiles), [prefetched(p, plan.stages) for p in phases]
+        return dict(tiles), with_epilogues([prefetched(p, plan.stages) for p in phases], tiles)
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         tiles = {i: [t.block for t in m.tiles if t.block is not None] for i, m in plan.loops.items()}
