@@ -83,7 +83,7 @@ def instances_of(module: Module, model: str, shape: StepShape) -> tuple[Instance
     graph = in_chunks(build_graph(module, model, shape.config, sizes, overrides, shape.precision or None), module)
     programs = build_programs(graph, module, True, shape.accumulation)
     again = shape.accumulation - 1
-    nodes: list[tuple[Node, int]] = [(n, shape.accumulation) for n in graph.nodes]
+    nodes: list[tuple[Node, int]] = [(n, shape.accumulation) for n in programs.forward]
     nodes += [(n, 1) for n in programs.backward]
     if again:
         nodes += [(n, again) for n in programs.backward_next]

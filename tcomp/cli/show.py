@@ -134,7 +134,7 @@ def nodes_of(
 
     graph = build_graph(module, model, config, {"B": batch, "T": length}, dims, precision or None)
     programs = build_programs(graph, module)
-    parts = {"forward": graph.nodes, "backward": programs.backward}
+    parts = {"forward": programs.forward, "backward": programs.backward}
     if programs.update is not None:
         parts["update"] = programs.update.nodes
     return graph, parts

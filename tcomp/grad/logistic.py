@@ -48,7 +48,7 @@ def _factors(e: Expr) -> list[Expr]:
 
 
 def _product(factors: list[Expr]) -> Expr:
-    out = ONE
+    out: Expr = ONE
     for f in factors:
         out = f if out == ONE else Binary("*", out, f)
     return out

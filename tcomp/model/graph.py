@@ -69,7 +69,8 @@ class View:
 class Node:
     """One op instance. `operands` are its parameters and results by the op's own names; `recompute` names
     the results to be computed again for the backward pass instead of kept; `real` is what the op's `real` is
-    bound to; `chunks` asks for its result in so many parts (chunks.py)."""
+    bound to; `chunks` asks for its result in so many parts (chunks.py), `at_once` names the op that computes the
+    call and its backward together (at_once.py)."""
 
     op: Op
     dims: dict[str, int]
@@ -79,6 +80,7 @@ class Node:
     recompute: frozenset[str] = frozenset()
     real: DType = DType.F32
     chunks: int = 1
+    at_once: str = ""
 
 
 @dataclass(frozen=True, slots=True)

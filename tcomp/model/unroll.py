@@ -190,7 +190,9 @@ class _Builder:
         marked = any(a.function == "recompute" for a in c.annotations)
         recompute = frozenset(o.name for o in op.outputs) if marked else frozenset()
         chunks = max([1, *(self.integer(a.args[0], index) for a in c.annotations if a.function == "chunks")])
-        self.nodes.append(Node(op, dims, operands, label, c.span, recompute, real, chunks))
+        together = next((a.args[0] for a in c.annotations if a.function == "at_once"), None)
+        both = together.id if isinstance(together, Name) else ""
+        self.nodes.append(Node(op, dims, operands, label, c.span, recompute, real, chunks, both))
 
     def real(self, op: Op, given: Mapping[str, TensorRef | Expr], c: OpCall) -> DType:
         """What this call binds `real` to: the type of the tensors it passes, else the model's."""

@@ -24,6 +24,7 @@ from tcomp.dsl.ast import (
     Reduction,
     Target,
     names_in,
+    substitute,
     walk,
 )
 from tcomp.dsl.errors import TcError
@@ -93,6 +94,9 @@ class Combining:
             parallel = self._parallel(eq)
             reduced = eq.value.indices if isinstance(eq.value, Reduction) else ()
             leaf = Leaf(eq, len(leaves), parallel, tuple(reduced), scatter_indices(eq, self.extents))
+            if (sunk := self._beside_join(leaf, joins)) is not None:
+                joins.append(sunk)
+                continue
             group = (*parallel, "over", *reduced)
             if joins and (group not in groups or self._reads(leaf, joins)):
                 leaves, joins, groups = _numbered([*leaves, *joins]), [], {}
@@ -154,6 +158,30 @@ class Combining:
 
     def _reads(self, leaf: Leaf, joins: list[Leaf]) -> bool:
         return any(a.tensor in j.written for a in leaf.reads() for j in joins)
+
+    def _beside_join(self, leaf: Leaf, joins: list[Leaf]) -> Leaf | None:
+        """`acc[n', k'] = sum block: ...; Y[n, k] = acc[n, k] * s` --> `Y[n', k'] = acc[n', k'] * s`: what computes one
+        value from a joined sum takes the join's loops, so that the sum stays in registers. None for other leaves."""
+        read = [a for a in leaf.reads() if any(a.tensor in j.written for j in joins)]
+        makers = [j for j in joins if any(a.tensor in j.written for a in read)]
+        if (
+            not makers
+            or leaf.reduced
+            or leaf.gathered
+            or not {t for j in makers for t in j.written} <= self.temporaries
+        ):
+            return None
+        plain = tuple(Name(i) for i in leaf.parallel)
+        loops = {j.parallel for j in makers}
+        if len(loops) != 1 or any(a.subscripts != plain for a in read):
+            return None
+        new = dict(zip(leaf.parallel, next(iter(loops)), strict=True))
+        value = leaf.equation.value
+        assert not isinstance(value, Reduction)
+        named = {old: Name(i) for old, i in new.items()}
+        targets = tuple(replace(t, subscripts=renamed(t.subscripts, new)) for t in leaf.equation.targets)
+        moved = replace(leaf.equation, targets=targets, value=substitute(value, named))
+        return Leaf(moved, leaf.number, tuple(new.values()), (), copies=True)
 
     def _private(self, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
         """`Y[m, n] = sum k: ...` with k tiled inside m and n --> `Y.sum[m, n] = sum k: ...; Y[m, n] = Y.sum[m, n]`:

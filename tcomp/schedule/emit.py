@@ -267,7 +267,7 @@ class Emitter:
             out.append(self.compute(leaf, factor, form.weight(key_write, best), rows, (), env))
             out.append(self.compute(leaf, key_write, best, rows, (), env))
         weight: Expr = form.weight(value.key, best)
-        if self.rounded("weight"):
+        if self.rounded("weight") or self.needs is None:
             weight = by_exp2(weight)
         if value.guard is not None:
             weight = Call("select", (value.guard, weight, Num(0.0)))

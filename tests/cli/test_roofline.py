@@ -40,7 +40,7 @@ def test_a_measured_table(tcomp: Tcomp, tmp_path: Path) -> None:
     by_name = {k["kernel"]: k for k in found["kernels"]}
     assert by_name["linear"]["flops"] == 16 * 48 * (16 * 2 + 1)
     assert all(k["seconds"] > 0 and k["share"] > 0 for k in found["kernels"])
-    assert by_name["crossentropy"]["functions"]["exp"] == 16 * 256
+    assert by_name["crossentropy_at_once"]["functions"]["exp"] == 2 * 16 * 256
     assert by_name["attention"]["functions"]["exp"] == 2 * 2 * 36
     assert by_name["linear_gelu"]["functions"] == {"tanh": 16 * 64}
     for k in found["kernels"]:

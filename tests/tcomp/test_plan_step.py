@@ -61,9 +61,8 @@ def test_every_launch_reads_what_was_written_for_it(gpt2: Module, accumulation: 
     p = build_programs(graph, gpt2, training, accumulation)
     lowering = Lowering(gpt2, lambda op, m, dims: lower(op, m, dims, detect(), threads=2))
     arena = Arena(p, not training, 1.0)
-    forward = lowering.launches(graph.nodes)
-    for nodes in (p.backward, p.backward_next):
-        launches = forward + lowering.launches(nodes)
+    for nodes in ((*p.forward, *p.backward), (*p.forward_next, *p.backward_next)):
+        launches = lowering.launches(nodes)
         replay(launches, plan_program(launches, arena.address.keys()), arena)
 
 

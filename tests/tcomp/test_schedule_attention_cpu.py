@@ -72,7 +72,7 @@ def test_a_private_sum_is_no_sum_of_several_cores(schedule: str, message: str) -
 
 @pytest.mark.parametrize(("heads", "threads", "shared"), [(3, 2, True), (4, 2, False), (3, 1, False), (17, 2, False)])
 def test_query_heads_are_shared_out_where_key_heads_are_not(heads: int, threads: int, shared: bool) -> None:
-    module = load("models/ops/grouped_attention.tc")
+    module = load("models/ops/attention.tc")
     op = backward_of("grouped_attention", module)
     assert op is not None
     dims = {"B": 1, "T": 64, "G": heads, "R": 3, "D": 64}
