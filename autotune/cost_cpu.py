@@ -70,7 +70,9 @@ class _Walk:
                 ragged = extent / (trips * s.step) if trips else 0.0
                 return trips * total * ragged if trips else 0.0
             case Compute():
-                return self._compute(s, around, known)
+                turns = around[-1].trips if s.last is not None and around else 1.0
+                follow = sum(self._compute(m, around, known) for m in s.epilogue)
+                return self._compute(s, around, known) + follow / max(1.0, turns)
             case Pack():
                 return self._pack(s, known)
             case Unpack():

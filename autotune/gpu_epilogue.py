@@ -21,7 +21,7 @@ from tcomp.machine.gpu import GpuMachine
 STORES = {"STG": 9.0, "RED": 9.0, "REDG": 9.0, "STS": 3.5, "STSM": 8.0}
 """Cycles of the SM for one warp's store (ladder): a profile has 4572 of the 512 stores of a 128 x 128 tile from
 registers; the others bring the published kernels with stores through shared memory to their speed."""
-RESULTS = ("STG", "UTMASTG")
+RESULTS = ("STG", "UTMASTG", "UTMAREDG")
 """Instructions by which results leave a block."""
 WARPS = 4
 """of a warpgroup, one on each partition of the SM; one of them is replayed"""

@@ -1,15 +1,16 @@
 """Bytes that a kernel's phase moves from and to device memory, from tile IR: wave by wave, the parts of each operand
-that the blocks running at the same time touch, each once as long as L2 keeps it. Waves follow the kernel's order of
-tiles (raster, clusters, persistent blocks).
+that the blocks running at the same time touch, each once as long as L2 keeps it, also where a block goes over its part
+again. Waves follow the kernel's order of tiles (raster, clusters, persistent blocks).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import cast
 
-from tcomp.autotune.gpu_model import DRIFT, PERSISTENT_DRIFT, cached_traffic
+from tcomp.autotune.gpu_model import DRIFT, L2_SHARE, PERSISTENT_DRIFT, cached_traffic
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.grid import Turns
 from tcomp.dsl.ast import Access, Expr, names_in, walk
@@ -39,8 +40,11 @@ def phase_traffic(kernel: Kernel, phase: tuple[Statement, ...], machine: GpuMach
     waves = -(-blocks // wave)
     per_block = {n: b / math.prod(t for v, t in grid if v in axes) for n, (b, axes, _) in touched.items()}
     compulsory = sum(b for b, _, _ in touched.values())
-    if compulsory <= machine.l2_bytes / 2 or (waves == 1 and blocks <= wave):
+    if compulsory <= machine.l2_bytes / 2:
         return float(compulsory)
+    repeated = blocks * read_again(kernel, phase, min(wave, blocks), machine)
+    if waves == 1 and blocks <= wave:
+        return compulsory + repeated
     sampled = sorted({round(i * (waves - 1) / max(1, min(waves, WAVES) - 1)) for i in range(min(waves, WAVES))})
     total = 0.0
     places_of = _Places(kernel, phase, nest)
@@ -58,7 +62,60 @@ def phase_traffic(kernel: Kernel, phase: tuple[Statement, ...], machine: GpuMach
                 read += min(different, all_blocks)
                 asked += all_blocks / (places_of.size if n in shared else 1)
         total += cached_traffic(read, max(read, asked), machine, drift) + written
-    return max(float(compulsory), total * waves / len(sampled))
+    return max(float(compulsory), total * waves / len(sampled)) + repeated
+
+
+def read_again(kernel: Kernel, phase: tuple[Statement, ...], running: int, machine: GpuMachine) -> float:
+    """Bytes that a block asks device memory for a second time: a later statement reads what an earlier one has read,
+    and between the two the `running` blocks read more than L2 keeps."""
+    last: dict[str, tuple[tuple[Loop, ...], float]] = {}
+    live: dict[str, float] = {}
+    again = 0.0
+    for leaf, loops in _within_blocks(phase, ()):
+        for name, size in _read_by(leaf, kernel).items():
+            if name in last:
+                before, was = last[name]
+                shared = next((i for i, (a, b) in enumerate(zip(loops, before, strict=False)) if a is not b),
+                              min(len(loops), len(before)))  # fmt: skip
+                part = min(size * _turns(loops[shared:]), was * _turns(before[shared:]))
+                live[name] = max(live.get(name, 0.0), part)
+                again += part * _turns(loops[:shared])
+            last[name] = loops, size
+    held, room = sum(live.values()) * running, machine.l2_bytes * L2_SHARE
+    return again * max(0.0, 1.0 - room / held) if held else 0.0
+
+
+def _within_blocks(
+    body: tuple[Statement, ...], loops: tuple[Loop, ...]
+) -> Iterator[tuple[Compute | Pack, tuple[Loop, ...]]]:
+    """What reads memory, with the loops around it inside of a block."""
+    for s in body:
+        if isinstance(s, Loop):
+            yield from _within_blocks(s.body, loops if s.level == "grid" else (*loops, s))
+        elif isinstance(s, Compute | Pack):
+            yield s, loops
+
+
+def _read_by(leaf: Compute | Pack, kernel: Kernel) -> dict[str, float]:
+    """Operand -> bytes of it that the statement reads."""
+    accesses = [leaf.source] if isinstance(leaf, Pack) else [n for n in walk(leaf.value) if isinstance(n, Access)]
+    extents = {a.name: a.block for a in leaf.axes}
+    found: dict[str, float] = {}
+    operands = {o.name: o for o in kernel.operands}
+    for a in accesses:
+        if a.tensor in operands:
+            walked = {n for s in a.subscripts for n in names_in(s)} & extents.keys()
+            size = min(operands[a.tensor].elements, math.prod(extents[n] for n in walked))
+            found[a.tensor] = max(found.get(a.tensor, 0.0), float(size * operands[a.tensor].dtype.bytes))
+    return found
+
+
+def _turns(loops: tuple[Loop, ...]) -> float:
+    total = 1.0
+    for loop in loops:
+        with suppress(TcError):  # (as many as the block's place says: one is assumed)
+            total *= math.ceil(float(evaluate_dim(loop.stop, {}) - evaluate_dim(loop.start, {})) / loop.step)
+    return total
 
 
 def _grid(phase: tuple[Statement, ...]) -> list[tuple[Loop, int]]:
@@ -167,7 +224,8 @@ def _touched(kernel: Kernel, phase: tuple[Statement, ...], grid: set[str]) -> di
             if buffer.scope not in (Scope.OPERAND, Scope.TEAM):
                 continue
             axes = {v for s in access.subscripts for v in _variables(s, ranges)} & grid
-            size, old, was = found.get(access.tensor, (buffer.bytes, axes, False))
+            again = isinstance(leaf, Unpack) and leaf.add and leaf.turns is None  # (what it is added to is read)
+            size, old, was = found.get(access.tensor, (buffer.bytes * (1 + again), axes, False))
             found[access.tensor] = (size, old & axes, was or written)
     return found
 

@@ -250,9 +250,9 @@ def launch_work(
     rest = per_sm % resident if per_sm > resident and not turns else 0
     notes = []
     if any(s.unknown for s in samples):
-        notes.append(f"{max(s.unknown for s in samples)} branches unknown")
+        notes.append("branches that depend on data or on other threads are taken to go around a rare case")
     if any(s.cut for s in samples):
-        notes.append("at least this: too long to be counted to its end")
+        notes.append("at least this long: its code was not followed to the end")
     imbalance = unevenness(turns, sms * resident) if turns else 0.0
     return LaunchWork(
         name, launch.blocks, resident, work, hbm_bytes, flops, tuple(notes), imbalance, sms,

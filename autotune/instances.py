@@ -11,14 +11,16 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import Call, Directive, Equation, Expr, Module, Num, Op, Reduction, Schedule, Tune, walk
+from tcomp.dsl.ast import Call, Equation, Expr, KernelSchedule, Module, Op, Reduction, Schedule, Tune, walk
 from tcomp.dsl.check import infer
 from tcomp.dsl.dims import Number, evaluate_dim
-from tcomp.dsl.printer import print_function, print_monoid, print_op, print_schedule
+from tcomp.dsl.printer import print_directive, print_function, print_monoid, print_op
+from tcomp.dsl.schedule_blocks import own_lines
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.chunks import in_chunks
-from tcomp.model.graph import Node, build_graph
+from tcomp.model.graph import Node
 from tcomp.model.programs import build_programs
+from tcomp.model.unroll import build_graph
 from tcomp.schedule.choose import choice_of, storage_of
 from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.normal import normalise
@@ -81,7 +83,7 @@ def instances_of(module: Module, model: str, shape: StepShape) -> tuple[Instance
     graph = in_chunks(build_graph(module, model, shape.config, sizes, overrides, shape.precision or None), module)
     programs = build_programs(graph, module, True, shape.accumulation)
     again = shape.accumulation - 1
-    nodes: list[tuple[Node, int]] = [(n, shape.accumulation) for n in graph.nodes]
+    nodes: list[tuple[Node, int]] = [(n, shape.accumulation) for n in programs.forward]
     nodes += [(n, 1) for n in programs.backward]
     if again:
         nodes += [(n, again) for n in programs.backward_next]
@@ -133,13 +135,14 @@ def _expressions(eq: Equation) -> list[Expr]:
 
 
 def schedule_hash(schedule: Schedule) -> str:
-    """Of the schedule without the defaults and choices of its tuned parameters."""
-
-    def plain(ds: tuple[Directive, ...]) -> tuple[Directive, ...]:
-        return tuple(replace(d, default=Num(0), choices=()) if isinstance(d, Tune) else d for d in ds)
-
-    kernels = tuple(replace(k, directives=plain(k.directives)) for k in schedule.kernels)
-    return _digest([print_schedule(replace(schedule, shared=plain(schedule.shared), kernels=kernels))])
+    """Of what the schedule says of each kernel, wherever it says it, without its parameters' defaults and choices: a
+    text that is only written otherwise keeps its hash."""
+    texts = [f"{schedule.op} on {schedule.target}"]
+    for k in schedule.kernels or (KernelSchedule((), ()),):
+        lines = own_lines(schedule.shared, k.directives)
+        texts.append(f"kernel {', '.join(k.outputs)}")
+        texts += sorted(print_directive(d) for d in lines if not isinstance(d, Tune))
+    return _digest(texts)
 
 
 def schedule_of(op: Op, module: Module, dims: Mapping[str, int], machine: Machine, threads: int) -> Schedule:

@@ -34,7 +34,7 @@ from tcomp.autotune.sass_registers import (
 
 STEPS = 200_000
 """Blocks that one walk may pass; a kernel that takes more is cut off and said to be."""
-DATA = {"LDG", "LD", "LDS", "LDL", "FSETP", "FCHK", "DSETP", "HSETP2", "ATOMG", "ATOM", "MUFU", "F2I", "VOTE", "VOTEU"}
+DATA = {"LDG", "LD", "LDS", "LDL", "FSETP", "FCHK", "DSETP", "HSETP2", "ATOMG", "ATOM", "VOTE", "VOTEU"}
 """Instructions whose results are data."""
 MASK = 0xFFFFFFFF
 Value = int | None

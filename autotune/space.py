@@ -25,8 +25,8 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.dims import Number, evaluate_dim
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.inherit import own_lines
 from tcomp.dsl.printer import print_expression
+from tcomp.dsl.schedule_blocks import own_lines
 
 Values = dict[str, Number]
 """Parameter names (without the kernel) and their values."""

@@ -17,6 +17,7 @@ from tcomp.runtime.values import numpy_type, stored, values
 from tcomp.runtime.verify import distance, oracle_case, rounding
 from tcomp.runtime.vgpu import Device, KernelFault, PtxError
 from tcomp.runtime.vgpu.arguments import tensor_maps
+from tcomp.runtime.vgpu.report import Report
 from tcomp.schedule.lower import LoweredOp
 
 Array = NDArray[Any]
@@ -43,24 +44,33 @@ def problem_of(op: Op, module: Module, dims: dict[str, int], lowered: LoweredOp,
 
 
 def execute(op: Op, lowered: LoweredOp, inputs: Mapping[str, Array], machine: GpuMachine) -> dict[str, Array]:
-    """The op's results, from a fresh virtual GPU whose memory starts uninitialised."""
+    """The op's results, from a fresh virtual GPU whose memory starts uninitialised. KernelFault for any finding."""
+    return reported(op, lowered, inputs, machine)[0]
+
+
+def reported(
+    op: Op, lowered: LoweredOp, inputs: Mapping[str, Array], machine: GpuMachine
+) -> tuple[dict[str, Array], list[Report]]:
+    """The same, with what the virtual GPU counted in each launch."""
     device = Device(machine.sm)
     buffers = {b.name: b for k in lowered.kernels for b in k.operands}
     address = {
         n: device.upload(stored(inputs[n], b.dtype)) if n in inputs else device.allocate(max(1, b.bytes))
         for n, b in buffers.items()
     }
+    reports = []
     for kernel in lowered.kernels:
         code = compile_kernel(kernel, machine)
         team = [device.allocate(code.team_bytes)] if code.team_bytes else []
         module = device.load(code.ptx)
         for launch in code.launches:
             pointers = [*(address[b.name] for b in kernel.operands), *team, *tensor_maps(launch, address)]
-            module.launch(launch.symbol, launch.blocks, launch.threads, pointers, launch.shared_bytes).check()
+            report = module.launch(launch.symbol, launch.blocks, launch.threads, pointers, launch.shared_bytes)
+            reports.append(report.check())
     found: dict[str, Array] = {}
     for o in (*op.outputs, *(p for p in op.params if p.inout)):
         if o.name in buffers:
             b = buffers[o.name]
             raw = device.download(address[o.name], numpy_type(b.dtype), int(np.prod(b.shape)))
             found[o.name] = values(raw.reshape(b.shape), b.dtype)
-    return found
+    return found, reports

@@ -383,15 +383,14 @@ class KernelSchedule:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """`schedule linear on cpu:`. `shared` are directives before any `kernel` line and hold for all. `ops` are all that
-    its line names, which say what the other names may be of (dsl/shared_schedules.py)."""
+    """`schedule linear on cpu:`. `shared` are directives before any `kernel` line and hold for all. A text for several
+    ops or targets is a schedule for each (dsl/schedule_blocks.py), whose lines share their spans."""
 
     op: str
     target: str
     shared: tuple[Directive, ...]
     kernels: tuple[KernelSchedule, ...]
     span: Span = _span()
-    ops: tuple[str, ...] = field(default=(), compare=False)
 
 
 # --------------------------------------------------------------------------------------------- models

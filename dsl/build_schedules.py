@@ -6,6 +6,7 @@ from tcomp.dsl import ast
 from tcomp.dsl.ast import Expr
 from tcomp.dsl.build_expressions import Children, ExpressionRules
 from tcomp.dsl.hints import did_you_mean
+from tcomp.dsl.schedule_blocks import Block, KernelLines, Named, told_apart
 
 _SPACES = ("shared", "registers", "packed", "cache")
 _COMBINATIONS = ("partials", "sorted", "atomic", "turns", "private")
@@ -86,28 +87,21 @@ class ScheduleRules(ExpressionRules):
         name, args = c
         return ast.Flag(str(name), args or (), self._span(name, args[-1] if args else name))
 
-    def kernel(self, c: Children) -> ast.KernelSchedule:
-        keyword, outputs, *directives = c
-        return ast.KernelSchedule(tuple(map(str, outputs)), tuple(directives), self._span(keyword, outputs[-1]))
+    def kernel(self, c: Children) -> KernelLines:
+        keyword, outputs, *lines = c
+        return KernelLines(tuple(map(str, outputs)), tuple(lines), self._span(keyword, outputs[-1]))
+
+    def block(self, c: Children) -> Block:
+        word, names, *lines = c
+        return Block(str(word), self._named(names), tuple(lines), self._span(word, names[-1]))
 
     def schedule(self, c: Children) -> list[ast.Schedule]:
-        keyword, ops, target, *lines = c
-        shared: list[ast.Directive] = []
-        kernels: list[ast.KernelSchedule] = []
-        for line in lines:
-            if isinstance(line, ast.KernelSchedule):
-                kernels.append(line)
-            elif kernels:
-                hint = "directives for all kernels come before the first `kernel` line"
-                raise self._error("a directive after a kernel block", line, hint)
-            else:
-                shared.append(line)
-        if not kernels:
-            kernels, shared = [ast.KernelSchedule((), tuple(shared), self._span(keyword, target))], []
-        names = tuple(map(str, ops))
-        return [
-            ast.Schedule(str(op), str(target), tuple(shared), tuple(kernels), self._token_span(op), names) for op in ops
-        ]
+        keyword, ops, targets, *lines = c
+        span = self._span(keyword, targets[-1])
+        return told_apart(self._named(ops), self._named(targets), lines, span, self._text)
+
+    def _named(self, names: Children) -> tuple[Named, ...]:
+        return tuple(Named(str(n), self._token_span(n)) for n in names)
 
 
 def _conjuncts(e: Expr) -> list[Expr]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tcomp.dsl.ast import (
+    Call,
     DType,
     Expr,
     ForLayers,
     Model,
     ModelStatement,
     Module,
+    Name,
     Op,
     OpCall,
     Operand,
@@ -23,7 +25,7 @@ from tcomp.dsl.hints import count, did_you_mean, listing
 from tcomp.dsl.recipes import RECIPES
 from tcomp.dsl.storage import STORAGE
 
-ANNOTATIONS = {"recompute": 0, "chunks": 1}
+ANNOTATIONS = {"recompute": 0, "chunks": 1, "at_once": 1}
 
 
 def check_statements(
@@ -91,6 +93,9 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
         if len(a.args) != ANNOTATIONS[a.function]:
             number = count(ANNOTATIONS[a.function], "value")
             raise TcError(f"'{a.function}' takes {number}", a.span, hint="write `[recompute]` or `[chunks(8)]`")
+        if a.function == "at_once":
+            _check_at_once(op, a, module)
+            continue
         for e in a.args:
             check_number(e, numbers, model, f"the annotation '{a.function}'")
     if len(s.results) != len(op.outputs):
@@ -112,6 +117,22 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
         for e in r.shape or ():
             check_number(e, numbers, model, "a shape")
         env[r.name] = o.dtype if o.dtype is not DType.REAL or real is None else env[real.name]
+
+
+def _check_at_once(op: Op, a: Call, module: Module) -> None:
+    """TcError where the op that an annotation names is not the call's op and its backward in one."""
+    name = a.args[0].id if isinstance(a.args[0], Name) else ""
+    both, own = module.ops.get(name), {o.name: o for o in op.operands}
+    if both is None:
+        hint = did_you_mean(name, [o for o in module.ops if "." not in o], "op")
+        raise TcError("`at_once` does not name an op", a.span, hint=hint)
+    for o in both.operands:
+        like = own.get(o.name) or own.get(o.name[1:] if o.name[:1] == "d" else "")
+        if like is None or (like.dtype, like.shape) != (o.dtype, o.shape):
+            hint = f"it has operands of '{op.name}' ({listing(own)}), and gradients of them (d before the name)"
+            raise TcError(
+                f"'{o.name}' of op '{name}' is neither an operand of '{op.name}' nor a gradient", a.span, hint=hint
+            )
 
 
 def _check_argument(

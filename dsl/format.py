@@ -106,15 +106,16 @@ def _indent(lines: list[_Line]) -> None:
     depth = 0
     previous: list[int] = [0]  # columns of the open blocks at the last code line
     waiting: list[_Line] = []  # comments and blank lines since then
+    comma = False  # the last code line goes on behind its comma
     for line in lines:
         if not line.code:
-            if depth and line.comment:
+            if (depth or comma) and line.comment:
                 line.continues, line.level = True, len(columns) - 1
                 line.code, line.comment = line.comment, ""
             else:
                 waiting.append(line)
             continue
-        if depth or line.code.startswith("->"):
+        if depth or comma or line.code.startswith("->"):
             line.continues, line.level = True, len(columns) - 1
         else:
             if line.column > columns[-1]:
@@ -129,6 +130,7 @@ def _indent(lines: list[_Line]) -> None:
         waiting = []
         tokens = _TOKEN.findall(line.code)
         depth += sum(t in "([" for t in tokens) - sum(t in ")]" for t in tokens)
+        comma = tokens[-1] == ","
     _place_comments(waiting, previous, 0, 0)
 
 

@@ -1,8 +1,8 @@
 """Blocks by indentation: adds _INDENT and _DEDENT to the token stream, from the newlines in it.
 
-A newline inside brackets is no newline. (A line that begins with `->` continues the line before it: that
-newline is part of the arrow's token, see grammar.lark.) Tokens are never held back, since the lexer asks
-the parser what it can take next.
+A newline inside brackets or behind a comma is no newline. (A line that begins with `->` continues the line before it:
+that newline is part of the arrow's token, see grammar.lark.) Tokens are never held back, since the lexer asks the
+parser what it can take next.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Layout(PostLex):
         for token in stream:
             kind = token.type
             if kind == "_NEWLINE":
-                if depth == 0:
+                if depth == 0 and (last is None or last.type != "COMMA"):
                     yield from self._line(token, columns)
                     last = token
                 continue

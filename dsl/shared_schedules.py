@@ -1,42 +1,50 @@
-"""One schedule for several ops: each takes the lines that speak of what it has.
+"""Lines of a schedule that several ops share: each op takes of a line what it has.
 
 schedule linear, linear_gelu on gpu:      for linear, which has no P:      for linear_gelu, the whole.
   kernel P, Y:                       -->    kernel Y:
     m -> grid                                 m -> grid
 
-A name that none of the ops has stays, so that its check refuses it. Of a derived backward op names are not known here.
+A name that none of these ops has stays, so that its check refuses it. A derived backward op's names are not known here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from tcomp.dsl import ast
-from tcomp.dsl.ast import Module, Schedule, named_tensor
+from tcomp.dsl.ast import KernelSchedule, Module, Op, Reduction, Schedule, Span, named_tensor
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import infer
 
 
 def fit_shared(module: Module) -> None:
-    """Every schedule that stands for several ops is cut to what its own op has."""
-    known: dict[str, _Known | None] = {}
+    """Every line that holds for several ops is cut to what the op has whose schedule it is in."""
+    holders: dict[Span, dict[str, None]] = {}
+    for (op, _), schedule in module.schedules.items():
+        for line in _lines(schedule):
+            holders.setdefault(line.span, {})[op] = None
+    known = {op: _known(op, module) for op in {op for ops in holders.values() if len(ops) > 1 for op in ops}}
     for key, schedule in module.schedules.items():
-        if len(schedule.ops) > 1:
-            for op in schedule.ops:
-                if op not in known:
-                    known[op] = _known(op, module)
-            own = known[schedule.op]
-            if own is not None:
-                others = [k for op in schedule.ops if op != schedule.op and (k := known[op]) is not None]
-                derived = any(known[op] is None for op in schedule.ops)
-                module.schedules[key] = _Fit(own, others, derived).schedule(schedule)
+        own = known.get(schedule.op)
+        if own is not None:
+            module.schedules[key] = _fitted(schedule, own, holders, known)
+
+
+def _lines(s: Schedule) -> Iterator[ast.Directive | KernelSchedule]:
+    yield from s.shared
+    for k in s.kernels:
+        yield k
+        yield from k.directives
 
 
 @dataclass(frozen=True)
 class _Known:
+    """What an op has. `sums` are the tensors that its reductions write."""
+
     tensors: frozenset[str]
     loops: frozenset[str]
+    sums: frozenset[str]
 
 
 def _known(name: str, module: Module) -> _Known | None:
@@ -44,14 +52,51 @@ def _known(name: str, module: Module) -> _Known | None:
     if op is None:
         return None
     try:
-        info = infer(op, module)
+        return _had_by(op, module)
     except TcError:  # its own check says what is wrong
         return None
-    return _Known(frozenset(o.name for o in op.operands) | frozenset(info.temporaries), frozenset(info.ranges))
+
+
+def _had_by(op: Op, module: Module) -> _Known:
+    info = infer(op, module)
+    sums = frozenset(t.name for q in op.equations if isinstance(q.value, Reduction) for t in q.targets)
+    return _Known(frozenset(o.name for o in op.operands) | frozenset(info.temporaries), frozenset(info.ranges), sums)
+
+
+def fitted(s: Schedule, op: Op, module: Module) -> Schedule:
+    """The schedule cut to what a derived op has, whose names depend on which gradients there are."""
+    own = _had_by(op, module)
+    return _cut(s, lambda line: _Fit(own, [], True))
+
+
+def _fitted(
+    s: Schedule, own: _Known, holders: Mapping[Span, Iterable[str]], known: Mapping[str, _Known | None]
+) -> Schedule:
+    """The schedule of an op; `holders` are the ops that a line, known by its span, holds for."""
+
+    def fit(line: ast.Directive | KernelSchedule) -> _Fit:
+        found = [known[op] for op in holders[line.span] if op != s.op]
+        return _Fit(own, [o for o in found if o is not None], None in found)
+
+    return _cut(s, fit)
+
+
+def _cut(s: Schedule, fit: Callable[[ast.Directive | KernelSchedule], _Fit]) -> Schedule:
+    def directives(ds: Iterable[ast.Directive]) -> tuple[ast.Directive, ...]:
+        return tuple(f for d in ds if (f := fit(d).directive(d)) is not None)
+
+    kernels = []
+    for k in s.kernels:
+        outputs = fit(k).tensors(k.outputs)
+        if outputs or not k.outputs:
+            kernels.append(replace(k, outputs=outputs, directives=directives(k.directives)))
+    return replace(s, shared=directives(s.shared), kernels=tuple(kernels))
 
 
 @dataclass(frozen=True)
 class _Fit:
+    """One line in the schedule of one of the ops that it holds for."""
+
     own: _Known
     others: list[_Known]
     derived: bool
@@ -65,6 +110,9 @@ class _Fit:
         """A tensor that only others of the ops are known to have (what is read may also be a `weight`)."""
         return tensor not in self.own.tensors and any(tensor in o.tensors for o in self.others)
 
+    def foreign_sum(self, name: str) -> bool:
+        return name not in self.own.sums and any(name in o.sums for o in self.others)
+
     def foreign_loop(self, loop: str) -> bool:
         return loop not in self.own.loops and (self.derived or any(loop in o.loops for o in self.others))
 
@@ -73,17 +121,6 @@ class _Fit:
 
     def loops(self, names: Iterable[str]) -> tuple[str, ...]:
         return tuple(n for n in names if not self.foreign_loop(n))
-
-    def schedule(self, s: Schedule) -> Schedule:
-        kernels = []
-        for k in s.kernels:
-            outputs = self.tensors(k.outputs)
-            if outputs or not k.outputs:
-                kernels.append(replace(k, outputs=outputs, directives=self.directives(k.directives)))
-        return replace(s, shared=self.directives(s.shared), kernels=tuple(kernels))
-
-    def directives(self, directives: Iterable[ast.Directive]) -> tuple[ast.Directive, ...]:
-        return tuple(f for d in directives if (f := self.directive(d)) is not None)
 
     def directive(self, d: ast.Directive) -> ast.Directive | None:
         """What of the line is about this op; None where nothing is."""
@@ -101,7 +138,7 @@ class _Fit:
                 names = self.tensors(names)
                 return replace(d, tensors=names) if names and not self.foreign_loop(at) else None
             case ast.Use(_, names):
-                names = self.tensors(names)
+                names = tuple(n for n in self.tensors(names) if not self.foreign_sum(n))
                 return replace(d, names=names) if names else None
             case ast.Combine(names, over):
                 names = self.tensors(names)

@@ -19,7 +19,7 @@ from tcomp.dsl.hints import did_you_mean
 from tcomp.dsl.layout import LayoutError
 
 ITEMS = ("import", "op", "backward", "fn", "monoid", "schedule", "model")
-DIRECTIVES = ("order", "fuse", "stage", "use", "cast", "combine", "tune", "where", "kernel", "inline")
+DIRECTIVES = ("order", "fuse", "stage", "use", "cast", "combine", "tune", "where", "kernel", "inline", "for", "on")
 _OPERATORS = frozenset(("PLUS", "MINUS", "STAR", "SLASH", "DSLASH", "PERCENT", "POW", "COMPARE", "AND", "OR"))
 _STARTS = frozenset(("NAME", "INT", "REAL", "SIZE", "DOTTED", "LPAR", "MINUS", "NOT"))
 _WORDS = {
@@ -134,7 +134,7 @@ def _missing_colon(s: _Slip) -> _Explanation:
     if "COLON" in s.expected and re.search(r"=\s*[A-Za-z_]\w*\s+[A-Za-z_]", s.before):
         return "a reduction needs ':' before its value", "write `sum k: value`, or `sum k where condition: value`"
     if s.kind == "_NEWLINE" and "COLON" in s.expected:
-        header = s.first_word in (*ITEMS, "config", "forward", "for", "optimizer", "kernel", "group")
+        header = s.first_word in (*ITEMS, "config", "forward", "for", "on", "optimizer", "kernel", "group")
         if header:
             return "this line needs a ':' at its end", f"`{s.first_word} ...:` opens a block"
     return None

@@ -11,14 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from tcomp.codegen.cache import default_folder
 from tcomp.errors import UserError
 
 
 def cache_folder(part: str = "") -> Path:
     """The cache folder (or the sub-folder `part` of it), made if need be. UserError when it cannot be."""
-    named = os.environ.get("TCOMP_CACHE")
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tcomp"
-    folder = base / part if part else base
+    folder = default_folder(part)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK | os.X_OK)

@@ -74,7 +74,7 @@ def bench(
     limits.check_device(device, gpu)
     if tolerance is not None:
         limits.check_numbers(tolerance=tolerance)
-    _check_writable(as_json, html, png)
+    limits.check_writable(as_json, html, png)
     found = common.find_file(file)
     module = common.load_module(file)
     model = common.only_model(module, file)
@@ -112,11 +112,12 @@ def bench(
     print(report.markdown(comparison), end="")
     command = shlex.join(["tcomp", *sys.argv[1:]])
     if as_json is not None:
-        _write(as_json, json.dumps({"command": command, **_machine(), **report.as_json(comparison)}, indent=1) + "\n")
+        figures = {"command": command, **_machine(), **report.as_json(comparison)}
+        common.write_text(as_json, json.dumps(figures, indent=1) + "\n")
     if html is not None:
         from tcomp.runtime.bench.report_html import page
 
-        _write(html, page(comparison, command))
+        common.write_text(html, page(comparison, command))
     if png is not None:
         from tcomp.runtime.bench.report_png import draw
 
@@ -144,22 +145,6 @@ def _programs(against: str) -> list[str]:
     if not names or len(set(names)) < len(names):
         raise UserError(f"--against '{against}': not a list of programs", "write for example --against eager,compile")
     return names
-
-
-def _check_writable(*paths: Path | None) -> None:
-    """UserError before minutes of measuring, not after."""
-    for path in paths:
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise UserError(f"{path}: cannot write there", "name a file in a folder that exists")
-
-
-def _write(path: Path, text: str) -> None:
-    from tcomp.runtime.cache import write_atomic
-
-    try:
-        write_atomic(path, lambda out: out.write(text.encode()))
-    except OSError as e:
-        raise UserError(f"{path}: cannot write there: {e.strerror or e}") from e
 
 
 def _note(text: str) -> None:

@@ -70,6 +70,8 @@ def build(
     machine = build_gpu.machine_of(target, gpu)
     if strict and machine is None:
         raise UserError("--strict is for GPU targets", "give --target sm_90a, or leave out --strict")
+    if out is not None:
+        check_folder(out)
     cache = cache_folder("kernels")
     times: dict[str, float] = {}
     clock = time.perf_counter()
@@ -159,13 +161,15 @@ def _flops(step: Step) -> int:
     return sum(step.kernels[launch.kernel].flops for launch in step.programs["micro_first"])
 
 
-def write_folder(target: Path, texts: Mapping[str, str | bytes]) -> None:
-    """Put the files in a new folder in place of `target`, whole or not at all.
-
-    A folder that `tcomp build` did not make is never replaced.
-    """
+def check_folder(target: Path) -> None:
+    """UserError for a folder with something in it that `tcomp build` did not make: it is never replaced."""
     if target.exists() and not (target / _MARK).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists and is not a build folder", "give another --out")
+
+
+def write_folder(target: Path, texts: Mapping[str, str | bytes]) -> None:
+    """Put the files in a new folder in place of `target`, whole or not at all."""
+    check_folder(target)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         for name, text in texts.items():

@@ -132,7 +132,7 @@ def _check_own_backward(backward: Op, module: Module, seed: int) -> bool:
 def _check_step(file: str, module: Module, name: str, precision: str, tolerance: float, device: Device) -> bool:
     import numpy as np
 
-    from tcomp.model.graph import recipe_of
+    from tcomp.model.unroll import recipe_of
     from tcomp.runtime.initialise import initialise
     from tcomp.runtime.train import set_scalars
     from tcomp.runtime.verify import floats, verify_step

@@ -224,6 +224,16 @@ def copy_file(source: Path, to: Path) -> None:
     write_atomic(to, lambda f: f.write(data))
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    from tcomp.runtime.cache import write_atomic
+
+    try:
+        write_atomic(path, lambda out: out.write(text.encode()))
+    except OSError as e:
+        raise UserError(f"{path}: cannot write there: {e.strerror or e}") from e
+
+
 def layout_path(file: Path) -> Path:
     """The weights layout that belongs to a model's text: gpt2.hf.toml beside gpt2.tc."""
     return file.with_name(file.name.removesuffix(".tc") + ".hf.toml")
@@ -247,7 +257,7 @@ def numbers_of(module: Module, settings: TrainSettings) -> dict[str, Number]:
 
 def small_graph(module: Module, model: str, config: str, dims: Mapping[str, Number]) -> Graph:
     """The model's graph at the smallest sizes: its parameters do not depend on them."""
-    from tcomp.model.graph import build_graph
+    from tcomp.model.unroll import build_graph
 
     return build_graph(module, model, config, dict.fromkeys(module.models[model].dims, 1), dims)
 

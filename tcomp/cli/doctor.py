@@ -142,7 +142,10 @@ def _gpu_tools() -> Iterator[Piece]:
         yield Piece("nvjitlink", "good", "{}.{}".format(*assembler_version()), use)
     except UserError as e:
         yield Piece("nvjitlink", "absent", e.message.removeprefix("PTX cannot be assembled: "), use, e.hint)
-    yield _tool("nvdisasm", cuda_tool("nvdisasm"), "tcomp show --sass", "pip install nvidia-cuda-nvdisasm")
+    predictions = "tcomp show --sass, roofline --gpu, tune --gpu"
+    yield _tool("nvdisasm", cuda_tool("nvdisasm"), predictions, "pip install nvidia-cuda-nvdisasm")
+    registers = "sm_90a kernels whose warps exchange registers: most matrix products and attention"
+    yield _tool("ptxas", cuda_tool("ptxas"), registers, "pip install nvidia-cuda-nvcc")
     yield _tool(
         "nvcc",
         cuda_tool("nvcc"),

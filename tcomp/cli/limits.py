@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
@@ -119,6 +120,13 @@ def parse_dims(given: Sequence[str]) -> dict[str, Number]:
     dims: dict[str, Number] = {name: int(value) if value == int(value) else value for name, value in values.items()}
     check_dims(dims)
     return dims
+
+
+def check_writable(*files: Path | None) -> None:
+    """UserError for a file that cannot be written: before minutes of work, not after."""
+    for file in files:
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise UserError(f"{file}: cannot write there", "name a file in a folder that exists")
 
 
 DEVICES = ("cpu", "cuda", "virtual")

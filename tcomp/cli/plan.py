@@ -44,6 +44,7 @@ def plan(
     limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads, largest=largest)
     limits.check_device(device, gpu)
     limits.check_precision(precision)
+    limits.check_writable(png)
     built = common.build_step(
         file,
         config,

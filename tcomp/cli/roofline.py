@@ -65,8 +65,11 @@ def roofline(
     numbers = limits.parse_dims(dim or [])
     limits.check_numbers(batch=batch, length=length, threads=threads, runs=runs, accumulation=accumulation)
     limits.check_precision(precision)
-    if ladder and (gpu or out is not None):
-        raise UserError("--ladder holds the model against kernels published for one GPU", "leave out --gpu and --out")
+    limits.check_writable(as_json)
+    if ladder and (gpu or measure or out is not None or as_json is not None):
+        raise UserError("--ladder prints how the model ranks published kernels, of one GPU", "give no other flag")
+    if gpu and measure:
+        raise UserError("--measure runs the step on this machine's processors", "leave out --gpu, or --measure")
     if out is not None and not gpu:
         raise UserError("--out is for predictions", "name a GPU, as in --gpu h100, or write figures by --json FILE")
     if ladder:
@@ -79,12 +82,11 @@ def roofline(
         from tcomp.machine.gpu import machine_named
 
         machine = machine_named(gpu)
-        predicted_roofline(file, config, batch, length, accumulation, numbers, lock, machine, precision, out)
+        shape = (file, config, batch, length, accumulation, numbers, lock, machine, precision)
+        predicted_roofline(*shape, out, as_json)
         return
     if limits.split_device(device)[0] != "cpu":
         raise UserError(f"--device {device}: rooflines are of this machine's processors", "on a GPU use tcomp bench")
-    if as_json is not None and (as_json.is_dir() or not as_json.absolute().parent.is_dir()):
-        raise UserError(f"{as_json}: cannot write there", "name a file in a folder that exists")
     built = common.build_step(
         file, config, batch, length, dims=numbers, precision=precision, lock=lock,
         device=common.device_for("cpu", threads=threads),
@@ -127,7 +129,7 @@ def roofline(
         }
         about |= {"functions": dict(peaks.functions), "instructions": dict(peaks.instructions)}
         about |= {"gathers": dict(peaks.gathers), "launch": peaks.launch}
-        as_json.write_text(json.dumps({**about, "kernels": figures(rows, peaks)}, indent=1) + "\n")
+        common.write_text(as_json, json.dumps({**about, "kernels": figures(rows, peaks)}, indent=1) + "\n")
 
 
 def note(text: str) -> None:

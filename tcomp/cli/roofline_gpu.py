@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcomp.cli import common
+from tcomp.errors import UserError
 
 if TYPE_CHECKING:
     from tcomp.autotune.gpu_predict import StepPrediction
@@ -15,18 +16,30 @@ if TYPE_CHECKING:
 
 def predicted_roofline(
     file: str, config: str | None, batch: int, length: int, accumulation: int, dims: dict[str, int | float], lock: str,
-    machine: GpuMachine, precision: str, out: Path | None,
+    machine: GpuMachine, precision: str, out: Path | None, figures: Path | None,
 ) -> None:  # fmt: skip
-    """Print every kernel of a step on a GPU that need not be here; with `out`, also roofline.png and roofline.json."""
+    """Print every kernel of a step on a GPU that need not be here; with `out`, also roofline.png and roofline.json, and
+    into the file `figures` what roofline.json has."""
+    if out is not None:
+        _make_folder(out)
     step, text = _predicted(file, config, batch, length, accumulation, dims, lock, machine, precision)
     print(text, end="")
+    plain = json.dumps(as_json(step, machine), indent=1) + "\n"
+    if figures is not None:
+        common.write_text(figures, plain)
     if out is not None:
         from tcomp.autotune.roofline_plot import plot
 
-        out.mkdir(parents=True, exist_ok=True)
         plot(step, machine, out / "roofline.png")
-        (out / "roofline.json").write_text(json.dumps(as_json(step, machine), indent=1) + "\n")
+        common.write_text(out / "roofline.json", plain)
         print(f"{out / 'roofline.png'} and roofline.json written")
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"{out}: cannot make this folder: {e.strerror or e}", "give another --out") from e
 
 
 def _predicted(
@@ -67,23 +80,25 @@ def _predicted(
 
 
 def step_text(step: StepPrediction, machine: GpuMachine) -> str:
-    """The table: one row per kernel, longest first."""
-    lines = [
-        f"{'kernel':34}{'times':>6}{'us each':>11}{'share':>7}  {'bound by':14}{'TFLOP/s':>9}{'TB/s':>7}  of ceiling"
-    ]
+    """The table: one row per kernel, longest first; what is to be said of some of them, below it and once."""
+    wide = max([34, *(len(k.name) + 1 for k, _ in step.kernels)])
+    head = f"{'kernel':{wide}}{'times':>6}{'us each':>11}{'share':>7}  {'bound by':14}"
+    lines = [f"{head}{'TFLOP/s':>9}{'TB/s':>7}  of ceiling"]
     total = step.seconds
+    numbers: dict[str, int] = {}
     for k, n in step.kernels:
         flops, moved = sum(p.flops for p in k.launches), sum(p.hbm_bytes for p in k.launches)
         # Latency is no ceiling: code that waits less would not have it.
         peak = sum(max(s for name, s in p.parts.items() if name != "latency") for p in k.launches) / k.seconds
-        notes = "; ".join(dict.fromkeys(x for p in k.launches for x in p.notes))
+        notes = sorted({numbers.setdefault(x, len(numbers) + 1) for p in k.launches for x in p.notes})
         lines.append(
-            f"{k.name:34}{n:6}{k.seconds * 1e6:11.1f}{k.seconds * n / total:7.1%}  {k.binding:14}"
+            f"{k.name:{wide}}{n:6}{k.seconds * 1e6:11.1f}{k.seconds * n / total:7.1%}  {k.binding:14}"
             f"{flops / k.seconds / 1e12:9.1f}{moved / k.seconds / 1e12:7.2f}  {min(peak, 1.0):6.0%}"
-            + (f"  ({notes})" if notes else "")
+            + (f"  [{', '.join(map(str, notes))}]" if notes else "")
         )
     launches = sum(n * len(k.launches) for k, n in step.kernels)
     lines.append(f"predicted step: {total * 1e3:.2f} ms, {launches} launches on {machine.name}")
+    lines += [f"[{n}] {text}" for text, n in numbers.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -129,12 +129,12 @@ def nodes_of(
     module: Module, model: str, config: str, batch: int, length: int, dims: dict[str, Number], precision: str = ""
 ) -> tuple[Graph, dict[str, tuple[Node, ...]]]:
     """The graph and its nodes by part: forward, backward, update."""
-    from tcomp.model.graph import build_graph
     from tcomp.model.programs import build_programs
+    from tcomp.model.unroll import build_graph
 
     graph = build_graph(module, model, config, {"B": batch, "T": length}, dims, precision or None)
     programs = build_programs(graph, module)
-    parts = {"forward": graph.nodes, "backward": programs.backward}
+    parts = {"forward": programs.forward, "backward": programs.backward}
     if programs.update is not None:
         parts["update"] = programs.update.nodes
     return graph, parts

@@ -23,12 +23,17 @@ class CacheWarning(UserWarning):
 
 
 def default_folder(part: str = "kernels") -> Path:
-    """$TCOMP_CACHE_DIR or $TCOMP_CACHE, else $XDG_CACHE_HOME/tcomp, else ~/.cache/tcomp; then `part`."""
-    for name in ("TCOMP_CACHE_DIR", "TCOMP_CACHE"):
-        if os.environ.get(name):
-            return Path(os.environ[name]) / part
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tcomp" / part
+    """$TCOMP_CACHE, else $XDG_CACHE_HOME/tcomp, else ~/.cache/tcomp; then `part`."""
+    named, base = os.environ.get("TCOMP_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return (Path(named) if named else (Path(base) if base else _home() / ".cache") / "tcomp") / part
+
+
+def _home() -> Path:
+    """The user's folder; a path in which nothing can be made for a user who has none."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/nonexistent")
 
 
 class ContentCache:

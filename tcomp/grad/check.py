@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcomp.dsl.ast import Access, Call, Expr, Module, Op, Target, accesses_in, children, rebuild, walk
+from tcomp.dsl.ast import Access, Call, DType, Expr, Module, Op, Operand, Target, accesses_in, children, rebuild, walk
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.infer import dimensions
 from tcomp.grad.derive import derive
@@ -50,7 +50,7 @@ def compare_backward(
 
 
 def unrounded(op: Op) -> Op:
-    """The op with its temporaries in f32 and its casts to narrow types dropped."""
+    """The op with its temporaries and its narrow operands in f32, and its casts to narrow types dropped."""
 
     def wide(e: Expr) -> Expr:
         kids = children(e)
@@ -60,8 +60,16 @@ def unrounded(op: Op) -> Op:
     def target(t: Target) -> Target:
         return replace(t, dtype=None if t.dtype in NARROW else t.dtype)
 
+    def operand(o: Operand) -> Operand:
+        return replace(o, dtype=DType.F32) if o.dtype in NARROW else o
+
     equations = tuple(map_equation(q, wide) for q in op.equations)
-    return replace(op, equations=tuple(replace(q, targets=tuple(map(target, q.targets))) for q in equations))
+    return replace(
+        op,
+        params=tuple(map(operand, op.params)),
+        outputs=tuple(map(operand, op.outputs)),
+        equations=tuple(replace(q, targets=tuple(map(target, q.targets))) for q in equations),
+    )
 
 
 def small_dims(op: Op) -> dict[str, int]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Num, Unary, walk
 from tcomp.dsl.errors import TcError
+from tcomp.grad.logistic import finite
 from tcomp.grad.parts import both
 from tcomp.grad.simplify import ONE, ZERO, simplify
 
@@ -36,7 +37,7 @@ SLOPES: dict[str, Callable[[Expr, Expr], Expr]] = {
 
 def partial(e: Expr, a: Access) -> Expr:
     """The derivative of `e` by the value of the access `a` (equal accesses vary together), simplified."""
-    return simplify(_partial(e, a))
+    return finite(simplify(_partial(e, a)))
 
 
 def _partial(e: Expr, a: Access) -> Expr:

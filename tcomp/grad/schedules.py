@@ -18,8 +18,8 @@ from tcomp.grad import backward_of
 def check_derived_schedules(module: Module) -> None:
     """TcError, at its line, at the first name in a derived backward op's schedule that neither this op nor one that
     shares the schedule has."""
-    scheduled = [op for s in module.schedules.values() for op in (s.ops or (s.op,))]
-    derived = {n: op for n in dict.fromkeys(scheduled) if n not in module.ops and (op := _derived(n, module))}
+    scheduled = dict.fromkeys(op for op, _ in module.schedules)
+    derived = {n: op for n in scheduled if n not in module.ops and (op := _derived(n, module))}
     whole = replace(module, ops={**module.ops, **derived}, schedules=dict(module.schedules))
     fit_shared(whole)
     for schedule in whole.schedules.values():

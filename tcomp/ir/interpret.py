@@ -97,6 +97,9 @@ class Interpreter:
                         self._run(b, {**names, s.variable: v})
             case Compute():
                 self._compute(s, names)
+                if s.last is None or self.value(s.last, names):
+                    for follower in s.epilogue:
+                        self._compute(follower, names)
             case Pack():
                 self._pack(s, names)
             case Unpack():

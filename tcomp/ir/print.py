@@ -141,6 +141,10 @@ def _statements(body: tuple[Statement, ...], pad: str) -> Iterator[str]:
                 for p in s.prefetch:
                     yield f"{pad}  prefetch {print_expression(p.source)}{', to be written' if p.written else ''}"
                     yield from (f"{pad}    {_axis(a, False)}" for a in p.axes)
+                if s.epilogue:
+                    when = f" where {print_expression(s.last)}" if s.last is not None else ""
+                    yield f"{pad}  each register tile{when}:"
+                    yield from (f"{pad}    {_compute_head(m)}" for m in s.epilogue)
 
 
 def _compute_head(s: Compute) -> str:

@@ -225,6 +225,9 @@ class Compute:
     `late` it may run beside the next turn of the loop around, up to the first statement that needs its result.
     `region` says where the result is needed (CPU): what is computed outside is read by nobody, or, for a reduction over
     an index of it, contributes nothing. Code may leave it out, and need not.
+    `epilogue` (CPU) are maps over the parallel axes, in order, that follow on each register tile while it is in
+    registers, in the turn of the loop around in which `last` holds (in each, without it). Nobody else reads the target
+    after them, so it need not be written then.
     `distinct` is False when two points of the parallel axes may name the same target element (a scatter);
     then points run in order.
     """
@@ -243,6 +246,8 @@ class Compute:
     prefetch: tuple[Prefetch, ...] = ()
     late: bool = False
     region: Expr | None = None
+    epilogue: tuple[Compute, ...] = ()
+    last: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,7 +384,7 @@ class Kernel:
 
     `operands` in launch-argument order. `writes` names the operands written. `flops`, `traffic` (bytes), `gathered`
     (those of them that lie in rows chosen by data, by the bytes of such a row) and `functions` (evaluations of exp and
-    the like, by name) are what the equations ask for, for the roofline. `threads` is None on a CPU. `staggered`: two
+    the like, by name) are what the equations ask for, for the roofline. `threads` is None on a CPU. `staggered`:
     warpgroups go through pipe loops a turn apart.
     """
 

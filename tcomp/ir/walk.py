@@ -12,6 +12,7 @@ def computes(statements: Iterable[Statement]) -> Iterator[Compute]:
     for s in statements:
         if isinstance(s, Compute):
             yield s
+            yield from s.epilogue
         elif isinstance(s, Loop):
             yield from computes(s.body)
 

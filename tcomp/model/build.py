@@ -19,11 +19,12 @@ from tcomp.machine.gpu import GpuMachine
 from tcomp.model.budget import Budget
 from tcomp.model.chunks import in_chunks
 from tcomp.model.draft import Draft, Drafter
-from tcomp.model.graph import Graph, Tensor, build_graph
+from tcomp.model.graph import Graph, Tensor
 from tcomp.model.lowering import Lower, Lowered, Lowering
 from tcomp.model.needed import needed
 from tcomp.model.plan import ProgramPlan, plan_program
 from tcomp.model.step import ParameterInit, Step
+from tcomp.model.unroll import build_graph
 
 
 def build_step(

@@ -75,12 +75,12 @@ class Drafter:
     def draft(self, graph: Graph) -> Draft:
         """The step of a graph, not yet placed."""
         p = build_programs(graph, self.module, self.training, self.accumulation, self.variants)
-        forward = self.lowering.launches(graph.nodes)
+        forward = self.lowering.launches(p.forward)
         launches: dict[str, tuple[PlannedLaunch, ...]] = {}
         if self.training:
             launches["micro_first"] = forward + self.lowering.launches(p.backward)
             if self.accumulation > 1:
-                launches["micro_next"] = forward + self.lowering.launches(p.backward_next)
+                launches["micro_next"] = self.lowering.launches((*p.forward_next, *p.backward_next))
             if p.update is not None:
                 launches["update"] = self.lowering.launches(p.update.nodes)
         else:

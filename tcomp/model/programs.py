@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tcomp.dsl.ast import DType, Module
+from tcomp.model.at_once import at_once
 from tcomp.model.autodiff import Variants, differentiate
 from tcomp.model.flat import FlatLayout, flat_layout, like_parameters
 from tcomp.model.graph import Graph, Node, Tensor
@@ -13,7 +14,8 @@ from tcomp.model.optimizer import Update, build_update, state_names
 
 @dataclass(frozen=True)
 class Programs:
-    """The nodes of a model's programs and the tensors that outlive them, before anything is lowered."""
+    """The nodes of a model's programs and the tensors that outlive them, before anything is lowered. `forward` and
+    `backward` are of a first micro-batch, the others of later ones."""
 
     graph: Graph
     layout: FlatLayout
@@ -23,7 +25,9 @@ class Programs:
     news: dict[Tensor, Tensor]
     step: Tensor
     seed: Tensor
+    forward: tuple[Node, ...]
     backward: tuple[Node, ...]
+    forward_next: tuple[Node, ...]
     backward_next: tuple[Node, ...]
     update: Update | None
 
@@ -48,15 +52,17 @@ def build_programs(
     seed = Tensor("loss_gradient", graph.loss.tensor.dtype if graph.loss else DType.F32, (), "scalar", "executor")
     optimizer = graph.model.optimizer
     if not training:
-        return Programs(graph, layout, {}, {}, {}, {}, step, seed, (), (), None)
+        return Programs(graph, layout, {}, {}, {}, {}, step, seed, graph.nodes, (), (), (), None)
     variants = variants or Variants(module)
     gradients = like_parameters(graph, "grad", "gradient")
     news = {t: Tensor(f"news.{t.name}", t.dtype, t.shape, "gradient", t.name) for t in graph.states}
-    backward = differentiate(graph, variants, gradients | news, seed)
-    later = differentiate(graph, variants, gradients | news, seed, accumulate=True) if accumulation > 1 else ()
+    first = at_once(graph.nodes, differentiate(graph, variants, gradients | news, seed), module)
+    later: tuple[tuple[Node, ...], tuple[Node, ...]] = (), ()
+    if accumulation > 1:
+        later = at_once(graph.nodes, differentiate(graph, variants, gradients | news, seed, accumulate=True), module)
     if optimizer is None:
-        return Programs(graph, layout, gradients, {}, {}, news, step, seed, backward, later, None)
+        return Programs(graph, layout, gradients, {}, {}, news, step, seed, *first, *later, None)
     update = build_update(graph, module, layout, step, news)
     masters = like_parameters(graph, "master", "master") if graph.recipe.master else {}
     states = {n: like_parameters(graph, f"state.{n}", "state") for n in state_names(module.ops[optimizer.op])}
-    return Programs(graph, layout, gradients, masters, states, news, step, seed, backward, later, update)
+    return Programs(graph, layout, gradients, masters, states, news, step, seed, *first, *later, update)

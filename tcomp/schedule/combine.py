@@ -24,6 +24,7 @@ from tcomp.dsl.ast import (
     Reduction,
     Target,
     names_in,
+    substitute,
     walk,
 )
 from tcomp.dsl.errors import TcError
@@ -33,7 +34,16 @@ from tcomp.schedule.family import Family
 from tcomp.schedule.nest import JOINED, Leaf, scatter_indices, sink_copies
 from tcomp.schedule.normal import part_of
 from tcomp.schedule.resolve import KernelPlan, TileLevel
-from tcomp.schedule.split_sum import divides, joining_cores, joining_loops, renamed, split_sum, splittable, undivided
+from tcomp.schedule.split_sum import (
+    PARTIAL,
+    divides,
+    joining_cores,
+    joining_loops,
+    renamed,
+    split_sum,
+    splittable,
+    undivided,
+)
 
 BLOCKS_PER_SM = 8
 """of a sorted scatter: each owns rows, and waits for memory at every contribution to one of them"""
@@ -67,6 +77,8 @@ class Combining:
         self.temporaries: frozenset[str] = frozenset()
         self.sums: list[AddedSum] = []
         """what blocks add up in memory"""
+        self.carried: list[str] = []
+        """parts of sums that leave by the copy engine, which needs their address before the launch"""
 
     def leaves(
         self, plan: KernelPlan, equations: tuple[Equation, ...], temporaries: frozenset[str]
@@ -82,6 +94,9 @@ class Combining:
             parallel = self._parallel(eq)
             reduced = eq.value.indices if isinstance(eq.value, Reduction) else ()
             leaf = Leaf(eq, len(leaves), parallel, tuple(reduced), scatter_indices(eq, self.extents))
+            if (sunk := self._beside_join(leaf, joins)) is not None:
+                joins.append(sunk)
+                continue
             group = (*parallel, "over", *reduced)
             if joins and (group not in groups or self._reads(leaf, joins)):
                 leaves, joins, groups = _numbered([*leaves, *joins]), [], {}
@@ -114,6 +129,8 @@ class Combining:
                 )  # fmt: skip
                 leaves.append(first)
                 joins.append(join)
+                if any(s.by == "tma" and s.space == "shared" and eq.target.name in s.tensors for s in plan.stages):
+                    self.carried.append(first.written[0])
             elif joined and self._single(given, joined[0]):
                 plan = _in_one(plan, joined[0].over)
                 leaves.append(leaf)
@@ -141,6 +158,30 @@ class Combining:
 
     def _reads(self, leaf: Leaf, joins: list[Leaf]) -> bool:
         return any(a.tensor in j.written for a in leaf.reads() for j in joins)
+
+    def _beside_join(self, leaf: Leaf, joins: list[Leaf]) -> Leaf | None:
+        """`acc[n', k'] = sum block: ...; Y[n, k] = acc[n, k] * s` --> `Y[n', k'] = acc[n', k'] * s`: what computes one
+        value from a joined sum takes the join's loops, so that the sum stays in registers. None for other leaves."""
+        read = [a for a in leaf.reads() if any(a.tensor in j.written for j in joins)]
+        makers = [j for j in joins if any(a.tensor in j.written for a in read)]
+        if (
+            not makers
+            or leaf.reduced
+            or leaf.gathered
+            or not {t for j in makers for t in j.written} <= self.temporaries
+        ):
+            return None
+        plain = tuple(Name(i) for i in leaf.parallel)
+        loops = {j.parallel for j in makers}
+        if len(loops) != 1 or any(a.subscripts != plain for a in read):
+            return None
+        new = dict(zip(leaf.parallel, next(iter(loops)), strict=True))
+        value = leaf.equation.value
+        assert not isinstance(value, Reduction)
+        named = {old: Name(i) for old, i in new.items()}
+        targets = tuple(replace(t, subscripts=renamed(t.subscripts, new)) for t in leaf.equation.targets)
+        moved = replace(leaf.equation, targets=targets, value=substitute(value, named))
+        return Leaf(moved, leaf.number, tuple(new.values()), (), copies=True)
 
     def _private(self, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
         """`Y[m, n] = sum k: ...` with k tiled inside m and n --> `Y.sum[m, n] = sum k: ...; Y[m, n] = Y.sum[m, n]`:
@@ -325,7 +366,7 @@ class Combining:
         level: TileLevel = core[0]
         assert level.block is not None
         count = -(-self.extents[over] // level.block)
-        name, index = f"{eq.target.name}.partial", f"{over}.block"
+        name, index = eq.target.name + PARTIAL, f"{over}.block"
         self.extents[index] = count
         own = self.dtypes[eq.target.name]
         self.dtypes[name] = own if own.bytes >= 4 else DType.F32

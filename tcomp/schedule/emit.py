@@ -230,7 +230,7 @@ class Emitter:
         found = rescaled_sum(self.monoids[value.reducer])
         if found is None:
             raise TcError(
-                f"monoid '{value.reducer}' cannot be scheduled on cpu",
+                f"monoid '{value.reducer}' cannot be scheduled",
                 value.span,
                 self.text,
                 "its carried field must combine as a.x * f(a.m, m) + b.x * f(b.m, m) with m = max or min",
@@ -267,7 +267,7 @@ class Emitter:
             out.append(self.compute(leaf, factor, form.weight(key_write, best), rows, (), env))
             out.append(self.compute(leaf, key_write, best, rows, (), env))
         weight: Expr = form.weight(value.key, best)
-        if self.rounded("weight"):
+        if self.rounded("weight") or self.needs is None:
             weight = by_exp2(weight)
         if value.guard is not None:
             weight = Call("select", (value.guard, weight, Num(0.0)))

@@ -19,12 +19,13 @@ from tcomp.schedule.cpu_levels import CpuLevels
 from tcomp.schedule.default import default_schedule
 from tcomp.schedule.default_gpu import default_gpu_schedule
 from tcomp.schedule.emit import Emitter
+from tcomp.schedule.epilogue import with_epilogues
 from tcomp.schedule.gpu_levels import GpuLevels, padded_extents, thread_shape
 from tcomp.schedule.instructions import check_instructions
 from tcomp.schedule.launch_flags import check_flags
 from tcomp.schedule.operand_tiles import laid_out
 from tcomp.schedule.overlap import check_overlap
-from tcomp.schedule.prefetch import prefetched
+from tcomp.schedule.prefetch import check_fetched, prefetched
 from tcomp.schedule.promotion import check_promotion
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LevelRules, LoopMap
 from tcomp.schedule.result_panels import in_panels
@@ -136,7 +137,8 @@ class CpuFamily:
         shape: ThreadShape | None,
         text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
-        return dict(tiles), [prefetched(p, plan.stages) for p in phases]
+        check_fetched(phases, plan.stages, text or "")
+        return dict(tiles), with_epilogues([prefetched(p, plan.stages) for p in phases], tiles)
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         tiles = {i: [t.block for t in m.tiles if t.block is not None] for i, m in plan.loops.items()}

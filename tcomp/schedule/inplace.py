@@ -1,7 +1,12 @@
 """Which outputs of a kernel may take the memory of one of its inputs.
 
 Legal when every read of the input is at the very point the output is written at, happens no later than that
-write, and no loop around both repeats the read after the write.
+write, and no loop around both repeats the read after the write. An equation before the writer may read other points of
+the same rows, where the loops around both are those of the rows:
+
+    z[m] = sum v: exp(X[m, v]); dX[m, p] = exp(X[m, p]) / z[m]      m: (v: z) (p: dX)      dX may be written over X
+
+On a GPU a block's threads meet between the two (`codegen/nvptx/sync.py` knows that they share memory).
 """
 
 from __future__ import annotations
@@ -38,9 +43,16 @@ def _legal(out: str, source: str, leaves: list[Leaf], operands: dict[str, Buffer
         for r in leaf.reads():
             if r.tensor != source:
                 continue
-            if r.subscripts != at.subscripts or n > leaves.index(writer):
-                return False
             shared = [x for x in ancestors(leaf) if x in around]
+            if n > leaves.index(writer):
+                return False
+            if r.subscripts != at.subscripts:
+                rows = {
+                    x.id for x, y in zip(r.subscripts, at.subscripts, strict=True) if x == y and isinstance(x, Name)
+                }
+                if leaf is writer or any(x.level.index not in rows for x in shared):
+                    return False
+                continue
             if any(x.level.index not in indices for x in shared):
                 return False
             if leaf is writer and set(leaf.parallel) - indices:

@@ -10,6 +10,7 @@ from tcomp.ir.tile import Buffer, Compute, Kernel
 from tcomp.ir.walk import computes
 from tcomp.schedule.nest import JOINED, TURN
 from tcomp.schedule.resolve import KernelPlan
+from tcomp.schedule.split_sum import PARTIAL
 
 
 def check_instructions(
@@ -43,7 +44,7 @@ def _collects(tile: str, output: str) -> bool:
     """Is it the tile in which an output's sum is collected, or a block's part of what is added up in memory?"""
     sums, joined, _ = tile.partition(JOINED)
     return (
-        tile == f"{output}.partial"
+        tile == output + PARTIAL
         or tile.startswith(f"{output}.sum")
         or (bool(joined) and output in (sums, sums.rpartition(".")[0]))
     )

@@ -175,7 +175,7 @@ class _Lowering:
         plan, equations, names = part.plan, part.equations, part.names
         combining = Combining(self.family, self.extents, self.dtypes, self.shapes, self.deterministic, self.text)
         leaves, plan = combining.leaves(plan, equations, frozenset(self.info.temporaries))
-        added = [n for s in combining.sums for n in (s.name, s.flags) if n]
+        added = [n for s in combining.sums for n in (s.name, s.flags) if n] + combining.carried
         workspaces |= {n: Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in added}
         operand_names = {o.name for o in self.op.operands} | set(workspaces)
         local = {t for x in leaves for t in x.written} - operand_names
@@ -212,9 +212,8 @@ class _Lowering:
         written = tuple(x.equation for x in leaves if not x.copies)
         whole = self.equations if any("." in o for o in plan.outputs) else equations
         phases = self._fills(names - started, whole, written, shape) + self._phases(roots, emitter)
-        results = {o.name: Buffer(o.name, self.dtypes[o.name], self.shapes[o.name], Scope.OPERAND)
-                   for o in self.op.operands}  # fmt: skip
         out = frozenset(t for x in leaves for t in x.written)
+        results = {n: Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in out & operand_names}
         phases = unpacked(phases, plan.stages, out, emitter.tiles, results, self.text)
         adding = Adding(
             combining.sums, plan.stages, emitter.tiles, self.shapes, self.extents, plan.flags.order.reversed, self.text
@@ -241,11 +240,15 @@ class _Lowering:
             plan.span,
             plan.flags.producer,
             blocks_order(plan.flags, plan.sequence, self.text),
-            traffic(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
+            traffic(
+                leaves,
+                self.extents,
+                {b.name: (b.dtype, b.elements) for b in operands if b.name not in combining.carried},
+            ),
             self._cluster(plan),
             evaluations(leaves, self.extents, local, self.module.monoids),
             gathered(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
-            plan.flags.staggered and shape is not None and shape.warps == 8,
+            plan.flags.staggered and shape is not None and shape.warps > 4,
         )
         self.family.check(kernel, plan, self.text)
         return without_idle_cluster(kernel)

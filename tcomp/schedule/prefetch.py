@@ -22,10 +22,11 @@ are there now.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Stage, accesses_in, children, names_in, rebuild
+from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Compute, Loop, Pack, Prefetch, Statement
 from tcomp.schedule.fold import fold
 
@@ -37,6 +38,36 @@ def prefetched(phase: tuple[Statement, ...], stages: Sequence[Stage] = ()) -> tu
     return tuple(_statement(s, (), cached) for s in phase)
 
 
+def check_fetched(phases: Iterable[tuple[Statement, ...]], stages: Sequence[Stage], text: str) -> None:
+    """TcError for a `stage ... in cache` line whose loop only has further loops around what it would fetch."""
+    loops = [x for phase in phases for x in _loops(phase)]
+    for stage in (s for s in stages if s.space == "cache"):
+        around = [x for x in loops if _index(x) == stage.at]
+        for name in stage.tensors:
+            if any(_names(s, name) for x in around for s in x.body):
+                continue
+            inner = [y for x in around for y in _loops(x.body) if any(_names(s, name) for s in y.body)]
+            if inner:
+                at = _index(inner[0])
+                message = f"'{name}' is not fetched ahead at '{stage.at}': the loop over {at} lies between"
+                raise TcError(message, stage.span, text, f"stage it in cache at {at}, or give {at} no tile level")
+
+
+def _loops(body: tuple[Statement, ...]) -> Iterator[Loop]:
+    for s in body:
+        if isinstance(s, Loop):
+            yield s
+            yield from _loops(s.body)
+
+
+def _index(loop: Loop) -> str:
+    return loop.variable.rpartition(".")[0]
+
+
+def _names(s: Statement, name: str) -> bool:
+    return isinstance(s, Compute) and any(is_part(a, name) for a in (s.target, *accesses_in(s.value)))
+
+
 def _statement(s: Statement, around: tuple[Loop, ...], cached: Sequence[tuple[str, str]]) -> Statement:
     if not isinstance(s, Loop):
         return s
@@ -46,7 +77,7 @@ def _statement(s: Statement, around: tuple[Loop, ...], cached: Sequence[tuple[st
         return replace(s, body=body)
     following = next_turn(loops)
     for at, name in cached:
-        if s.variable.rpartition(".")[0] == at:
+        if _index(s) == at:
             body = _fetching(body, name, following)
     for pack in (p for p in body if isinstance(p, Pack) and p.by == "prefetch"):
         body = tuple(_attach(inner, pack, following) for inner in body)

@@ -6,7 +6,7 @@
 
 A panel of a swizzled tile is 128 bytes wide. Each warpgroup hands over its own rows, where it has whole ones: the
 others go on multiplying. Results that follow each other take turns panel by panel: while one's panel leaves, the
-other's is computed, and less memory is enough.
+other's is computed, and less memory is enough. What a turn of a loop adds to memory leaves whole, beside the next turn.
 """
 
 from __future__ import annotations
@@ -47,13 +47,20 @@ def in_panels(
 
 
 def _body(
-    body: Sequence[Statement], tiles: Mapping[str, Buffer], shape: ThreadShape, found: dict[str, Buffer]
+    body: Sequence[Statement],
+    tiles: Mapping[str, Buffer],
+    shape: ThreadShape,
+    found: dict[str, Buffer],
+    turns: bool = False,
 ) -> tuple[Statement, ...]:
+    """The statements with results cut to panels. `turns`: a loop of the block is around them."""
     out: list[Statement] = []
     for s in body:
         before = out[-1] if out else None
         if isinstance(s, Loop):
-            out.append(replace(s, body=_body(s.body, tiles, shape, found)))
+            out.append(replace(s, body=_body(s.body, tiles, shape, found, turns or s.level != "grid")))
+        elif isinstance(s, Unpack) and s.add and turns:
+            out.append(s)
         elif isinstance(s, Unpack) and isinstance(before, Compute) and _fits(before, s, tiles[s.buffer]):
             loop = _panelled(before, s, tiles[s.buffer], shape, found)
             both = _together(out[-2], loop) if len(out) > 1 else None
@@ -86,13 +93,7 @@ def _columns(tile: Buffer) -> int:
 
 def _fits(c: Compute, u: Unpack, tile: Buffer) -> bool:
     """Is the tile written as a whole, several panels wide, and each thread's values of a panel are known?"""
-    if (
-        c.target.tensor != u.buffer
-        or u.add
-        or c.reduced
-        or c.guard is not None
-        or not isinstance(tile.layout, Swizzled)
-    ):
+    if c.target.tensor != u.buffer or c.reduced or c.guard is not None or not isinstance(tile.layout, Swizzled):
         return False
     last = c.axes[-1]
     spread, columns = last.spread or Spread(), _columns(tile)

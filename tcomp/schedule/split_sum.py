@@ -19,6 +19,8 @@ from tcomp.ir.tile import ThreadShape
 from tcomp.schedule.nest import Leaf
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LoopMap, TileLevel, WarpLevel
 
+PARTIAL = ".partial"
+"""ends the name of the tensor of a sum's parts"""
 GRAIN = 4
 """values of the last index that a thread joins: 128 bits of f32"""
 
@@ -57,7 +59,7 @@ def split_sum(
     assert outer.block is not None
     part, block = f"{over}.part", f"{over}.block"
     extents[part] = extents[block] = count = -(-extents[over] // outer.block)
-    name = f"{target.name}.partial"
+    name = target.name + PARTIAL
     dtypes[name] = dtypes[target.name] if dtypes[target.name] in (DType.F64, DType.I32) else DType.F32
     shapes[name] = (count, *(extents[i] for i in leaf.parallel))
     rows = tuple(Name(i) for i in leaf.parallel)

@@ -2,7 +2,10 @@
 
     stage Y in shared at n by tma        Y[m, n] = acc[m, n]   -->   Y.out[m, n] = acc[m, n];  unpack Y.out to Y[m, n]
 
-The write is in the background and in whole lines; what lies outside of the tensor is dropped.
+The write is in the background and in whole lines; what lies outside of the tensor is dropped. f32 results that are
+added to what is there are added by the copy engine: an element has one block, which adds to it once, so runs repeat
+bitwise. The engine would round narrower sums twice; those read the old value. Of a sum that blocks divide it is the
+parts that leave so; they are joined along rows.
 """
 
 from __future__ import annotations
@@ -10,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Name, Stage
+from tcomp.dsl.ast import Access, Binary, DType, Name, Stage
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Buffer, Compute, Layout, Loop, RowMajor, Scope, Statement, Swizzled, Unpack
 from tcomp.schedule.fold import sub
+from tcomp.schedule.split_sum import PARTIAL
 
 WIDTHS = (128, 64, 32)
 
@@ -23,11 +27,13 @@ def unpacked(
     stages: Iterable[Stage],
     written: frozenset[str],
     tiles: dict[str, Buffer],
-    operands: dict[str, Buffer],
+    tensors: dict[str, Buffer],
     text: str,
 ) -> list[tuple[Statement, ...]]:
-    """The phases with results that `stage` lines name written through tiles, which `tiles` gains."""
-    chosen = {n: s for s in stages if s.by == "tma" and s.space == "shared" for n in s.tensors if n in written}
+    """The phases with results that `stage` lines name written through tiles, which `tiles` gains. `tensors` are
+    those in device memory."""
+    by_tma = [(n, s) for s in stages if s.by == "tma" and s.space == "shared" for n in s.tensors]
+    chosen = {n + PARTIAL if n + PARTIAL in written else n: s for n, s in by_tma if n in written}
     if not chosen:
         return list(phases)
 
@@ -36,30 +42,34 @@ def unpacked(
             return (replace(s, body=tuple(x for inner in s.body for x in rewrite(inner))),)
         if not isinstance(s, Compute) or s.target.tensor not in chosen:
             return (s,)
-        return _through(s, chosen[s.target.tensor], tiles, operands, text)
+        return _through(s, chosen[s.target.tensor], tiles, tensors, text)
 
     return [tuple(x for s in phase for x in rewrite(s)) for phase in phases]
 
 
 def _through(
-    s: Compute, stage: Stage, tiles: dict[str, Buffer], operands: dict[str, Buffer], text: str
+    s: Compute, stage: Stage, tiles: dict[str, Buffer], tensors: dict[str, Buffer], text: str
 ) -> tuple[Statement, ...]:
     name = s.target.tensor
     axes = {a.name: a for a in s.axes if a.name not in s.reduced}
     walked = tuple(axes[x.id] for x in s.target.subscripts if isinstance(x, Name) and x.id in axes)
-    if s.accumulate or s.atomic or not s.distinct or s.guard is not None or len(walked) != len(axes):
+    plain = not s.atomic and s.distinct and s.guard is None and len(walked) == len(axes)
+    if not plain or (s.accumulate and s.reducer != "sum"):
         raise TcError(
-            f"{name} cannot be written through shared memory: it is added to, scattered or guarded",
+            f"{name} cannot be written through shared memory: it is scattered, guarded or a sum over tiles",
             stage.span,
             text,
-            "stage a result that is assigned once, at plain indices",
+            "stage a result that is written once, at plain indices",
         )
-    dtype = operands[name].dtype
+    dtype = tensors[name].dtype
     shape = tuple(a.block for a in walked)
     row = shape[-1] * dtype.bytes if shape else 0
     layout: Layout = next((Swizzled(w) for w in WIDTHS if row % w == 0), RowMajor())
     tile = f"{name}.out{len(tiles)}"
     tiles[tile] = Buffer(tile, dtype, shape, Scope.SHARED, layout)
     inside = Access(tile, tuple(sub(Name(a.name), a.start) for a in walked))
-    plain = tuple(replace(a, spread=None, unroll=1, lanes=1) for a in walked)
-    return replace(s, target=inside), Unpack(tile, plain, s.target, stage.span)
+    whole = tuple(replace(a, spread=None, unroll=1, lanes=1) for a in walked)
+    adds = s.accumulate and dtype is DType.F32
+    value = Binary("+", s.target, s.value) if s.accumulate and not adds else s.value
+    filled = replace(s, target=inside, value=value, accumulate=False)
+    return filled, Unpack(tile, whole, s.target, stage.span, adds)

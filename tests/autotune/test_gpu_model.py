@@ -24,6 +24,7 @@ from tcomp.codegen.nvptx.disassemble import disassemble
 from tcomp.codegen.nvptx.launch import LaunchShape
 from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import DType
+from tcomp.dsl.load import library, load
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
 from tcomp.ir.tile import GridOrder, Kernel
@@ -206,6 +207,16 @@ def test_traffic_counts_shared_panels_once() -> None:
     compulsory = 4 * (16384 * 512 * 2 + 16384 * 16384)
     requested = 128 * 128 * 4 * (2 * 128 * 512 + 128 * 128)
     assert compulsory < phase_traffic(large, large.phases[0], H100, 1) < requested
+
+
+def test_what_blocks_go_over_twice_is_read_twice_unless_l2_keeps_it() -> None:
+    """Logits: largest value, then the sum. Two blocks' rows an SM fit L2, eight blocks' do not."""
+    module = load(library() / "ops" / "crossentropy.tc")
+    op = bound(module.ops["crossentropy"], DType.BF16)
+    (rows,) = lower(op, module, {"M": 16384, "P": 50304, "V": 50257}, H100).kernels
+    once = 16384 * 50304 * 2
+    few, many = (phase_traffic(rows, rows.phases[0], H100, n) for n in (1, 8))
+    assert once <= few < 1.01 * once and 1.6 * once < many < 2 * once
 
 
 def test_traffic_follows_the_order_of_tiles() -> None:

@@ -173,6 +173,7 @@ def test_a_changed_op_or_loop_starts_anew() -> None:
     assert job_of(SCALE.replace("* 2.0", "* 3.0")).op_hash != old.op_hash
     assert job_of(SCALE.replace("seq(A)", "seq(2 * A)")).schedule_hash != old.schedule_hash
     assert job_of("# a comment\n" + SCALE).op_hash == old.op_hash
+    assert job_of(SCALE.replace("  n ->", "  on cpu:\n    n ->")).schedule_hash == old.schedule_hash
 
 
 def test_a_kernels_own_line_stands_in_place_of_the_shared_one() -> None:

@@ -65,10 +65,12 @@ def test_a_wrong_choice_is_refused_by_the_virtual_gpu(tmp_path: Path, monkeypatc
 @pytest.mark.slow
 def test_a_step_s_roofline(tcomp: Tcomp, tmp_path: Path) -> None:
     small = ["--dim", "L=1", "--dim", "H=1", "--dim", "C=16", "-B", "1", "-T", "16"]
-    made = tcomp("roofline", "gpt2", *small, "--gpu", "a100", "--out", "out")
+    made = tcomp("roofline", "gpt2", *small, "--gpu", "a100", "--out", "out", "--json", "figures.json")
     assert made.code == 0, made
     assert "predicted, nothing is measured" in made.out and "predicted step:" in made.out and "adamw" in made.out
     assert (tmp_path / "out" / "roofline.png").stat().st_size > 10_000
-    assert '"basis": "predicted"' in (tmp_path / "out" / "roofline.json").read_text()
+    figures = (tmp_path / "out" / "roofline.json").read_text()
+    assert '"basis": "predicted"' in figures and figures == (tmp_path / "figures.json").read_text()
+    assert made.out.count("branches that depend") == 1 < made.out.count("  [1]"), "said once, below the table"
     assert "rank correlation (Spearman)" in tcomp("roofline", "--ladder").out
     refused(tcomp("roofline", "gpt2", "--gpu", "h1000"), "no description of a GPU 'h1000'")

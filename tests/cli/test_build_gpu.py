@@ -35,6 +35,10 @@ class Code:
 Generate = Callable[[Kernel], Code]
 
 
+TOUCHED = "FENCE|MMA|add.f32 %f1, %a3, %a0;|st.global.f32 [%d1+9000], %f1;|MMA|COMMIT|WAIT"
+"""accumulators read before their product is waited for"""
+
+
 def clean(kernel: Kernel) -> Code:
     return Code(samples.kernel("bar.sync 0;", bounds=".maxntid 128, 1, 1"), (Shape("k"),))
 
@@ -116,19 +120,29 @@ def test_findings_stand_at_the_schedule_and_fail_a_strict_build(
     ("code", "words"),
     [
         (Code(samples.WGMMA_WITHOUT_WAIT, (Shape("k"),)), ("wgmma.wait_group is injected", "C7517")),
+        (Code(samples.wgmma_tile(64, TOUCHED), (Shape("k"),)), ("wgmma.mma_async instructions are serialized",)),
+        (Code(samples.SETMAXNREG, (Shape("k"),)), ("setmaxnreg", "install ptxas", "C7504")),
         (Code(samples.STACK, (Shape("k"),)), ("256 bytes of local memory", "unroll the loop that indexes it")),
         (Code(samples.WGMMA_AND_PRINTF, (Shape("k"),)), ("calls vprintf", "must be inlined")),
         (Code(samples.WGMMA, (Shape("k", shared_bytes=300000),)), ("cannot run on h100: shared memory of 300000",)),
         (Code(samples.SHARED, (Shape("k"),)), ("50000 bytes of static shared memory",)),
     ],
-    ids=["wait", "stack", "call", "launch", "static shared"],
+    ids=["wait", "serialised", "setmaxnreg", "stack", "call", "launch", "static shared"],
 )
 def test_each_kind_of_finding(
-    code: Code, words: tuple[str, ...], tcomp: Tcomp, generated_by: Callable[[Generate], None]
+    code: Code,
+    words: tuple[str, ...],
+    tcomp: Tcomp,
+    generated_by: Callable[[Generate], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """As without ptxas, whose place nvJitLink takes: setmaxnreg has no effect in what it makes."""
+    monkeypatch.setattr("tcomp.codegen.nvptx.assemble.whole_program_tool", lambda _: None)
     generated_by(only("layernorm", code))
     result = tcomp("build", *SMALL, "--target", "sm_90a", "--strict")
     refused(result, "and it is strict")
+    (line,) = [x for x in result.out.splitlines() if words[0] in x]
+    assert "ops/layernorm.tc:" in line
     for word in words:
         assert word in result.out
 

@@ -41,7 +41,8 @@ def test_missing_gpu_pieces_are_no_fault(tcomp: Tcomp, monkeypatch: pytest.Monke
     lines = result.out.splitlines()
     for start, remedy in (
         ("- nvjitlink ", "pip install 'nvidia-nvjitlink"), ("- nvdisasm ", "pip install nvidia-cuda-nvdisasm"),
-        ("- C compiler ", "apt install gcc"), ("- driver ", "install NVIDIA's driver"),
+        ("- ptxas ", "pip install nvidia-cuda-nvcc"), ("- C compiler ", "apt install gcc"),
+        ("- driver ", "install NVIDIA's driver"),
     ):  # fmt: skip
         at = next(i for i, line in enumerate(lines) if line.startswith(start))
         assert remedy in lines[at + 1]

@@ -40,7 +40,7 @@ def test_a_measured_table(tcomp: Tcomp, tmp_path: Path) -> None:
     by_name = {k["kernel"]: k for k in found["kernels"]}
     assert by_name["linear"]["flops"] == 16 * 48 * (16 * 2 + 1)
     assert all(k["seconds"] > 0 and k["share"] > 0 for k in found["kernels"])
-    assert by_name["crossentropy"]["functions"]["exp"] == 16 * 256
+    assert by_name["crossentropy_at_once"]["functions"]["exp"] == 2 * 16 * 256
     assert by_name["attention"]["functions"]["exp"] == 2 * 2 * 36
     assert by_name["linear_gelu"]["functions"] == {"tanh": 16 * 64}
     for k in found["kernels"]:
@@ -65,7 +65,9 @@ def test_what_is_refused(tcomp: Tcomp) -> None:
     refused(tcomp("roofline", "gpt2", "--device", "cuda"), "--device cuda", "tcomp bench")
     refused(tcomp("roofline", "gpt2", "--runs", "0"), "--runs")
     refused(tcomp("roofline", "gpt2", "--out", "r"), "--out", "--gpu h100")
-    refused(tcomp("roofline", "--ladder", "--gpu", "h100"), "--ladder", "leave out")
+    refused(tcomp("roofline", "--ladder", "--gpu", "h100"), "--ladder", "no other flag")
+    refused(tcomp("roofline", "gpt2", "--gpu", "h100", "--measure"), "--measure", "leave out --gpu")
+    refused(tcomp("roofline", "gpt2", "--gpu", "h100", "--out", __file__), "cannot make this folder", "--out")
     refused(tcomp("roofline", "gpt2", "--json", "no/such/folder.json"), "cannot write there")
 
 

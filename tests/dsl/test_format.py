@@ -50,7 +50,10 @@ op   a( X:f32[ N ,M] ,   # the input
 
 # about b
 fn f(x)= x*x
-schedule a on cpu:
+schedule a,
+ b on cpu,gpu :
+    for  b :
+     raster 8
     tune A=4 from 1,2,64 .. 128 step 32
     where(A<=4)and A>1
     n->core( 4 )/unroll(2)/vec 8
@@ -78,7 +81,10 @@ op a(X: f32[N, M],  # the input
 
 # about b
 fn f(x) = x * x
-schedule a on cpu:
+schedule a,
+    b on cpu, gpu:
+  for b:
+    raster 8
   tune A = 4 from 1, 2, 64..128 step 32
   where (A <= 4) and A > 1
   n -> core(4) / unroll(2) / vec 8

@@ -75,6 +75,8 @@ def test_spans_cover_exactly_the_text_of_each_node() -> None:
 def test_a_header_may_go_on_in_brackets_and_at_the_arrow() -> None:
     long = "op f(X: f32[N],  # input\n    lr: f32[];\n  V)\n    # result\n    -> Y: f32[N]:\n  Y[n] = X[n]\n"
     assert op(long) == op("op f(X: f32[N], lr: f32[]; V) -> Y: f32[N]:\n  Y[n] = X[n]\n")
+    behind_commas = "schedule f,  # the first\n\n  g on gpu,\nsm_80:\n  m -> grid(1)\n"
+    assert parse(behind_commas).items == parse("schedule f, g on gpu, sm_80:\n  m -> grid(1)\n").items
 
 
 def test_neighbours_share_a_type() -> None:

@@ -11,7 +11,7 @@ from tcomp.dsl.load import load_text
 from tcomp.dsl.printer import print_op
 from tcomp.dsl.storage import STORAGE, binding, bound, is_generic
 from tcomp.errors import UserError
-from tcomp.model.graph import build_graph
+from tcomp.model.unroll import build_graph
 
 TEXT = """
 op f(X, W: real[N], s: f32[]) -> Y: real[N], m: f32[N]:

@@ -302,3 +302,21 @@ def test_a_monoid_of_another_form_is_refused() -> None:
     module = load_text(text)
     with pytest.raises(TcError, match="the monoid 'squares' is no sum weighted by exp"):
         derive(module.ops["f"], module)
+
+
+@pytest.mark.parametrize(
+    ("value", "slope"),
+    [
+        ("1.0 / (1.0 + exp(-X[i]))", lambda x: 0.25 / np.cosh(x / 2) ** 2),
+        ("swish(X[i])", lambda x: (1 + np.tanh(x / 2)) / 2 + x / 4 / np.cosh(x / 2) ** 2),
+        ("log(2.0 * exp(3.0 * X[i]) + 0.5)", lambda x: 1.5 * (1 + np.tanh((3 * x + np.log(4)) / 2))),
+        ("(1.0 - exp(X[i])) / (1.0 + exp(X[i]))", lambda x: -0.5 / np.cosh(x / 2) ** 2),
+    ],
+)
+def test_slopes_of_logistic_functions_are_finite_where_their_exponentials_overflow(value: str, slope: Any) -> None:
+    module = load_text(MONOIDS + f"op f(X: f32[N]) -> Y: f32[N]:\n  Y[i] = {value}\n")
+    backward = derive(module.ops["f"], module)
+    x = np.array([-1200.0, -60.0, -3.0, -0.5, 0.0, 1.0, 40.0, 700.0])
+    with np.errstate(over="ignore"):
+        got = evaluate(backward, module, {"X": x, "dY": np.ones(8)}, {"N": 8})["dX"]
+        np.testing.assert_allclose(got, slope(x), rtol=1e-9, atol=1e-16)

@@ -14,9 +14,9 @@ from tcomp.dsl.ast import Module
 from tcomp.dsl.load import load, load_text
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
-from tcomp.model.graph import build_graph
 from tcomp.model.interpret import Memory, run
 from tcomp.model.programs import Programs, build_programs
+from tcomp.model.unroll import build_graph
 from tests.reference import torch_gpt2 as reference
 
 GPT2 = Path(__file__).resolve().parents[2] / "models" / "gpt2.tc"
@@ -84,7 +84,7 @@ def check_gradients(gpt2: Module, accumulation: int) -> None:
     losses = []
     for i, batch in enumerate(batches):
         feed(memory, p, batch)
-        run(p.graph.nodes, gpt2, memory)
+        run(p.forward_next if i else p.forward, gpt2, memory)
         losses.append(float(memory.read(p.graph.loss)))
         run(p.backward_next if i else p.backward, gpt2, memory)
     want = reference.train_steps(params, batches, CONFIG, accumulation=accumulation)
@@ -102,7 +102,7 @@ def test_an_update_on_flat_vectors_is_that_of_torch(gpt2: Module) -> None:
     assert p.update is not None
     memory = memory_of(p, params, 1)
     feed(memory, p, batches[0])
-    run(p.graph.nodes + p.backward, gpt2, memory)
+    run(p.forward + p.backward, gpt2, memory)
     flats = p.update.flats
     for name, flat in flats.items():
         memory.write(flat.whole(), np.zeros(flat.elements))

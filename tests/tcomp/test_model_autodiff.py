@@ -12,7 +12,8 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load, load_text
 from tcomp.model.autodiff import Variants, copied_gradient, differentiate
 from tcomp.model.flat import like_parameters
-from tcomp.model.graph import Graph, Node, Tensor, build_graph
+from tcomp.model.graph import Graph, Node, Tensor
+from tcomp.model.unroll import build_graph
 
 GPT2 = Path(__file__).resolve().parents[2] / "models" / "gpt2.tc"
 

@@ -10,7 +10,8 @@ from tcomp.dsl.ast import Module
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load, load_text
 from tcomp.errors import UserError
-from tcomp.model.graph import Graph, Node, build_graph
+from tcomp.model.graph import Graph, Node
+from tcomp.model.unroll import build_graph
 
 GPT2 = Path(__file__).resolve().parents[2] / "models" / "gpt2.tc"
 

@@ -14,13 +14,14 @@ from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
 from tcomp.model.arena import Arena
 from tcomp.model.build import build_step
-from tcomp.model.graph import Tensor, build_graph
+from tcomp.model.graph import Tensor
 from tcomp.model.lowering import Lowering, PlannedLaunch
 from tcomp.model.placement import ALIGNMENT
 from tcomp.model.plan import ProgramPlan, plan_program
 from tcomp.model.programs import build_programs
 from tcomp.model.report import TEMPORARY, live_bytes, plan_text
 from tcomp.model.step import Slot, Step
+from tcomp.model.unroll import build_graph
 from tcomp.schedule.lower import lower
 
 GPT2 = Path(__file__).resolve().parents[2] / "models" / "gpt2.tc"
@@ -60,9 +61,8 @@ def test_every_launch_reads_what_was_written_for_it(gpt2: Module, accumulation: 
     p = build_programs(graph, gpt2, training, accumulation)
     lowering = Lowering(gpt2, lambda op, m, dims: lower(op, m, dims, detect(), threads=2))
     arena = Arena(p, not training, 1.0)
-    forward = lowering.launches(graph.nodes)
-    for nodes in (p.backward, p.backward_next):
-        launches = forward + lowering.launches(nodes)
+    for nodes in ((*p.forward, *p.backward), (*p.forward_next, *p.backward_next)):
+        launches = lowering.launches(nodes)
         replay(launches, plan_program(launches, arena.address.keys()), arena)
 
 

@@ -13,10 +13,10 @@ import multiprocessing
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -68,7 +68,8 @@ class Compilers:
         if self._pool is None and len(self._waiting) >= PARALLEL_FROM:
             self._pool = _pool(self.machine)
         if self._pool is not None:
-            with suppress(BrokenProcessPool):  # (`finish` compiles what no process did)
+            # The first call forks. (`finish` compiles what no process did.)
+            with _interrupts_wait(), suppress(BrokenProcessPool):
                 for name, waiting in self._waiting.items():
                     self._begun[name] = self._pool.submit(_compile_one, waiting, self.machine)
                 self._waiting.clear()
@@ -136,6 +137,17 @@ def _pool(machine: CpuMachine) -> ProcessPoolExecutor | None:
     if not safe or workers < 2:
         return None
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"), initializer=_begin_work)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C comes at the end of this block. Around a fork Python runs hooks, and what is raised in them is printed and
+    dropped; a child begins with it blocked too."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_work() -> None:

@@ -12,7 +12,7 @@ Maps, reductions, contractions and scatters are this one generator; they differ 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,9 +25,10 @@ from tcomp.codegen.cpu.conditions import remaining, without
 from tcomp.codegen.cpu.domain import Domain, Point, Scope
 from tcomp.codegen.cpu.dot import dot
 from tcomp.codegen.cpu.emitter import Emitter, Int
+from tcomp.codegen.cpu.epilogue import Epilogue
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
-from tcomp.codegen.cpu.prefetch import LINE, MapPrefetcher, Prefetcher, touch
+from tcomp.codegen.cpu.prefetch import MapPrefetcher, Prefetcher, touch_registers
 from tcomp.codegen.cpu.segments import Segment, conditions_of, segments, singles_of
 from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
 from tcomp.codegen.cpu.types import I1, I32, I64, IrValue, constant, kind_of, kind_type
@@ -106,6 +107,8 @@ class ComputeGenerator:
             self.prefetchers = [p for p in made if p.possible]
         maps = [] if self.reduced else [MapPrefetcher(self.em, self.scope, p) for p in node.prefetch]
         self.map_prefetchers = [p for p in maps if p.possible]
+        self.epilogue = Epilogue(node, self.domain, self.graph, self.evaluator)
+        self.last = None if node.last is None else self.evaluator.value(self.graph.build(node.last), {})
         self._parallel(0)
 
     def _built(self) -> tuple[Node, Node | None]:
@@ -199,8 +202,10 @@ class ComputeGenerator:
         onward = self._goes_on()
         if onward:
             accumulators[::count] = [self._read(p) for p in points]
-        elif self._adds() and math.prod(a.block for a in self.reduced) >= LONG_SUM:
-            self._touch_target(points)
+        elif self._adds() and self._is_long:
+            touch_registers(self.domain, self.addressing, self.target, points, written=True)
+        if self.compute.epilogue and self._is_long:
+            self._where(self.last, partial(self.epilogue.touch, points))
         for prefetcher in self.prefetchers:
             prefetcher.enter_tile(self.domain.states)
         accumulators = self._reduce(0, points, separate, accumulators)
@@ -208,17 +213,45 @@ class ComputeGenerator:
         for p in range(len(points)):
             parts = accumulators[p * count : (p + 1) * count]
             results.append(self._across_lanes(self._merge(parts)))
-        if onward:
-            for point, result in zip(points, results, strict=True):
-                self._store(point, result, None)
+        if not self.compute.epilogue:
+            self._write_sums(points, results, onward)
             return
-        self._write(points, results, guarded=False)
+        self._where(self.last, partial(self._end, points, results, onward))
+        if self.last is not None:
+            more = self.em.here().not_(self.last)
+            self.em.when(more, partial(self._write_sums, points, results, onward))
+
+    def _where(self, condition: IrValue | None, body: Callable[[], None]) -> None:
+        if condition is None:
+            body()
+        else:
+            self.em.when(condition, body)
+
+    def _write_sums(self, points: list[dict[str, int]], results: list[IrValue], onward: bool) -> None:
+        """A reduction's results to its target; they are the target's new values already if it goes on with the old."""
+        if not onward:
+            self._write(points, results, guarded=False)
+            return
+        for point, result in zip(points, results, strict=True):
+            self._store(point, result, None)
+
+    def _end(self, points: list[dict[str, int]], results: list[IrValue], onward: bool) -> None:
+        """The epilogue, on a reduction's final values."""
+        if self.compute.accumulate and not onward:
+            old = [self._read(p) for p in points]
+            self.em.here()
+            results = [self.combine(o, r) for o, r in zip(old, results, strict=True)]
+        self.epilogue.emit(self.target, points, [self._in_target(r) for r in results])
+
+    @property
+    def _is_long(self) -> bool:
+        return math.prod(a.block for a in self.reduced) >= LONG_SUM
 
     def _goes_on(self) -> bool:
         """Whether a reduction takes up its target's old value as its first: then nothing waits for it at the end. In a
         tensor that value may be far away; behind a long sum it is added at the end, and asked for at the beginning."""
         same = self.kind == kind_of(self.target.buffer.dtype)
-        far = self.target.buffer.scope is Where.OPERAND and math.prod(a.block for a in self.reduced) >= LONG_SUM
+        far = self.target.buffer.scope is Where.OPERAND and self._is_long
         return self._adds() and same and not far
 
     def _adds(self) -> bool:
@@ -226,15 +259,6 @@ class ComputeGenerator:
         node = self.compute
         across = self.vector is not None and self.vector in node.reduced
         return node.accumulate and node.distinct and not across
-
-    def _touch_target(self, points: list[dict[str, int]]) -> None:
-        """Prefetch the lines of the target under this register tile."""
-        size = self.target.buffer.dtype.bytes
-        register = self.lanes * size if self._vector_target else size
-        apart = max(1, LINE // register)
-        for p in points:
-            if self.vector is None or p[self.vector] % apart == 0:
-                touch(self.em, self.addressing.pointer(self.target, p), written=True)
 
     def _separate(self, points: int) -> list[Axis]:
         """Reduced axes whose unrolled steps get accumulators of their own: few others hide the latency."""
@@ -441,15 +465,20 @@ class ComputeGenerator:
         return old
 
     def _store(self, point: Point, value: IrValue, condition: IrValue | None) -> None:
-        memory, em = self.evaluator.memory, self.em
-        b = em.here()
-        if self.kind == "f64" and kind_of(self.target.buffer.dtype) == "f32":
-            lanes = self.lanes if isinstance(value.type, ir.VectorType) else 0
-            value = b.fptrunc(value, kind_type("f32", lanes))
+        memory = self.evaluator.memory
+        value = self._in_target(value)
         if not self._vector_target:
             memory.store_scalar(self.target, point, value)
             return
         mask = self.domain.mask(point)
         if condition is not None:
-            mask = condition if mask is None else b.and_(mask, condition)
+            mask = condition if mask is None else self.em.builder.and_(mask, condition)
         memory.store_vector(self.target, point, value, mask)
+
+    def _in_target(self, value: IrValue) -> IrValue:
+        """The value in the target's kind."""
+        b = self.em.here()
+        if self.kind == "f64" and kind_of(self.target.buffer.dtype) == "f32":
+            lanes = self.lanes if isinstance(value.type, ir.VectorType) else 0
+            return b.fptrunc(value, kind_type("f32", lanes))
+        return value

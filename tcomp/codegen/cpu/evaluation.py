@@ -29,6 +29,8 @@ class Evaluator:
         self.em = domain.emitter
         self.graph = graph
         self.memory = Memory(domain, addressing)
+        self.held: dict[Place, IrValue] = {}
+        """what is read at the current point from these places, and not from memory"""
         addressing.evaluator = self
 
     def varies(self, node: Node) -> bool:
@@ -131,6 +133,8 @@ class Evaluator:
     def _load(self, node: Node, point: Point, condition: Node | None, level: int) -> IrValue:
         place = node.data
         assert isinstance(place, Place)
+        if place in self.held:
+            return self.held[place]
         if not self.varies(node):
             scalar = None if condition is None else self.any_lane(condition, point, level)
             return self.memory.load_scalar(place, point, scalar, level)

@@ -127,6 +127,18 @@ def _is_affine(place: Place) -> bool:
     return place.panel is None and not any(node.deps for node, _ in place.gathered)
 
 
+def touch_registers(
+    domain: Domain, addressing: Addressing, place: Place, points: Sequence[Point], written: bool
+) -> None:
+    """Prefetch the lines of an access under these registers, where their lanes lie side by side."""
+    vector = domain.vector
+    apart = max(1, LINE // (place.buffer.dtype.bytes * domain.lanes))
+    for p in points:
+        near = vector is None or vector not in place.deps
+        if near or (addressing.lane_stride(place, p) == 1 and p[vector] % apart == 0):
+            touch(domain.emitter, addressing.pointer(place, p), written)
+
+
 def touch(em: Emitter, pointer: IrValue, written: bool) -> None:
     """Prefetch the line at a pointer."""
     em.here()

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.integers import Affine
 from tcomp.codegen.cpu.types import I8, VOID, IrValue
 from tcomp.codegen.nvptx import formats
 from tcomp.codegen.nvptx.addressing import Place
 from tcomp.codegen.nvptx.domain import GpuDomain, Point
 from tcomp.codegen.nvptx.swizzle import column_bytes, granule_of
-from tcomp.ir.tile import Scope, Swizzled
+from tcomp.ir.tile import Swizzled
 
 FIRST_SM = 90
 SIDE = 8
@@ -77,30 +76,3 @@ class MatrixStore:
 
         found: IrValue = em.once(level, (*key, id(root)), pointer)
         return found, row * layout.width + panel * layout.panel_rows(buffer.shape) * layout.width
-
-
-def matrix_store(domain: GpuDomain, target: Place, points: Sequence[Point]) -> MatrixStore | None:
-    """How the points' values are stored by stmatrix; None where target, layouts or points do not fit."""
-    buffer = target.buffer
-    if buffer.scope is not Scope.SHARED or not isinstance(buffer.layout, Swizzled) or buffer.dtype.bytes != 2:
-        return None
-    if int("".join(c for c in domain.block.target if c.isdigit()) or 0) < FIRST_SM or len(buffer.shape) != 2:
-        return None
-    pitch = buffer.shape[-1]
-    axes = {n[:-1]: c for n, c in target.form.terms if n.endswith("'")}
-    rows = next((a for a, c in axes.items() if c == pitch), "")
-    columns = next((a for a, c in axes.items() if c == 1), "")
-    plain = Affine(((f"{columns}'", 1),))
-    if not rows or target.column != plain or target.form - plain != Affine(((f"{rows}'", pitch),)):
-        return None
-    down, across = domain.places[rows], domain.places[columns]
-    lanes = [(s.lane, s.lanes, s.grain) for s in (down.spread, across.spread)]
-    quad = lanes == [("y", SIDE, 1), ("x", 4, 2)] and not across.spread.warp
-    counted = all(isinstance(p.base, int) and p.base == 0 and not any(p.owned) for p in (down, across))
-    found = {(down.offsets[p[rows]], across.offsets[p[columns]]) for p in points}
-    blocks = {(r // (2 * SIDE), c // (2 * SIDE)) for r, c in found}
-    one = {(r % (2 * SIDE), c % (2 * SIDE)) for r, c in found}
-    whole = len(found) == len(points) == len(blocks) * SIDE and len(one) == SIDE
-    if not quad or not counted or not whole or down.spread.warp_tile % (2 * SIDE):
-        return None
-    return MatrixStore(domain, target, rows, columns)

@@ -55,7 +55,7 @@ from tcomp.machine.gpu import GpuMachine
 class PhaseGenerator:
     """Writes one phase of a kernel as an entry of the module.
 
-    `inside` says, where clusters do not fit the grid, whether the block has work. Are its two warpgroups `staggered`?
+    `inside` says, where clusters do not fit the grid, whether the block has work. Are its warpgroups `staggered`?
     `pipe` is the innermost pipe loop of tensor copies around the place being written."""
 
     inside: IrValue | None = None
@@ -87,7 +87,9 @@ class PhaseGenerator:
         phase = self.phase
         filled = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
         self.ordinary = {t.name for t in self.kernel.tiles if t.scope is Scope.SHARED} - filled
-        self.sync = Planner(phase, self.scope.buffers, self.em.threads, self.kernel.order.persistent).plan(phase)
+        self.sync = Planner(
+            phase, self.scope.buffers, self.em.threads, self.kernel.order.persistent, self.kernel.inplace
+        ).plan(phase)
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
         self.scope.zeroed = matrix_operands(phase)
         self.scope.filled = filled_tiles(phase, self.scope.buffers)

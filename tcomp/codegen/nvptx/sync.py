@@ -3,7 +3,7 @@
 One pass over the statements keeps what has been read and written since the last barrier; a statement that touches
 memory which another thread may have written (or may still read) gets a barrier before it. Loop bodies are passed over
 until nothing changes, so that a turn meets the accesses of the one before it. Memory that threads of one
-block meet in: shared tiles, and operands and team tiles that the phase itself writes.
+block meet in: shared tiles, and operands and team tiles that the phase itself writes, or whose memory they may take.
 
 Two accesses need no barrier when every element is touched by the same thread in both: same ranges, same spreads, and
 no threads that hold copies or have fewer values than their neighbours.
@@ -75,8 +75,14 @@ class Planner:
     """Places the barriers of one phase."""
 
     def __init__(
-        self, phase: Sequence[Statement], buffers: Mapping[str, Buffer], threads: ThreadShape, persistent: bool = False
+        self,
+        phase: Sequence[Statement],
+        buffers: Mapping[str, Buffer],
+        threads: ThreadShape,
+        persistent: bool = False,
+        inplace: Iterable[tuple[str, str]] = (),
     ) -> None:
+        """`inplace` are (output, input) pairs that may share memory."""
         self.buffers, self.threads, self.persistent = buffers, threads, persistent
         self.sync = Sync()
         written = {w for s in statements_in(phase) for w in _written(s)}
@@ -85,6 +91,8 @@ class Planner:
         filled |= {s.buffer for s in statements_in(phase) if isinstance(s, Unpack)}
         self.met = {n for n, b in buffers.items() if (b.scope is Scope.SHARED and n not in filled)
                     or (b.scope in (Scope.OPERAND, Scope.TEAM) and n in written)}  # fmt: skip
+        self.place = {out: source for out, source in inplace if out in written}
+        self.met |= set(self.place.values())
 
     def plan(self, phase: Sequence[Statement]) -> Sync:
         self._body(phase, (), Pending())
@@ -101,7 +109,7 @@ class Planner:
             case Pack() if s.by == "tma":
                 pass
             case Pack():
-                reads = [Touch(n, None) for n in _packed(s) if n in self.met]
+                reads = [self._touch(n, None) for n in _packed(s) if n in self.met]
                 self._meet(path, pending, reads, [Touch(s.buffer, None)])
                 pending.copies = pending.copies or s.by == "cp.async"
             case Unpack():
@@ -115,9 +123,11 @@ class Planner:
         sharing = sharing_of(s, self.threads)
         # A matrix instruction's lanes read rows that their neighbours own.
         copies = bool(sharing.unused) or bool(s.instruction)
-        reads = [Touch(a.tensor, None if copies else self._owner(s, a)) for a in reads_of(s) if a.tensor in self.met]
+        reads = [
+            self._touch(a.tensor, None if copies else self._owner(s, a)) for a in reads_of(s) if a.tensor in self.met
+        ]
         # Of threads that hold copies only the first reads the old target and writes: an owner like any other.
-        own = Touch(s.target.tensor, self._owner(s, s.target))
+        own = self._touch(s.target.tensor, self._owner(s, s.target))
         old = [own] if s.accumulate and s.target.tensor in self.met else []
         writes = [own] if s.target.tensor in self.met else []
         if copies:
@@ -131,6 +141,9 @@ class Planner:
         self._meet(path, pending, reads + old, writes)
         if joins_warps(sharing):
             pending.reads.add(Touch(f"exchange {id(s)}", None))
+
+    def _touch(self, name: str, owner: tuple[Dimension, ...] | None) -> Touch:
+        return Touch(self.place.get(name, name), owner)
 
     def _meet(self, path: tuple[int, ...], pending: Pending, reads: Sequence[Touch], writes: Sequence[Touch]) -> None:
         """Put a barrier before the statement if it clashes with what is pending, then add its own accesses."""
@@ -156,7 +169,7 @@ class Planner:
         packs = leading_packs(s) if s.level == "pipe" else ()
         packs = () if any(p.by == "tma" for p in packs) else packs
         stages = pipe_stages(s)
-        reads = [Touch(n, None) for p in packs for n in _packed(p) if n in self.met]
+        reads = [self._touch(n, None) for p in packs for n in _packed(p) if n in self.met]
         writes = [Touch(p.buffer, None) for p in packs]
         if packs:
             # The first packs are issued before the loop; inside, each turn begins with a barrier.

@@ -15,12 +15,12 @@ from llvmlite import ir
 from tcomp.codegen.cpu.expressions import Node
 from tcomp.codegen.cpu.types import F32, F64, VOID, IrValue
 from tcomp.codegen.nvptx import formats
+from tcomp.codegen.nvptx.accumulator_store import accumulator_store
 from tcomp.codegen.nvptx.addressing import Place
 from tcomp.codegen.nvptx.domain import Point
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import GpuEvaluator, value_kind
 from tcomp.codegen.nvptx.join import combine
-from tcomp.codegen.nvptx.matrix_store import matrix_store
 from tcomp.codegen.nvptx.plan import Sharing
 from tcomp.dsl.ast import DType, accesses_in
 from tcomp.ir.tile import Compute, Scope
@@ -111,7 +111,7 @@ class Writer:
             return
         conditions = [None if guard is None else self.evaluator.value(guard, p) for p in points]
         first = self.em.first_along(self.sharing.unused)
-        if guard is None and first is None and self._by_matrices(points, values):
+        if guard is None and first is None and self._whole_accumulator(points, values):
             return
         body = partial(self._memory, points, values, conditions, guard)
         if first is None:
@@ -120,13 +120,13 @@ class Writer:
             self.em.here()
             self.em.when(first, body)
 
-    def _by_matrices(self, points: Points, values: Sequence[IrValue]) -> bool:
-        """Store to a tile for the copy engine by stmatrix, if that fits. What lies past the tensor's end may be there,
-        as it is not delivered."""
+    def _whole_accumulator(self, points: Points, values: Sequence[IrValue]) -> bool:
+        """Store to a tile for the copy engine in whole squares, if that fits. What lies past the tensor's end may be
+        there, as it is not delivered."""
         plain = self.node.distinct and not self.node.atomic and not self.accumulate
         if not plain or self.target.buffer.name not in self.domain.block.delivered:
             return False
-        found = matrix_store(self.domain, self.target, points)
+        found = accumulator_store(self.domain, self.target, points)
         if found is not None:
             found.store(points, [self._stored(v) for v in values])
         return found is not None

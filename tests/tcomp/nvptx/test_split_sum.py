@@ -60,6 +60,18 @@ def test_parts_on_cuda_cores(m: int, n: int, k: int, by: str, t: str) -> None:
     assert reports[0].grid[0] == -(-m // 64) * -(-n // 32) * -(-k // 32)
 
 
+@pytest.mark.parametrize("m", [64, 150])
+def test_what_is_computed_from_a_sum_follows_its_join(m: int) -> None:
+    """`acc` stays in registers, in the join's own loops, also where there is nothing to join."""
+    text = CORES.format(t="f32", by="cp.async", old="", new="dW: f32[N, K]", eq="=")
+    text = text.replace("dW[n, k] = sum", "acc[n, k] = sum").replace("combine dW", "combine acc")
+    text = text.replace("X[m, k]\n", "X[m, k]\n  dW[n, k] = acc[n, k] * 0.5\n", 1)
+    found = lowered(text, {"M": m, "N": 40, "K": 36})
+    assert len(found.phases) == (2 if m > 64 else 1)
+    assert [b.name for b in found.tiles if b.scope is Scope.TEAM] == (["acc.partial"] if m > 64 else [])
+    run(found, given(found, RNG), tolerance=1e-4)
+
+
 def test_a_sum_of_one_part_is_not_divided() -> None:
     text = CORES.format(t="f32", by="cp.async", old="", new="dW: f32[N, K]", eq="=")
     found = lowered(text, {"M": 64, "N": 40, "K": 36})
@@ -117,8 +129,7 @@ def test_a_shipped_weight_gradient_is_divided_while_tiles_leave_processors_idle(
     assert backward is not None
     kernels = lower(bound(backward, DType.BF16), module, {"M": 2112, "N": 136, "K": 264}, H100).kernels
     (found,) = (k for k in kernels if "dW" in k.writes)
-    (partial,) = (b for b in found.tiles if b.scope is Scope.TEAM)
-    assert partial.shape[0] == 2
+    assert found.buffer("dW.partial").shape[0] == 2
     inputs = {
         o.name: RNG.standard_normal(o.shape).astype(np.float32) / 8 for o in found.operands if o.name in found.reads
     }

@@ -1,0 +1,312 @@
+"""A checked model, a configuration and sizes -> a graph of op instances over tensors.
+
+Loops over layers are unrolled, `w[l]` and `x as [...]` become views (a tensor, an element offset, a shape),
+every dimension is a number, and every name of the text stands for one view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from tcomp.dsl.ast import (
+    DType,
+    Expr,
+    ForLayers,
+    Model,
+    ModelStatement,
+    Module,
+    Name,
+    Op,
+    OpCall,
+    ParamDecl,
+    Span,
+    TensorRef,
+)
+from tcomp.dsl.decode import decoding
+from tcomp.dsl.dims import Number, bind, evaluate_dim, operand_shape
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.format import print_expression
+from tcomp.dsl.recipes import RECIPES, Recipe
+from tcomp.dsl.storage import binding, bound
+from tcomp.dsl.variants import mentioned, under
+from tcomp.errors import UserError
+from tcomp.model.dimensions import mentions, model_dims, one_of
+from tcomp.model.graph import Graph, Node, Parameter, Tensor, View
+
+_MOST_LAYERS = 10_000
+
+
+def build_graph(
+    module: Module,
+    model_name: str,
+    config: str,
+    sizes: Mapping[str, int],
+    overrides: Mapping[str, Number] | None = None,
+    precision: str | None = None,
+    decode: bool = False,
+) -> Graph:
+    """The graph of `model_name` with the values of `config`, some of them overridden, at the given sizes.
+
+    `precision` names a recipe (None: that of the model's text); with `decode` it is the model's decoding form.
+    UserError for a model, config, size, override or recipe that does not exist; TcError for what the model's own text
+    gets wrong at these sizes (a requirement, a shape).
+    """
+    model = module.models.get(model_name)
+    if model is None:
+        raise UserError(f"there is no model '{model_name}'", one_of("models", module.models))
+    if decode:
+        if model.decode is None:
+            raise UserError(f"model '{model_name}' has no `decode` block", "docs/models.md says how to write one")
+        model = decoding(model, module)
+    dims = model_dims(module, model, config, sizes, overrides or {})
+    recipe = recipe_of(model, precision)
+    assert module.precision in (None, recipe.name), f"the module was read for precision {module.precision} only"
+    if recipe.annotated and recipe.name not in mentioned(model):
+        raise UserError(
+            f"model '{model.name}' says nothing about precision {recipe.name}",
+            f"annotate the calls that it changes: y = linear(x, w, b) [{recipe.name}(OP)]",
+        )
+    return _Builder(module, under(model, recipe.name, module), config, dims, recipe).build()
+
+
+def recipe_of(model: Model, precision: str | None = None) -> Recipe:
+    """The recipe named `precision`, else that of the model's text."""
+    name = precision or model.precision
+    if name not in RECIPES:
+        raise UserError(f"there is no precision '{name}'", one_of("precisions", RECIPES))
+    return RECIPES[name]
+
+
+class _Builder:
+    """The state of one walk over a model's text."""
+
+    def __init__(self, module: Module, model: Model, config: str, dims: dict[str, Number], recipe: Recipe) -> None:
+        self.module, self.model, self.config, self.dims, self.recipe = module, model, config, dims, recipe
+        self.ops: dict[tuple[str, DType], Op] = {}
+        self.environment: dict[str, View] = {}
+        self.nodes: list[Node] = []
+        self.names: dict[str, int] = {}
+        self.scalars: dict[Tensor, float] = {}
+        self.constants: dict[tuple[float, DType], Tensor] = {}
+        self.bound: dict[tuple[object, ...], tuple[dict[str, int], dict[str, tuple[int, ...]]]] = {}
+
+    def build(self) -> Graph:
+        tied = {t.name: t.to for t in self.model.ties if t.where is None or evaluate_dim(t.where, self.dims)}
+        parameters = tuple(self.parameter(p) for p in self.model.params if p.name not in tied)
+        for name, to in tied.items():
+            self.environment[name] = self.environment[to]
+        inputs: dict[str, Tensor] = {}
+        bounds: dict[str, int] = {}
+        for i in self.model.inputs:
+            inputs[i.name] = self.declare(i.name, i.dtype, self.shape(i.shape, f"'{i.name}'"), "input")
+            bounds[i.name] = 0 if i.below is None else self.integer(i.below, {})
+        states = {}
+        for x in self.model.states:
+            states[self.declare(x.name, x.dtype, self.shape(x.shape, f"'{x.name}'"), "state")] = x.op
+        caches = tuple(
+            self.declare(c.name, c.dtype, self.shape(c.shape, f"'{c.name}'"), "cache") for c in self.model.caches
+        )
+        self.statements(self.model.forward, {}, "")
+        loss = self.result(self.model.loss, "loss")
+        if loss.elements != 1:
+            raise self.error(f"the loss '{self.model.loss}' has shape {_shape(loss.shape)}", self.model.span,
+                             "a loss is a scalar; reduce it, for example with 'mean'")  # fmt: skip
+        logits = None if self.model.logits is None else self.result(self.model.logits, "logits")
+        return Graph(
+            self.model, self.config, self.dims, tuple(self.nodes), parameters, inputs, bounds, loss, logits,
+            self.recipe, self.scalars, states, caches,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------------------------ declarations
+
+    def parameter(self, p: ParamDecl) -> Parameter:
+        tensor = self.declare(p.name, p.dtype, self.shape(p.shape, f"'{p.name}'"), "parameter")
+        value = float(evaluate_dim(p.init.args[0], {**self.dims})) if p.init.args else 0.0
+        return Parameter(p, tensor, value)
+
+    def declare(self, name: str, dtype: DType, shape: tuple[int, ...], kind: str) -> Tensor:
+        tensor = Tensor(self.unique(name), self.recipe.stored(dtype), shape, kind, name)
+        self.environment[name] = tensor.whole()
+        return tensor
+
+    def unique(self, name: str) -> str:
+        """`l0.x`, then `l0.x.2`, ..."""
+        n = self.names[name] = self.names.get(name, 0) + 1
+        return name if n == 1 else f"{name}.{n}"
+
+    def result(self, name: str, what: str) -> View:
+        if name not in self.environment:
+            raise self.error(f"the model's {what} '{name}' is never computed", self.model.span)
+        return self.environment[name]
+
+    # -------------------------------------------------------------------------------------- statements
+
+    def statements(self, body: tuple[ModelStatement, ...], index: dict[str, int], prefix: str) -> None:
+        for s in body:
+            if isinstance(s, ForLayers):
+                extent = self.integer(s.extent, index)
+                if extent > _MOST_LAYERS:
+                    raise self.error(f"{extent} layers are more than the {_MOST_LAYERS} that can be planned", s.span)
+                for i in range(extent):
+                    self.statements(s.body, {**index, s.index: i}, f"{prefix}{s.index}{i}.")
+            else:
+                self.call(s, index, prefix)
+
+    def call(self, c: OpCall, index: dict[str, int], prefix: str) -> None:
+        op = self.module.ops.get(c.op)
+        if op is None:
+            raise self.error(f"there is no op '{c.op}'", c.span)
+        keywords = dict(c.keywords)
+        given: dict[str, TensorRef | Expr] = dict(zip([p.name for p in op.params], c.args, strict=False))
+        for p in op.params[len(c.args) :]:
+            if p.name not in keywords:
+                raise self.error(f"'{op.name}' gets no operand '{p.name}'", c.span)
+            given[p.name] = keywords.pop(p.name)
+        real = self.real(op, given, c)
+        op = self.at(op, real)
+        operands: dict[str, View] = {}
+        for p in op.params:
+            operands[p.name] = self.operand(given[p.name], p.dtype, p.shape == (), index, c)
+        if any(p.inout and operands[p.name].tensor.kind != "cache" for p in op.params):
+            raise self.error(f"op '{op.name}' changes its operands, so a forward pass cannot call it", c.span)
+        if len(c.args) > len(op.params) or len(c.results) != len(op.outputs):
+            raise self.error(
+                f"'{op.name}' takes {len(op.params)} operands and gives {len(op.outputs)} results, "
+                f"here {len(c.args)} and {len(c.results)}",
+                c.span,
+            )
+        static = {n: self.integer(e, index) for n, e in keywords.items()}
+        dims, shapes = self.bind(op, operands, static, c, prefix)
+        for o, r in zip(op.outputs, c.results, strict=True):
+            dropped = r.name == "_"
+            name = prefix + (f"{op.name}.{o.name}" if dropped else r.name)
+            tensor = Tensor(self.unique(name), o.dtype, shapes[o.name], "activation", f"{prefix}{op.name}")
+            operands[o.name] = tensor.whole()
+            if not dropped:
+                self.environment[r.name] = self.reshaped(tensor.whole(), r, index)
+        parameters = [v.tensor.name for v in operands.values() if v.tensor.kind == "parameter"]
+        label = " ".join([f"{prefix}{op.name}", *parameters])
+        marked = any(a.function == "recompute" for a in c.annotations)
+        recompute = frozenset(o.name for o in op.outputs) if marked else frozenset()
+        chunks = max([1, *(self.integer(a.args[0], index) for a in c.annotations if a.function == "chunks")])
+        together = next((a.args[0] for a in c.annotations if a.function == "at_once"), None)
+        both = together.id if isinstance(together, Name) else ""
+        self.nodes.append(Node(op, dims, operands, label, c.span, recompute, real, chunks, both))
+
+    def real(self, op: Op, given: Mapping[str, TensorRef | Expr], c: OpCall) -> DType:
+        """What this call binds `real` to: the type of the tensors it passes, else the model's."""
+        names = {
+            n: a.name if isinstance(a, TensorRef) else a.id for n, a in given.items() if isinstance(a, TensorRef | Name)
+        }
+        tensors = {n: self.environment[t].tensor.dtype for n, t in names.items() if t in self.environment}
+        try:
+            return binding(op, tensors, self.recipe.storage)
+        except TcError as e:
+            raise self.error(e.message, c.span, e.hint) from None
+
+    def at(self, op: Op, real: DType) -> Op:
+        """The op with `real` bound: one object per op and type."""
+        key = op.name, real
+        if key not in self.ops:
+            self.ops[key] = bound(op, real)
+        return self.ops[key]
+
+    def bind(
+        self, op: Op, operands: dict[str, View], static: dict[str, int], c: OpCall, prefix: str
+    ) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+        """The op's dimensions and its results' shapes; the same for every layer, so remembered."""
+        shapes = {n: v.shape for n, v in operands.items()}
+        key = (id(op), *shapes.values(), *static.items())
+        if key not in self.bound:
+            try:
+                dims = bind(op, shapes, static)
+                self.bound[key] = dims, {o.name: operand_shape(o, dims) for o in op.outputs}
+            except TcError as e:
+                e.notes = (*e.notes, f"in the call '{prefix}{op.name}' at {c.span}")
+                raise
+        return self.bound[key]
+
+    # ---------------------------------------------------------------------------------------- operands
+
+    def operand(self, a: TensorRef | Expr, dtype: DType, scalar: bool, index: dict[str, int], c: OpCall) -> View:
+        if isinstance(a, Name):
+            a = TensorRef(a.id, span=a.span)
+        if isinstance(a, TensorRef):
+            if a.name in self.environment:
+                view = self.view(a, index)
+                if view.tensor.dtype is not dtype:
+                    raise self.error(f"'{a.name}' is {view.tensor.dtype}, '{c.op}' needs {dtype}", a.span)
+                return view
+            if not scalar or a.subscripts or a.shape is not None:
+                raise self.error(f"'{a.name}' is not a tensor of this model", a.span)
+            a = Name(a.name, a.span)
+        if not scalar:
+            raise self.error(f"'{c.op}' needs a tensor here, not the number {print_expression(a)}", a.span)
+        return self.constant(float(self.evaluate(a, index)), dtype)
+
+    def constant(self, value: float, dtype: DType) -> View:
+        key = value, dtype
+        if key not in self.constants:
+            name = f"constant.{value:g}" + ("" if dtype is DType.F32 else f".{dtype}")
+            self.constants[key] = Tensor(name, dtype, (), "scalar", "model")
+            self.scalars[self.constants[key]] = value
+        return self.constants[key].whole()
+
+    def view(self, r: TensorRef, index: dict[str, int]) -> View:
+        v = self.environment[r.name]
+        offset, shape = v.offset, v.shape
+        if len(r.subscripts) > len(shape):
+            raise self.error(f"'{r.name}' has shape {_shape(shape)}: too many subscripts", r.span)
+        for s in r.subscripts:
+            i = self.integer(s, index)
+            if not 0 <= i < shape[0]:
+                raise self.error(f"subscript {i} of '{r.name}' is outside 0 .. {shape[0] - 1}", s.span)
+            shape = shape[1:]
+            offset += i * prod(shape)
+        return self.reshaped(View(v.tensor, offset, shape), r, index)
+
+    def reshaped(self, v: View, r: TensorRef, index: dict[str, int]) -> View:
+        if r.shape is None:
+            return v
+        shape = tuple(self.integer(e, index) for e in r.shape)
+        if prod(shape) != v.elements:
+            raise self.error(
+                f"'{r.name}' has shape {_shape(v.shape)}, which is {v.elements} elements; "
+                f"as {_shape(shape)} it would be {prod(shape)}",
+                r.span,
+                "a view must have as many elements as what it views",
+            )
+        return View(v.tensor, v.offset, shape)
+
+    # ----------------------------------------------------------------------------------------- numbers
+
+    def evaluate(self, e: Expr, index: dict[str, int]) -> int | float:
+        values: dict[str, int | float] = {**self.dims, **index}
+        if self.model.optimizer is not None:
+            for name, value in self.model.optimizer.hyper:
+                if name not in values and mentions(e, name):
+                    values[name] = evaluate_dim(value, values)
+        return evaluate_dim(e, values)
+
+    def integer(self, e: Expr, index: dict[str, int]) -> int:
+        return _int(evaluate_dim(e, {**self.dims, **index}), e)
+
+    def shape(self, shape: tuple[Expr, ...], what: str) -> tuple[int, ...]:
+        extents = tuple(self.integer(e, {}) for e in shape)
+        if min(extents, default=1) < 1:
+            raise self.error(f"{what} would have the shape {_shape(extents)}", shape[0].span, "extents are at least 1")
+        return extents
+
+    def error(self, message: str, span: Span, hint: str = "") -> TcError:
+        return TcError(message, span, self.module.sources.get(span.file, ""), hint)
+
+
+def _int(value: int | float, e: Expr) -> int:
+    if value != int(value):
+        raise TcError(f"a dimension must be a whole number, '{print_expression(e)}' is {value}", e.span)
+    return int(value)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"

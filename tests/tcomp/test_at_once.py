@@ -1,0 +1,114 @@
+"""A call and its backward computed at once: the same numbers, one kernel that reads the logits once, no more memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tcomp.codegen.nvptx.sync import Planner
+from tcomp.dsl.ast import DType, Module
+from tcomp.dsl.load import library, load, load_text
+from tcomp.dsl.storage import bound
+from tcomp.grad import backward_of
+from tcomp.machine.cpu import detect
+from tcomp.machine.gpu import H100
+from tcomp.model.build import build_step
+from tcomp.model.chunks import in_chunks
+from tcomp.model.graph import Graph, Node
+from tcomp.model.programs import Programs, build_programs
+from tcomp.model.unroll import build_graph
+from tcomp.oracle import evaluate
+from tcomp.runtime.device import CpuDevice
+from tcomp.runtime.verify import distance, random_inputs, verify_op
+from tcomp.schedule.lower import lower
+from tests.test_ops_gpu import run
+
+ROWS = {"M": 7, "P": 600, "V": 571}
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Module:
+    return load(library() / "gpt2.tc")
+
+
+def programs(module: Module, apart: bool = False, accumulation: int = 1, **overrides: int) -> Programs:
+    graph = build_graph(module, "gpt2", "tiny", {"B": 2, "T": 16}, overrides)
+    graph = in_chunks(separate(graph) if apart else graph, module)
+    return build_programs(graph, module, accumulation=accumulation)
+
+
+def separate(graph: Graph) -> Graph:
+    return replace(graph, nodes=tuple(replace(n, at_once="") for n in graph.nodes))
+
+
+def names(nodes: tuple[Node, ...]) -> list[str]:
+    return [n.op.name for n in nodes]
+
+
+def test_it_computes_what_the_call_and_its_backward_compute(gpt2: Module) -> None:
+    op, call, back = gpt2.ops["crossentropy_at_once"], gpt2.ops["crossentropy"], backward_of("crossentropy", gpt2)
+    assert back is not None
+    inputs = random_inputs(bound(op, DType.F32), ROWS, np.random.default_rng(0), False)
+    forward = evaluate(call, gpt2, {n: inputs[n] for n in ("X", "targets")}, ROWS)
+    expected = forward | evaluate(back, gpt2, inputs | forward, ROWS)
+    for name, value in evaluate(op, gpt2, inputs, ROWS).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-12, atol=1e-15)
+
+
+def test_what_the_incoming_gradient_follows_from_moves_in_front(gpt2: Module) -> None:
+    p, apart = programs(gpt2), programs(gpt2, apart=True)
+    assert names(p.forward)[-3:] == ["mean.backward", "crossentropy_at_once", "mean"]
+    assert names(apart.backward)[:2] == ["mean.backward", "crossentropy.backward"]
+    assert names(p.backward) == names(apart.backward)[2:]
+    later = programs(gpt2, accumulation=2)
+    assert names(later.forward_next) == names(later.forward) and names(later.backward_next) == names(later.backward)
+
+
+def test_logits_in_chunks_and_results_that_others_read_stay_apart(gpt2: Module) -> None:
+    assert "crossentropy_at_once" not in names(programs(gpt2, K=2).forward)
+    text = (library() / "gpt2.tc").read_text().replace("losses, _ = cross", "losses, spread = cross")
+    text = text.replace("loss = mean(losses)", "loss = mean(losses)\n    other = mean(spread)")
+    other = load_text(text, str(library() / "own.tc"))
+    assert "crossentropy_at_once" not in names(programs(other).forward)
+
+
+def test_the_gradient_takes_the_logits_place(gpt2: Module) -> None:
+    """The plan of a step is no larger than with two kernels."""
+    op = bound(gpt2.ops["crossentropy_at_once"], DType.BF16)
+    for machine in (detect(), H100):
+        (kernel,) = lower(op, gpt2, ROWS, machine).kernels
+        assert ("dX", "X") in kernel.inplace
+    sizes = {"B": 2, "T": 16}
+    step = build_step(gpt2, "gpt2", "tiny", sizes, machine=H100, precision="bf16")
+    text = (library() / "gpt2.tc").read_text().replace(" [at_once(crossentropy_at_once)]", "")
+    apart = build_step(
+        load_text(text, str(library() / "own.tc")), "gpt2", "tiny", sizes, machine=H100, precision="bf16"
+    )
+    assert step.arena_bytes <= apart.arena_bytes and len(step.programs["micro_first"]) < len(
+        apart.programs["micro_first"]
+    )
+
+
+def test_a_blocks_threads_meet_before_a_row_is_overwritten(gpt2: Module) -> None:
+    (kernel,) = lower(bound(gpt2.ops["crossentropy_at_once"], DType.BF16), gpt2, ROWS, H100).kernels
+    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
+    assert kernel.threads is not None
+    places = [
+        Planner(kernel.phases[0], buffers, kernel.threads, False, pairs).plan(kernel.phases[0]).barriers
+        for pairs in (kernel.inplace, ())
+    ]
+    assert places[1] < places[0]
+
+
+@pytest.mark.parametrize("real", [DType.F32, DType.BF16], ids=str)
+def test_compiled_code_is_the_oracle(real: DType, gpt2: Module, tmp_path: Path) -> None:
+    op = bound(gpt2.ops["crossentropy_at_once"], real)
+    for found in verify_op(op, gpt2, ROWS, CpuDevice(detect(), 2, tmp_path), seed=1):
+        assert found.error <= 2.0**-8, f"{found.what}: {found.error:.1e}"
+    inputs = random_inputs(op, ROWS, np.random.default_rng(2), False)
+    got = run(op, gpt2, ROWS, inputs)
+    for name, value in evaluate(op, gpt2, inputs, ROWS).items():
+        assert distance(got[name], value) <= 2.0**-8, name
