@@ -1,4 +1,4 @@
-"""Ops that call ops mean what they would mean written out; shared and inherited schedules what they would say."""
+"""Ops that call ops mean what they would mean written out; shared schedules what they would say."""
 
 from __future__ import annotations
 
@@ -101,11 +101,6 @@ schedule f, g on gpu:
     combine s, c over m by partials
   kernel c:
     k -> grid(B)
-
-schedule f, g on sm_90a:
-  like gpu
-  kernel P, Y:
-    m -> grid(1)
 """
 )
 
@@ -153,22 +148,6 @@ schedule f, g on gpu:
     alone = "\n".join(text.splitlines()[2:])
     assert directives(module, "f", "gpu").strip() == "schedule f on gpu:"
     assert directives(module, "g", "gpu").strip() == f"schedule g on gpu:\n{alone}"
-
-
-def test_like_takes_the_other_kernels_with_the_lines_that_hold_for_them() -> None:
-    module = load_text(SHARED)
-    want = load_text(
-        OPS
-        + """
-schedule g on sm_90a:
-  kernel P, Y:
-    m -> grid(1)
-  kernel c:
-    tune B = 8 from 8, 16
-    k -> grid(B)
-"""
-    )
-    assert directives(module, "g", "sm_90a") == directives(want, "g", "sm_90a")
 
 
 def test_parsing_leaves_calls_as_they_are_written() -> None:
