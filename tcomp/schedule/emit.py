@@ -34,7 +34,7 @@ from tcomp.monoid import RescaledSum, rescaled_sum
 from tcomp.schedule.bounds import Env, Range, guarding, limits, tile_stop, zero_outside
 from tcomp.schedule.fold import by_exp2, fold, sub
 from tcomp.schedule.nest import TURN, Leaf, LoopNode, Node, grouped_index, leaf_uses
-from tcomp.schedule.promotion import promotion_loop
+from tcomp.schedule.promotion import promoted
 from tcomp.schedule.regions import Needs, conjunction, zero_behind
 from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.stager import Stager
@@ -121,25 +121,9 @@ class Emitter:
         """The statements of sibling nodes, with the starting values of reductions that loop in them."""
         out: list[Statement] = []
         for n in nodes:
-            before, after = self.runs(n, env)
-            out += [*self.starts(n, env), *before, *self.emit(n, env), *after]
+            out += self.starts(n, env)
+            out += self.emit(n, env)
         return out
-
-    def runs(self, node: Node, env: Env) -> tuple[list[Statement], list[Statement]]:
-        """What comes before and after a loop that sums one run of a promoted product: the run's own result begins at
-        zero, and is added to the sum."""
-        before: list[Statement] = []
-        after: list[Statement] = []
-        for leaf in node.leaves() if isinstance(node, LoopNode) else ():
-            run = promotion_loop(self.plan, leaf, self.text)
-            if run is None or run is not node.parent or run is reduction_loops(leaf)[-1]:
-                continue
-            value, total = leaf.equation.value, leaf.writes()[0]
-            assert isinstance(value, Reduction)
-            part = self.temporary(total.tensor + TURN, leaf.parallel, env)
-            before.append(self.compute(leaf, part, IDENTITY[value.reducer], leaf.parallel, (), env))
-            after.append(self.compute(leaf, total, part, leaf.parallel, (), env, value.reducer, accumulate=True))
-        return before, after
 
     def starts(self, node: Node, env: Env) -> list[Statement]:
         """Starting values of the reductions whose outermost accumulating loop is this node."""
@@ -223,9 +207,8 @@ class Emitter:
         guard = self.guard(value, e) if value.reducer == "sum" else value.guard
         kept = conjuncts(guard)
         target = total = leaf.writes()[0]
-        run = promotion_loop(self.plan, leaf, self.text)
-        own_turn = run is not None and run is reduction_loops(leaf)[-1]
-        if run is not None:
+        own_turn = promoted(self.plan, leaf, self.text)
+        if own_turn:
             target = self.temporary(total.tensor + TURN, leaf.parallel, env)
         summed = self.compute(
             leaf,
@@ -285,6 +268,7 @@ class Emitter:
             out.append(self.compute(leaf, key_write, best, rows, (), env))
         weight: Expr = form.weight(value.key, best)
         if self.rounded("weight") or self.needs is None:
+            # (On a GPU. Weights are at most 1: those whose large exponents lose bits count for little.)
             weight = by_exp2(weight)
         if value.guard is not None:
             weight = Call("select", (value.guard, weight, Num(0.0)))

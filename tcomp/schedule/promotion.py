@@ -2,11 +2,6 @@
 
     each turn of k: acc += X W        -->        each turn of k: acc.turn = X W; acc += acc.turn
 
-`promote acc(1024)` means the loop whose turns have so many values, where loops are nested:
-
-    k in steps of 1024: k in steps of 128: acc += X W
-    -->  k in steps of 1024: acc.turn = 0; k in steps of 128: acc.turn += X W; acc += acc.turn
-
 Matrix units may add with fewer bits than f32 has (Hopper's about 14 for 8-bit products), and what that loses grows with
 the sum; promoted, only the products of a turn are added so. It is f32 already wherever no matrix instruction adds.
 """
@@ -16,32 +11,27 @@ from __future__ import annotations
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Kernel
 from tcomp.ir.walk import computes
-from tcomp.schedule.nest import Leaf, LoopNode, ancestors
+from tcomp.schedule.nest import Leaf
 from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.storage import reduction_loops
 
 
-def promotion_loop(plan: KernelPlan, leaf: Leaf, text: str) -> LoopNode | None:
-    """The loop after each of whose turns the leaf's sum is promoted; None without one, or where it has one turn. TcError
-    where a `promote` line says a number of values that no turn sums."""
+def promoted(plan: KernelPlan, leaf: Leaf, text: str) -> bool:
+    """Is the leaf's sum over several turns promoted after each of them? TcError where a `promote` line says another
+    number of values than a turn sums."""
     line = next((plan.promote[n] for n in (leaf.written[0], *leaf.sums_for) if n in plan.promote), None)
     loops = reduction_loops(leaf)
     if line is None or line.number == 0 or not loops:
-        return None
-    if line.number is None:
-        return loops[-1]
-    for loop in reversed(loops):
-        if loop.level.block == line.number:
-            return loop
-    if any(n.trivial and n.level.index in leaf.reduced and n.level.block == line.number for n in ancestors(leaf)):
-        return None
+        return False
     inner = loops[-1].level
-    raise TcError(
-        f"a turn of the loop over {inner.index} sums {inner.block} values, not {line.number}",
-        line.span,
-        text,
-        f"write promote {line.name}({inner.block}), or map {inner.index} to seq({line.number}) / pipe({inner.block}, ...)",
-    )
+    if line.number not in (None, inner.block):
+        raise TcError(
+            f"a turn of the loop over {inner.index} sums {inner.block} values, not {line.number}",
+            line.span,
+            text,
+            f"write promote {line.name}({inner.block}), or map {inner.index} to pipe({line.number}, ...)",
+        )
+    return True
 
 
 def check_promotion(kernel: Kernel, plan: KernelPlan, text: str) -> None:
