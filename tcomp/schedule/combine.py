@@ -238,7 +238,7 @@ class Combining:
                 f"atomic sums into '{eq.target.name}' would depend on the order in which blocks run",
                 c.span,
                 self.text,
-                "combine by partials, or build with --nondeterministic",
+                "combine by partials, or give `tcomp build` or `tcomp train` --nondeterministic",
                 (f"two runs may round {eq.target.name} differently",),
             )
         sums = eq.accumulate if not isinstance(value, Reduction) else value.reducer == "sum"
