@@ -16,7 +16,6 @@ from tcomp.dsl.compose import compose
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import listing
 from tcomp.dsl.infer import infer
-from tcomp.dsl.inherit import inherit
 from tcomp.dsl.recipes import RECIPES
 from tcomp.dsl.shared_schedules import fit_shared
 
@@ -80,10 +79,6 @@ def _compose_ops(module: Module) -> list[TcError]:
     module.ops.update(composed)
     if not errors:
         fit_shared(module)
-        try:
-            inherit(module)
-        except TcError as error:
-            errors.append(error)
     return errors
 
 

@@ -181,11 +181,19 @@ def print_directive(d: ast.Directive) -> str:
         case ast.Combine(names, over, by):
             return f"combine {', '.join(names)} over {over} by {by}"
         case ast.Tune(name, default, choices):
-            return f"tune {name} = {print_expression(default)}" + (f" from {_list(choices)}" if choices else "")
+            return f"tune {name} = {print_expression(default)}" + (f" from {_choices(choices)}" if choices else "")
         case ast.Where(conditions):
             return "where " + " and ".join(_expression(c, _NOT) for c in conditions)
         case ast.Flag(name, args):
             return f"{name} {_list(args)}" if args else name
+
+
+def _choices(choices: tuple[Expr, ...]) -> str:
+    """`2..6`, where they are more than four numbers in a row."""
+    values = [c.value for c in choices if isinstance(c, Num) and isinstance(c.value, int)]
+    if len(values) == len(choices) > 4 and values == list(range(values[0], values[0] + len(values))):
+        return f"{values[0]}..{values[-1]}"
+    return _list(choices)
 
 
 def print_schedule(s: ast.Schedule) -> str:

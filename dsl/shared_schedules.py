@@ -9,11 +9,11 @@ A name that none of these ops has stays, so that its check refuses it. A derived
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from tcomp.dsl import ast
-from tcomp.dsl.ast import KernelSchedule, Module, Reduction, Schedule, Span, named_tensor
+from tcomp.dsl.ast import KernelSchedule, Module, Op, Reduction, Schedule, Span, named_tensor
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import infer
 
@@ -52,11 +52,21 @@ def _known(name: str, module: Module) -> _Known | None:
     if op is None:
         return None
     try:
-        info = infer(op, module)
+        return _had_by(op, module)
     except TcError:  # its own check says what is wrong
         return None
+
+
+def _had_by(op: Op, module: Module) -> _Known:
+    info = infer(op, module)
     sums = frozenset(t.name for q in op.equations if isinstance(q.value, Reduction) for t in q.targets)
     return _Known(frozenset(o.name for o in op.operands) | frozenset(info.temporaries), frozenset(info.ranges), sums)
+
+
+def fitted(s: Schedule, op: Op, module: Module) -> Schedule:
+    """The schedule cut to what a derived op has, whose names depend on which gradients there are."""
+    own = _had_by(op, module)
+    return _cut(s, lambda line: _Fit(own, [], True))
 
 
 def _fitted(
@@ -68,15 +78,19 @@ def _fitted(
         found = [known[op] for op in holders[line.span] if op != s.op]
         return _Fit(own, [o for o in found if o is not None], None in found)
 
-    def fitted(ds: Iterable[ast.Directive]) -> tuple[ast.Directive, ...]:
+    return _cut(s, fit)
+
+
+def _cut(s: Schedule, fit: Callable[[ast.Directive | KernelSchedule], _Fit]) -> Schedule:
+    def directives(ds: Iterable[ast.Directive]) -> tuple[ast.Directive, ...]:
         return tuple(f for d in ds if (f := fit(d).directive(d)) is not None)
 
     kernels = []
     for k in s.kernels:
         outputs = fit(k).tensors(k.outputs)
         if outputs or not k.outputs:
-            kernels.append(replace(k, outputs=outputs, directives=fitted(k.directives)))
-    return replace(s, shared=fitted(s.shared), kernels=tuple(kernels))
+            kernels.append(replace(k, outputs=outputs, directives=directives(k.directives)))
+    return replace(s, shared=directives(s.shared), kernels=tuple(kernels))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from tcomp.dsl.ast import DType, Equation, Module, Op, Schedule
 from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.load import schedule_for
+from tcomp.dsl.shared_schedules import fitted
 from tcomp.schedule.normal import normalise
 from tcomp.schedule.refusals import Refusal, of_copies, of_sizes, of_types
 
@@ -42,6 +43,8 @@ def choose_schedule(
     """The schedule for the first of `targets` (the machine's own, then less specific ones) whose instructions exist
     there for these types and whose copies can be made; the first of all, with nothing refused, where none fits."""
     written = [s for t in targets if (s := schedule_for(module, op.name, (t,))) is not None]
+    if op.name not in module.ops:
+        written = [fitted(s, op, module) for s in written]
     refused: list[Refusal] = []
     for s in written:
         problem = (

@@ -214,7 +214,8 @@ class Combining:
         self.shapes[own] = tuple(self.extents[i] for i in leaf.parallel)
         first = replace(eq, targets=(Target(own, subs),), accumulate=False)
         second = replace(eq, value=Access(own, subs))
-        collected = Leaf(first, leaf.number, leaf.parallel, leaf.reduced, sums_for=(name,))
+        known = tuple(dict.fromkeys((name, part_of(eq.target).rstrip("."))))
+        collected = Leaf(first, leaf.number, leaf.parallel, leaf.reduced, sums_for=known)
         return [collected, Leaf(second, leaf.number, leaf.parallel, (), copies=True)]
 
     def _parallel(self, eq: Equation) -> tuple[str, ...]:
@@ -236,7 +237,7 @@ class Combining:
                 f"atomic sums into '{eq.target.name}' would depend on the order in which blocks run",
                 c.span,
                 self.text,
-                "combine by partials, or build with --nondeterministic",
+                "combine by partials, or give `tcomp build` or `tcomp train` --nondeterministic",
                 (f"two runs may round {eq.target.name} differently",),
             )
         sums = eq.accumulate if not isinstance(value, Reduction) else value.reducer == "sum"

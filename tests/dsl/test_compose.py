@@ -1,4 +1,4 @@
-"""Ops that call ops mean what they would mean written out; shared and inherited schedules what they would say."""
+"""Ops that call ops mean what they would mean written out; shared schedules what they would say."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def test_calls_nest_and_a_result_that_is_not_read_keeps_its_own_name() -> None:
 def test_messages_about_another_files_equations_point_at_the_call() -> None:
     text = """import ops.fp8
 
-op f(X: e4m3[K, M], W: e4m3[K, N], r: f32[M], q: f32[N], h: f32[H], s: f32[]) -> Y: f32[M, K]:
+op f(X: e4m3[K, M], W: e4m3[K, N], r: f32[M], q: f32[N], h: f32[3, H], s: f32[]) -> Y: f32[M, K]:
   t[m] = max k: abs(X[k, m])
-  Y, a, b, c, d = product_fp8_gradients(t, X, W, r, q, s, s, s, h, h, h)
+  Y, a, b = product_fp8_gradients(t, X, W, r, q, s, s, s, h)
 """
     with pytest.raises(TcError, match="'t' has 1 axis") as caught:
         load_text(text, "f.tc")
@@ -101,11 +101,6 @@ schedule f, g on gpu:
     combine s, c over m by partials
   kernel c:
     k -> grid(B)
-
-schedule f, g on sm_90a:
-  like gpu
-  kernel P, Y:
-    m -> grid(1)
 """
 )
 
@@ -153,22 +148,6 @@ schedule f, g on gpu:
     alone = "\n".join(text.splitlines()[2:])
     assert directives(module, "f", "gpu").strip() == "schedule f on gpu:"
     assert directives(module, "g", "gpu").strip() == f"schedule g on gpu:\n{alone}"
-
-
-def test_like_takes_the_other_kernels_with_the_lines_that_hold_for_them() -> None:
-    module = load_text(SHARED)
-    want = load_text(
-        OPS
-        + """
-schedule g on sm_90a:
-  kernel P, Y:
-    m -> grid(1)
-  kernel c:
-    tune B = 8 from 8, 16
-    k -> grid(B)
-"""
-    )
-    assert directives(module, "g", "sm_90a") == directives(want, "g", "sm_90a")
 
 
 def test_parsing_leaves_calls_as_they_are_written() -> None:

@@ -17,8 +17,10 @@ from tcomp.dsl.load import load_text
 from tcomp.dsl.parse import parse
 from tcomp.dsl.printer import print_directive, print_item
 from tcomp.dsl.schedule_blocks import own_lines
+from tcomp.grad import derive
 from tcomp.machine.cpu import CpuMachine, detect
 from tcomp.machine.gpu import A100, H100, GpuMachine
+from tcomp.schedule.choose import choice_of
 from tcomp.schedule.lower import lower
 
 OPS = ("f", "g", "h.backward")
@@ -188,3 +190,30 @@ def test_an_instruction_computes_of_the_tensors_that_a_line_names_those_that_are
     module = load_text(EQUATIONS + text)
     assert "use mma.sync for Y\n" in print_item(module.schedules["f", "sm_80"])
     assert "use mma.sync for acc\n" in print_item(module.schedules["g", "sm_80"])
+
+
+def test_of_a_shared_schedule_a_derived_op_takes_what_it_has() -> None:
+    ops = """
+op f(X: f32[M, N], b: f32[N]) -> Y: f32[M, N]:
+  Y[m, n] = X[m, n] * X[m, n] + b[n]
+
+op g(X: f32[M, N], b: f32[N]) -> P: f32[M, N], Y: f32[M, N]:
+  P[m, n] = X[m, n] * X[m, n] + b[n]
+  Y[m, n] = tanh(P[m, n])
+
+schedule f.backward, g.backward on cpu:
+  kernel dP:
+    m -> core(1)
+  kernel dX, db:
+    n -> core
+    stage dY, dP in cache at n
+"""
+    module = load_text(ops)
+    taken = {}
+    for name in ("f", "g"):
+        backward = derive(module.ops[name], module, frozenset("Y"))
+        schedule = choice_of(backward, module, {"M": 8, "N": 8}, ("cpu",)).schedule
+        assert schedule is not None
+        taken[name] = print_item(schedule)
+    assert "dP" not in taken["f"] and "stage dY in cache" in taken["f"]
+    assert "kernel dP:" in taken["g"] and "stage dY, dP in cache" in taken["g"]
