@@ -19,6 +19,7 @@ from tcomp.dsl.ast import (
     Combine,
     DType,
     Equation,
+    Expr,
     Name,
     Num,
     Reduction,
@@ -178,7 +179,7 @@ class Combining:
         new = dict(zip(leaf.parallel, next(iter(loops)), strict=True))
         value = leaf.equation.value
         assert not isinstance(value, Reduction)
-        named = {old: Name(i) for old, i in new.items()}
+        named: dict[str, Expr] = {old: Name(i) for old, i in new.items()}
         targets = tuple(replace(t, subscripts=renamed(t.subscripts, new)) for t in leaf.equation.targets)
         moved = replace(leaf.equation, targets=targets, value=substitute(value, named))
         return Leaf(moved, leaf.number, tuple(new.values()), (), copies=True)
