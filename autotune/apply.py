@@ -28,13 +28,15 @@ class Applied:
     module: Module
     machine: Machine
     threads: int
+    deterministic: bool = True
     used: dict[str, Entry] = field(default_factory=dict)
     stale: dict[str, str] = field(default_factory=dict)
 
     def lower(self, op: Op, module: Module, dims: dict[str, int]) -> LoweredOp:
         """`tcomp.schedule.lower.lower` with the lock's values, and its schedule where it carries one."""
         choice = self.choice(Instance(op, dims))
-        return lower(op, module, dims, self.machine, self.threads, choice.values, choice.schedule)
+        given = (self.machine, self.threads, choice.values, choice.schedule, self.deterministic)
+        return lower(op, module, dims, *given)
 
     def choice(self, instance: Instance) -> Choice:
         """What was chosen for an instance; nothing where there is no entry, or a stale one."""
@@ -108,6 +110,6 @@ def check(
     return stale, missing
 
 
-def load_lock(path: Path, module: Module, machine: Machine, threads: int) -> Applied:
+def load_lock(path: Path, module: Module, machine: Machine, threads: int, deterministic: bool = True) -> Applied:
     """The lock ready for lowering. UserError for a file that is missing, no lockfile, or of another machine."""
-    return Applied(read_lock_for(path, machine.name), module, machine, threads)
+    return Applied(read_lock_for(path, machine.name), module, machine, threads, deterministic)

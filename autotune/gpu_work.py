@@ -250,7 +250,7 @@ def launch_work(
     rest = per_sm % resident if per_sm > resident and not turns else 0
     notes = []
     if any(s.unknown for s in samples):
-        notes.append("some branches depend on data: they are taken to go around a rare case")
+        notes.append("branches that depend on data or on other threads are taken to go around a rare case")
     if any(s.cut for s in samples):
         notes.append("at least this long: its code was not followed to the end")
     imbalance = unevenness(turns, sms * resident) if turns else 0.0

@@ -57,8 +57,8 @@ def main() -> None:
     for mean in (0.0, 0.5):
         for k in (768, 2048, 3072, 16384):
             x, w = ((rng.standard_normal((n, k)) + mean).astype(np.float32) for n in (ROWS, COLUMNS))
-            history = np.full(16, LARGEST, np.float32)
-            inputs = {"X": x, "W": w, "hX": history, "hW": history, "hD": history}
+            history = np.full((3, 16), LARGEST, np.float32)
+            inputs = {"X": x, "W": w, "h": history}
             dims = {"M": ROWS, "N": COLUMNS, "K": k, "H": 16}
             op, module = product(shipped)
             exact = evaluate(op, module, inputs, dims)["Y"]

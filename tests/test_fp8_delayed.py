@@ -54,8 +54,8 @@ def test_the_scale_is_the_histories_and_what_exceeds_it_saturates(module: Module
     rng = np.random.default_rng(0)
     x, w, dy = (rng.standard_normal(s) for s in ((37, 70), (50, 70), (37, 50)))
     x[0, 0] = 100.0
-    history = {"hX": np.array([2.0, 3.0, 1.0, 0.0]), "hW": np.array([4.0, 1.0, 0.0, 0.0]), "hD": np.zeros(4)}
-    inputs = {"X": x, "W": w, "b": np.zeros(50), **history}
+    history = np.array([[2.0, 3.0, 1.0, 0.0], [4.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    inputs = {"X": x, "W": w, "b": np.zeros(50), "h": history}
     forward = evaluate(module.ops["linear_fp8"], module, inputs, DIMS)
     y = forward["Y"]
     scales = [float(round_to(np.asarray(448 / a), DType.BF16)) for a in (3.0, 4.0)]
@@ -63,12 +63,12 @@ def test_the_scale_is_the_histories_and_what_exceeds_it_saturates(module: Module
     assert xq[0, 0] == 448 / scales[0] and abs(xq[0, 0] - 3.0) < 0.01
     np.testing.assert_allclose(y, xq @ wq.T, rtol=1e-9, atol=1e-9)
     kept = {p.name: forward[p.name] for p in module.ops["linear_fp8.backward"].params if p.name in forward}
-    back = evaluate(module.ops["linear_fp8.backward"], module, {**kept, "dY": dy, **history}, DIMS)
+    back = evaluate(module.ops["linear_fp8.backward"], module, {**kept, "dY": dy, "h": history}, DIMS)
     dq = round_to(dy * 57344 * 16, DType.E5M2) / 57344 / 16  # no history: 1/16 is taken for the largest
     np.testing.assert_allclose(back["dX"], dq @ wq, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(back["dW"], dq.T @ xq, rtol=1e-9, atol=1e-9)
-    for name, old, tensor in (("dhX", history["hX"], x), ("dhW", history["hW"], w), ("dhD", history["hD"], dy)):
-        np.testing.assert_array_equal(back[name], [np.abs(tensor).max(), *old[:-1]])
+    for new, old, tensor in zip(back["dh"], history, (x, w, dy), strict=True):
+        np.testing.assert_array_equal(new, [np.abs(tensor).max(), *old[:-1]])
 
 
 def amax(params: reference.Params, batches: list[reference.Batch], accumulation: int, cache: Path) -> list[np.ndarray]:

@@ -232,10 +232,9 @@ class Machine:
                 many = who < 0
                 for code in np.unique(who[many]).tolist():
                     of = who == code
-                    places = np.array(self.reader_sets.places(code))
+                    places, times = self.reader_sets.readers(code)
                     known = clock[team[of], w[of]][:, places]
-                    known = np.where(places == w[of][:, None], np.int32(2**31 - 1), known)  # its own are in order
-                    result[of] = when[of] <= known.min(axis=1)
+                    result[of] = ((times <= known) | (places == w[of][:, None])).all(axis=1)  # its own are in order
                 return result
             result = when <= seen
             return result

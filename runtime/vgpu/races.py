@@ -3,8 +3,8 @@
 Per granule (4 bytes; refined to 2 or 1 when a narrower access comes): the last plain write, the last plain
 read, the last plain read by another reader, and the last atomic, each as (actor, time). In shared memory the
 writer is a lane and the reader a warp; in global memory both are blocks. Times are instruction steps of the
-launch. Who is ordered after whom is asked of the caller. Where several others read, only the latest time is known:
-the actor is then MANY, or in shared memory a code below it that stands for the set of those warps (`Sets`).
+launch. Who is ordered after whom is asked of the caller. Where several others read, the actor is MANY and only the
+latest time is known; in shared memory it is a code below MANY that stands for those warps and their times (`Sets`).
 """
 
 from __future__ import annotations
@@ -22,19 +22,28 @@ Ordered = Callable[[Array, Array, Array, bool], Array]
 
 
 class Sets:
-    """Sets of readers as negative codes. `columns` gives, for a reader's number, its place among those that a set may
-    hold (warps that never meet share places)."""
+    """Sets of readers, each with the time of its last read, as negative codes. `columns` gives, for a reader's number,
+    its place among those that a set may hold (warps that never meet share places)."""
 
     def __init__(self, columns: Array) -> None:
         self.columns = columns
-        self.members: list[int] = []
-        self.codes: dict[int, int] = {}
+        self.clear()
 
-    def union(self, *parts: Array) -> Array:
-        """Codes of the sets that join readers or sets, position by position."""
-        if not len(parts[0]):
-            return parts[0]
-        codes = np.stack([np.where(p < 0, p, self.columns[np.maximum(p, 0)]) for p in parts])
+    def clear(self) -> None:
+        """Forget all sets, of which none is in use any more."""
+        self.members: list[tuple[tuple[int, int], ...]] = []
+        self.codes: dict[tuple[tuple[int, int], ...], int] = {}
+
+    def union(self, *parts: tuple[Array, Array]) -> Array:
+        """Codes of the sets that join readers (and when they read) or sets, position by position."""
+        if not len(parts[0][0]):
+            return parts[0][0]
+        rows = [
+            row
+            for who, when in parts
+            for row in (np.where(who < 0, who, self.columns[np.maximum(who, 0)]), np.where(who < 0, 0, when))
+        ]
+        codes = np.stack(rows)
         if (codes == codes[:, :1]).all():
             return np.full(codes.shape[1], self._code(codes[:, 0].tolist()), np.int32)
         kinds, which = np.unique(codes, axis=1, return_inverse=True)
@@ -43,18 +52,20 @@ class Sets:
         return out
 
     def _code(self, parts: list[int]) -> int:
-        bits = 0
-        for p in parts:
-            bits |= self.members[MANY - p] if p < 0 else 1 << p
-        if bits not in self.codes:
-            self.codes[bits] = MANY - len(self.members)
-            self.members.append(bits)
-        return self.codes[bits]
+        last: dict[int, int] = {}
+        for who, when in zip(parts[::2], parts[1::2], strict=True):
+            for place, time in self.members[MANY - who] if who < 0 else ((who, when),):
+                last[place] = max(time, last.get(place, 0))
+        members = tuple(sorted(last.items()))
+        if members not in self.codes:
+            self.codes[members] = MANY - len(self.members)
+            self.members.append(members)
+        return self.codes[members]
 
-    def places(self, code: int) -> list[int]:
-        """The columns of a set's readers."""
-        bits = self.members[MANY - code]
-        return [n for n in range(bits.bit_length()) if bits >> n & 1]
+    def readers(self, code: int) -> tuple[Array, Array]:
+        """The columns of a set's readers, and when each read last."""
+        places, times = np.array(self.members[MANY - code]).T
+        return places, times
 
 
 class RaceShadow:
@@ -87,6 +98,8 @@ class RaceShadow:
             self.atomic_time[:] = 0
         if self.async_time is not None:
             self.async_time[:] = 0
+        if self.sets is not None:
+            self.sets.clear()
         self.latest_write = self.latest_read = 0
 
     def refine(self, granule: int) -> None:
@@ -142,7 +155,8 @@ class RaceShadow:
                 actors, times = self._others()
                 mine = reader if np.ndim(reader) == 0 or len(reader) == 1 else reader[moved]
                 third = (times[at] > floor) & (actors[at] != who) & (actors[at] != mine)
-                several = self.sets.union(actors[at[third]], who[third]) if self.sets is not None else MANY
+                before = (actors[at[third]], times[at[third]])
+                several = self.sets.union(before, (who[third], when[third])) if self.sets is not None else MANY
                 actors[at] = who
                 actors[at[third]] = several
                 times[at] = when
@@ -167,7 +181,8 @@ class RaceShadow:
         for who in np.unique(reader).tolist():  # one reader's granules after the other's
             own = np.unique(key[reader == who])
             other = own[actors[own] != who]
-            actors[other] = self.sets.union(actors[other], np.full(len(other), who, np.int32))
+            at_once = np.full(len(other), now)
+            actors[other] = self.sets.union((actors[other], at_once), (np.full(len(other), who, np.int32), at_once))
 
     def _others(self) -> tuple[Array, Array]:
         if self.other_actor is None or self.other_time is None:

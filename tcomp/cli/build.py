@@ -35,6 +35,9 @@ def build(
     target: Annotated[str, typer.Option(help="cpu, or a GPU target such as sm_90a [default: cpu].")] = "",
     gpu: Annotated[str, typer.Option(help="The GPU of that target: h200 [default: h100 for sm_90a].")] = "",
     strict: Annotated[bool, typer.Option("--strict", help="Fail on any finding about a GPU's kernels.")] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic/--nondeterministic", help=common.DETERMINISTIC_HELP)
+    ] = True,
     threads: Annotated[int, typer.Option(help="Cores to compile for; 0: all.")] = 0,
     memory: Annotated[str | None, typer.Option(help=common.MEMORY_HELP)] = None,
     lock: Annotated[str, typer.Option(help=common.LOCK_HELP)] = "",
@@ -87,7 +90,7 @@ def build(
     built = common.build_step(
         file, config, batch, length, dims=numbers, accumulation=accumulation, threads=threads,
         precision=precision, memory=memory, module=module,
-        device=build_gpu.TargetDevice(machine) if machine else None, lock=lock,
+        device=build_gpu.TargetDevice(machine) if machine else None, lock=lock, deterministic=deterministic,
     )  # fmt: skip
     step = built.step
     lap("derive, schedule, plan")

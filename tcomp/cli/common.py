@@ -29,6 +29,7 @@ LOCK_HELP = "The lockfile of tuned schedules, or none [default: MODEL.MACHINE.lo
 GPU_HELP = "The GPU that --device virtual stands for: h100, a100, rtx4090 ... [default: h100]."
 MEMORY_HELP = "Fit the step into this much: 16GB. Activations are computed again where that is needed."
 PRECISION_HELP = "f32, bf16, bf16_stochastic, fp8 or fp8_block [default: the model text's, else f32]."
+DETERMINISTIC_HELP = "Refuse, or take, schedules by which two runs may differ (`combine ... by atomic`)."
 GRAPH_HELP = "On a GPU, a whole program as one graph, or launch by launch (slow, names a failing launch)."
 
 
@@ -143,15 +144,16 @@ def build_step(
     module: Module | None = None,
     device: Device | None = None,
     lock: str = "",
+    deterministic: bool = True,
     to_run: bool = False,
 ) -> Built:
     """Check, derive, schedule and plan `file` at batch B and length T for a device (this computer's processors).
 
     The plan is made to fit `memory`, by computing activations again where that is needed; without it, it must fit what
     is free on the device as it is. `lock` is the lockfile whose choices the schedules get ("none": their own values);
-    without it, the one that `find_lock` finds, if any. The file is not read again with a `module`; without one, a step
-    that was built before is taken from the user's cache. With `to_run` the device begins to compile kernels meanwhile:
-    the step must be opened on it, or `device.abandon` called.
+    without it, the one that `find_lock` finds, if any. `deterministic` refuses sums in any order. The file is not read
+    again with a `module`; without one, a step that was built before is taken from the user's cache. With `to_run` the
+    device begins to compile kernels meanwhile: the step must be opened on it, or `device.abandon` called.
     """
     from tcomp.autotune.lockfile import find_lock
 
@@ -162,7 +164,7 @@ def build_step(
     options: dict[str, Any] = {
         "overrides": dict(dims or {}), "precision": precision or None, "accumulation": accumulation,
         "machine": device.machine, "threads": device.threads, "recompute": bool(memory), "programs": programs,
-        "keep_logits": keep_logits, "prefill": prefill,
+        "keep_logits": keep_logits, "prefill": prefill, "deterministic": deterministic,
     }  # fmt: skip
     sizes = {"B": batch, "T": length, **(extra or {})}
     if module is not None:
@@ -199,7 +201,7 @@ def _build_step(
     from tcomp.model.build import build_step as build
 
     model = only_model(module, file)
-    applied = load_lock(lock, module, device.machine, device.threads) if lock else None
+    applied = load_lock(lock, module, device.machine, device.threads, options["deterministic"]) if lock else None
     lower = applied.lower if applied else None
     chosen = config or default_config(module, file)
     found = device.begin if to_run else None

@@ -71,7 +71,7 @@ def evaluate(
         """The model with the run's weights, for `rows` sequences at a time."""
         built = common.build_step(
             settings.model, settings.config, rows, length, dims=settings.dims, precision=saved.manifest.precision,
-            programs=("forward",), module=module, device=runs_on, to_run=True,
+            programs=("forward",), module=module, device=runs_on, deterministic=settings.deterministic, to_run=True,
         )  # fmt: skip
         executor = runs_on.open(built.step)
         try:

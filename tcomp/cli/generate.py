@@ -117,6 +117,7 @@ def scorer_for(
         prefill={"T": part} if decoded and part else None,
         module=module,
         device=device,
+        deterministic=settings.deterministic,
         to_run=True,
     )
     dims = {name: value for name, value in built.step.dims.items() if name not in model.dims}

@@ -81,9 +81,9 @@ def _predicted(
 
 def step_text(step: StepPrediction, machine: GpuMachine) -> str:
     """The table: one row per kernel, longest first; what is to be said of some of them, below it and once."""
-    lines = [
-        f"{'kernel':34}{'times':>6}{'us each':>11}{'share':>7}  {'bound by':14}{'TFLOP/s':>9}{'TB/s':>7}  of ceiling"
-    ]
+    wide = max([34, *(len(k.name) + 1 for k, _ in step.kernels)])
+    head = f"{'kernel':{wide}}{'times':>6}{'us each':>11}{'share':>7}  {'bound by':14}"
+    lines = [f"{head}{'TFLOP/s':>9}{'TB/s':>7}  of ceiling"]
     total = step.seconds
     numbers: dict[str, int] = {}
     for k, n in step.kernels:
@@ -92,7 +92,7 @@ def step_text(step: StepPrediction, machine: GpuMachine) -> str:
         peak = sum(max(s for name, s in p.parts.items() if name != "latency") for p in k.launches) / k.seconds
         notes = sorted({numbers.setdefault(x, len(numbers) + 1) for p in k.launches for x in p.notes})
         lines.append(
-            f"{k.name:34}{n:6}{k.seconds * 1e6:11.1f}{k.seconds * n / total:7.1%}  {k.binding:14}"
+            f"{k.name:{wide}}{n:6}{k.seconds * 1e6:11.1f}{k.seconds * n / total:7.1%}  {k.binding:14}"
             f"{flops / k.seconds / 1e12:9.1f}{moved / k.seconds / 1e12:7.2f}  {min(peak, 1.0):6.0%}"
             + (f"  [{', '.join(map(str, notes))}]" if notes else "")
         )

@@ -39,6 +39,7 @@ class TrainSettings:
     device: str = "cpu"
     gpu: str = ""
     graph: bool = True
+    deterministic: bool = True
     threads: int = 0
     memory: str = ""
     lock: str = ""

@@ -51,6 +51,9 @@ def train(
     device: Annotated[str | None, typer.Option(help=common.DEVICE_HELP)] = None,
     gpu: Annotated[str | None, typer.Option(help=common.GPU_HELP)] = None,
     graph: Annotated[bool | None, typer.Option("--graph/--no-graph", help=common.GRAPH_HELP)] = None,
+    deterministic: Annotated[
+        bool | None, typer.Option("--deterministic/--nondeterministic", help=common.DETERMINISTIC_HELP)
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Cores to use [default: all].")] = None,
     memory: Annotated[str | None, typer.Option(help=common.MEMORY_HELP)] = None,
     lock: Annotated[str | None, typer.Option(help=common.LOCK_HELP)] = None,
@@ -82,7 +85,8 @@ def train(
     flags: dict[str, Any] = {
         "model": model, "config": config, "data": data, "steps": steps, "batch": batch, "length": length,
         "precision": precision, "accumulation": accumulation, "seed": seed, "run": run, "init_from": init_from,
-        "device": device, "gpu": gpu, "graph": graph, "threads": threads, "memory": memory, "lock": lock,
+        "device": device, "gpu": gpu, "graph": graph, "deterministic": deterministic,
+        "threads": threads, "memory": memory, "lock": lock,
         "eval_every": eval_every, "eval_batches": eval_batches, "save_every": save_every, "keep": keep,
         "sample": sample, "prompt": prompt,
     }  # fmt: skip
@@ -289,6 +293,7 @@ def _build(settings: TrainSettings) -> common.Built:
         programs=("train",),
         device=device,
         lock=settings.lock,
+        deterministic=settings.deterministic,
         to_run=True,
     )
 

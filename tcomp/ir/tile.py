@@ -384,7 +384,7 @@ class Kernel:
 
     `operands` in launch-argument order. `writes` names the operands written. `flops`, `traffic` (bytes), `gathered`
     (those of them that lie in rows chosen by data, by the bytes of such a row) and `functions` (evaluations of exp and
-    the like, by name) are what the equations ask for, for the roofline. `threads` is None on a CPU. `staggered`: two
+    the like, by name) are what the equations ask for, for the roofline. `threads` is None on a CPU. `staggered`:
     warpgroups go through pipe loops a turn apart.
     """
 

@@ -43,6 +43,7 @@ def build_step(
     keep_logits: bool = False,
     programs: Sequence[str] = ("train",),
     prefill: Mapping[str, int] | None = None,
+    deterministic: bool = True,
     lower: Lower | None = None,
     found: Callable[[Kernel], None] | None = None,
 ) -> Step:
@@ -51,10 +52,10 @@ def build_step(
     `programs` is ("train",) for forward, backward and update, ("forward",) for inference, or ("decode",) for the
     forward pass of the model's decoding form (the program "forward" of that step). With `prefill` a decoding step has
     a program of that name too: the same at other sizes, on the same parameters and caches, without logits; its inputs
-    of other shapes are named `prefill.NAME`. `memory_limit`
-    bounds arena, scratch and team memory together, in bytes; with `recompute`, activations are computed again in the
-    backward pass where that is needed to fit. UserError names what to blame when it does not suffice. `lower`
-    replaces the lowering of ops (tests); `found` is told of each kernel as soon as it is lowered. TcError for faults in
+    of other shapes are named `prefill.NAME`. `memory_limit` bounds arena, scratch and team memory together, in bytes;
+    with `recompute`, activations are computed again in the backward pass where that is needed to fit. UserError names
+    what to blame when it does not suffice. `deterministic` refuses schedules by which two runs may round differently.
+    `lower` replaces the lowering of ops; `found` is told of each kernel as soon as it is lowered. TcError for faults in
     the model's text.
     """
     unknown = set(programs) - {"train", "forward", "decode"}
@@ -78,7 +79,7 @@ def build_step(
         module,
         machine,
         threads,
-        Lowering(module, lower or _lower_for(machine, threads), found),
+        Lowering(module, lower or _lower_for(machine, threads, deterministic), found),
         training,
         accumulation,
         keep_logits,
@@ -142,12 +143,12 @@ def _name(t: Tensor | None) -> str:
     return "" if t is None else t.name
 
 
-def _lower_for(machine: CpuMachine | GpuMachine, threads: int = 1) -> Lower:
+def _lower_for(machine: CpuMachine | GpuMachine, threads: int, deterministic: bool) -> Lower:
     """The lowering of ops for a machine; `threads` counts for CPUs only."""
     from tcomp.schedule.lower import lower
 
     def bound(op: Op, module: Module, dims: dict[str, int]) -> Lowered:
-        return lower(op, module, dims, machine, threads=threads)
+        return lower(op, module, dims, machine, threads=threads, deterministic=deterministic)
 
     return bound
 

@@ -19,6 +19,7 @@ from tcomp.dsl.ast import (
     Combine,
     DType,
     Equation,
+    Expr,
     Name,
     Num,
     Reduction,
@@ -178,7 +179,7 @@ class Combining:
         new = dict(zip(leaf.parallel, next(iter(loops)), strict=True))
         value = leaf.equation.value
         assert not isinstance(value, Reduction)
-        named = {old: Name(i) for old, i in new.items()}
+        named: dict[str, Expr] = {old: Name(i) for old, i in new.items()}
         targets = tuple(replace(t, subscripts=renamed(t.subscripts, new)) for t in leaf.equation.targets)
         moved = replace(leaf.equation, targets=targets, value=substitute(value, named))
         return Leaf(moved, leaf.number, tuple(new.values()), (), copies=True)
@@ -214,7 +215,8 @@ class Combining:
         self.shapes[own] = tuple(self.extents[i] for i in leaf.parallel)
         first = replace(eq, targets=(Target(own, subs),), accumulate=False)
         second = replace(eq, value=Access(own, subs))
-        collected = Leaf(first, leaf.number, leaf.parallel, leaf.reduced, sums_for=(name,))
+        known = tuple(dict.fromkeys((name, part_of(eq.target).rstrip("."))))
+        collected = Leaf(first, leaf.number, leaf.parallel, leaf.reduced, sums_for=known)
         return [collected, Leaf(second, leaf.number, leaf.parallel, (), copies=True)]
 
     def _parallel(self, eq: Equation) -> tuple[str, ...]:
@@ -236,7 +238,7 @@ class Combining:
                 f"atomic sums into '{eq.target.name}' would depend on the order in which blocks run",
                 c.span,
                 self.text,
-                "combine by partials, or build with --nondeterministic",
+                "combine by partials, or give `tcomp build` or `tcomp train` --nondeterministic",
                 (f"two runs may round {eq.target.name} differently",),
             )
         sums = eq.accumulate if not isinstance(value, Reduction) else value.reducer == "sum"

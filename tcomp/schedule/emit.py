@@ -268,6 +268,7 @@ class Emitter:
             out.append(self.compute(leaf, key_write, best, rows, (), env))
         weight: Expr = form.weight(value.key, best)
         if self.rounded("weight") or self.needs is None:
+            # (On a GPU. Weights are at most 1: those whose large exponents lose bits count for little.)
             weight = by_exp2(weight)
         if value.guard is not None:
             weight = Call("select", (value.guard, weight, Num(0.0)))

@@ -5,7 +5,7 @@ producer warpgroup(40)    four more, which keep 40 registers a thread and leave 
 persistent                as many blocks as multiprocessors, each with tile after tile
 raster(8)                 tiles in bands of 8 rows, so that neighbours in time share operands in L2
 reverse q                 blocks of the grid loop over q from the last to the first
-stagger(K <= 1024)        two warpgroups go through pipe loops a turn apart: one's results leave beside products
+stagger(K <= 1024)        warpgroups go through pipe loops a turn apart: one's results leave beside products
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def check_flags(
             )
     if flags.staggered and (why := _not_apart(kernel)):
         raise TcError(
-            f"`stagger` keeps the two warpgroups of a product by wgmma apart, and {why}",
+            f"`stagger` keeps the warpgroups of a product by wgmma apart, and {why}",
             flags.span("stagger"),
             text,
             "write: m -> grid(128) / warpgroup(64) / mma, and: producer warp; or leave the line out",
@@ -200,13 +200,11 @@ def check_flags(
 
 
 def _not_apart(kernel: Kernel) -> str:
-    """What keeps warpgroups from going through loops one after the other; "" for two, or one of few rows. (Those that
-    copy themselves would wait for each other.)"""
+    """What keeps warpgroups from going through loops one after the other; "" for nothing. (Those that copy themselves
+    would wait for each other.)"""
     computes = (s for p in kernel.phases for s in statements(p) if isinstance(s, Compute))
     if not any(c.instruction.startswith("wgmma") for c in computes):
         return "there is no such product"
     if kernel.producer is None:
         return "without a producer they copy what they wait for"
-    assert kernel.threads is not None
-    groups = kernel.threads.warps // WARPS["warpgroup"]
-    return f"this one has {groups}" if groups > 2 else ""
+    return ""

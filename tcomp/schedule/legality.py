@@ -41,14 +41,16 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
             if index in node.reduced and not all((t, index) in combined for t in node.written):
                 second = loop.level.block or 1
                 output = replace(target, tensor=target.tensor.removesuffix(JOINED))
-                turns = any(c.by == "turns" and output.tensor in c.names for c in plan.combine)
+                hint = f"map '{index}' to seq, or add: combine {output.tensor} over {index} by partials"
+                if any(c.by == "turns" and output.tensor in c.names for c in plan.combine):
+                    hint = f"leave '{index}' undivided: blocks that add by turns add their whole part at once"
+                elif node.partial_over:
+                    hint = f"partial results are joined over one loop: reduce '{index}' in an equation of its own"
                 raise TcError(
                     f"loop '{index}' is divided among {among}, but '{output.tensor}' sums over it",
                     loop.level.span,
                     text,
-                    f"leave '{index}' undivided: blocks that add by turns add their whole part at once"
-                    if turns
-                    else f"map '{index}' to seq, or add: combine {output.tensor} over {index} by partials",
+                    hint,
                     (f"blocks 0 and 1 both update {show(output, {})} (at {index} = 0 and {index} = {second})",),
                 )
             if index in node.gathered and not node.atomic:

@@ -135,6 +135,11 @@ class KernelPlan:
     parts: dict[str, tuple[str, int]] = field(default_factory=dict)
     """index -> the index that counts its parts, and the values in one part (`split_sum.py`)"""
 
+    def mapping(self, index: str, names: Iterable[str]) -> LoopMap | None:
+        """The mapping of a loop in the equation that is known by these names."""
+        own = (self.special.get((index, n)) for n in names)
+        return next((m for m in own if m is not None), self.loops.get(index))
+
 
 class LevelRules(Protocol):
     """What a family of targets makes of a loop's levels (`cpu_levels`, `gpu_levels`)."""
@@ -205,7 +210,7 @@ class Resolver:
                         own = self._loop(name, d, values)
                         if own.tiles:
                             raise self.error(
-                                f"only warp, lane and vec can differ between equations, not '{own.tiles[0].kind}'",
+                                f"only levels within a tile can differ between equations, not '{own.tiles[0].kind}'",
                                 own.tiles[0].span,
                                 f"put tile levels on the line of '{name}' without `of`",
                             )

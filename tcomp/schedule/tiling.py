@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Reduction, names_in, walk
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Reduction, Target, names_in, walk
 from tcomp.ir.tile import Spread
 from tcomp.schedule.fold import reads
 from tcomp.schedule.legality import check_registers
 from tcomp.schedule.nest import Leaf
+from tcomp.schedule.normal import part_of
 from tcomp.schedule.resolve import KernelPlan, LoopMap
 from tcomp.schedule.staging import staged_accesses
 
@@ -69,8 +70,10 @@ class CpuTiler:
         blocks: Mapping[str, int],
     ) -> RegisterTile:
         packed = {a for s in self.plan.stages for n in s.tensors for a in staged_accesses(n, leaf)}
+        names = (target.tensor, part_of(Target(target.tensor, target.subscripts)), *leaf.sums_for)
+        maps = {i: m for i in (*parallel, *reduced) if (m := self.plan.mapping(i, names)) is not None}
         tile = choose(
-            self.plan.loops, target, reads(value), packed, parallel, reduced, dict(blocks), value, self.lanes,
+            maps, target, reads(value), packed, parallel, reduced, dict(blocks), value, self.lanes,
             leaf.gathered,
         )  # fmt: skip
         if reduced:

@@ -111,3 +111,28 @@ def test_a_loop_around_a_loop_is_gone_on_with_by_a_call() -> None:
     way = Walk(function, {}, {0x0: 0}).run()
     turns = [way.times(b, i) for b in function.blocks for i in b.instructions if i.name == "IADD3"]
     assert not way.cut and not way.unknown and turns == [12, 4]
+
+
+DIVIDED = """
+.text.k:
+        /*0000*/                   S2R R1, SR_CTAID.X ;
+        /*0010*/                   I2F.U32.RP R2, R1 ;
+        /*0020*/                   MUFU.RCP R2, R2 ;
+        /*0030*/                   F2I.FTZ.U32.TRUNC.NTZ R2, R2 ;
+        /*0040*/                   ISETP.GE.AND P0, PT, R2, 0x3, PT ;
+        /*0050*/               @P0 BRA `(.L_x_1) ;
+        /*0060*/                   LDG.E R3, desc[UR4][R4.64] ;
+        /*0070*/                   ISETP.GE.AND P1, PT, R3, 0x3, PT ;
+        /*0080*/               @P1 BRA `(.L_x_1) ;
+        /*0090*/                   IADD3 R5, R5, 0x1, RZ ;
+.L_x_1:
+        /*00a0*/                   EXIT ;
+"""
+
+
+def test_a_quotient_of_block_numbers_is_no_data() -> None:
+    """What lies behind a condition on it is gone through; a loaded value's is gone around."""
+    function = functions_of(DIVIDED)["k"]
+    way = Walk(function, {"SR_CTAID.X": 4}, {}).run()
+    turns = [way.times(b, i) for b in function.blocks for i in b.instructions if i.name in ("LDG", "IADD3")]
+    assert way.unknown == 2 and turns == [1, 0]

@@ -71,6 +71,6 @@ def test_a_step_s_roofline(tcomp: Tcomp, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "roofline.png").stat().st_size > 10_000
     figures = (tmp_path / "out" / "roofline.json").read_text()
     assert '"basis": "predicted"' in figures and figures == (tmp_path / "figures.json").read_text()
-    assert made.out.count("depend on data") == 1 < made.out.count("  [1]"), "said once, below the table"
+    assert made.out.count("branches that depend") == 1 < made.out.count("  [1]"), "said once, below the table"
     assert "rank correlation (Spearman)" in tcomp("roofline", "--ladder").out
     refused(tcomp("roofline", "gpt2", "--gpu", "h1000"), "no description of a GPU 'h1000'")

@@ -69,9 +69,9 @@ def test_calls_nest_and_a_result_that_is_not_read_keeps_its_own_name() -> None:
 def test_messages_about_another_files_equations_point_at_the_call() -> None:
     text = """import ops.fp8
 
-op f(X: e4m3[K, M], W: e4m3[K, N], r: f32[M], q: f32[N], h: f32[H], s: f32[]) -> Y: f32[M, K]:
+op f(X: e4m3[K, M], W: e4m3[K, N], r: f32[M], q: f32[N], h: f32[3, H], s: f32[]) -> Y: f32[M, K]:
   t[m] = max k: abs(X[k, m])
-  Y, a, b, c, d = product_fp8_gradients(t, X, W, r, q, s, s, s, h, h, h)
+  Y, a, b = product_fp8_gradients(t, X, W, r, q, s, s, s, h)
 """
     with pytest.raises(TcError, match="'t' has 1 axis") as caught:
         load_text(text, "f.tc")

@@ -15,7 +15,9 @@ from torch import Tensor
 from tcomp.dsl.ast import DType, Module, Op
 from tcomp.dsl.dims import operand_shape
 from tcomp.dsl.load import load_text
+from tcomp.dsl.storage import bound
 from tcomp.oracle import evaluate
+from tcomp.runtime.values import stored, values
 
 GPT2 = Path(__file__).resolve().parent.parent.parent / "models" / "gpt2.tc"
 Arrays = dict[str, np.ndarray]
@@ -100,6 +102,22 @@ CASES = [
 def library() -> Module:
     """Every op of models/ops."""
     return load_text("import gpt2\nimport llama\n", str(GPT2.with_name("every_op.tc")))
+
+
+def stored_inputs(op: Op, module: Module, dims: Dims, real: DType = DType.BF16) -> Arrays:
+    """Random operands rounded to the types they are stored in; of a backward op, those of the forward op at `real` and
+    what it gives at them."""
+    forward = bound(module.ops[op.name.removesuffix(".backward")], real)
+    found = random_inputs(forward, dims, seed=5)
+    found = {p.name: values(stored(found[p.name], p.dtype), p.dtype) for p in forward.params}
+    if op.backward_of is None:
+        return found
+    found |= {n: np.asarray(a, np.float32) for n, a in evaluate(forward, module, found, dims).items()}
+    rng = np.random.default_rng(3)
+    for p in op.params:
+        a = found[p.name] if p.name in found else rng.standard_normal(operand_shape(p, dims), np.float32)
+        found[p.name] = values(stored(a, p.dtype), p.dtype)
+    return {p.name: found[p.name] for p in op.params}
 
 
 SCALARS = {"eps": 1e-5, "theta": 10000.0, "factor": 8.0, "low": 1.0, "high": 4.0, "original": 64.0}

@@ -8,8 +8,10 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load, load_text
 from tcomp.grad import backward_of
 from tcomp.ir.print import print_kernel
+from tcomp.ir.tile import Compute
 from tcomp.machine.cpu import CpuMachine
 from tcomp.schedule.lower import lower
+from tcomp.schedule.tensor_copies import statements
 
 AVX2 = CpuMachine("avx2", (), 8, 16, 32768, 512 << 10, 32 << 20, 2)
 
@@ -39,10 +41,34 @@ def test_gradients_are_collected_in_tiles_of_their_own_and_written_once() -> Non
     assert op is not None
     (kernel,) = lower(op, module, {"B": 1, "T": 256, "H": 2, "D": 64}, AVX2).kernels
     shapes = {t.name.partition(".sum")[0] + str(t.shape) for t in kernel.tiles if ".sum" in t.name}
-    assert shapes == {"dQKV(96, 64)", "dQKV(256, 64)"}
+    assert shapes == {"dQKV(64, 64)", "dQKV(256, 64)"}
     stores = [x.strip() for x in print_kernel(kernel).splitlines() if x.strip().startswith("dQKV[")]
     assert len(stores) == 3
     assert all(" = dQKV.sum" in x for x in stores)
+
+
+def test_a_loop_has_register_tiles_of_its_own_in_some_equations() -> None:
+    """Keys are vectors of the scores, and rows of their own gradients, collected in private tiles or not."""
+    for name, dims, gradients in (
+        ("attention", {"B": 1, "T": 128, "H": 2, "D": 64}, ("dQKV.sum5", "dQKV.sum7")),
+        ("grouped_attention", {"B": 2, "T": 128, "G": 2, "R": 3, "D": 64}, ("dK", "dV")),
+    ):
+        module = load("models/ops/attention.tc")
+        op = backward_of(name, module)
+        assert op is not None
+        (kernel,) = lower(op, module, dims, AVX2, threads=2).kernels
+        tiles = {
+            s.target.tensor: {a.name: (a.unroll, a.lanes) for a in s.axes}
+            for s in statements(kernel.phases[0])
+            if isinstance(s, Compute) and len(s.reduced) == 1
+        }
+        assert tiles["qk"]["k"] == tiles["dp"]["k"] == (2, 8)
+        assert all(tiles[g]["k"] == (4, 1) for g in gradients)
+
+
+def test_only_levels_within_a_tile_belong_to_some_equations() -> None:
+    with pytest.raises(TcError, match="only levels within a tile can differ"):
+        summed("  m -> seq(16)\n  n of s -> seq(8) / vec\n")
 
 
 def summed(schedule: str) -> str:

@@ -12,7 +12,7 @@ from tcomp.codegen.cpu.conditions import conditions, remaining, without
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.layout import statements_in
-from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Module, Name, Num, Op
+from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load, load_text
 from tcomp.dsl.storage import bound
@@ -21,10 +21,9 @@ from tcomp.ir.tile import Axis, Compute, Kernel, Scope, Unpack
 from tcomp.ir.walk import computes
 from tcomp.machine.gpu import machine_for_target
 from tcomp.oracle import evaluate
-from tcomp.runtime.values import stored, values
 from tcomp.schedule.fold import by_exp2
 from tcomp.schedule.lower import lower
-from tests.reference.op_cases import Arrays, random_inputs
+from tests.reference.op_cases import stored_inputs
 from tests.test_ops_gpu import execute
 
 DIMS = {"B": 1, "T": 256, "H": 2, "D": 64}
@@ -100,21 +99,6 @@ ODD = {"B": 2, "T": 65, "H": 2, "D": 64}
 MULTI_HEAD, GROUPED = {"B": 1, "T": 260, "H": 2, "D": 64}, {"B": 1, "T": 332, "G": 1, "R": 2, "D": 128}
 
 
-def bf16_inputs(op: Op, module: Module, dims: dict[str, int]) -> Arrays:
-    """Rounded operands; of a backward op also what the forward op gives at them."""
-    forward = bound(module.ops[op.name.removesuffix(".backward")], DType.BF16)
-    found = random_inputs(forward, dims, seed=5)
-    found = {p.name: values(stored(found[p.name], p.dtype), p.dtype) for p in forward.params}
-    if op.backward_of is None:
-        return found
-    found |= {n: np.asarray(a, np.float32) for n, a in evaluate(forward, module, found, dims).items()}
-    rng = np.random.default_rng(3)
-    for p in op.params:
-        a = found[p.name] if p.name in found else rng.standard_normal(found[p.name[1:]].shape, np.float32)
-        found[p.name] = values(stored(a, p.dtype), p.dtype)
-    return {p.name: found[p.name] for p in op.params}
-
-
 @pytest.mark.parametrize(
     "name,dims,target",
     [
@@ -137,7 +121,7 @@ def test_several_turns_against_the_oracle_and_bitwise_again(name: str, dims: dic
     op = backward_of(name.removesuffix(".backward"), module) if name.endswith(".backward") else module.ops[name]
     assert op is not None
     op = bound(op, DType.BF16)
-    inputs = bf16_inputs(op, module, dims)
+    inputs = stored_inputs(op, module, dims)
     found = lower(op, module, dims, machine)
     got = execute(found, op, inputs, machine, conflicts=0)
     for result, wanted in evaluate(op, module, inputs, dims).items():
@@ -159,7 +143,7 @@ def test_backward_with_dq_added_in_any_order_is_as_near_to_the_oracle() -> None:
     op = backward_of("attention", module)
     assert op is not None
     op, dims = bound(op, DType.BF16), {"B": 1, "T": 196, "H": 1, "D": 64}
-    inputs = bf16_inputs(op, module, dims)
+    inputs = stored_inputs(op, module, dims)
     with pytest.raises(TcError, match="depend on the order"):
         lower(op, module, dims, machine)
     found = lower(op, module, dims, machine, deterministic=False)

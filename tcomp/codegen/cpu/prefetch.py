@@ -135,7 +135,7 @@ def touch_registers(
     apart = max(1, LINE // (place.buffer.dtype.bytes * domain.lanes))
     for p in points:
         near = vector is None or vector not in place.deps
-        if near or (addressing.lane_stride(place, p) == 1 and p[vector] % apart == 0):
+        if near or (vector is not None and addressing.lane_stride(place, p) == 1 and p[vector] % apart == 0):
             touch(domain.emitter, addressing.pointer(place, p), written)
 
 

@@ -35,7 +35,9 @@ INTRINSICS = frozenset(
 FIRST_GROUP_BARRIER = 2
 """barriers before it are for all threads, and for all but a producer's"""
 FIRST_TURN_BARRIER = 10
-"""two, one for each of two groups that take turns"""
+"""one for each warpgroup, where they take turns"""
+WARPGROUP = 4
+"""warps"""
 
 
 class GpuEmitter(Emitter):
@@ -90,22 +92,23 @@ class GpuEmitter(Emitter):
         self.nvvm("barrier.cta.sync.aligned.count", args=[number, self.i64(self.threads.threads // groups)])
 
     def turn_barrier(self, what: str) -> None:
-        """Two groups of warps have turns, one after the other, over and over: "sync" waits for the own one, "arrive"
-        passes it on. The second group passes the first turn on with "start"."""
-        group = self.group(2)
+        """Warpgroups have turns, one after the other, over and over: "sync" waits for the own one, "arrive" passes it
+        on. The last group passes the first turn on with "start"."""
+        groups = self.threads.warps // WARPGROUP
+        group, last = self.group(groups), self.i64(groups - 1)
         if what == "start":
-            second = self.here().icmp_signed("!=", group, self.i64(0))
-            self.when(second, lambda: self.turn_barrier("arrive"))
+            self.when(self.here().icmp_signed("==", group, last), lambda: self.turn_barrier("arrive"))
             return
 
         def number() -> IrValue:
-            own = group if what == "sync" else self.builder.xor(group, self.i64(1))
-            return self.builder.add(own, self.i64(FIRST_TURN_BARRIER))
+            b = self.builder
+            after = b.select(b.icmp_signed("==", group, last), self.i64(0), b.add(group, self.i64(1)))
+            return b.add(group if what == "sync" else after, self.i64(FIRST_TURN_BARRIER))
 
         at = self.once(0, ("turn barrier", what), number)
         self.here()
         text = f"barrier.cta.{what}.aligned $0, $1;"
-        self.asm(text, VOID, "r,n,~{memory}", [at, self.i64(self.threads.threads)], effect=True)
+        self.asm(text, VOID, "r,n,~{memory}", [at, self.i64(2 * 32 * WARPGROUP)], effect=True)
 
     def group(self, groups: int) -> IrValue:
         """The number of the thread's group, of so many equal ones."""

@@ -55,7 +55,7 @@ from tcomp.machine.gpu import GpuMachine
 class PhaseGenerator:
     """Writes one phase of a kernel as an entry of the module.
 
-    `inside` says, where clusters do not fit the grid, whether the block has work. Are its two warpgroups `staggered`?
+    `inside` says, where clusters do not fit the grid, whether the block has work. Are its warpgroups `staggered`?
     `pipe` is the innermost pipe loop of tensor copies around the place being written."""
 
     inside: IrValue | None = None

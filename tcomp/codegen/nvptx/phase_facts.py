@@ -40,7 +40,7 @@ def filled_tiles(phase: Sequence[Statement], buffers: Mapping[str, Buffer]) -> f
 
 
 def staggered(kernel: Kernel, phase: Sequence[Statement], scope: GpuScope) -> bool:
-    """Do two warpgroups go through pipe loops a turn apart: through those that are one product by wgmma?"""
+    """Do warpgroups go through pipe loops a turn apart: through those that are one product by wgmma?"""
     loops = (s for s in statements_in(phase) if isinstance(s, Loop) and s.level == "pipe")
     bodies = ([s for s in loop.body if not isinstance(s, Pack)] for loop in loops)
     return kernel.staggered and any(len(b) == 1 and any(True for _ in asynchronous(b, scope)) for b in bodies)

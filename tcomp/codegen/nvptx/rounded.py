@@ -2,6 +2,7 @@
 
     a + a * tanh(v)    -->    2 a * reciprocal(1 + exp2(-2 log2(e) v))        relative error 2^-20 for |v| <= 16
     exp(v)             -->    exp2(log2(e) v)                                 relative error 2^-22 + |v| 2^-24
+    1 / v              -->    reciprocal(v)                                   relative error 2^-23
 
 GELU is of the first form. Nothing cancels where tanh is close to -1, so small results are better than those of the form
 as it is written; constants go into those that are there.
@@ -23,6 +24,8 @@ def for_narrow(e: Expr) -> Expr:
             if a == b:
                 power = Call("exp2", (scaled(for_narrow(v), -2 * math.log2(math.e)),))
                 return Binary("*", scaled(for_narrow(a), 2.0), Call("reciprocal", (Binary("+", Num(1.0), power),)))
+        case Binary("/", Num(1.0) as one, v):
+            return Call("reciprocal", (for_narrow(v),), one.span)
         case Call("exp", (v,)):
             return Call("exp2", (Binary("*", for_narrow(v), Num(math.log2(math.e))),))
     kids = children(e)

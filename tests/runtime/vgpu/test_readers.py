@@ -31,3 +31,33 @@ def test_a_writer_needs_to_know_of_every_reader(arriving: int) -> None:
     body = BODY.format(init=init(arriving), arriving=arriving, wait=wait(0, "0", "W"))
     report, _ = launch(body, np.zeros(4, np.uint32), block=192)
     assert ("shared memory race" in report.kinds()) == (arriving < 4), report
+
+
+# One warp after the other reads, says so at an mbarrier, and lets the next one read.
+IN_TURN = """
+@%p0 st.shared.u32 [%r1], 7;
+{init}
+setp.ge.u32 %p1, %r3, 4; @%p1 bra REST;
+setp.eq.u32 %p2, %r3, 0; @%p2 bra READ;
+barrier.cta.sync.aligned %r3, 64;
+READ: ld.shared.u32 %r10, [%r1];
+bar.warp.sync -1; and.b32 %r5, %r0, 31; setp.eq.u32 %p3, %r5, 0;
+setp.lt.u32 %p4, %r3, {arriving}; and.pred %p3, %p3, %p4;
+@%p3 mbarrier.arrive.shared::cta.b64 _, [%r2];
+setp.eq.u32 %p2, %r3, 3; @%p2 bra END;
+add.u32 %r4, %r3, 1;
+barrier.cta.arrive.aligned %r4, 64;
+bra END;
+REST:
+setp.ne.u32 %p1, %r0, 128; @%p1 bra END;
+{wait}
+st.shared.u32 [%r1], 8;
+END:
+"""
+
+
+@pytest.mark.parametrize("arriving", [3, 4])
+def test_readers_in_turn_are_known_by_their_own_last_reads(arriving: int) -> None:
+    body = IN_TURN.format(init=init(arriving), arriving=arriving, wait=wait(0, "0", "W"))
+    report, _ = launch(body, np.zeros(4, np.uint32), block=160)
+    assert ("shared memory race" in report.kinds()) == (arriving < 4), report

@@ -18,6 +18,8 @@ from tcomp.runtime.values import numpy_type, stored, values
 from tcomp.runtime.vgpu import Device
 from tcomp.runtime.vgpu.arguments import tensor_maps
 from tcomp.schedule.lower import lower
+from tests.reference.op_cases import random_inputs
+from tests.test_ops_gpu import execute
 
 OP = """
 op product(X: {t}[{x}], W: {u}[{w}], b: f32[N]) -> Y: {o}[M, N]:
@@ -104,8 +106,13 @@ def test_any_storage_order(xt: bool, wt: bool) -> None:
         ("f32", "f32", "mma.sync.tf32", "sm_80", 1e-3),
         ("e4m3", "e4m3", "mma.sync", "sm_89", 1e-6),
         ("e4m3", "e5m2", "mma.sync", "sm_89", 1e-6),
+        ("bf16", "bf16", "mma.sync", "sm_89", 1e-6),
         ("bf16", "bf16", "mma.sync", "sm_90a", 1e-6),
+        ("f32", "f32", "mma.sync.tf32", "sm_90a", 1e-3),
         ("bf16", "bf16", "mma.sync", "sm_120a", 1e-6),
+        ("f16", "f16", "mma.sync", "sm_120a", 1e-6),
+        ("f32", "f32", "mma.sync.tf32", "sm_120a", 1e-3),
+        ("e5m2", "e4m3", "mma.sync", "sm_120a", 1e-6),
     ],
 )
 def test_every_type(t: str, u: str, use: str, target: str, bound: float) -> None:
@@ -187,12 +194,62 @@ def test_wgmma_of_every_type(t: str, u: str, use: str, bk: int, bound: float) ->
     assert error < bound and conflicts == 0
 
 
-@pytest.mark.parametrize(("bm", "bn", "width"), [(64, 8, 8), (128, 256, 256), (64, 384, 192)])
-def test_wgmma_of_every_width(bm: int, bn: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("bm", "bn", "width"), [(64, 8, 8), (64, 40, 40), (64, 136, 136), (128, 248, 248), (128, 256, 256), (64, 384, 192)]
+)
+def test_wgmma_of_many_widths(bm: int, bn: int, width: int) -> None:
     by = "tma" if bn <= 256 else "cp.async swizzle"
     error, _, ptx = product((bm, bn, 64), use="wgmma", target="sm_90a", by=by, bm=bm, bn=bn, bk=64)
     assert error < 1e-6
     assert f"m64n{width}k16" in ptx
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_one_to_three_warpgroups_compute_and_one_copies(groups: int) -> None:
+    by = "tma\n  producer warpgroup(24)\n  persistent"
+    error, conflicts, ptx = product((200, 72, 136), use="wgmma", by=by, target="sm_90a", bm=64 * groups, bk=64)
+    assert error < 1e-6 and conflicts == 0
+    assert ("setmaxnreg.inc" in ptx) == (groups > 1), "two warpgroups have all the registers that threads can use"
+    assert f".reqntid {128 * (groups + 1)}" in ptx or f".maxntid {128 * (groups + 1)}" in ptx
+
+
+EVERY_EPILOGUE = """
+import ops.math
+
+op ends(X: bf16[M, K], W: bf16[N, K], b: bf16[N], R: bf16[M, N], s: f32[])
+    -> P: bf16[M, N], Y: bf16[M, N], Q: e4m3[M, N], Qt: e4m3[N, M], G: bf16[M, N], amax: f32[M]:
+  acc[m, n] = sum k: X[m, k] * W[n, k]
+  P[m, n] = acc[m, n] + b[n]
+  Y[m, n] = gelu(P[m, n]) + R[m, n]
+  G[m, n] = R[m, n] * gelu_slope(P[m, n])
+  Q[m, n] = Y[m, n] * s
+  Qt[n, m] = Y[m, n] * s
+  amax[m] = max n: abs(Y[m, n])
+
+schedule ends on sm_90a:
+  m -> grid.y(128) / warpgroup(64) / mma
+  n -> grid.x(64) / mma
+  k -> pipe(64, 2) / mma
+  stage X, W in shared at k by tma
+  use wgmma for acc
+  inline P, Y
+  combine amax over n by partials
+"""
+
+
+def test_one_product_with_every_epilogue() -> None:
+    """Of one accumulator: bias, GELU and its derivative, residual, cast to 8 bits, transposed copy, largest values."""
+    module, machine = load_text(EVERY_EPILOGUE), machine_for_target("sm_90a")
+    op, dims = module.ops["ends"], {"M": 200, "N": 136, "K": 136}
+    lowered = lower(op, module, dims, machine)
+    assert "wgmma" in compile_kernel(lowered.kernels[0], machine).ptx and len(lowered.kernels) == 1
+    given = random_inputs(op, dims, 5)
+    inputs = {p.name: values(stored(given[p.name], p.dtype), p.dtype) for p in op.params}
+    found = execute(lowered, op, inputs, machine)
+    for name, wanted in evaluate(op, module, inputs, dims).items():
+        unit = 2.0**-3 if name in ("Q", "Qt") else 2.0**-7  # one of e4m3, two of bf16: P and Y are rounded beside a tie
+        np.testing.assert_allclose(found[name], wanted, rtol=unit, atol=2.0**-8, err_msg=name)
+    assert (found["Qt"] == found["Q"].T).all()
 
 
 # ------------------------------------------------------------------------------------------------ which schedule holds

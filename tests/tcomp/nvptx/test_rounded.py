@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -33,9 +34,9 @@ def exact(x: np.ndarray) -> np.ndarray:
         return x / (1 + np.exp(-2 * x * (0.7978845608028654 + 0.035677408136300125 * np.minimum(x * x, 64.0))))
 
 
-def stored(x: np.ndarray, dtype: DType) -> tuple[np.ndarray, str]:
-    """GELU of x by the compiled kernel, and its PTX."""
-    body = Compute(at("Y", "i"), gelu(at("X", "i")), (axis("i", len(x), lanes(2)),))
+def stored(x: np.ndarray, dtype: DType, of: Callable[[Expr], Expr] = gelu) -> tuple[np.ndarray, str]:
+    """GELU (or another function) of x by the compiled kernel, and its PTX."""
+    body = Compute(at("Y", "i"), of(at("X", "i")), (axis("i", len(x), lanes(2)),))
     k = kernel([operand("X", len(x), dtype=dtype), operand("Y", len(x), dtype=dtype)], [[body]])
     gpu = compile_kernel(k, H100)
     out, _ = launch(k, gpu, {"X": x})
@@ -51,6 +52,20 @@ def test_gelu_is_right_to_a_rounding(dtype: DType) -> None:
     unit = np.maximum(np.exp2(np.floor(np.log2(np.abs(wanted))) + 1 - BITS[dtype]), LEAST[dtype])
     assert np.max(np.abs(found - wanted) / unit) <= 0.51
     assert "rcp.approx" in ptx and ptx.count("ex2.approx") == ptx.count("rcp.approx")
+
+
+@pytest.mark.parametrize("dtype", BITS, ids=lambda d: d.value)
+def test_powers_and_reciprocals_are_right_to_a_rounding(dtype: DType) -> None:
+    """The logistic function, whose exponent is rounded once."""
+    x = np.concatenate([np.linspace(-80, 80, 1024), np.linspace(-9, 9, 1024)])
+    x = from_bits(to_bits(x.astype(np.float32), dtype), dtype).astype(np.float64)
+    found, ptx = stored(x.astype(np.float32), dtype, lambda v: op("/", 1.0, op("+", 1.0, fn("exp", op("-", 0.0, v)))))
+    wanted = 1 / (1 + np.exp(-x))
+    unit = np.maximum(np.exp2(np.floor(np.log2(wanted)) + 1 - BITS[dtype]), LEAST[dtype])
+    assert np.max(np.abs(found - wanted) / unit) <= 0.51
+    assert "rcp.approx" in ptx and "div" not in ptx
+    edges, _ = stored(np.array([-math.inf, math.inf, math.nan, 0.0], np.float32), dtype, lambda v: fn("exp", v))
+    np.testing.assert_array_equal(edges, [0.0, math.inf, math.nan, 1.0])
 
 
 def test_gelu_at_the_edges() -> None:

@@ -44,6 +44,7 @@ def text(rows: int = 128, stages: int = 3, more: str = "producer warp\n  persist
         (128, 3, "producer warp\n  persistent", 384, 384),  # whole rounds of the ring, several tiles a block
         (128, 4, "producer warp\n  persistent", 300, 72),  # fewer turns than copies
         (128, 2, "producer warpgroup(24)", 128, 200),  # two copies, a part of a turn
+        (192, 2, "producer warpgroup(24)", 192, 200),  # three warpgroups
     ],
 )
 def test_sums_are_the_same(rows: int, stages: int, more: str, m: int, k: int) -> None:
@@ -85,7 +86,6 @@ def test_one_warpgroup_has_none_to_follow() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (text(rows=192), "this one has 3"),
         (text(more="persistent"), "without a producer"),
         (text().replace("wgmma", "mma.sync").replace("warpgroup(64)", "warp.y(16)"), "no such product"),
     ],

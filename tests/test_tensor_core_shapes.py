@@ -1,0 +1,93 @@
+"""Shipped products and attention on tensor cores at each class of shape: tall, wide, ragged, odd and tiny; every
+target, both 16-bit types, forward and backward, gradients of weights added in f32 to what is there, as a step's are.
+
+On the virtual GPU with all checks on: results are the oracle's within the rounding of their type and of what the
+schedule rounds on the way, and shared memory meets no bank conflict.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from tcomp.autotune.virtual_run import reported
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.dsl.ast import DType
+from tcomp.dsl.dims import operand_shape
+from tcomp.dsl.storage import bound
+from tcomp.grad import backward_of
+from tcomp.grad.accumulate import accumulating, held
+from tcomp.machine.gpu import machine_for_target
+from tcomp.oracle import evaluate
+from tcomp.schedule.lower import lower
+from tests.reference.op_cases import WEIGHTS, library, stored_inputs
+
+SHAPES = {
+    "tall": {"M": 520, "N": 32, "K": 72},
+    "wide": {"M": 24, "N": 520, "K": 64},
+    "ragged": {"M": 200, "N": 152, "K": 104},
+    "odd": {"M": 67, "N": 70, "K": 131},
+    "tiny": {"M": 1, "N": 8, "K": 8},
+}
+ATTENTION = {
+    "long": {"B": 1, "T": 130, "H": 2, "D": 64},
+    "heads of 128": {"B": 1, "T": 96, "H": 1, "D": 128},
+    "tiny": {"B": 2, "T": 1, "H": 1, "D": 64},
+    "grouped": {"B": 1, "T": 130, "G": 1, "R": 2, "D": 64},
+}
+QUICK = [
+    ("linear_gelu", "wide", DType.BF16, "sm_89"),
+    ("linear_gelu.backward", "tall", DType.BF16, "sm_90a"),
+    ("linear_residual.backward", "tiny", DType.F16, "sm_120a"),
+    ("attention", "tiny", DType.F16, "sm_80"),
+]
+MORE = [
+    ("linear_gelu", "ragged", DType.F16, "sm_90a"),
+    ("linear_gelu.backward", "ragged", DType.BF16, "sm_80"),
+    ("linear_gelu.backward", "wide", DType.F16, "sm_90a"),
+    ("matmul_residual.backward", "ragged", DType.F16, "sm_89"),
+    ("linear", "tall", DType.BF16, "sm_120a"),
+    ("linear.backward", "odd", DType.BF16, "sm_90a"),
+    ("matmul", "odd", DType.F16, "sm_100a"),
+    ("matmul.backward", "ragged", DType.BF16, "sm_100a"),
+    ("attention", "long", DType.F16, "sm_80"),
+    ("linear_residual", "tiny", DType.BF16, "sm_90a"),
+    ("attention.backward", "heads of 128", DType.BF16, "sm_90a"),
+    ("attention.backward", "long", DType.BF16, "sm_120a"),
+    ("attention", "heads of 128", DType.BF16, "sm_89"),
+    ("grouped_attention", "grouped", DType.BF16, "sm_80"),
+    ("attention", "tiny", DType.BF16, "sm_90a"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "real", "target"), [*QUICK, *(pytest.param(*c, marks=pytest.mark.slow) for c in MORE)]
+)
+def test_results_are_the_oracles_without_a_bank_conflict(name: str, shape: str, real: DType, target: str) -> None:
+    module, machine = library(), machine_for_target(target)
+    forward = name.removesuffix(".backward")
+    dims = ATTENTION[shape] if "attention" in name else SHAPES[shape]
+    found = backward_of(forward, module) if name != forward else module.ops[forward]
+    assert found is not None
+    op = bound(found, real)
+    inputs = stored_inputs(op, module, dims, real)
+    if name != forward and forward in WEIGHTS:
+        weights = frozenset(WEIGHTS[forward])
+        op = accumulating(held(op, dict.fromkeys(weights, DType.F32)), weights)
+        rng = np.random.default_rng(8)
+        inputs |= {p.name: rng.standard_normal(operand_shape(p, dims), np.float32) for p in op.params if p.inout}
+    lowered = lower(op, module, dims, machine)
+    code = "".join(compile_kernel(k, machine).ptx for k in lowered.kernels)
+    aligned = target == "sm_90a" and shape != "odd"  # (the copy engine does not take rows of any length)
+    assert re.search(r"\bwgmma\.mma_async" if aligned else r"\bmma\.sync", code)
+    got, reports = reported(op, lowered, inputs, machine)
+    unit, terms = 2.0 ** {DType.BF16: -8, DType.F16: -11}[real], max(dims.values())
+    for result, wanted in evaluate(op, module, inputs, dims).items():
+        if result in got:
+            scale = np.maximum(np.abs(wanted), np.abs(wanted).max(initial=0.0) / 16)
+            off = np.max(np.abs(got[result] - wanted) / (scale * unit + 1e-6), initial=0.0)
+            # Two units; in backward passes and attention the factors of sums are rounded too, a random walk.
+            assert off <= 2 * (1 if name == forward and "attention" not in name else 2 + terms**0.5 / 4), (result, off)
+    assert not sum(r.traffic["shared"].bank_conflicts for r in reports if "shared" in r.traffic)
