@@ -45,7 +45,9 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
                 if any(c.by == "turns" and output.tensor in c.names for c in plan.combine):
                     hint = f"leave '{index}' undivided: blocks that add by turns add their whole part at once"
                 elif node.partial_over:
-                    hint = f"partial results are joined over one loop: reduce '{index}' in an equation of its own"
+                    hint = (
+                        f"partial results are joined over one loop: reduce '{index}' in an equation of its own, before"
+                    )
                 raise TcError(
                     f"loop '{index}' is divided among {among}, but '{output.tensor}' sums over it",
                     loop.level.span,
