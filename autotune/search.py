@@ -126,6 +126,8 @@ class Search:
         try:
             parts = self._parts()
             order = sorted(self._worthwhile(parts), key=lambda p: -p.weight)
+            if not parts and not self.summary.skipped:
+                self.say("there is nothing to tune: no schedule of these ops has a `tune` line here")
             if order:
                 self._prepare_final()
             for at, part in enumerate(order):

@@ -15,7 +15,7 @@ from tcomp.dsl.ast import Module, Op
 from tcomp.machine.gpu import GpuMachine
 from tcomp.runtime.values import numpy_type, stored, values
 from tcomp.runtime.verify import distance, oracle_case, rounding
-from tcomp.runtime.vgpu import Device, KernelFault, PtxError
+from tcomp.runtime.vgpu import Device, KernelFault, Options, PtxError
 from tcomp.runtime.vgpu.arguments import tensor_maps
 from tcomp.runtime.vgpu.report import Report
 from tcomp.schedule.lower import LoweredOp
@@ -43,16 +43,18 @@ def problem_of(op: Op, module: Module, dims: dict[str, int], lowered: LoweredOp,
     return ""
 
 
-def execute(op: Op, lowered: LoweredOp, inputs: Mapping[str, Array], machine: GpuMachine) -> dict[str, Array]:
+def execute(
+    op: Op, lowered: LoweredOp, inputs: Mapping[str, Array], machine: GpuMachine, options: Options | None = None
+) -> dict[str, Array]:
     """The op's results, from a fresh virtual GPU whose memory starts uninitialised. KernelFault for any finding."""
-    return reported(op, lowered, inputs, machine)[0]
+    return reported(op, lowered, inputs, machine, options)[0]
 
 
 def reported(
-    op: Op, lowered: LoweredOp, inputs: Mapping[str, Array], machine: GpuMachine
+    op: Op, lowered: LoweredOp, inputs: Mapping[str, Array], machine: GpuMachine, options: Options | None = None
 ) -> tuple[dict[str, Array], list[Report]]:
     """The same, with what the virtual GPU counted in each launch."""
-    device = Device(machine.sm)
+    device = Device(machine.sm, options)
     buffers = {b.name: b for k in lowered.kernels for b in k.operands}
     address = {
         n: device.upload(stored(inputs[n], b.dtype)) if n in inputs else device.allocate(max(1, b.bytes))

@@ -7,6 +7,7 @@ against the oracle: f32 like the CPU's, bf16 within the rounding of its stored t
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from tcomp.grad.accumulate import accumulating
 from tcomp.machine.gpu import GpuMachine, machine_for_target
 from tcomp.oracle import evaluate
 from tcomp.runtime.values import stored, values
+from tcomp.runtime.vgpu import Options
 from tcomp.schedule.lower import LoweredOp, lower
 from tests.reference import torch_gpt2 as reference
 from tests.reference.op_cases import (
@@ -52,9 +54,12 @@ BACKWARD = [pytest.param(*p.values, id=p.id, marks=pytest.mark.slow) if p.id == 
 TINY = [c for c in CASES if max(n for _, n in c.dims) <= LARGEST]
 
 
-def execute(lowered: LoweredOp, op: Op, inputs: Arrays, machine: GpuMachine = H100) -> Arrays:
-    """The op's results as floats, from a fresh virtual GPU; any finding of its checks fails."""
-    return virtual_run.execute(op, lowered, inputs, machine)
+def execute(
+    lowered: LoweredOp, op: Op, inputs: Arrays, machine: GpuMachine = H100, conflicts: float = math.inf
+) -> Arrays:
+    """The op's results as floats, from a fresh virtual GPU; any finding of its checks fails, and more than `conflicts`
+    bank conflicts an access."""
+    return virtual_run.execute(op, lowered, inputs, machine, Options(conflicts=conflicts))
 
 
 def run(op: Op, module: Module, dims: Dims, inputs: Arrays, machine: GpuMachine = H100) -> Arrays:
@@ -172,7 +177,8 @@ def test_products_in_clusters(name: str, n: int) -> None:
         inputs |= {p.name: values(stored(inputs[p.name], p.dtype), p.dtype) for p in op.params if p.dtype is DType.BF16}
         lowered = lower(op, library(), dims, machine)
         assert any(k.cluster is not None for k in lowered.kernels)
-        assert_within_bf16(execute(lowered, op, inputs, machine), evaluate(op, library(), inputs, dims), op, c.terms)
+        got = execute(lowered, op, inputs, machine, conflicts=0)
+        assert_within_bf16(got, evaluate(op, library(), inputs, dims), op, c.terms)
 
 
 # ------------------------------------------------------------------------------------------------------- optimizer

@@ -217,6 +217,8 @@ class Access:
         else:
             requests, conflicts = bank_conflicts(p.start % max(m.shared_stride, 1), w, self.size)
             t.bank_conflicts += conflicts
+            if conflicts > m.options.conflicts * requests:
+                m.finding("bank conflict", self.i, lanes, f"{conflicts} passes more than {requests} warps need")
         t.requests += requests
 
     def check_read(self, p: Part, keys: list[Any], lanes: Array) -> None:

@@ -7,6 +7,7 @@ wave and launch to launch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +30,13 @@ _DTYPES = {1: bool, 16: np.uint16, 32: np.uint32, 64: np.uint64, 128: np.complex
 @dataclass(frozen=True)
 class Options:
     """`checks`: races, initialisation, barriers (bounds and alignment are always on). `profile`: sectors and
-    bank conflicts. `wave_threads`: lanes that run together; blocks that wait for each other must fit in it."""
+    bank conflicts, of which more than `conflicts` extra passes for a warp's access, on average over the warps that
+    come to it together, are a finding. `wave_threads`: lanes that run together; blocks that wait for each other must
+    fit in it."""
 
     checks: bool = True
     profile: bool = True
+    conflicts: float = math.inf
     wave_threads: int = 16384
     max_steps: int = 50_000_000
 

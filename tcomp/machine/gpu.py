@@ -164,15 +164,3 @@ def machine_for_target(target: str) -> GpuMachine:
     near = difflib.get_close_matches(target, defaults, n=1, cutoff=0.75)
     listing = f"GPU targets: {', '.join(sorted(defaults, key=lambda t: defaults[t].sm))}"
     raise UserError(f"there is no GPU target {target!r}", f"did you mean {near[0]!r}? {listing}" if near else listing)
-
-
-def machine_list() -> str:
-    """One line per machine: name, target, product, SMs, memory, peak rates."""
-    lines = []
-    for m in MACHINES.values():
-        bf16 = (m.tensor_rate("bf16") or 0) / 1e12
-        lines.append(
-            f"{m.name:8} {m.target:8} {m.label:24} {m.sms:3} SMs  {m.memory_bytes // _GB:3} GiB at "
-            f"{m.memory_bandwidth / 1e12:.2f} TB/s  f32 {m.f32_flops / 1e12:.0f}, bf16 {bf16:.0f} TFLOP/s"
-        )
-    return "\n".join(lines) + "\n"

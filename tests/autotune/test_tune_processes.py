@@ -147,3 +147,8 @@ def test_a_run_keeps_its_lockfile(tcomp: Tcomp, tmp_path: Path, monkeypatch: pyt
     resumed = tcomp("train", "--resume", str(tmp_path / "run"), "--steps", "3")
     assert resumed.code == 0, resumed
     assert not [p for p in elsewhere.iterdir() if p.name != "run"]
+
+
+def test_ops_without_a_choice_are_said_to_have_none(tcomp: Tcomp) -> None:
+    made = tcomp("tune", "gpt2", "--dim", "L=1", "-B", "1", "-T", "8", "--ops", "layernorm", "--trials", "1")
+    assert made.code == 0 and "there is nothing to tune" in made.out and not made.error

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.runtime.vgpu.conftest import launch
+from tcomp.runtime.vgpu import Device, Options
+from tests.runtime.vgpu.conftest import entry, launch
 
 ADDRESS = "mul.wide.u32 %rd8, %r0, 4; add.s64 %rd9, %rd0, %rd8;\n"
 SHARED = "mov.u32 %r1, buf; shl.b32 %r2, %r0, 2; add.u32 %r3, %r1, %r2;\n"
@@ -124,6 +125,15 @@ def test_bank_conflicts_and_sectors_are_counted() -> None:
     body = "mul.wide.u32 %rd8, %r0, {}; add.s64 %rd9, %rd0, %rd8; ld.global.f32 %f0, [%rd9];"
     assert launch(body.format(4), floats(1024))[0].traffic["global"].sectors_per_request == 4
     assert launch(body.format(32), floats(1024))[0].traffic["global"].sectors_per_request == 32
+
+
+def test_bank_conflicts_beyond_a_bound_are_found() -> None:
+    body = "mov.u32 %r1, buf; mul.lo.u32 %r2, %r0, {}; add.u32 %r3, %r1, %r2; st.shared.u32 [%r3], %r0;"
+    found = {}
+    for step, bound in ((4, 0.0), (8, 0.0), (8, 1.0), (16, 1.0)):
+        gpu = Device(options=Options(conflicts=bound))
+        found[step, bound] = gpu.load(entry(body.format(step), "", 4096)).launch("k", 1, 32, []).kinds()
+    assert found == {(4, 0.0): set(), (8, 0.0): {"bank conflict"}, (8, 1.0): set(), (16, 1.0): {"bank conflict"}}
 
 
 def test_addresses_in_32_bits_wrap() -> None:
