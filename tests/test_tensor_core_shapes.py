@@ -55,6 +55,7 @@ MORE = [
     ("attention", "long", DType.F16, "sm_80"),
     ("linear_residual", "tiny", DType.BF16, "sm_90a"),
     ("attention.backward", "heads of 128", DType.BF16, "sm_90a"),
+    ("attention.backward", "long", DType.F16, "sm_90a"),
     ("attention.backward", "long", DType.BF16, "sm_120a"),
     ("attention", "heads of 128", DType.BF16, "sm_89"),
     ("grouped_attention", "grouped", DType.BF16, "sm_80"),
