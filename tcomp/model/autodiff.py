@@ -235,6 +235,12 @@ class _Differentiation:
                 operands[p.name] = self.value(node.operands[p.name])
             elif p.name[:1] == "d" and p.name[1:] in node.operands:
                 y = node.operands[p.name[1:]]
+                if not self.has_gradient(y, node):
+                    raise self.error(
+                        node,
+                        f"'backward {node.op.name}' reads '{p.name}', but the loss does not depend on '{p.name[1:]}': "
+                        f"use it, or leave the written backward out, so that one is derived for what is used",
+                    )
                 operands[p.name] = y.of(self.gradients[y.tensor].tensor)
             else:
                 raise self.error(node, f"'{form.name}' reads '{p.name}', which '{node.op.name}' does not have")

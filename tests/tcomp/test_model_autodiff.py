@@ -39,6 +39,13 @@ op stingy(A: f32[M], B: f32[M]) -> Y: f32[M]:
 backward stingy(B: f32[M], dY: f32[M]) -> dA: f32[M]:
   dA[m] = dY[m] * B[m]
 
+op both(A: f32[M]) -> Y: f32[M], Z: f32[M]:
+  Y[m] = A[m] + 1.0
+  Z[m] = A[m] * 2.0
+
+backward both(dY: f32[M], dZ: f32[M]) -> dA: f32[M]:
+  dA[m] = dY[m] + dZ[m] * 2.0
+
 model small(N):
   config one: L = 2
   param w: f32[L, N] = normal(1.0)
@@ -201,6 +208,12 @@ def test_a_written_backward_must_give_what_is_needed() -> None:
     with pytest.raises(TcError, match="does not give dB"):
         small("y = stingy(w[0], w[1])", "loss = total(y)")
     assert "stingy.backward w" in small("y = stingy(w[0], x)", "loss = total(y)").labels()
+
+
+def test_a_written_backward_that_reads_a_gradient_which_is_not_there_is_refused() -> None:
+    with pytest.raises(TcError, match="'backward both' reads 'dY', but the loss does not depend on 'Y'"):
+        small("y, z = both(w[0])", "loss = total(z)")
+    assert "both.backward w" in small("y, z = both(w[0])", "p = add(y, z)", "loss = total(p)").labels()
 
 
 def test_a_weight_used_whole_and_in_slices_is_refused() -> None:
