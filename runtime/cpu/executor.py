@@ -19,7 +19,7 @@ from tcomp.codegen.cpu.compile import CompiledKernel
 from tcomp.errors import UserError
 from tcomp.machine.cpu import CpuMachine
 from tcomp.model.step import Step
-from tcomp.runtime.cpu.interpreter import SYMBOL, compile_interpreter, interpreter_ir
+from tcomp.runtime.cpu.interpreter import SYMBOL, compile_interpreter, interpreter_ir, rest_address
 from tcomp.runtime.cpu.memory import Region
 from tcomp.runtime.cpu.team import NativeProgram, Team, native_program
 from tcomp.runtime.executor import HostExecutor, element_count
@@ -60,6 +60,7 @@ class CpuExecutor(HostExecutor):
         self._times = {n: (ctypes.c_int64 * (p.count + 1))() for n, p in self._programs.items()}
         self._team = Team(
             run[SYMBOL],
+            rest_address(machine),
             threads,
             self._arena.address,
             [self._scratch.address + stride * t for t in range(threads)],

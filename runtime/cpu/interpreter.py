@@ -2,12 +2,14 @@
 
 Given as LLVM IR, compiled once per machine. Python enters it once per thread and program, so nothing of Python
 stands between kernels. The barrier counts arrivals; the last one opens the next generation. Waiting threads
-spin a bounded number of times, then yield the core, so that more threads than cores still make progress.
+spin a bounded number of times and then sleep, so that they do not take their cores from the threads they wait for, nor
+lose their turn to other programs, as a thread that yields does. (Where the system is not Linux they yield.)
 """
 
 from __future__ import annotations
 
 import ctypes
+import sys
 
 import llvmlite.binding as llvm
 
@@ -15,9 +17,12 @@ from tcomp.codegen.cpu.compile import target_machine
 from tcomp.machine.cpu import CpuMachine, family_of
 
 SYMBOL = "tc_run"
-SPINS = 1000
+SPINS, SPINS_CROWDED = 10_000, 1000
+"""How often a waiting thread looks before it rests, where each thread may have a core to itself and where not. Being
+woken takes tens of microseconds, which the threads' small differences in speed must not cost at every kernel."""
+
 CONTROL_BYTES = 256
-"""Arrivals at byte 0, generation at byte 128 (cache lines of their own)."""
+"""Arrivals at byte 0, sleeping threads at byte 64, generation at byte 128 (cache lines of their own)."""
 
 
 class NativeLaunch(ctypes.Structure):
@@ -36,7 +41,8 @@ RunFunction = ctypes.CFUNCTYPE(
     ctypes.c_int64,  # thread
     ctypes.c_int64,  # threads
     ctypes.c_void_p,  # barrier
-    ctypes.c_void_p,  # sched_yield
+    ctypes.c_void_p,  # `rest_address()`
+    ctypes.c_int64,  # looks of a waiting thread before it rests
     ctypes.c_void_p,  # cycle counts, one per launch and one before, or null
     ctypes.c_void_p,  # where the ticket is written when all is done
     ctypes.c_int64,  # ticket
@@ -50,8 +56,9 @@ _PAUSE = {
 
 _TEXT = """
 define void @SYMBOL(ptr %launches, i64 %count, ptr %arena, ptr %scratch, ptr %team, i64 %tid, i64 %threads,
-                    ptr %control, ptr %yield, ptr %times, ptr %done, i64 %ticket) nounwind {
+                    ptr %control, ptr %rest, i64 %spins.most, ptr %times, ptr %done, i64 %ticket) nounwind {
 entry:
+  %sleeping.at = getelementptr i8, ptr %control, i64 64
   %generation.at = getelementptr i8, ptr %control, i64 128
   %timed.any = icmp ne ptr %times, null
   %is.first = icmp eq i64 %tid, 0
@@ -82,22 +89,22 @@ arrive:
 open:
   store atomic i64 0, ptr %control monotonic, align 8
   %opened = add i64 %generation, 1
-  store atomic i64 %opened, ptr %generation.at release, align 8
-  br label %passed
+  store atomic i64 %opened, ptr %generation.at seq_cst, align 8
+  WAKE
 wait:
-  %spins = phi i64 [0, %arrive], [%spins.next, %spin], [%spins.next, %rest]
+  %spins = phi i64 [0, %arrive], [%spins.next, %spin], [%spins.next, %sleep]
   %now = load atomic i64, ptr %generation.at acquire, align 8
   %open.now = icmp ne i64 %now, %generation
   br i1 %open.now, label %passed, label %wait.more
 wait.more:
   %spins.next = add i64 %spins, 1
-  %long = icmp ugt i64 %spins.next, SPINS
-  br i1 %long, label %rest, label %spin
+  %long = icmp ugt i64 %spins.next, %spins.most
+  br i1 %long, label %sleep, label %spin
 spin:
   PAUSE
   br label %wait
-rest:
-  %ignored = call i32 %yield()
+sleep:
+  REST
   br label %wait
 passed:
   %i.next = add i64 %i, 1
@@ -119,11 +126,42 @@ DECLARE
 """
 
 
+# The kernel puts a thread to sleep only while the generation is still the one it waits for. A thread counts itself as
+# sleeping before that, and the generation is opened before sleepers are looked for, so none is missed.
+_SLEEP = """%counted = atomicrmw add ptr %sleeping.at, i64 1 seq_cst
+  %expected = trunc i64 %generation to i32
+  %slept = call i64 (i64, ...) %rest(i64 FUTEX, ptr %generation.at, i32 WAIT, i32 %expected, ptr null, ptr null, i32 0)
+  %discounted = atomicrmw sub ptr %sleeping.at, i64 1 seq_cst"""
+_WAKE = """%sleeping = load atomic i64, ptr %sleeping.at seq_cst, align 8
+  %all.awake = icmp eq i64 %sleeping, 0
+  br i1 %all.awake, label %passed, label %wake
+wake:
+  %woken = call i64 (i64, ...) %rest(i64 FUTEX, ptr %generation.at, i32 WAKE, i32 2147483647, ptr null, ptr null, i32 0)
+  br label %passed"""
+_YIELD = "%ignored = call i32 %rest()"
+
+_FUTEX = {"x86": 202, "arm": 98}
+"""Linux's number of the system call futex(2)."""
+_WAIT_PRIVATE, _WAKE_PRIVATE = 128, 129
+"""Its operations on a word that one process alone uses."""
+
+
+def sleeps(machine: CpuMachine) -> bool:
+    """Whether waiting threads sleep, else they yield."""
+    return sys.platform == "linux" and sys.byteorder == "little" and family_of(machine.name) in _FUTEX
+
+
 def interpreter_ir(machine: CpuMachine) -> str:
     """The interpreter for this machine as LLVM IR text."""
-    pause, declare = _PAUSE[family_of(machine.name)]
-    text = _TEXT.replace("SYMBOL", SYMBOL).replace("SPINS", str(SPINS))
-    return text.replace("PAUSE", pause).replace("DECLARE", declare)
+    family = family_of(machine.name)
+    pause, declare = _PAUSE[family]
+    rest, wake = _YIELD, "br label %passed"
+    if sleeps(machine):
+        number = str(_FUTEX[family])
+        rest = _SLEEP.replace("FUTEX", number).replace("WAIT", str(_WAIT_PRIVATE))
+        wake = _WAKE.replace("FUTEX", number).replace("WAKE", str(_WAKE_PRIVATE))
+    text = _TEXT.replace("SYMBOL", SYMBOL).replace("PAUSE", pause).replace("DECLARE", declare)
+    return text.replace("REST", rest).replace("WAKE", wake)
 
 
 def compile_interpreter(machine: CpuMachine) -> bytes:
@@ -133,10 +171,11 @@ def compile_interpreter(machine: CpuMachine) -> bytes:
     return bytes(target_machine(machine).emit_object(module))
 
 
-def yield_address() -> int:
-    """The address of the C library's sched_yield; OSError where there is none."""
+def rest_address(machine: CpuMachine) -> int:
+    """The address of the C library's function by which waiting threads rest; OSError where there is none."""
     library = ctypes.CDLL(None)
-    function = getattr(library, "sched_yield", None)
+    name = "syscall" if sleeps(machine) else "sched_yield"
+    function = getattr(library, name, None)
     if function is None:
-        raise OSError("this C library has no sched_yield")
+        raise OSError(f"this C library has no {name}")
     return ctypes.cast(function, ctypes.c_void_p).value or 0

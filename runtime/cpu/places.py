@@ -23,7 +23,9 @@ class Places:
     def __init__(self, threads: int) -> None:
         self.allowed: set[int] = os.sched_getaffinity(0) if sys.platform == "linux" else set()
         self.last: list[int | None] = [None] * threads
-        self._active = len(self.allowed) >= threads > 1
+        self.enough = len(self.allowed) >= threads
+        """each thread may have a CPU to itself (False where that is not known)"""
+        self._active = self.enough and threads > 1
         self._sent = [False] * threads
 
     def spread(self, workers: Sequence[threading.Thread]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from tcomp.runtime.cpu.interpreter import CONTROL_BYTES, NativeLaunch, RunFunction, yield_address
+from tcomp.runtime.cpu.interpreter import CONTROL_BYTES, SPINS, SPINS_CROWDED, NativeLaunch, RunFunction
 from tcomp.runtime.cpu.places import Places
 
 
@@ -49,7 +49,9 @@ class _Command:
 class Team:
     """`threads` threads with their memory: arena, scratch (one address per thread), team region."""
 
-    def __init__(self, run_address: int, threads: int, arena: int, scratch: Sequence[int], team: int) -> None:
+    def __init__(
+        self, run_address: int, rest_address: int, threads: int, arena: int, scratch: Sequence[int], team: int
+    ) -> None:
         self.threads = threads
         self._run = RunFunction(run_address)
         self._arena, self._scratch, self._region = arena, list(scratch), team
@@ -57,7 +59,7 @@ class Team:
         self._control = -(-ctypes.addressof(self._control_memory) // 64) * 64
         # One cache line per thread, so that finishing threads do not share one.
         self._done = (ctypes.c_int64 * (8 * threads))()
-        self._yield = yield_address()
+        self._rest = rest_address
         self._command: _Command | None = None
         self._closed = False
         self._wake = [threading.Lock() for _ in range(threads)]
@@ -68,6 +70,7 @@ class Team:
             for tid in range(1, threads)
         ]
         self._places = Places(threads)
+        self._spins = SPINS if self._places.enough else SPINS_CROWDED
         for worker in self._workers:
             worker.start()
 
@@ -130,7 +133,8 @@ class Team:
             tid,
             self.threads,
             self._control,
-            self._yield,
+            self._rest,
+            self._spins,
             command.times,
             done,
             command.ticket,
