@@ -210,12 +210,11 @@ class Access:
             t.bytes_read += n * self.size
         if not m.options.profile or p.segment.space not in ("global", "shared"):
             return
-        w = lanes >> 5
         if p.segment.space == "global":
-            requests, used = sectors(p.start, w, self.size)
+            requests, used = sectors(p.start, lanes >> 5, self.size)
             t.sectors += used
         else:
-            requests, conflicts = bank_conflicts(p.start % max(m.shared_stride, 1), w, self.size)
+            requests, conflicts = bank_conflicts(p.start % max(m.shared_stride, 1), lanes, self.size)
             t.bank_conflicts += conflicts
             if conflicts > m.options.conflicts * requests:
                 m.finding("bank conflict", self.i, lanes, f"{conflicts} passes more than {requests} warps need")

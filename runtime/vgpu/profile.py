@@ -19,11 +19,12 @@ def sectors(start: Array, warp: Array, size: int) -> tuple[int, int]:
     return requests, len(np.unique(sector + warp * (1 << 42)))
 
 
-def bank_conflicts(address: Array, warp: Array, size: int) -> tuple[int, int]:
+def bank_conflicts(address: Array, thread: Array, size: int) -> tuple[int, int]:
     """(requests, extra passes): a pass serves one word per bank; 16-byte accesses go by quarter-warps."""
+    warp = thread >> 5
     requests = int(np.count_nonzero(warp[1:] != warp[:-1])) + 1
     if size > 4:
-        warp = warp * (size // 4) + (np.arange(len(warp)) & 31) // (128 // size)
+        warp = warp * (size // 4) + (thread & 31) // (128 // size)
     word = address >> 2
     step = np.diff(word)
     edge = warp[1:] != warp[:-1]

@@ -73,8 +73,8 @@ def print_buffer(b: Buffer) -> str:
         case Panels(axis, width, group, grouped):
             groups = f", axis {grouped} in groups of {group}" if group > 1 else ""
             layout = f" panels(axis {axis}, width {width}{groups})"
-        case Pitched(pitch):
-            layout = f" pitch {pitch}"
+        case Pitched(pitch, group, skew):
+            layout = f" pitch {pitch}" + (f", {skew} more after every {group} rows" if skew else "")
         case Swizzled(width):
             layout = f" swizzle {width}"
         case Fragment(spreads):

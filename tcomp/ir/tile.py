@@ -58,9 +58,12 @@ class Panels:
 
 @dataclass(frozen=True, slots=True)
 class Pitched:
-    """Row-major with rows (the last axis) `pitch` elements apart: padding against shared-memory bank conflicts."""
+    """Row-major with rows (the last axis) `pitch` elements apart: padding against shared-memory bank conflicts. After
+    every `group` rows (a power of two) lie `skew` more elements: no instruction of tensor cores reads such a tile."""
 
     pitch: int
+    group: int = 1
+    skew: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +179,8 @@ class Buffer:
             if isinstance(self.layout, Pitched) and i == len(self.shape) - 1:
                 s = self.layout.pitch
             n *= s
+        if isinstance(self.layout, Pitched):
+            n += -(-math.prod(self.shape[:-1]) // self.layout.group) * self.layout.skew
         return n
 
     @property

@@ -17,7 +17,7 @@ from tcomp.instructions.matching import ACROSS
 from tcomp.ir.tile import Axis, Buffer, Compute, Fragment, Scope, Spread, Statement
 from tcomp.ir.walk import computes
 from tcomp.schedule.fold import sub
-from tcomp.schedule.staging_gpu import padded
+from tcomp.schedule.shared_layout import shared_layout
 
 MAX_ELEMENTS = 224
 """elements per thread of one register tile; a thread has 255 registers"""
@@ -33,6 +33,7 @@ def assign_scopes(
     """
     uses: dict[str, list[tuple[Spread, ...] | None]] = {}
     spans: dict[str, Span] = {}
+    operands: set[str] = set()
     for phase in phases:
         for c in computes(phase):
             axes = {a.name: a for a in c.axes}
@@ -41,6 +42,7 @@ def assign_scopes(
                 if tile is not None and tile.scope is Scope.SCRATCH:
                     uses.setdefault(tile.name, []).append(_spreads(access, _walked(c, access, axes), tile))
                     spans.setdefault(tile.name, c.span)
+                    operands |= {tile.name} if c.instruction else set()
     out: dict[str, Buffer] = {}
     for name, tile in tiles.items():
         if tile.scope is not Scope.SCRATCH:
@@ -60,8 +62,9 @@ def assign_scopes(
         if private and first is not None and count <= MAX_ELEMENTS:
             out[name] = replace(tile, scope=Scope.REGISTERS, layout=Fragment(first))
         else:
-            layout = padded(tile.shape[-1], tile.dtype.bytes) if len(tile.shape) > 1 else tile.layout
-            out[name] = replace(tile, scope=Scope.SHARED, layout=layout)
+            out[name] = replace(
+                tile, scope=Scope.SHARED, layout=shared_layout(tile, [None] if name in operands else found)
+            )
     return out
 
 

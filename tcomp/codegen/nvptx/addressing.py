@@ -41,7 +41,7 @@ class Walk:
 class Place:
     """An access taken apart. `form` counts elements in symbols: a' is axis a counted from its start, other names are
     loop variables. `gathered` are subscripts read from memory, with their strides. `elements` are, for a tile in
-    registers, what each dimension follows (or its number); `column` is, for a swizzled tile, the part of
+    registers, what each dimension follows (or its number); `column` is, for a tile that is not row-major, the part of
     `form` along the last dimension. `roomy`: what lies past the axes' ends is there too, and has been filled."""
 
     buffer: Buffer
@@ -119,7 +119,7 @@ class Addressing:
                 node = graph.cast(graph.build(subscript), "int")
                 deps |= node.deps
                 gathered.append((node, stride))
-        if gathered and isinstance(buffer.layout, Swizzled):
+        if gathered and (isinstance(buffer.layout, Swizzled) or skew_of(buffer)):
             raise Unsupported(f"the swizzled tile '{buffer.name}' is read at an index from memory", access.span)
         roomy = buffer.name in self.domain.block.filled and has_room(access, buffer, self.domain.axes)
         return Place(buffer, total, tuple(gathered), in_bounds, frozenset(deps), column=column, roomy=roomy)
@@ -161,6 +161,9 @@ class Addressing:
         if isinstance(place.buffer.layout, Swizzled):
             return self._swizzled(place, place.buffer.layout, point, along, n)
         terms, constant = self._terms(place, place.form, point, along, n)
+        if isinstance(place.buffer.layout, Pitched) and place.buffer.layout.skew:
+            term, further = self._skew(place, place.buffer.layout, point, along, n)
+            terms, constant = [*terms, term], constant + further
         em, scope = self.domain.gpu, self.domain.block
         name = place.buffer.name
         level = scope.levels.get(name, 0)
@@ -177,13 +180,30 @@ class Addressing:
             return pointer
         return em.once(level, (*key, constant), lambda: self._step(pointer, place.buffer, [constant]))
 
+    def _skew(self, place: Place, layout: Pitched, point: Point, along: str | None, n: int) -> tuple[Term, int]:
+        """What a row's group adds to an address, and the part of it that is a number."""
+        em = self.domain.gpu
+        level, key, row, beyond = self._sum(place, self._row(place), point, along, n, layout.group)
+
+        def group() -> Int:
+            value = row()
+            if isinstance(value, int):
+                return value // layout.group
+            return em.at(level).lshr(value, ir.Constant(value.type, layout.group.bit_length() - 1))
+
+        return Term(level, ("group", layout.group, key), group, layout.skew), beyond // layout.group * layout.skew
+
+    def _row(self, place: Place) -> Affine:
+        """The place's row in a tile whose rows are not simply one after the other."""
+        buffer, rows = place.buffer, place.form - place.column
+        pitch = buffer.layout.pitch if isinstance(buffer.layout, Pitched) else buffer.shape[-1]
+        return Affine(tuple((s, c // pitch) for s, c in rows.terms), rows.constant // pitch)
+
     def _swizzled(self, place: Place, layout: Swizzled, point: Point, along: str | None, n: int) -> IrValue:
         """The address in a swizzled tile: the row's part, then the column's, which depends on the row. Rows that lie
         whole patterns apart share all but a displacement, which is a number."""
         em, scope, buffer = self.domain.gpu, self.domain.block, place.buffer
-        rows = place.form - place.column
-        by_row = Affine(tuple((s, c // buffer.shape[-1]) for s, c in rows.terms), rows.constant // buffer.shape[-1])
-        row_level, row_key, row, beyond = self._sum(place, by_row, point, along, n, PATTERN_ROWS)
+        row_level, row_key, row, beyond = self._sum(place, self._row(place), point, along, n, PATTERN_ROWS)
         level, column_key, column, _ = self._sum(place, place.column, point, along, n)
         level = max(level, row_level)
 
@@ -323,6 +343,11 @@ def _times(em: GpuEmitter, term: Term) -> Int:
     value = term.value()
     em.at(term.level)
     return em.mul(value, term.stride)
+
+
+def skew_of(buffer: Buffer) -> int:
+    """Elements that lie between groups of rows."""
+    return buffer.layout.skew if isinstance(buffer.layout, Pitched) else 0
 
 
 def strides(buffer: Buffer) -> list[int]:
