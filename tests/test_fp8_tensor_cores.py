@@ -26,6 +26,7 @@ from tests.reference.op_cases import GPT2
 from tests.test_ops_gpu import execute
 
 DIMS = {"M": 192, "N": 112, "K": 272, "H": 16}
+"""M is whole tiles of the passes that cast and transpose, and not of the products"""
 RAGGED = {"M": 67, "N": 70, "K": 131, "H": 16}
 """rows that are no multiple of 16 bytes: the copy engine cannot take them, cp.async and mma.sync can"""
 LAYERS = ("matmul_residual", "linear_gelu")
@@ -65,6 +66,7 @@ def close(name: str, target: str, dims: dict[str, int]) -> None:
     op = bound(module.ops[name], DType.BF16)
     inputs = inputs_of(op, dims_of(name, dims))
     lowered = lower(op, module, dims_of(name, dims), machine)
+    # A transposing pass's lanes that are past the last row read that row: there, and only there, two may meet in a bank.
     found = execute(lowered, op, inputs, machine, conflicts=0 if dims is DIMS else math.inf)
     for output, x in evaluate(op, module, inputs, dims_of(name, dims)).items():
         # wgmma keeps 14 bits of a sum, results are rounded to 8. Scales are in f32, so that a value which the oracle
