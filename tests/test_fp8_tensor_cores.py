@@ -66,7 +66,7 @@ def close(name: str, target: str, dims: dict[str, int]) -> None:
     op = bound(module.ops[name], DType.BF16)
     inputs = inputs_of(op, dims_of(name, dims))
     lowered = lower(op, module, dims_of(name, dims), machine)
-    # A transposing pass's lanes that are past the last row read that row: there, and only there, two may meet in a bank.
+    # Past the last row of M, lanes of a transposing pass read that row: there two may meet in a bank.
     found = execute(lowered, op, inputs, machine, conflicts=0 if dims is DIMS else math.inf)
     for output, x in evaluate(op, module, inputs, dims_of(name, dims)).items():
         # wgmma keeps 14 bits of a sum, results are rounded to 8. Scales are in f32, so that a value which the oracle
