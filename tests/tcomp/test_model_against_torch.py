@@ -53,14 +53,14 @@ def feed(memory: Memory, p: Programs, batch: reference.Batch) -> None:
 def recomputing() -> Module:
     """GPT-2 whose layer norms and up-projections are computed again for the backward pass."""
     lines = GPT2.read_text(encoding="utf-8").splitlines()
-    marked = [x + _recompute(x) if "= layernorm(" in x or "= linear_gelu(" in x else x for x in lines]
+    marked = [_recompute(x) if "= layernorm(" in x or "= linear_gelu(" in x else x for x in lines]
     assert marked != lines
     return load_text("\n".join(marked) + "\n", "gpt2-recomputing.tc")
 
 
 def _recompute(line: str) -> str:
-    """The annotation, also among others that follow on the next line."""
-    return "recompute," if line.endswith("[") else " [recompute]"
+    """With the annotation, before others where there are some."""
+    return line.replace(" [fp8(", " [recompute, fp8(") if " [fp8(" in line else f"{line} [recompute]"
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -142,12 +142,19 @@ def _pool(machine: CpuMachine) -> ProcessPoolExecutor | None:
 @contextmanager
 def _interrupts_wait() -> Iterator[None]:
     """Ctrl-C comes at the end of this block. Around a fork Python runs hooks, and what is raised in them is printed and
-    dropped; a child begins with it blocked too."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    dropped. (Blocking the signal would not do: another thread, such as a BLAS's, may take it for the process.)"""
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield  # the handler is not Python's, or does not run here
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _begin_work() -> None:
