@@ -62,6 +62,7 @@ def test_ten_steps_are_about_as_near_the_truth_as_autocasts(
         )
 
 
+@pytest.mark.slow
 def test_two_bf16_runs_are_bitwise_equal(tmp_path: Path) -> None:
     params = reference.random_params(CONFIG, seed=5)
     batches = reference.random_batches(CONFIG, 6, 2, 29, 4)

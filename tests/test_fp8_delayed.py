@@ -94,6 +94,7 @@ def test_histories_move_on_by_one_each_step_and_hold_the_largest_values(tmp_path
             assert first[layer, i, 1, 0] == np.abs(weight).max()
 
 
+@pytest.mark.slow
 def test_micro_batches_are_joined_by_the_largest(tmp_path: Path) -> None:
     """Of operands; an incoming gradient is of a loss that is divided by the number of micro-batches."""
     params = reference.random_params(CONFIG, seed=1)

@@ -97,6 +97,7 @@ def test_default_schedules(c: Case) -> None:
 OTHERS = ["sm_80", *(pytest.param(t, marks=pytest.mark.slow) for t in ("sm_89", "sm_100a")), "sm_120a"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", OTHERS)
 @pytest.mark.parametrize("name", ["linear_gelu", "attention", "layernorm"])
 def test_other_targets(name: str, target: str) -> None:
@@ -144,6 +145,7 @@ def assert_within_bf16(got: Arrays, want: Arrays, module_op: Op, terms: int) -> 
         assert (error <= bound).all(), f"{name}: off by up to {float((error / bound).max()):.1f} times the bound"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("c", BF16, ids=str)
 def test_bf16_with_f32_sums(c: Case) -> None:
     """Bound to bf16: tensors are stored in bf16; statistics, losses and sums stay f32."""

@@ -45,6 +45,7 @@ def keeps_the_result(name: str, data: st.DataObject) -> None:
     np.testing.assert_allclose(found, wanted, rtol=2 * ulp, atol=2 * ulp * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPS)
 @settings(deadline=None, max_examples=4, suppress_health_check=list(HealthCheck))
 @given(data=st.data())

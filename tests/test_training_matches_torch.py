@@ -49,6 +49,7 @@ def test_the_cases_clip_some_steps_and_not_others() -> None:
     assert min(norms) < clip < max(norms)
 
 
+@pytest.mark.slow
 def test_padding_rows_of_the_vocabulary_only_decay(tmp_path: Path) -> None:
     """Rows V to P of wte stand for no word: they get no gradient, and weight decay alone moves them."""
     cfg = Config(L=1, H=2, C=24, V=100, S=16)

@@ -45,6 +45,7 @@ def test_unevenness_is_the_fullest_slot_over_the_mean() -> None:
     assert unevenness([1.0, 1.0, 3.0], 2) == 6.0 / 4.0  # (each block costs one turn more)
 
 
+@pytest.mark.slow
 @nvdisasm
 def test_softmax_beside_the_second_product_saves_time() -> None:
     """...and not more than it can: what one warpgroup leaves idle, the other fills in part."""

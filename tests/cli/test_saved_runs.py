@@ -39,6 +39,7 @@ def test_a_damaged_checkpoint_does_not_push_out_a_good_one(tcomp: Tcomp, text: s
     assert generated.code == 0 and "using the checkpoint before it, step-000003" in generated.error
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
     tcomp("train", *TINY, "--data", text, "--steps", "1", "--run", "r")
     config = tmp_path / "r" / "run.json"

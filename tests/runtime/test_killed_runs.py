@@ -69,6 +69,7 @@ def assert_same(a: Path, b: Path) -> None:
         assert value.tobytes() == others[name].tobytes(), name
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_points_ends_bitwise_the_same(
     tmp_path: Path, corpus: Path, whole: Path, shared_cache: Path
 ) -> None:

@@ -97,6 +97,7 @@ def test_only_as_many_layers_as_needed(gpt2: Module, free: Step) -> None:
     assert [r.layers for r in step.recompute.rows] == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision,parts", [("f32", (0.6, 0.0)), ("bf16", (0.4,))])
 def test_the_step_is_bitwise_the_same(precision: str, parts: tuple[float, ...], gpt2: Module, tmp_path: Path) -> None:
     free, least = built(gpt2, C=128, precision=precision), least_of(gpt2, C=128, precision=precision)

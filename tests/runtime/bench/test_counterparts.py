@@ -29,6 +29,7 @@ def test_every_counterpart_is_tested() -> None:
     assert {model for model, _, _ in CASES} == set(COUNTERPARTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "dtype", "tolerance"), CASES)
 def test_losses_are_those_of_the_model_text(model: str, dtype: str, tolerance: float, tmp_path: Path) -> None:
     pytest.importorskip("torch")

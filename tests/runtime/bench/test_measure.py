@@ -73,6 +73,7 @@ def test_the_virtual_gpu_gets_no_times() -> None:
     assert "times say nothing" in text and "agree" in text
 
 
+@pytest.mark.slow
 def test_every_form_of_report_is_written(tmp_path: Path) -> None:
     c = comparison()
     draw(c, tmp_path / "r.png")

@@ -206,6 +206,7 @@ def test_of_two_summed_indices_the_inner_one_goes_in_groups(objects: Path) -> No
 SHAPES = [(1, 1, 1), (5, 7, 3), (1, 48, 770), (33, 1, 64), (40, 130, 67), (61, 193, 97), (9, 49, 1601), (1031, 24, 33)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", HOSTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_products_forward_backward_and_added_to_gradients(

@@ -33,6 +33,7 @@ def functions() -> Kernel:
     return kernel([operand("X", 77), operand("Y", 77)], [[Compute(at("Y", "i"), value, (axis("i", 77, lanes()),))]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_every_target_takes_it(target: str) -> None:
     kernels = [product(129, 128, 40), product(128, 128, 48, dtype=DType.BF16, transposed=False), rows(), functions()]

@@ -239,6 +239,7 @@ schedule ends on sm_90a:
 """
 
 
+@pytest.mark.slow
 def test_one_product_with_every_epilogue() -> None:
     """Of one accumulator: bias, GELU and its derivative, residual, cast to 8 bits, transposed copy, largest
     value, which is joined over one grid loop and then over the other."""

@@ -46,6 +46,7 @@ schedule f on sm_90a:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m,n,k", [(150, 40, 48), (128, 32, 32), (70, 5, 7)])
 @pytest.mark.parametrize("by,t", [("tma", "bf16"), ("cp.async", "f32")])
 def test_parts_on_cuda_cores(m: int, n: int, k: int, by: str, t: str) -> None:
@@ -122,6 +123,7 @@ def test_a_weight_gradient_of_gpt2_fills_the_machine() -> None:
     assert not [m for m in assembled.findings if m.code != "C7504"]
 
 
+@pytest.mark.slow
 def test_a_shipped_weight_gradient_is_divided_while_tiles_leave_processors_idle() -> None:
     """Two parts of 1088 and 1024 rows; the second's last turn lies past the end, where tiles are zero."""
     module = load_text("import ops.linear\n", "f.tc")

@@ -38,6 +38,7 @@ def text(rows: int = 128, stages: int = 3, more: str = "producer warp\n  persist
     return TEXT.format(rows=rows, stages=stages, more=more, when=when)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "stages", "more", "m", "k"),
     [

@@ -58,6 +58,7 @@ def swizzled(k: Kernel, width: int) -> Kernel:
     return replace(k, tiles=tiles)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "width,by,dtype,transposed",
     [

@@ -47,6 +47,7 @@ def gemm(m: int, n: int, k: int, stages: int = 3, dtype: DType = DType.BF16, swi
     return product(m, n, k, "tma", stages, dtype, SMALL, BLOCK, (4, 4), swizzle=swizzle, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "m,n,k,stages,dtype,swizzle",
     [
@@ -221,6 +222,7 @@ schedule f on sm_90a:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", ["seq(32)", "pipe(32, 2)"])
 def test_scheduled_attention(k: str) -> None:
     """A tile of queries staged once, keys and values in a loop whose length depends on the block."""

@@ -69,6 +69,7 @@ def test_products_with_a_bias(t: str, by: str, flags: str, m: int, n: int, k: in
     assert "st.global" not in ptx and "cp.async.bulk.tensor.2d.global.shared::cta" in ptx
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bn,m,n,panels", [(64, 390, 136, ""), (256, 300, 520, "stages 2"), (192, 140, 392, "stages 2")]
 )
@@ -105,6 +106,7 @@ def weight_gradient(t: str, bn: int, half: int = 128, stages: int = 3, adds: boo
     return text.replace(") -> :", "):")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bn", "half", "m", "n", "k", "adds"),
     [
