@@ -122,11 +122,12 @@ def verify_step(
 ) -> Iterator[Comparison]:
     """One whole step (forward, backward, update) of `executor` against the oracle, from its present state.
 
-    The graph's nodes are evaluated one by one in float64 on copies of the executor's arrays.
+    The graph's nodes are evaluated one by one in float64 on copies of the executor's arrays; those that the executor
+    computes at once with their backward, as the calls that the text has.
     """
     step = executor.step
     graph = build_graph(module, step.model, step.config, {"B": batch, "T": length}, overrides, step.precision)
-    programs = build_programs(graph, module)
+    programs = build_programs(graph, module, apart=True)
     random = np.random.default_rng(seed)
     drawn: dict[str, Array] = {}
     for name, below in step.inputs.items():

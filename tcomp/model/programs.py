@@ -43,10 +43,16 @@ class Programs:
 
 
 def build_programs(
-    graph: Graph, module: Module, training: bool = True, accumulation: int = 1, variants: Variants | None = None
+    graph: Graph,
+    module: Module,
+    training: bool = True,
+    accumulation: int = 1,
+    variants: Variants | None = None,
+    apart: bool = False,
 ) -> Programs:
     """Differentiate a graph and build its update; nothing is lowered or placed. `variants` are derived ops that an
-    earlier call for the same module has left."""
+    earlier call for the same module has left. `apart`: `[at_once(OP)]` joins no call with its backward, so that OP can
+    be held against the two."""
     layout = flat_layout(graph, module)
     step = Tensor("step", DType.I32, (), "scalar", "executor")
     seed = Tensor("loss_gradient", graph.loss.tensor.dtype if graph.loss else DType.F32, (), "scalar", "executor")
@@ -56,10 +62,13 @@ def build_programs(
     variants = variants or Variants(module)
     gradients = like_parameters(graph, "grad", "gradient")
     news = {t: Tensor(f"news.{t.name}", t.dtype, t.shape, "gradient", t.name) for t in graph.states}
-    first = at_once(graph.nodes, differentiate(graph, variants, gradients | news, seed), module)
-    later: tuple[tuple[Node, ...], tuple[Node, ...]] = (), ()
-    if accumulation > 1:
-        later = at_once(graph.nodes, differentiate(graph, variants, gradients | news, seed, accumulate=True), module)
+
+    def passes(later: bool) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+        backward = differentiate(graph, variants, gradients | news, seed, accumulate=later)
+        return (graph.nodes, backward) if apart else at_once(graph.nodes, backward, module)
+
+    first = passes(False)
+    later = passes(True) if accumulation > 1 else ((), ())
     if optimizer is None:
         return Programs(graph, layout, gradients, {}, {}, news, step, seed, *first, *later, None)
     update = build_update(graph, module, layout, step, news)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,13 @@ from tcomp.machine.cpu import detect
 from tcomp.machine.gpu import H100
 from tcomp.model.build import build_step
 from tcomp.model.chunks import in_chunks
-from tcomp.model.graph import Graph, Node
+from tcomp.model.graph import Node
 from tcomp.model.programs import Programs, build_programs
 from tcomp.model.unroll import build_graph
 from tcomp.oracle import evaluate
 from tcomp.runtime.device import CpuDevice
-from tcomp.runtime.verify import distance, random_inputs, verify_op
+from tcomp.runtime.initialise import initialise
+from tcomp.runtime.verify import distance, random_inputs, verify_op, verify_step
 from tcomp.schedule.lower import lower
 from tests.test_ops_gpu import run
 
@@ -36,12 +36,7 @@ def gpt2() -> Module:
 
 def programs(module: Module, apart: bool = False, accumulation: int = 1, **overrides: int) -> Programs:
     graph = build_graph(module, "gpt2", "tiny", {"B": 2, "T": 16}, overrides)
-    graph = in_chunks(separate(graph) if apart else graph, module)
-    return build_programs(graph, module, accumulation=accumulation)
-
-
-def separate(graph: Graph) -> Graph:
-    return replace(graph, nodes=tuple(replace(n, at_once="") for n in graph.nodes))
+    return build_programs(in_chunks(graph, module), module, accumulation=accumulation, apart=apart)
 
 
 def names(nodes: tuple[Node, ...]) -> list[str]:
@@ -112,3 +107,29 @@ def test_compiled_code_is_the_oracle(real: DType, gpt2: Module, tmp_path: Path) 
     got = run(op, gpt2, ROWS, inputs)
     for name, value in evaluate(op, gpt2, inputs, ROWS).items():
         assert distance(got[name], value) <= 2.0**-8, name
+
+
+WRONG = """
+op wrong_at_once(X: real[M, P], targets: i32[M], dloss: f32[M]; V) -> loss: f32[M], dX: real[M, P]:
+  require V <= P
+  index v: V
+  mx[m], z[m] = expsum v by X[m, v]: 1
+  lse[m] = mx[m] + log(z[m])
+  loss[m] = lse[m] - X[m, targets[m]]
+  dX[m, p] = select(p < V, exp(X[m, p] - lse[m]) * dloss[m], 0.0)
+"""
+
+
+def test_a_check_of_the_step_finds_an_op_that_is_not_the_call_and_its_backward(tmp_path: Path) -> None:
+    text = (library() / "gpt2.tc").read_text()
+    device, sizes = CpuDevice(detect(), 2, tmp_path), {"C": 16, "H": 2, "L": 1, "V": 37, "S": 16}
+    for own in (text, text.replace("crossentropy_at_once", "wrong_at_once") + WRONG):
+        module = load_text(own, str(library() / "own.tc"))
+        step = build_step(module, "gpt2", "tiny", {"B": 2, "T": 8}, overrides=sizes, machine=device.machine, threads=2)
+        executor = device.open(step)
+        try:
+            initialise(executor, 1, 1)
+            worst = max(c.error for c in verify_step(executor, module, 2, 8, sizes) if c.what.startswith("grad."))
+        finally:
+            executor.close()
+        assert worst < 1e-3 if own == text else worst > 0.1
