@@ -1,5 +1,5 @@
-"""The predicted GPT-2 124M step on an H100 is held: what changes it by more than 2%, in code, schedules or the model, for
-better or worse, has to say so here."""
+"""The predicted GPT-2 124M step on an H100 is held: what changes it by more than 2%, for better or worse, has to say so
+here."""
 
 from __future__ import annotations
 
