@@ -127,6 +127,8 @@ class Memory:
             raw = self.narrow(value, dtype)
             if mask is None:
                 b.store(raw, pointer, align=dtype.bytes)
+            elif (lane := only_lane(mask)) is not None:
+                self._store(b.extract_element(raw, self.em.i64(lane)), pointer_to(b, pointer, lane, dtype), dtype)
             else:
                 self.em.intrinsic(
                     "llvm.masked.store",
@@ -178,3 +180,19 @@ class Memory:
         features = self.domain.scope.features
         if "sse2" in features:
             raise NotImplementedError("f16 needs a CPU with F16C (AVX2 level): use bf16 or f32 storage here")
+
+
+def only_lane(mask: IrValue) -> int | None:
+    """The one lane that a constant mask leaves on; None for other masks.
+
+    LLVM before 22.1.1 makes of a truncation and a masked store of one lane a store of the untruncated 4 bytes
+    (AVX-512; llvm/llvm-project issue 179489): such a lane is stored as a scalar.
+    """
+    lanes = mask.constant if isinstance(mask, ir.Constant) else ()
+    on = [i for i, lane in enumerate(lanes) if lane.constant] if isinstance(lanes, (list, tuple)) else []
+    return on[0] if len(on) == 1 else None
+
+
+def pointer_to(b: ir.IRBuilder, first: IrValue, lane: int, dtype: DType) -> IrValue:
+    """The address of a lane of contiguous elements."""
+    return b.gep(first, [ir.Constant(I64, lane)], source_etype=stored_type(dtype)) if lane else first
