@@ -32,10 +32,11 @@ from tcomp.codegen.nvptx.domain import GpuDomain, GpuScope, Point
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.evaluation import GpuEvaluator, GpuGraph, scalar_type, value_kind
 from tcomp.codegen.nvptx.join import Joiner, combine
+from tcomp.codegen.nvptx.phase_facts import pads
 from tcomp.codegen.nvptx.plan import accesses_of, plan_of, sharing_of
 from tcomp.codegen.nvptx.rounded import NARROW, for_narrow
 from tcomp.codegen.nvptx.scan import can_scan, scan
-from tcomp.codegen.nvptx.turns import Walker, divides_evenly
+from tcomp.codegen.nvptx.turns import Walker
 from tcomp.codegen.nvptx.writing import Writer
 from tcomp.dsl.ast import Access, Expr
 from tcomp.ir.tile import Axis, Buffer, Compute, Scope
@@ -155,7 +156,7 @@ class ComputeGenerator:
                 self.guard = guard
         self.padded = False
         if self._must_clear(spans):
-            self.padded = self._pads()
+            self.padded = self.guard is None and pads(node, self.plan, self.scope.buffers)
             if self.padded:
                 self.target = replace(self.target, roomy=True)
             else:
@@ -173,21 +174,11 @@ class ComputeGenerator:
         return value, None
 
     def _must_clear(self, spans: dict[str, Span]) -> bool:
-        """Is the target a shared tile that matrix instructions read whole, of which this writes only a part?"""
-        buffer = self.target.buffer
-        if buffer.scope is not Scope.SHARED or buffer.name not in self.scope.zeroed or self.compute.accumulate:
+        """Is the target a shared tile that is read whole, of which this writes only a part?"""
+        buffer, whole = self.target.buffer, self.scope.zeroed | self.scope.filled
+        if buffer.scope is not Scope.SHARED or buffer.name not in whole or self.compute.accumulate:
             return False
         return any(spans[a.name].length != a.block for a in self.parallel)
-
-    def _pads(self) -> bool:
-        """Can threads write zeros past the axes' ends, as they write all of the tile?"""
-        blocks = math.prod(a.block for a in self.parallel)
-        return (
-            self.guard is None
-            and blocks == math.prod(self.target.buffer.shape)
-            and has_room(self.compute.target, self.target.buffer, self.domain.axes)
-            and all(self.plan.unrolled(a.name) and divides_evenly(a) for a in self.parallel)
-        )
 
     def _over(self, i: int) -> None:
         """The loops of the parallel axes from the i-th inward; unrolled ones are entered on the way."""

@@ -40,7 +40,7 @@ class GpuScope(CpuScope):
     zeroed: frozenset[str] = frozenset()
     """tiles that matrix instructions read whole: what lies past an axis's end must be 0 in them"""
     filled: frozenset[str] = frozenset()
-    """shared tiles that copies fill whole, with zeros or a neighbour's values past an axis's end"""
+    """shared tiles that are filled whole, with zeros or (by copies) a neighbour's values past an axis's end"""
     delivered: frozenset[str] = frozenset()
     """tiles that the copy engine carries to a tensor, of which only what lies inside of it is written"""
     copies: dict[str, tuple[IrValue, Int, int]] = field(default_factory=dict)

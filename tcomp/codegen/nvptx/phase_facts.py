@@ -4,15 +4,19 @@ instructions read and by which proxy, which packs a block repeats, which operand
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from tcomp.codegen.cpu.integers import Affine, affine_form
+from tcomp.codegen.nvptx.addressing import has_room
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.layout import rings_of, statements_in
 from tcomp.codegen.nvptx.matrix import matched
-from tcomp.codegen.nvptx.plan import accesses_of
+from tcomp.codegen.nvptx.plan import Plan, accesses_of, plan_of, reads_of
+from tcomp.codegen.nvptx.turns import divides_evenly
 from tcomp.dsl.ast import Access
 from tcomp.instructions.matching import Match
-from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack, Producer, Scope, Statement
+from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Loop, Pack, Producer, Scope, Statement
 
 
 def producer_of(kernel: Kernel, phase: Sequence[Statement]) -> Producer | None:
@@ -34,9 +38,34 @@ def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
 
 
 def filled_tiles(phase: Sequence[Statement], buffers: Mapping[str, Buffer]) -> frozenset[str]:
-    """Tiles that copies fill whole."""
+    """Tiles that copies fill whole, and shared ones that threads fill, with zeros past the axes' ends, for others.
+    No place in such a tile has to be kept inside: lanes that all read the last row would meet in its banks."""
     packs = [s for s in statements_in(phase) if isinstance(s, Pack)]
-    return frozenset(p.buffer for p in packs if tuple(a.block for a in p.axes) == buffers[p.buffer].shape)
+    computes = [s for s in statements_in(phase) if isinstance(s, Compute)]
+    read = {a.tensor for c in computes for a in reads_of(c) if buffers[a.tensor].scope is Scope.SHARED}
+    whole: dict[str, bool] = {}
+    for c in computes:
+        if c.target.tensor in read:
+            fills = not (c.accumulate or c.atomic or c.instruction or c.guard) and pads(c, plan_of(c, buffers), buffers)
+            whole[c.target.tensor] = fills and whole.get(c.target.tensor, True)
+    by_threads = {name for name, fills in whole.items() if fills} - {p.buffer for p in packs}
+    by_copies = {p.buffer for p in packs if tuple(a.block for a in p.axes) == buffers[p.buffer].shape}
+    return frozenset(by_threads | by_copies)
+
+
+def pads(c: Compute, plan: Plan, buffers: Mapping[str, Buffer]) -> bool:
+    """Can threads write zeros past the axes' ends of what they write, as that is all of the tile?"""
+    tile = buffers[c.target.tensor]
+    return (
+        math.prod(a.block for a in plan.parallel) == math.prod(tile.shape)
+        and has_room(c.target, tile, {a.name: a for a in c.axes})
+        and all(divides_evenly(a) and (plan.unrolled(a.name) or _as_long_as_its_block(a)) for a in plan.parallel)
+    )
+
+
+def _as_long_as_its_block(axis: Axis) -> bool:
+    start, stop = affine_form(axis.start), affine_form(axis.stop)
+    return start is not None and stop is not None and stop - start == Affine(constant=axis.block)
 
 
 def staggered(kernel: Kernel, phase: Sequence[Statement], scope: GpuScope) -> bool:
