@@ -14,6 +14,7 @@ from tcomp.schedule.lower import lower
 from tcomp.schedule.tensor_copies import statements
 
 AVX2 = CpuMachine("avx2", (), 8, 16, 32768, 512 << 10, 32 << 20, 2)
+AVX512 = CpuMachine("avx512", (), 16, 32, 49152, 1 << 20, 32 << 20, 2)
 
 
 def test_values_are_packed_for_the_field_that_reads_them() -> None:
@@ -64,6 +65,24 @@ def test_a_loop_has_register_tiles_of_its_own_in_some_equations() -> None:
         }
         assert tiles["qk"]["k"] == tiles["dp"]["k"] == (2, 8)
         assert all(tiles[g]["k"] == (4, 1) for g in gradients)
+
+
+@pytest.mark.parametrize(("machine", "rows", "vectors"), [(AVX2, 4, 2), (AVX512, 8, 4)])
+def test_more_registers_make_scores_of_more_queries_and_outputs_of_more_channels(
+    machine: CpuMachine, rows: int, vectors: int
+) -> None:
+    """Scores' tiles stay two vectors of keys wide: what they compute behind the diagonal is half of that."""
+    module = load("models/ops/attention.tc")
+    dims = {"B": 1, "T": 256, "H": 2, "D": 64}
+    (kernel,) = lower(module.ops["attention"], module, dims, machine).kernels
+    tiles = {
+        s.target.tensor: {a.name: (a.unroll, a.lanes) for a in s.axes}
+        for s in statements(kernel.phases[0])
+        if isinstance(s, Compute) and s.reduced and s.reducer == "sum"
+    }
+    lanes = machine.lanes_f32
+    assert (tiles["qk"]["q"], tiles["qk"]["k"]) == ((rows, 1), (2, lanes))
+    assert (tiles["o"]["q"], tiles["o"]["e"]) == ((4, 1), (vectors, lanes))
 
 
 def test_only_levels_within_a_tile_belong_to_some_equations() -> None:
