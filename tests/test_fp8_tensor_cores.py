@@ -11,6 +11,7 @@ import re
 import numpy as np
 import pytest
 
+from tcomp.autotune.virtual_run import reported
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.dsl.ast import DType, Module, Op
@@ -81,6 +82,22 @@ def test_layers_are_the_oracles(name: str, backward: str, target: str) -> None:
 @pytest.mark.parametrize("name", ["linear_gelu_fp8_block.backward"])
 def test_shapes_that_tensor_copies_cannot_take(name: str) -> None:
     close(name, "sm_90a", RAGGED)
+
+
+@pytest.mark.parametrize("backward", ["", ".backward"])
+def test_passes_that_transpose_ask_memory_for_whole_sectors(backward: str) -> None:
+    """They turn tiles in shared memory: read from memory along the other index, a byte would cost a sector of 32."""
+    module, machine, dims = eight_bit_layers(), machine_for_target("sm_90a"), {"M": 64, "N": 64, "K": 128, "H": 16}
+    op = bound(module.ops["linear_gelu_fp8" + backward], DType.BF16)
+    lowered = lower(op, module, dims, machine)
+    _, reports = reported(op, lowered, inputs_of(op, dims), machine)
+    names = [k.name for k in lowered.kernels for _ in k.phases]
+    passes = [r.traffic for name, r in zip(names, reports, strict=True) if re.search(r"\.(Xr|Wr|Dr)\b", name)]
+    assert passes and any("shared" in t for t in passes)
+    for t in passes:
+        # (the same values' scale, and a bias gradient's few parts, are less than a sector)
+        moved = t["global"].bytes_read + t["global"].bytes_written
+        assert 32 * t["global"].sectors <= 1.1 * moved
 
 
 @pytest.mark.slow
