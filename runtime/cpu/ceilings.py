@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcomp.instructions.vector import VDPBF16PS
+from tcomp.machine.cpu import BF16_DOT, CpuMachine
 
 ACCUMULATORS = 12
 """Enough to cover four cycles of latency on two units, and few enough for sixteen vector registers."""
@@ -55,8 +56,8 @@ def vector_widths() -> tuple[int, ...]:
     """Widths in f32 lanes that this host has, widest last."""
     features = llvm.get_host_cpu_features()
     if features.get("avx512f"):
-        return (8, 16)
-    return (8,) if features.get("avx2") else (4,)
+        return (4, 8, 16)
+    return (4, 8) if features.get("avx2") else (4,)
 
 
 def has_dots() -> bool:
@@ -285,9 +286,10 @@ def dot_peak(threads: int, seconds: float = 0.05, repetitions: int = 9) -> Ceili
     return replace(found, instruction=family)
 
 
-def compute_peaks(threads: int) -> list[Ceiling]:
-    """Every arithmetic ceiling of this host."""
-    return [c for c in (fma_peak(threads), dot_peak(threads)) if c is not None]
+def compute_peaks(threads: int, machine: CpuMachine) -> list[Ceiling]:
+    """Every arithmetic ceiling of code for this level of the host: its vectors' width, its dots where it has them."""
+    dots = dot_peak(threads) if machine.name == BF16_DOT else None
+    return [c for c in (fma_peak(threads, machine.lanes_f32), dots) if c is not None]
 
 
 def _arithmetic_rates(

@@ -177,7 +177,7 @@ def _ceilings(built: common.Built) -> list[dict[str, Any]]:
     if isinstance(m, GpuMachine):
         rates = (("fma f32, published", "GFLOP/s", m.f32_flops), ("memory, published", "GB/s", m.memory_bandwidth))
         return [asdict(Ceiling(name, 1, unit, *(value / 1e9,) * 3)) for name, unit, value in rates]
-    return [asdict(c) for c in (*compute_peaks(built.threads), bandwidth("triad", built.threads))]
+    return [asdict(c) for c in (*compute_peaks(built.threads, m), bandwidth("triad", built.threads))]
 
 
 def _machine() -> dict[str, Any]:

@@ -54,6 +54,7 @@ def roofline(
 
     - `tcomp roofline llama --measure --threads 1 --json roofline.json`
     """
+    from tcomp.machine.cpu import CpuMachine
     from tcomp.runtime.cpu.ceilings import bandwidth, compute_peaks, gather_bandwidth
     from tcomp.runtime.cpu.executor import CpuExecutor
     from tcomp.runtime.cpu.function_ceilings import function_rate
@@ -93,7 +94,8 @@ def roofline(
     )  # fmt: skip
     check_inputs(built.step)
     note("measuring the ceilings")
-    arithmetic = compute_peaks(built.threads)
+    assert isinstance(built.machine, CpuMachine)
+    arithmetic = compute_peaks(built.threads, built.machine)
     memory = [bandwidth(kind, built.threads) for kind in ("read", "triad")]
     rows = kernel_rows(built.step)
     functions = {f: function_rate(f, built.threads) for f in sorted({f for r in rows for f in r.functions})}

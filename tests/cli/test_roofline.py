@@ -24,7 +24,7 @@ def quick_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "gather_bandwidth", lambda row, threads: gather(row, threads, 4, 2))
     launch = launch_ceiling.launch_cost
     monkeypatch.setattr(launch_ceiling, "launch_cost", lambda threads: launch(threads, 50, 2))
-    monkeypatch.setattr(ceilings, "fma_peak", lambda threads: peak(threads, seconds=0.002, repetitions=2))
+    monkeypatch.setattr(ceilings, "fma_peak", lambda threads, lanes: peak(threads, lanes, 0.002, 2))
     dots = ceilings.dot_peak
     monkeypatch.setattr(ceilings, "dot_peak", lambda threads: dots(threads, seconds=0.002, repetitions=2))
     rate = function_ceilings.function_rate

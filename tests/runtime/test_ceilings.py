@@ -14,6 +14,7 @@ from tcomp.runtime.cpu import ceilings
 from tcomp.runtime.cpu.function_ceilings import function_kernel, function_rate
 from tcomp.runtime.cpu.launch_ceiling import empty_kernel, launch_cost
 from tcomp.runtime.cpu.single import SingleKernel
+from tests.tcomp.cpu.support import MACHINES
 
 
 @pytest.mark.parametrize("kind", ["read", "triad"])
@@ -102,3 +103,11 @@ def test_time_grows_with_the_turns() -> None:
     """The loop over turns is not optimised away."""
     rates = [function_rate("exp", 1, turns, 5).high for turns in (200, 2000)]
     assert 0.2 < rates[1] / rates[0] < 5
+
+
+def test_arithmetic_is_that_of_the_level_code_is_made_for() -> None:
+    """A host held to a lower level is held against what that level can do."""
+    for machine in MACHINES:
+        general, *dots = ceilings.compute_peaks(1, machine)
+        assert f"{32 * machine.lanes_f32}-bit" in general.name and not general.instruction
+        assert [c.instruction for c in dots] == (["vdpbf16ps"] if machine.name == "avx512bf16" else [])
