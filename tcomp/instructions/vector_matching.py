@@ -1,16 +1,19 @@
 """A `Compute` marked `use INSTRUCTION` on a CPU: are its operands packed as the instruction reads them?
 
 acc[m, n] += sum k: X.packed[m, k] * W.packed[n, k]      both tiles bf16, k in groups of two (`Panels.group`)
+
+An operand that is not read a vector at a time may stay where it is (`stage X in packed at m by widening`) if its
+groups lie whole there: k is what its rows run along, and even.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tcomp.dsl.ast import DType, names_in
+from tcomp.dsl.ast import Access, DType, Name, names_in
 from tcomp.instructions.matching import Factor, MatchError, factors, instruction_for, types_of
 from tcomp.instructions.vector import VECTOR, VectorInstruction
-from tcomp.ir.tile import Axis, Buffer, Compute, Panels
+from tcomp.ir.tile import Axis, Buffer, Compute, Panels, RowMajor
 
 
 def vector_instruction(family: str) -> VectorInstruction | None:
@@ -19,9 +22,12 @@ def vector_instruction(family: str) -> VectorInstruction | None:
 
 
 def match_vector(
-    c: Compute, buffers: Mapping[str, Buffer], target: str, tiles: Mapping[str, Sequence[int]]
+    c: Compute, buffers: Mapping[str, Buffer], target: str, tiles: Mapping[str, Sequence[int]], staged: frozenset[str]
 ) -> VectorInstruction:
-    """The instruction that computes `c` on a CPU target; `tiles` are the sizes of loops' tiles. MatchError for none."""
+    """The instruction that computes `c` on a CPU target. MatchError for none.
+
+    `tiles` are the sizes of loops' tiles, `staged` the tensors that the schedule packs where that is of use.
+    """
     result = c.target.tensor.partition(".sum")[0]
     pair = factors(c.value)
     if pair is None or c.reducer != "sum":
@@ -52,7 +58,8 @@ def match_vector(
             f"choose a tile that is a multiple of {found.group}",
         )
     for f in pair:
-        _check_packed(c, f, found, k, buffers)
+        if f.access.tensor not in staged or not _reads_in_place(c, f, found, k, buffers):
+            _check_packed(c, f, found, k, buffers)
     if buffers[c.target.tensor].dtype is not DType.F32:
         raise MatchError(
             f"'{result}' is {buffers[c.target.tensor].dtype}; {found.family} adds up in f32",
@@ -74,6 +81,14 @@ def reduced_axis(c: Compute) -> Axis:
     return reduced[0]
 
 
+def _reads_in_place(c: Compute, f: Factor, found: VectorInstruction, k: Axis, buffers: Mapping[str, Buffer]) -> bool:
+    """Is an operand a matrix whose groups lie whole in memory, and one word of it used for a whole vector?"""
+    vector = {a.name for a in c.axes if a.lanes > 1}
+    rows = f.access.subscripts[:-1]
+    whole = groups_lie_whole(buffers[f.access.tensor], f.access, k.name, found.group)
+    return f.cast is None and bool(rows) and not any(names_in(s) & vector for s in rows) and whole
+
+
 def _check_packed(c: Compute, f: Factor, found: VectorInstruction, k: Axis, buffers: Mapping[str, Buffer]) -> None:
     layout = buffers[f.access.tensor].layout
     rows = {a.name for a in c.axes} - c.reduced
@@ -92,6 +107,13 @@ def _check_packed(c: Compute, f: Factor, found: VectorInstruction, k: Axis, buff
             f"operand '{_shown(f)}' is packed along another index than {k.name}",
             f"use {found.family} for one equation that reads it in this loop",
         )
+
+
+def groups_lie_whole(source: Buffer, access: Access, k: str, group: int) -> bool:
+    """Is every group of k's values, from a multiple of the group on, one word of a bf16 tensor in memory?"""
+    plain = isinstance(source.layout, RowMajor) and source.dtype is DType.BF16 and source.shape[-1] % group == 0
+    elsewhere = any(k in names_in(s) for s in access.subscripts[:-1])
+    return plain and access.subscripts[-1] == Name(k) and not elsewhere
 
 
 def _shown(f: Factor) -> str:

@@ -142,7 +142,9 @@ class CpuFamily:
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         tiles = {i: [t.block for t in m.tiles if t.block is not None] for i, m in plan.loops.items()}
-        check_instructions(kernel, plan, partial(match_vector, target=self.targets[0], tiles=tiles), text)
+        staged = frozenset(n.partition(".")[0] for s in plan.stages if s.space == "packed" for n in s.tensors)
+        match = partial(match_vector, target=self.targets[0], tiles=tiles, staged=staged)
+        check_instructions(kernel, plan, match, text)
 
 
 class GpuFamily:

@@ -5,7 +5,8 @@
     stage X in cache at v    -->   nothing is copied: `prefetch.py` fetches what the next turn of the loop over v names
 
     stage X in packed at m by widening   -->   a pack where X is narrower than what is computed with; else X is read
-                                               where it lies
+                                               where it lies (by an instruction that takes it as it is stored, if its
+                                               groups lie whole in memory)
 
 The panel's width is the register tile along the packed index, so that the contraction reads it with unit stride; where
 the copy transposes, whole register tiles that fill vectors. What a vector instruction reads (`use vdpbf16ps for acc`)
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from tcomp.dsl.ast import Access, DType, Expr, Name, Num, Reduction, Stage, names_in
 from tcomp.dsl.errors import TcError
-from tcomp.instructions.vector_matching import vector_instruction
+from tcomp.instructions.vector_matching import groups_lie_whole, vector_instruction
 from tcomp.ir.tile import Axis, Buffer, Pack, Panels, Scope, Statement
 from tcomp.schedule.bounds import Env
 from tcomp.schedule.fold import reads
@@ -176,6 +177,8 @@ class Staging:
                 target, parallel = self._target(leaf, a)
                 tile = self.emitter.register_tile(leaf, target, env, parallel, leaf.reduced)
                 grouped = self._groups(leaf, a)
+                if stage.by == "widening" and self._stays(a, grouped, tile.vector):
+                    continue
                 own = [i for i in parallel if Name(i) in a.subscripts]
                 along = [i for i in own if i == tile.vector or tile.unroll.get(i, 1) > 1] or (own if grouped[0] else [])
                 if not along:
@@ -235,6 +238,15 @@ class Staging:
         if found is None or Name(grouped_index(self.emitter.plan, leaf)) not in a.subscripts:
             return "", 1
         return grouped_index(self.emitter.plan, leaf), found.group
+
+    def _stays(self, a: Access, grouped: tuple[str, int], vector: str | None) -> bool:
+        """Does an instruction that reads an operand as it is stored find its groups whole in memory?"""
+        index, group = grouped
+        if not index or any(vector in names_in(s) for s in a.subscripts):
+            return False
+        stored = Buffer(a.tensor, self.emitter.dtypes[a.tensor], self.emitter.shapes[a.tensor], Scope.OPERAND)
+        even = self.emitter.extents[index] == stored.shape[-1]
+        return even and groups_lie_whole(stored, a, index, group)
 
     def _pack(
         self, stage: Stage, a: Access, along: str, width: int, grouped: tuple[str, int], env: Env

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from llvmlite import ir
 
+from tcomp.codegen.cpu import prefetch
 from tcomp.codegen.cpu.compile import kernel_ir
+from tcomp.codegen.cpu.emitter import Emitter
+from tcomp.codegen.cpu.types import IrValue
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load_text
 from tcomp.ir.print import print_kernel
@@ -83,6 +87,27 @@ def test_a_step_of_the_reduction_touches_the_region_once() -> None:
     steps = text.count('call void @"llvm.prefetch.p0"')
     assert steps >= 1
     assert text.count("fmul") >= 8 * steps
+
+
+def test_wide_vectors_fetch_all_of_a_tile_with_more_rows_than_register_tiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each prefetch leaves a mark where it points; W's first tile is the only one that is not fetched ahead."""
+
+    def mark(em: Emitter, pointer: IrValue, written: bool) -> None:
+        em.here().store(ir.Constant(ir.IntType(8), 1), pointer)
+
+    monkeypatch.setattr(prefetch, "touch", mark)
+    monkeypatch.setattr(prefetch, "WIDE", 4)
+    machine, dims = detect(), {"M": 24, "N": 288, "K": 64}
+    module = load_text(PRODUCT.replace("BY", "by prefetch").replace("NC = 48", "NC = 96"))
+    lowered = lower(module.ops["product"], module, dims, machine)
+    executor = CpuExecutor(single_op_step(lowered, dims, guard=4096), machine, 1, tmp_path)
+    executor.array("W")[...] = 0.0
+    executor.run("run")
+    lines = executor.array("W").view(np.uint8).reshape(288, 4, 64).any(-1)  # 16 values a line, as many as a tile of k
+    executor.close()
+    assert lines[:96, 1:].all() and lines[96:].all()
 
 
 @pytest.mark.parametrize("sizes", [(50, 100, 33), (1, 1, 1), (24, 96, 16), (7, 193, 64)])

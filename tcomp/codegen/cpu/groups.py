@@ -6,6 +6,8 @@
     X.packed = pack X[m, k]     --> X.words = pack X.words[m, g]     where k is X's contiguous axis: words move whole
                                     X.words[m, g] = pair(X[m, 2 g], X[m, 2 g + 1])    elsewhere, a vector of m at a time
 
+An operand whose words lie whole in memory need not be packed.
+
 So addresses, loops, tails, transposes and prefetches are those of any `Compute` and `Pack`; groups only say what a
 word means. A group that begins before the axis's end is whole: zeros stand for what is missing.
 """
@@ -23,8 +25,8 @@ from tcomp.codegen.cpu.integers import affine_form, expression, length
 from tcomp.codegen.cpu.pack import copied_axes, fill_zeros, generate_pack
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, children, conjuncts, names_in, rebuild
 from tcomp.instructions.matching import factors
-from tcomp.instructions.vector_matching import reduced_axis
-from tcomp.ir.tile import Axis, Buffer, Compute, Pack, Panels, RowMajor
+from tcomp.instructions.vector_matching import groups_lie_whole, reduced_axis
+from tcomp.ir.tile import Axis, Buffer, Compute, Pack, Panels
 
 GROUP = 2
 """Elements of a word: pairs of 16 bits."""
@@ -58,8 +60,12 @@ def generate_dots(em: Emitter, scope: Scope, node: Compute) -> None:
 def _word_access(scope: Scope, symbols: _Symbols, access: Access, k: Axis) -> Access:
     """The access by words, the first of the axis at number 0 of it."""
     buffer = scope.buffers[access.tensor]
-    assert isinstance(buffer.layout, Panels)
-    grouped = buffer.layout.grouped
+    if isinstance(buffer.layout, Panels):
+        grouped = buffer.layout.grouped
+    else:
+        grouped = len(buffer.shape) - 1
+        if not (scope.facts.of(length(k)).multiple_of(GROUP) and groups_lie_whole(buffer, access, k.name, GROUP)):
+            raise NotImplementedError(f"{access} in groups: they do not lie whole in memory")
     form, own = affine_form(access.subscripts[grouped]), affine_form(Name(k.name))
     start = affine_form(k.start)
     if form is None or own is None or start is None or form.coefficient(k.name) != 1:
@@ -86,7 +92,7 @@ def pack_groups(em: Emitter, scope: Scope, pack: Pack) -> None:
     even = scope.facts.of(k.start).multiple_of(GROUP) and scope.facts.of(length(k)).multiple_of(GROUP)
     with em.frame(), _Symbols(em, scope) as symbols:
         em.here()
-        if even and _words_lie_whole(source, pack.source, k.name):
+        if even and groups_lie_whole(source, pack.source, k.name, GROUP):
             first = symbols.bind(Binary("//", k.start, Num(GROUP)), f"{k.name}.first")
             axes = _with(pack, k, first, symbols.bind(_groups(k), f"{k.name}.groups"))
             moved = Access(words(scope, source).name, pack.source.subscripts, pack.span)
@@ -120,13 +126,6 @@ def _with(pack: Pack, k: Axis, first: Expr, count: Expr) -> tuple[Axis, ...]:
     """The pack's axes, its grouped one counted in words."""
     words_of_k = Axis(k.name, first, Binary("+", first, count), -(-k.block // GROUP))
     return tuple(words_of_k if a is k else a for a in pack.axes)
-
-
-def _words_lie_whole(source: Buffer, access: Access, k: str) -> bool:
-    """Is every group of k one word of the source in memory?"""
-    plain = isinstance(source.layout, RowMajor) and source.dtype is DType.BF16 and source.shape[-1] % GROUP == 0
-    elsewhere = any(k in names_in(s) for s in access.subscripts[:-1])
-    return plain and access.subscripts[-1] == Name(k) and not elsewhere
 
 
 def _substituted(e: Access, name: str, by: Expr) -> Access:

@@ -5,6 +5,10 @@ register tile of the Compute in order; along its reduction a tile walks over its
 the whole Compute. Most touches fall on a line that is there already and cost an issue slot, no memory traffic; bursts
 of distinct lines, measured, cost as much as they gained.
 
+A region with more rows than there are register tiles is fetched in part, a row a tile: what a loop of 256-bit vectors
+loses by further addresses is more than they gain. One of 512-bit vectors has slots to spare: each tile walks over
+several rows.
+
 In a map each register tile touches its own lines, a turn of the loop ahead.
 """
 
@@ -26,6 +30,8 @@ from tcomp.ir.tile import Axis, Prefetch
 
 LINE = 64
 """Bytes of a cache line."""
+WIDE = 16
+"""f32 lanes of vectors whose loops have slots for addresses to spare"""
 FIRST_LEVEL = 3
 """LLVM's locality for a line that shall come into the first-level cache: the later touches then find it there."""
 
@@ -49,26 +55,53 @@ class Prefetcher:
             self.dims = [*dims[:-1], (parts, run)]
             self.stride = max(1, -(-run // reduced.block))
             self.base = base
+            self.rows, self.lines, self.block = rows, lines, reduced.block
+            self.several = -(-rows // self.tiles) if scope.lanes_f32 >= WIDE and parts == 1 else 1
 
     def enter_tile(self, states: Mapping[str, AxisState]) -> None:
         """Choose the run of the register tile at these places."""
         b = self.em.here()
-        rest = self._number(states)
+        number = self._number(states)
+        if self.several > 1:
+            self.first = _quotient(b, self.em.mul(number, self.rows), self.tiles)
+            return
+        self.run: IrValue = b.gep(self.base, [self.em.i64(self._offset(number))], source_etype=I8)
+
+    def _offset(self, number: Int) -> Int:
+        """Bytes from the region's first to a run's."""
+        b = self.em.here()
+        rest = number
         offset: Int = 0
         for n, step in reversed(self.dims[1:]):
             offset = self.em.add(offset, self.em.mul(_rest(b, rest, n), step))
             rest = _quotient(b, rest, n)
-        offset = self.em.add(offset, self.em.mul(rest, self.dims[0][1]))
-        self.run: IrValue = b.gep(self.base, [self.em.i64(offset)], source_etype=I8)
+        return self.em.add(offset, self.em.mul(rest, self.dims[0][1]))
 
     def touch(self, state: AxisState, step: int) -> None:
         """One prefetch for this step of the reduction, unless an earlier one of this turn is on the same line."""
+        if self.several > 1:
+            self._touch_rows(state, step)
+            return
         if step and self.stride * state.unroll * state.lanes < LINE:
             return
         em = self.em
         b = em.here()
         offset = em.add(em.mul(state.base, self.stride), step * state.lanes * self.stride)
         touch(em, b.gep(self.run, [em.i64(offset)], source_etype=I8), written=False)
+
+    def _touch_rows(self, state: AxisState, step: int) -> None:
+        """One prefetch on the way over the tile's rows; as often as there are lines, as far as steps go."""
+        em = self.em
+        wanted = self.several * self.lines
+        if step % max(1, self.block // wanted):
+            return
+        b = em.here()
+        at = em.add(state.base, step * state.lanes)
+        line = _quotient(b, em.mul(at, wanted), self.block)
+        row = _quotient(b, line, self.lines)
+        within = em.add(line, em.mul(row, -self.lines))
+        offset = em.add(self._offset(em.add(self.first, row)), em.mul(within, LINE))
+        touch(em, b.gep(self.base, [em.i64(offset)], source_etype=I8), written=False)
 
     def _number(self, states: Mapping[str, AxisState]) -> Int:
         """Of all the Compute's register tiles in order, which one this is."""

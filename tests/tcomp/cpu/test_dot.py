@@ -263,6 +263,18 @@ def test_without_the_instruction_bf16_products_widen_as_they_are_packed(machine:
         assert {t.dtype for t in kernel.tiles} == {DType.F32}
 
 
+@pytest.mark.parametrize(("k", "packed"), [(64, ["W"]), (63, ["X", "W"])], ids=["even rows", "odd rows"])
+def test_by_widening_an_operand_stays_where_its_pairs_lie_whole(k: int, packed: list[str], objects: Path) -> None:
+    """A pair is read as a word of X's row, unless rows begin within words."""
+    text = PRODUCT.replace("stage X, W in packed at k", "stage X in packed at k by widening\n  stage W in packed at k")
+    module, dims, rng = load_text(text, "stays.tc"), {"M": 37, "N": 70, "K": k}, np.random.default_rng(6)
+    (kernel,) = lower(module.ops["f"], module, dims, emulating()).kernels
+    assert [t.name.partition(".")[0] for t in kernel.tiles] == packed
+    x, w, y = (rng.integers(-9, 10, s).astype(np.float32) for s in ((37, k), (70, k), (37, 70)))
+    got = run(module.ops["f"], module, dims, {"X": x, "W": w, "Y": y}, emulating(), objects)
+    np.testing.assert_array_equal(got["Y"], x @ w.T + y)
+
+
 # ----------------------------------------------------------------------------------------------- any schedule
 
 RANDOM = """
@@ -274,7 +286,7 @@ schedule f on cpu.avx512bf16:
   n -> seq({nc}) / unroll({nv}) / vec
   k -> seq({kc})
   order {order}
-  stage X in packed at {x_stage}
+  stage X in packed at {x_stage}{x_by}
   stage W in packed at {w_stage} by prefetch
   use vdpbf16ps for Y
 """
@@ -295,7 +307,7 @@ def test_any_tiling_of_any_product_is_right(objects: Path, data: st.DataObject) 
     text = RANDOM.format(
         x=x, w=w, x_at=x_at, w_at=w_at, order=", ".join(order), x_stage=stages[0], w_stage=stages[1],
         core=mc * draw(st.integers(1, 3)), mc=mc, mr=draw(st.integers(1, 4)), nc=nc, nv=draw(st.integers(1, 3)),
-        kc=2 * draw(st.integers(1, 12)),
+        kc=2 * draw(st.integers(1, 12)), x_by=draw(st.sampled_from(["", " by widening"])),
     )  # fmt: skip
     level = draw(st.sampled_from([m.name for m in MACHINES if m.name != "avx512bf16"]))
     module = load_text(text, "random.tc")
@@ -332,7 +344,8 @@ def products(kernels: tuple[Kernel, ...]) -> list[Kernel]:
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="x86 assembly")
 @pytest.mark.parametrize("name", ["linear_gelu", "matmul"])
 def test_the_inner_loops_are_loads_and_dot_products(name: str, gpt2: Module) -> None:
-    """A group is 24 dots (8 rows by 3 vectors), 3 vectors and 8 broadcast words; no widening, no spill."""
+    """A group is 24 dots (8 rows by 3 vectors), 3 vectors and 8 broadcast words; no widening, no spill. What is fetched
+    ahead takes at most 20 instructions for addresses in each turn."""
     dims = {"M": 256, "N": 3072, "K": 768}
     seen = 0
     for op in (gpt2.ops[name], backward_of(name, gpt2)):
@@ -345,6 +358,6 @@ def test_the_inner_loops_are_loads_and_dot_products(name: str, gpt2: Module) -> 
             assert counts["vmovups"] + counts["vbroadcastss"] + sum("1to16" in i for i in loop) == 11 * groups
             assert all("zmm" in i for i in loop if i.startswith("vdpbf16ps"))
             assert not any("(%rsp" in i for i in loop), "a spill in the inner loop"
-            assert len(loop) <= 35 * groups + 8
+            assert len(loop) <= 35 * groups + 24
             seen += 1
     assert seen == 3
