@@ -201,6 +201,7 @@ def _build_step(
     from tcomp.model.build import build_step as build
 
     model = only_model(module, file)
+    sizes = declared(model, sizes)
     applied = load_lock(lock, module, device.machine, device.threads, options["deterministic"]) if lock else None
     lower = applied.lower if applied else None
     chosen = config or default_config(module, file)
@@ -216,6 +217,11 @@ def _build_step(
     for line in warnings:
         print(f"warning: {line}" if line.startswith(str(lock)) else line, file=sys.stderr)
     return Built(model.name, step, device, lock, len(applied.used) if applied else 0), bool(warnings)
+
+
+def declared(model: Model, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes without -B and -T where the model has no such size: every command has values for both."""
+    return {name: size for name, size in sizes.items() if name in model.dims or name not in ("B", "T")}
 
 
 def copy_file(source: Path, to: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from tcomp.runtime.data import Data
     from tcomp.runtime.evaluate import Question
     from tcomp.runtime.executor import Executor
+
+LINE_SECONDS = 5.0
+"""Between two lines of progress where there is no terminal."""
 
 
 def evaluate(
@@ -137,7 +141,7 @@ def _answer(
 
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; what is given takes the number of steps done."""
+    """A bar on a terminal, elsewhere a line now and then; what is given takes the number of steps done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -145,7 +149,17 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total)
-        yield lambda n: progress.advance(task, n)
+        done, told = 0, time.monotonic()
+
+        def advance(n: int) -> None:
+            nonlocal done, told
+            done += n
+            progress.advance(task, n)
+            if not console.is_terminal and time.monotonic() - told >= LINE_SECONDS:
+                told = time.monotonic()
+                console.print(f"{what}: {done} of {total}", highlight=False)
+
+        yield advance
 
 
 def _perplexity(loss: float) -> str:

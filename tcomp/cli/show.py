@@ -132,7 +132,8 @@ def nodes_of(
     from tcomp.model.programs import build_programs
     from tcomp.model.unroll import build_graph
 
-    graph = build_graph(module, model, config, {"B": batch, "T": length}, dims, precision or None)
+    sizes = common.declared(module.models[model], {"B": batch, "T": length})
+    graph = build_graph(module, model, config, sizes, dims, precision or None)
     programs = build_programs(graph, module)
     parts = {"forward": programs.forward, "backward": programs.backward}
     if programs.update is not None:

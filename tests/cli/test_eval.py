@@ -33,7 +33,10 @@ def model(tcomp: Tcomp, tmp_path: Path) -> Any:
     return made.double()
 
 
-def test_the_loss_is_that_of_transformers(model: Any, tcomp: Tcomp, tmp_path: Path) -> None:
+def test_the_loss_is_that_of_transformers(
+    model: Any, tcomp: Tcomp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tcomp.cli.evaluate.LINE_SECONDS", 0.0)
     text = "".join(f"{i} abcabd\n" for i in range(900))
     (tmp_path / "text.txt").write_text(text)
     result = tcomp("eval", "run", "--data", "text.txt", "-B", "4", "-T", "32", "--threads", "1")
@@ -48,6 +51,7 @@ def test_the_loss_is_that_of_transformers(model: Any, tcomp: Tcomp, tmp_path: Pa
     with torch.no_grad():
         want = F.cross_entropy(model(input_ids=x[:, :-1]).logits.reshape(-1, 256), x[:, 1:].reshape(-1))
     assert int(found[3].replace(",", "")) == count * 32
+    assert f"evaluating: {count} of {count}" in result.error
     assert abs(float(found[1]) - float(want)) < 2e-4
 
 

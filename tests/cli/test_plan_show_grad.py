@@ -56,3 +56,25 @@ def test_grad_prints_text_that_parses_again(tcomp: Tcomp) -> None:
     result = tcomp("grad", "gpt2", "linear_gelu")
     assert result.code == 0 and result.out.startswith("backward linear_gelu(")
     assert parse(result.out, "grad.tc").items
+
+
+def test_a_model_of_rows_alone_needs_no_length(tcomp: Tcomp, tmp_path: Path) -> None:
+    (tmp_path / "rows.tc").write_text("""
+op mix(X: f32[M, K], w: f32[K]) -> Y: f32[M, K]:
+  Y[m, k] = X[m, k] * w[k]
+
+op total(X: f32[M, K]) -> y: f32[]:
+  y = sum m, k: X[m, k]
+
+model rows(B):
+  config one: C = 4
+  param w: f32[C] = ones
+  input x: f32[B, C]
+  forward:
+    a = mix(x, w)
+    loss = total(a)
+  loss loss
+""")
+    for command in (["plan"], ["build", "--out", "built"], ["show", "--graph"]):
+        result = tcomp(command[0], "rows.tc", *command[1:], "-B", "3")
+        assert result.code == 0, (command, result.error)
