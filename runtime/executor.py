@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tcomp.model.step import Slot, Step
-from tcomp.runtime.values import stored
+from tcomp.runtime.values import store
 
 Array = NDArray[Any]
 
@@ -119,7 +119,7 @@ class HostExecutor(ABC):
         return self.read(name).reshape(-1)[start:stop]
 
     def write(self, name: str, value: ArrayLike) -> None:
-        self.array(name)[...] = stored(value, self.step.slots[name].dtype)
+        store(value, self.step.slots[name].dtype, self.array(name))
 
     @contextmanager
     def fill(self, name: str) -> Iterator[Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cache
 from itertools import count, repeat
 from typing import Any
@@ -30,13 +31,12 @@ def initialise(executor: Executor, seed: int, threads: int) -> None:
     _normal_levels()
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for name, init in inits.items():
-            with executor.fill(name) as array:
-                dtype = executor.step.slots[name].dtype
-                list(pool.map(_fill, repeat(seed), repeat(dtype), repeat(init), _blocks(array), count()))
-            if init is not None and init.master:
-                dtype = executor.step.slots[init.master].dtype
-                with executor.fill(init.master) as array:
-                    list(pool.map(_fill, repeat(seed), repeat(dtype), repeat(init), _blocks(array), count()))
+            targets = [name, *([init.master] if init is not None and init.master else [])]
+            with ExitStack() as stack:
+                arrays = [stack.enter_context(executor.fill(t)) for t in targets]
+                tables = [_table(init, executor.step.slots[t].dtype) for t in targets]
+                blocks = zip(*map(_blocks, arrays), strict=True)
+                list(pool.map(_fill, repeat(seed), repeat(init), repeat(tables), blocks, count()))
 
 
 def _blocks(array: NDArray[Any]) -> list[NDArray[Any]]:
@@ -44,18 +44,26 @@ def _blocks(array: NDArray[Any]) -> list[NDArray[Any]]:
     return [flat[at : at + _BLOCK] for at in range(0, flat.size, _BLOCK)]
 
 
-def _fill(seed: int, dtype: DType, init: ParameterInit | None, out: NDArray[Any], block: int) -> None:
+def _table(init: ParameterInit | None, dtype: DType) -> NDArray[Any]:
+    """What a slot of `dtype` may begin with, as its elements: the values of all levels, or the one value of all."""
     if init is None or init.kind in ("zeros", "ones"):
-        out[...] = stored(float(init is not None and init.kind == "ones"), dtype)
+        return stored(float(init is not None and init.kind == "ones"), dtype)
+    return stored((_normal_levels() if init.kind == "normal" else _uniform_levels()) * np.float32(init.value), dtype)
+
+
+def _fill(
+    seed: int, init: ParameterInit | None, tables: list[NDArray[Any]], outs: tuple[NDArray[Any], ...], block: int
+) -> None:
+    """The same values in each of `outs`, by its own table."""
+    if init is None or tables[0].ndim == 0:
+        for table, out in zip(tables, outs, strict=True):
+            out[...] = table
         return
     key = [seed, zlib.crc32(init.slot.encode()), block]
-    words = np.random.SFC64(np.random.SeedSequence(key)).random_raw(-(-out.size // 4))
-    levels = words.view(np.uint16)[: out.size]
-    table = (_normal_levels() if init.kind == "normal" else _uniform_levels()) * np.float32(init.value)
-    if out.dtype == np.float32:
+    words = np.random.SFC64(np.random.SeedSequence(key)).random_raw(-(-outs[0].size // 4))
+    levels = words.view(np.uint16)[: outs[0].size]
+    for table, out in zip(tables, outs, strict=True):
         np.take(table, levels, out=out, mode="clip")
-    else:
-        out[...] = stored(table[levels], dtype)
 
 
 @cache

@@ -1,6 +1,7 @@
 """Slots' elements in NumPy: types that NumPy lacks (bf16, the 8-bit floats) are held as their bits.
 
-`stored` makes what a slot holds from values, `values` gives back what it means.
+`stored` makes what a slot holds from values (`store` in memory that is there already), `values` gives back what it
+means.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ _NUMPY: dict[DType, Any] = {
 }
 
 
+_BLOCK = 1 << 15
+"""Elements that are rounded at a time, so that their words stay in a cache and need no memory to speak of."""
+
+
 def numpy_type(dtype: DType) -> np.dtype[Any]:
     """The type of a slot's elements in NumPy."""
     kind: np.dtype[Any] = np.dtype(_NUMPY[dtype])
@@ -35,6 +40,10 @@ def numpy_type(dtype: DType) -> np.dtype[Any]:
 def stored(value: ArrayLike, dtype: DType) -> Array:
     """`value` as elements of a slot of `dtype`, rounded to nearest even. bf16 given as uint16 is taken as bits."""
     given = np.asarray(value)
+    if dtype is DType.BF16 and given.dtype == np.float32:
+        out = np.empty(given.shape, np.uint16)
+        _round_words(np.ascontiguousarray(given).reshape(-1), out.reshape(-1))
+        return out
     if dtype is DType.BF16 and given.dtype != np.uint16:
         bits = round_to(given, dtype).astype(np.float32).view(np.uint32) >> 16
         return bits.astype(np.uint16)
@@ -44,6 +53,34 @@ def stored(value: ArrayLike, dtype: DType) -> Array:
         rounded = round_to(given, dtype)
         return order[np.searchsorted(codes[order], rounded)].astype(np.uint8)
     return np.asarray(given, dtype=numpy_type(dtype))
+
+
+def store(value: ArrayLike, dtype: DType, out: Array) -> None:
+    """Write `value`, broadcast, into a slot's array `out`: what `stored` gives, without a copy of a large f32 one."""
+    given = np.asarray(value)
+    whole = given.shape == out.shape and given.flags.c_contiguous and out.flags.c_contiguous
+    if dtype is DType.BF16 and given.dtype == np.float32 and whole:
+        _round_words(given.reshape(-1), out.reshape(-1))
+    else:
+        out[...] = stored(given, dtype)
+
+
+def _round_words(given: NDArray[np.float32], out: NDArray[np.uint16]) -> None:
+    """f32 as bf16 by its bits: half a unit of the last place that stays is added, less one bit where that one is even.
+    The carry goes on into the exponent, up to infinity."""
+    room = np.empty(min(_BLOCK, given.size), np.uint32)
+    for at in range(0, given.size, _BLOCK):
+        bits = given[at : at + _BLOCK].view(np.uint32)
+        words = room[: bits.size]
+        np.right_shift(bits, 16, out=words)
+        np.bitwise_and(words, 1, out=words)
+        np.add(words, 0x7FFF, out=words)
+        np.add(words, bits, out=words)
+        part = out[at : at + _BLOCK]
+        np.right_shift(words, 16, out=part, casting="unsafe")
+        nan = np.isnan(given[at : at + _BLOCK])
+        if nan.any():
+            part[nan] = bits[nan] >> 16 | 0x40  # quiet, whatever the bits that are cut off
 
 
 def values(array: Array, dtype: DType) -> Array:

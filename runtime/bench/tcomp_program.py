@@ -7,15 +7,38 @@ planning, compiling (or finding all that in the cache), placing the weights.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tcomp.runtime.bench.workload import Ints, Weights, Workload
 
 if TYPE_CHECKING:
+    from tcomp.dsl.ast import DType
     from tcomp.model.step import Step
     from tcomp.runtime.device import Device
+
+
+_PIECE = 1 << 18
+"""Elements of a parameter that a thread reads at a time."""
+
+
+def _place(weights: Weights, name: str, targets: Sequence[tuple[DType, NDArray[Any]]], at: int) -> None:
+    """The piece of a parameter that begins at element `at`, read once, into all its copies."""
+    from tcomp.runtime.values import store
+
+    parts = [(dtype, array[at : at + _PIECE]) for dtype, array in targets]
+    exact = next((part for _, part in parts if part.dtype == np.float32), None)
+    piece = np.empty(parts[0][1].size, np.float32) if exact is None else exact
+    weights.read(name, [piece], at)
+    for dtype, part in parts:
+        if part is not exact:
+            store(piece, dtype, part)
 
 
 class TcompProgram:
@@ -41,27 +64,21 @@ class TcompProgram:
         lap("weights")
 
     def _load(self, weights: Weights) -> None:
-        from tcomp.dsl.ast import DType
-        from tcomp.runtime.executor import element_count
+        """Parameters and their master copies from the file, whose pieces the step's threads share; other state zero."""
         from tcomp.runtime.train import set_scalars
-        from tcomp.runtime.values import stored
 
         masters = {p.master for p in self.step.parameters}
         for name, slot in self.step.slots.items():
             if slot.kind == "state" and name not in masters:
                 self.executor.write(name, 0)
-        targets = [(p.slot, name) for p in self.step.parameters for name in (p.slot, p.master) if name]
-        for parameter, name in targets:
-            slot = self.step.slots[name]
-            with self.executor.fill(name) as array:
-                flat = array.reshape(-1)
-                if slot.dtype is DType.F32:
-                    weights.read(parameter, [flat])
-                    continue
-                at = 0
-                for piece in weights.pieces(parameter, element_count(slot)):
-                    flat[at : at + piece.size] = stored(piece, slot.dtype)
-                    at += piece.size
+        with ThreadPoolExecutor(max(1, self.device.threads)) as pool:
+            for parameter in self.step.parameters:
+                slots = [self.step.slots[name] for name in (parameter.slot, parameter.master) if name]
+                with ExitStack() as stack:
+                    flat = [stack.enter_context(self.executor.fill(s.name)).reshape(-1) for s in slots]
+                    targets = list(zip([s.dtype for s in slots], flat, strict=True))
+                    parts = [(parameter.slot, targets, at) for at in range(0, flat[0].size, _PIECE)]
+                    list(pool.map(lambda part: _place(weights, *part), parts))
         set_scalars(self.executor, {})
 
     def run(self, tokens: Ints, targets: Ints, number: int) -> tuple[float, float | None]:

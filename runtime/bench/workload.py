@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,18 +108,12 @@ class Weights:
             self.starts[p.name] = at
             at += p.bytes
 
-    def read(self, name: str, arrays: Sequence[NDArray[np.float32]]) -> None:
-        """Fill contiguous arrays from the parameter's elements, one array after another."""
+    def read(self, name: str, arrays: Sequence[NDArray[np.float32]], start: int = 0) -> None:
+        """Fill contiguous arrays from the parameter's elements, from `start` on, one array after another."""
         with self.path.open("rb") as f:
-            f.seek(self.starts[name])
+            f.seek(self.starts[name] + 4 * start)
             for array in arrays:
                 f.readinto(array.reshape(-1).data.cast("B"))
-
-    def pieces(self, name: str, elements: int, at_a_time: int = 1 << 20) -> Iterator[NDArray[np.float32]]:
-        """The parameter's elements in order, a part at a time."""
-        for start in range(0, elements, at_a_time):
-            count = min(at_a_time, elements - start)
-            yield np.fromfile(self.path, np.float32, count, offset=self.starts[name] + 4 * start)
 
 
 def learning_rate(hyper: Mapping[str, float], step: int) -> float:

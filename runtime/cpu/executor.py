@@ -20,6 +20,7 @@ from tcomp.errors import UserError
 from tcomp.machine.cpu import CpuMachine
 from tcomp.model.step import Step
 from tcomp.runtime.cpu.interpreter import SYMBOL, compile_interpreter, interpreter_ir, rest_address
+from tcomp.runtime.cpu.library_pages import release_pages
 from tcomp.runtime.cpu.memory import Region
 from tcomp.runtime.cpu.team import NativeProgram, Team, native_program
 from tcomp.runtime.executor import HostExecutor, element_count
@@ -46,7 +47,6 @@ class CpuExecutor(HostExecutor):
         kernels = [step.kernels[n] for n in names]
         compiled = compilers.finish(kernels) if compilers else compile_kernels(kernels, machine, cache_dir)
         self.kernels: dict[str, CompiledKernel] = dict(zip(names, compiled, strict=True))
-        self._arena = Region(step.arena_bytes, "arena", ahead=True)
         run = self._load(cached_object(interpreter_ir(machine), machine, cache_dir, compile_interpreter), (SYMBOL,))
         addresses = self._load_kernels()
         scratch = max((k.scratch_bytes for k in self.kernels.values()), default=0)
@@ -56,6 +56,9 @@ class CpuExecutor(HostExecutor):
         self._scratch = Region(stride * threads, "scratch")
         self._region = Region(region, "team region")
         self._programs = self._link(addresses)
+        release_pages(str(llvm.ffi.lib._name))
+        # Behind loading, which maps memory again and again and would wait for pages each time.
+        self._arena = Region(step.arena_bytes, "arena", ahead=True)
         self._labels = {name: self._phase_labels(name) for name in step.programs}
         self._times = {n: (ctypes.c_int64 * (p.count + 1))() for n, p in self._programs.items()}
         self._team = Team(

@@ -7,17 +7,23 @@ import json
 import math
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tcomp.dsl.ast import DType
 from tcomp.errors import UserError
+from tcomp.model.step import ParameterInit
 from tcomp.runtime import checkpoint
 from tcomp.runtime.data import open_data
+from tcomp.runtime.initialise import initialise
 from tcomp.runtime.run_folder import RunFolder
 from tcomp.runtime.train import Outcome, Settings, train
+from tcomp.runtime.values import stored
 
 
 def run(executor: Any, text: Path, folder: Path, progress: Any, *, resume: bool = False, **settings: Any) -> Outcome:
@@ -209,8 +215,6 @@ def test_a_run_folder_has_one_writer_and_is_not_overwritten(
 
 
 def test_fresh_parameters_do_not_depend_on_threads(bigram: Any) -> None:
-    from tcomp.runtime.initialise import initialise
-
     one, four, other = bigram(), bigram(), bigram()
     initialise(one, 1, 1)
     initialise(four, 1, 4)
@@ -218,3 +222,17 @@ def test_fresh_parameters_do_not_depend_on_threads(bigram: Any) -> None:
     assert (one.array("table") == four.array("table")).all()
     assert (one.array("table") != other.array("table")).any()
     assert abs(float(one.array("table").std()) - 0.02) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform", "ones"])
+def test_master_copies_begin_with_the_values_that_parameters_round(kind: str) -> None:
+    held = {"w": np.empty((700, 500), np.uint16), "master.w": np.empty((700, 500), np.float32)}
+    slots = {
+        "w": SimpleNamespace(kind="parameter", dtype=DType.BF16),
+        "master.w": SimpleNamespace(kind="master", dtype=DType.F32),
+    }
+    init = ParameterInit("w", kind, 0.02, "matrices", "master.w")
+    step = SimpleNamespace(slots=slots, parameters=(init,))
+    initialise(SimpleNamespace(step=step, fill=lambda name: nullcontext(held[name])), 3, 2)  # type: ignore[arg-type]
+    assert (held["master.w"] == 1).all() or held["master.w"].std() > 0.01
+    np.testing.assert_array_equal(held["w"], stored(held["master.w"], DType.BF16))

@@ -48,8 +48,9 @@ def test_weights_are_those_that_the_model_declares(workload: Workload, folder: P
     read = {p.name: np.empty(p.shape, np.float32) for p in workload.parameters}
     for name, array in read.items():
         weights.read(name, [array])
-        pieces = np.concatenate(list(weights.pieces(name, array.size, at_a_time=100)))
-        np.testing.assert_array_equal(pieces, array.reshape(-1))
+        last = np.empty(array.size // 3, np.float32)
+        weights.read(name, [last], array.size - last.size)
+        np.testing.assert_array_equal(last, array.reshape(-1)[array.size - last.size :])
     assert (read["ln1_w"] == 1).all() and not read["qkv_b"].any()
     assert read["wte"].std() == pytest.approx(0.02, rel=0.1)
     assert read["proj_w"].std() == pytest.approx(0.02 / 2, rel=0.2)
