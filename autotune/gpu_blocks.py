@@ -56,6 +56,17 @@ def unevenness(lengths: Sequence[float], slots: int) -> float:
     return max(busy) * slots / (sum(lengths) + OVERHEAD * len(lengths))
 
 
+def middle_blocks(turns: Sequence[float]) -> dict[int, float]:
+    """One or two blocks, and the share of each, that together have the mean number of turns."""
+    mean = sum(turns) / len(turns)
+    below = max((b for b, t in enumerate(turns) if t <= mean), key=lambda b: turns[b])
+    above = min((b for b, t in enumerate(turns) if t >= mean), key=lambda b: turns[b])
+    if turns[above] == turns[below]:
+        return {below: 1.0}
+    share = (mean - turns[below]) / (turns[above] - turns[below])
+    return {below: 1.0 - share, above: share}
+
+
 def _varies(s: Statement, grid: set[str]) -> bool:
     """Is there a loop whose bounds follow from a block's place?"""
     if not isinstance(s, Loop):

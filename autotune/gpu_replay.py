@@ -257,3 +257,9 @@ def head_of(function: Function, way: Sequence[int]) -> int | None:
         visits[b] = visits.get(b, 0) + 1
     heads = [b for b in visits if any(i.name in MATRIX for i in function.blocks[b].instructions) and visits[b] > 1]
     return max(heads, key=lambda b: visits[b], default=None)
+
+
+def loop_turns(function: Function, way: Sequence[int]) -> int:
+    """How often a way comes to that block; 0 where there is none."""
+    head = head_of(function, way)
+    return sum(b == head for b in way) if head is not None else 0

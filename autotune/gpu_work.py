@@ -7,10 +7,10 @@ taken to be coalesced, and shared memory to be free of bank conflicts (the virtu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from tcomp.autotune.gpu_blocks import unevenness
+from tcomp.autotune.gpu_blocks import middle_blocks, unevenness
 from tcomp.autotune.gpu_epilogue import Epilogue, epilogue, staggered
 from tcomp.autotune.gpu_model import (
     BARRIER,
@@ -24,7 +24,7 @@ from tcomp.autotune.gpu_model import (
     Ring,
     tensor_cycles,
 )
-from tcomp.autotune.gpu_replay import Replay, replay
+from tcomp.autotune.gpu_replay import Replay, loop_turns, replay
 from tcomp.autotune.gpu_residents import Residents, residents
 from tcomp.autotune.opcodes import (
     LANES,
@@ -230,21 +230,19 @@ def launch_work(
     block, in the order in which they start, where blocks differ."""
     fit = occupancy(machine, resources.registers, launch.threads, resources.shared_bytes + launch.shared_bytes)
     resident = max(1, fit.blocks)
-    middle = launch.blocks // 2
-    if turns:
-        mean = sum(turns) / len(turns)
-        middle = min(range(len(turns)), key=lambda b: abs(turns[b] - mean))
-    samples = [sample_block(function, launch, middle, constants or {}, copy)]
+    chosen: Mapping[int, float] = middle_blocks(turns) if turns else {launch.blocks // 2: 1.0}
+    samples = [sample_block(function, launch, b, constants or {}, copy) for b in chosen]
     if samples[0].steps < LONG and not turns:
         others = {0, launch.blocks // 4, 3 * launch.blocks // 4, launch.blocks - 1} - {launch.blocks // 2}
         samples += [sample_block(function, launch, b, constants or {}, copy) for b in sorted(others)]
+    weights = list(chosen.values()) if turns else [1.0 / len(samples)] * len(samples)
     sms = machine.clusters(launch.cluster) * launch.cluster
     per_sm = -(-launch.blocks // sms)
 
     def works(side_by_side: int) -> BlockWork:
         found = [_block(s, machine, stages, function, side_by_side, launch.cluster) for s in samples]
         # Where all blocks run at once the longest decides; else short and long ones even out.
-        return max(found, key=_length) if launch.blocks <= sms * resident else _mean(found)
+        return max(found, key=_length) if launch.blocks <= sms * resident and not turns else _mean(found, weights)
 
     work = works(min(resident, per_sm))
     rest = per_sm % resident if per_sm > resident and not turns else 0
@@ -285,6 +283,8 @@ def _block(
     beside: Residents | None = None
     behind = 0
     """turns by which a place of the ring is read later than by the first that reads it"""
+    if wgmma:  # (most of a short loop's copies may be issued before it)
+        turns = max([turns, *(float(loop_turns(function, w.path)) for w in sample.ways)])
     if turns > 1 and total("async_bytes") and wgmma:
         found = _replayed(sample, function, machine, resident)
         ways = _consumers(sample, function)
@@ -364,20 +364,17 @@ def _arrivals(sample: Sample, turns: float) -> int:
     return sum(n * LANES for n, c in sample.warps if c.barriers >= turns) if wgmma else 0
 
 
-def _mean(works: Iterable[BlockWork]) -> BlockWork:
+def _mean(works: Sequence[BlockWork], weights: Sequence[float]) -> BlockWork:
     """The mean block."""
-    every = list(works)
-    n = len(every)
 
     def mean(get: str) -> float:
-        return float(sum(getattr(w, get) for w in every) / n)
+        return float(sum(w * getattr(x, get) for x, w in zip(works, weights, strict=True)))
 
     rings: tuple[Ring, ...] = ()
-    with_ring = [w.rings[0] for w in every if w.rings]
+    with_ring = [(x.rings[0], w) for x, w in zip(works, weights, strict=True) if x.rings]
     if with_ring:
-        first = with_ring[0]
-        turns = sum(r.turns for r in with_ring) / n
-        rings = (replace(first, turns=turns),)
+        turns = sum(r.turns * w for r, w in with_ring)
+        rings = (replace(with_ring[0][0], turns=turns),)
     return BlockWork(
         mean("issue"), mean("fma"), mean("special"), mean("tensor"), mean("shared_bytes"), mean("l2_bytes"),
         mean("chain"), mean("stores"), rings, mean("start"), mean("ends"),

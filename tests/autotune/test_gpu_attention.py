@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 
 from tcomp.autotune.gpu_attention import FIGURES, SHAPES, attention_text, operations, predictions, rate, shape_name
-from tcomp.autotune.gpu_blocks import block_turns, unevenness
+from tcomp.autotune.gpu_blocks import block_turns, middle_blocks, unevenness
 from tcomp.autotune.gpu_predict import predict_kernel
 from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import DType
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound
+from tcomp.grad import backward_of
 from tcomp.ir.tile import GridOrder, Kernel
 from tcomp.machine.gpu import H100
 from tcomp.schedule.lower import lower
@@ -43,6 +44,28 @@ def test_unevenness_is_the_fullest_slot_over_the_mean() -> None:
     assert unevenness([], 4) == 1.0
     assert unevenness([3.0, 3.0, 3.0], 3) == 1.0
     assert unevenness([1.0, 1.0, 3.0], 2) == 6.0 / 4.0  # (each block costs one turn more)
+
+
+def test_the_middle_is_one_block_or_two_of_which_the_mean_has_the_mean_number_of_turns() -> None:
+    assert middle_blocks([1.0, 3.0, 2.0]) == {2: 1.0}
+    assert middle_blocks([8.0, 4.0, 1.0, 5.0]) == {1: 0.5, 3: 0.5}
+    assert middle_blocks([1.0, 1.0, 1.0, 9.0]) == {0: 0.75, 3: 0.25}
+
+
+@pytest.mark.slow
+@nvdisasm
+def test_a_turn_of_a_short_loop_takes_no_less_than_one_of_a_long_loop() -> None:
+    """...of which all copies but one are issued before it: of GPT-2, whose blocks have eight turns at most."""
+    module = load_text(attention_text(True), "attention.tc")
+    op = backward_of("attention", module)
+    assert op is not None
+    found = []
+    for tokens, batch in ((1024, 16), (8192, 2)):
+        dims = {"B": batch, "T": tokens, "H": 12, "D": 64}
+        kernel = lower(bound(op, DType.BF16), module, dims, H100).kernels[-1]
+        turns = max(sum(block_turns(kernel, phase)) for phase in kernel.phases)
+        found.append(max(p.seconds for p in predict_kernel(kernel, H100).launches) / turns)
+    assert found[0] > found[1]
 
 
 @pytest.mark.slow
