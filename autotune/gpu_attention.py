@@ -22,6 +22,7 @@ from tcomp.schedule.lower import lower
 
 TOKENS, CHANNELS = 16384, 2048
 README = "FlashAttention-3, figures of its README"
+PAPER = "FlashAttention-3, figures of its paper"
 LOG = "FlashAttention-3, a later public log"
 DETERMINISTIC = "FlashAttention-3 deterministic, the same log"
 
@@ -44,6 +45,8 @@ FIGURES = (
     Figure(False, 64, False, 497, 497, README),
     Figure(False, 64, True, 473, 473, README),
     Figure(False, 128, False, 737, 753, LOG),
+    Figure(True, 64, False, 474, 474, PAPER),
+    Figure(True, 128, False, 561, 561, PAPER),
     Figure(True, 128, False, 610, 652, LOG),
     Figure(True, 128, False, 525, 586, DETERMINISTIC),
 )
