@@ -7,7 +7,7 @@ from dataclasses import replace
 from tcomp.codegen.cpu.compute import ComputeGenerator
 from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter
-from tcomp.codegen.cpu.integers import affine_form, extent
+from tcomp.codegen.cpu.integers import affine_form, extent, length
 from tcomp.codegen.cpu.transpose import TransposedPack
 from tcomp.codegen.cpu.types import kind_of
 from tcomp.dsl.ast import Access, Binary, Expr, Name, Num
@@ -56,13 +56,22 @@ def contiguous_axis(buffer: Buffer) -> int:
 
 
 def fill_zeros(em: Emitter, scope: Scope, buffer: Buffer, axes: tuple[Axis, ...], target: Access) -> None:
-    """Zero the tile behind each axis's stop: for axis i, all of the axes before it up to their stops."""
+    """Zero the tile behind each axis's stop: for axis i, all of the axes before it up to their stops.
+
+    Along the panels' axis only to the end of the panel in which it stops: nothing reads the ones behind.
+    """
     zero = Num(0.0) if buffer.dtype.is_float else Num(0)
+    width = buffer.layout.width if isinstance(buffer.layout, Panels) else 0
     for i, (axis, size) in enumerate(zip(axes, padded_shape(buffer), strict=True)):
         known = extent(axis, scope.facts)
         if known.lo is not None and known.lo >= size:
             continue
-        end = Binary("+", axis.start, Num(size))
+        end: Expr = Binary("+", axis.start, Num(size))
+        if isinstance(buffer.layout, Panels) and i == buffer.layout.axis:
+            if known.multiple_of(width):
+                continue
+            panels = Binary("//", Binary("+", length(axis), Num(width - 1)), Num(width))
+            end, size = Binary("+", axis.start, Binary("*", panels, Num(width))), width
         domain = [
             replace(a, stop=Binary("+", a.start, Num(n)), block=n) if j > i else a
             for j, (a, n) in enumerate(zip(axes, padded_shape(buffer), strict=True))
