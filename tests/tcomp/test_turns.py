@@ -7,6 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.disassemble import disassemble
+from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import Binary, Num
 from tcomp.dsl.load import load_text
 from tcomp.ir.interpret import Interpreter, OutOfTurn
@@ -97,3 +101,12 @@ def test_a_wrong_order_is_found() -> None:
         run(changed(kernel, flag=replace(turns.flag, subscripts=(Num(0),))))
     with pytest.raises(OutOfTurn, match=r"block 1 at Y.turns\[0\] waits for 2, but the last was nobody"):
         run(replace(product(reverse="reverse k"), order=kernel.order))
+
+
+@pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")
+def test_only_passing_a_turn_on_waits_for_all_blocks_to_see_what_was_written() -> None:
+    """The word's release, in the loop and behind it; fences between proxies are for global memory alone."""
+    code = compile_kernel(product(), H100)
+    text = disassemble(assemble(code.ptx, H100.target).cubin)
+    assert text.count("STG.E.STRONG.GPU") == text.count("MEMBAR.ALL.GPU") == 2
+    assert text.count("FENCE.VIEW.ASYNC.G") == 3

@@ -6,7 +6,9 @@
 
 The words are zero when the kernel starts, numbers count from 1. A copy is done a turn of the loop after its issue, so
 waiting for it costs nothing; the block that comes next is that much behind. Copies are made by the async proxy: fences
-order them with the word's accesses. PTX ISA, sections 8 (release and acquire) and 9.7.13.4 (fence.proxy).
+order them with the word's accesses, and those are for global memory alone: without `.global` each would be a fence for
+all blocks too, three in a turn for the one of the word's release. PTX ISA, sections 8 (release and acquire) and
+9.7.13.4 (fence.proxy).
 
 The wait has no bound. It ends because the block waited for has a lower number, and so has started: GPUs start blocks
 in the order of their numbers, and a block that has started stays until it ends. CUDA does not promise the order. On a
@@ -29,9 +31,9 @@ from tcomp.ir.tile import Turns
 
 WAIT = (
     "{ .reg .pred p; .reg .b32 v; AGAIN: ld.acquire.gpu.global.b32 v, [$0]; setp.ne.s32 p, v, $1; @p bra AGAIN; "
-    "fence.proxy.async; }"
+    "fence.proxy.async.global; }"
 )
-PASS = "fence.proxy.async; st.release.gpu.global.b32 [$0], $1;"
+PASS = "fence.proxy.async.global; st.release.gpu.global.b32 [$0], $1;"
 
 
 class TurnTaking:
