@@ -221,7 +221,7 @@ def _operand(f: Factor, own: Axis, k: Axis, buffers: Mapping[str, Buffer]) -> Op
 
 
 def _check_place(o: Operand, forms: OperandForms, i: Instruction, own: Axis, k: Axis) -> None:
-    name = _shown(o)
+    name, staged = _shown(o), ".shared" in o.factor.access.tensor
     if o.in_registers:
         layout = o.buffer.layout
         wanted = (own.spread, ACROSS) if o.along_k else (ACROSS, own.spread)
@@ -232,7 +232,9 @@ def _check_place(o: Operand, forms: OperandForms, i: Instruction, own: Axis, k: 
                 "let an equation in another layout read it too (it then goes through shared memory)",
             )
         return
-    if (forms.along_k if o.along_k else forms.across_k) is None and o.buffer.dtype is not DType.F32:
+    # (mma.sync loads f32 values one by one, so from tiles of either order; wgmma reads a tile as it lies)
+    by_value = i.threads == 32 and o.buffer.dtype is DType.F32
+    if (forms.along_k if o.along_k else forms.across_k) is None and not by_value:
         raise MatchError(
             f"operand '{name}' ({o.buffer.dtype}) lies in memory along {own.name}; "
             f"{i.family} reads it along {k.name} only",
@@ -241,9 +243,17 @@ def _check_place(o: Operand, forms: OperandForms, i: Instruction, own: Axis, k: 
     if o.factor.cast not in (None, o.buffer.dtype):
         raise MatchError(
             f"operand '{name}' is {o.buffer.dtype} in shared memory, where it cannot be cast to {o.factor.cast}",
-            f"hold it in that type: cast {name} to {o.factor.cast}",
+            # (a staged tensor is copied as it is stored; only a temporary's tile is written in another type)
+            f"store {name} in {o.factor.cast}" if staged else f"hold it in that type: cast {name} to {o.factor.cast}",
         )
     if i.threads == 128:
+        last, width = (k if o.along_k else own), o.buffer.shape[-1] * o.buffer.dtype.bytes
+        if not isinstance(o.buffer.layout, Swizzled) and width % 32:
+            raise MatchError(
+                f"operand '{name}' has rows of {width} bytes in its tile; {i.family} reads swizzled rows, multiples of "
+                "32",
+                f"choose a tile along {last.name} that is a multiple of {32 // o.buffer.dtype.bytes}",
+            )
         if not isinstance(o.buffer.layout, Swizzled):
             raise MatchError(
                 f"operand '{name}' is not in a swizzled tile, which {i.family} reads in place",
@@ -283,9 +293,12 @@ def _check_warpgroup(i: Instruction, m: Axis, n: Axis) -> None:
         )
     pieces = -(-n.block // i.n[-1])
     if n.block % (8 * pieces):
+        wanted = (
+            "multiples of 8" if pieces == 1 else f"{pieces} equal pieces of a multiple of 8, at most {i.n[-1]} each"
+        )
         raise MatchError(
-            f"loop '{n.name}' has {n.block} values, which are not {pieces} equal pieces of at most {i.n[-1]} columns",
-            "choose a tile that is a multiple of 16",
+            f"loop '{n.name}' has {n.block} columns; {i.family} takes {wanted}",
+            f"choose a tile that is a multiple of {8 * pieces}",
         )
 
 

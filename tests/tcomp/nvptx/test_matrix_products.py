@@ -121,7 +121,23 @@ def test_every_type(t: str, u: str, use: str, target: str, bound: float) -> None
 
 
 def test_tf32_reads_either_order() -> None:
+    """One by one, across k: rows 8 banks apart keep four of them in places of their own."""
     assert product((40, 72, 64), "f32", "mma.sync.tf32", xt=True, wt=True)[0] < 1e-3
+    error, conflicts, _ = product((40, 72, 64), "f32", "mma.sync.tf32", xt=True, wt=True, by="cp.async pad(8)")
+    assert error < 1e-3 and conflicts == 0
+
+
+@pytest.mark.parametrize("dims", [(300, 8, 48), (8, 300, 48), (70, 72, 80), (1, 1, 16)], ids=str)
+@pytest.mark.parametrize("t,use,bk", [("f32", "mma.sync.tf32", 32), ("e4m3", "mma.sync", 32)])
+def test_tall_wide_ragged_and_tiny_of_other_types(dims: tuple[int, int, int], t: str, use: str, bk: int) -> None:
+    """f32 as tf32 and 8-bit floats; 16-bit types are in test_tensor_core_shapes.py. By both families."""
+    bound = 1e-3 if t == "f32" else 1e-6
+    error, conflicts, _ = product(dims, t, use, target="sm_120a", u="e5m2" if t == "e4m3" else t, bk=bk)
+    assert error < bound and conflicts == 0
+    error, conflicts, _ = product(
+        dims, t, use.replace("mma.sync", "wgmma"), target="sm_90a", u="e5m2" if t == "e4m3" else t, by="tma", bk=2 * bk
+    )
+    assert error < 2e-3 and conflicts == 0
 
 
 def test_deep_tiles_are_walked_in_a_loop() -> None:
