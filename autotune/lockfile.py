@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 from tcomp.autotune.guard import guarded
 from tcomp.errors import UserError
 from tcomp.runtime.cache import write_atomic
+from tcomp.runtime.documents import parse_toml, read_small
 
 FORMAT = 1
 BASES = ("measured", "predicted")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -116,16 +117,13 @@ _REMEDY = "name a file that `tcomp tune` wrote; if it is one that was damaged, r
 def read_lock(path: Path) -> Lock:
     """The lock in a file. UserError when it cannot be read, is no lockfile, or is of another format."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not a lockfile: {e}", _REMEDY) from e
+        return _lock(parse_toml(read_small(path)))
+    except ValueError as e:
+        raise UserError(f"{path}: not a lockfile that this tcomp reads: {e}", _REMEDY) from e
     except OSError as e:
-        raise UserError(f"{path}: cannot read the lockfile: {e.strerror or e}") from e
-    try:
-        return _lock(data)
-    except (KeyError, TypeError, ValueError, OverflowError) as e:
-        reason = f"'{e.args[0]}' is missing" if isinstance(e, KeyError) else str(e)
-        raise UserError(f"{path}: not a lockfile that this tcomp reads: {reason}", _REMEDY) from e
+        raise UserError(
+            f"{path}: cannot read the lockfile: {e.strerror or e}", "name another by --lock, or none: --lock none"
+        ) from e
 
 
 def read_lock_for(path: Path, machine: str, model: str = "") -> Lock:
@@ -142,31 +140,61 @@ def read_lock_for(path: Path, machine: str, model: str = "") -> Lock:
 
 
 def _lock(data: dict[str, Any]) -> Lock:
-    if data["format"] != FORMAT:
-        raise ValueError(f"format {data['format']!r}, expected {FORMAT}")
-    entries = {}
-    for key, e in data.get("op", {}).items():
-        if e["basis"] not in BASES:
-            raise ValueError(f"basis {e['basis']!r} of {key!r} is not one of {', '.join(BASES)}")
-        values = e["values"]
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) and isfinite(v) for v in values.values()):
-            raise ValueError(f"a value of {key!r} is not a number")
-        text = e.get("text", [])
-        if not isinstance(text, list) or not all(isinstance(line, str) for line in text):
-            raise ValueError(f"the text of {key!r} is not a list of lines")
-        seconds = [float(e[n]) * 1e-6 for n in ("default_us", "us")]
-        if not all(isfinite(s) and s >= 0 for s in seconds):
-            raise ValueError(f"a time of {key!r} is none")
-        margin = float(e["margin"])
-        if not isfinite(margin) or margin < 0:
-            raise ValueError(f"the margin of {key!r} is {margin}, not a share of its time")
-        entries[key] = Entry(
-            str(e["op"]), str(e["schedule"]), dict(values), e["basis"], seconds[0], seconds[1],
-            margin, str(e["tools"]), str(e["when"]),
-            "".join(f"{line}\n" for line in text), str(e.get("text_hash", "")),
-        )  # fmt: skip
-    steps = tuple(str(s) for s in data["steps"])
-    return Lock(str(data["model"]), str(data["machine"]), steps, entries)
+    version = data.get("format")
+    if version != FORMAT or type(version) is not int:
+        raise ValueError("it has no `format`" if version is None else f"its format is {version!r}, not {FORMAT}")
+    entries = {key: _entry(key, e) for key, e in _of(data, "op", dict, "", {}).items()}
+    steps = _of(data, "steps", list)
+    if not all(isinstance(s, str) for s in steps):
+        raise ValueError("`steps` is not a list of texts")
+    return Lock(_of(data, "model", str), _of(data, "machine", str), tuple(steps), entries)
+
+
+def _entry(key: str, e: Any) -> Entry:
+    where = f" of {key!r}"
+    if not isinstance(e, dict):
+        raise ValueError(f"the entry {key!r} is not a table")
+    basis = _of(e, "basis", str, where)
+    if basis not in BASES:
+        raise ValueError(f"`basis`{where} is {basis!r}, not one of {', '.join(BASES)}")
+    values = _of(e, "values", dict, where)
+    if not all(_is_number(v) for v in values.values()):
+        raise ValueError(f"a value{where} is not a number")
+    text = _of(e, "text", list, where, [])
+    if not all(isinstance(line, str) for line in text):
+        raise ValueError(f"`text`{where} is not a list of lines")
+    default, best, margin = (_at_least_0(e, name, where) for name in ("default_us", "us", "margin"))
+    return Entry(
+        _of(e, "op", str, where), _of(e, "schedule", str, where), dict(values), basis, default * 1e-6, best * 1e-6,
+        margin, _of(e, "tools", str, where), _of(e, "when", str, where),
+        "".join(f"{line}\n" for line in text), _of(e, "text_hash", str, where, ""),
+    )  # fmt: skip
+
+
+_KINDS = {str: "a text", list: "a list", dict: "a table"}
+
+
+def _of(table: Mapping[str, Any], name: str, kind: type[T], where: str = "", default: T | None = None) -> T:
+    """What the table has under a name; ValueError where that is missing or of another kind."""
+    found = table.get(name, default)
+    if not isinstance(found, kind):
+        wrong = "is missing" if found is None else f"is not {_KINDS[kind]}"
+        raise ValueError(f"`{name}`{where} {wrong}")
+    return found
+
+
+def _at_least_0(table: Mapping[str, Any], name: str, where: str) -> float:
+    found = table.get(name)
+    if not _is_number(found) or found < 0:
+        raise ValueError(f"`{name}`{where} is {'missing' if found is None else 'not a number from 0 on'}")
+    return float(found)
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    """A whole number of 64 bits, as TOML has it, or a finite one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return -(1 << 63) <= value < 1 << 63
+    return isinstance(value, float) and isfinite(value)
 
 
 def update_lock(path: Path, change: Callable[[Lock], Lock], empty: Lock) -> Lock:

@@ -6,7 +6,6 @@ as the search's own candidates: legality, what the assembler says, the oracle's 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from tcomp.dsl.ast import Schedule
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.printer import print_expression, print_op, print_schedule
 from tcomp.errors import UserError
+from tcomp.runtime.documents import parse_json
 
 if TYPE_CHECKING:
     import optuna
@@ -124,8 +124,8 @@ def tell(search: Search, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 def _proposal(line: str, number: int) -> dict[str, Any]:
     try:
-        given = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as e:
+        given = parse_json(line)
+    except ValueError as e:
         raise UserError(f"line {number}: not JSON: {e}", "one object a line, as docs/proposers.md shows") from e
     good = (
         isinstance(given, dict) and isinstance(given.get("job"), str) and ("values" in given) != ("schedule" in given)

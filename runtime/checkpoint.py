@@ -20,6 +20,7 @@ from typing import Any
 from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 from tcomp.runtime.cache import sync_folder
+from tcomp.runtime.documents import check_regular, parse_json, read_small
 from tcomp.runtime.safetensors_file import (
     CONVERTIBLE,
     PIECE,
@@ -182,8 +183,7 @@ def any_saved(run: Path) -> bool:
 def verify(folder: Path) -> Checkpoint:
     """Open a checkpoint folder, checking every byte of it; UserError says what is wrong."""
     try:
-        text = (folder / MANIFEST).read_text()
-        outer = json.loads(text)
+        outer = parse_json(read_small(folder / MANIFEST))
         body, check = outer["manifest"], outer["crc32"]
     except OSError as e:
         raise UserError(f"{folder}: {MANIFEST}: {e.strerror or e}") from e
@@ -242,6 +242,7 @@ def _canonical(body: Any) -> bytes:
 
 def _verify_tensors(path: Path, size: int, check: int) -> None:
     try:
+        check_regular(path)
         found = path.stat().st_size
         if found != size:
             raise UserError(

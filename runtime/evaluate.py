@@ -7,7 +7,6 @@ likeliest per token (longer endings are less likely as a whole).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from tcomp.errors import UserError
+from tcomp.runtime.documents import parse_json
 from tcomp.runtime.executor import Executor
 from tcomp.runtime.tokenizer import Tokenizer
+
+_DIGITS = frozenset(map(str, range(100)))
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,15 @@ def read_questions(path: Path, most: int = 0) -> list[Question]:
 def _question(line: str, where: str) -> Question:
     hint = 'a line is {"ctx": "...", "endings": ["...", "..."], "label": 0}'
     try:
-        value = json.loads(line)
+        value = parse_json(line)
         if not isinstance(value, dict):
             raise UserError(f"{where}: the line is no JSON table", hint)
         context, endings, label = value["ctx"], value["endings"], value["label"]
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise UserError(f"{where}: not a line of JSON: {e}", hint) from e
     except KeyError as e:
         raise UserError(f"{where}: the line has no {e}", hint) from e
-    label = int(label) if isinstance(label, str) and label.isdigit() else label  # the original files have both
+    label = int(label) if isinstance(label, str) and label in _DIGITS else label  # the original files have both
     texts = isinstance(endings, list) and len(endings) > 1 and all(isinstance(e, str) and e for e in endings)
     if not isinstance(context, str) or not context or not texts:
         raise UserError(f"{where}: ctx must be a text and endings a list of two or more", hint)

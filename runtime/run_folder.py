@@ -15,8 +15,10 @@ from typing import Any
 
 from tcomp.errors import UserError
 from tcomp.runtime.cache import write_atomic
+from tcomp.runtime.documents import parse_json, read_small
 
 CONFIG, METRICS, LOCK = "run.json", "metrics.jsonl", ".lock"
+_DAMAGED = "put back a copy of the file, or name another run"
 PASSED = "hf"
 """The folder of files that came with imported weights and are passed on: config.json, the tokenizer."""
 
@@ -90,16 +92,16 @@ def refuse_used(path: Path) -> None:
 def read_config(path: Path) -> dict[str, Any]:
     """The run.json of a run folder; UserError when it is not one."""
     try:
-        found = json.loads((path / CONFIG).read_text())
+        found = parse_json(read_small(path / CONFIG))
     except OSError as e:
         raise UserError(
             f"{path}: not a run folder: {CONFIG}: {e.strerror or e}",
             "name a folder that `tcomp train` made, such as runs/gpt2-tiny",
         ) from e
     except ValueError as e:
-        raise UserError(f"{path / CONFIG}: damaged: {e}") from e
+        raise UserError(f"{path / CONFIG}: damaged: {e}", _DAMAGED) from e
     if not isinstance(found, dict):
-        raise UserError(f"{path / CONFIG}: damaged: not a table")
+        raise UserError(f"{path / CONFIG}: damaged: not a table", _DAMAGED)
     return found
 
 
@@ -113,7 +115,7 @@ class Metrics:
         if path.exists():
             for line in path.read_text(errors="replace").splitlines():
                 try:
-                    if json.loads(line)["step"] <= steps_done:
+                    if parse_json(line)["step"] <= steps_done:
                         kept.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     break

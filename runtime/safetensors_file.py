@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from tcomp.dsl.ast import DType
 from tcomp.errors import UserError
+from tcomp.runtime.documents import check_regular, parse_json
 from tcomp.runtime.values import stored, values
 
 PIECE = 1 << 24
@@ -96,6 +97,7 @@ def as_kind(floats: Array, kind: str) -> Array:
 def read_header(path: Path) -> dict[str, Entry]:
     """Every tensor of a file, in the header's order; UserError when it is not a well-formed safetensors file."""
     try:
+        check_regular(path)
         size = path.stat().st_size
         with open(path, "rb") as f:
             length = int.from_bytes(f.read(8), "little")
@@ -108,12 +110,12 @@ def read_header(path: Path) -> dict[str, Entry]:
     except OSError as e:
         raise UserError(f"{path}: cannot read it: {e.strerror or e}") from e
     try:
-        header = json.loads(text)
+        header = parse_json(text)
         if not isinstance(header, dict):
             raise ValueError("the header is no table")
         header.pop("__metadata__", None)
         entries = {name: _entry(path, name, value, 8 + length, size) for name, value in header.items()}
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path}: a damaged safetensors file: {e}", "copy or download the file again") from e
     spans = sorted((e.start, e.start + e.bytes, e.name) for e in entries.values())
     for (_, stop, a), (start, _, b) in pairwise(spans):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tcomp.errors import UserError
 from tcomp.runtime.cache import cache_folder, write_atomic
+from tcomp.runtime.documents import check_regular, parse_json, read_small
 
 MAGIC, VERSION, HEADER_WORDS = 20240520, 1, 256
 MAGIC_WIDE, VERSION_WIDE = 20240801, 7
@@ -43,6 +44,7 @@ class TokenFile:
 def open_token_file(path: Path) -> TokenFile:
     """Map a token file; UserError when it is not a whole, well-formed one."""
     try:
+        check_regular(path)
         size = path.stat().st_size
         with open(path, "rb") as f:
             head = f.read(HEADER_BYTES)
@@ -129,7 +131,7 @@ def _known_bound(file: TokenFile) -> int:
     identity = f"{file.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
     note = cache_folder("data") / f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.json"
     try:
-        found = json.loads(note.read_text())
+        found = parse_json(read_small(note))
         if found["file"] == identity:
             return int(found["bound"])
     except (OSError, ValueError, KeyError, TypeError):

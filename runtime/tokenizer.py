@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import codecs
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
 from tcomp.errors import UserError
+from tcomp.runtime.documents import parse_json, read_small
 from tcomp.runtime.run_folder import PASSED
 
 FILE = "tokenizer.json"
@@ -137,7 +137,7 @@ def _ends(folder: Path) -> frozenset[int]:
     """eos_token_id of generation_config.json or config.json: a number or several."""
     for name in ("generation_config.json", "config.json"):
         try:
-            found = json.loads((folder / name).read_text()).get("eos_token_id")
+            found = parse_json(read_small(folder / name)).get("eos_token_id")
         except (OSError, ValueError, AttributeError):
             continue
         numbers = found if isinstance(found, list) else [found]

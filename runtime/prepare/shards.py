@@ -12,6 +12,7 @@ from typing import Any
 import tcomp
 from tcomp.errors import UserError
 from tcomp.runtime.cache import sync_folder, write_atomic
+from tcomp.runtime.documents import parse_json, read_small
 from tcomp.runtime.prepare.tokenise import KINDS, part_file
 from tcomp.runtime.token_file import Tokens, open_token_file, write_tokens
 
@@ -92,7 +93,7 @@ def checksum(path: Path) -> str:
 def check_shards(folder: Path) -> int:
     """Verify every file against the manifest; the number of tokens. UserError names the first that differs."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = parse_json(read_small(folder / MANIFEST))
         files = [(str(f["file"]), int(f["bytes"]), str(f["blake2b"]), int(f["tokens"])) for f in manifest["files"]]
     except OSError as e:
         raise UserError(

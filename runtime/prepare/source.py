@@ -6,7 +6,6 @@ cut depends on the files alone, so the outcome is the same whatever the number o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tcomp.errors import UserError
+from tcomp.runtime.documents import parse_json
 from tcomp.runtime.text_source import text_files
 
 PART_BYTES = 1 << 24
@@ -119,9 +119,9 @@ def _decoded(raw: bytes, path: str, at: int) -> str:
 
 def _field(line: bytes, key: str, path: str, at: int) -> str:
     try:
-        value = json.loads(_decoded(line, path, at))
+        value = parse_json(_decoded(line, path, at))
         text = value[key]
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise UserError(f"{path}: byte {at}: not a line of JSON: {e}", "one JSON table a line") from e
     except (KeyError, TypeError) as e:
         raise UserError(f"{path}: byte {at}: the line has no {key!r}", "name the text's key by --key") from e

@@ -10,21 +10,19 @@ from typing import Any
 from tcomp.dsl.ast import Config, Model
 from tcomp.dsl.dims import Number, evaluate_dim
 from tcomp.errors import UserError
+from tcomp.runtime.documents import parse_json, read_small
 from tcomp.runtime.weights.layout import Key, Layout
 
 CONFIG = "config.json"
-_LARGEST = 1 << 24
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON table of modest size; UserError for anything else."""
     try:
-        if path.stat().st_size > _LARGEST:
-            raise UserError(f"{path}: too large for what it should be", "name a folder that transformers saved")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_small(path))
     except OSError as e:
         raise UserError(f"{path}: {e.strerror or e}", "name a folder that transformers saved") from e
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise UserError(f"{path}: not JSON: {e}") from e
     if not isinstance(found, dict):
         raise UserError(f"{path}: not a JSON table")

@@ -18,7 +18,6 @@ Expressions are dimension arithmetic of the language (`H * D`), over the model's
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.parse import parse_expression
 from tcomp.errors import UserError
 from tcomp.model.graph import Graph
+from tcomp.runtime.documents import parse_toml, read_small
 
 _TABLES = ("config", "fixed", "allowed", "omitted", "tensors", "copies", "ignored", "prefixes", "llmc")
 _KINDS = ("whole", "real", "switch")
@@ -92,8 +92,7 @@ class Place:
 def read_layout(path: Path) -> Layout:
     """UserError for what is not such a file."""
     try:
-        with open(path, "rb") as f:
-            tables = tomllib.load(f)
+        tables = parse_toml(read_small(path))
         unknown = sorted(set(tables) - set(_TABLES))
         if unknown:
             raise ValueError(f"unknown table {unknown[0]!r}; known are {', '.join(_TABLES)}")

@@ -59,7 +59,7 @@ def check_dims(dims: Mapping[str, Number]) -> None:
     for name, value in dims.items():
         if not 0 <= value <= _LARGEST_DIM:
             wrong = "must not be negative" if value < 0 else f"must be at most {_LARGEST_DIM}"
-            wrong = wrong if math.isfinite(value) else "must be a finite number"
+            wrong = "must be a finite number" if value != value or abs(value) == math.inf else wrong
             raise UserError(
                 f"dims.{name} = {_short(value)}: {wrong}",
                 f"give a number from 0 to {_LARGEST_DIM}, such as --dim {name}=2",

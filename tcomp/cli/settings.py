@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from tcomp.cli.limits import (
 )
 from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
+from tcomp.runtime.documents import parse_toml, read_small
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,11 @@ class TrainSettings:
 def read_run_file(path: Path) -> dict[str, Any]:
     """The values of a TOML run file; UserError names the first key that is unknown or of a wrong type."""
     try:
-        with open(path, "rb") as f:
-            values = tomllib.load(f)
+        values = parse_toml(read_small(path, pipes=True))
     except OSError as e:
         raise UserError(f"{path}: cannot read the run file: {e.strerror or e}") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not a TOML file: {e}") from e
+    except ValueError as e:
+        raise UserError(f"{path}: not a TOML file: {e}", "write lines such as steps = 2000") from e
     return checked(values, str(path))
 
 

@@ -143,12 +143,25 @@ def test_an_instance_without_an_entry_is_named() -> None:
     ("text", "words"),
     [
         ("format = 1\nmodel = ", "not a lockfile"),
-        ("format = 7\n", "format 7, expected 1"),
+        ("format = 7\n", "its format is 7, not 1"),
+        ("format = 1.0\n", "its format is 1.0, not 1"),
+        ("", "it has no `format`"),
         ("\x00\x01", "not a lockfile"),
-        ('format = 1\nmodel = "m"\nmachine = "avx2"\n', "'steps' is missing"),
-        (f'{HEAD}[op.x]\nbasis = "guessed"\n', "basis 'guessed'"),
-        (f'{HEAD}[op.x]\nbasis = "measured"\nvalues = {{A = "8"}}\n', "not a number"),
-        *((f"{TIMED}margin = {m}\n", f"the margin of 'x' is {m}") for m in ("nan", "inf", "-0.5")),
+        ("a = " + "[" * 100_000, "nested deeper"),
+        ("format = " + "9" * 5000, "not a lockfile"),
+        ('format = 1\nmodel = "m"\nmachine = "avx2"\n', "`steps` is missing"),
+        (HEAD.replace("[]", "{}"), "`steps` is not a list"),
+        (HEAD.replace("[]", "[1]"), "`steps` is not a list of texts"),
+        (HEAD.replace('"m"', "3"), "`model` is not a text"),
+        (f"{HEAD}op = 3\n", "`op` is not a table"),
+        (f"{HEAD}op = {{x = 3}}\n", "the entry 'x' is not a table"),
+        (f'{HEAD}[op.x]\nbasis = "guessed"\n', "`basis` of 'x' is 'guessed'"),
+        *(
+            (f'{HEAD}[op.x]\nbasis = "measured"\nvalues = {v}\n', "of 'x' is not a")
+            for v in ("3", "[]", '{A = "8"}', "{A = true}", "{A = nan}", f"{{A = 0x{'f' * 1000}}}")
+        ),
+        (f"{TIMED}margin = 0\nop = [1]\n", "`op` of 'x' is not a text"),
+        *((f"{TIMED}margin = {m}\n", "`margin` of 'x' is not a number") for m in ("nan", "inf", "-0.5", "'a'", "true")),
     ],
 )
 def test_a_corrupted_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
