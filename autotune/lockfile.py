@@ -171,7 +171,7 @@ def _entry(key: str, e: Any) -> Entry:
     )  # fmt: skip
 
 
-_KINDS = {str: "a text", list: "a list", dict: "a table"}
+_KINDS: dict[type, str] = {str: "a text", list: "a list", dict: "a table"}
 
 
 def _of(table: Mapping[str, Any], name: str, kind: type[T], where: str = "", default: T | None = None) -> T:

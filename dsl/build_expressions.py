@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isinf
 from typing import Any
 
 from lark import Token
@@ -17,6 +18,7 @@ _SIZES = {"KB": 1024, "MB": 1024**2, "GB": 1024**3}
 
 DEEPEST = 100
 """levels of an expression (a sum of n terms has n): passes walk expressions recursively"""
+_LARGEST = 1 << 63
 
 Children = list[Any]
 
@@ -93,13 +95,24 @@ class ExpressionRules:
         return self._nested(ast.Unary(str(op), operand, self._span(op, operand)), operand)
 
     def integer(self, c: Children) -> Expr:
-        return ast.Num(int(c[0]), self._token_span(c[0]))
+        return self._whole_number(c[0], c[0])
 
     def real(self, c: Children) -> Expr:
-        return ast.Num(float(c[0]), self._token_span(c[0]))
+        value = float(c[0])
+        if isinf(value):
+            raise self._error("this number is larger than any of 64 bits", c[0], "give a smaller one")
+        return ast.Num(value, self._token_span(c[0]))
 
     def size(self, c: Children) -> Expr:
-        return ast.Num(int(c[0][:-2]) * _SIZES[c[0][-2:]], self._token_span(c[0]))
+        return self._whole_number(c[0], c[0][:-2], _SIZES[c[0][-2:]])
+
+    def _whole_number(self, token: Token, digits: str, unit: int = 1) -> Expr:
+        """A whole number that 64 bits hold. Text of more digits than that is not looked at: Python would refuse it."""
+        short = digits.lstrip("0") or "0"
+        value = int(short) * unit if len(short) <= 19 else _LARGEST
+        if value >= _LARGEST:
+            raise self._error("this number is larger than any of 64 bits", token, "give a smaller one")
+        return ast.Num(value, self._token_span(token))
 
     def name(self, c: Children) -> Expr:
         return ast.Name(str(c[0]), self._token_span(c[0]))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from tcomp.dsl.ast import BUILTINS, Call, Function, Module, Monoid, walk
+from tcomp.dsl.ast import BUILTINS, Function, Module, Monoid
 from tcomp.dsl.check_ops import REDUCERS
 from tcomp.dsl.check_values import Scope, check_number
 from tcomp.dsl.dtypes import CASTS
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.expansion import Sizes
 
 
 def check_function(f: Function, module: Module) -> None:
@@ -18,16 +19,7 @@ def check_function(f: Function, module: Module) -> None:
             raise TcError(f"argument '{p}' of fn '{f.name}' stands twice", f.span, hint="rename one of them")
     scope = Scope(frozenset(), frozenset(f.params), frozenset(f.params), {}, {}, module, argument=True)
     check_number(f.body, scope)
-    _check_recursion(f, module, ())
-
-
-def _check_recursion(f: Function, module: Module, path: tuple[str, ...]) -> None:
-    if f.name in path:
-        chain = " -> ".join((*path, f.name))
-        raise TcError(f"fn '{f.name}' calls itself ({chain})", f.span, hint="functions are inlined and cannot recurse")
-    for n in walk(f.body):
-        if isinstance(n, Call) and n.function in module.functions:
-            _check_recursion(module.functions[n.function], module, (*path, f.name))
+    Sizes(module).check_function(f)
 
 
 def check_monoid(m: Monoid, module: Module) -> None:
@@ -39,3 +31,4 @@ def check_monoid(m: Monoid, module: Module) -> None:
     for body, names in ((m.key, key), (m.carried, carried)):
         scope = Scope(frozenset(), frozenset(names), frozenset(names), {}, {}, module, argument=True)
         check_number(body, scope)
+        Sizes(module).check(body)

@@ -31,8 +31,9 @@ from tcomp.dsl.check_points import check_points
 from tcomp.dsl.check_values import PER_AXIS, Scope, axes, check_condition, check_number, subscripted
 from tcomp.dsl.dtypes import CASTS, dtype_of
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.expansion import Sizes
 from tcomp.dsl.hints import count, did_you_mean, listing
-from tcomp.dsl.infer import dimensions, infer, left_indices, right_expressions, target_indices
+from tcomp.dsl.infer import dimensions, expressions, infer, left_indices, right_expressions, target_indices
 from tcomp.dsl.info import OpInfo
 from tcomp.dsl.printer import print_expression
 
@@ -161,6 +162,7 @@ def _check_names(op: Op, dims: frozenset[str], module: Module) -> None:
         for t in q.targets:
             ranks_later.setdefault(t.name, len(t.subscripts))
     tensors = ranks | ranks_later
+    sizes = Sizes(module)
     for q in op.equations:
         for t in q.targets:
             for s in t.subscripts:
@@ -171,6 +173,8 @@ def _check_names(op: Op, dims: frozenset[str], module: Module) -> None:
             _check_reduction(op, q, v, dims, ranks, tensors, module)
         else:
             check_number(v, _scope(op, dims, left_indices(q, dims), ranks, tensors, module))
+        for e in expressions(q):
+            sizes.check(e)
         for t in q.targets:
             ranks[t.name] = tensors[t.name]
 
@@ -282,7 +286,7 @@ def _check_types(op: Op, q: Equation, info: OpInfo, module: Module) -> None:
             raise TcError(f"a real value is assigned to '{t.name}', which is i32", e.span, hint=hint)
     for e in right_expressions(q):
         _check_mixing(e, dtypes)
-    for e in (*right_expressions(q), *(s for t in q.targets for s in t.subscripts)):
+    for e in expressions(q):
         for n in walk(e):
             if isinstance(n, Binary) and n.op in ("//", "%") and dtype_of(n, dtypes, module) is not DType.I32:
                 hint = "it divides integers; for reals write `floor(a / b)`"

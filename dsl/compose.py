@@ -31,6 +31,7 @@ from tcomp.dsl.ast import (
     children,
     rebuild,
 )
+from tcomp.dsl.build_expressions import DEEPEST
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import did_you_mean
 from tcomp.dsl.infer import dimensions
@@ -49,6 +50,10 @@ def _compose(op: Op, module: Module, active: tuple[str, ...]) -> Op:
         chain = " -> ".join((*active[active.index(op.name) :], op.name))
         hint = "ops are written out where they are called and cannot recurse"
         raise TcError(f"op '{op.name}' calls itself ({chain})", op.span, hint=hint)
+    if len(active) > DEEPEST:
+        first = module.ops[active[0]]
+        hint = "write some of them out where they are called"
+        raise TcError(f"op '{first.name}' calls ops more than {DEEPEST} levels deep", first.span, hint=hint)
     out = _Composed(op, module)
     for q in op.equations:
         callee = _callee(q, module)

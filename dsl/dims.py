@@ -15,6 +15,16 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import listing
 
 Number = int | float
+_LARGEST = 1 << 127
+
+
+def _power(a: Number, b: Number) -> Number:
+    """OverflowError before a whole number of millions of digits is made."""
+    if isinstance(a, int) and isinstance(b, int) and b * (abs(a).bit_length() - 1) > _LARGEST.bit_length():
+        raise OverflowError
+    value: Number = a**b
+    return value
+
 
 _BINARY: dict[str, Callable[[Number, Number], Number]] = {
     "+": operator.add,
@@ -23,7 +33,7 @@ _BINARY: dict[str, Callable[[Number, Number], Number]] = {
     "/": operator.truediv,
     "//": operator.floordiv,
     "%": operator.mod,
-    "**": operator.pow,
+    "**": _power,
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
@@ -70,20 +80,28 @@ def evaluate_dim(e: Expr, dims: Mapping[str, Number]) -> Number:
             try:
                 value = _BINARY[op](a, b)
             except (ZeroDivisionError, OverflowError):
-                raise TcError(f"{a} {op} {b} has no value", e.span) from None
-            return int(value) if isinstance(value, bool) else value
+                value = math.nan
+            return _checked(value, f"{a} {op} {b}", e)
         case Call(function, args) if function in _CALLS:
             values = [evaluate_dim(a, dims) for a in args]
             try:
-                return _CALLS[function](*values)
+                value = _CALLS[function](*values)
             except (ValueError, ZeroDivisionError, OverflowError, TypeError):
-                raise TcError(f"{function}({', '.join(map(str, values))}) has no value", e.span) from None
+                value = math.nan
+            return _checked(value, f"{function}({', '.join(map(str, values))})", e)
         case Call(function):
             raise TcError(f"'{function}' is not dimension arithmetic", e.span, hint="use + - * / // % ** min max")
         case Access(tensor):
             raise TcError(f"'{tensor}' is a tensor, not a dimension", e.span, hint="a size must be known at build")
         case _:
             raise TcError("not dimension arithmetic", e.span)
+
+
+def _checked(value: Number, text: str, e: Expr) -> Number:
+    """The value of an expression shown as `text`, as a number (truth as 0 or 1); TcError where it is none."""
+    if isinstance(value, complex) or not -_LARGEST < value < _LARGEST:  # nan is not
+        raise TcError(f"{text} has no value", e.span, hint="numbers are real, finite and below 2 ** 127")
+    return int(value) if isinstance(value, bool) else value
 
 
 def operand_shape(operand: Operand, dims: Mapping[str, Number]) -> tuple[int, ...]:

@@ -91,6 +91,11 @@ def right_expressions(q: Equation) -> list[Expr]:
     return [e for e in (v.guard, v.key, *v.values) if e is not None]
 
 
+def expressions(q: Equation) -> list[Expr]:
+    """All of an equation's expressions: the subscripts on the left, then those on the right."""
+    return [*(s for t in q.targets for s in t.subscripts), *right_expressions(q)]
+
+
 def left_indices(q: Equation, dims: frozenset[str]) -> tuple[str, ...]:
     """The parallel indices of an equation, in order of appearance on the left."""
     names: dict[str, None] = {}

@@ -191,12 +191,44 @@ def verify(folder: Path) -> Checkpoint:
         raise UserError(f"{folder}: {MANIFEST} is damaged: not the JSON that tcomp writes") from e
     if zlib.crc32(_canonical(body)) != check:
         raise UserError(f"{folder}: {MANIFEST} is damaged: its checksum does not match")
-    if body["format"] != FORMAT:
-        raise UserError(f"{folder}: checkpoint format {body['format']}, this tcomp reads format {FORMAT}")
-    _verify_tensors(folder / TENSORS, body["bytes"], body["tensors_crc32"])
-    fields = {k: body[k] for k in Manifest.__dataclass_fields__ if k != "precision" or k in body}  # older ones are f32
-    fields["data"] = tuple(fields["data"])
-    return Checkpoint(folder, Manifest(**fields))
+    try:
+        if body["format"] != FORMAT:
+            raise UserError(f"{folder}: checkpoint format {body['format']}, this tcomp reads format {FORMAT}")
+        manifest, size, tensors_check = _manifest(body), int(body["bytes"]), int(body["tensors_crc32"])
+    except (ValueError, KeyError, TypeError) as e:
+        what = f"it has no {e}" if isinstance(e, KeyError) else e
+        raise UserError(f"{folder}: {MANIFEST} is damaged: {what}") from e
+    _verify_tensors(folder / TENSORS, size, tensors_check)
+    return Checkpoint(folder, manifest)
+
+
+def _manifest(body: dict[str, Any]) -> Manifest:
+    """KeyError, TypeError or ValueError for what no Manifest has been written as."""
+    for name, right in _WRITTEN.items():
+        if not right(body.get(name, "f32") if name == "precision" else body[name]):  # older ones are f32
+            raise ValueError(f"it gives as {name!r} what it cannot be")
+    fields = {k: body[k] for k in _WRITTEN if k in body}
+    return Manifest(**{**fields, "data": tuple(fields["data"])})
+
+
+def _whole(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _numbers(value: object) -> bool:
+    return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
+
+
+_WRITTEN: dict[str, Callable[[object], bool]] = {
+    "step": _whole, "model": _texts, "config": _texts, "dims": _numbers, "hyper": _numbers, "seed": _whole,
+    "data": lambda v: isinstance(v, list) and len(v) == 2 and all(map(_whole, v)), "data_fingerprint": _texts,
+    "metrics": _numbers, "version": _texts, "precision": _texts,
+}  # fmt: skip
+"""Field of a Manifest -> whether it can be what a file has there."""
 
 
 def check_same_model(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ import numpy as np
 
 from tcomp.errors import UserError
 from tcomp.runtime.cache import cache_folder
-from tcomp.runtime.token_file import TokenFile, Tokens, open_token_file, write_tokens
+from tcomp.runtime.documents import check_regular
+from tcomp.runtime.token_file import TokenFile, Tokens, check_vocabulary, open_token_file, write_tokens
 
 BYTES = 256
 """Vocabulary of byte-level tokens."""
@@ -49,6 +51,10 @@ def text_files(paths: list[Path]) -> list[Path]:
                 raise UserError(f"{path}: the folder holds no files to train on")
             found += inside
         elif path.exists():
+            try:
+                check_regular(path)
+            except OSError as e:
+                raise UserError(f"{path}: {e.strerror}", "save what it gives as a file first") from e
             found.append(path)
         else:
             raise UserError(f"{path}: no such file or folder", "--data takes text files, folders or .bin token files")
@@ -70,9 +76,11 @@ def byte_tokens(files: list[Path], named: frozenset[Path] = frozenset()) -> Toke
     target = cache_folder("data") / f"{key.hexdigest()}.bin"
     if target.exists():
         try:
-            return open_token_file(target)
-        except UserError:
-            target.unlink()  # damaged: made again below
+            kept = open_token_file(target)
+            check_vocabulary(kept, BYTES)
+            return kept
+        except UserError:  # damaged: made again below
+            shutil.rmtree(target) if target.is_dir() else target.unlink()
     try:
         write_tokens(target, _encode(files, named))
     except OSError as e:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -105,14 +106,19 @@ def write_tokens(path: Path, chunks: Iterable[Tokens], wide: bool = False) -> No
 
 
 def check_vocabulary(file: TokenFile, vocabulary: int) -> None:
-    """UserError naming file and position when a token is not below `vocabulary`.
+    """UserError naming file and position when a token is not below `vocabulary`, or where the file is damaged.
 
-    Files of unknown bound are read through once; what was found is kept in the cache folder, so the next
-    start does not read them again.
+    Files are read through once, whatever their headers promise: a token beyond the vocabulary would be read from
+    memory that is no embedding. What was found is kept in the cache folder, so the next start does not read them again.
     """
-    if file.tokens.dtype.itemsize == 2 and vocabulary > 0xFFFF:
+    if file.bound is None and file.tokens.dtype.itemsize == 2 and vocabulary > 0xFFFF:
         return
-    bound = file.bound if file.bound is not None else _known_bound(file)
+    bound, sound = _looked_through(file)
+    if not sound:
+        raise UserError(
+            f"{file.path}: damaged: its tokens are not those that its header's checksum is of",
+            "copy or make the file again",
+        )
     if bound <= vocabulary:
         return
     for start in range(0, len(file.tokens), _CHUNK):
@@ -126,19 +132,26 @@ def check_vocabulary(file: TokenFile, vocabulary: int) -> None:
             )
 
 
-def _known_bound(file: TokenFile) -> int:
+def _looked_through(file: TokenFile) -> tuple[int, bool]:
+    """The largest token plus one, and whether the tokens are those of the header, where it says so."""
     stat = file.path.stat()
-    identity = f"{file.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    note = cache_folder("data") / f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.json"
-    try:
-        found = parse_json(read_small(note))
-        if found["file"] == identity:
-            return int(found["bound"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    bound = 1
+    identity = f"{file.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {file.fingerprint} {file.bound}"
+    note = None
+    with suppress(UserError):  # where nothing can be kept, the next start looks again
+        note = cache_folder("data") / f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found = parse_json(read_small(note)) if note is not None else {}
+        if found["file"] == identity and type(found["bound"]) is int:
+            return found["bound"], found["sound"] is True
+    bound, digest = 1, hashlib.blake2b(digest_size=12)
     for start in range(0, len(file.tokens), _CHUNK):
-        bound = max(bound, int(file.tokens[start : start + _CHUNK].max()) + 1)
-    text = json.dumps({"file": identity, "bound": bound})
-    write_atomic(note, lambda out: out.write(text.encode()))
-    return bound
+        chunk = file.tokens[start : start + _CHUNK]
+        bound = max(bound, int(chunk.max()) + 1)
+        if file.bound is not None:
+            digest.update(chunk.tobytes())
+    sound = file.bound is None or (bound, digest.hexdigest()) == (file.bound, file.fingerprint)
+    if note is not None:
+        text = json.dumps({"file": identity, "bound": bound, "sound": sound})
+        with suppress(OSError):
+            write_atomic(note, lambda out: out.write(text.encode()))
+    return bound, sound

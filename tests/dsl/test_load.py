@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tcomp.dsl.load import load
+import pytest
+
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.load import load, load_text
 
 DOUBLE = "op double(X: f32[M]) -> Y: f32[M]:\n  Y[m] = X[m] * 2.0\n"
 
@@ -20,3 +23,23 @@ def test_unchanged_files_give_the_module_of_the_last_time(tmp_path: Path) -> Non
     assert list(load(whole).ops) == ["twice"]
     part.write_text(DOUBLE)
     assert load(whole) is first
+
+
+@pytest.mark.parametrize(
+    ("calls", "last", "what"),
+    [
+        ("fn g{i}(x) = g{j}(x)\n", "fn g{i}(x) = x\nop f(X: f32[M]) -> Y: f32[M]:\n  Y[m] = g0(X[m])\n", "functions"),
+        (
+            "op g{i}(X: f32[M]) -> Y: f32[M]:\n  Y = g{j}(X)\n",
+            "op g{i}(X: f32[M]) -> Y: f32[M]:\n  Y[m] = X[m]\n",
+            "ops",
+        ),
+    ],
+)
+def test_calls_have_a_depth(calls: str, last: str, what: str) -> None:
+    def text(n: int) -> str:
+        return "".join(calls.format(i=i, j=i + 1) for i in range(n)) + last.format(i=n)
+
+    load_text(text(90))
+    with pytest.raises(TcError, match=f"'g0' calls {what} more than 100 levels deep"):
+        load_text(text(200))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,25 @@ def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / ".partial-000009").mkdir(parents=True)
     save(tmp_path, manifest(1), TENSORS)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("format", None), ("step", None), ("step", "x"), ("step", -1), ("step", float("nan")), ("step", 1 << 63),
+        ("data", 3), ("data", [1]), ("data", [-1, 0]), ("data", ["a", "b"]), ("dims", []), ("dims", {"L": "x"}),
+        ("hyper", 5), ("metrics", [1]), ("model", 3), ("seed", "x"), ("precision", 7), ("version", []),
+        ("data_fingerprint", 3), ("bytes", None), ("bytes", "x"), ("tensors_crc32", None),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_another_making_is_damage(tmp_path: Path, field: str, value: object) -> None:
+    """With a checksum that is right: whoever made it made that as well. None leaves the field out."""
+    folder = save(tmp_path, manifest(7), TENSORS)
+    body = json.loads((folder / "manifest.json").read_text())["manifest"]
+    body[field] = value
+    if value is None:
+        del body[field]
+    check = zlib.crc32(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
+    (folder / "manifest.json").write_text(json.dumps({"manifest": body, "crc32": check}))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        verify(folder)

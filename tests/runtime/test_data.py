@@ -189,3 +189,48 @@ def test_unwritable_cache_folder(tmp_path: Path, text: Path, monkeypatch: pytest
     with pytest.raises(UserError, match=r"cache folder .* cannot be written") as e:
         open_data([text], 16, 256)
     assert "TCOMP_CACHE" in e.value.hint
+
+
+@pytest.mark.parametrize("bound", [10, -10, 1 << 30])
+def test_what_a_header_says_of_its_tokens_is_not_believed(tmp_path: Path, bound: int) -> None:
+    """Tokens beyond the vocabulary would be looked up beyond the embedding."""
+    path = tmp_path / "lies.bin"
+    write_tokens(path, [np.full(5000, 60000, np.uint16)])
+    content = bytearray(path.read_bytes())
+    content[12:16] = np.array([bound], "<i4").tobytes()
+    path.write_bytes(content)
+    for _ in range(2):  # the second time, what was found the first time is known
+        with pytest.raises(UserError, match=r"lies\.bin: damaged"):
+            open_data([path], 16, 256)
+
+
+def test_tokens_that_have_changed_are_damage(tmp_path: Path) -> None:
+    path = tmp_path / "t.bin"
+    write_tokens(path, [np.arange(5000, dtype=np.uint16) % 200])
+    open_data([path], 16, 256)
+    content = bytearray(path.read_bytes())
+    content[3000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"t\.bin: damaged"):
+        open_data([path], 16, 256)
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "folder"])
+def test_kept_text_that_is_damaged_is_made_again(tmp_path: Path, harm: str) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("hello world\n" * 100)
+    kept = byte_tokens([text]).path
+    content = kept.read_bytes()
+    kept.unlink()
+    if harm == "folder":
+        kept.mkdir()
+    else:
+        kept.write_bytes(content[:-100] if harm == "cut" else content[:-100] + b"\xff" * 100)
+    assert byte_tokens([text]).tokens.tolist() == list(text.read_bytes()) and kept.read_bytes() == content
+
+
+def test_pipes_and_devices_are_no_text(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UserError, match="not a regular file"):
+            text_files([path])
