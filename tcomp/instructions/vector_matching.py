@@ -4,6 +4,7 @@ acc[m, n] += sum k: X.packed[m, k] * W.packed[n, k]      both tiles bf16, k in g
 
 An operand that is not read a vector at a time may stay where it is (`stage X in packed at m by widening`) if its
 groups lie whole there: k is what its rows run along, and even.
+So may a temporary's tile whose rows run along k (`w[q, k]`, in bf16), which ends with a whole group.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from tcomp.dsl.ast import Access, DType, Name, names_in
 from tcomp.instructions.matching import Factor, MatchError, factors, instruction_for, types_of
 from tcomp.instructions.vector import VECTOR, VectorInstruction
-from tcomp.ir.tile import Axis, Buffer, Compute, Panels, RowMajor
+from tcomp.ir.tile import Axis, Buffer, Compute, Panels, RowMajor, Scope
 
 
 def vector_instruction(family: str) -> VectorInstruction | None:
@@ -58,7 +59,8 @@ def match_vector(
             f"choose a tile that is a multiple of {found.group}",
         )
     for f in pair:
-        if f.access.tensor not in staged or not _reads_in_place(c, f, found, k, buffers):
+        named = f.access.tensor in staged or tile_in_groups(buffers[f.access.tensor], f.access, k.name, found.group)
+        if not named or not _reads_in_place(c, f, found, k, buffers):
             _check_packed(c, f, found, k, buffers)
     if buffers[c.target.tensor].dtype is not DType.F32:
         raise MatchError(
@@ -85,8 +87,9 @@ def _reads_in_place(c: Compute, f: Factor, found: VectorInstruction, k: Axis, bu
     """Is an operand a matrix whose groups lie whole in memory, and one word of it used for a whole vector?"""
     vector = {a.name for a in c.axes if a.lanes > 1}
     rows = f.access.subscripts[:-1]
-    whole = groups_lie_whole(buffers[f.access.tensor], f.access, k.name, found.group)
-    return f.cast is None and bool(rows) and not any(names_in(s) & vector for s in rows) and whole
+    place = buffers[f.access.tensor], f.access, k.name, found.group
+    whole = (bool(rows) and groups_lie_whole(*place)) or tile_in_groups(*place)
+    return f.cast is None and not any(names_in(s) & vector for s in rows) and whole
 
 
 def _check_packed(c: Compute, f: Factor, found: VectorInstruction, k: Axis, buffers: Mapping[str, Buffer]) -> None:
@@ -114,6 +117,15 @@ def groups_lie_whole(source: Buffer, access: Access, k: str, group: int) -> bool
     plain = isinstance(source.layout, RowMajor) and source.dtype is DType.BF16 and source.shape[-1] % group == 0
     elsewhere = any(k in names_in(s) for s in access.subscripts[:-1])
     return plain and access.subscripts[-1] == Name(k) and not elsewhere
+
+
+def tile_in_groups(buffer: Buffer, access: Access, k: str, group: int) -> bool:
+    """Is each group of k neighbours in a row of the tile, which ends with a whole one?"""
+    own = [k in names_in(s) for s in access.subscripts]
+    whole = (
+        buffer.scope is Scope.SCRATCH and buffer.layout == RowMajor() and bool(own) and buffer.shape[-1] % group == 0
+    )
+    return whole and own[-1] and not any(own[:-1])
 
 
 def _shown(f: Factor) -> str:

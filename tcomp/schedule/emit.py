@@ -177,7 +177,7 @@ class Emitter:
                 self.compute(
                     leaf,
                     write,
-                    by_exp2(value) if self.rounded(write.tensor) or self.read_rounded(leaf) else value,
+                    by_exp2(value) if self.exponent_rounded(write.tensor, leaf) else value,
                     leaf.parallel,
                     (),
                     env,
@@ -267,7 +267,7 @@ class Emitter:
             out.append(self.compute(leaf, factor, form.weight(key_write, best), rows, (), env))
             out.append(self.compute(leaf, key_write, best, rows, (), env))
         weight: Expr = form.weight(value.key, best)
-        if self.rounded("weight") or self.needs is None:
+        if self.needs is None:
             # (On a GPU. Weights are at most 1: those whose large exponents lose bits count for little.)
             weight = by_exp2(weight)
         if value.guard is not None:
@@ -372,6 +372,11 @@ class Emitter:
         """Does an `overlap` line mean the product?"""
         lines = (self.plan.overlap.get(n) for n in (target.tensor.removesuffix(TURN), *leaf.sums_for))
         return any(line is not None and line.number != 0 for line in lines)
+
+    def exponent_rounded(self, tensor: str, leaf: Leaf) -> bool:
+        """May exp of the leaf's value lose bits to exp2, since the result is rounded anyway? (On a GPU; a CPU has no
+        instruction for it.)"""
+        return self.needs is None and (self.rounded(tensor) or self.read_rounded(leaf))
 
     def rounded(self, tensor: str) -> bool:
         """Does the schedule hold the tensor in 16 bits or less, or read it so somewhere?"""

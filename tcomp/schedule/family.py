@@ -23,6 +23,7 @@ from tcomp.schedule.epilogue import with_epilogues
 from tcomp.schedule.gpu_levels import GpuLevels, padded_extents, thread_shape
 from tcomp.schedule.instructions import check_instructions
 from tcomp.schedule.launch_flags import check_flags
+from tcomp.schedule.operand_packs import with_rounded_operands
 from tcomp.schedule.operand_tiles import laid_out
 from tcomp.schedule.overlap import check_overlap
 from tcomp.schedule.prefetch import check_fetched, prefetched
@@ -138,7 +139,8 @@ class CpuFamily:
         text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
         check_fetched(phases, plan.stages, text or "")
-        return dict(tiles), with_epilogues([prefetched(p, plan.stages) for p in phases], tiles)
+        every, phases = with_rounded_operands(tiles, phases)
+        return every, with_epilogues([prefetched(p, plan.stages) for p in phases], every)
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         tiles = {i: [t.block for t in m.tiles if t.block is not None] for i, m in plan.loops.items()}

@@ -9,14 +9,15 @@ only its vector axis's factor, and none where it calls exp, tanh and the like (t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Reduction, Target, names_in, walk
+from tcomp.instructions.vector_matching import vector_instruction
 from tcomp.ir.tile import Spread
 from tcomp.schedule.fold import reads
 from tcomp.schedule.legality import check_registers
-from tcomp.schedule.nest import Leaf
+from tcomp.schedule.nest import Leaf, leaf_uses
 from tcomp.schedule.normal import part_of
 from tcomp.schedule.resolve import KernelPlan, LoopMap
 from tcomp.schedule.staging import staged_accesses
@@ -72,6 +73,14 @@ class CpuTiler:
         packed = {a for s in self.plan.stages for n in s.tensors for a in staged_accesses(n, leaf)}
         names = (target.tensor, part_of(Target(target.tensor, target.subscripts)), *leaf.sums_for)
         maps = {i: m for i in (*parallel, *reduced) if (m := self.plan.mapping(i, names)) is not None}
+        use = leaf_uses(self.plan, leaf, target) if reduced else None
+        if (
+            use is not None
+            and vector_instruction(use.instruction) is not None
+            and any(maps[i].vec for i in parallel if i in maps)
+        ):
+            # Lanes are results of their own, also where the result's index has a single value.
+            maps = {i: replace(m, vec=m.vec and i in parallel) for i, m in maps.items()}
         tile = choose(
             maps, target, reads(value), packed, parallel, reduced, dict(blocks), value, self.lanes,
             leaf.gathered,

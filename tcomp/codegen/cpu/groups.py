@@ -18,14 +18,27 @@ from dataclasses import replace
 
 from tcomp.codegen.cpu.bounds import integer_value
 from tcomp.codegen.cpu.compute import ComputeGenerator
+from tcomp.codegen.cpu.conditions import at_most_zero
 from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter
 from tcomp.codegen.cpu.expressions import PAIR
 from tcomp.codegen.cpu.integers import affine_form, expression, length
 from tcomp.codegen.cpu.pack import copied_axes, fill_zeros, generate_pack
-from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, children, conjuncts, names_in, rebuild
+from tcomp.dsl.ast import (
+    Access,
+    Binary,
+    Call,
+    DType,
+    Expr,
+    Name,
+    Num,
+    children,
+    conjuncts,
+    rebuild,
+    substitute,
+)
 from tcomp.instructions.matching import factors
-from tcomp.instructions.vector_matching import groups_lie_whole, reduced_axis
+from tcomp.instructions.vector_matching import groups_lie_whole, reduced_axis, tile_in_groups
 from tcomp.ir.tile import Axis, Buffer, Compute, Pack, Panels
 
 GROUP = 2
@@ -48,13 +61,21 @@ def generate_dots(em: Emitter, scope: Scope, node: Compute) -> None:
         em.here()
         words = Axis(k.name, Num(0), symbols.bind(_groups(k), f"{k.name}.groups"), -(-k.block // GROUP), k.unroll)
         operands = tuple(_word_access(scope, symbols, f.access, k) for f in pair)
-        region = [c for c in conjuncts(node.region) if k.name not in names_in(c)]
         value = Call(node.instruction, operands)
         axes = tuple(words if a is k else a for a in node.axes)
-        left = region[0] if region else None
-        for c in region[1:]:
-            left = Binary("and", left, c) if left is not None else c
-        ComputeGenerator(em, scope, replace(node, value=value, axes=axes, region=left)).generate()
+        region = None
+        for c in (_by_groups(c, k) for c in conjuncts(node.region)):
+            region = c if region is None else Binary("and", region, c)
+        ComputeGenerator(em, scope, replace(node, value=value, axes=axes, region=region)).generate()
+
+
+def _by_groups(condition: Expr, k: Axis) -> Expr:
+    """A condition of the region by the number of a group: it holds where it does for an element of the group. (What is
+    computed outside of the region contributes nothing.)"""
+    form = at_most_zero(condition)
+    later = form is not None and form.coefficient(k.name) < 0
+    element = Binary("+", k.start, Binary("*", Num(GROUP), Name(k.name)))
+    return substitute(condition, {k.name: Binary("+", element, Num(GROUP - 1)) if later else element})
 
 
 def _word_access(scope: Scope, symbols: _Symbols, access: Access, k: Axis) -> Access:
@@ -64,7 +85,8 @@ def _word_access(scope: Scope, symbols: _Symbols, access: Access, k: Axis) -> Ac
         grouped = buffer.layout.grouped
     else:
         grouped = len(buffer.shape) - 1
-        if not (scope.facts.of(length(k)).multiple_of(GROUP) and groups_lie_whole(buffer, access, k.name, GROUP)):
+        whole = scope.facts.of(length(k)).multiple_of(GROUP) and groups_lie_whole(buffer, access, k.name, GROUP)
+        if not whole and not tile_in_groups(buffer, access, k.name, GROUP):
             raise NotImplementedError(f"{access} in groups: they do not lie whole in memory")
     form, own = affine_form(access.subscripts[grouped]), affine_form(Name(k.name))
     start = affine_form(k.start)
@@ -101,7 +123,8 @@ def pack_groups(em: Emitter, scope: Scope, pack: Pack) -> None:
         whole = symbols.bind(Binary("//", length(k), Num(GROUP)), f"{k.name}.whole")
         groups = whole if even else symbols.bind(_groups(k), f"{k.name}.groups")
         own = Binary("+", k.start, Binary("*", Num(GROUP), Name(k.name)))
-        low, high = (_substituted(pack.source, k.name, e) for e in (own, Binary("+", own, Num(1))))
+        places = (_substituted(pack.source, k.name, e) for e in (own, Binary("+", own, Num(1))))
+        low, high = (e if source.dtype is buffer.dtype else Call(buffer.dtype.value, (e,)) for e in places)
         _joined(em, scope, pack, k, tile, (Num(0), whole), Call(PAIR, (low, high)))
         if not even:
             _joined(em, scope, pack, k, tile, (whole, groups), Call(PAIR, (low, Num(0.0))))

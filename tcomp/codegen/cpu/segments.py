@@ -33,7 +33,8 @@ MOST_SINGLE = 1
 
 @dataclass(frozen=True)
 class Condition:
-    """`form` <= 0, in the axes' counters; `axis` is the innermost of the Compute's loops that it varies with.
+    """`form` <= 0, in the axes' counters; `axis` is the innermost of the Compute's loops that it varies with, by steps
+    of one, or, of conditions that are not tested, of a power of two (groups of a summed index).
 
     With `skips` nothing is to be done where it fails. With `tested` it is evaluated at points, unless it holds for the
     whole register tile.
@@ -81,7 +82,10 @@ def conditions_of(node: Compute, domain: Domain, order: list[Axis]) -> list[Cond
         if form is None:
             continue
         inside = [a.name for a in order if form.coefficient(f"{a.name}'")]
-        if not inside or abs(form.coefficient(f"{inside[-1]}'")) != 1:
+        if not inside:
+            continue
+        step = abs(form.coefficient(f"{inside[-1]}'"))
+        if step != 1 and (tested or step & (step - 1)):
             continue
         known = domain.facts.of_affine(form)
         if known.hi is not None and known.hi <= 0 and not tested:
@@ -155,8 +159,10 @@ def _cut(em: Emitter, domain: Domain, axis: Axis, segment: Segment, c: Condition
     v = segment.variant
     width = v.unroll * axis.lanes
     low, high = _rest(em, domain, axis, c)
-    if c.form.coefficient(f"{axis.name}'") > 0:
+    step = c.form.coefficient(f"{axis.name}'")
+    if step > 0:
         # index + rest <= 0: all of a tile at t while t + width - 1 + high <= 0, none of it from t + low > 0 on.
+        low, high = (_minus(em, _quotient(em, _minus(em, x), step)) for x in (low, high))
         all_end, none_start = em.add(em.add(_minus(em, high), 2), -width), em.add(_minus(em, low), 1)
         behind = _smaller(em, v.stop, none_start)
         pieces = [
@@ -166,6 +172,7 @@ def _cut(em: Emitter, domain: Domain, axis: Axis, segment: Segment, c: Condition
         ]
     else:
         # rest <= index: none of a tile at t while t + width - 1 < low, all of it from t >= high on.
+        low, high = (_minus(em, _quotient(em, _minus(em, x), -step)) for x in (low, high))
         none_end = em.add(low, 1 - width)
         before = _smaller(em, v.stop, none_end)
         first = _aligned(em, v.start, none_end, width)
@@ -202,6 +209,16 @@ def _rest(em: Emitter, domain: Domain, axis: Axis, c: Condition) -> tuple[Int, I
         base, reach = em.mul(state.base, k), k * (state.unroll * state.lanes - 1)
         low, high = em.add(em.add(low, base), min(reach, 0)), em.add(em.add(high, base), max(reach, 0))
     return low, high
+
+
+def _quotient(em: Emitter, x: Int, step: int) -> Int:
+    """x / step rounded down; `step` is a power of two."""
+    x = em.add(x, 0)
+    if isinstance(x, int):
+        return x // step
+    if step == 1:
+        return x
+    return em.here().ashr(x, em.i64(step.bit_length() - 1))
 
 
 def _aligned(em: Emitter, start: Int, bound: Int, width: int) -> Int:
