@@ -23,7 +23,7 @@ _AVX2 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt"
 _AVX512 = ("avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
 _EXTRA = ("avx512fp16", "avx512vnni")
 BF16_DOT = "avx512bf16"
-"""LLVM's name of the feature whose instructions multiply pairs of bf16 values."""
+"""LLVM's name of the feature whose instructions multiply pairs of bf16 values, and round to bf16."""
 EMULATED = (BF16_DOT,)
 """features whose instructions have code for hosts without them"""
 _LINE = 64

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.types import F32, I8, I16, I32, IrValue, Type, constant, like
+from tcomp.codegen.cpu.types import F32, I8, I16, I32, BFloat, IrValue, Type, constant, like
 from tcomp.dsl.ast import DType
 
 _MAGNITUDE, _INFINITY = 0x7FFFFFFF, 0x7F800000
@@ -60,6 +60,11 @@ def bf16_bits(b: ir.IRBuilder, value: IrValue) -> IrValue:
     quiet = b.or_(bits, constant(t, 0x400000))
     upper = b.lshr(b.select(_is_nan(b, value), quiet, rounded), constant(t, 16))
     return b.trunc(upper, like(value.type, I16))
+
+
+def bf16_bits_at_once(b: ir.IRBuilder, value: IrValue) -> IrValue:
+    """The same by the CPU's instruction (vcvtneps2bf16), which takes subnormal numbers for zeros of their sign."""
+    return b.bitcast(b.fptrunc(value, like(value.type, BFloat())), like(value.type, I16))
 
 
 def bf16_pair(b: ir.IRBuilder, low: IrValue, high: IrValue) -> IrValue:

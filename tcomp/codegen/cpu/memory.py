@@ -27,6 +27,7 @@ from tcomp.codegen.cpu.types import (
     stored_type,
 )
 from tcomp.dsl.ast import DType
+from tcomp.machine.cpu import BF16_DOT
 
 
 class Memory:
@@ -159,6 +160,8 @@ class Memory:
     def narrow(self, value: IrValue, dtype: DType) -> IrValue:
         """The stored form of a value of the dtype's kind."""
         match dtype:
+            case DType.BF16 if BF16_DOT in self.domain.scope.features:
+                return formats.bf16_bits_at_once(self.em.builder, value)
             case DType.BF16:
                 return formats.bf16_bits(self.em.builder, value)
             case DType.E4M3 | DType.E5M2:

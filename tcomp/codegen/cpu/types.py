@@ -19,7 +19,7 @@ VOID = ir.VoidType()
 
 
 class BFloat(ir.Type):  # type: ignore[misc]
-    """LLVM's bfloat, for the signatures of intrinsics only: bf16 values are handled as their bits."""
+    """LLVM's bfloat, for instructions that take or give it: bf16 values are handled as their bits."""
 
     def _to_string(self) -> str:
         return "bfloat"
