@@ -79,6 +79,20 @@ def test_layers_are_the_oracles(name: str, backward: str, target: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, target, sizes",
+    [
+        ("linear_gelu_fp8", "sm_120a", (520, 64, 64)),
+        ("linear_gelu_fp8_block.backward", "sm_120a", (520, 32, 48)),
+        ("linear_gelu_fp8.backward", "sm_90a", (64, 528, 64)),
+        ("linear_gelu_fp8", "sm_90a", (1, 16, 16)),
+    ],
+)
+def test_tall_wide_and_tiny(name: str, target: str, sizes: tuple[int, int, int]) -> None:
+    close(name, target, dict(zip("MNK", sizes, strict=True)) | {"H": 16})
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear_gelu_fp8_block.backward"])
 def test_shapes_that_tensor_copies_cannot_take(name: str) -> None:
     close(name, "sm_90a", RAGGED)

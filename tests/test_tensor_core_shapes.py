@@ -60,6 +60,8 @@ MORE = [
     ("attention", "heads of 128", DType.BF16, "sm_89"),
     ("grouped_attention", "grouped", DType.BF16, "sm_80"),
     ("attention", "tiny", DType.BF16, "sm_90a"),
+    ("attention.backward", "heads of 128", DType.BF16, "sm_80"),
+    ("grouped_attention.backward", "grouped", DType.F16, "sm_89"),
 ]
 
 

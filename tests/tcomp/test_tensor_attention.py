@@ -136,6 +136,22 @@ def test_several_turns_against_the_oracle_and_bitwise_again(name: str, dims: dic
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("head", [64, 128])
+def test_attention_without_a_mask(head: int) -> None:
+    """What docs/performance.md calls full: the same schedule on the equations without their guards."""
+    module, machine = load_text(attention_text(causal=False), "ops/attention.tc"), machine_for_target("sm_90a")
+    dims = {"B": 1, "T": 130, "H": 1, "D": head}
+    for op in (module.ops["attention"], backward_of("attention", module)):
+        assert op is not None
+        op = bound(op, DType.BF16)
+        inputs = stored_inputs(op, module, dims)
+        got = execute(lower(op, module, dims, machine), op, inputs, machine, conflicts=0)
+        for result, wanted in evaluate(op, module, inputs, dims).items():
+            if result in got:
+                assert np.linalg.norm(got[result] - wanted) / np.linalg.norm(wanted) < 2**-8, result
+
+
+@pytest.mark.slow
 def test_backward_with_dq_added_in_any_order_is_as_near_to_the_oracle() -> None:
     """`by atomic` in the place of `by turns`: the same kernel, whose blocks wait for nobody; runs may differ."""
     text = attention_text(causal=True).replace("by turns", "by atomic")

@@ -151,6 +151,22 @@ def test_a_narrow_result_is_rounded_once() -> None:
     assert error < 2.0**-8
 
 
+@pytest.mark.parametrize("target", ["sm_90a", "sm_120a"])
+def test_results_of_mma_sync_leave_by_stmatrix(target: str) -> None:
+    """...and by the copy engine, where both are: warps that divide the rows alone."""
+    text = source("bf16", "mma.sync", "bf16", False, False, "cp.async swizzle", {})
+    text = text.replace(" / warp.x(32)", "").replace("warp.y(32)", "warp.y(16)") + "  stage Y in shared at n by tma\n"
+    module, machine, shape = load_text(text, "product.tc"), machine_for_target(target), {"M": 72, "N": 80, "K": 96}
+    op = module.ops["product"]
+    lowered = lower(op, module, shape, machine)
+    ptx = compile_kernel(lowered.kernels[0], machine).ptx
+    assert "mma.sync" in ptx and "stmatrix" in ptx and "st.global" not in ptx
+    given = random_inputs(op, shape, 5)
+    inputs = {p.name: values(stored(given[p.name], p.dtype), p.dtype) for p in op.params}
+    found, wanted = execute(lowered, op, inputs, machine, conflicts=0)["Y"], evaluate(op, module, inputs, shape)["Y"]
+    assert np.abs(found - wanted).max() <= 2.0**-8 * np.abs(wanted).max()
+
+
 def test_sums_stay_in_registers_over_the_pipeline() -> None:
     module = load_text(source("bf16", "mma.sync", "f32", False, False, "cp.async swizzle", {}), "product.tc")
     (kernel,) = lower(module.ops["product"], module, {"M": 64, "N": 64, "K": 256}, machine_for_target("sm_80")).kernels
