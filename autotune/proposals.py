@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tcomp.autotune import storage
 from tcomp.autotune.instances import facts_of, schedule_of
 from tcomp.autotune.judge import Job, Verdict
+from tcomp.autotune.kept_trials import checked, reading, values_of
 from tcomp.autotune.schedule_text import schedule_from
 from tcomp.autotune.search import Search
 from tcomp.dsl.ast import Schedule
@@ -78,7 +79,7 @@ def _history(study: optuna.Study) -> list[dict[str, Any]]:
         if "schedule" in t.user_attrs:
             what["schedule"] = t.user_attrs["schedule"]
         else:
-            what["values"] = storage.values_of(t)
+            what["values"] = values_of(t)
         if "binding" in t.user_attrs:
             what["binding"] = t.user_attrs["binding"]
         out.append(what)
@@ -206,7 +207,9 @@ def proposed_study(search: Search, job: Job) -> optuna.Study:
     import optuna
 
     name = f"{search.machine.name} {search.judge.basis} | {job.label} | {job.op_hash} | proposed schedules"
-    study = optuna.create_study(storage=search.trials, study_name=name, load_if_exists=True)
+    with reading():
+        study = optuna.create_study(storage=search.trials, study_name=name, load_if_exists=True)
+    checked(study)
     study.set_user_attr("job", f"{job.label}, proposed schedules")
     study.set_user_attr("default_seconds", job.seconds)
     study.set_user_attr("basis", search.judge.basis)

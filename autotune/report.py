@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcomp.autotune import storage
 from tcomp.autotune.gpu_ladder import ladder
+from tcomp.autotune.kept_trials import load_study, study_names, values_of
 from tcomp.autotune.lockfile import Lock, read_lock
 from tcomp.autotune.spearman import spearman
 from tcomp.errors import UserError
@@ -45,12 +45,11 @@ class StudyReport:
 
 def study_reports(trials: optuna.storages.BaseStorage, machine: str) -> list[StudyReport]:
     """Of all studies for a machine, those with most to gain first."""
-    import optuna
 
     found = []
-    for name in optuna.get_all_study_names(trials):
+    for name in study_names(trials):
         if name.split(" | ")[0].split()[0] == machine:
-            found.append(_report(optuna.load_study(study_name=name, storage=trials)))
+            found.append(_report(load_study(trials, name)))
     return sorted(found, key=lambda r: r.default_seconds * (1 - (r.best or 1.0)), reverse=True)
 
 
@@ -71,7 +70,7 @@ def _report(study: optuna.Study) -> StudyReport:
         str(attributes.get("basis", "")),
         float(attributes.get("default_seconds", 0.0)),
         best.value if best else None,
-        dict(storage.values_of(best) or {}) if best else {},
+        dict(values_of(best) or {}) if best else {},
         kinds,
         reasons,
         _correlation(ranked),
@@ -172,8 +171,8 @@ def _figures(trials: optuna.storages.BaseStorage, machine: str, out: Path) -> li
     from optuna.visualization import matplotlib as figures
 
     made = []
-    for name in optuna.get_all_study_names(trials):
-        study = optuna.load_study(study_name=name, storage=trials)
+    for name in study_names(trials):
+        study = load_study(trials, name)
         timed = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
         if name.split(" | ")[0].split()[0] != machine or len(timed) < 4:
             continue

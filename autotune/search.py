@@ -29,6 +29,7 @@ from tcomp.autotune.instances import (
     schedule_of,
 )
 from tcomp.autotune.judge import Choice, Job, Judge, Outcome
+from tcomp.autotune.kept_trials import study_names
 from tcomp.autotune.lockfile import (
     Entry,
     Lock,
@@ -157,7 +158,7 @@ class Search:
         import optuna
 
         labels = {entry_key(i.key, self.threads_key) for i in self._wanted()}
-        for name in optuna.get_all_study_names(self.trials):
+        for name in study_names(self.trials):
             where, label, *_ = name.split(" | ")
             if where == f"{self.machine.name} {self.judge.basis}" and label.partition(" [")[0] in labels:
                 optuna.delete_study(study_name=name, storage=self.trials)

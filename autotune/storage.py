@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcomp.autotune.guard import guarded
 from tcomp.autotune.judge import Job
+from tcomp.autotune.kept_trials import Damage, checked, load_study, reading, study_names, values_of
 from tcomp.autotune.space import Parameter, Space, Values, valid
 from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
@@ -60,16 +61,18 @@ def failures_of(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, UnicodeDecodeError) as e:
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, UnicodeDecodeError, Damage) as e:
         raise _unusable(path, e) from e
 
 
 def _unusable(path: Path, e: Exception) -> UserError:
     first: BaseException = e
-    while isinstance(first.__cause__, Exception):  # Optuna's error says less than SQLite's
+    while isinstance(first.__cause__, Exception) and not isinstance(first, Damage):  # Optuna's says less than SQLite's
         first = first.__cause__
-    reason = str(first).strip().splitlines()[0]
-    damaged = path.is_file() and any(word in reason for word in ("not a database", "malformed", "decode", "no such"))
+    reason = (str(first).strip() or type(first).__name__).splitlines()[0]
+    damaged = isinstance(first, Damage) or (
+        path.is_file() and any(word in reason for word in ("not a database", "malformed", "decode", "no such"))
+    )
     if damaged:
         return UserError(
             f"{path}: the tuning results are damaged: {reason}", f"remove the file to start over: rm {path}"
@@ -96,9 +99,11 @@ def open_study(storage: optuna.storages.BaseStorage, job: Job, machine: str, bas
     import optuna
 
     name = study_name(job, machine, basis)
-    names = optuna.get_all_study_names(storage)
+    names = study_names(storage)
     sampler = _sampler(seed)
-    study = optuna.create_study(storage=storage, study_name=name, sampler=sampler, load_if_exists=True)
+    with reading():
+        made = optuna.create_study(storage=storage, study_name=name, sampler=sampler, load_if_exists=True)
+    study = checked(made)
     if name not in names:
         study.set_user_attr("job", job.label)
         study.set_user_attr("default_seconds", job.seconds)
@@ -106,7 +111,7 @@ def open_study(storage: optuna.storages.BaseStorage, job: Job, machine: str, bas
         study.set_user_attr("basis", basis)
         for other in names:
             if other.startswith(_stem(job, machine, basis) + " | "):
-                _take_over(optuna.load_study(study_name=other, storage=storage, sampler=sampler), study, job.space)
+                _take_over(load_study(storage, other, sampler=sampler), study, job.space)
     _close_orphans(study)
     study.sampler = _sampler(seed + len(study.get_trials(deepcopy=False)))
     return study
@@ -171,12 +176,6 @@ def add_default(study: optuna.Study, space: Space, seconds: float) -> None:
         user_attrs={"values": json.dumps(space.default), "seconds": seconds, "kind": "default"},
     )
     study.add_trial(trial)
-
-
-def values_of(trial: optuna.trial.FrozenTrial) -> Values | None:
-    """The values a trial stands for."""
-    text = trial.user_attrs.get("values")
-    return json.loads(text) if text else None
 
 
 def distribution_of(p: Parameter) -> tuple[str, optuna.distributions.BaseDistribution]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tcomp.autotune import storage
 from tcomp.autotune.child import PATIENCE
 from tcomp.autotune.judge import Job, Judge, Verdict
+from tcomp.autotune.kept_trials import values_of
 from tcomp.autotune.plan import Plan
 from tcomp.autotune.space import Values
 
@@ -141,10 +142,10 @@ class Trials:
         done = [
             t
             for t in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-            if t.value is not None and t.value < below and t.number and storage.values_of(t)
+            if t.value is not None and t.value < below and t.number and values_of(t)
         ]
         done.sort(key=lambda t: (t.value + t.user_attrs.get("margin", 0.0), t.number))  # luck is not what to choose by
-        return [v for t in done[:FINALISTS] if (v := storage.values_of(t)) is not None]
+        return [v for t in done[:FINALISTS] if (v := values_of(t)) is not None]
 
     def _count(self, job: Job) -> int:
         most = job.space.size
@@ -180,7 +181,7 @@ def _tried(study: optuna.Study) -> set[str]:
     """The points that need no further trial: all that ended but for those a kill or a time limit ended."""
     out = set()
     for t in study.get_trials(deepcopy=False):
-        values = storage.values_of(t)
+        values = values_of(t)
         if values and t.state.is_finished() and t.user_attrs.get("kind") not in (None, "killed", "cut", "repeated"):
             out.add(_text(values))
     return out

@@ -40,6 +40,15 @@ def read_small(path: Path, pipes: bool = False) -> str:
     return content.decode("utf-8")
 
 
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 has the text: JSON, and arguments that are not UTF-8, can hold half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text; ValueError for any other text."""
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tcomp.errors import UserError
-from tcomp.runtime.documents import parse_json
+from tcomp.runtime.documents import is_unicode, parse_json
 from tcomp.runtime.executor import Executor
 from tcomp.runtime.tokenizer import Tokenizer
 
@@ -77,6 +77,8 @@ def _question(line: str, where: str) -> Question:
     texts = isinstance(endings, list) and len(endings) > 1 and all(isinstance(e, str) and e for e in endings)
     if not isinstance(context, str) or not context or not texts:
         raise UserError(f"{where}: ctx must be a text and endings a list of two or more", hint)
+    if not all(map(is_unicode, (context, *endings))):
+        raise UserError(f"{where}: a text has half of a surrogate pair", "make it whole, or leave the line out")
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(endings):
         raise UserError(f"{where}: label must be a number from 0 to {len(endings) - 1}", hint)
     return Question(context, tuple(endings), label)

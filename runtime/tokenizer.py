@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tcomp.errors import UserError
-from tcomp.runtime.documents import parse_json, read_small
+from tcomp.runtime.documents import is_unicode, parse_json, read_small
 from tcomp.runtime.run_folder import PASSED
 
 FILE = "tokenizer.json"
@@ -93,7 +93,7 @@ class JsonTokenizer:
 
     def number(self, token: str) -> int | None:
         """The number of a token by its text, such as <|endoftext|>."""
-        found = self._inner.token_to_id(token)
+        found = self._inner.token_to_id(token) if is_unicode(token) else None
         return None if found is None else int(found)
 
     def decode(self, tokens: list[int]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tcomp.errors import UserError
-from tcomp.runtime.documents import parse_json
+from tcomp.runtime.documents import is_unicode, parse_json
 from tcomp.runtime.text_source import text_files
 
 PART_BYTES = 1 << 24
@@ -127,4 +127,6 @@ def _field(line: bytes, key: str, path: str, at: int) -> str:
         raise UserError(f"{path}: byte {at}: the line has no {key!r}", "name the text's key by --key") from e
     if not isinstance(text, str):
         raise UserError(f"{path}: byte {at}: {key!r} is no text", "name the text's key by --key")
+    if not is_unicode(text):
+        raise UserError(f"{path}: byte {at}: {key!r} has half of a surrogate pair", "make it whole, or leave it out")
     return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,13 +104,17 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
                 f"{out}: it was begun with other files or settings", "give another --out, or remove it to start again"
             )
         return
-    if out.exists() and any(out.iterdir()) and not started:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not started:
         raise UserError(f"{out}: there is something of that name already", "give another --out, or remove it")
+    made = [p for p in (out / ".parts", out, *out.parents) if not p.exists()]
     try:
         (out / ".parts").mkdir(parents=True, exist_ok=started)
         write_atomic(out / _PLAN, lambda f: f.write(text.encode()))
     except OSError as e:
-        raise UserError(f"{out}: cannot write it: {e.strerror or e}") from e
+        with suppress(OSError):  # nothing was begun, so nothing stays
+            for folder in made:
+                folder.rmdir()
+        raise UserError(f"{out}: cannot write it: {e.strerror or e}", "give another --out, or make room there") from e
 
 
 @app.command()

@@ -62,6 +62,7 @@ def evaluate(
     if length or batches:
         limits.check_numbers(length=length or 1, eval_batches=batches or 1)
     limits.check_device(device, gpu)
+    limits.check_named("--data", data or [])
     settings = from_json(read_config(run), str(run / "run.json"))
     saved = checkpoint.newest(run, lambda text: print(f"warning: {text}", file=sys.stderr))
     asked = read_questions(choices, questions) if choices is not None else []

@@ -122,6 +122,12 @@ def parse_dims(given: Sequence[str]) -> dict[str, Number]:
     return dims
 
 
+def check_named(flag: str, names: Sequence[str]) -> None:
+    """UserError for an empty name: as a path it would be the working folder."""
+    if any(not name.strip() for name in names):
+        raise UserError(f"{flag}: the name is empty", "name a file or folder, or leave the flag out")
+
+
 def check_writable(*files: Path | None) -> None:
     """UserError for a file that cannot be written: before minutes of work, not after."""
     for file in files:

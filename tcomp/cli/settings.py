@@ -11,6 +11,7 @@ from tcomp.cli.limits import (
     check_device,
     check_dims,
     check_hyper,
+    check_named,
     check_numbers,
     check_precision,
     check_prompt,
@@ -59,6 +60,7 @@ class TrainSettings:
         check_device(self.device, self.gpu)
         check_precision(self.precision)
         check_dims(self.dims)
+        check_named("--data", self.data)
         check_hyper(self.hyper)
         if self.memory:
             parse_bytes(self.memory)

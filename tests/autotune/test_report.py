@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import optuna
 import pytest
 
 from tcomp.autotune import storage
@@ -16,8 +18,6 @@ from tests.autotune.support import scale
 
 
 def test_a_report_has_wins_reasons_and_figures(tmp_path: Path) -> None:
-    import optuna
-
     kept = storage.open_storage(tmp_path / "t.sqlite3")
     module, instance, space = scale()
     hashes = op_hash(instance.op, module), schedule_hash(module.schedules["scale", "cpu"])
@@ -51,3 +51,74 @@ def test_rank_correlation() -> None:
     assert spearman([1, 2, 2, 3], [1, 2, 2, 3]) == pytest.approx(1)
     iq, hours = [86, 97, 99, 100, 101, 103, 106, 110, 112, 113], [2, 20, 28, 27, 50, 29, 7, 17, 6, 12]
     assert spearman(iq, hours) == pytest.approx(-29 / 165)
+
+
+def kept_study(path: Path) -> tuple[Job, optuna.Study]:
+    """A storage file with a study of a few trials."""
+    kept = storage.open_storage(path)
+    module, instance, space = scale()
+    hashes = op_hash(instance.op, module), schedule_hash(module.schedules["scale", "cpu"])
+    job = Job(instance, instance.key, space, 0, *hashes, 1e-3)
+    study = storage.open_study(kept, job, "avx2", "measured", 0)
+    storage.add_default(study, space, 1e-3)
+    for i in range(4):
+        trial, _ = storage.ask(study, space)
+        for name, value in {"kind": "timed", "reason": "", "seconds": 1e-3, "model": 2.0}.items():
+            trial.set_user_attr(name, value)
+        study.tell(trial, 0.5 + i / 10)
+    optuna.create_study(storage=kept, study_name="of another program")
+    return job, study
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("values", "["), ("values", 3), ("values", "[1]"), ("values", '{"A": "x"}'), ("values", '{"A": NaN}'),
+        ("values", "[" * 1500), ("kind", []), ("reason", 3), ("model", "x"), ("seconds", None), ("process", "a"),
+        ("process", "a b c"), ("margin", {}),
+    ],
+)  # fmt: skip
+def test_a_trial_of_another_making_is_damage(tmp_path: Path, name: str, value: object) -> None:
+    path = tmp_path / "t.sqlite3"
+    job, study = kept_study(path)
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL, user_attrs={name: value}))
+    for read in (
+        lambda kept: storage.open_study(kept, job, "avx2", "measured", 0),
+        lambda kept: write_report(kept, "avx2", tmp_path / "no.lock", None),
+    ):
+        with (
+            pytest.raises(UserError, match=rf"t\.sqlite3: the tuning results are damaged: '{name}' of trial 5") as e,
+            storage.failures_of(path),
+        ):
+            read(storage.open_storage(path))
+        assert "rm " in e.value.hint
+
+
+@pytest.mark.slow
+def test_a_damaged_storage_file_is_one_message(tmp_path: Path) -> None:
+    """Bytes altered anywhere in it, letters altered in what it says, its end missing."""
+    path = tmp_path / "t.sqlite3"
+    job, _ = kept_study(path)
+    whole = path.read_bytes()
+    draw = random.Random(11)
+    words = [b"COMPLETE", b"MINIMIZE", b"FINITE", b"IntDistribution", b"low", b"values", b"measured", b"{", b"2"]
+    refused = 0
+    for turn in range(120):
+        content = bytearray(whole)
+        if turn % 2:
+            word = draw.choice(words)
+            at = draw.choice([i for i in range(len(whole)) if whole.startswith(word, i)])
+            content[at] ^= 1 << draw.randrange(7)
+        else:
+            at = draw.randrange(len(content))
+            content[at : at + 8] = draw.randbytes(8)
+        path.write_bytes(content[: draw.randrange(len(content))] if turn % 10 == 0 else content)
+        try:
+            with storage.failures_of(path):
+                kept = storage.open_storage(path)
+                write_report(kept, "avx2", tmp_path / "no.lock", None)
+                storage.ask(storage.open_study(kept, job, "avx2", "measured", 0), job.space)
+        except UserError as e:
+            assert str(path) in e.message
+            refused += 1
+    assert refused > 20

@@ -18,6 +18,7 @@ from tcomp.autotune.contest import ratio
 from tcomp.autotune.instances import facts_of, schedule_of
 from tcomp.autotune.judge import Choice, Job
 from tcomp.autotune.judge_measured import MeasuredJudge
+from tcomp.autotune.kept_trials import values_of
 from tcomp.autotune.lockfile import read_lock
 from tcomp.autotune.plan import Plan
 from tcomp.autotune.space import Values, spaces_of
@@ -32,7 +33,7 @@ def trials(folder: Path) -> list[tuple[str, str, Values | None]]:
 
     kept = storage.open_storage(folder / "trials.sqlite3")
     return [
-        (t.user_attrs.get("kind", ""), t.user_attrs.get("reason", ""), storage.values_of(t))
+        (t.user_attrs.get("kind", ""), t.user_attrs.get("reason", ""), values_of(t))
         for name in optuna.get_all_study_names(kept)
         for t in optuna.load_study(study_name=name, storage=kept).trials
         if t.state.is_finished()

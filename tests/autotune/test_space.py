@@ -9,6 +9,7 @@ import pytest
 from tcomp.autotune import storage
 from tcomp.autotune.instances import op_hash, schedule_hash
 from tcomp.autotune.judge import Job
+from tcomp.autotune.kept_trials import values_of
 from tcomp.autotune.space import Space, spaces_of
 from tcomp.dsl.errors import TcError
 from tcomp.machine.cpu import detect
@@ -161,7 +162,7 @@ def test_adding_a_choice_keeps_what_was_tried(tmp_path: Path) -> None:
     new = job_of(SCALE.replace("from 1, 2, 3", "from 1, 2, 3, 4"))
     assert new.key == old.key and new.schedule_hash == old.schedule_hash
     again = storage.open_study(kept, new, "avx2", "measured", 0)
-    assert [storage.values_of(t) for t in again.trials] == [old.space.default, values]
+    assert [values_of(t) for t in again.trials] == [old.space.default, values]
     assert again.best_value == 0.5
     reduced = job_of(SCALE.replace("from 4, 8, 16, 32", f"from 8, {64 if values['A'] != 64 else 128}"))
     third = storage.open_study(kept, reduced, "avx2", "measured", 0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,7 @@ def test_bad_input_is_named(tcomp: Tcomp, tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "x"}\n{"text": 3}\n', ("a.jsonl: byte 14: 'text' is no text", "--key")),
         ("b.jsonl", b'{"other": "x"}\n', ("b.jsonl: byte 0: the line has no 'text'",)),
         ("c.jsonl", b"[1\n", ("c.jsonl: byte 0: not a line of JSON",)),
+        ("s.jsonl", b'{"text": "\\ud800"}\n', ("s.jsonl: byte 0: 'text' has half of a surrogate pair",)),
         ("d.txt", b"ab\xff", ("d.txt: not UTF-8 text: byte 2",)),
         ("e.txt", b"", ("nothing to prepare",)),
     ):
@@ -184,3 +187,20 @@ def test_wide_tokens_and_a_run_that_keeps_its_tokenizer(tcomp: Tcomp, tmp_path: 
     check_vocabulary(file, 70001)
     with pytest.raises(Exception, match="token 70000 at position 1 is outside"):
         check_vocabulary(file, 70000)
+
+
+def test_a_folder_that_cannot_be_begun_leaves_nothing(
+    tcomp: Tcomp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk when the plan is written: the next attempt finds nothing in its way."""
+    jsonl(tmp_path / "a.jsonl", lines(60))
+    (tmp_path / "file").write_text("")
+    refused(tcomp("data", "prepare", "a.jsonl", "--out", "file"), "file: there is something of that name already")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tcomp.runtime.cache.write_atomic", full)
+        refused(tcomp("data", "prepare", "a.jsonl", "--out", "new/d"), "d: cannot write it: No space left", "make room")
+    assert not (tmp_path / "new").exists()

@@ -64,3 +64,18 @@ def test_output_that_finds_no_room_is_one_message() -> None:
             stdout=out, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     assert (found.returncode, found.stderr) == (2, "error: No space left on device\n  help: free some disk space\n")
+
+
+def test_an_interrupt_while_the_command_line_loads_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    found = subprocess.run(
+        [sys.executable, "-m", "tcomp", "doctor"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "interrupted\n")
+
+
+def test_an_empty_name_is_not_the_working_folder(tcomp: Tcomp) -> None:
+    refused(tcomp("train", "--data", ""), "--data: the name is empty")
+    refused(tcomp("train", "--data", "a", ""), "--data: the name is empty")
+    refused(tcomp("eval", "run", "--data", ""), "--data: the name is empty")

@@ -94,3 +94,10 @@ def test_a_label_in_other_digits_is_no_number(tmp_path: Path, label: str) -> Non
     path.write_text(json.dumps({"ctx": "a", "endings": ["b", "c"], "label": label}))
     with pytest.raises(UserError, match=r"q\.jsonl:1"):
         read_questions(path)
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"ctx": "\\ud800", "endings": ["b", "c"], "label": 0}')
+    with pytest.raises(UserError, match=r"q\.jsonl:1: a text has half of a surrogate pair"):
+        read_questions(path)
