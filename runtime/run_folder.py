@@ -113,7 +113,7 @@ class Metrics:
         path = run / METRICS
         kept: list[str] = []
         if path.exists():
-            for line in path.read_text(errors="replace").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     if parse_json(line)["step"] <= steps_done:
                         kept.append(line + "\n")
@@ -121,7 +121,7 @@ class Metrics:
                     break
         try:
             write_atomic(path, lambda out: out.write("".join(kept).encode()))
-            self._out = open(path, "a")  # noqa: SIM115
+            self._out = open(path, "a", encoding="utf-8")  # noqa: SIM115
             self._last = kept[-1] if kept else ""
         except OSError as e:
             raise UserError(f"{path}: cannot write it: {e.strerror or e}") from e

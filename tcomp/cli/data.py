@@ -98,8 +98,8 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
     text = json.dumps(plan, indent=1)
     started = (out / _PLAN).exists() and (out / ".parts").is_dir()
     done = started and len([*out.rglob("*")]) > 2  # more than the plan and the folder of parts
-    if started and (done or (out / _PLAN).read_text() == text):
-        if (out / _PLAN).read_text() != text:
+    if started and (done or (out / _PLAN).read_text(encoding="utf-8") == text):
+        if (out / _PLAN).read_text(encoding="utf-8") != text:
             raise UserError(
                 f"{out}: it was begun with other files or settings", "give another --out, or remove it to start again"
             )

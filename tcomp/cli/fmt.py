@@ -27,11 +27,12 @@ def fmt(
     """
     from tcomp.dsl.format import format_text
     from tcomp.runtime.cache import write_atomic
+    from tcomp.runtime.documents import read_small
 
     changed = []
     for path in _expand(files):
         try:
-            text = sys.stdin.read() if str(path) == "-" else path.read_text()
+            text = sys.stdin.read() if str(path) == "-" else read_small(path).replace("\r\n", "\n")
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"{path}: cannot read it: {getattr(e, 'strerror', None) or e}") from e
         formatted = format_text(text, str(path))
@@ -41,7 +42,8 @@ def fmt(
             changed.append(path)
             if not check:
                 try:
-                    write_atomic(path, lambda out, data=formatted.encode(): out.write(data))  # type: ignore[misc]
+                    # a link stays one: the file that it leads to is written
+                    write_atomic(path.resolve(), lambda out, data=formatted.encode(): out.write(data))  # type: ignore[misc]
                 except OSError as e:
                     raise UserError(f"{path}: cannot write it: {e.strerror or e}") from e
     for path in changed:

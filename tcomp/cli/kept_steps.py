@@ -26,6 +26,7 @@ from tcomp.errors import UserError
 from tcomp.ir.content import content_text
 from tcomp.model.step import Step
 from tcomp.runtime.cache import cache_folder
+from tcomp.runtime.documents import read_small
 
 if TYPE_CHECKING:
     from tcomp.dsl.ast import Module
@@ -53,8 +54,8 @@ def step_key(file: Path, lock: Path | None, **asked: object) -> StepKey | None:
     read."""
     try:
         texts = source_texts(file)
-        chosen = (str(lock), lock.read_bytes()) if lock is not None else None
-    except (UserError, OSError):
+        chosen = (str(lock), read_small(lock)) if lock is not None else None
+    except (UserError, OSError, ValueError):
         return None
     text = content_text((texts, chosen, sorted(asked.items()), compiler_digest(), sys.version))
     return StepKey(hashlib.sha256(text.encode()).hexdigest()[:32], frozenset(texts))

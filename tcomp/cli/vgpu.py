@@ -35,6 +35,7 @@ def run(
 
     Example: `tcomp vgpu run add.ptx f32[1000]=random f32[1000]=random f32[1000]=empty 1000 --grid 4 --block 256`
     """
+    from tcomp.runtime.documents import read_small
     from tcomp.runtime.vgpu import Device
     from tcomp.runtime.vgpu.errors import PtxError
 
@@ -43,7 +44,7 @@ def run(
     if shared < 0:
         raise UserError(f"--shared {shared}: must not be negative", "give the bytes of dynamic shared memory, or 0")
     try:
-        text = file.read_text()
+        text = read_small(file)
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{file}: cannot read it: {getattr(e, 'strerror', None) or e}") from e
     gpu = Device()
@@ -87,7 +88,7 @@ def _argument(gpu: object, text: str) -> tuple[int | float, tuple[str, int] | No
     from tcomp.runtime.vgpu import Device
 
     assert isinstance(gpu, Device)
-    m = re.fullmatch(r"([fiu])(8|16|32|64)\[(\d+)\]=(.+)", text)
+    m = re.fullmatch(r"(f(?=16|32|64)|[iu])(8|16|32|64)\[([0-9]{1,18})\]=(.+)", text)
     if m is None:
         try:
             return (float(text) if re.search(r"[.eE]", text) and not text.startswith("0x") else int(text, 0)), None
@@ -103,7 +104,8 @@ def _argument(gpu: object, text: str) -> tuple[int | float, tuple[str, int] | No
         data = np.zeros(count) if fill == "zeros" else np.arange(count)
     else:
         try:
-            data = np.load(fill).reshape(-1)[:count]
+            with open(fill, "rb") as f:
+                data = np.lib.format.read_array(f, allow_pickle=False).reshape(-1)[:count].astype(dtype)
         except (OSError, ValueError) as e:
-            raise UserError(f"{fill}: cannot read an array: {e}") from e
+            raise UserError(f"{fill}: cannot read an array: {e}", "give an array that numpy.save wrote") from e
     return gpu.upload(np.asarray(data).astype(dtype)), (dtype, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,16 @@ def test_unknown_configs(command: str, tcomp: Tcomp) -> None:
 )
 def test_unknown_ops(command: str, tcomp: Tcomp) -> None:
     refused(tcomp(*command.replace("NAME", "linaer").split()), "'linaer'", "did you mean 'linear'?")
+
+
+@pytest.mark.parametrize("command", ["train", "build gpt2", "roofline gpt2"])
+def test_lockfiles_that_are_none(command: str, tcomp: Tcomp, tmp_path: Path) -> None:
+    """Nothing reads a device for ever, or waits for a pipe's writer."""
+    os.mkfifo(tmp_path / "pipe.lock")
+    (tmp_path / "deep.lock").write_text("a = " + "[" * 100_000)
+    (tmp_path / "latin.lock").write_bytes(b"\xff")
+    for name, words in {
+        "/dev/zero": "not a regular file", "pipe.lock": "not a regular file", "missing.lock": "No such file",
+        ".": "Is a directory", "deep.lock": "nested deeper", "latin.lock": "utf-8",
+    }.items():  # fmt: skip
+        refused(tcomp(*command.split(), "--lock", name), f"{name}: ", words)

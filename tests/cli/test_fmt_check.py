@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,24 @@ def test_fmt_rewrites_once_and_check_tells(tcomp: Tcomp, tmp_path: Path) -> None
     path.write_text("op (")
     refused(tcomp("fmt", "op.tc"), "op.tc:1:")
     assert path.read_text() == "op ("
+
+
+def test_fmt_of_a_link_leaves_it_a_link(tcomp: Tcomp, tmp_path: Path) -> None:
+    (tmp_path / "op.tc").write_text(OP.replace("X[m, n] * 2.0", "X[m,n]*2.0"))
+    (tmp_path / "link.tc").symlink_to("op.tc")
+    assert tcomp("fmt", "link.tc").code == 0
+    assert (tmp_path / "link.tc").is_symlink() and (tmp_path / "op.tc").read_text() == OP
+
+
+def test_fmt_reads_no_pipes_and_utf_8_whatever_the_locale(tcomp: Tcomp, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tc")
+    refused(tcomp("fmt", "pipe.tc"), "pipe.tc: cannot read it: not a regular file")
+    (tmp_path / "op.tc").write_text("# é\n" + OP, encoding="utf-8")
+    locale = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    found = subprocess.run(
+        [sys.executable, "-m", "tcomp", "fmt", "--check", "op.tc"], env=locale, capture_output=True, check=False
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (0, b"", b"")
 
 
 def test_check_passes_for_an_op_file_and_fails_for_a_wrong_tolerance(tcomp: Tcomp) -> None:

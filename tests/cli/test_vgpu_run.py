@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.cli.support import Tcomp
+from tests.cli.support import Tcomp, refused
 
 PTX = """
 .version 8.0
@@ -51,3 +52,21 @@ def test_findings_end_with_1(tcomp: Tcomp) -> None:
 def test_refusals(tcomp: Tcomp, arguments: list[str], texts: list[str]) -> None:
     found = tcomp(*arguments)
     assert found.code == 2 and all(t in found.error for t in texts), found
+
+
+@pytest.mark.parametrize("argument", ["f8[4]=random", f"f32[{'9' * 5000}]=zeros", "9" * 5000])
+def test_arguments_that_are_none(tcomp: Tcomp, argument: str) -> None:
+    refused(tcomp(*RUN, argument, "2.0", "100"), "is not an argument", "write a number or f32[1024]=random")
+
+
+def test_files_that_hold_no_array(tcomp: Tcomp) -> None:
+    np.save("array.npy", np.arange(100, dtype=np.float32))
+    np.save("text.npy", np.array(["a"]))
+    np.save("pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.savez("several.npz", a=np.arange(3))
+    Path("empty.npy").write_bytes(b"")
+    Path("cut.npy").write_bytes(Path("array.npy").read_bytes()[:90])
+    for name in ("text.npy", "pickle.npy", "several.npz", "empty.npy", "cut.npy", "k.ptx", "missing.npy"):
+        refused(tcomp(*RUN, f"f32[1]={name}", "2.0", "1"), f"{name}: cannot read an array", "numpy.save")
+    found = tcomp(*RUN, "f32[100]=array.npy", "2.0", "100", "--grid", "4")
+    assert found.code == 0 and "[0. 2. 4. 6.]" in found.out
