@@ -193,6 +193,20 @@ def test_backward_of_any_length_runs_on_wgmma_without_a_spill(tokens: int, head:
     assert not assemble(ptx, "sm_90a").findings
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_89", "sm_100a", "sm_120a"])
+@pytest.mark.parametrize("tokens", [67, 131, 257, 1001])
+@pytest.mark.parametrize("name", ["attention", "attention.backward", "grouped_attention"])
+def test_short_last_turns_of_wide_heads_spill_nothing(name: str, tokens: int, target: str) -> None:
+    """Every register of a thread is in use there, and addresses of a cut turn are kept inside of their tensors."""
+    module, machine = load("models/ops/attention.tc"), machine_for_target(target)
+    op = backward_of(name.removesuffix(".backward"), module) if name.endswith(".backward") else module.ops[name]
+    assert op is not None
+    dims = {"B": 1, "T": tokens, "H": 4, "G": 1, "R": 2, "D": 128}
+    for kernel in lower(bound(op, DType.BF16), module, dims, machine).kernels:
+        assert not assemble(compile_kernel(kernel, machine).ptx, target).findings, kernel.name
+
+
 # --------------------------------------------------------------------------------------------------------- rewrites
 
 

@@ -189,7 +189,7 @@ class Addressing:
             value = row()
             if isinstance(value, int):
                 return value // layout.group
-            return em.at(level).lshr(value, ir.Constant(value.type, layout.group.bit_length() - 1))
+            return em.at(level).ashr(value, ir.Constant(value.type, layout.group.bit_length() - 1))
 
         return Term(level, ("group", layout.group, key), group, layout.skew), beyond // layout.group * layout.skew
 
@@ -287,7 +287,8 @@ class Addressing:
             if at.checked[position] and not place.roomy:
                 group = n if axis == along else 1
                 key = ("inside", domain.inside_key(axis, position, group), c)
-                terms.append(Term(at.level, key, partial(domain.offset, axis, position, group), c))
+                terms.append(Term(at.level, key, partial(domain.kept, axis, position, group), c))
+                constant += c * at.offsets[position]
                 continue
             constant += c * at.offsets[position]
             if not (isinstance(at.thread, int) and at.thread == 0):

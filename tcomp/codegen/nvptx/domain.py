@@ -15,7 +15,7 @@ from tcomp.codegen.cpu.domain import Scope as CpuScope
 from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.integers import Affine, Facts, Known
 from tcomp.codegen.cpu.tiles import Span
-from tcomp.codegen.cpu.types import IrValue
+from tcomp.codegen.cpu.types import I32, IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.ir.tile import SERIAL, Axis, Spread, ThreadShape
 
@@ -106,14 +106,27 @@ class GpuDomain(Domain):
         em.at(place.level)
         if not place.checked[position]:
             return em.add(em.add(place.thread, place.base), place.offsets[position])
+        kept = self.kept(axis, position, group)
+        em.at(place.level)
+        return em.add(kept, place.offsets[position])
+
+    def kept(self, axis: str, position: int, group: int = 1) -> IrValue:
+        """The same without the position's own number, of a position that may lie past the axis's end: the smaller of
+        an offset that all positions of the thread share and a limit that all threads share. LLVM is not shown that it
+        is a minimum: it would compute every position's address at the head of the loop, long before it is used, and
+        keep them all."""
+        place, em = self.places[axis], self.gpu
 
         def make() -> IrValue:
-            raw = em.i64(em.add(em.add(place.thread, place.base), place.offsets[position]))
-            limit = em.i64(em.add(self.spans[axis].length, -group))
-            b = em.builder
-            return b.select(b.icmp_signed("<", raw, limit), raw, limit)
+            start = em.add(place.thread, place.base)
+            limit = em.add(self.spans[axis].length, -group - place.offsets[position])
+            if isinstance(start, int) and isinstance(limit, int):
+                return em.i64(min(start, limit))
+            return em.asm("min.s32 $0, $1, $2;", I32, "=r,r,r", [em.i64(start), em.i64(limit)])
 
-        return em.once(place.level, self.inside_key(axis, position, group), make)
+        em.at(place.level)
+        found: IrValue = em.once(place.level, self.inside_key(axis, position, group), make)
+        return found
 
     def inside_key(self, axis: str, position: int, group: int) -> tuple[object, ...]:
         """Names a clamped offset by what it is made of."""

@@ -70,6 +70,10 @@ class GpuEmitter(Emitter):
         signature = ir.FunctionType(result, [a.type for a in args])
         return self.builder.asm(signature, text, constraints, list(args), effect)
 
+    def opaque(self, value: Int) -> Int:
+        """The value, of which LLVM does not see where it comes from."""
+        return value if isinstance(value, int) else self.asm("mov.b32 $0, $1;", I32, "=r,r", [value])
+
     def barrier(self) -> None:
         """All threads that compute wait for each other; memory before it is seen after it, with `async_reads` also by
         wgmma. (Where `apart`, others of the block are a producer's, which does not take part.)"""

@@ -67,6 +67,8 @@ class PipeGenerator:
     def _turn(self, base: Int, slots: Sequence[IrValue]) -> Sequence[IrValue]:
         em, loop = self.em, self.loop
         reading, writing = slots
+        if not self.scope.facts.of(loop.stop).multiple_of(loop.step):
+            base = em.opaque(base)  # addresses that are kept inside cannot go on from turn to turn: no registers for it
         self.phase.await_copies(self.stages - 2)
         em.barrier()
         self._issue(em.add(base, (self.stages - 1) * loop.step), self.stop, writing)
