@@ -113,6 +113,8 @@ MULTI_HEAD, GROUPED = {"B": 1, "T": 260, "H": 2, "D": 64}, {"B": 1, "T": 332, "G
         pytest.param("grouped_attention.backward", GROUPED, "sm_90a", marks=pytest.mark.slow),
         pytest.param("grouped_attention.backward", GROUPED | {"T": 130, "D": 64}, "sm_90a", marks=pytest.mark.slow),
         pytest.param("attention.backward", WIDE | {"T": 131}, "sm_90a", marks=pytest.mark.slow),
+        pytest.param("attention.backward", WIDE | {"T": 131}, "sm_80", marks=pytest.mark.slow),
+        pytest.param("attention.backward", SHORT | {"D": 80}, "sm_90a", marks=pytest.mark.slow),
     ],
 )
 def test_several_turns_against_the_oracle_and_bitwise_again(name: str, dims: dict[str, int], target: str) -> None:
@@ -205,6 +207,17 @@ def test_short_last_turns_of_wide_heads_spill_nothing(name: str, tokens: int, ta
     dims = {"B": 1, "T": tokens, "H": 4, "G": 1, "R": 2, "D": 128}
     for kernel in lower(bound(op, DType.BF16), module, dims, machine).kernels:
         assert not assemble(compile_kernel(kernel, machine).ptx, target).findings, kernel.name
+
+
+@pytest.mark.parametrize("head,steps", [(80, 5), (96, 6), (128, 8)])
+def test_no_scores_are_multiplied_past_the_end_of_a_head(head: int, steps: int) -> None:
+    """The gradient of queries has tiles of 128 channels, so all products have; scores sum over the head's alone."""
+    module, machine = load("models/ops/attention.tc"), machine_for_target("sm_90a")
+    op = backward_of("attention", module)
+    assert op is not None
+    kernel = lower(bound(op, DType.BF16), module, {"B": 1, "T": 256, "H": 1, "D": head}, machine).kernels[-1]
+    scores = 2 * steps  # (qk and dp, 16 channels at a time; the third of the shape sums over 128 keys)
+    assert compile_kernel(kernel, machine).ptx.count("wgmma.mma_async.sync.aligned.m64n64k16") == scores + 128 // 16
 
 
 # --------------------------------------------------------------------------------------------------------- rewrites

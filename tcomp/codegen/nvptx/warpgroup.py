@@ -62,6 +62,7 @@ class WarpgroupGenerator:
         self.columns = match.n.block // pieces
         self.pieces = range(0, match.n.block, self.columns)
         self.hold = hold
+        self.steps = range(0, _depth(match.k, match.instruction.k), match.instruction.k)
         self.left = None if match.a.in_registers else descriptors(match.a)
         self.right = descriptors(match.b)
 
@@ -156,16 +157,15 @@ class WarpgroupGenerator:
     def _registers(self) -> list[IrValue]:
         """The left operand's registers, four for each step of k of each turn."""
         o, k = self.match.a, self.match.k
-        steps = range(0, k.block, self.match.instruction.k)
         found = [
             r
             for turn in range(self.turns)
-            for step in steps
+            for step in self.steps
             for r in packed_rows(
                 self.em, self.scope, o, self.match.m.name, k.name, turn, step, self.match.instruction.a
             )
         ]
-        if not (isinstance(k.start, Num) and isinstance(k.stop, Num) and k.stop.value - k.start.value < k.block):
+        if _known(k) >= k.block:
             return found
         # Zeros past a known end are one value to the compiler, and no two of these may share a register.
         return [self.em.asm("mov.b32 $0, $1;", I32, "=r,r", [r], effect=True) for r in found]
@@ -175,7 +175,7 @@ class WarpgroupGenerator:
         i, each = self.match.instruction, self.columns // 2
         first = results + ties
         lines = ["wgmma.fence.sync.aligned;"]
-        for number, k in enumerate(range(0, self.match.k.block, i.k)):
+        for number, k in enumerate(self.steps):
             for turn in range(self.turns):
                 left = self._left_text(first + 1, turn, number, k, lines)
                 for piece, column in enumerate(self.pieces):
@@ -191,7 +191,7 @@ class WarpgroupGenerator:
 
     def _left_text(self, first: int, turn: int, number: int, k: int, lines: list[str]) -> str:
         if self.left is None:
-            at = first + 4 * (turn * (self.match.k.block // self.match.instruction.k) + number)
+            at = first + 4 * (turn * len(self.steps) + number)
             return "{" + ", ".join(f"${at + r}" for r in range(4)) + "}"
         low = self.left.offset(turn * self.groups * ROWS, k)
         lines.append(f"add.s32 x, ${first}, {low}; mov.b64 da, {{x, {_signed(self.left.high)}}};")
@@ -201,6 +201,18 @@ class WarpgroupGenerator:
         """Which operands in shared memory lie across k."""
         shared = [o for o in (self.match.a, self.match.b) if not o.in_registers]
         return "".join(f", {int(not o.along_k)}" for o in shared)
+
+
+def _known(axis: Axis) -> int:
+    """The axis's values where their number is known, else its block's."""
+    if not (isinstance(axis.start, Num) and isinstance(axis.stop, Num)):
+        return axis.block
+    return min(axis.block, int(axis.stop.value - axis.start.value))
+
+
+def _depth(k: Axis, step: int) -> int:
+    """Values of the summed index that are multiplied: steps that lie wholly past a known end are left out."""
+    return max(1, -(-_known(k) // step)) * step
 
 
 def _signed(x: int) -> int:
