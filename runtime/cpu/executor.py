@@ -12,7 +12,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tcomp.codegen.cpu.cache import Compilers, cached_object, compile_kernels
 from tcomp.codegen.cpu.compile import CompiledKernel
@@ -71,6 +71,7 @@ class CpuExecutor(HostExecutor):
         )
         for name, value in step.scalars.items():
             self.array(name)[...] = value
+        self._fresh = True  # but for the scalars the arena is as it was mapped
 
     @property
     def step(self) -> Step:
@@ -82,19 +83,27 @@ class CpuExecutor(HostExecutor):
 
     def array(self, name: str) -> NDArray[Any]:
         """The slot's memory as an array of its shape (not a copy)."""
+        self._fresh = False
         slot = self._step.slots[name]
         flat: NDArray[Any] = np.frombuffer(
             self._arena.buffer, dtype=numpy_type(slot.dtype), count=element_count(slot), offset=slot.offset
         )
         return flat.reshape(slot.shape)
 
+    def write(self, name: str, value: ArrayLike) -> None:
+        """As elsewhere, but a 0 before anything else was written is there already: fresh memory holds zeros."""
+        if not (self._fresh and type(value) is int and value == 0 and name not in self._step.scalars):
+            super().write(name, value)
+
     def run(self, program: str) -> None:
         """Run one of the step's programs to its end."""
+        self._fresh = False
         self._arena.complete()
         self._team.run(self._programs[program])
 
     def profile(self, program: str) -> list[tuple[str, float]]:
         """Run a program and give each phase's label and its share of the cycle counter's ticks."""
+        self._fresh = False
         self._arena.complete()
         times = self._times[program]
         self._team.run(self._programs[program], ctypes.addressof(times))

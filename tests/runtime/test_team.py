@@ -83,6 +83,20 @@ def test_every_launch_sees_the_one_before(threads: int, objects: Path) -> None:
     executor.close()
 
 
+def test_zeros_are_written_where_memory_is_not_fresh(objects: Path) -> None:
+    executor = CpuExecutor(step(), MACHINE, 2, objects)
+    executor.write("A", 0)
+    assert not executor.array("A").any()
+    executor.write("A", 7)
+    executor.write("B", 0)
+    executor.run("shift")
+    assert executor.array("A").any() and executor.array("B").any()
+    for name in ("A", "B"):
+        executor.write(name, 0)
+        assert not executor.array(name).any()
+    executor.close()
+
+
 def test_results_are_the_same_bits_for_any_number_of_runs(objects: Path) -> None:
     x = np.random.default_rng(0).standard_normal(N).astype(np.float32)
     seen = set()
