@@ -46,13 +46,23 @@ def _parser(builder: Builder) -> Lark:
     parts = (grammar, lark.__version__, sys.version_info[:2])
     kept = _tables / f"grammar-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
     if kept.is_file():
-        return _made(grammar, builder, str(kept))  # lark makes the tables anew where these are damaged
+        return _made(grammar, builder, _TablesFile(kept))  # lark makes the tables anew where these are damaged
     # A whole file comes into place at once, however many runs start at the same time.
     own = kept.with_name(f".{kept.name}.{os.getpid()}")
-    made = _made(grammar, builder, str(own))
+    made = _made(grammar, builder, _TablesFile(own))
     with suppress(OSError):
         os.replace(own, kept)
     return made
+
+
+class _TablesFile(str):
+    """The path of a file of tables. Lark keeps a hash of its options' texts in the file: as a text it is the same for
+    every path, so that the file may be renamed, and lie in a folder whose name is not UTF-8."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "tables"
 
 
 def _made(grammar: str, builder: Builder, tables: str | bool = False) -> Lark:

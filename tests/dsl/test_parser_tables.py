@@ -25,8 +25,9 @@ def run(folder: Path) -> str:
 def test_tables_are_kept_used_and_repaired(tmp_path: Path) -> None:
     first = run(tmp_path)
     (kept,) = tmp_path.iterdir()
-    whole = kept.read_bytes()
+    whole, made = kept.read_bytes(), kept.stat().st_mtime_ns
     assert run(tmp_path) == first
+    assert (kept.read_bytes(), kept.stat().st_mtime_ns) == (whole, made), "made again"
     kept.write_bytes(whole[: len(whole) // 2])
     assert run(tmp_path) == first
     kept.write_bytes(b"nothing of the kind")
@@ -36,3 +37,9 @@ def test_tables_are_kept_used_and_repaired(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_gone_costs_nothing_but_time(tmp_path: Path) -> None:
     assert "f" in run(tmp_path / "missing")
+
+
+def test_a_folder_whose_name_is_no_unicode(tmp_path: Path) -> None:
+    folder = tmp_path / "\udcff"
+    folder.mkdir()
+    assert run(folder) == run(folder) and len(list(folder.iterdir())) == 1
