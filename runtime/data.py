@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,4 +72,4 @@ def _parts(files: list[TokenFile], length: int) -> tuple[list[Segment], list[Seg
 
 
 def _fingerprint(files: list[TokenFile]) -> str:
-    return hashlib.blake2b("\n".join(f.fingerprint for f in files).encode(), digest_size=12).hexdigest()
+    return hashlib.blake2b(os.fsencode("\n".join(f.fingerprint for f in files)), digest_size=12).hexdigest()

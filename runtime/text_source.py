@@ -72,7 +72,7 @@ def byte_tokens(files: list[Path], named: frozenset[Path] = frozenset()) -> Toke
             stat = path.stat()
         except OSError as e:
             raise UserError(f"{path}: cannot read it: {e.strerror or e}") from e
-        key.update(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{path in named}\n".encode())
+        key.update(os.fsencode(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{path in named}\n"))
     target = cache_folder("data") / f"{key.hexdigest()}.bin"
     if target.exists():
         try:
@@ -130,6 +130,6 @@ def _walk(root: Path, skip: frozenset[str] = frozenset()) -> Iterator[Path]:
 
 def _by_hash(root: Path, files: Iterator[Path]) -> list[Path]:
     def order(path: Path) -> bytes:
-        return hashlib.blake2b(path.relative_to(root).as_posix().encode(), digest_size=8).digest()
+        return hashlib.blake2b(os.fsencode(path.relative_to(root)), digest_size=8).digest()
 
     return sorted(files, key=order)

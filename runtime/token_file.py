@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def _looked_through(file: TokenFile) -> tuple[int, bool]:
     identity = f"{file.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {file.fingerprint} {file.bound}"
     note = None
     with suppress(UserError):  # where nothing can be kept, the next start looks again
-        note = cache_folder("data") / f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.json"
+        note = cache_folder("data") / f"{hashlib.blake2b(os.fsencode(identity), digest_size=16).hexdigest()}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = parse_json(read_small(note)) if note is not None else {}
         if found["file"] == identity and type(found["bound"]) is int:

@@ -58,7 +58,7 @@ def step_key(file: Path, lock: Path | None, **asked: object) -> StepKey | None:
     except (UserError, OSError, ValueError):
         return None
     text = content_text((texts, chosen, sorted(asked.items()), compiler_digest(), sys.version))
-    return StepKey(hashlib.sha256(text.encode()).hexdigest()[:32], frozenset(texts))
+    return StepKey(hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32], frozenset(texts))
 
 
 def load_step(key: StepKey) -> KeptStep | None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -75,6 +76,8 @@ def options(
 def main() -> None:
     """Run the command line; ends the process."""
     sys.argv[1:] = spread_data(sys.argv[1:])
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as on standard error: a path may hold any bytes
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop while Python ends
     try:
         try:

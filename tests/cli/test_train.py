@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tcomp.dsl.files import library
 from tests.cli.support import TINY, Tcomp, refused
 
 
@@ -110,3 +113,29 @@ def test_a_run_folder_that_cannot_be_made(tcomp: Tcomp, text: str, tmp_path: Pat
 def test_unwritable_cache_folder(tcomp: Tcomp, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TCOMP_CACHE", text + "/below")
     refused(tcomp("train", *TINY, "--data", text), "cache folder", "cannot be written", "TCOMP_CACHE")
+
+
+@pytest.mark.slow
+def test_names_that_are_not_utf_8(tmp_path: Path, text: str) -> None:
+    """Of the data, the model's file and the run."""
+    odd = tmp_path / "\udcff"
+    (odd / "data").mkdir(parents=True)
+    (odd / "data" / "\udcfe.txt").write_text(Path(text).read_text())
+    (odd / "mine.tc").write_text((library() / "gpt2.tc").read_text())
+    command = [
+        sys.executable,
+        "-m",
+        "tcomp",
+        "train",
+        "mine.tc",
+        *TINY,
+        "--steps",
+        "1",
+        "--data",
+        "data",
+        "--run",
+        "\udcfd",
+    ]
+    found = subprocess.run(command, cwd=odd, capture_output=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert b"Traceback" not in found.stderr and b"run folder" in found.stdout
