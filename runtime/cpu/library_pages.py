@@ -37,7 +37,7 @@ def _unwritten(library: str) -> list[tuple[int, int]]:
     writes relocated addresses into some, which it protects afterwards)."""
     found: list[tuple[int, int]] = []
     current: tuple[int, int] | None = None
-    for line in Path("/proc/self/smaps").read_text().splitlines():
+    for line in Path("/proc/self/smaps").read_text(errors="surrogateescape").splitlines():
         fields = line.split(maxsplit=_HEADER_FIELDS)
         if not fields[0].endswith(":"):
             start, _, stop = fields[0].partition("-")

@@ -55,8 +55,11 @@ class ContentCache:
 
     def load(self, key: str) -> bytes | None:
         """The content of that key; None where it is missing, cut short, or altered."""
+        path = self.path(key)
         try:
-            content = self.path(key).read_bytes()
+            if not path.is_file():  # a pipe would be waited for
+                return None
+            content = path.read_bytes()
         except OSError:
             return None
         head = len(self.magic) + _HEADER.size

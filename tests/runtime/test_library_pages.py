@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
 import subprocess
 import sys
@@ -54,3 +56,13 @@ def test_an_executor_keeps_little_of_the_compiler() -> None:
     mappings = re.split(r"\n(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text())
     llvm = [m for m in mappings if "libllvmlite" in m.partition("\n")[0]]
     assert llvm and sum(int(n) for m in llvm for n in re.findall(r"\nRss: +(\d+) kB", m)) < 30 << 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_mapped_files_may_have_any_name(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff.bin"
+    with open(name, "wb+") as file:
+        file.write(bytes(mmap.PAGESIZE))
+        file.flush()
+        with mmap.mmap(file.fileno(), 0):
+            assert release_pages(str(tmp_path / "libother.so")) == 0

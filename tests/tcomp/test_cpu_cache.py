@@ -227,3 +227,12 @@ def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TCOMP_CACHE", "/y")
     assert default_folder() == Path("/y/kernels")
     assert default_folder("cubins") == Path("/y/cubins")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_in_a_kernels_place_is_not_waited_for(tmp_path: Path) -> None:
+    cache = ObjectCache(tmp_path)
+    os.mkfifo(cache.path("k"))
+    assert cache.load("k") is None
+    cache.store("k", b"code")
+    assert cache.load("k") == b"code"
