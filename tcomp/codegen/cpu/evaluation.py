@@ -209,8 +209,9 @@ class Evaluator:
         if op == "round":
             assert isinstance(node.data, DType)
             return self.memory.round_to(v[0], node.data)
-        if op == "pair":
-            word = formats.bf16_pair(b, v[0], v[1])
+        if op in ("pair", "rounded pair"):
+            features = self.domain.scope.features
+            word = formats.bf16_pair(b, *v) if op == "pair" else formats.flushed_pair(self.em, *v, features)
             return word if lanes_of(word.type) else b.sext(word, I64)
         if op == "stochastic":
             return formats.stochastic_bf16(b, v[0], v[1])

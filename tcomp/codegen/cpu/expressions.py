@@ -17,6 +17,8 @@ from tcomp.instructions.vector_matching import vector_instruction
 
 PAIR = "pair of bf16"
 """The function that joins two values, which are bf16 ones, to a word of their bits: the first in the lower half."""
+ROUNDED_PAIR = "pair rounded to bf16"
+"""The same of any two f32 values, rounded; subnormals may become zeros."""
 _DTYPES = {d.value: d for d in DType}
 _BINARY = {"+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "%": "mod", "**": "pow"}
 _COMPARE = {"<", "<=", ">", ">=", "==", "!="}
@@ -148,6 +150,8 @@ class Graph:
             return self.node("dot", "f32", tuple(nodes), instruction.family)
         if name == PAIR:
             return self.node("pair", "int", tuple(self.cast(n, "f32") for n in nodes))
+        if name == ROUNDED_PAIR:
+            return self.node("rounded pair", "int", tuple(self.cast(n, "f32") for n in nodes))
         if name in _DTYPES:
             if len(nodes) == 2:
                 return self._stochastic(nodes[0], self.cast(nodes[1], "f32"), _DTYPES[name])

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.types import F32, I8, I16, I32, BFloat, IrValue, Type, constant, like
+from tcomp.codegen.cpu.emitter import Emitter
+from tcomp.codegen.cpu.types import F32, I8, I16, I32, BFloat, IrValue, Type, constant, lanes_of, like
 from tcomp.dsl.ast import DType
 
 _MAGNITUDE, _INFINITY = 0x7FFFFFFF, 0x7F800000
@@ -65,6 +66,25 @@ def bf16_bits(b: ir.IRBuilder, value: IrValue) -> IrValue:
 def bf16_bits_at_once(b: ir.IRBuilder, value: IrValue) -> IrValue:
     """The same by the CPU's instruction (vcvtneps2bf16), which takes subnormal numbers for zeros of their sign."""
     return b.bitcast(b.fptrunc(value, like(value.type, BFloat())), like(value.type, I16))
+
+
+_ROUNDING_TWO = {16: "llvm.x86.avx512bf16.cvtne2ps2bf16.512", 8: "llvm.x86.avx512bf16.cvtne2ps2bf16.256"}
+
+
+def flushed_pair(em: Emitter, low: IrValue, high: IrValue, features: frozenset[str]) -> IrValue:
+    """The bits of two f32 rounded to bf16, as one i32, for readers to whom subnormals are zeros: by the instruction
+    that makes them so, where there is one."""
+    b, lanes = em.builder, lanes_of(low.type)
+    t: Type = like(low.type, I32)
+    name = _ROUNDING_TWO.get(lanes) if "avx512bf16" in features else None
+    if name is None:
+        first, second = (b.zext(bf16_bits(b, v), t) for v in (low, high))
+        return b.or_(first, b.shl(second, constant(t, 16)))
+    both = em.intrinsic(name, ir.VectorType(BFloat(), 2 * lanes), [high, low], [])
+    halves = b.bitcast(both, ir.VectorType(I16, 2 * lanes))
+    order = [ir.Constant(I32, i + half * lanes) for i in range(lanes) for half in (0, 1)]
+    mask = ir.Constant(ir.VectorType(I32, 2 * lanes), order)
+    return b.bitcast(b.shuffle_vector(halves, ir.Constant(halves.type, ir.Undefined), mask), t)
 
 
 def bf16_pair(b: ir.IRBuilder, low: IrValue, high: IrValue) -> IrValue:

@@ -21,7 +21,7 @@ from tcomp.codegen.cpu.compute import ComputeGenerator
 from tcomp.codegen.cpu.conditions import at_most_zero
 from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter
-from tcomp.codegen.cpu.expressions import PAIR
+from tcomp.codegen.cpu.expressions import PAIR, ROUNDED_PAIR
 from tcomp.codegen.cpu.integers import affine_form, expression, length
 from tcomp.codegen.cpu.pack import copied_axes, fill_zeros, generate_pack
 from tcomp.dsl.ast import (
@@ -124,10 +124,11 @@ def pack_groups(em: Emitter, scope: Scope, pack: Pack) -> None:
         groups = whole if even else symbols.bind(_groups(k), f"{k.name}.groups")
         own = Binary("+", k.start, Binary("*", Num(GROUP), Name(k.name)))
         places = (_substituted(pack.source, k.name, e) for e in (own, Binary("+", own, Num(1))))
-        low, high = (e if source.dtype is buffer.dtype else Call(buffer.dtype.value, (e,)) for e in places)
-        _joined(em, scope, pack, k, tile, (Num(0), whole), Call(PAIR, (low, high)))
+        low, high = places
+        join = PAIR if source.dtype is buffer.dtype else ROUNDED_PAIR
+        _joined(em, scope, pack, k, tile, (Num(0), whole), Call(join, (low, high)))
         if not even:
-            _joined(em, scope, pack, k, tile, (whole, groups), Call(PAIR, (low, Num(0.0))))
+            _joined(em, scope, pack, k, tile, (whole, groups), Call(join, (low, Num(0.0))))
         axes, _ = copied_axes(scope, _with(pack, k, Num(0), groups), tile)
         fill_zeros(em, scope, tile, axes, _target(tile, axes))
 

@@ -147,7 +147,9 @@ def test_their_inner_loops_widen_and_round_nothing(attention: Module) -> None:
     op = backward_of("attention", attention)
     assert op is not None
     (kernel,) = lower(bound(op, DType.BF16), attention, dims, ZEN4, threads=2).kernels
-    loops = dot_loops(kernel_assembly(kernel, ZEN4))
+    assembly = kernel_assembly(kernel, ZEN4)
+    assert "vcvtneps2bf16" in assembly and "vcvtne2ps2bf16" in assembly  # dS, by keys; P and dS, by queries
+    loops = dot_loops(assembly)
     assert len(loops) >= 5
     for loop in loops:
         dots = [i for i in loop if i.startswith("vdpbf16ps")]
