@@ -210,8 +210,11 @@ class Evaluator:
             assert isinstance(node.data, DType)
             return self.memory.round_to(v[0], node.data)
         if op in ("pair", "rounded pair"):
-            features = self.domain.scope.features
-            word = formats.bf16_pair(b, *v) if op == "pair" else formats.flushed_pair(self.em, *v, features)
+            low, high = v
+            if op == "pair":
+                word = formats.bf16_pair(b, low, high)
+            else:
+                word = formats.flushed_pair(self.em, low, high, self.domain.scope.features)
             return word if lanes_of(word.type) else b.sext(word, I64)
         if op == "stochastic":
             return formats.stochastic_bf16(b, v[0], v[1])
