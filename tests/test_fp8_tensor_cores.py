@@ -86,10 +86,24 @@ def test_layers_are_the_oracles(name: str, backward: str, target: str) -> None:
         ("linear_gelu_fp8_block.backward", "sm_120a", (520, 32, 48)),
         ("linear_gelu_fp8.backward", "sm_90a", (64, 528, 64)),
         ("linear_gelu_fp8", "sm_90a", (1, 16, 16)),
+        ("linear_gelu_fp8", "sm_90a", (520, 32, 48)),
+        ("linear_gelu_fp8.backward", "sm_120a", (520, 32, 48)),
+        ("linear_gelu_fp8", "sm_120a", (24, 528, 64)),
+        ("linear_gelu_fp8.backward", "sm_90a", (24, 528, 64)),
     ],
 )
 def test_tall_wide_and_tiny(name: str, target: str, sizes: tuple[int, int, int]) -> None:
     close(name, target, dict(zip("MNK", sizes, strict=True)) | {"H": 16})
+
+
+@pytest.mark.parametrize("rows, columns", [(32, 48), (24, 528), (1, 16)])
+def test_a_narrow_tile_that_is_turned_has_room_for_what_lanes_cover_either_way(rows: int, columns: int) -> None:
+    """Lanes past the end of a smaller one would all be sent to its last row, and meet in that row's banks."""
+    module, machine = eight_bit_layers(), machine_for_target("sm_90a")
+    op = bound(module.ops["linear_gelu_fp8"], DType.BF16)
+    lowered = lower(op, module, {"M": rows, "N": rows, "K": columns, "H": 16}, machine)
+    tiles = {t.name: t.shape for k in lowered.kernels for t in k.tiles if t.name in ("Xq", "Wq")}
+    assert tiles == {"Xq": (64, 64), "Wq": (64, 64)}
 
 
 @pytest.mark.slow

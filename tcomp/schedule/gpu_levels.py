@@ -111,14 +111,24 @@ class GpuLevels:
 
 def padded_extents(plan: KernelPlan, extents: Mapping[str, int], itemsize: int) -> dict[str, int]:
     """Extents for the sizes of tiles: loops that end in mma have room for whole instructions (32 bytes of k, 16 rows
-    or columns, a warpgroup's rows)."""
+    or columns, a warpgroup's rows), and loops that threads turn in shared memory for all that their lanes cover either
+    way: with fewer, lanes past a narrow tile's end would meet in the banks of its last row or column."""
     out = dict(extents)
+    for (index, _), m in plan.special.items():
+        own = plan.loops.get(index)
+        if own is not None and _turned(own, m):
+            out[index] = max(extents[index], min((t.block for t in own.tiles if t.block is not None), default=1))
     for m in (*plan.loops.values(), *plan.special.values()):
         if m.mma:
             unit = max(16, 32 // itemsize, m.warp.tile if m.warp is not None else 1)
             unit = max(unit, GROUP_ROWS) if m.warp is not None and m.warp.group else unit
             out[m.index] = max(out[m.index], -(-extents[m.index] // unit) * unit)
     return out
+
+
+def _turned(one: LoopMap, other: LoopMap) -> bool:
+    """Do lanes along one dimension of a warp share the loop out in one equation, and along the other in another?"""
+    return one.lane is not None and other.lane is not None and one.lane.place != other.lane.place
 
 
 def _clustered(name: str, tiles: Sequence[TileLevel], block: int, span: Span) -> TileLevel:
