@@ -56,18 +56,19 @@ class MatrixStore:
         layout = buffer.layout
         assert isinstance(layout, Swizzled)
         panel, inside = divmod(column * buffer.dtype.bytes, layout.width)
-        spread = self.domain.places[self.rows].spread
+        down, across = (self.domain.places[a].spread for a in (self.rows, self.columns))
 
         def lane_part() -> Int:
-            warp: Int = em.coordinate(f"warp.{spread.warp}") if spread.warp else 0
+            row, right = (em.coordinate(f"warp.{s.warp}") if s.warp else 0 for s in (down, across))
             lane = em.lane()
             b = em.at(0)
-            own = em.add(em.mul(warp, spread.warp_tile), b.and_(lane, em.i64(2 * SIDE - 1)))
+            own = em.add(em.mul(row, down.warp_tile), b.and_(lane, em.i64(2 * SIDE - 1)))
             first = em.add(em.mul(b.lshr(lane, em.i64(4)), SIDE), inside // buffer.dtype.bytes)
+            first = em.add(em.mul(right, across.warp_tile), first)
             at = column_bytes(em, buffer, layout, first, granule_of(em, layout, own))
             return em.add(em.mul(own, layout.width), at)
 
-        key = ("matrix store", layout, buffer.shape, buffer.dtype, spread, inside)
+        key = ("matrix store", layout, buffer.shape, buffer.dtype, down, across, inside)
         part: Int = em.once(0, key, lane_part)
         root, level = self.domain.block.roots[buffer.name], self.domain.block.levels.get(buffer.name, 0)
 

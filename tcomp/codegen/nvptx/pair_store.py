@@ -71,21 +71,23 @@ class PairStore:
     def _address(self, row: int, column: int, block: int) -> tuple[IrValue, int]:
         """The lane's pointer to its pair of a block of 8 columns, and a number of bytes to add."""
         em, width = self.em, self.layout.width
-        spread = self.domain.places[self.rows].spread
-        warp: Int = em.coordinate(f"warp.{spread.warp}") if spread.warp else 0
+        down, across = (self.domain.places[a].spread for a in (self.rows, self.columns))
+        warp, right = (em.coordinate(f"warp.{s.warp}") if s.warp else 0 for s in (down, across))
+        panel_bytes = self.layout.panel_rows(self.target.buffer.shape) * width
         y, x = em.i64(em.coordinate("lane.y")), em.coordinate("lane.x")
 
         def first() -> Int:
             """Of the lane's first pair; those of other blocks differ in bits of their own."""
             b = em.at(0)
-            own = em.add(em.mul(warp, spread.warp_tile), y)
+            own = em.add(em.mul(warp, down.warp_tile), y)
+            left = em.mul(right, across.warp_tile // self.width * panel_bytes)
             turn = em.mul(b.and_(b.lshr(y, em.i64(self.bit // 2)), em.i64(1)), SIDE * 4 * self.step)
             inside = b.xor(em.i64(em.mul(x, 8)), em.i64(granule_of(em, self.layout, y)))
-            return em.add(em.mul(own, width), b.xor(inside, em.i64(turn)))
+            return em.add(em.add(left, em.mul(own, width)), b.xor(inside, em.i64(turn)))
 
-        part: Int = em.once(0, ("pair store", width, spread), first)
+        part: Int = em.once(0, ("pair store", self.layout, self.target.buffer.shape, down, across), first)
         root = self.domain.block.roots[self.target.buffer.name]
         b = em.here()
         at = b.xor(em.i64(part), em.i64(SIDE * 4 * block)) if block else em.i64(part)
-        panel = column // self.width * self.layout.panel_rows(self.target.buffer.shape) * width
+        panel = column // self.width * panel_bytes
         return b.gep(root, [at], source_etype=I8), row * width + panel

@@ -3,6 +3,7 @@ both storage orders of both operands, without bank conflicts. All checks of the 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -152,18 +153,45 @@ def test_a_narrow_result_is_rounded_once() -> None:
 
 
 @pytest.mark.parametrize("target", ["sm_90a", "sm_120a"])
-def test_results_of_mma_sync_leave_by_stmatrix(target: str) -> None:
-    """...and by the copy engine, where both are: warps that divide the rows alone."""
-    text = source("bf16", "mma.sync", "bf16", False, False, "cp.async swizzle", {})
-    text = text.replace(" / warp.x(32)", "").replace("warp.y(32)", "warp.y(16)") + "  stage Y in shared at n by tma\n"
-    module, machine, shape = load_text(text, "product.tc"), machine_for_target(target), {"M": 72, "N": 80, "K": 96}
+@pytest.mark.parametrize(
+    "out, rows, columns, bn",
+    [
+        ("bf16", "warp.y(16)", "", 64),
+        ("bf16", "warp.y(32)", "warp.x(32) / ", 64),
+        ("bf16", "warp.y(32)", "warp.x(16, 2) / ", 64),
+        ("bf16", "warp.y(32)", "warp.x(64) / ", 128),
+        ("bf16", "", "warp.x(16) / ", 64),
+        ("f32", "warp.y(32)", "warp.x(32) / ", 64),
+        ("f32", "warp.y(16, 2)", "warp.x(64) / ", 128),
+    ],
+)
+def test_results_of_mma_sync_leave_in_whole_squares(target: str, out: str, rows: str, columns: str, bn: int) -> None:
+    """...by stmatrix or in pairs, and by the copy engine, where both are: warps that divide rows, columns or both."""
+    text = source("bf16", "mma.sync", out, False, False, "cp.async swizzle", {"bn": bn})
+    text = text.replace("warp.y(32) / ", f"{rows} / " if rows else "").replace("warp.x(32) / ", columns)
+    text += "  stage Y in shared at n by tma\n"
+    module, machine, shape = load_text(text, "product.tc"), machine_for_target(target), {"M": 72, "N": 144, "K": 96}
     op = module.ops["product"]
     lowered = lower(op, module, shape, machine)
     ptx = compile_kernel(lowered.kernels[0], machine).ptx
-    assert "mma.sync" in ptx and "stmatrix" in ptx and "st.global" not in ptx
+    assert "mma.sync" in ptx and "st.global" not in ptx
+    stores = set(re.findall(r"(stmatrix\S+|st\.shared\S*)", ptx))
+    assert stores == {"stmatrix.sync.aligned.m8n8.x4.shared.b16" if out == "bf16" else "st.shared.v2.b32"}
     given = random_inputs(op, shape, 5)
     inputs = {p.name: values(stored(given[p.name], p.dtype), p.dtype) for p in op.params}
     found, wanted = execute(lowered, op, inputs, machine, conflicts=0)["Y"], evaluate(op, module, inputs, shape)["Y"]
+    assert np.abs(found - wanted).max() <= 2.0**-8 * np.abs(wanted).max()
+
+
+def test_results_of_warps_that_do_not_fill_the_tile_stay_inside_of_it() -> None:
+    text = source("bf16", "mma.sync", "bf16", False, False, "cp.async swizzle", {"bm": 80})
+    text += "  stage Y in shared at n by tma\n"
+    module, machine, shape = load_text(text, "product.tc"), machine_for_target("sm_90a"), {"M": 160, "N": 192, "K": 64}
+    op = module.ops["product"]
+    given = random_inputs(op, shape, 5)
+    inputs = {p.name: values(stored(given[p.name], p.dtype), p.dtype) for p in op.params}
+    found = execute(lower(op, module, shape, machine), op, inputs, machine)["Y"]
+    wanted = evaluate(op, module, inputs, shape)["Y"]
     assert np.abs(found - wanted).max() <= 2.0**-8 * np.abs(wanted).max()
 
 
