@@ -1,10 +1,11 @@
 """Runs one wave of blocks: groups of lanes with a common position step together, lowest position first.
 
 Lowest-first makes lanes that took different ways meet again where the ways join, because compilers lay code
-out in that order; correctness does not depend on it. A group that spins on memory (goes round a loop with an
-atomic or volatile load and none of its lanes leaves) rests until nobody else can run. Lanes that wait for others
-(barriers, warp instructions) are set aside until those come. When nothing can run, or all that can goes round with
-nothing changed in memory or registers, that is a deadlock and is reported.
+out in that order; correctness does not depend on it. Cohorts of blocks (starts.py) do not meet: a position of a
+later cohort comes after all of an earlier one's, so it runs while those wait or rest. A group that spins on memory
+(goes round a loop with an atomic or volatile load and none of its lanes leaves) rests until nobody else can run.
+Lanes that wait for others (barriers, warp instructions) are set aside until those come. When nothing can run, or all
+that can goes round with nothing changed in memory or registers, that is a deadlock and is reported.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Executor:
         self.m = m
         self.barriers = Barriers(m)
         self.calls = Calls(m)
-        self.parked: dict[int, Sel] = {}
+        self.parked: dict[int, Sel] = {}  # by position: basic block + cohort x span
+        self.base = 0  # the position of the running cohort's first basic block
         self.looked: tuple[int, ...] = ()
         self.bodies: list[list[Run]] = []
         self.finish: list[Finish] = []
@@ -46,6 +48,7 @@ class Executor:
         self.resting: dict[int, Sel] = {}
         d = Decoder(m)
         blocks = m.flow.blocks
+        self.span = len(blocks) + 1
         self.index = {b.start: n for n, b in enumerate(blocks)}
         for n, b in enumerate(blocks):
             code = m.program.code[b.start : b.end]
@@ -155,15 +158,18 @@ class Executor:
                 return [(n + 1, sel)]
             stay = np.setdiff1d(ids(sel), go, assume_unique=True)
             if len(stay):
-                self.parked[n] = stay
+                self.parked[self.base + n] = stay
             return [(n + 1, go)] if len(go) else []
 
         return act
 
     # --- running
-    def run_wave(self, sel: Sel) -> None:
-        m = self.m
-        ready: dict[int, Sel] = {0: sel}
+    def run_wave(self, cohorts: list[tuple[int, Sel]]) -> None:
+        """`cohorts`: the round in which each starts (how often all before it have waited), and its lanes."""
+        m, span = self.m, self.span
+        ready: dict[int, Sel] = {}
+        later = [(start, k * span, sel) for k, (start, sel) in enumerate(cohorts)]
+        rounds = 0
         self.parked.clear()
         self.barriers.start()
         self.calls.start()
@@ -173,6 +179,10 @@ class Executor:
         retried = False
         self.resting.clear()
         while not m.stopped:
+            while later and not ready and (later[0][0] <= rounds or not self.can_go_on(retried, idle)):
+                _, at, sel = later.pop(0)
+                ready[at], idle, last = sel, 0, None
+            rounds += not ready
             if not ready and self.resting:
                 where = (m.progress, *((n, count(sub)) for n, sub in (*self.resting.items(), *self.parked.items())))
                 idle, last = (idle + 1, last) if where == last else (0, where)
@@ -195,11 +205,13 @@ class Executor:
                 if self.parked or self.barriers.waiting():
                     self.deadlock("no lane can go on")
                 return
-            n = min(ready)
-            here = ready.pop(n)
+            at = min(ready)
+            here = ready.pop(at)
             for others in (self.parked, self.resting):
-                if n in others:
-                    here = merge(here, others.pop(n))
+                if at in others:
+                    here = merge(here, others.pop(at))
+            n = at % span
+            self.base = base = at - n
             while True:
                 lanes = count(here)
                 report.instructions += lanes * lengths[n]
@@ -217,18 +229,23 @@ class Executor:
                     continue
                 break
             for to, sub in following:
+                at = base + to
                 if to <= n and self.spins[n] is not None:
-                    lanes = count(sub)
-                    before, as_many = turns.get(n, (0, 0))
-                    turns[n] = (before + 1 if lanes == as_many else 0, lanes)
-                    if before >= SPIN and to not in ready:
-                        self.resting[to] = sub
-                        del turns[n]
+                    lanes, loop = count(sub), base + n
+                    before, as_many = turns.get(loop, (0, 0))
+                    turns[loop] = (before + 1 if lanes == as_many else 0, lanes)
+                    if before >= SPIN and at not in ready:
+                        self.resting[at] = sub
+                        del turns[loop]
                         continue
-                ready[to] = merge(ready[to], sub) if to in ready else sub
+                ready[at] = merge(ready[at], sub) if at in ready else sub
             if steps > m.options.max_steps:
                 self.deadlock(f"still running after {steps} steps: a loop that never ends", ready)
                 return
+
+    def can_go_on(self, retried: bool, idle: int) -> bool:
+        """May lanes that wait or spin go on, though no others start?"""
+        return not idle if self.resting else bool(self.parked) and not retried
 
     def stuck(self, idle: int) -> bool:
         """Has a round of spinning left everything as it was? Looked at now and then, for it takes a while."""
@@ -247,6 +264,9 @@ class Executor:
     def late(self) -> bool:
         return any(part.time_out() for part in self.m.parts)
 
+    def first_of(self, at: int) -> Instr:
+        return self.m.program.code[self.m.flow.blocks[at % self.span].start]
+
     def deadlock(self, why: str, running: Mapping[int, Sel] = MappingProxyType({})) -> None:
         """One finding that lists each waiting, spinning or running warp with its line and what it waits for."""
         m, lines, first, where = self.m, [], None, None
@@ -260,14 +280,14 @@ class Executor:
                 lines.append(f"{at} {what(lane)}")
 
         for n, sel in sorted(self.parked.items()):
-            i = m.program.code[m.flow.blocks[n].start]
+            i = self.first_of(n)
             waits = f"waits in `{i.opcode}` for the other lanes of its mask"
             note(i, sel, m.explain.get((i.line, i.opcode), lambda _, text=waits: text))  # type: ignore[misc]
         for n, sel in sorted(self.resting.items()):
-            loop = next((i for i in self.spins[n:] if i is not None), m.program.code[m.flow.blocks[n].start])
+            loop = next((i for i in self.spins[n % self.span :] if i is not None), self.first_of(n))
             note(loop, sel, lambda _: "spins on the memory that this line looks at")
         for n, sel in sorted(running.items()):
-            note(m.program.code[m.flow.blocks[n].start], sel, lambda _: "is running")
+            note(self.first_of(n), sel, lambda _: "is running")
         for i, lanes, text in self.barriers.describe():
             first, where = (lanes, i) if first is None else (first, where)
             lines += text

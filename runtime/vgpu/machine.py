@@ -22,6 +22,7 @@ from tcomp.runtime.vgpu.program import Program
 from tcomp.runtime.vgpu.ptx import Instr, PtxModule
 from tcomp.runtime.vgpu.races import Sets
 from tcomp.runtime.vgpu.report import Finding, Report, Traffic
+from tcomp.runtime.vgpu.starts import starts
 
 Dim = tuple[int, int, int]
 _DTYPES = {1: bool, 16: np.uint16, 32: np.uint32, 64: np.uint64, 128: np.complex128}
@@ -32,12 +33,14 @@ class Options:
     """`checks`: races, initialisation, barriers (bounds and alignment are always on). `profile`: sectors and
     bank conflicts, of which more than `conflicts` extra passes for a warp's access, on average over the warps that
     come to it together, are a finding. `wave_threads`: lanes that run together; blocks that wait for each other must
-    fit in it."""
+    fit in it. `order`: a seed that shuffles the order in which the blocks of a wave start and take turns (starts.py);
+    0: as numbered."""
 
     checks: bool = True
     profile: bool = True
     conflicts: float = math.inf
     wave_threads: int = 16384
+    order: int = 0
     max_steps: int = 50_000_000
 
 
@@ -137,12 +140,14 @@ class Machine:
             found = self._rows[name] = self.files[width(self.program.registers[name])][self.flow.row[name]]
         return found
 
-    def start_wave(self, first: int, blocks: int) -> Sel:
-        """Places blocks `first .. first + blocks` of the grid in the slots; gives the lanes that start."""
+    def start_wave(self, first: int, blocks: int) -> list[tuple[int, Sel]]:
+        """Places blocks `first .. first + blocks` of the grid in the slots; gives each cohort's start and lanes."""
         gx, gy, _ = self.grid
         cx, cy, cz = self.cluster
         slot, rank = self.slot[:: self.stride], self.rank[:: self.stride]  # of each block: its first lane's
         number = (first + slot) // self.ranks
+        placed, cohorts = starts(self.options.order, first // self.ranks, blocks // self.ranks)
+        number[:blocks] = first // self.ranks + np.repeat(placed, self.ranks)
         wide, high = gx // cx, gy // cy
         x = number % wide * cx + rank % cx
         y = number // wide % high * cy + rank // cx % cy
@@ -167,9 +172,13 @@ class Machine:
         if self.warpgroups is not None:
             self.warpgroups.start()
         self.now += 1
-        if self.threads == self.stride:
-            return slice(0, blocks * self.stride)
-        return np.flatnonzero(self.alive)
+        size = self.ranks * self.stride
+        ends = [*(place for place, _ in cohorts[1:]), blocks // self.ranks]
+        found: list[tuple[int, Sel]] = []
+        for (place, start), end in zip(cohorts, ends, strict=True):
+            of = slice(place * size, end * size)
+            found.append((start, of if self.threads == self.stride else np.flatnonzero(self.alive[of]) + of.start))
+        return found
 
     def running(self) -> Array:
         """Which slots have a block with a thread left."""

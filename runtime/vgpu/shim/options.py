@@ -24,18 +24,21 @@ class ShimOptions:
 
 
 def from_environment() -> tuple[str, int, ShimOptions]:
-    """Machine, devices and options from TCOMP_VGPU_MACHINE, _DEVICES, _STRICT, _CHECKS and _DRIVER_VERSION, for
-    a process that found the library by LD_LIBRARY_PATH."""
+    """Machine, devices and options from TCOMP_VGPU_MACHINE, _DEVICES, _STRICT, _CHECKS, _ORDER and _DRIVER_VERSION,
+    for a process that found the library by LD_LIBRARY_PATH."""
     get = os.environ.get
     try:
         devices, version = int(get("TCOMP_VGPU_DEVICES") or 1), int(get("TCOMP_VGPU_DRIVER_VERSION") or 13000)
+        order = int(get("TCOMP_VGPU_ORDER") or 0)
+        if order < 0:
+            raise ValueError(f"TCOMP_VGPU_ORDER is {order}, the least is 0")
     except ValueError as e:
         raise UserError(
-            f"TCOMP_VGPU_DEVICES and TCOMP_VGPU_DRIVER_VERSION are whole numbers: {e}", "unset or correct them"
+            f"TCOMP_VGPU_DEVICES, _DRIVER_VERSION and _ORDER are whole numbers: {e}", "unset or correct them"
         ) from e
     checks = get("TCOMP_VGPU_CHECKS", "1") != "0"
     options = ShimOptions(
-        device=Options(checks=checks, profile=checks),
+        device=Options(checks=checks, profile=checks, order=order),
         strict=get("TCOMP_VGPU_STRICT", "0") not in ("", "0"),
         driver_version=version,
         blocking=get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0"),

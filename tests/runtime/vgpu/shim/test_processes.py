@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tcomp.runtime.vgpu.shim.options import from_environment
 from tests.runtime.vgpu.shim.conftest import SCALE
 
 USE = f"""
@@ -73,8 +74,14 @@ print(count.value)
 def test_a_wrong_machine_in_the_environment_is_said(folder: str) -> None:
     done = python(USE, LD_LIBRARY_PATH=folder, TCOMP_VGPU_MACHINE="h1oo")
     assert "no description of a GPU 'h1oo'" in done.stderr and "CUDA_ERROR_NO_DEVICE" in done.stderr
-    done = python(USE, LD_LIBRARY_PATH=folder, TCOMP_VGPU_DEVICES="many")
-    assert "whole numbers" in done.stderr and "CUDA_ERROR_NO_DEVICE" in done.stderr
+    for wrong in ({"TCOMP_VGPU_DEVICES": "many"}, {"TCOMP_VGPU_ORDER": "-1"}):
+        done = python(USE, LD_LIBRARY_PATH=folder, **wrong)
+        assert "whole numbers" in done.stderr and "CUDA_ERROR_NO_DEVICE" in done.stderr
+
+
+def test_an_order_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TCOMP_VGPU_ORDER", "7")
+    assert from_environment()[2].device.order == 7
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
