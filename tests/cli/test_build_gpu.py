@@ -88,6 +88,18 @@ def test_our_own_kernels_have_no_findings(target: str, tcomp: Tcomp) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model,config,batch", [("gpt2", "124M", 4), ("gpt2", "124M", 16), ("llama", "smollm_135M", 4)])
+def test_a_full_size_step_by_the_shipped_lockfile_has_no_findings(
+    model: str, config: str, batch: int, tcomp: Tcomp
+) -> None:
+    """No spill, no serialised wgmma, no setmaxnreg without effect, no schedule that is not taken."""
+    size = ("--config", config, "-B", str(batch), "-T", "1024", "--precision", "bf16")
+    result = tcomp("build", model, *size, "--target", "sm_90a", "--strict")
+    assert result.code == 0, result.out + result.error
+    assert "findings    none" in result.out and "op instances by" in result.out and f"{model}.h100.lock" in result.out
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("model,length", [("gpt2", "130"), ("llama", "131")])
 def test_attention_of_at_most_two_turns_is_not_serialised(model: str, length: str, tcomp: Tcomp) -> None:
     size = ("-B", "1", "-T", length, "--dim", f"{'S' if model == 'gpt2' else 'V'}=256")
