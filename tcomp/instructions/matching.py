@@ -315,3 +315,8 @@ def _check_extents(i: Instruction, m: Axis, n: Axis, k: Axis) -> None:
                 f"loop '{axis.name}' gives a warp {part} values; {i.name} takes {multiple} at a time",
                 f"choose tiles that are multiples of {multiple}",
             )
+        if axis.spread is not None and axis.spread.warp and axis.block % part:
+            raise MatchError(
+                f"loop '{axis.name}' has tiles of {axis.block} values, no multiple of a warp's {part}",
+                f"choose a tile that is a multiple of {part}",
+            )

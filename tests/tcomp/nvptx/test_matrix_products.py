@@ -183,18 +183,6 @@ def test_results_of_mma_sync_leave_in_whole_squares(target: str, out: str, rows:
     assert np.abs(found - wanted).max() <= 2.0**-8 * np.abs(wanted).max()
 
 
-def test_results_of_warps_that_do_not_fill_the_tile_stay_inside_of_it() -> None:
-    text = source("bf16", "mma.sync", "bf16", False, False, "cp.async swizzle", {"bm": 80})
-    text += "  stage Y in shared at n by tma\n"
-    module, machine, shape = load_text(text, "product.tc"), machine_for_target("sm_90a"), {"M": 160, "N": 192, "K": 64}
-    op = module.ops["product"]
-    given = random_inputs(op, shape, 5)
-    inputs = {p.name: values(stored(given[p.name], p.dtype), p.dtype) for p in op.params}
-    found = execute(lower(op, module, shape, machine), op, inputs, machine)["Y"]
-    wanted = evaluate(op, module, inputs, shape)["Y"]
-    assert np.abs(found - wanted).max() <= 2.0**-8 * np.abs(wanted).max()
-
-
 def test_sums_stay_in_registers_over_the_pipeline() -> None:
     module = load_text(source("bf16", "mma.sync", "f32", False, False, "cp.async swizzle", {}), "product.tc")
     (kernel,) = lower(module.ops["product"], module, {"M": 64, "N": 64, "K": 256}, machine_for_target("sm_80")).kernels
