@@ -16,6 +16,7 @@ from typing import Any
 
 LARGEST = 1 << 26
 """Bytes of a small file at most."""
+_PIECE = 1 << 16
 _DEEPEST = 100
 _DEEP = f"tables and lists are nested deeper than {_DEEPEST}"
 
@@ -33,10 +34,12 @@ def read_small(path: Path, pipes: bool = False) -> str:
     """The UTF-8 text of a regular file (or, with `pipes`, of anything) of at most LARGEST bytes."""
     if not pipes:
         check_regular(path)
+    content = bytearray()
     with open(path, "rb") as f:
-        content = f.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise OSError(errno.EFBIG, f"more than {LARGEST >> 20} MiB", str(path))
+        while piece := f.read(_PIECE):  # memory for what is there, not for what may be
+            content += piece
+            if len(content) > LARGEST:
+                raise OSError(errno.EFBIG, f"more than {LARGEST >> 20} MiB", str(path))
     return content.decode("utf-8")
 
 

@@ -95,4 +95,5 @@ def test_products_use_the_instruction_where_the_cpu_has_it(
         assert result.code == 0, result.error
         kernels = {k["kernel"]: k for k in json.loads((tmp_path / "r.json").read_text())["kernels"]}
         assert kernels["linear_gelu"]["instruction"] == kernels["matmul.backward.dW"]["instruction"] == used
-        assert not kernels["attention"]["instruction"]
+        assert kernels["attention"]["instruction"] == kernels["attention.backward"]["instruction"] == used
+        assert not kernels["layernorm"]["instruction"]
