@@ -17,15 +17,21 @@ from tcomp.errors import UserError
 from tests.autotune.support import scale
 
 
-def test_a_report_has_wins_reasons_and_figures(tmp_path: Path) -> None:
-    kept = storage.open_storage(tmp_path / "t.sqlite3")
+def new_study(kept: optuna.storages.BaseStorage) -> tuple[Job, optuna.Study]:
+    """A job of the kernel `scale`, and its study, in which the default's time stands."""
     module, instance, space = scale()
     hashes = op_hash(instance.op, module), schedule_hash(module.schedules["scale", "cpu"])
     job = Job(instance, instance.key, space, 0, *hashes, 1e-3)
     study = storage.open_study(kept, job, "avx2", "measured", 0)
     storage.add_default(study, space, 1e-3)
+    return job, study
+
+
+def test_a_report_has_wins_reasons_and_figures(tmp_path: Path) -> None:
+    kept = storage.open_storage(tmp_path / "t.sqlite3")
+    job, study = new_study(kept)
     for i in range(8):
-        trial, values = storage.ask(study, space)
+        trial, values = storage.ask(study, job.space)
         trial.set_user_attr("model", float(values["A"]))
         if i == 3:
             trial.set_user_attr("kind", "wrong")
@@ -56,13 +62,9 @@ def test_rank_correlation() -> None:
 def kept_study(path: Path) -> tuple[Job, optuna.Study]:
     """A storage file with a study of a few trials."""
     kept = storage.open_storage(path)
-    module, instance, space = scale()
-    hashes = op_hash(instance.op, module), schedule_hash(module.schedules["scale", "cpu"])
-    job = Job(instance, instance.key, space, 0, *hashes, 1e-3)
-    study = storage.open_study(kept, job, "avx2", "measured", 0)
-    storage.add_default(study, space, 1e-3)
+    job, study = new_study(kept)
     for i in range(4):
-        trial, _ = storage.ask(study, space)
+        trial, _ = storage.ask(study, job.space)
         for name, value in {"kind": "timed", "reason": "", "seconds": 1e-3, "model": 2.0}.items():
             trial.set_user_attr(name, value)
         study.tell(trial, 0.5 + i / 10)

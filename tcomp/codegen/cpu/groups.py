@@ -123,8 +123,7 @@ def pack_groups(em: Emitter, scope: Scope, pack: Pack) -> None:
         whole = symbols.bind(Binary("//", length(k), Num(GROUP)), f"{k.name}.whole")
         groups = whole if even else symbols.bind(_groups(k), f"{k.name}.groups")
         own = Binary("+", k.start, Binary("*", Num(GROUP), Name(k.name)))
-        places = (_substituted(pack.source, k.name, e) for e in (own, Binary("+", own, Num(1))))
-        low, high = places
+        low, high = (_substituted(pack.source, k.name, e) for e in (own, Binary("+", own, Num(1))))
         join = PAIR if source.dtype is buffer.dtype else ROUNDED_PAIR
         _joined(em, scope, pack, k, tile, (Num(0), whole), Call(join, (low, high)))
         if not even:

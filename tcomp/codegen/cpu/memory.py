@@ -188,8 +188,8 @@ class Memory:
 def only_lane(mask: IrValue) -> int | None:
     """The one lane that a constant mask leaves on; None for other masks.
 
-    LLVM before 22.1.1 makes of a truncation and a masked store of one lane a store of the untruncated 4 bytes
-    (AVX-512; llvm/llvm-project issue 179489): such a lane is stored as a scalar.
+    With AVX-512, LLVM 22.1.0 makes of a truncation and a masked store of one lane a store of the untruncated 4 bytes
+    (llvm/llvm-project issue 179489): such a lane is stored as a scalar.
     """
     lanes = mask.constant if isinstance(mask, ir.Constant) else ()
     on = [i for i, lane in enumerate(lanes) if lane.constant] if isinstance(lanes, (list, tuple)) else []
