@@ -20,10 +20,12 @@ from tcomp.ir.tile import Swizzled
 _MODES = {128: 1, 64: 2, 32: 3}
 GROUP = 8
 """rows after which a core matrix ends"""
+ADDRESS = 0x3FFF
+"""the bits of a descriptor that its encoded address takes"""
 
 
 def encoded(offset: int) -> int:
-    return (offset & 0x3FFFF) >> 4
+    return offset >> 4 & ADDRESS
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from llvmlite import ir
 
 from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.types import F32, I32, IrValue
-from tcomp.codegen.nvptx.descriptor import Descriptors, descriptors
+from tcomp.codegen.nvptx.descriptor import ADDRESS, Descriptors, descriptors
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
@@ -151,7 +151,9 @@ class WarpgroupGenerator:
 
     def _encoded(self, d: Descriptors, root: IrValue, group: Int) -> Int:
         em, b = self.em, self.em.builder
-        low = b.or_(b.lshr(b.ptrtoint(root, I32), em.i64(4)), em.i64(d.low))
+        # (In a cluster an address has the block's number at bit 24 and above, which belongs in no descriptor.)
+        address = b.and_(b.lshr(b.ptrtoint(root, I32), em.i64(4)), em.i64(ADDRESS))
+        low = b.or_(address, em.i64(d.low))
         return em.add(low, em.mul(group, d.offset(ROWS, 0)))
 
     def _registers(self) -> list[IrValue]:
