@@ -161,6 +161,10 @@ class Decoder:
         if v is not None and v.space == "frame":
             frame = self.m.frame
             return lambda sel: frame[sel].astype(t.dtype) + value
+        if v is not None and v.space == "shared" and self.m.ranks > 1 and t.size >= 4:
+            # As the assembler has it (SR_CgaCtaId): with the block's number in the cluster above the place.
+            own = (self.m.rank.astype(t.dtype) + t.dtype.type(1)) * t.dtype.type(mem.CLUSTER_STEP) + value
+            return lambda sel: own[sel]
         return lambda sel: value
 
     def put(self, o: Operand, t: Scalar | str) -> Put:

@@ -1,7 +1,7 @@
 """Addresses across the blocks of a cluster (PTX ISA 9.7.9.23 and .24): mapa, getctarank; isspacep for shared::cta.
 
-A shared address below CLUSTER_STEP is the own block's; rank r's memory begins at (r + 1) steps. Generic addresses
-are the same, moved into the shared window.
+Rank r's memory begins at (r + 1) steps, and in clusters of several blocks variables have their addresses there; an
+address below CLUSTER_STEP is the own block's too. Generic addresses are the same, moved into the shared window.
 """
 
 from __future__ import annotations

@@ -254,9 +254,17 @@ def is_space(d: Decoder, i: Instr) -> Run:
     space = i.parts[1].split("::")[0]
     a, put = d.source(i.operands[1], "u64"), d.put(i.operands[0], "pred")
     if space in ("shared", "local"):
-        low, whole = np.uint64(_WINDOWS[space]), space == "local" or i.parts[1] == "shared::cluster"
-        size = np.uint64(memory.WINDOW if whole else memory.CLUSTER_STEP)
-        return lambda sel: put(sel, (a(sel) >= low) & (a(sel) < low + size))
+        low = np.uint64(_WINDOWS[space])
+        if space == "local" or i.parts[1] == "shared::cluster":
+            return lambda sel: put(sel, (a(sel) >= low) & (a(sel) < low + np.uint64(memory.WINDOW)))
+        rank, step = d.m.rank.astype(np.uint64) + np.uint64(1), np.uint64(memory.CLUSTER_STEP)
+
+        def own(sel: Sel) -> None:
+            """The block's own memory has two addresses: without its number in the cluster, and with it."""
+            part = (a(sel) - low) // step
+            put(sel, (a(sel) >= low) & ((part == 0) | (part == rank[sel])))
+
+        return own
     if space == "param":
         first = np.uint64(memory.PARAM_WINDOW)
         return lambda sel: put(sel, (a(sel) >= first) & (a(sel) < first + np.uint64(memory.WINDOW)))

@@ -70,6 +70,15 @@ def test_products_on_tensor_cores(m: int) -> None:
     assert shape.cluster == 2 and [m.map.box for m in shape.maps] == [(64, 128), (64, 32)]
 
 
+def test_operands_across_k_on_tensor_cores() -> None:
+    """Their descriptors hold how far panels are apart beside the address, which in a cluster has the block's number in
+    its upper bits: none of those may come into the descriptor."""
+    text = TENSOR.format(bn=128).replace("W: bf16[N, K]", "W: bf16[K, N]").replace("W[n, k]", "W[k, n]")
+    found = lowered(text.replace("pipe(64, 3)", "pipe(64, 2)"), {"M": 300, "N": 136, "K": 136})
+    ptx, _ = run(found, given(found, RNG), replace(H100, sms=4))
+    assert ".reqnctapercluster 2, 1, 1" in ptx
+
+
 def test_a_peer_that_is_not_waited_for_is_found() -> None:
     """The tests above would notice: here all readers tell block 0 that they are done, and none block 1."""
     found = lowered(TEXT.format(rows=32, by="tma", flags="producer warp"), {"M": 32, "N": 32, "K": 256})
