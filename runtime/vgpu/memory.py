@@ -23,7 +23,7 @@ ARGS_WINDOW = 0x7C00_0000_0000
 PARAM_WINDOW = 0x7D00_0000_0000
 CODE_WINDOW = 0x7E00_0000_0000  # where functions have their addresses, 16 bytes each
 WINDOW = 0x0100_0000_0000
-CLUSTER_STEP = 1 << 24  # in shared::cluster, rank r's memory begins at (r + 1) steps; below lies the own block's once more
+CLUSTER_STEP = 1 << 24  # in shared::cluster, rank r begins at (r + 1) steps; below lies the own block once more
 GUARD = 4096
 
 
