@@ -11,17 +11,26 @@ Exit status 1 when something was wrong, 0 otherwise (skipped sections included).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import platform
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+AGAIN = 75
+"""A section's process ended with the context of its GPU, and goes on behind the case (gpu_job.py)."""
+OUT_OF_TIME, HUNG = -1000, -1001
+PATIENCE = 25.0
+"""Seconds in which a case on a GPU says nothing before it is given up."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,13 @@ SECTIONS = (
     Section("machine", "Machine", 20),
     Section("ops", "Every op against the oracle, f32", 110),
     Section("step", "Training steps against the CPU backend", 60),
+    Section("sweep_products", "Products on tensor cores at awkward shapes, against the oracle", 45),
+    Section("sweep_attention", "Attention at awkward shapes, against the oracle", 45),
+    Section("sweep_fp8", "8-bit layers at awkward shapes, against the oracle", 45),
     Section("ops_bf16", "Every op against the oracle, bf16 storage", 70),
+    Section("products", "Products, beside the model's predictions and PyTorch's library", 50),
+    Section("attention", "Attention, beside the model's predictions, PyTorch's library and published figures", 60),
+    Section("fp8", "8-bit products, beside the model's predictions and PyTorch's library", 50),
     Section("kernels", "Time of every kernel of the step", 80),
     Section("step_time", "Time of the step, beside PyTorch", 150),
     Section("tuning", "Tuning of the products, a minute", 75),
@@ -53,6 +68,7 @@ def main() -> None:
     parser.add_argument("--setting", default="4x1024", help="BxT to time")
     parser.add_argument("--budget", type=float, default=540, help="seconds for everything")
     parser.add_argument("--sections", default=",".join(s.name for s in SECTIONS), help="some of the sections")
+    parser.add_argument("--family-predictions", type=Path, help="file of gpu_cases.py, to predict nothing meanwhile")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the report")
     args = parser.parse_args()
     wanted = args.sections.split(",")
@@ -92,20 +108,29 @@ def run_section(section: Section, args: argparse.Namespace, limit: float, notes:
     notes.unlink(missing_ok=True)
     child = [sys.executable, str(HERE / "gpu_sections.py"), section.name, str(notes)]
     child += ["--device", "virtual" if args.virtual else args.device, "--config", args.config]
-    child += ["--setting", args.setting, "--limit", str(max(1.0, limit - 5))]
+    child += ["--setting", args.setting]
     if args.virtual:
         child += ["--gpu", args.gpu]
-    began = time.monotonic()
-    environment = {**os.environ, "TCOMP_VGPU_QUIET": "1"}
-    try:
-        done = subprocess.run(child, capture_output=True, text=True, timeout=limit, check=False, env=environment)
-        code, error = done.returncode, done.stderr
-    except subprocess.TimeoutExpired as e:
-        code, error = -1, e.stderr.decode(errors="replace") if isinstance(e.stderr, bytes) else e.stderr or ""
-    items = [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
+    if args.family_predictions:
+        child += ["--family-predictions", str(args.family_predictions.resolve())]
+    began, skip = time.monotonic(), 0
+    deadline = began + limit
+    while True:
+        again = ["--skip", str(skip), "--limit", str(max(1.0, deadline - time.monotonic() - 5))]
+        code, error = watched([*child, *again], notes, deadline, math.inf if args.virtual else PATIENCE)
+        case = begun(notes)
+        if case is None or code in (0, OUT_OF_TIME):
+            break
+        skip = case["number"] + 1  # the case failed, and the process with it: the others go on
+        why = {HUNG: "it did not end", AGAIN: ""}.get(code, " ".join(error.strip().splitlines()[-1:]) or f"exit {code}")
+        with notes.open("a") as out:
+            if why:
+                out.write(json.dumps({"kind": "row", "what": case["what"], "error": why, "good": False}) + "\n")
+            out.write(json.dumps({"kind": "done"}) + "\n")
+    items = noted(notes)
     notes.unlink(missing_ok=True)
     ending = next((i for i in items if i.get("kind") == "end"), None)
-    items = [i for i in items if i.get("kind") != "end"]
+    items = [i for i in items if i.get("kind") not in ("begin", "done", "end")]
     wrong = sum(not i.get("good", True) for i in items)
     result: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1), "items": items, "wrong": wrong}
     if ending is not None and ending.get("skipped"):
@@ -115,11 +140,50 @@ def run_section(section: Section, args: argparse.Namespace, limit: float, notes:
         result |= {"state": "wrong" if wrong else "cut short" if cut else "ok"}
         if cut:
             result["reason"] = "its share of the time was used up"
-    elif code == -1:
+    elif code == OUT_OF_TIME:
         result |= {"state": "wrong" if wrong else "cut short", "reason": "it was stopped when its time was used up"}
     else:
         result |= {"state": "failed", "reason": "\n".join(error.strip().splitlines()[-12:])}
     return result
+
+
+def watched(command: list[str], notes: Path, deadline: float, patience: float) -> tuple[int, str]:
+    """Run a section's process until it ends, its time is over, or a case has said nothing for `patience` seconds; its
+    exit status and what it printed. It is ended with the processes that it started."""
+    environment = {**os.environ, "TCOMP_VGPU_QUIET": "1"}
+    with tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(command, stdout=said, stderr=said, env=environment, start_new_session=True)
+        code, seen, since = None, -1, time.monotonic()
+        try:
+            while code is None:
+                try:
+                    code = child.wait(0.1)
+                except subprocess.TimeoutExpired:
+                    now, size = time.monotonic(), notes.stat().st_size if notes.exists() else 0
+                    if size != seen:
+                        seen, since = size, now
+                    if now > deadline:
+                        code = OUT_OF_TIME
+                    elif now - since > patience and begun(notes) is not None:
+                        code = HUNG
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        said.seek(0)
+        return code, said.read().decode(errors="replace")
+
+
+def begun(notes: Path) -> dict[str, Any] | None:
+    """The case that a section is at: the last one that has begun and has not ended."""
+    last = next((i for i in reversed(noted(notes)) if i.get("kind") in ("begin", "done")), None)
+    return last if last and last["kind"] == "begin" else None
+
+
+def noted(notes: Path) -> list[dict[str, Any]]:
+    """What a section has written down so far, but a line that it was just writing."""
+    lines = notes.read_text().split("\n")[:-1] if notes.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 # ------------------------------------------------------------------------------------------------ report

@@ -13,50 +13,27 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_families import attention, fp8, products
+from gpu_job import AGAIN, Item, Job, Lost, Skip
+from gpu_sweep import sweep_attention, sweep_fp8, sweep_products
 
 from tcomp.cli import common
 from tcomp.dsl.ast import DType, Module, Op
 from tcomp.errors import UserError
 from tcomp.runtime.cuda.device import CudaDevice
 
-Item = dict[str, Any]
 TOLERANCE = 1e-4
 """Relative L2 distance from the oracle, in f32."""
 MICRO = {"L": 2, "H": 2, "C": 32, "V": 61, "S": 16}
 LOSS_TOLERANCE = 1e-5
 """Relative difference of a loss from the CPU backend's."""
-
-
-@dataclass
-class Job:
-    """What a section is given."""
-
-    device: CudaDevice
-    config: str
-    batch: int
-    length: int
-    deadline: float
-    cut: bool = False
-
-    @property
-    def real(self) -> bool:
-        return self.device.kind == "cuda"
-
-    def over(self) -> bool:
-        """Whether the time is used up; noted, for the report."""
-        self.cut = self.cut or time.monotonic() > self.deadline
-        return self.cut
-
-
-class Skip(Exception):
-    """The section cannot run here; the reason."""
 
 
 def machine(job: Job) -> Iterator[Item]:
@@ -352,7 +329,11 @@ def _serve_virtual(gpu: str, pipe: Any, subject: Any) -> None:
 
 # --------------------------------------------------------------------------------------------------- main
 
-SECTIONS = {f.__name__: f for f in (machine, ops, step, ops_bf16, kernels, step_time, tuning)}
+SECTIONS: dict[str, Callable[[Job], Iterator[Item]]] = {
+    f.__name__: f
+    for f in (machine, ops, step, sweep_products, sweep_attention, sweep_fp8, ops_bf16, products, attention, fp8,
+              kernels, step_time, tuning)
+}  # fmt: skip
 
 
 def main() -> None:
@@ -364,6 +345,8 @@ def main() -> None:
     parser.add_argument("--config", default="124M")
     parser.add_argument("--setting", default="4x1024")
     parser.add_argument("--limit", type=float, default=60)
+    parser.add_argument("--skip", type=int, default=0, help="cases that are done")
+    parser.add_argument("--family-predictions", type=Path, help="file of gpu_cases.py")
     args = parser.parse_args()
     deadline = time.monotonic() + args.limit
     with args.notes.open("a") as notes:
@@ -377,11 +360,14 @@ def main() -> None:
             assert isinstance(device, CudaDevice)
             real = device.kind == "cuda"
             b, t = (int(v) for v in args.setting.split("x")) if real else (2, 16)
-            job = Job(device, args.config if real else "tiny", b, t, deadline)
+            known = json.loads(args.family_predictions.read_text()) if args.family_predictions else {}
+            job = Job(device, args.config if real else "tiny", b, t, deadline, args.skip, known)
             for item in SECTIONS[args.section](job):
                 note(item)
         except Skip as e:
             note({"kind": "end", "skipped": str(e)})
+        except Lost:
+            sys.exit(AGAIN)
         except UserError as e:
             sys.exit(str(e))
         else:

@@ -29,9 +29,9 @@ def accept(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
 
 def test_sections_are_skipped_when_the_time_is_used_up(tmp_path: Path) -> None:
     code, report, text = accept(tmp_path, "--virtual", "--budget", "1")
-    assert code == 0 and len(report["sections"]) == 7
+    assert code == 0 and len(report["sections"]) == 13
     assert {s["state"] for s in report["sections"].values()} == {"skipped"}
-    assert text.count("skipped: the time for the whole run was used up") == 7
+    assert text.count("skipped: the time for the whole run was used up") == 13
 
 
 @pytest.mark.slow
@@ -57,3 +57,13 @@ def test_correctness_sections_on_the_virtual_gpu(tmp_path: Path) -> None:
     assert len(report["sections"]["kernels"]["items"]) > 20
     assert all("1 default" in row["candidates"] for row in report["sections"]["tuning"]["items"])
     assert not any("microseconds" in item for item in report["sections"]["kernels"]["items"]), "a claim about time"
+
+
+@pytest.mark.slow
+def test_sections_of_tensor_core_families_on_the_virtual_gpu(tmp_path: Path) -> None:
+    names = ["sweep_products", "sweep_attention", "sweep_fp8", "products", "attention", "fp8"]
+    code, report, text = accept(tmp_path, "--virtual", "--sections", ",".join(names))
+    assert code == 0 and [report["sections"][n]["state"] for n in names] == ["ok"] * 6, text
+    items = [i for s in report["sections"].values() for i in s["items"]]
+    assert len(items) >= 16 and all(i["good"] and not i["faults"] for i in items)
+    assert not any("us" in i for i in items), "a claim about time"
