@@ -8,7 +8,8 @@
 
 So sums are not stored to be loaded again, and what the maps read and write goes to and from memory beside the
 multiplication and not in a burst behind it. A map moves where it walks the same axes, reads what the reduction and the
-maps before it write at the very point where they write it, and nobody else reads the sums.
+maps before it write at the very point where they write it, and nobody else reads the sums. It may pass statements in
+between that have nothing to do with it (gradients that are written behind all sums).
 """
 
 from __future__ import annotations
@@ -16,31 +17,34 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from tcomp.dsl.ast import Binary, Expr, Name, Num, accesses_in
+from tcomp.dsl.ast import Access, Binary, Expr, Name, Num, accesses_in, conjuncts, names_in
 from tcomp.ir.tile import Buffer, Compute, Loop, Pack, Scope, Statement
 from tcomp.ir.walk import computes
 
 Body = tuple[Statement, ...]
 
 
-def with_epilogues(phases: Sequence[Body], tiles: Mapping[str, Buffer]) -> list[Body]:
-    """The phases with maps moved into the reductions before them."""
+def with_epilogues(
+    phases: Sequence[Body], tiles: Mapping[str, Buffer], inplace: frozenset[tuple[str, str]] = frozenset()
+) -> list[Body]:
+    """The phases with maps moved into the reductions before them. `inplace` are outputs that may share memory with
+    inputs."""
     private = frozenset(b.name for b in tiles.values() if b.scope is Scope.SCRATCH)
-    return [_moved(p, p, private) for p in phases]
+    return [_moved(p, p, private, inplace) for p in phases]
 
 
-def _moved(body: Body, phase: Body, private: frozenset[str]) -> Body:
+def _moved(body: Body, phase: Body, private: frozenset[str], inplace: frozenset[tuple[str, str]]) -> Body:
     out: list[Statement] = []
     rest = list(body)
     while rest:
         s = rest.pop(0)
         if isinstance(s, Loop):
-            s = replace(s, body=_moved(s.body, phase, private))
+            s = replace(s, body=_moved(s.body, phase, private, inplace))
         reduction = _reduction(s)
         if reduction is not None and reduction.target.tensor in private:
-            maps = _following(reduction, rest)
+            maps = _following(reduction, rest, inplace)
             if maps and sum(_reads(m, reduction) for m in maps) == len(list(_readers(phase, reduction))):
-                rest = rest[len(maps) :]
+                rest = [x for x in rest if not any(x is m for m in maps)]
                 s = _with_epilogue(s, reduction, maps)
         out.append(s)
     return tuple(out)
@@ -61,15 +65,24 @@ def _reduction(s: Statement) -> Compute | None:
     if not isinstance(s, Compute) or not s.reduced or s.epilogue or not s.distinct or s.atomic or s.late:
         return None
     vector = _vector(s)
-    return s if vector is not None and vector not in s.reduced and s.guard is None and s.region is None else None
+    # (A region that names a summed index leaves out zeros of the sum; one that names none would leave out points.)
+    points = all(names_in(c) & s.reduced for c in conjuncts(s.region))
+    return s if vector is not None and vector not in s.reduced and s.guard is None and points else None
 
 
-def _following(reduction: Compute, rest: Sequence[Statement]) -> list[Compute]:
-    """The maps, of those right behind it, that can move into a reduction."""
+def _following(reduction: Compute, rest: Sequence[Statement], inplace: frozenset[tuple[str, str]]) -> list[Compute]:
+    """The maps behind it that can move into a reduction, in order."""
     maps: list[Compute] = []
+    passed: list[Compute | Pack] = []
     for m in rest:
-        if not isinstance(m, Compute) or m.reduced or m.accumulate or m.prefetch or not m.distinct or m.instruction:
+        if isinstance(m, Pack):
+            passed.append(m)
+            continue
+        if not isinstance(m, Compute):
             break
+        if m.reduced or m.accumulate or m.prefetch or not m.distinct or m.instruction or m.epilogue:
+            passed.append(m)
+            continue
         before = [reduction, *maps]
         written = {c.target.tensor: c.target for c in before}
         read = accesses_in(m.value)
@@ -82,11 +95,35 @@ def _following(reduction: Compute, rest: Sequence[Statement]) -> list[Compute]:
             and all(written.get(a.tensor, a).subscripts == a.subscripts for a in read)
             and m.target.tensor not in written
             and all(a.tensor != m.target.tensor for c in (*before, m) for a in accesses_in(c.value))
+            and not any(_meet(m, x, inplace) for x in passed)
         )
-        if not fits:
-            break
-        maps.append(m)
+        if fits:
+            maps.append(m)
+        else:
+            passed.append(m)
     return maps
+
+
+def _meet(m: Compute, other: Compute | Pack, inplace: frozenset[tuple[str, str]]) -> bool:
+    """May one of two statements write what the other reads or writes?"""
+    if isinstance(other, Pack):
+        written, read = [Access(other.buffer, ())], [other.source]
+    else:
+        both = (other, *other.epilogue)
+        values = [e for c in both for e in (c.value, c.guard) if e is not None]
+        written, read = [c.target for c in both], [a for e in values for a in accesses_in(e)]
+    own = accesses_in(m.value)
+    if any((m.target.tensor, a.tensor) in inplace for a in read):
+        return True
+    return any(_same(m.target, a) for a in (*written, *read)) or any(_same(a, w) for a in own for w in written)
+
+
+def _same(a: Access, b: Access) -> bool:
+    """May two accesses mean one element? Not where a subscript of both is a number, and not the same one."""
+    numbers = (
+        (x, y) for x, y in zip(a.subscripts, b.subscripts, strict=False) if isinstance(x, Num) and isinstance(y, Num)
+    )
+    return a.tensor == b.tensor and all(x.value == y.value for x, y in numbers)
 
 
 def _with_epilogue(s: Statement, reduction: Compute, maps: Sequence[Compute]) -> Statement:

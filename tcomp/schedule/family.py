@@ -40,6 +40,7 @@ from tcomp.schedule.tiling import CpuTiler, Tiler
 
 Machine = CpuMachine | GpuMachine
 Phases = list[tuple[Statement, ...]]
+Pairs = frozenset[tuple[str, str]]
 
 
 class Family(Protocol):
@@ -88,10 +89,11 @@ class Family(Protocol):
         phases: Phases,
         plan: KernelPlan,
         shape: ThreadShape | None,
+        inplace: Pairs,
         text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
-        """The kernel's tiles where they live, and its phases. `shape` is that of a GPU's blocks, `text` that of a
-        written schedule."""
+        """The kernel's tiles where they live, and its phases. `shape` is that of a GPU's blocks, `inplace` are outputs
+        that may share memory with inputs, `text` is that of a written schedule."""
         ...
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
@@ -136,11 +138,12 @@ class CpuFamily:
         phases: Phases,
         plan: KernelPlan,
         shape: ThreadShape | None,
+        inplace: Pairs,
         text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
         check_fetched(phases, plan.stages, text or "")
         every, phases = with_rounded_operands(tiles, phases)
-        return every, with_epilogues([prefetched(p, plan.stages) for p in phases], every)
+        return every, with_epilogues([prefetched(p, plan.stages) for p in phases], every, inplace)
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         tiles = {i: [t.block for t in m.tiles if t.block is not None] for i, m in plan.loops.items()}
@@ -193,6 +196,7 @@ class GpuFamily:
         phases: Phases,
         plan: KernelPlan,
         shape: ThreadShape | None,
+        inplace: Pairs,
         text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
         laid = laid_out(assign_scopes(tiles, phases, text), phases)

@@ -221,11 +221,13 @@ class _Lowering:
         phases = adding.phases(phases)
         flags = [s.flags for s in combining.sums if s.flags]
         phases = self._cleared([*flags, *sorted(adding.cleared)], shape) + phases
-        tiles, phases = self.family.finish(emitter.tiles, phases, plan, shape, self.text if self.given else None)
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names | set(added)
         writes = {t for x in leaves for t in x.written} & operand_names | set(added)
         order = [o.name for o in self.op.operands] + sorted(workspaces)
         operands = tuple(Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in order if n in reads | writes)
+        inplace = inplace_pairs(roots, {b.name: b for b in operands})
+        given_text = self.text if self.given else None
+        tiles, phases = self.family.finish(emitter.tiles, phases, plan, shape, inplace, given_text)
         kernel = Kernel(
             label,
             operands,
@@ -233,7 +235,7 @@ class _Lowering:
             tuple(phases),
             frozenset(reads),
             frozenset(writes),
-            inplace_pairs(roots, {b.name: b for b in operands}),
+            inplace,
             arithmetic(leaves, self.extents, local),
             self.op.name,
             shape,

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tcomp.dsl.load import load_text
+from tcomp.dsl.ast import Access, Expr, Name, Num
+from tcomp.dsl.load import load, load_text
+from tcomp.grad import backward_of
 from tcomp.ir.interpret import Interpreter
 from tcomp.ir.print import print_kernel
 from tcomp.ir.tile import Compute, Kernel
@@ -16,7 +18,10 @@ from tcomp.machine.cpu import CpuMachine, detect
 from tcomp.model.single import single_op_step
 from tcomp.oracle import evaluate
 from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.schedule.epilogue import with_epilogues
 from tcomp.schedule.lower import lower
+from tests.reference.tile_ir import at, op
+from tests.tcomp.cpu.support import axis, scratch
 
 LAYER = """
 op layer(X: real[M, K], W: real[N, K], b: real[N], R: real[M, N]) -> P: real[M, N], Y: real[M, N]MORE:
@@ -82,6 +87,71 @@ def test_what_moves_and_what_does_not(more: str, equation: str, left: list[str],
     product = next(c for c in reductions(kernels[0]) if c.target.tensor == "acc")
     assert [m.target.tensor for m in product.epilogue] == left
     check(text, (50, 100, 160), detect(), 2, tmp_path)
+
+
+def moved(
+    beside: Expr, value: Expr, inplace: frozenset[tuple[str, str]] = frozenset(), parts: tuple[int, int] | None = None
+) -> tuple[str, ...]:
+    """The maps that move into `acc[m, n] = sum k: X[m, k] * W[n, k]` of `twice = beside; Y = value` behind it. With
+    `parts`, both are parts of Y."""
+    m, n = axis("m", 8, unroll=4), axis("n", 32, unroll=2, lanes=16)
+    k = axis("k", 8)
+    product = op("*", at("X", "m", "k"), at("W", "n", "k"))
+    acc = Compute(at("acc", "m", "n"), product, (m, n, k), frozenset({"k"}), "sum")
+    first, second = ("twice", "Y") if parts is None else ("Y", "Y")
+    targets = [
+        Access(name, (*(() if parts is None else (Num(part),)), Name("m"), Name("n")))
+        for name, part in zip((first, second), parts or (0, 0), strict=True)
+    ]
+    body = (acc, Compute(targets[0], beside, (m, n)), Compute(targets[1], value, (m, n)))
+    tiles = {t: scratch(t, 8, 32) for t in ("acc", "twice")}
+    (out, *_), *_ = with_epilogues([body], tiles, inplace)
+    assert isinstance(out, Compute)
+    return tuple(c.target.tensor for c in out.epilogue)
+
+
+def test_a_map_passes_statements_that_have_nothing_to_do_with_it_and_no_others() -> None:
+    double, sums = op("*", at("R", "m", "n"), Num(2.0)), at("acc", "m", "n")
+    assert moved(double, sums) == ("Y",)
+    assert moved(double, op("+", sums, at("twice", "m", "n"))) == ()  # it reads what the other writes
+    assert moved(op("*", at("Y", "m", "n"), Num(2.0)), sums) == ()  # it writes what the other reads
+    assert moved(double, sums, frozenset({("Y", "R")})) == ()  # which may be one memory
+    assert moved(double, sums, parts=(0, 1)) == ("Y",)
+    assert moved(double, sums, parts=(1, 1)) == ()
+
+
+def attention_sums(backward: bool, length: int) -> dict[str, list[str]]:
+    """Each product's maps in the shipped attention of one head: the reductions' targets -> the maps' targets."""
+    module = load("models/ops/attention.tc")
+    op = backward_of("attention", module) if backward else module.ops["attention"]
+    (kernel,) = lower(op, module, {"B": 1, "T": length, "H": 2, "D": 64}, AVX512).kernels
+    every = [c for phase in kernel.phases for c in computes(phase) if c.reduced]
+    return {c.target.tensor: [m.target.tensor for m in c.epilogue] for c in every}
+
+
+def test_sums_up_to_the_diagonal_have_maps_too_where_one_tile_has_the_whole_sum() -> None:
+    assert attention_sums(False, 64)["o"] == ["O"]
+    assert attention_sums(False, 256)["o"] == []  # (the loop over keys ends at the diagonal)
+    gradients = attention_sums(True, 64)
+    assert [maps for name, maps in gradients.items() if name.startswith("dQKV.sum")] == [["dQKV"]] * 3
+
+
+def test_maps_of_points_that_a_region_leaves_out_stay_apart() -> None:
+    text = (
+        "op f(X: f32[M, K], W: f32[N, K]) -> Y: f32[M, N], z: f32[M]:\n"
+        "  acc[m, n] = sum k: X[m, k] * W[n, k]\n"
+        "  Y[m, n] = select(n <= m, acc[m, n], 0.0)\n"
+        "  z[m] = sum n where n <= m: Y[m, n]\n"
+        "schedule f on cpu:\n"
+        "  m -> core(16) / unroll(4)\n"
+        "  n -> unroll(2) / vec\n"
+        "  fuse acc, Y, z at m\n"
+    )
+    module = load_text(text)
+    (kernel,) = lower(module.ops["f"], module, {"M": 64, "N": 64, "K": 8}, AVX512).kernels
+    product = next(c for c in reductions(kernel) if c.target.tensor == "acc")
+    assert product.region is not None
+    assert product.epilogue == ()
 
 
 def _bound(text: str, name: str, k: int) -> tuple:  # type: ignore[type-arg]
