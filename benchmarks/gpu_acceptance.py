@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+PREDICTIONS = HERE / "results" / "gpu_predictions.json"
 AGAIN = 75
 """A section's process ended with the context of its GPU, and goes on behind the case (gpu_job.py)."""
 OUT_OF_TIME, HUNG = -1000, -1001
@@ -35,17 +36,21 @@ PATIENCE = 25.0
 
 @dataclass(frozen=True)
 class Section:
-    """`share`: the most seconds it may take of a run on a real GPU."""
+    """`share`: the most seconds it may take of a run on a real GPU. With `precisions` it is run once for each of them,
+    as NAME:PRECISION; `--precisions` names others."""
 
     name: str
     title: str
     share: float
+    precisions: tuple[str, ...] = ()
 
 
+EVERY = ("f32", "bf16", "bf16_stochastic", "fp8", "fp8_block")
 SECTIONS = (
     Section("machine", "Machine", 20),
     Section("ops", "Every op against the oracle, f32", 110),
     Section("step", "Training steps against the CPU backend", 60),
+    Section("precisions", "Small models against the CPU backend", 60, EVERY),
     Section("sweep_products", "Products on tensor cores at awkward shapes, against the oracle", 45),
     Section("sweep_attention", "Attention at awkward shapes, against the oracle", 45),
     Section("sweep_fp8", "8-bit layers at awkward shapes, against the oracle", 45),
@@ -53,10 +58,34 @@ SECTIONS = (
     Section("products", "Products, beside the model's predictions and PyTorch's library", 50),
     Section("attention", "Attention, beside the model's predictions, PyTorch's library and published figures", 60),
     Section("fp8", "8-bit products, beside the model's predictions and PyTorch's library", 50),
-    Section("kernels", "Time of every kernel of the step", 80),
-    Section("step_time", "Time of the step, beside PyTorch", 150),
+    Section("kernels", "Time of every kernel of the step", 60, ("bf16",)),
+    Section("step_time", "Time of the step, beside PyTorch", 90, ("bf16",)),
+    Section("train", "tcomp train, resume and generate", 90, ("bf16",)),
+    Section("train_large", "tcomp train of the timed configuration", 60, ("bf16",)),
+    Section("startup", "From the start to the end of the first step", 80, ("bf16",)),
     Section("tuning", "Tuning of the products, a minute", 75),
+    Section("torch_compile", "The step by torch.compile", 150, ("bf16",)),
 )
+BY_NAME = {s.name: s for s in SECTIONS}
+
+
+def chosen(sections: str, precisions: str) -> list[tuple[Section, str]]:
+    """Sections and precisions ("" where a section has none) that the options name, in the order of SECTIONS. ValueError
+    with a message."""
+    found = []
+    for word in sections.split(","):
+        name, _, precision = word.partition(":")
+        if name not in BY_NAME:
+            raise ValueError(f"no section {name!r}; there are {', '.join(BY_NAME)}")
+        section = BY_NAME[name]
+        if precision and not section.precisions:
+            raise ValueError(f"section {name} has no precisions")
+        own = (precision,) if precision else tuple(precisions.split(",")) if precisions else section.precisions
+        for p in own if section.precisions else ("",):
+            if p and p not in EVERY:
+                raise ValueError(f"no precision {p!r}; there are {', '.join(EVERY)}")
+            found.append((section, p))
+    return sorted(dict.fromkeys(found), key=lambda pair: SECTIONS.index(pair[0]))
 
 
 def main() -> None:
@@ -65,16 +94,18 @@ def main() -> None:
     parser.add_argument("--gpu", default="h100", help="which GPU the virtual one is")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cuda:NAME")
     parser.add_argument("--config", default="124M", help="configuration to time")
-    parser.add_argument("--setting", default="4x1024", help="BxT to time")
+    parser.add_argument("--setting", default="16x1024", help="BxT to time")
+    parser.add_argument("--precisions", default="", help="bf16,fp8 ... in place of the sections' own")
+    parser.add_argument("--predictions", type=Path, default=PREDICTIONS, help="written by gpu_predictions.py")
     parser.add_argument("--budget", type=float, default=540, help="seconds for everything")
-    parser.add_argument("--sections", default=",".join(s.name for s in SECTIONS), help="some of the sections")
+    parser.add_argument("--sections", default=",".join(BY_NAME), help="some of them: machine,kernels,step_time:fp8")
     parser.add_argument("--family-predictions", type=Path, help="file of gpu_cases.py, to predict nothing meanwhile")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the report")
     args = parser.parse_args()
-    wanted = args.sections.split(",")
-    unknown = sorted(set(wanted) - {s.name for s in SECTIONS})
-    if unknown:
-        parser.error(f"no section {unknown[0]!r}; there are {', '.join(s.name for s in SECTIONS)}")
+    try:
+        wanted = chosen(args.sections, args.precisions)
+    except ValueError as e:
+        parser.error(str(e))
     args.out.mkdir(parents=True, exist_ok=True)
     stem = args.out / ("gpu_acceptance_virtual" if args.virtual else "gpu_acceptance")
     began = time.monotonic()
@@ -85,16 +116,16 @@ def main() -> None:
         "python": platform.python_version(),
         "sections": results,
     }
-    for section in SECTIONS:
-        if section.name not in wanted:
-            continue
+    for section, precision in wanted:
+        key = f"{section.name}:{precision}" if precision else section.name
         left = args.budget - (time.monotonic() - began)
         if left < 5:
-            results[section.name] = {"state": "skipped", "reason": "the time for the whole run was used up"}
+            results[key] = {"state": "skipped", "reason": "the time for the whole run was used up"}
         else:
             limit = left if args.virtual else min(left, section.share)
-            print(f"{section.name}: {section.title} (at most {limit:.0f} s)", file=sys.stderr, flush=True)
-            results[section.name] = run_section(section, args, limit, stem.with_suffix(f".{section.name}.jsonl"))
+            print(f"{key}: {section.title} (at most {limit:.0f} s)", file=sys.stderr, flush=True)
+            notes = stem.with_suffix(f".{key.replace(':', '.')}.jsonl")
+            results[key] = run_section(section, args, limit, notes, precision)
         report["seconds"] = round(time.monotonic() - began, 1)
         stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
         stem.with_suffix(".md").write_text(markdown(report))
@@ -103,7 +134,9 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def run_section(section: Section, args: argparse.Namespace, limit: float, notes: Path) -> dict[str, Any]:
+def run_section(
+    section: Section, args: argparse.Namespace, limit: float, notes: Path, precision: str = ""
+) -> dict[str, Any]:
     """Run a section in a child process; its state (ok, wrong, cut short, failed, skipped) and its items."""
     notes.unlink(missing_ok=True)
     child = [sys.executable, str(HERE / "gpu_sections.py"), section.name, str(notes)]
@@ -111,6 +144,8 @@ def run_section(section: Section, args: argparse.Namespace, limit: float, notes:
     child += ["--setting", args.setting]
     if args.virtual:
         child += ["--gpu", args.gpu]
+    if precision:
+        child += ["--precision", precision, "--predictions", str(args.predictions.resolve())]
     if args.family_predictions:
         child += ["--family-predictions", str(args.family_predictions.resolve())]
     began, skip = time.monotonic(), 0
@@ -169,7 +204,8 @@ def watched(command: list[str], notes: Path, deadline: float, patience: float) -
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # one that hangs in the driver may not even die
+                child.wait(10)
         said.seek(0)
         return code, said.read().decode(errors="replace")
 
@@ -198,7 +234,7 @@ def markdown(report: dict[str, Any]) -> str:
     if report["virtual"]:
         lines += ["On the virtual GPU: it shows what is computed and what the checks find, and nothing about time.", ""]
     lines += ["| section | outcome | seconds | items | wrong |", "|---|---|---:|---:|---:|"]
-    titles = {s.name: s.title for s in SECTIONS}
+    titles = {key: title_of(key) for key in report["sections"]}
     for name, r in report["sections"].items():
         reason = str(r.get("reason", "")).strip().splitlines()
         outcome = r["state"] + (f": {reason[-1]}" if reason else "")
@@ -211,6 +247,11 @@ def markdown(report: dict[str, Any]) -> str:
         if r["state"] == "failed":
             lines += ["", f"## {titles[name]}: failed", "", "```", r["reason"], "```"]
     return "\n".join(lines) + "\n"
+
+
+def title_of(key: str) -> str:
+    name, _, precision = key.partition(":")
+    return BY_NAME[name].title + (f", {precision}" if precision else "")
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

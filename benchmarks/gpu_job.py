@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tcomp.runtime.cuda.device import CudaDevice
 from tcomp.runtime.cuda.driver import CudaError
 
 Item = dict[str, Any]
+"""`kind` is "row" (of the section's table; `good` False where something is wrong) or what else a section keeps."""
 C = TypeVar("C")
 P = TypeVar("P")
 AGAIN = 75
@@ -33,7 +36,7 @@ FAULTS = (
 @dataclass
 class Job:
     """`skip`: how many of the section's cases are done or given up. `predicted`: kernel -> seconds of each case, from
-    a file."""
+    a file. `predictions`: a file of gpu_predictions.py, for whole steps, which are in `precision`."""
 
     device: CudaDevice
     config: str
@@ -42,11 +45,18 @@ class Job:
     deadline: float
     skip: int = 0
     predicted: dict[str, dict[str, float]] = field(default_factory=dict)
+    precision: str = "bf16"
+    predictions: Path | None = None
     cut: bool = False
 
     @property
     def real(self) -> bool:
         return self.device.kind == "cuda"
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.monotonic()
 
     def over(self) -> bool:
         """Whether the time is used up; noted, for the report."""
@@ -109,3 +119,14 @@ def reason(e: BaseException) -> str:
     """An exception in a line."""
     text = " ".join(str(e).split())
     return f"{type(e).__name__}: {text}"[:300]
+
+
+def guarded(what: Item, rows: Iterable[Item]) -> Iterator[Item]:
+    """The rows; where making them fails, one more with the reason: what comes after them is still tried."""
+    try:
+        yield from rows
+    except Skip:
+        raise
+    except Exception as e:
+        traceback.print_exc()
+        yield {"kind": "row", **what, "error": reason(e), "good": False}

@@ -52,13 +52,13 @@ def child(started: float, out: Path, arguments: list[str]) -> None:
     mark("Python")
     from tcomp.cli import main, train
 
-    def updated(_: object, program: str) -> bool:
-        """Whether a step has ended. After the last one the process does too: nothing is evaluated or saved."""
-        if program == "update" and sum(name == "update" for name, _ in marks) == STEPS - 1:
+    def ended() -> bool:
+        """A step has. After the last one the process does too: nothing is evaluated or saved."""
+        if sum(name == "update" for name, _ in marks) == STEPS - 1:
             mark("update")
             out.write_text(json.dumps(marks))
             os._exit(0)
-        return program == "update"
+        return True
 
     build = train._build
 
@@ -67,14 +67,17 @@ def child(started: float, out: Path, arguments: list[str]) -> None:
         mark("command line")
         built = build(*args)
         mark("find or build the step")
-        import tcomp.runtime.cpu.executor as cpu
-        import tcomp.runtime.device as device
         import tcomp.runtime.train as loop
 
-        ends(device.CpuDevice, "open", "libraries, data, kernels")
+        ends(type(built.device), "open", "libraries, data, kernels")
         ends(loop, "initialise", "initialise")
-        ends(cpu.CpuExecutor, "run", "forward and backward", lambda _, name: name == "micro_first")
-        ends(cpu.CpuExecutor, "run", "update", updated)
+        if built.device.kind == "cpu":
+            import tcomp.runtime.cpu.executor as cpu
+
+            ends(cpu.CpuExecutor, "run", "forward and backward", lambda _, name: name == "micro_first")
+            ends(cpu.CpuExecutor, "run", "update", lambda _, name: name == "update" and ended())
+        else:  # which runs behind: a step has ended when its results are written down
+            ends(loop.Metrics, "write", "update", lambda _: ended())
         return built
 
     train._build = building

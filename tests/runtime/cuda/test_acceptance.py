@@ -29,9 +29,9 @@ def accept(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
 
 def test_sections_are_skipped_when_the_time_is_used_up(tmp_path: Path) -> None:
     code, report, text = accept(tmp_path, "--virtual", "--budget", "1")
-    assert code == 0 and len(report["sections"]) == 13
+    assert code == 0 and {"machine", "precisions:fp8", "kernels:bf16", "torch_compile:bf16"} < report["sections"].keys()
     assert {s["state"] for s in report["sections"].values()} == {"skipped"}
-    assert text.count("skipped: the time for the whole run was used up") == 13
+    assert text.count("skipped: the time for the whole run was used up") == len(report["sections"])
 
 
 @pytest.mark.slow
@@ -44,7 +44,7 @@ def test_a_section_that_is_stopped_keeps_what_it_found(tmp_path: Path) -> None:
 
 
 def test_no_driver_fails_every_section_and_says_why(tmp_path: Path, no_driver: None) -> None:
-    code, report, text = accept(tmp_path, "--sections", "machine,kernels")
+    code, report, text = accept(tmp_path, "--sections", "machine,kernels:fp8,train")
     assert code == 1 and {s["state"] for s in report["sections"].values()} == {"failed"}
     assert "no NVIDIA driver: the library libcuda.so.1 was not found" in text
 
@@ -54,9 +54,9 @@ def test_correctness_sections_on_the_virtual_gpu(tmp_path: Path) -> None:
     code, report, text = accept(tmp_path, "--virtual", "--sections", "machine,step,kernels,tuning", "--gpu", "a100")
     assert code == 0 and {s["state"] for s in report["sections"].values()} == {"ok"}, text
     assert "virtual NVIDIA A100" in text and "the same bits" in text
-    assert len(report["sections"]["kernels"]["items"]) > 20
+    assert len(report["sections"]["kernels:bf16"]["items"]) > 20
     assert all("1 default" in row["candidates"] for row in report["sections"]["tuning"]["items"])
-    assert not any("microseconds" in item for item in report["sections"]["kernels"]["items"]), "a claim about time"
+    assert not any("us" in item for item in report["sections"]["kernels:bf16"]["items"]), "a claim about time"
 
 
 @pytest.mark.slow
@@ -67,3 +67,96 @@ def test_sections_of_tensor_core_families_on_the_virtual_gpu(tmp_path: Path) -> 
     items = [i for s in report["sections"].values() for i in s["items"]]
     assert len(items) >= 16 and all(i["good"] and not i["faults"] for i in items)
     assert not any("us" in i for i in items), "a claim about time"
+
+
+def rows(section: dict[str, Any], key: str) -> dict[str, Any]:
+    """The section's rows by what they are about."""
+    assert section["state"] == "ok", section
+    return {i[key]: i for i in section["items"] if i["kind"] == "row"}
+
+
+@pytest.mark.slow
+def test_whole_steps_on_the_virtual_gpu(tmp_path: Path) -> None:
+    sections = "precisions:fp8,step_time:bf16,train,train_large,startup,torch_compile"
+    code, report, text = accept(tmp_path, "--virtual", "--sections", sections)
+    found = report["sections"]
+    assert code == 0, text
+    assert text.count("wgmma.mma_async") == 2, "neither model is about tensor cores"
+    assert text.count("| the same bits |") == 4, "a second run of either model, and launch by launch"
+    assert rows(found["step_time:bf16"], "program").keys() > {"tcomp bf16, one graph a program"}
+    assert rows(found["train:bf16"], "what")["resumed from step-000002"]["result"] == "the same bits at the end"
+    assert rows(found["train_large:bf16"], "what")
+    assert len(rows(found["startup:bf16"], "cache")) == 2
+    assert found["torch_compile:bf16"]["reason"] == "there is no GPU for it"
+    assert not any(word in text for word in ("tokens/s |", "ms a step", "MiB")), "a claim about time or memory"
+
+
+@pytest.mark.slow
+def test_predictions_are_of_kernels_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import gpu_predictions as script
+
+    from tcomp.cli.build_gpu import TargetDevice
+    from tcomp.cli.common import build_step
+    from tcomp.machine.gpu import machine_named
+
+    machine = machine_named("h100")
+    sizes = {"L": 1, "H": 2, "C": 32}
+    step = build_step("gpt2", "tiny", 2, 16, dims=sizes, precision="bf16", device=TargetDevice(machine)).step
+    found = script.predicted(step, machine)
+    assert found["kernels"].keys() == step.kernels.keys()
+    assert found["seconds"] == pytest.approx(sum(k["seconds"] * k["launches"] for k in found["kernels"].values()))
+    name = script.key("h100", "tiny", 2, 16, "bf16")
+    (tmp_path / "said.json").write_text(json.dumps({name: found}))
+    assert script.load(tmp_path / "said.json", name) == found
+    assert script.load(tmp_path / "said.json", "other") is None and script.load(tmp_path / "none.json", name) is None
+
+
+def test_sections_are_named_with_or_without_a_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import gpu_acceptance as script
+
+    def names(sections: str, precisions: str = "") -> list[tuple[str, str]]:
+        return [(s.name, p) for s, p in script.chosen(sections, precisions)]
+
+    assert names("kernels,machine") == [("machine", ""), ("kernels", "bf16")]
+    assert names("kernels,step,train:f32", "fp8,bf16") == [
+        ("step", ""), ("kernels", "fp8"), ("kernels", "bf16"), ("train", "f32"),
+    ]  # fmt: skip
+    assert len(names("precisions")) == 5
+    for wrong, said in (("steps", "no section 'steps'"), ("step:bf16", "no precisions"), ("kernels:f64", "'f64'")):
+        with pytest.raises(ValueError, match=said):
+            names(wrong)
+
+
+@pytest.mark.slow
+def test_a_step_is_held_against_pytorchs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With PyTorch on the processors, as there is no GPU for it: what a GPU's run does but for times and memory."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    pytest.importorskip("torch")
+    program = """
+import sys, time
+from dataclasses import replace
+import gpu_step_times as times
+from gpu_job import Job
+from gpu_torch import run_torch
+from tcomp.cli.common import device_for
+job = Job(device_for("virtual", gpu="h100"), "tiny", 2, 16, time.monotonic() + 300)
+with times.workload_folder(job) as (built, workload, folder):
+    ours = []
+    rows = list(times._ours(job, built, workload, folder, ours))
+    run = run_torch(job, replace(workload, device="cpu"), folder, compiled=False)
+    agreed = list(times._agree(job, ours, run.steps))
+    assert len(agreed) == 2 and all(row.get("good", True) for row in rows + run.rows + agreed), (rows, run, agreed)
+    ours[1] = (ours[1][0], 1.1 * ours[1][1])
+    assert [row["good"] for row in times._agree(job, ours, run.steps)] == [True, False]
+    lost = run_torch(job, replace(workload, model="none", device="cpu"), folder, compiled=False)
+    assert not lost.steps and "KeyError" in lost.rows[0]["program"]
+"""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(SCRIPT.parent),
+        "TCOMP_CACHE": str(tmp_path),
+        "TCOMP_VGPU_QUIET": "1",
+    }
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=300)

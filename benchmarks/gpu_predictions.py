@@ -1,0 +1,83 @@
+"""What the static model says of every kernel of a step, made ahead for gpu_acceptance.py, which takes it beside times.
+
+    python benchmarks/gpu_predictions.py [--gpu h100] [--config 124M] [--setting 16x1024]
+        [--precisions bf16,fp8,fp8_block] [--out benchmarks/results/gpu_predictions.json]
+
+Half a minute a precision: every kernel is assembled, disassembled and read. No GPU is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tcomp.cli import common
+from tcomp.machine.gpu import GpuMachine, machine_named
+from tcomp.model.step import Step
+from tcomp.runtime.cache import cache_folder
+
+DEFAULT = Path(__file__).resolve().parent / "results" / "gpu_predictions.json"
+
+
+def code_digest(ptx: str) -> str:
+    """Tells whether a kernel that is timed is the one that was predicted."""
+    return hashlib.sha256(ptx.encode()).hexdigest()[:12]
+
+
+def predicted(step: Step, machine: GpuMachine) -> dict[str, Any]:
+    """`seconds` of the step and, by kernel: launches a step, seconds of one, what binds it, FLOPs, bytes, digest."""
+    from tcomp.autotune.gpu_predict import predict_step
+    from tcomp.runtime.cuda.kernels import compile_all
+
+    cache = cache_folder("kernels")
+    code = compile_all(step.kernels, machine, cache)
+    kernels = {
+        k.name: {
+            "launches": n, "seconds": k.seconds, "binding": k.binding, "flops": sum(p.flops for p in k.launches),
+            "bytes": sum(p.hbm_bytes for p in k.launches), "code": code_digest(code[k.name].ptx),
+        }
+        for k, n in predict_step(step, machine, cache)
+    }  # fmt: skip
+    return {"seconds": sum(k["seconds"] * k["launches"] for k in kernels.values()), "kernels": kernels}
+
+
+def key(machine: str, config: str, batch: int, length: int, precision: str) -> str:
+    return f"{machine} gpt2 {config} {batch}x{length} {precision}"
+
+
+def load(path: Path | None, wanted: str) -> Mapping[str, Any] | None:
+    """The predictions under that key; None where there are none."""
+    if path is None or not path.is_file():
+        return None
+    found: Mapping[str, Any] | None = json.loads(path.read_text()).get(wanted)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", default="h100")
+    parser.add_argument("--config", default="124M")
+    parser.add_argument("--setting", default="16x1024", help="BxT")
+    parser.add_argument("--precisions", default="bf16,fp8,fp8_block")
+    parser.add_argument("--out", type=Path, default=DEFAULT)
+    args = parser.parse_args()
+    from tcomp.cli.build_gpu import TargetDevice
+
+    machine = machine_named(args.gpu)
+    batch, length = (int(v) for v in args.setting.split("x"))
+    found = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    for precision in args.precisions.split(","):
+        built = common.build_step("gpt2", args.config, batch, length, precision=precision, device=TargetDevice(machine))
+        name = key(machine.name, args.config, batch, length, precision)
+        found[name] = predicted(built.step, machine)
+        print(f"{name}: {found[name]['seconds'] * 1e3:.2f} ms, {len(found[name]['kernels'])} kernels", flush=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

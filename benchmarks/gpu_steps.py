@@ -1,0 +1,228 @@
+"""Sections of gpu_acceptance.py: is a whole training step right on the GPU, in every precision?"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from gpu_job import Item, Job, guarded
+
+from tcomp.cli import common
+from tcomp.runtime.device import Device
+from tcomp.runtime.executor import Executor
+from tcomp.runtime.initialise import initialise
+from tcomp.runtime.train import set_scalars
+from tcomp.runtime.values import Array
+
+MICRO = {"L": 2, "H": 2, "C": 32, "V": 61, "S": 16}
+TOLERANCE = 1e-4
+"""Relative L2 distance from the oracle, in f32."""
+LOSS_TOLERANCE = 1e-5
+"""Relative difference of a loss from the CPU backend's."""
+CLOSE = {"f32": 5e-4, "bf16": 0.01, "bf16_stochastic": 0.01, "fp8": 0.02, "fp8_block": 0.02}
+"""Nats, of every loss of 20 steps from the CPU's in f32. On the CPU, the same steps in these precisions are at most
+0.003 (16 bits) and 0.008 (8 bits) away."""
+STEPS = 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """A small model: `dims` in place of its config's, B sequences of T bytes, `accumulation` of them a step."""
+
+    model: str
+    dims: dict[str, int]
+    batch: int
+    length: int
+    accumulation: int = 1
+    steps: int = STEPS
+
+
+@dataclass(frozen=True)
+class Run:
+    """`losses` of its steps; `digest` of all parameters, their master copies and the optimizer's state at the end."""
+
+    losses: tuple[float, ...]
+    digest: str
+
+
+def cases(real: bool) -> tuple[Case, ...]:
+    """Large enough for tensor cores; on the virtual GPU as small as that allows."""
+    if real:
+        return (
+            Case("gpt2", {"L": 2, "H": 4, "C": 256}, 4, 128),
+            Case("llama", {"L": 2, "H": 4, "G": 2, "D": 64, "C": 256, "F": 512}, 4, 128, accumulation=2),
+        )
+    return (
+        Case("gpt2", {"L": 1, "H": 2, "C": 32}, 1, 16, steps=2),
+        Case("llama", {"L": 1, "H": 2, "G": 1, "D": 16, "C": 32, "F": 64}, 1, 16, accumulation=2, steps=1),
+    )
+
+
+def precisions(job: Job) -> Iterator[Item]:
+    """Small models in one precision: losses beside the CPU's f32, and the same bits again, as graphs or not."""
+    for case in cases(job.real):
+        if job.over():
+            return
+        yield from guarded({"model": case.model}, _compare(job, case))
+
+
+def _compare(job: Job, case: Case) -> Iterator[Item]:
+    row: Item = {"kind": "row", "model": case.model}
+    found = len(job.device.findings())
+    built = _build(job.device, case, job.precision)
+    executor = job.device.open(built.step)
+    try:
+        yield from guarded(row, _instructions(job, case, executor))
+        first = _train(executor, case)
+        again = _train(executor, case)
+    finally:
+        executor.close()
+    wanted = _once(common.device_for("cpu"), case, "f32")
+    away = [abs(a - b) for a, b in zip(first.losses, wanted.losses, strict=True)]
+    limit = CLOSE[job.precision]
+    for number in sorted({1, (case.steps + 1) // 2, case.steps}):
+        ours, theirs = first.losses[number - 1], wanted.losses[number - 1]
+        yield row | {"what": f"loss of step {number}", "GPU": f"{ours:.5f}", "CPU, f32": f"{theirs:.5f}",
+                     "difference": ours - theirs, "good": abs(ours - theirs) <= limit}  # fmt: skip
+    good = all(a <= limit for a in away)  # (a NaN is not)
+    yield row | {"what": f"{case.steps} losses", "difference": max(away, key=lambda a: a if a == a else np.inf),
+                 "GPU": f"within {limit}" if good else f"further than {limit}", "good": good}  # fmt: skip
+    yield {"kind": "losses", "model": case.model, "GPU": list(first.losses), "CPU": list(wanted.losses)}
+    yield row | _same("a second run", again, first)
+    plain = _once(replace(job.device, graph=False), case, job.precision)
+    yield row | _same("launch by launch", plain, first)
+    if job.device.virtual is not None:
+        found = len(job.device.findings()) - found
+        yield row | {"what": "findings of the checks", "GPU": str(found), "good": not found}
+
+
+def _same(what: str, run: Run, first: Run) -> Item:
+    good = run == first
+    parts = ["losses"] * (run.losses != first.losses) + ["parameters or state"] * (run.digest != first.digest)
+    return {"what": what, "GPU": "the same bits" if good else f"other bits in {' and '.join(parts)}", "good": good}
+
+
+def _instructions(job: Job, case: Case, executor: Any) -> Iterator[Item]:
+    """Which matrix instructions its kernels have. Without any, nothing that follows would be about them."""
+    kinds: dict[str, int] = {}
+    for kernel in executor.kernels.values():
+        for kind in set(re.findall(r"\b(wgmma\.mma_async|mma\.sync)\.", kernel.kernel.ptx)):
+            kinds[kind] = kinds.get(kind, 0) + 1
+    text = ", ".join(f"{n} by {kind}" for kind, n in sorted(kinds.items())) or "none"
+    row: Item = {"kind": "row", "model": case.model, "what": f"matrix kernels of {len(executor.kernels)}", "GPU": text}
+    yield row | {"good": bool(kinds) or job.precision == "f32"}
+
+
+def _build(device: Device, case: Case, precision: str) -> common.Built:
+    return common.build_step(
+        case.model, "tiny", case.batch, case.length, dims=case.dims, precision=precision,
+        accumulation=case.accumulation, device=device,
+    )  # fmt: skip
+
+
+def _once(device: Device, case: Case, precision: str) -> Run:
+    executor = device.open(_build(device, case, precision).step)
+    try:
+        return _train(executor, case)
+    finally:
+        executor.close()
+
+
+def _train(executor: Executor, case: Case) -> Run:
+    """A run of the case's steps from fresh parameters, on text of Python's library."""
+    initialise(executor, 1, 1)
+    set_scalars(executor, {"peak_lr": 3e-4, "warmup": float(case.steps), "total": float(case.steps)})
+    batches = _batches(case)
+    losses = []
+    for step in range(case.steps):
+        executor.write("step", step)
+        found = []
+        for micro in range(case.accumulation):
+            with executor.batch() as inputs:
+                inputs["tokens"][...], inputs["targets"][...] = next(batches)
+            executor.run("micro_next" if micro else "micro_first")
+            found.append(executor.fetch("loss"))
+        executor.run("update")
+        losses.append(float(np.mean([float(r.value()) for r in found])))
+    digest = hashlib.sha256()
+    for name, slot in sorted(executor.step.slots.items()):
+        if slot.kind in ("parameter", "master", "state"):
+            digest.update(executor.read(name).tobytes())
+    return Run(tuple(losses), digest.hexdigest())
+
+
+def _batches(case: Case) -> Iterator[tuple[Array, Array]]:
+    """Tokens and targets, i32 [B, T], without end."""
+    text = np.frombuffer(inspect.getsource(tokenize).encode(), np.uint8).astype(np.int32)
+    random = np.random.default_rng(2)
+    while True:
+        at = random.integers(0, len(text) - case.length - 1, case.batch)[:, None] + np.arange(case.length + 1)
+        yield text[at[:, :-1]], text[at[:, 1:]]
+
+
+# ------------------------------------------------------------------------------------- against the oracle
+
+
+def step(job: Job) -> Iterator[Item]:
+    """A few training steps of a micro GPT-2 in f32: losses beside the CPU's, and the same bits in a second run."""
+    from tcomp.runtime.verify import verify_step
+
+    steps = 4
+    cpu = _losses(common.device_for("cpu", threads=1), steps)
+    first = _losses(job.device, steps)
+    findings = len(job.device.findings())
+    for number, (ours, theirs) in enumerate(zip(first, cpu, strict=True), 1):
+        away = abs(ours - theirs) / abs(theirs)
+        yield {"kind": "row", "what": f"loss of step {number}", "GPU": f"{ours:.7f}", "CPU": f"{theirs:.7f}",
+               "relative difference": away, "good": away <= LOSS_TOLERANCE}  # fmt: skip
+    again = _losses(job.device, steps)
+    yield {"kind": "row", "what": "a second run", "GPU": "the same bits" if again == first else "other bits",
+           "good": again == first}  # fmt: skip
+    yield {"kind": "row", "what": "findings of the checks", "GPU": str(findings), "good": not findings}
+    if job.over():
+        return
+    built = common.build_step("gpt2", "tiny", 2, 11, dims=MICRO, device=job.device)
+    executor = job.device.open(built.step)
+    try:
+        _start(executor)
+        for found in verify_step(executor, common.load_module("gpt2"), 2, 11, MICRO):
+            yield {"kind": "row", "what": f"{found.what}, against the oracle", "relative difference": found.error,
+                   "good": found.error <= TOLERANCE}  # fmt: skip
+    finally:
+        executor.close()
+
+
+def _start(executor: Executor) -> None:
+    """Fresh parameters without zero biases (a fault in them must show) and gentle hyperparameters."""
+    initialise(executor, 1, 1)
+    random = np.random.default_rng(0)
+    for parameter in executor.step.parameters:
+        start = executor.read(parameter.slot)
+        executor.write(parameter.slot, start + random.normal(0, 0.1, start.shape))
+    set_scalars(executor, {"peak_lr": 1e-2, "warmup": 1.0, "eps": 1e-3})
+
+
+def _losses(device: Device, steps: int) -> list[float]:
+    built = common.build_step("gpt2", "tiny", 2, 16, dims=MICRO, device=device)
+    executor = device.open(built.step)
+    try:
+        _start(executor)
+        random = np.random.default_rng(7)
+        readings = []
+        for number in range(steps):
+            executor.write("step", number)
+            with executor.batch() as inputs:
+                run = random.integers(0, MICRO["V"], (2, 17), dtype=np.int32)
+                inputs["tokens"][...], inputs["targets"][...] = run[:, :-1], run[:, 1:]
+            executor.run("micro_first")
+            readings.append(executor.fetch("loss"))
+            executor.run("update")
+        return [float(r.value()) for r in readings]
+    finally:
+        executor.close()
