@@ -63,9 +63,9 @@ def kernels(job: Job) -> Iterator[Item]:
         measured: dict[str, float] = {}
         other = 0
         for launch, parts in launches(executor):
+            work = partial(submit, parts, executor.context.compute)
             if launch.kernel in measured or (measured and job.over()):
-                for part in parts:
-                    part.submit(executor.context.compute)
+                work()
                 continue
             kernel, said = step.kernels[launch.kernel], known.get(launch.kernel)
             other += said is not None and said["code"] != code_digest(executor.kernels[launch.kernel].kernel.ptx)
@@ -75,12 +75,12 @@ def kernels(job: Job) -> Iterator[Item]:
             }  # fmt: skip
             measured[launch.kernel] = math.nan
             if clock is not None:
-                ms = sum(cold_median(clock, executor, partial(p.submit, executor.context.compute)) for p in parts)
+                ms = cold_median(clock, executor, work)
                 measured[launch.kernel] = 1e3 * ms
                 row |= rates(kernel, ms) | beside(1e3 * ms, said)
             else:
-                for part in parts:
-                    part.submit(executor.context.compute)
+                work()
+                work()
             yield row
         executor.wait()
         if clock is not None:
@@ -97,6 +97,12 @@ def launches(executor: Any) -> Iterator[tuple[Any, list[Any]]]:
         bound = iter(executor.programs[program])
         for launch in executor.step.programs[program]:
             yield launch, [next(bound) for _ in executor.kernels[launch.kernel].functions]
+
+
+def submit(parts: list[Any], stream: Any) -> None:
+    """A kernel's functions one after another: the later ones may need what an earlier one has set to zero."""
+    for part in parts:
+        part.submit(stream)
 
 
 def times(step: Step, kernel: str) -> int:
