@@ -47,6 +47,8 @@ def print_kernel(kernel: Kernel) -> str:
         )
     if kernel.staggered:
         lines.append("  warpgroups a turn apart")
+    if kernel.sides > 1:
+        lines.append(f"  {kernel.sides} sides, each of these threads, with every {kernel.sides}nd tile of a block")
     if kernel.producer is not None:
         p = kernel.producer
         lines.append(f"  producer of {p.warps} more warps" + (f", {p.registers} registers each" if p.registers else ""))

@@ -390,7 +390,8 @@ class Kernel:
     `operands` in launch-argument order. `writes` names the operands written. `flops`, `traffic` (bytes), `gathered`
     (those of them that lie in rows chosen by data, by the bytes of such a row) and `functions` (evaluations of exp and
     the like, by name) are what the equations ask for, for the roofline. `threads` is None on a CPU. `staggered`:
-    warpgroups go through pipe loops a turn apart.
+    warpgroups go through pipe loops a turn apart. `sides`: of a persistent block, so many times `threads` (each a side)
+    take its tiles in turn.
     """
 
     name: str
@@ -413,6 +414,7 @@ class Kernel:
     functions: tuple[tuple[str, int], ...] = ()
     gathered: tuple[tuple[int, int], ...] = ()
     staggered: bool = False
+    sides: int = 1
 
     def buffer(self, name: str) -> Buffer:
         """The operand or tile of that name; KeyError when there is none."""

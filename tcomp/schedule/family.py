@@ -200,7 +200,7 @@ class GpuFamily:
         text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
         laid = laid_out(assign_scopes(tiles, phases, text), phases)
-        return in_panels(*laid, shape, self.machine.shared_per_block)
+        return in_panels(*laid, shape, self.machine.shared_per_block, plan.flags.sides)
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         check_tensor_copies(kernel, self.machine, text)

@@ -5,6 +5,7 @@ producer warpgroup(40)    four more, which keep 40 registers a thread and leave 
 persistent                as many blocks as multiprocessors, each with tile after tile
 raster(8)                 tiles in bands of 8 rows, so that neighbours in time share operands in L2
 reverse q                 blocks of the grid loop over q from the last to the first
+pingpong(K <= 1024)       two of what the tile levels make of a block's threads take its tiles in turn
 stagger(K <= 1024)        warpgroups go through pipe loops a turn apart: one's results leave beside products
 """
 
@@ -46,7 +47,7 @@ class Tiled(Protocol):
     def parallel(self) -> bool: ...
 
 
-FLAGS = ("producer", "persistent", "raster", "reverse", "stagger")
+FLAGS = ("producer", "persistent", "raster", "reverse", "stagger", "pingpong")
 WARPS = {"warp": 1, "warpgroup": 4}
 
 
@@ -57,6 +58,7 @@ class LaunchFlags:
     producer: Producer | None = None
     order: GridOrder = GridOrder()
     staggered: bool = False
+    sides: int = 1
     spans: tuple[tuple[str, Span], ...] = ()
 
     def span(self, flag: str) -> Span:
@@ -77,7 +79,11 @@ def launch_flags(directives: Iterable[Directive], values: Mapping[str, int | flo
     producer = _producer(found["producer"], values, text) if "producer" in found else None
     order = GridOrder("persistent" in found, raster, _reversed(found.get("reverse"), text))
     return LaunchFlags(
-        producer, order, _staggered(found.get("stagger"), values), tuple((n, d.span) for n, d in found.items())
+        producer,
+        order,
+        _holds(found.get("stagger"), values),
+        2 if _holds(found.get("pingpong"), values) else 1,
+        tuple((n, d.span) for n, d in found.items()),
     )
 
 
@@ -114,7 +120,7 @@ def _number(flag: Flag, values: Mapping[str, int | float], text: str) -> int:
     return int(n)
 
 
-def _staggered(flag: Flag | None, values: Mapping[str, int | float]) -> bool:
+def _holds(flag: Flag | None, values: Mapping[str, int | float]) -> bool:
     return flag is not None and all(evaluate_dim(condition, dict(values)) for condition in flag.args)
 
 
@@ -164,7 +170,7 @@ def check_flags(
                 text,
                 "divide its loops among a multiple of 4 warps, or write: producer warp",
             )
-        warps = kernel.threads.warps + flags.producer.warps
+        warps = kernel.threads.warps * kernel.sides + flags.producer.warps
         pool = machine.registers_at_entry(warps)
         if flags.producer.registers > pool:
             raise TcError(
@@ -180,6 +186,13 @@ def check_flags(
             flags.span("stagger"),
             text,
             "write: m -> grid(128) / warpgroup(64) / mma, and: producer warp; or leave the line out",
+        )
+    if flags.sides > 1 and (why := _no_sides(kernel)):
+        raise TcError(
+            f"`pingpong` lets two groups of threads take the tiles of a block in turn, and {why}",
+            flags.span("pingpong"),
+            text,
+            "write: m -> grid(128) / warpgroup(64, 1) / mma, and: producer warp, persistent; or leave the line out",
         )
     if kernel.cluster is not None:
         buffers = {b.name: b for b in kernel.operands + kernel.tiles}
@@ -197,6 +210,21 @@ def check_flags(
             text,
             "leave it out",
         )
+
+
+def _no_sides(kernel: Kernel) -> str:
+    """What keeps a block from having sides; "" for nothing."""
+    if kernel.producer is None:
+        return "without a producer each would wait for the other's copies"
+    if not kernel.order.persistent:
+        return "without `persistent` a block has one tile"
+    if kernel.staggered:
+        return "`stagger` orders the warpgroups of one tile"
+    if kernel.threads is None or kernel.threads.warps % 4:
+        return "these threads are no whole warpgroups"
+    if any(p.by != "tma" for phase in kernel.phases for p in statements(phase) if isinstance(p, Pack)):
+        return "some of its tiles are not staged by tma"
+    return ""
 
 
 def _not_apart(kernel: Kernel) -> str:

@@ -251,6 +251,7 @@ class _Lowering:
             evaluations(leaves, self.extents, local, self.module.monoids),
             gathered(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
             plan.flags.staggered and shape is not None and shape.warps > 4,
+            plan.flags.sides,
         )
         self.family.check(kernel, plan, self.text)
         return without_idle_cluster(kernel)

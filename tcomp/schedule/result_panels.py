@@ -29,10 +29,10 @@ RESERVED = 1024
 
 
 def in_panels(
-    tiles: Mapping[str, Buffer], phases: Phases, shape: ThreadShape | None, room: int
+    tiles: Mapping[str, Buffer], phases: Phases, shape: ThreadShape | None, room: int, sides: int = 1
 ) -> tuple[dict[str, Buffer], Phases]:
     """The tiles with those of results cut to a panel, and the phases that fill and deliver them so. `room` is the
-    shared memory of a block in bytes."""
+    shared memory of a block in bytes; each of its `sides` has panels of its own."""
     if shape is None:
         return dict(tiles), phases
     found: dict[str, Buffer] = {}
@@ -40,7 +40,7 @@ def in_panels(
     if not found:
         return dict(tiles), phases
     used = sum(t.bytes * t.ring for t in {**tiles, **found}.values() if t.scope is Scope.SHARED)
-    extra = sum(t.bytes for t in found.values()) * (COPIES - 1)
+    extra = sum(t.bytes for t in found.values()) * (COPIES * sides - 1)
     copies = COPIES if used + extra + RESERVED <= room else 1
     panels = {n: replace(t, ring=copies) for n, t in found.items()}
     return {**tiles, **panels}, [_with_copies(phase, copies) for phase in cut]

@@ -34,6 +34,8 @@ INTRINSICS = frozenset(
 
 FIRST_GROUP_BARRIER = 2
 """barriers before it are for all threads, and for all but a producer's"""
+FIRST_SIDE_BARRIER = 8
+"""one for each side of a block"""
 FIRST_TURN_BARRIER = 10
 """one for each warpgroup, where they take turns"""
 WARPGROUP = 4
@@ -46,9 +48,9 @@ class GpuEmitter(Emitter):
     word: Type = I32
     apart = False
 
-    def __init__(self, function: ir.Function, threads: ThreadShape) -> None:
+    def __init__(self, function: ir.Function, threads: ThreadShape, sides: int = 1) -> None:
         super().__init__(function)
-        self.threads = threads
+        self.threads, self.sides = threads, sides
         self.async_reads = False
         self.calls = True
 
@@ -75,13 +77,15 @@ class GpuEmitter(Emitter):
         return value if isinstance(value, int) else self.asm("mov.b32 $0, $1;", I32, "=r,r", [value])
 
     def barrier(self) -> None:
-        """All threads that compute wait for each other; memory before it is seen after it, with `async_reads` also by
-        wgmma. (Where `apart`, others of the block are a producer's, which does not take part.)"""
+        """All threads that compute (on one side) wait for each other; memory before it is seen after it, with
+        `async_reads` also by wgmma. (Where `apart`, others of the block are a producer's, which does not take part.)"""
         self.here()
         if self.async_reads:
             self.asm("fence.proxy.async.shared::cta;", VOID, "~{memory}", effect=True)
         if self.apart:
-            self.nvvm("barrier.cta.sync.aligned.count", args=[self.i64(1), self.i64(self.threads.threads)])
+            number = self.i64(1) if self.sides == 1 else self._side_barrier()
+            self.here()
+            self.nvvm("barrier.cta.sync.aligned.count", args=[number, self.i64(self.threads.threads)])
         else:
             self.nvvm("barrier.cta.sync.aligned.all", args=[self.i64(0)])
 
@@ -96,10 +100,11 @@ class GpuEmitter(Emitter):
         self.nvvm("barrier.cta.sync.aligned.count", args=[number, self.i64(self.threads.threads // groups)])
 
     def turn_barrier(self, what: str) -> None:
-        """Warpgroups have turns, one after the other, over and over: "sync" waits for the own one, "arrive" passes it
-        on. The last group passes the first turn on with "start"."""
-        groups = self.threads.warps // WARPGROUP
-        group, last = self.group(groups), self.i64(groups - 1)
+        """Warpgroups (or a block's sides) have turns, one after the other, over and over: "sync" waits for the own one,
+        "arrive" passes it on. The last group passes the first turn on with "start"."""
+        sides = self.sides > 1
+        groups = self.sides if sides else self.threads.warps // WARPGROUP
+        group, last = self.i64(self.side()) if sides else self.group(groups), self.i64(groups - 1)
         if what == "start":
             self.when(self.here().icmp_signed("==", group, last), lambda: self.turn_barrier("arrive"))
             return
@@ -109,10 +114,11 @@ class GpuEmitter(Emitter):
             after = b.select(b.icmp_signed("==", group, last), self.i64(0), b.add(group, self.i64(1)))
             return b.add(group if what == "sync" else after, self.i64(FIRST_TURN_BARRIER))
 
+        threads = 2 * (self.threads.threads if sides else 32 * WARPGROUP)
         at = self.once(0, ("turn barrier", what), number)
         self.here()
         text = f"barrier.cta.{what}.aligned $0, $1;"
-        self.asm(text, VOID, "r,n,~{memory}", [at, self.i64(2 * 32 * WARPGROUP)], effect=True)
+        self.asm(text, VOID, "r,n,~{memory}", [at, self.i64(threads)], effect=True)
 
     def group(self, groups: int) -> IrValue:
         """The number of the thread's group, of so many equal ones."""
@@ -168,13 +174,46 @@ class GpuEmitter(Emitter):
     # ------------------------------------------------------------------------------------ thread numbers
 
     def thread(self) -> IrValue:
-        """The thread's number in its block."""
+        """The thread's number in its block, or on its side of it."""
+        if self.sides == 1:
+            return self._block_thread()
+        thread = self._block_thread()
+        return self.once(0, "side's thread", lambda: self.builder.urem(thread, self.i64(self.threads.threads)))
+
+    def _block_thread(self) -> IrValue:
         return self.once(0, "thread", lambda: self.nvvm("tid.x", I32))
 
     def warp(self) -> IrValue:
-        """The warp's number in its block."""
+        """The warp's number in its block, or on its side of it."""
         thread = self.thread()
         return self.once(0, "warp", lambda: self.builder.lshr(thread, self.i64(5)))
+
+    def block_warp(self) -> IrValue:
+        """The warp's number in its block, in a form that the assembler sees is the same for all of its lanes."""
+        thread = self._block_thread()
+
+        def make() -> IrValue:
+            args = [self.i64(-1), self.builder.lshr(thread, self.i64(5)), self.i64(0), self.i64(31)]
+            return self.nvvm("shfl.sync.idx.i32", I32, args)
+
+        return self.uniform_warp() if self.sides == 1 else self.once(0, "block's warp", make)
+
+    def side(self) -> Int:
+        """The number of the thread's side of its block; a producer's threads have the first's."""
+        if self.sides == 1:
+            return 0
+        warp = self.block_warp()
+
+        def make() -> IrValue:
+            b = self.builder
+            return b.urem(b.udiv(warp, self.i64(self.threads.warps)), self.i64(self.sides))
+
+        return self.once(0, "side", make)
+
+    def _side_barrier(self) -> IrValue:
+        side = self.i64(self.side())
+        found: IrValue = self.once(0, "side's barrier", lambda: self.builder.add(side, self.i64(FIRST_SIDE_BARRIER)))
+        return found
 
     def cluster_barrier(self) -> None:
         """All threads of the cluster's blocks wait for each other; memory before it is seen after it."""

@@ -65,6 +65,9 @@ def scope_of(
         roots[name] = b.gep(entry.pointers[-1], [ir.Constant(I64, at)], source_etype=I8)
     for name, at in layout.offsets.items():
         roots[name] = b.gep(shared, [ir.Constant(I32, at)], source_etype=I8)
+        if name in layout.own:
+            place = em.mul(em.side(), layout.own[name])
+            roots[name] = em.here().gep(roots[name], [em.i64(place)], source_etype=I8)
     return GpuScope(
         buffers={t.name: t for t in kernel.operands + kernel.tiles}, roots=roots, variables={}, facts=Facts(),
         fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=shape, target=target,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import value_kind
 from tcomp.codegen.nvptx.join import exchange_bytes
 from tcomp.codegen.nvptx.plan import accesses_of, exchange_lanes, joins_warps, plan_of, sharing_of
@@ -36,6 +37,8 @@ class SharedLayout:
     distance between the copies that it fills; `rings` are the mbarriers of what the copy engine fills."""
 
     offsets: dict[str, int] = field(default_factory=dict)
+    own: dict[str, int] = field(default_factory=dict)
+    """of the tiles that each side of a block has for itself, one behind the other, the bytes of one side's"""
     exchange: dict[int, int] = field(default_factory=dict)
     stages: dict[int, int] = field(default_factory=dict)
     rings: dict[int, int] = field(default_factory=dict)
@@ -78,6 +81,11 @@ def rings_of(body: Sequence[Statement]) -> Iterator[tuple[Loop | Pack, int]]:
                 yield from rings_of(s.body)
         elif isinstance(s, Pack) and s.by == "tma":
             yield s, 1
+
+
+def ring_copies(filled: Loop | Pack, count: int, sides: int) -> int:
+    """The copies of a ring of `rings_of`: each side has a tile on its own for itself."""
+    return count if isinstance(filled, Loop) else count * sides
 
 
 def panels_in(body: Sequence[Statement]) -> Iterator[tuple[Unpack, int]]:
@@ -127,7 +135,10 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
     panels = {s.buffer: n for s, n in panels_in(phase)}
     for b in kernel.tiles:
         if b.scope is Scope.SHARED and b.name in used and b.name not in layout.offsets:
-            layout.offsets[b.name] = place(b.name, b.bytes * panels.get(b.name, 1), alignment_of(b))
+            size = b.bytes * panels.get(b.name, 1)
+            if kernel.sides > 1:
+                size = layout.own[b.name] = -(-size // alignment_of(b)) * alignment_of(b)
+            layout.offsets[b.name] = place(b.name, size * kernel.sides, alignment_of(b))
     for s in statements_in(phase):
         if isinstance(s, Compute):
             sharing = sharing_of(s, threads)
@@ -135,9 +146,11 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
                 wide = any(value_kind(buffers[a.tensor].dtype) == "f64" for a in accesses_of(s)) or _casts_to_f64(s)
                 shape = (threads.warps, exchange_lanes(sharing, threads))
                 size = exchange_bytes(s, sharing, plan_of(s, buffers).points, shape, wide)
+                if kernel.sides > 1:
+                    raise Unsupported(f"the warps of each side would join '{s.target.tensor}'", kernel.span)
                 layout.exchange[id(s)] = place(f"joining warps of {s.target.tensor}", size)
     for filled, count in rings_of(phase):
-        layout.rings[id(filled)] = place("mbarriers", RING_BYTES * count)
+        layout.rings[id(filled)] = place("mbarriers", RING_BYTES * ring_copies(filled, count, kernel.sides))
     if layout.bytes > limit:
         listing = ", ".join(f"{n} {size:,}" for n, size in sorted(sizes, key=lambda x: -x[1]))
         raise UserError(

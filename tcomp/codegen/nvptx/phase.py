@@ -76,7 +76,7 @@ class PhaseGenerator:
         entry = declare_entry(module, symbol, kernel, phase, maps)
         self.kernel, self.phase, self.layout, self.machine = kernel, phase, layout, machine
         self.cluster = cluster_of(kernel.cluster, phase)
-        self.em = GpuEmitter(entry.function, shape)
+        self.em = GpuEmitter(entry.function, shape, kernel.sides)
         self.groups = Groups(self.em)
         self.roles = Roles(self.em, machine)
         self.scope = scope_of(entry, self.em, kernel, layout, shape, machine.target)
@@ -137,7 +137,10 @@ class PhaseGenerator:
         number: Int = 0 if blocks == 1 else em.nvvm("ctaid.x", I32)
         if size > 1:
             number = b.udiv(em.i64(number), em.i64(size))
-        if blocks == total * size:
+        sides = 1 if self.roles.now == "producer" else em.sides
+        if sides > 1:
+            number = em.add(em.i64(number), em.mul(em.side(), blocks // size))
+        elif blocks == total * size:
             self._turn(number)
             return
 
@@ -145,10 +148,10 @@ class PhaseGenerator:
             self._turn(base)
             return []
 
-        em.loop(number, total, blocks // size, [], turn, nonempty=True)
+        em.loop(number, total, sides * (blocks // size), [], turn, nonempty=sides == 1)
 
     def _whole(self, blocks: int) -> None:
-        if self.staggered:
+        if self.staggered or self.em.sides > 1:
             self.em.turn_barrier("start")
         self._blocks(blocks)
         self.deliveries.finish()

@@ -28,7 +28,7 @@ def threads_of(kernel: Kernel, phase: Sequence[Statement]) -> int:
     """Threads of a phase's blocks, a producer's included."""
     assert kernel.threads is not None
     producer = producer_of(kernel, phase)
-    return kernel.threads.threads + (32 * producer.warps if producer is not None else 0)
+    return kernel.threads.threads * kernel.sides + (32 * producer.warps if producer is not None else 0)
 
 
 def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:

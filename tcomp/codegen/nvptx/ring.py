@@ -63,6 +63,22 @@ class Position:
         b.store(b.select(last, em.i64(0), following), self._slot)
         b.store(b.select(last, turned, parity), self._parity)
 
+    def skip(self, count: int) -> None:
+        """Go on by so many copies."""
+        em = self.em
+        rounds, more = divmod(count, self.stages)
+        b = em.here()
+        parity = b.load(self._parity, typ=I32)
+        if more == 0:
+            if rounds % 2:
+                b.store(b.xor(parity, em.i64(1)), self._parity)
+            return
+        following = b.add(b.load(self._slot, typ=I32), em.i64(more))
+        last = b.icmp_signed(">=", following, em.i64(self.stages))
+        b.store(b.select(last, b.sub(following, em.i64(self.stages)), following), self._slot)
+        turned = b.select(last, em.i64(1 - rounds % 2), em.i64(rounds % 2))
+        b.store(b.xor(parity, turned), self._parity)
+
     def before(self, slot: Int) -> Int:
         """The copy before this one."""
         if isinstance(slot, int):
@@ -114,6 +130,15 @@ class Ring:
         slot = self.reading.slot
         self._wait(self._at(slot, 0), self.reading.parity)
         return slot
+
+    def others(self, count: int, before: bool) -> None:
+        """Go past what the other sides of the block read: those `before` this one, of `count` copies each, or those
+        after it."""
+        em = self.em
+        for other in range(em.sides):
+            past = em.here().icmp_signed(">" if before else "<", em.i64(em.side()), em.i64(other))
+            if other != (em.sides - 1 if before else 0):
+                em.when(past, lambda: self.reading.skip(count))
 
     def release(self, slot: Int) -> None:
         """This warp has read the copy."""

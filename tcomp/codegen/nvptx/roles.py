@@ -37,6 +37,8 @@ class Roles:
 
         if em.threads.warps == 1:
             elect()
+        elif em.sides > 1 and self.now == "all":
+            em.when(em.here().icmp_signed("==", em.block_warp(), em.i64(0)), elect)
         else:
             em.when(em.here().icmp_signed("==", em.warp(), em.i64(0)), elect)
 
@@ -51,8 +53,8 @@ class Roles:
     def apart(self, producer: Producer, copies: Callable[[], None], rest: Callable[[], None]) -> None:
         """`copies` written for one thread of the producer, `rest` for all other warps."""
         em = self.em
-        computing = em.threads.warps
-        first = em.uniform_warp()
+        computing = em.threads.warps * em.sides
+        first = em.block_warp()
         b = em.here()
         mine, registers = b.icmp_signed(">=", first, em.i64(computing)), self._registers(producer)
 
@@ -74,7 +76,7 @@ class Roles:
         """Registers of a computing thread once the producer has given up its own; 0 where none move."""
         if not producer.registers:
             return 0
-        threads = self.em.threads.threads
+        threads = self.em.threads.threads * self.em.sides
         pool = self.machine.registers_at_entry(threads // 32 + producer.warps)
         left = (pool * (threads + 32 * producer.warps) - producer.registers * 32 * producer.warps) // threads
         return max(0, min(MOST_REGISTERS, left // 8 * 8)) if pool < MOST_REGISTERS else 0

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.types import I8, IrValue
 from tcomp.codegen.nvptx import tensor_copy
+from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.layout import leading_packs
 from tcomp.codegen.nvptx.matrix import matched
 from tcomp.codegen.nvptx.plan import accesses_of
@@ -80,6 +81,10 @@ class TensorPipe:
             for j in range(self.ring.stages):
                 self._fill_later(start, j)
         outer, self.phase.pipe = self.phase.pipe, self
+        turns = self._turns_of_a_side() if em.sides > 1 else 0
+        if turns:  # (A side that went past more copies than there are would take an earlier one's parity for its own.)
+            ring.others(turns, before=True)
+            em.turn_barrier("sync")
         ring.uniform = self._short()
         if self.rotated:
             self._if_any(self._rotated)
@@ -93,11 +98,25 @@ class TensorPipe:
         else:
             em.loop(start, stop, loop.step, [], self._ordered)
         self.phase.pipe = outer
+        if turns:
+            em.turn_barrier("arrive")
         if self.drain is not None:
             em.here()
             self.drain()
             self._if_any(self._release_before)
         ring.reading.fixed, ring.uniform = None, False
+        if turns:
+            ring.others(turns, before=False)
+
+    def _turns_of_a_side(self) -> int:
+        """The turns of each run of the loop, which sides of a block must know of each other."""
+        if not (isinstance(self.start, int) and isinstance(self.stop, int)):
+            raise Unsupported(
+                f"the sides of a block would run the loop over {self.loop.variable} for different times",
+                self.loop.span,
+                "leave `pingpong` out",
+            )
+        return max(0, -(-(self.stop - self.start) // self.loop.step))
 
     def _rotated(self) -> None:
         """The turns of a loop that has at least one, with what is late in the turn after its own."""
@@ -329,6 +348,7 @@ class TensorTile:
 
     def __init__(self, phase: PhaseGenerator, pack: Pack, ring: Ring, repeated: bool) -> None:
         self.phase, self.pack, self.ring, self.repeated = phase, pack, ring, repeated
+        self.slot: Int = 0
 
     def fill(self) -> None:
         if self.phase.roles.now == "producer":
@@ -336,17 +356,22 @@ class TensorTile:
         else:
             if self.phase.roles.now == "all":
                 self.phase.roles.leader(self._copy)
-            self.ring.wait_full()
+            self.ring.others(1, before=True)
+            self.slot = self.ring.wait_full()
 
     def release(self) -> None:
         if self.repeated and self.phase.roles.now != "producer":
-            self.ring.release(0)
+            self.ring.release(self.slot)
             self.ring.reading.advance()
+            self.ring.others(1, before=False)
 
     def _copy(self) -> None:
         phase = self.phase
         size = tensor_copy.copied_bytes(self.pack, phase.scope.buffers)
-        _, full = self.ring.announce(size, self.repeated)
+        slot, full = self.ring.announce(size, self.repeated)
         to = phase.scope.roots[self.pack.buffer]
+        if phase.em.sides > 1:
+            place = phase.em.mul(slot, phase.layout.own[self.pack.buffer])
+            to = phase.em.here().gep(to, [phase.em.i64(place)], source_etype=I8)
         tensor_copy.issue(phase.em, phase.scope, self.pack, phase.copies.map_address(self.pack), to, full)
         self.ring.filling.advance()

@@ -11,7 +11,7 @@ from tcomp.codegen.cpu.types import I8, I32, VOID, IrValue
 from tcomp.codegen.nvptx.entry import DYNAMIC
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import OperandMap
-from tcomp.codegen.nvptx.layout import leading_packs, rings_of, statements_in
+from tcomp.codegen.nvptx.layout import leading_packs, ring_copies, rings_of, statements_in
 from tcomp.codegen.nvptx.phase_facts import repeated_in
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.tensor_copy import Share, map_of, map_of_result
@@ -48,6 +48,7 @@ class TensorRings:
             b = em.at(0)
             place = b.gep(shared, [ir.Constant(I32, generator.layout.rings[id(node)])], source_etype=I8)
             peers = self.cluster.blocks if self.cluster and any(id(p) in self.shared for p in packs) else 1
+            stages = ring_copies(node, stages, em.sides)
             ring = self.rings[id(node)] = Ring(em, place, stages, em.threads.warps, peers)
             if isinstance(node, Pack):
                 self.tiles[id(node)] = TensorTile(generator, node, ring, id(node) in repeated)
