@@ -28,6 +28,7 @@ from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.epilogue import Epilogue
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
+from tcomp.codegen.cpu.interleave import by_parity, in_pairs, interleavable
 from tcomp.codegen.cpu.prefetch import MapPrefetcher, Prefetcher, touch_registers
 from tcomp.codegen.cpu.segments import Segment, conditions_of, segments, singles_of
 from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
@@ -101,6 +102,7 @@ class ComputeGenerator:
         # What may read outside of a tensor is read under its guard only, not ahead of the loops.
         self.singles = [(x, self.evaluator.value(n, {})) for x, n in found if not n.unsafe]
         self._unroll_reduction()
+        self._interleave()
         self.prefetchers: list[Prefetcher] = []
         if self.reduced:
             made = [Prefetcher(self.em, self.scope, p, self.parallel, self.reduced[-1]) for p in node.prefetch]
@@ -145,6 +147,15 @@ class ComputeGenerator:
         if fits and cheap and self.spans[axis.name].known.multiple_of(steps):
             self.reduced[-1] = replace(axis, unroll=steps)
 
+    def _interleave(self) -> None:
+        """Let registers of the vector axis hold even and odd elements, where that is allowed."""
+        wide = next((a for a in self.compute.axes if a.name == self.vector), None)
+        self.interleaved = wide is not None and interleavable(self.compute, wide, self.value, self.target)
+        if self.interleaved:
+            self.parallel, self.reduced = (
+                [in_pairs(a) if a.name == self.vector else a for a in axes] for axes in (self.parallel, self.reduced)
+            )
+
     def _parallel(self, i: int) -> None:
         """The loops of the parallel axes from the i-th inward."""
         if i == len(self.parallel):
@@ -154,8 +165,8 @@ class ComputeGenerator:
         for s in self._segments(axis):
 
             def body(base: Int, _: Sequence[IrValue], s: Segment = s) -> Sequence[IrValue]:
-                self._enter(axis, s.variant, base)
                 with self._knowing(s):
+                    self._enter(axis, s.variant, base)
                     self._parallel(i + 1)
                 return []
 
@@ -177,7 +188,9 @@ class ComputeGenerator:
 
     def _enter(self, axis: Axis, v: Variant, base: Int) -> None:
         """Set the axis's state for a tile at `base`."""
-        self.domain.states[axis.name] = tile_state(self.em, axis, self.spans[axis.name], v, base)
+        state = tile_state(self.em, axis, self.spans[axis.name], v, base)
+        paired = self.interleaved and axis.name == self.vector
+        self.domain.states[axis.name] = by_parity(state, v, self.value) if paired else state
 
     def _points(self, axes: Sequence[Axis]) -> list[dict[str, int]]:
         """The registers of the tile over these axes, the vector axis fastest: an operand broadcast along it is
@@ -232,8 +245,7 @@ class ComputeGenerator:
         if not onward:
             self._write(points, results, guarded=False)
             return
-        for point, result in zip(points, results, strict=True):
-            self._store(point, result, None)
+        self._store_all(points, results)
 
     def _end(self, points: list[dict[str, int]], results: list[IrValue], onward: bool) -> None:
         """The epilogue, on a reduction's final values."""
@@ -277,8 +289,8 @@ class ComputeGenerator:
         for s in self._segments(axis):
 
             def body(base: Int, carried: Sequence[IrValue], s: Segment = s) -> Sequence[IrValue]:
-                self._enter(axis, s.variant, base)
                 with self._knowing(s):
+                    self._enter(axis, s.variant, base)
                     return self._reduce(i + 1, points, separate, list(carried))
 
             v = s.variant
@@ -393,8 +405,8 @@ class ComputeGenerator:
             old = [self._read(p) for p in points]
             self.em.here()
             values = [self.combine(o, v) for o, v in zip(old, values, strict=True)]
-            for p, v in zip(points, values, strict=True):
-                self._store(p, v, None)
+        if guard is None and (self.compute.distinct or not self.compute.accumulate):
+            self._store_all(points, values)
             return
         conditions = [self._guard_value(guard, p) for p in points]
         for p, v, condition in zip(points, values, conditions, strict=True):
@@ -463,6 +475,17 @@ class ComputeGenerator:
         if self.kind == "f64" and kind_of(self.target.buffer.dtype) == "f32":
             return self.em.builder.fpext(old, kind_type("f64", self.lanes if self._vector_target else 0))
         return old
+
+    def _store_all(self, points: list[dict[str, int]], values: list[IrValue]) -> None:
+        """One value per point, without conditions."""
+        if not (self._vector_target and self.domain.interleaved):
+            for point, value in zip(points, values, strict=True):
+                self._store(point, value, None)
+            return
+        pairs = zip(points[::2], values[::2], values[1::2], strict=True)
+        for point, even, odd in pairs:  # the vector axis is the fastest of the points
+            even, odd = self._in_target(even), self._in_target(odd)
+            self.evaluator.memory.store_halves(self.target, point, even, odd)
 
     def _store(self, point: Point, value: IrValue, condition: IrValue | None) -> None:
         memory = self.evaluator.memory

@@ -39,7 +39,8 @@ class AxisState:
     """One axis in the current loop nest: the tile's base counts from the axis's start.
 
     `multiple` divides base (0: base is 0). `masks[u]` are the valid lanes of register u, None for all.
-    `lanes` is 1 for an axis walked by scalars.
+    `lanes` is 1 for an axis walked by scalars. `interleaved`: registers 2 j and 2 j + 1 hold the even and the odd
+    elements of the 2 * lanes that they cover (interleave.py).
     """
 
     level: int
@@ -48,6 +49,7 @@ class AxisState:
     lanes: int
     multiple: int
     masks: tuple[IrValue | None, ...]
+    interleaved: bool = False
 
     def divisible(self, n: int) -> bool:
         return self.multiple % n == 0
@@ -107,7 +109,12 @@ class Domain:
             return None
         return self.states[self.vector].masks[point[self.vector]]
 
+    @property
+    def interleaved(self) -> bool:
+        """Whether registers along the vector axis come in pairs of even and odd elements."""
+        return self.vector is not None and self.states[self.vector].interleaved
 
-def lane_numbers(lanes: int) -> ir.Constant:
-    """<0, 1, 2, ...> of i32."""
-    return ir.Constant(ir.VectorType(I32, lanes), [ir.Constant(I32, i) for i in range(lanes)])
+
+def lane_numbers(lanes: int, step: int = 1) -> ir.Constant:
+    """<0, step, 2 * step, ...> of i32."""
+    return ir.Constant(ir.VectorType(I32, lanes), [ir.Constant(I32, i * step) for i in range(lanes)])

@@ -125,10 +125,13 @@ class Evaluator:
         state = self.domain.states[name]
         em = self.em
         em.at(level)
-        first = em.add(em.add(self.domain.starts[name], state.base), point[name] * state.lanes)
+        number, step = point[name] * state.lanes, 1
+        if state.interleaved:
+            number, step = point[name] // 2 * 2 * state.lanes + point[name] % 2, 2
+        first = em.add(em.add(self.domain.starts[name], state.base), number)
         if self.domain.vector != name:
             return em.i64(first)
-        return em.builder.add(self.splat(em.i64(first)), lane_numbers(self.domain.lanes))
+        return em.builder.add(self.splat(em.i64(first)), lane_numbers(self.domain.lanes, step))
 
     def _load(self, node: Node, point: Point, condition: Node | None, level: int) -> IrValue:
         place = node.data

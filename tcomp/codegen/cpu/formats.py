@@ -87,6 +87,24 @@ def flushed_pair(em: Emitter, low: IrValue, high: IrValue, features: frozenset[s
     return b.bitcast(b.shuffle_vector(halves, ir.Constant(halves.type, ir.Undefined), mask), t)
 
 
+def half_of_words(b: ir.IRBuilder, words: IrValue, odd: bool) -> IrValue:
+    """The bf16 values in the upper (`odd`) or the lower halves of i32 words, as f32."""
+    upper = b.and_(words, constant(words.type, -65536)) if odd else b.shl(words, constant(words.type, 16))
+    return b.bitcast(upper, like(words.type, F32))
+
+
+def words_of_halves(em: Emitter, even: IrValue, odd: IrValue, features: frozenset[str]) -> IrValue:
+    """Two f32 vectors rounded to bf16, `even` in the lower halves of i32 words: as each is rounded by itself, by
+    instruction (which takes subnormals for zeros) where the CPU has it."""
+    if "avx512bf16" in features and lanes_of(even.type) in _ROUNDING_TWO:
+        return flushed_pair(em, even, odd, features)
+    b = em.builder
+    round_one = bf16_bits_at_once if "avx512bf16" in features else bf16_bits
+    t: Type = like(even.type, I32)
+    low, high = (b.zext(round_one(b, v), t) for v in (even, odd))
+    return b.or_(low, b.shl(high, constant(t, 16)))
+
+
 def bf16_pair(b: ir.IRBuilder, low: IrValue, high: IrValue) -> IrValue:
     """The bits of two bf16 values, given as f32, as one i32."""
     t: Type = like(low.type, I32)

@@ -52,6 +52,8 @@ class Memory:
         """A register of lanes; masked lanes read as zero and touch no memory outside the buffer."""
         dtype = place.buffer.dtype
         t = ir.VectorType(stored_type(dtype), self.domain.lanes)
+        if self.domain.interleaved:
+            return self._load_half(place, point, level)
         if self.addressing.lane_stride(place, point) == 1:
             pointer = self.addressing.pointer(place, point)
             b = self.em.at(level)
@@ -74,6 +76,19 @@ class Memory:
                 pointer = b.select(b.extract_element(mask, self.em.i64(i)), pointer, root)
             raw = b.insert_element(raw, self._load(pointer, dtype), self.em.i64(i))
         return self._widen(raw, dtype)
+
+    def _load_half(self, place: Place, point: Point, level: int) -> IrValue:
+        """The even or the odd of twice as many bf16 elements, which are read once for both."""
+        vector = self.domain.vector
+        assert vector is not None
+        pointer = self.addressing.pointer(place, {**point, vector: point[vector] // 2 * 2})
+        b = self.em.at(level)
+        memo = self.em.frames[level].memo
+        words = memo.get(("words", pointer))
+        if words is None:
+            words = b.load(pointer, typ=ir.VectorType(I32, self.domain.lanes), align=place.buffer.dtype.bytes)
+            memo["words", pointer] = words
+        return formats.half_of_words(b, words, odd=point[vector] % 2 == 1)
 
     def lanes(self, place: Place, point: Point) -> list[IrValue]:
         """The address of each lane."""
@@ -149,6 +164,13 @@ class Memory:
             else:
                 on = b.extract_element(mask, self.em.i64(i))
                 self.em.when(on, partial(self._store_here, element, pointer, dtype))
+
+    def store_halves(self, place: Place, point: Point, even: IrValue, odd: IrValue) -> None:
+        """Write the registers at `point` and behind it, which hold even and odd bf16 elements."""
+        pointer = self.addressing.pointer(place, point)
+        b = self.em.here()
+        raw = formats.words_of_halves(self.em, even, odd, self.domain.scope.features)
+        b.store(raw, pointer, align=place.buffer.dtype.bytes)
 
     def _store_here(self, raw: IrValue, pointer: IrValue, dtype: DType) -> None:
         self.em.here()
