@@ -183,7 +183,7 @@ def _row(
 
 def _output(case: Case, kernel: str, whole: bool) -> str:
     """The result that is a kernel's product: Y, dX or dW; "whole" for all of an attention; "" for other kernels."""
-    if case.file == "attention":
+    if case.file == "attention" or kernel == "whole":
         return "whole" if whole else ""
     if kernel == case.op and not case.backward:
         return "Y"
@@ -197,7 +197,8 @@ def _operations(case: Case, output: str) -> float:
     if case.file == "attention":
         dense = (10 if case.backward else 4) * float(d["B"]) * d["T"] ** 2 * d["H"] * d["D"]
         return dense / (1 if case.full else 2) if output else 0.0
-    return 2.0 * d["M"] * d["N"] * d["K"] if output and output != "whole" else 0.0
+    one = 2.0 * d["M"] * d["N"] * d["K"]
+    return (2 * one if case.backward else one) if output == "whole" else one if output else 0.0
 
 
 def _published(case: Case, output: str) -> str:

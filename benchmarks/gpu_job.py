@@ -10,7 +10,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -84,6 +84,7 @@ def in_turn(
     left = list(enumerate(cases))[job.skip :]
     pool = None
     if job.real:
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # (of the processes that are started)
         workers = max(1, min(os.cpu_count() or 1, 14, len(left)))
         pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
@@ -95,7 +96,7 @@ def in_turn(
                 return
             before = len(job.device.findings())
             try:
-                made = ready[number].result(max(1.0, job.deadline - time.monotonic())) if pool else prepare(case)
+                made = _made(job, ready[number], prepare, case) if pool else prepare(case)
                 yield {"kind": "begin", "number": number, "what": str(case)}
                 for item in run(case, made):
                     found = len(job.device.findings()) - before
@@ -108,6 +109,14 @@ def in_turn(
     finally:
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _made(job: Job, ready: Future[P], prepare: Callable[[C], P], case: C) -> P:
+    """What was prepared for a case; here where the processes for that have died."""
+    try:
+        return ready.result(max(1.0, job.deadline - time.monotonic()))
+    except (BrokenExecutor, CancelledError):
+        return prepare(case)
 
 
 def lost(e: BaseException) -> bool:

@@ -181,3 +181,27 @@ def test_the_whole_way_of_a_timed_case_but_for_its_times(
     assert sum(i["kernel"] == "check" for i in rows) == len(cases) == sum(i["kind"] == "begin" for i in items)
     assert sum("predicted TFLOP/s" in i for i in rows) >= len(cases)
     assert sum("over the library" in i for i in rows) >= len(cases) - 1
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(
+    "op, dims", [("attention", HEADS), ("grouped_attention", {"B": 2, "T": 21, "G": 2, "R": 3, "D": 8})]
+)
+def test_long_attention_in_float64_is_what_the_oracle_says(
+    scripts: ModuleType, op: str, dims: dict[str, int], full: bool
+) -> None:
+    import gpu_exact
+    from gpu_cases import Case, module_of, op_of
+    from gpu_sweep import _inputs
+
+    from tcomp.dsl.ast import DType
+    from tcomp.oracle import evaluate
+
+    for suffix in ("", ".backward"):
+        case = Case("attention", op + suffix, tuple(dims.items()), DType.F32, full)
+        inputs = _inputs(op_of(case), case)
+        expected = evaluate(op_of(case), module_of(case), inputs, dims)
+        found = gpu_exact.attention(inputs, full)
+        assert found.keys() == expected.keys()
+        for name, x in found.items():
+            np.testing.assert_allclose(x, expected[name], rtol=1e-6, atol=1e-6, err_msg=name)
