@@ -203,7 +203,8 @@ NUMBERS: GpuEmitter = cast(GpuEmitter, _Numbers())
 
 
 def _touched(kernel: Kernel, phase: tuple[Statement, ...], grid: set[str]) -> dict[str, tuple[int, set[str], bool]]:
-    """Operand -> (bytes, grid variables that its part depends on, whether it is written)."""
+    """Operand -> (bytes, grid variables that its part depends on, whether it is written). What is read before it is
+    written, or added to, counts twice: it comes and goes."""
     found: dict[str, tuple[int, set[str], bool]] = {}
     for leaf, known in _leaves(phase, {}):
         ranges = dict(known)
@@ -225,7 +226,10 @@ def _touched(kernel: Kernel, phase: tuple[Statement, ...], grid: set[str]) -> di
                 continue
             axes = {v for s in access.subscripts for v in _variables(s, ranges)} & grid
             again = isinstance(leaf, Unpack) and leaf.add and leaf.turns is None  # (what it is added to is read)
+            again = again or (written and isinstance(leaf, Compute) and leaf.accumulate and leaf.distinct)
             size, old, was = found.get(access.tensor, (buffer.bytes * (1 + again), axes, False))
+            if written and not was and access.tensor in found:
+                size = 2 * buffer.bytes
             found[access.tensor] = (size, old & axes, was or written)
     return found
 

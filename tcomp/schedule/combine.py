@@ -38,6 +38,7 @@ from tcomp.schedule.resolve import KernelPlan, TileLevel
 from tcomp.schedule.split_sum import (
     PARTIAL,
     divides,
+    in_part,
     joining_cores,
     joining_loops,
     renamed,
@@ -143,7 +144,7 @@ class Combining:
                 joins.append(join)
             else:
                 leaves.append(leaf)
-        leaves = _numbered([*leaves, *joins, *ends])
+        leaves = _numbered([in_part(plan, x) for x in (*leaves, *joins, *ends)])
         private = [x for leaf in leaves for x in self._private(plan, leaf)]
         return sink_copies(private, {x.number: self._depth(plan, x) for x in private if not x.copies}), plan
 
@@ -194,7 +195,8 @@ class Combining:
         asked = [c for c in plan.combine if c.by == "private" and c.over in leaf.reduced and called(eq, c.names)]
         if not narrow and not self.family.private_sums and not asked:
             return [leaf]
-        if name in self.temporaries or not isinstance(value, Reduction) or value.reducer not in IDENTITY:
+        passing = name in self.temporaries and name not in plan.outputs
+        if passing or not isinstance(value, Reduction) or value.reducer not in IDENTITY:
             return [leaf]
         inside = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain and not t.parallel]
         tiled = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain]

@@ -20,6 +20,8 @@ from tcomp.schedule.resolve import KernelPlan, TileLevel
 
 JOINED = ".joined"
 """behind the name of what blocks add up in memory (`adding.py`)"""
+PART = ".part"
+"""behind the name of an index: the index that counts its parts (`split_sum.py`)"""
 TURN = ".turn"
 """behind the name of a promoted sum: a turn's part of it (`promotion.py`)"""
 
@@ -124,8 +126,10 @@ def disjoint(a: Access, b: Access) -> bool:
 
 
 def _same_turn(index: str, a: Access, b: Access) -> bool:
-    """Both accesses touch only the current turn's part: the bare index stands at the same position."""
-    return any(x == Name(index) and y == Name(index) for x, y in zip(a.subscripts, b.subscripts, strict=False))
+    """Both accesses touch only the current turn's part: the bare index (or that of which it counts the parts) stands
+    at the same position."""
+    own = {Name(index), Name(index.removesuffix(PART))}
+    return any(x == y and x in own for x, y in zip(a.subscripts, b.subscripts, strict=False))
 
 
 def conflict(index: str, first: Leaf, second: Leaf) -> tuple[Access, Access] | None:

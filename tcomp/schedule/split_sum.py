@@ -16,13 +16,16 @@ from dataclasses import replace
 
 from tcomp.dsl.ast import Access, DType, Equation, Expr, Name, Num, Reduction, Target, substitute
 from tcomp.ir.tile import ThreadShape
-from tcomp.schedule.nest import Leaf
+from tcomp.schedule.nest import PART, Leaf
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LoopMap, TileLevel, WarpLevel
 
 PARTIAL = ".partial"
 """ends the name of the tensor of a sum's parts"""
 GRAIN = 4
 """values of the last index that a thread joins: 128 bits of f32"""
+ACROSS = 16
+"""threads' places across a row of parts, which is then read by 256 bytes at a time: fewer lanes take them in turns. A
+vector's parts are joined one value a thread by as many lanes: few values and many parts take many blocks"""
 
 
 def divides(plan: KernelPlan, over: str) -> bool:
@@ -57,7 +60,7 @@ def split_sum(
     value, target = eq.value, eq.target
     assert isinstance(value, Reduction)
     assert outer.block is not None
-    part, block = f"{over}.part", f"{over}.block"
+    part, block = over + PART, f"{over}.block"
     extents[part] = extents[block] = count = -(-extents[over] // outer.block)
     name = target.name + PARTIAL
     dtypes[name] = dtypes[target.name] if dtypes[target.name] in (DType.F64, DType.I32) else DType.F32
@@ -72,23 +75,32 @@ def split_sum(
         targets=(Target(target.name, renamed(target.subscripts, new)),),
         value=Reduction(value.reducer, (block,), None, None, (summed,), value.span),
     )
-    maps = joining_loops([new[i] for i in leaf.parallel], shape, outer)
+    maps = joining_loops([new[i] for i in leaf.parallel], shape, outer, (block, count))
     level = TileLevel(part, 0, outer.kind, 1, outer.span, place="z")
     rest = tuple(t for t in plan.sequence if t != level)
     uses = {name if n == target.name else n: u for n, u in plan.uses.items()}
     promote = {name if n == target.name else n: p for n, p in plan.promote.items()}
+    special = {(i, name): m for (i, t), m in plan.special.items() if t == target.name}
     plan = replace(
         plan,
         loops={**plan.loops, **{m.index: m for m in maps}},
-        sequence=(level, *(m.tiles[0] for m in maps if m.tiles[0] not in rest), *rest),
+        sequence=(level, *(t for m in maps for t in m.tiles[:1] if t not in rest), *rest),
         uses=uses,
         promote=promote,
+        special={**plan.special, **special},
         parts={**plan.parts, over: (part, outer.block)},
     )
     return [
         Leaf(first, at, (part, *leaf.parallel), leaf.reduced),
         Leaf(second, at + 1, tuple(new.values()), (block,)),
     ], plan
+
+
+def in_part(plan: KernelPlan, leaf: Leaf) -> Leaf:
+    """An equation of which each point belongs to one part of a divided sum's index, in that part's block:
+    `dX[m, n] = ...` beside `db.partial[m.part, n] = sum m in the part: ...` shares its loops."""
+    parts = tuple(part for over, (part, _) in plan.parts.items() if over in leaf.parallel and part not in leaf.domain)
+    return replace(leaf, parallel=(*parts, *leaf.parallel)) if parts else leaf
 
 
 def splittable(eq: Equation) -> bool:
@@ -112,10 +124,12 @@ def joining_loops(
     for d, index in enumerate(reversed(indices)):
         warp, lane, size, grain = None, None, 1, 1
         if d == 0:
-            grain = GRAIN
-            size = GRAIN * shape.lanes_x * shape.warps_x
+            narrow = over is not None and len(indices) == 1
+            grain = 1 if narrow and shape.lanes_x >= ACROSS else GRAIN
+            share = grain * shape.lanes_x * (1 if narrow else max(1, ACROSS // shape.lanes_x))
+            size = share * shape.warps_x
             lane = LaneLevel("x", 0)
-            warp = WarpLevel("x", GRAIN * shape.lanes_x, shape.warps_x) if shape.warps_x > 1 else None
+            warp = WarpLevel("x", share, shape.warps_x) if shape.warps_x > 1 else None
         elif d == 1:
             size = shape.lanes_y * shape.warps_y
             lane = LaneLevel("y", 1) if shape.lanes_y > 1 else None

@@ -38,16 +38,16 @@ TRANSPOSED = 4
 """lanes of the smallest registers that are transposed as blocks"""
 
 
-def staged_accesses(name: str, leaf: Leaf, anywhere: bool = False) -> list[Access]:
-    """The accesses in a reduction's values (or, `anywhere`, in its key and in any equation) that a `stage` line names;
-    `QKV.1` means those with constant subscript 1."""
+def staged_accesses(name: str, leaf: Leaf, anywhere: bool = False, key: bool = False) -> list[Access]:
+    """The accesses in a reduction's values (with `key` in its key too, and `anywhere` in any equation) that a `stage`
+    line names; `QKV.1` means those with constant subscript 1."""
     value = leaf.equation.value
     if not isinstance(value, Reduction) and not anywhere:
         return []
     tensor, _, part = name.partition(".")
     found = []
     values = value.values if isinstance(value, Reduction) else (value,)
-    if anywhere and isinstance(value, Reduction) and value.key is not None:
+    if (anywhere or key) and isinstance(value, Reduction) and value.key is not None:
         values = (*values, value.key)
     for e in values:
         for a in reads(e):
@@ -95,7 +95,7 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                 message = f"'{name}' cannot be staged: no equation in the loop over {s.at} names it"
                 raise TcError(message, s.span, text, "leave it out of this line")
             through = s.by == "tma" and any({name, name + JOINED} & set(leaf.written) for leaf in leaves)
-            anywhere = s.space == "registers" or s.by == "tma"
+            anywhere = s.space in ("registers", "shared")
             if not through and not any(staged_accesses(name, leaf, anywhere) for leaf in leaves):
                 raise TcError(
                     f"'{name}' cannot be staged: no {'equation' if anywhere else 'reduction'} of this kernel reads it",

@@ -80,26 +80,52 @@ class SharedStaging:
     def _stage(self, stage: Stage, name: str, node: LoopNode, env: Env) -> list[Statement]:
         out: list[Statement] = []
         made: dict[Expr, Staged] = {}
-        # A vector may come by the copy engine for pointwise equations too; a tensor that sums read is staged for them.
-        anywhere = stage.space == REGISTERS or not any(staged_accesses(name, leaf, False) for leaf in node.leaves())
-        for leaf in node.leaves():
-            for a in staged_accesses(name, leaf, anywhere):
-                if any(a.tensor in w.written for w in node.leaves()):
-                    raise TcError(
-                        f"{a.tensor} cannot be staged at {stage.at}: an equation in that loop writes it",
-                        stage.span,
-                        self.emitter.text,
-                        "stage a tensor that this loop only reads",
-                    )
-                region = self._region(a, env)
+        # A vector may come by the copy engine for pointwise equations too; a tensor that sums read is staged for them,
+        # and what other equations read of the same part comes from the tile as well.
+        summed = [(x, a) for x in node.leaves() for a in staged_accesses(name, x, key=True)]
+        anywhere = [(x, a) for x in node.leaves() for a in staged_accesses(name, x, True)]
+        wanted = anywhere if stage.space == REGISTERS or not summed else summed
+        beside = [(x, a) for x, a in anywhere if (x, a) not in wanted and self._plain(a)]
+        for leaf, a in (*wanted, *beside):
+            if any(a.tensor in w.written for w in node.leaves()):
+                raise TcError(
+                    f"{a.tensor} cannot be staged at {stage.at}: an equation in that loop writes it",
+                    stage.span,
+                    self.emitter.text,
+                    "stage a tensor that this loop only reads",
+                )
+            if (leaf, a) in wanted:
+                whole = next((b for _, b in beside if self._covers(b, a, env)), a)
+                region = self._region(whole, env)
                 if region not in made:
                     if stage.space == REGISTERS:
-                        made[region], statement = self._load(stage, a, leaf, env)
+                        made[region], statement = self._load(stage, whole, leaf, env)
                     else:
-                        made[region], statement = self._pack(stage, a, node, env)
+                        made[region], statement = self._pack(stage, whole, node, env)
                     out.append(statement)
                 self.staged[(id(leaf), a)] = made[region]
+            elif (found := made.get(self._region(a, env))) is not None:
+                self.staged[(id(leaf), a)] = found
         return out
+
+    def _plain(self, a: Access) -> bool:
+        """Is every subscript an index, or free of them?"""
+        indices = set(self.emitter.extents)
+        return all(isinstance(s, Name) or not names_in(s) & indices for s in a.subscripts)
+
+    def _covers(self, a: Access, b: Access, env: Env) -> bool:
+        """Does the part that `a` reads begin where that of `b` does, and go further?"""
+
+        def ranges(x: Access) -> list[tuple[Expr, int]]:
+            found: list[tuple[Expr, int]] = []
+            for s in x.subscripts:
+                known = isinstance(s, Name) and s.id in self.emitter.extents
+                r = self.emitter.range(s.id, env) if known and isinstance(s, Name) else None
+                found.append((s, 0) if r is None else (r.start, r.block))
+            return found
+
+        pairs = list(zip(ranges(a), ranges(b), strict=True))
+        return all(x == y and m >= n for (x, m), (y, n) in pairs) and any(m > n for (_, m), (_, n) in pairs)
 
     def _region(self, a: Access, env: Env) -> Expr:
         """The access with whole indices named by what they range over: equal regions are staged once."""

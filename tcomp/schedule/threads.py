@@ -47,7 +47,7 @@ class GpuTiler:
         free_warps = {d for d, n in self.warps.items() if n > 1}
         spreads: dict[str, Spread] = {}
         for index in (*_by_contiguity(target, parallel), *reduced):
-            m = self.plan.mapping(index, (target.tensor,))
+            m = self.plan.mapping(index, (target.tensor, *leaf.sums_for))
             if m is None or blocks[index] == 1:
                 spreads[index] = SERIAL
                 continue

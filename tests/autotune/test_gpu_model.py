@@ -272,3 +272,10 @@ def test_nothing_is_multiplied_while_results_are_stored(tmp_path: Path) -> None:
     (published,) = (g.published for g in LADDER if g.name == "12 stmatrix")
     assert long.tflops == pytest.approx(published, rel=0.05)
     assert short.tflops < 0.95 * long.tflops
+
+
+def test_what_is_updated_in_place_comes_and_goes() -> None:
+    module = load(library() / "ops" / "optim.tc")
+    n = 1 << 25
+    (kernel,) = lower(bound(module.ops["adamw"], DType.BF16), module, {"N": n}, H100).kernels
+    assert phase_traffic(kernel, kernel.phases[-1], H100, 4) == pytest.approx(n * (3 * 8 + 4 + 2), rel=0.001)

@@ -79,7 +79,7 @@ def plan_of(c: Compute, buffers: Mapping[str, Buffer]) -> Plan:
             turns[a.name] = 0
             points *= t.values
             continue
-        turns[a.name] = _divisor(t.count, min(limit, POINTS) // max(1, points * len(t.unit)))
+        turns[a.name] = _together(t.count, min(limit, POINTS) // max(1, points * len(t.unit)))
         points *= turns[a.name] * len(t.unit)
     body = points * math.prod(turns_of(a).values for a in reduced if a.name in fixed)
     for a in reversed(reduced):
@@ -87,7 +87,7 @@ def plan_of(c: Compute, buffers: Mapping[str, Buffer]) -> Plan:
             continue
         t = turns_of(a)
         most = (POINTS // 2 if costly else STEPS if points >= 16 else POINTS) // max(1, body * len(t.unit))
-        turns[a.name] = _divisor(t.count, most)
+        turns[a.name] = _divisor(t.count, most) if points >= 16 else _together(t.count, most)
         body *= turns[a.name] * len(t.unit)
     return Plan(parallel, reduced, turns, points)
 
@@ -95,6 +95,13 @@ def plan_of(c: Compute, buffers: Mapping[str, Buffer]) -> Plan:
 def _divisor(count: int, most: int) -> int:
     """The largest divisor of `count` that is at most `most`, at least 1."""
     return max((d for d in range(1, min(count, max(1, most)) + 1) if count % d == 0), default=1)
+
+
+def _together(count: int, most: int) -> int:
+    """How many turns go together, of which the loads are on their way at a time: the largest divisor of `count`, unless
+    more than twice as many may; what is left over then are turns of their own."""
+    d, most = _divisor(count, most), max(1, min(count, most))
+    return most if 2 * d <= most else d
 
 
 @dataclass(frozen=True)
