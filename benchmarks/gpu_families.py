@@ -6,6 +6,7 @@ Operands are random. On the virtual GPU, the same sections check tiny sizes and 
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -95,9 +96,10 @@ class _Measure:
             yield from _times(executor, case, prepared, library)
         finally:
             executor.close()
-            if self.torch:
-                del counterpart
-                self.torch.free()
+            del counterpart
+            with contextlib.suppress(RuntimeError):  # (after a fault: what it was is being reported already)
+                if self.torch:
+                    self.torch.free()
 
 
 def _checked(torch: Torch, executor: CudaExecutor, case: Case, counterpart: Counterpart) -> Item:

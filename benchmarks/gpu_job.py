@@ -97,6 +97,8 @@ def in_turn(
             before = len(job.device.findings())
             try:
                 made = _made(job, ready[number], prepare, case) if pool else prepare(case)
+                if made is None:
+                    return
                 yield {"kind": "begin", "number": number, "what": str(case)}
                 for item in run(case, made):
                     found = len(job.device.findings()) - before
@@ -111,12 +113,17 @@ def in_turn(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _made(job: Job, ready: Future[P], prepare: Callable[[C], P], case: C) -> P:
-    """What was prepared for a case; here where the processes for that have died."""
-    try:
-        return ready.result(max(1.0, job.deadline - time.monotonic()))
-    except (BrokenExecutor, CancelledError):
-        return prepare(case)
+def _made(job: Job, ready: Future[P], prepare: Callable[[C], P], case: C) -> P | None:
+    """What was prepared for a case, here where the processes for that have died; nothing when the time is used up."""
+    while not job.over():
+        try:
+            return ready.result(0.2)
+        except TimeoutError:
+            if ready.done():
+                raise  # (the preparation's own)
+        except (BrokenExecutor, CancelledError):
+            return prepare(case)
+    return None
 
 
 def lost(e: BaseException) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -189,7 +190,7 @@ def main() -> None:
         except Skip as e:
             note({"kind": "end", "skipped": str(e)})
         except Lost:
-            sys.exit(AGAIN)
+            os._exit(AGAIN)  # (a library that gives its memory back in a lost context may abort)
         except UserError as e:
             sys.exit(str(e))
         else:
