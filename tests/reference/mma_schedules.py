@@ -1,7 +1,8 @@
 """Random schedules on tensor cores for products with each operand order, legal by construction.
 
 A product is M rows by N columns, summed over K. What is drawn: the instruction, the tile of a block, what a warp or a
-warpgroup computes of it, the step along K and how many are in flight, how operands are copied, and who copies.
+warpgroup computes of it, the blocks of a cluster, the step along K and how many are in flight, how operands are copied,
+who copies, and how results leave.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from tcomp.dsl.ast import Directive, DType, Flag, KernelSchedule, Level, MapLoops, Name, Num, Schedule, Stage, Use
+from tcomp.dsl.ast import Call, Directive, DType, Flag, KernelSchedule, Level, MapLoops, Name, Num, Schedule, Stage, Use
 
 TEXT = """
 op plain(X: real[M, K], W: real[N, K], b: real[N]) -> Y: real[M, N]:
@@ -63,8 +64,10 @@ def schedules(draw: st.DrawFn, op: str, storage: DType) -> Drawn:
     bytes_ = 1 if op == "narrow" else storage.bytes
     # Tensor copies take rows of multiples of 16 bytes; other copies take any.
     unit = 16 // bytes_ if tma else 1
-    dims = {d: unit * draw(st.integers(1, most // unit), label=d) for d, most in (("M", 150), ("N", 150), ("K", 140))}
-    rows, columns = _tiles(draw, group)
+    cluster = draw(st.sampled_from([1, 1, 2, 3, 4])) if tma and op != "parts" else 1
+    longest = {"M": 150 * (1 + (cluster > 1)), "N": 150, "K": 140 * (1 + (cluster > 1))}
+    dims = {d: unit * draw(st.integers(1, most // unit), label=d) for d, most in longest.items()}
+    rows, columns = _tiles(draw, group, cluster)
     step = 32 // bytes_ * draw(st.sampled_from([1, 2, 4] if not group else [2, 4]))
     stages = draw(st.integers(1, 4))
     by = "tma" if tma else draw(st.sampled_from(["cp.async", "copy"]))
@@ -80,8 +83,14 @@ def schedules(draw: st.DrawFn, op: str, storage: DType) -> Drawn:
         Stage(operands, "shared", at, by, options),
         Use("wgmma" if group else "mma.sync", (target,)),
     ]  # fmt: skip
+    if group and op != "parts" and draw(st.booleans()):
+        body.append(Stage(("Y",), "shared", "n", "tma", ()))
     if tma and draw(st.booleans()):
-        body.append(Flag("producer", (Name("warp"),)))
+        moved = group and draw(st.booleans())
+        who = Call("warpgroup", (Num(draw(st.sampled_from([24, 40]))),)) if moved else Name("warp")
+        body.append(Flag("producer", (who,)))
+        if group and op != "parts" and draw(st.booleans()):
+            body.append(Flag("stagger", ()))
     if draw(st.booleans()):
         body.append(Flag("persistent"))
     if draw(st.booleans()):
@@ -95,17 +104,20 @@ def schedules(draw: st.DrawFn, op: str, storage: DType) -> Drawn:
     return Drawn(Schedule(op, "sm_90a", (), tuple(kernels)), "sm_90a", dims)
 
 
-def _tiles(draw: st.DrawFn, group: bool) -> tuple[tuple[Level, ...], tuple[Level, ...]]:
-    """The levels of rows and columns."""
+def _tiles(draw: st.DrawFn, group: bool, cluster: int) -> tuple[tuple[Level, ...], tuple[Level, ...]]:
+    """The levels of rows and columns, with so many blocks' rows to a cluster."""
+
+    def blocks(rows: int) -> tuple[Level, ...]:
+        together = (_level("cluster", rows),) if cluster > 1 else ()
+        return (_level("grid.y", rows * cluster), *together)
+
     if group:
         groups, columns = draw(st.integers(1, 3)), 16 * draw(st.integers(1, 12))
-        return (_level("grid.y", 64 * groups), _level("warpgroup", 64), Level("mma")), (
-            _level("grid.x", columns), Level("mma"),
-        )  # fmt: skip
+        return (*blocks(64 * groups), _level("warpgroup", 64), Level("mma")), (_level("grid.x", columns), Level("mma"))
     own_m, own_n = 16 * draw(st.integers(1, 4)), 16 * draw(st.integers(1, 4))
     warps_m, warps_n = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     assert own_m * own_n // 32 <= ACCUMULATORS
     return (
-        (_level("grid.y", own_m * warps_m), _level("warp.y", own_m), Level("mma")),
+        (*blocks(own_m * warps_m), _level("warp.y", own_m), Level("mma")),
         (_level("grid.x", own_n * warps_n), _level("warp.x", own_n), Level("mma")),
     )
