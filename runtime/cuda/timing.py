@@ -18,7 +18,6 @@ from tcomp.runtime.cuda.context import Context
 from tcomp.runtime.cuda.driver import call
 from tcomp.runtime.cuda.executor import CudaExecutor
 from tcomp.runtime.cuda.gpus import Gpu
-from tcomp.runtime.cuda.programs import BoundLaunch
 
 RUBBISH = 3
 """The buffer that is filled, over the size of L2."""
@@ -57,16 +56,6 @@ class ColdClock:
 def _submit(executor: CudaExecutor, program: str) -> None:
     for launch in executor.programs[program]:
         launch.submit(executor.context.compute)
-
-
-def time_launch(executor: CudaExecutor, launch: BoundLaunch, repeats: int) -> float:
-    """Median milliseconds of one launch, which finds nothing of its data in L2. It changes the slots it writes."""
-    clock = ColdClock(executor.context.gpu, executor.machine)
-    try:
-        works = [partial(launch.submit, executor.context.compute)] * repeats
-        return statistics.median(clock.milliseconds(executor, works))
-    finally:
-        clock.close()
 
 
 def time_programs(executor: CudaExecutor, programs: Sequence[str], repeats: int, graph: bool = True) -> float:
