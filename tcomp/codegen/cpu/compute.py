@@ -30,7 +30,7 @@ from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.interleave import by_parity, in_pairs, interleavable
 from tcomp.codegen.cpu.prefetch import MapPrefetcher, Prefetcher, touch_registers
-from tcomp.codegen.cpu.segments import Segment, conditions_of, segments, singles_of
+from tcomp.codegen.cpu.segments import Segment, can_narrow, conditions_of, segments, singles_of
 from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
 from tcomp.codegen.cpu.types import I1, I32, I64, IrValue, constant, kind_of, kind_type
 from tcomp.dsl.ast import Expr
@@ -98,6 +98,11 @@ class ComputeGenerator:
         self.known: dict[Expr, bool] = {}
         self.value, self.guard = self._built()
         self.conditions = conditions_of(node, self.domain, [*self.parallel, *self.reduced])
+        self.narrows = can_narrow(node, self.parallel, self.conditions)
+        if self.narrows:
+            # Vectors inside: then the condition cuts their loop, whose last tile has only those that are needed.
+            self.parallel.sort(key=lambda a: a.lanes > 1)
+            self.conditions = conditions_of(node, self.domain, [*self.parallel, *self.reduced])
         found = ((x, self.graph.cast(self.graph.build(x.value), "int")) for x in singles_of(node))
         # What may read outside of a tensor is read under its guard only, not ahead of the loops.
         self.singles = [(x, self.evaluator.value(n, {})) for x, n in found if not n.unsafe]
@@ -184,7 +189,8 @@ class ComputeGenerator:
     def _segments(self, axis: Axis) -> list[Segment]:
         """The axis's loops, cut where conditions begin to hold or end to; their bounds are emitted in this frame."""
         variants = self._variants(axis)
-        return [s for v in variants for s in segments(self.em, self.domain, axis, v, self.conditions, self.singles)]
+        found = self.conditions, self.singles, self.narrows and axis.lanes > 1
+        return [s for v in variants for s in segments(self.em, self.domain, axis, v, *found)]
 
     def _enter(self, axis: Axis, v: Variant, base: Int) -> None:
         """Set the axis's state for a tile at `base`."""

@@ -9,11 +9,15 @@
                                                      for p in range(a + w, n, w):  Y = x[p]
 
 a and b are computed for each register tile of the loops around, the outer axis of the condition among them. Where
-nothing counts behind the condition (a reduction's guard, a Compute's region) the last loop is not there.
+nothing counts behind the condition (a reduction's guard, a Compute's region) the last loop is not there. A register
+tile of several vectors that would run past such a condition becomes one of those vectors that are needed:
+
+    k in 0 .. 64 unroll 2 x 16 lanes, needed up to 39   -->   0 .. 32 by 2 vectors, 32 .. 48 by one
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,6 +33,8 @@ MOST_TESTED = 2
 """conditions of a Compute for which code with and without the test is written"""
 MOST_SINGLE = 1
 """equalities for which it is: each makes three loops of one"""
+LATENCY = 8
+"""sums that have to run side by side: two units, each with a result four cycles later"""
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,18 @@ def singles_of(node: Compute) -> list[Single]:
     return out[:MOST_SINGLE]
 
 
+def can_narrow(node: Compute, parallel: Sequence[Axis], found: Sequence[Condition]) -> bool:
+    """Whether a sum's register tiles of several vectors may be one vector wide before a condition behind which nothing
+    is needed: where the sums that are left still hide the latency."""
+    wide = [a for a in parallel if a.lanes > 1 and a.unroll > 1]
+    rows = math.prod(a.unroll for a in parallel if a.lanes == 1)
+    if not node.reduced or not wide or rows < LATENCY or not node.distinct:
+        return False
+    others = [f"{a.name}'" for a in parallel if a.lanes == 1]
+    cuts = (c.form for c in found if c.skips and not c.tested)
+    return any(f.coefficient(f"{wide[0].name}'") > 0 and any(map(f.coefficient, others)) for f in cuts)
+
+
 def segments(
     em: Emitter,
     domain: Domain,
@@ -119,13 +137,16 @@ def segments(
     variant: Variant,
     found: list[Condition],
     singles: Sequence[tuple[Single, Int]] = (),
+    narrows: bool = False,
 ) -> list[Segment]:
     """The variant's loop, cut by the conditions on this axis; bounds are emitted where the builder stands. Each of
-    `singles` comes with its value."""
+    `singles` comes with its value. With `narrows` the last tile before such a cut may be one vector wide."""
     out = [Segment(variant, {})]
     for c in found:
         if c.axis == axis.name:
             out = [piece for s in out for piece in _cut(em, domain, axis, s, c)]
+            if narrows and c.skips and not c.tested and c.form.coefficient(f"{axis.name}'") > 0:
+                out = [piece for s in out for piece in _narrowed(em, axis, s)]
     for single, value in singles:
         if single.axis == axis.name:
             out = [piece for s in out for piece in _cut_out(em, domain, axis, s, single, value)]
@@ -190,6 +211,21 @@ def _cut(em: Emitter, domain: Domain, axis: Axis, segment: Segment, c: Condition
         nonempty = v.nonempty if (start, stop) == (v.start, v.stop) else False
         out.append(Segment(replace(v, start=start, stop=stop, nonempty=nonempty, grid=grid), known))
     return out
+
+
+def _narrowed(em: Emitter, axis: Axis, segment: Segment) -> list[Segment]:
+    """Tiles of several vectors as far as their last one is needed, and the vectors left one by one."""
+    v = segment.variant
+    width = v.unroll * axis.lanes
+    if v.unroll == 1 or v.partial or isinstance(v.stop, int):
+        return [segment]
+    b = em.here()
+    ahead = em.i64(em.add(em.add(v.stop, _minus(em, v.start)), axis.lanes - 1))
+    ahead = b.select(b.icmp_signed("<", ahead, em.i64(0)), em.i64(0), ahead)
+    wide_end = em.add(v.start, em.mul(b.udiv(ahead, em.i64(width)), width))
+    wide = replace(v, stop=wide_end, nonempty=False)
+    rest = replace(v, start=wide_end, unroll=1, nonempty=False)
+    return [replace(segment, variant=x) for x in (wide, rest)]
 
 
 def _rest(em: Emitter, domain: Domain, axis: Axis, c: Condition) -> tuple[Int, Int]:

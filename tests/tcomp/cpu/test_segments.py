@@ -74,6 +74,27 @@ def test_tiles_behind_a_region_are_left_out(machine: CpuMachine, objects: Path) 
     np.testing.assert_array_equal(found["Y"] == 1, k // 4 * 4 <= q // 2 * 2 + 1)
 
 
+@pytest.mark.parametrize("rows", [8, 4])
+@pytest.mark.parametrize("order", ["qk", "kq"])
+def test_the_last_tile_before_a_region_ends_has_the_vectors_that_are_needed(
+    order: str, rows: int, machine: CpuMachine, objects: Path
+) -> None:
+    """Where one vector of eight rows hides the latency; four rows stay two vectors wide."""
+    axes = {"q": axis("q", 32, rows), "k": axis("k", 48, 2, 8)}
+    product = op("*", at("A", "q", "d"), at("W", "d", "k"))
+    domain = (*(axes[n] for n in order), axis("d", 5))
+    scores = Compute(at("Y", "q", "k"), product, domain, frozenset({"d"}), "sum", region=CONDITIONS["diagonal"])
+    operands = [operand("A", 32, 5), operand("W", 5, 48), operand("Y", 32, 48)]
+    start = {"A": normal(32, 5), "W": normal(5, 48, seed=1), "Y": np.full((32, 48), 7, np.float32)}
+    got = run(kernel(operands, [Loop("i", Num(0), Num(1), 1, "core", (scores,))]), machine, objects, start)["Y"]
+    q, k = np.mgrid[0:32, 0:48]
+    np.testing.assert_allclose(got[k <= q], (start["A"] @ start["W"])[k <= q], rtol=1e-5, atol=1e-5)
+    needed = (q // 8 + 1) * 8 if rows == 8 else -(-(q // 4 + 1) * 4 // 16) * 16
+    assert (got[k >= needed] == 7).all()
+    if order == "qk":
+        assert (got[k < needed] != 7).all()
+
+
 @pytest.mark.parametrize("tile", [*TILES, ((1, 1), (1, 8))])
 def test_an_equality_with_one_place_is_tested_in_its_tile_alone(tile: Tile, machine: CpuMachine, objects: Path) -> None:
     """Places before the first, in every lane of a tile, in the last partial tile, and behind the end."""
