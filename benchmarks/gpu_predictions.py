@@ -3,7 +3,8 @@
     python benchmarks/gpu_predictions.py [--gpu h100] [--config 124M] [--setting 16x1024]
         [--precisions bf16,fp8,fp8_block] [--out benchmarks/results/gpu_predictions.json]
 
-Half a minute a precision: every kernel is assembled, disassembled and read. No GPU is needed.
+Half a minute a precision on one core: every kernel is assembled, disassembled and read. No GPU is needed. Kernels that
+have other code by then are predicted anew where they are timed.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from tcomp.cli import common
+from tcomp.cli.limits import cores
+from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import GpuMachine, machine_named
 from tcomp.model.step import Step
 from tcomp.runtime.cache import cache_folder
@@ -28,20 +34,40 @@ def code_digest(ptx: str) -> str:
     return hashlib.sha256(ptx.encode()).hexdigest()[:12]
 
 
-def predicted(step: Step, machine: GpuMachine) -> dict[str, Any]:
-    """`seconds` of the step and, by kernel: launches a step, seconds of one, what binds it, FLOPs, bytes, digest."""
-    from tcomp.autotune.gpu_predict import predict_step
+def predict_one(kernel: Kernel, machine: GpuMachine) -> dict[str, Any]:
+    """Seconds of a kernel, what binds it, FLOPs, bytes of device memory, digest of its code. UserError where it cannot
+    be assembled or disassembled."""
+    from tcomp.autotune.gpu_predict import predict_kernel
     from tcomp.runtime.cuda.kernels import compile_all
 
     cache = cache_folder("kernels")
-    code = compile_all(step.kernels, machine, cache)
-    kernels = {
-        k.name: {
-            "launches": n, "seconds": k.seconds, "binding": k.binding, "flops": sum(p.flops for p in k.launches),
-            "bytes": sum(p.hbm_bytes for p in k.launches), "code": code_digest(code[k.name].ptx),
-        }
-        for k, n in predict_step(step, machine, cache)
+    ptx = compile_all({kernel.name: kernel}, machine, cache)[kernel.name].ptx
+    k = predict_kernel(kernel, machine, cache)
+    return {
+        "seconds": k.seconds, "binding": k.binding, "flops": sum(p.flops for p in k.launches),
+        "bytes": sum(p.hbm_bytes for p in k.launches), "code": code_digest(ptx),
     }  # fmt: skip
+
+
+@contextmanager
+def predicting(
+    kernels: Mapping[str, Kernel], machine: GpuMachine, workers: int
+) -> Iterator[dict[str, Future[dict[str, Any]]]]:
+    """Predictions of kernels by name, made in other processes meanwhile."""
+    pool = ProcessPoolExecutor(max(1, min(workers, len(kernels))), mp_context=get_context("spawn"))
+    try:
+        yield {name: pool.submit(predict_one, kernel, machine) for name, kernel in kernels.items()}
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def predicted(step: Step, machine: GpuMachine, workers: int = 1) -> dict[str, Any]:
+    """`seconds` of the step and its `kernels` by name, each with its launches a step."""
+    from tcomp.autotune.gpu_predict import launches_of
+
+    counts = launches_of(step)
+    with predicting({name: step.kernels[name] for name in counts}, machine, workers) as found:
+        kernels = {name: {"launches": n, **found[name].result()} for name, n in counts.items()}
     return {"seconds": sum(k["seconds"] * k["launches"] for k in kernels.values()), "kernels": kernels}
 
 
@@ -73,7 +99,7 @@ def main() -> None:
     for precision in args.precisions.split(","):
         built = common.build_step("gpt2", args.config, batch, length, precision=precision, device=TargetDevice(machine))
         name = key(machine.name, args.config, batch, length, precision)
-        found[name] = predicted(built.step, machine)
+        found[name] = predicted(built.step, machine, cores())
         print(f"{name}: {found[name]['seconds'] * 1e3:.2f} ms, {len(found[name]['kernels'])} kernels", flush=True)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 from gpu_job import Item, Job, Skip, guarded
-from gpu_predictions import code_digest, key, load
+from gpu_predictions import code_digest, key, load, predicting
 from gpu_steps import MICRO
 from gpu_torch import run_torch, torch_reason
 
+from tcomp.autotune.gpu_predict import launches_of
 from tcomp.cli import common
+from tcomp.cli.limits import cores
 from tcomp.ir.tile import Kernel
 from tcomp.model.step import Step
 from tcomp.runtime.cuda.device import CudaDevice
@@ -47,48 +49,88 @@ def timed_build(job: Job, dims: Mapping[str, int] | None = None) -> common.Built
 
 def kernels(job: Job) -> Iterator[Item]:
     """Every distinct kernel of a step where it is first used, so on that step's data: the median of repeats between
-    events, the L2 cache flushed before each; then all launches in their turn, L2 as they find it."""
+    events, the L2 cache flushed before each. Then a step's launches in their turn, L2 as they find it."""
     from tcomp.runtime.cuda.timing import ColdClock
 
-    built = timed_build(job)
-    machine, step = job.device.machine, built.step
-    predictions = load(job.predictions, key(machine.name, job.config, job.batch, job.length, job.precision))
-    known = (predictions or {}).get("kernels", {})
+    machine = job.device.machine
+    step = timed_build(job).step
     executor: Any = job.device.open(step)
     clock = ColdClock(job.device.gpu, machine) if job.real else None
     try:
-        initialise(executor, 1, os.cpu_count() or 1)
+        initialise(executor, 1, cores())
         set_scalars(executor, {})
         fill_batch(executor, np.random.default_rng(0))
-        measured: dict[str, float] = {}
-        other = 0
-        for launch, parts in launches(executor):
-            work = partial(submit, parts, executor.context.compute)
-            if launch.kernel in measured or (measured and job.over()):
-                work()
-                continue
-            kernel, said = step.kernels[launch.kernel], known.get(launch.kernel)
-            other += said is not None and said["code"] != code_digest(executor.kernels[launch.kernel].kernel.ptx)
-            row: Item = {
-                "kind": "row", "kernel": launch.kernel, "first use": launch.label, "times": times(step, launch.kernel),
-                "blocks x threads": ", ".join(f"{p.shape.blocks} x {p.shape.threads}" for p in parts),
-            }  # fmt: skip
-            measured[launch.kernel] = math.nan
-            if clock is not None:
-                ms = cold_median(clock, executor, work)
-                measured[launch.kernel] = 1e3 * ms
-                row |= rates(kernel, ms) | beside(1e3 * ms, said)
-            else:
-                work()
-                work()
-            yield row
-        executor.wait()
-        if clock is not None:
-            yield from guarded({"kernel": "sums"}, _sums(job, executor, measured, predictions, other))
+        with beforehand(job, executor) as said:
+            measured: dict[str, Item] = {}
+            for launch, parts in launches(executor):
+                work = partial(submit, parts, executor.context.compute)
+                if launch.kernel in measured or (measured and job.over()):
+                    work()
+                    continue
+                row: Item = {"times": times(step, launch.kernel), "first use": launch.label}
+                if clock is not None:
+                    row |= rates(step.kernels[launch.kernel], cold_median(clock, executor, work))
+                else:
+                    work()
+                    work()
+                row["blocks x threads"] = ", ".join(f"{p.shape.blocks} x {p.shape.threads}" for p in parts)
+                measured[launch.kernel] = row
+                yield {"kind": "measured", "kernel": launch.kernel, **row}
+            executor.wait()
+            turns = in_turn(executor) if job.real else {}
+            yield from _table(job, measured, turns, said)
     finally:
         if clock is not None:
             clock.close()
         executor.close()
+
+
+@contextmanager
+def beforehand(job: Job, executor: Any) -> Iterator[Callable[[str], Mapping[str, Any] | None]]:
+    """What gives a kernel's prediction, or None: from the file, and made meanwhile for code that is not in it."""
+    machine, step = job.device.machine, executor.step
+    if not job.real:
+        yield lambda _: None
+        return
+    read = load(job.predictions, key(machine.name, job.config, job.batch, job.length, job.precision))
+    known = read["kernels"] if read else {}
+    code = {name: code_digest(loaded.kernel.ptx) for name, loaded in executor.kernels.items()}
+    new = {k: step.kernels[k] for k in launches_of(step) if known.get(k, {}).get("code") != code[k]}
+    with predicting(new, machine, min(14, cores())) as found:
+
+        def said(name: str) -> Mapping[str, Any] | None:
+            if name not in found:
+                return known.get(name)
+            try:
+                return found[name].result(max(0.0, job.left))
+            except Exception as e:  # no nvdisasm, say, or no time
+                print(f"{name}: not predicted: {type(e).__name__}: {e}", file=sys.stderr)
+                return None
+
+        yield said
+
+
+def _table(
+    job: Job, measured: dict[str, Item], turns: dict[str, float], said: Callable[[str], Mapping[str, Any] | None]
+) -> Iterator[Item]:
+    """A row for each kernel, those with the greatest share of the step first, and the sums."""
+    whole, us, predicted_us = sum(turns.values()), 0.0, 0.0
+    for name in sorted(measured, key=lambda n: -turns.get(n, 0.0)):
+        row: Item = {"kind": "row", "kernel": name, **measured[name]}
+        if not job.real:
+            yield row
+            continue
+        prediction = said(name)
+        row |= beside(row["us"], prediction)
+        us += row["us"] * row["times"]
+        predicted_us += row.get("predicted us", math.nan) * row["times"]
+        yield row | {"us in their turn": turns[name] / row["times"], "share": f"{turns[name] / whole:.1%}"}
+    if job.real:
+        row = {"kind": "row", "kernel": "the whole step", "times": sum(m["times"] for m in measured.values())}
+        row |= {"us": us, "us in their turn": whole}
+        if predicted_us == predicted_us:
+            row |= {"predicted us": predicted_us, "measured over predicted": us / predicted_us}
+        yield row
 
 
 def launches(executor: Any) -> Iterator[tuple[Any, list[Any]]]:
@@ -124,42 +166,22 @@ def rates(kernel: Kernel, ms: float) -> Item:
 def beside(us: float, said: Mapping[str, Any] | None) -> Item:
     if said is None:
         return {}
-    return {"us predicted": 1e6 * said["seconds"], "measured over predicted": us / 1e6 / said["seconds"],
-            "bound by, predicted": said["binding"]}  # fmt: skip
+    return {"predicted us": 1e6 * said["seconds"], "measured over predicted": us / 1e6 / said["seconds"],
+            "bound by": said["binding"]}  # fmt: skip
 
 
-def _sums(
-    job: Job, executor: Any, measured: dict[str, float], predictions: Mapping[str, Any] | None, other: int
-) -> Iterator[Item]:
-    """Over a step: kernels measured one by one, and each launch in its turn (a gap before it included)."""
-    step = executor.step
-    counts = {k: times(step, k) for k in measured}
-    said = predictions["kernels"] if predictions else {}
-    both = [k for k in measured if k in said]
-    row: Item = {"kind": "row", "times": sum(counts.values())}
-    total = sum(us * counts[k] for k, us in measured.items())
-    yield row | {"kernel": "all, one by one", "us": total} | (
-        beside(total, {"seconds": sum(said[k]["seconds"] * counts[k] for k in both), "binding": ""})
-        if len(both) == len(step.kernels) else {}
-    )  # fmt: skip
+def in_turn(executor: Any) -> dict[str, float]:
+    """Microseconds of a step by kernel, all its launches together and the gaps before them: medians of five steps."""
     turns: dict[str, list[float]] = {}
     for number in range(6):
-        took = dict.fromkeys(measured, 0.0)
+        took: dict[str, float] = {}
         found = iter([ms for p in ("micro_first", "update") for _, ms in executor.profile(p)])
         for launch, parts in launches(executor):
-            took[launch.kernel] = took.get(launch.kernel, 0.0) + sum(next(found) for _ in parts)
-        for kernel, ms in took.items():
+            took[launch.kernel] = took.get(launch.kernel, 0.0) + 1e3 * sum(next(found) for _ in parts)
+        for kernel, us in took.items():
             if number:
-                turns.setdefault(kernel, []).append(1e3 * ms)
-    medians = {k: statistics.median(v) for k, v in turns.items()}
-    yield row | {"kernel": "all, in their turn", "us": sum(medians.values())}
-    yield {"kind": "in turn", "us a step": medians}
-    longest = sorted(medians, key=lambda k: -medians[k])[:8]
-    share = sum(medians.values())
-    text = "; ".join(f"{k} {medians[k] / share:.1%}" for k in longest)
-    yield {"kind": "row", "kernel": f"longest in a step: {text}"}
-    if other:
-        yield {"kind": "row", "kernel": f"{other} kernels are of other code than was predicted"}
+                turns.setdefault(kernel, []).append(us)
+    return {k: statistics.median(v) for k, v in turns.items()}
 
 
 def fill_batch(executor: Any, random: np.random.Generator) -> None:
