@@ -103,7 +103,7 @@ def test_a_narrow_tile_that_is_turned_has_room_for_what_lanes_cover_either_way(r
     op = bound(module.ops["linear_gelu_fp8"], DType.BF16)
     lowered = lower(op, module, {"M": rows, "N": rows, "K": columns, "H": 16}, machine)
     tiles = {t.name: t.shape for k in lowered.kernels for t in k.tiles if t.name in ("Xq", "Wq")}
-    assert tiles == {"Xq": (64, 64), "Wq": (64, 64)}
+    assert tiles.keys() == {"Xq", "Wq"} and all(n >= 64 for shape in tiles.values() for n in shape)
 
 
 @pytest.mark.slow

@@ -184,8 +184,8 @@ class GpuFamily:
     def fill(self, shape: ThreadShape | None) -> Spread | int:
         if shape is None:
             return SERIAL
-        warp = "x" if shape.warps_x > 1 else ""
-        return Spread(4, "x", shape.lanes_x, warp, shape.warps_x if warp else 1, 4 * shape.lanes_x if warp else 0)
+        warp, warps = ("x", shape.warps_x) if shape.warps_x > 1 else ("y", shape.warps_y)
+        return Spread(4, "x", shape.lanes_x, *((warp, warps, 4 * shape.lanes_x) if warps > 1 else ()))
 
     def default(self, op: Op, equations: tuple[Equation, ...], extents: dict[str, int]) -> Schedule:
         return default_gpu_schedule(op, equations, extents, "gpu")

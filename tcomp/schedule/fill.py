@@ -12,6 +12,8 @@ from tcomp.schedule.bounds import affine, tile_stop
 Box = tuple[tuple[int, int], ...]
 """Elements from start to stop (exclusive) along each axis."""
 _MOST_CELLS = 4096
+FILLED = 2048
+"""elements of a vector that a GPU's block clears"""
 
 
 def needs_zero(name: str, shape: tuple[int, ...], equations: tuple[Equation, ...], extents: dict[str, int]) -> bool:
@@ -78,7 +80,7 @@ def zero(name: str, shape: tuple[int, ...], level: str, along: Spread | int) -> 
     if len(shape) == 1:
         variable = Name("z0.0")
         if isinstance(along, Spread):
-            step = min(shape[0], 8192)
+            step = min(shape[0], FILLED)
             stop = tile_stop(variable, step, Num(shape[0]), shape[0])
             body = Compute(Access(name, (names[0],)), Num(0.0), (last("z0", variable, stop, step),))
             return Loop("z0.0", Num(0), Num(shape[0]), step, level, (body,))

@@ -24,8 +24,10 @@ PARTIAL = ".partial"
 GRAIN = 4
 """values of the last index that a thread joins: 128 bits of f32"""
 ACROSS = 16
-"""threads' places across a row of parts, which is then read by 256 bytes at a time: fewer lanes take them in turns. A
-vector's parts are joined one value a thread by as many lanes: few values and many parts take many blocks"""
+"""threads' places across a row of parts, which is then read by 256 bytes at a time: fewer lanes take them in turns"""
+SECTOR = 8
+"""lanes from which on a thread joins one value of a vector, where a block has ACROSS of them: few values and many parts
+take many blocks"""
 
 
 def divides(plan: KernelPlan, over: str) -> bool:
@@ -125,7 +127,8 @@ def joining_loops(
         warp, lane, size, grain = None, None, 1, 1
         if d == 0:
             narrow = over is not None and len(indices) == 1
-            grain = 1 if narrow and shape.lanes_x >= ACROSS else GRAIN
+            single = narrow and shape.lanes_x >= SECTOR and shape.lanes_x * shape.warps_x >= ACROSS
+            grain = 1 if single else GRAIN
             share = grain * shape.lanes_x * (1 if narrow else max(1, ACROSS // shape.lanes_x))
             size = share * shape.warps_x
             lane = LaneLevel("x", 0)

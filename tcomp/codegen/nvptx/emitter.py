@@ -12,6 +12,7 @@ from llvmlite import ir
 
 from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.types import I32, VOID, IrValue, Type
+from tcomp.dsl.ast import DType
 from tcomp.ir.tile import Spread, ThreadShape
 
 GLOBAL = ir.PointerType(addrspace=1)
@@ -53,6 +54,10 @@ class GpuEmitter(Emitter):
         self.threads, self.sides = threads, sides
         self.async_reads = False
         self.calls = True
+        self.stored: dict[IrValue, tuple[DType, IrValue, int]] = {}
+        """values of 8-bit floats read from memory: their type, and of which integer they are which byte"""
+        self.rounded: dict[tuple[IrValue, DType], IrValue] = {}
+        """values rounded to such a type: what they were before"""
 
     # ------------------------------------------------------------------------------------- instructions
 

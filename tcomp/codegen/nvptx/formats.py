@@ -62,6 +62,8 @@ def _widened(em: GpuEmitter, word: IrValue, dtype: DType, n: int) -> list[IrValu
             pair = pair if pair.type == I16 else b.zext(pair, I16) if pair.type.width < 16 else b.trunc(pair, I16)
             halves = em.asm(f"cvt.rn.f16x2.{_FP8[dtype]} $0, $1;", I32, "=r,h", [pair])
             out += _widened(em, halves, DType.F16, 2)
+        for i, value in enumerate(out[:n]):
+            em.stored[value] = (dtype, word, i)
         return out[:n]
     out = []
     for i in range(n):
@@ -108,6 +110,10 @@ def _narrowed(em: GpuEmitter, values: Sequence[IrValue], dtype: DType) -> IrValu
         if len(values) == 1:
             return em.asm("cvt.rn.bf16.f32 $0, $1;", I16, "=h,f", list(values))
         return em.asm("cvt.rn.bf16x2.f32 $0, $1, $2;", I32, "=r,f,f", [values[1], values[0]])
+    if dtype in _FP8:
+        values = [em.rounded.get((v, dtype), v) for v in values]
+        if (kept := _as_stored(em, values, dtype)) is not None:
+            return kept
     if dtype is DType.F16:
         halves = [b.bitcast(b.fptrunc(v, F16), I16) for v in values]
     else:
@@ -122,10 +128,35 @@ def _narrowed(em: GpuEmitter, values: Sequence[IrValue], dtype: DType) -> IrValu
     return b.or_(b.zext(halves[0], I32), b.shl(b.zext(halves[1], I32), em.i64(16)))
 
 
+def _as_stored(em: GpuEmitter, values: Sequence[IrValue], dtype: DType) -> IrValue | None:
+    """The bytes that the values were read from, where all were stored in that type: one integer, as `_narrowed` gives.
+    None where some were computed."""
+    found = [em.stored.get(v) for v in values]
+    if any(f is None or f[0] is not dtype for f in found):
+        return None
+    b, n = em.builder, len(values)
+    places = [(f[1], f[2]) for f in found if f is not None]
+    word = places[0][0]
+    if word.type.width == 8 * n and all(w is word and i == at for at, (w, i) in enumerate(places)):
+        return word
+    out: IrValue | None = None
+    for at, (w, i) in enumerate(places):
+        x = w if w.type == I32 else b.zext(w, I32)
+        x = b.lshr(x, em.i64(8 * i)) if i else x
+        x = x if w.type.width == 8 else b.and_(x, em.i64(255))
+        x = b.shl(x, em.i64(8 * at)) if at else x
+        out = x if out is None else b.or_(out, x)
+    assert out is not None
+    return out if n > 2 else b.trunc(out, ir.IntType(8 * n))
+
+
 def round_to(em: GpuEmitter, value: IrValue, dtype: DType) -> IrValue:
     """The value rounded to a narrow type and back: to bf16 in one instruction, since the upper half of a word is that
     value in f32."""
     if dtype is DType.BF16:
         word = em.asm("cvt.rn.bf16x2.f32 $0, $1, $2;", I32, "=r,f,f", [value, ir.Constant(F32, 0.0)])
         return em.builder.bitcast(word, F32)
-    return unpack(em, pack(em, [value], dtype), dtype, 1)[0]
+    rounded = unpack(em, pack(em, [value], dtype), dtype, 1)[0]
+    if dtype in _FP8:
+        em.rounded[(rounded, dtype)] = value  # what is rounded again to be stored is rounded once
+    return rounded
