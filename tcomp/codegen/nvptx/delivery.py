@@ -10,6 +10,13 @@ place that is written next has been read.
 
 Where a barrier stands before the stores anyway, the leader waits there. Blocks that add in turns (`turn_taking.py`)
 wait for theirs in the same places.
+
+Results that are added to memory in every turn of a pipe loop (`layout.handed_over`) are taken away by a warp of the
+producer, if there is one. Threads that compute do not wait for memory then, only at the tile's mbarriers (`ring.py`):
+
+    threads: wait until the tile is empty; store to it; fence for the async proxy; each warp says that it is full
+    deliverer: wait for the block's turn; wait until the tile is full; start the copies; when they have read it, say
+               that it is empty; when all is done, pass the turn on
 """
 
 from __future__ import annotations
@@ -47,7 +54,9 @@ class Deliveries:
         found = [s for s in statements_in(phase) if isinstance(s, Unpack)]
         self.panels = {s.buffer: (s, n) for s, n in places_in(phase)}
         """of each tile of a panel loop, its delivery and how many places are written in turn"""
-        self.delivered = {s.buffer for s in found} - set(self.panels)
+        self.delivered = {s.buffer for s in found} - set(self.panels) - set(copies.handed)
+        self.writing: set[str] = set()
+        """tiles of the deliverer's that are being written"""
         self.free: set[str] = set()
         """tiles for the copy engine that the place being written knows to be free"""
         flags = sorted({s.turns.flag.tensor for s in found if s.turns is not None})
@@ -57,7 +66,7 @@ class Deliveries:
 
     def finish(self) -> None:
         """A block's shared memory stays until the copy engine has read it."""
-        if self.roles.now == "producer":
+        if not self.roles.computing:
             return
         if any(s.groups > 1 for s, _ in self.panels.values()):
             self.roles.group_leader(self._await)
@@ -66,14 +75,20 @@ class Deliveries:
 
     def before(self, s: Statement) -> None:
         """A tile is about to be written that the copy engine may still be reading."""
-        if isinstance(s, Compute) and s.target.tensor in self.delivered - self.free:
+        if not isinstance(s, Compute):
+            return
+        name = s.target.tensor
+        if name in self.delivered - self.free:
             self.roles.leader(self._await)
             self.em.barrier()
+        elif name in self.copies.handed and name not in self.writing:
+            self.copies.handed[name].wait_empty()
+            self.writing.add(name)
 
     def free_tiles(self, rest: Sequence[Statement]) -> None:
         """Before a barrier: the leader sees that tiles are free which these statements write, so that they need none of
         their own. It waits for its turn there too: products run meanwhile."""
-        unpacks = [s for s in rest if isinstance(s, Unpack) and s.buffer not in self.free]
+        unpacks = [s for s in rest if isinstance(s, Unpack) and s.buffer in self.delivered - self.free]
         if not unpacks or not {s.buffer for s in unpacks} <= {s.target.tensor for s in rest if isinstance(s, Compute)}:
             return
 
@@ -127,8 +142,15 @@ class Deliveries:
         """All threads' stores become visible to the copy engine, which one thread then starts: not in a block that only
         makes its cluster whole (`inside`), which has written nothing."""
         em = self.em
+        if not self.roles.computing:
+            self._take_away(s)
+            return
         em.here()
         em.asm("fence.proxy.async.shared::cta;", VOID, "~{memory}", effect=True)
+        if s.buffer in self.copies.handed:
+            self.copies.handed[s.buffer].filled()
+            self.writing.discard(s.buffer)
+            return
         if s.buffer in self.panels:
             self._start_panel(s, self.panels[s.buffer][1], inside)
             return
@@ -143,7 +165,7 @@ class Deliveries:
         if taking is None or turns is None:
 
             def start() -> None:
-                deliver(em, self.scope, s, address)
+                self._issue(s, address)
 
             self.roles.leader(start if inside is None else lambda: em.when(inside, start))
             return
@@ -151,13 +173,33 @@ class Deliveries:
         def hand_over() -> None:
             if s.buffer not in self.free:
                 taking.wait(turns)
-            taking.issue(
-                turns,
-                lambda: deliver(em, self.scope, s, address),
-                lambda: deliver(em, self.scope, s, address, stores=turns.stores),
-            )
+            self._issue(s, address)
 
         self.roles.leader(hand_over)
+
+    def _issue(self, s: Unpack, address: IrValue) -> None:
+        """Start the copies of a tile, where there may be turns."""
+        em, scope, turns = self.em, self.scope, s.turns
+        if self.taking is None or turns is None:
+            deliver(em, scope, s, address)
+            return
+        self.taking.issue(
+            turns,
+            lambda: deliver(em, scope, s, address),
+            lambda: deliver(em, scope, s, address, stores=turns.stores),
+        )
+
+    def _take_away(self, s: Unpack) -> None:
+        """What the deliverer does with one tile. (It waits for its turn first: the tile is not full before.)"""
+        ring = self.copies.handed[s.buffer]
+        if self.taking is not None and s.turns is not None:
+            self.taking.wait(s.turns)
+        ring.wait_full()
+        self._issue(s, self.copies.result_address(s))
+        await_deliveries(self.em)
+        ring.released()
+        if self.taking is not None and s.turns is not None:
+            self._await()
 
     def _await(self) -> None:
         """The leader waits until its copies have left their tiles; where blocks take turns, until all is done."""

@@ -34,7 +34,8 @@ TEAM_ALIGNMENT = 256
 @dataclass
 class SharedLayout:
     """Byte offsets from the start of the block's shared memory. `stages` is, for a pipe loop (by its number), the
-    distance between the copies that it fills; `rings` are the mbarriers of what the copy engine fills."""
+    distance between the copies that it fills; `rings` are the mbarriers of what the copy engine fills, and of what a
+    producer's warp delivers."""
 
     offsets: dict[str, int] = field(default_factory=dict)
     own: dict[str, int] = field(default_factory=dict)
@@ -95,6 +96,14 @@ def panels_in(body: Sequence[Statement]) -> Iterator[tuple[Unpack, int]]:
             yield from ((u, s.stages) for u in s.body if isinstance(u, Unpack))
 
 
+def handed_over(phase: Sequence[Statement], kernel: Kernel) -> list[Unpack]:
+    """What a warp of the producer delivers: results that are added to memory in every turn of a pipe loop."""
+    if kernel.producer is None or kernel.producer.warps < 2 or kernel.cluster is not None or kernel.sides > 1:
+        return []
+    loops = [s for s, _ in rings_of(phase) if isinstance(s, Loop)]
+    return [u for loop in loops for u in loop.body if isinstance(u, Unpack) and u.add and u.groups == 1]
+
+
 def names_used(s: Statement) -> set[str]:
     match s:
         case Compute():
@@ -151,6 +160,8 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
                 layout.exchange[id(s)] = place(f"joining warps of {s.target.tensor}", size)
     for filled, count in rings_of(phase):
         layout.rings[id(filled)] = place("mbarriers", RING_BYTES * ring_copies(filled, count, kernel.sides))
+    for result in handed_over(phase, kernel):
+        layout.rings[id(result)] = place("mbarriers", RING_BYTES)
     if layout.bytes > limit:
         listing = ", ".join(f"{n} {size:,}" for n, size in sorted(sizes, key=lambda x: -x[1]))
         raise UserError(

@@ -8,6 +8,7 @@ rest. Copies in the background have files of their own: `pipe.py` (cp.async), `t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from llvmlite import ir
 
@@ -23,7 +24,14 @@ from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.grid import turns_of
 from tcomp.codegen.nvptx.groups import Groups
 from tcomp.codegen.nvptx.launch import OperandMap
-from tcomp.codegen.nvptx.layout import SharedLayout, leading_packs, pipe_stages, rings_of, statements_in
+from tcomp.codegen.nvptx.layout import (
+    SharedLayout,
+    handed_over,
+    leading_packs,
+    pipe_stages,
+    rings_of,
+    statements_in,
+)
 from tcomp.codegen.nvptx.matrix import write_contraction
 from tcomp.codegen.nvptx.pack import PackGenerator
 from tcomp.codegen.nvptx.phase_facts import (
@@ -88,8 +96,9 @@ class PhaseGenerator:
         filled = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
         self.ordinary = {t.name for t in self.kernel.tiles if t.scope is Scope.SHARED} - filled
         self.sync = Planner(
-            phase, self.scope.buffers, self.em.threads, self.kernel.order.persistent, self.kernel.inplace
-        ).plan(phase)
+            phase, self.scope.buffers, self.em.threads, self.kernel.order.persistent, self.kernel.inplace,
+            frozenset(u.buffer for u in handed_over(phase, self.kernel)),
+        ).plan(phase)  # fmt: skip
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
         self.scope.zeroed = matrix_operands(phase)
         self.scope.filled = filled_tiles(phase, self.scope.buffers)
@@ -124,7 +133,8 @@ class PhaseGenerator:
         if total and producer is None:
             self._whole(blocks)
         elif total and producer is not None:
-            self.roles.apart(producer, lambda: self._blocks(blocks), lambda: self._whole(blocks))
+            one = partial(self._blocks, blocks)
+            self.roles.apart(producer, one, partial(self._whole, blocks), one if self.copies.handed else None)
         if size > 1:
             self.em.cluster_barrier()  # a peer may still write into this block, or tell its mbarriers
         self.em.here().ret_void()
@@ -212,9 +222,9 @@ class PhaseGenerator:
             if i < skip:
                 continue
             at = (*path, i)
-            if self.roles.now == "producer" and not any(True for _ in rings_of((s,))):
+            if not self.roles.computing and not self._concerns(s):
                 continue
-            barrier = at in self.sync.barriers and self.roles.now != "producer"
+            barrier = at in self.sync.barriers and self.roles.computing
             self.deliveries.before(s)
             self.groups.before(self._touched(s, barrier))
             if barrier:
@@ -241,11 +251,17 @@ class PhaseGenerator:
             if isinstance(s, Pack) and s.by == "tma":
                 self.copies.tiles[id(s)].release()
 
+    def _concerns(self, s: Statement) -> bool:
+        """Is there something in it for the producer (or the deliverer) that is being written?"""
+        if self.roles.now == "producer":
+            return any(True for _ in rings_of((s,)))
+        return any(isinstance(u, Unpack) and u.buffer in self.copies.handed for u in statements_in((s,)))
+
     def _touched(self, s: Statement, barrier: bool) -> set[str] | None:
         """Buffers that must be at rest before a statement; None: all. Behind a barrier other warps may write what this
         one has read, but for tiles of the copy engine, which are released."""
         if isinstance(s, Unpack):
-            return {s.buffer} | self.ordinary
+            return {s.buffer} if s.buffer in self.copies.handed else {s.buffer} | self.ordinary
         if not isinstance(s, Compute):
             return None
         return touched(s, self.scope) | self.ordinary if barrier else touched(s, self.scope)

@@ -90,11 +90,14 @@ class Position:
 
 class Ring:
     """The barriers of `stages` copies, at `barriers` in shared memory; `readers` warps release each copy. In a
-    `cluster` of several blocks each fills a part of all blocks' copies, and so waits for the readers of all."""
+    `cluster` of several blocks each fills a part of all blocks' copies, and so waits for the readers of all. The copy
+    engine fills a copy for one thread, or so many warps do (`fillers`), and one thread reads it."""
 
-    def __init__(self, em: GpuEmitter, barriers: IrValue, stages: int, readers: int, cluster: int = 1) -> None:
+    def __init__(
+        self, em: GpuEmitter, barriers: IrValue, stages: int, readers: int, cluster: int = 1, fillers: int = 1
+    ) -> None:
         self.em, self.barriers, self.stages, self.readers = em, barriers, stages, readers * cluster
-        self.cluster = cluster
+        self.cluster, self.fillers = cluster, fillers
         self.uniform = False
         """reach the barriers from an address that the assembler sees is the same for all lanes"""
         self.filling, self.reading = Position(em, stages), Position(em, stages)
@@ -102,7 +105,7 @@ class Ring:
     def start(self) -> None:
         """Initialise the barriers: by one thread, with a fence and a barrier of the block to follow."""
         for s in range(self.stages):
-            for first, count in ((0, 1), (self.stages, self.readers)):
+            for first, count in ((0, self.fillers), (self.stages, self.readers)):
                 place = self._at(s, first)
                 self.em.here()
                 self.em.nvvm("mbarrier.init.shared", args=[place, self.em.i64(count)])
@@ -114,14 +117,23 @@ class Ring:
         em = self.em
         slot = self.filling.slot
         if reused:
-            parity = self.filling.parity
-            scope = "cta" if self.cluster == 1 else "cluster"
-            self._wait(self._at(slot, self.stages), em.here().xor(parity, em.i64(1)), scope)
+            self.wait_empty()
         full = self._at(slot, 0)
         em.here()
         text = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;"
         em.asm(text, VOID, "r,r,~{memory}", [full, em.i64(size)], effect=True)
         return slot, full
+
+    def wait_empty(self) -> None:
+        """Wait until the next copy may be filled."""
+        place = self._at(self.filling.slot, self.stages)
+        parity = self.filling.parity
+        self._wait(place, self.em.here().xor(parity, self.em.i64(1)), "cta" if self.cluster == 1 else "cluster")
+
+    def filled(self) -> None:
+        """This warp has filled its part of the copy."""
+        self._by_warp(self._at(self.filling.slot, 0))
+        self.filling.advance()
 
     # ---------------------------------------------------------------------------------- the reading side
 
@@ -143,20 +155,30 @@ class Ring:
     def release(self, slot: Int) -> None:
         """This warp has read the copy."""
         em = self.em
-        place = self._at(slot, self.stages) if self.cluster == 1 else None
+        if self.cluster == 1:
+            self._by_warp(self._at(slot, self.stages))
+            return
         em.here()
         em.nvvm("bar.warp.sync", args=[em.i64(-1)])
         lane = em.lane()
-        b = em.here()
-        if place is None:
-            em.when(b.icmp_signed("<", lane, em.i64(self.cluster)), lambda: self._tell_peer(slot))
-            return
+        em.when(em.here().icmp_signed("<", lane, em.i64(self.cluster)), lambda: self._tell_peer(slot))
 
-        def arrive() -> None:
-            em.here()
-            em.asm("mbarrier.arrive.shared::cta.b64 _, [$0];", VOID, "r,~{memory}", [place], effect=True)
+    def released(self) -> None:
+        """This thread, the copy's only reader, has read it."""
+        self._arrive(self._at(self.reading.slot, self.stages))
+        self.reading.advance()
 
-        em.when(b.icmp_signed("==", lane, em.i64(0)), arrive)
+    def _by_warp(self, place: IrValue) -> None:
+        """One arrival for the warp, when all its threads have come here."""
+        em = self.em
+        em.here()
+        em.nvvm("bar.warp.sync", args=[em.i64(-1)])
+        lane = em.lane()
+        em.when(em.here().icmp_signed("==", lane, em.i64(0)), lambda: self._arrive(place))
+
+    def _arrive(self, place: IrValue) -> None:
+        self.em.here()
+        self.em.asm("mbarrier.arrive.shared::cta.b64 _, [$0];", VOID, "r,~{memory}", [place], effect=True)
 
     def _tell_peer(self, slot: Int) -> None:
         """Arrive at that copy's barrier in the block that has this lane's number in the cluster."""

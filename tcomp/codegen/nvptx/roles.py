@@ -1,12 +1,15 @@
 """Which warps the statements being written are for: all of them, the producer of tensor copies, or their consumers.
 
 With a `Producer` a phase is written twice. The producer's first warp elects one thread, which issues every copy; the
-other warps do all the rest, and get the registers that the producer gives up (PTX ISA, setmaxnreg).
+other warps do all the rest, and get the registers that the producer gives up (PTX ISA, setmaxnreg). Where results are
+added to memory turn by turn, one thread of the producer's second warp, the deliverer, takes them away: what it has to
+wait for, the consumers do not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.ring import elected
@@ -18,17 +21,22 @@ MOST_REGISTERS = 240
 
 
 class Roles:
-    """`now` says for whom statements are being written: "all", "producer" or "consumer"."""
+    """`now` says for whom statements are being written: "all", "producer", "deliverer" or "consumer"."""
 
     now = "all"
 
     def __init__(self, em: GpuEmitter, machine: GpuMachine) -> None:
         self.em, self.machine = em, machine
 
+    @property
+    def computing(self) -> bool:
+        """Are statements written for threads that compute?"""
+        return self.now in ("all", "consumer")
+
     def leader(self, body: Callable[[], None]) -> None:
         """Let one thread do it: of the producer, or of the block's first warp."""
         em = self.em
-        if self.now == "producer":
+        if not self.computing:
             body()
             return
 
@@ -50,8 +58,15 @@ class Roles:
         inside = em.here().and_(warp, em.i64(3))
         em.when(em.here().icmp_signed("==", inside, em.i64(0)), lambda: em.when(elected(em), body))
 
-    def apart(self, producer: Producer, copies: Callable[[], None], rest: Callable[[], None]) -> None:
-        """`copies` written for one thread of the producer, `rest` for all other warps."""
+    def apart(
+        self,
+        producer: Producer,
+        copies: Callable[[], None],
+        rest: Callable[[], None],
+        deliveries: Callable[[], None] | None = None,
+    ) -> None:
+        """`copies` written for one thread of the producer, `deliveries` for one of its second warp, `rest` for all
+        other warps."""
         em = self.em
         computing = em.threads.warps * em.sides
         first = em.block_warp()
@@ -60,9 +75,11 @@ class Roles:
 
         def produce() -> None:
             self._take(registers, producer.registers)
-            self.now = "producer"
-            chosen = em.here().icmp_signed("==", first, em.i64(computing))
-            em.when(chosen, lambda: em.when(elected(em), copies))
+            for number, (now, body) in enumerate((("producer", copies), ("deliverer", deliveries))):
+                if body is not None:
+                    self.now = now
+                    chosen = em.here().icmp_signed("==", first, em.i64(computing + number))
+                    em.when(chosen, partial(self._elect, body))
 
         def consume() -> None:
             self._take(registers, registers)
@@ -71,6 +88,9 @@ class Roles:
             self.now, em.apart = "all", False
 
         em.either(mine, produce, consume)
+
+    def _elect(self, body: Callable[[], None]) -> None:
+        self.em.when(elected(self.em), body)
 
     def _registers(self, producer: Producer) -> int:
         """Registers of a computing thread once the producer has given up its own; 0 where none move."""

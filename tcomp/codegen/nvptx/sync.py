@@ -81,9 +81,11 @@ class Planner:
         threads: ThreadShape,
         persistent: bool = False,
         inplace: Iterable[tuple[str, str]] = (),
+        handed: frozenset[str] = frozenset(),
     ) -> None:
-        """`inplace` are (output, input) pairs that may share memory."""
-        self.buffers, self.threads, self.persistent = buffers, threads, persistent
+        """`inplace` are (output, input) pairs that may share memory; `handed` are tiles that a producer's warp
+        delivers, which need no barrier for it."""
+        self.buffers, self.threads, self.persistent, self.handed = buffers, threads, persistent, handed
         self.sync = Sync()
         written = {w for s in statements_in(phase) for w in _written(s)}
         # (What the copy engine fills is guarded by mbarriers: `ring.py`.)
@@ -114,7 +116,7 @@ class Planner:
                 pending.copies = pending.copies or s.by == "cp.async"
             case Unpack():
                 # Its tile is handed over behind a barrier, of the block or of a group of its warps.
-                if not pending.copies and s.groups == 1:
+                if not pending.copies and s.groups == 1 and s.buffer not in self.handed:
                     pending.clear()
             case Compute():
                 self._compute(s, path, pending)

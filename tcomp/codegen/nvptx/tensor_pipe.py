@@ -1,7 +1,7 @@
 """Pipe loops whose tiles the copy engine fills, and tiles that it fills on their own.
 
     all threads do everything                     roles apart (`Roles`)
-    issue the copies of the first turns           producer: each turn: issue its copies
+    issue the copies of the first turns           producer: each turn: issue its copies (deliverer: take its results)
     each turn: wait for its copies; compute;      consumers: each turn: wait; compute; release
         release; issue the copies of a later one
 
@@ -74,8 +74,9 @@ class TensorPipe:
         # What lies past the end of a tensor is zero in its tiles, and adds nothing to products.
         self.origin, start, stop = self.phase.span(loop, past=self._short())
         self.start, self.stop = start, stop
-        if self.phase.roles.now == "producer":
-            em.loop(start, stop, loop.step, [], self._fill_turn)
+        if not self.phase.roles.computing:
+            producer = self.phase.roles.now == "producer"
+            em.loop(start, stop, loop.step, [], self._fill_turn if producer else self._deliver_turn)
             return
         if self.phase.roles.now == "all":
             for j in range(self.ring.stages):
@@ -318,6 +319,14 @@ class TensorPipe:
         self._fill(base)
         return []
 
+    def _deliver_turn(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+        em, phase = self.em, self.phase
+        em.here()
+        phase.bind_turn(self.loop, em.add(self.origin, base))
+        phase.statements(self.loop.body, self.path, len(self.packs))
+        phase.unbind(self.loop.variable)
+        return []
+
     def _fill_later(self, turn: Int, ahead: int) -> None:
         """The copies of the turn that many steps later, if there is one, by one thread."""
         em = self.em
@@ -360,7 +369,7 @@ class TensorTile:
             self.slot = self.ring.wait_full()
 
     def release(self) -> None:
-        if self.repeated and self.phase.roles.now != "producer":
+        if self.repeated and self.phase.roles.computing:
             self.ring.release(self.slot)
             self.ring.reading.advance()
             self.ring.others(1, before=False)

@@ -11,7 +11,7 @@ from tcomp.codegen.cpu.types import I8, I32, VOID, IrValue
 from tcomp.codegen.nvptx.entry import DYNAMIC
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import OperandMap
-from tcomp.codegen.nvptx.layout import leading_packs, ring_copies, rings_of, statements_in
+from tcomp.codegen.nvptx.layout import handed_over, leading_packs, ring_copies, rings_of, statements_in
 from tcomp.codegen.nvptx.phase_facts import repeated_in
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.tensor_copy import Share, map_of, map_of_result
@@ -34,6 +34,8 @@ class TensorRings:
         self.shared = shared_packs(phase, self.cluster, self.buffers)
         self.rings: dict[int, Ring] = {}
         self.tiles: dict[int, TensorTile] = {}
+        self.handed: dict[str, Ring] = {}
+        """of each tile that a producer's warp delivers"""
 
     def start(self, generator: PhaseGenerator, phase: Sequence[Statement]) -> None:
         """Make the mbarriers of what the copy engine fills, before anything uses them."""
@@ -52,6 +54,9 @@ class TensorRings:
             ring = self.rings[id(node)] = Ring(em, place, stages, em.threads.warps, peers)
             if isinstance(node, Pack):
                 self.tiles[id(node)] = TensorTile(generator, node, ring, id(node) in repeated)
+        for unpack in handed_over(phase, generator.kernel):
+            place = em.at(0).gep(shared, [ir.Constant(I32, generator.layout.rings[id(unpack)])], source_etype=I8)
+            self.handed[unpack.buffer] = Ring(em, place, 1, 1, fillers=em.threads.warps)
         if not found:
             return
         generator.roles.leader(self._initialise)
@@ -62,7 +67,7 @@ class TensorRings:
 
     def _initialise(self) -> None:
         em = self.em
-        for ring in self.rings.values():
+        for ring in (*self.rings.values(), *self.handed.values()):
             ring.start()
         em.here()
         em.nvvm("fence.mbarrier_init.release.cluster")
