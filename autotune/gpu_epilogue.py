@@ -46,14 +46,23 @@ LATER: Piece = (-1, 0, 0)
 
 
 def epilogue(
-    function: Function, ways: Sequence[Sequence[int]], through_shared: bool, machine: GpuMachine, turn: float = 0.0
+    function: Function,
+    ways: Sequence[Sequence[int]],
+    through_shared: bool,
+    machine: GpuMachine,
+    turn: float = 0.0,
+    sides: int = 1,
+    tensor: float = 0.0,
 ) -> Epilogue:
     """That of a block whose warpgroups go these ways. `through_shared`: stores to shared memory are such work too, as
     where the loop itself has none. `turn`: cycles that the matrix unit has work for in a warpgroup's turn of the loop;
-    counts where they are a turn apart."""
+    counts where they are a turn apart. Of a block with `sides` one ends its tile beside the other's products; `tensor`
+    is the cycles that the matrix unit has work for in all of the block's tiles."""
     turn = turn if staggered(function, ways) else 0.0
     stores = (*RESULTS, "STS", "STSM") if through_shared else RESULTS
     every = [parts(function, way, stores) for way in ways]
+    if sides > 1:
+        return _beside(function, every, machine, tensor)
     known: dict[tuple[tuple[Piece, ...], ...], float] = {}
     total, loads, shuffles = 0.0, 0, 0
     for together in zip_longest(*every, fillvalue=()):
@@ -63,6 +72,20 @@ def epilogue(
         loads += max(_count(function, part, "LDG", rounds=True) for part in together)
         shuffles += max(_count(function, part, "SHFL") for part in together)
     return Epilogue(total, loads, shuffles)
+
+
+def _beside(
+    function: Function, every: Sequence[Sequence[tuple[Piece, ...]]], machine: GpuMachine, tensor: float
+) -> Epilogue:
+    """Ends of tiles beside the products of the other side's, which take as long for each tile."""
+    tiles = [part for side in every for part in side]
+    products = tensor / max(1, len(tiles))
+    known = {part: max(0.0, _cycles(function, (part,), machine, 0.0) - products) for part in set(tiles)}
+    return Epilogue(
+        sum(known[part] for part in tiles),
+        max((sum(_count(function, part, "LDG", rounds=True) for part in side) for side in every), default=0),
+        max((sum(_count(function, part, "SHFL") for part in side) for side in every), default=0),
+    )
 
 
 def parts(function: Function, way: Sequence[int], stores: Sequence[str]) -> list[tuple[Piece, ...]]:

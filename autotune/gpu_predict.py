@@ -81,7 +81,7 @@ def _launches(
         work = launch_work(
             launch.symbol, functions[launch.symbol], launch, resources, machine, traffic,
             kernel.flops / len(kernel.phases), _stages(phase), turns=block_turns(kernel, phase),
-            copy=copies_of(kernel, phase),
+            copy=copies_of(kernel, phase), sides=kernel.sides,
         )  # fmt: skip
         slots = (work.sms or machine.sms) * work.resident
         work = replace(work, work=with_contributions(work.work, phase), waiting=waiting(kernel, phase, slots))

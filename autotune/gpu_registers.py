@@ -38,7 +38,7 @@ def limit(kernel: Kernel, machine: GpuMachine) -> int:
     """Registers that a thread can have. Where the producer gives some up, the others may have all a thread can."""
     if kernel.threads is None or (kernel.producer is not None and kernel.producer.registers):
         return machine.registers_per_thread
-    threads = kernel.threads.threads + (32 * kernel.producer.warps if kernel.producer is not None else 0)
+    threads = kernel.threads.threads * kernel.sides + (32 * kernel.producer.warps if kernel.producer is not None else 0)
     return min(machine.registers_per_thread, machine.registers_per_block // threads // 8 * 8)
 
 

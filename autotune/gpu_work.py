@@ -224,10 +224,11 @@ def launch_work(
     constants: Mapping[int, int] | None = None,
     turns: Sequence[float] = (),
     copy: Copies = Copies(),
+    sides: int = 1,
 ) -> LaunchWork:
     """The description of a launch. `stages` is the depth of its pipeline where the plan knows it (else it is read from
     the waits); `constants` are known kernel parameters by their offset in the constant bank; `turns` are those of each
-    block, in the order in which they start, where blocks differ."""
+    block, in the order in which they start, where blocks differ; `sides` of a block take its tiles in turn."""
     fit = occupancy(machine, resources.registers, launch.threads, resources.shared_bytes + launch.shared_bytes)
     resident = max(1, fit.blocks)
     chosen: Mapping[int, float] = middle_blocks(turns) if turns else {launch.blocks // 2: 1.0}
@@ -240,7 +241,7 @@ def launch_work(
     per_sm = -(-launch.blocks // sms)
 
     def works(side_by_side: int) -> BlockWork:
-        found = [_block(s, machine, stages, function, side_by_side, launch.cluster) for s in samples]
+        found = [_block(s, machine, stages, function, side_by_side, launch.cluster, sides) for s in samples]
         # Where all blocks run at once the longest decides; else short and long ones even out.
         return max(found, key=_length) if launch.blocks <= sms * resident and not turns else _mean(found, weights)
 
@@ -263,7 +264,13 @@ def _length(w: BlockWork) -> float:
 
 
 def _block(
-    sample: Sample, machine: GpuMachine, stages: int | None, function: Function, resident: int, cluster: int
+    sample: Sample,
+    machine: GpuMachine,
+    stages: int | None,
+    function: Function,
+    resident: int,
+    cluster: int,
+    sides: int = 1,
 ) -> BlockWork:
     def total(get: str) -> float:
         return float(sum(n * getattr(c, get) for n, c in sample.warps))
@@ -288,8 +295,8 @@ def _block(
     if turns > 1 and total("async_bytes") and wgmma:
         found = _replayed(sample, function, machine, resident)
         ways = _consumers(sample, function)
-        last = epilogue(function, ways, found is None, machine, tensor / turns / max(1, len(ways)))
-        behind = int(staggered(function, ways))
+        last = epilogue(function, ways, found is None, machine, tensor / turns / max(1, len(ways)), sides, tensor)
+        behind = int(staggered(function, ways) and sides == 1)
     elif turns > 1 and total("async_bytes") and tensor:
         ways = [w.path for w in sample.groups]
         # Blocks of less than four warps leave partitions to each other.
@@ -302,7 +309,7 @@ def _block(
     chain += most("barriers") * BARRIER
     rings: tuple[Ring, ...] = ()
     if turns > 1 and total("async_bytes"):
-        consumers = sum(n for n, c in sample.warps if any(p == "wgmma" for _, p in c.flops)) // 4 or 1
+        consumers = sum(n for n, c in sample.warps if any(p == "wgmma" for _, p in c.flops)) // (4 * sides) or 1
         pending = [c.pending for _, c in sample.warps if c.pending is not None]
         depth = stages or ((max(pending) + 2) if pending else 2)
         loop = found or beside
@@ -315,7 +322,8 @@ def _block(
             Ring(
                 turns, total("async_bytes") / turns, depth - behind, tensor_turn, 0.0 if wgmma or beside else share,
                 consumers,
-                arrivals=_arrivals(sample, turns) * cluster,  # a place is free when all blocks have read it
+                # (A place is free when all blocks have read it.)
+                arrivals=_arrivals(sample, turns / sides) // sides * cluster,
                 drains=most("drains") / turns if wgmma and found is None else 0.0,
                 lead=COPY_LATENCY if beside is None else 0.0,
             ),

@@ -8,6 +8,7 @@ schedule rounds on the way, and shared memory meets no bank conflict.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,8 +22,11 @@ from tcomp.grad import backward_of
 from tcomp.grad.accumulate import accumulating, held
 from tcomp.machine.gpu import machine_for_target
 from tcomp.oracle import evaluate
+from tcomp.runtime.verify import distance
+from tcomp.runtime.vgpu import Options
 from tcomp.schedule.lower import lower
 from tests.reference.op_cases import WEIGHTS, library, stored_inputs
+from tests.test_fp8_tensor_cores import eight_bit_layers, inputs_of
 
 SHAPES = {
     "tall": {"M": 520, "N": 32, "K": 72},
@@ -94,3 +98,34 @@ def test_results_are_the_oracles_without_a_bank_conflict(name: str, shape: str, 
             # Two units; in backward passes and attention the factors of sums are rounded too, a random walk.
             assert off <= 2 * (1 if name == forward and "attention" not in name else 2 + terms**0.5 / 4), (result, off)
     assert not sum(r.traffic["shared"].bank_conflicts for r in reports if "shared" in r.traffic)
+
+
+SIDES = [
+    ("linear_gelu", {"M": 392, "N": 192, "K": 136}),
+    ("matmul_residual", {"M": 300, "N": 384, "K": 72}),
+    ("linear", {"M": 520, "N": 128, "K": 264}),
+    ("matmul.backward", {"M": 392, "N": 136, "K": 192}),
+    ("linear_gelu_fp8", {"M": 392, "N": 192, "K": 272, "H": 16}),
+    ("linear_residual_fp8.backward", {"M": 400, "N": 144, "K": 192, "H": 16}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "dims"),
+    [SIDES[0], SIDES[3], *(pytest.param(*c, marks=pytest.mark.slow) for c in (*SIDES[1:3], *SIDES[4:]))],
+)
+def test_sides_of_a_block_take_tiles_in_turn(name: str, dims: dict[str, int]) -> None:
+    """Where tiles are more than multiprocessors (of which this GPU has two)."""
+    module = eight_bit_layers() if "fp8" in name else library()
+    machine = replace(machine_for_target("sm_90a"), sms=2)
+    found = module.ops.get(name) or backward_of(name.removesuffix(".backward"), module)
+    assert found is not None
+    op = bound(found, DType.BF16)
+    inputs = inputs_of(op, dims) if "fp8" in name else stored_inputs(op, module, dims, DType.BF16)
+    lowered = lower(op, module, dims, machine)
+    assert any(k.sides > 1 for k in lowered.kernels)
+    got, reports = reported(op, lowered, inputs, machine, Options(conflicts=0))
+    for result, wanted in evaluate(op, module, inputs, dims).items():
+        if result in got:
+            assert distance(got[result], wanted) < 2.0**-8, result
+    assert not any(r.findings for r in reports)
