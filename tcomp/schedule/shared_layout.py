@@ -3,13 +3,15 @@ the same bank.
 
 Rows padded to an odd number of 16-byte groups serve rows and columns of 32-bit elements. A tile of 8-bit elements that
 is transposed is read a byte at a time, by lanes whose rows lie 8 or 16 apart, and whatever the pitch, several of these
-share a bank. There rows follow each other, with a gap after each such group of them.
+share a bank. There rows follow each other, with a gap after each such group of them (and after each row, where rows are
+as long as there are banks, so that lanes which write several at once meet in none).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import product
 from math import prod
 
 from tcomp.ir.tile import Buffer, Layout, Pitched, Spread
@@ -37,12 +39,12 @@ def shared_layout(tile: Buffer, uses: Sequence[Use | None]) -> Layout:
 
 
 def _skewed(tile: Buffer, uses: Sequence[Use]) -> Iterator[Pitched]:
-    """Layouts with a gap after the rows that one lane takes."""
+    """Layouts with a gap after the rows that one lane takes, also with rows that end half-way round the banks."""
     size, columns = tile.dtype.bytes, tile.shape[1]
     if columns * size % WIDEST == 0:
         for group in sorted({u[0].grain for u in uses if u[0].lane and u[0].grain.bit_count() == 1}):
-            for gap in (WORD, 2 * WORD, 4 * WORD):
-                yield Pitched(columns, group, gap // size)
+            for end, gap in product((0, WARP // 2 * WORD), (WORD, 2 * WORD, 4 * WORD)):
+                yield Pitched(columns + end // size, group, gap // size)
 
 
 def _conflicts(tile: Buffer, layout: Layout, use: Use) -> int:

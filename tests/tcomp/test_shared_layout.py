@@ -30,3 +30,10 @@ def test_other_tiles_are_padded(dtype: DType, pitch: int) -> None:
     written = (Spread(1, "y", 4, "y", 8, 8), COLUMNS)
     uses = [written, written if dtype is DType.F32 else None]
     assert shared_layout(tile(64, dtype), uses) == Pitched(pitch)
+
+
+def test_rows_as_long_as_the_banks_end_half_way_round_them() -> None:
+    """Four rows of 128 bytes, of which a warp writes 64 each, would begin in the same bank."""
+    written = (Spread(1, "y", 4, "y", 8, 8), COLUMNS)
+    read = (Spread(8, "x", 8), Spread(1, "y", 4, "y", 8, 8))
+    assert shared_layout(Buffer("T", DType.E4M3, (64, 128), Scope.SCRATCH), [written, read]) == Pitched(192, 8, 8)
