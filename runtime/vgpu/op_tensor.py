@@ -2,7 +2,9 @@
 
 A box of the tensor, described by a tensor map and the coordinates of its first element, moves between global
 memory and a dense box in shared memory, whose 16-byte chunks may be swizzled by their address:
-chunk ^= line (of 128 bytes) mod 8, 4 or 2.
+chunk ^= line (of 128 bytes) mod 8, 4 or 2. A box must begin at a multiple of 16 bytes in memory: hardware takes any
+other first coordinate for an illegal instruction, which the PTX ISA does not say (triton-lang/triton #7385 and #9112,
+tile-ai/tilelang #2527).
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ REDUCTIONS = ("add", "min", "max", "inc", "dec", "and", "or", "xor")
 _LINES = {0: 0, 1: 1, 2: 3, 3: 7}  # swizzle mode -> which bits of the line number move a chunk
 _NAN = {2: np.uint16(0x7FFF), 4: np.uint32(0x7FFFFFFF), 8: np.uint64(0x7FFFFFFFFFFFFFFF)}
 ALIGNMENT = 128
+BEGINS = 16
+"""bytes of which the place in memory where a box begins is a multiple"""
 BLANK = np.zeros(0, np.int64)
 
 
@@ -85,9 +89,18 @@ class TensorOperand:
             at = np.arange(len(lanes)) if p.where is None else np.asarray(p.where)
             for k, start in zip(at.tolist(), p.start.tolist(), strict=True):
                 t = self._map(int(lanes[k]), p.segment.space, p.segment.data[start : start + SIZE].tobytes())
-                if t is not None:
+                if t is not None and self._aligned(int(lanes[k]), t, int(at_of[k][0])):
                     out[k] = (t, at_of[k].tolist())
         return out
+
+    def _aligned(self, lane: int, t: TensorMap, first: int) -> bool:
+        """Does a box with this innermost coordinate begin where one may? Reported where not."""
+        if first * t.element_bytes % BEGINS == 0:
+            return True
+        text = (f"the box begins at element {first} of {t.element_bytes} bytes along dimension 0: "
+                f"it must be at a multiple of {BEGINS} bytes")  # fmt: skip
+        self.m.finding("unaligned box", self.i, np.array([lane]), text)
+        return False
 
     def boxes(self, sel: Sel) -> tuple[dict[int, tuple[TensorMap, list[int], Box]], Array, Array]:
         """Position in `sel` -> its map, coordinates and box; the bytes of each lane's box; the positions in order."""

@@ -25,6 +25,7 @@ from tcomp.ir.tile import (
     Pack,
     Panels,
     Pitched,
+    Shifted,
     Spread,
     Statement,
     Swizzled,
@@ -77,6 +78,8 @@ def print_buffer(b: Buffer) -> str:
             layout = f" panels(axis {axis}, width {width}{groups})"
         case Pitched(pitch, group, skew):
             layout = f" pitch {pitch}" + (f", {skew} more after every {group} rows" if skew else "")
+        case Shifted(room):
+            layout = f" shifted by less than {room}"
         case Swizzled(width):
             layout = f" swizzle {width}"
         case Fragment(spreads):

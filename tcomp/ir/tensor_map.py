@@ -10,11 +10,14 @@ import math
 from dataclasses import dataclass
 
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, names_in, walk
-from tcomp.ir.tile import Axis, Buffer, Pack, RowMajor, Swizzled, Unpack
+from tcomp.ir.tile import Axis, Buffer, Pack, RowMajor, Shifted, Swizzled, Unpack
 
 SWIZZLES = {0: "NONE", 32: "32B", 64: "64B", 128: "128B"}
 """Bytes of a swizzled row, and the driver's name for the mode."""
 PROMOTIONS = {0: "NONE", 64: "L2_64B", 128: "L2_128B", 256: "L2_256B"}
+ALIGNED = 16
+"""Bytes of which the place in memory where a box begins must be a multiple: Hopper takes any other coordinate along the
+innermost dimension for an illegal instruction, which the PTX ISA does not say."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +86,20 @@ def tile_map(pack: Pack, tile: Buffer, operand: Buffer, parts: int = 1) -> Tenso
     """The map by which a `Pack` by tma fills its tile, one box (of a swizzled tile: one box for each panel); with
     `parts`, boxes of one part of so many along the tile's first dimension.
 
-    A vector whose tensor has rows at unaligned places is read through a map of one dimension, by the number of its
-    first element: `L[b, h, q]` of an odd number of queries is L at (b H + h) T + q. What lies past the row's end is
-    then the next row's, not zero: for readers that leave out such places, as all but matrix instructions do.
+    A vector whose tensor has rows at unaligned places (`Shifted`) is read through a map of one dimension, by the number
+    of its first element: `L[b, h, q]` of an odd number of queries is L at (b H + h) T + q. The box begins at the
+    multiple of 16 bytes before it, and is that much larger. What lies past the row's end is then the next row's, not
+    zero: for readers that leave out such places, as all but matrix instructions do.
 
     ValueError with the reason where the copy engine cannot do it: subscripts that are no plain index, another order or
     type of elements than the operand's, or a rule of tensor maps that the tile or the operand's shape breaks.
     """
     found = _map(pack, tile, operand, parts)
-    problem = found.problem()
-    if problem and math.prod(found.box[1:]) == 1 and operand.elements < 1 << 31:
-        found = TensorMap(found.dtype, (operand.elements,), (), found.box[:1], found.swizzle)
-        problem = found.problem()
-    if problem:
+    if isinstance(tile.layout, Shifted):
+        if math.prod(found.box[1:]) > 1 or parts > 1 or operand.elements >= 1 << 31:
+            raise ValueError("it is no whole vector of a tensor of less than 2**31 elements")
+        found = TensorMap(found.dtype, (operand.elements,), (), (tile.elements,))
+    if problem := found.problem():
         raise ValueError(problem)
     return found
 
@@ -133,7 +137,7 @@ def _map(pack: Pack, tile: Buffer, operand: Buffer, parts: int) -> TensorMap:
     if isinstance(tile.layout, Swizzled):
         swizzle = tile.layout.width
         box[-1] = min(box[-1], swizzle // tile.dtype.bytes)
-    elif not isinstance(tile.layout, RowMajor):
+    elif not isinstance(tile.layout, RowMajor | Shifted):
         raise ValueError("rows of its tile are padded, and a tensor copy writes none")
     strides, size = [], operand.dtype.bytes
     for extent in reversed(operand.shape[1:]):

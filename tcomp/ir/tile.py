@@ -67,6 +67,15 @@ class Pitched:
 
 
 @dataclass(frozen=True, slots=True)
+class Shifted:
+    """A vector from anywhere in memory, as the copy engine brings it: a copy begins at a multiple of 16 bytes, so the
+    vector begins less than `room` elements (16 bytes) behind the tile's beginning; how many, its place in memory tells.
+    """
+
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
 class Swizzled:
     """What tensor cores and the copy engine read without bank conflicts: rows (the last axis) cut in panels of `width`
     bytes (32, 64 or 128), stored [panel][row][width bytes], 16-byte granules of neighbouring rows in different places.
@@ -149,7 +158,7 @@ class Fragment:
     spreads: tuple[Spread, ...]
 
 
-Layout = RowMajor | Panels | Pitched | Swizzled | Fragment
+Layout = RowMajor | Panels | Pitched | Shifted | Swizzled | Fragment
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +188,8 @@ class Buffer:
             if isinstance(self.layout, Pitched) and i == len(self.shape) - 1:
                 s = self.layout.pitch
             n *= s
+        if isinstance(self.layout, Shifted):
+            n += self.layout.room
         if isinstance(self.layout, Pitched):
             n += -(-math.prod(self.shape[:-1]) // self.layout.group) * self.layout.skew
         return n

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from tcomp.dsl.ast import Access, DType, Expr, Level, Name, Span, Stage, names_in
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Pack, Pitched, RowMajor, Scope, Statement, Swizzled
+from tcomp.ir.tensor_map import ALIGNED
+from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Pack, Pitched, RowMajor, Scope, Shifted, Statement, Swizzled
 from tcomp.schedule.bounds import Env
 from tcomp.schedule.fold import sub
 from tcomp.schedule.nest import Leaf, LoopNode, loops_below
@@ -203,11 +204,17 @@ class SharedStaging:
                 "leave it out (rows are padded against bank conflicts), or write pad(4) or swizzle(128)",
             )
         if stage.by == "tma" and len(dims) == 1 and dims[0] <= BOX:
-            return RowMajor()  # one copy instead of one for each panel; no matrix instruction reads a vector
+            return self._vector(tensor, dims[0], dtype)
         if stage.by == "tma":
             fitting = (w for w in SWIZZLES if dims[-1] * dtype.bytes % w == 0)
             return next((Swizzled(w) for w in fitting), RowMajor())
         return padded(dims[-1], dtype.bytes)
+
+    def _vector(self, tensor: str, extent: int, dtype: DType) -> Layout:
+        """Of a vector by tma, which is one copy instead of one for each panel: no matrix instruction reads it."""
+        shape, room = self.emitter.shapes[tensor], ALIGNED // dtype.bytes
+        anywhere = len(shape) > 1 and shape[-1] % room != 0 and extent + room <= BOX
+        return Shifted(room) if anywhere else RowMajor()
 
     def _swizzled(self, option: Level, tensor: str, row: int, args: list[int]) -> Swizzled:
         """The swizzle of that width, or the widest that rows of so many bytes take."""

@@ -28,12 +28,13 @@ _HARDWARE = (
     ("out of bounds", "ILLEGAL_ADDRESS"),
     ("misaligned", "MISALIGNED_ADDRESS"),
     ("write to constant memory", "ILLEGAL_ADDRESS"),
+    ("bad tensor map", "ILLEGAL_INSTRUCTION"),
+    ("unaligned box", "ILLEGAL_INSTRUCTION"),
     ("deadlock", "LAUNCH_TIMEOUT"),
     ("trap", "LAUNCH_FAILED"),
     ("stack overflow", "HARDWARE_STACK_ERROR"),
     ("call of no function", "INVALID_PC"),
     ("shared memory of an exited block", "LAUNCH_FAILED"),
-    ("bad tensor map", "ILLEGAL_INSTRUCTION"),
 )
 
 

@@ -23,7 +23,7 @@ from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.swizzle import PATTERN_ROWS, column_bytes, granule_of
 from tcomp.codegen.nvptx.turns import walked
 from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num
-from tcomp.ir.tile import Axis, Buffer, Pitched, Scope, Swizzled
+from tcomp.ir.tile import Axis, Buffer, Pitched, Scope, Shifted, Swizzled
 
 if TYPE_CHECKING:
     from tcomp.codegen.nvptx.evaluation import GpuEvaluator
@@ -349,6 +349,11 @@ def _times(em: GpuEmitter, term: Term) -> Int:
 def skew_of(buffer: Buffer) -> int:
     """Elements that lie between groups of rows."""
     return buffer.layout.skew if isinstance(buffer.layout, Pitched) else 0
+
+
+def begins_aligned(buffer: Buffer, n: int) -> bool:
+    """Does what its rows' numbers do not count (gaps between rows, a beginning anywhere) keep groups of n aligned?"""
+    return skew_of(buffer) % n == 0 and (n == 1 or not isinstance(buffer.layout, Shifted))
 
 
 def strides(buffer: Buffer) -> list[int]:

@@ -18,7 +18,7 @@ from tcomp.codegen.cpu.formats import stochastic_bf16
 from tcomp.codegen.cpu.integers import Affine
 from tcomp.codegen.cpu.types import F32, F64, I32, IrValue, kind_of, kind_type
 from tcomp.codegen.nvptx import formats, mathematics
-from tcomp.codegen.nvptx.addressing import Addressing, Place, skew_of
+from tcomp.codegen.nvptx.addressing import Addressing, Place, begins_aligned
 from tcomp.codegen.nvptx.domain import GpuDomain, Point, same_sharing
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.dsl.ast import Binary, DType, Expr, Name
@@ -164,7 +164,7 @@ class GpuEvaluator(Evaluator):
                 first = self.domain.run(axis, point[axis], n, place.roomy)
                 if first is not None:
                     start = {**point, axis: first}
-                    fixed = skew_of(place.buffer) % n == 0 and all(stride % n == 0 for _, stride in place.gathered)
+                    fixed = begins_aligned(place.buffer, n) and all(stride % n == 0 for _, stride in place.gathered)
                     if fixed and self.domain.aligned(place.form, start, axis, n, place.roomy):
                         yield axis, first, n
                 n //= 2

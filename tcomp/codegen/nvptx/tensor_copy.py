@@ -23,7 +23,7 @@ from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.dsl.ast import Name, names_in, substitute
 from tcomp.ir.multicast import shared_packs
 from tcomp.ir.tensor_map import result_map, tile_map
-from tcomp.ir.tile import Buffer, Cluster, Pack, Statement, Swizzled, Unpack
+from tcomp.ir.tile import Buffer, Cluster, Pack, Shifted, Statement, Swizzled, Unpack
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,36 @@ def maps_of(
 def copied_bytes(pack: Pack, buffers: Mapping[str, Buffer]) -> int:
     """Bytes that the copies of one Pack report."""
     tile = buffers[pack.buffer]
-    return math.prod(tile.shape) * tile.dtype.bytes
+    return (math.prod(tile.shape) + _room(tile)) * tile.dtype.bytes
+
+
+def begins_at(em: GpuEmitter, scope: GpuScope, pack: Pack, tile: IrValue) -> IrValue:
+    """Where what a Pack brings begins in its `tile`."""
+    buffer = scope.buffers[pack.buffer]
+    if not _room(buffer):
+        return tile
+    em.here()
+    shift = _low_bits(em, _first_element(em, scope, pack), _room(buffer))
+    return em.here().gep(tile, [em.i64(em.mul(shift, buffer.dtype.bytes))], source_etype=I8)
+
+
+def _room(tile: Buffer) -> int:
+    return tile.layout.room if isinstance(tile.layout, Shifted) else 0
+
+
+def _low_bits(em: GpuEmitter, x: Int, size: int) -> Int:
+    """x modulo a power of two."""
+    return x % size if isinstance(x, int) else em.here().and_(x, em.i64(size - 1))
+
+
+def _first_element(em: GpuEmitter, scope: GpuScope, pack: Pack) -> Int:
+    """Which element of its row-major tensor a Pack's first one is."""
+    starts = {a.name: a.start for a in pack.axes}
+    at = [integer_value(em, substitute(s, starts), scope) for s in pack.source.subscripts]
+    number: Int = 0
+    for v, extent in zip(at, scope.buffers[pack.source.tensor].shape, strict=True):
+        number = em.add(em.mul(number, extent), v)
+    return number
 
 
 def issue(
@@ -95,9 +124,9 @@ def issue(
         row = tile.layout.width if isinstance(tile.layout, Swizzled) else tile.shape[-1] * tile.dtype.bytes
         part = math.prod(tile.shape[:-1]) // share.blocks * row
         to = em.here().gep(to, [em.i64(em.mul(share.rank, part))], source_etype=I8)
-    parts = share.blocks if share is not None else 1
-    if len(map_of(pack, scope.buffers, parts).map.shape) == 1:
-        values = [_number_of_element(em, values, scope.buffers[pack.source.tensor].shape)]
+    if room := _room(tile):
+        first = _first_element(em, scope, pack)
+        values = [em.add(first, em.mul(_low_bits(em, first, room), -1))]
     at = [em.i64(v) for v in reversed(values)]
     n = len(at)
     places = ", ".join(f"${i + 2}" for i in range(n))
@@ -117,14 +146,6 @@ def issue(
         first = em.i64(em.add(at[0], shift))
         place = to if offset == 0 else b.gep(to, [em.i64(offset)], source_etype=I8)
         em.asm(text, VOID, constraints, [place, address, first, *at[1:], barrier, *more], effect=True)
-
-
-def _number_of_element(em: GpuEmitter, at: Sequence[Int], shape: Sequence[int]) -> Int:
-    """Which element of a row-major tensor lies at those subscripts."""
-    number: Int = 0
-    for v, extent in zip(at, shape, strict=True):
-        number = em.add(em.mul(number, extent), v)
-    return number
 
 
 def deliver(

@@ -286,9 +286,9 @@ class TensorPipe:
     def _at(self, turn: Int, slot: Int) -> Iterator[None]:
         """Let the loop's variable mean that turn, and the tiles' names that copy."""
         em = self.em
-        self._tiles_at(slot)
         em.here()
         self.phase.bind_turn(self.loop, em.add(self.origin, turn))
+        self._tiles_at(slot)
         yield
         self.phase.unbind(self.loop.variable)
         self._tiles_at(None)
@@ -296,15 +296,18 @@ class TensorPipe:
     def _tiles_at(self, slot: Int | None) -> None:
         """Let the tiles' names mean that copy of them; None: the first."""
         em = self.em
-        for name, root in self.tiles.items():
+        for p in self.packs:
+            name, root = p.buffer, self.tiles[p.buffer]
             self.scope.copies.pop(name, None)
             if slot is not None and self.ring.uniform:
                 self.scope.copies[name] = root, slot, self.stage_bytes
-            if slot is None or (isinstance(slot, int) and slot == 0):
-                self.scope.roots[name] = root
+            found = root if slot is None else self._displaced(root, slot)
+            if slot is not None:
+                found = tensor_copy.begins_at(em, self.scope, p, found)
+            self.scope.roots[name] = found
+            if found is root:
                 self.scope.levels.pop(name, None)
             else:
-                self.scope.roots[name] = self._displaced(root, slot)
                 self.scope.levels[name] = em.depth
 
     def _displaced(self, root: IrValue, slot: Int) -> IrValue:
@@ -358,6 +361,7 @@ class TensorTile:
     def __init__(self, phase: PhaseGenerator, pack: Pack, ring: Ring, repeated: bool) -> None:
         self.phase, self.pack, self.ring, self.repeated = phase, pack, ring, repeated
         self.slot: Int = 0
+        self.root = phase.scope.roots[pack.buffer]
 
     def fill(self) -> None:
         if self.phase.roles.now == "producer":
@@ -367,6 +371,10 @@ class TensorTile:
                 self.phase.roles.leader(self._copy)
             self.ring.others(1, before=True)
             self.slot = self.ring.wait_full()
+            phase, name = self.phase, self.pack.buffer
+            begins = phase.scope.roots[name] = tensor_copy.begins_at(phase.em, phase.scope, self.pack, self.root)
+            if begins is not self.root:
+                phase.scope.levels[name] = phase.em.depth
 
     def release(self) -> None:
         if self.repeated and self.phase.roles.computing:
@@ -378,7 +386,7 @@ class TensorTile:
         phase = self.phase
         size = tensor_copy.copied_bytes(self.pack, phase.scope.buffers)
         slot, full = self.ring.announce(size, self.repeated)
-        to = phase.scope.roots[self.pack.buffer]
+        to = self.root
         if phase.em.sides > 1:
             place = phase.em.mul(slot, phase.layout.own[self.pack.buffer])
             to = phase.em.here().gep(to, [phase.em.i64(place)], source_etype=I8)

@@ -25,6 +25,13 @@ def tiled(array: np.ndarray, kind: str, box: tuple[int, ...], which: int = 0, **
 
 def load_box(array: np.ndarray, kind: str, box: tuple[int, ...], at: tuple[int, ...], **options: Any) -> Any:
     """The bytes of shared memory after the box at `at` was loaded."""
+    report, out = loaded(array, kind, box, at, **options)
+    assert report.ok, report
+    return out
+
+
+def loaded(array: np.ndarray, kind: str, box: tuple[int, ...], at: tuple[int, ...], **options: Any) -> Any:
+    """The report of a load of the box at `at`, and the bytes of shared memory after it."""
     item, steps = array.itemsize, options.get("steps", (1,) * array.ndim)
     counts = [box[0], *(-(-b // s) for b, s in zip(box[1:], steps[1:], strict=True))]
     size = int(np.prod(counts)) * item
@@ -44,8 +51,7 @@ def load_box(array: np.ndarray, kind: str, box: tuple[int, ...], at: tuple[int, 
     """  # fmt: skip
     report, arrays = launch(body, array, np.zeros(size, np.uint8), shared=max(4096, size),
                             maps=[tiled(array, kind, box, **options)])  # fmt: skip
-    assert report.ok, report
-    return arrays[1].view(array.dtype).reshape(counts[::-1])
+    return report, arrays[1].view(array.dtype).reshape(counts[::-1])
 
 
 def numbers(*shape: int, kind: type = np.float32) -> np.ndarray:
@@ -160,6 +166,23 @@ def test_reductions_add_to_the_tensor() -> None:
 ])  # fmt: skip
 def test_planted_fault_is_found(kind: str, parts: dict[str, str]) -> None:
     assert kind in store(numbers(16, 16), **parts)[0].kinds()
+
+
+@pytest.mark.parametrize("parts", [{}, {"reduce": ".reduce", "op": ".add"}])
+@pytest.mark.parametrize("column", ["1", "2", "3", "6"])
+def test_a_box_that_begins_between_16_bytes_is_found(column: str, parts: dict[str, str]) -> None:
+    """An illegal instruction to hardware, whatever the direction of the copy."""
+    x = numbers(16, 16)
+    report, out = store(x, column=column, **parts)
+    found = [f for f in report.findings if f.kind == "unaligned box"]
+    assert found and f"element {column} of 4 bytes" in found[0].message and (out == x).all()
+
+
+@pytest.mark.parametrize(("kind", "item", "at"), [("f32", np.float32, 2), ("bf16", np.uint16, 4), ("u8", np.uint8, 8)])
+def test_a_load_that_begins_between_16_bytes_is_found(kind: str, item: type, at: int) -> None:
+    x = numbers(16, 64, kind=item)
+    assert "unaligned box" in loaded(x, kind, (16, 4), (at, 0))[0].kinds()
+    assert (load_box(x, kind, (16, 4), (2 * at, 1)) == expected(x, (16, 4), (2 * at, 1))).all()
 
 
 def test_a_reference_outside_the_allocation_is_found() -> None:

@@ -15,7 +15,7 @@ from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import from_json, to_json
 from tcomp.dsl.ast import DType, Num
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import Axis, Compute, Kernel, Pack, Swizzled, ThreadShape
+from tcomp.ir.tile import Axis, Compute, Kernel, Pack, RowMajor, Shifted, Swizzled, ThreadShape
 from tcomp.machine.gpu import H100
 from tests.tcomp.nvptx.gemm import product
 from tests.tcomp.nvptx.support import (
@@ -97,8 +97,8 @@ def test_one_map_serves_equal_tiles() -> None:
 
 @pytest.mark.parametrize("rows,columns", [(3, 37), (5, 64), (2, 101), (1, 7)])
 def test_vectors_start_anywhere(rows: int, columns: int) -> None:
-    """Rows of X lie 4 bytes times an odd number apart: read by the number of their first element, masked past their
-    ends. Rows at multiples of 16 bytes keep a map of two dimensions."""
+    """Rows of X lie 4 bytes times an odd number apart: read from the multiple of 16 bytes before their first element,
+    by its number, masked past their ends. Rows at multiples of 16 bytes keep a map of two dimensions."""
     block = 32
     n = tile_axis("n", block, columns)
     body = [
@@ -108,12 +108,13 @@ def test_vectors_start_anywhere(rows: int, columns: int) -> None:
     k = kernel(
         [operand("X", rows, columns), operand("Y", rows, columns)],
         [[grid("r", rows, 1, loop("n", columns, block, *body))]],
-        [shared("t", block)],
+        [shared("t", block, layout=Shifted(4) if columns % 4 else RowMajor())],
         ThreadShape(1),
     )
     run(k, {"X": rand(rows, columns)})
     (shape,) = compile_kernel(k, H100).launches
     (only,) = shape.maps
+    assert only.map.box[0] == (block + 4 if columns % 4 else block)
     assert only.map.shape == ((rows * columns,) if columns % 4 else (columns, rows))
     assert not only.map.problem()
 
