@@ -28,6 +28,8 @@ LOSS_TOLERANCE = 1e-5
 CLOSE = {"f32": 5e-4, "bf16": 0.01, "bf16_stochastic": 0.01, "fp8": 0.02, "fp8_block": 0.02}
 """Nats, of every loss of 20 steps from the CPU's in f32. On the CPU, the same steps in these precisions are at most
 0.003 (16 bits) and 0.008 (8 bits) away."""
+NORM_CLOSE = {"f32": 1e-4, "bf16": 3e-3, "bf16_stochastic": 3e-3, "fp8": 0.03, "fp8_block": 0.01}
+"""Relative, of the gradient's norm in the first step; a third of it and less was seen on the CPU."""
 STEPS = 20
 
 
@@ -45,10 +47,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Run:
-    """`losses` of its steps; `digest` of all parameters, their master copies and the optimizer's state at the end."""
+    """Mean `losses` of its steps and `norms` of the gradient; `digests` of all parameters, their master copies and the
+    optimizer's state at the end, by slot."""
 
     losses: tuple[float, ...]
-    digest: str
+    norms: tuple[float, ...]
+    digests: dict[str, str]
 
 
 def cases(real: bool) -> tuple[Case, ...]:
@@ -94,6 +98,10 @@ def _compare(job: Job, case: Case) -> Iterator[Item]:
     yield row | {"what": f"{case.steps} losses", "difference": max(away, key=lambda a: a if a == a else np.inf),
                  "GPU": f"within {limit}" if good else f"further than {limit}", "good": good}  # fmt: skip
     yield {"kind": "losses", "model": case.model, "GPU": list(first.losses), "CPU": list(wanted.losses)}
+    apart = [abs(a / b - 1) for a, b in zip(first.norms, wanted.norms, strict=True)]
+    yield row | {"what": "norm of the gradient in step 1", "GPU": f"{first.norms[0]:.5f}",
+                 "CPU, f32": f"{wanted.norms[0]:.5f}", "difference": first.norms[0] - wanted.norms[0],
+                 "good": apart[0] <= NORM_CLOSE[job.precision]}  # fmt: skip
     yield row | _same("a second run", again, first)
     plain = _once(replace(job.device, graph=False), case, job.precision)
     yield row | _same("launch by launch", plain, first)
@@ -103,9 +111,16 @@ def _compare(job: Job, case: Case) -> Iterator[Item]:
 
 
 def _same(what: str, run: Run, first: Run) -> Item:
-    good = run == first
-    parts = ["losses"] * (run.losses != first.losses) + ["parameters or state"] * (run.digest != first.digest)
-    return {"what": what, "GPU": "the same bits" if good else f"other bits in {' and '.join(parts)}", "good": good}
+    """Where other bits come from: the first step whose loss or gradient's norm differs, and what differs at the end."""
+    if run == first:
+        return {"what": what, "GPU": "the same bits", "good": True}
+    steps = zip(zip(run.losses, run.norms, strict=True), zip(first.losses, first.norms, strict=True), strict=True)
+    at = next((n for n, (a, b) in enumerate(steps, 1) if a != b), 0)
+    text = f"other bits from step {at}: loss {run.losses[at - 1]:.7f} and {first.losses[at - 1]:.7f}, " if at else ""
+    text += f"norm {run.norms[at - 1]:.7f} and {first.norms[at - 1]:.7f}; " if at else "losses and norms the same; "
+    slots = [name for name, digest in run.digests.items() if digest != first.digests.get(name)]
+    text += f"at the end {len(slots)} of {len(run.digests)} slots differ, {', '.join(slots[:4])}"
+    return {"what": what, "GPU": text, "good": False}
 
 
 def _instructions(job: Job, case: Case, executor: Any) -> Iterator[Item]:
@@ -139,7 +154,7 @@ def _train(executor: Executor, case: Case) -> Run:
     initialise(executor, 1, 1)
     set_scalars(executor, {"peak_lr": 3e-4, "warmup": float(case.steps), "total": float(case.steps)})
     batches = _batches(case)
-    losses = []
+    losses, norms = [], []
     for step in range(case.steps):
         executor.write("step", step)
         found = []
@@ -149,12 +164,11 @@ def _train(executor: Executor, case: Case) -> Run:
             executor.run("micro_next" if micro else "micro_first")
             found.append(executor.fetch("loss"))
         executor.run("update")
+        norms.append(float(executor.fetch("norm").value()))
         losses.append(float(np.mean([float(r.value()) for r in found])))
-    digest = hashlib.sha256()
-    for name, slot in sorted(executor.step.slots.items()):
-        if slot.kind in ("parameter", "master", "state"):
-            digest.update(executor.read(name).tobytes())
-    return Run(tuple(losses), digest.hexdigest())
+    slots = {n: s for n, s in executor.step.slots.items() if s.kind in ("parameter", "master", "state")}
+    digests = {n: hashlib.sha256(executor.read(n).tobytes()).hexdigest()[:16] for n in sorted(slots)}
+    return Run(tuple(losses), tuple(norms), digests)
 
 
 def _batches(case: Case) -> Iterator[tuple[Array, Array]]:

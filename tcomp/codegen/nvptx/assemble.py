@@ -10,6 +10,7 @@ registers.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import struct
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ from tcomp.codegen.nvptx.targets import target_named
 from tcomp.codegen.nvptx.whole_program import assemble_whole, tool_version, whole_program_tool
 from tcomp.errors import UserError
 
-WORKERS = 2
+WORKERS = max(2, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 """Modules assembled at the same time; nvJitLink runs outside Python's lock, and one module takes one core."""
 
 _HEADER = struct.Struct("<Q")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,21 @@ def test_sections_are_named_with_or_without_a_precision(monkeypatch: pytest.Monk
     for wrong, said in (("steps", "no section 'steps'"), ("step:bf16", "no precisions"), ("kernels:f64", "'f64'")):
         with pytest.raises(ValueError, match=said):
             names(wrong)
+
+
+def test_other_bits_are_told_by_where_they_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from gpu_steps import Run, _same
+
+    first = Run((5.0, 4.0), (1.0, 1.0), {"w": "a", "b": "b"})
+    assert _same("again", Run(first.losses, first.norms, dict(first.digests)), first)["good"]
+    for run, said in (
+        (Run((5.0, 4.5), (1.0, 1.0), {"w": "c", "b": "b"}), "from step 2: loss 4.5000000 and 4.0000000"),
+        (Run((5.0, 4.0), (float("nan"), 1.0), first.digests), "from step 1: .* norm nan and 1.0000000"),
+        (Run((5.0, 4.0), (1.0, 1.0), {"w": "c", "b": "b"}), "at the end 1 of 2 slots differ, w"),
+    ):
+        found = _same("again", run, first)
+        assert not found["good"] and re.search(said, found["GPU"]), found
 
 
 AS_ON_A_GPU = """
