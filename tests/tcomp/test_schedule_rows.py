@@ -149,7 +149,7 @@ def test_loads_of_several_turns_are_on_their_way_where_their_number_has_no_divis
     )
     (kernel,) = lower(module.ops["t"], module, {"N": 13 * 128}, H100).kernels
     c = next(iter(computes(kernel.phases[0])))
-    assert plan_of(c, {b.name: b for b in (*kernel.operands, *kernel.tiles)}).turns["n"] == 4
+    assert plan_of(c, {b.name: b for b in (*kernel.operands, *kernel.tiles)}).turns["n"] == 8
 
 
 def test_a_result_that_a_later_kernel_of_the_op_reads_is_collected_in_registers() -> None:

@@ -15,8 +15,11 @@ from tcomp.ir.tile import Axis, Buffer, Compute, Scope, ThreadShape
 
 ACCUMULATORS = 224
 """values of a reduction's target that a thread keeps in registers at once"""
-POINTS = 16
-"""points of a map, or of one step of a reduction's loop body, that are written out"""
+POINTS = 32
+"""points of a map, or of one step of a reduction's loop body, that are written out: 64 bytes of 16-bit elements are on
+their way to a thread then"""
+COSTLY = 8
+"""the same where each takes many instructions"""
 STEPS = 512
 """multiply-adds of a contraction's loop body"""
 _COSTLY = {"exp", "log", "tanh", "sin", "cos", "random"}
@@ -68,7 +71,7 @@ def plan_of(c: Compute, buffers: Mapping[str, Buffer]) -> Plan:
         for n in names_in(s)
     }
     costly = any(isinstance(n, Call) and n.function in _COSTLY for n in walk(c.value))
-    limit = ACCUMULATORS if reduced else POINTS // 2 if costly else POINTS
+    limit = ACCUMULATORS if reduced else COSTLY if costly else POINTS
     turns: dict[str, int] = {a.name: 0 for a in c.axes if a.name in fixed}
     points = math.prod(turns_of(a).values for a in parallel if a.name in fixed)
     for a in reversed(parallel):
@@ -86,7 +89,7 @@ def plan_of(c: Compute, buffers: Mapping[str, Buffer]) -> Plan:
         if a.name in turns:
             continue
         t = turns_of(a)
-        most = (POINTS // 2 if costly else STEPS if points >= 16 else POINTS) // max(1, body * len(t.unit))
+        most = (COSTLY if costly else STEPS if points >= 16 else POINTS) // max(1, body * len(t.unit))
         turns[a.name] = _divisor(t.count, most) if points >= 16 else _together(t.count, most)
         body *= turns[a.name] * len(t.unit)
     return Plan(parallel, reduced, turns, points)
