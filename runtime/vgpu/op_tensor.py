@@ -2,9 +2,10 @@
 
 A box of the tensor, described by a tensor map and the coordinates of its first element, moves between global
 memory and a dense box in shared memory, whose 16-byte chunks may be swizzled by their address:
-chunk ^= line (of 128 bytes) mod 8, 4 or 2. A box must begin at a multiple of 16 bytes in memory: hardware takes any
-other first coordinate for an illegal instruction, which the PTX ISA does not say (triton-lang/triton #7385 and #9112,
-tile-ai/tilelang #2527).
+chunk ^= line (of 128 bytes) mod 8, 4 or 2. A box must begin at a multiple of 16 bytes in memory: Hopper
+takes any other first coordinate for an illegal instruction, in loads, stores and reductions, inside the tensor or
+before it, which the PTX ISA does not say (measured; also triton-lang/triton #7385 and tile-ai/tilelang #2527). A box
+that lies wholly outside is legal.
 """
 
 from __future__ import annotations
