@@ -44,6 +44,7 @@ class Barriers:
         self.id: Array = np.full(m.lanes, -1)  # the barrier it waits at
         self.partial: Array = np.zeros(m.lanes, bool)  # arrived without the rest of its warp
         self.rounds: dict[tuple[int, int], Round] = {}  # (slot, barrier)
+        self.ended: dict[tuple[int, int], tuple[Array, Array]] = {}  # of the last round: whose arrivals, and when
 
     def waiting(self) -> bool:
         return bool((self.at >= 0).any())
@@ -120,7 +121,10 @@ class Barriers:
         for key in np.unique(keys).tolist():
             mine = keys == key
             new, slot, number = lanes[mine], key // COUNT, key % COUNT
-            known = rows[:, np.unique(of_lane[mine])].max(axis=1)
+            own = np.unique(of_lane[mine])
+            known = rows[:, own].max(axis=1)
+            if m.options.checks and (slot, number) in self.ended:
+                self.check_ended(i, new, slot, number, warps[own], rows[0, own])
             expected = None if counts is None else int(counts[mine][0])
             old = self.rounds.get((slot, number))
             if old is None:
@@ -135,6 +139,14 @@ class Barriers:
             old.lanes = np.concatenate([old.lanes, new])
             old.rows = np.maximum(old.rows, known)
             old.expected = old.expected if expected is not None else None
+
+    def check_ended(self, i: Instr, lanes: Array, slot: int, number: int, warps: Array, known: Array) -> None:
+        """Warps begin or join a round, which must surely not be the one before: they know of all its arrivals."""
+        places, times = self.ended[slot, number]
+        early = warps[(known[:, places] < times).any(axis=1)]
+        if len(early):
+            text = f"arrives at barrier {number}, which others use: nothing makes sure that they are through"
+            self.m.finding(KIND, i, lanes[np.isin(lanes >> 5, early)], text)
 
     def after_exit(self, sel: Sel) -> list[tuple[int, Sel]]:
         return self.release(np.unique(self.m.slot[sel])) if self.waiting() else []
@@ -155,6 +167,8 @@ class Barriers:
         for (slot, number), r in list(self.rounds.items()):
             if slot in here and self.lacking(slot, r) <= 0:
                 del self.rounds[slot, number]
+                places = self.m.place[np.unique(r.lanes >> 5) << 5]
+                self.ended[slot, number] = places, r.rows[0][places].copy()
                 self.pass_through(slot, number, r, out)
         return list(out.items())
 

@@ -95,13 +95,13 @@ class GpuEmitter(Emitter):
             self.nvvm("barrier.cta.sync.aligned.all", args=[self.i64(0)])
 
     def group_barrier(self, groups: int) -> None:
-        """The threads of each of so many groups of warps wait for each other."""
+        """The threads of each of so many groups of warps (on each side) wait for each other."""
         if groups == 1:
             self.barrier()
             return
-        group = self.group(groups)
-        b = self.here()
-        number = b.add(group, self.i64(FIRST_GROUP_BARRIER))
+        group, side = self.group(groups), self.side()
+        self.here()
+        number = self.i64(self.add(self.add(group, self.mul(side, groups)), FIRST_GROUP_BARRIER))
         self.nvvm("barrier.cta.sync.aligned.count", args=[number, self.i64(self.threads.threads // groups)])
 
     def turn_barrier(self, what: str) -> None:

@@ -79,6 +79,17 @@ def test_misuse_is_found(body: str, text: str) -> None:
     assert [f for f in report.findings if f.kind == "barrier misuse" and text in f.message], report
 
 
+def test_a_round_must_surely_have_ended_before_the_next_begins() -> None:
+    """Two pairs of warps that use one barrier for themselves: whoever comes first, a GPU may count one of each."""
+    pairs = "setp.lt.u32 %p1, %r2, 2; @%p1 bra A; {second} bar.sync 1, 64; bra END; A: bar.sync 1, 64; {first} END:"
+    report, _ = launch(START + pairs.format(first="", second=""), OUT, block=128, shared=128)
+    assert report.kinds() == {"barrier misuse"} and "nothing makes sure that they are through" in str(report)
+    turns = pairs.format(first="bar.arrive 2, 128;", second="bar.sync 2, 128;")
+    assert launch(START + turns, OUT, block=128, shared=128)[0].ok
+    twice = "bar.sync 1, 64; bar.sync 1, 64;"
+    assert launch(START + twice, OUT, block=64, shared=128)[0].ok
+
+
 def test_an_arrival_that_nobody_waits_for_is_no_deadlock_and_a_wait_that_lacks_one_is() -> None:
     assert launch(START + "@%p0 bar.arrive 1, 64;", OUT, block=64, shared=128)[0].ok
     report, _ = launch(START + "@%p0 bar.arrive 2, 64; @!%p0 bar.sync 1, 64;", OUT, block=64, shared=128)

@@ -74,6 +74,14 @@ def test_sums_are_the_same(grid: str, columns: int, stages: int, m: int, k: int)
         np.testing.assert_array_equal(results[0][name], results[1][name])
 
 
+def test_warpgroups_of_both_sides_have_barriers_of_their_own() -> None:
+    """Each delivers its rows; those of one side do so beside those of the other."""
+    both = text(groups=2).replace("warpgroup(64, 2)", "warpgroup(64)")
+    found = lowered(both, {"M": 512, "N": 128, "K": 72})
+    assert found.threads is not None and found.threads.warps == 8 and SIDES in print_kernel(found)
+    run(found, given(found, RNG), TWO_SMS)
+
+
 def test_two_sides_share_a_ring_and_have_their_own_results() -> None:
     found = lowered(text(), {"M": 512, "N": 128, "K": 128})
     gpu = compile_kernel(found, TWO_SMS)
