@@ -30,6 +30,7 @@ from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.interleave import by_parity, in_pairs, interleavable
 from tcomp.codegen.cpu.prefetch import MapPrefetcher, Prefetcher, touch_registers
+from tcomp.codegen.cpu.rounded import as_stored
 from tcomp.codegen.cpu.segments import Segment, can_narrow, conditions_of, segments, singles_of
 from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
 from tcomp.codegen.cpu.types import I1, I32, I64, IrValue, constant, kind_of, kind_type
@@ -121,7 +122,10 @@ class ComputeGenerator:
     def _built(self) -> tuple[Node, Node | None]:
         """The value and the guard, where the conditions that are known hold or fail."""
         held, failed = ([e for e, h in self.known.items() if h is which] for which in (True, False))
-        value = self.graph.cast(self.graph.build(without(self.compute.value, held, failed)), self.kind)
+        chosen = without(self.compute.value, held, failed)
+        if not self.reduced:
+            chosen = as_stored(chosen, self.target.buffer.dtype)
+        value = self.graph.cast(self.graph.build(chosen), self.kind)
         left = remaining(self.compute.guard, held)
         guard = None if left is None else self.graph.cast(self.graph.build(left), "bool")
         return value, None if guard is not None and guard.is_literal and guard.data else guard

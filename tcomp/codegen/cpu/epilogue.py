@@ -15,6 +15,7 @@ from tcomp.codegen.cpu.domain import Domain
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.prefetch import touch_registers
+from tcomp.codegen.cpu.rounded import as_stored
 from tcomp.codegen.cpu.types import IrValue, kind_of
 from tcomp.dsl.ast import accesses_in
 from tcomp.ir.tile import Compute, Scope
@@ -38,7 +39,8 @@ class Epilogue:
         written = {node.target.tensor}
         for m in node.epilogue:
             target = place(m.target, graph)
-            self.maps.append(_Map(target, graph.cast(graph.build(m.value), kind_of(target.buffer.dtype))))
+            dtype = target.buffer.dtype
+            self.maps.append(_Map(target, graph.cast(graph.build(as_stored(m.value, dtype)), kind_of(dtype))))
             reads = [place(a, graph) for a in accesses_in(m.value) if a.tensor not in written]
             written.add(m.target.tensor)
             self.far += [(p, False) for p in reads if p.deps == self.names] + [(target, True)]

@@ -223,6 +223,8 @@ class Evaluator:
             return formats.stochastic_bf16(b, v[0], v[1])
         if op == "random":
             return vectormath.random_uniform(self.em, v[0], v[1])
+        if op == "short exp2":
+            return vectormath.short_exp2(self.em, v[0], self.domain.scope.fma, self.domain.scope.features)
         if op == "pow":
             return vectormath.power(self.em, v[0], v[1], self.domain.scope.fma)
         if op in _MATH:

@@ -19,6 +19,8 @@ PAIR = "pair of bf16"
 """The function that joins two values, which are bf16 ones, to a word of their bits: the first in the lower half."""
 ROUNDED_PAIR = "pair rounded to bf16"
 """The same of any two f32 values, rounded; subnormals may become zeros."""
+SHORT_EXP2 = "exp2 of 18 bits"
+"""2**x in f32, within 2**-18 of it."""
 _DTYPES = {d.value: d for d in DType}
 _BINARY = {"+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "%": "mod", "**": "pow"}
 _COMPARE = {"<", "<=", ">", ">=", "==", "!="}
@@ -40,7 +42,9 @@ class Node:
     @property
     def cost(self) -> int:
         """Operations to evaluate it once."""
-        return 1 + sum(a.cost for a in self.args) + 20 * (self.op in _FLOAT_FUNCTIONS or self.op == "pow")
+        return (
+            1 + sum(a.cost for a in self.args) + 20 * (self.op in _FLOAT_FUNCTIONS or self.op in ("pow", "short exp2"))
+        )
 
     @property
     def is_literal(self) -> bool:
@@ -152,6 +156,8 @@ class Graph:
             return self.node("pair", "int", tuple(self.cast(n, "f32") for n in nodes))
         if name == ROUNDED_PAIR:
             return self.node("rounded pair", "int", tuple(self.cast(n, "f32") for n in nodes))
+        if name == SHORT_EXP2:
+            return self.node("short exp2", "f32", (self.cast(nodes[0], "f32"),))
         if name in _DTYPES:
             if len(nodes) == 2:
                 return self._stochastic(nodes[0], self.cast(nodes[1], "f32"), _DTYPES[name])

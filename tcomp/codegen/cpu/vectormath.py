@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from llvmlite import ir
 
 from tcomp.codegen.cpu.emitter import Emitter
-from tcomp.codegen.cpu.types import F32, F64, I32, I64, IrValue, Type, constant, like
+from tcomp.codegen.cpu.types import F32, F64, I32, I64, IrValue, Type, constant, lanes_of, like
 
 # 2 e**r on |r| <= log(2) / 2, within 1.1 ulp and exact at 0
 _TWICE_EXP32 = (
@@ -28,6 +28,14 @@ _TWICE_EXP32 = (
     9.999827146530151e-1,
     1.999998927116394,
     2.0,
+)
+# 2**r on |r| <= 1/2, relative error 2**-18.5
+_SHORT_EXP2 = (
+    9.570101911165462e-3,
+    5.591786031938822e-2,
+    2.402474482786378e-1,
+    6.931218147366892e-1,
+    9.999992614457122e-1,
 )
 # tanh(x) = x P(x**2) / Q(x**2) on |x| <= 9.02, relative error 2**-25; all terms are positive, so nothing cancels
 _TANH32_P = (1.3384224395451838e-8, 2.063577267108485e-5, 3.4974548034369946e-3, 1.338268369436264e-1, 1.0)
@@ -155,6 +163,27 @@ def _exp32(m: Math, x: IrValue) -> IrValue:
     r = m.fma(whole, m.c(2.12194440e-4), r)
     factor = m.from_bits(b.shl(m.to_bits(shifted), m.i(23)))
     return b.fmul(m.polynomial(r, _TWICE_EXP32), factor)
+
+
+def short_exp2(em: Emitter, x: IrValue, fma: bool, features: frozenset[str]) -> IrValue:
+    """2**x in f32 for results of 16 bits, within 2**-18 of it; infinite, or zero, beyond the exponents' range.
+
+    AVX-512 scales by powers of two in one instruction, which keeps those bounds by itself.
+    """
+    m = Math(em, x.type, fma)
+    b = m.b
+    if "avx512f" in features and lanes_of(x.type) == 16:
+        x = m.at_least(x, -150.0)
+        whole = em.intrinsic("llvm.nearbyint", x.type, [x], [x.type])
+        power = m.polynomial(b.fsub(x, whole), _SHORT_EXP2)
+        arguments = [power, whole, power, ir.Constant(ir.IntType(16), -1), ir.Constant(I32, 4)]
+        return em.intrinsic("llvm.x86.avx512.mask.scalef.ps.512", x.type, arguments, [])
+    x = m.at_least(m.at_most(x, 129.0), -126.0)
+    magic = 12582912.0 + 126
+    shifted = b.fadd(x, m.c(magic))
+    r = b.fsub(x, b.fsub(shifted, m.c(magic)))
+    factor = m.from_bits(b.shl(m.to_bits(shifted), m.i(23)))
+    return b.fmul(m.polynomial(r, [2 * c for c in _SHORT_EXP2]), factor)
 
 
 def _exp64(m: Math, x: IrValue) -> IrValue:

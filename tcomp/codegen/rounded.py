@@ -1,0 +1,44 @@
+"""Values that are stored in 16 bits may take forms that are as right as those can tell: what targets share of it.
+
+Each target has its own forms (nvptx/rounded.py, cpu/rounded.py), since what is cheap differs.
+"""
+
+from __future__ import annotations
+
+from tcomp.dsl.ast import Binary, Call, DType, Expr, Num
+
+NARROW = (DType.BF16, DType.F16)
+
+
+def logistic_of(e: Expr) -> tuple[Expr, Expr] | None:
+    """(2 a, v) where the expression is a + a * tanh(v), which is 2 a / (1 + exp(-2 v)): there nothing cancels."""
+    match e:
+        case Binary("+", a, Binary("*", b, Call("tanh", (v,)))) | Binary("+", Binary("*", b, Call("tanh", (v,))), a):
+            if a == b:
+                return scaled(a, 2.0), v
+    return None
+
+
+def scaled(e: Expr, factor: float) -> Expr:
+    """`factor` times the expression, by its own constants where it has some."""
+    match e:
+        case Num(c):
+            return Num(c * factor)
+        case Binary("+" | "-" as op, x, y) if _has_constant(e):
+            return Binary(op, scaled(x, factor), scaled(y, factor))
+        case Binary("*", x, y) if _has_constant(e):
+            x, y = (x, scaled(y, factor)) if _has_constant(y) else (scaled(x, factor), y)
+            return y if x == Num(1.0) else x if y == Num(1.0) else Binary("*", x, y)
+    return Binary("*", e, Num(factor))
+
+
+def _has_constant(e: Expr) -> bool:
+    """Can a factor go into the expression's constants?"""
+    match e:
+        case Num():
+            return True
+        case Binary("+" | "-", x, y):
+            return _has_constant(x) and _has_constant(y)
+        case Binary("*", x, y):
+            return _has_constant(x) or _has_constant(y)
+    return False
