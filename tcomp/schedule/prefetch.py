@@ -15,9 +15,9 @@
                                                        prefetch X[m, c] of the next m           stage X, Y in cache at m
                                                        prefetch Y[m, c] of the next m, to be written
 
-The next turn is that of the innermost loop around, or of the loops around that one when it ends. Of several statements
-that name the same part of what is staged in cache the last one fetches: the first had to wait for memory, and its data
-are there now.
+The next turn is that of the innermost loop around, or of the loops around that one when it ends; so where the loop
+over v has one turn and is not there, that of the loop around its statements. Of several statements that name the same
+part of what is staged in cache the last one fetches: the first had to wait for memory, and its data are there now.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from tcomp.schedule.fold import fold
 def prefetched(phase: tuple[Statement, ...], stages: Sequence[Stage] = ()) -> tuple[Statement, ...]:
     """The phase with a `Prefetch` on each reduction that reads what a pack "by prefetch" fills, and on the last one of
     a loop's body that reads what is staged in cache there."""
-    cached = [(s.at, name) for s in stages if s.space == "cache" for name in s.tensors]
+    present = {_index(x) for x in _loops(phase)}
+    cached = [(s.at if s.at in present else None, n) for s in stages if s.space == "cache" for n in s.tensors]
     return tuple(_statement(s, (), cached) for s in phase)
 
 
@@ -68,7 +69,8 @@ def _names(s: Statement, name: str) -> bool:
     return isinstance(s, Compute) and any(is_part(a, name) for a in (s.target, *accesses_in(s.value)))
 
 
-def _statement(s: Statement, around: tuple[Loop, ...], cached: Sequence[tuple[str, str]]) -> Statement:
+def _statement(s: Statement, around: tuple[Loop, ...], cached: Sequence[tuple[str | None, str]]) -> Statement:
+    """`cached` are the indices at whose loops tensors are fetched (None where there is no loop), and the tensors."""
     if not isinstance(s, Loop):
         return s
     loops = () if s.chunked else (*around, s)
@@ -77,9 +79,10 @@ def _statement(s: Statement, around: tuple[Loop, ...], cached: Sequence[tuple[st
         return replace(s, body=body)
     following = next_turn(loops)
     for at, name in cached:
-        if _index(s) == at:
+        if at in (None, _index(s)):
             body = _fetching(body, name, following)
-    for pack in (p for p in body if isinstance(p, Pack) and p.by == "prefetch"):
+    packs = {p.source: p for p in reversed(body) if isinstance(p, Pack) and p.by == "prefetch"}
+    for pack in packs.values():  # (of two copies of one source, beside the readers of the first)
         body = tuple(_attach(inner, pack, following) for inner in body)
     return replace(s, body=body)
 

@@ -12,8 +12,10 @@ from tcomp.codegen.cpu import prefetch
 from tcomp.codegen.cpu.compile import kernel_ir
 from tcomp.codegen.cpu.emitter import Emitter
 from tcomp.codegen.cpu.types import IrValue
+from tcomp.dsl.ast import Num
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.load import load_text
+from tcomp.dsl.load import load, load_text
+from tcomp.grad import backward_of
 from tcomp.ir.print import print_kernel
 from tcomp.ir.tile import Kernel, Prefetch
 from tcomp.ir.walk import computes
@@ -160,6 +162,23 @@ def test_the_last_reader_of_a_tile_fetches_the_next_one() -> None:
     assert not any(b.name.startswith("X.") for b in kernel.tiles)
     text = kernel_ir(kernel, AVX512)
     assert text.count('call void @"llvm.prefetch.p0"') == text.count("llvm.prefetch.p0") - 1 >= 1
+
+
+def test_where_the_loop_has_one_turn_the_next_one_of_the_loop_around_is_fetched() -> None:
+    module = load_text(SOFTMAX.replace("BY", ""))
+    (kernel,) = lower(module.ops["rows"], module, {"M": 3, "N": 64}, AVX512).kernels
+    assert [len(c.prefetch) for phase in kernel.phases for c in computes(phase) if c.reduced] == [0, 1]
+    assert "prefetch X[select(m.0 + 1 < 3, m.0 + 1, m.0), n]" in print_kernel(kernel)
+
+
+def test_two_copies_of_one_source_are_fetched_once() -> None:
+    """Attention's backward pass copies keys along either axis where rows lie pages apart; values have one copy."""
+    module = load("models/ops/attention.tc")
+    dims = {"B": 1, "T": 256, "H": 12, "D": 64}
+    (kernel,) = lower(backward_of("attention", module), module, dims, AVX512).kernels
+    assert sum(s.startswith("pack QKV") for s in map(str.strip, print_kernel(kernel).splitlines())) == 3
+    parts = [p.source.subscripts[2] for p in prefetches(kernel) if p.source.tensor == "QKV"]
+    assert sorted(part.value for part in parts if isinstance(part, Num)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
