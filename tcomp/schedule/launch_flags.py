@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Protocol
 
 from tcomp.dsl.ast import NO_SPAN, Call, Directive, Flag, Name, Span
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.ir.multicast import cluster_of, shared_packs
-from tcomp.ir.tile import Compute, GridOrder, Kernel, Loop, Pack, Producer
+from tcomp.ir.tile import Compute, GridOrder, Kernel, Loop, Pack, Producer, Statement
 from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.tensor_copies import statements
 
@@ -224,7 +225,22 @@ def _no_sides(kernel: Kernel) -> str:
         return "these threads are no whole warpgroups"
     if any(p.by != "tma" for phase in kernel.phases for p in statements(phase) if isinstance(p, Pack)):
         return "some of its tiles are not staged by tma"
+    if any(_staged_within(phase) for phase in kernel.phases):
+        return "some tiles are staged in every turn of a loop that is no outermost `pipe`: sides cannot count them"
     return ""
+
+
+def _staged_within(body: Sequence[Statement]) -> bool:
+    """Are tiles staged in loops of a block, but at the beginning of each turn of an outermost pipe loop?"""
+    for s in body:
+        if isinstance(s, Loop) and s.level == "grid":
+            if _staged_within(s.body):
+                return True
+        elif isinstance(s, Loop):
+            packs = sum(1 for _ in takewhile(lambda inner: isinstance(inner, Pack), s.body)) if s.level == "pipe" else 0
+            if any(isinstance(inner, Pack) for inner in statements(s.body[packs:])):
+                return True
+    return False
 
 
 def _not_apart(kernel: Kernel) -> str:

@@ -89,9 +89,11 @@ def schedules(draw: st.DrawFn, op: str, storage: DType) -> Drawn:
         moved = group and draw(st.booleans())
         who = Call("warpgroup", (Num(draw(st.sampled_from([24, 40]))),)) if moved else Name("warp")
         body.append(Flag("producer", (who,)))
-        if group and op != "parts" and draw(st.booleans()):
-            body.append(Flag("stagger", ()))
-    if draw(st.booleans()):
+        ways = ["", "stagger", "pingpong"] if stages > 1 else ["", "stagger"]
+        apart = draw(st.sampled_from(ways)) if group and op != "parts" else ""
+        if apart:
+            body.append(Flag(apart, ()))
+    if "pingpong" in {f.name for f in body if isinstance(f, Flag)} or draw(st.booleans()):
         body.append(Flag("persistent"))
     if draw(st.booleans()):
         body.append(Flag("raster", (Num(draw(st.integers(1, 4))),)))

@@ -116,6 +116,7 @@ def test_a_condition_decides() -> None:
         (text(more="producer warpgroup(40)"), "without `persistent`"),
         (text(more=MORE + "\n  stagger", groups=2), "`stagger` orders"),
         (MMA_SYNC, "no whole warpgroups"),
+        (text().replace("pipe(64, 3)", "seq(64)"), "no outermost `pipe`"),
     ],
 )
 def test_refused(changed: str, message: str) -> None:
