@@ -29,7 +29,7 @@ from tcomp.codegen.cpu.epilogue import Epilogue
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.interleave import by_parity, in_pairs, interleavable
-from tcomp.codegen.cpu.prefetch import MapPrefetcher, Prefetcher, touch_registers
+from tcomp.codegen.cpu.prefetch import WIDE, MapPrefetcher, Prefetcher, TilePrefetcher, touch_registers
 from tcomp.codegen.cpu.rounded import as_stored
 from tcomp.codegen.cpu.segments import Segment, can_narrow, conditions_of, segments, singles_of
 from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
@@ -225,10 +225,7 @@ class ComputeGenerator:
         onward = self._goes_on()
         if onward:
             accumulators[::count] = [self._read(p) for p in points]
-        elif self._adds() and self._is_long:
-            touch_registers(self.domain, self.addressing, self.target, points, written=True)
-        if self.compute.epilogue and self._is_long:
-            self._where(self.last, partial(self.epilogue.touch, points))
+        self._ask_ahead(points, old=self._adds() and not onward)
         for prefetcher in self.prefetchers:
             prefetcher.enter_tile(self.domain.states)
         accumulators = self._reduce(0, points, separate, accumulators)
@@ -243,6 +240,21 @@ class ComputeGenerator:
         if self.last is not None:
             more = self.em.here().not_(self.last)
             self.em.when(more, partial(self._write_sums, points, results, onward))
+
+    def _ask_ahead(self, points: list[dict[str, int]], old: bool) -> None:
+        """Prefetch what is read and written behind a long sum: the `old` sums, what maps read and write. On wide
+        vectors, whose sums are short in time, maps' lines are asked for along the sum."""
+        axis = self.reduced[-1]
+        self.ahead = TilePrefetcher(self.domain, self.addressing, points, axis)
+        if not self._is_long:
+            return
+        if old:
+            touch_registers(self.domain, self.addressing, self.target, points, written=True)
+        if self.scope.lanes_f32 < WIDE or axis.block < LONG_SUM or axis.lanes > 1 or len(self.reduced) > 1:
+            self._where(self.last, partial(self.epilogue.touch, points))
+            return
+        for place, written in self.epilogue.far:
+            self.ahead.add(place, written, self.last)
 
     def _where(self, condition: IrValue | None, body: Callable[[], None]) -> None:
         if condition is None:
@@ -311,9 +323,11 @@ class ComputeGenerator:
         """One step of the reduction at every point of the register tile."""
         acc = list(acc)
         count = len(acc) // len(points)
+        innermost = self.reduced[-1].name
+        prefetchers: list[Prefetcher | TilePrefetcher] = [*self.prefetchers, self.ahead]
         for step in self._points(self.reduced):
-            for prefetcher in self.prefetchers:
-                prefetcher.touch(self.domain.states[self.reduced[-1].name], step[self.reduced[-1].name])
+            for prefetcher in prefetchers:
+                prefetcher.touch(self.domain.states[innermost], step[innermost])
             slot = 0
             for a in separate:
                 slot = slot * a.unroll + step[a.name]

@@ -164,12 +164,75 @@ def touch_registers(
     domain: Domain, addressing: Addressing, place: Place, points: Sequence[Point], written: bool
 ) -> None:
     """Prefetch the lines of an access under these registers, where their lanes lie side by side."""
+    for p in _touched(domain, addressing, place, points):
+        touch(domain.emitter, addressing.pointer(place, p), written)
+
+
+def _touched(domain: Domain, addressing: Addressing, place: Place, points: Sequence[Point]) -> list[Point]:
+    """The points of which each line's first is one."""
     vector = domain.vector
+    if vector is None or vector not in place.deps:
+        return list(points)
     apart = max(1, LINE // (place.buffer.dtype.bytes * domain.lanes))
-    for p in points:
-        near = vector is None or vector not in place.deps
-        if near or (vector is not None and addressing.lane_stride(place, p) == 1 and p[vector] % apart == 0):
-            touch(domain.emitter, addressing.pointer(place, p), written)
+    return [p for p in points if addressing.lane_stride(place, p) == 1 and p[vector] % apart == 0]
+
+
+class TilePrefetcher:
+    """What a register tile reads and writes in memory behind a long sum, asked for line by line along the first half of
+    it. All at once, when the sum begins, these requests would hold up its own.
+    """
+
+    def __init__(self, domain: Domain, addressing: Addressing, points: Sequence[Point], reduced: Axis) -> None:
+        self.em, self.domain, self.addressing, self.points = domain.emitter, domain, addressing, points
+        self.block = reduced.block
+        self.runs: list[tuple[IrValue, IrValue | None, int, tuple[int, int, int], bool]] = []
+
+    def add(self, place: Place, written: bool, wanted: IrValue | None) -> None:
+        """Ask for what an access reads or writes at the register tile's points, if it is `wanted` (None: it is); called
+        before the sum's loop."""
+        near = _touched(self.domain, self.addressing, place, self.points)
+        if not near:
+            return
+        lanes = {n: s.lanes for n, s in self.domain.states.items()}
+        size = place.buffer.dtype.bytes
+        offsets = [size * sum(c * p[a] * lanes[a] for a, c in place.counters) for p in near]
+        grid = _grid(offsets) if _is_affine(place) else None
+        if grid is not None:
+            self.runs.append((self.addressing.pointer(place, near[0]), wanted, len(near), grid, written))
+        elif wanted is None:
+            touch_registers(self.domain, self.addressing, place, self.points, written)
+
+    def touch(self, state: AxisState, step: int) -> None:
+        """The prefetches of one step of the sum."""
+        em = self.em
+        for base, wanted, count, (columns, row, column), written in self.runs:
+            apart = 1 << max(0, (self.block // (2 * count)).bit_length() - 1)
+            if step % apart:
+                continue
+            b = em.here()
+            line = _quotient(b, em.add(state.base, step), apart)
+            if isinstance(line, int):
+                line = min(line, count - 1)
+            else:
+                line = b.select(b.icmp_signed("<", line, em.i64(count)), line, em.i64(count - 1))
+            across = _quotient(b, line, columns)
+            along = em.add(line, em.mul(across, -columns))
+            offset = em.add(em.mul(across, row), em.mul(along, column))
+            pointer = b.gep(base, [em.i64(offset)], source_etype=I8)
+            if wanted is not None:
+                pointer = b.select(wanted, pointer, base)
+            touch(em, pointer, written)
+
+
+def _grid(offsets: Sequence[int]) -> tuple[int, int, int] | None:
+    """(n, row, column) where the i-th offset lies i // n rows and i % n columns behind the first."""
+    count, first = len(offsets), offsets[0]
+    for n in (d for d in range(1, count + 1) if count % d == 0):
+        row = offsets[n] - first if n < count else 0
+        column = offsets[1] - first if n > 1 else 0
+        if all(o == first + i // n * row + i % n * column for i, o in enumerate(offsets)):
+            return n, row, column
+    return None
 
 
 def touch(em: Emitter, pointer: IrValue, written: bool) -> None:

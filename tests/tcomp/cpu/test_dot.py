@@ -345,7 +345,7 @@ def products(kernels: tuple[Kernel, ...]) -> list[Kernel]:
 @pytest.mark.parametrize("name", ["linear_gelu", "matmul"])
 def test_the_inner_loops_are_loads_and_dot_products(name: str, gpt2: Module) -> None:
     """A group is 24 dots (8 rows by 3 vectors), 3 vectors and 8 broadcast words; no widening, no spill. What is fetched
-    ahead takes at most 20 instructions for addresses in each turn."""
+    ahead takes at most 20 instructions for addresses in each turn, and 16 more where that is results as well."""
     dims = {"M": 256, "N": 3072, "K": 768}
     seen = 0
     for op in (gpt2.ops[name], backward_of(name, gpt2)):
@@ -358,6 +358,8 @@ def test_the_inner_loops_are_loads_and_dot_products(name: str, gpt2: Module) -> 
             assert counts["vmovups"] + counts["vbroadcastss"] + sum("1to16" in i for i in loop) == 11 * groups
             assert all("zmm" in i for i in loop if i.startswith("vdpbf16ps"))
             assert not any("(%rsp" in i for i in loop), "a spill in the inner loop"
-            assert len(loop) <= 35 * groups + 24
+            ahead = sum(i.startswith("prefetch") for i in loop)
+            assert 1 <= ahead <= 3
+            assert len(loop) <= 35 * groups + 24 + 16 * (ahead > 1)
             seen += 1
     assert seen == 3
