@@ -33,7 +33,7 @@ from tcomp.schedule.inplace import inplace_pairs
 from tcomp.schedule.launch_flags import blocks_order
 from tcomp.schedule.legality import check_core_loops, check_fuse, check_nesting
 from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build
-from tcomp.schedule.normal import normalise, part_of
+from tcomp.schedule.normal import normalise, part_of, parts_of
 from tcomp.schedule.regions import needs
 from tcomp.schedule.resolve import KernelPlan, Resolver, casts_in
 from tcomp.schedule.split import Part, split
@@ -214,7 +214,11 @@ class _Lowering:
         phases = self._fills(names - started, whole, written, shape) + self._phases(roots, emitter)
         out = frozenset(t for x in leaves for t in x.written)
         results = {n: Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in out & operand_names}
-        phases = unpacked(phases, plan.stages, out, emitter.tiles, results, self.text)
+        # (Sums that blocks add up in memory are written by a phase of their own, in whole rows.)
+        summed = {s.output for s in combining.sums}
+        through = [replace(s, tensors=tuple(n for n in s.tensors if n not in summed)) for s in plan.stages]
+        parts = parts_of(t for x in leaves for t in x.equation.targets)
+        phases = unpacked(phases, through, out, emitter.tiles, results, parts, self.text)
         adding = Adding(
             combining.sums, plan.stages, emitter.tiles, self.shapes, self.extents, plan.flags.order.reversed, self.text
         )

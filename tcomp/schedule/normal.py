@@ -11,7 +11,7 @@ Y[m, n] = gelu(P[m, n])                 -->    Y[m, n] = gelu(bf16(acc[m, n] + b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from tcomp.dsl.ast import (
@@ -142,6 +142,18 @@ def part_of(target: Target) -> str:
     """The part of a tensor that an equation writes, by its first constant subscript: dQKV.1 of dQKV[b, k, 1, h, d]."""
     constant = next((s.value for s in target.subscripts if isinstance(s, Num)), "")
     return f"{target.name}.{constant}"
+
+
+def parts_of(targets: Iterable[Target]) -> dict[str, tuple[str, int, Num]]:
+    """The parts of tensors that are written: of each the tensor, and which subscript says so by which value."""
+    found = {}
+    for t in targets:
+        at = next((i for i, s in enumerate(t.subscripts) if isinstance(s, Num)), None)
+        if at is not None:
+            value = t.subscripts[at]
+            assert isinstance(value, Num)
+            found[part_of(t)] = t.name, at, value
+    return found
 
 
 def needed(

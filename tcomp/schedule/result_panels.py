@@ -17,6 +17,7 @@ from dataclasses import replace
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, walk
 from tcomp.ir.panels import placed
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Spread, Statement, Swizzled, ThreadShape, Unpack
+from tcomp.schedule.fold import fold, sub
 
 Phases = list[tuple[Statement, ...]]
 
@@ -97,7 +98,7 @@ def _fits(c: Compute, u: Unpack, tile: Buffer) -> bool:
         return False
     last = c.axes[-1]
     spread, columns = last.spread or Spread(), _columns(tile)
-    plain = last.name == u.axes[-1].name and c.target.subscripts[-1] == Binary("-", Name(last.name), last.start)
+    plain = last.name == u.axes[-1].name and c.target.subscripts[-1] == sub(Name(last.name), last.start)
     whole = columns % (spread.lanes * spread.grain) == 0 and not spread.warp and bool(spread.lane)
     return plain and whole and tile.shape[-1] > columns and tile.shape[-1] == last.block
 
@@ -107,19 +108,23 @@ def _panelled(c: Compute, u: Unpack, tile: Buffer, shape: ThreadShape, found: di
     variable = f"{last.name}.{tile.name}"
     start = Name(variable)
     end = Binary("+", start, Num(columns))
-    ends = [e for e in _ends(last.stop) if e != Binary("+", last.start, Num(last.block))]
+    all_of = Binary("+", last.start, Num(last.block))
+    ends = [e for e in _ends(last.stop) if e not in (all_of, fold(all_of))]
     stop: Expr = end
     for e in ends:
         stop = Call("min", (stop, e))
 
-    def narrowed(a: Axis) -> Axis:
+    # The copies of all panels go by one tensor map, which ends where the tensor does.
+    end_of_copies = last.stop if isinstance(last.start, Num) else stop
+
+    def narrowed(a: Axis, stop: Expr) -> Axis:
         return replace(a, start=start, stop=stop, block=columns) if a.name == last.name else a
 
     target = replace(c.target, subscripts=(*c.target.subscripts[:-1], Binary("-", Name(last.name), start)))
     found[tile.name] = replace(tile, shape=(*tile.shape[:-1], columns))
     body = (
-        replace(c, axes=tuple(narrowed(a) for a in c.axes), target=target),
-        replace(u, axes=tuple(narrowed(a) for a in u.axes), groups=_groups(c, tile, shape)),
+        replace(c, axes=tuple(narrowed(a, stop) for a in c.axes), target=target),
+        replace(u, axes=tuple(narrowed(a, end_of_copies) for a in u.axes), groups=_groups(c, tile, shape)),
     )
     return Loop(variable, last.start, Binary("+", last.start, Num(last.block)), columns, "panel", body, span=u.span)
 

@@ -27,6 +27,7 @@ from tcomp.ir.tile import Axis, Buffer, Pack, Panels, Scope, Statement
 from tcomp.schedule.bounds import Env
 from tcomp.schedule.fold import reads
 from tcomp.schedule.nest import JOINED, Leaf, LoopNode, grouped_index, leaf_uses, loops_below
+from tcomp.schedule.normal import parts_of
 from tcomp.schedule.resolve import KernelPlan
 
 if TYPE_CHECKING:
@@ -94,7 +95,9 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                     continue
                 message = f"'{name}' cannot be staged: no equation in the loop over {s.at} names it"
                 raise TcError(message, s.span, text, "leave it out of this line")
-            through = s.by == "tma" and any({name, name + JOINED} & set(leaf.written) for leaf in leaves)
+            through = s.by == "tma" and any(
+                {name, name + JOINED} & {*leaf.written, *parts_of(leaf.equation.targets)} for leaf in leaves
+            )
             anywhere = s.space in ("registers", "shared")
             if not through and not any(staged_accesses(name, leaf, anywhere) for leaf in leaves):
                 raise TcError(

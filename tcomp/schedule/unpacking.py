@@ -10,10 +10,10 @@ parts that leave so; they are joined along rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Binary, DType, Name, Stage
+from tcomp.dsl.ast import Access, Binary, DType, Name, Num, Stage
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Buffer, Compute, Layout, Loop, RowMajor, Scope, Statement, Swizzled, Unpack
 from tcomp.schedule.fold import sub
@@ -28,21 +28,27 @@ def unpacked(
     written: frozenset[str],
     tiles: dict[str, Buffer],
     tensors: dict[str, Buffer],
+    parts: Mapping[str, tuple[str, int, Num]],
     text: str,
 ) -> list[tuple[Statement, ...]]:
-    """The phases with results that `stage` lines name written through tiles, which `tiles` gains. `tensors` are
-    those in device memory."""
+    """The phases with results (or parts of one, dQKV.1) that `stage` lines name written through tiles, which `tiles`
+    gains. `tensors` are those in device memory, `parts` the parts that are written (`normal.parts_of`)."""
     by_tma = [(n, s) for s in stages if s.by == "tma" and s.space == "shared" for n in s.tensors]
-    chosen = {n + PARTIAL if n + PARTIAL in written else n: s for n, s in by_tma if n in written}
-    if not chosen:
+    whole = {n + PARTIAL if n + PARTIAL in written else n: s for n, s in by_tma if n in written}
+    some = [(*parts[n], s) for n, s in by_tma if n in parts and n not in whole]
+    if not whole and not some:
         return list(phases)
+
+    def stage_of(a: Access) -> Stage | None:
+        own = (s for tensor, at, value, s in some if tensor == a.tensor and a.subscripts[at] == value)
+        return whole.get(a.tensor) or next(own, None)
 
     def rewrite(s: Statement) -> tuple[Statement, ...]:
         if isinstance(s, Loop):
             return (replace(s, body=tuple(x for inner in s.body for x in rewrite(inner))),)
-        if not isinstance(s, Compute) or s.target.tensor not in chosen:
+        if not isinstance(s, Compute) or (stage := stage_of(s.target)) is None:
             return (s,)
-        return _through(s, chosen[s.target.tensor], tiles, tensors, text)
+        return _through(s, stage, tiles, tensors, text)
 
     return [tuple(x for s in phase for x in rewrite(s)) for phase in phases]
 

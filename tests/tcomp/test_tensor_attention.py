@@ -52,7 +52,8 @@ def kernels(target: str, backward: bool) -> tuple[Kernel, ...]:
 def test_only_operands_and_what_is_added_in_memory_are_in_shared_memory(target: str, backward: bool) -> None:
     for kernel in kernels(target, backward):
         for tile in kernel.tiles:
-            shared = ".shared" in tile.name or tile.name.endswith(".out") or (target == "sm_90a" and tile.name == "ds")
+            results = ".out" in tile.name  # on their way to memory
+            shared = ".shared" in tile.name or results or (target == "sm_90a" and tile.name == "ds")
             assert tile.scope is (Scope.SHARED if shared else Scope.REGISTERS), tile.name
 
 
@@ -140,11 +141,44 @@ def test_several_turns_against_the_oracle_and_bitwise_again(name: str, dims: dic
         if result in got:
             assert_near(got[result], wanted, result)
     apart = "setmaxnreg" in "".join(compile_kernel(k, machine).ptx for k in found.kernels)
-    tile = 128 if dims["D"] <= 128 else 64  # (with one tile of keys or queries there is no producer)
-    assert apart == (target == "sm_90a" and dims["D"] >= 128 and dims["T"] > tile)
+    forward = not name.endswith(".backward")
+    tile = 128 if forward and dims["D"] <= 128 else 64  # (with one tile of keys or queries there is no producer)
+    producer = dims["D"] >= (128 if forward else 0)
+    assert apart == (target == "sm_90a" and producer and dims["T"] > tile)
     if (name, target) == ("attention.backward", "sm_90a"):
         again = execute(found, op, inputs, machine)
         assert all(again[n].tobytes() == a.tobytes() for n, a in got.items())
+
+
+def backward_kernels(dims: dict[str, int], producer: int) -> tuple[Kernel, ...]:
+    module, machine = load("models/ops/attention.tc"), machine_for_target("sm_90a")
+    op = backward_of("attention", module)
+    assert op is not None
+    chosen = {"dQKV.0+dQKV.1+dQKV.2.P": producer}
+    return lower(bound(op, DType.BF16), module, dims, machine, chosen=chosen).kernels
+
+
+def test_a_warp_of_the_producer_takes_the_turns_and_no_thread_that_computes_waits_for_one() -> None:
+    machine = machine_for_target("sm_90a")
+    apart, together = (compile_kernel(backward_kernels(MULTI_HEAD, p)[1], machine).ptx for p in (24, 0))
+    deliverer = apart[apart.index("setmaxnreg.dec") :].split("setmaxnreg.inc")[0]
+    assert apart.count("ld.acquire.gpu") == apart.count("st.release.gpu") == deliverer.count("ld.acquire.gpu") == 1
+    assert deliverer.count("cp.reduce.async.bulk") == 2  # panels of 32 columns
+    assert together.count("st.release.gpu") == 2  # in the loop and behind it
+
+
+@pytest.mark.slow
+def test_dq_is_the_same_bits_whoever_adds_it() -> None:
+    module, machine = load("models/ops/attention.tc"), machine_for_target("sm_90a")
+    op = backward_of("attention", module)
+    assert op is not None
+    op = bound(op, DType.BF16)
+    inputs = stored_inputs(op, module, MULTI_HEAD)
+    results = []
+    for producer in (0, 24):
+        chosen = {"dQKV.0+dQKV.1+dQKV.2.P": producer}
+        results.append(execute(lower(op, module, MULTI_HEAD, machine, chosen=chosen), op, inputs, machine)["dQKV"])
+    assert results[0].tobytes() == results[1].tobytes()
 
 
 @pytest.mark.slow

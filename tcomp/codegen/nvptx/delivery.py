@@ -48,7 +48,13 @@ class Deliveries:
     """The deliveries of one phase."""
 
     def __init__(
-        self, em: GpuEmitter, scope: GpuScope, roles: Roles, copies: TensorRings, phase: Sequence[Statement]
+        self,
+        em: GpuEmitter,
+        scope: GpuScope,
+        roles: Roles,
+        copies: TensorRings,
+        phase: Sequence[Statement],
+        persistent: bool = False,
     ) -> None:
         self.em, self.scope, self.roles, self.copies = em, scope, roles, copies
         found = [s for s in statements_in(phase) if isinstance(s, Unpack)]
@@ -57,6 +63,10 @@ class Deliveries:
         self.delivered = {s.buffer for s in found} - set(self.panels) - set(copies.handed)
         self.writing: set[str] = set()
         """tiles of the deliverer's that are being written"""
+        loops = [s for s in statements_in(phase) if isinstance(s, Loop) and (persistent or s.level != "grid")]
+        again = {s.buffer for loop in loops for s in statements_in(loop.body) if isinstance(s, Unpack)}
+        self.once = self.delivered - again
+        """tiles that a block delivers once"""
         self.free: set[str] = set()
         """tiles for the copy engine that the place being written knows to be free"""
         flags = sorted({s.turns.flag.tensor for s in found if s.turns is not None})
@@ -78,7 +88,7 @@ class Deliveries:
         if not isinstance(s, Compute):
             return
         name = s.target.tensor
-        if name in self.delivered - self.free:
+        if name in self.delivered - self.free - self.once:
             self.roles.leader(self._await)
             self.em.barrier()
         elif name in self.copies.handed and name not in self.writing:
@@ -202,7 +212,9 @@ class Deliveries:
             self._await()
 
     def _await(self) -> None:
-        """The leader waits until its copies have left their tiles; where blocks take turns, until all is done."""
-        await_deliveries(self.em, self.taking is not None)
-        if self.taking is not None:
+        """The leader (or the deliverer) waits until its copies have left their tiles; where it takes turns with other
+        blocks, until all is done."""
+        turns = self.taking is not None and (not self.roles.computing or not self.copies.handed)
+        await_deliveries(self.em, turns)
+        if self.taking is not None and turns:
             self.taking.pass_on()

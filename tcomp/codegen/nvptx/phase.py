@@ -122,7 +122,8 @@ class PhaseGenerator:
         if self.early:
             self.em.await_launch_before()
         self.staggered = staggered(self.kernel, phase, self.scope)
-        self.deliveries = Deliveries(self.em, self.scope, self.roles, self.copies, phase)
+        persistent = self.kernel.order.persistent
+        self.deliveries = Deliveries(self.em, self.scope, self.roles, self.copies, phase, persistent)
         path: tuple[int, ...] = ()
         nest: list[Loop] = []
         body: Sequence[Statement] = phase

@@ -31,7 +31,7 @@ from tcomp.codegen.nvptx.plan import accesses_of
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator
 from tcomp.ir.pairs import of_second, paired
-from tcomp.ir.tile import Compute, Loop, Pack
+from tcomp.ir.tile import Compute, Loop, Pack, Unpack
 
 if TYPE_CHECKING:
     from tcomp.codegen.nvptx.phase import PhaseGenerator
@@ -146,6 +146,9 @@ class TensorPipe:
         ):
             return None
         tiles = {p.buffer for p in self.packs if p.by == "tma"}
+        unpacks = [s.buffer for s in self.loop.body if isinstance(s, Unpack)]
+        if unpacks and self.phase.copies.handed.keys() >= set(unpacks):
+            tiles |= self.phase.ordinary  # (written behind a barrier of the turn, which comes after the product's end)
         generator = WarpgroupGenerator(self.em, self.scope, last, matched(last, self.scope))
         return generator if generator.tiles() <= tiles else None
 
