@@ -33,7 +33,6 @@ INTRINSICS = frozenset(
 """NVVM intrinsics in use. LLVM ends the process at a name it does not know, so only these are let through."""
 
 
-WAIT_FOR_LAUNCH = "griddepcontrol.wait"
 FIRST_GROUP_BARRIER = 2
 """barriers before it are for all threads, and for all but a producer's"""
 FIRST_SIDE_BARRIER = 8
@@ -94,14 +93,6 @@ class GpuEmitter(Emitter):
             self.nvvm("barrier.cta.sync.aligned.count", args=[number, self.i64(self.threads.threads)])
         else:
             self.nvvm("barrier.cta.sync.aligned.all", args=[self.i64(0)])
-
-    def await_launch_before(self) -> None:
-        """The launch after this one may begin as blocks of this one end, and this one's blocks wait here until the one
-        before it is over and its writes are seen (where the host lets launches begin so early at all). Nothing before
-        this place may touch global memory."""
-        self.here()
-        self.asm("griddepcontrol.launch_dependents;", VOID, "~{memory}", effect=True)
-        self.asm(f"{WAIT_FOR_LAUNCH};", VOID, "~{memory}", effect=True)
 
     def group_barrier(self, groups: int) -> None:
         """The threads of each of so many groups of warps (on each side) wait for each other."""

@@ -55,11 +55,9 @@ def declare_entry(
 
 
 def scope_of(
-    entry: Entry, em: GpuEmitter, kernel: Kernel, layout: SharedLayout, shape: ThreadShape, target: str, early: bool
+    entry: Entry, em: GpuEmitter, kernel: Kernel, layout: SharedLayout, shape: ThreadShape, target: str
 ) -> GpuScope:
-    """The names that the entry's body starts with. Offsets into shared memory are added where the emitter stands.
-    `early`: the launch before may still be writing when the entry begins, so no load may be taken for one of constant
-    memory: the assembler moves those ahead of the place where the entry waits."""
+    """The names that the entry's body starts with. Offsets into shared memory are added where the emitter stands."""
     b = em.here()
     shared = em.module.globals.get(DYNAMIC)
     roots: dict[str, IrValue] = dict(zip((o.name for o in kernel.operands), entry.pointers, strict=False))
@@ -73,6 +71,6 @@ def scope_of(
     return GpuScope(
         buffers={t.name: t for t in kernel.operands + kernel.tiles}, roots=roots, variables={}, facts=Facts(),
         fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=shape, target=target,
-        constant=frozenset() if early else constant_operands(kernel),
+        constant=constant_operands(kernel),
         exchange={k: b.gep(shared, [ir.Constant(I32, at)], source_etype=I8) for k, at in layout.exchange.items()},
     )  # fmt: skip

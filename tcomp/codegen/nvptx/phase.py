@@ -59,9 +59,6 @@ from tcomp.ir.panels import written_out
 from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope, Statement, ThreadShape, Unpack
 from tcomp.machine.gpu import GpuMachine
 
-OVERLAPPING = 90
-"""sm_90 and newer can begin a launch while the one before it ends."""
-
 
 class PhaseGenerator:
     """Writes one phase of a kernel as an entry of the module.
@@ -90,8 +87,7 @@ class PhaseGenerator:
         self.em = GpuEmitter(entry.function, shape, kernel.sides)
         self.groups = Groups(self.em)
         self.roles = Roles(self.em, machine)
-        self.early = machine.sm >= OVERLAPPING
-        self.scope = scope_of(entry, self.em, kernel, layout, shape, machine.target, self.early)
+        self.scope = scope_of(entry, self.em, kernel, layout, shape, machine.target)
         self.copies = TensorRings(self, phase, entry.maps)
 
     def generate(self) -> int:
@@ -119,8 +115,6 @@ class PhaseGenerator:
             if isinstance(s, Loop) and (product := paired(s)) is not None:
                 give_second(self.em, self.scope, product.target.tensor, self.kernel.span)
         self.copies.start(self, phase)
-        if self.early:
-            self.em.await_launch_before()
         self.staggered = staggered(self.kernel, phase, self.scope)
         persistent = self.kernel.order.persistent
         self.deliveries = Deliveries(self.em, self.scope, self.roles, self.copies, phase, persistent)
