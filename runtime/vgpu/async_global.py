@@ -107,6 +107,16 @@ class Piece:
                 s.shadow().asynchronous()[self._granules()] = m.now
         s.watched().begin(self.at, writes=True)
 
+    def held(self) -> Array:
+        """The bytes as they are when something is added to them."""
+        s = self.segment
+        if self.m.options.checks and not s.initialised:
+            bad = s.init[self.at] == 0
+            if bad.any():
+                self._find("uninitialised read of global memory", "adds to what nothing was written to before", bad)
+        now: Array = s.data[self.at]
+        return now
+
     def write(self, data: Any, atomic: bool) -> None:
         m, s = self.m, self.segment
         s.watched().end(self.at, writes=True)

@@ -84,7 +84,7 @@ class BulkStores(WaveState):
     def put(self, s: Store) -> None:
         data = s.data
         if s.combine is not None:
-            data = s.combine(s.to.segment.data[s.to.at], data)
+            data = s.combine(s.to.held(), data)
         s.to.write(data, s.combine is not None)
 
     def leaving(self, i: Instr, lanes: Array) -> None:

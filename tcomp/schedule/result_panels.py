@@ -6,7 +6,8 @@
 
 A panel of a swizzled tile is 128 bytes wide. Each warpgroup hands over its own rows, where it has whole ones: the
 others go on multiplying. Results that follow each other take turns panel by panel: while one's panel leaves, the
-other's is computed, and less memory is enough. What a turn of a loop adds to memory leaves whole, beside the next turn.
+other's is computed, and less memory is enough. What a turn of a loop adds to memory leaves whole, beside the next turn;
+so does what blocks add in turns, where a block has but one turn of its own.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _body(
         before = out[-1] if out else None
         if isinstance(s, Loop):
             out.append(replace(s, body=_body(s.body, tiles, shape, found, turns or s.level != "grid")))
-        elif isinstance(s, Unpack) and s.add and turns:
+        elif isinstance(s, Unpack) and (s.turns is not None or (s.add and turns)):
             out.append(s)
         elif isinstance(s, Unpack) and isinstance(before, Compute) and _fits(before, s, tiles[s.buffer]):
             loop = _panelled(before, s, tiles[s.buffer], shape, found)

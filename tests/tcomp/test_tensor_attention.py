@@ -321,3 +321,14 @@ def test_conditions_on_axes_are_lifted_out_of_guards_and_selects() -> None:
     assert remaining(node.guard, [below]) == data
     # What depends on memory, or on no axis, stays.
     assert conditions(causal(Call("select", (data, Name("k"), Num(0.0))), None)) == []
+
+
+@pytest.mark.parametrize("length", [65, 96, 128])
+def test_a_block_with_one_turn_stores_what_it_would_add(length: int) -> None:
+    """Nothing is added to memory that was never written."""
+    module, machine = load("models/gpt2.tc"), machine_for_target("sm_90a")
+    op = bound(backward_of("attention", module), DType.BF16)  # type: ignore[arg-type]
+    dims = {"B": 1, "T": length, "H": 2, "D": 64}
+    inputs = stored_inputs(op, module, dims, DType.BF16)
+    got = execute(lower(op, module, dims, machine), op, inputs, machine)
+    assert_near(got["dQKV"], evaluate(op, module, inputs, dims)["dQKV"], "dQKV")
