@@ -16,7 +16,7 @@ stays narrow, its summed index in groups.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -118,6 +118,17 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                 )
 
 
+def check_only_read(stage: Stage, tensor: str, leaves: Iterable[Leaf], text: str) -> None:
+    """TcError for a tensor that an equation of the loop it is to be staged in writes."""
+    if any(tensor in leaf.written for leaf in leaves):
+        raise TcError(
+            f"{tensor} cannot be staged at {stage.at}: an equation in that loop writes it",
+            stage.span,
+            text,
+            "stage a tensor that this loop only reads",
+        )
+
+
 def _own(name: str, leaf: Leaf) -> set[str]:
     """The parallel indices of a reduction, or of a monoid's fields, that are subscripts of a tensor it reads."""
     written = {s.id for w in leaf.writes() for s in w.subscripts if isinstance(s, Name)}
@@ -198,13 +209,7 @@ class Staging:
         made: dict[tuple[Access, str, int, tuple[str, int]], tuple[str, tuple[Expr | None, ...]]] = {}
         chosen = [c for c in candidates if not crossing or c in crossing or c[4][0] or self._far(c[1], c[2], env)]
         for leaf, a, i, width, grouped in chosen:
-            if any(a.tensor in w.written for w in node.leaves()):
-                raise TcError(
-                    f"{a.tensor} cannot be staged at {stage.at}: an equation in that loop writes it",
-                    stage.span,
-                    self.emitter.text,
-                    "stage a tensor that this loop only reads",
-                )
+            check_only_read(stage, a.tensor, node.leaves(), self.emitter.text)
             key = (a, i, width, grouped)
             if key not in made:
                 made[key], pack = self._pack(stage, a, i, width, grouped, env)

@@ -25,7 +25,7 @@ from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Pack, Pitched, RowMajor
 from tcomp.schedule.bounds import Env
 from tcomp.schedule.fold import sub
 from tcomp.schedule.nest import Leaf, LoopNode, loops_below
-from tcomp.schedule.staging import staged_accesses
+from tcomp.schedule.staging import check_only_read, staged_accesses
 
 if TYPE_CHECKING:
     from tcomp.schedule.emit import Emitter
@@ -88,13 +88,7 @@ class SharedStaging:
         wanted = anywhere if stage.space == REGISTERS or not summed else summed
         beside = [(x, a) for x, a in anywhere if (x, a) not in wanted and self._plain(a)]
         for leaf, a in (*wanted, *beside):
-            if any(a.tensor in w.written for w in node.leaves()):
-                raise TcError(
-                    f"{a.tensor} cannot be staged at {stage.at}: an equation in that loop writes it",
-                    stage.span,
-                    self.emitter.text,
-                    "stage a tensor that this loop only reads",
-                )
+            check_only_read(stage, a.tensor, node.leaves(), self.emitter.text)
             if (leaf, a) in wanted:
                 whole = next((b for _, b in beside if self._covers(b, a, env)), a)
                 region = self._region(whole, env)

@@ -233,3 +233,21 @@ def test_a_failed_parse_leaves_nothing_behind() -> None:
     with pytest.raises(TcError):
         parse("op f(X: f32[N]", "a.tc")
     assert parse("fn f(x) = x\n", "b.tc").items[0].span.file == "b.tc"
+
+
+def test_arrows_in_comments_go_on_with_no_line() -> None:
+    text = """
+op f(X: f32[M])  # -> not yet
+    -> Y: f32[M]:
+  Y[m] = X[m] * 2.0
+
+schedule f on cpu:
+  m -> core(1) / vec
+  use mma.sync for Y, acc
+
+# 184 to 151,
+# 103 -> 83
+schedule f on gpu:
+  m -> grid(32) / lane
+"""
+    assert len(parse(text).items) == 3

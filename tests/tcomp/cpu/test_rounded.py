@@ -8,29 +8,15 @@ import numpy as np
 import pytest
 
 from tcomp.codegen.cpu.rounded import as_stored
-from tcomp.dsl.ast import Call, DType, Expr, walk
+from tcomp.dsl.ast import Call, DType, walk
 from tcomp.dsl.load import load_text
 from tcomp.ir.tile import Compute, Kernel
 from tcomp.machine.cpu import CpuMachine
 from tcomp.schedule.lower import lower
+from tests.reference.gelu import exact, gelu
 from tests.reference.tile_ir import at, fn, op, operand
 from tests.tcomp.cpu.support import axis, kernel, normal, run
 from tests.tcomp.cpu.test_interleave import bits, real
-
-
-def gelu(x: Expr) -> Expr:
-    """As models/ops/math.tc has it."""
-    square = fn("min", op("*", x, x), 64.0)
-    turn = fn("tanh", op("*", x, op("+", 0.7978845608028654, op("*", 0.035677408136300125, square))))
-    return op("+", op("*", 0.5, x), op("*", op("*", 0.5, x), turn))
-
-
-def exact(x: np.ndarray) -> np.ndarray:
-    """x / (1 + exp(-2 u)), the same function without cancellation."""
-    with np.errstate(all="ignore"):
-        return np.asarray(
-            x / (1 + np.exp(-2 * x * (0.7978845608028654 + 0.035677408136300125 * np.minimum(x * x, 64))))
-        )
 
 
 def stored(x: np.ndarray, dtype: DType, machine: CpuMachine) -> Kernel:

@@ -14,25 +14,13 @@ from tcomp.codegen.rounded import scaled
 from tcomp.dsl.ast import Binary, Call, DType, Expr, Num, walk
 from tcomp.ir.tile import Compute
 from tcomp.machine.gpu import H100
+from tests.reference.gelu import exact, gelu
 from tests.tcomp.nvptx.support import at, axis, fn, from_bits, kernel, lanes, launch, op, operand, to_bits
 
 BITS = {DType.BF16: 8, DType.F16: 11}
 """of the significand"""
 LEAST = {DType.BF16: 2.0**-133, DType.F16: 2.0**-24}
 """subnormal number"""
-
-
-def gelu(x: Expr) -> Expr:
-    """As models/ops/math.tc has it."""
-    square = fn("min", op("*", x, x), 64.0)
-    turn = fn("tanh", op("*", x, op("+", 0.7978845608028654, op("*", 0.035677408136300125, square))))
-    return op("+", op("*", 0.5, x), op("*", op("*", 0.5, x), turn))
-
-
-def exact(x: np.ndarray) -> np.ndarray:
-    """x / (1 + exp(-2 u)), the same function without cancellation."""
-    with np.errstate(all="ignore"):
-        return x / (1 + np.exp(-2 * x * (0.7978845608028654 + 0.035677408136300125 * np.minimum(x * x, 64.0))))
 
 
 def stored(x: np.ndarray, dtype: DType, of: Callable[[Expr], Expr] = gelu) -> tuple[np.ndarray, str]:
