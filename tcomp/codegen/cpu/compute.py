@@ -30,19 +30,16 @@ from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.interleave import by_parity, in_pairs, interleavable
 from tcomp.codegen.cpu.prefetch import WIDE, MapPrefetcher, Prefetcher, TilePrefetcher, touch_registers
+from tcomp.codegen.cpu.reducer import Reducer
+from tcomp.codegen.cpu.results import Results
 from tcomp.codegen.cpu.rounded import as_stored
 from tcomp.codegen.cpu.segments import Segment, can_narrow, conditions_of, segments, singles_of
 from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
-from tcomp.codegen.cpu.types import I1, I32, I64, IrValue, constant, kind_of, kind_type
+from tcomp.codegen.cpu.types import I1, I64, IrValue, kind_of
 from tcomp.dsl.ast import Expr
 from tcomp.ir.tile import Axis, Compute
 from tcomp.ir.tile import Scope as Where
 
-_IDENTITY = {
-    "sum": {"int": 0, "f32": 0.0, "f64": 0.0},
-    "max": {"int": -(2**31), "f32": float("-inf"), "f64": float("-inf")},
-    "min": {"int": 2**31 - 1, "f32": float("inf"), "f64": float("inf")},
-}
 LONG_SUM = 128
 """Steps of a reduction behind which memory that was asked for at its beginning has come."""
 Accumulators = list[IrValue]
@@ -62,7 +59,7 @@ class ComputeGenerator:
         self.lanes = wide[0].lanes if wide else 1
         self.spans: dict[str, Span] = {}
         self._split: dict[str, list[Variant]] = {}
-        self.reducer = node.reducer or ("sum" if node.accumulate or node.reduced else None)
+        self.reducer_name = node.reducer or ("sum" if node.accumulate or node.reduced else None)
 
     def generate(self) -> None:
         """Emit the whole Compute; nothing happens when an axis is empty (a reduction still writes)."""
@@ -96,6 +93,8 @@ class ComputeGenerator:
         value = self.graph.build(node.value)
         kind = kind_of(self.target.buffer.dtype)
         self.kind = "f64" if "f64" in (kind, value.kind) and kind != "int" else kind
+        self.reducer = Reducer(self.em, self.reducer_name or "sum", self.kind)
+        self.results = Results(node, self.domain, self.evaluator, self.target, self.reducer)
         self.known: dict[Expr, bool] = {}
         self.value, self.guard = self._built()
         self.conditions = conditions_of(node, self.domain, [*self.parallel, *self.reduced])
@@ -220,11 +219,10 @@ class ComputeGenerator:
         lanes = self.lanes if self.vector is not None else 0
         separate = self._separate(len(points))
         count = math.prod(a.unroll for a in separate)
-        identity = constant(kind_type(self.kind, lanes), _IDENTITY[self.reducer or "sum"][self.kind])
-        accumulators = [identity] * (len(points) * count)
+        accumulators = [self.reducer.identity(lanes)] * (len(points) * count)
         onward = self._goes_on()
         if onward:
-            accumulators[::count] = [self._read(p) for p in points]
+            accumulators[::count] = [self.results.read(p) for p in points]
         self._ask_ahead(points, old=self._adds() and not onward)
         for prefetcher in self.prefetchers:
             prefetcher.enter_tile(self.domain.states)
@@ -232,7 +230,8 @@ class ComputeGenerator:
         results = []
         for p in range(len(points)):
             parts = accumulators[p * count : (p + 1) * count]
-            results.append(self._across_lanes(self._merge(parts)))
+            merged = self.reducer.merge(parts)
+            results.append(self.reducer.across_lanes(merged, self.lanes) if self._across else merged)
         if not self.compute.epilogue:
             self._write_sums(points, results, onward)
             return
@@ -265,17 +264,17 @@ class ComputeGenerator:
     def _write_sums(self, points: list[dict[str, int]], results: list[IrValue], onward: bool) -> None:
         """A reduction's results to its target; they are the target's new values already if it goes on with the old."""
         if not onward:
-            self._write(points, results, guarded=False)
+            self.results.write(points, results, None)
             return
-        self._store_all(points, results)
+        self.results.store_all(points, results)
 
     def _end(self, points: list[dict[str, int]], results: list[IrValue], onward: bool) -> None:
         """The epilogue, on a reduction's final values."""
         if self.compute.accumulate and not onward:
-            old = [self._read(p) for p in points]
+            old = [self.results.read(p) for p in points]
             self.em.here()
-            results = [self.combine(o, r) for o, r in zip(old, results, strict=True)]
-        self.epilogue.emit(self.target, points, [self._in_target(r) for r in results])
+            results = [self.reducer.combine(o, r) for o, r in zip(old, results, strict=True)]
+        self.epilogue.emit(self.target, points, [self.results.in_target(r) for r in results])
 
     @property
     def _is_long(self) -> bool:
@@ -291,8 +290,12 @@ class ComputeGenerator:
     def _adds(self) -> bool:
         """Whether a reduction's result is added to one old value per point of the register tile."""
         node = self.compute
-        across = self.vector is not None and self.vector in node.reduced
-        return node.accumulate and node.distinct and not across
+        return node.accumulate and node.distinct and not self._across
+
+    @property
+    def _across(self) -> bool:
+        """Whether the vector axis is summed over."""
+        return self.vector is not None and self.vector in self.compute.reduced
 
     def _separate(self, points: int) -> list[Axis]:
         """Reduced axes whose unrolled steps get accumulators of their own: few others hide the latency."""
@@ -344,7 +347,7 @@ class ComputeGenerator:
             x, y = (ev.vector(f, point, self.guard) for f in self.value.args)
             em.here()
             new = dot(em, str(self.value.data), acc, x, y, self.scope)
-        elif self.reducer == "sum" and factors and self.kind != "int" and self.scope.fma:
+        elif self.reducer.name == "sum" and factors and self.kind != "int" and self.scope.fma:
             guard = self.guard if self.value.unsafe else None
             x, y = (ev.vector(f, point, guard) for f in factors)
             em.here()
@@ -352,7 +355,7 @@ class ComputeGenerator:
         else:
             value = ev.vector(self.value, point, self.guard)
             em.here()
-            new = self.combine(acc, value)
+            new = self.reducer.combine(acc, value)
         return new if condition is None else em.builder.select(condition, new, acc)
 
     def _condition(self, point: Point) -> IrValue | None:
@@ -366,166 +369,24 @@ class ComputeGenerator:
             return wanted
         return self.em.here().and_(mask, wanted)
 
-    def combine(self, a: IrValue, x: IrValue) -> IrValue:
-        """The reducer on two values, emitted where the builder stands."""
-        b = self.em.builder
-        whole = self.kind == "int"
-        match self.reducer:
-            case "max":
-                more = b.icmp_signed(">", x, a) if whole else b.fcmp_ordered(">", x, a)
-                return b.select(more, x, a)
-            case "min":
-                less = b.icmp_signed("<", x, a) if whole else b.fcmp_ordered("<", x, a)
-                return b.select(less, x, a)
-        return b.add(a, x) if whole else b.fadd(a, x)
-
-    def _merge(self, parts: Sequence[IrValue]) -> IrValue:
-        """Accumulators of one point as one, pairwise."""
-        self.em.here()
-        parts = list(parts)
-        while len(parts) > 1:
-            pairs = [self.combine(parts[i], parts[i + 1]) for i in range(0, len(parts) - 1, 2)]
-            parts = pairs + parts[len(pairs) * 2 :]
-        return parts[0]
-
-    def _across_lanes(self, value: IrValue) -> IrValue:
-        """The reduction of a register's lanes, where the vector axis is reduced: halves onto each other."""
-        if self.vector is None or self.vector not in self.compute.reduced:
-            return value
-        b = self.em.here()
-        width = self.lanes
-        while width > 1:
-            width //= 2
-            order = [ir.Constant(I32, width + i if i < width else 0) for i in range(self.lanes)]
-            mask = ir.Constant(ir.VectorType(I32, self.lanes), order)
-            upper = b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
-            value = self.combine(value, upper)
-        first = b.extract_element(value, self.em.i64(0))
-        return b.sext(first, I64) if self.kind == "int" else first
-
-    # ------------------------------------------------------------------------------------------ writing
-
     def _map(self, points: list[dict[str, int]]) -> None:
         for prefetcher in self.map_prefetchers:
             prefetcher.touch(self.domain.states, points)
         if not self.compute.distinct:
             for point in points:
-                self._write([point], [self._target_value(point)], guarded=True)
+                self.results.write([point], [self._target_value(point)], self.guard)
             return
-        self._write(points, [self._target_value(p) for p in points], guarded=True)
+        self.results.write(points, [self._target_value(p) for p in points], self.guard)
 
     def _target_value(self, point: Point) -> IrValue:
         """The value in the shape that the target is written in."""
         ev = self.evaluator
-        wide = self.vector is not None and self.vector not in self.compute.reduced
-        value = ev.vector(self.value, point, self.guard) if wide else ev.value(self.value, point, self.guard)
+        value = (
+            ev.vector(self.value, point, self.guard) if self.results.wide else ev.value(self.value, point, self.guard)
+        )
         self.em.here()
         return value
-
-    def _write(self, points: list[dict[str, int]], values: list[IrValue], guarded: bool) -> None:
-        """Store one value per point; old values are read first, or in turn where points may collide."""
-        guard = self.guard if guarded else None
-        if self.compute.accumulate and self.compute.distinct and guard is None:
-            old = [self._read(p) for p in points]
-            self.em.here()
-            values = [self.combine(o, v) for o, v in zip(old, values, strict=True)]
-        if guard is None and (self.compute.distinct or not self.compute.accumulate):
-            self._store_all(points, values)
-            return
-        conditions = [self._guard_value(guard, p) for p in points]
-        for p, v, condition in zip(points, values, conditions, strict=True):
-            if condition is not None and not isinstance(condition.type, ir.VectorType):
-                self.em.when(condition, partial(self._update, p, v, None))
-            else:
-                self._update(p, v, condition)
-
-    def _guard_value(self, guard: Node | None, point: Point) -> IrValue | None:
-        return None if guard is None else self.evaluator.value(guard, point)
-
-    @property
-    def _vector_target(self) -> bool:
-        return self.vector is not None and self.vector not in self.compute.reduced
-
-    def _update(self, point: Point, value: IrValue, condition: IrValue | None) -> None:
-        """One point's store, with its read before it where the target accumulates."""
-        if self.compute.accumulate and self._vector_target and not self._lanes_distinct(point):
-            self._update_lanes(point, value, condition)
-            return
-        if self.compute.accumulate:
-            old = self._read(point)
-            self.em.here()
-            value = self.combine(old, value)
-        self._store(point, value, condition)
-
-    def _lanes_distinct(self, point: Point) -> bool:
-        """Lanes surely name different elements (or the whole Compute says that points do)."""
-        return self.compute.distinct or self.addressing.lane_stride(self.target, point) == 1
 
     @property
     def addressing(self) -> Addressing:
         return self.evaluator.memory.addressing
-
-    def _update_lanes(self, point: Point, value: IrValue, condition: IrValue | None) -> None:
-        """target += value lane after lane, since two lanes may name one element."""
-        memory, em = self.evaluator.memory, self.em
-        pointers = memory.lanes(self.target, point)
-        mask = self.domain.mask(point)
-        if condition is not None:
-            mask = condition if mask is None else em.here().and_(mask, condition)
-        for lane, pointer in enumerate(pointers):
-
-            def update(lane: int = lane, pointer: IrValue = pointer) -> None:
-                b = em.here()
-                old = memory.read(pointer, self.target.buffer.dtype)
-                new = b.extract_element(value, em.i64(lane))
-                new = b.sext(new, I64) if self.kind == "int" else new
-                memory.write(self.combine(self._in_kind(old), new), pointer, self.target.buffer.dtype)
-
-            if mask is None:
-                update()
-            else:
-                em.when(em.here().extract_element(mask, em.i64(lane)), update)
-
-    def _read(self, point: Point) -> IrValue:
-        """The target's old value in the accumulators' kind."""
-        memory = self.evaluator.memory
-        if self._vector_target:
-            old = memory.load_vector(self.target, point, self.domain.mask(point), self.em.depth)
-        else:
-            old = memory.load_scalar(self.target, point, None, self.em.depth)
-        return self._in_kind(old)
-
-    def _in_kind(self, old: IrValue) -> IrValue:
-        if self.kind == "f64" and kind_of(self.target.buffer.dtype) == "f32":
-            return self.em.builder.fpext(old, kind_type("f64", self.lanes if self._vector_target else 0))
-        return old
-
-    def _store_all(self, points: list[dict[str, int]], values: list[IrValue]) -> None:
-        """One value per point, without conditions."""
-        if not (self._vector_target and self.domain.interleaved):
-            for point, value in zip(points, values, strict=True):
-                self._store(point, value, None)
-            return
-        pairs = zip(points[::2], values[::2], values[1::2], strict=True)
-        for point, even, odd in pairs:  # the vector axis is the fastest of the points
-            even, odd = self._in_target(even), self._in_target(odd)
-            self.evaluator.memory.store_halves(self.target, point, even, odd)
-
-    def _store(self, point: Point, value: IrValue, condition: IrValue | None) -> None:
-        memory = self.evaluator.memory
-        value = self._in_target(value)
-        if not self._vector_target:
-            memory.store_scalar(self.target, point, value)
-            return
-        mask = self.domain.mask(point)
-        if condition is not None:
-            mask = condition if mask is None else self.em.builder.and_(mask, condition)
-        memory.store_vector(self.target, point, value, mask)
-
-    def _in_target(self, value: IrValue) -> IrValue:
-        """The value in the target's kind."""
-        b = self.em.here()
-        if self.kind == "f64" and kind_of(self.target.buffer.dtype) == "f32":
-            lanes = self.lanes if isinstance(value.type, ir.VectorType) else 0
-            return b.fptrunc(value, kind_type("f32", lanes))
-        return value
