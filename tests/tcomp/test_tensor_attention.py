@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -11,13 +12,13 @@ from tcomp.autotune.gpu_attention import attention_text
 from tcomp.codegen.cpu.conditions import conditions, remaining, without
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.layout import statements_in
+from tcomp.codegen.nvptx.layout import shared_layout, statements_in
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load, load_text
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
-from tcomp.ir.tile import Axis, Compute, Kernel, Scope, Unpack
+from tcomp.ir.tile import Axis, Compute, Kernel, Pack, Scope, Unpack
 from tcomp.ir.walk import computes
 from tcomp.machine.gpu import machine_for_target
 from tcomp.oracle import evaluate
@@ -148,6 +149,23 @@ def test_several_turns_against_the_oracle_and_bitwise_again(name: str, dims: dic
     if (name, target) == ("attention.backward", "sm_90a"):
         again = execute(found, op, inputs, machine)
         assert all(again[n].tobytes() == a.tobytes() for n, a in got.items())
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_the_output_leaves_from_the_place_of_the_queries_where_there_is_no_room_for_both(width: int) -> None:
+    module, machine = load("models/ops/attention.tc"), machine_for_target("sm_90a")
+    op = bound(module.ops["attention"], DType.BF16)
+    (kernel,) = lower(op, module, {"B": 1, "T": 512, "H": 1, "D": width}, machine).kernels
+    layout = shared_layout(kernel.phases[0], kernel, kernel.threads, machine.shared_per_block)
+    (output,) = (u.buffer for u in statements_in(kernel.phases[0]) if isinstance(u, Unpack))
+    queries = next(p.buffer for p in statements_in(kernel.phases[0]) if isinstance(p, Pack))
+    apart = shared_layout(kernel.phases[0], kernel, kernel.threads, 2**20)
+    assert apart.offsets[output] != apart.offsets[queries] and not apart.successors
+    assert (layout.offsets[output] == layout.offsets[queries]) == (width == 128)
+    barriers = [
+        compile_kernel(kernel, m).ptx.count("bar.sync") for m in (machine, replace(machine, shared_per_block=2**18))
+    ]
+    assert barriers[0] == barriers[1] + (width == 128)  # nobody writes before all have read
 
 
 def backward_kernels(dims: dict[str, int], producer: int) -> tuple[Kernel, ...]:

@@ -31,6 +31,15 @@ RING_BYTES = 16
 TEAM_ALIGNMENT = 256
 
 
+@dataclass(frozen=True)
+class Successor:
+    """A result's tile in the place of the tile `of`, from the statement at `path` of the phase on. (A barrier before
+    that statement says that all threads are done with `of`.)"""
+
+    of: str
+    path: tuple[int, ...]
+
+
 @dataclass
 class SharedLayout:
     """Byte offsets from the start of the block's shared memory. `stages` is, for a pipe loop (by its number), the
@@ -43,6 +52,7 @@ class SharedLayout:
     exchange: dict[int, int] = field(default_factory=dict)
     stages: dict[int, int] = field(default_factory=dict)
     rings: dict[int, int] = field(default_factory=dict)
+    successors: dict[str, Successor] = field(default_factory=dict)
     bytes: int = 0
 
 
@@ -104,6 +114,34 @@ def handed_over(phase: Sequence[Statement], kernel: Kernel) -> list[Unpack]:
     return [u for loop in loops for u in loop.body if isinstance(u, Unpack) and u.add and u.groups == 1]
 
 
+def successors(phase: Sequence[Statement], kernel: Kernel) -> dict[str, Successor]:
+    """Tiles that results leave from which can lie where a tile lies that the copy engine has filled once, and that
+    nothing reads any more when the result is written: attention's output in the place of its queries. Not in blocks
+    that take tile after tile, nor in clusters: there the next tile is on its way, or a neighbour's."""
+    if kernel.order.persistent or kernel.sides > 1 or kernel.cluster is not None:
+        return {}
+    path: tuple[int, ...] = ()
+    body = phase
+    while len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
+        body, path = body[0].body, (*path, 0)
+    uses: dict[str, list[int]] = {}
+    for i, outer in enumerate(body):
+        for s in statements_in((outer,)):
+            for name in names_used(s):
+                uses.setdefault(name, []).append(i)
+    sizes = {b.name: b.bytes for b in kernel.tiles}
+    panels = {u.buffer: n for u, n in panels_in(phase)}
+    results = [s.buffer for s in statements_in(phase) if isinstance(s, Unpack)]
+    free = [s.buffer for s in body if isinstance(s, Pack) and s.by == "tma"]
+    found: dict[str, Successor] = {}
+    for r in results:
+        room = [f for f in free if uses[f][-1] < uses[r][0] and sizes[f] >= sizes[r] * panels.get(r, 1)]
+        if room and sum(r == x for x in results) == 1:
+            found[r] = Successor(min(room, key=lambda f: sizes[f]), (*path, uses[r][0]))
+            free.remove(found[r].of)
+    return found
+
+
 def names_used(s: Statement) -> set[str]:
     match s:
         case Compute():
@@ -116,10 +154,28 @@ def names_used(s: Statement) -> set[str]:
 
 
 def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadShape, limit: int) -> SharedLayout:
-    """The shared memory of one phase. UserError with the tiles' sizes where it is more than `limit` bytes."""
+    """The shared memory of one phase. Where it is more than `limit` bytes, results take the places of tiles that are
+    done with (`successors`); UserError with the tiles' sizes where that does not help."""
+    layout, sizes = _placed(phase, kernel, threads, {})
+    if layout.bytes > limit and (later := successors(phase, kernel)):
+        layout, sizes = _placed(phase, kernel, threads, later)
+    if layout.bytes > limit:
+        listing = ", ".join(f"{n} {size:,}" for n, size in sorted(sizes, key=lambda x: -x[1]))
+        raise UserError(
+            f"{kernel.span}: kernel '{kernel.name}' needs {layout.bytes:,} bytes of shared memory; "
+            f"a block has {limit:,}",
+            f"take smaller tiles or fewer stages ({listing})",
+        )
+    return layout
+
+
+def _placed(
+    phase: Sequence[Statement], kernel: Kernel, threads: ThreadShape, later: dict[str, Successor]
+) -> tuple[SharedLayout, list[tuple[str, int]]]:
+    """All tiles in a row but those that have a predecessor's place; and the name and bytes of each."""
     buffers = {b.name: b for b in kernel.operands + kernel.tiles}
     used = {n for s in statements_in(phase) for n in names_used(s)}
-    layout = SharedLayout()
+    layout = SharedLayout(successors=later)
     sizes: list[tuple[str, int]] = []
 
     def place(name: str, size: int, alignment: int = ALIGNMENT) -> int:
@@ -143,11 +199,12 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
             )
     panels = {s.buffer: n for s, n in panels_in(phase)}
     for b in kernel.tiles:
-        if b.scope is Scope.SHARED and b.name in used and b.name not in layout.offsets:
+        if b.scope is Scope.SHARED and b.name in used and b.name not in layout.offsets and b.name not in later:
             size = b.bytes * panels.get(b.name, 1)
             if kernel.sides > 1:
                 size = layout.own[b.name] = -(-size // alignment_of(b)) * alignment_of(b)
             layout.offsets[b.name] = place(b.name, size * kernel.sides, alignment_of(b))
+    layout.offsets |= {name: layout.offsets[s.of] for name, s in later.items()}
     for s in statements_in(phase):
         if isinstance(s, Compute):
             sharing = sharing_of(s, threads)
@@ -162,14 +219,7 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
         layout.rings[id(filled)] = place("mbarriers", RING_BYTES * ring_copies(filled, count, kernel.sides))
     for result in handed_over(phase, kernel):
         layout.rings[id(result)] = place("mbarriers", RING_BYTES)
-    if layout.bytes > limit:
-        listing = ", ".join(f"{n} {size:,}" for n, size in sorted(sizes, key=lambda x: -x[1]))
-        raise UserError(
-            f"{kernel.span}: kernel '{kernel.name}' needs {layout.bytes:,} bytes of shared memory; "
-            f"a block has {limit:,}",
-            f"take smaller tiles or fewer stages ({listing})",
-        )
-    return layout
+    return layout, sizes
 
 
 def alignment_of(tile: Buffer) -> int:

@@ -99,6 +99,11 @@ class PhaseGenerator:
             phase, self.scope.buffers, self.em.threads, self.kernel.order.persistent, self.kernel.inplace,
             frozenset(u.buffer for u in handed_over(phase, self.kernel)),
         ).plan(phase)  # fmt: skip
+        self.left: dict[tuple[int, ...], set[str]] = {}
+        """of a statement (by path), the tiles whose place its results take"""
+        for later in self.layout.successors.values():
+            self.left.setdefault(later.path, set()).add(later.of)
+        self.sync.barriers |= set(self.left)
         self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
         self.scope.zeroed = matrix_operands(phase)
         self.scope.filled = filled_tiles(phase, self.scope.buffers)
@@ -227,11 +232,13 @@ class PhaseGenerator:
                 continue
             barrier = at in self.sync.barriers and self.roles.computing
             self.deliveries.before(s)
-            self.groups.before(self._touched(s, barrier))
+            at_rest = self._touched(s, barrier)
+            self.groups.before(at_rest if at_rest is None else at_rest | self.left.get(at, set()))
             if barrier:
                 if at in self.sync.awaits:
                     self.await_copies(0)
-                self.deliveries.free_tiles(body[i:])
+                if at not in self.left:
+                    self.deliveries.free_tiles(body[i:])
                 self.em.barrier()
             match s:
                 case Compute():
