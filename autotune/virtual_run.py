@@ -64,11 +64,15 @@ def reported(
     for kernel in lowered.kernels:
         code = compile_kernel(kernel, machine)
         team = [device.allocate(code.team_bytes)] if code.team_bytes else []
+        words = [device.upload(np.zeros(code.word_bytes, np.uint8))] if code.word_bytes else []
         module = device.load(code.ptx)
         for launch in code.launches:
-            pointers = [*(address[b.name] for b in kernel.operands), *team, *tensor_maps(launch, address)]
+            pointers = [*(address[b.name] for b in kernel.operands), *team, *words, *tensor_maps(launch, address)]
             report = module.launch(launch.symbol, launch.blocks, launch.threads, pointers, launch.shared_bytes)
             reports.append(report.check())
+            for at in words:
+                if device.download(at, np.uint8, code.word_bytes).any():
+                    raise AssertionError(f"{kernel.name} leaves words behind that are not zero")
     found: dict[str, Array] = {}
     for o in (*op.outputs, *(p for p in op.params if p.inout)):
         if o.name in buffers:

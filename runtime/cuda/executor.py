@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from tcomp.errors import UserError
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.build import mebibytes
+from tcomp.model.placement import aligned
 from tcomp.model.step import Step
 from tcomp.runtime.cuda.context import Context
 from tcomp.runtime.cuda.device import findings_text
@@ -55,10 +56,11 @@ class CudaExecutor:
         self._timers: list[Any] = []
         try:
             self.kernels: dict[str, LoadedKernel] = load_all(self.context, compiled, machine, cache_dir)
-            team = max((k.team_bytes for k in compiled.values()), default=0)
-            self._place(team)
+            team = aligned(max((k.team_bytes for k in compiled.values()), default=0))
+            self._place(team, max((k.word_bytes for k in compiled.values()), default=0))
             self.programs: dict[str, tuple[BoundLaunch, ...]] = {
-                name: bind(step, name, self.kernels, self.arena, self._team) for name in step.programs
+                name: bind(step, name, self.kernels, self.arena, (self._team, self._team + team))
+                for name in step.programs
             }
             self._graphs: dict[str, Any] = {}
             for name, value in step.scalars.items():
@@ -67,10 +69,11 @@ class CudaExecutor:
             self.close()
             raise
 
-    def _place(self, team: int) -> None:
-        """Allocate the arena, the team region and the input buffers, or say how much is missing."""
+    def _place(self, team: int, words: int) -> None:
+        """Allocate the arena, what blocks share and the input buffers, or say how much is missing. Behind the team
+        region lie `words` bytes that are zero between launches."""
         inputs = [self._step.slots[name] for name in self._step.inputs]
-        needed = self._step.arena_bytes + team + 2 * sum(slot.bytes for slot in inputs)
+        needed = self._step.arena_bytes + team + words + 2 * sum(slot.bytes for slot in inputs)
         free = self.context.free_memory()
         try:
             if needed > free:
@@ -78,7 +81,9 @@ class CudaExecutor:
             self.arena = self.context.memory(self._step.arena_bytes)
             for offset, size in self._step.padding():
                 call(cu.cuMemsetD8Async, self.arena + offset, 0, size, self.context.compute)
-            self._team = self.context.memory(team) if team else 0
+            self._team = self.context.memory(team + words) if team + words else 0
+            if words:
+                call(cu.cuMemsetD8Async, self._team + team, 0, words, self.context.compute)
             self._feed = BatchFeed(self.context, inputs, self.arena)
             self._results = Results(self.context)
         except CudaError as e:

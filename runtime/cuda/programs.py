@@ -52,10 +52,11 @@ class BoundLaunch:
 
 
 def bind(
-    step: Step, program: str, kernels: Mapping[str, LoadedKernel], arena: int, team: int
+    step: Step, program: str, kernels: Mapping[str, LoadedKernel], arena: int, shared: tuple[int, int]
 ) -> tuple[BoundLaunch, ...]:
     """A program's launches, one for each phase of each kernel, in order. Tensor maps are encoded here, once. UserError
-    for an operand at an address that the kernels' 128-bit accesses could not be made at."""
+    for an operand at an address that the kernels' 128-bit accesses could not be made at. `shared` are the addresses of
+    what the blocks of a kernel share: of the team region, and of the words that are zero between launches."""
     bound = []
     for launch in step.programs[program]:
         loaded = kernels[launch.kernel]
@@ -63,7 +64,9 @@ def bind(
             _check_alignment(offset, operand, launch.label)
         at = {o.name: arena + offset
               for offset, o in zip(launch.offsets, step.kernels[launch.kernel].operands, strict=False)}  # fmt: skip
-        arguments = [arena + offset for offset in launch.offsets] + ([team] if loaded.kernel.team_bytes else [])
+        sizes = (loaded.kernel.team_bytes, loaded.kernel.word_bytes)
+        arguments = [arena + offset for offset in launch.offsets]
+        arguments += [at for at, size in zip(shared, sizes, strict=True) if size]
         count = len(loaded.functions)
         for i, (function, shape) in enumerate(loaded.launches):
             label = launch.label if count == 1 else f"{launch.label} ({i + 1}/{count})"

@@ -226,6 +226,8 @@ class Executor:
                     retried = False
                 if len(following) == 1 and not ready and not self.parked and following[0][0] > n:
                     n, here = following[0]
+                    if base + n in self.resting:  # (lanes that spin there go on with these)
+                        here = merge(here, self.resting.pop(base + n))
                     continue
                 break
             for to, sub in following:
@@ -235,7 +237,7 @@ class Executor:
                     before, as_many = turns.get(loop, (0, 0))
                     turns[loop] = (before + 1 if lanes == as_many else 0, lanes)
                     if before >= SPIN and at not in ready:
-                        self.resting[at] = sub
+                        self.resting[at] = merge(self.resting[at], sub) if at in self.resting else sub
                         del turns[loop]
                         continue
                 ready[at] = merge(ready[at], sub) if at in ready else sub

@@ -16,6 +16,7 @@ from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary, conjunct
 from tcomp.ir.tile import Axis, Compute, Kernel, Loop, Pack, Scope, Statement, Turns, Unpack
 
 PARALLEL = ("core", "grid")
+SHARED = (Scope.TEAM, Scope.WORDS)
 Values = dict[str, Any]
 
 _BINARY = {
@@ -42,10 +43,10 @@ class Interpreter:
     def __init__(self, kernel: Kernel, arrays: dict[str, np.ndarray], threads: int = 1) -> None:
         self.kernel, self.threads = kernel, threads
         self.arrays: dict[str, np.ndarray] = dict(arrays)
-        self.taken: set[tuple[str, int]] = set()  # the words at which the running block has had its turn
+        self.taken: set[tuple[str, tuple[int, ...]]] = set()  # the words at which the running block has had its turn
         for b in kernel.tiles:
-            if b.scope is Scope.TEAM:
-                self.arrays[b.name] = np.full(b.shape, np.nan)
+            if b.scope in SHARED:
+                self.arrays[b.name] = np.full(b.shape, np.nan if b.scope is Scope.TEAM else 0)
 
     def run(self) -> None:
         for phase in self.kernel.phases:
@@ -53,11 +54,14 @@ class Interpreter:
                 self._forget()
                 for statement in phase:
                     self._core(statement, [], thread)
+        for b in self.kernel.tiles:
+            if b.scope is Scope.WORDS and self.arrays[b.name].any():
+                raise OutOfTurn(f"{self.kernel.name}: words of {b.name} are not zero at the end")
 
     def _forget(self) -> None:
         """Private tiles start undefined on every core and in every block."""
         for b in self.kernel.tiles:
-            if b.scope is not Scope.TEAM:
+            if b.scope not in SHARED:
                 self.arrays[b.name] = np.full(b.shape, np.nan)
 
     def _core(self, s: Statement, loops: list[Loop], thread: int) -> None:
@@ -117,9 +121,9 @@ class Interpreter:
 
     def _take_turn(self, turns: Turns, names: Values) -> bool:
         """The running block's turn at a place. Was there a block before it?"""
-        word = (turns.flag.tensor, self.integer(turns.flag.subscripts[0], names))
+        word = (turns.flag.tensor, tuple(self.integer(x, names) for x in turns.flag.subscripts))
         number = self.integer(turns.number, names)
-        where = f"{self.kernel.name}: block {number} at {word[0]}[{word[1]}]"
+        where = f"{self.kernel.name}: block {number} at {word[0]}[{', '.join(str(x) for x in word[1])}]"
         if word in self.taken:
             raise OutOfTurn(f"{where} has a second turn")
         self.taken.add(word)

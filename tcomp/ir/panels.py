@@ -46,5 +46,6 @@ def placed(s: Statement, variable: str, value: Expr) -> Statement:
     assert isinstance(s, Compute | Unpack)
     axes = tuple(replace(a, start=moved(a.start), stop=moved(a.stop)) for a in s.axes)
     if isinstance(s, Unpack):
-        return replace(s, axes=axes, target=access(s.target))
+        turns = s.turns if s.turns is None else replace(s.turns, flag=access(s.turns.flag))
+        return replace(s, axes=axes, target=access(s.target), turns=turns)
     return replace(s, axes=axes, target=access(s.target), value=substitute(s.value, names))

@@ -31,6 +31,7 @@ class Scope(Enum):
     OPERAND = "operand"  # an argument of the kernel: device memory, address given at launch
     SCRATCH = "scratch"  # private to one core (CPU)
     TEAM = "team"  # one for all cores or blocks, lives across the kernel's phases (partials)
+    WORDS = "words"  # GPU: the same, zero before the first launch, and left zero by each (whose turn it is)
     SHARED = "shared"  # GPU: one per block, in shared memory
     REGISTERS = "registers"  # GPU: spread over the block's threads, each thread its own elements (`Fragment`)
 
@@ -284,10 +285,12 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """The order in which blocks add to one place: a block waits until the word `flag` holds `before`, the number of
-    the block that has its turn before it, and in the end puts its own `number` there. Nobody is before it where one of
+    """The order in which blocks add to one place: a block waits until the word `flag` holds `before`, what the block
+    that has its turn before it puts there, and in the end puts its own `number` there. Nobody is before it where one of
     `met` (low, value, stop) has not low <= value < stop: such a block does not wait. With `stores` it stores instead of
-    adding, and so nothing need be there before."""
+    adding, and so nothing need be there before. Words are zero before the first block's turn; where `flag` is a tile of
+    `Scope.WORDS`, the last block puts zero there. Groups of warps that deliver rows of their own have a word each, from
+    `flag` on."""
 
     flag: Access
     number: Expr

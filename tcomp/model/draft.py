@@ -6,7 +6,7 @@ lowered once for all drafts of a drafter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from tcomp.dsl.ast import Module
@@ -91,7 +91,7 @@ class Drafter:
             arena.join(self.prefill, "prefill")
         kernels = {x.key: x.kernel for ls in launches.values() for x in ls}
         scratch = max((scratch_bytes(k, Scope.SCRATCH) for k in kernels.values()), default=0)
-        team = max((team_bytes(k, self.machine) for k in kernels.values()), default=0)
+        team = team_bytes(kernels.values(), self.machine)
         return Draft(graph, p, launches, len(forward), arena, kernels, scratch, team, self.threads)
 
     def seconds(self, launches: Sequence[PlannedLaunch]) -> float:
@@ -104,10 +104,12 @@ def scratch_bytes(kernel: Kernel, scope: Scope) -> int:
     return sum(aligned(t.bytes) for t in kernel.tiles if t.scope is scope)
 
 
-def team_bytes(kernel: Kernel, machine: CpuMachine | GpuMachine) -> int:
-    """Bytes of what the kernel's cores or blocks share, laid out as the machine's code generator does."""
+def team_bytes(kernels: Collection[Kernel], machine: CpuMachine | GpuMachine) -> int:
+    """Bytes of what the cores or blocks of any one of the kernels share, laid out as the machine's code generator does,
+    and of the words that all kernels leave zero."""
     if isinstance(machine, GpuMachine):
         from tcomp.codegen.nvptx.layout import team_layout
 
-        return team_layout(kernel.tiles)[1]
-    return scratch_bytes(kernel, Scope.TEAM)
+        regions = (Scope.TEAM, Scope.WORDS)
+        return sum(aligned(max((team_layout(k.tiles, s)[1] for k in kernels), default=0)) for s in regions)
+    return max((scratch_bytes(k, Scope.TEAM) for k in kernels), default=0)

@@ -52,7 +52,9 @@ def single_op_step(lowered: LoweredOp, dims: dict[str, int], guard: int = 0) -> 
         arena_bytes=offset,
         lower_bound_bytes=offset,
         scratch_bytes=max((_bytes(k.tiles, Scope.SCRATCH) for k in lowered.kernels), default=0),
-        team_bytes=max((_bytes(k.tiles, Scope.TEAM) for k in lowered.kernels), default=0),
+        team_bytes=sum(
+            max((_bytes(k.tiles, s) for k in lowered.kernels), default=0) for s in (Scope.TEAM, Scope.WORDS)
+        ),
         kernels={k.name: k for k in lowered.kernels},
         programs={"run": launches},
         parameters=(),

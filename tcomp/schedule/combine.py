@@ -37,6 +37,7 @@ from tcomp.schedule.normal import part_of
 from tcomp.schedule.resolve import KernelPlan, TileLevel
 from tcomp.schedule.split_sum import (
     PARTIAL,
+    TurnSum,
     divides,
     in_part,
     joining_cores,
@@ -44,6 +45,7 @@ from tcomp.schedule.split_sum import (
     renamed,
     split_sum,
     splittable,
+    sum_in_turns,
     undivided,
 )
 
@@ -79,6 +81,8 @@ class Combining:
         self.temporaries: frozenset[str] = frozenset()
         self.sums: list[AddedSum] = []
         """what blocks add up in memory"""
+        self.turns: list[TurnSum] = []
+        """sums that the blocks of their parts add to in turns"""
         self.carried: list[str] = []
         """parts of sums that leave by the copy engine, which needs their address before the launch"""
 
@@ -108,7 +112,24 @@ class Combining:
             if self._reads(leaf, ends):
                 leaves, ends = _numbered([*leaves, *ends]), []
                 leaf = replace(leaf, number=len(leaves))
-            if joined and (joined[0].by == "turns" or self._adds_up(leaf, joined[0])):
+            if joined and joined[0].by == "turns" and self._divided(given, leaf, joined[0].over):
+                directive = joined[0]
+                outer = given.loops[directive.over].tiles[0]
+                plan = undivided(plan, directive.over, outer)
+                if self.extents[directive.over] <= (outer.block or 0):
+                    leaves.append(leaf)  # one part takes the whole sum
+                    continue
+                self._check_turns(leaf, directive)
+                shape = self.family.shape(plan, self.extents, self.text)
+                found, taken, plan = sum_in_turns(
+                    plan, leaf, directive, outer, shape, self.extents, self.dtypes, self.shapes, len(leaves)
+                )
+                self.turns.append(taken)
+                leaves.append(found[0])
+                ends += found[1:]
+                if taken.name != eq.target.name:
+                    self.carried.append(taken.name)
+            elif joined and (joined[0].by == "turns" or self._adds_up(leaf, joined[0])):
                 (adds, end), plan = self._added(plan, leaf, joined[0], len(leaves))
                 leaves.append(adds)
                 ends.append(end)
@@ -260,6 +281,21 @@ class Combining:
         """Is it an atomic sum into an output that is narrower than f32, where adding up would lose bits?"""
         narrow = self.dtypes[leaf.equation.target.name].bytes < 4
         return c.by == "atomic" and narrow and c.over in leaf.reduced and not self.deterministic
+
+    def _check_turns(self, leaf: Leaf, c: Combine) -> None:
+        """TcError for a divided sum that blocks cannot add in turns."""
+        eq, value = leaf.equation, leaf.equation.value
+        assert isinstance(value, Reduction)
+        fault, hint = "", "combine by partials"
+        if value.reducer != "sum" or self.dtypes[eq.target.name] in (DType.F64, DType.I32):
+            fault = "the copy engine adds up sums in f32 alone"
+        elif eq.target.name in self.temporaries:
+            fault = "it is no output"
+        elif self.turns:
+            fault, hint = "a kernel's blocks take turns at one sum", "give the other sum a kernel of its own"
+        if fault:
+            message = f"{eq.target.name} cannot be combined over {c.over} by turns: {fault}"
+            raise TcError(message, c.span, self.text, hint)
 
     def _added(self, plan: KernelPlan, leaf: Leaf, c: Combine, at: int) -> tuple[list[Leaf], KernelPlan]:
         """`dQ[q, d] = sum k: ...` --> `dQ.joined[q, d] += sum k in block: ...` by all blocks of k, and in a phase of

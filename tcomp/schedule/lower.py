@@ -218,7 +218,7 @@ class _Lowering:
         summed = {s.output for s in combining.sums}
         through = [replace(s, tensors=tuple(n for n in s.tensors if n not in summed)) for s in plan.stages]
         parts = parts_of(t for x in leaves for t in x.equation.targets)
-        phases = unpacked(phases, through, out, emitter.tiles, results, parts, self.text)
+        phases = unpacked(phases, through, out, emitter.tiles, results, parts, self.text, combining.turns)
         adding = Adding(
             combining.sums, plan.stages, emitter.tiles, self.shapes, self.extents, plan.flags.order.reversed, self.text
         )

@@ -6,8 +6,8 @@
 
 A panel of a swizzled tile is 128 bytes wide. Each warpgroup hands over its own rows, where it has whole ones: the
 others go on multiplying. Results that follow each other take turns panel by panel: while one's panel leaves, the
-other's is computed, and less memory is enough. What a turn of a loop adds to memory leaves whole, beside the next turn;
-so does what blocks add in turns, where a block has but one turn of its own.
+other's is computed, and less memory is enough. What a turn of a loop adds to memory leaves whole, beside the next turn.
+Blocks that add the parts of a sum in turns (`split_sum.py`) take them panel by panel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,19 @@ from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, walk
 from tcomp.ir.panels import placed
-from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Spread, Statement, Swizzled, ThreadShape, Unpack
+from tcomp.ir.tile import (
+    Axis,
+    Buffer,
+    Compute,
+    Loop,
+    Scope,
+    Spread,
+    Statement,
+    Swizzled,
+    ThreadShape,
+    Turns,
+    Unpack,
+)
 from tcomp.schedule.fold import fold, sub
 
 Phases = list[tuple[Statement, ...]]
@@ -42,9 +54,9 @@ def in_panels(
     if not found:
         return dict(tiles), phases
     used = sum(t.bytes * t.ring for t in {**tiles, **found}.values() if t.scope is Scope.SHARED)
-    extra = sum(t.bytes for t in found.values()) * (COPIES * sides - 1)
+    extra = sum(t.bytes for t in found.values() if t.scope is Scope.SHARED) * (COPIES * sides - 1)
     copies = COPIES if used + extra + RESERVED <= room else 1
-    panels = {n: replace(t, ring=copies) for n, t in found.items()}
+    panels = {n: replace(t, ring=copies) if t.scope is Scope.SHARED else t for n, t in found.items()}
     return {**tiles, **panels}, [_with_copies(phase, copies) for phase in cut]
 
 
@@ -61,15 +73,20 @@ def _body(
         before = out[-1] if out else None
         if isinstance(s, Loop):
             out.append(replace(s, body=_body(s.body, tiles, shape, found, turns or s.level != "grid")))
-        elif isinstance(s, Unpack) and (s.turns is not None or (s.add and turns)):
+        elif isinstance(s, Unpack) and s.add and (turns or not _counted(s, tiles)):
             out.append(s)
         elif isinstance(s, Unpack) and isinstance(before, Compute) and _fits(before, s, tiles[s.buffer]):
-            loop = _panelled(before, s, tiles[s.buffer], shape, found)
+            loop = _panelled(before, s, tiles, shape, found)
             both = _together(out[-2], loop) if len(out) > 1 else None
             out[len(out) - 1 - (both is not None) :] = [both or loop]
         else:
             out.append(s)
     return tuple(out)
+
+
+def _counted(s: Unpack, tiles: Mapping[str, Buffer]) -> bool:
+    """Is there an order of blocks for each panel, if there is one at all: words of the kernel's own?"""
+    return s.turns is None or s.turns.flag.tensor in tiles
 
 
 def _together(first: Statement, second: Loop) -> Loop | None:
@@ -104,7 +121,8 @@ def _fits(c: Compute, u: Unpack, tile: Buffer) -> bool:
     return plain and whole and tile.shape[-1] > columns and tile.shape[-1] == last.block
 
 
-def _panelled(c: Compute, u: Unpack, tile: Buffer, shape: ThreadShape, found: dict[str, Buffer]) -> Loop:
+def _panelled(c: Compute, u: Unpack, tiles: Mapping[str, Buffer], shape: ThreadShape, found: dict[str, Buffer]) -> Loop:
+    tile = tiles[u.buffer]
     columns, last = _columns(tile), c.axes[-1]
     variable = f"{last.name}.{tile.name}"
     start = Name(variable)
@@ -123,11 +141,29 @@ def _panelled(c: Compute, u: Unpack, tile: Buffer, shape: ThreadShape, found: di
 
     target = replace(c.target, subscripts=(*c.target.subscripts[:-1], Binary("-", Name(last.name), start)))
     found[tile.name] = replace(tile, shape=(*tile.shape[:-1], columns))
+    groups = _groups(c, tile, shape)
     body = (
         replace(c, axes=tuple(narrowed(a, stop) for a in c.axes), target=target),
-        replace(u, axes=tuple(narrowed(a, end_of_copies) for a in u.axes), groups=_groups(c, tile, shape)),
+        replace(
+            u,
+            axes=tuple(narrowed(a, end_of_copies) for a in u.axes),
+            groups=groups,
+            turns=None if u.turns is None else _by_panel(u.turns, tiles, found, tile, variable, groups),
+        ),
     )
     return Loop(variable, last.start, Binary("+", last.start, Num(last.block)), columns, "panel", body, span=u.span)
+
+
+def _by_panel(
+    turns: Turns, tiles: Mapping[str, Buffer], found: dict[str, Buffer], tile: Buffer, variable: str, groups: int
+) -> Turns:
+    """A word for each panel, and for each group of warps that delivers rows of its own: parts follow each other that
+    closely."""
+    words, columns = tiles[turns.flag.tensor], _columns(tile)
+    across = words.shape[-1] * (tile.shape[-1] // columns) * groups
+    found[words.name] = replace(words, shape=(*words.shape[:-1], across))
+    place = fold(Binary("*", Binary("//", Name(variable), Num(columns)), Num(groups)))
+    return replace(turns, flag=replace(turns.flag, subscripts=(*turns.flag.subscripts[:-1], place)))
 
 
 def _ends(stop: Expr) -> tuple[Expr, ...]:

@@ -7,16 +7,24 @@
 
 The first equation is like any other: its sum stays in registers, its operands are staged, its part is written once, in
 f32. The second reads it along rows, with as many blocks as there is work. A sum that fits one part is not divided.
+
+    combine dW over m by turns
+    -->
+    dW[n, k] = sum m in m.part * 8192 .. : dY[m, n] * X[m, k]                    blocks add one after the other
+
+Then the parts leave by the copy engine, which adds them in memory (`unpacking.py`): the first stores, and each of the
+others waits for the one before. Words in memory say whose turn it is, and the last puts them back to zero, so a launch
+needs no other. What is narrower than f32 is summed in a workspace, which a second equation reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import Access, DType, Equation, Expr, Name, Num, Reduction, Target, substitute
+from tcomp.dsl.ast import Access, Combine, DType, Equation, Expr, Name, Num, Reduction, Target, substitute
 from tcomp.ir.tile import ThreadShape
-from tcomp.schedule.nest import PART, Leaf
+from tcomp.schedule.nest import JOINED, PART, Leaf
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LoopMap, TileLevel, WarpLevel
 
 PARTIAL = ".partial"
@@ -96,6 +104,62 @@ def split_sum(
         Leaf(first, at, (part, *leaf.parallel), leaf.reduced),
         Leaf(second, at + 1, tuple(new.values()), (block,)),
     ], plan
+
+
+@dataclass(frozen=True)
+class TurnSum:
+    """A sum that blocks add to `name` in turns: those of the parts that `part`, a grid loop's variable, counts from 0
+    to `count`. `words` names the tile that says whose turn it is."""
+
+    name: str
+    part: str
+    count: int
+    words: str
+    directive: Combine
+
+
+def sum_in_turns(
+    plan: KernelPlan,
+    leaf: Leaf,
+    directive: Combine,
+    outer: TileLevel,
+    shape: ThreadShape,
+    extents: dict[str, int],
+    dtypes: dict[str, DType],
+    shapes: dict[str, tuple[int, ...]],
+    at: int,
+) -> tuple[list[Leaf], TurnSum, KernelPlan]:
+    """The equation whose parts are added in turns, behind it the one that reads a sum too wide for its output, and the
+    plan (which is `undivided`) with their loops. `outer` divides the sum; `extents`, `dtypes` and `shapes` gain
+    entries."""
+    eq, over = leaf.equation, directive.over
+    target = eq.target
+    assert outer.block is not None
+    part = over + PART
+    extents[part] = count = -(-extents[over] // outer.block)
+    level = TileLevel(part, 0, outer.kind, 1, outer.span, place="z")
+    plan = replace(plan, sequence=(level, *plan.sequence), parts={**plan.parts, over: (part, outer.block)})
+    name = target.name if dtypes[target.name] is DType.F32 else target.name + JOINED
+    taken = TurnSum(name, level.variable, count, f"{target.name}.turns", directive)
+    first = Leaf(eq, at, (part, *leaf.parallel), leaf.reduced)
+    if name == target.name:
+        return [first], taken, plan
+    dtypes[name], shapes[name] = DType.F32, tuple(extents[i] for i in leaf.parallel)
+    new = {i: f"{i}.{target.name}" for i in leaf.parallel}
+    extents.update({new[i]: extents[i] for i in leaf.parallel})
+    maps = joining_loops(list(new.values()), shape, outer)
+    plan = replace(
+        plan,
+        loops={**plan.loops, **{m.index: m for m in maps}},
+        sequence=(level, *(t for m in maps for t in m.tiles), *(t for t in plan.sequence if t != level)),
+        uses={name if n == target.name else n: u for n, u in plan.uses.items()},
+        promote={name if n == target.name else n: p for n, p in plan.promote.items()},
+        special={**plan.special, **{(i, name): m for (i, t), m in plan.special.items() if t == target.name}},
+    )
+    whole = replace(eq, targets=(Target(name, tuple(Name(i) for i in leaf.parallel)),), accumulate=False)
+    read = Access(name, tuple(Name(i) for i in new.values()))
+    second = replace(eq, targets=(Target(target.name, renamed(target.subscripts, new)),), value=read)
+    return [replace(first, equation=whole), Leaf(second, at + 1, tuple(new.values()), (), copies=True)], taken, plan
 
 
 def in_part(plan: KernelPlan, leaf: Leaf) -> Leaf:

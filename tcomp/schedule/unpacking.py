@@ -5,7 +5,7 @@
 The write is in the background and in whole lines; what lies outside of the tensor is dropped. f32 results that are
 added to what is there are added by the copy engine: an element has one block, which adds to it once, so runs repeat
 bitwise. The engine would round narrower sums twice; those read the old value. Of a sum that blocks divide it is the
-parts that leave so; they are joined along rows.
+parts that leave so; they are joined along rows, or added in turns (`split_sum.py`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Binary, DType, Name, Num, Stage
+from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num, Stage
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import Buffer, Compute, Layout, Loop, RowMajor, Scope, Statement, Swizzled, Unpack
-from tcomp.schedule.fold import sub
-from tcomp.schedule.split_sum import PARTIAL
+from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Loop, RowMajor, Scope, Statement, Swizzled, Turns, Unpack
+from tcomp.schedule.fold import fold, sub
+from tcomp.schedule.nest import JOINED
+from tcomp.schedule.split_sum import PARTIAL, TurnSum
 
 WIDTHS = (128, 64, 32)
 
@@ -30,11 +31,28 @@ def unpacked(
     tensors: dict[str, Buffer],
     parts: Mapping[str, tuple[str, int, Num]],
     text: str,
+    turns: Iterable[TurnSum] = (),
 ) -> list[tuple[Statement, ...]]:
     """The phases with results (or parts of one, dQKV.1) that `stage` lines name written through tiles, which `tiles`
-    gains. `tensors` are those in device memory, `parts` the parts that are written (`normal.parts_of`)."""
+    gains. `tensors` are those in device memory, `parts` the parts that are written (`normal.parts_of`). TcError where
+    nothing is said so of a sum that blocks add to in `turns`."""
     by_tma = [(n, s) for s in stages if s.by == "tma" and s.space == "shared" for n in s.tensors]
-    whole = {n + PARTIAL if n + PARTIAL in written else n: s for n, s in by_tma if n in written}
+    taken = {t.name: t for t in turns}
+
+    def summed(name: str) -> str:
+        return next((n for n in (name + PARTIAL, name + JOINED) if n in written and n in tensors), name)
+
+    whole = {summed(n): s for n, s in by_tma if n in written}
+    for t in taken.values():
+        if t.name not in whole:
+            d, output = t.directive, t.name.removesuffix(JOINED)
+            raise TcError(
+                f"{output} cannot be combined over {d.over} by turns: only the copy engine adds a tile as one, and so "
+                "in turns",
+                d.span,
+                text,
+                f"add: stage {output} in shared at {d.over} by tma",
+            )
     some = [(*parts[n], s) for n, s in by_tma if n in parts and n not in whole]
     if not whole and not some:
         return list(phases)
@@ -48,13 +66,18 @@ def unpacked(
             return (replace(s, body=tuple(x for inner in s.body for x in rewrite(inner))),)
         if not isinstance(s, Compute) or (stage := stage_of(s.target)) is None:
             return (s,)
-        return _through(s, stage, tiles, tensors, text)
+        return _through(s, stage, tiles, tensors, text, taken.get(s.target.tensor))
 
     return [tuple(x for s in phase for x in rewrite(s)) for phase in phases]
 
 
 def _through(
-    s: Compute, stage: Stage, tiles: dict[str, Buffer], tensors: dict[str, Buffer], text: str
+    s: Compute,
+    stage: Stage,
+    tiles: dict[str, Buffer],
+    tensors: dict[str, Buffer],
+    text: str,
+    taken: TurnSum | None = None,
 ) -> tuple[Statement, ...]:
     name = s.target.tensor
     axes = {a.name: a for a in s.axes if a.name not in s.reduced}
@@ -78,4 +101,33 @@ def _through(
     adds = s.accumulate and dtype is DType.F32
     value = Binary("+", s.target, s.value) if s.accumulate and not adds else s.value
     filled = replace(s, target=inside, value=value, accumulate=False)
-    return filled, Unpack(tile, whole, s.target, stage.span, adds)
+    if taken is None:
+        return filled, Unpack(tile, whole, s.target, stage.span, adds)
+    if not isinstance(s.value, Access) or s.value.tensor not in tiles:
+        d = taken.directive
+        raise TcError(
+            f"{name.removesuffix(JOINED)} cannot be combined over {d.over} by turns: a block comes to a tile once for "
+            f"each turn of its loop over '{d.over}'",
+            d.span,
+            text,
+            f"let the tiles of '{d.over}' be the innermost loop (order), so that a sum is complete when it leaves",
+        )
+    return filled, Unpack(tile, whole, s.target, stage.span, True, _turns(s, taken, walked, tiles, tensors))
+
+
+def _turns(
+    s: Compute, t: TurnSum, walked: tuple[Axis, ...], tiles: dict[str, Buffer], tensors: dict[str, Buffer]
+) -> Turns:
+    """Parts have their turns in order: a tile's word, zero at first, counts how many have had theirs."""
+    extents = tensors[s.target.tensor].shape
+    blocks = {a.name: a for a in walked}
+    place: list[Expr] = []
+    count: list[int] = []
+    for x, extent in zip(s.target.subscripts, extents, strict=True):
+        a = blocks.get(x.id) if isinstance(x, Name) else None
+        place.append(x if a is None else fold(Binary("//", a.start, Num(a.block))))
+        count.append(extent if a is None else -(-extent // a.block))
+    tiles[t.words] = Buffer(t.words, DType.I32, tuple(count), Scope.WORDS)
+    part = Name(t.part)
+    following = Binary("%", Binary("+", part, Num(1)), Num(t.count))
+    return Turns(Access(t.words, tuple(place)), following, part, ((Num(1), part, Num(t.count)),), not s.accumulate)

@@ -24,7 +24,7 @@ from tcomp.codegen.nvptx.tensor_copy import maps_of
 from tcomp.dsl.ast import DType
 from tcomp.errors import UserError
 from tcomp.ir.multicast import cluster_of
-from tcomp.ir.tile import Compute, Kernel
+from tcomp.ir.tile import Compute, Kernel, Scope
 from tcomp.machine.gpu import GpuMachine
 
 TRIPLE = "nvptx64-nvidia-cuda"
@@ -36,7 +36,9 @@ MAX_THREADS = 1024
 def compile_kernel(kernel: Kernel, machine: GpuMachine) -> GpuKernel:
     """Generate one kernel. UserError where it does not fit the machine, `Unsupported` where there is no code for it."""
     text, launches = kernel_ir(kernel, machine)
-    return GpuKernel(kernel.name, to_ptx(text, machine, _features(kernel)), launches, team_layout(kernel.tiles)[1])
+    ptx = to_ptx(text, machine, _features(kernel))
+    team, words = (team_layout(kernel.tiles, scope)[1] for scope in (Scope.TEAM, Scope.WORDS))
+    return GpuKernel(kernel.name, ptx, launches, team, words)
 
 
 def symbols_of(kernel: Kernel) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from tcomp.codegen.cpu.types import I8, VOID, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
@@ -95,7 +96,7 @@ class Deliveries:
             self.copies.handed[name].wait_empty()
             self.writing.add(name)
 
-    def free_tiles(self, rest: Sequence[Statement]) -> None:
+    def free_tiles(self, rest: Sequence[Statement], inside: IrValue | None) -> None:
         """Before a barrier: the leader sees that tiles are free which these statements write, so that they need none of
         their own. It waits for its turn there too: products run meanwhile."""
         unpacks = [s for s in rest if isinstance(s, Unpack) and s.buffer in self.delivered - self.free]
@@ -106,7 +107,8 @@ class Deliveries:
             self._await()
             for s in unpacks:
                 if self.taking is not None and s.turns is not None:
-                    self.taking.wait(s.turns)
+                    wait = partial(self.taking.wait, s.turns)
+                    wait() if inside is None else self.em.when(inside, wait)
 
         self.roles.leader(lead)
         self.free |= {s.buffer for s in unpacks}
@@ -136,17 +138,22 @@ class Deliveries:
             self.roles.leader(body)
 
     def _start_panel(self, s: Unpack, places: int, inside: IrValue | None) -> None:
-        em = self.em
+        em, copies = self.em, places // self.scope.buffers[s.buffer].ring
         if places > 1:
             self._lead(s, lambda: await_deliveries(em, but=places - 2))
         em.group_barrier(s.groups)
         group = em.group(s.groups) if s.groups > 1 else 0
         address = self.copies.result_address(s)
 
-        def start() -> None:
-            deliver(em, self.scope, s, address, group=group)
+        def start(stores: bool = False) -> None:
+            deliver(em, self.scope, s, address, stores, group)
 
-        self._lead(s, start if inside is None else lambda: em.when(inside, start))
+        def in_turn() -> None:
+            assert self.taking is not None and s.turns is not None
+            self.taking.panel(s.turns, start, copies, group)
+
+        lead = start if s.turns is None else in_turn
+        self._lead(s, lead if inside is None else lambda: em.when(inside, lead))
 
     def start(self, s: Unpack, inside: IrValue | None) -> None:
         """All threads' stores become visible to the copy engine, which one thread then starts: not in a block that only
@@ -185,7 +192,7 @@ class Deliveries:
                 taking.wait(turns)
             self._issue(s, address)
 
-        self.roles.leader(hand_over)
+        self.roles.leader(hand_over if inside is None else lambda: em.when(inside, hand_over))
 
     def _issue(self, s: Unpack, address: IrValue) -> None:
         """Start the copies of a tile, where there may be turns."""

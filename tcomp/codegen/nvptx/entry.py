@@ -1,6 +1,7 @@
 """A phase's entry: the function with its attributes and arguments, and where in memory every buffer begins.
 
-It takes a pointer per operand, where blocks share tiles a pointer to their region, and the phase's tensor maps.
+It takes a pointer per operand, where blocks share tiles a pointer to their region, another where they have words that
+are zero between launches, and the phase's tensor maps.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from tcomp.codegen.nvptx.launch import OperandMap
 from tcomp.codegen.nvptx.layout import SharedLayout, team_layout
 from tcomp.codegen.nvptx.phase_facts import constant_operands, producer_of, threads_of
 from tcomp.ir.multicast import cluster_of
-from tcomp.ir.tile import Kernel, Statement, ThreadShape
+from tcomp.ir.tile import Kernel, Scope, Statement, ThreadShape
 
 DYNAMIC = "tc_shared"
+SHARED_REGIONS = (Scope.TEAM, Scope.WORDS)
+"""memory that all blocks share, with a pointer each behind the operands', where a kernel has such tiles"""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def declare_entry(
     module: ir.Module, symbol: str, kernel: Kernel, phase: Sequence[Statement], maps: tuple[OperandMap, ...]
 ) -> Entry:
     """The entry without a body."""
-    pointers = len(kernel.operands) + (1 if team_layout(kernel.tiles)[1] else 0)
+    pointers = len(kernel.operands) + sum(1 for s in SHARED_REGIONS if team_layout(kernel.tiles, s)[1])
     parameters = [GLOBAL] * pointers + [ir.PointerType()] * len(maps)
     function = ir.Function(module, ir.FunctionType(VOID, parameters), name=symbol)
     function.calling_convention = "ptx_kernel"
@@ -61,8 +64,11 @@ def scope_of(
     b = em.here()
     shared = em.module.globals.get(DYNAMIC)
     roots: dict[str, IrValue] = dict(zip((o.name for o in kernel.operands), entry.pointers, strict=False))
-    for name, at in team_layout(kernel.tiles)[0].items():
-        roots[name] = b.gep(entry.pointers[-1], [ir.Constant(I64, at)], source_etype=I8)
+    regions = iter(entry.pointers[len(kernel.operands) :])
+    for offsets, size in (team_layout(kernel.tiles, s) for s in SHARED_REGIONS):
+        region = next(regions) if size else None
+        for name, at in offsets.items():
+            roots[name] = b.gep(region, [ir.Constant(I64, at)], source_etype=I8)
     for name, at in layout.offsets.items():
         roots[name] = b.gep(shared, [ir.Constant(I32, at)], source_etype=I8)
         if name in layout.own:

@@ -35,13 +35,15 @@ class LaunchShape:
 @dataclass(frozen=True)
 class GpuKernel:
     """A kernel's PTX module and its launches, one per phase, in order. Every entry takes a 64-bit pointer per operand,
-    in the kernel's order, then one to `team_bytes` bytes that all blocks share, if there are any, then its tensor maps.
-    All pointers are 256-byte aligned."""
+    in the kernel's order, then one to `team_bytes` bytes that all blocks share, if there are any, then one to
+    `word_bytes` bytes that are zero before the first launch and that launches leave so, if there are any (other kernels
+    may have them too), then its tensor maps. All pointers are 256-byte aligned."""
 
     name: str
     ptx: str
     launches: tuple[LaunchShape, ...]
     team_bytes: int
+    word_bytes: int = 0
 
 
 def to_json(kernel: GpuKernel, ptx: bool = True) -> str:

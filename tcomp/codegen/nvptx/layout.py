@@ -231,12 +231,13 @@ def _casts_to_f64(c: Compute) -> bool:
     return DType.F64.value in str(c.value)
 
 
-def team_layout(tiles: Sequence[Buffer]) -> tuple[dict[str, int], int]:
-    """Offsets of the tiles that all blocks share, and the region's bytes."""
+def team_layout(tiles: Sequence[Buffer], scope: Scope = Scope.TEAM) -> tuple[dict[str, int], int]:
+    """Offsets of the tiles that all blocks share, and the region's bytes; of `Scope.WORDS` those of the words that are
+    zero between launches."""
     offsets: dict[str, int] = {}
     end = 0
     for t in tiles:
-        if t.scope is Scope.TEAM:
+        if t.scope is scope:
             offsets[t.name] = end
             end += -(-t.bytes // TEAM_ALIGNMENT) * TEAM_ALIGNMENT
     return offsets, end

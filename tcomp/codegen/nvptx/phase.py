@@ -238,7 +238,7 @@ class PhaseGenerator:
                 if at in self.sync.awaits:
                     self.await_copies(0)
                 if at not in self.left:
-                    self.deliveries.free_tiles(body[i:])
+                    self.deliveries.free_tiles(body[i:], self.inside)
                 self.em.barrier()
             match s:
                 case Compute():

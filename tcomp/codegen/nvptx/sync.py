@@ -199,7 +199,7 @@ class Planner:
 
     def _within_block(self, pending: Pending) -> Pending:
         """What is pending in memory of the block's own."""
-        shared = {n for n, b in self.buffers.items() if b.scope not in (Scope.OPERAND, Scope.TEAM)}
+        shared = {n for n, b in self.buffers.items() if b.scope not in (Scope.OPERAND, Scope.TEAM, Scope.WORDS)}
         reads, writes = (
             {t for t in ts if t.buffer in shared or t.buffer.startswith("exchange")}
             for ts in (pending.reads, pending.writes)

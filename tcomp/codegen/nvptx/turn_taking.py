@@ -4,8 +4,10 @@
                                      when the tile is filled: copy (the first stores, the others add)
     before the tile is filled again, and at the block's end: wait until the copy is done; fence; word = own number
 
-The words are zero when the kernel starts, numbers count from 1. A copy is done a turn of the loop after its issue, so
-waiting for it costs nothing; the block that comes next is that much behind. Copies are made by the async proxy: fences
+The words are zero when the kernel starts. A copy is done a turn of the loop after its issue, so
+waiting for it costs nothing; the block that comes next is that much behind. Where the parts of a sum leave panel by
+panel there is a word for each panel. A block passes the panel before on ahead of waiting for its next turn, so nobody
+waits for two; the first, which does not wait, has two on their way. Copies are made by the async proxy: fences
 order them with the word's accesses, and those are for global memory alone: without `.global` each would be a fence for
 all blocks too, three in a turn for the one of the word's release. PTX ISA, sections 8 (release and acquire) and
 9.7.13.4 (fence.proxy).
@@ -23,9 +25,11 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from tcomp.codegen.cpu.bounds import integer_value
+from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.types import I32, VOID, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
+from tcomp.codegen.nvptx.tensor_copy import await_deliveries
 from tcomp.dsl.ast import Expr
 from tcomp.ir.tile import Turns
 
@@ -33,6 +37,8 @@ WAIT = (
     "{ .reg .pred p; .reg .b32 v; AGAIN: ld.acquire.gpu.global.b32 v, [$0]; setp.ne.s32 p, v, $1; @p bra AGAIN; "
     "fence.proxy.async.global; }"
 )
+NOTHING = ir.Constant(I32, -1)
+"""in place of a word's number: there is no turn to pass on"""
 PASS = "fence.proxy.async.global; st.release.gpu.global.b32 [$0], $1;"
 
 
@@ -45,23 +51,44 @@ class TurnTaking:
         b = em.builder
         b.position_at_start(em.function.entry_basic_block)  # (where LLVM makes registers of them)
         self._word, self._number = b.alloca(I32, name="turn.word"), b.alloca(I32, name="turn.number")
-        b.store(ir.Constant(I32, 0), self._word)
-        b.store(ir.Constant(I32, 0), self._number)  # (numbers count from 1: there is nothing to pass on)
+        b.store(NOTHING, self._word)
+        b.store(ir.Constant(I32, 0), self._number)
 
     def wait(self, turns: Turns) -> None:
         """Wait for the block before."""
-        em = self.em
-        at, number = self._value(turns.flag.subscripts[0]), self._value(turns.number)
+        at = self._begin(turns)
+        self.em.when(self._met(turns), lambda: self._wait(at, turns))
+
+    def panel(self, turns: Turns, issue: Callable[[bool], None], copies: int, group: Int = 0) -> None:
+        """Issue the copy of a panel in its turn: `issue(whether it stores)`. `copies` are issued in a turn of the panel
+        loop, of all its results; `group` is the number of the warps whose rows go."""
+
+        def later() -> None:
+            await_deliveries(self.em, True)
+            self.pass_on()
+            self._wait(self._begin(turns, group), turns)
+            issue(False)
+
+        def first() -> None:
+            issue(turns.stores)
+            await_deliveries(self.em, True, copies)
+            self.pass_on()
+            self._begin(turns, group)
+
+        self.em.either(self._met(turns), later, first)
+
+    def _begin(self, turns: Turns, group: Int = 0) -> IrValue:
+        """From now on this turn is what is to be passed on; gives its word's number."""
+        em, at = self.em, self._place(turns, group)
+        number = self._value(turns.number)
         b = em.here()
         b.store(at, self._word)
         b.store(number, self._number)
-        before, met = self._value(turns.before), self._met(turns)
+        return at
 
-        def wait() -> None:
-            flag = self._flag(at)
-            em.asm(WAIT, VOID, "l,r,~{memory}", [flag, before], effect=True)
-
-        em.when(met, wait)
+    def _wait(self, at: IrValue, turns: Turns) -> None:
+        before = self._value(turns.before)
+        self.em.asm(WAIT, VOID, "l,r,~{memory}", [self._flag(at), before], effect=True)
 
     def issue(self, turns: Turns, add: Callable[[], None], store: Callable[[], None]) -> None:
         """Issue the copy, by whether there was a block before."""
@@ -85,9 +112,16 @@ class TurnTaking:
         def tell() -> None:
             flag = self._flag(word)
             em.asm(PASS, VOID, "l,r,~{memory}", [flag, number], effect=True)
-            em.here().store(ir.Constant(I32, 0), self._number)
+            em.here().store(NOTHING, self._word)
 
-        em.when(b.icmp_unsigned("!=", number, ir.Constant(I32, 0)), tell)
+        em.when(b.icmp_signed(">=", word, ir.Constant(I32, 0)), tell)
+
+    def _place(self, turns: Turns, group: Int) -> IrValue:
+        """The number of the word."""
+        em, at = self.em, 0
+        for x, size in zip(turns.flag.subscripts, self.scope.buffers[self.flags].shape, strict=True):
+            at = em.add(em.mul(at, size), self._value(x))
+        return em.i64(em.add(at, group))
 
     def _flag(self, word: IrValue) -> IrValue:
         return self.em.here().gep(self.scope.roots[self.flags], [word], source_etype=I32)

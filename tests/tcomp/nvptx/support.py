@@ -140,12 +140,15 @@ def launch(k: Kernel, gpu: GpuKernel, inputs: Arrays, sm: int = 90) -> tuple[Arr
             addresses.append(device.allocate(max(1, int(np.prod(o.shape)) * np.dtype(dtype).itemsize)))
     if gpu.team_bytes:
         addresses.append(device.allocate(gpu.team_bytes))
+    words = device.upload(np.zeros(gpu.word_bytes, np.uint8)) if gpu.word_bytes else 0
+    addresses += [words] if words else []
     loaded = device.load(gpu.ptx)
     at = dict(zip([o.name for o in k.operands], addresses, strict=False))
     reports = [
         loaded.launch(s.symbol, s.blocks, s.threads, [*addresses, *tensor_maps(s, at)], s.shared_bytes).check()
         for s in gpu.launches
     ]
+    assert not words or not device.download(words, np.uint8, gpu.word_bytes).any(), "words are zero between launches"
     out: Arrays = {}
     for o, address in zip(k.operands, addresses, strict=False):
         dtype = np.uint16 if o.dtype is DType.BF16 else _NUMPY[o.dtype.value]
