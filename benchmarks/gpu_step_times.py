@@ -25,7 +25,7 @@ from tcomp.ir.tile import Kernel
 from tcomp.model.step import Step
 from tcomp.runtime.cuda.device import CudaDevice
 from tcomp.runtime.initialise import initialise
-from tcomp.runtime.train import set_scalars
+from tcomp.runtime.scalars import set_scalars
 
 REPEATS = 20
 LONG = 5.0

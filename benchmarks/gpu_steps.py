@@ -17,7 +17,7 @@ from tcomp.cli import common
 from tcomp.runtime.device import Device
 from tcomp.runtime.executor import Executor
 from tcomp.runtime.initialise import initialise
-from tcomp.runtime.train import set_scalars
+from tcomp.runtime.scalars import set_scalars
 from tcomp.runtime.values import Array
 
 MICRO = {"L": 2, "H": 2, "C": 32, "V": 61, "S": 16}

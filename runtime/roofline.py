@@ -27,7 +27,7 @@ from tcomp.model.step import Step
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.executor import Executor
 from tcomp.runtime.initialise import initialise
-from tcomp.runtime.train import set_scalars
+from tcomp.runtime.scalars import set_scalars
 
 PROGRAMS = ("micro_first", "update")
 

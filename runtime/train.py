@@ -32,9 +32,9 @@ from tcomp.runtime.initialise import initialise
 from tcomp.runtime.progress import Progress
 from tcomp.runtime.run_folder import Metrics, RunFolder
 from tcomp.runtime.safetensors_file import PIECE, Stored
+from tcomp.runtime.scalars import set_scalars
 from tcomp.runtime.values import numpy_type
 
-_HYPER = "hyper."
 _AHEAD = 1
 """Steps whose results may still be out while the next one is asked for."""
 
@@ -189,19 +189,6 @@ def _refuse_divergence(value: float, what: str, done: int) -> None:
             f"the {what} is {value} at step {done}: training has diverged",
             "use a smaller --lr, or more warm-up steps (--hyper warmup=...)",
         )
-
-
-def set_scalars(executor: Executor, overrides: dict[str, float]) -> dict[str, float]:
-    """Write the step's scalars, some hyperparameters overridden by name; the hyperparameters' values."""
-    step = executor.step
-    hyper = {slot.removeprefix(_HYPER): value for slot, value in step.hyper.items()}
-    for name, value in overrides.items():
-        if name not in hyper:
-            raise UserError(f"unknown hyperparameter {name!r}", f"this model has: {', '.join(sorted(hyper))}")
-        hyper[name] = value
-    for slot, value in {**step.scalars, **{_HYPER + name: value for name, value in hyper.items()}}.items():
-        executor.write(slot, value)
-    return hyper
 
 
 def check_inputs(step: Step) -> None:

@@ -65,7 +65,7 @@ class TcompProgram:
 
     def _load(self, weights: Weights) -> None:
         """Parameters and their master copies from the file, whose pieces the step's threads share; other state zero."""
-        from tcomp.runtime.train import set_scalars
+        from tcomp.runtime.scalars import set_scalars
 
         masters = {p.master for p in self.step.parameters}
         for name, slot in self.step.slots.items():

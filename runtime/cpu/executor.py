@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tcomp.codegen.cpu.cache import Compilers, cached_object, compile_kernels
-from tcomp.codegen.cpu.compile import CompiledKernel
+from tcomp.codegen.cpu.compiled import CompiledKernel
 from tcomp.errors import UserError
 from tcomp.machine.cpu import CpuMachine
 from tcomp.model.step import Step
@@ -41,34 +41,22 @@ class CpuExecutor(HostExecutor):
         if threads < 1:
             raise UserError(f"cannot run on {threads} threads", "use one thread or more")
         self._step = step
-        self._jit = llvm.create_lljit_compiler()
-        self._libraries: list[Any] = []
+        self.threads = threads
+        self._machine, self._cache_dir = machine, cache_dir
         names = list(step.kernels)
         kernels = [step.kernels[n] for n in names]
         compiled = compilers.finish(kernels) if compilers else compile_kernels(kernels, machine, cache_dir)
         self.kernels: dict[str, CompiledKernel] = dict(zip(names, compiled, strict=True))
-        run = self._load(cached_object(interpreter_ir(machine), machine, cache_dir, compile_interpreter), (SYMBOL,))
-        addresses = self._load_kernels()
         scratch = max((k.scratch_bytes for k in self.kernels.values()), default=0)
         region = max((k.team_bytes for k in self.kernels.values()), default=0)
         # Threads' scratch on pages of their own, and not a power of two apart.
-        stride = -(-max(scratch, 1) // 4096) * 4096 + 4096
-        self._scratch = Region(stride * threads, "scratch")
+        self._stride = -(-max(scratch, 1) // 4096) * 4096 + 4096
+        self._scratch = Region(self._stride * threads, "scratch")
         self._region = Region(region, "team region")
-        self._programs = self._link(addresses)
-        release_pages(str(llvm.ffi.lib._name))
-        # Behind loading, which maps memory again and again and would wait for pages each time.
+        self._team: Team | None = None
         self._arena = Region(step.arena_bytes, "arena", ahead=True)
-        self._labels = {name: self._phase_labels(name) for name in step.programs}
-        self._times = {n: (ctypes.c_int64 * (p.count + 1))() for n, p in self._programs.items()}
-        self._team = Team(
-            run[SYMBOL],
-            rest_address(machine),
-            threads,
-            self._arena.address,
-            [self._scratch.address + stride * t for t in range(threads)],
-            self._region.address,
-        )
+        # Loading comes before pages: it maps memory again and again, and would wait for pages each time.
+        self._arena.begin(self._load_programs)
         for name, value in step.scalars.items():
             self.array(name)[...] = value
         self._fresh = True  # but for the scalars the arena is as it was mapped
@@ -76,10 +64,6 @@ class CpuExecutor(HostExecutor):
     @property
     def step(self) -> Step:
         return self._step
-
-    @property
-    def threads(self) -> int:
-        return int(self._team.threads)
 
     def array(self, name: str) -> NDArray[Any]:
         """The slot's memory as an array of its shape (not a copy)."""
@@ -97,25 +81,49 @@ class CpuExecutor(HostExecutor):
 
     def run(self, program: str) -> None:
         """Run one of the step's programs to its end."""
-        self._fresh = False
-        self._arena.complete()
-        self._team.run(self._programs[program])
+        self._ready().run(self._programs[program])
 
     def profile(self, program: str) -> list[tuple[str, float]]:
         """Run a program and give each phase's label and its share of the cycle counter's ticks."""
-        self._fresh = False
-        self._arena.complete()
-        times = self._times[program]
-        self._team.run(self._programs[program], ctypes.addressof(times))
+        team = self._ready()
+        launches = self._programs[program]
+        times = (ctypes.c_int64 * (launches.count + 1))()
+        team.run(launches, ctypes.addressof(times))
         ticks = np.diff(np.array(times[:], dtype=np.int64))
-        return [(label, float(t)) for label, t in zip(self._labels[program], ticks, strict=True)]
+        return [(label, float(t)) for label, t in zip(self._phase_labels(program), ticks, strict=True)]
 
     def close(self) -> None:
         """End the threads. Arrays given out stay valid as long as they are referenced."""
         self._arena.stop()
-        self._team.close()
+        if self._team is not None:
+            self._team.close()
+
+    def _ready(self) -> Team:
+        """The team, once programs are loaded and memory is there. The arena is as programs leave it from then on."""
+        self._fresh = False
+        self._arena.complete()
+        assert self._team is not None
+        return self._team
 
     # ----------------------------------------------------------------------------------------- loading
+
+    def _load_programs(self) -> None:
+        """Kernels as functions, programs that name them, and the team that runs them."""
+        self._jit = llvm.create_lljit_compiler()
+        self._libraries: list[Any] = []
+        text = interpreter_ir(self._machine)
+        code = cached_object(text, self._machine, self._cache_dir, compile_interpreter)
+        run = self._load(code, (SYMBOL,))
+        self._programs = self._link(self._load_kernels())
+        release_pages(str(llvm.ffi.lib._name))
+        self._team = Team(
+            run[SYMBOL],
+            rest_address(self._machine),
+            self.threads,
+            self._arena.address,
+            [self._scratch.address + self._stride * t for t in range(self.threads)],
+            self._region.address,
+        )
 
     def _load_kernels(self) -> dict[str, tuple[int, ...]]:
         """Addresses of each kernel's phases; kernels of the same content are loaded once."""

@@ -13,7 +13,6 @@ import sys
 
 import llvmlite.binding as llvm
 
-from tcomp.codegen.cpu.compile import target_machine
 from tcomp.machine.cpu import CpuMachine, family_of
 
 SYMBOL = "tc_run"
@@ -166,6 +165,8 @@ def interpreter_ir(machine: CpuMachine) -> str:
 
 def compile_interpreter(machine: CpuMachine) -> bytes:
     """Object code with the one function SYMBOL."""
+    from tcomp.codegen.cpu.compile import target_machine  # loads the generator: only where the cache has no code
+
     module = llvm.parse_assembly(interpreter_ir(machine))
     module.verify()
     return bytes(target_machine(machine).emit_object(module))

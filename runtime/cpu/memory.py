@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Callable
 from contextlib import suppress
 
 from tcomp.errors import UserError
@@ -17,11 +18,10 @@ ALIGNMENT = 64
 
 
 class Region:
-    """Zeroed memory of this process's own. With `ahead` its pages are made present from now on, beside what else is
-    done, until `complete` or `stop`.
-
-    Without, a large one is on huge pages. With it pages are small: in a virtual machine a huge page mostly has to come
-    from the host (2.5 s for 2 GB where small ones took 0.6), and steps are no more than 1% faster on them.
+    """Zeroed memory of this process's own, on huge pages where it is large. With `ahead` pages are made present from
+    `begin` on, beside what else is done, until `complete` or `stop` (`prefault.py`): huge ones as long as they come
+    faster than small ones. In a virtual machine a huge page mostly has to come from the host (2.5 s for 2 GB where
+    small ones took 0.6), and steps are no more than 1% faster on them.
     """
 
     def __init__(self, size: int, what: str, ahead: bool = False) -> None:
@@ -42,14 +42,18 @@ class Region:
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self.address = -(-start // alignment) * alignment
         self.buffer = memoryview(self._map)[self.address - start : self.address - start + self.size]
-        self._prefault = Prefault(self.address, self.size) if ahead else None
+        self._prefault: Prefault | None = None
+
+    def begin(self, before: Callable[[], None]) -> None:
+        """Call `before`, and then make pages present, in a thread."""
+        self._prefault = Prefault(self.address, self.size, before)
 
     def complete(self) -> None:
-        """Wait until all pages that were to be made present are, and help with it."""
+        """Wait until all that was to be done ahead is, and help with it; what failed in it is raised here."""
         if self._prefault is not None:
             self._prefault.finish()
 
     def stop(self) -> None:
-        """Make no more pages present ahead."""
+        """Make no more pages present ahead. (What comes before them is waited for.)"""
         if self._prefault is not None:
             self._prefault.stop()

@@ -134,7 +134,7 @@ def _check_step(file: str, module: Module, name: str, precision: str, tolerance:
 
     from tcomp.model.unroll import recipe_of
     from tcomp.runtime.initialise import initialise
-    from tcomp.runtime.train import set_scalars
+    from tcomp.runtime.scalars import set_scalars
     from tcomp.runtime.verify import floats, verify_step
 
     model = module.models[name]

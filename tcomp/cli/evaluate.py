@@ -56,7 +56,8 @@ def evaluate(
     from tcomp.runtime.data import open_data
     from tcomp.runtime.evaluate import read_questions
     from tcomp.runtime.run_folder import PASSED, read_config
-    from tcomp.runtime.train import load_weights, set_scalars
+    from tcomp.runtime.scalars import set_scalars
+    from tcomp.runtime.train import load_weights
 
     limits.check_numbers(batch=batch, threads=threads, questions=questions)
     if length or batches:

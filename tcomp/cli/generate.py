@@ -95,7 +95,8 @@ def scorer_for(
     size of the vocabulary."""
     from tcomp.runtime import checkpoint
     from tcomp.runtime.generate import Decoding, Rereading, prefill_part
-    from tcomp.runtime.train import load_weights, set_scalars
+    from tcomp.runtime.scalars import set_scalars
+    from tcomp.runtime.train import load_weights
 
     module = common.load_module(settings.model, saved.manifest.precision)
     model = common.only_model(module, settings.model)

@@ -13,7 +13,7 @@ import pytest
 import tcomp.model.build
 from tcomp.cli import common, kept_steps
 from tcomp.cli.kept_steps import _Unpickler
-from tcomp.codegen.cpu.compile import kernel_key
+from tcomp.codegen.cpu.compiled import kernel_key
 from tcomp.dsl.files import source_texts
 from tcomp.dsl.load import library, load
 from tests.cli.support import TINY, Tcomp

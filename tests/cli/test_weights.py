@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from tcomp.cli import common
 from tcomp.runtime import checkpoint
-from tcomp.runtime.train import load_weights, set_scalars
+from tcomp.runtime.scalars import set_scalars
+from tcomp.runtime.train import load_weights
 from tests.cli.support import Tcomp, refused
 from tests.reference.torch_llama import Config
 

@@ -16,8 +16,8 @@ from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.generate import Choice, Decoding, Rereading, choose, prefill_part, sample
+from tcomp.runtime.scalars import set_scalars
 from tcomp.runtime.tokenizer import ByteDecoder
-from tcomp.runtime.train import set_scalars
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 SMALL: dict[str, dict[str, Any]] = {

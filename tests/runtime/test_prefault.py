@@ -1,7 +1,9 @@
-"""Pages made present ahead: all of them are, what is written meanwhile stays, and it does without the system call."""
+"""Pages made present ahead: all of them are, what is written meanwhile stays, it does without the system call, and huge
+pages are taken as long as they come faster than small ones."""
 
 from __future__ import annotations
 
+import mmap
 import sys
 from pathlib import Path
 
@@ -49,3 +51,47 @@ def test_it_can_be_stopped() -> None:
     ahead = Prefault(region.address, SIZE)
     ahead.stop()
     assert not ahead._thread.is_alive() and not ahead._chunks
+
+
+def test_what_comes_before_is_done_by_then_and_its_error_is_raised() -> None:
+    done: list[int] = []
+    for size in (SIZE, 4096):  # by a thread, at once
+        region = Region(size, "test", ahead=True)
+        region.begin(lambda: done.append(1))
+        region.complete()
+    assert done == [1, 1]
+
+    def failing() -> None:
+        raise OSError("no such function")
+
+    region = Region(SIZE, "test", ahead=True)
+    region.begin(failing)
+    region.stop()
+    with pytest.raises(OSError, match="no such function"):
+        region.complete()
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="no huge pages here")
+@pytest.mark.parametrize(
+    ("tried", "chunk", "huge"),
+    [(0.9, 1.9, True), (1.1, 1.0, False), (0.9, 2.1, False)],
+    ids=["kept", "never", "given up"],
+)
+def test_huge_pages_stay_while_they_come_faster(tried: float, chunk: float, huge: bool) -> None:
+    """The seconds that huge pages take, in those of small ones: of the first ones tried, and of each chunk."""
+    advice: list[int] = []
+    taken: list[float] = []
+
+    class Slow(Prefault):
+        def _populate(self, address: int, size: int) -> float:
+            taken.append([1.0, tried, chunk][min(len(taken), 2)] * size)
+            return taken[-1]
+
+        def _advise(self) -> None:
+            advice.append(mmap.MADV_HUGEPAGE if self.huge else mmap.MADV_NOHUGEPAGE)
+
+    region = Region(SIZE, "test")
+    ahead = Slow(region.address, SIZE)
+    ahead.finish()
+    assert ahead.huge is huge and advice[-1] == (mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
+    assert len(taken) == 2 + -(-SIZE // prefault._CHUNK) and len(advice) == (2 if (tried, huge) == (0.9, False) else 1)

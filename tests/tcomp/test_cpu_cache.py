@@ -17,7 +17,7 @@ import pytest
 import tcomp.codegen.cpu.cache as cache_module
 from tcomp.codegen.cache import CacheWarning, default_folder
 from tcomp.codegen.cpu.cache import ObjectCache, compile_kernels
-from tcomp.codegen.cpu.compile import kernel_key
+from tcomp.codegen.cpu.compiled import kernel_key
 from tcomp.dsl.ast import Access, Binary, DType, Name, Num, Span
 from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Scope
 from tcomp.machine.cpu import detect
@@ -35,7 +35,7 @@ def kernel(factor: float, n: int = 32) -> Kernel:
 
 
 KEY = """
-from tcomp.codegen.cpu.compile import kernel_key
+from tcomp.codegen.cpu.compiled import kernel_key
 from tcomp.dsl.ast import Access, DType, Name, Num
 from tcomp.ir.content import content_text
 from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Scope
@@ -71,7 +71,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("compiled although the cache has it")
 
-    monkeypatch.setattr(cache_module, "compile_kernel", refuse)
+    monkeypatch.setattr("tcomp.codegen.cpu.compile.compile_kernel", refuse)
 
 
 def test_a_second_start_compiles_nothing(tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -236,3 +236,11 @@ def test_a_pipe_in_a_kernels_place_is_not_waited_for(tmp_path: Path) -> None:
     assert cache.load("k") is None
     cache.store("k", b"code")
     assert cache.load("k") == b"code"
+
+
+def test_a_start_that_finds_all_kernels_loads_no_generator() -> None:
+    code = (
+        "import sys, tcomp.runtime.cpu.executor; print(*[m for m in sys.modules if 'codegen.cpu.' in m or 'rich' in m])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert set(loaded) == {"tcomp.codegen.cpu.cache", "tcomp.codegen.cpu.compiled"}

@@ -9,22 +9,24 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
-import multiprocessing
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import llvmlite.binding as llvm
 
 from tcomp.codegen.cache import ContentCache
-from tcomp.codegen.cpu.compile import CompiledKernel, compile_kernel, kernel_key, memory_needs, symbols_of
+from tcomp.codegen.cpu.compiled import CompiledKernel, kernel_key, memory_needs, symbols_of
 from tcomp.ir.tile import Kernel
 from tcomp.machine.cpu import CpuMachine
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ProcessPoolExecutor
 
 WORKERS = 8
 """The most processes that compile; no more than the machine has cores."""
@@ -60,26 +62,33 @@ class Compilers:
         key = kernel_key(kernel, self.machine)
         if key in self._objects or key in self._waiting or key in self._begun:
             return
-        found = self._cache.load(key)
-        if found is not None:
-            self._objects[key] = found
+        if self._found(key):
             return
         self._waiting[key] = kernel
         if self._pool is None and len(self._waiting) >= PARALLEL_FROM:
             self._pool = _pool(self.machine)
         if self._pool is not None:
             # The first call forks. (`finish` compiles what no process did.)
-            with _interrupts_wait(), suppress(BrokenProcessPool):
+            with _interrupts_wait(), suppress(BrokenExecutor):
                 for name, waiting in self._waiting.items():
                     self._begun[name] = self._pool.submit(_compile_one, waiting, self.machine)
                 self._waiting.clear()
 
+    def _found(self, key: str) -> bool:
+        """Whether there is code for a key by now, from the cache if not from before."""
+        if key not in self._objects and key not in self._begun:
+            found = self._cache.load(key)
+            if found is not None:
+                self._objects[key] = found
+        return key in self._objects
+
     def finish(self, kernels: Sequence[Kernel]) -> list[CompiledKernel]:
         """Compiled kernels in the order given. An error of a kernel's own (`Unsupported`) is raised here."""
-        # The longest first, so that no worker is left with one at the end.
-        for kernel in sorted(kernels, key=lambda k: -len(repr(k.phases))):
-            self.begin(kernel)
         keys = [kernel_key(k, self.machine) for k in kernels]
+        missing = [k for k, key in zip(kernels, keys, strict=True) if not self._found(key)]
+        # The longest first, so that no worker is left with one at the end.
+        for kernel in sorted(missing, key=lambda k: -len(repr(k.phases))):
+            self.begin(kernel)
         for key, kernel in zip(keys, kernels, strict=True):
             if key not in self._objects:
                 body = self._compiled(key) or _compile_one(kernel, self.machine)
@@ -94,7 +103,7 @@ class Compilers:
         """What a process made of a kernel; None where none was asked to, or where the process was killed."""
         try:
             return self._begun[key].result() if key in self._begun else None
-        except BrokenProcessPool:
+        except BrokenExecutor:
             return None
 
     def close(self) -> None:
@@ -132,6 +141,9 @@ def cached_object(
 
 def _pool(machine: CpuMachine) -> ProcessPoolExecutor | None:
     """Worker processes; None where forking is not safe, or of no use."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor  # with it loads what only a start that compiles needs
+
     workers = min(WORKERS, machine.cores)
     safe = threading.active_count() == 1 and "fork" in multiprocessing.get_all_start_methods()
     if not safe or workers < 2:
@@ -166,4 +178,7 @@ def _begin_work() -> None:
 
 
 def _compile_one(kernel: Kernel, machine: CpuMachine) -> bytes:
+    # The generator, which a start that finds all of its kernels in the cache never loads.
+    from tcomp.codegen.cpu.compile import compile_kernel
+
     return compile_kernel(kernel, machine).object

@@ -13,6 +13,7 @@ from functools import partial
 from llvmlite import ir
 
 from tcomp.codegen.cpu.bounds import integer_value
+from tcomp.codegen.cpu.compiled import tile_offsets
 from tcomp.codegen.cpu.compute import ComputeGenerator
 from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter, Int
@@ -21,24 +22,11 @@ from tcomp.codegen.cpu.integers import Facts, Known
 from tcomp.codegen.cpu.pack import generate_pack
 from tcomp.codegen.cpu.types import I8, I64, POINTER, VOID, IrValue
 from tcomp.dsl.ast import names_in
-from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack, Statement
+from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Statement
 from tcomp.ir.tile import Scope as Where
 from tcomp.machine.cpu import CpuMachine
 
 SIGNATURE = ir.FunctionType(VOID, [POINTER, POINTER, POINTER, POINTER, I64, I64])
-ALIGNMENT = 64
-
-
-def tile_offsets(tiles: Sequence[Buffer], where: Where) -> tuple[dict[str, int], int]:
-    """Byte offsets of the tiles in one scope, 64-byte aligned, and the bytes they need together."""
-    offsets: dict[str, int] = {}
-    end = 0
-    for t in tiles:
-        if t.scope is where:
-            offsets[t.name] = end
-            # Equal distances of a power of two would put tiles on the same cache sets.
-            end += -(-t.bytes // ALIGNMENT) * ALIGNMENT + ALIGNMENT
-    return offsets, end
 
 
 class PhaseGenerator:

@@ -12,7 +12,7 @@ from tcomp.cli import common
 from tcomp.runtime.device import Device
 from tcomp.runtime.generate import Decoding
 from tcomp.runtime.initialise import initialise
-from tcomp.runtime.train import set_scalars
+from tcomp.runtime.scalars import set_scalars
 
 MICRO = {"L": 2, "H": 2, "C": 32, "V": 61, "S": 16}
 B, T = 2, 16
