@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -104,7 +106,16 @@ def compiler_digest() -> str:
     """A hash of the sources that make a step: the language, the compiler, the choice of tuned values."""
     digest = hashlib.sha256()
     for package in (tcomp.dsl, tcomp, tcomp.autotune):
-        for folder in map(Path, package.__path__):
-            for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.lark")]):
-                digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
+        for folder in package.__path__:
+            for path in sorted(_sources(folder)):
+                with open(path, "rb", buffering=0) as f:  # a start waits for this: no more than it takes
+                    digest.update(f"{path.removeprefix(folder)}\0".encode() + f.read() + b"\0")
     return digest.hexdigest()
+
+
+def _sources(folder: str) -> Iterator[str]:
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            yield from _sources(entry.path)
+        elif entry.name.endswith((".py", ".lark")):
+            yield entry.path
