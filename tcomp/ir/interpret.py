@@ -152,7 +152,7 @@ class Interpreter:
 
     def _compute(self, s: Compute, names: Values) -> None:
         grid, shape = self._grid(s.axes, names)
-        if 0 in shape and not s.reduced:
+        if (0 in shape and not s.reduced) or not (s.only is None or self.value(s.only, names)):
             return
         value = np.broadcast_to(np.asarray(self.value(s.value, grid)), shape)
         mask = np.ones(shape, bool) if s.guard is None else np.broadcast_to(self.value(s.guard, grid), shape)

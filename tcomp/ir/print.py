@@ -167,6 +167,8 @@ def _compute_head(s: Compute) -> str:
         head += f"  # needed where {print_expression(s.region)}"
     if s.instruction:
         head += f"  # by {s.instruction}" + (", beside the next turn" if s.late else "")
+    if s.only is not None:
+        head = f"if {print_expression(s.only)}: {head}"
     if s.atomic:
         return head + "  # atomic"
     return head if s.distinct else head + "  # scatter, points in order"

@@ -245,6 +245,7 @@ class Compute:
     `epilogue` (CPU) are maps over the parallel axes, in order, that follow on each register tile while it is in
     registers, in the turn of the loop around in which `last` holds (in each, without it). Nobody else reads the target
     after them, so it need not be written then.
+    `only` (GPU) is a condition on the variables of the loops around: where it does not hold nothing is computed.
     `distinct` is False when two points of the parallel axes may name the same target element (a scatter);
     then points run in order.
     """
@@ -265,6 +266,7 @@ class Compute:
     region: Expr | None = None
     epilogue: tuple[Compute, ...] = ()
     last: Expr | None = None
+    only: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,10 +30,11 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.errors import TcError
 from tcomp.schedule.adding import AddedSum
+from tcomp.schedule.beside import BesideSums, beside_others, check_lines, moved
 from tcomp.schedule.emit import IDENTITY
 from tcomp.schedule.family import Family
 from tcomp.schedule.nest import JOINED, Leaf, scatter_indices, sink_copies
-from tcomp.schedule.normal import part_of
+from tcomp.schedule.normal import called, part_of
 from tcomp.schedule.resolve import KernelPlan, TileLevel
 from tcomp.schedule.split_sum import (
     PARTIAL,
@@ -96,10 +97,20 @@ class Combining:
         ends: list[Leaf] = []  # of sums in memory: they wait for all blocks, so other equations come first
         groups: dict[tuple[str, ...], str] = {}
         given = plan
-        for eq in equations:
-            parallel = self._parallel(eq)
-            reduced = eq.value.indices if isinstance(eq.value, Reduction) else ()
-            leaf = Leaf(eq, len(leaves), parallel, tuple(reduced), scatter_indices(eq, self.extents))
+        plain = [self._leaf(eq, i) for i, eq in enumerate(equations)]
+        beside = beside_others(plan, plain, self.temporaries) if self.family.level == "grid" else {}
+        check_lines(plan, plain, beside, self.text)
+        for leaf in moved(plain, beside):
+            inside, leaf = beside.get(leaf.number), replace(leaf, number=len(leaves))
+            eq, parallel, reduced = leaf.equation, leaf.parallel, leaf.reduced
+            if inside is not None:
+                shape = self.family.shape(plan, self.extents, self.text)
+                loops = groups.get((*inside.host.parallel, "over", *inside.host.reduced), "")
+                sums = BesideSums(self.extents, self.dtypes, self.shapes, self.text)
+                made, plan = sums.leaves(plan, given, replace(inside, leaf=leaf), shape, loops)
+                leaves += made[:1]
+                joins += made[1:]
+                continue
             if (sunk := self._beside_join(leaf, joins)) is not None:
                 joins.append(sunk)
                 continue
@@ -169,6 +180,10 @@ class Combining:
         private = [x for leaf in leaves for x in self._private(plan, leaf)]
         return sink_copies(private, {x.number: self._depth(plan, x) for x in private if not x.copies}), plan
 
+    def _leaf(self, eq: Equation, number: int) -> Leaf:
+        reduced = eq.value.indices if isinstance(eq.value, Reduction) else ()
+        return Leaf(eq, number, self._parallel(eq), tuple(reduced), scatter_indices(eq, self.extents))
+
     def _depth(self, plan: KernelPlan, leaf: Leaf) -> int:
         """The place of the outermost tile loop that a sum runs over: those over inner loops are complete first."""
         return min((i for i, t in enumerate(plan.sequence) if t.index in leaf.reduced), default=len(plan.sequence))
@@ -221,7 +236,8 @@ class Combining:
             return [leaf]
         inside = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain and not t.parallel]
         tiled = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain]
-        bare = all(isinstance(s, Name | Num) for s in eq.target.subscripts)
+        indices = set(self.extents)
+        bare = all(isinstance(s, Name | Num) or not names_in(s) & indices for s in eq.target.subscripts)
         in_order = tiled == sorted(tiled) or not self.family.private_sums
         if not any(inside) or not in_order or not bare or leaf.gathered or leaf.partial_over is not None:
             if asked and not (any(inside) and bare):
@@ -239,8 +255,10 @@ class Combining:
         first = replace(eq, targets=(Target(own, subs),), accumulate=False)
         second = replace(eq, value=Access(own, subs))
         known = tuple(dict.fromkeys((name, part_of(eq.target).rstrip("."))))
+        blocks = leaf.beside, leaf.dealt
         collected = Leaf(first, leaf.number, leaf.parallel, leaf.reduced, sums_for=known)
-        return [collected, Leaf(second, leaf.number, leaf.parallel, (), copies=True)]
+        copy = Leaf(second, leaf.number, leaf.parallel, (), copies=True)
+        return [replace(x, beside=blocks[0], dealt=blocks[1]) for x in (collected, copy)]
 
     def _parallel(self, eq: Equation) -> tuple[str, ...]:
         """Left-hand indices in order; of a monoid, those of its key field (the loops all fields share)."""
@@ -441,11 +459,6 @@ class Combining:
             Leaf(first, at, leaf.parallel, leaf.reduced, frozenset(), over, sums_for=(eq.target.name,)),
             Leaf(second, at + 1, tuple(joined.values()), (index,), copies=True),
         ], plan
-
-
-def called(eq: Equation, names: tuple[str, ...]) -> bool:
-    """Is the equation's output among these names, whole or by its part (dQKV.0)?"""
-    return eq.target.name in names or part_of(eq.target) in names
 
 
 def _numbered(leaves: list[Leaf]) -> list[Leaf]:

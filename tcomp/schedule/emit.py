@@ -31,6 +31,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.instructions.vector_matching import vector_instruction
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
 from tcomp.monoid import RescaledSum, rescaled_sum
+from tcomp.schedule.beside import block_condition
 from tcomp.schedule.bounds import Env, Range, guarding, limits, tile_stop, zero_outside
 from tcomp.schedule.fold import by_exp2, fold, sub
 from tcomp.schedule.nest import TURN, Leaf, LoopNode, Node, grouped_index, leaf_uses
@@ -185,6 +186,7 @@ class Emitter:
                     accumulate=leaf.equation.accumulate,
                     guard=leaf.guard,
                     region=self.region(leaf),
+                    only=self.only(leaf, env),
                 )
             ]
         if value.reducer in IDENTITY:
@@ -221,10 +223,15 @@ class Emitter:
             accumulate=not own_turn and (leaf.equation.accumulate or bool(reduction_loops(leaf))),
             guard=guard,
             region=self.region(leaf, [g for g in conjuncts(value.guard) if g not in kept]),
+            only=self.only(leaf, env, summing=True),
         )
         if not own_turn:
             return [summed]
         return [summed, self.compute(leaf, total, target, leaf.parallel, (), env, value.reducer, accumulate=True)]
+
+    def only(self, leaf: Leaf, env: Env, summing: bool = False) -> Expr | None:
+        """The blocks, and turns of their loops, in which an equation beside others is computed."""
+        return block_condition(leaf, {i: self.range(i, env).start for i in leaf.walked}, summing)
 
     def rescaled(self, value: Reduction) -> RescaledSum:
         found = rescaled_sum(self.monoids[value.reducer])
@@ -324,6 +331,7 @@ class Emitter:
         accumulate: bool = False,
         guard: Expr | None = None,
         region: Expr | None = None,
+        only: Expr | None = None,
     ) -> Compute:
         """A Compute over the current tile; indices with a single value become that value."""
         tile = self.register_tile(leaf, target, env, parallel, reduced, value)
@@ -365,6 +373,7 @@ class Emitter:
             leaf.equation.span,
             late=use is not None and self.overlaps(leaf, target),
             region=None if region is None else self.point(region, env),
+            only=only,
         )
         return out
 

@@ -26,6 +26,15 @@ TURN = ".turn"
 """behind the name of a promoted sum: a turn's part of it (`promotion.py`)"""
 
 
+@dataclass(frozen=True)
+class Dealt:
+    """Turns of the loop `turns` go to the blocks along `blocks` one after the other, as cards are dealt to `count`."""
+
+    turns: TileLevel
+    blocks: TileLevel
+    count: int
+
+
 @dataclass(eq=False)
 class Leaf:
     """One equation. `parallel` are its left-hand indices, `reduced` those it reduces over."""
@@ -49,10 +58,19 @@ class Leaf:
     """blocks add to its target at the same time"""
     guard: Expr | None = None
     """points of the equation at which it counts, beside a reduction's own guard"""
+    beside: frozenset[str] = frozenset()
+    """indices that it does not have, in whose blocks it is computed nevertheless (`beside.py`)"""
+    dealt: Dealt | None = None
+    """how those blocks share out its sum; without it the first of them has it all"""
 
     @property
     def domain(self) -> frozenset[str]:
         return frozenset(self.parallel) | frozenset(self.reduced)
+
+    @property
+    def walked(self) -> frozenset[str]:
+        """The indices whose loops are around it."""
+        return self.domain | self.beside
 
     @property
     def written(self) -> tuple[str, ...]:
@@ -135,6 +153,8 @@ def _same_turn(index: str, a: Access, b: Access) -> bool:
 def conflict(index: str, first: Leaf, second: Leaf) -> tuple[Access, Access] | None:
     """Why `first` and `second` (in this order) cannot share a loop over `index`: the two accesses that would
     meet in different turns, or None when sharing is legal."""
+    if index in first.beside & second.beside:
+        return None  # each block has results of its own
     for w in first.writes():
         if index in first.reduced:
             # complete only after the loop
@@ -170,11 +190,15 @@ def sink_copies(leaves: list[Leaf], depths: Mapping[int, int]) -> list[Leaf]:
             waiting.append(leaf)
             continue
         first = [w for w in waiting if depends(leaf, w)]
-        due = [w for w in waiting if w in first or any(w.parallel == f.parallel for f in first)]
+        due = [w for w in waiting if w in first or any(_together(w, f) for f in first)]
         out += due
         waiting = [w for w in waiting if w not in due]
         out.append(leaf)
     return out + sorted(waiting, key=lambda w: -depths.get(w.number, 0))
+
+
+def _together(a: Leaf, b: Leaf) -> bool:
+    return a.parallel == b.parallel or (bool(a.beside | b.beside) and a.walked == b.walked)
 
 
 def build(leaves: list[Leaf], levels: tuple[TileLevel, ...], extents: dict[str, int]) -> list[Node]:
@@ -215,7 +239,7 @@ def _build(leaves: list[Leaf], levels: tuple[TileLevel, ...], extents: dict[str,
             group.clear()
 
     for leaf in leaves:
-        if level.index in leaf.domain:
+        if level.index in leaf.walked:
             if any(conflict(level.index, g, leaf) for g in group):
                 flush_outside()
                 flush_group()

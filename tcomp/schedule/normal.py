@@ -144,6 +144,11 @@ def part_of(target: Target) -> str:
     return f"{target.name}.{constant}"
 
 
+def called(eq: Equation, names: tuple[str, ...]) -> bool:
+    """Is the equation's output among these names, whole or by its part (dQKV.0)?"""
+    return eq.target.name in names or part_of(eq.target) in names
+
+
 def parts_of(targets: Iterable[Target]) -> dict[str, tuple[str, int, Num]]:
     """The parts of tensors that are written: of each the tensor, and which subscript says so by which value."""
     found = {}

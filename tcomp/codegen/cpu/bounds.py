@@ -5,8 +5,20 @@ from __future__ import annotations
 from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.expressions import fold
-from tcomp.codegen.cpu.types import I32
+from tcomp.codegen.cpu.types import I32, IrValue
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary
+
+
+def condition_value(em: Emitter, e: Expr, scope: Scope) -> IrValue:
+    """A condition on loop variables (comparisons of integers, joined by `and`) as a machine value."""
+    match e:
+        case Binary("and", x, y):
+            p, q = condition_value(em, x, scope), condition_value(em, y, scope)
+            return em.builder.and_(p, q)
+        case Binary("==" | "!=" | "<" | "<=" | ">" | ">=" as op, x, y):
+            a, b = integer_value(em, x, scope), integer_value(em, y, scope)
+            return em.builder.icmp_signed(op, em.i64(a), em.i64(b))
+    raise NotImplementedError(f"not a condition on loop variables: {e}")
 
 
 def integer_value(em: Emitter, e: Expr, scope: Scope) -> Int:

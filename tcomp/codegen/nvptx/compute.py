@@ -53,8 +53,9 @@ _SEPARATE = 4
 class ComputeGenerator:
     """Writes one Compute at the emitter's current place."""
 
-    def __init__(self, em: GpuEmitter, scope: GpuScope, node: Compute) -> None:
-        self.em, self.scope, self.compute = em, scope, node
+    def __init__(self, em: GpuEmitter, scope: GpuScope, node: Compute, joins: bool = True) -> None:
+        """Without `joins` threads keep parts of a sum in registers, which are joined later."""
+        self.em, self.scope, self.compute, self.joins = em, scope, node, joins
         self.plan = plan_of(node, scope.buffers)
         self.sharing = sharing_of(node, em.threads)
         self.parallel, self.reduced = self.plan.parallel, self.plan.reduced
@@ -230,7 +231,8 @@ class ComputeGenerator:
         accumulators = self._reduce(0, points, count, start)
         self.em.here()
         results = [self._merge(accumulators[p * count : (p + 1) * count]) for p in range(len(points))]
-        results = self.joiner.join(results)
+        if self.joins:
+            results = self.joiner.join(results)
         if self.scale is not None:
             b = self.em.here()
             results = [b.fmul(r, ir.Constant(r.type, self.scale)) for r in results]
@@ -240,7 +242,8 @@ class ComputeGenerator:
         """Can the accumulators begin as the old target: it is in this thread's registers, in their own type, and
         its part of the reduction is nobody else's."""
         plain = value_kind(self.target.buffer.dtype) == self.kind and self.target.buffer.dtype.bytes >= 4
-        return self.compute.accumulate and self.target.in_registers and plain and not self.sharing.reduced
+        alone = not self.sharing.reduced or not self.joins
+        return self.compute.accumulate and self.target.in_registers and plain and alone
 
     # -------------------------------------------------------------------------------------- reductions
 

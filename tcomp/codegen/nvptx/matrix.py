@@ -9,7 +9,7 @@ Which lane points at which row, and which element lands where, is read from the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -35,17 +35,24 @@ UNROLLED = 128
 
 
 def write_contraction(
-    em: GpuEmitter, scope: GpuScope, node: Compute, groups: Groups, hold: Hold | None, pipelined: bool
+    em: GpuEmitter,
+    scope: GpuScope,
+    node: Compute,
+    groups: Groups,
+    hold: Hold | None,
+    pipelined: bool,
+    beside: Callable[[], None] | None = None,
 ) -> None:
-    """A `Compute` by the matrix instructions it names; with `hold` alone in the pipe loop that fills its operands.
-    Asynchronous ones are awaited by `groups`, and issued late if the node says so and its loop is `pipelined`."""
+    """A `Compute` by the matrix instructions it names; with `hold` alone in the pipe loop that fills its operands, but
+    for what is written `beside` it. Asynchronous ones are awaited by `groups`, and issued late if the node says so and
+    its loop is `pipelined`."""
     match = matched(node, scope)
     if match.instruction.threads != 128:
         MatrixGenerator(em, scope, node, match).generate()
         return
     generator = WarpgroupGenerator(em, scope, node, match, hold)
     if hold is not None:
-        generator.generate()
+        generator.generate(beside)
     elif node.late and pipelined:
         groups.postpone(generator)
     else:

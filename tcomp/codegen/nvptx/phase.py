@@ -12,10 +12,11 @@ from functools import partial
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.bounds import integer_value
+from tcomp.codegen.cpu.bounds import condition_value, integer_value
 from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.integers import Known, affine_form
 from tcomp.codegen.cpu.types import I32, IrValue
+from tcomp.codegen.nvptx.beside import join_registers, joined_behind
 from tcomp.codegen.nvptx.compute import ComputeGenerator
 from tcomp.codegen.nvptx.delivery import Deliveries
 from tcomp.codegen.nvptx.emitter import GpuEmitter
@@ -68,6 +69,8 @@ class PhaseGenerator:
 
     inside: IrValue | None = None
     staggered = False
+    joined_behind: frozenset[int] = frozenset()
+    """numbers of the sums whose lanes are joined behind the loop around them"""
     pipe: TensorPipe | None = None
 
     def __init__(
@@ -119,6 +122,7 @@ class PhaseGenerator:
         for s in statements_in(phase):
             if isinstance(s, Loop) and (product := paired(s)) is not None:
                 give_second(self.em, self.scope, product.target.tensor, self.kernel.span)
+        self.joined_behind = joined_behind(phase, self.scope)
         self.copies.start(self, phase)
         self.staggered = staggered(self.kernel, phase, self.scope)
         persistent = self.kernel.order.persistent
@@ -189,18 +193,28 @@ class PhaseGenerator:
         for g in self.turns.loops:
             self.unbind(g.variable)
 
-    def compute(self, s: Compute, hold: Callable[[Callable[[], None]], bool] | None = None) -> None:
+    def compute(
+        self,
+        s: Compute,
+        hold: Callable[[Callable[[], None]], bool] | None = None,
+        beside: Callable[[], None] | None = None,
+    ) -> None:
         """One Compute; not in a block that only makes its cluster whole, where all that reaches is zeros, which do no
         harm in matrix instructions on registers (and those are not to be waited for under a condition). `hold` is the
-        pipe's, where the Compute is all that its turns do."""
+        pipe's, where the Compute is all that its turns do but for what is written `beside` it."""
 
         rotated = self.pipe is not None and self.pipe.rotated
 
         def write() -> None:
             if s.instruction:
-                write_contraction(self.em, self.scope, s, self.groups, hold, rotated)
+                write_contraction(self.em, self.scope, s, self.groups, hold, rotated, beside)
+                return
+            generator = ComputeGenerator(self.em, self.scope, s, id(s) not in self.joined_behind)
+            if s.only is None:
+                generator.generate()
             else:
-                ComputeGenerator(self.em, self.scope, s).generate()
+                self.em.here()
+                self.em.when(condition_value(self.em, s.only, self.scope), generator.generate)
 
         onto_registers = self.scope.buffers[s.target.tensor].scope is Scope.REGISTERS
         if self.inside is None or (s.instruction and onto_registers):
@@ -282,10 +296,16 @@ class PhaseGenerator:
             raise Unsupported(f"loop '{loop.variable}' of level {loop.level} inside a block", loop.span)
         if id(loop) in self.copies.rings:
             TensorPipe(self, loop, path, self.copies.rings[id(loop)]).generate()
-            return
-        if loop.level == "pipe" and leading_packs(loop):
+        elif loop.level == "pipe" and leading_packs(loop):
             PipeGenerator(self, loop, path, pipe_stages(loop)).generate()
-            return
+        else:
+            self._turns(loop, path)
+        if self.roles.computing:
+            for s in loop.body:
+                if id(s) in self.joined_behind and isinstance(s, Compute):
+                    join_registers(self.em, self.scope, s)
+
+    def _turns(self, loop: Loop, path: tuple[int, ...]) -> None:
         em = self.em
         origin, start, stop = self.span(loop)
 

@@ -46,7 +46,8 @@ def filled_tiles(phase: Sequence[Statement], buffers: Mapping[str, Buffer]) -> f
     whole: dict[str, bool] = {}
     for c in computes:
         if c.target.tensor in read:
-            fills = not (c.accumulate or c.atomic or c.instruction or c.guard) and pads(c, plan_of(c, buffers), buffers)
+            parts = c.accumulate or c.atomic or c.instruction or c.guard or c.only
+            fills = not parts and pads(c, plan_of(c, buffers), buffers)
             whole[c.target.tensor] = fills and whole.get(c.target.tensor, True)
     by_threads = {name for name, fills in whole.items() if fills} - {p.buffer for p in packs}
     by_copies = {p.buffer for p in packs if tuple(a.block for a in p.axes) == buffers[p.buffer].shape}

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.types import I8, IrValue
 from tcomp.codegen.nvptx import tensor_copy
+from tcomp.codegen.nvptx.beside import sums_beside
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.layout import leading_packs
 from tcomp.codegen.nvptx.matrix import matched
@@ -52,6 +53,8 @@ class TensorPipe:
         """What is issued for two turns at a time."""
         late = any(isinstance(s, Compute) and s.late for s in loop.body)
         self.rotated = ring.stages > 1 and late and self.product is None
+        self.beside = sums_beside(loop, phase.scope)
+        """What a turn computes beside its one product."""
         self.running = self._running()
         self.held = self.rotated or self.running is not None
         """Are a turn's tiles released a turn later?"""
@@ -209,11 +212,21 @@ class TensorPipe:
         return em.add(self.start, em.mul(b.select(some, b.and_(turns, em.i64(-2)), em.i64(0)), step))
 
     def _short(self) -> bool:
-        """Is a turn one group of wgmma and nothing else? Then what the loop itself costs is worth saving."""
+        """Is a turn one group of wgmma and nothing else, but what runs beside it? Then what the loop itself costs is
+        worth saving."""
         node = self.loop.body[-1]
-        return (
-            len(self.loop.body) == len(self.packs) + 1 and isinstance(node, Compute) and self.phase.asynchronous(node)
-        )
+        alone = len(self.loop.body) == len(self.packs) + 1
+        return bool(self.beside) or (alone and isinstance(node, Compute) and self.phase.asynchronous(node))
+
+    def _product(self) -> None:
+        """A turn's product and what runs beside it."""
+        (product,) = (s for s in self.loop.body if isinstance(s, Compute) and s.instruction)
+
+        def beside() -> None:
+            for s in self.beside:
+                self.phase.compute(s)
+
+        self.phase.compute(product, self.hold, beside)
 
     def _whole_rounds(self, start: Int, stop: Int) -> bool:
         """Does each run of the loop begin at the ring's first copy?"""
@@ -248,7 +261,10 @@ class TensorPipe:
         self.base = base
         slot = ring.wait_full()
         with self._at(base, slot):
-            self.phase.statements(loop.body, self.path, len(self.packs), running=int(self.running is not None))
+            if self.beside:
+                self._product()
+            else:
+                self.phase.statements(loop.body, self.path, len(self.packs), running=int(self.running is not None))
         if not self.held:
             ring.release(slot)
         elif self.drain is not None:

@@ -66,12 +66,18 @@ class WarpgroupGenerator:
         self.left = None if match.a.in_registers else descriptors(match.a)
         self.right = descriptors(match.b)
 
-    def generate(self) -> None:
-        """The contraction from its issue to its wait, or to that of the turn before."""
+    def generate(self, beside: Callable[[], None] | None = None) -> None:
+        """The contraction from its issue to its wait, or to that of the turn before; what `beside` writes stands
+        between them."""
         slots = self.slots()
         ahead = self.node.accumulate and self.left is not None and self.hold is not None
         pending = int(ahead and self.hold is not None and self.hold(lambda: wait_groups(self.em, 0, slots)))
-        self._write(slots, self.inputs(), f" wgmma.wait_group.sync.aligned {pending};")
+        if beside is None:
+            self._write(slots, self.inputs(), f" wgmma.wait_group.sync.aligned {pending};")
+            return
+        self._write(slots, self.inputs(), "")
+        beside()
+        wait_groups(self.em, pending, slots)
 
     def issue(self, inputs: list[IrValue]) -> list[IrValue]:
         """Only start it, on operands that `inputs` gave; gives the accumulators' slots, to be read after a wait."""

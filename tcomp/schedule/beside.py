@@ -1,0 +1,211 @@
+"""Sums in the blocks of another equation that has one loop more: what both read is copied once.
+
+    dW[n, k] = sum m: dY[m, n] * X[m, k]     n -> grid.y(128)    k -> grid.x(256)    m -> grid.z(8192) / pipe(64, 4)
+    db[n] = sum m: dY[m, n]                  combine dW, db over m by partials       combine db over k by partials
+
+`db` has no k, so of the blocks along k, which all read the same tiles of dY, the first sums them, or with a `combine`
+over k each those of some turns, dealt in order. Each part of the sum is summed so, its results are parts of db, and
+where parts of dW are joined they are joined beside them:
+
+    db.partial[m.part, k.0 // 256, n] = sum m in the part, where m.1 // 64 % blocks == k.0 // 256: dY[m, n]
+    db[n'] = sum m.block, k.block: db.partial[m.block, k.block, n']                         in the first block along k'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tcomp.dsl.ast import Access, Binary, Combine, DType, Equation, Expr, Name, Num, Reduction, Target
+from tcomp.dsl.errors import TcError
+from tcomp.ir.tile import ThreadShape
+from tcomp.schedule.fold import fold
+from tcomp.schedule.nest import PART, Dealt, Leaf, depends
+from tcomp.schedule.normal import called, part_of
+from tcomp.schedule.resolve import KernelPlan, TileLevel
+from tcomp.schedule.split_sum import PARTIAL, divides, joining_loops, renamed, splittable, undivided
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A sum and the equation in whose blocks it is computed, of which it lacks the indices `lacking`."""
+
+    leaf: Leaf
+    host: Leaf
+    lacking: tuple[str, ...]
+
+
+def beside_others(plan: KernelPlan, leaves: Sequence[Leaf], temporaries: frozenset[str]) -> dict[int, Beside]:
+    """By their numbers, the sums that are computed in the blocks of another equation: they have some of its loops
+    over blocks and share a pipe loop with it, but lack another, and nothing in the kernel needs their results."""
+    grid = [t.index for t in plan.sequence if t.parallel]
+    pipes = {t.index for t in plan.sequence if t.kind == "pipe"}
+    found: dict[int, Beside] = {}
+    for leaf in leaves:
+        own = leaf.domain & set(grid)
+        written = set(leaf.written)
+        used = any(written & ({a.tensor for a in x.reads()} | set(x.written)) for x in leaves if x is not leaf)
+        divided = all(divides(plan, i) for i in own & set(leaf.reduced))
+        passing = written & temporaries - set(plan.outputs)
+        if used or not own or not divided or not splittable(leaf.equation) or passing:
+            continue
+        for host in leaves:
+            lacking = tuple(i for i in grid if i in host.domain and i not in own)
+            shared = pipes & set(leaf.reduced) & set(host.reduced)
+            if lacking and shared and own <= host.domain and leaf.domain <= host.domain and not host.gathered:
+                found[leaf.number] = Beside(leaf, host, lacking)
+                break
+    return {n: b for n, b in found.items() if b.host.number not in found and _stays_in_order(leaves, b)}
+
+
+def check_lines(plan: KernelPlan, leaves: Sequence[Leaf], beside: Mapping[int, Beside], text: str) -> None:
+    """TcError for a `combine` line over a loop that none of its sums has, or is computed in the blocks of."""
+    for c in plan.combine:
+        named = [x for x in leaves if called(x.equation, c.names)]
+        walked = {i for x in named for i in (*x.domain, *(beside[x.number].lacking if x.number in beside else ()))}
+        if named and c.over not in walked:
+            name = part_of(named[0].equation.target).rstrip(".")
+            raise TcError(
+                f"{name} has no loop '{c.over}' over which to combine it, and is not computed in the blocks of another "
+                "sum that has",
+                c.span,
+                text,
+                "leave the line out, or put both in one kernel, with a pipe loop that they share",
+            )
+
+
+def moved(leaves: Sequence[Leaf], beside: Mapping[int, Beside]) -> list[Leaf]:
+    """The leaves in an order in which those beside others follow these at once. (Nothing needs their results.)"""
+    out: list[Leaf] = []
+    for leaf in leaves:
+        if leaf.number not in beside:
+            out.append(leaf)
+            out += [b.leaf for b in beside.values() if b.host is leaf]
+    return out
+
+
+def _stays_in_order(leaves: Sequence[Leaf], b: Beside) -> bool:
+    """Does nothing between the two equations write what the sum reads?"""
+    low, high = sorted((b.leaf.number, b.host.number))
+    return not any(depends(b.leaf, x) or depends(x, b.leaf) for x in leaves[low : high + 1] if x is not b.leaf)
+
+
+class BesideSums:
+    """Makes the leaves of such sums; `extents`, `dtypes` and `shapes` gain the entries of what joining adds."""
+
+    def __init__(
+        self,
+        extents: dict[str, int],
+        dtypes: dict[str, DType],
+        shapes: dict[str, tuple[int, ...]],
+        text: str,
+    ) -> None:
+        self.extents, self.dtypes, self.shapes, self.text = extents, dtypes, shapes, text
+
+    def leaves(
+        self, plan: KernelPlan, given: KernelPlan, b: Beside, shape: ThreadShape, group: str
+    ) -> tuple[list[Leaf], KernelPlan]:
+        """The sum, and its join where it has parts. `given` is the plan before anything was divided; `group` names the
+        loops that join the host's parts ("" for none)."""
+        leaf = replace(b.leaf, beside=frozenset(b.lacking))
+        eq, parts = leaf.equation, list[tuple[Expr, str, int]]()
+        joined = [c for c in plan.combine if c.over in {*leaf.domain, *b.lacking} and called(eq, c.names)]
+        for c in joined:
+            if c.by != "partials":
+                raise self._error(eq, c, f"a sum beside '{b.host.written[0]}' leaves parts", "write: by partials")
+        for t in given.sequence:
+            if t.parallel and t.index in leaf.reduced:
+                plan = undivided(plan, t.index, t)
+                count = -(-self.extents[t.index] // (t.block or 1))
+                if count > 1:
+                    self._needs_line(eq, t, joined)
+                    plan = replace(plan, parts={**plan.parts, t.index: (t.index + PART, t.block or 1)})
+                    self.extents[t.index + PART] = self.extents[f"{t.index}.block"] = count
+                    parts.append((Name(t.index + PART), f"{t.index}.block", count))
+                    leaf = replace(leaf, parallel=(t.index + PART, *leaf.parallel))
+        for c in joined:
+            if c.over not in b.lacking:
+                continue
+            level = next(t for t in given.sequence if t.parallel and t.index == c.over)
+            count = -(-self.extents[c.over] // (level.block or 1))
+            turns = next(t for t in given.sequence if t.kind == "pipe" and t.index in leaf.reduced)
+            if leaf.dealt is not None:
+                raise self._error(eq, c, "its turns are dealt along another loop already", "keep one of the lines")
+            if count > 1:
+                leaf = replace(leaf, dealt=Dealt(turns, level, count))
+                self.extents[f"{c.over}.block"] = count
+                number = Binary("//", Name(level.variable), Num(level.block or 1))
+                parts.append((number, f"{c.over}.block", count))
+        if not parts:
+            return [leaf], plan
+        return self._joined(plan, b, leaf, parts, shape, group)
+
+    def _joined(
+        self,
+        plan: KernelPlan,
+        b: Beside,
+        leaf: Leaf,
+        parts: Sequence[tuple[Expr, str, int]],
+        shape: ThreadShape,
+        group: str,
+    ) -> tuple[list[Leaf], KernelPlan]:
+        """The parts of a sum (what numbers those of an index, the index that counts them, how many) and their join."""
+        eq, value, rows = leaf.equation, leaf.equation.value, b.leaf.parallel
+        assert isinstance(value, Reduction)
+        name = eq.target.name + PARTIAL
+        own = self.dtypes[eq.target.name]
+        self.dtypes[name] = own if own in (DType.F64, DType.I32) else DType.F32
+        self.shapes[name] = (*(n for _, _, n in parts), *(self.extents[i] for i in rows))
+        subscripts = (*(e for e, _, _ in parts), *(Name(i) for i in rows))
+        first = replace(leaf, equation=replace(eq, targets=(Target(name, subscripts),), accumulate=False))
+        special = {(i, name): m for (i, t), m in plan.special.items() if t == eq.target.name}
+        plan = replace(plan, special={**plan.special, **special})
+        new = {i: f"{i}.{group or eq.target.name}" for i in rows}
+        beside = frozenset(f"{i}.{group}" for i in b.lacking) if group else frozenset[str]()
+        counted = tuple(index for _, index, _ in parts)
+        if not group and new:
+            self.extents.update({new[i]: self.extents[i] for i in rows})
+            outer = next(t for t in plan.sequence if t.parallel)
+            maps = joining_loops(list(new.values()), shape, outer, (counted[-1], parts[-1][2]))
+            levels = tuple(t for m in maps for t in m.tiles)
+            plan = replace(plan, loops={**plan.loops, **{m.index: m for m in maps}}, sequence=(*levels, *plan.sequence))
+        read = Access(name, (*(Name(i) for i in counted), *(Name(new[i]) for i in rows)))
+        second = replace(
+            eq,
+            targets=(Target(eq.target.name, renamed(eq.target.subscripts, new)),),
+            value=Reduction(value.reducer, counted, None, None, (read,), value.span),
+        )
+        return [first, Leaf(second, leaf.number + 1, tuple(new.values()), counted, beside=beside)], plan
+
+    def _needs_line(self, eq: Equation, level: TileLevel, joined: Sequence[Combine]) -> None:
+        if not any(c.over == level.index for c in joined):
+            name = part_of(eq.target).rstrip(".")
+            raise TcError(
+                f"loop '{level.index}' is divided among blocks, but '{name}' sums over it",
+                level.span,
+                self.text,
+                f"add: combine {name} over {level.index} by partials",
+            )
+
+    def _error(self, eq: Equation, c: Combine, why: str, hint: str) -> TcError:
+        name = part_of(eq.target).rstrip(".")
+        return TcError(f"{name} cannot be combined over {c.over} by {c.by}: {why}", c.span, self.text, hint)
+
+
+def block_condition(leaf: Leaf, starts: Mapping[str, Expr], summing: bool) -> Expr | None:
+    """Where a sum beside others is computed: in the first blocks along what it lacks, or (while `summing`) in the
+    block to which the turn is dealt. `starts` are the values at which the tiles of the indices begin."""
+    out: Expr | None = None
+    for index in sorted(leaf.beside):
+        dealt = leaf.dealt
+        if dealt is None or dealt.blocks.index != index:
+            own: Expr | None = Binary("==", starts[index], Num(0))
+        elif summing:
+            turn = fold(Binary("//", starts[dealt.turns.index], Num(dealt.turns.block or 1)))
+            number = fold(Binary("//", starts[index], Num(dealt.blocks.block or 1)))
+            own = Binary("==", fold(Binary("%", turn, Num(dealt.count))), number)
+        else:
+            own = None
+        if own is not None and own != Binary("==", Num(0), Num(0)):
+            out = own if out is None else Binary("and", out, own)
+    return out

@@ -1,0 +1,208 @@
+"""Sums in the blocks of a product that has one loop more (`schedule/beside.py`): they read its tiles in shared memory
+while it runs, and their lanes are joined behind the loop."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.disassemble import disassemble
+from tcomp.dsl.ast import DType
+from tcomp.dsl.load import load_text
+from tcomp.dsl.storage import bound
+from tcomp.errors import UserError
+from tcomp.grad import backward_of
+from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope
+from tcomp.ir.walk import computes
+from tcomp.machine.gpu import H100, GpuMachine
+from tcomp.runtime.vgpu.report import Report
+from tcomp.schedule.lower import lower
+from tests.tcomp.nvptx.support import given, lowered, run
+from tests.tcomp.test_schedule_gpu import assert_keeps_results
+
+RNG = np.random.default_rng(17)
+TEXT = """
+op f(dY: bf16[M, N], X: bf16[M, K]{old}) -> {new}:
+  db[n] {eq} {reducer} m: dY[m, n]
+  dW[n, k] {eq} sum m: dY[m, n] * X[m, k]
+
+schedule f on sm_90a:
+  n -> grid.y({rows}) / warpgroup(64) / mma
+  k -> grid.x({columns}) / mma
+  m -> grid.z({part}) / pipe(64, {stages}) / mma
+  n of db -> warpgroup(64) / lane / vec(4)
+  m of db -> lane.y(8) / unroll(2)
+  stage dY, X in shared at m by tma
+  stage dW in shared at k by tma
+  use wgmma for dW
+  combine dW, db over m by partials
+  {share}
+  {further}
+"""
+SHARE = "combine db over k by partials"
+FEW = replace(H100, sms=3)
+
+
+def text(
+    part: int = 128, share: str = SHARE, further: str = "producer warp\n  persistent\n  raster 8", reducer: str = "sum",
+    rows: str = "128", columns: int = 64, stages: int = 3, adds: bool = False,
+) -> str:  # fmt: skip
+    """`adds`: to f32 gradients that are there."""
+    old, new = (", inout dW: f32[N, K], inout db: f32[N]", "") if adds else ("", "dW: bf16[N, K], db: f32[N]")
+    eq = "+=" if adds else "="
+    return TEXT.format(
+        part=part, share=share, further=further, reducer=reducer, rows=rows, columns=columns, stages=stages,
+        old=old, new=new, eq=eq,
+    ).replace(") -> :", "):")  # fmt: skip
+
+
+def right(found: Kernel, machine: GpuMachine = FEW) -> list[Report]:
+    """The launches' reports; results are what tile IR says, no check has a finding, no bank conflict."""
+    _, reports = run(found, given(found, RNG), machine, tolerance=1e-4)
+    assert not any(r.findings for r in reports)
+    assert not sum(r.traffic["shared"].bank_conflicts for r in reports if "shared" in r.traffic)
+    return reports
+
+
+def sums_of(found: Kernel, name: str = "db") -> list[Compute]:
+    return [c for c in computes(found.phases[0]) if c.target.tensor.startswith(f"{name}.") and c.accumulate]
+
+
+RAGGED = {"M": 364, "N": 136, "K": 136}
+
+
+def test_a_tile_is_copied_once_for_both_and_parts_are_joined_in_one_launch() -> None:
+    found = lowered(text(), RAGGED)
+    packs = [s for s in _statements(found) if isinstance(s, Pack)]
+    assert sorted(p.source.tensor for p in packs) == ["X", "dY"] and len(found.phases) == 2
+    assert {b.name: b.shape for b in found.tiles if b.scope is Scope.TEAM}["db.partial"][:2] == (3, 3)
+    (own,) = sums_of(found)
+    assert found.buffer(own.target.tensor).scope is Scope.REGISTERS and own.only is not None
+    right(found)
+
+
+@pytest.mark.parametrize("share", [SHARE, ""])
+@pytest.mark.parametrize("part", [128, 4096])
+def test_blocks_along_the_other_loop_share_the_sum_or_leave_it_to_the_first(share: str, part: int) -> None:
+    found = lowered(text(part, share), RAGGED)
+    (own,) = sums_of(found)
+    assert str(own.only).count("%") == (1 if share else 0)
+    assert len(found.phases) == (1 if part == 4096 and not share else 2)
+    right(found)
+
+
+@pytest.mark.parametrize(
+    "further", ["", "persistent", "producer warp", "producer warpgroup(40)\n  persistent\n  pingpong"]
+)
+def test_with_and_without_warps_that_copy(further: str) -> None:
+    levels = text(further=further).replace("warpgroup(64) / mma", "warpgroup(64, 1) / mma") if "ping" in further else ""
+    right(lowered(levels or text(further=further), {"M": 364, "N": 136, "K": 72}))
+
+
+SHAPES = [
+    ({"M": 40, "N": 24, "K": 40}, "128"),
+    ({"M": 520, "N": 72, "K": 264}, "192"),
+    ({"M": 200, "N": 392, "K": 40}, "256) / cluster(128"),
+    ({"M": 650, "N": 264, "K": 72}, "384) / cluster(192"),
+]
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize(("dims", "rows"), [SHAPES[0], *(pytest.param(*s, marks=pytest.mark.slow) for s in SHAPES[1:])])
+def test_squares_clusters_and_sums_that_go_on(dims: dict[str, int], rows: str, adds: bool) -> None:
+    right(lowered(text(rows=rows, adds=adds, columns=96), dims))
+
+
+def test_the_largest_of_a_column() -> None:
+    """Rows past the tensor's end are zeros in the tile, and count for nothing."""
+    found = lowered(text(reducer="max"), RAGGED)
+    inputs = given(found, RNG)
+    inputs["dY"] = -np.abs(inputs["dY"]) - 1
+    run(found, inputs, FEW, tolerance=1e-4)
+
+
+def test_by_mma_sync_and_cp_async() -> None:
+    schedule = """
+schedule f on sm_80:
+  n -> grid.y(64) / warp.y(32) / mma
+  k -> grid.x(64) / warp.x(32) / mma
+  m -> grid.z(128) / pipe(32, 3) / mma
+  n of db -> warp.y(32) / lane / vec(4)
+  m of db -> lane.y(4)
+  stage dY, X in shared at m by cp.async swizzle
+  use mma.sync for dW
+  combine dW, db over m by partials
+  combine db over k by partials
+"""
+    head = text().partition("schedule")[0]
+    found = lowered(head + schedule, {"M": 300, "N": 100, "K": 90})
+    assert len(found.phases) == 2
+    run(found, given(found, RNG), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("share", [SHARE, ""])
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("part", [64, 192, 4096])
+@pytest.mark.parametrize("dims", [RAGGED, {"M": 40, "N": 24, "K": 40}])
+def test_tile_ir_keeps_results(share: str, adds: bool, part: int, dims: dict[str, int]) -> None:
+    written = text(part, share, adds=adds).replace("dW: bf16", "dW: f32")
+    module = load_text(written, "f.tc")
+    assert_keeps_results(module.ops["f"], module, dims, lower(module.ops["f"], module, dims, H100))
+
+
+# ----------------------------------------------------------------------------------------------------- as shipped
+
+
+def shipped(name: str, dims: dict[str, int], machine: GpuMachine = H100) -> Kernel:
+    module = load_text("import ops.linear\n", "f.tc")
+    found = backward_of(name, module)
+    assert found is not None
+    kernels = lower(bound(found, DType.BF16), module, dims, machine).kernels
+    assert not any(k.writes == {"db"} for k in kernels)
+    return next(k for k in kernels if "dW" in k.writes)
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "k"),
+    [("linear_residual", 768, 3072), ("linear", 2304, 768), ("linear_residual", 768, 768), ("linear_gelu", 3072, 768)],
+)
+def test_gpt2s_bias_gradients_cost_no_launch_and_run_beside_the_products(name: str, n: int, k: int) -> None:
+    """Between the issue of a turn's group and the wait for the one before; nothing spills, nothing is serialised."""
+    found = shipped(name, {"M": 16384, "N": n, "K": k})
+    assert {"dW", "db"} <= found.writes and len(found.phases) == 2
+    gpu = compile_kernel(found, H100)
+    assembled = assemble(gpu.ptx, "sm_90a")
+    for r in assembled.resources:
+        assert r.spill_store_bytes == r.spill_load_bytes == r.stack_bytes == 0
+    assert not [m for m in assembled.findings if m.code != "C7504"]
+    try:
+        sass = disassemble(assembled.cubin)
+    except UserError:
+        pytest.skip("nvdisasm is not installed")
+    kinds = {"HGMMA": "i", "gsb0": "g", "WARPGROUP.DEPBAR": "w", "LDS.64": "l"}
+    order = "".join(kinds[m] for m in re.findall(r"HGMMA|gsb0(?= ;)|WARPGROUP\.DEPBAR|LDS\.64(?= R)", sass))
+    turns = re.findall(r"i+gl{8}w", order)
+    assert len(turns) == sass.count("WARPGROUP.DEPBAR.LE gsb0, 0x1"), order
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear", "linear_residual", "linear_gelu"])
+def test_shipped_bias_gradients_of_divided_sums(name: str) -> None:
+    found = shipped(name, {"M": 2112, "N": 136, "K": 264})
+    assert found.buffer("db.partial").shape[0] == 2
+    inputs = {
+        o.name: RNG.standard_normal(o.shape).astype(np.float32) / 8 for o in found.operands if o.name in found.reads
+    }
+    run(found, inputs, FEW)
+
+
+def _statements(found: Kernel) -> list[object]:
+    def inside(body: tuple[object, ...]) -> list[object]:
+        return [x for s in body for x in (s, *(inside(s.body) if isinstance(s, Loop) else ()))]
+
+    return inside(found.phases[0])
