@@ -75,13 +75,13 @@ class StepShape:
         return StepShape(config, int(batch), int(length), int(numbers.pop("accumulation", 1)), numbers, precision)
 
 
-def instances_of(module: Module, model: str, shape: StepShape) -> tuple[Instance, ...]:
-    """The distinct op instances of a whole training step, in order of first use. UserError or TcError as
+def instances_of(module: Module, model: str, shape: StepShape, machine: Machine) -> tuple[Instance, ...]:
+    """The distinct op instances of a whole training step on a machine, in order of first use. UserError or TcError as
     `build_graph`."""
     sizes = {"B": shape.batch, "T": shape.length}
     overrides = dict(shape.overrides or {})
     graph = in_chunks(build_graph(module, model, shape.config, sizes, overrides, shape.precision or None), module)
-    programs = build_programs(graph, module, True, shape.accumulation)
+    programs = build_programs(graph, module, True, shape.accumulation, targets=machine.targets)
     again = shape.accumulation - 1
     nodes: list[tuple[Node, int]] = [(n, shape.accumulation) for n in programs.forward]
     nodes += [(n, 1) for n in programs.backward]

@@ -171,7 +171,7 @@ class Search:
     # --------------------------------------------------------------------------------------- what to tune
 
     def _wanted(self) -> list[Instance]:
-        every = instances_of(self.module, self.model, self.plan.shape)
+        every = instances_of(self.module, self.model, self.plan.shape, self.machine)
         if not self.plan.ops:
             return list(every)
         names = sorted({i.op.name for i in every})

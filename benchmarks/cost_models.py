@@ -49,7 +49,7 @@ def main() -> None:
     name = common.only_model(module, args.model).name
     wanted = args.op or ["linear", "attention"]
     seen = set()
-    for instance in instances_of(module, name, StepShape(args.config, args.batch, args.length)):
+    for instance in instances_of(module, name, StepShape(args.config, args.batch, args.length), detect()):
         if instance.op.name in wanted and instance.op.name not in seen:
             seen.add(instance.op.name)
             for line in correlations(module, instance, args.points, args.seed):

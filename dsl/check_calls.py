@@ -24,6 +24,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count, did_you_mean, listing
 from tcomp.dsl.recipes import RECIPES
 from tcomp.dsl.storage import STORAGE
+from tcomp.dsl.targets import family_of
 
 ANNOTATIONS = {"recompute": 0, "chunks": 1, "at_once": 1}
 
@@ -84,11 +85,14 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             hint = f"pass it: {op.name}(..., {d} = ...)"
             raise TcError(f"op '{op.name}' needs its dimension '{d}'", s.span, hint=hint)
     for a in s.annotations:
+        if a.function == "early":
+            _check_early(op, a)
+            continue
         if a.function not in ANNOTATIONS:
             raise TcError(
                 f"unknown annotation '{a.function}'",
                 a.span,
-                hint=did_you_mean(a.function, [*ANNOTATIONS, *RECIPES], "annotation"),
+                hint=did_you_mean(a.function, [*ANNOTATIONS, "early", *RECIPES], "annotation"),
             )
         if len(a.args) != ANNOTATIONS[a.function]:
             number = count(ANNOTATIONS[a.function], "value")
@@ -133,6 +137,17 @@ def _check_at_once(op: Op, a: Call, module: Module) -> None:
             raise TcError(
                 f"'{o.name}' of op '{name}' is neither an operand of '{op.name}' nor a gradient", a.span, hint=hint
             )
+
+
+def _check_early(op: Op, a: Call) -> None:
+    """TcError where an annotation names no temporary (whether the backward has it is known when that is derived), or a
+    target that there is not."""
+    hint = f"write `[early(dP)]`, or `[early(dP, gpu)]`; `tcomp grad` prints the backward of '{op.name}'"
+    if not a.args or not isinstance(a.args[0], Name):
+        raise TcError("`early` does not name a temporary of the call's backward", a.span, hint=hint)
+    for e in a.args[1:]:
+        if not isinstance(e, Name) or family_of(e.id) is None:
+            raise TcError("behind the temporary, `early` takes targets", a.span, hint=hint)
 
 
 def _check_argument(

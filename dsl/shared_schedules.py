@@ -139,6 +139,8 @@ class _Fit:
                 return replace(d, tensors=names) if names and not self.foreign_loop(at) else None
             case ast.Use(_, names):
                 names = tuple(n for n in self.tensors(names) if not self.foreign_sum(n))
+                if self.derived and (sums := tuple(n for n in names if n in self.own.sums)):
+                    names = sums  # `dX, dX_sum`: where dX is made of dX_sum, that is the sum
                 return replace(d, names=names) if names else None
             case ast.Combine(names, over):
                 names = self.tensors(names)

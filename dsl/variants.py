@@ -6,7 +6,8 @@
     optimizer adamw_stochastic:
     state scales: f32[L, 3, 16] = zeros by history under fp8       under any other: left out
 
-The arguments of the annotation behind the op are operands that it takes after the call's own.
+The arguments of the annotation behind the op are operands that it takes after the call's own. `[early(dP)]` speaks of
+the backward of the call's own op, and falls away with it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def _statement(s: ModelStatement, precision: str, module: Module) -> ModelStatem
         return s if len(kept) == len(s.annotations) else replace(s, annotations=kept)
     if len(chosen) > 1:
         raise TcError(f"two variants for {precision}", chosen[1].span, hint="keep one of them")
-    return replace(_variant(s, chosen[0], module), annotations=kept)
+    own = tuple(a for a in kept if a.function != "early")  # it speaks of the backward of the op that is replaced
+    return replace(_variant(s, chosen[0], module), annotations=own)
 
 
 def _variant(s: OpCall, a: Call, module: Module) -> OpCall:

@@ -123,7 +123,7 @@ def verify_step(
     """One whole step (forward, backward, update) of `executor` against the oracle, from its present state.
 
     The graph's nodes are evaluated one by one in float64 on copies of the executor's arrays; those that the executor
-    computes at once with their backward, as the calls that the text has.
+    computes at once with their backward, as the calls that the text has, and each equation where its op has it.
     """
     step = executor.step
     graph = build_graph(module, step.model, step.config, {"B": batch, "T": length}, overrides, step.precision)

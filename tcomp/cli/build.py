@@ -98,7 +98,7 @@ def build(
     gpu_build = build_gpu.build_kernels(list(step.kernels.values()), machine, cache, _colour()) if machine else None
     files = gpu_build.files if gpu_build else dict(_compile(built, cache))
     lap("compile and assemble" if machine else "compile")
-    graph, parts = show.nodes_of(module, built.name, step.config, batch, length, numbers, step.precision)
+    graph, parts = show.nodes_of(module, built.name, step.config, batch, length, numbers, built.machine, step.precision)
     ops = show.distinct(parts)
     passed = untaken.schedules(module, ops, machine) if machine else untaken.Untaken()
     files |= {

@@ -13,6 +13,8 @@ from tcomp.errors import UserError
 if TYPE_CHECKING:
     from tcomp.dsl.ast import Module, Op
     from tcomp.dsl.dims import Number
+    from tcomp.machine.cpu import CpuMachine
+    from tcomp.machine.gpu import GpuMachine
     from tcomp.model.graph import Graph, Node
 
 
@@ -89,7 +91,7 @@ def show(
     if module.models:
         model = common.only_model(module, file)
         chosen = config or common.default_config(module, file)
-        g, parts = nodes_of(module, model.name, chosen, batch, length, numbers, precision)
+        g, parts = nodes_of(module, model.name, chosen, batch, length, numbers, machine, precision)
         instances = distinct(parts)
         if op:
             known = list(dict.fromkeys(o.name for o, _ in instances))
@@ -126,15 +128,22 @@ def show(
 
 
 def nodes_of(
-    module: Module, model: str, config: str, batch: int, length: int, dims: dict[str, Number], precision: str = ""
+    module: Module,
+    model: str,
+    config: str,
+    batch: int,
+    length: int,
+    dims: dict[str, Number],
+    machine: CpuMachine | GpuMachine,
+    precision: str = "",
 ) -> tuple[Graph, dict[str, tuple[Node, ...]]]:
-    """The graph and its nodes by part: forward, backward, update."""
+    """The graph and its nodes on a machine by part: forward, backward, update."""
     from tcomp.model.programs import build_programs
     from tcomp.model.unroll import build_graph
 
     sizes = common.declared(module.models[model], {"B": batch, "T": length})
     graph = build_graph(module, model, config, sizes, dims, precision or None)
-    programs = build_programs(graph, module)
+    programs = build_programs(graph, module, targets=machine.targets)
     parts = {"forward": programs.forward, "backward": programs.backward}
     if programs.update is not None:
         parts["update"] = programs.update.nodes

@@ -306,7 +306,7 @@ def _check(
             shape = StepShape.parse(text)
         except (KeyError, ValueError) as e:
             raise UserError(f"{found}: {text!r} is no step", "restore the file, or remove it and tune again") from e
-        bad, absent = apply.check(lock, module, instances_of(module, model, shape), machine, threads)
+        bad, absent = apply.check(lock, module, instances_of(module, model, shape, machine), machine, threads)
         stale, missing = stale + bad, missing + absent
     for title, lines in (("stale", stale), ("not tuned", missing)):
         for line in dict.fromkeys(lines):

@@ -28,13 +28,12 @@ class Untaken:
 def schedules(module: Module, instances: Iterable[tuple[Op, Mapping[str, int]]], machine: GpuMachine) -> Untaken:
     """What to say of op instances: a line and a remedy for each whose best schedule is not taken."""
     from tcomp.schedule.choose import choice_of
-    from tcomp.schedule.family import gpu_targets
 
     told: dict[str, str] = {}
     count = 0
     types: dict[str, list[str]] = {}
     for op, dims in instances:
-        choice = choice_of(op, module, dims, gpu_targets(machine.target))
+        choice = choice_of(op, module, dims, machine.targets)
         if not choice.refused:
             continue
         best = next((r for r in choice.refused if r.kind == "copies"), choice.refused[0])

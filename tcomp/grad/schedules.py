@@ -1,7 +1,8 @@
 """Schedules of derived backward ops, checked as a text checks those of written ones (dsl/check_schedules.py):
 the op's names come with its equations, so it has to be derived first.
 
-A name in a schedule that several ops share is right when one of them has it.
+A name in a schedule that several ops share is right when one of them has it. `dX_sum` is what `dX` is before another
+op's equation makes `dX` of it (tcomp/grad/early.py), so every op that gives `dX` has it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from tcomp.dsl.check_schedules import check_schedule
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.shared_schedules import fit_shared
 from tcomp.grad import backward_of
+from tcomp.grad.early import with_sums
 
 
 def check_derived_schedules(module: Module) -> None:
@@ -36,6 +38,7 @@ def _derived(name: str, module: Module) -> Op | None:
     if forward == name or forward not in module.ops:
         return None
     try:
-        return backward_of(forward, module)
+        found = backward_of(forward, module)
     except TcError:
         return None
+    return None if found is None else with_sums(found)

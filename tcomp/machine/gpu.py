@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from tcomp.dsl.targets import GPU_TARGETS
 from tcomp.errors import UserError
 
 
@@ -65,6 +66,14 @@ class GpuMachine:
     def sm(self) -> int:
         """90 for sm_90a."""
         return int("".join(c for c in self.target if c.isdigit()))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The schedule targets that apply, most specific first: its own, its family's, those of older GPUs (whose
+        instructions newer ones keep, unless the name ends in a letter), then `gpu`."""
+        own = self.target.rstrip("af")
+        older = sorted((int(t[3:]) for t in GPU_TARGETS if t[3:].isdigit() and int(t[3:]) < self.sm), reverse=True)
+        return tuple(dict.fromkeys((self.target, own, *(f"sm_{n}" for n in older), "gpu")))
 
     @property
     def capability(self) -> tuple[int, int]:

@@ -228,6 +228,7 @@ class _Differentiation:
         news = frozenset(n for n in outputs if node.operands[n[1:]].tensor in self.graph.states)
         form = self.variants.form(op, dtypes, frozenset(adding), news)
         operands: dict[str, View] = {}
+        incoming = set()
         for p in form.operands:
             if p.name in views:
                 operands[p.name] = views[p.name]
@@ -242,10 +243,12 @@ class _Differentiation:
                         f"use it, or leave the written backward out, so that one is derived for what is used",
                     )
                 operands[p.name] = y.of(self.gradients[y.tensor].tensor)
+                incoming.add(p.name)
             else:
                 raise self.error(node, f"'{form.name}' reads '{p.name}', which '{node.op.name}' does not have")
         label = node.label.replace(node.op.name, form.name, 1)
-        self.nodes.append(Node(form, self.bind(op, form, node), operands, label, node.span))
+        dims, early, gradients = self.bind(op, form, node), node.early, frozenset(incoming)
+        self.nodes.append(Node(form, dims, operands, label, node.span, early=early, incoming=gradients))
 
     def bind(self, op: Op, form: Op, node: Node) -> dict[str, int]:
         """The dimensions of a form of the backward op `op`, from the shapes of all of the op's own operands: a

@@ -74,7 +74,9 @@ class Drafter:
 
     def draft(self, graph: Graph) -> Draft:
         """The step of a graph, not yet placed."""
-        p = build_programs(graph, self.module, self.training, self.accumulation, self.variants)
+        p = build_programs(
+            graph, self.module, self.training, self.accumulation, self.variants, targets=self.machine.targets
+        )
         forward = self.lowering.launches(p.forward)
         launches: dict[str, tuple[PlannedLaunch, ...]] = {}
         if self.training:

@@ -65,12 +65,23 @@ class View:
         return View(tensor, self.offset, self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Early:
+    """`[early(dP, gpu)]`: the equation of a call's backward that is computed where the gradient comes from, on these
+    targets (none: on all)."""
+
+    equation: str
+    on: tuple[str, ...]
+    span: Span
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Node:
     """One op instance. `operands` are its parameters and results by the op's own names; `recompute` names
     the results to be computed again for the backward pass instead of kept; `real` is what the op's `real` is
     bound to; `chunks` asks for its result in so many parts (chunks.py), `at_once` names the op that computes the
-    call and its backward together (at_once.py)."""
+    call and its backward together (at_once.py). A backward node has the `early` of its call (early.py), and `incoming`,
+    its operands that are gradients."""
 
     op: Op
     dims: dict[str, int]
@@ -81,6 +92,8 @@ class Node:
     real: DType = DType.F32
     chunks: int = 1
     at_once: str = ""
+    early: Early | None = None
+    incoming: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

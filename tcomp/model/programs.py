@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tcomp.dsl.ast import DType, Module
 from tcomp.model.at_once import at_once
 from tcomp.model.autodiff import Variants, differentiate
+from tcomp.model.early import EarlyEquations
 from tcomp.model.flat import FlatLayout, flat_layout, like_parameters
 from tcomp.model.graph import Graph, Node, Tensor
 from tcomp.model.optimizer import Update, build_update, state_names
@@ -49,10 +51,12 @@ def build_programs(
     accumulation: int = 1,
     variants: Variants | None = None,
     apart: bool = False,
+    targets: Sequence[str] = (),
 ) -> Programs:
     """Differentiate a graph and build its update; nothing is lowered or placed. `variants` are derived ops that an
-    earlier call for the same module has left. `apart`: `[at_once(OP)]` joins no call with its backward, so that OP can
-    be held against the two."""
+    earlier call for the same module has left. `apart`: `[at_once(OP)]` joins no call with its backward, and
+    `[early(dP)]` moves no equation, so that what they make can be held against the ops apart. `targets` are those of
+    the machine, for what the text says of some targets only."""
     layout = flat_layout(graph, module)
     step = Tensor("step", DType.I32, (), "scalar", "executor")
     seed = Tensor("loss_gradient", graph.loss.tensor.dtype if graph.loss else DType.F32, (), "scalar", "executor")
@@ -60,12 +64,16 @@ def build_programs(
     if not training:
         return Programs(graph, layout, {}, {}, {}, {}, step, seed, graph.nodes, (), (), (), None)
     variants = variants or Variants(module)
+    early = EarlyEquations(module, tuple(targets))
     gradients = like_parameters(graph, "grad", "gradient")
     news = {t: Tensor(f"news.{t.name}", t.dtype, t.shape, "gradient", t.name) for t in graph.states}
 
     def passes(later: bool) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
         backward = differentiate(graph, variants, gradients | news, seed, accumulate=later)
-        return (graph.nodes, backward) if apart else at_once(graph.nodes, backward, module)
+        if apart:
+            return graph.nodes, backward
+        forward, backward = at_once(graph.nodes, backward, module)
+        return forward, early(forward, backward)
 
     first = passes(False)
     later = passes(True) if accumulation > 1 else ((), ())

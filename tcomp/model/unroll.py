@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from math import prod
 
 from tcomp.dsl.ast import (
+    Call,
     DType,
     Expr,
     ForLayers,
@@ -32,7 +33,7 @@ from tcomp.dsl.storage import binding, bound
 from tcomp.dsl.variants import mentioned, under
 from tcomp.errors import UserError
 from tcomp.model.dimensions import mentions, model_dims, one_of
-from tcomp.model.graph import Graph, Node, Parameter, Tensor, View
+from tcomp.model.graph import Early, Graph, Node, Parameter, Tensor, View
 
 _MOST_LAYERS = 10_000
 
@@ -192,7 +193,8 @@ class _Builder:
         chunks = max([1, *(self.integer(a.args[0], index) for a in c.annotations if a.function == "chunks")])
         together = next((a.args[0] for a in c.annotations if a.function == "at_once"), None)
         both = together.id if isinstance(together, Name) else ""
-        self.nodes.append(Node(op, dims, operands, label, c.span, recompute, real, chunks, both))
+        early = next((_early(a) for a in c.annotations if a.function == "early"), None)
+        self.nodes.append(Node(op, dims, operands, label, c.span, recompute, real, chunks, both, early))
 
     def real(self, op: Op, given: Mapping[str, TensorRef | Expr], c: OpCall) -> DType:
         """What this call binds `real` to: the type of the tensors it passes, else the model's."""
@@ -306,6 +308,11 @@ def _int(value: int | float, e: Expr) -> int:
     if value != int(value):
         raise TcError(f"a dimension must be a whole number, '{print_expression(e)}' is {value}", e.span)
     return int(value)
+
+
+def _early(a: Call) -> Early:
+    equation, *targets = [e.id for e in a.args if isinstance(e, Name)]
+    return Early(equation, tuple(targets), a.span)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

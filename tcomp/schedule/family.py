@@ -8,7 +8,6 @@ from typing import Protocol
 
 from tcomp.dsl.ast import Equation, Op, Schedule
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.targets import GPU_TARGETS
 from tcomp.instructions import INSTRUCTIONS
 from tcomp.instructions.matching import match
 from tcomp.instructions.vector_matching import match_vector
@@ -159,7 +158,7 @@ class GpuFamily:
 
     def __init__(self, machine: GpuMachine, itemsize: int) -> None:
         self.machine = machine
-        self.targets: tuple[str, ...] = gpu_targets(machine.target)
+        self.targets: tuple[str, ...] = machine.targets
         self.rules = GpuLevels(machine, itemsize)
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
@@ -208,14 +207,6 @@ class GpuFamily:
         check_overlap(kernel, plan, self.machine.target, text)
         check_promotion(kernel, plan, text)
         check_flags(kernel, plan.flags, plan.sequence, self.machine, text)
-
-
-def gpu_targets(target: str) -> tuple[str, ...]:
-    """The schedule targets that a GPU takes, most specific first: its own, its family's, those of older GPUs (whose
-    instructions newer ones keep, unless the name ends in a letter), then `gpu`."""
-    own = target.rstrip("af")
-    older = sorted((t for t in GPU_TARGETS if t[3:].isdigit() and int(t[3:]) < int(own[3:])), key=lambda t: -int(t[3:]))
-    return tuple(dict.fromkeys((target, own, *older, "gpu")))
 
 
 def family_for(machine: Machine, threads: int, itemsize: int = 4) -> Family:

@@ -55,7 +55,7 @@ def gpt2() -> Module:
 
 
 def gpt2_instance(op: str, module: Module) -> Instance:
-    return next(i for i in instances_of(module, "gpt2", SHAPE) if i.op.name == op)
+    return next(i for i in instances_of(module, "gpt2", SHAPE, detect()) if i.op.name == op)
 
 
 def search_on(

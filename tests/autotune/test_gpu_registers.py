@@ -78,7 +78,7 @@ def test_nothing_that_is_shipped_or_has_won_is_refused(model: str, machine: str)
     module = load(MODELS / f"{model}.tc", shape.precision)
     applied = Applied(lock, module, gpu, 1)
     found = []
-    for instance in instances_of(module, model, shape):
+    for instance in instances_of(module, model, shape, gpu):
         choice = applied.choice(instance)
         for values in ({}, choice.values):
             kernels = lower(instance.op, module, dict(instance.dims), gpu, 1, values).kernels

@@ -191,7 +191,7 @@ def test_a_step_s_name_is_read_again() -> None:
 
 
 def test_instances_are_distinct_and_counted() -> None:
-    found = instances_of(gpt2(), "gpt2", StepShape("tiny", 2, 16, 3, {"L": 2}))
+    found = instances_of(gpt2(), "gpt2", StepShape("tiny", 2, 16, 3, {"L": 2}), detect())
     keys = [i.key for i in found]
     assert len(keys) == len(set(keys))
     linear = next(i for i in found if i.op.name == "linear")

@@ -24,5 +24,5 @@ def test_a_shipped_lockfile_holds(model: str, machine: str) -> None:
     assert all(e.basis == "predicted" for e in lock.entries.values()), "nothing was measured on these"
     module = load(MODELS / f"{model}.tc")
     for step in lock.steps:
-        instances = instances_of(module, model, StepShape.parse(step))
+        instances = instances_of(module, model, StepShape.parse(step), machine_named(machine))
         assert check(lock, module, instances, machine_named(machine), 1)[0] == [], "run `make locks`"

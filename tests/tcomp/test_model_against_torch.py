@@ -29,9 +29,9 @@ def gpt2() -> Module:
     return load(GPT2)
 
 
-def programs(module: Module, accumulation: int) -> Programs:
+def programs(module: Module, accumulation: int, target: str = "cpu") -> Programs:
     graph = build_graph(module, "gpt2", "tiny", {"B": B, "T": T}, asdict(CONFIG))
-    return build_programs(graph, module, True, accumulation)
+    return build_programs(graph, module, True, accumulation, targets=(target,))
 
 
 def distance(got: np.ndarray, want: torch.Tensor) -> float:
@@ -63,23 +63,25 @@ def _recompute(line: str) -> str:
     return line.replace(" [fp8(", " [recompute, fp8(") if " [fp8(" in line else f"{line} [recompute]"
 
 
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_loss_and_gradients_are_those_of_torch(gpt2: Module, accumulation: int) -> None:
-    check_gradients(gpt2, accumulation)
+def test_loss_and_gradients_are_those_of_torch(gpt2: Module, accumulation: int, target: str) -> None:
+    check_gradients(gpt2, accumulation, target)
 
 
 def test_recomputed_values_give_the_same_gradients_in_less_memory(gpt2: Module) -> None:
     again = recomputing()
-    check_gradients(again, 1)
+    for target in ("cpu", "gpu"):
+        check_gradients(again, 1, target)
     plain, less = (build_step(m, "gpt2", "tiny", {"B": 4, "T": 64}, machine=detect(), threads=1) for m in (gpt2, again))
     assert len(less.programs["micro_first"]) == len(plain.programs["micro_first"]) + 3 * 4 + 1
     assert less.arena_bytes < 0.85 * plain.arena_bytes
 
 
-def check_gradients(gpt2: Module, accumulation: int) -> None:
+def check_gradients(gpt2: Module, accumulation: int, target: str) -> None:
     params = reference.random_params(CONFIG, 3, torch.float64)
     batches = reference.random_batches(CONFIG, 4, B, T, accumulation)
-    p = programs(gpt2, accumulation)
+    p = programs(gpt2, accumulation, target)
     memory = memory_of(p, params, accumulation)
     losses = []
     for i, batch in enumerate(batches):
