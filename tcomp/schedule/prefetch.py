@@ -120,9 +120,34 @@ def _fetching(body: tuple[Statement, ...], name: str, following: Mapping[str, Ex
             if a in seen or not used or not is_part(a, name) or (written and s.reduced):
                 continue
             seen.add(a)
-            s = replace(s, prefetch=(*s.prefetch, _ahead(a, used, following, written)))
+            ahead = _ahead(a, used, following, written)
+            beside = _product_beside(s, out)
+            if beside is None:
+                s = replace(s, prefetch=(*s.prefetch, ahead))
+            else:
+                out[beside] = _also(out[beside], ahead)
         out[i] = s
     return tuple(out)
+
+
+def _product_beside(s: Compute, body: Sequence[Statement]) -> int | None:
+    """Where in the body a sum of many steps stands that fetches for `s`, a sum along its lanes only: that one is over
+    before memory has answered. Of several sums the last of those that fetch the least."""
+    if not s.reduced or any(a.lanes == 1 for a in s.axes if a.name in s.reduced):
+        return None
+    sums = [
+        (len(c.prefetch), -i)
+        for i, c in enumerate(body)
+        if isinstance(c, Compute)
+        and len(c.axes) > len(s.axes)
+        and any(a.lanes == 1 and a.name in c.reduced for a in c.axes)
+    ]
+    return -min(sums)[1] if sums else None
+
+
+def _also(s: Statement, ahead: Prefetch) -> Statement:
+    assert isinstance(s, Compute)
+    return replace(s, prefetch=(*s.prefetch, ahead))
 
 
 def is_part(a: Access, name: str) -> bool:

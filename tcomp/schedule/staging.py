@@ -63,11 +63,12 @@ def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
     cache, an equation that names it. A packed tensor must lie along a register tile, and a loop that fetches ahead must
     have turns. A tensor is staged once."""
     seen: set[tuple[str, str]] = set()
+    in_place = {n for s in plan.stages if s.by == "widening" for n in s.tensors}
     for s in plan.stages:
         for name in s.tensors:
             if (name, s.space) in seen:
                 raise TcError(f"'{name}' is staged in {s.space} twice", s.span, text, "keep one line for it")
-            if {(name, "cache"), (name, "packed")} <= seen | {(name, s.space)}:
+            if {(name, "cache"), (name, "packed")} <= seen | {(name, s.space)} and name not in in_place:
                 message = f"'{name}' is packed, so nothing reads it where `in cache` would fetch it"
                 raise TcError(message, s.span, text, "keep one of the two lines")
             seen.add((name, s.space))

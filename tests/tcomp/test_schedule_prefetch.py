@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from tcomp.codegen.cpu import prefetch
 from tcomp.codegen.cpu.compile import kernel_ir
 from tcomp.codegen.cpu.emitter import Emitter
 from tcomp.codegen.cpu.types import IrValue
-from tcomp.dsl.ast import Num
+from tcomp.dsl.ast import DType, Num
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load, load_text
+from tcomp.dsl.printer import print_expression
+from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
 from tcomp.ir.print import print_kernel
 from tcomp.ir.tile import Kernel, Prefetch
@@ -110,6 +113,58 @@ def test_wide_vectors_fetch_all_of_a_tile_with_more_rows_than_register_tiles(
     lines = executor.array("W").view(np.uint8).reshape(288, 4, 64).any(-1)  # 16 values a line, as many as a tile of k
     executor.close()
     assert lines[:96, 1:].all() and lines[96:].all()
+
+
+CAUSAL = """
+op causal(S: f32[H, T, T], V: f32[H, T, E]) -> O: f32[H, T, E]:
+  O[h, q, e] = sum k where REGION: S[h, q, k] * V[h, k, e]
+
+schedule causal on cpu:
+  h -> core(1)
+  q -> seq(64) / unroll(4)
+  k -> seq(64)
+  e -> unroll(2) / vec
+  stage V in packed at h by prefetch
+"""
+
+
+@pytest.mark.parametrize("region", ["k <= q", "q <= k", "k < q"])
+def test_a_sum_that_a_condition_cuts_fetches_all_of_the_next_tile(
+    region: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its register tiles have from few to all of the sum's steps, and together half of them; each prefetch leaves a
+    mark where it points."""
+
+    def mark(em: Emitter, pointer: IrValue, written: bool) -> None:
+        em.here().store(ir.Constant(ir.IntType(8), 1), pointer)
+
+    monkeypatch.setattr(prefetch, "touch", mark)
+    monkeypatch.setattr("tcomp.codegen.cpu.counted_prefetch.WIDE", 4)
+    machine, dims = detect(), {"H": 3, "T": 64, "E": 64}
+    module = load_text(CAUSAL.replace("REGION", region))
+    lowered = lower(module.ops["causal"], module, dims, machine)
+    executor = CpuExecutor(single_op_step(lowered, dims, guard=4096), machine, 1, tmp_path)
+    executor.array("V")[...] = 0.0
+    executor.run("run")
+    lines = executor.array("V").view(np.uint8).reshape(3, 64 * 4, 64).any(-1)
+    behind = executor.array("guard.V").any()
+    executor.close()
+    assert lines[1:].all() and not lines[0].any() and not behind
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.BF16])
+def test_what_a_short_sum_reads_is_fetched_beside_a_product(dtype: DType) -> None:
+    """Attention's delta walks a row in one step: the products fetch its rows, as many parts each as the others. Rows
+    that are read where they lie and packed besides (bf16) are fetched, too."""
+    module = load("models/ops/attention.tc")
+    backward = backward_of("attention", module)
+    assert backward is not None
+    machine = replace(AVX512, features=("avx512bf16",))
+    (kernel,) = lower(bound(backward, dtype), module, {"B": 1, "T": 64, "H": 12, "D": 64}, machine).kernels
+    beside = [(c, p.source) for phase in kernel.phases for c in computes(phase) for p in c.prefetch]
+    assert all(len(c.axes) == 3 for c, _ in beside)
+    parts = sorted(a.tensor + (print_expression(a.subscripts[2]) if a.tensor == "QKV" else "") for _, a in beside)
+    assert parts == ["O", "QKV0", "QKV1", "QKV2", "dO"]
 
 
 @pytest.mark.parametrize("sizes", [(50, 100, 33), (1, 1, 1), (24, 96, 16), (7, 193, 64)])

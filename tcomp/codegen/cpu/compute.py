@@ -22,6 +22,7 @@ from llvmlite import ir
 
 from tcomp.codegen.cpu.addressing import Addressing, Place
 from tcomp.codegen.cpu.conditions import remaining, without
+from tcomp.codegen.cpu.counted_prefetch import CountedPrefetcher, reduction_prefetchers
 from tcomp.codegen.cpu.domain import Domain, Point, Scope
 from tcomp.codegen.cpu.dot import dot
 from tcomp.codegen.cpu.emitter import Emitter, Int
@@ -108,10 +109,10 @@ class ComputeGenerator:
         self.singles = [(x, self.evaluator.value(n, {})) for x, n in found if not n.unsafe]
         self._unroll_reduction()
         self._interleave()
-        self.prefetchers: list[Prefetcher] = []
+        self.prefetchers: list[Prefetcher | CountedPrefetcher] = []
         if self.reduced:
-            made = [Prefetcher(self.em, self.scope, p, self.parallel, self.reduced[-1]) for p in node.prefetch]
-            self.prefetchers = [p for p in made if p.possible]
+            cut = any(c.skips and c.bends for c in self.conditions)
+            self.prefetchers = reduction_prefetchers(self.em, self.scope, node, self.parallel, self.reduced, cut)
         maps = [] if self.reduced else [MapPrefetcher(self.em, self.scope, p) for p in node.prefetch]
         self.map_prefetchers = [p for p in maps if p.possible]
         self.epilogue = Epilogue(node, self.domain, self.graph, self.evaluator)
@@ -319,7 +320,12 @@ class ComputeGenerator:
                     return self._reduce(i + 1, points, separate, list(carried))
 
             v = s.variant
+            ahead = self.prefetchers if axis is self.reduced[-1] else []
+            for p in ahead:
+                p.enter(v.start)
             acc = self.em.loop(v.start, v.stop, v.unroll * axis.lanes, acc, body, v.nonempty)
+            for p in ahead:
+                p.leave(v.start, v.stop)
         return acc
 
     def _accumulate(self, points: list[dict[str, int]], separate: list[Axis], acc: Accumulators) -> Accumulators:
@@ -327,7 +333,7 @@ class ComputeGenerator:
         acc = list(acc)
         count = len(acc) // len(points)
         innermost = self.reduced[-1].name
-        prefetchers: list[Prefetcher | TilePrefetcher] = [*self.prefetchers, self.ahead]
+        prefetchers = [*self.prefetchers, self.ahead]
         for step in self._points(self.reduced):
             for prefetcher in prefetchers:
                 prefetcher.touch(self.domain.states[innermost], step[innermost])

@@ -148,6 +148,13 @@ class Emitter:
 
     # ----------------------------------------------------------------------------------------- values
 
+    def variable(self) -> IrValue:
+        """A word of the function's own memory."""
+        entry = self.function.entry_basic_block
+        b = ir.IRBuilder(entry)
+        b.position_at_start(entry)
+        return b.alloca(self.word)
+
     def i64(self, value: Int) -> IrValue:
         return ir.Constant(self.word, value) if isinstance(value, int) else value
 

@@ -41,11 +41,11 @@ class Prefetcher:
 
     def __init__(self, em: Emitter, scope: Scope, node: Prefetch, parallel: Sequence[Axis], reduced: Axis) -> None:
         self.em, self.parallel, self.reduced = em, parallel, reduced
-        domain, place, base = _region(em, scope, node)
+        domain, place, base = region(em, scope, node)
         size = place.buffer.dtype.bytes
         # (how many, bytes from one to the next) along each dimension of the region, lines along the contiguous one.
         dims = [(domain.axes[a].block, stride * size) for a, stride in sorted(place.counters, key=lambda c: -c[1])]
-        self.possible = bool(dims) and dims[-1][1] == size and _is_affine(place)
+        self.possible = bool(dims) and dims[-1][1] == size and is_affine(place)
         if self.possible:
             lines = -(-dims[-1][0] * size // LINE) + 1  # a row may begin within a line
             rows = math.prod(n for n, _ in dims[:-1])
@@ -63,7 +63,7 @@ class Prefetcher:
         b = self.em.here()
         number = self._number(states)
         if self.several > 1:
-            self.first = _quotient(b, self.em.mul(number, self.rows), self.tiles)
+            self.first = quotient(b, self.em.mul(number, self.rows), self.tiles)
             return
         self.run: IrValue = b.gep(self.base, [self.em.i64(self._offset(number))], source_etype=I8)
 
@@ -73,9 +73,15 @@ class Prefetcher:
         rest = number
         offset: Int = 0
         for n, step in reversed(self.dims[1:]):
-            offset = self.em.add(offset, self.em.mul(_rest(b, rest, n), step))
-            rest = _quotient(b, rest, n)
+            offset = self.em.add(offset, self.em.mul(remainder(b, rest, n), step))
+            rest = quotient(b, rest, n)
         return self.em.add(offset, self.em.mul(rest, self.dims[0][1]))
+
+    def enter(self, start: Int) -> None:
+        """The tile's innermost loop begins: nothing to do."""
+
+    def leave(self, start: Int, stop: Int) -> None:
+        """It has ended."""
 
     def touch(self, state: AxisState, step: int) -> None:
         """One prefetch for this step of the reduction, unless an earlier one of this turn is on the same line."""
@@ -97,8 +103,8 @@ class Prefetcher:
             return
         b = em.here()
         at = em.add(state.base, step * state.lanes)
-        line = _quotient(b, em.mul(at, wanted), self.block)
-        row = _quotient(b, line, self.lines)
+        line = quotient(b, em.mul(at, wanted), self.block)
+        row = quotient(b, line, self.lines)
         within = em.add(line, em.mul(row, -self.lines))
         offset = em.add(self._offset(em.add(self.first, row)), em.mul(within, LINE))
         touch(em, b.gep(self.base, [em.i64(offset)], source_etype=I8), written=False)
@@ -109,7 +115,7 @@ class Prefetcher:
         tiles = 1
         for a in reversed(self.parallel):
             size = a.unroll * a.lanes
-            index = _quotient(self.em.builder, states[a.name].base, size)
+            index = quotient(self.em.builder, states[a.name].base, size)
             number = self.em.add(number, self.em.mul(index, tiles))
             tiles *= math.ceil(a.block / size)
         return number
@@ -120,10 +126,10 @@ class MapPrefetcher:
 
     def __init__(self, em: Emitter, scope: Scope, node: Prefetch) -> None:
         self.em, self.written = em, node.written
-        _, place, self.base = _region(em, scope, node)
+        _, place, self.base = region(em, scope, node)
         size = place.buffer.dtype.bytes
         self.strides = {name: stride * size for name, stride in place.counters}
-        self.possible = _is_affine(place)
+        self.possible = is_affine(place)
 
     def touch(self, states: Mapping[str, AxisState], points: Sequence[Point]) -> None:
         """One prefetch for each line of these registers; those of a register begin with its first lane."""
@@ -141,7 +147,7 @@ class MapPrefetcher:
                 last = offset
 
 
-def _region(em: Emitter, scope: Scope, node: Prefetch) -> tuple[Domain, Place, IrValue]:
+def region(em: Emitter, scope: Scope, node: Prefetch) -> tuple[Domain, Place, IrValue]:
     """The prefetched access in a domain of its own, and the address of its first element."""
     domain = Domain(em, scope, em.depth, None, 1)
     em.here()
@@ -155,7 +161,7 @@ def _region(em: Emitter, scope: Scope, node: Prefetch) -> tuple[Domain, Place, I
     return domain, place, addressing.pointer(place, dict.fromkeys(domain.axes, 0))
 
 
-def _is_affine(place: Place) -> bool:
+def is_affine(place: Place) -> bool:
     """Whether its addresses are the first one plus multiples of the axes' counters."""
     return place.panel is None and not any(node.deps for node, _ in place.gathered)
 
@@ -196,7 +202,7 @@ class TilePrefetcher:
         lanes = {n: s.lanes for n, s in self.domain.states.items()}
         size = place.buffer.dtype.bytes
         offsets = [size * sum(c * p[a] * lanes[a] for a, c in place.counters) for p in near]
-        grid = _grid(offsets) if _is_affine(place) else None
+        grid = _grid(offsets) if is_affine(place) else None
         if grid is not None:
             self.runs.append((self.addressing.pointer(place, near[0]), wanted, len(near), grid, written))
         elif wanted is None:
@@ -210,12 +216,12 @@ class TilePrefetcher:
             if step % apart:
                 continue
             b = em.here()
-            line = _quotient(b, em.add(state.base, step), apart)
+            line = quotient(b, em.add(state.base, step), apart)
             if isinstance(line, int):
                 line = min(line, count - 1)
             else:
                 line = b.select(b.icmp_signed("<", line, em.i64(count)), line, em.i64(count - 1))
-            across = _quotient(b, line, columns)
+            across = quotient(b, line, columns)
             along = em.add(line, em.mul(across, -columns))
             offset = em.add(em.mul(across, row), em.mul(along, column))
             pointer = b.gep(base, [em.i64(offset)], source_etype=I8)
@@ -242,9 +248,9 @@ def touch(em: Emitter, pointer: IrValue, written: bool) -> None:
     em.intrinsic("llvm.prefetch", VOID, [pointer, *hints], [POINTER])
 
 
-def _quotient(b: ir.IRBuilder, x: Int, n: int) -> Int:
+def quotient(b: ir.IRBuilder, x: Int, n: int) -> Int:
     return x // n if isinstance(x, int) else b.udiv(x, ir.Constant(I64, n))
 
 
-def _rest(b: ir.IRBuilder, x: Int, n: int) -> Int:
+def remainder(b: ir.IRBuilder, x: Int, n: int) -> Int:
     return x % n if isinstance(x, int) else b.urem(x, ir.Constant(I64, n))

@@ -52,6 +52,11 @@ class Condition:
     skips: bool
     tested: bool
 
+    @property
+    def bends(self) -> bool:
+        """Whether it varies with several loops of the Compute, so that one has more turns here, fewer there."""
+        return sum(name.endswith("'") for name, _ in self.form.terms) > 1
+
 
 @dataclass(frozen=True)
 class Single:
