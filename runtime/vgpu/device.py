@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,11 +121,13 @@ class Loaded:
     def launch(
         self, kernel: str, grid: int | Sequence[int], block: int | Sequence[int], args: Sequence[Any],
         shared_bytes: int = 0, cluster: int | Sequence[int] | None = None, registers: int | None = None,
+        progress: Callable[[int], object] = lambda done: None,
     ) -> Report:  # fmt: skip
         """Runs the kernel to its end. `args`: numbers for scalar parameters, bytes or arrays for aggregates.
 
         `cluster`: blocks in a cluster, by default what `.reqnctapercluster` says. `registers`: per thread at launch,
-        which setmaxnreg starts from, by default what the kernel's directives leave."""
+        which setmaxnreg starts from, by default what the kernel's directives leave. `progress` is called now and then
+        with the number of blocks that have ended."""
         entry = self.module.functions.get(kernel)
         if entry is None or not entry.entry:
             raise UserError(f"no kernel `{kernel}` in this module", f"it has: {', '.join(self.kernels())}")
@@ -154,6 +156,7 @@ class Loaded:
                 m.finish_wave()
                 if m.stopped:
                     break
+                progress(min(first + m.slots, total))
         report.seconds = time.perf_counter() - started
         self.device.memory.clock = m.now
         for s in self.device.memory.segments:

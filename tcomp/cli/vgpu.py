@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -62,12 +65,26 @@ def run(
         values.append(value)
         if array is not None:
             arrays.append((a, value, *array))
-    report = module.launch(kernel or names[0], blocks, threads, values, shared, cluster=together)
+    with _shown(math.prod(blocks)) as progress:
+        report = module.launch(kernel or names[0], blocks, threads, values, shared, together, progress=progress)
     print(report)
     for text_, address, dtype, count in arrays if show > 0 else []:
         print(f"  {text_}: {gpu.download(int(address), dtype, min(show, count))}")
     if not report.ok:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _shown(blocks: int) -> Iterator[Callable[[int], None]]:
+    """Takes the number of blocks that have ended; a bar on a terminal says it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("blocks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=blocks)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def _dims(text: str, flag: str, most: tuple[int, int, int]) -> list[int]:

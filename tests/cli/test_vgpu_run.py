@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +76,22 @@ def test_files_that_hold_no_array(tcomp: Tcomp) -> None:
         refused(tcomp(*RUN, f"f32[1]={name}", "2.0", "1"), f"{name}: cannot read an array", "numpy.save")
     found = tcomp(*RUN, "f32[100]=array.npy", "2.0", "100", "--grid", "4")
     assert found.code == 0 and "[0. 2. 4. 6.]" in found.out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_long_run_shows_blocks_on_a_terminal_and_can_be_interrupted() -> None:
+    screen, terminal = os.openpty()
+    command = [sys.executable, "-m", "tcomp", *RUN, "f32[1]=zeros", "2.0", "1", "--grid", "99999999"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, env=environment, text=True) as running:
+        os.close(terminal)
+        shown = ""
+        while not re.search(r"[1-9][0-9]*/99999999", shown):
+            shown += os.read(screen, 4096).decode()
+        running.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # the end of a terminal that nobody writes to any more
+            while text := os.read(screen, 4096).decode():
+                shown += text
+        assert running.stdout is not None and running.stdout.read() == ""
+    os.close(screen)
+    assert running.returncode == 130 and "Traceback" not in shown
