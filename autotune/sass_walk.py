@@ -235,7 +235,8 @@ class Walk:
         elif name == "IMNMX" or name == "VIMNMX":
             p = self._predicate(o[-1])
             if known and p is not None:
-                result = min(n[0], n[1]) if p else max(n[0], n[1])
+                a, b = n[:2] if ".U32" in i.opcode else (_signed(n[0]), _signed(n[1]))
+                result = (min(a, b) if p else max(a, b)) & MASK
         elif name == "LDC" and len(o) == 2 and ".64" not in i.opcode:
             result = self._operand(o[1])
         elif name == "SGXT":

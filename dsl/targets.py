@@ -55,6 +55,7 @@ GPU = Family(
         "reverse",
         "stagger",
         "pingpong",
+        "stream",
         "overlap",
         "promote",
         "keep",

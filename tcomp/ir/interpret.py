@@ -8,12 +8,14 @@ one that would wait for a later block, or add to a place twice, is an `OutOfTurn
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary, conjuncts, names_in
-from tcomp.ir.tile import Axis, Compute, Kernel, Loop, Pack, Scope, Statement, Turns, Unpack
+from tcomp.ir.tile import Axis, Compute, Kernel, Loop, Pack, Scope, Statement, Stream, Turns, Unpack
+from tcomp.ir.walk import streams
 
 PARALLEL = ("core", "grid")
 SHARED = (Scope.TEAM, Scope.WORDS)
@@ -31,6 +33,23 @@ _CALLS: dict[str, Any] = {
 _REDUCE: dict[str, Any] = {"sum": np.sum, "max": np.max, "min": np.min}
 _JOIN = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 _IDENTITY = {"sum": 0.0, "max": -np.inf, "min": np.inf}
+
+
+SHARES = 5
+"""of a stream: as many blocks as a small GPU might run"""
+
+
+def _shares(points: list[Values], stream: Stream) -> Iterator[Values]:
+    """The turns of the grid loops, each as often as shares have parts of it, in the order in which blocks take them."""
+    total = len(points) * stream.units
+    shares = min(SHARES, total)
+    for share in reversed(range(shares)):
+        at, end = total * share // shares, total * (share + 1) // shares
+        while at < end:
+            point, first = divmod(at, stream.units)
+            last = min(stream.units, first + end - at)
+            yield {**points[point], stream.start: first * stream.unit, stream.stop: last * stream.unit}
+            at += last - first
 
 
 class OutOfTurn(AssertionError):
@@ -74,6 +93,8 @@ class Interpreter:
             points: list[Values] = [{}]
             for loop in loops:
                 points = [{**p, loop.variable: v} for p in points for v in self._walked(loop, p)]
+            if (stream := self.kernel.order.stream) is not None and streams(s, stream):
+                points = [p for p in _shares(points, stream)]
             n = len(points)
             for p in points[n * thread // self.threads : n * (thread + 1) // self.threads]:
                 if s.level == "grid":

@@ -56,6 +56,8 @@ def print_kernel(kernel: Kernel) -> str:
     if kernel.cluster is not None:
         lines.append(f"  clusters of {kernel.cluster.blocks} blocks along {kernel.cluster.variable}")
     lines += ["  persistent blocks"] * kernel.order.persistent
+    if (s := kernel.order.stream) is not None:
+        lines += [f"  {s.start} .. {s.stop} by equal shares of all tiles' sums of {s.extent}, in units of {s.unit}"]
     lines += [f"  raster in bands of {kernel.order.raster}"] if kernel.order.raster else []
     lines += [f"  blocks of {v} from the last to the first" for v in sorted(kernel.order.reversed)]
     lines += [f"  {b.scope.value} {print_buffer(b)}  # {_size(b)}" for b in kernel.tiles]

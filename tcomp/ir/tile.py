@@ -388,15 +388,36 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True)
+class Stream:
+    """How the loops that are bounded by the variables `start` and `stop`, of a sum of `extent` terms in each turn of the
+    grid loops, are shared out: the sums of all turns lie one behind the other, cut into as many equal shares of whole
+    `unit` terms as blocks (or clusters) run at a time. A share so has the end of one turn's sum, and maybe whole ones
+    and the beginning of another's. The blocks with the lowest numbers have the last shares: whoever has the end of a
+    sum computes it first, and adds it first."""
+
+    start: str
+    stop: str
+    extent: int
+    unit: int
+
+    @property
+    def units(self) -> int:
+        """Of one sum."""
+        return -(-self.extent // self.unit)
+
+
+@dataclass(frozen=True, slots=True)
 class GridOrder:
     """How blocks come to the turns of the grid loops. `persistent`: as many blocks as there are multiprocessors take
     turns one after the other. `raster`: of the two innermost loops, bands of so many turns of the outer one are walked
     column by column, so that blocks running at a time share operands in L2; 0: row by row. Loops whose variable is
-    `reversed` are walked from their end: the longest blocks of a triangle first."""
+    `reversed` are walked from their end: the longest blocks of a triangle first. Phases with loops of a `stream` are
+    shared out by it."""
 
     persistent: bool = False
     raster: int = 0
     reversed: frozenset[str] = frozenset()
+    stream: Stream | None = None
 
 
 @dataclass(frozen=True, slots=True)

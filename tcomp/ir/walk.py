@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from tcomp.ir.tile import Compute, Kernel, Loop, Statement
+from tcomp.dsl.ast import Name
+from tcomp.ir.tile import Compute, Kernel, Loop, Statement, Stream
 
 
 def computes(statements: Iterable[Statement]) -> Iterator[Compute]:
@@ -15,6 +16,11 @@ def computes(statements: Iterable[Statement]) -> Iterator[Compute]:
             yield from s.epilogue
         elif isinstance(s, Loop):
             yield from computes(s.body)
+
+
+def streams(s: Statement, stream: Stream) -> bool:
+    """Are there loops of the stream in the statement?"""
+    return isinstance(s, Loop) and (s.start == Name(stream.start) or any(streams(x, stream) for x in s.body))
 
 
 def instruction_of(kernel: Kernel) -> str:

@@ -48,6 +48,7 @@ from tcomp.schedule.split_sum import (
     splittable,
     sum_in_turns,
     undivided,
+    unit_of,
 )
 
 BLOCKS_PER_SM = 8
@@ -127,7 +128,8 @@ class Combining:
                 directive = joined[0]
                 outer = given.loops[directive.over].tiles[0]
                 plan = undivided(plan, directive.over, outer)
-                if self.extents[directive.over] <= (outer.block or 0):
+                size = unit_of(plan, directive.over) if plan.flags.stream else outer.block or 0
+                if self.extents[directive.over] <= size:
                     leaves.append(leaf)  # one part takes the whole sum
                     continue
                 self._check_turns(leaf, directive)

@@ -97,7 +97,8 @@ class Emitter:
             step = self.granule[level.index]
         else:
             end = outer.stop
-            _, part = self.plan.parts.get(level.index, ("", 0))
+            stream = self.plan.streams.get(level.index)
+            part = stream.unit if stream is not None else self.plan.parts.get(level.index, ("", 0))[1]
             if part and part % level.block == 0 and level == self.plan.loops[level.index].tiles[0]:
                 end = Num(self.extents[level.index])  # parts are whole tiles: only the tensor ends within one
             stop = tile_stop(variable, level.block, end, self.extents[level.index])
@@ -148,6 +149,8 @@ class Emitter:
     def range(self, index: str, env: Env) -> Range:
         if index in env:
             return env[index]
+        if (stream := self.plan.streams.get(index)) is not None:
+            return Range(Name(stream.start), Name(stream.stop), self.room[index])
         part, size = self.plan.parts.get(index, ("", 0))
         if part in env:
             start = fold(Binary("*", env[part].start, Num(size)))

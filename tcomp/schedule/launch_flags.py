@@ -6,6 +6,7 @@ persistent                as many blocks as multiprocessors, each with tile afte
 raster(8)                 tiles in bands of 8 rows, so that neighbours in time share operands in L2
 reverse q                 blocks of the grid loop over q from the last to the first
 pingpong(K <= 1024)       two of what the tile levels make of a block's threads take its tiles in turn
+stream(P < M)             a sum that blocks add in turns is shared out equally over all tiles, wherever parts then end
 stagger(K <= 1024)        warpgroups go through pipe loops a turn apart: one's results leave beside products
 """
 
@@ -48,7 +49,7 @@ class Tiled(Protocol):
     def parallel(self) -> bool: ...
 
 
-FLAGS = ("producer", "persistent", "raster", "reverse", "stagger", "pingpong")
+FLAGS = ("producer", "persistent", "raster", "reverse", "stagger", "pingpong", "stream")
 WARPS = {"warp": 1, "warpgroup": 4}
 
 
@@ -60,6 +61,7 @@ class LaunchFlags:
     order: GridOrder = GridOrder()
     staggered: bool = False
     sides: int = 1
+    stream: bool = False
     spans: tuple[tuple[str, Span], ...] = ()
 
     def span(self, flag: str) -> Span:
@@ -84,6 +86,7 @@ def launch_flags(directives: Iterable[Directive], values: Mapping[str, int | flo
         order,
         _holds(found.get("stagger"), values),
         2 if _holds(found.get("pingpong"), values) else 1,
+        _holds(found.get("stream"), values),
         tuple((n, d.span) for n, d in found.items()),
     )
 
@@ -194,6 +197,14 @@ def check_flags(
             flags.span("pingpong"),
             text,
             "write: m -> grid(128) / warpgroup(64, 1) / mma, and: producer warp, persistent; or leave the line out",
+        )
+    if flags.stream and (flags.sides > 1 or not flags.order.persistent):
+        raise TcError(
+            "`stream` gives each of the blocks that stay an equal share of all tiles, and "
+            + ("sides of a block take whole ones" if flags.sides > 1 else "without `persistent` a block has one tile"),
+            flags.span("stream"),
+            text,
+            "write: persistent, without `pingpong`; or leave the line out",
         )
     if kernel.cluster is not None:
         buffers = {b.name: b for b in kernel.operands + kernel.tiles}

@@ -245,7 +245,7 @@ class _Lowering:
             shape,
             plan.span,
             plan.flags.producer,
-            blocks_order(plan.flags, plan.sequence, self.text),
+            replace(blocks_order(plan.flags, plan.sequence, self.text), stream=next(iter(plan.streams.values()), None)),
             traffic(
                 leaves,
                 self.extents,

@@ -35,6 +35,7 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
+from tcomp.ir.tile import Stream
 from tcomp.schedule.launch_flags import FLAGS, LaunchFlags, launch_flags
 
 
@@ -134,6 +135,8 @@ class KernelPlan:
     """equation whose sum goes from the matrix unit to f32 after each turn -> where that is said"""
     parts: dict[str, tuple[str, int]] = field(default_factory=dict)
     """index -> the index that counts its parts, and the values in one part (`split_sum.py`)"""
+    streams: dict[str, Stream] = field(default_factory=dict)
+    """index -> how its sums are shared out, where parts may begin and end anywhere"""
 
     def mapping(self, index: str, names: Iterable[str]) -> LoopMap | None:
         """The mapping of a loop in the equation that is known by these names."""

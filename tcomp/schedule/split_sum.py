@@ -15,6 +15,12 @@ f32. The second reads it along rows, with as many blocks as there is work. A sum
 Then the parts leave by the copy engine, which adds them in memory (`unpacking.py`): the first stores, and each of the
 others waits for the one before. Words in memory say whose turn it is, and the last puts them back to zero, so a launch
 needs no other. What is narrower than f32 is summed in a workspace, which a second equation reads.
+
+    stream                                                                       (stream-K)
+    -->
+    dW[n, k] = sum m in m.from .. m.to: dY[m, n] * X[m, k]
+
+Then a part is what a block's equal share of all tiles' sums has of this tile's (`ir.tile.Stream`).
 """
 
 from __future__ import annotations
@@ -22,8 +28,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import Access, Combine, DType, Equation, Expr, Name, Num, Reduction, Target, substitute
-from tcomp.ir.tile import ThreadShape
+from tcomp.dsl.ast import Access, Binary, Combine, DType, Equation, Expr, Name, Num, Reduction, Target, substitute
+from tcomp.ir.tile import Stream, ThreadShape, Turns
 from tcomp.schedule.nest import JOINED, PART, Leaf
 from tcomp.schedule.resolve import KernelPlan, LaneLevel, LoopMap, TileLevel, WarpLevel
 
@@ -106,16 +112,35 @@ def split_sum(
     ], plan
 
 
+def unit_of(plan: KernelPlan, over: str) -> int:
+    """Terms that a stream's shares are whole multiples of: the ring of the `undivided` loop once round, so that each
+    part of a sum begins at the ring's first place."""
+    tile = plan.loops[over].tiles[0]
+    return (tile.block or 1) * tile.stages
+
+
 @dataclass(frozen=True)
 class TurnSum:
     """A sum that blocks add to `name` in turns: those of the parts that `part`, a grid loop's variable, counts from 0
-    to `count`. `words` names the tile that says whose turn it is."""
+    to `count`, or those that a `stream` makes. `words` names the tile that says whose turn it is."""
 
     name: str
     part: str
     count: int
     words: str
     directive: Combine
+    stream: Stream | None = None
+
+    def turns(self, place: Access, stores: bool) -> Turns:
+        """A part's turns at the word `place`. Words count the parts that have had theirs; of a stream, whose parts come
+        from the sum's end to its beginning, they say where the last one began. The last part leaves zero."""
+        if self.stream is not None:
+            start, stop = Name(self.stream.start), Name(self.stream.stop)
+            end = Num(self.stream.units * self.stream.unit)
+            return Turns(place, start, stop, ((Num(0), stop, end),), stores)
+        part = Name(self.part)
+        following = Binary("%", Binary("+", part, Num(1)), Num(self.count))
+        return Turns(place, following, part, ((Num(1), part, Num(self.count)),), stores)
 
 
 def sum_in_turns(
@@ -135,13 +160,21 @@ def sum_in_turns(
     eq, over = leaf.equation, directive.over
     target = eq.target
     assert outer.block is not None
-    part = over + PART
-    extents[part] = count = -(-extents[over] // outer.block)
-    level = TileLevel(part, 0, outer.kind, 1, outer.span, place="z")
-    plan = replace(plan, sequence=(level, *plan.sequence), parts={**plan.parts, over: (part, outer.block)})
     name = target.name if dtypes[target.name] is DType.F32 else target.name + JOINED
-    taken = TurnSum(name, level.variable, count, f"{target.name}.turns", directive)
-    first = Leaf(eq, at, (part, *leaf.parallel), leaf.reduced)
+    words = f"{target.name}.turns"
+    parts: tuple[str, ...] = ()
+    levels: tuple[TileLevel, ...] = ()
+    if plan.flags.stream:
+        stream = Stream(f"{over}.from", f"{over}.to", extents[over], unit_of(plan, over))
+        plan = replace(plan, streams={**plan.streams, over: stream})
+        taken = TurnSum(name, "", 0, words, directive, stream)
+    else:
+        part = over + PART
+        extents[part] = count = -(-extents[over] // outer.block)
+        levels, parts = (TileLevel(part, 0, outer.kind, 1, outer.span, place="z"),), (part,)
+        plan = replace(plan, sequence=(*levels, *plan.sequence), parts={**plan.parts, over: (part, outer.block)})
+        taken = TurnSum(name, levels[0].variable, count, words, directive)
+    first = Leaf(eq, at, (*parts, *leaf.parallel), leaf.reduced)
     if name == target.name:
         return [first], taken, plan
     dtypes[name], shapes[name] = DType.F32, tuple(extents[i] for i in leaf.parallel)
@@ -151,7 +184,7 @@ def sum_in_turns(
     plan = replace(
         plan,
         loops={**plan.loops, **{m.index: m for m in maps}},
-        sequence=(level, *(t for m in maps for t in m.tiles), *(t for t in plan.sequence if t != level)),
+        sequence=(*levels, *(t for m in maps for t in m.tiles), *(t for t in plan.sequence if t not in levels)),
         uses={name if n == target.name else n: u for n, u in plan.uses.items()},
         promote={name if n == target.name else n: p for n, p in plan.promote.items()},
         special={**plan.special, **{(i, name): m for (i, t), m in plan.special.items() if t == target.name}},

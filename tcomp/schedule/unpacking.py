@@ -118,7 +118,7 @@ def _through(
 def _turns(
     s: Compute, t: TurnSum, walked: tuple[Axis, ...], tiles: dict[str, Buffer], tensors: dict[str, Buffer]
 ) -> Turns:
-    """Parts have their turns in order: a tile's word, zero at first, counts how many have had theirs."""
+    """Those of the tile that is handed over, at a word of its own."""
     extents = tensors[s.target.tensor].shape
     blocks = {a.name: a for a in walked}
     place: list[Expr] = []
@@ -128,6 +128,4 @@ def _turns(
         place.append(x if a is None else fold(Binary("//", a.start, Num(a.block))))
         count.append(extent if a is None else -(-extent // a.block))
     tiles[t.words] = Buffer(t.words, DType.I32, tuple(count), Scope.WORDS)
-    part = Name(t.part)
-    following = Binary("%", Binary("+", part, Num(1)), Num(t.count))
-    return Turns(Access(t.words, tuple(place)), following, part, ((Num(1), part, Num(t.count)),), not s.accumulate)
+    return t.turns(Access(t.words, tuple(place)), not s.accumulate)

@@ -57,7 +57,8 @@ from tcomp.dsl.ast import Call, Num
 from tcomp.ir.multicast import cluster_of
 from tcomp.ir.pairs import paired
 from tcomp.ir.panels import written_out
-from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope, Statement, ThreadShape, Unpack
+from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope, Statement, Stream, ThreadShape, Unpack
+from tcomp.ir.walk import streams
 from tcomp.machine.gpu import GpuMachine
 
 
@@ -138,7 +139,10 @@ class PhaseGenerator:
         if self.turns.padded and (why := needs_whole_clusters(phase, self.scope)):
             hint = "leave `cluster` out, or take tiles of which the size is whole clusters"
             raise Unsupported(f"tiles are no whole clusters, and {why}", self.kernel.span, hint)
-        blocks = min(total, self.machine.clusters(size) * size) if self.kernel.order.persistent else total
+        stream = self.kernel.order.stream
+        self.stream = stream if stream is not None and any(streams(s, stream) for s in phase) else None
+        work = total if self.stream is None else total * self.stream.units
+        blocks = min(work, self.machine.clusters(size) * size) if persistent else total
         producer = producer_of(self.kernel, phase)
         if total and producer is None:
             self._whole(blocks)
@@ -157,6 +161,9 @@ class PhaseGenerator:
         number: Int = 0 if blocks == 1 else em.nvvm("ctaid.x", I32)
         if size > 1:
             number = b.udiv(em.i64(number), em.i64(size))
+        if self.stream is not None:
+            self._share(self.stream, number, blocks // size)
+            return
         sides = 1 if self.roles.now == "producer" else em.sides
         if sides > 1:
             number = em.add(em.i64(number), em.mul(em.side(), blocks // size))
@@ -169,6 +176,33 @@ class PhaseGenerator:
             return []
 
         em.loop(number, total, sides * (blocks // size), [], turn, nonempty=sides == 1)
+
+    def _share(self, stream: Stream, number: Int, shares: int) -> None:
+        """A block's (or a cluster's) share of a stream: a part of each turn of the grid loops that it comes to."""
+        em, units = self.em, stream.units
+        total = units * self.turns.clusters
+        if total * shares >= 1 << 31:
+            raise Unsupported(f"there are too many tiles to be cut into {shares} shares", self.kernel.span)
+        em.here()
+        share = em.add(em.mul(number, -1), shares - 1)
+        begin, end = (_quotient(em, em.mul(em.add(share, k), total), shares) for k in (0, 1))
+        first, last = _quotient(em, begin, units), _quotient(em, em.add(end, units - 1), units)
+        known = Known(0, units * stream.unit, stream.unit, 0)
+
+        def turn(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+            b = em.here()
+            before = em.mul(em.mul(base, units), -1)
+            own = [em.i64(em.add(x, before)) for x in (begin, end)]
+            low = b.select(b.icmp_signed(">", own[0], em.i64(0)), own[0], em.i64(0))
+            high = b.select(b.icmp_signed("<", own[1], em.i64(units)), own[1], em.i64(units))
+            for name, value in ((stream.start, low), (stream.stop, high)):
+                self.bind(name, em.mul(value, stream.unit), known, em.depth)
+            self._turn(base)
+            self.unbind(stream.start)
+            self.unbind(stream.stop)
+            return []
+
+        em.loop(first, last, 1, [], turn, nonempty=True)
 
     def _whole(self, blocks: int) -> None:
         if self.staggered or self.em.sides > 1:
@@ -364,3 +398,8 @@ class PhaseGenerator:
         """Wait until at most `left` groups of this thread's copies are unfinished."""
         self.em.here()
         self.em.nvvm("cp.async.wait.group", args=[self.em.i64(left)])
+
+
+def _quotient(em: GpuEmitter, value: Int, by: int) -> Int:
+    """Of a number that is not negative, where the builder is."""
+    return value // by if isinstance(value, int) else em.builder.udiv(value, em.i64(by))

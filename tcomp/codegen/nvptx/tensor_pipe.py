@@ -230,8 +230,11 @@ class TensorPipe:
 
     def _whole_rounds(self, start: Int, stop: Int) -> bool:
         """Does each run of the loop begin at the ring's first copy?"""
-        if not (isinstance(start, int) and isinstance(stop, int)) or self.ring.stages < 2:
+        if self.ring.stages < 2:
             return False
+        if not (isinstance(start, int) and isinstance(stop, int)):
+            round_, facts = self.loop.step * self.ring.stages, self.scope.facts
+            return all(facts.of(e).multiple_of(round_) for e in (self.loop.start, self.loop.stop))
         turns = -(-(stop - start) // self.loop.step)
         return turns % self.ring.stages == 0
 
