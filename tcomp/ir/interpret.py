@@ -94,7 +94,7 @@ class Interpreter:
             for loop in loops:
                 points = [{**p, loop.variable: v} for p in points for v in self._walked(loop, p)]
             if (stream := self.kernel.order.stream) is not None and streams(s, stream):
-                points = [p for p in _shares(points, stream)]
+                points = list(_shares(points, stream))
             n = len(points)
             for p in points[n * thread // self.threads : n * (thread + 1) // self.threads]:
                 if s.level == "grid":

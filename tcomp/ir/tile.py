@@ -389,11 +389,11 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """How the loops that are bounded by the variables `start` and `stop`, of a sum of `extent` terms in each turn of the
-    grid loops, are shared out: the sums of all turns lie one behind the other, cut into as many equal shares of whole
-    `unit` terms as blocks (or clusters) run at a time. A share so has the end of one turn's sum, and maybe whole ones
-    and the beginning of another's. The blocks with the lowest numbers have the last shares: whoever has the end of a
-    sum computes it first, and adds it first."""
+    """How the loops that are bounded by the variables `start` and `stop`, of a sum of `extent` terms in each turn of
+    the grid loops, are shared out: the sums of all turns lie one behind the other, cut into as many equal shares of
+    whole `unit` terms as blocks (or clusters) run at a time. A share so has the end of one turn's sum, and maybe whole
+    ones and the beginning of another's. The blocks with the lowest numbers have the last shares: whoever has the end of
+    a sum computes it first, and adds it first."""
 
     start: str
     stop: str

@@ -257,6 +257,13 @@ class _Lowering:
             plan.flags.staggered and shape is not None and shape.warps > 4,
             plan.flags.sides,
         )
+        if plan.flags.stream and not any(c.by == "turns" for c in plan.combine):
+            raise TcError(
+                "`stream` shares out a sum that blocks add to in turns, and this kernel has none",
+                plan.flags.span("stream"),
+                self.text,
+                "write: combine OUTPUT over LOOP by turns; or leave the line out",
+            )
         self.family.check(kernel, plan, self.text)
         return without_idle_cluster(kernel)
 

@@ -122,13 +122,15 @@ def unit_of(plan: KernelPlan, over: str) -> int:
 @dataclass(frozen=True)
 class TurnSum:
     """A sum that blocks add to `name` in turns: those of the parts that `part`, a grid loop's variable, counts from 0
-    to `count`, or those that a `stream` makes. `words` names the tile that says whose turn it is."""
+    to `count`, or those that a `stream` makes. `words` names the tile that says whose turn it is, `index` is the sum's
+    last one."""
 
     name: str
     part: str
     count: int
     words: str
     directive: Combine
+    index: str
     stream: Stream | None = None
 
     def turns(self, place: Access, stores: bool) -> Turns:
@@ -167,13 +169,13 @@ def sum_in_turns(
     if plan.flags.stream:
         stream = Stream(f"{over}.from", f"{over}.to", extents[over], unit_of(plan, over))
         plan = replace(plan, streams={**plan.streams, over: stream})
-        taken = TurnSum(name, "", 0, words, directive, stream)
+        taken = TurnSum(name, "", 0, words, directive, leaf.parallel[-1], stream)
     else:
         part = over + PART
         extents[part] = count = -(-extents[over] // outer.block)
         levels, parts = (TileLevel(part, 0, outer.kind, 1, outer.span, place="z"),), (part,)
         plan = replace(plan, sequence=(*levels, *plan.sequence), parts={**plan.parts, over: (part, outer.block)})
-        taken = TurnSum(name, levels[0].variable, count, words, directive)
+        taken = TurnSum(name, levels[0].variable, count, words, directive, leaf.parallel[-1])
     first = Leaf(eq, at, (*parts, *leaf.parallel), leaf.reduced)
     if name == target.name:
         return [first], taken, plan

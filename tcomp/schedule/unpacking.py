@@ -51,7 +51,7 @@ def unpacked(
                 "in turns",
                 d.span,
                 text,
-                f"add: stage {output} in shared at {d.over} by tma",
+                f"add: stage {output} in shared at {t.index} by tma",
             )
     some = [(*parts[n], s) for n, s in by_tma if n in parts and n not in whole]
     if not whole and not some:

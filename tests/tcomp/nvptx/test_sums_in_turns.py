@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from tcomp.autotune import virtual_run
+from tcomp.autotune.gpu_copies import Copies
+from tcomp.autotune.gpu_work import sample_block
+from tcomp.autotune.sass import functions_of
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.disassemble import disassemble
 from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.dsl.ast import Binary, Name, Num
 from tcomp.dsl.load import load_text
@@ -135,10 +139,42 @@ def test_a_sum_of_one_part_takes_no_turns() -> None:
     run(found, given(found, RNG), FEW)
 
 
+STREAM = "producer warp\n  persistent\n  raster 2\n  stream"
+
+
+@pytest.mark.parametrize(
+    "m,n,k", [(364, 136, 72), (136, 8, 8), (1500, 64, 64)], ids=["ragged", "one block", "tall"]
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"adds": True}, {"t": "bf16"}, {"k": 32}, {"n": 256, "cluster": " / cluster(128)"}],
+    ids=["stored", "added", "bf16", "one panel", "cluster"],
+)
+def test_equal_shares_of_all_tiles(options: dict[str, Any], m: int, n: int, k: int) -> None:
+    """Blocks of which each has the end of one tile's sum and the beginning of another's; fewer where there is less."""
+    n = 2 * n if "cluster" in options else n
+    found = lowered(text(**options, flags=STREAM), {"M": m, "N": n, "K": k})
+    assert found.order.stream is not None and found.order.stream.unit == 128
+    assert not any(
+        s.variable.startswith("m.part") for p in found.phases for s in statements_in(p) if isinstance(s, Loop)
+    )
+    _, reports = run(found, given(found, RNG), FEW)
+    tiles = -(-n // 128) * -(-k // options.get("k", 64))
+    assert reports[0].grid[0] == min(4, tiles * found.order.stream.units)
+
+
+def test_a_stream_without_a_divided_sum_has_whole_tiles() -> None:
+    found = lowered(text(flags=STREAM), {"M": 128, "N": 136, "K": 72})
+    assert found.order.stream is None and not turns_in(found)
+    run(found, given(found, RNG), FEW)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True], ids=["parts", "stream"])
 @pytest.mark.parametrize("adds", [False, True], ids=["stored", "added"])
-def test_any_order_of_blocks_gives_the_same_bits(adds: bool) -> None:
-    module = load_text(text(n=256, cluster=" / cluster(128)", adds=adds), "f.tc")
+def test_any_order_of_blocks_gives_the_same_bits(adds: bool, stream: bool) -> None:
+    flags = {"flags": STREAM} if stream else {}
+    module = load_text(text(n=256, cluster=" / cluster(128)", adds=adds, **flags), "f.tc")
     op, dims = module.ops["f"], {"M": 700, "N": 264, "K": 72}
     inputs = stored_inputs(op, module, dims)
     made = lower(op, module, dims, FEW)
@@ -170,3 +206,21 @@ def test_a_weight_gradient_of_gpt2_in_parts() -> None:
     (resources,) = assembled.resources
     assert resources.spill_store_bytes == resources.spill_load_bytes == resources.stack_bytes == 0
     assert not assembled.findings
+
+
+def test_a_weight_gradient_of_gpt2_in_equal_shares() -> None:
+    """2304 x 768 outputs in 48 tiles of 192 x 192: 66 clusters have 1536 / 66, so 23 or 24 rounds of the ring."""
+    flags = "producer warp\n  persistent\n  raster 16\n  stream"
+    made = text(n=384, k=192, cluster=" / cluster(192)", flags=flags).replace("pipe(64, 2)", "pipe(64, 4)")
+    gpu = compile_kernel(lowered(made, {"M": 16384, "N": 2304, "K": 768}), H100)
+    assert [s.blocks for s in gpu.launches] == [132] and not gpu.team_bytes
+    assembled = assemble(gpu.ptx, "sm_90a")
+    (resources,) = assembled.resources
+    assert resources.spill_store_bytes == resources.spill_load_bytes == resources.stack_bytes == 0
+    assert not assembled.findings
+    function = functions_of(disassemble(assembled.cubin))[gpu.launches[0].symbol]
+    products = []
+    for block in range(0, 132, 2):
+        warps = sample_block(function, gpu.launches[0], block, {}, Copies()).warps
+        products.append(max(c.opcodes["HGMMA"] for _, c in warps) // 16)
+    assert sum(products) == 24 * 64 and set(products) == {23, 24}, "rounds of four turns of four products each"
