@@ -271,15 +271,15 @@ def test_no_register_is_spilled_at_the_shipped_sizes(gpt2: Module) -> None:
         assert not assembled.findings and not any(r.spills for r in assembled.resources)
 
 
-def test_the_plan_of_a_step_is_smaller(gpt2: Module) -> None:
+def test_a_step_has_fewer_launches_and_no_larger_plan(gpt2: Module) -> None:
     text = (library() / "gpt2.tc").read_text()
     assert "early(dP, gpu)" in text
     apart = load_text(text.replace(", early(dP, gpu)", ""), str(library() / "own.tc"))
     early, other = (
         build_step(m, "gpt2", "tiny", {"B": 4, "T": 64}, machine=H100, precision="bf16") for m in (gpt2, apart)
     )
-    assert early.arena_bytes < other.arena_bytes
-    assert len(early.programs["micro_first"]) <= len(other.programs["micro_first"])
+    assert early.arena_bytes <= other.arena_bytes
+    assert len(early.programs["micro_first"]) == len(other.programs["micro_first"]) - early.dims["L"]
 
 
 @pytest.mark.slow
