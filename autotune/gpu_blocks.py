@@ -29,7 +29,9 @@ def block_turns(kernel: Kernel, phase: tuple[Statement, ...]) -> list[float]:
     while len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
         nest.append(body[0])
         body = body[0].body
-    if not nest or kernel.order.persistent or not any(_varies(s, {g.variable for g in nest}) for s in body):
+    # (Loops that are as long in every block, such as over panels of results, are not what parts them.)
+    body = [s for s in body if _varies(s, {g.variable for g in nest})]
+    if not nest or kernel.order.persistent or not body:
         return []
     turns = turns_of(nest, cluster_of(kernel.cluster, phase))
     known: dict[tuple[int, ...], float] = {}

@@ -12,15 +12,23 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 
-from tcomp.autotune.gpu_model import L2_LATENCY, MEMORY_LATENCY
+from tcomp.autotune.gpu_model import COPY_LATENCY
 from tcomp.autotune.gpu_replay import Step, Warp, run, step_of
-from tcomp.autotune.opcodes import MATRIX
+from tcomp.autotune.opcodes import MATRIX, width
 from tcomp.autotune.sass import Function, Instruction
 from tcomp.machine.gpu import GpuMachine
 
 STORES = {"STG": 9.0, "RED": 9.0, "REDG": 9.0, "STS": 3.5, "STSM": 8.0}
 """Cycles of the SM for one warp's store (ladder): a profile has 4572 of the 512 stores of a 128 x 128 tile from
 registers; the others bring the published kernels with stores through shared memory to their speed."""
+BULK_STORE = 400.0
+"""Cycles until a bulk store has read its panel from shared memory, which is awaited before the next takes its place
+(measured: stall samples of two products have 260 and 470)."""
+BESIDE = 2.25
+"""How much longer the end of a tile takes beside another side's products, which have shared memory and the registers'
+ports to themselves most of the time (fitted to the linear layers of one measured step: one constant)."""
+LINES = 8
+"""Lines of L1 that a load touches whose lanes lie as in the sums of a matrix instruction: it takes one cycle each."""
 RESULTS = ("STG", "UTMASTG", "UTMAREDG")
 """Instructions by which results leave a block."""
 WARPS = 4
@@ -52,17 +60,17 @@ def epilogue(
     machine: GpuMachine,
     turn: float = 0.0,
     sides: int = 1,
-    tensor: float = 0.0,
+    products: float = 0.0,
 ) -> Epilogue:
     """That of a block whose warpgroups go these ways. `through_shared`: stores to shared memory are such work too, as
     where the loop itself has none. `turn`: cycles that the matrix unit has work for in a warpgroup's turn of the loop;
-    counts where they are a turn apart. Of a block with `sides` one ends its tile beside the other's products; `tensor`
-    is the cycles that the matrix unit has work for in all of the block's tiles."""
+    counts where they are a turn apart. Of a block with `sides` one ends its tile beside the other's products;
+    `products`: cycles that those of all the block's tiles take."""
     turn = turn if staggered(function, ways) else 0.0
     stores = (*RESULTS, "STS", "STSM") if through_shared else RESULTS
     every = [parts(function, way, stores) for way in ways]
     if sides > 1:
-        return _beside(function, every, machine, tensor)
+        return _beside(function, every, machine, products)
     known: dict[tuple[tuple[Piece, ...], ...], float] = {}
     total, loads, shuffles = 0.0, 0, 0
     for together in zip_longest(*every, fillvalue=()):
@@ -75,14 +83,18 @@ def epilogue(
 
 
 def _beside(
-    function: Function, every: Sequence[Sequence[tuple[Piece, ...]]], machine: GpuMachine, tensor: float
+    function: Function, every: Sequence[Sequence[tuple[Piece, ...]]], machine: GpuMachine, products: float
 ) -> Epilogue:
-    """Ends of tiles beside the products of the other side's, which take as long for each tile."""
+    """Ends of tiles beside the products of the other side's, which take `products` cycles for all tiles. A side
+    multiplies and ends a tile, the other has its turn meanwhile: both together take as long as the products of both, or
+    as products and end of one where that is more. The first products and the last end have nothing beside them."""
     tiles = [part for side in every for part in side]
-    products = tensor / max(1, len(tiles))
-    known = {part: max(0.0, _cycles(function, (part,), machine, 0.0) - products) for part in set(tiles)}
+    alone = {part: _cycles(function, (part,), machine, 0.0) for part in set(tiles)}
+    each = products / max(1, len(tiles))
+    ends = sum(alone[part] for part in tiles)
+    taken = max(products + max(alone.values(), default=0.0), each + (products + BESIDE * ends) / 2)
     return Epilogue(
-        sum(known[part] for part in tiles),
+        taken - products if tiles else 0.0,
         max((sum(_count(function, part, "LDG", rounds=True) for part in side) for side in every), default=0),
         max((sum(_count(function, part, "SHFL") for part in side) for side in every), default=0),
     )
@@ -136,8 +148,11 @@ def step_at_end(i: Instruction, machine: GpuMachine) -> Step:
     step = step_of(i, machine)
     if i.name in STORES:
         return replace(step, unit="store", busy=WARPS * STORES[i.name])
+    if i.name == "UTMASTG":
+        return replace(step, pause=BULK_STORE)
     if i.name == "LDG":
-        return replace(step, latency=(L2_LATENCY + MEMORY_LATENCY) / 2)
+        lines = LINES if width(i.opcode) <= 4 else 4
+        return replace(step, unit="lines", busy=float(WARPS * lines), latency=COPY_LATENCY, queues=True)
     return step
 
 

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from tcomp.autotune.gpu_conditions import Moves, clock_under_load, left_in_cache
 from tcomp.machine.gpu import GpuMachine
 
-CLOCK = 0.96
-"""Sustained clock over the one peak rates are given for: 1755 of 1830 MHz under matrix load (ladder)."""
+SETTLING = 4
+"""Rounds in which clock and load settle: the more the matrix units do, the slower they run."""
 SHARPNESS = 8.0
 """Resources used at the same time overlap almost wholly: t = (a^p + b^p)^(1/p)."""
-HBM_EFFICIENCY = 0.92
-"""A read-only sum reaches 3.24 of 3.35 TB/s on an H100, mixed reads and writes somewhat less (published)."""
+HBM_EFFICIENCY = 0.89
+"""Measured on an H100: a copy moves 2978 of 3350 GB/s, as do the longest passes of a step (AdamW, cross-entropy). A
+read-only sum is published at 3.24 TB/s."""
 MEMORY_LATENCY = 600.0
 """Cycles of a load from device memory (555 to 744 published); from L2 about half."""
 L2_LATENCY = 270.0
@@ -27,27 +29,37 @@ COPY_LATENCY = 1000.0
 """Cycles from the issue of a bulk copy of tens of KB to its arrival; 1415 seen in a busy profile (ladder)."""
 BARRIER = 30.0
 """Cycles of a block-wide barrier."""
-HANDOVER = 150.0
-"""Cycles per pipeline stage for wait and release through mbarriers, with few arrivals (ladder)."""
+HANDOVER = 50.0
+"""Cycles per pipeline stage for wait and release through mbarriers, with few arrivals (measured: of the head's
+gradients all but 43 cycles of a turn are the matrix unit's; stall samples of two layers' have 80 and 89, with waits for
+tiles)."""
 ARRIVAL = 0.5
 """Cycles that each further arrival on a stage's barrier costs (ladder: 257 arrivals against 3)."""
 DRAIN = 190.0
 """Cycles that the matrix unit is empty when a warpgroup waits for all it issued; others fill part of it (ladder)."""
 SERIALISED = 6.0
 """Matrix instructions that the assembler serialises take this many times as long (ladder)."""
+ISSUE_RATE = 0.65
+"""Instructions a cycle of a partition whose matrix unit works beside them, at most (measured: attention forward at
+16,384 and at 1024 tokens, heads of 64, have 0.60 and 0.61 in their loops)."""
 WARP_STALL = 2.5
 """Cycles between two instructions of one warp, for want of independent ones."""
 MMA_SYNC_ON_WGMMA = 0.63
 """What mma.sync reaches of the rate of wgmma on Hopper (one paper, H800)."""
-DRIFT, PERSISTENT_DRIFT = 0.5, 0.8
+DRIFT, PERSISTENT_DRIFT = 0.3, 0.4
 """How far apart, in shares of a tile's loop, blocks are that were started together, and persistent ones (ladder: 83 %
 of requests hit L2 in the grouped order)."""
 L2_SHARE = 0.5
 """Share of L2 that keeps what all SMs read: each of the two halves holds its own copy of it."""
-LAUNCH = 1.5e-6
-"""Seconds between two kernels of a graph: drain, launch, first instructions."""
+LAUNCH = 1.0e-6
+"""Seconds between two kernels of a graph beside what they do (measured: the shortest takes 1.6 us in all)."""
 BLOCK_START = 700.0
 """Cycles until a block's first loads are there."""
+
+DELIVERY = 3700.0
+"""Cycles from a bulk addition to memory in turn to the next block's, of the warp that does nothing else: it is awaited,
+made visible to all SMs, and the word that says so is written and read. (Fitted to measured rates of attention backward
+at 16,384 tokens: one constant for four.)"""
 
 RESOURCES = ("tensor", "fma", "issue", "special", "shared memory", "L2", "HBM", "latency", "launch")
 
@@ -70,6 +82,12 @@ class Ring:
     serialised: bool = False
     lead: float = COPY_LATENCY
     """cycles until the first copy is there"""
+    shared: float = 0.0
+    """cycles a turn that shared memory is busy with tiles that come and that matrix instructions read"""
+    sides: int = 1
+    """of a block, that take tiles in turn: what one waits for is hidden by the other's products"""
+    delivery: float = 0.0
+    """cycles that a warp of its own takes to hand a turn's results over, before it can take the next"""
 
 
 @dataclass(frozen=True)
@@ -113,6 +131,7 @@ class LaunchWork:
     """SMs that the launch's clusters of blocks fit on; 0: all"""
     waiting: float = 1.0
     """how many times as long it takes because blocks wait for each other"""
+    moves: Moves = Moves(0.0, 0.0)
     rest: BlockWork | None = None
     """a block of the last round, where fewer than `resident` are left for an SM; None: as `work`"""
 
@@ -134,16 +153,30 @@ class Prediction:
         return self.flops / self.seconds / 1e12
 
 
-def predict(launch: LaunchWork, machine: GpuMachine) -> Prediction:
-    """The predicted time of one launch."""
-    clock = machine.clock_hz * CLOCK
+def predict(launch: LaunchWork, machine: GpuMachine, before: float | None = None) -> Prediction:
+    """The predicted time of one launch. `before`: bytes that those before it left in L2, of which it drives some out to
+    memory (and leaves some of its own to the next); None: as many as it leaves."""
+    moved = launch.hbm_bytes
+    if before is not None:
+        moved = max(0.0, moved + before - left_in_cache(before, launch.moves, machine))
+    busy, found = 0.0, {"total": 0.0}
+    for _ in range(SETTLING):
+        clock = clock_under_load(machine, busy)
+        found = _seconds(launch, machine, clock, moved)
+        busy = launch.work.tensor * launch.blocks / machine.sms / max(1.0, (found["total"] - LAUNCH) * clock)
+    total = found.pop("total")
+    return Prediction(launch.name, total, _binding(found), found, launch.flops, moved, launch.notes)
+
+
+def _seconds(launch: LaunchWork, machine: GpuMachine, clock: float, moved: float) -> dict[str, float]:
+    """Seconds of each resource if it were alone, and of the launch ("total"), at a clock in hertz."""
     work, sms = launch.work, launch.sms or machine.sms
     per_sm: float = -(-launch.blocks // sms)
     if launch.imbalance:
         per_sm = launch.blocks / sms * launch.imbalance
-    busy = min(sms, launch.blocks)
     resident = max(1, min(launch.resident, int(per_sm)))
-    share = machine.l2_per_clock / busy
+    # (L2 keeps its own clock.)
+    share = machine.l2_bandwidth / clock / min(sms, launch.blocks)
     single = {
         "tensor": work.tensor,
         "fma": work.fma * 32 / machine.f32_per_clock,
@@ -152,20 +185,21 @@ def predict(launch: LaunchWork, machine: GpuMachine) -> Prediction:
         "shared memory": work.shared_bytes / machine.shared_per_clock,
         "L2": work.l2_bytes / share,
     }
-    rate = _together(*single.values())
-    cycles = {name: per_sm * c for name, c in single.items()}
+    # (Matrix instructions that wait for their operands are no more work for it.)
+    others = [c for name, c in single.items() if name not in ("tensor", "shared memory")]
+    rate = _together(max(single["tensor"], single["shared memory"]), *others)
+    seconds = {name: per_sm * c / clock for name, c in single.items()}
     whole, left = (per_sm / resident, 0) if launch.imbalance else divmod(int(per_sm), resident)
     latency = whole * _chain(work, share / resident)
     if left:
         latency += _chain(launch.rest or work, share / left)
     latency = latency * launch.waiting + work.ends
-    seconds = {name: c / clock for name, c in cycles.items()}
-    seconds["HBM"] = launch.hbm_bytes / (machine.memory_bandwidth * HBM_EFFICIENCY)
-    seconds["latency"] = latency / clock
+    memory = moved / (machine.memory_bandwidth * HBM_EFFICIENCY)
     on_chip = max(per_sm * rate * launch.waiting + work.ends, latency) / clock
-    total = _together(on_chip, seconds["HBM"]) + LAUNCH
-    seconds["launch"] = LAUNCH
-    return Prediction(launch.name, total, _binding(seconds), seconds, launch.flops, launch.hbm_bytes, launch.notes)
+    # Until the first block's loads are there and after the last, memory has nothing to do.
+    idle = min(work.start + MEMORY_LATENCY, latency) / clock if moved else 0.0
+    seconds |= {"HBM": memory, "latency": latency / clock, "launch": LAUNCH}
+    return seconds | {"total": _together(on_chip, memory + idle) + LAUNCH}
 
 
 def _binding(parts: dict[str, float]) -> str:
@@ -183,14 +217,17 @@ def _chain(work: BlockWork, share: float) -> float:
 
 def _ring(r: Ring, share: float) -> float:
     """Cycles of a pipelined loop for one block that has `share` bytes per cycle from L2."""
-    tensor = r.tensor * (SERIALISED if r.serialised else 1.0)
+    tensor = max(r.tensor * (SERIALISED if r.serialised else 1.0), r.shared)
     copy = r.bytes / share
-    drain = DRAIN * r.drains / r.consumers if r.tensor else 0.0
-    waits = drain + (HANDOVER if r.arrivals else 0.0) + ARRIVAL * r.arrivals
+    waits = 0.0
+    if r.sides == 1:
+        drain = DRAIN * r.drains / r.consumers if r.tensor else 0.0
+        waits = drain + (HANDOVER if r.arrivals else 0.0) + ARRIVAL * r.arrivals
     if r.stages <= 1:
-        return r.turns * (COPY_LATENCY + copy + _together(tensor, r.other) + waits)
+        return r.turns * (COPY_LATENCY + copy + _together(tensor, r.other) + waits) + r.delivery
     arrival = (COPY_LATENCY + copy) / (r.stages - 1)
-    return r.turns * (_together(tensor, r.other, copy, arrival) + waits) + r.lead
+    turn = _together(_together(tensor, r.other, copy, arrival) + waits, r.delivery)
+    return r.turns * turn + r.lead + r.delivery
 
 
 def _together(*times: float) -> float:

@@ -10,12 +10,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from tcomp.autotune.gpu_blocks import block_turns
+from tcomp.autotune.gpu_conditions import left_in_cache, settled
 from tcomp.autotune.gpu_copies import copies_of
 from tcomp.autotune.gpu_model import Prediction, predict
 from tcomp.autotune.gpu_scatter import with_contributions
-from tcomp.autotune.gpu_traffic import phase_traffic
+from tcomp.autotune.gpu_traffic import phase_moves, phase_traffic
 from tcomp.autotune.gpu_turns import waiting
 from tcomp.autotune.gpu_work import launch_work
 from tcomp.autotune.sass import Function, functions_of
@@ -50,12 +52,15 @@ class KernelPrediction:
         return max(self.launches, key=lambda p: p.seconds).binding
 
 
-def predict_kernel(kernel: Kernel, machine: GpuMachine, cache: Path | None = None) -> KernelPrediction:
-    """The prediction for one kernel. UserError when it cannot be compiled, assembled or disassembled."""
+def predict_kernel(
+    kernel: Kernel, machine: GpuMachine, cache: Path | None = None, before: float | None = None
+) -> KernelPrediction:
+    """The prediction for one kernel. `before`: bytes that others left in L2 for memory (`gpu_conditions`); None: as
+    many as this one leaves. UserError when it cannot be compiled, assembled or disassembled."""
     code: GpuKernel = compile_all({kernel.name: kernel}, machine, cache)[kernel.name]
     assembled = assemble(code.ptx, machine.target, cache)
     functions = functions_of(disassemble(assembled.cubin))
-    launches = tuple(_launches(kernel, code, assembled, functions, machine))
+    launches = tuple(_launches(kernel, code, assembled, functions, machine, before))
     counted = kernel.flops <= _peak(kernel, machine) * sum(p.seconds for p in launches)
     if not counted:
         note = "not to be believed: faster than the GPU can be, so a loop was not counted to its end"
@@ -70,8 +75,11 @@ def _peak(kernel: Kernel, machine: GpuMachine) -> float:
 
 
 def _launches(
-    kernel: Kernel, code: GpuKernel, assembled: Assembled, functions: Mapping[str, Function], machine: GpuMachine
-) -> Iterator[Prediction]:
+    kernel: Kernel, code: GpuKernel, assembled: Assembled, functions: Mapping[str, Function], machine: GpuMachine,
+    before: float | None,
+) -> Iterator[Prediction]:  # fmt: skip
+    if before is None:  # (as if it ran again and again)
+        before = settled([phase_moves(kernel, phase) for phase in kernel.phases], machine)[0]
     for phase, launch in zip(kernel.phases, code.launches, strict=True):
         if launch.symbol not in functions:
             raise UserError(f"kernel {kernel.name}: its machine code has no entry {launch.symbol}")
@@ -84,8 +92,12 @@ def _launches(
             copy=copies_of(kernel, phase), sides=kernel.sides,
         )  # fmt: skip
         slots = (work.sms or machine.sms) * work.resident
-        work = replace(work, work=with_contributions(work.work, phase), waiting=waiting(kernel, phase, slots))
-        yield predict(work, machine)
+        work = replace(
+            work, work=with_contributions(work.work, phase), waiting=waiting(kernel, phase, slots),
+            moves=phase_moves(kernel, phase),
+        )  # fmt: skip
+        yield predict(work, machine, before)
+        before = left_in_cache(before, work.moves, machine)
 
 
 def _stages(phase: tuple[Statement, ...]) -> int | None:
@@ -129,6 +141,17 @@ def launches_of(step: Step, accumulation: int = 1) -> dict[str, int]:
 def predict_step(
     step: Step, machine: GpuMachine, cache: Path | None = None, accumulation: int = 1
 ) -> Iterator[tuple[KernelPrediction, int]]:
-    """Each kernel of the step and its launches per step, as they are predicted (assembling takes a while)."""
+    """Each kernel of the step and its launches per step, as they are predicted (assembling takes a while), each behind
+    what it runs behind there (on the average of its launches)."""
+    moves = {
+        k: [phase_moves(step.kernels[k], p) for p in step.kernels[k].phases] for k in launches_of(step, accumulation)
+    }
+    names = [launch.kernel for program in step.programs.values() for launch in program if launch.kernel in moves]
+    left = settled([m for name in names for m in moves[name]], machine)
+    behind: dict[str, list[float]] = {}
+    at = 0
+    for name in names:
+        behind.setdefault(name, []).append(left[at])
+        at += len(moves[name])
     for name, n in launches_of(step, accumulation).items():
-        yield predict_kernel(step.kernels[name], machine, cache), n
+        yield predict_kernel(step.kernels[name], machine, cache, fmean(behind[name])), n

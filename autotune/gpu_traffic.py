@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import cast
 
+from tcomp.autotune.gpu_conditions import Moves
 from tcomp.autotune.gpu_model import DRIFT, L2_SHARE, PERSISTENT_DRIFT, cached_traffic
+from tcomp.codegen.cpu.integers import affine_form
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.grid import Turns
 from tcomp.dsl.ast import Access, Expr, names_in, walk
@@ -63,6 +65,16 @@ def phase_traffic(kernel: Kernel, phase: tuple[Statement, ...], machine: GpuMach
                 asked += all_blocks / (places_of.size if n in shared else 1)
         total += cached_traffic(read, max(read, asked), machine, drift) + written
     return max(float(compulsory), total * waves / len(sampled)) + repeated
+
+
+def phase_moves(kernel: Kernel, phase: tuple[Statement, ...]) -> Moves:
+    """The parts of the operands that a phase reads, and those that it writes."""
+    read: dict[str, set[Part]] = {}
+    written: dict[str, set[Part]] = {}
+    for leaf, _ in _leaves(phase, {}):
+        for access, stores in _accesses_of(leaf, kernel):
+            (written if stores else read).setdefault(access.tensor, set()).add(_part(access))
+    return Moves(*(sum(_size(kernel, n, parts) for n, parts in found.items()) for found in (read, written)))
 
 
 def read_again(kernel: Kernel, phase: tuple[Statement, ...], running: int, machine: GpuMachine) -> float:
@@ -202,36 +214,61 @@ class _Numbers:
 NUMBERS: GpuEmitter = cast(GpuEmitter, _Numbers())
 
 
-def _touched(kernel: Kernel, phase: tuple[Statement, ...], grid: set[str]) -> dict[str, tuple[int, set[str], bool]]:
+def _touched(kernel: Kernel, phase: tuple[Statement, ...], grid: set[str]) -> dict[str, tuple[float, set[str], bool]]:
     """Operand -> (bytes, grid variables that its part depends on, whether it is written). What is read before it is
-    written, or added to, counts twice: it comes and goes."""
-    found: dict[str, tuple[int, set[str], bool]] = {}
+    written, or added to, counts twice: it comes and goes. Of an operand whose parts are named by numbers
+    (`QKV[0, ...]`) those parts count."""
+    found: dict[str, tuple[float, set[str], bool]] = {}
+    twice: set[str] = set()
+    parts: dict[str, set[Part]] = {}
     for leaf, known in _leaves(phase, {}):
         ranges = dict(known)
         for axis in leaf.axes:
             ranges[axis.name] = _variables(axis.start, ranges) | _variables(axis.stop, ranges)
-        accesses: list[tuple[Access, bool]]
-        if isinstance(leaf, Compute):
-            accesses = [(n, False) for n in walk(leaf.value) if isinstance(n, Access)] + [(leaf.target, True)]
-        elif isinstance(leaf, Pack):
-            accesses = [(leaf.source, False)]
-        else:
-            accesses = [(leaf.target, True)]
-        for access, written in accesses:
-            try:
-                buffer = kernel.buffer(access.tensor)
-            except KeyError:
-                continue
-            if buffer.scope not in (Scope.OPERAND, Scope.TEAM):
-                continue
+        for access, written in _accesses_of(leaf, kernel):
+            name = access.tensor
+            parts.setdefault(name, set()).add(_part(access))
             axes = {v for s in access.subscripts for v in _variables(s, ranges)} & grid
             again = isinstance(leaf, Unpack) and leaf.add and leaf.turns is None  # (what it is added to is read)
             again = again or (written and isinstance(leaf, Compute) and leaf.accumulate and leaf.distinct)
-            size, old, was = found.get(access.tensor, (buffer.bytes * (1 + again), axes, False))
-            if written and not was and access.tensor in found:
-                size = 2 * buffer.bytes
-            found[access.tensor] = (size, old & axes, was or written)
-    return found
+            _, old, was = found.get(name, (0.0, axes, False))
+            if again or (written and not was and name in found):
+                twice.add(name)
+            found[name] = (0.0, old & axes, was or written)
+    return {n: (_size(kernel, n, parts[n]) * (1 + (n in twice)), axes, was) for n, (_, axes, was) in found.items()}
+
+
+Part = tuple[int | None, ...]
+"""Of each subscript of an access the number that it is, None for one that is no number."""
+
+
+def _part(access: Access) -> Part:
+    numbers = (affine_form(s) for s in access.subscripts)
+    return tuple(int(n.constant) if n is not None and not n.terms else None for n in numbers)
+
+
+def _size(kernel: Kernel, name: str, parts: set[Part]) -> float:
+    """Bytes of a buffer that accesses to those parts touch."""
+    buffer = kernel.buffer(name)
+    shares = 0.0
+    for part in parts:
+        shares += math.prod(1 / max(1, e) for n, e in zip(part, buffer.shape, strict=False) if n is not None)
+    return buffer.bytes * min(1.0, shares)
+
+
+def _accesses_of(leaf: Compute | Pack | Unpack, kernel: Kernel) -> Iterator[tuple[Access, bool]]:
+    """Accesses to operands, and whether they write."""
+    found: list[tuple[Access, bool]]
+    if isinstance(leaf, Compute):
+        found = [(n, False) for n in walk(leaf.value) if isinstance(n, Access)] + [(leaf.target, True)]
+    elif isinstance(leaf, Pack):
+        found = [(leaf.source, False)]
+    else:
+        found = [(leaf.target, True)]
+    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
+    for access, written in found:
+        if access.tensor in buffers and buffers[access.tensor].scope in (Scope.OPERAND, Scope.TEAM):
+            yield access, written
 
 
 def _leaves(

@@ -1,20 +1,21 @@
 """What a launch does, read off its machine code: the counts that `gpu_model` turns into a time.
 
-A few blocks and warps stand for all: those that take the same way count once for each other. Loads and stores are
-taken to be coalesced, and shared memory to be free of bank conflicts (the virtual GPU reports those).
+A few blocks and warps stand for all: those that take the same way count once for each other.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from tcomp.autotune.gpu_blocks import middle_blocks, unevenness
+from tcomp.autotune.gpu_counts import Copies, Counts, counts_of
 from tcomp.autotune.gpu_epilogue import Epilogue, epilogue, staggered
 from tcomp.autotune.gpu_model import (
     BARRIER,
     COPY_LATENCY,
+    DELIVERY,
+    ISSUE_RATE,
     L1_LATENCY,
     L2_LATENCY,
     MEMORY_LATENCY,
@@ -26,18 +27,8 @@ from tcomp.autotune.gpu_model import (
 )
 from tcomp.autotune.gpu_replay import Replay, loop_turns, replay
 from tcomp.autotune.gpu_residents import Residents, residents
-from tcomp.autotune.opcodes import (
-    LANES,
-    MATRIX,
-    SHARED,
-    WARPGROUP_MATRIX,
-    matrix_shape,
-    matrix_type,
-    shared_bytes,
-    width,
-)
-from tcomp.autotune.sass import Function, Instruction
-from tcomp.autotune.sass_registers import depends_on_thread
+from tcomp.autotune.opcodes import LANES
+from tcomp.autotune.sass import Function
 from tcomp.autotune.sass_walk import Walk, Way
 from tcomp.codegen.nvptx.launch import LaunchShape
 from tcomp.codegen.nvptx.occupancy import occupancy
@@ -45,117 +36,6 @@ from tcomp.codegen.nvptx.resources import Resources
 from tcomp.machine.gpu import GpuMachine
 
 SHUFFLE_LATENCY = 23.0
-STREAM = 64
-"""Turns of a loop from which narrow loads that all lanes share are taken to walk along lines: one serves 32 turns."""
-_FMA = {"FFMA", "FFMA2", "FADD", "FADD2", "FMUL", "FMUL2", "HFMA2", "HADD2", "HMUL2", "IMAD", "DFMA"}
-_SPECIAL = {"MUFU", "F2I", "I2F", "F2F", "I2FP", "FRND"}
-_GLOBAL = {"LDG", "STG", "LD", "ST", "LDGSTS", "RED", "REDG", "ATOMG", "ATOM"}
-_LOADS = {"LDG", "LD", "ATOMG", "ATOM"}
-
-
-@dataclass
-class Counts:
-    """Instruction counts of one warp, by class; bytes as the warp moves them."""
-
-    issue: float = 0.0
-    fma: float = 0.0
-    special: float = 0.0
-    shared_bytes: float = 0.0
-    l2_bytes: float = 0.0
-    async_bytes: float = 0.0
-    flops: dict[tuple[str, str], float] = field(default_factory=dict)
-    """matrix operations by (element type, wgmma | mma.sync)"""
-    load_rounds: float = 0.0
-    near_loads: float = 0.0
-    """turns whose loads find their line in L1, but for one in 32"""
-    barriers: float = 0.0
-    shuffles: float = 0.0
-    copy_turns: float = 0.0
-    drains: float = 0.0
-    waits: float = 0.0
-    pending: int | None = None
-    opcodes: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Mean bytes of a launch's tensor copies: that one asks L2 for, that one puts into the block's shared memory (more,
-    where blocks of a cluster copy for each other: peers' copies land here as well), and that one writes."""
-
-    asked: float = 0.0
-    landed: float = 0.0
-    written: float = 0.0
-
-
-def counts_of(function: Function, path: Way, copy: Copies) -> Counts:
-    """The counts of a warp that takes `path`."""
-    c = Counts()
-    for number, times in path.visits.items():
-        block = function.blocks[number]
-        loads = near_loads = copies = False
-        for i in block.instructions:
-            issued = path.times(block, i)
-            _count(c, i, issued, copy)
-            if i.name in _LOADS:
-                near = times > STREAM and width(i.opcode) <= 4 and not depends_on_thread(function, i)
-                loads |= not near
-                near_loads |= near
-                if near:
-                    c.l2_bytes -= issued * width(i.opcode) * (LANES - 1)
-            copies |= i.name in ("LDGSTS", "UTMALDG", "UBLKCP")
-        if loads:
-            c.load_rounds += times
-        elif near_loads:
-            c.near_loads += times
-        if copies and times > 1:
-            c.copy_turns += times
-    return c
-
-
-def _count(c: Counts, i: Instruction, times: int, copy: Copies) -> None:
-    name, opcode = i.name, i.opcode
-    c.issue += times
-    c.opcodes[name] += times
-    if name in MATRIX:
-        m, n, k = matrix_shape(opcode)
-        warps = 4 if name in WARPGROUP_MATRIX else 1
-        key = matrix_type(opcode), "wgmma" if warps == 4 else "mma.sync"
-        c.flops[key] = c.flops.get(key, 0.0) + times * 2.0 * m * n * k / warps
-        if warps == 4:
-            element = 1 if key[0] in ("e4m3", "e5m2") else 4 if key[0] == "tf32" else 2
-            from_registers = not any(o.startswith("gdesc") for o in i.operands[1:2])
-            c.shared_bytes += times * element * k * (n + (0 if from_registers else m)) / warps
-    elif name in _FMA:
-        c.fma += times
-    elif name in _SPECIAL:
-        c.special += times
-    elif name in SHARED or name in ("LDSM", "STSM", "SHFL"):
-        c.shared_bytes += times * shared_bytes(i)
-        c.shuffles += times * (name == "SHFL")
-    elif name in ("BAR", "BARRIER") and "ARV" not in opcode:
-        c.barriers += times
-    elif name == "WARPGROUP" and "DEPBAR" in opcode:
-        c.drains += times
-    elif name == "SYNCS" and "PHASECHK" in opcode:
-        c.waits += times
-    elif name == "DEPBAR" and len(i.operands) > 1:
-        allowed = int(i.operands[1], 16)
-        c.pending = allowed if c.pending is None else max(c.pending, allowed)
-    if name in _GLOBAL:
-        size = times * LANES * width(opcode)
-        c.l2_bytes += size
-        if name == "LDGSTS":
-            c.async_bytes += size
-            c.shared_bytes += size
-    elif name in ("UTMALDG", "UBLKCP"):
-        c.l2_bytes += times * copy.asked
-        c.async_bytes += times * copy.asked
-        c.shared_bytes += times * copy.landed
-    elif name in ("UTMASTG", "UTMAREDG"):
-        c.l2_bytes += times * copy.written
-        c.shared_bytes += times * copy.written
-    elif name in ("LDL", "STL"):
-        c.l2_bytes += times * LANES * width(opcode) / 4  # most of it stays in L1
 
 
 @dataclass(frozen=True)
@@ -295,7 +175,8 @@ def _block(
     if turns > 1 and total("async_bytes") and wgmma:
         found = _replayed(sample, function, machine, resident)
         ways = _consumers(sample, function)
-        last = epilogue(function, ways, found is None, machine, tensor / turns / max(1, len(ways)), sides, tensor)
+        loop = max(tensor, total("tile_bytes") / machine.shared_per_clock)
+        last = epilogue(function, ways, found is None, machine, tensor / turns / max(1, len(ways)), sides, loop)
         behind = int(staggered(function, ways) and sides == 1)
     elif turns > 1 and total("async_bytes") and tensor:
         ways = [w.path for w in sample.groups]
@@ -312,11 +193,13 @@ def _block(
         consumers = sum(n for n, c in sample.warps if any(p == "wgmma" for _, p in c.flops)) // (4 * sides) or 1
         pending = [c.pending for _, c in sample.warps if c.pending is not None]
         depth = stages or ((max(pending) + 2) if pending else 2)
-        loop = found or beside
-        if loop is not None:
-            turns = max(turns, float(loop.turns))
+        replayed = found or beside
+        if replayed is not None:
+            turns = max(turns, float(replayed.turns))
+        if found is not None:
+            replayed = found = replace(found, cycles=max(found.cycles, _issued(sample, found, machine, resident)))
         # (A turn of the machine's loop may be several of the ring's, written out one after the other.)
-        tensor_turn = max(tensor / turns, loop.cycles * loop.turns / turns if loop is not None else 0.0)
+        tensor_turn = max(tensor / turns, replayed.cycles * replayed.turns / turns if replayed is not None else 0.0)
         share = max(1.0, issue / machine.partitions, longest) / turns
         rings = (
             Ring(
@@ -326,6 +209,9 @@ def _block(
                 arrivals=_arrivals(sample, turns / sides) // sides * cluster,
                 drains=most("drains") / turns if wgmma and found is None else 0.0,
                 lead=COPY_LATENCY if beside is None else 0.0,
+                shared=total("tile_bytes") / machine.shared_per_clock / turns if wgmma else 0.0,
+                sides=sides,
+                delivery=DELIVERY if any(c.delivers for _, c in sample.warps) else 0.0,
             ),
         )  # fmt: skip
     else:
@@ -352,6 +238,12 @@ def _replayed(sample: Sample, function: Function, machine: GpuMachine, resident:
     ways = _consumers(sample, function)
     found = replay(function, ways, resident, machine) if ways else None
     return found if found is not None and found.groups > 1 else None
+
+
+def _issued(sample: Sample, loop: Replay, machine: GpuMachine, resident: int) -> float:
+    """Cycles that the instructions of a turn of all resident blocks need at least."""
+    issue = sum(n * c.issue for n, c in sample.warps)
+    return issue / max(1, loop.turns) * resident / machine.partitions / ISSUE_RATE
 
 
 def _consumers(sample: Sample, function: Function) -> list[tuple[int, ...]]:

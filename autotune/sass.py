@@ -9,6 +9,7 @@ from functools import cached_property
 
 LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 LABEL = re.compile(r"^(\.L_x_\d+):")
+TABLE = re.compile(r"\.L_x_\d+")
 ENTRY = re.compile(r"^\.text\.([\w$]+):")
 
 
@@ -36,12 +37,14 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Block:
-    """Instructions with one way in and one way out. `target` and `next` are block numbers (None: leaves)."""
+    """Instructions with one way in and one way out. `target` and `next` are block numbers (None: leaves); `jumps` those
+    of the places that a jump table has, in its order."""
 
     number: int
     instructions: tuple[Instruction, ...]
     target: int | None
     next: int | None
+    jumps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,13 @@ def _function(name: str, lines: Sequence[str]) -> Function:
         target = labels.get(last.target) if last and last.name == "BRA" else None
         ends = last is not None and last.name in ("BRA", "EXIT", "RET") and not _conditional(last)
         following = i + 1 if i + 1 < len(starts) else None
-        blocks.append(Block(i, tuple(body), target, None if ends else following))
+        jumps = tuple(labels[x] for x in TABLE.findall(" ".join(last.operands)) if x in labels) if last else ()
+        blocks.append(Block(i, tuple(body), target, None if ends else following, jumps if _jumps(last) else ()))
     return Function(name, tuple(blocks))
+
+
+def _jumps(last: Instruction | None) -> bool:
+    return last is not None and last.name == "BRX"
 
 
 def _leaves(starts: Sequence[Sequence[Instruction]], labels: Mapping[str, int], label: str) -> bool:

@@ -12,6 +12,7 @@ REGISTER = re.compile(r"\b(U?R\d+|U?P\d+)\b")
 EVALUATED = {
     "MOV", "IMAD", "IADD3", "VIADD", "IADD", "LEA", "SHF", "SHL", "SHR", "LOP3", "SEL", "IMNMX", "VIMNMX", "SGXT",
     "S2R", "S2UR", "CS2R", "LDC", "ISETP", "PLOP3", "R2UR", "HFMA2", "P2R", "R2P",
+    "VIADDMNMX",
 }  # fmt: skip
 """Instructions whose results `Walk` works out (their uniform forms too); what others give is unknown."""
 COUNTED = {
@@ -140,7 +141,7 @@ def dependences(function: Function, roots: Mapping[int, set[str]] | None = None)
     is added. With `roots` (registers by the address of an instruction that reads them), what those depend on."""
     before: dict[int, tuple[Block, ...]] = {}
     for b in function.blocks:
-        for at in (b.target, b.next):
+        for at in (b.target, b.next, *b.jumps):
             if at is not None:
                 before[at] = (*before.get(at, ()), b)
     live_out: dict[int, set[str]] = {b.number: set() for b in function.blocks}

@@ -36,6 +36,8 @@ STEPS = 200_000
 """Blocks that one walk may pass; a kernel that takes more is cut off and said to be."""
 DATA = {"LDG", "LD", "LDS", "LDL", "FSETP", "FCHK", "DSETP", "HSETP2", "ATOMG", "ATOM", "VOTE", "VOTEU"}
 """Instructions whose results are data."""
+TABLES = "c[0x2]["
+"""The constant bank of jump tables, whose entries are as many as the places that a jump names, in their order."""
 MASK = 0xFFFFFFFF
 Value = int | None
 
@@ -65,6 +67,8 @@ class Walk:
         self.function, self.special, self.constants = function, special, constants
         self.slice = dependences(function)
         self.values: dict[str, Value] = {}
+        self.tables: dict[str, int] = {}
+        """registers that hold a place of a jump table -> its number there"""
         self.data: set[str] = set()
         """registers and predicates that are unknown because they follow from data"""
 
@@ -91,6 +95,10 @@ class Walk:
             if last is None or last.name not in ("BRA", "EXIT", "RET", "BRX"):
                 at = block.next
                 continue
+            if block.jumps:
+                at = self._jump(block, last)
+                unknown += at is None
+                continue
             taken = self._taken(last)
             if taken is None:
                 unknown += 1
@@ -100,6 +108,11 @@ class Walk:
             else:
                 at = block.target if taken else block.next
         return Way(visits, held, unknown, False, tuple(path))
+
+    def _jump(self, block: Block, i: Instruction) -> int | None:
+        """Where a jump through a table leads; None where its place there is not known."""
+        place = next((self.tables[r] for r in REGISTER.findall(i.operands[0]) if r in self.tables), None)
+        return block.jumps[place] if place is not None and place < len(block.jumps) else None
 
     def _around(self, i: Instruction, at: int, target: int | None) -> bool:
         """Whether an unknown branch goes around what data decides, to a later place."""
@@ -237,6 +250,15 @@ class Walk:
             if known and p is not None:
                 a, b = n[:2] if ".U32" in i.opcode else (_signed(n[0]), _signed(n[1]))
                 result = (min(a, b) if p else max(a, b)) & MASK
+        elif name == "VIADDMNMX":
+            p = self._predicate(o[-1])
+            if known and p is not None and ".U32" in i.opcode:
+                result = (min if p else max)((n[0] + n[1]) & MASK, n[2])
+        elif name == "LDC" and o[1].startswith(TABLES):
+            place = self._operand(o[1].removeprefix(TABLES).rstrip("]"))
+            self.tables.pop(target, None)
+            if place is not None:
+                self.tables[target] = place // 4
         elif name == "LDC" and len(o) == 2 and ".64" not in i.opcode:
             result = self._operand(o[1])
         elif name == "SGXT":

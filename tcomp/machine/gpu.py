@@ -59,6 +59,8 @@ class GpuMachine:
     threads_per_block: int = 1024
     gpc_sms: tuple[int, ...] = ()
     """SMs of each processing cluster (GPC), one of which a cluster of blocks lies in; empty: not known"""
+    max_clock_hz: float = 0.0
+    """the clock without load of its matrix units; 0: not known"""
     partitions: int = 4
     """sub-cores of an SM: each has its share of the registers, and a block's warps are dealt over them"""
 
@@ -119,12 +121,12 @@ _KB, _MB, _GB = 1 << 10, 1 << 20, 1 << 30
 H100 = GpuMachine(
     "h100", "sm_90a", 132, 1.83e9, 227 * _KB, 228 * _KB, 65536, 2048, 32, 50 * _MB, 79 * _GB, 3.35e12,
     label="NVIDIA H100 SXM 80 GB", tensor_flops=_tensor(494.7, 989.4, 1978.9), matrix_path="wgmma", l2_per_clock=6154,
-    gpc_sms=(16, 16, 16, 16, 16, 16, 18, 18),
+    gpc_sms=(16, 16, 16, 16, 16, 16, 18, 18), max_clock_hz=1.98e9,
 )  # fmt: skip
 H200 = GpuMachine(
     "h200", "sm_90a", 132, 1.83e9, 227 * _KB, 228 * _KB, 65536, 2048, 32, 50 * _MB, 140 * _GB, 4.8e12,
     label="NVIDIA H200 SXM 141 GB", tensor_flops=_tensor(494.7, 989.4, 1978.9), matrix_path="wgmma", l2_per_clock=6154,
-    gpc_sms=(16, 16, 16, 16, 16, 16, 18, 18),
+    gpc_sms=(16, 16, 16, 16, 16, 16, 18, 18), max_clock_hz=1.98e9,
 )  # fmt: skip
 A100 = GpuMachine(
     "a100", "sm_80", 108, 1.41e9, 163 * _KB, 164 * _KB, 65536, 2048, 32, 40 * _MB, 79 * _GB, 2.039e12,

@@ -39,7 +39,7 @@ def test_block_scaled_products() -> None:
     forward = predicted("matmul_fp8_block", "Y")
     for p in (forward, *(predicted("matmul_fp8_block.backward", d) for d in ("dX", "dW"))):
         assert not p.assembled.findings and FLOPS / p.seconds > 0.85 * DEEPGEMM
-    assert 1.05 < predicted("matmul_fp8_block", "Y", "overlap").seconds / forward.seconds < 1.25
+    assert 1.02 < predicted("matmul_fp8_block", "Y", "overlap").seconds / forward.seconds < 1.25
 
 
 @pytest.mark.slow

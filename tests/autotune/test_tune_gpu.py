@@ -31,7 +31,7 @@ def test_predictions_are_labelled_and_repeatable(tcomp: Tcomp, tmp_path: Path) -
     assert texts[0] == texts[1]
     report = tcomp("tune", "report", "--gpu", "h100", "--storage", "one.sqlite3", "--lock", "one.lock").out
     assert "predicted" in report and "measured" not in report
-    assert "rank correlation (Spearman) 0.986 with the published speeds of 14 matrix products" in report
+    assert "rank correlation (Spearman) 0.972 with the published speeds of 14 matrix products" in report
 
 
 def test_a_prediction_is_the_same_every_time(tmp_path: Path) -> None:
