@@ -115,6 +115,8 @@ class BesideSums:
                 raise self._error(eq, c, f"a sum beside '{b.host.written[0]}' leaves parts", "write: by partials")
         for t in given.sequence:
             if t.parallel and t.index in leaf.reduced:
+                if t.index in plan.streams:
+                    raise self._in_stream(b, t)
                 plan = undivided(plan, t.index, t)
                 count = -(-self.extents[t.index] // (t.block or 1))
                 if count > 1:
@@ -176,6 +178,15 @@ class BesideSums:
             value=Reduction(value.reducer, counted, None, None, (read,), value.span),
         )
         return [first, Leaf(second, leaf.number + 1, tuple(new.values()), counted, beside=beside)], plan
+
+    def _in_stream(self, b: Beside, level: TileLevel) -> TcError:
+        name, host = b.leaf.written[0], b.host.written[0]
+        return TcError(
+            f"'{name}' is summed in the blocks of '{host}', and a `stream` cuts '{level.index}' elsewhere for each of them",
+            level.span,
+            self.text,
+            f"leave `stream` out, or give it a kernel of its own: kernel {name}:",
+        )
 
     def _needs_line(self, eq: Equation, level: TileLevel, joined: Sequence[Combine]) -> None:
         if not any(c.over == level.index for c in joined):

@@ -118,6 +118,16 @@ def test_squares_clusters_and_sums_that_go_on(dims: dict[str, int], rows: str, a
     right(lowered(text(rows=rows, adds=adds, columns=96), dims))
 
 
+@pytest.mark.parametrize("adds", [False, True])
+def test_beside_parts_that_are_added_in_turns(adds: bool) -> None:
+    """Parts of `dW` need no second launch then; those of `db` are joined by one."""
+    written = text(adds=adds).replace("dW: bf16", "dW: f32")
+    turns = "combine dW over m by turns\n  combine db over m by partials"
+    found = lowered(written.replace("combine dW, db over m by partials", turns), RAGGED)
+    assert len(found.phases) == 2 and [b.name for b in found.tiles if b.scope is Scope.TEAM] == ["db.partial"]
+    right(found)
+
+
 def test_the_largest_of_a_column() -> None:
     """Rows past the tensor's end are zeros in the tile, and count for nothing."""
     found = lowered(text(reducer="max"), RAGGED)
