@@ -182,7 +182,7 @@ class BesideSums:
     def _in_stream(self, b: Beside, level: TileLevel) -> TcError:
         name, host = b.leaf.written[0], b.host.written[0]
         return TcError(
-            f"'{name}' is summed in the blocks of '{host}', and a `stream` cuts '{level.index}' elsewhere for each of them",
+            f"'{name}' is summed in the blocks of '{host}', and a `stream` cuts '{level.index}' elsewhere for each",
             level.span,
             self.text,
             f"leave `stream` out, or give it a kernel of its own: kernel {name}:",
