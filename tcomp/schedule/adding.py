@@ -10,7 +10,8 @@
 for blocks of lower numbers (`codegen/nvptx/turn_taking.py` has what that assumes of a GPU). Who has its turn before
 another follows from the loops' own bounds. `by atomic` there is no order, and without a `stage ... by tma` line the
 addition is an atomic one by the threads themselves. The joined sums are f32 whatever the output is, and only as large
-as the output.
+as the output. The block whose turn is the last one of all writes the output from them before it ends, if it comes to
+every tile; else a phase of its own does.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import Access, Binary, Combine, DType, Expr, Name, Num, Stage, names_in, substitute
+from tcomp.dsl.ast import Access, Binary, Call, Combine, DType, Expr, Name, Num, Stage, names_in, substitute
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Loop, RowMajor, Scope, Statement, Swizzled, Turns, Unpack
 from tcomp.schedule.fold import fold, sub
+from tcomp.schedule.last_turn import written_last
 from tcomp.schedule.resolve import TileLevel
 from tcomp.schedule.unpacking import WIDTHS
 
@@ -58,9 +60,14 @@ class Adding:
         self.reversed = reversed_loops
         self.cleared = {s.name for s in self.sums.values() if not s.flags}
         """sums that must be zero before blocks add to them"""
+        self.last: dict[str, Expr] = {}
+        """of sums whose last block comes to every tile, what is 1 in that block and 0 in others"""
 
     def phases(self, phases: Iterable[tuple[Statement, ...]]) -> list[tuple[Statement, ...]]:
-        return [self._body(phase, ()) for phase in phases] if self.sums else list(phases)
+        found = [self._body(phase, ()) for phase in phases] if self.sums else list(phases)
+        for name, last in self.last.items():
+            found = written_last(found, name, self.sums[name].output, last, self.extents)
+        return found
 
     def _body(self, body: tuple[Statement, ...], around: tuple[Loop, ...]) -> tuple[Statement, ...]:
         """The additions come last in their loop, so that what else the turn computes runs beside them."""
@@ -130,7 +137,11 @@ class Adding:
             x for x in around
             if x.level != "grid" and (of_other(x.start) != fold(x.start) or of_other(x.stop) != fold(x.stop))
         ]  # fmt: skip
-        stores = any(self._whole(inner, a, at) for at in (0, (self.extents[index] - 1) // block * block))
+        end = (self.extents[index] - 1) // block * block
+        stores = any(self._whole(inner, a, at) for at in (0, end))
+        if self._whole(inner, a, 0 if index in self.reversed else end):
+            past: Expr = sub(Num(1), own) if index in self.reversed else sub(own, Num(end - 1))
+            self.last[a.name] = fold(Call("max", (Num(0), past)))
         if not stores:
             self.cleared.add(a.name)
         met: list[tuple[Expr, Expr, Expr]] = [(Num(0), other, Num(self.extents[index]))]

@@ -30,6 +30,7 @@ from tcomp.schedule.emit import Emitter, once
 from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.fill import needs_zero, zero
 from tcomp.schedule.inplace import inplace_pairs
+from tcomp.schedule.last_turn import kept_places
 from tcomp.schedule.launch_flags import blocks_order
 from tcomp.schedule.legality import check_core_loops, check_fuse, check_nesting
 from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors, build
@@ -229,7 +230,8 @@ class _Lowering:
         writes = {t for x in leaves for t in x.written} & operand_names | set(added)
         order = [o.name for o in self.op.operands] + sorted(workspaces)
         operands = tuple(Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in order if n in reads | writes)
-        inplace = inplace_pairs(roots, {b.name: b for b in operands})
+        last = {s.output.partition(".")[0] for s in combining.sums if s.name in adding.last}
+        inplace = kept_places(phases, last, inplace_pairs(roots, {b.name: b for b in operands}))
         given_text = self.text if self.given else None
         tiles, phases = self.family.finish(emitter.tiles, phases, plan, shape, inplace, given_text)
         kernel = Kernel(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+from tcomp.dsl.ast import Access, Num
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tensor_map import tile_map
 from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Statement, Unpack
@@ -15,7 +16,7 @@ FIRST_SM = 90
 def check_tensor_copies(kernel: Kernel, machine: GpuMachine, text: str) -> None:
     """TcError at a `stage ... by tma` that the machine, the operand's shape or the kernel's loops do not allow."""
     for phase in kernel.phases:
-        written = {s.target.tensor for s in statements(phase) if isinstance(s, Compute)}
+        written = [s.target for s in statements(phase) if isinstance(s, Compute)]
         for s in statements(phase):
             if isinstance(s, Loop) and s.level == "pipe":
                 _one_way(s, text)
@@ -33,7 +34,13 @@ def statements(body: Iterable[Statement]) -> Iterator[Statement]:
             yield from statements(s.body)
 
 
-def _check(pack: Pack, kernel: Kernel, machine: GpuMachine, written: set[str], text: str) -> None:
+def _apart(a: Access, b: Access) -> bool:
+    """Are they different parts of a tensor: is a subscript another constant?"""
+    pairs = zip(a.subscripts, b.subscripts, strict=True)
+    return any(isinstance(x, Num) and isinstance(y, Num) and x != y for x, y in pairs)
+
+
+def _check(pack: Pack, kernel: Kernel, machine: GpuMachine, written: Sequence[Access], text: str) -> None:
     name = pack.source.tensor
     if machine.sm < FIRST_SM:
         raise TcError(
@@ -42,7 +49,7 @@ def _check(pack: Pack, kernel: Kernel, machine: GpuMachine, written: set[str], t
             text,
             "stage it by cp.async, and keep tma for a schedule on sm_90a",
         )
-    if name in written:
+    if any(a.tensor == name and not _apart(a, pack.source) for a in written):
         raise TcError(
             f"{name} cannot be staged by tma: this kernel writes it",
             pack.span,

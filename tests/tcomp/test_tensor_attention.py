@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +19,13 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load, load_text
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
+from tcomp.ir.print import print_kernel
 from tcomp.ir.tile import Axis, Compute, Kernel, Pack, Scope, Unpack
 from tcomp.ir.walk import computes
 from tcomp.machine.gpu import machine_for_target
 from tcomp.oracle import evaluate
 from tcomp.schedule.fold import by_exp2
+from tcomp.schedule.last_turn import kept_places
 from tcomp.schedule.lower import lower
 from tests.reference.op_cases import stored_inputs
 from tests.test_ops_gpu import execute
@@ -182,7 +185,7 @@ def test_a_warp_of_the_producer_takes_the_turns_and_no_thread_that_computes_wait
     deliverer = apart[apart.index("setmaxnreg.dec") :].split("setmaxnreg.inc")[0]
     assert apart.count("ld.acquire.gpu") == apart.count("st.release.gpu") == deliverer.count("ld.acquire.gpu") == 1
     assert deliverer.count("cp.reduce.async.bulk") == 2  # panels of 32 columns
-    assert together.count("st.release.gpu") == 2  # in the loop and behind it
+    assert together.count("st.release.gpu") == 3  # in the loop, where the sums are read, and in the end
 
 
 @pytest.mark.slow
@@ -197,6 +200,48 @@ def test_dq_is_the_same_bits_whoever_adds_it() -> None:
         chosen = {"dQKV.0+dQKV.1+dQKV.2.P": producer}
         results.append(execute(lower(op, module, MULTI_HEAD, machine, chosen=chosen), op, inputs, machine)["dQKV"])
     assert results[0].tobytes() == results[1].tobytes()
+
+
+@pytest.mark.parametrize("tokens,parts", [(1024, 8), (200, 2), (64, 1)])
+def test_the_block_whose_turn_is_last_writes_dq(tokens: int, parts: int) -> None:
+    """With `reverse k` the keys that all queries see come last. Else some queries have no last turn in common."""
+    last_tile = "seq q.dQKV.0.0 in 0 .. max(0, 1 - k.0)"
+    dims, machine = {"B": 1, "T": tokens, "H": 1, "D": 64}, machine_for_target("sm_90a")
+    text = Path("models/ops/attention.tc").read_text()
+    for changed in (text, text.replace("      reverse k\n", "")):
+        module = load_text(changed, "models/ops/attention.tc")
+        op = backward_of("attention", module)
+        assert op is not None
+        kernel = lower(bound(op, DType.BF16), module, dims, machine).kernels[-1]
+        together = changed == text or parts == 1
+        if parts > 1:
+            assert (last_tile in print_kernel(kernel)) == together
+        assert len(kernel.phases) == 3 - together  # words cleared; the sums; dQ written
+
+
+def test_an_output_of_the_last_block_takes_no_place_that_others_still_read() -> None:
+    module, machine = load("models/ops/attention.tc"), machine_for_target("sm_90a")
+    op = backward_of("grouped_attention", module)
+    assert op is not None
+    kernel = lower(bound(op, DType.BF16), module, GROUPED, machine).kernels[-1]
+    assert ("dQ", "Q") in kernel.inplace  # read in the turn in which it is added for
+    pairs = frozenset({("dQ", "Q"), ("dQ", "K"), ("dK", "K")})
+    assert kept_places(kernel.phases, {"dQ"}, pairs) == {("dQ", "Q"), ("dK", "K")}
+
+
+@pytest.mark.slow
+def test_without_a_last_block_a_launch_writes_dq() -> None:
+    text = Path("models/ops/attention.tc").read_text().replace("      reverse k\n", "")
+    module, machine = load_text(text, "models/ops/attention.tc"), machine_for_target("sm_90a")
+    op = backward_of("attention", module)
+    assert op is not None
+    op = bound(op, DType.BF16)
+    inputs = stored_inputs(op, module, MULTI_HEAD)
+    got, wanted = (
+        execute(lower(op, module, MULTI_HEAD, machine), op, inputs, machine),
+        evaluate(op, module, inputs, MULTI_HEAD),
+    )
+    assert_near(got["dQKV"], wanted["dQKV"], "dQKV")
 
 
 @pytest.mark.slow

@@ -17,6 +17,10 @@ producer, if there is one. Threads that compute do not wait for memory then, onl
     threads: wait until the tile is empty; store to it; fence for the async proxy; each warp says that it is full
     deliverer: wait for the block's turn; wait until the tile is full; start the copies; when they have read it, say
                that it is empty; when all is done, pass the turn on
+
+A block that reads such a sum, because its turn was the last one (`schedule/last_turn.py`), waits until its own
+additions are done, of which the deliverer tells it by an mbarrier of its own. Those of other blocks are known to be by
+the words that it waited for.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.types import I8, VOID, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
@@ -74,6 +79,27 @@ class Deliveries:
         if len(flags) > 1:
             raise Unsupported(f"blocks add to two results in turns, of '{flags[0]}' and of '{flags[1]}'")
         self.taking = TurnTaking(em, scope, flags[0]) if flags else None
+
+    def settle(self, loop: Loop, turns: Callable[[], tuple[Int, Int]], body: Callable[[], None]) -> None:
+        """The loop that reads what blocks have added up, where it has turns."""
+        em = self.em
+        ring = self.copies.settled.get(id(loop))
+        if ring is not None and not self.roles.computing:
+            ring.said_full(self.copies.settled_name(loop))
+            return
+
+        def go() -> None:
+            if ring is not None:
+                ring.wait_full()
+            else:
+                self.roles.leader(self._await)
+                em.barrier()
+            em.here()
+            em.asm("fence.proxy.async.global;", VOID, "~{memory}", effect=True)
+            body()
+
+        start, stop = turns()
+        em.when(em.here().icmp_signed("<", em.i64(start), em.i64(stop)), go)
 
     def finish(self) -> None:
         """A block's shared memory stays until the copy engine has read it."""

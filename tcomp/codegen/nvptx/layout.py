@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import value_kind
 from tcomp.codegen.nvptx.join import exchange_bytes
-from tcomp.codegen.nvptx.plan import accesses_of, exchange_lanes, joins_warps, plan_of, sharing_of
+from tcomp.codegen.nvptx.plan import accesses_of, exchange_lanes, joins_warps, plan_of, reads_of, sharing_of
 from tcomp.dsl.ast import DType
 from tcomp.errors import UserError
 from tcomp.ir.tile import (
@@ -43,8 +43,8 @@ class Successor:
 @dataclass
 class SharedLayout:
     """Byte offsets from the start of the block's shared memory. `stages` is, for a pipe loop (by its number), the
-    distance between the copies that it fills; `rings` are the mbarriers of what the copy engine fills, and of what a
-    producer's warp delivers."""
+    distance between the copies that it fills; `rings` are the mbarriers of what the copy engine fills, of what a
+    producer's warp delivers, and of `last_turns`, which wait for it."""
 
     offsets: dict[str, int] = field(default_factory=dict)
     own: dict[str, int] = field(default_factory=dict)
@@ -112,6 +112,20 @@ def handed_over(phase: Sequence[Statement], kernel: Kernel) -> list[Unpack]:
         return []
     loops = [s for s, _ in rings_of(phase) if isinstance(s, Loop)]
     return [u for loop in loops for u in loop.body if isinstance(u, Unpack) and u.add and u.groups == 1]
+
+
+def last_turns(phase: Sequence[Statement]) -> list[Loop]:
+    """Loops that read what blocks have added up in turns (`schedule/last_turn.py`), in the block whose turn is last."""
+    sums = {s.target.tensor for s in statements_in(phase) if isinstance(s, Unpack) and s.turns is not None}
+    body = phase
+    while len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
+        body = body[0].body
+
+    def reads(s: Statement) -> bool:
+        inside = (c for c in statements_in((s,)) if isinstance(c, Compute))
+        return any(a.tensor in sums for c in inside for a in reads_of(c))
+
+    return [s for s in body if isinstance(s, Loop) and reads(s)]
 
 
 def successors(phase: Sequence[Statement], kernel: Kernel) -> dict[str, Successor]:
@@ -217,8 +231,9 @@ def _placed(
                 layout.exchange[id(s)] = place(f"joining warps of {s.target.tensor}", size)
     for filled, count in rings_of(phase):
         layout.rings[id(filled)] = place("mbarriers", RING_BYTES * ring_copies(filled, count, kernel.sides))
-    for result in handed_over(phase, kernel):
-        layout.rings[id(result)] = place("mbarriers", RING_BYTES)
+    handed: list[Unpack | Loop] = list(handed_over(phase, kernel))
+    for node in (*handed, *(last_turns(phase) if handed else ())):
+        layout.rings[id(node)] = place("mbarriers", RING_BYTES)
     return layout, sizes
 
 

@@ -28,6 +28,7 @@ from tcomp.codegen.nvptx.launch import OperandMap
 from tcomp.codegen.nvptx.layout import (
     SharedLayout,
     handed_over,
+    last_turns,
     leading_packs,
     pipe_stages,
     rings_of,
@@ -93,6 +94,7 @@ class PhaseGenerator:
         self.roles = Roles(self.em, machine)
         self.scope = scope_of(entry, self.em, kernel, layout, shape, machine.target)
         self.copies = TensorRings(self, phase, entry.maps)
+        self.last_turns = {id(s) for s in last_turns(phase)}
 
     def generate(self) -> int:
         """Emit the whole entry; gives the number of blocks to launch."""
@@ -311,7 +313,8 @@ class PhaseGenerator:
         """Is there something in it for the producer (or the deliverer) that is being written?"""
         if self.roles.now == "producer":
             return any(True for _ in rings_of((s,)))
-        return any(isinstance(u, Unpack) and u.buffer in self.copies.handed for u in statements_in((s,)))
+        handed = (isinstance(u, Unpack) and u.buffer in self.copies.handed for u in statements_in((s,)))
+        return any(handed) or id(s) in self.last_turns
 
     def _touched(self, s: Statement, barrier: bool) -> set[str] | None:
         """Buffers that must be at rest before a statement; None: all. Behind a barrier other warps may write what this
@@ -332,6 +335,8 @@ class PhaseGenerator:
             TensorPipe(self, loop, path, self.copies.rings[id(loop)]).generate()
         elif loop.level == "pipe" and leading_packs(loop):
             PipeGenerator(self, loop, path, pipe_stages(loop)).generate()
+        elif id(loop) in self.last_turns:
+            self.deliveries.settle(loop, partial(self.bounds, loop), partial(self._turns, loop, path))
         else:
             self._turns(loop, path)
         if self.roles.computing:

@@ -135,6 +135,12 @@ class Ring:
         self._by_warp(self._at(self.filling.slot, 0))
         self.filling.advance()
 
+    def said_full(self, name: str) -> None:
+        """This thread has seen to it that the only copy is full; `name` is the barrier's, so that its address takes no
+        register of a producer, which has few."""
+        self.em.here()
+        self.em.asm(f"mbarrier.arrive.shared::cta.b64 _, [{name}];", VOID, "~{memory}", effect=True)
+
     # ---------------------------------------------------------------------------------- the reading side
 
     def wait_full(self) -> Int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from tcomp.codegen.cpu.integers import Affine, affine_form
 from tcomp.codegen.nvptx.domain import spread_of
-from tcomp.codegen.nvptx.layout import leading_packs, pipe_stages, statements_in
+from tcomp.codegen.nvptx.layout import last_turns, leading_packs, pipe_stages, statements_in
 from tcomp.codegen.nvptx.plan import joins_warps, reads_of, sharing_of
 from tcomp.dsl.ast import Access, Binary, Name, accesses_in
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Pack, Scope, Spread, Statement, ThreadShape, Unpack
@@ -95,6 +95,8 @@ class Planner:
                     or (b.scope in (Scope.OPERAND, Scope.TEAM) and n in written)}  # fmt: skip
         self.place = {out: source for out, source in inplace if out in written}
         self.met |= set(self.place.values())
+        self.apart = {id(s) for s in last_turns(phase)}
+        """loops that wait for what they read, and write what no other statement touches"""
 
     def plan(self, phase: Sequence[Statement]) -> Sync:
         self._body(phase, (), Pending())
@@ -106,6 +108,8 @@ class Planner:
 
     def _statement(self, s: Statement, path: tuple[int, ...], pending: Pending) -> None:
         match s:
+            case Loop() if id(s) in self.apart:
+                pass
             case Loop():
                 self._loop(s, path, pending)
             case Pack() if s.by == "tma":

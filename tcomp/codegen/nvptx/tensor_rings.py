@@ -11,7 +11,7 @@ from tcomp.codegen.cpu.types import I8, I32, VOID, IrValue
 from tcomp.codegen.nvptx.entry import DYNAMIC
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import OperandMap
-from tcomp.codegen.nvptx.layout import handed_over, leading_packs, ring_copies, rings_of, statements_in
+from tcomp.codegen.nvptx.layout import handed_over, last_turns, leading_packs, ring_copies, rings_of, statements_in
 from tcomp.codegen.nvptx.phase_facts import repeated_in
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.tensor_copy import Share, map_of, map_of_result
@@ -30,12 +30,14 @@ class TensorRings:
         self, generator: PhaseGenerator, phase: Sequence[Statement], maps: Mapping[OperandMap, IrValue]
     ) -> None:
         self.em, self.cluster, self.buffers = generator.em, generator.cluster, generator.scope.buffers
-        self.maps = maps
+        self.maps, self.layout = maps, generator.layout
         self.shared = shared_packs(phase, self.cluster, self.buffers)
         self.rings: dict[int, Ring] = {}
         self.tiles: dict[int, TensorTile] = {}
         self.handed: dict[str, Ring] = {}
         """of each tile that a producer's warp delivers"""
+        self.settled: dict[int, Ring] = {}
+        """of the loops that wait until all it has delivered is there, whose first copy says so"""
 
     def start(self, generator: PhaseGenerator, phase: Sequence[Statement]) -> None:
         """Make the mbarriers of what the copy engine fills, before anything uses them."""
@@ -57,6 +59,9 @@ class TensorRings:
         for unpack in handed_over(phase, generator.kernel):
             place = em.at(0).gep(shared, [ir.Constant(I32, generator.layout.rings[id(unpack)])], source_etype=I8)
             self.handed[unpack.buffer] = Ring(em, place, 1, 1, fillers=em.threads.warps)
+        for loop in last_turns(phase) if self.handed else ():
+            place = em.at(0).gep(shared, [ir.Constant(I32, generator.layout.rings[id(loop)])], source_etype=I8)
+            self.settled[id(loop)] = Ring(em, place, 1, 1)
         if not found:
             return
         generator.roles.leader(self._initialise)
@@ -67,13 +72,17 @@ class TensorRings:
 
     def _initialise(self) -> None:
         em = self.em
-        for ring in (*self.rings.values(), *self.handed.values()):
+        for ring in (*self.rings.values(), *self.handed.values(), *self.settled.values()):
             ring.start()
         em.here()
         em.nvvm("fence.mbarrier_init.release.cluster")
         for address in self.maps.values():
             em.here()
             em.asm("prefetch.tensormap [$0];", VOID, "l,~{memory}", [address], effect=True)
+
+    def settled_name(self, loop: Loop) -> str:
+        """Of the first mbarrier of that loop's `settled` ring."""
+        return f"{DYNAMIC}+{self.layout.rings[id(loop)]}"
 
     def map_address(self, pack: Pack) -> IrValue:
         parts = self.cluster.blocks if self.cluster is not None and id(pack) in self.shared else 1

@@ -1,0 +1,141 @@
+"""Sums that blocks have added up in turns, written to the output by the block whose turn was last.
+
+    phase 1: grid b, h, k: ... add dQ.joined[b, q, h, d] ...          by all blocks of k
+    phase 2: grid q', h', b': dQ[b', q', h', d'] = dQ.joined[...]     a launch and a pass over memory
+    -->
+    phase 1: grid b, h, k: ... add dQ.joined[b, q, h, d] ...
+               seq q' in 0 .. T if this block is the last of k, else 0:
+                 dQ[b, q', h, d'] = dQ.joined[b, q', h, d']           while it is in the cache
+
+What stands behind such a loop's condition waits until the block's own additions are done (`codegen/nvptx/delivery.py`);
+those of the blocks before it were, when it had its turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, accesses_in, substitute
+from tcomp.ir.tile import Axis, Compute, Loop, Pack, Statement, Unpack
+from tcomp.schedule.fold import fold
+
+VALUES = 32
+"""that a thread has in flight: a turn takes as long as memory's latency"""
+
+
+def written_last(
+    phases: Sequence[tuple[Statement, ...]], name: str, output: str, last: Expr, extents: Mapping[str, int]
+) -> list[tuple[Statement, ...]]:
+    """The phases, without the one that writes `output` from the sum `name` if the block can do it in which `last` is 1
+    (and not 0)."""
+    number = next((i for i, p in enumerate(phases) if _only(p) is not None and _reads(_only(p), name)), None)
+    if number is None or number == 0:
+        return list(phases)
+    inner, compute = _nest(phases[number])
+    grid, _ = _nest(phases[number - 1], body=True)
+    mine = {g.variable.rpartition(".")[0]: g for g in grid}
+    assert compute is not None
+    same: dict[str, Expr] = {}
+    loops: list[Loop] = []
+    for loop in inner:
+        index = loop.variable.rpartition(".")[0].removesuffix(f".{output}")
+        if index in mine:
+            if mine[index].step != loop.step:
+                return list(phases)
+            same[loop.variable] = Name(mine[index].variable)
+        elif extents[index] > loop.step:
+            loops.append(loop)
+        else:
+            same[loop.variable] = Num(0)
+    if not loops:
+        return list(phases)
+    walked = loops[0]
+    extent = extents[walked.variable.rpartition(".")[0].removesuffix(f".{output}")]
+    compute, step = _wider(compute, walked, extent)
+    loops[0] = replace(walked, step=step, stop=fold(Binary("*", last, Num(extent))))
+    body: Statement = _substituted(compute, same)
+    for loop in reversed(loops):
+        body = replace(loop, level="seq", body=(body,))
+    whole = _with(phases[number - 1], body)
+    return [*phases[: number - 1], whole, *phases[number + 1 :]]
+
+
+def kept_places(
+    phases: Sequence[tuple[Statement, ...]], outputs: Collection[str], inplace: frozenset[tuple[str, str]]
+) -> frozenset[tuple[str, str]]:
+    """The (output, input) pairs that may still share memory where a last block writes those outputs while others go on:
+    they have read of the input what they added for, if they read it nowhere but in the loop in which they add."""
+
+    def around(body: Sequence[Statement]) -> Iterator[Loop]:
+        for s in body:
+            if isinstance(s, Loop):
+                adds = any(isinstance(u, Unpack) and u.turns is not None for u in s.body)
+                yield from (s,) if adds else around(s.body)
+
+    def reads(body: Sequence[Statement], skip: Collection[int]) -> Iterator[str]:
+        for s in body:
+            match s:
+                case Loop() if id(s) not in skip:
+                    yield from reads(s.body, skip)
+                case Compute():
+                    yield from (a.tensor for e in (s.value, *s.target.subscripts) for a in accesses_in(e))
+                case Pack():
+                    yield s.source.tensor
+
+    elsewhere = set(reads([s for p in phases for s in p], {id(loop) for p in phases for loop in around(p)}))
+    return frozenset((out, given) for out, given in inplace if out not in outputs or given not in elsewhere)
+
+
+def _nest(phase: tuple[Statement, ...], body: bool = False) -> tuple[list[Loop], Compute | None]:
+    """The grid loops of a phase, and its Compute where that is all there is in them."""
+    loops: list[Loop] = []
+    inside = phase
+    while len(inside) == 1 and isinstance(inside[0], Loop) and inside[0].level == "grid":
+        loops.append(inside[0])
+        inside = inside[0].body
+    only = inside[0] if len(inside) == 1 else None
+    return loops, only if isinstance(only, Compute) and not body else None
+
+
+def _only(phase: tuple[Statement, ...]) -> Compute | None:
+    return _nest(phase)[1]
+
+
+def _reads(c: Compute | None, name: str) -> bool:
+    return c is not None and isinstance(c.value, Access) and c.value.tensor == name
+
+
+def _wider(c: Compute, loop: Loop, extent: int) -> tuple[Compute, int]:
+    """The Compute over more of that loop's axis at a time."""
+    axis = next(a for a in c.axes if Name(loop.variable) == a.start)
+    others = 1
+    for a in c.axes:
+        if a.spread is not None:
+            others *= a.spread.per_thread(a.block)
+    count = max(1, min(VALUES // others, -(-extent // loop.step)))
+    step = loop.step * count
+    stop: Expr = Binary("+", Name(loop.variable), Num(step))
+    if extent % step:
+        stop = Call("min", (Num(extent), stop))
+    wider: Axis = replace(axis, stop=stop, block=step)
+    return replace(c, axes=tuple(wider if a is axis else a for a in c.axes)), step
+
+
+def _substituted(c: Compute, values: Mapping[str, Expr]) -> Compute:
+    def of(e: Expr) -> Expr:
+        return fold(substitute(e, dict(values)))
+
+    def access(a: Access) -> Access:
+        return replace(a, subscripts=tuple(of(s) for s in a.subscripts))
+
+    assert isinstance(c.value, Access)
+    axes = tuple(replace(a, start=of(a.start), stop=of(a.stop)) for a in c.axes)
+    return replace(c, target=access(c.target), value=access(c.value), axes=axes)
+
+
+def _with(phase: tuple[Statement, ...], more: Statement) -> tuple[Statement, ...]:
+    """The phase with one more statement at the end of its blocks."""
+    if len(phase) == 1 and isinstance(phase[0], Loop) and phase[0].level == "grid":
+        return (replace(phase[0], body=_with(phase[0].body, more)),)
+    return (*phase, more)
