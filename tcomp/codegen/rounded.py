@@ -19,6 +19,28 @@ def logistic_of(e: Expr) -> tuple[Expr, Expr] | None:
     return None
 
 
+def turn_of(e: Expr) -> tuple[str, Expr] | None:
+    """("+", v) where the expression is 1 + tanh(v), ("-", v) where it is 1 - tanh(v) * tanh(v): with
+    l = 1 / (1 + exp(-2 v)), these are 2 l and 4 l (1 - l)."""
+    match e:
+        case Binary("+", Num(1.0), Call("tanh", (v,))) | Binary("+", Call("tanh", (v,)), Num(1.0)):
+            return "+", v
+        case Binary("-", Num(1.0), Binary("*", Call("tanh", (v,)), Call("tanh", (w,)))) if v == w:
+            return "-", v
+    return None
+
+
+def slope_of(e: Expr) -> tuple[Expr, Expr, Expr] | None:
+    """(2 a, v, 2 x) where the expression is a * (1 + tanh(v) + x * (1 - tanh(v) * tanh(v))), GELU's derivative: that is
+    2 a * l * (1 + 2 x (1 - l))."""
+    match e:
+        case Binary("*", a, Binary("+", sum, Binary("*", x, rest))):
+            first, second = turn_of(sum), turn_of(rest)
+            if first is not None and second is not None and (first[0], second[0]) == ("+", "-"):
+                return (scaled(a, 2.0), first[1], scaled(x, 2.0)) if first[1] == second[1] else None
+    return None
+
+
 def scaled(e: Expr, factor: float) -> Expr:
     """`factor` times the expression, by its own constants where it has some."""
     match e:

@@ -1,21 +1,30 @@
 """Values that are stored in 16 bits: forms that are as right as those can tell, in fewer instructions.
 
-    a + a * tanh(v)    -->    2 a * reciprocal(1 + exp2(-2 log2(e) v))        relative error 2^-20 for |v| <= 16
-    exp(v)             -->    exp2(log2(e) v)                                 relative error 2^-22 + |v| 2^-24
-    1 / v              -->    reciprocal(v)                                   relative error 2^-23
+    a + a * tanh(v)                          -->    2 a l                        relative error 2^-20 for |v| <= 16
+    a * (1 + tanh(v) + x * (1 - tanh(v)**2)) -->    2 a l (1 + 2 x (1 - l))
+    1 + tanh(v),  1 - tanh(v)**2             -->    2 l,  4 l (1 - l)
+    exp(v)                                   -->    exp2(log2(e) v)              relative error 2^-22 + |v| 2^-24
+    1 / v                                    -->    reciprocal(v)                relative error 2^-23
 
-GELU is of the first form. Nothing cancels where tanh is close to -1, so small results are better than those of the form
-as it is written; constants go into those that are there.
+where l = reciprocal(1 + exp2(-2 log2(e) v)). GELU is of the first form, its derivative of the second. Nothing cancels
+where tanh is close to -1, so small results are better than those of the form as it is written; constants go into those
+that are there.
 """
 
 from __future__ import annotations
 
 import math
 
-from tcomp.codegen.rounded import NARROW, logistic_of, scaled
+from tcomp.codegen.rounded import NARROW, logistic_of, scaled, slope_of, turn_of
 from tcomp.dsl.ast import Binary, Call, Expr, Num, children, rebuild
 
 __all__ = ["NARROW", "for_narrow"]
+
+
+def _logistic(v: Expr) -> Expr:
+    """1 / (1 + exp(-2 v))."""
+    power = Call("exp2", (scaled(for_narrow(v), -2 * math.log2(math.e)),))
+    return Call("reciprocal", (Binary("+", Num(1.0), power),))
 
 
 def for_narrow(e: Expr) -> Expr:
@@ -23,8 +32,16 @@ def for_narrow(e: Expr) -> Expr:
     turned = logistic_of(e)
     if turned is not None:
         twice, v = turned
-        power = Call("exp2", (scaled(for_narrow(v), -2 * math.log2(math.e)),))
-        return Binary("*", for_narrow(twice), Call("reciprocal", (Binary("+", Num(1.0), power),)))
+        return Binary("*", for_narrow(twice), _logistic(v))
+    slope = slope_of(e)
+    if slope is not None:
+        twice, turn, x = for_narrow(slope[0]), _logistic(slope[1]), for_narrow(slope[2])
+        bend = Binary("+", Num(1.0), Binary("*", x, Binary("-", Num(1.0), turn)))
+        return Binary("*", Binary("*", twice, turn), bend)
+    part = turn_of(e)
+    if part is not None:
+        turn = _logistic(part[1])
+        return scaled(turn, 2.0) if part[0] == "+" else Binary("*", scaled(turn, 4.0), Binary("-", Num(1.0), turn))
     match e:
         case Binary("/", Num(1.0) as one, v):
             return Call("reciprocal", (for_narrow(v),), one.span)

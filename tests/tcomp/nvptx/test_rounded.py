@@ -19,6 +19,7 @@ from tests.tcomp.nvptx.support import at, axis, fn, from_bits, kernel, lanes, la
 
 BITS = {DType.BF16: 8, DType.F16: 11}
 """of the significand"""
+C, D = 0.7978845608028654, 0.035677408136300125
 LEAST = {DType.BF16: 2.0**-133, DType.F16: 2.0**-24}
 """subnormal number"""
 
@@ -88,3 +89,31 @@ def test_factors_go_into_constants() -> None:
     assert scaled(op("*", x, op("+", 3.0, op("*", 2.0, x))), 2.0) == op("*", x, op("+", 6.0, op("*", 4.0, x)))
     assert scaled(x, 2.0) == Binary("*", x, Num(2.0))
     assert scaled(op("+", x, 1.0), 2.0) == Binary("*", op("+", x, 1.0), Num(2.0))
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["in one product", "in parts"])
+@pytest.mark.parametrize("dtype", BITS, ids=lambda d: d.value)
+def test_gelus_derivative_is_right_to_a_rounding(dtype: DType, shared: bool) -> None:
+    """As it is derived, a (1 + tanh + x (1 - tanh^2)), and as one may write it: by one power and one reciprocal."""
+    x = np.concatenate([np.linspace(-9, 9, 3072), -np.geomspace(1e-4, 5, 512)])
+    x = from_bits(to_bits(x.astype(np.float32), dtype), dtype).astype(np.float64)
+
+    def slope(v: Expr) -> Expr:
+        turn = fn("tanh", op("*", v, op("+", C, op("*", D, op("*", v, v)))))
+        bend = op("*", v, op("+", C, op("*", 3 * D, op("*", v, v))))
+        rest = op("-", 1.0, op("*", turn, turn))
+        if shared:
+            return op("*", op("*", 0.5, 3.0), op("+", op("+", 1.0, turn), op("*", bend, rest)))
+        return op("+", op("+", 1.5, op("*", 1.5, turn)), op("*", rest, op("*", 1.5, bend)))
+
+    found, ptx = stored(x.astype(np.float32), dtype, slope)
+    t = np.tanh(x * (C + D * x * x))
+    logistic = 1 / (1 + np.exp(-2 * x * (C + D * x * x)))
+    wanted = 3 * logistic * (1 + 2 * x * (C + 3 * D * x * x) * (1 - logistic))
+    np.testing.assert_allclose(wanted, 1.5 * (1 + t + x * (C + 3 * D * x * x) * (1 - t * t)), atol=1e-12)
+    unit = np.maximum(np.exp2(np.floor(np.log2(np.abs(wanted))) + 1 - BITS[dtype]), LEAST[dtype])
+    assert np.max(np.abs(found - wanted) - 0.51 * unit) <= 2.0**-20, "its zero is where two parts cancel"
+    if shared:
+        small = x < -4
+        assert np.max((np.abs(found - wanted) / unit)[small]) <= 0.51, "nothing cancels there"
+    assert "copysign" not in ptx and "rcp.approx" in ptx and ptx.count("ex2.approx") == ptx.count("rcp.approx")
