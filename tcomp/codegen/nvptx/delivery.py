@@ -67,6 +67,8 @@ class Deliveries:
         self.panels = {s.buffer: (s, n) for s, n in places_in(phase)}
         """of each tile of a panel loop, its delivery and how many places are written in turn"""
         self.delivered = {s.buffer for s in found} - set(self.panels) - set(copies.handed)
+        self.number = 0
+        """of the panel that is being written"""
         self.writing: set[str] = set()
         """tiles of the deliverer's that are being written"""
         loops = [s for s in statements_in(phase) if isinstance(s, Loop) and (persistent or s.level != "grid")]
@@ -142,6 +144,7 @@ class Deliveries:
     @contextmanager
     def panel(self, loop: Loop, number: int, turns: int) -> Iterator[None]:
         """A turn of a panel loop, whose tile's name means the copy that it writes."""
+        self.number = number
         unpacks = [s for s in loop.body if isinstance(s, Unpack)]
         copy = number % loop.stages
         if len(unpacks) * loop.stages == 1 or (number == 0 and turns % loop.stages):
@@ -176,7 +179,7 @@ class Deliveries:
 
         def in_turn() -> None:
             assert self.taking is not None and s.turns is not None
-            self.taking.panel(s.turns, start, copies, group)
+            self.taking.panel(s.turns, start, copies, self.number == 0, group)
 
         lead = start if s.turns is None else in_turn
         self._lead(s, lead if inside is None else lambda: em.when(inside, lead))

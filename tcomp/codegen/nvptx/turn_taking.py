@@ -4,13 +4,14 @@
                                      when the tile is filled: copy (the first stores, the others add)
     before the tile is filled again, and at the block's end: wait until the copy is done; fence; word = own number
 
-The words are zero when the kernel starts. A copy is done a turn of the loop after its issue, so
-waiting for it costs nothing; the block that comes next is that much behind. Where the parts of a sum leave panel by
-panel there is a word for each panel. A block passes the panel before on ahead of waiting for its next turn, so nobody
-waits for two; the first, which does not wait, has two on their way. Copies are made by the async proxy: fences
-order them with the word's accesses, and those are for global memory alone: without `.global` each would be a fence for
-all blocks too, three in a turn for the one of the word's release. PTX ISA, sections 8 (release and acquire) and
-9.7.13.4 (fence.proxy).
+The words are zero when the kernel starts. A copy is done a turn of the loop after its issue, so waiting for it costs
+nothing; the block that comes next is that much behind. Where the parts of a sum leave panel by panel there is a word
+for each panel, and two are on their way: a block passes the one before on when it has issued the next, for which it may
+have waited. (Those that it waits for do not wait for it, unless it comes to a tile with a second part: so the last
+panel of one is passed on before the first of the next is waited for.) Copies are made by the async proxy: fences order
+them with the word's accesses, and those are for global memory alone: without `.global` each would be a fence for all
+blocks too, three in a turn for the one of the word's release. PTX ISA, sections 8 (release and acquire) and 9.7.13.4
+(fence.proxy).
 
 The wait has no bound. It ends because the block waited for has a lower number, and so has started: GPUs start blocks
 in the order of their numbers, and a block that has started stays until it ends. CUDA does not promise the order. On a
@@ -56,35 +57,34 @@ class TurnTaking:
 
     def wait(self, turns: Turns) -> None:
         """Wait for the block before."""
-        at = self._begin(turns)
+        at = self._place(turns, 0)
+        self._begin(at, turns)
         self.em.when(self._met(turns), lambda: self._wait(at, turns))
 
-    def panel(self, turns: Turns, issue: Callable[[bool], None], copies: int, group: Int = 0) -> None:
+    def panel(self, turns: Turns, issue: Callable[[bool], None], copies: int, first: bool, group: Int = 0) -> None:
         """Issue the copy of a panel in its turn: `issue(whether it stores)`. `copies` are issued in a turn of the panel
-        loop, of all its results; `group` is the number of the warps whose rows go."""
-
-        def later() -> None:
+        loop, of all its results; is it the `first` of its tile? `group` is the number of the warps whose rows go."""
+        if first:
             await_deliveries(self.em, True)
             self.pass_on()
-            self._wait(self._begin(turns, group), turns)
+        met = self._met(turns)
+        at = self._place(turns, group)
+        self.em.when(met, lambda: self._wait(at, turns))
+        if turns.stores:
+            self.em.either(met, lambda: issue(False), lambda: issue(True))
+        else:
             issue(False)
-
-        def first() -> None:
-            issue(turns.stores)
+        if not first:
             await_deliveries(self.em, True, copies)
             self.pass_on()
-            self._begin(turns, group)
+        self._begin(at, turns)
 
-        self.em.either(self._met(turns), later, first)
-
-    def _begin(self, turns: Turns, group: Int = 0) -> IrValue:
-        """From now on this turn is what is to be passed on; gives its word's number."""
-        em, at = self.em, self._place(turns, group)
+    def _begin(self, at: IrValue, turns: Turns) -> None:
+        """From now on this turn is what is to be passed on."""
         number = self._value(turns.number)
-        b = em.here()
+        b = self.em.here()
         b.store(at, self._word)
         b.store(number, self._number)
-        return at
 
     def _wait(self, at: IrValue, turns: Turns) -> None:
         before = self._value(turns.before)
