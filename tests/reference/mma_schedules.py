@@ -2,7 +2,7 @@
 
 A product is M rows by N columns, summed over K. What is drawn: the instruction, the tile of a block, what a warp or a
 warpgroup computes of it, the blocks of a cluster, the step along K and how many are in flight, how operands are copied,
-who copies, and how results leave.
+who copies, how results leave, and of a divided sum how its parts are cut and joined.
 """
 
 from __future__ import annotations
@@ -11,7 +11,21 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from tcomp.dsl.ast import Call, Directive, DType, Flag, KernelSchedule, Level, MapLoops, Name, Num, Schedule, Stage, Use
+from tcomp.dsl.ast import (
+    Call,
+    Combine,
+    Directive,
+    DType,
+    Flag,
+    KernelSchedule,
+    Level,
+    MapLoops,
+    Name,
+    Num,
+    Schedule,
+    Stage,
+    Use,
+)
 
 TEXT = """
 op plain(X: real[M, K], W: real[N, K], b: real[N]) -> Y: real[M, N]:
@@ -26,6 +40,9 @@ op both(X: real[K, M], W: real[K, N], b: real[N]) -> Y: real[M, N]:
   acc[m, n] = sum k: X[k, m] * W[k, n]
   Y[m, n] = acc[m, n] + b[n]
 
+op divided(X: real[K, M], W: real[K, N]) -> Y: f32[M, N]:
+  Y[m, n] = sum k: X[k, m] * W[k, n]
+
 op parts(X: real[M, K], W: real[N, K], b: real[N]) -> Y: real[M, N]:
   index g: (K + 63) // 64
   index j: 64
@@ -39,7 +56,7 @@ op narrow(X: e4m3[M, K], W: e5m2[N, K], b: f32[N]) -> Y: f32[M, N]:
   acc[m, n] = sum k: X[m, k] * W[n, k]
   Y[m, n] = acc[m, n] + b[n]
 """
-OPS = ("plain", "columns", "both", "parts", "narrow")
+OPS = ("plain", "columns", "both", "divided", "parts", "narrow")
 ACCUMULATORS = 128
 """accumulators a thread may have; a block has at most 16 warps"""
 
@@ -70,20 +87,29 @@ def schedules(draw: st.DrawFn, op: str, storage: DType) -> Drawn:
     rows, columns = _tiles(draw, group, cluster)
     step = 32 // bytes_ * draw(st.sampled_from([1, 2, 4] if not group else [2, 4]))
     stages = draw(st.integers(1, 4))
-    by = "tma" if tma else draw(st.sampled_from(["cp.async", "copy"]))
+    how = "tma" if tma else draw(st.sampled_from(["cp.async", "copy"]))
     options = () if tma or (not draw(st.booleans())) else (Level("swizzle"),)
     pipe = _level("pipe", step, max(2, stages)) if stages > 1 else _level("seq", step)
     summed = [MapLoops(("k",), (), (pipe, Level("mma")))]
     operands, at, target = ("X", "W"), "k", "acc"
+    joined: list[Directive] = []
+    if op == "divided":
+        target = "Y"
+        by = draw(st.sampled_from(["turns", "partials"])) if tma else "partials"
+        part = _level("grid.z", step * draw(st.integers(1, 3)))
+        summed = [MapLoops(("k",), (), (part, pipe, Level("mma")))]
+        joined = [Combine(("Y",), "k", by)]
+        if by == "turns" or (tma and draw(st.booleans())):
+            joined.append(Stage(("Y",), "shared", "n", "tma", ()))
     if op == "parts":
         summed = [MapLoops(("g",), (), (_level("pipe", 1, max(2, stages)),)), MapLoops(("j",), (), (Level("mma"),))]
         operands, at, target = ("Xp", "Wp"), "g", "part"
     body: list[Directive] = [
         MapLoops(("m",), (), rows), MapLoops(("n",), (), columns), *summed,
-        Stage(operands, "shared", at, by, options),
-        Use("wgmma" if group else "mma.sync", (target,)),
+        Stage(operands, "shared", at, how, options),
+        Use("wgmma" if group else "mma.sync", (target,)), *joined,
     ]  # fmt: skip
-    if group and op != "parts" and draw(st.booleans()):
+    if group and op not in ("parts", "divided") and draw(st.booleans()):
         body.append(Stage(("Y",), "shared", "n", "tma", ()))
     if tma and draw(st.booleans()):
         moved = group and draw(st.booleans())
@@ -95,6 +121,10 @@ def schedules(draw: st.DrawFn, op: str, storage: DType) -> Drawn:
             body.append(Flag(apart, ()))
     if "pingpong" in {f.name for f in body if isinstance(f, Flag)} or draw(st.booleans()):
         body.append(Flag("persistent"))
+    flags = {f.name for f in body if isinstance(f, Flag)}
+    turns = any(c.by == "turns" for c in body if isinstance(c, Combine))
+    if turns and "persistent" in flags and "pingpong" not in flags and draw(st.booleans()):
+        body.append(Flag("stream"))
     if draw(st.booleans()):
         body.append(Flag("raster", (Num(draw(st.integers(1, 4))),)))
     kernels = [KernelSchedule(("Y",), tuple(body))]
