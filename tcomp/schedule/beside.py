@@ -133,7 +133,7 @@ class BesideSums:
             turns = next(t for t in given.sequence if t.kind == "pipe" and t.index in leaf.reduced)
             if leaf.dealt is not None:
                 raise self._error(eq, c, "its turns are dealt along another loop already", "keep one of the lines")
-            if count > 1:
+            if count > 1 and self.extents[turns.index] > (turns.block or 1):  # (one turn is the first block's)
                 leaf = replace(leaf, dealt=Dealt(turns, level, count))
                 self.extents[f"{c.over}.block"] = count
                 number = Binary("//", Name(level.variable), Num(level.block or 1))

@@ -158,7 +158,7 @@ schedule f on sm_80:
 @pytest.mark.parametrize("share", [SHARE, ""])
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("part", [64, 192, 4096])
-@pytest.mark.parametrize("dims", [RAGGED, {"M": 40, "N": 24, "K": 40}])
+@pytest.mark.parametrize("dims", [RAGGED, {"M": 40, "N": 24, "K": 40}, {"M": 40, "N": 136, "K": 136}])
 def test_tile_ir_keeps_results(share: str, adds: bool, part: int, dims: dict[str, int]) -> None:
     written = text(part, share, adds=adds).replace("dW: bf16", "dW: f32")
     module = load_text(written, "f.tc")
