@@ -34,6 +34,8 @@ from tcomp.runtime.verify import distance, random_inputs, verify_op, verify_step
 from tcomp.schedule.lower import lower
 from tests.test_ops_gpu import execute
 
+PLAIN = (library() / "gpt2.tc").read_text()
+ANNOTATED = "fp8_block(linear_gelu_fp8_block)]", "fp8_block(linear_gelu_fp8_block),\n          early(dP, gpu)]"
 TWO = """
 op product(X: f32[M, K], W: f32[N, K]) -> Y: f32[M, N]:
   Y[m, n] = sum k: X[m, k] * W[n, k]
@@ -73,7 +75,8 @@ model m(B):
 
 @pytest.fixture(scope="module")
 def gpt2() -> Module:
-    return load(library() / "gpt2.tc")
+    """The shipped model with the annotation, which it does not have (docs/performance.md says why)."""
+    return load_text(PLAIN.replace(*ANNOTATED), str(library() / "own.tc"))
 
 
 def programs(module: Module, target: str = "gpu", apart: bool = False, model: str = "m", **sizes: int) -> Programs:
@@ -272,9 +275,7 @@ def test_no_register_is_spilled_at_the_shipped_sizes(gpt2: Module) -> None:
 
 
 def test_a_step_has_fewer_launches_and_no_larger_plan(gpt2: Module) -> None:
-    text = (library() / "gpt2.tc").read_text()
-    assert "early(dP, gpu)" in text
-    apart = load_text(text.replace(", early(dP, gpu)", ""), str(library() / "own.tc"))
+    apart = load(library() / "gpt2.tc")
     early, other = (
         build_step(m, "gpt2", "tiny", {"B": 4, "T": 64}, machine=H100, precision="bf16") for m in (gpt2, apart)
     )
