@@ -12,6 +12,7 @@ from typing import cast
 
 from tcomp.autotune.gpu_traffic import NUMBERS
 from tcomp.codegen.nvptx.grid import turns_of
+from tcomp.codegen.nvptx.layout import last_turns
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.ir.multicast import cluster_of
@@ -19,6 +20,11 @@ from tcomp.ir.tile import Kernel, Loop, Statement
 
 OVERHEAD = 1.0
 """what a block costs beside its turns (first loads, epilogue), in turns"""
+
+
+WRITTEN = 0.3
+"""what a turn of the loop costs that writes a sum out of the cache, in turns of products: 50 kB at about 50 GB/s a
+multiprocessor, 1 us, beside 3 to 4 us of attention's gradient (an estimate, not measured)"""
 
 
 def block_turns(kernel: Kernel, phase: tuple[Statement, ...]) -> list[float]:
@@ -29,8 +35,13 @@ def block_turns(kernel: Kernel, phase: tuple[Statement, ...]) -> list[float]:
     while len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
         nest.append(body[0])
         body = body[0].body
-    # (Loops that are as long in every block, such as over panels of results, are not what parts them.)
-    body = [s for s in body if _varies(s, {g.variable for g in nest})]
+    # (Loops that are as long in every block, such as over panels of results, are not what parts them. What the last
+    # block of a sum does besides is a part of the whole, though.)
+    last = {id(s) for s in last_turns(phase)}
+    varying = [s for s in body if _varies(s, {g.variable for g in nest})]
+    written = [s for s in body if id(s) in last]
+    whole = [s for s in body if id(s) not in last and isinstance(s, Loop) and s.level != "panel"]
+    body = whole if last else varying
     if not nest or kernel.order.persistent or not body:
         return []
     turns = turns_of(nest, cluster_of(kernel.cluster, phase))
@@ -41,7 +52,8 @@ def block_turns(kernel: Kernel, phase: tuple[Statement, ...]) -> list[float]:
             rank = number % turns.cluster
             place = tuple(cast(int, v) for v in turns.values(NUMBERS, number // turns.cluster, kernel.order, rank))
             if place not in known:
-                known[place] = _turns(body, {g.variable: v for g, v in zip(nest, place, strict=True)})
+                at = {g.variable: v for g, v in zip(nest, place, strict=True)}
+                known[place] = _turns(body, at) + WRITTEN * _turns(written, at)
             found.append(known[place])
     except TcError:
         return []

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, accesses_in, substitute
-from tcomp.ir.tile import Axis, Compute, Loop, Pack, Statement, Unpack
+from tcomp.ir.tile import Compute, Loop, Pack, Statement, Unpack
 from tcomp.schedule.fold import fold
 
 VALUES = 32
@@ -35,7 +35,8 @@ def written_last(
     inner, compute = _nest(phases[number])
     grid, _ = _nest(phases[number - 1], body=True)
     mine = {g.variable.rpartition(".")[0]: g for g in grid}
-    assert compute is not None
+    if compute is None:
+        return list(phases)
     same: dict[str, Expr] = {}
     loops: list[Loop] = []
     for loop in inner:
@@ -44,18 +45,24 @@ def written_last(
             if mine[index].step != loop.step:
                 return list(phases)
             same[loop.variable] = Name(mine[index].variable)
-        elif extents[index] > loop.step:
-            loops.append(loop)
         else:
-            same[loop.variable] = Num(0)
+            loops.append(loop)
     if not loops:
         return list(phases)
-    walked = loops[0]
-    extent = extents[walked.variable.rpartition(".")[0].removesuffix(f".{output}")]
-    compute, step = _wider(compute, walked, extent)
-    loops[0] = replace(walked, step=step, stop=fold(Binary("*", last, Num(extent))))
+    kept: list[Loop] = []
+    along = {x.variable: _walked(compute, x) == compute.target.subscripts[-1] for x in loops}
+    rows_first = sorted(loops, key=lambda x: (not along[x.variable], -_extent(x, output, extents)))
+    for loop in rows_first:
+        extent = _extent(loop, output, extents)
+        compute, step = _wider(compute, loop, extent)
+        if step < extent or (not kept and loop is rows_first[-1]):
+            kept.append(replace(loop, step=step, stop=Num(extent)))
+        else:
+            same[loop.variable] = Num(0)
+    kept.sort(key=lambda x: -(_extent(x, output, extents) // x.step))
+    kept[0] = replace(kept[0], stop=fold(Binary("*", last, kept[0].stop)))
     body: Statement = _substituted(compute, same)
-    for loop in reversed(loops):
+    for loop in reversed(kept):
         body = replace(loop, level="seq", body=(body,))
     whole = _with(phases[number - 1], body)
     return [*phases[: number - 1], whole, *phases[number + 1 :]]
@@ -102,23 +109,33 @@ def _only(phase: tuple[Statement, ...]) -> Compute | None:
     return _nest(phase)[1]
 
 
+def _extent(loop: Loop, output: str, extents: Mapping[str, int]) -> int:
+    return extents[loop.variable.rpartition(".")[0].removesuffix(f".{output}")]
+
+
 def _reads(c: Compute | None, name: str) -> bool:
     return c is not None and isinstance(c.value, Access) and c.value.tensor == name
 
 
+def _walked(c: Compute, loop: Loop) -> Expr | None:
+    """The index of the axis that begins where the loop stands."""
+    return next((Name(a.name) for a in c.axes if a.start == Name(loop.variable)), None)
+
+
 def _wider(c: Compute, loop: Loop, extent: int) -> tuple[Compute, int]:
-    """The Compute over more of that loop's axis at a time."""
-    axis = next(a for a in c.axes if Name(loop.variable) == a.start)
-    others = 1
+    """The Compute over more of that loop's axis at a time, and how much."""
+    axis = next((a for a in c.axes if a.start == Name(loop.variable)), None)
+    if axis is None:
+        return c, loop.step
+    values = 1
     for a in c.axes:
         if a.spread is not None:
-            others *= a.spread.per_thread(a.block)
-    count = max(1, min(VALUES // others, -(-extent // loop.step)))
-    step = loop.step * count
+            values *= a.spread.per_thread(a.block)
+    step = loop.step * max(1, min(VALUES // values, -(-extent // loop.step)))
     stop: Expr = Binary("+", Name(loop.variable), Num(step))
     if extent % step:
         stop = Call("min", (Num(extent), stop))
-    wider: Axis = replace(axis, stop=stop, block=step)
+    wider = replace(axis, stop=stop, block=step)
     return replace(c, axes=tuple(wider if a is axis else a for a in c.axes)), step
 
 
