@@ -98,7 +98,8 @@ class Deliveries:
                 em.barrier()
             em.here()
             em.asm("fence.proxy.async.global;", VOID, "~{memory}", effect=True)
-            body()
+            with em.afresh():
+                body()
 
         start, stop = turns()
         em.when(em.here().icmp_signed("<", em.i64(start), em.i64(stop)), go)

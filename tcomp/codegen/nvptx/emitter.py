@@ -6,11 +6,12 @@ Frame 0 is the kernel's entry: thread numbers and every offset that depends only
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.emitter import Emitter, Int
+from tcomp.codegen.cpu.emitter import Emitter, Frame, Int
 from tcomp.codegen.cpu.types import I32, VOID, IrValue, Type
 from tcomp.dsl.ast import DType
 from tcomp.ir.tile import Spread, ThreadShape
@@ -48,6 +49,8 @@ class GpuEmitter(Emitter):
 
     word: Type = I32
     apart = False
+    again = False
+    """Are thread numbers read once more (`afresh`)?"""
 
     def __init__(self, function: ir.Function, threads: ThreadShape, sides: int = 1) -> None:
         super().__init__(function)
@@ -176,6 +179,17 @@ class GpuEmitter(Emitter):
             memo[key] = make()
         return memo[key]
 
+    @contextmanager
+    def afresh(self) -> Iterator[None]:
+        """Code that computes all it needs itself, thread numbers and addresses: for what comes long after values of
+        the same kind, which would have to be kept in registers for it."""
+        outer = self.frames
+        here = Frame(outer[-1].block)
+        self.frames, self.again = [here] * len(outer), True
+        yield
+        self.frames, self.again = outer, False
+        outer[-1].block = here.block
+
     # ------------------------------------------------------------------------------------ thread numbers
 
     def thread(self) -> IrValue:
@@ -186,7 +200,12 @@ class GpuEmitter(Emitter):
         return self.once(0, "side's thread", lambda: self.builder.urem(thread, self.i64(self.threads.threads)))
 
     def _block_thread(self) -> IrValue:
-        return self.once(0, "thread", lambda: self.nvvm("tid.x", I32))
+        def make() -> IrValue:
+            if self.again:
+                return self.asm("mov.u32 $0, %tid.x;", I32, "=r", [], effect=True)
+            return self.nvvm("tid.x", I32)
+
+        return self.once(0, "thread", make)
 
     def warp(self) -> IrValue:
         """The warp's number in its block, or on its side of it."""
