@@ -45,10 +45,11 @@ class Prefault:
             self._chunks = [(address + at, min(_CHUNK, size - at)) for at in range(0, size, _CHUNK)]
             self._try_huge()
         self._error: BaseException | None = None
-        self._thread = Thread(target=self._run, args=(before,), name="tcomp-prefault", daemon=True)
+        self._thread: Thread | None = None
         if self._chunks:
+            self._thread = Thread(target=self._run, args=(before,), name="tcomp-prefault", daemon=True)
             self._thread.start()
-        else:
+        else:  # (a thread that never runs would hold on to `before`, and by it to the memory)
             before()
 
     def finish(self) -> None:
@@ -64,7 +65,7 @@ class Prefault:
         self._join()
 
     def _join(self) -> None:
-        if self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive():
             self._thread.join()
 
     def _run(self, before: Callable[[], None]) -> None:
@@ -83,6 +84,8 @@ class Prefault:
         small, large = self._address + whole - _TRIED, self._address + whole - 2 * _TRIED
         self._madvise(small, _TRIED, mmap.MADV_NOHUGEPAGE)
         self._pace = self._populate(small, _TRIED) / _TRIED
+        if not self._chunks:  # a kernel that makes no pages present: there was nothing to time
+            return
         if self._madvise(large, _TRIED, mmap.MADV_HUGEPAGE) == 0:  # else a kernel without huge pages
             self.huge = self._populate(large, _TRIED) <= self._pace * _TRIED
             self._advise()

@@ -266,6 +266,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
             folder.close()
     finally:
         executor.close()
+    del executor  # and with it its memory, before the sample takes some
     if outcome.interrupted:
         print(f"stopped at step {outcome.step}, saved; go on with: tcomp train --resume {path}")
         device.finish()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tcomp.dsl.files import library
+from tcomp.model.step import Step
+from tcomp.runtime.device import CpuDevice
+from tcomp.runtime.executor import Executor
 from tests.cli.support import TINY, Tcomp, refused
 
 
@@ -24,6 +29,28 @@ def test_train_generate_and_resume(tcomp: Tcomp, text: str) -> None:
     assert tcomp("generate", "r", "--count", "20", "--prompt", "ab", "--threads", "1").out == first.out
     more = tcomp("train", "--resume", "r", "--steps", "9")
     assert more.code == 0 and "step 9/9" in more.out and "step 6/9" not in more.out
+
+
+def test_the_sample_does_not_run_beside_the_training_steps_memory(
+    tcomp: Tcomp, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[weakref.ref[Executor]] = []
+    alive: list[bool] = []
+    opening = CpuDevice.open
+
+    def noted(device: CpuDevice, step: Step) -> Executor:
+        alive.extend(e() is not None for e in opened)
+        executor = opening(device, step)
+        opened.append(weakref.ref(executor))
+        return executor
+
+    monkeypatch.setattr(CpuDevice, "open", noted)
+    gc.disable()
+    try:
+        assert tcomp("train", *TINY, "--data", text, "--steps", "1").code == 0
+    finally:
+        gc.enable()
+    assert alive == [False]
 
 
 def test_the_run_folder_is_numbered(tcomp: Tcomp, text: str) -> None:

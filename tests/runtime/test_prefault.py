@@ -39,6 +39,7 @@ def test_without_the_system_call_and_in_small_memory_nothing_happens(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prefault, "_POPULATE_WRITE", 12345)  # as an older kernel does: not known
+    monkeypatch.setattr(Prefault, "_advise", lambda _: pytest.fail("page sizes chosen though nothing was timed"))
     region = Region(size, "test")
     ahead = Prefault(region.address, size)
     ahead.finish()
@@ -50,7 +51,7 @@ def test_it_can_be_stopped() -> None:
     region = Region(SIZE, "test")
     ahead = Prefault(region.address, SIZE)
     ahead.stop()
-    assert not ahead._thread.is_alive() and not ahead._chunks
+    assert ahead._thread is not None and not ahead._thread.is_alive() and not ahead._chunks
 
 
 def test_what_comes_before_is_done_by_then_and_its_error_is_raised() -> None:
