@@ -48,7 +48,7 @@ def waiting(kernel: Kernel, phase: tuple[Statement, ...], slots: int) -> float:
     turns = turns_of(nest, cluster_of(kernel.cluster, phase))
     loops, unpack = around
     assert unpack.turns is not None
-    shared = names_in(unpack.turns.flag.subscripts[0])
+    shared = {n for s in unpack.turns.flag.subscripts for n in names_in(s)}
     blocks = []
     try:
         for number in range(turns.total):

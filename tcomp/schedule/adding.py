@@ -32,7 +32,7 @@ from tcomp.schedule.unpacking import WIDTHS
 @dataclass(frozen=True)
 class AddedSum:
     """`name` collects what blocks along `level` add for `output` (dQKV or a part of it, dQKV.0), in turns kept by the
-    words of `flags` ("" for none)."""
+    words of `flags` ("" for none): the kernel's own (`Scope.WORDS`) where the last block can leave them zero."""
 
     name: str
     output: str
@@ -148,14 +148,37 @@ class Adding:
         met += [(of_other(x.start), Name(x.variable), of_other(x.stop)) for x in inner]
         if walked[-1].block < self.shapes[a.name][-1]:
             raise self._error(a, f"a tile has only a part of '{walked[-1].name}'", f"leave '{walked[-1].name}' whole")
+        flag = self._words(s, a, walked) if a.name in self.last else self._flag(s, a, walked)
+        # (Words that are left zero by the last block need no launch that clears them.)
+        first = Num(end) if index not in self.reversed and a.name in self.last else Num(0)
+        more = Num(0 if a.name in self.last else 1)
+
+        def number(e: Expr) -> Expr:
+            away = sub(first, e) if first.value else e
+            return fold(Binary("+", fold(Binary("//", away, Num(block))), more))
+
+        return Turns(flag, number(own), number(other), tuple(met), stores)
+
+    def _flag(self, s: Compute, a: AddedSum, walked: tuple[Axis, ...]) -> Access:
+        """The word of a tile among those that a launch before clears: one for each row of the sum."""
         axes = {x.name: x for x in walked}
         at: Expr = Num(0)
         for x, size in list(zip(s.target.subscripts, self.shapes[a.name], strict=True))[:-1]:
             place: Expr = axes[x.id].start if isinstance(x, Name) and x.id in axes else x
             at = fold(Binary("+", fold(Binary("*", at, Num(size))), place))
-        number = fold(Binary("+", fold(Binary("//", own, Num(block))), Num(1)))
-        before = fold(Binary("+", fold(Binary("//", other, Num(block))), Num(1)))
-        return Turns(Access(a.flags, (at,)), number, before, tuple(met), stores)
+        return Access(a.flags, (at,))
+
+    def _words(self, s: Compute, a: AddedSum, walked: tuple[Axis, ...]) -> Access:
+        """The word of a tile among those that every launch leaves zero: one for each tile."""
+        axes = {x.name: x for x in walked}
+        place: list[Expr] = []
+        count: list[int] = []
+        for x, extent in list(zip(s.target.subscripts, self.shapes[a.name], strict=True))[:-1]:
+            axis = axes.get(x.id) if isinstance(x, Name) else None
+            place.append(x if axis is None else fold(Binary("//", axis.start, Num(axis.block))))
+            count.append(extent if axis is None else -(-extent // axis.block))
+        self.tiles[a.flags] = Buffer(a.flags, DType.I32, tuple(count), Scope.WORDS)
+        return Access(a.flags, tuple(place))
 
     def _whole(self, loops: list[Loop], a: AddedSum, at: int) -> bool:
         """Does the block that begins there come to every tile?"""

@@ -224,7 +224,11 @@ class _Lowering:
             combining.sums, plan.stages, emitter.tiles, self.shapes, self.extents, plan.flags.order.reversed, self.text
         )
         phases = adding.phases(phases)
-        flags = [s.flags for s in combining.sums if s.flags]
+        for s in combining.sums:
+            if s.flags in emitter.tiles:  # (words of the kernel's own, which it leaves zero)
+                added.remove(s.flags)
+                del workspaces[s.flags]
+        flags = [s.flags for s in combining.sums if s.flags in added]
         phases = self._cleared([*flags, *sorted(adding.cleared)], shape) + phases
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names | set(added)
         writes = {t for x in leaves for t in x.written} & operand_names | set(added)
