@@ -25,8 +25,8 @@ BULK_STORE = 400.0
 """Cycles until a bulk store has read its panel from shared memory, which is awaited before the next takes its place
 (measured: stall samples of two products have 260 and 470)."""
 BESIDE = 2.25
-"""How much longer the end of a tile takes beside another side's products, which have shared memory and the registers'
-ports to themselves most of the time (fitted to the linear layers of one measured step: one constant)."""
+"""How much longer the end of a tile takes beside another side's products: one constant, inferred from the times of the
+linear layers in measured steps (bf16's, with fp8's in sight). What the cause is was not established."""
 LINES = 8
 """Lines of L1 that a load touches whose lanes lie as in the sums of a matrix instruction: it takes one cycle each."""
 RESULTS = ("STG", "UTMASTG", "UTMAREDG")

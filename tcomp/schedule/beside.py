@@ -59,8 +59,15 @@ def beside_others(plan: KernelPlan, leaves: Sequence[Leaf], temporaries: frozens
 
 
 def check_lines(plan: KernelPlan, leaves: Sequence[Leaf], beside: Mapping[int, Beside], text: str) -> None:
-    """TcError for a `combine` line over a loop that none of its sums has, or is computed in the blocks of."""
+    """TcError for a `combine` line over a loop that none of its sums has, or is computed in the blocks of, and for a
+    second one that says how the blocks of a loop are joined."""
+    said: set[tuple[str, str]] = set()
     for c in plan.combine:
+        for name in c.names if c.by != "private" else ():
+            if (name, c.over) in said:
+                message = f"how {name} is combined over {c.over} is said twice"
+                raise TcError(message, c.span, text, "keep one line for it")
+            said.add((name, c.over))
         named = [x for x in leaves if called(x.equation, c.names)]
         walked = {i for x in named for i in (*x.domain, *(beside[x.number].lacking if x.number in beside else ()))}
         if named and c.over not in walked:

@@ -90,6 +90,14 @@ def _through(
             text,
             "stage a result that is written once, at plain indices",
         )
+    if s.only is not None:
+        raise TcError(
+            f"{name.removesuffix(PARTIAL)} cannot be written through shared memory: it is summed in the blocks of "
+            "another sum, not in all of them",
+            stage.span,
+            text,
+            "leave the line out: threads write it themselves",
+        )
     dtype = tensors[name].dtype
     shape = tuple(a.block for a in walked)
     row = shape[-1] * dtype.bytes if shape else 0
