@@ -38,9 +38,9 @@ MB = 1e6
 @nvdisasm
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_predictions_are_what_was_measured(precision: str) -> None:
-    """Constants were fitted to bf16's rows, and fp8's were looked at meanwhile: this holds the model to what it was made
-    to describe, and is no proof of what it predicts. Rows of kernels that have changed since are left out; most must be
-    left."""
+    """Constants were fitted to bf16's rows, and fp8's were looked at meanwhile: this holds the model to what it was
+    made to describe, and is no proof of what it predicts. Rows of kernels that have changed since are left out; most
+    must be left."""
     step = common.build_step(
         "gpt2", "124M", 16, 1024, dims={}, accumulation=1, device=TargetDevice(H100), lock="none", precision=precision
     ).step
