@@ -71,6 +71,8 @@ class KernelLaunch:
             raise fail("ILLEGAL_INSTRUCTION", f"the virtual GPU cannot run `{f.name}`: {e}") from e
         except MemoryError as e:
             raise fail("LAUNCH_OUT_OF_RESOURCES", "the host has no memory left to run it") from e
+        except KeyboardInterrupt as e:  # memory is as a kernel in mid-run leaves it: nothing may go on from there
+            raise fail("LAUNCH_FAILED", f"kernel `{f.name}` was interrupted") from e
         except Exception as e:
             raise fail("LAUNCH_FAILED", f"the virtual GPU failed:\n{traceback.format_exc()}") from e
         driver.add_report(report)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tcomp.runtime.vgpu import Options
+from tcomp.runtime.vgpu.device import Loaded
 from tcomp.runtime.vgpu.shim.driver import VirtualDriver
 from tests.runtime.vgpu.shim.conftest import code, function, kernel, launch, ok, upload
 
@@ -59,6 +60,22 @@ def test_what_was_queued_behind_a_failure_does_not_run(driver: VirtualDriver, cu
     ok(launch(cuda, function(cuda, kernel("st.global.u32 [%rd0], %r0;")), a, block=1))
     assert code(cuda.cuStreamSynchronize(0)) == "LAUNCH_FAILED"
     assert len(driver.reports) == 1
+
+
+def test_an_interrupted_kernel_loses_the_context(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has done a part of its work, and words that say whose turn it is are left anyhow: it does not run again."""
+    runs = []
+
+    def interrupted(*_: object, **__: object) -> None:
+        runs.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Loaded, "launch", interrupted)
+    f, a = function(cuda, kernel("st.global.u32 [%rd0], %r0;")), upload(cuda, np.zeros(32, np.uint32))
+    ok(launch(cuda, f, a))
+    assert code(cuda.cuCtxSynchronize()) == "LAUNCH_FAILED"
+    assert code(cuda.cuCtxSynchronize()) == code(launch(cuda, f, a)) == "LAUNCH_FAILED"
+    assert len(runs) == 1
 
 
 def test_another_context_is_not_lost(cuda: Any) -> None:
