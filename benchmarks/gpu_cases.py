@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from predicted_fp8 import FORMS, LONGEST
-from predicted_fp8 import SHAPE as FP8
+from predicted_fp8 import FORMS, LONGEST, SHAPE as FP8
 
 from tcomp.autotune.gpu_attention import CHANNELS, SHAPES, TOKENS, without_mask
 from tcomp.autotune.gpu_predict import predict_kernel

@@ -1,140 +1,55 @@
 """The abstract syntax of `.tc` text: what the parser gives and every later stage reads.
 
-Everything is a frozen dataclass. Source spans do not take part in equality or hashing, so two trees are
-equal exactly when they say the same thing. Expressions are also the expressions of the tile IR: a tile
-program is made of the same additions and accesses as the equation it came from.
+Everything is a frozen dataclass. Source spans do not take part in equality or hashing, so two trees are equal exactly
+when they say the same thing. Expressions (`expressions.py`) are also those of the tile IR: a tile program is made of
+the same additions and accesses as the equation it came from. Schedules are in `directives.py`; the names of both are
+here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A half-open region of a source file; lines and columns count from 1."""
-
-    file: str
-    line: int
-    column: int
-    end_line: int
-    end_column: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
-
-
-NO_SPAN = Span("<generated>", 0, 0, 0, 0)
-
-
-def _span() -> Span:
-    return field(default=NO_SPAN, compare=False, repr=False)
-
-
-class DType(Enum):
-    """Element types. `bytes` is the storage size of one element.
-
-    REAL is `real` of a generic op: it has no size until the op is bound to a storage type (dsl/storage.py)."""
-
-    F64 = "f64"
-    F32 = "f32"
-    BF16 = "bf16"
-    F16 = "f16"
-    E4M3 = "e4m3"
-    E5M2 = "e5m2"
-    I32 = "i32"
-    REAL = "real"
-
-    @property
-    def bytes(self) -> int:
-        assert self is not DType.REAL, "an op's `real` has no size before it is bound"
-        return {"f64": 8, "f32": 4, "i32": 4, "bf16": 2, "f16": 2, "e4m3": 1, "e5m2": 1}[self.value]
-
-    @property
-    def is_float(self) -> bool:
-        return self is not DType.I32
-
-    def __str__(self) -> str:
-        return self.value
-
-
-# ---------------------------------------------------------------------------------------- expressions
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Num:
-    """A literal. An `int` value is an integer literal, a `float` value a real one; `2` and `2.0` differ."""
-
-    value: int | float
-    span: Span = _span()
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Num):
-            return NotImplemented
-        return type(self.value) is type(other.value) and self.value == other.value
-
-    def __hash__(self) -> int:
-        return hash((type(self.value), self.value))
-
-
-@dataclass(frozen=True, slots=True)
-class Name:
-    """An index variable, a dimension, or (in a `fn`) a scalar argument."""
-
-    id: str
-    span: Span = _span()
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """`tensor[subscripts]`; a scalar operand `lr: f32[]` is read as `lr` and parsed to no subscripts."""
-
-    tensor: str
-    subscripts: tuple[Expr, ...]
-    span: Span = _span()
-
-
-@dataclass(frozen=True, slots=True)
-class Unary:
-    """`-x` or `not x`."""
-
-    op: str
-    operand: Expr
-    span: Span = _span()
-
-
-@dataclass(frozen=True, slots=True)
-class Binary:
-    """`+ - * / // % **` (arithmetic), `< <= > >= == !=` (comparison), `and or` (logic)."""
-
-    op: str
-    left: Expr
-    right: Expr
-    span: Span = _span()
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A builtin (see BUILTINS), a cast named by its dtype (`bf16(x)`), or a user `fn`."""
-
-    function: str
-    args: tuple[Expr, ...]
-    span: Span = _span()
-
-
-Expr = Num | Name | Access | Unary | Binary | Call
-
-COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
-LOGIC = ("and", "or")
-BUILTINS: dict[str, int] = {
-    "exp": 1, "log": 1, "tanh": 1, "sqrt": 1, "rsqrt": 1, "abs": 1, "sin": 1, "cos": 1, "floor": 1,
-    "min": 2, "max": 2, "select": 3, "random": 2,
-}  # fmt: skip
-"""Builtin scalar functions and their number of arguments. `select(c, a, b)` is a where c else b.
-`random(seed, counter)` is uniform in [0, 1): a counter-based generator (see docs/language.md)."""
-
+from tcomp.dsl.directives import (
+    Cast as Cast,
+    Combine as Combine,
+    Directive as Directive,
+    Flag as Flag,
+    Fuse as Fuse,
+    KernelSchedule as KernelSchedule,
+    Level as Level,
+    MapLoops as MapLoops,
+    Order as Order,
+    Schedule as Schedule,
+    Stage as Stage,
+    Tune as Tune,
+    Use as Use,
+    Where as Where,
+    named_tensor as named_tensor,
+)
+from tcomp.dsl.expressions import (
+    BUILTINS as BUILTINS,
+    COMPARISONS as COMPARISONS,
+    LOGIC as LOGIC,
+    NO_SPAN as NO_SPAN,
+    Access as Access,
+    Binary as Binary,
+    Call as Call,
+    DType as DType,
+    Expr as Expr,
+    Name as Name,
+    Num as Num,
+    Span as Span,
+    Unary as Unary,
+    accesses_in as accesses_in,
+    children as children,
+    conjuncts as conjuncts,
+    names_in as names_in,
+    no_span as no_span,
+    rebuild as rebuild,
+    substitute as substitute,
+    walk as walk,
+)
 
 # ------------------------------------------------------------------------------------------------ ops
 
@@ -146,7 +61,7 @@ class Target:
     name: str
     subscripts: tuple[Expr, ...]
     dtype: DType | None = None
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +78,7 @@ class Reduction:
     guard: Expr | None
     key: Expr | None
     values: tuple[Expr, ...]
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +93,7 @@ class Equation:
     targets: tuple[Target, ...]
     accumulate: bool
     value: Expr | Reduction
-    span: Span = _span()
+    span: Span = no_span()
 
     @property
     def target(self) -> Target:
@@ -194,7 +109,7 @@ class Operand:
     dtype: DType
     shape: tuple[Expr, ...]
     inout: bool = False
-    span: Span = _span()
+    span: Span = no_span()
     state: bool = False
 
 
@@ -217,7 +132,7 @@ class Op:
     equations: tuple[Equation, ...]
     backward_of: str | None = None
     doc: str = ""
-    span: Span = _span()
+    span: Span = no_span()
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -234,7 +149,7 @@ class Function:
     name: str
     params: tuple[str, ...]
     body: Expr
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,146 +166,7 @@ class Monoid:
     key: Expr
     carried_name: str
     carried: Expr
-    span: Span = _span()
-
-
-# ------------------------------------------------------------------------------------------ schedules
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """One level of a loop's mapping: `core`, `seq(64)`, `unroll(8)`, `vec`, `grid.y(BM)`, `mma`, ..."""
-
-    kind: str
-    args: tuple[Expr, ...] = ()
-    span: Span = _span()
-
-
-@dataclass(frozen=True, slots=True)
-class MapLoops:
-    """`b, h -> core` or `n of Y, P -> vec 128`: the levels of each named loop, outermost first."""
-
-    loops: tuple[str, ...]
-    of: tuple[str, ...]
-    levels: tuple[Level, ...]
-    span: Span = _span()
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """`order n, m, k`: the order of the loops' tile levels, outermost first. A loop with several tile
-    levels may be named several times, once per level."""
-
-    loops: tuple[str, ...]
-    span: Span = _span()
-
-
-@dataclass(frozen=True, slots=True)
-class Fuse:
-    """`fuse s, m, l, o at k`: compute these equations in one loop over k."""
-
-    names: tuple[str, ...]
-    at: str
-    span: Span = _span()
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """`stage W in packed at k by tma`: copy a tile of the tensor into a faster space inside loop `at`.
-
-    `space` is shared | registers | packed | cache; `by` is copy | prefetch | widening | cp.async | tma;
-    `options` such as swizzle, pad.
-    """
-
-    tensors: tuple[str, ...]
-    space: str
-    at: str
-    by: str | None = None
-    options: tuple[Level, ...] = ()
-    span: Span = _span()
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """`use wgmma for acc`: compute these equations with that instruction."""
-
-    instruction: str
-    names: tuple[str, ...]
-    span: Span = _span()
-
-
-@dataclass(frozen=True, slots=True)
-class Cast:
-    """`cast o.weight to bf16`."""
-
-    what: str
-    dtype: DType
-    span: Span = _span()
-
-
-@dataclass(frozen=True, slots=True)
-class Combine:
-    """`combine dg over i by partials | sorted | atomic | turns | private`: how a reduction over blocks
-    or tiles is joined."""
-
-    names: tuple[str, ...]
-    over: str
-    by: str
-    span: Span = _span()
-
-
-@dataclass(frozen=True, slots=True)
-class Tune:
-    """`tune BM = 128 from 64, 128, 256`: a schedule parameter, its default and its choices.
-
-    `choices` is empty when only the default is allowed; a range `64..512 step 64` is expanded.
-    """
-
-    name: str
-    default: Expr
-    choices: tuple[Expr, ...]
-    span: Span = _span()
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """`where MC * KC * 4 <= l2`: a condition on the tuned parameters and machine facts."""
-
-    conditions: tuple[Expr, ...]
-    span: Span = _span()
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """A directive of one word with arguments and no loop: `persistent`, `raster hilbert`, `perfect`."""
-
-    name: str
-    args: tuple[Expr, ...] = ()
-    span: Span = _span()
-
-
-Directive = MapLoops | Order | Fuse | Stage | Use | Cast | Combine | Tune | Where | Flag
-
-
-@dataclass(frozen=True, slots=True)
-class KernelSchedule:
-    """The directives of one kernel: of the whole op when `outputs` is empty, else of `kernel dW, db:`."""
-
-    outputs: tuple[str, ...]
-    directives: tuple[Directive, ...]
-    span: Span = _span()
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """`schedule linear on cpu:`. `shared` are directives before any `kernel` line and hold for all. A text for several
-    ops or targets is a schedule for each (dsl/schedule_blocks.py), whose lines share their spans."""
-
-    op: str
-    target: str
-    shared: tuple[Directive, ...]
-    kernels: tuple[KernelSchedule, ...]
-    span: Span = _span()
+    span: Span = no_span()
 
 
 # --------------------------------------------------------------------------------------------- models
@@ -402,7 +178,7 @@ class Config:
 
     name: str
     values: tuple[tuple[str, Expr], ...]
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,7 +193,7 @@ class ParamDecl:
     shape: tuple[Expr, ...]
     init: Call
     group: str
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,7 +207,7 @@ class StateDecl:
     init: Call
     op: str
     precision: str
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,7 +218,7 @@ class Tie:
     name: str
     to: str
     where: Expr | None = None
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,7 +229,7 @@ class InputDecl:
     dtype: DType
     shape: tuple[Expr, ...]
     below: Expr | None
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,7 +239,7 @@ class TensorRef:
     name: str
     subscripts: tuple[Expr, ...] = ()
     shape: tuple[Expr, ...] | None = None
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -480,7 +256,7 @@ class OpCall:
     args: tuple[TensorRef | Expr, ...]
     keywords: tuple[tuple[str, Expr], ...]
     annotations: tuple[Call, ...] = ()
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,7 +266,7 @@ class ForLayers:
     index: str
     extent: Expr
     body: tuple[ModelStatement, ...]
-    span: Span = _span()
+    span: Span = no_span()
 
 
 ModelStatement = OpCall | ForLayers
@@ -503,7 +279,7 @@ class Cache:
     name: str
     dtype: DType
     shape: tuple[Expr, ...]
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -514,7 +290,7 @@ class Replacement:
     op: str
     by: str
     args: tuple[TensorRef | Expr, ...]
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -527,7 +303,7 @@ class Decode:
     caches: tuple[Cache, ...]
     replacements: tuple[Replacement, ...]
     requires: tuple[Expr, ...] = ()
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -536,7 +312,7 @@ class Group:
 
     name: str
     values: tuple[tuple[str, Expr], ...]
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -555,7 +331,7 @@ class Optimizer:
     schedule: str | None
     norm: str | None
     variants: tuple[tuple[str, str], ...] = ()
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -580,7 +356,7 @@ class Model:
     caches: tuple[Cache, ...] = ()
     """only in a model's decoding form (dsl/decode.py)"""
     doc: str = ""
-    span: Span = _span()
+    span: Span = no_span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -590,7 +366,7 @@ class Import:
 
     path: str
     precision: str = ""
-    span: Span = _span()
+    span: Span = no_span()
 
 
 Item = Op | Function | Monoid | Schedule | Model | Import
@@ -618,80 +394,3 @@ class Module:
     """file name -> text"""
     precision: str | None = None
     """the only precision whose imports were followed and whose variants were checked; None: all"""
-
-
-# ------------------------------------------------------------------------------------------- traversal
-
-
-def children(e: Expr) -> tuple[Expr, ...]:
-    """The direct sub-expressions of an expression."""
-    match e:
-        case Access(_, subscripts):
-            return subscripts
-        case Unary(_, operand):
-            return (operand,)
-        case Binary(_, left, right):
-            return (left, right)
-        case Call(_, args):
-            return args
-        case _:
-            return ()
-
-
-def walk(e: Expr) -> Iterator[Expr]:
-    """The expression and all its sub-expressions, outermost first."""
-    yield e
-    for c in children(e):
-        yield from walk(c)
-
-
-def conjuncts(e: Expr | None) -> list[Expr]:
-    """`a and b` --> [a, b]; nothing for no condition."""
-    if isinstance(e, Binary) and e.op == "and":
-        return conjuncts(e.left) + conjuncts(e.right)
-    return [] if e is None else [e]
-
-
-def rebuild(e: Expr, new: tuple[Expr, ...]) -> Expr:
-    """The same expression with other direct sub-expressions."""
-    match e:
-        case Access():
-            return replace(e, subscripts=new)
-        case Unary():
-            return replace(e, operand=new[0])
-        case Binary():
-            return replace(e, left=new[0], right=new[1])
-        case Call():
-            return replace(e, args=new)
-        case _:
-            return e
-
-
-def substitute(e: Expr, names: dict[str, Expr]) -> Expr:
-    """Replace names by expressions: `substitute(x * k, {"k": j + 1})` is `x * (j + 1)`."""
-    if isinstance(e, Name):
-        return names.get(e.id, e)
-    kids = children(e)
-    if not kids:
-        return e
-    return rebuild(e, tuple(substitute(c, names) for c in kids))
-
-
-def names_in(e: Expr) -> set[str]:
-    """The ids of all `Name` nodes in an expression (subscripts included)."""
-    return {n.id for n in walk(e) if isinstance(n, Name)}
-
-
-def accesses_in(e: Expr) -> list[Access]:
-    """All accesses in an expression, those inside subscripts included."""
-    return [n for n in walk(e) if isinstance(n, Access)]
-
-
-def named_tensor(flag: str, argument: Expr) -> str:
-    """The tensor that an argument of `inline t`, `overlap o` or `promote acc(128)` names; "" where it names none."""
-    match argument:
-        case Name(name) if flag in ("inline", "overlap", "promote"):
-            return name
-        case Call(name, _) if flag in ("overlap", "promote"):
-            return name
-    return ""

@@ -11,8 +11,7 @@ from pathlib import Path
 from tcomp.dsl.ast import Import, Model, Module, Schedule, Source
 from tcomp.dsl.check import check
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.files import first_of, import_places, read, shown
-from tcomp.dsl.files import library as library
+from tcomp.dsl.files import first_of, import_places, library as library, read, shown
 from tcomp.dsl.hints import did_you_mean
 from tcomp.dsl.parse import parse
 

@@ -92,8 +92,7 @@ class LiveProgress:
     """One line that is redrawn in place, at most five times a second."""
 
     def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as Bar
+        from rich.progress import BarColumn, Progress as Bar, TextColumn
 
         self.console = console
         self.bar = Bar(

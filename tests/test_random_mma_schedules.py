@@ -6,8 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, note, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, note, settings, strategies as st
 
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.dsl.ast import DType

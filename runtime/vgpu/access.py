@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tcomp.runtime.vgpu import flags, watch
-from tcomp.runtime.vgpu import memory as mem
+from tcomp.runtime.vgpu import flags, memory as mem, watch
 from tcomp.runtime.vgpu.decoder import Decoder
 from tcomp.runtime.vgpu.lanes import Array, Sel, compact, count
 from tcomp.runtime.vgpu.memory import Segment

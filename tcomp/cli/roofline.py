@@ -59,8 +59,7 @@ def roofline(
     from tcomp.runtime.cpu.executor import CpuExecutor
     from tcomp.runtime.cpu.function_ceilings import function_rate
     from tcomp.runtime.cpu.launch_ceiling import launch_cost
-    from tcomp.runtime.roofline import Peaks, kernel_rows, launch_seconds, ready, table
-    from tcomp.runtime.roofline import as_json as figures
+    from tcomp.runtime.roofline import Peaks, as_json as figures, kernel_rows, launch_seconds, ready, table
     from tcomp.runtime.train import check_inputs
 
     numbers = limits.parse_dims(dim or [])

@@ -86,8 +86,7 @@ def tune(
 
     - `tcomp tune --check` in CI; `tcomp tune report gpt2 --out tuning/`
     """
-    from tcomp.autotune import search
-    from tcomp.autotune import storage as trials_storage
+    from tcomp.autotune import search, storage as trials_storage
     from tcomp.autotune.instances import StepShape
     from tcomp.autotune.plan import Plan, summary_lines
     from tcomp.runtime.cache import cache_folder

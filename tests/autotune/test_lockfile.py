@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tcomp.autotune.apply import Applied, check
 from tcomp.autotune.instances import StepShape, instances_of, op_hash, schedule_hash

@@ -48,8 +48,7 @@ MILLISECONDS = {1: 1.0, 2: 0.2, 4: 0.2, 8: 1.0, 16: 0.8, 32: 0.998}
 def virtual(pipe: Connection, subject: Subject) -> None:
     """The candidates' process with a virtual GPU, planted times, faults, and a note of each driver call."""
     from tcomp.autotune import backend_cuda
-    from tcomp.runtime.cuda import executor as executors
-    from tcomp.runtime.cuda import programs, timing
+    from tcomp.runtime.cuda import executor as executors, programs, timing
     from tcomp.runtime.vgpu.shim import install
 
     install("a100")

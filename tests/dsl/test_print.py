@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tcomp.dsl import ast
 from tcomp.dsl.ast import Access, Binary, Call, DType, Equation, Expr, Name, Num, Op, Operand, Reduction, Target, Unary

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tcomp.codegen.cpu.compile import kernel_ir as cpu_code
 from tcomp.codegen.nvptx.compile import kernel_ir as gpu_code

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import assume, note
-from hypothesis import strategies as st
+from hypothesis import assume, note, strategies as st
 
 from tcomp.dsl.ast import Level, MapLoops, Module, Num, Op, Order, Schedule, Stage
 from tcomp.dsl.check import infer

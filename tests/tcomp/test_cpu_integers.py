@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tcomp.codegen.cpu.integers import Facts, Known, affine_form, extent
 from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, Unary

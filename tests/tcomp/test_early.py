@@ -22,8 +22,7 @@ from tcomp.machine.cpu import detect
 from tcomp.machine.gpu import A100, H100, GpuMachine
 from tcomp.model.build import build_step
 from tcomp.model.chunks import in_chunks
-from tcomp.model.interpret import Memory
-from tcomp.model.interpret import run as interpret
+from tcomp.model.interpret import Memory, run as interpret
 from tcomp.model.programs import Programs, build_programs
 from tcomp.model.unroll import build_graph
 from tcomp.oracle import evaluate

@@ -10,8 +10,7 @@ import re
 from dataclasses import dataclass, field
 
 import numpy as np
-from hypothesis import HealthCheck, assume, given, note, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, given, note, settings, strategies as st
 from hypothesis.strategies import DrawFn
 
 from tcomp.dsl.dims import operand_shape

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, Reduction, Unary
 from tcomp.dsl.parse import parse_expression

@@ -12,8 +12,7 @@ from tcomp.dsl.load import load, load_text
 from tcomp.model.chunks import in_chunks
 from tcomp.model.graph import Graph
 from tcomp.model.unroll import build_graph
-from tests.reference import torch_gpt2 as gpt2
-from tests.reference import torch_llama as llama
+from tests.reference import torch_gpt2 as gpt2, torch_llama as llama
 from tests.reference.runs import MODELS, assert_same, built, doubled, train
 
 TEXT = """

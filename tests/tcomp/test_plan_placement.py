@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tcomp.model.placement import ALIGNMENT, Block, aligned, live_bytes, place, place_cached
 

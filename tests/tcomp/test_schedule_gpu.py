@@ -10,8 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tcomp.dsl.ast import Module, Op
 from tcomp.dsl.dims import operand_shape

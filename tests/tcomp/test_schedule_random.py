@@ -11,8 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, note, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, note, settings, strategies as st
 
 from tcomp.dsl.ast import Level, MapLoops, Module, Num, Order, Schedule, Stage
 from tcomp.dsl.check import infer

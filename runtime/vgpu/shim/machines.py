@@ -6,8 +6,7 @@ same on all GPUs from compute capability 8.0 on, or say that a feature is not th
 
 from __future__ import annotations
 
-from tcomp.machine.gpu import GpuMachine as Model
-from tcomp.machine.gpu import machine_named
+from tcomp.machine.gpu import GpuMachine as Model, machine_named
 
 __all__ = ["Model", "attributes", "machine_named"]
 

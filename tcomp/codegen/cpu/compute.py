@@ -38,8 +38,7 @@ from tcomp.codegen.cpu.segments import Segment, can_narrow, conditions_of, segme
 from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
 from tcomp.codegen.cpu.types import I1, I64, IrValue, kind_of
 from tcomp.dsl.ast import Expr
-from tcomp.ir.tile import Axis, Compute
-from tcomp.ir.tile import Scope as Where
+from tcomp.ir.tile import Axis, Compute, Scope as Where
 
 LONG_SUM = 128
 """Steps of a reduction behind which memory that was asked for at its beginning has come."""

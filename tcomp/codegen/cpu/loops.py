@@ -22,8 +22,7 @@ from tcomp.codegen.cpu.integers import Facts, Known
 from tcomp.codegen.cpu.pack import generate_pack
 from tcomp.codegen.cpu.types import I8, I64, POINTER, VOID, IrValue
 from tcomp.dsl.ast import names_in
-from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Statement
-from tcomp.ir.tile import Scope as Where
+from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope as Where, Statement
 from tcomp.machine.cpu import CpuMachine
 
 SIGNATURE = ir.FunctionType(VOID, [POINTER, POINTER, POINTER, POINTER, I64, I64])

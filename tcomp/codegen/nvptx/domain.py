@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from tcomp.codegen.cpu.domain import Domain
-from tcomp.codegen.cpu.domain import Scope as CpuScope
+from tcomp.codegen.cpu.domain import Domain, Scope as CpuScope
 from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.integers import Affine, Facts, Known
 from tcomp.codegen.cpu.tiles import Span

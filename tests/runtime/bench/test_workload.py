@@ -15,8 +15,7 @@ from tcomp.model.build import build_step
 from tcomp.oracle import evaluate
 from tcomp.runtime.bench.build import workload_of, write_folder
 from tcomp.runtime.bench.counterparts import check_counterpart
-from tcomp.runtime.bench.workload import BATCHES, Weights, Workload, learning_rate, read_batches
-from tcomp.runtime.bench.workload import load as load_workload
+from tcomp.runtime.bench.workload import BATCHES, Weights, Workload, learning_rate, load as load_workload, read_batches
 
 GPT2 = Path(__file__).resolve().parents[3] / "models" / "gpt2.tc"
 SMALL = {"L": 2, "H": 2, "C": 16, "V": 61, "S": 16}

@@ -30,11 +30,7 @@ from tcomp.runtime.vgpu.arguments import tensor_maps
 from tcomp.runtime.vgpu.device import Device
 from tcomp.runtime.vgpu.report import Report
 from tcomp.schedule.lower import lower
-from tests.reference.tile_ir import at as at
-from tests.reference.tile_ir import ex as ex
-from tests.reference.tile_ir import fn as fn
-from tests.reference.tile_ir import op as op
-from tests.reference.tile_ir import operand as operand
+from tests.reference.tile_ir import at as at, ex as ex, fn as fn, op as op, operand as operand
 
 Arrays = dict[str, np.ndarray]
 LANES = Spread(1, "x", 32)

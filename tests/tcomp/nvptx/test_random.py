@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tcomp.dsl.ast import DType, Expr, Num
 from tcomp.ir.tile import SERIAL, Axis, Compute, Kernel, Pack, Pitched, Spread, Statement, ThreadShape
