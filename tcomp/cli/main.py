@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -35,6 +36,8 @@ COMMANDS = {
     "vgpu": "vgpu",
 }  # fmt: skip
 """Command -> its module of tcomp.cli, which has a function of the module's name, or an `app` of sub-commands."""
+
+_FORMAT = warnings.formatwarning
 
 
 @cache
@@ -78,6 +81,7 @@ def main() -> None:
     sys.argv[1:] = spread_data(sys.argv[1:])
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # as on standard error: a path may hold any bytes
+    warnings.formatwarning = _as_message
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop while Python ends
     try:
         try:
@@ -97,6 +101,15 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _as_message(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning that is meant for the user (a cache that cannot be kept), without the place in the code."""
+    if category.__module__.startswith("tcomp."):
+        return f"warning: {message}\n"
+    return _FORMAT(message, category, filename, lineno, line)
 
 
 def _advice(e: OSError) -> str:

@@ -39,6 +39,24 @@ def test_starting_the_command_line_does_not_import_the_heavy_libraries() -> None
     assert found.stdout.strip() == "set()"
 
 
+def test_a_full_disk_under_the_cache_is_one_warning_and_the_command_goes_on(tmp_path: Path) -> None:
+    """Said as a message, not as Python says where in the code a warning was given."""
+    program = (
+        "import errno, sys, tempfile\n"
+        "def full(*_, **__): raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "tempfile.mkstemp = full\n"
+        "from tcomp.cli.main import main\n"
+        "sys.argv = ['tcomp', 'plan', 'gpt2', '--config', 'tiny', '-B', '1', '-T', '8']\n"
+        "main()"
+    )
+    given = {**os.environ, "TCOMP_CACHE": str(tmp_path / "cache")}
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=given)
+    assert found.returncode == 0, found.stderr
+    lines = [x for x in found.stderr.splitlines() if "cannot be kept" in x]
+    assert lines and all(x.startswith("warning: ") and x.endswith("No space left on device") for x in lines)
+    assert ".py" not in found.stderr and "help: " in found.stderr
+
+
 def test_data_takes_several_paths() -> None:
     given = ["train", "gpt2", "--data", "a", "b", "c", "--steps", "3", "--data", "d"]
     wanted = "train gpt2 --data a --data b --data c --steps 3 --data d"
