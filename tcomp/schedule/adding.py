@@ -11,7 +11,7 @@ for blocks of lower numbers (`codegen/nvptx/turn_taking.py` has what that assume
 another follows from the loops' own bounds. `by atomic` there is no order, and without a `stage ... by tma` line the
 addition is an atomic one by the threads themselves. The joined sums are f32 whatever the output is, and only as large
 as the output. The block whose turn is the last one of all writes the output from them before it ends, if it comes to
-every tile; else a phase of its own does.
+every tile and has one of its own; else a phase of its own does.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ class Adding:
         extents: Mapping[str, int],
         reversed_loops: frozenset[str],
         text: str,
+        persistent: bool = False,
     ) -> None:
         self.sums = {s.name: s for s in sums}
         self.stages = {n: s for s in stages if s.by == "tma" and s.space == "shared" for n in s.tensors}
         self.tiles, self.shapes, self.extents, self.text = tiles, shapes, extents, text
-        self.reversed = reversed_loops
+        self.reversed, self.persistent = reversed_loops, persistent
         self.cleared = {s.name for s in self.sums.values() if not s.flags}
         """sums that must be zero before blocks add to them"""
         self.last: dict[str, Expr] = {}
@@ -65,7 +66,8 @@ class Adding:
 
     def phases(self, phases: Iterable[tuple[Statement, ...]]) -> list[tuple[Statement, ...]]:
         found = [self._body(phase, ()) for phase in phases] if self.sums else list(phases)
-        for name, last in self.last.items():
+        # (Blocks that take tile after tile would meet the end of several: the deliverer tells of one.)
+        for name, last in self.last.items() if not self.persistent else ():
             found = written_last(found, name, self.sums[name].output, last, self.extents)
         return found
 

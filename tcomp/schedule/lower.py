@@ -221,7 +221,14 @@ class _Lowering:
         parts = parts_of(t for x in leaves for t in x.equation.targets)
         phases = unpacked(phases, through, out, emitter.tiles, results, parts, self.text, combining.turns)
         adding = Adding(
-            combining.sums, plan.stages, emitter.tiles, self.shapes, self.extents, plan.flags.order.reversed, self.text
+            combining.sums,
+            plan.stages,
+            emitter.tiles,
+            self.shapes,
+            self.extents,
+            plan.flags.order.reversed,
+            self.text,
+            plan.flags.order.persistent,
         )
         phases = adding.phases(phases)
         for s in combining.sums:

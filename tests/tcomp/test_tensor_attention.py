@@ -235,9 +235,11 @@ def test_an_output_of_the_last_block_takes_no_place_that_others_still_read() -> 
 
 
 @pytest.mark.slow
-def test_without_a_last_block_a_launch_writes_dq() -> None:
-    text = Path("models/ops/attention.tc").read_text().replace("      reverse k\n", "")
-    module, machine = load_text(text, "models/ops/attention.tc"), machine_for_target("sm_90a")
+@pytest.mark.parametrize("order", ["", "      reverse k\n      persistent\n"], ids=["forward", "persistent"])
+def test_without_a_last_block_a_launch_writes_dq(order: str) -> None:
+    """Also where blocks take tile after tile: the last one of a head has others before and behind it."""
+    text = Path("models/ops/attention.tc").read_text().replace("      reverse k\n", order)
+    module, machine = load_text(text, "models/ops/attention.tc"), replace(machine_for_target("sm_90a"), sms=2)
     op = backward_of("attention", module)
     assert op is not None
     op = bound(op, DType.BF16)
