@@ -16,6 +16,7 @@ from tcomp.dsl.check import infer
 from tcomp.dsl.dims import Number, evaluate_dim
 from tcomp.dsl.printer import print_directive, print_function, print_monoid, print_op
 from tcomp.dsl.schedule_blocks import own_lines
+from tcomp.grad.early import is_early
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.chunks import in_chunks
 from tcomp.model.graph import Node
@@ -147,7 +148,7 @@ def schedule_hash(schedule: Schedule) -> str:
 
 def schedule_of(op: Op, module: Module, dims: Mapping[str, int], machine: Machine, threads: int) -> Schedule:
     """The schedule that lowering takes for the instance: the written one, else the machine's default."""
-    family = family_for(machine, threads, storage_of(op).bytes)
+    family = family_for(machine, threads, storage_of(op).bytes, is_early(op))
     found = choice_of(op, module, dims, family.targets).schedule
     if found is not None:
         return found
@@ -157,7 +158,10 @@ def schedule_of(op: Op, module: Module, dims: Mapping[str, int], machine: Machin
 
 def facts_of(instance: Instance, machine: Machine, threads: int) -> dict[str, int | float]:
     """What `tune` and `where` lines may refer to: the op's dimensions, and the machine's facts."""
-    return {**dict(instance.dims), **family_for(machine, threads, storage_of(instance.op).bytes).rules.facts}
+    return {
+        **dict(instance.dims),
+        **family_for(machine, threads, storage_of(instance.op).bytes, is_early(instance.op)).rules.facts,
+    }
 
 
 def machine_threads(machine: Machine, threads: int) -> int:

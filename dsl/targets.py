@@ -61,7 +61,7 @@ GPU = Family(
         "keep",
     ),
     instructions=("fma", "mma.sync", "mma.sync.tf32", "wgmma", "wgmma.tf32"),
-    facts=("smem", "regs", "sms", "l2", "lanes", "vector"),
+    facts=("smem", "regs", "sms", "l2", "lanes", "vector", "early"),
 )
 CPU_TARGETS = ("cpu", "cpu.sse2", "cpu.avx2", "cpu.avx512", "cpu.avx512bf16", "cpu.neon")
 GPU_TARGETS = ("gpu", "sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")

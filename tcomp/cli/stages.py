@@ -114,11 +114,12 @@ def schedule_text(op: Op, module: Module, dims: dict[str, int], machine: CpuMach
     default."""
     from tcomp.dsl.check import infer
     from tcomp.dsl.dims import evaluate_dim
+    from tcomp.grad.early import is_early
     from tcomp.schedule.choose import choice_of, storage_of
     from tcomp.schedule.family import family_for
     from tcomp.schedule.normal import normalise
 
-    family = family_for(machine, 1, storage_of(op).bytes)
+    family = family_for(machine, 1, storage_of(op).bytes, is_early(op))
     choice = choice_of(op, module, dims, family.targets)
     notes = "".join(f"# {r.schedule.span}: not on {r.schedule.target}: {r.reason}\n" for r in choice.refused)
     schedule, origin = choice.schedule, "none is written: the default"

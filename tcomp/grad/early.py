@@ -112,6 +112,12 @@ def extended(op: Op, result: str, p: Pointwise, reader: Op, dims: Mapping[str, i
     return form, {tensors[n]: n for n in p.others}
 
 
+def is_early(op: Op) -> bool:
+    """Does the op compute an equation of the op behind it?"""
+    written = {t.name for eq in op.equations for t in eq.targets}
+    return any(f"{o.name}_sum" in written for o in op.outputs)
+
+
 def through_sum(op: Op, result: str, taken: set[str]) -> tuple[list[Equation], str, tuple[Expr, ...]]:
     """The op's equations with `result` made in a temporary NAME_sum, its name and its indices. NotEarly where the
     result is added to, written in parts or not of plain indices."""

@@ -156,10 +156,10 @@ class GpuFamily:
     private_sums = True
     partial_tiles = False
 
-    def __init__(self, machine: GpuMachine, itemsize: int) -> None:
+    def __init__(self, machine: GpuMachine, itemsize: int, early: bool) -> None:
         self.machine = machine
         self.targets: tuple[str, ...] = machine.targets
-        self.rules = GpuLevels(machine, itemsize)
+        self.rules = GpuLevels(machine, itemsize, early)
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
         shape = self.shape(plan, extents, text)
@@ -209,6 +209,7 @@ class GpuFamily:
         check_flags(kernel, plan.flags, plan.sequence, self.machine, text)
 
 
-def family_for(machine: Machine, threads: int, itemsize: int = 4) -> Family:
-    """The family of a machine. `threads` counts a CPU's; `itemsize` is that of the op's narrowest tensor, in bytes."""
-    return GpuFamily(machine, itemsize) if isinstance(machine, GpuMachine) else CpuFamily(machine, threads)
+def family_for(machine: Machine, threads: int, itemsize: int = 4, early: bool = False) -> Family:
+    """The family of a machine. `threads` counts a CPU's; `itemsize` is that of the op's narrowest tensor, in bytes;
+    `early` says whether the op computes an equation of the op behind it (`grad/early.py`)."""
+    return GpuFamily(machine, itemsize, early) if isinstance(machine, GpuMachine) else CpuFamily(machine, threads)

@@ -30,9 +30,10 @@ LANES_Y = 8
 
 class GpuLevels:
     """Facts: smem (bytes a block may have), regs (per thread), sms, l2 (bytes), lanes (of a warp), vector (how many
-    of the op's narrowest elements, of `itemsize` bytes, are 128 bits)."""
+    of the op's narrowest elements, of `itemsize` bytes, are 128 bits), early (1 where the op computes an equation of
+    the op behind it)."""
 
-    def __init__(self, machine: GpuMachine, itemsize: int = 4) -> None:
+    def __init__(self, machine: GpuMachine, itemsize: int = 4, early: bool = False) -> None:
         self.vector = 16 // itemsize
         self.facts: dict[str, int | float] = {
             "smem": machine.shared_per_block,
@@ -41,6 +42,7 @@ class GpuLevels:
             "l2": machine.l2_bytes,
             "lanes": 32,
             "vector": self.vector,
+            "early": int(early),
         }
 
     def loop(self, name: str, levels: Sequence[ResolvedLevel], span: Span) -> LoopMap:

@@ -21,6 +21,7 @@ from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.storage import bound
+from tcomp.grad.early import is_early
 from tcomp.ir.multicast import without_idle_cluster
 from tcomp.ir.tile import Buffer, Cluster, Kernel, Scope, Statement, ThreadShape
 from tcomp.schedule.adding import Adding
@@ -86,7 +87,7 @@ class _Lowering:
         self.deterministic = deterministic
         self.op, self.module, self.dims, self.threads = op, module, dims, threads
         storage = storage_of(op)
-        self.family = family_for(machine, threads, storage.bytes)
+        self.family = family_for(machine, threads, storage.bytes, is_early(op))
         self.info = infer(op, module)
         self.extents = {i: int(evaluate_dim(e, dims)) for i, e in self.info.ranges.items()}
         self.dtypes = {o.name: o.dtype for o in op.operands} | {t.name: t.dtype for t in self.info.temporaries.values()}
