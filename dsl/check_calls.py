@@ -84,7 +84,9 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
         if d not in named:
             hint = f"pass it: {op.name}(..., {d} = ...)"
             raise TcError(f"op '{op.name}' needs its dimension '{d}'", s.span, hint=hint)
-    for a in s.annotations:
+    for at, a in enumerate(s.annotations):
+        if any(a.function == b.function for b in s.annotations[:at]):
+            raise TcError(f"a second '{a.function}' behind one call", a.span, hint="keep one of them")
         if a.function == "early":
             _check_early(op, a)
             continue
