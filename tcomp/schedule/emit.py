@@ -33,7 +33,7 @@ from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
 from tcomp.monoid import RescaledSum, rescaled_sum
 from tcomp.schedule.beside import block_condition
 from tcomp.schedule.bounds import Env, Range, guarding, limits, tile_stop, zero_outside
-from tcomp.schedule.fold import by_exp2, fold, sub
+from tcomp.schedule.fold import add, by_exp2, fold, minimum, sub
 from tcomp.schedule.nest import TURN, Leaf, LoopNode, Node, grouped_index, leaf_uses
 from tcomp.schedule.promotion import promoted
 from tcomp.schedule.regions import Needs, conjunction, zero_behind
@@ -101,7 +101,11 @@ class Emitter:
             part = stream.unit if stream is not None else self.plan.parts.get(level.index, ("", 0))[1]
             if part and part % level.block == 0 and level == self.plan.loops[level.index].tiles[0]:
                 end = Num(self.extents[level.index])  # parts are whole tiles: only the tensor ends within one
-            stop = tile_stop(variable, level.block, end, self.extents[level.index])
+            extent = self.extents[level.index]
+            stop = tile_stop(variable, level.block, end, extent)
+            if stream is not None and extent % stream.unit:
+                # Turns go on to the end of the ring's round, past the last tile of the sum.
+                stop = minimum(add(variable, Num(level.block)), Num(extent))
             bound = Range(variable, stop, min(level.block, outer.block))
             step = level.block
         inner = {**env, level.index: bound}

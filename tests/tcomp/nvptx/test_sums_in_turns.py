@@ -163,6 +163,18 @@ def test_equal_shares_of_all_tiles(options: dict[str, Any], m: int, n: int, k: i
     assert reports[0].grid[0] == min(4, tiles * found.order.stream.units)
 
 
+@pytest.mark.parametrize("copies", ["cp.async swizzle", "tma"])
+@pytest.mark.parametrize("m", [320, 300, 127], ids=["whole tiles", "ragged", "one short of a round"])
+def test_the_last_round_of_a_stream_reads_nothing_behind_its_tensors(m: int, copies: str) -> None:
+    """Five tiles are two rounds and a half of the ring: the sixth, of which there is nothing, is read as zeros."""
+    producer = "producer warp\n  " if copies == "tma" else ""
+    written = text(groups=copies == "tma", flags=f"{producer}persistent\n  stream")
+    written = written.replace("dY, X in shared at m by tma", f"dY, X in shared at m by {copies}")
+    found = lowered(written, {"M": m, "N": 136, "K": 72})
+    assert (found.order.stream is None) == (m == 127)
+    run(found, given(found, RNG), FEW)
+
+
 def test_a_stream_without_a_divided_sum_has_whole_tiles() -> None:
     found = lowered(text(flags=STREAM), {"M": 128, "N": 136, "K": 72})
     assert found.order.stream is None and not turns_in(found)
