@@ -98,6 +98,12 @@ def main() -> None:
         fail(f"error: {e.filename}: {reason}" if e.filename is not None else f"error: {reason}\n{_advice(e)}".rstrip())
     except MemoryError:
         fail("error: out of memory\n  help: use smaller sizes, or free some memory")
+    except RuntimeError as e:
+        if str(e) != "can't start new thread":  # as Python says it, without a class of its own
+            raise
+        fail(
+            f"error: {e}\n  help: use fewer --threads, or raise the limit (ulimit -u, or the container's of processes)"
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

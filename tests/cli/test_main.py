@@ -74,6 +74,16 @@ def test_an_error_without_a_file_name_is_one_message(tcomp: Tcomp, monkeypatch: 
     assert result.error == "error: No space left on device\n  help: free some disk space\n"
 
 
+def test_a_limit_of_threads_is_one_message(tcomp: Tcomp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("tcomp.runtime.cpu.team.threading.Thread.start", refuse)
+    arguments = ["--config", "tiny", "-B", "1", "-T", "8", "--threads", "2", "--data", "a.txt", "--steps", "1"]
+    Path("a.txt").write_text("some text " * 100)
+    refused(tcomp("train", "gpt2", *arguments), "can't start new thread", "fewer --threads")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_output_that_finds_no_room_is_one_message() -> None:
     with open("/dev/full", "w") as out:

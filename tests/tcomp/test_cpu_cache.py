@@ -131,7 +131,7 @@ def test_misses_compiled_in_worker_processes_are_the_same_objects(tmp_path: Path
         "if sys.argv[4] == 'killed':\n"
         "    import multiprocessing\n"
         "    for child in multiprocessing.active_children(): child.kill(); child.join()\n"
-        "if sys.argv[4] == 'no': c.compile_kernel = None\n"
+        "if sys.argv[4] == 'no': import tcomp.codegen.cpu.compile as g; g.compile_kernel = None\n"
         "compilers.finish(kernels)\n"
         "compilers.close()\n"
     )
@@ -162,6 +162,32 @@ def test_ctrl_c_while_compilers_are_forked_is_not_lost(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (run.stdout, run.stderr, run.returncode) == ("interrupted\n", "", 0)
+
+
+@pytest.mark.parametrize("what", ["no thread", "one process"])
+def test_where_processes_or_threads_are_limited_the_process_itself_compiles(what: str, tmp_path: Path) -> None:
+    """The processes that were begun end at once: Python's end would wait for them."""
+    program = (
+        "import os, sys, threading; sys.path.insert(0, sys.argv[1])\n"
+        "import multiprocessing, test_cpu_cache as t, tcomp.codegen.cpu.cache as c\n"
+        "from dataclasses import replace\n"
+        "forks, fork = [], os.fork\n"
+        "def limited():\n"
+        "    if forks: raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
+        "    forks.append(1)\n"
+        "    return fork()\n"
+        'def refuse(*_): raise RuntimeError("can\'t start new thread")\n'
+        "if sys.argv[3] == 'no thread': threading.Thread.start = refuse\n"
+        "else: os.fork = limited\n"
+        "compilers = c.Compilers(replace(t.MACHINE, cores=2), sys.argv[2])\n"
+        "kernels = [t.kernel(float(f)) for f in range(6)]\n"
+        "for k in kernels: compilers.begin(k)\n"
+        "print(len(compilers.finish(kernels)), multiprocessing.active_children())\n"
+        "compilers.close()\n"
+    )
+    command = [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path), what]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (run.stdout, run.stderr, run.returncode) == ("6 []\n", "", 0)
 
 
 def test_a_process_with_threads_forks_no_compilers(tmp_path: Path) -> None:

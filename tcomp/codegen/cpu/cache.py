@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,7 @@ class Compilers:
         self._waiting: dict[str, Kernel] = {}
         self._begun: dict[str, Future[bytes]] = {}
         self._pool: ProcessPoolExecutor | None = None
+        self._alone = False
 
     def begin(self, kernel: Kernel) -> None:
         """Compile a kernel beside what the caller does, if it is neither in the cache nor begun."""
@@ -65,14 +66,31 @@ class Compilers:
         if self._found(key):
             return
         self._waiting[key] = kernel
-        if self._pool is None and len(self._waiting) >= PARALLEL_FROM:
+        if self._pool is None and not self._alone and len(self._waiting) >= PARALLEL_FROM:
             self._pool = _pool(self.machine)
         if self._pool is not None:
-            # The first call forks. (`finish` compiles what no process did.)
-            with _interrupts_wait(), suppress(BrokenExecutor):
-                for name, waiting in self._waiting.items():
-                    self._begun[name] = self._pool.submit(_compile_one, waiting, self.machine)
-                self._waiting.clear()
+            with _interrupts_wait():
+                self._submit(self._pool)
+
+    def _submit(self, pool: ProcessPoolExecutor) -> None:
+        """Give the processes what waits; the first call forks. (`finish` compiles what no process did.)"""
+        import multiprocessing
+
+        others = multiprocessing.active_children()
+        try:
+            for name, waiting in self._waiting.items():
+                self._begun[name] = pool.submit(_compile_one, waiting, self.machine)
+        except BrokenExecutor:
+            return
+        except (RuntimeError, OSError):  # not one process or thread more (a container's limit, say)
+            for process in multiprocessing.active_children():
+                if process not in others:  # nobody would tell it to end, and Python's end would wait for it
+                    process.kill()
+                    process.join()
+            self._pool, self._alone = None, True
+            self._begun.clear()
+            return
+        self._waiting.clear()
 
     def _found(self, key: str) -> bool:
         """Whether there is code for a key by now, from the cache if not from before."""
