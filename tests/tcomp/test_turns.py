@@ -90,23 +90,24 @@ def test_blocks_take_their_turns(guard: str, reverse: str) -> None:
 def test_a_wrong_order_is_found() -> None:
     kernel = product()
     turns = turns_of(kernel)
-    later = Binary("+", turns.number, Num(1))
-    with pytest.raises(OutOfTurn, match=r"block 2 at Y.turns\[0\] waits for 3, but the last was 1"):
-        run(changed(kernel, before=later))
-    with pytest.raises(OutOfTurn, match=r"block 1 at Y.turns\[0\] waits for -1, but the last was nobody"):
+    wrong = Binary("+", turns.number, Num(2))  # (numbers count down to the last block's, 0)
+    with pytest.raises(OutOfTurn, match=r"block 2 at Y.turns\[0\] waits for 4, but the last was 3"):
+        run(changed(kernel, before=wrong))
+    with pytest.raises(OutOfTurn, match=r"block 3 at Y.turns\[0\] waits for -1, but the last was nobody"):
         run(changed(kernel, met=(), before=Num(-1)))
-    with pytest.raises(OutOfTurn, match=r"block 2 at Y.turns\[0\] waits for nobody, but the last was 1"):
+    with pytest.raises(OutOfTurn, match=r"block 2 at Y.turns\[0\] waits for nobody, but the last was 3"):
         run(changed(kernel, met=((Num(0), Num(1), Num(0)),)))
-    with pytest.raises(OutOfTurn, match=r"block 1 at Y.turns\[0\] has a second turn"):
+    with pytest.raises(OutOfTurn, match=r"block 3 at Y.turns\[0\] has a second turn"):
         run(changed(kernel, flag=replace(turns.flag, subscripts=(Num(0),))))
-    with pytest.raises(OutOfTurn, match=r"block 1 at Y.turns\[0\] waits for 2, but the last was nobody"):
+    with pytest.raises(OutOfTurn, match=r"block 0 at Y.turns\[0\] waits for 1, but the last was nobody"):
         run(replace(product(reverse="reverse k"), order=kernel.order))
 
 
 @pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")
 def test_only_passing_a_turn_on_waits_for_all_blocks_to_see_what_was_written() -> None:
-    """The word's release, in the loop and behind it; fences between proxies are for global memory alone."""
+    """The word's release: in the loop, before the last block reads the sums, and in the end. Fences between proxies are
+    for global memory alone: one with each, one behind a wait, one before the sums are read."""
     code = compile_kernel(product(), H100)
     text = disassemble(assemble(code.ptx, H100.target).cubin)
-    assert text.count("STG.E.STRONG.GPU") == text.count("MEMBAR.ALL.GPU") == 2
-    assert text.count("FENCE.VIEW.ASYNC.G") == 3
+    assert text.count("STG.E.STRONG.GPU") == text.count("MEMBAR.ALL.GPU") == 3
+    assert text.count("FENCE.VIEW.ASYNC.G") == 5
