@@ -323,15 +323,17 @@ class Combining:
         eq, value = leaf.equation, leaf.equation.value
         output = part_of(eq.target).rstrip(".")
         grid = [t for t in plan.sequence if t.index == c.over and t.parallel]
-        fault = (
-            "it needs blocks of a GPU" if self.family.level != "grid" or not grid
-            else "it is no sum over that index into plain indices of an output" if (
-                not splittable(eq) or not isinstance(value, Reduction) or value.reducer != "sum"
-                or c.over not in leaf.reduced or eq.target.name in self.temporaries or eq.accumulate)
-            else ""
-        )  # fmt: skip
+        fault, hint = "", f"map '{c.over}' to grid, or combine by partials"
+        if (
+            not splittable(eq) or not isinstance(value, Reduction) or value.reducer != "sum"
+            or c.over not in leaf.reduced or eq.target.name in self.temporaries or eq.accumulate
+        ):  # fmt: skip
+            fault, hint = f"it is no sum over {c.over} into plain indices of an output", "leave the line out"
+        elif self.family.level != "grid":
+            fault, hint = "it needs blocks of a GPU", "combine by partials"
+        elif not grid:
+            fault = f"'{c.over}' is not divided among blocks"
         if fault:
-            hint = f"map '{c.over}' to grid, or combine by partials"
             message = f"{output} cannot be combined over {c.over} by {c.by}: {fault}"
             raise TcError(message, c.span, self.text, hint)
         name, flags = output + JOINED, f"{output}.turns" if c.by == "turns" else ""

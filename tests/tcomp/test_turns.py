@@ -17,6 +17,7 @@ from tcomp.ir.interpret import Interpreter, OutOfTurn
 from tcomp.ir.tile import Kernel, Loop, Statement, Turns, Unpack
 from tcomp.machine.gpu import H100
 from tcomp.schedule.lower import lower
+from tests.tcomp.nvptx.support import changed
 
 TEXT = """
 op product(S: f32[M, K], X: f32[K, N]) -> Y: f32[M, N]:
@@ -47,19 +48,6 @@ def run(kernel: Kernel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     arrays |= {"S": rng.standard_normal((M, K)), "X": rng.standard_normal((K, N))}
     Interpreter(kernel, arrays).run()
     return arrays["S"], arrays["X"], arrays["Y"]
-
-
-def changed(kernel: Kernel, **fields: object) -> Kernel:
-    """The kernel with other turns."""
-
-    def statement(s: Statement) -> Statement:
-        if isinstance(s, Loop):
-            return replace(s, body=tuple(statement(x) for x in s.body))
-        if isinstance(s, Unpack) and s.turns is not None:
-            return replace(s, turns=replace(s.turns, **fields))
-        return s
-
-    return replace(kernel, phases=tuple(tuple(statement(s) for s in p) for p in kernel.phases))
 
 
 def turns_of(kernel: Kernel) -> Turns:

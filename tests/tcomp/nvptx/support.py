@@ -24,6 +24,7 @@ from tcomp.ir.tile import (
     Spread,
     Statement,
     ThreadShape,
+    Unpack,
 )
 from tcomp.machine.gpu import H100, GpuMachine
 from tcomp.runtime.vgpu.arguments import tensor_maps
@@ -177,3 +178,16 @@ def run(k: Kernel, inputs: Arrays, machine: GpuMachine = H100, tolerance: float 
 
 def machine(target: str) -> GpuMachine:
     return replace(H100, target=target)
+
+
+def changed(kernel: Kernel, **fields: object) -> Kernel:
+    """The kernel with other `Turns` where blocks add to memory."""
+
+    def statement(s: Statement) -> Statement:
+        if isinstance(s, Loop):
+            return replace(s, body=tuple(statement(x) for x in s.body))
+        if isinstance(s, Unpack) and s.turns is not None:
+            return replace(s, turns=replace(s.turns, **fields))
+        return s
+
+    return replace(kernel, phases=tuple(tuple(statement(s) for s in p) for p in kernel.phases))

@@ -20,12 +20,12 @@ from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.dsl.ast import Binary, Name, Num
 from tcomp.dsl.load import load_text
 from tcomp.ir.interpret import OutOfTurn
-from tcomp.ir.tile import Kernel, Loop, Scope, Statement, Turns, Unpack
+from tcomp.ir.tile import Kernel, Loop, Scope, Turns, Unpack
 from tcomp.machine.gpu import H100
 from tcomp.runtime.vgpu import Options
 from tcomp.schedule.lower import lower
 from tests.reference.op_cases import stored_inputs
-from tests.tcomp.nvptx.support import given, interpreted, lowered, run
+from tests.tcomp.nvptx.support import changed, given, interpreted, lowered, run
 
 RNG = np.random.default_rng(5)
 FEW = replace(H100, sms=4)
@@ -59,19 +59,6 @@ def text(
 
 def turns_in(kernel: Kernel) -> list[Unpack]:
     return [s for p in kernel.phases for s in statements_in(p) if isinstance(s, Unpack) and s.turns is not None]
-
-
-def changed(kernel: Kernel, **fields: object) -> Kernel:
-    """The kernel with other turns."""
-
-    def statement(s: Statement) -> Statement:
-        if isinstance(s, Loop):
-            return replace(s, body=tuple(statement(x) for x in s.body))
-        if isinstance(s, Unpack) and s.turns is not None:
-            return replace(s, turns=replace(s.turns, **fields))
-        return s
-
-    return replace(kernel, phases=tuple(tuple(statement(s) for s in p) for p in kernel.phases))
 
 
 @pytest.mark.parametrize(
