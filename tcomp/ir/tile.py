@@ -88,6 +88,11 @@ class Swizzled:
 
     width: int
 
+    @classmethod
+    def of_row(cls, size: int) -> Swizzled | None:
+        """The widest for rows of `size` bytes; None where they are no whole panels of any."""
+        return next((cls(w) for w in (128, 64, 32) if size % w == 0), None)
+
     @property
     def rows(self) -> int:
         """Rows after which the pattern repeats."""

@@ -26,7 +26,6 @@ from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Loop, RowMajor, Scope, 
 from tcomp.schedule.fold import fold, sub
 from tcomp.schedule.last_turn import written_last
 from tcomp.schedule.resolve import TileLevel
-from tcomp.schedule.unpacking import WIDTHS
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Adding:
             adds = Compute(s.target, given, walked, frozenset(), "sum", True, atomic=True, span=s.span)
             return first, [adds]
         row = shape[-1] * DType.F32.bytes
-        layout: Layout = next((Swizzled(w) for w in WIDTHS if row % w == 0), RowMajor())
+        layout: Layout = Swizzled.of_row(row) or RowMajor()
         tile = self._tile(f"{a.name}.out", shape, Scope.SHARED, layout)
         copied = Compute(Access(tile, inside), given, walked, span=s.span)
         plain = tuple(replace(x, spread=None, unroll=1, lanes=1) for x in walked)

@@ -16,14 +16,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import Access, Binary, Combine, DType, Equation, Expr, Name, Num, Reduction, Target
+from tcomp.dsl.ast import Access, Binary, Combine, Equation, Expr, Name, Num, Reduction, Target
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import ThreadShape
 from tcomp.schedule.fold import fold
-from tcomp.schedule.nest import PART, Dealt, Leaf, depends
+from tcomp.schedule.joining_loops import joining_loops, mapped_alike, renamed, with_loops
+from tcomp.schedule.nest import PART, PARTIAL, Dealt, Leaf, depends
 from tcomp.schedule.normal import called, part_of
 from tcomp.schedule.resolve import KernelPlan, TileLevel
-from tcomp.schedule.split_sum import PARTIAL, divides, joining_loops, renamed, splittable, undivided
+from tcomp.schedule.split_sum import divides, splittable, undivided
+from tcomp.schedule.symbols import Symbols
 
 
 @dataclass(frozen=True)
@@ -58,29 +60,6 @@ def beside_others(plan: KernelPlan, leaves: Sequence[Leaf], temporaries: frozens
     return {n: b for n, b in found.items() if b.host.number not in found and _stays_in_order(leaves, b)}
 
 
-def check_lines(plan: KernelPlan, leaves: Sequence[Leaf], beside: Mapping[int, Beside], text: str) -> None:
-    """TcError for a `combine` line over a loop that none of its sums has, or is computed in the blocks of, and for a
-    second one that says how the blocks of a loop are joined."""
-    said: set[tuple[str, str]] = set()
-    for c in plan.combine:
-        for name in c.names if c.by != "private" else ():
-            if (name, c.over) in said:
-                message = f"how {name} is combined over {c.over} is said twice"
-                raise TcError(message, c.span, text, "keep one line for it")
-            said.add((name, c.over))
-        named = [x for x in leaves if called(x.equation, c.names)]
-        walked = {i for x in named for i in (*x.domain, *(beside[x.number].lacking if x.number in beside else ()))}
-        if named and c.over not in walked:
-            name = part_of(named[0].equation.target).rstrip(".")
-            raise TcError(
-                f"{name} has no loop '{c.over}' over which to combine it, and is not computed in the blocks of another "
-                "sum that has",
-                c.span,
-                text,
-                "leave the line out, or put both in one kernel, with a pipe loop that they share",
-            )
-
-
 def moved(leaves: Sequence[Leaf], beside: Mapping[int, Beside]) -> list[Leaf]:
     """The leaves in an order in which those beside others follow these at once. (Nothing needs their results.)"""
     out: list[Leaf] = []
@@ -98,16 +77,10 @@ def _stays_in_order(leaves: Sequence[Leaf], b: Beside) -> bool:
 
 
 class BesideSums:
-    """Makes the leaves of such sums; `extents`, `dtypes` and `shapes` gain the entries of what joining adds."""
+    """Makes the leaves of such sums; `symbols` gain the entries of what joining adds."""
 
-    def __init__(
-        self,
-        extents: dict[str, int],
-        dtypes: dict[str, DType],
-        shapes: dict[str, tuple[int, ...]],
-        text: str,
-    ) -> None:
-        self.extents, self.dtypes, self.shapes, self.text = extents, dtypes, shapes, text
+    def __init__(self, symbols: Symbols, text: str) -> None:
+        self.symbols, self.text = symbols, text
 
     def leaves(
         self, plan: KernelPlan, given: KernelPlan, b: Beside, shape: ThreadShape, group: str
@@ -125,24 +98,24 @@ class BesideSums:
                 if t.index in plan.streams:
                     raise self._in_stream(b, t)
                 plan = undivided(plan, t.index, t)
-                count = -(-self.extents[t.index] // (t.block or 1))
+                count = -(-self.symbols.extents[t.index] // (t.block or 1))
                 if count > 1:
                     self._needs_line(eq, t, joined)
                     plan = replace(plan, parts={**plan.parts, t.index: (t.index + PART, t.block or 1)})
-                    self.extents[t.index + PART] = self.extents[f"{t.index}.block"] = count
+                    self.symbols.extents[t.index + PART] = self.symbols.extents[f"{t.index}.block"] = count
                     parts.append((Name(t.index + PART), f"{t.index}.block", count))
                     leaf = replace(leaf, parallel=(t.index + PART, *leaf.parallel))
         for c in joined:
             if c.over not in b.lacking:
                 continue
             level = next(t for t in given.sequence if t.parallel and t.index == c.over)
-            count = -(-self.extents[c.over] // (level.block or 1))
+            count = -(-self.symbols.extents[c.over] // (level.block or 1))
             turns = next(t for t in given.sequence if t.kind == "pipe" and t.index in leaf.reduced)
             if leaf.dealt is not None:
                 raise self._error(eq, c, "its turns are dealt along another loop already", "keep one of the lines")
-            if count > 1 and self.extents[turns.index] > (turns.block or 1):  # (one turn is the first block's)
+            if count > 1 and self.symbols.extents[turns.index] > (turns.block or 1):  # (one turn is the first block's)
                 leaf = replace(leaf, dealt=Dealt(turns, level, count))
-                self.extents[f"{c.over}.block"] = count
+                self.symbols.extents[f"{c.over}.block"] = count
                 number = Binary("//", Name(level.variable), Num(level.block or 1))
                 parts.append((number, f"{c.over}.block", count))
         if not parts:
@@ -162,22 +135,18 @@ class BesideSums:
         eq, value, rows = leaf.equation, leaf.equation.value, b.leaf.parallel
         assert isinstance(value, Reduction)
         name = eq.target.name + PARTIAL
-        own = self.dtypes[eq.target.name]
-        self.dtypes[name] = own if own in (DType.F64, DType.I32) else DType.F32
-        self.shapes[name] = (*(n for _, _, n in parts), *(self.extents[i] for i in rows))
+        self.symbols.add(name, self.symbols.sum_type(eq.target.name), rows, (n for _, _, n in parts))
         subscripts = (*(e for e, _, _ in parts), *(Name(i) for i in rows))
         first = replace(leaf, equation=replace(eq, targets=(Target(name, subscripts),), accumulate=False))
-        special = {(i, name): m for (i, t), m in plan.special.items() if t == eq.target.name}
-        plan = replace(plan, special={**plan.special, **special})
+        plan = mapped_alike(plan, name, eq.target.name)
         new = {i: f"{i}.{group or eq.target.name}" for i in rows}
         beside = frozenset(f"{i}.{group}" for i in b.lacking) if group else frozenset[str]()
         counted = tuple(index for _, index, _ in parts)
         if not group and new:
-            self.extents.update({new[i]: self.extents[i] for i in rows})
+            self.symbols.indices_like(rows, eq.target.name)
             outer = next(t for t in plan.sequence if t.parallel)
             maps = joining_loops(list(new.values()), shape, outer, (counted[-1], parts[-1][2]))
-            levels = tuple(t for m in maps for t in m.tiles)
-            plan = replace(plan, loops={**plan.loops, **{m.index: m for m in maps}}, sequence=(*levels, *plan.sequence))
+            plan = with_loops(plan, maps)
         read = Access(name, (*(Name(i) for i in counted), *(Name(new[i]) for i in rows)))
         second = replace(
             eq,

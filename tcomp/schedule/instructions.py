@@ -8,9 +8,8 @@ from tcomp.dsl.errors import TcError
 from tcomp.instructions.matching import MatchError
 from tcomp.ir.tile import Buffer, Compute, Kernel
 from tcomp.ir.walk import computes
-from tcomp.schedule.nest import JOINED, TURN
+from tcomp.schedule.nest import JOINED, PARTIAL, TURN
 from tcomp.schedule.resolve import KernelPlan
-from tcomp.schedule.split_sum import PARTIAL
 
 
 def check_instructions(

@@ -26,11 +26,12 @@ from tcomp.ir.multicast import without_idle_cluster
 from tcomp.ir.tile import Buffer, Cluster, Kernel, Scope, Statement, ThreadShape
 from tcomp.schedule.adding import Adding
 from tcomp.schedule.choose import choose_schedule, storage_of
-from tcomp.schedule.combine import Combining
+from tcomp.schedule.combine import combined
 from tcomp.schedule.emit import Emitter, once
 from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.fill import needs_zero, zero
 from tcomp.schedule.inplace import inplace_pairs
+from tcomp.schedule.joining import Joining
 from tcomp.schedule.last_turn import kept_places
 from tcomp.schedule.launch_flags import blocks_order
 from tcomp.schedule.legality import check_core_loops, check_fuse, check_nesting
@@ -41,6 +42,7 @@ from tcomp.schedule.resolve import KernelPlan, Resolver, casts_in
 from tcomp.schedule.split import Part, split
 from tcomp.schedule.staging import check_stages, needed_stages
 from tcomp.schedule.storage import Storage, definition_path, place
+from tcomp.schedule.symbols import Symbols
 from tcomp.schedule.unpacking import unpacked
 from tcomp.schedule.work import arithmetic, evaluations, gathered, traffic
 
@@ -175,9 +177,11 @@ class _Lowering:
         """One part as a kernel. `started` are the tensors that earlier kernels write (other parts of). `workspaces`
         gain what its blocks add up in."""
         plan, equations, names = part.plan, part.equations, part.names
-        combining = Combining(self.family, self.extents, self.dtypes, self.shapes, self.deterministic, self.text)
-        leaves, plan = combining.leaves(plan, equations, frozenset(self.info.temporaries))
-        added = [n for s in combining.sums for n in (s.name, s.flags) if n] + combining.carried
+        symbols = Symbols(self.extents, self.dtypes, self.shapes)
+        temporaries = frozenset(self.info.temporaries)
+        joined = combined(Joining(self.family, symbols, temporaries, self.deterministic, self.text), plan, equations)
+        leaves, plan = joined.leaves, joined.plan
+        added = [n for s in joined.sums for n in (s.name, s.flags) if n] + joined.carried
         workspaces |= {n: Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in added}
         operand_names = {o.name for o in self.op.operands} | set(workspaces)
         local = {t for x in leaves for t in x.written} - operand_names
@@ -217,12 +221,12 @@ class _Lowering:
         out = frozenset(t for x in leaves for t in x.written)
         results = {n: Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in out & operand_names}
         # (Sums that blocks add up in memory are written by a phase of their own, in whole rows.)
-        summed = {s.output for s in combining.sums}
+        summed = {s.output for s in joined.sums}
         through = [replace(s, tensors=tuple(n for n in s.tensors if n not in summed)) for s in plan.stages]
         parts = parts_of(t for x in leaves for t in x.equation.targets)
-        phases = unpacked(phases, through, out, emitter.tiles, results, parts, self.text, combining.turns)
+        phases = unpacked(phases, through, out, emitter.tiles, results, parts, self.text, joined.turns)
         adding = Adding(
-            combining.sums,
+            joined.sums,
             plan.stages,
             emitter.tiles,
             self.shapes,
@@ -232,17 +236,17 @@ class _Lowering:
             plan.flags.order.persistent,
         )
         phases = adding.phases(phases)
-        for s in combining.sums:
+        for s in joined.sums:
             if s.flags in emitter.tiles:  # (words of the kernel's own, which it leaves zero)
                 added.remove(s.flags)
                 del workspaces[s.flags]
-        flags = [s.flags for s in combining.sums if s.flags in added]
+        flags = [s.flags for s in joined.sums if s.flags in added]
         phases = self._cleared([*flags, *sorted(adding.cleared)], shape) + phases
         reads = {a.tensor for x in leaves for a in x.reads()} & operand_names | set(added)
         writes = {t for x in leaves for t in x.written} & operand_names | set(added)
         order = [o.name for o in self.op.operands] + sorted(workspaces)
         operands = tuple(Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in order if n in reads | writes)
-        last = {s.output.partition(".")[0] for s in combining.sums if s.name in adding.last}
+        last = {s.output.partition(".")[0] for s in joined.sums if s.name in adding.last}
         inplace = kept_places(phases, last, inplace_pairs(roots, {b.name: b for b in operands}))
         given_text = self.text if self.given else None
         tiles, phases = self.family.finish(emitter.tiles, phases, plan, shape, inplace, given_text)
@@ -263,7 +267,7 @@ class _Lowering:
             traffic(
                 leaves,
                 self.extents,
-                {b.name: (b.dtype, b.elements) for b in operands if b.name not in combining.carried},
+                {b.name: (b.dtype, b.elements) for b in operands if b.name not in joined.carried},
             ),
             self._cluster(plan),
             evaluations(leaves, self.extents, local, self.module.monoids),

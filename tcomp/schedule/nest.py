@@ -22,6 +22,8 @@ JOINED = ".joined"
 """behind the name of what blocks add up in memory (`adding.py`)"""
 PART = ".part"
 """behind the name of an index: the index that counts its parts (`split_sum.py`)"""
+PARTIAL = ".partial"
+"""behind the name of a sum: the tensor of its parts"""
 TURN = ".turn"
 """behind the name of a promoted sum: a turn's part of it (`promotion.py`)"""
 

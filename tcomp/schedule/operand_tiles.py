@@ -15,7 +15,6 @@ from tcomp.dsl.ast import Access, Expr, children, names_in, rebuild
 from tcomp.ir.tile import Buffer, Compute, Loop, Scope, Spread, Statement, Swizzled
 from tcomp.ir.walk import computes
 from tcomp.schedule.scopes import accesses_of
-from tcomp.schedule.unpacking import WIDTHS
 
 Phases = list[tuple[Statement, ...]]
 
@@ -35,8 +34,7 @@ def laid_out(tiles: Mapping[str, Buffer], phases: Phases) -> tuple[dict[str, Buf
             turned.add(name)
             tile = replace(tile, shape=tile.shape[::-1])
         row = tile.shape[-1] * tile.dtype.bytes
-        width = next((w for w in WIDTHS if row % w == 0), 0)
-        out[name] = replace(tile, layout=Swizzled(width)) if width else tile
+        out[name] = replace(tile, layout=Swizzled.of_row(row) or tile.layout)
     return out, [tuple(_turned(s, turned) for s in phase) for phase in phases] if turned else phases
 
 

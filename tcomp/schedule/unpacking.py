@@ -5,7 +5,7 @@
 The write is in the background and in whole lines; what lies outside of the tensor is dropped. f32 results that are
 added to what is there are added by the copy engine: an element has one block, which adds to it once, so runs repeat
 bitwise. The engine would round narrower sums twice; those read the old value. Of a sum that blocks divide it is the
-parts that leave so; they are joined along rows, or added in turns (`split_sum.py`).
+parts that leave so; they are joined along rows, or added in turns (`turn_sums.py`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num, Stage
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Loop, RowMajor, Scope, Statement, Swizzled, Turns, Unpack
 from tcomp.schedule.fold import fold, sub
-from tcomp.schedule.nest import JOINED
-from tcomp.schedule.split_sum import PARTIAL, TurnSum
-
-WIDTHS = (128, 64, 32)
+from tcomp.schedule.nest import JOINED, PARTIAL
+from tcomp.schedule.turn_sums import TurnSum
 
 
 def unpacked(
@@ -101,7 +99,7 @@ def _through(
     dtype = tensors[name].dtype
     shape = tuple(a.block for a in walked)
     row = shape[-1] * dtype.bytes if shape else 0
-    layout: Layout = next((Swizzled(w) for w in WIDTHS if row % w == 0), RowMajor())
+    layout: Layout = Swizzled.of_row(row) or RowMajor()
     tile = f"{name}.out{len(tiles)}"
     tiles[tile] = Buffer(tile, dtype, shape, Scope.SHARED, layout)
     inside = Access(tile, tuple(sub(Name(a.name), a.start) for a in walked))

@@ -1,0 +1,57 @@
+"""Sums over tiles in a tile of their own, in f32, which is written once.
+
+    Y[m, n] = sum k: X[m, k] * W[n, k]           k tiled inside m and n
+    -->
+    Y.sum[m, n] = sum k: X[m, k] * W[n, k]
+    Y[m, n] = Y.sum[m, n]
+
+The sum stays in registers until it is complete. So it is for every output on a GPU, wherever an output is narrower than
+f32, and where `combine Y over k by private` asks for it. On a CPU k may also be tiled outside m or n: the private tile
+then spans their loops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tcomp.dsl.ast import Access, DType, Name, Num, Reduction, Target, names_in
+from tcomp.schedule.emit import IDENTITY
+from tcomp.schedule.joining import Joining
+from tcomp.schedule.nest import Leaf
+from tcomp.schedule.normal import called, part_of
+from tcomp.schedule.resolve import KernelPlan
+
+
+def private_sum(joining: Joining, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
+    """The equation, or its two where it has a private sum."""
+    eq, value = leaf.equation, leaf.equation.value
+    name, symbols, everywhere = eq.target.name, joining.symbols, joining.family.private_sums
+    narrow = symbols.dtypes[name].bytes < 4
+    asked = [c for c in plan.combine if c.by == "private" and c.over in leaf.reduced and called(eq, c.names)]
+    if not narrow and not everywhere and not asked:
+        return [leaf]
+    passing = name in joining.temporaries and name not in plan.outputs
+    if passing or not isinstance(value, Reduction) or value.reducer not in IDENTITY:
+        return [leaf]
+    inside = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain and not t.parallel]
+    tiled = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain]
+    indices = set(symbols.extents)
+    bare = all(isinstance(s, Name | Num) or not names_in(s) & indices for s in eq.target.subscripts)
+    in_order = tiled == sorted(tiled) or not everywhere
+    if not any(inside) or not in_order or not bare or leaf.gathered or leaf.partial_over is not None:
+        if asked and not (any(inside) and bare):
+            raise joining.error(
+                asked[0],
+                f"{name} has no sum over tiles of {asked[0].over} to be collected",
+                "tile the loop, as in seq(64)" if bare else "name an output whose subscripts are plain indices",
+            )
+        return [leaf]
+    own = f"{name}.sum{leaf.number}"
+    subs = tuple(Name(i) for i in leaf.parallel)
+    symbols.add(own, DType.F64 if symbols.dtypes[name] is DType.F64 else DType.F32, leaf.parallel)
+    first = replace(eq, targets=(Target(own, subs),), accumulate=False)
+    second = replace(eq, value=Access(own, subs))
+    known = tuple(dict.fromkeys((name, part_of(eq.target).rstrip("."))))
+    collected = Leaf(first, leaf.number, leaf.parallel, leaf.reduced, sums_for=known)
+    copy = Leaf(second, leaf.number, leaf.parallel, (), copies=True)
+    return [replace(x, beside=leaf.beside, dealt=leaf.dealt) for x in (collected, copy)]
