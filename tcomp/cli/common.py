@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 DEVICE_HELP = "cpu, cuda (cuda:1, cuda:NAME) or virtual, a GPU simulator that checks what runs [default: cpu]."
 LOCK_HELP = "The lockfile of tuned schedules, or none [default: MODEL.MACHINE.lock here or beside the model]."
 GPU_HELP = "The GPU that --device virtual stands for: h100, a100, rtx4090 ... [default: h100]."
-MEMORY_HELP = "Fit the step into this much: 16GB. Activations are computed again where that is needed."
+MEMORY_HELP = (
+    "Fit the step into this much: 16GB. Activations are computed again where that is needed "
+    "[default: on CPUs where it costs next to nothing; unlimited: nowhere]."
+)
 PRECISION_HELP = "f32, bf16, bf16_stochastic, fp8 or fp8_block [default: the model text's, else f32]."
 DETERMINISTIC_HELP = "Refuse, or take, schedules by which two runs may differ (`combine ... by atomic`)."
 GRAPH_HELP = "On a GPU, a whole program as one graph, or launch by launch (slow, names a failing launch)."
@@ -138,6 +141,7 @@ def build_step(
     accumulation: int = 1,
     threads: int = 0,
     memory: str | None = None,
+    free: bool = True,
     programs: tuple[str, ...] = ("train",),
     keep_logits: bool = False,
     prefill: Mapping[str, int] | None = None,
@@ -149,8 +153,9 @@ def build_step(
 ) -> Built:
     """Check, derive, schedule and plan `file` at batch B and length T for a device (this computer's processors).
 
-    The plan is made to fit `memory`, by computing activations again where that is needed; without it, it must fit what
-    is free on the device as it is. `lock` is the lockfile whose choices the schedules get ("none": their own values);
+    The plan is made to fit `memory`, by computing activations again where that is needed ("unlimited": nowhere).
+    Without it, on CPUs those are computed again that cost next to nothing, and the plan must fit what is free on the
+    device, unless `free` is False. `lock` is the lockfile whose choices the schedules get ("none": their own values);
     without it, the one that `find_lock` finds, if any. `deterministic` refuses sums in any order. The file is not read
     again with a `module`; without one, a step that was built before is taken from the user's cache. With `to_run` the
     device begins to compile kernels meanwhile: the step must be opened on it, or `device.abandon` called.
@@ -160,11 +165,11 @@ def build_step(
     found = find_file(file)
     device = device or device_for(threads=threads)
     path = find_lock(found, device.machine.name, lock or None)
-    limit = parse_bytes(memory) if memory else device.free_memory()
+    limit = parse_bytes(memory) if memory else device.free_memory() if free else None
     options: dict[str, Any] = {
         "overrides": dict(dims or {}), "precision": precision or None, "accumulation": accumulation,
-        "machine": device.machine, "threads": device.threads, "recompute": bool(memory), "programs": programs,
-        "keep_logits": keep_logits, "prefill": prefill, "deterministic": deterministic,
+        "machine": device.machine, "threads": device.threads, "recompute": bool(memory), "cheap": not memory,
+        "programs": programs, "keep_logits": keep_logits, "prefill": prefill, "deterministic": deterministic,
     }  # fmt: skip
     sizes = {"B": batch, "T": length, **(extra or {})}
     if module is not None:

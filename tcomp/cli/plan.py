@@ -29,6 +29,10 @@ def plan(
 ) -> None:
     """Print the memory plan of a step: parameters, gradients, optimizer state, activations, workspace.
 
+    On CPUs results that one pass over memory makes (normalised rows, activation functions) are computed again in the
+    backward pass instead of kept. `--memory unlimited` keeps everything; a budget computes again what it takes, and no
+    more.
+
     Examples:
 
     - `tcomp plan gpt2 --config 124M -B 4 -T 1024`
@@ -54,7 +58,8 @@ def plan(
         precision=precision,
         accumulation=accumulation,
         device=common.device_for(device, gpu=gpu, threads=threads),
-        memory=memory or "unlimited",
+        memory=memory,
+        free=False,
         programs=("forward",) if inference else ("train",),
         keep_logits=inference,
     )

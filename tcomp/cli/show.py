@@ -118,7 +118,7 @@ def show(
 
         device = None if isinstance(machine, CpuMachine) else build_gpu.TargetDevice(machine)
         built = common.build_step(
-            file, config, batch, length, dims=numbers, precision=precision, threads=cores, memory="unlimited",
+            file, config, batch, length, dims=numbers, precision=precision, threads=cores, free=False,
             module=module, device=device,
         )  # fmt: skip
         if plan:

@@ -1,4 +1,5 @@
-"""A memory budget: which activations to compute again in the backward pass so that a step fits, at the least cost.
+"""Which activations to compute again in the backward pass: so that a step fits a memory budget, at the least cost, or
+without one (`cheap`), where it costs next to nothing.
 
 The unit of choice is a call of the model's text with some of its results, in as many layers as it takes. Greedy: of all
 calls that are not yet computed again, the one with the least predicted time per byte it frees comes next, and stays if
@@ -6,6 +7,9 @@ the most bytes live at once really fall (they do not where its inputs must be ke
 Cheap results go first that way: a GELU from what it was applied to, a normalised row from its mean; whole products and
 attention only where the budget asks for them. The last call taken is computed again only in the first layers, whose
 results live longest, in as few of them as suffice.
+
+Without a budget a plan takes the same moves in the same order while they are cheap: what one pass over memory makes, by
+its predicted price, and together no more than a small share of the step.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ from tcomp.model.step import Recompute, Recomputed
 
 _WORTHWHILE = 1e-3
 """A call that frees less than this share of the temporary memory is left alone."""
+_CHEAP_SHARE = 0.015
+"""Without a budget no more than this share of the step's predicted time goes into computing again. (Predictions are at
+nominal rates; machines that were measured took half of what they said.)"""
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,12 @@ class Move:
         return self.seconds / self.bytes
 
 
+Refused = set[tuple[tuple[int, ...], frozenset[str]]]
+"""moves, by nodes and results, after which no fewer bytes are live"""
+
+
 class Budget:
-    """A draft and what has been chosen to fit it; `fit` may be asked again with a smaller limit."""
+    """A draft and what has been chosen for it; `fit` may be asked again with a smaller limit."""
 
     def __init__(self, drafter: Drafter, graph: Graph) -> None:
         self.drafter = drafter
@@ -55,21 +66,41 @@ class Budget:
 
     def fit(self, limit: int) -> bool:
         """Choose until the draft needs at most `limit` bytes; False when nothing more helps."""
-        refused: set[tuple[tuple[int, ...], frozenset[str]]] = set()
+        refused: Refused = set()
         while self.least > limit:
-            moves = [m for m in self.moves() if (m.nodes, m.results) not in refused]
-            if not moves:
+            move = self.cheapest(refused)
+            if move is None:
                 return False
-            move = min(moves, key=lambda m: (m.price, m.nodes))
             tried = self.with_move(move, len(move.nodes))
             if tried.least >= self.least:
                 refused.add((move.nodes, move.results))
                 continue
-            count = len(move.nodes) if tried.least > limit else self.fewest(move, limit)
-            self.draft = self.with_move(move, count)
-            self.chosen.update(dict.fromkeys(move.nodes[:count], move.results))
+            self.take(move, len(move.nodes) if tried.least > limit else self.fewest(move, limit))
             refused.clear()
         return True
+
+    def save(self, price: float, share: float = _CHEAP_SHARE) -> None:
+        """Choose what costs at most `price` seconds per byte, in as many layers as `share` of the step's time gives."""
+        refused: Refused = set()
+        left = share * self.drafter.seconds(self._all())
+        while (move := self.cheapest(refused)) is not None and move.price <= price:
+            count = len(move.nodes) if move.seconds * len(move.nodes) <= left else int(left / move.seconds)
+            if count == 0 or self.with_move(move, count).least >= self.least:
+                refused.add((move.nodes, move.results))
+                continue
+            left -= move.seconds * count
+            self.take(move, count)
+            refused.clear()
+
+    def cheapest(self, refused: Refused) -> Move | None:
+        """The move of the least price that was not refused, None when there is none."""
+        moves = [m for m in self.moves() if (m.nodes, m.results) not in refused]
+        return min(moves, key=lambda m: (m.price, m.nodes), default=None)
+
+    def take(self, move: Move, count: int) -> None:
+        """Make the move in its first `count` nodes."""
+        self.draft = self.with_move(move, count)
+        self.chosen.update(dict.fromkeys(move.nodes[:count], move.results))
 
     def fewest(self, move: Move, limit: int) -> int:
         """The fewest first layers in which the move suffices, given that it does in all."""
@@ -144,8 +175,9 @@ class Budget:
         again = replace(node, op=form, dims=dims, operands=operands)
         return self.drafter.seconds(self.drafter.lowering.launches([again]))
 
-    def report(self, limit: int, after: int) -> Recompute | None:
-        """What was chosen, None when nothing had to be. `after` is what the placed step needs."""
+    def report(self, limit: int | None, after: int) -> Recompute | None:
+        """What was chosen, to fit `limit` or (None) because it is cheap; None when nothing was. `after` is what the
+        placed step needs."""
         if not self.chosen:
             return None
         again = [x for x in self.draft.main if x.label.split(" [")[0].endswith(" (again)")]

@@ -18,6 +18,7 @@ from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.budget import Budget
 from tcomp.model.chunks import in_chunks
+from tcomp.model.cost import cheap_price
 from tcomp.model.draft import Draft, Drafter
 from tcomp.model.graph import Graph, Tensor
 from tcomp.model.lowering import Lower, Lowered, Lowering
@@ -40,6 +41,7 @@ def build_step(
     threads: int = 1,
     memory_limit: int | None = None,
     recompute: bool = False,
+    cheap: bool = False,
     keep_logits: bool = False,
     programs: Sequence[str] = ("train",),
     prefill: Mapping[str, int] | None = None,
@@ -53,8 +55,9 @@ def build_step(
     forward pass of the model's decoding form (the program "forward" of that step). With `prefill` a decoding step has
     a program of that name too: the same at other sizes, on the same parameters and caches, without logits; its inputs
     of other shapes are named `prefill.NAME`. `memory_limit` bounds arena, scratch and team memory together, in bytes;
-    with `recompute`, activations are computed again in the backward pass where that is needed to fit. UserError names
-    what to blame when it does not suffice. `deterministic` refuses schedules by which two runs may round differently.
+    with `recompute`, activations are computed again in the backward pass where that is needed to fit; with `cheap`,
+    where that costs next to nothing (on CPUs; `tcomp.model.budget`), and no more. UserError names what to blame when it
+    does not suffice. `deterministic` refuses schedules by which two runs may round differently.
     `lower` replaces the lowering of ops; `found` is told of each kernel as soon as it is lowered. TcError for faults in
     the model's text.
     """
@@ -86,6 +89,8 @@ def build_step(
         begin,
     )
     budget = Budget(drafter, graph)
+    if cheap and training:
+        budget.save(cheap_price(machine, threads))
     draft, plans = _placed(budget, memory_limit if recompute and training else None)
     arena, launches, p = draft.arena, draft.launches, draft.programs
     total = arena.bytes + max(plan.bytes for plan in plans.values())
@@ -122,7 +127,7 @@ def build_step(
         inputs={n: inputs[t] for n, t in arena.names.items() if t in inputs},
         hyper={t.name: v for t, v in p.update.hyper.items()} if p.update is not None else {},
         scalars={t.name: v for t, v in arena.defaults.items()},
-        recompute=budget.report(memory_limit or 0, total + draft.beside),
+        recompute=budget.report(memory_limit if recompute else None, total + draft.beside),
     )
 
 

@@ -15,6 +15,8 @@ from tcomp.machine.gpu import GpuMachine
 NOMINAL_HZ = 2.5e9
 NOMINAL_BANDWIDTH = 12e9
 """Bytes per second of each thread."""
+CHEAP_PASSES = 3.5
+"""On a CPU a result is computed again rather than kept where that moves at most so many bytes for each byte of it."""
 
 
 def rates(machine: CpuMachine | GpuMachine, threads: int) -> tuple[float, float]:
@@ -22,6 +24,12 @@ def rates(machine: CpuMachine | GpuMachine, threads: int) -> tuple[float, float]
     if isinstance(machine, GpuMachine):
         return machine.f32_flops, machine.memory_bandwidth
     return threads * machine.lanes_f32 * 4 * NOMINAL_HZ, threads * NOMINAL_BANDWIDTH
+
+
+def cheap_price(machine: CpuMachine | GpuMachine, threads: int) -> float:
+    """Seconds per byte up to which a result is computed again though no memory budget asks for it. None on a GPU, whose
+    step moves more bytes for its arithmetic: there a pass over memory counts."""
+    return 0.0 if isinstance(machine, GpuMachine) else CHEAP_PASSES / rates(machine, threads)[1]
 
 
 def predicted_seconds(kernels: Iterable[Kernel], machine: CpuMachine | GpuMachine, threads: int) -> float:

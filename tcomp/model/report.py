@@ -127,11 +127,12 @@ def _slots(title: str, step: Step, slots: Iterable[Slot], largest: int) -> Table
 
 
 def _recompute(step: Step) -> list[RenderableType]:
-    """What the memory budget chose, nothing when it had nothing to do."""
+    """What the plan chose to compute again, nothing when it chose nothing."""
     r = step.recompute
     if r is None:
         return []
-    table = Table(title=f"Computed again in the backward pass, to fit {bytes_text(r.limit)}")
+    why = "since it costs next to nothing" if r.limit is None else f"to fit {bytes_text(r.limit)}"
+    table = Table(title=f"Computed again in the backward pass, {why}")
     for c in ("op", "results (of the first layer)"):
         table.add_column(c)
     for c in ("layers", "bytes not kept", "predicted cost"):
@@ -143,6 +144,8 @@ def _recompute(step: Step) -> list[RenderableType]:
         f"All memory of a step: {bytes_text(r.before)} without, {bytes_text(r.after)} with it. Predicted cost: "
         f"{r.flops / 1e9:,.2f} GFLOP again, {r.share:.2%} of the step's time. Results are bitwise the same."
     )
+    if r.limit is None:
+        text += " `--memory unlimited` keeps everything, `--memory 2GB` fits the step into so much."
     return ["", table, "", text]
 
 

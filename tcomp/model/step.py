@@ -72,10 +72,11 @@ class Recomputed:
 
 @dataclass(frozen=True)
 class Recompute:
-    """What a memory budget of `limit` bytes made the plan do. `before` and `after` are bytes of all memory of a step,
-    `flops` the arithmetic done twice, `share` the predicted part of the step's time that it adds."""
+    """What the plan computes again, because of a memory budget of `limit` bytes, or (None) because it costs next to
+    nothing. `before` and `after` are bytes of all memory of a step, `flops` the arithmetic done twice, `share` the
+    predicted part of the step's time that it adds."""
 
-    limit: int
+    limit: int | None
     before: int
     after: int
     flops: int
@@ -114,7 +115,7 @@ class Step:
     hyper: dict[str, float] = field(default_factory=dict)
     scalars: dict[str, float] = field(default_factory=dict)
     recompute: Recompute | None = None
-    """what a memory budget chose to compute again, None when nothing"""
+    """what is computed again by the plan's own choice, None when nothing"""
     precision: str = "f32"
     """the recipe's name"""
     states: tuple[str, ...] = ()

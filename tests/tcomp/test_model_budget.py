@@ -12,7 +12,9 @@ from tcomp.dsl.ast import Module
 from tcomp.dsl.load import load, load_text
 from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
+from tcomp.machine.gpu import machine_named
 from tcomp.model.build import build_step
+from tcomp.model.report import plan_text
 from tcomp.model.step import Step
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.initialise import initialise
@@ -91,10 +93,48 @@ def test_cheap_results_go_first(gpt2: Module) -> None:
     assert {"layernorm", "linear_gelu", "attention"} <= {r.op for r in further.rows}
 
 
+def wide(module: Module, machine: Any = None, **more: Any) -> Step:
+    """A step whose products have some size."""
+    sizes = {**SMALL, "C": 256, "S": 128}
+    return build_step(module, "gpt2", "tiny", {"B": 8, "T": 128}, overrides=sizes, machine=machine or detect(), **more)
+
+
+def test_without_a_budget_only_what_a_pass_over_memory_makes_is_computed_again(gpt2: Module) -> None:
+    step, free = wide(gpt2, cheap=True), wide(gpt2)
+    assert step.recompute is not None and step.recompute.limit is None
+    assert {r.results[0].removeprefix("l0.") for r in step.recompute.rows} <= {"h", "h.2", "u", "x"}
+    assert step.recompute.before == memory(free) and step.recompute.after == memory(step) < memory(free) - 6 * 2**20
+    text = plan_text(step)
+    assert "Computed again in the backward pass, since it costs next to nothing" in text
+    assert "--memory unlimited" in text
+
+
+def test_a_share_of_the_step_limits_what_is_computed_again_without_a_budget(gpt2: Module) -> None:
+    """Of a step with little arithmetic the first layers' results, which live longest, as far as the share reaches."""
+    for step in (built(gpt2, cheap=True), wide(gpt2, cheap=True)):
+        assert step.recompute is not None and 0.005 < step.recompute.share <= 0.015
+        assert sum(r.share for r in step.recompute.rows) == pytest.approx(step.recompute.share)
+        assert min(r.layers for r in step.recompute.rows) < 3
+
+
+def test_a_gpu_computes_nothing_again_without_a_budget(gpt2: Module) -> None:
+    machine = machine_named("h100")
+    step, free = (wide(gpt2, machine, precision="bf16", cheap=c) for c in (True, False))
+    assert step.recompute is None and step.programs == free.programs
+
+
 def test_only_as_many_layers_as_needed(gpt2: Module, free: Step) -> None:
     step = built(gpt2, memory(free) - 1)
     assert step.recompute is not None
     assert [r.layers for r in step.recompute.rows] == [1]
+
+
+def test_the_step_is_bitwise_the_same_without_a_budget(gpt2: Module, tmp_path: Path) -> None:
+    step = built(gpt2, C=128, cheap=True)
+    assert step.recompute is not None
+    expected = trained(built(gpt2, C=128), tmp_path)
+    for name, values in trained(step, tmp_path).items():
+        np.testing.assert_array_equal(values, expected[name], err_msg=name)
 
 
 @pytest.mark.slow
