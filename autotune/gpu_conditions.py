@@ -44,6 +44,11 @@ def left_in_cache(before: float, moves: Moves, machine: GpuMachine) -> float:
     return min(kept + moves.written, DIRTY * machine.l2_bytes)
 
 
+def flushed(machine: GpuMachine) -> float:
+    """Bytes left when L2 was filled to clear it: as many as stay."""
+    return DIRTY * machine.l2_bytes
+
+
 def settled(launches: Sequence[Moves], machine: GpuMachine) -> list[float]:
     """Bytes left when each of the launches begins, which run in this order again and again."""
     left, found = DIRTY * machine.l2_bytes, [0.0] * len(launches)

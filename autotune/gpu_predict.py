@@ -138,20 +138,26 @@ def launches_of(step: Step, accumulation: int = 1) -> dict[str, int]:
     return {k: n for k, n in counts.items() if n}
 
 
-def predict_step(
-    step: Step, machine: GpuMachine, cache: Path | None = None, accumulation: int = 1
-) -> Iterator[tuple[KernelPrediction, int]]:
-    """Each kernel of the step and its launches per step, as they are predicted (assembling takes a while), each behind
-    what it runs behind there (on the average of its launches)."""
+def behind(step: Step, machine: GpuMachine, accumulation: int = 1) -> dict[str, float]:
+    """Kernel -> bytes that others left in L2 for memory when it begins, on the average of its launches in a step."""
     moves = {
         k: [phase_moves(step.kernels[k], p) for p in step.kernels[k].phases] for k in launches_of(step, accumulation)
     }
     names = [launch.kernel for program in step.programs.values() for launch in program if launch.kernel in moves]
     left = settled([m for name in names for m in moves[name]], machine)
-    behind: dict[str, list[float]] = {}
+    found: dict[str, list[float]] = {}
     at = 0
     for name in names:
-        behind.setdefault(name, []).append(left[at])
+        found.setdefault(name, []).append(left[at])
         at += len(moves[name])
+    return {name: fmean(bytes_left) for name, bytes_left in found.items()}
+
+
+def predict_step(
+    step: Step, machine: GpuMachine, cache: Path | None = None, accumulation: int = 1
+) -> Iterator[tuple[KernelPrediction, int]]:
+    """Each kernel of the step and its launches per step, as they are predicted (assembling takes a while), each behind
+    what it runs behind there."""
+    left = behind(step, machine, accumulation)
     for name, n in launches_of(step, accumulation).items():
-        yield predict_kernel(step.kernels[name], machine, cache, fmean(behind[name])), n
+        yield predict_kernel(step.kernels[name], machine, cache, left[name]), n

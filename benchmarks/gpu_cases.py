@@ -16,6 +16,7 @@ from pathlib import Path
 from predicted_fp8 import FORMS, LONGEST, SHAPE as FP8
 
 from tcomp.autotune.gpu_attention import CHANNELS, SHAPES, TOKENS, without_mask
+from tcomp.autotune.gpu_conditions import flushed
 from tcomp.autotune.gpu_predict import predict_kernel
 from tcomp.codegen.nvptx.assemble import assemble_all
 from tcomp.codegen.nvptx.tools import cuda_tool
@@ -125,13 +126,14 @@ def built(case: Case, machine: GpuMachine, cache: Path | None) -> LoweredOp:
 
 
 def prepare(machine: GpuMachine, cache: Path | None, known: dict[str, dict[str, float]], case: Case) -> Prepared:
-    """Lowered, compiled, and predicted unless that is known; no predictions where nvdisasm is not installed."""
+    """Lowered, compiled, and predicted unless that is known, behind a fill of L2; no predictions where nvdisasm is not
+    installed."""
     lowered = built(case, machine, cache)
     if str(case) in known:
         return Prepared(lowered, known[str(case)])
     if cuda_tool("nvdisasm") is None:
         return Prepared(lowered, {})
-    found = [predict_kernel(k, machine, cache) for k in lowered.kernels]
+    found = [predict_kernel(k, machine, cache, flushed(machine)) for k in lowered.kernels]
     return Prepared(lowered, {p.name: p.seconds for p in found if p.counted})
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -34,15 +34,15 @@ def code_digest(ptx: str) -> str:
     return hashlib.sha256(ptx.encode()).hexdigest()[:12]
 
 
-def predict_one(kernel: Kernel, machine: GpuMachine) -> dict[str, Any]:
-    """Seconds of a kernel, what binds it, FLOPs, bytes of device memory, digest of its code. UserError where it cannot
-    be assembled or disassembled."""
+def predict_one(kernel: Kernel, machine: GpuMachine, before: float) -> dict[str, Any]:
+    """Seconds of a kernel, what binds it, FLOPs, bytes of device memory, digest of its code. `before`: bytes
+    that others left in L2 for memory. UserError where it cannot be assembled or disassembled."""
     from tcomp.autotune.gpu_predict import predict_kernel
     from tcomp.runtime.cuda.kernels import compile_all
 
     cache = cache_folder("kernels")
     ptx = compile_all({kernel.name: kernel}, machine, cache)[kernel.name].ptx
-    k = predict_kernel(kernel, machine, cache)
+    k = predict_kernel(kernel, machine, cache, before)
     return {
         "seconds": k.seconds, "binding": k.binding, "flops": sum(p.flops for p in k.launches),
         "bytes": sum(p.hbm_bytes for p in k.launches), "code": code_digest(ptx),
@@ -51,12 +51,16 @@ def predict_one(kernel: Kernel, machine: GpuMachine) -> dict[str, Any]:
 
 @contextmanager
 def predicting(
-    kernels: Mapping[str, Kernel], machine: GpuMachine, workers: int
+    step: Step, names: Iterable[str], machine: GpuMachine, workers: int
 ) -> Iterator[dict[str, Future[dict[str, Any]]]]:
-    """Predictions of kernels by name, made in other processes meanwhile."""
-    pool = ProcessPoolExecutor(max(1, min(workers, len(kernels))), mp_context=get_context("spawn"))
+    """Predictions of a step's kernels by name, each behind what it runs behind there, made in other processes
+    meanwhile."""
+    from tcomp.autotune.gpu_predict import behind
+
+    left, wanted = behind(step, machine), list(names)
+    pool = ProcessPoolExecutor(max(1, min(workers, len(wanted))), mp_context=get_context("spawn"))
     try:
-        yield {name: pool.submit(predict_one, kernel, machine) for name, kernel in kernels.items()}
+        yield {name: pool.submit(predict_one, step.kernels[name], machine, left[name]) for name in wanted}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -66,7 +70,7 @@ def predicted(step: Step, machine: GpuMachine, workers: int = 1) -> dict[str, An
     from tcomp.autotune.gpu_predict import launches_of
 
     counts = launches_of(step)
-    with predicting({name: step.kernels[name] for name in counts}, machine, workers) as found:
+    with predicting(step, counts, machine, workers) as found:
         kernels = {name: {"launches": n, **found[name].result()} for name, n in counts.items()}
     return {"seconds": sum(k["seconds"] * k["launches"] for k in kernels.values()), "kernels": kernels}
 

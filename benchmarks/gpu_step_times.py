@@ -49,8 +49,9 @@ def timed_build(job: Job, dims: Mapping[str, int] | None = None) -> common.Built
 
 def kernels(job: Job) -> Iterator[Item]:
     """Every distinct kernel of a step where it is first used, so on that step's data: the median of repeats between
-    events, the L2 cache flushed before each. Then a step's launches in their turn, L2 as they find it."""
-    from tcomp.runtime.cuda.timing import ColdClock
+    events, the L2 cache flushed before each. Then a step's launches in their turn, L2 as they find it, an event after
+    each; what an event takes is told by the same step's graphs."""
+    from tcomp.runtime.cuda.timing import ColdClock, time_programs
 
     machine = job.device.machine
     step = timed_build(job).step
@@ -77,8 +78,10 @@ def kernels(job: Job) -> Iterator[Item]:
                 measured[launch.kernel] = row
                 yield {"kind": "measured", "kernel": launch.kernel, **row}
             executor.wait()
-            turns = in_turn(executor) if job.real else {}
-            yield from _table(job, measured, turns, said)
+            turns = in_turn(executor, clock) if clock is not None else {}
+            graph = 1e3 * time_programs(executor, ("micro_first", "update"), REPEATS) if job.real else 0.0
+            event = max(0.0, sum(turns.values()) - graph) / sum(len(parts) for _, parts in launches(executor))
+            yield from _table(job, step, measured, turns, event, said)
     finally:
         if clock is not None:
             clock.close()
@@ -95,8 +98,8 @@ def beforehand(job: Job, executor: Any) -> Iterator[Callable[[str], Mapping[str,
     read = load(job.predictions, key(machine.name, job.config, job.batch, job.length, job.precision))
     known = read["kernels"] if read else {}
     code = {name: code_digest(loaded.kernel.ptx) for name, loaded in executor.kernels.items()}
-    new = {k: step.kernels[k] for k in launches_of(step) if known.get(k, {}).get("code") != code[k]}
-    with predicting(new, machine, min(14, cores())) as found:
+    new = [k for k in launches_of(step) if known.get(k, {}).get("code") != code[k]]
+    with predicting(step, new, machine, min(14, cores())) as found:
 
         def said(name: str) -> Mapping[str, Any] | None:
             if name not in found:
@@ -111,23 +114,31 @@ def beforehand(job: Job, executor: Any) -> Iterator[Callable[[str], Mapping[str,
 
 
 def _table(
-    job: Job, measured: dict[str, Item], turns: dict[str, float], said: Callable[[str], Mapping[str, Any] | None]
-) -> Iterator[Item]:
-    """A row for each kernel, those with the greatest share of the step first, and the sums."""
+    job: Job, step: Step, measured: dict[str, Item], turns: dict[str, float], event: float,
+    said: Callable[[str], Mapping[str, Any] | None],
+) -> Iterator[Item]:  # fmt: skip
+    """A row for each kernel, those with the greatest share of the step first, and the sums. `event`: us that an event
+    after a launch takes."""
     whole, us, predicted_us = sum(turns.values()), 0.0, 0.0
+    parts = {name: len(m["blocks x threads"].split(",")) for name, m in measured.items()}
+    without = 0.0
     for name in sorted(measured, key=lambda n: -turns.get(n, 0.0)):
         row: Item = {"kind": "row", "kernel": name, **measured[name]}
         if not job.real:
             yield row
             continue
+        row["flops"] = step.kernels[name].flops
         prediction = said(name)
         row |= beside(row["us"], prediction)
         us += row["us"] * row["times"]
         predicted_us += row.get("predicted us", math.nan) * row["times"]
-        yield row | {"us in their turn": turns[name] / row["times"], "share": f"{turns[name] / whole:.1%}"}
+        row["us in their turn"] = turns[name] / row["times"]
+        row["without events"] = row["us in their turn"] - event * parts[name]
+        without += row["without events"] * row["times"]
+        yield row | {"share": f"{turns[name] / whole:.1%}"}
     if job.real:
         row = {"kind": "row", "kernel": "the whole step", "times": sum(m["times"] for m in measured.values())}
-        row |= {"us": us, "us in their turn": whole}
+        row |= {"us": us, "us in their turn": whole, "without events": without, "an event": event}
         if predicted_us == predicted_us:
             row |= {"predicted us": predicted_us, "measured over predicted": us / predicted_us}
         yield row
@@ -170,12 +181,22 @@ def beside(us: float, said: Mapping[str, Any] | None) -> Item:
             "bound by": said["binding"]}  # fmt: skip
 
 
-def in_turn(executor: Any) -> dict[str, float]:
-    """Microseconds of a step by kernel, all its launches together and the gaps before them: medians of five steps."""
+AHEAD = 20
+"""Fills before each program, a millisecond: the host is that far ahead, and its first kernels, which are short, do not
+wait for it."""
+
+
+def in_turn(executor: Any, clock: Any) -> dict[str, float]:
+    """Microseconds of a step by kernel, all its launches together, the gaps before them and events after them included:
+    medians of five steps."""
     turns: dict[str, list[float]] = {}
     for number in range(6):
         took: dict[str, float] = {}
-        found = iter([ms for p in ("micro_first", "update") for _, ms in executor.profile(p)])
+        profiles = []
+        for program in ("micro_first", "update"):
+            clock.fill(executor, AHEAD)
+            profiles += executor.profile(program)
+        found = iter([ms for _, ms in profiles])
         for launch, parts in launches(executor):
             took[launch.kernel] = took.get(launch.kernel, 0.0) + 1e3 * sum(next(found) for _ in parts)
         for kernel, us in took.items():
