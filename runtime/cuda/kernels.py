@@ -75,7 +75,7 @@ def load_all(
             register_cubin(found.cubin, ptx)
     modules = {ptx: _load(context, ptx, found.cubin) for ptx, found in zip(texts, cubins, strict=True)}
     return {
-        name: LoadedKernel(k, tuple(_function(modules[k.ptx], s, machine) for s in k.launches))
+        name: LoadedKernel(k, tuple(_function(context, modules[k.ptx], s, machine) for s in k.launches))
         for name, k in kernels.items()
     }
 
@@ -123,8 +123,9 @@ def _load(context: Context, ptx: str, cubin: bytes) -> Any:
         raise CudaError(e.name, f"{e.message}\n{said}".rstrip(), e.hint) from e
 
 
-def _function(module: Any, shape: LaunchShape, machine: GpuMachine) -> Any:
-    """The function of a launch, allowed the shared memory that it takes."""
+def _function(context: Context, module: Any, shape: LaunchShape, machine: GpuMachine) -> Any:
+    """The function of a launch, allowed the shared memory that it takes. UserError where the GPU has less room than the
+    launch must have."""
     function = call(cu.cuModuleGetFunction, module, shape.symbol.encode())
     attribute = cu.CUfunction_attribute
     static = int(call(cu.cuFuncGetAttribute, attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function))
@@ -137,4 +138,22 @@ def _function(module: Any, shape: LaunchShape, machine: GpuMachine) -> Any:
     if static + shape.shared_bytes > FREE_SHARED:
         allowed = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         call(cu.cuFuncSetAttribute, function, allowed, shape.shared_bytes)
+    if shape.resident and (room := _room(context, function, shape)) < shape.blocks:
+        raise UserError(
+            f"the blocks of kernel {shape.symbol} wait for each other, and GPU {context.gpu.index}, "
+            f"{context.gpu.name}, has room for {room} of its {shape.blocks} at a time: the others would never start",
+            "leave `persistent` out of its schedule, or add `stream`, or build for this GPU",
+        )
     return function
+
+
+def _room(context: Context, function: Any, shape: LaunchShape) -> int:
+    """Blocks of a launch that the GPU runs at the same time."""
+    if shape.cluster == 1:
+        each = call(cu.cuOccupancyMaxActiveBlocksPerMultiprocessor, function, shape.threads, shape.shared_bytes)
+        return int(each) * context.gpu.attribute("MULTIPROCESSOR_COUNT")
+    asked = cu.CUlaunchConfig()
+    asked.gridDimX, asked.gridDimY, asked.gridDimZ = shape.blocks, 1, 1
+    asked.blockDimX, asked.blockDimY, asked.blockDimZ = shape.threads, 1, 1
+    asked.sharedMemBytes = shape.shared_bytes
+    return int(call(cu.cuOccupancyMaxActiveClusters, function, asked)) * shape.cluster

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary, conjuncts, names_in
+from tcomp.ir.reducers import IDENTITY
 from tcomp.ir.tile import Axis, Compute, Kernel, Loop, Pack, Scope, Statement, Stream, Turns, Unpack
 from tcomp.ir.walk import streams
 
@@ -32,7 +33,6 @@ _CALLS: dict[str, Any] = {
 }  # fmt: skip
 _REDUCE: dict[str, Any] = {"sum": np.sum, "max": np.max, "min": np.min}
 _JOIN = {"sum": np.add, "max": np.maximum, "min": np.minimum}
-_IDENTITY = {"sum": 0.0, "max": -np.inf, "min": np.inf}
 
 
 SHARES = 5
@@ -188,8 +188,8 @@ class Interpreter:
             assert s.reducer is not None
             dims = tuple(d for d, a in enumerate(s.axes) if a.name in s.reduced)
             outer = tuple(a for a in s.axes if a.name not in s.reduced)
-            value = np.where(mask, value, _IDENTITY[s.reducer])
-            value = np.asarray(_REDUCE[s.reducer](value, axis=dims, initial=_IDENTITY[s.reducer]))
+            value = np.where(mask, value, IDENTITY[s.reducer])
+            value = np.asarray(_REDUCE[s.reducer](value, axis=dims, initial=IDENTITY[s.reducer]))
             grid, shape = self._grid(outer, names)
             mask = np.ones(shape, bool)
         at = tuple(np.broadcast_to(np.asarray(self.value(x, grid)), shape)[mask] for x in s.target.subscripts)

@@ -29,6 +29,7 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.errors import TcError
 from tcomp.instructions.vector_matching import vector_instruction
+from tcomp.ir.reducers import IDENTITY, identity
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
 from tcomp.monoid import RescaledSum, rescaled_sum
 from tcomp.schedule.beside import block_condition
@@ -44,7 +45,6 @@ from tcomp.schedule.tiling import RegisterTile, Tiler, last_value
 
 LOWEST: dict[str, Expr] = {"max": Num(-3.0e38), "min": Num(3.0e38)}
 """Starting keys of a monoid; finite, so that the difference of two of them is 0 and not NaN."""
-IDENTITY: dict[str, Expr] = {"sum": Num(0.0), "max": Num(float("-inf")), "min": Num(float("inf"))}
 
 
 class Emitter:
@@ -144,7 +144,7 @@ class Emitter:
             assert isinstance(value, Reduction)
             for i, w in enumerate(leaf.writes()):
                 if value.reducer in IDENTITY:
-                    start = IDENTITY[value.reducer]
+                    start: Expr = Num(identity(value.reducer, self.dtypes[w.tensor] is DType.I32))
                 else:
                     start = LOWEST[self.rescaled(value).extremum] if i == 0 else Num(0.0)
                 out.append(self.compute(leaf, w, start, self.axes_of(w), (), env))

@@ -1,4 +1,4 @@
-"""Sums over tiles in a tile of their own, in f32, which is written once.
+"""Sums over tiles in a tile of their own, in f32 (f64, i32), which is written once.
 
     Y[m, n] = sum k: X[m, k] * W[n, k]           k tiled inside m and n
     -->
@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, DType, Name, Num, Reduction, Target, names_in
-from tcomp.schedule.emit import IDENTITY
+from tcomp.dsl.ast import Access, Name, Num, Reduction, Target, names_in
+from tcomp.ir.reducers import IDENTITY
 from tcomp.schedule.joining import Joining
 from tcomp.schedule.nest import Leaf
 from tcomp.schedule.normal import called, part_of
@@ -48,7 +48,7 @@ def private_sum(joining: Joining, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
         return [leaf]
     own = f"{name}.sum{leaf.number}"
     subs = tuple(Name(i) for i in leaf.parallel)
-    symbols.add(own, DType.F64 if symbols.dtypes[name] is DType.F64 else DType.F32, leaf.parallel)
+    symbols.add(own, symbols.sum_type(name), leaf.parallel)
     first = replace(eq, targets=(Target(own, subs),), accumulate=False)
     second = replace(eq, value=Access(own, subs))
     known = tuple(dict.fromkeys((name, part_of(eq.target).rstrip("."))))

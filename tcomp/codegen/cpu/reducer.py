@@ -9,12 +9,7 @@ from llvmlite import ir
 
 from tcomp.codegen.cpu.emitter import Emitter
 from tcomp.codegen.cpu.types import I32, I64, IrValue, constant, kind_type
-
-_IDENTITY = {
-    "sum": {"int": 0, "f32": 0.0, "f64": 0.0},
-    "max": {"int": -(2**31), "f32": float("-inf"), "f64": float("-inf")},
-    "min": {"int": 2**31 - 1, "f32": float("inf"), "f64": float("inf")},
-}
+from tcomp.ir.reducers import identity
 
 
 @dataclass(frozen=True)
@@ -27,7 +22,7 @@ class Reducer:
 
     def identity(self, lanes: int) -> IrValue:
         """What changes nothing; `lanes` 0 is a scalar."""
-        return constant(kind_type(self.kind, lanes), _IDENTITY[self.name][self.kind])
+        return constant(kind_type(self.kind, lanes), identity(self.name, self.kind == "int"))
 
     def combine(self, a: IrValue, x: IrValue) -> IrValue:
         """The reducer on two values, emitted where the builder stands."""

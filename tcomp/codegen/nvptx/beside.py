@@ -9,7 +9,6 @@ Multiply-adds of CUDA cores so run while the tensor cores are busy, on a tile th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from tcomp.codegen.nvptx.domain import GpuScope
@@ -18,10 +17,9 @@ from tcomp.codegen.nvptx.join import Joiner
 from tcomp.codegen.nvptx.layout import leading_packs, statements_in
 from tcomp.codegen.nvptx.phase_facts import asynchronous
 from tcomp.codegen.nvptx.plan import accesses_of, joins_warps, sharing_of
-from tcomp.dsl.ast import Num
+from tcomp.dsl.ast import DType, Num
+from tcomp.ir.reducers import IDENTITY, identity
 from tcomp.ir.tile import Compute, Loop, Scope, Statement
-
-_IDENTITY = {"sum": 0.0, "max": -math.inf, "min": math.inf}
 
 
 def sums_beside(loop: Loop, scope: GpuScope) -> list[Compute]:
@@ -54,7 +52,7 @@ def joined_behind(phase: Sequence[Statement], scope: GpuScope) -> frozenset[int]
                 continue
             inside = [s for s in statements_in(loop.body) if isinstance(s, Compute)]
             for s in loop.body:
-                if isinstance(s, Compute) and _keeps_parts(s, inside, scope) and _begins(s, body[:i]):
+                if isinstance(s, Compute) and _keeps_parts(s, inside, scope) and _begins(s, body[:i], scope):
                     found.add(id(s))
     return frozenset(found)
 
@@ -64,16 +62,17 @@ def _keeps_parts(s: Compute, inside: Sequence[Compute], scope: GpuScope) -> bool
     joined = sharing_of(s, scope.threads).reduced
     lanes = bool(joined) and all(d.startswith("lane") for d in joined)
     alone = all(x is s or s.target.tensor not in {a.tensor for a in accesses_of(x)} for x in inside)
-    plain = s.accumulate and s.reducer in _IDENTITY and not s.instruction and buffer.dtype.bytes >= 4
+    plain = s.accumulate and s.reducer in IDENTITY and not s.instruction and buffer.dtype.bytes >= 4
     return lanes and alone and plain and buffer.scope is Scope.REGISTERS
 
 
-def _begins(s: Compute, before: Sequence[Statement]) -> bool:
+def _begins(s: Compute, before: Sequence[Statement], scope: GpuScope) -> bool:
     """Does what the sum adds to begin as the reducer's identity, in the last of these statements that meets it?"""
     for x in reversed(before):
         if s.target.tensor in {a.tensor for c in statements_in((x,)) if isinstance(c, Compute) for a in accesses_of(c)}:
             starts = isinstance(x, Compute) and not x.accumulate and not x.reduced and x.only is None
-            return starts and isinstance(x, Compute) and x.value == Num(_IDENTITY[s.reducer or "sum"])
+            whole = scope.buffers[s.target.tensor].dtype is DType.I32
+            return starts and isinstance(x, Compute) and x.value == Num(identity(s.reducer or "sum", whole))
     return False
 
 

@@ -72,12 +72,10 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
             maps = maps_of(phase, buffers, cluster)
             if maps and machine.sm < 90:
                 raise Unsupported(f"{machine.target} has no tensor copies (tma)", kernel.span, "stage by cp.async")
-            blocks = PhaseGenerator(module, symbol, kernel, phase, threads, layout, machine, maps).generate()
-            launches.append(
-                LaunchShape(
-                    symbol, blocks, threads_of(kernel, phase), layout.bytes, maps, cluster.blocks if cluster else 1
-                )
-            )
+            generator = PhaseGenerator(module, symbol, kernel, phase, threads, layout, machine, maps)
+            blocks, size = generator.generate(), cluster.blocks if cluster else 1
+            count = threads_of(kernel, phase)
+            launches.append(LaunchShape(symbol, blocks, count, layout.bytes, maps, size, generator.resident))
     except UserError:
         raise
     except NotImplementedError as e:

@@ -39,13 +39,9 @@ from tcomp.codegen.nvptx.scan import can_scan, scan
 from tcomp.codegen.nvptx.turns import Walker
 from tcomp.codegen.nvptx.writing import Writer
 from tcomp.dsl.ast import Access, Expr
+from tcomp.ir.reducers import identity
 from tcomp.ir.tile import Axis, Buffer, Compute, Scope
 
-_IDENTITY = {
-    "sum": {"int": 0, "f32": 0.0, "f64": 0.0},
-    "max": {"int": -(2**31), "f32": float("-inf"), "f64": float("-inf")},
-    "min": {"int": 2**31 - 1, "f32": float("inf"), "f64": float("inf")},
-}
 _SEPARATE = 4
 """accumulators per thread below which several are kept for one point, to hide latency"""
 
@@ -223,8 +219,8 @@ class ComputeGenerator:
                 self.em.barrier()  # before the next turn's reads
             return
         count = self._separate(len(points))
-        identity = ir.Constant(scalar_type(self.kind), _IDENTITY[self.reducer][self.kind])
-        start = [identity] * (len(points) * count)
+        first = ir.Constant(scalar_type(self.kind), identity(self.reducer, self.kind == "int"))
+        start = [first] * (len(points) * count)
         kept = self._kept() and self.scale is None
         if kept:
             start[::count] = [self.writer.old(p) for p in points]

@@ -22,7 +22,7 @@ class OperandMap:
 class LaunchShape:
     """One launch: the grid is (blocks, 1, 1), the block (threads, 1, 1). `shared_bytes` is dynamic shared memory.
     `maps` are 128-byte arguments behind the pointers, in order; `cluster` blocks run together (which the entry says
-    itself)."""
+    itself). With `resident` all blocks must have room on the GPU at the same time, or some would wait for ever."""
 
     symbol: str
     blocks: int
@@ -30,6 +30,7 @@ class LaunchShape:
     shared_bytes: int
     maps: tuple[OperandMap, ...] = ()
     cluster: int = 1
+    resident: bool = False
 
 
 @dataclass(frozen=True)

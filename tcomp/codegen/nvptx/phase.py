@@ -74,6 +74,9 @@ class PhaseGenerator:
     joined_behind: frozenset[int] = frozenset()
     """numbers of the sums whose lanes are joined behind the loop around them"""
     pipe: TensorPipe | None = None
+    resident = False
+    """Must all blocks run at the same time? Those that stay take turns at one sum with what others do later. (The parts
+    of a stream only wait for blocks of lower numbers, which start before.)"""
 
     def __init__(
         self,
@@ -145,6 +148,8 @@ class PhaseGenerator:
         self.stream = stream if stream is not None and any(streams(s, stream) for s in phase) else None
         work = total if self.stream is None else total * self.stream.units
         blocks = min(work, self.machine.clusters(size) * size) if persistent else total
+        takes_turns = any(isinstance(s, Unpack) and s.turns is not None for s in statements_in(phase))
+        self.resident = takes_turns and blocks < total and self.stream is None
         producer = producer_of(self.kernel, phase)
         if total and producer is None:
             self._whole(blocks)

@@ -14,7 +14,9 @@ blocks too, three in a turn for the one of the word's release. PTX ISA, sections
 (fence.proxy).
 
 The wait has no bound. It ends because the block waited for has a lower number, and so has started: GPUs start blocks
-in the order of their numbers, and a block that has started stays until it ends. CUDA does not promise the order. On a
+in the order of their numbers, and a block that has started stays until it ends. (Persistent blocks with tile after tile
+also wait for those of higher numbers: all of them must have room at once, `LaunchShape.resident`, and the runtime
+refuses a GPU that has less.) CUDA does not promise the order. On a
 GPU with another one the kernel could hang, never add wrongly. (Numbers drawn from a counter as blocks start would need
 no such order, for an atomic operation's way to memory and back before each block's first copy.)
 """

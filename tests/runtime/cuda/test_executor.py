@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tcomp.errors import UserError
+from tcomp.machine.gpu import H100
+from tcomp.runtime.cuda.context import Context
 from tcomp.runtime.cuda.device import CudaDevice
 from tcomp.runtime.cuda.driver import CudaError
-from tcomp.runtime.cuda.gpus import gpus, machine_of
-from tests.runtime.cuda.hand_made import N
+from tcomp.runtime.cuda.gpus import choose, gpus, machine_of
+from tcomp.runtime.cuda.kernels import load_all
+from tests.runtime.cuda.hand_made import N, kernels
 
 W = np.arange(N, dtype=np.float32) / 8
 
@@ -111,6 +115,26 @@ def test_more_than_48_kilobytes_of_shared_memory(hand_made: Any) -> None:
         UserError, match=r"kernel reverse takes 300000 bytes of shared memory, a block of .* has 232448"
     ):
         hand_made(shared_bytes=300_000)
+
+
+@pytest.mark.parametrize("cluster", [1, 2])
+def test_blocks_that_wait_for_each_other_must_all_have_room(virtual: Any, cluster: int) -> None:
+    """With 120 KB of shared memory an H100's 132 multiprocessors have one block each."""
+    made = kernels(shared_bytes=120_000)["reverse"]
+    ptx = made.ptx.replace("\n{", f"\n.reqntid {N}\n.reqnctapercluster {cluster}\n{{", 1) if cluster > 1 else made.ptx
+    context = Context(choose("", gpus()))
+
+    def load(blocks: int, resident: bool = True) -> None:
+        launch = replace(made.launches[0], blocks=blocks, cluster=cluster, resident=resident)
+        load_all(context, {"reverse": replace(made, ptx=ptx, launches=(launch,))}, H100)
+
+    try:
+        load(132)
+        load(134, resident=False)
+        with pytest.raises(UserError, match=r"kernel reverse wait for each other, .* has room for 132 of its 134"):
+            load(134)
+    finally:
+        context.close()
 
 
 def test_a_graph_is_recorded_once(hand_made: Any) -> None:

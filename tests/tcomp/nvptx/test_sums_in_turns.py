@@ -168,6 +168,18 @@ def test_a_stream_without_a_divided_sum_has_whole_tiles() -> None:
     run(found, given(found, RNG), FEW)
 
 
+@pytest.mark.parametrize(
+    "flags,sms,resident",
+    [("producer warp\n  persistent", 4, True), ("producer warp\n  persistent", 99, False), (STREAM, 4, False),
+     ("producer warp", 4, False)],
+    ids=["several tiles", "one tile", "stream", "not persistent"],
+)  # fmt: skip
+def test_blocks_that_stay_must_all_have_room(flags: str, sms: int, resident: bool) -> None:
+    """Those with several tiles wait for what blocks of higher numbers add first; the others only for lower numbers."""
+    gpu = compile_kernel(lowered(text(flags=flags), {"M": 364, "N": 136, "K": 72}), replace(H100, sms=sms))
+    assert [s.resident for s in gpu.launches] == [resident]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True], ids=["parts", "stream"])
 @pytest.mark.parametrize("adds", [False, True], ids=["stored", "added"])
