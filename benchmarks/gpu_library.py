@@ -26,14 +26,32 @@ ROOM = 1 << 28
 """Scores that are made at once."""
 
 
+FAINT = 2.0**-8
+"""What of a difference's operands counts as a term of what the difference is multiplied with: where they cancel,
+rounding remains."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A result in f32. `terms`: of each element the root of the sum of the squares of what it is the sum of, which is
+    how rounding those sums up; None where an element is as large as its terms have it (all rows are alike)."""
+
+    value: Tensor
+    terms: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Counterpart:
-    """`inputs` are on the GPU in the types of the op's operands; `references` gives its results in f32; `library` has
-    the result that each of the library's kernels is for, its name, and what runs it."""
+    """`inputs` are on the GPU in the types of the op's operands; `references` gives its results; `library` has the
+    result that each of the library's kernels is for, its name, and what runs it."""
 
     inputs: dict[str, Tensor]
-    references: Callable[[], dict[str, Tensor]]
+    references: Callable[[], dict[str, Reference]]
     library: list[tuple[str, str, Callable[[], Callable[[], Any]]]]
+
+
+def _alike(**results: Tensor) -> dict[str, Reference]:
+    return {name: Reference(x) for name, x in results.items()}
 
 
 @dataclass(frozen=True)
@@ -97,14 +115,17 @@ class Torch:
         view = self.torch.uint8
         return bool(self.torch.equal(a.contiguous().view(-1).view(view), b.contiguous().view(-1).view(view)))
 
-    def distances(self, got: Tensor, wanted: Tensor) -> tuple[float, float]:
-        """Relative L2 distance; and the farthest element, beside its own size and the typical one's. Infinite where a
-        result is not finite."""
-        a, b = got.float().view(-1), wanted.float().reshape(-1)
+    def distances(self, got: Tensor, wanted: Reference) -> tuple[float, float]:
+        """Relative L2 distance; and the farthest element, beside its own size and its terms', or the typical element's.
+        Infinite where a result is not finite."""
+        a, b = got.float().view(-1), wanted.value.float().reshape(-1)
         gap = (a - b).abs_()
         size = float(self.torch.linalg.vector_norm(b))
         far = float(self.torch.linalg.vector_norm(gap)) / max(size, 1e-30)
-        worst = float((gap / (b.abs() + size / max(1, b.numel()) ** 0.5 + 1e-30)).max())
+        typical: Any = size / max(1, b.numel()) ** 0.5 + 1e-30
+        if wanted.terms is not None:
+            typical = wanted.terms.reshape(-1) + 1e-30
+        worst = float((gap / (b.abs() + typical)).max())
         finite = far == far and worst == worst
         return (far, worst) if finite else (float("inf"), float("inf"))
 
@@ -151,14 +172,14 @@ class Torch:
             y = self.torch.empty(m, n, dtype=x.dtype, device=self.device)
             return Counterpart(
                 {"X": x, "W": w},
-                lambda: {"Y": x.float() @ w.float().t()},
+                lambda: _alike(Y=x.float() @ w.float().t()),
                 [("Y", "torch.matmul", lambda: lambda: matmul(x, w.t(), out=y))],
             )
         d = self.normal(m, n)
         dx, dw = self.torch.empty_like(x), self.torch.empty_like(w)
         return Counterpart(
             {"X": x, "W": w, "dY": d},
-            lambda: {"dX": d.float() @ w.float(), "dW": d.float().t() @ x.float()},
+            lambda: _alike(dX=d.float() @ w.float(), dW=d.float().t() @ x.float()),
             [
                 ("dX", "torch.matmul", lambda: lambda: matmul(d, w, out=dx)),
                 ("dW", "torch.matmul", lambda: lambda: matmul(d.t(), x, out=dw)),
@@ -171,15 +192,17 @@ class Torch:
         given: dict[str, Tensor] = {"QKV": qkv}
         if case.backward:
             forward = self._scores(case, qkv, {})
-            given |= {"O": forward["O"].to(qkv.dtype), "L": forward["L"], "dO": self.normal(b, t, h, d)}
+            given |= {"O": forward["O"].value.to(qkv.dtype), "L": forward["L"].value, "dO": self.normal(b, t, h, d)}
         kernels = [
             ("", f"SDPA, {backend}", lambda backend=backend: self._sdpa(case, given, backend))
             for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION")
         ]
         return Counterpart(given, lambda: self._scores(case, qkv, given), kernels)
 
-    def _scores(self, case: Case, qkv: Tensor, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        """O and L in f32; or dQKV, of the O, L and dO that are given."""
+    def _scores(self, case: Case, qkv: Tensor, given: dict[str, Tensor]) -> dict[str, Reference]:
+        """O and L; or dQKV, of the O, L and dO that are given. The terms of an element are products with a weight (or
+        its gradient), which kernels round to 16 bits. Under a causal mask they are few and large in the first rows, and
+        the typical element says nothing of those."""
         torch = self.torch
         b, t, h, d = (case.sizes[x] for x in "BTHD")
         heads, scale = max(1, min(b * h, ROOM // (t * t))), d**-0.5
@@ -192,28 +215,40 @@ class Torch:
         backward = "dO" in given
         o, do = (flat("O"), flat("dO")) if backward else (None, None)
         logs = given["L"].reshape(b * h, t) if backward else torch.empty(b * h, t, device=self.device)
-        out = torch.empty(3 if backward else 1, b * h, t, d, device=self.device)
-        for at in range(0, b * h, heads):
-            part = slice(at, at + heads)
-            qs, ks, vs = q[part].float(), k[part].float(), v[part].float()
+        out = torch.empty(2, 3 if backward else 1, b * h, t, d, device=self.device)
+
+        def put(part: int, at: slice, weights: Tensor, values: Tensor, squares: Tensor | None = None) -> None:
+            """Products with weights, and the roots of those of their squares."""
+            squares = weights.square() if squares is None else squares
+            torch.matmul(weights, values, out=out[0, part, at])
+            torch.matmul(squares, values.square(), out=out[1, part, at]).sqrt_()
+
+        for first in range(0, b * h, heads):
+            at = slice(first, first + heads)
+            qs, ks, vs = q[at].float(), k[at].float(), v[at].float()
             p = torch.matmul(qs, ks.transpose(1, 2)).mul_(scale)
             if hidden is not None:
                 p.masked_fill_(hidden, -torch.inf)
             if not backward:
-                logs[part] = torch.logsumexp(p, -1)
-            p.sub_(logs[part, :, None]).exp_()
+                logs[at] = torch.logsumexp(p, -1)
+            p.sub_(logs[at, :, None]).exp_()
             if not backward:
-                out[0, part] = torch.matmul(p, vs)
+                put(0, at, p, vs)
                 continue
-            g = do[part].float()
-            delta = (g * o[part].float()).sum(-1, keepdim=True)
-            out[2, part] = torch.matmul(p.transpose(1, 2), g)
-            p.mul_(torch.matmul(g, vs.transpose(1, 2)).sub_(delta)).mul_(scale)
-            out[0, part] = torch.matmul(p, ks)
-            out[1, part] = torch.matmul(p.transpose(1, 2), qs)
+            g = do[at].float()
+            delta = (g * o[at].float()).sum(-1, keepdim=True)
+            put(2, at, p.transpose(1, 2), g)
+            of_weights = torch.matmul(g, vs.transpose(1, 2))
+            faint = p * of_weights.abs().add_(delta.abs()).mul_(scale * FAINT)
+            p.mul_(of_weights.sub_(delta)).mul_(scale)
+            squares = faint.square_().addcmul_(p, p)
+            put(0, at, p, ks, squares)
+            put(1, at, p.transpose(1, 2), qs, squares.transpose(1, 2))
         if backward:
-            return {"dQKV": out.view(3, b, h, t, d).permute(1, 3, 0, 2, 4).contiguous()}
-        return {"O": out[0].view(b, h, t, d).permute(0, 2, 1, 3).contiguous(), "L": logs.view(b, h, t)}
+            made = (x.view(3, b, h, t, d).permute(1, 3, 0, 2, 4).contiguous() for x in out)
+            return {"dQKV": Reference(*made)}
+        made = (x[0].view(b, h, t, d).permute(0, 2, 1, 3).contiguous() for x in out)
+        return {"O": Reference(*made), "L": Reference(logs.view(b, h, t))}
 
     def _sdpa(self, case: Case, given: dict[str, Tensor], backend: str) -> Callable[[], Any]:
         """The library's attention: forward, or the gradients of all three."""
@@ -263,9 +298,9 @@ class Torch:
         xt, wt = xq.t().contiguous(), wq.t().contiguous()
         if not case.backward:
 
-            def forward() -> dict[str, Tensor]:
+            def forward() -> dict[str, Reference]:
                 y = (xq.float() @ wq.float().t()) / (sx * sw)
-                return {"Y": y, "Xt": xt.float(), "Wt": wt.float(), "rX": rx, "rW": rw}
+                return _alike(Y=y, Xt=xt.float(), Wt=wt.float(), rX=rx, rW=rw)
 
             return Counterpart({"X": x, "W": w, "h": h}, forward, self._scaled("Y", xq, wq, True))
         dy = self.normal(m, n)
@@ -274,8 +309,8 @@ class Torch:
         given = {"Xt": xt, "Wt": wt, "rX": rx, "rW": rw, "h": h, "dY": dy}
         given |= {"sD": sd, "uX": 1 / (sd * sw), "uW": 1 / (sd * sx)}
 
-        def backward() -> dict[str, Tensor]:
-            return {"dX": dq.float() @ wq.float() / (sd * sw), "dW": dq.float().t() @ xq.float() / (sd * sx)}
+        def backward() -> dict[str, Reference]:
+            return _alike(dX=dq.float() @ wq.float() / (sd * sw), dW=dq.float().t() @ xq.float() / (sd * sx))
 
         return Counterpart(given, backward, [*self._scaled("dX", dq, wt, False), *self._scaled("dW", dt, xt, False)])
 
@@ -285,15 +320,15 @@ class Torch:
         x, w = self.normal(m, k), self.normal(n, k)
         if not case.backward:
 
-            def forward() -> dict[str, Tensor]:
-                return {"Y": self._blocks(x, four, 1, 128) @ self._blocks(w, four, 128, 128).t()}
+            def forward() -> dict[str, Reference]:
+                return _alike(Y=self._blocks(x, four, 1, 128) @ self._blocks(w, four, 128, 128).t())
 
             return Counterpart({"X": x, "W": w}, forward, self._block_scaled(x, w))
         d = self.normal(m, n)
 
-        def backward() -> dict[str, Tensor]:
+        def backward() -> dict[str, Reference]:
             dx = self._blocks(d, five, 1, 128) @ self._blocks(w, four, 128, 128)
-            return {"dX": dx, "dW": self._blocks(d, five, 128, 1).t() @ self._blocks(x, four, 128, 1)}
+            return _alike(dX=dx, dW=self._blocks(d, five, 128, 1).t() @ self._blocks(x, four, 128, 1))
 
         return Counterpart({"X": x, "W": w, "dY": d}, backward, [])
 

@@ -100,7 +100,8 @@ def test_what_results_are_compared_with_is_what_the_oracle_says(
         references = made.references()
         assert set(references) >= {"Y", "O", "dX", "dW", "dQKV"} & set(expected)
         for name, x in references.items():
-            far, worst = torch.distances(x, torch.torch.from_numpy(np.asarray(expected[name], np.float64)))
+            oracle = replace(x, value=torch.torch.from_numpy(np.asarray(expected[name], np.float64)))
+            far, worst = torch.distances(x.value, oracle)
             assert far < 2.0**-8 and worst < 2.0**-7, name
         for output, name, start in made.library if file in ("linear", "attention") else ():
             if "CUDNN" not in name:
@@ -109,6 +110,36 @@ def test_what_results_are_compared_with_is_what_the_oracle_says(
                     got = torch.torch.stack([g.transpose(1, 2) for g in got], 2) if suffix else got.transpose(1, 2)
                 wanted = references[output or ("dQKV" if suffix else "O")]
                 assert torch.distances(got, wanted)[0] < 2.0**-7, name
+
+
+@pytest.mark.parametrize("length", [64, 512])
+def test_an_element_of_attention_is_compared_with_what_its_terms_allow(scripts: ModuleType, length: int) -> None:
+    """A kernel that rounds weights and their gradients to bf16 passes whatever the length; one that loses a term of the
+    second row by a twentieth, or of the last one by a third, does not."""
+    from gpu_cases import Case
+    from gpu_families import OF_TERMS
+    from gpu_library import Torch
+
+    torch = Torch("cpu")
+    case = Case("attention", "attention.backward", (("B", 1), ("T", length), ("H", 1), ("D", 16)))
+    made = torch.counterpart(case)
+    q, k, v = (made.inputs["QKV"][0, :, i, 0].float() for i in range(3))
+    o, g = (made.inputs[n][0, :, 0].float() for n in ("O", "dO"))
+    p = (q @ k.T * 0.25 - made.inputs["L"].view(-1, 1)).exp().tril()
+    ds = p * (g @ v.T - (o * g).sum(1, keepdim=True))
+
+    def gradient(p: Any, ds: Any) -> Any:
+        p, ds = p.bfloat16().float(), ds.bfloat16().float()
+        return torch.torch.stack([0.25 * ds @ k, 0.25 * ds.T @ q, p.T @ g], 1).bfloat16()[None, :, :, None]
+
+    wanted = made.references()["dQKV"]
+    far, worst = torch.distances(gradient(p, ds), wanted)
+    assert far < 4e-3 and worst < 0.75 * OF_TERMS
+    for row, column, part in ((1, 1, 0.05), (length - 1, int(ds[-1].abs().argmax()), 0.3)):
+        lost = ds.clone()
+        lost[row, column] *= 1 - part
+        assert torch.distances(gradient(p, lost), wanted)[1] > OF_TERMS, row
+    assert torch.distances(gradient(p, ds), replace(wanted, terms=None))[1] > worst
 
 
 def test_every_case_that_is_timed_has_a_product_and_a_distinct_name(scripts: ModuleType) -> None:
