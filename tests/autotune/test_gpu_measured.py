@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tcomp.autotune.gpu_attention import SHAPES, predictions, rate, shape_name
 from tcomp.autotune.gpu_conditions import DIRTY, Moves, clock_under_load, left_in_cache, settled
-from tcomp.autotune.gpu_measured import LONG, beside, read_measurements
+from tcomp.autotune.gpu_measured import LONG, Alone, Run, Timed, beside, read_measurements
 from tcomp.autotune.gpu_model import LAUNCH, BlockWork, LaunchWork, Ring, predict
 from tcomp.autotune.gpu_predict import predict_step
 from tcomp.autotune.gpu_traffic import phase_moves, phase_traffic
@@ -31,6 +32,8 @@ MEASURED = read_measurements(DOCS / "h100.toml")
 nvdisasm = pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")
 BY_DATA = {"embedding", "embedding.backward.dwte"}
 """Rows that random tokens choose, of which the model knows nothing; of one the two steps have 55 and 34 us."""
+FAMILY = {True: 0.23, False: 0.45}
+"""Errors of families' products and attention at most, and of the kernels that make ready for them."""
 MB = 1e6
 
 
@@ -49,28 +52,79 @@ def test_predictions_are_what_was_measured(precision: str) -> None:
     rows = beside(MEASURED, precision, found, step.kernels, codes)
     assert len(rows) > 0.6 * len(MEASURED.kernels[precision])
     measured, predicted = (sum(getattr(r, x) * r.timed.times for r in rows) for x in ("measured", "predicted"))
-    assert predicted == pytest.approx(measured, rel=0.03)
+    assert predicted == pytest.approx(measured, rel=0.05)
     long = {r.timed.name: r.error for r in rows if r.measured > LONG and r.timed.name not in BY_DATA}
-    assert max(map(abs, long.values())) < 0.18, long
+    assert max(map(abs, long.values())) < 0.21, long
     assert statistics.median(map(abs, long.values())) < 0.07
 
 
 @pytest.mark.slow
 @nvdisasm
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: shape_name(*s))
-def test_attention_of_many_tokens_is_what_was_measured(shape: tuple[bool, int, bool]) -> None:
-    backward, _, causal = shape
-    found = rate(predictions(*shape), backward, causal)
-    assert found == pytest.approx(MEASURED.attention[shape_name(*shape)], rel=0.08 if backward else 0.15)
+@pytest.mark.parametrize("section", ["products", "attention", "fp8"])
+def test_families_are_what_was_measured(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels at full size by themselves, L2 full of other data."""
+    monkeypatch.syspath_prepend(str(DOCS.parents[1] / "benchmarks"))
+    from gpu_measured import FAMILIES, seconds_of
+
+    with ProcessPoolExecutor(2) as pool:
+        predicted = seconds_of(pool, FAMILIES[section])
+    rows = [f for f in MEASURED.families if f.section == section and f.kernel != "whole" and f.us > 2 * LONG]
+    errors = {f: 1e6 * predicted[f.what, f.kernel] / f.us - 1 for f in rows}
+    worst = {f"{f.what} {f.kernel}": e for f, e in errors.items() if abs(e) > FAMILY[bool(f.rate)]}
+    assert not worst
+    assert statistics.median(map(abs, errors.values())) < 0.14
 
 
 def test_the_document_has_the_same_figures() -> None:
     text = (DOCS / "h100.md").read_text()
     for precision, kernels in MEASURED.kernels.items():
-        assert f"{MEASURED.steps[precision]:.2f}" in text
+        assert f"{MEASURED.steps[precision].time:.3f}" in text
         assert all(f"| `{k.name}` | {k.times} | {k.us:.1f} |" in text for k in kernels)
-    for rates in MEASURED.attention.values():
-        assert f"| {rates:.0f} |" in text
+    for f in MEASURED.families:
+        assert f"| {f.what} | `{f.kernel}` | {f.us:.1f} |" in text and MEASURED.alone(f.what, f.kernel) == f
+
+
+def test_a_report_replaces_what_it_has_of_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(DOCS.parents[1] / "benchmarks"))
+    from gpu_measured import head_of, taken, toml_of, with_table
+
+    def row(**values: Any) -> dict[str, Any]:
+        return {"kind": "row", **values}
+
+    kernel = row(
+        kernel="k", times=2, us=50.0, **{"TFLOP/s": 3.0, "blocks x threads": "4 x 32, 5 x 64", "us in their turn": 9.0}
+    )
+    short = row(
+        kernel="first", times=1, us=40.0,
+        **{"TFLOP/s": 0.0, "blocks x threads": "1 x 32", "us in their turn": 40.0, "predicted us": 2.0},
+    )  # fmt: skip
+    sum_of_all = row(kernel="the whole step", times=3, us=1.0)
+    alone = row(
+        what="matmul", kernel="matmul", us=7.0, **{"TFLOP/s": 500.0, "predicted us": 6.0, "library TFLOP/s": 9.0}
+    )
+    library = row(what="matmul", kernel="torch.matmul Y", us=8.0)
+    steps = [row(program="tcomp bf16, one graph a program", **{"ms a step": 0.012}), row(program="launch by launch")]
+    report = {"kernels:bf16": [kernel, short, sum_of_all], "step_time:bf16": steps, "products": [alone, library]}
+    sections = {"sections": {name: {"items": items} for name, items in report.items()}}
+    found = taken(MEASURED, sections, "abc", ["first"])
+    assert (
+        found.steps == MEASURED.steps | {"bf16": Run("abc", 0.012)} and found.kernels["fp8"] == MEASURED.kernels["fp8"]
+    )
+    assert found.kernels["bf16"] == [Timed("k", 2, 9.0, 150_000_000, ((4, 32), (5, 64)))]
+    assert found.events["bf16"] == Run("abc", pytest.approx((18.0 - 10.0) / 4))
+    assert [f for f in found.families if f.section == "products"] == [
+        Alone("products", "matmul", "matmul", 7.0, 500.0, 9.0)
+    ]
+    assert len(found.families) == 1 + sum(f.section != "products" for f in MEASURED.families)
+    told = taken(MEASURED, {"sections": {"kernels:bf16": {"items": [kernel, sum_of_all | {"an event": 1.5}]}}}, "abc")
+    assert told.events["bf16"].time == 1.5
+    (tmp_path / "data.toml").write_text(toml_of(found, head_of("# one\n# two\n[step]\n# three\n")))
+    again = read_measurements(tmp_path / "data.toml")
+    assert again.kernels == found.kernels and again.steps == found.steps and list(again.families) == found.families
+    document = "a\n<!-- table x -->\nold\n<!-- end -->\nb\n<!-- table y -->\n\n<!-- end -->\n"
+    assert with_table(document, "x", "new\n") == document.replace("old", "\nnew\n")
+    with pytest.raises(ValueError, match="table z"):
+        with_table(document, "z", "")
 
 
 def test_the_clock_falls_under_the_load_of_the_matrix_units() -> None:
