@@ -71,6 +71,11 @@ class Executor(Protocol):
 
     def run(self, program: str) -> None: ...
 
+    def run_step(self, program: str) -> None:
+        """Run a micro-batch's program, the last one of a step, and then the update. What the update writes is there
+        when it is asked for, and for the next run; arrays of it that were given out before may not be up to date."""
+        ...
+
     def fetch(self, name: str) -> Reading:
         """Ask for a slot's values as the runs so far leave them."""
         ...
@@ -106,6 +111,10 @@ class HostExecutor(ABC):
 
     @abstractmethod
     def run(self, program: str) -> None: ...
+
+    def run_step(self, program: str) -> None:
+        self.run(program)
+        self.run("update")
 
     @abstractmethod
     def close(self) -> None: ...

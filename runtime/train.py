@@ -169,9 +169,9 @@ def _ask(executor: Executor, batches: Batches, done: int, accumulation: int) -> 
     losses = []
     for micro in range(accumulation):
         next_batch(executor, batches)
-        executor.run("micro_next" if micro else "micro_first")
+        run = executor.run_step if micro == accumulation - 1 else executor.run
+        run("micro_next" if micro else "micro_first")
         losses.append(executor.fetch("loss"))
-    executor.run("update")
     others: dict[str, Reading] = {name: executor.fetch(name) for name in ("lr", "norm") if name in executor.step.slots}
     return _Asked(done + 1, began, losses, others)
 

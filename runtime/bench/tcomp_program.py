@@ -112,8 +112,7 @@ class TcompProgram:
         executor.write("step", number)
         with executor.batch() as inputs:
             inputs["tokens"][...], inputs["targets"][...] = tokens, targets
-        executor.run("micro_first")
-        executor.run("update")
+        executor.run_step("micro_first")
 
     def device_bytes(self) -> int:
         """Memory taken on a GPU; 0 on a CPU, where the process's own memory is the figure."""

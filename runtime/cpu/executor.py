@@ -7,6 +7,7 @@ made, and present when the first run begins; a run allocates nothing.
 from __future__ import annotations
 
 import ctypes
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from tcomp.model.step import Step
 from tcomp.runtime.cpu.interpreter import SYMBOL, compile_interpreter, interpreter_ir, rest_address
 from tcomp.runtime.cpu.library_pages import release_pages
 from tcomp.runtime.cpu.memory import Region
-from tcomp.runtime.cpu.team import NativeProgram, Team, native_program
+from tcomp.runtime.cpu.team import Native, NativeProgram, Team, native_program
+from tcomp.runtime.cpu.whole_steps import SHADOW, Entry, Program, WholeSteps
 from tcomp.runtime.executor import HostExecutor, element_count
 from tcomp.runtime.values import numpy_type
 
@@ -54,6 +56,8 @@ class CpuExecutor(HostExecutor):
         self._scratch = Region(self._stride * threads, "scratch")
         self._region = Region(region, "team region")
         self._team: Team | None = None
+        self._whole: _Whole | None = None
+        self._pending = False  # the last update has left work
         self._arena = Region(step.arena_bytes, "arena", ahead=True)
         # Loading comes before pages: it maps memory again and again, and would wait for pages each time.
         self._arena.begin(self._load_programs)
@@ -69,6 +73,10 @@ class CpuExecutor(HostExecutor):
         """The slot's memory as an array of its shape (not a copy)."""
         self._fresh = False
         slot = self._step.slots[name]
+        if self._pending and self._whole is not None:
+            first, last = slot.offset, slot.offset + slot.bytes
+            if any(first < end and start < last for start, end in self._whole.steps.held):
+                self._settle()
         flat: NDArray[Any] = np.frombuffer(
             self._arena.buffer, dtype=numpy_type(slot.dtype), count=element_count(slot), offset=slot.offset
         )
@@ -81,11 +89,40 @@ class CpuExecutor(HostExecutor):
 
     def run(self, program: str) -> None:
         """Run one of the step's programs to its end."""
-        self._ready().run(self._programs[program])
+        team = self._ready()
+        if self._pending and self._whole is not None and program.startswith("micro"):
+            self._behind(team, self._whole.native(program, True, False))
+            return
+        self._settle()
+        team.run(self._programs[program])
+
+    def run_step(self, program: str) -> None:
+        """As elsewhere. What memory binds of the update is left to the next run, where there is a thread for it."""
+        team = self._ready()
+        if self._whole is None:
+            self._whole = _Whole(self)
+        self._behind(team, self._whole.native(program, self._pending, True))
+        self._whole.copy_scalars()
+        self._pending = True
+        if self.threads == 1 or not team.spread:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Do what the last update has left."""
+        if self._pending and self._whole is not None:
+            self._behind(self._ready(), self._whole.rest)
+
+    def _behind(self, team: Team, program: NativeProgram) -> None:
+        """Run a program that does what was left. (An interrupt is raised behind it.)"""
+        try:
+            team.run(program)
+        finally:
+            self._pending = False
 
     def profile(self, program: str) -> list[tuple[str, float]]:
         """Run a program and give each phase's label and its share of the cycle counter's ticks."""
         team = self._ready()
+        self._settle()
         launches = self._programs[program]
         times = (ctypes.c_int64 * (launches.count + 1))()
         team.run(launches, ctypes.addressof(times))
@@ -143,11 +180,10 @@ class CpuExecutor(HostExecutor):
         return {s: library[s] for s in symbols}
 
     def _link(self, addresses: dict[str, tuple[int, ...]]) -> dict[str, NativeProgram]:
+        self._addresses = addresses
         programs = {}
         for name, launches in self._step.programs.items():
-            entries = []
-            for launch in launches:
-                entries += [(address, launch.offsets) for address in addresses[launch.kernel]]
+            entries = [Native(address, x.offsets) for x in launches for address in addresses[x.kernel]]
             programs[name] = native_program(entries)
         return programs
 
@@ -157,3 +193,40 @@ class CpuExecutor(HostExecutor):
             phases = len(self.kernels[launch.kernel].symbols)
             labels += [launch.label if phases == 1 else f"{launch.label} ({i + 1}/{phases})" for i in range(phases)]
         return labels
+
+
+class _Whole:
+    """Steps that overlap (`whole_steps.py`), with memory of their own: scalars copied, and what the phases of the
+    update's launches share."""
+
+    def __init__(self, executor: CpuExecutor) -> None:
+        step, self._executor = executor.step, executor
+        kernels = [step.kernels[x.kernel] for x in step.programs["update"]]
+        sizes = [-(-executor.kernels[x.kernel].team_bytes // SHADOW) * SHADOW for x in step.programs["update"]]
+        scalars = SHADOW * sum(not o.shape for k in kernels for o in k.operands)
+        self._memory = Region(scalars + sum(sizes), "update")
+        self._arena = executor._arena
+        self.steps = WholeSteps(step, self._memory.address - self._arena.address)
+        self._regions = list(accumulate(sizes, initial=self._memory.address + scalars))
+        self._programs: dict[tuple[str, bool, bool], NativeProgram] = {}
+        self.rest = self._native(self.steps.rest())
+
+    def native(self, name: str, pending: bool, update: bool) -> NativeProgram:
+        """A program with what comes before and behind it."""
+        key = name, pending, update
+        if key not in self._programs:
+            self._programs[key] = self._native(self.steps.program(*key))
+        return self._programs[key]
+
+    def copy_scalars(self) -> None:
+        """Keep the scalars that the work that is left reads."""
+        for i, at in enumerate(self.steps.scalars):
+            self._memory.buffer[SHADOW * i : SHADOW * i + 4] = self._arena.buffer[at : at + 4]
+
+    def _native(self, program: Program) -> NativeProgram:
+        def native(e: Entry) -> Native:
+            team = self._regions[e.region] if e.region >= 0 else 0
+            address = self._executor._addresses[e.launch.kernel][e.phase]
+            return Native(address, e.launch.offsets, team, e.parts, e.first, e.last, e.needs)
+
+        return native_program([native(e) for e in program.entries], [native(e) for e in program.side], program.fork)

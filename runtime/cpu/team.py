@@ -13,15 +13,31 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from tcomp.runtime.cpu.interpreter import CONTROL_BYTES, SPINS, SPINS_CROWDED, NativeLaunch, RunFunction
+from tcomp.runtime.cpu.interpreter import JOIN, SPINS, SPINS_CROWDED, NativeLaunch, RunFunction, control_bytes
 from tcomp.runtime.cpu.places import Places
 
 
 @dataclass(frozen=True)
+class Native:
+    """A launch as native code takes it (`NativeLaunch` says what the numbers mean)."""
+
+    function: int
+    offsets: Sequence[int]
+    team: int = 0
+    parts: int = 0
+    first: int = 0
+    last: int = 0
+    needs: int = 0
+
+
+@dataclass(frozen=True)
 class NativeProgram:
-    """A launch list in memory that native code reads. `keep` holds what the list points to."""
+    """A launch list in memory that native code reads. At launch `fork` some threads turn to the list `side`, if it has
+    anything. `keep` holds what the lists point to."""
 
     launches: ctypes.Array[NativeLaunch]
+    side: ctypes.Array[NativeLaunch]
+    fork: int
     keep: tuple[object, ...]
 
     @property
@@ -29,14 +45,22 @@ class NativeProgram:
         return len(self.launches)
 
 
-def native_program(launches: Sequence[tuple[int, Sequence[int]]]) -> NativeProgram:
-    """Launches given as (function address, operand byte offsets)."""
-    offsets = [(ctypes.c_int64 * max(1, len(o)))(*o) for _, o in launches]
-    array = (NativeLaunch * len(launches))()
-    for entry, (address, _), at in zip(array, launches, offsets, strict=True):
-        entry.function = address
-        entry.offsets = ctypes.addressof(at)
-    return NativeProgram(array, tuple(offsets))
+def native_program(launches: Sequence[Native], side: Sequence[Native] = (), fork: int = 0) -> NativeProgram:
+    """The lists, as native code reads them."""
+    kept: dict[tuple[int, ...], ctypes.Array[ctypes.c_int64]] = {}
+
+    def listed(entries: Sequence[Native]) -> ctypes.Array[NativeLaunch]:
+        array = (NativeLaunch * len(entries))()
+        for entry, x in zip(array, entries, strict=True):
+            at = tuple(x.offsets)
+            if at not in kept:
+                kept[at] = (ctypes.c_int64 * max(1, len(at)))(*at)
+            entry.function, entry.offsets, entry.team = x.function, ctypes.addressof(kept[at]), x.team
+            entry.parts, entry.first, entry.last, entry.needs = x.parts, x.first, x.last, x.needs
+        return array
+
+    first, second = listed(launches), listed(side)
+    return NativeProgram(first, second, fork, tuple(kept.values()))
 
 
 @dataclass(frozen=True)
@@ -53,9 +77,11 @@ class Team:
         self, run_address: int, rest_address: int, threads: int, arena: int, scratch: Sequence[int], team: int
     ) -> None:
         self.threads = threads
+        self.helpers = max(1, threads // 4) if threads > 1 else 0
+        """Threads that turn to a second list. Such lists are of work that memory binds, for which few threads do."""
         self._run = RunFunction(run_address)
         self._arena, self._scratch, self._region = arena, list(scratch), team
-        self._control_memory = ctypes.create_string_buffer(CONTROL_BYTES + 64)
+        self._control_memory = ctypes.create_string_buffer(control_bytes(self.helpers) + 64)
         self._control = -(-ctypes.addressof(self._control_memory) // 64) * 64
         # One cache line per thread, so that finishing threads do not share one.
         self._done = (ctypes.c_int64 * (8 * threads))()
@@ -70,7 +96,9 @@ class Team:
             for tid in range(1, threads)
         ]
         self._places = Places(threads)
-        self._spins = SPINS if self._places.enough else SPINS_CROWDED
+        self.spread = self._places.enough
+        """each thread may have a core to itself"""
+        self._spins = SPINS if self.spread else SPINS_CROWDED
         for worker in self._workers:
             worker.start()
 
@@ -84,6 +112,8 @@ class Team:
             raise RuntimeError("the team is closed")
         command = _Command(int(self._done[0]) + 1, program, times)
         interrupt: KeyboardInterrupt | None = None
+        ctypes.memset(self._control + JOIN, 0, control_bytes(self.helpers) - JOIN)
+        ctypes.c_int64.from_address(self._control + JOIN).value = -1
         while int(self._done[0]) != command.ticket:
             try:
                 self._command = command
@@ -123,10 +153,10 @@ class Team:
     def _enter(self, tid: int, command: _Command) -> None:
         if int(self._done[8 * tid]) == command.ticket:
             return
-        done = ctypes.addressof(self._done) + 64 * tid
+        done, program = ctypes.addressof(self._done) + 64 * tid, command.program
         self._run(
-            ctypes.addressof(command.program.launches),
-            command.program.count,
+            ctypes.addressof(program.launches),
+            program.count,
             self._arena,
             self._scratch[tid],
             self._region,
@@ -135,6 +165,10 @@ class Team:
             self._control,
             self._rest,
             self._spins,
+            ctypes.addressof(program.side),
+            len(program.side),
+            program.fork if program.side else -1,
+            self.helpers if program.side else 0,
             command.times,
             done,
             command.ticket,

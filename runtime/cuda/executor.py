@@ -152,6 +152,11 @@ class CudaExecutor:
 
     # --------------------------------------------------------------------------------------------- runs
 
+    def run_step(self, program: str) -> None:
+        """Ask for a program and the update."""
+        self.run(program)
+        self.run("update")
+
     def run(self, program: str) -> None:
         """Ask for one of the step's programs."""
         self._latest = program

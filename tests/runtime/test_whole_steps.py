@@ -1,0 +1,173 @@
+"""Steps that overlap: the same bits as programs one after the other, and nobody reads or writes what is not settled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tcomp import models
+from tcomp.dsl.load import load
+from tcomp.ir.shares import flat_shares
+from tcomp.machine.cpu import detect
+from tcomp.model.build import build_step
+from tcomp.model.step import Step
+from tcomp.runtime.cpu import whole_steps
+from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.runtime.cpu.whole_steps import Entry, WholeSteps
+from tcomp.runtime.initialise import initialise
+from tcomp.runtime.scalars import set_scalars
+
+MODELS = Path(models.__file__).parent
+SIZES = {
+    "gpt2": {"L": 5, "H": 2, "C": 64, "V": 97, "S": 32},
+    "llama": {"L": 2, "H": 4, "G": 2, "D": 16, "C": 64, "F": 96, "V": 97, "S": 32},
+}
+STEPS = 4
+
+
+@cache
+def step_of(model: str, precision: str, threads: int, accumulation: int) -> Step:
+    return build_step(
+        load(MODELS / f"{model}.tc"), model, "tiny", {"B": 2, "T": 24}, overrides=SIZES[model], machine=detect(),
+        precision=precision, threads=threads, accumulation=accumulation,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("objects")
+
+
+@pytest.fixture(autouse=True)
+def short_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_steps, "SHARE", 512)
+    monkeypatch.setattr(whole_steps, "ARITHMETIC", 3)  # so small products are as much memory's as arithmetic's
+
+
+def trained(step: Step, threads: int, objects: Path, whole: bool, look: bool = False) -> Iterator[Any]:
+    """Results of each step, and in the end all that outlives it; with `look` some of that between steps, too."""
+    executor = CpuExecutor(step, detect(), threads, objects)
+    try:
+        initialise(executor, 3, 1)
+        set_scalars(executor, {"peak_lr": 1e-2, "clip": 0.5})
+        rng = np.random.default_rng(1)
+        micros = ["micro_first"] + ["micro_next"] * ("micro_next" in step.programs)
+        for number in range(STEPS):
+            executor.write("step", number)
+            for program in micros:
+                for name, bound in step.inputs.items():
+                    executor.write(name, rng.integers(0, bound, step.slots[name].shape, dtype=np.int32))
+                if not whole or program != micros[-1]:
+                    executor.run(program)
+                else:
+                    executor.run_step(program)
+                    if threads > 1 and executor._team is not None:
+                        executor._team.spread = True  # as if there were a core for each
+            if not whole:
+                executor.run("update")
+            yield [float(executor.read(name)) for name in ("loss", "lr", "norm")]
+            if look:
+                yield executor.read(step.parameters[number].slot).copy()
+                if number == 1:
+                    executor.run("forward")
+                    yield float(executor.read("loss"))
+        for name, slot in step.slots.items():
+            if slot.kind in ("parameter", "master", "state", "gradient"):
+                yield executor.read(name).copy()
+    finally:
+        executor.close()
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "threads", "accumulation"),
+    [
+        ("gpt2", "f32", 2, 1),
+        ("gpt2", "f32", 1, 1),
+        ("gpt2", "bf16", 2, 2),
+        ("gpt2", "bf16_stochastic", 3, 1),
+        ("llama", "bf16", 9, 1),
+        ("llama", "f32", 2, 3),
+    ],
+)
+@pytest.mark.parametrize("look", [False, True])
+def test_overlapping_steps_have_the_same_bits(
+    model: str, precision: str, threads: int, accumulation: int, look: bool, objects: Path
+) -> None:
+    step = step_of(model, precision, threads, accumulation)
+    apart = list(trained(step, threads, objects, whole=False, look=look))
+    whole = list(trained(step, threads, objects, whole=True, look=look))
+    assert len(apart) == len(whole)
+    for a, b in zip(apart, whole, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def touched(step: Step, e: Entry, written: bool) -> list[tuple[int, int]]:
+    """Bytes of vectors and tensors that an entry writes, or else touches."""
+    kernel = step.kernels[e.launch.kernel]
+    ranges = []
+    for o, at in zip(kernel.operands, e.launch.offsets, strict=True):
+        if not o.shape or (written and o.name not in kernel.writes):
+            continue
+        if e.parts:
+            shares = flat_shares(kernel, e.phase)
+            assert shares is not None
+            if o.name in shares.reads | shares.writes:
+                size = o.dtype.bytes
+                ranges.append((at + shares.start(e.first, e.parts) * size, at + shares.start(e.last, e.parts) * size))
+        else:
+            ranges.append((at, at + o.bytes))
+    return ranges
+
+
+def meet(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> bool:
+    return any(x < t and y < s for x, s in a for y, t in b)
+
+
+@pytest.mark.parametrize(("model", "precision"), [("gpt2", "bf16"), ("llama", "f32")])
+def test_a_launch_waits_for_the_shares_that_it_needs(model: str, precision: str) -> None:
+    step = step_of(model, precision, 2, 1)
+    program = WholeSteps(step, -(1 << 20)).program("micro_first", pending=True, update=True)
+    assert 0 < program.fork < len(program.entries) - 1 and len(program.side) > 50
+    launched = [e for e in program.entries if e.region < 0]
+    assert [e.launch for e in launched if e.phase == 0] == list(step.programs["micro_first"])
+    waiting = 0
+    for i, e in enumerate(program.entries[program.fork :], program.fork):
+        reads, writes = touched(step, e, written=False), touched(step, e, written=True)
+        own = e.region >= 0 and not e.parts
+        for k, other in enumerate(program.side):
+            if meet(writes, touched(step, other, written=False)) or meet(reads, touched(step, other, written=True)):
+                assert e.needs > k, (i, e.launch.label, other)
+                waiting += 1
+            assert not own or e.needs > k  # an update's launches share memory with its shares
+    assert waiting > 50
+
+
+def test_each_share_is_done_once() -> None:
+    step = step_of("gpt2", "f32", 2, 1)
+    whole = WholeSteps(step, -(1 << 20))
+    program = whole.program("micro_first", pending=True, update=False)
+    for d, launch in enumerate(whole.later):
+        mine = [e for e in (*program.entries, *program.side) if e.region == len(whole.now) + d]
+        done = sorted(j for e in mine for j in range(e.first, e.last))
+        assert done == list(range(mine[0].parts)), launch.label
+
+
+@pytest.mark.parametrize("program", ["micro_first", "micro_next"])
+def test_squares_are_summed_when_gradients_are_final(program: str) -> None:
+    step = step_of("gpt2", "f32", 2, 2)
+    whole = WholeSteps(step, -(1 << 20))
+    entries = whole.program(program, pending=False, update=True).entries
+    blocks = [(i, e) for i, e in enumerate(entries) if e.launch.label == "global_norm" and e.phase == 0]
+    done = sorted(j for _, e in blocks for j in range(e.first, e.last))
+    assert done == list(range(blocks[0][1].parts)) and len(done) > 2
+    last = next(i for i, e in enumerate(entries) if e.launch.label == "global_norm" and e.phase == 1)
+    assert blocks[0][0] < last - 20  # not all behind the last launch
+    for i, e in blocks:
+        assert i < last
+        for later in entries[i:]:
+            assert not meet(touched(step, later, written=True), touched(step, e, written=False)), later.launch.label
