@@ -50,8 +50,8 @@ def build(
     of the same step compiles nothing.
 
     A GPU build needs no GPU. Register spills, local memory, calls and serialised matrix instructions are reported
-    with the schedule that they come from. So is a better schedule for the target that the shapes keep from being
-    taken, with what would make it apply. --strict makes any of these an error (exit code 2).
+    at the line of the schedule that they come from. So is a better schedule for the target that the shapes keep from
+    being taken, with what would make it apply. --strict makes any of these an error (exit code 2).
 
     Examples:
 

@@ -112,7 +112,7 @@ def build_kernels(
             results = [(kernel, code, _finished(kernel, future)) for kernel, code, future in jobs]
         finally:
             pool.shutdown(cancel_futures=True)
-    reports = tuple(kernel_report(k.name, k.span, code.launches, a, machine) for k, code, a in results)
+    reports = tuple(kernel_report(k.name, k.span, code.launches, a, machine, k.origins) for k, code, a in results)
     files: dict[str, str | bytes] = {f"ptx/{k.name}.ptx": code.ptx for k, code, _ in results}
     files |= {f"cubin/{k.name}.cubin": a.cubin for k, _, a in results}
     files |= {

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from tcomp.dsl.ast import NO_SPAN, Access, DType, Expr, Span
+from tcomp.ir.origins import Origins
 
 
 class Scope(Enum):
@@ -433,7 +434,7 @@ class Kernel:
     (those of them that lie in rows chosen by data, by the bytes of such a row) and `functions` (evaluations of exp and
     the like, by name) are what the equations ask for, for the roofline. `threads` is None on a CPU. `staggered`:
     warpgroups go through pipe loops a turn apart. `sides`: of a persistent block, so many times `threads` (each a side)
-    take its tiles in turn.
+    take its tiles in turn. `span` and `origins` say where its schedule stands, and are no part of what it is.
     """
 
     name: str
@@ -457,6 +458,7 @@ class Kernel:
     gathered: tuple[tuple[int, int], ...] = ()
     staggered: bool = False
     sides: int = 1
+    origins: Origins = field(default=Origins(), compare=False, repr=False)
 
     def buffer(self, name: str) -> Buffer:
         """The operand or tile of that name; KeyError when there is none."""

@@ -274,6 +274,7 @@ class _Lowering:
             gathered(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
             plan.flags.staggered and shape is not None and shape.warps > 4,
             plan.flags.sides,
+            plan.origins,
         )
         if plan.flags.stream and not any(c.by == "turns" for c in plan.combine):
             raise TcError(

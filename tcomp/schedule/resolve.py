@@ -35,8 +35,10 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
+from tcomp.ir.origins import Origins
 from tcomp.ir.tile import Stream
 from tcomp.schedule.launch_flags import FLAGS, LaunchFlags, launch_flags
+from tcomp.schedule.origins import origins_of
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ class KernelPlan:
     """index -> the index that counts its parts, and the values in one part (`split_sum.py`)"""
     streams: dict[str, Stream] = field(default_factory=dict)
     """index -> how its sums are shared out, where parts may begin and end anywhere"""
+    origins: Origins = Origins()
+    """the lines that findings about the assembled kernel are told at"""
 
     def mapping(self, index: str, names: Iterable[str]) -> LoopMap | None:
         """The mapping of a loop in the equation that is known by these names."""
@@ -234,6 +238,7 @@ class Resolver:
             for a in d.args
             if isinstance(a, Name)
         }
+        uses, flags = self._used(directives), launch_flags(directives, self.facts | values, self.text)
         return KernelPlan(
             kernel.outputs,
             loops,
@@ -245,11 +250,12 @@ class Resolver:
             special,
             values,
             kernel.span if kernel.directives else schedule.span,
-            self._used(directives),
+            uses,
             casts_in(directives, self.storage),
-            launch_flags(directives, self.facts | values, self.text),
+            flags,
             self._named("overlap", directives, values),
             self._named("promote", directives, values),
+            origins=origins_of(directives, uses, flags, values),
         )
 
     def _used(self, directives: tuple[Directive, ...]) -> dict[str, Use]:

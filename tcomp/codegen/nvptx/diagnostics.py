@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from tcomp.codegen.nvptx.resources import Resources
 from tcomp.dsl.ast import NO_SPAN, Span
 from tcomp.errors import UserError
+from tcomp.ir.origins import Origins
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,34 @@ HINTS = {
     "C7602": "use a smaller tile, fewer threads per block, or more warpgroups",
     "C7517": "read the accumulators only after the wait that retires their group",
 }
+
+PRODUCER = frozenset(f"C{n}" for n in range(7504, 7509))
+"""setmaxnreg ignored"""
+INSTRUCTION = frozenset(f"C{n}" for n in range(7509, 7521))
+"""wgmma serialised, or waited for where the code does not say so"""
+REGISTERS = frozenset(("spill", "C7511", "C7512", "C7602"))
+"""the tile takes more registers than there are"""
+
+
+def origin(m: Message, origins: Origins, kernel: Span) -> Span:
+    """The line of the schedule that causes a finding, where it is known; else the kernel's."""
+    found = NO_SPAN
+    if m.code in PRODUCER:
+        found = origins.producer
+    elif m.code in INSTRUCTION:
+        found = origins.instruction
+    elif m.code in REGISTERS and origins.sizes:
+        found = origins.sizes[0].span
+    return kernel if found == NO_SPAN else found
+
+
+def advice(m: Message, origins: Origins) -> str:
+    """How to mend it; "" where nothing is known. Where registers are short, with the sizes that take them."""
+    hint = HINTS.get(m.code, "")
+    if m.code in REGISTERS and origins.sizes:
+        hint += f"; sizes here: {', '.join(map(str, origins.sizes))}"
+    return hint
+
 
 _LINE = re.compile(
     r"^ptxas(?: (?P<file>application ptx input|[^,:]*), line (?P<line>\d+);)? +"

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tcomp.codegen.nvptx.assemble import Assembled
-from tcomp.codegen.nvptx.diagnostics import HINTS, Message
+from tcomp.codegen.nvptx.diagnostics import Message, advice, origin
 from tcomp.codegen.nvptx.occupancy import Occupancy, occupancy
 from tcomp.codegen.nvptx.resources import Resources
 from tcomp.dsl.ast import Span
+from tcomp.ir.origins import Origins
 from tcomp.machine.gpu import GpuMachine
 
 if TYPE_CHECKING:
@@ -57,25 +58,36 @@ class LaunchReport:
 
 @dataclass(frozen=True)
 class KernelReport:
-    """A kernel's launches and findings. `span` is where its schedule stands, or its op where no schedule is written."""
+    """A kernel's launches and findings. `span` is where its schedule stands, or its op where no schedule is written;
+    `origins` are the lines of it that findings come from."""
 
     name: str
     span: Span
     launches: tuple[LaunchReport, ...]
     findings: tuple[Message, ...]
+    origins: Origins = Origins()
+
+    def place(self, m: Message) -> Span:
+        """Where a finding comes from, as far as it is known."""
+        return origin(m, self.origins, self.span)
 
     def lines(self) -> list[str]:
         """The findings for people, each at its place, each followed by advice where there is some."""
         out = []
         for m in self.findings:
-            out.append(m.describe(self.span))
-            if m.code in HINTS:
-                out.append(f"  help: {HINTS[m.code]}")
+            out.append(m.describe(self.place(m)))
+            if hint := advice(m, self.origins):
+                out.append(f"  help: {hint}")
         return out
 
 
 def kernel_report(
-    name: str, span: Span, launches: Sequence[Launch], assembled: Assembled, machine: GpuMachine
+    name: str,
+    span: Span,
+    launches: Sequence[Launch],
+    assembled: Assembled,
+    machine: GpuMachine,
+    origins: Origins = Origins(),
 ) -> KernelReport:
     """The report of one kernel. A launch that the machine cannot hold is a finding too. KeyError for a launch of a
     symbol that the module lacks."""
@@ -90,7 +102,7 @@ def kernel_report(
             findings.append(Message("error", "launch", text, launch.symbol))
         reports.append(LaunchReport(launch.symbol, launch.blocks, launch.threads, launch.shared_bytes, r, fit))
     named = (m if m.symbol else replace(m, symbol=name) for m in findings)
-    return KernelReport(name, span, tuple(reports), tuple(dict.fromkeys(named)))
+    return KernelReport(name, span, tuple(reports), tuple(dict.fromkeys(named)), origins)
 
 
 def table(reports: Sequence[KernelReport], machine: GpuMachine) -> Table:
@@ -136,7 +148,7 @@ def as_json(reports: Sequence[KernelReport], machine: GpuMachine, assembler: tup
                 "name": k.name,
                 "schedule": str(k.span),
                 "launches": [asdict(launch) for launch in k.launches],
-                "findings": [asdict(m) for m in k.findings],
+                "findings": [asdict(m) | {"place": str(k.place(m))} for m in k.findings],
             }
             for k in reports
         ],
