@@ -90,6 +90,8 @@ def print_buffer(b: Buffer) -> str:
 
 
 def _size(b: Buffer) -> str:
+    if b.inside:
+        return f"in the place of {b.inside}"
     if not isinstance(b.layout, Fragment):
         return f"{b.bytes * b.ring} bytes"
     count = 1

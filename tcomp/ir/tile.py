@@ -171,7 +171,8 @@ Layout = RowMajor | Panels | Pitched | Shifted | Swizzled | Fragment
 @dataclass(frozen=True, slots=True)
 class Buffer:
     """A tensor or tile. `shape` in elements (before padding). `ring` copies exist of one that a pipe loop fills:
-    turn i of the loop uses copy i % ring."""
+    turn i of the loop uses copy i % ring. The copies of one `inside` a tile of that name are its panels, one by one,
+    and take no room of their own."""
 
     name: str
     dtype: DType
@@ -179,6 +180,7 @@ class Buffer:
     scope: Scope
     layout: Layout = RowMajor()
     ring: int = 1
+    inside: str = ""
 
     @property
     def elements(self) -> int:

@@ -21,6 +21,7 @@ from tcomp.schedule.emit import Emitter
 from tcomp.schedule.epilogue import with_epilogues
 from tcomp.schedule.gpu_levels import GpuLevels, padded_extents, thread_shape
 from tcomp.schedule.instructions import check_instructions
+from tcomp.schedule.late_copies import late_copies
 from tcomp.schedule.launch_flags import check_flags
 from tcomp.schedule.operand_packs import with_rounded_operands
 from tcomp.schedule.operand_tiles import laid_out
@@ -199,7 +200,9 @@ class GpuFamily:
         text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
         laid = laid_out(assign_scopes(tiles, phases, text), phases)
-        return in_panels(*laid, shape, self.machine.shared_per_block, plan.flags.sides)
+        every, phases = in_panels(*laid, shape, self.machine.shared_per_block, plan.flags.sides)
+        stay = plan.flags.producer is not None and plan.flags.order.persistent
+        return every, late_copies(phases) if stay else phases
 
     def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
         check_tensor_copies(kernel, self.machine, text)

@@ -7,7 +7,8 @@
 A panel of a swizzled tile is 128 bytes wide. Each warpgroup hands over its own rows, where it has whole ones: the
 others go on multiplying. Results that follow each other take turns panel by panel: while one's panel leaves, the
 other's is computed, and less memory is enough. What a turn of a loop adds to memory leaves whole, beside the next turn.
-Blocks that add the parts of a sum in turns (`turn_sums.py`) take them panel by panel.
+Blocks that add the parts of a sum in turns (`turn_sums.py`) take them panel by panel. Panels that are computed from an
+operand's tile may take its place (`operand_places.py`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tcomp.ir.tile import (
     Unpack,
 )
 from tcomp.schedule.fold import fold, sub
+from tcomp.schedule.operand_places import places
 
 Phases = list[tuple[Statement, ...]]
 
@@ -53,11 +55,15 @@ def in_panels(
     cut = [_body(phase, tiles, shape, found) for phase in phases]
     if not found:
         return dict(tiles), phases
-    used = sum(t.bytes * t.ring for t in {**tiles, **found}.values() if t.scope is Scope.SHARED)
-    extra = sum(t.bytes for t in found.values() if t.scope is Scope.SHARED) * (COPIES * sides - 1)
-    copies = COPIES if used + extra + RESERVED <= room else 1
-    panels = {n: replace(t, ring=copies) if t.scope is Scope.SHARED else t for n, t in found.items()}
-    return {**tiles, **panels}, [_with_copies(phase, copies) for phase in cut]
+    inside = places(cut, {**tiles, **found}, shape)
+    others = sum(
+        t.bytes * t.ring * (1 if t.ring > 1 else sides) for n, t in tiles.items() if n not in found and _shared(t)
+    )
+    own = sum(t.bytes for n, t in found.items() if _shared(t) and n not in inside)
+    copies = COPIES if others + own * COPIES * sides + RESERVED <= room else 1
+    panels = {n: replace(t, ring=copies) if _shared(t) else t for n, t in found.items()}
+    panels |= {n: replace(found[n], ring=count, inside=operand) for n, (operand, count) in inside.items()}
+    return {**tiles, **panels}, [_with_copies(phase, panels) for phase in cut]
 
 
 def _body(
@@ -183,10 +189,16 @@ def _groups(c: Compute, tile: Buffer, shape: ThreadShape) -> int:
     return count if together and plane and even else 1
 
 
-def _with_copies(phase: tuple[Statement, ...], copies: int) -> tuple[Statement, ...]:
-    return tuple(
-        replace(s, body=_with_copies(s.body, copies), stages=copies if s.level == "panel" else s.stages)
-        if isinstance(s, Loop)
-        else s
-        for s in phase
-    )
+def _shared(t: Buffer) -> bool:
+    return t.scope is Scope.SHARED
+
+
+def _with_copies(phase: tuple[Statement, ...], panels: Mapping[str, Buffer]) -> tuple[Statement, ...]:
+    """The phase with panel loops that know how many copies of their tiles there are."""
+    out: list[Statement] = []
+    for s in phase:
+        if isinstance(s, Loop):
+            own = [panels[u.buffer].ring for u in s.body if isinstance(u, Unpack) and s.level == "panel"]
+            s = replace(s, body=_with_copies(s.body, panels), stages=own[0] if own else s.stages)
+        out.append(s)
+    return tuple(out)

@@ -40,6 +40,10 @@ op both(X: real[K, M], W: real[K, N], b: real[N]) -> Y: real[M, N]:
   acc[m, n] = sum k: X[k, m] * W[k, n]
   Y[m, n] = acc[m, n] + b[n]
 
+op residual(X: real[M, K], W: real[N, K], b: real[N], R: real[M, N]) -> Y: real[M, N]:
+  acc[m, n] = sum k: X[m, k] * W[n, k]
+  Y[m, n] = acc[m, n] + b[n] + R[m, n]
+
 op divided(X: real[K, M], W: real[K, N]) -> Y: f32[M, N]:
   Y[m, n] = sum k: X[k, m] * W[k, n]
 
@@ -56,7 +60,7 @@ op narrow(X: e4m3[M, K], W: e5m2[N, K], b: f32[N]) -> Y: f32[M, N]:
   acc[m, n] = sum k: X[m, k] * W[n, k]
   Y[m, n] = acc[m, n] + b[n]
 """
-OPS = ("plain", "columns", "both", "divided", "parts", "narrow")
+OPS = ("plain", "columns", "both", "residual", "divided", "parts", "narrow")
 ACCUMULATORS = 128
 """accumulators a thread may have; a block has at most 16 warps"""
 
@@ -109,6 +113,8 @@ def schedules(draw: st.DrawFn, op: str, storage: DType) -> Drawn:
         Stage(operands, "shared", at, how, options),
         Use("wgmma" if group else "mma.sync", (target,)), *joined,
     ]  # fmt: skip
+    if op == "residual" and tma and draw(st.booleans()):
+        body.append(Stage(("b", "R"), "shared", "n", "tma", ()))
     if group and op not in ("parts", "divided") and draw(st.booleans()):
         body.append(Stage(("Y",), "shared", "n", "tma", ()))
     if tma and draw(st.booleans()):

@@ -11,6 +11,10 @@ place that is written next has been read.
 Where a barrier stands before the stores anyway, the leader waits there. Blocks that add in turns (`turn_taking.py`)
 wait for theirs in the same places.
 
+Panels in an operand's place (`Buffer.inside`) have one each, and nothing waits between them. The operand's next tile
+may come when the last panel has been read, which the leader waits for and tells the tile's mbarrier
+(`tensor_tile.py`).
+
 Results that are added to memory in every turn of a pipe loop (`layout.handed_over`) are taken away by a warp of the
 producer, if there is one. Threads that compute do not wait for memory then, only at the tile's mbarriers (`ring.py`):
 
@@ -149,7 +153,9 @@ class Deliveries:
         unpacks = [s for s in loop.body if isinstance(s, Unpack)]
         copy = number % loop.stages
         if len(unpacks) * loop.stages == 1 or (number == 0 and turns % loop.stages):
-            self._lead(unpacks[0], lambda: await_deliveries(self.em))  # the last turn wrote where this one does
+            self.roles.leaders(
+                unpacks[0].groups, lambda: await_deliveries(self.em)
+            )  # the last turn wrote where this one does
             self.em.group_barrier(unpacks[0].groups)
         roots = {s.buffer: self.scope.roots[s.buffer] for s in unpacks}
         for name, root in roots.items() if copy else ():
@@ -161,16 +167,10 @@ class Deliveries:
         em, size = self.em, self.scope.buffers[name].bytes
         return em.once(0, ("copy", name, copy), lambda: em.builder.gep(root, [em.i64(copy * size)], source_etype=I8))
 
-    def _lead(self, s: Unpack, body: Callable[[], None]) -> None:
-        if s.groups > 1:
-            self.roles.group_leader(body)
-        else:
-            self.roles.leader(body)
-
     def _start_panel(self, s: Unpack, places: int, inside: IrValue | None) -> None:
         em, copies = self.em, places // self.scope.buffers[s.buffer].ring
-        if places > 1:
-            self._lead(s, lambda: await_deliveries(em, but=places - 2))
+        if places > 1 and not self.scope.buffers[s.buffer].inside:
+            self.roles.leaders(s.groups, lambda: await_deliveries(em, but=places - 2))
         em.group_barrier(s.groups)
         group = em.group(s.groups) if s.groups > 1 else 0
         address = self.copies.result_address(s)
@@ -183,7 +183,7 @@ class Deliveries:
             self.taking.panel(s.turns, start, copies, self.number == 0, group)
 
         lead = start if s.turns is None else in_turn
-        self._lead(s, lead if inside is None else lambda: em.when(inside, lead))
+        self.roles.leaders(s.groups, lead if inside is None else lambda: em.when(inside, lead))
 
     def start(self, s: Unpack, inside: IrValue | None) -> None:
         """All threads' stores become visible to the copy engine, which one thread then starts: not in a block that only

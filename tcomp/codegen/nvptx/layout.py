@@ -139,13 +139,14 @@ def successors(phase: Sequence[Statement], kernel: Kernel) -> dict[str, Successo
     while len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
         body, path = body[0].body, (*path, 0)
     uses: dict[str, list[int]] = {}
+    inside = {b.name: b.inside for b in kernel.tiles if b.inside}
     for i, outer in enumerate(body):
         for s in statements_in((outer,)):
             for name in names_used(s):
-                uses.setdefault(name, []).append(i)
+                uses.setdefault(inside.get(name, name), []).append(i)
     sizes = {b.name: b.bytes for b in kernel.tiles}
     panels = {u.buffer: n for u, n in panels_in(phase)}
-    results = [s.buffer for s in statements_in(phase) if isinstance(s, Unpack)]
+    results = [s.buffer for s in statements_in(phase) if isinstance(s, Unpack) and s.buffer not in inside]
     free = [s.buffer for s in body if isinstance(s, Pack) and s.by == "tma"]
     found: dict[str, Successor] = {}
     for r in results:
@@ -212,13 +213,18 @@ def _placed(
                 (f"{pipe_stages(s) - 1} more copies for the pipe over {s.variable}", layout.bytes - start - stage)
             )
     panels = {s.buffer: n for s, n in panels_in(phase)}
-    for b in kernel.tiles:
-        if b.scope is Scope.SHARED and b.name in used and b.name not in layout.offsets and b.name not in later:
+    shared = [b for b in kernel.tiles if b.scope is Scope.SHARED and b.name in used]
+    for b in shared:
+        if not b.inside and b.name not in layout.offsets and b.name not in later:
             size = b.bytes * panels.get(b.name, 1)
             if kernel.sides > 1:
                 size = layout.own[b.name] = -(-size // alignment_of(b)) * alignment_of(b)
             layout.offsets[b.name] = place(b.name, size * kernel.sides, alignment_of(b))
     layout.offsets |= {name: layout.offsets[s.of] for name, s in later.items()}
+    for b in shared:
+        if b.inside:
+            layout.offsets[b.name] = layout.offsets[b.inside]
+            layout.own |= {b.name: layout.own[b.inside]} if b.inside in layout.own else {}
     for s in statements_in(phase):
         if isinstance(s, Compute):
             sharing = sharing_of(s, threads)

@@ -32,6 +32,14 @@ class MatrixStore:
         self.domain, self.target, self.rows, self.columns = domain, target, rows, columns
         self.em = domain.gpu
 
+    def parts(self, points: Sequence[Point]) -> list[Sequence[Point]]:
+        """The points by columns of instructions."""
+        found: dict[int, list[Point]] = {}
+        for p in points:
+            column = self.domain.places[self.columns].offsets[p[self.columns]]
+            found.setdefault(column // (2 * SIDE), []).append(p)
+        return [tuple(found[c]) for c in sorted(found)]
+
     def store(self, points: Sequence[Point], values: Sequence[IrValue]) -> None:
         """One value per point."""
         em, places = self.em, self.domain.places

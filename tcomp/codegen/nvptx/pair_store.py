@@ -39,6 +39,10 @@ class PairStore:
         self.width = layout.width // target.buffer.dtype.bytes
         """columns of a panel"""
 
+    def parts(self, points: Sequence[Point]) -> list[Sequence[Point]]:
+        """All points at once."""
+        return [points]
+
     def store(self, points: Sequence[Point], values: Sequence[IrValue]) -> None:
         """One value per point."""
         em, places = self.em, self.domain.places

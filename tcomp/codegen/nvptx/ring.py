@@ -171,8 +171,12 @@ class Ring:
 
     def released(self) -> None:
         """This thread, the copy's only reader, has read it."""
-        self._arrive(self._at(self.reading.slot, self.stages))
+        self.freed(self.reading.slot)
         self.reading.advance()
+
+    def freed(self, slot: Int) -> None:
+        """This thread, one of those that the copy waits for, knows that it may be filled again."""
+        self._arrive(self._at(slot, self.stages))
 
     def _by_warp(self, place: IrValue) -> None:
         """One arrival for the warp, when all its threads have come here."""

@@ -58,6 +58,13 @@ class Roles:
         inside = em.here().and_(warp, em.i64(3))
         em.when(em.here().icmp_signed("==", inside, em.i64(0)), lambda: em.when(elected(em), body))
 
+    def leaders(self, groups: int, body: Callable[[], None]) -> None:
+        """Let one thread of each of so many groups of warps do it: of each warpgroup, or of all warps."""
+        if groups > 1:
+            self.group_leader(body)
+        else:
+            self.leader(body)
+
     def apart(
         self,
         producer: Producer,

@@ -1,4 +1,4 @@
-"""Pipe loops whose tiles the copy engine fills, and tiles that it fills on their own.
+"""Pipe loops whose tiles the copy engine fills.
 
     all threads do everything                     roles apart (`Roles`)
     issue the copies of the first turns           producer: each turn: issue its copies (deliverer: take its results)
@@ -32,7 +32,7 @@ from tcomp.codegen.nvptx.plan import accesses_of
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator
 from tcomp.ir.pairs import of_second, paired
-from tcomp.ir.tile import Compute, Loop, Pack, Unpack
+from tcomp.ir.tile import Compute, Loop, Unpack
 
 if TYPE_CHECKING:
     from tcomp.codegen.nvptx.phase import PhaseGenerator
@@ -375,42 +375,3 @@ class TensorPipe:
             tensor_copy.issue(self.em, self.scope, p, copies.map_address(p), to, full, copies.share(p))
         self.phase.unbind(self.loop.variable)
         ring.filling.advance()
-
-
-class TensorTile:
-    """A tile that is filled where its Pack stands and released at the end of the statements around it."""
-
-    def __init__(self, phase: PhaseGenerator, pack: Pack, ring: Ring, repeated: bool) -> None:
-        self.phase, self.pack, self.ring, self.repeated = phase, pack, ring, repeated
-        self.slot: Int = 0
-        self.root = phase.scope.roots[pack.buffer]
-
-    def fill(self) -> None:
-        if self.phase.roles.now == "producer":
-            self._copy()
-        else:
-            if self.phase.roles.now == "all":
-                self.phase.roles.leader(self._copy)
-            self.ring.others(1, before=True)
-            self.slot = self.ring.wait_full()
-            phase, name = self.phase, self.pack.buffer
-            begins = phase.scope.roots[name] = tensor_copy.begins_at(phase.em, phase.scope, self.pack, self.root)
-            if begins is not self.root:
-                phase.scope.levels[name] = phase.em.depth
-
-    def release(self) -> None:
-        if self.repeated and self.phase.roles.computing:
-            self.ring.release(self.slot)
-            self.ring.reading.advance()
-            self.ring.others(1, before=False)
-
-    def _copy(self) -> None:
-        phase = self.phase
-        size = tensor_copy.copied_bytes(self.pack, phase.scope.buffers)
-        slot, full = self.ring.announce(size, self.repeated)
-        to = self.root
-        if phase.em.sides > 1:
-            place = phase.em.mul(slot, phase.layout.own[self.pack.buffer])
-            to = phase.em.here().gep(to, [phase.em.i64(place)], source_etype=I8)
-        tensor_copy.issue(phase.em, phase.scope, self.pack, phase.copies.map_address(self.pack), to, full)
-        self.ring.filling.advance()

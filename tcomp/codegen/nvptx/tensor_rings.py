@@ -15,7 +15,7 @@ from tcomp.codegen.nvptx.layout import handed_over, last_turns, leading_packs, r
 from tcomp.codegen.nvptx.phase_facts import repeated_in
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.tensor_copy import Share, map_of, map_of_result
-from tcomp.codegen.nvptx.tensor_pipe import TensorTile
+from tcomp.codegen.nvptx.tensor_tile import TensorTile
 from tcomp.ir.multicast import shared_packs
 from tcomp.ir.tile import Compute, Loop, Pack, Statement, Unpack
 
@@ -46,6 +46,8 @@ class TensorRings:
         found = list(rings_of(phase))
         written = {s.target.tensor for s in statements_in(phase) if isinstance(s, Compute)}
         repeated = repeated_in(phase, generator.kernel.order.persistent)
+        unpacks = [s for s in statements_in(phase) if isinstance(s, Unpack)]
+        delivered = {self.buffers[u.buffer].inside: u.groups for u in unpacks}
         for node, stages in found:
             packs = leading_packs(node) if isinstance(node, Loop) else (node,)
             _check_packs(packs, written)
@@ -53,9 +55,10 @@ class TensorRings:
             place = b.gep(shared, [ir.Constant(I32, generator.layout.rings[id(node)])], source_etype=I8)
             peers = self.cluster.blocks if self.cluster and any(id(p) in self.shared for p in packs) else 1
             stages = ring_copies(node, stages, em.sides)
-            ring = self.rings[id(node)] = Ring(em, place, stages, em.threads.warps, peers)
+            leaders = delivered.get(node.buffer, 0) if isinstance(node, Pack) else 0
+            ring = self.rings[id(node)] = Ring(em, place, stages, leaders or em.threads.warps, peers)
             if isinstance(node, Pack):
-                self.tiles[id(node)] = TensorTile(generator, node, ring, id(node) in repeated)
+                self.tiles[id(node)] = TensorTile(generator, node, ring, id(node) in repeated, leaders)
         for unpack in handed_over(phase, generator.kernel):
             place = em.at(0).gep(shared, [ir.Constant(I32, generator.layout.rings[id(unpack)])], source_etype=I8)
             self.handed[unpack.buffer] = Ring(em, place, 1, 1, fillers=em.threads.warps)

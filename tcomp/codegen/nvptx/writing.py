@@ -26,7 +26,7 @@ from tcomp.dsl.ast import DType, accesses_in
 from tcomp.ir.tile import Compute, Scope
 
 _ATOMIC = {DType.F32: ("f32", "f"), DType.F64: ("f64", "d"), DType.I32: ("u32", "r")}
-Points = Sequence[dict[str, int]]
+Points = Sequence[Point]
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,36 @@ class Writer:
             self.write(points, [self._fused(value, p, guard) for p in points], guard, accumulate=False)
             return
         if self.node.distinct:
-            values = [self._value(value, p, guard) for p in points]
-            if self.reads_neighbours(points):
-                self.em.barrier()
-            self.write(points, values, guard)
+            before = None
+            for part in self._parts(points, guard):
+                values = [self._value(value, p, guard) for p in part]
+                if self.reads_neighbours(points):
+                    self.em.barrier()
+                if before is not None:
+                    self.write(*before, guard)
+                before = part, values
+            if before is not None:
+                self.write(*before, guard)
             return
         for group in self._groups(points, guard):
             members = [points[i] for i in group.members]
             self.write(members, [self._value(value, p, guard) for p in members], guard)
 
+    def _parts(self, points: Points, guard: Node | None) -> list[Points]:
+        """The points in the order in which they are computed and written, a part while the next is computed. In an
+        operand's place (`Buffer.inside`) a warp's squares, two that share their columns: what all of them read would
+        take registers. Other points are all computed first."""
+        store = None
+        if self.target.buffer.inside and guard is None and not self.reads_neighbours(points):
+            store = accumulator_store(self.domain, self.target, points)
+        return [points] if store is None else store.parts(points)
+
     def reads_neighbours(self, points: Points) -> bool:
         """Does a thread read, in place of values that it does not have, shared elements that a neighbour writes?"""
+        places = {self.target.buffer.name, self.target.buffer.inside}
         return (
             self.target.buffer.scope is Scope.SHARED
-            and any(a.tensor == self.target.buffer.name for a in accesses_in(self.node.value))
+            and any(a.tensor in places for a in accesses_in(self.node.value))
             and any(self.domain.mask(p) is not None for p in points)
         )
 
