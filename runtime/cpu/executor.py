@@ -100,7 +100,8 @@ class CpuExecutor(HostExecutor):
         """As elsewhere. What memory binds of the update is left to the next run, where there is a thread for it."""
         team = self._ready()
         if self._whole is None:
-            self._whole = _Whole(self)
+            sizes = {name: k.team_bytes for name, k in self.kernels.items()}
+            self._whole = _Whole(self._step, self._arena, self._addresses, sizes)
         self._behind(team, self._whole.native(program, self._pending, True))
         self._whole.copy_scalars()
         self._pending = True
@@ -199,13 +200,14 @@ class _Whole:
     """Steps that overlap (`whole_steps.py`), with memory of their own: scalars copied, and what the phases of the
     update's launches share."""
 
-    def __init__(self, executor: CpuExecutor) -> None:
-        step, self._executor = executor.step, executor
+    def __init__(
+        self, step: Step, arena: Region, addresses: dict[str, tuple[int, ...]], team_bytes: dict[str, int]
+    ) -> None:
         kernels = [step.kernels[x.kernel] for x in step.programs["update"]]
-        sizes = [-(-executor.kernels[x.kernel].team_bytes // SHADOW) * SHADOW for x in step.programs["update"]]
+        sizes = [-(-team_bytes[x.kernel] // SHADOW) * SHADOW for x in step.programs["update"]]
         scalars = SHADOW * sum(not o.shape for k in kernels for o in k.operands)
         self._memory = Region(scalars + sum(sizes), "update")
-        self._arena = executor._arena
+        self._arena, self._addresses = arena, addresses
         self.steps = WholeSteps(step, self._memory.address - self._arena.address)
         self._regions = list(accumulate(sizes, initial=self._memory.address + scalars))
         self._programs: dict[tuple[str, bool, bool], NativeProgram] = {}
@@ -226,7 +228,7 @@ class _Whole:
     def _native(self, program: Program) -> NativeProgram:
         def native(e: Entry) -> Native:
             team = self._regions[e.region] if e.region >= 0 else 0
-            address = self._executor._addresses[e.launch.kernel][e.phase]
+            address = self._addresses[e.launch.kernel][e.phase]
             return Native(address, e.launch.offsets, team, e.parts, e.first, e.last, e.needs)
 
         return native_program([native(e) for e in program.entries], [native(e) for e in program.side], program.fork)
