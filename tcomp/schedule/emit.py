@@ -278,12 +278,9 @@ class Emitter:
         )
         if tiled:
             factor = self.temporary(f"{key_write.tensor}.rescale", rows, env)
-            out.append(self.compute(leaf, factor, form.weight(key_write, best), rows, (), env))
+            out.append(self.compute(leaf, factor, self.weight(form, key_write, best), rows, (), env))
             out.append(self.compute(leaf, key_write, best, rows, (), env))
-        weight: Expr = form.weight(value.key, best)
-        if self.needs is None:
-            # (On a GPU. Weights are at most 1: those whose large exponents lose bits count for little.)
-            weight = by_exp2(weight)
+        weight = self.weight(form, value.key, best)
         if value.guard is not None:
             weight = Call("select", (value.guard, weight, Num(0.0)))
         if len(field_writes) > 1 or any(set(self.axes_of(w)) - set(rows) for w in field_writes):
@@ -301,6 +298,12 @@ class Emitter:
             region = self.region(leaf, conjuncts(value.guard))
             out.append(self.compute(leaf, w, product, axes, leaf.reduced, env, "sum", accumulate=tiled, region=region))
         return out
+
+    def weight(self, form: RescaledSum, key: Expr, joint: Expr) -> Expr:
+        """What a value or a partial sum of that key counts for. (On a GPU by exp2. Weights are at most 1: those whose
+        large exponents lose bits count for little.)"""
+        weight = form.weight(key, joint)
+        return by_exp2(weight) if self.needs is None else weight
 
     def temporary(self, name: str, axes: tuple[str, ...], env: Env) -> Access:
         """A scratch tile over these axes, private to one turn of the loops around."""

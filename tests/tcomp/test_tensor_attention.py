@@ -98,12 +98,13 @@ def test_no_tensor_of_scores_is_planned() -> None:
         assert words == {"dQKV.0.turns": rows // 64}
 
 
-def test_one_exponential_a_weight() -> None:
+def test_one_exponential_a_weight_and_one_a_row_for_sums_of_other_maxima() -> None:
     (kernel,) = kernels("sm_80", False)
     ptx = compile_kernel(kernel, machine_for_target("sm_80")).ptx
-    weights = 64 * 64 // 128  # of a tile, per thread
+    weights, rows = 64 * 64 // 128, 2  # of a tile, per thread
     # The tile's code is there with and without the test of its points.
-    assert ptx.count("ex2.approx.ftz.f32") == 2 * weights
+    assert ptx.count("ex2.approx.ftz.f32") == 2 * (weights + rows)
+    assert "ex2.approx.f32" not in ptx
 
 
 # ------------------------------------------------------------------------------------------- results and machine code
@@ -375,6 +376,12 @@ def test_exp_of_a_scaled_difference_becomes_one_multiply_add() -> None:
     assert isinstance(difference, Binary) and difference.op == "-"
     assert difference.left == Binary("*", a, Num(0.125 * 1.4426950408889634))
     assert difference.right == Binary("*", m, Num(1.4426950408889634))
+
+
+def test_exp_of_a_difference_without_a_factor_is_one_where_there_is_none() -> None:
+    old, new = Access("m", ()), Access("m.new", ())
+    scaled = by_exp2(Call("exp", (Binary("-", old, new),)))
+    assert scaled == Call("exp2", (Binary("*", Binary("-", old, new), Num(1.4426950408889634)),))
 
 
 def causal(value: Expr, guard: Expr | None) -> Compute:

@@ -17,7 +17,8 @@ from tcomp.codegen.nvptx.join import Joiner
 from tcomp.codegen.nvptx.layout import leading_packs, statements_in
 from tcomp.codegen.nvptx.phase_facts import asynchronous
 from tcomp.codegen.nvptx.plan import accesses_of, joins_warps, sharing_of
-from tcomp.dsl.ast import DType, Num
+from tcomp.dsl.ast import Access, Binary, DType, Num
+from tcomp.ir.pairs import paired
 from tcomp.ir.reducers import IDENTITY, identity
 from tcomp.ir.tile import Compute, Loop, Scope, Statement
 
@@ -44,11 +45,12 @@ def sums_beside(loop: Loop, scope: GpuScope) -> list[Compute]:
 
 def joined_behind(phase: Sequence[Statement], scope: GpuScope) -> frozenset[int]:
     """Numbers of the sums of which each lane keeps its own part as long as the loop around runs: they begin before it,
-    stay in registers, and nothing else in it touches them. Their lanes are joined once, behind the loop."""
+    stay in registers, and nothing else in it touches them but to scale them. Their lanes are joined once, behind the
+    loop."""
     found: set[int] = set()
     for body in (phase, *(s.body for s in statements_in(phase) if isinstance(s, Loop))):
         for i, loop in enumerate(body):
-            if not isinstance(loop, Loop) or loop.level not in ("seq", "pipe"):
+            if not isinstance(loop, Loop) or loop.level not in ("seq", "pipe") or paired(loop) is not None:
                 continue
             inside = [s for s in statements_in(loop.body) if isinstance(s, Compute)]
             for s in loop.body:
@@ -61,9 +63,26 @@ def _keeps_parts(s: Compute, inside: Sequence[Compute], scope: GpuScope) -> bool
     buffer = scope.buffers[s.target.tensor]
     joined = sharing_of(s, scope.threads).reduced
     lanes = bool(joined) and all(d.startswith("lane") for d in joined)
-    alone = all(x is s or s.target.tensor not in {a.tensor for a in accesses_of(x)} for x in inside)
+    meet = [x for x in inside if x is not s and s.target.tensor in {a.tensor for a in accesses_of(x)}]
+    alone = all(s.reducer == "sum" and _scales(x, s.target.tensor, scope) for x in meet)
     plain = s.accumulate and s.reducer in IDENTITY and not s.instruction and buffer.dtype.bytes >= 4
     return lanes and alone and plain and buffer.scope is Scope.REGISTERS
+
+
+def _scales(x: Compute, tensor: str, scope: GpuScope) -> bool:
+    """Does the Compute multiply the tensor's elements by factors of their own, as threads hold them? (A factor times a
+    sum is the sum of the parts times the factor.)"""
+    if x.reduced or x.accumulate or x.guard is not None or x.only is not None or x.target.tensor != tensor:
+        return False
+    match x.value:
+        case Binary("*", Access() as a, Access() as b):
+            factor = b if a == x.target else a if b == x.target else None
+            return (
+                factor is not None
+                and factor.tensor != tensor
+                and (scope.buffers[factor.tensor].scope is Scope.REGISTERS)
+            )
+    return False
 
 
 def _begins(s: Compute, before: Sequence[Statement], scope: GpuScope) -> bool:

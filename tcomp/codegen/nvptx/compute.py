@@ -36,12 +36,14 @@ from tcomp.codegen.nvptx.phase_facts import pads
 from tcomp.codegen.nvptx.plan import accesses_of, plan_of, sharing_of
 from tcomp.codegen.nvptx.rounded import NARROW, for_narrow
 from tcomp.codegen.nvptx.scan import can_scan, scan
-from tcomp.codegen.nvptx.turns import Walker
+from tcomp.codegen.nvptx.turns import Walker, turns_of
 from tcomp.codegen.nvptx.writing import Writer
 from tcomp.dsl.ast import Access, Expr
 from tcomp.ir.reducers import identity
 from tcomp.ir.tile import Axis, Buffer, Compute, Scope
 
+Parts = list[IrValue | None]
+"""Accumulators; None: one that nothing has come to"""
 _SEPARATE = 4
 """accumulators per thread below which several are kept for one point, to hide latency"""
 
@@ -58,29 +60,44 @@ class ComputeGenerator:
         self.reducer = node.reducer or "sum"
         self.spans: dict[str, Span] = {}
 
-    def generate(self) -> None:
-        """Emit the whole Compute; nothing happens when a parallel axis is empty (a reduction still writes)."""
+    def generate(self, whole: bool | None = None) -> None:
+        """Emit the whole Compute; nothing happens when a parallel axis is empty (a reduction still writes). `whole`
+        says which of the two pieces of code is wanted that `whole()` tells apart; None: both, and the test."""
         em = self.em
         if any(surely_empty(a, self.scope) for a in self.parallel):
             return
         with em.frame():
-            em.here()
-            self.spans = {a.name: span_of(em, a, self.scope) for a in self.compute.axes}
-            unsure = [self.spans[a.name] for a in self.parallel if (self.spans[a.name].known.lo or 0) <= 0]
-            if self._surplus():
-                self.spans = {
-                    n: replace(s, length=a.block, known=Known.exact(a.block))
-                    for a in self.compute.axes
-                    for n, s in [(a.name, self.spans[a.name])]
-                }
+            unsure = self._enter()
             if not unsure:
-                self._checked()
+                self._checked(whole)
                 return
             b = em.here()
             some: IrValue = ir.Constant(I1, 1)
             for s in unsure:
                 some = b.and_(some, b.icmp_signed(">", em.i64(s.length), em.i64(0)))
-            em.when(some, self._checked)
+            em.when(some, lambda: self._checked(whole))
+
+    def whole(self) -> IrValue | None:
+        """Is the tile whole, and do its conditions hold all over it? None where that is no question."""
+        if any(surely_empty(a, self.scope) for a in self.parallel):
+            return None
+        self._enter()
+        unsure, held = self._tested()
+        return self._whole(unsure, held)[0] if unsure or held else None
+
+    def _enter(self) -> list[Span]:
+        """Find the axes' spans; gives those of parallel axes that may be empty."""
+        em = self.em
+        em.here()
+        self.spans = {a.name: span_of(em, a, self.scope) for a in self.compute.axes}
+        unsure = [self.spans[a.name] for a in self.parallel if (self.spans[a.name].known.lo or 0) <= 0]
+        if self._surplus():
+            self.spans = {
+                n: replace(s, length=a.block, known=Known.exact(a.block))
+                for a in self.compute.axes
+                for n, s in [(a.name, self.spans[a.name])]
+            }
+        return unsure
 
     def _surplus(self) -> bool:
         """May points past the axes' ends be computed as well: all that they read is there, and the copy engine leaves
@@ -97,16 +114,17 @@ class ComputeGenerator:
 
         return all(there(a) for a in accesses_of(node))
 
-    def _checked(self) -> None:
-        """One copy of the code where all is known, else one for whole blocks and one for cut ones."""
-        em = self.em
-        unsure = [a for a in self.compute.axes if not isinstance(self.spans[a.name].length, int)
-                  and self.spans[a.name].known.hi == a.block and self._worth_testing(a)]  # fmt: skip
+    def _tested(self) -> tuple[list[Axis], list[Expr]]:
+        """The axes of which it is asked whether they fill the block, and the conditions, whether they hold all over."""
         node = self.compute
+        unsure = [a for a in node.axes if not isinstance(self.spans[a.name].length, int)
+                  and self.spans[a.name].known.hi == a.block and self._worth_testing(a)]  # fmt: skip
         held = [e for e in conditions(node) if any(self.plan.unrolled(a.name) for a in node.axes)]
-        if not unsure and not held:
-            self._tiles(self.spans, node.value, node.guard)
-            return
+        return unsure, held
+
+    def _whole(self, unsure: list[Axis], held: list[Expr]) -> tuple[IrValue, dict[str, Span]]:
+        """The answer, and the spans where it is yes."""
+        em = self.em
         b = em.here()
         whole: IrValue = ir.Constant(I1, 1)
         spans = dict(self.spans)
@@ -117,12 +135,28 @@ class ComputeGenerator:
         for e in held:
             here = guards.holds(em, self.scope, e, self.spans)
             whole = em.here().and_(whole, here)
+        return whole, spans
+
+    def _checked(self, decided: bool | None) -> None:
+        """One copy of the code where all is known, else one for whole blocks and one for cut ones."""
+        node = self.compute
+        unsure, held = self._tested()
+        if not unsure and not held:
+            self._tiles(self.spans, node.value, node.guard)
+            return
+        whole, spans = self._whole(unsure, held)
         value, guard = without(node.value, held), remaining(node.guard, held)
-        em.either(
-            whole,
-            lambda: self._tiles(spans, value, guard),
-            lambda: self._tiles(self.spans, node.value, node.guard),
-        )
+
+        def clean() -> None:
+            self._tiles(spans, value, guard)
+
+        def cut() -> None:
+            self._tiles(self.spans, node.value, node.guard)
+
+        if decided is None:
+            self.em.either(whole, clean, cut)
+        else:
+            (clean if decided else cut)()
 
     def _worth_testing(self, axis: Axis) -> bool:
         """Loops of turns check their own ends; positions need the test."""
@@ -220,13 +254,16 @@ class ComputeGenerator:
             return
         count = self._separate(len(points))
         first = ir.Constant(scalar_type(self.kind), identity(self.reducer, self.kind == "int"))
-        start = [first] * (len(points) * count)
+        # (Where all steps are written out each accumulator begins as the first value that comes to it.)
+        written_out = all(self.plan.unrolled(a.name) for a in self.reduced)
+        start: Parts = [None if written_out else first] * (len(points) * count)
         kept = self._kept() and self.scale is None
         if kept:
             start[::count] = [self.writer.old(p) for p in points]
         accumulators = self._reduce(0, points, count, start)
         self.em.here()
-        results = [self._merge(accumulators[p * count : (p + 1) * count]) for p in range(len(points))]
+        parts = [accumulators[p * count : (p + 1) * count] for p in range(len(points))]
+        results = [self._merge([x for x in own if x is not None] or [first]) for own in parts]
         if self.joins:
             results = self.joiner.join(results)
         if self.scale is not None:
@@ -245,12 +282,10 @@ class ComputeGenerator:
 
     def _separate(self, points: int) -> int:
         """Accumulators per point."""
-        steps = 1
-        for a in self.reduced:
-            steps *= self.plan.turns[a.name] or 1
+        steps = math.prod(self.plan.turns[a.name] or turns_of(a).values for a in self.reduced)
         return max(1, min(_SEPARATE // points, steps)) if points < _SEPARATE else 1
 
-    def _reduce(self, i: int, points: list[dict[str, int]], count: int, acc: list[IrValue]) -> list[IrValue]:
+    def _reduce(self, i: int, points: list[dict[str, int]], count: int, acc: Parts) -> Parts:
         """The loops of the reduced axes from the i-th inward; gives the accumulators after them."""
         if i == len(self.reduced):
             return self._accumulate(points, count, acc)
@@ -260,11 +295,13 @@ class ComputeGenerator:
         if self.plan.unrolled(axis.name):
             self.walker.unrolled(axis)
             return self._reduce(i + 1, points, count, acc)
-        return self.walker.looped(
-            axis, self.plan.turns[axis.name], acc, lambda carried: self._reduce(i + 1, points, count, carried)
-        )
 
-    def _accumulate(self, points: list[dict[str, int]], count: int, acc: list[IrValue]) -> list[IrValue]:
+        def body(carried: list[IrValue]) -> list[IrValue]:
+            return _all_there(self._reduce(i + 1, points, count, list(carried)))
+
+        return list(self.walker.looped(axis, self.plan.turns[axis.name], _all_there(acc), body))
+
+    def _accumulate(self, points: list[dict[str, int]], count: int, acc: Parts) -> Parts:
         """One step of the reduction at every point of the tile."""
         acc = list(acc)
         for s, step in enumerate(self._points(self.reduced)):
@@ -273,7 +310,8 @@ class ComputeGenerator:
                 acc[k] = self._step(acc[k], {**point, **step})
         return acc
 
-    def _step(self, acc: IrValue, point: Point) -> IrValue:
+    def _step(self, acc: IrValue | None, point: Point) -> IrValue:
+        """The accumulator with the value at a point; None: it has none yet."""
         ev, em = self.evaluator, self.em
         condition = self.domain.mask(point, frozenset(a.name for a in self.reduced))
         if self.guard is not None:
@@ -281,15 +319,19 @@ class ComputeGenerator:
             condition = wanted if condition is None else em.here().and_(condition, wanted)
         factors = self.value.args if self.value.op == "mul" else None
         guard = self.guard if self.value.unsafe else None
-        if self.reducer == "sum" and factors and self.kind != "int":
+        if self.reducer == "sum" and factors and self.kind != "int" and acc is not None:
             x, y = (ev.value(f, point, guard) for f in factors)
             em.here()
             new = em.intrinsic("llvm.fma", acc.type, [x, y, acc], [acc.type])
         else:
             value = ev.value(self.value, point, guard)
             em.here()
-            new = combine(em, self.reducer, self.kind, acc, value)
-        return new if condition is None else em.builder.select(condition, new, acc)
+            new = value if acc is None else combine(em, self.reducer, self.kind, acc, value)
+        if condition is None:
+            return new
+        if acc is None:
+            acc = ir.Constant(new.type, identity(self.reducer, self.kind == "int"))
+        return em.builder.select(condition, new, acc)
 
     def _merge(self, parts: list[IrValue]) -> IrValue:
         """Accumulators of one point as one, pairwise."""
@@ -298,6 +340,13 @@ class ComputeGenerator:
                      for i in range(0, len(parts) - 1, 2)]  # fmt: skip
             parts = pairs + parts[len(pairs) * 2 :]
         return parts[0]
+
+
+def _all_there(parts: Parts) -> list[IrValue]:
+    """The accumulators that a loop carries, which have begun before it."""
+    found = [p for p in parts if p is not None]
+    assert len(found) == len(parts)
+    return found
 
 
 def clear(em: GpuEmitter, scope: GpuScope, buffer: Buffer) -> None:

@@ -97,6 +97,10 @@ class Groups:
         target = generator.node.target.tensor
         self.pending.append(Group(target, tuple(generator.slots()), generator.tiles(), late=True))
 
+    def concerns(self, touched: Set[str]) -> bool:
+        """Would `before` have something to wait for?"""
+        return self._concerned(touched) > 0
+
     def _concerned(self, touched: Set[str]) -> int:
         """How many of the oldest groups must end before these buffers are touched; at least 1 for late ones."""
         late = any(p.generator.node.target.tensor in touched for p in self.postponed)

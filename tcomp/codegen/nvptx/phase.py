@@ -51,6 +51,7 @@ from tcomp.codegen.nvptx.pipe import PipeGenerator
 from tcomp.codegen.nvptx.plan import accesses_of
 from tcomp.codegen.nvptx.register_tiles import give_registers, give_second
 from tcomp.codegen.nvptx.roles import Roles
+from tcomp.codegen.nvptx.runs import run_of, write_run
 from tcomp.codegen.nvptx.sync import Planner
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe
 from tcomp.codegen.nvptx.tensor_rings import TensorRings
@@ -279,8 +280,9 @@ class PhaseGenerator:
     def statements(self, body: Sequence[Statement], path: tuple[int, ...], skip: int = 0, running: int = 0) -> None:
         """Emit statements of a body, from number `skip` on. So many of the newest asynchronous products go on after
         them."""
+        done = skip
         for i, s in enumerate(body):
-            if i < skip:
+            if i < done:
                 continue
             at = (*path, i)
             if not self.roles.computing and not self._concerns(s):
@@ -295,6 +297,10 @@ class PhaseGenerator:
                 if at not in self.left:
                     self.deliveries.free_tiles(body[i:], self.inside)
                 self.em.barrier()
+            if run := run_of(self, body, i, path):
+                write_run(self.em, self.scope, run, self.joined_behind)
+                done = i + len(run)
+                continue
             match s:
                 case Compute():
                     alone = self.pipe is not None and body is self.pipe.loop.body and len(body) == skip + 1

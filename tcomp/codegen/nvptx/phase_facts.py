@@ -60,11 +60,11 @@ def pads(c: Compute, plan: Plan, buffers: Mapping[str, Buffer]) -> bool:
     return (
         math.prod(a.block for a in plan.parallel) == math.prod(tile.shape)
         and has_room(c.target, tile, {a.name: a for a in c.axes})
-        and all(divides_evenly(a) and (plan.unrolled(a.name) or _as_long_as_its_block(a)) for a in plan.parallel)
+        and all(divides_evenly(a) and (plan.unrolled(a.name) or as_long_as_its_block(a)) for a in plan.parallel)
     )
 
 
-def _as_long_as_its_block(axis: Axis) -> bool:
+def as_long_as_its_block(axis: Axis) -> bool:
     start, stop = affine_form(axis.start), affine_form(axis.stop)
     return start is not None and stop is not None and stop - start == Affine(constant=axis.block)
 

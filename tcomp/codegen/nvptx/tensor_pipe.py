@@ -353,16 +353,20 @@ class TensorPipe:
         return []
 
     def _fill_later(self, turn: Int, ahead: int) -> None:
-        """The copies of the turn that many steps later, if there is one, by one thread."""
-        em = self.em
+        """The copies of the turn that many steps later, if there is one, by one thread. (Its warp meets behind them:
+        the assembler else takes it for divided in the turns after, and keeps their addresses in ordinary registers.)"""
+        em, leader = self.em, self.phase.roles.leader
         em.here()
         later = em.add(turn, ahead * self.loop.step)
         if isinstance(later, int) and isinstance(self.stop, int):
-            if later < self.stop:
-                self.phase.roles.leader(lambda: self._fill(later))
-            return
-        more = em.here().icmp_signed("<", em.i64(later), em.i64(self.stop))
-        em.when(more, lambda: self.phase.roles.leader(lambda: self._fill(later)))
+            if later >= self.stop:
+                return
+            leader(lambda: self._fill(later))
+        else:
+            more = em.here().icmp_signed("<", em.i64(later), em.i64(self.stop))
+            em.when(more, lambda: leader(lambda: self._fill(later)))
+        em.here()
+        em.nvvm("bar.warp.sync", args=[em.i64(-1)])
 
     def _fill(self, turn: Int) -> None:
         ring = self.ring

@@ -1,0 +1,58 @@
+"""Computes in a row that share a test (`codegen/nvptx/runs.py`), sums whose parts are scaled in place, and descriptors
+that stay in uniform registers: what the loop of flash attention issues."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+
+from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.disassemble import disassemble
+from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.dsl.ast import DType
+from tcomp.dsl.load import load
+from tcomp.dsl.storage import bound
+from tcomp.machine.gpu import H100
+from tcomp.schedule.lower import lower
+
+COPIES = 4
+"""of a turn's code: the first turn apart from the others, and whole tiles apart from cut ones"""
+ROWS, WEIGHTS = 2, 32
+"""of a thread: two rows of 64 keys, shared by four lanes"""
+
+
+@cache
+def forward() -> str:
+    """PTX of causal attention at GPT-2's shape."""
+    module = load("models/ops/attention.tc")
+    op = bound(module.ops["attention"], DType.BF16)
+    (kernel,) = lower(op, module, {"B": 1, "T": 1024, "H": 1, "D": 64}, H100).kernels
+    return compile_kernel(kernel, H100).ptx
+
+
+def test_maxima_weights_and_their_sums_stand_in_one_piece_of_code() -> None:
+    pieces = re.split(r"^\$L__\w+:", forward(), flags=re.MULTILINE)
+    found = [p for p in pieces if p.count("ex2.approx.ftz.f32") == WEIGHTS + ROWS]
+    assert len(found) == COPIES
+    assert all(p.count("max.f32") >= WEIGHTS and p.count("add.rn.f32") >= WEIGHTS for p in found)
+
+
+def test_lanes_exchange_maxima_every_turn_and_sums_once() -> None:
+    assert forward().count("shfl.sync.bfly.b32") == 2 * ROWS * (COPIES + 1)
+
+
+def test_maxima_begin_as_the_first_of_their_values() -> None:
+    chains = [re.findall(r"max\.f32", p.split("shfl")[0]) for p in re.split(r"ex2\.approx", forward())]
+    assert max(len(c) for c in chains) == WEIGHTS - ROWS
+
+
+@pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")
+def test_descriptors_of_a_ring_stay_in_uniform_registers_beside_the_thread_that_fills_it() -> None:
+    lines = [x for x in disassemble(assemble(forward(), "sm_90a").cubin).splitlines() if ";" in x]
+    matrix = [i for i, x in enumerate(lines) if "HGMMA" in x]
+    assert len(matrix) == 4 + 8 + 4  # the first turn, the loop, the last product
+    turn = lines[matrix[4] - 25 : matrix[11]]
+    assert sum("R2UR" in x for x in turn) <= 4  # (of 16 that each would take)
