@@ -33,7 +33,7 @@ from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.evaluation import GpuEvaluator, GpuGraph, scalar_type, value_kind
 from tcomp.codegen.nvptx.join import Joiner, combine
 from tcomp.codegen.nvptx.phase_facts import pads
-from tcomp.codegen.nvptx.plan import accesses_of, plan_of, sharing_of
+from tcomp.codegen.nvptx.plan import accesses_of, joins_warps, plan_of, sharing_of
 from tcomp.codegen.nvptx.rounded import NARROW, for_narrow
 from tcomp.codegen.nvptx.scan import can_scan, scan
 from tcomp.codegen.nvptx.turns import Walker, turns_of
@@ -85,6 +85,11 @@ class ComputeGenerator:
         unsure, held = self._tested()
         return self._whole(unsure, held)[0] if unsure or held else None
 
+    def none(self, condition: Expr) -> IrValue:
+        """Does the condition hold nowhere in what the warp has of the tile?"""
+        self._enter()
+        return guards.fails(self.em, self.scope, condition, guards.of_warp(self.em, self.compute.axes, self.spans))
+
     def _enter(self) -> list[Span]:
         """Find the axes' spans; gives those of parallel axes that may be empty."""
         em = self.em
@@ -132,10 +137,15 @@ class ComputeGenerator:
             span = self.spans[a.name]
             whole = b.and_(whole, b.icmp_signed("==", em.i64(span.length), em.i64(a.block)))
             spans[a.name] = replace(span, length=a.block, known=Known.exact(a.block))
+        own = guards.of_warp(em, self.compute.axes, self.spans) if held and self._alone() else self.spans
         for e in held:
-            here = guards.holds(em, self.scope, e, self.spans)
+            here = guards.holds(em, self.scope, e, own)
             whole = em.here().and_(whole, here)
         return whole, spans
+
+    def _alone(self) -> bool:
+        """May each warp go its own way: are there no barriers in the code?"""
+        return self.scope.buffers[self.compute.target.tensor].scope is Scope.REGISTERS and not joins_warps(self.sharing)
 
     def _checked(self, decided: bool | None) -> None:
         """One copy of the code where all is known, else one for whole blocks and one for cut ones."""

@@ -13,15 +13,18 @@ units busy, one beside the other.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tcomp.codegen.cpu.conditions import conditions
+from tcomp.codegen.cpu.conditions import conditions, without
 from tcomp.codegen.nvptx.compute import ComputeGenerator
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.phase_facts import as_long_as_its_block, touched
 from tcomp.codegen.nvptx.plan import accesses_of, joins_warps, sharing_of
+from tcomp.dsl.ast import Access, Expr, Num, conjuncts
 from tcomp.ir.tile import Compute, Scope, Statement
+from tcomp.schedule.fold import product_factors
 
 if TYPE_CHECKING:
     from tcomp.codegen.nvptx.phase import PhaseGenerator
@@ -50,6 +53,22 @@ def write_run(em: GpuEmitter, scope: GpuScope, run: Sequence[Compute], parts: Co
         for s in run:
             ComputeGenerator(em, scope, s, id(s) not in parts).generate(whole)
 
+    def cut() -> None:
+        asked = {e: s for s in run for e in conditions(s)}
+        left = without_points(run, *asked) if len(asked) == 1 else None
+        if left is None:
+            each(False)
+            return
+        ((condition, one),) = asked.items()
+        with em.frame():
+            none = ComputeGenerator(em, scope, one).none(condition)
+
+            def rest() -> None:
+                for original, s in left:
+                    ComputeGenerator(em, scope, s, id(original) not in parts).generate()
+
+            em.either(none, rest, lambda: each(False))
+
     with em.frame():
         em.here()
         whole = None
@@ -60,7 +79,34 @@ def write_run(em: GpuEmitter, scope: GpuScope, run: Sequence[Compute], parts: Co
         if whole is None:
             each(True)
         else:
-            em.either(whole, lambda: each(True), lambda: each(False))
+            em.either(whole, lambda: each(True), cut)
+
+
+def without_points(run: Sequence[Compute], condition: Expr) -> list[tuple[Compute, Compute]] | None:
+    """What is left to do where the condition holds at no point of the tile, each with the Compute that it comes from:
+    sums and maxima that it guards stay as they are, and so do sums of what it makes zero. None where a result that
+    begins here would be left without a value."""
+    zeros: set[str] = set()
+    left: list[tuple[Compute, Compute]] = []
+    for s in run:
+        value = without(s.value, (), (condition,))
+        zero = (isinstance(value, Num) and value.value == 0) or (
+            bool(s.reduced) and any(_is_of(f, zeros) for f in product_factors(value))
+        )
+        if condition in conjuncts(s.guard) or (zero and s.reduced and s.reducer == "sum"):
+            if not s.accumulate:
+                return None
+            continue
+        if zero and not s.reduced and not s.accumulate:
+            zeros.add(s.target.tensor)
+        else:
+            zeros.discard(s.target.tensor)
+        left.append((s, replace(s, value=value)))
+    return left
+
+
+def _is_of(e: Expr, tensors: set[str]) -> bool:
+    return isinstance(e, Access) and e.tensor in tensors
 
 
 def _tested(s: Compute) -> bool:

@@ -4,6 +4,7 @@ that stay in uniform registers: what the loop of flash attention issues."""
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -11,10 +12,13 @@ import pytest
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.disassemble import disassemble
+from tcomp.codegen.nvptx.layout import statements_in
+from tcomp.codegen.nvptx.runs import without_points
 from tcomp.codegen.nvptx.tools import cuda_tool
-from tcomp.dsl.ast import DType
+from tcomp.dsl.ast import DType, Num
 from tcomp.dsl.load import load
 from tcomp.dsl.storage import bound
+from tcomp.ir.tile import Compute, Kernel, Loop
 from tcomp.machine.gpu import H100
 from tcomp.schedule.lower import lower
 
@@ -25,11 +29,23 @@ ROWS, WEIGHTS = 2, 32
 
 
 @cache
-def forward() -> str:
-    """PTX of causal attention at GPT-2's shape."""
+def causal_kernel() -> tuple[Kernel, ...]:
+    """Causal attention at GPT-2's shape."""
     module = load("models/ops/attention.tc")
     op = bound(module.ops["attention"], DType.BF16)
-    (kernel,) = lower(op, module, {"B": 1, "T": 1024, "H": 1, "D": 64}, H100).kernels
+    return lower(op, module, {"B": 1, "T": 1024, "H": 1, "D": 64}, H100).kernels
+
+
+def in_the_loop() -> list[Compute]:
+    (kernel,) = causal_kernel()
+    (loop,) = (s for phase in kernel.phases for s in statements_in(phase) if isinstance(s, Loop) and s.level == "pipe")
+    return [s for s in loop.body if isinstance(s, Compute)]
+
+
+@cache
+def forward() -> str:
+    """Its PTX."""
+    (kernel,) = causal_kernel()
     return compile_kernel(kernel, H100).ptx
 
 
@@ -56,3 +72,19 @@ def test_descriptors_of_a_ring_stay_in_uniform_registers_beside_the_thread_that_
     assert len(matrix) == 4 + 8 + 4  # the first turn, the loop, the last product
     turn = lines[matrix[4] - 25 : matrix[11]]
     assert sum("R2UR" in x for x in turn) <= 4  # (of 16 that each would take)
+
+
+def test_where_no_key_counts_weights_are_zero_and_nothing_else_is_done() -> None:
+    turn = in_the_loop()
+    (maxima,) = (s for s in turn if s.reducer == "max")
+    assert maxima.guard is not None
+    left = without_points([s for s in turn if not s.instruction], maxima.guard)
+    assert left is not None and not any(s.reduced for s, _ in left)  # (neither the maxima nor the sums)
+    assert [new.value for _, new in left if new.target.tensor == "m.weight"] == [Num(0.0)]
+    assert all(new is s or new == s for s, new in left if s.target.tensor != "m.weight")
+
+
+def test_a_result_that_begins_under_the_condition_is_not_left_out() -> None:
+    (maxima,) = (s for s in in_the_loop() if s.reducer == "max")
+    assert maxima.guard is not None
+    assert without_points([replace(maxima, accumulate=False)], maxima.guard) is None
