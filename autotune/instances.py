@@ -20,6 +20,7 @@ from tcomp.grad.early import is_early
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.chunks import in_chunks
 from tcomp.model.graph import Node
+from tcomp.model.parts import with_parts
 from tcomp.model.programs import build_programs
 from tcomp.model.unroll import build_graph
 from tcomp.schedule.choose import choice_of, storage_of
@@ -81,12 +82,14 @@ def instances_of(module: Module, model: str, shape: StepShape, machine: Machine)
     `build_graph`."""
     sizes = {"B": shape.batch, "T": shape.length}
     overrides = dict(shape.overrides or {})
-    graph = in_chunks(build_graph(module, model, shape.config, sizes, overrides, shape.precision or None), module)
+    whole = build_graph(module, model, shape.config, sizes, overrides, shape.precision or None)
+    graph = in_chunks(with_parts(whole, module, machine), module)
     programs = build_programs(graph, module, True, shape.accumulation, targets=machine.targets)
     again = shape.accumulation - 1
-    nodes: list[tuple[Node, int]] = [(n, shape.accumulation) for n in programs.forward]
+    nodes: list[tuple[Node, int]] = [(n, 1 if n in programs.ahead else shape.accumulation) for n in programs.forward]
     nodes += [(n, 1) for n in programs.backward]
     if again:
+        nodes += [(n, again) for n in programs.forward_next if n in programs.ahead]
         nodes += [(n, again) for n in programs.backward_next]
     if programs.update is not None:
         nodes += [(n, 1) for n in programs.update.nodes]

@@ -6,8 +6,8 @@
     dlosses = mean.backward(..); dlogits = crossentropy.backward(..)        loss = mean(losses)
 
 What the incoming gradient follows from moves in front of the call. That is possible where it depends on nothing that
-the call or later ones compute, as for a mean of losses. Where it is not (logits made in chunks, results that others
-need), forward and backward stay apart.
+the call or later ones compute, as for a mean of losses. Where it is not (results that others need), forward and
+backward stay apart. What the backward alone would compute again (logits made in chunks) need not be, then.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ def at_once(forward: Nodes, backward: Nodes, module: Module) -> tuple[Nodes, Nod
 
 
 def _joined(node: Node, op: Op, forward: Nodes, backward: Nodes) -> tuple[Nodes, Nodes]:
-    own = [b for b in backward if _is_backward(b, node)]
+    copies = _copies(forward, backward)
+    own = [b for b in backward if _is_backward(b, node, copies)]
     others = [n for n in (*forward, *backward) if n is not node and n not in own]
     operands = {**own[0].operands, **node.operands} if own else {}
     given = {o.name for o in op.outputs}
     if len(own) != 1 or not _fits(op, operands) or any(p.inout for p in own[0].op.params):
         return forward, backward
-    lost = {operands[o.name].tensor for o in (*node.op.outputs, *own[0].op.outputs) if o.name not in given}
-    if lost & {v.tensor for n in others for v in n.operands.values()}:
+    lost = [operands[o.name] for o in (*node.op.outputs, *own[0].op.outputs) if o.name not in given]
+    if any(v.meets(w) for n in others for v in n.operands.values() for w in lost):
         return forward, backward
     at = forward.index(node)
     incoming = {operands[p.name].tensor for p in op.params if p.name not in node.operands}
@@ -55,15 +56,33 @@ def _joined(node: Node, op: Op, forward: Nodes, backward: Nodes) -> tuple[Nodes,
         label=node.label.replace(node.op.name, op.name, 1),
     )
     rest = tuple(b for b in backward if b is not own[0] and b not in moved)
-    return (*forward[:at], *moved, joined, *forward[at + 1 :]), rest
+    return (*forward[:at], *moved, joined, *forward[at + 1 :]), _without_unread(rest, copies)
 
 
-def _is_backward(b: Node, node: Node) -> bool:
-    """Is it the backward of this very call, and reads what the call reads (not a copy that is computed again)?"""
+def _without_unread(backward: Nodes, copies: dict[Tensor, Tensor]) -> Nodes:
+    """The backward nodes without those that compute again what nobody reads."""
+    read = {b.operands[p.name].tensor for b in backward for p in b.op.params}
+    unread = copies.keys() - read
+    made = {b: {b.operands[o.name].tensor for o in b.op.outputs} for b in backward}
+    return tuple(b for b in backward if not made[b] or not made[b] <= unread)
+
+
+def _copies(forward: Nodes, backward: Nodes) -> dict[Tensor, Tensor]:
+    """What the backward pass computes again -> the tensor of the forward pass."""
+    made = {(n.op.name, *(n.operands[p.name] for p in n.op.params)): n for n in forward}
+    found: dict[Tensor, Tensor] = {}
+    for b in backward:
+        n = made.get((b.op.name, *(b.operands[p.name] for p in b.op.params)))
+        if n is not None:
+            found |= {b.operands[o.name].tensor: n.operands[o.name].tensor for o in b.op.outputs}
+    return found
+
+
+def _is_backward(b: Node, node: Node, copies: dict[Tensor, Tensor]) -> bool:
+    """Is it the backward of this very call, and reads what the call reads, or a copy of it?"""
     same = [n for n in b.operands if n in node.operands]
-    return (
-        b.op.name == f"{node.op.name}.backward" and bool(same) and all(b.operands[n] == node.operands[n] for n in same)
-    )
+    operands = {n: v.of(copies.get(v.tensor, v.tensor)) for n, v in b.operands.items()}
+    return b.op.name == f"{node.op.name}.backward" and bool(same) and all(operands[n] == node.operands[n] for n in same)
 
 
 def _fits(op: Op, operands: dict[str, View]) -> bool:

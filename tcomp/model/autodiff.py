@@ -19,6 +19,7 @@ from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
 from tcomp.grad.accumulate import accumulating, held, largest, restricted
 from tcomp.model.again import again
+from tcomp.model.chunks import backward_order
 from tcomp.model.graph import Graph, Node, Tensor, View
 
 
@@ -121,7 +122,7 @@ class _Differentiation:
         loss = self.graph.loss
         assert loss is not None
         self.gradients[loss.tensor] = _Gradient(self.seed, True, [(0, 1)])
-        for node in reversed(self.graph.nodes):
+        for node in backward_order(self.graph.nodes):
             self.node(node)
         return tuple(self.nodes)
 

@@ -23,6 +23,7 @@ from tcomp.model.draft import Draft, Drafter
 from tcomp.model.graph import Graph, Tensor
 from tcomp.model.lowering import Lower, Lowered, Lowering
 from tcomp.model.needed import needed
+from tcomp.model.parts import with_parts
 from tcomp.model.plan import ProgramPlan, plan_program
 from tcomp.model.step import ParameterInit, Step
 from tcomp.model.unroll import build_graph
@@ -76,8 +77,6 @@ def build_step(
         if prefill is not None:
             other = build_graph(module, model_name, config, {**sizes, **prefill}, overrides, precision, True)
             begin = needed(other, logits=False)
-    if training and not keep_logits:
-        graph = in_chunks(graph, module)
     drafter = Drafter(
         module,
         machine,
@@ -88,6 +87,8 @@ def build_step(
         keep_logits,
         begin,
     )
+    if training and not keep_logits:
+        graph = in_chunks(with_parts(graph, module, machine, drafter.variants), module)
     budget = Budget(drafter, graph)
     if cheap and training:
         budget.save(cheap_price(machine, threads))
@@ -98,8 +99,8 @@ def build_step(
         raise _out_of_memory(total + draft.beside, memory_limit, draft, plans, recompute and training)
     bound = arena.raw_bytes + max(plan.lower_bound for plan in plans.values())
     placed = {n: arena.placed(launches[n], plans[n]) for n in launches}
-    if training:  # forward alone is the beginning of the first micro-batch, at the same addresses
-        placed["forward"] = placed["micro_first"][: draft.forward]
+    if training:  # forward alone is a part of the first micro-batch, at the same addresses
+        placed["forward"] = tuple(placed["micro_first"][i] for i in draft.forward)
     main = "micro_first" if training else "forward"
     positions, end = {main: 0}, len(launches[main])
     for name in (n for n in ("update", "prefill") if n in launches):

@@ -3,13 +3,15 @@
     logits = matmul(h, head) [chunks(2)]              z0 = matmul(h[rows 0..], head); losses[0..] = crossentropy(z0, ..)
     losses, _ = crossentropy(logits, targets)  -->    z1 = matmul(h[rows n..], head); losses[n..] = crossentropy(z1, ..)
 
-Backward runs chunk by chunk from the last, computing each part again, so one part and its gradient are alive at a time.
-The annotation asks for it; that the calls treat rows one by one is checked here. The sums of a weight's gradient over
-the rows are then added chunk by chunk: a difference of rounding only.
+Backward runs chunk by chunk from the first, computing each part again (unless its gradient is there at once,
+at_once.py and ahead.py), so one part and its gradient are alive at a time. The annotation asks for it; that the calls
+treat rows one by one is checked here. The sums of a weight's gradient over the rows are then added chunk by chunk: a
+difference of rounding only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Equation, Module, Name, Op, Reduction, accesses_in, names_in, walk
@@ -46,6 +48,19 @@ def in_chunks(graph: Graph, module: Module) -> Graph:
     return replace(graph, nodes=tuple(nodes), logits=whole)
 
 
+def backward_order(nodes: Sequence[Node]) -> list[Node]:
+    """Forward nodes in the order in which their backward runs: from the last to the first, but the parts of one split
+    from the first to the last."""
+    runs: list[list[Node]] = []
+    for node in nodes:
+        if node.part and runs and runs[-1][-1].part in (node.part, node.part - 1) and runs[-1][-1].part:
+            runs[-1].append(node)
+        else:
+            runs.append([node])
+    order = (sorted(run, key=lambda n: -n.part) for run in runs)
+    return [n for run in reversed([*order]) for n in reversed(run)]
+
+
 def _split(maker: Node, reader: Node, name: str, module: Module) -> list[Node]:
     """The maker and its reader in turn for each chunk of rows."""
     made, rows_made = row_operands(maker, maker.op.outputs[0].name, module)
@@ -65,18 +80,19 @@ def _split(maker: Node, reader: Node, name: str, module: Module) -> list[Node]:
         first = _rows(maker, made, start, rows) | {maker.op.outputs[0].name: part.whole()}
         second = _rows(reader, read, start, rows) | {name: part.whole()}
         label = f"chunk {i + 1} of {count}"
-        nodes.append(_part(maker, first, made, rows, label, frozenset({maker.op.outputs[0].name})))
-        nodes.append(_part(reader, second, read, rows, label, frozenset()))
+        nodes.append(_part(maker, first, made, rows, label, i + 1, frozenset({maker.op.outputs[0].name})))
+        nodes.append(_part(reader, second, read, rows, label, i + 1, frozenset()))
     return nodes
 
 
 def _part(
-    node: Node, operands: dict[str, View], names: set[str], rows: int, label: str, recompute: frozenset[str]
+    node: Node, operands: dict[str, View], names: set[str], rows: int, label: str, part: int, recompute: frozenset[str]
 ) -> Node:
     first = node.op.operand(next(iter(names)))
     assert first is not None and isinstance(first.shape[0], Name)
     dims = {**node.dims, first.shape[0].id: rows}
-    return replace(node, dims=dims, operands=operands, label=f"{node.label} ({label})", recompute=recompute, chunks=1)
+    label = f"{node.label} ({label})"
+    return replace(node, dims=dims, operands=operands, label=label, recompute=recompute, chunks=1, part=part)
 
 
 def _rows(node: Node, names: set[str], start: int, rows: int) -> dict[str, View]:

@@ -25,12 +25,13 @@ from tcomp.model.programs import Programs, build_programs
 
 @dataclass(frozen=True)
 class Draft:
-    """`launches` by program; the first `forward` of a micro-batch are its forward pass. `scratch` is per thread."""
+    """`launches` by program; those of a micro-batch at the positions `forward` are its forward pass alone. `scratch` is
+    per thread."""
 
     graph: Graph
     programs: Programs
     launches: dict[str, tuple[PlannedLaunch, ...]]
-    forward: int
+    forward: tuple[int, ...]
     arena: Arena
     kernels: dict[str, Kernel]
     scratch: int
@@ -77,7 +78,9 @@ class Drafter:
         p = build_programs(
             graph, self.module, self.training, self.accumulation, self.variants, targets=self.machine.targets
         )
-        forward = self.lowering.launches(p.forward)
+        by_node = [(n, self.lowering.node(n)) for n in p.forward]
+        forward = tuple(x for _, ls in by_node for x in ls)
+        in_backward = [n in p.ahead for n, ls in by_node for _ in ls]
         launches: dict[str, tuple[PlannedLaunch, ...]] = {}
         if self.training:
             launches["micro_first"] = forward + self.lowering.launches(p.backward)
@@ -94,7 +97,8 @@ class Drafter:
         kernels = {x.key: x.kernel for ls in launches.values() for x in ls}
         scratch = max((scratch_bytes(k, Scope.SCRATCH) for k in kernels.values()), default=0)
         team = team_bytes(kernels.values(), self.machine)
-        return Draft(graph, p, launches, len(forward), arena, kernels, scratch, team, self.threads)
+        alone = tuple(i for i, passed in enumerate(in_backward) if not passed)
+        return Draft(graph, p, launches, alone, arena, kernels, scratch, team, self.threads)
 
     def seconds(self, launches: Sequence[PlannedLaunch]) -> float:
         """Predicted time of the launches."""

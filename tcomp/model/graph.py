@@ -79,9 +79,10 @@ class Early:
 class Node:
     """One op instance. `operands` are its parameters and results by the op's own names; `recompute` names
     the results to be computed again for the backward pass instead of kept; `real` is what the op's `real` is
-    bound to; `chunks` asks for its result in so many parts (chunks.py), `at_once` names the op that computes the
-    call and its backward together (at_once.py). A backward node has the `early` of its call (early.py), and `incoming`,
-    its operands that are gradients."""
+    bound to; `chunks` asks for its result in so many parts (chunks.py; 0: as many as suit, parts.py), and `part` says
+    of which part a node is, from 1 (0: it is whole); `at_once` names the op that computes the call and its backward
+    together (at_once.py). A backward node has the `early` of its call (early.py), and `incoming`, its operands that are
+    gradients."""
 
     op: Op
     dims: dict[str, int]
@@ -94,6 +95,7 @@ class Node:
     at_once: str = ""
     early: Early | None = None
     incoming: frozenset[str] = frozenset()
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tcomp.dsl.ast import DType, Module
+from tcomp.model.ahead import ahead
 from tcomp.model.at_once import at_once
 from tcomp.model.autodiff import Variants, differentiate
 from tcomp.model.early import EarlyEquations
@@ -17,7 +18,8 @@ from tcomp.model.optimizer import Update, build_update, state_names
 @dataclass(frozen=True)
 class Programs:
     """The nodes of a model's programs and the tensors that outlive them, before anything is lowered. `forward` and
-    `backward` are of a first micro-batch, the others of later ones."""
+    `backward` are of a first micro-batch, the others of later ones; `ahead` are backward nodes in either `forward`,
+    which a forward pass alone leaves out."""
 
     graph: Graph
     layout: FlatLayout
@@ -32,6 +34,7 @@ class Programs:
     forward_next: tuple[Node, ...]
     backward_next: tuple[Node, ...]
     update: Update | None
+    ahead: frozenset[Node] = frozenset()
 
     @property
     def regions(self) -> dict[str, dict[Tensor, Tensor]]:
@@ -68,18 +71,21 @@ def build_programs(
     gradients = like_parameters(graph, "grad", "gradient")
     news = {t: Tensor(f"news.{t.name}", t.dtype, t.shape, "gradient", t.name) for t in graph.states}
 
-    def passes(later: bool) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+    def passes(later: bool) -> tuple[tuple[Node, ...], tuple[Node, ...], frozenset[Node]]:
         backward = differentiate(graph, variants, gradients | news, seed, accumulate=later)
         if apart:
-            return graph.nodes, backward
+            return graph.nodes, backward, frozenset()
         forward, backward = at_once(graph.nodes, backward, module)
-        return forward, early(forward, backward)
+        forward, backward, moved = ahead(forward, backward)
+        return forward, early(forward, backward), moved
 
-    first = passes(False)
-    later = passes(True) if accumulation > 1 else ((), ())
+    forward, backward, moved = passes(False)
+    forward_next, backward_next, moved_next = passes(True) if accumulation > 1 else ((), (), frozenset())
+    nodes = forward, backward, forward_next, backward_next
+    moved |= moved_next
     if optimizer is None:
-        return Programs(graph, layout, gradients, {}, {}, news, step, seed, *first, *later, None)
+        return Programs(graph, layout, gradients, {}, {}, news, step, seed, *nodes, None, moved)
     update = build_update(graph, module, layout, step, news)
     masters = like_parameters(graph, "master", "master") if graph.recipe.master else {}
     states = {n: like_parameters(graph, f"state.{n}", "state") for n in state_names(module.ops[optimizer.op])}
-    return Programs(graph, layout, gradients, masters, states, news, step, seed, *first, *later, update)
+    return Programs(graph, layout, gradients, masters, states, news, step, seed, *nodes, update, moved)

@@ -190,11 +190,11 @@ class _Builder:
         label = " ".join([f"{prefix}{op.name}", *parameters])
         marked = any(a.function == "recompute" for a in c.annotations)
         recompute = frozenset(o.name for o in op.outputs) if marked else frozenset()
-        chunks = max([1, *(self.integer(a.args[0], index) for a in c.annotations if a.function == "chunks")])
+        asked = [max(0, self.integer(a.args[0], index)) for a in c.annotations if a.function == "chunks"]
         together = next((a.args[0] for a in c.annotations if a.function == "at_once"), None)
         both = together.id if isinstance(together, Name) else ""
         early = next((_early(a) for a in c.annotations if a.function == "early"), None)
-        self.nodes.append(Node(op, dims, operands, label, c.span, recompute, real, chunks, both, early))
+        self.nodes.append(Node(op, dims, operands, label, c.span, recompute, real, max(asked, default=1), both, early))
 
     def real(self, op: Op, given: Mapping[str, TensorRef | Expr], c: OpCall) -> DType:
         """What this call binds `real` to: the type of the tensors it passes, else the model's."""

@@ -62,8 +62,20 @@ def test_what_the_incoming_gradient_follows_from_moves_in_front(gpt2: Module) ->
     assert names(later.forward_next) == names(later.forward) and names(later.backward_next) == names(later.backward)
 
 
-def test_logits_in_chunks_and_results_that_others_read_stay_apart(gpt2: Module) -> None:
-    assert "crossentropy_at_once" not in names(programs(gpt2, K=2).forward)
+def test_logits_in_chunks_are_not_computed_again(gpt2: Module) -> None:
+    """Each part's gradient is used before the next part is made; the first one writes the head's gradient."""
+    for p in (programs(gpt2, K=2), programs(gpt2, K=2, accumulation=2)):
+        part = ["matmul", "crossentropy_at_once", "matmul.backward"]
+        first = names(p.forward)[-8:]
+        assert first == [part[0], "mean.backward", *part[1:], part[0], *part[1:], "mean"]
+        assert not any(n.startswith("crossentropy") or n == "matmul" for n in names(p.backward))
+        writing, adding = [n.op for n in p.forward if n in p.ahead]
+        assert [{q.name for q in op.params if q.inout} for op in (writing, adding)] == [set(), {"dW"}]
+        for n in p.forward_next:
+            assert n not in p.ahead or {q.name for q in n.op.params if q.inout} == {"dW"}
+
+
+def test_results_that_others_read_stay_apart(gpt2: Module) -> None:
     text = (library() / "gpt2.tc").read_text().replace("losses, _ = cross", "losses, spread = cross")
     text = text.replace("loss = mean(losses)", "loss = mean(losses)\n    other = mean(spread)")
     other = load_text(text, str(library() / "own.tc"))

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load, load_text
-from tcomp.model.chunks import in_chunks
+from tcomp.machine.cpu import CpuMachine, detect
+from tcomp.machine.gpu import GpuMachine, machine_named
+from tcomp.model.build import build_step
+from tcomp.model.chunks import backward_order, in_chunks
 from tcomp.model.graph import Graph
+from tcomp.model.parts import with_parts
 from tcomp.model.unroll import build_graph
+from tcomp.runtime.initialise import initialise
 from tests.reference import torch_gpt2 as gpt2, torch_llama as llama
 from tests.reference.runs import MODELS, assert_same, built, doubled, train
 
@@ -85,6 +92,76 @@ def test_rows_that_depend_on_each_other_are_refused(lines: tuple[str, ...], reas
     with pytest.raises(TcError) as e:
         graph(*lines)
     assert reason in e.value.message
+
+
+def test_the_backward_of_parts_runs_from_the_first_to_the_last() -> None:
+    nodes = graph("y, z = square(a)", "loss = total(z)").nodes
+    order = [n.label for n in backward_order(nodes)]
+    assert order == ["total"] + [f"{op} (chunk {i} of 3)" for i in (1, 2, 3) for op in ("square", "mix w")]
+
+
+HEAD = {"L": 1, "H": 2, "C": 16, "V": 61, "S": 512}
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_where_the_text_leaves_it_open_long_batches_are_made_in_parts_on_cpus(model: str) -> None:
+    module = load(MODELS / f"{model}.tc")
+
+    def parts(B: int, machine: CpuMachine | GpuMachine, **more: Any) -> list[int]:
+        whole = build_graph(
+            module, model, "tiny", {"B": B, "T": 128}, more.pop("dims", {}), more.pop("precision", None)
+        )
+        return [n.chunks for n in with_parts(whole, module, machine).nodes if n.chunks != 1]
+
+    assert parts(7, detect()) == [] and parts(8, detect()) == [2] and parts(13, detect()) == [3]
+    assert parts(8, detect(), precision="bf16") == []
+    assert parts(8, detect(), dims={"K": 1}) == [] and parts(2, detect(), dims={"K": 5}) == [5]
+    assert parts(8, machine_named("h100")) == []
+
+
+def test_no_parts_of_its_own_accord_where_the_gradient_is_not_there_at_once() -> None:
+    text = (MODELS / "gpt2.tc").read_text().replace(" [at_once(crossentropy_at_once)]", "")
+    module = load_text(text, str(MODELS / "own.tc"))
+    whole = build_graph(module, "gpt2", "tiny", {"B": 8, "T": 128})
+    assert all(n.chunks == 1 for n in with_parts(whole, module, detect()).nodes)
+
+
+def test_parts_take_less_memory_and_a_forward_pass_alone_leaves_their_backward_out() -> None:
+    module = load(MODELS / "gpt2.tc")
+    dims = {**HEAD, "V": 50000, "L": 2}
+    whole, parts = (
+        build_step(module, "gpt2", "tiny", {"B": 2, "T": 512}, overrides={**dims, "K": k}, machine=detect())
+        for k in (1, 0)
+    )
+    size = 1024 * 50048 * 4
+    assert whole.arena_bytes - parts.arena_bytes > 0.49 * size
+    assert parts.arena_bytes <= 1.02 * parts.lower_bound_bytes
+    labels = [launch.label for launch in parts.programs["forward"]]
+    assert len([x for x in labels if "chunk 2 of 2" in x]) == 2 and not any("matmul.backward" in x for x in labels)
+    passed = [launch for launch in parts.programs["micro_first"] if launch in parts.programs["forward"]]
+    assert tuple(passed) == parts.programs["forward"], "at the same addresses"
+
+
+@pytest.mark.slow
+def test_parts_give_the_same_losses_and_gradients(tmp_path: Path) -> None:
+    """Bit for bit but the head's gradient, whose sum over the rows is made in other parts."""
+    found: list[dict[str, np.ndarray]] = []
+    for k in (1, 3):
+        with built("gpt2", {**HEAD, "V": 211, "K": k}, 2, 19, 2, 1, tmp_path) as (step, executor):
+            initialise(executor, 1, 1)
+            rng, values = np.random.default_rng(5), {}
+            for program in ("micro_first", "micro_next"):
+                for name in ("tokens", "targets"):
+                    executor.array(name)[...] = rng.integers(0, 211, executor.array(name).shape)
+                for one in ("forward", program):
+                    executor.run(one)
+                    values[f"loss of {one}, {program}"] = executor.read("loss").copy()
+                assert values[f"loss of forward, {program}"] == values[f"loss of {program}, {program}"]
+            found.append(values | {n: executor.read(n).copy() for n, s in step.slots.items() if s.kind == "gradient"})
+    whole, parts = found
+    np.testing.assert_allclose(parts.pop("grad.wte"), whole.pop("grad.wte"), rtol=1e-4, atol=1e-7)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(parts[name], values, err_msg=name)
 
 
 def test_chunks_train_as_the_whole(tmp_path: Path) -> None:
