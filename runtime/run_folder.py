@@ -24,7 +24,8 @@ PASSED = "hf"
 
 
 class RunFolder:
-    """An open run folder, locked until `close`."""
+    """An open run folder, locked until `close`. One that was created goes again with all that was written to it, unless
+    the run has begun."""
 
     def __init__(self, path: Path, create: bool) -> None:
         self.path = path
@@ -35,12 +36,17 @@ class RunFolder:
             )
         if create:
             refuse_used(path)
+        self._begun = not create
         self._made = [p for p in (path, *path.parents) if not p.exists()]
+        self._held: dict[str, bytes | None] = {}
+        """what was in the folder before: names, and the content of a dead run's settings"""
         try:
             path.mkdir(parents=True, exist_ok=True)
+            if create:
+                self._held = {p.name: p.read_bytes() if p.name == CONFIG else None for p in path.iterdir()}
             self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as e:
-            self._unmake()
+            self._remove_folders()
             raise UserError(f"{path}: cannot use it as run folder: {e.strerror or e}") from e
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,7 +54,13 @@ class RunFolder:
             os.close(self._lock)
             raise UserError(f"{path}: another process is training in this run folder") from e
 
+    def begin(self) -> None:
+        """There is a first result: from now on the folder stays."""
+        self._begun = True
+
     def close(self) -> None:
+        if not self._begun:
+            self._restore()
         os.close(self._lock)
 
     def write_config(self, config: dict[str, Any]) -> None:
@@ -56,7 +68,6 @@ class RunFolder:
         try:
             write_atomic(self.path / CONFIG, lambda out: out.write(text.encode()))
         except OSError as e:
-            self._unmake()
             raise UserError(f"{self.path / CONFIG}: cannot write it: {e.strerror or e}") from e
 
     def pass_on(self, other: Path) -> None:
@@ -71,11 +82,19 @@ class RunFolder:
                 (self.path / PASSED).mkdir(exist_ok=True)
                 shutil.copyfile(folder / "tokenizer.json", self.path / PASSED / "tokenizer.json")
 
-    def _unmake(self) -> None:
-        """Remove the folders that were made for this run, which has not begun."""
+    def _restore(self) -> None:
+        """Leave the folder as it was: the run has not begun."""
         with suppress(OSError):
-            if self._made:
-                (self.path / LOCK).unlink(missing_ok=True)
+            for p in self.path.iterdir():
+                if p.name not in self._held:
+                    shutil.rmtree(p) if p.is_dir() else p.unlink()
+            if (config := self._held.get(CONFIG)) is not None:
+                (self.path / CONFIG).write_bytes(config)
+        self._remove_folders()
+
+    def _remove_folders(self) -> None:
+        """Remove the folders that were made for this run."""
+        with suppress(OSError):
             for folder in self._made:
                 folder.rmdir()
 

@@ -97,6 +97,7 @@ def train(
             data.fingerprint, known, tcomp.__version__, step.precision,
         )  # fmt: skip
         checkpoint.save(run.path, manifest, persistent(executor), settings.keep)
+        run.begin()
         saved_at = done
 
     def look_at(asked: _Asked) -> None:
@@ -110,6 +111,7 @@ def train(
             _refuse_divergence(norm, "gradient's norm", asked.step)
         now = time.perf_counter()
         seconds, looked = now - max(asked.began, looked), now
+        run.begin()
         metrics.write(step=asked.step, loss=loss, lr=lr, norm=norm, seconds=round(seconds, 6))
         progress.step(asked.step, loss, lr, norm, seconds)
 

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from tcomp.dsl.files import library
+from tcomp.errors import UserError
 from tcomp.model.step import Step
+from tcomp.runtime import checkpoint, train
 from tcomp.runtime.device import CpuDevice
 from tcomp.runtime.executor import Executor
 from tests.cli.support import TINY, Tcomp, refused
@@ -122,6 +124,43 @@ def test_an_executor_that_fails_leaves_no_run_folder(
     monkeypatch.setattr("tcomp.runtime.cpu.executor.CpuExecutor", failing)
     refused(tcomp("train", *TINY, "--data", text), "error: Cannot allocate memory", "use smaller sizes")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("what", ["train.initialise", "train.Metrics", "batches.Batches.fill"])
+def test_a_run_that_fails_before_its_first_step_leaves_nothing(
+    what: str, tcomp: Tcomp, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that was there is as it was before, with the settings of a run that was killed as early."""
+
+    def failing(*_: object) -> None:
+        raise UserError("it does not load")
+
+    monkeypatch.setattr(f"tcomp.runtime.{what}", failing)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "run.json").write_text("old")
+    (tmp_path / "there" / "notes.txt").write_text("mine")
+    for run in ("new/run", "there"):
+        refused(tcomp("train", *TINY, "--data", text, "--steps", "1", "--run", run), "it does not load")
+    assert not (tmp_path / "new").exists()
+    left = {p.name: p.read_text() for p in (tmp_path / "there").iterdir()}
+    assert left == {"run.json": "old", "notes.txt": "mine"}
+
+
+def test_weights_that_do_not_load_leave_no_run_folder(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    tcomp("train", *TINY, "--data", text, "--steps", "1", "--run", "r")
+    load = train.load_weights
+
+    def shrunk(executor: Executor, saved: checkpoint.Checkpoint) -> None:
+        os.truncate(saved.folder / checkpoint.TENSORS, 2000)
+        load(executor, saved)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "load_weights", shrunk)
+        refused(
+            tcomp("train", *TINY, "--data", text, "--steps", "1", "--init-from", "r", "--run", "s"),
+            "not a whole safetensors file",
+        )
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_run_folder_that_cannot_be_made(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
