@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from tcomp.dsl import ast
 from tcomp.dsl.ast import Access, Expr, Module, Num, Op, Schedule, Span, named_tensor, names_in
 from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.directives import CONDITION
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import did_you_mean, listing
 from tcomp.dsl.infer import infer, right_accesses
@@ -105,9 +106,16 @@ class _Names:
                     self.staged(name, d.span)
                 self.loop(at, d.span)
                 self.one_of(space, family.spaces, d.span, "space")
-                if options and not family.layouts:
+                layouts = [o for o in options if o.kind != CONDITION]
+                if layouts and not family.layouts:
                     hint = "end the line before it: the layout of a packed tile follows from its readers"
-                    raise TcError(f"there is no choice of layouts on {family.name}", options[0].span, hint=hint)
+                    raise TcError(f"there is no choice of layouts on {family.name}", layouts[0].span, hint=hint)
+                for o in options:
+                    if o.kind == CONDITION and len(o.args) != 1:
+                        hint = "write: when(K <= 1024)"
+                        raise TcError("`when` takes the condition under which to stage", o.span, hint=hint)
+                    for e in o.args:
+                        self.expression(e, known, o.span)
                 if by is not None:
                     self.one_of(by, family.copies, d.span, "way to copy")
             case ast.Use(instruction, names):

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from tcomp.dsl.expressions import Call, DType, Expr, Name, Span, no_span
 
+CONDITION = "when"
+"""The option of a `stage` line that says where it holds"""
+
 
 @dataclass(frozen=True, slots=True)
 class Level:
@@ -49,7 +52,7 @@ class Stage:
     """`stage W in packed at k by tma`: copy a tile of the tensor into a faster space inside loop `at`.
 
     `space` is shared | registers | packed | cache; `by` is copy | prefetch | widening | cp.async | tma;
-    `options` such as swizzle, pad.
+    `options` such as swizzle, pad, and `when(condition)`: without it, nothing is staged.
     """
 
     tensors: tuple[str, ...]

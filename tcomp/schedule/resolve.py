@@ -7,7 +7,7 @@ parameters take their chosen values (a lockfile's or a tuner's) or their default
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from tcomp.dsl.ast import (
@@ -34,6 +34,7 @@ from tcomp.dsl.ast import (
     names_in,
 )
 from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.directives import CONDITION
 from tcomp.dsl.errors import TcError
 from tcomp.ir.origins import Origins
 from tcomp.ir.tile import Stream
@@ -244,7 +245,7 @@ class Resolver:
             loops,
             self._sequence(loops, order),
             tuple(d for d in directives if isinstance(d, Fuse)),
-            tuple(d for d in directives if isinstance(d, Stage)),
+            tuple(s for d in directives if isinstance(d, Stage) for s in self._staged(d, values)),
             tuple(d for d in directives if isinstance(d, Combine)),
             frozenset(inline),
             special,
@@ -257,6 +258,13 @@ class Resolver:
             self._named("promote", directives, values),
             origins=origins_of(directives, uses, flags, values),
         )
+
+    def _staged(self, stage: Stage, values: Mapping[str, int | float]) -> tuple[Stage, ...]:
+        """The line without its conditions; nothing where one does not hold."""
+        conditions = [o.args[0] for o in stage.options if o.kind == CONDITION]
+        if not all(evaluate_dim(c, self.facts | dict(values)) for c in conditions):
+            return ()
+        return (replace(stage, options=tuple(o for o in stage.options if o.kind != CONDITION)),)
 
     def _used(self, directives: tuple[Directive, ...]) -> dict[str, Use]:
         """The `use` line of each equation that has one; `fma` is what is used without one."""

@@ -13,6 +13,7 @@ from tcomp.codegen.nvptx import tensor_copy
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.tensor_tile import TensorTile
+from tcomp.dsl.errors import TcError
 from tcomp.ir.print import print_kernel
 from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import H100
@@ -157,3 +158,12 @@ def test_copies_that_the_end_needs_are_asked_for_behind_the_loop(text: str) -> N
 @pytest.mark.parametrize("line", ["  producer warpgroup(40)\n", "  persistent\n"])
 def test_without_a_producer_that_runs_ahead_they_are_asked_for_first(line: str) -> None:
     assert order(TEXT.replace(line, "")) == ["b", "R", "pipe"]
+
+
+def test_a_condition_decides_what_is_staged() -> None:
+    text = TEXT.replace("stage b, R in shared at n by tma", "stage b, R in shared at n by tma when(K <= 64)")
+    assert order(text) == ["pipe"] and PLACE.search(print_kernel(kernel(text)))
+    for condition, message in (("when", "takes the condition"), ("when(K, 1)", "takes"), ("when(L)", "parameter 'L'")):
+        with pytest.raises(TcError) as e:
+            kernel(text.replace("when(K <= 64)", condition))
+        assert message in e.value.message and e.value.hint
