@@ -48,8 +48,11 @@ class Prefault:
         self._thread: Thread | None = None
         if self._chunks:
             self._thread = Thread(target=self._run, args=(before,), name="tcomp-prefault", daemon=True)
-            self._thread.start()
-        else:  # (a thread that never runs would hold on to `before`, and by it to the memory)
+            try:
+                self._thread.start()
+            except RuntimeError:  # not one thread more (a container's limit, say): `finish` does it all
+                self._thread = None
+        if self._thread is None:  # (a thread that never runs would hold on to `before`, and by it to the memory)
             before()
 
     def finish(self) -> None:

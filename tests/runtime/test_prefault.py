@@ -47,6 +47,18 @@ def test_without_the_system_call_and_in_small_memory_nothing_happens(
     assert not np.frombuffer(region.buffer, np.uint8).any()
 
 
+def test_where_no_thread_can_start_the_caller_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(prefault.Thread, "start", refuse)
+    region, done = Region(SIZE, "test"), list[int]()
+    before = resident()
+    ahead = Prefault(region.address, SIZE, lambda: done.append(1))
+    ahead.finish()
+    assert done == [1] and resident() - before > SIZE * 0.8
+
+
 def test_it_can_be_stopped() -> None:
     region = Region(SIZE, "test")
     ahead = Prefault(region.address, SIZE)

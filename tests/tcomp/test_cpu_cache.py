@@ -164,7 +164,7 @@ def test_ctrl_c_while_compilers_are_forked_is_not_lost(tmp_path: Path) -> None:
     assert (run.stdout, run.stderr, run.returncode) == ("interrupted\n", "", 0)
 
 
-@pytest.mark.parametrize("what", ["no thread", "one process"])
+@pytest.mark.parametrize("what", ["no thread", "one thread", "one process"])
 def test_where_processes_or_threads_are_limited_the_process_itself_compiles(what: str, tmp_path: Path) -> None:
     """The processes that were begun end at once: Python's end would wait for them."""
     program = (
@@ -176,8 +176,12 @@ def test_where_processes_or_threads_are_limited_the_process_itself_compiles(what
         "    if forks: raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
         "    forks.append(1)\n"
         "    return fork()\n"
-        'def refuse(*_): raise RuntimeError("can\'t start new thread")\n'
-        "if sys.argv[3] == 'no thread': threading.Thread.start = refuse\n"
+        "started, start = [], threading.Thread.start\n"
+        "def refuse(thread):\n"
+        "    if len(started) == (sys.argv[3] == 'one thread'): raise RuntimeError(\"can't start new thread\")\n"
+        "    started.append(1)\n"
+        "    start(thread)\n"
+        "if sys.argv[3].endswith('thread'): threading.Thread.start = refuse\n"
         "else: os.fork = limited\n"
         "compilers = c.Compilers(replace(t.MACHINE, cores=2), sys.argv[2])\n"
         "kernels = [t.kernel(float(f)) for f in range(6)]\n"

@@ -27,11 +27,14 @@ from tcomp.machine.cpu import CpuMachine
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ProcessPoolExecutor
+    from multiprocessing.process import BaseProcess
 
 WORKERS = 8
 """The most processes that compile; no more than the machine has cores."""
 PARALLEL_FROM = 4
 """Fewer misses than this are not worth starting processes for."""
+LOOK = 0.2
+"""Seconds after which a wait for a process looks whether its work can still come."""
 
 
 class ObjectCache(ContentCache):
@@ -56,7 +59,11 @@ class Compilers:
         self._waiting: dict[str, Kernel] = {}
         self._begun: dict[str, Future[bytes]] = {}
         self._pool: ProcessPoolExecutor | None = None
+        self._processes: list[BaseProcess] = []
+        self._threads: set[threading.Thread] = set()
+        """those of this process that work and results go through: without one alive, nothing comes any more"""
         self._alone = False
+        self._hook: Callable[[threading.ExceptHookArgs], object] = threading.excepthook
 
     def begin(self, kernel: Kernel) -> None:
         """Compile a kernel beside what the caller does, if it is neither in the cache nor begun."""
@@ -68,6 +75,8 @@ class Compilers:
         self._waiting[key] = kernel
         if self._pool is None and not self._alone and len(self._waiting) >= PARALLEL_FROM:
             self._pool = _pool(self.machine)
+            if self._pool is not None:
+                self._hook, threading.excepthook = threading.excepthook, self._told
         if self._pool is not None:
             with _interrupts_wait():
                 self._submit(self._pool)
@@ -76,21 +85,38 @@ class Compilers:
         """Give the processes what waits; the first call forks. (`finish` compiles what no process did.)"""
         import multiprocessing
 
-        others = multiprocessing.active_children()
+        others, threads = multiprocessing.active_children(), set(threading.enumerate())
         try:
             for name, waiting in self._waiting.items():
                 self._begun[name] = pool.submit(_compile_one, waiting, self.machine)
         except BrokenExecutor:
             return
         except (RuntimeError, OSError):  # not one process or thread more (a container's limit, say)
-            for process in multiprocessing.active_children():
-                if process not in others:  # nobody would tell it to end, and Python's end would wait for it
-                    process.kill()
-                    process.join()
+            self._processes += [p for p in multiprocessing.active_children() if p not in others]
+            self._kill()
             self._pool, self._alone = None, True
             self._begun.clear()
             return
+        self._processes += [p for p in multiprocessing.active_children() if p not in others]
+        self._threads |= set(threading.enumerate()) - threads
         self._waiting.clear()
+
+    def _told(self, args: threading.ExceptHookArgs) -> None:
+        """Of what ends threads, what `_lost` does not answer for is told as before."""
+        if args.exc_type is not RuntimeError or str(args.exc_value) != "can't start new thread":
+            self._hook(args)
+
+    def _lost(self) -> bool:
+        """Has the pool's thread ended? It needs another one for its queue, and where that is one too many it dies, and
+        tells nobody."""
+        return self._pool is not None and not any(t.is_alive() for t in self._threads)
+
+    def _kill(self) -> None:
+        """End processes that nobody would tell to end: Python's own end would wait for them."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes.clear()
 
     def _found(self, key: str) -> bool:
         """Whether there is code for a key by now, from the cache if not from before."""
@@ -118,17 +144,30 @@ class Compilers:
         ]
 
     def _compiled(self, key: str) -> bytes | None:
-        """What a process made of a kernel; None where none was asked to, or where the process was killed."""
-        try:
-            return self._begun[key].result() if key in self._begun else None
-        except BrokenExecutor:
-            return None
+        """What a process made of a kernel; None where none was asked to, or where nothing will come."""
+        while key in self._begun:
+            lost = self._lost()  # (before the look at the result: the thread's last act may be to bring it)
+            try:
+                return self._begun[key].result(0 if lost else LOOK)
+            except BrokenExecutor:
+                break
+            except TimeoutError:
+                if lost:
+                    self._kill()
+                    break
+        return None
 
     def close(self) -> None:
         """Begin nothing more, and end the processes."""
         if self._pool is not None:
+            if self._lost():
+                self._kill()
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+        if threading.excepthook == self._told:
+            threading.excepthook = self._hook
+        self._processes.clear()
+        self._threads.clear()
         self._begun.clear()
 
 
