@@ -25,6 +25,9 @@ from tcomp.autotune.sass_walk import Way
 
 STREAM = 64
 """Turns of a loop from which narrow loads that all lanes share are taken to walk along lines: one serves 32 turns."""
+LANDING = 0.8
+"""Cycles of shared memory that a bulk copy takes for its bytes as it lands, over those of other accesses (fitted: the
+head's product is not bound by shared memory as if it were 1)."""
 _FMA = {"FFMA", "FFMA2", "FADD", "FADD2", "FMUL", "FMUL2", "HFMA2", "HADD2", "HMUL2", "IMAD", "DFMA"}
 _SPECIAL = {"MUFU", "F2I", "I2F", "F2F", "I2FP", "FRND"}
 _GLOBAL = {"LDG", "STG", "LD", "ST", "LDGSTS", "RED", "REDG", "ATOMG", "ATOM"}
@@ -146,8 +149,8 @@ def _count(c: Counts, i: Instruction, times: int, copy: Copies) -> None:
     elif name in ("UTMALDG", "UBLKCP"):
         c.l2_bytes += times * copy.asked
         c.async_bytes += times * copy.asked
-        c.shared_bytes += times * copy.landed
-        c.tile_bytes += times * copy.landed
+        c.shared_bytes += times * copy.landed * LANDING
+        c.tile_bytes += times * copy.landed * LANDING
     elif name in ("UTMASTG", "UTMAREDG"):
         c.l2_bytes += times * copy.written
         c.shared_bytes += times * copy.written

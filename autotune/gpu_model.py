@@ -9,6 +9,7 @@ figures or properties of the hardware.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from tcomp.autotune.gpu_conditions import Moves, clock_under_load, left_in_cache
@@ -29,10 +30,13 @@ COPY_LATENCY = 1000.0
 """Cycles from the issue of a bulk copy of tens of KB to its arrival; 1415 seen in a busy profile (ladder)."""
 BARRIER = 30.0
 """Cycles of a block-wide barrier."""
-HANDOVER = 50.0
-"""Cycles per pipeline stage for wait and release through mbarriers, with few arrivals (measured: of the head's
-gradients all but 43 cycles of a turn are the matrix unit's; stall samples of two layers' have 80 and 89, with waits for
-tiles)."""
+HANDOVER = 20.0
+"""Cycles per pipeline stage for wait and release through mbarriers, with few arrivals; other warpgroups' products hide
+their part of it (measured: products of 4096 and 8192)."""
+BEGINNING = 6000.0
+"""Cycles that a launch of wgmma products takes beyond what is known of its blocks, while it begins and ends (fitted to
+products of 4 to 255 tiles a multiprocessor, whose times lie on a line that has 8 to 10 us at none; profiles have 4 to 6
+thousand cycles in which no warp is there. What they are made of was not established)."""
 ARRIVAL = 0.5
 """Cycles that each further arrival on a stage's barrier costs (ladder: 257 arrivals against 3)."""
 DRAIN = 190.0
@@ -153,15 +157,15 @@ class Prediction:
         return self.flops / self.seconds / 1e12
 
 
-def predict(launch: LaunchWork, machine: GpuMachine, before: float | None = None) -> Prediction:
+def predict(launch: LaunchWork, machine: GpuMachine, before: float | None = None, most: float = math.inf) -> Prediction:
     """The predicted time of one launch. `before`: bytes that those before it left in L2, of which it drives some out to
-    memory (and leaves some of its own to the next); None: as many as it leaves."""
+    memory (and leaves some of its own to the next); None: as many as it leaves. `most`: hertz of the clock at most."""
     moved = launch.hbm_bytes
     if before is not None:
         moved = max(0.0, moved + before - left_in_cache(before, launch.moves, machine))
     busy, found = 0.0, {"total": 0.0}
     for _ in range(SETTLING):
-        clock = clock_under_load(machine, busy)
+        clock = min(most, clock_under_load(machine, busy))
         found = _seconds(launch, machine, clock, moved)
         busy = launch.work.tensor * launch.blocks / machine.sms / max(1.0, (found["total"] - LAUNCH) * clock)
     total = found.pop("total")
@@ -193,9 +197,10 @@ def _seconds(launch: LaunchWork, machine: GpuMachine, clock: float, moved: float
     latency = whole * _chain(work, share / resident)
     if left:
         latency += _chain(launch.rest or work, share / left)
-    latency = latency * launch.waiting + work.ends
+    ends = work.ends + (BEGINNING if any(r.tensor and r.lead for r in work.rings) else 0.0)
+    latency = latency * launch.waiting + ends
     memory = moved / (machine.memory_bandwidth * HBM_EFFICIENCY)
-    on_chip = max(per_sm * rate * launch.waiting + work.ends, latency) / clock
+    on_chip = max(per_sm * rate * launch.waiting + ends, latency) / clock
     # Until the first block's loads are there and after the last, memory has nothing to do.
     idle = min(work.start + MEMORY_LATENCY, latency) / clock if moved else 0.0
     seconds |= {"HBM": memory, "latency": latency / clock, "launch": LAUNCH}
@@ -222,7 +227,7 @@ def _ring(r: Ring, share: float) -> float:
     waits = 0.0
     if r.sides == 1:
         drain = DRAIN * r.drains / r.consumers if r.tensor else 0.0
-        waits = drain + (HANDOVER if r.arrivals else 0.0) + ARRIVAL * r.arrivals
+        waits = drain + (HANDOVER / r.consumers if r.arrivals else 0.0) + ARRIVAL * r.arrivals
     if r.stages <= 1:
         return r.turns * (COPY_LATENCY + copy + _together(tensor, r.other) + waits) + r.delivery
     arrival = (COPY_LATENCY + copy) / (r.stages - 1)

@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import fmean
 
 from tcomp.autotune.gpu_blocks import block_turns
-from tcomp.autotune.gpu_conditions import left_in_cache, settled
+from tcomp.autotune.gpu_conditions import clock_of_step, left_in_cache, settled
 from tcomp.autotune.gpu_copies import copies_of
-from tcomp.autotune.gpu_model import Prediction, predict
+from tcomp.autotune.gpu_model import HBM_EFFICIENCY, Prediction, predict
 from tcomp.autotune.gpu_scatter import with_contributions
 from tcomp.autotune.gpu_traffic import phase_moves, phase_traffic
 from tcomp.autotune.gpu_turns import waiting
@@ -53,14 +53,15 @@ class KernelPrediction:
 
 
 def predict_kernel(
-    kernel: Kernel, machine: GpuMachine, cache: Path | None = None, before: float | None = None
+    kernel: Kernel, machine: GpuMachine, cache: Path | None = None, before: float | None = None, most: float = math.inf
 ) -> KernelPrediction:
     """The prediction for one kernel. `before`: bytes that others left in L2 for memory (`gpu_conditions`); None: as
-    many as this one leaves. UserError when it cannot be compiled, assembled or disassembled."""
+    many as this one leaves. `most`: hertz of the clock at most. UserError when it cannot be compiled, assembled or
+    disassembled."""
     code: GpuKernel = compile_all({kernel.name: kernel}, machine, cache)[kernel.name]
     assembled = assemble(code.ptx, machine.target, cache)
     functions = functions_of(disassemble(assembled.cubin))
-    launches = tuple(_launches(kernel, code, assembled, functions, machine, before))
+    launches = tuple(_launches(kernel, code, assembled, functions, machine, before, most))
     counted = kernel.flops <= _peak(kernel, machine) * sum(p.seconds for p in launches)
     if not counted:
         note = "not to be believed: faster than the GPU can be, so a loop was not counted to its end"
@@ -76,7 +77,7 @@ def _peak(kernel: Kernel, machine: GpuMachine) -> float:
 
 def _launches(
     kernel: Kernel, code: GpuKernel, assembled: Assembled, functions: Mapping[str, Function], machine: GpuMachine,
-    before: float | None,
+    before: float | None, most: float,
 ) -> Iterator[Prediction]:  # fmt: skip
     if before is None:  # (as if it ran again and again)
         before = settled([phase_moves(kernel, phase) for phase in kernel.phases], machine)[0]
@@ -96,7 +97,7 @@ def _launches(
             work, work=with_contributions(work.work, phase), waiting=waiting(kernel, phase, slots),
             moves=phase_moves(kernel, phase),
         )  # fmt: skip
-        yield predict(work, machine, before)
+        yield predict(work, machine, before, most)
         before = left_in_cache(before, work.moves, machine)
 
 
@@ -153,11 +154,23 @@ def behind(step: Step, machine: GpuMachine, accumulation: int = 1) -> dict[str, 
     return {name: fmean(bytes_left) for name, bytes_left in found.items()}
 
 
+def clock_in(step: Step, machine: GpuMachine, accumulation: int = 1) -> float:
+    """Hertz at most of a launch in the step, by how much of its time matrix products need at the least."""
+    products = whole = 0.0
+    for name, n in launches_of(step, accumulation).items():
+        kernel = step.kernels[name]
+        rates = [r for r in (machine.tensor_rate(b.dtype.value) for b in kernel.operands + kernel.tiles) if r]
+        seconds = kernel.flops / max(rates) if rates else 0.0
+        products += n * seconds
+        whole += n * max(seconds, kernel.traffic / (machine.memory_bandwidth * HBM_EFFICIENCY))
+    return clock_of_step(machine, products / whole if whole else 0.0)
+
+
 def predict_step(
     step: Step, machine: GpuMachine, cache: Path | None = None, accumulation: int = 1
 ) -> Iterator[tuple[KernelPrediction, int]]:
     """Each kernel of the step and its launches per step, as they are predicted (assembling takes a while), each behind
-    what it runs behind there."""
-    left = behind(step, machine, accumulation)
+    what it runs behind there, at the step's clock."""
+    left, most = behind(step, machine, accumulation), clock_in(step, machine, accumulation)
     for name, n in launches_of(step, accumulation).items():
-        yield predict_kernel(step.kernels[name], machine, cache, left[name]), n
+        yield predict_kernel(step.kernels[name], machine, cache, left[name], most), n

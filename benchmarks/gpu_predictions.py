@@ -34,15 +34,15 @@ def code_digest(ptx: str) -> str:
     return hashlib.sha256(ptx.encode()).hexdigest()[:12]
 
 
-def predict_one(kernel: Kernel, machine: GpuMachine, before: float) -> dict[str, Any]:
+def predict_one(kernel: Kernel, machine: GpuMachine, before: float, most: float) -> dict[str, Any]:
     """Seconds of a kernel, what binds it, FLOPs, bytes of device memory, digest of its code. `before`: bytes
-    that others left in L2 for memory. UserError where it cannot be assembled or disassembled."""
+    that others left in L2 for memory, `most`: hertz at most. UserError where it cannot be assembled or disassembled."""
     from tcomp.autotune.gpu_predict import predict_kernel
     from tcomp.runtime.cuda.kernels import compile_all
 
     cache = cache_folder("kernels")
     ptx = compile_all({kernel.name: kernel}, machine, cache)[kernel.name].ptx
-    k = predict_kernel(kernel, machine, cache, before)
+    k = predict_kernel(kernel, machine, cache, before, most)
     return {
         "seconds": k.seconds, "binding": k.binding, "flops": sum(p.flops for p in k.launches),
         "bytes": sum(p.hbm_bytes for p in k.launches), "code": code_digest(ptx),
@@ -55,12 +55,12 @@ def predicting(
 ) -> Iterator[dict[str, Future[dict[str, Any]]]]:
     """Predictions of a step's kernels by name, each behind what it runs behind there, made in other processes
     meanwhile."""
-    from tcomp.autotune.gpu_predict import behind
+    from tcomp.autotune.gpu_predict import behind, clock_in
 
-    left, wanted = behind(step, machine), list(names)
+    left, most, wanted = behind(step, machine), clock_in(step, machine), list(names)
     pool = ProcessPoolExecutor(max(1, min(workers, len(wanted))), mp_context=get_context("spawn"))
     try:
-        yield {name: pool.submit(predict_one, step.kernels[name], machine, left[name]) for name in wanted}
+        yield {name: pool.submit(predict_one, step.kernels[name], machine, left[name], most) for name in wanted}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

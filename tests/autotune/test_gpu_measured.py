@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tcomp.autotune.gpu_conditions import DIRTY, Moves, clock_under_load, left_in_cache, settled
+from tcomp.autotune.gpu_conditions import DIRTY, Moves, clock_of_step, clock_under_load, flushed, left_in_cache, settled
 from tcomp.autotune.gpu_measured import LONG, Alone, Run, Timed, beside, read_measurements
-from tcomp.autotune.gpu_model import LAUNCH, BlockWork, LaunchWork, Ring, predict
+from tcomp.autotune.gpu_model import BEGINNING, LAUNCH, BlockWork, LaunchWork, Ring, predict
 from tcomp.autotune.gpu_predict import predict_step
 from tcomp.autotune.gpu_traffic import phase_moves, phase_traffic
 from tcomp.autotune.sass import functions_of
@@ -32,7 +32,9 @@ MEASURED = read_measurements(DOCS / "h100.toml")
 nvdisasm = pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")
 BY_DATA = {"embedding", "embedding.backward.dwte"}
 """Rows that random tokens choose, of which the model knows nothing; of one the two steps have 55 and 34 us."""
-FAMILY = {True: 0.23, False: 0.45}
+WITHIN = {"bf16": 0.17, "fp8": 0.2}
+"""Errors of a step's kernels at most."""
+FAMILY = {True: 0.21, False: 0.34}
 """Errors of families' products and attention at most, and of the kernels that make ready for them."""
 MB = 1e6
 
@@ -52,9 +54,9 @@ def test_predictions_are_what_was_measured(precision: str) -> None:
     rows = beside(MEASURED, precision, found, step.kernels, codes)
     assert len(rows) > 0.6 * len(MEASURED.kernels[precision])
     measured, predicted = (sum(getattr(r, x) * r.timed.times for r in rows) for x in ("measured", "predicted"))
-    assert predicted == pytest.approx(measured, rel=0.05)
+    assert predicted == pytest.approx(measured, rel=0.03)
     long = {r.timed.name: r.error for r in rows if r.measured > LONG and r.timed.name not in BY_DATA}
-    assert max(map(abs, long.values())) < 0.21, long
+    assert max(map(abs, long.values())) < WITHIN[precision], long
     assert statistics.median(map(abs, long.values())) < 0.07
 
 
@@ -72,7 +74,7 @@ def test_families_are_what_was_measured(section: str, monkeypatch: pytest.Monkey
     errors = {f: 1e6 * predicted[f.what, f.kernel] / f.us - 1 for f in rows}
     worst = {f"{f.what} {f.kernel}": e for f, e in errors.items() if abs(e) > FAMILY[bool(f.rate)]}
     assert not worst
-    assert statistics.median(map(abs, errors.values())) < 0.14
+    assert statistics.median(map(abs, errors.values())) < 0.07
 
 
 def test_the_document_has_the_same_figures() -> None:
@@ -135,6 +137,35 @@ def test_the_clock_falls_under_the_load_of_the_matrix_units() -> None:
     assert 1.15 < busy.seconds / idle.seconds < 1.35
 
 
+def test_a_step_has_one_clock_at_most_for_all_its_launches() -> None:
+    assert clock_of_step(H100, 0.0) == H100.max_clock_hz > clock_of_step(H100, 0.5) > clock_of_step(H100, 1.0)
+    assert clock_of_step(A100, 0.0) == clock_of_step(A100, 1.0) == clock_under_load(A100, 0.5)
+    idle = LaunchWork("x", 132, 1, BlockWork(issue=4e6), 0.0)
+    slow, fast = (predict(idle, H100, most=m).seconds for m in (H100.max_clock_hz / 2, 2 * H100.max_clock_hz))
+    assert slow - LAUNCH == pytest.approx(2 * (fast - LAUNCH)) and fast == predict(idle, H100).seconds
+
+
+def test_products_take_a_while_to_begin_and_to_end_whatever_there_is_of_them() -> None:
+    works = [Ring(turns, 0.0, 4, tensor=1000.0) for turns in (1.0, 100.0)]
+    for sides in (1, 2):
+        found = [
+            predict(LaunchWork("x", 132, 1, BlockWork(rings=(replace(r, sides=sides),)), 0.0), H100) for r in works
+        ]
+        assert all(p.seconds > LAUNCH + BEGINNING / H100.max_clock_hz for p in found)
+        assert found[1].seconds < 20 * found[0].seconds
+    copies = replace(works[0], tensor=0.0)
+    assert predict(LaunchWork("x", 132, 1, BlockWork(rings=(copies,)), 0.0), H100).seconds < BEGINNING / 1.9e9
+
+
+def test_what_a_fill_of_l2_leaves_is_more_and_stays_where_nothing_drives_it_out() -> None:
+    full = flushed(H100)
+    assert full > 2 * DIRTY * H100.l2_bytes
+    assert left_in_cache(full, Moves(1e4, 0.0), H100) == full - 1e4
+    assert left_in_cache(full, Moves(100 * MB, 100 * MB), H100) == DIRTY * H100.l2_bytes
+    passes = LaunchWork("x", 132, 1, BlockWork(), 60 * MB, moves=Moves(60 * MB, 0.0))
+    assert predict(passes, H100, full).hbm_bytes == 60 * MB + full
+
+
 def test_what_a_launch_leaves_in_l2_the_next_one_writes() -> None:
     full = DIRTY * H100.l2_bytes
     assert left_in_cache(full, Moves(100 * MB, 0.0), H100) == 0.0
@@ -149,7 +180,7 @@ def test_what_a_launch_leaves_in_l2_the_next_one_writes() -> None:
 
 
 def test_a_warp_that_hands_results_over_in_turn_bounds_the_loop() -> None:
-    ring = Ring(100, 0.0, 4, tensor=1000.0, delivery=3000.0)
+    ring = Ring(1000, 0.0, 4, tensor=1000.0, delivery=3000.0)
     slow, fast = (
         predict(LaunchWork("x", 132, 1, BlockWork(rings=(r,)), 0.0), H100) for r in (ring, replace(ring, delivery=0.0))
     )
