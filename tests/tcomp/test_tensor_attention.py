@@ -192,6 +192,14 @@ def test_a_warp_of_the_producer_takes_the_turns_and_no_thread_that_computes_wait
     assert together.count("st.release.gpu") == 3  # in the loop, where the sums are read, and in the end
 
 
+def test_gradients_of_scores_go_to_their_tile_by_stmatrix() -> None:
+    """Two rows of 128 queries, shared by four lanes, are 8 instructions of 4 words; so are the gradients that leave."""
+    ptx = compile_kernel(
+        backward_kernels({"B": 1, "T": 1024, "H": 1, "D": 64}, 24)[-1], machine_for_target("sm_90a")
+    ).ptx
+    assert ptx.count("stmatrix.sync.aligned.m8n8.x4.shared.b16") == 8 + 2 * 4
+
+
 @pytest.mark.slow
 def test_dq_is_the_same_bits_whoever_adds_it() -> None:
     module, machine = load("models/ops/attention.tc"), machine_for_target("sm_90a")

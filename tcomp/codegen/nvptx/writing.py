@@ -137,11 +137,17 @@ class Writer:
             self.em.when(first, body)
 
     def _whole_accumulator(self, points: Points, values: Sequence[IrValue]) -> bool:
-        """Store to a tile for the copy engine in whole squares, if that fits. What lies past the tensor's end may be
-        there, as it is not delivered."""
-        plain = self.node.distinct and not self.node.atomic and not self.accumulate
-        if not plain or self.target.buffer.name not in self.domain.block.delivered:
+        """Store to a tile for the copy engine, or 16-bit values to one for matrix instructions, in whole squares, if
+        that fits. What lies past the tensor's end may be there where it is not delivered."""
+        name, plain = self.target.buffer.name, self.node.distinct and not self.node.atomic and not self.accumulate
+        block = self.domain.block
+        operand = name in block.zeroed and self.target.buffer.dtype.bytes == 2
+        if not plain or not (name in block.delivered or operand):
             return False
+        if name not in block.delivered:
+            if not self.padded and any(self.domain.mask(p) is not None for p in points):
+                return False
+            values = [self._or_zero(p, v) for p, v in zip(points, values, strict=True)]
         found = accumulator_store(self.domain, self.target, points)
         if found is not None:
             found.store(points, [self._stored(v) for v in values])
