@@ -33,7 +33,7 @@ from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.evaluation import GpuEvaluator, GpuGraph, scalar_type, value_kind
 from tcomp.codegen.nvptx.join import Joiner, combine
 from tcomp.codegen.nvptx.phase_facts import pads
-from tcomp.codegen.nvptx.plan import accesses_of, joins_warps, plan_of, sharing_of
+from tcomp.codegen.nvptx.plan import accesses_of, plan_of, sharing_of
 from tcomp.codegen.nvptx.rounded import NARROW, for_narrow
 from tcomp.codegen.nvptx.scan import can_scan, scan
 from tcomp.codegen.nvptx.turns import Walker, turns_of
@@ -78,12 +78,13 @@ class ComputeGenerator:
             em.when(some, lambda: self._checked(whole))
 
     def whole(self) -> IrValue | None:
-        """Is the tile whole, and do its conditions hold all over it? None where that is no question."""
+        """Is the tile whole, and do its conditions hold all over what the warp has of it? None where that is no
+        question. (Only where the code has no barriers of the block, since each warp goes its own way.)"""
         if any(surely_empty(a, self.scope) for a in self.parallel):
             return None
         self._enter()
         unsure, held = self._tested()
-        return self._whole(unsure, held)[0] if unsure or held else None
+        return self._whole(unsure, held, True)[0] if unsure or held else None
 
     def none(self, condition: Expr) -> IrValue:
         """Does the condition hold nowhere in what the warp has of the tile?"""
@@ -127,8 +128,8 @@ class ComputeGenerator:
         held = [e for e in conditions(node) if any(self.plan.unrolled(a.name) for a in node.axes)]
         return unsure, held
 
-    def _whole(self, unsure: list[Axis], held: list[Expr]) -> tuple[IrValue, dict[str, Span]]:
-        """The answer, and the spans where it is yes."""
+    def _whole(self, unsure: list[Axis], held: list[Expr], own: bool) -> tuple[IrValue, dict[str, Span]]:
+        """The answer (`own`: for the warp), and the spans where it is yes."""
         em = self.em
         b = em.here()
         whole: IrValue = ir.Constant(I1, 1)
@@ -137,15 +138,11 @@ class ComputeGenerator:
             span = self.spans[a.name]
             whole = b.and_(whole, b.icmp_signed("==", em.i64(span.length), em.i64(a.block)))
             spans[a.name] = replace(span, length=a.block, known=Known.exact(a.block))
-        own = guards.of_warp(em, self.compute.axes, self.spans) if held and self._alone() else self.spans
+        asked = guards.of_warp(em, self.compute.axes, self.spans) if held and own else self.spans
         for e in held:
-            here = guards.holds(em, self.scope, e, own)
+            here = guards.holds(em, self.scope, e, asked)
             whole = em.here().and_(whole, here)
         return whole, spans
-
-    def _alone(self) -> bool:
-        """May each warp go its own way: are there no barriers in the code?"""
-        return self.scope.buffers[self.compute.target.tensor].scope is Scope.REGISTERS and not joins_warps(self.sharing)
 
     def _checked(self, decided: bool | None) -> None:
         """One copy of the code where all is known, else one for whole blocks and one for cut ones."""
@@ -154,7 +151,7 @@ class ComputeGenerator:
         if not unsure and not held:
             self._tiles(self.spans, node.value, node.guard)
             return
-        whole, spans = self._whole(unsure, held)
+        whole, spans = self._whole(unsure, held, False)
         value, guard = without(node.value, held), remaining(node.guard, held)
 
         def clean() -> None:

@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 
-from tcomp.codegen.cpu.types import IrValue
+from tcomp.codegen.cpu.types import I32, VOID, IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator, wait_groups
+
+_UNLIKELY = 0x35A7C96B
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Groups:
         self.postponed: list[Postponed] = []
         self.caught_up: Callable[[], None] = _nothing
         """Called where all that was late has ended: nothing reads the tiles of the turn before any more."""
+        self.beside: tuple[IrValue, ...] = ()
+        """Registers last written beside what runs, with no branch since."""
         self._cells: dict[int, tuple[IrValue, ...]] = {}
 
     def issue(self, generator: WarpgroupGenerator) -> None:
@@ -119,11 +123,23 @@ class Groups:
         """Wait for the `count` oldest groups; whoever reads their accumulators reads them after that."""
         done, self.pending = self.pending[:count], self.pending[count:]
         pending: int | None = len(self.pending)
+        if self.beside and any(g.late for g in done):
+            self._first_of_all()
         for g in done:
             wait_groups(self.em, pending, g.slots)
             pending = None  # one wait is for all
         if any(g.late for g in done) and not any(g.late for g in self.pending):
             self.caught_up()
+
+    def _first_of_all(self) -> None:
+        """Let the wait that follows stay behind what was to run beside the products. (A wait names no registers: in
+        code without a branch the assembler moves it up to the products, but not past a thread that may sleep.)"""
+        em, first, last = self.em, self.beside[0], self.beside[-1]
+        b = em.here()
+        found = [b.bitcast(b.load(s, typ=s.allocated_type), I32) for s in (first, last)]
+        text = f"{{ .reg .pred p; setp.eq.b32 p, $0, {_UNLIKELY}; @p nanosleep.u32 1; }}"
+        em.asm(text, VOID, "r,~{memory}", [b.xor(*found)], effect=True)
+        self.beside = ()
 
 
 def _nothing() -> None:

@@ -51,7 +51,7 @@ from tcomp.codegen.nvptx.pipe import PipeGenerator
 from tcomp.codegen.nvptx.plan import accesses_of
 from tcomp.codegen.nvptx.register_tiles import give_registers, give_second
 from tcomp.codegen.nvptx.roles import Roles
-from tcomp.codegen.nvptx.runs import run_of, write_run
+from tcomp.codegen.nvptx.runs import run_of, write_run, written
 from tcomp.codegen.nvptx.sync import Planner
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe
 from tcomp.codegen.nvptx.tensor_rings import TensorRings
@@ -299,12 +299,13 @@ class PhaseGenerator:
                 self.em.barrier()
             if run := run_of(self, body, i, path):
                 write_run(self.em, self.scope, run, self.joined_behind)
-                done = i + len(run)
+                done, self.groups.beside = i + len(run), ()
                 continue
             match s:
                 case Compute():
                     alone = self.pipe is not None and body is self.pipe.loop.body and len(body) == skip + 1
                     self.compute(s, self.pipe.hold if alone and self.pipe else None)
+                    self.groups.beside = written(self, s)
                 case Pack() if s.by == "tma":
                     self.copies.tiles[id(s)].fill()
                 case Pack():

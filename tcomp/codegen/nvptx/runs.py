@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tcomp.codegen.cpu.conditions import conditions, without
+from tcomp.codegen.cpu.types import F32, I32, IrValue
 from tcomp.codegen.nvptx.compute import ComputeGenerator
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
@@ -43,7 +44,7 @@ def run_of(phase: PhaseGenerator, body: Sequence[Statement], first: int, path: t
         if found and ((*path, i) in phase.sync.barriers or phase.groups.concerns(touched(s, phase.scope))):
             break
         found.append(s)
-    return found if sum(_tested(s) for s in found) > 1 else []
+    return found if sum(tested(s) for s in found) > 1 else []
 
 
 def write_run(em: GpuEmitter, scope: GpuScope, run: Sequence[Compute], parts: Collection[int]) -> None:
@@ -109,7 +110,14 @@ def _is_of(e: Expr, tensors: set[str]) -> bool:
     return isinstance(e, Access) and e.tensor in tensors
 
 
-def _tested(s: Compute) -> bool:
+def written(phase: PhaseGenerator, s: Compute) -> tuple[IrValue, ...]:
+    """The registers of a Compute that was just written, if products may run and there was no branch in it."""
+    slots = phase.scope.fragments.get(s.target.tensor, ())
+    plain = not s.instruction and not tested(s) and all(x.allocated_type in (F32, I32) for x in slots)
+    return tuple(slots) if plain and phase.groups.pending else ()
+
+
+def tested(s: Compute) -> bool:
     """May it be asked whether the tile is whole?"""
     return bool(conditions(s)) or not all(as_long_as_its_block(a) for a in s.axes)
 

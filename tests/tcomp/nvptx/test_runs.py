@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 
+from tcomp.autotune.gpu_attention import attention_text
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.disassemble import disassemble
@@ -16,12 +17,13 @@ from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.codegen.nvptx.runs import without_points
 from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import DType, Num
-from tcomp.dsl.load import load
+from tcomp.dsl.load import load, load_text
 from tcomp.dsl.storage import bound
 from tcomp.ir.tile import Compute, Kernel, Loop
 from tcomp.machine.gpu import H100
 from tcomp.schedule.lower import lower
 
+SHAPE = {"B": 1, "T": 1024, "H": 1, "D": 64}
 COPIES = 4
 """of a turn's code: the first turn apart from the others, and whole tiles apart from cut ones"""
 ROWS, WEIGHTS = 2, 32
@@ -33,7 +35,7 @@ def causal_kernel() -> tuple[Kernel, ...]:
     """Causal attention at GPT-2's shape."""
     module = load("models/ops/attention.tc")
     op = bound(module.ops["attention"], DType.BF16)
-    return lower(op, module, {"B": 1, "T": 1024, "H": 1, "D": 64}, H100).kernels
+    return lower(op, module, SHAPE, H100).kernels
 
 
 def in_the_loop() -> list[Compute]:
@@ -63,6 +65,17 @@ def test_lanes_exchange_maxima_every_turn_and_sums_once() -> None:
 def test_maxima_begin_as_the_first_of_their_values() -> None:
     chains = [re.findall(r"max\.f32", p.split("shfl")[0]) for p in re.split(r"ex2\.approx", forward())]
     assert max(len(c) for c in chains) == WEIGHTS - ROWS
+
+
+@pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")
+def test_weights_are_computed_beside_the_product_of_the_turn_before() -> None:
+    """Without a mask there is no branch, behind which the assembler would have to leave the wait."""
+    module = load_text(attention_text(causal=False), "ops/attention.tc")
+    (kernel,) = lower(bound(module.ops["attention"], DType.BF16), module, SHAPE, H100).kernels
+    code = disassemble(assemble(compile_kernel(kernel, H100).ptx, "sm_90a").cubin)
+    found = re.findall(r"HGMMA|MUFU\.EX2|DEPBAR\.LE gsb0, 0x[01]", code)
+    turn = "".join({"H": "H", "M": "M"}.get(x[0], x[-1]) for x in found)
+    assert re.search(r"H{8}1M{34}0", turn), turn  # both products, wait for the first, all weights, wait for the second
 
 
 @pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")
