@@ -24,13 +24,15 @@ LONG = 20.0
 
 @dataclass(frozen=True)
 class Timed:
-    """One kernel of a measured step: microseconds, events after launches included; blocks, threads of each launch."""
+    """One kernel of a measured step: microseconds, events after launches included; blocks, threads of each launch.
+    `changed`: its code is known to be another now, though blocks and threads are not."""
 
     name: str
     times: int
     us: float
     flops: int
     launches: tuple[tuple[int, int], ...]
+    changed: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Alone:
     rate: float = 0.0
     library: float = 0.0
     published: str = ""
+    changed: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def read_measurements(path: Path) -> Measurements:
     kernels: dict[str, list[Timed]] = {}
     for k in found["kernel"]:
         launches = tuple((blocks, threads) for blocks, threads in k["launches"])
-        kernels.setdefault(k["step"], []).append(Timed(k["name"], k["times"], k["us"], k["flops"], launches))
+        timed = Timed(k["name"], k["times"], k["us"], k["flops"], launches, k.get("changed", False))
+        kernels.setdefault(k["step"], []).append(timed)
     steps = {precision: Run(r["commit"], r["ms"]) for precision, r in found["step"].items()}
     events = {precision: Run(r["commit"], r["us"]) for precision, r in found["event"].items()}
     return Measurements(steps, events, kernels, [Alone(**f) for f in found["family"]])
@@ -107,7 +111,7 @@ def beside(
     predicted = {k.name: k for k, _ in predictions}
     rows = []
     for timed in measured.kernels[precision]:
-        if timed.name not in predicted or kernels[timed.name].flops != timed.flops:
+        if timed.changed or timed.name not in predicted or kernels[timed.name].flops != timed.flops:
             continue
         shapes = tuple((launch.blocks, launch.threads) for launch in codes[timed.name].launches)
         if shapes == timed.launches:
@@ -149,6 +153,7 @@ def families_text(rows: Sequence[Alone], predicted: Mapping[tuple[str, str], flo
     for r in rows:
         us = 1e6 * predicted.get((r.what, r.kernel), 0.0)
         model = (f"{us:.1f}", f"{us / r.us:.2f}") if us else ("", "")
+        model = ("", "changed since") if r.changed else model
         rate = (f"{r.rate:.0f}" if r.rate else "", f"{r.library:.0f}" if r.library else "")
         over = f"{r.rate / r.library:.2f}" if r.library else ""
         lines.append(f"| {' | '.join((r.what, f'`{r.kernel}`', f'{r.us:.1f}', *model, *rate, over, r.published))} |")

@@ -3,6 +3,8 @@
 python benchmarks/gpu_measured.py [--write]               print them, or put them into docs/measurements/h100.md
 python benchmarks/gpu_measured.py --from REPORT.json ... --commit 0c24555 [--leave-out cosine] [--write]
                                                           take times from reports of gpu_acceptance.py first
+python benchmarks/gpu_measured.py --changed attention,linear_residual [--write]
+                                                          kernels whose code is another now: no predictions beside them
 
 Nothing is run on a GPU. A report's sections replace what the data have of them: `kernels` and `step_time` by precision,
 `products`, `attention` and `fp8`. Of the document, what lies between `<!-- table NAME -->` and `<!-- end -->` is
@@ -16,6 +18,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,6 +72,19 @@ def taken(data: Measurements, report: Mapping[str, Any], commit: str, without: S
     return Measurements(steps, events, kernels, families)
 
 
+def marked(data: Measurements, names: Sequence[str]) -> Measurements:
+    """The data with those kernels said to have changed since, in steps and families, and a case's "whole" with them."""
+    kernels = {
+        p: [replace(k, changed=k.changed or k.name in names) for k in found] for p, found in data.kernels.items()
+    }
+    cases = {f.what for f in data.families if f.kernel in names}
+    families = [
+        replace(f, changed=f.changed or f.kernel in names or (f.kernel == "whole" and f.what in cases))
+        for f in data.families
+    ]
+    return Measurements(data.steps, data.events, kernels, families)
+
+
 def _timed(row: Mapping[str, Any]) -> Timed:
     shapes = [tuple(map(int, s.split(" x "))) for s in row["blocks x threads"].split(", ")]
     flops = row["flops"] if "flops" in row else round(row["TFLOP/s"] * row["us"] * 1e6)
@@ -107,11 +123,13 @@ def toml_of(data: Measurements, head: str) -> str:
         for k in kernels:
             lines += ["", "[[kernel]]", f'step = "{precision}"', f"name = {json.dumps(k.name)}", f"flops = {k.flops}"]
             lines += [f"times = {k.times}", f"us = {k.us:.1f}", f"launches = {json.dumps(k.launches)}"]
+            lines += ["changed = true"] if k.changed else []
     for f in data.families:
         lines += ["", "[[family]]", f'section = "{f.section}"', f"what = {json.dumps(f.what)}"]
         lines += [f"kernel = {json.dumps(f.kernel)}", f"us = {f.us:.1f}"]
         lines += [f"{n} = {x:.0f}" for n, x in (("rate", f.rate), ("library", f.library)) if x]
         lines += [f"published = {json.dumps(f.published)}"] if f.published else []
+        lines += ["changed = true"] if f.changed else []
     return "\n".join(lines) + "\n"
 
 
@@ -168,6 +186,7 @@ def main() -> None:
     parser.add_argument("--from", dest="reports", type=Path, nargs="+", default=[], metavar="REPORT.json")
     parser.add_argument("--commit", default="", help="that was measured")
     parser.add_argument("--leave-out", default="", help="kernels of steps whose times mean nothing, with commas")
+    parser.add_argument("--changed", default="", help="kernels whose code is another now, with commas")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/measurements/h100.md")
     args = parser.parse_args()
     file, document = FOLDER / "h100.toml", FOLDER / "h100.md"
@@ -179,6 +198,8 @@ def main() -> None:
         for path in args.reports:
             sections |= json.loads(path.read_text())["sections"]
         data = taken(data, {"sections": sections}, args.commit, args.leave_out.split(","))
+    if args.reports or args.changed:
+        data = marked(data, args.changed.split(","))
         file.write_text(toml_of(data, head_of(file.read_text())))
     for name, text in tables(data):
         print(f"{name}:\n\n{text}", flush=True)
