@@ -5,6 +5,7 @@ from __future__ import annotations
 from tcomp.dsl import ast
 from tcomp.dsl.ast import Expr
 from tcomp.dsl.build_expressions import Children, ExpressionRules
+from tcomp.dsl.directives import CONDITION
 from tcomp.dsl.hints import did_you_mean
 from tcomp.dsl.schedule_blocks import Block, KernelLines, Named, told_apart
 
@@ -53,11 +54,14 @@ class ScheduleRules(ExpressionRules):
         return ast.Cast(str(c[1]), self._dtype(c[2]), self._span(c[0], c[2]))
 
     def combine(self, c: Children) -> ast.Combine:
-        keyword, names, over, by = c
+        keyword, names, over, by, when = c
+        if when is not None and (when.kind != CONDITION or len(when.args) != 1):
+            raise self._error("a condition is expected here", when, "write: when(parts == 2)")
         if by not in _COMBINATIONS:
             hint = did_you_mean(str(by), _COMBINATIONS, "way to combine")
             raise self._error(f"unknown way to combine '{by}'", by, hint)
-        return ast.Combine(tuple(map(str, names)), str(over), str(by), self._span(keyword, by))
+        condition = None if when is None else when.args[0]
+        return ast.Combine(tuple(map(str, names)), str(over), str(by), condition, self._span(keyword, when or by))
 
     def choice(self, c: Children) -> tuple[Expr, ...]:
         first, last, step = c

@@ -126,10 +126,12 @@ class _Names:
             case ast.Cast(what, _):
                 self.meaningful("cast", d.span)
                 self.tensor(what.split(".")[0], d.span, "cast")
-            case ast.Combine(names, over, _):
+            case ast.Combine(names, over, _, condition):
                 for name in names:
                     self.output(name, d.span, "combine")
                 self.loop(over, d.span)
+                if condition is not None:
+                    self.expression(condition, known, d.span)
             case ast.Where(conditions):
                 for e in conditions:
                     self.expression(e, known, d.span)

@@ -84,11 +84,12 @@ class Cast:
 @dataclass(frozen=True, slots=True)
 class Combine:
     """`combine dg over i by partials | sorted | atomic | turns | private`: how a reduction over blocks
-    or tiles is joined."""
+    or tiles is joined. With a condition, as in `by turns when(parts == 2)`, the line stands where it holds."""
 
     names: tuple[str, ...]
     over: str
     by: str
+    condition: Expr | None = None
     span: Span = no_span()
 
 

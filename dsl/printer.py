@@ -178,8 +178,9 @@ def print_directive(d: ast.Directive) -> str:
             return f"use {instruction} for {', '.join(names)}"
         case ast.Cast(what, dtype):
             return f"cast {what} to {dtype}"
-        case ast.Combine(names, over, by):
-            return f"combine {', '.join(names)} over {over} by {by}"
+        case ast.Combine(names, over, by, condition):
+            where = "" if condition is None else f" when({print_expression(condition)})"
+            return f"combine {', '.join(names)} over {over} by {by}{where}"
         case ast.Tune(name, default, choices):
             return f"tune {name} = {print_expression(default)}" + (f" from {_choices(choices)}" if choices else "")
         case ast.Where(conditions):

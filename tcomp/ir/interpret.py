@@ -194,15 +194,17 @@ class Interpreter:
             mask = np.ones(shape, bool)
         at = tuple(np.broadcast_to(np.asarray(self.value(x, grid)), shape)[mask] for x in s.target.subscripts)
         self._inside(target, at, s.target)
+        adds = s.accumulate
+        if s.turns is not None:
+            adds = self._take_turn(s.turns, names) or not s.turns.stores
         if not at:
             value = value.reshape(())
         else:
             value = value[mask]
         if not s.distinct:
             np.add.at(target, at, value)
-        elif s.accumulate:
-            assert s.reducer is not None
-            target[at] = _JOIN[s.reducer](target[at], value)
+        elif adds:
+            target[at] = _JOIN[s.reducer or "sum"](target[at], value)
         else:
             target[at] = value
 

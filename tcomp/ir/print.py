@@ -171,6 +171,8 @@ def _compute_head(s: Compute) -> str:
         head += f"  # needed where {print_expression(s.region)}"
     if s.instruction:
         head += f"  # by {s.instruction}" + (", beside the next turn" if s.late else "")
+    if s.turns is not None:
+        head += f"  # adding in turns of {print_expression(s.turns.flag)}"
     if s.only is not None:
         head = f"if {print_expression(s.only)}: {head}"
     if s.atomic:

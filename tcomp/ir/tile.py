@@ -254,6 +254,8 @@ class Compute:
     registers, in the turn of the loop around in which `last` holds (in each, without it). Nobody else reads the target
     after them, so it need not be written then.
     `only` (GPU) is a condition on the variables of the loops around: where it does not hold nothing is computed.
+    With `turns` (GPU), blocks write to the target one after the other: each adds to what those before it left. A warp
+    of a block only follows that of the same number in another, and has a word of its own, from the turns' `flag` on.
     `distinct` is False when two points of the parallel axes may name the same target element (a scatter);
     then points run in order.
     """
@@ -275,6 +277,7 @@ class Compute:
     epilogue: tuple[Compute, ...] = ()
     last: Expr | None = None
     only: Expr | None = None
+    turns: Turns | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,16 +16,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import Access, Binary, Combine, Equation, Expr, Name, Num, Reduction, Target
+from tcomp.dsl.ast import Access, Binary, Combine, DType, Equation, Expr, Name, Num, Reduction, Target
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import ThreadShape
-from tcomp.schedule.fold import fold
 from tcomp.schedule.joining_loops import joining_loops, mapped_alike, renamed, with_loops
 from tcomp.schedule.nest import PART, PARTIAL, Dealt, Leaf, depends
 from tcomp.schedule.normal import called, part_of
 from tcomp.schedule.resolve import KernelPlan, TileLevel
-from tcomp.schedule.split_sum import divides, splittable, undivided
+from tcomp.schedule.split_sum import DividedSum, divides, splittable, undivided
 from tcomp.schedule.symbols import Symbols
+from tcomp.schedule.turn_sums import TurnSum, sum_in_turns
 
 
 @dataclass(frozen=True)
@@ -84,20 +84,23 @@ class BesideSums:
 
     def leaves(
         self, plan: KernelPlan, given: KernelPlan, b: Beside, shape: ThreadShape, group: str
-    ) -> tuple[list[Leaf], KernelPlan]:
-        """The sum, and its join where it has parts. `given` is the plan before anything was divided; `group` names the
-        loops that join the host's parts ("" for none)."""
+    ) -> tuple[list[Leaf], KernelPlan, TurnSum | None]:
+        """The sum, and its join where it has parts; how these are added in turns. `given` is the plan before anything
+        was divided; `group` names the loops that join (or read) the host's ("" for none)."""
         leaf = replace(b.leaf, beside=frozenset(b.lacking))
         eq, parts = leaf.equation, list[tuple[Expr, str, int]]()
         joined = [c for c in plan.combine if c.over in {*leaf.domain, *b.lacking} and called(eq, c.names)]
-        for c in joined:
-            if c.by != "partials":
-                raise self._error(eq, c, f"a sum beside '{b.host.written[0]}' leaves parts", "write: by partials")
+        in_turns = self._in_turns(b, joined)
         for t in given.sequence:
             if t.parallel and t.index in leaf.reduced:
-                if t.index in plan.streams:
-                    raise self._in_stream(b, t)
                 plan = undivided(plan, t.index, t)
+                if in_turns is not None:
+                    if t.index not in plan.streams and t.index not in plan.parts:
+                        continue  # one part takes the whole sum
+                    made, taken, plan = sum_in_turns(plan, DividedSum(leaf, in_turns, t, shape), self.symbols, group)
+                    return made, plan, taken
+                if plan.flags.stream:
+                    raise self._in_stream(b, t)
                 count = -(-self.symbols.extents[t.index] // (t.block or 1))
                 if count > 1:
                     self._needs_line(eq, t, joined)
@@ -119,8 +122,25 @@ class BesideSums:
                 number = Binary("//", Name(level.variable), Num(level.block or 1))
                 parts.append((number, f"{c.over}.block", count))
         if not parts:
-            return [leaf], plan
-        return self._joined(plan, b, leaf, parts, shape, group)
+            return [leaf], plan, None
+        return *self._joined(plan, b, leaf, parts, shape, group), None
+
+    def _in_turns(self, b: Beside, joined: Sequence[Combine]) -> Combine | None:
+        """The line by which its parts are added in turns, by the blocks that have all of a part: the first ones."""
+        eq = b.leaf.equation
+        for c in joined:
+            if c.by not in ("partials", "turns") or (c.by == "turns" and c.over in b.lacking):
+                raise self._error(eq, c, f"a sum beside '{b.host.written[0]}' leaves parts", "write: by partials")
+        found = next((c for c in joined if c.by == "turns"), None)
+        if found is not None:
+            for c in (c for c in joined if c is not found):
+                why = f"its parts over {found.over} are added in turns, each as the whole that one block has of it"
+                raise self._error(eq, c, why, f"leave the line out, or combine it over {found.over} by partials")
+            value = eq.value
+            assert isinstance(value, Reduction)
+            if value.reducer != "sum" or self.symbols.dtypes[eq.target.name] in (DType.F64, DType.I32):
+                raise self._error(eq, found, "blocks add sums in f32 alone", "write: by partials")
+        return found
 
     def _joined(
         self,
@@ -161,7 +181,7 @@ class BesideSums:
             f"'{name}' is summed in the blocks of '{host}', and a `stream` cuts '{level.index}' elsewhere for each",
             level.span,
             self.text,
-            f"leave `stream` out, or give it a kernel of its own: kernel {name}:",
+            f"write: combine {name} over {level.index} by turns; or leave `stream` out",
         )
 
     def _needs_line(self, eq: Equation, level: TileLevel, joined: Sequence[Combine]) -> None:
@@ -177,22 +197,3 @@ class BesideSums:
     def _error(self, eq: Equation, c: Combine, why: str, hint: str) -> TcError:
         name = part_of(eq.target).rstrip(".")
         return TcError(f"{name} cannot be combined over {c.over} by {c.by}: {why}", c.span, self.text, hint)
-
-
-def block_condition(leaf: Leaf, starts: Mapping[str, Expr], summing: bool) -> Expr | None:
-    """Where a sum beside others is computed: in the first blocks along what it lacks, or (while `summing`) in the
-    block to which the turn is dealt. `starts` are the values at which the tiles of the indices begin."""
-    out: Expr | None = None
-    for index in sorted(leaf.beside):
-        dealt = leaf.dealt
-        if dealt is None or dealt.blocks.index != index:
-            own: Expr | None = Binary("==", starts[index], Num(0))
-        elif summing:
-            turn = fold(Binary("//", starts[dealt.turns.index], Num(dealt.turns.block or 1)))
-            number = fold(Binary("//", starts[index], Num(dealt.blocks.block or 1)))
-            own = Binary("==", fold(Binary("%", turn, Num(dealt.count))), number)
-        else:
-            own = None
-        if own is not None and own != Binary("==", Num(0), Num(0)):
-            out = own if out is None else Binary("and", out, own)
-    return out

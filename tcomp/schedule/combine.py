@@ -64,6 +64,8 @@ class _Combining:
         """of sums in memory: they wait for all blocks, so other equations come first"""
         self.groups: dict[tuple[str, ...], str] = {}
         """the sums that `joins` belong to: of each its loops, and the name of the loops that join it"""
+        self.ended: dict[tuple[str, ...], str] = {}
+        """the same of `ends`"""
         self.sums: list[AddedSum] = []
         self.turns: list[TurnSum] = []
         self.carried: list[str] = []
@@ -110,11 +112,17 @@ class _Combining:
     def _beside(self, b: Beside) -> None:
         """A sum in another's blocks."""
         joining = self.joining
-        loops = self.groups.get(_group(b.host), "")
+        in_turns = any(c.by == "turns" and called(b.leaf.equation, c.names) for c in self.plan.combine)
+        loops = (self.ended if in_turns else self.groups).get(_group(b.host), "")
         sums = BesideSums(joining.symbols, joining.text)
-        made, self.plan = sums.leaves(self.plan, self.given, b, joining.shape(self.plan), loops)
+        made, self.plan, taken = sums.leaves(self.plan, self.given, b, joining.shape(self.plan), loops)
         self.leaves += made[:1]
-        self.joins += made[1:]
+        if taken is None:
+            self.joins += made[1:]
+        else:
+            self.turns.append(taken)
+            self.carried += made[0].written if made[1:] else ()
+            self.ends += made[1:]
 
     def _beside_join(self, leaf: Leaf) -> Leaf | None:
         """`acc[n', k'] = sum block: ...; Y[n, k] = acc[n, k] * s` --> `Y[n', k'] = acc[n', k'] * s`: what computes one
@@ -181,6 +189,7 @@ class _Combining:
             self.ends += made[1:]
             if taken.name != target:
                 self.carried.append(taken.name)
+                self.ended[_group(leaf)] = target
             return
         group = self.groups.setdefault(_group(leaf), target)
         first, join, self.plan = split_sum(self.plan, divided, symbols, group)

@@ -32,7 +32,7 @@ from tcomp.instructions.vector_matching import vector_instruction
 from tcomp.ir.reducers import IDENTITY, identity
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
 from tcomp.monoid import RescaledSum, rescaled_sum
-from tcomp.schedule.beside import block_condition
+from tcomp.schedule.block_condition import block_condition
 from tcomp.schedule.bounds import Env, Range, guarding, limits, tile_stop, zero_outside
 from tcomp.schedule.fold import add, by_exp2, fold, minimum, sub
 from tcomp.schedule.nest import TURN, Leaf, LoopNode, Node, grouped_index, leaf_uses

@@ -224,7 +224,9 @@ class _Lowering:
         summed = {s.output for s in joined.sums}
         through = [replace(s, tensors=tuple(n for n in s.tensors if n not in summed)) for s in plan.stages]
         parts = parts_of(t for x in leaves for t in x.equation.targets)
-        phases = unpacked(phases, through, out, emitter.tiles, results, parts, self.text, joined.turns)
+        phases = unpacked(
+            phases, through, out, emitter.tiles, results, parts, self.text, joined.turns, shape.warps if shape else 1
+        )
         adding = Adding(
             joined.sums,
             plan.stages,

@@ -246,7 +246,7 @@ class Resolver:
             self._sequence(loops, order),
             tuple(d for d in directives if isinstance(d, Fuse)),
             tuple(s for d in directives if isinstance(d, Stage) for s in self._staged(d, values)),
-            tuple(d for d in directives if isinstance(d, Combine)),
+            tuple(d for d in directives if isinstance(d, Combine) and self._stands(d, values)),
             frozenset(inline),
             special,
             values,
@@ -320,6 +320,9 @@ class Resolver:
                 for c in d.conditions:
                     self._holds(c, c.span if c.span.line else d.span, values)
         return values
+
+    def _stands(self, line: Combine, values: Mapping[str, int | float]) -> bool:
+        return line.condition is None or bool(evaluate_dim(line.condition, self.facts | dict(values)))
 
     def _holds(self, condition: Expr, span: Span, values: Mapping[str, int | float]) -> None:
         known = {**self.facts, **values}

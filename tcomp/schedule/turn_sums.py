@@ -33,7 +33,7 @@ from tcomp.schedule.symbols import Symbols
 class TurnSum:
     """A sum that blocks add to `name` in turns: those of the parts that `part`, a grid loop's variable, counts from 0
     to `count`, or those that a `stream` makes. `words` names the tile that says whose turn it is, `index` is the sum's
-    last one."""
+    last one. One that is computed `beside` another is added by the threads that have its values."""
 
     name: str
     part: str
@@ -42,6 +42,7 @@ class TurnSum:
     directive: Combine
     index: str
     stream: Stream | None = None
+    beside: bool = False
 
     def turns(self, place: Access, stores: bool) -> Turns:
         """A part's turns at the word `place`. Words count the parts that have had theirs; of a stream, whose parts come
@@ -77,36 +78,41 @@ def check_turns(joining: Joining, s: DividedSum, others: bool) -> None:
         raise joining.error(s.directive, f"{target} cannot be combined over {s.over} by turns: {fault}", hint)
 
 
-def sum_in_turns(plan: KernelPlan, s: DividedSum, symbols: Symbols) -> tuple[list[Leaf], TurnSum, KernelPlan]:
+def sum_in_turns(
+    plan: KernelPlan, s: DividedSum, symbols: Symbols, group: str = ""
+) -> tuple[list[Leaf], TurnSum, KernelPlan]:
     """The equation whose parts are added in turns, behind it the one that reads a sum too wide for its output, and the
-    plan (which is `undivided`) with their loops."""
+    plan (which is `undivided`) with their loops. Of a sum beside another, whose parts are there, `group` names those in
+    which that one's is read ("" for none)."""
     leaf, eq = s.leaf, s.leaf.equation
     target = eq.target
     name = target.name if symbols.dtypes[target.name] is DType.F32 else target.name + JOINED
-    taken = TurnSum(name, "", 0, f"{target.name}.turns", s.directive, leaf.parallel[-1])
+    taken = TurnSum(name, "", 0, f"{target.name}.turns", s.directive, leaf.parallel[-1], beside=bool(leaf.beside))
     level = s.level()
     if plan.flags.stream:
         stream = Stream(f"{s.over}.from", f"{s.over}.to", symbols.extents[s.over], unit_of(plan, s.over))
         taken = replace(taken, stream=stream)
         plan = replace(plan, streams={**plan.streams, s.over: stream})
-        first = Leaf(eq, leaf.number, leaf.parallel, leaf.reduced)
+        first = Leaf(eq, leaf.number, leaf.parallel, leaf.reduced, beside=leaf.beside)
     else:
         symbols.extents[s.part] = count = s.count(symbols)
         taken = replace(taken, part=level.variable, count=count)
         plan = replace(plan, parts={**plan.parts, s.over: (s.part, s.size)})
-        first = Leaf(eq, leaf.number, (s.part, *leaf.parallel), leaf.reduced)
+        first = Leaf(eq, leaf.number, (s.part, *leaf.parallel), leaf.reduced, beside=leaf.beside)
     leaves = [first]
     if name != target.name:
         symbols.add(name, DType.F32, leaf.parallel)
-        new = symbols.indices_like(leaf.parallel, target.name)
-        plan = with_loops(computed_alike(plan, name, target.name), joining_loops(list(new.values()), s.shape, s.outer))
+        new = symbols.indices_like(leaf.parallel, group or target.name)
+        beside = frozenset(f"{i}.{group}" for i in leaf.beside) if group else frozenset[str]()
+        maps = [] if group else joining_loops(list(new.values()), s.shape, s.outer)
+        plan = with_loops(computed_alike(plan, name, target.name), maps)
         whole = replace(eq, targets=(Target(name, tuple(Name(i) for i in leaf.parallel)),), accumulate=False)
         read = Access(name, tuple(Name(i) for i in new.values()))
         second = replace(eq, targets=(Target(target.name, renamed(target.subscripts, new)),), value=read)
         leaves = [
             replace(first, equation=whole),
-            Leaf(second, leaf.number + 1, tuple(new.values()), (), copies=True),
+            Leaf(second, leaf.number + 1, tuple(new.values()), (), copies=True, beside=beside),
         ]
     if taken.stream is None:  # the loop over parts is the outermost
-        plan = replace(plan, sequence=(level, *plan.sequence))
+        plan = replace(plan, sequence=(level, *(t for t in plan.sequence if t != level)))
     return leaves, taken, plan

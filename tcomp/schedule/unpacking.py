@@ -30,10 +30,12 @@ def unpacked(
     parts: Mapping[str, tuple[str, int, Num]],
     text: str,
     turns: Iterable[TurnSum] = (),
+    warps: int = 1,
 ) -> list[tuple[Statement, ...]]:
     """The phases with results (or parts of one, dQKV.1) that `stage` lines name written through tiles, which `tiles`
     gains. `tensors` are those in device memory, `parts` the parts that are written (`normal.parts_of`). TcError where
-    nothing is said so of a sum that blocks add to in `turns`."""
+    nothing is said so of a sum that blocks add to in `turns`, unless it is computed beside another: the `warps` of a
+    block add their own values."""
     by_tma = [(n, s) for s in stages if s.by == "tma" and s.space == "shared" for n in s.tensors]
     taken = {t.name: t for t in turns}
 
@@ -42,7 +44,7 @@ def unpacked(
 
     whole = {summed(n): s for n, s in by_tma if n in written}
     for t in taken.values():
-        if t.name not in whole:
+        if t.name not in whole and not t.beside:
             d, output = t.directive, t.name.removesuffix(JOINED)
             raise TcError(
                 f"{output} cannot be combined over {d.over} by turns: only the copy engine adds a tile as one, and so "
@@ -62,7 +64,13 @@ def unpacked(
     def rewrite(s: Statement) -> tuple[Statement, ...]:
         if isinstance(s, Loop):
             return (replace(s, body=tuple(x for inner in s.body for x in rewrite(inner))),)
-        if not isinstance(s, Compute) or (stage := stage_of(s.target)) is None:
+        if not isinstance(s, Compute):
+            return (s,)
+        own = taken.get(s.target.tensor)
+        if own is not None and own.beside:
+            walked = tuple(a for a in s.axes if a.name not in s.reduced)
+            return (replace(s, turns=_turns(s, own, walked, tiles, tensors, warps)),)
+        if (stage := stage_of(s.target)) is None:
             return (s,)
         return _through(s, stage, tiles, tensors, text, taken.get(s.target.tensor))
 
@@ -122,9 +130,14 @@ def _through(
 
 
 def _turns(
-    s: Compute, t: TurnSum, walked: tuple[Axis, ...], tiles: dict[str, Buffer], tensors: dict[str, Buffer]
+    s: Compute,
+    t: TurnSum,
+    walked: tuple[Axis, ...],
+    tiles: dict[str, Buffer],
+    tensors: dict[str, Buffer],
+    each: int = 1,
 ) -> Turns:
-    """Those of the tile that is handed over, at a word of its own."""
+    """Those of the tile that is handed over, at a word of its own, or at `each` so many."""
     extents = tensors[s.target.tensor].shape
     blocks = {a.name: a for a in walked}
     place: list[Expr] = []
@@ -133,5 +146,6 @@ def _turns(
         a = blocks.get(x.id) if isinstance(x, Name) else None
         place.append(x if a is None else fold(Binary("//", a.start, Num(a.block))))
         count.append(extent if a is None else -(-extent // a.block))
+    count[-1], place[-1] = count[-1] * each, fold(Binary("*", place[-1], Num(each)))
     tiles[t.words] = Buffer(t.words, DType.I32, tuple(count), Scope.WORDS)
     return t.turns(Access(t.words, tuple(place)), not s.accumulate)

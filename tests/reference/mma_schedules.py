@@ -47,6 +47,10 @@ op residual(X: real[M, K], W: real[N, K], b: real[N], R: real[M, N]) -> Y: real[
 op divided(X: real[K, M], W: real[K, N]) -> Y: f32[M, N]:
   Y[m, n] = sum k: X[k, m] * W[k, n]
 
+op beside(X: real[K, M], W: real[K, N]) -> Y: f32[M, N], s: f32[M]:
+  Y[m, n] = sum k: X[k, m] * W[k, n]
+  s[m] = sum k: X[k, m]
+
 op parts(X: real[M, K], W: real[N, K], b: real[N]) -> Y: real[M, N]:
   index g: (K + 63) // 64
   index j: 64
@@ -60,7 +64,7 @@ op narrow(X: e4m3[M, K], W: e5m2[N, K], b: f32[N]) -> Y: f32[M, N]:
   acc[m, n] = sum k: X[m, k] * W[n, k]
   Y[m, n] = acc[m, n] + b[n]
 """
-OPS = ("plain", "columns", "both", "residual", "divided", "parts", "narrow")
+OPS = ("plain", "columns", "both", "residual", "divided", "beside", "parts", "narrow")
 ACCUMULATORS = 128
 """accumulators a thread may have; a block has at most 16 warps"""
 
@@ -90,19 +94,25 @@ def schedules(draw: st.DrawFn, op: str, storage: DType) -> Drawn:
     dims = {d: unit * draw(st.integers(1, most // unit), label=d) for d, most in longest.items()}
     rows, columns = _tiles(draw, group, cluster)
     step = 32 // bytes_ * draw(st.sampled_from([1, 2, 4] if not group else [2, 4]))
-    stages = draw(st.integers(1, 4))
+    stages = draw(st.integers(2 if op == "beside" else 1, 4))
     how = "tma" if tma else draw(st.sampled_from(["cp.async", "copy"]))
     options = () if tma or (not draw(st.booleans())) else (Level("swizzle"),)
     pipe = _level("pipe", step, max(2, stages)) if stages > 1 else _level("seq", step)
     summed = [MapLoops(("k",), (), (pipe, Level("mma")))]
     operands, at, target = ("X", "W"), "k", "acc"
     joined: list[Directive] = []
-    if op == "divided":
+    if op in ("divided", "beside"):
         target = "Y"
         by = draw(st.sampled_from(["turns", "partials"])) if tma else "partials"
         part = _level("grid.z", step * draw(st.integers(1, 3)))
         summed = [MapLoops(("k",), (), (part, pipe, Level("mma")))]
-        joined = [Combine(("Y",), "k", by)]
+        joined = [Combine(("Y", "s") if op == "beside" else ("Y",), "k", by)]
+        if op == "beside":
+            warps = next(x for x in rows if x.kind in ("warpgroup", "warp.y"))
+            joined.append(MapLoops(("m",), ("s",), (warps, Level("lane"), _level("vec", 4))))
+            joined.append(MapLoops(("k",), ("s",), (_level("lane.y", step // 8),)))
+            if by == "partials" and draw(st.booleans()):
+                joined.append(Combine(("s",), "n", by))
         if by == "turns" or (tma and draw(st.booleans())):
             joined.append(Stage(("Y",), "shared", "n", "tma", ()))
     if op == "parts":
@@ -115,7 +125,7 @@ def schedules(draw: st.DrawFn, op: str, storage: DType) -> Drawn:
     ]  # fmt: skip
     if op == "residual" and tma and draw(st.booleans()):
         body.append(Stage(("b", "R"), "shared", "n", "tma", ()))
-    if group and op not in ("parts", "divided") and draw(st.booleans()):
+    if group and op not in ("parts", "divided", "beside") and draw(st.booleans()):
         body.append(Stage(("Y",), "shared", "n", "tma", ()))
     if tma and draw(st.booleans()):
         moved = group and draw(st.booleans())
@@ -133,7 +143,7 @@ def schedules(draw: st.DrawFn, op: str, storage: DType) -> Drawn:
         body.append(Flag("stream"))
     if draw(st.booleans()):
         body.append(Flag("raster", (Num(draw(st.integers(1, 4))),)))
-    kernels = [KernelSchedule(("Y",), tuple(body))]
+    kernels = [KernelSchedule(("Y", "s") if op == "beside" else ("Y",), tuple(body))]
     if op == "parts":
         own = MapLoops(("j",), (), (Level("lane"), _level("vec", 2)))
         kernels = [

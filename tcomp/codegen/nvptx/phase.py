@@ -8,6 +8,7 @@ rest. Copies in the background have files of their own: `pipe.py` (cp.async), `t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from llvmlite import ir
@@ -55,6 +56,7 @@ from tcomp.codegen.nvptx.runs import run_of, write_run, written
 from tcomp.codegen.nvptx.sync import Planner
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe
 from tcomp.codegen.nvptx.tensor_rings import TensorRings
+from tcomp.codegen.nvptx.turn_taking import WarpTurns
 from tcomp.dsl.ast import Call, Num
 from tcomp.ir.multicast import cluster_of
 from tcomp.ir.pairs import paired
@@ -251,12 +253,24 @@ class PhaseGenerator:
             if s.instruction:
                 write_contraction(self.em, self.scope, s, self.groups, hold, rotated, beside)
                 return
-            generator = ComputeGenerator(self.em, self.scope, s, id(s) not in self.joined_behind)
+            joins = id(s) not in self.joined_behind
+
+            def plain() -> None:
+                ComputeGenerator(self.em, self.scope, s, joins).generate()
+
+            def in_turn(adds: bool) -> None:
+                own = replace(s, accumulate=adds, reducer="sum", turns=None)
+                ComputeGenerator(self.em, self.scope, own).generate()
+
+            turns = s.turns
+            generate = plain
+            if turns is not None:
+                generate = partial(WarpTurns(self.em, self.scope, turns.flag.tensor).write, turns, in_turn)
             if s.only is None:
-                generator.generate()
+                generate()
             else:
                 self.em.here()
-                self.em.when(condition_value(self.em, s.only, self.scope), generator.generate)
+                self.em.when(condition_value(self.em, s.only, self.scope), generate)
 
         onto_registers = self.scope.buffers[s.target.tensor].scope is Scope.REGISTERS
         if self.inside is None or (s.instruction and onto_registers):

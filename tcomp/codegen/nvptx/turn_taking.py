@@ -40,17 +40,50 @@ WAIT = (
     "{ .reg .pred p; .reg .b32 v; AGAIN: ld.acquire.gpu.global.b32 v, [$0]; setp.ne.s32 p, v, $1; @p bra AGAIN; "
     "fence.proxy.async.global; }"
 )
+SEEN = "{ .reg .pred p; .reg .b32 v; AGAIN: ld.acquire.gpu.global.b32 v, [$0]; setp.ne.s32 p, v, $1; @p bra AGAIN; }"
 NOTHING = ir.Constant(I32, -1)
 """in place of a word's number: there is no turn to pass on"""
 PASS = "fence.proxy.async.global; st.release.gpu.global.b32 [$0], $1;"
+SAID = "st.release.gpu.global.b32 [$0], $1;"
+"""and `SEEN`: the same without the copy engine, where threads write"""
 
 
-class TurnTaking:
+class Words:
+    """The words in `flags`."""
+
+    def __init__(self, em: GpuEmitter, scope: GpuScope, flags: str) -> None:
+        self.em, self.scope, self.flags = em, scope, flags
+
+    def _met(self, turns: Turns) -> IrValue:
+        """Is there a block before?"""
+        found: IrValue = ir.Constant(ir.IntType(1), 1)
+        for low, value, stop in turns.met:
+            v, lowest, last = self._value(value), self._value(low), self._value(stop)
+            b = self.em.here()
+            found = b.and_(found, b.and_(b.icmp_signed(">=", v, lowest), b.icmp_signed("<", v, last)))
+        return found
+
+    def _place(self, turns: Turns, group: Int) -> IrValue:
+        """The number of the word."""
+        em, at = self.em, 0
+        for x, size in zip(turns.flag.subscripts, self.scope.buffers[self.flags].shape, strict=True):
+            at = em.add(em.mul(at, size), self._value(x))
+        return em.i64(em.add(at, group))
+
+    def _flag(self, word: IrValue) -> IrValue:
+        return self.em.here().gep(self.scope.roots[self.flags], [word], source_etype=I32)
+
+    def _value(self, e: Expr) -> IrValue:
+        self.em.here()
+        return self.em.i64(integer_value(self.em, e, self.scope))
+
+
+class TurnTaking(Words):
     """The turns of one block, for one place at a time, whose word is in `flags`. All of it is for the one thread that
     issues the copies."""
 
     def __init__(self, em: GpuEmitter, scope: GpuScope, flags: str) -> None:
-        self.em, self.scope, self.flags = em, scope, flags
+        super().__init__(em, scope, flags)
         b = em.builder
         b.position_at_start(em.function.entry_basic_block)  # (where LLVM makes registers of them)
         self._word, self._number = b.alloca(I32, name="turn.word"), b.alloca(I32, name="turn.number")
@@ -96,15 +129,6 @@ class TurnTaking:
         """Issue the copy, by whether there was a block before."""
         self.em.either(self._met(turns), add, store)
 
-    def _met(self, turns: Turns) -> IrValue:
-        """Is there a block before?"""
-        found: IrValue = ir.Constant(ir.IntType(1), 1)
-        for low, value, stop in turns.met:
-            v, lowest, last = self._value(value), self._value(low), self._value(stop)
-            b = self.em.here()
-            found = b.and_(found, b.and_(b.icmp_signed(">=", v, lowest), b.icmp_signed("<", v, last)))
-        return found
-
     def pass_on(self) -> None:
         """The copies are done: let the next block have its turn."""
         em = self.em
@@ -118,16 +142,27 @@ class TurnTaking:
 
         em.when(b.icmp_signed(">=", word, ir.Constant(I32, 0)), tell)
 
-    def _place(self, turns: Turns, group: Int) -> IrValue:
-        """The number of the word."""
-        em, at = self.em, 0
-        for x, size in zip(turns.flag.subscripts, self.scope.buffers[self.flags].shape, strict=True):
-            at = em.add(em.mul(at, size), self._value(x))
-        return em.i64(em.add(at, group))
 
-    def _flag(self, word: IrValue) -> IrValue:
-        return self.em.here().gep(self.scope.roots[self.flags], [word], source_etype=I32)
+class WarpTurns(Words):
+    """The turns of warps that write results themselves: one only follows that of its number in another block."""
 
-    def _value(self, e: Expr) -> IrValue:
-        self.em.here()
-        return self.em.i64(integer_value(self.em, e, self.scope))
+    def write(self, turns: Turns, write: Callable[[bool], None]) -> None:
+        """Write in turn: `write(whether it adds)`."""
+        em = self.em
+        warp, lane = em.warp(), em.lane()
+        met, word = self._met(turns), self._flag(self._place(turns, warp))
+
+        def say(text: str, number: Expr) -> None:
+            value = self._value(number)
+            em.here()
+            em.asm(text, VOID, "l,r,~{memory}", [word, value], effect=True)
+
+        em.when(met, lambda: say(SEEN, turns.before))
+        if turns.stores:
+            em.either(met, lambda: write(True), lambda: write(False))
+        else:
+            write(True)
+        em.here()
+        em.asm("bar.warp.sync -1;", VOID, "~{memory}", effect=True)
+        first = em.here().icmp_unsigned("==", lane, ir.Constant(I32, 0))
+        em.when(first, lambda: say(SAID, turns.number))

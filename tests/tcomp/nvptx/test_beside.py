@@ -5,23 +5,29 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tcomp.autotune import virtual_run
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.disassemble import disassemble
 from tcomp.dsl.ast import DType
+from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound
 from tcomp.errors import UserError
 from tcomp.grad import backward_of
+from tcomp.grad.accumulate import held
 from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope
 from tcomp.ir.walk import computes
 from tcomp.machine.gpu import H100, GpuMachine
+from tcomp.runtime.vgpu import Options
 from tcomp.runtime.vgpu.report import Report
 from tcomp.schedule.lower import lower
+from tests.reference.op_cases import stored_inputs
 from tests.tcomp.nvptx.support import given, lowered, run
 from tests.tcomp.test_schedule_gpu import assert_keeps_results
 
@@ -128,6 +134,82 @@ def test_beside_parts_that_are_added_in_turns(adds: bool) -> None:
     right(found)
 
 
+def in_turns(out: str = "f32", stream: bool = False, adds: bool = False, part: int = 128, **options: Any) -> str:
+    further = "producer warp\n  persistent\n  raster 8" + ("\n  stream" if stream else "")
+    written = text(part, "", further, adds=adds, **options)
+    written = written.replace("dW: bf16", f"dW: {out}").replace("db: f32[N]:", f"db: {out}[N]:")
+    return written.replace("combine dW, db over m by partials", "combine dW, db over m by turns")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["parts", "stream"])
+@pytest.mark.parametrize("out,adds", [("f32", False), ("f32", True), ("bf16", False)], ids=["stored", "added", "bf16"])
+def test_parts_that_are_added_in_turns_as_the_others_are(out: str, adds: bool, stream: bool) -> None:
+    """Each warp adds its own values, behind that of the block before. What is narrower than f32 is summed in a
+    workspace, which the launch reads that reads the product's."""
+    found = lowered(in_turns(out, stream, adds), RAGGED)
+    assert len(found.phases) == (1 if out == "f32" else 2) and not any(b.scope is Scope.TEAM for b in found.tiles)
+    (own,) = [c for c in computes(found.phases[0]) if c.turns is not None]
+    assert own.only is not None and own.turns is not None and own.turns.stores is not adds
+    assert own.target.tensor == ("db" if out == "f32" else "db.joined")
+    assert found.buffer("db.turns").shape == (2 * 8,), "tiles along n, warps"
+    assert (found.order.stream is not None) is stream
+    (report, *_) = right(found)
+    assert report.grid[0] == 3
+
+
+@pytest.mark.parametrize("m", [300, 320, 127, 1000])
+@pytest.mark.parametrize("stream", [False, True], ids=["parts", "stream"])
+def test_lengths_of_sums_in_turns(stream: bool, m: int) -> None:
+    """Rounds of the ring that end behind the tensor; a sum of one part; blocks with several parts of tiles."""
+    found = lowered(in_turns(stream=stream), {"M": m, "N": 136, "K": 72})
+    assert any(c.turns for c in computes(found.phases[0])) is (m > (192 if stream else 128))
+    right(found)
+
+
+@pytest.mark.slow
+def test_a_sum_in_turns_in_clusters_with_one_block_too_many() -> None:
+    options: dict[str, Any] = {"rows": "256) / cluster(128"}
+    for stream in (False, True):
+        right(lowered(in_turns(stream=stream, **options), {"M": 500, "N": 392, "K": 72}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True], ids=["parts", "stream"])
+@pytest.mark.parametrize("adds", [False, True])
+def test_any_order_of_blocks_gives_the_same_bits(adds: bool, stream: bool) -> None:
+    module = load_text(in_turns(stream=stream, adds=adds, rows="256) / cluster(128"), "f.tc")
+    op, dims, machine = module.ops["f"], {"M": 700, "N": 264, "K": 72}, replace(H100, sms=4)
+    inputs, made = stored_inputs(op, module, dims), lower(op, module, dims, machine)
+    found = [virtual_run.execute(op, made, inputs, machine, Options(order=order)) for order in range(4)]
+    for name in ("dW", "db"):
+        assert len({f[name].tobytes() for f in found}) == 1
+
+
+def test_what_does_not_go_with_turns_is_said() -> None:
+    both = in_turns().replace("by turns", "by turns\n  combine db over k by partials")
+    with pytest.raises(
+        TcError, match="its parts over m are added in turns, each as the whole that one block has of it"
+    ):
+        lowered(both, RAGGED)
+    with pytest.raises(TcError, match="blocks add sums in f32 alone"):
+        lowered(in_turns(reducer="max"), RAGGED)
+    apart = "combine dW over m by turns\n  combine db over m by partials"
+    with pytest.raises(TcError, match="a `stream` cuts 'm' elsewhere for each") as e:
+        lowered(in_turns(stream=True).replace("combine dW, db over m by turns", apart), RAGGED)
+    assert "combine db over m by turns" in e.value.hint
+
+
+@pytest.mark.parametrize("added", [0, 1])
+def test_a_line_stands_where_its_condition_holds(added: int) -> None:
+    share = "combine db over k by partials when(added == 0)\n  combine dW, db over m by turns when(added > 0)"
+    written = text(share=share).replace("dW: bf16", "dW: f32")
+    written = written.replace("by partials\n", "by partials when(added == 0)\n", 1)
+    written = written.replace("schedule f on sm_90a:\n", f"schedule f on sm_90a:\n  tune added = {added}\n")
+    found = lowered(written, RAGGED)
+    assert len(found.phases) == 2 - added
+    right(found)
+
+
 def test_the_largest_of_a_column() -> None:
     """Rows past the tensor's end are zeros in the tile, and count for nothing."""
     found = lowered(text(reducer="max"), RAGGED)
@@ -172,19 +254,28 @@ def shipped(name: str, dims: dict[str, int], machine: GpuMachine = H100) -> Kern
     module = load_text("import ops.linear\n", "f.tc")
     found = backward_of(name, module)
     assert found is not None
-    kernels = lower(bound(found, DType.BF16), module, dims, machine).kernels
+    op = held(bound(found, DType.BF16), {"dW": DType.F32, "db": DType.F32})  # (as in training)
+    kernels = lower(op, module, dims, machine).kernels
     assert not any(k.writes == {"db"} for k in kernels)
     return next(k for k in kernels if "dW" in k.writes)
 
 
 @pytest.mark.parametrize(
-    ("name", "n", "k"),
-    [("linear_residual", 768, 3072), ("linear", 2304, 768), ("linear_residual", 768, 768), ("linear_gelu", 3072, 768)],
+    ("name", "n", "k", "launches"),
+    [
+        ("linear_residual", 768, 3072, 1),
+        ("linear", 2304, 768, 1),
+        ("linear_residual", 768, 768, 2),
+        ("linear_gelu", 3072, 768, 1),
+    ],
 )
-def test_gpt2s_bias_gradients_cost_no_launch_and_run_beside_the_products(name: str, n: int, k: int) -> None:
-    """Between the issue of a turn's group and the wait for the one before; nothing spills, nothing is serialised."""
+def test_gpt2s_bias_gradients_cost_no_launch_and_run_beside_the_products(
+    name: str, n: int, k: int, launches: int
+) -> None:
+    """Between the issue of a turn's group and the wait for the one before; nothing spills, nothing is serialised. Two
+    parts are added in turns, more are joined."""
     found = shipped(name, {"M": 16384, "N": n, "K": k})
-    assert {"dW", "db"} <= found.writes and len(found.phases) == 2
+    assert {"dW", "db"} <= found.writes and len(found.phases) == launches
     gpu = compile_kernel(found, H100)
     assembled = assemble(gpu.ptx, "sm_90a")
     for r in assembled.resources:
@@ -202,9 +293,11 @@ def test_gpt2s_bias_gradients_cost_no_launch_and_run_beside_the_products(name: s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "linear_residual", "linear_gelu"])
-def test_shipped_bias_gradients_of_divided_sums(name: str) -> None:
-    found = shipped(name, {"M": 2112, "N": 136, "K": 264})
-    assert found.buffer("db.partial").shape[0] == 2
+@pytest.mark.parametrize("m,n,joined", [(2112, 128, []), (2112, 136, [2]), (3136, 128, [3])])
+def test_shipped_bias_gradients_of_divided_sums(name: str, m: int, n: int, joined: list[int]) -> None:
+    """Two parts in turns, but for tiles that are cut both ways, which take registers; more parts are joined."""
+    found = shipped(name, {"M": m, "N": n, "K": 264})
+    assert [b.shape[0] for b in found.tiles if b.name == "db.partial"] == joined
     inputs = {
         o.name: RNG.standard_normal(o.shape).astype(np.float32) / 8 for o in found.operands if o.name in found.reads
     }
