@@ -7,7 +7,6 @@ made, and present when the first run begins; a run allocates nothing.
 from __future__ import annotations
 
 import ctypes
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from tcomp.model.step import Step
 from tcomp.runtime.cpu.interpreter import SYMBOL, compile_interpreter, interpreter_ir, rest_address
 from tcomp.runtime.cpu.library_pages import release_pages
 from tcomp.runtime.cpu.memory import Region
+from tcomp.runtime.cpu.native_steps import NativeSteps
 from tcomp.runtime.cpu.team import Native, NativeProgram, Team, native_program
-from tcomp.runtime.cpu.whole_steps import SHADOW, Entry, Program, WholeSteps
 from tcomp.runtime.executor import HostExecutor, element_count
 from tcomp.runtime.values import numpy_type
 
@@ -56,7 +55,7 @@ class CpuExecutor(HostExecutor):
         self._scratch = Region(self._stride * threads, "scratch")
         self._region = Region(region, "team region")
         self._team: Team | None = None
-        self._whole: _Whole | None = None
+        self._whole: NativeSteps | None = None
         self._pending = False  # the last update has left work
         self._arena = Region(step.arena_bytes, "arena", ahead=True)
         # Loading comes before pages: it maps memory again and again, and would wait for pages each time.
@@ -101,7 +100,7 @@ class CpuExecutor(HostExecutor):
         team = self._ready()
         if self._whole is None:
             sizes = {name: k.team_bytes for name, k in self.kernels.items()}
-            self._whole = _Whole(self._step, self._arena, self._addresses, sizes)
+            self._whole = NativeSteps(self._step, self._arena, self._addresses, sizes)
         self._behind(team, self._whole.native(program, self._pending, True))
         self._whole.copy_scalars()
         self._pending = True
@@ -194,41 +193,3 @@ class CpuExecutor(HostExecutor):
             phases = len(self.kernels[launch.kernel].symbols)
             labels += [launch.label if phases == 1 else f"{launch.label} ({i + 1}/{phases})" for i in range(phases)]
         return labels
-
-
-class _Whole:
-    """Steps that overlap (`whole_steps.py`), with memory of their own: scalars copied, and what the phases of the
-    update's launches share."""
-
-    def __init__(
-        self, step: Step, arena: Region, addresses: dict[str, tuple[int, ...]], team_bytes: dict[str, int]
-    ) -> None:
-        kernels = [step.kernels[x.kernel] for x in step.programs["update"]]
-        sizes = [-(-team_bytes[x.kernel] // SHADOW) * SHADOW for x in step.programs["update"]]
-        scalars = SHADOW * sum(not o.shape for k in kernels for o in k.operands)
-        self._memory = Region(scalars + sum(sizes), "update")
-        self._arena, self._addresses = arena, addresses
-        self.steps = WholeSteps(step, self._memory.address - self._arena.address)
-        self._regions = list(accumulate(sizes, initial=self._memory.address + scalars))
-        self._programs: dict[tuple[str, bool, bool], NativeProgram] = {}
-        self.rest = self._native(self.steps.rest())
-
-    def native(self, name: str, pending: bool, update: bool) -> NativeProgram:
-        """A program with what comes before and behind it."""
-        key = name, pending, update
-        if key not in self._programs:
-            self._programs[key] = self._native(self.steps.program(*key))
-        return self._programs[key]
-
-    def copy_scalars(self) -> None:
-        """Keep the scalars that the work that is left reads."""
-        for i, at in enumerate(self.steps.scalars):
-            self._memory.buffer[SHADOW * i : SHADOW * i + 4] = self._arena.buffer[at : at + 4]
-
-    def _native(self, program: Program) -> NativeProgram:
-        def native(e: Entry) -> Native:
-            team = self._regions[e.region] if e.region >= 0 else 0
-            address = self._addresses[e.launch.kernel][e.phase]
-            return Native(address, e.launch.offsets, team, e.parts, e.first, e.last, e.needs)
-
-        return native_program([native(e) for e in program.entries], [native(e) for e in program.side], program.fork)

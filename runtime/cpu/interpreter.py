@@ -37,13 +37,15 @@ def control_bytes(helpers: int) -> int:
 
 class NativeLaunch(ctypes.Structure):
     """One launch: the function, its operands' byte offsets in the arena, and the region that threads share (0: that of
-    all launches). With `parts` the threads call it for `first` to `last` - 1 of so many equal parts, as if each were a
-    thread's. `needs` entries of the second list must have been done before."""
+    all launches). With `parts` the threads call it for `first` to `last` - 1 of so many equal parts (or, with `list`,
+    for the parts whose numbers stand there), as if each were a thread's. `needs` entries of the second list must have
+    been done before."""
 
     _fields_ = [
         ("function", ctypes.c_void_p),
         ("offsets", ctypes.c_void_p),
         ("team", ctypes.c_void_p),
+        ("list", ctypes.c_void_p),
         ("parts", ctypes.c_int64),
         ("first", ctypes.c_int64),
         ("last", ctypes.c_int64),
@@ -79,18 +81,20 @@ _PAUSE = {
 }
 
 _TEXT = """
-%launch.type = type {ptr, ptr, ptr, i64, i64, i64, i64}
+%launch.type = type {ptr, ptr, ptr, ptr, i64, i64, i64, i64}
 
 define internal void @call(ptr %launch, ptr %arena, ptr %scratch, ptr %common, i64 %tid, i64 %threads) nounwind {
 entry:
   %offsets.at = getelementptr %launch.type, ptr %launch, i64 0, i32 1
   %team.at = getelementptr %launch.type, ptr %launch, i64 0, i32 2
-  %parts.at = getelementptr %launch.type, ptr %launch, i64 0, i32 3
-  %first.at = getelementptr %launch.type, ptr %launch, i64 0, i32 4
-  %last.at = getelementptr %launch.type, ptr %launch, i64 0, i32 5
+  %list.at = getelementptr %launch.type, ptr %launch, i64 0, i32 3
+  %parts.at = getelementptr %launch.type, ptr %launch, i64 0, i32 4
+  %first.at = getelementptr %launch.type, ptr %launch, i64 0, i32 5
+  %last.at = getelementptr %launch.type, ptr %launch, i64 0, i32 6
   %function = load ptr, ptr %launch
   %offsets = load ptr, ptr %offsets.at
   %own = load ptr, ptr %team.at
+  %list = load ptr, ptr %list.at
   %parts = load i64, ptr %parts.at
   %first = load i64, ptr %first.at
   %last = load i64, ptr %last.at
@@ -110,13 +114,21 @@ share:
   %high.share = udiv i64 %high.all, %threads
   %low = add i64 %first, %low.share
   %high = add i64 %first, %high.share
+  %listed = icmp ne ptr %list, null
   br label %look
 look:
   %j = phi i64 [%low, %share], [%j.next, %part]
   %more = icmp slt i64 %j, %high
-  br i1 %more, label %part, label %finish
+  br i1 %more, label %number, label %finish
+number:
+  br i1 %listed, label %read, label %part
+read:
+  %named.at = getelementptr i64, ptr %list, i64 %j
+  %named = load i64, ptr %named.at
+  br label %part
 part:
-  call void %function(ptr %arena, ptr %offsets, ptr %scratch, ptr %team, i64 %j, i64 %parts)
+  %part.number = phi i64 [%j, %number], [%named, %read]
+  call void %function(ptr %arena, ptr %offsets, ptr %scratch, ptr %team, i64 %part.number, i64 %parts)
   %j.next = add i64 %j, 1
   br label %look
 finish:
@@ -200,7 +212,7 @@ ask:
   %over = icmp uge i64 %i.next, %final
   br i1 %over, label %need, label %ask.next
 ask.next:
-  %needs.at = getelementptr %launch.type, ptr %launches, i64 %i.next, i32 6
+  %needs.at = getelementptr %launch.type, ptr %launches, i64 %i.next, i32 7
   %needs = load i64, ptr %needs.at
   br label %need
 need:

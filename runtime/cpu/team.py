@@ -13,8 +13,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tcomp.runtime.cpu.interpreter import JOIN, SPINS, SPINS_CROWDED, NativeLaunch, RunFunction, control_bytes
 from tcomp.runtime.cpu.places import Places
+
+Rows = NDArray[np.int64]
+FIELDS = tuple(field[0] for field in NativeLaunch._fields_)
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,11 @@ class Native:
 
 @dataclass(frozen=True)
 class NativeProgram:
-    """A launch list in memory that native code reads. At launch `fork` some threads turn to the list `side`, if it has
-    anything. `keep` holds what the lists point to."""
+    """A launch list in memory that native code reads: a row for each, whose columns are a `NativeLaunch`'s fields. At
+    launch `fork` some threads turn to the list `side`, if it has anything. `keep` holds what the lists point to."""
 
-    launches: ctypes.Array[NativeLaunch]
-    side: ctypes.Array[NativeLaunch]
+    launches: Rows
+    side: Rows
     fork: int
     keep: tuple[object, ...]
 
@@ -49,17 +55,15 @@ def native_program(launches: Sequence[Native], side: Sequence[Native] = (), fork
     """The lists, as native code reads them."""
     kept: dict[tuple[int, ...], ctypes.Array[ctypes.c_int64]] = {}
 
-    def listed(entries: Sequence[Native]) -> ctypes.Array[NativeLaunch]:
-        array = (NativeLaunch * len(entries))()
-        for entry, x in zip(array, entries, strict=True):
-            at = tuple(x.offsets)
-            if at not in kept:
-                kept[at] = (ctypes.c_int64 * max(1, len(at)))(*at)
-            entry.function, entry.offsets, entry.team = x.function, ctypes.addressof(kept[at]), x.team
-            entry.parts, entry.first, entry.last, entry.needs = x.parts, x.first, x.last, x.needs
-        return array
+    def row(x: Native) -> tuple[int, ...]:
+        at = tuple(x.offsets)
+        if at not in kept:
+            kept[at] = (ctypes.c_int64 * max(1, len(at)))(*at)
+        return x.function, ctypes.addressof(kept[at]), x.team, 0, x.parts, x.first, x.last, x.needs
 
-    first, second = listed(launches), listed(side)
+    first, second = (
+        np.array([row(x) for x in entries], np.int64).reshape(-1, len(FIELDS)) for entries in (launches, side)
+    )
     return NativeProgram(first, second, fork, tuple(kept.values()))
 
 
@@ -155,7 +159,7 @@ class Team:
             return
         done, program = ctypes.addressof(self._done) + 64 * tid, command.program
         self._run(
-            ctypes.addressof(program.launches),
+            program.launches.ctypes.data,
             program.count,
             self._arena,
             self._scratch[tid],
@@ -165,10 +169,10 @@ class Team:
             self._control,
             self._rest,
             self._spins,
-            ctypes.addressof(program.side),
+            program.side.ctypes.data,
             len(program.side),
-            program.fork if program.side else -1,
-            self.helpers if program.side else 0,
+            program.fork if len(program.side) else -1,
+            self.helpers if len(program.side) else 0,
             command.times,
             done,
             command.ticket,

@@ -8,7 +8,8 @@ An update of parameters by flat vectors is memory's work on one thread already, 
 an update ends with its scalars (learning rate, norm), and its vectors are cut into shares, in the order in which the
 next step needs them. What is needed up to the first launch that arithmetic binds is done by all threads; from there on
 some threads do the rest of the shares, while the others go on (`interpreter.py`). Which bytes a launch needs, or writes
-over, follows from the operands' places, so nothing is assumed of the model. The scalars that the shares read are
+over, follows from the operands' places, so nothing is assumed of the model. Of a table whose rows are chosen by an
+input, the shares with those rows come first; they are found anew in each step. The scalars that the shares read are
 copied, for who runs a step writes some (its number).
 
 A norm reads all gradients once more. Its partial sums go by fixed blocks; each is summed as soon as its gradients are
@@ -19,18 +20,19 @@ Every share computes what it would in the programs alone, so results are bitwise
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tcomp.ir.rows import chosen_rows
 from tcomp.ir.shares import Shares, flat_shares
 from tcomp.ir.tile import Kernel
 from tcomp.model.step import Launch, Step
 
-SHARE = 1 << 16
+SHARE = 1 << 15
 """Elements of a share: long enough to stream, short enough that nobody waits for the one before"""
 SHADOW = 64
 """Bytes from one copied scalar to the next"""
@@ -56,12 +58,41 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Shares of what the update left that a launch before the fork reads rows of: `count` 32-bit numbers at byte `at`
+    of the arena say which rows, of `row` elements, from element `base` on. `starts` are the shares' first elements and
+    the end; `places` has the place of each in the list beside (-1: not there). Entry `entry` is for the shares found.
+    """
+
+    at: int
+    count: int
+    row: int
+    base: int
+    starts: Ints
+    places: Ints
+    entry: int
+
+    def among(self, numbers: Ints) -> Ints:
+        """The shares in which rows of these numbers lie, of those that are in the list beside; ascending."""
+        low = self.base + np.unique(numbers) * self.row
+        change = np.zeros(len(self.starts) + 1, np.int64)
+        np.add.at(change, np.searchsorted(self.starts, low, side="right") - 1, 1)
+        np.add.at(change, np.searchsorted(self.starts, low + self.row, side="left"), -1)
+        met = np.flatnonzero(np.cumsum(change)[: len(self.places)])
+        return met[self.places[met] >= 0]
+
+
+@dataclass(frozen=True)
 class Program:
-    """`side` runs beside `entries`, from entry `fork` on."""
+    """`side` runs beside `entries`, from entry `fork` on. `turns` numbers the launches that entries belong to; `wanted`
+    has the first launch that each entry of `side` must come before. `chosen` is what data may put in front."""
 
     entries: tuple[Entry, ...]
     side: tuple[Entry, ...] = ()
     fork: int = 0
+    turns: tuple[int, ...] = ()
+    wanted: tuple[int, ...] = ()
+    chosen: tuple[Chosen, ...] = ()
 
 
 class WholeSteps:
@@ -97,47 +128,70 @@ class WholeSteps:
         """The program of that name, behind what the last update left (`pending`), followed by an `update`."""
         launches = self.step.programs[name]
         before: list[Entry] = []
-        side: list[Entry] = []
-        needs: Ints = np.zeros(len(launches) + 1, np.int64)
+        side: list[tuple[int, Entry]] = []
+        chosen: tuple[Chosen, ...] = ()
         fork = len(launches)
         if pending:
-            fork, before, side, needs = self._beside(launches)
+            fork, before, side, chosen = self._beside(launches)
         early = self._early(launches) if update else {}
-        entries = list(before)
+        turned = [(-1, e) for e in before]
         at = 0
         for i, launch in enumerate(launches):
             if i == fork:
-                at = len(entries)
-            entries += [replace(e, needs=int(needs[i])) for e in self._whole(launch)]
-            entries += [replace(e, needs=int(needs[i])) for e in early.get(i, ())]
+                at = len(turned)
+            turned += [(i, e) for e in (*self._whole(launch), *early.get(i, ()))]
         if update:
-            done = len(side)
-            entries += [replace(e, needs=done) for e in early.get(-1, ())]
-            entries += [replace(e, needs=done) for e in self._ending(bool(early))]
-        return Program(tuple(entries), tuple(side), at if side else 0)
+            turned += [(len(launches), e) for e in (*early.get(-1, ()), *self._ending(bool(early)))]
+        turns, wanted = [i for i, _ in turned], [w for w, _ in side]
+        needs = np.searchsorted(np.array(wanted, np.int64), turns, side="right")
+        entries = tuple(replace(e, needs=int(n)) for (_, e), n in zip(turned, needs, strict=True))
+        return Program(entries, tuple(e for _, e in side), at if side else 0, tuple(turns), tuple(wanted), chosen)
 
-    def _beside(self, launches: Sequence[Launch]) -> tuple[int, list[Entry], list[Entry], Ints]:
-        """The launch at which threads part; what all do before, what some do from there on; how much of that each
-        launch needs."""
+    def _beside(
+        self, launches: Sequence[Launch]
+    ) -> tuple[int, list[Entry], list[tuple[int, Entry]], tuple[Chosen, ...]]:
+        """The launch at which threads part; what all do before; what some do from there on, each with the launch that
+        needs it first; what of that data may put in front."""
         fork = next((i for i, x in enumerate(launches) if self._arithmetic(x)), len(launches))
         if fork >= len(launches) - 1:  # the last one is everyone's
             fork = len(launches)
+        rows = {(i, o): numbers for i, x in enumerate(launches[:fork]) for o, numbers in self._rows(x)}
         before: list[Entry] = []
         later: list[tuple[int, int, int]] = []  # first needed by, launch, share
+        counts = [self._count(self._later(x)) for x in self.later]
         for d, launch in enumerate(self.later):
-            shares = self._later(launch)
-            wanted = self._first_use(launch, shares, launches)
-            count = len(wanted)
-            soon = [j for j in range(count) if wanted[j] <= fork]
-            later += [(int(wanted[j]), d, j) for j in range(count) if wanted[j] > fork]
-            before += [self._part(d, count, a, b) for a, b in _runs(soon)]
+            wanted = self._first_use(launch, launches, rows.keys())
+            later += [(int(w), d, j) for j, w in enumerate(wanted) if w > fork]
+            before += [self._part(d, counts[d], a, b) for a, b in _runs([j for j, w in enumerate(wanted) if w <= fork])]
         later.sort()
-        counts = {d: self._count(self._later(x)) for d, x in enumerate(self.later)}
-        side = [self._part(d, counts[d], j, j + 1) for _, d, j in later]
-        needs = np.searchsorted(
-            np.array([w for w, _, _ in later], np.int64), np.arange(len(launches) + 1), side="right"
-        )
-        return fork, before, side, needs.astype(np.int64)
+        side = [(w, self._part(d, counts[d], j, j + 1)) for w, d, j in later]
+        chosen: list[Chosen] = []
+        for (i, o), (at, count) in rows.items():
+            operand, begin = self.kernel(launches[i]).operands[o], launches[i].offsets[o]
+            for d, launch in enumerate(self.later):
+                shares = self._later(launch)
+                places = np.full(counts[d], -1, np.int64)
+                for k, (_, owner, j) in enumerate(later):
+                    if owner == d:
+                        places[j] = k
+                for start, size, changes in self._vectors(launch, shares):
+                    if changes and start <= begin < start + size:
+                        row, base = operand.elements // operand.shape[0], (begin - start) // operand.dtype.bytes
+                        chosen.append(Chosen(at, count, row, base, _starts(shares, counts[d]), places, len(before)))
+                        before.append(self._part(d, counts[d], 0, 0))
+        return fork, before, side, tuple(chosen)
+
+    def _rows(self, launch: Launch) -> Iterator[tuple[int, tuple[int, int]]]:
+        """The operands, by number, of which a launch reads only rows that an input of the step chooses, with the byte
+        at which the rows' numbers begin, and how many there are."""
+        kernel = self.kernel(launch)
+        inputs = [self.step.slots[name] for name in self.step.inputs]
+        for o, operand in enumerate(kernel.operands):
+            by = chosen_rows(kernel, operand.name)
+            for index, at in zip(kernel.operands, launch.offsets, strict=True):
+                end = at + index.bytes
+                if index.name == by and any(s.offset <= at and end <= s.offset + s.bytes for s in inputs):
+                    yield o, (at, index.elements)
 
     def _early(self, launches: Sequence[Launch]) -> dict[int, list[Entry]]:
         """Blocks of the norm by the launch behind which they can be summed (-1: behind all)."""
@@ -220,23 +274,29 @@ class WholeSteps:
     def _count(shares: Shares) -> int:
         return max(1, min(shares.pieces, shares.extent // SHARE))
 
-    def _first_use(self, launch: Launch, shares: Shares, launches: Sequence[Launch]) -> Ints:
-        """For each share of an update's launch the first of the launches that may not run before it."""
+    def _first_use(self, launch: Launch, launches: Sequence[Launch], rows: Collection[tuple[int, int]]) -> Ints:
+        """For each share of an update's launch the first of the launches that may not run before it. Operands (launch,
+        number) of which only `rows` are read do not count."""
+        shares = self._later(launch)
         count = self._count(shares)
         found = np.full(count, len(launches), np.int64)
         for i in range(len(launches) - 1, -1, -1):
-            for lo, hi in self._touched(launch, shares, launches[i], count):
+            without = [o for at, o in rows if at == i]
+            for lo, hi in self._touched(launch, shares, launches[i], count, without=without):
                 found[lo:hi] = i
         return found
 
     def _touched(
-        self, launch: Launch, shares: Shares, other: Launch, count: int, written: bool = False
-    ) -> Iterator[tuple[int, int]]:
+        self, launch: Launch, shares: Shares, other: Launch, count: int, written: bool = False,
+        without: Collection[int] = (),
+    ) -> Iterator[tuple[int, int]]:  # fmt: skip
         """The ranges of `launch`'s shares, of so many, whose vectors another launch writes, or (unless only what is
         `written` counts) reads where they write."""
         starts = _starts(shares, count)
         vectors = list(self._vectors(launch, shares))
-        for (_, bytes_, writes), begin in zip(self._operands(other), other.offsets, strict=True):
+        for number, ((_, bytes_, writes), begin) in enumerate(zip(self._operands(other), other.offsets, strict=True)):
+            if number in without:
+                continue
             end = begin + bytes_
             for at, size, changes in vectors:
                 if begin >= at + size or end <= at or not (writes or (changes and not written)):

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, children
+from tcomp.dsl.ast import Binary, Call, Expr, Name, Num
+from tcomp.ir.rows import within
 from tcomp.ir.tile import Compute, Kernel, Loop, Scope, Statement
 
 
@@ -61,7 +62,7 @@ def flat_shares(kernel: Kernel, phase: int) -> Shares | None:
             return None
         inside = _within(path, loop)
         target = compute.target
-        accesses = [target, *_accesses(compute.value)]
+        accesses = [target, *within(compute.value)]
         for a in accesses:
             if a.tensor in operands and operands[a.tensor].shape:
                 whole = operands[a.tensor].shape == (extent,)
@@ -122,10 +123,3 @@ def _within(path: Path, core: Loop) -> set[str]:
 
 def _starts(start: Expr, inside: dict[str, int]) -> bool:
     return isinstance(start, Name) and start.id in inside
-
-
-def _accesses(e: Expr) -> Iterator[Access]:
-    if isinstance(e, Access):
-        yield e
-    for kid in children(e):
-        yield from _accesses(kid)
