@@ -106,6 +106,7 @@ SIDES = [
     ("linear", {"M": 520, "N": 128, "K": 264}),
     ("matmul.backward", {"M": 392, "N": 136, "K": 192}),
     ("linear_gelu_fp8", {"M": 392, "N": 192, "K": 272, "H": 16}),
+    ("linear_residual_fp8", {"M": 392, "N": 384, "K": 272, "H": 16}),
     ("linear_residual_fp8.backward", {"M": 400, "N": 144, "K": 192, "H": 16}),
 ]
 
@@ -129,3 +130,15 @@ def test_sides_of_a_block_take_tiles_in_turn(name: str, dims: dict[str, int]) ->
         if result in got:
             assert distance(got[result], wanted) < 2.0**-8, result
     assert not any(r.findings for r in reports)
+
+
+@pytest.mark.slow
+def test_long_sums_of_8_bit_values_leave_from_the_residuals_place() -> None:
+    module, machine = eight_bit_layers(), replace(machine_for_target("sm_90a"), sms=2)
+    dims = {"M": 392, "N": 200, "K": 2176, "H": 16}
+    op = bound(module.ops["linear_residual_fp8"], DType.BF16)
+    inputs, lowered = inputs_of(op, dims), lower(op, module, dims, machine)
+    assert [b.inside[:8] for k in lowered.kernels for b in k.tiles if b.inside] == ["R.shared"]
+    got, _ = reported(op, lowered, inputs, machine, Options(conflicts=0))
+    wanted = evaluate(op, module, inputs, dims)
+    assert distance(got["Y"], wanted["Y"]) < 2.0**-8
