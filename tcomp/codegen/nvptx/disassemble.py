@@ -9,8 +9,9 @@ from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.errors import UserError
 
 
-def disassemble(cubin: bytes) -> str:
-    """The SASS of a cubin, by nvdisasm. UserError when it is not installed or fails."""
+def disassemble(cubin: bytes, encoded: bool = False) -> str:
+    """The SASS of a cubin, by nvdisasm, with each instruction's 128 bits where `encoded`. UserError when it is not
+    installed or fails."""
     tool = cuda_tool("nvdisasm")
     if tool is None:
         raise UserError(
@@ -22,7 +23,11 @@ def disassemble(cubin: bytes) -> str:
         file.flush()
         try:
             found = subprocess.run(
-                [tool, "--print-code", file.name], capture_output=True, text=True, timeout=120, check=False
+                [tool, "--print-code", *(["--print-instruction-encoding"] if encoded else []), file.name],
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as e:
             raise UserError(f"{tool}: cannot run it: {getattr(e, 'strerror', None) or e}") from e

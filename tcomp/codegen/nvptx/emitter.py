@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from llvmlite import ir
 
 from tcomp.codegen.cpu.emitter import Emitter, Frame, Int
-from tcomp.codegen.cpu.types import I32, VOID, IrValue, Type
+from tcomp.codegen.cpu.types import F32, I32, VOID, IrValue, Type
 from tcomp.dsl.ast import DType
 from tcomp.ir.tile import Spread, ThreadShape
 
@@ -106,6 +106,18 @@ class GpuEmitter(Emitter):
         self.here()
         number = self.i64(self.add(self.add(group, self.mul(side, groups)), FIRST_GROUP_BARRIER))
         self.nvvm("barrier.cta.sync.aligned.count", args=[number, self.i64(self.threads.threads // groups)])
+
+    def between(self, text: str, cells: Sequence[IrValue]) -> None:
+        """An instruction before which these f32 cells are written, and behind which they are read."""
+        with self.frame():
+            b = self.here()
+            old = [b.load(c, typ=F32) for c in cells]
+            constraints = ["=f"] * len(old) + [str(i) for i in range(len(old))] + ["~{memory}"]
+            result = ir.LiteralStructType([F32] * len(old)) if old else VOID
+            found = self.asm(text, result, ",".join(constraints), old, effect=True)
+            found.attributes.add("convergent")
+            for i, cell in enumerate(cells):
+                b.store(b.extract_value(found, i), cell)
 
     def turn_barrier(self, what: str) -> None:
         """Warpgroups (or a block's sides) have turns, one after the other, over and over: "sync" waits for the own one,

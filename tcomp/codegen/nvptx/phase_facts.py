@@ -76,6 +76,30 @@ def staggered(kernel: Kernel, phase: Sequence[Statement], scope: GpuScope) -> bo
     return kernel.staggered and any(len(b) == 1 and any(True for _ in asynchronous(b, scope)) for b in bodies)
 
 
+def loads_loose(body: Sequence[Statement], tiles: set[str], scope: GpuScope) -> list[str]:
+    """The register tiles that are computed of what threads load of these tiles, where nothing else in the statements
+    waits for that: no store to memory and no matrix instruction that reads it."""
+    computes = [s for s in statements_in(body) if isinstance(s, Compute)]
+
+    def stays(number: int, s: Compute) -> bool:
+        later = [c for c in computes[number + 1 :] if s.target.tensor in {a.tensor for a in reads_of(c)}]
+        stored = any(scope.buffers[c.target.tensor].scope is not Scope.REGISTERS or c.instruction for c in later)
+        return scope.buffers[s.target.tensor].scope is Scope.REGISTERS and not stored
+
+    loads = ((n, s) for n, s in enumerate(computes) if not _reads_in_place(s, scope) >= _tiles_read(s, tiles))
+    return list(dict.fromkeys(s.target.tensor for n, s in loads if stays(n, s)))
+
+
+def _tiles_read(s: Compute, tiles: set[str]) -> set[str]:
+    return {a.tensor for a in reads_of(s)} & tiles
+
+
+def _reads_in_place(s: Compute, scope: GpuScope) -> set[str]:
+    """Shared tiles that the Compute's asynchronous matrix instructions read where they lie, or whose part in registers
+    they read before they end."""
+    return {o.buffer.name for m in asynchronous((s,), scope) for o in (m.a, m.b)}
+
+
 def reads_ordinary_tiles(phase: Sequence[Statement], scope: GpuScope) -> bool:
     """Do matrix instructions read shared tiles in place (by the async proxy) that ordinary stores or cp.async fill?"""
     copied = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}

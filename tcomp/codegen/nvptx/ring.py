@@ -11,6 +11,8 @@ first waits for `empty` return at once. PTX ISA, section 9.7.13.15 (mbarrier).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llvmlite import ir
 
 from tcomp.codegen.cpu.emitter import Int
@@ -158,9 +160,14 @@ class Ring:
             if other != (em.sides - 1 if before else 0):
                 em.when(past, lambda: self.reading.skip(count))
 
-    def release(self, slot: Int) -> None:
-        """This warp has read the copy."""
+    def release(self, slot: Int, loose: Sequence[IrValue] | None = None) -> None:
+        """This warp has read the copy. `loose` are f32 cells with results of loads that may still be on their way. An
+        arrival, at another block's barrier above all, does not wait for loads that were asked for before (seen on an
+        H100: beside products that take all of shared memory's time they came after the copy was filled again). A fence
+        does."""
         em = self.em
+        if loose is not None:
+            em.between("fence.acq_rel.cta;", loose)
         if self.cluster == 1:
             self._by_warp(self._at(slot, self.stages))
             return

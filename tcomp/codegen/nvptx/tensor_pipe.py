@@ -22,12 +22,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.types import I8, IrValue
+from tcomp.codegen.cpu.types import F32, I8, IrValue
 from tcomp.codegen.nvptx import tensor_copy
 from tcomp.codegen.nvptx.beside import sums_beside
 from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.codegen.nvptx.evaluation import slot_type
 from tcomp.codegen.nvptx.layout import leading_packs
 from tcomp.codegen.nvptx.matrix import matched
+from tcomp.codegen.nvptx.phase_facts import loads_loose
 from tcomp.codegen.nvptx.plan import accesses_of
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator
@@ -58,6 +60,10 @@ class TensorPipe:
         self.running = self._running()
         self.held = self.rotated or self.running is not None
         """Are a turn's tiles released a turn later?"""
+        names = loads_loose(loop.body, set(self.tiles), phase.scope)
+        cells = (c for n in names if slot_type(phase.scope.buffers[n].dtype) == F32 for c in phase.scope.fragments[n])
+        self.loose = list(cells) if names else None
+        """Results of what a turn loads of its tiles, which may still be on its way when the turn ends."""
         self.apart = self.phase.staggered and self._short() and ring.stages > 1
         """Do warpgroups go through the loop a turn apart?"""
         self.first: bool | None = None
@@ -187,7 +193,7 @@ class TensorPipe:
             for body, (turn, slot) in zip((loop.body, others), turns, strict=True):
                 with em.frame(), self._at(turn, slot):
                     self.phase.statements(body, self.path, len(self.packs) + 1, running=int(body is loop.body))
-                self.ring.release(slot)
+                self.ring.release(slot, self.loose)
                 if self.phase.roles.now == "all":
                     self._fill_later(turn, self.ring.stages)
             em.here()
@@ -269,7 +275,7 @@ class TensorPipe:
             else:
                 self.phase.statements(loop.body, self.path, len(self.packs), running=int(self.running is not None))
         if not self.held:
-            ring.release(slot)
+            ring.release(slot, self.loose)
         elif self.drain is not None:
             self._after_first(base, lambda: ring.release(ring.reading.before(slot)))
         ring.reading.advance()

@@ -35,16 +35,8 @@ ROWS = 64
 def wait_groups(em: GpuEmitter, pending: int | None, slots: Sequence[IrValue]) -> None:
     """Wait until at most `pending` groups run (None: that has been done); whoever reads these accumulators reads them
     after that."""
-    with em.frame():
-        b = em.here()
-        old = [b.load(s, typ=F32) for s in slots]
-        constraints = ["=f"] * len(old) + [str(i) for i in range(len(old))] + ["~{memory}"]
-        result = ir.LiteralStructType([F32] * len(old))
-        text = "" if pending is None else f"wgmma.wait_group.sync.aligned {pending};"
-        found = em.asm(text, result, ",".join(constraints), old, effect=True)
-        found.attributes.add("convergent")
-        for i, slot in enumerate(slots):
-            b.store(b.extract_value(found, i), slot)
+    text = "" if pending is None else f"wgmma.wait_group.sync.aligned {pending};"
+    em.between(text, slots)
 
 
 class WarpgroupGenerator:
