@@ -7,8 +7,9 @@
 
 A producer asks for copies in the order of the text, and waits where their place is not free: that of b until the tile
 before has ended, of a block with sides the one before of the same side. Standing first, b would hold up what the loop
-copies, which has places free, and each tile would begin by waiting for memory (samples on an H100: 9% of the time of a
-product with GELU, 15% of one without). Threads wait for b where they read it.
+copies, which has places free, and each tile would begin by waiting for memory. (On an H100 9% of the samples of a
+product with GELU stood there, though most of them would have waited for the other side anyway: 148.5 us became 145.7.)
+Threads wait for b where they read it.
 """
 
 from __future__ import annotations
