@@ -51,6 +51,7 @@ from tcomp.codegen.nvptx.phase_facts import (
 from tcomp.codegen.nvptx.pipe import PipeGenerator
 from tcomp.codegen.nvptx.plan import accesses_of
 from tcomp.codegen.nvptx.register_tiles import give_registers, give_second
+from tcomp.codegen.nvptx.rescaling import factor_of, long, where_any_grew
 from tcomp.codegen.nvptx.roles import Roles
 from tcomp.codegen.nvptx.runs import run_of, write_run, written
 from tcomp.codegen.nvptx.sync import Planner
@@ -256,7 +257,12 @@ class PhaseGenerator:
             joins = id(s) not in self.joined_behind
 
             def plain() -> None:
-                ComputeGenerator(self.em, self.scope, s, joins).generate()
+                generator = ComputeGenerator(self.em, self.scope, s, joins)
+                seldom = s.only is None and self.pipe is not None and long(self.pipe.loop, self.scope)
+                if seldom and (factor := factor_of(s, self.scope)):
+                    where_any_grew(self.em, self.scope, factor, generator.generate)
+                else:
+                    generator.generate()
 
             def in_turn(adds: bool) -> None:
                 own = replace(s, accumulate=adds, reducer="sum", turns=None)

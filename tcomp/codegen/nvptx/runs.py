@@ -124,4 +124,5 @@ def tested(s: Compute) -> bool:
 
 def _in_registers(s: Compute, scope: GpuScope) -> bool:
     inside = all(scope.buffers[a.tensor].scope is Scope.REGISTERS for a in accesses_of(s))
-    return inside and not s.instruction and s.only is None and not joins_warps(sharing_of(s, scope.threads))
+    plain = not s.instruction and s.only is None and s.turns is None
+    return inside and plain and not joins_warps(sharing_of(s, scope.threads))
