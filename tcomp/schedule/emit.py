@@ -39,6 +39,7 @@ from tcomp.schedule.nest import TURN, Leaf, LoopNode, Node, grouped_index, leaf_
 from tcomp.schedule.promotion import promoted
 from tcomp.schedule.regions import Needs, conjunction, zero_behind
 from tcomp.schedule.resolve import KernelPlan
+from tcomp.schedule.rounding import cast_reads, ends_rounded
 from tcomp.schedule.stager import Stager
 from tcomp.schedule.storage import Storage, reduction_loops
 from tcomp.schedule.tiling import RegisterTile, Tiler, last_value
@@ -367,7 +368,7 @@ class Emitter:
         kept = frozenset(reduced) & done
         # Zero contributions over an index that is not an axis any more are contributions all the same.
         region = conjunction([g for g in conjuncts(region) if names_in(g) & kept or not names_in(g) & set(reduced)])
-        value = self.operands(leaf, self.casts((target.tensor, *leaf.sums_for), value))
+        value = self.operands(leaf, cast_reads(self.plan, (target.tensor, *leaf.sums_for), value))
         values_env = {i: r for i, r in env.items() if i != grouped}
         out = Compute(
             self.access(target, env),
@@ -395,31 +396,7 @@ class Emitter:
     def exponent_rounded(self, tensor: str, leaf: Leaf) -> bool:
         """May exp of the leaf's value lose bits to exp2, since the result is rounded anyway? (On a GPU; a CPU has no
         instruction for it.)"""
-        return self.needs is None and (self.rounded(tensor) or self.read_rounded(leaf))
-
-    def rounded(self, tensor: str) -> bool:
-        """Does the schedule hold the tensor in 16 bits or less, or read it so somewhere?"""
-        return any(d.bytes < 4 for what, d in self.plan.casts.items() if what.rpartition(".")[2] == tensor)
-
-    def read_rounded(self, leaf: Leaf) -> bool:
-        """Does whatever is computed from the leaf's tensor end up rounded, in one step or several pointwise ones?"""
-        name = leaf.written[0]
-
-        def rounds(r: Leaf) -> bool:
-            casts = (self.plan.casts.get(f"{t}.{name}") for t in (*r.written, *r.sums_for))
-            return any(d is not None and d.bytes < 4 for d in casts) or (
-                not isinstance(r.equation.value, Reduction) and self.read_rounded(r)
-            )
-
-        return bool(leaf.readers) and all(rounds(r) for r in leaf.readers)
-
-    def casts(self, targets: tuple[str, ...], e: Expr) -> Expr:
-        """The expression with the reads rounded that the schedule casts in the equation of these targets."""
-        if isinstance(e, Access):
-            dtype = next((d for t in targets if (d := self.plan.casts.get(f"{t}.{e.tensor}")) is not None), None)
-            return e if dtype is None else Call(dtype.value, (e,), e.span)
-        kids = children(e)
-        return rebuild(e, tuple(self.casts(targets, k) for k in kids)) if kids else e
+        return self.needs is None and ends_rounded(self.plan, tensor, leaf)
 
     def operands(self, leaf: Leaf, e: Expr) -> Expr:
         """Replace staged accesses by their packed tiles."""
