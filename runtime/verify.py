@@ -228,29 +228,29 @@ def _bound(op: Op, name: str, dims: dict[str, int]) -> int:
     bounds = [dims[d] for d in op.dims]
     shapes = {o.name: operand_shape(o, dims) for o in op.operands}
     ends = _ends(op, shapes, dims)
+    for s, extent in _subscripts(op, shapes):
+        if any(isinstance(n, Access | Name) and getattr(n, "tensor", None) == name for n in walk(s)):
+            added = 0 if isinstance(s, Access) else evaluate_dim(_without(s, name), {**dims, **ends})
+            bounds.append(extent - int(added))
+    return max(1, min(bounds, default=min(dims.values(), default=2)))
+
+
+def _subscripts(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[Expr, int]]:
+    """The subscripts of operands in an op's equations, with the extent of the axis that each stands at."""
     for eq in op.equations:
         values = (*eq.value.values, eq.value.key) if isinstance(eq.value, Reduction) else (eq.value,)
         left = [Access(t.name, t.subscripts) for t in eq.targets]
         for e in (*left, *(v for v in values if v is not None)):
             for access in (n for n in walk(e) if isinstance(n, Access) and n.tensor in shapes):
-                for axis, s in enumerate(access.subscripts):
-                    if any(isinstance(n, Access | Name) and getattr(n, "tensor", None) == name for n in walk(s)):
-                        added = 0 if isinstance(s, Access) else evaluate_dim(_without(s, name), {**dims, **ends})
-                        bounds.append(shapes[access.tensor][axis] - int(added))
-    return max(1, min(bounds, default=min(dims.values(), default=2)))
+                yield from zip(access.subscripts, shapes[access.tensor], strict=False)
 
 
 def _ends(op: Op, shapes: Mapping[str, tuple[int, ...]], dims: dict[str, int]) -> dict[str, Number]:
     """The last value of each index: of its declared range, or the shortest axis that it stands on alone."""
     ends: dict[str, Number] = {}
-    for eq in op.equations:
-        values = (*eq.value.values, eq.value.key) if isinstance(eq.value, Reduction) else (eq.value,)
-        left = [Access(t.name, t.subscripts) for t in eq.targets]
-        for e in (*left, *(v for v in values if v is not None)):
-            for access in (n for n in walk(e) if isinstance(n, Access) and n.tensor in shapes):
-                for axis, s in enumerate(access.subscripts):
-                    if isinstance(s, Name) and s.id not in dims:
-                        ends[s.id] = min(ends.get(s.id, math.inf), shapes[access.tensor][axis] - 1)
+    for s, extent in _subscripts(op, shapes):
+        if isinstance(s, Name) and s.id not in dims:
+            ends[s.id] = min(ends.get(s.id, math.inf), extent - 1)
     return ends | {i: evaluate_dim(e, {**dims}) - 1 for i, e in op.ranges}
 
 
