@@ -232,14 +232,12 @@ def with_entry(lock: Lock, key: str, entry: Entry, step: str) -> Lock:
 
 def tool_versions() -> str:
     """What made the code that was timed: `tcomp 0.1.0, llvmlite 0.50.0, LLVM 22.1.0`."""
-    from importlib.metadata import version
-
     import llvmlite
     import llvmlite.binding as llvm
 
-    return (
-        f"tcomp {version('tcomp')}, llvmlite {llvmlite.__version__}, LLVM {'.'.join(map(str, llvm.llvm_version_info))}"
-    )
+    from tcomp import __version__
+
+    return f"tcomp {__version__}, llvmlite {llvmlite.__version__}, LLVM {'.'.join(map(str, llvm.llvm_version_info))}"
 
 
 def _quoted(text: str) -> str:
