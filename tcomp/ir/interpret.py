@@ -41,15 +41,20 @@ SHARES = 5
 
 def _shares(points: list[Values], stream: Stream) -> Iterator[Values]:
     """The turns of the grid loops, each as often as shares have parts of it, in the order in which blocks take them."""
-    total = len(points) * stream.units
-    shares = min(SHARES, total)
-    for share in reversed(range(shares)):
-        at, end = total * share // shares, total * (share + 1) // shares
+    n, unit = len(points), stream.unit
+    shares = min(SHARES, n * stream.units)
+    parts, size = stream.parts(n, shares)
+    rest, units = shares - parts * n, stream.units - parts * size
+    for share in reversed(range(rest)):
+        at, end = n * units * share // rest, n * units * (share + 1) // rest
         while at < end:
-            point, first = divmod(at, stream.units)
-            last = min(stream.units, first + end - at)
-            yield {**points[point], stream.start: first * stream.unit, stream.stop: last * stream.unit}
-            at += last - first
+            point, first = divmod(at, units)
+            last = min(units, first + end - at)
+            first, last, at = first + parts * size, last + parts * size, at + last - first
+            yield {**points[point], stream.start: first * unit, stream.stop: last * unit}
+    for part in reversed(range(parts)):
+        for point in reversed(points):
+            yield {**point, stream.start: part * size * unit, stream.stop: (part + 1) * size * unit}
 
 
 class OutOfTurn(AssertionError):

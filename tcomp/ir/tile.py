@@ -282,10 +282,11 @@ class Cluster:
 @dataclass(frozen=True, slots=True)
 class Stream:
     """How the loops that are bounded by the variables `start` and `stop`, of a sum of `extent` terms in each turn of
-    the grid loops, are shared out: the sums of all turns lie one behind the other, cut into as many equal shares of
-    whole `unit` terms as blocks (or clusters) run at a time. A share so has the end of one turn's sum, and maybe whole
-    ones and the beginning of another's. The blocks with the lowest numbers have the last shares: whoever has the end of
-    a sum computes it first, and adds it first."""
+    the grid loops, are shared out into as many shares of whole `unit` terms as blocks (or clusters) run at a time. The
+    first shares are parts of one size, as many of each turn's sum as fit: those of one place, which run beside each
+    other, read the same operands. What is left of the sums lies one behind the other, cut into equal shares. One of
+    these so has the end of one turn's sum, and maybe whole ones and the beginning of another's. The blocks with the
+    lowest numbers have the last shares: whoever has the end of a sum computes it first, and adds it first."""
 
     start: str
     stop: str
@@ -296,6 +297,11 @@ class Stream:
     def units(self) -> int:
         """Of one sum."""
         return -(-self.extent // self.unit)
+
+    def parts(self, sums: int, shares: int) -> tuple[int, int]:
+        """How many parts of one size each of so many sums has, and their units."""
+        count, size = shares // sums, -(-self.units * sums // shares)
+        return (count, size) if 0 < count * size < self.units and count * sums < shares else (0, 0)
 
 
 @dataclass(frozen=True, slots=True)

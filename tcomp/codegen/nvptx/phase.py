@@ -190,15 +190,28 @@ class PhaseGenerator:
 
     def _share(self, stream: Stream, number: Int, shares: int) -> None:
         """A block's (or a cluster's) share of a stream: a part of each turn of the grid loops that it comes to."""
-        em, units = self.em, stream.units
-        total = units * self.turns.clusters
+        em, sums = self.em, self.turns.clusters
+        parts, size = stream.parts(sums, shares)
+        rest, units = shares - parts * sums, stream.units - parts * size
+        total = units * sums
         if total * shares >= 1 << 31:
             raise Unsupported(f"there are too many tiles to be cut into {shares} shares", self.kernel.span)
         em.here()
-        share = em.add(em.mul(number, -1), shares - 1)
-        begin, end = (_quotient(em, em.mul(em.add(share, k), total), shares) for k in (0, 1))
+        share: Int = em.add(em.mul(number, -1), rest - 1)  # (of the parts of one size: below zero)
+        place = em.add(share, parts * sums)
+        if parts:
+            b = em.here()
+            whole = b.icmp_signed("<", em.i64(share), em.i64(0))
+            share = b.select(whole, em.i64(0), em.i64(share))
+        begin, end = (_quotient(em, em.mul(em.add(share, k), total), rest) for k in (0, 1))
         first, last = _quotient(em, begin, units), _quotient(em, em.add(end, units - 1), units)
-        known = Known(0, units * stream.unit, stream.unit, 0)
+        known = Known(0, stream.units * stream.unit, stream.unit, 0)
+        if parts:
+            em.here()
+            part = em.i64(_quotient(em, place, sums))
+            own_sum = em.i64(em.add(place, em.mul(part, -sums)))
+            first = em.here().select(whole, own_sum, em.i64(first))
+            last = em.here().select(whole, em.i64(em.add(own_sum, 1)), em.i64(last))
 
         def turn(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
             b = em.here()
@@ -206,6 +219,12 @@ class PhaseGenerator:
             own = [em.i64(em.add(x, before)) for x in (begin, end)]
             low = b.select(b.icmp_signed(">", own[0], em.i64(0)), own[0], em.i64(0))
             high = b.select(b.icmp_signed("<", own[1], em.i64(units)), own[1], em.i64(units))
+            if parts:
+                low, high = (em.i64(em.add(x, parts * size)) for x in (low, high))
+                start = em.i64(em.mul(part, size))
+                stop = em.i64(em.add(start, size))
+                b = em.here()
+                low, high = b.select(whole, start, low), b.select(whole, stop, high)
             for name, value in ((stream.start, low), (stream.stop, high)):
                 self.bind(name, em.mul(value, stream.unit), known, em.depth)
             self._turn(base)
