@@ -48,10 +48,10 @@ def _shares(points: list[Values], stream: Stream) -> Iterator[Values]:
     for share in reversed(range(rest)):
         at, end = n * units * share // rest, n * units * (share + 1) // rest
         while at < end:
-            point, first = divmod(at, units)
+            number, first = divmod(at, units)
             last = min(units, first + end - at)
             first, last, at = first + parts * size, last + parts * size, at + last - first
-            yield {**points[point], stream.start: first * unit, stream.stop: last * unit}
+            yield {**points[number], stream.start: first * unit, stream.stop: last * unit}
     for part in reversed(range(parts)):
         for point in reversed(points):
             yield {**point, stream.start: part * size * unit, stream.stop: (part + 1) * size * unit}
