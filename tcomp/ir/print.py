@@ -150,6 +150,11 @@ def _statements(body: tuple[Statement, ...], pad: str) -> Iterator[str]:
                 for p in s.prefetch:
                     yield f"{pad}  prefetch {print_expression(p.source)}{', to be written' if p.written else ''}"
                     yield from (f"{pad}    {_axis(a, False)}" for a in p.axes)
+                if s.ahead is not None:
+                    ahead = s.ahead.pack
+                    yield f"{pad}  pack ahead {ahead.buffer} from {print_expression(ahead.source)}"
+                    yield from (f"{pad}    {_axis(a, False)}" for a in ahead.axes)
+                    yield from (f"{pad}    {name} = {print_expression(e)}" for name, _, e in s.ahead.following)
                 if s.epilogue:
                     when = f" where {print_expression(s.last)}" if s.last is not None else ""
                     yield f"{pad}  each register tile{when}:"

@@ -51,9 +51,9 @@ class Scope(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A tensor or tile. `shape` in elements (before padding). `ring` copies exist of one that a pipe loop fills:
-    turn i of the loop uses copy i % ring. The copies of one `inside` a tile of that name are its panels, one by one,
-    and take no room of their own."""
+    """A tensor or tile. `shape` in elements (before padding). `ring` copies exist of one that a pipe loop fills, or that
+    is packed ahead: turn i of the loop uses copy i % ring. The copies of one `inside` a tile of that name are its
+    panels, one by one, and take no room of their own."""
 
     name: str
     dtype: DType
@@ -118,6 +118,16 @@ class Prefetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """What a Compute packs meanwhile, a piece per part of its reduction: `pack` fills the copy of its tile that the
+    next turn of the loops around reads. It is written over `following`, names of their variables a turn later, each
+    with the variable itself and that value."""
+
+    pack: Pack
+    following: tuple[tuple[str, str, Expr], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Compute:
     """target = value over the axes; with `reduced` axes, the reduction of the values by `reducer`.
 
@@ -126,7 +136,7 @@ class Compute:
     innermost; a reduced axis runs inside all parallel ones, around the register tile). Points where `guard`
     is false contribute nothing (are not written, or add the reducer's identity).
     With `atomic`, blocks add to the target at the same time (sums only); the order, and so the rounding, varies.
-    With `prefetch`, that memory is brought nearer meanwhile (CPU).
+    With `prefetch`, that memory is brought nearer meanwhile, and with `ahead` another tile is packed (CPU).
     `instruction` names the family of instructions that a contraction is computed with ("" for none). With
     `late` it may run beside the next turn of the loop around, up to the first statement that needs its result.
     `region` says where the result is needed (CPU): what is computed outside is read by nobody, or, for a reduction over
@@ -159,6 +169,7 @@ class Compute:
     last: Expr | None = None
     only: Expr | None = None
     turns: Turns | None = None
+    ahead: Ahead | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +178,9 @@ class Pack:
 
     `axes[i]` walks the buffer's i-th dimension from axis.start; `source` is an access by the axes' names. `by` is
     how a GPU block copies: "copy" (through registers) or "cp.async" (in the background, awaited before use). On a CPU
-    "prefetch" says that what the next turn packs shall be prefetched while this one's tile is used.
+    "prefetch" says that what the next turn packs shall be prefetched while this one's tile is used, "ahead" that this
+    tile has two copies, of which the one is packed by a Compute that reads the other (`Compute.ahead`); only the first
+    turn's is packed here.
     """
 
     buffer: str

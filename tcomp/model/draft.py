@@ -106,8 +106,8 @@ class Drafter:
 
 
 def scratch_bytes(kernel: Kernel, scope: Scope) -> int:
-    """Bytes of a kernel's tiles in a scope, each aligned."""
-    return sum(aligned(t.bytes) for t in kernel.tiles if t.scope is scope)
+    """Bytes of a kernel's tiles in a scope, each copy aligned."""
+    return sum(t.ring * aligned(t.bytes) for t in kernel.tiles if t.scope is scope)
 
 
 def team_bytes(kernels: Collection[Kernel], machine: CpuMachine | GpuMachine) -> int:

@@ -62,4 +62,4 @@ def single_op_step(lowered: LoweredOp, dims: dict[str, int], guard: int = 0) -> 
 
 
 def _bytes(tiles: tuple[Buffer, ...], scope: Scope) -> int:
-    return sum(-(-t.bytes // ALIGNMENT) * ALIGNMENT for t in tiles if t.scope is scope)
+    return sum(t.ring * -(-t.bytes // ALIGNMENT) * ALIGNMENT for t in tiles if t.scope is scope)

@@ -14,6 +14,7 @@ from tcomp.instructions.vector_matching import match_vector
 from tcomp.ir.tile import SERIAL, Buffer, Kernel, Spread, Statement, ThreadShape
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
+from tcomp.schedule.ahead import packed_ahead
 from tcomp.schedule.cpu_levels import CpuLevels
 from tcomp.schedule.default import default_schedule
 from tcomp.schedule.default_gpu import default_gpu_schedule
@@ -141,6 +142,7 @@ class CpuFamily:
         inplace: Pairs,
         text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
+        tiles, phases = packed_ahead(tiles, phases, self.machine.lanes_f32, text)
         check_fetched(phases, plan.stages, text or "")
         every, phases = with_rounded_operands(tiles, phases)
         return every, with_epilogues([prefetched(p, plan.stages) for p in phases], every, inplace)

@@ -32,8 +32,8 @@ from tcomp.schedule.fold import fold
 
 
 def prefetched(phase: tuple[Statement, ...], stages: Sequence[Stage] = ()) -> tuple[Statement, ...]:
-    """The phase with a `Prefetch` on each reduction that reads what a pack "by prefetch" fills, and on the last one of
-    a loop's body that reads what is staged in cache there."""
+    """The phase with a `Prefetch` on each reduction that reads what a pack "by prefetch" or "by ahead" fills, and on
+    the last one of a loop's body that reads what is staged in cache there."""
     present = {_index(x) for x in _loops(phase)}
     cached = [(s.at if s.at in present else None, n) for s in stages if s.space == "cache" for n in s.tensors]
     return tuple(_statement(s, (), cached) for s in phase)
@@ -81,7 +81,7 @@ def _statement(s: Statement, around: tuple[Loop, ...], cached: Sequence[tuple[st
     for at, name in cached:
         if at in (None, _index(s)):
             body = _fetching(body, name, following)
-    packs = {p.source: p for p in reversed(body) if isinstance(p, Pack) and p.by == "prefetch"}
+    packs = {p.source: p for p in reversed(body) if isinstance(p, Pack) and p.by in ("prefetch", "ahead")}
     for pack in packs.values():  # (of two copies of one source, beside the readers of the first)
         body = tuple(_attach(inner, pack, following) for inner in body)
     return replace(s, body=body)

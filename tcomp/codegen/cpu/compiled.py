@@ -68,6 +68,10 @@ def tile_offsets(tiles: Sequence[Buffer], where: Scope) -> tuple[dict[str, int],
     for t in tiles:
         if t.scope is where:
             offsets[t.name] = end
-            # Equal distances of a power of two would put tiles on the same cache sets.
-            end += -(-t.bytes // ALIGNMENT) * ALIGNMENT + ALIGNMENT
+            end += t.ring * copy_bytes(t)
     return offsets, end
+
+
+def copy_bytes(tile: Buffer) -> int:
+    """From one copy of a tile to what follows it: a power of two would put both on the same cache sets."""
+    return -(-tile.bytes // ALIGNMENT) * ALIGNMENT + ALIGNMENT

@@ -21,6 +21,7 @@ from itertools import product
 from llvmlite import ir
 
 from tcomp.codegen.cpu.addressing import Addressing, Place
+from tcomp.codegen.cpu.beside import Beside, LoopBody, loop_beside
 from tcomp.codegen.cpu.conditions import remaining, without
 from tcomp.codegen.cpu.counted_prefetch import CountedPrefetcher, reduction_prefetchers
 from tcomp.codegen.cpu.domain import Domain, Point, Scope
@@ -48,8 +49,8 @@ Accumulators = list[IrValue]
 class ComputeGenerator:
     """Writes one Compute at the emitter's current place."""
 
-    def __init__(self, em: Emitter, scope: Scope, node: Compute) -> None:
-        self.em, self.scope, self.compute = em, scope, node
+    def __init__(self, em: Emitter, scope: Scope, node: Compute, beside: Beside | None = None) -> None:
+        self.em, self.scope, self.compute, self.beside = em, scope, node, beside
         self.parallel = [a for a in node.axes if a.name not in node.reduced]
         self.reduced = [a for a in node.axes if a.name in node.reduced]
         wide = [a for a in node.axes if a.lanes > 1]
@@ -322,10 +323,18 @@ class ComputeGenerator:
             ahead = self.prefetchers if axis is self.reduced[-1] else []
             for p in ahead:
                 p.enter(v.start)
-            acc = self.em.loop(v.start, v.stop, v.unroll * axis.lanes, acc, body, v.nonempty)
+            acc = self._summed(v, axis, acc, body)
             for p in ahead:
                 p.leave(v.start, v.stop)
         return acc
+
+    def _summed(self, v: Variant, axis: Axis, acc: Accumulators, body: LoopBody) -> Accumulators:
+        """A loop of the reduction; around whole register tiles of the innermost with other work beside it."""
+        step = v.unroll * axis.lanes
+        turns = axis.block // step
+        if self.beside is None or axis is not self.reduced[-1] or turns < 2 or v.unroll < axis.unroll:
+            return self.em.loop(v.start, v.stop, step, acc, body, v.nonempty)
+        return loop_beside(self.em, self.beside, v, step, turns, acc, body)
 
     def _accumulate(self, points: list[dict[str, int]], separate: list[Axis], acc: Accumulators) -> Accumulators:
         """One step of the reduction at every point of the register tile."""

@@ -14,16 +14,18 @@ word means. A group that begins before the axis's end is whole: zeros stand for 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from tcomp.codegen.cpu.beside import Beside
 from tcomp.codegen.cpu.bounds import integer_value
 from tcomp.codegen.cpu.compute import ComputeGenerator
 from tcomp.codegen.cpu.conditions import at_most_zero
 from tcomp.codegen.cpu.domain import Scope
-from tcomp.codegen.cpu.emitter import Emitter
+from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.expressions import PAIR, ROUNDED_PAIR
 from tcomp.codegen.cpu.integers import affine_form, expression, length
-from tcomp.codegen.cpu.pack import copied_axes, fill_zeros, generate_pack
+from tcomp.codegen.cpu.pack import copied_axes, fill_zeros, generate_pack, generate_piece, numbered, target_in
 from tcomp.dsl.ast import (
     Access,
     Binary,
@@ -52,7 +54,7 @@ def is_grouped(buffer: Buffer) -> bool:
 # -------------------------------------------------------------------------------------------------- reading
 
 
-def generate_dots(em: Emitter, scope: Scope, node: Compute) -> None:
+def generate_dots(em: Emitter, scope: Scope, node: Compute, beside: Beside | None = None) -> None:
     """Emit a Compute that an instruction computes: a sum over words."""
     k = reduced_axis(node)
     pair = factors(node.value)
@@ -66,7 +68,7 @@ def generate_dots(em: Emitter, scope: Scope, node: Compute) -> None:
         region = None
         for c in (_by_groups(c, k) for c in conjuncts(node.region)):
             region = c if region is None else Binary("and", region, c)
-        ComputeGenerator(em, scope, replace(node, value=value, axes=axes, region=region)).generate()
+        ComputeGenerator(em, scope, replace(node, value=value, axes=axes, region=region), beside).generate()
 
 
 def _by_groups(condition: Expr, k: Axis) -> Expr:
@@ -106,43 +108,95 @@ def _word_access(scope: Scope, symbols: _Symbols, access: Access, k: Axis) -> Ac
 
 def pack_groups(em: Emitter, scope: Scope, pack: Pack) -> None:
     """Emit the Pack of a tile in groups."""
-    buffer = scope.buffers[pack.buffer]
-    assert isinstance(buffer.layout, Panels)
-    k = pack.axes[buffer.layout.grouped]
-    source = scope.buffers[pack.source.tensor]
-    tile = words(scope, buffer)
+    source, tile, k = _grouped(scope, pack)
     even = scope.facts.of(k.start).multiple_of(GROUP) and scope.facts.of(length(k)).multiple_of(GROUP)
     with em.frame(), _Symbols(em, scope) as symbols:
         em.here()
-        if even and groups_lie_whole(source, pack.source, k.name, GROUP):
-            first = symbols.bind(Binary("//", k.start, Num(GROUP)), f"{k.name}.first")
-            axes = _with(pack, k, first, symbols.bind(_groups(k), f"{k.name}.groups"))
-            moved = Access(words(scope, source).name, pack.source.subscripts, pack.span)
-            generate_pack(em, scope, Pack(tile.name, axes, moved, span=pack.span))
+        moved = _moved(scope, symbols, pack)
+        if moved is not None:
+            generate_pack(em, scope, moved)
             return
         whole = symbols.bind(Binary("//", length(k), Num(GROUP)), f"{k.name}.whole")
         groups = whole if even else symbols.bind(_groups(k), f"{k.name}.groups")
-        own = Binary("+", k.start, Binary("*", Num(GROUP), Name(k.name)))
-        low, high = (_substituted(pack.source, k.name, e) for e in (own, Binary("+", own, Num(1))))
-        join = PAIR if source.dtype is buffer.dtype else ROUNDED_PAIR
-        _joined(em, scope, pack, k, tile, (Num(0), whole), Call(join, (low, high)))
+        low, high = _pair(pack, k)
+        _joined(em, scope, pack, k, tile, (Num(0), whole), Call(_join(scope, pack, source), (low, high)))
         if not even:
-            _joined(em, scope, pack, k, tile, (whole, groups), Call(join, (low, Num(0.0))))
+            last = Call(_join(scope, pack, source), (low, Num(0.0)))
+            _joined(em, scope, pack, k, tile, (whole, groups), last)
         axes, _ = copied_axes(scope, _with(pack, k, Num(0), groups), tile)
-        fill_zeros(em, scope, tile, axes, _target(tile, axes))
+        fill_zeros(em, scope, tile, axes, target_in(tile, axes))
 
 
-def _joined(em: Emitter, scope: Scope, pack: Pack, k: Axis, tile: Buffer, span: tuple[Expr, Expr], value: Expr) -> None:
-    """Words from `span[0]` up to `span[1]`, each of two elements of the source."""
+def pack_piece_in_groups(em: Emitter, scope: Scope, pack: Pack, numbers: Sequence[Int]) -> None:
+    """Emit a piece of a whole tile in groups (`pack.generate_piece`)."""
+    source, tile, k = _grouped(scope, pack)
+    with em.frame(), _Symbols(em, scope) as symbols:
+        em.here()
+        moved = _moved(scope, symbols, pack)
+        if moved is not None:
+            generate_piece(em, scope, moved, numbers)
+            return
+        with numbered(em, scope, pack, numbers):
+            row = Name(f"number along {k.name}")
+            value = Call(_join(scope, pack, source), _pair(pack, k))
+            _joined(em, scope, pack, k, tile, (row, Binary("+", row, Num(1))), value, 1)
+
+
+def _grouped(scope: Scope, pack: Pack) -> tuple[Buffer, Buffer, Axis]:
+    """The source, the tile in words, and the axis whose groups are words."""
+    buffer = scope.buffers[pack.buffer]
+    assert isinstance(buffer.layout, Panels)
+    return scope.buffers[pack.source.tensor], words(scope, buffer), pack.axes[buffer.layout.grouped]
+
+
+def words_moved(scope: Scope, pack: Pack) -> Pack | None:
+    """The pack by words, its axes as they are; None where groups do not lie whole in the source."""
+    source, tile, k = _grouped(scope, pack)
+    even = scope.facts.of(k.start).multiple_of(GROUP) and scope.facts.of(length(k)).multiple_of(GROUP)
+    if not even or not groups_lie_whole(source, pack.source, k.name, GROUP):
+        return None
+    moved = Access(words(scope, source).name, pack.source.subscripts, pack.span)
+    return Pack(tile.name, pack.axes, moved, span=pack.span)
+
+
+def _moved(scope: Scope, symbols: _Symbols, pack: Pack) -> Pack | None:
+    """The pack as one of words, where groups lie whole in the source."""
+    moved = words_moved(scope, pack)
+    if moved is None:
+        return None
+    _, _, k = _grouped(scope, pack)
+    first = symbols.bind(Binary("//", k.start, Num(GROUP)), f"{k.name}.first")
+    return replace(moved, axes=_with(pack, k, first, symbols.bind(_groups(k), f"{k.name}.groups")))
+
+
+def _pair(pack: Pack, k: Axis) -> tuple[Access, Access]:
+    """The two elements of the word whose number is the axis's name."""
+    own = Binary("+", k.start, Binary("*", Num(GROUP), Name(k.name)))
+    return _substituted(pack.source, k.name, own), _substituted(pack.source, k.name, Binary("+", own, Num(1)))
+
+
+def _join(scope: Scope, pack: Pack, source: Buffer) -> str:
+    return PAIR if source.dtype is scope.buffers[pack.buffer].dtype else ROUNDED_PAIR
+
+
+def _joined(
+    em: Emitter,
+    scope: Scope,
+    pack: Pack,
+    k: Axis,
+    tile: Buffer,
+    span: tuple[Expr, Expr],
+    value: Expr,
+    most: int | None = None,
+) -> None:
+    """Words from `span[0]` up to `span[1]`, at `most` so many, each of two elements of the source."""
     local = _with(pack, k, Num(0), span[1])
-    target = _target(tile, local)
-    part = tuple(replace(a, start=span[0]) if a.name == k.name else a for a in local)
+    target = target_in(tile, local)
+    part = tuple(
+        replace(a, start=span[0], block=a.block if most is None else most) if a.name == k.name else a for a in local
+    )
     _, copy = copied_axes(scope, part, tile)
     ComputeGenerator(em, scope, Compute(target, value, copy, span=pack.span)).generate()
-
-
-def _target(tile: Buffer, axes: tuple[Axis, ...]) -> Access:
-    return Access(tile.name, tuple(Binary("-", Name(a.name), a.start) for a in axes))
 
 
 def _with(pack: Pack, k: Axis, first: Expr, count: Expr) -> tuple[Axis, ...]:
@@ -176,7 +230,7 @@ def words(scope: Scope, buffer: Buffer) -> Buffer:
             grouped, layout = layout.grouped, Panels(layout.axis, layout.width)
         shape = tuple(-(-n // GROUP) if i == grouped else n for i, n in enumerate(buffer.shape))
         scope.buffers[name] = Buffer(name, DType.I32, shape, buffer.scope, layout)
-        scope.roots[name] = scope.roots[buffer.name]
+    scope.roots[name] = scope.roots[buffer.name]  # a tile's other copy may have its turn
     return scope.buffers[name]
 
 

@@ -8,12 +8,14 @@ iterations; statements outside any core loop run on thread 0 alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from llvmlite import ir
 
+from tcomp.codegen.cpu.ahead import AheadPacker, copy_ahead
 from tcomp.codegen.cpu.bounds import integer_value
-from tcomp.codegen.cpu.compiled import tile_offsets
+from tcomp.codegen.cpu.compiled import copy_bytes, tile_offsets
 from tcomp.codegen.cpu.compute import ComputeGenerator
 from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter, Int
@@ -22,7 +24,7 @@ from tcomp.codegen.cpu.integers import Facts, Known
 from tcomp.codegen.cpu.pack import generate_pack
 from tcomp.codegen.cpu.types import I8, I64, POINTER, VOID, IrValue
 from tcomp.dsl.ast import names_in
-from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope as Where, Statement
+from tcomp.ir.tile import Ahead, Compute, Kernel, Loop, Pack, Scope as Where, Statement
 from tcomp.machine.cpu import CpuMachine
 
 SIGNATURE = ir.FunctionType(VOID, [POINTER, POINTER, POINTER, POINTER, I64, I64])
@@ -45,8 +47,15 @@ class PhaseGenerator:
         for where, region in ((Where.SCRATCH, scratch), (Where.TEAM, team)):
             for tile, at in tile_offsets(kernel.tiles, where)[0].items():
                 roots[tile] = b.gep(region, [self.em.i64(at)], source_etype=I8, name=_safe(tile))
+        # Tiles with two copies: where they begin, and a word that is even where the first is in use, 0 before any turn.
+        self.turning: dict[str, tuple[IrValue, IrValue]] = {}
+        for t in kernel.tiles:
+            if t.ring > 1:
+                self.turning[t.name] = roots[t.name], b.alloca(I64)
+                b.store(self.em.i64(0), self.turning[t.name][1])
         self.scope = Scope(
-            buffers={t.name: t for t in kernel.operands + kernel.tiles},
+            buffers={t.name: t for t in kernel.operands + kernel.tiles}
+            | {copy_ahead(t.name): replace(t, name=copy_ahead(t.name)) for t in kernel.tiles if t.ring > 1},
             roots=roots,
             variables={},
             facts=Facts(),
@@ -76,18 +85,44 @@ class PhaseGenerator:
     def statements(self, body: Sequence[Statement]) -> None:
         for s in body:
             match s:
-                case Compute(instruction=family) if family:
-                    generate_dots(self.em, self.scope, s)
+                case Compute(ahead=Ahead() as ahead):
+                    packer = AheadPacker(self.em, self.scope, s, ahead, self.turning[ahead.pack.buffer][1])
+                    self._compute(packer.beside(s), packer)
+                    packer.finish()
                 case Compute():
-                    ComputeGenerator(self.em, self.scope, s).generate()
-                case Pack() if is_grouped(self.scope.buffers[s.buffer]):
-                    pack_groups(self.em, self.scope, s)
+                    self._compute(s)
+                case Pack(by="ahead"):
+                    self._pack_ahead(s)
                 case Pack():
-                    generate_pack(self.em, self.scope, s)
+                    self._pack(s)
                 case Loop():
                     if _is_core(s):
                         raise ValueError(f"core loop {s.variable} inside another statement")
                     self._sequential(s)
+
+    def _compute(self, s: Compute, packer: AheadPacker | None = None) -> None:
+        if s.instruction:
+            generate_dots(self.em, self.scope, s, packer)
+        else:
+            ComputeGenerator(self.em, self.scope, s, packer).generate()
+
+    def _pack(self, pack: Pack) -> None:
+        generate = pack_groups if is_grouped(self.scope.buffers[pack.buffer]) else generate_pack
+        generate(self.em, self.scope, pack)
+
+    def _pack_ahead(self, pack: Pack) -> None:
+        """Turn to the copy of the tile that the turn before has filled; before the first there is none."""
+        em, scope = self.em, self.scope
+        root, turns = self.turning[pack.buffer]
+        apart = copy_bytes(scope.buffers[pack.buffer])
+        b = em.here()
+        turn = b.load(turns, typ=I64)
+        odd = b.and_(turn, em.i64(1))
+        this, other = em.mul(odd, apart), em.mul(b.sub(em.i64(1), odd), apart)
+        scope.roots[pack.buffer] = b.gep(root, [em.i64(this)], source_etype=I8)
+        scope.roots[copy_ahead(pack.buffer)] = b.gep(root, [em.i64(other)], source_etype=I8)
+        first = b.icmp_signed("==", turn, em.i64(0))
+        em.when(first, partial(self._pack, pack))
 
     # ------------------------------------------------------------------------------------------- loops
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from tcomp.codegen.cpu.compute import ComputeGenerator
 from tcomp.codegen.cpu.domain import Scope
-from tcomp.codegen.cpu.emitter import Emitter
-from tcomp.codegen.cpu.integers import affine_form, extent, length
+from tcomp.codegen.cpu.emitter import Emitter, Int
+from tcomp.codegen.cpu.integers import Known, affine_form, extent, length
 from tcomp.codegen.cpu.transpose import TransposedPack
 from tcomp.codegen.cpu.types import kind_of
 from tcomp.dsl.ast import Access, Binary, Expr, Name, Num
 from tcomp.ir.tile import Axis, Buffer, Compute, Pack, Panels
 
+TRANSPOSED = 4
+"""Vectors of a transposed piece of a tile."""
 COPIED_REGISTERS = 12
 """How many registers a copy loads before it stores them."""
 
@@ -20,18 +24,61 @@ COPIED_REGISTERS = 12
 def generate_pack(em: Emitter, scope: Scope, pack: Pack) -> None:
     """Emit one Pack: the elements up to each axis's stop, then zeros to the tile's end."""
     buffer = scope.buffers[pack.buffer]
-    inner = contiguous_axis(buffer)
-    target = Access(buffer.name, tuple(Binary("-", Name(a.name), a.start) for a in pack.axes), pack.span)
-    along = _source_axis(scope, pack)
+    target = target_in(buffer, pack.axes)
     single, copy = copied_axes(scope, pack.axes, buffer)
-    lanes = _transposed_lanes(scope, buffer, pack) if along not in (None, pack.axes[inner].name) else 0
-    if lanes and along is not None:
-        across = pack.axes[inner].name
-        whole = isinstance(buffer.layout, Panels)
-        TransposedPack(em, scope, pack, target, along, across, lanes).generate(whole)
+    transposed = _transposed(em, scope, pack)
+    if transposed is not None:
+        transposed.generate(whole_registers=isinstance(buffer.layout, Panels))
     else:
         ComputeGenerator(em, scope, Compute(target, pack.source, copy, span=pack.span)).generate()
     fill_zeros(em, scope, buffer, single, target)
+
+
+def generate_piece(em: Emitter, scope: Scope, pack: Pack, numbers: Sequence[Int]) -> None:
+    """Emit a piece of a whole tile, in few registers: four vectors, transposed, or a row. `numbers` say which piece it
+    is along each axis (0 along a row)."""
+    transposed = _transposed(em, scope, pack, TRANSPOSED)
+    if transposed is not None:
+        transposed.generate_block({a.name: n for a, n in zip(pack.axes, numbers, strict=True)})
+        return
+    buffer = scope.buffers[pack.buffer]
+    inner = contiguous_axis(buffer)
+    with numbered(em, scope, pack, numbers) as starts:
+        rows = [
+            a if i == inner else replace(a, start=s, stop=Binary("+", s, Num(1)), block=1)
+            for i, (a, s) in enumerate(zip(pack.axes, starts, strict=True))
+        ]
+        _, copy = copied_axes(scope, tuple(rows), buffer)
+        target = target_in(buffer, pack.axes)
+        ComputeGenerator(em, scope, Compute(target, pack.source, copy, span=pack.span)).generate()
+
+
+@contextmanager
+def numbered(em: Emitter, scope: Scope, pack: Pack, numbers: Sequence[Int]) -> Iterator[list[Expr]]:
+    """Where the elements of these numbers stand along a pack's axes; the numbers are variables for a while."""
+    names = [f"number along {a.name}" for a in pack.axes]
+    for name, number, a in zip(names, numbers, pack.axes, strict=True):
+        scope.variables[name] = em.i64(number)
+        scope.facts.symbols[name] = Known(0, a.block - 1)
+    yield [Binary("+", a.start, Name(name)) for a, name in zip(pack.axes, names, strict=True)]
+    for name in names:
+        del scope.variables[name], scope.facts.symbols[name]
+
+
+def _transposed(em: Emitter, scope: Scope, pack: Pack, columns: int = 0) -> TransposedPack | None:
+    """The pack by blocks of `columns` (0: as many as rows), where source and tile run along different axes."""
+    buffer = scope.buffers[pack.buffer]
+    across = pack.axes[contiguous_axis(buffer)].name
+    along = source_axis(scope, pack)
+    lanes = transposed_lanes(scope, buffer, pack) if along not in (None, across) else 0
+    if not lanes or along is None:
+        return None
+    return TransposedPack(em, scope, pack, target_in(buffer, pack.axes), along, across, lanes, columns or lanes)
+
+
+def target_in(buffer: Buffer, axes: Sequence[Axis]) -> Access:
+    """The element of a tile, which begins where these axes do."""
+    return Access(buffer.name, tuple(Binary("-", Name(a.name), a.start) for a in axes))
 
 
 def copied_axes(scope: Scope, axes: tuple[Axis, ...], buffer: Buffer) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
@@ -107,7 +154,7 @@ def _dividing(lanes: int, width: int) -> int:
     return fitting if fitting >= 4 else lanes
 
 
-def _source_axis(scope: Scope, pack: Pack) -> str | None:
+def source_axis(scope: Scope, pack: Pack) -> str | None:
     """The axis along which the source is contiguous: it stands alone in the last subscript, once."""
     source = scope.buffers[pack.source.tensor]
     if isinstance(source.layout, Panels) or not pack.source.subscripts:
@@ -131,7 +178,7 @@ def _uses(subscripts: tuple[Expr, ...], name: str) -> int:
     return sum(1 for f in forms if f is not None and f.coefficient(name))
 
 
-def _transposed_lanes(scope: Scope, buffer: Buffer, pack: Pack) -> int:
+def transposed_lanes(scope: Scope, buffer: Buffer, pack: Pack) -> int:
     """The side of the blocks to transpose; 0 where blocks do not fit the layout or the element types."""
     source = scope.buffers[pack.source.tensor].dtype
     if buffer.dtype.bytes != 4 or kind_of(source) != kind_of(buffer.dtype):

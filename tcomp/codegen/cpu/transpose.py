@@ -10,7 +10,7 @@ each quarter of a register), then quarters are exchanged: one machine shuffle ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -35,6 +35,19 @@ def transpose_block(b: ir.IRBuilder, rows: Sequence[IrValue]) -> list[IrValue]:
     return quads if n == 4 else _exchange_quarters(b, quads)
 
 
+def transpose_columns(b: ir.IRBuilder, load: Callable[[int], IrValue], rows: int) -> list[IrValue]:
+    """The four columns of 4, 8 or 16 rows of four, which `load` gives one by one: a register takes in the four rows of
+    its quarters as they come, so that few are in use."""
+    joined: list[IrValue] = []
+    for i in range(4):
+        parts = [load(row) for row in range(i, rows, 4)]
+        while len(parts) > 1:
+            lanes = 2 * parts[0].type.count
+            parts = [_shuffle(b, x, y, range(lanes)) for x, y in zip(parts[::2], parts[1::2], strict=True)]
+        joined += parts
+    return _rounds_of_two(b, _rounds(b, joined, 1))
+
+
 def _shuffle(b: ir.IRBuilder, x: IrValue, y: IrValue, lanes: Sequence[int]) -> IrValue:
     mask = ir.Constant(ir.VectorType(I32, len(lanes)), [ir.Constant(I32, i) for i in lanes])
     return b.shuffle_vector(x, y, mask)
@@ -53,9 +66,9 @@ def _interleaved(n: int, step: int, high: bool) -> list[int]:
 
 
 def _rounds(b: ir.IRBuilder, rows: Sequence[IrValue], step: int) -> list[IrValue]:
-    n = len(rows)
+    n = rows[0].type.count
     out: list[IrValue] = []
-    for i in range(0, n, 2):
+    for i in range(0, len(rows), 2):
         out.append(_shuffle(b, rows[i], rows[i + 1], _interleaved(n, step, False)))
         out.append(_shuffle(b, rows[i], rows[i + 1], _interleaved(n, step, True)))
     return out
@@ -63,9 +76,9 @@ def _rounds(b: ir.IRBuilder, rows: Sequence[IrValue], step: int) -> list[IrValue
 
 def _rounds_of_two(b: ir.IRBuilder, pairs: Sequence[IrValue]) -> list[IrValue]:
     """Row 4 i + c of the result holds, in quarter q, column 4 q + c of rows 4 i .. 4 i + 3."""
-    n = len(pairs)
+    n = pairs[0].type.count
     out: list[IrValue] = []
-    for i in range(0, n, 4):
+    for i in range(0, len(pairs), 4):
         for low in (pairs[i], pairs[i + 1]):
             other = pairs[i + 2] if low is pairs[i] else pairs[i + 3]
             out.append(_shuffle(b, low, other, _interleaved(n, 2, False)))
@@ -98,33 +111,42 @@ def _quarters(n: int, of_first: Sequence[int], of_second: Sequence[int]) -> list
 
 
 class TransposedPack:
-    """Writes one Pack by blocks: `along` is the source's contiguous axis, `across` the tile's."""
+    """Writes one Pack by blocks: `along` is the source's contiguous axis, `across` the tile's. A block has
+    `lanes` rows and as many `columns`, or four."""
 
-    def __init__(self, em: Emitter, scope: Scope, pack: Pack, target: Access, along: str, across: str, lanes: int):
-        self.em, self.scope, self.pack, self.lanes = em, scope, pack, lanes
+    def __init__(
+        self, em: Emitter, scope: Scope, pack: Pack, target: Access, along: str, across: str, lanes: int, columns: int
+    ) -> None:
+        self.em, self.scope, self.pack, self.lanes, self.columns = em, scope, pack, lanes, columns
         self.target, self.along, self.across = target, along, across
+        self.sides = {along: columns, across: lanes}
+        self.whole = True
         self.buffer: Buffer = scope.buffers[pack.buffer]
 
     def generate(self, whole_registers: bool) -> None:
         """Emit it. `whole_registers`: the tile has room for full registers behind `across`'s stop (zeros go
         there); otherwise the last one is stored under a mask."""
-        em = self.em
         self.whole = whole_registers
-        with em.frame():
-            em.here()
-            axes = [replace(a, unroll=1, lanes=self.lanes if a.name in (self.along, self.across) else 1)
-                    for a in self.pack.axes]  # fmt: skip
-            self.spans = {a.name: span_of(em, a, self.scope) for a in axes}
-            self.reading = self._domain(axes, self.along)
-            self.writing = self._domain(axes, self.across)
-            self.source = self._place(self.reading, self.pack.source)
-            self.tile = self._place(self.writing, self.target)
-            others = [a for a in axes if a.name not in (self.along, self.across)]
+        with self.em.frame():
+            axes = self._prepare()
+            others = [a for a in axes if a.name not in self.sides]
             blocks = [a for name in (self.across, self.along) for a in axes if a.name == name]
             self._loops([*others, *blocks], {})
 
+    def _prepare(self) -> list[Axis]:
+        """Where source and tile lie, seen from here; the axes by blocks."""
+        self.em.here()
+        axes = [replace(a, unroll=1, lanes=self.sides.get(a.name, 1)) for a in self.pack.axes]
+        self.spans = {a.name: span_of(self.em, a, self.scope) for a in axes}
+        self.reading = self._domain(axes, self.along)
+        self.writing = self._domain(axes, self.across)
+        self.source = self._place(self.reading, self.pack.source)
+        self.tile = self._place(self.writing, self.target)
+        return axes
+
     def _domain(self, axes: Sequence[Axis], vector: str) -> Evaluator:
-        domain = Domain(self.em, self.scope, self.em.depth, vector, self.lanes)
+        (lanes,) = (a.lanes for a in axes if a.name == vector)
+        domain = Domain(self.em, self.scope, self.em.depth, vector, lanes)
         for a in axes:
             domain.declare(a, self.spans[a.name].start)
         addressing = Addressing(domain)
@@ -153,30 +175,49 @@ class TransposedPack:
         base: Int,
         _: Sequence[IrValue],
     ) -> Sequence[IrValue]:
-        multiple = base if isinstance(base, int) else axis.lanes
-        for ev, vector in ((self.reading, self.along), (self.writing, self.across)):
-            lanes = axis.lanes if axis.name == vector else 1
-            unroll = axis.lanes // lanes
-            state = AxisState(self.em.depth, base, unroll, lanes, multiple, (None,) * unroll)
-            ev.domain.states[axis.name] = state
+        self._stand(axis.name, axis.lanes, base, base if isinstance(base, int) else axis.lanes)
         self._loops(rest, {**partial_axes, axis.name: base} if v.partial else partial_axes)
         return []
+
+    def _stand(self, axis: str, side: int, base: Int, multiple: int) -> None:
+        """Put a block at `base` along an axis, where it has so many elements."""
+        for ev, vector in ((self.reading, self.along), (self.writing, self.across)):
+            lanes = side if axis == vector else 1
+            unroll = side // lanes
+            ev.domain.states[axis] = AxisState(self.em.depth, base, unroll, lanes, multiple, (None,) * unroll)
+
+    def generate_block(self, numbers: Mapping[str, Int]) -> None:
+        """Emit one block of a whole tile, of these numbers along the axes."""
+        self._prepare()
+        em = self.em
+        with em.frame():
+            em.here()
+            for name, lanes in self.sides.items():
+                self._stand(name, lanes, em.mul(numbers[name], lanes), lanes)
+            self._block({})
 
     def _block(self, partial_axes: dict[str, Int]) -> None:
         em, n = self.em, self.lanes
         point = {a.name: 0 for a in self.pack.axes}
         columns_mask = self._mask(self.along, partial_axes)
         rows_mask = self._mask(self.across, partial_axes)
-        rows = []
-        for r in range(n):
+
+        def row(r: int) -> IrValue:
             mask = columns_mask
             if rows_mask is not None:
                 em.here()
-                inside = splat(em, self._bit(rows_mask, r), n)
+                inside = splat(em, self._bit(rows_mask, r), self.columns)
                 mask = inside if mask is None else em.builder.and_(inside, mask)
-            rows.append(self.reading.memory.load_vector(self.source, {**point, self.across: r}, mask, em.depth))
-        columns = transpose_block(em.here(), rows)
-        for c in range(n):
+            value = self.reading.memory.load_vector(self.source, {**point, self.across: r}, mask, em.depth)
+            em.here()
+            return value
+
+        if self.columns == n:
+            rows = [row(r) for r in range(n)]
+            columns = transpose_block(em.here(), rows)
+        else:
+            columns = transpose_columns(em.here(), row, n)
+        for c in range(self.columns):
             at = {**point, self.along: c}
             store = self._store(at, columns[c], None if self.whole else rows_mask)
             if columns_mask is None:
@@ -195,7 +236,8 @@ class TransposedPack:
     def _mask(self, axis: str, partial_axes: dict[str, Int]) -> IrValue | None:
         if axis not in partial_axes:
             return None
-        return remaining_lanes(self.em, self.lanes, self.spans[axis].length, partial_axes[axis])
+        lanes = self.lanes if axis == self.across else self.columns
+        return remaining_lanes(self.em, lanes, self.spans[axis].length, partial_axes[axis])
 
     def _bit(self, mask: IrValue, i: int) -> IrValue:
         if isinstance(mask, ir.Constant):
