@@ -51,8 +51,8 @@ class Scope(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A tensor or tile. `shape` in elements (before padding). `ring` copies exist of one that a pipe loop fills, or that
-    is packed ahead: turn i of the loop uses copy i % ring. The copies of one `inside` a tile of that name are its
+    """A tensor or tile. `shape` in elements (before padding). `ring` copies exist of one that a pipe loop fills, or
+    that is packed ahead: turn i of the loop uses copy i % ring. The copies of one `inside` a tile of that name are its
     panels, one by one, and take no room of their own."""
 
     name: str
