@@ -22,12 +22,11 @@ nvdisasm = pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdis
 PUBLISHED = {(f.backward, f.head, f.causal) for f in FIGURES}
 
 
-def forward(without: str = "", tokens: int = 4096) -> Kernel:
+def forward(without: str = "", batch: int = 1, tokens: int = 4096, heads: int = 8, head: int = 128) -> Kernel:
     """Attention's kernel, the schedule lines that begin so left out."""
     module = load_text(attention_text(True, without), "attention.tc")
-    (kernel,) = lower(
-        bound(module.ops["attention"], DType.BF16), module, {"B": 1, "T": tokens, "H": 8, "D": 128}, H100
-    ).kernels
+    dims = {"B": batch, "T": tokens, "H": heads, "D": head}
+    (kernel,) = lower(bound(module.ops["attention"], DType.BF16), module, dims, H100).kernels
     return kernel
 
 
@@ -70,10 +69,20 @@ def test_a_turn_of_a_short_loop_takes_no_less_than_one_of_a_long_loop() -> None:
 
 @pytest.mark.slow
 @nvdisasm
-def test_softmax_beside_the_second_product_saves_time() -> None:
-    """...and not more than it can: what one warpgroup leaves idle, the other fills in part."""
-    with_overlap, without = (predict_kernel(forward(line), H100).seconds for line in ("", "overlap"))
-    assert 1.03 < without / with_overlap < 1.5
+@pytest.mark.parametrize(
+    ("shape", "least", "most"),
+    [((16, 1024, 12, 64), 1.01, 1.05), ((1, 16384, 32, 64), 1.05, 1.2), ((1, 4096, 8, 128), 0.99, 1.01)],
+    ids=["gpt2", "heads of 64", "heads of 128"],
+)
+def test_softmax_beside_the_second_product_saves_time_where_products_do_not_bind(
+    shape: tuple[int, int, int, int], least: float, most: float
+) -> None:
+    """Exponentials bind heads of 64. Of heads of 128 the products do, and what one warpgroup leaves idle the other
+    fills. An H100 had 1.02 to 1.03 for GPT-2 (107.2 and 105.2 us cold, 114.9 and 112.0 warm, of a longer loop); the
+    other two were not measured."""
+    with_overlap, without = (predict_kernel(forward(line, *shape), H100) for line in ("", "overlap"))
+    assert least < without.seconds / with_overlap.seconds < most
+    assert (with_overlap.binding == "tensor") == (shape[-1] == 128)
 
 
 def test_full_attention_is_the_text_without_the_mask() -> None:
