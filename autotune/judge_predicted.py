@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from tcomp.autotune.contest import certain
+from tcomp.autotune.contest import beats_by_prediction
 from tcomp.autotune.gpu_predict import KernelPrediction, predict_kernel
 from tcomp.autotune.gpu_registers import spill_of
 from tcomp.autotune.instances import Instance
@@ -76,7 +76,7 @@ class PredictedJudge:
         reference = self.evaluate(job, incumbent, 0.0)
         for values in candidates:
             verdict = self.evaluate(job, values, 0.0)
-            if verdict.value is None or (reference.value and not certain(verdict.value, reference.value).beats):
+            if verdict.value is None or (reference.value and not beats_by_prediction(verdict.value, reference.value)):
                 continue
             if not self.check(job.instance, job.space.chosen(values)):
                 return values
@@ -86,7 +86,7 @@ class PredictedJudge:
         default = sum(k.seconds for k in self._predictions(instance, Choice()))
         old = sum(k.seconds for k in self._predictions(instance, incumbent))
         new = sum(k.seconds for k in self._predictions(instance, choice))
-        if choice != incumbent and certain(new, old).beats:
+        if choice != incumbent and beats_by_prediction(new, old):
             problem = self.check(instance, choice.values, choice.schedule)
             if problem:
                 return Outcome(default, old, 0.0, False, problem)

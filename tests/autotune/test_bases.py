@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tcomp.autotune.contest import certain
+from tcomp.autotune.contest import Ratio, beats_by_prediction
 from tcomp.autotune.instances import Instance, facts_of, schedule_of
 from tcomp.autotune.judge import Choice, Chosen, Job, Outcome, Verdict
 from tcomp.autotune.lockfile import Entry, read_lock
@@ -29,6 +29,10 @@ class Told:
     def time(self, values: Chosen) -> float:
         return next((self.times.get(int(v), 1.0) for k, v in values.items() if k.endswith("BQ")), 1.0)
 
+    def wins(self, ours: float, theirs: float) -> bool:
+        share = ours / theirs
+        return beats_by_prediction(ours, theirs) if self.basis == "predicted" else Ratio(share, share, share).beats
+
     def weigh(self, instance: Instance) -> list[float]:
         return [1.0] * 8
 
@@ -44,11 +48,11 @@ class Told:
 
     def best(self, job: Job, incumbent: Values, candidates: Sequence[Values], patience: float = 0.0) -> Values:
         found = min(candidates, key=self.time)
-        return found if certain(self.time(found), self.time(incumbent)).beats else incumbent
+        return found if self.wins(self.time(found), self.time(incumbent)) else incumbent
 
     def confirm(self, instance: Instance, incumbent: Choice, choice: Choice, patience: float = 0.0) -> Outcome:
         old, new = self.time(incumbent.values), self.time(choice.values)
-        better = choice != incumbent and certain(new, old).beats
+        better = choice != incumbent and self.wins(new, old)
         return Outcome(1e-3, 1e-3 * (new if better else old), 0.0, better)
 
     def check(self, instance: Instance, chosen: Chosen, schedule: Schedule | None = None) -> str:

@@ -18,7 +18,7 @@ import pytest
 
 from tcomp.autotune.backend_cuda import CudaBackend
 from tcomp.autotune.bench import rotated
-from tcomp.autotune.contest import certain, winner
+from tcomp.autotune.contest import Ratio, beats_by_prediction, winner
 from tcomp.autotune.evaluator import Subject, serve
 from tcomp.autotune.instances import Instance, facts_of, op_hash, schedule_hash, schedule_of
 from tcomp.autotune.judge import Choice, Job
@@ -155,4 +155,5 @@ def test_the_incumbent_stays_unless_it_is_beaten_beyond_noise() -> None:
     noise = random.Random(1)
     old, same, faster = ([f * noise.uniform(0.97, 1.03) for _ in range(25)] for f in (1.0, 0.995, 0.95))
     assert winner([old]) == winner([old, same]) == 0 and winner([old, same, faster]) == 2
-    assert certain(0.98, 1.0).beats and not certain(0.995, 1.0).beats
+    assert Ratio(0.98, 0.98, 0.98).beats and not Ratio(0.995, 0.995, 0.995).beats
+    assert beats_by_prediction(0.89, 1.0) and not beats_by_prediction(0.91, 1.0)
