@@ -25,8 +25,11 @@ from typing import Any
 
 from tcomp.errors import UserError
 
-STEPS = 3
-"""Of which the last tells how long a step takes when it is not the first."""
+STEPS = 4
+"""Of which the last tells how long a step takes when it is not the first. (The second one finds nothing left of an
+update, the third makes the list of what is.)"""
+LAST = "step"
+"""The stage of a step's end."""
 
 
 def child(started: float, out: Path, arguments: list[str]) -> None:
@@ -54,8 +57,8 @@ def child(started: float, out: Path, arguments: list[str]) -> None:
 
     def ended() -> bool:
         """A step has. After the last one the process does too: nothing is evaluated or saved."""
-        if sum(name == "update" for name, _ in marks) == STEPS - 1:
-            mark("update")
+        if sum(name == LAST for name, _ in marks) == STEPS - 1:
+            mark(LAST)
             out.write_text(json.dumps(marks))
             os._exit(0)
         return True
@@ -74,10 +77,18 @@ def child(started: float, out: Path, arguments: list[str]) -> None:
         if built.device.kind == "cpu":
             import tcomp.runtime.cpu.executor as cpu
 
-            ends(cpu.CpuExecutor, "run", "forward and backward", lambda _, name: name == "micro_first")
-            ends(cpu.CpuExecutor, "run", "update", lambda _, name: name == "update" and ended())
+            run_step = cpu.CpuExecutor.run_step
+
+            def whole(executor: cpu.CpuExecutor, program: str) -> None:
+                """The first step with all of its update, of which a later one does what the one before has left."""
+                run_step(executor, program)
+                if not any(name == LAST for name, _ in marks):
+                    executor.wait()
+
+            cpu.CpuExecutor.run_step = whole  # type: ignore[method-assign]
+            ends(cpu.CpuExecutor, "run_step", LAST, lambda *_: ended())
         else:  # which runs behind: a step has ended when its results are written down
-            ends(loop.Metrics, "write", "update", lambda _: ended())
+            ends(loop.Metrics, "write", LAST, lambda _: ended())
         return built
 
     train._build = building
@@ -94,11 +105,11 @@ def tcomp_start(arguments: list[str], cache: str | None) -> dict[str, float]:
         command += [*arguments, "--run", str(Path(folder) / "run")]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
         marks = [(name, at) for name, at in json.loads(out.read_text())]
-    last = [at for name, at in marks if name == "update"]
+    last = [at for name, at in marks if name == LAST]
     stages, before = {}, 0.0
     for name, at in marks:
-        stages[name], before = at - before, at
-        if name == "update":
+        stages["first step" if name == LAST else name], before = at - before, at
+        if name == LAST:
             break
     return {**stages, "start": last[0], "step": last[-1] - last[-2]}
 

@@ -101,23 +101,30 @@ class CpuExecutor(HostExecutor):
         if self._whole is None:
             sizes = {name: k.team_bytes for name, k in self.kernels.items()}
             self._whole = NativeSteps(self._step, self._arena, self._addresses, sizes)
-        self._behind(team, self._whole.native(program, self._pending, True))
-        self._whole.copy_scalars()
-        self._pending = True
+        self._behind(team, self._whole.native(program, self._pending, True), update=True)
         if self.threads == 1 or not team.spread:
             self._settle()
+
+    def wait(self) -> None:
+        """Return when the last update is done, too."""
+        self._settle()
 
     def _settle(self) -> None:
         """Do what the last update has left."""
         if self._pending and self._whole is not None:
             self._behind(self._ready(), self._whole.rest)
 
-    def _behind(self, team: Team, program: NativeProgram) -> None:
-        """Run a program that does what was left. (An interrupt is raised behind it.)"""
+    def _behind(self, team: Team, program: NativeProgram, update: bool = False) -> None:
+        """Run a program that does what was left, and with an `update` leaves some again. (An interrupt is raised behind
+        it, or before any of it; what is left is known in either case.)"""
+        before = team.finished
         try:
             team.run(program)
         finally:
-            self._pending = False
+            if team.finished != before:
+                if update and self._whole is not None:
+                    self._whole.copy_scalars()
+                self._pending = update
 
     def profile(self, program: str) -> list[tuple[str, float]]:
         """Run a program and give each phase's label and its share of the cycle counter's ticks."""

@@ -43,8 +43,8 @@ class NativeSteps:
 
     def copy_scalars(self) -> None:
         """Keep the scalars that the work that is left reads."""
-        for i, at in enumerate(self.steps.scalars):
-            self._memory.buffer[SHADOW * i : SHADOW * i + 4] = self._arena.buffer[at : at + 4]
+        for i, (at, size) in enumerate(self.steps.scalars.items()):
+            self._memory.buffer[SHADOW * i : SHADOW * i + size] = self._arena.buffer[at : at + size]
 
     def _chosen(self, program: Program, native: NativeProgram) -> NativeProgram:
         """The program with what the inputs choose in front, and not beside."""

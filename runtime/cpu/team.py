@@ -130,6 +130,11 @@ class Team:
         if interrupt is not None:
             raise interrupt
 
+    @property
+    def finished(self) -> int:
+        """How many programs have run to their end."""
+        return int(self._done[0])
+
     def close(self) -> None:
         """Let the threads end; the memory may be freed afterwards."""
         if self._closed:

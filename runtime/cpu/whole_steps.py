@@ -108,8 +108,8 @@ class WholeSteps:
         while first and self._last_shares(update[first - 1]) is not None:
             first -= 1
         self.now, self.later = update[:first], update[first:]
-        self.scalars: list[int] = []
-        """offsets of the scalars to copy"""
+        self.scalars: dict[int, int] = {}
+        """offset and bytes of the scalars to copy"""
         self._shadowed = [self._shadow(launch, shadow) for launch in self.later]
         self.held = [
             (at, at + size) for launch in self.later for at, size, _ in self._vectors(launch, self._later(launch))
@@ -261,9 +261,8 @@ class WholeSteps:
         offsets = list(launch.offsets)
         for i, operand in enumerate(self.kernel(launch).operands):
             if not operand.shape:
-                if offsets[i] not in self.scalars:
-                    self.scalars.append(offsets[i])
-                offsets[i] = shadow + SHADOW * self.scalars.index(offsets[i])
+                self.scalars[offsets[i]] = operand.bytes
+                offsets[i] = shadow + SHADOW * list(self.scalars).index(offsets[i])
         return replace(launch, offsets=tuple(offsets))
 
     def _arithmetic(self, launch: Launch) -> bool:

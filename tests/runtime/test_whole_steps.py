@@ -16,9 +16,13 @@ from tcomp.ir.shares import flat_shares
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
 from tcomp.model.step import Step
+from tcomp.runtime.bench.build import workload_of, write_folder
+from tcomp.runtime.bench.tcomp_program import TcompProgram
 from tcomp.runtime.cpu import whole_steps
 from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.runtime.cpu.team import Team
 from tcomp.runtime.cpu.whole_steps import Entry, WholeSteps
+from tcomp.runtime.device import CpuDevice
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.scalars import set_scalars
 
@@ -104,6 +108,102 @@ def test_overlapping_steps_have_the_same_bits(
     assert len(apart) == len(whole)
     for a, b in zip(apart, whole, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def asked(executor: CpuExecutor, number: int) -> None:
+    """The inputs of a step of that number."""
+    rng = np.random.default_rng(number)
+    executor.write("step", number)
+    for name, bound in executor.step.inputs.items():
+        executor.write(name, rng.integers(0, bound, executor.step.slots[name].shape, dtype=np.int32))
+
+
+@pytest.fixture
+def executor(objects: Path) -> Iterator[CpuExecutor]:
+    """Two threads as if there were a core for each, and a step to run."""
+    made = CpuExecutor(step_of("gpt2", "f32", 2, 1), detect(), 2, objects)
+    try:
+        initialise(made, 3, 1)
+        set_scalars(made, {"peak_lr": 1e-2})
+        asked(made, 0)
+        made._ready().spread = True
+        yield made
+    finally:
+        made.close()
+
+
+def test_waiting_finishes_the_update(executor: CpuExecutor) -> None:
+    seen = {p.slot: executor.array(p.slot) for p in executor.step.parameters}
+    before = {name: array.copy() for name, array in seen.items()}
+    executor.run_step("micro_first")
+    assert any((seen[name] == before[name]).all() for name in seen), "some of it is left for the next run"
+    executor.wait()
+    assert all((seen[name] != before[name]).any() for name in seen)
+
+
+@pytest.mark.parametrize("when", ["before", "behind"])
+def test_an_interrupt_loses_no_update(when: str, executor: CpuExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step either was done, and what its update left will be, or it was not, and the one before is whole."""
+
+    def weights() -> dict[str, Any]:
+        return {p.slot: executor.read(p.slot).copy() for p in executor.step.parameters}
+
+    start = weights()
+    executor.run_step("micro_first")
+    one = weights()
+    asked(executor, 1)
+    executor.run_step("micro_first")
+    two = weights()
+    for slot in executor.step.slots.values():
+        if slot.kind in ("parameter", "state"):
+            executor.write(slot.name, start.get(slot.name, 0.0))
+    asked(executor, 0)
+    executor.run_step("micro_first")
+    asked(executor, 1)
+    run = Team.run
+
+    def interrupted(self: Team, *arguments: Any) -> None:
+        if when == "behind":
+            run(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Team, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            executor.run_step("micro_first")
+    for name, value in weights().items():
+        np.testing.assert_array_equal(value, (two if when == "behind" else one)[name])
+
+
+def test_a_benchmarks_first_step_has_its_update_and_later_steps_one_each(
+    objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = step_of("gpt2", "f32", 2, 1)
+    workload = workload_of(step, MODELS / "gpt2.tc", SIZES["gpt2"], "cpu", "", 2)
+    write_folder(workload, step, tmp_path)
+    program = TcompProgram(workload, tmp_path, lambda _: (step, CpuDevice(detect(), 2, objects)))
+    try:
+        program.executor._ready().spread = True
+        seen = {p.slot: program.executor.array(p.slot) for p in step.parameters}
+        tokens, targets = (program.executor.read(name).copy() for name in ("tokens", "targets"))
+        now = {name: array.copy() for name, array in seen.items()}
+        program.run(tokens, targets, 0)
+        assert all((seen[name] == program.executor.read(name)).all() for name in seen)
+        assert any((seen[name] != now[name]).any() for name in seen)
+        program.run(tokens, targets, 1)  # not timed
+        ran: list[tuple[bool, bool]] = []
+        behind = CpuExecutor._behind
+
+        def counted(self: CpuExecutor, team: Team, native: Any, update: bool = False) -> None:
+            ran.append((self._pending, update))
+            behind(self, team, native, update)
+
+        monkeypatch.setattr(CpuExecutor, "_behind", counted)
+        for number in (2, 3, 4):
+            program.run(tokens, targets, number)
+        assert ran == [(True, True)] * 3, "each does what one update left, and leaves as much"
+    finally:
+        program.close()
 
 
 def touched(step: Step, e: Entry, written: bool) -> list[tuple[int, int]]:
