@@ -1,6 +1,6 @@
-"""The static model beside what an H100 measured (docs/measurements/h100.toml): tables in Markdown.
+"""The static model beside what an H100 or H200 measured (docs/measurements/h100.toml): tables in Markdown.
 
-python benchmarks/gpu_measured.py [--write]               print them, or put them into docs/measurements/h100.md
+python benchmarks/gpu_measured.py [--gpu h200] [--write]  print them, or put them into docs/measurements/h100.md
 python benchmarks/gpu_measured.py --from REPORT.json ... --commit 0c24555 [--leave-out cosine] [--write]
                                                           take times from reports of gpu_acceptance.py first
 python benchmarks/gpu_measured.py --changed attention,linear_residual [--write]
@@ -39,7 +39,7 @@ from tcomp.autotune.gpu_predict import predict_step
 from tcomp.cli import common
 from tcomp.cli.build_gpu import TargetDevice
 from tcomp.cli.limits import cores
-from tcomp.machine.gpu import H100
+from tcomp.machine.gpu import H100, GpuMachine, machine_named
 from tcomp.runtime.cache import cache_folder
 from tcomp.runtime.cuda.kernels import compile_all
 
@@ -141,15 +141,15 @@ def head_of(text: str) -> str:
 # ------------------------------------------------------------------------------------------------- tables
 
 
-def tables(data: Measurements) -> Iterator[tuple[str, str]]:
+def tables(data: Measurements, gpu: GpuMachine) -> Iterator[tuple[str, str]]:
     """Names of tables, and each with today's predictions."""
     for precision in data.kernels:
         step = common.build_step(
-            "gpt2", "124M", 16, 1024, dims={}, accumulation=1, device=TargetDevice(H100), lock="none",
+            "gpt2", "124M", 16, 1024, dims={}, accumulation=1, device=TargetDevice(gpu), lock="none",
             precision=precision,
         ).step  # fmt: skip
-        found = list(predict_step(step, H100, cache_folder("kernels")))
-        codes = compile_all({k.name: step.kernels[k.name] for k, _ in found}, H100, cache_folder("kernels"))
+        found = list(predict_step(step, gpu, cache_folder("kernels")))
+        codes = compile_all({k.name: step.kernels[k.name] for k, _ in found}, gpu, cache_folder("kernels"))
         rows = beside(data, precision, found, step.kernels, codes)
         text = text_of(data, precision, rows, {k.name: k for k, _ in found})
         ms = sum(k.seconds * n for k, n in found) * 1e3
@@ -157,15 +157,17 @@ def tables(data: Measurements) -> Iterator[tuple[str, str]]:
         yield precision, f"{text}\nThe whole step: {was.time:.2f} ms measured ({was.commit}), {ms:.2f} predicted.\n"
     with ProcessPoolExecutor(min(2, cores())) as pool:
         for section, cases in FAMILIES.items():
-            said = seconds_of(pool, cases)
+            said = seconds_of(pool, cases, gpu)
             name = section.replace("fp8", "fp8-products")
             yield name, families_text([f for f in data.families if f.section == section], said)
 
 
-def seconds_of(pool: ProcessPoolExecutor, cases: Sequence[Case]) -> dict[tuple[str, str], float]:
+def seconds_of(
+    pool: ProcessPoolExecutor, cases: Sequence[Case], gpu: GpuMachine = H100
+) -> dict[tuple[str, str], float]:
     """Predicted seconds by case and kernel, and of all of a case's kernels ("whole")."""
     found: dict[tuple[str, str], float] = {}
-    work = partial(prepare, H100, cache_folder("kernels"), {})
+    work = partial(prepare, gpu, cache_folder("kernels"), {})
     for case, prepared in zip(cases, pool.map(work, cases), strict=True):
         found |= {(str(case), n): s for n, s in prepared.predicted.items()}
         found[str(case), "whole"] = sum(prepared.predicted.values())
@@ -188,8 +190,10 @@ def main() -> None:
     parser.add_argument("--leave-out", default="", help="kernels of steps whose times mean nothing, with commas")
     parser.add_argument("--changed", default="", help="kernels whose code is another now, with commas")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/measurements/h100.md")
+    parser.add_argument("--gpu", default="h100", help="whose data and document, and predictions for which")
     args = parser.parse_args()
-    file, document = FOLDER / "h100.toml", FOLDER / "h100.md"
+    gpu = machine_named(args.gpu)
+    file, document = FOLDER / f"{gpu.name}.toml", FOLDER / f"{gpu.name}.md"
     data = read_measurements(file)
     if args.reports:
         if not args.commit:
@@ -201,7 +205,7 @@ def main() -> None:
     if args.reports or args.changed:
         data = marked(data, args.changed.split(","))
         file.write_text(toml_of(data, head_of(file.read_text())))
-    for name, text in tables(data):
+    for name, text in tables(data, gpu):
         print(f"{name}:\n\n{text}", flush=True)
         if args.write:
             document.write_text(with_table(document.read_text(), name, text))
