@@ -153,7 +153,9 @@ class CpuExecutor(HostExecutor):
 
     def _load_programs(self) -> None:
         """Kernels as functions, programs that name them, and the team that runs them."""
-        self._jit = llvm.create_lljit_compiler()
+        # JITLink places an object's sections side by side. LLVM's other linker asks for memory section by section, and
+        # ends the process where that lies further apart than the 2 GiB that code reaches.
+        self._jit = llvm.create_lljit_compiler(use_jit_link=True)
         self._libraries: list[Any] = []
         text = interpreter_ir(self._machine)
         code = cached_object(text, self._machine, self._cache_dir, compile_interpreter)
