@@ -20,6 +20,7 @@ from tcomp.dsl.ast import Access, Binary, Combine, DType, Equation, Expr, Name, 
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import ThreadShape
 from tcomp.schedule.joining_loops import joining_loops, mapped_alike, renamed, with_loops
+from tcomp.schedule.legality import remedy
 from tcomp.schedule.nest import PART, PARTIAL, Dealt, Leaf, depends
 from tcomp.schedule.normal import called, part_of
 from tcomp.schedule.resolve import KernelPlan, TileLevel
@@ -103,7 +104,7 @@ class BesideSums:
                     raise self._in_stream(b, t)
                 count = -(-self.symbols.extents[t.index] // (t.block or 1))
                 if count > 1:
-                    self._needs_line(eq, t, joined)
+                    self._needs_line(given, eq, t, joined)
                     plan = replace(plan, parts={**plan.parts, t.index: (t.index + PART, t.block or 1)})
                     self.symbols.extents[t.index + PART] = self.symbols.extents[f"{t.index}.block"] = count
                     parts.append((Name(t.index + PART), f"{t.index}.block", count))
@@ -184,14 +185,14 @@ class BesideSums:
             f"write: combine {name} over {level.index} by turns; or leave `stream` out",
         )
 
-    def _needs_line(self, eq: Equation, level: TileLevel, joined: Sequence[Combine]) -> None:
+    def _needs_line(self, plan: KernelPlan, eq: Equation, level: TileLevel, joined: Sequence[Combine]) -> None:
         if not any(c.over == level.index for c in joined):
             name = part_of(eq.target).rstrip(".")
             raise TcError(
                 f"loop '{level.index}' is divided among blocks, but '{name}' sums over it",
                 level.span,
                 self.text,
-                f"add: combine {name} over {level.index} by partials",
+                remedy(plan, name, level.index, f"add: combine {name} over {level.index} by partials"),
             )
 
     def _error(self, eq: Equation, c: Combine, why: str, hint: str) -> TcError:

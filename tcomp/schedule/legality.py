@@ -18,6 +18,13 @@ def show(a: Access, values: dict[str, int]) -> str:
     return f"{a.tensor}[{', '.join(subs)}]" if subs else a.tensor
 
 
+def remedy(plan: KernelPlan, tensor: str, over: str, otherwise: str) -> str:
+    """What to do where no `combine` line joins a tensor's sums over a loop that is divided."""
+    if any(c.over == over and tensor in c.names for c in plan.absent):
+        return f"the line 'combine {tensor} over {over}' has a condition that does not hold here: write one that does"
+    return otherwise
+
+
 def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
     """Cores must not update the same element: no core loop over a reduced or scattered index.
 
@@ -42,6 +49,7 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
                 second = loop.level.block or 1
                 output = replace(target, tensor=target.tensor.removesuffix(JOINED))
                 hint = f"map '{index}' to seq, or add: combine {output.tensor} over {index} by partials"
+                hint = remedy(plan, output.tensor, index, hint)
                 if any(c.by == "turns" and output.tensor in c.names for c in plan.combine):
                     hint = f"leave '{index}' undivided: blocks that add by turns add their whole part at once"
                 elif node.partial_over:

@@ -142,6 +142,8 @@ class KernelPlan:
     """index -> how its sums are shared out, where parts may begin and end anywhere"""
     origins: Origins = Origins()
     """the lines that findings about the assembled kernel are told at"""
+    absent: tuple[Combine, ...] = ()
+    """the `combine` lines whose condition does not hold"""
 
     def mapping(self, index: str, names: Iterable[str]) -> LoopMap | None:
         """The mapping of a loop in the equation that is known by these names."""
@@ -239,6 +241,7 @@ class Resolver:
             for a in d.args
             if isinstance(a, Name)
         }
+        joins = [(d, self._stands(d, values)) for d in directives if isinstance(d, Combine)]
         uses, flags = self._used(directives), launch_flags(directives, self.facts | values, self.text)
         return KernelPlan(
             kernel.outputs,
@@ -246,7 +249,7 @@ class Resolver:
             self._sequence(loops, order),
             tuple(d for d in directives if isinstance(d, Fuse)),
             tuple(s for d in directives if isinstance(d, Stage) for s in self._staged(d, values)),
-            tuple(d for d in directives if isinstance(d, Combine) and self._stands(d, values)),
+            tuple(d for d, stands in joins if stands),
             frozenset(inline),
             special,
             values,
@@ -257,6 +260,7 @@ class Resolver:
             self._named("overlap", directives, values),
             self._named("promote", directives, values),
             origins=origins_of(directives, uses, flags, values),
+            absent=tuple(d for d, stands in joins if not stands),
         )
 
     def _staged(self, stage: Stage, values: Mapping[str, int | float]) -> tuple[Stage, ...]:
