@@ -91,7 +91,7 @@ def trained(step: Step, threads: int, objects: Path, whole: bool, look: bool = F
     ("model", "precision", "threads", "accumulation"),
     [
         ("gpt2", "f32", 2, 1),
-        ("llama", "bf16", 3, 2),
+        pytest.param("llama", "bf16", 3, 2, marks=pytest.mark.slow),
         pytest.param("gpt2", "f32", 1, 1, marks=pytest.mark.slow),
         pytest.param("gpt2", "bf16_stochastic", 3, 1, marks=pytest.mark.slow),
         pytest.param("llama", "bf16", 9, 1, marks=pytest.mark.slow),

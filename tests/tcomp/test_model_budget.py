@@ -129,6 +129,7 @@ def test_only_as_many_layers_as_needed(gpt2: Module, free: Step) -> None:
     assert [r.layers for r in step.recompute.rows] == [1]
 
 
+@pytest.mark.slow
 def test_the_step_is_bitwise_the_same_without_a_budget(gpt2: Module, tmp_path: Path) -> None:
     step = built(gpt2, C=128, cheap=True)
     assert step.recompute is not None

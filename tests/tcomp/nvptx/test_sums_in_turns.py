@@ -235,6 +235,7 @@ def test_a_weight_gradient_of_gpt2_in_parts() -> None:
     assert not assembled.findings
 
 
+@pytest.mark.slow
 def test_a_weight_gradient_of_gpt2_in_equal_shares() -> None:
     """2304 x 768 outputs in 48 tiles of 192 x 192: of 66 clusters 48 have a part of 24 rounds of the ring, two to a
     tile, and the others the rest of the sums, 384 rounds by 18."""
