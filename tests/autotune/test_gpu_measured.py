@@ -88,20 +88,26 @@ def test_predictions_for_a_gpu_that_they_were_not_fitted_to(
 
 @pytest.mark.slow
 @nvdisasm
-@pytest.mark.parametrize("section", ["products", "attention", "fp8"])
-def test_families_are_what_was_measured(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels at full size by themselves, L2 full of other data."""
+@pytest.mark.parametrize(
+    ("section", "measured", "gpu", "median"),
+    [("products", MEASURED, H100, 0.07), ("attention", UNSEEN, H200, 0.09), ("fp8", MEASURED, H100, 0.07)],
+    ids=["products", "attention", "fp8"],
+)
+def test_families_are_what_was_measured(
+    section: str, measured: Measurements, gpu: GpuMachine, median: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels at full size by themselves, L2 full of other data. Attention's of today were timed on the H200 only."""
     monkeypatch.syspath_prepend(str(DOCS.parents[1] / "benchmarks"))
     from gpu_measured import FAMILIES, seconds_of
 
     with ProcessPoolExecutor(2) as pool:
-        predicted = seconds_of(pool, FAMILIES[section])
-    rows = [f for f in MEASURED.families if f.section == section and f.kernel != "whole" and not f.changed]
+        predicted = seconds_of(pool, FAMILIES[section], gpu)
+    rows = [f for f in measured.families if f.section == section and f.kernel != "whole" and not f.changed]
     rows = [f for f in rows if f.us > 2 * LONG]
     errors = {f: 1e6 * predicted[f.what, f.kernel] / f.us - 1 for f in rows}
     worst = {f"{f.what} {f.kernel}": e for f, e in errors.items() if abs(e) > FAMILY[bool(f.rate)]}
     assert not worst
-    assert statistics.median(map(abs, errors.values())) < 0.07
+    assert statistics.median(map(abs, errors.values())) < median
 
 
 @pytest.mark.parametrize(("name", "data"), [("h100", MEASURED), ("h200", UNSEEN)])
