@@ -75,7 +75,7 @@ def test_gpt2_has_seven_nodes_per_layer(tiny: Graph) -> None:
 
 
 def test_dimensions_come_from_sizes_config_and_lets(tiny: Graph) -> None:
-    assert tiny.dims == {"B": 2, "T": 16, "L": 4, "H": 4, "C": 128, "V": 256, "S": 128, "K": 1, "D": 32, "P": 256}
+    assert tiny.dims == {"B": 2, "T": 16, "L": 4, "H": 4, "C": 128, "V": 256, "S": 128, "K": 0, "D": 32, "P": 256}
 
 
 def test_the_vocabulary_is_padded_to_whole_tiles(gpt2: Module) -> None:

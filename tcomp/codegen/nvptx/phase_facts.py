@@ -78,13 +78,14 @@ def staggered(kernel: Kernel, phase: Sequence[Statement], scope: GpuScope) -> bo
 
 def loads_loose(body: Sequence[Statement], tiles: set[str], scope: GpuScope) -> list[str]:
     """The register tiles that are computed of what threads load of these tiles, where nothing else in the statements
-    waits for that: no store to memory and no matrix instruction that reads it."""
+    waits for that: no store to memory and no asynchronous product of it, which ends before they do."""
     computes = [s for s in statements_in(body) if isinstance(s, Compute)]
 
     def stays(number: int, s: Compute) -> bool:
         later = [c for c in computes[number + 1 :] if s.target.tensor in {a.tensor for a in reads_of(c)}]
-        stored = any(scope.buffers[c.target.tensor].scope is not Scope.REGISTERS or c.instruction for c in later)
-        return scope.buffers[s.target.tensor].scope is Scope.REGISTERS and not stored
+        stored = any(scope.buffers[c.target.tensor].scope is not Scope.REGISTERS for c in later)
+        awaited = stored or any(True for _ in asynchronous(later, scope))
+        return scope.buffers[s.target.tensor].scope is Scope.REGISTERS and not awaited
 
     loads = ((n, s) for n, s in enumerate(computes) if not _reads_in_place(s, scope) >= _tiles_read(s, tiles))
     return list(dict.fromkeys(s.target.tensor for n, s in loads if stays(n, s)))
