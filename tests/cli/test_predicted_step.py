@@ -15,8 +15,8 @@ from tests.cli.support import Tcomp
 
 LLM_C = 35.0
 """ms of a step of llm.c at this size on an H100 SXM"""
-PREDICTED = {"bf16": 26.50, "fp8": 26.15}
-"""ms at B = 16, T = 1024 with the schedules' own values"""
+PREDICTED = {"bf16": 26.50}
+"""ms at B = 16, T = 1024 with the schedules' own values (fp8's kernels are held by test_gpu_measured.py)"""
 
 
 @pytest.mark.slow

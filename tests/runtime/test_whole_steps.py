@@ -98,7 +98,7 @@ def trained(step: Step, threads: int, objects: Path, whole: bool, look: bool = F
         pytest.param("llama", "f32", 2, 3, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("look", [False, True])
+@pytest.mark.parametrize("look", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_overlapping_steps_have_the_same_bits(
     model: str, precision: str, threads: int, accumulation: int, look: bool, objects: Path
 ) -> None:

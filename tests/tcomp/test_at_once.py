@@ -132,6 +132,7 @@ op wrong_at_once(X: real[M, P], targets: i32[M], dloss: f32[M]; V) -> loss: f32[
 """
 
 
+@pytest.mark.slow
 def test_a_check_of_the_step_finds_an_op_that_is_not_the_call_and_its_backward(tmp_path: Path) -> None:
     text = (library() / "gpt2.tc").read_text()
     device, sizes = CpuDevice(detect(), 2, tmp_path), {"C": 16, "H": 2, "L": 1, "V": 37, "S": 16}

@@ -164,6 +164,7 @@ def test_parts_give_the_same_losses_and_gradients(tmp_path: Path) -> None:
         np.testing.assert_array_equal(parts[name], values, err_msg=name)
 
 
+@pytest.mark.slow
 def test_chunks_train_as_the_whole(tmp_path: Path) -> None:
     """GPT-2, rows that the chunks do not divide, two micro-batches; the head is tied, so its gradient adds up."""
     cfg = gpt2.Config(L=1, H=2, C=32, V=211, S=64)

@@ -121,7 +121,7 @@ MULTI_HEAD, GROUPED = {"B": 1, "T": 260, "H": 2, "D": 64}, {"B": 1, "T": 332, "G
     "name,dims,target",
     [
         ("attention", MULTI_HEAD, "sm_90a"),
-        ("attention.backward", MULTI_HEAD, "sm_90a"),
+        pytest.param("attention.backward", MULTI_HEAD, "sm_90a", marks=pytest.mark.slow),
         pytest.param("attention.backward", SHORT, "sm_90a", marks=pytest.mark.slow),
         ("attention.backward", ODD, "sm_90a"),
         pytest.param("attention", WIDE, "sm_90a", marks=pytest.mark.slow),
