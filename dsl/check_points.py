@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from tcomp.dsl.ast import Access, Binary, Call, Equation, Expr, Name, Num, Op, Reduction, accesses_in, names_in
+from collections.abc import Mapping
+
+from tcomp.dsl.ast import (
+    Access,
+    Binary,
+    Call,
+    Equation,
+    Expr,
+    Name,
+    Num,
+    Op,
+    Reduction,
+    Target,
+    accesses_in,
+    names_in,
+)
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.extents import affine, bounds, difference, injective, never_negative
 from tcomp.dsl.infer import right_expressions, target_indices
@@ -24,17 +39,25 @@ def _check_injective(q: Equation, info: OpInfo, dims: frozenset[str]) -> None:
     if q.accumulate:
         return
     for t in q.targets:
-        indices = target_indices(t, dims)
-        used: set[str] = set()
-        for s in t.subscripts:
-            if isinstance(s, Name | Num):
-                used |= names_in(s)
-                continue
-            form = affine(s, indices)
-            if form is None or not injective(form, info.ranges) or used & form.terms.keys():
-                hint = "write `+=` to add up what meets there, or use a plain index"
-                raise TcError(f"two points may write the same element of '{t.name}'", s.span, hint=hint)
-            used |= form.terms.keys()
+        s = meeting(t, info.ranges, dims)
+        if s is not None:
+            hint = "write `+=` to add up what meets there, or use a plain index"
+            raise TcError(f"two points may write the same element of '{t.name}'", s.span, hint=hint)
+
+
+def meeting(t: Target, ranges: Mapping[str, Expr], dims: frozenset[str]) -> Expr | None:
+    """The first subscript of a target by which two points may name the same element; None where none do."""
+    indices = target_indices(t, dims)
+    used: set[str] = set()
+    for s in t.subscripts:
+        if isinstance(s, Name | Num):
+            used |= names_in(s)
+            continue
+        form = affine(s, indices)
+        if form is None or not injective(form, ranges) or used & form.terms.keys():
+            return s
+        used |= form.terms.keys()
+    return None
 
 
 def _check_own_reads(q: Equation) -> None:

@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, DType, Equation, Expr, Name, Op, Operand, Reduction, accesses_in, names_in, substitute
+from tcomp.dsl.ast import (
+    Access,
+    DType,
+    Equation,
+    Expr,
+    Name,
+    Op,
+    Operand,
+    Reduction,
+    Target,
+    accesses_in,
+    names_in,
+    substitute,
+)
 from tcomp.dsl.check import infer
+from tcomp.dsl.check_points import meeting
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.extents import same
 from tcomp.grad.forward import Forward
@@ -102,7 +116,7 @@ def assemble(
     params += [o for o in op.outputs if o.name in read]
     params += [replace(o, name=f"d{o.name}") for o in op.outputs if o.name in given and f"d{o.name}" in read]
     outputs = [replace(p, name=f"d{p.name}") for p in op.params if p.name in forward.inputs]
-    scattered = {t.name for eq in equations if eq.accumulate for t in eq.targets if any(map(accesses_in, t.subscripts))}
+    scattered = {t.name for eq in equations if eq.accumulate for t in eq.targets if _scatters(t, forward)}
     outputs = [replace(o, dtype=DType.F32) if o.name in scattered and o.dtype is DType.REAL else o for o in outputs]
     _check_names(forward, outputs)
     equations = _typed(forward, equations, {o.name for o in (*params, *outputs)})
@@ -119,6 +133,13 @@ def assemble(
         span=op.span,
     )
     return _with_ranges(draft, forward, ranges)
+
+
+def _scatters(t: Target, forward: Forward) -> bool:
+    """May many points meet in one element of the target? Not by a subscript that the others' bare indices settle."""
+    bare = {s.id for s in t.subscripts if isinstance(s, Name)}
+    free = [s for s in t.subscripts if isinstance(s, Name) or accesses_in(s) or not names_in(s) <= bare]
+    return meeting(replace(t, subscripts=tuple(free)), forward.info.ranges, frozenset(forward.info.dims)) is not None
 
 
 def _check_names(forward: Forward, outputs: list[Operand]) -> None:

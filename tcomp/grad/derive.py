@@ -298,11 +298,15 @@ class Derivation:
         return simplify(substitute_recovered(e, self.recovered)) if self.recovered else e
 
     def _outputs_by_value(self) -> dict[Expr, Expr]:
+        """Calls whose value an output has when the op is done, at the call's own indices: elements that no other
+        equation writes."""
         out: dict[Expr, Expr] = {}
         for eq in self.forward.equations:
             if len(eq.targets) == 1 and isinstance(eq.value, Call) and not eq.accumulate:
                 t = eq.target
-                if any(o.name == t.name for o in self.forward.op.outputs) and eq.value.function != "select":
+                output = any(o.name == t.name for o in self.forward.op.outputs)
+                same = set().union(*map(names_in, t.subscripts)) <= names_in(eq.value)
+                if output and same and eq.value.function != "select" and self.forward.final(eq):
                     out[simplify(eq.value)] = Access(t.name, t.subscripts)
         return out
 

@@ -115,6 +115,16 @@ class Forward:
             for s, extent in zip(subscripts, self.extents(name), strict=True)
         )
 
+    def final(self, eq: Equation) -> bool:
+        """Does no other equation write what this one does, so that its target has its value in the end?"""
+        return all(
+            other is eq
+            or u.name != eq.target.name
+            or disjoint(eq.target.subscripts, u.subscripts, self.info.ranges, self.info.dims)
+            for other in self.equations
+            for u in other.targets
+        )
+
     def inside(self, subscripts: tuple[Expr, ...]) -> bool:
         """Are the subscripts surely within the tensor: bare indices and constants?"""
         return all(isinstance(s, Num) or (isinstance(s, Name) and s.id in self.info.ranges) for s in subscripts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ from tcomp.dsl.ast import (
     names_in,
     rebuild,
 )
-from tcomp.dsl.extents import Polynomial, affine, bounds, never_negative
+from tcomp.dsl.extents import Affine, Polynomial, affine, bounds, never_negative
 
 
 def expressions(value: Expr | Reduction) -> list[Expr]:
@@ -93,19 +94,34 @@ def disjoint(
     a: tuple[Expr, ...], b: tuple[Expr, ...], ranges: Mapping[str, Expr] | None = None, dims: Iterable[str] = ()
 ) -> bool:
     """Do two targets of one tensor surely name different elements? On some axis one must stay below the other: 0
-    below 1, or `e` below `e + E` where `ranges` says that the index e runs to E, one of the `dims`."""
+    below 1, or `e` below `e + E` where `ranges` says that the index e runs to E, one of the `dims`; or they must differ
+    whatever the indices are: `2 * i` and `2 * i + 1`."""
     ranges = ranges or {}
     known = {*ranges, *dims}
-
-    def reach(s: Expr) -> tuple[Polynomial, Polynomial] | None:
-        form = affine(s, ranges) if names_in(s) <= known else None
-        return None if form is None else bounds(form, ranges)
-
-    for x, y in zip(a, b, strict=True):
-        p, q = reach(x), reach(y)
+    for s, t in zip(a, b, strict=True):
+        if not names_in(s) | names_in(t) <= known:
+            continue
+        x, y = affine(s, ranges), affine(t, ranges)
+        if x is None or y is None:
+            continue
+        if _apart(x, y):
+            return True
+        p, q = bounds(x, ranges), bounds(y, ranges)
         if p is not None and q is not None and (_below(p[1], q[0]) or _below(q[1], p[0])):
             return True
     return False
+
+
+def _apart(x: Affine, y: Affine) -> bool:
+    """Do the constants differ by no multiple of what divides all else? Each side has index values of its own."""
+    rest = {m: x.constant.get(m, 0) - y.constant.get(m, 0) for m in (*x.constant, *y.constant)}
+    gap = rest.pop((), 0)
+    steps = [c for p in (*x.terms.values(), *y.terms.values(), rest) for c in p.values()]
+    whole = [c for c in (gap, *steps) if isinstance(c, int)]
+    if len(whole) <= len(steps):
+        return False
+    divisor = math.gcd(*whole[1:])
+    return divisor > 0 and whole[0] % divisor != 0
 
 
 def _below(high: Polynomial, low: Polynomial) -> bool:

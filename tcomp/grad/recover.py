@@ -4,11 +4,13 @@
     L[b, h, q] = m[b, h, q] + log(l[b, h, q])     -->   m[b, h, q] is L[b, h, q] - log(l[b, h, q])
 
 With these, exp(s - m) / l in the gradient of attention becomes exp(s - L): the row sums l cancel.
+
+What a product has lost no quotient gives back: of `Y[m] = t[m] * a` t is not Y / a, as `a` may be zero.
 """
 
 from __future__ import annotations
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Reduction, Unary, substitute, walk
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, Unary, substitute, walk
 from tcomp.grad.forward import Forward
 from tcomp.grad.simplify import ONE, rewrite, simplify
 
@@ -42,7 +44,7 @@ def recoverable(forward: Forward) -> Recovered:
                 continue
             if sum(isinstance(n, Access) and n.tensor == name for n in walk(eq.value)) != 1:
                 continue
-            solved = solve(eq.value, a, Access(o.name, eq.target.subscripts))
+            solved = solve(eq.value, a, Access(o.name, eq.target.subscripts), frozenset(forward.info.dims))
             if solved is not None and not any(isinstance(n, Access) and n.tensor in out for n in walk(solved)):
                 indices = tuple(s.id for s in a.subscripts if isinstance(s, Name))
                 out[name] = (indices, simplify(solved))
@@ -50,32 +52,58 @@ def recoverable(forward: Forward) -> Recovered:
     return out
 
 
-def solve(e: Expr, a: Access, value: Expr) -> Expr | None:
-    """The `a` for which `e`, in which it stands once, equals `value`; None where that is not simple."""
-    if e == a:
-        return value
+def solve(e: Expr, a: Access, value: Expr, dims: frozenset[str]) -> Expr | None:
+    """The `a` for which `e`, in which it stands once, equals `value`; None where that is not simple, or where it would
+    divide by what may be zero. `dims` are the names of dimensions."""
 
     def has(x: Expr) -> bool:
         return any(n == a for n in walk(x))
 
+    while e != a:
+        match e:
+            case Unary("-", x):
+                e, value = x, Unary("-", value)
+            case Binary("+", x, y) if has(x):
+                e, value = x, Binary("-", value, y)
+            case Binary("+", x, y):
+                e, value = y, Binary("-", value, x)
+            case Binary("-", x, y) if has(x):
+                e, value = x, Binary("+", value, y)
+            case Binary("-", x, y):
+                e, value = y, Binary("-", x, value)
+            case Binary("*", x, y) if has(x) and never_zero(y, dims):
+                e, value = x, Binary("/", value, y)
+            case Binary("*", x, y) if has(y) and never_zero(x, dims):
+                e, value = y, Binary("/", value, x)
+            case Binary("/", x, y) if has(x):
+                e, value = x, Binary("*", value, y)
+            case Binary("/", x, y) if never_zero(x, dims):
+                e, value = y, Binary("/", x, value)
+            case Call("log", (x,)):
+                e, value = x, Call("exp", (value,))
+            case Call("rsqrt", (x,)):
+                e, value = x, Binary("/", ONE, Binary("*", value, value))
+            case Call("sqrt", (x,)):
+                e, value = x, Binary("*", value, value)
+            case _:
+                return None
+    return value
+
+
+def never_zero(e: Expr, dims: frozenset[str]) -> bool:
+    """Numbers, dimensions (at least 1), what is made of them by products and powers, and exponentials."""
     match e:
-        case Unary("-", x):
-            return solve(x, a, Unary("-", value))
-        case Binary("+", x, y):
-            return solve(x, a, Binary("-", value, y)) if has(x) else solve(y, a, Binary("-", value, x))
-        case Binary("-", x, y):
-            return solve(x, a, Binary("+", value, y)) if has(x) else solve(y, a, Binary("-", x, value))
-        case Binary("*", x, y):
-            return solve(x, a, Binary("/", value, y)) if has(x) else solve(y, a, Binary("/", value, x))
-        case Binary("/", x, y):
-            return solve(x, a, Binary("*", value, y)) if has(x) else solve(y, a, Binary("/", x, value))
-        case Call("log", (x,)):
-            return solve(x, a, Call("exp", (value,)))
-        case Call("rsqrt", (x,)):
-            return solve(x, a, Binary("/", ONE, Binary("*", value, value)))
-        case Call("sqrt", (x,)):
-            return solve(x, a, Binary("*", value, value))
-    return None
+        case Num(number):
+            return number != 0
+        case Name(name):
+            return name in dims
+        case Unary("-", x) | Binary("**", x, _):
+            return never_zero(x, dims)
+        case Binary("*" | "/", x, y):
+            return never_zero(x, dims) and never_zero(y, dims)
+        case Call("exp", _):
+            return True
+    return False
 
 
 def substitute_recovered(e: Expr, recovered: Recovered) -> Expr:

@@ -250,6 +250,49 @@ def test_softmax_with_a_gather_in_the_key_and_a_shared_operand() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "op f(x, z: f32[N]) -> y: f32[N]:\n  y[i] = exp(x[i])\n  y[i] += z[i] * x[i]\n",
+        "op f(x, z: f32[N]) -> y: f32[N]:\n  y[i] = exp(x[i])\n  y[0] += z[0]\n",
+        "op f(x: f32[N]) -> z: f32[N], y: f32[N, N]:\n  z[i] = 2.0 * exp(x[i])\n  y[i, j] = exp(x[i])\n",
+    ],
+)
+def test_a_result_stands_for_a_value_only_where_it_is_that_value_in_the_end(text: str) -> None:
+    """Not where something was added to it, nor where it has an index that the value has not."""
+    check(text, {"N": 3})
+
+
+def test_elements_that_differ_by_a_remainder_are_written_apart() -> None:
+    text = "op f(x: f32[N]) -> y: f32[2 * N]:\n  y[2 * i] = exp(x[i])\n  y[2 * i + 1] = tanh(x[i])\n"
+    assert backward_text(text) == [
+        "  dx[i] = dy[2 * i + 1] * (1.0 - y[2 * i + 1] * y[2 * i + 1]) + dy[2 * i] * y[2 * i]"
+    ]
+    check(text, {"N": 3})
+
+
+def test_no_factor_that_may_be_zero_is_divided_by() -> None:
+    """`t` is computed again: y / a is not a number where a is 0."""
+    text = "op f(x: f32[N, M], a: f32[]) -> y: f32[N]:\n  t[i] = sum j: x[i, j]\n  y[i] = t[i] * {} + a\n"
+    assert "  t[i] = sum j: x[i, j]" in backward_text(text.format("a"))
+    check(text.format("a"), {"N": 3, "M": 2}, a=0.0)
+    check(text.format("(a * 0.5 / M)"), {"N": 3, "M": 2}, a=0.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "gradient"),
+    [
+        ("sum k: x[i + k] * w[k]", "f32[N + K - 1], dw: real[K]"),
+        ("w[0] * x[(i + 1) % N]", "f32[N + K - 1], dw: real[K]"),
+        ("w[0] * x[i] + x[i]", "real[N + K - 1], dw: real[K]"),
+    ],
+)
+def test_gradients_that_grow_in_memory_are_f32(value: str, gradient: str) -> None:
+    text = f"op f(x: real[N + K - 1], w: real[K]) -> y: real[N]:\n  index k: K\n  y[i] = {value}\n"
+    module = load_text(text)
+    assert f"-> dx: {gradient}:" in " ".join(print_op(derive(module.ops["f"], module)).split())
+
+
 def test_double_precision_stays_double() -> None:
     text = (
         "op f(x, z: f64[N]) -> y: f64[N], s: f64[]:\n  t[i] = exp(x[i])\n  s = sum i: t[i] * z[i]\n  y[i] = t[i] * s\n"
