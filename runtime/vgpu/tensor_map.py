@@ -192,13 +192,3 @@ def replaced(raw: bytes, name: str, ordinal: int, value: int) -> bytes:
     at = f.start + f.size * ordinal
     out[at : at + f.size] = value.to_bytes(f.size, "little")
     return bytes(out)
-
-
-def replace_address(raw: bytes, address: int) -> bytes:
-    """cuTensorMapReplaceAddress: the same map of another place."""
-    found = decode(raw)
-    _need(found is not None, "these 128 bytes are no tensor map")
-    assert found is not None
-    _need(address != 0 and address % (32 if found.interleave == 2 else 16) == 0,
-          f"the global address {address:#x} is not aligned")  # fmt: skip
-    return _pack(TensorMap(**{**found.__dict__, "address": address}))

@@ -11,8 +11,6 @@ from tcomp.runtime.vgpu.errors import PtxError
 from tcomp.runtime.vgpu.lanes import Array
 from tcomp.runtime.vgpu.ptx import Operand, Reg
 
-ROW = np.dtype(np.complex128)  # a 16-byte element type that NumPy copies bit for bit
-
 
 def _rows(d: Decoder, o: Operand) -> tuple[str, Array]:
     if not isinstance(o, Reg) or d.m.program.registers.get(o.name) != "b128":

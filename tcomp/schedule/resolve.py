@@ -404,8 +404,3 @@ class Resolver:
 def casts_in(directives: Iterable[Directive], storage: DType) -> dict[str, DType]:
     """What `cast` lines say, by tensor or EQUATION.TENSOR; `real` is `storage`, that of the op's narrowest tensors."""
     return {d.what: storage if d.dtype is DType.REAL else d.dtype for d in directives if isinstance(d, Cast)}
-
-
-def level_number(value: Expr) -> int | None:
-    """The integer of a literal level argument, for printing."""
-    return value.value if isinstance(value, Num) and isinstance(value.value, int) else None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tcomp.codegen.nvptx.assemble import assemble
-from tcomp.codegen.nvptx.targets import FEATURES, TARGETS, VERSIONS, Feature, GpuTarget, features_in, target_named
+from tcomp.codegen.nvptx.targets import FEATURES, TARGETS, VERSIONS, Feature, GpuTarget, target_named
 from tcomp.errors import UserError
 from tcomp.machine.gpu import MACHINES, GpuMachine, machine_for_target, machine_named
 from tests.tcomp import ptx_samples as samples
@@ -73,27 +73,32 @@ def test_the_lowest_version_of_a_target(target: GpuTarget, tmp_path: Path) -> No
     assert target.llvm_features() == "+ptx{}{}".format(*target.version)
 
 
+SAMPLES = {
+    "fp8.convert": "cvt.rn.satfinite.e4m3x2.f32 %h0, %f0, %f1;",
+    "fp8.mma": "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 "
+    "{%f0, %f1, %f2, %f3}, {%r0, %r1, %r2, %r3}, {%r4, %r5}, {%f0, %f1, %f2, %f3};",
+}
+
+
 @pytest.mark.parametrize("feature", FEATURES.values(), ids=lambda f: f.name)
 def test_the_lowest_version_of_a_feature(feature: Feature, tmp_path: Path) -> None:
-    assert feature.name in features_in(feature.sample)
+    sample = SAMPLES[feature.name]
     for target in TARGETS.values():
         if target.name not in feature.targets:
-            assert not accepted(feature.sample, target, VERSIONS[-1], tmp_path)
+            assert not accepted(sample, target, VERSIONS[-1], tmp_path)
             with pytest.raises(UserError, match=f"{target.name} has no {feature.name}"):
                 target.ptx_version([feature.name])
             continue
         lowest = target.ptx_version([feature.name])
-        assert accepted(feature.sample, target, lowest, tmp_path)
+        assert accepted(sample, target, lowest, tmp_path)
         if lowest > target.version:
-            assert not accepted(feature.sample, target, VERSIONS[VERSIONS.index(lowest) - 1], tmp_path)
+            assert not accepted(sample, target, VERSIONS[VERSIONS.index(lowest) - 1], tmp_path)
 
 
 def test_a_module_gets_the_version_of_its_newest_feature() -> None:
     hopper = target_named("sm_90a")
-    assert hopper.ptx_version(["wgmma", "vector.atomic"]) == (8, 1)
-    assert hopper.llvm_features(["wgmma", "vector.atomic"]) == "+ptx81"
-    assert target_named("sm_80").ptx_version(["movmatrix", "cache.policy"]) == (7, 8)
-    assert features_in(samples.WGMMA) == {"wgmma"}
-    assert features_in("add.f32 %f1, %f2, %f3;") == frozenset()
+    assert hopper.ptx_version(["fp8.convert"]) == (8, 0)
+    assert hopper.ptx_version(["fp8.convert", "fp8.mma"]) == (8, 4)
+    assert hopper.llvm_features(["fp8.convert", "fp8.mma"]) == "+ptx84"
     with pytest.raises(KeyError):
         hopper.ptx_version(["telepathy"])

@@ -10,7 +10,6 @@ import pytest
 from tcomp.dsl.ast import Access, Expr, Name, Num
 from tcomp.dsl.load import load, load_text
 from tcomp.grad import backward_of
-from tcomp.ir.interpret import Interpreter
 from tcomp.ir.print import print_kernel
 from tcomp.ir.tile import Compute, Kernel
 from tcomp.ir.walk import computes
@@ -22,6 +21,7 @@ from tcomp.schedule.epilogue import with_epilogues
 from tcomp.schedule.lower import lower
 from tests.reference.tile_ir import at, op
 from tests.tcomp.cpu.support import axis, scratch
+from tests.tcomp.tile_interpreter import Interpreter
 
 LAYER = """
 op layer(X: real[M, K], W: real[N, K], b: real[N], R: real[M, N]) -> P: real[M, N], Y: real[M, N]MORE:

@@ -16,12 +16,12 @@ from tcomp.dsl.ast import Module, Op
 from tcomp.dsl.dims import operand_shape
 from tcomp.dsl.load import load, load_text
 from tcomp.grad import backward_of
-from tcomp.ir.interpret import Interpreter
 from tcomp.ir.tile import Fragment, Kernel, Loop, Scope
 from tcomp.machine.gpu import H100
 from tcomp.oracle import evaluate
 from tcomp.schedule.lower import LoweredOp, lower
 from tests.reference.gpu_schedules import OPS, scheduled
+from tests.tcomp.tile_interpreter import Interpreter
 
 
 @lru_cache

@@ -11,10 +11,10 @@ import pytest
 from tcomp.dsl.dims import operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load_text
-from tcomp.ir.interpret import Interpreter
 from tcomp.machine.cpu import CpuMachine
 from tcomp.oracle import evaluate
 from tcomp.schedule.lower import lower
+from tests.tcomp.tile_interpreter import Interpreter
 
 MACHINE = CpuMachine("avx2", (), 8, 16, 32768, 1 << 20, 1 << 24, 3)
 

@@ -18,12 +18,12 @@ from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.format import print_item
 from tcomp.dsl.load import load
-from tcomp.ir.interpret import Interpreter
 from tcomp.machine.cpu import CpuMachine, detect
 from tcomp.model.single import single_op_step
 from tcomp.oracle import evaluate
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.schedule.lower import LoweredOp, lower
+from tests.tcomp.tile_interpreter import Interpreter
 
 
 @dataclass(frozen=True)

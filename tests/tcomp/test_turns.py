@@ -13,11 +13,11 @@ from tcomp.codegen.nvptx.disassemble import disassemble
 from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import Binary, Num
 from tcomp.dsl.load import load_text
-from tcomp.ir.interpret import Interpreter, OutOfTurn
 from tcomp.ir.tile import Kernel, Loop, Statement, Turns, Unpack
 from tcomp.machine.gpu import H100
 from tcomp.schedule.lower import lower
 from tests.tcomp.nvptx.support import changed
+from tests.tcomp.tile_interpreter import Interpreter, OutOfTurn
 
 TEXT = """
 op product(S: f32[M, K], X: f32[K, N]) -> Y: f32[M, N]:

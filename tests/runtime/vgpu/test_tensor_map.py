@@ -78,10 +78,3 @@ def test_the_element_stride_of_dimension_zero_is_ignored() -> None:
 
 def test_other_bytes_are_no_map() -> None:
     assert decode(bytes(128)) is None
-
-
-def test_the_address_can_be_replaced() -> None:
-    t = decode(tensor_map.replace_address(encode_tiled(**GOOD), 0x1000))
-    assert t is not None and t.address == 0x1000 and t.dims == (768, 1000)
-    with pytest.raises(TensorMapError):
-        tensor_map.replace_address(encode_tiled(**GOOD), 0x1004)

@@ -10,7 +10,6 @@ from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.launch import GpuKernel
 from tcomp.dsl.ast import DType, Expr, Name, Num
 from tcomp.dsl.load import load_text
-from tcomp.ir.interpret import Interpreter
 from tcomp.ir.tile import (
     Axis,
     Buffer,
@@ -32,6 +31,7 @@ from tcomp.runtime.vgpu.device import Device
 from tcomp.runtime.vgpu.report import Report
 from tcomp.schedule.lower import lower
 from tests.reference.tile_ir import at as at, ex as ex, fn as fn, op as op, operand as operand
+from tests.tcomp.tile_interpreter import Interpreter
 
 Arrays = dict[str, np.ndarray]
 LANES = Spread(1, "x", 32)

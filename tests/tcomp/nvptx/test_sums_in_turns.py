@@ -19,13 +19,13 @@ from tcomp.codegen.nvptx.disassemble import disassemble
 from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.dsl.ast import Binary, Name, Num
 from tcomp.dsl.load import load_text
-from tcomp.ir.interpret import OutOfTurn
 from tcomp.ir.tile import Kernel, Loop, Scope, Turns, Unpack
 from tcomp.machine.gpu import H100
 from tcomp.runtime.vgpu import Options
 from tcomp.schedule.lower import lower
 from tests.reference.op_cases import stored_inputs
 from tests.tcomp.nvptx.support import changed, given, interpreted, lowered, run
+from tests.tcomp.tile_interpreter import OutOfTurn
 
 RNG = np.random.default_rng(5)
 FEW = replace(H100, sms=4)
