@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from tcomp.instructions.vector import VDPBF16PS
 from tcomp.machine.cpu import BF16_DOT, CpuMachine
+from tcomp.runtime.cpu.loading import Loader
 
 ACCUMULATORS = 12
 """Enough to cover four cycles of latency on two units, and few enough for sixteen vector registers."""
@@ -210,30 +211,30 @@ def _gather_text(lanes: int) -> str:
 
 
 @cache
-def _engine() -> tuple[Any, Any]:
+def _loader() -> Loader:
+    return Loader()
+
+
+@cache
+def _addresses() -> dict[str, int]:
+    """The loops' addresses, compiled for this host with all that it has."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    dots = [_dot_text(vector_widths()[-1])] if has_dots() else []
-    text = "\n".join(
-        [
-            *(_fma_text(w) for w in vector_widths()),
-            *dots,
-            *(f(vector_widths()[-1]) for f in (_stream_text, _gather_text)),
-        ]
-    )
-    target = llvm.Target.from_default_triple()
-    machine = target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2, jit=True
-    )
-    module = llvm.parse_assembly(text)
+    widest = vector_widths()[-1]
+    texts = {f"fma{w}": _fma_text(w) for w in vector_widths()}
+    if has_dots():
+        texts[f"dot{widest}"] = _dot_text(widest)
+    texts |= {"read": _stream_text(widest), "gather": _gather_text(widest)}
+    module = llvm.parse_assembly("\n".join(texts.values()))
     module.verify()
-    engine = llvm.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
-    return engine, module
+    target = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2, reloc="pic"
+    )
+    return _loader().load(target.emit_object(module), (*texts, "triad"))
 
 
 def _function(name: str, *args: Any) -> Callable[..., None]:
-    return ctypes.CFUNCTYPE(None, ctypes.c_int64, *args)(_engine()[0].get_function_address(name))
+    return ctypes.CFUNCTYPE(None, ctypes.c_int64, *args)(_addresses()[name])
 
 
 def _aligned(elements: int, value: float) -> NDArray[np.float32]:

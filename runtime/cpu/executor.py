@@ -21,6 +21,7 @@ from tcomp.machine.cpu import CpuMachine
 from tcomp.model.step import Step
 from tcomp.runtime.cpu.interpreter import SYMBOL, compile_interpreter, interpreter_ir, rest_address
 from tcomp.runtime.cpu.library_pages import release_pages
+from tcomp.runtime.cpu.loading import Loader
 from tcomp.runtime.cpu.memory import Region
 from tcomp.runtime.cpu.native_steps import NativeSteps
 from tcomp.runtime.cpu.team import Native, NativeProgram, Team, native_program
@@ -153,13 +154,10 @@ class CpuExecutor(HostExecutor):
 
     def _load_programs(self) -> None:
         """Kernels as functions, programs that name them, and the team that runs them."""
-        # JITLink places an object's sections side by side. LLVM's other linker asks for memory section by section, and
-        # ends the process where that lies further apart than the 2 GiB that code reaches.
-        self._jit = llvm.create_lljit_compiler(use_jit_link=True)
-        self._libraries: list[Any] = []
+        self._loader = Loader()
         text = interpreter_ir(self._machine)
         code = cached_object(text, self._machine, self._cache_dir, compile_interpreter)
-        run = self._load(code, (SYMBOL,))
+        run = self._loader.load(code, (SYMBOL,))
         self._programs = self._link(self._load_kernels())
         release_pages(str(llvm.ffi.lib._name))
         self._team = Team(
@@ -176,17 +174,9 @@ class CpuExecutor(HostExecutor):
         loaded: dict[tuple[str, ...], tuple[int, ...]] = {}
         for k in self.kernels.values():
             if k.symbols not in loaded:
-                found = self._load(k.object, k.symbols)
+                found = self._loader.load(k.object, k.symbols)
                 loaded[k.symbols] = tuple(found[s] for s in k.symbols)
         return {name: loaded[k.symbols] for name, k in self.kernels.items()}
-
-    def _load(self, code: bytes, symbols: tuple[str, ...]) -> dict[str, int]:
-        builder = llvm.JITLibraryBuilder().add_object_img(code)
-        for s in symbols:
-            builder = builder.export_symbol(s)
-        library = builder.link(self._jit, f"library{len(self._libraries)}")
-        self._libraries.append(library)
-        return {s: library[s] for s in symbols}
 
     def _link(self, addresses: dict[str, tuple[int, ...]]) -> dict[str, NativeProgram]:
         self._addresses = addresses
