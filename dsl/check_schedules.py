@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from tcomp.dsl import ast
 from tcomp.dsl.ast import Access, Expr, Module, Num, Op, Schedule, Span, named_tensor, names_in
+from tcomp.dsl.check_values import compared, is_condition
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.directives import CONDITION
 from tcomp.dsl.errors import TcError
@@ -64,6 +65,11 @@ class _Names:
         self, directives: tuple[ast.Directive, ...], before: tuple[ast.Directive, ...], inherited: frozenset[str]
     ) -> None:
         """The directives of one block, after those `before` that hold for it too."""
+        self.conditions: set[str] = set()
+        """parameters that a condition gives, as `tune near = K <= 1024`"""
+        for d in (*before, *directives):
+            if isinstance(d, ast.Tune):
+                (self.conditions.add if is_condition(d.default, self.conditions) else self.conditions.discard)(d.name)
         known = set(inherited)
         declared: set[str] = set()
         for d in directives:
@@ -114,8 +120,9 @@ class _Names:
                     if o.kind == CONDITION and len(o.args) != 1:
                         hint = "write: when(K <= 1024)"
                         raise TcError("`when` takes the condition under which to stage", o.span, hint=hint)
+                    check = self.condition if o.kind == CONDITION else self.expression
                     for e in o.args:
-                        self.expression(e, known, o.span)
+                        check(e, known, o.span)
                 if by is not None:
                     self.one_of(by, family.copies, d.span, "way to copy")
             case ast.Use(instruction, names):
@@ -131,10 +138,10 @@ class _Names:
                     self.output(name, d.span, "combine")
                 self.loop(over, d.span)
                 if condition is not None:
-                    self.expression(condition, known, d.span)
+                    self.condition(condition, known, d.span)
             case ast.Where(conditions):
                 for e in conditions:
-                    self.expression(e, known, d.span)
+                    self.condition(e, known, d.span)
             case ast.Flag(name, args):
                 if name not in family.flags:
                     hint = did_you_mean(name, (*family.flags, *family.directives, "kernel"), "directive")
@@ -233,6 +240,12 @@ class _Names:
             raise TcError(
                 f"the default of '{d.name}' is not among its choices", d.default.span, hint=f"they are {shown}"
             )
+
+    def condition(self, e: Expr, known: set[str], span: Span) -> None:
+        """TcError unless it is a condition: comparisons of numbers, or parameters given by some, joined by `and`, `or`,
+        `not`."""
+        self.expression(e, known, span)
+        compared(e, span, self.conditions)
 
     def expression(self, e: Expr, known: set[str], span: Span) -> None:
         for n in ast.walk(e):

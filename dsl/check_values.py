@@ -6,6 +6,7 @@ number of one. Everything else works on numbers.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from tcomp.dsl.ast import (
@@ -20,6 +21,7 @@ from tcomp.dsl.ast import (
     Module,
     Name,
     Num,
+    Span,
     Unary,
 )
 from tcomp.dsl.dtypes import CASTS, STOCHASTIC
@@ -45,7 +47,7 @@ class Scope:
 
 def check_number(e: Expr, scope: Scope) -> None:
     """TcError unless `e` is a number made of known things."""
-    if _is_condition(e):
+    if is_condition(e):
         hint = f"turn it into a number: `select({print_expression(e)}, 1.0, 0.0)`"
         raise TcError("a condition stands where a number is needed", e.span, hint=hint)
     match e:
@@ -66,22 +68,32 @@ def check_number(e: Expr, scope: Scope) -> None:
 
 def check_condition(e: Expr, scope: Scope) -> None:
     """TcError unless `e` is a condition made of known things."""
+    for number in compared(e, e.span):
+        check_number(number, scope)
+
+
+def compared(e: Expr, span: Span, conditions: Set[str] = frozenset()) -> tuple[Expr, ...]:
+    """The numbers that a condition compares, whatever they name; TcError (at `span`, where `e` has no place of its own)
+    unless `e` is a condition. `conditions` are names that stand for one."""
     match e:
+        case Name(id) if id in conditions:
+            return ()
         case Unary("not", operand):
-            check_condition(operand, scope)
+            return compared(operand, span, conditions)
         case Binary(op, left, right) if op in LOGIC:
-            check_condition(left, scope)
-            check_condition(right, scope)
+            return (*compared(left, span, conditions), *compared(right, span, conditions))
         case Binary(op, left, right) if op in COMPARISONS:
-            check_number(left, scope)
-            check_number(right, scope)
+            return left, right
         case _:
             hint = f"compare it with something: `{print_expression(e)} != 0`"
-            raise TcError("a number stands where a condition is needed", e.span, hint=hint)
+            at = e.span if e.span.line else span
+            raise TcError("a number stands where a condition is needed", at, hint=hint)
 
 
-def _is_condition(e: Expr) -> bool:
-    return (isinstance(e, Binary) and e.op in (*COMPARISONS, *LOGIC)) or (isinstance(e, Unary) and e.op == "not")
+def is_condition(e: Expr, conditions: Set[str] = frozenset()) -> bool:
+    """Is it a condition as a whole? `conditions` are names that stand for one."""
+    logic = isinstance(e, Binary) and e.op in (*COMPARISONS, *LOGIC)
+    return logic or (isinstance(e, Unary) and e.op == "not") or (isinstance(e, Name) and e.id in conditions)
 
 
 def _check_name(e: Expr, id: str, scope: Scope) -> None:
