@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import cache
 from itertools import count, repeat
 from typing import Any
@@ -29,14 +29,15 @@ def initialise(executor: Executor, seed: int, threads: int) -> None:
     inits: dict[str, ParameterInit | None] = {n: None for n, s in executor.step.slots.items() if s.kind == "state"}
     inits.update((init.slot, init) for init in executor.step.parameters)
     _normal_levels()
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+        each = map if pool is None else pool.map  # one thread is the caller's: it needs no other
         for name, init in inits.items():
             targets = [name, *([init.master] if init is not None and init.master else [])]
             with ExitStack() as stack:
                 arrays = [stack.enter_context(executor.fill(t)) for t in targets]
                 tables = [_table(init, executor.step.slots[t].dtype) for t in targets]
                 blocks = zip(*map(_blocks, arrays), strict=True)
-                list(pool.map(_fill, repeat(seed), repeat(init), repeat(tables), blocks, count()))
+                list(each(_fill, repeat(seed), repeat(init), repeat(tables), blocks, count()))
 
 
 def _blocks(array: NDArray[Any]) -> list[NDArray[Any]]:

@@ -18,6 +18,7 @@ import tcomp.autotune
 import tcomp.dsl
 import tcomp.runtime
 from tcomp.cli import common, limits
+from tcomp.cli.display import spinner
 from tcomp.errors import UserError
 
 ENTRY = "tcomp.cli.bench_program"
@@ -163,7 +164,7 @@ def write_byte_code() -> None:
 def _status(text: str) -> Any:
     from rich.console import Console
 
-    return Console(stderr=True).status(text)
+    return spinner(Console(stderr=True), text)
 
 
 def _ceilings(built: common.Built) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tcomp.cli.display import displays
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def build_kernels(
     jobs: list[tuple[Kernel, Code, Future[Assembled]]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     shown = Console(stderr=True)
-    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as progress:
+    with Progress(*columns, console=shown, transient=True, disable=not displays(shown)) as progress:
         pool = ThreadPoolExecutor(WORKERS)
         try:
             generated = progress.add_task("PTX", total=len(kernels))

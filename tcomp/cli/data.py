@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from tcomp.cli import common, limits
+from tcomp.cli.display import displays
 from tcomp.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Prepare data to train on: `prepare`, `check`.")
@@ -67,7 +68,7 @@ def prepare(
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        with Progress(*columns, console=console, transient=True, disable=not displays(console)) as progress:
             if tokenizer is not None:
                 common.copy_file(tokenizer, out / FILE)
             elif not (out / FILE).exists():

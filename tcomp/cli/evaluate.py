@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tcomp.cli import common, limits
+from tcomp.cli.display import displays
 from tcomp.cli.settings import from_json
 from tcomp.errors import UserError
 
@@ -149,7 +150,8 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
     console = Console(stderr=True)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    drawn = displays(console)
+    with Progress(*columns, console=console, transient=True, disable=not drawn) as progress:
         task = progress.add_task("", total=total)
         done, told = 0, time.monotonic()
 
@@ -157,7 +159,7 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
             nonlocal done, told
             done += n
             progress.advance(task, n)
-            if not console.is_terminal and time.monotonic() - told >= LINE_SECONDS:
+            if not drawn and time.monotonic() - told >= LINE_SECONDS:
                 told = time.monotonic()
                 console.print(f"{what}: {done} of {total}", highlight=False)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcomp.cli import common
+from tcomp.cli.display import displays
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _predicted(
     shown = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     found = []
-    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as progress:
+    with Progress(*columns, console=shown, transient=True, disable=not displays(shown)) as progress:
         task = progress.add_task("kernels", total=len(launches_of(built.step, accumulation)))
         for item in predict_step(built.step, machine, cache_folder("kernels"), accumulation):
             found.append(item)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tcomp.cli import common, limits
+from tcomp.cli.display import spinner
 from tcomp.cli.settings import TrainSettings, as_json, from_json, merged, read_run_file
 from tcomp.errors import UserError
 
@@ -224,7 +225,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     if settings.sample and data.text:
         limits.check_prompt(settings.prompt, vocabulary)
     _announce(console, settings, built, data)
-    with console.status("compiling the kernels"):
+    with spinner(console, "compiling the kernels"):
         executor = device.open(built.step)
     try:
         if weights is not None:

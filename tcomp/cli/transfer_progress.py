@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from tcomp.cli.display import displays
 from tcomp.runtime.safetensors_file import Array, Stored
 
 
@@ -22,7 +23,7 @@ def shown(title: str, tensors: Mapping[str, Stored]) -> Iterator[dict[str, Store
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not displays(console)) as progress:
         task = progress.add_task("", total=sum(t.bytes for t in tensors.values()))
 
         def watched(name: str, tensor: Stored) -> Stored:

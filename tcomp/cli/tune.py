@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tcomp.cli import common, limits
+from tcomp.cli.display import displays
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def _followed(instances: Sequence[Instance]) -> Iterable[Instance]:
 
     console = Console(stderr=True)
     what = "looking at the step's ops"
-    return track(instances, what, console=console, transient=True, disable=not console.is_terminal)
+    return track(instances, what, console=console, transient=True, disable=not displays(console))
 
 
 def _what(words: list[str]) -> tuple[bool, str]:

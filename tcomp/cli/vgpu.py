@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tcomp.cli.display import displays
 from tcomp.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="The virtual GPU: PTX of any origin, executed and checked on the CPU.")
@@ -82,7 +83,7 @@ def _shown(blocks: int) -> Iterator[Callable[[int], None]]:
 
     console = Console(stderr=True)
     columns = (TextColumn("blocks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not displays(console)) as bar:
         task = bar.add_task("", total=blocks)
         yield lambda done: bar.update(task, completed=done)
 

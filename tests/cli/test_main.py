@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tcomp import __version__
+from tcomp.cli.display import displays
 from tcomp.cli.main import spread_data
 from tests.cli.support import Tcomp, refused
 
@@ -82,6 +84,20 @@ def test_a_limit_of_threads_is_one_message(tcomp: Tcomp, monkeypatch: pytest.Mon
     arguments = ["--config", "tiny", "-B", "1", "-T", "8", "--threads", "2", "--data", "a.txt", "--steps", "1"]
     Path("a.txt").write_text("some text " * 100)
     refused(tcomp("train", "gpt2", *arguments), "can't start new thread", "fewer --threads")
+
+
+def test_one_thread_is_enough_to_train_and_bars_are_drawn_where_there_is_a_second(
+    tcomp: Tcomp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    assert displays(Console(force_terminal=True)) and not displays(Console(force_terminal=False))
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    assert not displays(Console(force_terminal=True))
+    arguments = ["--config", "tiny", "-B", "1", "-T", "8", "--threads", "1", "--data", "a.txt", "--steps", "1"]
+    Path("a.txt").write_text("some text " * 100)
+    assert tcomp("train", "gpt2", *arguments, "--sample", "0").code == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
