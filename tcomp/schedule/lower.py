@@ -8,15 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import (
-    DType,
-    Equation,
-    Expr,
-    Module,
-    Op,
-    Reduction,
-    Schedule,
-)
+from tcomp.dsl.ast import DType, Expr, Module, Op, Reduction, Schedule
 from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
@@ -26,7 +18,7 @@ from tcomp.ir.multicast import without_idle_cluster
 from tcomp.ir.tile import Buffer, Cluster, Kernel, Scope, Statement, ThreadShape
 from tcomp.schedule.adding import Adding
 from tcomp.schedule.choose import choose_schedule, storage_of
-from tcomp.schedule.combine import combined
+from tcomp.schedule.combine import Combined, combined
 from tcomp.schedule.emit import Emitter, once
 from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.fill import needs_zero, zero
@@ -116,7 +108,7 @@ class _Lowering:
         workspaces: dict[str, Buffer] = {}
         for part in parts:
             for n in sorted(part.names & temporaries):
-                workspaces[n] = Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND)
+                workspaces[n] = self._operand(n)
             computed = sorted(part.names) if not part.plan.outputs else [
                 o for o in part.plan.outputs if o.partition(".")[0] in part.names
             ]  # fmt: skip
@@ -167,24 +159,19 @@ class _Lowering:
 
     # ------------------------------------------------------------------------------------ one kernel
 
-    def _kernel(
-        self,
-        label: str,
-        part: Part,
-        workspaces: dict[str, Buffer],
-        started: frozenset[str],
-    ) -> Kernel:
+    def _kernel(self, label: str, part: Part, workspaces: dict[str, Buffer], started: frozenset[str]) -> Kernel:
         """One part as a kernel. `started` are the tensors that earlier kernels write (other parts of). `workspaces`
         gain what its blocks add up in."""
-        plan, equations, names = part.plan, part.equations, part.names
         symbols = Symbols(self.extents, self.dtypes, self.shapes)
         temporaries = frozenset(self.info.temporaries)
-        joined = combined(Joining(self.family, symbols, temporaries, self.deterministic, self.text), plan, equations)
+        joining = Joining(self.family, symbols, temporaries, self.deterministic, self.text)
+        joined = combined(joining, part.plan, part.equations)
         leaves, plan = joined.leaves, joined.plan
-        added = [n for s in joined.sums for n in (s.name, s.flags) if n] + joined.carried
-        workspaces |= {n: Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in added}
+        added = {n for s in joined.sums for n in (s.name, s.flags) if n}.union(joined.carried)
+        workspaces |= {n: self._operand(n) for n in added}
         operand_names = {o.name for o in self.op.operands} | set(workspaces)
-        local = {t for x in leaves for t in x.written} - operand_names
+        written = frozenset(t for x in leaves for t in x.written)
+        local = written - operand_names
         for leaf in leaves:
             if any(t in local for t in leaf.written):
                 leaf.readers = [r for r in leaves if r is not leaf and any(a.tensor in leaf.written for a in r.reads())]
@@ -196,6 +183,68 @@ class _Lowering:
         check_fuse(leaves, plan, self.text)
         check_core_loops(roots, plan, self.text)
         check_nesting(roots, plan, self.text)
+        emitter, shape = self._emitter(leaves, plan, local, dtypes)
+        phases = self._fills(part, leaves, started, shape) + self._phases(roots, emitter)
+        results = {n: self._operand(n) for n in written & operand_names}
+        phases, adding = self._leaving(phases, joined, plan, emitter.tiles, results, shape)
+        for n in added & set(emitter.tiles):  # words of the kernel's own, which it leaves zero
+            added.remove(n)
+            del workspaces[n]
+        cleared = [s.flags for s in joined.sums if s.flags in added] + sorted(adding.cleared)
+        phases = [self._zero(n, shape) for n in cleared] + phases
+        reads = {a.tensor for x in leaves for a in x.reads()} & operand_names | added
+        writes = written & operand_names | added
+        order = [o.name for o in self.op.operands] + sorted(workspaces)
+        operands = tuple(self._operand(n) for n in order if n in reads | writes)
+        last = {s.output.partition(".")[0] for s in joined.sums if s.name in adding.last}
+        inplace = kept_places(phases, last, inplace_pairs(roots, {b.name: b for b in operands}))
+        tiles, phases = self.family.finish(
+            emitter.tiles, phases, plan, shape, inplace, self.text if self.given else None
+        )
+        if plan.flags.stream and not any(c.by == "turns" for c in plan.combine):
+            raise TcError(
+                "`stream` shares out a sum that blocks add to in turns, and this kernel has none",
+                plan.flags.span("stream"),
+                self.text,
+                "write: combine OUTPUT over LOOP by turns; or leave the line out",
+            )
+        sizes = {b.name: (b.dtype, b.elements) for b in operands}
+        counted = {n: size for n, size in sizes.items() if n not in joined.carried}
+        kernel = Kernel(
+            label,
+            operands,
+            tuple(tiles.values()),
+            tuple(phases),
+            frozenset(reads),
+            frozenset(writes),
+            inplace,
+            flops=arithmetic(leaves, self.extents, local),
+            op=self.op.name,
+            threads=shape,
+            span=plan.span,
+            producer=plan.flags.producer,
+            order=replace(
+                blocks_order(plan.flags, plan.sequence, self.text), stream=next(iter(plan.streams.values()), None)
+            ),
+            traffic=traffic(leaves, self.extents, counted),
+            cluster=self._cluster(plan),
+            functions=evaluations(leaves, self.extents, local, self.module.monoids),
+            gathered=gathered(leaves, self.extents, sizes),
+            staggered=plan.flags.staggered and shape is not None and shape.warps > 4,
+            sides=plan.flags.sides,
+            origins=plan.origins,
+        )
+        self.family.check(kernel, plan, self.text)
+        return without_idle_cluster(kernel)
+
+    def _operand(self, name: str) -> Buffer:
+        """A tensor of the op in memory, or a workspace."""
+        return Buffer(name, self.dtypes[name], self.shapes[name], Scope.OPERAND)
+
+    def _emitter(
+        self, leaves: list[Leaf], plan: KernelPlan, local: frozenset[str], dtypes: Mapping[str, DType]
+    ) -> tuple[Emitter, ThreadShape | None]:
+        """What emits the kernel's statements, and the threads of its blocks on a GPU. `local` are its temporaries."""
         narrowest = min((d.bytes for d in self.dtypes.values() if d.is_float), default=4)
         room = self.family.room(plan, self.extents, narrowest)
         tiler, shape = self.family.prepare(plan, room, self.text)
@@ -208,85 +257,38 @@ class _Lowering:
             and not isinstance(x.equation.value, Reduction)
             and sum(x.equation.target.name in y.written for y in leaves) == 1
         }
-        given = {o.name for o in self.op.operands if o.dtype is DType.I32 and not o.shape}
+        scalars = {o.name for o in self.op.operands if o.dtype is DType.I32 and not o.shape}
         emitter = Emitter(
             plan, self.extents, room, chunk, granule, storage, dtypes, self.shapes, self.module.monoids,
             definitions, tiler, self.text, self.family.stager,
-            frozenset(given - {t for x in leaves for t in x.written}),
-            needs(leaves, definitions) if self.family.partial_tiles else None,
+            scalars=frozenset(scalars - {t for x in leaves for t in x.written}),
+            needs=needs(leaves, definitions) if self.family.partial_tiles else None,
         )  # fmt: skip
-        written = tuple(x.equation for x in leaves if not x.copies)
-        whole = self.equations if any("." in o for o in plan.outputs) else equations
-        phases = self._fills(names - started, whole, written, shape) + self._phases(roots, emitter)
-        out = frozenset(t for x in leaves for t in x.written)
-        results = {n: Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in out & operand_names}
-        # (Sums that blocks add up in memory are written by a phase of their own, in whole rows.)
+        return emitter, shape
+
+    def _leaving(
+        self,
+        phases: list[tuple[Statement, ...]],
+        joined: Combined,
+        plan: KernelPlan,
+        tiles: dict[str, Buffer],
+        results: dict[str, Buffer],
+        shape: ThreadShape | None,
+    ) -> tuple[list[tuple[Statement, ...]], Adding]:
+        """How results reach memory where threads do not store them: through tiles, which `tiles` gains, and as sums
+        that blocks add to (what is known of those is in `Adding`)."""
+        # Sums that blocks add up in memory are written by a phase of their own, in whole rows.
         summed = {s.output for s in joined.sums}
         through = [replace(s, tensors=tuple(n for n in s.tensors if n not in summed)) for s in plan.stages]
-        parts = parts_of(t for x in leaves for t in x.equation.targets)
-        phases = unpacked(
-            phases, through, out, emitter.tiles, results, parts, self.text, joined.turns, shape.warps if shape else 1
-        )
+        written = frozenset(t for x in joined.leaves for t in x.written)
+        parts = parts_of(t for x in joined.leaves for t in x.equation.targets)
+        warps = shape.warps if shape else 1
+        phases = unpacked(phases, through, written, tiles, results, parts, self.text, joined.turns, warps)
+        order = plan.flags.order
         adding = Adding(
-            joined.sums,
-            plan.stages,
-            emitter.tiles,
-            self.shapes,
-            self.extents,
-            plan.flags.order.reversed,
-            self.text,
-            plan.flags.order.persistent,
+            joined.sums, plan.stages, tiles, self.shapes, self.extents, order.reversed, self.text, order.persistent
         )
-        phases = adding.phases(phases)
-        for s in joined.sums:
-            if s.flags in emitter.tiles:  # (words of the kernel's own, which it leaves zero)
-                added.remove(s.flags)
-                del workspaces[s.flags]
-        flags = [s.flags for s in joined.sums if s.flags in added]
-        phases = self._cleared([*flags, *sorted(adding.cleared)], shape) + phases
-        reads = {a.tensor for x in leaves for a in x.reads()} & operand_names | set(added)
-        writes = {t for x in leaves for t in x.written} & operand_names | set(added)
-        order = [o.name for o in self.op.operands] + sorted(workspaces)
-        operands = tuple(Buffer(n, self.dtypes[n], self.shapes[n], Scope.OPERAND) for n in order if n in reads | writes)
-        last = {s.output.partition(".")[0] for s in joined.sums if s.name in adding.last}
-        inplace = kept_places(phases, last, inplace_pairs(roots, {b.name: b for b in operands}))
-        given_text = self.text if self.given else None
-        tiles, phases = self.family.finish(emitter.tiles, phases, plan, shape, inplace, given_text)
-        kernel = Kernel(
-            label,
-            operands,
-            tuple(tiles.values()),
-            tuple(phases),
-            frozenset(reads),
-            frozenset(writes),
-            inplace,
-            arithmetic(leaves, self.extents, local),
-            self.op.name,
-            shape,
-            plan.span,
-            plan.flags.producer,
-            replace(blocks_order(plan.flags, plan.sequence, self.text), stream=next(iter(plan.streams.values()), None)),
-            traffic(
-                leaves,
-                self.extents,
-                {b.name: (b.dtype, b.elements) for b in operands if b.name not in joined.carried},
-            ),
-            self._cluster(plan),
-            evaluations(leaves, self.extents, local, self.module.monoids),
-            gathered(leaves, self.extents, {b.name: (b.dtype, b.elements) for b in operands}),
-            plan.flags.staggered and shape is not None and shape.warps > 4,
-            plan.flags.sides,
-            plan.origins,
-        )
-        if plan.flags.stream and not any(c.by == "turns" for c in plan.combine):
-            raise TcError(
-                "`stream` shares out a sum that blocks add to in turns, and this kernel has none",
-                plan.flags.span("stream"),
-                self.text,
-                "write: combine OUTPUT over LOOP by turns; or leave the line out",
-            )
-        self.family.check(kernel, plan, self.text)
-        return without_idle_cluster(kernel)
+        return adding.phases(phases), adding
 
     def _cluster(self, plan: KernelPlan) -> Cluster | None:
         """The cluster that a grid level asks for, where that loop has more than one turn."""
@@ -308,7 +310,7 @@ class _Lowering:
                 chunk[t.index] = min(n, math.ceil(granules / self.threads) * g)
         return chunk, granule
 
-    def _dtypes(self, plan: KernelPlan, local: set[str]) -> dict[str, DType]:
+    def _dtypes(self, plan: KernelPlan, local: frozenset[str]) -> dict[str, DType]:
         """Element types within one kernel: `cast p to bf16` holds the temporary p so."""
         out = dict(self.dtypes)
         for name, dtype in plan.casts.items():
@@ -326,7 +328,7 @@ class _Lowering:
     def _storage(
         self,
         leaves: list[Leaf],
-        local: set[str],
+        local: frozenset[str],
         chunk: dict[str, int],
         room: Mapping[str, int],
         dtypes: Mapping[str, DType],
@@ -347,25 +349,22 @@ class _Lowering:
         return storage
 
     def _fills(
-        self,
-        names: frozenset[str],
-        equations: tuple[Equation, ...],
-        written: tuple[Equation, ...],
-        shape: ThreadShape | None,
+        self, part: Part, leaves: list[Leaf], started: frozenset[str], shape: ThreadShape | None
     ) -> list[tuple[Statement, ...]]:
-        atomic = {t.name for e in written if e.accumulate for t in e.targets} - {
-            t.name for e in equations if e.accumulate for t in e.targets
-        }
-        out: list[tuple[Statement, ...]] = []
-        for o in self.op.outputs:
-            shape_of = self.shapes[o.name]
-            if o.name in names and (o.name in atomic or needs_zero(o.name, shape_of, equations, self.extents)):
-                out.append((zero(o.name, self.shapes[o.name], self.family.level, self.family.fill(shape)),))
-        return out
+        """Phases that make the outputs zero to which the part only adds; not those that were `started` before."""
+        equations = self.equations if any("." in o for o in part.plan.outputs) else part.equations
+        added = {t.name for x in leaves if not x.copies and x.equation.accumulate for t in x.equation.targets}
+        atomic = added - {t.name for e in equations if e.accumulate for t in e.targets}
+        return [
+            self._zero(o.name, shape)
+            for o in self.op.outputs
+            if o.name in part.names - started
+            and (o.name in atomic or needs_zero(o.name, self.shapes[o.name], equations, self.extents))
+        ]
 
-    def _cleared(self, names: list[str], shape: ThreadShape | None) -> list[tuple[Statement, ...]]:
-        """Phases that make these tensors zero."""
-        return [(zero(n, self.shapes[n], self.family.level, self.family.fill(shape)),) for n in names]
+    def _zero(self, name: str, shape: ThreadShape | None) -> tuple[Statement, ...]:
+        """A phase that makes the tensor zero."""
+        return (zero(name, self.shapes[name], self.family.level, self.family.fill(shape)),)
 
     def _phases(self, roots: list[Node], emitter: Emitter) -> list[tuple[Statement, ...]]:
         """Top-level nests with core loops are phases of their own; what lies between runs on one core."""
