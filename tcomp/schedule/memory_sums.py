@@ -68,6 +68,8 @@ def added_sum(joining: Joining, plan: KernelPlan, leaf: Leaf, c: Combine) -> tup
         fault, hint = "it needs blocks of a GPU", "combine by partials"
     elif not grid:
         fault = f"'{c.over}' is not divided among blocks"
+    elif symbols.dtypes[eq.target.name] in (DType.F64, DType.I32):
+        fault, hint = "blocks add sums in f32 alone", "combine by partials"
     if fault:
         raise joining.error(c, f"{output} cannot be combined over {c.over} by {c.by}: {fault}", hint)
     name, flags = output + JOINED, f"{output}.turns" if c.by == "turns" else ""
