@@ -159,7 +159,8 @@ class CpuExecutor(HostExecutor):
         code = cached_object(text, self._machine, self._cache_dir, compile_interpreter)
         run = self._loader.load(code, (SYMBOL,))
         self._programs = self._link(self._load_kernels())
-        release_pages(str(llvm.ffi.lib._name))
+        if self._step.parameters:  # a model's; of ops by themselves a process compiles and runs one after the other
+            release_pages(str(llvm.ffi.lib._name))
         self._team = Team(
             run[SYMBOL],
             rest_address(self._machine),

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tcomp.machine.cpu import detect
 from tcomp.runtime.cpu.launch_ceiling import empty_kernel
 from tcomp.runtime.cpu.library_pages import release_pages
 from tcomp.runtime.cpu.single import SingleKernel
+from tests.reference.runs import built
 
 PROGRAM = """
 import llvmlite.binding as llvm
@@ -50,12 +52,19 @@ def test_what_is_not_loaded_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_an_executor_keeps_little_of_the_compiler() -> None:
-    with SingleKernel(empty_kernel(1), detect()):
-        pass
+def test_a_models_executor_keeps_little_of_the_compiler_and_that_of_one_op_goes_on_with_it(kernels: Path) -> None:
+    with built("gpt2", {"L": 1}, 1, 8, 1, 1, kernels):
+        assert resident_of_llvm() < 30 << 10
+    with SingleKernel(empty_kernel(3), detect(), 1, tempfile.mkdtemp(dir=kernels)):
+        assert resident_of_llvm() > 30 << 10
+
+
+def resident_of_llvm() -> int:
+    """KiB of LLVM's library that are in this process's memory."""
     mappings = re.split(r"\n(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text())
     llvm = [m for m in mappings if "libllvmlite" in m.partition("\n")[0]]
-    assert llvm and sum(int(n) for m in llvm for n in re.findall(r"\nRss: +(\d+) kB", m)) < 30 << 10
+    assert llvm
+    return sum(int(n) for m in llvm for n in re.findall(r"\nRss: +(\d+) kB", m))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
