@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from tcomp.autotune.gpu_attention import FIGURES, SHAPES, predictions, rate, shape_name
+from published_attention import FIGURES, SHAPES, predictions, rate, shape_name
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from functools import cache, partial
 from pathlib import Path
 
 from predicted_fp8 import FORMS, LONGEST, SHAPE as FP8
+from published_attention import CHANNELS, SHAPES, TOKENS, without_mask
 
-from tcomp.autotune.gpu_attention import CHANNELS, SHAPES, TOKENS, without_mask
 from tcomp.autotune.gpu_conditions import flushed
 from tcomp.autotune.gpu_predict import predict_kernel
 from tcomp.codegen.nvptx.assemble import assemble_all

@@ -18,8 +18,8 @@ from gpu_job import Item, Job, in_turn, reason
 from gpu_library import Counterpart, Torch
 from gpu_sweep import GUARD, attention_cases, compare, fp8_cases, harm, poison, product_cases, sampled
 from predicted_fp8 import PUBLISHED
+from published_attention import CHANNELS, FIGURES
 
-from tcomp.autotune.gpu_attention import CHANNELS, FIGURES
 from tcomp.model.single import single_op_step
 from tcomp.runtime.cuda.executor import CudaExecutor
 from tcomp.runtime.cuda.programs import BoundLaunch

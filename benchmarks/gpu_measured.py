@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_cases import ATTENTION, EIGHT_BITS, PRODUCTS, Case, prepare
-
-from tcomp.autotune.gpu_measured import (
+from measurements import (
     Alone,
     Measurements,
     Run,
@@ -35,6 +34,7 @@ from tcomp.autotune.gpu_measured import (
     read_measurements,
     text_of,
 )
+
 from tcomp.autotune.gpu_predict import predict_step
 from tcomp.cli import common
 from tcomp.cli.build_gpu import TargetDevice

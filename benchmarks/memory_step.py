@@ -3,7 +3,7 @@
     python benchmarks/memory_step.py [--config 124M] [--sizes 16x1024,4x1024] [--gpu h100] [--json FILE]
 
 Nothing is run and no GPU is needed. tcomp's figure is its static plan for the GPU, all that it will ever take besides
-code and the context. PyTorch's is an account of every tensor's storage over a step (`runtime/bench/torch_memory.py`).
+code and the context. PyTorch's is an account of every tensor's storage over a step (`torch_memory.py`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from torch_memory import step_peak
 
 from tcomp.cli import common
 from tcomp.runtime.bench.build import workload_of
-from tcomp.runtime.bench.torch_memory import step_peak
 
 MODEL = "gpt2"
 

@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from steady_loop import SteadyLoop, steady_loop
+
 from tcomp.autotune.sass import functions_of
-from tcomp.autotune.sass_loop import SteadyLoop, steady_loop
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.disassemble import disassemble
 from tcomp.codegen.nvptx.tools import cuda_tool

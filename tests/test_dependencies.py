@@ -76,7 +76,7 @@ def test_no_module_imports_by_a_bare_folder_name() -> None:
 
 def test_the_compiler_and_the_runtime_start_without_torch(tmp_path: Path) -> None:
     """And without what only some commands need: start-up time is paid on every run."""
-    for_some = ("png", "bench.torch_base", "bench.torch_gpt2", "bench.torch_llama", "bench.torch_memory")
+    for_some = ("png", "bench.torch_base", "bench.torch_gpt2", "bench.torch_llama")
     names = [m for m in modules() if layer(m) in ("dsl", "compiler", "runtime") and not any(n in m for n in for_some)]
     program = "import importlib, sys\n"
     program += f"for name in {sorted(names)!r}: importlib.import_module(name)\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from published_attention import FIGURES, SHAPES, attention_text, operations, predictions, rate, shape_name
 
-from tcomp.autotune.gpu_attention import FIGURES, SHAPES, attention_text, operations, predictions, rate, shape_name
 from tcomp.autotune.gpu_blocks import block_turns, middle_blocks, unevenness
 from tcomp.autotune.gpu_predict import predict_kernel
 from tcomp.codegen.nvptx.tools import cuda_tool

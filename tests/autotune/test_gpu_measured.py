@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from measurements import LONG, Alone, Beside, Measurements, Run, Timed, beside, read_measurements
 
 from tcomp.autotune.gpu_conditions import DIRTY, Moves, clock_of_step, clock_under_load, flushed, left_in_cache, settled
-from tcomp.autotune.gpu_measured import LONG, Alone, Beside, Measurements, Run, Timed, beside, read_measurements
 from tcomp.autotune.gpu_model import BEGINNING, LAUNCH, BlockWork, LaunchWork, Ring, predict
 from tcomp.autotune.gpu_predict import predict_step
 from tcomp.autotune.gpu_traffic import phase_moves, phase_traffic
@@ -91,11 +91,8 @@ def test_predictions_for_a_gpu_that_they_were_not_fitted_to(
     [("products", MEASURED, H100, 0.07), ("attention", UNSEEN, H200, 0.09), ("fp8", MEASURED, H100, 0.07)],
     ids=["products", "attention", "fp8"],
 )
-def test_families_are_what_was_measured(
-    section: str, measured: Measurements, gpu: GpuMachine, median: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_families_are_what_was_measured(section: str, measured: Measurements, gpu: GpuMachine, median: float) -> None:
     """Kernels at full size by themselves, L2 full of other data. Attention's of today were timed on the H200 only."""
-    monkeypatch.syspath_prepend(str(DOCS.parents[1] / "benchmarks"))
     from gpu_measured import FAMILIES, seconds_of
 
     with ProcessPoolExecutor(2) as pool:
@@ -118,8 +115,7 @@ def test_the_document_has_the_same_figures(name: str, data: Measurements) -> Non
         assert f"| {f.what} | `{f.kernel}` | {f.us:.1f} |" in text and data.alone(f.what, f.kernel) == f
 
 
-def test_a_report_replaces_what_it_has_of_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(str(DOCS.parents[1] / "benchmarks"))
+def test_a_report_replaces_what_it_has_of_the_data(tmp_path: Path) -> None:
     from gpu_measured import head_of, marked, taken, toml_of, with_table
 
     def row(**values: Any) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from published_attention import attention_text
 
-from tcomp.autotune.gpu_attention import attention_text
 from tcomp.autotune.gpu_turns import Visits, length, waiting
 from tcomp.dsl.ast import DType
 from tcomp.dsl.load import load_text

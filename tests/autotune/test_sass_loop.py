@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from steady_loop import steady_loop
 
 from tcomp.autotune.sass import functions_of
-from tcomp.autotune.sass_loop import steady_loop
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.disassemble import disassemble

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from published_attention import attention_text
 
 from tcomp.autotune import virtual_run
-from tcomp.autotune.gpu_attention import attention_text
 from tcomp.dsl.ast import DType, Module, Op
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound

@@ -24,7 +24,6 @@ from tcomp.machine.cpu import detect
 from tcomp.machine.gpu import A100, H100, GpuMachine
 from tcomp.model.build import build_step
 from tcomp.model.chunks import in_chunks
-from tcomp.model.interpret import Memory, run as interpret
 from tcomp.model.programs import Programs, build_programs
 from tcomp.model.unroll import build_graph
 from tcomp.oracle import evaluate
@@ -33,6 +32,7 @@ from tcomp.runtime.device import CpuDevice
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.verify import distance, random_inputs, verify_op, verify_step
 from tcomp.schedule.lower import lower
+from tests.tcomp.graph_interpreter import Memory, run as interpret
 from tests.test_ops_gpu import execute
 
 SHIPPED = (library() / "gpt2.tc").read_text()

@@ -14,10 +14,10 @@ from tcomp.dsl.ast import Module
 from tcomp.dsl.load import load, load_text
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
-from tcomp.model.interpret import Memory, run
 from tcomp.model.programs import Programs, build_programs
 from tcomp.model.unroll import build_graph
 from tests.reference import torch_gpt2 as reference
+from tests.tcomp.graph_interpreter import Memory, run
 
 GPT2 = Path(__file__).resolve().parents[2] / "models" / "gpt2.tc"
 CONFIG = reference.Config(L=2, H=2, C=8, V=11, S=7)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from published_attention import attention_text
 
-from tcomp.autotune.gpu_attention import attention_text
 from tcomp.codegen.cpu.conditions import conditions, remaining, without
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel

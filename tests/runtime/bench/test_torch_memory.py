@@ -6,10 +6,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch_memory import CudaAutocast, step_peak, traced_peak  # noqa: E402
+
 from tcomp.cli import common  # noqa: E402
 from tcomp.runtime.bench.build import workload_of  # noqa: E402
 from tcomp.runtime.bench.torch_base import counterpart  # noqa: E402
-from tcomp.runtime.bench.torch_memory import CudaAutocast, step_peak, traced_peak  # noqa: E402
 from tcomp.runtime.bench.workload import Workload  # noqa: E402
 
 

@@ -93,8 +93,7 @@ def test_whole_steps_on_the_virtual_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_predictions_are_of_kernels_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+def test_predictions_are_of_kernels_by_name(tmp_path: Path) -> None:
     import gpu_predictions as script
 
     from tcomp.cli.build_gpu import TargetDevice
@@ -113,8 +112,7 @@ def test_predictions_are_of_kernels_by_name(monkeypatch: pytest.MonkeyPatch, tmp
     assert script.load(tmp_path / "said.json", "other") is None and script.load(tmp_path / "none.json", name) is None
 
 
-def test_sections_are_named_with_or_without_a_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+def test_sections_are_named_with_or_without_a_precision() -> None:
     import gpu_acceptance as script
 
     def names(sections: str, precisions: str = "") -> list[tuple[str, str]]:
@@ -130,8 +128,7 @@ def test_sections_are_named_with_or_without_a_precision(monkeypatch: pytest.Monk
             names(wrong)
 
 
-def test_other_bits_are_told_by_where_they_begin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+def test_other_bits_are_told_by_where_they_begin() -> None:
     from gpu_steps import Run, _same
 
     first = Run((5.0, 4.0), (1.0, 1.0), {"w": "a", "b": "b"})

@@ -46,9 +46,8 @@ with open(args.notes, "a") as out:
 
 
 @pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def scripts() -> ModuleType:
     """The folder of the scripts on the path, as it is where one is run; gpu_acceptance.py."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     import gpu_acceptance
 
     return gpu_acceptance

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from published_attention import attention_text
 
-from tcomp.autotune.gpu_attention import attention_text
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.dsl.ast import DType

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from published_attention import attention_text
 
-from tcomp.autotune.gpu_attention import attention_text
 from tcomp.codegen.nvptx import rescaling
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel

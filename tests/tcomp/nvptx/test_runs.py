@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+from published_attention import attention_text
 
-from tcomp.autotune.gpu_attention import attention_text
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.disassemble import disassemble

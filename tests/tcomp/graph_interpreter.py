@@ -1,7 +1,7 @@
 """Run nodes on float64 arrays through the oracle: the meaning of a step, with no schedule and no plan.
 
 Takes nodes and the values of some tensors, gives the values of all tensors the nodes touch. Slow and exact:
-`tcomp check` and the tests compare everything else with it.
+the tests compare everything else with it.
 """
 
 from __future__ import annotations
