@@ -35,6 +35,7 @@ from tcomp.codegen.cpu.prefetch import WIDE, MapPrefetcher, Prefetcher, TilePref
 from tcomp.codegen.cpu.reducer import Reducer
 from tcomp.codegen.cpu.results import Results
 from tcomp.codegen.cpu.rounded import as_stored
+from tcomp.codegen.cpu.rows import results_of_rows, rows_together
 from tcomp.codegen.cpu.segments import Segment, can_narrow, conditions_of, segments, singles_of
 from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
 from tcomp.codegen.cpu.types import I1, I64, IrValue, kind_of
@@ -98,6 +99,10 @@ class ComputeGenerator:
         self.results = Results(node, self.domain, self.evaluator, self.target, self.reducer)
         self.known: dict[Expr, bool] = {}
         self.value, self.guard = self._built()
+        found_rows = rows_together(node, self.parallel, self.reduced, self.target, self.scope.registers)
+        self.by_rows = found_rows is not None and self.kind == "f32"
+        if found_rows is not None and self.by_rows:
+            self.parallel, self.reduced = found_rows
         self.conditions = conditions_of(node, self.domain, [*self.parallel, *self.reduced])
         self.narrows = can_narrow(node, self.parallel, self.conditions)
         if self.narrows:
@@ -229,6 +234,10 @@ class ComputeGenerator:
             prefetcher.enter_tile(self.domain.states)
         accumulators = self._reduce(0, points, separate, accumulators)
         results = []
+        if self.by_rows and len(points) == self.lanes:
+            rows = [self.reducer.merge(accumulators[p * count : (p + 1) * count]) for p in range(len(points))]
+            self.results.write_row(points[0], results_of_rows(self.reducer, rows))
+            return
         for p in range(len(points)):
             parts = accumulators[p * count : (p + 1) * count]
             merged = self.reducer.merge(parts)
@@ -301,7 +310,7 @@ class ComputeGenerator:
     def _separate(self, points: int) -> list[Axis]:
         """Reduced axes whose unrolled steps get accumulators of their own: few others hide the latency."""
         chosen: list[Axis] = []
-        for a in self.reduced:
+        for a in [] if self.by_rows else self.reduced:
             if a.unroll > 1 and (a.lanes > 1 or points * a.unroll <= self.scope.registers // 2):
                 chosen.append(a)
                 points *= a.unroll

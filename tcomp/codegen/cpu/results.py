@@ -39,6 +39,15 @@ class Results:
             else:
                 self._update(p, v, condition)
 
+    def write_row(self, first: Point, value: IrValue) -> None:
+        """Store f32 results that lie side by side, the first of them at this point."""
+        pointer = self.memory.addressing.pointer(self.target, first)
+        b = self.em.here()
+        if self.node.accumulate:
+            old = b.load(pointer, typ=value.type, align=self.target.buffer.dtype.bytes)
+            value = self.reducer.combine(old, value)
+        b.store(value, pointer, align=self.target.buffer.dtype.bytes)
+
     def _update(self, point: Point, value: IrValue, condition: IrValue | None) -> None:
         """One point's store, with its read before it where the target accumulates."""
         if self.node.accumulate and self.wide and not self._lanes_distinct(point):

@@ -110,6 +110,21 @@ def _quarters(n: int, of_first: Sequence[int], of_second: Sequence[int]) -> list
     return lanes + [n + 4 * q + i for q in of_second for i in range(4)]
 
 
+def exchanged(b: ir.IRBuilder, x: IrValue, y: IrValue, step: int) -> tuple[IrValue, IrValue]:
+    """Two registers that hold `step` rows in turns, as two whose turns hold x's rows and then y's: lanes that belong to
+    one row stay in it.
+
+    step 1: x0 x1 x2 x3, y0 y1 y2 y3  -->  x0 y0 x1 y1, x2 y2 x3 y3  (in each quarter; from step 4 on whole quarters)
+    """
+    n = x.type.count
+    if step < 4:
+        low, high = (_interleaved(n, step, half) for half in (False, True))
+    else:
+        even, odd = ([q for q in range(n // 4) if q % 2 == parity] for parity in (0, 1))
+        low, high = _quarters(n, even, even), _quarters(n, odd, odd)
+    return _shuffle(b, x, y, low), _shuffle(b, x, y, high)
+
+
 class TransposedPack:
     """Writes one Pack by blocks: `along` is the source's contiguous axis, `across` the tile's. A block has
     `lanes` rows and as many `columns`, or four."""

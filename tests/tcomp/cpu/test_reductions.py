@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tcomp.codegen.cpu.compile import kernel_ir
 from tcomp.dsl.ast import DType, Num
 from tcomp.ir.tile import Axis, Compute, Loop, Statement
-from tcomp.machine.cpu import CpuMachine
+from tcomp.machine.cpu import CpuMachine, detect
 from tests.reference.tile_ir import at, fn, op, operand
 from tests.tcomp.cpu.support import axis, kernel, normal, run, scratch
 
@@ -34,6 +36,42 @@ def test_reductions_over_the_vector_axis(n: int, unroll: int, machine: CpuMachin
     np.testing.assert_allclose(out["q"], 1 + (v.astype(np.float64) ** 2).sum(1), rtol=1e-5)
     np.testing.assert_array_equal(out["hi"], v.max(1))
     np.testing.assert_array_equal(out["lo"], v.min(1))
+
+
+@pytest.mark.parametrize(("m", "n"), [(16, 16), (37, 100), (48, 33)])
+def test_rows_that_end_as_one_vector(m: int, n: int, machine: CpuMachine, objects: Path) -> None:
+    """Blocks of as many rows as a vector has lanes; rows that are left; old values; rows cut by a condition."""
+    axes = (axis("i", m), axis("j", n, 2, machine.lanes_f32))
+    reduced, x, below = frozenset("j"), at("X", "i", "j"), op("<=", "j", "i")
+    body: list[Statement] = [
+        Compute(at("s", "i"), x, axes, reduced, "sum", accumulate=True),
+        Compute(at("hi", "i"), x, axes, reduced, "max", accumulate=True),
+        Compute(at("lo", "i"), x, axes, reduced, "min"),
+        Compute(at("part", "i"), x, axes, reduced, "sum", guard=below),
+        Compute(at("top", "i"), x, axes, reduced, "max", guard=below),
+    ]
+    names = ("s", "hi", "lo", "part", "top")
+    v = normal(m, n)
+    k = kernel([operand("X", m, n), *(operand(name, m) for name in names)], body)
+    out = run(k, machine, objects, {"X": v, "s": np.arange(m), "hi": np.ones(m)})
+    lower = np.tril(np.ones((m, n), bool))
+    np.testing.assert_allclose(out["s"], np.arange(m) + v.sum(1, dtype=np.float64), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(out["hi"], np.maximum(1, v.max(1)))
+    np.testing.assert_array_equal(out["lo"], v.min(1))
+    np.testing.assert_allclose(out["part"], np.where(lower, v, 0).sum(1, dtype=np.float64), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(out["top"], np.where(lower, v, -np.inf).max(1))
+
+
+def test_short_rows_are_stored_together() -> None:
+    wide = replace(detect(), lanes_f32=16, vector_registers=32)
+    found = {}
+    for n in (64, 1024):
+        body: list[Statement] = [
+            Compute(at("s", "i"), at("X", "i", "j"), (axis("i", 32), axis("j", n, 4, 16)), frozenset("j"), "sum")
+        ]
+        text = kernel_ir(kernel([operand("X", 32, n), operand("s", 32)], body), wide)
+        found[n] = "store <16 x float>" in text, "store float" in text
+    assert found == {64: (True, False), 1024: (False, True)}
 
 
 @pytest.mark.parametrize("q", [0, 1, 15, 16, 40])
