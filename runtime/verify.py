@@ -43,15 +43,18 @@ class Comparison:
     error: float
 
 
-def awkward_dims(op: Op, module: Module, random: np.random.Generator, tries: int = 2000) -> dict[str, int] | None:
+def awkward_dims(
+    op: Op, module: Module, random: np.random.Generator, tries: int = 2000, given: Mapping[str, int] | None = None
+) -> dict[str, int] | None:
     """Random small extents, primes mostly, that satisfy the op's requirements (for a backward also those of its
-    forward); None when none were found."""
+    forward); None when none were found. Those that are `given` stay as they are, whatever their size."""
+    given = given or {}
     names = dimensions(op)
     forward = module.ops.get(op.backward_of or "")
     requires = op.requires + (tuple(r for r in forward.requires if _names(r) <= set(names)) if forward else ())
     for _ in range(tries):
-        dims = {n: int(random.choice(EXTENTS)) for n in names}
-        if _product(op, dims) > 200_000 or not all(evaluate_dim(r, {**dims}) for r in requires):
+        dims = {n: given[n] if n in given else int(random.choice(EXTENTS)) for n in names}
+        if (_product(op, dims) > 200_000 and not given) or not all(evaluate_dim(r, {**dims}) for r in requires):
             continue
         return dims
     return None

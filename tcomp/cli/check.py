@@ -24,6 +24,9 @@ def check(
     seed: Annotated[int, typer.Option(help="Of shapes and inputs.")] = 0,
     tolerance: Annotated[float, typer.Option(help="Largest relative L2 error allowed (more for 16-bit types).")] = 1e-4,
     parse_only: Annotated[bool, typer.Option("--parse-only", help="Names, types and shapes only.")] = False,
+    dim: Annotated[
+        list[str] | None, typer.Option(help="A dimension of the op in place of a random one: --dim M=256.")
+    ] = None,
     precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
     device: Annotated[str, typer.Option(help=common.DEVICE_HELP)] = "cpu",
     gpu: Annotated[str, typer.Option(help=common.GPU_HELP)] = "",
@@ -40,6 +43,8 @@ def check(
 
     - `tcomp check mine.tc my_op --trials 10 --seed 3`
 
+    - `tcomp check mine.tc my_op --dim M=256 --dim K=64 --device virtual`
+
     - `tcomp check gpt2 --device virtual --gpu a100`
     """
     from tcomp.dsl.recipes import RECIPES
@@ -50,8 +55,11 @@ def check(
     limits.check_numbers(trials=trials, seed=seed, tolerance=tolerance, threads=threads)
     limits.check_precision(precision)
     module = common.load_module(file)
+    given = limits.parse_dims(dim or [])
     if op is not None:
-        common.find_op(module, op)
+        common.known_dims(common.find_op(module, op), given)
+    elif given:
+        raise UserError("--dim is for one op", "name it: tcomp check FILE OP --dim M=256")
     check_derived_schedules(module)
     if parse_only:
         print(f"{file}: {len(module.ops)} ops, {len(module.schedules)} schedules, {len(module.models)} models: sound")
@@ -60,7 +68,8 @@ def check(
     failed = 0
     storage = RECIPES[precision or "f32"].storage
     for one in _ops(module, op):
-        failed += not _check_op(bound(one, storage), module, trials, seed, tolerance, runs_on)
+        sizes = {d: int(n) for d, n in given.items()}
+        failed += not _check_op(bound(one, storage), module, sizes, trials, seed, tolerance, runs_on)
         if one.backward_of is not None and one.name in module.ops:
             failed += not _check_own_backward(one, module, seed)
     if op is None:
@@ -89,7 +98,9 @@ def _ops(module: Module, only: str | None) -> Iterator[Op]:
                 yield backward
 
 
-def _check_op(op: Op, module: Module, trials: int, seed: int, tolerance: float, device: Device) -> bool:
+def _check_op(
+    op: Op, module: Module, given: dict[str, int], trials: int, seed: int, tolerance: float, device: Device
+) -> bool:
     import numpy as np
 
     from tcomp.dsl.errors import TcError
@@ -98,19 +109,22 @@ def _check_op(op: Op, module: Module, trials: int, seed: int, tolerance: float, 
     random = np.random.default_rng([seed, len(op.name), *op.name.encode()])
     worst, at = 0.0, ""
     for trial in range(trials):
-        dims = awkward_dims(op, module, random)
+        dims = awkward_dims(op, module, random, given=given)
         if dims is None:
             print(f"{op.name:28} skipped: no small sizes satisfy its requirements")
             return True
+        sizes = ", ".join(f"{k} = {v}" for k, v in dims.items())
         try:
             results = list(verify_op(op, module, dims, device, seed + trial))
         except TcError as e:
-            print(f"{op.name:28} REFUSED\n{e.render()}")
+            print(f"{op.name:28} REFUSED at {sizes}\n{e.render()}")
+            if not given:
+                print("  help: `tcomp check FILE OP --dim NAME=NUMBER` chooses sizes, if the schedule is for some only")
             return False
         for found in results:
             if not found.error <= worst:
                 worst = found.error
-                at = f"{found.what} at " + ", ".join(f"{k} = {v}" for k, v in dims.items())
+                at = f"{found.what} at {sizes}"
     good = worst <= tolerance + rounding(op)
     print(f"{op.name:28} {'ok  ' if good else 'WRONG'} {worst:.1e}{'' if good else f'  {at}'}")
     return good

@@ -85,6 +85,18 @@ def find_op(module: Module, name: str) -> Op:
     raise UserError(f"there is no op {name!r}", closest(name, module.ops) or f"ops: {', '.join(module.ops)}")
 
 
+def known_dims(op: Op, given: Mapping[str, Number]) -> None:
+    """UserError where `--dim` gives what is no dimension of the op, or no whole number."""
+    from tcomp.dsl.infer import dimensions
+
+    known = dimensions(op)
+    for d, value in given.items():
+        if value != int(value):
+            raise UserError(f"--dim {d}={value}: must be a whole number", f"write for example --dim {d}=64")
+        if d not in known:
+            raise UserError(f"op {op.name!r} has no dimension {d!r}", f"it has {', '.join(known)}")
+
+
 def closest(word: str, known: Iterable[str]) -> str:
     """`did you mean ...?`, or nothing when no known word is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -194,9 +194,7 @@ def _bound(module: Module, name: str, numbers: Mapping[str, Number]) -> dict[str
     from tcomp.dsl.infer import dimensions
 
     op = _op_or_backward(module, name)
-    for d, value in numbers.items():
-        if value != int(value):
-            raise UserError(f"--dim {d}={value}: must be a whole number", f"write for example --dim {d}=64")
+    common.known_dims(op, numbers)
     given = {d: int(value) for d, value in numbers.items()}
     missing = [d for d in dimensions(op) if d not in given]
     if missing:
@@ -204,7 +202,4 @@ def _bound(module: Module, name: str, numbers: Mapping[str, Number]) -> dict[str
             f"op {name!r} needs its dimensions: {', '.join(missing)}",
             "give " + " ".join(f"--dim {d}=64" for d in missing),
         )
-    unknown = [d for d in given if d not in dimensions(op)]
-    if unknown:
-        raise UserError(f"op {name!r} has no dimension {unknown[0]!r}", f"it has {', '.join(dimensions(op))}")
     return bind(op, {p.name: operand_shape(p, given) for p in op.params}, given)

@@ -25,6 +25,7 @@ from tcomp.dsl.extents import same
 from tcomp.grad.forward import Forward
 from tcomp.grad.parts import expressions, map_equation, names, reads, rename_tensor, writes
 from tcomp.grad.simplify import rewrite
+from tcomp.numeric import NARROW
 
 
 def recomputed(forward: Forward, equations: list[Equation]) -> tuple[int, int]:
@@ -117,7 +118,8 @@ def assemble(
     params += [replace(o, name=f"d{o.name}") for o in op.outputs if o.name in given and f"d{o.name}" in read]
     outputs = [replace(p, name=f"d{p.name}") for p in op.params if p.name in forward.inputs]
     scattered = {t.name for eq in equations if eq.accumulate for t in eq.targets if _scatters(t, forward)}
-    outputs = [replace(o, dtype=DType.F32) if o.name in scattered and o.dtype is DType.REAL else o for o in outputs]
+    narrow = {o.name for o in outputs if o.dtype is DType.REAL or o.dtype in NARROW}
+    outputs = [replace(o, dtype=DType.F32) if o.name in scattered & narrow else o for o in outputs]
     _check_names(forward, outputs)
     equations = _typed(forward, equations, {o.name for o in (*params, *outputs)})
     ranges = dict(forward.info.ranges)

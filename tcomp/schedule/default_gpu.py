@@ -35,7 +35,8 @@ def default_gpu_schedule(op: Op, equations: tuple[Equation, ...], extents: dict[
     for i, eq in enumerate(equations):
         for t in eq.targets:
             last[t.name] = i
-    read = {a.tensor for eq in equations for e in expressions(eq) for a in reads(e)}
+    live = [equations[i] for i in needed(equations, operands, frozenset())]  # temporaries may be read by none of these
+    read = {a.tensor for eq in live for e in expressions(eq) for a in reads(e)}
     groups: dict[int, list[str]] = {}
     for name, i in last.items():
         if name in operands or (name in read and any(t.name == name and t.subscripts for t in equations[i].targets)):
@@ -73,7 +74,7 @@ def _mapping(equations: tuple[Equation, ...], own: frozenset[str], extents: dict
         for t in eq.targets:
             if t.subscripts and isinstance(s := t.subscripts[-1], Name) and s.id not in scattered:
                 levels.setdefault(s.id, THREADS)
-        if isinstance(eq.value, Reduction):
+        if isinstance(eq.value, Reduction) and eq.value.indices[-1] not in scattered:
             levels.setdefault(eq.value.indices[-1], THREADS)
     return tuple(MapLoops((i,), (), tiles) for i, tiles in levels.items())
 

@@ -79,3 +79,24 @@ def test_a_step_with_a_wrong_gradient_is_called_wrong(
     monkeypatch.setattr(verify, "floats", lambda e, name: floats(e, name) * scale.get(name, 1.0))
     assert not _check_step(*step)
     assert "grad.qkv_w" in capsys.readouterr().out
+
+
+def test_check_takes_the_sizes_that_a_schedule_is_for(tcomp: Tcomp, tmp_path: Path) -> None:
+    file = tmp_path / "own.tc"
+    file.write_text(
+        "op f(X: bf16[M, K], W: bf16[N, K]) -> Y: bf16[M, N]:\n"
+        "  Y[m, n] = sum k: X[m, k] * W[n, k]\n\n"
+        "schedule f on sm_90a:\n"
+        "  m -> grid.y(64) / warpgroup(64) / mma\n"
+        "  n -> grid.x(64) / mma\n"
+        "  k -> pipe(64, 2) / mma\n"
+        "  stage X, W in shared at k by tma\n"
+        "  use wgmma for Y\n"
+    )
+    found = tcomp("check", str(file), "f", "--device", "virtual")
+    assert found.code == 2 and "REFUSED at M = " in found.out and "--dim NAME=NUMBER" in found.out
+    sizes = ("--dim", "K=64", "--dim", "N=64", "--trials", "1")
+    good = tcomp("check", str(file), "f", "--device", "virtual", *sizes)
+    assert good.code == 0 and "f.backward" in good.out, good.out + good.error
+    refused(tcomp("check", str(file), "f", "--dim", "J=2"), "no dimension 'J'")
+    refused(tcomp("check", str(file), "--dim", "M=2"), "--dim is for one op")

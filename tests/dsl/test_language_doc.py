@@ -10,8 +10,13 @@ import pytest
 from tcomp.dsl.ast import BUILTINS, DType
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import format_text
+from tcomp.dsl.infer import dimensions
 from tcomp.dsl.load import library, load_text
+from tcomp.dsl.storage import bound
 from tcomp.dsl.targets import CPU, CPU_TARGETS, GPU, GPU_TARGETS
+from tcomp.machine.cpu import CpuMachine
+from tcomp.machine.gpu import GpuMachine, machine_for_target
+from tcomp.schedule.lower import lower
 
 PAGE = (Path(__file__).parents[2] / "docs" / "language.md").read_text()
 GOOD = re.findall(r"^```tc\n(.*?)^```$", PAGE, re.S | re.M)
@@ -34,6 +39,25 @@ def test_every_fence_is_run() -> None:
 def test_an_example_checks_and_is_formatted(text: str) -> None:
     load_text(text, "example.tc")
     assert format_text(text) == text
+
+
+def machine_of(target: str) -> CpuMachine | GpuMachine:
+    if target.startswith("cpu"):
+        name, lanes = target.removeprefix("cpu.").replace("cpu", "avx2"), 8 if target != "cpu.avx512bf16" else 16
+        return CpuMachine(name, (), lanes, 32, 48 << 10, 1 << 20, 32 << 20, 2)
+    return machine_for_target("sm_90a" if target == "gpu" else target)
+
+
+@pytest.mark.parametrize("text", [t for t in GOOD if "\nschedule " in t], ids=title)
+def test_a_schedule_of_an_example_can_be_lowered(text: str) -> None:
+    """At 256 of everything: the page shows no line that looks well and means nothing."""
+    module = load_text(text, "example.tc")
+    here = [o for o in module.ops.values() if o.span.file == "example.tc"]
+    for op in here:
+        for target in [t for name, t in module.schedules if name == op.name]:
+            machine = machine_of(target)
+            assert target in machine.targets
+            lower(bound(op, DType.F32), module, dict.fromkeys(dimensions(op), 256), machine)
 
 
 @pytest.mark.parametrize(("text", "expected"), BAD, ids=[title(t) for t, _ in BAD])

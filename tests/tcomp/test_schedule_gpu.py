@@ -175,3 +175,19 @@ def test_a_kernels_own_parameter_is_chosen_from_its_own_choices() -> None:
     found = lower(module.ops["f"], module, {"M": 960}, H100, chosen={"B.n": 96})
     steps = [loop.step for k in found.kernels for loop in k.phases[0] if isinstance(loop, Loop)]
     assert steps == [64, 96]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "  u[i] = x[i] + 1.0\n  t[i] = u[i] * 2.0\n  y[i] = x[i]\n",
+        "  m = max j: x[j]\n  y[ids[i]] += x[i] + m\n  s = sum i: x[i]\n  z[ids[i]] += s * x[i]\n",
+    ],
+    ids=["temporaries that nothing reads", "a loop that one equation sums over and another scatters over"],
+)
+def test_the_default_schedule_takes_any_op(text: str) -> None:
+    outputs = "y: f32[N], z: f32[N]" if "z[" in text else "y: f32[N]"
+    index = "  index i: N\n  index j: N\n"
+    module = load_text(f"op f(x: f32[N], ids: i32[N]) -> {outputs}:\n{index}{text}")
+    op, dims = module.ops["f"], {"N": 37}
+    assert_keeps_results(op, module, dims, lower(op, module, dims, H100))
