@@ -22,7 +22,7 @@ from tcomp.autotune.gpu_model import (
     scaled,
     tensor_cycles,
 )
-from tcomp.machine.gpu import H100, GpuMachine
+from tcomp.machine.gpu import H100
 
 Order = Callable[[int, int, int], tuple[int, int]]
 """(tile number, tiles along m, tiles along n) -> its place"""
@@ -93,11 +93,15 @@ STORE_CYCLES = {"direct": 4600.0, "tuned": 2600.0, "async": 900.0, "stmatrix": 5
 others from the instructions that write registers to shared memory."""
 
 
-def launch_of(g: Gemm, machine: GpuMachine = H100, m: int = 4096, n: int = 4096, k: int = 4096) -> LaunchWork:
-    """The launch that a description stands for, bf16 with f32 accumulation."""
-    tiles_m, tiles_n = -(-m // g.bm), -(-n // g.bn)
+SIZE = 4096
+"""Rows, columns and summed terms of the product."""
+
+
+def launch_of(g: Gemm) -> LaunchWork:
+    """The launch that a description stands for, bf16 with f32 accumulation, on an H100."""
+    tiles_m, tiles_n = -(-SIZE // g.bm), -(-SIZE // g.bn)
     tiles = tiles_m * tiles_n
-    turns = -(-k // g.bk)
+    turns = -(-SIZE // g.bk)
     flops_turn = 2.0 * g.bm * g.bn * g.bk
     loaded = 2.0 * g.bk * (g.bm + g.bn / g.cluster)
     if g.cuda_cores:
@@ -108,7 +112,7 @@ def launch_of(g: Gemm, machine: GpuMachine = H100, m: int = 4096, n: int = 4096,
             rings=(Ring(turns, loaded, 2, other=multiply_adds / 4 * 1.3),),
         )  # fmt: skip
     else:
-        tensor = tensor_cycles(flops_turn, "bf16", machine)
+        tensor = tensor_cycles(flops_turn, "bf16", H100)
         ring = Ring(
             turns, loaded, g.stages, tensor, consumers=g.consumers, arrivals=g.arrivals, serialised=g.serialised
         )
@@ -117,22 +121,20 @@ def launch_of(g: Gemm, machine: GpuMachine = H100, m: int = 4096, n: int = 4096,
             issue=issue, tensor=turns * tensor, l2_bytes=turns * loaded, rings=(ring,),
             shared_bytes=turns * 2.0 * g.bk * (g.bn * g.bm / 64 + g.bm), stores=_stores(g),
         )  # fmt: skip
-    sms = g.sms or machine.sms
+    sms = g.sms or H100.sms
     running = min(tiles, sms * g.resident)
-    hbm = _traffic(g, machine, tiles_m, tiles_n, running, 2.0 * g.bm * k, 2.0 * g.bn * k) + 2.0 * m * n
+    hbm = _traffic(g, tiles_m, tiles_n, running, 2.0 * g.bm * SIZE, 2.0 * g.bn * SIZE) + 2.0 * SIZE * SIZE
     if g.persistent:
         per_block = -(-tiles // sms)
-        return LaunchWork(g.name, sms, 1, scaled(work, per_block), hbm, 2.0 * m * n * k)
-    return LaunchWork(g.name, tiles, g.resident, work, hbm, 2.0 * m * n * k)
+        return LaunchWork(g.name, sms, 1, scaled(work, per_block), hbm, 2.0 * SIZE**3)
+    return LaunchWork(g.name, tiles, g.resident, work, hbm, 2.0 * SIZE**3)
 
 
 def _stores(g: Gemm) -> float:
     return STORE_CYCLES[g.store] * math.sqrt(g.bm * g.bn / (128 * 128))
 
 
-def _traffic(
-    g: Gemm, machine: GpuMachine, tiles_m: int, tiles_n: int, running: int, a_bytes: float, b_bytes: float
-) -> float:
+def _traffic(g: Gemm, tiles_m: int, tiles_n: int, running: int, a_bytes: float, b_bytes: float) -> float:
     """Bytes of A and B from device memory: wave by wave, what the running tiles read."""
     total = tiles_m * tiles_n
     waves = -(-total // running)
@@ -148,7 +150,7 @@ def _traffic(
         if g.order == "chunks":  # blocks drift apart, and each then reads the next tile's panel of B
             unique += len({(p[1] + 1) % tiles_n for p in places} - {p[1] for p in places}) * b_bytes
         drift = PERSISTENT_DRIFT if g.persistent else DRIFT
-        out += cached_traffic(unique, len(places) * (a_bytes + b_bytes), machine, drift)
+        out += cached_traffic(unique, len(places) * (a_bytes + b_bytes), H100, drift)
     return out
 
 
@@ -198,11 +200,11 @@ def _hilbert_point(side: int, d: int) -> tuple[int, int]:
 ORDERS: dict[str, Order] = {"rows": _rows, "chunks": _rows, "grouped": _grouped, "hilbert": _hilbert}
 
 
-def ladder(machine: GpuMachine = H100) -> list[tuple[Gemm, Prediction]]:
+def ladder() -> list[tuple[Gemm, Prediction]]:
     """Every rung with its prediction."""
-    return [(g, predict(launch_of(g, machine), machine)) for g in LADDER]
+    return [(g, predict(launch_of(g), H100)) for g in LADDER]
 
 
-def classes(machine: GpuMachine = H100) -> list[tuple[Gemm, Prediction]]:
+def classes() -> list[tuple[Gemm, Prediction]]:
     """The library kernels with their predictions."""
-    return [(g, predict(launch_of(g, machine), machine)) for g in CLASSES]
+    return [(g, predict(launch_of(g), H100)) for g in CLASSES]

@@ -40,7 +40,7 @@ def check_statements(
     env = dict(tensors)
     for s in body:
         if isinstance(s, ForLayers):
-            check_number(s.extent, numbers, model, "the number of layers")
+            check_number(s.extent, numbers, "the number of layers")
             if s.index in numbers or s.index in env:
                 raise TcError(f"loop variable '{s.index}' is already taken", s.span, hint="rename it")
             env |= check_statements(model, s.body, env, numbers | {s.index}, module)
@@ -78,7 +78,7 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
         if name not in op.dims:
             hint = did_you_mean(name, op.dims, "static dimension")
             raise TcError(f"op '{op.name}' has no dimension '{name}' to give", s.span, hint=hint)
-        check_number(e, numbers, model, f"the value of '{name}'")
+        check_number(e, numbers, f"the value of '{name}'")
     named = {n for n, _ in s.keywords} | {n for p in op.params for e in p.shape for n in names_in(e)}
     for d in op.dims:
         if d not in named:
@@ -103,7 +103,7 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             _check_at_once(op, a, module)
             continue
         for e in a.args:
-            check_number(e, numbers, model, f"the annotation '{a.function}'")
+            check_number(e, numbers, f"the annotation '{a.function}'")
     if len(s.results) != len(op.outputs):
         raise TcError(
             f"op '{op.name}' gives {count(len(op.outputs), 'tensor')}, but {len(s.results)} are named here",
@@ -121,7 +121,7 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             hint = "parameters, inputs and states keep their values for the whole step; use another name"
             raise TcError(f"'{r.name}' is a parameter, an input or a state", r.span, hint=hint)
         for e in r.shape or ():
-            check_number(e, numbers, model, "a shape")
+            check_number(e, numbers, "a shape")
         env[r.name] = o.dtype if o.dtype is not DType.REAL or real is None else env[real.name]
 
 
@@ -167,7 +167,7 @@ def _check_argument(
             hint = f"operand '{p.name}' has {count(len(p.shape), 'axis', 'axes')}; only a scalar operand takes a number"
             raise TcError(f"a number is passed for the tensor '{p.name}' of op '{op.name}'", a.span, hint=hint)
         hyper = {n for n, _ in model.optimizer.hyper} if model.optimizer else set()
-        check_number(a, numbers | hyper, model, "an operand")
+        check_number(a, numbers | hyper, "an operand")
         return
     if a.name == "_":
         raise TcError("`_` names no tensor", a.span, hint="give the result a name where it is computed")
@@ -175,7 +175,7 @@ def _check_argument(
         hint = did_you_mean(a.name, env, "tensor")
         raise TcError(f"unknown tensor '{a.name}'", a.span, hint=hint)
     for e in (*a.subscripts, *(a.shape or ())):
-        check_number(e, numbers, model, f"the shape of '{a.name}'" if a.shape else f"the layer of '{a.name}'")
+        check_number(e, numbers, f"the shape of '{a.name}'" if a.shape else f"the layer of '{a.name}'")
     given = env[a.name]
     is_state = any(x.name == a.name for x in model.states)
     if p.state != is_state:

@@ -44,7 +44,7 @@ def check_model(model: Model, module: Module) -> None:
 def _check(model: Model, module: Module) -> None:
     numbers = check_numbers(model)
     _check_tensors(model, numbers)
-    _check_states(model, numbers, module)
+    _check_states(model, module)
     declared: tuple[ParamDecl | InputDecl | StateDecl | Cache, ...] = (
         *model.params, *model.inputs, *model.states, *model.caches,
     )  # fmt: skip
@@ -80,7 +80,7 @@ def _check_tensors(model: Model, numbers: frozenset[str]) -> None:
             raise TcError(f"'{d.name}' is both a tensor and a dimension", d.span, hint="rename one of them")
         seen.add(d.name)
         for e in d.shape:
-            check_number(e, numbers, model, f"the shape of '{d.name}'")
+            check_number(e, numbers, f"the shape of '{d.name}'")
     for p in model.params:
         init = p.init
         if init.function not in INITIALISERS:
@@ -91,7 +91,7 @@ def _check_tensors(model: Model, numbers: frozenset[str]) -> None:
             number = count(INITIALISERS[init.function], "value")
             raise TcError(f"'{init.function}' takes {number}", init.span, hint=f"write {wanted}")
         for e in init.args:
-            check_number(e, numbers, model, f"the initialiser of '{p.name}'")
+            check_number(e, numbers, f"the initialiser of '{p.name}'")
         if not p.dtype.is_float:
             raise TcError(f"parameter '{p.name}' is {p.dtype}", p.span, hint="parameters are trained, so they are real")
         if model.caches:
@@ -106,7 +106,7 @@ def _check_tensors(model: Model, numbers: frozenset[str]) -> None:
     _check_ties(model)
     for i in model.inputs:
         if i.below is not None:
-            check_number(i.below, numbers, model, f"the bound of '{i.name}'")
+            check_number(i.below, numbers, f"the bound of '{i.name}'")
 
 
 def _check_ties(model: Model) -> None:
@@ -125,10 +125,10 @@ def _check_ties(model: Model) -> None:
             hint = "tied parameters are one tensor: declare both with the same type and shape"
             raise TcError(f"'{t.name}' and '{t.to}' differ in type or shape", t.span, hint=hint)
         if t.where is not None:
-            check_number(t.where, from_configs, model, "the condition of a `tie`")
+            check_number(t.where, from_configs, "the condition of a `tie`")
 
 
-def _check_states(model: Model, numbers: frozenset[str], module: Module) -> None:
+def _check_states(model: Model, module: Module) -> None:
     for x in model.states:
         if x.init.function != "zeros" or x.init.args:
             raise TcError(f"state '{x.name}' begins as {x.init.function}", x.init.span, hint="states begin as zeros")
@@ -162,7 +162,7 @@ def _check_optimizer(model: Model, o: Optimizer, module: Module) -> None:
             hint = did_you_mean(name, [x for x in module.ops if "." not in x], "op")
             raise TcError(f"`{what} {name}` names an unknown op", o.span, hint=hint)
         groups = o.groups if what == "optimizer" else ()
-        _check_bound(model, o, op, groups, hyper, results, used)
+        _check_bound(o, op, groups, hyper, results, used)
         results |= {r.name for r in op.outputs}
     if o.schedule is not None and "lr" not in {r.name for r in module.ops[o.schedule].outputs}:
         raise TcError(f"`lr by {o.schedule}` gives no 'lr'", o.span, hint="name the op's output `lr: f32[]`")
@@ -177,13 +177,13 @@ def _check_optimizer(model: Model, o: Optimizer, module: Module) -> None:
             if n not in own:
                 hint = did_you_mean(n, sorted(own), "scalar operand")
                 raise TcError(f"group '{g.name}' sets '{n}', which op '{o.op}' does not read", g.span, hint=hint)
-            check_number(e, frozenset(), model, f"the value of '{n}'")
+            check_number(e, frozenset(), f"the value of '{n}'")
     for n, e in o.hyper:
-        check_number(e, frozenset(), model, f"the value of '{n}'")
+        check_number(e, frozenset(), f"the value of '{n}'")
 
 
 def _check_bound(
-    model: Model, o: Optimizer, op: Op, groups: tuple[Group, ...], hyper: list[str], results: set[str], used: set[str]
+    o: Optimizer, op: Op, groups: tuple[Group, ...], hyper: list[str], results: set[str], used: set[str]
 ) -> None:
     """Every operand of an op that the optimizer runs gets a value by its name."""
     for p in op.params:

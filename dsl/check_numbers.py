@@ -35,16 +35,16 @@ def check_numbers(model: Model) -> frozenset[str]:
             notes = (f"config '{other.name}' has it",)
             raise TcError(f"config '{c.name}' gives no value for {listing(missing)}", c.span, notes=notes, hint=hint)
         for _, e in c.values:
-            check_number(e, frozenset(), model, "a configuration value")
+            check_number(e, frozenset(), "a configuration value")
     for n, e in model.lets:
-        check_number(e, frozenset(known), model, f"the value of '{n}'")
+        check_number(e, frozenset(known), f"the value of '{n}'")
         declare(n, "a `let`", e.span)
     for e in model.requires:
-        check_number(e, frozenset(known), model, "a `require`")
+        check_number(e, frozenset(known), "a `require`")
     return frozenset(known)
 
 
-def check_number(e: Expr, known: frozenset[str], model: Model, where: str) -> None:
+def check_number(e: Expr, known: frozenset[str], where: str) -> None:
     """TcError for a tensor, or a name that is no known number, in an expression that must be a number."""
     for n in walk(e):
         if isinstance(n, Access):

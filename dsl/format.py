@@ -78,7 +78,7 @@ def _spaced(tokens: list[str]) -> str:
     for n, token in enumerate(tokens):
         if n:
             before = tokens[n - 1]
-            if _gap(before, token, unary, keywords, first=n == 1):
+            if _gap(before, token, unary, keywords):
                 out += " "
         out += token
         unary = token == "-" and (
@@ -87,10 +87,8 @@ def _spaced(tokens: list[str]) -> str:
     return out
 
 
-def _gap(before: str, token: str, unary: bool, keywords: frozenset[str], first: bool) -> bool:
-    if before in ("(", "[", "..") or token in (")", "]", ",", ":", ";", ".."):
-        return False
-    if unary:
+def _gap(before: str, token: str, unary: bool, keywords: frozenset[str]) -> bool:
+    if unary or before in ("(", "[", "..") or token in (")", "]", ",", ":", ";", ".."):
         return False
     if token == "(":
         word = _WORD.match(before) is not None

@@ -108,7 +108,7 @@ def parse(text: str, file: str = "<text>") -> Source:
     return Source(file, text, items)
 
 
-def parse_expression(text: str, file: str = "<expression>") -> Expr:
+def parse_expression(text: str) -> Expr:
     """A single expression, such as `(V + 127) // 128 * 128`. Names stay names."""
-    e = _run(text, file, "expression")
+    e = _run(text, "<expression>", "expression")
     return e  # type: ignore[return-value]

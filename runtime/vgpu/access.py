@@ -210,7 +210,7 @@ class Access:
         if not m.options.profile or p.segment.space not in ("global", "shared"):
             return
         if p.segment.space == "global":
-            requests, used = sectors(p.start, lanes >> 5, self.size)
+            requests, used = sectors(p.start, lanes >> 5)
             t.sectors += used
         else:
             requests, conflicts = bank_conflicts(p.start % max(m.shared_stride, 1), lanes, self.size)

@@ -48,9 +48,10 @@ def live(b: Mbarriers, access: Access, sel: Sel) -> tuple[Array, Array]:
     return at[ok], objects.astype(np.int64)
 
 
-def values(source: Source | None, sel: Sel, at: Array, default: int = 1) -> Array:
+def values(source: Source | None, sel: Sel, at: Array) -> Array:
+    """A count operand of lanes `at`; 1 where the instruction has none."""
     if source is None:
-        return np.full(len(at), default, np.int64)
+        return np.ones(len(at), np.int64)
     found: Array = np.broadcast_to(np.asarray(source(sel)), len(ids(sel)))[at].astype(np.int64)
     return found
 

@@ -7,7 +7,7 @@ import numpy as np
 from tcomp.runtime.vgpu.lanes import Array
 
 
-def sectors(start: Array, warp: Array, size: int) -> tuple[int, int]:
+def sectors(start: Array, warp: Array) -> tuple[int, int]:
     """(requests, distinct 32-byte sectors summed over them). One request per warp."""
     requests = int(np.count_nonzero(warp[1:] != warp[:-1])) + 1
     sector = start >> 5

@@ -39,20 +39,19 @@ def shared_start(m: Machine, lanes: Array, offset: Any) -> Array:
     return found
 
 
-def async_read(m: Machine, i: Instr, lanes: Any, starts: Array, size: int, initialised: bool = True) -> InFlight:
+def async_read(m: Machine, i: Instr, lanes: Any, starts: Array, size: int) -> InFlight:
     """An operation issued by `i` begins to read `size` bytes (a multiple of 4) at each of `starts`.
 
     `starts`: byte places in `m.shared`, multiples of 4 (see `shared_start`), each piece once. `lanes`: the issuing
     lane, one for all pieces or one for each. Reports a missing proxy fence, bytes that another copy has yet to
-    write, uninitialised bytes (unless `initialised` is False) and races. Nothing is read here: the caller does,
+    write, uninitialised bytes and races. Nothing is read here: the caller does,
     when it likes. The result goes to `finish_read` when the completion of the operation has been waited for."""
-    words, by = _words(m, lanes, starts, size)
+    words, by = _words(lanes, starts, size)
     if m.options.checks and len(words):
         _check_landing(m, i, words, by, "reads")
-        if initialised:
-            bad = m.shared.init.view(np.uint32)[words] != 0x01010101
-            if bad.any():
-                _report(m, "uninitialised read of shared memory", i, words, by, bad, "nothing was written there before")
+        bad = m.shared.init.view(np.uint32)[words] != 0x01010101
+        if bad.any():
+            _report(m, "uninitialised read of shared memory", i, words, by, bad, "nothing was written there before")
         _check_fence(m, i, words, by, "reads")
         _race(m, i, words, by, "read")  # who has read is noted when the reads are over
     flight = InFlight(i, words, by, False)
@@ -62,7 +61,7 @@ def async_read(m: Machine, i: Instr, lanes: Any, starts: Array, size: int, initi
 
 def async_write(m: Machine, i: Instr, lanes: Any, starts: Array, size: int) -> InFlight:
     """Like `async_read` for an operation that will write these bytes: they may not be touched before its end."""
-    words, by = _words(m, lanes, starts, size)
+    words, by = _words(lanes, starts, size)
     if m.options.checks and len(words):
         _check_landing(m, i, words, by, "writes")
         _check_leaving(m, i, words, by)
@@ -115,7 +114,7 @@ def fence(m: Machine, sel: Sel, shared: bool, everywhere: bool) -> None:
 
 
 # --- checks
-def _words(m: Machine, lanes: Any, starts: Array, size: int) -> tuple[Array, Array]:
+def _words(lanes: Any, starts: Array, size: int) -> tuple[Array, Array]:
     starts = np.atleast_1d(np.asarray(starts, np.int64))
     words = ((starts >> 2)[:, None] + np.arange(size // 4)[None, :]).reshape(-1)
     by = np.repeat(np.broadcast_to(np.asarray(lanes, np.int64), len(starts)), size // 4)

@@ -169,6 +169,15 @@ def _exact(value: Fraction, mode: str) -> float:
     return float(directed(np.array([r]), np.array([-float(sign)]), mode, np.float64)[0])
 
 
+def sum64(a: Array, b: Array, mode: str) -> Array:
+    s, e = two_sum(np.atleast_1d(a), np.asarray(b))
+    return np.atleast_1d(a + b) if mode == "rn" else directed(s, np.where(np.isfinite(e), e, 0.0), mode, np.float64)
+
+
+def product64(a: Array, b: Array, mode: str) -> Array:
+    return np.atleast_1d(a * b) if mode == "rn" else fma64(a, b, np.copysign(0.0, np.multiply(a, b)), mode)
+
+
 def quotient64(a: Array, b: Array, mode: str) -> Array:
     r = np.atleast_1d(np.divide(a, b))
     if mode == "rn":

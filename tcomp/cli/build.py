@@ -96,7 +96,7 @@ def build(
     lap("derive, schedule, plan")
     files: dict[str, str | bytes]
     gpu_build = build_gpu.build_kernels(list(step.kernels.values()), machine, cache, _colour()) if machine else None
-    files = gpu_build.files if gpu_build else dict(_compile(built, cache))
+    files = gpu_build.files if gpu_build else dict(_compile(built))
     lap("compile and assemble" if machine else "compile")
     graph, parts = show.nodes_of(module, built.name, step.config, batch, length, numbers, built.machine, step.precision)
     ops = show.distinct(parts)
@@ -145,7 +145,7 @@ def _colour() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
-def _compile(built: common.Built, cache: Path) -> dict[str, str]:
+def _compile(built: common.Built) -> dict[str, str]:
     """Compile every kernel into the cache; its LLVM IR and assembly by file name."""
     from tcomp.codegen.cpu.compile import kernel_ir, optimized, target_machine
     from tcomp.machine.cpu import CpuMachine

@@ -104,9 +104,7 @@ def _same_points(eq: Equation, reader: Equation, name: str) -> bool:
     return len(found) == 1 and len(own) == len(left) and all(isinstance(s, Name) for s in next(iter(found)))
 
 
-def assemble(
-    forward: Forward, given: frozenset[str], equations: list[Equation], renamed: dict[str, str], taken: set[str]
-) -> Op:
+def assemble(forward: Forward, given: frozenset[str], equations: list[Equation], renamed: dict[str, str]) -> Op:
     """The backward op of these equations."""
     op = forward.op
     results = {f"d{p}" for p in forward.inputs}

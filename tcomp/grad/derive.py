@@ -55,7 +55,7 @@ def derive(op: Op, module: Module, outputs: frozenset[str] | None = None) -> Op:
     for a in attempts:
         a.run()
     best = min(attempts, key=lambda a: recomputed(forward, a.all_equations()))
-    return assemble(forward, given, best.all_equations(), best.renamed, best.taken)
+    return assemble(forward, given, best.all_equations(), best.renamed)
 
 
 class Derivation:

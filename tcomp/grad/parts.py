@@ -9,7 +9,6 @@ from dataclasses import replace
 from tcomp.dsl.ast import (
     Access,
     Binary,
-    DType,
     Equation,
     Expr,
     Name,
@@ -140,9 +139,9 @@ def rename_tensor(e: Expr, old: str, new: str) -> Expr:
     return replace(e, tensor=new) if isinstance(e, Access) and e.tensor == old else e
 
 
-def plain_target(name: str, indices: Iterable[str], dtype: DType | None = None) -> Target:
+def plain_target(name: str, indices: Iterable[str]) -> Target:
     """`name[indices]`."""
-    return Target(name, tuple(Name(i) for i in indices), dtype)
+    return Target(name, tuple(Name(i) for i in indices))
 
 
 def fresh(name: str, taken: set[str]) -> str:

@@ -83,7 +83,7 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
         visit(r)
 
 
-def check_nesting(roots: list[Node], plan: KernelPlan, text: str) -> None:
+def check_nesting(roots: list[Node], text: str) -> None:
     """Loops divided among cores or blocks enclose everything of their phase: nothing may run between two of them."""
 
     def visit(node: LoopNode) -> None:

@@ -182,7 +182,7 @@ class _Lowering:
         roots = build(leaves, plan.sequence, self.extents)
         check_fuse(leaves, plan, self.text)
         check_core_loops(roots, plan, self.text)
-        check_nesting(roots, plan, self.text)
+        check_nesting(roots, self.text)
         emitter, shape = self._emitter(leaves, plan, local, dtypes)
         phases = self._fills(part, leaves, started, shape) + self._phases(roots, emitter)
         results = {n: self._operand(n) for n in written & operand_names}

@@ -135,7 +135,7 @@ class Joiner:
         return total
 
 
-def exchange_bytes(node: Compute, sharing: Sharing, points: int, scope_threads: tuple[int, int], f64: bool) -> int:
+def exchange_bytes(points: int, scope_threads: tuple[int, int], f64: bool) -> int:
     """Bytes of shared memory for the exchange between warps: (warps, lanes with own results) in `scope_threads`."""
     warps, lanes = scope_threads
     return points * warps * lanes * (8 if f64 else 4)

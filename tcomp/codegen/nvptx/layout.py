@@ -231,7 +231,7 @@ def _placed(
             if joins_warps(sharing):
                 wide = any(value_kind(buffers[a.tensor].dtype) == "f64" for a in accesses_of(s)) or _casts_to_f64(s)
                 shape = (threads.warps, exchange_lanes(sharing, threads))
-                size = exchange_bytes(s, sharing, plan_of(s, buffers).points, shape, wide)
+                size = exchange_bytes(plan_of(s, buffers).points, shape, wide)
                 if kernel.sides > 1:
                     raise Unsupported(f"the warps of each side would join '{s.target.tensor}'", kernel.span)
                 layout.exchange[id(s)] = place(f"joining warps of {s.target.tensor}", size)
