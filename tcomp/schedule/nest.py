@@ -184,7 +184,8 @@ def depends(second: Leaf, first: Leaf) -> bool:
 def sink_copies(leaves: list[Leaf], depths: Mapping[int, int]) -> list[Leaf]:
     """Equations that write a private sum, or join partial ones, into their output move behind all that do not depend on
     them, so that they do not stand between equations which share the loop around the sum. Those of the same loops go
-    together, and at the end those of sums over inner loops first: `depths` has the outermost loop of each sum."""
+    together, and at the end those of sums over inner loops first: `depths` has the outermost loop of each sum. None moves
+    in front of another one that it depends on (`Y[m] = ...`, then `Y[m] += ...`)."""
     out: list[Leaf] = []
     waiting: list[Leaf] = []
     for leaf in leaves:
@@ -193,10 +194,18 @@ def sink_copies(leaves: list[Leaf], depths: Mapping[int, int]) -> list[Leaf]:
             continue
         first = [w for w in waiting if depends(leaf, w)]
         due = [w for w in waiting if w in first or any(_together(w, f) for f in first)]
+        for w in reversed(waiting):  # and what those depend on
+            if w not in due and any(depends(d, w) for d in due if waiting.index(d) > waiting.index(w)):
+                due.append(w)
+        due.sort(key=waiting.index)
         out += due
         waiting = [w for w in waiting if w not in due]
         out.append(leaf)
-    return out + sorted(waiting, key=lambda w: -depths.get(w.number, 0))
+    while waiting:
+        free = [w for n, w in enumerate(waiting) if not any(depends(w, before) for before in waiting[:n])]
+        out.append(max(free, key=lambda w: depths.get(w.number, 0)))
+        waiting.remove(out[-1])
+    return out
 
 
 def _together(a: Leaf, b: Leaf) -> bool:

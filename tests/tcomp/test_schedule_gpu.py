@@ -17,6 +17,7 @@ from tcomp.dsl.dims import operand_shape
 from tcomp.dsl.load import load, load_text
 from tcomp.grad import backward_of
 from tcomp.ir.tile import Fragment, Kernel, Loop, Scope
+from tcomp.machine.cpu import detect
 from tcomp.machine.gpu import H100
 from tcomp.oracle import evaluate
 from tcomp.schedule.lower import LoweredOp, lower
@@ -191,3 +192,22 @@ def test_the_default_schedule_takes_any_op(text: str) -> None:
     module = load_text(f"op f(x: f32[N], ids: i32[N]) -> {outputs}:\n{index}{text}")
     op, dims = module.ops["f"], {"N": 37}
     assert_keeps_results(op, module, dims, lower(op, module, dims, H100))
+
+
+@pytest.mark.parametrize("order", ["k, i", "i, k"])
+@pytest.mark.parametrize("device", ["gpu", "cpu"])
+def test_sums_over_tiles_are_added_to_an_output_in_the_order_of_the_equations(device: str, order: str) -> None:
+    """Whichever of their loops is the outer one: `y` is assigned before it is added to."""
+    module = load_text(
+        "op f(x: f32[M, K], v: f32[M, I]) -> y: bf16[M]:\n"
+        "  y[m] = sum k: x[m, k] * x[m, k]\n"
+        "  y[m] += sum i: v[m, i]\n\n"
+        f"schedule f on {device}:\n  i -> seq(8)\n  k -> seq(4)\n  order {order}\n"
+    )
+    op, dims = module.ops["f"], {"M": 3, "K": 17, "I": 33}
+    machine = H100 if device == "gpu" else detect()
+    arrays = {p.name: np.ones(operand_shape(p, dims)) for p in op.params}
+    arrays["y"] = np.full(3, np.nan)
+    for kernel in lower(op, module, dims, machine, threads=1).kernels:
+        Interpreter(kernel, arrays, 1).run()
+    assert arrays["y"].tolist() == [50.0] * 3
