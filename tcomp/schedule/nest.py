@@ -184,8 +184,8 @@ def depends(second: Leaf, first: Leaf) -> bool:
 def sink_copies(leaves: list[Leaf], depths: Mapping[int, int]) -> list[Leaf]:
     """Equations that write a private sum, or join partial ones, into their output move behind all that do not depend on
     them, so that they do not stand between equations which share the loop around the sum. Those of the same loops go
-    together, and at the end those of sums over inner loops first: `depths` has the outermost loop of each sum. None moves
-    in front of another one that it depends on (`Y[m] = ...`, then `Y[m] += ...`)."""
+    together, and at the end those of sums over inner loops first: `depths` has the outermost loop of each sum. None
+    moves in front of another one that it depends on (`Y[m] = ...`, then `Y[m] += ...`)."""
     out: list[Leaf] = []
     waiting: list[Leaf] = []
     for leaf in leaves:
