@@ -91,23 +91,26 @@ def apply(d: Decoder, i: Instr, t: Scalar, f: Callable[..., Any], ftz: bool, sat
     return run
 
 
+_ROUNDED: dict[bool, tuple[Callable[..., Array], ...]] = {
+    True: (rounding.sum32, rounding.product32, rounding.fma32, rounding.quotient32),
+    False: (rounding.sum64, rounding.product64, rounding.fma64, rounding.quotient64),
+}
+"""Sum, product, fma and quotient in a rounding mode, of f32 and of f64."""
+
+
 def _wide(base: str, t: Scalar, mode: str, modifiers: list[str]) -> Callable[..., Any] | None:
-    s = "32" if t.name == "f32" else "64"
+    add, product, fma, quotient = _ROUNDED[t.name == "f32"]
     if base in ("add", "sub"):
-        add = getattr(rounding, f"sum{s}")
         if mode == "rn":
             return np.add if base == "add" else np.subtract
         return (lambda a, b: add(a, b, mode)) if base == "add" else (lambda a, b: add(a, -b, mode))
     if base == "mul":
-        product = getattr(rounding, f"product{s}")
         return np.multiply if mode == "rn" else (lambda a, b: product(a, b, mode))
     if base in ("fma", "mad"):
-        fma = getattr(rounding, f"fma{s}")
         return lambda a, b, c: fma(a, b, c, mode)
     if base == "div":
         if "approx" in modifiers or "full" in modifiers:
             return lambda a, b: approximate(np.divide(a, b, dtype=np.float64), 22)
-        quotient = getattr(rounding, f"quotient{s}")
         return lambda a, b: quotient(a, b, mode)
     if base in ("min", "max"):
         return extreme(base, modifiers)

@@ -76,32 +76,13 @@ class GpuLevels:
             elif kind == "warp":
                 warp = WarpLevel(place or "x", args[0], args[1] if len(args) == 2 else MAX_WARPS)
             elif kind == "warpgroup":
-                if args[0] != GROUP_ROWS:
-                    raise LevelError(
-                        f"warpgroup({args[0]}): a warpgroup takes {GROUP_ROWS} rows at a time, 16 for each warp",
-                        level.span,
-                        f"write warpgroup({GROUP_ROWS}); what is left over its warpgroups take in turns",
-                    )
-                groups = args[1] if len(args) == 2 else MAX_WARPS // 4
-                warp = WarpLevel("y", GROUP_ROWS // 4, 4 * groups, True)
+                warp = _warpgroup(args, level.span)
             elif kind == "mma":
                 mma = True
             elif kind == "lane":
-                lane = LaneLevel(place or "x", args[0] if args else 0)
-                if (lane.place == "y") != bool(lane.tile):
-                    raise LevelError(
-                        "lane.y takes the number of values per lane, and lane or lane.x none",
-                        level.span,
-                        "lanes along x are those that lanes along y leave over: write lane.y(8) and lane.x",
-                    )
+                lane = _lane(place or "x", args, level.span)
             else:
-                grain = args[0] if args else self.vector
-                if grain & (grain - 1) or grain > 16:
-                    raise LevelError(
-                        f"{kind}({grain}): a thread takes 1, 2, 4, 8 or 16 consecutive values",
-                        level.span,
-                        "write vec(4): 128 bits of f32",
-                    )
+                grain = _grain(kind, args[0] if args else self.vector, level.span)
         if mma and (lane is not None or grain > 1 or (warp is not None and warp.tile % 16)):
             raise LevelError(
                 f"loop '{name}' ends in mma, which shares a warp's tile of multiples of 16 out among its lanes",
@@ -109,6 +90,40 @@ class GpuLevels:
                 "leave out lane and vec, and give each warp a multiple of 16",
             )
         return LoopMap(name, tuple(tiles), warp=warp, lane=lane, grain=grain, mma=mma, span=span)
+
+
+def _warpgroup(args: Sequence[int], span: Span) -> WarpLevel:
+    """`warpgroup(64)`, or `warpgroup(64, 2)` for two of them."""
+    if args[0] != GROUP_ROWS:
+        raise LevelError(
+            f"warpgroup({args[0]}): a warpgroup takes {GROUP_ROWS} rows at a time, 16 for each warp",
+            span,
+            f"write warpgroup({GROUP_ROWS}); what is left over its warpgroups take in turns",
+        )
+    groups = args[1] if len(args) == 2 else MAX_WARPS // 4
+    return WarpLevel("y", GROUP_ROWS // 4, 4 * groups, True)
+
+
+def _lane(place: str, args: Sequence[int], span: Span) -> LaneLevel:
+    """`lane`, `lane.x` or `lane.y(8)`."""
+    if (place == "y") != bool(args and args[0]):
+        raise LevelError(
+            "lane.y takes the number of values per lane, and lane or lane.x none",
+            span,
+            "lanes along x are those that lanes along y leave over: write lane.y(8) and lane.x",
+        )
+    return LaneLevel(place, args[0] if args else 0)
+
+
+def _grain(kind: str, values: int, span: Span) -> int:
+    """The consecutive values of a thread, a power of two."""
+    if values & (values - 1) or values > 16:
+        raise LevelError(
+            f"{kind}({values}): a thread takes 1, 2, 4, 8 or 16 consecutive values",
+            span,
+            "write vec(4): 128 bits of f32",
+        )
+    return values
 
 
 def padded_extents(plan: KernelPlan, extents: Mapping[str, int], itemsize: int) -> dict[str, int]:

@@ -153,37 +153,9 @@ def check_flags(
     kernel: Kernel, flags: LaunchFlags, sequence: Sequence[Clustered], machine: GpuMachine, text: str
 ) -> None:
     """TcError where a flag would mean nothing for the lowered kernel, or asks for what a block cannot have."""
-    clusters = [t for t in sequence if t.cluster > 1]
-    if len(clusters) > 1:
-        raise TcError("a kernel has clusters along one loop", clusters[1].span, text, "leave one `cluster` out")
-    packs = [s for p in kernel.phases for s in statements(p) if isinstance(s, Pack)]
-    grid = {s.variable for p in kernel.phases for s in statements(p) if isinstance(s, Loop) and s.level == "grid"}
+    _check_clusters(kernel, [t for t in sequence if t.cluster > 1], text)
     if flags.producer is not None:
-        if not any(p.by == "tma" for p in packs):
-            raise TcError(
-                "the producer would have nothing to do: no tile of this kernel is staged by tma",
-                flags.span("producer"),
-                text,
-                "stage operands by tma, or leave `producer` out",
-            )
-        assert kernel.threads is not None
-        if flags.producer.registers and kernel.threads.warps % 4:
-            raise TcError(
-                f"registers are shared between warpgroups, and this kernel computes with {kernel.threads.warps} warps",
-                flags.span("producer"),
-                text,
-                "divide its loops among a multiple of 4 warps, or write: producer warp",
-            )
-        warps = kernel.threads.warps * kernel.sides + flags.producer.warps
-        pool = machine.registers_at_entry(warps)
-        if flags.producer.registers > pool:
-            raise TcError(
-                f"the producer cannot keep {flags.producer.registers} registers a thread: "
-                f"{warps} warps start with {pool} each, and it gives some of them up",
-                flags.span("producer"),
-                text,
-                f"write at most {pool}, for instance: producer warpgroup(40)",
-            )
+        _check_producer(kernel, flags.producer, flags.span("producer"), machine, text)
     if flags.staggered and (why := _not_apart(kernel)):
         raise TcError(
             f"`stagger` keeps the warpgroups of a product by wgmma apart, and {why}",
@@ -206,21 +178,56 @@ def check_flags(
             text,
             "write: persistent, without `pingpong`; or leave the line out",
         )
-    if kernel.cluster is not None:
-        buffers = {b.name: b for b in kernel.operands + kernel.tiles}
-        if not any(shared_packs(p, cluster_of(kernel.cluster, p), buffers, True, True) for p in kernel.phases):
-            raise TcError(
-                f"the blocks of a cluster along '{kernel.cluster.variable.partition('.')[0]}' would share nothing",
-                clusters[0].span,
-                text,
-                "stage by tma, in a pipe loop, a tile that does not depend on that loop, or leave `cluster` out",
-            )
+    grid = {s.variable for p in kernel.phases for s in statements(p) if isinstance(s, Loop) and s.level == "grid"}
     if flags.order.raster and len(grid) < 2:
         raise TcError(
             "`raster` orders the tiles of two grid loops, and this kernel has fewer",
             flags.span("raster"),
             text,
             "leave it out",
+        )
+
+
+def _check_clusters(kernel: Kernel, clusters: Sequence[Clustered], text: str) -> None:
+    if len(clusters) > 1:
+        raise TcError("a kernel has clusters along one loop", clusters[1].span, text, "leave one `cluster` out")
+    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
+    if kernel.cluster is not None and not any(
+        shared_packs(p, cluster_of(kernel.cluster, p), buffers, True, True) for p in kernel.phases
+    ):
+        raise TcError(
+            f"the blocks of a cluster along '{kernel.cluster.variable.partition('.')[0]}' would share nothing",
+            clusters[0].span,
+            text,
+            "stage by tma, in a pipe loop, a tile that does not depend on that loop, or leave `cluster` out",
+        )
+
+
+def _check_producer(kernel: Kernel, producer: Producer, span: Span, machine: GpuMachine, text: str) -> None:
+    if not any(isinstance(s, Pack) and s.by == "tma" for p in kernel.phases for s in statements(p)):
+        raise TcError(
+            "the producer would have nothing to do: no tile of this kernel is staged by tma",
+            span,
+            text,
+            "stage operands by tma, or leave `producer` out",
+        )
+    assert kernel.threads is not None
+    if producer.registers and kernel.threads.warps % 4:
+        raise TcError(
+            f"registers are shared between warpgroups, and this kernel computes with {kernel.threads.warps} warps",
+            span,
+            text,
+            "divide its loops among a multiple of 4 warps, or write: producer warp",
+        )
+    warps = kernel.threads.warps * kernel.sides + producer.warps
+    pool = machine.registers_at_entry(warps)
+    if producer.registers > pool:
+        raise TcError(
+            f"the producer cannot keep {producer.registers} registers a thread: "
+            f"{warps} warps start with {pool} each, and it gives some of them up",
+            span,
+            text,
+            f"write at most {pool}, for instance: producer warpgroup(40)",
         )
 
 
