@@ -184,6 +184,19 @@ def test_exp_overflows_and_underflows_where_it_should(machine: CpuMachine, objec
     np.testing.assert_array_equal(y[4:], 0)
 
 
+def test_exp_of_sixteen_lanes_has_powers_in_registers_and_six_multiplications(machine: CpuMachine) -> None:
+    if "avx512f" not in machine.features:
+        pytest.skip("no vectors of sixteen lanes")
+    words = kernel_assembly(kernel("exp", DType.F32, 1024, 16), machine).split()
+    assert sum(w.startswith(("vpermi2", "vpermt2")) for w in words) == 1
+    assert sum(w.startswith(("vfm", "vfnm", "vmul")) for w in words) == 6
+
+
+def test_exp_is_one_at_zero(machine: CpuMachine, objects: Path) -> None:
+    x = np.zeros(16, np.float32)
+    np.testing.assert_array_equal(apply("exp", x, machine, objects), 1)
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("dtype", [DType.F32, DType.F64])
 def test_no_library_is_called(function: str, dtype: DType, machine: CpuMachine) -> None:

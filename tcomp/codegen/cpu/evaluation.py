@@ -228,7 +228,7 @@ class Evaluator:
         if op == "pow":
             return vectormath.power(self.em, v[0], v[1], self.domain.scope.fma)
         if op in _MATH:
-            return vectormath.call(self.em, op, v[0], self.domain.scope.fma)
+            return vectormath.call(self.em, op, v[0], self.domain.scope.fma, self.domain.scope.features)
         if kind == "int":
             return self._integer(op, v)
         match op:
