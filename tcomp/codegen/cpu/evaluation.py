@@ -225,6 +225,8 @@ class Evaluator:
             return vectormath.random_uniform(self.em, v[0], v[1])
         if op == "short exp2":
             return vectormath.short_exp2(self.em, v[0], self.domain.scope.fma, self.domain.scope.features)
+        if op == "narrow exp":
+            return vectormath.exp_for_16_bits(self.em, v[0], self.domain.scope.fma, self.domain.scope.features)
         if op == "pow":
             return vectormath.power(self.em, v[0], v[1], self.domain.scope.fma)
         if op in _MATH:

@@ -21,6 +21,8 @@ ROUNDED_PAIR = "pair rounded to bf16"
 """The same of any two f32 values, rounded; subnormals may become zeros."""
 SHORT_EXP2 = "exp2 of 18 bits"
 """2**x in f32, within 2**-18 of it."""
+NARROW_EXP = "exp for 16 bits"
+"""e**x in f32, within 2 ulp and |x| 2**-28 of it."""
 _DTYPES = {d.value: d for d in DType}
 _BINARY = {"+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "%": "mod", "**": "pow"}
 _COMPARE = {"<", "<=", ">", ">=", "==", "!="}
@@ -43,7 +45,9 @@ class Node:
     def cost(self) -> int:
         """Operations to evaluate it once."""
         return (
-            1 + sum(a.cost for a in self.args) + 20 * (self.op in _FLOAT_FUNCTIONS or self.op in ("pow", "short exp2"))
+            1
+            + sum(a.cost for a in self.args)
+            + 20 * (self.op in _FLOAT_FUNCTIONS or self.op in ("pow", "short exp2", "narrow exp"))
         )
 
     @property
@@ -158,6 +162,9 @@ class Graph:
             return self.node("rounded pair", "int", tuple(self.cast(n, "f32") for n in nodes))
         if name == SHORT_EXP2:
             return self.node("short exp2", "f32", (self.cast(nodes[0], "f32"),))
+        if name == NARROW_EXP and nodes[0].kind != "f64":
+            return self.node("narrow exp", "f32", (self.cast(nodes[0], "f32"),))
+        name = "exp" if name == NARROW_EXP else name
         if name in _DTYPES:
             if len(nodes) == 2:
                 return self._stochastic(nodes[0], self.cast(nodes[1], "f32"), _DTYPES[name])

@@ -21,6 +21,8 @@ from llvmlite import ir
 from tcomp.codegen.cpu.emitter import Emitter
 from tcomp.codegen.cpu.types import F32, F64, I32, I64, IrValue, Type, constant, lanes_of, like
 
+_LOG2 = (0.693359375, -2.12194440e-4)
+_LOG2_AT_ONCE = (0.69314718,)
 # 2 e**r on |r| <= log(2) / 2, within 1.1 ulp and exact at 0
 _TWICE_EXP32 = (
     1.6531798988580704e-2,
@@ -97,6 +99,12 @@ class Math:
             y = self.fma(y, x, self.c(k))
         return y
 
+    def less(self, x: IrValue, n: IrValue, parts: Sequence[float]) -> IrValue:
+        """x - n (parts[0] + parts[1] + ..)"""
+        for part in parts:
+            x = self.fma(n, self.c(-part), x)
+        return x
+
     def to_bits(self, x: IrValue) -> IrValue:
         return self.b.bitcast(x, self.bits)
 
@@ -154,12 +162,21 @@ def call(em: Emitter, name: str, x: IrValue, fma: bool, features: frozenset[str]
 
 def exp(m: Math, x: IrValue) -> IrValue:
     """e**x = 2**n e**r with x = n log 2 + r, |r| <= log(2) / 2."""
-    if not m.single:
-        return _exp64(m, x)
-    return _exp32_by_table(m, x) if "avx512f" in m.features and lanes_of(m.t) == 16 else _exp32(m, x)
+    return _exp32(m, x, _LOG2) if m.single else _exp64(m, x)
 
 
-def _exp32(m: Math, x: IrValue) -> IrValue:
+def exp_for_16_bits(em: Emitter, x: IrValue, fma: bool, features: frozenset[str]) -> IrValue:
+    """e**x in f32 for results of 16 bits, within 2 ulp and |x| 2**-28.4 of it: log(2) is not taken apart."""
+    return _exp32(Math(em, x.type, fma, features), x, _LOG2_AT_ONCE)
+
+
+def _exp32(m: Math, x: IrValue, parts: Sequence[float]) -> IrValue:
+    """By the parts of log(2), whose multiple goes from `x`."""
+    by_table = "avx512f" in m.features and lanes_of(m.t) == 16
+    return _exp32_by_table(m, x, parts) if by_table else _exp32_by_polynomial(m, x, parts)
+
+
+def _exp32_by_polynomial(m: Math, x: IrValue, parts: Sequence[float]) -> IrValue:
     """13 instructions beside the constants' loads. The rounding constant is added in the multiplication that it rounds,
     and carries the exponent's bias, so that the factor 2**(n - 1) is a shift of its bits: with it twice e**r gives
     infinity where it should, and from n = -126 on the factor is zero."""
@@ -168,16 +185,15 @@ def _exp32(m: Math, x: IrValue) -> IrValue:
     magic = 12582912.0 + 126
     shifted = m.fma(x, m.c(1 / math.log(2)), m.c(magic))
     whole = b.fsub(shifted, m.c(magic))
-    r = m.fma(whole, m.c(-0.693359375), x)
-    r = m.fma(whole, m.c(2.12194440e-4), r)
+    r = m.less(x, whole, parts)
     factor = m.from_bits(b.shl(m.to_bits(shifted), m.i(23)))
     return b.fmul(m.polynomial(r, _TWICE_EXP32), factor)
 
 
-def _exp32_by_table(m: Math, x: IrValue) -> IrValue:
+def _exp32_by_table(m: Math, x: IrValue, parts: Sequence[float]) -> IrValue:
     """e**x = 2**n 2**(j / 32) e**r with 0 <= r < log(2) / 32: two registers hold the powers 2**(j / 32), from which one
     instruction takes those of 16 values, and two coefficients are enough. 12 instructions, 8 of them on the two units
-    that multiply, for 11 of 13 in `_exp32`.
+    that multiply, for 11 of 13 in `_exp32_by_polynomial`.
 
     The multiple is rounded down, so that n is 127 up to the greatest float. The lowest five bits of the sum are j, the
     others n and the exponent's bias. Shifted they are exponent and first five bits of the mantissa; a table's word is
@@ -191,8 +207,7 @@ def _exp32_by_table(m: Math, x: IrValue) -> IrValue:
     product = [x, m.c(1 / math.log(2)), magic, down]
     shifted = m.em.intrinsic("llvm.x86.avx512.vfmadd.ps.512", m.t, product, [])
     multiple = b.fsub(shifted, magic)
-    r = m.fma(multiple, m.c(-0.693359375), x)
-    r = m.fma(multiple, m.c(2.12194440e-4), r)
+    r = m.less(x, multiple, parts)
     bits = m.to_bits(shifted)
     low, high = (ir.Constant(m.bits, [ir.Constant(I32, word) for word in words]) for words in _MANTISSAS)
     mantissa = m.em.intrinsic("llvm.x86.avx512.vpermi2var.d.512", m.bits, [low, bits, high], [])

@@ -35,6 +35,25 @@ def test_gelu_is_right_to_a_rounding(machine: CpuMachine, objects: Path) -> None
     assert np.max(np.abs(found - exact(wide)) / unit) <= 0.51
 
 
+def test_exp_is_right_to_a_rounding(machine: CpuMachine, objects: Path) -> None:
+    """Also where it cancels, and beyond the exponents' range."""
+    x = np.concatenate([np.linspace(-86, 88, 6000), np.geomspace(1e-3, 80, 512), -np.geomspace(1e-3, 80, 507)])
+    given = bits(np.concatenate([x, [np.inf, -np.inf, 1e10, -1e10, 0]]))
+    wide = real(given).astype(np.float64)
+    j = axis("j", given.size, 2, machine.lanes_f32)
+    names = [operand(name, given.size, dtype=DType.BF16) for name in ("X", "E", "Y")]
+    power = fn("exp", at("X", "j"))
+    assert power not in walk(as_stored(power, DType.BF16)) and as_stored(power, DType.F32) == power
+    both = [Compute(at("E", "j"), power, (j,)), Compute(at("Y", "j"), op("-", power, 1.0), (j,))]
+    found = run(kernel(names, both), machine, objects, {"X": given})
+    with np.errstate(over="ignore"):
+        for name, exact_value in (("E", np.exp(wide)), ("Y", np.expm1(wide))):
+            result = real(found[name]).astype(np.float64)
+            np.testing.assert_array_equal(result[-5:-1], exact_value[-5:-1].astype(np.float32))
+            unit = np.exp2(np.floor(np.log2(np.abs(exact_value[:-5]))) - 7)
+            assert np.max(np.abs(result[:-5] - exact_value[:-5]) / unit) <= 0.51
+
+
 def test_gelu_of_anything_large(machine: CpuMachine, objects: Path) -> None:
     x = bits(np.array([14, 20, 88, 1e10, 3e38, np.inf, -14, -15, -20, -88, -1e10, -3e38, 0, np.nan] * 3, np.float32))
     found = real(run(stored(x, DType.BF16, machine), machine, objects, {"X": x})["Y"]).reshape(3, -1)
