@@ -1,7 +1,8 @@
 """The arena: addresses of the persistent tensors, and the slots that name every region.
 
-Parameters, their master copies, gradients and optimizer state come first, all in the same flat layout, then inputs,
-scalars and results. Everything after that belongs to the programs while they run.
+Parameters, their master copies and optimizer state come first, then inputs, scalars and results, then gradients. All
+but what is between have the same flat layout. Everything after that belongs to the programs while they run, and where
+gradients are not there yet, their memory does (`gradient_room.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tcomp.errors import UserError
+from tcomp.model.gradient_room import Piece, ranges
 from tcomp.model.graph import Graph, Tensor
 from tcomp.model.lowering import PlannedLaunch
 from tcomp.model.placement import ALIGNMENT, aligned
@@ -35,16 +37,10 @@ class Arena:
 
     def __post_init__(self) -> None:
         p, graph = self.programs, self.programs.graph
-        for name, tensors in p.regions.items():
-            if p.update is not None:
-                self.address[p.update.flats[name]] = self.bytes
-            itemsize = 0
-            for parameter, t in tensors.items():
-                itemsize = t.dtype.bytes
-                self.name(t, t.name)
-                self.address[t] = self.bytes + p.layout.offsets[parameter.name] * itemsize
-                self.raw_bytes += t.bytes
-            self.bytes += aligned(p.layout.elements * itemsize)
+        regions = dict(p.regions)
+        gradients = regions.pop("g", {})
+        for name, tensors in regions.items():
+            self.flat(name, tensors)
         for t in (*graph.states, *p.news.values(), *graph.inputs.values()):
             self.add(t, t.name)
         self.defaults = {p.seed: self.seed_value, p.step: 0} if p.gradients else {}
@@ -62,6 +58,21 @@ class Arena:
         if p.update is not None:
             for n, t in p.update.results.items():
                 self.result(t, n, t.shape)
+        if gradients:
+            self.flat("g", gradients)
+
+    def flat(self, name: str, tensors: Mapping[Tensor, Tensor]) -> None:
+        """Place a flat vector that the update calls `name`: parameter -> its part."""
+        p = self.programs
+        if p.update is not None:
+            self.address[p.update.flats[name]] = self.bytes
+        itemsize = 0
+        for parameter, t in tensors.items():
+            itemsize = t.dtype.bytes
+            self.name(t, t.name)
+            self.address[t] = self.bytes + p.layout.offsets[parameter.name] * itemsize
+            self.raw_bytes += t.bytes
+        self.bytes += aligned(p.layout.elements * itemsize)
 
     def join(self, graph: Graph, prefix: str) -> None:
         """Place what outlives another program of the same model: tensors of the same name and shape are the same,
@@ -122,6 +133,16 @@ class Arena:
                 first, last = plan.ranges[t]
                 slots[name] = self.slot(name, t, self.bytes + offset, start + first, start + last)
         return slots
+
+    def gradient_slots(self, pieces: Sequence[Piece], end: int) -> tuple[Slot, ...]:
+        """The parts of gradients whose memory others have between the launches at which they are there."""
+        begin = self.bytes - sum(p.bytes for p in pieces)
+        return tuple(
+            Slot(t.name, t.kind, t.dtype, (p.bytes // t.dtype.bytes,), begin + p.offset, p.bytes, first, last, t.owner)
+            for p in pieces
+            if (t := p.gradient) is not None
+            for first, last in ranges(p, end)
+        )
 
     def slot(self, name: str, t: Tensor, offset: int, first: int, last: int) -> Slot:
         kind, shape = self.kinds.get(t, t.kind), self.shapes.get(t, t.shape)

@@ -80,12 +80,16 @@ class Budget:
         return True
 
     def save(self, price: float, share: float = _CHEAP_SHARE) -> None:
-        """Choose what costs at most `price` seconds per byte, in as many layers as `share` of the step's time gives."""
+        """Choose what costs at most `price` seconds per byte that the step then needs less, in as many layers as
+        `share` of its time gives, and in no more than it takes."""
         refused: Refused = set()
         left = share * self.drafter.seconds(self._all())
         while (move := self.cheapest(refused)) is not None and move.price <= price:
             count = len(move.nodes) if move.seconds * len(move.nodes) <= left else int(left / move.seconds)
-            if count == 0 or self.with_move(move, count).least >= self.least:
+            tried = self.with_move(move, count).least if count else self.least
+            if self.least - tried < move.bytes * count:  # the peak is elsewhere by then
+                count = self.fewest(replace(move, nodes=move.nodes[:count]), tried) if tried < self.least else 0
+            if move.seconds * count >= price * (self.least - tried):
                 refused.add((move.nodes, move.results))
                 continue
             left -= move.seconds * count
@@ -124,7 +128,7 @@ class Budget:
     def moves(self) -> list[Move]:
         """What can still be computed again and is worth it."""
         wanted = self.needed()
-        temporary = self.start.least - self.start.arena.bytes
+        temporary = self.start.temporary
         found = []
         for nodes in self.calls():
             node = self.start.graph.nodes[nodes[0]]

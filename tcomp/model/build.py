@@ -3,7 +3,8 @@
     graph -> draft (nodes, launches) -> budget -> plan -> Step
 
 The arena holds the persistent regions first (parameters, gradients, optimizer state, inputs, scalars,
-results), then one region shared by the programs for what lives only while they run.
+results; gradients come last), then one region shared by the programs for what lives only while they run. Activations
+of a step of one micro-batch lie in gradients' memory, too, while those are not there (`gradient_room.py`).
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ def build_step(
         config=config,
         dims=dict(graph.dims),
         slots=arena.slots(plans, positions, end - 1),
+        gradients=arena.gradient_slots(draft.pieces, end - 1),
         arena_bytes=total,
         lower_bound_bytes=bound,
         scratch_bytes=draft.scratch,
@@ -138,7 +140,8 @@ def _placed(budget: Budget, limit: int | None) -> tuple[Draft, dict[str, Program
     while True:
         found = target is None or budget.fit(target)
         draft = budget.draft
-        plans = {n: plan_program(ls, draft.arena.address.keys()) for n, ls in draft.launches.items()}
+        persistent = draft.arena.address.keys()
+        plans = {n: plan_program(ls, persistent, draft.fixed(n)) for n, ls in draft.launches.items()}
         over = draft.arena.bytes + max(plan.bytes for plan in plans.values()) + draft.beside - (limit or 0)
         if limit is None or target is None or not found or over <= 0:
             return draft, plans

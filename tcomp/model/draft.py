@@ -16,17 +16,18 @@ from tcomp.machine.gpu import GpuMachine
 from tcomp.model.arena import Arena
 from tcomp.model.autodiff import Variants
 from tcomp.model.cost import predicted_seconds
+from tcomp.model.gradient_room import Piece, fixed, gradient_pieces
 from tcomp.model.graph import Graph
 from tcomp.model.lowering import Lowering, PlannedLaunch
-from tcomp.model.placement import aligned
+from tcomp.model.placement import Fixed, aligned
 from tcomp.model.plan import most_live
 from tcomp.model.programs import Programs, build_programs
 
 
 @dataclass(frozen=True)
 class Draft:
-    """`launches` by program; those of a micro-batch at the positions `forward` are its forward pass alone. `scratch` is
-    per thread."""
+    """`launches` by program; those of a micro-batch at the positions `forward` are its forward pass alone. `pieces` are
+    of the gradients' memory, where activations may lie in it. `scratch` is per thread."""
 
     graph: Graph
     programs: Programs
@@ -37,6 +38,7 @@ class Draft:
     scratch: int
     team: int
     threads: int
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def beside(self) -> int:
@@ -47,7 +49,18 @@ class Draft:
     def least(self) -> int:
         """Bytes of all memory of the step when nothing is lost in placement."""
         persistent = self.arena.address.keys()
-        return self.arena.bytes + max(most_live(ls, persistent) for ls in self.launches.values()) + self.beside
+        live = (most_live(ls, persistent, self.fixed(name)) for name, ls in self.launches.items())
+        return self.arena.bytes + max(live) + self.beside
+
+    @property
+    def temporary(self) -> int:
+        """The most bytes live at once that are not persistent, wherever they lie."""
+        persistent = self.arena.address.keys()
+        return max(most_live(ls, persistent) for ls in self.launches.values())
+
+    def fixed(self, program: str) -> tuple[Fixed, ...]:
+        """What a program's temporary tensors are placed around."""
+        return fixed(self.pieces, len(self.launches[program])) if program == "micro_first" else ()
 
     @property
     def main(self) -> tuple[PlannedLaunch, ...]:
@@ -98,7 +111,8 @@ class Drafter:
         scratch = max((scratch_bytes(k, Scope.SCRATCH) for k in kernels.values()), default=0)
         team = team_bytes(kernels.values(), self.machine)
         alone = tuple(i for i, passed in enumerate(in_backward) if not passed)
-        return Draft(graph, p, launches, alone, arena, kernels, scratch, team, self.threads)
+        pieces = tuple(gradient_pieces(p, launches.get("micro_first", ()), alone))
+        return Draft(graph, p, launches, alone, arena, kernels, scratch, team, self.threads, pieces)
 
     def seconds(self, launches: Sequence[PlannedLaunch]) -> float:
         """Predicted time of the launches."""

@@ -1,10 +1,10 @@
 """Offsets for buffers with known live ranges, in as little memory as possible.
 
 Takes blocks (bytes, first and last launch) and gives an aligned offset to each, so that blocks alive at the
-same time never overlap. The problem is dynamic storage allocation (NP-hard); the answer here is greedy
-placement in several orders, then a few rounds in which the blocks that stick out of the best placement go
-first. It stops as soon as the lower bound, the most bytes alive at one launch, is reached. Every choice is
-deterministic, so the same problem always has the same answer.
+same time never overlap. Some may have their places already: the others go around them. The problem is dynamic
+storage allocation (NP-hard); the answer here is greedy placement in several orders, then a few rounds in which
+the blocks that stick out of the best placement go first. It stops as soon as the lower bound, the most bytes
+alive at one launch, is reached. Every choice is deterministic, so the same problem always has the same answer.
 """
 
 from __future__ import annotations
@@ -38,9 +38,17 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Fixed:
+    """A block that has its place, `offset` bytes from the start of the region."""
+
+    offset: int
+    block: Block
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
-    """`offsets[i]` is that of block i; `bytes` the size of the region; `lower_bound` the most bytes (not
-    rounded to the alignment) alive at one launch."""
+    """`offsets[i]` is that of block i; `bytes` the size of the region, fixed blocks included; `lower_bound` the most
+    bytes (not rounded to the alignment) alive at one launch."""
 
     offsets: tuple[int, ...]
     bytes: int
@@ -58,19 +66,24 @@ def live_bytes(blocks: Sequence[Block]) -> Ints:
     return np.cumsum(change)[:-1]
 
 
-def place(blocks: Sequence[Block]) -> Placement:
-    """Offsets for the blocks. The same problem is solved once per process."""
-    return place_cached(tuple(blocks))
+def place(blocks: Sequence[Block], fixed: Sequence[Fixed] = ()) -> Placement:
+    """Offsets for the blocks, none of them where something `fixed` is alive. The same problem is solved once per
+    process."""
+    return place_cached(tuple(blocks), tuple(fixed))
 
 
 @lru_cache(maxsize=64)
-def place_cached(blocks: tuple[Block, ...]) -> Placement:
+def place_cached(blocks: tuple[Block, ...], fixed: tuple[Fixed, ...] = ()) -> Placement:
+    floor = max((aligned(f.offset + f.block.bytes) for f in fixed), default=0)
+    there = [f.block for f in fixed]
+    raw = int(live_bytes([*blocks, *there]).max())
     if not blocks:
-        return Placement((), 0, 0)
+        return Placement((), floor, raw)
     size = np.array([aligned(b.bytes) for b in blocks], np.int64)
     first = np.array([b.first for b in blocks], np.int64)
     last = np.array([b.last for b in blocks], np.int64)
-    bound = int(live_bytes([Block(aligned(b.bytes), b.first, b.last) for b in blocks]).max())
+    bound = max(floor, int(live_bytes([*(Block(aligned(b.bytes), b.first, b.last) for b in blocks), *there]).max()))
+    walls = _walls(fixed)
     life = last - first + 1
     orders = (
         np.lexsort((first, -size)),  # largest first
@@ -83,8 +96,8 @@ def place_cached(blocks: tuple[Block, ...]) -> Placement:
     best: tuple[int, Ints, Ints] | None = None
     for order in orders:
         for tightest in (False, True):
-            offsets = _greedy(order, size, first, last, tightest)
-            top = int((offsets + size).max())
+            offsets = _greedy(order, size, first, last, tightest, walls)
+            top = max(floor, int((offsets + size).max()))
             if best is None or top < best[0]:
                 best = top, offsets, order
             if top == bound:
@@ -98,10 +111,9 @@ def place_cached(blocks: tuple[Block, ...]) -> Placement:
         if top == bound:
             break
         current = _lift(current, at + size, round_)
-        at = _greedy(current, size, first, last, tightest=round_ % 2 == 0)
+        at = _greedy(current, size, first, last, round_ % 2 == 0, walls)
         if int((at + size).max()) < top:
-            top, offsets = int((at + size).max()), at
-    raw = int(live_bytes(blocks).max())
+            top, offsets = max(floor, int((at + size).max())), at
     return Placement(tuple(int(o) for o in offsets), top, raw)
 
 
@@ -113,15 +125,26 @@ def _lift(order: Ints, ends: Ints, round_: int) -> Ints:
     return np.concatenate([chosen, order[~np.isin(order, chosen)]])
 
 
-def _greedy(order: Ints, size: Ints, first: Ints, last: Ints, tightest: bool) -> Ints:
-    """Place the blocks one by one, each in the lowest (or tightest) gap among the placed blocks that live at
-    the same time."""
-    n = len(order)
-    offsets = np.zeros(n, np.int64)
+def _walls(fixed: Sequence[Fixed]) -> Ints:
+    """Fixed blocks as columns, sorted by the first: start and end (rounded outward to the alignment), first, last."""
+    rows = sorted(
+        (f.offset // ALIGNMENT * ALIGNMENT, aligned(f.offset + f.block.bytes), f.block.first, f.block.last)
+        for f in fixed
+    )
+    return np.array(rows, np.int64).reshape(-1, 4).T
+
+
+def _greedy(order: Ints, size: Ints, first: Ints, last: Ints, tightest: bool, walls: Ints) -> Ints:
+    """Place the blocks one by one, each in the lowest (or tightest) gap among the walls and the placed blocks that live
+    at the same time."""
+    there = walls.shape[1]
+    n = there + len(order)
+    offsets = np.zeros(len(order), np.int64)
     # the placed blocks, sorted by offset
-    p_offset, p_end = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    p_first, p_last = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    for count, i in enumerate(order):
+    placed = np.zeros((4, n), np.int64)
+    placed[:, :there] = walls
+    p_offset, p_end, p_first, p_last = placed
+    for count, i in enumerate(order, there):
         meets = (p_first[:count] <= last[i]) & (p_last[:count] >= first[i])
         starts = p_offset[:count][meets]
         # the end of everything below each start, 0 before the first; a gap lies between end and next start

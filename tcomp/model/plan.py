@@ -1,7 +1,8 @@
 """Liveness and placement: the launches of a program -> an address for every tensor that is not persistent.
 
 A tensor is live from the first launch that touches it to the last. Where a kernel allows an output to take
-the place of an input, and that input dies at that launch, the two become one buffer.
+the place of an input, and that input dies at that launch, the two become one buffer. Tensors may also lie in the memory
+before the temporary region, where `fixed` blocks have room between them (`gradient_room.py`).
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from dataclasses import dataclass
 from tcomp.ir.tile import Buffer
 from tcomp.model.graph import Tensor, View
 from tcomp.model.lowering import PlannedLaunch
-from tcomp.model.placement import Block, Placement, aligned, live_bytes, place
+from tcomp.model.placement import Block, Fixed, Placement, aligned, live_bytes, place
 
 
 @dataclass(frozen=True)
 class ProgramPlan:
-    """Where a program's temporary tensors live: byte offsets from the start of the temporary region, and the
-    first and last launch of each. `peak` is the launch at which the most bytes are live."""
+    """Where a program's temporary tensors live: byte offsets from the start of the temporary region (negative where
+    they lie before it, among fixed blocks), and the first and last launch of each. `bytes` and `lower_bound` are of
+    that region alone. `peak` is the launch at which the most bytes are live."""
 
     offsets: dict[Tensor, int]
     ranges: dict[Tensor, tuple[int, int]]
@@ -31,21 +33,31 @@ class ProgramPlan:
         return (t for t, (first, last) in self.ranges.items() if first <= launch <= last)
 
 
-def plan_program(launches: Sequence[PlannedLaunch], persistent: Collection[Tensor]) -> ProgramPlan:
-    """Place all tensors of the launches that are not persistent."""
+def plan_program(
+    launches: Sequence[PlannedLaunch], persistent: Collection[Tensor], fixed: Sequence[Fixed] = ()
+) -> ProgramPlan:
+    """Place all tensors of the launches that are not persistent. `fixed` are the blocks of a region right before the
+    temporary one; at some launch they fill it."""
     ranges = live_ranges(launches, persistent)
     check_written_first(launches, ranges)
     groups, blocks = live_blocks(launches, ranges)
-    placement: Placement = place(blocks)
-    offsets = {t: o for g, o in zip(groups, placement.offsets, strict=True) for t in g}
-    peak = int(live_bytes(blocks).argmax())
-    return ProgramPlan(offsets, ranges, placement.bytes, placement.lower_bound, peak)
+    placement: Placement = place(blocks, fixed)
+    before = _end(fixed)
+    offsets = {t: o - before for g, o in zip(groups, placement.offsets, strict=True) for t in g}
+    peak = int(live_bytes([*blocks, *(f.block for f in fixed)]).argmax())
+    return ProgramPlan(offsets, ranges, placement.bytes - before, max(placement.lower_bound - before, 0), peak)
 
 
-def most_live(launches: Sequence[PlannedLaunch], persistent: Collection[Tensor]) -> int:
-    """The most bytes of tensors that are not persistent live at one launch: what no placement can go below."""
+def most_live(launches: Sequence[PlannedLaunch], persistent: Collection[Tensor], fixed: Sequence[Fixed] = ()) -> int:
+    """The most bytes of tensors that are not persistent live at one launch, beyond what there is room for in the region
+    of `fixed` blocks: what no placement can go below."""
     _, blocks = live_blocks(launches, live_ranges(launches, persistent))
-    return int(live_bytes([Block(aligned(b.bytes), b.first, b.last) for b in blocks]).max())
+    live = live_bytes([*(Block(aligned(b.bytes), b.first, b.last) for b in blocks), *(f.block for f in fixed)])
+    return max(int(live.max()) - _end(fixed), 0)
+
+
+def _end(fixed: Sequence[Fixed]) -> int:
+    return max((aligned(f.offset + f.block.bytes) for f in fixed), default=0)
 
 
 def live_blocks(

@@ -9,7 +9,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from tcomp.model.report import TEMPORARY, launch_label, live_bytes
+from tcomp.model.report import TEMPORARY, launch_label, live_bytes, pieces
 from tcomp.model.step import KINDS, Step
 
 COLOURS = {
@@ -35,7 +35,7 @@ def draw_plan(step: Step, path: Path) -> None:
     for kind in used:
         boxes = [
             Rectangle((s.first, s.offset / 2**20), s.last - s.first + 1, s.bytes / 2**20)
-            for s in step.slots.values()
+            for s in pieces(step)
             if s.kind == kind
         ]
         axes.add_collection(

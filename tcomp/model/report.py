@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ def plan_report(step: Step, threads: int = 1, largest: int = 12) -> RenderableTy
     """Tables for a terminal. Scratch is counted once per thread."""
     live = live_bytes(step)
     peak = int(live.argmax())
-    at_peak = [s for s in step.slots.values() if s.first <= peak <= s.last]
+    at_peak = [s for s in pieces(step) if s.first <= peak <= s.last]
     return Group(
         f"{step.model} {step.config}: " + ", ".join(f"{k} = {v}" for k, v in step.dims.items()),
         "",
@@ -36,7 +37,7 @@ def plan_report(step: Step, threads: int = 1, largest: int = 12) -> RenderableTy
             largest,
         ),
         "",
-        _totals(step, threads),
+        _totals(step, threads, at_peak),
         *_recompute(step),
     )
 
@@ -49,15 +50,23 @@ def plan_text(step: Step, threads: int = 1, largest: int = 12, width: int = 110)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
+def pieces(step: Step) -> list[Slot]:
+    """All slots; gradients that share their memory as parts, each as long as it is there."""
+    apart = {s.name for s in step.gradients}
+    return [*(s for n, s in step.slots.items() if n not in apart), *step.gradients]
+
+
 def live_bytes(step: Step) -> NDArray[np.int64]:
     """Bytes in use at each launch: of the micro-batch, then of the update. Memory that an output took over
     from an input counts once."""
     last = max(s.last for s in step.slots.values())
-    always = sum(s.bytes for s in step.slots.values() if s.kind not in TEMPORARY)
+    always = 0
     starting: list[list[Slot]] = [[] for _ in range(last + 1)]
-    for s in step.slots.values():
-        if s.kind in TEMPORARY:
+    for s in pieces(step):
+        if s.kind in TEMPORARY or (s.first, s.last) != (0, last):
             starting[s.first].append(s)
+        else:
+            always += s.bytes
     total = np.empty(last + 1, np.int64)
     live: list[Slot] = []
     for i in range(last + 1):
@@ -92,6 +101,13 @@ def _union(slots: Sequence[Slot]) -> int:
         covered += max(0, s.offset + s.bytes - max(end, s.offset))
         end = max(end, s.offset + s.bytes)
     return covered
+
+
+def over_gradients(step: Step, live: Sequence[Slot]) -> int:
+    """Bytes of live temporary tensors that lie in the memory of gradients."""
+    begin, end = min(s.offset for s in step.gradients), max(s.offset + s.bytes for s in step.gradients)
+    cut = [(max(s.offset, begin), min(s.offset + s.bytes, end), s) for s in live if s.kind in TEMPORARY]
+    return _union([replace(s, offset=a, bytes=b - a) for a, b, s in cut if a < b])
 
 
 def _kinds(step: Step, at_peak: Sequence[Slot]) -> Table:
@@ -149,7 +165,7 @@ def _recompute(step: Step) -> list[RenderableType]:
     return ["", table, "", text]
 
 
-def _totals(step: Step, threads: int) -> Table:
+def _totals(step: Step, threads: int, at_peak: Sequence[Slot]) -> Table:
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -157,6 +173,9 @@ def _totals(step: Step, threads: int) -> Table:
     table.add_row("arena", f"{bytes_text(step.arena_bytes)} ({step.arena_bytes:,} bytes)")
     table.add_row("lower bound (most bytes live at once)", f"{step.lower_bound_bytes:,} bytes")
     table.add_row("arena / lower bound", f"{step.arena_bytes / step.lower_bound_bytes:.4f}")
+    if step.gradients:
+        n = over_gradients(step, at_peak)
+        table.add_row("activations in the place of gradients to come", f"{bytes_text(n)} at the peak")
     table.add_row(f"scratch, {threads} thread{'s' if threads > 1 else ''}", bytes_text(step.scratch_bytes * threads))
     table.add_row("shared by the threads", bytes_text(step.team_bytes))
     table.add_row("all memory of a step", bytes_text(total))

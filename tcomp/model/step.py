@@ -118,6 +118,10 @@ class Step:
     """what is computed again by the plan's own choice, None when nothing"""
     precision: str = "f32"
     """the recipe's name"""
+    gradients: tuple[Slot, ...] = ()
+    """The parts of gradients, with the launches at which each is there (once for those of the step before), where
+    activations have their memory between: gradients then have their values from the end of a micro-batch until the next
+    program begins"""
     states: tuple[str, ...] = ()
     """slots of the model's own states, which forward and backward read"""
 

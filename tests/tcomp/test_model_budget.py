@@ -29,9 +29,9 @@ def gpt2() -> Module:
     return load(GPT2)
 
 
-def built(module: Module, limit: int | None = None, C: int = 32, **more: Any) -> Step:
-    return build_step(module, "gpt2", "tiny", SIZES, overrides={**SMALL, "C": C}, machine=detect(), memory_limit=limit,
-                      recompute=limit is not None, **more)  # fmt: skip
+def built(module: Module, limit: int | None = None, C: int = 32, B: int = 4, **more: Any) -> Step:
+    return build_step(module, "gpt2", "tiny", {**SIZES, "B": B}, overrides={**SMALL, "C": C}, machine=detect(),
+                      memory_limit=limit, recompute=limit is not None, **more)  # fmt: skip
 
 
 def memory(step: Step) -> int:
@@ -70,7 +70,8 @@ def test_every_budget_down_to_the_least_is_met(gpt2: Module, free: Step, least: 
         step = built(gpt2, limit)
         assert memory(step) <= limit
         if step.recompute:
-            assert step.recompute.after == memory(step) and step.recompute.before == memory(free)
+            assert step.recompute.after == memory(step)
+            assert step.recompute.before <= memory(free) <= 1.02 * step.recompute.before
             shares.append(step.recompute.share)
     assert shares == sorted(shares) and len(shares) >= 4, "less memory costs more time"
 
@@ -103,7 +104,8 @@ def test_without_a_budget_only_what_a_pass_over_memory_makes_is_computed_again(g
     step, free = wide(gpt2, cheap=True), wide(gpt2)
     assert step.recompute is not None and step.recompute.limit is None
     assert {r.results[0].removeprefix("l0.") for r in step.recompute.rows} <= {"h", "h.2", "u", "x"}
-    assert step.recompute.before == memory(free) and step.recompute.after == memory(step) < memory(free) - 6 * 2**20
+    assert step.recompute.before <= memory(free) <= 1.02 * step.recompute.before
+    assert step.recompute.after == memory(step) < memory(free) - 6 * 2**20
     text = plan_text(step)
     assert "Computed again in the backward pass, since it costs next to nothing" in text
     assert "--memory unlimited" in text
@@ -139,14 +141,15 @@ def test_the_step_is_bitwise_the_same_without_a_budget(gpt2: Module, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision,parts", [("f32", (0.6, 0.0)), ("bf16", (0.4,))])
+@pytest.mark.parametrize("precision,parts", [("f32", (0.6, 0.0)), ("bf16", (0.3,))])
 def test_the_step_is_bitwise_the_same(precision: str, parts: tuple[float, ...], gpt2: Module, tmp_path: Path) -> None:
-    free, least = built(gpt2, C=128, precision=precision), least_of(gpt2, C=128, precision=precision)
+    wide: dict[str, Any] = {"C": 128, "precision": precision, "B": 8}
+    free, least = built(gpt2, **wide), least_of(gpt2, **wide)
     expected = trained(free, tmp_path)
     alone = set()
     for part in parts:
         limit = round(least + part * (memory(free) - least)) + 60_000
-        step = built(gpt2, limit, C=128, precision=precision)
+        step = built(gpt2, limit, **wide)
         assert step.recompute is not None
         alone |= {r.results for r in step.recompute.rows}
         for name, values in trained(step, tmp_path).items():

@@ -7,7 +7,7 @@ import time
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
-from tcomp.model.placement import ALIGNMENT, Block, aligned, live_bytes, place, place_cached
+from tcomp.model.placement import ALIGNMENT, Block, Fixed, aligned, live_bytes, place, place_cached
 
 blocks = st.lists(
     st.builds(
@@ -40,6 +40,30 @@ def test_blocks_that_live_together_never_overlap(problem: list[Block]) -> None:
         for j, b in enumerate(problem[:i]):
             if a.first <= b.last and b.first <= a.last:
                 assert p.offsets[i] + a.bytes <= p.offsets[j] or p.offsets[j] + b.bytes <= p.offsets[i]
+
+
+@given(blocks, st.lists(st.tuples(st.integers(1, 100_000), st.integers(0, 40), st.integers(0, 40)), max_size=12))
+@settings(deadline=None)
+def test_blocks_go_around_what_has_its_place(problem: list[Block], walls: list[tuple[int, int, int]]) -> None:
+    """Walls side by side, at any byte, each there between its two launches."""
+    there, at = [], 0
+    for size, a, b in walls:
+        there.append(Fixed(at, Block(size, min(a, b), max(a, b))))
+        at += size
+    p = place(problem, there)
+    assert p.bytes >= at and p.bytes >= p.lower_bound
+    for block, offset in zip(problem, p.offsets, strict=True):
+        assert offset % ALIGNMENT == 0 and offset + block.bytes <= p.bytes
+        for wall in there:
+            if block.first <= wall.block.last and wall.block.first <= block.last:
+                assert offset + block.bytes <= wall.offset or wall.offset + wall.block.bytes <= offset
+
+
+def test_room_between_walls_is_used() -> None:
+    """Blocks that live while nothing is there, beside one that always is."""
+    there = [Fixed(0, Block(640, 5, 9)), Fixed(640, Block(64, 0, 9)), Fixed(704, Block(640, 6, 9))]
+    p = place([Block(640, 0, 4), Block(600, 1, 5), Block(64, 0, 9)], there)
+    assert p.offsets == (0, 704, 1344) and p.bytes == 1344 + 64
 
 
 @given(blocks)

@@ -14,12 +14,13 @@ from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
 from tcomp.model.arena import Arena
 from tcomp.model.build import build_step
+from tcomp.model.gradient_room import fixed, gradient_pieces
 from tcomp.model.graph import Tensor
 from tcomp.model.lowering import Lowering, PlannedLaunch
 from tcomp.model.placement import ALIGNMENT
 from tcomp.model.plan import ProgramPlan, plan_program
 from tcomp.model.programs import build_programs
-from tcomp.model.report import TEMPORARY, live_bytes, plan_text
+from tcomp.model.report import TEMPORARY, live_bytes, pieces, plan_text
 from tcomp.model.step import Slot, Step
 from tcomp.model.unroll import build_graph
 from tcomp.schedule.lower import lower
@@ -63,7 +64,11 @@ def test_every_launch_reads_what_was_written_for_it(gpt2: Module, accumulation: 
     arena = Arena(p, not training, 1.0)
     for nodes in ((*p.forward, *p.backward), (*p.forward_next, *p.backward_next)):
         launches = lowering.launches(nodes)
-        replay(launches, plan_program(launches, arena.address.keys()), arena)
+        pieces = gradient_pieces(p, launches, range(len(lowering.launches(p.forward))))
+        assert bool(pieces) == (bool(launches) and training and accumulation == 1)
+        plan = plan_program(launches, arena.address.keys(), fixed(pieces, len(launches)))
+        assert (min(plan.offsets.values(), default=0) < 0) == bool(pieces)
+        replay(launches, plan, arena)
 
 
 def replay(launches: tuple[PlannedLaunch, ...], plan: ProgramPlan, arena: Arena) -> None:
@@ -95,9 +100,9 @@ def replay(launches: tuple[PlannedLaunch, ...], plan: ProgramPlan, arena: Arena)
 
 
 def test_slots_that_live_together_do_not_overlap_unless_one_took_the_others_place(tiny: Step) -> None:
-    slots = sorted(tiny.slots.values(), key=lambda s: s.offset)
+    slots = sorted(pieces(tiny), key=lambda s: s.offset)
     for i, a in enumerate(slots):
-        assert a.offset % ALIGNMENT == 0 and a.offset + a.bytes <= tiny.arena_bytes
+        assert (a in tiny.gradients or a.offset % ALIGNMENT == 0) and a.offset + a.bytes <= tiny.arena_bytes
         for b in slots[i + 1 :]:
             if b.offset >= a.offset + a.bytes:
                 break
