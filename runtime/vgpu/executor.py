@@ -24,7 +24,7 @@ from tcomp.runtime.vgpu.decoder import Decoder, Run, Source
 from tcomp.runtime.vgpu.flow import TRANSFERS, waits
 from tcomp.runtime.vgpu.lanes import Sel, count, ids, merge, narrow, warps
 from tcomp.runtime.vgpu.machine import Machine
-from tcomp.runtime.vgpu.ptx import Instr, Sym
+from tcomp.runtime.vgpu.ptx import Instr, Reg, Sym
 from tcomp.runtime.vgpu.types import scalar
 
 Finish = Callable[[Sel], list[tuple[int, Sel]]]
@@ -78,8 +78,6 @@ class Executor:
         return conditional
 
     def guard(self, d: Decoder, i: Instr) -> Source:
-        from tcomp.runtime.vgpu.ptx import Reg
-
         assert i.guard is not None
         d.line, d.instr = i.line, i
         get = d.source(Reg(i.guard), scalar("pred"))

@@ -10,6 +10,7 @@ A monoid reduction over one tile is one maximum and, per carried field, one sum 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
 
 from tcomp.dsl.ast import (
     Access,
@@ -48,37 +49,44 @@ LOWEST: dict[str, Expr] = {"max": Num(-3.0e38), "min": Num(3.0e38)}
 """Starting keys of a monoid; finite, so that the difference of two of them is 0 and not NaN."""
 
 
+@dataclass(eq=False)
 class Emitter:
-    """Emits one kernel. `tiles` collects the buffers it introduces; `scalars` are integers that it only reads. Without
-    `needs` all of a tile is computed."""
+    """Emits one kernel."""
 
-    def __init__(
-        self,
-        plan: KernelPlan,
-        extents: dict[str, int],
-        room: Mapping[str, int],
-        chunk: dict[str, int],
-        granule: dict[str, int],
-        storage: dict[str, Storage],
-        dtypes: Mapping[str, DType],
-        shapes: Mapping[str, tuple[int, ...]],
-        monoids: Mapping[str, Monoid],
-        definitions: Mapping[str, Expr],
-        tiler: Tiler,
-        text: str,
-        stager: Callable[[Emitter], Stager],
-        scalars: frozenset[str] = frozenset(),
-        needs: Needs | None = None,
-    ) -> None:
-        self.plan, self.extents, self.chunk, self.granule = plan, extents, chunk, granule
-        self.room = room
-        self.storage, self.dtypes, self.shapes = storage, dtypes, shapes
-        self.monoids, self.definitions = monoids, definitions
-        self.tiler, self.text, self.scalars = tiler, text, scalars
-        self.needs = needs
-        self.tiles: dict[str, Buffer] = {s.buffer.name: s.buffer for s in storage.values()}
+    plan: KernelPlan
+    extents: dict[str, int]
+    """of indices"""
+    room: Mapping[str, int]
+    """the extents that tiles of each index have room for"""
+    chunk: dict[str, int]
+    """the most that one core gets of a loop that is divided among all"""
+    granule: dict[str, int]
+    """what such shares begin at multiples of"""
+    storage: dict[str, Storage]
+    """where temporaries live"""
+    dtypes: Mapping[str, DType]
+    shapes: Mapping[str, tuple[int, ...]]
+    monoids: Mapping[str, Monoid]
+    definitions: Mapping[str, Expr]
+    """temporaries that one plain equation defines, and what they are"""
+    tiler: Tiler
+    text: str
+    """the schedule's, for diagnostics"""
+    stager: InitVar[Callable[[Emitter], Stager]]
+    scalars: frozenset[str]
+    """integers that the kernel only reads"""
+    needs: Needs | None
+    """the points of each result that somebody reads; None: all of a tile is computed"""
+    tiles: dict[str, Buffer] = field(init=False)
+    """the buffers that it introduces"""
+    staging: Stager = field(init=False)
+    rank: dict[str, int] = field(init=False)
+    """of an index, the place of its first serial loop from outside"""
+
+    def __post_init__(self, stager: Callable[[Emitter], Stager]) -> None:
+        self.tiles = {s.buffer.name: s.buffer for s in self.storage.values()}
         self.staging = stager(self)
-        rank = [t.index for t in plan.sequence if not t.parallel]
+        rank = [t.index for t in self.plan.sequence if not t.parallel]
         self.rank = {i: rank.index(i) for i in rank}
 
     # ------------------------------------------------------------------------------------------ loops

@@ -259,11 +259,22 @@ class _Lowering:
         }
         scalars = {o.name for o in self.op.operands if o.dtype is DType.I32 and not o.shape}
         emitter = Emitter(
-            plan, self.extents, room, chunk, granule, storage, dtypes, self.shapes, self.module.monoids,
-            definitions, tiler, self.text, self.family.stager,
+            plan=plan,
+            extents=self.extents,
+            room=room,
+            chunk=chunk,
+            granule=granule,
+            storage=storage,
+            dtypes=dtypes,
+            shapes=self.shapes,
+            monoids=self.module.monoids,
+            definitions=definitions,
+            tiler=tiler,
+            text=self.text,
+            stager=self.family.stager,
             scalars=frozenset(scalars - {t for x in leaves for t in x.written}),
             needs=needs(leaves, definitions) if self.family.partial_tiles else None,
-        )  # fmt: skip
+        )
         return emitter, shape
 
     def _leaving(
