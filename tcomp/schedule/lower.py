@@ -16,6 +16,7 @@ from tcomp.dsl.storage import bound
 from tcomp.grad.early import is_early
 from tcomp.ir.multicast import without_idle_cluster
 from tcomp.ir.tile import Buffer, Cluster, Kernel, Scope, Statement, ThreadShape
+from tcomp.ir.walk import computes
 from tcomp.schedule.adding import Adding
 from tcomp.schedule.choose import choose_schedule, storage_of
 from tcomp.schedule.combine import Combined, combined
@@ -184,7 +185,9 @@ class _Lowering:
         check_core_loops(roots, plan, self.text)
         check_nesting(roots, self.text)
         emitter, shape = self._emitter(leaves, plan, local, dtypes)
-        phases = self._fills(part, leaves, started, shape) + self._phases(roots, emitter)
+        fills = self._fills(part, leaves, started, shape)
+        filled = {c.target.tensor for phase in fills for c in computes(phase)}
+        phases = fills + self._phases(roots, emitter)
         results = {n: self._operand(n) for n in written & operand_names}
         phases, adding = self._leaving(phases, joined, plan, emitter.tiles, results, shape)
         for n in added & set(emitter.tiles):  # words of the kernel's own, which it leaves zero
@@ -226,7 +229,7 @@ class _Lowering:
             order=replace(
                 blocks_order(plan.flags, plan.sequence, self.text), stream=next(iter(plan.streams.values()), None)
             ),
-            traffic=traffic(leaves, self.extents, counted),
+            traffic=traffic(leaves, self.extents, counted, filled),
             cluster=self._cluster(plan),
             functions=evaluations(leaves, self.extents, local, self.module.monoids),
             gathered=gathered(leaves, self.extents, sizes),

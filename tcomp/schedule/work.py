@@ -59,9 +59,14 @@ def _functions(expressions: Sequence[Expr]) -> list[str]:
     return names + ["divide" for n in terms if isinstance(n, Binary) and n.op == "/" and not isinstance(n.right, Num)]
 
 
-def traffic(leaves: Sequence[Leaf], extents: Mapping[str, int], operands: Mapping[str, tuple[DType, int]]) -> int:
+def traffic(
+    leaves: Sequence[Leaf],
+    extents: Mapping[str, int],
+    operands: Mapping[str, tuple[DType, int]],
+    cleared: Collection[str] = (),
+) -> int:
     """Bytes read and written: each element of an operand (type and number of elements) that an equation names, once
-    for reading and once for writing."""
+    for reading and once for writing, and of outputs that the kernel clears every element."""
     read: dict[str, dict[tuple[Expr, ...], int]] = {}
     written: dict[str, dict[tuple[Expr, ...], int]] = {}
     for leaf in leaves:
@@ -69,11 +74,11 @@ def traffic(leaves: Sequence[Leaf], extents: Mapping[str, int], operands: Mappin
             for a in accesses:
                 found.setdefault(a.tensor, {})[a.subscripts] = _elements(a, extents)
     total = 0
-    for found in (read, written):
+    for found, whole in ((read, ()), (written, cleared)):
         for name, parts in found.items():
             if name in operands:
                 dtype, elements = operands[name]
-                total += min(elements, sum(parts.values())) * dtype.bytes
+                total += (elements if name in whole else min(elements, sum(parts.values()))) * dtype.bytes
     return total
 
 

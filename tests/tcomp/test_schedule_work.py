@@ -46,3 +46,14 @@ def test_a_scatter_reads_and_writes_the_rows_it_names() -> None:
     dims = {"B": 2, "T": 3, "V": 1000, "S": 10, "C": 4}
     dwte, dwpe = lower(op, module, dims, MACHINE).kernels
     assert dwte.gathered == ((4 * 4, 2 * 2 * 3 * 4 * 4),) and dwpe.gathered == ()
+
+
+def test_an_output_that_a_kernel_clears_is_written_whole() -> None:
+    module = load("models/gpt2.tc")
+    op = backward_of("embedding", module)
+    assert op is not None
+    dims = {"B": 2, "T": 3, "V": 1000, "S": 10, "C": 4}
+    dwte, dwpe = lower(op, module, dims, MACHINE).kernels
+    # Read: tokens and dx, or dx; and the rows that are added to.
+    assert dwte.traffic == 4 * (2 * 3 + 2 * 3 * 4 + 2 * 3 * 4 + 1000 * 4)
+    assert dwpe.traffic == 4 * (2 * 3 * 4 + 3 * 4 + 10 * 4)
