@@ -29,7 +29,8 @@ class Needs:
 
 
 def needs(leaves: Sequence[Leaf], definitions: Mapping[str, Expr]) -> Needs:
-    """What the kernel's equations need of each other; `definitions` are its pointwise temporaries."""
+    """What the kernel's equations need of each other; `definitions` are its pointwise temporaries. A guard that reads
+    what the kernel computes tells nothing: its tensor may be made only behind the equation that would ask it."""
     out = Needs()
     written = [t for leaf in leaves for t in leaf.written]
     for leaf in reversed(leaves):
@@ -39,7 +40,13 @@ def needs(leaves: Sequence[Leaf], definitions: Mapping[str, Expr]) -> Needs:
             continue
         zeros: dict[int, list[Expr]] = {}
         parts = [_within(r, leaf, out, zeros, definitions) for r in leaf.readers]
-        common = [g for g in parts[0] if all(g in p for p in parts[1:]) and names_in(g) <= set(leaf.parallel)]
+        common = [
+            g
+            for g in parts[0]
+            if all(g in p for p in parts[1:])
+            and names_in(g) <= set(leaf.parallel)
+            and not any(a.tensor in written for a in reads(g))
+        ]
         if common:
             out.within[leaf.number] = common
             for number, guards in zeros.items():

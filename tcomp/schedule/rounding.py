@@ -26,14 +26,16 @@ def _rounded(plan: KernelPlan, tensor: str) -> bool:
     return any(d.bytes < 4 for what, d in plan.casts.items() if what.rpartition(".")[2] == tensor)
 
 
-def _read_rounded(plan: KernelPlan, leaf: Leaf) -> bool:
-    """Does whatever is computed from the leaf's tensor end up rounded, in one step or several pointwise ones?"""
-    name = leaf.written[0]
+def _read_rounded(plan: KernelPlan, leaf: Leaf, met: tuple[Leaf, ...] = ()) -> bool:
+    """Does whatever is computed from the leaf's tensor end up rounded, in one step or several pointwise ones? `met` are
+    the equations on the way here: one that adds to a temporary reads it itself."""
+    name, met = leaf.written[0], (*met, leaf)
 
     def rounds(r: Leaf) -> bool:
         casts = (plan.casts.get(f"{t}.{name}") for t in (*r.written, *r.sums_for))
         return any(d is not None and d.bytes < 4 for d in casts) or (
-            not isinstance(r.equation.value, Reduction) and _read_rounded(plan, r)
+            not isinstance(r.equation.value, Reduction) and _read_rounded(plan, r, met)
         )
 
-    return bool(leaf.readers) and all(rounds(r) for r in leaf.readers)
+    others = [r for r in leaf.readers if r not in met]
+    return bool(others) and all(rounds(r) for r in others)

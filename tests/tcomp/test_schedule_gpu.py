@@ -211,3 +211,23 @@ def test_sums_over_tiles_are_added_to_an_output_in_the_order_of_the_equations(de
     for kernel in lower(op, module, dims, machine, threads=1).kernels:
         Interpreter(kernel, arrays, 1).run()
     assert arrays["y"].tolist() == [50.0] * 3
+
+
+def test_a_temporary_that_several_equations_add_to() -> None:
+    module = load_text(
+        "op f(x: f32[N, 3]) -> y: f32[N]:\n"
+        "  t[i] = x[i, 0]\n  t[i] += exp(x[i, 1])\n  t[i] += exp(x[i, 2])\n  y[i] = t[i] * 2.0\n\n"
+        "schedule f on gpu:\n  i -> grid(32) / lane\n"
+    )
+    op, dims = module.ops["f"], {"N": 40}
+    assert_keeps_results(op, module, dims, lower(op, module, dims, H100))
+
+
+def test_nothing_asks_for_what_the_kernel_computes_only_later() -> None:
+    """`a` is needed where k == s[i], but s comes behind it."""
+    module = load_text(
+        "op f(x: f32[N, K], ids: i32[N]) -> y: f32[N]:\n"
+        "  a[i, k] = exp(x[i, k])\n  s[i]: i32 = ids[i] // 2\n  y[i] = sum k where k == s[i]: a[i, k]\n"
+    )
+    op, dims = module.ops["f"], {"N": 9, "K": 7}
+    assert_keeps_results(op, module, dims, lower(op, module, dims, detect()))

@@ -187,8 +187,9 @@ class Interpreter:
             needed = np.broadcast_to(self.value(g, grid), shape)
             if names_in(g) & s.reduced:
                 mask = mask & needed
-            else:  # nobody may read it: code generators may leave it out
-                value = np.where(needed, value, np.nan)
+            else:  # nobody may read it: code generators may leave it out, and add nothing where many points meet
+                meets = s.accumulate and not all(isinstance(x, Name) for x in s.target.subscripts)
+                value = np.where(needed, value, 0.0 if meets else np.nan)
         if s.reduced:
             assert s.reducer is not None
             dims = tuple(d for d, a in enumerate(s.axes) if a.name in s.reduced)
