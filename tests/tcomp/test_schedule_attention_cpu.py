@@ -6,6 +6,8 @@ import pytest
 
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load, load_text
+from tcomp.dsl.recipes import RECIPES
+from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
 from tcomp.ir.print import print_kernel
 from tcomp.ir.tile import Compute
@@ -24,6 +26,21 @@ def test_values_are_packed_for_the_field_that_reads_them() -> None:
     lines = print_kernel(kernel).splitlines()
     (packed,) = (x.split()[1] for x in lines if "pack " in x and ", 2, h" in x)
     assert any(line.split()[0].startswith("o[") and packed in line and "+= sum k" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("machine", "length", "storage", "packed"),
+    [(AVX512, 64, "f32", 1), (AVX512, 65, "f32", 2), (AVX512, 64, "bf16", 2), (AVX2, 64, "f32", 2)],
+)
+def test_few_values_are_read_where_they_lie(machine: CpuMachine, length: int, storage: str, packed: int) -> None:
+    """By wide vectors, where they need not be widened; the next head's are prefetched all the same."""
+    module = load("models/ops/attention.tc")
+    op = bound(module.ops["attention"], RECIPES[storage].storage)
+    (kernel,) = lower(op, module, {"B": 2, "T": length, "H": 12, "D": 64}, machine).kernels
+    text = print_kernel(kernel)
+    assert text.count("  pack ") == packed
+    assert (", 2, h.0, e]  # needed" in text) == (packed == 1)
+    assert storage != "f32" or ", k, 2, select(h.0 + 1 < 12" in text
 
 
 @pytest.mark.parametrize(("heads", "copies"), [(12, 3), (2, 2)])
