@@ -64,6 +64,8 @@ def check(
     if parse_only:
         print(f"{file}: {len(module.ops)} ops, {len(module.schedules)} schedules, {len(module.models)} models: sound")
         return
+    if not module.ops and not module.models:
+        raise UserError(f"{file}: nothing to check: it declares neither an op nor a model")
     runs_on = common.device_for(device, gpu=gpu, threads=threads)
     failed = 0
     storage = RECIPES[precision or "f32"].storage

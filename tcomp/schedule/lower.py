@@ -64,7 +64,13 @@ def lower(
     `chosen` overrides tuned parameters by name. `schedule` replaces the module's (for tuners and tests).
     `deterministic` refuses atomic sums. Raises TcError when the schedule is illegal, with a counterexample.
     """
-    return _Lowering(bound(op, DType.F32), module, dims, machine, threads, chosen or {}, schedule, deterministic).run()
+    try:
+        return _Lowering(
+            bound(op, DType.F32), module, dims, machine, threads, chosen or {}, schedule, deterministic
+        ).run()
+    except TcError as e:
+        e.text = e.text or module.sources.get(e.span.file, "")
+        raise
 
 
 class _Lowering:

@@ -100,3 +100,8 @@ def test_check_takes_the_sizes_that_a_schedule_is_for(tcomp: Tcomp, tmp_path: Pa
     assert good.code == 0 and "f.backward" in good.out, good.out + good.error
     refused(tcomp("check", str(file), "f", "--dim", "J=2"), "no dimension 'J'")
     refused(tcomp("check", str(file), "--dim", "M=2"), "--dim is for one op")
+
+
+def test_check_of_a_file_without_ops_says_so(tcomp: Tcomp, tmp_path: Path) -> None:
+    (tmp_path / "empty.tc").write_text("")
+    refused(tcomp("check", "empty.tc"), "empty.tc: nothing to check")
