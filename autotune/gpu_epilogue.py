@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 
-from tcomp.autotune.gpu_model import COPY_LATENCY
+from tcomp.autotune.gpu_model import COPY_LATENCY, ISSUE_RATE
 from tcomp.autotune.gpu_replay import Step, Warp, run, step_of
 from tcomp.autotune.opcodes import MATRIX, width
 from tcomp.autotune.sass import Function, Instruction
@@ -24,9 +24,6 @@ registers; the others bring the published kernels with stores through shared mem
 BULK_STORE = 400.0
 """Cycles until a bulk store has read its panel from shared memory, which is awaited before the next takes its place
 (measured: stall samples of two products have 260 and 470)."""
-BESIDE = 2.25
-"""How much longer the end of a tile takes beside another side's products: one constant, inferred from the times of the
-linear layers in measured steps (bf16's, with fp8's in sight). What the cause is was not established."""
 LINES = 8
 """Lines of L1 that a load touches whose lanes lie as in the sums of a matrix instruction: it takes one cycle each."""
 RESULTS = ("STG", "UTMASTG", "UTMAREDG")
@@ -87,12 +84,13 @@ def _beside(
 ) -> Epilogue:
     """Ends of tiles beside the products of the other side's, which take `products` cycles for all tiles. A side
     multiplies and ends a tile, the other has its turn meanwhile: both together take as long as the products of both, or
-    as products and end of one where that is more. The first products and the last end have nothing beside them."""
+    as products and end of one where that is more; instructions beside products go more slowly. The first products and
+    the last end have nothing beside them."""
     tiles = [part for side in every for part in side]
     alone = {part: _cycles(function, (part,), machine, 0.0) for part in set(tiles)}
     each = products / max(1, len(tiles))
     ends = sum(alone[part] for part in tiles)
-    taken = max(products + max(alone.values(), default=0.0), each + (products + BESIDE * ends) / 2)
+    taken = max(products + max(alone.values(), default=0.0), each + (products + ends / ISSUE_RATE) / 2)
     return Epilogue(
         taken - products if tiles else 0.0,
         max((sum(_count(function, part, "LDG", rounds=True) for part in side) for side in every), default=0),

@@ -24,7 +24,7 @@ from tcomp.machine.gpu import GpuMachine
 WARPGROUP = 128
 """threads"""
 TURNS = 32
-"""turns of the loop that are replayed; the later half gives the time of one"""
+"""turns of the loop that are replayed, of its middle; the later half gives the time of one"""
 ALU = {
     "FMNMX", "IADD3", "VIADD", "LOP3", "ISETP", "FSETP", "SEL", "FSEL", "SHF", "F2FP", "PLOP3", "LEA", "PRMT",
     "IMNMX", "VIMNMX", "MOV",
@@ -129,12 +129,10 @@ class Warp:
 
 @dataclass(frozen=True)
 class Replay:
-    """`turns` of a warpgroup's loop (a first one apart from it counted), `cycles` of one, `groups` of matrix
-    instructions that one issues."""
+    """`turns` of a warpgroup's loop (a first one apart from it counted), `cycles` of one."""
 
     turns: int
     cycles: float
-    groups: float
 
 
 def replay(
@@ -149,8 +147,10 @@ def replay(
     traces, way = [], ways[0]
     places = [n for n, b in enumerate(way) if b == head]
     first = places[0]
-    for own in ways:
-        at = [n for n, b in enumerate(own) if b == head]
+    entries = [[n for n, b in enumerate(own) if b == head] for own in ways]
+    skipped = max(0, (min(map(len, entries)) - most) // 2)
+    for own, at in zip(ways, entries, strict=True):
+        at = at[skipped:]
         traces.append(own[at[0] : (at[most] if len(at) > most else at[-1]) + 1])
     steps: dict[Hashable, list[Step]] = {b: steps_of(function.blocks[b], machine) for b in set().union(*traces)}
     warps = [Warp(trace) for _ in range(blocks) for trace in traces]
@@ -159,7 +159,7 @@ def replay(
     if cycles is None:
         return None
     apart = {b for b in way[:first] if any(i.name in MATRIX for i in function.blocks[b].instructions)}
-    return Replay(len(places) + bool(apart), cycles, len(warps[0].groups) / (len(warps[0].entered) - 1))
+    return Replay(len(places) + bool(apart), cycles)
 
 
 def pace(entered: Sequence[Sequence[float]]) -> float | None:

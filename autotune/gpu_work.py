@@ -83,6 +83,8 @@ def sample_block(
 
 LONG = 20_000
 """Blocks on a warp's way from which one block of the grid stands for all."""
+GOLDEN = (5**0.5 - 1) / 2
+"""whose multiples, without their whole parts, lie as far apart as such places can"""
 
 
 def _representatives(warps: int, roles: bool) -> list[tuple[int, int]]:
@@ -111,19 +113,20 @@ def launch_work(
     block, in the order in which they start, where blocks differ; `sides` of a block take its tiles in turn."""
     fit = occupancy(machine, resources.registers, launch.threads, resources.shared_bytes + launch.shared_bytes)
     resident = max(1, fit.blocks)
-    chosen: Mapping[int, float] = middle_blocks(turns) if turns else {launch.blocks // 2: 1.0}
-    samples = [sample_block(function, launch, b, constants or {}, copy) for b in chosen]
-    if samples[0].steps < LONG and not turns:
-        others = {0, launch.blocks // 4, 3 * launch.blocks // 4, launch.blocks - 1} - {launch.blocks // 2}
-        samples += [sample_block(function, launch, b, constants or {}, copy) for b in sorted(others)]
-    weights = list(chosen.values()) if turns else [1.0 / len(samples)] * len(samples)
     sms = machine.clusters(launch.cluster) * launch.cluster
     per_sm = -(-launch.blocks // sms)
+    at_once = launch.blocks <= sms * resident
+    first, *others = some_blocks(launch.blocks, at_once)
+    chosen: Mapping[int, float] = middle_blocks(turns) if turns else {first: 1.0}
+    samples = [sample_block(function, launch, b, constants or {}, copy) for b in chosen]
+    if samples[0].steps < LONG and not turns:
+        samples += [sample_block(function, launch, b, constants or {}, copy) for b in others]
+    weights = list(chosen.values()) if turns else [1.0 / len(samples)] * len(samples)
 
     def works(side_by_side: int) -> BlockWork:
         found = [_block(s, machine, stages, function, side_by_side, launch.cluster, sides) for s in samples]
         # Where all blocks run at once the longest decides; else short and long ones even out.
-        return max(found, key=_length) if launch.blocks <= sms * resident and not turns else _mean(found, weights)
+        return max(found, key=_length) if at_once and not turns else _mean(found, weights)
 
     work = works(min(resident, per_sm))
     rest = per_sm % resident if per_sm > resident and not turns else 0
@@ -137,6 +140,15 @@ def launch_work(
         name, launch.blocks, resident, work, hbm_bytes, flops, tuple(notes), imbalance, sms,
         rest=works(rest) if rest else None,
     )  # fmt: skip
+
+
+def some_blocks(blocks: int, at_once: bool) -> list[int]:
+    """Blocks that are followed: where all run at once those at the ends and between them, since the longest decides; of
+    rounds of them a few that no stride meets. (Of attention over 16,384 tokens every 86th block has the last rows of a
+    head, which are cut: the first, the last and every quarter were such blocks.)"""
+    if at_once:
+        return list(dict.fromkeys((blocks // 2, 0, blocks // 4, 3 * blocks // 4, blocks - 1)))
+    return list(dict.fromkeys(int(k * GOLDEN % 1.0 * blocks) for k in range(1, 6)))
 
 
 def _length(w: BlockWork) -> float:
@@ -173,7 +185,7 @@ def _block(
     if wgmma:  # (most of a short loop's copies may be issued before it)
         turns = max([turns, *(float(loop_turns(function, w.path)) for w in sample.ways)])
     if turns > 1 and total("async_bytes") and wgmma:
-        found = _replayed(sample, function, machine, resident)
+        found = _replayed(sample, function, machine, resident, sides)
         ways = _consumers(sample, function)
         loop = max(tensor, total("tile_bytes") / machine.shared_per_clock)
         last = epilogue(function, ways, found is None, machine, tensor / turns / max(1, len(ways)), sides, loop)
@@ -232,12 +244,11 @@ def _block(
     return replace(work, chain=0.0, start=0.0, stores=beside.beyond, ends=beside.ends)
 
 
-def _replayed(sample: Sample, function: Function, machine: GpuMachine, resident: int) -> Replay | None:
-    """The loop replayed, where its turns issue more than one group of matrix instructions, and so wait for some of them
-    between others. (Turns of all blocks on the SM run side by side, so that one block's take as long.)"""
+def _replayed(sample: Sample, function: Function, machine: GpuMachine, resident: int, sides: int) -> Replay | None:
+    """The loop replayed, for what its turns wait for between products. (Turns of all blocks on the SM run side by side,
+    so that one block's take as long. Of two sides only one multiplies at a time: what it waits for is the other's.)"""
     ways = _consumers(sample, function)
-    found = replay(function, ways, resident, machine) if ways else None
-    return found if found is not None and found.groups > 1 else None
+    return replay(function, ways, resident, machine) if ways and sides == 1 else None
 
 
 def _issued(sample: Sample, loop: Replay, machine: GpuMachine, resident: int) -> float:

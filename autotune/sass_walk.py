@@ -59,6 +59,22 @@ class Way:
         return self.visits.get(block.number, 0) - self.held_back.get(i.address, 0)
 
 
+ROWS = 64
+"""of a warpgroup, whose warps wait for each other at the next product"""
+
+
+def new_maximum(turn: int, rows: int = ROWS) -> float:
+    """How likely one of the rows has a new maximum in that turn (from 1), of values in no order."""
+    return 1.0 - (1.0 - 1.0 / turn) ** rows
+
+
+def rescales(function: Function, block: Block) -> bool:
+    """Does the block end by a vote on whether running sums are multiplied, or left alone as no maximum grew?"""
+    body = function.blocks[block.next].instructions if block.next is not None else ()
+    products = sum(i.name == "FMUL" for i in body)
+    return 2 * products > len(body) and any(i.name == "VOTE" for i in block.instructions)
+
+
 class Walk:
     """One warp's way. `special` gives special registers (SR_TID.X, SR_CTAID.X, ...) and `constants` known words of the
     constant bank by offset."""
@@ -77,6 +93,7 @@ class Walk:
         visits: Counter[int] = Counter()
         held: Counter[int] = Counter()
         unknown, steps = 0, 0
+        asked, due = 0, 0.0
         path: list[int] = []
         at: int | None = 0
         while at is not None:
@@ -103,6 +120,11 @@ class Walk:
             if taken is None:
                 unknown += 1
                 taken = self._around(last, at, block.target)
+                if taken and rescales(self.function, block):
+                    asked += 1
+                    due += new_maximum(asked)
+                    taken = due < 1.0
+                    due -= not taken
             if last.name != "BRA":
                 at = None if taken else block.next
             else:

@@ -18,6 +18,7 @@ from tcomp.autotune.instances import Instance, StepShape, facts_of, instances_of
 from tcomp.autotune.judge import Judge
 from tcomp.autotune.judge_measured import MeasuredJudge
 from tcomp.autotune.plan import Plan, Summary
+from tcomp.autotune.sass import Function, functions_of
 from tcomp.autotune.search import Search
 from tcomp.autotune.space import Space, spaces_of
 from tcomp.dsl.ast import Module, Op
@@ -115,3 +116,9 @@ def _without_bias(op: Op):  # type: ignore[no-untyped-def]
     value = op.equations[1].value
     assert isinstance(value, Binary)
     return Binary("+", Binary("-", value, value.right), Num(0.001))
+
+
+def code(*lines: str) -> Function:
+    """A function of these lines; those that end in a colon are labels."""
+    text = [x if x.endswith(":") else f"        /*{16 * n:04x}*/ {x} ;" for n, x in enumerate(lines)]
+    return functions_of("\n".join([".text.k:", *text]))["k"]

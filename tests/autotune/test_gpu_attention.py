@@ -9,6 +9,9 @@ from published_attention import FIGURES, SHAPES, attention_text, operations, pre
 
 from tcomp.autotune.gpu_blocks import block_turns, middle_blocks, unevenness
 from tcomp.autotune.gpu_predict import predict_kernel
+from tcomp.autotune.gpu_work import some_blocks
+from tcomp.autotune.sass import Function
+from tcomp.autotune.sass_walk import Walk, new_maximum
 from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import DType
 from tcomp.dsl.load import load_text
@@ -17,6 +20,7 @@ from tcomp.grad import backward_of
 from tcomp.ir.tile import GridOrder, Kernel
 from tcomp.machine.gpu import H100
 from tcomp.schedule.lower import lower
+from tests.autotune.support import code
 
 nvdisasm = pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")
 PUBLISHED = {(f.backward, f.head, f.causal) for f in FIGURES}
@@ -49,6 +53,36 @@ def test_the_middle_is_one_block_or_two_of_which_the_mean_has_the_mean_number_of
     assert middle_blocks([1.0, 3.0, 2.0]) == {2: 1.0}
     assert middle_blocks([8.0, 4.0, 1.0, 5.0]) == {1: 0.5, 3: 0.5}
     assert middle_blocks([1.0, 1.0, 1.0, 9.0]) == {0: 0.75, 3: 0.25}
+
+
+def test_of_rounds_of_blocks_none_are_followed_that_a_stride_would_meet() -> None:
+    """Heads of 16,384 queries have 86 blocks of 192; the first of each, in their order, is cut."""
+    assert {0, 66, 131} <= set(some_blocks(132, True))
+    found = some_blocks(32 * 86, False)
+    assert len({b % 86 for b in found} - {0}) == len(found) == 5 and max(found) < 32 * 86
+
+
+def test_running_sums_are_rescaled_as_often_as_maxima_grow() -> None:
+    """The first turn always has a new maximum; of 64 rows one has in 64 of a hundred turns about the hundredth."""
+    function = code(
+        "MOV R1, RZ", "LDS R5, [R4]", ".L_x_0:", "FSETP.NEU.AND P0, PT, R5, 1, PT", "VOTE.ANY R6, PT, P0",
+        "ISETP.NE.U32.AND P0, PT, R6, RZ, PT", "@!P0 BRA `(.L_x_1)", "FMUL R7, R7, R5", "FMUL R8, R8, R5", ".L_x_1:",
+        "IADD3 R1, R1, 0x1, RZ", "ISETP.GE.U32.AND P1, PT, R1, 0x80, PT", "@!P1 BRA `(.L_x_0)", "EXIT",
+    )  # fmt: skip
+    way = Walk(function, {}, {}).run()
+    (products,) = (b.number for b in function.blocks if any(i.name == "FMUL" for i in b.instructions))
+    assert way.visits[products] == int(sum(new_maximum(n) for n in range(1, 129))) == 86
+    assert way.path.index(products) == 2 and new_maximum(1) == 1.0
+    assert not Walk(without(function, "VOTE"), {}, {}).run().visits.get(products)
+
+
+def without(function: Function, name: str) -> Function:
+    return replace(
+        function,
+        blocks=tuple(
+            replace(b, instructions=tuple(i for i in b.instructions if i.name != name)) for b in function.blocks
+        ),
+    )
 
 
 @pytest.mark.slow

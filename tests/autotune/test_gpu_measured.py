@@ -12,8 +12,8 @@ import pytest
 from measurements import LONG, Alone, Beside, Measurements, Run, Timed, beside, read_measurements
 
 from tcomp.autotune.gpu_conditions import DIRTY, Moves, clock_of_step, clock_under_load, flushed, left_in_cache, settled
-from tcomp.autotune.gpu_model import BEGINNING, LAUNCH, BlockWork, LaunchWork, Ring, predict
-from tcomp.autotune.gpu_predict import predict_step
+from tcomp.autotune.gpu_model import BEGINNING, HBM_EFFICIENCY, LAUNCH, BlockWork, LaunchWork, Ring, predict
+from tcomp.autotune.gpu_predict import predict_kernel, predict_step
 from tcomp.autotune.gpu_traffic import phase_moves, phase_traffic
 from tcomp.autotune.sass import functions_of
 from tcomp.autotune.sass_walk import Walk
@@ -21,20 +21,23 @@ from tcomp.cli import common
 from tcomp.cli.build_gpu import TargetDevice
 from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import DType
-from tcomp.dsl.load import load_text
+from tcomp.dsl.load import library, load, load_text
 from tcomp.dsl.storage import bound
+from tcomp.grad.accumulate import restricted
 from tcomp.machine.gpu import A100, H100, H200, GpuMachine
+from tcomp.model.programs import build_programs
+from tcomp.model.unroll import build_graph
 from tcomp.runtime.cuda.kernels import compile_all
 from tcomp.schedule.lower import lower
 
 DOCS = Path(__file__).parents[2] / "docs" / "measurements"
 MEASURED = read_measurements(DOCS / "h100.toml")
 UNSEEN = read_measurements(DOCS / "h200.toml")
-"""of a GPU that no constant was fitted to"""
+"""of a GPU to which one constant is fitted"""
 nvdisasm = pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")
 BY_DATA = {"embedding", "embedding.backward.dwte"}
 """Rows that random tokens choose, of which the model knows nothing; of one the two steps have 55 and 34 us."""
-WITHIN = {"bf16": 0.17, "fp8": 0.2}
+WITHIN = {"bf16": 0.13, "fp8": 0.16}
 """Errors of a step's kernels at most."""
 FAMILY = {True: 0.21, False: 0.34}
 """Errors of families' products and attention at most, and of the kernels that make ready for them."""
@@ -69,12 +72,12 @@ def test_predictions_are_what_was_measured(precision: str) -> None:
 
 @pytest.mark.slow
 @nvdisasm
-@pytest.mark.parametrize(("precision", "worst", "median", "whole"), [("bf16", 0.23, 0.05, 0.04)])
-def test_predictions_for_a_gpu_that_they_were_not_fitted_to(
-    precision: str, worst: float, median: float, whole: float
-) -> None:
-    """The H200, by the constants of the H100: wider than there. Bounds are a little above what was found when it was
-    measured."""
+@pytest.mark.parametrize(
+    ("precision", "worst", "median", "whole"), [("bf16", 0.18, 0.04, 0.04), ("fp8", 0.21, 0.06, 0.03)]
+)
+def test_predictions_for_a_gpu_with_another_memory(precision: str, worst: float, median: float, whole: float) -> None:
+    """The H200, whose memory alone is another than the H100's. One constant is fitted to both: how far memory's time
+    overlaps with the rest. Bounds are a little above what is found."""
     rows = beside_step(UNSEEN, precision, H200)
     assert len(rows) > 0.6 * len(UNSEEN.kernels[precision])
     measured, predicted = (sum(getattr(r, x) * r.timed.times for r in rows) for x in ("measured", "predicted"))
@@ -209,6 +212,35 @@ def test_what_a_launch_leaves_in_l2_the_next_one_writes() -> None:
     behind, alone = (predict(passes, H100, before) for before in (full, 0.0))
     assert behind.hbm_bytes - alone.hbm_bytes == full and behind.seconds > 1.25 * alone.seconds
     assert predict(replace(passes, hbm_bytes=0.0, moves=Moves(0.0, 0.0)), H100, full).hbm_bytes == 0.0
+
+
+def test_memory_overlaps_less_with_the_rest_than_units_with_each_other() -> None:
+    cycles = 1e6
+    two = BlockWork(fma=cycles * H100.f32_per_clock / 32, special=cycles * H100.special_per_clock / 32, start=0.0)
+    alone = predict(LaunchWork("x", 132, 1, replace(two, special=0.0), 0.0), H100).seconds - LAUNCH
+    units = predict(LaunchWork("x", 132, 1, two, 0.0), H100).seconds - LAUNCH
+    moved = alone * H100.memory_bandwidth * HBM_EFFICIENCY
+    memory = predict(LaunchWork("x", 132, 1, replace(two, special=0.0), moved), H100).seconds - LAUNCH
+    assert units / alone == pytest.approx(2 ** (1 / 8), rel=0.01) and memory / alone == pytest.approx(
+        2 ** (1 / 4), rel=0.01
+    )
+
+
+@pytest.mark.slow
+@nvdisasm
+def test_of_two_tiles_by_two_sides_the_one_that_was_faster_is_predicted_so() -> None:
+    """GELU's derivative in the product before it, 144.4 and 137.3 us on an H200. Both sides' loops replayed at once,
+    though one multiplies at a time, had made the first the faster."""
+    module = load(library() / "gpt2.tc")
+    graph = build_graph(module, "gpt2", "tiny", {"B": 2, "T": 16}, {"L": 1}, "bf16")
+    backward = build_programs(graph, module, targets=("gpu",)).backward
+    op = restricted(next(n.op for n in backward if n.op.operand("P") is not None), frozenset({"dX"}))
+    dims = {"M": 16384, "N": 768, "K": 3072}
+    square, wide = (
+        predict_kernel(lower(op, module, dims, H200, chosen=chosen).kernels[0], H200).seconds
+        for chosen in ({"dX.BN": 128, "dX.KC": 64, "dX.S": 5}, {})
+    )
+    assert 0.85 * square < wide < 0.97 * square
 
 
 def test_a_warp_that_hands_results_over_in_turn_bounds_the_loop() -> None:

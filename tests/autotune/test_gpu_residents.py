@@ -11,7 +11,7 @@ from tcomp.autotune.gpu_predict import predict_kernel
 from tcomp.autotune.gpu_replay import pace
 from tcomp.autotune.gpu_residents import WAIT, Residents, residents
 from tcomp.autotune.opcodes import matrix_cycles
-from tcomp.autotune.sass import Function, functions_of
+from tcomp.autotune.sass import Function
 from tcomp.autotune.sass_registers import all_read, all_written
 from tcomp.autotune.sass_walk import Walk
 from tcomp.codegen.nvptx.tools import cuda_tool
@@ -19,16 +19,10 @@ from tcomp.dsl.ast import DType
 from tcomp.dsl.storage import bound
 from tcomp.machine.gpu import A100, H100, MACHINES
 from tcomp.schedule.lower import lower
-from tests.autotune.support import gpt2
+from tests.autotune.support import code, gpt2
 
 nvdisasm = pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")
 TURNS, PRODUCTS, RESULTS = 24, 8, 40
-
-
-def code(*lines: str) -> Function:
-    """A function of these lines; those that end in a colon are labels."""
-    text = [x if x.endswith(":") else f"        /*{16 * n:04x}*/ {x} ;" for n, x in enumerate(lines)]
-    return functions_of("\n".join([".text.k:", *text]))["k"]
 
 
 def product(tiles: int = 1) -> Function:
