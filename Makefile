@@ -10,7 +10,8 @@ TORCH  ?= torch==2.13.0
 RUN    := $(VENV)/bin
 PIP    := $(RUN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= auto
-PYTEST := $(RUN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+# Byte code is kept also where the environment says not to: a run starts hundreds of Pythons, and each would compile it all.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(RUN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 CODE   := dsl tcomp autotune runtime models tests benchmarks
 ARGS   ?=
 

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
 from torch.overrides import TorchFunctionMode
 
 from tcomp.runtime.bench.torch_base import counterpart
@@ -49,6 +48,8 @@ def step_peak(workload: Workload) -> dict[str, int]:
 
 def traced_peak(workload: Workload) -> dict[str, int]:
     """The same on tensors as the surrounding mode makes them: really computed where there is none."""
+    from torch.distributed._tools.mem_tracker import MemTracker  # with it loads torch's compiler, which takes seconds
+
     model = counterpart(workload)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     tokens = torch.zeros(workload.batch, workload.length, dtype=torch.int64)
