@@ -1,4 +1,5 @@
-"""What holds for every test: where compiled kernels are kept, and what hypothesis looks for.
+"""What holds for every test: where compiled kernels are kept, how many threads the references have, and what hypothesis
+looks for.
 
 Hypothesis looks for new examples in a developer's run and repeats the same ones in CI.
 """
@@ -10,6 +11,11 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Tests run beside each other, one process for each core: threads of PyTorch's and NumPy's own would wait for cores that
+# others have, spinning (two processes of two threads on two cores took several times as long). Before either is loaded.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 
 settings.register_profile("repeatable", derandomize=True, print_blob=True)
 if os.environ.get("CI"):

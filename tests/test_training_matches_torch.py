@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.reference import torch_gpt2 as reference
 from tests.reference.runs import assert_same, built, doubled, train
@@ -34,19 +33,8 @@ def test_ten_adamw_steps(case: tuple[Config, int, int, int, int, float], tmp_pat
     with built("gpt2", asdict(cfg), B, T, accumulation, threads, tmp_path) as (step, executor):
         run = train(step, executor, params, batches, hyper, accumulation)
     assert_same(run, want)
-
-
-def test_the_cases_clip_some_steps_and_not_others() -> None:
-    """Otherwise neither branch of clipping would be known to work."""
-    cfg, B, T, accumulation, _, clip = CASES["odd-sizes"]
-    batches = reference.random_batches(cfg, 2, B, T, 10 * accumulation)
-    norms = reference.train_steps(
-        reference.random_params(cfg, seed=1, dtype=torch.float64),
-        batches,
-        cfg,
-        Hyper(peak_lr=2e-3, warmup=3, total=12, clip=clip),
-    ).norms
-    assert min(norms) < clip < max(norms)
+    if cfg is CASES["odd-sizes"][0]:
+        assert min(want.norms) < clip < max(want.norms), "one of the branches of clipping was not taken"
 
 
 @pytest.mark.slow

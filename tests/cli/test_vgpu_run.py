@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,10 @@ def test_a_long_run_shows_blocks_on_a_terminal_and_can_be_interrupted() -> None:
     screen, terminal = os.openpty()
     command = [sys.executable, "-m", "tcomp", *RUN, "f32[1]=zeros", "2.0", "1", "--grid", "99999999"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, env=environment, text=True) as running:
+    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # (tests in the background of a shell do not)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=terminal, env=environment, text=True, preexec_fn=listens
+    ) as running:
         os.close(terminal)
         shown = ""
         while not re.search(r"[1-9][0-9]*/99999999", shown):
