@@ -1,10 +1,7 @@
 """The tree of loops becomes tile IR: tiles get buffers, equations become `Compute`s, staged operands `Pack`s.
 
 An equation whose reduction is split by a loop starts its target before that loop and accumulates inside it.
-A monoid reduction over one tile is one maximum and, per carried field, one sum of rescaled values:
-
-    m, l, o = expsum k by s: 1, V   -->   n = max(m, max k: s);  r = exp(m - n);  w[k] = exp(s - n)
-                                          l = l * r + sum k: w;  o = o * r + sum k: w * V;  m = n
+Reductions by a monoid are in `rescaled_sums.py`.
 """
 
 from __future__ import annotations
@@ -28,25 +25,21 @@ from tcomp.dsl.ast import (
     names_in,
     rebuild,
 )
-from tcomp.dsl.errors import TcError
 from tcomp.instructions.vector_matching import vector_instruction
 from tcomp.ir.reducers import IDENTITY, identity
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
-from tcomp.monoid import RescaledSum, rescaled_sum
 from tcomp.schedule.block_condition import block_condition
 from tcomp.schedule.bounds import Env, Range, guarding, limits, tile_stop, zero_outside
 from tcomp.schedule.fold import add, by_exp2, fold, minimum, sub
 from tcomp.schedule.nest import TURN, Leaf, LoopNode, Node, grouped_index, leaf_uses
 from tcomp.schedule.promotion import promoted
 from tcomp.schedule.regions import Needs, conjunction, zero_behind
+from tcomp.schedule.rescaled_sums import LOWEST, rescaled, rescaled_tile
 from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.rounding import cast_reads, ends_rounded
 from tcomp.schedule.stager import Stager
 from tcomp.schedule.storage import Storage, reduction_loops
 from tcomp.schedule.tiling import RegisterTile, Tiler, last_value
-
-LOWEST: dict[str, Expr] = {"max": Num(-3.0e38), "min": Num(3.0e38)}
-"""Starting keys of a monoid; finite, so that the difference of two of them is 0 and not NaN."""
 
 
 @dataclass(eq=False)
@@ -155,7 +148,7 @@ class Emitter:
                 if value.reducer in IDENTITY:
                     start: Expr = Num(identity(value.reducer, self.dtypes[w.tensor] is DType.I32))
                 else:
-                    start = LOWEST[self.rescaled(value).extremum] if i == 0 else Num(0.0)
+                    start = LOWEST[rescaled(self, value).extremum] if i == 0 else Num(0.0)
                 out.append(self.compute(leaf, w, start, self.axes_of(w), (), env))
         return out
 
@@ -207,7 +200,7 @@ class Emitter:
             ]
         if value.reducer in IDENTITY:
             return self.reduction(leaf, value, env)
-        return self.monoid(leaf, value, env)
+        return rescaled_tile(self, leaf, value, env)
 
     def guard(self, value: Reduction, contribution: Expr) -> Expr | None:
         """What remains of a reduction's guard after dropping what its value's zeros already say."""
@@ -248,71 +241,6 @@ class Emitter:
     def only(self, leaf: Leaf, env: Env, summing: bool = False) -> Expr | None:
         """The blocks, and turns of their loops, in which an equation beside others is computed."""
         return block_condition(leaf, {i: self.range(i, env).start for i in leaf.walked}, summing)
-
-    def rescaled(self, value: Reduction) -> RescaledSum:
-        found = rescaled_sum(self.monoids[value.reducer])
-        if found is None:
-            raise TcError(
-                f"monoid '{value.reducer}' cannot be scheduled",
-                value.span,
-                self.text,
-                "its carried field must combine as a.x * f(a.m, m) + b.x * f(b.m, m) with m = max or min",
-            )
-        return found
-
-    def monoid(self, leaf: Leaf, value: Reduction, env: Env) -> list[Statement]:
-        """One tile of a rescaled-sum monoid reduction."""
-        form = self.rescaled(value)
-        assert value.key is not None
-        key_write, *field_writes = leaf.writes()
-        rows = self.axes_of(key_write)
-        tiled = bool(reduction_loops(leaf))
-        out: list[Statement] = []
-        best = Access(key_write.tensor, key_write.subscripts)
-        if tiled:
-            best = self.temporary(f"{key_write.tensor}.new", rows, env)
-            out.append(self.compute(leaf, best, key_write, rows, (), env))
-        out.append(
-            self.compute(
-                leaf,
-                best,
-                value.key,
-                rows,
-                leaf.reduced,
-                env,
-                form.extremum,
-                accumulate=tiled,
-                guard=value.guard,
-            )
-        )
-        if tiled:
-            factor = self.temporary(f"{key_write.tensor}.rescale", rows, env)
-            out.append(self.compute(leaf, factor, self.weight(form, key_write, best), rows, (), env))
-            out.append(self.compute(leaf, key_write, best, rows, (), env))
-        weight = self.weight(form, value.key, best)
-        if value.guard is not None:
-            weight = Call("select", (value.guard, weight, Num(0.0)))
-        if len(field_writes) > 1 or any(set(self.axes_of(w)) - set(rows) for w in field_writes):
-            name = f"{key_write.tensor}.weight"
-            tile = self.temporary(name, (*rows, *leaf.reduced), env)
-            out.append(self.compute(leaf, tile, weight, (*rows, *leaf.reduced), (), env))
-            weight = tile
-        for w, v in zip(field_writes, value.values, strict=True):
-            axes = self.axes_of(w)
-            if tiled:
-                out.append(self.compute(leaf, w, fold(Binary("*", w, factor)), axes, (), env))
-            cast = self.plan.casts.get(f"{w.tensor}.weight")
-            factor_of = Call(cast.value, (weight,)) if cast is not None else weight
-            product = weight if v in (Num(1), Num(1.0)) else Binary("*", factor_of, v)
-            region = self.region(leaf, conjuncts(value.guard))
-            out.append(self.compute(leaf, w, product, axes, leaf.reduced, env, "sum", accumulate=tiled, region=region))
-        return out
-
-    def weight(self, form: RescaledSum, key: Expr, joint: Expr) -> Expr:
-        """What a value or a partial sum of that key counts for. (On a GPU by exp2. Weights are at most 1: those whose
-        large exponents lose bits count for little.)"""
-        weight = form.weight(key, joint)
-        return by_exp2(weight) if self.needs is None else weight
 
     def temporary(self, name: str, axes: tuple[str, ...], env: Env) -> Access:
         """A scratch tile over these axes, private to one turn of the loops around."""

@@ -54,6 +54,7 @@ from tcomp.codegen.nvptx.register_tiles import give_registers, give_second
 from tcomp.codegen.nvptx.rescaling import factor_of, long, where_any_grew
 from tcomp.codegen.nvptx.roles import Roles
 from tcomp.codegen.nvptx.runs import run_of, write_run, written
+from tcomp.codegen.nvptx.stream_shares import write_share
 from tcomp.codegen.nvptx.sync import Planner
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe
 from tcomp.codegen.nvptx.tensor_rings import TensorRings
@@ -62,7 +63,7 @@ from tcomp.dsl.ast import Call, Num
 from tcomp.ir.multicast import cluster_of
 from tcomp.ir.pairs import paired
 from tcomp.ir.panels import written_out
-from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope, Statement, Stream, ThreadShape, Unpack
+from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope, Statement, ThreadShape, Unpack
 from tcomp.ir.walk import streams
 from tcomp.machine.gpu import GpuMachine
 
@@ -173,66 +174,20 @@ class PhaseGenerator:
         if size > 1:
             number = b.udiv(em.i64(number), em.i64(size))
         if self.stream is not None:
-            self._share(self.stream, number, blocks // size)
+            write_share(self, self.stream, number, blocks // size)
             return
         sides = 1 if self.roles.now == "producer" else em.sides
         if sides > 1:
             number = em.add(em.i64(number), em.mul(em.side(), blocks // size))
         elif blocks == total * size:
-            self._turn(number)
+            self.turn(number)
             return
 
         def turn(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
-            self._turn(base)
+            self.turn(base)
             return []
 
         em.loop(number, total, sides * (blocks // size), [], turn, nonempty=sides == 1)
-
-    def _share(self, stream: Stream, number: Int, shares: int) -> None:
-        """A block's (or a cluster's) share of a stream: a part of each turn of the grid loops that it comes to."""
-        em, sums = self.em, self.turns.clusters
-        parts, size = stream.parts(sums, shares)
-        rest, units = shares - parts * sums, stream.units - parts * size
-        total = units * sums
-        if total * shares >= 1 << 31:
-            raise Unsupported(f"there are too many tiles to be cut into {shares} shares", self.kernel.span)
-        em.here()
-        share: Int = em.add(em.mul(number, -1), rest - 1)  # (of the parts of one size: below zero)
-        place = em.add(share, parts * sums)
-        if parts:
-            b = em.here()
-            whole = b.icmp_signed("<", em.i64(share), em.i64(0))
-            share = b.select(whole, em.i64(0), em.i64(share))
-        begin, end = (_quotient(em, em.mul(em.add(share, k), total), rest) for k in (0, 1))
-        first, last = _quotient(em, begin, units), _quotient(em, em.add(end, units - 1), units)
-        known = Known(0, stream.units * stream.unit, stream.unit, 0)
-        if parts:
-            em.here()
-            part = em.i64(_quotient(em, place, sums))
-            own_sum = em.i64(em.add(place, em.mul(part, -sums)))
-            first = em.here().select(whole, own_sum, em.i64(first))
-            last = em.here().select(whole, em.i64(em.add(own_sum, 1)), em.i64(last))
-
-        def turn(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
-            b = em.here()
-            before = em.mul(em.mul(base, units), -1)
-            own = [em.i64(em.add(x, before)) for x in (begin, end)]
-            low = b.select(b.icmp_signed(">", own[0], em.i64(0)), own[0], em.i64(0))
-            high = b.select(b.icmp_signed("<", own[1], em.i64(units)), own[1], em.i64(units))
-            if parts:
-                low, high = (em.i64(em.add(x, parts * size)) for x in (low, high))
-                start = em.i64(em.mul(part, size))
-                stop = em.i64(em.add(start, size))
-                b = em.here()
-                low, high = b.select(whole, start, low), b.select(whole, stop, high)
-            for name, value in ((stream.start, low), (stream.stop, high)):
-                self.bind(name, em.mul(value, stream.unit), known, em.depth)
-            self._turn(base)
-            self.unbind(stream.start)
-            self.unbind(stream.stop)
-            return []
-
-        em.loop(first, last, 1, [], turn, nonempty=True)
 
     def _whole(self, blocks: int) -> None:
         if self.staggered or self.em.sides > 1:
@@ -240,7 +195,7 @@ class PhaseGenerator:
         self._blocks(blocks)
         self.deliveries.finish()
 
-    def _turn(self, number: Int) -> None:
+    def turn(self, number: Int) -> None:
         """The statements of one turn of the grid loops."""
         self.em.here()
         rank: Int = self.em.cluster_rank() if self.cluster is not None else 0
@@ -454,8 +409,3 @@ class PhaseGenerator:
         """Wait until at most `left` groups of this thread's copies are unfinished."""
         self.em.here()
         self.em.nvvm("cp.async.wait.group", args=[self.em.i64(left)])
-
-
-def _quotient(em: GpuEmitter, value: Int, by: int) -> Int:
-    """Of a number that is not negative, where the builder is."""
-    return value // by if isinstance(value, int) else em.builder.udiv(value, em.i64(by))

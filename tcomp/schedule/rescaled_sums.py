@@ -1,0 +1,93 @@
+"""One tile of a monoid's reduction, as tile IR: one maximum and, per carried field, one sum of rescaled values.
+
+m, l, o = expsum k by s: 1, V   -->   n = max(m, max k: s);  r = exp(m - n);  w[k] = exp(s - n)
+                                      l = l * r + sum k: w;  o = o * r + sum k: w * V;  m = n
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Num, Reduction, conjuncts
+from tcomp.dsl.errors import TcError
+from tcomp.ir.tile import Statement
+from tcomp.monoid import RescaledSum, rescaled_sum
+from tcomp.schedule.bounds import Env
+from tcomp.schedule.fold import by_exp2, fold
+from tcomp.schedule.nest import Leaf
+from tcomp.schedule.storage import reduction_loops
+
+if TYPE_CHECKING:
+    from tcomp.schedule.emit import Emitter
+
+LOWEST: dict[str, Expr] = {"max": Num(-3.0e38), "min": Num(3.0e38)}
+"""Starting keys of a monoid; finite, so that the difference of two of them is 0 and not NaN."""
+
+
+def rescaled(emitter: Emitter, value: Reduction) -> RescaledSum:
+    """The monoid as a rescaled sum; TcError where it is none."""
+    found = rescaled_sum(emitter.monoids[value.reducer])
+    if found is None:
+        raise TcError(
+            f"monoid '{value.reducer}' cannot be scheduled",
+            value.span,
+            emitter.text,
+            "its carried field must combine as a.x * f(a.m, m) + b.x * f(b.m, m) with m = max or min",
+        )
+    return found
+
+
+def rescaled_tile(emitter: Emitter, leaf: Leaf, value: Reduction, env: Env) -> list[Statement]:
+    """One tile of a rescaled-sum monoid reduction."""
+    form = rescaled(emitter, value)
+    assert value.key is not None
+    key_write, *field_writes = leaf.writes()
+    rows = emitter.axes_of(key_write)
+    tiled = bool(reduction_loops(leaf))
+    out: list[Statement] = []
+    best = Access(key_write.tensor, key_write.subscripts)
+    if tiled:
+        best = emitter.temporary(f"{key_write.tensor}.new", rows, env)
+        out.append(emitter.compute(leaf, best, key_write, rows, (), env))
+    out.append(
+        emitter.compute(
+            leaf,
+            best,
+            value.key,
+            rows,
+            leaf.reduced,
+            env,
+            form.extremum,
+            accumulate=tiled,
+            guard=value.guard,
+        )
+    )
+    if tiled:
+        factor = emitter.temporary(f"{key_write.tensor}.rescale", rows, env)
+        out.append(emitter.compute(leaf, factor, _weight(emitter, form, key_write, best), rows, (), env))
+        out.append(emitter.compute(leaf, key_write, best, rows, (), env))
+    weight = _weight(emitter, form, value.key, best)
+    if value.guard is not None:
+        weight = Call("select", (value.guard, weight, Num(0.0)))
+    if len(field_writes) > 1 or any(set(emitter.axes_of(w)) - set(rows) for w in field_writes):
+        name = f"{key_write.tensor}.weight"
+        tile = emitter.temporary(name, (*rows, *leaf.reduced), env)
+        out.append(emitter.compute(leaf, tile, weight, (*rows, *leaf.reduced), (), env))
+        weight = tile
+    for w, v in zip(field_writes, value.values, strict=True):
+        axes = emitter.axes_of(w)
+        if tiled:
+            out.append(emitter.compute(leaf, w, fold(Binary("*", w, factor)), axes, (), env))
+        cast = emitter.plan.casts.get(f"{w.tensor}.weight")
+        factor_of = Call(cast.value, (weight,)) if cast is not None else weight
+        product = weight if v in (Num(1), Num(1.0)) else Binary("*", factor_of, v)
+        region = emitter.region(leaf, conjuncts(value.guard))
+        out.append(emitter.compute(leaf, w, product, axes, leaf.reduced, env, "sum", accumulate=tiled, region=region))
+    return out
+
+
+def _weight(emitter: Emitter, form: RescaledSum, key: Expr, joint: Expr) -> Expr:
+    """What a value or a partial sum of that key counts for. (On a GPU by exp2. Weights are at most 1: those whose
+    large exponents lose bits count for little.)"""
+    weight = form.weight(key, joint)
+    return by_exp2(weight) if emitter.needs is None else weight
