@@ -9,10 +9,10 @@ built, which is all of ours.
 
 from __future__ import annotations
 
+import operator
 import re
-import struct
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -31,6 +31,7 @@ from tcomp.autotune.sass_registers import (
     registers_read,
     registers_written,
 )
+from tcomp.autotune.sass_values import MASK, Value, arithmetic, extreme, halves, logic, product, signed
 
 STEPS = 200_000
 """Blocks that one walk may pass; a kernel that takes more is cut off and said to be."""
@@ -38,8 +39,6 @@ DATA = {"LDG", "LD", "LDS", "LDL", "FSETP", "FCHK", "DSETP", "HSETP2", "ATOMG", 
 """Instructions whose results are data."""
 TABLES = "c[0x2]["
 """The constant bank of jump tables, whose entries are as many as the places that a jump names, in their order."""
-MASK = 0xFFFFFFFF
-Value = int | None
 
 
 @dataclass(frozen=True)
@@ -222,77 +221,63 @@ class Walk:
         if name == "LOP3" and is_predicate(o[0]):
             return self._tested(o)
         target = o[0].removesuffix(".64")
-        v = [self._operand(x) for x in o[1:] if not is_predicate(x)]
-        known = all(x is not None for x in v)
-        n = [x or 0 for x in v]
-        result: Value = None
-        if name in ("MOV", "R2UR") or (i.opcode.startswith("IMAD.MOV")):
-            source = o[-1] if name != "MOV" or len(o) < 3 else o[1]
-            result = self._operand(source)
-        elif name == "HFMA2":
-            result = _halves(o)
-        elif name in ("S2R", "S2UR"):
-            result = self.special.get(o[-1])
-        elif name == "CS2R":
+        if name == "CS2R":
             zero = 0 if o[-1] == "SRZ" else None
             return [(target, zero), (pair_of(target), zero)]
-        elif name in ("IADD3", "VIADD", "IADD"):
-            result = sum(n) & MASK if known and ".X" not in i.opcode else None
-        elif name == "IMAD" and (".WIDE" in i.opcode or ".HI" in i.opcode):
-            # (the addend is a pair of registers: without one the product is that of a division by a constant)
-            if known and ".X" not in i.opcode and len(n) == 3 and o[-1] in ("RZ", "URZ"):
-                a, b = n[:2] if ".U32" in i.opcode else (_signed(n[0]), _signed(n[1]))
-                low, high = a * b & MASK, a * b >> 32 & MASK
-                if ".WIDE" in i.opcode:
-                    return [(target, low), (pair_of(target), high)]
-                result = high
-        elif name == "IMAD":
-            if known and ".X" not in i.opcode:
-                result = (n[0] * n[1] + n[2]) & MASK if len(n) == 3 else None
-        elif name == "LEA" and known and ".HI" not in i.opcode and len(n) == 3:
-            result = ((n[0] << n[2]) + n[1]) & MASK
-        elif name == "LEA" and known and ".HI" in i.opcode and ".X" not in i.opcode and len(n) >= 3:
-            high = n[2] if len(n) == 4 else (MASK if ".SX32" in i.opcode and n[0] >> 31 else 0)
-            result = (((high << 32 | n[0]) << n[-1] >> 32) + n[1]) & MASK
-        elif name == "SHF" and known and len(n) == 3:
-            result = _shift(i.opcode, n)
-        elif name == "SHL" or name == "SHR":
-            result = None if not known else (n[0] << n[1] if name == "SHL" else n[0] >> n[1]) & MASK
-        elif name == "LOP3" and len(n) >= 4:
-            table = n[3]
-            if o[1] == target and target not in self.values:
-                v[0] = 0  # predicates kept as bits of a register that nothing has written yet
-            if v[3] is not None:
-                result = _logic(v[0], v[1], v[2], table)
-        elif name == "SEL":
-            p = self._predicate(o[-1])
-            result = None if p is None else self._operand(o[1] if p else o[2])
-        elif name == "IMNMX" or name == "VIMNMX":
-            p = self._predicate(o[-1])
-            if known and p is not None:
-                a, b = n[:2] if ".U32" in i.opcode else (_signed(n[0]), _signed(n[1]))
-                result = (min(a, b) if p else max(a, b)) & MASK
-        elif name == "VIADDMNMX":
-            p = self._predicate(o[-1])
-            if known and p is not None and ".U32" in i.opcode:
-                result = (min if p else max)((n[0] + n[1]) & MASK, n[2])
-        elif name == "LDC" and o[1].startswith(TABLES):
-            place = self._operand(o[1].removeprefix(TABLES).rstrip("]"))
-            self.tables.pop(target, None)
-            if place is not None:
-                self.tables[target] = place // 4
-        elif name == "LDC" and len(o) == 2 and ".64" not in i.opcode:
-            result = self._operand(o[1])
-        elif name == "SGXT":
-            width = n[1] if len(n) > 1 else 32
-            result = n[0] & ((1 << width) - 1) if known and "U32" in i.opcode else None
-        out = [(target, result)]
-        wide = ".WIDE" in i.opcode or ".64" in i.opcode or name == "CS2R"
-        if wide and pair_of(target):
+        if name == "IMAD" and ".WIDE" in i.opcode and (wide := product(i.opcode, o, self._numbers(o))) is not None:
+            return [(target, wide & MASK), (pair_of(target), wide >> 32)]
+        out = [(target, self._result(i, name, target))]
+        if (".WIDE" in i.opcode or ".64" in i.opcode) and pair_of(target):
             out.append((pair_of(target), None))
         if name in ("IADD3", "LEA", "LOP3", "IMAD"):
             out += [(x, None) for x in o[1:3] if is_predicate(x) and _is_register(x)]
         return out
+
+    def _numbers(self, o: tuple[str, ...]) -> list[Value]:
+        """The operands that are read and no predicates."""
+        return [self._operand(x) for x in o[1:] if not is_predicate(x)]
+
+    def _result(self, i: Instruction, name: str, target: str) -> Value:
+        """What an instruction with one result writes to `target`."""
+        o = i.operands
+        if name in ("MOV", "R2UR") or i.opcode.startswith("IMAD.MOV"):
+            return self._operand(o[-1] if name != "MOV" or len(o) < 3 else o[1])
+        if name == "HFMA2":
+            return halves(o)
+        if name in ("S2R", "S2UR"):
+            return self.special.get(o[-1])
+        if name == "LDC":
+            return self._loaded(i, target)
+        if name == "SEL":
+            p = self._predicate(o[-1])
+            return None if p is None else self._operand(o[1] if p else o[2])
+        n = self._numbers(o)
+        if name == "LOP3":
+            if len(n) < 4 or n[3] is None:
+                return None
+            # (Predicates are kept as bits of a register that nothing has written yet.)
+            first = 0 if o[1] == target and target not in self.values else n[0]
+            return logic(first, n[1], n[2], n[3])
+        known = [x for x in n if x is not None]
+        if len(known) < len(n):
+            return None
+        if name == "IMAD" and (".HI" in i.opcode or ".WIDE" in i.opcode):
+            wide = product(i.opcode, o, n)
+            return None if wide is None else wide >> 32
+        if name in ("IMNMX", "VIMNMX", "VIADDMNMX"):
+            p = self._predicate(o[-1])
+            return None if p is None else extreme(name, i.opcode, known, min if p else max)
+        return arithmetic(name, i.opcode, known)
+
+    def _loaded(self, i: Instruction, target: str) -> Value:
+        """LDC R0, c[0x0][0x28]: a known word of the constant bank. Of a jump table only the place is known."""
+        place = i.operands[1]
+        if not place.startswith(TABLES):
+            return self._operand(place) if len(i.operands) == 2 and ".64" not in i.opcode else None
+        self.tables.pop(target, None)
+        if (offset := self._operand(place.removeprefix(TABLES).rstrip("]"))) is not None:
+            self.tables[target] = offset // 4
+        return None
 
     def _combine(self, o: tuple[str, ...]) -> list[tuple[str, Value]]:
         """PLOP3.LUT P0, P1, a, b, c, table, table: both results are looked up by the three predicates."""
@@ -309,7 +294,7 @@ class Walk:
     def _tested(self, o: tuple[str, ...]) -> list[tuple[str, Value]]:
         """LOP3.LUT P0, R0, a, b, c, table, !PT: the bits, and whether any of them is set."""
         a, b, c, table = (self._operand(x) for x in o[2:6])
-        bits = None if table is None else _logic(a, b, c, table)
+        bits = None if table is None else logic(a, b, c, table)
         any_set = None if bits is None or o[-1] != "!PT" else int(bits != 0)
         return [(t, v) for t, v in ((o[0], any_set), (o[1], bits)) if _is_register(t)]
 
@@ -322,7 +307,7 @@ class Walk:
         if a is None or b is None or third is None or ".EX" in i.opcode:
             return [(t, None) for t in targets]
         if "U32" not in i.opcode:
-            a, b = _signed(a), _signed(b)
+            a, b = signed(a), signed(b)
         parts = _parts(i.opcode)
         test = next((COMPARE[p] for p in parts[1:] if p in COMPARE), None)
         if test is None:
@@ -340,12 +325,12 @@ class Walk:
 
 
 COMPARE: dict[str, Callable[[int, int], bool]] = {
-    "LT": lambda a, b: a < b,
-    "LE": lambda a, b: a <= b,
-    "GT": lambda a, b: a > b,
-    "GE": lambda a, b: a >= b,
-    "EQ": lambda a, b: a == b,
-    "NE": lambda a, b: a != b,
+    "LT": operator.lt,
+    "LE": operator.le,
+    "GT": operator.gt,
+    "GE": operator.ge,
+    "EQ": operator.eq,
+    "NE": operator.ne,
 }
 
 
@@ -374,46 +359,6 @@ def _is_register(text: str) -> bool:
 @cache
 def _parts(opcode: str) -> tuple[str, ...]:
     return tuple(opcode.split("."))
-
-
-def _signed(x: int) -> int:
-    return x - (1 << 32) if x & 0x80000000 else x
-
-
-def _shift(opcode: str, n: Sequence[int]) -> Value:
-    """SHF.R.U32.HI d, RZ, s, x and SHF.L.U32 d, x, s, RZ."""
-    if ".R." in opcode:
-        source = _signed(n[2]) if ".S32" in opcode else n[2]
-        return (source >> (n[1] & 31)) & MASK
-    return (n[0] << (n[1] & 31)) & MASK
-
-
-def _halves(o: tuple[str, ...]) -> Value:
-    """HFMA2.MMA d, -RZ, RZ, high, low: how the assembler writes some constants, as two f16 numbers."""
-    if len(o) != 5 or o[1].lstrip("-") != "RZ" or o[2].lstrip("-") != "RZ":
-        return None
-    try:
-        high, low = (int.from_bytes(struct.pack("<e", float(x)), "little") for x in o[3:])
-    except (ValueError, OverflowError):
-        return None
-    return high << 16 | low
-
-
-def _logic(a: Value, b: Value, c: Value, table: int) -> Value:
-    """LOP3's table over the bits; a factor of zero makes an unknown one known (`x & 0`)."""
-    known = MASK
-    for v in (a, b, c):
-        if v is None:
-            known = 0
-    if not known:
-        zero_makes_zero = {0xC0: (a, b), 0x80: (a, b), 0xA0: (a, c), 0x88: (b, c)}.get(table, ())
-        return 0 if 0 in zero_makes_zero else None
-    out = 0
-    x, y, z = a or 0, b or 0, c or 0
-    for bit in range(8):
-        if table >> bit & 1:
-            out |= (x if bit & 4 else ~x) & (y if bit & 2 else ~y) & (z if bit & 1 else ~z)
-    return out & MASK
 
 
 def issued(function: Function, path: Way) -> Counter[str]:
