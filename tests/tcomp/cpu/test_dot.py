@@ -6,6 +6,7 @@ from __future__ import annotations
 import platform
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from tcomp.dsl.load import load, load_text
 from tcomp.dsl.storage import bound
 from tcomp.errors import UserError
 from tcomp.grad import backward_of
-from tcomp.grad.accumulate import accumulating, held
-from tcomp.ir.tile import Kernel
+from tcomp.grad.accumulate import accumulating, held, restricted
+from tcomp.ir.tile import Kernel, Loop, Statement
 from tcomp.machine.cpu import CpuMachine, detect
 from tcomp.model.single import single_op_step
 from tcomp.numeric import round_to
@@ -46,6 +47,13 @@ def native() -> CpuMachine | None:
         return detect("avx512bf16")
     except UserError:
         return None
+
+
+def loops_in(statements: Iterable[Statement]) -> Iterator[Loop]:
+    for s in statements:
+        if isinstance(s, Loop):
+            yield s
+            yield from loops_in(s.body)
 
 
 HOSTS = [
@@ -252,6 +260,19 @@ def test_they_agree_with_the_oracle_and_are_what_is_used(name: str, gpt2: Module
         for output in op.outputs:
             # `cast dP to real` rounds the GELU's argument's gradient before two of the sums.
             np.testing.assert_allclose(got[output.name], want[output.name], rtol=2.0**-7, atol=0.06)
+
+
+@pytest.mark.parametrize(
+    ("n", "parts"), [(97, [97]), (960, [960]), (1152, [576, 576]), (2304, [768, 768, 768]), (2560, [854, 854, 852])]
+)
+def test_gradients_of_inputs_sum_over_parts_of_one_length(n: int, parts: list[int], gpt2: Module) -> None:
+    backward = backward_of("matmul", gpt2)
+    assert backward is not None
+    op = bound(restricted(backward, frozenset({"dX"})), DType.BF16)
+    (kernel,) = lower(op, gpt2, {"M": 256, "N": n, "K": 576}, emulating()).kernels
+    steps = [s.step for phase in kernel.phases for s in loops_in(phase) if s.variable.startswith("n.")]
+    length = steps[0] if steps else n
+    assert [min(length, n - at) for at in range(0, n, length)] == parts
 
 
 @pytest.mark.parametrize("machine", [m for m in MACHINES if m.name in ("avx512", "avx2")][:1])
