@@ -20,6 +20,9 @@ ALIGNMENT = 64
 ROUNDS = 48
 """rounds of moving the highest blocks to the front of the order"""
 
+WALLED_SLACK = 256
+"""Between fixed blocks the lower bound is hardly ever reached: a placement is good enough at this part above it"""
+
 Ints = NDArray[np.int64]
 
 
@@ -84,6 +87,7 @@ def place_cached(blocks: tuple[Block, ...], fixed: tuple[Fixed, ...] = ()) -> Pl
     last = np.array([b.last for b in blocks], np.int64)
     bound = max(floor, int(live_bytes([*(Block(aligned(b.bytes), b.first, b.last) for b in blocks), *there]).max()))
     walls = _walls(fixed)
+    enough = bound + (bound // WALLED_SLACK if fixed else 0)
     life = last - first + 1
     orders = (
         np.lexsort((first, -size)),  # largest first
@@ -100,15 +104,15 @@ def place_cached(blocks: tuple[Block, ...], fixed: tuple[Fixed, ...] = ()) -> Pl
             top = max(floor, int((offsets + size).max()))
             if best is None or top < best[0]:
                 best = top, offsets, order
-            if top == bound:
+            if top <= enough:
                 break
-        if best is not None and best[0] == bound:
+        if best is not None and best[0] <= enough:
             break
     assert best is not None
     top, offsets, order = best
     current, at = order, offsets
     for round_ in range(ROUNDS):
-        if top == bound:
+        if top <= enough:
             break
         current = _lift(current, at + size, round_)
         at = _greedy(current, size, first, last, round_ % 2 == 0, walls)
