@@ -90,6 +90,9 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
         if a.function == "early":
             _check_early(op, a)
             continue
+        if a.function == "quantised":
+            _check_quantised(a, module)
+            continue
         if a.function not in ANNOTATIONS:
             raise TcError(
                 f"unknown annotation '{a.function}'",
@@ -150,6 +153,22 @@ def _check_early(op: Op, a: Call) -> None:
     for e in a.args[1:]:
         if not isinstance(e, Name) or family_of(e.id) is None:
             raise TcError("behind the temporary, `early` takes targets", a.span, hint=hint)
+
+
+def _check_quantised(a: Call, module: Module) -> None:
+    """TcError where an annotation names no two ops, or a target that there is not (whether they fit the ops that they
+    take the places of is known in the graph)."""
+    hint = "write quantised(MAKER, READER), or quantised(MAKER, READER, sm_90a), among the arguments of fp8(..)"
+    names = [e.id if isinstance(e, Name) else "" for e in a.args]
+    if len(names) < 2 or not all(names):
+        raise TcError("`quantised` does not name two ops", a.span, hint=hint)
+    for name in names[:2]:
+        if name not in module.ops:
+            hint = did_you_mean(name, [o for o in module.ops if "." not in o], "op")
+            raise TcError(f"`quantised` names an unknown op '{name}'", a.span, hint=hint)
+    for name in names[2:]:
+        if family_of(name) is None:
+            raise TcError("behind the two ops, `quantised` takes targets", a.span, hint=hint)
 
 
 def _check_argument(

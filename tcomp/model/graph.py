@@ -75,6 +75,17 @@ class Early:
     span: Span
 
 
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """`quantised(MAKER, READER, sm_90a)`: the ops that take the places of the one which makes a call's first operand,
+    and of the call's own, on these targets (none: on all)."""
+
+    maker: Op
+    reader: Op
+    on: tuple[str, ...]
+    span: Span
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Node:
     """One op instance. `operands` are its parameters and results by the op's own names; `recompute` names
@@ -82,7 +93,7 @@ class Node:
     bound to; `chunks` asks for its result in so many parts (chunks.py; 0: as many as suit, parts.py), and `part` says
     of which part a node is, from 1 (0: it is whole); `at_once` names the op that computes the call and its backward
     together (at_once.py). A backward node has the `early` of its call (early.py), and `incoming`, its operands that are
-    gradients."""
+    gradients. `quantised` names the ops of a call whose first operand may be made quantised (quantised.py)."""
 
     op: Op
     dims: dict[str, int]
@@ -96,6 +107,7 @@ class Node:
     early: Early | None = None
     incoming: frozenset[str] = frozenset()
     part: int = 0
+    quantised: Quantised | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from tcomp.model.early import EarlyEquations
 from tcomp.model.flat import FlatLayout, flat_layout, like_parameters
 from tcomp.model.graph import Graph, Node, Tensor
 from tcomp.model.optimizer import Update, build_update, state_names
+from tcomp.model.quantised import quantised
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ def build_programs(
     targets: Sequence[str] = (),
 ) -> Programs:
     """Differentiate a graph and build its update; nothing is lowered or placed. `variants` are derived ops that an
-    earlier call for the same module has left. `apart`: `[at_once(OP)]` joins no call with its backward, and
-    `[early(dP)]` moves no equation, so that what they make can be held against the ops apart. `targets` are those of
-    the machine, for what the text says of some targets only."""
+    earlier call for the same module has left. `apart`: `[at_once(OP)]` joins no call with its backward, `[early(dP)]`
+    moves no equation and nothing is `quantised` where it is made, so that what they make can be held against the ops
+    apart. `targets` are those of the machine, for what the text says of some targets only."""
     layout = flat_layout(graph, module)
     step = Tensor("step", DType.I32, (), "scalar", "executor")
     seed = Tensor("loss_gradient", graph.loss.tensor.dtype if graph.loss else DType.F32, (), "scalar", "executor")
@@ -76,6 +77,7 @@ def build_programs(
         if apart:
             return graph.nodes, backward, frozenset()
         forward, backward = at_once(graph.nodes, backward, module)
+        forward = quantised(forward, backward, targets, module)
         forward, backward, moved = ahead(forward, backward)
         return forward, early(forward, backward), moved
 

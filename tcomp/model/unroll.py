@@ -7,6 +7,7 @@ every dimension is a number, and every name of the text stands for one view.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 
 from tcomp.dsl.ast import (
@@ -33,7 +34,7 @@ from tcomp.dsl.storage import binding, bound
 from tcomp.dsl.variants import mentioned, under
 from tcomp.errors import UserError
 from tcomp.model.dimensions import mentions, model_dims, one_of
-from tcomp.model.graph import Early, Graph, Node, Parameter, Tensor, View
+from tcomp.model.graph import Early, Graph, Node, Parameter, Quantised, Tensor, View
 
 _MOST_LAYERS = 10_000
 
@@ -194,7 +195,14 @@ class _Builder:
         together = next((a.args[0] for a in c.annotations if a.function == "at_once"), None)
         both = together.id if isinstance(together, Name) else ""
         early = next((_early(a) for a in c.annotations if a.function == "early"), None)
-        self.nodes.append(Node(op, dims, operands, label, c.span, recompute, real, max(asked, default=1), both, early))
+        quantised = next((self.quantised(a, real) for a in c.annotations if a.function == "quantised"), None)
+        node = Node(op, dims, operands, label, c.span, recompute, real, max(asked, default=1), both, early)
+        self.nodes.append(replace(node, quantised=quantised))
+
+    def quantised(self, a: Call, real: DType) -> Quantised:
+        maker, reader, *targets = [e.id for e in a.args if isinstance(e, Name)]
+        first, second = (self.at(self.module.ops[n], real) for n in (maker, reader))
+        return Quantised(first, second, tuple(targets), a.span)
 
     def real(self, op: Op, given: Mapping[str, TensorRef | Expr], c: OpCall) -> DType:
         """What this call binds `real` to: the type of the tensors it passes, else the model's."""

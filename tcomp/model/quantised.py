@@ -1,0 +1,118 @@
+"""An operand that is quantised where it is made: `[fp8(linear_fp8, amax, quantised(MAKER, READER))]`.
+
+    h, .. = layernorm(x, w, b)                   hr, ht, rh, .. = layernorm_cast_fp8(x, w, b, amax)
+    y, ht, rh, .. = linear_fp8(h, .., amax)  -->  y, .. = linear_given_fp8(hr, .., amax)
+
+MAKER takes the place of the op that makes the call's first operand, and READER the call's. Operands and results keep
+their names. What MAKER gives or takes beyond its predecessor is the reader's: with its result's name, Y, where the
+reader's operand has X, Yt is the reader's Xt and hY its h. A result of the call that READER does not give is MAKER's
+then, and one that neither has is new, from MAKER to READER. The tensor between them is no more, so nobody else may read
+it.
+`tcomp check` of the model holds the step against the ops apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tcomp.dsl.ast import Module, Op
+from tcomp.dsl.dims import bind, operand_shape
+from tcomp.dsl.errors import TcError
+from tcomp.model.graph import Node, Quantised, Tensor, View
+
+Nodes = tuple[Node, ...]
+
+
+def quantised(forward: Nodes, backward: Nodes, targets: Sequence[str], module: Module) -> Nodes:
+    """The forward nodes with annotated operands quantised where they are made, on a machine of these targets. TcError,
+    at the annotation, where that cannot be."""
+    for node in [n for n in forward if n.quantised is not None]:
+        q = node.quantised
+        if q is not None and (not q.on or set(q.on) & set(targets)):
+            try:
+                forward = _joined(node, q, forward, backward)
+            except _NotHere as e:
+                text = module.sources.get(q.span.file, "")
+                message = f"the first operand of '{node.op.name}' cannot be quantised by '{q.maker.name}': {e}"
+                hint = "leave `quantised` out, or name the targets where it holds: quantised(MAKER, READER, sm_90a)"
+                raise TcError(message, q.span, text, hint, (f"in {node.label}",)) from None
+    return forward
+
+
+class _NotHere(Exception):
+    """Why the two ops cannot take these places."""
+
+
+def _joined(node: Node, q: Quantised, forward: Nodes, backward: Nodes) -> Nodes:
+    operand = node.op.params[0].name
+    view = node.operands[operand]
+    makers = [n for n in forward for o in n.op.outputs if n.operands[o.name].tensor is view.tensor]
+    others = [n for n in (*forward, *backward) if n not in makers and n is not node]
+    if len(makers) != 1 or any(v.tensor is view.tensor for n in others for v in n.operands.values()):
+        raise _NotHere(f"'{view.tensor.name}' is not made by one op of the forward pass for this call alone")
+    maker = makers[0]
+    result = next(o.name for o in maker.op.outputs if maker.operands[o.name].tensor is view.tensor)
+    if maker.operands[result] != view:
+        raise _NotHere(f"'{view.tensor.name}' has another shape where '{maker.op.name}' makes it")
+
+    if q.reader.operand(operand) is not None:
+        raise _NotHere(f"'{q.reader.name}' reads '{operand}' itself")
+
+    made: dict[str, View] = {}
+    operands: dict[str, View] = {}
+    for o in q.maker.operands:
+        if o.name in maker.operands and o.name != result:
+            operands[o.name] = maker.operands[o.name]
+            continue
+        name = _readers_name(o.name, result, operand, q.reader, node)
+        if name in node.operands:
+            operands[o.name] = node.operands[name]
+        elif o in q.maker.outputs:
+            shape = operand_shape(o, maker.dims)
+            label = f"{view.tensor.name}.{name}"
+            made[name] = operands[o.name] = Tensor(label, o.dtype, shape, "activation", view.tensor.owner).whole()
+        else:
+            raise _NotHere(f"neither '{maker.op.name}' nor '{node.op.name}' has its operand '{o.name}'")
+    given = {o.name: made.get(o.name) or node.operands.get(o.name) for o in q.reader.operands}
+    lacking = [n for n, v in given.items() if v is None]
+    if lacking:
+        raise _NotHere(f"'{q.reader.name}' has an operand '{lacking[0]}' that nobody gives")
+    read = {n: v for n, v in given.items() if v is not None}
+    for op, at in ((q.maker, operands), (q.reader, read)):
+        _check(op, at)
+    lost = {o.name for n, op in ((maker, q.maker), (node, q.reader)) for o in n.op.outputs if not op.operand(o.name)}
+    kept = {v.tensor for at in (operands, read) for v in at.values()}
+    for n in (maker, node):
+        for o in n.op.outputs:
+            if o.name in lost and n.operands[o.name] != view and n.operands[o.name].tensor not in kept:
+                raise _NotHere(f"nobody gives '{o.name}' of '{n.op.name}'")
+    first = _replaced(maker, q.maker, operands)
+    second = _replaced(node, q.reader, read)
+    return tuple(first if n is maker else second if n is node else n for n in forward)
+
+
+def _readers_name(name: str, result: str, operand: str, reader: Op, node: Node) -> str:
+    """What the reader calls an operand or result of the maker: Xt for Yt, h for hY."""
+    like = name.replace(result, operand, 1)
+    plain = name.removesuffix(result)
+    return plain if plain != name and plain in node.operands and reader.operand(like) is None else like
+
+
+def _check(op: Op, operands: dict[str, View]) -> None:
+    for o in op.operands:
+        v = operands[o.name]
+        if v.tensor.dtype is not o.dtype or len(v.shape) != len(o.shape):
+            raise _NotHere(f"'{o.name}' of '{op.name}' is {o.dtype} of {len(o.shape)} axes, what it would be is not")
+
+
+def _replaced(node: Node, op: Op, operands: dict[str, View]) -> Node:
+    return replace(
+        node,
+        op=op,
+        dims=bind(op, {p.name: operands[p.name].shape for p in op.params}, {}),
+        operands=operands,
+        label=node.label.replace(node.op.name, op.name, 1),
+        recompute=frozenset(n for n in node.recompute if op.operand(n)),
+        quantised=None,
+    )
