@@ -207,10 +207,12 @@ class Emitter:
         return conjunction([g for g in conjuncts(value.guard) if not zero_outside(contribution, g, self.definitions)])
 
     def region(self, leaf: Leaf, zero_behind: Sequence[Expr] = ()) -> Expr | None:
-        """Where the leaf's result is needed, and its contributions to a sum are not zero."""
+        """Where the leaf's result is needed, and its contributions to a sum are not zero. (What of `zero_behind` names
+        no summed index holds for whole results, which are zero there and written so.)"""
         if self.needs is None:
             return None
-        return conjunction([*self.needs.within.get(leaf.number, ()), *zero_behind])
+        summed = [g for g in zero_behind if names_in(g) & set(leaf.reduced)]
+        return conjunction([*self.needs.within.get(leaf.number, ()), *summed])
 
     def reduction(self, leaf: Leaf, value: Reduction, env: Env) -> list[Statement]:
         """The sum of a tile, into what is there or (promoted) into a result of its own that is added to it."""

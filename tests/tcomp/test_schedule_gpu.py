@@ -231,3 +231,13 @@ def test_nothing_asks_for_what_the_kernel_computes_only_later() -> None:
     )
     op, dims = module.ops["f"], {"N": 9, "K": 7}
     assert_keeps_results(op, module, dims, lower(op, module, dims, detect()))
+
+
+def test_results_behind_a_guard_that_names_no_summed_index_are_zero() -> None:
+    module = load_text(
+        "monoid expsum by m:\n  m = max(a.m, b.m)\n  x = a.x * exp(a.m - m) + b.x * exp(b.m - m)\n\n"
+        "op f(x: f32[N, K], u: f32[J]) -> y: f32[N, K]:\n"
+        "  m[i, k], l[i, k] = expsum j where i <= k by x[i, k] + u[j]: 1\n  y[i, k] = 3.0 / (1.0 + l[i, k])\n"
+    )
+    op, dims = module.ops["f"], {"N": 33, "K": 67, "J": 3}
+    assert_keeps_results(op, module, dims, lower(op, module, dims, detect()))
