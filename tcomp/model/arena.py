@@ -137,6 +137,10 @@ class Arena:
     def gradient_slots(self, pieces: Sequence[Piece], end: int) -> tuple[Slot, ...]:
         """The parts of gradients whose memory others have between the launches at which they are there."""
         begin = self.bytes - sum(p.bytes for p in pieces)
+        for p in pieces:
+            if p.gradient is not None:
+                at, place = begin + p.offset, self.address[p.gradient]
+                assert place <= at and at + p.bytes <= place + p.gradient.bytes, p.gradient.name
         return tuple(
             Slot(t.name, t.kind, t.dtype, (p.bytes // t.dtype.bytes,), begin + p.offset, p.bytes, first, last, t.owner)
             for p in pieces

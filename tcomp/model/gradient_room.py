@@ -46,8 +46,8 @@ def gradient_pieces(programs: Programs, launches: Sequence[PlannedLaunch], forwa
     if not launches or not programs.gradients or programs.backward_next:
         return []
     found: list[Piece] = []
+    size = next(iter(programs.gradients.values())).dtype.bytes
     for parameter, gradient in programs.gradients.items():
-        size = gradient.dtype.bytes
         start = programs.layout.offsets[parameter.name] * size
         written = list(_touching(launches, range(len(launches)), gradient))
         read = list(_touching(launches, forward, parameter))
@@ -57,7 +57,7 @@ def gradient_pieces(programs: Programs, launches: Sequence[PlannedLaunch], forwa
             used = max((i for i, a, b in read if a < high and low < b), default=-1)
             _check_written(launches[first], gradient)
             found.append(Piece(gradient, start + low * size, (high - low) * size, used, first))
-    return _filled(sorted(found, key=lambda p: p.offset))
+    return _filled(sorted(found, key=lambda p: p.offset), aligned(programs.layout.elements * size))
 
 
 def fixed(pieces: Sequence[Piece], launches: int) -> tuple[Fixed, ...]:
@@ -91,14 +91,14 @@ def _check_written(launch: PlannedLaunch, gradient: Tensor) -> None:
         raise AssertionError(f"{launch.label} reads {gradient.name}, which nothing has written")
 
 
-def _filled(pieces: Sequence[Piece]) -> list[Piece]:
-    """The pieces with what lies between them, which is zero and stays so."""
+def _filled(pieces: Sequence[Piece], end: int) -> list[Piece]:
+    """The pieces with what lies between them and before the `end`, which is zero and stays so."""
     found, at = [], 0
     for p in pieces:
         if p.offset > at:
             found.append(Piece(None, at, p.offset - at, -1, 0))
         found.append(p)
         at = p.offset + p.bytes
-    if aligned(at) > at:
-        found.append(Piece(None, at, aligned(at) - at, -1, 0))
+    if end > at:
+        found.append(Piece(None, at, end - at, -1, 0))
     return found
