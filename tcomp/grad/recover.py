@@ -5,17 +5,23 @@
 
 With these, exp(s - m) / l in the gradient of attention becomes exp(s - L): the row sums l cancel.
 
-What a product has lost no quotient gives back: of `Y[m] = t[m] * a` t is not Y / a, as `a` may be zero.
+What a product has lost no quotient gives back: of `Y[m] = t[m] * a` t is not Y / a, as `a` may be zero. Nor does a
+difference what a sum has: of `Y[m] = t[m] + a` t is not Y - a, as `a` may be large, or infinite. An output of 16 bits
+has still less of a sum, and one of 8 bits gives nothing back.
 """
 
 from __future__ import annotations
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, Unary, substitute, walk
+from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, Reduction, Unary, substitute, walk
 from tcomp.grad.forward import Forward
 from tcomp.grad.simplify import ONE, rewrite, simplify
 
 Recovered = dict[str, tuple[tuple[str, ...], Expr]]
 """temporary -> (its indices, its value by outputs and other temporaries)"""
+MODERATE = 1000.0
+"""a number up to which a sum in f32 has room for what it is added to"""
+_EXACT = (DType.F64, DType.F32)
+_GIVING = (*_EXACT, DType.REAL, DType.BF16, DType.F16)
 
 
 def recoverable(forward: Forward) -> Recovered:
@@ -28,7 +34,7 @@ def recoverable(forward: Forward) -> Recovered:
     }
     for o in forward.op.outputs:
         writers = [eq for eq in forward.equations if any(t.name == o.name for t in eq.targets)]
-        if len(writers) != 1 or o.name not in pointwise or not o.dtype.is_float:
+        if len(writers) != 1 or o.name not in pointwise or o.dtype not in _GIVING:
             continue
         eq = writers[0]
         assert not isinstance(eq.value, Reduction)
@@ -44,7 +50,8 @@ def recoverable(forward: Forward) -> Recovered:
                 continue
             if sum(isinstance(n, Access) and n.tensor == name for n in walk(eq.value)) != 1:
                 continue
-            solved = solve(eq.value, a, Access(o.name, eq.target.subscripts), frozenset(forward.info.dims))
+            by_sums = o.dtype in _EXACT
+            solved = solve(eq.value, a, Access(o.name, eq.target.subscripts), frozenset(forward.info.dims), by_sums)
             if solved is not None and not any(isinstance(n, Access) and n.tensor in out for n in walk(solved)):
                 indices = tuple(s.id for s in a.subscripts if isinstance(s, Name))
                 out[name] = (indices, simplify(solved))
@@ -52,9 +59,10 @@ def recoverable(forward: Forward) -> Recovered:
     return out
 
 
-def solve(e: Expr, a: Access, value: Expr, dims: frozenset[str]) -> Expr | None:
+def solve(e: Expr, a: Access, value: Expr, dims: frozenset[str], by_sums: bool) -> Expr | None:
     """The `a` for which `e`, in which it stands once, equals `value`; None where that is not simple, or where it would
-    divide by what may be zero. `dims` are the names of dimensions."""
+    divide by what may be zero, or take away what may be large. `dims` are the names of dimensions. Without `by_sums`
+    the value has too few bits for what a difference or exp would make of them."""
 
     def has(x: Expr) -> bool:
         return any(n == a for n in walk(x))
@@ -63,13 +71,13 @@ def solve(e: Expr, a: Access, value: Expr, dims: frozenset[str]) -> Expr | None:
         match e:
             case Unary("-", x):
                 e, value = x, Unary("-", value)
-            case Binary("+", x, y) if has(x):
+            case Binary("+", x, y) if by_sums and has(x) and moderate(y, dims):
                 e, value = x, Binary("-", value, y)
-            case Binary("+", x, y):
+            case Binary("+", x, y) if by_sums and has(y) and moderate(x, dims):
                 e, value = y, Binary("-", value, x)
-            case Binary("-", x, y) if has(x):
+            case Binary("-", x, y) if by_sums and has(x) and moderate(y, dims):
                 e, value = x, Binary("+", value, y)
-            case Binary("-", x, y):
+            case Binary("-", x, y) if by_sums and has(y) and moderate(x, dims):
                 e, value = y, Binary("-", x, value)
             case Binary("*", x, y) if has(x) and never_zero(y, dims):
                 e, value = x, Binary("/", value, y)
@@ -79,7 +87,7 @@ def solve(e: Expr, a: Access, value: Expr, dims: frozenset[str]) -> Expr | None:
                 e, value = x, Binary("*", value, y)
             case Binary("/", x, y) if never_zero(x, dims):
                 e, value = y, Binary("/", x, value)
-            case Call("log", (x,)):
+            case Call("log", (x,)) if by_sums:
                 e, value = x, Call("exp", (value,))
             case Call("rsqrt", (x,)):
                 e, value = x, Binary("/", ONE, Binary("*", value, value))
@@ -91,19 +99,26 @@ def solve(e: Expr, a: Access, value: Expr, dims: frozenset[str]) -> Expr | None:
 
 
 def never_zero(e: Expr, dims: frozenset[str]) -> bool:
-    """Numbers, dimensions (at least 1), what is made of them by products and powers, and exponentials."""
+    """Numbers, dimensions (at least 1), and what is made of them by products and powers. (Of exponentials some are zero
+    in f32.)"""
     match e:
         case Num(number):
             return number != 0
         case Name(name):
             return name in dims
-        case Unary("-", x) | Binary("**", x, _):
+        case Unary("-", x):
+            return never_zero(x, dims)
+        case Binary("**", x, Num() | Unary("-", Num())):
             return never_zero(x, dims)
         case Binary("*" | "/", x, y):
             return never_zero(x, dims) and never_zero(y, dims)
-        case Call("exp", _):
-            return True
     return False
+
+
+def moderate(e: Expr, dims: frozenset[str]) -> bool:
+    """Never so large that what it is added to would be lost: numbers, dimensions, logarithms (of f32 at most 104)."""
+    large = any(isinstance(n, Num) and abs(n.value) > MODERATE for n in walk(e))
+    return not large and (never_zero(e, dims) or (isinstance(e, Call) and e.function in ("log", "tanh", "sin", "cos")))
 
 
 def substitute_recovered(e: Expr, recovered: Recovered) -> Expr:

@@ -280,6 +280,39 @@ def test_no_factor_that_may_be_zero_is_divided_by() -> None:
 
 
 @pytest.mark.parametrize(
+    ("output", "value"),
+    [
+        ("f32", "t[i] * exp(-a)"),  # zero in f32 from a = 104 on
+        ("f32", "t[i] * 0.5 ** i"),
+        ("f32", "t[i] + a"),  # a may be -inf, or 1e9
+        ("f32", "t[i] - select(i > 1, 1e9, 0.0)"),
+        ("real", "t[i] + 1.0"),
+        ("bf16", "log(t[i])"),
+        ("e4m3", "2.0 * t[i]"),
+    ],
+)
+def test_no_result_gives_back_what_it_has_lost(output: str, value: str) -> None:
+    text = f"op f(x: f32[N, M], a: f32[]) -> y: {output}[N], z: f32[N]:\n  t[i] = sum j: x[i, j]\n"
+    assert "  t[i] = sum j: x[i, j]" in backward_text(f"{text}  y[i] = {value}\n  z[i] = t[i] * t[i]\n")
+
+
+@pytest.mark.parametrize(
+    ("output", "value"),
+    [
+        ("real", "2.0 * t[i] / M"),
+        ("bf16", "t[i] / a"),
+        ("f32", "log(t[i])"),
+        ("f32", "1.0 + t[i]"),
+        ("f32", "t[i] + log(a)"),
+    ],
+)
+def test_a_result_gives_back_what_it_has(output: str, value: str) -> None:
+    text = f"op f(x: f32[N, M], a: f32[]) -> y: {output}[N], z: f32[N]:\n  t[i] = sum j: x[i, j]\n"
+    assert not any("sum j" in line for line in backward_text(f"{text}  y[i] = {value}\n  z[i] = t[i] * t[i]\n"))
+    check(f"{text}  y[i] = {value}\n  z[i] = t[i] * t[i]\n".replace(f"{output}[N],", "f32[N],"), {"N": 3, "M": 2})
+
+
+@pytest.mark.parametrize(
     ("value", "gradient"),
     [
         ("sum k: x[i + k] * w[k]", "f32[N + K - 1], dw: real[K]"),
