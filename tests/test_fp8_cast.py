@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,16 @@ def test_maker_and_reader_change_and_the_tensor_between_them_is_gone(gpt2: Modul
         old["Xt"].tensor.name, old["rX"].tensor.name,
     }  # fmt: skip
     assert all(v.tensor.name != old["X"].tensor.name for n in (*p.forward, *p.backward) for v in n.operands.values())
+
+
+def test_ops_stay_apart_where_results_are_computed_again(gpt2: Module) -> None:
+    """The backward pass reads the operand then, as under a memory budget."""
+    graph = build_graph(gpt2, "gpt2", "tiny", {"B": 2, "T": 8}, {"L": 2, "V": 40}, "fp8")
+    again = {n: frozenset(o.name for o in n.op.outputs) for n in graph.nodes if n.op.name == "linear_fp8"}
+    nodes = tuple(replace(n, recompute=again[n]) if n in again else n for n in graph.nodes)
+    p = build_programs(replace(graph, nodes=nodes), gpt2, targets=H100.targets)
+    assert {"linear_fp8", "layernorm", OPS[0], OPS[2]} <= set(names(p.forward)) and OPS[1] not in names(p.forward)
+    assert "linear_fp8" in names(p.backward)
 
 
 @pytest.mark.parametrize("machine, precision", [(A100, "fp8"), (H100, "bf16"), (H100, "fp8_block")])

@@ -7,7 +7,7 @@ MAKER takes the place of the op that makes the call's first operand, and READER 
 their names. What MAKER gives or takes beyond its predecessor is the reader's: with its result's name, Y, where the
 reader's operand has X, Yt is the reader's Xt and hY its h. A result of the call that READER does not give is MAKER's
 then, and one that neither has is new, from MAKER to READER. The tensor between them is no more, so nobody else may read
-it.
+it. A call whose results are computed again reads it once more in the backward pass: there the ops stay apart.
 `tcomp check` of the model holds the step against the ops apart.
 """
 
@@ -29,7 +29,7 @@ def quantised(forward: Nodes, backward: Nodes, targets: Sequence[str], module: M
     at the annotation, where that cannot be."""
     for node in [n for n in forward if n.quantised is not None]:
         q = node.quantised
-        if q is not None and (not q.on or set(q.on) & set(targets)):
+        if q is not None and not node.recompute and (not q.on or set(q.on) & set(targets)):
             try:
                 forward = _joined(node, q, forward, backward)
             except _NotHere as e:
