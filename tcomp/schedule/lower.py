@@ -175,7 +175,7 @@ class _Lowering:
         joined = combined(joining, part.plan, part.equations)
         leaves, plan = joined.leaves, joined.plan
         added = {n for s in joined.sums for n in (s.name, s.flags) if n}.union(joined.carried)
-        workspaces |= {n: self._operand(n) for n in added}
+        workspaces |= {n: self._operand(n) for n in sorted(added)}
         operand_names = {o.name for o in self.op.operands} | set(workspaces)
         written = frozenset(t for x in leaves for t in x.written)
         local = written - operand_names

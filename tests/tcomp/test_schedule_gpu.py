@@ -241,3 +241,17 @@ def test_results_behind_a_guard_that_names_no_summed_index_are_zero() -> None:
     )
     op, dims = module.ops["f"], {"N": 33, "K": 67, "J": 3}
     assert_keeps_results(op, module, dims, lower(op, module, dims, detect()))
+
+
+def test_workspaces_have_one_order_in_every_process() -> None:
+    """Placement follows it, so it must not be that of a set of names."""
+    names = [f"w{n}" for n in range(6)]
+    sums = "".join(f"  {w}[n] = sum m: X[m, n] * {n}.5\n" for n, w in enumerate(names))
+    text = (
+        f"op f(X: f32[M, N]) -> {', '.join(names)}: bf16[N]:\n{sums}\nschedule f on gpu:\n"
+        f"  m -> grid(8) / seq(4)\n  n -> lane\n  combine {', '.join(names)} over m by atomic\n"
+    )
+    module = load_text(text)
+    lowered = lower(module.ops["f"], module, {"M": 20, "N": 9}, H100, deterministic=False)
+    found = [w.name for w in lowered.workspaces]
+    assert len(found) == 6 and found == sorted(found)
