@@ -18,7 +18,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import did_you_mean, listing
 from tcomp.dsl.infer import infer, right_accesses
 from tcomp.dsl.info import OpInfo
-from tcomp.dsl.targets import CPU_TARGETS, GPU_TARGETS, Family, family_of
+from tcomp.dsl.targets import CONDITIONAL, CPU_TARGETS, GPU_TARGETS, Family, family_of
 
 
 def check_schedule(schedule: Schedule, module: Module) -> None:
@@ -149,6 +149,8 @@ class _Names:
                 if name == "inline" and not (args and all(isinstance(a, ast.Name) for a in args)):
                     raise TcError("`inline` takes the tensors that are computed again", d.span, hint="write: inline t")
                 for a in args:
+                    if name in CONDITIONAL:
+                        self.condition(a, known, d.span)
                     tensor = named_tensor(name, a)
                     if tensor:
                         self.tensor(tensor, a.span, name)

@@ -63,6 +63,8 @@ GPU = Family(
     instructions=("fma", "mma.sync", "mma.sync.tf32", "wgmma", "wgmma.tf32"),
     facts=("smem", "regs", "sms", "l2", "lanes", "vector", "early"),
 )
+CONDITIONAL = ("stagger", "pingpong", "stream")
+"""flags whose argument is the condition under which they hold"""
 CPU_TARGETS = ("cpu", "cpu.sse2", "cpu.avx2", "cpu.avx512", "cpu.avx512bf16", "cpu.neon")
 GPU_TARGETS = ("gpu", "sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 _GPU_NAME = re.compile(r"sm_[0-9]+a?")
