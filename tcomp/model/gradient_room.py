@@ -13,7 +13,8 @@ later ones add to what is there.
 
 An executor may leave the update's vectors to the next step, beside its forward pass. So a gradient counts as there,
 too, until the last launch of a forward pass that reads its parameter: that one waits for the update anyway, and nothing
-that is written over gradients waits longer.
+that is written over gradients waits longer. Where no launch waits for it (an embedding's table, of which only the rows
+that the batch chooses are updated first) it is there always.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from tcomp.ir.rows import chosen_rows
 from tcomp.model.graph import Tensor
 from tcomp.model.lowering import PlannedLaunch
 from tcomp.model.placement import Block, Fixed, aligned
@@ -31,7 +33,7 @@ from tcomp.model.programs import Programs
 @dataclass(frozen=True, slots=True)
 class Piece:
     """`bytes` of the gradients' flat vector from `offset` on: of a gradient, or (None) of what lies between. There from
-    launch `first` on, and until launch `used` that of the step before (-1: not needed)."""
+    launch `first` on, and until launch `used` that of the step before (-1: not needed; the end: always there)."""
 
     gradient: Tensor | None
     offset: int
@@ -50,11 +52,11 @@ def gradient_pieces(programs: Programs, launches: Sequence[PlannedLaunch], forwa
     for parameter, gradient in programs.gradients.items():
         start = programs.layout.offsets[parameter.name] * size
         written = list(_touching(launches, range(len(launches)), gradient))
-        read = list(_touching(launches, forward, parameter))
+        read = list(_touching(launches, [i for i in forward if not _by_rows(launches[i], parameter)], parameter))
         marks = {0, gradient.elements} | {m for _, a, b in (*written, *read) for m in (a, b)}
         for low, high in pairwise(sorted(marks)):
             first = min((i for i, a, b in written if a < high and low < b), default=0)
-            used = max((i for i, a, b in read if a < high and low < b), default=-1)
+            used = max((i for i, a, b in read if a < high and low < b), default=len(launches))
             _check_written(launches[first], gradient)
             found.append(Piece(gradient, start + low * size, (high - low) * size, used, first))
     return _filled(sorted(found, key=lambda p: p.offset), aligned(programs.layout.elements * size))
@@ -81,6 +83,13 @@ def _touching(launches: Sequence[PlannedLaunch], at: Collection[int], t: Tensor)
         for v in launches[i].views:
             if v.tensor is t:
                 yield i, v.offset, v.offset + v.elements
+
+
+def _by_rows(launch: PlannedLaunch, parameter: Tensor) -> bool:
+    """Whether it reads only rows of the parameter that data choose: an executor may update those alone before it."""
+    kernel = launch.kernel
+    operands = (o.name for o, v in zip(kernel.operands, launch.views, strict=True) if v.tensor is parameter)
+    return bool(kernel.gathered) and all(chosen_rows(kernel, name) is not None for name in operands)
 
 
 def _check_written(launch: PlannedLaunch, gradient: Tensor) -> None:

@@ -105,6 +105,21 @@ def test_what_an_update_leaves_is_wanted_as_early_as_without(
     assert len(ours.side) > 20 and ours.wanted == theirs.wanted and ours.fork == theirs.fork
 
 
+def test_nobody_waits_for_a_table_of_which_only_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An embedding's of its own: what an update leaves of it has time until the end of the step."""
+    monkeypatch.setitem(SIZES, "llama", SIZES["llama"] | {"TIED": 0})
+    monkeypatch.setattr(whole_steps, "SHARE", 512)
+    monkeypatch.setattr(whole_steps, "ARITHMETIC", 3)
+    module = load(Path(models.__file__).parent / "llama.tc")
+    ours = built(module, "llama")
+    monkeypatch.setattr(draft, "gradient_pieces", lambda *_: [])
+    theirs = built(module, "llama")
+    here, there = (WholeSteps(s, -(1 << 20)).program("micro_first", pending=True, update=True) for s in (ours, theirs))
+    assert here.wanted == there.wanted and here.fork == there.fork
+    assert [(p.first, p.last) for p in ours.gradients if p.name == "grad.wte"] == [(0, ours.gradients[0].last)]
+    assert max(p.first for p in ours.gradients if p.name == "grad.head_w") > here.turns[here.fork]
+
+
 def results(step: Step, cache: Path, whole: bool) -> dict[str, Any]:
     """Of three steps that begin with gradients that are no numbers."""
     executor = CpuExecutor(step, detect(), 2, cache)
