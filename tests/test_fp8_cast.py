@@ -111,6 +111,24 @@ def test_ops_are_the_oracles(gpt2: Module, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("columns", [2056, 9000])
+def test_rows_longer_than_registers_have_room_for(gpt2: Module, columns: int) -> None:
+    op = bound(gpt2.ops[OPS[0]], DType.BF16)
+    dims = {"M": 3, "C": columns, "H": 16}
+    inputs = inputs_of(op, dims)
+    lowered = lower(op, gpt2, dims, H100)
+    assert len(lowered.kernels) == 3
+    found = execute(lowered, op, inputs, H100)
+    for output, x in evaluate(op, gpt2, inputs, dims).items():
+        assert np.mean(np.abs(found[output] - x) > np.abs(x) / 8 + 2.0**-6) == 0, output
+
+
+@pytest.mark.parametrize("columns", [1600, 1792, 2048, 12288])
+def test_models_of_any_width_have_a_schedule(gpt2: Module, columns: int) -> None:
+    lower(bound(gpt2.ops[OPS[0]], DType.BF16), gpt2, {"M": 4096, "C": columns, "H": 16}, H100)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPS)
 def test_nothing_spills(gpt2: Module, name: str) -> None:
     op = bound(gpt2.ops[name], DType.BF16)
