@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tcomp.machine.cpu import helpers_of
 from tcomp.runtime.cpu.interpreter import JOIN, SPINS, SPINS_CROWDED, NativeLaunch, RunFunction, control_bytes
 from tcomp.runtime.cpu.places import Places
 
@@ -81,8 +82,8 @@ class Team:
         self, run_address: int, rest_address: int, threads: int, arena: int, scratch: Sequence[int], team: int
     ) -> None:
         self.threads = threads
-        self.helpers = max(1, threads // 4) if threads > 1 else 0
-        """Threads that turn to a second list. Such lists are of work that memory binds, for which few threads do."""
+        self.helpers = helpers_of(threads)
+        """Threads that turn to a second list."""
         self._run = RunFunction(run_address)
         self._arena, self._scratch, self._region = arena, list(scratch), team
         self._control_memory = ctypes.create_string_buffer(control_bytes(self.helpers) + 64)

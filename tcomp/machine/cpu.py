@@ -127,6 +127,12 @@ def _host_features() -> frozenset[str]:
         return frozenset()
 
 
+def helpers_of(threads: int) -> int:
+    """How many of a team's threads may be at other work while the rest run a kernel: work that memory binds, for which
+    few threads do. So a kernel of a program on so many threads is run by these fewer, too."""
+    return max(1, threads // 4) if threads > 1 else 0
+
+
 def family_of(level: str) -> str:
     """x86, arm or generic."""
     return {"neon": "arm", "generic": "generic"}.get(level, "x86")

@@ -17,6 +17,7 @@ from tcomp.grad.early import is_early
 from tcomp.ir.multicast import without_idle_cluster
 from tcomp.ir.tile import Buffer, Cluster, Kernel, Scope, Statement, ThreadShape
 from tcomp.ir.walk import computes
+from tcomp.machine.cpu import helpers_of
 from tcomp.schedule.adding import Adding
 from tcomp.schedule.choose import choose_schedule, storage_of
 from tcomp.schedule.combine import Combined, combined
@@ -318,7 +319,9 @@ class _Lowering:
         return None
 
     def _chunks(self, plan: KernelPlan) -> tuple[dict[str, int], dict[str, int]]:
-        """Per chunked loop: the most one core gets, and what share boundaries are multiples of."""
+        """Per chunked loop: the most one core gets, also while some are at other work, and what share boundaries are
+        multiples of."""
+        fewest = self.threads - helpers_of(self.threads)
         chunk: dict[str, int] = {}
         granule: dict[str, int] = {}
         for t in plan.sequence:
@@ -327,7 +330,7 @@ class _Lowering:
                 g = m.unroll * (int(self.family.rules.facts["lanes"]) if m.vec else 1)
                 granule[t.index] = g
                 granules = math.ceil(n / g)
-                chunk[t.index] = min(n, math.ceil(granules / self.threads) * g)
+                chunk[t.index] = min(n, math.ceil(granules / fewest) * g)
         return chunk, granule
 
     def _dtypes(self, plan: KernelPlan, local: frozenset[str]) -> dict[str, DType]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from tcomp import models
 from tcomp.dsl.load import load
 from tcomp.ir.shares import flat_shares
-from tcomp.machine.cpu import detect
+from tcomp.machine.cpu import detect, helpers_of
 from tcomp.model.build import build_step
 from tcomp.model.step import Step
 from tcomp.runtime.bench.build import workload_of, write_folder
@@ -289,3 +290,23 @@ def test_squares_are_summed_when_gradients_are_final(program: str) -> None:
         assert i < last
         for later in entries[i:]:
             assert not meet(touched(step, later, written=True), touched(step, e, written=False)), later.launch.label
+
+
+@pytest.mark.parametrize(("precision", "threads"), [("fp8_block", 2), ("fp8", 3)])
+def test_kernels_have_room_for_the_shares_of_the_threads_that_stay(precision: str, threads: int, objects: Path) -> None:
+    """While some threads are at the update, shares of the others are larger: those alone compute the same bits."""
+    step = step_of("gpt2", precision, threads, 1)
+    launches = step.programs["micro_first"]
+    alone = replace(step, programs={str(i): (x,) for i, x in enumerate(launches)})
+    few, all_ = (CpuExecutor(alone, detect(), n, objects) for n in (threads - helpers_of(threads), threads))
+    try:
+        for executor in (few, all_):
+            initialise(executor, 3, 1)
+            asked(executor, 0)
+        for i, launch in enumerate(launches):
+            for executor in (few, all_):
+                executor.run(str(i))
+            assert bytes(few._arena.buffer) == bytes(all_._arena.buffer), launch.label
+    finally:
+        few.close()
+        all_.close()
