@@ -90,11 +90,12 @@ def test_a_second_search_goes_on_where_the_first_ended(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_budget_holds(tmp_path: Path) -> None:
-    """Within a tenth, though there are hundreds of candidates and each takes most of a second to build."""
+    """Within one candidate, though there are hundreds and each takes most of a second to build (twice that beside other
+    tests)."""
     search = search_on(tmp_path, Plan(SHAPE, budget=10.0, ops=("linear",)), sluggish)
     started = time.monotonic()
     search.run()
-    assert time.monotonic() - started < 11
+    assert time.monotonic() - started < 12.5
     assert any(kind not in ("default", "cut") for kind, _, _ in trials(tmp_path))
     assert search.lock.exists()
 

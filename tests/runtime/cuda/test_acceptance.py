@@ -39,7 +39,7 @@ def test_sections_are_skipped_when_the_time_is_used_up(tmp_path: Path) -> None:
 def test_a_section_that_is_stopped_keeps_what_it_found(tmp_path: Path) -> None:
     code, report, text = accept(tmp_path, "--virtual", "--sections", "ops", "--budget", "15")
     section = report["sections"]["ops"]
-    assert code == 0 and section["items"] and "| embedding |" in text
+    assert code == 0 and section["items"] and "| embedding |" in text, text
     if section["state"] != "ok":  # a computer that does it all in ten seconds
         assert section["state"] == "cut short" and "used up" in section["reason"]
 
