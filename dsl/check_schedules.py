@@ -68,8 +68,10 @@ class _Names:
         self.conditions: set[str] = set()
         """parameters that a condition gives, as `tune near = K <= 1024`"""
         for d in (*before, *directives):
-            if isinstance(d, ast.Tune):
-                (self.conditions.add if is_condition(d.default, self.conditions) else self.conditions.discard)(d.name)
+            if isinstance(d, ast.Tune) and is_condition(d.default, self.conditions):
+                self.conditions.add(d.name)
+            elif isinstance(d, ast.Tune):
+                self.conditions.discard(d.name)
         known = set(inherited)
         declared: set[str] = set()
         for d in directives:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from tcomp.codegen.cpu.cache import Compilers, cached_object, compile_kernels
 from tcomp.codegen.cpu.compiled import CompiledKernel
 from tcomp.errors import UserError
-from tcomp.machine.cpu import CpuMachine
+from tcomp.machine.cpu import CpuMachine, helpers_of
 from tcomp.model.step import Step
 from tcomp.runtime.cpu.interpreter import SYMBOL, compile_interpreter, interpreter_ir, rest_address
 from tcomp.runtime.cpu.library_pages import release_pages
@@ -30,7 +30,10 @@ from tcomp.runtime.values import numpy_type
 
 
 class CpuExecutor(HostExecutor):
-    """Compiles or loads `step.kernels`, maps the arena, starts `threads` threads. `compilers` may have begun before."""
+    """Compiles or loads `step.kernels`, maps the arena, starts `threads` threads. `compilers` may have begun before.
+
+    ValueError where kernels have no room for the shares of so few threads (`Step.threads`).
+    """
 
     def __init__(
         self,
@@ -42,6 +45,9 @@ class CpuExecutor(HostExecutor):
     ) -> None:
         if threads < 1:
             raise UserError(f"cannot run on {threads} threads", "use one thread or more")
+        left = threads - helpers_of(threads)
+        if left < step.threads:
+            raise ValueError(f"kernels have room for the shares of {step.threads} threads, not of {left} of {threads}")
         self._step = step
         self.threads = threads
         self._machine, self._cache_dir = machine, cache_dir

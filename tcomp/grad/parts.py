@@ -117,10 +117,11 @@ def _apart(x: Affine, y: Affine) -> bool:
     gap = rest.pop((), 0)
     steps = [c for p in (*x.terms.values(), *y.terms.values(), rest) for c in p.values()]
     whole = [c for c in (gap, *steps) if isinstance(c, int)]
-    if len(whole) <= len(steps):
+    if len(whole) < 1 + len(steps):  # a fraction among them
         return False
-    divisor = math.gcd(*whole[1:])
-    return divisor > 0 and whole[0] % divisor != 0
+    distance, *strides = whole
+    divisor = math.gcd(*strides)
+    return divisor > 0 and distance % divisor != 0
 
 
 def _below(high: Polynomial, low: Polynomial) -> bool:

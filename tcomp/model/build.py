@@ -15,7 +15,7 @@ from tcomp.dsl.ast import Module, Op
 from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 from tcomp.ir.tile import Kernel
-from tcomp.machine.cpu import CpuMachine
+from tcomp.machine.cpu import CpuMachine, helpers_of
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.budget import Budget
 from tcomp.model.chunks import in_chunks
@@ -126,6 +126,7 @@ def build_step(
             for q in graph.parameters
         ),
         precision=graph.recipe.name,
+        threads=draft.threads - helpers_of(draft.threads),
         states=tuple(t.name for t in graph.states),
         inputs={n: inputs[t] for n, t in arena.names.items() if t in inputs},
         hyper={t.name: v for t, v in p.update.hyper.items()} if p.update is not None else {},

@@ -122,6 +122,8 @@ class Step:
     """The parts of gradients, with the launches at which each is there (once for those of the step before), where
     activations have their memory between: gradients then have their values from the end of a micro-batch until the next
     program begins"""
+    threads: int = 1
+    """of a CPU, the fewest that run any of its kernels: tiles have room for the share that each then gets"""
     states: tuple[str, ...] = ()
     """slots of the model's own states, which forward and backward read"""
 

@@ -297,7 +297,7 @@ def test_kernels_have_room_for_the_shares_of_the_threads_that_stay(precision: st
     """While some threads are at the update, shares of the others are larger: those alone compute the same bits."""
     step = step_of("gpt2", precision, threads, 1)
     launches = step.programs["micro_first"]
-    alone = replace(step, programs={str(i): (x,) for i, x in enumerate(launches)})
+    alone = replace(step, programs={str(i): (x,) for i, x in enumerate(launches)}, threads=1)
     few, all_ = (CpuExecutor(alone, detect(), n, objects) for n in (threads - helpers_of(threads), threads))
     try:
         for executor in (few, all_):
@@ -310,3 +310,9 @@ def test_kernels_have_room_for_the_shares_of_the_threads_that_stay(precision: st
     finally:
         few.close()
         all_.close()
+
+
+def test_fewer_threads_than_kernels_have_room_for_are_refused(objects: Path) -> None:
+    step = step_of("gpt2", "f32", 4, 1)
+    with pytest.raises(ValueError, match="3 threads, not of 2 of 3"):  # one may be at the update
+        CpuExecutor(step, detect(), 3, objects)

@@ -279,6 +279,12 @@ def test_no_factor_that_may_be_zero_is_divided_by() -> None:
     check(text.format("(a * 0.5 / M)"), {"N": 3, "M": 2}, a=0.0)
 
 
+def giving(output: str, value: str) -> str:
+    """An op with a sum `t` that a result `y` of that type may give back."""
+    sums = "  t[i] = sum j: x[i, j]\n"
+    return f"op f(x: f32[N, M], a: f32[]) -> y: {output}[N], z: f32[N]:\n{sums}  y[i] = {value}\n  z[i] = t[i] * t[i]\n"
+
+
 @pytest.mark.parametrize(
     ("output", "value"),
     [
@@ -292,8 +298,7 @@ def test_no_factor_that_may_be_zero_is_divided_by() -> None:
     ],
 )
 def test_no_result_gives_back_what_it_has_lost(output: str, value: str) -> None:
-    text = f"op f(x: f32[N, M], a: f32[]) -> y: {output}[N], z: f32[N]:\n  t[i] = sum j: x[i, j]\n"
-    assert "  t[i] = sum j: x[i, j]" in backward_text(f"{text}  y[i] = {value}\n  z[i] = t[i] * t[i]\n")
+    assert "  t[i] = sum j: x[i, j]" in backward_text(giving(output, value))
 
 
 @pytest.mark.parametrize(
@@ -307,9 +312,8 @@ def test_no_result_gives_back_what_it_has_lost(output: str, value: str) -> None:
     ],
 )
 def test_a_result_gives_back_what_it_has(output: str, value: str) -> None:
-    text = f"op f(x: f32[N, M], a: f32[]) -> y: {output}[N], z: f32[N]:\n  t[i] = sum j: x[i, j]\n"
-    assert not any("sum j" in line for line in backward_text(f"{text}  y[i] = {value}\n  z[i] = t[i] * t[i]\n"))
-    check(f"{text}  y[i] = {value}\n  z[i] = t[i] * t[i]\n".replace(f"{output}[N],", "f32[N],"), {"N": 3, "M": 2})
+    assert not any("sum j" in line for line in backward_text(giving(output, value)))
+    check(giving("f32", value), {"N": 3, "M": 2})
 
 
 @pytest.mark.parametrize(
