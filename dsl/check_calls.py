@@ -25,6 +25,7 @@ from tcomp.dsl.hints import count, did_you_mean, listing
 from tcomp.dsl.recipes import RECIPES
 from tcomp.dsl.storage import STORAGE
 from tcomp.dsl.targets import family_of
+from tcomp.dsl.variants import QUANTISED
 
 ANNOTATIONS = {"recompute": 0, "chunks": 1, "at_once": 1}
 
@@ -90,7 +91,7 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
         if a.function == "early":
             _check_early(op, a)
             continue
-        if a.function == "quantised":
+        if a.function in QUANTISED:
             _check_quantised(a, module)
             continue
         if a.function not in ANNOTATIONS:
@@ -158,17 +159,18 @@ def _check_early(op: Op, a: Call) -> None:
 def _check_quantised(a: Call, module: Module) -> None:
     """TcError where an annotation names no two ops, or a target that there is not (whether they fit the ops that they
     take the places of is known in the graph)."""
-    hint = "write quantised(MAKER, READER), or quantised(MAKER, READER, sm_90a), among the arguments of fp8(..)"
+    written = f"{a.function}(MAKER, READER"
+    hint = f"write {written}), or {written}, sm_90a), among the arguments of fp8(..)"
     names = [e.id if isinstance(e, Name) else "" for e in a.args]
     if len(names) < 2 or not all(names):
-        raise TcError("`quantised` does not name two ops", a.span, hint=hint)
+        raise TcError(f"`{a.function}` does not name two ops", a.span, hint=hint)
     for name in names[:2]:
         if name not in module.ops:
             hint = did_you_mean(name, [o for o in module.ops if "." not in o], "op")
-            raise TcError(f"`quantised` names an unknown op '{name}'", a.span, hint=hint)
+            raise TcError(f"`{a.function}` names an unknown op '{name}'", a.span, hint=hint)
     for name in names[2:]:
         if family_of(name) is None:
-            raise TcError("behind the two ops, `quantised` takes targets", a.span, hint=hint)
+            raise TcError(f"behind the two ops, `{a.function}` takes targets", a.span, hint=hint)
 
 
 def _check_argument(

@@ -7,8 +7,8 @@
     state scales: f32[L, 3, 16] = zeros by history under fp8       under any other: left out
 
 The arguments of the annotation behind the op are operands that it takes after the call's own. `[early(dP)]` speaks of
-the backward of the call's own op, and falls away with it; `quantised(..)` among the arguments speaks of the op that
-takes its place, and becomes an annotation of its own.
+the backward of the call's own op, and falls away with it; `quantised(..)` and `quantised_gradient(..)` among the
+arguments speak of the op that takes its place, and become annotations of their own.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import did_you_mean
 from tcomp.dsl.recipes import RECIPES
 
-QUANTISED = "quantised"
-"""an annotation of the op that takes the call's place, among the arguments of the one that names it"""
+QUANTISED = ("quantised", "quantised_gradient")
+"""annotations of the op that takes the call's place, among the arguments of the one that names it"""
 
 
 def mentioned(model: Model) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ def _statement(s: ModelStatement, precision: str, module: Module) -> ModelStatem
     if len(chosen) > 1:
         raise TcError(f"two variants for {precision}", chosen[1].span, hint="keep one of them")
     own = tuple(a for a in kept if a.function != "early")  # it speaks of the backward of the op that is replaced
-    inner = tuple(e for e in chosen[0].args[1:] if isinstance(e, Call) and e.function == QUANTISED)
+    inner = tuple(e for e in chosen[0].args[1:] if isinstance(e, Call) and e.function in QUANTISED)
     return replace(_variant(s, chosen[0], module), annotations=(*own, *inner))
 
 
@@ -85,7 +85,7 @@ def _variant(s: OpCall, a: Call, module: Module) -> OpCall:
         raise TcError(f"unknown op '{name}'", a.args[0].span, hint=hint)
     more = max(0, len(op.outputs) - len(s.results))
     dropped = tuple(TensorRef("_", span=a.span) for _ in range(more))
-    further = [e for e in a.args[1:] if not (isinstance(e, Call) and e.function == QUANTISED)]
+    further = [e for e in a.args[1:] if not (isinstance(e, Call) and e.function in QUANTISED)]
     args = (*s.args, *map(_operand, further))
     return replace(s, op=name, args=args, results=(*s.results, *dropped))
 

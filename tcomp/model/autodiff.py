@@ -9,7 +9,7 @@ buffer is handed over, since nothing reads the incoming gradient after its own n
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tcomp.dsl.ast import Access, DType, Equation, Module, Name, Op
 from tcomp.dsl.dims import bind
@@ -248,8 +248,8 @@ class _Differentiation:
             else:
                 raise self.error(node, f"'{form.name}' reads '{p.name}', which '{node.op.name}' does not have")
         label = node.label.replace(node.op.name, form.name, 1)
-        dims, early, gradients = self.bind(op, form, node), node.early, frozenset(incoming)
-        self.nodes.append(Node(form, dims, operands, label, node.span, early=early, incoming=gradients))
+        backward = Node(form, self.bind(op, form, node), operands, label, node.span, incoming=frozenset(incoming))
+        self.nodes.append(replace(backward, early=node.early, quantised_gradient=node.quantised_gradient))
 
     def bind(self, op: Op, form: Op, node: Node) -> dict[str, int]:
         """The dimensions of a form of the backward op `op`, from the shapes of all of the op's own operands: a

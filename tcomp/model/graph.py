@@ -78,7 +78,8 @@ class Early:
 @dataclass(frozen=True, slots=True)
 class Quantised:
     """`quantised(MAKER, READER, sm_90a)`: the ops that take the places of the one which makes a call's first operand,
-    and of the call's own, on these targets (none: on all)."""
+    and of the call's own, on these targets (none: on all). `quantised_gradient(..)`: of the op which adds to the
+    call's incoming gradient last, and of the call's backward."""
 
     maker: Op
     reader: Op
@@ -93,7 +94,8 @@ class Node:
     bound to; `chunks` asks for its result in so many parts (chunks.py; 0: as many as suit, parts.py), and `part` says
     of which part a node is, from 1 (0: it is whole); `at_once` names the op that computes the call and its backward
     together (at_once.py). A backward node has the `early` of its call (early.py), and `incoming`, its operands that are
-    gradients. `quantised` names the ops of a call whose first operand may be made quantised (quantised.py)."""
+    gradients. `quantised` names the ops of a call whose first operand may be made quantised (quantised.py), and
+    `quantised_gradient` those of its backward, whose gradient may be (quantised_gradient.py)."""
 
     op: Op
     dims: dict[str, int]
@@ -108,6 +110,7 @@ class Node:
     incoming: frozenset[str] = frozenset()
     part: int = 0
     quantised: Quantised | None = None
+    quantised_gradient: Quantised | None = None
 
 
 @dataclass(frozen=True, slots=True)

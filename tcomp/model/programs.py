@@ -14,6 +14,7 @@ from tcomp.model.flat import FlatLayout, flat_layout, like_parameters
 from tcomp.model.graph import Graph, Node, Tensor
 from tcomp.model.optimizer import Update, build_update, state_names
 from tcomp.model.quantised import quantised
+from tcomp.model.quantised_gradient import quantised_gradients
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def build_programs(
             return graph.nodes, backward, frozenset()
         forward, backward = at_once(graph.nodes, backward, module)
         forward = quantised(forward, backward, targets, module)
+        backward = quantised_gradients(backward, targets, variants, news.values())
         forward, backward, moved = ahead(forward, backward)
         return forward, early(forward, backward), moved
 

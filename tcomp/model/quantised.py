@@ -14,7 +14,7 @@ it. A call whose results are computed again reads it once more in the backward p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tcomp.dsl.ast import Module, Op
 from tcomp.dsl.dims import bind, operand_shape
@@ -32,16 +32,20 @@ def quantised(forward: Nodes, backward: Nodes, targets: Sequence[str], module: M
         if q is not None and not node.recompute and (not q.on or set(q.on) & set(targets)):
             try:
                 forward = _joined(node, q, forward, backward)
-            except _NotHere as e:
-                text = module.sources.get(q.span.file, "")
-                message = f"the first operand of '{node.op.name}' cannot be quantised by '{q.maker.name}': {e}"
-                hint = "leave `quantised` out, or name the targets where it holds: quantised(MAKER, READER, sm_90a)"
-                raise TcError(message, q.span, text, hint, (f"in {node.label}",)) from None
+            except NotHere as e:
+                raise refusal(node, q, "the first operand", "quantised", e, module) from None
     return forward
 
 
-class _NotHere(Exception):
-    """Why the two ops cannot take these places."""
+class NotHere(Exception):
+    """Why two ops cannot take the places of others."""
+
+
+def refusal(node: Node, q: Quantised, what: str, annotation: str, reason: NotHere, module: Module) -> TcError:
+    """The error at an annotation that cannot be followed."""
+    message = f"{what} of '{node.op.name}' cannot be quantised by '{q.maker.name}': {reason}"
+    hint = f"leave `{annotation}` out, or name the targets where it holds: {annotation}(MAKER, READER, sm_90a)"
+    return TcError(message, q.span, module.sources.get(q.span.file, ""), hint, (f"in {node.label}",))
 
 
 def _joined(node: Node, q: Quantised, forward: Nodes, backward: Nodes) -> Nodes:
@@ -50,46 +54,64 @@ def _joined(node: Node, q: Quantised, forward: Nodes, backward: Nodes) -> Nodes:
     makers = [n for n in forward for o in n.op.outputs if n.operands[o.name].tensor is view.tensor]
     others = [n for n in (*forward, *backward) if n not in makers and n is not node]
     if len(makers) != 1 or any(v.tensor is view.tensor for n in others for v in n.operands.values()):
-        raise _NotHere(f"'{view.tensor.name}' is not made by one op of the forward pass for this call alone")
+        raise NotHere(f"'{view.tensor.name}' is not made by one op of the forward pass for this call alone")
     maker = makers[0]
     result = next(o.name for o in maker.op.outputs if maker.operands[o.name].tensor is view.tensor)
     if maker.operands[result] != view:
-        raise _NotHere(f"'{view.tensor.name}' has another shape where '{maker.op.name}' makes it")
+        raise NotHere(f"'{view.tensor.name}' has another shape where '{maker.op.name}' makes it")
 
     if q.reader.operand(operand) is not None:
-        raise _NotHere(f"'{q.reader.name}' reads '{operand}' itself")
+        raise NotHere(f"'{q.reader.name}' reads '{operand}' itself")
 
-    made: dict[str, View] = {}
-    operands: dict[str, View] = {}
-    for o in q.maker.operands:
-        if o.name in maker.operands and o.name != result:
-            operands[o.name] = maker.operands[o.name]
-            continue
-        name = _readers_name(o.name, result, operand, q.reader, node)
-        if name in node.operands:
-            operands[o.name] = node.operands[name]
-        elif o in q.maker.outputs:
-            shape = operand_shape(o, maker.dims)
-            label = f"{view.tensor.name}.{name}"
-            made[name] = operands[o.name] = Tensor(label, o.dtype, shape, "activation", view.tensor.owner).whole()
-        else:
-            raise _NotHere(f"neither '{maker.op.name}' nor '{node.op.name}' has its operand '{o.name}'")
-    given = {o.name: made.get(o.name) or node.operands.get(o.name) for o in q.reader.operands}
-    lacking = [n for n, v in given.items() if v is None]
-    if lacking:
-        raise _NotHere(f"'{q.reader.name}' has an operand '{lacking[0]}' that nobody gives")
-    read = {n: v for n, v in given.items() if v is not None}
+    pair = paired(q, maker, result, node, operand, view.tensor.name)
+    operands, read = pair.made, pair.read
     for op, at in ((q.maker, operands), (q.reader, read)):
-        _check(op, at)
+        check(op, at)
     lost = {o.name for n, op in ((maker, q.maker), (node, q.reader)) for o in n.op.outputs if not op.operand(o.name)}
     kept = {v.tensor for at in (operands, read) for v in at.values()}
     for n in (maker, node):
         for o in n.op.outputs:
             if o.name in lost and n.operands[o.name] != view and n.operands[o.name].tensor not in kept:
-                raise _NotHere(f"nobody gives '{o.name}' of '{n.op.name}'")
-    first = _replaced(maker, q.maker, operands)
-    second = _replaced(node, q.reader, read)
+                raise NotHere(f"nobody gives '{o.name}' of '{n.op.name}'")
+    first = replaced(maker, q.maker, operands)
+    second = replaced(node, q.reader, read)
     return tuple(first if n is maker else second if n is node else n for n in forward)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The views of MAKER's operands and of READER's; those of `taken` were the reader's."""
+
+    made: dict[str, View]
+    read: dict[str, View]
+    taken: frozenset[str]
+
+
+def paired(q: Quantised, maker: Node, result: str, node: Node, operand: str, label: str) -> Pair:
+    """What takes the places of two nodes' operands where `result` of the one is `operand` of the other. New tensors are
+    named `label`.NAME. NotHere where an operand is nobody's."""
+    views: dict[str, View] = {}
+    new: dict[str, View] = {}
+    taken = set()
+    owner = node.operands[operand].tensor.owner
+    for o in q.maker.operands:
+        if o.name in maker.operands and (o.name != result or o.inout):
+            views[o.name] = maker.operands[o.name]
+            continue
+        name = _readers_name(o.name, result, operand, q.reader, node)
+        if name in node.operands:
+            views[o.name] = node.operands[name]
+            taken.add(o.name)
+        elif o in q.maker.outputs:
+            shape = operand_shape(o, maker.dims)
+            new[name] = views[o.name] = Tensor(f"{label}.{name}", o.dtype, shape, "activation", owner).whole()
+        else:
+            raise NotHere(f"neither '{maker.op.name}' nor '{node.op.name}' has its operand '{o.name}'")
+    read = {o.name: v for o in q.reader.operands if (v := new.get(o.name) or node.operands.get(o.name)) is not None}
+    lacking = [o.name for o in q.reader.operands if o.name not in read]
+    if lacking:
+        raise NotHere(f"'{q.reader.name}' has an operand '{lacking[0]}' that nobody gives")
+    return Pair(views, read, frozenset(taken))
 
 
 def _readers_name(name: str, result: str, operand: str, reader: Op, node: Node) -> str:
@@ -99,14 +121,16 @@ def _readers_name(name: str, result: str, operand: str, reader: Op, node: Node) 
     return plain if plain != name and plain in node.operands and reader.operand(like) is None else like
 
 
-def _check(op: Op, operands: dict[str, View]) -> None:
+def check(op: Op, operands: dict[str, View]) -> None:
+    """NotHere where an operand is of another type or rank than its view."""
     for o in op.operands:
         v = operands[o.name]
         if v.tensor.dtype is not o.dtype or len(v.shape) != len(o.shape):
-            raise _NotHere(f"'{o.name}' of '{op.name}' is {o.dtype} of {len(o.shape)} axes, what it would be is not")
+            raise NotHere(f"'{o.name}' of '{op.name}' is {o.dtype} of {len(o.shape)} axes, what it would be is not")
 
 
-def _replaced(node: Node, op: Op, operands: dict[str, View]) -> Node:
+def replaced(node: Node, op: Op, operands: dict[str, View]) -> Node:
+    """The node with that op in the place of its own."""
     return replace(
         node,
         op=op,
@@ -114,5 +138,7 @@ def _replaced(node: Node, op: Op, operands: dict[str, View]) -> Node:
         operands=operands,
         label=node.label.replace(node.op.name, op.name, 1),
         recompute=frozenset(n for n in node.recompute if op.operand(n)),
+        incoming=frozenset(n for n in node.incoming if op.operand(n)),
         quantised=None,
+        quantised_gradient=None,
     )

@@ -31,7 +31,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
 from tcomp.dsl.recipes import RECIPES, Recipe
 from tcomp.dsl.storage import binding, bound
-from tcomp.dsl.variants import mentioned, under
+from tcomp.dsl.variants import QUANTISED, mentioned, under
 from tcomp.errors import UserError
 from tcomp.model.dimensions import mentions, model_dims, one_of
 from tcomp.model.graph import Early, Graph, Node, Parameter, Quantised, Tensor, View
@@ -195,9 +195,10 @@ class _Builder:
         together = next((a.args[0] for a in c.annotations if a.function == "at_once"), None)
         both = together.id if isinstance(together, Name) else ""
         early = next((_early(a) for a in c.annotations if a.function == "early"), None)
-        quantised = next((self.quantised(a, real) for a in c.annotations if a.function == "quantised"), None)
+        quantised = {a.function: self.quantised(a, real) for a in c.annotations if a.function in QUANTISED}
         node = Node(op, dims, operands, label, c.span, recompute, real, max(asked, default=1), both, early)
-        self.nodes.append(replace(node, quantised=quantised))
+        first, gradient = map(quantised.get, QUANTISED)
+        self.nodes.append(replace(node, quantised=first, quantised_gradient=gradient))
 
     def quantised(self, a: Call, real: DType) -> Quantised:
         maker, reader, *targets = [e.id for e in a.args if isinstance(e, Name)]
