@@ -5,12 +5,13 @@ gradient's norm is summed.
                                                                               | AdamW ...  |
 
 An update of parameters by flat vectors is memory's work on one thread already, while products wait for arithmetic. So
-an update ends with its scalars (learning rate, norm), and its vectors are cut into shares, in the order in which the
-next step needs them. What is needed up to the first launch that arithmetic binds is done by all threads; from there on
-some threads do the rest of the shares, while the others go on (`interpreter.py`). Which bytes a launch needs, or writes
-over, follows from the operands' places, so nothing is assumed of the model. Of a table whose rows are chosen by an
-input, the shares with those rows come first; they are found anew in each step. The scalars that the shares read are
-copied, for who runs a step writes some (its number).
+an update ends with its scalars (learning rate, norm), and its vectors (those of its last launches, as far as these have
+nothing to do with each other) are cut into shares, in the order in which the next step needs them. What is needed up to
+the first launch that arithmetic binds is done by all threads; from there on some threads do the rest of the shares,
+while the others go on (`interpreter.py`). Which bytes a launch needs, or writes over, follows from the places of its
+operands, so nothing is assumed of the model. Of a table whose rows are chosen by an input, the shares with those rows
+come first; they are found anew in each step. The scalars that the shares read are copied, for who runs a step writes
+some (its number).
 
 A norm reads all gradients once more. Its partial sums go by fixed blocks; each is summed as soon as its gradients are
 final, when part of them is still in a cache.
@@ -105,7 +106,7 @@ class WholeSteps:
         self._shares: dict[tuple[str, int], Shares | None] = {}
         update = list(step.programs.get("update", ()))
         first = len(update)
-        while first and self._last_shares(update[first - 1]) is not None:
+        while first and self._can_wait(update[first - 1], update[first:]):
             first -= 1
         self.now, self.later = update[:first], update[first:]
         self.scalars: dict[int, int] = {}
@@ -244,6 +245,21 @@ class WholeSteps:
         found = self._last_shares(launch)
         assert found is not None
         return found
+
+    def _can_wait(self, launch: Launch, others: Sequence[Launch]) -> bool:
+        """Whether shares of a launch of the update may be left for the next step, in any order among those of `others`
+        behind it: nothing that one of them writes is in the other. (An optimizer in several launches has such.)"""
+        shares = self._last_shares(launch)
+        if shares is None:
+            return False
+        reads = [(at, at + size) for (_, size, _), at in zip(self._operands(launch), launch.offsets, strict=True)]
+        writes = [(at, at + size) for at, size, changes in self._vectors(launch, shares) if changes]
+        for other in others:
+            for (_, size, changes), at in zip(self._operands(other), other.offsets, strict=True):
+                met = reads if changes else writes
+                if any(at < end and start < at + size for start, end in met):
+                    return False
+        return True
 
     def _fixed_shares(self, number: int) -> Shares | None:
         """The shares of the first phase of a launch of the update, where blocks of it can be computed early: it reads

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tcomp import models
-from tcomp.dsl.load import load
+from tcomp.dsl.load import load, load_text
 from tcomp.ir.shares import flat_shares
 from tcomp.machine.cpu import detect, helpers_of
 from tcomp.model.build import build_step
@@ -33,6 +33,18 @@ SIZES = {
     "llama": {"L": 2, "H": 4, "G": 2, "D": 16, "C": 64, "F": 96, "V": 97, "S": 32},
 }
 STEPS = 4
+IN_TWO = """  optimizer momentum:
+    hyper peak_lr = 6e-4, final_lr = 0.1, warmup = 100, total = 1000, clip = 1.0
+    group matrices: beta = 0.9
+    group vectors: beta = 0.5
+    lr by cosine
+    norm by global_norm
+
+# Without a schedule m and p are kernels of their own, of which the second reads what the first writes.
+op momentum(inout p: f32[N], g: f32[N], inout m: f32[N], lr, scale, beta: f32[]):
+  m[i] = beta * m[i] + g[i] * scale
+  p[i] = p[i] - lr * m[i]
+"""
 
 
 @cache
@@ -109,6 +121,16 @@ def test_overlapping_steps_have_the_same_bits(
     assert len(apart) == len(whole)
     for a, b in zip(apart, whole, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_of_launches_of_an_update_that_read_each_other_only_the_last_is_left_for_later() -> None:
+    text = (MODELS / "gpt2.tc").read_text(encoding="utf-8")
+    module = load_text(text[: text.index("  optimizer adamw:")] + IN_TWO)
+    step = build_step(
+        module, "gpt2", "tiny", {"B": 2, "T": 24}, overrides=SIZES["gpt2"] | {"L": 1}, machine=detect(), threads=2
+    )
+    whole, update = WholeSteps(step, -(1 << 20)), [x.label for x in step.programs["update"]]
+    assert [x.label for x in whole.now] == update[:-1] and len(update) == 6, update
 
 
 def asked(executor: CpuExecutor, number: int) -> None:
