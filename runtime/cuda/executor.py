@@ -79,7 +79,7 @@ class CudaExecutor:
             if needed > free:
                 raise CudaError("OUT_OF_MEMORY", "")
             self.arena = self.context.memory(self._step.arena_bytes)
-            for offset, size in self._step.padding():
+            for offset, size in self._step.zeros():
                 call(cu.cuMemsetD8Async, self.arena + offset, 0, size, self.context.compute)
             self._team = self.context.memory(team + words) if team + words else 0
             if words:

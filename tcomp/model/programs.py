@@ -86,6 +86,8 @@ def build_programs(
     forward, backward, moved = passes(False)
     forward_next, backward_next, moved_next = passes(True) if accumulation > 1 else ((), (), frozenset())
     nodes = forward, backward, forward_next, backward_next
+    given = {v.tensor for node in (*forward, *backward) for v in node.operands.values()}
+    news = {state: new for state, new in news.items() if new in given}  # who gives none, keeps its value
     moved |= moved_next
     if optimizer is None:
         return Programs(graph, layout, gradients, {}, {}, news, step, seed, *nodes, None, moved)

@@ -5,7 +5,7 @@ Given by `tcomp.model.build.build_step`; pure data, independent of any device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tcomp.dsl.ast import DType
@@ -127,14 +127,31 @@ class Step:
     states: tuple[str, ...] = ()
     """slots of the model's own states, which forward and backward read"""
 
-    def padding(self) -> tuple[tuple[int, int], ...]:
-        """Offset and bytes of what lies behind each tensor of the flat vectors (`flat.py`), where there is anything.
-        The norm and the update read it: who gives memory that is not zero has to clear it."""
+    def zeros(self) -> Iterator[tuple[int, int]]:
+        """Offset and bytes of what must be zero when a run starts, because no launch writes it, but the norm and the
+        update read it: what lies behind each tensor of the flat vectors (`flat.py`), and gradients, or parts of them,
+        of parameters that the loss does not depend on. Who gives memory that is not zero has to clear it."""
         types = {s.dtype.bytes for s in self.slots.values() if s.kind == "parameter"}
         unit = ALIGNMENT // max(types, default=ALIGNMENT)
-        flat = (s for n, s in self.slots.items() if s.kind in FLAT and n not in self.states)
-        ends = ((s.offset + s.bytes, -(s.bytes // s.dtype.bytes) % unit * s.dtype.bytes) for s in flat)
-        return tuple((at, size) for at, size in ends if size)
+        for name, s in self.slots.items():
+            size = -(s.bytes // s.dtype.bytes) % unit * s.dtype.bytes
+            if s.kind in FLAT and name not in self.states and size:
+                yield s.offset + s.bytes, size
+        written = sorted(self._written("micro_first"))
+        for s in (s for s in self.slots.values() if s.kind == "gradient"):
+            at, end = s.offset, s.offset + s.bytes
+            for start, stop in (*((a, b) for a, b in written if a < end and b > at), (end, end)):
+                if at < start:
+                    yield at, start - at
+                at = max(at, stop)
+
+    def _written(self, program: str) -> Iterator[tuple[int, int]]:
+        """First byte and the one behind the last of all that launches of a program write."""
+        for launch in self.programs.get(program, ()):
+            kernel = self.kernels[launch.kernel]
+            for o, at in zip(kernel.operands, launch.offsets, strict=True):
+                if o.name in kernel.writes:
+                    yield at, at + o.bytes
 
     def memory_bytes(self, threads: int) -> int:
         """All memory of a run: the arena, `threads` threads' scratch and what they share."""

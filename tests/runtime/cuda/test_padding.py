@@ -1,4 +1,4 @@
-"""Memory behind the tensors of flat vectors, which the norm and the update read: the executor clears it."""
+"""Memory that the norm and the update read, but no launch writes: the executor clears it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ op momentum(inout p: f32[N], g: f32[N], inout m: f32[N], lr: f32[], beta: f32[])
 model small(B):
   config default: C = 5
   param w: real[C] = normal(0.5) in a
-  param v: real[C] = ones in a
+  param v: real[3, C] = ones in a  # of which only one part is read
   input x: f32[B, C]
 
   forward:
     y = scaled(x, w)
-    z = scaled(y, v)
+    z = scaled(y, v[0])
     loss = mean(z)
 
   loss loss
@@ -48,23 +48,25 @@ model small(B):
 """
 
 
-def test_what_lies_behind_a_tensor_is_cleared_and_no_tensors(virtual: Any, tmp_path: Path) -> None:
+def test_what_lies_behind_tensors_and_gradients_of_what_is_not_read_are_cleared(virtual: Any, tmp_path: Path) -> None:
     machine = machine_named("h100")
     step = build_step(load_text(TEXT), "small", "default", {"B": 3}, machine=machine)
     kept = [s for s in step.slots.values() if s.kind in FLAT]
-    padding = step.padding()
-    assert {at for at, _ in padding} == {s.offset + s.bytes for s in kept}
-    assert not any(s.offset < at + size and at < s.offset + s.bytes for at, size in padding for s in kept)
+    zeros, unread = list(step.zeros()), step.slots["grad.v"].offset + 20
+    assert {at for at, _ in zeros} == {s.offset + s.bytes for s in kept} | {unread}
+    assert [z for z in zeros for s in kept if s.offset < sum(z) and z[0] < s.offset + s.bytes] == [(unread, 40)]
     executor = CudaExecutor(step, machine, 0, cache_dir=tmp_path)
     try:
         for s in kept:
-            executor.write(s.name, np.full(s.shape, 2.0))
+            if s.kind != "gradient":
+                executor.write(s.name, np.full(s.shape, 2.0))
         with executor.batch() as inputs:
             inputs["x"][...] = 1.0
         executor.run("micro_first")
         executor.run("update")
-        w = executor.read("w")
+        w, v = executor.read("w"), executor.read("v")
     finally:
         executor.close()
     np.testing.assert_allclose(w, 2.0 - 0.5 * (0.9 * 2.0 + 2.0 / 5), rtol=1e-6)
+    np.testing.assert_allclose(v[1:], 2.0 - 0.5 * 0.9 * 2.0, rtol=1e-6)
     assert not virtual.findings
