@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Name, Num, Reduction, Target, names_in
+from tcomp.dsl.ast import Access, Name, Reduction, Target
 from tcomp.ir.reducers import IDENTITY
 from tcomp.schedule.joining import Joining
 from tcomp.schedule.nest import Leaf
@@ -35,15 +35,14 @@ def private_sum(joining: Joining, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
         return [leaf]
     inside = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain and not t.parallel]
     tiled = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain]
-    indices = set(symbols.extents)
-    bare = all(isinstance(s, Name | Num) or not names_in(s) & indices for s in eq.target.subscripts)
     in_order = tiled == sorted(tiled) or not everywhere
-    if not any(inside) or not in_order or not bare or leaf.gathered or leaf.partial_over is not None:
-        if asked and not (any(inside) and bare):
+    scattered = bool(leaf.gathered) and everywhere
+    if not any(inside) or not in_order or scattered or leaf.partial_over is not None:
+        if asked and not any(inside):
             raise joining.error(
                 asked[0],
                 f"{name} has no sum over tiles of {asked[0].over} to be collected",
-                "tile the loop, as in seq(64)" if bare else "name an output whose subscripts are plain indices",
+                "tile the loop, as in seq(64)",
             )
         return [leaf]
     own = f"{name}.sum{leaf.number}"
@@ -53,5 +52,5 @@ def private_sum(joining: Joining, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
     second = replace(eq, value=Access(own, subs))
     known = tuple(dict.fromkeys((name, part_of(eq.target).rstrip("."))))
     collected = Leaf(first, leaf.number, leaf.parallel, leaf.reduced, sums_for=known)
-    copy = Leaf(second, leaf.number, leaf.parallel, (), copies=True)
+    copy = Leaf(second, leaf.number, leaf.parallel, (), leaf.gathered, copies=True)
     return [replace(x, beside=leaf.beside, dealt=leaf.dealt) for x in (collected, copy)]
