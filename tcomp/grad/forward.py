@@ -99,12 +99,14 @@ class Forward:
             return operand.shape
         return tuple(self.info.ranges[i] for i in self.info.temporaries[name].indices)
 
+    def parallel(self, eq: Equation) -> tuple[str, ...]:
+        """The indices of an equation's left-hand side."""
+        names = (n for t in eq.targets for s in t.subscripts for n in _in_order(s))
+        return tuple(dict.fromkeys(n for n in names if n in self.info.ranges and n not in self.info.dims))
+
     def indices(self, eq: Equation) -> tuple[str, ...]:
         """The parallel indices of an equation, then its reduced ones."""
-        known = self.info.ranges
-        left = dict.fromkeys(
-            n for t in eq.targets for s in t.subscripts for n in _in_order(s) if n in known and n not in self.info.dims
-        )
+        left = self.parallel(eq)
         reduced = eq.value.indices if isinstance(eq.value, Reduction) else ()
         return (*left, *(i for i in reduced if i not in left))
 

@@ -1,7 +1,8 @@
 """Derivatives of expressions: `partial(e, a)` is the derivative of `e` by the access `a`.
 
 Where a function has a corner, one of its slopes there is taken: abs(0) has slope 1, min and max of equals
-follow their first argument. floor, comparisons, integers and random numbers have slope 0; a cast has slope 1.
+follow their first argument; the slope of x ** y by y is 0 where x ** y is. floor, comparisons, integers and random
+numbers have slope 0; a cast has slope 1.
 """
 
 from __future__ import annotations
@@ -81,7 +82,10 @@ def _power(e: Expr, x: Expr, y: Expr, a: Access) -> Expr:
     if base != ZERO:
         out = _times(base, _times(y, Binary("**", x, simplify(Binary("-", y, Num(1))))))
     if exponent != ZERO:
-        out = Binary("+", out, _times(exponent, _times(e, Call("log", (x,)))))
+        log: Expr = Call("log", (x,))
+        if not isinstance(x, Num):  # x ** y log(x) has the limit 0 where x ** y has it, and would be 0 times infinity
+            log = Call("select", (Binary("==", e, ZERO), ZERO, log))
+        out = Binary("+", out, _times(exponent, _times(e, log)))
     return out
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_op
 from tcomp.dsl.load import load_text
@@ -319,7 +320,8 @@ def test_a_result_gives_back_what_it_has(output: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("value", "gradient"),
     [
-        ("sum k: x[i + k] * w[k]", "f32[N + K - 1], dw: real[K]"),
+        ("sum k: x[(i + k) % N] * w[k]", "f32[N + K - 1], dw: real[K]"),
+        ("sum k: x[i + k] * w[k]", "real[N + K - 1], dw: real[K]"),
         ("w[0] * x[(i + 1) % N]", "f32[N + K - 1], dw: real[K]"),
         ("w[0] * x[i] + x[i]", "real[N + K - 1], dw: real[K]"),
     ],
@@ -400,3 +402,42 @@ def test_slopes_of_logistic_functions_are_finite_where_their_exponentials_overfl
     with np.errstate(over="ignore"):
         got = evaluate(backward, module, {"X": x, "dY": np.ones(8)}, {"N": 8})["dX"]
         np.testing.assert_allclose(got, slope(x), rtol=1e-9, atol=1e-16)
+
+
+def test_the_slope_of_a_power_by_its_exponent_is_its_limit_where_the_base_is_zero() -> None:
+    text = "op f(x, z: f32[N]) -> y: f32[N]:\n  y[i] = x[i] ** z[i]\n"
+    module = load_text(text)
+    values = {"x": np.array([0.0, 0.0, 2.0]), "z": np.array([0.5, 3.0, -1.0]), "dy": np.ones(3)}
+    got = evaluate(derive(module.ops["f"], module), module, values, {"N": 3})
+    np.testing.assert_allclose(got["dz"], [0.0, 0.0, 0.5 * np.log(2.0)])
+
+
+@pytest.mark.parametrize(
+    ("operand", "result", "value", "gradient"),
+    [
+        ("N + K - 1", "N", "sum k: X[i + k] * w[k]", "dX[u] = sum k where 0 <= u - k and u - k < N: dY[u - k] * w[k]"),
+        ("N", "N", "sum k where k <= i: X[i - k] * w[k]", "dX[u] = sum k where u + k < N: dY[u + k] * w[k]"),
+        ("N", "N", "sum k: select(i >= k, X[i - k], 0.0) * w[k]", "dX[u] = sum k where u + k < N: dY[u + k] * w[k]"),
+        ("N", "N", "select(i + 1 < N, X[i + 1], 0.0) - X[i]", "dX[u] = select(0 <= u - 1, dY[u - 1], 0.0) - dY[u]"),
+        ("N", "K", "sum j where j + i < N: X[j + i] * 2.0", "dX[u] = sum i where 0 <= u - i: 2.0 * dY[i]"),
+        ("2 * N + K", "N", "sum k: X[2 * i + k] * w[k]", "dX[2 * i + k] += dY[i] * w[k]"),  # not each once
+        ("N * K", "N", "sum k: X[i * K + k] * w[k]", "dX[i * K + k] += dY[i] * w[k]"),  # no two points meet
+    ],
+)
+def test_gradients_of_windows_are_gathered(operand: str, result: str, value: str, gradient: str) -> None:
+    text = (
+        f"op f(X: f32[{operand}], w: f32[K]; N, K) -> Y: f32[{result}]:\n"
+        f"  index i: {result}\n  index j: N\n  index k: K\n  Y[i] = {value}\n"
+    )
+    module = load_text(text.replace("  index j: N\n", "") if "j" not in value else text)
+    op = module.ops["f"]
+    backward = derive(op, module)
+    assert gradient in print_op(backward)
+    sizes, random = {"N": 5, "K": 3}, np.random.default_rng(0)
+    x = {p.name: random.standard_normal([int(evaluate_dim(e, sizes)) for e in p.shape]) for p in op.params}
+    dy = {"dY": random.standard_normal(sizes[result])}
+    got = evaluate(backward, module, {p.name: (x | dy)[p.name] for p in backward.params}, sizes)["dX"]
+    want = [
+        (dy["dY"] @ evaluate(op, module, x | {"X": np.eye(len(got))[at]}, sizes)["Y"]) for at in range(len(got))
+    ]  # it is linear in X
+    np.testing.assert_allclose(got, want, atol=1e-12)

@@ -1,0 +1,84 @@
+"""Gradients of what is read at sums of indices, gathered where they would be scattered.
+
+    Y[t, n] = sum k, c: X[t + k, c] * W[k, n, c]          Of X's gradient a point (t, k) knows a part:
+    dX[t + k, c] += sum n: dY[t, n] * W[k, n, c]
+    -->
+    dX[u, c] = sum n, k where 0 <= u - k and u - k < T: dY[u - k, n] * W[k, n, c]
+
+So each element is summed by itself, in one place, and elements are shared out among threads. The index that goes runs
+as far as the axis does, or is the one of the forward equation's left-hand side: what is left to sum over is the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, names_in, substitute
+from tcomp.dsl.extents import affine, bounds, never_negative, same
+from tcomp.grad.parts import both
+from tcomp.grad.simplify import rewrite, simplify
+
+
+@dataclass(frozen=True)
+class Turn:
+    """In the subscript at `axis`, `index` is `place` where the subscript is the new index; there must hold `inside`."""
+
+    axis: int
+    index: str
+    place: Expr
+    inside: Expr | None
+
+
+def turn(
+    subscripts: tuple[Expr, ...], extents: tuple[Expr, ...], parallel: Collection[str], ranges: Mapping[str, Expr],
+    new: Callable[[int], str], everywhere: bool,
+) -> Turn | None:  # fmt: skip
+    """How to gather by the first subscript for which that can be, or None: a sum of indices, each once, and a constant;
+    of one index only where it may lie outside (not `everywhere`). `parallel` are those of the forward equation's
+    left-hand side. `new` gives an index over an axis, which `ranges` has from then on.
+    """
+    for axis, (s, extent) in enumerate(zip(subscripts, extents, strict=True)):
+        found = affine(s, ranges)
+        if found is None or isinstance(s, Name) or any(p not in ({(): 1}, {(): -1}) for p in found.terms.values()):
+            continue
+        if not found.terms or (len(found.terms) == 1 and everywhere):
+            continue
+        elsewhere = {n for i, t in enumerate(subscripts) if i != axis for n in names_in(t)}
+        own = [i for i in found.terms if i in parallel]
+        chosen = [i for i in found.terms if same(ranges[i], extent)] or (own if len(own) == 1 else [])
+        for index in (i for i in chosen if i not in elsewhere):
+            u, one = Name(new(axis)), found.terms[index] == {(): 1}
+            rest = Binary("-" if one else "+", s, Name(index))
+            place = _whole(simplify(Binary("-", u, rest) if one else Binary("-", rest, u)))
+            inside = both(Binary("<=", Num(0), place), Binary("<", place, ranges[index]))
+            return Turn(axis, index, place, uncertain(inside, ranges))
+    return None
+
+
+def moved(e: Expr, turned: Turn, ranges: Mapping[str, Expr]) -> Expr:
+    """An expression at the new index in the place of the old one, without conditions that always hold."""
+
+    def taken(x: Expr) -> Expr | None:
+        always = isinstance(x, Call) and x.function == "select" and uncertain(x.args[0], ranges) is None
+        return rewrite(x.args[1], taken) if always and isinstance(x, Call) else None
+
+    return rewrite(substitute(e, {turned.index: turned.place}), taken)
+
+
+def uncertain(condition: Expr | None, ranges: Mapping[str, Expr]) -> Expr | None:
+    """The condition without what holds for all values of the indices."""
+    match condition:
+        case Binary("and", a, b):
+            return both(uncertain(a, ranges), uncertain(b, ranges))
+        case Binary("<=" | "<" | ">" | ">=" as op, a, b):
+            gap = affine(Binary("-", b, a) if op[0] == "<" else Binary("-", a, b), ranges)
+            low = None if gap is None else bounds(gap, ranges)
+            least = None if low is None else {**low[0], (): low[0].get((), 0) - (len(op) == 1)}
+            return None if least is not None and never_negative(least) else condition
+    return condition
+
+
+def _whole(e: Expr) -> Expr:
+    """A subscript with its numbers as integers."""
+    return rewrite(e, lambda x: Num(int(x.value)) if isinstance(x, Num) and x.value == int(x.value) else None)
