@@ -43,7 +43,7 @@ def choose_schedule(
     """The schedule for the first of `targets` (the machine's own, then less specific ones) whose instructions exist
     there for these types and whose copies can be made; the first of all, with nothing refused, where none fits."""
     written = [s for t in targets if (s := schedule_for(module, op.name, (t,))) is not None]
-    if op.name not in module.ops:
+    if not as_written(op, module):
         written = [fitted(s, op, module) for s in written]
     refused: list[Refusal] = []
     for s in written:
@@ -56,6 +56,13 @@ def choose_schedule(
             return Choice(s, tuple(refused))
         refused.append(problem)
     return Choice(written[0] if written else None)
+
+
+def as_written(op: Op, module: Module) -> bool:
+    """Whether the op has all that its schedule was checked for: it is no derived one, nor a part of a written one that
+    gives only some of its results (of a backward, where operands need no gradient, or one at a time)."""
+    whole = module.ops.get(op.name)
+    return whole is not None and {o.name for o in whole.outputs} <= {o.name for o in op.outputs}
 
 
 def choice_of(op: Op, module: Module, dims: Mapping[str, int], targets: Sequence[str]) -> Choice:

@@ -19,7 +19,7 @@ from tcomp.ir.tile import Buffer, Cluster, Kernel, Scope, Statement, ThreadShape
 from tcomp.ir.walk import computes
 from tcomp.machine.cpu import helpers_of
 from tcomp.schedule.adding import Adding
-from tcomp.schedule.choose import choose_schedule, storage_of
+from tcomp.schedule.choose import as_written, choose_schedule, storage_of
 from tcomp.schedule.combine import Combined, combined
 from tcomp.schedule.emit import Emitter, once
 from tcomp.schedule.family import Machine, family_for
@@ -183,7 +183,7 @@ class _Lowering:
         for leaf in leaves:
             if any(t in local for t in leaf.written):
                 leaf.readers = [r for r in leaves if r is not leaf and any(a.tensor in leaf.written for a in r.reads())]
-        if self.op.name in self.module.ops:  # a derived op's tensors depend on which gradients exist
+        if as_written(self.op, self.module):  # else its tensors depend on which gradients exist
             check_stages(leaves, plan, self.text)
         dtypes = self._dtypes(plan, local)
         plan = replace(plan, stages=needed_stages(plan.stages, dtypes))

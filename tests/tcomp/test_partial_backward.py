@@ -1,0 +1,35 @@
+"""A written backward of which only some results are wanted (an operand needs no gradient; two operands are one tensor,
+to whose gradient one result is added after the other) is scheduled by what of its schedule is about them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tcomp.dsl.ast import DType
+from tcomp.dsl.infer import dimensions
+from tcomp.dsl.load import library, load
+from tcomp.dsl.storage import bound
+from tcomp.grad.accumulate import restricted
+from tcomp.machine.cpu import detect
+from tcomp.machine.gpu import H100, GpuMachine
+from tcomp.schedule.lower import lower
+
+DIMS = {"M": 32, "N": 48, "K": 64, "H": 4, "C": 64, "B": 1, "T": 32, "G": 2, "R": 2, "D": 16}
+
+
+@pytest.mark.parametrize("machine", [None, H100], ids=["cpu", "h100"])
+@pytest.mark.parametrize(
+    ("file", "op"),
+    [
+        ("fp8", "matmul_residual_fp8"), ("fp8_block", "linear_gelu_fp8_block"), ("layernorm", "layernorm"),
+        ("attention", "grouped_attention"),
+    ],
+)  # fmt: skip
+def test_each_result_alone_has_its_schedule(file: str, op: str, machine: GpuMachine | None) -> None:
+    module = load(library() / "ops" / f"{file}.tc")
+    whole = bound(module.ops[f"{op}.backward"], DType.BF16)
+    for result in whole.outputs:
+        part = restricted(whole, frozenset({result.name}))
+        dims = {n: DIMS[n] for n in dimensions(part)}
+        kernels = lower(part, module, dims, machine or detect(), threads=2).kernels
+        assert result.name in set().union(*(k.writes for k in kernels))
