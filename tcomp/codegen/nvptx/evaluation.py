@@ -16,13 +16,13 @@ from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.formats import stochastic_bf16
 from tcomp.codegen.cpu.integers import Affine
-from tcomp.codegen.cpu.types import F32, F64, I32, IrValue, kind_of, kind_type
+from tcomp.codegen.cpu.types import F32, F64, I8, I32, I64, IrValue, kind_of, kind_type
 from tcomp.codegen.nvptx import formats, mathematics
 from tcomp.codegen.nvptx.addressing import Addressing, Place, begins_aligned
 from tcomp.codegen.nvptx.domain import GpuDomain, Point, same_sharing
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.dsl.ast import Binary, DType, Expr, Name
-from tcomp.ir.tile import Fragment
+from tcomp.ir.tile import Fragment, Scope
 
 FP8 = (DType.E4M3, DType.E5M2)
 
@@ -141,11 +141,21 @@ class GpuEvaluator(Evaluator):
                 assert isinstance(found, list)
                 return found[point[axis] - first]
             return self.read(place, point, None, 1, level)[0]
-        wanted = self.value(condition, point)
+        return formats.load(
+            self.gpu, self._conditional(place, point, condition, level), place.buffer.dtype, 1, self._constant(place)
+        )[0]
+
+    def _conditional(self, place: Place, point: Point, condition: Node, level: int) -> IrValue:
+        """The address of an element, or where the condition is false of some other: the buffer's first, or (of an
+        operand in whose place others may write, each its own element) the nearest."""
+        wanted, root = self.value(condition, point), self.domain.scope.roots[place.buffer.name]
         pointer = self.addressing.pointer(place, point)
         b = self.em.at(level)
-        pointer = b.select(wanted, pointer, self.domain.scope.roots[place.buffer.name])
-        return formats.load(self.gpu, pointer, place.buffer.dtype, 1, self._constant(place))[0]
+        if self._constant(place) or place.buffer.scope is not Scope.OPERAND:
+            return b.select(wanted, pointer, root)
+        last = ir.Constant(I64, place.buffer.bytes - place.buffer.dtype.bytes)
+        offset = b.sub(b.ptrtoint(pointer, I64), b.ptrtoint(root, I64))
+        return b.gep(root, [b.select(b.icmp_unsigned("<", offset, last), offset, last)], source_etype=I8)
 
     def read(self, place: Place, point: Point, axis: str | None, n: int, level: int) -> list[IrValue]:
         """n neighbouring elements, read now in the given frame."""
