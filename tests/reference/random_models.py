@@ -43,13 +43,16 @@ class RandomModel:
     def __init__(self, seed: int) -> None:
         self.random = r = random.Random(seed)
         heads, width = r.choice([1, 1, 2, 3]), r.choice([1, 2, 4, 5, 8, 11, 16, 32])
-        words = r.choice([2, 7, 16, 33, 97])
-        self.dims = {
-            "L": r.choice([1, 2, 3]), "H": heads, "D": width, "C": heads * width,
-            "F": r.choice([1, 2, 3, 8, 17, 24, 40, 66]), "V": words, "P": words + r.choice([0, 0, 1, 15]),
-            "S": 16, "K": r.choice([1, 2, 3]), "Q": r.choice([0, 0, 1, 2, 3]),
-        }  # fmt: skip
+        words, deep = r.choice([2, 7, 16, 33, 97]), r.choice([1, 2, 3, 8, 17, 24, 40, 66])
         self.sizes = {"B": r.choice([1, 1, 2, 3, 5]), "T": r.choice([1, 2, 5, 8, 12, 13])}
+        if seed % 5 == 4:  # of several tiles along all axes
+            width, words, deep = r.choice([33, 64, 80, 130]), r.choice([97, 300, 1000]), r.choice([100, 200, 520])
+            self.sizes = {"B": r.choice([1, 2, 3]), "T": r.choice([16, 37, 64, 130])}
+        self.dims = {
+            "L": r.choice([1, 2, 3]), "H": heads, "D": width, "C": heads * width, "F": deep,
+            "V": words, "P": words + r.choice([0, 0, 1, 15]), "S": max(16, self.sizes["T"]),
+            "K": r.choice([1, 2, 3]), "Q": r.choice([0, 0, 1, 2, 3]),
+        }  # fmt: skip
         self.params: dict[str, str] = {}
         self.parameters: dict[str, tuple[str, ...]] = {}
         """what is declared, and its shape"""
