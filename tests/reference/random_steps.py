@@ -171,7 +171,10 @@ def spread(case: Case, programs: Programs, kept: Arrays, batches: list[Arrays]) 
         others, noisy = Reference(case, programs, number).gradients(kept, batches)
         noisy["loss"] = np.array(others[-1])
         for n, g in noisy.items():
-            allowed[n] = np.maximum(allowed[n], 8 * np.linalg.norm(g - clean.get(n, losses[-1])))
+            off = 8 * np.linalg.norm(g - clean.get(n, losses[-1]))
+            allowed[n] = np.maximum(
+                allowed[n], off if np.isfinite(off) else np.inf
+            )  # noise too near an edge says nothing
     return (losses[-1], clean), allowed
 
 
