@@ -162,6 +162,12 @@ class RandomModel:
 
     def make_norm(self, x: str, other: str) -> str:
         w = self.param(("C",))
+        if self.layers and not self.eights and self.random.random() < 0.4:  # quantised where it is made, on Hopper
+            self.eights += 1
+            h = self.bind(f"layernorm({x}, {w}, {self.param(('C',))})", "{}, _, _")
+            cast = "quantised(layernorm_cast_fp8, linear_given_fp8, sm_90a)"
+            note = f"fp8(linear_fp8, amax[l], {cast}), fp8_block(linear_fp8_block)"
+            return self.bind(f"linear({h}, {self.param(('C', 'C'))}, {self.param(('C',))})", note=note)
         if self.random.random() < 0.5:
             return self.bind(f"rmsnorm({x}, {w}, 1e-3)", "{}, _")
         return self.bind(f"layernorm({x}, {w}, {self.param(('C',))})", "{}, _, _")

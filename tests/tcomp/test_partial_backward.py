@@ -9,7 +9,7 @@ from tcomp.dsl.ast import DType
 from tcomp.dsl.infer import dimensions
 from tcomp.dsl.load import library, load
 from tcomp.dsl.storage import bound
-from tcomp.grad.accumulate import restricted
+from tcomp.grad.accumulate import accumulating, restricted
 from tcomp.machine.cpu import detect
 from tcomp.machine.gpu import H100, GpuMachine
 from tcomp.schedule.lower import lower
@@ -33,3 +33,9 @@ def test_each_result_alone_has_its_schedule(file: str, op: str, machine: GpuMach
         dims = {n: DIMS[n] for n in dimensions(part)}
         kernels = lower(part, module, dims, machine or detect(), threads=2).kernels
         assert result.name in set().union(*(k.writes for k in kernels))
+
+
+def test_what_is_added_to_rows_that_tensor_copies_cannot_take_has_another_schedule() -> None:
+    module = load(library() / "ops" / "fp8_block.tc")
+    op = accumulating(bound(module.ops["matmul_fp8_block.backward"], DType.BF16), frozenset({"dX"}))
+    assert lower(op, module, {"M": 13, "N": 32, "K": 33}, H100).kernels
