@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tcomp.ir.tile import Kernel
+from tcomp.machine.gpu import GpuMachine
 from tcomp.model.step import Step
 from tcomp.runtime.executor import Executor
 from tcomp.schedule.family import Machine
@@ -35,13 +36,25 @@ class Clock(Protocol):
     def close(self) -> None: ...
 
 
-class Backend(Protocol):
+class Place(Protocol):
+    """What is tuned for; `threads` are a CPU's (1 on a GPU)."""
+
     @property
     def machine(self) -> Machine: ...
 
     @property
     def threads(self) -> int: ...
 
+
+@dataclass(frozen=True)
+class Described:
+    """A GPU that is known by its description alone."""
+
+    machine: GpuMachine
+    threads: int = 1
+
+
+class Backend(Place, Protocol):
     @property
     def aligned(self) -> bool:
         """Whether sizes for checks must be multiples of 16."""

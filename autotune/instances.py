@@ -22,7 +22,8 @@ from tcomp.model.chunks import in_chunks
 from tcomp.model.graph import Node
 from tcomp.model.parts import with_parts
 from tcomp.model.programs import build_programs
-from tcomp.model.unroll import build_graph
+from tcomp.model.request import StepRequest
+from tcomp.model.unroll import graph_of
 from tcomp.schedule.choose import choice_of, storage_of
 from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.normal import normalise
@@ -47,46 +48,33 @@ class Instance:
         return f"{self.op.name} {' '.join(results(self.op))}: {dims} {types}".rstrip(": ")
 
 
-@dataclass(frozen=True)
-class StepShape:
-    """The step whose instances are tuned: a model's configuration at fixed sizes."""
-
-    config: str
-    batch: int
-    length: int
-    accumulation: int = 1
-    overrides: Mapping[str, Number] | None = None
-    precision: str = ""
-
-    @property
-    def text(self) -> str:
-        """`124M B=4 T=64` or `124M/bf16 B=4 T=64`: also how a lockfile names it."""
-        config = f"{self.config}/{self.precision}" if self.precision else self.config
-        parts = [config, f"B={self.batch}", f"T={self.length}"]
-        if self.accumulation > 1:
-            parts.append(f"accumulation={self.accumulation}")
-        return " ".join(parts + [f"{k}={v}" for k, v in sorted((self.overrides or {}).items())])
-
-    @staticmethod
-    def parse(text: str) -> StepShape:
-        """The shape that `text` names. ValueError for what names none."""
-        first, *rest = text.split()
-        config, _, precision = first.partition("/")
-        numbers = {k: _number(v) for k, _, v in (r.partition("=") for r in rest)}
-        batch, length = numbers.pop("B"), numbers.pop("T")
-        return StepShape(config, int(batch), int(length), int(numbers.pop("accumulation", 1)), numbers, precision)
+def step_text(request: StepRequest) -> str:
+    """`124M B=4 T=64` or `124M/bf16 B=4 T=64`: how people and lockfiles name the step whose instances are tuned."""
+    config = f"{request.config}/{request.precision}" if request.precision else request.config
+    parts = [config, *(f"{k}={request.sizes[k]}" for k in ("B", "T") if k in request.sizes)]
+    if request.accumulation > 1:
+        parts.append(f"accumulation={request.accumulation}")
+    return " ".join(parts + [f"{k}={v}" for k, v in sorted(request.dims.items())])
 
 
-def instances_of(module: Module, model: str, shape: StepShape, machine: Machine) -> tuple[Instance, ...]:
+def parse_step(text: str, model: str) -> StepRequest:
+    """The step of a model that `text` names. ValueError for what names none."""
+    first, *rest = text.split()
+    config, _, precision = first.partition("/")
+    numbers = {k: _number(v) for k, _, v in (r.partition("=") for r in rest)}
+    sizes = {k: int(v) for k, v in numbers.items() if k in ("B", "T")}
+    dims = {k: v for k, v in numbers.items() if k not in ("B", "T", "accumulation")}
+    return StepRequest(model, config, sizes, dims, precision, int(numbers.get("accumulation", 1)))
+
+
+def instances_of(module: Module, request: StepRequest, machine: Machine) -> tuple[Instance, ...]:
     """The distinct op instances of a whole training step on a machine, in order of first use. UserError or TcError as
     `build_graph`."""
-    sizes = {"B": shape.batch, "T": shape.length}
-    overrides = dict(shape.overrides or {})
-    whole = build_graph(module, model, shape.config, sizes, overrides, shape.precision or None)
+    whole = graph_of(module, request)
     graph = in_chunks(with_parts(whole, module, machine), module)
-    programs = build_programs(graph, module, True, shape.accumulation, targets=machine.targets)
-    again = shape.accumulation - 1
-    nodes: list[tuple[Node, int]] = [(n, 1 if n in programs.ahead else shape.accumulation) for n in programs.forward]
+    times, again = request.accumulation, request.accumulation - 1
+    programs = build_programs(graph, module, True, times, targets=machine.targets)
+    nodes: list[tuple[Node, int]] = [(n, 1 if n in programs.ahead else times) for n in programs.forward]
     nodes += [(n, 1) for n in programs.backward]
     if again:
         nodes += [(n, again) for n in programs.forward_next if n in programs.ahead]

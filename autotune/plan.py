@@ -6,23 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tcomp.autotune.contest import Ratio
-from tcomp.autotune.instances import StepShape
-from tcomp.autotune.lockfile import Entry
+from tcomp.autotune.lockfile import Entry, Lock
+from tcomp.model.request import StepRequest
 
 
 @dataclass(frozen=True)
 class Plan:
     """What to tune and how long. `budget` in seconds for everything, `spent` of which are gone before the search
     begins; `trials` per kernel, those of earlier runs included. `until` stops a kernel when the last eight trials
-    gained less than this share."""
+    gained less than this share. `known` is a lockfile whose values are tried first: one that came with the model."""
 
-    shape: StepShape
+    step: StepRequest
     budget: float | None = None
     trials: int | None = None
     ops: tuple[str, ...] = ()
     seed: int = 0
     until: float | None = None
     spent: float = 0.0
+    known: Lock | None = None
 
 
 @dataclass

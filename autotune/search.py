@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcomp.autotune.apply import Applied
+from tcomp.autotune.backend import Place
 from tcomp.autotune.child import Failure
 from tcomp.autotune.contest import ratio
 from tcomp.autotune.instances import (
@@ -27,6 +28,7 @@ from tcomp.autotune.instances import (
     op_hash,
     schedule_hash,
     schedule_of,
+    step_text,
 )
 from tcomp.autotune.judge import Choice, Job, Judge, Outcome
 from tcomp.autotune.kept_trials import study_names
@@ -48,7 +50,6 @@ from tcomp.autotune.trials import LEAST, Trials
 from tcomp.dsl.ast import Module, Schedule
 from tcomp.dsl.printer import print_schedule
 from tcomp.errors import UserError
-from tcomp.schedule.family import Machine
 from tcomp.schedule.lower import lower
 
 if TYPE_CHECKING:
@@ -77,8 +78,12 @@ class Part:
         return sum(self.weights.values())
 
 
-Say = Callable[[str], None]
-Follow = Callable[[Sequence[Instance]], Iterable[Instance]]
+@dataclass(frozen=True)
+class Shown:
+    """Where a search tells what it does; `follow` shows how far the first look at all instances has come."""
+
+    say: Callable[[str], None] = print
+    follow: Callable[[Sequence[Instance]], Iterable[Instance]] = iter
 
 
 class Search:
@@ -87,34 +92,27 @@ class Search:
     def __init__(
         self,
         module: Module,
-        model: str,
-        machine: Machine,
-        threads: int,
+        place: Place,
         plan: Plan,
         judge: Judge,
         trials: optuna.storages.BaseStorage,
         lock: Path,
-        say: Say = print,
-        known: Lock | None = None,
-        follow: Follow = iter,
+        shown: Shown,
         steps: StepFinal | None = None,
     ) -> None:
-        self.module, self.model, self.machine, self.threads = module, model, machine, threads
-        self.plan, self.judge, self.trials, self.lock, self.say = plan, judge, trials, lock, say
-        self.threads_key = machine_threads(machine, threads)
+        self.module, self.model, self.machine, self.threads = module, plan.step.model, place.machine, place.threads
+        self.plan, self.judge, self.trials, self.lock, self.say = plan, judge, trials, lock, shown.say
+        self.threads_key = machine_threads(self.machine, self.threads)
         self.end = time.monotonic() + plan.budget - plan.spent if plan.budget else None
         self.defaults: dict[str, float] = {}
         """seconds of the instances that were started, with the schedules' own values"""
         self.start_rate = 0.0
         """seconds that making an instance ready takes per unit of its kernels' guessed time, as far as is known"""
         self.summary = Summary()
-        self.kernels = Trials(trials, machine.name, judge, plan, self.summary.kinds)
-        self.follow = follow
-        """shows how far the first look at all instances has come"""
+        self.kernels = Trials(trials, self.machine.name, judge, plan, self.summary.kinds)
+        self.follow = shown.follow
         self.first: dict[str, list[Values]] = {}
         """points to try before the cost model's, by instance"""
-        self.known = known
-        """a lockfile whose values are tried before those as well: one that came with the model, say"""
         self.steps = steps
         """where finals are of all ops together, within steps; without it they are of each op alone"""
         self.waiting: list[tuple[Instance, list[Job]]] = []
@@ -171,7 +169,7 @@ class Search:
     # --------------------------------------------------------------------------------------- what to tune
 
     def _wanted(self) -> list[Instance]:
-        every = instances_of(self.module, self.model, self.plan.shape, self.machine)
+        every = instances_of(self.module, self.plan.step, self.machine)
         if not self.plan.ops:
             return list(every)
         names = sorted({i.op.name for i in every})
@@ -346,7 +344,7 @@ class Search:
 
     def _proposed(self, job: Job) -> list[Values]:
         """What lockfiles have for a kernel: its first candidates."""
-        locks = [self._lock(), *([self.known] if self.known is not None else [])]
+        locks = [self._lock(), *([self.plan.known] if self.plan.known is not None else [])]
         return [job.space.own(choice.values) for lock in locks if (choice := self._entry(lock, job.instance)[0]).values]
 
     def _decide(self, instance: Instance, job: Job, incumbent: Choice, choice: Choice) -> None:
@@ -381,7 +379,8 @@ class Search:
         def change(lock: Lock) -> Lock:
             old = lock.entries.get(key)
             same = old is not None and (old.op, old.schedule, old.basis) == (entry.op, entry.schedule, entry.basis)
-            return with_entry(lock, key, old if old and same and not outcome.better else entry, self.plan.shape.text)
+            kept = old if old and same and not outcome.better else entry
+            return with_entry(lock, key, kept, step_text(self.plan.step))
 
         update_lock(self.lock, change, Lock(self.model, self.machine.name))
         (self.summary.tuned.__setitem__(key, entry) if outcome.better else self.summary.kept.append(key))

@@ -19,11 +19,12 @@ from tcomp.autotune.backend_cpu import CpuBackend
 from tcomp.autotune.child import Rejected, serve_requests
 from tcomp.autotune.contest import turns
 from tcomp.autotune.guard import exclusive
-from tcomp.autotune.instances import Instance, StepShape
+from tcomp.autotune.instances import Instance
 from tcomp.autotune.judge import Choice
 from tcomp.dsl.ast import Module, Op
 from tcomp.ir.tile import Kernel
 from tcomp.model.build import build_step
+from tcomp.model.request import StepRequest
 from tcomp.model.step import Step
 from tcomp.runtime.device import memory_here
 from tcomp.runtime.roofline import ready
@@ -48,13 +49,12 @@ class StepSubject:
     """What the child times: sent to it once."""
 
     module: Module
-    model: str
-    shape: StepShape
+    step: StepRequest
     backend: CpuBackend
 
 
 @dataclass(frozen=True)
-class StepRequest:
+class TurnsRequest:
     """Time these sets of choices: `rounds` runs each after one that does not count, at most about `seconds`."""
 
     sets: tuple[Choices, ...]
@@ -102,11 +102,8 @@ class StepBench:
             seen.append((key, lowered))
             return lowered
 
-        step = build_step(
-            s.module, s.model, s.shape.config, {"B": s.shape.batch, "T": s.shape.length},
-            overrides=s.shape.overrides, precision=s.shape.precision or None, accumulation=s.shape.accumulation,
-            machine=b.machine, threads=b.threads, memory_limit=memory_here(), lower=chosen,
-        )  # fmt: skip
+        request = replace(s.step, memory_limit=memory_here())
+        step = build_step(s.module, request, b.machine, b.threads, lower=chosen)
         parts: dict[str, tuple[Part, ...]] = {}
         for key, lowered in seen:
             for at, kernel in enumerate(lowered.kernels):
@@ -118,7 +115,7 @@ class StepBench:
         """Run the step's programs as often as a step does."""
         kernels: dict[Part, float] = {}
         whole = 0.0
-        for program, times in (("micro_first", 1), ("micro_next", self.subject.shape.accumulation - 1), ("update", 1)):
+        for program, times in (("micro_first", 1), ("micro_next", self.subject.step.accumulation - 1), ("update", 1)):
             if program not in step.programs or not times:
                 continue
             seconds = self.subject.backend.launch_seconds(executor, names[program])

@@ -17,12 +17,13 @@ from typing import Any
 from tcomp.autotune.backend_cpu import CpuBackend
 from tcomp.autotune.child import Child, Failure
 from tcomp.autotune.contest import Ratio, ratio, winner
-from tcomp.autotune.instances import Instance, StepShape
+from tcomp.autotune.instances import Instance
 from tcomp.autotune.judge import Choice, Job
 from tcomp.autotune.space import Values
-from tcomp.autotune.step_bench import Choices, Part, StepRequest, StepSubject, Turn, serve_steps
+from tcomp.autotune.step_bench import Choices, Part, StepSubject, Turn, TurnsRequest, serve_steps
 from tcomp.dsl.ast import Module
 from tcomp.errors import UserError
+from tcomp.model.request import StepRequest
 
 CHECKING = 15.0
 """Seconds for looking once more whether the winners are right."""
@@ -71,13 +72,12 @@ class StepFinal:
     def __init__(
         self,
         module: Module,
-        model: str,
-        shape: StepShape,
+        step: StepRequest,
         backend: CpuBackend,
         alone: Path | None = None,
         target: Callable[..., None] = serve_steps,
     ) -> None:
-        self._child = Child(StepSubject(module, model, shape, backend), target)
+        self._child = Child(StepSubject(module, step, backend), target)
         self.alone = alone
         self.seconds = self.opening = 0.0
         self.effort: Effort | None = None
@@ -162,7 +162,7 @@ class StepFinal:
         """The sets in turns, as many rounds as `seconds` allow beside opening the step, the round that does not count
         and the last one; a Failure where `patience` ends before."""
         for_rounds = max(0.0, seconds - len(sets) * (self.opening + 2 * self.seconds))
-        request = StepRequest(tuple(sets), rounds, for_rounds, self.alone)
+        request = TurnsRequest(tuple(sets), rounds, for_rounds, self.alone)
         answer: Any = self._child.ask(request, max(1.0, patience))
         return answer if isinstance(answer, Failure) else list(answer)
 

@@ -18,7 +18,7 @@ from tcomp.autotune.backend_cpu import CpuBackend
 from tcomp.autotune.child import Failure
 from tcomp.autotune.contest import ratio
 from tcomp.autotune.evaluator import Evaluator, Subject
-from tcomp.autotune.instances import Instance, StepShape, facts_of, instances_of, schedule_of
+from tcomp.autotune.instances import Instance, facts_of, instances_of, schedule_of
 from tcomp.autotune.registers import spill_of
 from tcomp.autotune.space import spaces_of
 from tcomp.autotune.spearman import spearman
@@ -29,6 +29,7 @@ from tcomp.dsl.ast import Module
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
+from tcomp.model.request import StepRequest
 from tcomp.runtime.cache import cache_folder
 from tcomp.schedule.lower import lower
 
@@ -49,7 +50,8 @@ def main() -> None:
     name = common.only_model(module, args.model).name
     wanted = args.op or ["linear", "attention"]
     seen = set()
-    for instance in instances_of(module, name, StepShape(args.config, args.batch, args.length), detect()):
+    request = StepRequest(name, args.config, {"B": args.batch, "T": args.length})
+    for instance in instances_of(module, request, detect()):
         if instance.op.name in wanted and instance.op.name not in seen:
             seen.add(instance.op.name)
             for line in correlations(module, instance, args.points, args.seed):

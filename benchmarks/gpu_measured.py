@@ -40,6 +40,7 @@ from tcomp.cli import common
 from tcomp.cli.build_gpu import TargetDevice
 from tcomp.cli.limits import cores
 from tcomp.machine.gpu import H100, GpuMachine, machine_named
+from tcomp.model.request import StepRequest
 from tcomp.runtime.cache import cache_folder
 from tcomp.runtime.cuda.kernels import compile_all
 
@@ -144,10 +145,8 @@ def head_of(text: str) -> str:
 def tables(data: Measurements, gpu: GpuMachine) -> Iterator[tuple[str, str]]:
     """Names of tables, and each with today's predictions."""
     for precision in data.kernels:
-        step = common.build_step(
-            "gpt2", "124M", 16, 1024, dims={}, accumulation=1, device=TargetDevice(gpu), lock="none",
-            precision=precision,
-        ).step  # fmt: skip
+        request = StepRequest("gpt2", "124M", {"B": 16, "T": 1024}, precision=precision, lock="none")
+        step = common.build_step(request, TargetDevice(gpu)).step
         found = list(predict_step(step, gpu, cache_folder("kernels")))
         codes = compile_all({k.name: step.kernels[k.name] for k, _ in found}, gpu, cache_folder("kernels"))
         rows = beside(data, precision, found, step.kernels, codes)

@@ -23,6 +23,7 @@ from tcomp.cli import common
 from tcomp.cli.limits import cores
 from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import GpuMachine, machine_named
+from tcomp.model.request import StepRequest
 from tcomp.model.step import Step
 from tcomp.runtime.cache import cache_folder
 
@@ -101,7 +102,10 @@ def main() -> None:
     batch, length = (int(v) for v in args.setting.split("x"))
     found = json.loads(args.out.read_text()) if args.out.is_file() else {}
     for precision in args.precisions.split(","):
-        built = common.build_step("gpt2", args.config, batch, length, precision=precision, device=TargetDevice(machine))
+        built = common.build_step(
+            StepRequest("gpt2", args.config, {"B": batch, "T": length}, precision=precision, recompute="cheap"),
+            TargetDevice(machine),
+        )
         name = key(machine.name, args.config, batch, length, precision)
         found[name] = predicted(built.step, machine, cores())
         print(f"{name}: {found[name]['seconds'] * 1e3:.2f} ms, {len(found[name]['kernels'])} kernels", flush=True)

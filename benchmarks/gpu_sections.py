@@ -30,6 +30,7 @@ from gpu_train import train, train_large
 from tcomp.cli import common
 from tcomp.dsl.ast import DType, Module, Op
 from tcomp.errors import UserError
+from tcomp.model.request import StepRequest
 from tcomp.runtime.cuda.device import CudaDevice
 
 
@@ -105,19 +106,18 @@ def tuning(job: Job) -> Iterator[Item]:
     of them, whose times mean nothing."""
     from tcomp.autotune.backend_cuda import CudaBackend
     from tcomp.autotune.evaluator import serve
-    from tcomp.autotune.instances import StepShape
     from tcomp.autotune.judge_measured import MeasuredJudge
     from tcomp.autotune.plan import Plan
     from tcomp.autotune.report import study_reports
-    from tcomp.autotune.search import Search
+    from tcomp.autotune.search import Search, Shown
     from tcomp.autotune.storage import open_storage
 
     precision, machine = "bf16", job.device.machine
     overrides = {} if job.real else {**MICRO, "L": 1}
-    shape = StepShape(job.config, job.batch, job.length, 1, overrides, precision)
+    request = StepRequest("gpt2", job.config, {"B": job.batch, "T": job.length}, overrides, precision)
     module = common.load_module("gpt2", precision)
     budget = max(1.0, job.deadline - time.monotonic() - 3) if job.real else None
-    plan = Plan(shape, budget, None if job.real else 2, ("linear*",) if job.real else ("linear",))
+    plan = Plan(request, budget, None if job.real else 2, ("linear*",) if job.real else ("linear",))
     if not job.real:  # a simulator would take minutes for the copies of operands and the flushes of a real L2
         machine = replace(machine, l2_bytes=1 << 10)
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +126,7 @@ def tuning(job: Job) -> Iterator[Item]:
         target = serve if job.real else partial(_serve_virtual, job.device.machine.name)
         judge = MeasuredJudge(module, backend, 0, Path(folder) / "measuring", target)
         lock = Path(folder) / "gpt2.lock"
-        Search(module, "gpt2", machine, 1, plan, judge, trials, lock, lambda text: print(text, file=sys.stderr)).run()
+        Search(module, backend, plan, judge, trials, lock, Shown(common.note)).run()
         for found in study_reports(trials, machine.name):
             row: Item = {"kind": "row", "kernel": found.label}
             row |= {"candidates": ", ".join(f"{n} {k}" for k, n in sorted(found.kinds.items()) if k != "repeated")}

@@ -22,6 +22,7 @@ from tcomp.autotune.gpu_predict import launches_of
 from tcomp.cli import common
 from tcomp.cli.limits import cores
 from tcomp.ir.tile import Kernel
+from tcomp.model.request import StepRequest
 from tcomp.model.step import Step
 from tcomp.runtime.cuda.device import CudaDevice
 from tcomp.runtime.initialise import initialise
@@ -39,9 +40,16 @@ def timed_build(job: Job, dims: Mapping[str, int] | None = None) -> common.Built
     """The step that is timed; on the virtual GPU a tiny one."""
     small = MICRO if not job.real else {}
     return common.build_step(
-        "gpt2", job.config, job.batch, job.length, dims={**small, **(dims or {})}, precision=job.precision,
-        device=job.device,
-    )  # fmt: skip
+        StepRequest(
+            "gpt2",
+            job.config,
+            {"B": job.batch, "T": job.length},
+            dims={**small, **(dims or {})},
+            precision=job.precision,
+            recompute="cheap",
+        ),
+        job.device,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ kernels
@@ -286,8 +294,7 @@ def workload_folder(job: Job, dims: Mapping[str, int] | None = None) -> Iterator
 
     built = timed_build(job, dims)
     device = f"cuda:{job.device.gpu.index}"
-    small = {} if job.real else MICRO
-    workload = workload_of(built.step, common.find_file("gpt2"), {**small, **(dims or {})}, device, "", 8)
+    workload = workload_of(built.step, built.request, device, threads=8)
     with tempfile.TemporaryDirectory(prefix="tcomp-steps-") as folder:
         write_folder(workload, built.step, Path(folder))
         yield built, workload, Path(folder)

@@ -14,6 +14,7 @@ import numpy as np
 from gpu_job import Item, Job, guarded
 
 from tcomp.cli import common
+from tcomp.model.request import StepRequest
 from tcomp.runtime.device import Device
 from tcomp.runtime.executor import Executor
 from tcomp.runtime.initialise import initialise
@@ -136,9 +137,17 @@ def _instructions(job: Job, case: Case, executor: Any) -> Iterator[Item]:
 
 def _build(device: Device, case: Case, precision: str) -> common.Built:
     return common.build_step(
-        case.model, "tiny", case.batch, case.length, dims=case.dims, precision=precision,
-        accumulation=case.accumulation, device=device,
-    )  # fmt: skip
+        StepRequest(
+            case.model,
+            "tiny",
+            {"B": case.batch, "T": case.length},
+            dims=case.dims,
+            precision=precision,
+            accumulation=case.accumulation,
+            recompute="cheap",
+        ),
+        device,
+    )
 
 
 def _once(device: Device, case: Case, precision: str) -> Run:
@@ -201,7 +210,7 @@ def step(job: Job) -> Iterator[Item]:
     yield {"kind": "row", "what": "findings of the checks", "GPU": str(findings), "good": not findings}
     if job.over():
         return
-    built = common.build_step("gpt2", "tiny", 2, 11, dims=MICRO, device=job.device)
+    built = common.build_step(StepRequest("gpt2", "tiny", {"B": 2, "T": 11}, dims=MICRO, recompute="cheap"), job.device)
     executor = job.device.open(built.step)
     try:
         _start(executor)
@@ -223,7 +232,7 @@ def _start(executor: Executor) -> None:
 
 
 def _losses(device: Device, steps: int) -> list[float]:
-    built = common.build_step("gpt2", "tiny", 2, 16, dims=MICRO, device=device)
+    built = common.build_step(StepRequest("gpt2", "tiny", {"B": 2, "T": 16}, dims=MICRO, recompute="cheap"), device)
     executor = device.open(built.step)
     try:
         _start(executor)

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from tcomp.cli import common
 from tcomp.cli.bench import ENTRY
+from tcomp.cli.limits import parse_memory
+from tcomp.model.request import StepRequest
 from tcomp.runtime.bench.build import workload_of, write_folder
 from tcomp.runtime.bench.noise import Noise, processor_time
 from tcomp.runtime.bench.running import Running
@@ -39,23 +41,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="steps a turn")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    sizes = (args.model, args.config, args.batch, args.length)
-    free = common.build_step(*sizes, memory="unlimited", threads=args.threads, lock="none")
-    tight = common.build_step(*sizes, memory=args.budget or None, free=False, threads=args.threads, lock="none")
+    device = common.device_for(threads=args.threads)
+    unlimited = StepRequest(args.model, args.config, {"B": args.batch, "T": args.length}, lock="none")
+    limit, recompute = parse_memory(args.budget)
+    free = common.build_step(unlimited, device)
+    tight = common.build_step(replace(unlimited, memory_limit=limit, recompute=recompute), device, free=False)
     if tight.step.recompute is None:
         raise SystemExit(f"the step fits {args.budget} as it is" if args.budget else "nothing is computed again")
     rows = []
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memory-budget-")))
-        workload = workload_of(
-            free.step, common.find_file(args.model), {}, "cpu", "", free.threads, "unlimited", "none"
-        )
+        workload = workload_of(free.step, free.request, threads=free.threads)
         write_folder(workload, free.step, place)
         second = place / "budget"
         second.mkdir()
         for name in ("weights.f32", "batches.i32"):
             (second / name).symlink_to(place / name)
-        save(replace(workload, memory=args.budget), second)
+        save(replace(workload, request=tight.request), second)
         running = []
         for folder in (place, second):
             running.append(stack.enter_context(Running("tcomp", workload, folder, place / "caches", ENTRY)))

@@ -17,6 +17,7 @@ from rich.table import Table
 from torch_memory import step_peak
 
 from tcomp.cli import common
+from tcomp.model.request import StepRequest
 from tcomp.runtime.bench.build import workload_of
 
 MODEL = "gpt2"
@@ -38,8 +39,13 @@ def main() -> None:
     table = Table("B x T", "tcomp, MiB", "PyTorch, MiB", "less by")
     rows = []
     for batch, length in args.sizes:
-        built = common.build_step(MODEL, args.config, batch, length, precision="bf16", device=device, lock="none")
-        workload = workload_of(built.step, common.find_file(MODEL), {}, "cuda", "bf16", 1, "", "none")
+        built = common.build_step(
+            StepRequest(
+                MODEL, args.config, {"B": batch, "T": length}, precision="bf16", lock="none", recompute="cheap"
+            ),
+            device,
+        )
+        workload = workload_of(built.step, built.request, "cuda")
         theirs = step_peak(workload)
         ours = built.step.memory_bytes(1)
         rows.append({"batch": batch, "length": length, "tcomp": ours, "torch": theirs})

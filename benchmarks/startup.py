@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tcomp.errors import UserError
+from tcomp.model.request import StepRequest
 
 STEPS = 4
 """Of which the last tells how long a step takes when it is not the first. (The second one finds nothing left of an
@@ -121,8 +122,11 @@ def eager_starts(args: argparse.Namespace, folder: Path) -> Callable[[], dict[st
     from tcomp.runtime.bench.build import workload_of, write_folder
     from tcomp.runtime.bench.running import Running
 
-    built = common.build_step("gpt2", args.config, args.batch, args.length, threads=args.threads)
-    workload = workload_of(built.step, common.find_file("gpt2"), {}, "cpu", "", built.threads)
+    built = common.build_step(
+        StepRequest("gpt2", args.config, {"B": args.batch, "T": args.length}, recompute="cheap"),
+        common.device_for(threads=args.threads),
+    )
+    workload = workload_of(built.step, built.request, threads=built.threads)
     write_folder(workload, built.step, folder)
 
     def start() -> dict[str, float]:

@@ -25,6 +25,7 @@ from tcomp.cli import common
 from tcomp.cli.bench import ENTRY
 from tcomp.cli.limits import cores
 from tcomp.errors import UserError
+from tcomp.model.request import StepRequest
 from tcomp.runtime.bench.build import workload_of, write_folder
 from tcomp.runtime.bench.running import Running
 from tcomp.runtime.bench.workload import Workload, save
@@ -92,12 +93,13 @@ def main() -> None:
         raise UserError(f"there is no lockfile for {device.machine.name}", f"run: tcomp tune {args.model} --config ...")
     names = [args.against, str(lock.resolve()) if lock else "none"]
     built = common.build_step(
-        args.model, args.config, args.batch, args.length, precision=args.dtype, module=module, device=device,
-        memory="unlimited", lock=names[1],
-    )  # fmt: skip
+        StepRequest(args.model, args.config, {"B": args.batch, "T": args.length}, precision=args.dtype, lock=names[1]),
+        device,
+        module=module,
+    )
     used = f"{built.tuned} op instances by {built.lock}" if built.lock else "no lockfile"
     print(f"{args.model} {args.config} B={args.batch} T={args.length} {args.dtype} on {device.description}; {used}")
-    workload = workload_of(built.step, file, {}, "cpu", "", args.threads or cores(), "", names[1])
+    workload = workload_of(built.step, built.request, threads=args.threads or cores())
     with tempfile.TemporaryDirectory(prefix="tcomp-tuning-", ignore_cleanup_errors=True) as place:
         folders = [Path(place) / name for name in ("own", "tuned")]
         for folder in folders:

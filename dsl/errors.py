@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tcomp.dsl.ast import Span
+if TYPE_CHECKING:
+    from tcomp.dsl.ast import Span
 
 
 @dataclass

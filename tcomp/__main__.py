@@ -1,16 +1,41 @@
 """`python -m tcomp` and the `tcomp` script: the command line. Nothing is imported before Ctrl-C is looked after."""
 
+import _thread
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line; ends the process."""
     try:
+        limit_blas()
         from tcomp.cli.main import main as run
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     run()
+
+
+def limit_blas() -> None:
+    """Let NumPy's OpenBLAS do with the threads that this process may start.
+
+    It starts one per processor as it is loaded, and interrupts the process (SIGINT) where it may not: in a container
+    with a limit of tasks, say.
+    """
+    wanted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    started, gate = 1, _thread.allocate_lock()
+    with gate:
+        try:
+            while started < min(wanted, 64):
+                _thread.start_new_thread(_pass, (gate,))
+                started += 1
+        except RuntimeError:
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", str(started))
+
+
+def _pass(gate: _thread.LockType) -> None:
+    with gate:
+        pass
 
 
 if __name__ == "__main__":

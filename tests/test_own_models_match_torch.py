@@ -13,6 +13,7 @@ import torch
 from tcomp.dsl.load import load_text
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
+from tcomp.model.request import StepRequest
 from tcomp.runtime.cpu.executor import CpuExecutor
 
 TEXT = """
@@ -81,7 +82,10 @@ def reference_loss(p: dict[str, torch.Tensor], x: np.ndarray, z: np.ndarray, lab
 def test_training_matches_torch(batch: int, accumulation: int, threads: int) -> None:
     machine = detect()
     step = build_step(
-        load_text(TEXT), "line", "default", {"B": batch}, accumulation=accumulation, machine=machine, threads=threads
+        load_text(TEXT),
+        StepRequest("line", "default", {"B": batch}, accumulation=accumulation),
+        machine,
+        threads=threads,
     )
     executor = CpuExecutor(step, machine, threads)
     random = np.random.default_rng(0)

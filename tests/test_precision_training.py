@@ -23,6 +23,7 @@ from tcomp.dsl.recipes import RECIPES
 from tcomp.machine.cpu import detect
 from tcomp.machine.gpu import machine_for_target
 from tcomp.model.build import build_step
+from tcomp.model.request import StepRequest
 from tcomp.model.step import Step
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.executor import Executor
@@ -62,7 +63,7 @@ def on_cpu(precision: str, dims: Mapping[str, int], batch: int, length: int, fol
     machine = detect()
     module = load(library() / "gpt2.tc")
     step = build_step(
-        module, "gpt2", "tiny", {"B": batch, "T": length}, overrides=dims, precision=precision, machine=machine
+        module, StepRequest("gpt2", "tiny", {"B": batch, "T": length}, dims=dims, precision=precision), machine
     )
     executor = CpuExecutor(step, machine, 1, folder)
     try:
@@ -110,9 +111,10 @@ def test_20_steps_on_the_virtual_gpu(precision: str, operands: str, tmp_path: Pa
         wanted = losses(executor, steps, batch, length)
     device = virtual_device("h100", tmp_path, True)
     step = build_step(
-        load(library() / "gpt2.tc"), "gpt2", "tiny", {"B": batch, "T": length}, overrides=dims, precision=precision,
-        machine=device.machine,
-    )  # fmt: skip
+        load(library() / "gpt2.tc"),
+        StepRequest("gpt2", "tiny", {"B": batch, "T": length}, dims=dims, precision=precision),
+        device.machine,
+    )
     assert re.search(rf"wgmma\.mma_async\S+\.{operands}", hopper_code(step))
     executor = device.open(step)
     try:
@@ -133,7 +135,7 @@ def test_llama_in_fp8_on_the_virtual_gpu(tmp_path: Path) -> None:
     module, sizes = load(library() / "llama.tc"), {"B": 1, "T": 16}
     device, found = virtual_device("h100", tmp_path, True), {}
     for name, machine in (("f32", detect()), ("fp8", device.machine)):
-        step = build_step(module, "llama", "tiny", sizes, overrides=dims, precision=name, machine=machine)
+        step = build_step(module, StepRequest("llama", "tiny", sizes, dims=dims, precision=name), machine)
         if name == "fp8":
             assert re.search(r"wgmma\.mma_async\S+\.e5m2\.e4m3", hopper_code(step))
         executor = CpuExecutor(step, machine, 1, tmp_path) if name == "f32" else device.open(step)

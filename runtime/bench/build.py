@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
+from tcomp.model.request import StepRequest
 from tcomp.model.step import ParameterInit, Step
 from tcomp.runtime.bench.workload import Parameter, Workload, save, write_batches
 
 _PIECE = 1 << 22
 
 
-def workload_of(
-    step: Step,
-    file: Path,
-    overrides: dict[str, Number],
-    device: str,
-    gpu: str,
-    threads: int,
-    memory: str = "",
-    lock: str = "",
-) -> Workload:
-    """The workload of a built step: `overrides` are the values given in place of the config's, `memory` and `lock`
-    what --memory and --lock say."""
+def workload_of(step: Step, request: StepRequest, device: str = "cpu", gpu: str = "", threads: int = 1) -> Workload:
+    """The workload of the step that was asked for; `request.model` is the model's file."""
     return Workload(
         model=step.model,
-        file=str(file.resolve()),
-        config=step.config,
+        request=replace(request, config=step.config, precision=step.precision),
         dims=dict(step.dims),
-        overrides=overrides,
-        batch=int(step.dims["B"]),
-        length=int(step.dims["T"]),
-        dtype=step.precision,
         device=device,
         gpu=gpu,
         threads=threads,
-        memory=memory,
-        lock=lock,
         vocabulary=step.inputs["tokens"] or 2,
         parameters=tuple(Parameter(p.slot, step.slots[p.slot].shape, p.group) for p in step.parameters),
         hyper={name.removeprefix("hyper."): float(value) for name, value in step.hyper.items()},

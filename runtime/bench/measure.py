@@ -86,24 +86,34 @@ class Comparison:
         return Noise(sum(n.others for n in parts), sum(n.all for n in parts))
 
 
+@dataclass(frozen=True)
+class Contest:
+    """Who is measured and how long: `rounds` turns of `steps` steps each (0: as many as make about 1280 tokens).
+
+    `entry` is the module that a program's process runs. `tolerance` is that of the losses (None: the dtype's).
+    """
+
+    programs: Sequence[str]
+    entry: str
+    rounds: int
+    steps: int = 0
+    tolerance: float | None = None
+
+
 def compare(
     workload: Workload,
     folder: Path,
-    programs: Sequence[str],
-    entry: str,
-    rounds: int,
-    steps: int,
+    contest: Contest,
     note: Callable[[str], None],
     ceilings: Callable[[], list[dict[str, Any]]] = list,
-    tolerance: float | None = None,
 ) -> Comparison:
-    """Measure `programs` at a workload written to `folder`: `rounds` turns of `steps` steps each (0: as many as make
-    about 1280 tokens). `entry` is the module that a program's process runs. `ceilings` is called while all programs
-    are stopped.
+    """Measure programs at a workload written to `folder`. `ceilings` is called while all programs are stopped.
 
     UserError where the losses of a program differ from the first one's by more than the tolerance.
     """
-    steps = steps or max(1, 1280 // workload.tokens)
+    programs, entry = contest.programs, contest.entry
+    steps = contest.steps or max(1, 1280 // workload.tokens)
+    tolerance = TOLERANCE[workload.dtype] if contest.tolerance is None else contest.tolerance
     results = [Measured(name) for name in programs]
     with ExitStack() as stack:
         place = tempfile.TemporaryDirectory(prefix="tcomp-bench-", ignore_cleanup_errors=True)
@@ -111,16 +121,16 @@ def compare(
         running: list[Running] = []
         for r in results:
             running.append(_start(r, workload, folder, caches / r.program, entry, stack, note))
-            check_losses(results[0], r, TOLERANCE[workload.dtype] if tolerance is None else tolerance)
+            check_losses(results[0], r, tolerance)
             running[-1].pause()
         found = ceilings()
-        for turn in range(rounds):
+        for turn in range(contest.rounds):
             shift = turn % len(running)
             for i in [*range(shift, len(running)), *range(shift)]:
                 _turn(running[i], results[i], steps)
-            note(f"round {turn + 1} of {rounds}: " + ", ".join(_progress(r) for r in results))
+            note(f"round {turn + 1} of {contest.rounds}: " + ", ".join(_progress(r) for r in results))
         for r in results[1:]:
-            check_losses(results[0], r, TOLERANCE[workload.dtype] if tolerance is None else tolerance)
+            check_losses(results[0], r, tolerance)
         running[0].go_on()
         profile = running[0].profile() if programs[0] == "tcomp" else {}
         return Comparison(workload, results, profile, found)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tcomp.runtime.bench.measure import Comparison, Measured, difference
+from tcomp.runtime.bench.workload import Workload
 
 BUSY = 0.1
 """Share of the processors taken by others from which on a report warns."""
@@ -27,7 +28,7 @@ def as_json(c: Comparison) -> dict[str, Any]:
         }
         programs.append({**asdict(r), **derived})
     return {
-        "workload": asdict(c.workload),
+        "workload": _workload(c.workload),
         "programs": programs,
         "ceilings": c.ceilings,
         "profile": c.profile,
@@ -35,11 +36,19 @@ def as_json(c: Comparison) -> dict[str, Any]:
     }
 
 
+def _workload(w: Workload) -> dict[str, Any]:
+    """What was measured, without levels: the request's values beside the others."""
+    plain = asdict(w)
+    asked = plain.pop("request")
+    sizes = {"batch": w.batch, "length": w.length, "dtype": w.dtype, "file": asked["model"], "overrides": asked["dims"]}
+    return {**plain, **sizes, **{name: asked[name] for name in ("config", "memory_limit", "recompute", "lock")}}
+
+
 def title(c: Comparison) -> str:
     """`gpt2 124M, B x T = 4 x 64, f32, 2 threads`"""
     w = c.workload
     where = f"{w.threads} threads" if w.device == "cpu" else f"{w.device} {w.gpu}".strip()
-    return f"{w.model} {w.config}, B x T = {w.batch} x {w.length}, {w.dtype}, {where}"
+    return f"{w.model} {w.request.config}, B x T = {w.batch} x {w.length}, {w.dtype}, {where}"
 
 
 def markdown(c: Comparison) -> str:

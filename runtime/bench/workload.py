@@ -1,7 +1,7 @@
 """The work that the programs under measurement share: sizes, hyperparameters, starting weights, batches.
 
 Written once as a folder (workload.json, weights.f32, batches.i32) and read by every program, so that all of them do
-the same arithmetic on the same numbers. Imports neither the compiler nor PyTorch: a program's start-up time holds
+the same arithmetic on the same numbers. Loads neither the compiler nor PyTorch: a program's start-up time holds
 only what it needs itself.
 """
 
@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tcomp.model.request import StepRequest
 
 Ints = NDArray[np.int32]
 BATCHES = 4
@@ -38,28 +40,33 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Workload:
-    """A model at fixed sizes. `dims` are all of its dimensions, `overrides` those given in place of the config's.
+    """A model's step at fixed sizes. `dims` are all of the model's dimensions.
 
     `hyper` are the optimizer's values: "peak_lr", or "matrices.weight_decay" of a group. `vocabulary` is the exclusive
-    bound of the tokens. `memory` and `lock` are tcomp's budget and lockfile, as the command line takes them.
+    bound of the tokens. `gpu` is the one that a virtual device stands for.
     """
 
     model: str
-    file: str
-    config: str
+    request: StepRequest
     dims: dict[str, int | float]
-    overrides: dict[str, int | float]
-    batch: int
-    length: int
-    dtype: str
     device: str
     gpu: str
     threads: int
-    memory: str
-    lock: str
     vocabulary: int
     parameters: tuple[Parameter, ...]
     hyper: dict[str, float]
+
+    @property
+    def batch(self) -> int:
+        return int(self.dims["B"])
+
+    @property
+    def length(self) -> int:
+        return int(self.dims["T"])
+
+    @property
+    def dtype(self) -> str:
+        return self.request.precision
 
     @property
     def tokens(self) -> int:
@@ -94,6 +101,8 @@ def load(folder: Path) -> Workload:
     """Read workload.json."""
     values: dict[str, Any] = json.loads((folder / "workload.json").read_text())
     values["parameters"] = tuple(Parameter(p["name"], tuple(p["shape"]), p["group"]) for p in values["parameters"])
+    asked = values["request"]
+    values["request"] = StepRequest(**{**asked, "programs": tuple(asked["programs"])})
     return Workload(**values)
 
 

@@ -7,6 +7,7 @@ import mmap
 from collections.abc import Callable
 from contextlib import suppress
 
+from tcomp.amounts import bytes_text
 from tcomp.errors import UserError
 from tcomp.runtime.cpu.prefault import Prefault
 
@@ -33,7 +34,7 @@ class Region:
             self._map = mmap.mmap(-1, mapped + alignment, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, OverflowError) as e:
             raise UserError(
-                f"cannot map {self.size / 2**30:.2f} GiB for the {what}: {e}",
+                f"cannot map {bytes_text(self.size)} for the {what}: {e}",
                 "use a smaller batch or sequence, or a machine with more memory",
             ) from e
         if hasattr(mmap, "MADV_HUGEPAGE") and alignment == HUGE_PAGE and not ahead:

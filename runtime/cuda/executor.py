@@ -18,9 +18,9 @@ import numpy as np
 from cuda.bindings import driver as cu
 from numpy.typing import ArrayLike
 
+from tcomp.amounts import bytes_text
 from tcomp.errors import UserError
 from tcomp.machine.gpu import GpuMachine
-from tcomp.model.build import mebibytes
 from tcomp.model.placement import aligned
 from tcomp.model.step import Step
 from tcomp.runtime.cuda.context import Context
@@ -90,8 +90,8 @@ class CudaExecutor:
             if e.name != "OUT_OF_MEMORY":
                 raise
             raise UserError(
-                f"the step needs {mebibytes(needed)} on GPU {self.context.gpu.index}, {self.context.gpu.name}, where "
-                f"{mebibytes(free)} are free",
+                f"the step needs {bytes_text(needed)} on GPU {self.context.gpu.index}, {self.context.gpu.name}, where "
+                f"{bytes_text(free)} are free",
                 "end other programs on this GPU, or use a smaller batch, sequence or config",
             ) from e
 

@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,35 +18,75 @@ import tcomp
 import tcomp.autotune
 import tcomp.dsl
 import tcomp.runtime
-from tcomp.cli import common, limits
+from tcomp.cli import common, limits, options
+from tcomp.cli.command import Options, command
 from tcomp.cli.display import spinner
+from tcomp.cli.limits import Range
+from tcomp.cli.options import MANY, DeviceOptions, StepOptions
 from tcomp.errors import UserError
 
 ENTRY = "tcomp.cli.bench_program"
 
 
-def bench(
-    file: Annotated[str, typer.Argument(metavar="MODEL", help="A .tc file, or one of tcomp's own models.")] = "gpt2",
-    against: Annotated[
-        str, typer.Option(help="Of PyTorch: eager, compile, eager-heap, compile-heap; or none.")
-    ] = "eager,compile",
-    config: Annotated[str | None, typer.Option(help="The model's configuration.")] = None,
-    batch: Annotated[int, typer.Option("--batch", "-B", help="Sequences per step.")] = 4,
-    length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 64,
-    dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
-    dtype: Annotated[str, typer.Option(help="f32, or bf16 (in PyTorch: autocast).")] = "f32",
-    device: Annotated[str, typer.Option(help=common.DEVICE_HELP)] = "cpu",
-    gpu: Annotated[str, typer.Option(help=common.GPU_HELP)] = "",
-    threads: Annotated[int, typer.Option(help="Cores for every program; 0: all.")] = 0,
-    memory: Annotated[str | None, typer.Option(help=f"For tcomp. {common.MEMORY_HELP}")] = None,
-    lock: Annotated[str, typer.Option(help=common.LOCK_HELP)] = "",
-    rounds: Annotated[int, typer.Option(help="Turns of each program.")] = 6,
-    steps: Annotated[int, typer.Option(help="Steps a turn; 0: as many as make 1280 tokens.")] = 0,
-    tolerance: Annotated[float | None, typer.Option(help="Of the losses, relative [default: 1e-4; bf16 1e-2].")] = None,
-    as_json: Annotated[Path | None, typer.Option("--json", help="Write everything measured into this file.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a report with plots, one HTML file.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Draw the plots into this file.")] = None,
-) -> None:
+@dataclass(frozen=True)
+class MeasuredStep(StepOptions):
+    """A step that PyTorch does as well: of one micro-batch, by kernels that are the same in every run."""
+
+    batch: options.Batch = 4
+    length: options.Length = 64
+    precision: Annotated[str, typer.Option("--dtype", help="f32, or bf16 (in PyTorch: autocast).")] = "f32"
+    accumulation: int = 1
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        from tcomp.runtime.bench.measure import TOLERANCE
+
+        if self.precision not in TOLERANCE:
+            raise UserError(f"--dtype {self.precision}: not one that both compute in", f"give {' or '.join(TOLERANCE)}")
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class BenchOptions(Options):
+    """What to measure beside it, how long, and where the outcome goes."""
+
+    against: Annotated[str, typer.Option(help="Of PyTorch: eager, compile, eager-heap, compile-heap; or none.")] = (
+        "eager,compile"
+    )
+    rounds: Annotated[int, typer.Option(help="Turns of each program."), Range(1, 10_000)] = 6
+    steps: Annotated[int, typer.Option(help="Steps a turn; 0: as many as make 1280 tokens."), Range(0, MANY)] = 0
+    tolerance: Annotated[
+        float | None, typer.Option(help="Of the losses, relative [default: 1e-4; bf16 1e-2]."), options.TOLERANCES
+    ] = None
+    json: options.Json = None
+    html: Annotated[Path | None, typer.Option(help="Write a report with plots, one HTML file.")] = None
+    png: Annotated[Path | None, typer.Option(help="Draw the plots into this file.")] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits.check_writable(self.json, self.html, self.png)
+
+    @property
+    def others(self) -> list[str]:
+        """The programs of PyTorch. UserError for a list that is none."""
+        from tcomp.runtime.bench.program import PROGRAMS
+
+        names = [n.strip() for n in self.against.split(",") if n.strip()]
+        if names == ["none"]:
+            return []
+        for name in names:
+            if name not in PROGRAMS[1:]:
+                known = ", ".join(PROGRAMS[1:])
+                raise UserError(f"--against {name}: there is no such program", f"give some of {known}; or none")
+        if not names or len(set(names)) < len(names):
+            raise UserError(
+                f"--against '{self.against}': not a list of programs", "write for example --against eager,compile"
+            )
+        return names
+
+
+@command
+def bench(step: MeasuredStep, where: DeviceOptions, own: BenchOptions) -> None:
     """Measure a training step beside PyTorch's, eager and through torch.compile.
 
     All programs get the same starting weights and batches and do the whole step: forward, backward, clip, AdamW, loss
@@ -66,91 +107,47 @@ def bench(
     from tcomp.runtime.bench import report
     from tcomp.runtime.bench.build import workload_of, write_folder
     from tcomp.runtime.bench.counterparts import check_counterpart
-    from tcomp.runtime.bench.measure import TOLERANCE, compare
+    from tcomp.runtime.bench.measure import Contest, compare
     from tcomp.runtime.train import check_inputs
 
-    others = _programs(against)
-    numbers = limits.parse_dims(dim or [])
-    limits.check_numbers(batch=batch, length=length, threads=threads, rounds=rounds, steps=steps or 1)
-    limits.check_device(device, gpu)
-    if tolerance is not None:
-        limits.check_numbers(tolerance=tolerance)
-    limits.check_writable(as_json, html, png)
-    found = common.find_file(file)
-    module = common.load_module(file)
-    model = common.only_model(module, file)
+    others, request = own.others, step.request()
+    module = common.load_module(request.model)
     if others:
-        check_counterpart(model.name)
-    if dtype not in TOLERANCE:
-        raise UserError(f"--dtype {dtype}: not one that both compute in", f"give {' or '.join(TOLERANCE)}")
-    kind = limits.split_device(device)[0]
+        check_counterpart(common.only_model(module, request.model).name)
     with _status("building"):
-        built = common.build_step(
-            file, config, batch, length, dims=numbers, precision=dtype, threads=threads, module=module,
-            device=common.device_for(device, gpu=gpu, threads=threads), memory=memory, lock=lock,
-        )  # fmt: skip
-    step = built.step
-    check_inputs(step)
-    workload = workload_of(
-        step,
-        found,
-        numbers,
-        device,
-        (gpu or limits.DEFAULT_GPU) if kind == "virtual" else "",
-        built.threads if kind == "cpu" else limits.cores(),
-        memory or "",
-        str(built.lock.resolve()) if built.lock else "none",
-    )
+        built = common.build_step(request, where.open(), module=module)
+    check_inputs(built.step)
+    gpu = (where.gpu or limits.DEFAULT_GPU) if where.kind == "virtual" else ""
+    threads = built.threads if where.kind == "cpu" else limits.cores()
+    workload = workload_of(built.step, built.request, where.device, gpu, threads)
     signal.signal(signal.SIGTERM, _ended)
     write_byte_code()
     with tempfile.TemporaryDirectory(prefix="tcomp-bench-", ignore_cleanup_errors=True) as place:
         with _status("writing weights and batches"):
-            write_folder(workload, step, Path(place))
-        programs = ["tcomp", *others]
-        comparison = compare(
-            workload, Path(place), programs, ENTRY, rounds, steps, _note, lambda: _ceilings(built), tolerance
-        )
+            write_folder(workload, built.step, Path(place))
+        contest = Contest(["tcomp", *others], ENTRY, own.rounds, own.steps, own.tolerance)
+        comparison = compare(workload, Path(place), contest, common.note, lambda: _ceilings(built))
     print(report.markdown(comparison), end="")
     command = shlex.join(["tcomp", *sys.argv[1:]])
-    if as_json is not None:
+    if own.json is not None:
         figures = {"command": command, **_machine(), **report.as_json(comparison)}
-        common.write_text(as_json, json.dumps(figures, indent=1) + "\n")
-    if html is not None:
+        common.write_text(own.json, json.dumps(figures, indent=1) + "\n")
+    if own.html is not None:
         from tcomp.runtime.bench.report_html import page
 
-        common.write_text(html, page(comparison, command))
-    if png is not None:
+        common.write_text(own.html, page(comparison, command))
+    if own.png is not None:
         from tcomp.runtime.bench.report_png import draw
 
         try:
-            draw(comparison, png)
+            draw(comparison, own.png)
         except (OSError, ValueError) as e:
-            raise UserError(f"{png}: cannot draw there: {e}") from e
+            raise UserError(f"{own.png}: cannot draw there: {e}") from e
 
 
 def _ended(number: int, _: object) -> None:
     """Told to end: the programs are closed and the weights' folder is removed on the way out."""
     sys.exit(128 + number)
-
-
-def _programs(against: str) -> list[str]:
-    from tcomp.runtime.bench.program import PROGRAMS
-
-    names = [n.strip() for n in against.split(",") if n.strip()]
-    if names == ["none"]:
-        return []
-    for name in names:
-        if name not in PROGRAMS[1:]:
-            known = ", ".join(PROGRAMS[1:])
-            raise UserError(f"--against {name}: there is no such program", f"give some of {known}; or none")
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"--against '{against}': not a list of programs", "write for example --against eager,compile")
-    return names
-
-
-def _note(text: str) -> None:
-    """Progress, apart from the results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def write_byte_code() -> None:
@@ -169,8 +166,6 @@ def _status(text: str) -> Any:
 
 def _ceilings(built: common.Built) -> list[dict[str, Any]]:
     """Arithmetic and memory peaks: measured on a CPU, as published on a GPU."""
-    from dataclasses import asdict
-
     from tcomp.machine.gpu import GpuMachine
     from tcomp.runtime.cpu.ceilings import Ceiling, bandwidth, compute_peaks
 

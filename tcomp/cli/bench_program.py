@@ -21,20 +21,8 @@ def build(workload: Workload) -> tuple[Step, Device]:
     """The step and device of a workload, as `tcomp train` would have them."""
     from tcomp.cli import common
 
-    built = common.build_step(
-        workload.file,
-        workload.config,
-        workload.batch,
-        workload.length,
-        dims=workload.overrides,
-        precision=workload.dtype,
-        memory=workload.memory or None,
-        free=False,
-        lock=workload.lock,
-        device=common.device_for(workload.device, gpu=workload.gpu, threads=workload.threads),
-        to_run=True,
-    )
-    return built.step, built.device
+    device = common.device_for(workload.device, gpu=workload.gpu, threads=workload.threads)
+    return common.build_step(workload.request, device, free=False, to_run=True).step, device
 
 
 if __name__ == "__main__":

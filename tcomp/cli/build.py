@@ -10,12 +10,15 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tcomp.cli import common, limits
+from tcomp.cli import common
+from tcomp.cli.command import Options, command
+from tcomp.cli.options import StepOptions, TargetOptions
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,25 +27,16 @@ if TYPE_CHECKING:
 _MARK = "summary.txt"
 
 
-def build(
-    file: Annotated[str, typer.Argument(help="A .tc file, or one of tcomp's own models.")] = "gpt2",
-    config: Annotated[str | None, typer.Option(help="The model's configuration.")] = None,
-    batch: Annotated[int, typer.Option("--batch", "-B", help="Sequences per micro-batch.")] = 8,
-    length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 128,
-    accumulation: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
-    dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
-    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
-    target: Annotated[str, typer.Option(help="cpu, or a GPU target such as sm_90a [default: cpu].")] = "",
-    gpu: Annotated[str, typer.Option(help="The GPU of that target: h200 [default: h100 for sm_90a].")] = "",
-    strict: Annotated[bool, typer.Option("--strict", help="Fail on any finding about a GPU's kernels.")] = False,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic/--nondeterministic", help=common.DETERMINISTIC_HELP)
-    ] = True,
-    threads: Annotated[int, typer.Option(help="Cores to compile for; 0: all.")] = 0,
-    memory: Annotated[str | None, typer.Option(help=common.MEMORY_HELP)] = None,
-    lock: Annotated[str, typer.Option(help=common.LOCK_HELP)] = "",
-    out: Annotated[Path | None, typer.Option(help="The folder [default: build/MODEL-CONFIG].")] = None,
-) -> None:
+@dataclass(frozen=True)
+class BuildOptions(Options):
+    """What to do with the build."""
+
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on any finding about a GPU's kernels.")] = False
+    out: Annotated[Path | None, typer.Option(help="The folder [default: build/MODEL-CONFIG].")] = None
+
+
+@command
+def build(step: StepOptions, where: TargetOptions, own: BuildOptions) -> None:
     """Build a training step and show what came of it.
 
     The folder holds ast.txt, graph.txt, grad.tc, schedules.tc, tile.txt, plan.txt, launches.txt, and llvm/ and
@@ -61,20 +55,19 @@ def build(
 
     - `tcomp build gpt2 --target sm_90a --strict`
     """
+    from tcomp.amounts import bytes_text
     from tcomp.cli import build_gpu, show, stages, untaken
     from tcomp.grad.schedules import check_derived_schedules
     from tcomp.ir.print import print_kernel
-    from tcomp.model.report import bytes_text, plan_text
+    from tcomp.model.report import plan_text
     from tcomp.runtime.cache import cache_folder
 
-    numbers = limits.parse_dims(dim or [])
-    limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads)
-    limits.check_precision(precision)
-    machine = build_gpu.machine_of(target, gpu)
-    if strict and machine is None:
+    request = step.request()
+    machine = where.machine()
+    if own.strict and machine is None:
         raise UserError("--strict is for GPU targets", "give --target sm_90a, or leave out --strict")
-    if out is not None:
-        check_folder(out)
+    if own.out is not None:
+        check_folder(own.out)
     cache = cache_folder("kernels")
     times: dict[str, float] = {}
     clock = time.perf_counter()
@@ -84,21 +77,17 @@ def build(
         times[name] = time.perf_counter() - clock
         clock = time.perf_counter()
 
-    module = common.load_module(file, precision)
+    module = common.load_module(request.model, request.precision)
     check_derived_schedules(module)
     lap("parse and check")
-    built = common.build_step(
-        file, config, batch, length, dims=numbers, accumulation=accumulation, threads=threads,
-        precision=precision, memory=memory, module=module,
-        device=build_gpu.TargetDevice(machine) if machine else None, lock=lock, deterministic=deterministic,
-    )  # fmt: skip
-    step = built.step
+    built = common.build_step(request, where.device(machine), module=module)
+    made = built.step
     lap("derive, schedule, plan")
     files: dict[str, str | bytes]
-    gpu_build = build_gpu.build_kernels(list(step.kernels.values()), machine, cache, _colour()) if machine else None
+    gpu_build = build_gpu.build_kernels(list(made.kernels.values()), machine, cache, _colour()) if machine else None
     files = gpu_build.files if gpu_build else dict(_compile(built))
     lap("compile and assemble" if machine else "compile")
-    graph, parts = show.nodes_of(module, built.name, step.config, batch, length, numbers, built.machine, step.precision)
+    graph, parts = show.nodes_of(module, common.resolved(request, module), built.machine)
     ops = show.distinct(parts)
     passed = untaken.schedules(module, ops, machine) if machine else untaken.Untaken()
     files |= {
@@ -106,21 +95,21 @@ def build(
         "graph.txt": stages.graph_text(graph, parts),
         "grad.tc": stages.grad_text(module),
         "schedules.tc": "\n".join(stages.schedule_text(o, module, d, built.machine) for o, d in ops),
-        "tile.txt": "\n".join(print_kernel(k) for k in step.kernels.values()),
-        "plan.txt": plan_text(step, built.threads),
-        "launches.txt": stages.launches_text(step),
+        "tile.txt": "\n".join(print_kernel(k) for k in made.kernels.values()),
+        "plan.txt": plan_text(made, built.threads),
+        "launches.txt": stages.launches_text(made),
     }
     lap("write out")
-    launches = {name: len(program) for name, program in step.programs.items()}
+    launches = {name: len(program) for name, program in made.programs.items()}
     rows = {
-        "model": f"{step.model} {step.config}, " + ", ".join(f"{k} = {v}" for k, v in step.dims.items()),
+        "model": f"{made.model} {made.config}, " + ", ".join(f"{k} = {v}" for k, v in made.dims.items()),
         "machine": built.device.description if machine else f"{built.machine.name}, {built.threads} threads",
-        "ops": f"{len(ops)} distinct op instances, {len(step.kernels)} kernels",
+        "ops": f"{len(ops)} distinct op instances, {len(made.kernels)} kernels",
         "tuned": f"{built.tuned} op instances by {built.lock}" if built.lock else "no lockfile",
         "launches": ", ".join(f"{name} {count}" for name, count in launches.items()),
-        "arithmetic": f"{_flops(step) / 1e9:.2f} GFLOP per micro-batch",
-        "arena": f"{bytes_text(step.arena_bytes)}, "
-        f"{step.arena_bytes / max(1, step.lower_bound_bytes):.4f} of the lower bound",
+        "arithmetic": f"{_flops(made) / 1e9:.2f} GFLOP per micro-batch",
+        "arena": f"{bytes_text(made.arena_bytes)}, "
+        f"{made.arena_bytes / max(1, made.lower_bound_bytes):.4f} of the lower bound",
         "time": ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items()),
     }
     findings = passed.count + (gpu_build.count if gpu_build else 0)
@@ -128,13 +117,13 @@ def build(
         rows["findings"] = str(findings) if findings else "none: no spills, local memory, calls or schedules not taken"
     summary = "".join(f"{name:12}{value}\n" for name, value in rows.items())
     suffix = f"-{machine.target}" if machine else ""
-    folder = out or Path("build") / f"{step.model}-{step.config}{suffix}"
+    folder = own.out or Path("build") / f"{made.model}-{made.config}{suffix}"
     write_folder(folder, {**files, _MARK: summary})
     if gpu_build:
         print(gpu_build.table)
         print("".join(f"{line}\n" for line in (*gpu_build.findings, *passed.lines)), end="")
     print(summary + f"{'folder':12}{folder}")
-    if strict and findings:
+    if own.strict and findings:
         raise UserError(
             f"the build has {findings} finding{'s' * (findings > 1)}, and it is strict",
             "change the schedules or the sizes named above, or build without --strict",

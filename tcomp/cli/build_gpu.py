@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcomp.cli.display import displays
+from tcomp.cli.display import bars
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,18 +53,6 @@ class TargetDevice:
         pass
 
 
-def machine_of(target: str, gpu: str) -> GpuMachine | None:
-    """What `--target` and `--gpu` name; None for the CPU. UserError where they contradict each other."""
-    from tcomp.machine.gpu import machine_for_target, machine_named
-
-    if not gpu:
-        return None if target in ("", "cpu") else machine_for_target(target)
-    machine = machine_named(gpu)
-    if target and target != machine.target:
-        raise UserError(f"--gpu {gpu} is of target {machine.target}, not {target}", f"leave out --target {target}")
-    return machine
-
-
 @dataclass(frozen=True)
 class GpuBuild:
     """`files` go to the build folder."""
@@ -87,9 +75,6 @@ def build_kernels(
     kernels: Sequence[Kernel], machine: GpuMachine, cache: Path | None = None, colour: bool = False
 ) -> GpuBuild:
     """PTX and cubins of all kernels, each assembled and reported. UserError, at the schedule, where one fails."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from tcomp.codegen.nvptx.assemble import WORKERS, assemble, assembler_version
     from tcomp.codegen.nvptx.launch import GpuKernel, to_json
     from tcomp.codegen.nvptx.report import as_json, kernel_report, table
@@ -97,9 +82,7 @@ def build_kernels(
     version = assembler_version()  # before any work: what is missing should be told at once
     ptx_of = generator(machine, cache)
     jobs: list[tuple[Kernel, Code, Future[Assembled]]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    shown = Console(stderr=True)
-    with Progress(*columns, console=shown, transient=True, disable=not displays(shown)) as progress:
+    with bars() as progress:
         pool = ThreadPoolExecutor(WORKERS)
         try:
             generated = progress.add_task("PTX", total=len(kernels))

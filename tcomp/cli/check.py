@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tcomp.cli import common, limits
+from tcomp.cli import common, limits, options
+from tcomp.cli.command import Options, command
+from tcomp.cli.limits import Range
+from tcomp.cli.options import MANY, RunOptions
 from tcomp.errors import UserError
+from tcomp.model.request import StepRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,21 +22,31 @@ if TYPE_CHECKING:
     from tcomp.runtime.device import Device
 
 
-def check(
-    file: Annotated[str, typer.Argument(help="A .tc file, or one of tcomp's own models.")] = "gpt2",
-    op: Annotated[str | None, typer.Argument(help="Only this op and its backward.")] = None,
-    trials: Annotated[int, typer.Option(help="Random shapes per op.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of shapes and inputs.")] = 0,
-    tolerance: Annotated[float, typer.Option(help="Largest relative L2 error allowed (more for 16-bit types).")] = 1e-4,
-    parse_only: Annotated[bool, typer.Option("--parse-only", help="Names, types and shapes only.")] = False,
+@dataclass(frozen=True)
+class CheckOptions(Options):
+    """What to check, and how well."""
+
+    file: options.File = "gpt2"
+    op: Annotated[str | None, typer.Argument(help="Only this op and its backward.")] = None
+    trials: Annotated[int, typer.Option(help="Random shapes per op."), Range(1, MANY)] = 2
+    seed: Annotated[int, typer.Option(help="Of shapes and inputs."), options.SEED] = 0
+    tolerance: Annotated[
+        float, typer.Option(help="Largest relative L2 error allowed (more for 16-bit types)."), options.TOLERANCES
+    ] = 1e-4
+    parse_only: Annotated[bool, typer.Option("--parse-only", help="Names, types and shapes only.")] = False
     dim: Annotated[
-        list[str] | None, typer.Option(help="A dimension of the op in place of a random one: --dim M=256.")
-    ] = None,
-    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
-    device: Annotated[str, typer.Option(help=common.DEVICE_HELP)] = "cpu",
-    gpu: Annotated[str, typer.Option(help=common.GPU_HELP)] = "",
-    threads: Annotated[int, typer.Option(help="Cores to use; 0: all.")] = 0,
-) -> None:
+        list[str],
+        typer.Option(help="A dimension of the op in place of a random one: --dim M=256; may be repeated."),
+    ] = field(default_factory=list)
+    precision: options.Precision = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits.check_precision(self.precision)
+
+
+@command
+def check(own: CheckOptions, where: RunOptions) -> None:
     """Check a file: its text, then every op (forward and backward) and one whole training step on a device.
 
     Each op runs at random awkward sizes (primes, 1) and is compared with the oracle, which evaluates the
@@ -51,33 +66,30 @@ def check(
     from tcomp.dsl.storage import bound
     from tcomp.grad.schedules import check_derived_schedules
 
-    limits.check_device(device, gpu)
-    limits.check_numbers(trials=trials, seed=seed, tolerance=tolerance, threads=threads)
-    limits.check_precision(precision)
+    file, op = own.file, own.op
+    given = limits.parse_dims(own.dim)
     module = common.load_module(file)
-    given = limits.parse_dims(dim or [])
     if op is not None:
         common.known_dims(common.find_op(module, op), given)
     elif given:
         raise UserError("--dim is for one op", "name it: tcomp check FILE OP --dim M=256")
     check_derived_schedules(module)
-    if parse_only:
+    if own.parse_only:
         print(f"{file}: {len(module.ops)} ops, {len(module.schedules)} schedules, {len(module.models)} models: sound")
         return
     if not module.ops and not module.models:
         raise UserError(f"{file}: nothing to check: it declares neither an op nor a model")
-    runs_on = common.device_for(device, gpu=gpu, threads=threads)
+    device = where.open()
     failed = 0
-    storage = RECIPES[precision or "f32"].storage
+    storage = RECIPES[own.precision or "f32"].storage
+    sizes = {d: int(n) for d, n in given.items()}
     for one in _ops(module, op):
-        sizes = {d: int(n) for d, n in given.items()}
-        failed += not _check_op(bound(one, storage), module, sizes, trials, seed, tolerance, runs_on)
+        failed += not _check_op(bound(one, storage), module, sizes, own, device)
         if one.backward_of is not None and one.name in module.ops:
-            failed += not _check_own_backward(one, module, seed)
-    if op is None:
-        for name in module.models:
-            failed += not _check_step(file, module, name, precision, tolerance, runs_on)
-    runs_on.finish()
+            failed += not _check_own_backward(one, module, own.seed)
+    if op is None and module.models:
+        failed += not _check_step(module, own, device)
+    device.finish()
     if failed:
         raise UserError(f"{failed} {'check differs' if failed == 1 else 'checks differ'} from the oracle")
 
@@ -100,24 +112,22 @@ def _ops(module: Module, only: str | None) -> Iterator[Op]:
                 yield backward
 
 
-def _check_op(
-    op: Op, module: Module, given: dict[str, int], trials: int, seed: int, tolerance: float, device: Device
-) -> bool:
+def _check_op(op: Op, module: Module, given: dict[str, int], own: CheckOptions, device: Device) -> bool:
     import numpy as np
 
     from tcomp.dsl.errors import TcError
     from tcomp.runtime.verify import awkward_dims, rounding, verify_op
 
-    random = np.random.default_rng([seed, len(op.name), *op.name.encode()])
+    random = np.random.default_rng([own.seed, len(op.name), *op.name.encode()])
     worst, at = 0.0, ""
-    for trial in range(trials):
+    for trial in range(own.trials):
         dims = awkward_dims(op, module, random, given=given)
         if dims is None:
             print(f"{op.name:28} skipped: no small sizes satisfy its requirements")
             return True
         sizes = ", ".join(f"{k} = {v}" for k, v in dims.items())
         try:
-            results = list(verify_op(op, module, dims, device, seed + trial))
+            results = list(verify_op(op, module, dims, device, own.seed + trial))
         except TcError as e:
             print(f"{op.name:28} REFUSED at {sizes}\n{e.render()}")
             if not given:
@@ -127,9 +137,7 @@ def _check_op(
             if not found.error <= worst:
                 worst = found.error
                 at = f"{found.what} at {sizes}"
-    good = worst <= tolerance + rounding(op)
-    print(f"{op.name:28} {'ok  ' if good else 'WRONG'} {worst:.1e}{'' if good else f'  {at}'}")
-    return good
+    return _judged(op.name, worst, own.tolerance + rounding(op), at)
 
 
 def _check_own_backward(backward: Op, module: Module, seed: int) -> bool:
@@ -139,13 +147,10 @@ def _check_own_backward(backward: Op, module: Module, seed: int) -> bool:
     assert backward.backward_of is not None
     errors = compare_backward(backward.backward_of, module, seed=seed)
     name, worst = max(errors.items(), key=lambda item: item[1], default=("", 0.0))
-    good = worst <= 1e-9
-    label = f"{backward.backward_of}, own = derived"
-    print(f"{label:28} {'ok  ' if good else 'WRONG'} {worst:.1e}{'' if good else f'  {name}'}")
-    return good
+    return _judged(f"{backward.backward_of}, own = derived", worst, 1e-9, name)
 
 
-def _check_step(file: str, module: Module, name: str, precision: str, tolerance: float, device: Device) -> bool:
+def _check_step(module: Module, own: CheckOptions, device: Device) -> bool:
     import numpy as np
 
     from tcomp.model.unroll import recipe_of
@@ -153,11 +158,11 @@ def _check_step(file: str, module: Module, name: str, precision: str, tolerance:
     from tcomp.runtime.scalars import set_scalars
     from tcomp.runtime.verify import floats, verify_step
 
-    model = module.models[name]
-    config = common.default_config(module, file)
+    model = common.only_model(module, own.file)
     small = {"L": 2, "H": 2, "C": 16, "V": 37, "S": 16}
     dims = {k: v for k, v in small.items() if any(k == n for n, _ in model.configs[0].values)}
-    built = common.build_step(file, config, 2, 11, dims=dims, precision=precision, module=module, device=device)
+    request = StepRequest(own.file, "", {"B": 2, "T": 11}, dims, own.precision, recompute="cheap")
+    built = common.build_step(request, device, module=module)
     executor = device.open(built.step)
     try:
         initialise(executor, 1, 1)
@@ -171,11 +176,16 @@ def _check_step(file: str, module: Module, name: str, precision: str, tolerance:
         found = list(verify_step(executor, module, 2, 11, dims))
     finally:
         executor.close()
-    recipe, casts = recipe_of(model, precision), _casts(module, device)
-    allowed = {c.what: tolerance + _step_rounding(c.what, recipe, casts) for c in found}
+    recipe, casts = recipe_of(model, own.precision), _casts(module, device)
+    allowed = {c.what: own.tolerance + _step_rounding(c.what, recipe, casts) for c in found}
     worst = max(found, key=lambda c: c.error / allowed[c.what])
-    good = worst.error <= allowed[worst.what]
-    print(f"{'step of ' + name:28} {'ok  ' if good else 'WRONG'} {worst.error:.1e}{'' if good else f'  {worst.what}'}")
+    return _judged(f"step of {model.name}", worst.error, allowed[worst.what], worst.what)
+
+
+def _judged(what: str, error: float, allowed: float, at: str) -> bool:
+    """Is the error allowed? Printed at once, with its place where it is not."""
+    good = error <= allowed
+    print(f"{what:28} {'ok  ' if good else 'WRONG'} {error:.1e}{'' if good else f'  {at}'}", flush=True)
     return good
 
 

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tcomp.cli.limits import DEFAULT_GPU, parse_bytes, split_device
+from tcomp.cli.limits import DEFAULT_GPU, split_device
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
+    from tcomp.cli.kept_steps import KeptStep
     from tcomp.cli.settings import TrainSettings
     from tcomp.dsl.ast import Model, Module, Op
     from tcomp.dsl.dims import Number
     from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
     from tcomp.model.graph import Graph
+    from tcomp.model.request import StepRequest
     from tcomp.model.step import Step
     from tcomp.runtime.device import Device
-
-
-DEVICE_HELP = "cpu, cuda (cuda:1, cuda:NAME) or virtual, a GPU simulator that checks what runs [default: cpu]."
-LOCK_HELP = "The lockfile of tuned schedules, or none [default: MODEL.MACHINE.lock here or beside the model]."
-GPU_HELP = "The GPU that --device virtual stands for: h100, a100, rtx4090 ... [default: h100]."
-MEMORY_HELP = (
-    "Fit the step into this much: 16GB. Activations are computed again where that is needed "
-    "[default: on CPUs where it costs next to nothing; unlimited: nowhere]."
-)
-PRECISION_HELP = "f32, bf16, bf16_stochastic, fp8 or fp8_block [default: the model text's, else f32]."
-DETERMINISTIC_HELP = "Refuse, or take, schedules by which two runs may differ (`combine ... by atomic`)."
-GRAPH_HELP = "On a GPU, a whole program as one graph, or launch by launch (slow, names a failing launch)."
 
 
 def find_file(name: str) -> Path:
@@ -99,15 +88,10 @@ def known_dims(op: Op, given: Mapping[str, Number]) -> None:
 
 def closest(word: str, known: Iterable[str]) -> str:
     """`did you mean ...?`, or nothing when no known word is near."""
+    import difflib
+
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else ""
-
-
-def memory_here() -> int | None:
-    """Bytes this process could still take, where that is known."""
-    from tcomp.runtime.device import memory_here
-
-    return memory_here()
 
 
 def device_for(name: str = "cpu", *, gpu: str = "", threads: int = 0, graph: bool = True) -> Device:
@@ -126,6 +110,8 @@ class Built:
     """A model file made ready to run: `name` is the model's name in the file."""
 
     name: str
+    request: StepRequest
+    """as it was asked for, its files by their full paths"""
     step: Step
     device: Device
     lock: Path | None = None
@@ -142,89 +128,45 @@ class Built:
 
 
 def build_step(
-    file: str,
-    config: str | None,
-    batch: int,
-    length: int,
-    *,
-    dims: Mapping[str, Number] | None = None,
-    extra: Mapping[str, int] | None = None,
-    precision: str = "",
-    accumulation: int = 1,
-    threads: int = 0,
-    memory: str | None = None,
-    free: bool = True,
-    programs: tuple[str, ...] = ("train",),
-    keep_logits: bool = False,
-    prefill: Mapping[str, int] | None = None,
-    module: Module | None = None,
-    device: Device | None = None,
-    lock: str = "",
-    deterministic: bool = True,
-    to_run: bool = False,
+    request: StepRequest, device: Device, *, module: Module | None = None, free: bool = True, to_run: bool = False
 ) -> Built:
-    """Check, derive, schedule and plan `file` at batch B and length T for a device (this computer's processors).
+    """Check, derive, schedule and plan the step that is asked for (`request.model` is a file) for a device.
 
-    The plan is made to fit `memory`, by computing activations again where that is needed ("unlimited": nowhere).
-    Without it, on CPUs those are computed again that cost next to nothing, and the plan must fit what is free on the
-    device, unless `free` is False. `lock` is the lockfile whose choices the schedules get ("none": their own values);
-    without it, the one that `find_lock` finds, if any. `deterministic` refuses sums in any order. The file is not read
+    Without a memory limit the plan must fit what is free on the device, unless `free` is False. The file is not read
     again with a `module`; without one, a step that was built before is taken from the user's cache. With `to_run` the
     device begins to compile kernels meanwhile: the step must be opened on it, or `device.abandon` called.
     """
     from tcomp.autotune.lockfile import find_lock
+    from tcomp.cli.kept_steps import keep_step, load_step, step_key
 
-    found = find_file(file)
-    device = device or device_for(threads=threads)
-    path = find_lock(found, device.machine.name, lock or None)
-    limit = parse_bytes(memory) if memory else device.free_memory() if free else None
-    options: dict[str, Any] = {
-        "overrides": dict(dims or {}), "precision": precision or None, "accumulation": accumulation,
-        "machine": device.machine, "threads": device.threads, "recompute": bool(memory), "cheap": not memory,
-        "programs": programs, "keep_logits": keep_logits, "prefill": prefill, "deterministic": deterministic,
-    }  # fmt: skip
-    sizes = {"B": batch, "T": length, **(extra or {})}
-    if module is not None:
-        return _build_step(file, module, config, sizes, device, path, limit, options, to_run)[0]
-    from tcomp.cli.kept_steps import KeptStep, StepKey, keep_step, load_step, step_key
-
-    def key_now() -> StepKey | None:
-        return step_key(found, path, config=config, sizes=sizes, budget=limit if memory else None, **options)
-
-    key = key_now()
-    kept = load_step(key) if key is not None else None
-    if kept is not None and (limit is None or kept.step.memory_bytes(device.threads) <= limit):
-        return Built(kept.model, kept.step, device, path, kept.tuned)
-    module = load_module(file, precision)
-    built, warned = _build_step(file, module, config, sizes, device, path, limit, options, to_run)
-    if key is not None and not warned and key_now() == key:  # what was read did not change in between
-        keep_step(key, module, KeptStep(built.step, built.name, built.tuned))
-    return built
+    file = find_file(request.model)
+    lock = find_lock(file, device.machine.name, request.lock or None)
+    limited = replace(request, memory_limit=device.free_memory()) if free and request.recompute == "cheap" else request
+    limit = limited.memory_limit
+    key = step_key(file, lock, request, device) if module is None else None
+    made = load_step(key) if key is not None else None
+    if made is None or (limit is not None and made.step.memory_bytes(device.threads) > limit):
+        module = module or load_module(request.model, request.precision)
+        made, warned = _build(limited, device, module, lock, to_run)
+        if key is not None and not warned and step_key(file, lock, request, device) == key:
+            keep_step(key, module, made)  # what was read did not change in between
+    asked = replace(request, model=str(file.resolve()), lock=str(lock.resolve()) if lock else "none")
+    return Built(made.model, asked, made.step, device, lock, made.tuned)
 
 
-def _build_step(
-    file: str,
-    module: Module,
-    config: str | None,
-    sizes: Mapping[str, int],
-    device: Device,
-    lock: Path | None,
-    limit: int | None,
-    options: Mapping[str, Any],
-    to_run: bool,
-) -> tuple[Built, bool]:
+def _build(
+    request: StepRequest, device: Device, module: Module, lock: Path | None, to_run: bool
+) -> tuple[KeptStep, bool]:
     """The step of a module, and whether there was anything to warn of."""
     from tcomp.autotune.apply import load_lock
+    from tcomp.cli.kept_steps import KeptStep
     from tcomp.model.build import build_step as build
 
-    model = only_model(module, file)
-    sizes = declared(model, sizes)
-    applied = load_lock(lock, module, device.machine, device.threads, options["deterministic"]) if lock else None
-    lower = applied.lower if applied else None
-    chosen = config or default_config(module, file)
-    found = device.begin if to_run else None
+    applied = load_lock(lock, module, device.machine, device.threads, request.deterministic) if lock else None
+    lower, found = applied.lower if applied else None, device.begin if to_run else None
+    request = resolved(request, module)
     try:
-        step = build(module, model.name, chosen, sizes, memory_limit=limit, lower=lower, found=found, **options)
+        step = build(module, request, device.machine, device.threads, lower=lower, found=found)
     except BaseException as e:
         device.abandon()
         if not isinstance(e, OverflowError):
@@ -233,12 +175,26 @@ def _build_step(
     warnings = applied.warnings(lock) if applied and lock else []
     for line in warnings:
         print(f"warning: {line}" if line.startswith(str(lock)) else line, file=sys.stderr)
-    return Built(model.name, step, device, lock, len(applied.used) if applied else 0), bool(warnings)
+    return KeptStep(step, request.model, len(applied.used) if applied else 0), bool(warnings)
 
 
-def declared(model: Model, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Sizes without -B and -T where the model has no such size: every command has values for both."""
-    return {name: size for name, size in sizes.items() if name in model.dims or name not in ("B", "T")}
+def resolved(request: StepRequest, module: Module) -> StepRequest:
+    """A request for the model of a file in the module's own names: the model, its configuration, its sizes (every
+    command has values for -B and -T, of which the model need have neither)."""
+    model = only_model(module, request.model)
+    sizes = {name: size for name, size in request.sizes.items() if name in model.dims or name not in ("B", "T")}
+    config = request.config or default_config(module, request.model)
+    return replace(request, model=model.name, config=config, sizes=sizes)
+
+
+def warn(text: str) -> None:
+    """A warning, apart from the results."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """Progress, apart from the results."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def copy_file(source: Path, to: Path) -> None:

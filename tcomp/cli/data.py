@@ -5,32 +5,42 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tcomp.cli import common, limits
-from tcomp.cli.display import displays
+from tcomp.cli import common, limits, options
+from tcomp.cli.command import Options, command
+from tcomp.cli.display import bars
+from tcomp.cli.limits import Range
+from tcomp.cli.options import MANY
 from tcomp.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Prepare data to train on: `prepare`, `check`.")
 _PLAN = "plan.json"
 
 
+@dataclass(frozen=True)
+class PrepareOptions(Options):
+    """What is prepared, and how."""
+
+    inputs: Annotated[list[Path], typer.Argument(help="Text, .jsonl and .parquet files, and folders of these.")]
+    out: Annotated[Path, typer.Option(help="The folder to make.")]
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json [default: train a BPE].")] = None
+    vocabulary: Annotated[int, typer.Option(help="Words of a BPE that is trained here."), Range(258, 1 << 24)] = 8192
+    train_bytes: Annotated[str, typer.Option(help="Most text that a BPE is trained on.")] = "200MB"
+    key: Annotated[str, typer.Option(help="The text's key in JSON lines, or column in parquet.")] = "text"
+    end: Annotated[str, typer.Option(help="The token behind each document, if there is such.")] = "<|endoftext|>"
+    validation: Annotated[float, typer.Option(help="Share of documents held out."), Range(0, 0.5)] = 0.01
+    shard_tokens: Annotated[int, typer.Option(help="Tokens of one file."), Range(1000, MANY)] = 100_000_000
+    workers: options.Workers = 0
+
+
 @app.command()
-def prepare(
-    inputs: Annotated[list[Path], typer.Argument(help="Text, .jsonl and .parquet files, and folders of these.")],
-    out: Annotated[Path, typer.Option(help="The folder to make.")],
-    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json [default: train a BPE].")] = None,
-    vocabulary: Annotated[int, typer.Option(help="Words of a BPE that is trained here.")] = 8192,
-    train_bytes: Annotated[str, typer.Option(help="Most text that a BPE is trained on.")] = "200MB",
-    key: Annotated[str, typer.Option(help="The text's key in JSON lines, or column in parquet.")] = "text",
-    end: Annotated[str, typer.Option(help="The token behind each document, if there is such.")] = "<|endoftext|>",
-    validation: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.01,
-    shard_tokens: Annotated[int, typer.Option(help="Tokens of one file.")] = 100_000_000,
-    workers: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
-) -> None:
+@command
+def prepare(own: PrepareOptions) -> None:
     """Tokenise text into memory-mapped shards with a manifest and checksums.
 
     Stopped at any point, the same command goes on where it was. `tcomp train --data FOLDER` takes the outcome, and
@@ -42,33 +52,28 @@ def prepare(
 
     - `tcomp data prepare dump.jsonl more.parquet --tokenizer tokenizer.json --out data/dump`
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
     from tcomp.runtime.prepare.shards import MANIFEST, write_shards
     from tcomp.runtime.prepare.source import parts_of
     from tcomp.runtime.prepare.tokenise import Job, tokenise_all
     from tcomp.runtime.prepare.train_bpe import train_bpe
     from tcomp.runtime.tokenizer import FILE, JsonTokenizer
 
-    limits.check_numbers(vocabulary=vocabulary, validation=validation, shard_tokens=shard_tokens, workers=workers)
-    most = limits.parse_bytes(train_bytes, "--train-bytes") or 1 << 62
+    out, tokenizer, key, vocabulary = own.out, own.tokenizer, own.key, own.vocabulary
+    most = limits.parse_bytes(own.train_bytes, "--train-bytes") or 1 << 62
     if (out / MANIFEST).exists():
         raise UserError(f"{out}: it holds prepared data already", "give another --out, or remove it")
     if tokenizer is not None:
         JsonTokenizer(tokenizer)
-    parts = parts_of(inputs)
+    parts = parts_of(own.inputs)
     plan: dict[str, Any] = {
         "sources": [{"path": p, "bytes": Path(p).stat().st_size} for p in dict.fromkeys(p.path for p in parts)],
         "tokenizer": hashlib.blake2b(tokenizer.read_bytes()).hexdigest() if tokenizer else f"BPE {vocabulary} {most}",
-        "key": key, "end": end, "validation": validation,
+        "key": key, "end": own.end, "validation": own.validation,
     }  # fmt: skip
     _begin(out, plan)
     total = sum(p.size for p in parts)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=console, transient=True, disable=not displays(console)) as progress:
+        with bars(in_bytes=True) as progress:
             if tokenizer is not None:
                 common.copy_file(tokenizer, out / FILE)
             elif not (out / FILE).exists():
@@ -76,14 +81,14 @@ def prepare(
                 train_bpe(parts, key, vocabulary, most, out / FILE, lambda n: progress.advance(task, n))
             used = JsonTokenizer(out / FILE)
             wide = used.size > 1 << 16
-            number = used.number(end) if end else None
-            job = Job(str(out / FILE), str(out / ".parts"), key, -1 if number is None else number, validation, wide)
+            number = used.number(own.end) if own.end else None
+            job = Job(str(out / FILE), str(out / ".parts"), key, -1 if number is None else number, own.validation, wide)
             task = progress.add_task("tokenising", total=total)
-            tokenise_all(parts, job, workers or limits.cores(), lambda n: progress.advance(task, n))
+            tokenise_all(parts, job, own.workers or limits.cores(), lambda n: progress.advance(task, n))
             about = {**plan, "vocabulary": used.size, "end_token": number}
-            made = write_shards(out, out / ".parts", len(parts), shard_tokens, validation, wide, about)
+            made = write_shards(out, out / ".parts", len(parts), own.shard_tokens, own.validation, wide, about)
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on where it was (what is done is in {out / '.parts'})")
+        common.note(f"stopped; the same command goes on where it was (what is done is in {out / '.parts'})")
         raise typer.Exit(130) from None
     except OSError as e:
         raise UserError(f"{out}: {e.strerror or e}", "free some disk space; the same command goes on") from e

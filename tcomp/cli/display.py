@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 
 def displays(console: Console) -> bool:
@@ -30,3 +31,14 @@ def displays(console: Console) -> bool:
 def spinner(console: Console, text: str) -> AbstractContextManager[object]:
     """A text that stands on the terminal until the block ends."""
     return console.status(text) if displays(console) else nullcontext()
+
+
+def bars(in_bytes: bool = False) -> Progress:
+    """Bars on standard error, of numbers or of bytes, for as long as the block lasts; `disable` says that none show."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not displays(console))

@@ -95,9 +95,9 @@ def _python() -> Iterator[Piece]:
 
 def _processor() -> Iterator[Piece]:
     """Processor"""
-    from tcomp.cli.common import memory_here
+    from tcomp.amounts import bytes_text
     from tcomp.machine.cpu import detect
-    from tcomp.model.report import bytes_text
+    from tcomp.runtime.device import memory_here
 
     m = detect()
     caches = ", ".join(f"{n} {bytes_text(b)}" for n, b in (("L1", m.l1_bytes), ("L2", m.l2_bytes), ("L3", m.l3_bytes)))
@@ -189,6 +189,7 @@ def _driver() -> Iterator[Piece]:
 
 def _gpu(driver: ctypes.CDLL, index: int) -> Piece:
     """One GPU: its name, compute capability, memory, and the target that code for it is built for."""
+    from tcomp.amounts import bytes_text
     from tcomp.codegen.nvptx.targets import TARGETS
 
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
@@ -199,7 +200,7 @@ def _gpu(driver: ctypes.CDLL, index: int) -> Piece:
     driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
     driver.cuDeviceTotalMem_v2(ctypes.byref(size), device)
     capability = (major.value, minor.value)
-    about = f"{name.value.decode(errors='replace')}, sm_{major.value}{minor.value}, {size.value / 2**30:.1f} GiB"
+    about = f"{name.value.decode(errors='replace')}, sm_{major.value}{minor.value}, {bytes_text(size.value)}"
     exact = [t for t in TARGETS.values() if t.capability == capability]
     older = [t for t in TARGETS.values() if t.name[-1].isdigit() and t.capability <= capability]
     if exact or older:
@@ -209,7 +210,7 @@ def _gpu(driver: ctypes.CDLL, index: int) -> Piece:
 
 def _folders() -> Iterator[Piece]:
     """Folders"""
-    from tcomp.model.report import bytes_text
+    from tcomp.amounts import bytes_text
     from tcomp.runtime.cache import cache_folder
 
     use = "compiled kernels and tokenised text; safe to delete"

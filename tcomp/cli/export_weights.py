@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tcomp.cli import common, limits
+from tcomp.cli import common, limits, options
 from tcomp.cli.settings import from_json
 
 
 def export_weights(
-    run: Annotated[Path, typer.Argument(help="A run's folder: trained, or imported.")],
+    run: options.Run,
     to_hf: Annotated[Path, typer.Option(metavar="DIR", help="The folder to make.")],
-    dtype: Annotated[str, typer.Option(help="f32, bf16 or f16 [default: as in the checkpoint].")] = "",
+    dtype: options.StoredType = "",
     shard_size: Annotated[str, typer.Option(help="Most bytes of one file: 5GB.")] = "5GB",
 ) -> None:
     """Write a run's weights as a folder that transformers loads: config.json, safetensors, tokenizer files.
@@ -36,7 +35,7 @@ def export_weights(
     kind = limits.storage_kind(dtype)
     shard_bytes = limits.parse_bytes(shard_size, "--shard-size") or 1 << 62
     settings = from_json(read_config(run), str(run / "run.json"))
-    saved = checkpoint.newest(run, lambda text: print(f"warning: {text}", file=sys.stderr))
+    saved = checkpoint.newest(run, common.warn)
     file = common.find_file(settings.model)
     layout = read_layout(common.layout_path(file))
     module = common.load_module(settings.model)

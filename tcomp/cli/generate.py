@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tcomp.cli import common, limits
+from tcomp.cli import common, limits, options
+from tcomp.cli.command import Options, command
+from tcomp.cli.limits import Range
+from tcomp.cli.options import MANY, RunOptions
 from tcomp.cli.settings import TrainSettings, from_json
 from tcomp.errors import UserError
 
@@ -22,19 +26,27 @@ if TYPE_CHECKING:
 BYTES = 256
 
 
-def generate(
-    run: Annotated[str, typer.Argument(help="A run's folder, such as runs/gpt2-tiny.")],
-    prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "def ",
-    count: Annotated[int, typer.Option("--count", "-n", help="Tokens to add.")] = 400,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Draw among so many likeliest tokens; 0: among all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw among the likeliest with this probability together.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 1,
-    device: Annotated[str, typer.Option(help=common.DEVICE_HELP)] = "cpu",
-    gpu: Annotated[str, typer.Option(help=common.GPU_HELP)] = "",
-    graph: Annotated[bool, typer.Option("--graph/--no-graph", help=common.GRAPH_HELP)] = True,
-    threads: Annotated[int, typer.Option(help="Cores to use; 0: all.")] = 0,
-) -> None:
+@dataclass(frozen=True)
+class GenerateOptions(Options):
+    """What to write."""
+
+    run: options.Run
+    prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "def "
+    count: Annotated[int, typer.Option("--count", "-n", help="Tokens to add."), Range(0, MANY)] = 400
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time."), Range(0, 1000)] = 0.8
+    top_k: Annotated[int, typer.Option(help="Draw among so many likeliest tokens; 0: among all."), Range(0, MANY)] = 0
+    top_p: Annotated[
+        float, typer.Option(help="Draw among the likeliest with this probability together."), Range(0, 1)
+    ] = 1.0
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text."), options.SEED] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits.check_prompt(self.prompt)
+
+
+@command
+def generate(own: GenerateOptions, where: RunOptions) -> None:
     """Write text with a trained or imported model.
 
     Each token runs the model over the new position only; earlier keys and values are kept. The run's tokenizer.json is
@@ -48,15 +60,18 @@ def generate(
     """
     from tcomp.runtime.generate import Choice
 
-    limits.check_numbers(temperature=temperature, count=count, top_k=top_k, top_p=top_p, seed=seed, threads=threads)
-    limits.check_prompt(prompt)
-    limits.check_device(device, gpu)
-    runs_on = common.device_for(device, gpu=gpu, threads=threads, graph=graph)
-    for text in stream(Path(run), prompt, count, Choice(temperature, top_k, top_p), seed, runs_on):
+    device = where.open()
+    choice = Choice(own.temperature, own.top_k, own.top_p)
+    show_stream(stream(own.run, own.prompt, own.count, choice, own.seed, device))
+    print()
+    device.finish()
+
+
+def show_stream(texts: Iterable[str]) -> None:
+    """Print pieces of text as they come."""
+    for text in texts:
         sys.stdout.write(text)
         sys.stdout.flush()
-    print()
-    runs_on.finish()
 
 
 def stream(run: Path, prompt: str, count: int, choice: Choice, seed: int, device: Device) -> Iterator[str]:
@@ -67,7 +82,7 @@ def stream(run: Path, prompt: str, count: int, choice: Choice, seed: int, device
     from tcomp.runtime.tokenizer import tokenizer_of
 
     settings = from_json(read_config(run), str(run / "run.json"))
-    saved = checkpoint.newest(run, lambda text: print(f"warning: {text}", file=sys.stderr))
+    saved = checkpoint.newest(run, common.warn)
     tokenizer = tokenizer_of(run)
     tokens = tokenizer.encode(prompt)
     if not tokens:
@@ -101,26 +116,19 @@ def scorer_for(
     module = common.load_module(settings.model, saved.manifest.precision)
     model = common.only_model(module, settings.model)
     numbers = common.numbers_of(module, settings)
-    decoded = model.decode is not None
     window = min(longest, int(numbers.get("S", longest)))
     again = window // 2 if longest > window else 0  # what is run anew each time the window is full
     part = prefill_part(max(prompt - 1, again), window)
-    built = common.build_step(
-        settings.model,
-        settings.config,
-        1,
-        1 if decoded else settings.length,
-        dims=settings.dims,
-        extra=dict.fromkeys(model.decode.dims, window) if model.decode is not None else {},
-        precision=saved.manifest.precision,
-        programs=("decode",) if decoded else ("forward",),
-        keep_logits=True,
-        prefill={"T": part} if decoded and part else None,
-        module=module,
-        device=device,
-        deterministic=settings.deterministic,
-        to_run=True,
-    )
+    request = settings.forward(saved.manifest.precision)
+    request = replace(request, keep_logits=True, sizes={"B": 1, "T": settings.length})
+    if model.decode is not None:
+        request = replace(
+            request,
+            programs=("decode",),
+            sizes={"B": 1, "T": 1, **dict.fromkeys(model.decode.dims, window)},
+            prefill={"T": part} if part else None,
+        )
+    built = common.build_step(request, device, module=module, to_run=True)
     dims = {name: value for name, value in built.step.dims.items() if name not in model.dims}
     checkpoint.check_same_model(saved, built.step.model, built.step.config, dims, built.step.precision)
     executor = device.open(built.step)
@@ -128,6 +136,6 @@ def scorer_for(
         set_scalars(executor, {})
         load_weights(executor, saved)
         vocabulary = built.step.inputs["tokens"] or (1 << 16)
-        yield (Decoding if decoded else Rereading)(executor, vocabulary), vocabulary
+        yield (Decoding if model.decode is not None else Rereading)(executor, vocabulary), vocabulary
     finally:
         executor.close()

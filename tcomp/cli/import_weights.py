@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from tcomp.cli import common, limits
+from tcomp.cli import common, limits, options
 from tcomp.cli.settings import TrainSettings, as_json
 from tcomp.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def import_weights(
@@ -22,7 +19,7 @@ def import_weights(
     ] = None,
     model: Annotated[str, typer.Option(help="The .tc file [default: found by config.json's model_type].")] = "",
     out: Annotated[Path | None, typer.Option(help="The run folder to make [default: runs/NAME].")] = None,
-    dtype: Annotated[str, typer.Option(help="f32, bf16 or f16 [default: as in the folder].")] = "",
+    dtype: options.StoredType = "",
 ) -> None:
     """Bring weights in: the outcome is a run folder for `generate`, `eval`, `export` and `train --init-from`.
 

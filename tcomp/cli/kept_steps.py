@@ -14,7 +14,7 @@ import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ from tcomp.runtime.documents import read_small
 
 if TYPE_CHECKING:
     from tcomp.dsl.ast import Module
+    from tcomp.model.request import StepRequest
+    from tcomp.runtime.device import Device
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,16 @@ class KeptStep:
     tuned: int
 
 
-def step_key(file: Path, lock: Path | None, **asked: object) -> StepKey | None:
-    """The key of the step that `file` gives with a lockfile, a machine and settings; None where a file cannot be
-    read."""
+def step_key(file: Path, lock: Path | None, request: StepRequest, device: Device) -> StepKey | None:
+    """The key of the step that `file` gives with a lockfile for a device's machine and threads; None where a file
+    cannot be read."""
     try:
         texts = source_texts(file)
         chosen = (str(lock), read_small(lock)) if lock is not None else None
     except (UserError, OSError, ValueError):
         return None
-    text = content_text((texts, chosen, sorted(asked.items()), compiler_digest(), sys.version))
+    asked = replace(request, model="", lock="")  # by their content, whatever they are called
+    text = content_text((texts, chosen, asked, device.machine, device.threads, compiler_digest(), sys.version))
     return StepKey(hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32], frozenset(texts))
 
 

@@ -7,26 +7,20 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 
-_MANY = (1 << 31) - 1
-_LONGEST = 1 << 20
+if TYPE_CHECKING:
+    from tcomp.dsl.dims import Number
+    from tcomp.model.request import RecomputePolicy
+
 _LARGEST_DIM = 1 << 24
 _LARGEST_FLOAT = 3.4e38
-_RANGES: dict[str, tuple[float, float]] = {
-    "batch": (1, _LONGEST), "length": (1, _LONGEST), "accumulation": (1, _LONGEST),
-    "steps": (1, _MANY), "eval_batches": (1, _MANY), "keep": (1, _MANY), "trials": (1, _MANY),
-    "eval_every": (0, _MANY), "save_every": (0, _MANY), "sample": (0, _MANY), "count": (0, _MANY),
-    "top_k": (0, _MANY), "largest": (0, _MANY), "seed": (0, (1 << 63) - 1),
-    "temperature": (0, 1000), "top_p": (0, 1), "questions": (0, _MANY), "vocabulary": (258, 1 << 24),
-    "validation": (0, 0.5), "shard_tokens": (1000, _MANY), "tolerance": (0, 1000), "rounds": (1, 10_000),
-    "runs": (1, 10_000),
-}  # fmt: skip
-"""Setting or flag (`-` written `_`) -> smallest and largest value. `threads` and `workers` depend on the machine."""
 
 
 def cores() -> int:
@@ -34,20 +28,25 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_numbers(**values: float) -> None:
-    """UserError for the first value that is out of its range."""
-    for name, value in values.items():
-        low, high = (0, max(256, 4 * cores())) if name in ("threads", "workers") else _RANGES[name]
-        if low <= value <= high:
-            continue
+@dataclass(frozen=True)
+class Range:
+    """The smallest and the largest number that an option makes sense with."""
+
+    low: float
+    high: float
+
+    def check(self, name: str, value: float) -> None:
+        """UserError for a value outside."""
+        if self.low <= value <= self.high:
+            return
         if math.isnan(value):
             wrong = "must be a number"
-        elif value < low:
-            wrong = f"must be at least {low}" if low else "must not be negative"
+        elif value < self.low:
+            wrong = f"must be at least {self.low}" if self.low else "must not be negative"
         else:
-            wrong = f"must be at most {high}"
+            wrong = f"must be at most {self.high}"
         flag = "--" + name.replace("_", "-")
-        raise UserError(f"{name} = {_short(value)}: {wrong}", f"give {flag} a number from {low} to {high}")
+        raise UserError(f"{name} = {_short(value)}: {wrong}", f"give {flag} a number from {self.low} to {self.high}")
 
 
 def _short(value: float) -> str:
@@ -195,7 +194,15 @@ def storage_kind(dtype: str) -> str | None:
     return STORAGE[dtype] if dtype else None
 
 
-def parse_bytes(text: str, flag: str = "--memory") -> int | None:
+def parse_memory(text: str) -> tuple[int | None, RecomputePolicy]:
+    """What `--memory` says: the limit, and where activations are computed again."""
+    if not text:
+        return None, "cheap"
+    limit = parse_bytes(text, "--memory")
+    return limit, "never" if limit is None else "to fit"
+
+
+def parse_bytes(text: str, flag: str) -> int | None:
     """`16GB`, `512MiB`, `1000000`; None for "unlimited"."""
     if text.strip() == "unlimited":
         return None
@@ -211,3 +218,23 @@ def parse_bytes(text: str, flag: str = "--memory") -> int | None:
     if amount < 1:
         raise UserError(f"{flag} {text}: must be more than nothing", help_text)
     return int(amount)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `90s`, `20m`, `1h30m`, `45`."""
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    parts = [float(p) if p else 0.0 for p in found.groups()] if found and text.strip() else []
+    seconds = sum(p * unit for p, unit in zip(parts, (3600.0, 60.0, 1.0), strict=False))
+    if seconds <= 0:
+        raise UserError(f"--budget {text}: not a duration", "write for example --budget 20m, 90s or 1h30m")
+    return seconds
+
+
+def parse_share(text: str) -> float:
+    try:
+        value = float(text.strip().removesuffix("%")) / 100
+        if not 0 < value < 1:
+            raise ValueError
+    except ValueError as e:
+        raise UserError(f"--until-within {text}: not a percentage", "write for example --until-within 2%") from e
+    return value

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tcomp.cli import common, limits
+from tcomp.cli.command import Options, command
+from tcomp.cli.limits import Range
+from tcomp.cli.options import MANY, DeviceOptions, StepOptions
 from tcomp.errors import UserError
 
 
-def plan(
-    file: Annotated[str, typer.Argument(help="A .tc file, or one of tcomp's own models.")] = "gpt2",
-    config: Annotated[str | None, typer.Option(help="The model's configuration.")] = None,
-    batch: Annotated[int, typer.Option("--batch", "-B", help="Sequences per micro-batch.")] = 8,
-    length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 128,
-    accumulation: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
-    dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
-    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
-    inference: Annotated[bool, typer.Option("--inference", help="The forward pass alone.")] = False,
-    device: Annotated[str, typer.Option(help=common.DEVICE_HELP)] = "cpu",
-    gpu: Annotated[str, typer.Option(help=common.GPU_HELP)] = "",
-    threads: Annotated[int, typer.Option(help="Cores to plan for; 0: all.")] = 0,
-    memory: Annotated[str | None, typer.Option(help=common.MEMORY_HELP)] = None,
-    largest: Annotated[int, typer.Option(help="How many tensors to list.")] = 12,
-    png: Annotated[Path | None, typer.Option(help="Draw time against address into this file.")] = None,
-) -> None:
+@dataclass(frozen=True)
+class PlanOptions(Options):
+    """What to plan and to show of it."""
+
+    inference: Annotated[bool, typer.Option("--inference", help="The forward pass alone.")] = False
+    largest: Annotated[int, typer.Option(help="How many tensors to list."), Range(0, MANY)] = 12
+    png: Annotated[Path | None, typer.Option(help="Draw time against address into this file.")] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits.check_writable(self.png)
+
+
+@command
+def plan(step: StepOptions, where: DeviceOptions, own: PlanOptions) -> None:
     """Print the memory plan of a step: parameters, gradients, optimizer state, activations, workspace.
 
     On CPUs results that one pass over memory makes (normalised rows, activation functions) are computed again in the
@@ -44,35 +47,20 @@ def plan(
 
     from tcomp.model.report import plan_report, plan_text
 
-    dims = limits.parse_dims(dim or [])
-    limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads, largest=largest)
-    limits.check_device(device, gpu)
-    limits.check_precision(precision)
-    limits.check_writable(png)
-    built = common.build_step(
-        file,
-        config,
-        batch,
-        length,
-        dims=dims,
-        precision=precision,
-        accumulation=accumulation,
-        device=common.device_for(device, gpu=gpu, threads=threads),
-        memory=memory,
-        free=False,
-        programs=("forward",) if inference else ("train",),
-        keep_logits=inference,
-    )
+    request = step.request()
+    if own.inference:
+        request = replace(request, programs=("forward",), keep_logits=True)
+    built = common.build_step(request, where.open(), free=False)
     console = Console()
     if console.is_terminal:
-        console.print(plan_report(built.step, built.threads, largest))
+        console.print(plan_report(built.step, built.threads, own.largest))
     else:
-        print(plan_text(built.step, built.threads, largest), end="")
-    if png is not None:
+        print(plan_text(built.step, built.threads, own.largest), end="")
+    if own.png is not None:
         from tcomp.model.plan_png import draw_plan
 
         try:
-            draw_plan(built.step, png)
+            draw_plan(built.step, own.png)
         except (OSError, ValueError) as e:
-            raise UserError(f"{png}: cannot draw the plan there: {e}") from e
-        print(f"drawn: {png}")
+            raise UserError(f"{own.png}: cannot draw the plan there: {e}") from e
+        print(f"drawn: {own.png}")

@@ -5,33 +5,60 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tcomp.cli import common, limits
+from tcomp.cli import common, limits, options
+from tcomp.cli.command import Options, command
+from tcomp.cli.limits import Range
+from tcomp.cli.options import StepOptions
 from tcomp.errors import UserError
+from tcomp.model.request import StepRequest
 
 
-def roofline(
-    file: Annotated[str, typer.Argument(metavar="MODEL", help="A .tc file, or one of tcomp's own models.")] = "gpt2",
-    config: Annotated[str | None, typer.Option(help="The model's configuration.")] = None,
-    batch: Annotated[int, typer.Option("--batch", "-B", help="Sequences per step.")] = 4,
-    length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 64,
-    dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
-    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
-    device: Annotated[str, typer.Option(help="cpu (on a GPU: tcomp bench).")] = "cpu",
-    gpu: Annotated[str, typer.Option(help="Predict for this GPU, which need not be here: h100, a100, b200 ...")] = "",
-    accumulation: Annotated[int, typer.Option(help="--gpu: micro-batches per step.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="--gpu: write roofline.png and roofline.json here.")] = None,
-    ladder: Annotated[bool, typer.Option("--ladder", help="Hold the GPU model against published kernels.")] = False,
-    threads: Annotated[int, typer.Option(help="Cores to use; 0: all.")] = 0,
-    lock: Annotated[str, typer.Option(help=common.LOCK_HELP)] = "",
-    measure: Annotated[bool, typer.Option("--measure", help="Run the step and time each kernel.")] = False,
-    runs: Annotated[int, typer.Option(help="Steps that are timed; the least time of each launch counts.")] = 5,
-    as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures into this file.")] = None,
-) -> None:
+@dataclass(frozen=True)
+class RooflineStep(StepOptions):
+    """The step whose kernels are told."""
+
+    batch: options.Batch = 4
+    length: options.Length = 64
+
+
+@dataclass(frozen=True)
+class RooflineOptions(Options):
+    """For which machine, and what to do beside the table."""
+
+    device: Annotated[str, typer.Option(help="cpu (on a GPU: tcomp bench).")] = "cpu"
+    gpu: Annotated[str, typer.Option(help="Predict for this GPU, which need not be here: h100, a100, b200 ...")] = ""
+    threads: options.Threads = 0
+    out: Annotated[Path | None, typer.Option(help="--gpu: write roofline.png and roofline.json here.")] = None
+    ladder: Annotated[bool, typer.Option("--ladder", help="Hold the GPU model against published kernels.")] = False
+    measure: Annotated[bool, typer.Option("--measure", help="Run the step and time each kernel.")] = False
+    runs: Annotated[
+        int, typer.Option(help="Steps that are timed; the least time of each launch counts."), Range(1, 10_000)
+    ] = 5
+    json: options.Json = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits.check_writable(self.json)
+        if self.ladder and (self.gpu or self.measure or self.out is not None or self.json is not None):
+            raise UserError("--ladder prints how the model ranks published kernels, of one GPU", "give no other flag")
+        if self.gpu and self.measure:
+            raise UserError("--measure runs the step on this machine's processors", "leave out --gpu, or --measure")
+        if self.out is not None and not self.gpu:
+            raise UserError("--out is for predictions", "name a GPU, as in --gpu h100, or write figures by --json FILE")
+        if limits.split_device(self.device)[0] != "cpu":
+            raise UserError(
+                f"--device {self.device}: rooflines are of this machine's processors", "on a GPU use tcomp bench"
+            )
+
+
+@command
+def roofline(step: RooflineStep, own: RooflineOptions) -> None:
     """Print every kernel of a training step: its arithmetic, its memory traffic, and the least time that this
     machine's measured ceilings allow, max(FLOPs / peak, bytes / bandwidth, evaluations / rate) + launches; with
     --measure also its time.
@@ -54,49 +81,37 @@ def roofline(
 
     - `tcomp roofline llama --measure --threads 1 --json roofline.json`
     """
+    if own.ladder:
+        from tcomp.cli.roofline_gpu import ladder_text
+
+        print(ladder_text(), end="")
+    elif own.gpu:
+        from tcomp.cli.roofline_gpu import predicted_roofline
+        from tcomp.machine.gpu import machine_named
+
+        predicted_roofline(step.request(), machine_named(own.gpu), own.out, own.json)
+    else:
+        _cpu_roofline(step.request(), own)
+
+
+def _cpu_roofline(request: StepRequest, own: RooflineOptions) -> None:
+    """Measure this machine's ceilings, and print the step's kernels against them."""
     from tcomp.machine.cpu import CpuMachine
     from tcomp.runtime.cpu.ceilings import bandwidth, compute_peaks, gather_bandwidth
     from tcomp.runtime.cpu.executor import CpuExecutor
     from tcomp.runtime.cpu.function_ceilings import function_rate
     from tcomp.runtime.cpu.launch_ceiling import launch_cost
-    from tcomp.runtime.roofline import Peaks, as_json as figures, kernel_rows, launch_seconds, ready, table
+    from tcomp.runtime.roofline import Peaks, as_json, kernel_rows, launch_seconds, ready, table
     from tcomp.runtime.train import check_inputs
 
-    numbers = limits.parse_dims(dim or [])
-    limits.check_numbers(batch=batch, length=length, threads=threads, runs=runs, accumulation=accumulation)
-    limits.check_precision(precision)
-    limits.check_writable(as_json)
-    if ladder and (gpu or measure or out is not None or as_json is not None):
-        raise UserError("--ladder prints how the model ranks published kernels, of one GPU", "give no other flag")
-    if gpu and measure:
-        raise UserError("--measure runs the step on this machine's processors", "leave out --gpu, or --measure")
-    if out is not None and not gpu:
-        raise UserError("--out is for predictions", "name a GPU, as in --gpu h100, or write figures by --json FILE")
-    if ladder:
-        from tcomp.cli.roofline_gpu import ladder_text
-
-        print(ladder_text(), end="")
-        return
-    if gpu:
-        from tcomp.cli.roofline_gpu import predicted_roofline
-        from tcomp.machine.gpu import machine_named
-
-        machine = machine_named(gpu)
-        shape = (file, config, batch, length, accumulation, numbers, lock, machine, precision)
-        predicted_roofline(*shape, out, as_json)
-        return
-    if limits.split_device(device)[0] != "cpu":
-        raise UserError(f"--device {device}: rooflines are of this machine's processors", "on a GPU use tcomp bench")
-    built = common.build_step(
-        file, config, batch, length, dims=numbers, precision=precision, lock=lock,
-        device=common.device_for("cpu", threads=threads),
-    )  # fmt: skip
-    check_inputs(built.step)
-    note("measuring the ceilings")
+    built = common.build_step(request, common.device_for(threads=own.threads))
+    made = built.step
+    check_inputs(made)
+    common.note("measuring the ceilings")
     assert isinstance(built.machine, CpuMachine)
     arithmetic = compute_peaks(built.threads, built.machine)
     memory = [bandwidth(kind, built.threads) for kind in ("read", "triad")]
-    rows = kernel_rows(built.step)
+    rows = kernel_rows(made)
     functions = {f: function_rate(f, built.threads) for f in sorted({f for r in rows for f in r.functions})}
     gathers = {row: gather_bandwidth(row, built.threads) for row in sorted({n for r in rows for n in r.gathered})}
     launch = launch_cost(built.threads)
@@ -108,31 +123,24 @@ def roofline(
         {row: c.high * 1e9 for row, c in gathers.items()},
         launch.low / 1e6,
     )
-    if measure:
-        executor = built.device.open(built.step)
+    if own.measure:
+        executor = built.device.open(made)
         assert isinstance(executor, CpuExecutor)
         try:
             ready(executor, built.threads)
-            rows = kernel_rows(built.step, launch_seconds(executor, runs, lambda n: note(f"step {n} of {runs}")))
+            rows = kernel_rows(
+                made, launch_seconds(executor, own.runs, lambda n: common.note(f"step {n} of {own.runs}"))
+            )
         finally:
             executor.close()
-    step = built.step
-    print(f"{step.model} {step.config}, B = {batch}, T = {length}, {built.device.description}\n")
+    sizes = ", ".join(f"{name} = {made.dims[name]}" for name in request.sizes if name in made.dims)
+    print(f"{made.model} {made.config}, {sizes}, {built.device.description}\n")
     print("\n".join(str(c) for c in (*arithmetic, *memory, *gathers.values(), *functions.values(), launch)) + "\n")
     print(table(rows, peaks), end="")
-    if as_json is not None:
-        command = shlex.join(["tcomp", *sys.argv[1:]])
-        about: dict[str, object] = {
-            "command": command,
-            "peak": peaks.flops,
-            "bandwidth": peaks.bandwidth,
-            "threads": built.threads,
-        }
-        about |= {"functions": dict(peaks.functions), "instructions": dict(peaks.instructions)}
-        about |= {"gathers": dict(peaks.gathers), "launch": peaks.launch}
-        common.write_text(as_json, json.dumps({**about, "kernels": figures(rows, peaks)}, indent=1) + "\n")
-
-
-def note(text: str) -> None:
-    """Progress, apart from the results."""
-    print(text, file=sys.stderr, flush=True)
+    if own.json is not None:
+        figures = {
+            "command": shlex.join(["tcomp", *sys.argv[1:]]), "peak": peaks.flops, "bandwidth": peaks.bandwidth,
+            "threads": built.threads, "functions": dict(peaks.functions), "instructions": dict(peaks.instructions),
+            "gathers": dict(peaks.gathers), "launch": peaks.launch, "kernels": as_json(rows, peaks),
+        }  # fmt: skip
+        common.write_text(own.json, json.dumps(figures, indent=1) + "\n")

@@ -7,23 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcomp.cli import common
-from tcomp.cli.display import displays
+from tcomp.cli.display import bars
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
     from tcomp.autotune.gpu_predict import StepPrediction
     from tcomp.machine.gpu import GpuMachine
+    from tcomp.model.request import StepRequest
 
 
-def predicted_roofline(
-    file: str, config: str | None, batch: int, length: int, accumulation: int, dims: dict[str, int | float], lock: str,
-    machine: GpuMachine, precision: str, out: Path | None, figures: Path | None,
-) -> None:  # fmt: skip
+def predicted_roofline(request: StepRequest, machine: GpuMachine, out: Path | None, figures: Path | None) -> None:
     """Print every kernel of a step on a GPU that need not be here; with `out`, also roofline.png and roofline.json, and
     into the file `figures` what roofline.json has."""
     if out is not None:
         _make_folder(out)
-    step, text = _predicted(file, config, batch, length, accumulation, dims, lock, machine, precision)
+    step, text = _predicted(request, machine)
     print(text, end="")
     plain = json.dumps(as_json(step, machine), indent=1) + "\n"
     if figures is not None:
@@ -43,34 +41,16 @@ def _make_folder(out: Path) -> None:
         raise UserError(f"{out}: cannot make this folder: {e.strerror or e}", "give another --out") from e
 
 
-def _predicted(
-    file: str, config: str | None, batch: int, length: int, accumulation: int, dims: dict[str, int | float], lock: str,
-    machine: GpuMachine, precision: str,
-) -> tuple[StepPrediction, str]:  # fmt: skip
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+def _predicted(request: StepRequest, machine: GpuMachine) -> tuple[StepPrediction, str]:
     from tcomp.autotune.gpu_predict import StepPrediction, launches_of, predict_step
     from tcomp.cli.build_gpu import TargetDevice
     from tcomp.runtime.cache import cache_folder
 
-    built = common.build_step(
-        file,
-        config,
-        batch,
-        length,
-        dims=dims,
-        accumulation=accumulation,
-        device=TargetDevice(machine),
-        lock=lock,
-        precision=precision,
-    )
-    shown = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    built, times = common.build_step(request, TargetDevice(machine)), request.accumulation
     found = []
-    with Progress(*columns, console=shown, transient=True, disable=not displays(shown)) as progress:
-        task = progress.add_task("kernels", total=len(launches_of(built.step, accumulation)))
-        for item in predict_step(built.step, machine, cache_folder("kernels"), accumulation):
+    with bars() as progress:
+        task = progress.add_task("kernels", total=len(launches_of(built.step, times)))
+        for item in predict_step(built.step, machine, cache_folder("kernels"), times):
             found.append(item)
             progress.advance(task)
     found.sort(key=lambda item: -item[0].seconds * item[1])

@@ -4,73 +4,74 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from tcomp.cli import limits, options
+from tcomp.cli.command import check_ranges
 from tcomp.cli.common import closest
-from tcomp.cli.limits import (
-    check_device,
-    check_dims,
-    check_hyper,
-    check_named,
-    check_numbers,
-    check_precision,
-    check_prompt,
-    parse_bytes,
-)
-from tcomp.dsl.dims import Number
+from tcomp.cli.limits import Range
+from tcomp.cli.options import MANY, StepSettings
 from tcomp.errors import UserError
-from tcomp.runtime.documents import parse_toml, read_small
+from tcomp.model.request import StepRequest
 
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(StepSettings):
     """What `tcomp train` can be told, by flag or in a run file under the same names (`-` written `_`)."""
 
-    model: str = "gpt2"
-    config: str = "tiny"
-    batch: int = 8
-    length: int = 128
-    precision: str = ""
-    accumulation: int = 1
-    steps: int = 1500
-    seed: int = 1
-    data: list[str] = field(default_factory=list)
-    run: str = ""
-    init_from: str = ""
-    device: str = "cpu"
-    gpu: str = ""
-    graph: bool = True
-    deterministic: bool = True
-    threads: int = 0
-    memory: str = ""
-    lock: str = ""
-    eval_every: int = 250
-    eval_batches: int = 20
-    save_every: int = 250
-    keep: int = 2
-    sample: int = 300
-    prompt: str = "def "
+    model: options.File = "gpt2"
+    config: options.Config = "tiny"
+    data: options.Data = field(default_factory=list)
+    steps: Annotated[int, typer.Option(help="Optimizer steps in all."), Range(1, MANY)] = 1500
+    seed: Annotated[int, typer.Option(help="Of parameters, data order and sample."), options.SEED] = 1
+    run: Annotated[str, typer.Option(help="The run's folder [default: runs/MODEL-CONFIG].")] = ""
+    init_from: Annotated[
+        str, typer.Option(metavar="RUN", help="Start from the weights of this run folder, or imported one.")
+    ] = ""
+    device: options.DeviceName = "cpu"
+    gpu: options.VirtualGpu = ""
+    graph: options.Graph = True
+    threads: options.Threads = 0
+    eval_every: Annotated[int, typer.Option(help="Steps between validations; 0: at the end."), Range(0, MANY)] = 250
+    eval_batches: Annotated[int, typer.Option(help="Batches per validation."), Range(1, MANY)] = 20
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: at the end."), Range(0, MANY)] = 250
+    keep: Annotated[int, typer.Option(help="How many checkpoints to keep."), Range(1, MANY)] = 2
+    sample: Annotated[int, typer.Option(help="Tokens of sample text at the end."), Range(0, MANY)] = 300
+    prompt: Annotated[str, typer.Option(help="What the sample begins with.")] = "def "
     hyper: dict[str, float] = field(default_factory=dict)
-    dims: dict[str, Number] = field(default_factory=dict)
+    dims: dict[str, int | float] = field(default_factory=dict)
 
     def check(self) -> TrainSettings:
         """UserError for values that make no sense; the settings themselves when all do."""
-        numbers = {f.name: getattr(self, f.name) for f in fields(self) if type(getattr(self, f.name)) is int}
-        check_numbers(**numbers)
-        check_device(self.device, self.gpu)
-        check_precision(self.precision)
-        check_dims(self.dims)
-        check_named("--data", self.data)
-        check_hyper(self.hyper)
-        if self.memory:
-            parse_bytes(self.memory)
+        check_ranges(self)
+        limits.check_device(self.device, self.gpu)
+        limits.check_precision(self.precision)
+        limits.check_dims(self.dims)
+        limits.check_named("--data", self.data)
+        limits.check_hyper(self.hyper)
+        limits.parse_memory(self.memory)
         if self.sample:
-            check_prompt(self.prompt)
+            limits.check_prompt(self.prompt)
         return self
+
+    def request(self) -> StepRequest:
+        """The step that is trained."""
+        return self.step_of(self.model, self.dims)
+
+    def forward(self, precision: str) -> StepRequest:
+        """The forward pass of the trained model, with weights that were kept in a precision."""
+        return StepRequest(
+            self.model, self.config, {"B": self.batch, "T": self.length}, self.dims, precision, programs=("forward",),
+            recompute="cheap", deterministic=self.deterministic,
+        )  # fmt: skip
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
     """The values of a TOML run file; UserError names the first key that is unknown or of a wrong type."""
+    from tcomp.runtime.documents import parse_toml, read_small
+
     try:
         values = parse_toml(read_small(path, pipes=True))
     except OSError as e:

@@ -3,48 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tcomp.cli import common, limits
+from tcomp.cli.command import Options, command
+from tcomp.cli.options import StepOptions, TargetOptions
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
+    from tcomp.cli.show_code import Code
     from tcomp.dsl.ast import Module, Op
     from tcomp.dsl.dims import Number
-    from tcomp.machine.cpu import CpuMachine
-    from tcomp.machine.gpu import GpuMachine
     from tcomp.model.graph import Graph, Node
+    from tcomp.model.request import StepRequest
+    from tcomp.schedule.family import Machine
+
+    Instance = tuple[Op, dict[str, int]]
 
 
-def show(
-    file: Annotated[str, typer.Argument(help="A .tc file, or one of tcomp's own: gpt2, ops/linear.")],
-    op: Annotated[str | None, typer.Argument(help="Only this op (and not its backward: name that).")] = None,
-    ast: Annotated[bool, typer.Option("--ast", help="The parsed tree.")] = False,
-    graph: Annotated[bool, typer.Option("--graph", help="The model's op instances and tensors.")] = False,
-    grad: Annotated[bool, typer.Option("--grad", help="Each op's backward.")] = False,
-    schedule: Annotated[bool, typer.Option("--schedule", help="Schedules, default ones too.")] = False,
-    tile: Annotated[bool, typer.Option("--tile", help="Tile IR: loops over tiles, register tiles.")] = False,
-    llvm: Annotated[bool, typer.Option("--llvm", help="LLVM IR before optimisation.")] = False,
-    asm: Annotated[bool, typer.Option("--asm", help="Assembly for this machine.")] = False,
-    ptx: Annotated[bool, typer.Option("--ptx", help="PTX, for a GPU.")] = False,
-    sass: Annotated[bool, typer.Option("--sass", help="A GPU's machine code; needs nvdisasm.")] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="The memory plan.")] = False,
-    launches: Annotated[bool, typer.Option("--launches", help="Every launch of the step.")] = False,
-    config: Annotated[str | None, typer.Option(help="The model's configuration.")] = None,
-    batch: Annotated[int, typer.Option("--batch", "-B", help="Sequences per micro-batch.")] = 8,
-    length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 128,
+@dataclass(frozen=True)
+class ShownStep(StepOptions):
+    """The step, or the op's dimensions."""
+
+    file: Annotated[str, typer.Argument(help="A .tc file, or one of tcomp's own: gpt2, ops/linear.")] = "gpt2"
     dim: Annotated[
-        list[str] | None, typer.Option(help="A dimension of the op, or a configuration value: --dim M=64.")
-    ] = None,
-    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
-    target: Annotated[
-        str, typer.Option(help="cpu, or a GPU target such as sm_80 [default: cpu; sm_90a for --ptx and --sass].")
-    ] = "",
-    gpu: Annotated[str, typer.Option(help="The GPU of that target: h200 [default: h100 for sm_90a].")] = "",
-    threads: Annotated[int, typer.Option(help="Cores to compile for; 0: all.")] = 0,
-) -> None:
+        list[str], typer.Option(help="A dimension of the op, or a configuration value: --dim M=64; may be repeated.")
+    ] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ShowOptions(Options):
+    """The stages to show."""
+
+    op: Annotated[str | None, typer.Argument(help="Only this op (and not its backward: name that).")] = None
+    ast: Annotated[bool, typer.Option("--ast", help="The parsed tree.")] = False
+    graph: Annotated[bool, typer.Option("--graph", help="The model's op instances and tensors.")] = False
+    grad: Annotated[bool, typer.Option("--grad", help="Each op's backward.")] = False
+    schedule: Annotated[bool, typer.Option("--schedule", help="Schedules, default ones too.")] = False
+    tile: Annotated[bool, typer.Option("--tile", help="Tile IR: loops over tiles, register tiles.")] = False
+    llvm: Annotated[bool, typer.Option("--llvm", help="LLVM IR before optimisation.")] = False
+    asm: Annotated[bool, typer.Option("--asm", help="Assembly for this machine.")] = False
+    ptx: Annotated[bool, typer.Option("--ptx", help="PTX, for a GPU (sm_90a without --target).")] = False
+    sass: Annotated[bool, typer.Option("--sass", help="A GPU's machine code, likewise; needs nvdisasm.")] = False
+    plan: Annotated[bool, typer.Option("--plan", help="The memory plan.")] = False
+    launches: Annotated[bool, typer.Option("--launches", help="Every launch of the step.")] = False
+
+    @property
+    def code(self) -> Code:
+        from tcomp.cli.show_code import Code
+
+        return Code(self.tile, self.llvm, self.asm, self.ptx, self.sass)
+
+    @property
+    def of_instances(self) -> bool:
+        """Is there anything to show for which sizes must be known?"""
+        return self.graph or self.schedule or self.plan or self.launches or self.code.any
+
+
+@command
+def show(step: ShownStep, own: ShowOptions, where: TargetOptions) -> None:
     """Print one or more stages of the compiler as text.
 
     An op of a file without a model (ops/linear) needs its dimensions for --schedule and what follows.
@@ -61,88 +81,80 @@ def show(
 
     - `tcomp show gpt2 layernorm --tile --ptx --target sm_80`
     """
-    from tcomp.cli import build_gpu, stages
-    from tcomp.cli.show_code import Code
-    from tcomp.dsl.recipes import RECIPES
-    from tcomp.dsl.storage import bound as at_storage
-    from tcomp.machine.cpu import CpuMachine, detect
+    from tcomp.cli import stages
+    from tcomp.machine.cpu import detect
 
-    code = Code(tile, llvm, asm, ptx, sass)
-    if not any((ast, graph, grad, schedule, plan, launches)) and not code.any:
+    op, code = own.op, own.code
+    if not (own.ast or own.grad or own.of_instances):
         raise UserError(
             "tell what to show",
             "--ast --graph --grad --schedule --tile --llvm --asm --ptx --sass --plan or --launches",
         )
-    machine = build_gpu.machine_of(target or ("sm_90a" if (ptx or sass) and not gpu else ""), gpu) or detect()
+    gpu = where.machine("sm_90a" if own.ptx or own.sass else "")
+    machine = gpu or detect()
     code.check(machine)
-    numbers = limits.parse_dims(dim or [])
-    limits.check_numbers(batch=batch, length=length, threads=threads)
-    limits.check_precision(precision)
-    module = common.load_module(file, None if ast or grad else precision)
-    cores = threads or limits.cores()
-    if ast:
+    request = step.request()
+    module = common.load_module(request.model, None if own.ast or own.grad else request.precision)
+    if own.ast:
         for item in [common.find_op(module, op)] if op else _items(module):
             print(stages.ast_text(item), end="")
-    if grad:
+    if own.grad:
         print(_grad_of(module, op) if op else stages.grad_text(module), end="")
-    if not any((graph, schedule, plan, launches)) and not code.any:
+    if not own.of_instances:
         return
-    instances: list[tuple[Op, dict[str, int]]]
     if module.models:
-        model = common.only_model(module, file)
-        chosen = config or common.default_config(module, file)
-        g, parts = nodes_of(module, model.name, chosen, batch, length, numbers, machine, precision)
-        instances = distinct(parts)
-        if op:
-            known = list(dict.fromkeys(o.name for o, _ in instances))
-            instances = [i for i in instances if i[0].name == op]
-            if not instances:
-                raise UserError(f"the model does not use an op {op!r}", common.closest(op, known) or ", ".join(known))
-        if graph:
-            print(stages.graph_text(g, parts), end="")
-    elif op is None or graph or plan or launches:
-        raise UserError(f"{file}: the file declares no model", "name an op of it, with --dim NAME=NUMBER for its dims")
+        graph, parts = nodes_of(module, common.resolved(request, module), machine)
+        instances = _named(distinct(parts), op)
+        if own.graph:
+            print(stages.graph_text(graph, parts), end="")
+    elif op is None or own.graph or own.plan or own.launches:
+        raise UserError(
+            f"{request.model}: the file declares no model", "name an op of it, with --dim NAME=NUMBER for its dims"
+        )
     else:
-        storage = RECIPES[precision or "f32"].storage
-        instances = [(at_storage(_op_or_backward(module, op), storage), _bound(module, op, numbers))]
+        instances = [_alone(module, op, request)]
     for one, dims in instances:
-        if schedule or code.any:
+        if own.schedule or code.any:
             print(f"# {one.name}: " + ", ".join(f"{k} = {v}" for k, v in dims.items()))
-        if schedule:
+        if own.schedule:
             print(stages.schedule_text(one, module, dims, machine))
         if code.any:
-            for text in code.texts(one, module, dims, machine, cores):
+            for text in code.texts(one, module, dims, machine, where.threads or limits.cores()):
                 print(text)
-    if plan or launches:
+    if own.plan or own.launches:
         from tcomp.model.report import plan_text
 
-        device = None if isinstance(machine, CpuMachine) else build_gpu.TargetDevice(machine)
-        built = common.build_step(
-            file, config, batch, length, dims=numbers, precision=precision, threads=cores, free=False,
-            module=module, device=device,
-        )  # fmt: skip
-        if plan:
+        built = common.build_step(request, where.device(gpu), module=module, free=False)
+        if own.plan:
             print(plan_text(built.step, built.threads), end="")
-        if launches:
+        if own.launches:
             print(stages.launches_text(built.step), end="")
 
 
-def nodes_of(
-    module: Module,
-    model: str,
-    config: str,
-    batch: int,
-    length: int,
-    dims: dict[str, Number],
-    machine: CpuMachine | GpuMachine,
-    precision: str = "",
-) -> tuple[Graph, dict[str, tuple[Node, ...]]]:
+def _named(instances: list[Instance], op: str | None) -> list[Instance]:
+    """Those of an op; all without one. UserError for an op that the model does not use."""
+    found = [i for i in instances if op in (None, i[0].name)]
+    if op is not None and not found:
+        known = list(dict.fromkeys(o.name for o, _ in instances))
+        raise UserError(f"the model does not use an op {op!r}", common.closest(op, known) or ", ".join(known))
+    return found
+
+
+def _alone(module: Module, op: str, request: StepRequest) -> Instance:
+    """An op at dimensions that are given."""
+    from tcomp.dsl.recipes import RECIPES
+    from tcomp.dsl.storage import bound
+
+    storage = RECIPES[request.precision or "f32"].storage
+    return bound(_op_or_backward(module, op), storage), _bound(module, op, request.dims)
+
+
+def nodes_of(module: Module, request: StepRequest, machine: Machine) -> tuple[Graph, dict[str, tuple[Node, ...]]]:
     """The graph and its nodes on a machine by part: forward, backward, update."""
     from tcomp.model.programs import build_programs
-    from tcomp.model.unroll import build_graph
+    from tcomp.model.unroll import graph_of
 
-    sizes = common.declared(module.models[model], {"B": batch, "T": length})
-    graph = build_graph(module, model, config, sizes, dims, precision or None)
+    graph = graph_of(module, request)
     programs = build_programs(graph, module, targets=machine.targets)
     parts = {"forward": programs.forward, "backward": programs.backward}
     if programs.update is not None:
@@ -150,9 +162,9 @@ def nodes_of(
     return graph, parts
 
 
-def distinct(parts: dict[str, tuple[Node, ...]]) -> list[tuple[Op, dict[str, int]]]:
+def distinct(parts: dict[str, tuple[Node, ...]]) -> list[Instance]:
     """Each op with each set of dimensions once, in order of first use."""
-    seen: dict[Any, tuple[Op, dict[str, int]]] = {}
+    seen: dict[Any, Instance] = {}
     for nodes in parts.values():
         for node in nodes:
             seen.setdefault((node.op.name, tuple(node.dims.items()), node.op), (node.op, node.dims))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tcomp.cli import common, limits
+from tcomp.cli import common, limits, options
+from tcomp.cli.command import Given, Options, command
 from tcomp.cli.display import spinner
 from tcomp.cli.settings import TrainSettings, as_json, from_json, merged, read_run_file
 from tcomp.errors import UserError
@@ -26,45 +26,28 @@ _RESUMABLE = (
 )  # fmt: skip
 
 
-def train(
-    model: Annotated[str | None, typer.Argument(help="A .tc file, or one of tcomp's own models.")] = None,
-    config: Annotated[str | None, typer.Option(help="The model's configuration: tiny, 124M, ...")] = None,
-    data: Annotated[
-        list[str] | None, typer.Option(metavar="PATH...", help="Text files, folders, or .bin token files.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", "-B", help="Sequences per micro-batch.")] = None,
-    length: Annotated[int | None, typer.Option("--length", "-T", help="Tokens per sequence.")] = None,
-    precision: Annotated[str | None, typer.Option(help=common.PRECISION_HELP)] = None,
-    accumulation: Annotated[int | None, typer.Option(help="Micro-batches per step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate (hyper peak_lr).")] = None,
-    hyper: Annotated[
-        list[str] | None, typer.Option(help="Any hyperparameter: --hyper warmup=20; may be repeated.")
-    ] = None,
-    dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2; may be repeated.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of parameters, data order and sample.")] = None,
-    run: Annotated[str | None, typer.Option(help="The run's folder [default: runs/MODEL-CONFIG].")] = None,
-    init_from: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Start from the weights of this run folder, or imported one.")
-    ] = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with the run in this folder.")] = None,
-    run_file: Annotated[Path | None, typer.Option(help="Settings in TOML; flags win over them.")] = None,
-    device: Annotated[str | None, typer.Option(help=common.DEVICE_HELP)] = None,
-    gpu: Annotated[str | None, typer.Option(help=common.GPU_HELP)] = None,
-    graph: Annotated[bool | None, typer.Option("--graph/--no-graph", help=common.GRAPH_HELP)] = None,
-    deterministic: Annotated[
-        bool | None, typer.Option("--deterministic/--nondeterministic", help=common.DETERMINISTIC_HELP)
-    ] = None,
-    threads: Annotated[int | None, typer.Option(help="Cores to use [default: all].")] = None,
-    memory: Annotated[str | None, typer.Option(help=common.MEMORY_HELP)] = None,
-    lock: Annotated[str | None, typer.Option(help=common.LOCK_HELP)] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between validations; 0: at the end.")] = None,
-    eval_batches: Annotated[int | None, typer.Option(help="Batches per validation.")] = None,
-    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; 0: at the end.")] = None,
-    keep: Annotated[int | None, typer.Option(help="How many checkpoints to keep.")] = None,
-    sample: Annotated[int | None, typer.Option(help="Tokens of sample text at the end.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What the sample begins with.")] = None,
-) -> None:
+@dataclass(frozen=True)
+class TrainOptions(Options):
+    """What only the command line has: other ways to say a setting, and where settings come from."""
+
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate (hyper peak_lr).")] = None
+    hyper: Annotated[list[str], typer.Option(help="Any hyperparameter: --hyper warmup=20; may be repeated.")] = field(
+        default_factory=list
+    )
+    dim: options.Dim = field(default_factory=list)
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None
+    run_file: Annotated[Path | None, typer.Option(help="Settings in TOML; flags win over them.")] = None
+
+    def settings(self) -> dict[str, Any]:
+        """The settings among them, under their names."""
+        hyper = limits.parse_values(self.hyper, "--hyper")
+        if self.lr is not None:
+            hyper["peak_lr"] = self.lr
+        return {name: table for name, table in (("hyper", hyper), ("dims", limits.parse_dims(self.dim))) if table}
+
+
+@command
+def train(given: Given[TrainSettings], own: TrainOptions) -> None:
     """Train a model.
 
     Without arguments: the tiny GPT-2 on the Python standard library's sources, in about a minute.
@@ -83,27 +66,11 @@ def train(
 
     - `tcomp train --device cuda` on an NVIDIA GPU; `--device virtual` runs the same code on a checking simulator
     """
-    flags: dict[str, Any] = {
-        "model": model, "config": config, "data": data, "steps": steps, "batch": batch, "length": length,
-        "precision": precision, "accumulation": accumulation, "seed": seed, "run": run, "init_from": init_from,
-        "device": device, "gpu": gpu, "graph": graph, "deterministic": deterministic,
-        "threads": threads, "memory": memory, "lock": lock,
-        "eval_every": eval_every, "eval_batches": eval_batches, "save_every": save_every, "keep": keep,
-        "sample": sample, "prompt": prompt,
-    }  # fmt: skip
-    flags = {name: value for name, value in flags.items() if value not in (None, [])}
-    values = limits.parse_values(hyper or [], "--hyper")
-    if lr is not None:
-        values["peak_lr"] = lr
-    if values:
-        flags["hyper"] = values
-    if dim:
-        flags["dims"] = limits.parse_dims(dim)
-    if resume is not None:
-        settings = _resumed(Path(resume), flags, run_file)
-        outcome = _run(settings, Path(resume), resume=True)
+    flags = {**given, **own.settings()}
+    if own.resume is not None:
+        outcome = _run(_resumed(own.resume, flags, own.run_file), own.resume, resume=True)
     else:
-        layers = (read_run_file(run_file) if run_file else {}, flags)
+        layers = (read_run_file(own.run_file) if own.run_file else {}, flags)
         start = merged(TrainSettings(), *layers).init_from
         before = _same_model(Path(start)) if start else {}
         settings = merged(TrainSettings(), before, *layers)
@@ -147,10 +114,7 @@ def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None) -> TrainS
     if settings.threads != before.threads and settings.device == before.device == "cpu":
         changed.append(f"{settings.threads} threads instead of {before.threads}")
     if changed:
-        print(
-            f"warning: {', '.join(changed)}: sums are rounded differently, so this run will not go on bitwise the same",
-            file=sys.stderr,
-        )
+        common.warn(f"{', '.join(changed)}: sums are rounded differently, so this run will not go on bitwise the same")
     return settings
 
 
@@ -201,9 +165,9 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     if settings.init_from:
         from tcomp.runtime import checkpoint
 
-        weights = checkpoint.newest(Path(settings.init_from), lambda text: print(f"warning: {text}", file=sys.stderr))
-    built = _build(settings)
-    device = built.device
+        weights = checkpoint.newest(Path(settings.init_from), common.warn)
+    device = common.device_for(settings.device, gpu=settings.gpu, threads=settings.threads, graph=settings.graph)
+    built = common.build_step(settings.request(), device, to_run=True)
     from rich.console import Console
 
     from tcomp.runtime.data import open_data
@@ -215,10 +179,9 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     data = open_data([Path(p) for p in settings.data], settings.length, vocabulary)
     own = Path(settings.init_from) / PASSED / "tokenizer.json"
     if settings.init_from and own.is_file() and data.text:
-        print(
-            f"warning: the text is taken as bytes, but the weights came with a tokenizer; prepare the text with it:\n"
-            f"  tcomp data prepare TEXT --tokenizer {own} --out FOLDER",
-            file=sys.stderr,
+        common.warn(
+            "the text is taken as bytes, but the weights came with a tokenizer; prepare the text with it:\n"
+            f"  tcomp data prepare TEXT --tokenizer {own} --out FOLDER"
         )
     limits.check_hyper(settings.hyper, {n.removeprefix("hyper."): v for n, v in built.step.hyper.items()})
     check_inputs(built.step)
@@ -280,26 +243,6 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     return outcome
 
 
-def _build(settings: TrainSettings) -> common.Built:
-    """The step that the settings ask for, on its device."""
-    device = common.device_for(settings.device, gpu=settings.gpu, threads=settings.threads, graph=settings.graph)
-    return common.build_step(
-        settings.model,
-        settings.config,
-        settings.batch,
-        settings.length,
-        dims=settings.dims,
-        precision=settings.precision,
-        accumulation=settings.accumulation,
-        memory=settings.memory or None,
-        programs=("train",),
-        device=device,
-        lock=settings.lock,
-        deterministic=settings.deterministic,
-        to_run=True,
-    )
-
-
 def _fitting(settings: TrainSettings, defaults: dict[str, float]) -> dict[str, float]:
     """Hyperparameters that fit the run where none are given: the learning rate's schedule ends with the run and
     warms up over a tenth of it at most, and our own tiny model takes a rate that suits its small width."""
@@ -314,7 +257,7 @@ def _fitting(settings: TrainSettings, defaults: dict[str, float]) -> dict[str, f
 
 
 def _announce(console: Any, settings: TrainSettings, built: common.Built, data: Data) -> None:
-    from tcomp.model.report import bytes_text
+    from tcomp.amounts import bytes_text
 
     step = built.step
     count = sum(a.bytes // a.dtype.bytes for n, a in step.slots.items() if a.kind == "parameter")
@@ -337,11 +280,9 @@ def _announce(console: Any, settings: TrainSettings, built: common.Built, data: 
 
 
 def _sample(path: Path, settings: TrainSettings, device: Device) -> None:
-    from tcomp.cli.generate import stream
+    from tcomp.cli.generate import show_stream, stream
     from tcomp.runtime.generate import Choice
 
     print(f"a sample of {settings.sample} tokens, prompt {settings.prompt!r}:\n")
-    for text in stream(path, settings.prompt, settings.sample, Choice(), settings.seed, device):
-        sys.stdout.write(text)
-        sys.stdout.flush()
+    show_stream(stream(path, settings.prompt, settings.sample, Choice(), settings.seed, device))
     print("\n")

@@ -4,69 +4,148 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tcomp.cli import common, limits
+from tcomp.cli import common, limits, options
+from tcomp.cli.command import Options, command
 from tcomp.cli.display import displays
+from tcomp.cli.limits import Range
+from tcomp.cli.options import MANY, StepOptions
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
-    from tcomp.autotune.backend import Backend
-    from tcomp.autotune.instances import Instance, StepShape
+    from tcomp.autotune.backend import Backend, Described, Place
+    from tcomp.autotune.instances import Instance
     from tcomp.autotune.judge import Judge
     from tcomp.autotune.lockfile import Lock
+    from tcomp.autotune.plan import Plan
     from tcomp.autotune.search import Search
     from tcomp.autotune.step_final import StepFinal
     from tcomp.dsl.ast import Module
-    from tcomp.machine.gpu import GpuMachine
-    from tcomp.schedule.family import Machine
+    from tcomp.model.request import StepRequest
 
 
-def tune(
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="[report] [FILE]", help="A .tc file, or one of tcomp's own models.")
-    ] = None,
-    config: Annotated[str | None, typer.Option(help="The model's configuration.")] = None,
-    batch: Annotated[int, typer.Option("--batch", "-B", help="Sequences per micro-batch.")] = 8,
-    length: Annotated[int, typer.Option("--length", "-T", help="Tokens per sequence.")] = 128,
-    accumulation: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
-    dim: Annotated[list[str] | None, typer.Option(help="A configuration value: --dim L=2.")] = None,
-    precision: Annotated[str, typer.Option(help=common.PRECISION_HELP)] = "",
-    device: Annotated[
-        str, typer.Option(help="Where candidates run: cpu, or cuda (cuda:1, cuda:NAME) [default: cpu].")
-    ] = "cpu",
-    cpu: Annotated[bool, typer.Option("--cpu", help="This computer's processors, as by default.")] = False,
+@dataclass(frozen=True)
+class TunedStep(StepOptions):
+    """The step whose ops are tuned; what is computed again in it is none of them."""
+
+    file: str = "gpt2"
+    memory: str = "unlimited"
+    lock: str = ""
+    deterministic: bool = True
+
+
+@dataclass(frozen=True)
+class PlaceOptions(Options):
+    """What is tuned for."""
+
+    device: Annotated[str, typer.Option(help="Where candidates run: cpu, or cuda (cuda:1, cuda:NAME).")] = "cpu"
+    cpu: Annotated[bool, typer.Option("--cpu", help="This computer's processors, as by default.")] = False
     gpu: Annotated[
         str,
         typer.Option(help="The GPU to tune for: by running on it if it is here, else by a static model (predicted)."),
-    ] = "",
+    ] = ""
     predicted: Annotated[
         bool, typer.Option("--predicted", help="With --gpu: by the static model even where there is such a GPU.")
-    ] = False,
-    threads: Annotated[int, typer.Option(help="Cores to tune for; 0: all.")] = 0,
-    budget: Annotated[str | None, typer.Option(help="Stop after this long: 90s, 20m, 1h30m.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Trials per kernel, those of earlier runs included.")] = None,
+    ] = False
+    threads: options.Threads = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kind = limits.split_device(self.device)[0]
+        if self.cpu and (self.gpu or self.device != "cpu"):
+            raise UserError("--cpu excludes --gpu and --device", "tune for one of them at a time, into a lockfile each")
+        if self.predicted and not self.gpu:
+            raise UserError("--predicted is for --gpu", "give --gpu h100 to tune for an H100 by the static model")
+        if kind == "virtual":
+            raise UserError(
+                "the virtual GPU takes no time that a tuning could go by", "give --gpu h100 for predictions"
+            )
+        if self.gpu and kind == "cuda":
+            raise UserError("--device cuda and --gpu exclude each other", "leave --gpu away: the driver knows its GPU")
+
+    def open(self, described: bool) -> Backend | Described:
+        """Where candidates are to run; a description where they are not to, or there is no such GPU."""
+        from tcomp.autotune.backend import Described
+        from tcomp.runtime.cache import cache_folder
+
+        if self.gpu:
+            from tcomp.machine.gpu import machine_named
+
+            named = machine_named(self.gpu)
+            return (None if described or self.predicted else _present(named.name)) or Described(named)
+        kind, which = limits.split_device(self.device)
+        if kind == "cuda":
+            from tcomp.autotune.backend_cuda import CudaBackend
+            from tcomp.runtime.cuda.gpus import choose, gpus, machine_of
+
+            found = choose(which, gpus())
+            return CudaBackend(machine_of(found), str(found.index), cache_folder("kernels"))
+        from tcomp.autotune.backend_cpu import CpuBackend
+        from tcomp.machine.cpu import detect
+
+        return CpuBackend(detect(), self.threads or limits.cores(), cache_folder("kernels"))
+
+
+@dataclass(frozen=True)
+class SearchOptions(Options):
+    """What to do, how long, and where trials and choices are kept."""
+
+    words: Annotated[
+        list[str], typer.Argument(metavar="[report] [FILE]", help="A .tc file, or one of tcomp's own models.")
+    ] = field(default_factory=list)
+    budget: Annotated[str | None, typer.Option(help="Stop after this long: 90s, 20m, 1h30m.")] = None
+    trials: Annotated[
+        int | None, typer.Option(help="Trials per kernel, those of earlier runs included."), Range(1, MANY)
+    ] = None
     until_within: Annotated[
         str | None, typer.Option(help="Leave a kernel when 8 trials gained less than this: 2%.")
-    ] = None,
-    ops: Annotated[list[str] | None, typer.Option(help="Only ops of this name (* and ? match); repeatable.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the search and of the inputs.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Use kept trials, or forget them.")] = True,
-    lock: Annotated[str | None, typer.Option(help="The lockfile [default: MODEL.MACHINE.lock in this folder].")] = None,
-    storage: Annotated[Path | None, typer.Option(help="Where trials are kept [default: the cache folder].")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only say whether the lockfile holds; exit 1 if not.")] = False,
-    ask: Annotated[bool, typer.Option("--ask", help="Print what there is to tune, a JSON object per kernel.")] = False,
-    tell: Annotated[str, typer.Option(help="Judge proposals from this file of JSON lines; - is the input.")] = "",
-    out: Annotated[Path | None, typer.Option(help="report: the folder of its files.")] = None,
-) -> None:
+    ] = None
+    ops: Annotated[list[str], typer.Option(help="Only ops of this name (* and ? match); repeatable.")] = field(
+        default_factory=list
+    )
+    seed: Annotated[int, typer.Option(help="Of the search and of the inputs."), options.SEED] = 0
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Use kept trials, or forget them.")] = True
+    lock: Annotated[str | None, typer.Option(help="The lockfile [default: MODEL.MACHINE.lock in this folder].")] = None
+    storage: Annotated[Path | None, typer.Option(help="Where trials are kept [default: the cache folder].")] = None
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the lockfile holds; exit 1 if not.")] = False
+    ask: Annotated[bool, typer.Option("--ask", help="Print what there is to tune, a JSON object per kernel.")] = False
+    tell: Annotated[str, typer.Option(help="Judge proposals from this file of JSON lines; - is the input.")] = ""
+    out: Annotated[Path | None, typer.Option(help="report: the folder of its files.")] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ask and self.tell:
+            raise UserError("--ask and --tell exclude each other", "ask first, then tell")
+        if len(self.files) > 1:
+            raise UserError(f"tune takes one file, not {len(self.files)}", "run it once per model")
+
+    @property
+    def report(self) -> bool:
+        return self.words[:1] == ["report"]
+
+    @property
+    def files(self) -> list[str]:
+        return self.words[1:] if self.report else self.words
+
+    def plan(self, step: StepRequest) -> Plan:
+        """The search that is asked for. UserError for what is no duration or no share."""
+        from tcomp.autotune.plan import Plan
+
+        seconds = limits.parse_duration(self.budget) if self.budget is not None else None
+        until = limits.parse_share(self.until_within) if self.until_within is not None else None
+        return Plan(step, seconds, self.trials, tuple(self.ops), self.seed, until, _age())
+
+
+@command
+def tune(step: TunedStep, where: PlaceOptions, own: SearchOptions) -> None:
     """Find the best values of the schedules' `tune` lines at a model's real shapes.
 
     Every candidate runs in a process of its own and must give the oracle's result before its time counts. Trials are
@@ -88,62 +167,44 @@ def tune(
     - `tcomp tune --check` in CI; `tcomp tune report gpt2 --out tuning/`
     """
     from tcomp.autotune import search, storage as trials_storage
-    from tcomp.autotune.instances import StepShape
-    from tcomp.autotune.plan import Plan, summary_lines
+    from tcomp.autotune.instances import step_text
+    from tcomp.autotune.plan import summary_lines
     from tcomp.runtime.cache import cache_folder
 
-    report, file = _what(words or [])
-    limits.check_precision(precision)
-    limits.check_numbers(batch=batch, length=length, accumulation=accumulation, threads=threads, seed=seed)
-    if trials is not None:
-        limits.check_numbers(trials=trials)
-    seconds = parse_duration(budget) if budget is not None else None
-    until = _share(until_within) if until_within is not None else None
+    file = own.files[0] if own.files else "gpt2"
+    request = replace(step.request(), model=file)
+    plan = own.plan(request)
     module = common.load_module(file)
-    model = common.only_model(module, file)
-    shape = StepShape(
-        config or common.default_config(module, file),
-        batch,
-        length,
-        accumulation,
-        limits.parse_dims(dim or []),
-        precision,
-    )
-    if cpu and (gpu or device != "cpu"):
-        raise UserError("--cpu excludes --gpu and --device", "tune for one of them at a time, into a lockfile each")
-    if predicted and not gpu:
-        raise UserError("--predicted is for --gpu", "give --gpu h100 to tune for an H100 by the static model")
-    backend = _backend(device, gpu, predicted or check or report, threads)
-    machine, cores = backend.machine, backend.threads
-    path = Path(lock) if lock else Path(f"{Path(file).stem}.{machine.name}.lock")
-    if check:
-        _check(path, file, module, model.name, machine, cores, lock)
+    request = common.resolved(request, module)
+    backend = where.open(own.check or own.report)
+    machine = backend.machine
+    path = Path(own.lock) if own.lock else Path(f"{Path(file).stem}.{machine.name}.lock")
+    if own.check:
+        _check(path, file, module, request.model, backend, own.lock)
         return
-    store = storage or cache_folder("tuning") / f"{model.name}.{machine.name}.sqlite3"
-    if report:
+    store = own.storage or cache_folder("tuning") / f"{request.model}.{machine.name}.sqlite3"
+    if own.report:
         from tcomp.autotune.report import write_report
 
         if not store.is_file():
             raise UserError(f"{store}: there are no tuning results", f"run: tcomp tune {file}")
         with trials_storage.failures_of(store):
-            print(write_report(trials_storage.open_storage(store), machine.name, path, out), end="")
+            print(write_report(trials_storage.open_storage(store), machine.name, path, own.out), end="")
         return
     with trials_storage.failures_of(store):
-        judge = _judge(module, backend, seed)
+        judge = _judge(module, backend, own.seed)
         kept = trials_storage.open_storage(store)
-        plan = Plan(shape, seconds, trials, tuple(ops or ()), seed, until, _age())
-        say = (lambda text: print(text, file=sys.stderr)) if ask or tell else _say
-        steps = None if ask or tell else _steps(module, model.name, shape, backend)
-        run = search.Search(
-            module, model.name, machine, cores, plan, judge, kept, path, say, _known(file, machine, path), _followed,
-            steps,
-        )  # fmt: skip
-        if ask or tell:
-            _converse(run, ask, tell)
+        plan = replace(plan, step=request, known=_known(file, backend, path))
+        talk = bool(own.ask or own.tell)
+        shown = search.Shown(common.note if talk else _say, _followed)
+        steps = None if talk else _steps(module, request, backend)
+        run = search.Search(module, backend, plan, judge, kept, path, shown, steps)
+        if talk:
+            _converse(run, own)
             return
-        if not resume:
+        if not own.resume:
             run.forget()
-        print(f"{model.name} {shape.text} on {machine.name}: {judge.basis}; trials in {store}", flush=True)
+        print(f"{request.model} {step_text(request)} on {machine.name}: {judge.basis}; trials in {store}", flush=True)
         try:
             summary = run.run()
         except KeyboardInterrupt:
@@ -154,18 +215,12 @@ def tune(
         print(f"lockfile {path}: {len(summary.tuned)} entries changed")
 
 
-def _converse(run: Search, asking: bool, told: str) -> None:
+def _converse(run: Search, own: SearchOptions) -> None:
     """Questions or answers on standard output, one JSON object a line."""
     from tcomp.autotune import proposals
 
     try:
-        if asking and told:
-            raise UserError("--ask and --tell exclude each other", "ask first, then tell")
-        if asking:
-            answers = proposals.ask(run)
-        else:
-            answers = proposals.tell(run, _lines(told))
-        for answer in answers:
+        for answer in proposals.ask(run) if own.ask else proposals.tell(run, _lines(own.tell)):
             print(json.dumps(answer), flush=True)
     finally:
         run.judge.close()
@@ -197,54 +252,11 @@ def _followed(instances: Sequence[Instance]) -> Iterable[Instance]:
     return track(instances, what, console=console, transient=True, disable=not displays(console))
 
 
-def _what(words: list[str]) -> tuple[bool, str]:
-    """Whether a report is wanted, and the file."""
-    report = words[:1] == ["report"]
-    files = words[1:] if report else words
-    if len(files) > 1:
-        raise UserError(f"tune takes one file, not {len(files)}", "run it once per model")
-    return report, files[0] if files else "gpt2"
-
-
-@dataclass(frozen=True)
-class Described:
-    """A GPU that is known by its description alone."""
-
-    machine: GpuMachine
-    threads: int = 1
-
-
-def _backend(device: str, gpu: str, described: bool, threads: int) -> Backend | Described:
-    """Where candidates are to run; a description where they are not to, or there is no such GPU."""
-    from tcomp.runtime.cache import cache_folder
-
-    kind, which = limits.split_device(device)
-    if kind == "virtual":
-        raise UserError("the virtual GPU takes no time that a tuning could go by", "give --gpu h100 for predictions")
-    if gpu and kind == "cuda":
-        raise UserError("--device cuda and --gpu exclude each other", "leave --gpu away: the driver knows its GPU")
-    if gpu:
-        from tcomp.machine.gpu import machine_named
-
-        named = machine_named(gpu)
-        return (None if described else _present(named.name)) or Described(named)
-    if kind == "cuda":
-        from tcomp.autotune.backend_cuda import CudaBackend
-        from tcomp.runtime.cuda.gpus import choose, gpus, machine_of
-
-        found = choose(which, gpus())
-        return CudaBackend(machine_of(found), str(found.index), cache_folder("kernels"))
-    from tcomp.autotune.backend_cpu import CpuBackend
-    from tcomp.machine.cpu import detect
-
-    return CpuBackend(detect(), threads or limits.cores(), cache_folder("kernels"))
-
-
-def _known(file: str, machine: Machine, own: Path) -> Lock | None:
+def _known(file: str, place: Place, own: Path) -> Lock | None:
     """The lockfile that a build would use and that is not the one to be written."""
     from tcomp.autotune.lockfile import find_lock, read_lock
 
-    found = find_lock(common.find_file(file), machine.name, None)
+    found = find_lock(common.find_file(file), place.machine.name, None)
     return read_lock(found) if found is not None and not (own.exists() and own.samefile(found)) else None
 
 
@@ -265,6 +277,7 @@ def _present(name: str) -> Backend | None:
 
 
 def _judge(module: Module, backend: Backend | Described, seed: int) -> Judge:
+    from tcomp.autotune.backend import Described
     from tcomp.runtime.cache import cache_folder
 
     if isinstance(backend, Described):
@@ -276,7 +289,7 @@ def _judge(module: Module, backend: Backend | Described, seed: int) -> Judge:
     return MeasuredJudge(module, backend, seed, cache_folder("tuning") / "measuring")
 
 
-def _steps(module: Module, model: str, shape: StepShape, backend: Backend | Described) -> StepFinal | None:
+def _steps(module: Module, step: StepRequest, backend: Place) -> StepFinal | None:
     """On a CPU finals are within steps."""
     from tcomp.autotune.backend_cpu import CpuBackend
     from tcomp.autotune.step_final import StepFinal
@@ -284,17 +297,16 @@ def _steps(module: Module, model: str, shape: StepShape, backend: Backend | Desc
 
     if not isinstance(backend, CpuBackend):
         return None
-    return StepFinal(module, model, shape, backend, cache_folder("tuning") / "measuring")
+    return StepFinal(module, step, backend, cache_folder("tuning") / "measuring")
 
 
-def _check(
-    path: Path, file: str, module: Module, model: str, machine: Machine, threads: int, given: str | None
-) -> None:
+def _check(path: Path, file: str, module: Module, model: str, place: Place, given: str | None) -> None:
     """Exit 1 when an entry is stale or missing; exit 2 when there is no lockfile."""
     from tcomp.autotune import apply
-    from tcomp.autotune.instances import StepShape, instances_of
+    from tcomp.autotune.instances import instances_of, parse_step
     from tcomp.autotune.lockfile import find_lock, read_lock_for
 
+    machine, threads = place.machine, place.threads
     found = find_lock(common.find_file(file), machine.name, given)
     if found is None:
         raise UserError(f"{path}: there is no lockfile", f"run: tcomp tune {file}")
@@ -303,10 +315,10 @@ def _check(
     missing: list[str] = []
     for text in lock.steps:
         try:
-            shape = StepShape.parse(text)
-        except (KeyError, ValueError) as e:
+            step = parse_step(text, model)
+        except ValueError as e:
             raise UserError(f"{found}: {text!r} is no step", "restore the file, or remove it and tune again") from e
-        bad, absent = apply.check(lock, module, instances_of(module, model, shape, machine), machine, threads)
+        bad, absent = apply.check(lock, module, instances_of(module, step, machine), machine, threads)
         stale, missing = stale + bad, missing + absent
     for title, lines in (("stale", stale), ("not tuned", missing)):
         for line in dict.fromkeys(lines):
@@ -324,23 +336,3 @@ def _age() -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):
         return 0.0
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of `90s`, `20m`, `1h30m`, `45`."""
-    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    parts = [float(p) if p else 0.0 for p in found.groups()] if found and text.strip() else []
-    seconds = sum(p * unit for p, unit in zip(parts, (3600.0, 60.0, 1.0), strict=False))
-    if seconds <= 0:
-        raise UserError(f"--budget {text}: not a duration", "write for example --budget 20m, 90s or 1h30m")
-    return seconds
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text.strip().removesuffix("%")) / 100
-        if not 0 < value < 1:
-            raise ValueError
-    except ValueError as e:
-        raise UserError(f"--until-within {text}: not a percentage", "write for example --until-within 2%") from e
-    return value

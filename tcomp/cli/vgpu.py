@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tcomp.cli.display import displays
+from tcomp.cli.display import bars
 from tcomp.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="The virtual GPU: PTX of any origin, executed and checked on the CPU.")
@@ -78,13 +78,8 @@ def run(
 @contextmanager
 def _shown(blocks: int) -> Iterator[Callable[[int], None]]:
     """Takes the number of blocks that have ended; a bar on a terminal says it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("blocks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not displays(console)) as bar:
-        task = bar.add_task("", total=blocks)
+    with bars() as bar:
+        task = bar.add_task("blocks", total=blocks)
         yield lambda done: bar.update(task, completed=done)
 
 

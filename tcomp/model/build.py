@@ -1,4 +1,4 @@
-"""Build a step: module, model, configuration, sizes -> every launch with its addresses (a `Step`).
+"""Build a step: module, request -> every launch with its addresses (a `Step`).
 
     graph -> draft (nodes, launches) -> budget -> plan -> Step
 
@@ -9,10 +9,11 @@ of a step of one micro-batch lie in gradients' memory, too, while those are not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
+from tcomp.amounts import bytes_text
 from tcomp.dsl.ast import Module, Op
-from tcomp.dsl.dims import Number
 from tcomp.errors import UserError
 from tcomp.ir.tile import Kernel
 from tcomp.machine.cpu import CpuMachine, helpers_of
@@ -26,78 +27,61 @@ from tcomp.model.lowering import Lower, Lowered, Lowering
 from tcomp.model.needed import needed
 from tcomp.model.parts import with_parts
 from tcomp.model.plan import ProgramPlan, plan_program
+from tcomp.model.request import StepRequest
 from tcomp.model.step import ParameterInit, Step
-from tcomp.model.unroll import build_graph
+from tcomp.model.unroll import graph_of
 
 
 def build_step(
     module: Module,
-    model_name: str,
-    config: str,
-    sizes: Mapping[str, int],
-    *,
-    overrides: Mapping[str, Number] | None = None,
-    precision: str | None = None,
-    accumulation: int = 1,
+    request: StepRequest,
     machine: CpuMachine | GpuMachine,
     threads: int = 1,
-    memory_limit: int | None = None,
-    recompute: bool = False,
-    cheap: bool = False,
-    keep_logits: bool = False,
-    programs: Sequence[str] = ("train",),
-    prefill: Mapping[str, int] | None = None,
-    deterministic: bool = True,
+    *,
     lower: Lower | None = None,
     found: Callable[[Kernel], None] | None = None,
 ) -> Step:
-    """The step of a model at fixed sizes, by the recipe named `precision` (None: that of the model's text).
+    """The step that is asked for, of a model of `module`, for a machine (`threads` of a CPU).
 
-    `programs` is ("train",) for forward, backward and update, ("forward",) for inference, or ("decode",) for the
-    forward pass of the model's decoding form (the program "forward" of that step). With `prefill` a decoding step has
-    a program of that name too: the same at other sizes, on the same parameters and caches, without logits; its inputs
-    of other shapes are named `prefill.NAME`. `memory_limit` bounds arena, scratch and team memory together, in bytes;
-    with `recompute`, activations are computed again in the backward pass where that is needed to fit; with `cheap`,
-    where that costs next to nothing (on CPUs; `tcomp.model.budget`), and no more. UserError names what to blame when it
-    does not suffice. `deterministic` refuses schedules by which two runs may round differently.
-    `lower` replaces the lowering of ops; `found` is told of each kernel as soon as it is lowered. TcError for faults in
+    `lower` replaces the lowering of ops; `found` is told of each kernel as soon as it is lowered. UserError for what
+    cannot be asked for, and for a memory limit that does not suffice, which names what to blame. TcError for faults in
     the model's text.
     """
-    unknown = set(programs) - {"train", "forward", "decode"}
-    if unknown or not programs:
+    unknown = set(request.programs) - {"train", "forward", "decode"}
+    if unknown or not request.programs:
         raise UserError(
             f"there is no program {', '.join(sorted(unknown)) or '(none given)'}", "train, forward or decode"
         )
-    if accumulation < 1 or threads < 1:
+    if request.accumulation < 1 or threads < 1:
         raise UserError("accumulation and threads must be at least 1")
-    training = "train" in programs
-    graph = build_graph(module, model_name, config, sizes, overrides, precision, "decode" in programs)
+    training = "train" in request.programs
+    limit, fitted = request.memory_limit, training and request.recompute == "to fit"
+    graph = graph_of(module, request)
     begin: Graph | None = None
-    if "decode" in programs:
+    if "decode" in request.programs:
         graph = needed(graph)
-        if prefill is not None:
-            other = build_graph(module, model_name, config, {**sizes, **prefill}, overrides, precision, True)
-            begin = needed(other, logits=False)
+        if request.prefill is not None:
+            begin = needed(graph_of(module, replace(request, sizes={**request.sizes, **request.prefill})), logits=False)
     drafter = Drafter(
         module,
         machine,
         threads,
-        Lowering(module, lower or _lower_for(machine, threads, deterministic), found),
+        Lowering(module, lower or _lower_for(machine, threads, request.deterministic), found),
         training,
-        accumulation,
-        keep_logits,
+        request.accumulation,
+        request.keep_logits,
         begin,
     )
-    if training and not keep_logits:
+    if training and not request.keep_logits:
         graph = in_chunks(with_parts(graph, module, machine, drafter.variants), module)
     budget = Budget(drafter, graph)
-    if cheap and training:
+    if training and request.recompute == "cheap":
         budget.save(cheap_price(machine, threads))
-    draft, plans = _placed(budget, memory_limit if recompute and training else None)
+    draft, plans = _placed(budget, limit if fitted else None)
     arena, launches, p = draft.arena, draft.launches, draft.programs
     total = arena.bytes + max(plan.bytes for plan in plans.values())
-    if memory_limit is not None and total + draft.beside > memory_limit:
-        raise _out_of_memory(total + draft.beside, memory_limit, draft, plans, recompute and training)
+    if limit is not None and total + draft.beside > limit:
+        raise _out_of_memory(total + draft.beside, limit, draft, plans, fitted)
     bound = arena.raw_bytes + max(plan.lower_bound for plan in plans.values())
     placed = {n: arena.placed(launches[n], plans[n]) for n in launches}
     if training:  # forward alone is a part of the first micro-batch, at the same addresses
@@ -110,8 +94,8 @@ def build_step(
     inputs = {t: graph.bounds[n] for n, t in graph.inputs.items()}
     inputs |= {t: begin.bounds[n] for n, t in begin.inputs.items()} if begin is not None else {}
     return Step(
-        model=model_name,
-        config=config,
+        model=request.model,
+        config=request.config,
         dims=dict(graph.dims),
         slots=arena.slots(plans, positions, end - 1),
         gradients=arena.gradient_slots(draft.pieces, end - 1),
@@ -131,7 +115,7 @@ def build_step(
         inputs={n: inputs[t] for n, t in arena.names.items() if t in inputs},
         hyper={t.name: v for t, v in p.update.hyper.items()} if p.update is not None else {},
         scalars={t.name: v for t, v in arena.defaults.items()},
-        recompute=budget.report(memory_limit if recompute else None, total + draft.beside),
+        recompute=budget.report(limit if request.recompute == "to fit" else None, total + draft.beside),
     )
 
 
@@ -175,16 +159,11 @@ def _out_of_memory(
     ]
     largest = sorted(live, key=lambda item: -item[1].bytes)[:8]
     at = launches[plan.peak].label if launches else name
-    listing = "\n".join(f"    {mebibytes(t.bytes):>10}  {n}  ({t.kind})" for n, t in largest)
+    listing = "\n".join(f"    {bytes_text(t.bytes):>10}  {n}  ({t.kind})" for n, t in largest)
     how = " at the least, with all that helps computed again in the backward pass," if recomputed else ""
     more = "" if recomputed else ", or --memory with a budget that computing activations again can meet"
     return UserError(
-        f"the step needs {mebibytes(needed)} of memory{how or ','} the limit is {mebibytes(limit)}\n"
+        f"the step needs {bytes_text(needed)} of memory{how or ','} the limit is {bytes_text(limit)}\n"
         f"  the peak is at '{at}' of program {name}; the largest tensors live there:\n{listing}",
         f"use a smaller batch or sequence, a smaller config, or a higher limit{more}",
     )
-
-
-def mebibytes(n: int) -> str:
-    """`12.3 MiB`"""
-    return f"{n / 2**20:,.1f} MiB"

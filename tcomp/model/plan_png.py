@@ -9,6 +9,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from tcomp.amounts import bytes_text
 from tcomp.model.report import TEMPORARY, launch_label, live_bytes, pieces
 from tcomp.model.step import KINDS, Step
 
@@ -56,6 +57,6 @@ def draw_plan(step: Step, path: Path) -> None:
     axes.set_ylabel("address, MiB (dashed: the lower bound)")
     sizes = ", ".join(f"{k} = {v}" for k, v in step.dims.items())
     ratio = step.arena_bytes / step.lower_bound_bytes
-    axes.set_title(f"{step.model} {step.config}: {sizes}\narena {step.arena_bytes / 2**20:,.1f} MiB, ratio {ratio:.4f}")
+    axes.set_title(f"{step.model} {step.config}: {sizes}\narena {bytes_text(step.arena_bytes)}, ratio {ratio:.4f}")
     axes.legend(handles=[Patch(color=COLOURS[k], label=k) for k in used], loc="upper right", fontsize=8)
     figure.savefig(path, dpi=120)

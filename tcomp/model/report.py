@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from tcomp.amounts import bytes_text
 from tcomp.model.step import KINDS, Slot, Step
 
 TEMPORARY = ("activation", "workspace")
@@ -82,16 +83,6 @@ def launch_label(step: Step, position: int) -> str:
         return main[position].label
     update = step.programs.get("update", ())
     return update[position - len(main)].label if position - len(main) < len(update) else "the end"
-
-
-def bytes_text(n: int) -> str:
-    """`512 B`, `12.3 KiB`, `45.6 MiB`, `7.89 GiB`."""
-    if n < 1024:
-        return f"{n} B"
-    for unit, size in (("KiB", 2**10), ("MiB", 2**20)):
-        if n < size * 1024:
-            return f"{n / size:,.1f} {unit}"
-    return f"{n / 2**30:,.2f} GiB"
 
 
 def _union(slots: Sequence[Slot]) -> int:

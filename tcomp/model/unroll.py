@@ -35,8 +35,17 @@ from tcomp.dsl.variants import QUANTISED, mentioned, under
 from tcomp.errors import UserError
 from tcomp.model.dimensions import mentions, model_dims, one_of
 from tcomp.model.graph import Early, Graph, Node, Parameter, Quantised, Tensor, View
+from tcomp.model.request import StepRequest
 
 _MOST_LAYERS = 10_000
+
+
+def graph_of(module: Module, request: StepRequest) -> Graph:
+    """The graph of the step that is asked for (of its model's decoding form, if that is its program)."""
+    return build_graph(
+        module, request.model, request.config, request.sizes, request.dims, request.precision or None,
+        "decode" in request.programs,
+    )  # fmt: skip
 
 
 def build_graph(

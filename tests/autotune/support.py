@@ -14,19 +14,20 @@ import optuna
 from tcomp.autotune import bench, storage
 from tcomp.autotune.backend_cpu import CpuBackend
 from tcomp.autotune.evaluator import Serve, Subject, serve
-from tcomp.autotune.instances import Instance, StepShape, facts_of, instances_of, schedule_of
+from tcomp.autotune.instances import Instance, facts_of, instances_of, schedule_of
 from tcomp.autotune.judge import Judge
 from tcomp.autotune.judge_measured import MeasuredJudge
 from tcomp.autotune.plan import Plan, Summary
 from tcomp.autotune.sass import Function, functions_of
-from tcomp.autotune.search import Search
+from tcomp.autotune.search import Search, Shown
 from tcomp.autotune.space import Space, spaces_of
 from tcomp.dsl.ast import Module, Op
 from tcomp.dsl.load import load, load_text
 from tcomp.machine.cpu import detect
+from tcomp.model.request import StepRequest
 
 GPT2 = Path(__file__).resolve().parents[2] / "models" / "gpt2.tc"
-SHAPE = StepShape("tiny", 1, 24, 1, {"L": 1})
+SHAPE = StepRequest("gpt2", "tiny", {"B": 1, "T": 24}, {"L": 1})
 
 SCALE = """op scale(X: f32[M, N]) -> Y: f32[M, N]:
   Y[m, n] = X[m, n] * 2.0
@@ -56,7 +57,7 @@ def gpt2() -> Module:
 
 
 def gpt2_instance(op: str, module: Module) -> Instance:
-    return next(i for i in instances_of(module, "gpt2", SHAPE, detect()) if i.op.name == op)
+    return next(i for i in instances_of(module, SHAPE, detect()) if i.op.name == op)
 
 
 def search_on(
@@ -67,9 +68,10 @@ def search_on(
     trials are in memory."""
     module = module or gpt2()
     kept = optuna.storages.InMemoryStorage() if judge else storage.open_storage(folder / "trials.sqlite3")
-    measured = MeasuredJudge(module, CpuBackend(detect(), 1, folder / "kernels"), plan.seed, None, target, patience)
+    backend = CpuBackend(detect(), 1, folder / "kernels")
+    measured = MeasuredJudge(module, backend, plan.seed, None, target, patience)
     judge = judge or measured
-    return Search(module, "gpt2", detect(), 1, plan, judge, kept, folder / "gpt2.lock", lambda _: None)
+    return Search(module, backend, plan, judge, kept, folder / "gpt2.lock", Shown(lambda _: None))
 
 
 def tune(folder: Path, plan: Plan) -> tuple[Summary, Path]:

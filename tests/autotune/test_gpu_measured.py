@@ -26,6 +26,7 @@ from tcomp.dsl.storage import bound
 from tcomp.grad.accumulate import restricted
 from tcomp.machine.gpu import A100, H100, H200, GpuMachine
 from tcomp.model.programs import build_programs
+from tcomp.model.request import StepRequest
 from tcomp.model.unroll import build_graph
 from tcomp.runtime.cuda.kernels import compile_all
 from tcomp.schedule.lower import lower
@@ -47,7 +48,17 @@ MB = 1e6
 def beside_step(measured: Measurements, precision: str, gpu: GpuMachine) -> list[Beside]:
     """The kernels of the measured step that are as they were, with today's predictions."""
     step = common.build_step(
-        "gpt2", "124M", 16, 1024, dims={}, accumulation=1, device=TargetDevice(gpu), lock="none", precision=precision
+        StepRequest(
+            "gpt2",
+            "124M",
+            {"B": 16, "T": 1024},
+            dims={},
+            accumulation=1,
+            lock="none",
+            precision=precision,
+            recompute="cheap",
+        ),
+        TargetDevice(gpu),
     ).step
     found = list(predict_step(step, gpu))
     codes = compile_all({k.name: step.kernels[k.name] for k, _ in found}, gpu)

@@ -10,7 +10,7 @@ from tcomp.autotune import judge_predicted
 from tcomp.autotune.apply import Applied
 from tcomp.autotune.backend_cuda import CudaBackend
 from tcomp.autotune.gpu_registers import limit, registers_of, spill_of
-from tcomp.autotune.instances import Instance, StepShape, facts_of, instances_of, op_hash, schedule_hash, schedule_of
+from tcomp.autotune.instances import Instance, facts_of, instances_of, op_hash, parse_step, schedule_hash, schedule_of
 from tcomp.autotune.judge import Job
 from tcomp.autotune.judge_measured import MeasuredJudge
 from tcomp.autotune.judge_predicted import PredictedJudge
@@ -74,11 +74,11 @@ def test_the_assembler_says_the_same(width: int, spills: bool, tmp_path: Path) -
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_nothing_that_is_shipped_or_has_won_is_refused(model: str, machine: str) -> None:
     lock, gpu = read_lock(MODELS / f"{model}.{machine}.lock"), machine_named(machine)
-    shape = StepShape.parse(lock.steps[0])
-    module = load(MODELS / f"{model}.tc", shape.precision)
+    step = parse_step(lock.steps[0], model)
+    module = load(MODELS / f"{model}.tc", step.precision)
     applied = Applied(lock, module, gpu, 1)
     found = []
-    for instance in instances_of(module, model, shape, gpu):
+    for instance in instances_of(module, step, gpu):
         choice = applied.choice(instance)
         for values in ({}, choice.values):
             kernels = lower(instance.op, module, dict(instance.dims), gpu, 1, values).kernels

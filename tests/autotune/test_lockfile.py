@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tcomp.autotune.apply import Applied, check
-from tcomp.autotune.instances import StepShape, instances_of, op_hash, schedule_hash
+from tcomp.autotune.instances import instances_of, op_hash, parse_step, schedule_hash, step_text
 from tcomp.autotune.lockfile import Entry, Lock, lock_text, read_lock, update_lock, with_entry
 from tcomp.autotune.schedule_text import schedule_from, text_hash
 from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
+from tcomp.model.request import StepRequest
 from tcomp.schedule.lower import lower
 from tests.autotune.support import SCALE, SHAPE, gpt2, module_of, scale
 
@@ -184,13 +185,13 @@ def test_a_file_that_does_not_change_is_not_written(tmp_path: Path) -> None:
 
 
 def test_a_step_s_name_is_read_again() -> None:
-    for shape in (SHAPE, StepShape("124M", 4, 64), StepShape("124M", 4, 64, 8, {"L": 2, "C": 64})):
-        again = StepShape.parse(shape.text)
-        assert again.text == shape.text and again.accumulation == shape.accumulation
+    large = StepRequest("gpt2", "124M", {"B": 4, "T": 64}, {"L": 2, "C": 64}, "bf16", 8)
+    for step in (SHAPE, large, replace(large, precision="", accumulation=1)):
+        assert parse_step(step_text(step), "gpt2") == step
 
 
 def test_instances_are_distinct_and_counted() -> None:
-    found = instances_of(gpt2(), "gpt2", StepShape("tiny", 2, 16, 3, {"L": 2}), detect())
+    found = instances_of(gpt2(), StepRequest("gpt2", "tiny", {"B": 2, "T": 16}, {"L": 2}, accumulation=3), detect())
     keys = [i.key for i in found]
     assert len(keys) == len(set(keys))
     linear = next(i for i in found if i.op.name == "linear")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tcomp.autotune.apply import check
-from tcomp.autotune.instances import StepShape, instances_of
+from tcomp.autotune.instances import instances_of, parse_step
 from tcomp.autotune.lockfile import read_lock
 from tcomp.dsl.load import load
 from tcomp.machine.gpu import machine_named
@@ -24,5 +24,5 @@ def test_a_shipped_lockfile_holds(model: str, machine: str) -> None:
     assert all(e.basis == "predicted" for e in lock.entries.values()), "nothing was measured on these"
     module = load(MODELS / f"{model}.tc")
     for step in lock.steps:
-        instances = instances_of(module, model, StepShape.parse(step), machine_named(machine))
+        instances = instances_of(module, parse_step(step, model), machine_named(machine))
         assert check(lock, module, instances, machine_named(machine), 1)[0] == [], "run `make locks`"

@@ -13,7 +13,7 @@ from tcomp.autotune.child import Failure, Rejected
 from tcomp.autotune.instances import Instance, facts_of, instances_of, schedule_of
 from tcomp.autotune.judge import Choice, Job
 from tcomp.autotune.space import Values, spaces_of
-from tcomp.autotune.step_bench import Choices, Part, StepBench, StepRequest, StepSubject, Turn, together
+from tcomp.autotune.step_bench import Choices, Part, StepBench, StepSubject, Turn, TurnsRequest, together
 from tcomp.autotune.step_final import EFFORTS, SHARE, StepFinal
 from tcomp.dsl.ast import Module
 from tcomp.machine.cpu import detect
@@ -40,7 +40,7 @@ def module() -> Module:
 def test_sets_of_choices_share_an_arena_and_give_the_same_loss(module: Module, tmp_path: Path) -> None:
     (job,) = jobs_of("linear", module)
     choices = {job.instance.key: Choice(job.space.chosen(other(job, MR=6, NV=1)))}
-    bench = StepBench(StepSubject(module, "gpt2", SHAPE, CpuBackend(detect(), 1, tmp_path)))
+    bench = StepBench(StepSubject(module, SHAPE, CpuBackend(detect(), 1, tmp_path)))
     (own, parts), (step, _) = bench._step({}), bench._step(choices)
     both, names = together([own, step])
     assert both.arena_bytes == own.arena_bytes
@@ -55,7 +55,7 @@ def test_sets_of_choices_share_an_arena_and_give_the_same_loss(module: Module, t
         losses.append(float(executor.read("loss")))
     executor.close()
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    turns = bench.answer(StepRequest(({}, choices), 2))
+    turns = bench.answer(TurnsRequest(({}, choices), 2))
     assert [len(t) for t in turns] == [2, 2]
     for t in (t for ts in turns for t in ts):
         assert 0 < t.kernels[job.instance.key, 0] < t.whole
@@ -88,7 +88,7 @@ class Planted(StepFinal):
 
 @pytest.fixture
 def planted(module: Module, tmp_path: Path) -> tuple[Planted, Job]:
-    final = Planted(module, "gpt2", SHAPE, CpuBackend(detect(), 1, tmp_path))
+    final = Planted(module, SHAPE, CpuBackend(detect(), 1, tmp_path))
     (job,) = jobs_of("linear", module)
     final.parts, final.seconds, final.effort = [(job.instance.key, 0)], 1e-3, EFFORTS[0]
     return final, job
@@ -137,6 +137,6 @@ def test_a_final_takes_no_more_than_its_share(
 
 
 def test_what_is_tuned_of_a_step_in_row_chunks_is_its_chunks(module: Module) -> None:
-    shape = replace(SHAPE, overrides={"L": 1, "K": 2})
-    products = [i for i in instances_of(module, "gpt2", shape, detect()) if i.op.name == "matmul"]
+    shape = replace(SHAPE, dims={"L": 1, "K": 2})
+    products = [i for i in instances_of(module, shape, detect()) if i.op.name == "matmul"]
     assert {i.dims["M"] for i in products} == {16, 8}, "24 rows in two parts, at multiples of eight"

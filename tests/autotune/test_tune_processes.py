@@ -123,7 +123,8 @@ def test_bad_requests_are_refused(tcomp: Tcomp, tmp_path: Path, arguments: list[
 
 
 def test_durations() -> None:
-    from tcomp.cli.tune import _age, parse_duration
+    from tcomp.cli.limits import parse_duration
+    from tcomp.cli.tune import _age
 
     assert _age() > 0, "a budget counts from the start of the process"
     assert [parse_duration(t) for t in ("90s", "20m", "1h30m", "45", "0.5m")] == [90, 1200, 5400, 45, 30]

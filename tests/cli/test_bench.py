@@ -65,7 +65,7 @@ def test_disagreeing_losses_are_refused(tcomp: Tcomp, tmp_path: Path) -> None:
         ("--against eager,eager", ("not a list of programs",)),
         ("--dtype f16", ("--dtype f16: not one that both compute in", "f32 or bf16")),
         ("--rounds 0", ("rounds = 0: must be at least 1",)),
-        ("--steps -1", ("steps = -1: must be at least 1", "--steps")),
+        ("--steps -1", ("steps = -1: must not be negative", "--steps")),
         ("--tolerance nan", ("tolerance = nan: must be a number",)),
         ("--json no/such/folder.json", ("no/such/folder.json: cannot write there",)),
         ("--html .", (".: cannot write there",)),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tcomp.cli import build_gpu
+from tcomp.cli.options import TargetOptions
 from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import MACHINES, GpuMachine, machine_named
 from tests.cli.support import Tcomp, refused
@@ -189,9 +190,9 @@ def test_targets_and_gpus(tcomp: Tcomp) -> None:
         ("", "rtx4090"): MACHINES["rtx4090"],
     }  # fmt: skip
     for (target, gpu), machine in machines.items():
-        assert build_gpu.machine_of(target, gpu) is machine
+        assert TargetOptions(target, gpu).machine() is machine
 
 
 def test_a_step_that_does_not_fit_the_gpu(tcomp: Tcomp) -> None:
     arguments = ["build", "gpt2", "--config", "124M", "-B", "512", "-T", "1024", "--gpu", "rtx4090"]
-    refused(tcomp(*arguments), "the step needs", "the limit is 23,552.0 MiB")
+    refused(tcomp(*arguments), "the step needs", "the limit is 23.00 GiB")

@@ -135,7 +135,7 @@ def test_a_stopped_run_goes_on(tcomp: Tcomp, tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(tokenise, "tokenise", stopping)
     result = tcomp("data", "prepare", "a.jsonl", "--out", "d", *flags)
-    assert result.code == 130 and "goes on where it was" in result.out
+    assert result.code == 130 and "goes on where it was" in result.error
     refused(
         tcomp("data", "prepare", "a.jsonl", "--out", "d", *flags, "--key", "n"), "begun with other files or settings"
     )

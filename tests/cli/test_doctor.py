@@ -98,6 +98,6 @@ def test_gpus_that_are_there(init: int, tmp_path: Path) -> None:
     if init:
         assert "CUDA 12.4, but cuInit gives 100" in found.stdout and "CUDA_VISIBLE_DEVICES" in found.stdout
         return
-    assert "Some GPU, sm_90, 80.0 GiB, code of sm_90a" in found.stdout
-    assert "Some GPU, sm_86, 80.0 GiB, code of sm_80" in found.stdout
+    assert "Some GPU, sm_90, 80.00 GiB, code of sm_90a" in found.stdout
+    assert "Some GPU, sm_86, 80.00 GiB, code of sm_80" in found.stdout
     assert "Some GPU, sm_75" in found.stdout and "tcomp needs sm_80 or newer" in found.stdout

@@ -16,6 +16,7 @@ from tcomp.cli.kept_steps import _Unpickler
 from tcomp.codegen.cpu.compiled import kernel_key
 from tcomp.dsl.files import source_texts
 from tcomp.dsl.load import library, load
+from tcomp.model.request import StepRequest
 from tests.cli.support import TINY, Tcomp
 
 MODEL = """import ops.crossentropy
@@ -57,16 +58,18 @@ def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     names: list[str] = []
     original = tcomp.model.build.build_step
 
-    def build(module: Any, name: str, *args: Any, **named: Any) -> Any:
-        names.append(name)
-        return original(module, name, *args, **named)
+    def build(module: Any, request: StepRequest, *args: Any, **named: Any) -> Any:
+        names.append(request.model)
+        return original(module, request, *args, **named)
 
     monkeypatch.setattr(tcomp.model.build, "build_step", build)
     return names
 
 
 def step(**settings: Any) -> common.Built:
-    return common.build_step("line.tc", "small", 2, 16, **{"threads": 1, **settings})
+    device = common.device_for(threads=settings.pop("threads", 1))
+    request = StepRequest("line.tc", "small", {"B": 2, "T": 16}, **{"recompute": "cheap", **settings})
+    return common.build_step(request, device)
 
 
 def test_a_second_start_has_the_same_step_without_building(built: list[str]) -> None:
@@ -90,7 +93,7 @@ def test_training_goes_the_same_way(built: list[str], tcomp: Tcomp, text: str) -
 @pytest.mark.parametrize(
     "change",
     [{"dims": {"C": 32}}, {"accumulation": 2}, {"precision": "bf16"}, {"programs": ("forward",)},
-     {"memory": "1GB"}, {"threads": 2}, {"keep_logits": True}],
+     {"memory_limit": 10**9, "recompute": "to fit"}, {"threads": 2}, {"keep_logits": True}],
 )  # fmt: skip
 def test_other_settings_are_another_step(built: list[str], change: dict[str, Any]) -> None:
     step(), step(**change)

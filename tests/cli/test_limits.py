@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tcomp.cli.common import build_step
+from tcomp.cli import common
 from tcomp.errors import UserError
+from tcomp.model.request import StepRequest
 from tests.cli.support import TINY, Tcomp, refused
 
 OUT_OF_RANGE = [
@@ -119,4 +120,4 @@ def test_other_commands_refuse_numbers_out_of_range(arguments: str, message: str
 
 def test_a_model_is_built_with_dimensions_from_one_on() -> None:
     with pytest.raises(UserError, match="H = 0 of model 'gpt2' must be at least 1"):
-        build_step("gpt2", "tiny", 1, 8, dims={"H": 0})
+        common.build_step(StepRequest("gpt2", "tiny", {"B": 1, "T": 8}, {"H": 0}), common.device_for())

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from tcomp import __version__
+from tcomp.__main__ import limit_blas
 from tcomp.cli.display import displays
 from tcomp.cli.main import spread_data
 from tests.cli.support import Tcomp, refused
@@ -98,6 +99,24 @@ def test_one_thread_is_enough_to_train_and_bars_are_drawn_where_there_is_a_secon
     arguments = ["--config", "tiny", "-B", "1", "-T", "8", "--threads", "1", "--data", "a.txt", "--steps", "1"]
     Path("a.txt").write_text("some text " * 100)
     assert tcomp("train", "gpt2", *arguments, "--sample", "0").code == 0
+
+
+@pytest.mark.parametrize("allowed", [0, 2])
+def test_numpy_is_loaded_with_the_threads_that_may_be_started(allowed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenBLAS ends a process by SIGINT that may not start one per processor."""
+    started: list[object] = []
+
+    def start(*_: object) -> None:
+        if len(started) == allowed:
+            raise RuntimeError("can't start new thread")
+        started.append(_)
+
+    monkeypatch.setattr("_thread.start_new_thread", start)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "")  # put back afterwards
+    del os.environ["OPENBLAS_NUM_THREADS"]
+    limit_blas()
+    assert os.environ["OPENBLAS_NUM_THREADS"] == str(1 + allowed)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

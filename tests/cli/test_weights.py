@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tcomp.cli import common
+from tcomp.model.request import StepRequest
 from tcomp.runtime import checkpoint
 from tcomp.runtime.scalars import set_scalars
 from tcomp.runtime.train import load_weights
@@ -48,10 +49,11 @@ def saved(folder: Path, cfg: Config | None, seed: int = 0, dtype: torch.dtype = 
 def logits(run: Path, tokens: np.ndarray) -> np.ndarray:
     """What tcomp computes from a run folder's newest weights."""
     settings = json.loads((run / "run.json").read_text())
-    built = common.build_step(
-        settings["model"], settings["config"], *tokens.shape, dims=settings["dims"], programs=("forward",),
-        keep_logits=True, threads=1,
-    )  # fmt: skip
+    sizes = dict(zip("BT", tokens.shape, strict=True))
+    request = StepRequest(
+        settings["model"], settings["config"], sizes, settings["dims"], programs=("forward",), keep_logits=True
+    )
+    built = common.build_step(request, common.device_for(threads=1))
     executor = built.device.open(built.step)
     try:
         set_scalars(executor, {})

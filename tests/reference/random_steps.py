@@ -24,6 +24,7 @@ from tcomp.model.build import build_step
 from tcomp.model.graph import Graph, Node, Tensor
 from tcomp.model.programs import Programs, build_programs
 from tcomp.model.report import TEMPORARY
+from tcomp.model.request import StepRequest
 from tcomp.model.step import Step
 from tcomp.model.unroll import build_graph
 from tcomp.numeric import round_to
@@ -72,24 +73,23 @@ class Case:
     def machine(self) -> CpuMachine:
         return detect(self.request.level)
 
-    def build(self, **more: Any) -> Step:
+    def build(self) -> Step:
         q = self.request
-        options: dict[str, Any] = {
-            "precision": q.precision, "accumulation": q.accumulation, "threads": q.threads, "cheap": q.cheap,
-            "machine": self.machine,
-        }  # fmt: skip
-        step = build_step(self.module, "m", "c", self.model.sizes, **(options | more))
-        if q.budget < 1.0 and "memory_limit" not in more:
-            step = self.within(step, options | more)
-        return step
+        request = StepRequest(
+            "m", "c", self.model.sizes, precision=q.precision, accumulation=q.accumulation,
+            recompute="cheap" if q.cheap else "never",
+        )  # fmt: skip
+        step = build_step(self.module, request, self.machine, q.threads)
+        return step if q.budget >= 1.0 else self.within(step, request)
 
-    def within(self, step: Step, options: dict[str, Any]) -> Step:
+    def within(self, step: Step, request: StepRequest) -> Step:
         """In less memory, where that can be met."""
         kept = sum(s.bytes for s in step.slots.values() if s.kind not in TEMPORARY)
         whole = step.memory_bytes(self.request.threads)
         limit = int(whole - max(0, step.arena_bytes - kept) * (1 - self.request.budget))
         try:
-            return build_step(self.module, "m", "c", self.model.sizes, memory_limit=limit, recompute=True, **options)
+            tight = replace(request, memory_limit=limit, recompute="to fit")
+            return build_step(self.module, tight, self.machine, self.request.threads)
         except UserError:
             return step
 

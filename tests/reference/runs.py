@@ -17,6 +17,7 @@ from tcomp.dsl.dims import Number
 from tcomp.dsl.load import load
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
+from tcomp.model.request import StepRequest
 from tcomp.model.step import Step
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tests.reference.torch_gpt2 import Batch, Hyper, Params, Trained
@@ -45,9 +46,19 @@ def built(
     """models/MODEL.tc built for these sizes, its kernels loaded and its team of threads waiting."""
     machine = detect()
     step = build_step(
-        load(MODELS / f"{model}.tc"), model, "tiny", {"B": B, "T": T}, overrides=dims, precision=precision,
-        accumulation=accumulation, machine=machine, threads=threads, keep_logits=keep_logits,
-    )  # fmt: skip
+        load(MODELS / f"{model}.tc"),
+        StepRequest(
+            model,
+            "tiny",
+            {"B": B, "T": T},
+            dims=dims,
+            precision=precision,
+            accumulation=accumulation,
+            keep_logits=keep_logits,
+        ),
+        machine,
+        threads=threads,
+    )
     executor = CpuExecutor(step, machine, threads, cache)
     try:
         yield step, executor

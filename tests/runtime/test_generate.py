@@ -14,6 +14,7 @@ from tcomp.dsl.load import load
 from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
+from tcomp.model.request import StepRequest
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.generate import Choice, Decoding, Rereading, choose, prefill_part, sample
 from tcomp.runtime.scalars import set_scalars
@@ -36,9 +37,19 @@ def opened(name: str, program: str, objects: Path, prefill: int = 0, **sizes: in
     """The model with the same random weights whatever the program."""
     machine = detect()
     step = build_step(
-        load(MODELS / f"{name}.tc"), name, "tiny", {"B": 1, **sizes}, overrides=SMALL[name], machine=machine, threads=2,
-        programs=(program,), keep_logits=True, prefill={"T": prefill} if prefill else None,
-    )  # fmt: skip
+        load(MODELS / f"{name}.tc"),
+        StepRequest(
+            name,
+            "tiny",
+            {"B": 1, **sizes},
+            dims=SMALL[name],
+            programs=(program,),
+            keep_logits=True,
+            prefill={"T": prefill} if prefill else None,
+        ),
+        machine,
+        threads=2,
+    )
     executor = CpuExecutor(step, machine, 2, objects)
     try:
         set_scalars(executor, {})

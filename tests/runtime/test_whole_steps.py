@@ -16,6 +16,7 @@ from tcomp.dsl.load import load, load_text
 from tcomp.ir.shares import flat_shares
 from tcomp.machine.cpu import detect, helpers_of
 from tcomp.model.build import build_step
+from tcomp.model.request import StepRequest
 from tcomp.model.step import Step
 from tcomp.runtime.bench.build import workload_of, write_folder
 from tcomp.runtime.bench.tcomp_program import TcompProgram
@@ -50,9 +51,13 @@ op momentum(inout p: f32[N], g: f32[N], inout m: f32[N], lr, scale, beta: f32[])
 @cache
 def step_of(model: str, precision: str, threads: int, accumulation: int) -> Step:
     return build_step(
-        load(MODELS / f"{model}.tc"), model, "tiny", {"B": 2, "T": 24}, overrides=SIZES[model], machine=detect(),
-        precision=precision, threads=threads, accumulation=accumulation,
-    )  # fmt: skip
+        load(MODELS / f"{model}.tc"),
+        StepRequest(
+            model, "tiny", {"B": 2, "T": 24}, dims=SIZES[model], precision=precision, accumulation=accumulation
+        ),
+        detect(),
+        threads=threads,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +131,8 @@ def test_overlapping_steps_have_the_same_bits(
 def test_of_launches_of_an_update_that_read_each_other_only_the_last_is_left_for_later() -> None:
     text = (MODELS / "gpt2.tc").read_text(encoding="utf-8")
     module = load_text(text[: text.index("  optimizer adamw:")] + IN_TWO)
-    step = build_step(
-        module, "gpt2", "tiny", {"B": 2, "T": 24}, overrides=SIZES["gpt2"] | {"L": 1}, machine=detect(), threads=2
-    )
+    request = StepRequest("gpt2", "tiny", {"B": 2, "T": 24}, SIZES["gpt2"] | {"L": 1})
+    step = build_step(module, request, detect(), threads=2)
     whole, update = WholeSteps(step, -(1 << 20)), [x.label for x in step.programs["update"]]
     assert [x.label for x in whole.now] == update[:-1] and len(update) == 6, update
 
@@ -202,7 +206,7 @@ def test_a_benchmarks_first_step_has_its_update_and_later_steps_one_each(
     objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = step_of("gpt2", "f32", 2, 1)
-    workload = workload_of(step, MODELS / "gpt2.tc", SIZES["gpt2"], "cpu", "", 2)
+    workload = workload_of(step, StepRequest("gpt2", "tiny"), threads=2)
     write_folder(workload, step, tmp_path)
     program = TcompProgram(workload, tmp_path, lambda _: (step, CpuDevice(detect(), 2, objects)))
     try:

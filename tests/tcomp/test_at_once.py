@@ -18,6 +18,7 @@ from tcomp.model.build import build_step
 from tcomp.model.chunks import in_chunks
 from tcomp.model.graph import Node
 from tcomp.model.programs import Programs, build_programs
+from tcomp.model.request import StepRequest
 from tcomp.model.unroll import build_graph
 from tcomp.oracle import evaluate
 from tcomp.runtime.device import CpuDevice
@@ -89,10 +90,10 @@ def test_the_gradient_takes_the_logits_place(gpt2: Module) -> None:
         (kernel,) = lower(op, gpt2, ROWS, machine).kernels
         assert ("dX", "X") in kernel.inplace
     sizes = {"B": 2, "T": 16}
-    step = build_step(gpt2, "gpt2", "tiny", sizes, machine=H100, precision="bf16")
+    step = build_step(gpt2, StepRequest("gpt2", "tiny", sizes, precision="bf16"), H100)
     text = (library() / "gpt2.tc").read_text().replace(" [at_once(crossentropy_at_once)]", "")
     apart = build_step(
-        load_text(text, str(library() / "own.tc")), "gpt2", "tiny", sizes, machine=H100, precision="bf16"
+        load_text(text, str(library() / "own.tc")), StepRequest("gpt2", "tiny", sizes, precision="bf16"), H100
     )
     assert step.arena_bytes <= apart.arena_bytes and len(step.programs["micro_first"]) < len(
         apart.programs["micro_first"]
@@ -138,7 +139,7 @@ def test_a_check_of_the_step_finds_an_op_that_is_not_the_call_and_its_backward(t
     device, sizes = CpuDevice(detect(), 2, tmp_path), {"C": 16, "H": 2, "L": 1, "V": 37, "S": 16}
     for own in (text, text.replace("crossentropy_at_once", "wrong_at_once") + WRONG):
         module = load_text(own, str(library() / "own.tc"))
-        step = build_step(module, "gpt2", "tiny", {"B": 2, "T": 8}, overrides=sizes, machine=device.machine, threads=2)
+        step = build_step(module, StepRequest("gpt2", "tiny", {"B": 2, "T": 8}, dims=sizes), device.machine, threads=2)
         executor = device.open(step)
         try:
             initialise(executor, 1, 1)

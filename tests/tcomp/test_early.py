@@ -25,6 +25,7 @@ from tcomp.machine.gpu import A100, H100, GpuMachine
 from tcomp.model.build import build_step
 from tcomp.model.chunks import in_chunks
 from tcomp.model.programs import Programs, build_programs
+from tcomp.model.request import StepRequest
 from tcomp.model.unroll import build_graph
 from tcomp.oracle import evaluate
 from tcomp.runtime.cuda.device import virtual_device
@@ -304,7 +305,7 @@ def loops_in(statements: Iterable[Statement]) -> Iterator[Loop]:
 def test_a_step_has_fewer_launches_and_no_larger_plan(gpt2: Module) -> None:
     apart = load_text(WITHOUT, str(library() / "own.tc"))
     early, other = (
-        build_step(m, "gpt2", "tiny", {"B": 4, "T": 64}, machine=H100, precision="bf16") for m in (gpt2, apart)
+        build_step(m, StepRequest("gpt2", "tiny", {"B": 4, "T": 64}, precision="bf16"), H100) for m in (gpt2, apart)
     )
     assert early.arena_bytes <= other.arena_bytes
     assert len(early.programs["micro_first"]) == len(other.programs["micro_first"]) - early.dims["L"]
@@ -317,9 +318,10 @@ def test_a_whole_step_is_the_oracles(precision: str, accumulation: int, gpt2: Mo
     """On the virtual GPU, whose op computes GELU's derivative, beside both ops apart; `early` and not in 8 bits."""
     device, sizes = virtual_device("h100", tmp_path, True), {"C": 32, "H": 2, "L": 2, "V": 37, "S": 16}
     step = build_step(
-        gpt2, "gpt2", "tiny", {"B": 1, "T": 16}, overrides=sizes, precision=precision, accumulation=accumulation,
-        machine=device.machine,
-    )  # fmt: skip
+        gpt2,
+        StepRequest("gpt2", "tiny", {"B": 1, "T": 16}, dims=sizes, precision=precision, accumulation=accumulation),
+        device.machine,
+    )
     product = step.kernels.get("linear_residual.backward.dX")
     assert precision == "fp8" or (product is not None and any(b.name == "P" for b in product.operands))
     executor = device.open(step)

@@ -15,6 +15,7 @@ from tcomp.machine.cpu import detect
 from tcomp.model import draft
 from tcomp.model.build import build_step
 from tcomp.model.report import TEMPORARY, live_bytes, plan_text
+from tcomp.model.request import StepRequest
 from tcomp.model.step import Step
 from tcomp.runtime.cpu import whole_steps
 from tcomp.runtime.cpu.executor import CpuExecutor
@@ -38,8 +39,9 @@ def module(model: str) -> Module:
 
 
 def built(module: Module, model: str, **more: Any) -> Step:
-    return build_step(module, model, "tiny", {"B": 2, "T": 24}, overrides=SIZES[model], machine=detect(), threads=2,
-                      **more)  # fmt: skip
+    return build_step(
+        module, StepRequest(model, "tiny", {"B": 2, "T": 24}, dims=SIZES[model], **more), detect(), threads=2
+    )
 
 
 @pytest.fixture(scope="module", params=["f32", "bf16"])

@@ -15,6 +15,7 @@ from tcomp.dsl.load import load, load_text
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
 from tcomp.model.programs import Programs, build_programs
+from tcomp.model.request import StepRequest
 from tcomp.model.unroll import build_graph
 from tests.reference import torch_gpt2 as reference
 from tests.tcomp.graph_interpreter import Memory, run
@@ -75,7 +76,9 @@ def test_recomputed_values_give_the_same_gradients_in_less_memory(gpt2: Module) 
     again = recomputing()
     for target in ("cpu", "gpu"):
         check_gradients(again, 1, target)
-    plain, less = (build_step(m, "gpt2", "tiny", {"B": 4, "T": 64}, machine=detect(), threads=1) for m in (gpt2, again))
+    plain, less = (
+        build_step(m, StepRequest("gpt2", "tiny", {"B": 4, "T": 64}), detect(), threads=1) for m in (gpt2, again)
+    )
     assert len(less.programs["micro_first"]) == len(plain.programs["micro_first"]) + 3 * 4 + 1
     assert less.arena_bytes < 0.85 * plain.arena_bytes
 

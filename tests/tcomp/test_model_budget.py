@@ -15,6 +15,7 @@ from tcomp.machine.cpu import detect
 from tcomp.machine.gpu import machine_named
 from tcomp.model.build import build_step
 from tcomp.model.report import plan_text
+from tcomp.model.request import StepRequest
 from tcomp.model.step import Step
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.initialise import initialise
@@ -30,8 +31,10 @@ def gpt2() -> Module:
 
 
 def built(module: Module, limit: int | None = None, C: int = 32, B: int = 4, **more: Any) -> Step:
-    return build_step(module, "gpt2", "tiny", {**SIZES, "B": B}, overrides={**SMALL, "C": C}, machine=detect(),
-                      memory_limit=limit, recompute=limit is not None, **more)  # fmt: skip
+    if limit is not None:
+        more |= {"memory_limit": limit, "recompute": "to fit"}
+    request = StepRequest("gpt2", "tiny", {**SIZES, "B": B}, {**SMALL, "C": C}, **more)
+    return build_step(module, request, detect())
 
 
 def memory(step: Step) -> int:
@@ -54,7 +57,8 @@ def least_of(module: Module, **more: Any) -> int:
         built(module, 1000, **more)
     text = refusal.value.message
     assert "at the least" in text and "the limit is" in text and "the largest tensors live there" in text
-    return int(float(text.split("needs ")[1].split(" MiB")[0]) * 2**20)
+    amount, unit = text.split("needs ")[1].split()[:2]
+    return int(float(amount) * {"KiB": 2**10, "MiB": 2**20}[unit])
 
 
 def test_a_budget_that_is_met_anyway_changes_nothing(gpt2: Module, free: Step) -> None:
@@ -80,9 +84,7 @@ def test_cheap_results_go_first(gpt2: Module) -> None:
     """Normalised rows and GELUs before products and attention, where products have some size."""
 
     def build(limit: int | None) -> Step:
-        wide = {**SMALL, "C": 256, "S": 128}
-        return build_step(gpt2, "gpt2", "tiny", {"B": 8, "T": 128}, overrides=wide, machine=detect(),
-                          memory_limit=limit, recompute=True)  # fmt: skip
+        return wide(gpt2, memory_limit=limit, recompute="to fit")
 
     free = build(None)
     step = build(round(memory(free) - 9 * 2**20))
@@ -97,11 +99,11 @@ def test_cheap_results_go_first(gpt2: Module) -> None:
 def wide(module: Module, machine: Any = None, **more: Any) -> Step:
     """A step whose products have some size."""
     sizes = {**SMALL, "C": 256, "S": 128}
-    return build_step(module, "gpt2", "tiny", {"B": 8, "T": 128}, overrides=sizes, machine=machine or detect(), **more)
+    return build_step(module, StepRequest("gpt2", "tiny", {"B": 8, "T": 128}, dims=sizes, **more), machine or detect())
 
 
 def test_without_a_budget_only_what_a_pass_over_memory_makes_is_computed_again(gpt2: Module) -> None:
-    step, free = wide(gpt2, cheap=True), wide(gpt2)
+    step, free = wide(gpt2, recompute="cheap"), wide(gpt2)
     assert step.recompute is not None and step.recompute.limit is None
     assert {r.results[0].removeprefix("l0.") for r in step.recompute.rows} <= {"h", "h.2", "u", "x"}
     assert step.recompute.before <= memory(free) <= 1.02 * step.recompute.before
@@ -113,7 +115,7 @@ def test_without_a_budget_only_what_a_pass_over_memory_makes_is_computed_again(g
 
 def test_a_share_of_the_step_limits_what_is_computed_again_without_a_budget(gpt2: Module) -> None:
     """Of a step with little arithmetic the first layers' results, which live longest, as far as the share reaches."""
-    for step in (built(gpt2, cheap=True), wide(gpt2, cheap=True)):
+    for step in (built(gpt2, recompute="cheap"), wide(gpt2, recompute="cheap")):
         assert step.recompute is not None and 0.005 < step.recompute.share <= 0.015
         assert sum(r.share for r in step.recompute.rows) == pytest.approx(step.recompute.share)
         assert min(r.layers for r in step.recompute.rows) < 3
@@ -121,7 +123,7 @@ def test_a_share_of_the_step_limits_what_is_computed_again_without_a_budget(gpt2
 
 def test_a_gpu_computes_nothing_again_without_a_budget(gpt2: Module) -> None:
     machine = machine_named("h100")
-    step, free = (wide(gpt2, machine, precision="bf16", cheap=c) for c in (True, False))
+    step, free = (wide(gpt2, machine, precision="bf16", recompute=r) for r in ("cheap", "never"))
     assert step.recompute is None and step.programs == free.programs
 
 
@@ -133,7 +135,7 @@ def test_only_as_many_layers_as_needed(gpt2: Module, free: Step) -> None:
 
 @pytest.mark.slow
 def test_the_step_is_bitwise_the_same_without_a_budget(gpt2: Module, tmp_path: Path) -> None:
-    step = built(gpt2, C=128, cheap=True)
+    step = built(gpt2, C=128, recompute="cheap")
     assert step.recompute is not None
     expected = trained(built(gpt2, C=128), tmp_path)
     for name, values in trained(step, tmp_path).items():
@@ -202,4 +204,4 @@ def test_what_the_text_marks_itself_is_left_to_it() -> None:
 
 def test_without_recompute_the_refusal_says_that_there_is_another_way(gpt2: Module, free: Step) -> None:
     with pytest.raises(UserError, match=r"(.|\n)*or --memory with a budget"):
-        build_step(gpt2, "gpt2", "tiny", SIZES, overrides=SMALL, machine=detect(), memory_limit=memory(free) - 1)
+        build_step(gpt2, StepRequest("gpt2", "tiny", SIZES, dims=SMALL, memory_limit=memory(free) - 1), detect())

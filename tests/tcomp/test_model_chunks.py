@@ -17,6 +17,7 @@ from tcomp.model.build import build_step
 from tcomp.model.chunks import backward_order, in_chunks
 from tcomp.model.graph import Graph
 from tcomp.model.parts import with_parts
+from tcomp.model.request import StepRequest
 from tcomp.model.unroll import build_graph
 from tcomp.runtime.initialise import initialise
 from tests.reference import torch_gpt2 as gpt2, torch_llama as llama
@@ -130,7 +131,7 @@ def test_parts_take_less_memory_and_a_forward_pass_alone_leaves_their_backward_o
     module = load(MODELS / "gpt2.tc")
     dims = {**HEAD, "V": 50000, "L": 2}
     whole, parts = (
-        build_step(module, "gpt2", "tiny", {"B": 2, "T": 512}, overrides={**dims, "K": k}, machine=detect())
+        build_step(module, StepRequest("gpt2", "tiny", {"B": 2, "T": 512}, dims={**dims, "K": k}), detect())
         for k in (1, 0)
     )
     size = 1024 * 50048 * 4

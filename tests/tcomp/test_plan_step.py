@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tcomp.model.placement import ALIGNMENT
 from tcomp.model.plan import ProgramPlan, plan_program
 from tcomp.model.programs import build_programs
 from tcomp.model.report import TEMPORARY, live_bytes, pieces, plan_text
+from tcomp.model.request import StepRequest
 from tcomp.model.step import Slot, Step
 from tcomp.model.unroll import build_graph
 from tcomp.schedule.lower import lower
@@ -34,8 +36,8 @@ def gpt2() -> Module:
     return load(GPT2)
 
 
-def step(module: Module, config: str = "tiny", B: int = 2, T: int = 16, **options: object) -> Step:
-    return build_step(module, "gpt2", config, {"B": B, "T": T}, machine=detect(), threads=2, **options)  # type: ignore[arg-type]
+def step(module: Module, config: str = "tiny", B: int = 2, T: int = 16, **options: Any) -> Step:
+    return build_step(module, StepRequest("gpt2", config, {"B": B, "T": T}, **options), detect(), threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +181,7 @@ def test_inference_has_no_gradients_and_little_memory(gpt2: Module, tiny: Step) 
 
 
 def test_layers_share_their_kernels(gpt2: Module, tiny: Step) -> None:
-    deep = step(gpt2, overrides={"L": 9})
+    deep = step(gpt2, dims={"L": 9})
     assert set(deep.kernels) == set(tiny.kernels)
     assert len(deep.programs["micro_first"]) > len(tiny.programs["micro_first"])
 

@@ -9,6 +9,7 @@ import pytest
 from tcomp.dsl.load import load
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
+from tcomp.model.request import StepRequest
 from tcomp.runtime.bench.build import workload_of, write_folder
 from tcomp.runtime.bench.counterparts import COUNTERPARTS
 from tcomp.runtime.bench.tcomp_program import TcompProgram
@@ -37,9 +38,9 @@ def test_losses_are_those_of_the_model_text(model: str, dtype: str, tolerance: f
 
     text = MODELS / f"{model}.tc"
     device = CpuDevice(detect(), 1, tmp_path)
-    step = build_step(load(text), model, "tiny", {"B": 2, "T": 8}, overrides=SMALL[model], precision=dtype,
-                      machine=device.machine)  # fmt: skip
-    workload = workload_of(step, text, SMALL[model], "cpu", "", 1)
+    request = StepRequest(model, "tiny", {"B": 2, "T": 8}, dims=SMALL[model], precision=dtype)
+    step = build_step(load(text), request, device.machine)
+    workload = workload_of(step, request)
     write_folder(workload, step, tmp_path)
     programs = [TcompProgram(workload, tmp_path, lambda _: (step, device)), TorchProgram(workload, tmp_path, False)]
     losses = [[p.run(*batch, i)[0] for i, batch in enumerate(read_batches(workload, tmp_path))] for p in programs]

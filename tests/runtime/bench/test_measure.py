@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tcomp.errors import UserError
+from tcomp.model.request import StepRequest
 from tcomp.runtime.bench.measure import Comparison, Measured, check_losses, difference
 from tcomp.runtime.bench.noise import Noise, processor_time
 from tcomp.runtime.bench.report import as_json, markdown
@@ -20,9 +21,8 @@ from tcomp.runtime.bench.workload import Parameter, Workload
 
 def workload(**changed: Any) -> Workload:
     values: dict[str, Any] = {
-        "model": "gpt2", "file": "gpt2.tc", "config": "tiny", "dims": {"B": 2, "T": 8}, "overrides": {}, "batch": 2,
-        "length": 8, "dtype": "f32", "device": "cpu", "gpu": "", "threads": 1, "memory": "", "lock": "none",
-        "vocabulary": 9,
+        "model": "gpt2", "request": StepRequest("gpt2.tc", "tiny", precision="f32"), "dims": {"B": 2, "T": 8},
+        "device": "cpu", "gpu": "", "threads": 1, "vocabulary": 9,
         "parameters": (Parameter("w", (1024, 256), "matrices"),), "hyper": {},
     }  # fmt: skip
     return Workload(**{**values, **changed})

@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 from torch_memory import CudaAutocast, step_peak, traced_peak  # noqa: E402
 
 from tcomp.cli import common  # noqa: E402
+from tcomp.model.request import StepRequest  # noqa: E402
 from tcomp.runtime.bench.build import workload_of  # noqa: E402
 from tcomp.runtime.bench.torch_base import counterpart  # noqa: E402
 from tcomp.runtime.bench.workload import Workload  # noqa: E402
@@ -16,8 +17,11 @@ from tcomp.runtime.bench.workload import Workload  # noqa: E402
 
 @pytest.fixture(scope="module")
 def workload() -> Workload:
-    step = common.build_step("gpt2", "tiny", 4, 32, precision="bf16", lock="none", threads=1).step
-    return workload_of(step, common.find_file("gpt2"), {}, "cpu", "bf16", 1, "", "none")
+    built = common.build_step(
+        StepRequest("gpt2", "tiny", {"B": 4, "T": 32}, precision="bf16", lock="none", recompute="cheap"),
+        common.device_for(threads=1),
+    )
+    return workload_of(built.step, built.request)
 
 
 def test_without_data_as_with_it(workload: Workload) -> None:

@@ -12,6 +12,7 @@ from tcomp.dsl.load import load
 from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
+from tcomp.model.request import StepRequest
 from tcomp.oracle import evaluate
 from tcomp.runtime.bench.build import workload_of, write_folder
 from tcomp.runtime.bench.counterparts import check_counterpart
@@ -24,8 +25,9 @@ SMALL = {"L": 2, "H": 2, "C": 16, "V": 61, "S": 16}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("workload")
-    step = build_step(load(GPT2), "gpt2", "tiny", {"B": 2, "T": 8}, overrides=SMALL, machine=detect())
-    write_folder(workload_of(step, GPT2, SMALL, "cpu", "", 1), step, place)
+    request = StepRequest("gpt2", "tiny", {"B": 2, "T": 8}, dims=SMALL)
+    step = build_step(load(GPT2), request, detect())
+    write_folder(workload_of(step, request), step, place)
     return place
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tcomp.model.request import StepRequest
+
 SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "gpu_acceptance.py"
 
 
@@ -102,7 +104,10 @@ def test_predictions_are_of_kernels_by_name(tmp_path: Path) -> None:
 
     machine = machine_named("h100")
     sizes = {"L": 1, "H": 2, "C": 32}
-    step = build_step("gpt2", "tiny", 2, 16, dims=sizes, precision="bf16", device=TargetDevice(machine)).step
+    step = build_step(
+        StepRequest("gpt2", "tiny", {"B": 2, "T": 16}, dims=sizes, precision="bf16", recompute="cheap"),
+        TargetDevice(machine),
+    ).step
     found = script.predicted(step, machine, workers=2)
     assert found["kernels"].keys() == step.kernels.keys()
     assert found["seconds"] == pytest.approx(sum(k["seconds"] * k["launches"] for k in found["kernels"].values()))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tcomp.cli import common
+from tcomp.model.request import StepRequest
 from tcomp.runtime.device import Device
 from tcomp.runtime.generate import Decoding
 from tcomp.runtime.initialise import initialise
@@ -28,7 +29,9 @@ def train(
     device: Device, steps: int, accumulation: int = 1, sizes: dict[str, int] = MICRO, model: str = "gpt2"
 ) -> tuple[list[float], dict[str, bytes]]:
     """Losses of a few steps from seed 1, and the parameters' bits after them."""
-    built = common.build_step(model, "tiny", B, T, dims=sizes, accumulation=accumulation, device=device)
+    built = common.build_step(
+        StepRequest(model, "tiny", {"B": B, "T": T}, dims=sizes, accumulation=accumulation, recompute="cheap"), device
+    )
     executor = device.open(built.step)
     try:
         initialise(executor, 1, 1)
@@ -75,7 +78,10 @@ def test_llama_equals_the_cpus(virtual: Any) -> None:
 
 def decoded(device: Device, sizes: dict[str, int]) -> np.ndarray:
     """Scores after a prompt and after one more token."""
-    built = common.build_step("llama", "tiny", 1, 2, dims=sizes, extra={"W": 8}, programs=("decode",), device=device)
+    built = common.build_step(
+        StepRequest("llama", "tiny", {"B": 1, "T": 2, **{"W": 8}}, dims=sizes, programs=("decode",), recompute="cheap"),
+        device,
+    )
     executor = device.open(built.step)
     try:
         initialise(executor, 1, 1)

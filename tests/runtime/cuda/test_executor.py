@@ -182,7 +182,7 @@ def test_findings_end_in_an_error(hand_made: Any, virtual: Any) -> None:
 
 
 def test_too_little_memory_is_one_message(hand_made: Any) -> None:
-    with pytest.raises(UserError, match=r"the step needs 1,048,576.0 MiB on GPU 0, .*, where [\d,.]+ MiB are free"):
+    with pytest.raises(UserError, match=r"the step needs 1,024.00 GiB on GPU 0, .*, where [\d,.]+ [GM]iB are free"):
         hand_made(arena_bytes=1 << 40)
     assert hand_made().context.free_memory() > 1 << 30, "what a refused step had taken was given back"
 

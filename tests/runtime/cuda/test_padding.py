@@ -10,6 +10,7 @@ import numpy as np
 from tcomp.dsl.load import load_text
 from tcomp.machine.gpu import machine_named
 from tcomp.model.build import build_step
+from tcomp.model.request import StepRequest
 from tcomp.model.step import FLAT
 from tcomp.runtime.cuda.executor import CudaExecutor
 
@@ -50,7 +51,7 @@ model small(B):
 
 def test_what_lies_behind_tensors_and_gradients_of_what_is_not_read_are_cleared(virtual: Any, tmp_path: Path) -> None:
     machine = machine_named("h100")
-    step = build_step(load_text(TEXT), "small", "default", {"B": 3}, machine=machine)
+    step = build_step(load_text(TEXT), StepRequest("small", "default", {"B": 3}), machine)
     kept = [s for s in step.slots.values() if s.kind in FLAT]
     zeros, unread = list(step.zeros()), step.slots["grad.v"].offset + 20
     assert {at for at, _ in zeros} == {s.offset + s.bytes for s in kept} | {unread}

@@ -12,6 +12,7 @@ import pytest
 from tcomp.dsl.load import load_text
 from tcomp.machine.gpu import H100
 from tcomp.model.build import build_step
+from tcomp.model.request import StepRequest
 from tcomp.runtime.cuda.executor import CudaExecutor
 
 TEXT = """
@@ -56,7 +57,7 @@ model layers(B):
 @pytest.mark.parametrize("graph", [True, False])
 def test_a_models_tensor_maps(virtual: Any, graph: bool, tmp_path: Path) -> None:
     module = load_text(TEXT, "layers.tc")
-    step = build_step(module, "layers", "default", {"B": 21}, machine=H100)
+    step = build_step(module, StepRequest("layers", "default", {"B": 21}), H100)
     random = np.random.default_rng(3)
     x = random.standard_normal((21, 36)).astype(np.float32)
     w = random.standard_normal((2, 36, 36)).astype(np.float32) * 0.2

@@ -23,6 +23,7 @@ from tcomp.dsl.load import library, load
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
 from tcomp.machine.gpu import H100
+from tcomp.model.request import StepRequest
 from tcomp.runtime.cuda.kernels import compile_all
 from tcomp.schedule.lower import lower
 from tests.reference.scoreboards import out_when_handed_back
@@ -51,7 +52,9 @@ def test_scales_of_a_turn_are_there_before_its_tiles_go(name: str, kernel: str, 
     [("gpt2", "124M", "fp8_block"), ("llama", "smollm_135M", "bf16")],
 )
 def test_steps(model: str, config: str, precision: str, tmp_path: Path) -> None:
-    step = build_step(model, config, 16, 1024, precision=precision, device=TargetDevice(H100)).step
+    step = build_step(
+        StepRequest(model, config, {"B": 16, "T": 1024}, precision=precision, recompute="cheap"), TargetDevice(H100)
+    ).step
     codes = compile_all(step.kernels, H100, tmp_path)
     rings = {name: code for name, code in codes.items() if "mbarrier" in code.ptx}
     assert rings and {name: found for name, code in rings.items() if (found := early(code, tmp_path))} == {}
