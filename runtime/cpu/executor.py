@@ -29,6 +29,10 @@ from tcomp.runtime.executor import HostExecutor, element_count
 from tcomp.runtime.values import numpy_type
 
 
+MEETING = Native(0, (), parts=1)
+"""A launch of no part of anything: a barrier alone"""
+
+
 class CpuExecutor(HostExecutor):
     """Compiles or loads `step.kernels`, maps the arena, starts `threads` threads. `compilers` may have begun before.
 
@@ -134,13 +138,14 @@ class CpuExecutor(HostExecutor):
                 self._pending = update
 
     def profile(self, program: str) -> list[tuple[str, float]]:
-        """Run a program and give each phase's label and its share of the cycle counter's ticks."""
+        """Run a program and give each phase's label and its share of the cycle counter's ticks. The threads meet before
+        the first, which would wait for them to wake."""
         team = self._ready()
         self._settle()
-        launches = self._programs[program]
+        launches = native_program([MEETING, *self._entries(program)])
         times = (ctypes.c_int64 * (launches.count + 1))()
         team.run(launches, ctypes.addressof(times))
-        ticks = np.diff(np.array(times[:], dtype=np.int64))
+        ticks = np.diff(np.array(times[1:], dtype=np.int64))
         return [(label, float(t)) for label, t in zip(self._phase_labels(program), ticks, strict=True)]
 
     def close(self) -> None:
@@ -187,11 +192,11 @@ class CpuExecutor(HostExecutor):
 
     def _link(self, addresses: dict[str, tuple[int, ...]]) -> dict[str, NativeProgram]:
         self._addresses = addresses
-        programs = {}
-        for name, launches in self._step.programs.items():
-            entries = [Native(address, x.offsets) for x in launches for address in addresses[x.kernel]]
-            programs[name] = native_program(entries)
-        return programs
+        return {name: native_program(self._entries(name)) for name in self._step.programs}
+
+    def _entries(self, program: str) -> list[Native]:
+        """A program's phases, one behind the other."""
+        return [Native(at, x.offsets) for x in self._step.programs[program] for at in self._addresses[x.kernel]]
 
     def _phase_labels(self, program: str) -> list[str]:
         labels = []

@@ -22,6 +22,7 @@ from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Loop, Scope
 from tcomp.machine.cpu import detect
 from tcomp.model.step import Launch, Slot, Step
 from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.runtime.cpu.team import Team, _Command
 
 MACHINE = detect()
 N = 480
@@ -119,6 +120,21 @@ def test_an_empty_program_and_a_profile(objects: Path) -> None:
     labels = [label for label, _ in executor.profile("sum")]
     assert labels == ["sum (1/2)", "sum (2/2)"]
     assert all(ticks > 0 for _, ticks in executor.profile("shift"))
+    executor.close()
+
+
+def test_a_profile_leaves_out_that_threads_wake(objects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enter = Team._enter
+
+    def late(self: Team, tid: int, command: _Command) -> None:
+        time.sleep(0.02 if tid else 0)
+        enter(self, tid, command)
+
+    executor = CpuExecutor(step(), MACHINE, 2, objects)
+    executor.run("shift")
+    monkeypatch.setattr(Team, "_enter", late)
+    first, *others = (ticks for _, ticks in executor.profile("shift"))
+    assert first < sum(others)
     executor.close()
 
 

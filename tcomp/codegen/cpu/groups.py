@@ -25,7 +25,15 @@ from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.expressions import PAIR, ROUNDED_PAIR
 from tcomp.codegen.cpu.integers import affine_form, expression, length
-from tcomp.codegen.cpu.pack import copied_axes, fill_zeros, generate_pack, generate_piece, numbered, target_in
+from tcomp.codegen.cpu.pack import (
+    copied_axes,
+    fill_zeros,
+    generate_pack,
+    generate_piece,
+    next_rows,
+    numbered,
+    target_in,
+)
 from tcomp.dsl.ast import (
     Access,
     Binary,
@@ -36,7 +44,6 @@ from tcomp.dsl.ast import (
     Num,
     children,
     conjuncts,
-    rebuild,
     substitute,
 )
 from tcomp.instructions.matching import factors
@@ -169,10 +176,10 @@ def _moved(scope: Scope, symbols: _Symbols, pack: Pack) -> Pack | None:
     return replace(moved, axes=_with(pack, k, first, symbols.bind(_groups(k), f"{k.name}.groups")))
 
 
-def _pair(pack: Pack, k: Axis) -> tuple[Access, Access]:
+def _pair(pack: Pack, k: Axis) -> tuple[Expr, Expr]:
     """The two elements of the word whose number is the axis's name."""
     own = Binary("+", k.start, Binary("*", Num(GROUP), Name(k.name)))
-    return _substituted(pack.source, k.name, own), _substituted(pack.source, k.name, Binary("+", own, Num(1)))
+    return substitute(pack.source, {k.name: own}), substitute(pack.source, {k.name: Binary("+", own, Num(1))})
 
 
 def _join(scope: Scope, pack: Pack, source: Buffer) -> str:
@@ -196,25 +203,14 @@ def _joined(
         replace(a, start=span[0], block=a.block if most is None else most) if a.name == k.name else a for a in local
     )
     _, copy = copied_axes(scope, part, tile)
-    ComputeGenerator(em, scope, Compute(target, value, copy, span=pack.span)).generate()
+    ahead = next_rows(pack, tile, copy, children(value)) if most is None else ()
+    ComputeGenerator(em, scope, Compute(target, value, copy, prefetch=ahead, span=pack.span)).generate()
 
 
 def _with(pack: Pack, k: Axis, first: Expr, count: Expr) -> tuple[Axis, ...]:
     """The pack's axes, its grouped one counted in words."""
     words_of_k = Axis(k.name, first, Binary("+", first, count), -(-k.block // GROUP))
     return tuple(words_of_k if a is k else a for a in pack.axes)
-
-
-def _substituted(e: Access, name: str, by: Expr) -> Access:
-    def walk(x: Expr) -> Expr:
-        if isinstance(x, Name):
-            return by if x.id == name else x
-        kids = children(x)
-        return rebuild(x, tuple(walk(c) for c in kids)) if kids else x
-
-    out = walk(e)
-    assert isinstance(out, Access)
-    return out
 
 
 # -------------------------------------------------------------------------------------------------- words

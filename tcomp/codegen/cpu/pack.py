@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,8 +12,8 @@ from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.integers import Known, affine_form, extent, length
 from tcomp.codegen.cpu.transpose import TransposedPack
 from tcomp.codegen.cpu.types import kind_of
-from tcomp.dsl.ast import Access, Binary, Expr, Name, Num
-from tcomp.ir.tile import Axis, Buffer, Compute, Pack, Panels
+from tcomp.dsl.ast import Access, Binary, Expr, Name, Num, substitute
+from tcomp.ir.tile import Axis, Buffer, Compute, Pack, Panels, Prefetch
 
 TRANSPOSED = 4
 """Vectors of a transposed piece of a tile."""
@@ -30,7 +30,8 @@ def generate_pack(em: Emitter, scope: Scope, pack: Pack) -> None:
     if transposed is not None:
         transposed.generate(whole_registers=isinstance(buffer.layout, Panels))
     else:
-        ComputeGenerator(em, scope, Compute(target, pack.source, copy, span=pack.span)).generate()
+        ahead = next_rows(pack, buffer, copy, (pack.source,))
+        ComputeGenerator(em, scope, Compute(target, pack.source, copy, prefetch=ahead, span=pack.span)).generate()
     fill_zeros(em, scope, buffer, single, target)
 
 
@@ -144,6 +145,17 @@ def _copied(axes: tuple[Axis, ...], buffer: Buffer, inner: int, lanes: int) -> t
     chosen = {inner: (registers, lanes), rows: (max(1, COPIED_REGISTERS // registers), 1)}
     tiled = [replace(a, unroll=chosen.get(i, (1, 1))[0], lanes=chosen.get(i, (1, 1))[1]) for i, a in enumerate(axes)]
     return (*(a for i, a in enumerate(tiled) if i != inner), tiled[inner])
+
+
+def next_rows(pack: Pack, buffer: Buffer, copy: tuple[Axis, ...], sources: Iterable[Expr]) -> tuple[Prefetch, ...]:
+    """What a copy's next register tile along its rows reads, where nothing has asked for the pack's source before: a
+    register tile's piece of a row is too short for the processor to see where it goes on."""
+    if pack.by != "copy" or not isinstance(buffer.layout, Panels) or len(copy) < 2:
+        return ()
+    rows = copy[-2]
+    later: dict[str, Expr] = {rows.name: Binary("+", Name(rows.name), Num(rows.unroll))}
+    moved = (substitute(s, later) for s in sources)
+    return tuple(Prefetch(a, copy) for a in moved if isinstance(a, Access))
 
 
 def _dividing(lanes: int, width: int) -> int:

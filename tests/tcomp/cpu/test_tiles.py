@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tcomp.codegen.cpu.compile import kernel_assembly
 from tcomp.dsl.ast import DType, Num
 from tcomp.ir.tile import Compute, Loop, Pack, Panels, RowMajor, Statement
 from tcomp.machine.cpu import CpuMachine
@@ -44,6 +45,17 @@ def test_packing_fills_the_whole_tile(
         last = (n - 1) // nc * nc
         expected[last + -(-(n - last) // width) * width :] = 9.0
     np.testing.assert_array_equal(out["Y"], expected)
+
+
+@pytest.mark.parametrize(("by", "asked"), [("copy", True), ("prefetch", False)])
+def test_a_copy_asks_for_its_next_rows_where_nobody_has_before(by: str, asked: bool, machine: CpuMachine) -> None:
+    width = 2 * machine.lanes_f32
+    axes = (tile_axis("n", 3 * width, 3 * width), tile_axis("k", 40, 40))
+    pack = Pack("P", axes, at("W", "k", "n"), by)
+    body = Loop("n.0", Num(0), Num(3 * width), 3 * width, "seq", (Loop("k.0", Num(0), Num(40), 40, "seq", (pack,)),))
+    tile = scratch("P", 3 * width, 40, layout=Panels(0, width))
+    text = kernel_assembly(kernel([operand("W", 40, 3 * width)], [body], (tile,)), machine)
+    assert ("prefetch" in text or "prfm" in text) == asked
 
 
 def test_rows_are_gathered_and_scattered_in_order(machine: CpuMachine, objects: Path) -> None:
