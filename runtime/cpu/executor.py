@@ -28,7 +28,6 @@ from tcomp.runtime.cpu.team import Native, NativeProgram, Team, native_program
 from tcomp.runtime.executor import HostExecutor, element_count
 from tcomp.runtime.values import numpy_type
 
-
 MEETING = Native(0, (), parts=1)
 """A launch of no part of anything: a barrier alone"""
 
