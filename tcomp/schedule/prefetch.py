@@ -18,10 +18,12 @@
 The next turn is that of the innermost loop around, or of the loops around that one when it ends; so where the loop
 over v has one turn and is not there, that of the loop around its statements. Of several statements that name the same
 part of what is staged in cache the last one fetches: the first had to wait for memory, and its data are there now.
+A loop with none around it fetches several turns ahead where one turn is over before memory has answered.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -29,6 +31,10 @@ from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Stage, accesses
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Compute, Loop, Pack, Prefetch, Statement
 from tcomp.schedule.fold import fold
+
+FAR = 2048
+"""Elements that a loop fetches ahead at least, of each tensor: short rows are read in less time than memory takes to
+answer, above all where another core has just written them"""
 
 
 def prefetched(phase: tuple[Statement, ...], stages: Sequence[Stage] = ()) -> tuple[Statement, ...]:
@@ -77,10 +83,10 @@ def _statement(s: Statement, around: tuple[Loop, ...], cached: Sequence[tuple[st
     body = tuple(_statement(inner, loops, cached) for inner in s.body)
     if not loops:
         return replace(s, body=body)
-    following = next_turn(loops)
     for at, name in cached:
         if at in (None, _index(s)):
-            body = _fetching(body, name, following)
+            body = _fetching(body, name, loops)
+    following = next_turn(loops)
     packs = {p.source: p for p in reversed(body) if isinstance(p, Pack) and p.by in ("prefetch", "ahead")}
     for pack in packs.values():  # (of two copies of one source, beside the readers of the first)
         body = tuple(_attach(inner, pack, following) for inner in body)
@@ -100,6 +106,15 @@ def next_turn(loops: tuple[Loop, ...]) -> dict[str, Expr]:
     return values | {loop.variable: Call("select", (more, step, restart))}
 
 
+def _later_turn(loops: tuple[Loop, ...], axes: tuple[Axis, ...]) -> dict[str, Expr]:
+    """The turn for which a part with these axes is fetched: the next one or, in a loop with none around it, the one
+    that lies `FAR` elements ahead."""
+    if len(loops) > 1:
+        return next_turn(loops)
+    turns = -(-FAR // math.prod(a.block for a in axes))
+    return next_turn((replace(loops[0], step=turns * loops[0].step),))
+
+
 def substituted(e: Expr, values: Mapping[str, Expr]) -> Expr:
     """The expression with names replaced."""
     if isinstance(e, Name):
@@ -108,8 +123,8 @@ def substituted(e: Expr, values: Mapping[str, Expr]) -> Expr:
     return fold(rebuild(e, tuple(substituted(k, values) for k in kids))) if kids else e
 
 
-def _fetching(body: tuple[Statement, ...], name: str, following: Mapping[str, Expr]) -> tuple[Statement, ...]:
-    """Each part of the tensor that the body names is fetched for the next turn by the last statement that names it."""
+def _fetching(body: tuple[Statement, ...], name: str, loops: tuple[Loop, ...]) -> tuple[Statement, ...]:
+    """Each part of the tensor that the body names is fetched for a later turn by the last statement that names it."""
     out = list(body)
     seen: set[Access] = set()
     for i, s in reversed(list(enumerate(body))):
@@ -120,7 +135,7 @@ def _fetching(body: tuple[Statement, ...], name: str, following: Mapping[str, Ex
             if a in seen or not used or not is_part(a, name) or (written and s.reduced):
                 continue
             seen.add(a)
-            ahead = _ahead(a, used, following, written)
+            ahead = _ahead(a, used, _later_turn(loops, used), written)
             beside = _product_beside(s, out)
             if beside is None:
                 s = replace(s, prefetch=(*s.prefetch, ahead))

@@ -223,7 +223,7 @@ def test_where_the_loop_has_one_turn_the_next_one_of_the_loop_around_is_fetched(
     module = load_text(SOFTMAX.replace("BY", ""))
     (kernel,) = lower(module.ops["rows"], module, {"M": 3, "N": 64}, AVX512).kernels
     assert [len(c.prefetch) for phase in kernel.phases for c in computes(phase) if c.reduced] == [0, 1]
-    assert "prefetch X[select(m.0 + 1 < 3, m.0 + 1, m.0), n]" in print_kernel(kernel)
+    assert "prefetch X[select(m.0 + 32 < 3, m.0 + 32, m.0), n]" in print_kernel(kernel)
 
 
 def test_two_copies_of_one_source_are_fetched_once() -> None:
@@ -270,14 +270,21 @@ schedule scaled on cpu:
 """
 
 
-def test_the_last_statement_that_names_a_part_fetches_it_for_the_next_turn() -> None:
+@pytest.mark.parametrize(("n", "turns"), [(768, 3), (2047, 2), (2048, 1), (5000, 1)])
+def test_short_rows_are_fetched_several_turns_ahead(n: int, turns: int) -> None:
+    module = load_text(SCALED.replace("TYPE", "bf16").replace("STAGE", "stage X in cache at m"))
+    (kernel,) = lower(module.ops["scaled"], module, {"M": 50, "N": n}, AVX512).kernels
+    assert f"prefetch X[select(m.0 + {turns} < 50, m.0 + {turns}, m.0), 1, n]" in print_kernel(kernel)
+
+
+def test_the_last_statement_that_names_a_part_fetches_it_for_a_later_turn() -> None:
     module = load_text(SCALED.replace("TYPE", "f32").replace("STAGE", "stage X, Y in cache at m"))
     (kernel,) = lower(module.ops["scaled"], module, {"M": 3, "N": 96}, AVX512).kernels
     first, second = [c for phase in kernel.phases for c in computes(phase)]
     assert not first.prefetch
     assert sorted((p.source.tensor, p.written) for p in second.prefetch) == [("X", False), ("X", False), ("Y", True)]
     text = kernel_ir(kernel, AVX512)
-    assert "prefetch Y[select(m.0 + 1 < 3, m.0 + 1, m.0), n], to be written" in print_kernel(kernel)
+    assert "prefetch Y[select(m.0 + 22 < 3, m.0 + 22, m.0), n], to be written" in print_kernel(kernel)
     # 32 floats a register tile are two lines of each of the three; a remainder would have its own.
     assert text.count('call void @"llvm.prefetch.p0"') == 6
 
