@@ -242,3 +242,38 @@ op counted(X: f32[M]) -> n: f32[G]:
     op = module.ops["counted"]
     inputs = random_inputs(op, dims, seed=3)
     assert_close(run(op, module, dims, inputs), evaluate(op, module, inputs, dims), 8, "the oracle")
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "e4m3", "f64"])
+@pytest.mark.parametrize("i", [0, 2])
+def test_where_a_guard_is_false_nothing_is_read_that_other_blocks_write(dtype: str, i: int) -> None:
+    text = """
+op f(X: f32[M, N], i: i32[]) -> Y: DTYPE[M, N], z: f32[M]:
+  Y[m, n] = X[m, n]
+  z[m] = select(i > 0, f32(Y[m, i]), 0.5)
+
+schedule f on gpu:
+  m -> grid(1)
+"""
+    module = load_text(text.replace("DTYPE", dtype))
+    inputs = {"X": np.arange(15, dtype=np.float32).reshape(3, 5), "i": np.array(i, np.int32)}
+    found = run(module.ops["f"], module, {"M": 3, "N": 5}, inputs)
+    assert (found["z"] == (inputs["X"][:, i] if i > 0 else 0.5)).all()
+
+
+def test_no_half_of_a_pair_of_values_is_read_before_it_is_written() -> None:
+    """One of two neighbours that are stored together is known before the block that computes the other."""
+    text = """
+op f(X: f32[J, H, H], a: f32[I], n: i32[]) -> Y: f32[J, I, H]:
+  index i2: I
+  Y[j, i, h] = sum i2 where i2 < n: 0.25 * a[i] - select(h >= 1, X[j, h, h - 1], 0.5)
+
+schedule f on gpu:
+  i -> grid(4) / warp.y(3)
+  j -> seq(3)
+"""
+    module, dims = load_text(text), {"I": 8, "J": 3, "H": 2}
+    op = module.ops["f"]
+    inputs = {**random_inputs(replace(op, params=op.params[:2]), dims, seed=1), "n": np.array(3, np.int32)}
+    got = run(op, module, dims, inputs, machine_for_target("sm_100a"))
+    assert_close(got, evaluate(op, module, inputs, dims), 8, "the oracle")

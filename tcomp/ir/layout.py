@@ -112,6 +112,10 @@ class Spread:
         """Turns that a warp takes over a block of that many values."""
         return -(-block // (self.warps * self.warp_tile)) if self.warp else 1
 
+    def present(self, block: int, turn: int) -> int:
+        """Warps that have a tile in that turn; those of the others would lie past the block's end."""
+        return min(self.warps, -(-block // self.warp_tile) - turn * self.warps) if self.warp else 1
+
     def lane_turns(self, block: int) -> int:
         """Turns that a lane takes within one warp tile."""
         return -(-(self.warp_tile if self.warp else block) // (self.lanes * self.grain))

@@ -36,7 +36,10 @@ MAX_THREADS = 1024
 def compile_kernel(kernel: Kernel, machine: GpuMachine) -> GpuKernel:
     """Generate one kernel. UserError where it does not fit the machine, `Unsupported` where there is no code for it."""
     text, launches = kernel_ir(kernel, machine)
-    ptx = to_ptx(text, machine, _features(kernel))
+    try:
+        ptx = to_ptx(text, machine, _features(kernel))
+    except UserError as e:  # an instruction that the target lacks
+        raise Unsupported(f"kernel '{kernel.name}': {e.message}", kernel.span, e.hint) from None
     team, words = (team_layout(kernel.tiles, scope)[1] for scope in (Scope.TEAM, Scope.WORDS))
     return GpuKernel(kernel.name, ptx, launches, team, words)
 
@@ -95,6 +98,8 @@ def _initialise() -> None:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     llvm.set_option("tcomp", "--nvptx-short-ptr")
+    # From sm_100 on LLVM would keep pairs of 32-bit values in registers of 64, one half perhaps unwritten.
+    llvm.set_option("tcomp", "--nvptx-no-f32x2")
 
 
 def target_machine(machine: GpuMachine, features: set[str]) -> llvm.TargetMachine:

@@ -16,7 +16,7 @@ from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.formats import stochastic_bf16
 from tcomp.codegen.cpu.integers import Affine
-from tcomp.codegen.cpu.types import F32, F64, I8, I32, I64, IrValue, kind_of, kind_type
+from tcomp.codegen.cpu.types import F32, F64, I32, IrValue, kind_of, kind_type
 from tcomp.codegen.nvptx import formats, mathematics
 from tcomp.codegen.nvptx.addressing import Addressing, Place, begins_aligned
 from tcomp.codegen.nvptx.domain import GpuDomain, Point, same_sharing
@@ -141,21 +141,15 @@ class GpuEvaluator(Evaluator):
                 assert isinstance(found, list)
                 return found[point[axis] - first]
             return self.read(place, point, None, 1, level)[0]
-        return formats.load(
-            self.gpu, self._conditional(place, point, condition, level), place.buffer.dtype, 1, self._constant(place)
-        )[0]
-
-    def _conditional(self, place: Place, point: Point, condition: Node, level: int) -> IrValue:
-        """The address of an element, or where the condition is false of some other: the buffer's first, or (of an
-        operand in whose place others may write, each its own element) the nearest."""
-        wanted, root = self.value(condition, point), self.domain.scope.roots[place.buffer.name]
+        wanted = self.value(condition, point)
         pointer = self.addressing.pointer(place, point)
         b = self.em.at(level)
-        if self._constant(place) or place.buffer.scope is not Scope.OPERAND:
-            return b.select(wanted, pointer, root)
-        last = ir.Constant(I64, place.buffer.bytes - place.buffer.dtype.bytes)
-        offset = b.sub(b.ptrtoint(pointer, I64), b.ptrtoint(root, I64))
-        return b.gep(root, [b.select(b.icmp_unsigned("<", offset, last), offset, last)], source_etype=I8)
+        constant, dtype = self._constant(place), place.buffer.dtype
+        if place.buffer.scope in (Scope.OPERAND, Scope.TEAM) and not constant:
+            return formats.load_where(self.gpu, wanted, pointer, dtype)
+        # (one load for all points costs less than a branch: the first element of what nobody writes can always be read)
+        pointer = b.select(wanted, pointer, self.domain.scope.roots[place.buffer.name])
+        return formats.load(self.gpu, pointer, dtype, 1, constant)[0]
 
     def read(self, place: Place, point: Point, axis: str | None, n: int, level: int) -> list[IrValue]:
         """n neighbouring elements, read now in the given frame."""

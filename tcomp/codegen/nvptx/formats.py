@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.types import F16, F32, F64, I16, I32, I64, IrValue, Type
+from tcomp.codegen.cpu.types import F16, F32, F64, I16, I32, IrValue, Type
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.dsl.ast import DType
 
@@ -33,6 +33,18 @@ def load(em: GpuEmitter, pointer: IrValue, dtype: DType, n: int, constant: bool)
     if constant:
         raw.set_metadata("invariant.load", em.module.add_metadata([]))
     return unpack(em, raw, dtype, n)
+
+
+def load_where(em: GpuEmitter, wanted: IrValue, pointer: IrValue, dtype: DType) -> IrValue:
+    """One element of what others may write meanwhile; where it is not `wanted` nothing is read, and it is zero."""
+    bits, kept = 8 * dtype.bytes, max(16, 8 * dtype.bytes)
+    text = f"{{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b{kept} $0, 0; @p ld.global.b{bits} $0, [$1]; }}"
+    word = {16: "h", 32: "r", 64: "l"}[kept]
+    arguments = [pointer, em.builder.zext(wanted, I32)]
+    raw = em.asm(text, ir.IntType(kept), f"=&{word},l,r,~{{memory}}", arguments, effect=True)
+    if dtype in _PLAIN:
+        return em.builder.bitcast(raw, _PLAIN[dtype])
+    return unpack(em, raw if kept == bits else em.builder.trunc(raw, ir.IntType(bits)), dtype, 1)[0]
 
 
 def store(em: GpuEmitter, pointer: IrValue, dtype: DType, values: Sequence[IrValue]) -> None:
@@ -85,11 +97,6 @@ def pack(em: GpuEmitter, values: Sequence[IrValue], dtype: DType) -> IrValue:
     bits = 8 * dtype.bytes
     per_word = max(1, min(len(values), 32 // bits))
     words = [_narrowed(em, values[i : i + per_word], dtype) for i in range(0, len(values), per_word)]
-    if dtype in _FP8 and len(words) == 2:
-        # Passes that transpose read single bytes again. Of a vector LLVM then keeps one word alone (sm_100 and later),
-        # in a pair with a register that nobody wrote.
-        b = em.builder
-        return b.or_(b.zext(words[0], I64), b.shl(b.zext(words[1], I64), ir.Constant(I64, 32)))
     return _vector(em, words)
 
 

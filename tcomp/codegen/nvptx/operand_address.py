@@ -44,6 +44,7 @@ class OperandAddress:
         begins (`base` a multiple of `panel`); `lanes` is what the bits of the lane's number add to its row and column,
         `within` what all lanes add."""
         em, name, layout = self.em, self.buffer.name, self.buffer.layout
+        present = self._present(at)
         steps = tuple(s if self.left else s[::-1] for s in (*lanes, within))
         if isinstance(base, int):
             base, k = 0, base + k
@@ -51,8 +52,8 @@ class OperandAddress:
             inside, constant = self._split(layout, at, k)
         else:
             inside, constant = 0, (at * self.across + k * self.deep) * self.size
-        key = ("operand", self.axis.name, layout, self.buffer.shape, self.operand.along_k, steps, inside)
-        offset = em.once(0, key, lambda: self._offset(steps, inside))
+        key = ("operand", self.axis.name, layout, self.buffer.shape, self.operand.along_k, steps, inside, present)
+        offset = em.once(0, key, lambda: self._offset(steps, inside, present))
         root, level = self.scope.roots[name], self.scope.levels.get(name, 0)
         pointer = em.once(level, ("pointer", key, name, id(root)), lambda: self._advance(root, offset))
         own, deep = self.operand.factor.access.subscripts[:: 1 if self.operand.along_k else -1]
@@ -68,13 +69,13 @@ class OperandAddress:
         panel, inside = divmod(column * self.size, layout.width)
         return inside, row * layout.width + panel * layout.panel_rows(self.buffer.shape) * layout.width
 
-    def _offset(self, steps: Sequence[Step], inside: int) -> Int:
+    def _offset(self, steps: Sequence[Step], inside: int, present: int) -> Int:
         """The lane's bytes from the tile's beginning, emitted at the kernel's entry."""
         em, layout = self.em, self.buffer.layout
         *lanes, within = steps
         own, deep = self._bits([s for s, _ in lanes]), self._bits([s for _, s in lanes])
         em.at(0)
-        own, deep = em.add(em.add(self._warp(), own), within[0]), em.add(deep, within[1])
+        own, deep = em.add(em.add(self._warp(present), own), within[0]), em.add(deep, within[1])
         if not isinstance(layout, Swizzled):
             return em.mul(em.add(em.mul(own, self.across), em.mul(deep, self.deep)), self.size)
         row, column = (own, deep) if self.operand.along_k else (deep, own)
@@ -82,14 +83,24 @@ class OperandAddress:
         at = column_bytes(em, self.buffer, layout, em.add(column, inside // self.size), granule)
         return em.add(em.mul(row, layout.width), at)
 
-    def _warp(self) -> Int:
-        """The warp's own part along the axis."""
+    def _present(self, at: int) -> int:
+        """How many warps have a part of the axis in the turn in which instruction tiles begin at `at`."""
         spread = self.axis.spread
         assert spread is not None
-        if not spread.warp:
+        return spread.present(self.axis.block, at // (spread.warps * spread.warp_tile) if spread.warp else 0)
+
+    def _warp(self, present: int) -> Int:
+        """The warp's own part along the axis. Those that have none multiply what the last one does, which is read
+        inside the tile, and nobody reads their results."""
+        spread = self.axis.spread
+        assert spread is not None
+        if present == 1:
             return 0
         warp = self.em.coordinate(f"warp.{spread.warp}")
-        self.em.at(0)
+        b = self.em.at(0)
+        if present < spread.warps:
+            last = self.em.i64(present - 1)
+            warp = b.select(b.icmp_signed("<", warp, last), warp, last)
         return self.em.mul(warp, spread.warp_tile)
 
     def _bits(self, steps: Sequence[int]) -> Int:

@@ -50,6 +50,8 @@ class WarpgroupGenerator:
             raise Unsupported("warps along x beside warpgroups", node.span)
         self.groups = spread.warps // 4
         self.turns = spread.warp_turns(match.m.block)
+        self.present = tuple(spread.present(match.m.block, t) // 4 for t in range(self.turns))
+        """warpgroups that have rows in each turn"""
         pieces = -(-match.n.block // match.instruction.n[-1])
         self.columns = match.n.block // pieces
         self.pieces = range(0, match.n.block, self.columns)
@@ -78,11 +80,13 @@ class WarpgroupGenerator:
         return slots
 
     def inputs(self) -> list[IrValue]:
-        """The right operand's descriptor, and the left one's or its registers."""
+        """The right operand's descriptor, and the left one's (of the first turn, and of the last where fewer
+        warpgroups have rows in it) or its registers."""
         with self.em.frame():
             right = self._low(self.right, self.match.n, 0)
-            left = self._registers() if self.left is None else [self._low(self.left, self.match.m, self._group())]
-        return [right, *left]
+            if self.left is None:
+                return [right, *self._registers()]
+            return [right, *(self._low(self.left, self.match.m, self._group(n)) for n in dict.fromkeys(self.present))]
 
     def tiles(self) -> frozenset[str]:
         """Shared tiles that it reads in place."""
@@ -112,18 +116,23 @@ class WarpgroupGenerator:
                     found.append(fragment_element(buffer, target, {m: row, n: column}))
         return [self.scope.fragments[target.tensor][e] for e in found]
 
-    def _group(self) -> Int:
-        """The warpgroup's number among those along the rows, the same in all lanes so that it is a uniform register."""
+    def _group(self, present: int) -> Int:
+        """The warpgroup's number among those along the rows, the same in all lanes so that it is a uniform register.
+        Those past the `present` ones multiply the last one's rows: they stay inside the tile, and nobody reads their
+        results."""
         em = self.em
-        if self.groups == 1:
+        if present == 1:
             return 0
 
         def make() -> IrValue:
             b = em.at(0)
             number = b.urem(b.lshr(em.thread(), em.i64(7)), em.i64(self.groups))
+            if present < self.groups:
+                last = em.i64(present - 1)
+                number = b.select(b.icmp_unsigned("<", number, last), number, last)
             return em.asm("shfl.sync.idx.b32 $0, $1, 0, 31, -1;", I32, "=r,r", [number], effect=True)
 
-        found: Int = em.once(0, ("warpgroup", self.groups), make)
+        found: Int = em.once(0, ("warpgroup", self.groups, present), make)
         return found
 
     def _low(self, d: Descriptors, own: Axis, group: Int) -> IrValue:
@@ -143,7 +152,7 @@ class WarpgroupGenerator:
             args = [em.i64(-1), em.i64(self._encoded(d, root, group)), em.i64(0), em.i64(31)]
             return em.nvvm("shfl.sync.idx.i32", I32, args)
 
-        first = em.once(0, ("descriptor", o.buffer.name, d.low), make)
+        first = em.once(0, ("descriptor", o.buffer.name, d.low, group), make)
         em.here()
         return em.i64(em.add(first, em.mul(copy, size >> 4)))
 
@@ -194,7 +203,8 @@ class WarpgroupGenerator:
             at = first + 4 * (turn * len(self.steps) + number)
             return "{" + ", ".join(f"${at + r}" for r in range(4)) + "}"
         low = self.left.offset(turn * self.groups * ROWS, k)
-        lines.append(f"add.s32 x, ${first}, {low}; mov.b64 da, {{x, {_signed(self.left.high)}}};")
+        own = first + (self.present[turn] != self.present[0])
+        lines.append(f"add.s32 x, ${own}, {low}; mov.b64 da, {{x, {_signed(self.left.high)}}};")
         return "da"
 
     def _transposed(self) -> str:

@@ -8,7 +8,8 @@ import pytest
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.dsl.ast import DType
 from tcomp.dsl.load import load_text
-from tcomp.machine.gpu import H100
+from tcomp.errors import UserError
+from tcomp.machine.gpu import H100, machine_for_target
 from tcomp.oracle import evaluate
 from tcomp.runtime.values import stored, values
 from tcomp.schedule.lower import lower
@@ -46,3 +47,11 @@ def test_a_cast_that_is_also_transposed_converts_each_pair_once_for_either_memor
     for name in ("R", "T"):
         exact = values(stored(wanted[name], dtype), dtype)
         np.testing.assert_array_equal(found[name], exact)
+
+
+def test_a_gpu_without_8_bit_conversions_is_refused_at_the_kernel() -> None:
+    module = load_text(CAST.format(t="e4m3"), "f.tc")
+    machine = machine_for_target("sm_80")
+    (kernel,) = lower(module.ops["cast"], module, {"M": 8, "N": 8}, machine).kernels
+    with pytest.raises(UserError, match=r"f\.tc:7:1: kernel 'cast': sm_80 has no fp8\.convert instructions"):
+        compile_kernel(kernel, machine)

@@ -1,0 +1,241 @@
+"""Random products with random epilogues, and random schedules of them on tensor cores, made from a seed.
+
+Operands lie in any order, with other indices and offsets among their subscripts, of any type that an instruction takes.
+What is computed from a sum is written in several results: rounded, activated, turned round, its rows and columns summed.
+A schedule may be illegal; the compiler has to refuse those, with a place and a remedy.
+"""
+
+from __future__ import annotations
+
+import random
+
+TARGETS = ["sm_80", "sm_89", "sm_100a", "sm_120a", *["sm_90a"] * 6]
+ACTIVATIONS = ["tanh({0})", "max({0}, 0.0)", "min(max({0}, -2.0), 2.0)", "{0} / (1.0 + exp(-{0}))", "sin({0})"]
+GUARDS = ["k <= m", "m <= k", "k < n + 3", "k <= m + 5 and k > m - 9", "k < c"]
+
+
+class RandomProduct:
+    """The op `f` of one seed, `text` with its schedule, `target`, `dims` and multiprocessors of the GPU."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = r = random.Random(seed)
+        self.target = r.choice(TARGETS)
+        self.multiprocessors = r.choice([1, 2, 3, 132])
+        self.group = self.target == "sm_90a" and r.random() < 0.75
+        self.tma = self.target == "sm_90a" and (self.group or r.random() < 0.4)
+        self.left, self.right = self._types()
+        self.real = r.choice(["bf16", "f16", "f32"])
+        self.rounded = {"f32": "tf32", "e4m3": "sum", "e5m2": "sum"}.get(self.left, "f32")
+        """the type that what is summed or read again is rounded to on its way"""
+        self.batch = r.random() < 0.3
+        self.results: dict[str, str] = {}
+        self.lines: list[str] = []
+        unit = 16 if self.tma and r.random() < 0.9 else 1
+        self.dims = {d: self._extent(unit, most) for d, most in (("M", 200), ("N", 200), ("K", 160))}
+        if self.batch:
+            self.dims |= {"G": r.randint(1, 3), "H": r.randint(1, 2)}
+        self.text = self._op() + "\n" + self._schedule()
+
+    def _extent(self, unit: int, most: int) -> int:
+        r = self.random
+        n = r.choice([1, 2, 3, 7, 8, 13, 16, 31, 61, 64, 67, 127, 128]) if r.random() < 0.35 else r.randint(1, most)
+        return max(unit, n // unit * unit)
+
+    def _types(self) -> tuple[str, str]:
+        r, eight = self.random, self.target in ("sm_89", "sm_90a", "sm_100a", "sm_120a")
+        kind = r.choice(["bf16", "bf16", "f16", "f32", *["8"] * (2 * eight)])
+        return (r.choice(["e4m3", "e5m2"]), r.choice(["e4m3", "e5m2"])) if kind == "8" else (kind, kind)
+
+    # ------------------------------------------------------------------------------------------------------- the op
+
+    def _operand(self, name: str, dtype: str, own: str, extent: str) -> tuple[str, str]:
+        """(declaration, access) of a factor with the indices `own` and k."""
+        r = self.random
+        last = dtype in ("e4m3", "e5m2") or (dtype == "f32" and self.group) or r.random() < 0.6
+        axes = [(own, extent), ("k", "K")] if last or r.random() < 0.03 else [("k", "K"), (own, extent)]
+        if self.batch and r.random() < 0.8:
+            at = r.choice([*["g"] * 7, "g // H"]), "G"
+            axes.insert(r.choice([0, 0, 1]), at)
+        shifted = r.random()
+        if shifted < 0.02:
+            axes[-2] = f"{axes[-2][0]} + 2", f"{axes[-2][1]} + 2"
+        elif shifted < 0.2:
+            axes.insert(r.choice([0, 1]), (str(r.randint(0, 1)), "2"))
+        elif shifted < 0.21 and not self.tma:
+            axes[-1] = f"{axes[-1][0]} + 1", f"{axes[-1][1]} + 1"
+        elif shifted < 0.22:
+            axes[-2] = f"{axes[-2][1]} - 1 - {axes[-2][0]}", axes[-2][1]
+        subscripts, shape = (", ".join(x[i] for x in axes) for i in range(2))
+        return f"{name}: {dtype}[{shape}]", f"{name}[{subscripts}]"
+
+    def _op(self) -> str:
+        r = self.random
+        g = "g, " if self.batch else ""
+        outer = "G, " if self.batch else ""
+        left, x = self._operand("X", self.left, "m", "M")
+        right, w = self._operand("W", self.right, "n", "N")
+        operands = [left, right, f"b: {self.real}[N]", f"R: {self.real}[{outer}M, N]", "s: f32[]", "c: i32[]"]
+        self.factors = ["X", "W"]
+        self.made = ""
+        if r.random() < 0.2 and self.left in ("bf16", "f16"):
+            self.made = r.choice(["tile", "memory"])
+            value = r.choice(ACTIVATIONS[:3]).format(x)
+            if r.random() < 0.5:
+                value = f"select({r.choice(GUARDS)}, {value}, 0.0)"
+            self.lines.append(f"A[{g}m, k]: {self.left} = {value}")
+            self.rounded = self.left
+            x, self.factors = f"A[{g}m, k]", ["A", "W"]
+        pair = f"{x} * {w}" if r.random() < 0.7 else f"{w} * {x}"
+        guard = f" where {r.choice(GUARDS)}" if r.random() < 0.08 else ""
+        self.direct = r.random() < 0.25
+        self.adds = r.random() < 0.15
+        if self.direct:
+            self.sum, dtype = "Y", r.choice(["f32", "f32", self.real])
+            if self.adds:
+                operands.append(f"inout Y: f32[{outer}M, N]")
+            else:
+                self.results["Y"] = f"{dtype}[{outer}M, N]"
+            self.lines.append(f"Y[{g}m, n] {'+=' if self.adds else '='} sum k{guard}: {pair}")
+        else:
+            self.sum = "acc"
+            self.lines.append(f"acc[{g}m, n] = sum k{guard}: {pair}")
+            self._epilogue(g, outer)
+        indices = [f"index {i}: {d}" for i, d in (("m", "M"), ("n", "N"), ("k", "K"), ("g", "G"))
+                   if i != "g" or self.batch]  # fmt: skip
+        dims = "; H" if self.batch else ""
+        results = ", ".join(f"{n}: {t}" for n, t in self.results.items())
+        head = f"op f({', '.join(operands)}{dims}){' -> ' + results if results else ''}:\n"
+        return head + "".join(f"  {line}\n" for line in [*indices, *self.lines])
+
+    def _epilogue(self, g: str, outer: str) -> None:
+        r, value, at = self.random, f"acc[{g}m, n]", f"{g}m, n"
+        for term in (" * s", " + b[n]", f" + R[{at}]", f" * R[{at}]"):
+            if r.random() < 0.35:
+                value = f"({value}){term}"
+        kinds = r.sample(["P", "act", "turned", "eight", "rows", "columns", "upper"], r.randint(0, 3))
+        self.lines.append(f"Y[{at}] = {value}")
+        self.results["Y"] = f"{r.choice([self.real, self.real, 'f32'])}[{outer}M, N]"
+        source = r.choice(["Y", "acc"])
+        for kind in kinds:
+            read = f"{source}[{at}]"
+            if kind == "P":
+                self.results["P"] = f"{self.real}[{outer}M, N]"
+                self.lines.append(f"P[{at}] = {read} * 2.0 - {read}")
+            elif kind == "act":
+                self.results["Z"] = f"{self.real}[{outer}M, N]"
+                self.lines.append(f"Z[{at}] = {r.choice(ACTIVATIONS).format(read)}")
+            elif kind == "turned":
+                self.results["T"] = f"{self.real}[{outer}N, M]"
+                self.lines.append(f"T[{g}n, m] = {read}")
+            elif kind == "eight":
+                self.results["E"] = f"{r.choice(['e4m3', 'e5m2'])}[{outer}M, N]"
+                self.lines.append(f"E[{at}] = {read} * 0.25")
+            elif kind == "rows":
+                self.results["r"] = f"f32[{outer}M]"
+                self.lines.append(f"r[{g}m] = {r.choice(['sum', 'max', 'max'])} n: {r.choice(['abs({0})', '{0}']).format(read)}")
+            elif kind == "columns":
+                self.results["q"] = f"f32[{outer}N]"
+                self.lines.append(f"q[{g}n] = {r.choice(['sum', 'max'])} m: {read}")
+            elif kind == "upper":
+                self.results["U"] = f"f32[{outer}M, N]"
+                self.lines.append(f"U[{at}] = select(n >= m, {read}, -1.0)")
+
+    # ------------------------------------------------------------------------------------------------- the schedule
+
+    def _schedule(self) -> str:
+        r = self.random
+        bytes_ = {"f32": 4, "bf16": 2, "f16": 2}.get(self.left, 1)
+        cluster = r.choice([1, 1, 1, 2, 2, 4]) if self.tma else 1
+        rows, columns = self._tiles(cluster)
+        step = 32 // bytes_ * r.choice([1, 2, 4])
+        if self.group and self.left == "f32":
+            step = 32
+        stages = r.choice([1, 2, 2, 3, 4])
+        lines = [f"m -> {rows}", f"n -> {columns}"]
+        part = ""
+        joined = ""
+        by = r.choice(["turns", "partials", "partials"]) if self.tma else "partials"
+        if r.random() < (0.5 if self.direct else 0.15):
+            part = f"grid.z({step * r.randint(1, 3)}) / "
+            joined = f"combine {self.sum} over k by {by}"
+        pipe = f"pipe({step}, {stages})" if stages > 1 or r.random() < 0.5 else f"seq({step})"
+        untiled = not part and self.dims["K"] <= 128 and r.random() < 0.08
+        lines.append(f"k -> {part}{'' if untiled else pipe + ' / '}mma")
+        if self.batch:
+            lines.append(f"g -> {r.choice(['grid(1)', 'grid.z(1)', 'seq(1)'])}")
+            if "seq" in lines[-1]:
+                lines.append("order g, k")
+        how = "tma" if self.tma else r.choice(["cp.async", "cp.async swizzle", "copy", "cp.async pad(8)", "cp.async swizzle(64)"])
+        staged = [f for f in self.factors if f != "A" or self.made == "memory"]
+        apart = r.random() < 0.08
+        for f in staged:
+            at = "k" if not (apart and f == staged[0]) else r.choice("mn")
+            lines.append(f"stage {f} in shared at {at} by {how}")
+        tf32 = ".tf32" if self.left == "f32" else ""
+        lines.append(f"use {'wgmma' if self.group else 'mma.sync'}{tf32} for {self.sum}")
+        if joined:
+            lines.append(joined)
+        if "q" in self.results:
+            lines.append(f"combine q over m by {r.choice(['partials'] * 9 + ['turns'])}")
+        if "r" in self.results and r.random() < 0.9:
+            lines.append(f"combine r over n by {r.choice(['partials'] * 9 + ['turns'])}")
+        if self.tma:
+            for name in ("Y", "P", "Z", "T", "E", "U"):
+                if (name in self.results or (name == "Y" and self.adds)) and r.random() < 0.5:
+                    lines.append(f"stage {name} in shared at {r.choice('nnnm')} by tma")
+            for name in ("b", "R"):
+                if f"{name}[" in " ".join(self.lines) and r.random() < 0.5:
+                    lines.append(f"stage {name} in shared at n by tma")
+            producer = ""
+            if r.random() < 0.65:
+                producer = r.choice(["warp", f"warpgroup({r.choice([24, 40])})"])
+                lines.append(f"producer {producer}")
+            if producer and r.random() < 0.5:
+                lines.append(r.choice(["stagger", "pingpong"]))
+        if "pingpong" in lines or r.random() < 0.4:
+            lines.append("persistent")
+            if by == "turns" and joined and r.random() < 0.6:
+                lines.append("stream")
+        elif r.random() < 0.03:
+            lines.append("stream")
+        if r.random() < 0.3:
+            lines.append(f"raster {r.randint(1, 5)}")
+        if r.random() < 0.15:
+            lines.append(f"reverse {r.choice('mn')}")
+        if self.group and r.random() < 0.2:
+            lines.append(f"promote {self.sum}")
+        inner = [n for n in ("Y", "P") if n in self.results and n != self.sum]
+        if inner and r.random() < 0.4:
+            lines.append(f"inline {r.choice(inner)}")
+        if self.made == "tile" and r.random() < 0.3:
+            lines.append("inline A")
+        if "T" in self.results and r.random() < 0.5:
+            lines.append("m of T -> lane.x / vec(4)")
+            lines.append("n of T -> warp.y(8) / lane.y(1)")
+        if self.made == "memory":
+            return (
+                f"schedule f on {self.target}:\n  kernel A:\n    m -> grid(8) / warp.y(2)\n    k -> lane / vec\n"
+                + ("    g -> grid(1)\n" if self.batch else "")
+                + f"  kernel {', '.join(self.results) or 'Y'}:\n"
+                + "".join(f"    {line}\n" for line in lines)
+            )
+        return f"schedule f on {self.target}:\n" + "".join(f"  {line}\n" for line in lines)
+
+    def _tiles(self, cluster: int) -> tuple[str, str]:
+        """The levels of rows and columns. Where a block makes the left operand itself, it has all columns."""
+        r = self.random
+        whole = self.made == "tile" and r.random() < 0.9
+
+        def blocks(rows: int) -> str:
+            return f"grid.y({rows * cluster})" + (f" / cluster({rows})" if cluster > 1 else "")
+
+        if self.group:
+            groups, columns = r.randint(1, 3), r.choice([8, 16, 24, 32, 48, 64, 64, 96, 128, 128, 160, 192, 256])
+            limit = ", 1" if r.random() < 0.3 else ""
+            return f"{blocks(64 * groups)} / warpgroup(64{limit}) / mma", "mma" if whole else f"grid.x({columns}) / mma"
+        own_m, own_n = 16 * r.randint(1, 4), 16 * r.randint(1, 4)
+        warps_m, warps_n = r.randint(1, 3), r.randint(1, 3)
+        tall = f"{blocks(own_m * warps_m)} / " + (f"warp.y({own_m}) / " if warps_m > 1 or r.random() < 0.7 else "")
+        wide = ("" if whole else f"grid.x({own_n * warps_n}) / ") + (f"warp.x({own_n}) / " if warps_n > 1 or r.random() < 0.7 else "")
+        return f"{tall}mma", f"{wide}mma"
+
