@@ -213,13 +213,14 @@ def _placed(
                 (f"{pipe_stages(s) - 1} more copies for the pipe over {s.variable}", layout.bytes - start - stage)
             )
     panels = {s.buffer: n for s, n in panels_in(phase)}
+    ringed = {p.buffer for s, _ in rings_of(phase) if isinstance(s, Loop) for p in leading_packs(s)}
     shared = [b for b in kernel.tiles if b.scope is Scope.SHARED and b.name in used]
     for b in shared:
         if not b.inside and b.name not in layout.offsets and b.name not in later:
-            size = b.bytes * panels.get(b.name, 1)
-            if kernel.sides > 1:
+            size, sides = b.bytes * panels.get(b.name, 1), 1 if b.name in ringed else kernel.sides
+            if sides > 1:
                 size = layout.own[b.name] = -(-size // alignment_of(b)) * alignment_of(b)
-            layout.offsets[b.name] = place(b.name, size * kernel.sides, alignment_of(b))
+            layout.offsets[b.name] = place(b.name, size * sides, alignment_of(b))
     layout.offsets |= {name: layout.offsets[s.of] for name, s in later.items()}
     for b in shared:
         if b.inside:
