@@ -151,7 +151,8 @@ class SharedStaging:
         axes, origins = self._axes(stage, a, env)
         dtype = emitter.dtypes[a.tensor]
         dims = tuple(x.block for x in axes)
-        layout = self._layout(stage, a.tensor, dims, dtype) if dims else RowMajor()
+        step = self._step(axes[-1].name, dims[-1]) if dims else 1
+        layout = self._layout(stage, a.tensor, dims, step, dtype) if dims else RowMajor()
         pipelined = node.level.kind == "pipe" and not node.trivial
         name = f"{a.tensor}.shared{len(emitter.tiles)}"
         ring = node.level.stages if pipelined else 1
@@ -169,7 +170,7 @@ class SharedStaging:
             if isinstance(s, Name) and s.id in emitter.extents:
                 r = emitter.range(s.id, env)
                 if r.block > 1 or s.id not in env:
-                    axes.append(Axis(s.id, r.start, r.stop, r.block))
+                    axes.append(Axis(s.id, r.start, r.stop, self._whole_tiles(s.id, r.block)))
                     origins.append(r.start)
                     continue
             elif names_in(s) & set(emitter.extents):
@@ -182,8 +183,20 @@ class SharedStaging:
             origins.append(None)
         return tuple(axes), tuple(origins)
 
-    def _layout(self, stage: Stage, tensor: str, dims: tuple[int, ...], dtype: DType) -> Layout:
-        """The tile's layout by the options behind the `stage` line: at most one of pad(n), swizzle and swizzle(n)."""
+    def _whole_tiles(self, index: str, block: int) -> int:
+        """The size of a tile that has room for whole tiles within it: matrix instructions read all of the last one."""
+        step = self._step(index, block)
+        return -(-block // step) * step
+
+    def _step(self, index: str, block: int) -> int:
+        """The values of a tile's dimension that matrix instructions read in one turn of the loops within it."""
+        own = self.emitter.plan.loops.get(index)
+        inner = [t.block for t in own.tiles if t.block is not None] if own is not None and own.mma else []
+        return min(inner[-1], block) if inner else block
+
+    def _layout(self, stage: Stage, tensor: str, dims: tuple[int, ...], step: int, dtype: DType) -> Layout:
+        """The tile's layout by the options behind the `stage` line: at most one of pad(n), swizzle and swizzle(n).
+        Reads begin at multiples of `step` values of a row, and where it is swizzled with a panel."""
         for o in stage.options[1:]:
             raise self._error("a staged tile has one layout", o.span, "keep one of pad(n) and swizzle(n)")
         for o in stage.options:
@@ -191,7 +204,7 @@ class SharedStaging:
             if o.kind == "pad" and len(args) == 1:
                 return padded(dims[-1], dtype.bytes, args[0])
             if o.kind == "swizzle" and len(args) <= 1:
-                return self._swizzled(o, tensor, dims[-1] * dtype.bytes, args)
+                return self._swizzled(o, tensor, dims[-1] * dtype.bytes, step * dtype.bytes, args)
             raise self._error(
                 f"staging option '{o.kind}' cannot be lowered yet",
                 o.span,
@@ -200,7 +213,7 @@ class SharedStaging:
         if stage.by == "tma" and len(dims) == 1 and dims[0] <= BOX:
             return self._vector(tensor, dims[0], dtype)
         if stage.by == "tma":
-            fitting = (w for w in SWIZZLES if dims[-1] * dtype.bytes % w == 0)
+            fitting = (w for w in SWIZZLES if dims[-1] * dtype.bytes % w == 0 and step * dtype.bytes % w == 0)
             return next((Swizzled(w) for w in fitting), RowMajor())
         return padded(dims[-1], dtype.bytes)
 
@@ -210,18 +223,19 @@ class SharedStaging:
         anywhere = len(shape) > 1 and shape[-1] % room != 0 and extent + room <= BOX
         return Shifted(room) if anywhere else RowMajor()
 
-    def _swizzled(self, option: Level, tensor: str, row: int, args: list[int]) -> Swizzled:
-        """The swizzle of that width, or the widest that rows of so many bytes take."""
+    def _swizzled(self, option: Level, tensor: str, row: int, step: int, args: list[int]) -> Swizzled:
+        """The swizzle of that width, or the widest that rows of so many bytes take, of which `step` are read at once."""
         if args and args[0] not in SWIZZLES:
             raise self._error(
                 f"there is no swizzle of {args[0]} bytes", option.span, "write swizzle(128), swizzle(64) or swizzle(32)"
             )
         for width in args or SWIZZLES:
-            if row % width == 0:
+            if row % width == 0 and step % width == 0:
                 return Swizzled(width)
         wanted = f"swizzle({args[0]})" if args else "swizzle"
+        read = "" if row % min(args or SWIZZLES) else f", read {step} at a time"
         raise self._error(
-            f"{wanted} does not fit {tensor}: a row of its tile has {row} bytes",
+            f"{wanted} does not fit {tensor}: a row of its tile has {row} bytes{read}",
             option.span,
             f"rows must be a multiple of {args[0] if args else SWIZZLES[-1]} bytes: take a larger tile along the last "
             "index, or a narrower swizzle",

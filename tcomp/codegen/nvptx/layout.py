@@ -234,7 +234,11 @@ def _placed(
                 shape = (threads.warps, exchange_lanes(sharing, threads))
                 size = exchange_bytes(plan_of(s, buffers).points, shape, wide)
                 if kernel.sides > 1:
-                    raise Unsupported(f"the warps of each side would join '{s.target.tensor}'", kernel.span)
+                    result = s.target.tensor.partition(".")[0]
+                    raise Unsupported(
+                        f"the warps of each side would join '{result}'", kernel.span,
+                        f"leave `pingpong` out, or compute {result} in a kernel of its own",
+                    )  # fmt: skip
                 layout.exchange[id(s)] = place(f"joining warps of {s.target.tensor}", size)
     for filled, count in rings_of(phase):
         layout.rings[id(filled)] = place("mbarriers", RING_BYTES * ring_copies(filled, count, kernel.sides))

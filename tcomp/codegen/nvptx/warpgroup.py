@@ -142,7 +142,11 @@ class WarpgroupGenerator:
         axes = (own, self.match.k) if o.along_k else (self.match.k, own)
         starts = [subscript_start(em, self.scope, s, a) for s, a in zip(o.factor.access.subscripts, axes, strict=True)]
         if starts != [0, 0]:
-            raise Unsupported(f"wgmma on a part of the tile '{o.buffer.name}'", o.factor.access.span)
+            tensor, loop = o.buffer.name.partition(".shared")[0], self.match.k.name
+            raise Unsupported(
+                f"wgmma on a part of the tile '{o.buffer.name}'", o.factor.access.span,
+                f"stage what one turn reads: stage {tensor} in shared at {loop} by tma",
+            )  # fmt: skip
         if o.buffer.name not in self.scope.copies:
             em.here()
             return em.i64(self._encoded(d, self.scope.roots[o.buffer.name], group))
