@@ -86,6 +86,8 @@ def _run(
     dims: Mapping[str, int],
     fold: bool,
 ) -> None:
+    if not all(extents[i] for i in parallel):  # (it has no element)
+        return
     value = inline_value(equation.value, module)
     reduced = value.indices if isinstance(value, Reduction) else ()
     points = Points((*parallel, *reduced), {i: (0, extents[i]) for i in (*parallel, *reduced)}, arrays, dims)

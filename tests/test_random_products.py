@@ -1,4 +1,4 @@
-"""Law: a schedule of a product or of attention on a GPU keeps the oracle's result, or is refused with a place and a remedy.
+"""Law: a schedule of a product or of attention on a GPU keeps the oracle's result, or is refused with place and remedy.
 
 Ops and schedules are random (`reference/random_products.py`, `random_attention.py`). PTX runs on the virtual GPU with
 all checks on; bounds are those of the types that a value is rounded to on its way.
@@ -25,7 +25,15 @@ from tcomp.schedule.lower import lower
 from tests.reference.random_attention import RandomAttention
 from tests.reference.random_products import RandomProduct
 
-UNITS = {"f32": 2.0**-16, "tf32": 2.0**-9, "sum": 2.0**-12, "bf16": 2.0**-8, "f16": 2.0**-11, "e4m3": 2.0**-4, "e5m2": 2.0**-3}
+UNITS = {
+    "f32": 2.0**-16,
+    "tf32": 2.0**-9,
+    "sum": 2.0**-12,
+    "bf16": 2.0**-8,
+    "f16": 2.0**-11,
+    "e4m3": 2.0**-4,
+    "e5m2": 2.0**-3,
+}
 """by which a value changes when it is rounded, or a sum as it grows: of many terms in f32, of 8-bit ones by wgmma"""
 
 

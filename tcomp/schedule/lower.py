@@ -22,6 +22,7 @@ from tcomp.schedule.adding import Adding
 from tcomp.schedule.choose import as_written, choose_schedule, storage_of
 from tcomp.schedule.combine import Combined, combined
 from tcomp.schedule.emit import Emitter, once
+from tcomp.schedule.empty import without_empty_sums
 from tcomp.schedule.family import Machine, family_for
 from tcomp.schedule.fill import needs_zero, zero
 from tcomp.schedule.inplace import inplace_pairs
@@ -96,11 +97,14 @@ class _Lowering:
         self.shapes = {o.name: operand_shape(o, dims) for o in op.operands}
         for t in self.info.temporaries.values():
             self.shapes[t.name] = tuple(self.extents[i] for i in t.indices)
-        self.equations = normalise(op, module, dims)
+        written = normalise(op, module, dims)
+        self.equations = without_empty_sums(written, self.extents, self.dtypes, module.monoids)
         found = (
             schedule
             or choose_schedule(op, module, self.family.targets, self.equations, self.dtypes, self.shapes).schedule
         )
+        if self.equations != written:  # no schedule is for what these sums have become
+            found = None
         self.given = found is not None
         self.schedule = found or self.family.default(op, self.equations, self.extents)
         self.text = module.sources.get(self.schedule.span.file, "")

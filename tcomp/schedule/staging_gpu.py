@@ -224,7 +224,7 @@ class SharedStaging:
         return Shifted(room) if anywhere else RowMajor()
 
     def _swizzled(self, option: Level, tensor: str, row: int, step: int, args: list[int]) -> Swizzled:
-        """The swizzle of that width, or the widest that rows of so many bytes take, of which `step` are read at once."""
+        """The swizzle of that width, or the widest that rows take: `row` bytes, of which `step` are read at a time."""
         if args and args[0] not in SWIZZLES:
             raise self._error(
                 f"there is no swizzle of {args[0]} bytes", option.span, "write swizzle(128), swizzle(64) or swizzle(32)"

@@ -29,7 +29,9 @@ class RandomAttention:
         self.multiprocessors = r.choice([2, 132])
         self.group = self.target == "sm_90a" and r.random() < 0.75
         self.matrix = self.group or r.random() < 0.8
-        self.real = self.rounded = self.left = r.choice(["bf16", "bf16", "f16"]) if self.matrix else r.choice(["f32", "bf16"])
+        self.real = self.rounded = self.left = (
+            r.choice(["bf16", "bf16", "f16"]) if self.matrix else r.choice(["f32", "bf16"])
+        )
         heads = [1, 8, 16, 24, 32, 40, 64, 64, 72, 96, 128] if self.group else [1, 5, 8, 16, 17, 32, 40, 64, 128]
         self.dims = {"T": r.choice([1, 2, 7, 31, 63, 64, 65, 129, r.randint(1, 150)]), "B": r.choice([1, 1, 2]),
                      "G": r.choice([1, 1, 2]), "R": r.choice([1, 1, 2, 3]), "D": r.choice(heads)}  # fmt: skip
@@ -39,7 +41,7 @@ class RandomAttention:
 
     def _axes(self, fixed: list[str], last: str) -> tuple[str, str]:
         """(shape, subscripts) of a tensor's axes in a random order, the last one last."""
-        own = self.random.sample(fixed, len(fixed)) + [last]
+        own = [*self.random.sample(fixed, len(fixed)), last]
         extents = {"b": "B", "q": "T", "k": "T", "g": "G", "r": "R", "d": "D", "e": "E", "3": "3"}
         return ", ".join(extents.get(x, "3") for x in own), ", ".join(own)
 
@@ -59,7 +61,9 @@ class RandomAttention:
         lines = [f"qk[{at}, k] = sum d: Q[{q}] * K[{k}]"]
         self.inline = "qk" if scaled.startswith("tanh") else "s"
         lines.append(f"s[{at}, k] = {scaled}")
-        lines.append(f"m[{at}], l[{at}], o[{at}, e] = expsum k{' where ' + mask if mask else ''} by s[{at}, k]: 1, V[{v}]")
+        lines.append(
+            f"m[{at}], l[{at}], o[{at}, e] = expsum k{' where ' + mask if mask else ''} by s[{at}, k]: 1, V[{v}]"
+        )
         lines.append(f"O[{o}] = o[{at}, e] / l[{at}]")
         if r.random() < 0.5:
             results["L"] = "f32[B, G, R, T]"
@@ -76,7 +80,12 @@ class RandomAttention:
         if not self.matrix:
             rows, keys = r.choice([8, 16, 32, 64]), r.choice([8, 16, 32, 64])
             lines += [f"q -> grid({rows}) / warp.y({r.choice([4, 8, 16])}) / lane.y({r.choice([1, 2, 4])})"]
-            lines += [f"k -> {r.choice(['seq', 'pipe'])}({keys}) / lane.x", "k of o -> vec", "d -> vec", "e -> lane.x / vec"]
+            lines += [
+                f"k -> {r.choice(['seq', 'pipe'])}({keys}) / lane.x",
+                "k of o -> vec",
+                "d -> vec",
+                "e -> lane.x / vec",
+            ]
             for tensor, at in (("Q", "q"), ("K", "k"), ("V", "k")):
                 if r.random() < 0.7:
                     lines.append(f"stage {tensor} in shared at {at} by {r.choice(['cp.async', 'copy'])}")

@@ -1,7 +1,7 @@
 """Random products with random epilogues, and random schedules of them on tensor cores, made from a seed.
 
 Operands lie in any order, with other indices and offsets among their subscripts, of any type that an instruction takes.
-What is computed from a sum is written in several results: rounded, activated, turned round, its rows and columns summed.
+What is computed from a sum is written in several results: rounded, activated, turned round, summed along rows or columns.
 A schedule may be illegal; the compiler has to refuse those, with a place and a remedy.
 """
 
@@ -86,7 +86,7 @@ class RandomProduct:
             self.rounded = self.left
             x, self.factors = f"A[{g}m, k]", ["A", "W"]
         pair = f"{x} * {w}" if r.random() < 0.7 else f"{w} * {x}"
-        guard = f" where {r.choice(GUARDS)}" if r.random() < 0.08 else ""
+        guard = f" where {r.choice(GUARDS)}" if r.random() < 0.01 else ""
         self.direct = r.random() < 0.25
         self.adds = r.random() < 0.15
         if self.direct:
@@ -132,7 +132,9 @@ class RandomProduct:
                 self.lines.append(f"E[{at}] = {read} * 0.25")
             elif kind == "rows":
                 self.results["r"] = f"f32[{outer}M]"
-                self.lines.append(f"r[{g}m] = {r.choice(['sum', 'max', 'max'])} n: {r.choice(['abs({0})', '{0}']).format(read)}")
+                self.lines.append(
+                    f"r[{g}m] = {r.choice(['sum', 'max', 'max'])} n: {r.choice(['abs({0})', '{0}']).format(read)}"
+                )
             elif kind == "columns":
                 self.results["q"] = f"f32[{outer}N]"
                 self.lines.append(f"q[{g}n] = {r.choice(['sum', 'max'])} m: {read}")
@@ -165,11 +167,15 @@ class RandomProduct:
             lines.append(f"g -> {r.choice(['grid(1)', 'grid.z(1)', 'seq(1)'])}")
             if "seq" in lines[-1]:
                 lines.append("order g, k")
-        how = "tma" if self.tma else r.choice(["cp.async", "cp.async swizzle", "copy", "cp.async pad(8)", "cp.async swizzle(64)"])
+        how = (
+            "tma"
+            if self.tma
+            else r.choice(["cp.async", "cp.async swizzle", "copy", "cp.async pad(8)", "cp.async swizzle(64)"])
+        )
         staged = [f for f in self.factors if f != "A" or self.made == "memory"]
         apart = r.random() < 0.08
         for f in staged:
-            at = "k" if not (apart and f == staged[0]) else r.choice("mn")
+            at = "k" if not (apart and f == staged[0]) else r.choice(["n"] * 9 + ["m"])
             lines.append(f"stage {f} in shared at {at} by {how}")
         tf32 = ".tf32" if self.left == "f32" else ""
         lines.append(f"use {'wgmma' if self.group else 'mma.sync'}{tf32} for {self.sum}")
@@ -182,7 +188,7 @@ class RandomProduct:
         if self.tma:
             for name in ("Y", "P", "Z", "T", "E", "U"):
                 if (name in self.results or (name == "Y" and self.adds)) and r.random() < 0.5:
-                    lines.append(f"stage {name} in shared at {r.choice('nnnm')} by tma")
+                    lines.append(f"stage {name} in shared at {r.choice(['n'] * 19 + ['m'])} by tma")
             for name in ("b", "R"):
                 if f"{name}[" in " ".join(self.lines) and r.random() < 0.5:
                     lines.append(f"stage {name} in shared at n by tma")
@@ -236,6 +242,7 @@ class RandomProduct:
         own_m, own_n = 16 * r.randint(1, 4), 16 * r.randint(1, 4)
         warps_m, warps_n = r.randint(1, 3), r.randint(1, 3)
         tall = f"{blocks(own_m * warps_m)} / " + (f"warp.y({own_m}) / " if warps_m > 1 or r.random() < 0.7 else "")
-        wide = ("" if whole else f"grid.x({own_n * warps_n}) / ") + (f"warp.x({own_n}) / " if warps_n > 1 or r.random() < 0.7 else "")
+        wide = ("" if whole else f"grid.x({own_n * warps_n}) / ") + (
+            f"warp.x({own_n}) / " if warps_n > 1 or r.random() < 0.7 else ""
+        )
         return f"{tall}mma", f"{wide}mma"
-

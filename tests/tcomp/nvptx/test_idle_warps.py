@@ -26,7 +26,13 @@ schedule f on sm_90a:
 """
 TURNED = ", T: f32[N, M]", "  T[n, m] = Y[m, n]\n", "  m of T -> lane.x / vec(4)\n  n of T -> warp.y(8) / lane.y(1)\n"
 CASES = {
-    "a last turn of rows and columns": ("96) / warp.y(16, 4", "96) / warp.x(16, 4", "mma.sync", (150, 96), ("", "", "")),
+    "a last turn of rows and columns": (
+        "96) / warp.y(16, 4",
+        "96) / warp.x(16, 4",
+        "mma.sync",
+        (150, 96),
+        ("", "", ""),
+    ),
     "a last turn of warpgroups": ("192) / warpgroup(64, 2", "8", "wgmma", (200, 8), ("", "", "")),
     "warps of another equation": ("48) / warp.y(16", "144) / warp.x(48", "mma.sync", (16, 64), TURNED),
 }
