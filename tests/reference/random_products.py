@@ -1,7 +1,7 @@
 """Random products with random epilogues, and random schedules of them on tensor cores, made from a seed.
 
 Operands lie in any order, with other indices and offsets among their subscripts, of any type that an instruction takes.
-What is computed from a sum is written in several results: rounded, activated, turned round, summed along rows or columns.
+What is computed from a sum leaves in several results: rounded, activated, turned round, summed along rows or columns.
 A schedule may be illegal; the compiler has to refuse those, with a place and a remedy.
 """
 
