@@ -21,7 +21,7 @@ from tcomp.codegen.nvptx.phase import PhaseGenerator
 from tcomp.codegen.nvptx.phase_facts import threads_of
 from tcomp.codegen.nvptx.targets import target_named
 from tcomp.codegen.nvptx.tensor_copy import maps_of
-from tcomp.dsl.ast import DType
+from tcomp.dsl.ast import NO_SPAN, DType
 from tcomp.errors import UserError
 from tcomp.ir.multicast import cluster_of
 from tcomp.ir.tile import Compute, Kernel, Scope
@@ -79,6 +79,10 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
             blocks, size = generator.generate(), cluster.blocks if cluster else 1
             count = threads_of(kernel, phase)
             launches.append(LaunchShape(symbol, blocks, count, layout.bytes, maps, size, generator.resident))
+    except Unsupported as e:
+        if e.span != NO_SPAN:
+            raise
+        raise Unsupported(e.reason, kernel.span, e.hint) from e
     except UserError:
         raise
     except NotImplementedError as e:
