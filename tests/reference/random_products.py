@@ -11,7 +11,7 @@ import random
 
 TARGETS = ["sm_80", "sm_89", "sm_100a", "sm_120a", *["sm_90a"] * 6]
 ACTIVATIONS = ["tanh({0})", "max({0}, 0.0)", "min(max({0}, -2.0), 2.0)", "{0} / (1.0 + exp(-{0}))", "sin({0})"]
-GUARDS = ["k <= m", "m <= k", "k < n + 3", "k <= m + 5 and k > m - 9", "k < c"]
+GUARDS = ["k <= m", "m <= k", "k < c + 3", "k <= m + 5 and k > m - 9", "k < c"]
 
 
 class RandomProduct:
@@ -31,7 +31,7 @@ class RandomProduct:
         self.results: dict[str, str] = {}
         self.lines: list[str] = []
         unit = 16 if self.tma and r.random() < 0.9 else 1
-        self.dims = {d: self._extent(unit, most) for d, most in (("M", 200), ("N", 200), ("K", 160))}
+        self.dims = {d: self._extent(unit, most) for d, most in (("M", 150), ("N", 150), ("K", 140))}
         if self.batch:
             self.dims |= {"G": r.randint(1, 3), "H": r.randint(1, 2)}
         self.text = self._op() + "\n" + self._schedule()
@@ -112,120 +112,50 @@ class RandomProduct:
         for term in (" * s", " + b[n]", f" + R[{at}]", f" * R[{at}]"):
             if r.random() < 0.35:
                 value = f"({value}){term}"
-        kinds = r.sample(["P", "act", "turned", "eight", "rows", "columns", "upper"], r.randint(0, 3))
         self.lines.append(f"Y[{at}] = {value}")
-        self.results["Y"] = f"{r.choice([self.real, self.real, 'f32'])}[{outer}M, N]"
-        source = r.choice(["Y", "acc"])
-        for kind in kinds:
-            read = f"{source}[{at}]"
-            if kind == "P":
-                self.results["P"] = f"{self.real}[{outer}M, N]"
-                self.lines.append(f"P[{at}] = {read} * 2.0 - {read}")
-            elif kind == "act":
-                self.results["Z"] = f"{self.real}[{outer}M, N]"
-                self.lines.append(f"Z[{at}] = {r.choice(ACTIVATIONS).format(read)}")
-            elif kind == "turned":
-                self.results["T"] = f"{self.real}[{outer}N, M]"
-                self.lines.append(f"T[{g}n, m] = {read}")
-            elif kind == "eight":
-                self.results["E"] = f"{r.choice(['e4m3', 'e5m2'])}[{outer}M, N]"
-                self.lines.append(f"E[{at}] = {read} * 0.25")
-            elif kind == "rows":
-                self.results["r"] = f"f32[{outer}M]"
-                self.lines.append(
-                    f"r[{g}m] = {r.choice(['sum', 'max', 'max'])} n: {r.choice(['abs({0})', '{0}']).format(read)}"
-                )
-            elif kind == "columns":
-                self.results["q"] = f"f32[{outer}N]"
-                self.lines.append(f"q[{g}n] = {r.choice(['sum', 'max'])} m: {read}")
-            elif kind == "upper":
-                self.results["U"] = f"f32[{outer}M, N]"
-                self.lines.append(f"U[{at}] = select(n >= m, {read}, -1.0)")
+        shape, read = f"{outer}M, N", f"{r.choice(['Y', 'acc'])}[{at}]"
+        self.results["Y"] = f"{r.choice([self.real, self.real, 'f32'])}[{shape}]"
+        further = [
+            ("P", f"{self.real}[{shape}]", f"P[{at}] = {read} * 2.0 - {read}"),
+            ("Z", f"{self.real}[{shape}]", f"Z[{at}] = {r.choice(ACTIVATIONS).format(read)}"),
+            ("T", f"{self.real}[{outer}N, M]", f"T[{g}n, m] = {read}"),
+            ("E", f"{r.choice(['e4m3', 'e5m2'])}[{shape}]", f"E[{at}] = {read} * 0.25"),
+            ("U", f"f32[{shape}]", f"U[{at}] = select(n >= m, {read}, -1.0)"),
+            ("r", f"f32[{outer}M]", f"r[{g}m] = {r.choice(['sum', 'max', 'max'])} n: abs({read})"),
+            ("q", f"f32[{outer}N]", f"q[{g}n] = {r.choice(['sum', 'max'])} m: {read}"),
+        ]
+        for name, kind, line in r.sample(further, r.randint(0, 3)):
+            self.results[name] = kind
+            self.lines.append(line)
 
     # ------------------------------------------------------------------------------------------------- the schedule
 
     def _schedule(self) -> str:
-        r = self.random
-        bytes_ = {"f32": 4, "bf16": 2, "f16": 2}.get(self.left, 1)
-        cluster = r.choice([1, 1, 1, 2, 2, 4]) if self.tma else 1
-        rows, columns = self._tiles(cluster)
-        step = 32 // bytes_ * r.choice([1, 2, 4])
-        if self.group and self.left == "f32":
-            step = 32
-        stages = r.choice([1, 2, 2, 3, 4])
-        lines = [f"m -> {rows}", f"n -> {columns}"]
-        part = ""
-        joined = ""
-        by = r.choice(["turns", "partials", "partials"]) if self.tma else "partials"
-        if r.random() < (0.5 if self.direct else 0.15):
-            part = f"grid.z({step * r.randint(1, 3)}) / "
-            joined = f"combine {self.sum} over k by {by}"
-        pipe = f"pipe({step}, {stages})" if stages > 1 or r.random() < 0.5 else f"seq({step})"
-        untiled = not part and self.dims["K"] <= 128 and r.random() < 0.08
-        lines.append(f"k -> {part}{'' if untiled else pipe + ' / '}mma")
-        if self.batch:
-            lines.append(f"g -> {r.choice(['grid(1)', 'grid.z(1)', 'seq(1)'])}")
-            if "seq" in lines[-1]:
-                lines.append("order g, k")
-        how = (
-            "tma"
-            if self.tma
-            else r.choice(["cp.async", "cp.async swizzle", "copy", "cp.async pad(8)", "cp.async swizzle(64)"])
-        )
-        staged = [f for f in self.factors if f != "A" or self.made == "memory"]
-        apart = r.random() < 0.08
-        for f in staged:
-            at = "k" if not (apart and f == staged[0]) else r.choice(["n"] * 9 + ["m"])
-            lines.append(f"stage {f} in shared at {at} by {how}")
-        tf32 = ".tf32" if self.left == "f32" else ""
-        lines.append(f"use {'wgmma' if self.group else 'mma.sync'}{tf32} for {self.sum}")
-        if joined:
-            lines.append(joined)
-        if "q" in self.results:
-            lines.append(f"combine q over m by {r.choice(['partials'] * 9 + ['turns'])}")
-        if "r" in self.results and r.random() < 0.9:
-            lines.append(f"combine r over n by {r.choice(['partials'] * 9 + ['turns'])}")
-        if self.tma:
-            for name in ("Y", "P", "Z", "T", "E", "U"):
-                if (name in self.results or (name == "Y" and self.adds)) and r.random() < 0.5:
-                    lines.append(f"stage {name} in shared at {r.choice(['n'] * 19 + ['m'])} by tma")
-            for name in ("b", "R"):
-                if f"{name}[" in " ".join(self.lines) and r.random() < 0.5:
-                    lines.append(f"stage {name} in shared at n by tma")
-            producer = ""
-            if r.random() < 0.65:
-                producer = r.choice(["warp", f"warpgroup({r.choice([24, 40])})"])
-                lines.append(f"producer {producer}")
-            if producer and r.random() < 0.5:
-                lines.append(r.choice(["stagger", "pingpong"]))
-        if "pingpong" in lines or r.random() < 0.4:
-            lines.append("persistent")
-            if by == "turns" and joined and r.random() < 0.6:
-                lines.append("stream")
-        elif r.random() < 0.03:
-            lines.append("stream")
-        if r.random() < 0.3:
-            lines.append(f"raster {r.randint(1, 5)}")
-        if r.random() < 0.15:
-            lines.append(f"reverse {r.choice('mn')}")
-        if self.group and r.random() < 0.2:
-            lines.append(f"promote {self.sum}")
-        inner = [n for n in ("Y", "P") if n in self.results and n != self.sum]
-        if inner and r.random() < 0.4:
-            lines.append(f"inline {r.choice(inner)}")
-        if self.made == "tile" and r.random() < 0.3:
-            lines.append("inline A")
-        if "T" in self.results and r.random() < 0.5:
-            lines.append("m of T -> lane.x / vec(4)")
-            lines.append("n of T -> warp.y(8) / lane.y(1)")
+        self.body: list[str] = []
+        self._loops()
+        self._staging()
+        self._sums()
+        self._leaving()
+        self._flags()
+        apart = "  kernel A:\n    m -> grid(8) / warp.y(2)\n    k -> lane / vec\n" + "    g -> grid(1)\n" * self.batch
+        start, indent = "", "  "
         if self.made == "memory":
-            return (
-                f"schedule f on {self.target}:\n  kernel A:\n    m -> grid(8) / warp.y(2)\n    k -> lane / vec\n"
-                + ("    g -> grid(1)\n" if self.batch else "")
-                + f"  kernel {', '.join(self.results) or 'Y'}:\n"
-                + "".join(f"    {line}\n" for line in lines)
-            )
-        return f"schedule f on {self.target}:\n" + "".join(f"  {line}\n" for line in lines)
+            start, indent = apart + f"  kernel {', '.join(self.results) or 'Y'}:\n", "    "
+        return f"schedule f on {self.target}:\n{start}" + "".join(f"{indent}{line}\n" for line in self.body)
+
+    def _loops(self) -> None:
+        r = self.random
+        unit = {"f32": 8, "bf16": 16, "f16": 16}.get(self.left, 32)
+        step, stages = unit * r.choice([1, 2, 4] if self.left != "f32" else [1, 2, 4, 4]), r.choice([1, 2, 2, 3, 4])
+        rows, columns = self._tiles(r.choice([1, 1, 1, 2, 2, 4]) if self.tma else 1)
+        self.divided = r.random() < (0.5 if self.direct else 0.15)
+        part = f"grid.z({step * r.randint(1, 3)}) / " if self.divided else ""
+        pipe = f"pipe({step}, {stages}) / " if stages > 1 or r.random() < 0.5 else f"seq({step}) / "
+        if not part and self.dims["K"] <= 128 and r.random() < 0.08:
+            pipe = ""
+        self.body += [f"m -> {rows}", f"n -> {columns}", f"k -> {part}{pipe}mma"]
+        if self.batch:
+            self.body += r.choice([["g -> grid(1)"], ["g -> grid.z(1)"], ["g -> seq(1)", "order g, k"]])
 
     def _tiles(self, cluster: int) -> tuple[str, str]:
         """The levels of rows and columns. Where a block makes the left operand itself, it has all columns."""
@@ -237,12 +167,65 @@ class RandomProduct:
 
         if self.group:
             groups, columns = r.randint(1, 3), r.choice([8, 16, 24, 32, 48, 64, 64, 96, 128, 128, 160, 192, 256])
-            limit = ", 1" if r.random() < 0.3 else ""
-            return f"{blocks(64 * groups)} / warpgroup(64{limit}) / mma", "mma" if whole else f"grid.x({columns}) / mma"
+            limit = r.choice(["", "", ", 1", ", 2"])
+            wide = "mma" if whole else f"grid.x({columns}) / mma"
+            return f"{blocks(64 * groups)} / warpgroup(64{limit}) / mma", wide
         own_m, own_n = 16 * r.randint(1, 4), 16 * r.randint(1, 4)
         warps_m, warps_n = r.randint(1, 3), r.randint(1, 3)
-        tall = f"{blocks(own_m * warps_m)} / " + (f"warp.y({own_m}) / " if warps_m > 1 or r.random() < 0.7 else "")
-        wide = ("" if whole else f"grid.x({own_n * warps_n}) / ") + (
-            f"warp.x({own_n}) / " if warps_n > 1 or r.random() < 0.7 else ""
-        )
-        return f"{tall}mma", f"{wide}mma"
+        limit_m, limit_n = (r.choice(["", "", "", ", 2"]) for _ in range(2))
+        down = f"warp.y({own_m}{limit_m}) / " if warps_m > 1 or r.random() < 0.7 else ""
+        across = f"warp.x({own_n}{limit_n}) / " if warps_n > 1 or r.random() < 0.7 else ""
+        wide = "" if whole else f"grid.x({own_n * warps_n}) / "
+        return f"{blocks(own_m * warps_m)} / {down}mma", f"{wide}{across}mma"
+
+    def _staging(self) -> None:
+        r = self.random
+        ways = ["cp.async", "cp.async swizzle", "copy", "cp.async pad(8)", "cp.async swizzle(64)"]
+        how = "tma" if self.tma else r.choice(ways)
+        staged = [f for f in self.factors if f != "A" or self.made == "memory"]
+        outside = staged[0] if r.random() < 0.08 else ""
+        self.body += [f"stage {f} in shared at {'n' if f == outside else 'k'} by {how}" for f in staged]
+        tf32 = ".tf32" if self.left == "f32" else ""
+        self.body.append(f"use {'wgmma' if self.group else 'mma.sync'}{tf32} for {self.sum}")
+
+    def _sums(self) -> None:
+        """How sums are joined that are divided among blocks."""
+        r = self.random
+        by = r.choice(["turns", "partials", "partials"]) if self.tma else "partials"
+        self.turns = self.divided and by == "turns"
+        if self.divided:
+            self.body.append(f"combine {self.sum} over k by {by}")
+        for name, over in (("q", "m"), ("r", "n")):
+            if name in self.results:
+                self.body.append(f"combine {name} over {over} by {r.choice(['partials'] * 9 + ['turns'])}")
+
+    def _leaving(self) -> None:
+        """How results leave, and what comes for them."""
+        r = self.random
+        if self.tma:
+            written = [n for n in ("Y", "P", "Z", "T", "E", "U") if n in self.results or (n == "Y" and self.adds)]
+            read = [n for n in ("b", "R") if f"{n}[" in " ".join(self.lines)]
+            self.body += [f"stage {n} in shared at n by tma" for n in (*written, *read) if r.random() < 0.5]
+        inner = [n for n in ("Y", "P") if n in self.results and n != self.sum]
+        if inner and r.random() < 0.4:
+            self.body.append(f"inline {r.choice(inner)}")
+        if "T" in self.results and r.random() < 0.5:
+            self.body += ["m of T -> lane.x / vec(4)", "n of T -> warp.y(8) / lane.y(1)"]
+
+    def _flags(self) -> None:
+        r, sides = self.random, False
+        if self.tma and r.random() < 0.65:
+            self.body.append(f"producer {r.choice(['warp', 'warpgroup(24)', 'warpgroup(40)'])}")
+            if r.random() < 0.5:
+                self.body.append(r.choice(["stagger", "pingpong"]))
+                sides = self.body[-1] == "pingpong"
+        if sides or r.random() < 0.4:
+            self.body.append("persistent")
+            if self.turns and r.random() < 0.6:
+                self.body.append("stream")
+        if r.random() < 0.3:
+            self.body.append(f"raster {r.randint(1, 5)}")
+        if r.random() < 0.15:
+            self.body.append(f"reverse {r.choice('mn')}")
+        if self.group and r.random() < 0.2:
+            self.body.append(f"promote {self.sum}")
