@@ -94,10 +94,12 @@ class WarpgroupGenerator:
 
     def _write(self, slots: list[IrValue], inputs: list[IrValue], wait: str) -> None:
         em, node = self.em, self.node
+        highs = [self._high(d, own) for own, d in enumerate((self.right, self.left)) if d is not None]
         with em.frame():
             b = em.here()
             old = [b.load(s, typ=F32) for s in slots] if node.accumulate else []
-            text = self._text(len(slots), len(old), wait)
+            text = self._text(len(slots), len(old), len(inputs), wait)
+            inputs = [*inputs, *highs]
             constraints = ["=f"] * len(slots) + [str(i) for i in range(len(old))] + ["r"] * len(inputs) + ["~{memory}"]
             result = ir.LiteralStructType([F32] * len(slots))
             found = em.asm(text, result, ",".join(constraints), [*old, *inputs], effect=True)
@@ -167,6 +169,17 @@ class WarpgroupGenerator:
         low = b.or_(address, em.i64(d.low))
         return em.add(low, em.mul(group, d.offset(ROWS, 0)))
 
+    def _high(self, d: Descriptors, own: int) -> IrValue:
+        """The upper half of an operand's descriptors, as a value that the assembler knows neither the bits of nor to be
+        the other operand's: it then stays in its uniform register. Of a constant each instruction would have a move."""
+
+        def make() -> IrValue:
+            zero = f"mov.u32 $0, %ctaid.{'xy'[own]}; shr.u32 $0, $0, 31;"  # (no grid has so many blocks)
+            return self.em.asm(f"{zero} add.u32 $0, $0, {_signed(d.high)};", I32, "=r", [], effect=True)
+
+        found: IrValue = self.em.once(0, ("upper half", own, d.high), make)
+        return found
+
     def _registers(self) -> list[IrValue]:
         """The left operand's registers, four for each step of k of each turn."""
         o, k = self.match.a, self.match.k
@@ -183,18 +196,20 @@ class WarpgroupGenerator:
         # Zeros past a known end are one value to the compiler, and no two of these may share a register.
         return [self.em.asm("mov.b32 $0, $1;", I32, "=r,r", [r], effect=True) for r in found]
 
-    def _text(self, results: int, ties: int, wait: str) -> str:
-        """The instructions. Behind the accumulators come the right descriptor, then the left one or its registers."""
+    def _text(self, results: int, ties: int, inputs: int, wait: str) -> str:
+        """The instructions. Behind the accumulators come the right descriptor's lower half, then the left one's or its
+        registers, then the upper halves in the same order."""
         i, each = self.match.instruction, self.columns // 2
         first = results + ties
+        high = first + inputs
         lines = ["wgmma.fence.sync.aligned;"]
         for number, k in enumerate(self.steps):
             for turn in range(self.turns):
-                left = self._left_text(first + 1, turn, number, k, lines)
+                left = self._left_text(first + 1, high + 1, turn, number, k, lines)
                 for piece, column in enumerate(self.pieces):
                     at = (turn * len(self.pieces) + piece) * each
                     low = self.right.offset(column, k)
-                    lines.append(f"add.s32 x, ${first}, {low}; mov.b64 db, {{x, {_signed(self.right.high)}}};")
+                    lines.append(f"add.s32 x, ${first}, {low}; mov.b64 db, {{x, ${high}}};")
                     d = "{" + ", ".join(f"${at + e}" for e in range(each)) + "}"
                     scale = int(self.node.accumulate or number > 0)
                     lines.append(i.ptx.format(n=self.columns, d=d, a=left, b="db", scale=scale,
@@ -202,13 +217,13 @@ class WarpgroupGenerator:
         lines.append("wgmma.commit_group.sync.aligned;")
         return "{ .reg .b64 da, db; .reg .b32 x; " + " ".join(lines) + wait + " }"
 
-    def _left_text(self, first: int, turn: int, number: int, k: int, lines: list[str]) -> str:
+    def _left_text(self, first: int, high: int, turn: int, number: int, k: int, lines: list[str]) -> str:
         if self.left is None:
             at = first + 4 * (turn * len(self.steps) + number)
             return "{" + ", ".join(f"${at + r}" for r in range(4)) + "}"
         low = self.left.offset(turn * self.groups * ROWS, k)
         own = first + (self.present[turn] != self.present[0])
-        lines.append(f"add.s32 x, ${own}, {low}; mov.b64 da, {{x, {_signed(self.left.high)}}};")
+        lines.append(f"add.s32 x, ${own}, {low}; mov.b64 da, {{x, ${high}}};")
         return "da"
 
     def _transposed(self) -> str:
