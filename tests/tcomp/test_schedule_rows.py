@@ -6,8 +6,11 @@ dw.partial.sum[c] += ...                            a part of the rows in each b
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.plan import plan_of
 from tcomp.dsl.ast import Access, DType, walk
 from tcomp.dsl.load import load, load_text
@@ -16,8 +19,11 @@ from tcomp.grad import backward_of
 from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope
 from tcomp.ir.walk import computes
 from tcomp.machine.gpu import A100, H100, GpuMachine
+from tcomp.oracle import evaluate
 from tcomp.schedule.lower import lower
 from tests.tcomp.test_schedule_gpu import assert_keeps_results
+from tests.test_fp8_tensor_cores import inputs_of
+from tests.test_ops_gpu import execute
 
 ROWS = {"M": 2048, "C": 768}
 
@@ -37,12 +43,13 @@ def read_in(kernel: Kernel, phase: int) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("file", "name", "sums"), [("layernorm", "layernorm.backward", 2), ("rmsnorm", "rmsnorm.backward", 1)]
+    ("file", "name", "sums", "columns"),
+    [("layernorm", "layernorm.backward", 2, 768), *(("rmsnorm", "rmsnorm.backward", 1, c) for c in (768, 4096))],
 )
 def test_the_weights_gradients_are_summed_beside_dx_in_one_pass_over_rows_copied_ahead(
-    file: str, name: str, sums: int
+    file: str, name: str, sums: int, columns: int
 ) -> None:
-    kernel = kernel_of(file, name, ROWS)
+    kernel = kernel_of(file, name, ROWS | {"C": columns})
     assert len(kernel.phases) == 2
     (block,) = kernel.phases[0]
     assert isinstance(block, Loop) and block.level == "grid"
@@ -54,6 +61,20 @@ def test_the_weights_gradients_are_summed_beside_dx_in_one_pass_over_rows_copied
     kept = [t for t in kernel.tiles if t.name in written and ".partial.sum" in t.name]
     assert len(kept) == sums and all(t.scope is Scope.REGISTERS for t in kept)
     assert not read_in(kernel, 0) & {"X", "dY", "rstd"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [DType.F32, DType.BF16], ids=str)
+@pytest.mark.parametrize("name", ["rmsnorm", "rmsnorm.backward"])
+def test_rows_of_the_widest_llama_fit_registers_and_shared_memory(name: str, dtype: DType) -> None:
+    module, dims = load("models/ops/rmsnorm.tc"), {"M": 5, "C": 4096}
+    op = bound(module.ops[name], dtype)
+    (kernel,) = lower(op, module, dims, H100).kernels
+    assert not assemble(compile_kernel(kernel, H100).ptx, H100.target).findings
+    inputs = inputs_of(op, dims)
+    found = execute(lower(op, module, dims, H100), op, inputs)
+    for output, x in evaluate(op, module, inputs, dims).items():
+        np.testing.assert_allclose(found[output], x, rtol=2.0**-7, atol=2.0**-7 * np.abs(x).max(), err_msg=output)
 
 
 def test_columns_that_each_thread_sums_need_no_join_among_warps() -> None:
