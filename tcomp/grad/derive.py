@@ -32,7 +32,7 @@ from tcomp.dsl.ast import (
 from tcomp.grad.assemble import assemble, recomputed
 from tcomp.grad.contribution import Contribution, at, axes, costly, diagonal, guarded, joined, writes
 from tcomp.grad.forward import Forward
-from tcomp.grad.gather import Turn, moved, turn, uncertain
+from tcomp.grad.gather import Gathers
 from tcomp.grad.monoid import differentiate_monoid
 from tcomp.grad.parts import all_names, both, expressions, fresh, injective, plain_target
 from tcomp.grad.proof import Prover
@@ -77,8 +77,7 @@ class Derivation:
         self.renamed: dict[str, str] = {}
         """sum -> the name it gets in the end, where it is the whole gradient of a tensor"""
         self.new_axes: dict[str, tuple[str, ...]] = {}
-        self.turned: dict[tuple[str, int], str] = {}
-        """tensor and axis -> the index that gathers its gradient"""
+        self.gathers = Gathers(forward, self.taken)
         self.prover = Prover(self._definitions(), forward.info.ranges)
         for name in given:
             self.adjoints[name] = [Access(f"d{name}", axes(len(forward.extents(name))))]
@@ -254,34 +253,14 @@ class Derivation:
             place = {s.id: Name(f".{n}") for n, s in enumerate(subscripts) if isinstance(s, Name)}
             self.adjoints.setdefault(a.tensor, []).append(substitute(value, dict(place)))
             return
-        condition = both(guard, where)
-        while turned := self._turn(a.tensor, subscripts, parallel, condition is None):
-            u, ranges = Name(self.turned[a.tensor, turned.axis]), forward.info.ranges
-            subscripts = (*subscripts[: turned.axis], u, *subscripts[turned.axis + 1 :])
-            indices = tuple(u.id if i == turned.index else i for i in indices)
-            value = self.value(moved(value, turned, ranges))
-            condition = None if condition is None else uncertain(moved(condition, turned, ranges), ranges)
-            condition = both(condition, turned.inside)
+        subscripts, indices, condition, value = self.gathers.turned(a, indices, both(guard, where), value, parallel)
+        value = self.value(value)
         if condition is not None and not forward.inside(subscripts):
             subscripts = tuple(
                 s if forward.inside((s,)) else Call("select", (condition, s, Num(0))) for s in subscripts
             )
         rest = self._rest(indices, subscripts)
         self._part(a.tensor, subscripts, indices, self._guard(condition, value, rest), value, span)
-
-    def _turn(
-        self, tensor: str, subscripts: tuple[Expr, ...], parallel: tuple[str, ...], everywhere: bool
-    ) -> Turn | None:
-        """How the gradient of an access is gathered; None where it is not to be."""
-        ranges, extents = self.forward.info.ranges, self.forward.extents(tensor)
-
-        def index(axis: int) -> str:
-            if (tensor, axis) not in self.turned:
-                self.turned[tensor, axis] = fresh("u", self.taken)
-                ranges[self.turned[tensor, axis]] = extents[axis]
-            return self.turned[tensor, axis]
-
-        return turn(subscripts, extents, parallel, ranges, index, everywhere) if parallel else None
 
     def _rest(self, indices: tuple[str, ...], subscripts: tuple[Expr, ...]) -> tuple[str, ...]:
         used = {n for s in subscripts for n in names_in(s)}

@@ -11,59 +11,93 @@ as far as the axis does, or is the one of the forward equation's left-hand side:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
-from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, names_in, substitute
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, accesses_in, names_in, substitute
 from tcomp.dsl.extents import affine, bounds, never_negative, same
-from tcomp.grad.parts import both
+from tcomp.grad.forward import Forward
+from tcomp.grad.parts import both, fresh
 from tcomp.grad.simplify import rewrite, simplify
 
 
 @dataclass(frozen=True)
 class Turn:
-    """In the subscript at `axis`, `index` is `place` where the subscript is the new index; there must hold `inside`."""
+    """In the subscript at `axis`, `index` is `place` where the subscript is the `new` index, and `inside` must hold."""
 
     axis: int
     index: str
+    new: str
     place: Expr
     inside: Expr | None
 
 
-def turn(
-    subscripts: tuple[Expr, ...], extents: tuple[Expr, ...], parallel: Collection[str], ranges: Mapping[str, Expr],
-    new: Callable[[int], str], everywhere: bool,
-) -> Turn | None:  # fmt: skip
-    """How to gather by the first subscript for which that can be, or None: a sum of indices, each once, and a constant;
-    of one index only where it may lie outside (not `everywhere`). `parallel` are those of the forward equation's
-    left-hand side. `new` gives an index over an axis, which `ranges` has from then on.
-    """
-    for axis, (s, extent) in enumerate(zip(subscripts, extents, strict=True)):
-        found = affine(s, ranges)
-        if found is None or isinstance(s, Name) or any(p not in ({(): 1}, {(): -1}) for p in found.terms.values()):
-            continue
-        if not found.terms or (len(found.terms) == 1 and everywhere):
-            continue
-        elsewhere = {n for i, t in enumerate(subscripts) if i != axis for n in names_in(t)}
-        own = [i for i in found.terms if i in parallel]
-        chosen = [i for i in found.terms if same(ranges[i], extent)] or (own if len(own) == 1 else [])
-        for index in (i for i in chosen if i not in elsewhere):
-            u, one = Name(new(axis)), found.terms[index] == {(): 1}
-            rest = Binary("-" if one else "+", s, Name(index))
-            place = _whole(simplify(Binary("-", u, rest) if one else Binary("-", rest, u)))
-            inside = both(Binary("<=", Num(0), place), Binary("<", place, ranges[index]))
-            return Turn(axis, index, place, uncertain(inside, ranges))
-    return None
+@dataclass(frozen=True)
+class Gathers:
+    """The indices that gather gradients in one derivation: `new` has one for each tensor and axis that needs it."""
+
+    forward: Forward
+    taken: set[str]
+    new: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    def turned(
+        self, a: Access, indices: tuple[str, ...], condition: Expr | None, value: Expr, parallel: Collection[str]
+    ) -> tuple[tuple[Expr, ...], tuple[str, ...], Expr | None, Expr]:
+        """Subscripts, indices, condition and value of a part of the gradient of `a`, which is added to at each point of
+        the indices where the condition holds: gathered where that can be. `parallel` are the indices of the forward
+        equation's left-hand side; without any nothing is."""
+        subscripts, ranges = a.subscripts, self.forward.info.ranges
+        while parallel and (found := self._turn(a.tensor, subscripts, parallel, condition is None)):
+            if condition is not None and any(found.index in names_in(x) for x in accesses_in(condition)):
+                break  # at the new index it could read outside
+            subscripts = (*subscripts[: found.axis], Name(found.new), *subscripts[found.axis + 1 :])
+            indices = tuple(found.new if i == found.index else i for i in indices)
+            value = _moved(value, found, ranges)
+            kept = None if condition is None else uncertain(_moved(condition, found, ranges), ranges)
+            condition = both(kept, found.inside)
+        return subscripts, indices, condition, value
+
+    def _turn(
+        self, tensor: str, subscripts: tuple[Expr, ...], parallel: Collection[str], everywhere: bool
+    ) -> Turn | None:
+        """How to gather by the first subscript for which that can be, or None: a sum of indices, each once, and a
+        constant; of one index only where it may lie outside (not `everywhere`)."""
+        ranges = self.forward.info.ranges
+        for axis, (s, extent) in enumerate(zip(subscripts, self.forward.extents(tensor), strict=True)):
+            found = affine(s, ranges)
+            if found is None or isinstance(s, Name) or any(p not in ({(): 1}, {(): -1}) for p in found.terms.values()):
+                continue
+            if not found.terms or (len(found.terms) == 1 and everywhere):
+                continue
+            elsewhere = {n for i, t in enumerate(subscripts) if i != axis for n in names_in(t)}
+            own = [i for i in found.terms if i in parallel]
+            chosen = [i for i in found.terms if same(ranges[i], extent)] or (own if len(own) == 1 else [])
+            for index in (i for i in chosen if i not in elsewhere):
+                new, one = self._index(tensor, axis, extent), found.terms[index] == {(): 1}
+                rest = Binary("-" if one else "+", s, Name(index))
+                place = _whole(simplify(Binary("-", Name(new), rest) if one else Binary("-", rest, Name(new))))
+                inside = both(Binary("<=", Num(0), place), Binary("<", place, ranges[index]))
+                return Turn(axis, index, new, place, uncertain(inside, ranges))
+        return None
+
+    def _index(self, tensor: str, axis: int, extent: Expr) -> str:
+        """The index over an axis. (Other derivations of the same op have theirs in the same ranges.)"""
+        if (tensor, axis) not in self.new:
+            name, ranges = fresh("u", self.taken), self.forward.info.ranges
+            while ranges.setdefault(name, extent) != extent:
+                name = fresh("u", self.taken)
+            self.new[tensor, axis] = name
+        return self.new[tensor, axis]
 
 
-def moved(e: Expr, turned: Turn, ranges: Mapping[str, Expr]) -> Expr:
+def _moved(e: Expr, turn: Turn, ranges: Mapping[str, Expr]) -> Expr:
     """An expression at the new index in the place of the old one, without conditions that always hold."""
 
     def taken(x: Expr) -> Expr | None:
         always = isinstance(x, Call) and x.function == "select" and uncertain(x.args[0], ranges) is None
         return rewrite(x.args[1], taken) if always and isinstance(x, Call) else None
 
-    return rewrite(substitute(e, {turned.index: turned.place}), taken)
+    return rewrite(substitute(e, {turn.index: turn.place}), taken)
 
 
 def uncertain(condition: Expr | None, ranges: Mapping[str, Expr]) -> Expr | None:
