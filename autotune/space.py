@@ -205,6 +205,7 @@ def _used(directives: tuple[Directive, ...]) -> tuple[set[str], tuple[Expr, ...]
         match d:
             case MapLoops():
                 expressions += [a for level in d.levels for a in level.args]
+                expressions += [d.condition] if d.condition is not None else []
             case Flag():
                 expressions += d.args
             case Stage():

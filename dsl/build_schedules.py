@@ -23,9 +23,18 @@ class ScheduleRules(ExpressionRules):
         return ast.Level(str(kind), (self.integer([number]),), self._span(kind, number))
 
     def map_loops(self, c: Children) -> ast.MapLoops:
-        loops, of, *levels = c
-        span = self._span(loops[0], levels[-1])
-        return ast.MapLoops(tuple(map(str, loops)), tuple(map(str, of or ())), tuple(levels), span)
+        loops, of, levels, when = c
+        span = self._span(loops[0], when or levels[-1])
+        condition = self._condition(when, "when(T <= 64)")
+        return ast.MapLoops(tuple(map(str, loops)), tuple(map(str, of or ())), levels, condition, span)
+
+    def levels(self, c: Children) -> tuple[ast.Level, ...]:
+        return tuple(c)
+
+    def _condition(self, when: ast.Level | None, example: str) -> Expr | None:
+        if when is not None and (when.kind != CONDITION or len(when.args) != 1):
+            raise self._error("a condition is expected here", when, f"write: {example}")
+        return None if when is None else when.args[0]
 
     def order(self, c: Children) -> ast.Order:
         return ast.Order(tuple(map(str, c[1])), self._span(c[0], c[1][-1]))
@@ -55,12 +64,10 @@ class ScheduleRules(ExpressionRules):
 
     def combine(self, c: Children) -> ast.Combine:
         keyword, names, over, by, when = c
-        if when is not None and (when.kind != CONDITION or len(when.args) != 1):
-            raise self._error("a condition is expected here", when, "write: when(parts == 2)")
+        condition = self._condition(when, "when(parts == 2)")
         if by not in _COMBINATIONS:
             hint = did_you_mean(str(by), _COMBINATIONS, "way to combine")
             raise self._error(f"unknown way to combine '{by}'", by, hint)
-        condition = None if when is None else when.args[0]
         return ast.Combine(tuple(map(str, names)), str(over), str(by), condition, self._span(keyword, when or by))
 
     def choice(self, c: Children) -> tuple[Expr, ...]:

@@ -95,7 +95,12 @@ class _Names:
     def directive(self, d: ast.Directive, known: set[str]) -> None:
         family = self.family
         match d:
-            case ast.MapLoops(_, of, levels):
+            case ast.MapLoops(_, of, levels, condition):
+                if condition is not None:
+                    self.condition(condition, known, d.span)
+                    if not of:
+                        hint = "name the equations: k of s -> unroll(4) when(T <= 64)"
+                        raise TcError("only a mapping in some of the equations can have a condition", d.span, hint=hint)
                 if of:
                     self.meaningful("of", d.span)
                 for name in of:

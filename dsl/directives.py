@@ -21,11 +21,13 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class MapLoops:
-    """`b, h -> core` or `n of Y, P -> vec 128`: the levels of each named loop, outermost first."""
+    """`b, h -> core` or `n of Y, P -> vec 128`: the levels of each named loop, outermost first. With a condition, as in
+    `k of s -> unroll(4) when(T <= 64)`, the line stands where it holds."""
 
     loops: tuple[str, ...]
     of: tuple[str, ...]
     levels: tuple[Level, ...]
+    condition: Expr | None = None
     span: Span = no_span()
 
 

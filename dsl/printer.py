@@ -161,12 +161,16 @@ def _level(v: ast.Level) -> str:
     return f"{v.kind}({_list(v.args)})" if v.args else v.kind
 
 
+def _when(condition: ast.Expr | None) -> str:
+    return "" if condition is None else f" when({print_expression(condition)})"
+
+
 def print_directive(d: ast.Directive) -> str:
     """One line of a schedule, without indentation."""
     match d:
-        case ast.MapLoops(loops, of, levels):
+        case ast.MapLoops(loops, of, levels, condition):
             restricted = f" of {', '.join(of)}" if of else ""
-            return f"{', '.join(loops)}{restricted} -> {' / '.join(map(_level, levels))}"
+            return f"{', '.join(loops)}{restricted} -> {' / '.join(map(_level, levels))}{_when(condition)}"
         case ast.Order(loops):
             return f"order {', '.join(loops)}"
         case ast.Fuse(names, at):
@@ -179,8 +183,7 @@ def print_directive(d: ast.Directive) -> str:
         case ast.Cast(what, dtype):
             return f"cast {what} to {dtype}"
         case ast.Combine(names, over, by, condition):
-            where = "" if condition is None else f" when({print_expression(condition)})"
-            return f"combine {', '.join(names)} over {over} by {by}{where}"
+            return f"combine {', '.join(names)} over {over} by {by}{_when(condition)}"
         case ast.Tune(name, default, choices):
             return f"tune {name} = {print_expression(default)}" + (f" from {_choices(choices)}" if choices else "")
         case ast.Where(conditions):

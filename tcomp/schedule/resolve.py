@@ -211,7 +211,7 @@ class Resolver:
         special: dict[tuple[str, str], LoopMap] = {}
         for d in directives:
             self._refuse(d)
-            if isinstance(d, MapLoops):
+            if isinstance(d, MapLoops) and self._stands(d, values):
                 for name in d.loops:
                     if name not in self.extents:
                         known = ", ".join(sorted(self.extents))
@@ -325,7 +325,7 @@ class Resolver:
                     self._holds(c, c.span if c.span.line else d.span, values)
         return values
 
-    def _stands(self, line: Combine, values: Mapping[str, int | float]) -> bool:
+    def _stands(self, line: Combine | MapLoops, values: Mapping[str, int | float]) -> bool:
         return line.condition is None or bool(evaluate_dim(line.condition, self.facts | dict(values)))
 
     def _holds(self, condition: Expr, span: Span, values: Mapping[str, int | float]) -> None:
