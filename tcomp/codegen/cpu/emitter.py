@@ -192,6 +192,30 @@ class Emitter:
             function = ir.Function(self.module, signature, name=full)
         return self.builder.call(function, list(args))
 
+    def loaded(self, value: ir.Constant) -> IrValue:
+        """A constant that takes no register around a loop: it is loaded where the builder stands, each time."""
+        name = f"constant {value.type} {value.constant}"
+        found = self.module.globals.get(name)
+        if found is None:
+            found = ir.GlobalVariable(self.module, value.type, name)
+            found.linkage, found.global_constant, found.initializer = "internal", True, value
+        return _VolatileLoad.at(self.builder, found, value.type)
+
+
+class _VolatileLoad(ir.LoadInstr):
+    """A load that LLVM leaves where it is; llvmlite has none."""
+
+    @staticmethod
+    def at(builder: ir.IRBuilder, pointer: IrValue, t: Type) -> IrValue:
+        load = _VolatileLoad(builder.block, pointer, typ=t)
+        builder._insert(load)
+        return load
+
+    def descr(self, buf: list[str]) -> None:
+        plain: list[str] = []
+        super().descr(plain)
+        buf.append("".join(plain).replace("load", "load volatile", 1))
+
 
 def _number(value: Int) -> Int:
     return int(value.constant) if isinstance(value, ir.Constant) else value

@@ -93,8 +93,12 @@ class Math:
         return self.em.intrinsic("llvm.fma", self.t, [a, b, c], [self.t])
 
     def polynomial(self, x: IrValue, coefficients: Sequence[float]) -> IrValue:
-        """Horner's scheme, highest power first."""
+        """Horner's scheme, highest power first. Of 16 registers exp's 13 constants leave one too few in loops with two
+        values of their own, and LLVM moves twenty about for it: the first coefficient, which is copied in any case, is
+        loaded."""
         y = self.c(coefficients[0])
+        if lanes_of(self.t) > 1 and "avx2" in self.features and "avx512f" not in self.features:
+            y = self.em.loaded(y)
         for k in coefficients[1:]:
             y = self.fma(y, x, self.c(k))
         return y
