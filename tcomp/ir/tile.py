@@ -142,8 +142,8 @@ class Compute:
     `region` says where the result is needed (CPU): what is computed outside is read by nobody, or, for a reduction over
     an index of it, contributes nothing. Code may leave it out, and need not.
     `epilogue` (CPU) are maps over the parallel axes, in order, that follow on each register tile while it is in
-    registers, in the turn of the loop around in which `last` holds (in each, without it). Nobody else reads the target
-    after them, so it need not be written then.
+    registers, in the turn of the loop around in which `last` holds (in each, without it). Nobody else reads a sum's
+    target after them, so it need not be written then; a map's is.
     `only` (GPU) is a condition on the variables of the loops around: where it does not hold nothing is computed.
     With `turns` (GPU), blocks write to the target one after the other: each adds to what those before it left. A warp
     of a block only follows that of the same number in another, and has a word of its own, from the turns' `flag` on.

@@ -6,7 +6,8 @@
 
 A temporary stays f32 for those that read it as it is; where two sums take it in groups of different indices (ds of
 attention's backward pass), each has its own tile. One whose rows run along the summed index stays row by row, so that a
-group is one word where it lies; otherwise groups go side by side along its rows, whole rows at a time.
+group is one word where it lies; otherwise groups go side by side along its rows, whole rows at a time. Rows whose
+groups are whole are rounded by the map that makes the temporary, from its registers.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, names_in
+from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, names_in
 from tcomp.instructions.matching import factors
 from tcomp.instructions.vector import VectorInstruction
 from tcomp.instructions.vector_matching import vector_instruction
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Pack, Panels, RowMajor, Scope, Statement
 from tcomp.ir.walk import computes
-from tcomp.schedule.fold import sub
+from tcomp.schedule.fold import fold, sub
 
 ROUNDED = ".rounded"
 """behind the name of a temporary's tile as an instruction reads it, with the summed index"""
@@ -40,7 +41,10 @@ def _packed(body: tuple[Statement, ...], tiles: dict[str, Buffer]) -> tuple[Stat
             found.append(replace(s, body=_packed(s.body, tiles)))
         elif isinstance(s, Compute) and (used := vector_instruction(s.instruction)) is not None:
             packs, s = _operands(s, used, tiles)
-            found += [*(p for p in packs if not _filled(p, found)), s]
+            for pack in packs:
+                if not _filled(pack, found) and not _beside_its_map(pack, found, tiles):
+                    found.append(pack)
+            found.append(s)
         else:
             found.append(s)
     return tuple(found)
@@ -48,8 +52,36 @@ def _packed(body: tuple[Statement, ...], tiles: dict[str, Buffer]) -> tuple[Stat
 
 def _filled(pack: Pack, before: list[Statement]) -> bool:
     """Has a statement before made the same pack, of what nobody has written since?"""
-    since = before[before.index(pack) :] if pack in before else []
-    return bool(since) and all(c.target.tensor != pack.source.tensor for c in computes(since))
+    made = [i for i, s in enumerate(before) if s == pack or (isinstance(s, Compute) and _rounds(s, pack))]
+    return bool(made) and all(c.target.tensor != pack.source.tensor for c in computes(before[made[-1] + 1 :]))
+
+
+def _rounds(c: Compute, pack: Pack) -> bool:
+    return any(m.target.tensor == pack.buffer for m in c.epilogue)
+
+
+def _beside_its_map(pack: Pack, before: list[Statement], tiles: Mapping[str, Buffer]) -> bool:
+    """Have the map that writes a temporary, if it is the last statement that does, write its rounded rows as well;
+    False where none can."""
+    at = [i for i, s in enumerate(before) if any(c.target.tensor == pack.source.tensor for c in computes([s]))]
+    made = before[at[-1]] if at else None
+    if not isinstance(made, Compute) or made.reduced or made.accumulate or made.guard is not None:
+        return False
+    if made.region is not None or made.target != pack.source or not _whole_rows(pack, made, tiles[pack.buffer]):
+        return False
+    copy = Compute(replace(pack.source, tensor=pack.buffer), pack.source, made.axes, span=pack.span)
+    before[at[-1]] = replace(made, epilogue=(*made.epilogue, copy))
+    return True
+
+
+def _whole_rows(pack: Pack, made: Compute, tile: Buffer) -> bool:
+    """Are a pack's rows those of the map, vector by vector, and their groups whole?"""
+    row = pack.axes[-1]
+    walked = {a.name: (a.start, a.stop, a.block) for a in made.axes}
+    whole = row.stop == fold(Binary("+", row.start, Num(row.block))) and row.block == tile.shape[-1]
+    same = walked == {a.name: (a.start, a.stop, a.block) for a in pack.axes}
+    vector = any(a.lanes > 1 and a.name == row.name for a in made.axes)
+    return whole and same and vector and tile.layout == RowMajor()
 
 
 def _operands(c: Compute, used: VectorInstruction, tiles: dict[str, Buffer]) -> tuple[list[Pack], Compute]:

@@ -38,8 +38,8 @@ answer, above all where another core has just written them"""
 
 
 def prefetched(phase: tuple[Statement, ...], stages: Sequence[Stage] = ()) -> tuple[Statement, ...]:
-    """The phase with a `Prefetch` on each reduction that reads what a pack "by prefetch" or "by ahead" fills, and on
-    the last one of a loop's body that reads what is staged in cache there."""
+    """The phase with a `Prefetch` on the first reduction that reads what a pack "by prefetch" or "by ahead" fills, and
+    on the last one of a loop's body that reads what is staged in cache there."""
     present = {_index(x) for x in _loops(phase)}
     cached = [(s.at if s.at in present else None, n) for s in stages if s.space == "cache" for n in s.tensors]
     return tuple(_statement(s, (), cached) for s in phase)
@@ -88,8 +88,8 @@ def _statement(s: Statement, around: tuple[Loop, ...], cached: Sequence[tuple[st
             body = _fetching(body, name, loops)
     following = next_turn(loops)
     packs = {p.source: p for p in reversed(body) if isinstance(p, Pack) and p.by in ("prefetch", "ahead")}
-    for pack in packs.values():  # (of two copies of one source, beside the readers of the first)
-        body = tuple(_attach(inner, pack, following) for inner in body)
+    for pack in packs.values():  # (of two copies of one source, beside the reader of the first)
+        body = _attached(body, pack, following) or body
     return replace(s, body=body)
 
 
@@ -187,9 +187,15 @@ def _ahead(source: Access, axes: tuple[Axis, ...], following: Mapping[str, Expr]
     )
 
 
-def _attach(s: Statement, pack: Pack, following: Mapping[str, Expr]) -> Statement:
-    if isinstance(s, Loop):
-        return replace(s, body=tuple(_attach(inner, pack, following) for inner in s.body))
-    if not isinstance(s, Compute) or not s.reduced or all(a.tensor != pack.buffer for a in accesses_in(s.value)):
-        return s
-    return replace(s, prefetch=(*s.prefetch, _ahead(pack.source, pack.axes, following)))
+def _attached(body: tuple[Statement, ...], pack: Pack, following: Mapping[str, Expr]) -> tuple[Statement, ...] | None:
+    """The body with the fetch beside the first reduction that reads the tile; None where none does."""
+    for i, s in enumerate(body):
+        found: Statement | None = None
+        if isinstance(s, Loop):
+            inner = _attached(s.body, pack, following)
+            found = None if inner is None else replace(s, body=inner)
+        elif isinstance(s, Compute) and s.reduced and any(a.tensor == pack.buffer for a in accesses_in(s.value)):
+            found = replace(s, prefetch=(*s.prefetch, _ahead(pack.source, pack.axes, following)))
+        if found is not None:
+            return (*body[:i], found, *body[i + 1 :])
+    return None

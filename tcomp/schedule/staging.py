@@ -200,6 +200,8 @@ class Staging:
                     continue
                 i = tile.vector if tile.vector in along else along[0]
                 width = tile.unroll[i] * (tile.lanes if i == tile.vector else 1)
+                if tile.vector in leaf.reduced and Name(tile.vector) in a.subscripts:
+                    i, width = tile.vector, self._row(tile.vector, tile.lanes, env)
                 if width < self.emitter.range(i, env).block and a.subscripts[-1] != Name(i):
                     width = math.lcm(width, TRANSPOSED)
                 candidates.append((leaf, a, i, width, grouped))
@@ -217,6 +219,13 @@ class Staging:
                 out.append(pack)
             self.staged[(id(leaf), a)] = made[key]
         return out
+
+    def _row(self, index: str, lanes: int, env: Env) -> int:
+        """How much of a row that vectors run along lies together: what other products read at once, or all of it."""
+        m = self.emitter.plan.loops.get(index)
+        if m is not None and m.unroll > 1:
+            return m.unroll * lanes
+        return math.ceil(self.emitter.range(index, env).block / lanes) * lanes
 
     def _far(self, a: Access, along: str, env: Env) -> bool:
         """Do the rows along an index of which a tile has several lie far apart?"""

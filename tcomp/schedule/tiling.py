@@ -2,13 +2,15 @@
 
 Candidates for the vector axis are the loops the schedule marks `vec`. An equation takes the one along which
 most of its accesses are contiguous (its target counts a little more); a reduction may be vectorised along a
-reduced axis. Unroll factors hold for reductions, where they make the register tile; a pointwise map takes
-only its vector axis's factor, and none where it calls exp, tanh and the like (the code would only grow).
+reduced axis. Unroll factors hold for reductions, where they make the register tile (vectors along a reduced axis
+have one too if it is a contraction's, each of whose operands then serves several points: `rows.py` of the code
+generator). Others, and pointwise maps, take only their vector axis's factor, and none where they call exp, tanh and the
+like (the code would only grow).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -110,6 +112,15 @@ def _unit(index: str, e: Expr) -> bool:
     return e == Name(index)
 
 
+def _unrolled(index: str, loops: Mapping[str, LoopMap]) -> bool:
+    return index in loops and loops[index].unroll > 1
+
+
+def _contracts(reads: Sequence[Access], unrolled: Sequence[str]) -> bool:
+    """Whether each operand serves several points of a register tile along these indices."""
+    return all(any(_contiguity(i, a) == 0.0 for i in unrolled) for a in reads)
+
+
 def choose(
     loops: dict[str, LoopMap],
     target: Access,
@@ -141,14 +152,13 @@ def choose(
             width *= 2
     unroll: dict[str, int] = {}
     heavy = any(isinstance(n, Call) and n.function in HEAVY for n in walk(value))
+    tiled = reduced and (vector not in reduced or _contracts(reads, [i for i in parallel if _unrolled(i, loops)]))
     for index in (*parallel, *reduced):
         factor = loops[index].unroll if index in loops else 1
         per = width if index == vector else 1
         factor = max(1, min(factor, -(-blocks[index] // per)))
-        if reduced and vector not in reduced:
+        if tiled:
             unroll[index] = factor if index in parallel and not scattered else 1
-        elif reduced:
-            unroll[index] = 1 if index != vector or heavy else factor
         else:
             unroll[index] = 1 if index != vector or heavy else factor
     return RegisterTile(vector, width, unroll)

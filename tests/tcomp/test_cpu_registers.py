@@ -61,3 +61,16 @@ def test_no_vector_register_is_spilled_in_a_contraction(name: str, machine: CpuM
                 spilled = re.findall(r"\tv\w+\t.*(?:[xyz]mm\d+, -?\d*\(%rsp\)|\(%rsp\)(?:\{\w+\})?, .*[xyz]mm).*", loop)
                 assert not spilled, f"{kernel.name}:\n{loop}"
     assert loops >= 3
+
+
+def test_sums_along_vectors_and_exp_keep_to_sixteen_registers(module: Module) -> None:
+    """Eight sums of scores with their operands; exp's constants, of which one is loaded each time."""
+    (kernel,) = lower(module.ops["attention"], module, OPS["attention"], MACHINES[0], threads=2).kernels
+    blocks = re.split(r"\n(?=\.LBB)", kernel_assembly(kernel, MACHINES[0]))
+    scores = [b for b in blocks if len(re.findall(r"\tvfmadd", b)) >= 56 and "vbroadcastss" not in b]
+    exps = [b for b in blocks if "\tvpslld\t$23" in b]
+    assert scores and exps
+    for block in (*scores, *exps):
+        assert not re.search(r"ymm\d+, -?\d*\(%rsp\)|\(%rsp\), .*ymm", block), block
+    for block in exps:
+        assert len(re.findall(r"\tvmovaps\t%ymm\d+, %ymm\d+", block)) <= 4, block

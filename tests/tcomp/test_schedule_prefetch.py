@@ -128,21 +128,39 @@ schedule causal on cpu:
 """
 
 
-@pytest.mark.parametrize("region", ["k <= q", "q <= k", "k < q"])
+SCORES = """
+op scores(Q, V, E: f32[H, T, T]) -> O: f32[H, T, T]:
+  s[h, q, k] = sum d: Q[h, q, d] * V[h, k, d]
+  O[h, q, e] = sum k where REGION: s[h, q, k] * E[h, k, e]
+
+schedule scores on cpu:
+  h -> core(1)
+  q -> seq(64) / unroll(lanes // 4)
+  k -> seq(64) / unroll(4)
+  d, e -> vec
+  fuse s, O at k
+  stage V in packed at h by prefetch
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "region"), [(CAUSAL, "k <= q"), (CAUSAL, "q <= k"), (CAUSAL, "k < q"), (SCORES, "k <= q")]
+)
 def test_a_sum_that_a_condition_cuts_fetches_all_of_the_next_tile(
-    region: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str, region: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its register tiles have from few to all of the sum's steps, and together half of them; each prefetch leaves a
-    mark where it points."""
+    """Its register tiles have from few to all of the sum's steps, or there are fewer of them, and together half of the
+    steps, along vectors or not; each prefetch leaves a mark where it points."""
 
     def mark(em: Emitter, pointer: IrValue, written: bool) -> None:
         em.here().store(ir.Constant(ir.IntType(8), 1), pointer)
 
     monkeypatch.setattr(prefetch, "touch", mark)
     monkeypatch.setattr("tcomp.codegen.cpu.counted_prefetch.WIDE", 4)
-    machine, dims = detect(), {"H": 3, "T": 64, "E": 64}
-    module = load_text(CAUSAL.replace("REGION", region))
-    lowered = lower(module.ops["causal"], module, dims, machine)
+    machine, module = detect(), load_text(text.replace("REGION", region))
+    (op,) = module.ops.values()
+    dims = {"H": 3, "T": 64, "E": 64}
+    lowered = lower(op, module, dims, machine)
     executor = CpuExecutor(single_op_step(lowered, dims, guard=4096), machine, 1, tmp_path)
     executor.array("V")[...] = 0.0
     executor.run("run")

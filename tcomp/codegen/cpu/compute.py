@@ -35,7 +35,7 @@ from tcomp.codegen.cpu.prefetch import WIDE, MapPrefetcher, Prefetcher, TilePref
 from tcomp.codegen.cpu.reducer import Reducer
 from tcomp.codegen.cpu.results import Results
 from tcomp.codegen.cpu.rounded import as_stored
-from tcomp.codegen.cpu.rows import results_of_rows, rows_together
+from tcomp.codegen.cpu.rows import results_of_rows, side_by_side
 from tcomp.codegen.cpu.segments import Segment, can_narrow, conditions_of, segments, singles_of
 from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
 from tcomp.codegen.cpu.types import I1, I64, IrValue, kind_of
@@ -99,10 +99,11 @@ class ComputeGenerator:
         self.results = Results(node, self.domain, self.evaluator, self.target, self.reducer)
         self.known: dict[Expr, bool] = {}
         self.value, self.guard = self._built()
-        found_rows = rows_together(node, self.parallel, self.reduced, self.target, self.scope.registers)
-        self.by_rows = found_rows is not None and self.kind == "f32"
-        if found_rows is not None and self.by_rows:
-            self.parallel, self.reduced = found_rows
+        self.run = 0  # results of a register tile side by side, where one vector has all of them
+        if self.kind == "f32" and self._across:
+            self.parallel, self.reduced, self.run = side_by_side(
+                node, self.parallel, self.reduced, self.target, self.scope.registers
+            )
         self.conditions = conditions_of(node, self.domain, [*self.parallel, *self.reduced])
         self.narrows = can_narrow(node, self.parallel, self.conditions)
         if self.narrows:
@@ -234,9 +235,8 @@ class ComputeGenerator:
             prefetcher.enter_tile(self.domain.states)
         accumulators = self._reduce(0, points, separate, accumulators)
         results = []
-        if self.by_rows and len(points) == self.lanes:
-            rows = [self.reducer.merge(accumulators[p * count : (p + 1) * count]) for p in range(len(points))]
-            self.results.write_row(points[0], results_of_rows(self.reducer, rows))
+        if self.run and len(points) == self.lanes:
+            self.results.write_runs(points[:: self.run], results_of_rows(self.reducer, accumulators))
             return
         for p in range(len(points)):
             parts = accumulators[p * count : (p + 1) * count]
@@ -310,7 +310,7 @@ class ComputeGenerator:
     def _separate(self, points: int) -> list[Axis]:
         """Reduced axes whose unrolled steps get accumulators of their own: few others hide the latency."""
         chosen: list[Axis] = []
-        for a in [] if self.by_rows else self.reduced:
+        for a in [] if self.run else self.reduced:
             if a.unroll > 1 and (a.lanes > 1 or points * a.unroll <= self.scope.registers // 2):
                 chosen.append(a)
                 points *= a.unroll
@@ -399,7 +399,10 @@ class ComputeGenerator:
             for point in points:
                 self.results.write([point], [self._target_value(point)], self.guard)
             return
-        self.results.write(points, [self._target_value(p) for p in points], self.guard)
+        values = [self._target_value(p) for p in points]
+        self.results.write(points, values, self.guard)
+        if self.compute.epilogue:
+            self.epilogue.emit(self.target, points, values)
 
     def _target_value(self, point: Point) -> IrValue:
         """The value in the shape that the target is written in."""

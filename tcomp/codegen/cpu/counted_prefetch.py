@@ -80,7 +80,8 @@ class CountedPrefetcher:
 
     def touch(self, state: AxisState, step: int) -> None:
         """The prefetch of this step, or of every few steps."""
-        if step % max(1, min(state.unroll, self.steps // self.lines)):
+        turn = state.unroll * state.lanes
+        if step * state.lanes % max(1, min(turn, self.steps // self.lines)):
             return
         em = self.em
         b = em.here()

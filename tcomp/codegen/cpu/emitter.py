@@ -202,7 +202,7 @@ class Emitter:
         return _VolatileLoad.at(self.builder, found, value.type)
 
 
-class _VolatileLoad(ir.LoadInstr):
+class _VolatileLoad(ir.LoadInstr):  # type: ignore[misc]
     """A load that LLVM leaves where it is; llvmlite has none."""
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The maps of a reduction's epilogue on one register tile, its sums still in registers.
+"""The maps of a Compute's epilogue on one register tile, its results still in registers.
 
 Each register goes through all maps before the next one does, so few are held at a time; what a map writes, the ones
 behind it take as it was rounded, and not from memory. The memory that maps read and write is asked for before a long

@@ -88,7 +88,7 @@ class Prefetcher:
         if self.several > 1:
             self._touch_rows(state, step)
             return
-        if step and self.stride * state.unroll * state.lanes < LINE:
+        if step and self.stride * state.unroll * state.lanes <= LINE:
             return
         em = self.em
         b = em.here()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from llvmlite import ir
@@ -11,6 +12,7 @@ from tcomp.codegen.cpu.domain import Domain, Point
 from tcomp.codegen.cpu.evaluation import Evaluator
 from tcomp.codegen.cpu.expressions import Node
 from tcomp.codegen.cpu.reducer import Reducer
+from tcomp.codegen.cpu.transpose import lanes_of
 from tcomp.codegen.cpu.types import I64, IrValue, kind_of, kind_type
 from tcomp.ir.tile import Compute
 
@@ -39,14 +41,16 @@ class Results:
             else:
                 self._update(p, v, condition)
 
-    def write_row(self, first: Point, value: IrValue) -> None:
-        """Store f32 results that lie side by side, the first of them at this point."""
-        pointer = self.memory.addressing.pointer(self.target, first)
-        b = self.em.here()
-        if self.node.accumulate:
-            old = b.load(pointer, typ=value.type, align=self.target.buffer.dtype.bytes)
-            value = self.reducer.combine(old, value)
-        b.store(value, pointer, align=self.target.buffer.dtype.bytes)
+    def write_runs(self, firsts: Sequence[Point], value: IrValue) -> None:
+        """Store the f32 results in a register's lanes: runs of elements side by side, each from one of these points."""
+        lanes, align = value.type.count // len(firsts), self.target.buffer.dtype.bytes
+        for i, first in enumerate(firsts):
+            pointer = self.memory.addressing.pointer(self.target, first)
+            b = self.em.here()
+            run = value if len(firsts) == 1 else lanes_of(b, value, range(i * lanes, (i + 1) * lanes))
+            if self.node.accumulate:
+                run = self.reducer.combine(b.load(pointer, typ=run.type, align=align), run)
+            b.store(run, pointer, align=align)
 
     def _update(self, point: Point, value: IrValue, condition: IrValue | None) -> None:
         """One point's store, with its read before it where the target accumulates."""

@@ -48,6 +48,11 @@ def transpose_columns(b: ir.IRBuilder, load: Callable[[int], IrValue], rows: int
     return _rounds_of_two(b, _rounds(b, joined, 1))
 
 
+def lanes_of(b: ir.IRBuilder, x: IrValue, lanes: Sequence[int]) -> IrValue:
+    """Some of a register's lanes, as a register of as many."""
+    return _shuffle(b, x, ir.Constant(x.type, ir.Undefined), lanes)
+
+
 def _shuffle(b: ir.IRBuilder, x: IrValue, y: IrValue, lanes: Sequence[int]) -> IrValue:
     mask = ir.Constant(ir.VectorType(I32, len(lanes)), [ir.Constant(I32, i) for i in lanes])
     return b.shuffle_vector(x, y, mask)

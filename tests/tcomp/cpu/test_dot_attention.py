@@ -140,6 +140,18 @@ def test_a_rounded_temporary_of_odd_length_ends_with_zeros(k: int, objects: Path
     np.testing.assert_allclose(got["Z"], t @ u.T, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("length", "rounds"), [(64, True), (256, True), (65, False)])
+def test_the_map_that_makes_whole_rows_rounds_them(length: int, rounds: bool, attention: Module) -> None:
+    """The weights' one; p is read by columns, and ds by rows and by columns. A cut pair needs a zero behind it."""
+    gradient = backward_of("attention", attention)
+    assert gradient is not None
+    dims = {"B": 1, "T": length, "H": 2, "D": 64}
+    for op, name in ((attention.ops["attention"], "m.weight"), (gradient, "ds")):
+        (kernel,) = lower(bound(op, DType.BF16), attention, dims, emulating()).kernels
+        text = print_kernel(kernel)
+        assert (f"pack {name}.rounded.k" not in text) == rounds == (f"    {name}.rounded.k[" in text)
+
+
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="x86 assembly")
 def test_their_inner_loops_widen_and_round_nothing(attention: Module) -> None:
     """Register tiles of 8 x 2 and 4 x 4 vectors: 16 dots a pair, from 512-bit registers, without a spill."""

@@ -74,6 +74,41 @@ def test_short_rows_are_stored_together() -> None:
     assert found == {64: (True, False), 1024: (False, True)}
 
 
+def contraction(q: int, k: int, d: int, lanes: int, target: str = "s") -> Compute:
+    """s[q, k] = sum d: X[q, d] * W[k, d] with vectors along d, as many points at a time as they have lanes."""
+    axes = (axis("k", k, lanes // 2), axis("q", q, 2), axis("d", d, 1, lanes))
+    value = op("*", at("X", "q", "d"), at("W", "k", "d"))
+    return Compute(at(target, "q", "k"), value, axes, frozenset("d"), "sum")
+
+
+@pytest.mark.parametrize(("q", "k", "d"), [(4, 16, 64), (7, 21, 50), (1, 3, 5), (6, 40, 300)])
+def test_a_contraction_along_vectors(q: int, k: int, d: int, machine: CpuMachine, objects: Path) -> None:
+    """Register tiles whose sums end as one vector; what is left of either index; old values; points behind a region."""
+    plain = contraction(q, k, d, machine.lanes_f32)
+    body: list[Statement] = [
+        plain,
+        replace(plain, target=at("more", "q", "k"), accumulate=True),
+        replace(plain, target=at("part", "q", "k"), region=op("<=", "k", "q")),
+    ]
+    names = ("s", "more", "part")
+    built = kernel([operand("X", q, d), operand("W", k, d), *(operand(n, q, k) for n in names)], body)
+    x, w = normal(q, d), normal(k, d, seed=1)
+    out = run(built, machine, objects, {"X": x, "W": w, "more": np.ones((q, k))})
+    product = x.astype(np.float64) @ w.T.astype(np.float64)
+    np.testing.assert_allclose(out["s"], product, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(out["more"], 1 + product, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.tril(out["part"]), np.tril(product), rtol=1e-4, atol=1e-4)
+
+
+def test_sums_of_a_contraction_along_vectors_are_stored_side_by_side() -> None:
+    """And a short one has no loop of its own."""
+    body: list[Statement] = [contraction(8, 16, 64, 8)]
+    built = kernel([operand("X", 8, 64), operand("W", 16, 64), operand("s", 8, 16)], body)
+    text = kernel_ir(built, replace(detect("avx2"), lanes_f32=8, vector_registers=16))
+    assert text.count("store <4 x float>") == 2 and "store float" not in text
+    assert text.count("call <8 x float> @llvm.fma") + text.count('call <8 x float> @"llvm.fma') == 64
+
+
 @pytest.mark.parametrize("q", [0, 1, 15, 16, 40])
 def test_a_guard_leaves_points_out(q: int, machine: CpuMachine, objects: Path) -> None:
     n = 41
