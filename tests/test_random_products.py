@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from tcomp.autotune import virtual_run
-from tcomp.dsl.ast import NO_SPAN, DType, Op
+from tcomp.dsl.ast import NO_SPAN, DType, Module, Op
 from tcomp.dsl.dims import operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load_text
 from tcomp.errors import UserError
-from tcomp.machine.gpu import machine_for_target
+from tcomp.machine.gpu import GpuMachine, machine_for_target
 from tcomp.oracle import evaluate
 from tcomp.runtime.values import stored, values
 from tcomp.runtime.vgpu import KernelFault, Options, PtxError
-from tcomp.schedule.lower import lower
+from tcomp.schedule.lower import LoweredOp, lower
 from tests.reference.random_attention import RandomAttention
 from tests.reference.random_products import RandomProduct
 
@@ -51,31 +51,47 @@ def inputs_of(op: Op, dims: dict[str, int], seed: int) -> dict[str, np.ndarray]:
     return found
 
 
+def taken(c: RandomProduct | RandomAttention, machine: GpuMachine) -> tuple[str, Module, LoweredOp] | None:
+    """The text and what it is lowered to, without the lines of its schedule that are refused, one after the other; None
+    where something else is. Each refusal has a place and a remedy."""
+    lines = c.text.splitlines(keepends=True)
+    while True:
+        text = "".join(lines)
+        try:
+            module = load_text(text, "f.tc")
+            return text, module, lower(module.ops["f"], module, c.dims, machine)
+        except TcError as e:
+            assert e.span != NO_SPAN and e.hint, e
+            at = e.span.line - 1
+            if at >= len(lines) or "\nschedule" not in "".join(lines[:at]):
+                return None
+            del lines[at]
+
+
 def holds(c: RandomProduct | RandomAttention, seed: int) -> bool:
     """Is the case taken, and right? False for one that is refused as it has to be."""
     machine = replace(machine_for_target(c.target), sms=c.multiprocessors)
-    try:
-        module = load_text(c.text, "f.tc")
-        op = module.ops["f"]
-        lowered = lower(op, module, c.dims, machine)
-        inputs = inputs_of(op, c.dims, seed)
-        wanted = evaluate(op, module, inputs, c.dims)
-        found = virtual_run.execute(op, lowered, inputs, machine, Options(order=seed % 3))
-    except TcError as e:
-        assert e.span != NO_SPAN and e.hint, e
+    case = taken(c, machine)
+    if case is None:
         return False
+    text, module, lowered = case
+    op = module.ops["f"]
+    inputs = inputs_of(op, c.dims, seed)
+    wanted = evaluate(op, module, inputs, c.dims)
+    try:
+        found = virtual_run.execute(op, lowered, inputs, machine, Options(order=seed % 3))
     except UserError as e:
         assert not isinstance(e, PtxError) and e.message.startswith("f.tc:") and e.hint, e
         return False
     except KernelFault as e:
-        raise AssertionError(f"{c.text}\nat {c.dims}: {e}") from None
+        raise AssertionError(f"{text}\nat {c.dims}: {e}") from None
     largest = {n: max(1e-3, float(np.abs(right).max(initial=0.0))) for n, right in wanted.items()}
     for name, right in wanted.items():
         operand = op.operand(name)
         assert operand is not None
         unit = max(UNITS[c.real], UNITS[operand.dtype.value])
         bound = 4 * (unit * largest[name] + UNITS[c.rounded] * max(largest.values()))
-        np.testing.assert_allclose(found[name], right, rtol=0, atol=bound, err_msg=f"{name} of\n{c.text}\nat {c.dims}")
+        np.testing.assert_allclose(found[name], right, rtol=0, atol=bound, err_msg=f"{name} of\n{text}\nat {c.dims}")
     return True
 
 
@@ -90,16 +106,16 @@ def test_any_product(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 140))
+@pytest.mark.parametrize("seed", range(100, 130))
 def test_many_products(seed: int) -> None:
     product(seed)
 
 
-@pytest.mark.parametrize("seed", [pytest.param(s, marks=[] if s < 2 else pytest.mark.slow) for s in range(10)])
+@pytest.mark.parametrize("seed", [pytest.param(s, marks=[] if s < 2 else pytest.mark.slow) for s in range(8)])
 def test_any_attention(seed: int) -> None:
     holds(RandomAttention(seed), seed)
 
 
 def test_most_schedules_are_taken() -> None:
     """What is refused tests little."""
-    assert sum(product(s) for s in range(8)) >= 4
+    assert sum(product(s) for s in range(8)) >= 6

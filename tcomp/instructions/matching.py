@@ -273,6 +273,10 @@ def _check_result(c: Compute, buffers: Mapping[str, Buffer], i: Instruction) -> 
     if target.scope is not Scope.REGISTERS or target.dtype is not DType.F32:
         where = "is not in registers"
         remedy = "let every equation that meets it divide it among warps and lanes in the same way"
+        if target.scope is Scope.OPERAND or ".out" in target.name:
+            remedy = (
+                f"let it be collected there: tile the loop that it sums over, {min(c.reduced)} -> pipe(64, 2) / mma"
+            )
         if target.scope is Scope.REGISTERS:
             where = f"is {target.dtype}"
             remedy = "leave its cast out; what reads it may round it: cast y.acc to bf16, for an equation y of an acc"

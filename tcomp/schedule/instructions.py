@@ -40,10 +40,11 @@ def check_instructions(
 
 
 def _collects(tile: str, output: str) -> bool:
-    """Is it the tile in which an output's sum is collected, or a block's part of what is added up in memory?"""
+    """Is it the tile in which an output's sum is collected, or leaves, or a block's part of what is added up in
+    memory?"""
     sums, joined, _ = tile.partition(JOINED)
     return (
         tile == output + PARTIAL
-        or tile.startswith(f"{output}.sum")
+        or tile.startswith((f"{output}.sum", f"{output}.out"))
         or (bool(joined) and output in (sums, sums.rpartition(".")[0]))
     )
