@@ -6,13 +6,12 @@ those).
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from tcomp.autotune.opcodes import (
     LANES,
     MATRIX,
-    SHARED,
     WARPGROUP_MATRIX,
     matrix_shape,
     matrix_type,
@@ -32,6 +31,9 @@ _FMA = {"FFMA", "FFMA2", "FADD", "FADD2", "FMUL", "FMUL2", "HFMA2", "HADD2", "HM
 _SPECIAL = {"MUFU", "F2I", "I2F", "F2F", "I2FP", "FRND"}
 _GLOBAL = {"LDG", "STG", "LD", "ST", "LDGSTS", "RED", "REDG", "ATOMG", "ATOM"}
 _LOADS = {"LDG", "LD", "ATOMG", "ATOM"}
+_LOCAL = {"LDL", "STL"}
+_COPY_IN = {"UTMALDG", "UBLKCP"}
+_COPY_OUT = {"UTMASTG", "UTMAREDG"}
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Counts:
     async_bytes: float = 0.0
     tile_bytes: float = 0.0
     """of shared memory: tiles that are copied into it, and operands of matrix instructions read from it"""
-    flops: dict[tuple[str, str], float] = field(default_factory=dict)
+    flops: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
     """matrix operations by (element type, wgmma | mma.sync)"""
     load_rounds: float = 0.0
     near_loads: float = 0.0
@@ -57,9 +59,15 @@ class Counts:
     drains: float = 0.0
     waits: float = 0.0
     pending: int | None = None
+    """the most groups of copies that a wait leaves pending; None where nothing waits for groups"""
     delivers: bool = False
     """adds to memory in turn, and has nothing to multiply"""
     opcodes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def wgmma(self) -> bool:
+        """Does the warp multiply by wgmma?"""
+        return any(path == "wgmma" for _, path in self.flops)
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ def counts_of(function: Function, path: Way, copy: Copies) -> Counts:
                 near_loads |= near
                 if near:
                     c.l2_bytes -= issued * width(i.opcode) * (LANES - 1)
-            copies |= i.name in ("LDGSTS", "UTMALDG", "UBLKCP")
+            copies |= i.name == "LDGSTS" or i.name in _COPY_IN
         if loads:
             c.load_rounds += times
         elif near_loads:
@@ -110,49 +118,66 @@ def _tells_others(function: Function, path: Way) -> bool:
 
 
 def _count(c: Counts, i: Instruction, times: int, copy: Copies) -> None:
-    name, opcode = i.name, i.opcode
     c.issue += times
-    c.opcodes[name] += times
-    if name in MATRIX:
-        m, n, k = matrix_shape(opcode)
-        warps = 4 if name in WARPGROUP_MATRIX else 1
-        key = matrix_type(opcode), "wgmma" if warps == 4 else "mma.sync"
-        c.flops[key] = c.flops.get(key, 0.0) + times * 2.0 * m * n * k / warps
-        if warps == 4:
-            element = 1 if key[0] in ("e4m3", "e5m2") else 4 if key[0] == "tf32" else 2
-            from_registers = not any(o.startswith("gdesc") for o in i.operands[1:2])
-            read = times * element * k * (n + (0 if from_registers else m)) / warps
-            c.shared_bytes += read
-            c.tile_bytes += read
-    elif name in _FMA:
+    c.opcodes[i.name] += times
+    if i.name in MATRIX:
+        _count_product(c, i, times)
+    elif i.name in _GLOBAL or i.name in _LOCAL or i.name in _COPY_IN or i.name in _COPY_OUT:
+        _count_memory(c, i, times, copy)
+    elif i.name in _FMA:
         c.fma += times
-    elif name in _SPECIAL:
+    elif i.name in _SPECIAL:
         c.special += times
-    elif name in SHARED or name in ("LDSM", "STSM", "SHFL"):
-        c.shared_bytes += times * shared_bytes(i)
-        c.shuffles += times * (name == "SHFL")
-    elif name in ("BAR", "BARRIER") and "ARV" not in opcode:
-        c.barriers += times
-    elif name == "WARPGROUP" and "DEPBAR" in opcode:
-        c.drains += times
-    elif name == "SYNCS" and "PHASECHK" in opcode:
-        c.waits += times
-    elif name == "DEPBAR" and len(i.operands) > 1:
-        allowed = int(i.operands[1], 16)
-        c.pending = allowed if c.pending is None else max(c.pending, allowed)
-    if name in _GLOBAL:
-        size = times * LANES * width(opcode)
-        c.l2_bytes += size
-        if name == "LDGSTS":
-            c.async_bytes += size
-            c.shared_bytes += size
-    elif name in ("UTMALDG", "UBLKCP"):
+    elif moved := shared_bytes(i):
+        c.shared_bytes += times * moved
+        c.shuffles += times * (i.name == "SHFL")
+    else:
+        _count_wait(c, i, times)
+
+
+def _count_product(c: Counts, i: Instruction, times: int) -> None:
+    """A matrix instruction: a warpgroup's is four warps', and reads its operands from shared memory."""
+    m, n, k = matrix_shape(i.opcode)
+    element_type = matrix_type(i.opcode)
+    if i.name not in WARPGROUP_MATRIX:
+        c.flops[element_type, "mma.sync"] += times * 2.0 * m * n * k
+        return
+    c.flops[element_type, "wgmma"] += times * 2.0 * m * n * k / 4
+    element = 1 if element_type in ("e4m3", "e5m2") else 4 if element_type == "tf32" else 2
+    from_registers = not any(o.startswith("gdesc") for o in i.operands[1:2])
+    read = times * element * k * (n + (0 if from_registers else m)) / 4
+    c.shared_bytes += read
+    c.tile_bytes += read
+
+
+def _count_memory(c: Counts, i: Instruction, times: int, copy: Copies) -> None:
+    """An access to global or local memory, or a copy between it and shared memory."""
+    size = times * LANES * width(i.opcode)
+    if i.name in _LOCAL:
+        c.l2_bytes += size / 4  # most of it stays in L1
+    elif i.name in _COPY_IN:
         c.l2_bytes += times * copy.asked
         c.async_bytes += times * copy.asked
         c.shared_bytes += times * copy.landed * LANDING
         c.tile_bytes += times * copy.landed * LANDING
-    elif name in ("UTMASTG", "UTMAREDG"):
+    elif i.name in _COPY_OUT:
         c.l2_bytes += times * copy.written
         c.shared_bytes += times * copy.written
-    elif name in ("LDL", "STL"):
-        c.l2_bytes += times * LANES * width(opcode) / 4  # most of it stays in L1
+    else:
+        c.l2_bytes += size
+        if i.name == "LDGSTS":
+            c.async_bytes += size
+            c.shared_bytes += size
+
+
+def _count_wait(c: Counts, i: Instruction, times: int) -> None:
+    """An instruction that may wait: for the block's other warps, for matrix instructions, for copies."""
+    if i.name in ("BAR", "BARRIER") and "ARV" not in i.opcode:
+        c.barriers += times
+    elif i.name == "WARPGROUP" and "DEPBAR" in i.opcode:
+        c.drains += times
+    elif i.name == "SYNCS" and "PHASECHK" in i.opcode:
+        c.waits += times
+    elif i.name == "DEPBAR" and len(i.operands) > 1:
+        allowed = int(i.operands[1], 16)
+        c.pending = allowed if c.pending is None else max(c.pending, allowed)

@@ -19,7 +19,7 @@ from tcomp.autotune.gpu_model import HBM_EFFICIENCY, Prediction, predict
 from tcomp.autotune.gpu_scatter import with_contributions
 from tcomp.autotune.gpu_traffic import phase_moves, phase_traffic
 from tcomp.autotune.gpu_turns import waiting
-from tcomp.autotune.gpu_work import launch_work
+from tcomp.autotune.gpu_work import Known, launch_work
 from tcomp.autotune.sass import Function, functions_of
 from tcomp.codegen.nvptx.assemble import Assembled, assemble
 from tcomp.codegen.nvptx.disassemble import disassemble
@@ -87,11 +87,11 @@ def _launches(
         resources = assembled.of(launch.symbol)
         fit = occupancy(machine, resources.registers, launch.threads, resources.shared_bytes + launch.shared_bytes)
         traffic = phase_traffic(kernel, phase, machine, max(1, fit.blocks))
-        work = launch_work(
-            launch.symbol, functions[launch.symbol], launch, resources, machine, traffic,
-            kernel.flops / len(kernel.phases), _stages(phase), turns=block_turns(kernel, phase),
-            copy=copies_of(kernel, phase), sides=kernel.sides,
+        known = Known(
+            traffic, kernel.flops / len(kernel.phases), _stages(phase), turns=block_turns(kernel, phase),
+            copy=copies_of(kernel, phase), sides=kernel.gpu.sides,
         )  # fmt: skip
+        work = launch_work(functions[launch.symbol], launch, resources, machine, known)
         slots = (work.sms or machine.sms) * work.resident
         work = replace(
             work, work=with_contributions(work.work, phase), waiting=waiting(kernel, phase, slots),
