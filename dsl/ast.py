@@ -46,6 +46,7 @@ from tcomp.dsl.expressions import (
     conjuncts as conjuncts,
     names_in as names_in,
     no_span as no_span,
+    product_factors as product_factors,
     rebuild as rebuild,
     substitute as substitute,
     walk as walk,

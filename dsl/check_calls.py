@@ -51,6 +51,27 @@ def check_statements(
 
 
 def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozenset[str], module: Module) -> None:
+    """Check one call; `env` gains its results."""
+    op = _called(model, s, module)
+    real: TensorRef | None = None
+    for p, a in zip(op.params, s.args, strict=True):
+        _check_argument(model, op, p, a, env, numbers, real)
+        if p.dtype is DType.REAL and real is None and isinstance(a, TensorRef):
+            real = a
+    _check_dimensions(op, s, numbers)
+    for at, a in enumerate(s.annotations):
+        if any(a.function == b.function for b in s.annotations[:at]):
+            raise TcError(f"a second '{a.function}' behind one call", a.span, hint="keep one of them")
+        _check_annotation(op, a, numbers, module)
+    _check_results(model, op, s, numbers)
+    for r, o in zip(s.results, op.outputs, strict=True):
+        if r.name != "_":
+            env[r.name] = o.dtype if o.dtype is not DType.REAL or real is None else env[real.name]
+
+
+def _called(model: Model, s: OpCall, module: Module) -> Op:
+    """The op of a call. TcError where there is none, where it updates what must keep its value, or takes another number
+    of operands."""
     op = module.ops.get(s.op)
     if op is None:
         hint = did_you_mean(s.op, [o for o in module.ops if "." not in o], "op")
@@ -58,7 +79,6 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             hint = f"declare `op {s.op}(...)`, or import the file that does"
         raise TcError(f"unknown op '{s.op}'", s.span, hint=hint)
     caches = {c.name for c in model.caches}
-    states = {x.name for x in model.states}
     given = dict(zip([p.name for p in op.params], s.args, strict=False))
     inout = next((p for p in op.params if p.inout and getattr(given.get(p.name), "name", "") not in caches), None)
     if inout is not None:
@@ -70,11 +90,11 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             s.span,
             hint=f"write {op.name}({', '.join(p.name for p in op.params)})",
         )
-    real: TensorRef | None = None
-    for p, a in zip(op.params, s.args, strict=True):
-        _check_argument(model, op, p, a, env, numbers, real)
-        if p.dtype is DType.REAL and real is None and isinstance(a, TensorRef):
-            real = a
+    return op
+
+
+def _check_dimensions(op: Op, s: OpCall, numbers: frozenset[str]) -> None:
+    """TcError where a dimension is given that the op does not have, or one is not that no operand's shape names."""
     for name, e in s.keywords:
         if name not in op.dims:
             hint = did_you_mean(name, op.dims, "static dimension")
@@ -85,48 +105,46 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
         if d not in named:
             hint = f"pass it: {op.name}(..., {d} = ...)"
             raise TcError(f"op '{op.name}' needs its dimension '{d}'", s.span, hint=hint)
-    for at, a in enumerate(s.annotations):
-        if any(a.function == b.function for b in s.annotations[:at]):
-            raise TcError(f"a second '{a.function}' behind one call", a.span, hint="keep one of them")
-        if a.function == "early":
-            _check_early(op, a)
-            continue
-        if a.function in QUANTISED:
-            _check_quantised(a, module)
-            continue
-        if a.function not in ANNOTATIONS:
-            raise TcError(
-                f"unknown annotation '{a.function}'",
-                a.span,
-                hint=did_you_mean(a.function, [*ANNOTATIONS, "early", *RECIPES], "annotation"),
-            )
-        if len(a.args) != ANNOTATIONS[a.function]:
-            number = count(ANNOTATIONS[a.function], "value")
-            raise TcError(f"'{a.function}' takes {number}", a.span, hint="write `[recompute]` or `[chunks(8)]`")
-        if a.function == "at_once":
-            _check_at_once(op, a, module)
-            continue
-        for e in a.args:
-            check_number(e, numbers, f"the annotation '{a.function}'")
+
+
+def _check_annotation(op: Op, a: Call, numbers: frozenset[str], module: Module) -> None:
+    if a.function == "early":
+        return _check_early(op, a)
+    if a.function in QUANTISED:
+        return _check_quantised(a, module)
+    if a.function not in ANNOTATIONS:
+        hint = did_you_mean(a.function, [*ANNOTATIONS, "early", *RECIPES], "annotation")
+        raise TcError(f"unknown annotation '{a.function}'", a.span, hint=hint)
+    if len(a.args) != ANNOTATIONS[a.function]:
+        number = count(ANNOTATIONS[a.function], "value")
+        raise TcError(f"'{a.function}' takes {number}", a.span, hint="write `[recompute]` or `[chunks(8)]`")
+    if a.function == "at_once":
+        return _check_at_once(op, a, module)
+    for e in a.args:
+        check_number(e, numbers, f"the annotation '{a.function}'")
+
+
+def _check_results(model: Model, op: Op, s: OpCall, numbers: frozenset[str]) -> None:
+    """TcError where results have names that are taken, or are too many or too few."""
     if len(s.results) != len(op.outputs):
         raise TcError(
             f"op '{op.name}' gives {count(len(op.outputs), 'tensor')}, but {len(s.results)} are named here",
             s.results[0].span,
             hint=f"it gives {listing(o.name for o in op.outputs)}; write `_` for one that is not needed",
         )
-    for r, o in zip(s.results, op.outputs, strict=True):
+    kept = {p.name for p in model.params} | {i.name for i in model.inputs}
+    kept |= {c.name for c in model.caches} | {x.name for x in model.states}
+    for r in s.results:
         if r.name == "_":
             continue
         if r.name in numbers:
-            raise TcError(
-                f"'{r.name}' is a dimension and cannot be bound to a tensor", r.span, hint="rename the tensor"
-            )
-        if r.name in {p.name for p in model.params} | {i.name for i in model.inputs} | caches | states:
+            hint = "rename the tensor"
+            raise TcError(f"'{r.name}' is a dimension and cannot be bound to a tensor", r.span, hint=hint)
+        if r.name in kept:
             hint = "parameters, inputs and states keep their values for the whole step; use another name"
             raise TcError(f"'{r.name}' is a parameter, an input or a state", r.span, hint=hint)
         for e in r.shape or ():
             check_number(e, numbers, "a shape")
-        env[r.name] = o.dtype if o.dtype is not DType.REAL or real is None else env[real.name]
 
 
 def _check_at_once(op: Op, a: Call, module: Module) -> None:

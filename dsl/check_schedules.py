@@ -93,7 +93,6 @@ class _Names:
             self.directive(d, known)
 
     def directive(self, d: ast.Directive, known: set[str]) -> None:
-        family = self.family
         match d:
             case ast.MapLoops(_, of, levels, condition):
                 if condition is not None:
@@ -114,27 +113,11 @@ class _Names:
                 for name in names:
                     self.written(name, d.span, "fuse")
                 self.loop(at, d.span)
-            case ast.Stage(tensors, space, at, by, options):
-                for name in tensors:
-                    self.staged(name, d.span)
-                self.loop(at, d.span)
-                self.one_of(space, family.spaces, d.span, "space")
-                layouts = [o for o in options if o.kind != CONDITION]
-                if layouts and not family.layouts:
-                    hint = "end the line before it: the layout of a packed tile follows from its readers"
-                    raise TcError(f"there is no choice of layouts on {family.name}", layouts[0].span, hint=hint)
-                for o in options:
-                    if o.kind == CONDITION and len(o.args) != 1:
-                        hint = "write: when(K <= 1024)"
-                        raise TcError("`when` takes the condition under which to stage", o.span, hint=hint)
-                    check = self.condition if o.kind == CONDITION else self.expression
-                    for e in o.args:
-                        check(e, known, o.span)
-                if by is not None:
-                    self.one_of(by, family.copies, d.span, "way to copy")
+            case ast.Stage():
+                self.stage(d, known)
             case ast.Use(instruction, names):
                 self.meaningful("use", d.span)
-                self.one_of(instruction, family.instructions, d.span, "instruction")
+                self.one_of(instruction, self.family.instructions, d.span, "instruction")
                 for name in names:
                     self.tensor(name, d.span, "use")
             case ast.Cast(what, _):
@@ -149,21 +132,45 @@ class _Names:
             case ast.Where(conditions):
                 for e in conditions:
                     self.condition(e, known, d.span)
-            case ast.Flag(name, args):
-                if name not in family.flags:
-                    hint = did_you_mean(name, (*family.flags, *family.directives, "kernel"), "directive")
-                    raise TcError(f"unknown directive '{name}' on {family.name}", d.span, hint=hint)
-                if name == "inline" and not (args and all(isinstance(a, ast.Name) for a in args)):
-                    raise TcError("`inline` takes the tensors that are computed again", d.span, hint="write: inline t")
-                for a in args:
-                    if name in CONDITIONAL:
-                        self.condition(a, known, d.span)
-                    tensor = named_tensor(name, a)
-                    if tensor:
-                        self.tensor(tensor, a.span, name)
-                        self.written(tensor, a.span, name)
-                    if name == "reverse" and isinstance(a, ast.Name):
-                        self.loop(a.id, a.span)
+            case ast.Flag():
+                self.flag(d, known)
+
+    def stage(self, d: ast.Stage, known: set[str]) -> None:
+        family = self.family
+        for name in d.tensors:
+            self.staged(name, d.span)
+        self.loop(d.at, d.span)
+        self.one_of(d.space, family.spaces, d.span, "space")
+        layouts = [o for o in d.options if o.kind != CONDITION]
+        if layouts and not family.layouts:
+            hint = "end the line before it: the layout of a packed tile follows from its readers"
+            raise TcError(f"there is no choice of layouts on {family.name}", layouts[0].span, hint=hint)
+        for o in d.options:
+            if o.kind == CONDITION and len(o.args) != 1:
+                hint = "write: when(K <= 1024)"
+                raise TcError("`when` takes the condition under which to stage", o.span, hint=hint)
+            check = self.condition if o.kind == CONDITION else self.expression
+            for e in o.args:
+                check(e, known, o.span)
+        if d.by is not None:
+            self.one_of(d.by, family.copies, d.span, "way to copy")
+
+    def flag(self, d: ast.Flag, known: set[str]) -> None:
+        family, name = self.family, d.name
+        if name not in family.flags:
+            hint = did_you_mean(name, (*family.flags, *family.directives, "kernel"), "directive")
+            raise TcError(f"unknown directive '{name}' on {family.name}", d.span, hint=hint)
+        if name == "inline" and not (d.args and all(isinstance(a, ast.Name) for a in d.args)):
+            raise TcError("`inline` takes the tensors that are computed again", d.span, hint="write: inline t")
+        for a in d.args:
+            if name in CONDITIONAL:
+                self.condition(a, known, d.span)
+            tensor = named_tensor(name, a)
+            if tensor:
+                self.tensor(tensor, a.span, name)
+                self.written(tensor, a.span, name)
+            if name == "reverse" and isinstance(a, ast.Name):
+                self.loop(a.id, a.span)
 
     def meaningful(self, directive: str, span: Span) -> None:
         if directive not in self.family.directives:

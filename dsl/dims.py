@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Op, Operand, Unary, names_in
 from tcomp.dsl.errors import TcError
@@ -120,58 +120,10 @@ def bind(op: Op, shapes: Mapping[str, tuple[int, ...]], dims: Mapping[str, int])
 
     TcError when shapes contradict each other, a dimension stays unknown, or a `require` does not hold.
     """
-    found: dict[str, int] = dict(dims)
-    origin: dict[str, str] = dict.fromkeys(dims, "given")
-    rest: list[tuple[Operand, int, Expr, int]] = []
-    for operand in op.operands:
-        shape = shapes.get(operand.name)
-        if shape is None:
-            continue
-        if len(shape) != len(operand.shape):
-            raise TcError(
-                f"'{operand.name}' of op '{op.name}' has {len(operand.shape)} axes, but is given {_shape(shape)}",
-                operand.span,
-            )
-        for axis, (e, extent) in enumerate(zip(operand.shape, shape, strict=True)):
-            if isinstance(e, Name):
-                known = found.get(e.id)
-                if known is None:
-                    found[e.id] = extent
-                    origin[e.id] = f"from {operand.name}{_shape(shape)}"
-                elif known != extent:
-                    raise TcError(
-                        f"dimension '{e.id}' of op '{op.name}' is {known} ({origin[e.id]}) "
-                        f"and {extent} (axis {axis} of {operand.name}{_shape(shape)})",
-                        operand.span,
-                        hint="these extents must be equal",
-                    )
-            else:
-                rest.append((operand, axis, e, extent))
-    progress = True
-    while rest and progress:
-        progress = False
-        for item in list(rest):
-            operand, axis, e, extent = item
-            unknown = names_in(e) - found.keys()
-            if not unknown:
-                value = evaluate_dim(e, found)
-                if value != extent:
-                    raise TcError(
-                        f"axis {axis} of '{operand.name}' of op '{op.name}' must be {value} but is {extent}",
-                        e.span,
-                        notes=(f"with {_values(names_in(e), found)}",),
-                    )
-            elif len(unknown) == 1:
-                name = unknown.pop()
-                solved = _solve(e, name, extent, found)
-                if solved is None:
-                    continue
-                found[name] = solved
-                origin[name] = f"from {operand.name}"
-            else:
-                continue
-            rest.remove(item)
-            progress = True
+    found = dict(dims)
+    given = [(o, shapes[o.name]) for o in op.operands if o.name in shapes]
+    _bind_names(op, given, found)
+    _solve_rest(op, given, found)
     _require_known(op, found)
     for condition in op.requires:
         if not evaluate_dim(condition, found):
@@ -181,6 +133,64 @@ def bind(op: Op, shapes: Mapping[str, tuple[int, ...]], dims: Mapping[str, int])
                 notes=(f"with {_values(names_in(condition), found)}",),
             )
     return found
+
+
+def _bind_names(op: Op, given: Sequence[tuple[Operand, tuple[int, ...]]], found: dict[str, int]) -> None:
+    """Give bare names their extents; TcError for a shape of another rank, and for two extents of one name."""
+    origin = dict.fromkeys(found, "given")
+    for operand, shape in given:
+        if len(shape) != len(operand.shape):
+            raise TcError(
+                f"'{operand.name}' of op '{op.name}' has {len(operand.shape)} axes, but is given {_shape(shape)}",
+                operand.span,
+            )
+        for axis, (e, extent) in enumerate(zip(operand.shape, shape, strict=True)):
+            if not isinstance(e, Name):
+                continue
+            known = found.setdefault(e.id, extent)
+            if known != extent:
+                raise TcError(
+                    f"dimension '{e.id}' of op '{op.name}' is {known} ({origin[e.id]}) "
+                    f"and {extent} (axis {axis} of {operand.name}{_shape(shape)})",
+                    operand.span,
+                    hint="these extents must be equal",
+                )
+            origin.setdefault(e.id, f"from {operand.name}{_shape(shape)}")
+
+
+def _solve_rest(op: Op, given: Sequence[tuple[Operand, tuple[int, ...]]], found: dict[str, int]) -> None:
+    """Solve the other expressions for what is unknown in them, one name at a time, and check those without unknowns."""
+    rest = [
+        (operand, axis, e, extent)
+        for operand, shape in given
+        for axis, (e, extent) in enumerate(zip(operand.shape, shape, strict=True))
+        if not isinstance(e, Name)
+    ]
+    before = -1
+    while rest and len(rest) != before:
+        before = len(rest)
+        rest = [item for item in rest if not _settled(op, *item, found)]
+
+
+def _settled(op: Op, operand: Operand, axis: int, e: Expr, extent: int, found: dict[str, int]) -> bool:
+    """Check an extent that is known, or solve it for the one name that is not. False where neither can be done yet."""
+    unknown = names_in(e) - found.keys()
+    if len(unknown) == 1:
+        (name,) = unknown
+        solved = _solve(e, name, extent, found)
+        if solved is not None:
+            found[name] = solved
+        return solved is not None
+    if unknown:
+        return False
+    value = evaluate_dim(e, found)
+    if value != extent:
+        raise TcError(
+            f"axis {axis} of '{operand.name}' of op '{op.name}' must be {value} but is {extent}",
+            e.span,
+            notes=(f"with {_values(names_in(e), found)}",),
+        )
+    return True
 
 
 def _require_known(op: Op, found: Mapping[str, int]) -> None:

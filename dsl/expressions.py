@@ -168,6 +168,16 @@ def conjuncts(e: Expr | None) -> list[Expr]:
     return [] if e is None else [e]
 
 
+def product_factors(e: Expr) -> list[Expr]:
+    """The factors of a product: `a * b * -c` has a, b and c, `a / b` has a."""
+    match e:
+        case Binary("*", left, right):
+            return product_factors(left) + product_factors(right)
+        case Unary("-", x) | Binary("/", x, _):
+            return product_factors(x)
+    return [e]
+
+
 def rebuild(e: Expr, new: tuple[Expr, ...]) -> Expr:
     """The same expression with other direct sub-expressions."""
     match e:

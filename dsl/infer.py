@@ -7,6 +7,7 @@ a `require` line. An equation that covers its output only in part leaves the res
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tcomp.dsl.ast import (
@@ -142,38 +143,32 @@ def _temporary(t: Target, dims: frozenset[str]) -> Temporary:
 def _collect_ranges(state: _Inference, dims: frozenset[str]) -> None:
     """Left-hand sides first, then accesses in the order of the equations, until nothing new is learned."""
     op = state.op
-    left: dict[str, list[_Candidate]] = {}
-    for q in op.equations:
-        for t in q.targets:
-            operand = op.operand(t.name)
-            if operand is not None and len(operand.shape) == len(t.subscripts):
-                for axis, s in enumerate(t.subscripts):
-                    if isinstance(s, Name) and s.id not in dims:
-                        what = f"axis {axis} of '{t.name}'"
-                        left.setdefault(s.id, []).append(_Candidate(operand.shape[axis], s.span, what))
     declared = set(state.ranges)
+    left: dict[str, list[_Candidate]] = {}
+    for name, c in _left_candidates(op, dims):
+        left.setdefault(name, []).append(c)
     for name, candidates in left.items():
         for c in candidates:
             _merge(state, name, c, declared)
-    progress = True
-    while progress:
+    read = [
+        (a.tensor, axis, len(a.subscripts), s)
+        for q in op.equations
+        for a in right_accesses(q)
+        for axis, s in enumerate(a.subscripts)
+        if isinstance(s, Name) and s.id not in dims
+    ]
+    before = -1
+    while len(state.ranges) != before:
         before = len(state.ranges)
-        for q in op.equations:
-            for a in right_accesses(q):
-                for axis, s in enumerate(a.subscripts):
-                    if isinstance(s, Name) and s.id not in dims and s.id not in state.ranges:
-                        extent = _extent(state, a.tensor, axis, len(a.subscripts))
-                        if extent is not None:
-                            state.ranges[s.id] = extent
-                            state.sources[s.id] = f"axis {axis} of '{a.tensor}' gives"
-        progress = len(state.ranges) > before
-    for q in op.equations:
-        for a in right_accesses(q):
-            for axis, s in enumerate(a.subscripts):
-                if isinstance(s, Name) and s.id not in dims:
-                    extent = _extent(state, a.tensor, axis, len(a.subscripts))
-                    if extent is not None:
-                        _merge(state, s.id, _Candidate(extent, s.span, f"axis {axis} of '{a.tensor}'"), declared)
+        for tensor, axis, rank, s in read:
+            extent = None if s.id in state.ranges else _extent(state, tensor, axis, rank)
+            if extent is not None:
+                state.ranges[s.id] = extent
+                state.sources[s.id] = f"axis {axis} of '{tensor}' gives"
+    for tensor, axis, rank, s in read:
+        extent = _extent(state, tensor, axis, rank)
+        if extent is not None:
+            _merge(state, s.id, _Candidate(extent, s.span, f"axis {axis} of '{tensor}'"), declared)
     for q in op.equations:
         reduced = q.value.indices if isinstance(q.value, Reduction) else ()
         for name in (*left_indices(q, dims), *reduced):
@@ -183,6 +178,16 @@ def _collect_ranges(state: _Inference, dims: frozenset[str]) -> None:
                     q.span,
                     hint=f"declare it before the equations: `index {name}: <extent>`",
                 )
+
+
+def _left_candidates(op: Op, dims: frozenset[str]) -> Iterator[tuple[str, _Candidate]]:
+    """The axes of operands on which an index stands on the left."""
+    for t in (t for q in op.equations for t in q.targets):
+        operand = op.operand(t.name)
+        if operand is not None and len(operand.shape) == len(t.subscripts):
+            for axis, (s, extent) in enumerate(zip(t.subscripts, operand.shape, strict=True)):
+                if isinstance(s, Name) and s.id not in dims:
+                    yield s.id, _Candidate(extent, s.span, f"axis {axis} of '{t.name}'")
 
 
 def _extent(state: _Inference, tensor: str, axis: int, rank: int) -> Expr | None:
