@@ -71,12 +71,13 @@ format: $(VENV)/.installed-dev  ## rewrite the Python files in the project's for
 
 # The packages are mapped by pyproject.toml (tcomp.dsl is ./dsl), which mypy does not follow, so it gets a
 # tree of links in the shape that they are imported in.
-types: $(VENV)/.installed-dev  ## mypy --strict over the packages
+types: $(VENV)/.installed-dev  ## mypy --strict over the packages and the benchmarks
 	@rm -rf build/typecheck && mkdir -p build/typecheck/tcomp
 	@for f in tcomp/*; do ln -s "$(CURDIR)/$$f" build/typecheck/tcomp/; done
 	@for d in dsl autotune runtime models; do ln -s "$(CURDIR)/$$d" build/typecheck/tcomp/$$d; done
+	@for f in benchmarks/*.py; do ln -s "$(CURDIR)/$$f" build/typecheck/; done
 	cd build/typecheck && "$(abspath $(RUN))/mypy" --strict --config-file "$(CURDIR)/pyproject.toml" \
-	  --cache-dir "$(CURDIR)/.mypy_cache" -p tcomp
+	  --cache-dir "$(CURDIR)/.mypy_cache" tcomp *.py
 
 check:  ## what CI runs
 	@.ci/run

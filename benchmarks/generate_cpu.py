@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -93,18 +94,19 @@ def transformers_turn(folder: Path, threads: int) -> Turn:
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config()).eval()
+    model: Any = GPT2LMHeadModel(GPT2Config())
+    model.eval()
     model.save_pretrained(folder)
 
-    @torch.no_grad()
     def turn(text: list[int], count: int) -> tuple[list[int], float, float]:
         began, made = time.perf_counter(), []
         given, past, first = torch.tensor([text]), None, 0.0
-        for _ in range(count):
-            out = model(input_ids=given, past_key_values=past, use_cache=True, logits_to_keep=1)
-            given, past = out.logits[:, -1].argmax(-1, keepdim=True), out.past_key_values
-            made.append(int(given))
-            first = first or time.perf_counter()
+        with torch.no_grad():
+            for _ in range(count):
+                out = model(input_ids=given, past_key_values=past, use_cache=True, logits_to_keep=1)
+                given, past = out.logits[:, -1].argmax(-1, keepdim=True), out.past_key_values
+                made.append(int(given))
+                first = first or time.perf_counter()
         return made, first - began, time.perf_counter() - first
 
     return turn

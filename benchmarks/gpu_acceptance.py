@@ -227,7 +227,7 @@ def noted(notes: Path) -> list[dict[str, Any]]:
 
 def markdown(report: dict[str, Any]) -> str:
     """The report for people."""
-    machine = next((i for i in report["sections"].get("machine", {}).get("items", [])), {})
+    machine: dict[str, Any] = next(iter(report["sections"].get("machine", {}).get("items", [])), {})
     lines = ["# GPU acceptance", "", f"`{report['command']}`, {report['seconds']:.0f} s.", ""]
     if machine:
         lines += [f"{machine['device']}. {machine['about']}.", ""]

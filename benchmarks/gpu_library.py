@@ -7,6 +7,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cuda.bindings import driver as cu
@@ -194,7 +195,7 @@ class Torch:
             forward = self._scores(case, qkv, {})
             given |= {"O": forward["O"].value.to(qkv.dtype), "L": forward["L"].value, "dO": self.normal(b, t, h, d)}
         kernels = [
-            ("", f"SDPA, {backend}", lambda backend=backend: self._sdpa(case, given, backend))
+            ("", f"SDPA, {backend}", partial(self._sdpa, case, given, backend))
             for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION")
         ]
         return Counterpart(given, lambda: self._scores(case, qkv, given), kernels)
@@ -213,7 +214,8 @@ class Torch:
             return given[name].permute(0, 2, 1, 3).reshape(b * h, t, d)
 
         backward = "dO" in given
-        o, do = (flat("O"), flat("dO")) if backward else (None, None)
+        o: Tensor = flat("O") if backward else None
+        do: Tensor = flat("dO") if backward else None
         logs = given["L"].reshape(b * h, t) if backward else torch.empty(b * h, t, device=self.device)
         out = torch.empty(2, 3 if backward else 1, b * h, t, d, device=self.device)
 

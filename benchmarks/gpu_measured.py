@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _event(rows: Sequence[Mapping[str, Any]], kernels: Sequence[Timed], step: Ru
     names = {k.name for k in kernels}
     others = sum(r["predicted us"] * r["times"] for r in rows if "blocks x threads" in r and r["kernel"] not in names)
     launches = sum(k.times * len(k.launches) for k in kernels)
-    return (sum(k.us * k.times for k in kernels) - (1e3 * step.time - others)) / launches
+    return float((sum(k.us * k.times for k in kernels) - (1e3 * step.time - others)) / launches)
 
 
 def _ours(row: Mapping[str, Any]) -> bool:
@@ -136,7 +137,7 @@ def toml_of(data: Measurements, head: str) -> str:
 
 def head_of(text: str) -> str:
     """The comments that a file begins with."""
-    return "".join(re.match(r"(#[^\n]*\n)*", text)[0])  # type: ignore[index]  (matches always)
+    return "".join(takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
 
 
 # ------------------------------------------------------------------------------------------------- tables

@@ -174,7 +174,7 @@ def times(step: Step, kernel: str) -> int:
 def cold_median(clock: Any, executor: Any, work: Callable[[], None]) -> float:
     """Median milliseconds."""
     first = statistics.median(clock.milliseconds(executor, [work] * 3))
-    return statistics.median(clock.milliseconds(executor, [work] * (REPEATS if first < LONG else 3)))
+    return float(statistics.median(clock.milliseconds(executor, [work] * (REPEATS if first < LONG else 3))))
 
 
 def rates(kernel: Kernel, ms: float) -> Item:

@@ -101,7 +101,7 @@ def fp8_cases(real: bool) -> list[Case]:
             for file in ("fp8", "fp8_block"):
                 for suffix in ("", ".backward"):
                     dims = {"M": m, "N": n, "K": k, **({"H": 16} if file == "fp8" else {})}
-                    found.append(case(file, f"{op}_{file}{suffix}", **dims))
+                    found.append(Case(file, f"{op}_{file}{suffix}", tuple(dims.items())))
     return found
 
 

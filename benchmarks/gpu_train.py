@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import statistics
@@ -83,7 +84,8 @@ def last_step(out: str) -> str:
 
 def step_ms(run: Path) -> float:
     """Median milliseconds of a step as the command has them, without the first few."""
-    return 1e3 * statistics.median([x["seconds"] for x in lines(run) if "seconds" in x][5:] or [float("nan")])
+    seconds = [float(x["seconds"]) for x in lines(run) if "seconds" in x]
+    return 1e3 * statistics.median(seconds[5:] or [math.nan])
 
 
 def _resumed(job: Job, run: Path, again: Path, steps: int) -> Iterator[Item]:

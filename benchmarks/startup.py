@@ -86,13 +86,15 @@ def child(started: float, out: Path, arguments: list[str]) -> None:
                 if not any(name == LAST for name, _ in marks):
                     executor.wait()
 
-            cpu.CpuExecutor.run_step = whole  # type: ignore[method-assign]
+            setattr(cpu.CpuExecutor, "run_step", whole)  # noqa: B010  (a method is replaced from outside)
             ends(cpu.CpuExecutor, "run_step", LAST, lambda *_: ended())
         else:  # which runs behind: a step has ended when its results are written down
-            ends(loop.Metrics, "write", LAST, lambda _: ended())
+            from tcomp.runtime.run_folder import Metrics
+
+            ends(Metrics, "write", LAST, lambda _: ended())
         return built
 
-    train._build = building
+    setattr(train, "_build", building)  # noqa: B010
     sys.argv = ["tcomp", *arguments]
     main.main()
 

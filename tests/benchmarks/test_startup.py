@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-STARTUP = Path(__file__).resolve().parents[3] / "benchmarks" / "startup.py"
+pytestmark = pytest.mark.usefixtures("cache")
+STARTUP = Path(__file__).resolve().parents[2] / "benchmarks" / "startup.py"
 
 
 @pytest.mark.slow

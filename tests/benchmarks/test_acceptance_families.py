@@ -15,7 +15,8 @@ import pytest
 
 from tcomp.machine.gpu import H100
 
-BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
+pytestmark = pytest.mark.usefixtures("cache")
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 PRODUCT = {"M": 24, "N": 40, "K": 16}
 HEADS = {"B": 2, "T": 33, "H": 3, "D": 16}
 BLOCKS = {"M": 128, "N": 256, "K": 384}

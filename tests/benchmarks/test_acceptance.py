@@ -14,7 +14,8 @@ import pytest
 
 from tcomp.model.request import StepRequest
 
-SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "gpu_acceptance.py"
+pytestmark = pytest.mark.usefixtures("cache")
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_acceptance.py"
 
 
 def accept(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
