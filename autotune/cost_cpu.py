@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, children, walk
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Num, accesses_in, children, names_in
 from tcomp.dsl.dims import Number, evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.instructions.vector_matching import vector_instruction
@@ -114,15 +114,13 @@ class _Walk:
         """Load instructions of one register tile, and registers that hold what is loaded."""
         loads, registers = 0.0, 0
         vector = next((a for a in c.axes if a.lanes > 1), None)
-        for access in _accesses(c.value):
-            names = {n.id for s in access.subscripts for n in walk(s) if isinstance(n, Name)}
+        for access in dict.fromkeys(accesses_in(c.value)):
+            names = {n for s in access.subscripts for n in names_in(s)}
             count = math.prod(a.unroll for a in c.axes if a.name in names)
-            last = {n.id for n in walk(access.subscripts[-1]) if isinstance(n, Name)} if access.subscripts else set()
+            last = names_in(access.subscripts[-1]) if access.subscripts else set()
             if vector is not None and vector.name in names and vector.name not in last:
                 packed = self._panel_axis(access)
-                inside = packed is not None and vector.name in {
-                    n.id for n in walk(access.subscripts[packed]) if isinstance(n, Name)
-                }
+                inside = packed is not None and vector.name in names_in(access.subscripts[packed])
                 count *= 1 if inside else vector.lanes
             loads += count
             registers += count if vector is not None and vector.name in names else 1
@@ -142,11 +140,11 @@ class _Walk:
         """Cycles for bytes that come from beyond L1: each access's tile, from the level that holds what is used
         between two uses of it."""
         tiles = {}
-        for access in [*_accesses(c.value), c.target]:
+        for access in [*dict.fromkeys(accesses_in(c.value)), c.target]:
             buffer = self._buffer(access.tensor)
             if buffer is None:
                 continue
-            names = {n.id for s in access.subscripts for n in walk(s) if isinstance(n, Name)}
+            names = {n for s in access.subscripts for n in names_in(s)}
             tiles[access.tensor] = (
                 buffer, names, buffer.dtype.bytes * math.prod(extents[a.name] for a in c.axes if a.name in names)
             )  # fmt: skip
@@ -174,7 +172,7 @@ class _Walk:
     def _pack(self, p: Pack, known: Mapping[str, Number]) -> float:
         buffer, source = self.kernel.buffer(p.buffer), self._buffer(p.source.tensor)
         size = buffer.dtype.bytes * math.prod(self._extent(a, known) for a in p.axes)
-        last = {n.id for n in walk(p.source.subscripts[-1]) if isinstance(n, Name)}
+        last = names_in(p.source.subscripts[-1])
         along = isinstance(buffer.layout, Panels) and p.axes[buffer.layout.axis].name in last
         shuffle = 1.0 if along else 2.0  # a transposing pack shuffles every vector
         return size / self._bandwidth(source.bytes if source else size) + shuffle * size / 16.0
@@ -200,12 +198,8 @@ class _Walk:
     def _value(self, e: Expr, known: Mapping[str, Number]) -> float:
         """A typical value, 0 where there is none; a bound that a scalar gives is known only at run time."""
         if isinstance(e, Call) and e.function == "min" and isinstance(e.args[0], Num):
-            return min(self._value(a, known) for a in e.args if not any(isinstance(n, Access) for n in walk(a)))
+            return min(self._value(a, known) for a in e.args if not accesses_in(a))
         try:
             return float(evaluate_dim(e, known))
         except TcError:
             return 0.0
-
-
-def _accesses(e: Expr) -> list[Access]:
-    return list(dict.fromkeys(replace(n, span=n.span) for n in walk(e) if isinstance(n, Access)))

@@ -17,6 +17,7 @@ from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.ir.multicast import cluster_of
 from tcomp.ir.tile import Kernel, Loop, Statement
+from tcomp.ir.walk import grid_nest
 
 OVERHEAD = 1.0
 """what a block costs beside its turns (first loads, epilogue), in turns"""
@@ -30,11 +31,7 @@ multiprocessor, 1 us, beside 3 to 4 us of attention's gradient (an estimate, not
 def block_turns(kernel: Kernel, phase: tuple[Statement, ...]) -> list[float]:
     """Turns of the loops inside each block, in the order in which blocks start; empty where they are all alike (or not
     to be known)."""
-    nest: list[Loop] = []
-    body: Sequence[Statement] = phase
-    while len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
-        nest.append(body[0])
-        body = body[0].body
+    nest, body = grid_nest(phase)
     # (Loops that are as long in every block, such as over panels of results, are not what parts them. What the last
     # block of a sum does besides is a part of the whole, though.)
     last = {id(s) for s in last_turns(phase)}
@@ -42,15 +39,15 @@ def block_turns(kernel: Kernel, phase: tuple[Statement, ...]) -> list[float]:
     written = [s for s in body if id(s) in last]
     whole = [s for s in body if id(s) not in last and isinstance(s, Loop) and s.level != "panel"]
     body = whole if last else varying
-    if not nest or kernel.order.persistent or not body:
+    if not nest or kernel.gpu.order.persistent or not body:
         return []
-    turns = turns_of(nest, cluster_of(kernel.cluster, phase))
+    turns = turns_of(nest, cluster_of(kernel, phase))
     known: dict[tuple[int, ...], float] = {}
     found = []
     try:
         for number in range(turns.total):
             rank = number % turns.cluster
-            place = tuple(cast(int, v) for v in turns.values(NUMBERS, number // turns.cluster, kernel.order, rank))
+            place = tuple(cast(int, v) for v in turns.values(NUMBERS, number // turns.cluster, kernel.gpu.order, rank))
             if place not in known:
                 at = {g.variable: v for g, v in zip(nest, place, strict=True)}
                 known[place] = _turns(body, at) + WRITTEN * _turns(written, at)

@@ -15,8 +15,8 @@ from tcomp.ir.tile import Kernel, Loop, Pack, Statement, Unpack
 
 def copies_of(kernel: Kernel, phase: tuple[Statement, ...]) -> Copies:
     """The mean sizes of a phase's tensor copies, each counted as often as its loops inside of a block run it."""
-    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
-    cluster = cluster_of(kernel.cluster, phase)
+    buffers = kernel.buffers
+    cluster = cluster_of(kernel, phase)
     shared = shared_packs(phase, cluster, buffers)
     asked = landed = written = filled = stored = 0.0
     for s, times in _copies(phase, 1.0):

@@ -8,11 +8,12 @@ those that matrix instructions fill or read, while they are needed. Pointwise te
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from tcomp.dsl.ast import Access, walk
+from tcomp.dsl.ast import Access, accesses_in
 from tcomp.ir.pairs import paired
-from tcomp.ir.tile import Compute, Fragment, Kernel, Loop, Scope, Statement
+from tcomp.ir.tile import Compute, Fragment, Kernel, Loop, Scope
+from tcomp.ir.walk import computes, loops_in
 from tcomp.machine.gpu import GpuMachine
 
 BESIDE = 24
@@ -22,7 +23,8 @@ BESIDE = 24
 def registers_of(kernel: Kernel) -> int:
     """Registers per thread that the kernel needs at least."""
     sizes = {t.name: _per_thread(t.shape, t.layout, t.dtype.bytes) for t in kernel.tiles if t.scope is Scope.REGISTERS}
-    most = max((_needed(loop, sizes) for phase in kernel.phases for loop in _loops(phase)), default=0)
+    loops = (loop for phase in kernel.phases for loop in loops_in(phase) if loop.level != "grid")
+    most = max((_needed(loop, sizes) for loop in loops), default=0)
     return most + BESIDE if most else 0
 
 
@@ -36,9 +38,10 @@ def spill_of(kernel: Kernel, machine: GpuMachine) -> str:
 
 def limit(kernel: Kernel, machine: GpuMachine) -> int:
     """Registers that a thread can have. Where the producer gives some up, the others may have all a thread can."""
-    if kernel.threads is None or (kernel.producer is not None and kernel.producer.registers):
+    producer = kernel.gpu.producer
+    if producer is not None and producer.registers:
         return machine.registers_per_thread
-    threads = kernel.threads.threads * kernel.sides + (32 * kernel.producer.warps if kernel.producer is not None else 0)
+    threads = kernel.gpu.shape.threads * kernel.gpu.sides + (32 * producer.warps if producer is not None else 0)
     return min(machine.registers_per_thread, machine.registers_per_block // threads // 8 * 8)
 
 
@@ -52,7 +55,7 @@ def _per_thread(shape: tuple[int, ...], layout: object, width: int) -> int:
 
 def _needed(loop: Loop, sizes: dict[str, int]) -> int:
     """The most registers that tiles take at one time while the loop runs."""
-    body = list(_computes(loop.body))
+    body = list(computes(loop.body))
     if (product := paired(loop)) is not None:  # (its results are those of two turns)
         name = product.target.tensor
         sizes = {**sizes, name: 2 * sizes.get(name, 0)}
@@ -76,21 +79,4 @@ def _reads(c: Compute) -> Iterator[Access]:
     if c.accumulate:
         yield c.target
     for e in (c.value, *((c.guard,) if c.guard is not None else ())):
-        yield from (n for n in walk(e) if isinstance(n, Access))
-
-
-def _loops(statements: Sequence[Statement]) -> Iterator[Loop]:
-    """Loops that a thread runs through, outer ones too."""
-    for s in statements:
-        if isinstance(s, Loop):
-            if s.level != "grid":
-                yield s
-            yield from _loops(s.body)
-
-
-def _computes(statements: Sequence[Statement]) -> Iterator[Compute]:
-    for s in statements:
-        if isinstance(s, Loop):
-            yield from _computes(s.body)
-        elif isinstance(s, Compute):
-            yield s
+        yield from accesses_in(e)

@@ -15,11 +15,12 @@ from tcomp.autotune.gpu_model import DRIFT, L2_SHARE, PERSISTENT_DRIFT, cached_t
 from tcomp.codegen.cpu.integers import affine_form
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.grid import Turns
-from tcomp.dsl.ast import Access, Expr, names_in, walk
+from tcomp.dsl.ast import Access, Expr, accesses_in, names_in
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
+from tcomp.ir.blocks import GridOrder
 from tcomp.ir.multicast import cluster_of, shared_packs
-from tcomp.ir.tile import Compute, GridOrder, Kernel, Loop, Pack, Scope, Statement, Unpack
+from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope, Statement, Unpack
 from tcomp.machine.gpu import GpuMachine
 
 LADDER_LOOP = 8192
@@ -36,7 +37,7 @@ def phase_traffic(kernel: Kernel, phase: tuple[Statement, ...], machine: GpuMach
     if not touched:
         return 0.0
     blocks = math.prod(t for _, t in grid)
-    cluster = cluster_of(kernel.cluster, phase)
+    cluster = cluster_of(kernel, phase)
     sms = machine.clusters(cluster.blocks) * cluster.blocks if cluster is not None else machine.sms
     wave = max(1, sms * resident)
     waves = -(-blocks // wave)
@@ -110,7 +111,7 @@ def _within_blocks(
 
 def _read_by(leaf: Compute | Pack, kernel: Kernel) -> dict[str, float]:
     """Operand -> bytes of it that the statement reads."""
-    accesses = [leaf.source] if isinstance(leaf, Pack) else [n for n in walk(leaf.value) if isinstance(n, Access)]
+    accesses = [leaf.source] if isinstance(leaf, Pack) else accesses_in(leaf.value)
     extents = {a.name: a.block for a in leaf.axes}
     found: dict[str, float] = {}
     operands = {o.name: o for o in kernel.operands}
@@ -149,7 +150,7 @@ def _drift(kernel: Kernel, phase: tuple[Statement, ...], grid: set[str]) -> floa
     """How far apart blocks are, in shares of their pipeline's loop: as far as the ladder's kernels in theirs of 4096
     values of bf16, for what parts blocks (starts, stores, waits) does not grow with the loop. Loops are as long as the
     rows of bytes that they walk, which matrix instructions of all types take in the same time."""
-    share = PERSISTENT_DRIFT if kernel.order.persistent else DRIFT
+    share = PERSISTENT_DRIFT if kernel.gpu.order.persistent else DRIFT
     lengths = [n for n in (_length(s, kernel, grid) for s in phase) if n]
     return min(1.0, share * LADDER_LOOP / max(lengths)) if lengths else share
 
@@ -176,8 +177,8 @@ def _row(p: Pack, kernel: Kernel, grid: set[str]) -> int:
 
 def _delivered(kernel: Kernel, phase: tuple[Statement, ...]) -> set[str]:
     """Operands whose tiles a cluster fetches once for all its blocks."""
-    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
-    return {p.source.tensor for p in shared_packs(phase, cluster_of(kernel.cluster, phase), buffers).values()}
+    buffers = kernel.buffers
+    return {p.source.tensor for p in shared_packs(phase, cluster_of(kernel, phase), buffers).values()}
 
 
 class _Places:
@@ -185,8 +186,8 @@ class _Places:
     own arithmetic, on numbers."""
 
     def __init__(self, kernel: Kernel, phase: tuple[Statement, ...], nest: list[tuple[Loop, int]]) -> None:
-        self.order: GridOrder = kernel.order
-        cluster = cluster_of(kernel.cluster, phase)
+        self.order: GridOrder = kernel.gpu.order
+        cluster = cluster_of(kernel, phase)
         ranges = [range(trips) for _, trips in nest]
         along = 0
         if cluster is not None:
@@ -260,12 +261,12 @@ def _accesses_of(leaf: Compute | Pack | Unpack, kernel: Kernel) -> Iterator[tupl
     """Accesses to operands, and whether they write."""
     found: list[tuple[Access, bool]]
     if isinstance(leaf, Compute):
-        found = [(n, False) for n in walk(leaf.value) if isinstance(n, Access)] + [(leaf.target, True)]
+        found = [(a, False) for a in accesses_in(leaf.value)] + [(leaf.target, True)]
     elif isinstance(leaf, Pack):
         found = [(leaf.source, False)]
     else:
         found = [(leaf.target, True)]
-    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
+    buffers = kernel.buffers
     for access, written in found:
         if access.tensor in buffers and buffers[access.tensor].scope in (Scope.OPERAND, Scope.TEAM):
             yield access, written

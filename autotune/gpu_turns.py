@@ -22,6 +22,7 @@ from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.ir.multicast import cluster_of
 from tcomp.ir.tile import Kernel, Loop, Statement, Unpack
+from tcomp.ir.walk import grid_nest
 
 PASSED = 1.0
 """turns between a block's copy and that of the block which waits for it"""
@@ -37,22 +38,18 @@ class Visits:
 
 def waiting(kernel: Kernel, phase: tuple[Statement, ...], slots: int) -> float:
     """How many times as long the launch takes as without waiting; 1 where no block waits (or it is not to be known)."""
-    nest: list[Loop] = []
-    body: Sequence[Statement] = phase
-    while len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
-        nest.append(body[0])
-        body = body[0].body
+    nest, body = grid_nest(phase)
     around = _loops(body)
-    if not nest or around is None or kernel.order.persistent:
+    if not nest or around is None or kernel.gpu.order.persistent:
         return 1.0
-    turns = turns_of(nest, cluster_of(kernel.cluster, phase))
+    turns = turns_of(nest, cluster_of(kernel, phase))
     loops, unpack = around
     assert unpack.turns is not None
     shared = {n for s in unpack.turns.flag.subscripts for n in names_in(s)}
     blocks = []
     try:
         for number in range(turns.total):
-            values = [cast(int, v) for v in turns.values(NUMBERS, number, kernel.order, 0)]
+            values = [cast(int, v) for v in turns.values(NUMBERS, number, kernel.gpu.order, 0)]
             place = {g.variable: v for g, v in zip(nest, values, strict=True)}
             own = tuple(v for n, v in place.items() if n in shared)
             blocks.append(Visits(own, np.concatenate([np.zeros(0, np.int64), *_tiles(loops, place, 0)])))

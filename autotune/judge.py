@@ -76,6 +76,8 @@ class Outcome:
 
 
 class Judge(Protocol):
+    """What candidates are worth: times them, or predicts their times."""
+
     @property
     def basis(self) -> str:
         """measured | predicted"""

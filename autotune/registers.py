@@ -9,9 +9,9 @@ which costs little: it runs once).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 
-from tcomp.ir.tile import Compute, Kernel, Loop, Statement
+from tcomp.ir.tile import Compute, Kernel
+from tcomp.ir.walk import computes
 from tcomp.machine.cpu import CpuMachine
 
 
@@ -25,7 +25,7 @@ def registers_of(c: Compute) -> int:
 
 def pressure(kernel: Kernel) -> int:
     """The most that any reduction of the kernel needs."""
-    return max((registers_of(c) for phase in kernel.phases for c in _reductions(phase)), default=0)
+    return max((registers_of(c) for phase in kernel.phases for c in computes(phase) if c.reduced), default=0)
 
 
 def spill_of(kernel: Kernel, default: Kernel, machine: CpuMachine) -> str:
@@ -34,11 +34,3 @@ def spill_of(kernel: Kernel, default: Kernel, machine: CpuMachine) -> str:
     if needed <= max(machine.vector_registers, pressure(default)):
         return ""
     return f"its register tile needs {needed} vector registers, operands included; there are {machine.vector_registers}"
-
-
-def _reductions(statements: Sequence[Statement]) -> Iterator[Compute]:
-    for s in statements:
-        if isinstance(s, Loop):
-            yield from _reductions(s.body)
-        elif isinstance(s, Compute) and s.reduced:
-            yield s

@@ -49,6 +49,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Function:
+    """An entry's machine code as basic blocks."""
+
     name: str
     blocks: tuple[Block, ...]
 

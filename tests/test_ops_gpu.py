@@ -178,7 +178,7 @@ def test_products_in_clusters(name: str, n: int) -> None:
             inputs |= backward_inputs(c, op, seed=6)[0]
         inputs |= {p.name: values(stored(inputs[p.name], p.dtype), p.dtype) for p in op.params if p.dtype is DType.BF16}
         lowered = lower(op, library(), dims, machine)
-        assert any(k.cluster is not None for k in lowered.kernels)
+        assert any(k.gpu.cluster is not None for k in lowered.kernels)
         got = execute(lowered, op, inputs, machine, conflicts=0)
         assert_within_bf16(got, evaluate(op, library(), inputs, dims), op, c.terms)
 

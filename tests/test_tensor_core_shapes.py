@@ -124,7 +124,7 @@ def test_sides_of_a_block_take_tiles_in_turn(name: str, dims: dict[str, int]) ->
     op = bound(found, DType.BF16)
     inputs = inputs_of(op, dims) if "fp8" in name else stored_inputs(op, module, dims, DType.BF16)
     lowered = lower(op, module, dims, machine)
-    assert any(k.sides > 1 for k in lowered.kernels)
+    assert any(k.gpu.sides > 1 for k in lowered.kernels)
     got, reports = reported(op, lowered, inputs, machine, Options(conflicts=0))
     for result, wanted in evaluate(op, module, inputs, dims).items():
         if result in got:

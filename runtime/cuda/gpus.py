@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from cuda.bindings import driver as cu
 
-from tcomp.codegen.nvptx.targets import TARGETS
 from tcomp.errors import UserError
 from tcomp.machine.gpu import MACHINES, GpuMachine
+from tcomp.machine.targets import TARGETS
 from tcomp.runtime.cuda.driver import call, start
 
 _ATTRIBUTE = cu.CUdevice_attribute

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import llvmlite.binding as llvm
 from cuda.bindings import driver as cu
 
 import tcomp
-from tcomp.codegen.cache import ContentCache
+from tcomp.codegen.cache import ContentCache, sources_digest
 from tcomp.codegen.nvptx.assemble import assemble_all
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.launch import GpuKernel, LaunchShape, from_json, to_json
@@ -25,6 +24,8 @@ from tcomp.runtime.cuda.context import Context
 from tcomp.runtime.cuda.driver import CudaError, call
 from tcomp.runtime.vgpu.shim import current, register_cubin
 
+SOURCES = ("codegen", "codegen/cpu", "codegen/nvptx", "instructions", "ir", "machine")
+"""Folders of what PTX depends on."""
 FREE_SHARED = 48 << 10
 """Bytes of shared memory that a block may have without the function's attribute allowing more."""
 
@@ -82,20 +83,8 @@ def load_all(
 
 def _key(kernel: Kernel, machine: GpuMachine) -> str:
     """A hash of all that the PTX depends on."""
-    tools = (tcomp.__version__, _generator_digest(), llvm.llvm_version_info)
+    tools = (tcomp.__version__, sources_digest(*SOURCES), llvm.llvm_version_info)
     return hashlib.sha256(content_text((kernel, machine, tools)).encode()).hexdigest()[:40]
-
-
-@cache
-def _generator_digest() -> str:
-    """A hash of the code generator's own text, so that a changed one compiles again."""
-    import tcomp.codegen
-
-    folder = Path(tcomp.codegen.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _load(context: Context, ptx: str, cubin: bytes) -> Any:

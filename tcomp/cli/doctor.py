@@ -190,7 +190,7 @@ def _driver() -> Iterator[Piece]:
 def _gpu(driver: ctypes.CDLL, index: int) -> Piece:
     """One GPU: its name, compute capability, memory, and the target that code for it is built for."""
     from tcomp.amounts import bytes_text
-    from tcomp.codegen.nvptx.targets import TARGETS
+    from tcomp.machine.targets import TARGETS
 
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     size, name = ctypes.c_size_t(), ctypes.create_string_buffer(256)

@@ -10,11 +10,11 @@ restricted to db, accumulating into db  -->
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from tcomp.dsl.ast import Access, Call, DType, Equation, Name, Op, Operand, Reduction, Target, names_in
+from tcomp.dsl.ast import Access, Call, DType, Equation, Expr, Name, Op, Operand, Reduction, Target, names_in
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import dimensions
 from tcomp.grad.parts import all_names, disjoint, fresh, map_value, names, reads, rename_tensor, writes
@@ -28,37 +28,44 @@ def restricted(op: Op, outputs: frozenset[str]) -> Op:
     results = {o.name for o in op.operands if o.inout or o in op.outputs}
     for name in sorted(outputs - results):
         raise TcError(f"op '{op.name}' has no result '{name}'", op.span, hint=f"it gives: {', '.join(sorted(results))}")
+    kept = _needed(op, outputs)
+    touched = set(outputs).union(*(reads(eq) | writes(eq) for eq in kept))
+    params = tuple(p for p in op.params if p.name in touched)
+    results_kept = tuple(o for o in op.outputs if o.name in outputs)
+    used = {n for eq in kept for n in names(eq)}
+    used |= {i for eq in kept if isinstance(eq.value, Reduction) for i in eq.value.indices}
+    ranges = {n: e for n, e in op.ranges if n in used}
+    for n, e in _lost_ranges(op, kept, {o.name for o in (*params, *results_kept)}):
+        ranges.setdefault(n, e)
+    given = {e.id for p in params for e in p.shape if isinstance(e, Name)}
+    needed = used | {n for o in (*params, *results_kept) for e in o.shape for n in names_in(e)}
+    needed |= {n for e in ranges.values() for n in names_in(e)}
+    dims = tuple(d for d in dimensions(op) if d in needed and d not in given)
+    listed = tuple(d for d in op.dims if d in dims) + tuple(d for d in dims if d not in op.dims)
+    requires = tuple(r for r in op.requires if names_in(r) <= given | set(listed))
+    return replace(
+        op, params=params, outputs=results_kept, equations=kept, ranges=tuple(ranges.items()), dims=listed,
+        requires=requires,
+    )  # fmt: skip
+
+
+def _needed(op: Op, outputs: frozenset[str]) -> tuple[Equation, ...]:
+    """The equations that these results take, in order."""
     wanted = set(outputs)
     kept: list[Equation] = []
     for eq in reversed(op.equations):
         if writes(eq) & wanted:
             kept.append(eq)
             wanted |= reads(eq)
-    kept.reverse()
-    touched = set(outputs).union(*(reads(eq) | writes(eq) for eq in kept))
-    params = tuple(p for p in op.params if p.name in touched)
-    results_kept = tuple(o for o in op.outputs if o.name in outputs)
-    used = {n for eq in kept for n in names(eq)}
-    for eq in kept:
-        if isinstance(eq.value, Reduction):
-            used |= set(eq.value.indices)
-    ranges = tuple((n, e) for n, e in op.ranges if n in used)
-    # An output that is only read on the way becomes a temporary, whose shape no longer says its indices' ranges.
-    for eq in kept:
-        for t in eq.targets:
-            o = op.operand(t.name)
-            if o is not None and o not in params and o not in results_kept:
-                new = ((s.id, e) for s, e in zip(t.subscripts, o.shape, strict=True) if isinstance(s, Name))
-                ranges += tuple((n, e) for n, e in new if n not in dict(ranges))
-    given = {e.id for p in params for e in p.shape if isinstance(e, Name)}
-    needed = used | {n for o in (*params, *results_kept) for e in o.shape for n in names_in(e)}
-    needed |= {n for _, e in ranges for n in names_in(e)}
-    dims = tuple(d for d in dimensions(op) if d in needed and d not in given)
-    listed = tuple(d for d in op.dims if d in dims) + tuple(d for d in dims if d not in op.dims)
-    requires = tuple(r for r in op.requires if names_in(r) <= given | set(listed))
-    return replace(
-        op, params=params, outputs=results_kept, equations=tuple(kept), ranges=ranges, dims=listed, requires=requires
-    )
+    return tuple(reversed(kept))
+
+
+def _lost_ranges(op: Op, equations: Sequence[Equation], operands: set[str]) -> Iterator[tuple[str, Expr]]:
+    """An output that is only read on the way becomes a temporary, whose shape no longer says its indices' ranges."""
+    for t in (t for eq in equations for t in eq.targets):
+        o = op.operand(t.name)
+        if o is not None and o.name not in operands:
+            yield from ((s.id, e) for s, e in zip(t.subscripts, o.shape, strict=True) if isinstance(s, Name))
 
 
 def accumulating(op: Op, outputs: frozenset[str]) -> Op:

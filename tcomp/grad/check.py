@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcomp.dsl.ast import Access, Call, DType, Expr, Module, Op, Operand, Target, accesses_in, children, rebuild, walk
+from tcomp.dsl.ast import Access, Call, DType, Expr, Module, Op, Operand, Target, accesses_in, children, rebuild
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.infer import dimensions
 from tcomp.grad.derive import derive
@@ -112,7 +112,7 @@ def integer_bound(op: Op, name: str, dims: Mapping[str, int]) -> int:
                 if operand is None:
                     continue
                 for s, extent in zip(a.subscripts, operand_shape(operand, dims), strict=True):
-                    if any(isinstance(n, Access) and n.tensor == name for n in walk(s)):
+                    if any(a.tensor == name for a in accesses_in(s)):
                         bounds.append(extent)
     return max(1, min(bounds, default=4))
 

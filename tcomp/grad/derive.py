@@ -25,9 +25,9 @@ from tcomp.dsl.ast import (
     Reduction,
     Span,
     Target,
+    accesses_in,
     names_in,
     substitute,
-    walk,
 )
 from tcomp.grad.assemble import assemble, recomputed
 from tcomp.grad.contribution import Contribution, at, axes, costly, diagonal, guarded, joined, writes
@@ -189,14 +189,14 @@ class Derivation:
         known = [e for es in self.adjoints.values() for e in es] + list(self.closed.values())
         known += [e for eq in self.equations for e in expressions(eq.value)]
         known += [c.value for cs in self.parts.values() for c in cs]
-        return any(isinstance(n, Access) and n.tensor == name for e in known for n in walk(e))
+        return any(a.tensor == name for e in known for a in accesses_in(e))
 
     def materialise(self, name: str, total: Expr, parts: list[Contribution]) -> Expr:
         """`d<name>[...] = total`, then the parts added; gives the access to it."""
         operand = self.forward.op.operand(name)
         wanted = f"d{name}"
         if (
-            (operand is not None and any(n.tensor == wanted for n in walk(total) if isinstance(n, Access)))
+            (operand is not None and any(a.tensor == wanted for a in accesses_in(total)))
             or wanted in self.renamed.values()
             or (operand is not None and self.given(wanted))
         ):

@@ -10,10 +10,11 @@ subtracted (softmax, log-sum-exp); it is left out when that is proved.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tcomp.dsl.ast import Access, Binary, Equation, Expr, Name, Num, Reduction, accesses_in
+from tcomp.dsl.ast import Access, Binary, Equation, Expr, Name, Num, Reduction, Target, accesses_in
 from tcomp.grad.contribution import guarded
 from tcomp.grad.parts import both, fresh, plain
 from tcomp.grad.rules import partial, reached
@@ -29,8 +30,7 @@ def differentiate_monoid(d: Derivation, eq: Equation, r: Reduction) -> None:
     forward = d.forward
     live = [d.live(t.name) for t in eq.targets]
     assert r.key is not None
-    reads = [a for v in (r.key, *r.values) for a in forward.differentiable(v)]
-    if not any(live) or not reads:
+    if not any(live) or not any(forward.differentiable(v) for v in (r.key, *r.values)):
         return
     form = rescaled_sum(forward.module.monoids[r.reducer])
     slopes = None if form is None else _slopes(form)
@@ -40,58 +40,111 @@ def differentiate_monoid(d: Derivation, eq: Equation, r: Reduction) -> None:
             eq,
             "write the op's `backward` by hand",
         )
-    by_key, by_extremum = slopes
-    target, *field_targets = eq.targets
-    order = forward.indices(eq)
     known = set(forward.info.ranges) - set(r.indices)
     if not all(plain(t.subscripts, known) for t in eq.targets):
         raise forward.error("a monoid reduction writes to plain indices only, to have a derivative", eq, "")
-    outer = {s.id for s in target.subscripts if isinstance(s, Name)}
-    inner = tuple(i for i in order if i in outer or i in r.indices)
+    _Differentiation(d, eq, r, r.key, form, *slopes).run(live)
 
-    maximum = Access(target.name, target.subscripts)
-    in_key: Expr = ZERO
-    weight: Expr | None = None
-    through_maximum = d.incoming(target, 0, False) if live[0] else ZERO
-    sums: list[tuple[tuple[str, ...], Expr]] = []
-    for t, v, alive in zip(field_targets, r.values, live[1:], strict=True):
-        if not alive:
-            continue
-        g = d.incoming(t, 0, False)
-        if g == ZERO:
-            continue
-        if weight is None:
-            weight = _weight(d, form, r, maximum, inner, eq)
-        extra = tuple(s.id for s in t.subscripts if isinstance(s, Name) and s.id not in outer)
-        points = tuple(i for i in order if i in inner or i in extra)
-        for a in forward.differentiable(v):
-            value = Binary("*", Binary("*", g, weight), partial(v, a))
-            d.contribute(a, points, _needed_guard(d, r, a, points), value, _where(r, v, a), eq.span)
+
+class _Differentiation:
+    """That of one equation. `by_key` and `by_extremum` are the derivatives of a weight, over the weight."""
+
+    def __init__(
+        self,
+        d: Derivation,
+        eq: Equation,
+        r: Reduction,
+        key: Expr,
+        form: RescaledSum,
+        by_key: int | float,
+        by_extremum: int | float,
+    ) -> None:
+        self.d, self.eq, self.r, self.key, self.form = d, eq, r, key, form
+        self.by_key, self.by_extremum = by_key, by_extremum
+        self.order = d.forward.indices(eq)
+        self.outer = {s.id for s in eq.target.subscripts if isinstance(s, Name)}
+        self.inner = tuple(i for i in self.order if i in self.outer or i in r.indices)
+        self.maximum = Access(eq.target.name, eq.target.subscripts)
+        self.weight: Expr | None = None
+        """of an element; made when something first needs it"""
+        self.in_key: Expr = ZERO
+        """sum over the fields of dx * value[k]"""
+        self.sums: list[tuple[tuple[str, ...], Expr]] = []
+        """of each field dx * x, up to its sign, with the field's own indices"""
+
+    def run(self, live: Sequence[bool]) -> None:
+        d = self.d
+        target, *fields = self.eq.targets
+        through_maximum = d.incoming(target, 0, False) if live[0] else ZERO
+        for t, v, alive in zip(fields, self.r.values, live[1:], strict=True):
+            g = d.incoming(t, 0, False) if alive else ZERO
+            if g != ZERO:
+                self._field(t, v, g)
+        gradient: Expr = ZERO
+        if self.weight is not None:
+            gradient = d.value(Binary("*", Num(self.by_key), Binary("*", self.weight, self.in_key)))
+        if not d.prover.cancel([((), through_maximum), *self.sums]):
+            total = through_maximum
+            for extra, e in self.sums:
+                part = d.value(e)
+                part = d.total(extra, None, part, self.order, self.eq.span) if extra else part
+                total = Binary("+", total, part)
+            total = d.value(total)
+            if total != ZERO:
+                gradient = Binary("+", gradient, self._shared(total))
+        if gradient != ZERO:
+            self._contribute(self.key, self.inner, gradient)
+
+    def _field(self, t: Target, v: Expr, g: Expr) -> None:
+        """Contributions by a field's value; what it adds to the gradients of the key and of the maximum."""
+        d = self.d
+        if self.weight is None:
+            self.weight = self._weight()
+        extra = tuple(s.id for s in t.subscripts if isinstance(s, Name) and s.id not in self.outer)
+        points = tuple(i for i in self.order if i in self.inner or i in extra)
+        self._contribute(v, points, Binary("*", g, self.weight))
         part = d.value(Binary("*", g, v))
-        unsafe = r.guard if not _inside(d, v) else None
-        in_key = Binary("+", in_key, d.total(extra, unsafe, part, points, eq.span) if extra else part)
+        unsafe = self.r.guard if not self._inside(v) else None
+        if extra:
+            part = d.total(extra, unsafe, part, points, self.eq.span)
+        self.in_key = Binary("+", self.in_key, part)
         field = Access(t.name, t.subscripts)
-        sums.append((extra, Binary("*", Num(by_extremum), Binary("*", g, field))))
-    key_gradient: Expr = ZERO
-    if weight is not None:
-        key_gradient = d.value(Binary("*", Num(by_key), Binary("*", weight, in_key)))
-    if not d.prover.cancel([((), through_maximum), *sums]):
-        total = through_maximum
-        for extra, e in sums:
-            part = d.value(e)
-            part = d.total(extra, None, part, order, eq.span) if extra else part
-            total = Binary("+", total, part)
-        total = d.value(total)
-        if total != ZERO:
-            again = _maximum_again(d, eq, r, form, maximum)
-            chosen = Binary("==", r.key, again)
-            shared = d.shared(chosen, r.indices, r.guard, order, total, eq.span)
-            key_gradient = Binary("+", key_gradient, guarded(shared, r.guard))
-    if key_gradient == ZERO:
-        return
-    for a in forward.differentiable(r.key):
-        value = Binary("*", key_gradient, partial(r.key, a))
-        d.contribute(a, inner, _needed_guard(d, r, a, inner), value, _where(r, r.key, a), eq.span)
+        self.sums.append((extra, Binary("*", Num(self.by_extremum), Binary("*", g, field))))
+
+    def _contribute(self, e: Expr, points: tuple[str, ...], gradient: Expr) -> None:
+        """To all that the expression reads, with its own gradient."""
+        for a in self.d.forward.differentiable(e):
+            value = Binary("*", gradient, partial(e, a))
+            where = both(self.r.guard, reached(e, a))
+            self.d.contribute(a, points, self._needed_guard(a, points), value, where, self.eq.span)
+
+    def _weight(self) -> Expr:
+        """What depends on the reduced index is the temporary `p`, zero off the guard."""
+        d, r = self.d, self.r
+        weight = polynomial(d.value(self.form.weight(self.key, self.maximum)))
+        outer, inner = d.split(weight, set(r.indices), r.guard)
+        if inner == ONE and r.guard is None:
+            return outer
+        return Binary("*", outer, d.temporary("p", inner, r.guard, self.inner, self.eq.span))
+
+    def _shared(self, total: Expr) -> Expr:
+        """The derivative by the maximum, shared by the keys that are it. (The extremum is computed again in backward
+        itself, so that a key equal to it is found whatever the rounding.)"""
+        d, eq, r = self.d, self.eq, self.r
+        name = fresh(f"{self.maximum.tensor}_again", d.taken)
+        value = Reduction(self.form.extremum, r.indices, r.guard, None, (self.key,), r.span)
+        d.equations.append(Equation((replace(eq.target, name=name, dtype=None),), False, value, eq.span))
+        chosen = Binary("==", self.key, Access(name, self.maximum.subscripts))
+        return guarded(d.shared(chosen, r.indices, r.guard, self.order, total, eq.span), r.guard)
+
+    def _inside(self, e: Expr) -> bool:
+        return all(self.d.forward.inside(a.subscripts) for a in accesses_in(e))
+
+    def _needed_guard(self, a: Access, points: tuple[str, ...]) -> Expr | None:
+        """The guard, where the zero weight off it is not enough: to bound a reduction, or reads beyond a tensor."""
+        everything = all(self._inside(e) for e in (self.key, *self.r.values))
+        reduces = not set(points) <= {s.id for s in a.subscripts if isinstance(s, Name)}
+        return self.r.guard if reduces or not everything else None
 
 
 def _slopes(form: RescaledSum) -> tuple[int | float, int | float] | None:
@@ -106,37 +159,3 @@ def _slopes(form: RescaledSum) -> tuple[int | float, int | float] | None:
             return None
         out.append(ratio.value if isinstance(ratio, Num) else 0)
     return out[0], out[1]
-
-
-def _weight(d: Derivation, form: RescaledSum, r: Reduction, m: Access, order: tuple[str, ...], eq: Equation) -> Expr:
-    """The weight of an element; what depends on the reduced index is the temporary `p`, zero off the guard."""
-    assert r.key is not None
-    outer, inner = d.split(polynomial(d.value(form.weight(r.key, m))), set(r.indices), r.guard)
-    if inner == ONE and r.guard is None:
-        return outer
-    return Binary("*", outer, d.temporary("p", inner, r.guard, order, eq.span))
-
-
-def _maximum_again(d: Derivation, eq: Equation, r: Reduction, form: RescaledSum, m: Access) -> Expr:
-    """The extremum computed in backward itself, so that a key equal to it is found whatever the rounding."""
-    name = fresh(f"{m.tensor}_again", d.taken)
-    assert r.key is not None
-    value = Reduction(form.extremum, r.indices, r.guard, None, (r.key,), r.span)
-    d.equations.append(Equation((replace(eq.target, name=name, dtype=None),), False, value, eq.span))
-    return Access(name, m.subscripts)
-
-
-def _inside(d: Derivation, e: Expr) -> bool:
-    return all(d.forward.inside(a.subscripts) for a in accesses_in(e))
-
-
-def _needed_guard(d: Derivation, r: Reduction, a: Access, points: tuple[str, ...]) -> Expr | None:
-    """The guard, where the zero weight off it is not enough: to bound a reduction, or reads beyond a tensor."""
-    assert r.key is not None
-    everything = all(_inside(d, e) for e in (r.key, *r.values))
-    reduces = not set(points) <= {s.id for s in a.subscripts if isinstance(s, Name)}
-    return r.guard if reduces or not everything else None
-
-
-def _where(r: Reduction, e: Expr, a: Access) -> Expr | None:
-    return both(r.guard, reached(e, a))

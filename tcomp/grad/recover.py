@@ -12,7 +12,7 @@ has still less of a sum, and one of 8 bits gives nothing back.
 
 from __future__ import annotations
 
-from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, Reduction, Unary, substitute, walk
+from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, Reduction, Unary, accesses_in, substitute, walk
 from tcomp.grad.forward import Forward
 from tcomp.grad.simplify import ONE, rewrite, simplify
 
@@ -41,7 +41,7 @@ def recoverable(forward: Forward) -> Recovered:
         if not forward.covers(o.name, eq.target.subscripts):
             continue
         left = {s.id for s in eq.target.subscripts if isinstance(s, Name)}
-        used = {n.tensor for _, e in out.values() for n in walk(e) if isinstance(n, Access)}
+        used = {a.tensor for _, e in out.values() for a in accesses_in(e)}
         for a in forward.differentiable(eq.value):
             name = a.tensor
             if name not in forward.info.temporaries or name in pointwise or name in out or name in used:
@@ -52,7 +52,7 @@ def recoverable(forward: Forward) -> Recovered:
                 continue
             by_sums = o.dtype in _EXACT
             solved = solve(eq.value, a, Access(o.name, eq.target.subscripts), frozenset(forward.info.dims), by_sums)
-            if solved is not None and not any(isinstance(n, Access) and n.tensor in out for n in walk(solved)):
+            if solved is not None and not any(a.tensor in out for a in accesses_in(solved)):
                 indices = tuple(s.id for s in a.subscripts if isinstance(s, Name))
                 out[name] = (indices, simplify(solved))
                 break

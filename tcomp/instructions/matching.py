@@ -57,6 +57,8 @@ class Operand:
 
 @dataclass(frozen=True)
 class Match:
+    """An instruction that computes a contraction: the axis of each of its dimensions, and its two operands."""
+
     instruction: Instruction
     m: Axis
     n: Axis

@@ -7,10 +7,10 @@ Source: PTX ISA, "Warp Level Matrix Multiply-Accumulate Instructions".
 
 from __future__ import annotations
 
-from tcomp.codegen.nvptx.targets import TARGETS
 from tcomp.dsl.ast import DType
 from tcomp.instructions.declaration import Instruction, OperandForms, spelling
 from tcomp.instructions.layout import MatrixLoad, accumulator, columns_operand, rows_operand
+from tcomp.machine.targets import TARGETS
 
 _FP8 = (DType.E4M3, DType.E5M2)
 _ALL = frozenset(TARGETS)

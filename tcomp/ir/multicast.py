@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tcomp.dsl.ast import names_in
-from tcomp.ir.tile import Buffer, Cluster, Kernel, Loop, Pack, Statement, Swizzled
+from tcomp.ir.blocks import Cluster
+from tcomp.ir.tile import Buffer, Kernel, Loop, Pack, Statement, Swizzled
+from tcomp.ir.walk import grid_nest
 
 PART_ALIGNMENT = 128
 """bytes that a part without swizzle is a multiple of"""
@@ -64,17 +66,16 @@ def divisible(tile: Buffer, parts: int) -> bool:
 
 def without_idle_cluster(kernel: Kernel) -> Kernel:
     """The kernel without its cluster, where at its extents no tile divides among the blocks."""
-    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
-    if any(shared_packs(p, cluster_of(kernel.cluster, p), buffers, anywhere=True) for p in kernel.phases):
+    if kernel.blocks is None or kernel.blocks.cluster is None:
         return kernel
-    return replace(kernel, cluster=None)
+    buffers = kernel.buffers
+    if any(shared_packs(p, cluster_of(kernel, p), buffers, anywhere=True) for p in kernel.phases):
+        return kernel
+    return replace(kernel, blocks=replace(kernel.blocks, cluster=None))
 
 
-def cluster_of(cluster: Cluster | None, phase: Sequence[Statement]) -> Cluster | None:
+def cluster_of(kernel: Kernel, phase: Sequence[Statement]) -> Cluster | None:
     """The kernel's cluster, in a phase that has the grid loop it lies along."""
-    body = phase
-    while cluster is not None and len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
-        if body[0].variable == cluster.variable:
-            return cluster
-        body = body[0].body
-    return None
+    cluster = kernel.gpu.cluster
+    along = cluster is not None and any(loop.variable == cluster.variable for loop in grid_nest(phase)[0])
+    return cluster if along else None

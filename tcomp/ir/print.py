@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tcomp.dsl.printer import print_expression
+from tcomp.ir.blocks import Blocks
 from tcomp.ir.tile import (
     Axis,
     Buffer,
@@ -33,6 +34,27 @@ from tcomp.ir.tile import (
 )
 
 
+def _blocks(blocks: Blocks) -> Iterator[str]:
+    """What a GPU's blocks are, one fact a line."""
+    t, order = blocks.shape, blocks.order
+    yield f"threads {t.threads}: {t.warps_y} x {t.warps_x} warps of {t.lanes_y} x {t.lanes_x} lanes (y, x)"
+    if blocks.staggered:
+        yield "warpgroups a turn apart"
+    if blocks.sides > 1:
+        yield f"{blocks.sides} sides, each of these threads, with every {blocks.sides}nd tile of a block"
+    if (p := blocks.producer) is not None:
+        yield f"producer of {p.warps} more warps" + (f", {p.registers} registers each" if p.registers else "")
+    if blocks.cluster is not None:
+        yield f"clusters of {blocks.cluster.blocks} blocks along {blocks.cluster.variable}"
+    if order.persistent:
+        yield "persistent blocks"
+    if (s := order.stream) is not None:
+        yield f"{s.start} .. {s.stop} by equal shares of all tiles' sums of {s.extent}, in units of {s.unit}"
+    if order.raster:
+        yield f"raster in bands of {order.raster}"
+    yield from (f"blocks of {v} from the last to the first" for v in sorted(order.reversed))
+
+
 def print_kernel(kernel: Kernel) -> str:
     """The whole kernel as text, ending in a newline."""
     lines = [f"kernel {kernel.name}:"]
@@ -41,25 +63,8 @@ def print_kernel(kernel: Kernel) -> str:
     for b in kernel.operands:
         reads, writes = b.name in kernel.reads, b.name in kernel.writes
         lines.append(f"  {'inout' if reads and writes else 'out' if writes else 'in'} {print_buffer(b)}")
-    if kernel.threads is not None:
-        t = kernel.threads
-        lines.append(
-            f"  threads {t.threads}: {t.warps_y} x {t.warps_x} warps of {t.lanes_y} x {t.lanes_x} lanes (y, x)"
-        )
-    if kernel.staggered:
-        lines.append("  warpgroups a turn apart")
-    if kernel.sides > 1:
-        lines.append(f"  {kernel.sides} sides, each of these threads, with every {kernel.sides}nd tile of a block")
-    if kernel.producer is not None:
-        p = kernel.producer
-        lines.append(f"  producer of {p.warps} more warps" + (f", {p.registers} registers each" if p.registers else ""))
-    if kernel.cluster is not None:
-        lines.append(f"  clusters of {kernel.cluster.blocks} blocks along {kernel.cluster.variable}")
-    lines += ["  persistent blocks"] * kernel.order.persistent
-    if (s := kernel.order.stream) is not None:
-        lines += [f"  {s.start} .. {s.stop} by equal shares of all tiles' sums of {s.extent}, in units of {s.unit}"]
-    lines += [f"  raster in bands of {kernel.order.raster}"] if kernel.order.raster else []
-    lines += [f"  blocks of {v} from the last to the first" for v in sorted(kernel.order.reversed)]
+    if kernel.blocks is not None:
+        lines += [f"  {line}" for line in _blocks(kernel.blocks)]
     lines += [f"  {b.scope.value} {print_buffer(b)}  # {_size(b)}" for b in kernel.tiles]
     lines += [f"  inplace {out} over {source}" for out, source in sorted(kernel.inplace)]
     if kernel.flops:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, names_in, walk
+from tcomp.dsl.ast import Binary, Call, DType, Expr, Name, Num, accesses_in, names_in
 from tcomp.ir.tile import Axis, Buffer, Pack, RowMajor, Shifted, Swizzled, Unpack
 
 SWIZZLES = {0: "NONE", 32: "32B", 64: "64B", 128: "128B"}
@@ -124,7 +124,7 @@ def _map(pack: Pack, tile: Buffer, operand: Buffer, parts: int) -> TensorMap:
             walked.append(s.id)
             box.append(blocks[s.id] // (parts if len(walked) == 1 else 1))
             extents.append(min(operand.shape[d], _bound(stops[s.id])))
-        elif names_in(s) & set(blocks) or any(isinstance(n, Access) for n in walk(s)):
+        elif names_in(s) & set(blocks) or accesses_in(s):
             raise ValueError(f"subscript {d} is no plain index")
         else:
             box.append(1)

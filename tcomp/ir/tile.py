@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from tcomp.dsl.ast import NO_SPAN, Access, DType, Expr, Span
+from tcomp.ir.blocks import Blocks
 from tcomp.ir.layout import (
     SERIAL as SERIAL,
     SWIZZLE_PERIOD as SWIZZLE_PERIOD,
@@ -257,89 +258,13 @@ Statement = Loop | Compute | Pack | Unpack
 
 
 @dataclass(frozen=True, slots=True)
-class ThreadShape:
-    """The threads of a GPU block. thread = 32 * warp + lane, warp = warp_y * warps_x + warp_x, and
-    lane = lane_y * lanes_x + lane_x with lanes_x * lanes_y = 32."""
-
-    warps_x: int = 1
-    warps_y: int = 1
-    lanes_x: int = 32
-    lanes_y: int = 1
-
-    @property
-    def warps(self) -> int:
-        return self.warps_x * self.warps_y
-
-    @property
-    def threads(self) -> int:
-        return 32 * self.warps
-
-
-@dataclass(frozen=True, slots=True)
-class Producer:
-    """Warps of a block beside its `ThreadShape`, which issue its tensor copies and do nothing else. With `registers`,
-    each of their threads gives up all but so many, and the others share what is left (whole warpgroups only)."""
-
-    warps: int
-    registers: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """`blocks` neighbours along the grid loop of that variable run together and share what they all read."""
-
-    variable: str
-    blocks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """How the loops that are bounded by the variables `start` and `stop`, of a sum of `extent` terms in each turn of
-    the grid loops, are shared out into as many shares of whole `unit` terms as blocks (or clusters) run at a time. The
-    first shares are parts of one size, as many of each turn's sum as fit: those of one place, which run beside each
-    other, read the same operands. What is left of the sums lies one behind the other, cut into equal shares. One of
-    these so has the end of one turn's sum, and maybe whole ones and the beginning of another's. The blocks with the
-    lowest numbers have the last shares: whoever has the end of a sum computes it first, and adds it first."""
-
-    start: str
-    stop: str
-    extent: int
-    unit: int
-
-    @property
-    def units(self) -> int:
-        """Of one sum."""
-        return -(-self.extent // self.unit)
-
-    def parts(self, sums: int, shares: int) -> tuple[int, int]:
-        """How many parts of one size each of so many sums has, and their units."""
-        count, size = shares // sums, -(-self.units * sums // shares)
-        return (count, size) if 0 < count * size < self.units and count * sums < shares else (0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class GridOrder:
-    """How blocks come to the turns of the grid loops. `persistent`: as many blocks as there are multiprocessors take
-    turns one after the other. `raster`: of the two innermost loops, bands of so many turns of the outer one are walked
-    column by column, so that blocks running at a time share operands in L2; 0: row by row. Loops whose variable is
-    `reversed` are walked from their end: the longest blocks of a triangle first. Phases with loops of a `stream` are
-    shared out by it."""
-
-    persistent: bool = False
-    raster: int = 0
-    reversed: frozenset[str] = frozenset()
-    stream: Stream | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Kernel:
     """A lowered kernel: one launch per phase, in order.
 
     `operands` in launch-argument order. `writes` names the operands written. `flops`, `traffic` (bytes), `gathered`
     (those of them that lie in rows chosen by data, by the bytes of such a row) and `functions` (evaluations of exp and
-    the like, by name) are what the equations ask for, for the roofline. `threads` is None on a CPU. `staggered`:
-    warpgroups go through pipe loops a turn apart. `sides`: of a persistent block, so many times `threads` (each a side)
-    take its tiles in turn. `span` and `origins` say where its schedule stands, and are no part of what it is.
+    the like, by name) are what the equations ask for, for the roofline. `blocks` are a GPU's, None on a CPU. `span` and
+    `origins` say where its schedule stands, and are no part of what it is.
     """
 
     name: str
@@ -353,17 +278,18 @@ class Kernel:
     of the input, read before it is written and by no later reader."""
     flops: int = 0
     op: str = ""
-    threads: ThreadShape | None = None
-    span: Span = field(default=NO_SPAN, compare=False, repr=False)
-    producer: Producer | None = None
-    order: GridOrder = GridOrder()
+    blocks: Blocks | None = None
     traffic: int = 0
-    cluster: Cluster | None = None
     functions: tuple[tuple[str, int], ...] = ()
     gathered: tuple[tuple[int, int], ...] = ()
-    staggered: bool = False
-    sides: int = 1
+    span: Span = field(default=NO_SPAN, compare=False, repr=False)
     origins: Origins = field(default=Origins(), compare=False, repr=False)
+
+    @property
+    def gpu(self) -> Blocks:
+        """The blocks of a kernel that was lowered for a GPU."""
+        assert self.blocks is not None, f"kernel '{self.name}' was lowered for a CPU"
+        return self.blocks
 
     def buffer(self, name: str) -> Buffer:
         """The operand or tile of that name; KeyError when there is none."""
@@ -371,3 +297,8 @@ class Kernel:
             if b.name == name:
                 return b
         raise KeyError(name)
+
+    @property
+    def buffers(self) -> dict[str, Buffer]:
+        """Operands and tiles by their names."""
+        return {b.name: b for b in self.operands + self.tiles}

@@ -6,10 +6,11 @@ lowered once for all drafts of a drafter.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tcomp.dsl.ast import Module
+from tcomp.ir.regions import SHARED, region_bytes
 from tcomp.ir.tile import Kernel, Scope
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
@@ -19,7 +20,7 @@ from tcomp.model.cost import predicted_seconds
 from tcomp.model.gradient_room import Piece, fixed, gradient_pieces
 from tcomp.model.graph import Graph
 from tcomp.model.lowering import Lowering, PlannedLaunch
-from tcomp.model.placement import Fixed, aligned
+from tcomp.model.placement import Fixed
 from tcomp.model.plan import most_live
 from tcomp.model.programs import Programs, build_programs
 
@@ -108,8 +109,8 @@ class Drafter:
             launches["prefill"] = self.lowering.launches(self.prefill.nodes)
             arena.join(self.prefill, "prefill")
         kernels = {x.key: x.kernel for ls in launches.values() for x in ls}
-        scratch = max((scratch_bytes(k, Scope.SCRATCH) for k in kernels.values()), default=0)
-        team = team_bytes(kernels.values(), self.machine)
+        scratch = region_bytes(kernels.values(), Scope.SCRATCH)
+        team = region_bytes(kernels.values(), *SHARED)
         alone = tuple(i for i, passed in enumerate(in_backward) if not passed)
         pieces = tuple(gradient_pieces(p, launches.get("micro_first", ()), alone))
         return Draft(graph, p, launches, alone, arena, kernels, scratch, team, self.threads, pieces)
@@ -117,19 +118,3 @@ class Drafter:
     def seconds(self, launches: Sequence[PlannedLaunch]) -> float:
         """Predicted time of the launches."""
         return predicted_seconds((x.kernel for x in launches), self.machine, self.threads)
-
-
-def scratch_bytes(kernel: Kernel, scope: Scope) -> int:
-    """Bytes of a kernel's tiles in a scope, each copy aligned."""
-    return sum(t.ring * aligned(t.bytes) for t in kernel.tiles if t.scope is scope)
-
-
-def team_bytes(kernels: Collection[Kernel], machine: CpuMachine | GpuMachine) -> int:
-    """Bytes of what the cores or blocks of any one of the kernels share, laid out as the machine's code generator does,
-    and of the words that all kernels leave zero."""
-    if isinstance(machine, GpuMachine):
-        from tcomp.codegen.nvptx.layout import team_layout
-
-        regions = (Scope.TEAM, Scope.WORDS)
-        return sum(aligned(max((team_layout(k.tiles, s)[1] for k in kernels), default=0)) for s in regions)
-    return max((scratch_bytes(k, Scope.TEAM) for k in kernels), default=0)

@@ -77,6 +77,7 @@ def place(blocks: Sequence[Block], fixed: Sequence[Fixed] = ()) -> Placement:
 
 @lru_cache(maxsize=64)
 def place_cached(blocks: tuple[Block, ...], fixed: tuple[Fixed, ...] = ()) -> Placement:
+    """`place` of what can be hashed."""
     floor = max((aligned(f.offset + f.block.bytes) for f in fixed), default=0)
     there = [f.block for f in fixed]
     raw = int(live_bytes([*blocks, *there]).max())

@@ -8,11 +8,11 @@ kernel that writes past an operand shows there.
 from __future__ import annotations
 
 from tcomp.dsl.ast import DType
+from tcomp.ir.regions import SHARED, region_bytes
 from tcomp.ir.tile import Buffer, Scope
+from tcomp.model.placement import aligned
 from tcomp.model.step import Launch, Slot, Step
 from tcomp.schedule.lower import LoweredOp
-
-ALIGNMENT = 64
 
 
 def single_op_step(lowered: LoweredOp, dims: dict[str, int], guard: int = 0) -> Step:
@@ -30,7 +30,7 @@ def single_op_step(lowered: LoweredOp, dims: dict[str, int], guard: int = 0) -> 
         owner = lowered.kernels[0].op
         size = max(buffer.bytes, 1)
         slots[name] = Slot(name, kind, buffer.dtype, buffer.shape, offset, size, 0, last, owner)
-        offset += -(-size // ALIGNMENT) * ALIGNMENT
+        offset += aligned(size)
         if guard:
             # The guard begins at the operand's last byte, before the padding that alignment leaves.
             start = slots[name].offset + -(-size // 4) * 4
@@ -39,7 +39,7 @@ def single_op_step(lowered: LoweredOp, dims: dict[str, int], guard: int = 0) -> 
             slots[f"guard.{name}"] = Slot(
                 f"guard.{name}", "workspace", DType.I32, shape, start, stop - start, 0, last, "guard"
             )
-            offset = -(-stop // ALIGNMENT) * ALIGNMENT
+            offset = aligned(stop)
     launches = tuple(
         Launch(kernel.name, tuple(slots[b.name].offset for b in kernel.operands), kernel.name)
         for kernel in lowered.kernels
@@ -51,15 +51,9 @@ def single_op_step(lowered: LoweredOp, dims: dict[str, int], guard: int = 0) -> 
         slots=slots,
         arena_bytes=offset,
         lower_bound_bytes=offset,
-        scratch_bytes=max((_bytes(k.tiles, Scope.SCRATCH) for k in lowered.kernels), default=0),
-        team_bytes=sum(
-            max((_bytes(k.tiles, s) for k in lowered.kernels), default=0) for s in (Scope.TEAM, Scope.WORDS)
-        ),
+        scratch_bytes=region_bytes(lowered.kernels, Scope.SCRATCH),
+        team_bytes=region_bytes(lowered.kernels, *SHARED),
         kernels={k.name: k for k in lowered.kernels},
         programs={"run": launches},
         parameters=(),
     )
-
-
-def _bytes(tiles: tuple[Buffer, ...], scope: Scope) -> int:
-    return sum(t.ring * -(-t.bytes // ALIGNMENT) * ALIGNMENT for t in tiles if t.scope is scope)

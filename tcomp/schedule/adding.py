@@ -22,10 +22,11 @@ from dataclasses import dataclass, replace
 from tcomp.dsl.ast import Access, Binary, Call, Combine, DType, Expr, Name, Num, Stage, names_in, substitute
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
+from tcomp.ir.blocks import GridOrder
 from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Loop, RowMajor, Scope, Statement, Swizzled, Turns, Unpack
 from tcomp.schedule.fold import fold, sub
+from tcomp.schedule.kernel_plan import TileLevel
 from tcomp.schedule.last_turn import written_last
-from tcomp.schedule.resolve import TileLevel
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,13 @@ class Adding:
         tiles: dict[str, Buffer],
         shapes: Mapping[str, tuple[int, ...]],
         extents: Mapping[str, int],
-        reversed_loops: frozenset[str],
+        order: GridOrder,
         text: str,
-        persistent: bool = False,
     ) -> None:
         self.sums = {s.name: s for s in sums}
         self.stages = {n: s for s in stages if s.by == "tma" and s.space == "shared" for n in s.tensors}
         self.tiles, self.shapes, self.extents, self.text = tiles, shapes, extents, text
-        self.reversed, self.persistent = reversed_loops, persistent
+        self.order = order
         self.cleared = {s.name for s in self.sums.values() if not s.flags}
         """sums that must be zero before blocks add to them"""
         self.last: dict[str, Expr] = {}
@@ -66,7 +66,7 @@ class Adding:
     def phases(self, phases: Iterable[tuple[Statement, ...]]) -> list[tuple[Statement, ...]]:
         found = [self._body(phase, ()) for phase in phases] if self.sums else list(phases)
         # (Blocks that take tile after tile would meet the end of several: the deliverer tells of one.)
-        for name, last in self.last.items() if not self.persistent else ():
+        for name, last in self.last.items() if not self.order.persistent else ():
             found = written_last(found, name, self.sums[name].output, last, self.extents)
         return found
 
@@ -128,7 +128,7 @@ class Adding:
             raise self._error(a, "a kernel's blocks take turns at one sum", "give the other sum a kernel of its own")
         block = a.level.block or 1
         own, index = Name(a.level.variable), a.level.index
-        step = block if index in self.reversed else -block
+        step = block if index in self.order.reversed else -block
         other = fold(Binary("+", own, Num(step)))
 
         def of_other(e: Expr) -> Expr:
@@ -140,8 +140,8 @@ class Adding:
         ]  # fmt: skip
         end = (self.extents[index] - 1) // block * block
         stores = any(self._whole(inner, a, at) for at in (0, end))
-        if self._whole(inner, a, 0 if index in self.reversed else end):
-            past: Expr = sub(Num(1), own) if index in self.reversed else sub(own, Num(end - 1))
+        if self._whole(inner, a, 0 if index in self.order.reversed else end):
+            past: Expr = sub(Num(1), own) if index in self.order.reversed else sub(own, Num(end - 1))
             self.last[a.name] = fold(Call("max", (Num(0), past)))
         if not stores:
             self.cleared.add(a.name)
@@ -151,7 +151,7 @@ class Adding:
             raise self._error(a, f"a tile has only a part of '{walked[-1].name}'", f"leave '{walked[-1].name}' whole")
         flag = self._words(s, a, walked) if a.name in self.last else self._flag(s, a, walked)
         # (Words that are left zero by the last block need no launch that clears them.)
-        first = Num(end) if index not in self.reversed and a.name in self.last else Num(0)
+        first = Num(end) if index not in self.order.reversed and a.name in self.last else Num(0)
         more = Num(0 if a.name in self.last else 1)
 
         def number(e: Expr) -> Expr:

@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 
 from tcomp.dsl.ast import Access, Binary, Combine, DType, Equation, Expr, Name, Num, Reduction, Target
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import ThreadShape
+from tcomp.ir.blocks import ThreadShape
 from tcomp.schedule.joining_loops import joining_loops, mapped_alike, renamed, with_loops
+from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 from tcomp.schedule.legality import remedy
 from tcomp.schedule.nest import PART, PARTIAL, Dealt, Leaf, depends
 from tcomp.schedule.normal import called, part_of
-from tcomp.schedule.resolve import KernelPlan, TileLevel
 from tcomp.schedule.split_sum import DividedSum, divides, splittable, undivided
 from tcomp.schedule.symbols import Symbols
 from tcomp.schedule.turn_sums import TurnSum, sum_in_turns

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, Unary, children, conjuncts
-from tcomp.schedule.fold import add, fold, minimum, product_factors, sub
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, Unary, children, conjuncts, product_factors
+from tcomp.schedule.fold import add, fold, minimum, sub
 from tcomp.schedule.nest import Leaf, LoopNode, ancestors
 from tcomp.schedule.storage import reduction_loops
 

@@ -23,12 +23,12 @@ from tcomp.schedule.beside import Beside, BesideSums, beside_others, moved
 from tcomp.schedule.combine_lines import check_combine
 from tcomp.schedule.joining import Joining
 from tcomp.schedule.joining_loops import renamed
+from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.memory_sums import added_sum, adds_up, atomic_sum
 from tcomp.schedule.nest import Leaf, scatter_indices, sink_copies
 from tcomp.schedule.normal import called
 from tcomp.schedule.partials import on_one_core, one_block, partial_results
 from tcomp.schedule.private_sums import private_sum
-from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.sorted_scatter import sorted_scatter
 from tcomp.schedule.split_sum import DividedSum, divides, in_part, split_sum, splittable, undivided
 from tcomp.schedule.turn_sums import TurnSum, check_turns, sum_in_turns, unit_of

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from tcomp.dsl.ast import Combine
 from tcomp.dsl.errors import TcError
 from tcomp.schedule.beside import Beside
+from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import Leaf
 from tcomp.schedule.normal import called
-from tcomp.schedule.resolve import KernelPlan
 
 
 def check_combine(plan: KernelPlan, leaves: Sequence[Leaf], beside: Mapping[int, Beside], text: str) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from tcomp.dsl.ast import Span
 from tcomp.machine.cpu import CpuMachine
-from tcomp.schedule.resolve import LevelError, LoopMap, ResolvedLevel, TileLevel
+from tcomp.schedule.kernel_plan import LoopMap, TileLevel
+from tcomp.schedule.resolve import LevelError, ResolvedLevel
 
 LEVELS = ("core", "seq", "unroll", "vec")
 

@@ -18,9 +18,9 @@ from tcomp.dsl.ast import (
     Reduction,
     Schedule,
     Span,
+    accesses_in,
     names_in,
 )
-from tcomp.schedule.fold import reads
 from tcomp.schedule.nest import scatter_indices
 from tcomp.schedule.normal import expressions, needed
 
@@ -36,7 +36,7 @@ def default_gpu_schedule(op: Op, equations: tuple[Equation, ...], extents: dict[
         for t in eq.targets:
             last[t.name] = i
     live = [equations[i] for i in needed(equations, operands, frozenset())]  # temporaries may be read by none of these
-    read = {a.tensor for eq in live for e in expressions(eq) for a in reads(e)}
+    read = {a.tensor for eq in live for e in expressions(eq) for a in accesses_in(e)}
     groups: dict[int, list[str]] = {}
     for name, i in last.items():
         if name in operands or (name in read and any(t.name == name and t.subscripts for t in equations[i].targets)):
@@ -81,5 +81,5 @@ def _mapping(equations: tuple[Equation, ...], own: frozenset[str], extents: dict
 
 def _contiguous(equations: tuple[Equation, ...], index: str) -> bool:
     """Some read has the index as its last subscript."""
-    found = [a for eq in equations for e in expressions(eq) for a in reads(e) if a.subscripts]
+    found = [a for eq in equations for e in expressions(eq) for a in accesses_in(e) if a.subscripts]
     return any(index in names_in(a.subscripts[-1]) for a in found)

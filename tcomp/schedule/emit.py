@@ -28,18 +28,19 @@ from tcomp.dsl.ast import (
 from tcomp.instructions.vector_matching import vector_instruction
 from tcomp.ir.reducers import IDENTITY, identity
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
+from tcomp.schedule.assignment import Assignment
 from tcomp.schedule.block_condition import block_condition
 from tcomp.schedule.bounds import Env, Range, guarding, limits, tile_stop, zero_outside
 from tcomp.schedule.fold import add, by_exp2, fold, minimum, sub
+from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 from tcomp.schedule.nest import TURN, Leaf, LoopNode, Node, grouped_index, leaf_uses
 from tcomp.schedule.promotion import promoted
 from tcomp.schedule.regions import Needs, conjunction, zero_behind
 from tcomp.schedule.rescaled_sums import LOWEST, rescaled, rescaled_tile
-from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.rounding import cast_reads, ends_rounded
 from tcomp.schedule.stager import Stager
 from tcomp.schedule.storage import Storage, reduction_loops
-from tcomp.schedule.tiling import RegisterTile, Tiler, last_value
+from tcomp.schedule.tiling import RegisterTile, Tiler
 
 
 @dataclass(eq=False)
@@ -87,43 +88,50 @@ class Emitter:
     def emit(self, node: Node, env: Env) -> list[Statement]:
         """The statements of a node, its reductions' starting values not included."""
         if isinstance(node, Leaf):
-            return list(self.leaf(node, env))
+            return self.leaf(node, env)
         level = node.level
         outer = self.range(level.index, env)
         if node.trivial:
             inner = {**env, level.index: outer}
             return self.staging.stage(node, inner) + self.body(node.children, inner)
-        variable = Name(level.variable)
-        if level.block is None:
-            bound = Range(variable, Name(level.variable + ".stop"), self.chunk[level.index])
-            step = self.granule[level.index]
-        else:
-            end = outer.stop
-            stream = self.plan.streams.get(level.index)
-            part = stream.unit if stream is not None else self.plan.parts.get(level.index, ("", 0))[1]
-            if part and part % level.block == 0 and level == self.plan.loops[level.index].tiles[0]:
-                end = Num(self.extents[level.index])  # parts are whole tiles: only the tensor ends within one
-            extent = self.extents[level.index]
-            stop = tile_stop(variable, level.block, end, extent)
-            if stream is not None and extent % stream.unit:
-                # Turns go on to the end of the ring's round, past the last tile of the sum.
-                stop = minimum(add(variable, Num(level.block)), Num(extent))
-            bound = Range(variable, stop, min(level.block, outer.block))
-            step = level.block
-        inner = {**env, level.index: bound}
+        bound, step = self.turn(level, outer)
         start, stop = outer.start, outer.stop
-        if not level.parallel and outer.start == Num(0):
-            ranges = {i: self.range(i, env) for i in self.extents}
-            lower, stops = limits(level.index, guarding(node), ranges, self.scalars)
-            for s in stops:
-                if not (isinstance(s, Num) and isinstance(stop, Num) and s.value >= stop.value):
-                    stop = Call("min", (stop, s))
-            for low in (x for x in lower if not isinstance(x, Num) or x.value > 0):
-                aligned = fold(Binary("*", fold(Binary("//", low, Num(step))), Num(step)))
-                start = Call("max", (start, aligned))
+        if not level.parallel and start == Num(0):
+            start, stop = self.narrowed(node, env, stop, step)
+        inner = {**env, level.index: bound}
         body = tuple(self.staging.stage(node, inner) + self.body(node.children, inner))
         chunked = level.block is None
         return [Loop(level.variable, start, stop, step, level.kind, body, chunked, level.stages, level.span)]
+
+    def turn(self, level: TileLevel, outer: Range) -> tuple[Range, int]:
+        """What one turn of a loop covers of the range around it, and the loop's step."""
+        variable = Name(level.variable)
+        if level.block is None:
+            stop: Expr = Name(level.variable + ".stop")
+            return Range(variable, stop, self.chunk[level.index]), self.granule[level.index]
+        end, extent = outer.stop, self.extents[level.index]
+        stream = self.plan.streams.get(level.index)
+        part = stream.unit if stream is not None else self.plan.parts.get(level.index, ("", 0))[1]
+        if part and part % level.block == 0 and level == self.plan.loops[level.index].tiles[0]:
+            end = Num(extent)  # parts are whole tiles: only the tensor ends within one
+        stop = tile_stop(variable, level.block, end, extent)
+        if stream is not None and extent % stream.unit:
+            # Turns go on to the end of the ring's round, past the last tile of the sum.
+            stop = minimum(add(variable, Num(level.block)), Num(extent))
+        return Range(variable, stop, min(level.block, outer.block)), level.block
+
+    def narrowed(self, node: LoopNode, env: Env, stop: Expr, step: int) -> tuple[Expr, Expr]:
+        """Where a loop over 0 .. stop begins and ends, with the guards of all that is in it."""
+        start: Expr = Num(0)
+        ranges = {i: self.range(i, env) for i in self.extents}
+        lower, stops = limits(node.level.index, guarding(node), ranges, self.scalars)
+        for s in stops:
+            if not (isinstance(s, Num) and isinstance(stop, Num) and s.value >= stop.value):
+                stop = Call("min", (stop, s))
+        for low in (x for x in lower if not isinstance(x, Num) or x.value > 0):
+            aligned = fold(Binary("*", fold(Binary("//", low, Num(step))), Num(step)))
+            start = Call("max", (start, aligned))
+        return start, stop
 
     def body(self, nodes: list[Node], env: Env) -> list[Statement]:
         """The statements of sibling nodes, with the starting values of reductions that loop in them."""
@@ -149,7 +157,7 @@ class Emitter:
                     start: Expr = Num(identity(value.reducer, self.dtypes[w.tensor] is DType.I32))
                 else:
                     start = LOWEST[rescaled(self, value).extremum] if i == 0 else Num(0.0)
-                out.append(self.compute(leaf, w, start, self.axes_of(w), (), env))
+                out.append(self.compute(Assignment(leaf, w, start, self.axes_of(w)), env))
         return out
 
     def range(self, index: str, env: Env) -> Range:
@@ -183,21 +191,18 @@ class Emitter:
             write = leaf.writes()[0]
             if self.needs is not None:
                 value = zero_behind(value, self.needs.zeros.get(leaf.number, ()))
-            return [
-                self.compute(
-                    leaf,
-                    write,
-                    by_exp2(value) if self.exponent_rounded(write.tensor, leaf) else value,
-                    leaf.parallel,
-                    (),
-                    env,
-                    reducer="sum" if leaf.equation.accumulate else None,
-                    accumulate=leaf.equation.accumulate,
-                    guard=leaf.guard,
-                    region=self.region(leaf),
-                    only=self.only(leaf, env),
-                )
-            ]
+            plain = Assignment(
+                leaf,
+                write,
+                by_exp2(value) if self.exponent_rounded(write.tensor, leaf) else value,
+                leaf.parallel,
+                reducer="sum" if leaf.equation.accumulate else None,
+                accumulate=leaf.equation.accumulate,
+                guard=leaf.guard,
+                region=self.region(leaf),
+                only=self.only(leaf, env),
+            )
+            return [self.compute(plain, env)]
         if value.reducer in IDENTITY:
             return self.reduction(leaf, value, env)
         return rescaled_tile(self, leaf, value, env)
@@ -223,22 +228,22 @@ class Emitter:
         own_turn = promoted(self.plan, leaf, self.text)
         if own_turn:
             target = self.temporary(total.tensor + TURN, leaf.parallel, env)
-        summed = self.compute(
+        summed = Assignment(
             leaf,
             target,
             e,
             leaf.parallel,
             leaf.reduced,
-            env,
             reducer=value.reducer,
             accumulate=not own_turn and (leaf.equation.accumulate or bool(reduction_loops(leaf))),
             guard=guard,
             region=self.region(leaf, [g for g in conjuncts(value.guard) if g not in kept]),
             only=self.only(leaf, env, summing=True),
         )
-        if not own_turn:
-            return [summed]
-        return [summed, self.compute(leaf, total, target, leaf.parallel, (), env, value.reducer, accumulate=True)]
+        found = [summed]
+        if own_turn:
+            found.append(Assignment(leaf, total, target, leaf.parallel, reducer=value.reducer, accumulate=True))
+        return [self.compute(a, env) for a in found]
 
     def only(self, leaf: Leaf, env: Env, summing: bool = False) -> Expr | None:
         """The blocks, and turns of their loops, in which an equation beside others is computed."""
@@ -260,71 +265,54 @@ class Emitter:
 
     # ------------------------------------------------------------------------------------------ points
 
-    def register_tile(
-        self, leaf: Leaf, target: Access, env: Env, parallel: tuple[str, ...], reduced: tuple[str, ...],
-        value: Expr | None = None,
-    ) -> RegisterTile:  # fmt: skip
-        blocks = {i: self.range(i, env).block for i in (*parallel, *reduced)}
-        e = value if value is not None else last_value(leaf)
-        return self.tiler.tile(leaf, target, e, parallel, reduced, blocks)
+    def register_tile(self, a: Assignment, env: Env) -> RegisterTile:
+        return self.tiler.tile(a, {i: self.range(i, env).block for i in a.indices})
 
-    def compute(
-        self,
-        leaf: Leaf,
-        target: Access,
-        value: Expr,
-        parallel: tuple[str, ...],
-        reduced: tuple[str, ...],
-        env: Env,
-        reducer: str | None = None,
-        accumulate: bool = False,
-        guard: Expr | None = None,
-        region: Expr | None = None,
-        only: Expr | None = None,
-    ) -> Compute:
+    def compute(self, a: Assignment, env: Env) -> Compute:
         """A Compute over the current tile; indices with a single value become that value."""
-        tile = self.register_tile(leaf, target, env, parallel, reduced, value)
-        use = leaf_uses(self.plan, leaf, target) if reducer == "sum" and reduced and not leaf.copies else None
+        use = leaf_uses(self.plan, a.leaf, a.target) if a.reducer == "sum" and a.reduced and not a.leaf.copies else None
         in_groups = use is not None and vector_instruction(use.instruction) is not None
-        grouped = grouped_index(self.plan, leaf) if in_groups else ""
-        axes: list[Axis] = []
-        order = sorted(
-            enumerate(parallel),
-            key=lambda p: (
-                (not reduced and p[1] == tile.vector),
-                self.rank.get(p[1], -1 if not reduced else len(self.rank)),
-                p[0],
-            ),
+        grouped = grouped_index(self.plan, a.leaf) if in_groups else ""
+        axes = self.axes(a, env, grouped)
+        kept = frozenset(x.name for x in axes).intersection(a.reduced)
+        # Zero contributions over an index that is not an axis any more are contributions all the same.
+        names = [(g, names_in(g)) for g in conjuncts(a.region)]
+        region = conjunction([g for g, n in names if n & kept or not n.intersection(a.reduced)])
+        value = self.operands(a.leaf, cast_reads(self.plan, (a.target.tensor, *a.leaf.sums_for), a.value))
+        return Compute(
+            self.access(a.target, env),
+            self.point(value, {i: r for i, r in env.items() if i != grouped}),
+            axes,
+            kept,
+            a.reducer if kept or a.accumulate else None,
+            a.accumulate,
+            None if a.guard is None else self.point(a.guard, env),
+            not a.leaf.gathered,
+            a.leaf.atomic,
+            use.instruction if use is not None else "",
+            a.leaf.equation.span,
+            late=use is not None and self.overlaps(a.leaf, a.target),
+            region=None if region is None else self.point(region, env),
+            only=a.only,
         )
-        for i in [p[1] for p in order] + list(reduced):
+
+    def axes(self, a: Assignment, env: Env, grouped: str) -> tuple[Axis, ...]:
+        """The axes, outermost first, with their part of the register tile; not those of a single value. Values of the
+        index `grouped` are multiplied in groups ("" for none)."""
+        tile = self.register_tile(a, env)
+        inner = -1 if not a.reduced else len(self.rank)
+
+        def place(i: str) -> tuple[bool, int]:
+            return not a.reduced and i == tile.vector, self.rank.get(i, inner)
+
+        axes: list[Axis] = []
+        for i in (*sorted(a.parallel, key=place), *a.reduced):
             r = self.range(i, env)
-            if r.block == 1 and i in env and i != grouped and not (guard is not None and i in reduced):
+            if r.block == 1 and i in env and i != grouped and not (a.guard is not None and i in a.reduced):
                 continue  # (a guarded reduction over one value still writes its identity; groups are read whole)
             lanes = tile.lanes if i == tile.vector else 1
             axes.append(Axis(i, r.start, r.stop, r.block, tile.unroll[i], lanes, tile.spreads.get(i)))
-        done = frozenset(a.name for a in axes)
-        kept = frozenset(reduced) & done
-        # Zero contributions over an index that is not an axis any more are contributions all the same.
-        region = conjunction([g for g in conjuncts(region) if names_in(g) & kept or not names_in(g) & set(reduced)])
-        value = self.operands(leaf, cast_reads(self.plan, (target.tensor, *leaf.sums_for), value))
-        values_env = {i: r for i, r in env.items() if i != grouped}
-        out = Compute(
-            self.access(target, env),
-            self.point(value, values_env),
-            tuple(axes),
-            kept,
-            reducer if kept or accumulate else None,
-            accumulate,
-            None if guard is None else self.point(guard, env),
-            not leaf.gathered,
-            leaf.atomic,
-            use.instruction if use is not None else "",
-            leaf.equation.span,
-            late=use is not None and self.overlaps(leaf, target),
-            region=None if region is None else self.point(region, env),
-            only=only,
-        )
-        return out
+        return tuple(axes)
 
     def overlaps(self, leaf: Leaf, target: Access) -> bool:
         """Does an `overlap` line mean the product?"""

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Binary, Expr, Name, Num, accesses_in, conjuncts, names_in
 from tcomp.ir.tile import Buffer, Compute, Loop, Pack, Scope, Statement
-from tcomp.ir.walk import computes
+from tcomp.ir.walk import computes, statements_in
 
 Body = tuple[Statement, ...]
 
@@ -138,19 +138,11 @@ def _with_epilogue(s: Statement, reduction: Compute, maps: Sequence[Compute]) ->
 def _readers(phase: Body, reduction: Compute) -> Iterator[Statement]:
     """The statements that read a reduction's target."""
     yield from (c for c in computes(phase) if _reads(c, reduction))
-    yield from (p for p in _packs(phase) if p.source.tensor == reduction.target.tensor)
+    yield from (p for p in statements_in(phase) if isinstance(p, Pack) and p.source.tensor == reduction.target.tensor)
 
 
 def _reads(s: Compute, reduction: Compute) -> bool:
     return any(a.tensor == reduction.target.tensor for a in accesses_in(s.value))
-
-
-def _packs(body: Body) -> Iterator[Pack]:
-    for s in body:
-        if isinstance(s, Pack):
-            yield s
-        elif isinstance(s, Loop):
-            yield from _packs(s.body)
 
 
 def _walk(c: Compute) -> dict[str, tuple[Expr, Expr, int]]:

@@ -11,10 +11,12 @@ from tcomp.dsl.errors import TcError
 from tcomp.instructions import INSTRUCTIONS
 from tcomp.instructions.matching import match
 from tcomp.instructions.vector_matching import match_vector
-from tcomp.ir.tile import SERIAL, Buffer, Kernel, Spread, Statement, ThreadShape
+from tcomp.ir.blocks import ThreadShape
+from tcomp.ir.tile import SERIAL, Buffer, Kernel, Spread, Statement
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.ahead import packed_ahead
+from tcomp.schedule.blocks import check_blocks
 from tcomp.schedule.cpu_levels import CpuLevels
 from tcomp.schedule.default import default_schedule
 from tcomp.schedule.default_gpu import default_gpu_schedule
@@ -22,14 +24,14 @@ from tcomp.schedule.emit import Emitter
 from tcomp.schedule.epilogue import with_epilogues
 from tcomp.schedule.gpu_levels import GpuLevels, padded_extents, thread_shape
 from tcomp.schedule.instructions import check_instructions
+from tcomp.schedule.kernel_plan import KernelPlan, LaneLevel, LoopMap
 from tcomp.schedule.late_copies import late_copies
-from tcomp.schedule.launch_flags import check_flags
 from tcomp.schedule.operand_packs import with_rounded_operands
 from tcomp.schedule.operand_tiles import laid_out
 from tcomp.schedule.overlap import check_overlap
 from tcomp.schedule.prefetch import check_fetched, prefetched
 from tcomp.schedule.promotion import check_promotion
-from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LevelRules, LoopMap
+from tcomp.schedule.resolve import LevelError, LevelRules
 from tcomp.schedule.result_panels import in_panels
 from tcomp.schedule.scopes import assign_scopes
 from tcomp.schedule.stager import Stager
@@ -103,6 +105,8 @@ class Family(Protocol):
 
 
 class CpuFamily:
+    """`threads` divide `core` loops among them; tiles are packed in scratch, register tiles are vectors."""
+
     level = "core"
     private_sums = False
     partial_tiles = True
@@ -155,6 +159,8 @@ class CpuFamily:
 
 
 class GpuFamily:
+    """Blocks take `grid` loops; tiles are in shared memory or spread over a block's threads."""
+
     level = "grid"
     private_sums = True
     partial_tiles = False
@@ -211,7 +217,7 @@ class GpuFamily:
         check_instructions(kernel, plan, partial(match, target=self.machine.target, instructions=INSTRUCTIONS), text)
         check_overlap(kernel, plan, self.machine.target, text)
         check_promotion(kernel, plan, text)
-        check_flags(kernel, plan.flags, plan.sequence, self.machine, text)
+        check_blocks(kernel, plan, self.machine, text)
 
 
 def family_for(machine: Machine, threads: int, itemsize: int = 4, early: bool = False) -> Family:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary, children, rebuild
+from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, Unary, children, rebuild
 
 
 def bind_dims(e: Expr, dims: dict[str, int]) -> Expr:
@@ -85,26 +85,6 @@ def minimum(a: Expr, b: Expr) -> Expr:
     if isinstance(a, Num) and isinstance(b, Num):
         return a if a.value <= b.value else b
     return Call("min", (a, b))
-
-
-def product_factors(e: Expr) -> list[Expr]:
-    """The factors of a product: `a * b * -c` has a, b and c."""
-    match e:
-        case Binary("*", left, right):
-            return product_factors(left) + product_factors(right)
-        case Unary("-", x):
-            return product_factors(x)
-        case Binary("/", left, _):
-            return product_factors(left)
-    return [e]
-
-
-def reads(e: Expr) -> list[Access]:
-    """All accesses of an expression, subscripts' accesses included."""
-    out = [e] if isinstance(e, Access) else []
-    for c in children(e):
-        out += reads(c)
-    return out
 
 
 def by_exp2(e: Expr) -> Expr:

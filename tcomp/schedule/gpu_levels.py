@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tcomp.dsl.ast import Span
-from tcomp.ir.tile import ThreadShape
+from tcomp.ir.blocks import ThreadShape
 from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.cpu_levels import add_tile
-from tcomp.schedule.resolve import KernelPlan, LaneLevel, LevelError, LoopMap, ResolvedLevel, TileLevel, WarpLevel
+from tcomp.schedule.kernel_plan import KernelPlan, LaneLevel, LoopMap, TileLevel, WarpLevel
+from tcomp.schedule.resolve import LevelError, ResolvedLevel
 
 ORDER = ("grid", "cluster", "seq", "pipe", "warpgroup", "warp", "lane", "mma", "unroll", "vec")
 MAX_WARPS = 32

@@ -8,15 +8,15 @@ from tcomp.dsl.errors import TcError
 from tcomp.instructions.matching import MatchError
 from tcomp.ir.tile import Buffer, Compute, Kernel
 from tcomp.ir.walk import computes
+from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import JOINED, PARTIAL, TURN
-from tcomp.schedule.resolve import KernelPlan
 
 
 def check_instructions(
     kernel: Kernel, plan: KernelPlan, match: Callable[[Compute, Mapping[str, Buffer]], object], text: str
 ) -> None:
     """TcError at the `use` line that cannot be kept, where `match` raises a MatchError."""
-    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
+    buffers = kernel.buffers
     found: set[str] = set()
     for phase in kernel.phases:
         for c in computes(phase):

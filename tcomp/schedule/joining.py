@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from tcomp.dsl.ast import Combine
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import ThreadShape
+from tcomp.ir.blocks import ThreadShape
 from tcomp.schedule.family import Family
-from tcomp.schedule.resolve import KernelPlan
+from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.symbols import Symbols
 
 

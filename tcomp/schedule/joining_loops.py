@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tcomp.dsl.ast import Expr, Name, substitute
-from tcomp.ir.tile import ThreadShape
-from tcomp.schedule.resolve import KernelPlan, LaneLevel, LoopMap, TileLevel, WarpLevel
+from tcomp.ir.blocks import ThreadShape
+from tcomp.schedule.kernel_plan import KernelPlan, LaneLevel, LoopMap, TileLevel, WarpLevel
 
 GRAIN = 4
 """values of the last index that a thread joins: 128 bits of f32"""

@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, accesses_in, substitute
 from tcomp.ir.tile import Compute, Loop, Pack, Statement, Unpack
+from tcomp.ir.walk import grid_nest
 from tcomp.schedule.fold import fold
 
 VALUES = 32
@@ -32,8 +33,8 @@ def written_last(
     number = next((i for i, p in enumerate(phases) if _only(p) is not None and _reads(_only(p), name)), None)
     if number is None or number == 0:
         return list(phases)
-    inner, compute = _nest(phases[number])
-    grid, _ = _nest(phases[number - 1], body=True)
+    (inner, _), compute = grid_nest(phases[number]), _only(phases[number])
+    grid, _ = grid_nest(phases[number - 1])
     mine = {g.variable.rpartition(".")[0]: g for g in grid}
     if compute is None:
         return list(phases)
@@ -94,19 +95,10 @@ def kept_places(
     return frozenset((out, given) for out, given in inplace if out not in outputs or given not in elsewhere)
 
 
-def _nest(phase: tuple[Statement, ...], body: bool = False) -> tuple[list[Loop], Compute | None]:
-    """The grid loops of a phase, and its Compute where that is all there is in them."""
-    loops: list[Loop] = []
-    inside = phase
-    while len(inside) == 1 and isinstance(inside[0], Loop) and inside[0].level == "grid":
-        loops.append(inside[0])
-        inside = inside[0].body
-    only = inside[0] if len(inside) == 1 else None
-    return loops, only if isinstance(only, Compute) and not body else None
-
-
 def _only(phase: tuple[Statement, ...]) -> Compute | None:
-    return _nest(phase)[1]
+    """The Compute of a phase where that is all there is in its grid loops."""
+    _, body = grid_nest(phase)
+    return body[0] if len(body) == 1 and isinstance(body[0], Compute) else None
 
 
 def _extent(loop: Loop, output: str, extents: Mapping[str, int]) -> int:

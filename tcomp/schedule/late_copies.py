@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Expr, walk
-from tcomp.ir.tile import Compute, Loop, Pack, Statement
+from tcomp.ir.tile import Loop, Pack, Statement
+from tcomp.ir.walk import computes, reads_of
 
 
 def late_copies(phases: Sequence[tuple[Statement, ...]]) -> list[tuple[Statement, ...]]:
@@ -39,11 +39,4 @@ def _late(body: tuple[Statement, ...]) -> tuple[Statement, ...]:
 
 def read_by(body: Sequence[Statement]) -> set[str]:
     """What Computes read."""
-    found: set[str] = set()
-    for s in body:
-        if isinstance(s, Loop):
-            found |= read_by(s.body)
-        elif isinstance(s, Compute):
-            exprs: list[Expr] = [s.value, *s.target.subscripts, *([] if s.guard is None else [s.guard])]
-            found |= {a.tensor for e in exprs for a in walk(e) if isinstance(a, Access)}
-    return found
+    return {a.tensor for c in computes(body) for a in reads_of(c)}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Name, Reduction, walk
+from tcomp.dsl.ast import Access, Name, Reduction, accesses_in
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
+from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import JOINED, Leaf, LoopNode, Node, ancestors, conflict
-from tcomp.schedule.resolve import KernelPlan
 
 
 def show(a: Access, values: dict[str, int]) -> str:
@@ -65,7 +65,7 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
                 )
             if index in node.gathered and not node.atomic:
                 shown = print_expression(target)
-                gather = any(isinstance(e, Access) for x in target.subscripts for e in walk(x))
+                gather = any(accesses_in(x) for x in target.subscripts)
                 when = (
                     f"the gathered values at {index} = 0 and {index} = 1 are equal"
                     if gather

@@ -20,9 +20,9 @@ from tcomp.dsl.ast import Access, Combine, DType, Name, Reduction, Target
 from tcomp.schedule.adding import AddedSum
 from tcomp.schedule.joining import Joining
 from tcomp.schedule.joining_loops import joining_loops, mapped_alike, renamed, with_loops
+from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import JOINED, Leaf
 from tcomp.schedule.normal import part_of
-from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.split_sum import splittable
 
 

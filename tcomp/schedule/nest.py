@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tcomp.dsl.ast import Access, Equation, Expr, Name, Num, Use, names_in
+from tcomp.dsl.ast import Access, Equation, Expr, Name, Num, Use, accesses_in, names_in
 from tcomp.dsl.extents import affine, injective
-from tcomp.schedule.fold import reads
+from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 from tcomp.schedule.normal import expressions
-from tcomp.schedule.resolve import KernelPlan, TileLevel
 
 JOINED = ".joined"
 """behind the name of what blocks add up in memory (`adding.py`)"""
@@ -89,7 +88,7 @@ class Leaf:
 
     def reads(self) -> list[Access]:
         """All accesses read (an accumulating target is read as well)."""
-        found = [a for e in self.expressions() for a in reads(e)]
+        found = [a for e in self.expressions() for a in accesses_in(e)]
         if self.equation.accumulate:
             found += [Access(t.name, t.subscripts) for t in self.equation.targets]
         return found

@@ -26,13 +26,15 @@ from tcomp.dsl.ast import (
     Op,
     Reduction,
     Target,
+    accesses_in,
     children,
     rebuild,
     substitute,
 )
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.inline import inline_functions
-from tcomp.schedule.fold import bind_dims, reads
+from tcomp.schedule.fold import bind_dims
+from tcomp.schedule.symbols import Symbols
 
 
 def map_expressions(eq: Equation, f: Callable[[Expr], Expr]) -> Equation:
@@ -66,13 +68,7 @@ def normalise(op: Op, module: Module, dims: dict[str, int]) -> tuple[Equation, .
 
 
 def inline_tensors(
-    equations: tuple[Equation, ...],
-    names: frozenset[str],
-    temporaries: frozenset[str],
-    dtypes: Mapping[str, DType],
-    extents: Mapping[str, int],
-    shapes: Mapping[str, tuple[int, ...]],
-    text: str,
+    equations: tuple[Equation, ...], names: frozenset[str], temporaries: frozenset[str], symbols: Symbols, text: str
 ) -> tuple[Equation | None, ...]:
     """Substitute the pointwise tensors `names` into their readers; temporaries' own equations become None.
 
@@ -83,32 +79,28 @@ def inline_tensors(
     stale: dict[str, str] = {}
     out: list[Equation | None] = []
     for eq in equations:
-        used = {a.tensor for e in expressions(eq) for a in reads(e)} & bodies.keys()
+        used = {a.tensor for e in expressions(eq) for a in accesses_in(e)} & bodies.keys()
         for n in sorted(used & stale.keys()):
             raise _cannot_inline(n, f"'{stale[n]}', which it reads, is overwritten before this use", eq, text)
         eq = map_expressions(eq, lambda e: _expand(e, bodies))
         written = {t.name: t.subscripts for t in eq.targets}
-        for a in [a for e in expressions(eq) for a in reads(e)] if used else []:
+        for a in [a for e in expressions(eq) for a in accesses_in(e)] if used else []:
             if a.tensor in written and (a.subscripts != written[a.tensor] or isinstance(eq.value, Reduction)):
                 raise _cannot_inline(min(used), f"this equation overwrites '{a.tensor}', which it reads", eq, text)
         name = eq.target.name
         for n, (_, body) in bodies.items():
-            overwritten = {a.tensor for a in reads(body)} & written.keys()
+            overwritten = {a.tensor for a in accesses_in(body)} & written.keys()
             if overwritten:
                 stale.setdefault(n, min(overwritten))
         if name in names:
             axes = [s.id for s in eq.target.subscripts if isinstance(s, Name)]
             plain = len(axes) == len(eq.target.subscripts) and not eq.accumulate
-            if plain and tuple(extents[a] for a in axes) != shapes[name]:
+            if plain and tuple(symbols.extents[a] for a in axes) != symbols.shapes[name]:
                 raise _cannot_inline(name, "its equation writes only a part of it", eq, text)
-            if (
-                isinstance(eq.value, Reduction)
-                or not plain
-                or name in bodies
-                or name in {a.tensor for a in reads(eq.value)}
-            ):
+            once = plain and name not in bodies
+            if not once or isinstance(eq.value, Reduction) or any(a.tensor == name for a in accesses_in(eq.value)):
                 raise _cannot_inline(name, "only what is defined once, point by point, can", eq, text)
-            bodies[name] = (eq.target, _rounded(eq.value, dtypes[name], dtypes))
+            bodies[name] = (eq.target, _rounded(eq.value, symbols.dtypes[name], symbols.dtypes))
             out.append(None if name in temporaries else eq)
         else:
             out.append(eq)
@@ -171,5 +163,5 @@ def needed(
     for i, eq in reversed(list(enumerate(equations))):
         if eq is not None and any(t.name in wanted or part_of(t) in wanted for t in eq.targets):
             keep.append(i)
-            wanted |= {a.tensor for e in expressions(eq) for a in reads(e)} - available
+            wanted |= {a.tensor for e in expressions(eq) for a in accesses_in(e)} - available
     return tuple(reversed(keep))

@@ -11,10 +11,12 @@ operand may come when the copies of the result have read the place (`codegen/nvp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from tcomp.dsl.ast import Access, Binary, Expr, Name, Num, walk
-from tcomp.ir.tile import Buffer, Compute, Loop, Pack, Scope, Spread, Statement, Swizzled, ThreadShape, Unpack
+from tcomp.dsl.ast import Binary, Name, Num, accesses_in
+from tcomp.ir.blocks import ThreadShape
+from tcomp.ir.tile import Buffer, Compute, Loop, Pack, Scope, Spread, Statement, Swizzled, Unpack
+from tcomp.ir.walk import grid_nest
 from tcomp.schedule.fold import sub
 from tcomp.schedule.late_copies import read_by
 
@@ -25,9 +27,7 @@ def places(phases: Phases, tiles: Mapping[str, Buffer], shape: ThreadShape) -> d
     """Of the panels of results (by their tile) that can lie where an operand lies: its tile, and how many there are."""
     found: dict[str, tuple[str, int]] = {}
     for phase in phases:
-        body = phase
-        while len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
-            body = body[0].body
+        _, body = grid_nest(phase)
         for i, loop in enumerate(body):
             if not isinstance(loop, Loop) or loop.level != "panel" or len(loop.body) != 2:
                 continue
@@ -61,14 +61,10 @@ def _fits(p: Pack, loop: Loop, c: Compute, tiles: Mapping[str, Buffer], shape: T
     )
     last = c.axes[-1].name
     point = (*c.target.subscripts[:-1], sub(Name(last), loop.start))
-    read = [a for a in _accesses(c.value) if a.tensor == p.buffer]
+    read = [a for a in accesses_in(c.value) if a.tensor == p.buffer]
     threads = 1
     for a in c.axes:
         s = a.spread or Spread()
         threads *= s.lanes * s.warps
     plain = not c.reduced and not c.accumulate and c.guard is None and c.only is None and c.distinct
     return alike and plain and bool(read) and all(a.subscripts == point for a in read) and threads == shape.threads
-
-
-def _accesses(e: Expr) -> Iterator[Access]:
-    return (n for n in walk(e) if isinstance(n, Access))

@@ -13,8 +13,7 @@ from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Expr, children, names_in, rebuild
 from tcomp.ir.tile import Buffer, Compute, Loop, Scope, Spread, Statement, Swizzled
-from tcomp.ir.walk import computes
-from tcomp.schedule.scopes import accesses_of
+from tcomp.ir.walk import accesses_of, computes
 
 Phases = list[tuple[Statement, ...]]
 

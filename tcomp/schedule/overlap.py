@@ -10,7 +10,7 @@ Or it is the turn's only product and opens it: then turns go in pairs (`ir/pairs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from tcomp.dsl.ast import accesses_in
 from tcomp.dsl.errors import TcError
@@ -18,9 +18,9 @@ from tcomp.instructions import INSTRUCTIONS
 from tcomp.instructions.matching import match
 from tcomp.ir.pairs import paired, tensors
 from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack, Scope, Statement
-from tcomp.ir.walk import computes
+from tcomp.ir.walk import computes, loops_in
+from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import TURN
-from tcomp.schedule.resolve import KernelPlan
 
 WARPGROUP = 128
 """threads of an asynchronous matrix instruction"""
@@ -28,7 +28,7 @@ WARPGROUP = 128
 
 def check_overlap(kernel: Kernel, plan: KernelPlan, target: str, text: str) -> None:
     """TcError at an `overlap` line that the lowered kernel cannot keep. (Its `use` lines have been checked.)"""
-    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
+    buffers = kernel.buffers
     found = set()
     for phase in kernel.phases:
         for c in computes(phase):
@@ -37,7 +37,7 @@ def check_overlap(kernel: Kernel, plan: KernelPlan, target: str, text: str) -> N
             own = c.target.tensor.removesuffix(TURN)
             name = next(n for n in plan.overlap if own == n or own.startswith(f"{n}.sum"))
             found.add(name)
-            around = [loop for loop in _loops(phase) if loop.level != "grid" and c in computes(loop.body)]
+            around = [loop for loop in loops_in(phase) if loop.level != "grid" and c in computes(loop.body)]
             fault = _fault(c, around[-1], buffers, target) if around else None  # (a loop of one turn is none)
             if not fault and around and paired(around[-1]) is not None:
                 fault = _read_elsewhere(c, around[-1], phase)
@@ -89,10 +89,3 @@ def _read_elsewhere(c: Compute, loop: Loop, phase: Sequence[Statement]) -> tuple
 
 def _is_asynchronous(c: Compute, buffers: dict[str, Buffer], target: str) -> bool:
     return bool(c.instruction) and match(c, buffers, target, INSTRUCTIONS).instruction.threads == WARPGROUP
-
-
-def _loops(body: Sequence[Statement]) -> Iterator[Loop]:
-    for s in body:
-        if isinstance(s, Loop):
-            yield s
-            yield from _loops(s.body)

@@ -17,8 +17,8 @@ from dataclasses import replace
 from tcomp.dsl.ast import Access, Binary, Combine, Name, Num, Reduction, Target
 from tcomp.schedule.joining import Joining
 from tcomp.schedule.joining_loops import joining_cores, joining_loops, renamed, with_loops
+from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 from tcomp.schedule.nest import PARTIAL, Leaf
-from tcomp.schedule.resolve import KernelPlan, TileLevel
 
 
 def one_block(joining: Joining, plan: KernelPlan, c: Combine) -> bool:

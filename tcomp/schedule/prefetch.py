@@ -24,12 +24,13 @@ A loop with none around it fetches several turns ahead where one turn is over be
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Stage, accesses_in, children, names_in, rebuild
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Compute, Loop, Pack, Prefetch, Statement
+from tcomp.ir.walk import loops_in
 from tcomp.schedule.fold import fold
 
 FAR = 2048
@@ -40,31 +41,24 @@ answer, above all where another core has just written them"""
 def prefetched(phase: tuple[Statement, ...], stages: Sequence[Stage] = ()) -> tuple[Statement, ...]:
     """The phase with a `Prefetch` on the first reduction that reads what a pack "by prefetch" or "by ahead" fills, and
     on the last one of a loop's body that reads what is staged in cache there."""
-    present = {_index(x) for x in _loops(phase)}
+    present = {_index(x) for x in loops_in(phase)}
     cached = [(s.at if s.at in present else None, n) for s in stages if s.space == "cache" for n in s.tensors]
     return tuple(_statement(s, (), cached) for s in phase)
 
 
 def check_fetched(phases: Iterable[tuple[Statement, ...]], stages: Sequence[Stage], text: str) -> None:
     """TcError for a `stage ... in cache` line whose loop only has further loops around what it would fetch."""
-    loops = [x for phase in phases for x in _loops(phase)]
+    loops = [x for phase in phases for x in loops_in(phase)]
     for stage in (s for s in stages if s.space == "cache"):
         around = [x for x in loops if _index(x) == stage.at]
         for name in stage.tensors:
             if any(_names(s, name) for x in around for s in x.body):
                 continue
-            inner = [y for x in around for y in _loops(x.body) if any(_names(s, name) for s in y.body)]
+            inner = [y for x in around for y in loops_in(x.body) if any(_names(s, name) for s in y.body)]
             if inner:
                 at = _index(inner[0])
                 message = f"'{name}' is not fetched ahead at '{stage.at}': the loop over {at} lies between"
                 raise TcError(message, stage.span, text, f"stage it in cache at {at}, or give {at} no tile level")
-
-
-def _loops(body: tuple[Statement, ...]) -> Iterator[Loop]:
-    for s in body:
-        if isinstance(s, Loop):
-            yield s
-            yield from _loops(s.body)
 
 
 def _index(loop: Loop) -> str:

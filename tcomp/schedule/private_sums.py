@@ -17,9 +17,9 @@ from dataclasses import replace
 from tcomp.dsl.ast import Access, Name, Reduction, Target
 from tcomp.ir.reducers import IDENTITY
 from tcomp.schedule.joining import Joining
+from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import Leaf
 from tcomp.schedule.normal import called, part_of
-from tcomp.schedule.resolve import KernelPlan
 
 
 def private_sum(joining: Joining, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:

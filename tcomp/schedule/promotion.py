@@ -11,8 +11,8 @@ from __future__ import annotations
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Kernel
 from tcomp.ir.walk import computes
+from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import Leaf
-from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.storage import reduction_loops
 
 

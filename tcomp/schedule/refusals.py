@@ -24,8 +24,8 @@ from tcomp.dsl.ast import (
     Stage,
     Use,
     Where,
+    accesses_in,
     names_in,
-    walk,
 )
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
@@ -148,7 +148,7 @@ def _reads(e: Equation) -> Iterator[Access]:
     parts = (*value.values, value.key) if isinstance(value, Reduction) else (value,)
     for part in parts:
         if part is not None:
-            yield from (x for x in walk(part) if isinstance(x, Access))
+            yield from accesses_in(part)
 
 
 def _rounded(op: Op, name: str, extent: int, multiple: int, sizes: Mapping[str, int]) -> str:

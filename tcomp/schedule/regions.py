@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, children, conjuncts, names_in
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, accesses_in, children, conjuncts, names_in
 from tcomp.schedule.bounds import zero_outside
-from tcomp.schedule.fold import reads
 from tcomp.schedule.nest import Leaf
 
 
@@ -45,7 +44,7 @@ def needs(leaves: Sequence[Leaf], definitions: Mapping[str, Expr]) -> Needs:
             for g in parts[0]
             if all(g in p for p in parts[1:])
             and names_in(g) <= set(leaf.parallel)
-            and not any(a.tensor in written for a in reads(g))
+            and not any(a.tensor in written for a in accesses_in(g))
         ]
         if common:
             out.within[leaf.number] = common
@@ -63,14 +62,14 @@ def _within(
     tensor, value = leaf.written[0], reader.equation.value
     target = leaf.writes()[0]
     accesses = [a for a in reader.reads() if a.tensor == tensor]
-    inside = [a for e in _values(value) for a in reads(e) if a.tensor == tensor]
+    inside = [a for e in _values(value) for a in accesses_in(e) if a.tensor == tensor]
     if any(a.subscripts != target.subscripts for a in accesses) or len(set(accesses)) != len(set(inside)):
         return []
     found = list(known.within.get(reader.number, []))
     if isinstance(value, Reduction):
         guards = conjuncts(value.guard)
         if value.key is not None:
-            return found + (guards if all(a.tensor != tensor for e in value.values for a in reads(e)) else [])
+            return found + (guards if all(a.tensor != tensor for e in value.values for a in accesses_in(e)) else [])
         sums = value.reducer == "sum"
         return found + [g for g in guards if not sums or not zero_outside(value.values[0], g, definitions)]
     found += _choosing(value, tensor) or []

@@ -12,6 +12,7 @@ from tcomp.dsl.ast import Access, Binary, Call, Expr, Num, Reduction, conjuncts
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Statement
 from tcomp.monoid import RescaledSum, rescaled_sum
+from tcomp.schedule.assignment import Assignment
 from tcomp.schedule.bounds import Env
 from tcomp.schedule.fold import by_exp2, fold
 from tcomp.schedule.nest import Leaf
@@ -44,46 +45,34 @@ def rescaled_tile(emitter: Emitter, leaf: Leaf, value: Reduction, env: Env) -> l
     key_write, *field_writes = leaf.writes()
     rows = emitter.axes_of(key_write)
     tiled = bool(reduction_loops(leaf))
-    out: list[Statement] = []
+    found: list[Assignment] = []
     best = Access(key_write.tensor, key_write.subscripts)
     if tiled:
         best = emitter.temporary(f"{key_write.tensor}.new", rows, env)
-        out.append(emitter.compute(leaf, best, key_write, rows, (), env))
-    out.append(
-        emitter.compute(
-            leaf,
-            best,
-            value.key,
-            rows,
-            leaf.reduced,
-            env,
-            form.extremum,
-            accumulate=tiled,
-            guard=value.guard,
-        )
-    )
+        found.append(Assignment(leaf, best, key_write, rows))
+    found.append(Assignment(leaf, best, value.key, rows, leaf.reduced, form.extremum, tiled, value.guard))
     if tiled:
         factor = emitter.temporary(f"{key_write.tensor}.rescale", rows, env)
-        out.append(emitter.compute(leaf, factor, _weight(emitter, form, key_write, best), rows, (), env))
-        out.append(emitter.compute(leaf, key_write, best, rows, (), env))
+        found.append(Assignment(leaf, factor, _weight(emitter, form, key_write, best), rows))
+        found.append(Assignment(leaf, key_write, best, rows))
     weight = _weight(emitter, form, value.key, best)
     if value.guard is not None:
         weight = Call("select", (value.guard, weight, Num(0.0)))
     if len(field_writes) > 1 or any(set(emitter.axes_of(w)) - set(rows) for w in field_writes):
         name = f"{key_write.tensor}.weight"
         tile = emitter.temporary(name, (*rows, *leaf.reduced), env)
-        out.append(emitter.compute(leaf, tile, weight, (*rows, *leaf.reduced), (), env))
+        found.append(Assignment(leaf, tile, weight, (*rows, *leaf.reduced)))
         weight = tile
     for w, v in zip(field_writes, value.values, strict=True):
         axes = emitter.axes_of(w)
         if tiled:
-            out.append(emitter.compute(leaf, w, fold(Binary("*", w, factor)), axes, (), env))
+            found.append(Assignment(leaf, w, fold(Binary("*", w, factor)), axes))
         cast = emitter.plan.casts.get(f"{w.tensor}.weight")
         factor_of = Call(cast.value, (weight,)) if cast is not None else weight
         product = weight if v in (Num(1), Num(1.0)) else Binary("*", factor_of, v)
         region = emitter.region(leaf, conjuncts(value.guard))
-        out.append(emitter.compute(leaf, w, product, axes, leaf.reduced, env, "sum", accumulate=tiled, region=region))
-    return out
+        found.append(Assignment(leaf, w, product, axes, leaf.reduced, "sum", tiled, region=region))
+    return [emitter.compute(a, env) for a in found]
 
 
 def _weight(emitter: Emitter, form: RescaledSum, key: Expr, joint: Expr) -> Expr:

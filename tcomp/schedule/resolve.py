@@ -7,7 +7,7 @@ parameters take their chosen values (a lockfile's or a tuner's) or their default
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tcomp.dsl.ast import (
@@ -36,119 +36,9 @@ from tcomp.dsl.ast import (
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.directives import CONDITION
 from tcomp.dsl.errors import TcError
-from tcomp.ir.origins import Origins
-from tcomp.ir.tile import Stream
-from tcomp.schedule.launch_flags import FLAGS, LaunchFlags, launch_flags
+from tcomp.schedule.kernel_plan import KernelPlan, LoopMap, Named, TileLevel
+from tcomp.schedule.launch_flags import FLAGS, launch_flags
 from tcomp.schedule.origins import origins_of
-
-
-@dataclass(frozen=True)
-class TileLevel:
-    """One generated loop: `block` values of `index` per turn; a chunked core level has no fixed block."""
-
-    index: str
-    number: int
-    kind: str  # core | grid | seq | pipe
-    block: int | None
-    span: Span
-    stages: int = 1
-    """copies in flight of what a pipe level stages"""
-    place: str = ""
-    """x, y or z of a grid level"""
-    cluster: int = 1
-    """neighbouring blocks of a grid level that run as one cluster"""
-
-    @property
-    def parallel(self) -> bool:
-        """Its turns are divided among cores or blocks."""
-        return self.kind in ("core", "grid")
-
-    @property
-    def variable(self) -> str:
-        return f"{self.index}.{self.number}"
-
-
-@dataclass(frozen=True)
-class WarpLevel:
-    """`warp.y(64, 4)`: tiles of 64 for each warp along y, at most 4 warps. With `group`, warps come in fours."""
-
-    place: str
-    tile: int
-    limit: int
-    group: bool = False
-
-
-@dataclass(frozen=True)
-class LaneLevel:
-    """`lane.y(8)`: as many lanes along y as give each 8 values; x takes the lanes that are left (tile 0)."""
-
-    place: str
-    tile: int
-
-
-@dataclass(frozen=True)
-class LoopMap:
-    """How one index is mapped: its tile levels, then its register tile (unroll x vector lanes on a CPU; warps,
-    lanes and `grain` consecutive values per thread on a GPU, or with `mma` as matrix instructions have it)."""
-
-    index: str
-    tiles: tuple[TileLevel, ...] = ()
-    unroll: int = 1
-    vec: bool = False
-    warp: WarpLevel | None = None
-    lane: LaneLevel | None = None
-    grain: int = 1
-    mma: bool = False
-    span: Span = field(default_factory=lambda: Span("<default>", 0, 0, 0, 0))
-
-
-@dataclass(frozen=True)
-class Named:
-    """An equation on an `overlap` or `promote` line, with the number in brackets behind it (0: it is not meant)."""
-
-    name: str
-    number: int | None
-    span: Span
-
-
-@dataclass(frozen=True)
-class KernelPlan:
-    """Everything one kernel's lowering needs to know from its schedule, all numbers resolved."""
-
-    outputs: tuple[str, ...]
-    loops: dict[str, LoopMap]
-    sequence: tuple[TileLevel, ...]
-    """tile levels, outermost first"""
-    fuse: tuple[Fuse, ...]
-    stages: tuple[Stage, ...]
-    combine: tuple[Combine, ...]
-    inline: frozenset[str]
-    special: dict[tuple[str, str], LoopMap]
-    """(index, target) -> the mapping of `index of target -> ...`"""
-    values: dict[str, int | float]
-    span: Span
-    uses: dict[str, Use] = field(default_factory=dict)
-    """equation -> the instruction it is computed with"""
-    casts: dict[str, DType] = field(default_factory=dict)
-    """tensor, or equation.tensor for its reads in one equation -> the type it is held in (rounded to)"""
-    flags: LaunchFlags = LaunchFlags()
-    overlap: dict[str, Named] = field(default_factory=dict)
-    """equation whose matrix product runs beside the loop's next turn -> where that is said"""
-    promote: dict[str, Named] = field(default_factory=dict)
-    """equation whose sum goes from the matrix unit to f32 after each turn -> where that is said"""
-    parts: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """index -> the index that counts its parts, and the values in one part (`split_sum.py`)"""
-    streams: dict[str, Stream] = field(default_factory=dict)
-    """index -> how its sums are shared out, where parts may begin and end anywhere"""
-    origins: Origins = Origins()
-    """the lines that findings about the assembled kernel are told at"""
-    absent: tuple[Combine, ...] = ()
-    """the `combine` lines whose condition does not hold"""
-
-    def mapping(self, index: str, names: Iterable[str]) -> LoopMap | None:
-        """The mapping of a loop in the equation that is known by these names."""
-        own = (self.special.get((index, n)) for n in names)
-        return next((m for m in own if m is not None), self.loops.get(index))
 
 
 class LevelRules(Protocol):
@@ -207,40 +97,9 @@ class Resolver:
     def _plan(self, schedule: Schedule, kernel: KernelSchedule) -> KernelPlan:
         directives = schedule.shared + kernel.directives
         values = self._tuned(directives, kernel.outputs)
-        loops: dict[str, LoopMap] = {}
-        special: dict[tuple[str, str], LoopMap] = {}
-        for d in directives:
-            self._refuse(d)
-            if isinstance(d, MapLoops) and self._stands(d, values):
-                for name in d.loops:
-                    if name not in self.extents:
-                        known = ", ".join(sorted(self.extents))
-                        raise self.error(f"{self.op.name} has no loop '{name}'", d.span, f"its loops are: {known}")
-                    if d.of:
-                        own = self._loop(name, d, values)
-                        if own.tiles:
-                            raise self.error(
-                                f"only levels within a tile can differ between equations, not '{own.tiles[0].kind}'",
-                                own.tiles[0].span,
-                                f"put tile levels on the line of '{name}' without `of`",
-                            )
-                        special |= {(name, tensor): own for tensor in d.of}
-                        continue
-                    if name in loops:
-                        raise self.error(
-                            f"loop '{name}' is mapped twice",
-                            d.span,
-                            f"put all levels on one line: {name} -> ... / ...",
-                        )
-                    loops[name] = self._loop(name, d, values)
+        loops, special = self._mapped(directives, values)
         order = [d for d in directives if isinstance(d, Order)]
-        inline = {
-            a.id
-            for d in directives
-            if isinstance(d, Flag) and d.name == "inline"
-            for a in d.args
-            if isinstance(a, Name)
-        }
+        inlined = (d for d in directives if isinstance(d, Flag) and d.name == "inline")
         joins = [(d, self._stands(d, values)) for d in directives if isinstance(d, Combine)]
         uses, flags = self._used(directives), launch_flags(directives, self.facts | values, self.text)
         return KernelPlan(
@@ -250,7 +109,7 @@ class Resolver:
             tuple(d for d in directives if isinstance(d, Fuse)),
             tuple(s for d in directives if isinstance(d, Stage) for s in self._staged(d, values)),
             tuple(d for d, stands in joins if stands),
-            frozenset(inline),
+            frozenset(a.id for d in inlined for a in d.args if isinstance(a, Name)),
             special,
             values,
             kernel.span if kernel.directives else schedule.span,
@@ -262,6 +121,34 @@ class Resolver:
             origins=origins_of(directives, uses, flags, values),
             absent=tuple(d for d, stands in joins if not stands),
         )
+
+    def _mapped(
+        self, directives: Sequence[Directive], values: dict[str, int | float]
+    ) -> tuple[dict[str, LoopMap], dict[tuple[str, str], LoopMap]]:
+        """The mapping of each loop, and those that hold `of` one tensor, by (index, tensor)."""
+        loops: dict[str, LoopMap] = {}
+        special: dict[tuple[str, str], LoopMap] = {}
+        for directive in directives:
+            self._refuse(directive)
+        lines = [d for d in directives if isinstance(d, MapLoops) and self._stands(d, values)]
+        for d, name in [(d, name) for d in lines for name in d.loops]:
+            if name not in self.extents:
+                known = ", ".join(sorted(self.extents))
+                raise self.error(f"{self.op.name} has no loop '{name}'", d.span, f"its loops are: {known}")
+            if name in loops and not d.of:
+                hint = f"put all levels on one line: {name} -> ... / ..."
+                raise self.error(f"loop '{name}' is mapped twice", d.span, hint)
+            mapping = self._loop(name, d, values)
+            if d.of and mapping.tiles:
+                raise self.error(
+                    f"only levels within a tile can differ between equations, not '{mapping.tiles[0].kind}'",
+                    mapping.tiles[0].span,
+                    f"put tile levels on the line of '{name}' without `of`",
+                )
+            special |= {(name, tensor): mapping for tensor in d.of}
+            if not d.of:
+                loops[name] = mapping
+        return loops, special
 
     def _staged(self, stage: Stage, values: Mapping[str, int | float]) -> tuple[Stage, ...]:
         """The line without its conditions; nothing where one does not hold."""

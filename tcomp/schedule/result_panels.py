@@ -16,21 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, walk
+from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, accesses_in
+from tcomp.ir.blocks import ThreadShape
 from tcomp.ir.panels import placed
-from tcomp.ir.tile import (
-    Axis,
-    Buffer,
-    Compute,
-    Loop,
-    Scope,
-    Spread,
-    Statement,
-    Swizzled,
-    ThreadShape,
-    Turns,
-    Unpack,
-)
+from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Spread, Statement, Swizzled, Turns, Unpack
 from tcomp.schedule.fold import fold, sub
 from tcomp.schedule.operand_places import places
 
@@ -102,7 +91,7 @@ def _together(first: Statement, second: Loop) -> Loop | None:
     if (first.start, first.stop, first.step) != (second.start, second.stop, second.step):
         return None
     delivered = [s for s in first.body if isinstance(s, Unpack)]
-    read = {a.tensor for s in second.body if isinstance(s, Compute) for a in walk(s.value) if isinstance(a, Access)}
+    read = {a.tensor for s in second.body if isinstance(s, Compute) for a in accesses_in(s.value)}
     groups = {s.groups for s in (*first.body, *second.body) if isinstance(s, Unpack)}
     if len(groups) > 1 or read & {s.target.tensor for s in delivered}:
         return None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tcomp.dsl.ast import Access, Call, Expr, Reduction, children, rebuild
+from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import Leaf
-from tcomp.schedule.resolve import KernelPlan
 
 
 def cast_reads(plan: KernelPlan, targets: tuple[str, ...], e: Expr) -> Expr:

@@ -8,14 +8,14 @@ written with k along the lanes and read by a sum over all k, do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Expr, Name, Span, names_in, walk
+from tcomp.dsl.ast import Access, Name, Span, names_in
 from tcomp.dsl.errors import TcError
 from tcomp.instructions.matching import ACROSS
 from tcomp.ir.tile import Axis, Buffer, Compute, Fragment, Scope, Spread, Statement
-from tcomp.ir.walk import computes
+from tcomp.ir.walk import accesses_of, computes
 from tcomp.schedule.fold import sub
 from tcomp.schedule.shared_layout import shared_layout
 
@@ -77,15 +77,6 @@ def _walked(c: Compute, access: Access, axes: Mapping[str, Axis]) -> Mapping[str
     rows = {a.name for a in c.axes if a.spread is not None and a.spread.lane == "y" and a.name not in c.reduced}
     spread = ACROSS if names & rows else None
     return {n: replace(a, spread=spread) if n in c.reduced else a for n, a in axes.items()}
-
-
-def accesses_of(c: Compute) -> Iterator[Access]:
-    yield c.target
-    exprs: list[Expr] = [c.value, *c.target.subscripts, *([c.guard] if c.guard is not None else [])]
-    for e in exprs:
-        for n in walk(e):
-            if isinstance(n, Access):
-                yield n
 
 
 def _spreads(access: Access, axes: Mapping[str, Axis], tile: Buffer) -> tuple[Spread, ...] | None:

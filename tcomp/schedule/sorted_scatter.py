@@ -16,8 +16,8 @@ from dataclasses import replace
 from tcomp.dsl.ast import Binary, Combine, Name, Num, names_in
 from tcomp.dsl.errors import TcError
 from tcomp.schedule.joining import Joining
+from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 from tcomp.schedule.nest import Leaf
-from tcomp.schedule.resolve import KernelPlan, TileLevel
 
 BLOCKS_PER_SM = 8
 """of a sorted scatter: each owns rows, and waits for memory at every contribution to one of them"""

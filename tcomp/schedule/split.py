@@ -9,15 +9,15 @@ written part by part: kernel dQKV.1: computes the equations whose target has 1 a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import Access, DType, Equation
+from tcomp.dsl.ast import Access, Equation, accesses_in
 from tcomp.dsl.errors import TcError
-from tcomp.schedule.fold import reads
+from tcomp.schedule.instance import Instance
+from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import disjoint
 from tcomp.schedule.normal import expressions, inline_tensors, needed
-from tcomp.schedule.resolve import KernelPlan
 
 
 @dataclass(frozen=True)
@@ -30,32 +30,27 @@ class Part:
     equations: tuple[Equation, ...]
 
 
-def split(
-    plans: Sequence[KernelPlan],
-    equations: tuple[Equation, ...],
-    operands: frozenset[str],
-    outputs: frozenset[str],
-    temporaries: frozenset[str],
-    dtypes: Mapping[str, DType],
-    extents: Mapping[str, int],
-    shapes: Mapping[str, tuple[int, ...]],
-    text: str,
-) -> list[Part]:
+def split(plans: Sequence[KernelPlan], instance: Instance) -> list[Part]:
     """The parts in launch order. Raises TcError when their order would change a result."""
+    equations = instance.equations
+    operands = frozenset(o.name for o in instance.op.operands)
     defined = {t.name for eq in equations for t in eq.targets}
     parts: list[Part] = []
     made: frozenset[str] = frozenset()
     for plan in plans:
-        wanted = frozenset(o for o in plan.outputs if o.partition(".")[0] in defined) if plan.outputs else outputs
+        asked = frozenset(o for o in plan.outputs if o.partition(".")[0] in defined)
+        wanted = asked if plan.outputs else instance.outputs
         names = frozenset(o.partition(".")[0] for o in wanted)
         if not names:
             continue
-        inlined = inline_tensors(equations, plan.inline & defined, temporaries, dtypes, extents, shapes, text)
+        inlined = inline_tensors(
+            equations, plan.inline & defined, instance.temporaries, instance.symbols, instance.text
+        )
         positions = needed(inlined, wanted, (operands | made) - names)
         kept = tuple(eq for i in positions if (eq := inlined[i]) is not None)
         parts.append(Part(plan, names, positions, kept))
         made |= names
-    _check_order(parts, equations, operands | made, text)
+    _check_order(parts, equations, operands | made, instance.text)
     return parts
 
 
@@ -68,7 +63,7 @@ def _check_order(parts: list[Part], equations: tuple[Equation, ...], shared: fro
     for part in parts:
         done: set[int] = set()
         for position, eq in zip(part.positions, part.equations, strict=True):
-            touched = [a for e in expressions(eq) for a in reads(e)] + [
+            touched = [a for e in expressions(eq) for a in accesses_in(e)] + [
                 Access(t.name, t.subscripts) for t in eq.targets
             ]
             for a in touched:

@@ -15,10 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tcomp.dsl.ast import Access, Combine, Equation, Name, Num, Reduction, Target
-from tcomp.ir.tile import ThreadShape
+from tcomp.ir.blocks import ThreadShape
 from tcomp.schedule.joining_loops import computed_alike, joining_loops, renamed, with_loops
+from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 from tcomp.schedule.nest import PART, PARTIAL, Leaf
-from tcomp.schedule.resolve import KernelPlan, TileLevel
 from tcomp.schedule.symbols import Symbols
 
 

@@ -20,15 +20,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tcomp.dsl.ast import Access, DType, Expr, Name, Num, Reduction, Stage, names_in
+from tcomp.dsl.ast import Access, DType, Expr, Name, Num, Reduction, Stage, accesses_in, names_in
 from tcomp.dsl.errors import TcError
 from tcomp.instructions.vector_matching import groups_lie_whole, vector_instruction
 from tcomp.ir.tile import Axis, Buffer, Pack, Panels, Scope, Statement
+from tcomp.schedule.assignment import whole
 from tcomp.schedule.bounds import Env
-from tcomp.schedule.fold import reads
+from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import JOINED, Leaf, LoopNode, grouped_index, leaf_uses, loops_below
 from tcomp.schedule.normal import parts_of
-from tcomp.schedule.resolve import KernelPlan
 
 if TYPE_CHECKING:
     from tcomp.schedule.emit import Emitter
@@ -51,7 +51,7 @@ def staged_accesses(name: str, leaf: Leaf, anywhere: bool = False, key: bool = F
     if (anywhere or key) and isinstance(value, Reduction) and value.key is not None:
         values = (*values, value.key)
     for e in values:
-        for a in reads(e):
+        for a in accesses_in(e):
             constants = [s.value for s in a.subscripts if isinstance(s, Num)]
             if a.tensor == tensor and (not part or (constants and constants[0] == int(part))):
                 found.append(a)
@@ -190,7 +190,7 @@ class Staging:
         for leaf in node.leaves():
             for a in staged_accesses(name, leaf):
                 target, parallel = self._target(leaf, a)
-                tile = self.emitter.register_tile(leaf, target, env, parallel, leaf.reduced)
+                tile = self.emitter.register_tile(whole(leaf, target, parallel), env)
                 grouped = self._groups(leaf, a)
                 if stage.by == "widening" and self._stays(a, grouped, tile.vector):
                     continue
@@ -244,7 +244,7 @@ class Staging:
         value, writes = leaf.equation.value, leaf.writes()
         if isinstance(value, Reduction) and value.key is not None:
             for write, v in zip(writes[1:], value.values, strict=True):
-                if a in reads(v):
+                if a in accesses_in(v):
                     return write, self.emitter.axes_of(write)
         return writes[-1], leaf.parallel
 

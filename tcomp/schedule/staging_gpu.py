@@ -22,6 +22,7 @@ from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tensor_map import ALIGNED
 from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Pack, Pitched, RowMajor, Scope, Shifted, Statement, Swizzled
+from tcomp.schedule.assignment import whole
 from tcomp.schedule.bounds import Env
 from tcomp.schedule.fold import sub
 from tcomp.schedule.nest import Leaf, LoopNode, loops_below
@@ -139,8 +140,7 @@ class SharedStaging:
         dtype = emitter.dtypes[a.tensor]
         name = f"{a.tensor}.registers{len(emitter.tiles)}"
         emitter.tiles[name] = Buffer(name, dtype, tuple(x.block for x in axes), Scope.SCRATCH)
-        write = leaf.writes()[0]
-        tile = emitter.register_tile(leaf, write, env, leaf.parallel, tuple(leaf.reduced), a)
+        tile = emitter.register_tile(whole(leaf, leaf.writes()[0], leaf.parallel, a), env)
         spread = tuple(replace(x, spread=tile.spreads.get(x.name)) for x in axes)
         target = Access(name, tuple(sub(Name(x.name), x.start) for x in axes))
         value = emitter.point(a, env)

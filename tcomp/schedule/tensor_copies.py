@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from tcomp.dsl.ast import Access, Num
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tensor_map import tile_map
-from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Statement, Unpack
+from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Unpack
+from tcomp.ir.walk import statements_in
 from tcomp.machine.gpu import GpuMachine
 
 FIRST_SM = 90
@@ -16,22 +17,14 @@ FIRST_SM = 90
 def check_tensor_copies(kernel: Kernel, machine: GpuMachine, text: str) -> None:
     """TcError at a `stage ... by tma` that the machine, the operand's shape or the kernel's loops do not allow."""
     for phase in kernel.phases:
-        written = [s.target for s in statements(phase) if isinstance(s, Compute)]
-        for s in statements(phase):
+        written = [s.target for s in statements_in(phase) if isinstance(s, Compute)]
+        for s in statements_in(phase):
             if isinstance(s, Loop) and s.level == "pipe":
                 _one_way(s, text)
             if isinstance(s, Pack) and s.by == "tma":
                 _check(s, kernel, machine, written, text)
             if isinstance(s, Unpack):
                 _check(s.reversed, kernel, machine, written, text)
-
-
-def statements(body: Iterable[Statement]) -> Iterator[Statement]:
-    """All statements, outer ones first."""
-    for s in body:
-        yield s
-        if isinstance(s, Loop):
-            yield from statements(s.body)
 
 
 def _apart(a: Access, b: Access) -> bool:

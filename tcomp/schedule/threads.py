@@ -17,11 +17,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Expr, names_in
+from tcomp.dsl.ast import Access, names_in
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import SERIAL, Spread, ThreadShape
-from tcomp.schedule.nest import Leaf, leaf_uses
-from tcomp.schedule.resolve import KernelPlan, LoopMap
+from tcomp.ir.blocks import ThreadShape
+from tcomp.ir.tile import SERIAL, Spread
+from tcomp.schedule.assignment import Assignment
+from tcomp.schedule.kernel_plan import KernelPlan, LoopMap
+from tcomp.schedule.nest import leaf_uses
 from tcomp.schedule.tiling import RegisterTile
 
 
@@ -33,26 +35,18 @@ class GpuTiler:
         self.lanes = {"x": shape.lanes_x, "y": shape.lanes_y}
         self.warps = {"x": shape.warps_x, "y": shape.warps_y}
 
-    def tile(
-        self,
-        leaf: Leaf,
-        target: Access,
-        value: Expr,
-        parallel: tuple[str, ...],
-        reduced: tuple[str, ...],
-        blocks: Mapping[str, int],
-    ) -> RegisterTile:
+    def tile(self, a: Assignment, blocks: Mapping[str, int]) -> RegisterTile:
         """One Spread per index; TcError when a scattered index is divided among threads."""
         free_lanes = {d for d, n in self.lanes.items() if n > 1}
         free_warps = {d for d, n in self.warps.items() if n > 1}
         spreads: dict[str, Spread] = {}
-        for index in (*_by_contiguity(target, parallel), *reduced):
-            m = self.plan.mapping(index, (target.tensor, *leaf.sums_for))
+        for index in (*_by_contiguity(a.target, a.parallel), *a.reduced):
+            m = self.plan.mapping(index, (a.target.tensor, *a.leaf.sums_for))
             if m is None or blocks[index] == 1:
                 spreads[index] = SERIAL
                 continue
-            self._check_scatter(leaf, index, m, target)
-            if m.mma and index in reduced and leaf_uses(self.plan, leaf, target):
+            self._check_scatter(a, index, m)
+            if m.mma and index in a.reduced and leaf_uses(self.plan, a.leaf, a.target):
                 spreads[index] = SERIAL
                 continue
             if m.warp is not None and m.warp.group and blocks[index] < self.warps["y"] * m.warp.tile:
@@ -60,10 +54,10 @@ class GpuTiler:
             wanted = m.lane.place if m.lane is not None else ""
             if m.mma:
                 wanted = m.warp.place if m.warp is not None else "x"
-            lane = _claim(free_lanes, wanted, index in reduced)
+            lane = _claim(free_lanes, wanted, index in a.reduced)
             place = m.warp.place if m.warp is not None else ""
             alone = m.mma and place != "" and self.warps[place] == 1  # one warp has it all: it needs no other dimension
-            warp = "" if alone else _claim(free_warps, place, index in reduced)
+            warp = "" if alone else _claim(free_warps, place, index in a.reduced)
             spreads[index] = Spread(
                 (2 if lane == "x" else 1) if m.mma else m.grain,
                 lane,
@@ -74,14 +68,14 @@ class GpuTiler:
             )
         return RegisterTile(None, 1, dict.fromkeys(spreads, 1), spreads)
 
-    def _check_scatter(self, leaf: Leaf, index: str, m: LoopMap, target: Access) -> None:
-        if index in leaf.gathered and not leaf.atomic and (m.lane is not None or m.warp is not None or m.mma):
+    def _check_scatter(self, a: Assignment, index: str, m: LoopMap) -> None:
+        if index in a.leaf.gathered and not a.leaf.atomic and (m.lane is not None or m.warp is not None or m.mma):
             raise TcError(
-                f"loop '{index}' is divided among threads, but '{target.tensor}' is scattered over it",
+                f"loop '{index}' is divided among threads, but '{a.target.tensor}' is scattered over it",
                 m.span,
                 self.text,
                 f"divide a loop that stands bare on the left instead, and map '{index}' to seq",
-                (f"two threads both update {target.tensor} where the gathered values are equal",),
+                (f"two threads both update {a.target.tensor} where the gathered values are equal",),
             )
 
 

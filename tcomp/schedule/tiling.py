@@ -10,18 +10,19 @@ like (the code would only grow).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Reduction, Target, names_in, walk
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Target, accesses_in, names_in, walk
 from tcomp.instructions.vector_matching import vector_instruction
 from tcomp.ir.tile import Spread
-from tcomp.schedule.fold import reads
+from tcomp.schedule.assignment import Assignment
+from tcomp.schedule.kernel_plan import KernelPlan, LoopMap
 from tcomp.schedule.legality import check_registers
-from tcomp.schedule.nest import Leaf, leaf_uses
+from tcomp.schedule.nest import leaf_uses
 from tcomp.schedule.normal import part_of
-from tcomp.schedule.resolve import KernelPlan, LoopMap
 from tcomp.schedule.staging import staged_accesses
 
 HEAVY = {"exp", "log", "tanh", "sin", "cos", "random"}
@@ -37,24 +38,13 @@ class RegisterTile:
     spreads: dict[str, Spread] = field(default_factory=dict)
 
     def accumulators(self) -> int:
-        n = 1
-        for u in self.unroll.values():
-            n *= u
-        return n
+        return math.prod(self.unroll.values())
 
 
 class Tiler(Protocol):
     """Chooses the register tile of an equation whose axes have at most `blocks[i]` values."""
 
-    def tile(
-        self,
-        leaf: Leaf,
-        target: Access,
-        value: Expr,
-        parallel: tuple[str, ...],
-        reduced: tuple[str, ...],
-        blocks: Mapping[str, int],
-    ) -> RegisterTile: ...
+    def tile(self, a: Assignment, blocks: Mapping[str, int]) -> RegisterTile: ...
 
 
 class CpuTiler:
@@ -63,39 +53,61 @@ class CpuTiler:
     def __init__(self, plan: KernelPlan, lanes: int, registers: int, text: str) -> None:
         self.plan, self.lanes, self.registers, self.text = plan, lanes, registers, text
 
-    def tile(
-        self,
-        leaf: Leaf,
-        target: Access,
-        value: Expr,
-        parallel: tuple[str, ...],
-        reduced: tuple[str, ...],
-        blocks: Mapping[str, int],
-    ) -> RegisterTile:
-        packed = {a for s in self.plan.stages for n in s.tensors for a in staged_accesses(n, leaf)}
-        names = (target.tensor, part_of(Target(target.tensor, target.subscripts)), *leaf.sums_for)
-        maps = {i: m for i in (*parallel, *reduced) if (m := self.plan.mapping(i, names)) is not None}
-        use = leaf_uses(self.plan, leaf, target) if reduced else None
+    def tile(self, a: Assignment, blocks: Mapping[str, int]) -> RegisterTile:
+        names = (a.target.tensor, part_of(Target(a.target.tensor, a.target.subscripts)), *a.leaf.sums_for)
+        maps = {i: m for i in a.indices if (m := self.plan.mapping(i, names)) is not None}
+        use = leaf_uses(self.plan, a.leaf, a.target) if a.reduced else None
         if (
             use is not None
             and vector_instruction(use.instruction) is not None
-            and any(maps[i].vec for i in parallel if i in maps)
+            and any(maps[i].vec for i in a.parallel if i in maps)
         ):
             # Lanes are results of their own, also where the result's index has a single value.
-            maps = {i: replace(m, vec=m.vec and i in parallel) for i, m in maps.items()}
-        tile = choose(
-            maps, target, reads(value), packed, parallel, reduced, dict(blocks), value, self.lanes,
-            leaf.gathered,
-        )  # fmt: skip
-        if reduced:
-            check_registers(tile.accumulators(), self.registers, leaf, self.plan, self.text)
+            maps = {i: replace(m, vec=m.vec and i in a.parallel) for i, m in maps.items()}
+        vector = self._vector(a, maps, blocks)
+        width = 1
+        if vector is not None:
+            while width < self.lanes and width < blocks[vector]:
+                width *= 2
+        tile = RegisterTile(vector, width, _unrolled(a, maps, blocks, vector, width))
+        if a.reduced:
+            check_registers(tile.accumulators(), self.registers, a.leaf, self.plan, self.text)
         return tile
 
+    def _vector(self, a: Assignment, maps: Mapping[str, LoopMap], blocks: Mapping[str, int]) -> str | None:
+        """The axis along which most accesses are contiguous. Staged ones will be along any parallel axis."""
+        packed = {x for s in self.plan.stages for n in s.tensors for x in staged_accesses(n, a.leaf)}
+        best: tuple[float, str | None] = (0.0, None)
+        for index in a.indices:
+            if index not in maps or not maps[index].vec or blocks[index] == 1 or index in a.leaf.gathered:
+                continue
+            score = 1.5 * _contiguity(index, a.target)
+            for x in accesses_in(a.value):
+                c = _contiguity(index, x)
+                score += abs(c) if x in packed and index in a.parallel else c
+            if score > best[0]:
+                best = (score, index)
+        return best[1]
 
-def last_value(leaf: Leaf) -> Expr:
-    """The expression whose accesses decide an equation's register tile."""
-    v = leaf.equation.value
-    return v.values[-1] if isinstance(v, Reduction) else v
+
+def _unrolled(
+    a: Assignment, maps: Mapping[str, LoopMap], blocks: Mapping[str, int], vector: str | None, width: int
+) -> dict[str, int]:
+    """Unroll factors by axis, where the vector axis has `width` lanes."""
+    heavy = any(isinstance(n, Call) and n.function in HEAVY for n in walk(a.value))
+    tiled = bool(a.reduced) and (vector not in a.reduced or _contracts(a, maps))  # (a register tile of sums)
+    unroll: dict[str, int] = {}
+    for index in a.indices:
+        vectors = -(-blocks[index] // (width if index == vector else 1))
+        grows = (index in a.parallel and not a.leaf.gathered) if tiled else (index == vector and not heavy)
+        unroll[index] = max(1, min(maps[index].unroll, vectors)) if grows and index in maps else 1
+    return unroll
+
+
+def _contracts(a: Assignment, maps: Mapping[str, LoopMap]) -> bool:
+    """Whether each operand serves several points of a register tile."""
+    unrolled = [i for i in a.parallel if i in maps and maps[i].unroll > 1]
+    return all(any(_contiguity(i, x) == 0.0 for i in unrolled) for x in accesses_in(a.value))
 
 
 def _contiguity(index: str, access: Access) -> float:
@@ -110,55 +122,3 @@ def _unit(index: str, e: Expr) -> bool:
         a, b = e.left, e.right
         return (_unit(index, b) and index not in names_in(a)) or (_unit(index, a) and index not in names_in(b))
     return e == Name(index)
-
-
-def _unrolled(index: str, loops: Mapping[str, LoopMap]) -> bool:
-    return index in loops and loops[index].unroll > 1
-
-
-def _contracts(reads: Sequence[Access], unrolled: Sequence[str]) -> bool:
-    """Whether each operand serves several points of a register tile along these indices."""
-    return all(any(_contiguity(i, a) == 0.0 for i in unrolled) for a in reads)
-
-
-def choose(
-    loops: dict[str, LoopMap],
-    target: Access,
-    reads: list[Access],
-    packed: set[Access],
-    parallel: tuple[str, ...],
-    reduced: tuple[str, ...],
-    blocks: dict[str, int],
-    value: Expr,
-    lanes: int,
-    scattered: frozenset[str] = frozenset(),
-) -> RegisterTile:
-    """Pick the register tile. `packed` accesses will be staged contiguous along the vector axis."""
-    best: tuple[float, str] | None = None
-    for index in (*parallel, *reduced):
-        m = loops.get(index)
-        if m is None or not m.vec or blocks[index] == 1 or index in scattered:
-            continue
-        score = 1.5 * _contiguity(index, target)
-        for a in reads:
-            c = _contiguity(index, a)
-            score += abs(c) if a in packed and index in parallel else c
-        if best is None or score > best[0]:
-            best = (score, index)
-    vector = best[1] if best is not None and best[0] > 0 else None
-    width = 1
-    if vector is not None:
-        while width < lanes and width < blocks[vector]:
-            width *= 2
-    unroll: dict[str, int] = {}
-    heavy = any(isinstance(n, Call) and n.function in HEAVY for n in walk(value))
-    tiled = reduced and (vector not in reduced or _contracts(reads, [i for i in parallel if _unrolled(i, loops)]))
-    for index in (*parallel, *reduced):
-        factor = loops[index].unroll if index in loops else 1
-        per = width if index == vector else 1
-        factor = max(1, min(factor, -(-blocks[index] // per)))
-        if tiled:
-            unroll[index] = factor if index in parallel and not scattered else 1
-        else:
-            unroll[index] = 1 if index != vector or heavy else factor
-    return RegisterTile(vector, width, unroll)

@@ -12,7 +12,7 @@ no other. What is narrower than f32 is summed in a workspace, which a second equ
     -->
     dW[n, k] = sum m in m.from .. m.to: dY[m, n] * X[m, k]
 
-Then a part is what a block's equal share of all tiles' sums has of this tile's (`ir.tile.Stream`).
+Then a part is what a block's equal share of all tiles' sums has of this tile's (`ir.blocks.Stream`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tcomp.dsl.ast import Access, Binary, Combine, DType, Name, Num, Reduction, Target
-from tcomp.ir.tile import Stream, Turns
+from tcomp.ir.blocks import Stream
+from tcomp.ir.tile import Turns
 from tcomp.schedule.joining import Joining
 from tcomp.schedule.joining_loops import computed_alike, joining_loops, renamed, with_loops
+from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import JOINED, Leaf
-from tcomp.schedule.resolve import KernelPlan
 from tcomp.schedule.split_sum import DividedSum
 from tcomp.schedule.symbols import Symbols
 

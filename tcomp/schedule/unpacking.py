@@ -15,137 +15,127 @@ from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num, Stage
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Loop, RowMajor, Scope, Statement, Swizzled, Turns, Unpack
+from tcomp.ir.tile import Axis, Buffer, Compute, Loop, RowMajor, Scope, Statement, Swizzled, Turns, Unpack
 from tcomp.schedule.fold import fold, sub
 from tcomp.schedule.nest import JOINED, PARTIAL
 from tcomp.schedule.turn_sums import TurnSum
 
+Phase = tuple[Statement, ...]
 
-def unpacked(
-    phases: Iterable[tuple[Statement, ...]],
-    stages: Iterable[Stage],
-    written: frozenset[str],
-    tiles: dict[str, Buffer],
-    tensors: dict[str, Buffer],
-    parts: Mapping[str, tuple[str, int, Num]],
-    text: str,
-    turns: Iterable[TurnSum] = (),
-    warps: int = 1,
-) -> list[tuple[Statement, ...]]:
-    """The phases with results (or parts of one, dQKV.1) that `stage` lines name written through tiles, which `tiles`
-    gains. `tensors` are those in device memory, `parts` the parts that are written (`normal.parts_of`). TcError where
-    nothing is said so of a sum that blocks add to in `turns`, unless it is computed beside another: the `warps` of a
-    block add their own values."""
-    by_tma = [(n, s) for s in stages if s.by == "tma" and s.space == "shared" for n in s.tensors]
-    taken = {t.name: t for t in turns}
 
-    def summed(name: str) -> str:
-        return next((n for n in (name + PARTIAL, name + JOINED) if n in written and n in tensors), name)
+class Unpacking:
+    """Rewrites the phases of one kernel, whose `tiles` gain those that results leave through. `tensors` are in device
+    memory. Blocks add to sums in `turns`; to one computed beside another each of a block's `warps` adds its own."""
 
-    whole = {summed(n): s for n, s in by_tma if n in written}
-    for t in taken.values():
-        if t.name not in whole and not t.beside:
-            d, output = t.directive, t.name.removesuffix(JOINED)
-            raise TcError(
-                f"{output} cannot be combined over {d.over} by turns: only the copy engine adds a tile as one, and so "
-                "in turns",
-                d.span,
-                text,
-                f"add: stage {output} in shared at {t.index} by tma",
-            )
-    some = [(*parts[n], s) for n, s in by_tma if n in parts and n not in whole]
-    if not whole and not some:
-        return list(phases)
+    def __init__(
+        self, tiles: dict[str, Buffer], tensors: Mapping[str, Buffer], turns: Iterable[TurnSum], warps: int, text: str
+    ) -> None:
+        self.tiles, self.tensors, self.warps, self.text = tiles, tensors, warps, text
+        self.turns = {t.name: t for t in turns}
+        self.whole: dict[str, Stage] = {}
+        """tensors that leave so, by their `stage` lines"""
+        self.some: list[tuple[str, int, Num, Stage]] = []
+        """parts of tensors: those whose subscript at a place has a value"""
 
-    def stage_of(a: Access) -> Stage | None:
-        own = (s for tensor, at, value, s in some if tensor == a.tensor and a.subscripts[at] == value)
-        return whole.get(a.tensor) or next(own, None)
+    def phases(
+        self,
+        phases: Iterable[Phase],
+        stages: Iterable[Stage],
+        written: frozenset[str],
+        parts: Mapping[str, tuple[str, int, Num]],
+    ) -> list[Phase]:
+        """The phases with results (or parts of one, dQKV.1: `normal.parts_of`) that `stage` lines name written through
+        tiles. TcError where nothing is said so of a sum that blocks add to in turns, unless it is beside another."""
+        by_tma = [(n, s) for s in stages if s.by == "tma" and s.space == "shared" for n in s.tensors]
 
-    def rewrite(s: Statement) -> tuple[Statement, ...]:
+        def summed(name: str) -> str:
+            return next((n for n in (name + PARTIAL, name + JOINED) if n in written and n in self.tensors), name)
+
+        self.whole = {summed(n): s for n, s in by_tma if n in written}
+        self.some = [(*parts[n], s) for n, s in by_tma if n in parts and n not in self.whole]
+        for t in self.turns.values():
+            if t.name not in self.whole and not t.beside:
+                d, output = t.directive, t.name.removesuffix(JOINED)
+                raise TcError(
+                    f"{output} cannot be combined over {d.over} by turns: only the copy engine adds a tile as one, and "
+                    "so in turns",
+                    d.span,
+                    self.text,
+                    f"add: stage {output} in shared at {t.index} by tma",
+                )
+        if not self.whole and not self.some:
+            return list(phases)
+        return [tuple(x for s in phase for x in self._rewritten(s)) for phase in phases]
+
+    def _rewritten(self, s: Statement) -> Phase:
         if isinstance(s, Loop):
-            return (replace(s, body=tuple(x for inner in s.body for x in rewrite(inner))),)
+            return (replace(s, body=tuple(x for inner in s.body for x in self._rewritten(inner))),)
         if not isinstance(s, Compute):
             return (s,)
-        own = taken.get(s.target.tensor)
-        if own is not None and own.beside:
+        turn = self.turns.get(s.target.tensor)
+        if turn is not None and turn.beside:
             walked = tuple(a for a in s.axes if a.name not in s.reduced)
-            return (replace(s, turns=_turns(s, own, walked, tiles, tensors, warps)),)
-        if (stage := stage_of(s.target)) is None:
-            return (s,)
-        return _through(s, stage, tiles, tensors, text, taken.get(s.target.tensor))
+            return (replace(s, turns=self._turns(s, turn, walked, self.warps)),)
+        stage = self._stage_of(s.target)
+        return (s,) if stage is None else self._through(s, stage, turn)
 
-    return [tuple(x for s in phase for x in rewrite(s)) for phase in phases]
+    def _stage_of(self, a: Access) -> Stage | None:
+        own = (s for tensor, at, value, s in self.some if tensor == a.tensor and a.subscripts[at] == value)
+        return self.whole.get(a.tensor) or next(own, None)
 
+    def _through(self, s: Compute, stage: Stage, turn: TurnSum | None) -> Phase:
+        """The statement into a tile, and the copy of that to memory."""
+        name = s.target.tensor
+        axes = {a.name: a for a in s.axes if a.name not in s.reduced}
+        walked = tuple(axes[x.id] for x in s.target.subscripts if isinstance(x, Name) and x.id in axes)
+        plain = not s.atomic and s.distinct and s.guard is None and len(walked) == len(axes)
+        if not plain or (s.accumulate and s.reducer != "sum"):
+            raise TcError(
+                f"{name} cannot be written through shared memory: it is scattered, guarded or a sum over tiles",
+                stage.span,
+                self.text,
+                "stage a result that is written once, at plain indices",
+            )
+        if s.only is not None:
+            raise TcError(
+                f"{name.removesuffix(PARTIAL)} cannot be written through shared memory: it is summed in the blocks of "
+                "another sum, not in all of them",
+                stage.span,
+                self.text,
+                "leave the line out: threads write it themselves",
+            )
+        if turn is not None and (not isinstance(s.value, Access) or s.value.tensor not in self.tiles):
+            d = turn.directive
+            raise TcError(
+                f"{name.removesuffix(JOINED)} cannot be combined over {d.over} by turns: a block comes to a tile once "
+                f"for each turn of its loop over '{d.over}'",
+                d.span,
+                self.text,
+                f"let the tiles of '{d.over}' be the innermost loop (order), so that a sum is complete when it leaves",
+            )
+        dtype = self.tensors[name].dtype
+        shape = tuple(a.block for a in walked)
+        row = shape[-1] * dtype.bytes if shape else 0
+        tile = f"{name}.out{len(self.tiles)}"
+        self.tiles[tile] = Buffer(tile, dtype, shape, Scope.SHARED, Swizzled.of_row(row) or RowMajor())
+        inside = Access(tile, tuple(sub(Name(a.name), a.start) for a in walked))
+        whole = tuple(replace(a, spread=None, unroll=1, lanes=1) for a in walked)
+        adds = s.accumulate and dtype is DType.F32
+        value = Binary("+", s.target, s.value) if s.accumulate and not adds else s.value
+        filled = replace(s, target=inside, value=value, accumulate=False)
+        turns = None if turn is None else self._turns(s, turn, walked)
+        return filled, Unpack(tile, whole, s.target, stage.span, adds or turn is not None, turns)
 
-def _through(
-    s: Compute,
-    stage: Stage,
-    tiles: dict[str, Buffer],
-    tensors: dict[str, Buffer],
-    text: str,
-    taken: TurnSum | None = None,
-) -> tuple[Statement, ...]:
-    name = s.target.tensor
-    axes = {a.name: a for a in s.axes if a.name not in s.reduced}
-    walked = tuple(axes[x.id] for x in s.target.subscripts if isinstance(x, Name) and x.id in axes)
-    plain = not s.atomic and s.distinct and s.guard is None and len(walked) == len(axes)
-    if not plain or (s.accumulate and s.reducer != "sum"):
-        raise TcError(
-            f"{name} cannot be written through shared memory: it is scattered, guarded or a sum over tiles",
-            stage.span,
-            text,
-            "stage a result that is written once, at plain indices",
-        )
-    if s.only is not None:
-        raise TcError(
-            f"{name.removesuffix(PARTIAL)} cannot be written through shared memory: it is summed in the blocks of "
-            "another sum, not in all of them",
-            stage.span,
-            text,
-            "leave the line out: threads write it themselves",
-        )
-    dtype = tensors[name].dtype
-    shape = tuple(a.block for a in walked)
-    row = shape[-1] * dtype.bytes if shape else 0
-    layout: Layout = Swizzled.of_row(row) or RowMajor()
-    tile = f"{name}.out{len(tiles)}"
-    tiles[tile] = Buffer(tile, dtype, shape, Scope.SHARED, layout)
-    inside = Access(tile, tuple(sub(Name(a.name), a.start) for a in walked))
-    whole = tuple(replace(a, spread=None, unroll=1, lanes=1) for a in walked)
-    adds = s.accumulate and dtype is DType.F32
-    value = Binary("+", s.target, s.value) if s.accumulate and not adds else s.value
-    filled = replace(s, target=inside, value=value, accumulate=False)
-    if taken is None:
-        return filled, Unpack(tile, whole, s.target, stage.span, adds)
-    if not isinstance(s.value, Access) or s.value.tensor not in tiles:
-        d = taken.directive
-        raise TcError(
-            f"{name.removesuffix(JOINED)} cannot be combined over {d.over} by turns: a block comes to a tile once for "
-            f"each turn of its loop over '{d.over}'",
-            d.span,
-            text,
-            f"let the tiles of '{d.over}' be the innermost loop (order), so that a sum is complete when it leaves",
-        )
-    return filled, Unpack(tile, whole, s.target, stage.span, True, _turns(s, taken, walked, tiles, tensors))
-
-
-def _turns(
-    s: Compute,
-    t: TurnSum,
-    walked: tuple[Axis, ...],
-    tiles: dict[str, Buffer],
-    tensors: dict[str, Buffer],
-    each: int = 1,
-) -> Turns:
-    """Those of the tile that is handed over, at a word of its own, or at `each` so many."""
-    extents = tensors[s.target.tensor].shape
-    blocks = {a.name: a for a in walked}
-    place: list[Expr] = []
-    count: list[int] = []
-    for x, extent in zip(s.target.subscripts, extents, strict=True):
-        a = blocks.get(x.id) if isinstance(x, Name) else None
-        place.append(x if a is None else fold(Binary("//", a.start, Num(a.block))))
-        count.append(extent if a is None else -(-extent // a.block))
-    count[-1], place[-1] = count[-1] * each, fold(Binary("*", place[-1], Num(each)))
-    tiles[t.words] = Buffer(t.words, DType.I32, tuple(count), Scope.WORDS)
-    return t.turns(Access(t.words, tuple(place)), not s.accumulate)
+    def _turns(self, s: Compute, t: TurnSum, walked: tuple[Axis, ...], each: int = 1) -> Turns:
+        """Those of the tile that is handed over, at a word of its own, or at `each` so many."""
+        extents = self.tensors[s.target.tensor].shape
+        blocks = {a.name: a for a in walked}
+        place: list[Expr] = []
+        count: list[int] = []
+        for x, extent in zip(s.target.subscripts, extents, strict=True):
+            a = blocks.get(x.id) if isinstance(x, Name) else None
+            place.append(x if a is None else fold(Binary("//", a.start, Num(a.block))))
+            count.append(extent if a is None else -(-extent // a.block))
+        count[-1], place[-1] = count[-1] * each, fold(Binary("*", place[-1], Num(each)))
+        self.tiles[t.words] = Buffer(t.words, DType.I32, tuple(count), Scope.WORDS)
+        return t.turns(Access(t.words, tuple(place)), not s.accumulate)

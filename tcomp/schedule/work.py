@@ -11,7 +11,21 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 
-from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Monoid, Name, Num, Reduction, conjuncts, names_in, walk
+from tcomp.dsl.ast import (
+    Access,
+    Binary,
+    Call,
+    DType,
+    Expr,
+    Monoid,
+    Name,
+    Num,
+    Reduction,
+    accesses_in,
+    conjuncts,
+    names_in,
+    walk,
+)
 from tcomp.monoid import rescaled_sum
 from tcomp.schedule.nest import Leaf
 
@@ -91,7 +105,7 @@ def gathered(
     for leaf in leaves:
         for written, accesses in ((False, leaf.reads()), (True, leaf.writes())):
             for a in accesses:
-                chosen = [n for n, s in enumerate(a.subscripts) if any(isinstance(x, Access) for x in walk(s))]
+                chosen = [n for n, s in enumerate(a.subscripts) if accesses_in(s)]
                 if chosen and a.tensor in operands:
                     dtype, elements = operands[a.tensor]
                     row = 1

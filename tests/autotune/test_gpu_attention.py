@@ -17,7 +17,8 @@ from tcomp.dsl.ast import DType
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
-from tcomp.ir.tile import GridOrder, Kernel
+from tcomp.ir.blocks import GridOrder
+from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import H100
 from tcomp.schedule.lower import lower
 from tests.autotune.support import code
@@ -38,7 +39,7 @@ def test_blocks_of_causal_attention_differ_and_start_with_the_longest() -> None:
     kernel = forward()
     turns = block_turns(kernel, kernel.phases[0])
     assert turns[:32] == [float(n) for n in range(32, 0, -1)] and len(turns) == 8 * 32
-    rising = block_turns(replace(kernel, order=GridOrder()), kernel.phases[0])
+    rising = block_turns(replace(kernel, blocks=replace(kernel.gpu, order=GridOrder())), kernel.phases[0])
     assert rising[:32] == turns[31::-1]
     assert unevenness(turns, 132) < unevenness(rising, 132)
 

@@ -13,8 +13,9 @@ from tcomp.autotune.gpu_counts import Copies, counts_of
 from tcomp.autotune.gpu_ladder import LADDER, classes, ladder
 from tcomp.autotune.gpu_model import RESOURCES, BlockWork, LaunchWork, Ring, cached_traffic, predict
 from tcomp.autotune.gpu_predict import predict_kernel
+from tcomp.autotune.gpu_sample import sample_block
 from tcomp.autotune.gpu_traffic import phase_traffic
-from tcomp.autotune.gpu_work import launch_work, sample_block
+from tcomp.autotune.gpu_work import Known, launch_work
 from tcomp.autotune.opcodes import matrix_shape, matrix_type, width
 from tcomp.autotune.sass import functions_of
 from tcomp.autotune.sass_walk import Walk, issued
@@ -28,7 +29,8 @@ from tcomp.dsl.ast import DType
 from tcomp.dsl.load import library, load
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
-from tcomp.ir.tile import GridOrder, Kernel
+from tcomp.ir.blocks import GridOrder
+from tcomp.ir.tile import Kernel
 from tcomp.machine.gpu import H100, MACHINES
 from tcomp.schedule.lower import lower
 from tests.autotune.support import gpt2
@@ -194,7 +196,7 @@ def test_triton_s_machine_code_lies_between_cuda_cores_and_cublas(tmp_path: Path
     function = functions_of(disassemble(assembled.cubin))[entry.symbol]
     launch = LaunchShape(entry.symbol, (n // 128) * (n // 256), 256, built.metadata.shared)
     sizes = {0x210 + offset: n for offset in (24, 28, 32)}
-    work = launch_work("triton", function, launch, entry, H100, 6.0 * n * n, 2.0 * n**3, 3, sizes)
+    work = launch_work(function, launch, entry, H100, Known(6.0 * n * n, 2.0 * n**3, 3, sizes))
     (ring,) = work.work.rings
     assert ring.turns == n // 64 and ring.tensor == pytest.approx(1024, rel=0.01)
     cublas, cuda_cores = classes()[0][1], classes()[-1][1]
@@ -224,8 +226,8 @@ def test_traffic_follows_the_order_of_tiles() -> None:
     """The head's product: row by row, every wave reads most of W again; in bands of sixteen rows (eight pairs of
     blocks) it stays in L2."""
     bands = product(16384, 50304, 768, DType.BF16)
-    rows = replace(bands, order=GridOrder(persistent=True))
-    assert bands.order.raster == 8 and bands.cluster is not None
+    rows = replace(bands, blocks=replace(bands.gpu, order=GridOrder(persistent=True)))
+    assert bands.gpu.order.raster == 8 and bands.gpu.cluster is not None
     traffic = [phase_traffic(k, k.phases[0], H100, 1) for k in (bands, rows)]
     assert 2 * 16384 * 50304 < traffic[0] < traffic[1] / 2
 
@@ -240,8 +242,9 @@ def test_what_a_cluster_shares_is_asked_for_once() -> None:
     """The head's dX: half the requests for W's tiles, so fewer that miss; and half of W's bytes from L2 for each block,
     while all of them land in its shared memory."""
     pairs = gradients(16384, 50304, 768)["matmul.backward.dX"]
-    assert pairs.cluster is not None and pairs.cluster.blocks == 2
-    alone = replace(pairs, cluster=None, order=replace(pairs.order, raster=2 * pairs.order.raster))
+    assert pairs.gpu.cluster is not None and pairs.gpu.cluster.blocks == 2
+    order = replace(pairs.gpu.order, raster=2 * pairs.gpu.order.raster)
+    alone = replace(pairs, blocks=replace(pairs.gpu, cluster=None, order=order))
     small = replace(H100, l2_bytes=H100.l2_bytes // 2)  # (H100's own keeps what the blocks of a wave share)
     traffic = [phase_traffic(k, k.phases[0], small, 1) for k in (pairs, alone)]
     assert 16384 * 50304 * 2 < traffic[0] < 0.8 * traffic[1]

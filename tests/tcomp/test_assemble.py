@@ -12,8 +12,8 @@ import pytest
 import tcomp.codegen.nvptx.assemble as assemble_module
 from tcomp.codegen.cache import ContentCache
 from tcomp.codegen.nvptx.assemble import Assembled, assemble, assemble_all, assembly_key
-from tcomp.codegen.nvptx.targets import TARGETS
 from tcomp.errors import UserError
+from tcomp.machine.targets import TARGETS
 from tests.tcomp import ptx_samples as samples
 
 

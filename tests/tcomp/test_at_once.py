@@ -102,10 +102,10 @@ def test_the_gradient_takes_the_logits_place(gpt2: Module) -> None:
 
 def test_a_blocks_threads_meet_before_a_row_is_overwritten(gpt2: Module) -> None:
     (kernel,) = lower(bound(gpt2.ops["crossentropy_at_once"], DType.BF16), gpt2, ROWS, H100).kernels
-    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
-    assert kernel.threads is not None
+    buffers = kernel.buffers
+    assert kernel.blocks is not None
     places = [
-        Planner(kernel.phases[0], buffers, kernel.threads, False, pairs).plan(kernel.phases[0]).barriers
+        Planner(kernel.phases[0], buffers, kernel.gpu.shape, False, pairs).plan(kernel.phases[0]).barriers
         for pairs in (kernel.inplace, ())
     ]
     assert places[1] < places[0]

@@ -259,8 +259,8 @@ def test_gpus_give_what_the_oracle_gives(
     assert {b.name for b in kernel.operands} == {"dX", "dY", "W", "P"}, "nothing else is in memory"
     if precision == "bf16" and dims["K"] % 8 == 0:
         assert instruction_of(kernel) == ("wgmma" if machine.target == "sm_90a" else "mma.sync")
-        assert kernel.sides == (2 if dims["K"] >= 256 else 1)
-        assert kernel.sides == 1 or tile_of(kernel)[0] == (192 if dims["K"] == 384 else 128)
+        assert kernel.gpu.sides == (2 if dims["K"] >= 256 else 1)
+        assert kernel.gpu.sides == 1 or tile_of(kernel)[0] == (192 if dims["K"] == 384 else 128)
     got = execute(lowered, op, inputs, machine)
     error = distance(got["dX"], evaluate(op, gpt2, inputs, dims)["dX"])
     assert error < (2.0**-8 if precision == "bf16" else 1e-6)

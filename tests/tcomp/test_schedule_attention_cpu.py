@@ -11,9 +11,9 @@ from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
 from tcomp.ir.print import print_kernel
 from tcomp.ir.tile import Compute
+from tcomp.ir.walk import statements_in
 from tcomp.machine.cpu import CpuMachine
 from tcomp.schedule.lower import lower
-from tcomp.schedule.tensor_copies import statements
 
 AVX2 = CpuMachine("avx2", (), 8, 16, 32768, 512 << 10, 32 << 20, 2)
 AVX512 = CpuMachine("avx512", (), 16, 32, 49152, 1 << 20, 32 << 20, 2)
@@ -87,7 +87,7 @@ def test_a_loop_has_register_tiles_of_its_own_in_some_equations() -> None:
         (kernel,) = lower(op, module, dims, AVX512, threads=2).kernels
         tiles = {
             s.target.tensor: {a.name: (a.unroll, a.lanes) for a in s.axes}
-            for s in statements(kernel.phases[0])
+            for s in statements_in(kernel.phases[0])
             if isinstance(s, Compute) and len(s.reduced) == 1
         }
         assert tiles["qk"]["k"] == tiles["dp"]["k"] == (2, 16)
@@ -108,7 +108,7 @@ def test_more_registers_make_scores_of_more_queries_and_outputs_of_more_channels
     (kernel,) = lower(module.ops["attention"], module, dims, machine).kernels
     tiles = {
         s.target.tensor: {a.name: (a.unroll, a.lanes) for a in s.axes}
-        for s in statements(kernel.phases[0])
+        for s in statements_in(kernel.phases[0])
         if isinstance(s, Compute) and s.reduced
     }
     lanes = machine.lanes_f32
@@ -125,7 +125,7 @@ def test_a_mapping_holds_where_its_condition_does(length: int, keys: tuple[int, 
     (kernel,) = lower(op, module, {"B": 1, "T": length, "H": 12, "D": 64}, AVX512).kernels
     tiles = {
         s.target.tensor: {a.name: (a.unroll, a.lanes) for a in s.axes}
-        for s in statements(kernel.phases[0])
+        for s in statements_in(kernel.phases[0])
         if isinstance(s, Compute)
     }
     assert tiles["qk"]["k"] == tiles["dp"]["k"] == keys

@@ -97,7 +97,7 @@ def test_a_contractions_sum_stays_in_registers_over_the_whole_pipeline() -> None
     assert isinstance(total.layout, Fragment)
     per_thread = [s.per_thread(n) for s, n in zip(total.layout.spreads, total.shape, strict=True)]
     assert per_thread == [8, 8]
-    assert kernel.threads is not None and kernel.threads.threads == 256
+    assert kernel.gpu.shape.threads == 256
     staged = [t for t in kernel.tiles if t.scope is Scope.SHARED]
     assert [t.ring for t in staged] == [3, 3]
 
@@ -147,9 +147,9 @@ def test_a_specific_target_wins_over_the_family() -> None:
         "f.tc",
     )
     kernel = only(lower(module.ops["f"], module, {"M": 1024}, H100).kernels)
-    assert kernel.threads is not None and kernel.threads.warps == 4
+    assert kernel.gpu.shape.warps == 4
     kernel = only(lower(module.ops["f"], module, {"M": 1024}, replace(H100, target="sm_80")).kernels)
-    assert kernel.threads is not None and kernel.threads.warps == 1
+    assert kernel.gpu.shape.warps == 1
 
 
 def test_a_condition_on_dimensions_says_which_shapes_a_schedule_is_for() -> None:

@@ -13,7 +13,7 @@ from published_attention import attention_text
 from tcomp.codegen.cpu.conditions import conditions, remaining, without
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.layout import shared_layout, statements_in
+from tcomp.codegen.nvptx.layout import shared_layout
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load, load_text
@@ -21,7 +21,7 @@ from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
 from tcomp.ir.print import print_kernel
 from tcomp.ir.tile import Axis, Compute, Kernel, Pack, Scope, Unpack
-from tcomp.ir.walk import computes
+from tcomp.ir.walk import computes, statements_in
 from tcomp.machine.gpu import machine_for_target
 from tcomp.oracle import evaluate
 from tcomp.schedule.fold import by_exp2
@@ -163,10 +163,10 @@ def test_the_output_leaves_from_the_place_of_the_queries_where_there_is_no_room_
     module, machine = load("models/ops/attention.tc"), machine_for_target("sm_90a")
     op = bound(module.ops["attention"], DType.BF16)
     (kernel,) = lower(op, module, {"B": 1, "T": 512, "H": 1, "D": width}, machine).kernels
-    layout = shared_layout(kernel.phases[0], kernel, kernel.threads, machine.shared_per_block)
+    layout = shared_layout(kernel.phases[0], kernel, machine.shared_per_block)
     (output,) = (u.buffer for u in statements_in(kernel.phases[0]) if isinstance(u, Unpack))
     queries = next(p.buffer for p in statements_in(kernel.phases[0]) if isinstance(p, Pack))
-    apart = shared_layout(kernel.phases[0], kernel, kernel.threads, 2**20)
+    apart = shared_layout(kernel.phases[0], kernel, 2**20)
     assert apart.offsets[output] != apart.offsets[queries] and not apart.successors
     assert (layout.offsets[output] == layout.offsets[queries]) == (width == 128)
     barriers = [

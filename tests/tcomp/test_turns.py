@@ -88,7 +88,7 @@ def test_a_wrong_order_is_found() -> None:
     with pytest.raises(OutOfTurn, match=r"block 3 at Y.turns\[0\] has a second turn"):
         run(changed(kernel, flag=replace(turns.flag, subscripts=(Num(0),))))
     with pytest.raises(OutOfTurn, match=r"block 0 at Y.turns\[0\] waits for 1, but the last was nobody"):
-        run(replace(product(reverse="reverse k"), order=kernel.order))
+        run(replace(product(reverse="reverse k"), blocks=kernel.blocks))
 
 
 @pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="needs nvdisasm")

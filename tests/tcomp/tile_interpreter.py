@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary, conjuncts, names_in
+from tcomp.ir.blocks import GridOrder, Stream
 from tcomp.ir.reducers import IDENTITY
-from tcomp.ir.tile import Axis, Compute, Kernel, Loop, Pack, Scope, Statement, Stream, Turns, Unpack
+from tcomp.ir.tile import Axis, Compute, Kernel, Loop, Pack, Scope, Statement, Turns, Unpack
 from tcomp.ir.walk import streams
 
 PARALLEL = ("core", "grid")
@@ -66,6 +67,7 @@ class Interpreter:
 
     def __init__(self, kernel: Kernel, arrays: dict[str, np.ndarray], threads: int = 1) -> None:
         self.kernel, self.threads = kernel, threads
+        self.order = kernel.blocks.order if kernel.blocks is not None else GridOrder()
         self.arrays: dict[str, np.ndarray] = dict(arrays)
         self.taken: set[tuple[str, tuple[int, ...]]] = set()  # the words at which the running block has had its turn
         for b in kernel.tiles:
@@ -98,7 +100,7 @@ class Interpreter:
             points: list[Values] = [{}]
             for loop in loops:
                 points = [{**p, loop.variable: v} for p in points for v in self._walked(loop, p)]
-            if (stream := self.kernel.order.stream) is not None and streams(s, stream):
+            if (stream := self.order.stream) is not None and streams(s, stream):
                 points = list(_shares(points, stream))
             n = len(points)
             for p in points[n * thread // self.threads : n * (thread + 1) // self.threads]:
@@ -143,7 +145,7 @@ class Interpreter:
     def _walked(self, loop: Loop, names: Values) -> range:
         """The loop's turns in the order in which blocks take them."""
         turns = range(self.integer(loop.start, names), self.integer(loop.stop, names), loop.step)
-        return turns[::-1] if loop.variable in self.kernel.order.reversed else turns
+        return turns[::-1] if loop.variable in self.order.reversed else turns
 
     def _take_turn(self, turns: Turns, names: Values) -> bool:
         """The running block's turn at a place. Was there a block before it?"""

@@ -6,31 +6,20 @@ A start that finds all of its kernels in the cache needs this and not the genera
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import llvmlite
 import llvmlite.binding as llvm
 
 import tcomp
-import tcomp.instructions as declarations
+from tcomp.codegen.cache import sources_digest
 from tcomp.ir.content import content_text
-from tcomp.ir.tile import Buffer, Kernel, Scope
+from tcomp.ir.regions import tile_offsets
+from tcomp.ir.tile import Kernel, Scope
 from tcomp.machine.cpu import CpuMachine
 
-ALIGNMENT = 64
-
-
-@lru_cache(maxsize=1)
-def generator_digest() -> str:
-    """A hash of the generator's own source files, declarations of instructions included: a changed generator finds none
-    of the old one's objects."""
-    digest = hashlib.sha256()
-    for path in sorted([*Path(__file__).parent.glob("*.py"), *Path(declarations.__file__).parent.glob("vector*.py")]):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+SOURCES = ("codegen", "codegen/cpu", "instructions", "ir")
+"""Folders of what object code depends on."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +36,7 @@ def kernel_key(kernel: Kernel, machine: CpuMachine) -> str:
     """A hash of all that the object code depends on."""
     version = getattr(tcomp, "__version__", "0")
     target = (machine.name, machine.features, machine.lanes_f32, machine.vector_registers, machine.triple)
-    tools = (version, generator_digest(), llvmlite.__version__, llvm.llvm_version_info)
+    tools = (version, sources_digest(*SOURCES), llvmlite.__version__, llvm.llvm_version_info)
     text = content_text((kernel.name, kernel.operands, kernel.tiles, kernel.phases, target, tools))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -58,20 +47,4 @@ def symbols_of(kernel: Kernel, key: str) -> tuple[str, ...]:
 
 def memory_needs(kernel: Kernel) -> tuple[int, int]:
     """Bytes of scratch per thread, and of the team region."""
-    return tile_offsets(kernel.tiles, Scope.SCRATCH)[1], tile_offsets(kernel.tiles, Scope.TEAM)[1]
-
-
-def tile_offsets(tiles: Sequence[Buffer], where: Scope) -> tuple[dict[str, int], int]:
-    """Byte offsets of the tiles in one scope, 64-byte aligned, and the bytes they need together."""
-    offsets: dict[str, int] = {}
-    end = 0
-    for t in tiles:
-        if t.scope is where:
-            offsets[t.name] = end
-            end += t.ring * copy_bytes(t)
-    return offsets, end
-
-
-def copy_bytes(tile: Buffer) -> int:
-    """From one copy of a tile to what follows it: a power of two would put both on the same cache sets."""
-    return -(-tile.bytes // ALIGNMENT) * ALIGNMENT + ALIGNMENT
+    return tile_offsets(kernel, Scope.SCRATCH)[1], tile_offsets(kernel, Scope.TEAM)[1]

@@ -15,7 +15,6 @@ from llvmlite import ir
 
 from tcomp.codegen.cpu.ahead import AheadPacker, copy_ahead
 from tcomp.codegen.cpu.bounds import integer_value
-from tcomp.codegen.cpu.compiled import copy_bytes, tile_offsets
 from tcomp.codegen.cpu.compute import ComputeGenerator
 from tcomp.codegen.cpu.domain import Scope
 from tcomp.codegen.cpu.emitter import Emitter, Int
@@ -24,6 +23,7 @@ from tcomp.codegen.cpu.integers import Facts, Known
 from tcomp.codegen.cpu.pack import generate_pack
 from tcomp.codegen.cpu.types import I8, I64, POINTER, VOID, IrValue
 from tcomp.dsl.ast import names_in
+from tcomp.ir.regions import copy_bytes, tile_offsets
 from tcomp.ir.tile import Ahead, Compute, Kernel, Loop, Pack, Scope as Where, Statement
 from tcomp.machine.cpu import CpuMachine
 
@@ -45,7 +45,7 @@ class PhaseGenerator:
             offset = b.load(place, typ=I64, align=8)
             roots[operand.name] = b.gep(self.arena, [offset], source_etype=I8, name=_safe(operand.name))
         for where, region in ((Where.SCRATCH, scratch), (Where.TEAM, team)):
-            for tile, at in tile_offsets(kernel.tiles, where)[0].items():
+            for tile, at in tile_offsets(kernel, where)[0].items():
                 roots[tile] = b.gep(region, [self.em.i64(at)], source_etype=I8, name=_safe(tile))
         # Tiles with two copies: where they begin, and a word that is even where the first is in use, 0 before any turn.
         self.turning: dict[str, tuple[IrValue, IrValue]] = {}
@@ -54,7 +54,7 @@ class PhaseGenerator:
                 self.turning[t.name] = roots[t.name], b.alloca(I64)
                 b.store(self.em.i64(0), self.turning[t.name][1])
         self.scope = Scope(
-            buffers={t.name: t for t in kernel.operands + kernel.tiles}
+            buffers=kernel.buffers
             | {copy_ahead(t.name): replace(t, name=copy_ahead(t.name)) for t in kernel.tiles if t.ring > 1},
             roots=roots,
             variables={},

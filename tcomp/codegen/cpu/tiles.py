@@ -46,6 +46,7 @@ class Variant:
 
 
 def surely_empty(axis: Axis, scope: Scope) -> bool:
+    """Is it known that the axis has no values?"""
     hi = extent(axis, scope.facts).hi
     return hi is not None and hi <= 0
 

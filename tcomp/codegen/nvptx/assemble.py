@@ -30,9 +30,9 @@ from tcomp.codegen.nvptx.diagnostics import (
     resource_messages,
 )
 from tcomp.codegen.nvptx.resources import Resources, resources_of
-from tcomp.codegen.nvptx.targets import target_named
 from tcomp.codegen.nvptx.whole_program import assemble_whole, tool_version, whole_program_tool
 from tcomp.errors import UserError
+from tcomp.machine.targets import target_named
 
 WORKERS = max(2, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 """Modules assembled at the same time; nvJitLink runs outside Python's lock, and one module takes one core."""

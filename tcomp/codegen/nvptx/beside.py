@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.join import Joiner
-from tcomp.codegen.nvptx.layout import leading_packs, statements_in
+from tcomp.codegen.nvptx.layout import leading_packs
 from tcomp.codegen.nvptx.phase_facts import asynchronous
-from tcomp.codegen.nvptx.plan import accesses_of, joins_warps, sharing_of
+from tcomp.codegen.nvptx.plan import joins_warps, sharing_of
 from tcomp.dsl.ast import Access, Binary, DType, Num
 from tcomp.ir.pairs import paired
 from tcomp.ir.reducers import IDENTITY, identity
 from tcomp.ir.tile import Compute, Loop, Scope, Statement
+from tcomp.ir.walk import accesses_of, statements_in
 
 
 def sums_beside(loop: Loop, scope: GpuScope) -> list[Compute]:

@@ -16,16 +16,18 @@ from tcomp.codegen.nvptx.emitter import SHARED, finished_text
 from tcomp.codegen.nvptx.entry import DYNAMIC
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import GpuKernel, LaunchShape
-from tcomp.codegen.nvptx.layout import ALIGNMENT, alignment_of, shared_layout, statements_in, team_layout
+from tcomp.codegen.nvptx.layout import ALIGNMENT, alignment_of, shared_layout
 from tcomp.codegen.nvptx.phase import PhaseGenerator
 from tcomp.codegen.nvptx.phase_facts import threads_of
-from tcomp.codegen.nvptx.targets import target_named
 from tcomp.codegen.nvptx.tensor_copy import maps_of
 from tcomp.dsl.ast import NO_SPAN, DType
 from tcomp.errors import UserError
 from tcomp.ir.multicast import cluster_of
-from tcomp.ir.tile import Compute, Kernel, Scope
+from tcomp.ir.regions import SHARED as SHARED_REGIONS, tile_offsets
+from tcomp.ir.tile import Compute, Kernel
+from tcomp.ir.walk import statements_in
 from tcomp.machine.gpu import GpuMachine
+from tcomp.machine.targets import target_named
 
 TRIPLE = "nvptx64-nvidia-cuda"
 LAYOUT = "e-p3:32:32-p4:32:32-p5:32:32-p6:32:32-p7:32:32-i64:64-i128:128-i256:256-v16:16-v32:32-n16:32:64"
@@ -40,7 +42,7 @@ def compile_kernel(kernel: Kernel, machine: GpuMachine) -> GpuKernel:
         ptx = to_ptx(text, machine, _features(kernel))
     except UserError as e:  # an instruction that the target lacks
         raise Unsupported(f"kernel '{kernel.name}': {e.message}", kernel.span, e.hint) from None
-    team, words = (team_layout(kernel.tiles, scope)[1] for scope in (Scope.TEAM, Scope.WORDS))
+    team, words = (tile_offsets(kernel, scope)[1] for scope in SHARED_REGIONS)
     return GpuKernel(kernel.name, ptx, launches, team, words)
 
 
@@ -52,8 +54,7 @@ def symbols_of(kernel: Kernel) -> tuple[str, ...]:
 
 def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchShape, ...]]:
     """The kernel as LLVM IR text, before LLVM's passes, and its launches."""
-    threads = kernel.threads
-    if threads is None:
+    if kernel.blocks is None:
         raise Unsupported(f"kernel '{kernel.name}' was not lowered for a GPU: it has no block of threads", kernel.span)
     count = max((threads_of(kernel, p) for p in kernel.phases), default=0)
     if count > MAX_THREADS:
@@ -66,16 +67,16 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
     shared = ir.GlobalVariable(module, ir.ArrayType(I8, 0), DYNAMIC, addrspace=3)
     shared.linkage, shared.align = "external", max((alignment_of(t) for t in kernel.tiles), default=ALIGNMENT)
     shared.type = SHARED  # an untyped pointer, as everything derived from it
-    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
+    buffers = kernel.buffers
     launches = []
     try:
         for symbol, phase in zip(symbols_of(kernel), kernel.phases, strict=True):
-            layout = shared_layout(phase, kernel, threads, machine.shared_per_block)
-            cluster = cluster_of(kernel.cluster, phase)
+            layout = shared_layout(phase, kernel, machine.shared_per_block)
+            cluster = cluster_of(kernel, phase)
             maps = maps_of(phase, buffers, cluster)
             if maps and machine.sm < 90:
                 raise Unsupported(f"{machine.target} has no tensor copies (tma)", kernel.span, "stage by cp.async")
-            generator = PhaseGenerator(module, symbol, kernel, phase, threads, layout, machine, maps)
+            generator = PhaseGenerator(module, symbol, kernel, phase, layout, machine, maps)
             blocks, size = generator.generate(), cluster.blocks if cluster else 1
             count = threads_of(kernel, phase)
             launches.append(LaunchShape(symbol, blocks, count, layout.bytes, maps, size, generator.resident))

@@ -33,7 +33,7 @@ from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.evaluation import GpuEvaluator, GpuGraph, scalar_type, value_kind
 from tcomp.codegen.nvptx.join import Joiner, combine
 from tcomp.codegen.nvptx.phase_facts import pads
-from tcomp.codegen.nvptx.plan import accesses_of, plan_of, sharing_of
+from tcomp.codegen.nvptx.plan import plan_of, sharing_of
 from tcomp.codegen.nvptx.rounded import NARROW, for_narrow
 from tcomp.codegen.nvptx.scan import can_scan, scan
 from tcomp.codegen.nvptx.turns import Walker, turns_of
@@ -41,6 +41,7 @@ from tcomp.codegen.nvptx.writing import Writer
 from tcomp.dsl.ast import Access, Expr
 from tcomp.ir.reducers import identity
 from tcomp.ir.tile import Axis, Buffer, Compute, Scope
+from tcomp.ir.walk import accesses_of
 
 Parts = list[IrValue | None]
 """Accumulators; None: one that nothing has come to"""

@@ -38,12 +38,12 @@ from tcomp.codegen.cpu.types import I8, VOID, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.codegen.nvptx.roles import Roles
 from tcomp.codegen.nvptx.tensor_copy import await_deliveries, deliver
 from tcomp.codegen.nvptx.tensor_rings import TensorRings
 from tcomp.codegen.nvptx.turn_taking import TurnTaking
 from tcomp.ir.tile import Compute, Loop, Statement, Unpack
+from tcomp.ir.walk import statements_in
 
 
 def places_in(phase: Sequence[Statement]) -> Iterator[tuple[Unpack, int]]:

@@ -16,7 +16,8 @@ from tcomp.codegen.cpu.integers import Affine, Facts, Known
 from tcomp.codegen.cpu.tiles import Span
 from tcomp.codegen.cpu.types import I32, IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
-from tcomp.ir.tile import SERIAL, Axis, Spread, ThreadShape
+from tcomp.ir.blocks import ThreadShape
+from tcomp.ir.tile import SERIAL, Axis, Spread
 
 Point = Mapping[str, int]
 

@@ -14,7 +14,8 @@ from llvmlite import ir
 from tcomp.codegen.cpu.emitter import Emitter, Frame, Int
 from tcomp.codegen.cpu.types import F32, I32, VOID, IrValue, Type
 from tcomp.dsl.ast import DType
-from tcomp.ir.tile import Spread, ThreadShape
+from tcomp.ir.blocks import ThreadShape
+from tcomp.ir.tile import Spread
 
 GLOBAL = ir.PointerType(addrspace=1)
 SHARED = ir.PointerType(addrspace=3)
@@ -339,6 +340,7 @@ DIMENSIONS = ("lane.x", "lane.y", "warp.x", "warp.y")
 
 
 def dimension_size(shape: ThreadShape, dimension: str) -> int:
+    """How many lanes or warps a block has along `lane.x` or the like."""
     return {
         "lane.x": shape.lanes_x,
         "lane.y": shape.lanes_y,

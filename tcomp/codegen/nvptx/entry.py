@@ -16,13 +16,13 @@ from tcomp.codegen.cpu.types import I8, I32, I64, VOID, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GLOBAL, GpuEmitter
 from tcomp.codegen.nvptx.launch import OperandMap
-from tcomp.codegen.nvptx.layout import SharedLayout, team_layout
+from tcomp.codegen.nvptx.layout import SharedLayout
 from tcomp.codegen.nvptx.phase_facts import constant_operands, producer_of, threads_of
 from tcomp.ir.multicast import cluster_of
-from tcomp.ir.tile import Kernel, Scope, Statement, ThreadShape
+from tcomp.ir.regions import SHARED as SHARED_REGIONS, tile_offsets
+from tcomp.ir.tile import Kernel, Statement
 
 DYNAMIC = "tc_shared"
-SHARED_REGIONS = (Scope.TEAM, Scope.WORDS)
 """memory that all blocks share, with a pointer each behind the operands', where a kernel has such tiles"""
 
 
@@ -39,7 +39,7 @@ def declare_entry(
     module: ir.Module, symbol: str, kernel: Kernel, phase: Sequence[Statement], maps: tuple[OperandMap, ...]
 ) -> Entry:
     """The entry without a body."""
-    pointers = len(kernel.operands) + sum(1 for s in SHARED_REGIONS if team_layout(kernel.tiles, s)[1])
+    pointers = len(kernel.operands) + sum(1 for s in SHARED_REGIONS if tile_offsets(kernel, s)[1])
     parameters = [GLOBAL] * pointers + [ir.PointerType()] * len(maps)
     function = ir.Function(module, ir.FunctionType(VOID, parameters), name=symbol)
     function.calling_convention = "ptx_kernel"
@@ -47,7 +47,7 @@ def declare_entry(
     # (The assembler only moves registers between warps of a kernel that says how many blocks share the file.)
     producer = producer_of(kernel, phase)
     alone = ' "nvvm.minctasm"="1"' if producer is not None and producer.registers else ""
-    together = cluster_of(kernel.cluster, phase)
+    together = cluster_of(kernel, phase)
     clusters = f' "nvvm.cluster_dim"="{together.blocks},1,1"' if together is not None else ""
     set.add(function.attributes, f'nounwind "nvvm.reqntid"="{threads_of(kernel, phase)}"{alone}{clusters}')
     for argument in function.args[:pointers]:
@@ -57,15 +57,13 @@ def declare_entry(
     return Entry(function, function.args[:pointers], dict(zip(maps, function.args[pointers:], strict=True)))
 
 
-def scope_of(
-    entry: Entry, em: GpuEmitter, kernel: Kernel, layout: SharedLayout, shape: ThreadShape, target: str
-) -> GpuScope:
+def scope_of(entry: Entry, em: GpuEmitter, kernel: Kernel, layout: SharedLayout, target: str) -> GpuScope:
     """The names that the entry's body starts with. Offsets into shared memory are added where the emitter stands."""
     b = em.here()
     shared = em.module.globals.get(DYNAMIC)
     roots: dict[str, IrValue] = dict(zip((o.name for o in kernel.operands), entry.pointers, strict=False))
     regions = iter(entry.pointers[len(kernel.operands) :])
-    for offsets, size in (team_layout(kernel.tiles, s) for s in SHARED_REGIONS):
+    for offsets, size in (tile_offsets(kernel, s) for s in SHARED_REGIONS):
         region = next(regions) if size else None
         for name, at in offsets.items():
             roots[name] = b.gep(region, [ir.Constant(I64, at)], source_etype=I8)
@@ -75,8 +73,8 @@ def scope_of(
             place = em.mul(em.side(), layout.own[name])
             roots[name] = em.here().gep(roots[name], [em.i64(place)], source_etype=I8)
     return GpuScope(
-        buffers={t.name: t for t in kernel.operands + kernel.tiles}, roots=roots, variables={}, facts=Facts(),
-        fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=shape, target=target,
+        buffers=kernel.buffers, roots=roots, variables={}, facts=Facts(),
+        fma=True, registers=255, lanes_f32=1, features=frozenset(), threads=kernel.gpu.shape, target=target,
         constant=constant_operands(kernel),
         exchange={k: b.gep(shared, [ir.Constant(I32, at)], source_etype=I8) for k, at in layout.exchange.items()},
     )  # fmt: skip

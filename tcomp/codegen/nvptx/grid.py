@@ -19,7 +19,8 @@ from tcomp.codegen.cpu.expressions import fold
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.dsl.ast import Expr, Num
-from tcomp.ir.tile import Cluster, GridOrder, Loop
+from tcomp.ir.blocks import Cluster, GridOrder
+from tcomp.ir.tile import Loop
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Turns:
 
 
 def turns_of(nest: Sequence[Loop], cluster: Cluster | None = None) -> Turns:
+    """The turns of a nest of grid loops, made whole clusters along the cluster's loop."""
     ranges = [range(_constant(g, g.start), _constant(g, g.stop), g.step) for g in nest]
     if cluster is None:
         return Turns(tuple(nest), tuple(ranges))

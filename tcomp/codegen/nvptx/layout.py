@@ -1,4 +1,4 @@
-"""Where tiles lie: offsets in a block's shared memory, phase by phase, and in the region that all blocks share."""
+"""Where tiles lie in a block's shared memory, phase by phase."""
 
 from __future__ import annotations
 
@@ -8,27 +8,15 @@ from dataclasses import dataclass, field
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import value_kind
 from tcomp.codegen.nvptx.join import exchange_bytes
-from tcomp.codegen.nvptx.plan import accesses_of, exchange_lanes, joins_warps, plan_of, reads_of, sharing_of
+from tcomp.codegen.nvptx.plan import exchange_lanes, joins_warps, plan_of, sharing_of
 from tcomp.dsl.ast import DType
 from tcomp.errors import UserError
-from tcomp.ir.tile import (
-    SWIZZLE_PERIOD,
-    Buffer,
-    Compute,
-    Kernel,
-    Loop,
-    Pack,
-    Scope,
-    Statement,
-    Swizzled,
-    ThreadShape,
-    Unpack,
-)
+from tcomp.ir.tile import SWIZZLE_PERIOD, Buffer, Compute, Kernel, Loop, Pack, Scope, Statement, Swizzled, Unpack
+from tcomp.ir.walk import accesses_of, grid_nest, reads_of, statements_in
 
 ALIGNMENT = 128
 RING_BYTES = 16
 """of shared memory for the two mbarriers of one copy in a ring"""
-TEAM_ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
@@ -56,15 +44,8 @@ class SharedLayout:
     bytes: int = 0
 
 
-def statements_in(body: Sequence[Statement]) -> Iterator[Statement]:
-    """All statements, outer ones first."""
-    for s in body:
-        yield s
-        if isinstance(s, Loop):
-            yield from statements_in(s.body)
-
-
 def leading_packs(loop: Loop) -> tuple[Pack, ...]:
+    """The Packs that a loop's turn begins with: in a pipe loop those that run ahead."""
     found: list[Pack] = []
     for s in loop.body:
         if not isinstance(s, Pack):
@@ -108,7 +89,8 @@ def panels_in(body: Sequence[Statement]) -> Iterator[tuple[Unpack, int]]:
 
 def handed_over(phase: Sequence[Statement], kernel: Kernel) -> list[Unpack]:
     """What a warp of the producer delivers: results that are added to memory in every turn of a pipe loop."""
-    if kernel.producer is None or kernel.producer.warps < 2 or kernel.cluster is not None or kernel.sides > 1:
+    blocks = kernel.gpu
+    if blocks.producer is None or blocks.producer.warps < 2 or blocks.cluster is not None or blocks.sides > 1:
         return []
     loops = [s for s, _ in rings_of(phase) if isinstance(s, Loop)]
     return [u for loop in loops for u in loop.body if isinstance(u, Unpack) and u.add and u.groups == 1]
@@ -117,27 +99,22 @@ def handed_over(phase: Sequence[Statement], kernel: Kernel) -> list[Unpack]:
 def last_turns(phase: Sequence[Statement]) -> list[Loop]:
     """Loops that read what blocks have added up in turns (`schedule/last_turn.py`), in the block whose turn is last."""
     sums = {s.target.tensor for s in statements_in(phase) if isinstance(s, Unpack) and s.turns is not None}
-    body = phase
-    while len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
-        body = body[0].body
 
     def reads(s: Statement) -> bool:
         inside = (c for c in statements_in((s,)) if isinstance(c, Compute))
         return any(a.tensor in sums for c in inside for a in reads_of(c))
 
-    return [s for s in body if isinstance(s, Loop) and reads(s)]
+    return [s for s in grid_nest(phase)[1] if isinstance(s, Loop) and reads(s)]
 
 
 def successors(phase: Sequence[Statement], kernel: Kernel) -> dict[str, Successor]:
     """Tiles that results leave from which can lie where a tile lies that the copy engine has filled once, and that
     nothing reads any more when the result is written: attention's output in the place of its queries. Not in blocks
     that take tile after tile, nor in clusters: there the next tile is on its way, or a neighbour's."""
-    if kernel.order.persistent or kernel.sides > 1 or kernel.cluster is not None:
+    if kernel.gpu.order.persistent or kernel.gpu.sides > 1 or kernel.gpu.cluster is not None:
         return {}
-    path: tuple[int, ...] = ()
-    body = phase
-    while len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
-        body, path = body[0].body, (*path, 0)
+    nest, body = grid_nest(phase)
+    path = (0,) * len(nest)
     uses: dict[str, list[int]] = {}
     inside = {b.name: b.inside for b in kernel.tiles if b.inside}
     for i, outer in enumerate(body):
@@ -158,6 +135,7 @@ def successors(phase: Sequence[Statement], kernel: Kernel) -> dict[str, Successo
 
 
 def names_used(s: Statement) -> set[str]:
+    """Buffers that a statement itself reads or writes."""
     match s:
         case Compute():
             return {a.tensor for a in accesses_of(s)}
@@ -168,14 +146,15 @@ def names_used(s: Statement) -> set[str]:
     return set()
 
 
-def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadShape, limit: int) -> SharedLayout:
+def shared_layout(phase: Sequence[Statement], kernel: Kernel, limit: int) -> SharedLayout:
     """The shared memory of one phase. Where it is more than `limit` bytes, results take the places of tiles that are
     done with (`successors`); UserError with the tiles' sizes where that does not help."""
-    layout, sizes = _placed(phase, kernel, threads, {})
-    if layout.bytes > limit and (later := successors(phase, kernel)):
-        layout, sizes = _placed(phase, kernel, threads, later)
+    placing = _Placing(phase, kernel, {})
+    if placing.layout.bytes > limit and (later := successors(phase, kernel)):
+        placing = _Placing(phase, kernel, later)
+    layout = placing.layout
     if layout.bytes > limit:
-        listing = ", ".join(f"{n} {size:,}" for n, size in sorted(sizes, key=lambda x: -x[1]))
+        listing = ", ".join(f"{n} {size:,}" for n, size in sorted(placing.sizes, key=lambda x: -x[1]))
         raise UserError(
             f"{kernel.span}: kernel '{kernel.name}' needs {layout.bytes:,} bytes of shared memory; "
             f"a block has {limit:,}",
@@ -184,68 +163,87 @@ def shared_layout(phase: Sequence[Statement], kernel: Kernel, threads: ThreadSha
     return layout
 
 
-def _placed(
-    phase: Sequence[Statement], kernel: Kernel, threads: ThreadShape, later: dict[str, Successor]
-) -> tuple[SharedLayout, list[tuple[str, int]]]:
-    """All tiles in a row but those that have a predecessor's place; and the name and bytes of each."""
-    buffers = {b.name: b for b in kernel.operands + kernel.tiles}
-    used = {n for s in statements_in(phase) for n in names_used(s)}
-    layout = SharedLayout(successors=later)
-    sizes: list[tuple[str, int]] = []
+class _Placing:
+    """All tiles in a row but those that have a predecessor's place (`later`); `sizes` are names and bytes of all."""
 
-    def place(name: str, size: int, alignment: int = ALIGNMENT) -> int:
-        at = -(-layout.bytes // alignment) * alignment
-        layout.bytes = at + -(-size // alignment) * alignment
-        sizes.append((name, size))
+    def __init__(self, phase: Sequence[Statement], kernel: Kernel, later: dict[str, Successor]) -> None:
+        self.phase, self.kernel = phase, kernel
+        self.buffers = kernel.buffers
+        self.layout = SharedLayout(successors=later)
+        self.sizes: list[tuple[str, int]] = []
+        for s in statements_in(phase):
+            if isinstance(s, Loop) and s.level == "pipe" and pipe_stages(s) > 1:
+                self._pipe(s)
+        self._tiles()
+        for s in statements_in(phase):
+            if isinstance(s, Compute):
+                self._exchange(s)
+        for filled, count in rings_of(phase):
+            size = RING_BYTES * ring_copies(filled, count, kernel.gpu.sides)
+            self.layout.rings[id(filled)] = self._place("mbarriers", size)
+        handed: list[Unpack | Loop] = list(handed_over(phase, kernel))
+        for node in (*handed, *(last_turns(phase) if handed else ())):
+            self.layout.rings[id(node)] = self._place("mbarriers", RING_BYTES)
+
+    def _place(self, name: str, size: int, alignment: int = ALIGNMENT) -> int:
+        """Room for so many bytes at the end; where it begins."""
+        at = self._align(alignment)
+        self.layout.bytes = at + -(-size // alignment) * alignment
+        self.sizes.append((name, size))
         return at
 
-    for s in statements_in(phase):
-        if isinstance(s, Loop) and s.level == "pipe" and pipe_stages(s) > 1:
-            tiles = [buffers[p.buffer] for p in leading_packs(s)]
-            widest = max(alignment_of(t) for t in tiles)
-            start = layout.bytes = -(-layout.bytes // widest) * widest
-            for t in tiles:
-                layout.offsets[t.name] = place(t.name, t.bytes, alignment_of(t))
-            layout.bytes = -(-layout.bytes // widest) * widest
-            stage = layout.stages[id(s)] = layout.bytes - start
-            layout.bytes += stage * (pipe_stages(s) - 1)
-            sizes.append(
-                (f"{pipe_stages(s) - 1} more copies for the pipe over {s.variable}", layout.bytes - start - stage)
-            )
-    panels = {s.buffer: n for s, n in panels_in(phase)}
-    ringed = {p.buffer for s, _ in rings_of(phase) if isinstance(s, Loop) for p in leading_packs(s)}
-    shared = [b for b in kernel.tiles if b.scope is Scope.SHARED and b.name in used]
-    for b in shared:
-        if not b.inside and b.name not in layout.offsets and b.name not in later:
-            size, sides = b.bytes * panels.get(b.name, 1), 1 if b.name in ringed else kernel.sides
-            if sides > 1:
-                size = layout.own[b.name] = -(-size // alignment_of(b)) * alignment_of(b)
-            layout.offsets[b.name] = place(b.name, size * sides, alignment_of(b))
-    layout.offsets |= {name: layout.offsets[s.of] for name, s in later.items()}
-    for b in shared:
-        if b.inside:
-            layout.offsets[b.name] = layout.offsets[b.inside]
-            layout.own |= {b.name: layout.own[b.inside]} if b.inside in layout.own else {}
-    for s in statements_in(phase):
-        if isinstance(s, Compute):
-            sharing = sharing_of(s, threads)
-            if joins_warps(sharing):
-                wide = any(value_kind(buffers[a.tensor].dtype) == "f64" for a in accesses_of(s)) or _casts_to_f64(s)
-                shape = (threads.warps, exchange_lanes(sharing, threads))
-                size = exchange_bytes(plan_of(s, buffers).points, shape, wide)
-                if kernel.sides > 1:
-                    result = s.target.tensor.partition(".")[0]
-                    raise Unsupported(
-                        f"the warps of each side would join '{result}'", kernel.span,
-                        f"leave `pingpong` out, or compute {result} in a kernel of its own",
-                    )  # fmt: skip
-                layout.exchange[id(s)] = place(f"joining warps of {s.target.tensor}", size)
-    for filled, count in rings_of(phase):
-        layout.rings[id(filled)] = place("mbarriers", RING_BYTES * ring_copies(filled, count, kernel.sides))
-    handed: list[Unpack | Loop] = list(handed_over(phase, kernel))
-    for node in (*handed, *(last_turns(phase) if handed else ())):
-        layout.rings[id(node)] = place("mbarriers", RING_BYTES)
-    return layout, sizes
+    def _align(self, alignment: int) -> int:
+        self.layout.bytes = -(-self.layout.bytes // alignment) * alignment
+        return self.layout.bytes
+
+    def _pipe(self, loop: Loop) -> None:
+        """What a pipe loop fills: as many copies of all its tiles as it has stages."""
+        layout, stages = self.layout, pipe_stages(loop)
+        tiles = [self.buffers[p.buffer] for p in leading_packs(loop)]
+        widest = max(alignment_of(t) for t in tiles)
+        start = self._align(widest)
+        for t in tiles:
+            layout.offsets[t.name] = self._place(t.name, t.bytes, alignment_of(t))
+        stage = layout.stages[id(loop)] = self._align(widest) - start
+        layout.bytes += stage * (stages - 1)
+        self.sizes.append((f"{stages - 1} more copies for the pipe over {loop.variable}", stage * (stages - 1)))
+
+    def _tiles(self) -> None:
+        """All other tiles; panels lie in the tile that they are of."""
+        layout = self.layout
+        used = {n for s in statements_in(self.phase) for n in names_used(s)}
+        panels = {s.buffer: n for s, n in panels_in(self.phase)}
+        ringed = {p.buffer for s, _ in rings_of(self.phase) if isinstance(s, Loop) for p in leading_packs(s)}
+        shared = [b for b in self.kernel.tiles if b.scope is Scope.SHARED and b.name in used]
+        for b in shared:
+            if not b.inside and b.name not in layout.offsets and b.name not in layout.successors:
+                size, alignment = b.bytes * panels.get(b.name, 1), alignment_of(b)
+                sides = 1 if b.name in ringed else self.kernel.gpu.sides
+                if sides > 1:
+                    size = layout.own[b.name] = -(-size // alignment) * alignment
+                layout.offsets[b.name] = self._place(b.name, size * sides, alignment)
+        layout.offsets |= {name: layout.offsets[s.of] for name, s in layout.successors.items()}
+        for b in shared:
+            if b.inside:
+                layout.offsets[b.name] = layout.offsets[b.inside]
+                layout.own |= {b.name: layout.own[b.inside]} if b.inside in layout.own else {}
+
+    def _exchange(self, s: Compute) -> None:
+        """Where warps leave the parts of sums that they join."""
+        threads = self.kernel.gpu.shape
+        sharing = sharing_of(s, threads)
+        if not joins_warps(sharing):
+            return
+        wide = any(value_kind(self.buffers[a.tensor].dtype) == "f64" for a in accesses_of(s)) or _casts_to_f64(s)
+        shape = (threads.warps, exchange_lanes(sharing, threads))
+        size = exchange_bytes(plan_of(s, self.buffers).points, shape, wide)
+        if self.kernel.gpu.sides > 1:
+            result = s.target.tensor.partition(".")[0]
+            raise Unsupported(
+                f"the warps of each side would join '{result}'", self.kernel.span,
+                f"leave `pingpong` out, or compute {result} in a kernel of its own",
+            )  # fmt: skip
+        self.layout.exchange[id(s)] = self._place(f"joining warps of {s.target.tensor}", size)
 
 
 def alignment_of(tile: Buffer) -> int:
@@ -255,15 +253,3 @@ def alignment_of(tile: Buffer) -> int:
 
 def _casts_to_f64(c: Compute) -> bool:
     return DType.F64.value in str(c.value)
-
-
-def team_layout(tiles: Sequence[Buffer], scope: Scope = Scope.TEAM) -> tuple[dict[str, int], int]:
-    """Offsets of the tiles that all blocks share, and the region's bytes; of `Scope.WORDS` those of the words that are
-    zero between launches."""
-    offsets: dict[str, int] = {}
-    end = 0
-    for t in tiles:
-        if t.scope is scope:
-            offsets[t.name] = end
-            end += -(-t.bytes // TEAM_ALIGNMENT) * TEAM_ALIGNMENT
-    return offsets, end

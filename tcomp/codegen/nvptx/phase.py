@@ -26,22 +26,12 @@ from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.grid import turns_of
 from tcomp.codegen.nvptx.groups import Groups
 from tcomp.codegen.nvptx.launch import OperandMap
-from tcomp.codegen.nvptx.layout import (
-    SharedLayout,
-    handed_over,
-    last_turns,
-    leading_packs,
-    pipe_stages,
-    rings_of,
-    statements_in,
-)
+from tcomp.codegen.nvptx.layout import SharedLayout, handed_over, last_turns, leading_packs, pipe_stages, rings_of
 from tcomp.codegen.nvptx.matrix import write_contraction
 from tcomp.codegen.nvptx.pack import PackGenerator
 from tcomp.codegen.nvptx.phase_facts import (
     asynchronous,
-    bounded_fragments,
-    filled_tiles,
-    matrix_operands,
+    know_tiles,
     needs_whole_clusters,
     producer_of,
     reads_ordinary_tiles,
@@ -49,8 +39,7 @@ from tcomp.codegen.nvptx.phase_facts import (
     touched,
 )
 from tcomp.codegen.nvptx.pipe import PipeGenerator
-from tcomp.codegen.nvptx.plan import accesses_of
-from tcomp.codegen.nvptx.register_tiles import give_registers, give_second
+from tcomp.codegen.nvptx.register_tiles import give_tiles
 from tcomp.codegen.nvptx.rescaling import factor_of, long, where_any_grew
 from tcomp.codegen.nvptx.roles import Roles
 from tcomp.codegen.nvptx.runs import run_of, write_run, written
@@ -61,10 +50,9 @@ from tcomp.codegen.nvptx.tensor_rings import TensorRings
 from tcomp.codegen.nvptx.turn_taking import WarpTurns
 from tcomp.dsl.ast import Call, Num
 from tcomp.ir.multicast import cluster_of
-from tcomp.ir.pairs import paired
 from tcomp.ir.panels import written_out
-from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope, Statement, ThreadShape, Unpack
-from tcomp.ir.walk import streams
+from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope, Statement, Unpack
+from tcomp.ir.walk import grid_nest, statements_in, streams
 from tcomp.machine.gpu import GpuMachine
 
 
@@ -89,73 +77,36 @@ class PhaseGenerator:
         symbol: str,
         kernel: Kernel,
         phase: Sequence[Statement],
-        shape: ThreadShape,
         layout: SharedLayout,
         machine: GpuMachine,
         maps: tuple[OperandMap, ...] = (),
     ) -> None:
         entry = declare_entry(module, symbol, kernel, phase, maps)
         self.kernel, self.phase, self.layout, self.machine = kernel, phase, layout, machine
-        self.cluster = cluster_of(kernel.cluster, phase)
-        self.em = GpuEmitter(entry.function, shape, kernel.sides)
+        self.cluster = cluster_of(kernel, phase)
+        self.em = GpuEmitter(entry.function, kernel.gpu.shape, kernel.gpu.sides)
         self.groups = Groups(self.em)
         self.roles = Roles(self.em, machine)
-        self.scope = scope_of(entry, self.em, kernel, layout, shape, machine.target)
+        self.scope = scope_of(entry, self.em, kernel, layout, machine.target)
         self.copies = TensorRings(self, phase, entry.maps)
         self.last_turns = {id(s) for s in last_turns(phase)}
 
     def generate(self) -> int:
         """Emit the whole entry; gives the number of blocks to launch."""
-        phase = self.phase
-        filled = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
-        self.ordinary = {t.name for t in self.kernel.tiles if t.scope is Scope.SHARED} - filled
-        self.sync = Planner(
-            phase, self.scope.buffers, self.em.threads, self.kernel.order.persistent, self.kernel.inplace,
-            frozenset(u.buffer for u in handed_over(phase, self.kernel)),
-        ).plan(phase)  # fmt: skip
-        self.left: dict[tuple[int, ...], set[str]] = {}
-        """of a statement (by path), the tiles whose place its results take"""
-        for later in self.layout.successors.values():
-            self.left.setdefault(later.path, set()).add(later.of)
-        self.sync.barriers |= set(self.left)
-        self.scope.bounded = bounded_fragments(phase, self.scope.buffers)
-        self.scope.zeroed = matrix_operands(phase)
-        self.scope.filled = filled_tiles(phase, self.scope.buffers)
-        self.scope.delivered = frozenset(s.buffer for s in statements_in(phase) if isinstance(s, Unpack))
-        self.em.async_reads = reads_ordinary_tiles(phase, self.scope)
-        self.em.calls = not any(True for _ in asynchronous(phase, self.scope))
-        used = {a.tensor for s in statements_in(phase) if isinstance(s, Compute) for a in accesses_of(s)}
-        for t in self.kernel.tiles:
-            if t.name in used and t.scope is Scope.REGISTERS:
-                give_registers(self.em, self.scope, t, self.kernel.span)
-            if t.name in used and t.scope is Scope.SCRATCH:
-                raise Unsupported(f"tile '{t.name}' is in a CPU core's scratch memory", self.kernel.span)
-        for s in statements_in(phase):
-            if isinstance(s, Loop) and (product := paired(s)) is not None:
-                give_second(self.em, self.scope, product.target.tensor, self.kernel.span)
-        self.joined_behind = joined_behind(phase, self.scope)
-        self.copies.start(self, phase)
-        self.staggered = staggered(self.kernel, phase, self.scope)
-        persistent = self.kernel.order.persistent
-        self.deliveries = Deliveries(self.em, self.scope, self.roles, self.copies, phase, persistent)
-        path: tuple[int, ...] = ()
-        nest: list[Loop] = []
-        body: Sequence[Statement] = phase
-        while len(body) == 1 and isinstance(body[0], Loop) and body[0].level == "grid":
-            nest.append(body[0])
-            body, path = body[0].body, (*path, 0)
-        self.turns, self.body, self.path = turns_of(nest, self.cluster), body, path
+        self._plan()
+        give_tiles(self.em, self.scope, self.kernel, self.phase)
+        self.joined_behind = joined_behind(self.phase, self.scope)
+        self.copies.start(self, self.phase)
+        self.staggered = staggered(self.kernel, self.phase, self.scope)
+        persistent = self.kernel.gpu.order.persistent
+        self.deliveries = Deliveries(self.em, self.scope, self.roles, self.copies, self.phase, persistent)
+        self._enter_grid()
         total, size = self.turns.total, self.turns.cluster
-        if self.turns.padded and (why := needs_whole_clusters(phase, self.scope)):
-            hint = "leave `cluster` out, or take tiles of which the size is whole clusters"
-            raise Unsupported(f"tiles are no whole clusters, and {why}", self.kernel.span, hint)
-        stream = self.kernel.order.stream
-        self.stream = stream if stream is not None and any(streams(s, stream) for s in phase) else None
         work = total if self.stream is None else total * self.stream.units
         blocks = min(work, self.machine.clusters(size) * size) if persistent else total
-        takes_turns = any(isinstance(s, Unpack) and s.turns is not None for s in statements_in(phase))
+        takes_turns = any(isinstance(s, Unpack) and s.turns is not None for s in statements_in(self.phase))
         self.resident = takes_turns and blocks < total and self.stream is None
-        producer = producer_of(self.kernel, phase)
+        producer = producer_of(self.kernel, self.phase)
         if total and producer is None:
             self._whole(blocks)
         elif total and producer is not None:
@@ -165,6 +116,34 @@ class PhaseGenerator:
             self.em.cluster_barrier()  # a peer may still write into this block, or tell its mbarriers
         self.em.here().ret_void()
         return max(1, blocks)
+
+    def _plan(self) -> None:
+        """What is known of the phase before any of its statements: where barriers stand, and what its tiles are for."""
+        phase = self.phase
+        filled = {s.buffer for s in statements_in(phase) if isinstance(s, Pack) and s.by == "tma"}
+        self.ordinary = {t.name for t in self.kernel.tiles if t.scope is Scope.SHARED} - filled
+        self.sync = Planner(
+            phase, self.scope.buffers, self.em.threads, self.kernel.gpu.order.persistent, self.kernel.inplace,
+            frozenset(u.buffer for u in handed_over(phase, self.kernel)),
+        ).plan(phase)  # fmt: skip
+        self.left: dict[tuple[int, ...], set[str]] = {}
+        """of a statement (by path), the tiles whose place its results take"""
+        for later in self.layout.successors.values():
+            self.left.setdefault(later.path, set()).add(later.of)
+        self.sync.barriers |= set(self.left)
+        know_tiles(self.scope, phase)
+        self.em.async_reads = reads_ordinary_tiles(phase, self.scope)
+        self.em.calls = not any(True for _ in asynchronous(phase, self.scope))
+
+    def _enter_grid(self) -> None:
+        """The turns of the grid loops, what is in them, and how they are shared out."""
+        nest, self.body = grid_nest(self.phase)
+        self.turns, self.path = turns_of(nest, self.cluster), (0,) * len(nest)
+        if self.turns.padded and (why := needs_whole_clusters(self.phase, self.scope)):
+            hint = "leave `cluster` out, or take tiles of which the size is whole clusters"
+            raise Unsupported(f"tiles are no whole clusters, and {why}", self.kernel.span, hint)
+        stream = self.kernel.gpu.order.stream
+        self.stream = stream if stream is not None and any(streams(s, stream) for s in self.phase) else None
 
     def _blocks(self, blocks: int) -> None:
         """A block's turns: one, or every blocks-th from its own number on."""
@@ -200,7 +179,7 @@ class PhaseGenerator:
         self.em.here()
         rank: Int = self.em.cluster_rank() if self.cluster is not None else 0
         self.em.here()
-        values = self.turns.values(self.em, number, self.kernel.order, rank)
+        values = self.turns.values(self.em, number, self.kernel.gpu.order, rank)
         for g, r, value in zip(self.turns.loops, self.turns.ranges, values, strict=True):
             self.bind(g.variable, value, self.scope.facts.loop(Num(r.start), Num(r.stop), g.step), self.em.depth)
         if self.turns.padded:

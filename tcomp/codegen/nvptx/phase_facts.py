@@ -10,25 +10,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from tcomp.codegen.cpu.integers import Affine, affine_form
 from tcomp.codegen.nvptx.addressing import has_room
 from tcomp.codegen.nvptx.domain import GpuScope
-from tcomp.codegen.nvptx.layout import rings_of, statements_in
+from tcomp.codegen.nvptx.layout import rings_of
 from tcomp.codegen.nvptx.matrix import matched
-from tcomp.codegen.nvptx.plan import Plan, accesses_of, plan_of, reads_of
+from tcomp.codegen.nvptx.plan import Plan, plan_of
 from tcomp.codegen.nvptx.turns import divides_evenly
 from tcomp.dsl.ast import Access
 from tcomp.instructions.matching import Match
-from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Loop, Pack, Producer, Scope, Statement
+from tcomp.ir.blocks import Producer
+from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Loop, Pack, Scope, Statement, Unpack
+from tcomp.ir.walk import accesses_of, reads_of, statements_in
 
 
 def producer_of(kernel: Kernel, phase: Sequence[Statement]) -> Producer | None:
     """The kernel's producer, where the phase has something for it."""
-    return kernel.producer if any(True for _ in rings_of(phase)) else None
+    return kernel.gpu.producer if any(True for _ in rings_of(phase)) else None
 
 
 def threads_of(kernel: Kernel, phase: Sequence[Statement]) -> int:
     """Threads of a phase's blocks, a producer's included."""
-    assert kernel.threads is not None
     producer = producer_of(kernel, phase)
-    return kernel.threads.threads * kernel.sides + (32 * producer.warps if producer is not None else 0)
+    return kernel.gpu.shape.threads * kernel.gpu.sides + (32 * producer.warps if producer is not None else 0)
+
+
+def know_tiles(scope: GpuScope, phase: Sequence[Statement]) -> None:
+    """Tell the scope what the phase's tiles are for."""
+    scope.bounded = bounded_fragments(phase, scope.buffers)
+    scope.zeroed = matrix_operands(phase)
+    scope.filled = filled_tiles(phase, scope.buffers)
+    scope.delivered = frozenset(s.buffer for s in statements_in(phase) if isinstance(s, Unpack))
 
 
 def matrix_operands(phase: Sequence[Statement]) -> frozenset[str]:
@@ -65,6 +74,7 @@ def pads(c: Compute, plan: Plan, buffers: Mapping[str, Buffer]) -> bool:
 
 
 def as_long_as_its_block(axis: Axis) -> bool:
+    """Has the axis as many values as its block bounds, whatever the loops around it stand at?"""
     start, stop = affine_form(axis.start), affine_form(axis.stop)
     return start is not None and stop is not None and stop - start == Affine(constant=axis.block)
 
@@ -73,7 +83,7 @@ def staggered(kernel: Kernel, phase: Sequence[Statement], scope: GpuScope) -> bo
     """Do warpgroups go through pipe loops a turn apart: through those that are one product by wgmma?"""
     loops = (s for s in statements_in(phase) if isinstance(s, Loop) and s.level == "pipe")
     bodies = ([s for s in loop.body if not isinstance(s, Pack)] for loop in loops)
-    return kernel.staggered and any(len(b) == 1 and any(True for _ in asynchronous(b, scope)) for b in bodies)
+    return kernel.gpu.staggered and any(len(b) == 1 and any(True for _ in asynchronous(b, scope)) for b in bodies)
 
 
 def loads_loose(body: Sequence[Statement], tiles: set[str], scope: GpuScope) -> list[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tcomp.codegen.nvptx.domain import spread_of
 from tcomp.codegen.nvptx.emitter import DIMENSIONS, dimension_size
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.turns import turns_of
-from tcomp.dsl.ast import Access, Call, Expr, names_in, walk
-from tcomp.ir.tile import Axis, Buffer, Compute, Scope, ThreadShape
+from tcomp.dsl.ast import Call, names_in, walk
+from tcomp.ir.blocks import ThreadShape
+from tcomp.ir.tile import Axis, Buffer, Compute, Scope
+from tcomp.ir.walk import accesses_of
 
 ACCUMULATORS = 224
 """values of a reduction's target that a thread keeps in registers at once"""
@@ -42,21 +44,6 @@ class Plan:
     def whole(self) -> bool:
         """Is every parallel axis unrolled: the thread has one tile only?"""
         return all(self.turns[a.name] == 0 for a in self.parallel)
-
-
-def accesses_of(c: Compute) -> Iterator[Access]:
-    """All accesses of a Compute: the target first, then what it reads."""
-    yield c.target
-    yield from reads_of(c)
-
-
-def reads_of(c: Compute) -> Iterator[Access]:
-    """What is read to compute the values and to place them; not the old target of an accumulation."""
-    exprs: list[Expr] = [c.value, *c.target.subscripts, *([] if c.guard is None else [c.guard])]
-    for e in exprs:
-        for n in walk(e):
-            if isinstance(n, Access):
-                yield n
 
 
 def plan_of(c: Compute, buffers: Mapping[str, Buffer]) -> Plan:

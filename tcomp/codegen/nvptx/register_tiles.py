@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from llvmlite import ir
@@ -11,8 +12,22 @@ from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import slot_type
 from tcomp.dsl.ast import Span
-from tcomp.ir.pairs import SECOND
-from tcomp.ir.tile import Buffer, Fragment
+from tcomp.ir.pairs import SECOND, paired
+from tcomp.ir.tile import Buffer, Compute, Fragment, Kernel, Loop, Scope, Statement
+from tcomp.ir.walk import accesses_of, statements_in
+
+
+def give_tiles(em: GpuEmitter, scope: GpuScope, kernel: Kernel, phase: Sequence[Statement]) -> None:
+    """The slots of all register tiles that a phase uses."""
+    used = {a.tensor for s in statements_in(phase) if isinstance(s, Compute) for a in accesses_of(s)}
+    for t in kernel.tiles:
+        if t.name in used and t.scope is Scope.REGISTERS:
+            give_registers(em, scope, t, kernel.span)
+        if t.name in used and t.scope is Scope.SCRATCH:
+            raise Unsupported(f"tile '{t.name}' is in a CPU core's scratch memory", kernel.span)
+    for s in statements_in(phase):
+        if isinstance(s, Loop) and (product := paired(s)) is not None:
+            give_second(em, scope, product.target.tensor, kernel.span)
 
 
 def give_registers(em: GpuEmitter, scope: GpuScope, t: Buffer, span: Span) -> None:
@@ -35,9 +50,10 @@ def give_second(em: GpuEmitter, scope: GpuScope, name: str, span: Span) -> None:
     tile = replace(scope.buffers[name], name=name + SECOND)
     scope.buffers[tile.name] = tile
     give_registers(em, scope, tile, span)
-    for known in ("bounded", "zeroed"):
-        names: frozenset[str] = getattr(scope, known)
-        setattr(scope, known, names | {tile.name} if name in names else names)
+    if name in scope.bounded:
+        scope.bounded |= {tile.name}
+    if name in scope.zeroed:
+        scope.zeroed |= {tile.name}
 
 
 def _safe(name: str) -> str:

@@ -13,7 +13,7 @@ from functools import partial
 
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.ring import elected
-from tcomp.ir.tile import Producer
+from tcomp.ir.blocks import Producer
 from tcomp.machine.gpu import GpuMachine
 
 MOST_REGISTERS = 240

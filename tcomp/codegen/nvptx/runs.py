@@ -22,10 +22,10 @@ from tcomp.codegen.nvptx.compute import ComputeGenerator
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.phase_facts import as_long_as_its_block, touched
-from tcomp.codegen.nvptx.plan import accesses_of, joins_warps, sharing_of
-from tcomp.dsl.ast import Access, Expr, Num, conjuncts
+from tcomp.codegen.nvptx.plan import joins_warps, sharing_of
+from tcomp.dsl.ast import Access, Expr, Num, conjuncts, product_factors
 from tcomp.ir.tile import Compute, Scope, Statement
-from tcomp.schedule.fold import product_factors
+from tcomp.ir.walk import accesses_of
 
 if TYPE_CHECKING:
     from tcomp.codegen.nvptx.phase import PhaseGenerator

@@ -1,4 +1,4 @@
-"""A stream's equal shares (`ir.tile.Stream`): which part of which sums a block, or a cluster, computes on its way.
+"""A stream's equal shares (`ir.blocks.Stream`): which part of which sums a block, or a cluster, computes on its way.
 
 All units of all sums lie in one row, which is cut into as many pieces of one length as there are shares. Where each sum
 has some whole parts of one size before that, those are dealt out first.
@@ -14,7 +14,7 @@ from tcomp.codegen.cpu.integers import Known
 from tcomp.codegen.cpu.types import IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.ir.tile import Stream
+from tcomp.ir.blocks import Stream
 
 if TYPE_CHECKING:
     from tcomp.codegen.nvptx.phase import PhaseGenerator

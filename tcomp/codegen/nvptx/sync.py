@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 
 from tcomp.codegen.cpu.integers import Affine, affine_form
 from tcomp.codegen.nvptx.domain import spread_of
-from tcomp.codegen.nvptx.layout import last_turns, leading_packs, pipe_stages, statements_in
-from tcomp.codegen.nvptx.plan import joins_warps, reads_of, sharing_of
+from tcomp.codegen.nvptx.layout import last_turns, leading_packs, pipe_stages
+from tcomp.codegen.nvptx.plan import joins_warps, sharing_of
 from tcomp.dsl.ast import Access, Binary, Name, accesses_in
-from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Pack, Scope, Spread, Statement, ThreadShape, Unpack
+from tcomp.ir.blocks import ThreadShape
+from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Pack, Scope, Spread, Statement, Unpack
+from tcomp.ir.walk import reads_of, statements_in
 
 Dimension = tuple[Affine | str, Spread | None]
 

@@ -19,11 +19,12 @@ from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import OperandMap
-from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.dsl.ast import Name, names_in, substitute
+from tcomp.ir.blocks import Cluster
 from tcomp.ir.multicast import shared_packs
 from tcomp.ir.tensor_map import result_map, tile_map
-from tcomp.ir.tile import Buffer, Cluster, Pack, Shifted, Statement, Swizzled, Unpack
+from tcomp.ir.tile import Buffer, Pack, Shifted, Statement, Swizzled, Unpack
+from tcomp.ir.walk import statements_in
 
 
 @dataclass(frozen=True)

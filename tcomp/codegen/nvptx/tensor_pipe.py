@@ -30,11 +30,11 @@ from tcomp.codegen.nvptx.evaluation import slot_type
 from tcomp.codegen.nvptx.layout import leading_packs
 from tcomp.codegen.nvptx.matrix import matched
 from tcomp.codegen.nvptx.phase_facts import loads_loose
-from tcomp.codegen.nvptx.plan import accesses_of
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator
 from tcomp.ir.pairs import of_second, paired
 from tcomp.ir.tile import Compute, Loop, Unpack
+from tcomp.ir.walk import accesses_of
 
 if TYPE_CHECKING:
     from tcomp.codegen.nvptx.phase import PhaseGenerator

@@ -11,13 +11,14 @@ from tcomp.codegen.cpu.types import I8, I32, VOID, IrValue
 from tcomp.codegen.nvptx.entry import DYNAMIC
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import OperandMap
-from tcomp.codegen.nvptx.layout import handed_over, last_turns, leading_packs, ring_copies, rings_of, statements_in
+from tcomp.codegen.nvptx.layout import handed_over, last_turns, leading_packs, ring_copies, rings_of
 from tcomp.codegen.nvptx.phase_facts import repeated_in
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.tensor_copy import Share, map_of, map_of_result
 from tcomp.codegen.nvptx.tensor_tile import TensorTile
 from tcomp.ir.multicast import shared_packs
 from tcomp.ir.tile import Compute, Loop, Pack, Statement, Unpack
+from tcomp.ir.walk import statements_in
 
 if TYPE_CHECKING:
     from tcomp.codegen.nvptx.phase import PhaseGenerator
@@ -45,7 +46,7 @@ class TensorRings:
         shared = em.module.globals.get(DYNAMIC)
         found = list(rings_of(phase))
         written = {s.target.tensor for s in statements_in(phase) if isinstance(s, Compute)}
-        repeated = repeated_in(phase, generator.kernel.order.persistent)
+        repeated = repeated_in(phase, generator.kernel.gpu.order.persistent)
         unpacks = [s for s in statements_in(phase) if isinstance(s, Unpack)]
         delivered = {self.buffers[u.buffer].inside: u.groups for u in unpacks}
         for node, stages in found:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tcomp.codegen.nvptx.targets import target_named
 from tcomp.dsl.load import load_text
 from tcomp.instructions import MMA_SYNC, FragmentLayout, Instruction
+from tcomp.machine.targets import target_named
 from tcomp.oracle import evaluate
 from tcomp.runtime.values import stored, values
 from tcomp.runtime.vgpu import Device

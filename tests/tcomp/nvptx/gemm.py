@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 from tcomp.dsl.ast import Access, DType, Num
-from tcomp.ir.tile import (
-    Axis,
-    Buffer,
-    Compute,
-    Kernel,
-    Pack,
-    Pitched,
-    RowMajor,
-    Spread,
-    Swizzled,
-    ThreadShape,
-)
+from tcomp.ir.blocks import ThreadShape
+from tcomp.ir.tile import Axis, Buffer, Compute, Kernel, Pack, Pitched, RowMajor, Spread, Swizzled
 from tests.tcomp.nvptx.support import (
     at,
     grid,

@@ -10,6 +10,7 @@ from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.launch import GpuKernel
 from tcomp.dsl.ast import DType, Expr, Name, Num
 from tcomp.dsl.load import load_text
+from tcomp.ir.blocks import Blocks, ThreadShape
 from tcomp.ir.tile import (
     Axis,
     Buffer,
@@ -22,7 +23,6 @@ from tcomp.ir.tile import (
     Scope,
     Spread,
     Statement,
-    ThreadShape,
     Unpack,
 )
 from tcomp.machine.gpu import H100, GpuMachine
@@ -93,7 +93,7 @@ def kernel(
         tuple(tuple(p) for p in phases),
         frozenset(names - targets),
         frozenset(names & targets),
-        threads=threads,
+        blocks=Blocks(threads),
     )
 
 

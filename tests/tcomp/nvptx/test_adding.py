@@ -68,7 +68,7 @@ def test_a_cluster_that_is_not_whole_reads_nothing_that_its_threads_did_not_writ
     kernel = lower(
         bound(op, DType.BF16), module, {"B": 1, "T": 260, "H": 1, "D": 64}, H100, deterministic=False
     ).kernels[-1]
-    assert kernel.cluster is not None
+    assert kernel.gpu.cluster is not None
     with pytest.raises(Unsupported, match="no whole clusters, and matrix instructions read 'ds'") as e:
         compile_kernel(kernel, H100)
     assert e.value.hint

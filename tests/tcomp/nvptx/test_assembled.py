@@ -7,9 +7,10 @@ import pytest
 
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.targets import TARGETS
 from tcomp.dsl.ast import DType
-from tcomp.ir.tile import Compute, Kernel, Spread, ThreadShape
+from tcomp.ir.blocks import ThreadShape
+from tcomp.ir.tile import Compute, Kernel, Spread
+from tcomp.machine.targets import TARGETS
 from tests.tcomp.nvptx.gemm import product
 from tests.tcomp.nvptx.support import at, axis, fn, kernel, lanes, launch, machine, op, operand
 

@@ -152,7 +152,7 @@ def test_parts_that_are_added_in_turns_as_the_others_are(out: str, adds: bool, s
     assert own.only is not None and own.turns is not None and own.turns.stores is not adds
     assert own.target.tensor == ("db" if out == "f32" else "db.joined")
     assert found.buffer("db.turns").shape == (2 * 8,), "tiles along n, warps"
-    assert (found.order.stream is not None) is stream
+    assert (found.gpu.order.stream is not None) is stream
     (report, *_) = right(found)
     assert report.grid[0] == 3
 

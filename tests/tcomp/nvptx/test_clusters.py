@@ -11,8 +11,8 @@ import pytest
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.dsl.errors import TcError
+from tcomp.ir.blocks import Cluster
 from tcomp.ir.print import print_kernel
-from tcomp.ir.tile import Cluster
 from tcomp.machine.gpu import H100
 from tcomp.runtime.vgpu.report import KernelFault
 from tests.tcomp.nvptx.support import given, launch, lowered, run
@@ -52,7 +52,7 @@ schedule f on sm_90a:
 def test_products(rows: int, flags: str, m: int, n: int, k: int) -> None:
     """Also where the tiles along the cluster are no whole clusters: what is beyond writes nothing."""
     found = lowered(TEXT.format(rows=rows, by="tma", flags=flags), {"M": m, "N": n, "K": k})
-    assert found.cluster == Cluster("m.0", rows // 16)
+    assert found.gpu.cluster == Cluster("m.0", rows // 16)
     assert f"clusters of {rows // 16} blocks along m.0" in print_kernel(found)
     ptx, reports = run(found, given(found, RNG), replace(H100, sms=5), tolerance=1e-4)
     assert "multicast::cluster" in ptx and f".reqnctapercluster {rows // 16}, 1, 1" in ptx
@@ -109,12 +109,13 @@ def test_nothing_to_share_in_one_turn_is_no_fault() -> None:
 def test_a_tile_that_does_not_divide_is_not_shared() -> None:
     """Half of eight rows is no whole swizzle pattern: the blocks are then no cluster."""
     found = lowered(TENSOR.format(bn=8), {"M": 390, "N": 8, "K": 64})
-    assert found.cluster is None and lowered(TENSOR.format(bn=16), {"M": 390, "N": 16, "K": 64}).cluster is not None
+    assert found.gpu.cluster is None
+    assert lowered(TENSOR.format(bn=16), {"M": 390, "N": 16, "K": 64}).gpu.cluster is not None
     run(found, given(found, RNG), replace(H100, sms=4))
 
 
 def test_one_tile_along_the_cluster_is_no_cluster() -> None:
-    assert lowered(TEXT.format(rows=32, by="tma", flags=""), {"M": 16, "N": 64, "K": 64}).cluster is None
+    assert lowered(TEXT.format(rows=32, by="tma", flags=""), {"M": 16, "N": 64, "K": 64}).gpu.cluster is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tcomp.dsl.ast import DType, Expr, Num
-from tcomp.ir.tile import Compute, Kernel, Spread, ThreadShape
+from tcomp.ir.blocks import ThreadShape
+from tcomp.ir.tile import Compute, Kernel, Spread
 from tests.tcomp.nvptx.support import (
     at,
     axis,

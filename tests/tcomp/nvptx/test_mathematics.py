@@ -114,7 +114,7 @@ def test_random_is_the_cpus(tmp_path: Path) -> None:
     gpu, _ = launch(k, compile_kernel(k, H100), {})
     grid = k.phases[0][0]
     assert isinstance(grid, Loop)
-    cpu = replace(k, phases=((replace(grid, level="core"),),), threads=None)
+    cpu = replace(k, phases=((replace(grid, level="core"),),), blocks=None)
     with SingleKernel(cpu, detect(), 1, tmp_path) as single:
         single.run()
         assert single.array("Y").tobytes() == gpu["Y"].tobytes()

@@ -143,7 +143,7 @@ def test_a_pair_issues_both_products_before_it_waits() -> None:
 
 def test_blocks_in_reverse() -> None:
     kernel: Kernel = lowered("reverse m").kernels[0]
-    assert kernel.order.reversed == {"m.0"}
+    assert kernel.gpu.order.reversed == {"m.0"}
     ptx = compile_kernel(kernel, H100).ptx
     assert ptx != compile_kernel(lowered("").kernels[0], H100).ptx
 

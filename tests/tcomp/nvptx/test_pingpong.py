@@ -69,7 +69,7 @@ def test_sums_are_the_same(grid: str, columns: int, stages: int, m: int, k: int)
     assert SIDES in print_kernel(found)
     inputs = given(found, RNG)
     run(found, inputs, TWO_SMS)
-    alone = replace(found, sides=1)
+    alone = replace(found, blocks=replace(found.gpu, sides=1))
     results = [launch(k, compile_kernel(k, TWO_SMS), inputs)[0] for k in (found, alone)]
     for name in ("P", "Y"):
         np.testing.assert_array_equal(results[0][name], results[1][name])
@@ -79,7 +79,7 @@ def test_warpgroups_of_both_sides_have_barriers_of_their_own() -> None:
     """Each delivers its rows; those of one side do so beside those of the other."""
     both = text(groups=2).replace("warpgroup(64, 2)", "warpgroup(64)")
     found = lowered(both, {"M": 512, "N": 128, "K": 72})
-    assert found.threads is not None and found.threads.warps == 8 and SIDES in print_kernel(found)
+    assert found.gpu.shape.warps == 8 and SIDES in print_kernel(found)
     run(found, given(found, RNG), TWO_SMS)
 
 
@@ -88,7 +88,7 @@ def test_two_sides_share_a_ring_and_have_their_own_results() -> None:
     gpu = compile_kernel(found, TWO_SMS)
     (shape,) = gpu.launches
     assert shape.threads == (2 + 1) * 128
-    (alone,) = compile_kernel(replace(found, sides=1), TWO_SMS).launches
+    (alone,) = compile_kernel(replace(found, blocks=replace(found.gpu, sides=1)), TWO_SMS).launches
     panels = sum(t.bytes * t.ring for t in found.tiles if ".out" in t.name)
     assert panels <= shape.shared_bytes - alone.shared_bytes < panels + 1024, "and a bias, and its mbarriers"
     run(found, given(found, RNG), TWO_SMS)
@@ -107,7 +107,7 @@ def test_a_side_that_does_not_wait_for_its_turn_is_found() -> None:
 
 def test_a_condition_decides() -> None:
     for when, sides in (("(K <= 256)", 2), ("(K <= 255)", 1)):
-        assert lowered(text(when=when), {"M": 128, "N": 128, "K": 256}).sides == sides
+        assert lowered(text(when=when), {"M": 128, "N": 128, "K": 256}).gpu.sides == sides
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from tcomp.codegen.nvptx.grid import Turns, turns_of
 from tcomp.codegen.nvptx.whole_program import whole_program_tool
 from tcomp.dsl.ast import DType, Num
 from tcomp.dsl.errors import TcError
+from tcomp.ir.blocks import GridOrder, Producer, ThreadShape
 from tcomp.ir.print import print_kernel
-from tcomp.ir.tile import GridOrder, Kernel, Loop, Producer, ThreadShape
+from tcomp.ir.tile import Kernel, Loop
 from tcomp.machine.gpu import H100
 from tcomp.runtime.vgpu.report import KernelFault
 from tests.tcomp.nvptx import support
@@ -30,7 +31,7 @@ def gemm(
     m: int, n: int, k: int, producer: Producer | None = None, order: GridOrder = GridOrder(), s: int = 2
 ) -> Kernel:
     made = product(m, n, k, "tma", s, DType.BF16, (32, 32, 32), BLOCK, (4, 2), swizzle=64)
-    return replace(made, producer=producer, order=order)
+    return replace(made, blocks=replace(made.gpu, producer=producer, order=order))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ schedule f on sm_90a:
 
 def test_registers_move_from_the_producer_to_the_others() -> None:
     made = product(256, 128, 128, "tma", 3, DType.BF16, (128, 64, 64), ThreadShape(2, 4, 8, 4), (4, 4), swizzle=128)
-    kernel = replace(made, producer=Producer(4, 40))
+    kernel = replace(made, blocks=replace(made.gpu, producer=Producer(4, 40)))
     gpu = compile_kernel(kernel, H100)
     assert "setmaxnreg.dec.sync.aligned.u32 \t40" in gpu.ptx and "setmaxnreg.inc.sync.aligned.u32 \t232" in gpu.ptx
     if whole_program_tool(gpu.ptx) is None:
@@ -132,11 +133,11 @@ def lowered(flag: str, by: str = "tma", w: int = 16) -> Kernel:
 
 
 def test_flags_become_facts_of_the_kernel() -> None:
-    assert lowered("producer warp").producer == Producer(1)
-    assert lowered("producer warpgroup").producer == Producer(4)
-    assert lowered("producer warpgroup(40)").producer == Producer(4, 40)
-    assert lowered("producer warpgroup(0)").producer is None
-    assert lowered("persistent\n  raster(8)").order == GridOrder(True, 8)
+    assert lowered("producer warp").gpu.producer == Producer(1)
+    assert lowered("producer warpgroup").gpu.producer == Producer(4)
+    assert lowered("producer warpgroup(40)").gpu.producer == Producer(4, 40)
+    assert lowered("producer warpgroup(0)").gpu.producer is None
+    assert lowered("persistent\n  raster(8)").gpu.order == GridOrder(True, 8)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tcomp.dsl.ast import DType
-from tcomp.ir.tile import Kernel, ThreadShape
+from tcomp.ir.blocks import ThreadShape
+from tcomp.ir.tile import Kernel
 from tests.tcomp.nvptx.gemm import product
 from tests.tcomp.nvptx.support import run
 

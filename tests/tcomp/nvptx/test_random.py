@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tcomp.dsl.ast import DType, Expr, Num
-from tcomp.ir.tile import SERIAL, Axis, Compute, Kernel, Pack, Pitched, Spread, Statement, ThreadShape
+from tcomp.ir.blocks import ThreadShape
+from tcomp.ir.tile import SERIAL, Axis, Compute, Kernel, Pack, Pitched, Spread, Statement
 from tests.tcomp.nvptx.support import (
     at,
     fn,

@@ -13,13 +13,13 @@ from published_attention import attention_text
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.disassemble import disassemble
-from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.codegen.nvptx.runs import without_points
 from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.ast import DType, Num
 from tcomp.dsl.load import load, load_text
 from tcomp.dsl.storage import bound
 from tcomp.ir.tile import Compute, Kernel, Loop
+from tcomp.ir.walk import statements_in
 from tcomp.machine.gpu import H100
 from tcomp.schedule.lower import lower
 

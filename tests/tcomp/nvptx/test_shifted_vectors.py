@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from tcomp.codegen.nvptx.compile import compile_kernel
-from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.dsl.ast import DType
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound
 from tcomp.ir.print import print_buffer
 from tcomp.ir.tensor_map import tile_map
 from tcomp.ir.tile import Kernel, Pack, RowMajor, Shifted
+from tcomp.ir.walk import statements_in
 from tcomp.machine.gpu import H100
 from tcomp.oracle import evaluate
 from tcomp.schedule.lower import LoweredOp, lower

@@ -54,7 +54,7 @@ def test_sums_are_the_same(rows: int, stages: int, more: str, m: int, k: int) ->
     inputs = given(found, RNG)
     ptx, _ = run(found, inputs, TWO_SMS)
     assert ptx.count("barrier.cta.arrive") == 2, "the first turn's, and that of the loop's code"
-    alone = compile_kernel(replace(found, staggered=False), TWO_SMS)
+    alone = compile_kernel(replace(found, blocks=replace(found.gpu, staggered=False)), TWO_SMS)
     assert "arrive.aligned" not in alone.ptx
     results = [launch(found, gpu, inputs)[0]["Y"] for gpu in (compile_kernel(found, TWO_SMS), alone)]
     np.testing.assert_array_equal(*results)
@@ -72,7 +72,7 @@ def test_a_turn_that_is_not_passed_on_is_found() -> None:
 def test_a_condition_decides() -> None:
     for when, apart in (("(K <= 256)", True), ("(K <= 255)", False)):
         found = lowered(text(when=when), {"M": 128, "N": 128, "K": 256})
-        assert found.staggered == apart and (APART in print_kernel(found)) == apart
+        assert found.gpu.staggered == apart and (APART in print_kernel(found)) == apart
 
 
 def test_a_loop_of_one_turn_has_no_turns_to_pass() -> None:
@@ -81,7 +81,7 @@ def test_a_loop_of_one_turn_has_no_turns_to_pass() -> None:
 
 
 def test_one_warpgroup_has_none_to_follow() -> None:
-    assert not lowered(text(), {"M": 64, "N": 128, "K": 128}).staggered
+    assert not lowered(text(), {"M": 64, "N": 128, "K": 128}).gpu.staggered
 
 
 @pytest.mark.parametrize(

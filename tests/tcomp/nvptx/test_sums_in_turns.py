@@ -11,15 +11,15 @@ import pytest
 
 from tcomp.autotune import virtual_run
 from tcomp.autotune.gpu_copies import Copies
-from tcomp.autotune.gpu_work import sample_block
+from tcomp.autotune.gpu_sample import sample_block
 from tcomp.autotune.sass import functions_of
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.disassemble import disassemble
-from tcomp.codegen.nvptx.layout import statements_in
 from tcomp.dsl.ast import Binary, Name, Num
 from tcomp.dsl.load import load_text
 from tcomp.ir.tile import Kernel, Loop, Scope, Turns, Unpack
+from tcomp.ir.walk import statements_in
 from tcomp.machine.gpu import H100
 from tcomp.runtime.vgpu import Options
 from tcomp.schedule.lower import lower
@@ -141,21 +141,21 @@ def test_equal_shares_of_all_tiles(options: dict[str, Any], m: int, n: int, k: i
     """Blocks of which each has the end of one tile's sum and the beginning of another's; fewer where there is less."""
     n = 2 * n if "cluster" in options else n
     found = lowered(text(**options, flags=STREAM), {"M": m, "N": n, "K": k})
-    assert found.order.stream is not None and found.order.stream.unit == 128
+    assert found.gpu.order.stream is not None and found.gpu.order.stream.unit == 128
     assert not any(
         s.variable.startswith("m.part") for p in found.phases for s in statements_in(p) if isinstance(s, Loop)
     )
     _, reports = run(found, given(found, RNG), FEW)
     tiles = -(-n // 128) * -(-k // options.get("k", 64))
-    assert reports[0].grid[0] == min(4, tiles * found.order.stream.units)
+    assert reports[0].grid[0] == min(4, tiles * found.gpu.order.stream.units)
 
 
 @pytest.mark.parametrize("sms,n,parts", [(3, 136, (1, 8)), (5, 136, (2, 5)), (5, 72, (0, 0)), (8, 264, (2, 5))])
 def test_shares_begin_with_parts_of_one_size(sms: int, n: int, parts: tuple[int, int]) -> None:
     """As many of each tile's sum as fit, then the rest of all sums; without a rest all is cut as one."""
     found = lowered(text(flags=STREAM), {"M": 1500, "N": n, "K": 64})
-    assert found.order.stream is not None and found.order.stream.units == 12
-    assert found.order.stream.parts(-(-n // 128), sms) == parts
+    assert found.gpu.order.stream is not None and found.gpu.order.stream.units == 12
+    assert found.gpu.order.stream.parts(-(-n // 128), sms) == parts
     _, reports = run(found, given(found, RNG), replace(H100, sms=sms))
     assert reports[0].grid[0] == sms
 
@@ -174,13 +174,13 @@ def test_the_last_round_of_a_stream_reads_nothing_behind_its_tensors(m: int, cop
     written = text(groups=copies == "tma", flags=f"{producer}persistent\n  stream")
     written = written.replace("dY, X in shared at m by tma", f"dY, X in shared at m by {copies}")
     found = lowered(written, {"M": m, "N": 136, "K": 72})
-    assert (found.order.stream is None) == (m == 127)
+    assert (found.gpu.order.stream is None) == (m == 127)
     run(found, given(found, RNG), FEW)
 
 
 def test_a_stream_without_a_divided_sum_has_whole_tiles() -> None:
     found = lowered(text(flags=STREAM), {"M": 128, "N": 136, "K": 72})
-    assert found.order.stream is None and not turns_in(found)
+    assert found.gpu.order.stream is None and not turns_in(found)
     run(found, given(found, RNG), FEW)
 
 

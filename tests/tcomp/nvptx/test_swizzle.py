@@ -10,7 +10,8 @@ import pytest
 
 from tcomp.dsl.ast import DType
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import Compute, Kernel, Spread, Swizzled, ThreadShape
+from tcomp.ir.blocks import ThreadShape
+from tcomp.ir.tile import Compute, Kernel, Spread, Swizzled
 from tests.tcomp.nvptx import support
 from tests.tcomp.nvptx.gemm import product
 from tests.tcomp.nvptx.support import at, axis, grid, kernel, lanes, local, operand, run, shared, tile_axis

@@ -15,7 +15,8 @@ from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import from_json, to_json
 from tcomp.dsl.ast import DType, Num
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import Axis, Compute, Kernel, Pack, RowMajor, Shifted, Swizzled, ThreadShape
+from tcomp.ir.blocks import ThreadShape
+from tcomp.ir.tile import Axis, Compute, Kernel, Pack, RowMajor, Shifted, Swizzled
 from tcomp.machine.gpu import H100
 from tests.tcomp.nvptx.gemm import product
 from tests.tcomp.nvptx.support import (

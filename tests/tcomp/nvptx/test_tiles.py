@@ -11,7 +11,8 @@ from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.dsl.ast import DType, Num, Span
 from tcomp.errors import UserError
-from tcomp.ir.tile import SERIAL, Axis, Compute, Pack, Pitched, Scope, Spread, ThreadShape
+from tcomp.ir.blocks import ThreadShape
+from tcomp.ir.tile import SERIAL, Axis, Compute, Pack, Pitched, Scope, Spread
 from tcomp.machine.gpu import H100
 from tests.tcomp.nvptx.support import (
     at,
@@ -272,7 +273,7 @@ def test_two_axes_along_one_dimension() -> None:
 def test_a_kernel_without_threads() -> None:
     k = kernel([operand("Y", 4)], [[Compute(at("Y", "i"), ex(0.0), (axis("i", 4),))]])
     with pytest.raises(Unsupported, match="not lowered for a GPU"):
-        compile_kernel(replace(k, threads=None), H100)
+        compile_kernel(replace(k, blocks=None), H100)
     scratch = replace(shared("t", 4), scope=Scope.SCRATCH)
     body = [Compute(at("t", "i"), ex(0.0), (axis("i", 4),)), Compute(at("Y", "i"), at("t", "i"), (axis("i", 4),))]
     with pytest.raises(Unsupported, match="scratch"):
