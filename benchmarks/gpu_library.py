@@ -5,7 +5,7 @@ kernels for the same work, timed as ours are: between events, L2 flushed before 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,7 +48,7 @@ class Counterpart:
 
     inputs: dict[str, Tensor]
     references: Callable[[], dict[str, Reference]]
-    library: list[tuple[str, str, Callable[[], Callable[[], Any]]]]
+    library: Sequence[tuple[str, str, Callable[[], Callable[[], Any]]]]
 
 
 def _alike(**results: Tensor) -> dict[str, Reference]:
