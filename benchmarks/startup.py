@@ -54,7 +54,7 @@ def child(started: float, out: Path, arguments: list[str]) -> None:
         setattr(where, name, wrapped)
 
     mark("Python")
-    from tcomp.cli import main, train
+    from tcomp.cli import common, main
 
     def ended() -> bool:
         """A step has. After the last one the process does too: nothing is evaluated or saved."""
@@ -64,12 +64,12 @@ def child(started: float, out: Path, arguments: list[str]) -> None:
             os._exit(0)
         return True
 
-    build = train._build
+    build = common.build_step
 
-    def building(*args: Any) -> Any:
+    def building(*args: Any, **named: Any) -> Any:
         """The modules that later stages are taken from are loaded after the step, as they are without this."""
         mark("command line")
-        built = build(*args)
+        built = build(*args, **named)
         mark("find or build the step")
         import tcomp.runtime.train as loop
 
@@ -94,7 +94,7 @@ def child(started: float, out: Path, arguments: list[str]) -> None:
             ends(Metrics, "write", LAST, lambda _: ended())
         return built
 
-    setattr(train, "_build", building)  # noqa: B010
+    setattr(common, "build_step", building)  # noqa: B010
     sys.argv = ["tcomp", *arguments]
     main.main()
 

@@ -107,7 +107,7 @@ def main() -> None:
         write_folder(workload, built.step, folders[1])
         for part in folders[1].iterdir():
             (folders[0] / part.name).symlink_to(part)
-        workloads = [replace(workload, lock=name) for name in names]
+        workloads = [replace(workload, request=replace(workload.request, lock=name)) for name in names]
         for made, folder in zip(workloads, folders, strict=True):
             for part in folder.iterdir():
                 if part.is_symlink() and part.suffix == ".json":

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "cli": COMPILER | {"runtime", "autotune"},
 }
 """The layers of docs/design.md, and what each may import beside itself."""
-SHARED = {"tcomp.errors", "tcomp.models", "tcomp.__version__"}
+SHARED = {"tcomp.errors", "tcomp.amounts", "tcomp.models", "tcomp.__version__"}
 """Importable from everywhere: they import nothing themselves."""
 
 
