@@ -131,7 +131,7 @@ class Resolver:
         for directive in directives:
             self._refuse(directive)
         lines = [d for d in directives if isinstance(d, MapLoops) and self._stands(d, values)]
-        for d, name in [(d, name) for d in lines for name in d.loops]:
+        for d, name in [(line, name) for line in lines for name in line.loops]:
             if name not in self.extents:
                 known = ", ".join(sorted(self.extents))
                 raise self.error(f"{self.op.name} has no loop '{name}'", d.span, f"its loops are: {known}")
