@@ -103,7 +103,7 @@ def main() -> None:
     found = json.loads(args.out.read_text()) if args.out.is_file() else {}
     for precision in args.precisions.split(","):
         built = common.build_step(
-            StepRequest("gpt2", args.config, {"B": batch, "T": length}, precision=precision, recompute="cheap"),
+            StepRequest("gpt2", args.config, {"B": batch, "T": length}, precision=precision),
             TargetDevice(machine),
         )
         name = key(machine.name, args.config, batch, length, precision)

@@ -46,7 +46,6 @@ def timed_build(job: Job, dims: Mapping[str, int] | None = None) -> common.Built
             {"B": job.batch, "T": job.length},
             dims={**small, **(dims or {})},
             precision=job.precision,
-            recompute="cheap",
         ),
         job.device,
     )

@@ -144,7 +144,6 @@ def _build(device: Device, case: Case, precision: str) -> common.Built:
             dims=case.dims,
             precision=precision,
             accumulation=case.accumulation,
-            recompute="cheap",
         ),
         device,
     )
@@ -210,7 +209,7 @@ def step(job: Job) -> Iterator[Item]:
     yield {"kind": "row", "what": "findings of the checks", "GPU": str(findings), "good": not findings}
     if job.over():
         return
-    built = common.build_step(StepRequest("gpt2", "tiny", {"B": 2, "T": 11}, dims=MICRO, recompute="cheap"), job.device)
+    built = common.build_step(StepRequest("gpt2", "tiny", {"B": 2, "T": 11}, dims=MICRO), job.device)
     executor = job.device.open(built.step)
     try:
         _start(executor)
@@ -232,7 +231,7 @@ def _start(executor: Executor) -> None:
 
 
 def _losses(device: Device, steps: int) -> list[float]:
-    built = common.build_step(StepRequest("gpt2", "tiny", {"B": 2, "T": 16}, dims=MICRO, recompute="cheap"), device)
+    built = common.build_step(StepRequest("gpt2", "tiny", {"B": 2, "T": 16}, dims=MICRO), device)
     executor = device.open(built.step)
     try:
         _start(executor)

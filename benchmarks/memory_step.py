@@ -40,9 +40,7 @@ def main() -> None:
     rows = []
     for batch, length in args.sizes:
         built = common.build_step(
-            StepRequest(
-                MODEL, args.config, {"B": batch, "T": length}, precision="bf16", lock="none", recompute="cheap"
-            ),
+            StepRequest(MODEL, args.config, {"B": batch, "T": length}, precision="bf16", lock="none"),
             device,
         )
         workload = workload_of(built.step, built.request, "cuda")

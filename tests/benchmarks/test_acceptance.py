@@ -106,7 +106,7 @@ def test_predictions_are_of_kernels_by_name(tmp_path: Path) -> None:
     machine = machine_named("h100")
     sizes = {"L": 1, "H": 2, "C": 32}
     step = build_step(
-        StepRequest("gpt2", "tiny", {"B": 2, "T": 16}, dims=sizes, precision="bf16", recompute="cheap"),
+        StepRequest("gpt2", "tiny", {"B": 2, "T": 16}, dims=sizes, precision="bf16"),
         TargetDevice(machine),
     ).step
     found = script.predicted(step, machine, workers=2)

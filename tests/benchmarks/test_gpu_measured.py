@@ -34,16 +34,7 @@ FAMILY = {True: 0.21, False: 0.34}
 def beside_step(measured: Measurements, precision: str, gpu: GpuMachine) -> list[Beside]:
     """The kernels of the measured step that are as they were, with today's predictions."""
     step = common.build_step(
-        StepRequest(
-            "gpt2",
-            "124M",
-            {"B": 16, "T": 1024},
-            dims={},
-            accumulation=1,
-            lock="none",
-            precision=precision,
-            recompute="cheap",
-        ),
+        StepRequest("gpt2", "124M", {"B": 16, "T": 1024}, lock="none", precision=precision),
         TargetDevice(gpu),
     ).step
     found = list(predict_step(step, gpu))

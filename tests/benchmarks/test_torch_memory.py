@@ -18,7 +18,7 @@ from tcomp.runtime.bench.workload import Workload  # noqa: E402
 @pytest.fixture(scope="module")
 def workload() -> Workload:
     built = common.build_step(
-        StepRequest("gpt2", "tiny", {"B": 4, "T": 32}, precision="bf16", lock="none", recompute="cheap"),
+        StepRequest("gpt2", "tiny", {"B": 4, "T": 32}, precision="bf16", lock="none"),
         common.device_for(threads=1),
     )
     return workload_of(built.step, built.request)

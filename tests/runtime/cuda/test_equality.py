@@ -30,7 +30,7 @@ def train(
 ) -> tuple[list[float], dict[str, bytes]]:
     """Losses of a few steps from seed 1, and the parameters' bits after them."""
     built = common.build_step(
-        StepRequest(model, "tiny", {"B": B, "T": T}, dims=sizes, accumulation=accumulation, recompute="cheap"), device
+        StepRequest(model, "tiny", {"B": B, "T": T}, dims=sizes, accumulation=accumulation), device
     )
     executor = device.open(built.step)
     try:
@@ -79,7 +79,7 @@ def test_llama_equals_the_cpus(virtual: Any) -> None:
 def decoded(device: Device, sizes: dict[str, int]) -> np.ndarray:
     """Scores after a prompt and after one more token."""
     built = common.build_step(
-        StepRequest("llama", "tiny", {"B": 1, "T": 2, **{"W": 8}}, dims=sizes, programs=("decode",), recompute="cheap"),
+        StepRequest("llama", "tiny", {"B": 1, "T": 2, "W": 8}, dims=sizes, programs=("decode",)),
         device,
     )
     executor = device.open(built.step)

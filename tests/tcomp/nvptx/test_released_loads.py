@@ -52,9 +52,7 @@ def test_scales_of_a_turn_are_there_before_its_tiles_go(name: str, kernel: str, 
     [("gpt2", "124M", "fp8_block"), ("llama", "smollm_135M", "bf16")],
 )
 def test_steps(model: str, config: str, precision: str, tmp_path: Path) -> None:
-    step = build_step(
-        StepRequest(model, config, {"B": 16, "T": 1024}, precision=precision, recompute="cheap"), TargetDevice(H100)
-    ).step
+    step = build_step(StepRequest(model, config, {"B": 16, "T": 1024}, precision=precision), TargetDevice(H100)).step
     codes = compile_all(step.kernels, H100, tmp_path)
     rings = {name: code for name, code in codes.items() if "mbarrier" in code.ptx}
     assert rings and {name: found for name, code in rings.items() if (found := early(code, tmp_path))} == {}
