@@ -22,6 +22,8 @@ from tcomp.cli.options import StepOptions, TargetOptions
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
+    from tcomp.dsl.ast import Module
+    from tcomp.model.graph import Graph, Node
     from tcomp.model.step import Step
 
 _MARK = "summary.txt"
@@ -55,19 +57,14 @@ def build(step: StepOptions, where: TargetOptions, own: BuildOptions) -> None:
 
     - `tcomp build gpt2 --target sm_90a --strict`
     """
-    from tcomp.amounts import bytes_text
-    from tcomp.cli import build_gpu, show, stages, untaken
+    from tcomp.cli import build_gpu, show, untaken
     from tcomp.grad.schedules import check_derived_schedules
-    from tcomp.ir.print import print_kernel
-    from tcomp.model.report import plan_text
     from tcomp.runtime.cache import cache_folder
 
     request = step.request()
     machine = where.machine()
     if own.strict and machine is None:
         raise UserError("--strict is for GPU targets", "give --target sm_90a, or leave out --strict")
-    if own.out is not None:
-        check_folder(own.out)
     cache = cache_folder("kernels")
     times: dict[str, float] = {}
     clock = time.perf_counter()
@@ -78,46 +75,28 @@ def build(step: StepOptions, where: TargetOptions, own: BuildOptions) -> None:
         clock = time.perf_counter()
 
     module = common.load_module(request.model, request.precision)
+    asked = common.resolved(request, module)
+    suffix = f"-{machine.target}" if machine else ""
+    folder = own.out or Path("build") / f"{asked.model}-{asked.config}{suffix}"
+    check_folder(folder)
     check_derived_schedules(module)
     lap("parse and check")
     built = common.build_step(request, where.device(machine), module=module)
-    made = built.step
     lap("derive, schedule, plan")
-    files: dict[str, str | bytes]
-    gpu_build = build_gpu.build_kernels(list(made.kernels.values()), machine, cache, _colour()) if machine else None
-    files = gpu_build.files if gpu_build else dict(_compile(built))
+    kernels = list(built.step.kernels.values())
+    gpu_build = build_gpu.build_kernels(kernels, machine, cache, _colour()) if machine else None
+    files: dict[str, str | bytes] = gpu_build.files if gpu_build else dict(_compile(built))
     lap("compile and assemble" if machine else "compile")
-    graph, parts = show.nodes_of(module, common.resolved(request, module), built.machine)
+    graph, parts = show.nodes_of(module, asked, built.machine)
     ops = show.distinct(parts)
     passed = untaken.schedules(module, ops, machine) if machine else untaken.Untaken()
-    files |= {
-        "ast.txt": "".join(stages.ast_text(item) for item in show._items(module)),
-        "graph.txt": stages.graph_text(graph, parts),
-        "grad.tc": stages.grad_text(module),
-        "schedules.tc": "\n".join(stages.schedule_text(o, module, d, built.machine) for o, d in ops),
-        "tile.txt": "\n".join(print_kernel(k) for k in made.kernels.values()),
-        "plan.txt": plan_text(made, built.threads),
-        "launches.txt": stages.launches_text(made),
-    }
+    files |= _stages(module, built, graph, parts)
     lap("write out")
-    launches = {name: len(program) for name, program in made.programs.items()}
-    rows = {
-        "model": f"{made.model} {made.config}, " + ", ".join(f"{k} = {v}" for k, v in made.dims.items()),
-        "machine": built.device.description if machine else f"{built.machine.name}, {built.threads} threads",
-        "ops": f"{len(ops)} distinct op instances, {len(made.kernels)} kernels",
-        "tuned": f"{built.tuned} op instances by {built.lock}" if built.lock else "no lockfile",
-        "launches": ", ".join(f"{name} {count}" for name, count in launches.items()),
-        "arithmetic": f"{_flops(made) / 1e9:.2f} GFLOP per micro-batch",
-        "arena": f"{bytes_text(made.arena_bytes)}, "
-        f"{made.arena_bytes / max(1, made.lower_bound_bytes):.4f} of the lower bound",
-        "time": ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items()),
-    }
+    rows = _facts(built, len(ops), times)
     findings = passed.count + (gpu_build.count if gpu_build else 0)
     if gpu_build:
         rows["findings"] = str(findings) if findings else "none: no spills, local memory, calls or schedules not taken"
     summary = "".join(f"{name:12}{value}\n" for name, value in rows.items())
-    suffix = f"-{machine.target}" if machine else ""
-    folder = own.out or Path("build") / f"{made.model}-{made.config}{suffix}"
     write_folder(folder, {**files, _MARK: summary})
     if gpu_build:
         print(gpu_build.table)
@@ -128,6 +107,44 @@ def build(step: StepOptions, where: TargetOptions, own: BuildOptions) -> None:
             f"the build has {findings} finding{'s' * (findings > 1)}, and it is strict",
             "change the schedules or the sizes named above, or build without --strict",
         )
+
+
+def _stages(module: Module, built: common.Built, graph: Graph, parts: dict[str, tuple[Node, ...]]) -> dict[str, str]:
+    """The text of every stage but the last, by file name."""
+    from tcomp.cli import show, stages
+    from tcomp.ir.print import print_kernel
+    from tcomp.model.report import plan_text
+
+    step, ops = built.step, show.distinct(parts)
+    return {
+        "ast.txt": "".join(stages.ast_text(item) for item in show.items(module)),
+        "graph.txt": stages.graph_text(graph, parts),
+        "grad.tc": stages.grad_text(module),
+        "schedules.tc": "\n".join(stages.schedule_text(o, module, d, built.machine) for o, d in ops),
+        "tile.txt": "\n".join(print_kernel(k) for k in step.kernels.values()),
+        "plan.txt": plan_text(step, built.threads),
+        "launches.txt": stages.launches_text(step),
+    }
+
+
+def _facts(built: common.Built, ops: int, times: Mapping[str, float]) -> dict[str, str]:
+    """What to say of a build of so many op instances that took `times`, in seconds."""
+    from tcomp.amounts import bytes_text
+    from tcomp.machine.cpu import CpuMachine
+
+    step, machine = built.step, built.machine
+    on_cpu = f"{machine.name}, {built.threads} threads"
+    return {
+        "model": f"{step.model} {step.config}, " + ", ".join(f"{k} = {v}" for k, v in step.dims.items()),
+        "machine": on_cpu if isinstance(machine, CpuMachine) else built.device.description,
+        "ops": f"{ops} distinct op instances, {len(step.kernels)} kernels",
+        "tuned": f"{built.tuned} op instances by {built.lock}" if built.lock else "no lockfile",
+        "launches": ", ".join(f"{name} {len(program)}" for name, program in step.programs.items()),
+        "arithmetic": f"{_flops(step) / 1e9:.2f} GFLOP per micro-batch",
+        "arena": f"{bytes_text(step.arena_bytes)}, "
+        f"{step.arena_bytes / max(1, step.lower_bound_bytes):.4f} of the lower bound",
+        "time": ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items()),
+    }
 
 
 def _colour() -> bool:

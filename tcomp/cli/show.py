@@ -96,7 +96,7 @@ def show(step: ShownStep, own: ShowOptions, where: TargetOptions) -> None:
     request = step.request()
     module = common.load_module(request.model, None if own.ast or own.grad else request.precision)
     if own.ast:
-        for item in [common.find_op(module, op)] if op else _items(module):
+        for item in [common.find_op(module, op)] if op else items(module):
             print(stages.ast_text(item), end="")
     if own.grad:
         print(_grad_of(module, op) if op else stages.grad_text(module), end="")
@@ -171,7 +171,8 @@ def distinct(parts: dict[str, tuple[Node, ...]]) -> list[Instance]:
     return list(seen.values())
 
 
-def _items(module: Module) -> list[object]:
+def items(module: Module) -> list[object]:
+    """Everything that a module declares."""
     return [
         *module.functions.values(), *module.monoids.values(), *module.ops.values(),
         *module.schedules.values(), *module.models.values(),

@@ -124,24 +124,36 @@ class SearchOptions(Options):
         super().__post_init__()
         if self.ask and self.tell:
             raise UserError("--ask and --tell exclude each other", "ask first, then tell")
-        if len(self.files) > 1:
-            raise UserError(f"tune takes one file, not {len(self.files)}", "run it once per model")
+        if len(self._files) > 1:
+            raise UserError(f"tune takes one file, not {len(self._files)}", "run it once per model")
+        _ = self.seconds, self.until  # refused before any work
 
     @property
     def report(self) -> bool:
+        """Is the outcome of earlier searches wanted?"""
         return self.words[:1] == ["report"]
 
     @property
-    def files(self) -> list[str]:
+    def file(self) -> str:
+        return self._files[0] if self._files else "gpt2"
+
+    @property
+    def _files(self) -> list[str]:
         return self.words[1:] if self.report else self.words
 
-    def plan(self, step: StepRequest) -> Plan:
-        """The search that is asked for. UserError for what is no duration or no share."""
+    @property
+    def seconds(self) -> float | None:
+        return limits.parse_duration(self.budget) if self.budget is not None else None
+
+    @property
+    def until(self) -> float | None:
+        return limits.parse_share(self.until_within) if self.until_within is not None else None
+
+    def plan(self, step: StepRequest, known: Lock | None) -> Plan:
+        """The search that is asked for."""
         from tcomp.autotune.plan import Plan
 
-        seconds = limits.parse_duration(self.budget) if self.budget is not None else None
-        until = limits.parse_share(self.until_within) if self.until_within is not None else None
-        return Plan(step, seconds, self.trials, tuple(self.ops), self.seed, until, _age())
+        return Plan(step, self.seconds, self.trials, tuple(self.ops), self.seed, self.until, _age(), known)
 
 
 @command
@@ -171,9 +183,8 @@ def tune(step: TunedStep, where: PlaceOptions, own: SearchOptions) -> None:
     from tcomp.autotune.plan import summary_lines
     from tcomp.runtime.cache import cache_folder
 
-    file = own.files[0] if own.files else "gpt2"
+    file = own.file
     request = replace(step.request(), model=file)
-    plan = own.plan(request)
     module = common.load_module(file)
     request = common.resolved(request, module)
     backend = where.open(own.check or own.report)
@@ -194,7 +205,7 @@ def tune(step: TunedStep, where: PlaceOptions, own: SearchOptions) -> None:
     with trials_storage.failures_of(store):
         judge = _judge(module, backend, own.seed)
         kept = trials_storage.open_storage(store)
-        plan = replace(plan, step=request, known=_known(file, backend, path))
+        plan = own.plan(request, _known(file, backend, path))
         talk = bool(own.ask or own.tell)
         shown = search.Shown(common.note if talk else _say, _followed)
         steps = None if talk else _steps(module, request, backend)

@@ -8,7 +8,7 @@ import pytest
 
 from tcomp.cli.build import write_folder
 from tcomp.errors import UserError
-from tests.cli.support import Tcomp
+from tests.cli.support import Tcomp, refused
 
 
 def test_build_leaves_every_stage_in_a_folder(tcomp: Tcomp, tmp_path: Path) -> None:
@@ -32,3 +32,11 @@ def test_only_a_build_folder_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a build folder"):
         write_folder(tmp_path / "mine", {"summary.txt": "3"})
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["precious.txt"]
+
+
+def test_what_is_in_the_way_is_told_before_anything_is_built(tcomp: Tcomp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tcomp.cli.common.build_step", lambda *_, **__: pytest.fail("built"))
+    for folder, flags in (("build/gpt2-tiny", []), ("mine", ["--out", "mine"])):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "precious.txt").write_text("x")
+        refused(tcomp("build", "gpt2", *flags), f"{folder}: exists and is not a build folder", "another --out")
