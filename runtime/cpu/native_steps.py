@@ -6,14 +6,13 @@ from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tcomp.model.step import Step
 from tcomp.runtime.cpu.memory import Region
 from tcomp.runtime.cpu.team import FIELDS, Native, NativeProgram, Rows, native_program
-from tcomp.runtime.cpu.whole_steps import FINE, SHADOW, Entry, Program, WholeSteps
+from tcomp.runtime.cpu.whole_steps import SHADOW, Entry, Program, WholeSteps
 
-LIST, PARTS, FIRST, LAST, NEEDS = (FIELDS.index(name) for name in ("list", "parts", "first", "last", "needs"))
+LIST, LAST, NEEDS = (FIELDS.index(name) for name in ("list", "last", "needs"))
 
 
 class NativeSteps:
@@ -30,7 +29,7 @@ class NativeSteps:
         self._arena, self._addresses = arena, addresses
         self.steps = WholeSteps(step, self._memory.address - self._arena.address)
         self._regions = list(accumulate(sizes, initial=self._memory.address + scalars))
-        self._programs: dict[tuple[str, bool, bool], tuple[Program, NativeProgram, Rows]] = {}
+        self._programs: dict[tuple[str, bool, bool], tuple[Program, NativeProgram]] = {}
         self.rest = self._native(self.steps.rest())
 
     def native(self, name: str, pending: bool, update: bool) -> NativeProgram:
@@ -38,30 +37,29 @@ class NativeSteps:
         key = name, pending, update
         if key not in self._programs:
             program = self.steps.program(*key)
-            self._programs[key] = program, self._native(program), np.array(program.wanted, np.int64)
-        program, native, wanted = self._programs[key]
-        return self._chosen(program, native, wanted) if program.chosen else native
+            self._programs[key] = program, self._native(program)
+        program, native = self._programs[key]
+        return self._chosen(program, native) if program.chosen else native
 
     def copy_scalars(self) -> None:
         """Keep the scalars that the work that is left reads."""
         for i, (at, size) in enumerate(self.steps.scalars.items()):
             self._memory.buffer[SHADOW * i : SHADOW * i + size] = self._arena.buffer[at : at + size]
 
-    def _chosen(self, program: Program, native: NativeProgram, wanted: Rows) -> NativeProgram:
-        """The program with what the inputs choose in front, and not beside. `wanted` is the program's."""
+    def _chosen(self, program: Program, native: NativeProgram) -> NativeProgram:
+        """The program with what the inputs choose in front, and not beside."""
         launches = native.launches.copy()
-        left = np.ones((FINE, len(native.side)), np.bool_)
+        beside = np.ones(len(native.side), np.bool_)
         lists: list[Rows] = []
         for c in program.chosen:
             found = c.among(np.frombuffer(self._arena.buffer, np.int32, c.count, c.at).astype(np.int64))
-            place, part = c.places[found // FINE], found % FINE
-            found = found[left[part, place]]
-            left[part, place] = False
+            found = found[beside[c.places[found]]]
+            beside[c.places[found]] = False
             lists.append(found)
             launches[c.entry, LIST], launches[c.entry, LAST] = found.ctypes.data, len(found)
-        side, places = what_is_left(native.side, left)
-        launches[:, NEEDS] = np.searchsorted(wanted[places], program.turns, side="right")
-        return replace(native, launches=launches, side=side, keep=(native.keep, lists))
+        wanted = np.array(program.wanted, np.int64)[beside]
+        launches[:, NEEDS] = np.searchsorted(wanted, program.turns, side="right")
+        return replace(native, launches=launches, side=native.side[beside], keep=(native.keep, lists))
 
     def _native(self, program: Program) -> NativeProgram:
         def native(e: Entry) -> Native:
@@ -70,20 +68,3 @@ class NativeSteps:
             return Native(address, e.launch.offsets, team, e.parts, e.first, e.last, e.needs)
 
         return native_program([native(e) for e in program.entries], [native(e) for e in program.side], program.fork)
-
-
-def what_is_left(shares: Rows, left: NDArray[np.bool_]) -> tuple[Rows, Rows]:
-    """Launches of a share each, of whose parts some are done: those of which all is `left` (`FINE` parts by shares) as
-    they are, of others runs of parts. With them the number of the share that each is of, ascending."""
-    some = np.asarray(~left.all(axis=0))
-    cut = np.flatnonzero(some)
-    edges = np.diff(np.pad(left[:, cut].T, ((0, 0), (1, 1))).astype(np.int8))
-    runs = np.ones(len(shares), np.int64)
-    runs[cut] = (edges > 0).sum(axis=1)
-    numbers = np.repeat(np.arange(len(shares)), runs)
-    rest = shares[numbers]
-    parts = np.flatnonzero(some[numbers])
-    share = FINE * rest[parts, FIRST]
-    rest[parts, PARTS] *= FINE
-    rest[parts, FIRST], rest[parts, LAST] = (share + np.nonzero(at)[1] for at in (edges > 0, edges < 0))
-    return rest, numbers

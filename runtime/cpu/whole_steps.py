@@ -9,9 +9,9 @@ an update ends with its scalars (learning rate, norm), and its vectors (those of
 nothing to do with each other) are cut into shares, in the order in which the next step needs them. What is needed up to
 the first launch that arithmetic binds is done by all threads; from there on some threads do the rest of the shares,
 while the others go on (`interpreter.py`). Which bytes a launch needs, or writes over, follows from the places of its
-operands, so nothing is assumed of the model. Of a table whose rows are chosen by an input, the parts of shares with
-those rows come first; they are found anew in each step. The scalars that the shares read are copied, for who runs a
-step writes some (its number).
+operands, so nothing is assumed of the model. Of a table whose rows are chosen by an input, the shares with those rows
+come first; they are found anew in each step. The scalars that the shares read are copied, for who runs a step writes
+some (its number).
 
 A norm reads all gradients once more. Its partial sums go by fixed blocks; each is summed as soon as its gradients are
 final, when part of them is still in a cache.
@@ -35,8 +35,6 @@ from tcomp.model.step import Launch, Step
 
 SHARE = 1 << 15
 """Elements of a share: long enough to stream, short enough that nobody waits for the one before"""
-FINE = 8
-"""Parts of a share where data chooses rows: few elements that all threads wait for, and no more shares than that"""
 SHADOW = 64
 """Bytes from one copied scalar to the next"""
 ARITHMETIC = 16
@@ -63,9 +61,8 @@ class Entry:
 @dataclass(frozen=True)
 class Chosen:
     """Shares of what the update left that a launch before the fork reads rows of: `count` 32-bit numbers at byte `at`
-    of the arena say which rows, of `row` elements, from element `base` on. `starts` are the first elements of the
-    shares' parts (`FINE` of each) and the end; `places` has the place of each share in the list beside (-1: not there).
-    Entry `entry` is for the parts found.
+    of the arena say which rows, of `row` elements, from element `base` on. `starts` are the shares' first elements and
+    the end; `places` has the place of each in the list beside (-1: not there). Entry `entry` is for the shares found.
     """
 
     at: int
@@ -77,13 +74,13 @@ class Chosen:
     entry: int
 
     def among(self, numbers: Ints) -> Ints:
-        """The parts in which rows of these numbers lie, of shares that are in the list beside; ascending."""
+        """The shares in which rows of these numbers lie, of those that are in the list beside; ascending."""
         low = self.base + np.unique(numbers) * self.row
-        first = np.searchsorted(self.starts, low, side="right") - 1
-        end = np.searchsorted(self.starts, low + self.row, side="left")
-        each = first[:, None] + np.arange((end - first).max())
-        met = np.unique(each[each < end[:, None]])
-        return met[self.places[met // FINE] >= 0]
+        change = np.zeros(len(self.starts) + 1, np.int64)
+        np.add.at(change, np.searchsorted(self.starts, low, side="right") - 1, 1)
+        np.add.at(change, np.searchsorted(self.starts, low + self.row, side="left"), -1)
+        met = np.flatnonzero(np.cumsum(change)[: len(self.places)])
+        return met[self.places[met] >= 0]
 
 
 @dataclass(frozen=True)
@@ -181,9 +178,8 @@ class WholeSteps:
                 for start, size, changes in self._vectors(launch, shares):
                     if changes and start <= begin < start + size:
                         row, base = operand.elements // operand.shape[0], (begin - start) // operand.dtype.bytes
-                        parts = FINE * counts[d]
-                        chosen.append(Chosen(at, count, row, base, _starts(shares, parts), places, len(before)))
-                        before.append(self._part(d, parts, 0, 0))
+                        chosen.append(Chosen(at, count, row, base, _starts(shares, counts[d]), places, len(before)))
+                        before.append(self._part(d, counts[d], 0, 0))
         return fork, before, side, tuple(chosen)
 
     def _rows(self, launch: Launch) -> Iterator[tuple[int, tuple[int, int]]]:

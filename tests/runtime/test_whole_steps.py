@@ -22,8 +22,7 @@ from tcomp.runtime.bench.build import workload_of, write_folder
 from tcomp.runtime.bench.tcomp_program import TcompProgram
 from tcomp.runtime.cpu import whole_steps
 from tcomp.runtime.cpu.executor import CpuExecutor
-from tcomp.runtime.cpu.native_steps import what_is_left
-from tcomp.runtime.cpu.team import FIELDS, Native, Team, native_program
+from tcomp.runtime.cpu.team import Team
 from tcomp.runtime.cpu.whole_steps import Entry, WholeSteps
 from tcomp.runtime.device import CpuDevice
 from tcomp.runtime.initialise import initialise
@@ -277,7 +276,7 @@ def test_a_launch_waits_for_the_shares_that_it_needs(model: str, precision: str)
 
 
 def test_rows_that_inputs_choose_come_first() -> None:
-    """Of the table only the parts of shares with those rows: 64 elements a row, 512 a share, 64 a part."""
+    """Of the table only the shares with those rows: 64 elements a row, 512 a share."""
     step = step_of("gpt2", "f32", 2, 1)
     program = WholeSteps(step, -(1 << 20)).program("micro_first", pending=True, update=True)
     (chosen,) = program.chosen
@@ -290,17 +289,7 @@ def test_rows_that_inputs_choose_come_first() -> None:
             for j in range(len(starts) - 1)
             if any(starts[j] < 64 * n + 64 and 64 * n < starts[j + 1] for n in numbers)
         ]
-        assert all(program.side[chosen.places[j // whole_steps.FINE]].first == j // whole_steps.FINE for j in found)
-
-
-def test_what_rows_leave_of_a_share_are_runs_of_its_parts() -> None:
-    shares = native_program([Native(1, (), 0, 10, j, j + 1) for j in range(3)]).launches
-    left = np.ones((whole_steps.FINE, 3), np.bool_)
-    left[[0, 3, 4], 0] = left[:, 2] = False
-    rest, numbers = what_is_left(shares, left)
-    assert numbers.tolist() == [0, 0, 1]
-    names = ("parts", "first", "last")
-    assert [[row[FIELDS.index(n)] for n in names] for row in rest] == [[80, 1, 3], [80, 5, 8], [10, 1, 2]]
+        assert all(program.side[chosen.places[j]].first == j for j in found)
 
 
 def test_each_share_is_done_once() -> None:
