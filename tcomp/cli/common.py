@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
     from tcomp.model.request import StepRequest
     from tcomp.model.step import Step
     from tcomp.runtime.device import Device
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection: trees, graphs and plans stay, and looking through them again and again finds little."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def find_file(name: str) -> Path:
@@ -46,6 +59,7 @@ def find_file(name: str) -> Path:
     raise UserError(f"{name}: no such file", near or f"tcomp's own files: {', '.join(known)}")
 
 
+@uncollected()
 def load_module(name: str, precision: str | None = None) -> Module:
     """Parse, resolve and check the file and what it imports; with a precision ("": the model's own) what that one
     needs."""
@@ -127,6 +141,7 @@ class Built:
         return self.device.threads
 
 
+@uncollected()
 def build_step(
     request: StepRequest, device: Device, *, module: Module | None = None, free: bool = True, to_run: bool = False
 ) -> Built:

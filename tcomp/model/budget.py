@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from tcomp.dsl.ast import Op
 from tcomp.dsl.infer import dimensions
 from tcomp.model.draft import Draft, Drafter
 from tcomp.model.graph import Graph, Node, Tensor
-from tcomp.model.lowering import PlannedLaunch
 from tcomp.model.step import Recompute, Recomputed
 
 _WORTHWHILE = 1e-3
@@ -59,6 +59,7 @@ class Budget:
         self.start = self.draft = drafter.draft(graph)
         self.chosen: dict[int, frozenset[str]] = {}
         self.costs: dict[tuple[int, frozenset[str]], float | None] = {}
+        self._tried: dict[tuple[tuple[int, ...], frozenset[str]], Draft] = {}  # beyond what is chosen
 
     @property
     def least(self) -> int:
@@ -83,7 +84,7 @@ class Budget:
         """Choose what costs at most `price` seconds per byte that the step then needs less, in as many layers as
         `share` of its time gives, and in no more than it takes."""
         refused: Refused = set()
-        left = share * self.drafter.seconds(self._all())
+        left = share * self.step_seconds
         while (move := self.cheapest(refused)) is not None and move.price <= price:
             count = len(move.nodes) if move.seconds * len(move.nodes) <= left else int(left / move.seconds)
             tried = self.with_move(move, count).least if count else self.least
@@ -105,6 +106,7 @@ class Budget:
         """Make the move in its first `count` nodes."""
         self.draft = self.with_move(move, count)
         self.chosen.update(dict.fromkeys(move.nodes[:count], move.results))
+        self._tried.clear()
 
     def fewest(self, move: Move, limit: int) -> int:
         """The fewest first layers in which the move suffices, given that it does in all."""
@@ -119,11 +121,14 @@ class Budget:
 
     def with_move(self, move: Move, count: int) -> Draft:
         """The draft with the move made in its first `count` nodes."""
-        chosen = {**self.chosen, **dict.fromkeys(move.nodes[:count], move.results)}
-        nodes = tuple(
-            replace(n, recompute=chosen[i]) if i in chosen else n for i, n in enumerate(self.start.graph.nodes)
-        )
-        return self.drafter.draft(replace(self.start.graph, nodes=nodes))
+        key = move.nodes[:count], move.results
+        if key not in self._tried:
+            chosen = {**self.chosen, **dict.fromkeys(*key)}
+            nodes = tuple(
+                replace(n, recompute=chosen[i]) if i in chosen else n for i, n in enumerate(self.start.graph.nodes)
+            )
+            self._tried[key] = self.drafter.draft(replace(self.start.graph, nodes=nodes))
+        return self._tried[key]
 
     def moves(self) -> list[Move]:
         """What can still be computed again and is worth it."""
@@ -195,19 +200,22 @@ class Budget:
             before=self.start.least,
             after=after,
             flops=sum(x.kernel.flops for x in again),
-            share=self.drafter.seconds(again) / self.drafter.seconds(self._all()),
+            share=self.drafter.seconds(again) / self.step_seconds,
             rows=tuple(self._row(nodes, results, wanted) for (_, results), nodes in rows.items()),
         )
 
-    def _all(self) -> tuple[PlannedLaunch, ...]:
-        return tuple(x for name in ("micro_first", "update") for x in self.start.launches.get(name, ()))
+    @cached_property
+    def step_seconds(self) -> float:
+        """Predicted time of a step that computes nothing again."""
+        launches = self.start.launches
+        return self.drafter.seconds([x for name in ("micro_first", "update") for x in launches.get(name, ())])
 
     def _row(self, nodes: list[int], results: frozenset[str], wanted: dict[Node, frozenset[str]]) -> Recomputed:
         first = self.start.graph.nodes[nodes[0]]
         size = sum(_bytes(n, results & wanted[n]) for n in (self.start.graph.nodes[i] for i in nodes))
         seconds = len(nodes) * (self.cost(nodes[0], results) or 0.0)
         names = tuple(first.operands[r].tensor.name for r in sorted(results & wanted[first]))
-        return Recomputed(first.op.name, names, len(nodes), size, seconds / self.drafter.seconds(self._all()))
+        return Recomputed(first.op.name, names, len(nodes), size, seconds / self.step_seconds)
 
 
 def options(node: Node, wanted: dict[Node, frozenset[str]]) -> Iterable[frozenset[str]]:

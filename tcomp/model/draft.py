@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from tcomp.dsl.ast import Module
 from tcomp.ir.regions import SHARED, region_bytes
@@ -46,14 +47,14 @@ class Draft:
         """Bytes that are not the arena: scratch and what threads share."""
         return self.scratch * self.threads + self.team
 
-    @property
+    @cached_property
     def least(self) -> int:
         """Bytes of all memory of the step when nothing is lost in placement."""
         persistent = self.arena.address.keys()
         live = (most_live(ls, persistent, self.fixed(name)) for name, ls in self.launches.items())
         return self.arena.bytes + max(live) + self.beside
 
-    @property
+    @cached_property
     def temporary(self) -> int:
         """The most bytes live at once that are not persistent, wherever they lie."""
         persistent = self.arena.address.keys()

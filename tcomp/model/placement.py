@@ -2,9 +2,10 @@
 
 Takes blocks (bytes, first and last launch) and gives an aligned offset to each, so that blocks alive at the
 same time never overlap. Some may have their places already: the others go around them. The problem is dynamic
-storage allocation (NP-hard); the answer here is greedy placement in several orders, then a few rounds in which
-the blocks that stick out of the best placement go first. It stops as soon as the lower bound, the most bytes
-alive at one launch, is reached. Every choice is deterministic, so the same problem always has the same answer.
+storage allocation (NP-hard); the answer here is greedy placement in several orders, then rounds in which the blocks
+that stick out go first. A try ends at the first block that would reach the best placement's height: it is the one that
+sticks out. The search stops as soon as the lower bound, the most bytes alive at one launch, is reached. Every choice is
+deterministic, so the same problem always has the same answer.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,11 @@ ROUNDS = 48
 
 WALLED_SLACK = 256
 """Between fixed blocks the lower bound is hardly ever reached: a placement is good enough at this part above it"""
+
+_HIGHEST = 1 << 62
+"""above every offset"""
+_UNPLACED = -_HIGHEST
+"""the offset of a block that an attempt did not come to"""
 
 Ints = NDArray[np.int64]
 
@@ -87,7 +94,6 @@ def place_cached(blocks: tuple[Block, ...], fixed: tuple[Fixed, ...] = ()) -> Pl
     first = np.array([b.first for b in blocks], np.int64)
     last = np.array([b.last for b in blocks], np.int64)
     bound = max(floor, int(live_bytes([*(Block(aligned(b.bytes), b.first, b.last) for b in blocks), *there]).max()))
-    walls = _walls(fixed)
     enough = bound + (bound // WALLED_SLACK if fixed else 0)
     life = last - first + 1
     orders = (
@@ -98,28 +104,17 @@ def place_cached(blocks: tuple[Block, ...], fixed: tuple[Fixed, ...] = ()) -> Pl
         np.lexsort((first, -size * life)),  # most area first
         np.lexsort((-life, -last)),  # from the end backward
     )
-    best: tuple[int, Ints, Ints] | None = None
-    for order in orders:
-        for tightest in (False, True):
-            offsets = _greedy(order, size, first, last, tightest, walls)
-            top = max(floor, int((offsets + size).max()))
-            if best is None or top < best[0]:
-                best = top, offsets, order
-            if top <= enough:
-                break
-        if best is not None and best[0] <= enough:
-            break
-    assert best is not None
-    top, offsets, order = best
-    current, at = order, offsets
+    search = _Search(size, first, last, _walls(fixed))
+    for order, tightest in product(orders, (False, True)):
+        if search.top > enough:
+            search.attempt(order, tightest)
+    order, offsets = search.order, search.offsets
     for round_ in range(ROUNDS):
-        if top <= enough:
+        if search.top <= enough:
             break
-        current = _lift(current, at + size, round_)
-        at = _greedy(current, size, first, last, round_ % 2 == 0, walls)
-        if int((at + size).max()) < top:
-            top, offsets = max(floor, int((at + size).max())), at
-    return Placement(tuple(int(o) for o in offsets), top, raw)
+        order = _lift(order, offsets + size, round_)
+        offsets = search.attempt(order, tightest=round_ % 2 == 0)
+    return Placement(tuple(int(o) for o in search.offsets), max(floor, search.top), raw)
 
 
 def _lift(order: Ints, ends: Ints, round_: int) -> Ints:
@@ -139,30 +134,47 @@ def _walls(fixed: Sequence[Fixed]) -> Ints:
     return np.array(rows, np.int64).reshape(-1, 4).T
 
 
-def _greedy(order: Ints, size: Ints, first: Ints, last: Ints, tightest: bool, walls: Ints) -> Ints:
-    """Place the blocks one by one, each in the lowest (or tightest) gap among the walls and the placed blocks that live
-    at the same time."""
-    there = walls.shape[1]
-    n = there + len(order)
-    offsets = np.zeros(len(order), np.int64)
-    # the placed blocks, sorted by offset
-    placed = np.zeros((4, n), np.int64)
-    placed[:, :there] = walls
-    p_offset, p_end, p_first, p_last = placed
-    for count, i in enumerate(order, there):
-        meets = (p_first[:count] <= last[i]) & (p_last[:count] >= first[i])
-        starts = p_offset[:count][meets]
-        # the end of everything below each start, 0 before the first; a gap lies between end and next start
-        ends = np.concatenate([[0], np.maximum.accumulate(p_end[:count][meets])])
-        room = starts - ends[:-1]
-        fitting = np.flatnonzero(room >= size[i])
-        if len(fitting) == 0:
-            at = ends[-1]
-        else:
-            at = ends[fitting[np.argmin(room[fitting])] if tightest else fitting[0]]
-        offsets[i] = at
-        k = int(np.searchsorted(p_offset[:count], at, side="right"))
-        for a, value in ((p_offset, at), (p_end, at + size[i]), (p_first, first[i]), (p_last, last[i])):
-            a[k + 1 : count + 1] = a[k:count]
-            a[k] = value
-    return offsets
+class _Search:
+    """The best placement of all attempts: its height `top`, the `offsets`, and the `order` that gave them."""
+
+    def __init__(self, size: Ints, first: Ints, last: Ints, walls: Ints) -> None:
+        self.size = size
+        self.start, self.end = (np.concatenate([column, np.zeros_like(size)]) for column in walls[:2])
+        self.walls = walls.shape[1]
+        # [block, wall or block]: do they live at the same time?
+        self.meets = (np.concatenate([walls[2], first]) <= last[:, None]) & (
+            np.concatenate([walls[3], last]) >= first[:, None]
+        )
+        self.top = _HIGHEST
+        self.order = self.offsets = np.zeros(0, np.int64)
+
+    def attempt(self, order: Ints, tightest: bool) -> Ints:
+        """Place the blocks one by one, each in the lowest (or tightest) gap among the walls and the placed blocks that
+        live at the same time, until one reaches the best height so far. Their offsets; `_UNPLACED` for the rest."""
+        start, end, walls = self.start, self.end, self.walls
+        offsets = np.full(len(order), _UNPLACED)
+        placed = np.arange(walls + len(order))  # by offset, the first `count`; walls have the first numbers
+        at_placed = self.start.copy()
+        top = 0
+        for count, i in enumerate(order.tolist(), walls):
+            size = int(self.size[i])
+            near = placed[:count]
+            near = near[self.meets[i].take(near)]
+            # the end of everything below each start, 0 before the first; a gap lies between end and next start
+            low = np.zeros(len(near) + 1, np.int64)
+            np.maximum.accumulate(end.take(near), out=low[1:])
+            room = np.full(len(near) + 1, _HIGHEST)
+            np.subtract(start.take(near), low[:-1], out=room[:-1])
+            fits = room >= size
+            at = int(low[np.where(fits, room, _HIGHEST + 1).argmin() if tightest else fits.argmax()])
+            offsets[i] = at
+            top = max(top, at + size)
+            if top >= self.top:
+                return offsets
+            start[walls + i], end[walls + i] = at, at + size
+            k = int(at_placed[:count].searchsorted(at, side="right"))
+            for a, value in ((at_placed, at), (placed, walls + i)):
+                a[k + 1 : count + 1] = a[k:count]
+                a[k] = value
+        self.top, self.order, self.offsets = top, order, offsets
+        return offsets

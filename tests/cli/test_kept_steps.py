@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import pickle
@@ -16,6 +17,7 @@ from tcomp.cli.kept_steps import _Unpickler
 from tcomp.codegen.cpu.compiled import kernel_key
 from tcomp.dsl.files import source_texts
 from tcomp.dsl.load import library, load
+from tcomp.errors import UserError
 from tcomp.model.request import StepRequest
 from tests.cli.support import TINY, Tcomp
 
@@ -78,6 +80,21 @@ def test_a_second_start_has_the_same_step_without_building(built: list[str]) -> 
     assert second.step == first.step and second.name == "line"
     keys = [[kernel_key(k, b.device.machine) for k in b.step.kernels.values()] for b in (first, second)]
     assert keys[0] == keys[1]
+
+
+def test_garbage_is_collected_after_a_step_is_built_and_not_meanwhile(
+    built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enabled: list[bool] = []
+    build = tcomp.model.build.build_step
+    monkeypatch.setattr(
+        tcomp.model.build, "build_step", lambda *a, **k: enabled.append(gc.isenabled()) or build(*a, **k)
+    )
+    step()
+    assert enabled == [False] and gc.isenabled()
+    with pytest.raises(UserError):
+        step(lock="missing.lock")
+    assert gc.isenabled()
 
 
 def test_training_goes_the_same_way(built: list[str], tcomp: Tcomp, text: str) -> None:

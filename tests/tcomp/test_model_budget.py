@@ -14,6 +14,8 @@ from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
 from tcomp.machine.gpu import machine_named
 from tcomp.model.build import build_step
+from tcomp.model.draft import Draft, Drafter
+from tcomp.model.graph import Graph
 from tcomp.model.report import plan_text
 from tcomp.model.request import StepRequest
 from tcomp.model.step import Step
@@ -119,6 +121,19 @@ def test_a_share_of_the_step_limits_what_is_computed_again_without_a_budget(gpt2
         assert step.recompute is not None and 0.005 < step.recompute.share <= 0.015
         assert sum(r.share for r in step.recompute.rows) == pytest.approx(step.recompute.share)
         assert min(r.layers for r in step.recompute.rows) < 3
+
+
+def test_no_choice_is_drafted_twice(gpt2: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafted: list[tuple[frozenset[str], ...]] = []
+    draft = Drafter.draft
+
+    def noted(drafter: Drafter, graph: Graph) -> Draft:
+        drafted.append(tuple(n.recompute for n in graph.nodes))
+        return draft(drafter, graph)
+
+    monkeypatch.setattr(Drafter, "draft", noted)
+    assert built(gpt2, cheap=True).recompute is not None
+    assert len(drafted) == len(set(drafted)) > 1
 
 
 def test_a_gpu_computes_nothing_again_without_a_budget(gpt2: Module) -> None:
