@@ -26,13 +26,14 @@ def initialise(executor: Executor, seed: int, threads: int) -> None:
 
     Random values come in blocks with a generator of their own each, keyed by seed, name and block number.
     """
-    inits: dict[str, ParameterInit | None] = {n: None for n, s in executor.step.slots.items() if s.kind == "state"}
-    inits.update((init.slot, init) for init in executor.step.parameters)
+    for name, slot in executor.step.slots.items():
+        if slot.kind == "state":
+            executor.write(name, 0)
     _normal_levels()
     with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
         each = map if pool is None else pool.map  # one thread is the caller's: it needs no other
-        for name, init in inits.items():
-            targets = [name, *([init.master] if init is not None and init.master else [])]
+        for init in executor.step.parameters:
+            targets = [name for name in (init.slot, init.master) if name]
             with ExitStack() as stack:
                 arrays = [stack.enter_context(executor.fill(t)) for t in targets]
                 tables = [_table(init, executor.step.slots[t].dtype) for t in targets]
@@ -45,18 +46,18 @@ def _blocks(array: NDArray[Any]) -> list[NDArray[Any]]:
     return [flat[at : at + _BLOCK] for at in range(0, flat.size, _BLOCK)]
 
 
-def _table(init: ParameterInit | None, dtype: DType) -> NDArray[Any]:
+def _table(init: ParameterInit, dtype: DType) -> NDArray[Any]:
     """What a slot of `dtype` may begin with, as its elements: the values of all levels, or the one value of all."""
-    if init is None or init.kind in ("zeros", "ones"):
-        return stored(float(init is not None and init.kind == "ones"), dtype)
+    if init.kind in ("zeros", "ones"):
+        return stored(float(init.kind == "ones"), dtype)
     return stored((_normal_levels() if init.kind == "normal" else _uniform_levels()) * np.float32(init.value), dtype)
 
 
 def _fill(
-    seed: int, init: ParameterInit | None, tables: list[NDArray[Any]], outs: tuple[NDArray[Any], ...], block: int
+    seed: int, init: ParameterInit, tables: list[NDArray[Any]], outs: tuple[NDArray[Any], ...], block: int
 ) -> None:
     """The same values in each of `outs`, by its own table."""
-    if init is None or tables[0].ndim == 0:
+    if tables[0].ndim == 0:
         for table, out in zip(tables, outs, strict=True):
             out[...] = table
         return

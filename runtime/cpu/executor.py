@@ -18,7 +18,7 @@ from tcomp.codegen.cpu.cache import Compilers, cached_object, compile_kernels
 from tcomp.codegen.cpu.compiled import CompiledKernel
 from tcomp.errors import UserError
 from tcomp.machine.cpu import CpuMachine, helpers_of
-from tcomp.model.step import Step
+from tcomp.model.step import Slot, Step
 from tcomp.runtime.cpu.interpreter import SYMBOL, compile_interpreter, interpreter_ir, rest_address
 from tcomp.runtime.cpu.library_pages import release_pages
 from tcomp.runtime.cpu.loading import Loader
@@ -70,9 +70,9 @@ class CpuExecutor(HostExecutor):
         self._arena = Region(step.arena_bytes, "arena", ahead=True)
         # Loading comes before pages: it maps memory again and again, and would wait for pages each time.
         self._arena.begin(self._load_programs)
+        self._touched: list[Slot] | None = []  # what may not be as it was mapped; None: anything
         for name, value in step.scalars.items():
             self.array(name)[...] = value
-        self._fresh = True  # but for the scalars the arena is as it was mapped
 
     @property
     def step(self) -> Step:
@@ -80,8 +80,9 @@ class CpuExecutor(HostExecutor):
 
     def array(self, name: str) -> NDArray[Any]:
         """The slot's memory as an array of its shape (not a copy)."""
-        self._fresh = False
         slot = self._step.slots[name]
+        if self._touched is not None:
+            self._touched.append(slot)
         if self._pending and self._whole is not None:
             first, last = slot.offset, slot.offset + slot.bytes
             if any(first < end and start < last for start, end in self._whole.steps.held):
@@ -92,9 +93,15 @@ class CpuExecutor(HostExecutor):
         return flat.reshape(slot.shape)
 
     def write(self, name: str, value: ArrayLike) -> None:
-        """As elsewhere, but a 0 before anything else was written is there already: fresh memory holds zeros."""
-        if not (self._fresh and type(value) is int and value == 0 and name not in self._step.scalars):
+        """As elsewhere, but a 0 before anything else was written there is there already: fresh memory holds zeros."""
+        if not (type(value) is int and value == 0 and self._untouched(self._step.slots[name])):
             super().write(name, value)
+
+    def _untouched(self, slot: Slot) -> bool:
+        end = slot.offset + slot.bytes
+        return self._touched is not None and not any(
+            slot.offset < t.offset + t.bytes and t.offset < end for t in self._touched
+        )
 
     def run(self, program: str) -> None:
         """Run one of the step's programs to its end."""
@@ -155,7 +162,7 @@ class CpuExecutor(HostExecutor):
 
     def _ready(self) -> Team:
         """The team, once programs are loaded and memory is there. The arena is as programs leave it from then on."""
-        self._fresh = False
+        self._touched = None
         self._arena.complete()
         assert self._team is not None
         return self._team

@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from tcomp.machine.cpu import detect
 from tcomp.model.step import Launch, Slot, Step
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.cpu.team import Team, _Command
+from tcomp.runtime.executor import HostExecutor
 
 MACHINE = detect()
 N = 480
@@ -91,12 +93,32 @@ def test_zeros_are_written_where_memory_is_not_fresh(objects: Path) -> None:
     executor.write("A", 0)
     assert not executor.array("A").any()
     executor.write("A", 7)
+    executor.write("A", 0)
+    assert not executor.array("A").any()
+    executor.write("A", 7)
     executor.write("B", 0)
     executor.run("shift")
     assert executor.array("A").any() and executor.array("B").any()
     for name in ("A", "B"):
         executor.write(name, 0)
         assert not executor.array(name).any()
+    executor.close()
+
+
+def test_zeros_are_not_written_into_memory_that_nothing_has_touched(
+    objects: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that writes to pages has to wait for them. Two slots may be one memory at different times."""
+    made = step()
+    part = replace(made.slots["B"], name="part", offset=made.slots["B"].offset + 64, shape=(1,), bytes=4)
+    executor = CpuExecutor(replace(made, slots={**made.slots, "part": part}), MACHINE, 2, objects)
+    stored: list[str] = []
+    write = HostExecutor.write
+    monkeypatch.setattr(HostExecutor, "write", lambda e, name, value: stored.append(name) or write(e, name, value))
+    executor.write("part", 7)
+    for name in ("A", "B"):
+        executor.write(name, 0)
+    assert stored == ["part", "B"] and not executor.array("B").any()
     executor.close()
 
 
