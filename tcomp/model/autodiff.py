@@ -74,12 +74,8 @@ class _Gradient:
     def state(self, v: View) -> str:
         """Whether the region of the view is "new", "written", or of both kinds ("mixed")."""
         start, stop = v.offset, v.offset + v.elements
-        covered = sum(max(0, min(stop, b) - max(start, a)) for a, b in self.written)
+        covered = sum(min(stop, b) - max(start, a) for a, b in self.written if a < stop and start < b)
         return "new" if covered == 0 else "written" if covered == stop - start else "mixed"
-
-    def mark(self, v: View) -> None:
-        if self.state(v) == "new":
-            self.written.append((v.offset, v.offset + v.elements))
 
 
 def differentiate(
@@ -223,7 +219,8 @@ class _Differentiation:
                 )
             if state == "written":
                 adding.add(name)
-            g.mark(x)
+            else:
+                g.written.append((x.offset, x.offset + x.elements))
             views[name] = x.of(g.tensor)
         dtypes = {n: views[n].tensor.dtype for n in outputs}
         news = frozenset(n for n in outputs if node.operands[n[1:]].tensor in self.graph.states)
