@@ -132,7 +132,7 @@ def test_no_choice_is_drafted_twice(gpt2: Module, monkeypatch: pytest.MonkeyPatc
         return draft(drafter, graph)
 
     monkeypatch.setattr(Drafter, "draft", noted)
-    assert built(gpt2, cheap=True).recompute is not None
+    assert built(gpt2, recompute="cheap").recompute is not None
     assert len(drafted) == len(set(drafted)) > 1
 
 
