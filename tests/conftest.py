@@ -30,3 +30,9 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(exist_ok=True)
     os.environ["TCOMP_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def objects(kernels: Path) -> Path:
+    """The folder of the test run's compiled kernels: a kernel that several tests have is compiled once."""
+    return kernels / "kernels"

@@ -38,7 +38,7 @@ FACTOR = 2.5
     ],
 )
 def test_ten_steps_are_about_as_near_the_truth_as_autocasts(
-    accumulation: int, threads: int, dots: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    accumulation: int, threads: int, dots: bool, objects: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if dots:
         monkeypatch.setenv("TCOMP_CPU", f"{detect().name.removesuffix('bf16')}+avx512bf16")
@@ -47,7 +47,7 @@ def test_ten_steps_are_about_as_near_the_truth_as_autocasts(
     truth = reference.train_steps(doubled(params), batches, CONFIG, HYPER, accumulation)
     with torch.autocast("cpu", torch.bfloat16):
         autocast = reference.train_steps(params, batches, CONFIG, HYPER, accumulation)
-    with built("gpt2", asdict(CONFIG), 3, 37, accumulation, threads, tmp_path, precision="bf16") as (step, executor):
+    with built("gpt2", asdict(CONFIG), 3, 37, accumulation, threads, objects, precision="bf16") as (step, executor):
         assert any(instruction_of(k) == "vdpbf16ps" for k in step.kernels.values()) or not dots
         run = train(step, executor, params, batches, HYPER, accumulation)
         for p in step.parameters:
@@ -63,12 +63,12 @@ def test_ten_steps_are_about_as_near_the_truth_as_autocasts(
 
 
 @pytest.mark.slow
-def test_two_bf16_runs_are_bitwise_equal(tmp_path: Path) -> None:
+def test_two_bf16_runs_are_bitwise_equal(objects: Path) -> None:
     params = reference.random_params(CONFIG, seed=5)
     batches = reference.random_batches(CONFIG, 6, 2, 29, 4)
     runs = []
     for _ in range(2):
-        with built("gpt2", asdict(CONFIG), 2, 29, 2, 2, tmp_path, precision="bf16") as (step, executor):
+        with built("gpt2", asdict(CONFIG), 2, 29, 2, 2, objects, precision="bf16") as (step, executor):
             runs.append(train(step, executor, params, batches, HYPER, 2))
     assert runs[0].losses == runs[1].losses
     for name in runs[0].params:

@@ -36,9 +36,9 @@ def module() -> Module:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_code_is_the_oracle(name: str, shape: tuple[int, int, int], module: Module, tmp_path: Path) -> None:
+def test_compiled_code_is_the_oracle(name: str, shape: tuple[int, int, int], module: Module, objects: Path) -> None:
     """Nearly every element the same; a value beside a tie may round the other way."""
-    device = CpuDevice(detect(), 2, tmp_path)
+    device = CpuDevice(detect(), 2, objects)
     op = bound(module.ops[name], DType.BF16)
     for found in verify_op(op, module, dict(zip("MNK", shape, strict=True)), device, seed=1):
         assert found.error <= LIMIT, f"{found.what}: {found.error:.1e}"

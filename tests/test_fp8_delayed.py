@@ -38,8 +38,8 @@ def module() -> Module:
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_code_is_the_oracle(name: str, module: Module, tmp_path: Path) -> None:
-    device = CpuDevice(detect(), 2, tmp_path)
+def test_compiled_code_is_the_oracle(name: str, module: Module, objects: Path) -> None:
+    device = CpuDevice(detect(), 2, objects)
     for found in verify_op(bound(module.ops[name], DType.BF16), module, DIMS, device, seed=1):
         assert found.error <= 1e-3, f"{found.what}: {found.error:.1e}"
 
@@ -83,9 +83,9 @@ def amax(params: reference.Params, batches: list[reference.Batch], accumulation:
     return found
 
 
-def test_histories_move_on_by_one_each_step_and_hold_the_largest_values(tmp_path: Path) -> None:
+def test_histories_move_on_by_one_each_step_and_hold_the_largest_values(objects: Path) -> None:
     params = reference.random_params(CONFIG, seed=1)
-    first, second = amax(params, reference.random_batches(CONFIG, 2, 2, 16, 2), 1, tmp_path)
+    first, second = amax(params, reference.random_batches(CONFIG, 2, 2, 16, 2), 1, objects)
     assert (first[..., 0] > 0).all() and not first[..., 1:].any()
     np.testing.assert_array_equal(second[..., 1], first[..., 0])
     for layer in range(CONFIG.L):
@@ -95,11 +95,11 @@ def test_histories_move_on_by_one_each_step_and_hold_the_largest_values(tmp_path
 
 
 @pytest.mark.slow
-def test_micro_batches_are_joined_by_the_largest(tmp_path: Path) -> None:
+def test_micro_batches_are_joined_by_the_largest(objects: Path) -> None:
     """Of operands; an incoming gradient is of a loss that is divided by the number of micro-batches."""
     params = reference.random_params(CONFIG, seed=1)
     batches = reference.random_batches(CONFIG, 2, 2, 16, 2)
-    (both,) = amax(params, batches, 2, tmp_path)
-    (a,), (b,) = (amax(params, [batch], 1, tmp_path) for batch in batches)
+    (both,) = amax(params, batches, 2, objects)
+    (a,), (b,) = (amax(params, [batch], 1, objects) for batch in batches)
     np.testing.assert_array_equal(both[:, :, :2], np.maximum(a, b)[:, :, :2])
     np.testing.assert_allclose(both[:, :, 2], np.maximum(a, b)[:, :, 2] / 2, rtol=0.05)

@@ -30,12 +30,6 @@ CASES = {
 PARAMETERS = [pytest.param(c, id=n, marks=[pytest.mark.slow] if n != "untied-scaled" else []) for n, c in CASES.items()]
 
 
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for compiled kernels, shared by the tests of this file."""
-    return tmp_path_factory.mktemp("objects")
-
-
 @pytest.mark.parametrize("case", PARAMETERS)
 def test_logits_and_gradients_are_those_of_transformers(case: tuple[Config, int, int, int], objects: Path) -> None:
     transformers = pytest.importorskip("transformers")

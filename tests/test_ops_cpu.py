@@ -51,12 +51,6 @@ def shown(value: object) -> str | None:
     return value.name if isinstance(value, CpuMachine) else None
 
 
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for compiled kernels, shared by the tests of this file."""
-    return tmp_path_factory.mktemp("objects")
-
-
 def run(op: Op, dims: Dims, inputs: Arrays, machine: CpuMachine, threads: int, objects: Path) -> Arrays:
     """The op's outputs and inout parameters, computed twice: both runs must be equal to the last bit."""
     lowered = lower(op, library(), dims, machine, threads=threads)

@@ -54,11 +54,6 @@ def ids(case: tuple[str, int, Dims]) -> str:
     return f"{case[0]}-{case[1]}-" + "x".join(f"{v}{k}" for k, v in case[2].items())
 
 
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("objects")
-
-
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_on_the_cpu(case: tuple[str, int, Dims], objects: Path) -> None:
     name, start, dims = case

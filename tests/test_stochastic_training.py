@@ -18,10 +18,10 @@ CONFIG = Config(L=2, H=2, C=64, V=131, S=32)
 HYPER = Hyper(peak_lr=2e-5, warmup=0, total=1000, clip=0.0, weight_decay={"matrices": 0.0, "vectors": 0.0})
 
 
-def test_small_updates_count_on_average(tmp_path: Path) -> None:
+def test_small_updates_count_on_average(objects: Path) -> None:
     params = reference.random_params(CONFIG, seed=1)
     batches = reference.random_batches(CONFIG, 2, 2, 16, 8)
-    with built("gpt2", asdict(CONFIG), 2, 16, 1, 2, tmp_path, precision="bf16_stochastic") as (step, executor):
+    with built("gpt2", asdict(CONFIG), 2, 16, 1, 2, objects, precision="bf16_stochastic") as (step, executor):
         assert not any(s.kind == "master" for s in step.slots.values())
         assert all(step.slots[p.slot].dtype is DType.BF16 for p in step.parameters)
         train(step, executor, params, batches[:0], HYPER, 1)
@@ -39,13 +39,13 @@ def test_small_updates_count_on_average(tmp_path: Path) -> None:
         assert abs(share - 1) < 0.1, f"{name}: {share:.3f} of the exact change"
 
 
-def test_two_runs_are_bitwise_equal(tmp_path: Path) -> None:
+def test_two_runs_are_bitwise_equal(objects: Path) -> None:
     params = reference.random_params(CONFIG, seed=5)
     batches = reference.random_batches(CONFIG, 6, 2, 16, 3)
     hyper = Hyper(peak_lr=1e-3, warmup=0, total=10, clip=0.0)
     runs = []
     for _ in range(2):
-        with built("gpt2", asdict(CONFIG), 2, 16, 1, 2, tmp_path, precision="bf16_stochastic") as (step, executor):
+        with built("gpt2", asdict(CONFIG), 2, 16, 1, 2, objects, precision="bf16_stochastic") as (step, executor):
             runs.append(train(step, executor, params, batches, hyper, 1))
     assert runs[0].losses == runs[1].losses
     for name in runs[0].params:

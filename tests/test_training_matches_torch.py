@@ -24,13 +24,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_ten_adamw_steps(case: tuple[Config, int, int, int, int, float], tmp_path: Path) -> None:
+def test_ten_adamw_steps(case: tuple[Config, int, int, int, int, float], objects: Path) -> None:
     cfg, B, T, accumulation, threads, clip = case
     hyper = Hyper(peak_lr=2e-3, warmup=3, total=12, clip=clip)
     params = reference.random_params(cfg, seed=1)
     batches = reference.random_batches(cfg, 2, B, T, 10 * accumulation)
     want = reference.train_steps({n: p.double() for n, p in params.items()}, batches, cfg, hyper, accumulation)
-    with built("gpt2", asdict(cfg), B, T, accumulation, threads, tmp_path) as (step, executor):
+    with built("gpt2", asdict(cfg), B, T, accumulation, threads, objects) as (step, executor):
         run = train(step, executor, params, batches, hyper, accumulation)
     assert_same(run, want)
     if cfg is CASES["odd-sizes"][0]:
@@ -38,26 +38,26 @@ def test_ten_adamw_steps(case: tuple[Config, int, int, int, int, float], tmp_pat
 
 
 @pytest.mark.slow
-def test_padding_rows_of_the_vocabulary_only_decay(tmp_path: Path) -> None:
+def test_padding_rows_of_the_vocabulary_only_decay(objects: Path) -> None:
     """Rows V to P of wte stand for no word: they get no gradient, and weight decay alone moves them."""
     cfg = Config(L=1, H=2, C=24, V=100, S=16)
     hyper = Hyper(peak_lr=1e-2, warmup=0, total=5)
     params = reference.random_params(cfg, seed=3)
     batches = reference.random_batches(cfg, 4, 2, 16, 1)
-    with built("gpt2", asdict(cfg), 2, 16, 1, 2, tmp_path) as (step, executor):
+    with built("gpt2", asdict(cfg), 2, 16, 1, 2, objects) as (step, executor):
         run = train(step, executor, params, batches, hyper, 1)
     assert not run.gradients[0]["wte"][cfg.V :].any()
     decayed = params["wte"][cfg.V :].numpy() * (1 - run.lrs[0] * hyper.weight_decay["matrices"])
     np.testing.assert_allclose(run.params["wte"][cfg.V :], decayed, rtol=1e-5)
 
 
-def test_two_runs_are_bitwise_equal(tmp_path: Path) -> None:
+def test_two_runs_are_bitwise_equal(objects: Path) -> None:
     cfg = Config(L=2, H=2, C=48, V=131, S=29)
     params = reference.random_params(cfg, seed=5)
     batches = reference.random_batches(cfg, 6, 2, 29, 4)
     runs = []
     for _ in range(2):
-        with built("gpt2", asdict(cfg), 2, 29, 2, 2, tmp_path) as (step, executor):
+        with built("gpt2", asdict(cfg), 2, 29, 2, 2, objects) as (step, executor):
             runs.append(train(step, executor, params, batches, Hyper(), 2))
     assert runs[0].losses == runs[1].losses
     for name in runs[0].params:
@@ -65,11 +65,11 @@ def test_two_runs_are_bitwise_equal(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_step_of_124m(tmp_path: Path) -> None:
+def test_one_step_of_124m(objects: Path) -> None:
     cfg = reference.CONFIGS["124M"]
     params = reference.random_params(cfg, seed=7)
     batches = reference.random_batches(cfg, 8, 2, 33, 1)
-    with built("gpt2", asdict(cfg), 2, 33, 1, 2, tmp_path) as (step, executor):
+    with built("gpt2", asdict(cfg), 2, 33, 1, 2, objects) as (step, executor):
         run = train(step, executor, params, batches, Hyper(), 1)
     want = reference.train_steps(doubled(params), batches, cfg, Hyper())
     assert_same(run, want)

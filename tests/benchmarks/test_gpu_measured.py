@@ -60,19 +60,16 @@ def test_predictions_are_what_was_measured(precision: str) -> None:
 
 @pytest.mark.slow
 @nvdisasm
-@pytest.mark.parametrize(
-    ("precision", "worst", "median", "whole"), [("bf16", 0.18, 0.04, 0.04), ("fp8", 0.21, 0.06, 0.03)]
-)
-def test_predictions_for_a_gpu_with_another_memory(precision: str, worst: float, median: float, whole: float) -> None:
+def test_predictions_for_a_gpu_with_another_memory() -> None:
     """The H200, whose memory alone is another than the H100's. One constant is fitted to both: how far memory's time
-    overlaps with the rest. Bounds are a little above what is found."""
-    rows = beside_step(UNSEEN, precision, H200)
-    assert len(rows) > 0.6 * len(UNSEEN.kernels[precision])
+    overlaps with the rest. In fp8 memory has the larger part of a step. Bounds are a little above what is found."""
+    rows = beside_step(UNSEEN, "fp8", H200)
+    assert len(rows) > 0.6 * len(UNSEEN.kernels["fp8"])
     measured, predicted = (sum(getattr(r, x) * r.timed.times for r in rows) for x in ("measured", "predicted"))
-    assert predicted == pytest.approx(measured, rel=whole)
+    assert predicted == pytest.approx(measured, rel=0.03)
     long = {r.timed.name: r.error for r in rows if r.measured > LONG and r.timed.name not in BY_DATA}
-    assert max(map(abs, long.values())) < worst, long
-    assert statistics.median(map(abs, long.values())) < median
+    assert max(map(abs, long.values())) < 0.21, long
+    assert statistics.median(map(abs, long.values())) < 0.06
 
 
 @pytest.mark.slow

@@ -27,11 +27,6 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("objects")
-
-
 @contextmanager
 def opened(name: str, program: str, objects: Path, prefill: int = 0, **sizes: int) -> Iterator[CpuExecutor]:
     """The model with the same random weights whatever the program."""

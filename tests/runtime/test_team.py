@@ -71,11 +71,6 @@ def step() -> Step:
     return Step("m", "", {}, slots, end, end, 0, 1024, {"shift": shift_kernel(), "sum": sum_kernel()}, programs, ())
 
 
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("objects")
-
-
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_every_launch_sees_the_one_before(threads: int, objects: Path) -> None:
     executor = CpuExecutor(step(), MACHINE, threads, objects)

@@ -60,11 +60,6 @@ def step_of(model: str, precision: str, threads: int, accumulation: int) -> Step
     )
 
 
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("objects")
-
-
 @pytest.fixture(autouse=True)
 def short_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole_steps, "SHARE", 512)

@@ -31,11 +31,6 @@ def _machines() -> list[CpuMachine]:
     return found
 
 
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("objects")
-
-
 @pytest.fixture(params=_machines(), ids=lambda m: m.name, scope="module")
 def machine(request: pytest.FixtureRequest) -> CpuMachine:
     return request.param

@@ -312,8 +312,7 @@ def test_a_step_has_fewer_launches_and_no_larger_plan(gpt2: Module) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["f32", "bf16", "fp8"])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("precision", "accumulation"), [("f32", 1), ("bf16", 2), ("fp8", 2)])
 def test_a_whole_step_is_the_oracles(precision: str, accumulation: int, gpt2: Module, tmp_path: Path) -> None:
     """On the virtual GPU, whose op computes GELU's derivative, beside both ops apart; `early` and not in 8 bits."""
     device, sizes = virtual_device("h100", tmp_path, True), {"C": 32, "H": 2, "L": 2, "V": 37, "S": 16}

@@ -149,37 +149,37 @@ def test_only_as_many_layers_as_needed(gpt2: Module, free: Step) -> None:
 
 
 @pytest.mark.slow
-def test_the_step_is_bitwise_the_same_without_a_budget(gpt2: Module, tmp_path: Path) -> None:
+def test_the_step_is_bitwise_the_same_without_a_budget(gpt2: Module, objects: Path) -> None:
     step = built(gpt2, C=128, recompute="cheap")
     assert step.recompute is not None
-    expected = trained(built(gpt2, C=128), tmp_path)
-    for name, values in trained(step, tmp_path).items():
+    expected = trained(built(gpt2, C=128), objects)
+    for name, values in trained(step, objects).items():
         np.testing.assert_array_equal(values, expected[name], err_msg=name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision,parts", [("f32", (0.6, 0.0)), ("bf16", (0.3,))])
-def test_the_step_is_bitwise_the_same(precision: str, parts: tuple[float, ...], gpt2: Module, tmp_path: Path) -> None:
+def test_the_step_is_bitwise_the_same(precision: str, parts: tuple[float, ...], gpt2: Module, objects: Path) -> None:
     wide: dict[str, Any] = {"C": 128, "precision": precision, "B": 8}
     free, least = built(gpt2, **wide), least_of(gpt2, **wide)
-    expected = trained(free, tmp_path)
+    expected = trained(free, objects)
     alone = set()
     for part in parts:
         limit = round(least + part * (memory(free) - least)) + 60_000
         step = built(gpt2, limit, **wide)
         assert step.recompute is not None
         alone |= {r.results for r in step.recompute.rows}
-        for name, values in trained(step, tmp_path).items():
+        for name, values in trained(step, objects).items():
             np.testing.assert_array_equal(values, expected[name], err_msg=f"{name} at {limit}")
     assert any(len(r) == 1 and r[0].endswith(".u") for r in alone), "a GELU without its product is among them"
 
 
-def test_the_step_is_bitwise_the_same_with_accumulation(gpt2: Module, tmp_path: Path) -> None:
+def test_the_step_is_bitwise_the_same_with_accumulation(gpt2: Module, objects: Path) -> None:
     whole = built(gpt2, accumulation=2)
     tight = built(gpt2, round(0.8 * memory(whole)), accumulation=2)
     assert tight.recompute is not None and memory(tight) <= round(0.8 * memory(whole))
-    expected = trained(whole, tmp_path)
-    for name, values in trained(tight, tmp_path).items():
+    expected = trained(whole, objects)
+    for name, values in trained(tight, objects).items():
         np.testing.assert_array_equal(values, expected[name], err_msg=name)
 
 

@@ -144,11 +144,11 @@ def test_parts_take_less_memory_and_a_forward_pass_alone_leaves_their_backward_o
 
 
 @pytest.mark.slow
-def test_parts_give_the_same_losses_and_gradients(tmp_path: Path) -> None:
+def test_parts_give_the_same_losses_and_gradients(objects: Path) -> None:
     """Bit for bit but the head's gradient, whose sum over the rows is made in other parts."""
     found: list[dict[str, np.ndarray]] = []
     for k in (1, 3):
-        with built("gpt2", {**HEAD, "V": 211, "K": k}, 2, 19, 2, 1, tmp_path) as (step, executor):
+        with built("gpt2", {**HEAD, "V": 211, "K": k}, 2, 19, 2, 1, objects) as (step, executor):
             initialise(executor, 1, 1)
             rng, values = np.random.default_rng(5), {}
             for program in ("micro_first", "micro_next"):
@@ -166,25 +166,25 @@ def test_parts_give_the_same_losses_and_gradients(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_chunks_train_as_the_whole(tmp_path: Path) -> None:
+def test_chunks_train_as_the_whole(objects: Path) -> None:
     """GPT-2, rows that the chunks do not divide, two micro-batches; the head is tied, so its gradient adds up."""
     cfg = gpt2.Config(L=1, H=2, C=32, V=211, S=64)
     hyper = gpt2.Hyper(peak_lr=2e-3, warmup=3, total=12)
     params, batches = gpt2.random_params(cfg, 1), gpt2.random_batches(cfg, 2, 2, 19, 6)
     want = gpt2.train_steps(doubled(params), batches, cfg, hyper, 2)
-    with built("gpt2", {**asdict(cfg), "K": 3}, 2, 19, 2, 2, tmp_path) as (step, executor):
+    with built("gpt2", {**asdict(cfg), "K": 3}, 2, 19, 2, 2, objects) as (step, executor):
         assert max(s.shape[0] for n, s in step.slots.items() if "logits" in n) == 16
         run = train(step, executor, params, batches, hyper, 2)
     assert_same(run, want)
 
 
 @pytest.mark.slow
-def test_llama_trains_in_chunks(tmp_path: Path) -> None:
+def test_llama_trains_in_chunks(objects: Path) -> None:
     cfg = llama.Config(L=1, H=2, G=1, D=16, C=32, F=48, V=300, TIED=0)
     hyper = gpt2.Hyper(peak_lr=2e-3, warmup=3, total=12)
     params, batches = llama.random_params(cfg, 1), gpt2.random_batches(cfg, 2, 2, 19, 6)
     want = gpt2.train_steps(doubled(params), batches, cfg, hyper, 2, llama.forward, llama.MATRICES)
-    with built("llama", {**llama.dims(cfg), "K": 4}, 2, 19, 2, 2, tmp_path) as (step, executor):
+    with built("llama", {**llama.dims(cfg), "K": 4}, 2, 19, 2, 2, objects) as (step, executor):
         run = train(step, executor, params, batches, hyper, 2)
     assert_same(run, want)
 

@@ -1,8 +1,6 @@
-"""Each instruction set level of this computer in turn, and a folder for what is compiled."""
+"""Each instruction set level of this computer in turn."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +11,3 @@ from tests.tcomp.cpu.support import MACHINES
 @pytest.fixture(params=MACHINES, ids=lambda m: m.name)
 def machine(request: pytest.FixtureRequest) -> CpuMachine:
     return request.param
-
-
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("objects")
