@@ -8,6 +8,7 @@ without what is tuned (the defaults and choices of `tune` lines), so that adding
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -62,9 +63,11 @@ def parse_step(text: str, model: str) -> StepRequest:
     first, *rest = text.split()
     config, _, precision = first.partition("/")
     numbers = {k: _number(v) for k, _, v in (r.partition("=") for r in rest)}
-    sizes = {k: int(v) for k, v in numbers.items() if k in ("B", "T")}
-    dims = {k: v for k, v in numbers.items() if k not in ("B", "T", "accumulation")}
-    return StepRequest(model, config, sizes, dims, precision, int(numbers.get("accumulation", 1)))
+    sizes: dict[str, int] = {k: int(numbers.pop(k)) for k in ("B", "T") if k in numbers}
+    accumulation = int(numbers.pop("accumulation", 1))
+    if min((accumulation, *sizes.values())) < 1:
+        raise ValueError("sizes begin at 1")
+    return StepRequest(model, config, sizes, numbers, precision, accumulation)
 
 
 def instances_of(module: Module, request: StepRequest, machine: Machine) -> tuple[Instance, ...]:
@@ -162,6 +165,8 @@ def machine_threads(machine: Machine, threads: int) -> int:
 
 def _number(text: str) -> Number:
     value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
     return int(value) if value == int(value) else value
 
 

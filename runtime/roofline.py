@@ -29,7 +29,11 @@ from tcomp.runtime.executor import Executor
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.scalars import set_scalars
 
-PROGRAMS = ("micro_first", "update")
+
+def programs_of(step: Step, accumulation: int) -> dict[str, int]:
+    """The programs of a step of so many micro-batches, and how often it runs each."""
+    times = {"micro_first": 1, "micro_next": accumulation - 1, "update": 1}
+    return {name: n for name, n in times.items() if name in step.programs and n}
 
 
 @dataclass(frozen=True)
@@ -88,21 +92,22 @@ class Row:
         return self.least(peaks) / self.seconds if self.seconds else None
 
 
-def kernel_rows(step: Step, seconds: dict[str, list[float]] | None = None) -> list[Row]:
-    """The step's kernels, in the order of their first launches or, with `seconds` (program -> each launch), of time."""
+def kernel_rows(step: Step, seconds: dict[str, list[float]] | None = None, accumulation: int = 1) -> list[Row]:
+    """The kernels of a step of so many micro-batches, in the order of their first launches or, with `seconds` (program
+    -> each launch), of time."""
     rows: dict[str, Row] = {}
-    for program in (p for p in PROGRAMS if p in step.programs):
+    for program, times in programs_of(step, accumulation).items():
         taken = seconds[program] if seconds else [0.0] * len(step.programs[program])
         for launch, spent in zip(step.programs[program], taken, strict=True):
             kernel = step.kernels[launch.kernel]
             r = rows.get(launch.kernel, Row(launch.kernel, launch.label, 0, 0, 0, 0.0))
-            total = (r.seconds or 0.0) + spent
-            work, moved = r.flops + kernel.flops, r.bytes + kernel.traffic
-            called = dict(Counter(r.functions) + Counter(dict(kernel.functions)))
-            chosen = {row: r.gathered.get(row, 0) + n for row, n in kernel.gathered}
+            total = (r.seconds or 0.0) + times * spent
+            work, moved = r.flops + times * kernel.flops, r.bytes + times * kernel.traffic
+            called = dict(Counter(r.functions) + Counter({f: times * n for f, n in kernel.functions}))
+            chosen = {row: r.gathered.get(row, 0) + times * n for row, n in kernel.gathered}
             rows[launch.kernel] = Row(
-                r.kernel, r.first, r.launches + 1, work, moved, total, called, instruction_of(kernel),
-                r.phases + len(kernel.phases), chosen,
+                r.kernel, r.first, r.launches + times, work, moved, total, called, instruction_of(kernel),
+                r.phases + times * len(kernel.phases), chosen,
             )  # fmt: skip
     if seconds is None:
         return [replace(r, seconds=None) for r in rows.values()]
@@ -110,7 +115,7 @@ def kernel_rows(step: Step, seconds: dict[str, list[float]] | None = None) -> li
 
 
 def launch_seconds(
-    executor: CpuExecutor, runs: int, progress: Callable[[int], None] = lambda _: None
+    executor: CpuExecutor, runs: int, progress: Callable[[int], None] = lambda _: None, accumulation: int = 1
 ) -> dict[str, list[float]]:
     """Seconds of each launch of each program: the least of `runs` runs, since what others do only adds to it.
 
@@ -119,7 +124,7 @@ def launch_seconds(
     step = executor.step
     best: dict[str, Any] = {}
     for run in range(runs + 1):  # the first one brings the memory in and does not count
-        for program in (p for p in PROGRAMS if p in step.programs):
+        for program in programs_of(step, accumulation):
             times = profile(executor, program)
             if run:
                 best[program] = np.minimum(best.get(program, times), times)

@@ -111,7 +111,7 @@ def _cpu_roofline(request: StepRequest, own: RooflineOptions) -> None:
     assert isinstance(built.machine, CpuMachine)
     arithmetic = compute_peaks(built.threads, built.machine)
     memory = [bandwidth(kind, built.threads) for kind in ("read", "triad")]
-    rows = kernel_rows(made)
+    rows = kernel_rows(made, None, request.accumulation)
     functions = {f: function_rate(f, built.threads) for f in sorted({f for r in rows for f in r.functions})}
     gathers = {row: gather_bandwidth(row, built.threads) for row in sorted({n for r in rows for n in r.gathered})}
     launch = launch_cost(built.threads)
@@ -128,9 +128,10 @@ def _cpu_roofline(request: StepRequest, own: RooflineOptions) -> None:
         assert isinstance(executor, CpuExecutor)
         try:
             ready(executor, built.threads)
-            rows = kernel_rows(
-                made, launch_seconds(executor, own.runs, lambda n: common.note(f"step {n} of {own.runs}"))
+            seconds = launch_seconds(
+                executor, own.runs, lambda n: common.note(f"step {n} of {own.runs}"), request.accumulation
             )
+            rows = kernel_rows(made, seconds, request.accumulation)
         finally:
             executor.close()
     sizes = ", ".join(f"{name} = {made.dims[name]}" for name in request.sizes if name in made.dims)

@@ -22,7 +22,7 @@ class TrainSettings(StepSettings):
     """What `tcomp train` can be told, by flag or in a run file under the same names (`-` written `_`)."""
 
     model: options.File = "gpt2"
-    config: options.Config = "tiny"
+    config: Annotated[str, typer.Option(help="The model's configuration, such as 124M.")] = "tiny"
     data: options.Data = field(default_factory=list)
     steps: Annotated[int, typer.Option(help="Optimizer steps in all."), Range(1, MANY)] = 1500
     seed: Annotated[int, typer.Option(help="Of parameters, data order and sample."), options.SEED] = 1

@@ -90,6 +90,8 @@ def show(step: ShownStep, own: ShowOptions, where: TargetOptions) -> None:
             "tell what to show",
             "--ast --graph --grad --schedule --tile --llvm --asm --ptx --sass --plan or --launches",
         )
+    if not (own.plan or own.launches):
+        _check_unused(step)
     gpu = where.machine("sm_90a" if own.ptx or own.sass else "")
     machine = gpu or detect()
     code.check(machine)
@@ -129,6 +131,16 @@ def show(step: ShownStep, own: ShowOptions, where: TargetOptions) -> None:
             print(plan_text(built.step, built.threads), end="")
         if own.launches:
             print(stages.launches_text(built.step), end="")
+
+
+def _check_unused(step: ShownStep) -> None:
+    """UserError for what says how a whole step is made, where none is shown."""
+    given = {
+        "--accumulation": step.accumulation != 1, "--memory": step.memory, "--lock": step.lock,
+        "--nondeterministic": not step.deterministic,
+    }  # fmt: skip
+    if flag := next((name for name, value in given.items() if value), None):
+        raise UserError(f"{flag} is for the step as a whole", f"show --plan or --launches, or leave {flag} out")
 
 
 def _named(instances: list[Instance], op: str | None) -> list[Instance]:

@@ -91,9 +91,9 @@ def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None) -> TrainS
         raise UserError("--resume and --run-file exclude each other", "a run keeps the settings it began with")
     fixed = sorted(set(flags) - set(_RESUMABLE))
     if fixed:
-        name = {"hyper": "hyper or --lr", "dims": "dim"}.get(fixed[0], fixed[0])
+        flag = {"model": "the model", "hyper": "--hyper or --lr", "dims": "--dim"}.get(fixed[0])
         raise UserError(
-            f"--{name} cannot change when a run is resumed",
+            f"{flag or '--' + fixed[0].replace('_', '-')} cannot change when a run is resumed",
             f"only these can: {', '.join('--' + n.replace('_', '-') for n in _RESUMABLE)}",
         )
     values = read_config(path)

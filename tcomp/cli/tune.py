@@ -122,8 +122,13 @@ class SearchOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ask and self.tell:
-            raise UserError("--ask and --tell exclude each other", "ask first, then tell")
+        asked = {"report": self.report, "--check": self.check, "--ask": self.ask, "--tell": self.tell}
+        if len(several := [name for name, wanted in asked.items() if wanted]) > 1:
+            raise UserError(f"{several[0]} and {several[1]} exclude each other", "do one, then the other")
+        if self.out is not None and not self.report:
+            raise UserError("--out is for reports", "write: tcomp tune report FILE --out FOLDER")
+        if self.tell not in ("", "-") and (Path(self.tell).is_dir() or not Path(self.tell).exists()):
+            raise UserError(f"--tell {self.tell}: no such file", "name a file of JSON lines, or - for standard input")
         if len(self._files) > 1:
             raise UserError(f"tune takes one file, not {len(self._files)}", "run it once per model")
         _ = self.seconds, self.until  # refused before any work

@@ -27,7 +27,7 @@ from tcomp.model.lowering import Lower, Lowered, Lowering
 from tcomp.model.needed import needed
 from tcomp.model.parts import with_parts
 from tcomp.model.plan import ProgramPlan, plan_program
-from tcomp.model.request import StepRequest
+from tcomp.model.request import RecomputePolicy, StepRequest
 from tcomp.model.step import ParameterInit, Step
 from tcomp.model.unroll import graph_of
 
@@ -81,7 +81,7 @@ def build_step(
     arena, launches, p = draft.arena, draft.launches, draft.programs
     total = arena.bytes + max(plan.bytes for plan in plans.values())
     if limit is not None and total + draft.beside > limit:
-        raise _out_of_memory(total + draft.beside, limit, draft, plans, fitted)
+        raise _out_of_memory(total + draft.beside, limit, draft, plans, request.recompute if training else None)
     bound = arena.raw_bytes + max(plan.lower_bound for plan in plans.values())
     placed = {n: arena.placed(launches[n], plans[n]) for n in launches}
     if training:  # forward alone is a part of the first micro-batch, at the same addresses
@@ -148,9 +148,10 @@ def _lower_for(machine: CpuMachine | GpuMachine, threads: int, deterministic: bo
 
 
 def _out_of_memory(
-    needed: int, limit: int, draft: Draft, plans: Mapping[str, ProgramPlan], recomputed: bool
+    needed: int, limit: int, draft: Draft, plans: Mapping[str, ProgramPlan], recompute: RecomputePolicy | None
 ) -> UserError:
-    """The error for a plan that does not fit, naming the largest tensors that are live at the peak."""
+    """The error for a plan that does not fit, naming the largest tensors that are live at the peak. `recompute` is None
+    for a forward pass alone, which computes nothing again."""
     name = max(plans, key=lambda n: plans[n].bytes)
     plan, launches = plans[name], draft.launches[name]
     live: Collection[tuple[str, Tensor]] = [
@@ -160,8 +161,11 @@ def _out_of_memory(
     largest = sorted(live, key=lambda item: -item[1].bytes)[:8]
     at = launches[plan.peak].label if launches else name
     listing = "\n".join(f"    {bytes_text(t.bytes):>10}  {n}  ({t.kind})" for n, t in largest)
-    how = " at the least, with all that helps computed again in the backward pass," if recomputed else ""
-    more = "" if recomputed else ", or --memory with a budget that computing activations again can meet"
+    fitted = recompute == "to fit"
+    how = " at the least, with all that helps computed again in the backward pass," if fitted else ""
+    more = (
+        "" if fitted or recompute is None else ", or --memory with a budget that computing activations again can meet"
+    )
     return UserError(
         f"the step needs {bytes_text(needed)} of memory{how or ','} the limit is {bytes_text(limit)}\n"
         f"  the peak is at '{at}' of program {name}; the largest tensors live there:\n{listing}",

@@ -190,6 +190,14 @@ def test_a_step_s_name_is_read_again() -> None:
         assert parse_step(step_text(step), "gpt2") == step
 
 
+@pytest.mark.parametrize(
+    "text", ["", "tiny B", "tiny B=x T=8", "tiny B=inf T=8", "tiny B=0 T=8", "tiny B=1 T=-8", "tiny accumulation=0"]
+)
+def test_what_names_no_step_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_step(text, "gpt2")
+
+
 def test_instances_are_distinct_and_counted() -> None:
     found = instances_of(gpt2(), StepRequest("gpt2", "tiny", {"B": 2, "T": 16}, {"L": 2}, accumulation=3), detect())
     keys = [i.key for i in found]

@@ -18,7 +18,8 @@ from tcomp.model.request import StepRequest
 from tests.cli.support import Tcomp, refused
 
 SHARED: dict[str, set[str]] = {
-    "--config": set(), "--batch": {"eval"}, "--length": {"eval"}, "--accumulation": set(), "--dim": {"show", "check"},
+    "--config": {"train"}, "--batch": {"eval"}, "--length": {"eval"}, "--accumulation": set(),
+    "--dim": {"show", "check"},
     "--precision": set(), "--memory": set(), "--deterministic": set(), "--lock": {"tune"}, "--threads": set(),
     "--device": {"roofline", "tune"}, "--gpu": {"build", "show", "roofline", "tune"}, "--graph": {"show"},
     "--target": set(), "--json": set(), "--dtype": {"bench"}, "--data": {"eval"},
@@ -102,4 +103,13 @@ def test_every_command_that_takes_a_budget_refuses_nonsense_before_work(tcomp: T
 
 
 def test_sizes_are_told_in_fitting_units(tcomp: Tcomp) -> None:
-    refused(tcomp("plan", "gpt2", "-B", "1", "-T", "8", "--memory", "1KB"), "the limit is 1000 B")
+    forward = tcomp("plan", "gpt2", "-B", "1", "-T", "8", "--memory", "1KB", "--inference")
+    refused(forward, "the limit is 1000 B", "or a higher limit")
+    assert "--memory" not in forward.error, "there is nothing to compute again"
+
+
+@pytest.mark.parametrize(
+    "flags", [["--accumulation", "2"], ["--memory", "1GB"], ["--lock", "none"], ["--nondeterministic"]]
+)
+def test_show_refuses_what_would_change_nothing_that_it_shows(flags: list[str], tcomp: Tcomp) -> None:
+    refused(tcomp("show", "gpt2", "linear", "--tile", *flags), flags[0], "show --plan or --launches")

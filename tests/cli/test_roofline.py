@@ -33,16 +33,16 @@ def quick_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_measured_table(tcomp: Tcomp, tmp_path: Path) -> None:
-    result = tcomp("roofline", "gpt2", *SMALL, "--measure", "--runs", "2", "--json", "r.json")
+    result = tcomp("roofline", "gpt2", *SMALL, "--accumulation", "3", "--measure", "--runs", "2", "--json", "r.json")
     assert result.code == 0, result.error
     assert "| adamw | 1 |" in result.out and "| whole step |" in result.out and "fma f32" in result.out
     found = json.loads((tmp_path / "r.json").read_text())
     by_name = {k["kernel"]: k for k in found["kernels"]}
-    assert by_name["linear"]["flops"] == 16 * 48 * (16 * 2 + 1)
+    assert by_name["linear"]["flops"] == 3 * 16 * 48 * (16 * 2 + 1)
     assert all(k["seconds"] > 0 and k["share"] > 0 for k in found["kernels"])
-    assert by_name["crossentropy_at_once"]["functions"]["exp"] == 2 * 16 * 256
-    assert by_name["attention"]["functions"]["exp"] == 2 * 2 * 36
-    assert by_name["linear_gelu"]["functions"] == {"tanh": 16 * 64}
+    assert by_name["crossentropy_at_once"]["functions"]["exp"] == 3 * 2 * 16 * 256
+    assert by_name["attention"]["functions"]["exp"] == 3 * 2 * 2 * 36
+    assert by_name["linear_gelu"]["functions"] == {"tanh": 3 * 16 * 64}
     for k in found["kernels"]:
         evaluated = sum(n / found["functions"][f] for f, n in k["functions"].items())
         rows = sum(n / found["gathers"][row] for row, n in k["gathered"].items())
@@ -50,8 +50,8 @@ def test_a_measured_table(tcomp: Tcomp, tmp_path: Path) -> None:
         least = max(k["flops"] / found["peak"], memory, evaluated) + k["phases"] * found["launch"]
         assert k["least"] == pytest.approx(least)
     assert "exp f32" in result.out and "random rows of 64 bytes" in result.out
-    assert by_name["embedding"]["gathered"] == {"64": 16 * 16 * 4}
-    assert by_name["linear"]["phases"] == 1 and not by_name["linear"]["gathered"]
+    assert by_name["embedding"]["gathered"] == {"64": 3 * 16 * 16 * 4}
+    assert by_name["linear"]["phases"] == 3 and not by_name["linear"]["gathered"]
 
 
 def test_without_measuring_there_is_the_least_time_alone(tcomp: Tcomp) -> None:

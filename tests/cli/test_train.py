@@ -91,7 +91,9 @@ def test_bad_run_files(toml: str, words: tuple[str, ...], tcomp: Tcomp, tmp_path
 
 def test_a_resumed_run_keeps_its_settings(tcomp: Tcomp, text: str) -> None:
     tcomp("train", *TINY, "--data", text, "--steps", "1", "--run", "r")
-    refused(tcomp("train", "--resume", "r", "--lr", "1"), "cannot change when a run is resumed")
+    refused(tcomp("train", "--resume", "r", "--lr", "1"), "--hyper or --lr cannot change when a run is resumed")
+    refused(tcomp("train", "--resume", "r", "--eval-batches", "1"), "error: --eval-batches cannot change")
+    refused(tcomp("train", "--resume", "r", "llama"), "error: the model cannot change")
     refused(tcomp("train", "--resume", "nowhere"), "not a run folder")
     config = Path("r/run.json")
     config.write_text(config.read_text().replace('"threads": 1,', '"threads": 9999,'))

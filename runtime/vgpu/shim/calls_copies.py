@@ -14,7 +14,6 @@ from tcomp.runtime.vgpu.shim.context import Context
 from tcomp.runtime.vgpu.shim.entries import entry
 from tcomp.runtime.vgpu.shim.transfers import DEVICE, HOST, UNIFIED, Copy, Fill, Side
 
-_FIELDS = ("x", "y", "z", "type", "host", "device", "pitch", "height")
 _KINDS = {1: HOST, 2: DEVICE, 4: UNIFIED}
 
 
