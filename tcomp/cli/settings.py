@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,7 +76,7 @@ def read_run_file(path: Path) -> dict[str, Any]:
     try:
         values = parse_toml(read_small(path, pipes=True))
     except OSError as e:
-        raise UserError(f"{path}: cannot read the run file: {e.strerror or e}") from e
+        raise UserError(f"{path}: cannot read the run file: {e.strerror or e}", "name a TOML file") from e
     except ValueError as e:
         raise UserError(f"{path}: not a TOML file: {e}", "write lines such as steps = 2000") from e
     return checked(values, str(path))
@@ -94,14 +95,14 @@ def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
         if not isinstance(value, type(default)) or (isinstance(value, bool) and not isinstance(default, bool)):
             kinds = {int: "a whole number", str: "a text", list: "a list", dict: "a table", bool: "true or false"}
             kind = kinds[type(default)]
-            raise UserError(f"{where}: {name} must be {kind}, not {value!r}")
+            raise UserError(f"{where}: {name} must be {kind}, not {value!r}", f"as in {name} = {json.dumps(default)}")
         if name in ("hyper", "dims"):
             wanted = (int, float)
             for key, number in value.items():
                 if not isinstance(number, wanted) or isinstance(number, bool):
-                    raise UserError(f"{where}: {name}.{key} must be a number, not {number!r}")
+                    raise UserError(f"{where}: {name}.{key} must be a number, not {number!r}", f"as in {key} = 2")
         if name == "data" and not all(isinstance(v, str) for v in value):
-            raise UserError(f"{where}: data must be a list of paths")
+            raise UserError(f"{where}: data must be a list of paths", 'as in data = ["notes.txt"]')
     return values
 
 

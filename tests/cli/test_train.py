@@ -76,7 +76,7 @@ def test_run_file_values_and_flags(tcomp: Tcomp, text: str, tmp_path: Path) -> N
     ("toml", "words"),
     [
         ("stesp = 3", ("unknown setting 'stesp'", "did you mean 'steps'?")),
-        ("steps = 'three'", ("steps must be a whole number",)),
+        ("steps = 'three'", ("steps must be a whole number", "as in steps = 1500")),
         ("steps = ", ("not a TOML file",)),
         ("steps = 0", ("steps = 0: must be at least 1",)),
         ("[hyper]\npeak_lr = 'x'", ("hyper.peak_lr must be a number",)),
