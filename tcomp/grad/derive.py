@@ -113,13 +113,8 @@ class Derivation:
 
     def equation(self, eq: Equation) -> None:
         """Contributions of one equation to the gradients of what it reads."""
-        value, guard = eq.value, None
-        indices = self.forward.indices(eq)
-        if isinstance(value, Reduction):
-            guard = value.guard
-            body = value.values[0]
-        else:
-            body = value
+        value, indices = eq.value, self.forward.indices(eq)
+        guard, body = (value.guard, value.values[0]) if isinstance(value, Reduction) else (None, value)
         accesses = self.forward.differentiable(body)
         if not accesses:
             return

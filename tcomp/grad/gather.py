@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, accesses_in, names_in, substitute
-from tcomp.dsl.extents import affine, bounds, never_negative, same
+from tcomp.dsl.extents import Affine, affine, bounds, never_negative, same
 from tcomp.grad.forward import Forward
 from tcomp.grad.parts import both, fresh
 from tcomp.grad.simplify import rewrite, simplify
@@ -107,10 +107,15 @@ def uncertain(condition: Expr | None, ranges: Mapping[str, Expr]) -> Expr | None
             return both(uncertain(a, ranges), uncertain(b, ranges))
         case Binary("<=" | "<" | ">" | ">=" as op, a, b):
             gap = affine(Binary("-", b, a) if op[0] == "<" else Binary("-", a, b), ranges)
-            low = None if gap is None else bounds(gap, ranges)
+            low = None if gap is None or not _of_dimensions(gap) else bounds(gap, ranges)
             least = None if low is None else {**low[0], (): low[0].get((), 0) - (len(op) == 1)}
             return None if least is not None and never_negative(least) else condition
     return condition
+
+
+def _of_dimensions(form: Affine) -> bool:
+    """Whether its coefficients are of dimensions and numbers alone: a scalar operand may have any sign."""
+    return not any(isinstance(atom, Expr) for p in (form.constant, *form.terms.values()) for m in p for atom in m)
 
 
 def _whole(e: Expr) -> Expr:

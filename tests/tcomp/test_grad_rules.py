@@ -441,3 +441,27 @@ def test_gradients_of_windows_are_gathered(operand: str, result: str, value: str
         (dy["dY"] @ evaluate(op, module, x | {"X": np.eye(len(got))[at]}, sizes)["Y"]) for at in range(len(got))
     ]  # it is linear in X
     np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+@pytest.mark.parametrize("g", [-1.0, 1.0])
+@pytest.mark.parametrize("s", [-2, 0, 3])
+def test_conditions_on_scalars_stay_where_gradients_are_gathered(s: int, g: float) -> None:
+    """Of a dimension it is known that it is positive, of a scalar operand nothing."""
+    text = (
+        "op f(X: f32[N], w: f32[K], g: f32[], s: i32[]) -> Y: f32[N]:\n"
+        "  z[i] = select(i + s >= 0 and i + s < N, X[i + s], 0.0)\n"
+        "  Y[i] = sum k where k <= i: select(g >= 0.0, w[k], 0.5 * w[k]) * z[i - k]\n"
+    )
+    module, random = load_text(text), np.random.default_rng(0)
+    op, sizes, dy = module.ops["f"], {"N": 5, "K": 3}, random.standard_normal(5)
+    backward = derive(op, module)
+    given: dict[str, Any] = {
+        "w": random.standard_normal(3),
+        "g": np.array(g),
+        "s": np.array(s),
+        "dY": dy,
+        "X": np.zeros(5),
+    }
+    got = evaluate(backward, module, {p.name: given[p.name] for p in backward.params}, sizes)["dX"]
+    want = [dy @ evaluate(op, module, given | {"X": np.eye(5)[at]}, sizes)["Y"] for at in range(5)]
+    np.testing.assert_allclose(got, want, atol=1e-12)
