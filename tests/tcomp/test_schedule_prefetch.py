@@ -144,10 +144,12 @@ schedule scores on cpu:
 
 
 @pytest.mark.parametrize(
-    ("text", "region"), [(CAUSAL, "k <= q"), (CAUSAL, "q <= k"), (CAUSAL, "k < q"), (SCORES, "k <= q")]
-)
+    ("text", "region", "t"),
+    [(CAUSAL, "k <= q", 64), (CAUSAL, "q <= k", 64), (CAUSAL, "k < q", 64), (SCORES, "k <= q", 64),
+     (SCORES, "k <= q", 48)],
+)  # fmt: skip
 def test_a_sum_that_a_condition_cuts_fetches_all_of_the_next_tile(
-    text: str, region: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str, region: str, t: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its register tiles have from few to all of the sum's steps, or there are fewer of them, and together half of the
     steps, along vectors or not; each prefetch leaves a mark where it points."""
@@ -159,12 +161,12 @@ def test_a_sum_that_a_condition_cuts_fetches_all_of_the_next_tile(
     monkeypatch.setattr("tcomp.codegen.cpu.counted_prefetch.WIDE", 4)
     machine, module = detect(), load_text(text.replace("REGION", region))
     (op,) = module.ops.values()
-    dims = {"H": 3, "T": 64, "E": 64}
+    dims = {"H": 3, "T": t, "E": t}
     lowered = lower(op, module, dims, machine)
     executor = CpuExecutor(single_op_step(lowered, dims, guard=4096), machine, 1, tmp_path)
     executor.array("V")[...] = 0.0
     executor.run("run")
-    lines = executor.array("V").view(np.uint8).reshape(3, 64 * 4, 64).any(-1)
+    lines = executor.array("V").view(np.uint8).reshape(3, t * t // 16, 64).any(-1)
     behind = executor.array("guard.V").any()
     executor.close()
     assert lines[1:].all() and not lines[0].any() and not behind

@@ -80,8 +80,7 @@ class CountedPrefetcher:
 
     def touch(self, state: AxisState, step: int) -> None:
         """The prefetch of this step, or of every few steps."""
-        turn = state.unroll * state.lanes
-        if step * state.lanes % max(1, min(turn, self.steps // self.lines)):
+        if step % max(1, min(state.unroll, self.steps // self.lines // state.lanes)):
             return
         em = self.em
         b = em.here()

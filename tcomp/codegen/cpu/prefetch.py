@@ -99,7 +99,7 @@ class Prefetcher:
         """One prefetch on the way over the tile's rows; as often as there are lines, as far as steps go."""
         em = self.em
         wanted = self.several * self.lines
-        if step % max(1, self.block // wanted):
+        if step % max(1, self.block // wanted // state.lanes):
             return
         b = em.here()
         at = em.add(state.base, step * state.lanes)
