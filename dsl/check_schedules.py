@@ -81,15 +81,16 @@ class _Names:
                 self.tune(d, known)
                 declared.add(d.name)
                 known.add(d.name)
-        mapped = {(loop, d.of) for d in before if isinstance(d, ast.MapLoops) for loop in d.loops}
+        lines = (d for d in before if isinstance(d, ast.MapLoops))
+        mapped = {(loop, d.of, d.condition) for d in lines for loop in d.loops}
         for d in directives:
             if isinstance(d, ast.MapLoops):
                 for loop in d.loops:
                     self.loop(loop, d.span)
-                    if (loop, d.of) in mapped:
+                    if (loop, d.of, d.condition) in mapped:
                         hint = f"put all levels on one line: {loop} -> ... / ..."
                         raise TcError(f"loop '{loop}' is mapped twice", d.span, hint=hint)
-                    mapped.add((loop, d.of))
+                    mapped.add((loop, d.of, d.condition))
             self.directive(d, known)
 
     def directive(self, d: ast.Directive, known: set[str]) -> None:

@@ -128,6 +128,7 @@ class Resolver:
         """The mapping of each loop, and those that hold `of` one tensor, by (index, tensor)."""
         loops: dict[str, LoopMap] = {}
         special: dict[tuple[str, str], LoopMap] = {}
+        mapped: set[tuple[str, tuple[str, ...]]] = set()
         for directive in directives:
             self._refuse(directive)
         lines = [d for d in directives if isinstance(d, MapLoops) and self._stands(d, values)]
@@ -135,9 +136,11 @@ class Resolver:
             if name not in self.extents:
                 known = ", ".join(sorted(self.extents))
                 raise self.error(f"{self.op.name} has no loop '{name}'", d.span, f"its loops are: {known}")
-            if name in loops and not d.of:
+            if (name, d.of) in mapped:
                 hint = f"put all levels on one line: {name} -> ... / ..."
+                hint = hint if d.condition is None else "write conditions of which only one holds"
                 raise self.error(f"loop '{name}' is mapped twice", d.span, hint)
+            mapped.add((name, d.of))
             mapping = self._loop(name, d, values)
             if d.of and mapping.tiles:
                 raise self.error(

@@ -131,6 +131,14 @@ def test_a_mapping_holds_where_its_condition_does(length: int, keys: tuple[int, 
     assert tiles["qk"]["k"] == tiles["dp"]["k"] == keys
 
 
+def test_of_mappings_with_conditions_one_holds() -> None:
+    """M = 64"""
+    lines = "  m -> seq(16)\n  n -> vec\n  n of s -> vec when(M > 64)\n  n of s -> unroll(2) / vec when(M <= 64)\n"
+    assert summed(lines) == summed("  m -> seq(16)\n  n -> unroll(2) / vec\n")
+    with pytest.raises(TcError, match="loop 'n' is mapped twice"):
+        summed(lines.replace("M > 64", "M >= 64"))
+
+
 def test_only_levels_within_a_tile_belong_to_some_equations() -> None:
     with pytest.raises(TcError, match="only levels within a tile can differ"):
         summed("  m -> seq(16)\n  n of s -> seq(8) / vec\n")
