@@ -110,6 +110,16 @@ def test_gradients_stay_apart_where_their_scale_is_not_known_to_the_op_before(gp
         assert found.count(GRADIENTS[0]) == found.count(GRADIENTS[1]) == count
 
 
+def test_a_gradient_that_begins_where_it_is_made_is_left_alone() -> None:
+    """Whatever op it begins in: the last layer's, here of a head that normalises nothing and names its operand Q."""
+    head = "op head(Q: real[M, C], W: real[V, C]) -> Y: real[M, V]:\n  Y[m, v] = sum c: Q[m, c] * W[v, c]\n\n"
+    normalised = "    h, _, _ = layernorm(x, lnf_w, lnf_b)\n    logits = matmul(h, wte) [chunks(K)]\n"
+    assert normalised in SHIPPED
+    model = SHIPPED.replace(normalised, "    logits = head(x, wte)\n").replace("model gpt2", head + "model gpt2")
+    found = names(programs(load_text(model, str(library() / "own.tc"))).backward)
+    assert found.count(GRADIENTS[0]) == found.count(GRADIENTS[1]) == 3
+
+
 @pytest.mark.parametrize("machine, precision", [(A100, "fp8"), (H100, "bf16"), (H100, "fp8_block")])
 def test_other_targets_and_precisions_have_the_ops_apart(gpt2: Module, machine: GpuMachine, precision: str) -> None:
     p = programs(gpt2, machine, precision=precision)

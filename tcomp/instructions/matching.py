@@ -292,6 +292,11 @@ def _check_warpgroup(i: Instruction, m: Axis, n: Axis) -> None:
             f"loop '{m.name}' is not divided among warpgroups, as {i.family} needs its rows",
             f"map it with warpgroup({i.m}): {m.name} -> grid.y(128) / warpgroup({i.m}) / mma",
         )
+    if m.block % i.m:
+        raise MatchError(
+            f"loop '{m.name}' has tiles of {m.block} rows; a warpgroup multiplies {i.m} at a time",
+            f"choose a tile that is a multiple of {i.m}",
+        )
     if n.spread is not None and n.spread.warp:
         raise MatchError(
             f"loop '{n.name}' is divided among warps; a warpgroup computes all columns of its rows",

@@ -45,12 +45,11 @@ def _joined(node: Node, q: Quantised, backward: Nodes, variants: Variants, news:
         raise NotHere(f"'{view.tensor.name}' is not made in the backward pass")
     maker = backward[writers[-1]]
     result = next(name for name, v in _written(maker).items() if view.meets(v))
+    if result in {o.name for o in maker.op.outputs}:  # (it begins here)
+        return backward
     own = q.maker.operand(result)
     if maker.operands[result] != view or own is None or not own.inout:
         raise NotHere(f"it does not add to '{result}' of '{maker.op.name}', of the same shape")
-    before = maker.op.operand(result)
-    if before is None or not before.inout:
-        return backward
     pair = paired(q, maker, result, node, operand, node.label)
     results = {o.name for o in q.maker.outputs}
     for n in backward[writers[-1] : at]:

@@ -105,7 +105,7 @@ def _later_turn(loops: tuple[Loop, ...], axes: tuple[Axis, ...]) -> dict[str, Ex
     that lies `FAR` elements ahead."""
     if len(loops) > 1:
         return next_turn(loops)
-    turns = -(-FAR // math.prod(a.block for a in axes))
+    turns = -(-FAR // max(1, math.prod(a.block for a in axes)))
     return next_turn((replace(loops[0], step=turns * loops[0].step),))
 
 

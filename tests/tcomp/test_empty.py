@@ -63,3 +63,12 @@ def test_what_has_no_point(where: str, dims: dict[str, int]) -> None:
         executor.close()
     for name, right in wanted.items():
         np.testing.assert_allclose(found[name], right, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("dims", [{"M": 3, "N": 0}, {"M": 0, "N": 3}], ids=str)
+def test_rows_without_a_value_are_not_fetched(dims: dict[str, int]) -> None:
+    """A prefetch counts how many rows are far enough ahead."""
+    text = "op f(X: f32[M, N]) -> Y: f32[M, N]:\n  Y[m, n] = X[m, n] + 1.0\n\n"
+    module = load_text(text + "schedule f on cpu:\n  m -> core(1)\n  n -> vec\n  stage X in cache at m\n")
+    (kernel,) = lower(module.ops["f"], module, dims, detect()).kernels
+    assert kernel.buffer("Y").elements == 0

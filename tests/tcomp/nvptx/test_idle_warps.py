@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load_text
 from tcomp.machine.gpu import H100
 from tcomp.oracle import evaluate
@@ -48,3 +49,13 @@ def test_what_they_load_lies_inside_the_tile(what: str) -> None:
     got = execute(lower(op, module, dims, H100), op, inputs)
     for name, wanted in evaluate(op, module, inputs, dims).items():
         np.testing.assert_array_equal(got[name], wanted)
+
+
+@pytest.mark.parametrize("levels, tile", [("144) / warpgroup(64, 2", 144), ("80) / warpgroup(64, 1", 80)])
+def test_warpgroups_multiply_whole_tiles_only(levels: str, tile: int) -> None:
+    """The last turn's instruction would read rows behind the tile: others, perhaps while they are being copied."""
+    text = OP.format(rows=levels, columns="8", use="wgmma", more="", lines="")
+    module = load_text(text, "f.tc")
+    with pytest.raises(TcError, match=f"loop 'm' has tiles of {tile} rows") as e:
+        lower(module.ops["f"], module, {"M": 150, "N": 8, "K": 72}, H100)
+    assert "multiple of 64" in e.value.hint
