@@ -9,13 +9,11 @@ careless:     reads memory that nothing wrote (a finding, not an error)
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from tcomp.codegen.nvptx.launch import GpuKernel, LaunchShape
 from tcomp.dsl.ast import DType
-from tcomp.ir.tile import Kernel
+from tcomp.ir.tile import Buffer, Kernel, Scope
 from tcomp.model.step import Launch, Slot, Step
 
 N = 64
@@ -143,16 +141,26 @@ def step(arena_bytes: int = 8192) -> Step:
     def launch(kernel: str, *names: str) -> Launch:
         return Launch(kernel, tuple(slots[n].offset for n in names), f"the {kernel}")
 
+    def kernel(launched: Launch, written: str) -> Kernel:
+        operands = tuple(
+            Buffer(s.name, s.dtype, s.shape, Scope.OPERAND)
+            for at in launched.offsets
+            for s in slots.values()
+            if s.offset == at
+        )
+        return Kernel(launched.kernel, operands, (), (), frozenset(), frozenset({written}))
+
     add, total = launch("add", "w", "tokens", "lr"), launch("total", "w", "loss")
-    empty: dict[str, Any] = {"operands": (), "tiles": (), "phases": (), "reads": frozenset(), "writes": frozenset()}
+    reverse, fault, careless = launch("reverse", "w"), launch("fault", "w"), launch("careless", "w", "never")
+    written = {"add": "w", "total": "loss", "reverse": "w", "fault": "", "careless": "w"}
     return Step(
         "hand made", "tiny", {"N": N}, slots, arena_bytes, arena_bytes, 0, 64,
-        {n: Kernel(n, **empty) for n in ("add", "total", "reverse", "fault", "careless")},
+        {x.kernel: kernel(x, written[x.kernel]) for x in (add, total, reverse, fault, careless)},
         {
             "micro_first": (add, total),
-            "update": (launch("reverse", "w"),),
-            "fault": (add, launch("fault", "w"), total),
-            "careless": (launch("careless", "w", "never"),),
+            "update": (reverse,),
+            "fault": (add, fault, total),
+            "careless": (careless,),
             "nothing": (),
         },
         (), {"tokens": 10, "targets": 10}, scalars={"lr": 0.5},
