@@ -23,6 +23,8 @@ PARALLEL = ("core", "grid")
 SHARED = (Scope.TEAM, Scope.WORDS)
 Values = dict[str, Any]
 
+NOWHERE = -(1 << 40)
+"""What stands outside of a tensor of integers: as a subscript it is outside of every tensor."""
 _BINARY = {
     "+": np.add, "-": np.subtract, "*": np.multiply, "/": np.true_divide, "//": np.floor_divide,
     "%": np.mod, "**": np.power, "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal,
@@ -190,7 +192,8 @@ class Interpreter:
             if names_in(g) & s.reduced:
                 mask = mask & needed
             else:  # nobody may read it: code generators may leave it out, and add nothing where many points meet
-                meets = s.accumulate and not all(isinstance(x, Name) for x in s.target.subscripts)
+                own = {x.id for x in s.target.subscripts if isinstance(x, Name)}
+                meets = s.accumulate and (len(own) < len(s.target.subscripts) or not names_in(g) <= own)
                 value = np.where(needed, value, 0.0 if meets else np.nan)
         if s.reduced:
             assert s.reducer is not None
@@ -245,7 +248,8 @@ class Interpreter:
                     bad = np.zeros(np.shape(found), bool)
                     for x, c in zip(at, clipped, strict=True):
                         bad |= x != c
-                    found = np.where(bad, np.nan, found)
+                    nothing = np.nan if array.dtype.kind == "f" else NOWHERE
+                    found = np.where(bad, nothing, found)
                 return found
             case Unary("-", x):
                 return -self.value(x, names)
