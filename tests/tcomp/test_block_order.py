@@ -78,7 +78,7 @@ def test_products_whose_sum_is_divided_among_blocks(schedule: str, how: str, dim
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how,head", [("turns", 64), ("turns", 128), ("atomic", 64)])
+@pytest.mark.parametrize("how,head", [("turns", 128), ("atomic", 64)])
 def test_attention_backward_whose_blocks_add_to_dq(how: str, head: int) -> None:
     """dQ as it is summed, in f32: rounded to bf16, most of its differences would not be seen."""
     module = load_text(attention_text(causal=True).replace("by turns", f"by {how}"), "ops/attention.tc")

@@ -24,6 +24,7 @@ from tests.tcomp.cpu.test_dot import HOSTS, ZEN4, Arrays, dot_loops, emulating, 
 
 SIZES = [(1, 1, 2, 8), (2, 3, 1, 5), (1, 37, 2, 6), (1, 70, 1, 64), (2, 131, 1, 24), (1, 200, 1, 33)]
 """B, T, heads, D"""
+HEADS = {0: "packed", 1: "one query head", 3: "three query heads"}
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,11 @@ def torch_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", HOSTS)
-@pytest.mark.parametrize("heads", [0, 1, 3], ids=["packed", "one query head", "three query heads"])
-@pytest.mark.parametrize("size", SIZES, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize(
+    ("size", "heads"),
+    [(s, h) for i, s in enumerate(SIZES) for j, h in enumerate(HEADS) if (i + j) % 3],
+    ids=lambda x: "x".join(map(str, x)) if isinstance(x, tuple) else HEADS[x],
+)
 def test_forward_and_backward_agree_with_torch(
     size: tuple[int, int, int, int], heads: int, machine: CpuMachine, attention: Module, objects: Path
 ) -> None:

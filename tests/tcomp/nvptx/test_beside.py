@@ -292,8 +292,15 @@ def test_gpt2s_bias_gradients_cost_no_launch_and_run_beside_the_products(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["linear", "linear_residual", "linear_gelu"])
-@pytest.mark.parametrize("m,n,joined", [(2112, 128, []), (2112, 136, [2]), (3136, 128, [3])])
+@pytest.mark.parametrize(
+    "name,m,n,joined",
+    [
+        ("linear", 2112, 128, []),
+        ("linear_residual", 2112, 128, []),
+        ("linear_residual", 2112, 136, [2]),
+        ("linear_gelu", 3136, 128, [3]),
+    ],
+)
 def test_shipped_bias_gradients_of_divided_sums(name: str, m: int, n: int, joined: list[int]) -> None:
     """Two parts in turns, but for tiles that are cut both ways, which take registers; more parts are joined."""
     found = shipped(name, {"M": m, "N": n, "K": 264})

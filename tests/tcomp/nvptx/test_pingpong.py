@@ -57,8 +57,7 @@ MMA_SYNC = (
     ("grid", "columns", "stages", "m", "k"),
     [
         ("128", 128, 3, 640, 384),  # whole rounds of the ring, an odd number of tiles for a block
-        ("128", 128, 4, 300, 72),  # fewer turns than copies, ragged
-        ("64", 256, 3, 384, 320),  # five turns, three copies
+        ("64", 256, 4, 300, 72),  # fewer turns than copies, ragged
         ("256) / cluster(128", 128, 3, 600, 200),  # clusters that share a tile, ragged
         ("128", 64, 1, 384, 136),  # a ring of one copy
         ("128", 192, 2, 128, 200),  # one tile a block: the second side has none
