@@ -130,7 +130,7 @@ def test_any_schedule_of_any_op(seed: int, backward: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("seed", range(100, 160))
+@pytest.mark.parametrize("seed", range(100, 145))
 def test_any_schedule_of_many_ops(seed: int, backward: bool) -> None:
     keeps_its_meaning(seed, backward)
 
