@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tcomp.ir.shares import flat_shares
 from tcomp.machine.cpu import CpuMachine
 from tcomp.model.report import pieces
 from tcomp.model.step import Launch, Slot, Step
@@ -95,8 +96,6 @@ def _before_the_fork(step: Step, entries: Any, beside: Any, program: Any) -> Ite
 
 def touched(step: Step, e: Entry, written: bool) -> list[tuple[int, int]]:
     """Bytes of vectors and tensors that an entry writes, or else touches."""
-    from tcomp.ir.shares import flat_shares
-
     kernel = step.kernels[e.launch.kernel]
     ranges = []
     for o, at in zip(kernel.operands, e.launch.offsets, strict=True):

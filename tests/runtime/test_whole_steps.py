@@ -13,7 +13,6 @@ import pytest
 
 from tcomp import models
 from tcomp.dsl.load import load, load_text
-from tcomp.ir.shares import flat_shares
 from tcomp.machine.cpu import detect, helpers_of
 from tcomp.model.build import build_step
 from tcomp.model.request import StepRequest
@@ -23,10 +22,11 @@ from tcomp.runtime.bench.tcomp_program import TcompProgram
 from tcomp.runtime.cpu import whole_steps
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.cpu.team import Team
-from tcomp.runtime.cpu.whole_steps import Entry, WholeSteps
+from tcomp.runtime.cpu.whole_steps import WholeSteps
 from tcomp.runtime.device import CpuDevice
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.scalars import set_scalars
+from tests.reference.step_laws import meet, touched
 
 MODELS = Path(models.__file__).parent
 SIZES = {
@@ -226,28 +226,6 @@ def test_a_benchmarks_first_step_has_its_update_and_later_steps_one_each(
         assert ran == [(True, True)] * 3, "each does what one update left, and leaves as much"
     finally:
         program.close()
-
-
-def touched(step: Step, e: Entry, written: bool) -> list[tuple[int, int]]:
-    """Bytes of vectors and tensors that an entry writes, or else touches."""
-    kernel = step.kernels[e.launch.kernel]
-    ranges = []
-    for o, at in zip(kernel.operands, e.launch.offsets, strict=True):
-        if not o.shape or (written and o.name not in kernel.writes):
-            continue
-        if e.parts:
-            shares = flat_shares(kernel, e.phase)
-            assert shares is not None
-            if o.name in shares.reads | shares.writes:
-                size = o.dtype.bytes
-                ranges.append((at + shares.start(e.first, e.parts) * size, at + shares.start(e.last, e.parts) * size))
-        else:
-            ranges.append((at, at + o.bytes))
-    return ranges
-
-
-def meet(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> bool:
-    return any(x < t and y < s for x, s in a for y, t in b)
 
 
 @pytest.mark.parametrize(("model", "precision"), [("gpt2", "bf16"), ("llama", "f32")])
