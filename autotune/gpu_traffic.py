@@ -12,7 +12,7 @@ from typing import cast
 
 from tcomp.autotune.gpu_conditions import Moves
 from tcomp.autotune.gpu_model import DRIFT, L2_SHARE, PERSISTENT_DRIFT, cached_traffic
-from tcomp.codegen.cpu.integers import affine_form
+from tcomp.codegen.llvm.integers import affine_form
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.grid import Turns
 from tcomp.dsl.ast import Access, Expr, accesses_in, names_in

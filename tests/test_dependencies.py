@@ -76,6 +76,18 @@ def test_imports_point_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_targets_share_code_in_one_place() -> None:
+    """Code for GPUs takes from that for CPUs only the evaluator that it extends, and their common part from neither."""
+    across = {
+        (module, name)
+        for module, path in modules().items()
+        for name in imports(path)
+        for a, b in [("llvm", "cpu"), ("llvm", "nvptx"), ("nvptx", "cpu"), ("cpu", "nvptx")]
+        if module.startswith(f"tcomp.codegen.{a}") and name.startswith(f"tcomp.codegen.{b}")
+    }
+    assert across == {("tcomp.codegen.nvptx.evaluation", "tcomp.codegen.cpu.evaluation")}
+
+
 def test_no_module_imports_by_a_bare_folder_name() -> None:
     """`import dsl` would work here and nowhere else: only tcomp.dsl is installed."""
     for name, path in modules().items():

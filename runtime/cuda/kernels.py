@@ -24,7 +24,7 @@ from tcomp.runtime.cuda.context import Context
 from tcomp.runtime.cuda.driver import CudaError, call
 from tcomp.runtime.vgpu.shim import current, register_cubin
 
-SOURCES = ("codegen", "codegen/cpu", "codegen/nvptx", "instructions", "ir", "machine")
+SOURCES = ("codegen", "codegen/cpu", "codegen/llvm", "codegen/nvptx", "instructions", "ir", "machine")
 """Folders of what PTX depends on."""
 FREE_SHARED = 48 << 10
 """Bytes of shared memory that a block may have without the function's attribute allowing more."""

@@ -6,7 +6,7 @@ from itertools import product
 
 from hypothesis import given, settings, strategies as st
 
-from tcomp.codegen.cpu.integers import Facts, Known, affine_form, extent
+from tcomp.codegen.llvm.integers import Facts, Known, affine_form, extent
 from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, Unary
 from tcomp.ir.tile import Axis
 

@@ -1,4 +1,4 @@
-"""The error bounds that tcomp/codegen/cpu/vectormath.py states, swept densely, and the special values."""
+"""The error bounds that tcomp/codegen/llvm/vectormath.py states, swept densely, and the special values."""
 
 from __future__ import annotations
 

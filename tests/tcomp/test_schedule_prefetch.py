@@ -11,8 +11,8 @@ from llvmlite import ir
 
 from tcomp.codegen.cpu import prefetch
 from tcomp.codegen.cpu.compile import kernel_ir
-from tcomp.codegen.cpu.emitter import Emitter
-from tcomp.codegen.cpu.types import IrValue
+from tcomp.codegen.llvm.emitter import Emitter
+from tcomp.codegen.llvm.types import IrValue
 from tcomp.dsl.ast import DType, Num
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load, load_text

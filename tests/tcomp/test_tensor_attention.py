@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from published_attention import attention_text
 
-from tcomp.codegen.cpu.conditions import conditions, remaining, without
+from tcomp.codegen.llvm.conditions import conditions, remaining, without
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.layout import shared_layout

@@ -1,0 +1,1 @@
+"""CPUs: tile IR to LLVM IR and object code, cached by content."""

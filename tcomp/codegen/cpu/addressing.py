@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tcomp.codegen.cpu.domain import AxisState, Domain, Point
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.expressions import Graph, Node
-from tcomp.codegen.cpu.integers import Affine, affine_form
-from tcomp.codegen.cpu.types import I64, IrValue, stored_type
+from tcomp.codegen.llvm.domain import AxisState, Domain, Point
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.expressions import Graph, Node
+from tcomp.codegen.llvm.integers import Affine, affine_form
+from tcomp.codegen.llvm.types import I64, IrValue, stored_type
 from tcomp.dsl.ast import Access, Expr
 from tcomp.ir.tile import Buffer, Panels
 

@@ -21,9 +21,6 @@ from functools import partial
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.bounds import integer_value
-from tcomp.codegen.cpu.domain import Scope
-from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.groups import is_grouped, pack_groups, pack_piece_in_groups, words_moved
 from tcomp.codegen.cpu.pack import (
     TRANSPOSED,
@@ -34,8 +31,11 @@ from tcomp.codegen.cpu.pack import (
     transposed_lanes,
 )
 from tcomp.codegen.cpu.prefetch import LINE, quotient, region, remainder, touch
-from tcomp.codegen.cpu.tiles import span_of
-from tcomp.codegen.cpu.types import I1, I8, I64, IrValue
+from tcomp.codegen.llvm.bounds import integer_value
+from tcomp.codegen.llvm.domain import Scope
+from tcomp.codegen.llvm.emitter import Emitter, Int
+from tcomp.codegen.llvm.tiles import span_of
+from tcomp.codegen.llvm.types import I1, I8, I64, IrValue
 from tcomp.ir.tile import Ahead, Compute, Pack, Panels, Prefetch
 
 LEAST_PART = 16

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.prefetch import quotient
-from tcomp.codegen.cpu.tiles import Variant
-from tcomp.codegen.cpu.types import IrValue
+from tcomp.codegen.llvm.emitter import Emitter, Int
+from tcomp.codegen.llvm.tiles import Variant
+from tcomp.codegen.llvm.types import IrValue
 
 LoopBody = Callable[[Int, list[IrValue]], Sequence[IrValue]]
 

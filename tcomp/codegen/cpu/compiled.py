@@ -18,7 +18,7 @@ from tcomp.ir.regions import tile_offsets
 from tcomp.ir.tile import Kernel, Scope
 from tcomp.machine.cpu import CpuMachine
 
-SOURCES = ("codegen", "codegen/cpu", "instructions", "ir")
+SOURCES = ("codegen", "codegen/cpu", "codegen/llvm", "instructions", "ir")
 """Folders of what object code depends on."""
 
 

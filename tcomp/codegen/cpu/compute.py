@@ -22,14 +22,10 @@ from llvmlite import ir
 
 from tcomp.codegen.cpu.addressing import Addressing, Place
 from tcomp.codegen.cpu.beside import Beside, LoopBody, loop_beside
-from tcomp.codegen.cpu.conditions import remaining, without
 from tcomp.codegen.cpu.counted_prefetch import CountedPrefetcher, reduction_prefetchers
-from tcomp.codegen.cpu.domain import Domain, Point, Scope
 from tcomp.codegen.cpu.dot import dot
-from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.epilogue import Epilogue
 from tcomp.codegen.cpu.evaluation import Evaluator
-from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.interleave import by_parity, in_pairs, interleavable
 from tcomp.codegen.cpu.prefetch import WIDE, MapPrefetcher, Prefetcher, TilePrefetcher, touch_registers
 from tcomp.codegen.cpu.reducer import Reducer
@@ -37,8 +33,12 @@ from tcomp.codegen.cpu.results import Results
 from tcomp.codegen.cpu.rounded import as_stored
 from tcomp.codegen.cpu.rows import results_of_rows, side_by_side
 from tcomp.codegen.cpu.segments import Segment, can_narrow, conditions_of, segments, singles_of
-from tcomp.codegen.cpu.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
-from tcomp.codegen.cpu.types import I1, I64, IrValue, kind_of
+from tcomp.codegen.llvm.conditions import remaining, without
+from tcomp.codegen.llvm.domain import Domain, Point, Scope
+from tcomp.codegen.llvm.emitter import Emitter, Int
+from tcomp.codegen.llvm.expressions import Graph, Node
+from tcomp.codegen.llvm.tiles import Span, Variant, cut, span_of, surely_empty, tile_state
+from tcomp.codegen.llvm.types import I1, I64, IrValue, kind_of
 from tcomp.dsl.ast import Expr
 from tcomp.ir.tile import Axis, Compute, Scope as Where
 

@@ -16,10 +16,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from tcomp.codegen.cpu import prefetch
-from tcomp.codegen.cpu.domain import AxisState, Scope
-from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.prefetch import LINE, WIDE, Prefetcher, is_affine, quotient, region, remainder
-from tcomp.codegen.cpu.types import I8, I64
+from tcomp.codegen.llvm.domain import AxisState, Scope
+from tcomp.codegen.llvm.emitter import Emitter, Int
+from tcomp.codegen.llvm.types import I8, I64
 from tcomp.ir.tile import Axis, Compute, Prefetch
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.domain import Scope
-from tcomp.codegen.cpu.emitter import Emitter
-from tcomp.codegen.cpu.types import F32, I32, BFloat, IrValue, Type, constant, lanes_of, like
+from tcomp.codegen.llvm.domain import Scope
+from tcomp.codegen.llvm.emitter import Emitter
+from tcomp.codegen.llvm.types import F32, I32, BFloat, IrValue, Type, constant, lanes_of, like
 from tcomp.instructions.vector import VectorInstruction
 from tcomp.instructions.vector_matching import vector_instruction
 

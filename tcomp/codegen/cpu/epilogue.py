@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tcomp.codegen.cpu.addressing import Place
-from tcomp.codegen.cpu.domain import Domain
 from tcomp.codegen.cpu.evaluation import Evaluator
-from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.prefetch import touch_registers
 from tcomp.codegen.cpu.rounded import as_stored
-from tcomp.codegen.cpu.types import IrValue, kind_of
+from tcomp.codegen.llvm.domain import Domain
+from tcomp.codegen.llvm.expressions import Graph, Node
+from tcomp.codegen.llvm.types import IrValue, kind_of
 from tcomp.dsl.ast import accesses_in
 from tcomp.ir.tile import Compute, Scope
 

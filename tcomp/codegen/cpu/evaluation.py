@@ -10,12 +10,12 @@ from collections.abc import Hashable
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu import formats, vectormath
 from tcomp.codegen.cpu.addressing import Addressing, Place
-from tcomp.codegen.cpu.domain import Domain, Point, lane_numbers
-from tcomp.codegen.cpu.expressions import Graph, Node
 from tcomp.codegen.cpu.memory import Memory
-from tcomp.codegen.cpu.types import F32, F64, I32, I64, IrValue, constant, kind_type, lanes_of, like
+from tcomp.codegen.llvm import formats, vectormath
+from tcomp.codegen.llvm.domain import Domain, Point, lane_numbers
+from tcomp.codegen.llvm.expressions import Graph, Node
+from tcomp.codegen.llvm.types import F32, F64, I32, I64, IrValue, constant, kind_type, lanes_of, like
 from tcomp.dsl.ast import DType
 
 _MATH = {"exp", "log", "tanh", "sin", "cos", "sqrt", "rsqrt", "floor"}

@@ -18,13 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tcomp.codegen.cpu.beside import Beside
-from tcomp.codegen.cpu.bounds import integer_value
 from tcomp.codegen.cpu.compute import ComputeGenerator
-from tcomp.codegen.cpu.conditions import at_most_zero
-from tcomp.codegen.cpu.domain import Scope
-from tcomp.codegen.cpu.emitter import Emitter, Int
-from tcomp.codegen.cpu.expressions import PAIR, ROUNDED_PAIR
-from tcomp.codegen.cpu.integers import affine_form, expression, length
 from tcomp.codegen.cpu.pack import (
     copied_axes,
     fill_zeros,
@@ -34,6 +28,12 @@ from tcomp.codegen.cpu.pack import (
     numbered,
     target_in,
 )
+from tcomp.codegen.llvm.bounds import integer_value
+from tcomp.codegen.llvm.conditions import at_most_zero
+from tcomp.codegen.llvm.domain import Scope
+from tcomp.codegen.llvm.emitter import Emitter, Int
+from tcomp.codegen.llvm.expressions import PAIR, ROUNDED_PAIR
+from tcomp.codegen.llvm.integers import affine_form, expression, length
 from tcomp.dsl.ast import (
     Access,
     Binary,

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from tcomp.codegen.cpu.addressing import Place
-from tcomp.codegen.cpu.domain import AxisState
-from tcomp.codegen.cpu.expressions import Node
-from tcomp.codegen.cpu.tiles import Variant
+from tcomp.codegen.llvm.domain import AxisState
+from tcomp.codegen.llvm.expressions import Node
+from tcomp.codegen.llvm.tiles import Variant
 from tcomp.dsl.ast import DType
 from tcomp.ir.tile import Axis, Compute
 

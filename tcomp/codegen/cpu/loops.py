@@ -14,14 +14,14 @@ from functools import partial
 from llvmlite import ir
 
 from tcomp.codegen.cpu.ahead import AheadPacker, copy_ahead
-from tcomp.codegen.cpu.bounds import integer_value
 from tcomp.codegen.cpu.compute import ComputeGenerator
-from tcomp.codegen.cpu.domain import Scope
-from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.groups import generate_dots, is_grouped, pack_groups
-from tcomp.codegen.cpu.integers import Facts, Known
 from tcomp.codegen.cpu.pack import generate_pack
-from tcomp.codegen.cpu.types import I8, I64, POINTER, VOID, IrValue
+from tcomp.codegen.llvm.bounds import integer_value
+from tcomp.codegen.llvm.domain import Scope
+from tcomp.codegen.llvm.emitter import Emitter, Int
+from tcomp.codegen.llvm.integers import Facts, Known
+from tcomp.codegen.llvm.types import I8, I64, POINTER, VOID, IrValue
 from tcomp.dsl.ast import names_in
 from tcomp.ir.regions import copy_bytes, tile_offsets
 from tcomp.ir.tile import Ahead, Compute, Kernel, Loop, Pack, Scope as Where, Statement

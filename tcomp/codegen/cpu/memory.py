@@ -10,11 +10,11 @@ from functools import partial
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu import formats
 from tcomp.codegen.cpu.addressing import Addressing, Place
-from tcomp.codegen.cpu.domain import Domain, Point
-from tcomp.codegen.cpu.emitter import Emitter
-from tcomp.codegen.cpu.types import (
+from tcomp.codegen.llvm import formats
+from tcomp.codegen.llvm.domain import Domain, Point
+from tcomp.codegen.llvm.emitter import Emitter
+from tcomp.codegen.llvm.types import (
     F16,
     F32,
     I32,

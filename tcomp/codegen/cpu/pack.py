@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from tcomp.codegen.cpu.compute import ComputeGenerator
-from tcomp.codegen.cpu.domain import Scope
-from tcomp.codegen.cpu.emitter import Emitter, Int
-from tcomp.codegen.cpu.integers import Known, affine_form, extent, length
 from tcomp.codegen.cpu.transpose import TransposedPack
-from tcomp.codegen.cpu.types import kind_of
+from tcomp.codegen.llvm.domain import Scope
+from tcomp.codegen.llvm.emitter import Emitter, Int
+from tcomp.codegen.llvm.integers import Known, affine_form, extent, length
+from tcomp.codegen.llvm.types import kind_of
 from tcomp.dsl.ast import Access, Binary, Expr, Name, Num, substitute
 from tcomp.ir.tile import Axis, Buffer, Compute, Pack, Panels, Prefetch
 

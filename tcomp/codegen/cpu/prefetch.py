@@ -20,12 +20,12 @@ from collections.abc import Mapping, Sequence
 from llvmlite import ir
 
 from tcomp.codegen.cpu.addressing import Addressing, Place
-from tcomp.codegen.cpu.domain import AxisState, Domain, Point, Scope
-from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.evaluation import Evaluator
-from tcomp.codegen.cpu.expressions import Graph
-from tcomp.codegen.cpu.tiles import span_of
-from tcomp.codegen.cpu.types import I8, I32, I64, POINTER, VOID, IrValue
+from tcomp.codegen.llvm.domain import AxisState, Domain, Point, Scope
+from tcomp.codegen.llvm.emitter import Emitter, Int
+from tcomp.codegen.llvm.expressions import Graph
+from tcomp.codegen.llvm.tiles import span_of
+from tcomp.codegen.llvm.types import I8, I32, I64, POINTER, VOID, IrValue
 from tcomp.ir.tile import Axis, Prefetch
 
 LINE = 64

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.emitter import Emitter
-from tcomp.codegen.cpu.types import I32, I64, IrValue, constant, kind_type
+from tcomp.codegen.llvm.emitter import Emitter
+from tcomp.codegen.llvm.types import I32, I64, IrValue, constant, kind_type
 from tcomp.ir.reducers import identity
 
 

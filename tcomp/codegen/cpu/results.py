@@ -8,12 +8,12 @@ from functools import partial
 from llvmlite import ir
 
 from tcomp.codegen.cpu.addressing import Place
-from tcomp.codegen.cpu.domain import Domain, Point
 from tcomp.codegen.cpu.evaluation import Evaluator
-from tcomp.codegen.cpu.expressions import Node
 from tcomp.codegen.cpu.reducer import Reducer
 from tcomp.codegen.cpu.transpose import lanes_of
-from tcomp.codegen.cpu.types import I64, IrValue, kind_of, kind_type
+from tcomp.codegen.llvm.domain import Domain, Point
+from tcomp.codegen.llvm.expressions import Node
+from tcomp.codegen.llvm.types import I64, IrValue, kind_of, kind_type
 from tcomp.ir.tile import Compute
 
 

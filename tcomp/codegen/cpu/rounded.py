@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from tcomp.codegen.cpu.expressions import NARROW_EXP, SHORT_EXP2
+from tcomp.codegen.llvm.expressions import NARROW_EXP, SHORT_EXP2
 from tcomp.codegen.rounded import NARROW, logistic_of, scaled
 from tcomp.dsl.ast import Binary, Call, DType, Expr, Num, children, rebuild
 

@@ -21,7 +21,7 @@ from tcomp.codegen.cpu.addressing import Place
 from tcomp.codegen.cpu.prefetch import WIDE
 from tcomp.codegen.cpu.reducer import Reducer
 from tcomp.codegen.cpu.transpose import exchanged
-from tcomp.codegen.cpu.types import IrValue
+from tcomp.codegen.llvm.types import IrValue
 from tcomp.dsl.ast import DType
 from tcomp.ir.tile import Axis, Compute
 

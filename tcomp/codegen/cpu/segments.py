@@ -21,11 +21,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tcomp.codegen.cpu.conditions import at_most_zero, chosen_by
-from tcomp.codegen.cpu.domain import Domain
-from tcomp.codegen.cpu.emitter import Emitter, Int
-from tcomp.codegen.cpu.integers import Affine
-from tcomp.codegen.cpu.tiles import Variant
+from tcomp.codegen.llvm.conditions import at_most_zero, chosen_by
+from tcomp.codegen.llvm.domain import Domain
+from tcomp.codegen.llvm.emitter import Emitter, Int
+from tcomp.codegen.llvm.integers import Affine
+from tcomp.codegen.llvm.tiles import Variant
 from tcomp.dsl.ast import Binary, Expr, Name, accesses_in, conjuncts, names_in
 from tcomp.ir.tile import Axis, Compute
 

@@ -17,12 +17,12 @@ from functools import partial
 from llvmlite import ir
 
 from tcomp.codegen.cpu.addressing import Addressing, Place
-from tcomp.codegen.cpu.domain import AxisState, Domain, Scope
-from tcomp.codegen.cpu.emitter import Emitter, Int
 from tcomp.codegen.cpu.evaluation import Evaluator
-from tcomp.codegen.cpu.expressions import Graph
-from tcomp.codegen.cpu.tiles import Variant, cut, remaining_lanes, span_of, splat
-from tcomp.codegen.cpu.types import I1, I32, I64, IrValue
+from tcomp.codegen.llvm.domain import AxisState, Domain, Scope
+from tcomp.codegen.llvm.emitter import Emitter, Int
+from tcomp.codegen.llvm.expressions import Graph
+from tcomp.codegen.llvm.tiles import Variant, cut, remaining_lanes, span_of, splat
+from tcomp.codegen.llvm.types import I1, I32, I64, IrValue
 from tcomp.dsl.ast import Access
 from tcomp.ir.tile import Axis, Buffer, Pack
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tcomp.codegen.cpu.integers import Affine
+from tcomp.codegen.llvm.integers import Affine
 from tcomp.codegen.nvptx.addressing import Place
 from tcomp.codegen.nvptx.domain import GpuDomain, Point
 from tcomp.codegen.nvptx.matrix_store import FIRST_SM, SIDE, MatrixStore

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.expressions import Graph, Node
-from tcomp.codegen.cpu.integers import Affine, affine_form
-from tcomp.codegen.cpu.types import I8, I64, IrValue
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.expressions import Graph, Node
+from tcomp.codegen.llvm.integers import Affine, affine_form
+from tcomp.codegen.llvm.types import I8, I64, IrValue
 from tcomp.codegen.nvptx.domain import GpuDomain, Point
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported

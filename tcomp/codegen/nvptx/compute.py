@@ -20,12 +20,12 @@ from itertools import product
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.conditions import conditions, remaining, without
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.expressions import Node
-from tcomp.codegen.cpu.integers import Known
-from tcomp.codegen.cpu.tiles import Span, span_of, surely_empty
-from tcomp.codegen.cpu.types import I1, I32, IrValue
+from tcomp.codegen.llvm.conditions import conditions, remaining, without
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.expressions import Node
+from tcomp.codegen.llvm.integers import Known
+from tcomp.codegen.llvm.tiles import Span, span_of, surely_empty
+from tcomp.codegen.llvm.types import I1, I32, IrValue
 from tcomp.codegen.nvptx import guards
 from tcomp.codegen.nvptx.addressing import Addressing, Place, has_room
 from tcomp.codegen.nvptx.domain import GpuDomain, GpuScope, Point

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from tcomp.codegen.cpu.domain import Domain, Scope as CpuScope
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.integers import Affine, Facts, Known
-from tcomp.codegen.cpu.tiles import Span
-from tcomp.codegen.cpu.types import I32, IrValue
+from tcomp.codegen.llvm.domain import Domain, Scope as CpuScope
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.integers import Affine, Facts, Known
+from tcomp.codegen.llvm.tiles import Span
+from tcomp.codegen.llvm.types import I32, IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.ir.blocks import ThreadShape
 from tcomp.ir.tile import SERIAL, Axis, Spread

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.emitter import Emitter, Frame, Int
-from tcomp.codegen.cpu.types import F32, I32, VOID, IrValue, Type
+from tcomp.codegen.llvm.emitter import Emitter, Frame, Int
+from tcomp.codegen.llvm.types import F32, I32, VOID, IrValue, Type
 from tcomp.dsl.ast import DType
 from tcomp.ir.blocks import ThreadShape
 from tcomp.ir.tile import Spread

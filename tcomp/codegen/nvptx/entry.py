@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.integers import Facts
-from tcomp.codegen.cpu.types import I8, I32, I64, VOID, IrValue
+from tcomp.codegen.llvm.integers import Facts
+from tcomp.codegen.llvm.types import I8, I32, I64, VOID, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GLOBAL, GpuEmitter
 from tcomp.codegen.nvptx.launch import OperandMap

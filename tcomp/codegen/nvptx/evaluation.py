@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.conditions import at_most_zero
-from tcomp.codegen.cpu.emitter import Int
 from tcomp.codegen.cpu.evaluation import Evaluator
-from tcomp.codegen.cpu.expressions import Graph, Node
-from tcomp.codegen.cpu.formats import stochastic_bf16
-from tcomp.codegen.cpu.integers import Affine
-from tcomp.codegen.cpu.types import F32, F64, I32, IrValue, kind_of, kind_type
+from tcomp.codegen.llvm.conditions import at_most_zero
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.expressions import Graph, Node
+from tcomp.codegen.llvm.formats import stochastic_bf16
+from tcomp.codegen.llvm.integers import Affine
+from tcomp.codegen.llvm.types import F32, F64, I32, IrValue, kind_of, kind_type
 from tcomp.codegen.nvptx import formats, mathematics
 from tcomp.codegen.nvptx.addressing import Addressing, Place, begins_aligned
 from tcomp.codegen.nvptx.domain import GpuDomain, Point, same_sharing

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.types import F16, F32, F64, I16, I32, IrValue, Type
+from tcomp.codegen.llvm.types import F16, F32, F64, I16, I32, IrValue, Type
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.dsl.ast import DType
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tcomp.codegen.cpu.bounds import integer_value
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.types import F32, IrValue
+from tcomp.codegen.llvm.bounds import integer_value
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.types import F32, IrValue
 from tcomp.codegen.nvptx import formats
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.expressions import fold
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.expressions import fold
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.dsl.ast import Expr, Num

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 
-from tcomp.codegen.cpu.types import I32, VOID, IrValue
+from tcomp.codegen.llvm.types import I32, VOID, IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator, wait_groups
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tcomp.codegen.cpu.conditions import at_most_zero
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.integers import Known
-from tcomp.codegen.cpu.tiles import Span
-from tcomp.codegen.cpu.types import IrValue
+from tcomp.codegen.llvm.conditions import at_most_zero
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.integers import Known
+from tcomp.codegen.llvm.tiles import Span
+from tcomp.codegen.llvm.types import IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.dsl.ast import Expr

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.types import F32, F64, I8, I32, I64, IrValue
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.types import F32, F64, I8, I32, I64, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter, dimension_size
 from tcomp.codegen.nvptx.plan import Sharing, exchange_lanes, joins_warps

@@ -17,8 +17,8 @@ import math
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu import vectormath
-from tcomp.codegen.cpu.types import F32, IrValue
+from tcomp.codegen.llvm import vectormath
+from tcomp.codegen.llvm.types import F32, IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 
 _LOG2E = 1.4426950216293335

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.types import I8, IrValue
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.types import I8, IrValue
 from tcomp.codegen.nvptx.addressing import strides
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter

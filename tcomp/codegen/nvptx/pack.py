@@ -14,10 +14,10 @@ from functools import partial
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.integers import Known
-from tcomp.codegen.cpu.tiles import Span, span_of
-from tcomp.codegen.cpu.types import VOID, IrValue
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.integers import Known
+from tcomp.codegen.llvm.tiles import Span, span_of
+from tcomp.codegen.llvm.types import VOID, IrValue
 from tcomp.codegen.nvptx import formats
 from tcomp.codegen.nvptx.addressing import Addressing, Place
 from tcomp.codegen.nvptx.domain import AxisPlace, GpuDomain, GpuScope

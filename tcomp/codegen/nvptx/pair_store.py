@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.types import I8, IrValue
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.types import I8, IrValue
 from tcomp.codegen.nvptx import formats
 from tcomp.codegen.nvptx.addressing import Place
 from tcomp.codegen.nvptx.domain import GpuDomain, Point

@@ -13,10 +13,10 @@ from functools import partial
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.bounds import condition_value, integer_value
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.integers import Known, affine_form
-from tcomp.codegen.cpu.types import I32, IrValue
+from tcomp.codegen.llvm.bounds import condition_value, integer_value
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.integers import Known, affine_form
+from tcomp.codegen.llvm.types import I32, IrValue
 from tcomp.codegen.nvptx.beside import join_registers, joined_behind
 from tcomp.codegen.nvptx.compute import ComputeGenerator
 from tcomp.codegen.nvptx.delivery import Deliveries

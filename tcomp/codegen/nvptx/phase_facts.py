@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from tcomp.codegen.cpu.integers import Affine, affine_form
+from tcomp.codegen.llvm.integers import Affine, affine_form
 from tcomp.codegen.nvptx.addressing import has_room
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.layout import rings_of

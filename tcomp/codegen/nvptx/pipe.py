@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.types import I8, I32, IrValue
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.types import I8, I32, IrValue
 from tcomp.codegen.nvptx.layout import leading_packs
 from tcomp.codegen.nvptx.pack import PackGenerator
 from tcomp.ir.tile import Loop

@@ -13,7 +13,7 @@ from functools import reduce
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.types import F32, I1, I32, IrValue
+from tcomp.codegen.llvm.types import F32, I1, I32, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.dsl.ast import Access, Binary

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.types import I1, I8, I32, VOID, IrValue
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.types import I1, I8, I32, VOID, IrValue
 from tcomp.codegen.nvptx.emitter import SHARED, GpuEmitter
 
 BYTES = 8

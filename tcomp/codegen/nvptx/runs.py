@@ -16,8 +16,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tcomp.codegen.cpu.conditions import conditions, without
-from tcomp.codegen.cpu.types import F32, I32, IrValue
+from tcomp.codegen.llvm.conditions import conditions, without
+from tcomp.codegen.llvm.types import F32, I32, IrValue
 from tcomp.codegen.nvptx.compute import ComputeGenerator
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter

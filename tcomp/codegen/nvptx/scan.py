@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.expressions import Node
-from tcomp.codegen.cpu.types import I1, I32, IrValue
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.expressions import Node
+from tcomp.codegen.llvm.types import I1, I32, IrValue
 from tcomp.codegen.nvptx.domain import AxisPlace, GpuDomain, spread_of
 from tcomp.codegen.nvptx.evaluation import GpuEvaluator
 from tcomp.ir.tile import SERIAL, Axis

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.integers import Known
-from tcomp.codegen.cpu.types import IrValue
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.integers import Known
+from tcomp.codegen.llvm.types import IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.ir.blocks import Stream

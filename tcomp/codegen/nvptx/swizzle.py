@@ -9,7 +9,7 @@ What is known at compile time stays a number.
 
 from __future__ import annotations
 
-from tcomp.codegen.cpu.emitter import Int
+from tcomp.codegen.llvm.emitter import Int
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.ir.tile import Buffer, Swizzled
 

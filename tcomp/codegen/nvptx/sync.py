@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tcomp.codegen.cpu.integers import Affine, affine_form
+from tcomp.codegen.llvm.integers import Affine, affine_form
 from tcomp.codegen.nvptx.domain import spread_of
 from tcomp.codegen.nvptx.layout import last_turns, leading_packs, pipe_stages
 from tcomp.codegen.nvptx.plan import joins_warps, sharing_of

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.bounds import integer_value
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.types import I8, VOID, IrValue
+from tcomp.codegen.llvm.bounds import integer_value
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.types import I8, VOID, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported

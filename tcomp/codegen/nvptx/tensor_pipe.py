@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.types import F32, I8, IrValue
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.types import F32, I8, IrValue
 from tcomp.codegen.nvptx import tensor_copy
 from tcomp.codegen.nvptx.beside import sums_beside
 from tcomp.codegen.nvptx.errors import Unsupported

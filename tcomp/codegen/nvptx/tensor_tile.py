@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.types import I8
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.types import I8
 from tcomp.codegen.nvptx import tensor_copy
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.ir.tile import Pack

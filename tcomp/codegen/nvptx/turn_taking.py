@@ -27,9 +27,9 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.bounds import integer_value
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.types import I32, VOID, IrValue
+from tcomp.codegen.llvm.bounds import integer_value
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.types import I32, VOID, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.tensor_copy import await_deliveries

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.types import IrValue
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.types import IrValue
 from tcomp.codegen.nvptx.domain import AxisPlace, GpuDomain, spread_of
 from tcomp.ir.tile import Axis, Spread
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.emitter import Int
-from tcomp.codegen.cpu.types import F32, I32, IrValue
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.types import F32, I32, IrValue
 from tcomp.codegen.nvptx.descriptor import ADDRESS, Descriptors, descriptors
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter

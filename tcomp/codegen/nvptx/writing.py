@@ -12,8 +12,8 @@ from functools import partial
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.expressions import Node
-from tcomp.codegen.cpu.types import F32, F64, VOID, IrValue
+from tcomp.codegen.llvm.expressions import Node
+from tcomp.codegen.llvm.types import F32, F64, VOID, IrValue
 from tcomp.codegen.nvptx import formats
 from tcomp.codegen.nvptx.accumulator_store import accumulator_store
 from tcomp.codegen.nvptx.addressing import Place

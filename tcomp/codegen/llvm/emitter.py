@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.types import I64, IrValue, Type, mangle
+from tcomp.codegen.llvm.types import I64, IrValue, Type, mangle
 
 Int: TypeAlias = int | IrValue
 """An integer known now, or an i64."""

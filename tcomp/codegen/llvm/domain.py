@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.emitter import Emitter, Int
-from tcomp.codegen.cpu.integers import Affine, Facts, Known, affine_form, extent
-from tcomp.codegen.cpu.types import I32, IrValue
+from tcomp.codegen.llvm.emitter import Emitter, Int
+from tcomp.codegen.llvm.integers import Affine, Facts, Known, affine_form, extent
+from tcomp.codegen.llvm.types import I32, IrValue
 from tcomp.ir.tile import Axis, Buffer
 
 Point = Mapping[str, int]

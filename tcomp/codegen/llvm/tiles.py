@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.bounds import integer_value
-from tcomp.codegen.cpu.domain import AxisState, Scope, lane_numbers
-from tcomp.codegen.cpu.emitter import Emitter, Int
-from tcomp.codegen.cpu.integers import Known, extent
-from tcomp.codegen.cpu.types import I1, I32, I64, IrValue
+from tcomp.codegen.llvm.bounds import integer_value
+from tcomp.codegen.llvm.domain import AxisState, Scope, lane_numbers
+from tcomp.codegen.llvm.emitter import Emitter, Int
+from tcomp.codegen.llvm.integers import Known, extent
+from tcomp.codegen.llvm.types import I1, I32, I64, IrValue
 from tcomp.ir.tile import Axis
 
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from tcomp.codegen.cpu.types import kind_of
+from tcomp.codegen.llvm.types import kind_of
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, Unary, children, rebuild
 from tcomp.instructions.vector_matching import vector_instruction
 

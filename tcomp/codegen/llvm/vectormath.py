@@ -18,8 +18,8 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from tcomp.codegen.cpu.emitter import Emitter
-from tcomp.codegen.cpu.types import F32, F64, I32, I64, IrValue, Type, constant, lanes_of, like
+from tcomp.codegen.llvm.emitter import Emitter
+from tcomp.codegen.llvm.types import F32, F64, I32, I64, IrValue, Type, constant, lanes_of, like
 
 _LOG2 = (0.693359375, -2.12194440e-4)
 _LOG2_AT_ONCE = (0.69314718,)

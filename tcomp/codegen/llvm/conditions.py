@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from tcomp.codegen.cpu.integers import Affine, affine_form
+from tcomp.codegen.llvm.integers import Affine, affine_form
 from tcomp.dsl.ast import Binary, Call, Expr, children, conjuncts, rebuild, walk
 from tcomp.ir.tile import Compute
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tcomp.codegen.cpu.domain import Scope
-from tcomp.codegen.cpu.emitter import Emitter, Int
-from tcomp.codegen.cpu.expressions import fold
-from tcomp.codegen.cpu.types import I32, IrValue
+from tcomp.codegen.llvm.domain import Scope
+from tcomp.codegen.llvm.emitter import Emitter, Int
+from tcomp.codegen.llvm.expressions import fold
+from tcomp.codegen.llvm.types import I32, IrValue
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary
 
 
