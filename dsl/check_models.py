@@ -167,13 +167,22 @@ def _check_optimizer(model: Model, o: Optimizer, module: Module) -> None:
     if o.schedule is not None and "lr" not in {r.name for r in module.ops[o.schedule].outputs}:
         raise TcError(f"`lr by {o.schedule}` gives no 'lr'", o.span, hint="name the op's output `lr: f32[]`")
     scalars = sorted(p.name for n in (o.schedule, o.norm, o.op) if n for p in module.ops[n].params if not p.shape)
+    given = {r.name: f"`{what} {n}` gives it" for n, what in ((o.schedule, "lr by"), (o.norm, "norm by")) if n
+             for r in module.ops[n].outputs}  # fmt: skip
+    counted = {"step": "it counts the steps", "first": "it is the place of a group's first element"}
     for n in hyper:
+        if n in given or n in counted:
+            hint = "drop one of the two" if n in given else "call the operand by another name"
+            raise TcError(f"hyperparameter '{n}' would not be read: {(given | counted)[n]}", o.span, hint=hint)
         if n not in used:
             hint = did_you_mean(n, scalars, "scalar operand")
             raise TcError(f"hyperparameter '{n}' is read by no op of the optimizer", o.span, hint=hint)
     own = {p.name for p in module.ops[o.op].params if not p.shape}
     for g in o.groups:
         for n, e in g.values:
+            if n in counted:
+                hint = "call the operand by another name"
+                raise TcError(f"group '{g.name}' sets '{n}', but {counted[n]}", g.span, hint=hint)
             if n not in own:
                 hint = did_you_mean(n, sorted(own), "scalar operand")
                 raise TcError(f"group '{g.name}' sets '{n}', which op '{o.op}' does not read", g.span, hint=hint)

@@ -1,7 +1,7 @@
 """A model that is not GPT-2 and an optimizer that is not AdamW, all in the test's own text, against PyTorch.
 
 It uses a parameter by layers and once more by a fixed slice, adds a tensor to itself, shares one bias, mixes
-scheduled library ops with ops that have no schedule, and takes two float inputs.
+scheduled library ops with ops that have no schedule, takes two float inputs, and gives a group a rate of its own.
 """
 
 from __future__ import annotations
@@ -63,10 +63,11 @@ model line(B):
   optimizer momentum:
     hyper peak_lr = 0.05
     group a: beta = 0.9
-    group c: beta = 0.5
+    group c: beta = 0.5, lr = 0.02
     lr by constant
 """
 BETA = {"e": 0.9, "w": 0.9, "b": 0.5}
+RATE = {"e": 0.05, "w": 0.05, "b": 0.02}
 
 
 def reference_loss(p: dict[str, torch.Tensor], x: np.ndarray, z: np.ndarray, label: np.ndarray) -> torch.Tensor:
@@ -112,7 +113,7 @@ def test_training_matches_torch(batch: int, accumulation: int, threads: int) -> 
                 for name, p in parameters.items():
                     assert p.grad is not None
                     momenta[name] = BETA[name] * momenta[name] + p.grad
-                    p -= 0.05 * momenta[name]
+                    p -= RATE[name] * momenta[name]
                     p.grad = None
             for name, p in parameters.items():
                 want = p.detach().numpy()

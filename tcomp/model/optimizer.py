@@ -3,7 +3,7 @@
 Operands are bound by name. `p`, `g` and the op's other inout operands (its state: m, v) are flat vectors over
 a parameter group (over all parameters for the norm). So is the result `w`, the parameters as the model reads them,
 where `p` are f32 master copies of them; without master copies the op is run without `w`. `step` is the step counter;
-other scalars are results of the learning-rate and norm ops, then the group's values, then the optimizer's
+other scalars are the group's values, then results of the learning-rate and norm ops, then the optimizer's
 hyperparameters.
 """
 
@@ -164,10 +164,10 @@ class _Builder:
             tensor = self.step
         elif p.name == "first" and self.first is not None:
             tensor = self.first
+        elif p.name in group:  # before the results: a group may have a learning rate of its own
+            tensor = self.constant(*group[p.name], p)
         elif p.name in self.results:
             tensor = self.results[p.name]
-        elif p.name in group:
-            tensor = self.constant(*group[p.name], p)
         elif p.name in hyper:
             tensor = self.constant(f"hyper.{p.name}", hyper[p.name], p)
         else:
