@@ -186,7 +186,8 @@ class Config:
 class ParamDecl:
     """`param wte: f32[P, C] = normal(0.02)`, or under `layers`, one per layer (leading dimension added).
 
-    `init` is zeros | ones | normal(std) | uniform(bound). `group` names the optimizer's parameter group.
+    `init` is zeros | ones | normal(std) | uniform(bound). `group` names the optimizer's parameter group. One that is
+    `frozen` is in none: it is not trained.
     """
 
     name: str
@@ -195,6 +196,7 @@ class ParamDecl:
     init: Call
     group: str
     span: Span = no_span()
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

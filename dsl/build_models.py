@@ -38,9 +38,9 @@ class ModelRules(ExpressionRules):
         return ast.Call(str(name), args or (), self._span(name, close or name))
 
     def param_declaration(self, c: Children) -> ast.ParamDecl:
-        keyword, name, (dtype, shape, _), init, group = c
-        span = self._span(keyword, group or init)
-        return ast.ParamDecl(str(name), dtype, shape, init, str(group or ""), span)
+        keyword, name, (dtype, shape, _), init, group, frozen = c
+        span = self._span(keyword, frozen or group or init)
+        return ast.ParamDecl(str(name), dtype, shape, init, str(group or ""), span, frozen is not None)
 
     def input_declaration(self, c: Children) -> ast.InputDecl:
         keyword, name, (dtype, shape, close), below = c

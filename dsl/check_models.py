@@ -94,15 +94,21 @@ def _check_tensors(model: Model, numbers: frozenset[str]) -> None:
             check_number(e, numbers, f"the initialiser of '{p.name}'")
         if not p.dtype.is_float:
             raise TcError(f"parameter '{p.name}' is {p.dtype}", p.span, hint="parameters are trained, so they are real")
-        if model.caches:
-            continue  # the decoding form has no optimizer
+        if p.frozen and p.group:
+            hint = f"drop `in {p.group}`, or `frozen`"
+            raise TcError(f"'{p.name}' is frozen, so no optimizer's group trains it", p.span, hint=hint)
+        if model.caches or p.frozen:
+            continue  # (the decoding form has no optimizer)
         if groups and p.group not in groups:
-            hint = did_you_mean(p.group, groups, "group") if p.group else f"add `in {groups[0]}`"
+            hint = did_you_mean(p.group, groups, "group") if p.group else f"add `in {groups[0]}`, or `frozen`"
             message = f"unknown parameter group '{p.group}'" if p.group else f"'{p.name}' is in no parameter group"
             raise TcError(message, p.span, hint=hint)
         if p.group and not groups:
             hint = f"add `group {p.group}: ...` to the optimizer"
             raise TcError(f"unknown parameter group '{p.group}'", p.span, hint=hint)
+    if model.params and model.optimizer is not None and all(p.frozen for p in model.params):
+        hint = "put one in a group, `in NAME`, or drop the optimizer"
+        raise TcError(f"all parameters of '{model.name}' are frozen", model.params[0].span, hint=hint)
     _check_ties(model)
     for i in model.inputs:
         if i.below is not None:
@@ -124,6 +130,9 @@ def _check_ties(model: Model) -> None:
         if (a.dtype, a.shape) != (b.dtype, b.shape):
             hint = "tied parameters are one tensor: declare both with the same type and shape"
             raise TcError(f"'{t.name}' and '{t.to}' differ in type or shape", t.span, hint=hint)
+        if a.frozen != b.frozen:
+            hint = "tied parameters are one tensor: declare both `frozen`, or neither"
+            raise TcError(f"of '{t.name}' and '{t.to}' one is frozen", t.span, hint=hint)
         if t.where is not None:
             check_number(t.where, from_configs, "the condition of a `tie`")
 
@@ -200,6 +209,12 @@ def _check_bound(
             if not p.inout and p.name not in ("p", "g"):
                 hint = "tensors it can read are `p` (parameters), `g` (gradients) and its own inout state"
                 raise TcError(f"op '{op.name}' reads a tensor '{p.name}'", p.span, hint=hint)
+            if len(p.shape) > 1:
+                hint = f"declare it `{p.name}: {p.dtype}[N]`; there are no optimizers of whole matrices yet"
+                raise TcError(
+                    f"'{p.name}' of op '{op.name}' has {len(p.shape)} axes: an optimizer's op has a group's parameters "
+                    "side by side as one vector", p.span, hint=hint,
+                )  # fmt: skip
             continue
         in_groups = [g for g in groups if p.name in dict(g.values)]
         if p.name in hyper:

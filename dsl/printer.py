@@ -247,7 +247,7 @@ def print_model(m: ast.Model) -> str:
     if m.precision != "f32":
         lines.append(f"  precision {m.precision}")
     for p in m.params:
-        group = f" in {p.group}" if p.group else ""
+        group = f" in {p.group}" * bool(p.group) + " frozen" * p.frozen
         lines.append(f"  param {p.name}: {_type(p.dtype, p.shape)} = {_call(p.init)}{group}")
     for t in m.ties:
         where = f" where {print_expression(t.where)}" if t.where is not None else ""

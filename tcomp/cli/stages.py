@@ -76,7 +76,10 @@ def view_text(view: View) -> str:
 def graph_text(graph: Graph, parts: dict[str, tuple[Node, ...]]) -> str:
     """Parameters, inputs, and the nodes of each part (forward, backward, update) in order."""
     lines = [f"model {graph.model.name} {graph.config}: " + ", ".join(f"{k} = {v}" for k, v in graph.dims.items())]
-    lines += [f"  param {view_text(p.tensor.whole())} in {p.decl.group}" for p in graph.parameters]
+    lines += [
+        f"  param {view_text(p.tensor.whole())} {'frozen' if p.decl.frozen else f'in {p.decl.group}'}"
+        for p in graph.parameters
+    ]
     lines += [f"  input {view_text(t.whole())}" for t in graph.inputs.values()]
     for name, nodes in parts.items():
         lines.append(f"  {name}:")

@@ -41,7 +41,8 @@ class Arena:
         gradients = regions.pop("g", {})
         for name, tensors in regions.items():
             self.flat(name, tensors)
-        for t in (*graph.states, *p.news.values(), *graph.inputs.values()):
+        frozen = (q.tensor for q in graph.parameters if q.decl.frozen)
+        for t in (*frozen, *graph.states, *p.news.values(), *graph.inputs.values()):
             self.add(t, t.name)
         self.defaults = {p.seed: self.seed_value, p.step: 0} if p.gradients else {}
         self.defaults |= graph.scalars

@@ -22,7 +22,7 @@ from tcomp.model.budget import Budget
 from tcomp.model.chunks import in_chunks
 from tcomp.model.cost import cheap_price
 from tcomp.model.draft import Draft, Drafter
-from tcomp.model.graph import Graph, Tensor
+from tcomp.model.graph import Graph, Parameter, Tensor
 from tcomp.model.lowering import Lower, Lowered, Lowering
 from tcomp.model.needed import needed
 from tcomp.model.parts import with_parts
@@ -105,10 +105,7 @@ def build_step(
         team_bytes=draft.team,
         kernels=draft.kernels,
         programs=placed,
-        parameters=tuple(
-            ParameterInit(q.tensor.name, q.decl.init.function, q.value, q.decl.group, _name(p.masters.get(q.tensor)))
-            for q in graph.parameters
-        ),
+        parameters=tuple(_beginning(q, p.masters.get(q.tensor)) for q in graph.parameters),
         precision=graph.recipe.name,
         threads=draft.threads - helpers_of(draft.threads),
         states=tuple(t.name for t in graph.states),
@@ -133,8 +130,9 @@ def _placed(budget: Budget, limit: int | None) -> tuple[Draft, dict[str, Program
         target = min(target, budget.least) - over  # what placement lost
 
 
-def _name(t: Tensor | None) -> str:
-    return "" if t is None else t.name
+def _beginning(q: Parameter, master: Tensor | None) -> ParameterInit:
+    d, copy = q.decl, "" if master is None else master.name
+    return ParameterInit(q.tensor.name, d.init.function, q.value, d.group, copy, d.frozen)
 
 
 def _lower_for(machine: CpuMachine | GpuMachine, threads: int, deterministic: bool) -> Lower:

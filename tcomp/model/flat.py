@@ -1,4 +1,4 @@
-"""Parameters side by side: group after group, each tensor padded to the arena's alignment.
+"""Trained parameters side by side: group after group, each tensor padded to the arena's alignment.
 
 Parameters, their master copies, gradients and every optimizer state use this same layout, counted in elements, so
 that the norm sees all gradients as one vector and the update sees one vector per group. The padding between tensors
@@ -39,17 +39,17 @@ class FlatLayout:
 
 
 def flat_layout(graph: Graph, module: Module) -> FlatLayout:
-    """The layout of a model's parameters. TcError when their dtypes differ."""
+    """The layout of a model's trained parameters. TcError when their dtypes differ."""
     optimizer = graph.model.optimizer
     declared = [g.name for g in optimizer.groups] if optimizer is not None else []
-    used = _unique(p.decl.group for p in graph.parameters)
-    dtype = graph.parameters[0].tensor.dtype if graph.parameters else DType.F32
+    used = _unique(p.decl.group for p in graph.trained)
+    dtype = graph.trained[0].tensor.dtype if graph.trained else DType.F32
     unit = ALIGNMENT // dtype.bytes
     groups: list[FlatGroup] = []
     offsets: dict[str, int] = {}
     at = 0
     for name in [g for g in declared if g in used] + [g for g in used if g not in declared]:
-        members = tuple(p for p in graph.parameters if p.decl.group == name)
+        members = tuple(p for p in graph.trained if p.decl.group == name)
         start = at
         for p in members:
             if p.tensor.dtype is not dtype:
@@ -57,7 +57,7 @@ def flat_layout(graph: Graph, module: Module) -> FlatLayout:
                     f"parameter '{p.decl.name}' is {p.tensor.dtype}, the others are {dtype}",
                     p.decl.span,
                     module.sources.get(p.decl.span.file, ""),
-                    "all parameters of a model have one dtype",
+                    "all parameters that a model trains have one dtype",
                 )
             offsets[p.tensor.name] = at
             at += -(-p.tensor.elements // unit) * unit
@@ -66,11 +66,11 @@ def flat_layout(graph: Graph, module: Module) -> FlatLayout:
 
 
 def like_parameters(graph: Graph, prefix: str, kind: str) -> dict[Tensor, Tensor]:
-    """A tensor for each parameter, in f32 where that is narrower: its gradient, its master copy, a piece of optimizer
-    state."""
+    """A tensor for each trained parameter, in f32 where that is narrower: its gradient, its master copy, a piece of
+    optimizer state."""
     return {
         p.tensor: Tensor(f"{prefix}.{p.tensor.name}", kept(p.tensor.dtype), p.tensor.shape, kind, p.tensor.name)
-        for p in graph.parameters
+        for p in graph.trained
     }
 
 

@@ -143,3 +143,8 @@ class Graph:
     states: dict[Tensor, str] = field(default_factory=dict)
     """the model's own states -> the op that gives their next value"""
     caches: tuple[Tensor, ...] = ()
+
+    @property
+    def trained(self) -> tuple[Parameter, ...]:
+        """The parameters that are not frozen: they have gradients, and what the optimizer keeps for them."""
+        return tuple(p for p in self.parameters if not p.decl.frozen)

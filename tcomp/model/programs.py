@@ -42,7 +42,7 @@ class Programs:
     def regions(self) -> dict[str, dict[Tensor, Tensor]]:
         """The flat vectors by the names that the optimizer's op has for them, each as its parts: parameter -> tensor.
         `p` is what the optimizer updates, `w` what the model reads where that is another copy."""
-        own = {q.tensor: q.tensor for q in self.graph.parameters}
+        own = {q.tensor: q.tensor for q in self.graph.trained}
         regions = {"w": own, "p": self.masters} if self.masters else {"p": own}
         if self.gradients:
             regions["g"] = self.gradients

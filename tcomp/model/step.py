@@ -48,13 +48,15 @@ class Launch:
 @dataclass(frozen=True)
 class ParameterInit:
     """How to fill a parameter at the start: zeros, ones, normal(std) or uniform(bound). `master` is the slot of its
-    master copy ("" without one): that one gets the values, the parameter their rounding."""
+    master copy ("" without one): that one gets the values, the parameter their rounding. One that is `frozen` is
+    trained by no group."""
 
     slot: str
     kind: str
     value: float
     group: str
     master: str = ""
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,12 @@ class Step:
         """Offset and bytes of what must be zero when a run starts, because no launch writes it, but the norm and the
         update read it: what lies behind each tensor of the flat vectors (`flat.py`), and gradients, or parts of them,
         of parameters that the loss does not depend on. Who gives memory that is not zero has to clear it."""
-        types = {s.dtype.bytes for s in self.slots.values() if s.kind == "parameter"}
+        apart = {*self.states, *(p.slot for p in self.parameters if p.frozen)}
+        types = {s.dtype.bytes for n, s in self.slots.items() if s.kind == "parameter" and n not in apart}
         unit = ALIGNMENT // max(types, default=ALIGNMENT)
         for name, s in self.slots.items():
             size = -(s.bytes // s.dtype.bytes) % unit * s.dtype.bytes
-            if s.kind in FLAT and name not in self.states and size:
+            if s.kind in FLAT and name not in apart and size:
                 yield s.offset + s.bytes, size
         written = sorted(self._written("micro_first"))
         for s in (s for s in self.slots.values() if s.kind == "gradient"):

@@ -1,6 +1,6 @@
 """Random models: what users may write, from a seed. Layers, skips, branches that meet again, parameters that are
-shared, tied, sliced, or not used at all, own ops beside those of the library, results that nobody reads, states,
-several inputs, losses under a mask and of two parts, odd widths, and dimensions of 1.
+shared, tied, sliced, frozen, or not used at all, own ops beside those of the library, results that nobody reads,
+states, several inputs, losses under a mask and of two parts, odd widths, and dimensions of 1.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ class RandomModel:
             "V": words, "P": words + r.choice([0, 0, 1, 15]), "S": max(16, self.sizes["T"]),
             "K": r.choice([1, 2, 3]), "Q": r.choice([0, 0, 1, 2, 3]),
         }  # fmt: skip
+        self.frozen = random.Random(seed + 3_000_000)
+        """says which parameters are not trained, as often as its first number says"""
+        self.cold = self.frozen.choice([0.0, 0.0, 0.2, 0.5])
         self.params: dict[str, str] = {}
         self.parameters: dict[str, tuple[str, ...]] = {}
         """what is declared, and its shape"""
@@ -109,7 +112,15 @@ class RandomModel:
         if r.random() < 0.2:
             self.param(("C", "C") if r.random() < 0.5 else ("F",))  # nobody reads it
         self.loss(x)
+        self.freeze()
         return self.allowed()
+
+    def freeze(self) -> None:
+        """Some parameters are not trained; tied ones stay alike, and one is."""
+        kept = {"head", self.tied, self.frozen.choice(list(self.params))}
+        for name, declared in self.params.items():
+            if name not in kept and self.frozen.random() < self.cold:
+                self.params[name] = declared.rsplit(" in ", 1)[0] + " frozen"
 
     def allowed(self) -> tuple[str, ...]:
         found = ["f32", "f32", "bf16"]

@@ -294,7 +294,11 @@ def faults_of_update(case: Case, executor: Executor, number: int, before: Arrays
     """The update from the executor's own gradients, in formulas of its own."""
     step, after = executor.step, kept_of(executor)
     hyper = {n.removeprefix("hyper."): float(v) for n, v in step.hyper.items()}
-    own = {q.slot: gradients[f"grad.{q.slot}"] for q in step.parameters}
+    trained = [q for q in step.parameters if not q.frozen]
+    own = {q.slot: gradients[f"grad.{q.slot}"] for q in trained}
+    for q in step.parameters:
+        if q.frozen and not np.array_equal(after[q.slot], before[q.slot]):
+            yield f"{q.slot} is frozen, and changes"
     for name in step.states:
         if not np.array_equal(after[name], gradients.get(f"news.{name}", before[name])):
             yield f"state {name} is not its news"
@@ -309,7 +313,7 @@ def faults_of_update(case: Case, executor: Executor, number: int, before: Arrays
         for name, value in (("norm", norm), ("lr", lr), ("scale", scale)):
             if not np.isclose(float(executor.read(name)), value, rtol=1e-5, atol=1e-9):
                 yield f"{name} is {float(executor.read(name))}, not {value}"
-    for q in step.parameters:
+    for q in trained:
         place, g = q.master or q.slot, own[q.slot]
         p = before[place]
         if case.model.adamw:
@@ -349,7 +353,7 @@ def slope_faults(case: Case) -> Iterator[str]:
     _, gradients = reference.gradients(kept, [batch])
     forward = replace(programs, backward=(), backward_next=())
 
-    along = {q.tensor.name: rng.standard_normal(q.tensor.shape) for q in programs.graph.parameters}
+    along = {q.tensor.name: rng.standard_normal(q.tensor.shape) for q in programs.graph.trained}
 
     def slopes(names: list[str]) -> tuple[float, float, float]:
         """Along the directions of some parameters: the derived slope, and two by differences."""
