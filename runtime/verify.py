@@ -7,6 +7,7 @@ both, and the distance between the results is measured (relative L2 norm of the 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcomp.dsl.ast import Access, DType, Expr, Module, Name, Num, Op, Reduction, children, rebuild, walk
+from tcomp.dsl.ast import Access, Call, DType, Expr, Module, Name, Num, Op, Reduction, children, rebuild, walk
 from tcomp.dsl.dims import Number, evaluate_dim, operand_shape
 from tcomp.dsl.infer import dimensions
 from tcomp.dsl.storage import bound
@@ -226,16 +227,22 @@ def _product(op: Op, dims: dict[str, int]) -> int:
 
 
 def _bound(op: Op, name: str, dims: dict[str, int]) -> int:
-    """The smallest extent of an axis that the integer operand is used to subscript, or of the op's static dims; less
-    what the subscript adds to it at most, as in `keys[b, start + t]`."""
+    """The smallest extent of an axis that the integer operand is used to subscript, or of the op's static dims; so much
+    less that the whole subscript, as in `keys[b, start + t]` or `E[first[t] + 2 * ids[t], c]`, stays on its axis."""
     bounds = [dims[d] for d in op.dims]
     shapes = {o.name: operand_shape(o, dims) for o in op.operands}
     ends = _ends(op, shapes, dims)
     for s, extent in _subscripts(op, shapes):
-        if any(isinstance(n, Access | Name) and getattr(n, "tensor", None) == name for n in walk(s)):
-            added = 0 if isinstance(s, Access) else evaluate_dim(_without(s, name), {**dims, **ends})
-            bounds.append(extent - int(added))
+        if any(isinstance(n, Access) and n.tensor == name for n in walk(s)):
+            bounds.append(_within(s, extent, {**dims, **ends}))
     return max(1, min(bounds, default=min(dims.values(), default=2)))
+
+
+def _within(subscript: Expr, extent: int, ends: Mapping[str, Number]) -> int:
+    """How many values, from 0 on, tensors in the subscript of an axis may have."""
+    if isinstance(subscript, Access):
+        return extent
+    return bisect_left(range(extent), extent, key=lambda v: evaluate_dim(_at(subscript, v), ends))
 
 
 def _subscripts(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[Expr, int]]:
@@ -257,9 +264,11 @@ def _ends(op: Op, shapes: Mapping[str, tuple[int, ...]], dims: dict[str, int]) -
     return ends | {i: evaluate_dim(e, {**dims}) - 1 for i, e in op.ranges}
 
 
-def _without(e: Expr, name: str) -> Expr:
-    """The expression with the operand's values taken as 0."""
-    if isinstance(e, Access) and e.tensor == name:
-        return Num(0)
+def _at(e: Expr, value: int) -> Expr:
+    """The expression where all tensors have that value, and of two cases the larger one holds."""
+    if isinstance(e, Access):
+        return Num(value)
+    if isinstance(e, Call) and e.function == "select":
+        return Call("max", tuple(_at(a, value) for a in e.args[1:]), e.span)
     kids = children(e)
-    return rebuild(e, tuple(_without(c, name) for c in kids)) if kids else e
+    return rebuild(e, tuple(_at(c, value) for c in kids)) if kids else e

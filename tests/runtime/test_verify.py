@@ -8,7 +8,9 @@ import pytest
 from tcomp.cli.common import load_module
 from tcomp.dsl.ast import DType
 from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound
+from tcomp.grad import backward_of
 from tcomp.numeric import round_to
 from tcomp.runtime.verify import awkward_dims, random_inputs, rounding
 
@@ -34,3 +36,16 @@ def test_a_narrow_op_is_given_what_its_type_can_hold(dtype: DType) -> None:
             np.testing.assert_array_equal(value, round_to(value, dtype).astype(np.float32))
             assert len(np.unique(value)) > 10
     assert rounding(op) > 0 == rounding(bound(module.ops["embedding"], DType.F32))
+
+
+def test_subscripts_of_several_tensors_stay_on_their_axis() -> None:
+    """Also in a derived gradient, whose guard stands in the subscript: `dE[select(n < count[b], ids[b, n], 0), c]`."""
+    text = "op f(first, ids: i32[T], count: i32[], E: f32[V, C]) -> Y: f32[T, C]:\n"
+    text += "  Y[t, c] = select(t < count, E[first[t] + 2 * ids[t], c], 0.0)\n"
+    module = load_text(text)
+    for op in (module.ops["f"], backward_of("f", module)):
+        assert op is not None
+        for seed in range(9):
+            drawn = random_inputs(op, {"T": 40, "V": 13, "C": 2}, np.random.default_rng(seed), False)
+            at = drawn["first"] + 2 * drawn["ids"]
+            assert 9 <= at.max() < 13, at
