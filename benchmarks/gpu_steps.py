@@ -213,7 +213,7 @@ def step(job: Job) -> Iterator[Item]:
     executor = job.device.open(built.step)
     try:
         _start(executor)
-        for found in verify_step(executor, common.load_module("gpt2"), 2, 11, MICRO):
+        for found in verify_step(executor, common.load_module("gpt2"), MICRO):
             yield {"kind": "row", "what": f"{found.what}, against the oracle", "relative difference": found.error,
                    "good": found.error <= TOLERANCE}  # fmt: skip
     finally:

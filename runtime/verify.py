@@ -22,12 +22,13 @@ from tcomp.dsl.storage import bound
 from tcomp.model.graph import Node, Tensor, View
 from tcomp.model.programs import build_programs
 from tcomp.model.single import single_op_step
+from tcomp.model.step import Step
 from tcomp.model.unroll import build_graph
 from tcomp.numeric import round_to
 from tcomp.oracle import evaluate
 from tcomp.runtime.device import Device
 from tcomp.runtime.executor import Executor
-from tcomp.runtime.values import values
+from tcomp.runtime.values import stored, values
 from tcomp.schedule.lower import lower
 
 Array = NDArray[Any]
@@ -86,6 +87,12 @@ def rounding(op: Op) -> float:
     return max((_ROUNDING.get(o.dtype, 0.0) for o in op.operands), default=0.0)
 
 
+def narrowest(step: Step) -> float:
+    """The same of the 16-bit tensors that a step's kernels write: the model's storage type, or declared so."""
+    written = (o.dtype for k in step.kernels.values() for o in k.operands if o.name in k.writes)
+    return max((_ROUNDING.get(t, 0.0) for t in written), default=0.0)
+
+
 def verify_op(op: Op, module: Module, dims: dict[str, int], device: Device, seed: int = 0) -> Iterator[Comparison]:
     """Run an op at `dims` compiled for the device and through the oracle; one comparison per result. An op that is
     generic over `real` runs at f32."""
@@ -122,23 +129,28 @@ def oracle_case(op: Op, module: Module, dims: dict[str, int], seed: int) -> tupl
 
 
 def verify_step(
-    executor: Executor, module: Module, batch: int, length: int, overrides: Mapping[str, Number], seed: int = 0
+    executor: Executor, module: Module, overrides: Mapping[str, Number], seed: int = 0
 ) -> Iterator[Comparison]:
-    """One whole step (forward, backward, update) of `executor` against the oracle, from its present state.
+    """One whole step (forward, backward, update) of `executor` against the oracle, from its present state, on normal
+    numbers and words drawn evenly. `overrides` are the configuration's values that were given otherwise.
 
     The graph's nodes are evaluated one by one in float64 on copies of the executor's arrays; those that the executor
     computes at once with their backward, as the calls that the text has, and each equation where its op has it.
     """
     step = executor.step
-    graph = build_graph(module, step.model, step.config, {"B": batch, "T": length}, overrides, step.precision)
+    sizes = {name: int(step.dims[name]) for name in module.models[step.model].dims}
+    graph = build_graph(module, step.model, step.config, sizes, overrides, step.precision)
     programs = build_programs(graph, module, apart=True)
     random = np.random.default_rng(seed)
     drawn: dict[str, Array] = {}
-    for name, below in step.inputs.items():
-        drawn[name] = random.integers(0, below or 2, size=step.slots[name].shape).astype(np.int32)
     with executor.batch() as inputs:
-        for name, value in drawn.items():
-            inputs[name][...] = value
+        for name, below in step.inputs.items():
+            slot = step.slots[name]
+            if slot.dtype.is_float:
+                inputs[name][...] = stored(random.standard_normal(slot.shape).astype(np.float32), slot.dtype)
+            else:
+                inputs[name][...] = random.integers(0, below or 2, size=slot.shape)
+            drawn[name] = np.array(values(inputs[name], slot.dtype))
     executor.write("step", 0)
     memory = _Memory(executor, drawn)
     executor.run("micro_first")

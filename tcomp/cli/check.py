@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -156,12 +156,13 @@ def _check_step(module: Module, own: CheckOptions, device: Device) -> bool:
     from tcomp.model.unroll import recipe_of
     from tcomp.runtime.initialise import initialise
     from tcomp.runtime.scalars import set_scalars
-    from tcomp.runtime.verify import floats, verify_step
+    from tcomp.runtime.verify import floats, narrowest, verify_step
 
     model = common.only_model(module, own.file)
     small = {"L": 2, "H": 2, "C": 16, "V": 37, "S": 16}
     dims = {k: v for k, v in small.items() if any(k == n for n, _ in model.configs[0].values)}
-    request = StepRequest(own.file, "", {"B": 2, "T": 11}, dims, own.precision, recompute="cheap")
+    sizes = {name: {"B": 2, "T": 11}.get(name, 3) for name in model.dims}
+    request = StepRequest(own.file, "", sizes, dims, own.precision, recompute="cheap")
     built = common.build_step(request, device, module=module)
     executor = device.open(built.step)
     try:
@@ -173,10 +174,11 @@ def _check_step(module: Module, own: CheckOptions, device: Device) -> bool:
         # A large epsilon: where the true gradient is 0, rounding is not to be scaled up to a whole update.
         easy = {"peak_lr": 0.1, "warmup": 1.0, "eps": 1e-3}
         set_scalars(executor, {k: v for k, v in easy.items() if f"hyper.{k}" in built.step.hyper})
-        found = list(verify_step(executor, module, 2, 11, dims))
+        found = list(verify_step(executor, module, dims))
     finally:
         executor.close()
     recipe, casts = recipe_of(model, own.precision), _casts(module, device)
+    recipe = replace(recipe, unit=max(recipe.unit, narrowest(built.step)))
     allowed = {c.what: own.tolerance + _step_rounding(c.what, recipe, casts) for c in found}
     worst = max(found, key=lambda c: c.error / allowed[c.what])
     return _judged(f"step of {model.name}", worst.error, allowed[worst.what], worst.what)

@@ -195,11 +195,13 @@ def _build(
 
 def resolved(request: StepRequest, module: Module) -> StepRequest:
     """A request for the model of a file in the module's own names: the model, its configuration, its sizes (every
-    command has values for -B and -T, of which the model need have neither)."""
+    command has values for -B and -T, of which the model need have neither; others are given by --dim)."""
     model = only_model(module, request.model)
     sizes = {name: size for name, size in request.sizes.items() if name in model.dims or name not in ("B", "T")}
+    sizes |= {name: int(n) for name, n in request.dims.items() if name in model.dims and name not in sizes}
+    dims = {name: n for name, n in request.dims.items() if name not in model.dims}
     config = request.config or default_config(module, request.model)
-    return replace(request, model=model.name, config=config, sizes=sizes)
+    return replace(request, model=model.name, config=config, sizes=sizes, dims=dims)
 
 
 def warn(text: str) -> None:

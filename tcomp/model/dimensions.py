@@ -31,7 +31,7 @@ def model_dims(
     dims: dict[str, Number] = {}
     for name in model.dims:
         if name not in sizes:
-            raise UserError(f"model '{model.name}' needs a size for '{name}'")
+            raise UserError(f"model '{model.name}' needs a size for '{name}'", f"give one: --dim {name}=8")
         dims[name] = int(sizes[name])
         if dims[name] < 1:
             raise UserError(f"size {name} = {dims[name]} of model '{model.name}' must be at least 1")

@@ -60,6 +60,32 @@ def test_check_of_a_narrow_dtype_allows_for_its_rounding(dtype: str, tcomp: Tcom
     assert tcomp("check", str(file)).code == 0
 
 
+SCALES = """op weigh(X: f16[N, M], w: f16[M]) -> y: f32[]:
+  s = sum n, m: X[n, m] * w[m] * w[m]
+  y = s
+
+op step(inout p: f16[N], g: f32[N], rate: f32[]):
+  p[i] = p[i] - rate * g[i]
+
+model scales(N):
+  config one: M = 5
+  param w: f16[M] = ones in all
+  input x: f16[N, M]
+  forward:
+    loss = weigh(x, w)
+  loss loss
+  optimizer step:
+    group all: rate = 0.1
+"""
+
+
+def test_check_of_a_model_with_sizes_and_types_of_its_own(tcomp: Tcomp, tmp_path: Path) -> None:
+    """Neither B nor T, a real input, parameters that are f16 whatever the precision."""
+    (tmp_path / "scales.tc").write_text(SCALES)
+    assert "step of scales               ok" in tcomp("check", "scales.tc", "--threads", "1").out
+    assert "f16[7, 5]" in tcomp("plan", "scales.tc", "--dim", "N=7").out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision,wrong", [("bf16", 1.03), ("bf16", 0.97), ("f32", 1.001), ("fp8", 1.5)])
 def test_a_step_with_a_wrong_gradient_is_called_wrong(
