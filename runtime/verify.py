@@ -254,7 +254,7 @@ def _within(subscript: Expr, extent: int, ends: Mapping[str, Number]) -> int:
     """How many values, from 0 on, tensors in the subscript of an axis may have."""
     if isinstance(subscript, Access):
         return extent
-    return bisect_left(range(extent), extent, key=lambda v: evaluate_dim(_at(subscript, v), ends))
+    return bisect_left(range(extent), extent, key=lambda v: int(evaluate_dim(_at(subscript, v), ends)))
 
 
 def _subscripts(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[Expr, int]]:

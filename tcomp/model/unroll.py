@@ -100,6 +100,7 @@ class _Builder:
         self.names: dict[str, int] = {}
         self.scalars: dict[Tensor, float] = {}
         self.constants: dict[tuple[float, DType], Tensor] = {}
+        self.written: list[tuple[OpCall, View]] = []
         self.bound: dict[tuple[object, ...], tuple[dict[str, int], dict[str, tuple[int, ...]]]] = {}
 
     def build(self) -> Graph:
@@ -181,6 +182,9 @@ class _Builder:
             operands[p.name] = self.operand(given[p.name], p.dtype, p.shape == (), index, c)
         if any(p.inout and operands[p.name].tensor.kind != "cache" for p in op.params):
             raise self.error(f"op '{op.name}' changes its operands, so a forward pass cannot call it", c.span)
+        for p in op.params:
+            if p.inout:
+                self.extend_cache(operands[p.name], p.name, c)
         if len(c.args) > len(op.params) or len(c.results) != len(op.outputs):
             raise self.error(
                 f"'{op.name}' takes {len(op.params)} operands and gives {len(op.outputs)} results, "
@@ -208,6 +212,20 @@ class _Builder:
         node = Node(op, dims, operands, label, c.span, recompute, real, max(asked, default=1), both, early)
         first, gradient = map(quantised.get, QUANTISED)
         self.nodes.append(replace(node, quantised=first, quantised_gradient=gradient))
+
+    def extend_cache(self, part: View, operand: str, c: OpCall) -> None:
+        """Note that a call writes a part of a cache. TcError where another call writes there as well: what one wrote
+        at its positions the other would read as its own."""
+        for call, other in self.written:
+            if part.meets(other):
+                calls = "an earlier turn" if call is c else f"the call of '{call.op}' in line {call.span.line}"
+                raise self.error(
+                    f"'{operand}' of '{c.op}' is here a part of cache '{part.tensor.name}' that {calls} writes too",
+                    c.span,
+                    "each call needs a part of its own: give the cache an axis for both, and the ops two names, so "
+                    "that `decode` can tell them apart",
+                )
+        self.written.append((c, part))
 
     def quantised(self, a: Call, real: DType) -> Quantised:
         maker, reader, *targets = [e.id for e in a.args if isinstance(e, Name)]

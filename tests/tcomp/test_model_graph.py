@@ -176,3 +176,13 @@ def test_wrong_requests_are_the_users_errors(
 ) -> None:
     with pytest.raises(UserError, match=message):
         build_graph(gpt2, model, config, sizes, overrides)
+
+
+def test_two_calls_do_not_keep_their_positions_in_one_part_of_a_cache() -> None:
+    text = GPT2.read_text()
+    call = "      a, _ = attention(qkv as [B, T, 3, H, D])\n"
+    assert call in text
+    module = load_text(text.replace(call, call + call.replace("a,", "a2,")), str(GPT2))
+    with pytest.raises(TcError, match="'keys' of 'attention_at' is here a part of cache 'keys' that the call") as e:
+        build_graph(module, "gpt2", "tiny", {"B": 1, "T": 1, "W": 8}, decode=True)
+    assert "give the cache an axis for both" in e.value.hint
