@@ -215,3 +215,11 @@ def test_backward_of_prefers_the_ops_own_and_remembers_what_it_derived(gpt2: Mod
 def test_scattered_gradients_are_f32_whatever_is_stored(gpt2: Module) -> None:
     derived = derive(gpt2.ops["embedding"], gpt2)
     assert {o.name: o.dtype.value for o in derived.outputs} == {"dwte": "f32", "dwpe": "real"}
+
+
+def test_a_backward_is_compared_at_several_sizes() -> None:
+    """At the first, 3 x 5 x 2 x 7 x 4 x 1, this one would be right."""
+    axes, at = "f32[A, B, C, D, E, F]", "[a, b, c, d, e, f]"
+    text = f"op last(x: {axes}) -> y: {axes}:\n  y{at} = x{at} * F\n\n"
+    text += f"backward last(dy: {axes}) -> dx: {axes}:\n  dx{at} = dy{at}\n"
+    assert compare_backward("last", load_text(text))["dx"] > 0.3
