@@ -180,7 +180,7 @@ def match(c: Compute, buffers: Mapping[str, Buffer], target: str, instructions: 
     _check_place(a, found.left, found, m, k)
     _check_place(b, found.right, found, n, k)
     _check_result(c, buffers, found)
-    _check_extents(found, m, n, k)
+    _check_extents(found, c.target.tensor, m, n, k)
     return Match(found, m, n, k, a, b)
 
 
@@ -285,12 +285,13 @@ def _check_result(c: Compute, buffers: Mapping[str, Buffer], i: Instruction) -> 
         raise MatchError(f"the result '{c.target.tensor}' {where}; {i.family} adds up in f32 registers", remedy)
 
 
-def _check_warpgroup(i: Instruction, m: Axis, n: Axis) -> None:
+def _check_warpgroup(i: Instruction, result: str, m: Axis, n: Axis) -> None:
     s = m.spread
     if s is None or s.warp != "y" or s.warps % 4 or s.warp_tile * 4 != i.m:
         raise MatchError(
-            f"loop '{m.name}' is not divided among warpgroups, as {i.family} needs its rows",
-            f"map it with warpgroup({i.m}): {m.name} -> grid.y(128) / warpgroup({i.m}) / mma",
+            f"loop '{m.name}' of '{result}' is not divided among warpgroups, as {i.family} needs its rows",
+            f"map it with warpgroup({i.m}): {m.name} -> grid.y(128) / warpgroup({i.m}) / mma; its tile of {m.block} "
+            f"must have {i.m} for each warpgroup of the block",
         )
     if m.block % i.m:
         raise MatchError(
@@ -313,9 +314,9 @@ def _check_warpgroup(i: Instruction, m: Axis, n: Axis) -> None:
         )
 
 
-def _check_extents(i: Instruction, m: Axis, n: Axis, k: Axis) -> None:
+def _check_extents(i: Instruction, result: str, m: Axis, n: Axis, k: Axis) -> None:
     if i.threads == 128:
-        _check_warpgroup(i, m, n)
+        _check_warpgroup(i, result, m, n)
     for axis, part, multiple in (
         (m, m.spread.warp_tile if m.spread and m.spread.warp else m.block, 16),
         (n, n.spread.warp_tile if n.spread and n.spread.warp else n.block, 8),
