@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tcomp.dsl.ast import Access, Call, DType, Expr, Module, Name, Num, Op, Reduction, children, rebuild, walk
 from tcomp.dsl.dims import Number, evaluate_dim, operand_shape
+from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import dimensions
 from tcomp.dsl.storage import bound
 from tcomp.model.graph import Node, Tensor, View
@@ -56,9 +57,12 @@ def awkward_dims(
     requires = op.requires + (tuple(r for r in forward.requires if _names(r) <= set(names)) if forward else ())
     for _ in range(tries):
         dims = {n: given[n] if n in given else int(random.choice(EXTENTS)) for n in names}
-        if (_product(op, dims) > 200_000 and not given) or not all(evaluate_dim(r, {**dims}) for r in requires):
-            continue
-        return dims
+        try:
+            if all(evaluate_dim(r, {**dims}) for r in requires) and (_product(op, dims) <= 200_000 or given):
+                return dims
+        except TcError:  # no extent of a tensor: N - K + 1 where K is larger
+            if given:
+                raise
     return None
 
 

@@ -83,11 +83,16 @@ def unrounded(op: Op) -> Op:
 def small_dims(op: Op, number: int = 0) -> dict[str, int]:
     """Small unequal extents that satisfy the op's requirements, the first such, or one behind it: `number` (the last
     where there are fewer). ValueError when none were found."""
-    fit = (d for d in _candidates(dimensions(op)) if all(evaluate_dim(r, d) for r in op.requires))
+    fit = (d for d in _candidates(dimensions(op)) if all(evaluate_dim(r, d) for r in op.requires) and _shaped(op, d))
     found = list(islice(fit, number + 1))
     if found:
         return found[-1]
     raise ValueError(f"no small dimensions satisfy the requirements of op '{op.name}'")
+
+
+def _shaped(op: Op, dims: Mapping[str, int]) -> bool:
+    """Whether each axis of the operands has an extent."""
+    return all(evaluate_dim(e, dims) >= 0 for o in op.operands for e in o.shape)
 
 
 def _candidates(names: tuple[str, ...]) -> Iterator[dict[str, int]]:

@@ -24,6 +24,16 @@ def test_sizes_of_a_backward_keep_its_forwards_requirements() -> None:
         assert dims is not None and all(evaluate_dim(r, dims) for r in forward.requires)
 
 
+def test_sizes_leave_every_tensor_an_extent() -> None:
+    """Where a `require` line says so, and where none does."""
+    text = "op f(X: f32[N], w: f32[K]) -> Y: f32[N - K + 1]:\n  Y[n] = sum k: X[n + k] * w[k]\n"
+    for more in ("", "  require N >= K\n"):
+        op = load_text(text.replace(":\n", ":\n" + more, 1)).ops["f"]
+        for seed in range(9):
+            dims = awkward_dims(op, load_text(text), np.random.default_rng(seed))
+            assert dims is not None and dims["N"] >= dims["K"] - 1
+
+
 @pytest.mark.parametrize("dtype", [DType.BF16, DType.F16])
 def test_a_narrow_op_is_given_what_its_type_can_hold(dtype: DType) -> None:
     module = load_module("ops/embedding")
