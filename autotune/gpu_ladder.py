@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from tcomp.autotune.gpu_model import (
     DRIFT,
@@ -168,17 +169,17 @@ def _grouped(t: int, tiles_m: int, tiles_n: int) -> tuple[int, int]:
 
 def _hilbert(t: int, tiles_m: int, tiles_n: int) -> tuple[int, int]:
     """The t-th point inside the grid of a Hilbert curve that covers it."""
+    return _hilbert_curve(tiles_m, tiles_n)[t]
+
+
+@cache
+def _hilbert_curve(tiles_m: int, tiles_n: int) -> list[tuple[int, int]]:
+    """The curve's points inside the grid, in their order."""
     side = 1
     while side < max(tiles_m, tiles_n):
         side *= 2
-    seen = -1
-    for d in range(side * side):
-        x, y = _hilbert_point(side, d)
-        if x < tiles_m and y < tiles_n:
-            seen += 1
-            if seen == t:
-                return x, y
-    raise IndexError(t)
+    points = (_hilbert_point(side, d) for d in range(side * side))
+    return [(x, y) for x, y in points if x < tiles_m and y < tiles_n]
 
 
 def _hilbert_point(side: int, d: int) -> tuple[int, int]:

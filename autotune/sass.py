@@ -47,9 +47,9 @@ class Block:
     jumps: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Function:
-    """An entry's machine code as basic blocks."""
+    """An entry's machine code as basic blocks. Equal only to itself, as an instruction is."""
 
     name: str
     blocks: tuple[Block, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 
 from tcomp.autotune.sass import Block, Function, Instruction
 
@@ -176,6 +176,7 @@ def dependences(function: Function, roots: Mapping[int, set[str]] | None = None)
     return [chosen.get(b.number, []) for b in function.blocks]
 
 
+@lru_cache(maxsize=1 << 10)
 def depends_on_thread(function: Function, i: Instruction) -> bool:
     """Whether the address of a memory instruction may differ between the threads of a warp: found backward from its
     address, register by register."""
