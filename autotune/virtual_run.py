@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.launch import GpuKernel
 from tcomp.dsl.ast import Module, Op
 from tcomp.machine.gpu import GpuMachine
 from tcomp.runtime.values import numpy_type, stored, values
@@ -43,16 +44,24 @@ def problem_of(op: Op, module: Module, dims: dict[str, int], lowered: LoweredOp,
     return ""
 
 
+def codes_of(lowered: LoweredOp, machine: GpuMachine) -> dict[str, GpuKernel]:
+    """The code of the op's kernels, for those who run it more than once."""
+    return {k.name: compile_kernel(k, machine) for k in lowered.kernels}
+
+
 def execute(
-    op: Op, lowered: LoweredOp, inputs: Mapping[str, Array], machine: GpuMachine, options: Options | None = None
-) -> dict[str, Array]:
-    """The op's results, from a fresh virtual GPU whose memory starts uninitialised. KernelFault for any finding."""
-    return reported(op, lowered, inputs, machine, options)[0]
+    op: Op, lowered: LoweredOp, inputs: Mapping[str, Array], machine: GpuMachine, options: Options | None = None,
+    codes: Mapping[str, GpuKernel] | None = None,
+) -> dict[str, Array]:  # fmt: skip
+    """The op's results, from a fresh virtual GPU whose memory starts uninitialised; its kernels are compiled where
+    their code is not given. KernelFault for any finding."""
+    return reported(op, lowered, inputs, machine, options, codes)[0]
 
 
 def reported(
-    op: Op, lowered: LoweredOp, inputs: Mapping[str, Array], machine: GpuMachine, options: Options | None = None
-) -> tuple[dict[str, Array], list[Report]]:
+    op: Op, lowered: LoweredOp, inputs: Mapping[str, Array], machine: GpuMachine, options: Options | None = None,
+    codes: Mapping[str, GpuKernel] | None = None,
+) -> tuple[dict[str, Array], list[Report]]:  # fmt: skip
     """The same, with what the virtual GPU counted in each launch."""
     device = Device(machine.sm, options)
     buffers = {b.name: b for k in lowered.kernels for b in k.operands}
@@ -62,7 +71,7 @@ def reported(
     }
     reports = []
     for kernel in lowered.kernels:
-        code = compile_kernel(kernel, machine)
+        code = codes[kernel.name] if codes is not None else compile_kernel(kernel, machine)
         team = [device.allocate(code.team_bytes)] if code.team_bytes else []
         words = [device.upload(np.zeros(code.word_bytes, np.uint8))] if code.word_bytes else []
         module = device.load(code.ptx)

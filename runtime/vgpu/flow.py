@@ -85,6 +85,8 @@ class Flow:
     tracked: set[str]  # registers that some path may read before writing
     live_in: list[set[str]] = field(default_factory=list)  # per block, where run-time calls have to know
     guesses: set[tuple[Any, int]] | None = None  # addresses of compare-and-swaps, once a load has asked
+    facts: dict[int, tuple[list[str], list[str]]] = field(default_factory=dict)
+    """registers that each instruction (its `id`) of the program uses and defines"""
 
 
 @cache
@@ -173,7 +175,8 @@ def _rows(p: Program, blocks: list[Block]) -> Flow:
     for name in tracked:
         first[name], last[name] = 0, len(p.code)
     live = [set(_members(mask, names)) for mask in live_in] if p.calls else []
-    return Flow(blocks, *_pack(p, first, last), tracked, live)
+    known = {id(i): f for i, f in zip(p.code, facts, strict=True)}
+    return Flow(blocks, *_pack(p, first, last), tracked, live, facts=known)
 
 
 def _touched(

@@ -254,10 +254,13 @@ class Machine:
         def ordered(who: Array, when: Array, at: Array, reads: bool) -> Array:
             out = np.zeros(len(at), bool)
             mine = self.block_of_lane[lanes[at]]
-            for n in range(len(at)):
-                fences = self.fences.get(int(who[n]), ())
-                after = next((f for f in fences if f >= when[n]), None)
-                out[n] = after is not None and self.strong.get(int(mine[n]), -1) >= after
+            for block in np.unique(who).tolist():
+                fences = np.array(self.fences.get(block, ()), np.int64)  # in the order of time
+                of = np.flatnonzero(who == block)
+                after = np.searchsorted(fences, when[of])
+                of, after = of[after < len(fences)], after[after < len(fences)]
+                strong = np.array([self.strong.get(b, -1) for b in mine[of].tolist()], np.int64)
+                out[of] = strong >= fences[after]
             if reads:  # several readers: trust any fence after the last of them
                 for n in np.flatnonzero(who < 0).tolist():
                     out[n] = any(f and f[-1] >= when[n] for f in self.fences.values())

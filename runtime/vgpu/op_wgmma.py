@@ -80,7 +80,7 @@ def watch_registers(d: Decoder, i: Instr, run: Run) -> Run:
     if not d.m.options.checks or not d.m.program.uses_wgmma or i.parts[0] == "wgmma":
         return run
     state = warpgroups(d.m)
-    used, defined = uses_and_definitions(i, d.m.program.registers)
+    used, defined = d.m.flow.facts.get(id(i)) or uses_and_definitions(i, d.m.program.registers)
     touched: list[Fragment] = []
     for r in (*used, *defined):
         touched += [f for f in state.of_register.get(r, ()) if f not in touched]

@@ -6,7 +6,7 @@ anything else that is not understood is an error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tcomp.runtime.vgpu.cursor import Cursor
 from tcomp.runtime.vgpu.declarations import SPACES, registers, variables
@@ -135,11 +135,14 @@ def dropped(c: Cursor) -> bool:
     return True
 
 
-@dataclass
-class _Written:
-    """An instruction whose names are still to be looked up in `scope`."""
+class _Written(NamedTuple):
+    """An instruction whose names are still to be looked up in `scope`; an operand that is a bare name is its text."""
 
-    instr: Instr
+    opcode: str
+    operands: list[Operand | str]
+    line: int
+    guard: str | None
+    guard_not: bool
     scope: Scope
 
 
@@ -150,6 +153,8 @@ class _Body:
         self.c, self.f, self.scope = c, f, scope
         self.written: list[_Written | Label] = []
         self.tables: list[tuple[str, tuple[str, ...], Scope]] = []
+        self.known: dict[Scope, dict[str, Operand]] = {}
+        """of each scope, what its names stand for, once all are known"""
 
     def parse(self) -> Function:
         self.block()
@@ -211,22 +216,44 @@ class _Body:
         if c.now.kind != "word":
             raise c.fail(f"expected an instruction, found `{c.now.text or 'the end of the text'}`")
         opcode = c.next().text
-        operands = []
-        while not c.take(";"):
-            operands.append(operand(c))
-            if not c.peek(";"):
+        operands: list[Operand | str] = []
+        every, at = c.tokens, c.at
+        while True:  # (bare names, as most operands are, are read here, the others by `operand`)
+            token = every[at]
+            if token.kind == "word" and every[at + 1].text in (",", ";"):
+                operands.append(token.text)
+                at += 1
+            elif token.text == ";":
+                break
+            else:
+                c.at = at
+                operands.append(operand(c))
+                at = c.at
+            if every[at].text == ",":
+                at += 1
+            elif every[at].text != ";":
+                c.at = at
                 c.expect(",")
-        self.written.append(_Written(Instr(opcode, tuple(operands), line, guard, negated), self.scope))
+        c.at = at + 1
+        self.written.append(_Written(opcode, operands, line, guard, negated, self.scope))
 
     def resolve(self, w: _Written) -> Instr:
-        def name(written: str) -> Operand:
-            found = w.scope.find(written)
-            if found in _CONSTANTS:
-                return Imm(_CONSTANTS[found])
-            register = found in self.f.registers or found.startswith("%") or found == "_"
-            formal = self.f.variables.get(found)
-            return Reg(found) if register or (formal and formal.space == "reg") else Sym(found)
+        scope = w.scope
+        known = self.known.setdefault(scope, {})
 
-        i = w.instr
-        operands = tuple([renamed(o, name) for o in i.operands])
-        return Instr(i.opcode, operands, i.line, w.scope.find(i.guard) if i.guard else None, i.guard_not)
+        def name(written: str) -> Operand:
+            found = known.get(written)
+            if found is None:
+                found = known[written] = self.meaning(scope.find(written))
+            return found
+
+        operands = tuple([name(o) if isinstance(o, str) else renamed(o, name) for o in w.operands])
+        return Instr(w.opcode, operands, w.line, scope.find(w.guard) if w.guard else None, w.guard_not)
+
+    def meaning(self, found: str) -> Operand:
+        """What a name stands for, once its scope is known."""
+        if found in _CONSTANTS:
+            return Imm(_CONSTANTS[found])
+        register = found in self.f.registers or found.startswith("%") or found == "_"
+        formal = self.f.variables.get(found)
+        return Reg(found) if register or (formal and formal.space == "reg") else Sym(found)

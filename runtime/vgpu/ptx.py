@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Instr:
     guard: str | None = None
     guard_not: bool = False
 
-    @property
+    @cached_property
     def parts(self) -> list[str]:
         return self.opcode.split(".")
 

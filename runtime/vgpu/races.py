@@ -51,12 +51,34 @@ class Sets:
         out: Array = found[which.reshape(-1)]
         return out
 
+    def of_readers(self, key: Array, reader: Array, now: int) -> tuple[Array, Array]:
+        """Of pairs of a granule and a warp that reads it now: the granules that several read, and codes of the sets of
+        those that do."""
+        wide = int(reader.max()) + 1
+        pairs = np.unique(key.astype(np.int64) * wide + reader)
+        granules, readers = np.divmod(pairs, wide)
+        first = np.flatnonzero(np.append(True, granules[1:] != granules[:-1]))
+        counts = np.diff(np.append(first, len(pairs)))
+        places: list[int] = self.columns[readers].tolist()
+        known: dict[tuple[int, ...], int] = {}
+        codes = []
+        chosen = counts > 1
+        for at, count in zip(first[chosen].tolist(), counts[chosen].tolist(), strict=True):
+            who = tuple(places[at : at + count])
+            if who not in known:
+                known[who] = self._code_of(tuple((place, now) for place in sorted(set(who))))
+            codes.append(known[who])
+        return granules[first[chosen]], np.array(codes, np.int32)
+
     def _code(self, parts: list[int]) -> int:
         last: dict[int, int] = {}
         for who, when in zip(parts[::2], parts[1::2], strict=True):
             for place, time in self.members[MANY - who] if who < 0 else ((who, when),):
                 last[place] = max(time, last.get(place, 0))
-        members = tuple(sorted(last.items()))
+        return self._code_of(tuple(sorted(last.items())))
+
+    def _code_of(self, members: tuple[tuple[int, int], ...]) -> int:
+        """That of places with times, in their order."""
         if members not in self.codes:
             self.codes[members] = MANY - len(self.members)
             self.members.append(members)
@@ -178,11 +200,8 @@ class RaceShadow:
         if self.sets is None:
             actors[key[clashing]] = MANY
             return
-        for who in np.unique(reader).tolist():  # one reader's granules after the other's
-            own = np.unique(key[reader == who])
-            other = own[actors[own] != who]
-            at_once = np.full(len(other), now)
-            actors[other] = self.sets.union((actors[other], at_once), (np.full(len(other), who, np.int32), at_once))
+        several, codes = self.sets.of_readers(key, reader, now)
+        actors[several] = codes
 
     def _others(self) -> tuple[Array, Array]:
         if self.other_actor is None or self.other_time is None:
