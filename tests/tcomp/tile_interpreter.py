@@ -176,7 +176,7 @@ class Interpreter:
         for a, r in zip(axes, ranges, strict=True):
             if len(r) > a.block:
                 raise IndexError(f"{self.kernel.name}: axis {a.name} has {len(r)} values, more than {a.block}")
-        mesh = np.meshgrid(*ranges, indexing="ij") if ranges else []
+        mesh = np.meshgrid(*ranges, indexing="ij", sparse=True) if ranges else []  # (each along its own axis alone)
         shape = tuple(len(r) for r in ranges)
         return {**names, **{a.name: m for a, m in zip(axes, mesh, strict=True)}}, shape
 
@@ -241,16 +241,14 @@ class Interpreter:
             case Access(tensor, subscripts):
                 array = self.arrays[tensor]
                 at = tuple(np.asarray(self.value(x, names)) for x in subscripts)
+                if all(not x.size or (x.min() >= 0 and x.max() < n) for x, n in zip(at, array.shape, strict=True)):
+                    return array[at] if at else array[()]
                 clipped = tuple(np.clip(x, 0, n - 1) for x, n in zip(at, array.shape, strict=True))
-                outside = any(np.any(x != c) for x, c in zip(at, clipped, strict=True))
-                found = array[clipped] if at else array[()]
-                if outside:
-                    bad = np.zeros(np.shape(found), bool)
-                    for x, c in zip(at, clipped, strict=True):
-                        bad |= x != c
-                    nothing = np.nan if array.dtype.kind == "f" else NOWHERE
-                    found = np.where(bad, nothing, found)
-                return found
+                found = array[clipped]
+                bad = np.zeros(np.shape(found), bool)
+                for x, c in zip(at, clipped, strict=True):
+                    bad |= x != c
+                return np.where(bad, np.nan if array.dtype.kind == "f" else NOWHERE, found)
             case Unary("-", x):
                 return -self.value(x, names)
             case Unary("not", x):
