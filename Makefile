@@ -40,11 +40,12 @@ $(VENV)/.installed: pyproject.toml | $(RUN)/python
 	@touch $@
 
 # The exact torch version comes first: where a package index offers a CPU build under it, a plain range
-# would pick a build with gigabytes of GPU libraries instead. Any version in the declared range will do.
+# would pick a build with gigabytes of GPU libraries instead. Any version in the declared range will do. Byte code is
+# made as modules are first loaded: most of torch's and transformers' never are.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing what the tests need"
-	@$(PIP) "$(TORCH)" || $(PIP) -e ".[torch]"
-	@$(PIP) -e ".[dev,torch]"
+	@$(PIP) --no-compile "$(TORCH)" || $(PIP) --no-compile -e ".[torch]"
+	@$(PIP) --no-compile -e ".[dev,torch]"
 	@touch $@
 
 install: $(VENV)/.installed  ## the tcomp command, in .venv/bin
