@@ -8,12 +8,14 @@ against the oracle: f32 like the CPU's, bf16 within the rounding of its stored t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tcomp.autotune import virtual_run
+from tcomp.codegen.nvptx.launch import GpuKernel
 from tcomp.dsl.ast import DType, Module, Op
 from tcomp.dsl.dims import operand_shape
 from tcomp.dsl.load import load_text
@@ -55,11 +57,12 @@ TINY = [c for c in CASES if max(n for _, n in c.dims) <= LARGEST]
 
 
 def execute(
-    lowered: LoweredOp, op: Op, inputs: Arrays, machine: GpuMachine = H100, conflicts: float = math.inf
-) -> Arrays:
+    lowered: LoweredOp, op: Op, inputs: Arrays, machine: GpuMachine = H100, conflicts: float = math.inf,
+    codes: Mapping[str, GpuKernel] | None = None,
+) -> Arrays:  # fmt: skip
     """The op's results as floats, from a fresh virtual GPU; any finding of its checks fails, and more than `conflicts`
     bank conflicts an access."""
-    return virtual_run.execute(op, lowered, inputs, machine, Options(conflicts=conflicts))
+    return virtual_run.execute(op, lowered, inputs, machine, Options(conflicts=conflicts), codes)
 
 
 def run(op: Op, module: Module, dims: Dims, inputs: Arrays, machine: GpuMachine = H100) -> Arrays:

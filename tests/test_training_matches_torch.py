@@ -64,7 +64,7 @@ def test_two_runs_are_bitwise_equal(objects: Path) -> None:
         assert runs[0].params[name].tobytes() == runs[1].params[name].tobytes(), name
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 def test_one_step_of_124m(objects: Path) -> None:
     cfg = reference.CONFIGS["124M"]
     params = reference.random_params(cfg, seed=7)

@@ -14,7 +14,7 @@ from tests.autotune.support import gpt2, gpt2_instance
 from tests.cli.support import Tcomp, refused
 
 pytestmark = pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="nvdisasm is not installed")
-TUNE = ["tune", "gpt2", "--dim", "L=1", "-B", "2", "-T", "64", "--gpu", "h100", "--ops", "linear", "--trials", "5"]
+TUNE = ["tune", "gpt2", "--dim", "L=1", "-B", "2", "-T", "64", "--gpu", "h100", "--ops", "linear", "--trials", "3"]
 
 
 @pytest.mark.slow

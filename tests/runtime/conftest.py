@@ -188,9 +188,9 @@ def silent() -> type[Silent]:
     return Silent
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own."""
+    """A cache folder of the test's own, in place of that of the whole test run."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("TCOMP_CACHE", str(folder))
     return folder

@@ -35,11 +35,6 @@ def start(folder: Path, *arguments: str, cache: Path) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="module")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
-
-
-@pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "text.txt"
     path.write_text("".join(f"{i % 7} abcabd\n" for i in range(700)))
@@ -47,10 +42,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, corpus: Path, shared_cache: Path) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, corpus: Path, kernels: Path) -> Path:
     """A run that nothing disturbed (which also fills the cache of compiled kernels)."""
     folder = tmp_path_factory.mktemp("whole")
-    made = start(folder, *ARGUMENTS, "--data", str(corpus), "--run", "whole", cache=shared_cache)
+    made = start(folder, *ARGUMENTS, "--data", str(corpus), "--run", "whole", cache=kernels)
     out, _ = made.communicate(timeout=PATIENCE)
     assert made.returncode == 0, out
     return folder / "whole"
@@ -71,14 +66,14 @@ def assert_same(a: Path, b: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_points_ends_bitwise_the_same(
-    tmp_path: Path, corpus: Path, whole: Path, shared_cache: Path
+    tmp_path: Path, corpus: Path, whole: Path, kernels: Path
 ) -> None:
     draw = random.Random(7)
     arguments = [*ARGUMENTS, "--data", str(corpus), "--run", "killed"]
     kills = 0
     run = tmp_path / "killed"
     for _ in range(2):
-        running = start(tmp_path, *arguments, cache=shared_cache)
+        running = start(tmp_path, *arguments, cache=kernels)
         begun = len((run / "metrics.jsonl").read_text()) if (run / "metrics.jsonl").exists() else 0
         deadline = time.monotonic() + PATIENCE
         while running.poll() is None and time.monotonic() < deadline:
@@ -92,7 +87,7 @@ def test_a_run_killed_at_random_points_ends_bitwise_the_same(
             kills += 1
         running.communicate(timeout=PATIENCE)
         arguments = ["--resume", "killed"]
-    ending = start(tmp_path, "--resume", "killed", cache=shared_cache)
+    ending = start(tmp_path, "--resume", "killed", cache=kernels)
     out, _ = ending.communicate(timeout=PATIENCE)
     assert ending.returncode == 0, out
     assert kills >= 1, "the run was over before it could be killed"
@@ -100,10 +95,10 @@ def test_a_run_killed_at_random_points_ends_bitwise_the_same(
 
 
 def test_ctrl_c_saves_and_the_run_goes_on_bitwise_the_same(
-    tmp_path: Path, corpus: Path, whole: Path, shared_cache: Path
+    tmp_path: Path, corpus: Path, whole: Path, kernels: Path
 ) -> None:
     arguments = [*ARGUMENTS, "--data", str(corpus), "--run", "stopped"]
-    running = start(tmp_path, *arguments, cache=shared_cache)
+    running = start(tmp_path, *arguments, cache=kernels)
     metrics = tmp_path / "stopped" / "metrics.jsonl"
     while running.poll() is None and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.002)
@@ -111,7 +106,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_bitwise_the_same(
     out, _ = running.communicate(timeout=PATIENCE)
     assert running.returncode == 130, out
     assert "saved; go on with: tcomp train --resume stopped" in out and "Traceback" not in out
-    ending = start(tmp_path, "--resume", "stopped", cache=shared_cache)
+    ending = start(tmp_path, "--resume", "stopped", cache=kernels)
     out, _ = ending.communicate(timeout=PATIENCE)
     assert ending.returncode == 0, out
     assert_same(whole, tmp_path / "stopped")
@@ -119,18 +114,18 @@ def test_ctrl_c_saves_and_the_run_goes_on_bitwise_the_same(
 
 @pytest.mark.slow
 def test_ctrl_c_at_any_moment_leaves_a_run_that_can_go_on(
-    tmp_path: Path, corpus: Path, whole: Path, shared_cache: Path
+    tmp_path: Path, corpus: Path, whole: Path, kernels: Path
 ) -> None:
     """While Python starts, the step is planned, the run trains or ends: whatever is hit, the end is the same."""
     draw = random.Random(11)
     run, first = tmp_path / "hit", [*ARGUMENTS, "--data", str(corpus), "--run", "hit"]
     began = time.monotonic()
-    timed = start(tmp_path, *ARGUMENTS, "--data", str(corpus), "--run", "timed", cache=shared_cache)
+    timed = start(tmp_path, *ARGUMENTS, "--data", str(corpus), "--run", "timed", cache=kernels)
     timed.communicate(timeout=PATIENCE)
     usual = time.monotonic() - began
     interrupted = 0
     for earliest, latest in ((0.05, 0.3), (0.4, 0.7), (0.7, 1.0)):
-        running = start(tmp_path, *(["--resume", "hit"] if run.exists() else first), cache=shared_cache)
+        running = start(tmp_path, *(["--resume", "hit"] if run.exists() else first), cache=kernels)
         try:
             running.communicate(timeout=usual * draw.uniform(earliest, latest))
         except subprocess.TimeoutExpired:
@@ -139,20 +134,20 @@ def test_ctrl_c_at_any_moment_leaves_a_run_that_can_go_on(
             out, _ = running.communicate(timeout=PATIENCE)
             assert running.returncode in (0, 130, -signal.SIGINT), out
     assert interrupted >= 1
-    ending = start(tmp_path, *(["--resume", "hit"] if run.exists() else first), cache=shared_cache)
+    ending = start(tmp_path, *(["--resume", "hit"] if run.exists() else first), cache=kernels)
     out, _ = ending.communicate(timeout=PATIENCE)
     assert ending.returncode == 0, out
     assert_same(whole, run)
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(
-    tmp_path: Path, corpus: Path, whole: Path, shared_cache: Path
+    tmp_path: Path, corpus: Path, whole: Path, kernels: Path
 ) -> None:
     run = tmp_path / "early"
     run.mkdir()
     settings = json.loads((whole / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**settings, "run": "early"}))
-    again = start(tmp_path, "--resume", "early", cache=shared_cache)
+    again = start(tmp_path, "--resume", "early", cache=kernels)
     out, _ = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, out
     assert "stopped before its first checkpoint; it starts again from step 0" in out

@@ -112,9 +112,9 @@ def test_a_blocks_threads_meet_before_a_row_is_overwritten(gpt2: Module) -> None
 
 
 @pytest.mark.parametrize("real", [DType.F32, DType.BF16], ids=str)
-def test_compiled_code_is_the_oracle(real: DType, gpt2: Module, tmp_path: Path) -> None:
+def test_compiled_code_is_the_oracle(real: DType, gpt2: Module, objects: Path) -> None:
     op = bound(gpt2.ops["crossentropy_at_once"], real)
-    for found in verify_op(op, gpt2, ROWS, CpuDevice(detect(), 2, tmp_path), seed=1):
+    for found in verify_op(op, gpt2, ROWS, CpuDevice(detect(), 2, objects), seed=1):
         assert found.error <= 2.0**-8, f"{found.what}: {found.error:.1e}"
     inputs = random_inputs(op, ROWS, np.random.default_rng(2), False)
     got = run(op, gpt2, ROWS, inputs)
@@ -134,9 +134,9 @@ op wrong_at_once(X: real[M, P], targets: i32[M], dloss: f32[M]; V) -> loss: f32[
 
 
 @pytest.mark.slow
-def test_a_check_of_the_step_finds_an_op_that_is_not_the_call_and_its_backward(tmp_path: Path) -> None:
+def test_a_check_of_the_step_finds_an_op_that_is_not_the_call_and_its_backward(objects: Path) -> None:
     text = (library() / "gpt2.tc").read_text()
-    device, sizes = CpuDevice(detect(), 2, tmp_path), {"C": 16, "H": 2, "L": 1, "V": 37, "S": 16}
+    device, sizes = CpuDevice(detect(), 2, objects), {"C": 16, "H": 2, "L": 1, "V": 37, "S": 16}
     for own in (text, text.replace("crossentropy_at_once", "wrong_at_once") + WRONG):
         module = load_text(own, str(library() / "own.tc"))
         step = build_step(module, StepRequest("gpt2", "tiny", {"B": 2, "T": 8}, dims=sizes), device.machine, threads=2)

@@ -5,6 +5,7 @@ The virtual GPU runs blocks in other orders for other seeds (`Options.order`), a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -50,12 +51,16 @@ TENSOR = """  k -> grid.y(128) / warpgroup(64) / mma
   persistent"""
 
 
-def results(op: Op, module: Module, dims: dict[str, int], result: str) -> set[bytes]:
+def results(op: Op, module: Module, dims: dict[str, int], result: str, orders: Sequence[int] = ORDERS) -> set[bytes]:
     """The bits of a result, or of a sum in memory that it is made from, in several orders."""
     inputs = stored_inputs(op, module, dims)
     lowered = lower(op, module, dims, MACHINE, deterministic=False)
     of_result = replace(op, outputs=(replace(op.outputs[0], name=result),))
-    found = [virtual_run.execute(of_result, lowered, inputs, MACHINE, Options(order=order))[result] for order in ORDERS]
+    codes = virtual_run.codes_of(lowered, MACHINE)
+    found = [
+        virtual_run.execute(of_result, lowered, inputs, MACHINE, Options(order=order), codes)[result]
+        for order in orders
+    ]
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=1e-5, atol=1e-5 * float(np.abs(found[0]).max()))
     return {f.tobytes() for f in found}
@@ -84,5 +89,5 @@ def test_attention_backward_whose_blocks_add_to_dq(how: str, head: int) -> None:
     module = load_text(attention_text(causal=True).replace("by turns", f"by {how}"), "ops/attention.tc")
     op = backward_of("attention", module)
     assert op is not None
-    found = results(bound(op, DType.BF16), module, {"B": 1, "T": 400, "H": 1, "D": head}, "dQKV.0.joined")
+    found = results(bound(op, DType.BF16), module, {"B": 1, "T": 400, "H": 1, "D": head}, "dQKV.0.joined", range(3))
     assert len(found) > 1 if how == "atomic" else len(found) == 1

@@ -22,9 +22,9 @@ def disassemble(cubin: bytes, encoded: bool = False) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        found = _run([tool, *options, "--no-dataflow", file.name])
+        found = _run([str(tool), *options, "--no-dataflow", file.name])
         # (Where jumps through tables lead is what the analysis finds; it takes a third of the time.)
-        return _run([tool, *options, file.name]) if " BRX " in found else found
+        return _run([str(tool), *options, file.name]) if " BRX " in found else found
 
 
 def _run(command: list[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,6 @@ from tcomp.runtime.scalars import set_scalars
 
 MICRO = {"L": 2, "H": 2, "C": 32, "V": 61, "S": 16}
 B, T = 2, 16
-
-
-@pytest.fixture(autouse=True)
-def shared_kernels(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    """One cache of compiled kernels for all tests of this file."""
-    monkeypatch.setenv("TCOMP_CACHE", str(tmp_path_factory.getbasetemp() / "gpu-kernels"))
 
 
 def train(
@@ -57,13 +50,13 @@ def train(
 def test_steps_of_one_layer_equal_the_cpus_as_a_graph_or_not(virtual: Any) -> None:
     sizes = {**MICRO, "L": 1, "C": 16}
     want, _ = train(common.device_for("cpu", threads=1), 2, sizes=sizes)
-    got, _ = train(common.device_for("virtual"), 2, sizes=sizes)
-    np.testing.assert_allclose(got, want, rtol=1e-5)
-    assert train(common.device_for("virtual", graph=False), 1, sizes=sizes)[0] == got[:1]
+    got = train(common.device_for("virtual"), 2, sizes=sizes)
+    np.testing.assert_allclose(got[0], want, rtol=1e-5)
+    assert train(common.device_for("virtual", graph=False), 2, sizes=sizes) == got, "the second run has other bits"
     assert not virtual.findings, str(virtual.findings[0])
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 def test_llama_equals_the_cpus(virtual: Any) -> None:
     """Two micro-batches, grouped heads, an untied head, logits in chunks, decoding with cached keys and values."""
     sizes = {"L": 1, "H": 4, "G": 2, "D": 8, "C": 32, "F": 40, "V": 61, "TIED": 0, "K": 3}
@@ -92,9 +85,9 @@ def decoded(device: Device, sizes: dict[str, int]) -> np.ndarray:
         executor.close()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 def test_a_training_run_equals_the_cpus(virtual: Any) -> None:
-    steps = 4
+    steps = 3
     want, parameters = train(common.device_for("cpu", threads=1), steps)
     device = common.device_for("virtual")
     got, first = train(device, steps)
@@ -104,6 +97,4 @@ def test_a_training_run_equals_the_cpus(virtual: Any) -> None:
         ours, theirs = (np.frombuffer(b, np.float32) for b in (first[name], bits))
         # Wider than the losses: Adam scales a gradient that is nearly zero, rounding and all, to a whole update.
         assert np.linalg.norm(ours - theirs) <= 1e-3 * np.linalg.norm(theirs), name
-    again, second = train(device, steps)
-    assert again == got and second == first, "the second run has other bits"
     assert not virtual.findings, str(virtual.findings[0])

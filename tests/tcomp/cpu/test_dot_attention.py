@@ -51,11 +51,15 @@ def torch_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("machine", HOSTS)
 @pytest.mark.parametrize(
-    ("size", "heads"),
-    [(s, h) for i, s in enumerate(SIZES) for j, h in enumerate(HEADS) if (i + j) % 3],
-    ids=lambda x: "x".join(map(str, x)) if isinstance(x, tuple) else HEADS[x],
+    ("size", "heads", "machine"),
+    [
+        pytest.param(s, h, *host.values, id=f"{'x'.join(map(str, s))}-{HEADS[h]}-{host.id}", marks=host.marks)
+        for i, s in enumerate(SIZES)
+        for j, h in enumerate(HEADS)
+        for host in HOSTS[0 if (i + j) % 3 == 1 else 1 :]  # (the meaning, of the same lowering, at half of the sizes)
+        if (i + j) % 3
+    ],
 )
 def test_forward_and_backward_agree_with_torch(
     size: tuple[int, int, int, int], heads: int, machine: CpuMachine, attention: Module, objects: Path

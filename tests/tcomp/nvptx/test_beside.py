@@ -180,7 +180,8 @@ def test_any_order_of_blocks_gives_the_same_bits(adds: bool, stream: bool) -> No
     module = load_text(in_turns(stream=stream, adds=adds, rows="256) / cluster(128"), "f.tc")
     op, dims, machine = module.ops["f"], {"M": 700, "N": 264, "K": 72}, replace(H100, sms=4)
     inputs, made = stored_inputs(op, module, dims), lower(op, module, dims, machine)
-    found = [virtual_run.execute(op, made, inputs, machine, Options(order=order)) for order in range(4)]
+    codes = virtual_run.codes_of(made, machine)
+    found = [virtual_run.execute(op, made, inputs, machine, Options(order=order), codes) for order in range(4)]
     for name in ("dW", "db"):
         assert len({f[name].tobytes() for f in found}) == 1
 

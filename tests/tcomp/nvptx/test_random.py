@@ -90,7 +90,7 @@ def test_any_reduction(k: Kernel, seed: int) -> None:
     run(k, inputs, tolerance=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 @settings(max_examples=16, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(kernels(), st.integers(0, 2**31))
 def test_any_reduction_at_length(k: Kernel, seed: int) -> None:
