@@ -17,6 +17,7 @@ from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.arena import Arena
 from tcomp.model.autodiff import Variants
+from tcomp.model.batches import in_batches
 from tcomp.model.cost import predicted_seconds
 from tcomp.model.gradient_room import Piece, fixed, gradient_pieces
 from tcomp.model.graph import Graph
@@ -88,33 +89,41 @@ class Drafter:
     def __post_init__(self) -> None:
         self.variants = Variants(self.module)
 
+    @property
+    def room(self) -> int:
+        """Threads of a GPU's blocks that fill it, once and as often again behind; 0 of a CPU."""
+        return 2 * self.machine.sms * self.machine.threads_per_sm if isinstance(self.machine, GpuMachine) else 0
+
     def draft(self, graph: Graph) -> Draft:
         """The step of a graph, not yet placed."""
         p = build_programs(
             graph, self.module, self.training, self.accumulation, self.variants, targets=self.machine.targets
         )
-        by_node = [(n, self.lowering.node(n)) for n in p.forward]
-        forward = tuple(x for _, ls in by_node for x in ls)
-        in_backward = [n in p.ahead for n, ls in by_node for _ in ls]
-        launches: dict[str, tuple[PlannedLaunch, ...]] = {}
-        if self.training:
-            launches["micro_first"] = forward + self.lowering.launches(p.backward)
-            if self.accumulation > 1:
-                launches["micro_next"] = self.lowering.launches((*p.forward_next, *p.backward_next))
-            if p.update is not None:
-                launches["update"] = self.lowering.launches(p.update.nodes)
-        else:
-            launches["forward"] = forward
+        nodes = {"micro_first" if self.training else "forward": (*p.forward, *p.backward)}
+        if self.accumulation > 1:
+            nodes["micro_next"] = (*p.forward_next, *p.backward_next)
+        if p.update is not None:
+            nodes["update"] = p.update.nodes
         arena = Arena(p, self.keep_logits or not self.training, 1.0 / self.accumulation)
         if self.prefill is not None:
-            launches["prefill"] = self.lowering.launches(self.prefill.nodes)
+            nodes["prefill"] = self.prefill.nodes
             arena.join(self.prefill, "prefill")
+        by_itself = frozenset(p.forward) - p.ahead
+        launches: dict[str, tuple[PlannedLaunch, ...]] = {}
+        alone: dict[str, tuple[bool, ...]] = {}
+        for name, ns in nodes.items():
+            by_node = [(n, self.lowering.node(n)) for n in ns]
+            flags = [n in by_itself for n, ls in by_node for _ in ls]
+            one_by_one = [x for _, ls in by_node for x in ls]
+            launches[name], alone[name] = in_batches(
+                one_by_one, flags, arena.address.keys(), self.room, self.lowering.add
+            )
         kernels = {x.key: x.kernel for ls in launches.values() for x in ls}
         scratch = region_bytes(kernels.values(), Scope.SCRATCH)
         team = region_bytes(kernels.values(), *SHARED)
-        alone = tuple(i for i, passed in enumerate(in_backward) if not passed)
-        pieces = tuple(gradient_pieces(p, launches.get("micro_first", ()), alone))
-        return Draft(graph, p, launches, alone, arena, kernels, scratch, team, self.threads, pieces)
+        forward = tuple(i for i, passed in enumerate(next(iter(alone.values()))) if passed)
+        pieces = tuple(gradient_pieces(p, launches.get("micro_first", ()), forward))
+        return Draft(graph, p, launches, forward, arena, kernels, scratch, team, self.threads, pieces)
 
     def seconds(self, launches: Sequence[PlannedLaunch]) -> float:
         """Predicted time of the launches."""
