@@ -122,6 +122,16 @@ def test_compiled_code_is_the_oracle(real: DType, gpt2: Module, objects: Path) -
         assert distance(got[name], value) <= 2.0**-8, name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [57600, 115200])
+def test_rows_that_a_multiprocessor_has_one_of(row: int, gpt2: Module) -> None:
+    op, dims = bound(gpt2.ops["crossentropy_at_once"], DType.BF16), {"M": 2, "P": row, "V": row - 29}
+    inputs = random_inputs(op, dims, np.random.default_rng(2), False)
+    got = run(op, gpt2, dims, inputs)
+    for name, value in evaluate(op, gpt2, inputs, dims).items():
+        assert distance(got[name], value) <= 2.0**-8, name
+
+
 WRONG = """
 op wrong_at_once(X: real[M, P], targets: i32[M], dloss: f32[M]; V) -> loss: f32[M], dX: real[M, P]:
   require V <= P

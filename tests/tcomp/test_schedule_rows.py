@@ -102,9 +102,11 @@ def test_a_row_of_logits_is_copied_once_for_all_that_read_it_and_the_longest_rea
     assert len(direct) == 1  # the target's own, at an index from memory
 
 
-def test_a_longer_row_than_shared_memory_holds_takes_the_schedule_of_all_gpus() -> None:
-    kernel = kernel_of("crossentropy", "crossentropy_at_once", {"M": 7, "P": 128256, "V": 128256})
-    assert not any(isinstance(s, Pack) for s in _statements(kernel))
+@pytest.mark.parametrize(("row", "copied"), [(100352, True), (128256, False)])
+def test_of_longer_rows_there_is_one_a_multiprocessor_copied_if_shared_memory_holds_it(row: int, copied: bool) -> None:
+    kernel = kernel_of("crossentropy", "crossentropy_at_once", {"M": 7, "P": row, "V": row})
+    assert kernel.gpu.shape.threads == H100.threads_per_block
+    assert any(isinstance(s, Pack) for s in _statements(kernel)) == copied
 
 
 @pytest.mark.parametrize("machine", [A100, H100], ids=lambda m: m.name)
