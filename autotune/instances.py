@@ -23,7 +23,7 @@ from tcomp.model.chunks import in_chunks
 from tcomp.model.graph import Node
 from tcomp.model.parts import with_parts
 from tcomp.model.programs import build_programs
-from tcomp.model.request import StepRequest
+from tcomp.model.request import LARGEST_DIM, LARGEST_SIZE, StepRequest
 from tcomp.model.unroll import graph_of
 from tcomp.schedule.choose import choice_of, storage_of
 from tcomp.schedule.family import Machine, family_for
@@ -59,14 +59,16 @@ def step_text(request: StepRequest) -> str:
 
 
 def parse_step(text: str, model: str) -> StepRequest:
-    """The step of a model that `text` names. ValueError for what names none."""
+    """The step of a model that `text` names. ValueError for what names none, also by sizes that no step has."""
     first, *rest = text.split()
     config, _, precision = first.partition("/")
     numbers = {k: _number(v) for k, _, v in (r.partition("=") for r in rest)}
     sizes: dict[str, int] = {k: int(numbers.pop(k)) for k in ("B", "T") if k in numbers}
     accumulation = int(numbers.pop("accumulation", 1))
-    if min((accumulation, *sizes.values())) < 1:
-        raise ValueError("sizes begin at 1")
+    if not all(1 <= n <= LARGEST_SIZE for n in (accumulation, *sizes.values())):
+        raise ValueError(f"sizes are from 1 to {LARGEST_SIZE}")
+    if not all(0 <= n <= LARGEST_DIM for n in numbers.values()):
+        raise ValueError(f"configuration values are from 0 to {LARGEST_DIM}")
     return StepRequest(model, config, sizes, numbers, precision, accumulation)
 
 

@@ -23,7 +23,8 @@ STICKY = frozenset({
 })  # fmt: skip
 """After one of these every call in the context fails with it, until the process ends."""
 
-_WITHOUT_GPU = "use --device cpu, or --device virtual to try GPU code without a GPU"
+WITHOUT_GPU = "use --device cpu, or --device virtual to try GPU code without a GPU"
+"""How a step runs without one: the end of each remedy that does not give the machine a GPU."""
 _STATES = {
     "NO_DEVICE": ("the NVIDIA driver is there, but no GPU", "look at CUDA_VISIBLE_DEVICES and nvidia-smi; or "),
     "STUB_LIBRARY": ("the libcuda.so that was found is the CUDA toolkit's stub, not a driver",
@@ -60,12 +61,12 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
             raise CudaError(
                 "CALL_REQUIRES_NEWER_DRIVER",
                 f"the NVIDIA driver is too old: it has no {function.__name__}",
-                f"install a driver for CUDA {_version_text(OLDEST_DRIVER)} or newer, or {_WITHOUT_GPU}",
+                f"install a driver for CUDA {_version_text(OLDEST_DRIVER)} or newer, or {WITHOUT_GPU}",
             ) from e
         raise CudaError(
             "NO_DRIVER",
             "no NVIDIA driver: the library libcuda.so.1 was not found",
-            f"install the NVIDIA driver (nvidia-smi then lists the GPUs), or {_WITHOUT_GPU}",
+            f"install the NVIDIA driver (nvidia-smi then lists the GPUs), or {WITHOUT_GPU}",
         ) from e
     if status != cu.CUresult.CUDA_SUCCESS:
         raise error_of(status, function.__name__)
@@ -79,7 +80,7 @@ def error_of(status: Any, function: str) -> CudaError:
     name = str(getattr(status, "name", status)).removeprefix("CUDA_ERROR_")
     if name in _STATES:
         message, hint = _STATES[name]
-        return CudaError(name, message, hint + _WITHOUT_GPU)
+        return CudaError(name, message, hint + WITHOUT_GPU)
     said, text = cu.cuGetErrorString(status)
     words = text.decode(errors="replace") if said == cu.CUresult.CUDA_SUCCESS and text else "unknown error"
     return CudaError(name, f"the CUDA driver failed: {words} (CUDA_ERROR_{name} in {function})")
@@ -93,7 +94,7 @@ def start() -> int:
         raise CudaError(
             "CALL_REQUIRES_NEWER_DRIVER",
             f"the NVIDIA driver is too old: it is for CUDA {_version_text(version)}",
-            f"install a driver for CUDA {_version_text(OLDEST_DRIVER)} or newer, or {_WITHOUT_GPU}",
+            f"install a driver for CUDA {_version_text(OLDEST_DRIVER)} or newer, or {WITHOUT_GPU}",
         )
     return version
 

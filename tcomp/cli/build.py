@@ -171,15 +171,33 @@ def _flops(step: Step) -> int:
 
 
 def check_folder(target: Path) -> None:
-    """UserError for a folder with something in it that `tcomp build` did not make: it is never replaced."""
-    if target.exists() and not (target / _MARK).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: exists and is not a build folder", "give another --out")
+    """UserError for a folder that cannot be made, or with something in it that `tcomp build` did not make: it is never
+    replaced. Known before the work, not after it."""
+    try:
+        if target.exists() and not (target / _MARK).is_file() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"{target}: exists and is not a build folder", "give another --out")
+        whole = target.absolute()
+        probe = _partial(next(p for p in whole.parents if p.exists()) / whole.name)
+        probe.mkdir()  # permissions alone do not tell it: file systems may be full, or read-only
+        probe.rmdir()
+    except OSError as e:
+        raise _unwritable(target, e) from e
+
+
+def _partial(target: Path) -> Path:
+    """The folder that files are put in until all are there."""
+    whole = target.absolute()  # (`.` has no name)
+    return whole.with_name(f".{whole.name}.{os.getpid()}.partial")
+
+
+def _unwritable(target: Path, e: OSError) -> UserError:
+    return UserError(f"{target}: cannot write the build folder: {e.strerror or e}", "name another by --out")
 
 
 def write_folder(target: Path, texts: Mapping[str, str | bytes]) -> None:
     """Put the files in a new folder in place of `target`, whole or not at all."""
     check_folder(target)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = _partial(target)
     try:
         for name, text in texts.items():
             path = partial / name
@@ -189,6 +207,6 @@ def write_folder(target: Path, texts: Mapping[str, str | bytes]) -> None:
             shutil.rmtree(target)
         os.rename(partial, target)
     except OSError as e:
-        raise UserError(f"{target}: cannot write the build folder: {e.strerror or e}") from e
+        raise _unwritable(target, e) from e
     finally:
         shutil.rmtree(partial, ignore_errors=True)

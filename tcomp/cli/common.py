@@ -14,6 +14,7 @@ from tcomp.cli.limits import DEFAULT_GPU, split_device
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
+    from tcomp.autotune.apply import Applied
     from tcomp.cli.kept_steps import KeptStep
     from tcomp.cli.settings import TrainSettings
     from tcomp.dsl.ast import Model, Module, Op
@@ -53,8 +54,9 @@ def find_file(name: str) -> Path:
         if candidate.is_file():
             return candidate
     known = sorted(p.relative_to(base).as_posix().removesuffix(".tc") for p in base.rglob("*.tc"))
-    if path.is_dir():
-        raise UserError(f"{name}: a folder, not a .tc file", f"tcomp's own files: {', '.join(known)}")
+    if path.exists():
+        wrong = "a folder" if path.is_dir() else "a pipe or a device"
+        raise UserError(f"{name}: {wrong}, not a .tc file", f"name one, or one of tcomp's own: {', '.join(known)}")
     near = closest(Path(name).stem, known)
     raise UserError(f"{name}: no such file", near or f"tcomp's own files: {', '.join(known)}")
 
@@ -187,10 +189,29 @@ def _build(
         if not isinstance(e, OverflowError):
             raise
         raise UserError("a step of these sizes needs more memory than there are addresses", "use smaller sizes") from e
-    warnings = applied.warnings(lock) if applied and lock else []
-    for line in warnings:
-        print(f"warning: {line}" if line.startswith(str(lock)) else line, file=sys.stderr)
-    return KeptStep(step, request.model, len(applied.used) if applied else 0), bool(warnings)
+    warned = tell_stale(lock, applied) if applied else False
+    return KeptStep(step, request.model, len(applied.used) if applied else 0), warned
+
+
+def applied_lock(
+    request: StepRequest, module: Module, machine: CpuMachine | GpuMachine, threads: int
+) -> tuple[Path | None, Applied]:
+    """The lockfile that a build of the request would use, and that file ready for lowering (without one: no entries)."""
+    from tcomp.autotune.apply import Applied, load_lock
+    from tcomp.autotune.lockfile import Lock, find_lock
+
+    lock = find_lock(find_file(request.model), machine.name, request.lock or None)
+    if lock is None:
+        return None, Applied(Lock(request.model, machine.name), module, machine, threads, request.deterministic)
+    return lock, load_lock(lock, module, machine, threads, request.deterministic)
+
+
+def tell_stale(lock: Path | None, applied: Applied) -> bool:
+    """Warn of the lockfile's stale entries; whether there were any."""
+    lines = applied.warnings(lock) if lock else []
+    if lines:
+        warn("\n".join(lines))
+    return bool(lines)
 
 
 def resolved(request: StepRequest, module: Module) -> StepRequest:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcomp.errors import UserError
+from tcomp.model.request import LARGEST_DIM
 
 if TYPE_CHECKING:
     from tcomp.dsl.dims import Number
     from tcomp.model.request import RecomputePolicy
 
-_LARGEST_DIM = 1 << 24
 _LARGEST_FLOAT = 3.4e38
 
 
@@ -56,12 +56,12 @@ def _short(value: float) -> str:
 
 def check_dims(dims: Mapping[str, Number]) -> None:
     for name, value in dims.items():
-        if not 0 <= value <= _LARGEST_DIM:
-            wrong = "must not be negative" if value < 0 else f"must be at most {_LARGEST_DIM}"
+        if not 0 <= value <= LARGEST_DIM:
+            wrong = "must not be negative" if value < 0 else f"must be at most {LARGEST_DIM}"
             wrong = "must be a finite number" if value != value or abs(value) == math.inf else wrong
             raise UserError(
                 f"dims.{name} = {_short(value)}: {wrong}",
-                f"give a number from 0 to {_LARGEST_DIM}, such as --dim {name}=2",
+                f"give a number from 0 to {LARGEST_DIM}, such as --dim {name}=2",
             )
 
 
@@ -125,6 +125,12 @@ def check_named(flag: str, names: Sequence[str]) -> None:
     """UserError for an empty name: as a path it would be the working folder."""
     if any(not name.strip() for name in names):
         raise UserError(f"{flag}: the name is empty", "name a file or folder, or leave the flag out")
+
+
+def check_threads(threads: int, instead: str) -> None:
+    """UserError for a number of cores where none of them runs what is asked for."""
+    if threads:
+        raise UserError(f"--threads {threads}: {instead} uses none of this machine's cores", "leave out one of the two")
 
 
 def check_writable(*files: Path | None) -> None:

@@ -16,7 +16,7 @@ from tcomp.cli import limits
 from tcomp.cli.command import Options
 from tcomp.cli.limits import Range
 from tcomp.errors import UserError
-from tcomp.model.request import StepRequest
+from tcomp.model.request import LARGEST_SIZE, StepRequest
 
 if TYPE_CHECKING:
     from tcomp.dsl.dims import Number
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MANY = (1 << 31) - 1
 SEED = Range(0, (1 << 63) - 1)
 TOLERANCES = Range(0, 1000)
-SIZES, SIZES_OR_0 = Range(1, 1 << 20), Range(0, 1 << 20)
+SIZES, SIZES_OR_0 = Range(1, LARGEST_SIZE), Range(0, LARGEST_SIZE)
 _CORES = Range(0, max(256, 4 * limits.cores()))
 
 File = Annotated[str, typer.Argument(help="A .tc file, or one of tcomp's own models.")]
@@ -169,6 +169,8 @@ class TargetOptions(Options):
         from tcomp.machine.gpu import machine_for_target, machine_named
 
         target = self.target or ("" if self.gpu else default)
+        if self.gpu or target not in ("", "cpu"):
+            limits.check_threads(self.threads, f"--gpu {self.gpu}" if self.gpu else f"--target {target}")
         if not self.gpu:
             return None if target in ("", "cpu") else machine_for_target(target)
         machine = machine_named(self.gpu)

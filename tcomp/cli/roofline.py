@@ -47,6 +47,8 @@ class RooflineOptions(Options):
         limits.check_writable(self.json)
         if self.ladder and (self.gpu or self.measure or self.out is not None or self.json is not None):
             raise UserError("--ladder prints how the model ranks published kernels, of one GPU", "give no other flag")
+        if self.gpu:
+            limits.check_threads(self.threads, f"--gpu {self.gpu}")
         if self.gpu and self.measure:
             raise UserError("--measure runs the step on this machine's processors", "leave out --gpu, or --measure")
         if self.out is not None and not self.gpu:

@@ -81,66 +81,98 @@ def show(step: ShownStep, own: ShowOptions, where: TargetOptions) -> None:
 
     - `tcomp show gpt2 layernorm --tile --ptx --target sm_80`
     """
-    from tcomp.cli import stages
     from tcomp.machine.cpu import detect
 
-    op, code = own.op, own.code
     if not (own.ast or own.grad or own.of_instances):
         raise UserError(
             "tell what to show",
             "--ast --graph --grad --schedule --tile --llvm --asm --ptx --sass --plan or --launches",
         )
-    if not (own.plan or own.launches):
-        _check_unused(step)
+    _check_unused(step, own)
     gpu = where.machine("sm_90a" if own.ptx or own.sass else "")
     machine = gpu or detect()
-    code.check(machine)
+    own.code.check(machine)
     request = step.request()
     module = common.load_module(request.model, None if own.ast or own.grad else request.precision)
+    _print_text(module, own)
+    if own.of_instances:
+        _print_instances(module, request, own, machine, where.threads or limits.cores())
+    if own.plan or own.launches:
+        _print_step(common.build_step(request, where.device(gpu), module=module, free=False), own)
+
+
+def _print_text(module: Module, own: ShowOptions) -> None:
+    """What is shown of a file's text alone."""
+    from tcomp.cli import stages
+
     if own.ast:
-        for item in [common.find_op(module, op)] if op else items(module):
+        for item in [common.find_op(module, own.op)] if own.op else items(module):
             print(stages.ast_text(item), end="")
     if own.grad:
-        print(_grad_of(module, op) if op else stages.grad_text(module), end="")
-    if not own.of_instances:
+        print(_grad_of(module, own.op) if own.op else stages.grad_text(module), end="")
+
+
+def _print_instances(module: Module, request: StepRequest, own: ShowOptions, machine: Machine, threads: int) -> None:
+    """The graph, and each op instance with its schedule and code, by the lockfile that a build would use."""
+    from tcomp.autotune.instances import Instance as Tuned
+    from tcomp.cli import stages
+
+    instances = _instances(module, request, own, machine)
+    if not (own.schedule or own.code.any):
         return
+    lock, applied = common.applied_lock(request, module, machine, threads)
+    for op, dims in instances:
+        tuned = applied.choice(Tuned(op, dims))
+        values = ", ".join(f"{name} = {value}" for name, value in tuned.values.items())
+        print(f"# {op.name}: " + ", ".join(f"{name} = {extent}" for name, extent in dims.items()))
+        print(f"# values of {lock}: {values}\n" if values else "", end="")
+        if own.schedule:
+            print(stages.schedule_text(op, module, dims, machine, tuned.schedule))
+        if own.code.any:
+            for text in own.code.texts(op, module, dims, machine, applied.lower):
+                print(text)
+    common.tell_stale(lock, applied)
+
+
+def _instances(module: Module, request: StepRequest, own: ShowOptions, machine: Machine) -> list[Instance]:
+    """Those that are asked for: a model's, whose graph is printed if that is asked for, or the one of an op alone."""
+    from tcomp.cli import stages
+
     if module.models:
         graph, parts = nodes_of(module, common.resolved(request, module), machine)
-        instances = _named(distinct(parts), op)
+        found = _named(distinct(parts), own.op)
         if own.graph:
             print(stages.graph_text(graph, parts), end="")
-    elif op is None or own.graph or own.plan or own.launches:
+        return found
+    if own.op is None or own.graph or own.plan or own.launches:
         raise UserError(
             f"{request.model}: the file declares no model", "name an op of it, with --dim NAME=NUMBER for its dims"
         )
-    else:
-        instances = [_alone(module, op, request)]
-    for one, dims in instances:
-        if own.schedule or code.any:
-            print(f"# {one.name}: " + ", ".join(f"{k} = {v}" for k, v in dims.items()))
-        if own.schedule:
-            print(stages.schedule_text(one, module, dims, machine))
-        if code.any:
-            for text in code.texts(one, module, dims, machine, where.threads or limits.cores()):
-                print(text)
-    if own.plan or own.launches:
-        from tcomp.model.report import plan_text
-
-        built = common.build_step(request, where.device(gpu), module=module, free=False)
-        if own.plan:
-            print(plan_text(built.step, built.threads), end="")
-        if own.launches:
-            print(stages.launches_text(built.step), end="")
+    return [_alone(module, own.op, request)]
 
 
-def _check_unused(step: ShownStep) -> None:
-    """UserError for what says how a whole step is made, where none is shown."""
+def _print_step(built: common.Built, own: ShowOptions) -> None:
+    """The plan and the launches of a step."""
+    from tcomp.cli import stages
+    from tcomp.model.report import plan_text
+
+    if own.plan:
+        print(plan_text(built.step, built.threads), end="")
+    if own.launches:
+        print(stages.launches_text(built.step), end="")
+
+
+def _check_unused(step: ShownStep, own: ShowOptions) -> None:
+    """UserError for what says how a whole step is made, or how its ops are lowered, where none of that is shown."""
+    whole = own.plan or own.launches
     given = {
-        "--accumulation": step.accumulation != 1, "--memory": step.memory, "--lock": step.lock,
-        "--nondeterministic": not step.deterministic,
+        "--accumulation": step.accumulation != 1 and not whole, "--memory": step.memory and not whole,
+        "--lock": step.lock and not (whole or own.schedule or own.code.any),
+        "--nondeterministic": not (step.deterministic or whole or own.code.any),
     }  # fmt: skip
-    if flag := next((name for name, value in given.items() if value), None):
-        raise UserError(f"{flag} is for the step as a whole", f"show --plan or --launches, or leave {flag} out")
+    if flag := next((name for name, unused in given.items() if unused), None):
+        of_ops = ", --tile or another form of the code" if flag in ("--lock", "--nondeterministic") else ""
+        raise UserError(f"{flag} is for the step as a whole", f"show --plan or --launches{of_ops}, or leave {flag} out")
 
 
 def _named(instances: list[Instance], op: str | None) -> list[Instance]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tcomp.ir.tile import Kernel
     from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
+    from tcomp.model.lowering import Lower
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,13 @@ class Code:
             raise UserError("--ptx and --sass are for GPUs", "give --target sm_90a")
 
     def texts(
-        self, op: Op, module: Module, dims: dict[str, int], machine: CpuMachine | GpuMachine, threads: int
+        self, op: Op, module: Module, dims: dict[str, int], machine: CpuMachine | GpuMachine, lower: Lower
     ) -> Iterator[str]:
-        """The chosen forms of each kernel of an op instance, in order."""
+        """The chosen forms of each kernel that `lower` makes of an op instance for this machine, in order."""
         from tcomp.ir.print import print_kernel
         from tcomp.machine.gpu import GpuMachine
-        from tcomp.schedule.lower import lower
 
-        for kernel in lower(op, module, dims, machine, threads=threads).kernels:
+        for kernel in lower(op, module, dims).kernels:
             if self.tile:
                 yield print_kernel(kernel)
             if isinstance(machine, GpuMachine):

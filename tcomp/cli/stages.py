@@ -11,7 +11,7 @@ from tcomp.dsl.ast import Access, Binary, Call, Name, Num, Unary
 from tcomp.dsl.printer import print_expression, print_item, print_op
 
 if TYPE_CHECKING:
-    from tcomp.dsl.ast import Module, Op
+    from tcomp.dsl.ast import Module, Op, Schedule
     from tcomp.machine.cpu import CpuMachine
     from tcomp.machine.gpu import GpuMachine
     from tcomp.model.graph import Graph, Node, View
@@ -112,9 +112,11 @@ def grad_text(module: Module) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def schedule_text(op: Op, module: Module, dims: dict[str, int], machine: CpuMachine | GpuMachine) -> str:
-    """The schedule that an op instance gets on this machine, and why not a more specific one: the written one, else the
-    default."""
+def schedule_text(
+    op: Op, module: Module, dims: dict[str, int], machine: CpuMachine | GpuMachine, carried: Schedule | None = None
+) -> str:
+    """The schedule that an op instance gets on this machine, and why not a more specific one: what its lockfile's entry
+    carries, else the written one, else the default."""
     from tcomp.dsl.check import infer
     from tcomp.dsl.dims import evaluate_dim
     from tcomp.grad.early import is_early
@@ -122,6 +124,8 @@ def schedule_text(op: Op, module: Module, dims: dict[str, int], machine: CpuMach
     from tcomp.schedule.family import family_for
     from tcomp.schedule.normal import normalise
 
+    if carried is not None:
+        return f"# carried by the lockfile\n{print_item(carried).rstrip()}\n"
     family = family_for(machine, 1, storage_of(op).bytes, is_early(op))
     choice = choice_of(op, module, dims, family.targets)
     notes = "".join(f"# {r.schedule.span}: not on {r.schedule.target}: {r.reason}\n" for r in choice.refused)

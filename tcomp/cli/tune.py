@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from tcomp.model.request import StepRequest
 
 
+_PREDICT = "give --gpu h100 for predictions"
+
+
 @dataclass(frozen=True)
 class TunedStep(StepOptions):
     """The step whose ops are tuned; what is computed again in it is none of them."""
@@ -65,11 +68,11 @@ class PlaceOptions(Options):
         if self.predicted and not self.gpu:
             raise UserError("--predicted is for --gpu", "give --gpu h100 to tune for an H100 by the static model")
         if kind == "virtual":
-            raise UserError(
-                "the virtual GPU takes no time that a tuning could go by", "give --gpu h100 for predictions"
-            )
+            raise UserError("the virtual GPU takes no time that a tuning could go by", _PREDICT)
         if self.gpu and kind == "cuda":
             raise UserError("--device cuda and --gpu exclude each other", "leave --gpu away: the driver knows its GPU")
+        if self.gpu or kind == "cuda":
+            limits.check_threads(self.threads, f"--gpu {self.gpu}" if self.gpu else f"--device {self.device}")
 
     def open(self, described: bool) -> Backend | Described:
         """Where candidates are to run; a description where they are not to, or there is no such GPU."""
@@ -84,9 +87,13 @@ class PlaceOptions(Options):
         kind, which = limits.split_device(self.device)
         if kind == "cuda":
             from tcomp.autotune.backend_cuda import CudaBackend
+            from tcomp.runtime.cuda.driver import WITHOUT_GPU
             from tcomp.runtime.cuda.gpus import choose, gpus, machine_of
 
-            found = choose(which, gpus())
+            try:
+                found = choose(which, gpus())
+            except UserError as e:  # the virtual GPU, which runs a step without one, takes no time to tune by
+                raise UserError(e.message, e.hint.replace(WITHOUT_GPU, f"leave --device out, or {_PREDICT}")) from e
             return CudaBackend(machine_of(found), str(found.index), cache_folder("kernels"))
         from tcomp.autotune.backend_cpu import CpuBackend
         from tcomp.machine.cpu import detect

@@ -248,7 +248,7 @@ class Derivation:
             place = {s.id: Name(f".{n}") for n, s in enumerate(subscripts) if isinstance(s, Name)}
             self.adjoints.setdefault(a.tensor, []).append(substitute(value, dict(place)))
             return
-        subscripts, indices, condition, value = self.gathers.turned(a, indices, both(guard, where), value, parallel)
+        subscripts, indices, condition, value = self.gathers.gather(a, indices, both(guard, where), value, parallel)
         value = self.value(value)
         if condition is not None and not forward.inside(subscripts):
             subscripts = tuple(

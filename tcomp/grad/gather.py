@@ -22,8 +22,9 @@ from tcomp.grad.simplify import rewrite, simplify
 
 
 @dataclass(frozen=True)
-class Turn:
-    """In the subscript at `axis`, `index` is `place` where the subscript is the `new` index, and `inside` must hold."""
+class Inverse:
+    """The subscript at `axis` solved for `index`, which is `place` where the subscript is the `new` index; `inside` must
+    hold."""
 
     axis: int
     index: str
@@ -40,14 +41,14 @@ class Gathers:
     taken: set[str]
     new: dict[tuple[str, int], str] = field(default_factory=dict)
 
-    def turned(
+    def gather(
         self, a: Access, indices: tuple[str, ...], condition: Expr | None, value: Expr, parallel: Collection[str]
     ) -> tuple[tuple[Expr, ...], tuple[str, ...], Expr | None, Expr]:
         """Subscripts, indices, condition and value of a part of the gradient of `a`, which is added to at each point of
         the indices where the condition holds: gathered where that can be. `parallel` are the indices of the forward
         equation's left-hand side; without any nothing is."""
         subscripts, ranges = a.subscripts, self.forward.info.ranges
-        while parallel and (found := self._turn(a.tensor, subscripts, parallel, condition is None)):
+        while parallel and (found := self._inverse(a.tensor, subscripts, parallel, condition is None)):
             if condition is not None and any(found.index in names_in(x) for x in accesses_in(condition)):
                 break  # at the new index it could read outside
             subscripts = (*subscripts[: found.axis], Name(found.new), *subscripts[found.axis + 1 :])
@@ -57,9 +58,9 @@ class Gathers:
             condition = both(kept, found.inside)
         return subscripts, indices, condition, value
 
-    def _turn(
+    def _inverse(
         self, tensor: str, subscripts: tuple[Expr, ...], parallel: Collection[str], everywhere: bool
-    ) -> Turn | None:
+    ) -> Inverse | None:
         """How to gather by the first subscript for which that can be, or None: a sum of indices, each once, and a
         constant; of one index only where it may lie outside (not `everywhere`)."""
         ranges = self.forward.info.ranges
@@ -77,7 +78,7 @@ class Gathers:
                 rest = Binary("-" if one else "+", s, Name(index))
                 place = _whole(simplify(Binary("-", Name(new), rest) if one else Binary("-", rest, Name(new))))
                 inside = both(Binary("<=", Num(0), place), Binary("<", place, ranges[index]))
-                return Turn(axis, index, new, place, uncertain(inside, ranges))
+                return Inverse(axis, index, new, place, uncertain(inside, ranges))
         return None
 
     def _index(self, tensor: str, axis: int, extent: Expr) -> str:
@@ -90,14 +91,14 @@ class Gathers:
         return self.new[tensor, axis]
 
 
-def _moved(e: Expr, turn: Turn, ranges: Mapping[str, Expr]) -> Expr:
+def _moved(e: Expr, inverse: Inverse, ranges: Mapping[str, Expr]) -> Expr:
     """An expression at the new index in the place of the old one, without conditions that always hold."""
 
     def taken(x: Expr) -> Expr | None:
         always = isinstance(x, Call) and x.function == "select" and uncertain(x.args[0], ranges) is None
         return rewrite(x.args[1], taken) if always and isinstance(x, Call) else None
 
-    return rewrite(substitute(e, {turn.index: turn.place}), taken)
+    return rewrite(substitute(e, {inverse.index: inverse.place}), taken)
 
 
 def uncertain(condition: Expr | None, ranges: Mapping[str, Expr]) -> Expr | None:

@@ -273,16 +273,17 @@ def _check_place(o: Operand, forms: OperandForms, i: Instruction, own: Axis, k: 
 def _check_result(c: Compute, buffers: Mapping[str, Buffer], i: Instruction) -> None:
     target = buffers[c.target.tensor]
     if target.scope is not Scope.REGISTERS or target.dtype is not DType.F32:
+        name, leaves, _ = target.name.partition(".out")
         where = "is not in registers"
         remedy = "let every equation that meets it divide it among warps and lanes in the same way"
-        if target.scope is Scope.OPERAND or ".out" in target.name:
+        if target.scope is Scope.OPERAND or leaves:
             remedy = (
                 f"let it be collected there: tile the loop that it sums over, {min(c.reduced)} -> pipe(64, 2) / mma"
             )
         if target.scope is Scope.REGISTERS:
             where = f"is {target.dtype}"
             remedy = "leave its cast out; what reads it may round it: cast y.acc to bf16, for an equation y of an acc"
-        raise MatchError(f"the result '{c.target.tensor}' {where}; {i.family} adds up in f32 registers", remedy)
+        raise MatchError(f"the result '{name}' {where}; {i.family} adds up in f32 registers", remedy)
 
 
 def _check_warpgroup(i: Instruction, result: str, m: Axis, n: Axis) -> None:

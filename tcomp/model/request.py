@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from tcomp.dsl.dims import Number
 
+LARGEST_SIZE = 1 << 20
+"""Sequences, tokens or micro-batches at most."""
+LARGEST_DIM = 1 << 24
+"""A configuration value at most."""
+
 RecomputePolicy = Literal["never", "cheap", "to fit"]
 
 

@@ -62,7 +62,12 @@ def as_written(op: Op, module: Module) -> bool:
     """Whether the op has all that its schedule was checked for: it is no derived one, nor a part of a written one that
     gives only some of its results (of a backward, where operands need no gradient, or one at a time)."""
     whole = module.ops.get(op.name)
-    return whole is not None and {o.name for o in whole.outputs} <= {o.name for o in op.outputs}
+    return whole is not None and _results(whole) <= _results(op)
+
+
+def _results(op: Op) -> set[str]:
+    """What an op gives, outputs and operands that it adds to alike."""
+    return {o.name for o in op.operands if o.inout or o in op.outputs}
 
 
 def choice_of(op: Op, module: Module, dims: Mapping[str, int], targets: Sequence[str]) -> Choice:

@@ -18,6 +18,7 @@ from tcomp.machine.cpu import detect
 from tcomp.model.request import StepRequest
 from tcomp.schedule.lower import lower
 from tests.autotune.support import SCALE, SHAPE, gpt2, module_of, scale
+from tests.cli.support import Tcomp, refused
 
 HEAD = 'format = 1\nmodel = "m"\nmachine = "a"\nsteps = []\n'
 TIMED = f'{HEAD}[op.x]\nbasis = "measured"\nvalues = {{}}\ndefault_us = 2.0\nus = 1.0\n'
@@ -191,8 +192,10 @@ def test_a_step_s_name_is_read_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "tiny B", "tiny B=x T=8", "tiny B=inf T=8", "tiny B=0 T=8", "tiny B=1 T=-8", "tiny accumulation=0"]
-)
+    "text",
+    ["", "tiny B", "tiny B=x T=8", "tiny B=inf T=8", "tiny B=0 T=8", "tiny B=1 T=-8", "tiny accumulation=0",
+     "tiny B=1e30 T=8", "tiny L=1e30", "tiny L=-1", "tiny accumulation=1e30"],
+)  # fmt: skip
 def test_what_names_no_step_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         parse_step(text, "gpt2")
@@ -211,3 +214,17 @@ def test_functions_count_in_an_op_s_hash() -> None:
     text = "fn twice(x) = 2.0 * x\n\n" + SCALE.replace("X[m, n] * 2.0", "twice(X[m, n])")
     one, two = module_of(text), module_of(text.replace("2.0 * x", "4.0 * x"))
     assert op_hash(one.ops["scale"], one) != op_hash(two.ops["scale"], two)
+
+
+def test_what_is_shown_is_by_the_lockfile(tcomp: Tcomp, tmp_path: Path) -> None:
+    (tmp_path / "scale.tc").write_text(SCALE)
+    lock, _ = entry({"A": 32, "U": 3})
+    (tmp_path / f"scale.{detect().name}.lock").write_text(lock_text(lock))
+    _, instance, _ = scale()
+    shown = ["show", "scale.tc", "scale", "--tile", "--threads", "1", *(f"--dim={n}={v}" for n, v in instance.dims.items())]
+    tuned, plain = tcomp(*shown), tcomp(*shown, "--lock", "none")
+    assert f"scale.{detect().name}.lock: A = 32, U = 3\n" in tuned.out, tuned
+    assert "values of" not in plain.out and tuned.out.splitlines()[2:] != plain.out.splitlines()[1:]
+    (tmp_path / "scale.tc").write_text(SCALE.replace("* 2.0", "* 3.0"))
+    assert "the op's text has changed" in tcomp(*shown).error
+    refused(tcomp(*shown, "--lock", "no.lock"), "no.lock: cannot read the lockfile", "--lock none")

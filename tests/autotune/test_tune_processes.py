@@ -117,12 +117,26 @@ def test_a_build_uses_the_lockfile_and_says_what_is_stale(tcomp: Tcomp, tmp_path
         (["--out", "there"], ["--out is for reports", "tcomp tune report"]),
         (["--gpu", "h1000"], ["no description of a GPU 'h1000'"]),
         (["--storage", "text.txt"], ["text.txt", "rm text.txt"]),
+        (["--device", "virtual"], ["takes no time", "--gpu h100"]),
     ],
 )
 def test_bad_requests_are_refused(tcomp: Tcomp, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     (tmp_path / "text.txt").write_text("not a database " * 100)
     refused(tcomp("tune", "gpt2", *arguments), *words)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["text.txt"]
+
+
+def test_without_a_driver_tuning_is_not_sent_to_the_virtual_gpu(tcomp: Tcomp, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tcomp.runtime.cuda import gpus
+    from tcomp.runtime.cuda.driver import WITHOUT_GPU, CudaError
+
+    def missing() -> None:
+        raise CudaError("NO_DRIVER", "no NVIDIA driver", f"install it, or {WITHOUT_GPU}")
+
+    monkeypatch.setattr(gpus, "gpus", missing)
+    result = tcomp("tune", "gpt2", "--device", "cuda")
+    refused(result, "no NVIDIA driver", "install it, or leave --device out, or give --gpu h100")
+    assert "virtual" not in result.error
 
 
 def test_durations() -> None:

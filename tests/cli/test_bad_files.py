@@ -50,6 +50,7 @@ BAD_FILES = {
     "syntax.tc": ("syntax.tc:1:14: error:",),
     "binary.tc": ("binary.tc is not UTF-8 text",),
     ".": ("a folder, not a .tc file",),
+    "/dev/null": ("/dev/null: a pipe or a device, not a .tc file", "tcomp's own"),
     "": ("the file's name is empty",),
 }
 

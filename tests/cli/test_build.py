@@ -40,3 +40,13 @@ def test_what_is_in_the_way_is_told_before_anything_is_built(tcomp: Tcomp, monke
         Path(folder).mkdir(parents=True)
         Path(folder, "precious.txt").write_text("x")
         refused(tcomp("build", "gpt2", *flags), f"{folder}: exists and is not a build folder", "another --out")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_built(
+    tcomp: Tcomp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tcomp.cli.common.build_step", lambda *_, **__: pytest.fail("built"))
+    Path("file").write_text("x")
+    for folder in ("file/below", "file/far/below", "x" * 300, "/proc/none"):
+        refused(tcomp("build", "gpt2", "--out", folder), f"{folder}: cannot write the build folder: ", "another by --out")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -15,6 +15,7 @@ import pytest
 from tcomp.dsl.ast import Op
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load_text
+from tcomp.grad.accumulate import accumulating
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import H100, GpuMachine
 from tcomp.schedule.lower import lower
@@ -46,3 +47,26 @@ def test_illegal_schedule_is_refused_with_its_diagnostic(path: Path) -> None:
         expected.write_text(found)
     assert found != "accepted\n"
     assert found == expected.read_text()
+
+
+BACKWARD = """
+op scaled(X: f32[M, K], w: f32[K]) -> Y: f32[M, K]:
+  Y[m, k] = X[m, k] * w[k]
+
+backward scaled(X: f32[M, K], dY: f32[M, K]) -> dw: f32[K]:
+  dw[k] = sum m: X[m, k] * dY[m, k]
+
+schedule scaled.backward on cpu:
+  k -> core / vec
+  m -> seq(8)
+  stage dw in packed at m
+"""
+
+
+@pytest.mark.parametrize("adding", [False, True])
+def test_what_a_written_backward_adds_to_is_checked_like_what_it_writes(adding: bool) -> None:
+    module = load_text(BACKWARD, "adding.tc")
+    op = module.ops["scaled.backward"]
+    op = accumulating(op, frozenset({"dw"})) if adding else op
+    with pytest.raises(TcError, match="'dw' cannot be staged"):
+        lower(op, module, {"M": 16, "K": 32}, MACHINE)
