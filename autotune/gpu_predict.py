@@ -83,7 +83,10 @@ def _launches(
         before = settled([phase_moves(kernel, phase) for phase in kernel.phases], machine)[0]
     for phase, launch in zip(kernel.phases, code.launches, strict=True):
         if launch.symbol not in functions:
-            raise UserError(f"kernel {kernel.name}: its machine code has no entry {launch.symbol}")
+            raise UserError(
+                f"kernel {kernel.name}: its machine code has no entry {launch.symbol}",
+                "remove the cache of kernels, in case it is damaged; else please report it",
+            )
         resources = assembled.of(launch.symbol)
         fit = occupancy(machine, resources.registers, launch.threads, resources.shared_bytes + launch.shared_bytes)
         traffic = phase_traffic(kernel, phase, machine, max(1, fit.blocks))

@@ -126,6 +126,25 @@ class Warp:
     noted: int = -1
     """the place of the last of them: an instruction is looked at again when it had to wait"""
 
+    def enter(self, head: Hashable | None) -> None:
+        """Note when a turn begins."""
+        if self.trace[self.place] == head and self.noted < self.place:
+            self.noted = self.place
+            self.entered.append(self.at)
+
+    def take(self, s: Step, served: float) -> None:
+        """What an instruction does to its warp, from when it is served on."""
+        if s.commits:
+            self.groups.append(self.open)
+        if s.waits is not None and len(self.groups) > s.waits:
+            self.at = max(self.at, self.groups[len(self.groups) - s.waits - 1] + DRAIN / 2)
+        for r in s.writes:
+            self.ready[r] = served + s.latency
+        if s.unit == "issue" and s.latency == BRANCH:
+            self.at += BRANCH
+        self.at += s.pause
+        self.step += 1
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -185,65 +204,67 @@ def _turns(entered: Sequence[float], at: float) -> float:
 def run(warps: Sequence[Warp], steps: Mapping[Hashable, Sequence[Step]], head: Hashable | None, block: int) -> None:
     """Replay the warps of a partition together, `block` neighbours being of one block, to the ends of their ways.
     `steps` are those of each piece of code; `head` is the one that begins a turn."""
-    unit_free: dict[str, float] = {}
+    partition = _Partition()
     queue = [(0.0, w) for w in range(len(warps)) if warps[w].trace]
-    matrix_free = 0.0
     met: dict[int, list[int]] = {}
     """of each block, the warpgroups at its barrier"""
     while queue:
         _, w = heapq.heappop(queue)
         warp = warps[w]
-        place = warp.trace[warp.place]
-        if place == head and warp.noted < warp.place:
-            warp.noted = warp.place
-            warp.entered.append(warp.at)
-        body = steps[place]
-        if warp.step < len(body):
-            s = body[warp.step]
-            free = unit_free.get(s.unit, 0.0)
-            start = max([warp.at, free - QUEUE * s.busy * s.queues, *(warp.ready.get(r, 0.0) for r in s.reads)])
-            issue = max(start, unit_free.get("issue", 0.0))
-            if issue > warp.at + 1.0:  # another warp may come first: look again when this one can go on
-                warp.at = issue
-                heapq.heappush(queue, (issue, w))
-                continue
-            unit_free["issue"] = issue + 1.0
-            served = max(free, issue) if s.queues else issue
-            unit_free[s.unit] = max(unit_free.get(s.unit, 0.0), served + s.busy)
-            warp.at = issue + 1.0
-            if s.matrix:
-                idle = issue >= matrix_free
-                matrix_free = (issue + DRAIN / 2 if idle else matrix_free) + s.matrix
-                warp.open = matrix_free
-            if s.commits:
-                warp.groups.append(warp.open)
-            if s.waits is not None and len(warp.groups) > s.waits:
-                warp.at = max(warp.at, warp.groups[len(warp.groups) - s.waits - 1] + DRAIN / 2)
-            for r in s.writes:
-                warp.ready[r] = served + s.latency
-            if s.unit == "issue" and s.latency == BRANCH:
-                warp.at += BRANCH
-            warp.at += s.pause
-            warp.step += 1
+        if warp.step == 0:
+            warp.enter(head)
+        body = steps[warp.trace[warp.place]]
+        if warp.step < len(body) and not partition.issue(warp, body[warp.step]):
+            heapq.heappush(queue, (warp.at, w))
+            continue
         meets = bool(body) and body[warp.step - 1].meets
         if warp.step >= len(body):
             warp.place, warp.step = warp.place + 1, 0
-        if meets and block == 1:
-            warp.at += BARRIER
-        elif meets:
-            there = met.setdefault(w // block, [])
-            there.append(w)
-            if len(there) < block:
-                continue
-            last_there = max(warps[o].at for o in there) + BARRIER
-            for o in there:
-                warps[o].at = last_there
-                if warps[o].place < len(warps[o].trace):
-                    heapq.heappush(queue, (last_there, o))
-            there.clear()
-            continue
-        if warp.place < len(warp.trace):
-            heapq.heappush(queue, (warp.at, w))
+        for o in _past_barrier(warps, met.setdefault(w // block, []), w, block) if meets else (w,):
+            if warps[o].place < len(warps[o].trace):
+                heapq.heappush(queue, (warps[o].at, o))
+
+
+def _past_barrier(warps: Sequence[Warp], there: list[int], w: int, block: int) -> list[int]:
+    """Warp w comes to its block's barrier, where some are `there`: those that leave it, none before the last."""
+    there.append(w)
+    if len(there) < block:
+        return []
+    going = list(there)
+    there.clear()
+    last = max(warps[o].at for o in going) + BARRIER
+    for o in going:
+        warps[o].at = last
+    return going
+
+
+@dataclass
+class _Partition:
+    """The units of a partition, and when each can take its next instruction."""
+
+    free: dict[str, float] = field(default_factory=dict)
+    matrix_free: float = 0.0
+    """when the matrix unit has done what was issued to it"""
+
+    def issue(self, warp: Warp, s: Step) -> bool:
+        """Issue the warp's next instruction; False, with the time at which to look again, where it has to wait so long
+        that another warp may come first."""
+        free = self.free.get(s.unit, 0.0)
+        start = max([warp.at, free - QUEUE * s.busy * s.queues, *(warp.ready.get(r, 0.0) for r in s.reads)])
+        issue = max(start, self.free.get("issue", 0.0))
+        if issue > warp.at + 1.0:
+            warp.at = issue
+            return False
+        self.free["issue"] = issue + 1.0
+        served = max(free, issue) if s.queues else issue
+        self.free[s.unit] = max(self.free.get(s.unit, 0.0), served + s.busy)
+        warp.at = issue + 1.0
+        if s.matrix:
+            idle = issue >= self.matrix_free
+            self.matrix_free = (issue + DRAIN / 2 if idle else self.matrix_free) + s.matrix
+            warp.open = self.matrix_free
+        warp.take(s, served)
+        return True
 
 
 def steps_of(block: Block, machine: GpuMachine) -> list[Step]:

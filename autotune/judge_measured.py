@@ -71,7 +71,10 @@ class MeasuredJudge:
             if isinstance(times, Failure):
                 if times.kind == "timeout" and left < PATIENCE:
                     raise TimeoutError("the time ended before the schedule's own values were timed")
-                raise UserError(f"{instance.key}: cannot be timed: {times.reason}")
+                raise UserError(
+                    f"{instance.key}: cannot be timed: {times.reason}",
+                    "leave the op out by naming others: --ops NAME; or use smaller sizes",
+                )
             found.append(statistics.median(times[0]))
         self._started[instance.key] = sum(found)
         return found

@@ -94,7 +94,9 @@ def evaluate_dim(e: Expr, dims: Mapping[str, Number]) -> Number:
         case Access(tensor):
             raise TcError(f"'{tensor}' is a tensor, not a dimension", e.span, hint="a size must be known at build")
         case _:
-            raise TcError("not dimension arithmetic", e.span)
+            raise TcError(
+                "not dimension arithmetic", e.span, hint="use numbers, dimensions and + - * / // % ** min max"
+            )
 
 
 def _checked(value: Number, text: str, e: Expr) -> Number:
@@ -131,6 +133,7 @@ def bind(op: Op, shapes: Mapping[str, tuple[int, ...]], dims: Mapping[str, int])
                 f"op '{op.name}' requires a condition that does not hold",
                 condition.span,
                 notes=(f"with {_values(names_in(condition), found)}",),
+                hint="give dimensions for which it holds",
             )
     return found
 
@@ -143,6 +146,7 @@ def _bind_names(op: Op, given: Sequence[tuple[Operand, tuple[int, ...]]], found:
             raise TcError(
                 f"'{operand.name}' of op '{op.name}' has {len(operand.shape)} axes, but is given {_shape(shape)}",
                 operand.span,
+                hint="pass a tensor of as many axes",
             )
         for axis, (e, extent) in enumerate(zip(operand.shape, shape, strict=True)):
             if not isinstance(e, Name):
@@ -189,6 +193,7 @@ def _settled(op: Op, operand: Operand, axis: int, e: Expr, extent: int, found: d
             f"axis {axis} of '{operand.name}' of op '{op.name}' must be {value} but is {extent}",
             e.span,
             notes=(f"with {_values(names_in(e), found)}",),
+            hint="these extents must be equal",
         )
     return True
 

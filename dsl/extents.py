@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import Binary, Expr, Name, Num, Unary, accesses_in, names_in
+from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, Unary, accesses_in, names_in
 
 Monomial = tuple[str | Expr, ...]
 Polynomial = dict[Monomial, int | float]
@@ -52,9 +52,20 @@ def never_negative(p: Polynomial) -> bool:
     """
     if any(c < 0 for m, c in p.items() if m):
         return False
-    if any(isinstance(atom, Expr) for m in p for atom in m):
-        return p.get((), 0) >= 0 and all(c >= 0 for c in p.values())
+    others = [atom for m in p for atom in m if isinstance(atom, Expr)]
+    if others:
+        return p.get((), 0) >= 0 and all(map(_atom_never_negative, others))
     return sum(p.values()) >= 0
+
+
+def _atom_never_negative(e: Expr) -> bool:
+    """Of what is not + - *: quotients and remainders of such as are not. A scalar operand may have any sign."""
+    match e:
+        case Binary("//" | "%", left, right):
+            return never_negative(polynomial(left)) and never_negative(polynomial(right))
+        case Call("min" | "max", args):
+            return all(never_negative(polynomial(a)) for a in args)
+    return False
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,11 @@ def _inline(e: Expr, functions: dict[str, Function], active: tuple[str, ...]) ->
                 f"fn '{f.name}' calls itself ({chain})", f.span, hint="functions are inlined and cannot recurse"
             )
         if len(new) != len(f.params):
-            raise TcError(f"fn '{f.name}' takes {len(f.params)} arguments, not {len(new)}", e.span)
+            raise TcError(
+                f"fn '{f.name}' takes {len(f.params)} arguments, not {len(new)}",
+                e.span,
+                hint="pass one for each parameter",
+            )
         body = _inline(f.body, functions, (*active, f.name))
         return substitute(body, dict(zip(f.params, new, strict=True)))
     return e if all(a is b for a, b in zip(old, new, strict=True)) else rebuild(e, new)

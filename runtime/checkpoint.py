@@ -72,7 +72,10 @@ class Checkpoint:
         found = {}
         for name in names:
             if name not in held:
-                raise UserError(f"{self.folder}: it has no tensor {name!r}: a checkpoint of another model")
+                raise UserError(
+                    f"{self.folder}: it has no tensor {name!r}: a checkpoint of another model",
+                    "take a checkpoint of this model, or the model that it is of",
+                )
             own = held[name]
             found[name] = held.get(f"master.{name}", own) if kind not in (None, own.kind) else own
         return found
@@ -83,7 +86,10 @@ class Checkpoint:
         header = self.tensors()
         for name, tensor in wanted.items():
             if name not in header:
-                raise UserError(f"{self.folder}: it has no tensor {name!r}: a checkpoint of another model")
+                raise UserError(
+                    f"{self.folder}: it has no tensor {name!r}: a checkpoint of another model",
+                    "take a checkpoint of this model, or the model that it is of",
+                )
             entry = header[name]
             same = entry.kind == tensor.kind or (convert and entry.kind in CONVERTIBLE)
             if entry.shape != tensor.shape or not same:
@@ -186,18 +192,29 @@ def verify(folder: Path) -> Checkpoint:
         outer = parse_json(read_small(folder / MANIFEST))
         body, check = outer["manifest"], outer["crc32"]
     except OSError as e:
-        raise UserError(f"{folder}: {MANIFEST}: {e.strerror or e}") from e
+        raise UserError(f"{folder}: {MANIFEST}: {e.strerror or e}", "name a run that tcomp trained or imported") from e
     except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{folder}: {MANIFEST} is damaged: not the JSON that tcomp writes") from e
+        raise UserError(
+            f"{folder}: {MANIFEST} is damaged: not the JSON that tcomp writes",
+            "restore the file from a copy, or start a new run",
+        ) from e
     if zlib.crc32(_canonical(body)) != check:
-        raise UserError(f"{folder}: {MANIFEST} is damaged: its checksum does not match")
+        raise UserError(
+            f"{folder}: {MANIFEST} is damaged: its checksum does not match",
+            "restore the file from a copy, or start a new run",
+        )
     try:
         if body["format"] != FORMAT:
-            raise UserError(f"{folder}: checkpoint format {body['format']}, this tcomp reads format {FORMAT}")
+            raise UserError(
+                f"{folder}: checkpoint format {body['format']}, this tcomp reads format {FORMAT}",
+                "use the tcomp that wrote it, or start a new run",
+            )
         manifest, size, tensors_check = _manifest(body), int(body["bytes"]), int(body["tensors_crc32"])
     except (ValueError, KeyError, TypeError) as e:
         what = f"it has no {e}" if isinstance(e, KeyError) else e
-        raise UserError(f"{folder}: {MANIFEST} is damaged: {what}") from e
+        raise UserError(
+            f"{folder}: {MANIFEST} is damaged: {what}", "restore the file from a copy, or start a new run"
+        ) from e
     _verify_tensors(folder / TENSORS, size, tensors_check)
     return Checkpoint(folder, manifest)
 
@@ -248,7 +265,10 @@ def check_same_model(
         )
     for name, value in dims.items():
         if name in have.dims and have.dims[name] != value:
-            raise UserError(f"{checkpoint.folder}: made with {name} = {have.dims[name]}, this model has {value}")
+            raise UserError(
+                f"{checkpoint.folder}: made with {name} = {have.dims[name]}, this model has {value}",
+                "go on with the run's own sizes, or start a new run",
+            )
 
 
 def _steps(base: Path) -> list[Path]:
@@ -278,13 +298,19 @@ def _verify_tensors(path: Path, size: int, check: int) -> None:
         found = path.stat().st_size
         if found != size:
             raise UserError(
-                f"{path.parent}: {path.name} is {'truncated' if found < size else 'too long'}: {found} bytes of {size}"
+                f"{path.parent}: {path.name} is {'truncated' if found < size else 'too long'}: {found} bytes of {size}",
+                "restore the file from a copy, or start a new run",
             )
         crc = 0
         with open(path, "rb") as f:
             while block := f.read(PIECE):
                 crc = zlib.crc32(block, crc)
     except OSError as e:
-        raise UserError(f"{path.parent}: {path.name}: {e.strerror or e}") from e
+        raise UserError(
+            f"{path.parent}: {path.name}: {e.strerror or e}", "restore the file from a copy, or start a new run"
+        ) from e
     if crc != check:
-        raise UserError(f"{path.parent}: {path.name} is damaged: its checksum does not match")
+        raise UserError(
+            f"{path.parent}: {path.name} is damaged: its checksum does not match",
+            "restore the file from a copy, or start a new run",
+        )

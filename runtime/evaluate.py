@@ -54,7 +54,7 @@ def read_questions(path: Path, most: int = 0) -> list[Question]:
     except OSError as e:
         raise UserError(f"{path}: cannot read it: {e.strerror or e}", "name a file of questions, JSON lines") from e
     except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not UTF-8 text: {e}") from e
+        raise UserError(f"{path}: not UTF-8 text: {e}", "name a file of questions, JSON lines in UTF-8") from e
     if not found:
         raise UserError(
             f"{path}: no questions in it", 'a line is {"ctx": "...", "endings": ["...", "..."], "label": 0}'
@@ -115,7 +115,10 @@ def _log_probabilities(
         lost = lost or any(len(context) + len(e) > length + 1 for e in group)
         for text in texts:
             if max(text) >= vocabulary:
-                raise UserError(f"token {max(text)} is outside the model's vocabulary of {vocabulary}")
+                raise UserError(
+                    f"token {max(text)} is outside the model's vocabulary of {vocabulary}",
+                    "use the tokenizer that the model was trained with",
+                )
         with executor.batch() as inputs:
             for array in inputs.values():
                 array[...] = 0

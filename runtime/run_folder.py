@@ -47,12 +47,17 @@ class RunFolder:
             self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as e:
             self._remove_folders()
-            raise UserError(f"{path}: cannot use it as run folder: {e.strerror or e}") from e
+            raise UserError(
+                f"{path}: cannot use it as run folder: {e.strerror or e}", "name another by --run (imports: --out)"
+            ) from e
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             os.close(self._lock)
-            raise UserError(f"{path}: another process is training in this run folder") from e
+            raise UserError(
+                f"{path}: another process is training in this run folder",
+                "wait for it, stop it, or name another folder by --run",
+            ) from e
 
     def begin(self) -> None:
         """There is a first result: from now on the folder stays."""
@@ -68,7 +73,10 @@ class RunFolder:
         try:
             write_atomic(self.path / CONFIG, lambda out: out.write(text.encode()))
         except OSError as e:
-            raise UserError(f"{self.path / CONFIG}: cannot write it: {e.strerror or e}") from e
+            raise UserError(
+                f"{self.path / CONFIG}: cannot write it: {e.strerror or e}",
+                "make room and permission there, or name another folder by --run",
+            ) from e
 
     def pass_on(self, other: Path) -> None:
         """Copy what another run was imported with (its tokenizer, config.json), for generation and export."""
@@ -143,7 +151,10 @@ class Metrics:
             self._out = open(path, "a", encoding="utf-8")  # noqa: SIM115
             self._last = kept[-1] if kept else ""
         except OSError as e:
-            raise UserError(f"{path}: cannot write it: {e.strerror or e}") from e
+            raise UserError(
+                f"{path}: cannot write it: {e.strerror or e}",
+                "make room and permission there, or name another folder by --run",
+            ) from e
 
     def write(self, **values: float) -> None:
         line = json.dumps(values) + "\n"

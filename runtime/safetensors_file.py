@@ -108,7 +108,9 @@ def read_header(path: Path) -> dict[str, Entry]:
                 )
             text = f.read(length)
     except OSError as e:
-        raise UserError(f"{path}: cannot read it: {e.strerror or e}") from e
+        raise UserError(
+            f"{path}: cannot read it: {e.strerror or e}", "name a file that exists and that you may read"
+        ) from e
     try:
         header = parse_json(text)
         if not isinstance(header, dict):
@@ -120,7 +122,10 @@ def read_header(path: Path) -> dict[str, Entry]:
     spans = sorted((e.start, e.start + e.bytes, e.name) for e in entries.values())
     for (_, stop, a), (start, _, b) in pairwise(spans):
         if start < stop:
-            raise UserError(f"{path}: a damaged safetensors file: tensors {a!r} and {b!r} overlap")
+            raise UserError(
+                f"{path}: a damaged safetensors file: tensors {a!r} and {b!r} overlap",
+                "copy or download the file again",
+            )
     return entries
 
 

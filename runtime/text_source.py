@@ -48,7 +48,9 @@ def text_files(paths: list[Path]) -> list[Path]:
         if path.is_dir():
             inside = _by_hash(path, _walk(path))
             if not inside:
-                raise UserError(f"{path}: the folder holds no files to train on")
+                raise UserError(
+                    f"{path}: the folder holds no files to train on", "name one with text files, or the files"
+                )
             found += inside
         elif path.exists():
             try:
@@ -71,7 +73,9 @@ def byte_tokens(files: list[Path], named: frozenset[Path] = frozenset()) -> Toke
         try:
             stat = path.stat()
         except OSError as e:
-            raise UserError(f"{path}: cannot read it: {e.strerror or e}") from e
+            raise UserError(
+                f"{path}: cannot read it: {e.strerror or e}", "name a file that exists and that you may read"
+            ) from e
         key.update(os.fsencode(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{path in named}\n"))
     target = cache_folder("data") / f"{key.hexdigest()}.bin"
     if target.exists():
@@ -84,7 +88,10 @@ def byte_tokens(files: list[Path], named: frozenset[Path] = frozenset()) -> Toke
     try:
         write_tokens(target, _encode(files, named))
     except OSError as e:
-        raise UserError(f"{target}: cannot write the tokenised text: {e.strerror or e}") from e
+        raise UserError(
+            f"{target}: cannot write the tokenised text: {e.strerror or e}",
+            "make room there, or let TCOMP_CACHE name another folder",
+        ) from e
     return open_token_file(target)
 
 
@@ -98,7 +105,9 @@ def _encode(files: list[Path], named: frozenset[Path]) -> Iterator[Tokens]:
                 raise ValueError("it has zero bytes")
         except OSError as e:
             if path in named:
-                raise UserError(f"{path}: cannot read it: {e.strerror or e}") from e
+                raise UserError(
+                    f"{path}: cannot read it: {e.strerror or e}", "name a file that exists and that you may read"
+                ) from e
             continue
         except ValueError as e:
             if path in named:

@@ -51,7 +51,9 @@ def open_token_file(path: Path) -> TokenFile:
         with open(path, "rb") as f:
             head = f.read(HEADER_BYTES)
     except OSError as e:
-        raise UserError(f"{path}: cannot read it: {e.strerror or e}") from e
+        raise UserError(
+            f"{path}: cannot read it: {e.strerror or e}", "name a file that exists and that you may read"
+        ) from e
     if len(head) < HEADER_BYTES:
         raise UserError(
             f"{path}: not a token file: {size} bytes, shorter than the {HEADER_BYTES}-byte header",
@@ -66,7 +68,10 @@ def open_token_file(path: Path) -> TokenFile:
         )
     known, width = _WIDTHS[magic]
     if version != known:
-        raise UserError(f"{path}: token file version {version}, but only version {known} (uint{8 * width}) is known")
+        raise UserError(
+            f"{path}: token file version {version}, but only version {known} (uint{8 * width}) is known",
+            "make it again by tcomp data prepare, or by llm.c's dev/data scripts",
+        )
     if size != HEADER_BYTES + width * count:
         state = "truncated" if size < HEADER_BYTES + width * count else "too long"
         raise UserError(
@@ -75,7 +80,7 @@ def open_token_file(path: Path) -> TokenFile:
             "copy or make the file again",
         )
     if count == 0:
-        raise UserError(f"{path}: it holds no tokens")
+        raise UserError(f"{path}: it holds no tokens", "make it again from text that is not empty")
     tokens = np.memmap(path, dtype=f"<u{width}", mode="r", offset=HEADER_BYTES, shape=(count,))
     bound = int(header[3]) or None
     fingerprint = header[4:7].tobytes().hex() if bound else f"{path.name}:{count}"

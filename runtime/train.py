@@ -70,84 +70,124 @@ def train(
 ) -> Outcome:  # fmt: skip
     """Train up to `settings.steps` steps in all, from fresh parameters, those of `weights`, or the run's newest
     checkpoint."""
-    step, batches = executor.step, data.training_batches(settings.seed)
+    batches = data.training_batches(settings.seed)
     hyper = set_scalars(executor, settings.hyper)
-    check_inputs(step)
-    saved = None
-    if resume and checkpoint.any_saved(run.path):
-        saved = checkpoint.newest(run.path, progress.warn)
-    elif resume:
-        progress.warn(f"{run.path}: the run was stopped before its first checkpoint; it starts again from step 0")
-    if saved is None:
+    check_inputs(executor.step)
+    saved = _newest(run, progress) if resume else None
+    if saved is not None:
+        done = restore(executor, data, saved, settings.seed, batches)
+    else:
         initialise(executor, settings.seed, settings.threads)
         if weights is not None:
             load_weights(executor, weights)
         done = 0
-    else:
-        done = restore(executor, data, saved, settings.seed, batches)
-    metrics = Metrics(run.path, done)
-    validation, loss, saved_at, looked = math.nan, math.nan, done if saved else -1, -math.inf
+    return _Training(executor, data, batches, run, settings, progress, hyper, done, done if saved else -1).train()
 
-    def save() -> None:
-        nonlocal saved_at
-        found = {"loss": loss, "validation_loss": validation}
-        known = {k: v for k, v in found.items() if not math.isnan(v)}
-        manifest = checkpoint.Manifest(
-            done, step.model, step.config, dict(step.dims), hyper, settings.seed, batches.state,
-            data.fingerprint, known, tcomp.__version__, step.precision,
-        )  # fmt: skip
-        checkpoint.save(run.path, manifest, persistent(executor), settings.keep)
-        run.begin()
-        saved_at = done
 
-    def look_at(asked: _Asked) -> None:
+def _newest(run: RunFolder, progress: Progress) -> checkpoint.Checkpoint | None:
+    """The checkpoint with which a run goes on; None, with a warning, where it has none."""
+    if checkpoint.any_saved(run.path):
+        return checkpoint.newest(run.path, progress.warn)
+    progress.warn(f"{run.path}: the run was stopped before its first checkpoint; it starts again from step 0")
+    return None
+
+
+@dataclass
+class _Training:
+    """A run from its first step, or the one that it goes on with, to its end. `done` counts the steps that were asked
+    for, `saved_at` is the step of the newest checkpoint (-1: none)."""
+
+    executor: Executor
+    data: Data
+    batches: Batches
+    run: RunFolder
+    settings: Settings
+    progress: Progress
+    hyper: dict[str, float]
+    done: int
+    saved_at: int
+    loss: float = math.nan
+    validation: float = math.nan
+    looked: float = -math.inf
+    """when the last results were taken in"""
+    behind: deque[_Asked] = field(default_factory=deque)
+    """steps whose results are still out, oldest first"""
+    metrics: Metrics = field(init=False)
+
+    def train(self) -> Outcome:
+        """All steps; ends early at a signal. Either way the last one is saved."""
+        self.metrics = Metrics(self.run.path, self.done)
+        tokens = math.prod(self.executor.step.slots["tokens"].shape) * self.settings.accumulation
+        with _signals() as stopped, self.progress:
+            self.progress.start(self.settings.steps, self.done, tokens)
+            try:
+                while self.done < self.settings.steps and not stopped:
+                    self.step()
+                self.take_in(0)
+                interrupted = bool(stopped) and self.done < self.settings.steps
+                if not interrupted:
+                    self.validate()
+                if self.saved_at != self.done:
+                    self.save()
+            finally:
+                self.metrics.close()
+        return Outcome(self.done, self.loss, self.validation, interrupted)
+
+    def step(self) -> None:
+        """Ask for a step, take in the results of those before it, and do what is due behind it."""
+        self.behind.append(_ask(self.executor, self.batches, self.done, self.settings.accumulation))
+        self.done += 1
+        evaluate, keep = self.due(self.settings.eval_every), self.due(self.settings.save_every)
+        self.take_in(0 if evaluate or keep else _AHEAD)
+        if evaluate:
+            self.validate()
+            self.progress.validation(self.done, self.validation)
+        if keep:
+            try:
+                self.save()
+            except UserError as e:  # training goes on: there may be room at the next save
+                self.progress.warn(e.message)
+
+    def due(self, every: int) -> bool:
+        """Is it time for what is done every so many steps (0: never), and once more at the end?"""
+        return every > 0 and self.done % every == 0 and self.done < self.settings.steps
+
+    def take_in(self, most: int) -> None:
+        """Take in the results that are there, and wait for more until those of at most so many steps are out."""
+        while self.behind and (len(self.behind) > most or self.behind[0].ready):
+            self.look_at(self.behind.popleft())
+
+    def look_at(self, asked: _Asked) -> None:
         """Take in the results of a step that was asked for."""
-        nonlocal loss, looked
-        loss = sum(float(r.value()) for r in asked.losses) / len(asked.losses)
+        self.loss = sum(float(r.value()) for r in asked.losses) / len(asked.losses)
         found = {name: float(r.value()) for name, r in asked.others.items()}
         lr, norm = found.get("lr", math.nan), found.get("norm", math.nan)
-        _refuse_divergence(loss, "loss", asked.step)
+        _refuse_divergence(self.loss, "loss", asked.step)
         if "norm" in found:
             _refuse_divergence(norm, "gradient's norm", asked.step)
         now = time.perf_counter()
-        seconds, looked = now - max(asked.began, looked), now
-        run.begin()
-        metrics.write(step=asked.step, loss=loss, lr=lr, norm=norm, seconds=round(seconds, 6))
-        progress.step(asked.step, loss, lr, norm, seconds)
+        seconds, self.looked = now - max(asked.began, self.looked), now
+        self.run.begin()
+        self.metrics.write(step=asked.step, loss=self.loss, lr=lr, norm=norm, seconds=round(seconds, 6))
+        self.progress.step(asked.step, self.loss, lr, norm, seconds)
 
-    behind: deque[_Asked] = deque()
-    with _signals() as stopped, progress:
-        progress.start(settings.steps, done, math.prod(step.slots["tokens"].shape) * settings.accumulation)
-        try:
-            while done < settings.steps and not stopped:
-                behind.append(_ask(executor, batches, done, settings.accumulation))
-                done += 1
-                evaluate = settings.eval_every and done % settings.eval_every == 0 and done < settings.steps
-                keep = settings.save_every and done % settings.save_every == 0 and done < settings.steps
-                while behind and (len(behind) > _AHEAD or evaluate or keep or behind[0].ready):
-                    look_at(behind.popleft())
-                if evaluate:
-                    validation = validation_loss(executor, data, settings.eval_batches)
-                    _refuse_divergence(validation, "validation loss", done)
-                    metrics.write(step=done, validation_loss=validation)
-                    progress.validation(done, validation)
-                if keep:
-                    try:
-                        save()
-                    except UserError as e:  # training goes on: there may be room at the next save
-                        progress.warn(e.message)
-            while behind:
-                look_at(behind.popleft())
-            interrupted = bool(stopped) and done < settings.steps
-            if not interrupted:
-                validation = validation_loss(executor, data, settings.eval_batches)
-                _refuse_divergence(validation, "validation loss", done)
-                metrics.write(step=done, validation_loss=validation)
-            if saved_at != done:
-                save()
-        finally:
-            metrics.close()
-    return Outcome(done, loss, validation, interrupted)
+    def validate(self) -> None:
+        """The loss on data that is held back. UserError where it is not finite."""
+        self.validation = validation_loss(self.executor, self.data, self.settings.eval_batches)
+        _refuse_divergence(self.validation, "validation loss", self.done)
+        self.metrics.write(step=self.done, validation_loss=self.validation)
+
+    def save(self) -> None:
+        """Write a checkpoint of all steps so far, whose results have been taken in."""
+        step, found = self.executor.step, {"loss": self.loss, "validation_loss": self.validation}
+        known = {k: v for k, v in found.items() if not math.isnan(v)}
+        manifest = checkpoint.Manifest(
+            self.done, step.model, step.config, dict(step.dims), self.hyper, self.settings.seed, self.batches.state,
+            self.data.fingerprint, known, tcomp.__version__, step.precision,
+        )  # fmt: skip
+        checkpoint.save(self.run.path, manifest, persistent(self.executor), self.settings.keep)
+        self.run.begin()
+        self.saved_at = self.done
 
 
 @dataclass(frozen=True)
@@ -228,7 +268,10 @@ def restore(executor: Executor, data: Data, saved: checkpoint.Checkpoint, seed: 
             "put the data back as it was, or start a new run",
         )
     if manifest.seed != seed:
-        raise UserError(f"{saved.folder}: the run's seed is {manifest.seed}, not {seed}")
+        raise UserError(
+            f"{saved.folder}: the run's seed is {manifest.seed}, not {seed}",
+            "resume without --seed, or start a new run",
+        )
     saved.load(persistent(executor), executor.write)
     batches.state = manifest.data
     return manifest.step

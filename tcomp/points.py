@@ -73,7 +73,9 @@ class Points:
                 return np.arange(start, stop).reshape(shape)
             case Name(id):
                 if id not in self.dims:
-                    raise TcError(f"'{id}' is neither an index of this equation nor a dimension", e.span)
+                    raise TcError(
+                        f"'{id}' is neither an index of this equation nor a dimension", e.span, hint="name one of them"
+                    )
                 return np.asarray(self.dims[id])
             case Access(tensor, subscripts):
                 return self._read(tensor, subscripts, e.span, active)
@@ -161,6 +163,7 @@ class Points:
                 raise TcError(
                     f"'{tensor}' is accessed outside its extent {extent} on axis {axis}",
                     span,
+                    hint="guard the read with `select`, or bound what the index is read from",
                     notes=(self._where(outside & active, x),),
                 )
             at.append(np.clip(x, 0, max(extent - 1, 0)))

@@ -77,7 +77,8 @@ class CudaDevice:
         if found:
             raise UserError(
                 f"the virtual GPU found {len(found)} fault{'s' if len(found) > 1 else ''} in the kernels\n"
-                f"{findings_text(self.virtual)}"
+                f"{findings_text(self.virtual)}",
+                "the compiler should not make such kernels: please report it, with the schedule",
             )
 
 

@@ -83,7 +83,11 @@ def error_of(status: Any, function: str) -> CudaError:
         return CudaError(name, message, hint + WITHOUT_GPU)
     said, text = cu.cuGetErrorString(status)
     words = text.decode(errors="replace") if said == cu.CUresult.CUDA_SUCCESS and text else "unknown error"
-    return CudaError(name, f"the CUDA driver failed: {words} (CUDA_ERROR_{name} in {function})")
+    return CudaError(
+        name,
+        f"the CUDA driver failed: {words} (CUDA_ERROR_{name} in {function})",
+        "look at nvidia-smi and dmesg; launch by launch (--no-graph) the failing kernel is named",
+    )
 
 
 def start() -> int:

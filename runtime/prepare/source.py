@@ -55,7 +55,9 @@ def _line_parts(path: Path, kind: str, part_bytes: int) -> list[Part]:
                 f.readline(_LARGEST_LINE)
                 cuts.append(min(f.tell(), size))
     except OSError as e:
-        raise UserError(f"{path}: cannot read it: {e.strerror or e}") from e
+        raise UserError(
+            f"{path}: cannot read it: {e.strerror or e}", "name a file that exists and that you may read"
+        ) from e
     if cuts[-1] < size:
         cuts.append(size)
     return [Part(str(path), kind, a, b, b == size, b - a) for a, b in pairwise(cuts)]

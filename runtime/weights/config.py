@@ -23,9 +23,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as e:
         raise UserError(f"{path}: {e.strerror or e}", "name a folder that transformers saved") from e
     except ValueError as e:
-        raise UserError(f"{path}: not JSON: {e}") from e
+        raise UserError(
+            f"{path}: not JSON: {e}", "name a folder that transformers saved, or download the file again"
+        ) from e
     if not isinstance(found, dict):
-        raise UserError(f"{path}: not a JSON table")
+        raise UserError(f"{path}: not a JSON table", "name a folder that transformers saved")
     return found
 
 
@@ -65,7 +67,10 @@ def numbers_of(config: Mapping[str, Any], layout: Layout, where: Path) -> dict[s
 
 
 def _number(value: Any, key: Key, where: Path) -> Number:
-    wrong = UserError(f"{where}: {key.paths[0]} is {json.dumps(value)}, not {_WANTED[key.kind]}")
+    wrong = UserError(
+        f"{where}: {key.paths[0]} is {json.dumps(value)}, not {_WANTED[key.kind]}",
+        "name a folder that transformers saved, or correct its config.json",
+    )
     if key.kind == "switch":
         if not isinstance(value, bool):
             raise wrong
@@ -90,11 +95,16 @@ def fitting_config(model: Model, numbers: Mapping[str, Number]) -> tuple[str, di
         differing = {n: v for n, v in numbers.items() if values.get(n) != v}
         unknown = sorted(set(differing) - set(values))
         if unknown:
-            raise UserError(f"the model {model.name} has no number {unknown[0]!r}, which its weights layout gives")
+            raise UserError(
+                f"the model {model.name} has no number {unknown[0]!r}, which its weights layout gives",
+                "add it to the model's configurations, or take it out of the layout's [config]",
+            )
         if best is None or len(differing) < len(best[1]):
             best = c, differing
     if best is None:
-        raise UserError(f"the model {model.name} declares no configuration")
+        raise UserError(
+            f"the model {model.name} declares no configuration", "add one to the model, such as `config small: L = 2`"
+        )
     chosen, differing = best
     return chosen.name, differing
 

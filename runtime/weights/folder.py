@@ -40,20 +40,29 @@ def _sharded(folder: Path) -> dict[str, Entry]:
     index = folder / INDEX
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
-        raise UserError(f"{index}: it has no weight_map of file names")
+        raise UserError(f"{index}: it has no weight_map of file names", "download the file again")
     entries: dict[str, Entry] = {}
     for file in sorted(set(where.values())):
         if Path(file).name != file or not file.endswith(".safetensors"):
-            raise UserError(f"{index}: {file!r} is no safetensors file of this folder")
+            raise UserError(
+                f"{index}: {file!r} is no safetensors file of this folder",
+                "download the file again: shards lie beside their index",
+            )
         if not (folder / file).is_file():
             raise UserError(f"{folder}: the index names {file}, which is not there", "download the missing shard")
         for name, entry in read_header(folder / file).items():
             if where.get(name) != file:
-                raise UserError(f"{folder / file}: it holds {name!r}, which the index does not place there")
+                raise UserError(
+                    f"{folder / file}: it holds {name!r}, which the index does not place there",
+                    "download index and shards again, of one version",
+                )
             entries[name] = entry
     missing = sorted(set(where) - set(entries))
     if missing:
-        raise UserError(f"{index}: it names {missing[0]!r} in {where[missing[0]]}, which does not hold it")
+        raise UserError(
+            f"{index}: it names {missing[0]!r} in {where[missing[0]]}, which does not hold it",
+            "download index and shards again, of one version",
+        )
     return entries
 
 

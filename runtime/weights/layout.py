@@ -146,11 +146,17 @@ def places(layout: Layout, graph: Graph) -> list[Place]:
     declared = {p.name for p in graph.model.params}
     unknown = sorted(set(layout.tensors) - declared)
     if unknown:
-        raise UserError(f"{layout.path}: the model {graph.model.name} has no parameter {unknown[0]!r}")
+        raise UserError(
+            f"{layout.path}: the model {graph.model.name} has no parameter {unknown[0]!r}",
+            "name a parameter of the model's text in [tensors]",
+        )
     found: list[Place] = []
     for p in graph.parameters:
         if p.decl.name not in layout.tensors:
-            raise UserError(f"{layout.path}: no tensor is named for the parameter {p.decl.name!r}")
+            raise UserError(
+                f"{layout.path}: no tensor is named for the parameter {p.decl.name!r}",
+                "add it to the layout's [tensors]",
+            )
         found += _places(layout, p.decl.name, p.tensor.shape, graph.dims)
     return found
 
@@ -185,5 +191,8 @@ def _places(layout: Layout, parameter: str, shape: tuple[int, ...], dims: Mappin
             )
             start += rows
         if start > inner[0] or (len(parts) > 1 and start != inner[0]):
-            raise UserError(f"{layout.path}: {parameter!r} has {inner[0]} rows, its tensors have {start}")
+            raise UserError(
+                f"{layout.path}: {parameter!r} has {inner[0]} rows, its tensors have {start}",
+                "correct the rows in the layout's [tensors]",
+            )
     return found

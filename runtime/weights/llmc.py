@@ -28,7 +28,9 @@ def read_llmc(path: Path, layout: Layout) -> tuple[dict[str, Number], str]:
         with open(path, "rb") as f:
             head = f.read(HEADER_BYTES)
     except OSError as e:
-        raise UserError(f"{path}: cannot read it: {e.strerror or e}") from e
+        raise UserError(
+            f"{path}: cannot read it: {e.strerror or e}", "name a file that exists and that you may read"
+        ) from e
     words = np.frombuffer(head[: len(head) // 4 * 4], "<i4")
     if not len(words) or words[0] != MAGIC:
         raise UserError(f"{path}: not an llm.c checkpoint: it does not start with {MAGIC}", "such files end in .bin")
@@ -37,10 +39,15 @@ def read_llmc(path: Path, layout: Layout) -> tuple[dict[str, Number], str]:
         raise UserError(f"{path}: truncated: {state}", "copy or make the file again")
     if int(words[1]) not in VERSIONS:
         known = ", ".join(f"{v} ({k})" for v, k in VERSIONS.items())
-        raise UserError(f"{path}: an llm.c checkpoint of version {words[1]}; known are {known}")
+        raise UserError(
+            f"{path}: an llm.c checkpoint of version {words[1]}; known are {known}",
+            "save it by train_gpt2.py of llm.c in one of these",
+        )
     numbers: dict[str, Number] = {name: int(words[at]) for name, at in layout.llmc.header.items()}
     if min(numbers.values()) < 1:
-        raise UserError(f"{path}: a damaged llm.c checkpoint: its header gives {numbers}")
+        raise UserError(
+            f"{path}: a damaged llm.c checkpoint: its header gives {numbers}", "copy or make the file again"
+        )
     return numbers, VERSIONS[int(words[1])]
 
 
@@ -51,7 +58,10 @@ def llmc_entries(
     assert layout.llmc is not None
     shapes = {p.decl.name: p.tensor.shape for p in graph.parameters}
     if set(layout.llmc.tensors) != set(shapes):
-        raise UserError(f"{layout.path}: [llmc] does not list the parameters of {graph.model.name}")
+        raise UserError(
+            f"{layout.path}: [llmc] does not list the parameters of {graph.model.name}",
+            "list every parameter, in the file's order",
+        )
     wanted, entries, at = [], {}, HEADER_BYTES
     for n, name in enumerate(layout.llmc.tensors):
         shape = (padded, *shapes[name][1:]) if n == 0 else shapes[name]
@@ -64,5 +74,8 @@ def llmc_entries(
         state = "truncated" if size < at else "too long"
         raise UserError(f"{path}: {state}: {size} bytes, its header promises {at}", "copy or make the file again")
     if padded > shapes[layout.llmc.tensors[0]][0]:
-        raise UserError(f"{path}: the vocabulary is padded to {padded} rows, {graph.model.name} pads it to fewer")
+        raise UserError(
+            f"{path}: the vocabulary is padded to {padded} rows, {graph.model.name} pads it to fewer",
+            "import into a model whose vocabulary has room for them",
+        )
     return wanted, entries

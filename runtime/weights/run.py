@@ -52,7 +52,9 @@ def copy_files(files: Mapping[str, Path], to: Path) -> None:
     """Copy files of modest size, as they are."""
     for name, path in files.items():
         if path.stat().st_size > _LARGEST_PASSED:
-            raise UserError(f"{path}: larger than {_LARGEST_PASSED} bytes, which no such file is")
+            raise UserError(
+                f"{path}: larger than {_LARGEST_PASSED} bytes, which no such file is", "remove the file from the folder"
+            )
         write_flushed(to / name, path.read_bytes())
 
 

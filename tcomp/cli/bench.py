@@ -142,7 +142,10 @@ def bench(step: MeasuredStep, where: DeviceOptions, own: BenchOptions) -> None:
         try:
             draw(comparison, own.png)
         except (OSError, ValueError) as e:
-            raise UserError(f"{own.png}: cannot draw there: {e}") from e
+            raise UserError(
+                f"{own.png}: cannot draw there: {e}",
+                "name another place, or make room and permission there; the name ends in .png",
+            ) from e
 
 
 def _ended(number: int, _: object) -> None:

@@ -78,7 +78,10 @@ def check(own: CheckOptions, where: RunOptions) -> None:
         print(f"{file}: {len(module.ops)} ops, {len(module.schedules)} schedules, {len(module.models)} models: sound")
         return
     if not module.ops and not module.models:
-        raise UserError(f"{file}: nothing to check: it declares neither an op nor a model")
+        raise UserError(
+            f"{file}: nothing to check: it declares neither an op nor a model",
+            "write an op or a model in it, or check only its text: --parse-only",
+        )
     device = where.open()
     failed = 0
     storage = RECIPES[own.precision or "f32"].storage
@@ -91,7 +94,10 @@ def check(own: CheckOptions, where: RunOptions) -> None:
         failed += not _check_step(module, own, device)
     device.finish()
     if failed:
-        raise UserError(f"{failed} {'check differs' if failed == 1 else 'checks differ'} from the oracle")
+        raise UserError(
+            f"{failed} {'check differs' if failed == 1 else 'checks differ'} from the oracle",
+            "where an op rounds more than is allowed give a larger --tolerance; otherwise please report it",
+        )
 
 
 def _ops(module: Module, only: str | None) -> Iterator[Op]:

@@ -81,7 +81,7 @@ def only_model(module: Module, name: str) -> Model:
         return models[0]
     if not models:
         raise UserError(f"{name}: the file declares no model", "name a model's file, such as gpt2")
-    raise UserError(f"{name}: the file declares several models: {', '.join(module.models)}")
+    raise UserError(f"{name}: the file declares several models: {', '.join(module.models)}", "keep one in each file")
 
 
 def find_op(module: Module, name: str) -> Op:
@@ -196,7 +196,7 @@ def _build(
 def applied_lock(
     request: StepRequest, module: Module, machine: CpuMachine | GpuMachine, threads: int
 ) -> tuple[Path | None, Applied]:
-    """The lockfile that a build of the request would use, and that file ready for lowering (without one: no entries)."""
+    """The lockfile that a build of the request would use, ready for lowering (without one: no entries)."""
     from tcomp.autotune.apply import Applied, load_lock
     from tcomp.autotune.lockfile import Lock, find_lock
 
@@ -250,7 +250,9 @@ def write_text(path: Path, text: str) -> None:
     try:
         write_atomic(path, lambda out: out.write(text.encode()))
     except OSError as e:
-        raise UserError(f"{path}: cannot write there: {e.strerror or e}") from e
+        raise UserError(
+            f"{path}: cannot write there: {e.strerror or e}", "name another place, or make room and permission there"
+        ) from e
 
 
 def layout_path(file: Path) -> Path:
@@ -286,5 +288,8 @@ def default_config(module: Module, file: str) -> str:
     model = only_model(module, file)
     names = [c.name for c in model.configs]
     if not names:
-        raise UserError(f"{file}: model {model.name} declares no configuration")
+        raise UserError(
+            f"{file}: model {model.name} declares no configuration",
+            "add one to the model, such as `config small: L = 2`",
+        )
     return "tiny" if "tiny" in names else names[0]

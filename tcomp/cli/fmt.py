@@ -34,7 +34,10 @@ def fmt(
         try:
             text = sys.stdin.read() if str(path) == "-" else read_small(path).replace("\r\n", "\n")
         except (OSError, UnicodeDecodeError) as e:
-            raise UserError(f"{path}: cannot read it: {getattr(e, 'strerror', None) or e}") from e
+            raise UserError(
+                f"{path}: cannot read it: {getattr(e, 'strerror', None) or e}",
+                "name files of UTF-8 text that you may read, folders, or - for standard input",
+            ) from e
         formatted = format_text(text, str(path))
         if str(path) == "-" and not check:
             sys.stdout.write(formatted)
@@ -45,7 +48,10 @@ def fmt(
                     # a link stays one: the file that it leads to is written
                     write_atomic(path.resolve(), lambda out, data=formatted.encode(): out.write(data))  # type: ignore[misc]
                 except OSError as e:
-                    raise UserError(f"{path}: cannot write it: {e.strerror or e}") from e
+                    raise UserError(
+                        f"{path}: cannot write it: {e.strerror or e}",
+                        "make room and permission there, or only look: --check",
+                    ) from e
     for path in changed:
         print(f"{'would change' if check else 'formatted'} {path}")
     if check and changed:
@@ -58,7 +64,7 @@ def _expand(files: list[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(path.rglob("*.tc"))
             if not inside:
-                raise UserError(f"{path}: no .tc files in this folder")
+                raise UserError(f"{path}: no .tc files in this folder", "name another folder, or a file")
             found += inside
         else:
             found.append(path)

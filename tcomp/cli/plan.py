@@ -62,5 +62,8 @@ def plan(step: StepOptions, where: DeviceOptions, own: PlanOptions) -> None:
         try:
             draw_plan(built.step, own.png)
         except (OSError, ValueError) as e:
-            raise UserError(f"{own.png}: cannot draw the plan there: {e}") from e
+            raise UserError(
+                f"{own.png}: cannot draw the plan there: {e}",
+                "name another place, or make room and permission there; the name ends in .png",
+            ) from e
         print(f"drawn: {own.png}")

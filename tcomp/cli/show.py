@@ -230,7 +230,9 @@ def _grad_of(module: Module, op: str) -> str:
     common.find_op(module, op)
     backward = backward_of(op, module)
     if backward is None:
-        raise UserError(f"op {op!r} has no backward")
+        raise UserError(
+            f"op {op!r} has no backward", "name an op that a loss can depend on: one with a result of real numbers"
+        )
     return print_op(backward).rstrip() + "\n"
 
 

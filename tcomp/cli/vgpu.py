@@ -50,7 +50,9 @@ def run(
     try:
         text = read_small(file)
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{file}: cannot read it: {getattr(e, 'strerror', None) or e}") from e
+        raise UserError(
+            f"{file}: cannot read it: {getattr(e, 'strerror', None) or e}", "name a file of PTX text that you may read"
+        ) from e
     gpu = Device()
     try:
         module = gpu.load(text)

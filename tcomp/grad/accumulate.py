@@ -75,7 +75,7 @@ def accumulating(op: Op, outputs: frozenset[str]) -> Op:
     computed in a temporary first. TcError when a result is overwritten by a later equation.
     """
     for name in sorted(outputs - {o.name for o in op.outputs}):
-        raise TcError(f"op '{op.name}' has no output '{name}'", op.span)
+        raise TcError(f"op '{op.name}' has no output '{name}'", op.span, hint="name one of its outputs")
     for name in outputs:
         _check_written_once(op, name)
     taken = all_names(op)

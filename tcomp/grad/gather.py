@@ -23,8 +23,8 @@ from tcomp.grad.simplify import rewrite, simplify
 
 @dataclass(frozen=True)
 class Inverse:
-    """The subscript at `axis` solved for `index`, which is `place` where the subscript is the `new` index; `inside` must
-    hold."""
+    """The subscript at `axis` solved for `index`, which is `place` where the subscript is the `new` index: there
+    `inside` must hold."""
 
     axis: int
     index: str

@@ -94,7 +94,8 @@ def disjoint(
 ) -> bool:
     """Do two targets of one tensor surely name different elements? On some axis one must stay below the other: 0
     below 1, or `e` below `e + E` where `ranges` says that the index e runs to E, one of the `dims`; or they must differ
-    whatever the indices are: `2 * i` and `2 * i + 1`."""
+    whatever the indices are: `2 * i` and `2 * i + 1`. (A scalar operand may have any sign: `e` and `s + e + E` may
+    meet.)"""
     ranges = ranges or {}
     known = {*ranges, *dims}
     for s, t in zip(a, b, strict=True):

@@ -73,7 +73,11 @@ def _partial(e: Expr, a: Access) -> Expr:
             return ZERO
         case Binary():
             return ZERO  # comparisons, logic, // and % (of integers)
-    raise TcError("this expression has no derivative here", getattr(e, "span", a.span))
+    raise TcError(
+        "this expression has no derivative here",
+        getattr(e, "span", a.span),
+        hint="write the backward: `backward NAME(...)`",
+    )
 
 
 def _power(e: Expr, x: Expr, y: Expr, a: Access) -> Expr:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import Binary, Call, Expr, Name, Num
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num
 from tcomp.ir.rows import within
 from tcomp.ir.tile import Compute, Kernel, Loop, Scope, Statement
 
@@ -41,60 +41,78 @@ class Shares:
         return min(self.pieces * share // shares * self.step, self.extent)
 
 
+Path = tuple[Statement, ...]
+"""A leaf behind the loops around it, outermost first."""
+
+
 def flat_shares(kernel: Kernel, phase: int) -> Shares | None:
     """The shares of a phase of a CPU kernel; None where they are not plain."""
-    statements = kernel.phases[phase]
-    if len(statements) != 1 or not isinstance(loop := statements[0], Loop):
+    loop = _shared_loop(kernel.phases[phase])
+    paths = list(_paths(loop.body, loop)) if loop is not None else []
+    if loop is None or not paths or any(not all(isinstance(s, Loop | Compute) for s in path) for path in paths):
         return None
-    if loop.level != "core" or loop.start != Num(0) or not isinstance(loop.stop, Num):
+    vectors = _Vectors(kernel, loop)
+    computes = [s for path in paths if isinstance(s := path[-1], Compute)]
+    if not all(_plain(c) and vectors.flat(c, _within(p, loop)) for c, p in zip(computes, paths, strict=True)):
         return None
-    extent, found = int(loop.stop.value), list(_computes(loop.body, loop))
-    if not found or any(not all(isinstance(s, Loop | Compute) for s in path) for path in found):
-        return None
-    operands = {o.name: o for o in kernel.operands}
-    tiles = {t.name: t for t in kernel.tiles}
-    reads: set[str] = set()
-    writes: set[str] = set()
-    for path in found:
-        compute = path[-1]
-        assert isinstance(compute, Compute)
-        if compute.epilogue or compute.guard is not None or compute.only is not None or compute.prefetch:
-            return None
-        inside = _within(path, loop)
-        target = compute.target
-        accesses = [target, *within(compute.value)]
-        for a in accesses:
-            if a.tensor in operands and operands[a.tensor].shape:
-                whole = operands[a.tensor].shape == (extent,)
-                if (
-                    not whole
-                    or len(a.subscripts) != 1
-                    or not isinstance(s := a.subscripts[0], Name)
-                    or s.id not in inside
-                ):
-                    return None
-            elif a is target and (a.tensor in operands or tiles[a.tensor].scope is not Scope.TEAM):
-                return None
-        if target.tensor in tiles and target.subscripts != (Binary("//", Name(loop.variable), Num(loop.step)),):
-            return None
-        (writes if target.tensor in operands else set()).add(target.tensor)
-        reads |= {a.tensor for a in accesses[1:] if a.tensor in operands}
-        if compute.accumulate:
-            reads.add(target.tensor)
-    scalars = {n for n in reads if not operands[n].shape}
+    reads = {name for c in computes for name in vectors.read(c)}
+    scalars = {name for name in reads if not vectors.operands[name].shape}
+    writes = {c.target.tensor for c in computes} & vectors.operands.keys()
     return Shares(
-        extent, loop.step, not loop.chunked, frozenset(reads - scalars), frozenset(writes), frozenset(scalars)
+        vectors.extent, loop.step, not loop.chunked, frozenset(reads - scalars), frozenset(writes), frozenset(scalars)
     )
 
 
-Path = tuple[Statement, ...]
+def _shared_loop(phase: Sequence[Statement]) -> Loop | None:
+    """The loop over all elements that is shared out among cores, if the phase is one."""
+    if len(phase) == 1 and isinstance(loop := phase[0], Loop) and loop.level == "core":
+        return loop if loop.start == Num(0) and isinstance(loop.stop, Num) else None
+    return None
 
 
-def _computes(body: Sequence[Statement], *above: Statement) -> Iterator[Path]:
-    """Each leaf with the loops around it, outermost first."""
+def _plain(compute: Compute) -> bool:
+    """Does it compute each point of its axes, and nothing else?"""
+    return compute.guard is None and compute.only is None and not (compute.epilogue or compute.prefetch)
+
+
+class _Vectors:
+    """A kernel's operands and tiles, and whether what touches them keeps to a turn of the loop that is shared out."""
+
+    def __init__(self, kernel: Kernel, loop: Loop) -> None:
+        assert isinstance(loop.stop, Num)
+        self.operands = {o.name: o for o in kernel.operands}
+        self.tiles = {t.name: t for t in kernel.tiles}
+        self.loop, self.extent = loop, int(loop.stop.value)
+
+    def flat(self, compute: Compute, inside: set[str]) -> bool:
+        """Is each operand that has elements a vector walked by one of the axes `inside` the loop, and the target one of
+        them, or what the team has for each turn?"""
+        touched = [compute.target, *within(compute.value)]
+        vectors = [a for a in touched if a.tensor in self.operands and self.operands[a.tensor].shape]
+        return all(self._walked(a, inside) for a in vectors) and (
+            compute.target in vectors or self._of_the_turn(compute.target)
+        )
+
+    def _walked(self, a: Access, inside: set[str]) -> bool:
+        whole = self.operands[a.tensor].shape == (self.extent,) and len(a.subscripts) == 1
+        return whole and isinstance(s := a.subscripts[0], Name) and s.id in inside
+
+    def _of_the_turn(self, target: Access) -> bool:
+        """Is it an element that this turn of the loop alone has, such as a block's partial sum?"""
+        own = target.subscripts == (Binary("//", Name(self.loop.variable), Num(self.loop.step)),)
+        return own and target.tensor in self.tiles and self.tiles[target.tensor].scope is Scope.TEAM
+
+    def read(self, compute: Compute) -> set[str]:
+        """The operands that it reads, one that it adds to among them."""
+        added_to = {compute.target.tensor} if compute.accumulate else set()
+        return ({a.tensor for a in within(compute.value)} | added_to) & self.operands.keys()
+
+
+def _paths(body: Sequence[Statement], *above: Statement) -> Iterator[Path]:
+    """Each leaf with the loops around it."""
     for s in body:
         if isinstance(s, Loop):
-            yield from _computes(s.body, *above, s)
+            yield from _paths(s.body, *above, s)
         else:
             yield (*above, s)
 

@@ -21,6 +21,7 @@ from tcomp.grad.accumulate import accumulating, held, largest, restricted
 from tcomp.model.again import again
 from tcomp.model.chunks import backward_order
 from tcomp.model.graph import Graph, Node, Tensor, View
+from tcomp.model.zeros import gaps, zeros
 
 
 @dataclass
@@ -73,9 +74,8 @@ class _Gradient:
 
     def state(self, v: View) -> str:
         """Whether the region of the view is "new", "written", or of both kinds ("mixed")."""
-        start, stop = v.offset, v.offset + v.elements
-        covered = sum(min(stop, b) - max(start, a) for a, b in self.written if a < stop and start < b)
-        return "new" if covered == 0 else "written" if covered == stop - start else "mixed"
+        missing = sum(stop - start for start, stop in gaps(v, self.written))
+        return "written" if not missing else "new" if missing == v.elements else "mixed"
 
 
 def differentiate(
@@ -124,31 +124,45 @@ class _Differentiation:
 
     def node(self, node: Node) -> None:
         """Append the backward of one forward node."""
-        given = {o.name for o in node.op.outputs if self.has_gradient(node.operands[o.name], node)}
+        given = {o.name for o in node.op.outputs if self.has_gradient(node.operands[o.name])}
         wanted = [p.name for p in node.op.params if p.dtype.is_float and node.operands[p.name].tensor in self.active]
         if not given or not wanted:
             return
         op = self.variants.backward_of(node.op, frozenset(given), node.real)
         if op is None:
-            raise self.error(node, f"op '{node.op.name}' has no backward and none can be derived")
+            raise self.error(
+                node,
+                f"op '{node.op.name}' has no backward and none can be derived",
+                f"write one: backward {node.op.name}(...)",
+            )
         results = {o.name for o in op.outputs}
         outputs = [f"d{p}" for p in wanted if f"d{p}" in results]
         missing = [f"d{p}" for p in wanted if f"d{p}" not in results]
         states = {f"d{p.name}" for p in node.op.params if p.state}
         if missing and (op.name in self.variants.module.ops or states & set(missing)):
-            raise self.error(node, f"'backward {node.op.name}' does not give {', '.join(missing)}")
+            raise self.error(
+                node,
+                f"'backward {node.op.name}' does not give {', '.join(missing)}",
+                "let it give them, or leave it out, so that one is derived",
+            )
+        for name in sorted(given):
+            self.complete(node.operands[name], node)
         outputs = self.hand_over(node, op, outputs)
         for group in self.sequential(node, outputs):
             self.launch(node, op, group)
 
-    def has_gradient(self, output: View, node: Node) -> bool:
+    def has_gradient(self, output: View) -> bool:
         """Whether anything contributed to the gradient of a node's result."""
         g = self.gradients.get(output.tensor)
-        if g is None or not g.written:
-            return False
-        if g.tensor is not self.seed and g.state(output) != "written":
-            raise self.error(node, f"only a part of '{output.tensor.name}' has a gradient: slices overlap oddly")
-        return True
+        return g is not None and g.state(output) != "new"
+
+    def complete(self, view: View, node: Node) -> None:
+        """Append what makes zero the parts of a view's gradient that nothing has contributed to, before the backward
+        of `node`."""
+        g = self.gradients[view.tensor]
+        for start, stop in list(gaps(view, g.written)):
+            self.nodes.append(zeros(g.tensor, start, stop, node))
+            g.written.append((start, stop))
 
     def gradient(self, tensor: Tensor) -> _Gradient:
         if tensor not in self.gradients:
@@ -213,11 +227,8 @@ class _Differentiation:
             g = self.gradient(x.tensor)
             state = g.state(x)
             if state == "mixed":
-                raise self.error(
-                    node,
-                    f"the gradient of '{x.tensor.name}' is written both whole and in slices, in this order",
-                )
-            if state == "written":
+                self.complete(x, node)
+            if state != "new":
                 adding.add(name)
             else:
                 g.written.append((x.offset, x.offset + x.elements))
@@ -234,16 +245,20 @@ class _Differentiation:
                 operands[p.name] = self.value(node.operands[p.name])
             elif p.name[:1] == "d" and p.name[1:] in node.operands:
                 y = node.operands[p.name[1:]]
-                if not self.has_gradient(y, node):
+                if not self.has_gradient(y):
                     raise self.error(
                         node,
-                        f"'backward {node.op.name}' reads '{p.name}', but the loss does not depend on '{p.name[1:]}': "
-                        f"use it, or leave the written backward out, so that one is derived for what is used",
+                        f"'backward {node.op.name}' reads '{p.name}', but the loss does not depend on '{p.name[1:]}'",
+                        "use it, or leave the written backward out, so that one is derived for what is used",
                     )
                 operands[p.name] = y.of(self.gradients[y.tensor].tensor)
                 incoming.add(p.name)
             else:
-                raise self.error(node, f"'{form.name}' reads '{p.name}', which '{node.op.name}' does not have")
+                raise self.error(
+                    node,
+                    f"'{form.name}' reads '{p.name}', which '{node.op.name}' does not have",
+                    "read operands and results of the op, and gradients of its results",
+                )
         label = node.label.replace(node.op.name, form.name, 1)
         backward = Node(form, self.bind(op, form, node), operands, label, node.span, incoming=frozenset(incoming))
         self.nodes.append(replace(backward, early=node.early, quantised_gradient=node.quantised_gradient))
@@ -271,7 +286,9 @@ class _Differentiation:
             form = self.variants.again(node.op, node.recompute)
             if form is None:
                 names = ", ".join(sorted(node.recompute))
-                raise self.error(node, f"{names} of '{node.op.name}' cannot be computed again alone")
+                raise self.error(
+                    node, f"{names} of '{node.op.name}' cannot be computed again alone", "leave out its `recompute`"
+                )
             operands = {p.name: self.value(node.operands[p.name]) for p in form.params}
             for o in form.outputs:
                 old = node.operands[o.name].tensor
@@ -283,9 +300,10 @@ class _Differentiation:
             self.nodes.append(Node(form, dims, operands, label, node.span, real=node.real))
         return v.of(self.recomputed[v.tensor])
 
-    def error(self, node: Node, message: str) -> TcError:
+    def error(self, node: Node, message: str, hint: str) -> TcError:
         sources = self.variants.module.sources
-        return TcError(message, node.span, sources.get(node.span.file, ""), notes=(f"in the backward of {node.label}",))
+        notes = (f"in the backward of {node.label}",)
+        return TcError(message, node.span, sources.get(node.span.file, ""), hint, notes)
 
 
 def copied_gradient(op: Op, output: str) -> str | None:

@@ -53,7 +53,7 @@ def build_step(
             f"there is no program {', '.join(sorted(unknown)) or '(none given)'}", "train, forward or decode"
         )
     if request.accumulation < 1 or threads < 1:
-        raise UserError("accumulation and threads must be at least 1")
+        raise UserError("accumulation and threads must be at least 1", "leave them out, or give numbers from 1 on")
     training = "train" in request.programs
     limit, fitted = request.memory_limit, training and request.recompute == "to fit"
     graph = graph_of(module, request)

@@ -34,7 +34,9 @@ def model_dims(
             raise UserError(f"model '{model.name}' needs a size for '{name}'", f"give one: --dim {name}=8")
         dims[name] = int(sizes[name])
         if dims[name] < 1:
-            raise UserError(f"size {name} = {dims[name]} of model '{model.name}' must be at least 1")
+            raise UserError(
+                f"size {name} = {dims[name]} of model '{model.name}' must be at least 1", "give a larger one"
+            )
     for name in sizes:
         if name not in model.dims:
             raise UserError(f"model '{model.name}' has no size '{name}'", one_of("sizes", model.dims))

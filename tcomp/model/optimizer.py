@@ -109,7 +109,7 @@ class _Builder:
 
     def op(self, name: str) -> Op:
         if name not in self.module.ops:
-            raise self.error(f"there is no op '{name}'")
+            raise self.error(f"there is no op '{name}'", "declare it, or import the file that does")
         return self.module.ops[name]
 
     def copying(self, update: Op) -> Op:
@@ -136,7 +136,9 @@ class _Builder:
         for p in op.params:
             if p.shape:
                 if p.name not in self.flats:
-                    raise self.error(f"'{op.name}' has a vector '{p.name}'; known are {', '.join(self.flats)}")
+                    raise self.error(
+                        f"'{op.name}' has a vector '{p.name}'; known are {', '.join(self.flats)}", "rename it"
+                    )
                 operands[p.name] = flat(p.name)
             else:
                 operands[p.name] = self.scalar(op, p, group)
@@ -145,7 +147,9 @@ class _Builder:
                 operands[r.name] = flat(r.name)
                 continue
             if r.shape:
-                raise self.error(f"'{op.name}' gives '{r.name}', which is not a scalar")
+                raise self.error(
+                    f"'{op.name}' gives '{r.name}', which is not a scalar", "let it give scalars, `s: f32[]`"
+                )
             self.results[r.name] = Tensor(r.name, r.dtype, (), "output", op.name)
             operands[r.name] = self.results[r.name].whole()
         for o in op.operands:
@@ -173,10 +177,13 @@ class _Builder:
         else:
             raise self.error(
                 f"'{op.name}' reads the scalar '{p.name}', which is no hyperparameter, no group's value "
-                "and no result of the learning-rate or norm op"
+                "and no result of the learning-rate or norm op",
+                "declare it: a `hyper` line, or a value of each group",
             )
         if tensor.dtype is not p.dtype:
-            raise self.error(f"'{p.name}' of '{op.name}' is {p.dtype}, given is {tensor.dtype}")
+            raise self.error(
+                f"'{p.name}' of '{op.name}' is {p.dtype}, given is {tensor.dtype}", "give them the same type"
+            )
         return tensor.whole()
 
     def constant(self, slot: str, value: Expr, p: Operand) -> Tensor:
@@ -186,6 +193,6 @@ class _Builder:
             self.hyper[self.slots[slot]] = float(number) if p.dtype is not DType.I32 else int(number)
         return self.slots[slot]
 
-    def error(self, message: str, hint: str = "") -> TcError:
+    def error(self, message: str, hint: str) -> TcError:
         span = self.optimizer.span
         return TcError(message, span, self.module.sources.get(span.file, ""), hint)

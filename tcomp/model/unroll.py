@@ -149,7 +149,11 @@ class _Builder:
 
     def result(self, name: str, what: str) -> View:
         if name not in self.environment:
-            raise self.error(f"the model's {what} '{name}' is never computed", self.model.span)
+            raise self.error(
+                f"the model's {what} '{name}' is never computed",
+                self.model.span,
+                "compute it in `forward`, or name another result",
+            )
         return self.environment[name]
 
     # -------------------------------------------------------------------------------------- statements
@@ -159,7 +163,11 @@ class _Builder:
             if isinstance(s, ForLayers):
                 extent = self.integer(s.extent, index)
                 if extent > _MOST_LAYERS:
-                    raise self.error(f"{extent} layers are more than the {_MOST_LAYERS} that can be planned", s.span)
+                    raise self.error(
+                        f"{extent} layers are more than the {_MOST_LAYERS} that can be planned",
+                        s.span,
+                        "give the model fewer",
+                    )
                 for i in range(extent):
                     self.statements(s.body, {**index, s.index: i}, f"{prefix}{s.index}{i}.")
             else:
@@ -168,12 +176,12 @@ class _Builder:
     def call(self, c: OpCall, index: dict[str, int], prefix: str) -> None:
         op = self.module.ops.get(c.op)
         if op is None:
-            raise self.error(f"there is no op '{c.op}'", c.span)
+            raise self.error(f"there is no op '{c.op}'", c.span, "declare it, or import the file that does")
         keywords = dict(c.keywords)
         given: dict[str, TensorRef | Expr] = dict(zip([p.name for p in op.params], c.args, strict=False))
         for p in op.params[len(c.args) :]:
             if p.name not in keywords:
-                raise self.error(f"'{op.name}' gets no operand '{p.name}'", c.span)
+                raise self.error(f"'{op.name}' gets no operand '{p.name}'", c.span, "pass it by position or by name")
             given[p.name] = keywords.pop(p.name)
         real = self.real(op, given, c)
         op = self.at(op, real)
@@ -181,7 +189,11 @@ class _Builder:
         for p in op.params:
             operands[p.name] = self.operand(given[p.name], p.dtype, p.shape == (), index, c)
         if any(p.inout and operands[p.name].tensor.kind != "cache" for p in op.params):
-            raise self.error(f"op '{op.name}' changes its operands, so a forward pass cannot call it", c.span)
+            raise self.error(
+                f"op '{op.name}' changes its operands, so a forward pass cannot call it",
+                c.span,
+                "write an op with a result in place of the inout operand",
+            )
         for p in op.params:
             if p.inout:
                 self.extend_cache(operands[p.name], p.name, c)
@@ -190,6 +202,7 @@ class _Builder:
                 f"'{op.name}' takes {len(op.params)} operands and gives {len(op.outputs)} results, "
                 f"here {len(c.args)} and {len(c.results)}",
                 c.span,
+                "pass each operand and name each result",
             )
         static = {n: self.integer(e, index) for n, e in keywords.items()}
         dims, shapes = self.bind(op, operands, static, c, prefix)
@@ -274,13 +287,21 @@ class _Builder:
             if a.name in self.environment:
                 view = self.view(a, index)
                 if view.tensor.dtype is not dtype:
-                    raise self.error(f"'{a.name}' is {view.tensor.dtype}, '{c.op}' needs {dtype}", a.span)
+                    raise self.error(
+                        f"'{a.name}' is {view.tensor.dtype}, '{c.op}' needs {dtype}",
+                        a.span,
+                        "pass a tensor of that type, or write the op for this one",
+                    )
                 return view
             if not scalar or a.subscripts or a.shape is not None:
-                raise self.error(f"'{a.name}' is not a tensor of this model", a.span)
+                raise self.error(f"'{a.name}' is not a tensor of this model", a.span, "declare it, or compute it above")
             a = Name(a.name, a.span)
         if not scalar:
-            raise self.error(f"'{c.op}' needs a tensor here, not the number {print_expression(a)}", a.span)
+            raise self.error(
+                f"'{c.op}' needs a tensor here, not the number {print_expression(a)}",
+                a.span,
+                "pass a parameter, an input or a result",
+            )
         return self.constant(float(self.evaluate(a, index)), dtype)
 
     def constant(self, value: float, dtype: DType) -> View:
@@ -295,11 +316,13 @@ class _Builder:
         v = self.environment[r.name]
         offset, shape = v.offset, v.shape
         if len(r.subscripts) > len(shape):
-            raise self.error(f"'{r.name}' has shape {_shape(shape)}: too many subscripts", r.span)
+            raise self.error(f"'{r.name}' has shape {_shape(shape)}: too many subscripts", r.span, "leave some out")
         for s in r.subscripts:
             i = self.integer(s, index)
             if not 0 <= i < shape[0]:
-                raise self.error(f"subscript {i} of '{r.name}' is outside 0 .. {shape[0] - 1}", s.span)
+                raise self.error(
+                    f"subscript {i} of '{r.name}' is outside 0 .. {shape[0] - 1}", s.span, "choose one within"
+                )
             shape = shape[1:]
             offset += i * prod(shape)
         return self.reshaped(View(v.tensor, offset, shape), r, index)
@@ -336,13 +359,17 @@ class _Builder:
             raise self.error(f"{what} would have the shape {_shape(extents)}", shape[0].span, "extents are at least 1")
         return extents
 
-    def error(self, message: str, span: Span, hint: str = "") -> TcError:
+    def error(self, message: str, span: Span, hint: str) -> TcError:
         return TcError(message, span, self.module.sources.get(span.file, ""), hint)
 
 
 def _int(value: int | float, e: Expr) -> int:
     if value != int(value):
-        raise TcError(f"a dimension must be a whole number, '{print_expression(e)}' is {value}", e.span)
+        raise TcError(
+            f"a dimension must be a whole number, '{print_expression(e)}' is {value}",
+            e.span,
+            hint="choose sizes for which it is one, or divide by //",
+        )
     return int(value)
 
 

@@ -221,7 +221,8 @@ def test_what_is_shown_is_by_the_lockfile(tcomp: Tcomp, tmp_path: Path) -> None:
     lock, _ = entry({"A": 32, "U": 3})
     (tmp_path / f"scale.{detect().name}.lock").write_text(lock_text(lock))
     _, instance, _ = scale()
-    shown = ["show", "scale.tc", "scale", "--tile", "--threads", "1", *(f"--dim={n}={v}" for n, v in instance.dims.items())]
+    dims = [f"--dim={name}={extent}" for name, extent in instance.dims.items()]
+    shown = ["show", "scale.tc", "scale", "--tile", "--threads", "1", *dims]
     tuned, plain = tcomp(*shown), tcomp(*shown, "--lock", "none")
     assert f"scale.{detect().name}.lock: A = 32, U = 3\n" in tuned.out, tuned
     assert "values of" not in plain.out and tuned.out.splitlines()[2:] != plain.out.splitlines()[1:]

@@ -48,5 +48,6 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_built(
     monkeypatch.setattr("tcomp.cli.common.build_step", lambda *_, **__: pytest.fail("built"))
     Path("file").write_text("x")
     for folder in ("file/below", "file/far/below", "x" * 300, "/proc/none"):
-        refused(tcomp("build", "gpt2", "--out", folder), f"{folder}: cannot write the build folder: ", "another by --out")
+        result = tcomp("build", "gpt2", "--out", folder)
+        refused(result, f"{folder}: cannot write the build folder: ", "another by --out")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -131,3 +131,35 @@ def test_check_takes_the_sizes_that_a_schedule_is_for(tcomp: Tcomp, tmp_path: Pa
 def test_check_of_a_file_without_ops_says_so(tcomp: Tcomp, tmp_path: Path) -> None:
     (tmp_path / "empty.tc").write_text("")
     refused(tcomp("check", "empty.tc"), "empty.tc: nothing to check")
+
+
+SLICES = """
+op scale(X: real[M, K], w: real[K]) -> Y: real[M, K]:
+  Y[m, k] = X[m, k] * w[k]
+
+op cube(X: real[K]) -> Y: real[K]:
+  Y[k] = X[k] * X[k] * X[k]
+
+op total(X: real[K], Z: real[M]) -> y: f32[]:
+  y = sum k: X[k] * Z[0]
+
+model slices(B):
+  config one: C = 5
+  param v: real[C] = ones
+  input x: real[B, C]
+  forward:
+    a = scale(x, v)
+    h = scale(a, v)
+    p = cube(h[1])
+    q = cube(a[0])
+    loss = total(p, q)
+  loss loss
+"""
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_a_step_whose_activations_have_gradients_in_slices_alone(precision: str, tcomp: Tcomp, tmp_path: Path) -> None:
+    """Its inputs are real numbers, and it has no length."""
+    (tmp_path / "slices.tc").write_text(SLICES)
+    result = tcomp("check", "slices.tc", "--trials", "1", "--precision", precision)
+    assert result.code == 0 and "step of slices               ok" in result.out, result

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_op
 from tcomp.dsl.load import load_text
 from tcomp.grad import derive
+from tcomp.grad.parts import disjoint
 from tcomp.oracle import evaluate
 
 Array = NDArray[Any]
@@ -465,3 +467,17 @@ def test_conditions_on_scalars_stay_where_gradients_are_gathered(s: int, g: floa
     got = evaluate(backward, module, {p.name: given[p.name] for p in backward.params}, sizes)["dX"]
     want = [dy @ evaluate(op, module, given | {"X": np.eye(5)[at]}, sizes)["Y"] for at in range(5)]
     np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+N, M, n, scalar = Name("N"), Name("M"), Name("n"), Access("s", ())
+
+
+@pytest.mark.parametrize(
+    ("shift", "apart"),
+    [(Num(0), True), (Binary("//", N, Num(2)), True), (Call("min", (N, M)), True),
+     (scalar, False), (Binary("//", Binary("-", N, M), Num(2)), False), (Binary("*", N, scalar), False)],
+)  # fmt: skip
+def test_parts_are_apart_whatever_the_sign_of_a_scalar(shift: Expr, apart: bool) -> None:
+    """`Y[n]` and `Y[s + N + n]` may meet: s may be negative."""
+    behind = Binary("+", shift, Binary("+", N, n))
+    assert disjoint((n,), (behind,), {"n": N}, ("N", "M")) is apart

@@ -27,6 +27,9 @@ op times(A: f32[M], B: f32[M]) -> Y: f32[M]:
 op total(X: f32[M]) -> y: f32[]:
   y = sum m: X[m]
 
+op product(W: f32[K, M]) -> Y: f32[K, M]:
+  Y[k, m] = W[k, m] * W[k, m]
+
 op halves(X: f32[M]) -> Y: f32[M]:
   Y[m] = X[m] * 0.5
 
@@ -216,10 +219,20 @@ def test_a_written_backward_that_reads_a_gradient_which_is_not_there_is_refused(
     assert "both.backward w" in small("y, z = both(w[0])", "p = add(y, z)", "loss = total(p)").labels()
 
 
-def test_a_weight_used_whole_and_in_slices_is_refused() -> None:
-    with pytest.raises(TcError, match="written both whole and in slices"):
-        small("a = total(w as [L * N])", "p = halves(w[0])", "y = add(p, p)", "b = total(y)",
+def test_a_weight_used_whole_is_added_to_what_its_slices_gave_and_to_zero_elsewhere() -> None:
+    b = small("a = total(w as [L * N])", "p = halves(w[1])", "y = add(p, p)", "b = total(y)",
               "s = add(a as [1], b as [1])", "loss = total(s)")  # fmt: skip
+    whole, zero = b["total.backward w"], b["total w (zeros in grad.w)"]
+    assert adds(whole) == {"dX"} and whole.operands["dX"].covers
+    assert (zero.operands["Z"].tensor, zero.operands["Z"].offset, zero.dims) == (b.gradients["w"], 0, {"N": 5})
+    assert b.nodes.index(b["halves.backward w"]) < b.nodes.index(zero) < b.nodes.index(whole)
+
+
+def test_an_activation_of_which_slices_have_a_gradient_is_zero_elsewhere() -> None:
+    b = small("h = halves(x)", "w2 = product(w)", "p = times(w2[1], h)", "loss = total(p)")
+    (zero,) = (n for n in b.nodes if n.op.name == "gradient.zeros")
+    whole = b["product.backward w"].operands["dY"]
+    assert whole.covers and zero.operands["Z"].tensor is whole.tensor and zero.operands["Z"].elements == 5
 
 
 def test_recomputed_values_are_computed_again_before_their_use(gpt2: Module) -> None:

@@ -15,38 +15,62 @@ from tcomp.codegen.nvptx.domain import GpuDomain, Point
 from tcomp.codegen.nvptx.matrix_store import FIRST_SM, SIDE, MatrixStore
 from tcomp.codegen.nvptx.pair_store import PairStore
 from tcomp.codegen.nvptx.turns import walked
-from tcomp.ir.tile import Scope, Swizzled
+from tcomp.ir.tile import Buffer, Scope, Swizzled
 
 
 def accumulator_store(domain: GpuDomain, target: Place, points: Sequence[Point]) -> MatrixStore | PairStore | None:
     """How the points' values are stored; None where target, layouts or points do not fit."""
+    axes = _matrix_axes(target)
+    if axes is None or not _spread_as_accumulator(domain, target.buffer, *axes):
+        return None
+    rows, columns = axes
+    store, width = _kind(domain, target.buffer)
+    if store is None or domain.places[columns].spread.warp_tile % width:
+        return None
+    down, across = domain.places[rows].offsets, domain.places[columns].offsets
+    if not _whole_squares([(down[p[rows]], across[p[columns]]) for p in points], width):
+        return None
+    return store(domain, target, rows, columns)
+
+
+def _matrix_axes(target: Place) -> tuple[str, str] | None:
+    """The axes that walk rows and columns of a swizzled matrix in shared memory; None for any other target."""
     buffer = target.buffer
     if buffer.scope is not Scope.SHARED or not isinstance(buffer.layout, Swizzled) or len(buffer.shape) != 2:
         return None
     pitch = buffer.shape[-1]
-    axes = {n[:-1]: c for n, c in target.form.terms if n.endswith("'")}
-    rows = next((a for a, c in axes.items() if c == pitch), "")
-    columns = next((a for a, c in axes.items() if c == 1), "")
-    plain = Affine(((f"{columns}'", 1),))
-    if not rows or target.column != plain or target.form - plain != Affine(((f"{rows}'", pitch),)):
+    axes = {name[:-1]: stride for name, stride in target.form.terms if name.endswith("'")}
+    rows = next((a for a, stride in axes.items() if stride == pitch), "")
+    columns = next((a for a, stride in axes.items() if stride == 1), "")
+    column = Affine(((f"{columns}'", 1),))
+    if not rows or target.column != column or target.form - column != Affine(((f"{rows}'", pitch),)):
         return None
+    return rows, columns
+
+
+def _spread_as_accumulator(domain: GpuDomain, buffer: Buffer, rows: str, columns: str) -> bool:
+    """Do lanes have what a product leaves in them, from the first element on and never past the buffer's ends?"""
     down, across = domain.places[rows], domain.places[columns]
     lanes = [(s.lane, s.lanes, s.grain) for s in (down.spread, across.spread)]
-    quad = lanes == [("y", SIDE, 1), ("x", 4, 2)]
     counted = all(isinstance(p.base, int) and p.base == 0 and not any(p.owned) for p in (down, across))
     inside = all(walked(domain.axes[a]) <= n for a, n in zip((rows, columns), buffer.shape, strict=True))
-    if not quad or not counted or not inside or down.spread.warp_tile % (2 * SIDE):
-        return None
-    found = {(down.offsets[p[rows]], across.offsets[p[columns]]) for p in points}
+    quads = lanes == [("y", SIDE, 1), ("x", 4, 2)]
+    return quads and counted and inside and down.spread.warp_tile % (2 * SIDE) == 0
+
+
+def _kind(domain: GpuDomain, buffer: Buffer) -> tuple[type[MatrixStore | PairStore] | None, int]:
+    """The kind of store for the buffer's type on this GPU (None: there is none), and the columns of its squares."""
+    assert isinstance(buffer.layout, Swizzled)
+    if buffer.dtype.bytes == 4:
+        return PairStore, buffer.layout.width // buffer.dtype.bytes
     sm = int("".join(c for c in domain.block.target if c.isdigit()) or 0)
-    width = 2 * SIDE if buffer.dtype.bytes == 2 else buffer.layout.width // buffer.dtype.bytes
-    if (buffer.dtype.bytes == 2 and sm < FIRST_SM) or buffer.dtype.bytes not in (2, 4) or len(found) != len(points):
-        return None
-    if across.spread.warp_tile % width:
-        return None
-    blocks = {(r // (2 * SIDE) * 2 * SIDE, c // width * width) for r, c in found}
+    return (MatrixStore if buffer.dtype.bytes == 2 and sm >= FIRST_SM else None), 2 * SIDE
+
+
+def _whole_squares(places: Sequence[tuple[int, int]], width: int) -> bool:
+    """Are a lane's places (row, column) all that it has of some squares of 16 rows and `width` columns, each once?"""
+    found = set(places)
+    corners = {(row // (2 * SIDE) * 2 * SIDE, column // width * width) for row, column in found}
     square = [(r, c + e) for r in (0, SIDE) for c in range(0, width, SIDE) for e in (0, 1)]
-    if found != {(row + r, column + c) for row, column in blocks for r, c in square}:
-        return None
-    store = MatrixStore if buffer.dtype.bytes == 2 else PairStore
-    return store(domain, target, rows, columns)
+    whole = {(row + r, column + c) for row, column in corners for r, c in square}
+    return found == whole and len(found) == len(places)

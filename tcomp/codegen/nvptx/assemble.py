@@ -135,7 +135,10 @@ def _link(ptx: str, target: str, options: Sequence[str]) -> tuple[bytes, str]:
     link = _library()
     text = ptx.encode(errors="replace")
     if not re.search(r"^\s*\.version\s+\d", ptx, re.M) or "\0" in ptx:
-        raise UserError("this is not PTX: it has no `.version` line, or bytes that are not text")
+        raise UserError(
+            "this is not PTX: it has no `.version` line, or bytes that are not text",
+            "give the text that nvcc -ptx or another compiler makes",
+        )
     given = [f"-arch={target}", "-verbose", "-Xptxas=-v", *options]
     try:
         handle = link.create(len(given), given)

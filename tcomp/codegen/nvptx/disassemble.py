@@ -32,7 +32,10 @@ def _run(command: list[str]) -> str:
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     except (OSError, subprocess.TimeoutExpired) as e:
-        raise UserError(f"{command[0]}: cannot run it: {getattr(e, 'strerror', None) or e}") from e
+        raise UserError(
+            f"{command[0]}: cannot run it: {getattr(e, 'strerror', None) or e}",
+            "install it (pip install nvidia-cuda-nvdisasm), or let TCOMP_NVDISASM name one that runs",
+        ) from e
     if found.returncode != 0:
         raise UserError(
             f"nvdisasm fails: {found.stderr.strip() or found.returncode}",

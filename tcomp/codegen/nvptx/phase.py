@@ -255,44 +255,50 @@ class PhaseGenerator:
         them."""
         done = skip
         for i, s in enumerate(body):
-            if i < done:
+            if i < done or not (self.roles.computing or self._concerns(s)):
                 continue
-            at = (*path, i)
-            if not self.roles.computing and not self._concerns(s):
-                continue
-            barrier = at in self.sync.barriers and self.roles.computing
-            self.deliveries.before(s)
-            at_rest = self._touched(s, barrier)
-            self.groups.before(at_rest if at_rest is None else at_rest | self.left.get(at, set()))
-            if barrier:
-                if at in self.sync.awaits:
-                    self.await_copies(0)
-                if at not in self.left:
-                    self.deliveries.free_tiles(body[i:], self.inside)
-                self.em.barrier()
+            self._come_to(s, body[i:], (*path, i))
             if run := run_of(self, body, i, path):
                 write_run(self.em, self.scope, run, self.joined_behind)
                 done, self.groups.beside = i + len(run), ()
                 continue
-            match s:
-                case Compute():
-                    alone = self.pipe is not None and body is self.pipe.loop.body and len(body) == skip + 1
-                    self.compute(s, self.pipe.hold if alone and self.pipe else None)
-                    self.groups.beside = written(self, s)
-                case Pack() if s.by == "tma":
-                    self.copies.tiles[id(s)].fill()
-                case Pack():
-                    PackGenerator(self.em, self.scope, s).generate()
-                    if s.by == "cp.async":
-                        self.commit()
-                case Unpack():
-                    self.deliveries.start(s, self.inside)
-                case Loop():
-                    self._loop(s, at)
+            alone = self.pipe is not None and body is self.pipe.loop.body and len(body) == skip + 1
+            self._statement(s, (*path, i), alone)
         self.groups.end(running)
         for s in body[skip:]:
             if isinstance(s, Pack) and s.by == "tma":
                 self.copies.tiles[id(s)].release()
+
+    def _come_to(self, s: Statement, rest: Sequence[Statement], at: tuple[int, ...]) -> None:
+        """Wait for what a statement needs before it can begin: products, copies, other threads. It is the first of the
+        `rest` of its body."""
+        barrier = at in self.sync.barriers and self.roles.computing
+        self.deliveries.before(s)
+        at_rest = self._touched(s, barrier)
+        self.groups.before(at_rest if at_rest is None else at_rest | self.left.get(at, set()))
+        if barrier:
+            if at in self.sync.awaits:
+                self.await_copies(0)
+            if at not in self.left:
+                self.deliveries.free_tiles(rest, self.inside)
+            self.em.barrier()
+
+    def _statement(self, s: Statement, at: tuple[int, ...], alone: bool) -> None:
+        """Emit one statement. `alone`: it is all that a turn of the pipe loop still has to do."""
+        match s:
+            case Compute():
+                self.compute(s, self.pipe.hold if alone and self.pipe else None)
+                self.groups.beside = written(self, s)
+            case Pack() if s.by == "tma":
+                self.copies.tiles[id(s)].fill()
+            case Pack():
+                PackGenerator(self.em, self.scope, s).generate()
+                if s.by == "cp.async":
+                    self.commit()
+            case Unpack():
+                self.deliveries.start(s, self.inside)
+            case Loop():
+                self._loop(s, at)
 
     def _concerns(self, s: Statement) -> bool:
         """Is there something in it for the producer (or the deliverer) that is being written?"""
