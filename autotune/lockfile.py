@@ -8,7 +8,6 @@ schedule has won over the model's own, the entry carries its text, with a hash t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
@@ -17,7 +16,7 @@ from typing import Any, TypeGuard, TypeVar
 
 from tcomp.autotune.guard import guarded
 from tcomp.errors import UserError
-from tcomp.runtime.cache import write_atomic
+from tcomp.runtime.cache import unwritable, write_atomic
 from tcomp.runtime.documents import parse_toml, read_small
 
 FORMAT = 1
@@ -211,16 +210,8 @@ def update_lock(path: Path, change: Callable[[Lock], Lock], empty: Lock) -> Lock
 
 def check_writable(path: Path) -> None:
     """UserError when a lockfile could not be written there: known before a search, not after it."""
-    folder = path.resolve().parent
-    while not folder.exists():
-        folder = folder.parent
-    if path.is_dir():
-        reason = "it is a folder"
-    elif not folder.is_dir():
-        reason = f"{folder} is no folder"
-    elif not os.access(folder, os.W_OK | os.X_OK):
-        reason = f"{folder} cannot be written to"
-    else:
+    reason = "it is a folder" if path.is_dir() else unwritable(path.resolve())
+    if not reason:
         return
     raise UserError(f"{path}: no lockfile can be written there: {reason}", "name another by --lock")
 

@@ -94,8 +94,11 @@ def write_report(trials: optuna.storages.BaseStorage, machine: str, lock_path: P
     lock = read_lock(lock_path) if lock_path.is_file() else None
     text = "\n".join([*_table(reports), *_model(reports), "", *_failures(reports), *_step(lock, lock_path)]) + "\n"
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "report.txt").write_text(text)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "report.txt").write_text(text)
+        except OSError as e:
+            raise UserError(f"{out}: cannot write the report there: {e.strerror or e}", "name another by --out") from e
         files = _figures(trials, machine, out)
         text += f"{len(files)} figures in {out}\n"
     return text

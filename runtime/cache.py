@@ -46,6 +46,20 @@ def write_atomic(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
         raise
 
 
+def unwritable(path: Path) -> str:
+    """Why nothing can be written at a path, whose missing folders would be made; "" where it can. It is tried:
+    permissions do not tell of file systems that are full or read-only."""
+    whole = path.absolute()
+    try:
+        folder = next((p for p in whole.parents if p.exists()), whole)
+        probe = folder / f".{whole.name}.{os.getpid()}.partial"
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as e:
+        return e.strerror or str(e)
+    return ""
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tcomp.errors import UserError
-from tcomp.runtime.documents import is_unicode, parse_json
+from tcomp.runtime.documents import check_regular, is_unicode, parse_json
 from tcomp.runtime.executor import Executor
 from tcomp.runtime.tokenizer import Tokenizer
 
@@ -45,6 +45,7 @@ def read_questions(path: Path, most: int = 0) -> list[Question]:
     """The questions of a JSON-lines file (the first `most`, 0 for all); UserError names the line that is none."""
     found: list[Question] = []
     try:
+        check_regular(path)
         with open(path, encoding="utf-8") as f:
             for number, line in enumerate(f, 1):
                 if line.strip():

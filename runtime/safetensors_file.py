@@ -117,7 +117,7 @@ def read_header(path: Path) -> dict[str, Entry]:
             raise ValueError("the header is no table")
         header.pop("__metadata__", None)
         entries = {name: _entry(path, name, value, 8 + length, size) for name, value in header.items()}
-    except (ValueError, KeyError, TypeError) as e:
+    except ValueError as e:
         raise UserError(f"{path}: a damaged safetensors file: {e}", "copy or download the file again") from e
     spans = sorted((e.start, e.start + e.bytes, e.name) for e in entries.values())
     for (_, stop, a), (start, _, b) in pairwise(spans):
@@ -130,7 +130,11 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 
 def _entry(path: Path, name: str, value: Any, data: int, size: int) -> Entry:
-    kind, shape, (start, stop) = value["dtype"], value["shape"], value["data_offsets"]
+    match value:
+        case {"dtype": str(kind), "shape": list(shape), "data_offsets": [start, stop]}:
+            pass
+        case _:
+            raise ValueError(f"tensor {name!r} is described by other than dtype, shape and data_offsets")
     if kind not in KINDS:
         raise ValueError(f"tensor {name!r} is of the unknown type {kind!r}")
     whole = [*shape, start, stop]

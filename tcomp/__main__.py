@@ -11,12 +11,25 @@ def main() -> None:
     # Compilers make trees by the million and few cycles: looking for those as often as usual takes a tenth of the time.
     gc.set_threshold(100_000, 50, 100)
     try:
+        open_streams()
         limit_blas()
         from tcomp.cli.main import main as run
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     run()
+
+
+def open_streams() -> None:
+    """Let standard streams that the caller has closed (`>&-`) lead nowhere: Python has none in their places, and the
+    next file that is opened would have their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def limit_blas() -> None:

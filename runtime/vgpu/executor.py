@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -31,6 +32,26 @@ Finish = Callable[[Sel], list[tuple[int, Sel]]]
 SPIN = 8  # turns of a loop that no lane leaves, before its lanes rest
 LOOKS = frozenset(8**k for k in range(1, 9))  # rounds of nothing but spinning after which the state is compared
 assert _operations
+
+
+@dataclass
+class _Wave:
+    """Lanes on their way: those that have yet to start (in which round, where), and those that can go on, by where they
+    are. `rounds` counts how often all had to wait."""
+
+    later: list[tuple[int, int, Sel]]
+    ready: dict[int, Sel] = field(default_factory=dict)
+    rounds: int = 0
+    steps: int = 0
+    """basic blocks that were run"""
+    turns: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """of a loop, turns in a row with as many lanes, and how many lanes"""
+    idle: int = 0
+    """rounds of nothing but spinning in which nothing changed"""
+    last: tuple[object, ...] | None = None
+    """what there was to be seen after the round before"""
+    retried: bool = False
+    """lanes that wait have looked again since anything happened"""
 
 
 class Executor:
@@ -164,84 +185,106 @@ class Executor:
     # --- running
     def run_wave(self, cohorts: list[tuple[int, Sel]]) -> None:
         """`cohorts`: the round in which each starts (how often all before it have waited), and its lanes."""
-        m, span = self.m, self.span
-        ready: dict[int, Sel] = {}
-        later = [(start, k * span, sel) for k, (start, sel) in enumerate(cohorts)]
-        rounds = 0
+        wave = _Wave([(start, k * self.span, sel) for k, (start, sel) in enumerate(cohorts)])
         self.parked.clear()
         self.barriers.start()
         self.calls.start()
-        report, bodies, finish, lengths = m.report, self.bodies, self.finish, self.lengths
-        steps, idle, last = 0, 0, None
-        turns: dict[int, tuple[int, int]] = {}  # loop -> turns in a row with as many lanes, how many lanes
-        retried = False
         self.resting.clear()
-        while not m.stopped:
-            while later and not ready and (later[0][0] <= rounds or not self.can_go_on(retried, idle)):
-                _, at, sel = later.pop(0)
-                ready[at], idle, last = sel, 0, None
-            rounds += not ready
-            if not ready and self.resting:
-                where = (m.progress, *((n, count(sub)) for n, sub in (*self.resting.items(), *self.parked.items())))
-                idle, last = (idle + 1, last) if where == last else (0, where)
-                if idle and self.stuck(idle):
-                    self.deadlock("all that can run goes round in loops, and nothing changes any more")
+        while not self.m.stopped:
+            self.start_cohorts(wave)
+            if not wave.ready and self.resting and not self.resume_spinning(wave):
+                return
+            if not wave.ready:
+                if not self.resume_parked(wave):
                     return
-                if idle:
-                    self.late()
-                m.settle()
-                ready = self.resting
-                for n, sub in self.parked.items():
-                    ready[n] = merge(ready[n], sub) if n in ready else sub
-                self.resting, self.parked = {}, {}
-                turns.clear()
-            if not ready:
-                if self.parked and (not retried or self.late()):  # lanes they wait for may have left since
-                    m.settle()
-                    ready, self.parked, retried = self.parked, {}, True
-                    continue
-                if self.parked or self.barriers.waiting():
-                    self.deadlock("no lane can go on")
+                continue
+            n, following = self.run_ready(wave)
+            self.distribute(wave, n, following)
+            if wave.steps > self.m.options.max_steps:
+                self.deadlock(f"still running after {wave.steps} steps: a loop that never ends", wave.ready)
                 return
-            at = min(ready)
-            here = ready.pop(at)
-            for others in (self.parked, self.resting):
-                if at in others:
-                    here = merge(here, others.pop(at))
-            n = at % span
-            self.base = base = at - n
-            while True:
-                lanes = count(here)
-                report.instructions += lanes * lengths[n]
-                report.warp_instructions += warps(here) * lengths[n]
-                for run in bodies[n]:
-                    run(here)
-                before = len(self.parked)
-                following = finish[n](here)
-                m.now += 1
-                steps += 1
-                if following or len(self.parked) == before:
-                    retried = False
-                if len(following) == 1 and not ready and not self.parked and following[0][0] > n:
-                    n, here = following[0]
-                    if base + n in self.resting:  # (lanes that spin there go on with these)
-                        here = merge(here, self.resting.pop(base + n))
-                    continue
+
+    def start_cohorts(self, wave: _Wave) -> None:
+        """Lanes whose round has come start, where no others are ready; also where no others can go on."""
+        while wave.later and not wave.ready:
+            if wave.later[0][0] > wave.rounds and self.can_go_on(wave.retried, wave.idle):
                 break
-            for to, sub in following:
-                at = base + to
-                if to <= n and self.spins[n] is not None:
-                    lanes, loop = count(sub), base + n
-                    before, as_many = turns.get(loop, (0, 0))
-                    turns[loop] = (before + 1 if lanes == as_many else 0, lanes)
-                    if before >= SPIN and at not in ready:
-                        self.resting[at] = merge(self.resting[at], sub) if at in self.resting else sub
-                        del turns[loop]
-                        continue
-                ready[at] = merge(ready[at], sub) if at in ready else sub
-            if steps > m.options.max_steps:
-                self.deadlock(f"still running after {steps} steps: a loop that never ends", ready)
-                return
+            _, at, sel = wave.later.pop(0)
+            wave.ready[at], wave.idle, wave.last = sel, 0, None
+        wave.rounds += not wave.ready
+
+    def resume_spinning(self, wave: _Wave) -> bool:
+        """Let lanes that go round in loops have another turn, and those that wait look again; False, as a deadlock,
+        where that has changed nothing for long."""
+        spinning = (*self.resting.items(), *self.parked.items())
+        where = (self.m.progress, *((n, count(sel)) for n, sel in spinning))
+        wave.idle, wave.last = (wave.idle + 1, wave.last) if where == wave.last else (0, where)
+        if wave.idle and self.stuck(wave.idle):
+            self.deadlock("all that can run goes round in loops, and nothing changes any more")
+            return False
+        if wave.idle:
+            self.late()
+        self.m.settle()
+        wave.ready = self.resting
+        for n, sel in self.parked.items():
+            wave.ready[n] = merge(wave.ready[n], sel) if n in wave.ready else sel
+        self.resting, self.parked = {}, {}
+        wave.turns.clear()
+        return True
+
+    def resume_parked(self, wave: _Wave) -> bool:
+        """Let lanes that wait look once more: those that they wait for may have left since. False at the end, or as a
+        deadlock, where none goes on."""
+        if self.parked and (not wave.retried or self.late()):
+            self.m.settle()
+            wave.ready, self.parked, wave.retried = self.parked, {}, True
+            return True
+        if self.parked or self.barriers.waiting():
+            self.deadlock("no lane can go on")
+        return False
+
+    def run_ready(self, wave: _Wave) -> tuple[int, list[tuple[int, Sel]]]:
+        """Run the lanes that are furthest behind, block after block while they stay together and nobody else waits: the
+        last block's number, and where its lanes go."""
+        at = min(wave.ready)
+        here = wave.ready.pop(at)
+        for others in (self.parked, self.resting):
+            if at in others:
+                here = merge(here, others.pop(at))
+        n = at % self.span
+        self.base = base = at - n
+        m, bodies, finish, lengths = self.m, self.bodies, self.finish, self.lengths
+        while True:
+            m.report.instructions += count(here) * lengths[n]
+            m.report.warp_instructions += warps(here) * lengths[n]
+            for run in bodies[n]:
+                run(here)
+            before = len(self.parked)
+            following = finish[n](here)
+            m.now += 1
+            wave.steps += 1
+            if following or len(self.parked) == before:
+                wave.retried = False
+            if len(following) != 1 or wave.ready or self.parked or following[0][0] <= n:
+                return n, following
+            n, here = following[0]
+            if base + n in self.resting:  # (lanes that spin there go on with these)
+                here = merge(here, self.resting.pop(base + n))
+
+    def distribute(self, wave: _Wave, n: int, following: list[tuple[int, Sel]]) -> None:
+        """Put the lanes that leave block n where they go. Those that have gone round a loop without doing anything for
+        many turns rest there until all others have waited."""
+        for to, sel in following:
+            at = self.base + to
+            if to <= n and self.spins[n] is not None:
+                lanes, loop = count(sel), self.base + n
+                before, as_many = wave.turns.get(loop, (0, 0))
+                wave.turns[loop] = (before + 1 if lanes == as_many else 0, lanes)
+                if before >= SPIN and at not in wave.ready:
+                    self.resting[at] = merge(self.resting[at], sel) if at in self.resting else sel
+                    del wave.turns[loop]
+                    continue
+            wave.ready[at] = merge(wave.ready[at], sel) if at in wave.ready else sel
 
     def can_go_on(self, retried: bool, idle: int) -> bool:
         """May lanes that wait or spin go on, though no others start?"""

@@ -173,15 +173,16 @@ def _flops(step: Step) -> int:
 def check_folder(target: Path) -> None:
     """UserError for a folder that cannot be made, or with something in it that `tcomp build` did not make: it is never
     replaced. Known before the work, not after it."""
+    from tcomp.runtime.cache import unwritable
+
     try:
+        reason = unwritable(target)
         if target.exists() and not (target / _MARK).is_file() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"{target}: exists and is not a build folder", "give another --out")
-        whole = target.absolute()
-        probe = _partial(next(p for p in whole.parents if p.exists()) / whole.name)
-        probe.mkdir()  # permissions alone do not tell it: file systems may be full, or read-only
-        probe.rmdir()
     except OSError as e:
-        raise _unwritable(target, e) from e
+        raise _unwritable(target, e.strerror or str(e)) from e
+    if reason:
+        raise _unwritable(target, reason)
 
 
 def _partial(target: Path) -> Path:
@@ -190,8 +191,8 @@ def _partial(target: Path) -> Path:
     return whole.with_name(f".{whole.name}.{os.getpid()}.partial")
 
 
-def _unwritable(target: Path, e: OSError) -> UserError:
-    return UserError(f"{target}: cannot write the build folder: {e.strerror or e}", "name another by --out")
+def _unwritable(target: Path, why: str) -> UserError:
+    return UserError(f"{target}: cannot write the build folder: {why}", "name another by --out")
 
 
 def write_folder(target: Path, texts: Mapping[str, str | bytes]) -> None:
@@ -207,6 +208,6 @@ def write_folder(target: Path, texts: Mapping[str, str | bytes]) -> None:
             shutil.rmtree(target)
         os.rename(partial, target)
     except OSError as e:
-        raise _unwritable(target, e) from e
+        raise _unwritable(target, e.strerror or str(e)) from e
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -135,9 +135,15 @@ def check_threads(threads: int, instead: str) -> None:
 
 def check_writable(*files: Path | None) -> None:
     """UserError for a file that cannot be written: before minutes of work, not after."""
+    from tcomp.runtime.cache import unwritable
+
     for file in files:
-        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        if file is None:
+            continue
+        if file.is_dir() or not file.absolute().parent.is_dir():
             raise UserError(f"{file}: cannot write there", "name a file in a folder that exists")
+        if reason := unwritable(file):
+            raise UserError(f"{file}: cannot write there: {reason}", "name another place, or make room there")
 
 
 DEVICES = ("cpu", "cuda", "virtual")

@@ -95,7 +95,7 @@ def main() -> None:
         fail(f"error: {e}")
     except OSError as e:
         reason = e.strerror or str(e) or type(e).__name__
-        fail(f"error: {e.filename}: {reason}" if e.filename is not None else f"error: {reason}\n{_advice(e)}".rstrip())
+        fail(f"error: {reason if e.filename is None else f'{e.filename}: {reason}'}\n  help: {_advice(e)}")
     except MemoryError:
         fail("error: out of memory\n  help: use smaller sizes, or free some memory")
     except RuntimeError as e:
@@ -120,10 +120,11 @@ def _as_message(
 
 def _advice(e: OSError) -> str:
     return {
-        errno.ENOSPC: "  help: free some disk space",
-        errno.EDQUOT: "  help: free some of your disk quota",
-        errno.ENOMEM: "  help: use smaller sizes, or free some memory",
-    }.get(e.errno or 0, "")
+        errno.ENOSPC: "free some disk space",
+        errno.EDQUOT: "free some of your disk quota",
+        errno.ENOMEM: "use smaller sizes, or free some memory",
+        errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    }.get(e.errno or 0, "look at the path, its permissions, and whether there is room")
 
 
 def spread_data(arguments: list[str]) -> list[str]:

@@ -118,6 +118,7 @@ def test_a_build_uses_the_lockfile_and_says_what_is_stale(tcomp: Tcomp, tmp_path
         (["--gpu", "h1000"], ["no description of a GPU 'h1000'"]),
         (["--storage", "text.txt"], ["text.txt", "rm text.txt"]),
         (["--device", "virtual"], ["takes no time", "--gpu h100"]),
+        (["--lock", "/proc/none.lock"], ["/proc/none.lock: no lockfile can be written there", "another by --lock"]),
     ],
 )
 def test_bad_requests_are_refused(tcomp: Tcomp, tmp_path: Path, arguments: list[str], words: list[str]) -> None:

@@ -142,3 +142,11 @@ def test_an_empty_name_is_not_the_working_folder(tcomp: Tcomp) -> None:
     refused(tcomp("train", "--data", ""), "--data: the name is empty")
     refused(tcomp("train", "--data", "a", ""), "--data: the name is empty")
     refused(tcomp("eval", "run", "--data", ""), "--data: the name is empty")
+
+
+def test_streams_that_the_caller_has_closed_are_no_traceback() -> None:
+    told = f"{sys.executable} -m tcomp grad ops/linear linear --nothing >&- <&-"
+    found = subprocess.run(["sh", "-c", told], stderr=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == 2 and "Traceback" not in found.stderr and "--nothing" in found.stderr
+    found = subprocess.run(["sh", "-c", "exec " + told.replace(" --nothing", "") + " 2>&-"], check=False)
+    assert found.returncode == 0

@@ -69,6 +69,7 @@ def test_what_is_refused(tcomp: Tcomp) -> None:
     refused(tcomp("roofline", "gpt2", "--gpu", "h100", "--measure"), "--measure", "leave out --gpu")
     refused(tcomp("roofline", "gpt2", "--gpu", "h100", "--out", __file__), "cannot make this folder", "--out")
     refused(tcomp("roofline", "gpt2", "--json", "no/such/folder.json"), "cannot write there")
+    refused(tcomp("roofline", "gpt2", "--json", "/proc/none.json"), "/proc/none.json: cannot write there: No such file")
 
 
 def test_kernels_that_use_an_instruction_are_held_against_its_peak() -> None:
