@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tcomp.dsl import ast
 from tcomp.dsl.ast import KernelSchedule, Module, Op, Reduction, Schedule, Span, named_tensor
@@ -122,37 +123,42 @@ class _Fit:
     def loops(self, names: Iterable[str]) -> tuple[str, ...]:
         return tuple(n for n in names if not self.foreign_loop(n))
 
+    def sums(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of the names in a `use` line that are sums of this op, or of none that is known. (`dX, dX_sum`: where a
+        derived op makes dX of dX_sum, that is the sum.)"""
+        kept = tuple(n for n in self.tensors(names) if not self.foreign_sum(n))
+        own = tuple(n for n in kept if n in self.own.sums)
+        return own if self.derived and own else kept
+
+    def foreign_argument(self, flag: str, argument: ast.Expr) -> bool:
+        """A tensor or loop of another of the ops as the argument of a flag, such as `inline t`."""
+        if flag == "reverse":
+            return isinstance(argument, ast.Name) and self.foreign_loop(argument.id)
+        tensor = named_tensor(flag, argument)
+        return bool(tensor) and self.foreign(tensor)
+
     def directive(self, d: ast.Directive) -> ast.Directive | None:
         """What of the line is about this op; None where nothing is."""
         match d:
             case ast.MapLoops(loops, of):
-                loops, kept = self.loops(loops), self.tensors(of)
-                return replace(d, loops=loops, of=kept) if loops and (kept or not of) else None
+                return _kept(d, loops=self.loops(loops), **({"of": self.tensors(of)} if of else {}))
             case ast.Order(loops):
-                loops = self.loops(loops)
-                return replace(d, loops=loops) if loops else None
-            case ast.Fuse(names, at):
-                names = self.tensors(names)
-                return replace(d, names=names) if names and not self.foreign_loop(at) else None
-            case ast.Stage(names, _, at):
-                names = self.tensors(names)
-                return replace(d, tensors=names) if names and not self.foreign_loop(at) else None
+                return _kept(d, loops=self.loops(loops))
+            case ast.Fuse(names, loop) | ast.Combine(names, loop):
+                return None if self.foreign_loop(loop) else _kept(d, names=self.tensors(names))
+            case ast.Stage(names, _, loop):
+                return None if self.foreign_loop(loop) else _kept(d, tensors=self.tensors(names))
             case ast.Use(_, names):
-                names = tuple(n for n in self.tensors(names) if not self.foreign_sum(n))
-                if self.derived and (sums := tuple(n for n in names if n in self.own.sums)):
-                    names = sums  # `dX, dX_sum`: where dX is made of dX_sum, that is the sum
-                return replace(d, names=names) if names else None
-            case ast.Combine(names, over):
-                names = self.tensors(names)
-                return replace(d, names=names) if names and not self.foreign_loop(over) else None
+                return _kept(d, names=self.sums(names))
             case ast.Cast(what):
                 tensor, _, read = what.partition(".")
                 return None if self.foreign(tensor) or self.foreign_read(read) else d
-            case ast.Flag("reverse", args):
-                args = tuple(a for a in args if not (isinstance(a, ast.Name) and self.foreign_loop(a.id)))
-                return replace(d, args=args) if args or not d.args else None
-            case ast.Flag("inline" | "overlap" | "promote" as name, args):
-                args = tuple(a for a in args if not ((t := named_tensor(name, a)) and self.foreign(t)))
-                return replace(d, args=args) if args or not d.args else None
-            case _:
-                return d
+            case ast.Flag(name, args) if args:
+                return _kept(d, args=tuple(a for a in args if not self.foreign_argument(name, a)))
+        return d
+
+
+def _kept(d: ast.Directive, **lists: tuple[object, ...]) -> ast.Directive | None:
+    """The line with these lists in place of its own; None where one of them is empty."""
+    changes: dict[str, Any] = lists
+    return replace(d, **changes) if all(lists.values()) else None
