@@ -147,7 +147,9 @@ class GpuEvaluator(Evaluator):
         constant, dtype = self._constant(place), place.buffer.dtype
         if place.buffer.scope in (Scope.OPERAND, Scope.TEAM) and not constant:
             return formats.load_where(self.gpu, wanted, pointer, dtype)
-        # (one load for all points costs less than a branch: the first element of what nobody writes can always be read)
+        # One load for all points costs less than a branch. Where the condition is false it reads the first element,
+        # which is there whatever the sizes, and which nobody writes meanwhile: of an operand that the kernel only
+        # reads, or of a tile of the block's own, whose writers stand behind another barrier.
         pointer = b.select(wanted, pointer, self.domain.scope.roots[place.buffer.name])
         return formats.load(self.gpu, pointer, dtype, 1, constant)[0]
 
