@@ -128,7 +128,8 @@ def _check_results(model: Model, op: Op, s: OpCall, numbers: frozenset[str]) -> 
     """TcError where results have names that are taken, or are too many or too few."""
     if len(s.results) != len(op.outputs):
         raise TcError(
-            f"op '{op.name}' gives {count(len(op.outputs), 'tensor')}, but {len(s.results)} are named here",
+            f"op '{op.name}' gives {count(len(op.outputs), 'tensor')}, but "
+            f"{len(s.results)} {'is' if len(s.results) == 1 else 'are'} named here",
             s.results[0].span,
             hint=f"it gives {listing(o.name for o in op.outputs)}; write `_` for one that is not needed",
         )

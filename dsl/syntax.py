@@ -174,6 +174,19 @@ def _directive(s: _Slip) -> _Explanation:
     return None
 
 
+def _statement(s: _Slip) -> _Explanation:
+    """A model's statement, of which a view or an operand stands where it cannot."""
+    found = re.match(r"(\w+) *= *(\w+)(\(.*\))?$", s.before.strip())
+    if found is None or not {"LPAR", "_NEWLINE"} & s.expected:
+        return None
+    name, value, call = found.groups()
+    if s.kind == "AS" and call:
+        return "a call has no view", f"view its result: {name} as [...] = {value}{call}"
+    if s.kind == "_NEWLINE" and not call and set(s.expected) == {"LPAR"}:
+        return f"'{value}' is not called", f"write {value} where '{name}' is read; a statement calls an op: y = op(x)"
+    return None
+
+
 def _indent(s: _Slip) -> _Explanation:
     if s.kind == "_INDENT":
         return "this line is indented deeper than its block", "only a line that ends in ':' opens a block"
@@ -204,6 +217,7 @@ _RULES: tuple[Callable[[_Slip], _Explanation], ...] = (
     _item,
     _indent,
     _directive,
+    _statement,
     _keyword,
 )
 
