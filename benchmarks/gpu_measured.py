@@ -150,7 +150,7 @@ def tables(data: Measurements, gpu: GpuMachine) -> Iterator[tuple[str, str]]:
         step = common.build_step(request, TargetDevice(gpu)).step
         found = list(predict_step(step, gpu, cache_folder("kernels")))
         codes = compile_all({k.name: step.kernels[k.name] for k, _ in found}, gpu, cache_folder("kernels"))
-        rows = beside(data, precision, found, step.kernels, codes)
+        rows = beside(data, precision, {k.name: k.seconds for k, _ in found}, step.kernels, codes)
         text = text_of(data, precision, rows, {k.name: k for k, _ in found})
         ms = sum(k.seconds * n for k, n in found) * 1e3
         was = data.steps[precision]

@@ -23,7 +23,7 @@ import numpy as np
 from gpu_families import attention, fp8, products
 from gpu_job import AGAIN, Item, Job, Lost, Skip
 from gpu_step_times import kernels, startup, step_time, torch_compile
-from gpu_steps import MICRO, TOLERANCE, precisions, step
+from gpu_steps import ONE_LAYER, TOLERANCE, precisions, step
 from gpu_sweep import sweep_attention, sweep_fp8, sweep_products
 from gpu_train import train, train_large
 
@@ -113,7 +113,7 @@ def tuning(job: Job) -> Iterator[Item]:
     from tcomp.autotune.storage import open_storage
 
     precision, machine = "bf16", job.device.machine
-    overrides = {} if job.real else {**MICRO, "L": 1}
+    overrides = {} if job.real else ONE_LAYER
     request = StepRequest("gpt2", job.config, {"B": job.batch, "T": job.length}, overrides, precision)
     module = common.load_module("gpt2", precision)
     budget = max(1.0, job.deadline - time.monotonic() - 3) if job.real else None

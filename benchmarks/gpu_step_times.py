@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from gpu_job import Item, Job, Skip, guarded
 from gpu_predictions import code_digest, key, load, predicting
-from gpu_steps import MICRO
+from gpu_steps import ONE_LAYER
 from gpu_torch import run_torch, torch_reason
 
 from tcomp.autotune.gpu_predict import launches_of
@@ -38,7 +38,7 @@ NORM_AWAY = 0.03
 
 def timed_build(job: Job, dims: Mapping[str, int] | None = None) -> common.Built:
     """The step that is timed; on the virtual GPU a tiny one."""
-    small = MICRO if not job.real else {}
+    small = ONE_LAYER if not job.real else {}
     return common.build_step(
         StepRequest(
             "gpt2",
@@ -188,6 +188,8 @@ def beside(us: float, said: Mapping[str, Any] | None) -> Item:
             "bound by": said["binding"]}  # fmt: skip
 
 
+TURNS = 5
+"""Steps whose medians are taken, behind one that does not count."""
 AHEAD = 20
 """Fills before each program, a millisecond: the host is that far ahead, and its first kernels, which are short, do not
 wait for it."""
@@ -195,9 +197,9 @@ wait for it."""
 
 def in_turn(executor: Any, clock: Any) -> dict[str, float]:
     """Microseconds of a step by kernel, all its launches together, the gaps before them and events after them included:
-    medians of five steps."""
+    medians of several steps."""
     turns: dict[str, list[float]] = {}
-    for number in range(6):
+    for number in range(1 + TURNS):
         took: dict[str, float] = {}
         profiles = []
         for program in ("micro_first", "update"):
@@ -325,15 +327,17 @@ def torch_compile(job: Job) -> Iterator[Item]:
 
 
 def startup(job: Job) -> Iterator[Item]:
-    """From the start of the process to the end of the first step of `tcomp train`: an empty cache, then a full one."""
+    """From the start of the process to the end of the first step of `tcomp train`: an empty cache, then a full one
+    (twice where there are times)."""
     import startup as starts
 
-    arguments = ["train", "gpt2", "--config", job.config, "-B", str(job.batch), "-T", str(job.length)]
+    batch = job.batch if job.real else 1
+    arguments = ["train", "gpt2", "--config", job.config, "-B", str(batch), "-T", str(job.length)]
     arguments += ["--precision", job.precision, "--steps", str(starts.STEPS), "--eval-every", "0", "--save-every", "0"]
     arguments += ["--sample", "0", "--eval-batches", "1", *device_arguments(job.device)]
-    arguments += [] if job.real else [a for k, v in MICRO.items() if k != "V" for a in ("--dim", f"{k}={v}")]
+    arguments += [] if job.real else [a for k, v in ONE_LAYER.items() if k != "V" for a in ("--dim", f"{k}={v}")]
     with tempfile.TemporaryDirectory(prefix="tcomp-startup-") as cache:
-        for name in ("empty", "full", "full"):
+        for name in ("empty", "full", "full") if job.real else ("empty", "full"):
             if job.over():
                 return
             stages = starts.tcomp_start(arguments, cache)

@@ -10,7 +10,7 @@ were timed alone, between two events, L2 full of other data: an event is in each
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,11 +104,10 @@ def read_measurements(path: Path) -> Measurements:
 
 
 def beside(
-    measured: Measurements, precision: str, predictions: Iterable[tuple[KernelPrediction, int]],
-    kernels: Mapping[str, Kernel], codes: Mapping[str, GpuKernel],
+    measured: Measurements, precision: str, predicted: Mapping[str, float], kernels: Mapping[str, Kernel],
+    codes: Mapping[str, GpuKernel],
 ) -> list[Beside]:  # fmt: skip
-    """The kernels that are still launched as when they were timed, longest in the step first."""
-    predicted = {k.name: k for k, _ in predictions}
+    """The kernels that are still launched as when they were timed, longest in the step first. `predicted`: seconds."""
     rows = []
     for timed in measured.kernels[precision]:
         if timed.changed or timed.name not in predicted or kernels[timed.name].flops != timed.flops:
@@ -116,7 +115,7 @@ def beside(
         shapes = tuple((launch.blocks, launch.threads) for launch in codes[timed.name].launches)
         if shapes == timed.launches:
             us = timed.us - measured.events[precision].time * len(shapes)
-            rows.append(Beside(timed, us, predicted[timed.name].seconds * 1e6))
+            rows.append(Beside(timed, us, predicted[timed.name] * 1e6))
     return sorted(rows, key=lambda r: -r.measured * r.timed.times)
 
 

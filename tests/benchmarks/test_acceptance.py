@@ -53,7 +53,7 @@ def test_no_driver_fails_every_section_and_says_why(tmp_path: Path, no_driver: N
     assert "no NVIDIA driver: the library libcuda.so.1 was not found" in text
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 def test_correctness_sections_on_the_virtual_gpu(tmp_path: Path) -> None:
     code, report, text = accept(tmp_path, "--virtual", "--sections", "machine,step,kernels,tuning", "--gpu", "a100")
     assert code == 0 and {s["state"] for s in report["sections"].values()} == {"ok"}, text
@@ -79,7 +79,7 @@ def rows(section: dict[str, Any], key: str) -> dict[str, Any]:
     return {i[key]: i for i in section["items"] if i["kind"] == "row"}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=35)
 def test_whole_steps_on_the_virtual_gpu(tmp_path: Path) -> None:
     sections = "precisions:fp8,step_time:bf16,train,train_large,startup,torch_compile"
     code, report, text = accept(tmp_path, "--virtual", "--sections", sections)
@@ -88,7 +88,7 @@ def test_whole_steps_on_the_virtual_gpu(tmp_path: Path) -> None:
     assert text.count("wgmma.mma_async") == 2, "neither model is about tensor cores"
     assert text.count("| the same bits |") == 4, "a second run of either model, and launch by launch"
     assert rows(found["step_time:bf16"], "program").keys() > {"tcomp bf16, one graph a program"}
-    assert rows(found["train:bf16"], "what")["resumed from step-000002"]["result"] == "the same bits at the end"
+    assert rows(found["train:bf16"], "what")["resumed from step-000001"]["result"] == "the same bits at the end"
     assert rows(found["train_large:bf16"], "what")
     assert len(rows(found["startup:bf16"], "cache")) == 2
     assert found["torch_compile:bf16"]["reason"] == "there is no GPU for it"
@@ -166,7 +166,7 @@ def main():
     small = Job(device, "tiny", 2, 16, time.monotonic() + 300)
     job = Real(device, "tiny", 2, 16, time.monotonic() + 300)
     with times.workload_folder(small, {"V": 64, "H": 1}) as (built, workload, folder):
-        times.timed_build, times.REPEATS = lambda job, dims=None: built, 2
+        times.timed_build, times.REPEATS, times.TURNS = lambda job, dims=None: built, 2, 1
         rows = [row for row in times.kernels(job) if row["kind"] == "row"]
         assert len(rows) == 1 + len(built.step.kernels), rows
         for row in rows:
@@ -188,7 +188,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 def test_times_are_taken_as_on_a_gpu(tmp_path: Path) -> None:
     """The virtual GPU taken for a real one, PyTorch on the processors: all that a GPU's run does, at tiny sizes."""
     pytest.importorskip("torch")
