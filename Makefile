@@ -15,7 +15,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE $(RUN)/python -m pytest -n $(WORKERS) -
 CODE   := dsl tcomp autotune runtime models tests benchmarks
 ARGS   ?=
 
-.PHONY: help install train test test-all test-slow lint types format check bench locks clean
+.PHONY: help install train test test-all test-slow lint types format check bench locks tables clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -101,6 +101,9 @@ locks: $(VENV)/.installed  ## tune the shipped lockfiles again, models/MODEL.GPU
 	    --ops 'matmul*' --ops '*attention*' --lock models/llama.$$gpu.lock & two=$$!; \
 	  wait $$one && wait $$two || exit 1; \
 	done
+
+tables: $(VENV)/.installed  ## write the parser's tables again, dsl/parser_tables.json, after a change to grammar.lark
+	@$(RUN)/python -m tcomp.dsl.shipped_tables
 
 clean:  ## remove build outputs (not the virtual environment, not runs/)
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis

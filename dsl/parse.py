@@ -1,8 +1,9 @@
 """Text to syntax tree: runs the LALR parser of grammar.lark and builds `dsl.ast` nodes as rules are reduced.
 
 `parse` gives a Source; bad text raises TcError with a caret and a remedy. The parser is built once per
-process. Names that stand for scalar operands (`lr`) become accesses here, since only a whole op tells them
-from indices and dimensions.
+process, from tables that come with the package (`shipped_tables.py`); for another lark they are made.
+Names that stand for scalar operands (`lr`) become accesses here, since only a whole op tells them from
+indices and dimensions.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lark.exceptions import UnexpectedInput
 from tcomp.dsl.ast import Expr, Source
 from tcomp.dsl.build import Builder
 from tcomp.dsl.layout import Layout, LayoutError
+from tcomp.dsl.shipped_tables import shipped
 from tcomp.dsl.syntax import explain_layout, explain_syntax, explain_tab
 
 _LOCK = Lock()  # the builder holds the text being parsed
@@ -30,7 +32,8 @@ _tables: Path | None = None
 
 
 def keep_tables(folder: Path) -> None:
-    """Keep the parser's tables in this folder from now on: making them takes most of a start's parsing time.
+    """Keep the parser's tables in this folder from now on, where they have to be made: that takes most of a start's
+    parsing time.
 
     The folder must be as trustworthy as the program itself, since lark reads tables by `pickle`.
     """
@@ -41,6 +44,9 @@ def keep_tables(folder: Path) -> None:
 @cache
 def _parser(builder: Builder) -> Lark:
     grammar = GRAMMAR.read_text(encoding="utf-8")
+    found = shipped(grammar)
+    if found is not None:
+        return Lark._load_from_dict(*found, postlex=Layout(), transformer=builder)
     if _tables is None:
         return _made(grammar, builder)
     parts = (grammar, lark.__version__, sys.version_info[:2])
@@ -53,6 +59,11 @@ def _parser(builder: Builder) -> Lark:
     with suppress(OSError):
         os.replace(own, kept)
     return made
+
+
+def made_parser(grammar: str) -> Lark:
+    """A parser whose tables are made here and now."""
+    return _made(grammar, _builder())
 
 
 class _TablesFile(str):

@@ -21,8 +21,11 @@ _TRIED = 4 << 20  # of each kind of page, at the end of the memory
 SMALLEST = 64 << 20
 """Less than this is not worth a thread."""
 _SLOW = 2
-"""A chunk of huge pages that took so many times as long as one of small pages is the last: threads that share a
-processor make single times longer, but not by this."""
+"""A chunk of huge pages is slow that took so many times as long as one of small pages: threads that share a processor
+make single times longer, but not by this."""
+_APART = 8
+"""Huge pages are given up at a slow chunk that comes less than so many quick ones after another slow one. Memory that
+the host has taken back lies in long runs; a single slow chunk among the quick ones is made good by the next three."""
 
 
 class Prefault:
@@ -39,6 +42,7 @@ class Prefault:
         self._pace = 0.0  # seconds that a byte of small pages takes
         self.huge = False
         """Whether the pages made present from now on are huge."""
+        self._quick = _APART  # quick chunks since the last slow one
         if sys.platform == "linux" and size >= SMALLEST:
             self._madvise = ctypes.CDLL(None).madvise  # releases the interpreter lock, as mmap's own does not
             self._madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -110,6 +114,8 @@ class Prefault:
             except IndexError:  # the other one took the last
                 return
             huge = self.huge
-            if self._populate(address, size) > _SLOW * self._pace * size and huge:
+            slow = self._populate(address, size) > _SLOW * self._pace * size
+            if slow and huge and self._quick < _APART:
                 self.huge = False
                 self._advise()
+            self._quick = 0 if slow else self._quick + 1

@@ -1,17 +1,26 @@
-"""The parser's tables kept in a folder: made once, read afterwards, made again where they are damaged."""
+"""The parser's tables: those that come with the package, and, where these are another lark's, those kept in a folder:
+made once, read afterwards, made again where they are damaged."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import lark
+import pytest
+
+from tcomp.dsl import parse, shipped_tables
+
+GRAMMAR = parse.GRAMMAR.read_text(encoding="utf-8")
 PROGRAM = """
 import sys
 from pathlib import Path
-from tcomp.dsl.parse import keep_tables, parse
-keep_tables(Path(sys.argv[1]))
-print(parse("op f(x: f32[N]) -> y: f32[N]:\\n  y[i] = 2.0 * x[i]\\n").items)
+from tcomp.dsl import parse
+parse.shipped = lambda grammar: None
+parse.keep_tables(Path(sys.argv[1]))
+print(parse.parse("op f(x: f32[N]) -> y: f32[N]:\\n  y[i] = 2.0 * x[i]\\n").items)
 """
 
 
@@ -43,3 +52,36 @@ def test_a_folder_whose_name_is_no_unicode(tmp_path: Path) -> None:
     folder = tmp_path / "\udcff"
     folder.mkdir()
     assert run(folder) == run(folder) and len(list(folder.iterdir())) == 1
+
+
+def test_the_package_has_the_tables_of_its_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lark, "__version__", json.loads(shipped_tables.FILE.read_text())["made for"]["lark"])
+    assert shipped_tables.shipped(GRAMMAR) is not None, "grammar.lark has changed: make tables"
+
+
+def test_tables_of_another_grammar_or_lark_or_damaged_ones_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, whole = tmp_path / "tables.json", shipped_tables.FILE.read_text()
+    file.write_text(whole[: len(whole) // 2])
+    assert shipped_tables.shipped(GRAMMAR, file) is None
+    file.write_text("[]")
+    assert shipped_tables.shipped(GRAMMAR, file) is None
+    assert shipped_tables.shipped(GRAMMAR, tmp_path / "missing.json") is None
+    assert shipped_tables.shipped(GRAMMAR + "\n") is None
+    monkeypatch.setattr(lark, "__version__", "0.0")
+    assert shipped_tables.shipped(GRAMMAR) is None
+
+
+def test_tables_that_were_written_parse_as_the_made_ones_do(tmp_path: Path) -> None:
+    made, text = parse.made_parser(GRAMMAR), (Path(parse.__file__).parents[1] / "models/gpt2.tc").read_text()
+    shipped_tables.write(made, GRAMMAR, tmp_path / "tables.json")
+    found = shipped_tables.shipped(GRAMMAR, tmp_path / "tables.json")
+    assert found is not None
+    builder = parse._builder()
+    read = lark.Lark._load_from_dict(*found, postlex=parse.Layout(), transformer=builder)
+    trees = []
+    for parser in (made, read):
+        builder.begin("gpt2.tc", text)
+        trees.append(parser.parse(text, start="file"))
+    assert trees[0] == trees[1]

@@ -87,17 +87,24 @@ def test_what_comes_before_is_done_by_then_and_its_error_is_raised() -> None:
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="no huge pages here")
 @pytest.mark.parametrize(
     ("tried", "chunk", "huge"),
-    [(0.9, 1.9, True), (1.1, 1.0, False), (0.9, 2.1, False)],
-    ids=["kept", "never", "given up"],
+    [
+        (0.9, [1.9], True),
+        (1.1, [1.0], False),
+        (0.9, [2.1], False),
+        (0.9, [9.0] + 8 * [0.1], True),
+        (0.9, [9.0] + 7 * [0.1], False),
+    ],
+    ids=["kept", "never", "given up", "kept: slow ones apart", "given up: slow ones near each other"],
 )
-def test_huge_pages_stay_while_they_come_faster(tried: float, chunk: float, huge: bool) -> None:
-    """The seconds that huge pages take, in those of small ones: of the first ones tried, and of each chunk."""
+def test_huge_pages_stay_while_they_come_faster(tried: float, chunk: list[float], huge: bool) -> None:
+    """The seconds that huge pages take, in those of small ones: of the first ones tried, and of chunks in turn."""
     advice: list[int] = []
     taken: list[float] = []
 
     class Slow(Prefault):
         def _populate(self, address: int, size: int) -> float:
-            taken.append([1.0, tried, chunk][min(len(taken), 2)] * size)
+            turn = len(taken) - 2
+            taken.append((chunk[turn % len(chunk)] if turn >= 0 else [1.0, tried][turn]) * size)
             return taken[-1]
 
         def _advise(self) -> None:
