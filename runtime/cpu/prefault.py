@@ -12,12 +12,13 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Callable
-from threading import Thread
+from threading import Event, Thread
 from time import perf_counter
 
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14: faults pages in as a write would, changing nothing
 _CHUNK = 4 << 20  # while a chunk is made present, whoever maps memory waits
 _TRIED = 4 << 20  # of each kind of page, at the end of the memory
+_TRIES = 2  # of huge pages: the first may be slow because another program had its turn
 SMALLEST = 64 << 20
 """Less than this is not worth a thread."""
 _SLOW = 2
@@ -47,8 +48,8 @@ class Prefault:
             self._madvise = ctypes.CDLL(None).madvise  # releases the interpreter lock, as mmap's own does not
             self._madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
             self._chunks = [(address + at, min(_CHUNK, size - at)) for at in range(0, size, _CHUNK)]
-            self._try_huge()
         self._error: BaseException | None = None
+        self._tried = Event()  # whether pages are to be huge has been found out
         self._thread: Thread | None = None
         if self._chunks:
             self._thread = Thread(target=self._run, args=(before,), name="tcomp-prefault", daemon=True)
@@ -57,10 +58,12 @@ class Prefault:
             except RuntimeError:  # not one thread more (a container's limit, say): `finish` does it all
                 self._thread = None
         if self._thread is None:  # (a thread that never runs would hold on to `before`, and by it to the memory)
+            self._tried.set()
             before()
 
     def finish(self) -> None:
         """Help until all pages are there."""
+        self._tried.wait()
         self._work()
         self._join()
         if self._error is not None:
@@ -77,6 +80,10 @@ class Prefault:
 
     def _run(self, before: Callable[[], None]) -> None:
         try:
+            try:
+                self._try_huge()
+            finally:
+                self._tried.set()
             before()
         except BaseException as e:  # whoever waits for it raises it
             self._error = e
@@ -84,18 +91,23 @@ class Prefault:
         self._work()
 
     def _try_huge(self) -> None:
-        """Some small pages, some huge ones: `huge` where those took no longer."""
+        """Some small pages, some huge ones, beside what the caller does: `huge` where those took no longer."""
         if not hasattr(mmap, "MADV_HUGEPAGE"):
             return
-        whole = self._size // _TRIED * _TRIED
-        small, large = self._address + whole - _TRIED, self._address + whole - 2 * _TRIED
+        end = self._address + self._size // _TRIED * _TRIED
+        small = end - _TRIED
         self._madvise(small, _TRIED, mmap.MADV_NOHUGEPAGE)
         self._pace = self._populate(small, _TRIED) / _TRIED
         if not self._chunks:  # a kernel that makes no pages present: there was nothing to time
             return
-        if self._madvise(large, _TRIED, mmap.MADV_HUGEPAGE) == 0:  # else a kernel without huge pages
+        for nth in range(_TRIES):
+            large = small - (1 + nth) * _TRIED
+            if self._madvise(large, _TRIED, mmap.MADV_HUGEPAGE):  # a kernel without huge pages
+                return
             self.huge = self._populate(large, _TRIED) <= self._pace * _TRIED
-            self._advise()
+            if self.huge:
+                break
+        self._advise()
 
     def _advise(self) -> None:
         self._madvise(self._address, self._size, mmap.MADV_HUGEPAGE if self.huge else mmap.MADV_NOHUGEPAGE)
@@ -115,7 +127,9 @@ class Prefault:
                 return
             huge = self.huge
             slow = self._populate(address, size) > _SLOW * self._pace * size
-            if slow and huge and self._quick < _APART:
+            if not huge:
+                continue
+            if slow and self._quick < _APART:
                 self.huge = False
                 self._advise()
             self._quick = 0 if slow else self._quick + 1

@@ -175,11 +175,14 @@ def _build(
     request: StepRequest, device: Device, module: Module, lock: Path | None, to_run: bool
 ) -> tuple[KeptStep, bool]:
     """The step of a module, and whether there was anything to warn of."""
-    from tcomp.autotune.apply import load_lock
     from tcomp.cli.kept_steps import KeptStep
     from tcomp.model.build import build_step as build
 
-    applied = load_lock(lock, module, device.machine, device.threads, request.deterministic) if lock else None
+    applied: Applied | None = None
+    if lock is not None:
+        from tcomp.autotune.apply import load_lock
+
+        applied = load_lock(lock, module, device.machine, device.threads, request.deterministic)
     lower, found = applied.lower if applied else None, device.begin if to_run else None
     request = resolved(request, module)
     try:

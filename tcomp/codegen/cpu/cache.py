@@ -129,7 +129,7 @@ class Compilers:
     def finish(self, kernels: Sequence[Kernel]) -> list[CompiledKernel]:
         """Compiled kernels in the order given. An error of a kernel's own (`Unsupported`) is raised here."""
         keys = [kernel_key(k, self.machine) for k in kernels]
-        missing = [k for k, key in zip(kernels, keys, strict=True) if not self._found(key)]
+        missing = [k for k, key in zip(kernels, keys, strict=True) if not self._found(key) and key not in self._begun]
         # The longest first, so that no worker is left with one at the end.
         for kernel in sorted(missing, key=lambda k: -len(repr(k.phases))):
             self.begin(kernel)
