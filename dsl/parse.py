@@ -23,7 +23,7 @@ from lark.exceptions import UnexpectedInput
 from tcomp.dsl.ast import Expr, Source
 from tcomp.dsl.build import Builder
 from tcomp.dsl.layout import Layout, LayoutError
-from tcomp.dsl.shipped_tables import shipped
+from tcomp.dsl.shipped_tables import from_tables, shipped
 from tcomp.dsl.syntax import explain_layout, explain_syntax, explain_tab
 
 _LOCK = Lock()  # the builder holds the text being parsed
@@ -46,7 +46,7 @@ def _parser(builder: Builder) -> Lark:
     grammar = GRAMMAR.read_text(encoding="utf-8")
     found = shipped(grammar)
     if found is not None:
-        return Lark._load_from_dict(*found, postlex=Layout(), transformer=builder)
+        return from_tables(*found, postlex=Layout(), transformer=builder)
     if _tables is None:
         return _made(grammar, builder)
     parts = (grammar, lark.__version__, sys.version_info[:2])

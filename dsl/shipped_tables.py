@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from lark import Lark
 from lark.grammar import Rule
 from lark.lexer import TerminalDef
 
+from_tables: Callable[..., Lark] = Lark._load_from_dict
+"""A parser from tables and what they refer to, and options that are objects, as lark's stand-alone parsers use it."""
 FILE = Path(__file__).with_name("parser_tables.json")
 
 
@@ -27,8 +30,8 @@ def made_for(grammar: str) -> dict[str, str]:
 
 
 def shipped(grammar: str, file: Path = FILE) -> tuple[dict[str, Any], dict[int, Any]] | None:
-    """Tables and what they refer to by numbers, for `Lark._load_from_dict` (as lark's stand-alone parsers use it); None
-    where the file has them for another grammar or another lark, or is not as it was written."""
+    """Tables and what they refer to by numbers, for `from_tables`; None where the file has them for another
+    grammar or another lark, or is not as it was written."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"), object_hook=_numbered)
         if found["made for"] != made_for(grammar):

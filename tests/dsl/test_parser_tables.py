@@ -79,7 +79,7 @@ def test_tables_that_were_written_parse_as_the_made_ones_do(tmp_path: Path) -> N
     found = shipped_tables.shipped(GRAMMAR, tmp_path / "tables.json")
     assert found is not None
     builder = parse._builder()
-    read = lark.Lark._load_from_dict(*found, postlex=parse.Layout(), transformer=builder)
+    read = shipped_tables.from_tables(*found, postlex=parse.Layout(), transformer=builder)
     trees = []
     for parser in (made, read):
         builder.begin("gpt2.tc", text)
