@@ -27,11 +27,12 @@ _TURN = "turn.0"
 @dataclass(frozen=True)
 class Rows:
     """A batched operand: `shape` of all of it, where turn i has its part at `step` * i of the first axis. A `scalar` is
-    the first of a row of values."""
+    the first of a row of values. With `gaps`, what is between the parts is others'."""
 
     shape: tuple[int, ...]
     step: int = 1
     scalar: bool = False
+    gaps: bool = False
 
 
 def batchable(kernel: Kernel) -> bool:
@@ -71,7 +72,7 @@ def batched(kernel: Kernel, turns: int, rows: Mapping[str, Rows]) -> Kernel:
         operands=buffers(kernel.operands),
         tiles=buffers(kernel.tiles),
         phases=tuple(map(around, kernel.phases)),
-        reads=kernel.reads | {n for n, r in rows.items() if n in kernel.writes and r.step > 1},
+        reads=kernel.reads | {n for n, r in rows.items() if n in kernel.writes and r.gaps},
         inplace=frozenset(),
         flops=kernel.flops * turns,
         traffic=kernel.traffic * turns,

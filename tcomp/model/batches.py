@@ -115,7 +115,7 @@ def _steps(a: PlannedLaunch, b: PlannedLaunch, persistent: Collection[Tensor]) -
     for o, v, w in zip(a.kernel.operands, a.views, b.views, strict=True):
         if v.tensor is w.tensor:
             step = w.offset - v.offset
-            if not v.elements or (step % v.elements if step else o.name in a.kernel.writes):
+            if o.name in a.kernel.writes if step == 0 else _rows(o, abs(step), 2) is None:
                 return None
             steps.append(step)
         elif v.covers and w.covers and v.tensor not in persistent and w.tensor not in persistent:
@@ -199,9 +199,9 @@ class _Batch:
 
 def _batch(run: Sequence[PlannedLaunch], persistent: Collection[Tensor]) -> _Batch | None:
     """The run as one launch; None where its operands do not go together (any more)."""
-    found = {_steps(a, b, persistent) for a, b in pairwise(run)}
-    steps = found.pop()
-    if steps is None or found:
+    between = {_steps(a, b, persistent) for a, b in pairwise(run)}
+    steps = between.pop()
+    if steps is None or between:
         return None
     if any(s is not None and s < 0 for s in steps):
         run, steps = run[::-1], tuple(None if s is None else -s for s in steps)
@@ -222,10 +222,23 @@ def _batch(run: Sequence[PlannedLaunch], persistent: Collection[Tensor]) -> _Bat
         elif step == 0:
             views.append(view)
         else:
-            each = step // view.elements
-            rows[o.name] = Rows(((len(run) - 1) * each + 1, *o.shape), each)
-            views.append(View(view.tensor, view.offset, rows[o.name].shape))
+            found = _rows(o, step, len(run))
+            if found is None or view.offset + prod(found.shape) > view.tensor.elements:
+                return None
+            rows[o.name] = found
+            views.append(View(view.tensor, view.offset, found.shape))
     return _Batch(run[0], len(run), rows, tuple(views), places)
+
+
+def _rows(o: Buffer, step: int, turns: int) -> Rows | None:
+    """So many parts of a tensor, each so many elements behind the one before; None where that is no number of rows."""
+    if not o.elements or step < o.elements:
+        return None
+    if step % o.elements == 0:
+        each = step // o.elements
+        return Rows(((turns - 1) * each + 1, *o.shape), each, gaps=each > 1)
+    rest = prod(o.shape[1:])
+    return Rows((turns, step // rest, *o.shape[1:]), gaps=True) if step % rest == 0 else None
 
 
 def _padded(o: Buffer) -> tuple[int, ...]:

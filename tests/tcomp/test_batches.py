@@ -40,8 +40,8 @@ op next(r: f32[M], h: f32[N]) -> g: f32[N]:
   a = max m: r[m]
   g[i] = select(i > 0, h[max(i - 1, 0)], a)
 
-op cast(w: f32[M], s: f32[]) -> c: f32[M], d: f32[M], t: f32[]:
-  c[m] = w[m] * s
+op cast(w: f32[M], s: f32[], r: f32[M]) -> c: f32[M], d: f32[M], t: f32[]:
+  c[m] = w[m] * s + r[m]
   d[m] = c[m] + 1.0
   t = sum m: w[m]
 
@@ -174,6 +174,7 @@ def with_casts(module: Module) -> Written:
         written.kernels[k.name] = k
     for i in range(LAYERS):
         views = {"w": View(w, i * M, (M,)), "s": written.launches[3 * i].views[-1]}
+        views["r"] = written.launches[3 * i + 1].views[-1]  # that has become a row of 16 when casts are joined
         views |= {n: tensor(f"{n}{i}", M).whole() for n in "cd"} | {"t": tensor(f"t{i}").whole()}
         for name in [n for n in written.kernels if n.startswith("cast")]:
             written.add(name, **views)
