@@ -27,21 +27,29 @@ def shape(kernel: str, directives: Mapping[str, tuple[int, ...]], given: int | S
     if required is not None:
         wanted = _dim(required)
         if found is not None and found != wanted:
-            raise UserError(f"`{kernel}` requires clusters of {wanted}, the launch asks for {found}")
+            raise UserError(
+                f"`{kernel}` requires clusters of {wanted}, the launch asks for {found}",
+                "launch it with that shape, or with none",
+            )
         found = wanted
     if found is None:
         if "explicitcluster" in directives:
-            raise UserError(f"`{kernel}` is .explicitcluster: launch it with a cluster shape")
+            raise UserError(f"`{kernel}` is .explicitcluster: launch it with a cluster shape", "give one: --cluster 2")
         return None
     size = math.prod(found)
     if min(found) < 1 or size > MOST:
         raise UserError(f"a cluster of {found} blocks: a GPU takes 1 to {PORTABLE}, {MOST} where non-portable sizes "
-                        "are allowed")  # fmt: skip
+                        "are allowed", "choose a smaller shape")  # fmt: skip
     limit = directives.get("maxclusterrank")
     if limit and size > limit[0]:
-        raise UserError(f"`{kernel}` allows {limit[0]} blocks in a cluster, the launch asks for {size}")
+        raise UserError(
+            f"`{kernel}` allows {limit[0]} blocks in a cluster, the launch asks for {size}", "choose a smaller shape"
+        )
     if any(g % c for g, c in zip(grid, found, strict=True)):
-        raise UserError(f"a grid of {grid} is no whole number of clusters of {found}")
+        raise UserError(
+            f"a grid of {grid} is no whole number of clusters of {found}",
+            "choose a grid that is a multiple of the cluster, axis by axis",
+        )
     return found
 
 

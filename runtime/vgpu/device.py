@@ -60,7 +60,10 @@ class Device:
         segment = self.memory.at(address)
         start = address - segment.base
         if start + len(raw) > segment.size:
-            raise UserError(f"writing {len(raw)} bytes at {address:#x} runs past the end of its allocation")
+            raise UserError(
+                f"writing {len(raw)} bytes at {address:#x} runs past the end of its allocation",
+                "write within what was allocated",
+            )
         segment.data[start : start + len(raw)] = raw
         segment.written(start, len(raw))
 
@@ -69,7 +72,10 @@ class Device:
         segment = self.memory.at(address)
         start, size = address - segment.base, np.dtype(dtype).itemsize * count
         if start + size > segment.size:
-            raise UserError(f"reading {size} bytes at {address:#x} runs past the end of its allocation")
+            raise UserError(
+                f"reading {size} bytes at {address:#x} runs past the end of its allocation",
+                "read within what was allocated",
+            )
         found: Array = segment.data[start : start + size].view(dtype).copy()
         return found
 
@@ -111,7 +117,8 @@ class Loaded:
     def address_of(self, s: Sym) -> int:
         if s.name not in self.addresses:
             raise UserError(
-                f"the initialiser of a variable names `{s.name}`, which is neither a variable nor a function"
+                f"the initialiser of a variable names `{s.name}`, which is neither a variable nor a function",
+                "declare it in this module: separate ones are not linked",
             )
         return self.addresses[s.name] + s.offset
 
@@ -134,7 +141,9 @@ class Loaded:
         g, b = _dim(grid), _dim(block)
         threads = math.prod(b)
         if not 0 < threads <= 1024:
-            raise UserError(f"a block of {threads} threads: a GPU takes 1 to 1024")
+            raise UserError(
+                f"a block of {threads} threads: a GPU takes 1 to 1024", "choose a block with so many threads"
+            )
         if len(args) != len(entry.params):
             takes = ", ".join(f"{p.name}: {p.type if p.count in (0, 1) else f'{p.size} bytes'}" for p in entry.params)
             raise UserError(f"`{kernel}` takes {len(entry.params)} arguments, {len(args)} were given",
@@ -177,7 +186,10 @@ class Loaded:
             dynamic = [program.offsets[n] for n in program.dynamic_shared]
             shared = max([program.shared_bytes, *dynamic]) + shared_bytes
             if shared > MAX_SHARED:
-                raise UserError(f"`{kernel}` needs {shared} bytes of shared memory; a block has {MAX_SHARED}")
+                raise UserError(
+                    f"`{kernel}` needs {shared} bytes of shared memory; a block has {MAX_SHARED}",
+                    "let the kernel take less, or give less by --shared",
+                )
             m = Machine(self.module, program, analyse(program), self.device.memory, block, shared, slots,
                         self.device.options, self.device.sm, self.addresses, cluster,
                         registers)  # fmt: skip
@@ -195,7 +207,10 @@ def _argument(p: Variable, value: Any) -> bytes:
     if isinstance(value, bytes | bytearray | np.ndarray):
         raw = bytes(value) if not isinstance(value, np.ndarray) else value.tobytes()
         if len(raw) > p.size:
-            raise UserError(f"argument `{p.name}` has {len(raw)} bytes, the parameter {p.size}")
+            raise UserError(
+                f"argument `{p.name}` has {len(raw)} bytes, the parameter {p.size}",
+                "pass a value of the parameter's size",
+            )
         return raw
     t = scalar(p.type)
     if isinstance(value, np.generic) and value.dtype.itemsize == t.size:
