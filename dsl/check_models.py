@@ -5,6 +5,8 @@ Shapes are checked in check_model_shapes.py, with numbers, at every configuratio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tcomp.dsl.ast import (
     Cache,
     DType,
@@ -55,7 +57,7 @@ def _check(model: Model, module: Module) -> None:
             hint = did_you_mean(name, bound, "tensor")
             raise TcError(f"{what} names '{name}', which `forward` does not compute", model.span, hint=hint)
     if model.optimizer is not None:
-        _check_optimizer(model, model.optimizer, module)
+        _check_optimizer(model.optimizer, module)
     check_model_shapes(model, module)
     if model.decode is not None:
         if model.logits is None:
@@ -68,11 +70,24 @@ def _check(model: Model, module: Module) -> None:
 
 
 def _check_tensors(model: Model, numbers: frozenset[str]) -> None:
+    _check_declared((*model.params, *model.inputs, *model.states, *model.caches), numbers)
+    for p in model.params:
+        _check_initialiser(p, numbers)
+        if not p.dtype.is_float:
+            raise TcError(f"parameter '{p.name}' is {p.dtype}", p.span, hint="parameters are trained, so they are real")
+        _check_group(model, p)
+    if model.params and model.optimizer is not None and all(p.frozen for p in model.params):
+        hint = "put one in a group, `in NAME`, or drop the optimizer"
+        raise TcError(f"all parameters of '{model.name}' are frozen", model.params[0].span, hint=hint)
+    _check_ties(model)
+    for i in model.inputs:
+        if i.below is not None:
+            check_number(i.below, numbers, f"the bound of '{i.name}'")
+
+
+def _check_declared(declared: Sequence[ParamDecl | InputDecl | StateDecl | Cache], numbers: frozenset[str]) -> None:
+    """Names are new, and shapes are of the model's numbers."""
     seen: set[str] = set()
-    groups = [g.name for g in model.optimizer.groups] if model.optimizer else []
-    declared: tuple[ParamDecl | InputDecl | StateDecl | Cache, ...] = (
-        *model.params, *model.inputs, *model.states, *model.caches,
-    )  # fmt: skip
     for d in declared:
         if d.name in seen:
             raise TcError(f"'{d.name}' is declared twice", d.span, hint="rename one of them")
@@ -81,38 +96,36 @@ def _check_tensors(model: Model, numbers: frozenset[str]) -> None:
         seen.add(d.name)
         for e in d.shape:
             check_number(e, numbers, f"the shape of '{d.name}'")
-    for p in model.params:
-        init = p.init
-        if init.function not in INITIALISERS:
-            hint = did_you_mean(init.function, INITIALISERS, "initialiser")
-            raise TcError(f"unknown initialiser '{init.function}'", init.span, hint=hint)
-        if len(init.args) != INITIALISERS[init.function]:
-            wanted = "normal(std), uniform(bound), zeros or ones"
-            number = count(INITIALISERS[init.function], "value")
-            raise TcError(f"'{init.function}' takes {number}", init.span, hint=f"write {wanted}")
-        for e in init.args:
-            check_number(e, numbers, f"the initialiser of '{p.name}'")
-        if not p.dtype.is_float:
-            raise TcError(f"parameter '{p.name}' is {p.dtype}", p.span, hint="parameters are trained, so they are real")
-        if p.frozen and p.group:
-            hint = f"drop `in {p.group}`, or `frozen`"
-            raise TcError(f"'{p.name}' is frozen, so no optimizer's group trains it", p.span, hint=hint)
-        if model.caches or p.frozen:
-            continue  # (the decoding form has no optimizer)
-        if groups and p.group not in groups:
-            hint = did_you_mean(p.group, groups, "group") if p.group else f"add `in {groups[0]}`, or `frozen`"
-            message = f"unknown parameter group '{p.group}'" if p.group else f"'{p.name}' is in no parameter group"
-            raise TcError(message, p.span, hint=hint)
-        if p.group and not groups:
-            hint = f"add `group {p.group}: ...` to the optimizer"
-            raise TcError(f"unknown parameter group '{p.group}'", p.span, hint=hint)
-    if model.params and model.optimizer is not None and all(p.frozen for p in model.params):
-        hint = "put one in a group, `in NAME`, or drop the optimizer"
-        raise TcError(f"all parameters of '{model.name}' are frozen", model.params[0].span, hint=hint)
-    _check_ties(model)
-    for i in model.inputs:
-        if i.below is not None:
-            check_number(i.below, numbers, f"the bound of '{i.name}'")
+
+
+def _check_initialiser(p: ParamDecl, numbers: frozenset[str]) -> None:
+    init = p.init
+    if init.function not in INITIALISERS:
+        hint = did_you_mean(init.function, INITIALISERS, "initialiser")
+        raise TcError(f"unknown initialiser '{init.function}'", init.span, hint=hint)
+    if len(init.args) != INITIALISERS[init.function]:
+        wanted = "normal(std), uniform(bound), zeros or ones"
+        number = count(INITIALISERS[init.function], "value")
+        raise TcError(f"'{init.function}' takes {number}", init.span, hint=f"write {wanted}")
+    for e in init.args:
+        check_number(e, numbers, f"the initialiser of '{p.name}'")
+
+
+def _check_group(model: Model, p: ParamDecl) -> None:
+    """A parameter that is trained is in one of the optimizer's groups, if it has any; a frozen one is in none."""
+    if p.frozen and p.group:
+        hint = f"drop `in {p.group}`, or `frozen`"
+        raise TcError(f"'{p.name}' is frozen, so no optimizer's group trains it", p.span, hint=hint)
+    if model.caches or p.frozen:
+        return  # (the decoding form has no optimizer)
+    groups = [g.name for g in model.optimizer.groups] if model.optimizer else []
+    if groups and p.group not in groups:
+        hint = did_you_mean(p.group, groups, "group") if p.group else f"add `in {groups[0]}`, or `frozen`"
+        message = f"unknown parameter group '{p.group}'" if p.group else f"'{p.name}' is in no parameter group"
+        raise TcError(message, p.span, hint=hint)
+    if p.group and not groups:
+        hint = f"add `group {p.group}: ...` to the optimizer"
+        raise TcError(f"unknown parameter group '{p.group}'", p.span, hint=hint)
 
 
 def _check_ties(model: Model) -> None:
@@ -156,7 +169,11 @@ def _check_states(model: Model, module: Module) -> None:
 # ---------------------------------------------------------------------------------------- optimizer
 
 
-def _check_optimizer(model: Model, o: Optimizer, module: Module) -> None:
+_COUNTED = {"step": "it counts the steps", "first": "it is the place of a group's first element"}
+"""Scalar operands that the step itself gives, and what they are."""
+
+
+def _check_optimizer(o: Optimizer, module: Module) -> None:
     hyper = [n for n, _ in o.hyper]
     for n in hyper:
         if hyper.count(n) > 1:
@@ -175,29 +192,37 @@ def _check_optimizer(model: Model, o: Optimizer, module: Module) -> None:
         results |= {r.name for r in op.outputs}
     if o.schedule is not None and "lr" not in {r.name for r in module.ops[o.schedule].outputs}:
         raise TcError(f"`lr by {o.schedule}` gives no 'lr'", o.span, hint="name the op's output `lr: f32[]`")
+    _check_hyper(o, used, module)
+    _check_group_values(o, module.ops[o.op])
+
+
+def _check_hyper(o: Optimizer, used: set[str], module: Module) -> None:
+    """Every hyperparameter is a number, and read by an op (`used`) from where no other value comes."""
     scalars = sorted(p.name for n in (o.schedule, o.norm, o.op) if n for p in module.ops[n].params if not p.shape)
     given = {r.name: f"`{what} {n}` gives it" for n, what in ((o.schedule, "lr by"), (o.norm, "norm by")) if n
              for r in module.ops[n].outputs}  # fmt: skip
-    counted = {"step": "it counts the steps", "first": "it is the place of a group's first element"}
-    for n in hyper:
-        if n in given or n in counted:
+    for n, e in o.hyper:
+        if n in given or n in _COUNTED:
             hint = "drop one of the two" if n in given else "call the operand by another name"
-            raise TcError(f"hyperparameter '{n}' would not be read: {(given | counted)[n]}", o.span, hint=hint)
+            raise TcError(f"hyperparameter '{n}' would not be read: {(given | _COUNTED)[n]}", o.span, hint=hint)
         if n not in used:
             hint = did_you_mean(n, scalars, "scalar operand")
             raise TcError(f"hyperparameter '{n}' is read by no op of the optimizer", o.span, hint=hint)
-    own = {p.name for p in module.ops[o.op].params if not p.shape}
+        check_number(e, frozenset(), f"the value of '{n}'")
+
+
+def _check_group_values(o: Optimizer, op: Op) -> None:
+    """Every value of a group is a number, for a scalar operand of the optimizer's op."""
+    own = {p.name for p in op.params if not p.shape}
     for g in o.groups:
         for n, e in g.values:
-            if n in counted:
+            if n in _COUNTED:
                 hint = "call the operand by another name"
-                raise TcError(f"group '{g.name}' sets '{n}', but {counted[n]}", g.span, hint=hint)
+                raise TcError(f"group '{g.name}' sets '{n}', but {_COUNTED[n]}", g.span, hint=hint)
             if n not in own:
                 hint = did_you_mean(n, sorted(own), "scalar operand")
                 raise TcError(f"group '{g.name}' sets '{n}', which op '{o.op}' does not read", g.span, hint=hint)
             check_number(e, frozenset(), f"the value of '{n}'")
-    for n, e in o.hyper:
-        check_number(e, frozenset(), f"the value of '{n}'")
 
 
 def _check_bound(
