@@ -27,7 +27,7 @@ from tcomp.dsl.shipped_tables import from_tables, shipped
 from tcomp.dsl.syntax import explain_layout, explain_syntax, explain_tab
 
 _LOCK = Lock()  # the builder holds the text being parsed
-GRAMMAR = Path(__file__).with_name("grammar.lark")
+GRAMMAR: Path = Path(__file__).with_name("grammar.lark")
 _tables: Path | None = None
 
 
