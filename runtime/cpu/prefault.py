@@ -16,8 +16,8 @@ from threading import Event, Thread
 from time import perf_counter
 
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14: faults pages in as a write would, changing nothing
-_CHUNK = 4 << 20  # while a chunk is made present, whoever maps memory waits
-_TRIED = 4 << 20  # of each kind of page, at the end of the memory
+_CHUNK = 2 << 20  # while a chunk is made present, whoever maps memory waits
+_TRIED = 2 << 20  # of each kind of page, at the end of the memory
 _TRIES = 2  # of huge pages: the first may be slow because another program had its turn
 SMALLEST = 64 << 20
 """Less than this is not worth a thread."""
