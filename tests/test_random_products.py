@@ -105,6 +105,11 @@ def test_any_product(seed: int) -> None:
     product(seed)
 
 
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 7))])
+def test_any_product_in_tiles_that_are_no_whole_instructions(seed: int) -> None:
+    holds(RandomProduct(seed, cut=True), seed)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 118))
 def test_many_products(seed: int) -> None:

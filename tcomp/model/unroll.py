@@ -113,6 +113,9 @@ class _Builder:
         for i in self.model.inputs:
             inputs[i.name] = self.declare(i.name, i.dtype, self.shape(i.shape, f"'{i.name}'"), "input")
             bounds[i.name] = 0 if i.below is None else self.integer(i.below, {})
+            if i.below is not None and bounds[i.name] < 1:
+                hint = "bound it by how many there are, such as the rows of the table that it picks"
+                raise self.error(f"no value of '{i.name}' is from 0 on and below {bounds[i.name]}", i.span, hint)
         states = {}
         for x in self.model.states:
             states[self.declare(x.name, x.dtype, self.shape(x.shape, f"'{x.name}'"), "state")] = x.op

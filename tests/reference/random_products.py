@@ -2,7 +2,8 @@
 
 Operands lie in any order, with other indices and offsets among their subscripts, of any type that an instruction takes.
 What is computed from a sum leaves in several results: rounded, activated, turned round, summed along rows or columns.
-A schedule may be illegal; the compiler has to refuse those, with a place and a remedy.
+A schedule may be illegal; the compiler has to refuse those, with a place and a remedy. Tiles are whole instructions, if
+they are not asked to be `cut`: then of any size, also one that no other is a multiple of.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ GUARDS = ["k <= m", "m <= k", "k < c + 3", "k <= m + 5 and k > m - 9", "k < c"]
 class RandomProduct:
     """The op `f` of one seed, `text` with its schedule, `target`, `dims` and multiprocessors of the GPU."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, cut: bool = False) -> None:
         self.random = r = random.Random(seed)
+        self.cuts = random.Random(seed) if cut else None
         self.target = r.choice(TARGETS)
         self.multiprocessors = r.choice([1, 2, 3, 132])
         self.group = self.target == "sm_90a" and r.random() < 0.75
@@ -149,6 +151,7 @@ class RandomProduct:
         step, stages = unit * r.choice([1, 2, 4] if self.left != "f32" else [1, 2, 4, 4]), r.choice([1, 2, 2, 3, 4])
         rows, columns = self._tiles(r.choice([1, 1, 1, 2, 2, 4]) if self.tma else 1)
         self.divided = r.random() < (0.5 if self.direct else 0.15)
+        step = self._cut(step)
         part = f"grid.z({step * r.randint(1, 3)}) / " if self.divided else ""
         pipe = f"pipe({step}, {stages}) / " if stages > 1 or r.random() < 0.5 else f"seq({step}) / "
         if not part and self.dims["K"] <= 128 and r.random() < 0.08:
@@ -168,15 +171,21 @@ class RandomProduct:
         if self.group:
             groups, columns = r.randint(1, 3), r.choice([8, 16, 24, 32, 48, 64, 64, 96, 128, 128, 160, 192, 256])
             limit = r.choice(["", "", ", 1", ", 2"])
-            wide = "mma" if whole else f"grid.x({columns}) / mma"
-            return f"{blocks(64 * groups)} / warpgroup(64{limit}) / mma", wide
-        own_m, own_n = 16 * r.randint(1, 4), 16 * r.randint(1, 4)
+            wide = "mma" if whole else f"grid.x({self._cut(columns)}) / mma"
+            return f"{blocks(self._cut(64 * groups, often=0.3))} / warpgroup(64{limit}) / mma", wide
+        own_m, own_n = self._cut(16 * r.randint(1, 4)), self._cut(16 * r.randint(1, 4))
         warps_m, warps_n = r.randint(1, 3), r.randint(1, 3)
         limit_m, limit_n = (r.choice(["", "", "", ", 2"]) for _ in range(2))
         down = f"warp.y({own_m}{limit_m}) / " if warps_m > 1 or r.random() < 0.7 else ""
         across = f"warp.x({own_n}{limit_n}) / " if warps_n > 1 or r.random() < 0.7 else ""
-        wide = "" if whole else f"grid.x({own_n * warps_n}) / "
-        return f"{blocks(own_m * warps_m)} / {down}mma", f"{wide}{across}mma"
+        wide = "" if whole else f"grid.x({self._cut(own_n * warps_n, often=0.3)}) / "
+        return f"{blocks(self._cut(own_m * warps_m, often=0.3))} / {down}mma", f"{wide}{across}mma"
+
+    def _cut(self, tile: int, often: float = 0.6) -> int:
+        """A size near that of whole instructions, if tiles may be cut."""
+        if self.cuts is None or self.cuts.random() >= often:
+            return tile
+        return max(1, tile + self.cuts.choice([-13, -9, -8, -8, -7, -4, -1, 1, 4, 8, 8, 12, 16]))
 
     def _staging(self) -> None:
         r = self.random

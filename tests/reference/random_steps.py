@@ -20,6 +20,7 @@ from tcomp.dsl.ast import DType, Module
 from tcomp.dsl.load import load_text
 from tcomp.errors import UserError
 from tcomp.machine.cpu import CpuMachine, detect
+from tcomp.machine.gpu import GpuMachine
 from tcomp.model.build import build_step
 from tcomp.model.graph import Graph, Node, Tensor
 from tcomp.model.programs import Programs, build_programs
@@ -73,23 +74,24 @@ class Case:
     def machine(self) -> CpuMachine:
         return detect(self.request.level)
 
-    def build(self) -> Step:
+    def build(self, gpu: GpuMachine | None = None) -> Step:
+        """The step for the request's CPU, or for a GPU."""
         q = self.request
         request = StepRequest(
             "m", "c", self.model.sizes, precision=q.precision, accumulation=q.accumulation,
             recompute="cheap" if q.cheap else "never",
         )  # fmt: skip
-        step = build_step(self.module, request, self.machine, q.threads)
-        return step if q.budget >= 1.0 else self.within(step, request)
-
-    def within(self, step: Step, request: StepRequest) -> Step:
-        """In less memory, where that can be met."""
+        machine, threads = (self.machine, q.threads) if gpu is None else (gpu, 1)
+        step = build_step(self.module, request, machine, threads)
+        if q.budget >= 1.0:
+            return step
+        # In less memory, where that can be met.
         kept = sum(s.bytes for s in step.slots.values() if s.kind not in TEMPORARY)
-        whole = step.memory_bytes(self.request.threads)
+        whole = step.memory_bytes(threads)
         limit = int(whole - max(0, step.arena_bytes - kept) * (1 - self.request.budget))
         try:
             tight = replace(request, memory_limit=limit, recompute="to fit")
-            return build_step(self.module, tight, self.machine, self.request.threads)
+            return build_step(self.module, tight, machine, threads)
         except UserError:
             return step
 

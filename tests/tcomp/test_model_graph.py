@@ -186,3 +186,11 @@ def test_two_calls_do_not_keep_their_positions_in_one_part_of_a_cache() -> None:
     with pytest.raises(TcError, match="'keys' of 'attention_at' is here a part of cache 'keys' that the call") as e:
         build_graph(module, "gpt2", "tiny", {"B": 1, "T": 1, "W": 8}, decode=True)
     assert "give the cache an axis for both" in e.value.hint
+
+
+def test_an_input_that_has_no_value_is_refused() -> None:
+    module = load_text(
+        GPT2.read_text().replace("input targets: i32[B, T] below V", "input targets: i32[B, T] below 2 - S")
+    )
+    with pytest.raises(TcError, match="no value of 'targets' is from 0 on and below -126"):
+        build_graph(module, "gpt2", "tiny", {"B": 1, "T": 1})
