@@ -105,7 +105,9 @@ def test_any_product(seed: int) -> None:
     product(seed)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 7))])
+@pytest.mark.parametrize(
+    "seed", [3, 7, 10, 11, *(pytest.param(s, marks=pytest.mark.slow) for s in (0, 5, 6, 8, 9, 12))]
+)
 def test_any_product_in_tiles_that_are_no_whole_instructions(seed: int) -> None:
     holds(RandomProduct(seed, cut=True), seed)
 
