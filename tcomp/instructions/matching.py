@@ -180,7 +180,7 @@ def match(c: Compute, buffers: Mapping[str, Buffer], target: str, instructions: 
     _check_place(a, found.left, found, m, k)
     _check_place(b, found.right, found, n, k)
     _check_result(c, buffers, found)
-    _check_extents(found, c.target.tensor, m, n, k)
+    _check_extents(found, c.target.tensor.partition(".")[0], m, n, k)
     return Match(found, m, n, k, a, b)
 
 
