@@ -7,6 +7,8 @@ serialised.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -61,11 +63,13 @@ def inputs_of(op: Op, dims: dict[str, int]) -> dict[str, Array]:
     return found
 
 
-def close(name: str, target: str, dims: dict[str, int]) -> None:
+def close(
+    name: str, target: str, dims: dict[str, int], chosen: Mapping[str, int | float] = MappingProxyType({})
+) -> None:
     module, machine = eight_bit_layers(), machine_for_target(target)
     op = bound(module.ops[name], DType.BF16)
     inputs = inputs_of(op, dims_of(name, dims))
-    lowered = lower(op, module, dims_of(name, dims), machine)
+    lowered = lower(op, module, dims_of(name, dims), machine, chosen=chosen)
     found = execute(lowered, op, inputs, machine, conflicts=0)
     for output, x in evaluate(op, module, inputs, dims_of(name, dims)).items():
         # wgmma keeps 14 bits of a sum, results are rounded to 8. Scales are in f32, so that a value which the oracle
@@ -94,6 +98,18 @@ def test_layers_are_the_oracles(name: str, backward: str, target: str) -> None:
 )
 def test_tall_wide_and_tiny(name: str, target: str, sizes: tuple[int, int, int]) -> None:
     close(name, target, dict(zip("MNK", sizes, strict=True)) | {"H": 16})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, sizes, chosen",
+    [
+        ("linear_gelu_fp8_block", (300, 48, 144), {"BM": 256, "S": 2}),
+        ("linear_gelu_fp8_block.backward", (520, 144, 48), {"dX.BM": 256, "dX.S": 3}),
+    ],
+)
+def test_rows_that_warpgroups_take_in_turns(name: str, sizes: tuple[int, int, int], chosen: dict[str, int]) -> None:
+    close(name, "sm_90a", dict(zip("MNK", sizes, strict=True)), chosen)
 
 
 @pytest.mark.parametrize("rows, columns", [(32, 48), (24, 528), (1, 16)])

@@ -33,6 +33,7 @@ from tcomp.schedule.prefetch import check_fetched, prefetched
 from tcomp.schedule.promotion import check_promotion
 from tcomp.schedule.resolve import LevelError, LevelRules
 from tcomp.schedule.result_panels import in_panels
+from tcomp.schedule.row_groups import in_row_groups
 from tcomp.schedule.scopes import assign_scopes
 from tcomp.schedule.stager import Stager
 from tcomp.schedule.staging import Staging
@@ -207,7 +208,7 @@ class GpuFamily:
         inplace: Pairs,
         text: str | None,
     ) -> tuple[dict[str, Buffer], Phases]:
-        laid = laid_out(assign_scopes(tiles, phases, text), phases)
+        laid = in_row_groups(*laid_out(assign_scopes(tiles, phases, text), phases))
         every, phases = in_panels(*laid, shape, self.machine.shared_per_block, plan.flags.sides)
         stay = plan.flags.producer is not None and plan.flags.order.persistent
         return every, late_copies(phases) if stay else phases

@@ -189,8 +189,11 @@ class GpuEvaluator(Evaluator):
                 continue
             at = self.domain.places[e.axis]
             own = at.numbers[point[e.axis]]
-            turns, rest = divmod(e.shift, spread.lanes * spread.grain)  # (a shift is whole turns of the lanes)
-            found = per_thread if own is None or (e.shift and (rest or spread.warp)) else own + turns * spread.grain
+            # (A shift is whole turns of the lanes, or of the warps.)
+            turn = spread.warps * spread.warp_tile if spread.warp else spread.lanes * spread.grain
+            turns, rest = divmod(e.shift, turn)
+            each = spread.per_thread(turn)
+            found = per_thread if own is None or rest else own + turns * each
             if not same_sharing(at.spread, spread) or found >= per_thread:
                 raise Unsupported(
                     f"'{buffer.name}' in registers is not shared out like the index '{e.axis}' that walks it"

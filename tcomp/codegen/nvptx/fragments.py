@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tcomp.codegen.llvm.bounds import integer_value
 from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.integers import affine_form
 from tcomp.codegen.llvm.types import F32, IrValue
 from tcomp.codegen.nvptx import formats
 from tcomp.codegen.nvptx.domain import GpuScope
@@ -47,8 +48,8 @@ def subscript_start(em: GpuEmitter, scope: GpuScope, subscript: Expr, axis: Axis
     match subscript:
         case Name():
             return integer_value(em, axis.start, scope)
-        case Binary("-", Name(), start) if start == axis.start:
-            return 0
         case Binary("-", Name(), start):
-            return integer_value(em, Binary("-", axis.start, start), scope)
+            place = Binary("-", axis.start, start)
+            form = affine_form(place)
+            return form.constant if form is not None and not form.terms else integer_value(em, place, scope)
     raise Unsupported(f"a matrix operand at subscript {subscript}")

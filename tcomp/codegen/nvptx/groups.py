@@ -18,6 +18,11 @@ from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator, wait_groups
 
 _UNLIKELY = 0x35A7C96B
+_NEVER = (
+    "{ .reg .b32 x; .reg .pred p; mov.u32 x, %ctaid.x; shr.u32 x, x, 31; setp.ne.u32 p, x, 0; "
+    "L: @p nanosleep.u32 1; @p bra L; }"
+)
+"""A loop of no turns (no grid has so many blocks), which the assembler moves nothing across."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,10 @@ class Groups:
         self.beside: tuple[IrValue, ...] = ()
         """Registers last written beside what runs, with no branch since."""
         self._cells: dict[int, tuple[IrValue, ...]] = {}
+        self.written: tuple[IrValue, ...] = ()
+        """Registers that the last Compute wrote."""
+        self._ended: set[str] = set()
+        """Results of groups that ended in this turn."""
 
     def issue(self, generator: WarpgroupGenerator) -> None:
         """Start a contraction."""
@@ -95,6 +104,7 @@ class Groups:
         if len(self.pending) > keep:
             self._await(len(self.pending) - keep)
         self.pending = [replace(g, late=True) for g in self.pending]
+        self._ended.clear()
 
     def resume(self, generator: WarpgroupGenerator) -> None:
         """The turn before has left this contraction running."""
@@ -112,8 +122,11 @@ class Groups:
         return max((i + 1 for i in found), default=int(late))
 
     def _start(self, generator: WarpgroupGenerator, inputs: list[IrValue], late: bool = False) -> None:
-        slots = generator.issue(inputs)
         target = generator.node.target.tensor
+        if target in self._ended:
+            # What has read the result stays before what makes it anew: it would take other registers.
+            self.em.between(_NEVER, self.written)
+        slots = generator.issue(inputs)
         earlier = [g for g in self.pending if g.target == target]
         tiles = generator.tiles().union(*(g.tiles for g in earlier))
         late = late or any(g.late for g in earlier)
@@ -126,6 +139,7 @@ class Groups:
         if self.beside and any(g.late for g in done):
             self._first_of_all()
         for g in done:
+            self._ended.add(g.target)
             wait_groups(self.em, pending, g.slots)
             pending = None  # one wait is for all
         if any(g.late for g in done) and not any(g.late for g in self.pending):

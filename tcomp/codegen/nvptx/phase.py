@@ -289,6 +289,7 @@ class PhaseGenerator:
             case Compute():
                 self.compute(s, self.pipe.hold if alone and self.pipe else None)
                 self.groups.beside = written(self, s)
+                self.groups.written = tuple(self.scope.fragments.get(s.target.tensor, ()))
             case Pack() if s.by == "tma":
                 self.copies.tiles[id(s)].fill()
             case Pack():

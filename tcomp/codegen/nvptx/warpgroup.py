@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from llvmlite import ir
 
 from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.integers import affine_form
 from tcomp.codegen.llvm.types import F32, I32, IrValue
 from tcomp.codegen.nvptx.descriptor import ADDRESS, Descriptors, descriptors
 from tcomp.codegen.nvptx.domain import GpuScope
@@ -59,6 +60,7 @@ class WarpgroupGenerator:
         self.steps = range(0, _depth(match.k, match.instruction.k), match.instruction.k)
         self.left = None if match.a.in_registers else descriptors(match.a)
         self.right = descriptors(match.b)
+        self.first_row = 0 if match.a.in_registers else self._first_row()
 
     def generate(self, beside: Callable[[], None] | None = None) -> None:
         """The contraction from its issue to its wait, or to that of the turn before; what `beside` writes stands
@@ -143,7 +145,7 @@ class WarpgroupGenerator:
         em.here()
         axes = (own, self.match.k) if o.along_k else (self.match.k, own)
         starts = [subscript_start(em, self.scope, s, a) for s, a in zip(o.factor.access.subscripts, axes, strict=True)]
-        if starts != [0, 0]:
+        if starts != [self.first_row if a is self.match.m else 0 for a in axes]:
             tensor, loop = o.buffer.name.partition(".shared")[0], self.match.k.name
             raise Unsupported(
                 f"wgmma on a part of the tile '{o.buffer.name}'", o.factor.access.span,
@@ -196,6 +198,15 @@ class WarpgroupGenerator:
         # Zeros past a known end are one value to the compiler, and no two of these may share a register.
         return [self.em.asm("mov.b32 $0, $1;", I32, "=r,r", [r], effect=True) for r in found]
 
+    def _first_row(self) -> int:
+        """The row of the left operand's tile that the product begins at, where that is a number; it goes into the
+        instructions' own displacements. (Products of a tile's other rows then share the descriptors.)"""
+        a, m = self.match.a, self.match.m
+        begin = affine_form(m.start)
+        row = a.factor.access.subscripts[0 if a.along_k else 1]
+        place = None if begin is None else affine_form(row, {m.name: begin})
+        return place.constant if place is not None and not place.terms else 0
+
     def _text(self, results: int, ties: int, inputs: int, wait: str) -> str:
         """The instructions. Behind the accumulators come the right descriptor's lower half, then the left one's or its
         registers, then the upper halves in the same order."""
@@ -221,7 +232,7 @@ class WarpgroupGenerator:
         if self.left is None:
             at = first + 4 * (turn * len(self.steps) + number)
             return "{" + ", ".join(f"${at + r}" for r in range(4)) + "}"
-        low = self.left.offset(turn * self.groups * ROWS, k)
+        low = self.left.offset(self.first_row + turn * self.groups * ROWS, k)
         own = first + (self.present[turn] != self.present[0])
         lines.append(f"add.s32 x, ${own}, {low}; mov.b64 da, {{x, ${high}}};")
         return "da"

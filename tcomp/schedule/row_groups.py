@@ -1,0 +1,126 @@
+"""Products whose rows go through the same registers in turns, a group of 64 for each warpgroup at a time.
+
+    pipe g.0:                              -->   pipe g.0:
+      part = X W           m: 256 rows             part = X W           m: the first 128 rows
+      acc += part u        m: 256 rows             acc += part u
+                                                   part = X W           m: the other 128 rows
+                                                   acc += part u
+
+Where the statements right behind a product are all that reads its result, row by row, each group's can be read before
+the next is made: two warpgroups so have tiles of 256 rows, with the registers of `acc` and of half of `part`. While
+one of them does what follows its product the other multiplies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, children, rebuild
+from tcomp.ir.tile import Axis, Buffer, Compute, Fragment, Loop, Scope, Statement
+from tcomp.ir.walk import accesses_of, computes, reads_of
+from tcomp.schedule.fold import fold, sub
+
+Phases = list[tuple[Statement, ...]]
+
+
+def in_row_groups(tiles: Mapping[str, Buffer], phases: Phases) -> tuple[dict[str, Buffer], Phases]:
+    """The tiles with those of such products cut to one group of rows, and the phases that use them so."""
+    met: dict[str, int] = {}
+    for phase in phases:
+        for c in computes(phase):
+            for name in {a.tensor for a in accesses_of(c)}:
+                met[name] = met.get(name, 0) + 1
+    cut: dict[str, Buffer] = {}
+    grouped = [_body(phase, tiles, met, cut) for phase in phases]
+    return {**tiles, **cut}, grouped
+
+
+def _body(
+    body: Sequence[Statement], tiles: Mapping[str, Buffer], met: Mapping[str, int], cut: dict[str, Buffer]
+) -> tuple[Statement, ...]:
+    out: list[Statement] = []
+    done = 0
+    for i, s in enumerate(body):
+        if i < done:
+            continue
+        if isinstance(s, Loop):
+            out.append(replace(s, body=_body(s.body, tiles, met, cut)))
+            continue
+        rows = _rows(s, tiles) if isinstance(s, Compute) else None
+        readers = [] if rows is None else _readers(s, rows, body[i + 1 :])
+        if not isinstance(s, Compute) or rows is None or len(readers) + 1 != met[s.target.tensor]:
+            out.append(s)
+            continue
+        done = i + 1 + len(readers)
+        size, tile = _group(rows), tiles[s.target.tensor]
+        place = s.target.subscripts.index(sub(Name(rows.name), rows.start))
+        cut[tile.name] = replace(tile, shape=tuple(size if d == place else n for d, n in enumerate(tile.shape)))
+        for start in range(0, rows.block, size):
+            out += [_narrowed(x, rows, start, size, tile.name) for x in (s, *readers)]
+    return tuple(out)
+
+
+def _rows(c: Compute, tiles: Mapping[str, Buffer]) -> Axis | None:
+    """The rows of a product that warpgroups take in several whole groups; None where it does not."""
+    tile = tiles.get(c.target.tensor)
+    if not c.instruction.startswith("wgmma") or c.accumulate or c.late or tile is None:
+        return None
+    if tile.scope is not Scope.REGISTERS or not isinstance(tile.layout, Fragment):
+        return None
+    rows = next((a for a in c.axes if a.spread is not None and a.spread.warp and a.name not in c.reduced), None)
+    if rows is None or rows.block <= _group(rows) or rows.block % _group(rows):
+        return None
+    return rows if sub(Name(rows.name), rows.start) in c.target.subscripts else None
+
+
+def _group(rows: Axis) -> int:
+    """Rows that all warps together take in one turn."""
+    assert rows.spread is not None
+    return rows.spread.warps * rows.spread.warp_tile
+
+
+def _readers(product: Statement, rows: Axis, behind: Sequence[Statement]) -> list[Compute]:
+    """The maps right behind a product that read its result, each row of it where they write that row themselves, and
+    nothing that another row of them writes."""
+    assert isinstance(product, Compute)
+    name, found = product.target.tensor, list[Compute]()
+    for s in behind:
+        if not isinstance(s, Compute) or s.reduced or s.instruction or s.only is not None or s.turns is not None:
+            break
+        if rows not in s.axes or {a.subscripts for a in reads_of(s) if a.tensor == name} != {product.target.subscripts}:
+            break
+        found.append(s)
+    written = {s.target.tensor: s.target for s in found}
+    elsewhere = [a for s in found for a in accesses_of(s) if a.tensor in written and a != written[a.tensor]]
+    return found if not elsewhere and written.keys().isdisjoint(a.tensor for a in accesses_of(product)) else []
+
+
+def _narrowed(s: Compute, rows: Axis, start: int, size: int, name: str) -> Compute:
+    """The statement for `size` rows from the axis's value number `start` on."""
+    first = fold(Binary("+", rows.start, Num(start)))
+    end: Expr = fold(Binary("+", rows.start, Num(start + size)))
+    whole = {Binary("+", rows.start, Num(rows.block)), fold(Binary("+", rows.start, Num(rows.block)))}
+    for e in _ends(rows.stop):
+        if e not in whole:
+            end = Call("min", (end, e))
+
+    def moved(e: Expr) -> Expr:
+        if isinstance(e, Access) and e.tensor == name:
+            before, after = sub(Name(rows.name), rows.start), sub(Name(rows.name), first)
+            return replace(e, subscripts=tuple(after if x == before else x for x in e.subscripts))
+        kids = children(e)
+        return rebuild(e, tuple(moved(k) for k in kids)) if kids else e
+
+    target = moved(s.target)
+    assert isinstance(target, Access)
+    axes = tuple(replace(a, start=first, stop=end, block=size) if a.name == rows.name else a for a in s.axes)
+    guard = None if s.guard is None else moved(s.guard)
+    return replace(s, axes=axes, target=target, value=moved(s.value), guard=guard)
+
+
+def _ends(stop: Expr) -> tuple[Expr, ...]:
+    match stop:
+        case Call("min", args):
+            return tuple(e for a in args for e in _ends(a))
+    return (stop,)

@@ -1,0 +1,67 @@
+"""Products whose rows go through the same registers in turns (`schedule/row_groups.py`): what tile IR says of them, and
+that the assembler keeps to it. Results: tests/test_fp8_tensor_cores.py."""
+
+from __future__ import annotations
+
+import re
+
+from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.dsl.ast import DType
+from tcomp.dsl.load import library, load_text
+from tcomp.dsl.printer import print_expression
+from tcomp.dsl.storage import bound
+from tcomp.ir.tile import Compute, Kernel, Loop
+from tcomp.ir.walk import computes, loops_in
+from tcomp.machine.gpu import machine_for_target
+from tcomp.schedule.lower import lower
+
+H100 = machine_for_target("sm_90a")
+
+
+def product(text: str = "", rows: int = 512) -> Kernel:
+    """The product of 8-bit values with block scales, two warpgroups with tiles of 256 rows."""
+    file = library() / "ops" / "fp8_block.tc"
+    module = load_text(text or file.read_text(), str(file))
+    op = bound(module.ops["matmul_fp8_block"], DType.BF16)
+    lowered = lower(op, module, {"M": rows, "N": 128, "K": 384}, H100, chosen={"BM": 256, "S": 3})
+    return next(k for k in lowered.kernels if k.name.endswith(".Y"))
+
+
+def turn_of(kernel: Kernel) -> list[Compute]:
+    (pipe,) = [x for x in loops_in(kernel.phases[0]) if isinstance(x, Loop) and x.level == "pipe"]
+    return [s for s in pipe.body if isinstance(s, Compute)]
+
+
+def test_each_group_of_rows_is_read_before_the_next_is_made() -> None:
+    kernel = product()
+    names = [s.target.tensor for s in turn_of(kernel)]
+    assert names == ["part", "acc", "part", "acc"]
+    blocks = [next(a.block for a in s.axes if a.name == "m") for s in turn_of(kernel)]
+    assert blocks == [128] * 4
+    assert kernel.buffer("part").shape == (128, 128) and kernel.buffer("acc").shape == (256, 128)
+
+
+def test_rows_past_the_end_belong_to_no_group() -> None:
+    first, _, second, _ = (next(a for a in s.axes if a.name == "m") for s in turn_of(product(rows=200)))
+    assert [print_expression(e) for e in (first.stop, second.start, second.stop)] == [
+        "min(m.0 + 128, 200)",
+        "m.0 + 128",
+        "min(m.0 + 256, 200)",
+    ]
+
+
+def test_a_result_that_is_read_later_too_keeps_all_its_registers() -> None:
+    text = (library() / "ops" / "fp8_block.tc").read_text()
+    later = text.replace("overlap part(BM < 256)", "overlap part")  # (of two turns at once: both are needed whole)
+    kernel = product(later)
+    assert kernel.buffer("part").shape == (256, 128) and len(turn_of(kernel)) == 2
+
+
+def test_the_assembler_takes_the_same_registers_for_both_groups() -> None:
+    """It would start the second group's product before it has read the first's result, and spill."""
+    kernel = product(rows=4096)
+    found = assemble(compile_kernel(kernel, H100).ptx, "sm_90a")
+    assert not found.findings and all(r.spill_store_bytes == 0 for r in found.resources)
+    products = [c for c in computes(kernel.phases[0]) if c.instruction]
+    assert len(products) == 2 and len(re.findall(r"nanosleep\.u32 1; @p bra", compile_kernel(kernel, H100).ptx)) == 1
