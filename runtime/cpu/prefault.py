@@ -12,21 +12,17 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Callable
-from threading import Event, Thread
+from threading import Thread
 from time import perf_counter
 
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14: faults pages in as a write would, changing nothing
-_CHUNK = 2 << 20  # while a chunk is made present, whoever maps memory waits
-_TRIED = 2 << 20  # of each kind of page, at the end of the memory
-_TRIES = 2  # of huge pages: the first may be slow because another program had its turn
+_CHUNK = 4 << 20  # while a chunk is made present, whoever maps memory waits
+_TRIED = 4 << 20  # of each kind of page, at the end of the memory
 SMALLEST = 64 << 20
 """Less than this is not worth a thread."""
 _SLOW = 2
-"""A chunk of huge pages is slow that took so many times as long as one of small pages: threads that share a processor
-make single times longer, but not by this."""
-_APART = 8
-"""Huge pages are given up at a slow chunk that comes less than so many quick ones after another slow one. Memory that
-the host has taken back lies in long runs; a single slow chunk among the quick ones is made good by the next three."""
+"""A chunk of huge pages that took so many times as long as one of small pages is the last: threads that share a
+processor make single times longer, but not by this."""
 
 
 class Prefault:
@@ -43,13 +39,12 @@ class Prefault:
         self._pace = 0.0  # seconds that a byte of small pages takes
         self.huge = False
         """Whether the pages made present from now on are huge."""
-        self._quick = _APART  # quick chunks since the last slow one
         if sys.platform == "linux" and size >= SMALLEST:
             self._madvise = ctypes.CDLL(None).madvise  # releases the interpreter lock, as mmap's own does not
             self._madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
             self._chunks = [(address + at, min(_CHUNK, size - at)) for at in range(0, size, _CHUNK)]
+            self._try_huge()
         self._error: BaseException | None = None
-        self._tried = Event()  # whether pages are to be huge has been found out
         self._thread: Thread | None = None
         if self._chunks:
             self._thread = Thread(target=self._run, args=(before,), name="tcomp-prefault", daemon=True)
@@ -58,12 +53,10 @@ class Prefault:
             except RuntimeError:  # not one thread more (a container's limit, say): `finish` does it all
                 self._thread = None
         if self._thread is None:  # (a thread that never runs would hold on to `before`, and by it to the memory)
-            self._tried.set()
             before()
 
     def finish(self) -> None:
         """Help until all pages are there."""
-        self._tried.wait()
         self._work()
         self._join()
         if self._error is not None:
@@ -80,10 +73,6 @@ class Prefault:
 
     def _run(self, before: Callable[[], None]) -> None:
         try:
-            try:
-                self._try_huge()
-            finally:
-                self._tried.set()
             before()
         except BaseException as e:  # whoever waits for it raises it
             self._error = e
@@ -91,23 +80,18 @@ class Prefault:
         self._work()
 
     def _try_huge(self) -> None:
-        """Some small pages, some huge ones, beside what the caller does: `huge` where those took no longer."""
+        """Some small pages, some huge ones: `huge` where those took no longer."""
         if not hasattr(mmap, "MADV_HUGEPAGE"):
             return
-        end = self._address + self._size // _TRIED * _TRIED
-        small = end - _TRIED
+        whole = self._size // _TRIED * _TRIED
+        small, large = self._address + whole - _TRIED, self._address + whole - 2 * _TRIED
         self._madvise(small, _TRIED, mmap.MADV_NOHUGEPAGE)
         self._pace = self._populate(small, _TRIED) / _TRIED
         if not self._chunks:  # a kernel that makes no pages present: there was nothing to time
             return
-        for nth in range(_TRIES):
-            large = small - (1 + nth) * _TRIED
-            if self._madvise(large, _TRIED, mmap.MADV_HUGEPAGE):  # a kernel without huge pages
-                return
+        if self._madvise(large, _TRIED, mmap.MADV_HUGEPAGE) == 0:  # else a kernel without huge pages
             self.huge = self._populate(large, _TRIED) <= self._pace * _TRIED
-            if self.huge:
-                break
-        self._advise()
+            self._advise()
 
     def _advise(self) -> None:
         self._madvise(self._address, self._size, mmap.MADV_HUGEPAGE if self.huge else mmap.MADV_NOHUGEPAGE)
@@ -126,10 +110,6 @@ class Prefault:
             except IndexError:  # the other one took the last
                 return
             huge = self.huge
-            slow = self._populate(address, size) > _SLOW * self._pace * size
-            if not huge:
-                continue
-            if slow and self._quick < _APART:
+            if self._populate(address, size) > _SLOW * self._pace * size and huge:
                 self.huge = False
                 self._advise()
-            self._quick = 0 if slow else self._quick + 1
