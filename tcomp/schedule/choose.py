@@ -21,7 +21,7 @@ from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.load import schedule_for
 from tcomp.dsl.shared_schedules import fitted
 from tcomp.schedule.normal import normalise
-from tcomp.schedule.refusals import Refusal, of_copies, of_sizes, of_types
+from tcomp.schedule.refusals import Refusal, of_copies, of_results, of_sizes, of_types
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ def choose_schedule(
 ) -> Choice:
     """The schedule for the first of `targets` (the machine's own, then less specific ones) whose instructions exist
     there for these types and whose copies can be made; the first of all, with nothing refused, where none fits."""
-    written = [s for t in targets if (s := schedule_for(module, op.name, (t,))) is not None]
-    if not as_written(op, module):
-        written = [fitted(s, op, module) for s in written]
+    whole = [s for t in targets if (s := schedule_for(module, op.name, (t,))) is not None]
+    written = whole if as_written(op, module) else [fitted(s, op, module) for s in whole]
     refused: list[Refusal] = []
-    for s in written:
+    for w, s in zip(whole, written, strict=True):
         problem = (
-            of_types(s, targets[0], equations, dtypes, storage_of(op))
+            of_results(w, s)
+            or of_types(s, targets[0], equations, dtypes, storage_of(op))
             or of_copies(s, op, equations, dtypes, shapes)
             or of_sizes(s, op, shapes)
         )

@@ -43,7 +43,8 @@ ALIGNED = 16
 @dataclass(frozen=True)
 class Refusal:
     """Why a schedule is not taken for an op instance: for its element "types", for "copies" that the engine cannot make
-    of its shapes, or for "sizes" that a `where` line leaves out. `span` is the line to blame."""
+    of its shapes, for "sizes" that a `where` line leaves out, or for "results" that were to be computed beside a
+    product. `span` is the line to blame."""
 
     schedule: Schedule
     kind: str
@@ -57,6 +58,22 @@ def _directives(schedule: Schedule) -> Iterator[tuple[KernelSchedule, tuple[Dire
     whole = KernelSchedule((), (), schedule.span)
     for kernel in schedule.kernels or (whole,):
         yield kernel, (*schedule.shared, *kernel.directives)
+
+
+def of_results(written: Schedule, own: Schedule) -> Refusal | None:
+    """The first kernel that computes something beside a product of matrix instructions, of which an op that gives only
+    some of the results has not the product. `own` is the written schedule cut to what the op has."""
+    kept = {k.span: k for k in own.kernels}
+    for kernel in written.kernels:
+        found = kept.get(kernel.span)
+        if found is None or found.outputs == kernel.outputs:
+            continue
+        lost = set(kernel.outputs) - set(found.outputs)
+        for use in kernel.directives:
+            if isinstance(use, Use) and lost & set(use.names) and not any(isinstance(d, Use) for d in found.directives):
+                reason = f"its kernel of {', '.join(found.outputs)} is that of a product which this op does not give"
+                return Refusal(own, "results", reason, "give those a kernel of their own", kernel.span)
+    return None
 
 
 def of_types(

@@ -9,9 +9,11 @@ from tcomp.dsl.ast import DType
 from tcomp.dsl.infer import dimensions
 from tcomp.dsl.load import library, load
 from tcomp.dsl.storage import bound
+from tcomp.grad import backward_of
 from tcomp.grad.accumulate import accumulating, restricted
 from tcomp.machine.cpu import detect
 from tcomp.machine.gpu import H100, GpuMachine
+from tcomp.schedule.choose import choice_of
 from tcomp.schedule.lower import lower
 
 DIMS = {"M": 32, "N": 48, "K": 64, "H": 4, "C": 64, "B": 1, "T": 32, "G": 2, "R": 2, "D": 16}
@@ -39,3 +41,15 @@ def test_what_is_added_to_rows_that_tensor_copies_cannot_take_has_another_schedu
     module = load(library() / "ops" / "fp8_block.tc")
     op = accumulating(bound(module.ops["matmul_fp8_block.backward"], DType.BF16), frozenset({"dX"}))
     assert lower(op, module, {"M": 13, "N": 32, "K": 33}, H100).kernels
+
+
+def test_what_was_computed_beside_a_product_that_is_not_wanted_has_another_schedule() -> None:
+    """On Hopper a bias gradient is summed in the blocks of dW, of which a frozen weight has none."""
+    module = load(library() / "ops" / "linear.tc")
+    whole = backward_of("linear", module)
+    assert whole is not None
+    part = restricted(bound(whole, DType.BF16), frozenset({"dX", "db"}))
+    dims = {"M": 1024, "N": 768, "K": 768}
+    (refused,) = choice_of(part, module, dims, H100.targets).refused
+    assert refused.kind == "results" and refused.schedule.target == "sm_90a" and "of db is that of a" in refused.reason
+    assert {n for k in lower(part, module, dims, H100).kernels for n in k.writes} == {"dX", "db"}
