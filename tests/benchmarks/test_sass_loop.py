@@ -43,7 +43,7 @@ def test_the_loop_of_the_shipped_schedule_is_short(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_no_kernel_of_triton_s_has_a_shorter_one() -> None:
-    """Its best kind of kernel by the whole list (docs/performance.md), at each tile."""
+    """Its best kind of kernel by the whole list (docs/gpu-kernels.md), at each tile."""
     pytest.importorskip("triton")
     if cuda_tool("ptxas") is None:
         pytest.skip("ptxas is not installed")

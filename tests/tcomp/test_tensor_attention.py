@@ -266,7 +266,7 @@ def test_without_a_last_block_a_launch_writes_dq(order: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("head", [64, 128])
 def test_attention_without_a_mask(head: int) -> None:
-    """What docs/performance.md calls full: the same schedule on the equations without their guards."""
+    """What docs/gpu-kernels.md calls full: the same schedule on the equations without their guards."""
     module, machine = load_text(attention_text(causal=False), "ops/attention.tc"), machine_for_target("sm_90a")
     dims = {"B": 1, "T": 130, "H": 1, "D": head}
     for op in (module.ops["attention"], backward_of("attention", module)):
