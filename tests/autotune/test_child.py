@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import pickle
 from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
 
 from tcomp.autotune.child import Child, serve_requests
+from tcomp.errors import UserError
+from tcomp.runtime.cuda.driver import CudaError
+from tcomp.runtime.vgpu.errors import PtxError
 
 
 class Environment:
@@ -33,3 +37,9 @@ def test_numpy_has_one_thread_there(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         child.close()
     assert os.environ.get("OPENBLAS_NUM_THREADS") is None and os.environ["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("error", [UserError("m", "h"), CudaError("NO_DEVICE", "m", "h"), PtxError("m", 3, "h")])
+def test_errors_come_back_as_they_are(error: UserError) -> None:
+    found = pickle.loads(pickle.dumps(error))
+    assert type(found) is type(error) and str(found) == str(error) and vars(found) == vars(error)
