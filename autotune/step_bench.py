@@ -22,8 +22,8 @@ from tcomp.autotune.guard import exclusive
 from tcomp.autotune.instances import Instance
 from tcomp.autotune.judge import Choice
 from tcomp.dsl.ast import Module, Op
-from tcomp.ir.tile import Kernel
 from tcomp.model.build import build_step
+from tcomp.model.lowering import Lowering
 from tcomp.model.request import StepRequest
 from tcomp.model.step import Step
 from tcomp.runtime.device import memory_here
@@ -105,11 +105,12 @@ class StepBench:
         request = replace(s.step, memory_limit=memory_here())
         step = build_step(s.module, request, b.machine, b.threads, lower=chosen)
         parts: dict[str, tuple[Part, ...]] = {}
+        named = Lowering(s.module, chosen)  # gives kernels of equal names others, as the step's does
         for key, lowered in seen:
             for at, kernel in enumerate(lowered.kernels):
-                name = _name_in(step, kernel)
+                name = named.add(kernel)
                 parts[name] = (*parts.get(name, ()), (key, at))
-        return step, parts
+        return step, {n: parts[k.of or n] for n, k in step.kernels.items()}
 
     def _turn(self, executor: Any, names: Mapping[str, str], step: Step, parts: Mapping[str, tuple[Part, ...]]) -> Turn:
         """Run the step's programs as often as a step does."""
@@ -145,8 +146,3 @@ def together(steps: Sequence[Step]) -> tuple[Step, list[dict[str, str]]]:
             programs[f"{p}@{i}"] = tuple(replace(x, kernel=renamed[x.kernel]) for x in launches)
     largest = {n: max(getattr(s, n) for s in steps) for n in ("scratch_bytes", "team_bytes")}
     return replace(first, kernels=kernels, programs=programs, **largest), names
-
-
-def _name_in(step: Step, kernel: Kernel) -> str:
-    """What a step calls a kernel (`model.lowering` gives kernels of equal names others)."""
-    return next(n for n, k in step.kernels.items() if k == kernel or replace(k, name=kernel.name) == kernel)

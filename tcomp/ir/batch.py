@@ -3,9 +3,9 @@
     kernel scales:                              kernel scales.x48:
       in h: f32[3, 16]                            in h: f32[48, 3, 16]
       out s: f32[]                          -->   out s: f32[48, 16]
-      grid once in 0 .. 1 step 1:                 grid turn.0 in 0 .. 48 step 1:
+      grid once in 0 .. 1 step 1:                 grid turn.00 in 0 .. 48 step 1:
         s = 8.0 / h[0, 0]                           grid once in 0 .. 1 step 1:
-                                                      s[turn.0, 0] = 8.0 / h[turn.0, 0, 0]
+                                                      s[turn.00, 0] = 8.0 / h[turn.00, 0, 0]
 
 What each turn computes stays as it is, to the order of its sums. A turn's values in memory that blocks share become a
 row of their own.
@@ -13,15 +13,16 @@ row of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
-from tcomp.dsl.ast import Access, Binary, Expr, Name, Num, children, rebuild
+from tcomp.dsl.ast import Access, Binary, Expr, Name, Num, accesses_in, children, rebuild
 from tcomp.ir.blocks import Blocks
 from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack, RowMajor, Scope, Statement
 
-_TURN = "turn.0"
+_TURN = "turn.00"
+"""(Loops over an index that a text calls `turn` are turn.0, turn.1, ...)"""
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,14 @@ def batchable(kernel: Kernel) -> bool:
     shared = [b for b in kernel.tiles if b.scope in (Scope.TEAM, Scope.WORDS)]
     if kernel.gathered or any(b.layout != RowMajor() or b.ring > 1 for b in (*kernel.operands, *shared)):
         return False
-    if kernel.blocks not in (None, Blocks(kernel.blocks.shape) if kernel.blocks is not None else None):
+    if kernel.blocks is not None and kernel.blocks != Blocks(kernel.blocks.shape):
         return False
     parallel = all(len(p) == 1 and isinstance(p[0], Loop) and p[0].level in ("core", "grid") for p in kernel.phases)
     words = any(b.scope is Scope.WORDS for b in shared)
-    return parallel and not words and all(_plain(s) for phase in kernel.phases for s in phase)
+    statements = [s for phase in kernel.phases for s in phase]
+    # (A bound that is read from memory, such as a length, has no subscripts to be one turn's.)
+    counted = not any(accesses_in(e) for s in statements for e in _bounds(s))
+    return parallel and not words and counted and all(map(_plain, statements))
 
 
 def turns_of(kernel: Kernel) -> int:
@@ -69,6 +73,7 @@ def batched(kernel: Kernel, turns: int, rows: Mapping[str, Rows]) -> Kernel:
     return replace(
         kernel,
         name=f"{kernel.name}.x{turns}",
+        of=kernel.name,
         operands=buffers(kernel.operands),
         tiles=buffers(kernel.tiles),
         phases=tuple(map(around, kernel.phases)),
@@ -100,6 +105,16 @@ def _plain(s: Statement) -> bool:
             return s.by in ("copy", "cp.async")
         case _:
             return False
+
+
+def _bounds(s: Statement) -> Iterator[Expr]:
+    """Where the loops and axes of a statement begin and end."""
+    if isinstance(s, Loop):
+        yield from (s.start, s.stop)
+        for x in s.body:
+            yield from _bounds(x)
+    elif isinstance(s, Compute | Pack):
+        yield from (e for a in s.axes for e in (a.start, a.stop))
 
 
 def _lead(rows: Rows) -> tuple[Expr, ...]:

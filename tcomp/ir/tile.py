@@ -263,8 +263,9 @@ class Kernel:
 
     `operands` in launch-argument order. `writes` names the operands written. `flops`, `traffic` (bytes), `gathered`
     (those of them that lie in rows chosen by data, by the bytes of such a row) and `functions` (evaluations of exp and
-    the like, by name) are what the equations ask for, for the roofline. `blocks` are a GPU's, None on a CPU. `span` and
-    `origins` say where its schedule stands, and are no part of what it is.
+    the like, by name) are what the equations ask for, for the roofline. `blocks` are a GPU's, None on a CPU. `of` names
+    the kernel of one place that this one is for many of (`ir/batch.py`). `span` and `origins` say where its schedule
+    stands, and are no part of what it is.
     """
 
     name: str
@@ -282,6 +283,7 @@ class Kernel:
     traffic: int = 0
     functions: tuple[tuple[str, int], ...] = ()
     gathered: tuple[tuple[int, int], ...] = ()
+    of: str = ""
     span: Span = field(default=NO_SPAN, compare=False, repr=False)
     origins: Origins = field(default=Origins(), compare=False, repr=False)
 

@@ -10,8 +10,9 @@ where nothing in between makes what they read (scales follow from a state), or d
 reads what they make (a state's next value). Operands that are parts of one tensor, at equal distances, are read and
 written there; those that are tensors become rows of one, which lives as long as any of them did.
 
-Kernels of more blocks that do not fill a GPU (a layer's weights in 8 bits) are joined until they do, and only where
-what they read is parts of tensors and scalars: they move up, so that no activation lives longer but what they give.
+No large tensor lives longer for it. Kernels of more blocks that do not fill a GPU (a layer's weights in 8 bits) are
+joined until they do, and only where what they read is parts of tensors and scalars: they move up, so that no activation
+lives longer but what they give.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ from tcomp.ir.tile import Buffer, Kernel
 from tcomp.model.graph import Tensor, View
 from tcomp.model.lowering import PlannedLaunch
 from tcomp.model.placement import ALIGNMENT
+from tcomp.model.zeros import gaps
+
+VECTOR = 16
+"""Bytes of a GPU's widest access: an operand of as many, or more, begins at a multiple of them"""
+
+LONGER = 1 << 20
+"""Bytes at most that a launch of one block has in tensors which live longer when it is joined with others"""
 
 Steps = tuple[int | None, ...]
 """for each operand, how many elements a launch's is behind that of the launch before; None: in a tensor of its own"""
@@ -94,6 +102,12 @@ def _touched(x: PlannedLaunch) -> Iterator[tuple[View, bool]]:
     yield from ((v, o.name in x.kernel.writes) for o, v in zip(x.kernel.operands, x.views, strict=True))
 
 
+def _longer(x: _Item, earlier: bool, persistent: Collection[Tensor]) -> int:
+    """Bytes of the tensors that live longer where the launch comes earlier (its results) or later (what it reads)."""
+    tensors = {v.tensor for v, written in x.touched if written == earlier and v.tensor not in persistent}
+    return sum(t.bytes for t in tensors)
+
+
 def _runs(items: Sequence[_Item | None], members: Sequence[int], persistent: Collection[Tensor]) -> list[list[int]]:
     """The members' positions in runs of two or more that can be one launch, as far as their operands go."""
     runs: list[list[int]] = []
@@ -140,9 +154,12 @@ class _Launches:
         """Make the launches at these positions one, if that is possible."""
         items = [x for i in run if (x := self.items[i]) is not None]
         batch, place = _batch([x.launch for x in items], persistent), self.place(run)
-        if batch is None or place is None:
+        if batch is None or place is None or not self.filled(batch, persistent):
             return
-        if turns_of(batch.first.kernel) > 1 and not (place == run[0] and batch.reads_parts):
+        if turns_of(batch.first.kernel) == 1:
+            if any(_longer(x, place == run[0], persistent) > LONGER for x in items):
+                return
+        elif place != run[0] or not batch.reads_parts:
             return
         joined = _Item(batch.launch(add), tuple(t for x in items for t in x.touched))
         for i in run:
@@ -154,6 +171,16 @@ class _Launches:
                 item = self.items[i]
                 self.items[i] = None if item is None else item.moved(batch.places)
             self.users[row.tensor] |= self.users[old]
+
+    def filled(self, batch: _Batch, persistent: Collection[Tensor]) -> bool:
+        """Is all that lies between parts which are written written, too, by others? It would count as written: who
+        gives memory clears what no launch writes, and activations lie where a gradient is not yet."""
+        for v in batch.apart:
+            touched = (t for i in self.users[v.tensor] if (x := self.items[i]) is not None for t in x.touched)
+            written = [(w.offset, w.offset + w.elements) for w, wrote in touched if wrote and w.tensor is v.tensor]
+            if v.tensor in persistent and any(gaps(v, written)):
+                return False
+        return True
 
     def place(self, run: Sequence[int]) -> int | None:
         """Where all launches of the run may be one: at the first's place or the last's; None where at neither."""
@@ -191,6 +218,13 @@ class _Batch:
         given = kernel.reads - kernel.writes
         return not any(v.tensor in made for o, v in zip(kernel.operands, self.views, strict=True) if o.name in given)
 
+    @property
+    def apart(self) -> Iterator[View]:
+        """What it writes in parts that do not lie side by side: from the first to the last."""
+        for o, v in zip(self.first.kernel.operands, self.views, strict=True):
+            if o.name in self.first.kernel.writes and o.name in self.rows and self.rows[o.name].gaps:
+                yield v
+
     def launch(self, add: Callable[[Kernel], str]) -> PlannedLaunch:
         kernel = batched(self.first.kernel, self.turns, self.rows)
         key = add(kernel)
@@ -224,6 +258,8 @@ def _batch(run: Sequence[PlannedLaunch], persistent: Collection[Tensor]) -> _Bat
         else:
             found = _rows(o, step, len(run))
             if found is None or view.offset + prod(found.shape) > view.tensor.elements:
+                return None
+            if run[0].kernel.blocks is not None and view.offset * o.dtype.bytes % VECTOR:
                 return None
             rows[o.name] = found
             views.append(View(view.tensor, view.offset, found.shape))

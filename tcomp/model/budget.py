@@ -189,7 +189,7 @@ class Budget:
         placed step needs."""
         if not self.chosen:
             return None
-        again = [x for x in self.draft.main if x.label.split(" [")[0].endswith(" (again)")]
+        again = [x for x in self.draft.main if " (again)" in x.label]
         rows: dict[tuple[object, frozenset[str]], list[int]] = {}
         for i, results in self.chosen.items():
             node = self.start.graph.nodes[i]

@@ -100,7 +100,7 @@ class Drafter:
             graph, self.module, self.training, self.accumulation, self.variants, targets=self.machine.targets
         )
         nodes = {"micro_first" if self.training else "forward": (*p.forward, *p.backward)}
-        if self.accumulation > 1:
+        if p.backward_next:
             nodes["micro_next"] = (*p.forward_next, *p.backward_next)
         if p.update is not None:
             nodes["update"] = p.update.nodes

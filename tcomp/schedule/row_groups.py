@@ -48,13 +48,16 @@ def _body(
             out.append(replace(s, body=_body(s.body, tiles, met, cut)))
             continue
         rows = _rows(s, tiles) if isinstance(s, Compute) else None
-        readers = [] if rows is None else _readers(s, rows, body[i + 1 :])
-        if not isinstance(s, Compute) or rows is None or len(readers) + 1 != met[s.target.tensor]:
+        if not isinstance(s, Compute) or rows is None:
+            out.append(s)
+            continue
+        readers = _readers(s, rows, body[i + 1 :])
+        if len(readers) + 1 != met[s.target.tensor]:
             out.append(s)
             continue
         done = i + 1 + len(readers)
         size, tile = _group(rows), tiles[s.target.tensor]
-        place = s.target.subscripts.index(sub(Name(rows.name), rows.start))
+        place = s.target.subscripts.index(_in_tile(rows, rows.start))
         cut[tile.name] = replace(tile, shape=tuple(size if d == place else n for d, n in enumerate(tile.shape)))
         for start in range(0, rows.block, size):
             out += [_narrowed(x, rows, start, size, tile.name) for x in (s, *readers)]
@@ -68,10 +71,17 @@ def _rows(c: Compute, tiles: Mapping[str, Buffer]) -> Axis | None:
         return None
     if tile.scope is not Scope.REGISTERS or not isinstance(tile.layout, Fragment):
         return None
+    if any(a.tensor in tiles and tiles[a.tensor].scope is Scope.REGISTERS for a in reads_of(c)):
+        return None  # (its registers are those of all rows)
     rows = next((a for a in c.axes if a.spread is not None and a.spread.warp and a.name not in c.reduced), None)
     if rows is None or rows.block <= _group(rows) or rows.block % _group(rows):
         return None
-    return rows if sub(Name(rows.name), rows.start) in c.target.subscripts else None
+    return rows if _in_tile(rows, rows.start) in c.target.subscripts else None
+
+
+def _in_tile(rows: Axis, start: Expr) -> Expr:
+    """A row as a tile that begins at row `start` counts it."""
+    return sub(Name(rows.name), start)
 
 
 def _group(rows: Axis) -> int:
@@ -80,10 +90,9 @@ def _group(rows: Axis) -> int:
     return rows.spread.warps * rows.spread.warp_tile
 
 
-def _readers(product: Statement, rows: Axis, behind: Sequence[Statement]) -> list[Compute]:
+def _readers(product: Compute, rows: Axis, behind: Sequence[Statement]) -> list[Compute]:
     """The maps right behind a product that read its result, each row of it where they write that row themselves, and
     nothing that another row of them writes."""
-    assert isinstance(product, Compute)
     name, found = product.target.tensor, list[Compute]()
     for s in behind:
         if not isinstance(s, Compute) or s.reduced or s.instruction or s.only is not None or s.turns is not None:
@@ -97,17 +106,17 @@ def _readers(product: Statement, rows: Axis, behind: Sequence[Statement]) -> lis
 
 
 def _narrowed(s: Compute, rows: Axis, start: int, size: int, name: str) -> Compute:
-    """The statement for `size` rows from the axis's value number `start` on."""
+    """The statement for `size` of the rows, from number `start` on, with the tile `name` of as many rows."""
     first = fold(Binary("+", rows.start, Num(start)))
     end: Expr = fold(Binary("+", rows.start, Num(start + size)))
-    whole = {Binary("+", rows.start, Num(rows.block)), fold(Binary("+", rows.start, Num(rows.block)))}
+    whole = fold(Binary("+", rows.start, Num(rows.block)))
     for e in _ends(rows.stop):
-        if e not in whole:
+        if fold(e) != whole:
             end = Call("min", (end, e))
+    before, after = _in_tile(rows, rows.start), _in_tile(rows, first)
 
     def moved(e: Expr) -> Expr:
         if isinstance(e, Access) and e.tensor == name:
-            before, after = sub(Name(rows.name), rows.start), sub(Name(rows.name), first)
             return replace(e, subscripts=tuple(after if x == before else x for x in e.subscripts))
         kids = children(e)
         return rebuild(e, tuple(moved(k) for k in kids)) if kids else e
@@ -120,6 +129,7 @@ def _narrowed(s: Compute, rows: Axis, start: int, size: int, name: str) -> Compu
 
 
 def _ends(stop: Expr) -> tuple[Expr, ...]:
+    """What an axis ends at, whichever comes first."""
     match stop:
         case Call("min", args):
             return tuple(e for a in args for e in _ends(a))

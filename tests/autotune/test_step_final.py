@@ -63,6 +63,15 @@ def test_sets_of_choices_share_an_arena_and_give_the_same_loss(module: Module, t
         together([own, replace(step, arena_bytes=1)])
 
 
+def test_a_launch_for_many_layers_counts_for_the_kernel_of_one(module: Module, tmp_path: Path) -> None:
+    shape = replace(SHAPE, precision="fp8", dims={"L": 2})
+    bench = StepBench(StepSubject(module, shape, CpuBackend(detect(), 1, tmp_path)))
+    step, parts = bench._step({})
+    joined = [n for n, k in step.kernels.items() if k.of]
+    assert joined and step.kernels.keys() == parts.keys()
+    assert all("fp8" in key for n in joined if "uW" in n for key, _ in parts[n])
+
+
 class Planted(StepFinal):
     """Kernels take what `time` says of their values, everything else nothing."""
 

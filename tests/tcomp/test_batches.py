@@ -10,11 +10,12 @@ import pytest
 
 from tcomp.dsl.ast import DType, Module
 from tcomp.dsl.load import library, load, load_text
+from tcomp.ir.batch import batchable
 from tcomp.ir.print import print_kernel
 from tcomp.ir.tile import Kernel
 from tcomp.machine.cpu import CpuMachine, detect
 from tcomp.machine.gpu import H100, GpuMachine
-from tcomp.model import draft
+from tcomp.model import batches, draft
 from tcomp.model.batches import in_batches
 from tcomp.model.build import build_step
 from tcomp.model.graph import Tensor, View
@@ -38,7 +39,10 @@ op times(x: f32[M], s: f32[]) -> y: f32[M], r: f32[M]:
 
 op next(r: f32[M], h: f32[N]) -> g: f32[N]:
   a = max m: r[m]
-  g[i] = select(i > 0, h[max(i - 1, 0)], a)
+  g[turn] = select(turn > 0, h[max(turn - 1, 0)], a)
+
+op begin(h: f32[N]) -> g: f32[N]:
+  g[i] = h[i]
 
 op cast(w: f32[M], s: f32[], r: f32[M]) -> c: f32[M], d: f32[M], t: f32[]:
   c[m] = w[m] * s + r[m]
@@ -55,7 +59,7 @@ schedule cast on gpu:
 schedule next on cpu, gpu:
   kernel g:
     m -> seq
-    i -> seq
+    turn -> seq(2)
 
 schedule scale on cpu, gpu:
   kernel s:
@@ -78,7 +82,8 @@ def tensor(name: str, *shape: int) -> Tensor:
 
 
 class Written:
-    """Launches as a model would have them; each layer's state is the part 2 * l of one tensor."""
+    """Launches as a model would have them; each layer's state is the part 2 * l of one tensor. The first of all
+    writes what is between such parts."""
 
     def __init__(self, module: Module, machine: CpuMachine | GpuMachine) -> None:
         self.kernels: dict[str, Kernel] = {}
@@ -88,6 +93,8 @@ class Written:
         self.weights: list[Tensor] = []
         self.x = [tensor(f"x{i}", M) for i in range(LAYERS + 1)]
         self.launches: list[PlannedLaunch] = []
+        (self.kernels["begin"],) = lower(module.ops["begin"], module, {"N": 2 * LAYERS * N}, machine).kernels
+        self.add("begin", h=self.h.whole(), g=self.g.whole())
         for i in range(LAYERS):
             s, r = tensor(f"s{i}"), tensor(f"r{i}", M)
             self.add("scale", h=self.part(self.h, i), s=s.whole())
@@ -133,11 +140,48 @@ def test_what_is_computed_stays_the_same(module: Module, machine: CpuMachine | G
     given = {written.h: rng.random((2 * LAYERS, N)).astype(np.float32), written.x[0]: rng.random(M).astype(np.float32)}
     given[written.g] = np.full((2 * LAYERS, N), np.nan, np.float32)
     launches = written.batched()
-    assert [x.key for x in launches] == ["scale.x3", *LAYERS * ["times"], "next.x3"]
+    assert [x.key for x in launches] == ["begin", "scale.x3", *LAYERS * ["times"], "next.x3"]
     expected, found = run(written.launches, given), run(launches, given)
     for t in (written.x[-1], written.g):
         np.testing.assert_array_equal(found[t], expected[t])
-    assert np.isnan(found[written.g].reshape(LAYERS, 2, N)[:, 1]).all()  # between the parts nothing is touched
+
+
+def test_parts_stay_apart_where_nothing_writes_what_is_between_them(module: Module) -> None:
+    """It would count as written, and be no longer zero where it is a gradient."""
+    written = Written(module, detect())
+    del written.launches[0]
+    assert [x.key for x in written.batched()].count("next") == LAYERS
+
+
+@pytest.mark.parametrize(("machine", "joined"), [(detect(), True), (H100, False)], ids=["cpu", "gpu"])
+def test_parts_are_joined_where_vectors_may_begin(
+    module: Module, machine: CpuMachine | GpuMachine, joined: bool
+) -> None:
+    """A GPU takes no 16 bytes at a time from others: three scales, each the second of five numbers."""
+    written, s = Written(module, machine), tensor("s", LAYERS, 5)
+    written.launches = []
+    for i in range(LAYERS):
+        written.add("times", x=written.x[0].whole(), s=View(s, 5 * i + 1, ()), y=tensor(f"y{i}", M).whole(),
+                    r=tensor(f"r{i}", M).whole())  # fmt: skip
+    assert [x.key for x in written.batched()] == (["times.x3"] if joined else LAYERS * ["times"])
+
+
+def test_large_tensors_do_not_live_longer(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales move up and are four bytes each; histories move down, and rows' values wait for them."""
+    for most, joined in ((4 * M, {"scale", "next"}), (4 * M - 1, {"scale"}), (3, set())):
+        monkeypatch.setattr(batches, "LONGER", most)
+        keys = [x.key for x in Written(module, detect()).batched()]
+        assert {k.removesuffix(".x3") for k in keys if k.endswith(".x3")} == joined
+
+
+def test_a_kernel_whose_loops_end_where_memory_says_is_for_one_place(module: Module) -> None:
+    """(Bounds are read without subscripts: those of all turns would be the first one's.)"""
+    text = "op some(x: f32[N], most: i32[]) -> y: f32[]:\n  y = sum n where n < most: x[n]\n"
+    text += "schedule some on cpu, gpu:\n  n -> seq(4)\n"
+    some = load_text(text)
+    for machine in (detect(), H100):
+        (kernel,) = lower(some.ops["some"], some, {"N": 64}, machine).kernels
+        assert "most" in print_kernel(kernel).partition("seq")[2].partition("\n")[0] and not batchable(kernel)
 
 
 def test_turns_have_rows_of_their_own(module: Module) -> None:
@@ -145,25 +189,25 @@ def test_turns_have_rows_of_their_own(module: Module) -> None:
     written.batched()
     text = print_kernel(written.kernels["scale.x3"])
     assert "in h: f32[5, 4]" in text and "out s: f32[3, 16]" in text and "team a: f32[3]" in text
-    assert "core turn.0 in 0 .. 3 step 1" in text and "s[turn.0, 0] = 8.0 / a[turn.0]" in text
-    assert "a[turn.0] = max i: h[turn.0 * 2, i]" in text
+    assert "core turn.00 in 0 .. 3 step 1" in text and "s[turn.00, 0] = 8.0 / a[turn.00]" in text
+    assert "a[turn.00] = max i: h[turn.00 * 2, i]" in text
 
 
 def test_launches_stay_apart_where_one_in_between_needs_them_to(module: Module) -> None:
     written = Written(module, detect())
-    written.add("next", r=written.launches[1].views[-1], h=written.part(written.g, 1), g=written.part(written.h, 1))
+    written.add("next", r=written.launches[2].views[-1], h=written.part(written.g, 1), g=written.part(written.h, 1))
     for i in (0, 2):
         written.add("scale", h=written.part(written.h, i), s=tensor(f"t{i}").whole())
     changed = written.launches.pop(-3)
-    written.launches.insert(3, changed)  # a state that changes on the way, after the first scale
+    written.launches.insert(4, changed)  # a state that changes on the way, after the first scale
     keys = [x.key for x in written.batched()]
     assert keys.count("scale.x3") == 0 and keys.count("next.x3") == 0
 
 
 def test_a_forward_pass_alone_makes_its_own(module: Module) -> None:
     written = Written(module, detect())
-    keys = [x.key for x in written.batched([*6 * [True], *3 * [False]])]
-    assert keys == ["scale.x2", "times", "times", "next.x2", "scale", "times", "next"]
+    keys = [x.key for x in written.batched([*7 * [True], *3 * [False]])]
+    assert keys == ["begin", "scale.x2", "times", "times", "next.x2", "scale", "times", "next"]
 
 
 def with_casts(module: Module) -> Written:
@@ -173,8 +217,8 @@ def with_casts(module: Module) -> Written:
     for k in lower(module.ops["cast"], module, {"M": M}, H100).kernels:
         written.kernels[k.name] = k
     for i in range(LAYERS):
-        views = {"w": View(w, i * M, (M,)), "s": written.launches[3 * i].views[-1]}
-        views["r"] = written.launches[3 * i + 1].views[-1]  # that has become a row of 16 when casts are joined
+        views = {"w": View(w, i * M, (M,)), "s": written.launches[3 * i + 1].views[-1]}
+        views["r"] = written.launches[3 * i + 2].views[-1]  # that has become a row of 16 when casts are joined
         views |= {n: tensor(f"{n}{i}", M).whole() for n in "cd"} | {"t": tensor(f"t{i}").whole()}
         for name in [n for n in written.kernels if n.startswith("cast")]:
             written.add(name, **views)

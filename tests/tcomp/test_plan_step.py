@@ -178,6 +178,7 @@ def test_inference_has_no_gradients_and_little_memory(gpt2: Module, tiny: Step) 
     assert not [x for x in s.slots.values() if x.kind in ("gradient", "state")]
     assert s.arena_bytes < tiny.arena_bytes / 3
     assert s.slots["logits"].kind == "output"
+    assert set(step(gpt2, programs=("forward",), accumulation=2).programs) == {"forward"}
 
 
 def test_layers_share_their_kernels(gpt2: Module, tiny: Step) -> None:

@@ -4,6 +4,7 @@ that the assembler keeps to it. Results: tests/test_fp8_tensor_cores.py."""
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
@@ -11,10 +12,11 @@ from tcomp.dsl.ast import DType
 from tcomp.dsl.load import library, load_text
 from tcomp.dsl.printer import print_expression
 from tcomp.dsl.storage import bound
-from tcomp.ir.tile import Compute, Kernel, Loop
-from tcomp.ir.walk import computes, loops_in
+from tcomp.ir.tile import Compute, Kernel, Loop, Scope
+from tcomp.ir.walk import computes, loops_in, reads_of
 from tcomp.machine.gpu import machine_for_target
 from tcomp.schedule.lower import lower
+from tcomp.schedule.row_groups import in_row_groups
 
 H100 = machine_for_target("sm_90a")
 
@@ -51,11 +53,26 @@ def test_rows_past_the_end_belong_to_no_group() -> None:
     ]
 
 
-def test_a_result_that_is_read_later_too_keeps_all_its_registers() -> None:
+def overlapping() -> Kernel:
+    """The product of two turns at once: the results of both are needed whole."""
     text = (library() / "ops" / "fp8_block.tc").read_text()
-    later = text.replace("overlap part(BM < 256)", "overlap part")  # (of two turns at once: both are needed whole)
-    kernel = product(later)
+    return product(text.replace("overlap part(BM < 256)", "overlap part"))
+
+
+def test_a_result_that_is_read_later_too_keeps_all_its_registers() -> None:
+    kernel = overlapping()
     assert kernel.buffer("part").shape == (256, 128) and len(turn_of(kernel)) == 2
+
+
+def test_an_operand_in_registers_is_of_all_rows_at_once() -> None:
+    """Its registers are numbered from the first row on: each group would multiply the first one's."""
+    kernel = overlapping()
+    turn = tuple(replace(s, late=False) for s in turn_of(kernel))
+    (left,) = {a.tensor for a in reads_of(turn[0]) if a.tensor.startswith("Xq")}
+    for scope, statements in ((Scope.SHARED, 4), (Scope.REGISTERS, 2)):
+        tiles = {**kernel.buffers, left: replace(kernel.buffers[left], scope=scope)}
+        _, (body,) = in_row_groups(tiles, [turn])
+        assert len(body) == statements
 
 
 def test_the_assembler_takes_the_same_registers_for_both_groups() -> None:

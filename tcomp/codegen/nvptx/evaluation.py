@@ -194,7 +194,7 @@ class GpuEvaluator(Evaluator):
             turns, rest = divmod(e.shift, turn)
             each = spread.per_thread(turn)
             found = per_thread if own is None or rest else own + turns * each
-            if not same_sharing(at.spread, spread) or found >= per_thread:
+            if not same_sharing(at.spread, spread) or not 0 <= found < per_thread:
                 raise Unsupported(
                     f"'{buffer.name}' in registers is not shared out like the index '{e.axis}' that walks it"
                 )
