@@ -92,7 +92,10 @@ def _fits(op: Op, operands: dict[str, View]) -> bool:
 
 def _before(wanted: set[Tensor], backward: Sequence[Node], later: set[Tensor]) -> Nodes | None:
     """The backward nodes that make `wanted`, in order; None where they need one of the `later` tensors."""
-    made = {n.operands[o.name].tensor: n for n in backward for o in n.op.outputs}
+    made: dict[Tensor, list[Node]] = {}  # a tensor's slices have makers of their own
+    for n in backward:
+        for o in n.op.outputs:
+            made.setdefault(n.operands[o.name].tensor, []).append(n)
     adding = {n.operands[p.name].tensor for n in backward for p in n.op.params if p.inout}
     found: list[Node] = []
     waiting = set(wanted)
@@ -100,7 +103,8 @@ def _before(wanted: set[Tensor], backward: Sequence[Node], later: set[Tensor]) -
         t = waiting.pop()
         if t in later or t in adding:
             return None
-        if t in made and made[t] not in found:
-            found.append(made[t])
-            waiting |= {made[t].operands[p.name].tensor for p in made[t].op.params}
+        for n in made.get(t, ()):
+            if n not in found:
+                found.append(n)
+                waiting |= {n.operands[p.name].tensor for p in n.op.params}
     return tuple(n for n in backward if n in found)

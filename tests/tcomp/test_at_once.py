@@ -63,6 +63,14 @@ def test_what_the_incoming_gradient_follows_from_moves_in_front(gpt2: Module) ->
     assert names(later.forward_next) == names(later.forward) and names(later.backward_next) == names(later.backward)
 
 
+def test_a_gradient_of_slices_moves_with_all_that_makes_it() -> None:
+    """The mean of one sequence's losses writes one slice of their gradient; zeros are the rest."""
+    text = (library() / "gpt2.tc").read_text().replace("losses, _ = cross", "losses as [B, T], _ = cross")
+    text = text.replace("loss = mean(losses)", "loss = mean(losses[1])")
+    p = programs(load_text(text, str(library() / "own.tc")))
+    assert names(p.forward)[-4:] == ["mean.backward", "gradient.zeros", "crossentropy_at_once", "mean"]
+
+
 def test_logits_in_chunks_are_not_computed_again(gpt2: Module) -> None:
     """Each part's gradient is used before the next part is made; the first one writes the head's gradient."""
     for p in (programs(gpt2, K=2), programs(gpt2, K=2, accumulation=2)):
