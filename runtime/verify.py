@@ -55,14 +55,16 @@ def awkward_dims(
     names = dimensions(op)
     forward = module.ops.get(op.backward_of or "")
     requires = op.requires + (tuple(r for r in forward.requires if _names(r) <= set(names)) if forward else ())
+    wrong: TcError | None = None
     for _ in range(tries):
         dims = {n: given[n] if n in given else int(random.choice(EXTENTS)) for n in names}
         try:
             if all(evaluate_dim(r, {**dims}) for r in requires) and (_product(op, dims) <= 200_000 or given):
                 return dims
-        except TcError:  # no extent of a tensor: N - K + 1 where K is larger
-            if given:
-                raise
+        except TcError as e:  # no extent of a tensor: N - K + 1 where K is larger
+            wrong = e
+    if given and wrong is not None:
+        raise wrong
     return None
 
 

@@ -100,7 +100,7 @@ class _Builder:
         self.names: dict[str, int] = {}
         self.scalars: dict[Tensor, float] = {}
         self.constants: dict[tuple[float, DType], Tensor] = {}
-        self.written: list[tuple[OpCall, View]] = []
+        self.written: list[tuple[OpCall, int, View]] = []
         self.bound: dict[tuple[object, ...], tuple[dict[str, int], dict[str, tuple[int, ...]]]] = {}
 
     def build(self) -> Graph:
@@ -232,16 +232,23 @@ class _Builder:
     def extend_cache(self, part: View, operand: str, c: OpCall) -> None:
         """Note that a call writes a part of a cache. TcError where another call writes there as well: what one wrote
         at its positions the other would read as its own."""
-        for call, other in self.written:
+        turn = len(self.nodes)
+        for call, at, other in self.written:
             if part.meets(other):
-                calls = "an earlier turn" if call is c else f"the call of '{call.op}' in line {call.span.line}"
+                if at == turn:
+                    who, hint = "another operand of the call", "give each operand a part of its own"
+                else:
+                    who = "an earlier turn" if call is c else f"the call of '{call.op}' in line {call.span.line}"
+                    hint = (
+                        "each call needs a part of its own: give the cache an axis for both, and the ops two names, so "
+                        "that `decode` can tell them apart"
+                    )
                 raise self.error(
-                    f"'{operand}' of '{c.op}' is here a part of cache '{part.tensor.name}' that {calls} writes too",
+                    f"'{operand}' of '{c.op}' is here a part of cache '{part.tensor.name}' that {who} writes too",
                     c.span,
-                    "each call needs a part of its own: give the cache an axis for both, and the ops two names, so "
-                    "that `decode` can tell them apart",
+                    hint,
                 )
-        self.written.append((c, part))
+        self.written.append((c, turn, part))
 
     def quantised(self, a: Call, real: DType) -> Quantised:
         maker, reader, *targets = [e.id for e in a.args if isinstance(e, Name)]

@@ -8,6 +8,7 @@ import pytest
 from tcomp.cli.common import load_module
 from tcomp.dsl.ast import DType
 from tcomp.dsl.dims import evaluate_dim
+from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
@@ -32,6 +33,15 @@ def test_sizes_leave_every_tensor_an_extent() -> None:
         for seed in range(9):
             dims = awkward_dims(op, load_text(text), np.random.default_rng(seed))
             assert dims is not None and dims["N"] >= dims["K"] - 1
+
+
+def test_sizes_beside_given_ones_leave_every_tensor_an_extent() -> None:
+    module = load_text("op f(X: f32[N], w: f32[K]) -> Y: f32[N - K + 1]:\n  Y[n] = sum k: X[n + k] * w[k]\n")
+    for seed in range(9):
+        dims = awkward_dims(module.ops["f"], module, np.random.default_rng(seed), given={"N": 3})
+        assert dims is not None and dims["N"] == 3 and dims["K"] <= 4
+    with pytest.raises(TcError, match="would have an extent of -1"):
+        awkward_dims(module.ops["f"], module, np.random.default_rng(0), given={"N": 3, "K": 5})
 
 
 @pytest.mark.parametrize("dtype", [DType.BF16, DType.F16])

@@ -188,6 +188,13 @@ def test_two_calls_do_not_keep_their_positions_in_one_part_of_a_cache() -> None:
     assert "give the cache an axis for both" in e.value.hint
 
 
+def test_two_operands_of_a_call_do_not_write_one_part_of_a_cache() -> None:
+    module = load_text(GPT2.read_text().replace("with keys[l], values[l]", "with keys[l], keys[l]"), str(GPT2))
+    with pytest.raises(TcError, match="that another operand of the call writes too") as e:
+        build_graph(module, "gpt2", "tiny", {"B": 1, "T": 1, "W": 8}, decode=True)
+    assert e.value.hint == "give each operand a part of its own"
+
+
 def test_an_input_that_has_no_value_is_refused() -> None:
     module = load_text(
         GPT2.read_text().replace("input targets: i32[B, T] below V", "input targets: i32[B, T] below 2 - S")
