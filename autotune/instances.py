@@ -55,11 +55,13 @@ def step_text(request: StepRequest) -> str:
     parts = [config, *(f"{k}={request.sizes[k]}" for k in ("B", "T") if k in request.sizes)]
     if request.accumulation > 1:
         parts.append(f"accumulation={request.accumulation}")
-    return " ".join(parts + [f"{k}={v}" for k, v in sorted(request.dims.items())])
+    others = {k: v for k, v in request.sizes.items() if k not in ("B", "T")} | {**request.dims}
+    return " ".join(parts + [f"{k}={v}" for k, v in sorted(others.items())])
 
 
 def parse_step(text: str, model: str) -> StepRequest:
-    """The step of a model that `text` names. ValueError for what names none, also by sizes that no step has."""
+    """The step of a model that `text` names, sizes of the model's own among its `dims`. ValueError for what names none,
+    also by sizes that no step has."""
     first, *rest = text.split()
     config, _, precision = first.partition("/")
     numbers = {k: _number(v) for k, _, v in (r.partition("=") for r in rest)}

@@ -15,9 +15,10 @@ from tcomp.errors import UserError
 from tcomp.model.request import StepRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from tcomp.dsl.ast import Module, Op
+    from tcomp.dsl.dims import Number
     from tcomp.dsl.recipes import Recipe
     from tcomp.runtime.device import Device
 
@@ -36,7 +37,9 @@ class CheckOptions(Options):
     parse_only: Annotated[bool, typer.Option("--parse-only", help="Names, types and shapes only.")] = False
     dim: Annotated[
         list[str],
-        typer.Option(help="A dimension of the op in place of a random one: --dim M=256; may be repeated."),
+        typer.Option(
+            help="In place of a random dimension of the op, or a small one of the step: --dim M=256; repeatable."
+        ),
     ] = field(default_factory=list)
     precision: options.Precision = ""
 
@@ -60,6 +63,8 @@ def check(own: CheckOptions, where: RunOptions) -> None:
 
     - `tcomp check mine.tc my_op --dim M=256 --dim K=64 --device virtual`
 
+    - `tcomp check mine.tc --dim C=64`, the step at this size
+
     - `tcomp check gpt2 --device virtual --gpu a100`
     """
     from tcomp.dsl.recipes import RECIPES
@@ -71,7 +76,7 @@ def check(own: CheckOptions, where: RunOptions) -> None:
     module = common.load_module(file)
     if op is not None:
         common.known_dims(common.find_op(module, op), given)
-    elif given:
+    elif given and not module.models:
         raise UserError("--dim is for one op", "name it: tcomp check FILE OP --dim M=256")
     check_derived_schedules(module)
     if own.parse_only:
@@ -82,16 +87,17 @@ def check(own: CheckOptions, where: RunOptions) -> None:
             f"{file}: nothing to check: it declares neither an op nor a model",
             "write an op or a model in it, or check only its text: --parse-only",
         )
+    step = _small_step(module, own, given) if op is None and module.models else None
     device = where.open()
     failed = 0
     storage = RECIPES[own.precision or "f32"].storage
-    sizes = {d: int(n) for d, n in given.items()}
+    sizes = {d: int(n) for d, n in given.items()} if op is not None else {}
     for one in _ops(module, op):
         failed += not _check_op(bound(one, storage), module, sizes, own, device)
         if one.backward_of is not None and one.name in module.ops:
             failed += not _check_own_backward(one, module, own.seed)
-    if op is None and module.models:
-        failed += not _check_step(module, own, device)
+    if step is not None:
+        failed += not _check_step(module, step, own, device)
     device.finish()
     if failed:
         raise UserError(
@@ -156,7 +162,22 @@ def _check_own_backward(backward: Op, module: Module, seed: int) -> bool:
     return _judged(f"{backward.backward_of}, own = derived", worst, 1e-9, name)
 
 
-def _check_step(module: Module, own: CheckOptions, device: Device) -> bool:
+def _small_step(module: Module, own: CheckOptions, given: Mapping[str, Number]) -> StepRequest:
+    """The training step of the file's model at small sizes and configuration values, but for those that are given."""
+    model = common.only_model(module, own.file)
+    configured = list(dict.fromkeys(name for c in model.configs for name, _ in c.values))
+    for name in given:
+        if name not in (known := [*model.dims, *configured]):
+            raise UserError(f"model {model.name!r} has no dimension {name!r}", f"it has {', '.join(known)}")
+    small = {"L": 2, "H": 2, "C": 16, "V": 37, "S": 16}
+    sizes, values = common.own_sizes(model, given)
+    sizes = {name: {"B": 2, "T": 11}.get(name, 3) for name in model.dims} | sizes
+    dims = {name: n for name, n in small.items() if name in configured} | values
+    return StepRequest(own.file, "", sizes, dims, own.precision, recompute="cheap")
+
+
+def _check_step(module: Module, request: StepRequest, own: CheckOptions, device: Device) -> bool:
+    """One training step against the oracle."""
     import numpy as np
 
     from tcomp.model.unroll import recipe_of
@@ -165,10 +186,6 @@ def _check_step(module: Module, own: CheckOptions, device: Device) -> bool:
     from tcomp.runtime.verify import floats, narrowest, verify_step
 
     model = common.only_model(module, own.file)
-    small = {"L": 2, "H": 2, "C": 16, "V": 37, "S": 16}
-    dims = {k: v for k, v in small.items() if any(k == n for n, _ in model.configs[0].values)}
-    sizes = {name: {"B": 2, "T": 11}.get(name, 3) for name in model.dims}
-    request = StepRequest(own.file, "", sizes, dims, own.precision, recompute="cheap")
     built = common.build_step(request, device, module=module)
     executor = device.open(built.step)
     try:
@@ -180,7 +197,7 @@ def _check_step(module: Module, own: CheckOptions, device: Device) -> bool:
         # A large epsilon: where the true gradient is 0, rounding is not to be scaled up to a whole update.
         easy = {"peak_lr": 0.1, "warmup": 1.0, "eps": 1e-3}
         set_scalars(executor, {k: v for k, v in easy.items() if f"hyper.{k}" in built.step.hyper})
-        found = list(verify_step(executor, module, dims))
+        found = list(verify_step(executor, module, request.dims))
     finally:
         executor.close()
     recipe, casts = recipe_of(model, own.precision), _casts(module, device)

@@ -221,11 +221,24 @@ def resolved(request: StepRequest, module: Module) -> StepRequest:
     """A request for the model of a file in the module's own names: the model, its configuration, its sizes (every
     command has values for -B and -T, of which the model need have neither; others are given by --dim)."""
     model = only_model(module, request.model)
+    own, dims = own_sizes(model, request.dims)
     sizes = {name: size for name, size in request.sizes.items() if name in model.dims or name not in ("B", "T")}
-    sizes |= {name: int(n) for name, n in request.dims.items() if name in model.dims and name not in sizes}
-    dims = {name: n for name, n in request.dims.items() if name not in model.dims}
+    for name in own:
+        if name in sizes:
+            raise UserError(f"--dim {name}={own[name]}: '{name}' is a size", f"give it by -{name} {own[name]}")
     config = request.config or default_config(module, request.model)
-    return replace(request, model=model.name, config=config, sizes=sizes, dims=dims)
+    return replace(request, model=model.name, config=config, sizes=sizes | own, dims=dims)
+
+
+def own_sizes(model: Model, dims: Mapping[str, Number]) -> tuple[dict[str, int], dict[str, Number]]:
+    """Of the values of `--dim` those of a model's sizes, and those of its configuration. UserError for a size that is
+    no whole number."""
+    sizes: dict[str, int] = {}
+    for name in (name for name in dims if name in model.dims):
+        if dims[name] != int(dims[name]):
+            raise UserError(f"--dim {name}={dims[name]}: must be a whole number", f"write for example --dim {name}=8")
+        sizes[name] = int(dims[name])
+    return sizes, {name: n for name, n in dims.items() if name not in sizes}
 
 
 def warn(text: str) -> None:
@@ -272,18 +285,20 @@ def library_name(file: Path) -> str:
 
 
 def numbers_of(module: Module, settings: TrainSettings) -> dict[str, Number]:
-    """All numbers of a run's model, the sizes at their smallest."""
+    """All numbers of a run's model, sizes that the run does not keep at their smallest."""
     from tcomp.model.dimensions import model_dims
 
     model = only_model(module, settings.model)
-    return model_dims(module, model, settings.config, dict.fromkeys(model.dims, 1), settings.dims)
+    sizes, dims = own_sizes(model, settings.dims)
+    return model_dims(module, model, settings.config, dict.fromkeys(model.dims, 1) | sizes, dims)
 
 
 def small_graph(module: Module, model: str, config: str, dims: Mapping[str, Number]) -> Graph:
-    """The model's graph at the smallest sizes: its parameters do not depend on them."""
+    """The model's graph at the smallest sizes, but those that `dims` gives: its parameters do not depend on others."""
     from tcomp.model.unroll import build_graph
 
-    return build_graph(module, model, config, dict.fromkeys(module.models[model].dims, 1), dims)
+    sizes, dims = own_sizes(module.models[model], dims)
+    return build_graph(module, model, config, dict.fromkeys(module.models[model].dims, 1) | sizes, dims)
 
 
 def default_config(module: Module, file: str) -> str:

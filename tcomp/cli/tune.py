@@ -338,7 +338,7 @@ def _check(path: Path, file: str, module: Module, model: str, place: Place, give
     missing: list[str] = []
     for text in lock.steps:
         try:
-            step = parse_step(text, model)
+            step = common.resolved(parse_step(text, file), module)
         except ValueError as e:
             raise UserError(f"{found}: {text!r} is no step", "restore the file, or remove it and tune again") from e
         bad, absent = apply.check(lock, module, instances_of(module, step, machine), machine, threads)

@@ -189,6 +189,8 @@ def test_a_step_s_name_is_read_again() -> None:
     large = StepRequest("gpt2", "124M", {"B": 4, "T": 64}, {"L": 2, "C": 64}, "bf16", 8)
     for step in (SHAPE, large, replace(large, precision="", accumulation=1)):
         assert parse_step(step_text(step), "gpt2") == step
+    own = StepRequest("m", "one", {"B": 4, "R": 3}, {"C": 8})  # R is a size of the model's own, as --dim gives it
+    assert step_text(own) == "one B=4 C=8 R=3" and parse_step("one B=4 C=8 R=3", "m").dims == {"C": 8, "R": 3}
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,14 @@ def test_check_of_a_model_with_sizes_and_types_of_its_own(tcomp: Tcomp, tmp_path
     """Neither B nor T, a real input, parameters that are f16 whatever the precision."""
     (tmp_path / "scales.tc").write_text(SCALES)
     assert "step of scales               ok" in tcomp("check", "scales.tc", "--threads", "1").out
+    assert (
+        "step of scales               ok"
+        in tcomp("check", "scales.tc", "--dim", "N=7", "--dim", "M=3", "--trials", "1").out
+    )
+    refused(tcomp("check", "scales.tc", "--dim", "Q=7"), "model 'scales' has no dimension 'Q'", "it has N, M")
     assert "f16[7, 5]" in tcomp("plan", "scales.tc", "--dim", "N=7").out
+    refused(tcomp("plan", "scales.tc", "--dim", "N=2.5"), "--dim N=2.5: must be a whole number")
+    refused(tcomp("plan", "gpt2", "--dim", "B=4"), "'B' is a size", "give it by -B 4")
 
 
 @pytest.mark.slow
