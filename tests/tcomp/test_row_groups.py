@@ -6,10 +6,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import pytest
+
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.dsl.ast import DType
-from tcomp.dsl.load import library, load_text
+from tcomp.dsl.load import library, load, load_text
 from tcomp.dsl.printer import print_expression
 from tcomp.dsl.storage import bound
 from tcomp.ir.tile import Compute, Kernel, Loop, Scope
@@ -28,6 +30,16 @@ def product(text: str = "", rows: int = 512) -> Kernel:
     op = bound(module.ops["matmul_fp8_block"], DType.BF16)
     lowered = lower(op, module, {"M": rows, "N": 128, "K": 384}, H100, chosen={"BM": 256, "S": 3})
     return next(k for k in lowered.kernels if k.name.endswith(".Y"))
+
+
+@pytest.mark.parametrize("backward, tile", [("", "Xq"), (".backward", "Dq")])
+def test_tiles_have_256_rows_only_where_copies_of_scales_have(backward: str, tile: str) -> None:
+    """Rows of scales that begin anywhere are copied with room for 16 bytes more; a copy has 256 values at most."""
+    module = load(library() / "ops" / "fp8_block.tc")
+    op = bound(module.ops["matmul_fp8_block" + backward], DType.BF16)
+    for rows, found in ((16384, 256), (16385, 128)):
+        kernels = lower(op, module, {"M": rows, "N": 1536, "K": 1536}, H100).kernels
+        assert {b.shape[0] for k in kernels for b in k.tiles if b.name.startswith(f"{tile}.shared")} == {found}
 
 
 def turn_of(kernel: Kernel) -> list[Compute]:
