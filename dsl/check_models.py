@@ -74,7 +74,11 @@ def _check_tensors(model: Model, numbers: frozenset[str]) -> None:
     for p in model.params:
         _check_initialiser(p, numbers)
         if not p.dtype.is_float:
-            raise TcError(f"parameter '{p.name}' is {p.dtype}", p.span, hint="parameters are trained, so they are real")
+            raise TcError(
+                f"parameter '{p.name}' is {p.dtype}",
+                p.span,
+                hint="parameters are real; integers are inputs, or made by an op",
+            )
         _check_group(model, p)
     if model.params and model.optimizer is not None and all(p.frozen for p in model.params):
         hint = "put one in a group, `in NAME`, or drop the optimizer"

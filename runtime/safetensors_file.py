@@ -40,20 +40,16 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor to be saved or loaded. `pieces` gives its elements in row-major order, as arrays in turn."""
+    """A tensor to be saved or loaded, of one of KINDS. `pieces` gives its elements in row-major order, as arrays in
+    turn."""
 
-    dtype: np.dtype[Any]
+    kind: str
     shape: tuple[int, ...]
     pieces: Callable[[], Iterable[Array]]
 
     @property
-    def kind(self) -> str:
-        """The format's name of the type; 16 unsigned bits are bf16's."""
-        return next(kind for kind, dtype in KINDS.items() if dtype == self.dtype)
-
-    @property
     def bytes(self) -> int:
-        return self.dtype.itemsize * math.prod(self.shape)
+        return KINDS[self.kind].itemsize * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -82,16 +78,21 @@ class Entry:
 
 CONVERTIBLE = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}
 """The types between which weights are converted."""
+KIND_OF = {DType.F64: "F64", DType.I32: "I32", DType.E4M3: "F8_E4M3", DType.E5M2: "F8_E5M2"} | {
+    dtype: kind for kind, dtype in CONVERTIBLE.items()
+}
+"""The format's name of each of our types."""
+_REAL = {kind: dtype for dtype, kind in KIND_OF.items() if dtype.is_float}
 
 
 def as_floats(held: Array, kind: str) -> Array:
-    """The values of elements of a CONVERTIBLE type, as f32."""
-    return np.asarray(values(held, CONVERTIBLE[kind]), dtype=np.float32)
+    """The values of elements of one of our real types, as f32."""
+    return np.asarray(values(held, _REAL[kind]), dtype=np.float32)
 
 
 def as_kind(floats: Array, kind: str) -> Array:
-    """f32 values as elements of a CONVERTIBLE type, rounded to nearest even."""
-    return stored(floats, CONVERTIBLE[kind])
+    """f32 values as elements of one of our real types, rounded to nearest even."""
+    return stored(floats, _REAL[kind])
 
 
 def read_header(path: Path) -> dict[str, Entry]:

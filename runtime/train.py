@@ -31,9 +31,8 @@ from tcomp.runtime.executor import Executor, Reading, element_count
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.progress import Progress
 from tcomp.runtime.run_folder import Metrics, RunFolder
-from tcomp.runtime.safetensors_file import PIECE, Stored
+from tcomp.runtime.safetensors_file import KIND_OF, PIECE, Stored
 from tcomp.runtime.scalars import set_scalars
-from tcomp.runtime.values import numpy_type
 
 _AHEAD = 1
 """Steps whose results may still be out while the next one is asked for."""
@@ -79,7 +78,7 @@ def train(
     else:
         initialise(executor, settings.seed, settings.threads)
         if weights is not None:
-            load_weights(executor, weights)
+            load_weights(executor, weights, added(executor.step, weights))
         done = 0
     return _Training(executor, data, batches, run, settings, progress, hyper, done, done if saved else -1).train()
 
@@ -248,14 +247,13 @@ def persistent(executor: Executor, kinds: Collection[str] = ("parameter", "maste
 
 
 def _stored(executor: Executor, slot: Slot) -> Stored:
-    dtype, elements = numpy_type(slot.dtype), element_count(slot)
-    at_a_time = PIECE // dtype.itemsize
+    elements, at_a_time = element_count(slot), PIECE // slot.dtype.bytes
 
     def pieces() -> Iterator[NDArray[Any]]:
         for start in range(0, elements, at_a_time):
             yield executor.read_part(slot.name, start, min(start + at_a_time, elements))
 
-    return Stored(dtype, slot.shape, pieces)
+    return Stored(KIND_OF[slot.dtype], slot.shape, pieces)
 
 
 def restore(executor: Executor, data: Data, saved: checkpoint.Checkpoint, seed: int, batches: Batches) -> int:
@@ -277,15 +275,28 @@ def restore(executor: Executor, data: Data, saved: checkpoint.Checkpoint, seed: 
     return manifest.step
 
 
-def load_weights(executor: Executor, saved: checkpoint.Checkpoint) -> None:
-    """The parameters of a checkpoint (its master copies where it has them), as parameters of this step and as their
-    master copies, and the model's own states; UserError when it is of another model. Sizes, types and numbers that no
-    shape depends on may differ.
-    """
-    wanted = persistent(executor, ("parameter",))
-    saved.check(wanted, convert=True)
+def added(step: Step, saved: checkpoint.Checkpoint) -> list[str]:
+    """The parameters that a step of a model with frozen ones trains and a checkpoint has not: what was put beside base
+    weights (low-rank factors). Nothing of a model that trains all that it has."""
     held = saved.tensors()
-    for init in executor.step.parameters:
+    some_frozen = any(p.frozen for p in step.parameters)
+    return [p.slot for p in step.parameters if some_frozen and not p.frozen and p.slot not in held]
+
+
+def check_weights(executor: Executor, saved: checkpoint.Checkpoint, without: Collection[str] = ()) -> None:
+    """UserError where the checkpoint is of another model than the step. Sizes, types and numbers that no shape depends
+    on may differ, and parameters `without` which it is may be missing."""
+    wanted = persistent(executor, ("parameter",))
+    saved.check({name: tensor for name, tensor in wanted.items() if name not in without}, convert=True)
+
+
+def load_weights(executor: Executor, saved: checkpoint.Checkpoint, without: Collection[str] = ()) -> None:
+    """The parameters of a checkpoint (its master copies where it has them), as parameters of this step and as their
+    master copies, and the model's own states; those `without` which it is stay as they are. UserError as
+    `check_weights`."""
+    check_weights(executor, saved, without)
+    held = saved.tensors()
+    for init in (p for p in executor.step.parameters if p.slot not in without):
         source = f"master.{init.slot}"
         source = source if source in held else init.slot
         values = saved.values(source)

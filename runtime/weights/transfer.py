@@ -43,7 +43,7 @@ def parameters(graph: Graph, wanted: list[Place], entries: Mapping[str, Entry], 
                 yield np.zeros((min(step, inner[0] - start), *inner[1:]), KINDS[kind])
 
     return {
-        p.tensor.name: Stored(KINDS[kind], p.tensor.shape, lambda n=p.tensor.name, s=p.tensor.shape: pieces(n, s))  # type: ignore[misc]
+        p.tensor.name: Stored(kind, p.tensor.shape, lambda n=p.tensor.name, s=p.tensor.shape: pieces(n, s))  # type: ignore[misc]
         for p in graph.parameters
     }
 
@@ -61,7 +61,7 @@ def tensors(wanted: list[Place], held: Mapping[str, Entry], kind: str | None) ->
     found = {}
     for p in wanted:
         to = kind or held[p.parameter].kind
-        found[p.name] = Stored(KINDS[to], p.shape, lambda p=p, to=to: pieces(p, to))  # type: ignore[misc]
+        found[p.name] = Stored(to, p.shape, lambda p=p, to=to: pieces(p, to))  # type: ignore[misc]
     return found
 
 

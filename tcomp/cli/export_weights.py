@@ -10,6 +10,12 @@ import typer
 from tcomp.cli import common, limits, options
 from tcomp.cli.settings import from_json
 
+_TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+"""Types by PyTorch's names."""
+
 
 def export_weights(
     run: options.Run,
@@ -49,7 +55,7 @@ def export_weights(
     config = config_of(layout, graph.dims, kept)
     kinds = {t.kind for t in prefixed.values()}
     if len(kinds) == 1:
-        config["torch_dtype"] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[kinds.pop()]
+        config["torch_dtype"] = _TORCH_NAMES[kinds.pop()]
         config.pop("dtype", None)
     with shown("exporting", prefixed) as watched:
         write_folder(to_hf, config, watched, passed_files(run / PASSED), shard_bytes)

@@ -74,10 +74,14 @@ def train(given: Given[TrainSettings], own: TrainOptions) -> None:
         start = merged(TrainSettings(), *layers).init_from
         before = _same_model(Path(start)) if start else {}
         settings = merged(TrainSettings(), before, *layers)
-        if before and common.find_file(settings.model) != common.find_file(before["model"]):
+        if (
+            before
+            and common.find_file(settings.model) != common.find_file(before["model"])
+            and not _builds_on(settings)
+        ):
             raise UserError(
                 f"{start}: it holds weights of {before['model']}, not of {settings.model}",
-                "leave the model out: it is taken from the run",
+                "leave the model out: it is taken from the run; or freeze what stays, to build on another's",
             )
         outcome = _run(settings, _run_path(settings), resume=False)
     if outcome.interrupted:
@@ -140,6 +144,12 @@ def _same_model(path: Path) -> dict[str, Any]:
     return {"model": before.model, "config": before.config, "dims": before.dims}
 
 
+def _builds_on(settings: TrainSettings) -> bool:
+    """Whether the model keeps some parameters as they are: those may come from another model that has them."""
+    model = common.only_model(common.load_module(settings.model, settings.precision), settings.model)
+    return any(p.frozen for p in model.params)
+
+
 def _device_text(settings: TrainSettings) -> str:
     return f"{settings.device} {settings.gpu}".rstrip()
 
@@ -157,14 +167,13 @@ def _run_path(settings: TrainSettings) -> Path:
 
 
 def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
+    from tcomp.runtime import checkpoint
     from tcomp.runtime.run_folder import PASSED, RunFolder, refuse_used
 
     if not resume:
         refuse_used(path)
     weights = None
-    if settings.init_from:
-        from tcomp.runtime import checkpoint
-
+    if settings.init_from and not (resume and checkpoint.any_saved(path)):  # the run's own take their place
         weights = checkpoint.newest(Path(settings.init_from), common.warn)
     device = common.device_for(settings.device, gpu=settings.gpu, threads=settings.threads, graph=settings.graph)
     built = common.build_step(settings.request(), device, to_run=True)
@@ -172,7 +181,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
 
     from tcomp.runtime.data import open_data
     from tcomp.runtime.progress import progress_for
-    from tcomp.runtime.train import Settings, check_inputs, persistent, train
+    from tcomp.runtime.train import Settings, added, check_inputs, check_weights, train
 
     console = Console(highlight=False)
     vocabulary = int(built.step.dims.get("V", 1 << 16))
@@ -192,7 +201,10 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
         executor = device.open(built.step)
     try:
         if weights is not None:
-            weights.check(persistent(executor, ("parameter",)), convert=True)
+            new = added(built.step, weights)
+            check_weights(executor, weights, new)
+            if new:
+                common.warn(f"{settings.init_from} has no {', '.join(new)}: they begin as the model's text says")
         # Everything has been checked and built: only now is there a run folder.
         folder = RunFolder(path, create=not resume)
         try:

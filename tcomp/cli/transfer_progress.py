@@ -22,6 +22,6 @@ def shown(title: str, tensors: Mapping[str, Stored]) -> Iterator[dict[str, Store
                     progress.advance(task, piece.nbytes)
                     yield piece
 
-            return Stored(tensor.dtype, tensor.shape, pieces)
+            return Stored(tensor.kind, tensor.shape, pieces)
 
         yield {name: watched(name, tensor) for name, tensor in tensors.items()}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import weakref
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -152,9 +154,9 @@ def test_weights_that_do_not_load_leave_no_run_folder(tcomp: Tcomp, text: str, t
     tcomp("train", *TINY, "--data", text, "--steps", "1", "--run", "r")
     load = train.load_weights
 
-    def shrunk(executor: Executor, saved: checkpoint.Checkpoint) -> None:
+    def shrunk(executor: Executor, saved: checkpoint.Checkpoint, without: Collection[str]) -> None:
         os.truncate(saved.folder / checkpoint.TENSORS, 2000)
-        load(executor, saved)
+        load(executor, saved, without)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "load_weights", shrunk)
@@ -163,6 +165,65 @@ def test_weights_that_do_not_load_leave_no_run_folder(tcomp: Tcomp, text: str, t
             "not a whole safetensors file",
         )
     assert not (tmp_path / "s").exists()
+
+
+LORA = """import ops.embedding
+import ops.linear
+import ops.crossentropy
+import ops.optim
+{ops}
+model own(B, T):
+  config tiny: V = 256, C = 8, R = 2
+  param wte: real[V, C] = normal(0.1) {base}
+  param scales: {kind}[C] = uniform(1.0) {base}
+{factors}
+  input tokens: i32[B, T] below V
+  input targets: i32[B, T] below V
+  forward:
+    x = lookup(tokens, wte)
+    h = weigh(x as [B * T, C], scales)
+{forward}
+    logits = matmul(h, wte)
+    losses, _ = crossentropy(logits, targets as [B * T], V = V)
+    loss = mean(losses)
+  loss loss
+  logits logits
+  optimizer adamw:
+    hyper peak_lr = 1e-2, final_lr = 0.1, warmup = 1, total = 10
+    hyper beta1 = 0.9, beta2 = 0.95, eps = 1e-8, clip = 1.0
+    group all: weight_decay = 0.1
+    lr by cosine
+    norm by global_norm
+"""
+WEIGH = "op weigh(X: real[M, C], s: {kind}[C]) -> Y: real[M, C]:\n  Y[m, c] = X[m, c] * s[c]\n"
+FACTORS = "  param down: real[R, C] = normal(0.1) in all\n  param up: real[C, R] = zeros in all"
+BESIDE = "    d = matmul(h, down)\n    h = matmul_residual(d, up, h)"
+
+
+def test_factors_beside_the_frozen_weights_of_another_run(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    """Weights of a model that trains them, in a model that keeps them (one in 8 bits) and trains what the first has
+    not. It goes on without the run that they came from."""
+    quick = ["-B", "1", "-T", "8", "--threads", "1", "--sample", "0", "--eval-batches", "1", "--data", text]
+    for name, values in {
+        "base": {"base": "in all", "kind": "real", "factors": "", "forward": ""},
+        "lora": {"base": "frozen", "kind": "e4m3", "factors": FACTORS, "forward": BESIDE},
+    }.items():
+        Path(f"{name}.tc").write_text(LORA.format(ops=WEIGH.format(**values), **values))
+    assert tcomp("train", "base.tc", *quick, "--steps", "1", "--run", "b").code == 0
+    found = tcomp("train", "lora.tc", *quick, "--steps", "1", "--run", "r", "--init-from", "b", "--precision", "bf16")
+    assert found.code == 0 and "b has no down, up: they begin as the model's text says" in found.error, found
+    shutil.rmtree("b")
+    found = tcomp("train", "--resume", "r", "--steps", "2", "--keep", "2")
+    assert found.code == 0 and "no down" not in found.error, found
+    one, two = (checkpoint.verify(tmp_path / f"r/checkpoints/step-00000{n}") for n in (1, 2))
+    tensors = two.tensors()
+    assert {n: tensors[n].kind for n in ("wte", "scales", "down", "master.down")} == {
+        "wte": "BF16", "scales": "F8_E4M3", "down": "BF16", "master.down": "F32",
+    }  # fmt: skip
+    assert not {n for n in tensors if n.endswith((".wte", ".scales"))}
+    for name in ("wte", "scales"):
+        np.testing.assert_array_equal(one.values(name), two.values(name))
+    refused(tcomp("train", "base.tc", *quick, "--steps", "1", "--run", "s", "--init-from", "r"), "it holds weights of")
 
 
 def test_a_run_folder_that_cannot_be_made(tcomp: Tcomp, text: str, tmp_path: Path) -> None:

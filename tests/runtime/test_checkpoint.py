@@ -27,7 +27,8 @@ ARRAYS = {
 
 def stored(array: np.ndarray[Any, Any], piece: int = 1 << 20) -> Stored:
     flat = array.reshape(-1)
-    return Stored(array.dtype, array.shape, lambda: (flat[at : at + piece] for at in range(0, flat.size, piece)))
+    kind = next(kind for kind, dtype in safetensors_file.KINDS.items() if dtype == array.dtype)
+    return Stored(kind, array.shape, lambda: (flat[at : at + piece] for at in range(0, flat.size, piece)))
 
 
 TENSORS = {name: stored(array) for name, array in ARRAYS.items()}
