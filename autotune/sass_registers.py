@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from functools import cache, lru_cache
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache, wraps
+from typing import TypeVar
 
 from tcomp.autotune.sass import Block, Function, Instruction
+
+T = TypeVar("T")
 
 REGISTER = re.compile(r"\b(U?R\d+|U?P\d+)\b")
 EVALUATED = {
@@ -23,7 +26,22 @@ COUNTED = {
 they write."""
 
 
-@cache
+def once(read: Callable[[Instruction], T]) -> Callable[[Instruction], T]:
+    """What is read of an instruction is kept with it: a search reads millions, and few live long."""
+    name = f"_{read.__name__}"
+
+    @wraps(read)
+    def kept(i: Instruction) -> T:
+        of = i.__dict__
+        if name not in of:
+            of[name] = read(i)
+        found: T = of[name]
+        return found
+
+    return kept
+
+
+@once
 def plain(i: Instruction) -> str:
     """The name without the U of the uniform unit: IADD3 for UIADD3."""
     if i.name == "UP2UR":
@@ -31,12 +49,12 @@ def plain(i: Instruction) -> str:
     return i.name[1:] if i.name[0] == "U" and i.name[1:] in EVALUATED else i.name
 
 
-@cache
+@once
 def registers_read(i: Instruction) -> tuple[str, ...]:
     return tuple(REGISTER.findall(" ".join(_sources(i))))
 
 
-@cache
+@once
 def registers_named(i: Instruction) -> tuple[str, ...]:
     return tuple(REGISTER.findall(" ".join((i.guard, *i.operands))))
 
@@ -71,7 +89,7 @@ def masked_predicates(mask: str) -> tuple[str, ...]:
     return tuple(f"P{n}" for n in range(7) if bits >> n & 1)
 
 
-@cache
+@once
 def registers_written(i: Instruction) -> frozenset[str]:
     """Registers and predicates an instruction writes (with the other half of a pair)."""
     if i.name in ("ST", "STG", "STS", "BRA", "EXIT", "BAR", "RED", "LDGSTS", "UTMASTG", "UTMALDG", "RET"):
@@ -93,7 +111,7 @@ def _wide(i: Instruction) -> bool:
     return any(x in i.opcode for x in (".WIDE", ".64", ".128")) or i.name == "CS2R"
 
 
-@cache
+@once
 def all_read(i: Instruction) -> tuple[str, ...]:
     """As `registers_read`, with every register of wide operands and the address of a store."""
     wide = {n: size for n, size in enumerate(_sizes(i)) if n and size > 1}
@@ -101,7 +119,7 @@ def all_read(i: Instruction) -> tuple[str, ...]:
     return (*registers_read(i), *address, *(r for n, size in wide.items() for r in _run_of(i, n, size)))
 
 
-@cache
+@once
 def all_written(i: Instruction) -> tuple[str, ...]:
     """As `registers_written`, with every register of a wide result."""
     sizes = _sizes(i)

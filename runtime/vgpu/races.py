@@ -143,13 +143,13 @@ class RaceShadow:
             several = reader[0] != reader[-1]
             self._note_reader(slice(key, key + 1), reader[-1:], now, floor)
             if several:
-                self._note_others(np.full(len(reader), key), reader, now)
+                self._note_others(np.full(len(reader), key), reader, now, floor)
             return bad
         self._note_reader(key, reader, now, floor)
         if isinstance(key, np.ndarray):
             lost = self.read_actor[key] != reader
             if lost.any():
-                self._note_others(key[lost], np.broadcast_to(reader, len(key))[lost], now)
+                self._note_others(key[lost], np.broadcast_to(reader, len(key))[lost], now, floor)
         return bad
 
     def unordered_writes(self, key: Any, writer: Any, floor: int, ordered: Ordered) -> Array | None:
@@ -185,23 +185,26 @@ class RaceShadow:
         self.read_actor[key] = reader
         self.read_time[key] = now
 
-    def _note_others(self, key: Array, reader: Array, now: int) -> None:
-        """Readers of the same step beside the one that was noted."""
+    def _note_others(self, key: Array, reader: Array, now: int, floor: int) -> None:
+        """Readers of the same step beside the one that was noted; in shared memory they join those before them."""
         actors, times = self._others()
         beside = reader != self.read_actor[key]
         key, reader = key[beside], reader[beside]
-        times[key] = now
         if not len(key):
             return
+        earlier = np.unique(key[times[key] > floor]) if self.sets is not None else key[:0]
+        before = (actors[earlier], times[earlier])
+        times[key] = now
         actors[key] = reader
         clashing = actors[key] != reader
-        if not clashing.any():
-            return
-        if self.sets is None:
-            actors[key[clashing]] = MANY
-            return
-        several, codes = self.sets.of_readers(key, reader, now)
-        actors[several] = codes
+        if clashing.any():
+            if self.sets is None:
+                actors[key[clashing]] = MANY
+                return
+            several, codes = self.sets.of_readers(key, reader, now)
+            actors[several] = codes
+        if self.sets is not None and len(earlier):
+            actors[earlier] = self.sets.union(before, (actors[earlier], times[earlier]))
 
     def _others(self) -> tuple[Array, Array]:
         if self.other_actor is None or self.other_time is None:

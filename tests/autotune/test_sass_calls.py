@@ -3,7 +3,12 @@ kept in a register."""
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 from tcomp.autotune.sass import functions_of
+from tcomp.autotune.sass_registers import all_read, all_written
+from tcomp.autotune.sass_steps import decoded
 from tcomp.autotune.sass_walk import Walk
 
 LOOP = """
@@ -136,3 +141,16 @@ def test_a_quotient_of_block_numbers_is_no_data() -> None:
     way = Walk(function, {"SR_CTAID.X": 4}, {}).run()
     turns = [way.times(b, i) for b in function.blocks for i in b.instructions if i.name in ("LDG", "IADD3")]
     assert way.unknown == 2 and turns == [1, 0]
+
+
+def test_what_was_read_of_instructions_goes_with_them() -> None:
+    """A search reads millions of them."""
+    function = functions_of(KEPT)["k"]
+    kept = [weakref.ref(i) for i in function.instructions]
+    Walk(function, {}, {}).run()
+    for i in function.instructions:
+        assert all_read(i) is all_read(i) and all_written(i) is all_written(i)
+    decoded.cache_clear()
+    del function, i
+    gc.collect()
+    assert not any(r() for r in kept)
