@@ -71,7 +71,7 @@ def train(
     checkpoint."""
     batches = data.training_batches(settings.seed)
     hyper = set_scalars(executor, settings.hyper)
-    check_inputs(executor.step)
+    check_trainable(executor.step)
     saved = _newest(run, progress) if resume else None
     if saved is not None:
         done = restore(executor, data, saved, settings.seed, batches)
@@ -232,8 +232,13 @@ def _refuse_divergence(value: float, what: str, done: int) -> None:
         )
 
 
-def check_inputs(step: Step) -> None:
-    """UserError when the model takes other inputs than tokens and targets."""
+def check_trainable(step: Step) -> None:
+    """UserError when the model has no optimizer, or takes other inputs than tokens and targets."""
+    if "update" not in step.programs:
+        raise UserError(
+            f"the model {step.model} has no optimizer, so a step changes nothing",
+            "add `optimizer adamw: ...` to its text",
+        )
     if set(step.inputs) != {"tokens", "targets"}:
         raise UserError(
             f"the model {step.model} has the inputs {', '.join(sorted(step.inputs))}",

@@ -108,7 +108,7 @@ def bench(step: MeasuredStep, where: DeviceOptions, own: BenchOptions) -> None:
     from tcomp.runtime.bench.build import workload_of, write_folder
     from tcomp.runtime.bench.counterparts import check_counterpart
     from tcomp.runtime.bench.measure import Contest, compare
-    from tcomp.runtime.train import check_inputs
+    from tcomp.runtime.train import check_trainable
 
     others, request = own.others, step.request()
     module = common.load_module(request.model)
@@ -116,7 +116,7 @@ def bench(step: MeasuredStep, where: DeviceOptions, own: BenchOptions) -> None:
         check_counterpart(common.only_model(module, request.model).name)
     with _status("building"):
         built = common.build_step(request, where.open(), module=module)
-    check_inputs(built.step)
+    check_trainable(built.step)
     gpu = (where.gpu or limits.DEFAULT_GPU) if where.kind == "virtual" else ""
     threads = built.threads if where.kind == "cpu" else limits.cores()
     workload = workload_of(built.step, built.request, where.device, gpu, threads)

@@ -104,11 +104,11 @@ def _cpu_roofline(request: StepRequest, own: RooflineOptions) -> None:
     from tcomp.runtime.cpu.function_ceilings import function_rate
     from tcomp.runtime.cpu.launch_ceiling import launch_cost
     from tcomp.runtime.roofline import Peaks, as_json, kernel_rows, launch_seconds, ready, table
-    from tcomp.runtime.train import check_inputs
+    from tcomp.runtime.train import check_trainable
 
     built = common.build_step(request, common.device_for(threads=own.threads))
     made = built.step
-    check_inputs(made)
+    check_trainable(made)
     common.note("measuring the ceilings")
     assert isinstance(built.machine, CpuMachine)
     arithmetic = compute_peaks(built.threads, built.machine)

@@ -181,7 +181,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
 
     from tcomp.runtime.data import open_data
     from tcomp.runtime.progress import progress_for
-    from tcomp.runtime.train import Settings, added, check_inputs, check_weights, train
+    from tcomp.runtime.train import Settings, added, check_trainable, check_weights, train
 
     console = Console(highlight=False)
     vocabulary = int(built.step.dims.get("V", 1 << 16))
@@ -193,7 +193,7 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
             f"  tcomp data prepare TEXT --tokenizer {own} --out FOLDER"
         )
     limits.check_hyper(settings.hyper, {n.removeprefix("hyper."): v for n, v in built.step.hyper.items()})
-    check_inputs(built.step)
+    check_trainable(built.step)
     if settings.sample and data.text:
         limits.check_prompt(settings.prompt, vocabulary)
     _announce(console, settings, built, data)

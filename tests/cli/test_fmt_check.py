@@ -93,6 +93,11 @@ def test_check_of_a_model_with_sizes_and_types_of_its_own(tcomp: Tcomp, tmp_path
     refused(tcomp("plan", "gpt2", "--dim", "B=4"), "'B' is a size", "give it by -B 4")
 
 
+def test_check_of_a_model_that_trains_nothing(tcomp: Tcomp, tmp_path: Path) -> None:
+    (tmp_path / "still.tc").write_text(SCALES.replace("ones in all", "ones frozen").partition("  optimizer")[0])
+    assert "step of scales               ok" in tcomp("check", "still.tc", "--trials", "1", "--threads", "1").out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision,wrong", [("bf16", 1.03), ("bf16", 0.97), ("f32", 1.001), ("fp8", 1.5)])
 def test_a_step_with_a_wrong_gradient_is_called_wrong(

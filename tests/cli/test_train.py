@@ -226,6 +226,17 @@ def test_factors_beside_the_frozen_weights_of_another_run(tcomp: Tcomp, text: st
     refused(tcomp("train", "base.tc", *quick, "--steps", "1", "--run", "s", "--init-from", "r"), "it holds weights of")
 
 
+def test_a_model_that_trains_nothing(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    """What trains it, or times its training, says what it lacks."""
+    values = {"base": "frozen", "kind": "real", "factors": "", "forward": ""}
+    whole = LORA.format(ops=WEIGH.format(**values), **values)
+    Path("still.tc").write_text(whole.partition("  optimizer")[0])
+    small = ["-B", "1", "-T", "8", "--threads", "1"]
+    for command in (["train", "--data", text, "--run", "r"], ["roofline", "--measure"]):
+        refused(tcomp(command[0], "still.tc", *command[1:], *small), "the model own has no optimizer", "add `optimizer")
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_run_folder_that_cannot_be_made(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
     arguments = ["train", *TINY, "--data", text, "--steps", "1", "--run"]
     refused(tcomp(*arguments, f"{text}/r"), "cannot use it as run folder: Not a directory")
