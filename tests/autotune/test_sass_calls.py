@@ -154,3 +154,20 @@ def test_what_was_read_of_instructions_goes_with_them() -> None:
     del function, i
     gc.collect()
     assert not any(r() for r in kept)
+
+
+OTHERWISE = """
+.text.k:
+        /*0000*/                   MOV R1, 0x3 ;
+        /*0010*/                   ISETP.GE.AND P0, P1, R1, 0x5, PT ;
+        /*0020*/               @P1 BRA `(.L_x_1) ;
+        /*0030*/                   EXIT ;
+.L_x_1:
+        /*0040*/               @P0 BRA `(.L_x_1) ;
+        /*0050*/                   EXIT ;
+"""
+
+
+def test_a_comparison_s_second_predicate_is_where_it_does_not_hold() -> None:
+    way = Walk(functions_of(OTHERWISE)["k"], {}, {}).run()
+    assert not way.unknown and way.path == (0, 2, 3)
