@@ -9,7 +9,8 @@ import sys
 def main() -> None:
     """Run the command line; ends the process."""
     # Compilers make trees by the million and few cycles: looking for those as often as usual takes a tenth of the time.
-    gc.set_threshold(100_000, 50, 100)
+    # (Modules of LLVM are cycles: all are looked through as often as usual, or a search would grow for minutes.)
+    gc.set_threshold(100_000, 50, 10)
     try:
         open_streams()
         limit_blas()
