@@ -104,14 +104,15 @@ def test_a_step_with_a_wrong_gradient_is_called_wrong(
     precision: str, wrong: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where schedules cast, which allows most."""
-    from tcomp.cli.check import CheckOptions, _check_step
+    from tcomp.cli.check import CheckOptions, _check_step, _small_step
     from tcomp.cli.common import device_for, load_module
     from tcomp.machine.cpu import detect
     from tcomp.runtime import verify
 
     monkeypatch.setenv("TCOMP_CPU", f"{detect().name.removesuffix('bf16')}+avx512bf16")
     module, floats = load_module("gpt2"), verify.floats
-    step = (module, CheckOptions("gpt2", precision=precision), device_for(threads=1))
+    own = CheckOptions("gpt2", precision=precision)
+    step = (module, _small_step(module, own, {}), own, device_for(threads=1))
     assert _check_step(*step)
     scale = {"grad.qkv_w": wrong}
     monkeypatch.setattr(verify, "floats", lambda e, name: floats(e, name) * scale.get(name, 1.0))
