@@ -87,6 +87,24 @@ def minimum(a: Expr, b: Expr) -> Expr:
     return Call("min", (a, b))
 
 
+def end_of_part(start: Expr, block: int, stop: Expr, end: Expr) -> Expr:
+    """Where the part of an axis that goes up to `end` stops: there, or at what the whole stops at before the `block`
+    values from its start on are through."""
+    whole = fold(Binary("+", start, Num(block)))
+    for e in _first_of(stop):
+        if fold(e) != whole:
+            end = Call("min", (end, e))
+    return end
+
+
+def _first_of(e: Expr) -> tuple[Expr, ...]:
+    """The values that min is taken of."""
+    match e:
+        case Call("min", args):
+            return tuple(x for a in args for x in _first_of(a))
+    return (e,)
+
+
 def by_exp2(e: Expr) -> Expr:
     """`exp(a * c - b)` --> `exp2(a * (c * log2(e)) - b * log2(e))`, one multiply-add and one instruction on a GPU: for
     values that are rounded to 16 bits, since it is only correct to 2**-21 or so of its argument. Where there is no c,

@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, accesses_in
+from tcomp.dsl.ast import Binary, Expr, Name, Num, accesses_in
 from tcomp.ir.blocks import ThreadShape
 from tcomp.ir.panels import placed
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Spread, Statement, Swizzled, Turns, Unpack
-from tcomp.schedule.fold import fold, sub
+from tcomp.schedule.fold import end_of_part, fold, sub
 from tcomp.schedule.operand_places import places
 
 Phases = list[tuple[Statement, ...]]
@@ -121,12 +121,7 @@ def _panelled(c: Compute, u: Unpack, tiles: Mapping[str, Buffer], shape: ThreadS
     columns, last = _columns(tile), c.axes[-1]
     variable = f"{last.name}.{tile.name}"
     start = Name(variable)
-    end = Binary("+", start, Num(columns))
-    all_of = Binary("+", last.start, Num(last.block))
-    ends = [e for e in _ends(last.stop) if e not in (all_of, fold(all_of))]
-    stop: Expr = end
-    for e in ends:
-        stop = Call("min", (stop, e))
+    stop = end_of_part(last.start, last.block, last.stop, Binary("+", start, Num(columns)))
 
     # The copies of all panels go by one tensor map, which ends where the tensor does.
     end_of_copies = last.stop if isinstance(last.start, Num) else stop
@@ -159,13 +154,6 @@ def _by_panel(
     found[words.name] = replace(words, shape=(*words.shape[:-1], across))
     place = fold(Binary("*", Binary("//", Name(variable), Num(columns)), Num(groups)))
     return replace(turns, flag=replace(turns.flag, subscripts=(*turns.flag.subscripts[:-1], place)))
-
-
-def _ends(stop: Expr) -> tuple[Expr, ...]:
-    match stop:
-        case Call("min", args):
-            return tuple(e for a in args for e in _ends(a))
-    return (stop,)
 
 
 def _groups(c: Compute, tile: Buffer, shape: ThreadShape) -> int:

@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, children, rebuild
+from tcomp.dsl.ast import Access, Binary, Expr, Name, Num, children, rebuild
 from tcomp.ir.tile import Axis, Buffer, Compute, Fragment, Loop, Scope, Statement
 from tcomp.ir.walk import accesses_of, computes, reads_of
-from tcomp.schedule.fold import fold, sub
+from tcomp.schedule.fold import end_of_part, fold, sub
 
 Phases = list[tuple[Statement, ...]]
 
@@ -108,11 +108,7 @@ def _readers(product: Compute, rows: Axis, behind: Sequence[Statement]) -> list[
 def _narrowed(s: Compute, rows: Axis, start: int, size: int, name: str) -> Compute:
     """The statement for `size` of the rows, from number `start` on, with the tile `name` of as many rows."""
     first = fold(Binary("+", rows.start, Num(start)))
-    end: Expr = fold(Binary("+", rows.start, Num(start + size)))
-    whole = fold(Binary("+", rows.start, Num(rows.block)))
-    for e in _ends(rows.stop):
-        if fold(e) != whole:
-            end = Call("min", (end, e))
+    end = end_of_part(rows.start, rows.block, rows.stop, fold(Binary("+", rows.start, Num(start + size))))
     before, after = _in_tile(rows, rows.start), _in_tile(rows, first)
 
     def moved(e: Expr) -> Expr:
@@ -126,11 +122,3 @@ def _narrowed(s: Compute, rows: Axis, start: int, size: int, name: str) -> Compu
     axes = tuple(replace(a, start=first, stop=end, block=size) if a.name == rows.name else a for a in s.axes)
     guard = None if s.guard is None else moved(s.guard)
     return replace(s, axes=axes, target=target, value=moved(s.value), guard=guard)
-
-
-def _ends(stop: Expr) -> tuple[Expr, ...]:
-    """What an axis ends at, whichever comes first."""
-    match stop:
-        case Call("min", args):
-            return tuple(e for a in args for e in _ends(a))
-    return (stop,)

@@ -71,7 +71,7 @@ def overlapping() -> Kernel:
     return product(text.replace("overlap part(BM < 256)", "overlap part"))
 
 
-def test_a_result_that_is_read_later_too_keeps_all_its_registers() -> None:
+def test_products_of_two_turns_at_once_keep_all_their_registers() -> None:
     kernel = overlapping()
     assert kernel.buffer("part").shape == (256, 128) and len(turn_of(kernel)) == 2
 

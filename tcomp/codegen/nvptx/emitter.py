@@ -1,4 +1,4 @@
-"""Where a thread's instructions go: the frames of the CPU generator with 32-bit integers, and what only PTX has.
+"""Where a thread's instructions go: the frames of `codegen/llvm` with 32-bit integers, and what only PTX has.
 
 Frame 0 is the kernel's entry: thread numbers and every offset that depends only on the thread live there.
 """
@@ -158,7 +158,7 @@ class GpuEmitter(Emitter):
         body: Callable[[Int, list[IrValue]], Sequence[IrValue]],
         nonempty: bool = False,
     ) -> list[IrValue]:
-        """The CPU generator's loop, marked as unrolled enough: neither LLVM nor the assembler shall do it again."""
+        """The shared loop, marked as unrolled enough: neither LLVM nor the assembler shall do it again."""
         results = super().loop(start, stop, step, carried, body, nonempty)
         after = self.frames[-1].block
         for block in reversed(self.function.blocks):

@@ -7,7 +7,7 @@ f32 error bounds in units in the last place (the tests sweep them on the virtual
 (2 for sqrt and division in kernels with wgmma, which must not call anything: the assembler would serialise it.)
 
 exp and tanh rest on ex2.approx (relative error 2^-22.5), whose argument exp splits in two so that large ones lose
-nothing; log, sin, cos, all f64 functions and powers are the CPU generator's formulas. Results of infinities, NaN, zero,
+nothing; log, sin, cos, all f64 functions and powers are the shared formulas. Results of infinities, NaN, zero,
 overflow and underflow are those of the exact functions.
 """
 
