@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -120,15 +121,37 @@ def test_a_gradient_that_begins_where_it_is_made_is_left_alone() -> None:
     assert found.count(GRADIENTS[0]) == found.count(GRADIENTS[1]) == 3
 
 
+@pytest.mark.parametrize("frozen, joined", [("proj_w", 1), ("ln2_b", 1), ("proj_b", 3)])
+def test_so_is_one_where_the_ops_would_give_gradients_of_what_is_not_trained(frozen: str, joined: int) -> None:
+    """Of three places. With ln2_b frozen the new ops' `db` would be the next layer's, beside `dbdX`."""
+    p = programs(load_text(without(frozen), str(library() / "own.tc")))
+    found = names(p.backward)
+    assert found.count(GRADIENTS[0]) == found.count(GRADIENTS[1]) == joined
+    for n in p.backward:
+        results = [n.operands[o.name] for o in n.op.outputs]
+        assert not any(v.meets(w) for i, v in enumerate(results) for w in results[:i]), n.label
+
+
+def without(*parameters: str) -> str:
+    """The shipped model with these frozen."""
+    text = SHIPPED
+    for name in parameters:
+        text, count = re.subn(rf"(param {name}: .*) in \w+", r"\1 frozen", text)
+        assert count == 1
+    return text
+
+
 @pytest.mark.parametrize("machine, precision", [(A100, "fp8"), (H100, "bf16"), (H100, "fp8_block")])
 def test_other_targets_and_precisions_have_the_ops_apart(gpt2: Module, machine: GpuMachine, precision: str) -> None:
     p = programs(gpt2, machine, precision=precision)
     assert not {*OPS, *GRADIENTS} & {*names(p.forward), *names(p.backward)}
 
 
-def test_the_step_is_the_same(gpt2: Module) -> None:
+@pytest.mark.parametrize("frozen", [(), ("proj_w", "ln2_b", "down_b")], ids=["all trained", "some frozen"])
+def test_the_step_is_the_same(frozen: tuple[str, ...]) -> None:
     """Losses, gradients and histories of two micro-batches, from histories of two layers that differ."""
     found = []
+    gpt2 = load_text(without(*frozen), str(library() / "own.tc"))
     for p in (programs(gpt2, accumulation=2), programs(gpt2, apart=True, accumulation=2)):
         random = np.random.default_rng(3)
         memory = Memory({q.tensor: 0.1 * random.standard_normal(q.tensor.shape) for q in p.graph.parameters})

@@ -147,9 +147,10 @@ class _Differentiation:
             )
         for name in sorted(given):
             self.complete(node.operands[name], node)
+        unwanted = frozenset(results.difference(outputs))
         outputs = self.hand_over(node, op, outputs)
         for group in self.sequential(node, outputs):
-            self.launch(node, op, group)
+            self.launch(node, op, group, unwanted)
 
     def has_gradient(self, output: View) -> bool:
         """Whether anything contributed to the gradient of a node's result."""
@@ -218,7 +219,7 @@ class _Differentiation:
             group[1].append(view)
         return [g[0] for g in groups]
 
-    def launch(self, node: Node, op: Op, outputs: list[str]) -> None:
+    def launch(self, node: Node, op: Op, outputs: list[str], unwanted: frozenset[str]) -> None:
         """Append a backward node that computes `outputs`."""
         adding = set()
         views: dict[str, View] = {}
@@ -260,7 +261,9 @@ class _Differentiation:
                     "read operands and results of the op, and gradients of its results",
                 )
         label = node.label.replace(node.op.name, form.name, 1)
-        backward = Node(form, self.bind(op, form, node), operands, label, node.span, incoming=frozenset(incoming))
+        backward = Node(
+            form, self.bind(op, form, node), operands, label, node.span, incoming=frozenset(incoming), unwanted=unwanted
+        )
         self.nodes.append(replace(backward, early=node.early, quantised_gradient=node.quantised_gradient))
 
     def bind(self, op: Op, form: Op, node: Node) -> dict[str, int]:

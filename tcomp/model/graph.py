@@ -93,8 +93,9 @@ class Node:
     the results to be computed again for the backward pass instead of kept; `real` is what the op's `real` is
     bound to; `chunks` asks for its result in so many parts (chunks.py; 0: as many as suit, parts.py), and `part` says
     of which part a node is, from 1 (0: it is whole); `at_once` names the op that computes the call and its backward
-    together (at_once.py). A backward node has the `early` of its call (early.py), and `incoming`, its operands that are
-    gradients. `quantised` names the ops of a call whose first operand may be made quantised (quantised.py), and
+    together (at_once.py). A backward node has the `early` of its call (early.py), `incoming`, its operands that are
+    gradients, and `unwanted`, results of the call's backward that nobody wants: gradients of what is not trained.
+    `quantised` names the ops of a call whose first operand may be made quantised (quantised.py), and
     `quantised_gradient` those of its backward, whose gradient may be (quantised_gradient.py)."""
 
     op: Op
@@ -108,6 +109,7 @@ class Node:
     at_once: str = ""
     early: Early | None = None
     incoming: frozenset[str] = frozenset()
+    unwanted: frozenset[str] = frozenset()
     part: int = 0
     quantised: Quantised | None = None
     quantised_gradient: Quantised | None = None

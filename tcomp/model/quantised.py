@@ -107,6 +107,10 @@ def paired(q: Quantised, maker: Node, result: str, node: Node, operand: str, lab
             new[name] = views[o.name] = Tensor(f"{label}.{name}", o.dtype, shape, "activation", owner).whole()
         else:
             raise NotHere(f"neither '{maker.op.name}' nor '{node.op.name}' has its operand '{o.name}'")
+    results = [o.name for o in q.maker.outputs]
+    for i, name in enumerate(results):
+        if other := next((n for n in results[:i] if views[n].meets(views[name])), None):
+            raise NotHere(f"its results '{other}' and '{name}' would be one tensor")
     read = {o.name: v for o in q.reader.operands if (v := new.get(o.name) or node.operands.get(o.name)) is not None}
     lacking = [o.name for o in q.reader.operands if o.name not in read]
     if lacking:

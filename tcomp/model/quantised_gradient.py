@@ -6,8 +6,8 @@
 MAKER takes the place of the op that adds to the call's incoming gradient last, READER that of the call's backward.
 Operands are named as in `quantised.py`, for the gradient dY of the call and the result dX of the op before. The
 gradient stays, as others read it too. Where nothing was there to be added to (the last layer), or what MAKER takes of
-the reader is not there so early (computed again in between), the ops stay apart. `tcomp check` of the model holds the
-step against the ops apart.
+the reader is not there so early (computed again in between), or one of the two gives the gradient of
+what is not trained, the ops stay apart. `tcomp check` of the model holds the step against the ops apart.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def _joined(node: Node, q: Quantised, backward: Nodes, variants: Variants, news:
     maker = backward[writers[-1]]
     result = next(name for name, v in _written(maker).items() if view.meets(v))
     if result in {o.name for o in maker.op.outputs}:  # (it begins here)
+        return backward
+    if any(o.name in n.unwanted for n, op in ((maker, q.maker), (node, q.reader)) for o in op.outputs):
         return backward
     own = q.maker.operand(result)
     if maker.operands[result] != view or own is None or not own.inout:
