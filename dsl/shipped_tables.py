@@ -3,7 +3,8 @@
     make tables        writes the file anew, after grammar.lark has changed or for another version of lark
 
 The file names the grammar and the lark that it was made with, and is used with these only. It is JSON, in which lark's
-numbered tables have their numbers as texts.
+numbered tables have their numbers as texts; its first line has a checksum of all the others, since what was damaged may
+still be JSON.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ def shipped(grammar: str, file: Path = FILE) -> tuple[dict[str, Any], dict[int, 
     """Tables and what they refer to by numbers, for `from_tables`; None where the file has them for another
     grammar or another lark, or is not as it was written."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"), object_hook=_numbered)
-        if found["made for"] != made_for(grammar):
+        text = file.read_text(encoding="utf-8")
+        found = json.loads(text, object_hook=_numbered)
+        if found["made for"] != made_for(grammar) or found["checksum"] != _checksum(text.partition("\n")[2]):
             return None
         return found["tables"], found["memo"]
     except (OSError, ValueError, TypeError, KeyError):
@@ -46,7 +48,12 @@ def write(parser: Lark, grammar: str, file: Path = FILE) -> None:
     tables, memo = parser.memo_serialize([TerminalDef, Rule])
     tables["options"] = {k: v for k, v in tables["options"].items() if k not in ("postlex", "transformer")}  # objects
     content = {"made for": made_for(grammar), "tables": tables, "memo": memo}
-    file.write_text(json.dumps(content, separators=(",", ":"), sort_keys=True) + "\n", encoding="utf-8")
+    rest = json.dumps(content, separators=(",", ":"), sort_keys=True).removeprefix("{") + "\n"
+    file.write_text(f'{{"checksum":"{_checksum(rest)}",\n{rest}', encoding="utf-8")
+
+
+def _checksum(rest: str) -> str:
+    return hashlib.sha256(rest.encode()).hexdigest()
 
 
 def _numbered(table: dict[str, Any]) -> dict[Any, Any]:

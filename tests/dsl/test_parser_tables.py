@@ -69,6 +69,9 @@ def test_tables_of_another_grammar_or_lark_or_damaged_ones_are_not_used(
     assert shipped_tables.shipped(GRAMMAR, file) is None
     assert shipped_tables.shipped(GRAMMAR, tmp_path / "missing.json") is None
     assert shipped_tables.shipped(GRAMMAR + "\n") is None
+    for part in ("parser", "options", "ignore"):  # still JSON, and made for this grammar, but not as it was written
+        file.write_text(whole.replace(f'"{part}":', f'"{part}_":'))
+        assert shipped_tables.shipped(GRAMMAR, file) is None, part
     monkeypatch.setattr(lark, "__version__", "0.0")
     assert shipped_tables.shipped(GRAMMAR) is None
 
