@@ -5,6 +5,7 @@ One process at a time may write to it; the lock goes with the process, however i
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tcomp.errors import UserError
-from tcomp.runtime.cache import write_atomic
+from tcomp.runtime.cache import unwritable, write_atomic
 from tcomp.runtime.documents import parse_json, read_small
 
 CONFIG, METRICS, LOCK = "run.json", "metrics.jsonl", ".lock"
@@ -47,9 +48,7 @@ class RunFolder:
             self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as e:
             self._remove_folders()
-            raise UserError(
-                f"{path}: cannot use it as run folder: {e.strerror or e}", "name another by --run (imports: --out)"
-            ) from e
+            raise _unusable(path, e.strerror or str(e)) from e
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
@@ -108,12 +107,18 @@ class RunFolder:
 
 
 def refuse_used(path: Path) -> None:
-    """UserError when a new run cannot have this folder, because it holds another run."""
+    """UserError when a new run cannot have this folder: it holds another run, or nothing can be written there."""
     if (path / "checkpoints").is_dir() and any((path / "checkpoints").glob("step-*")):
         raise UserError(
             f"{path}: the run folder already holds a run",
             f"continue it with `tcomp train --resume {path}`, or give another --run name",
         )
+    if reason := os.strerror(errno.ENOTDIR) if path.exists() and not path.is_dir() else unwritable(path / CONFIG):
+        raise _unusable(path, reason)
+
+
+def _unusable(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: cannot use it as run folder: {reason}", "name another by --run (imports: --out)")
 
 
 def read_config(path: Path) -> dict[str, Any]:

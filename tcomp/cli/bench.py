@@ -64,6 +64,7 @@ class BenchOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        limits.check_picture(self.png)
         limits.check_writable(self.json, self.html, self.png)
 
     @property
@@ -141,10 +142,10 @@ def bench(step: MeasuredStep, where: DeviceOptions, own: BenchOptions) -> None:
 
         try:
             draw(comparison, own.png)
-        except (OSError, ValueError) as e:
+        except OSError as e:
             raise UserError(
-                f"{own.png}: cannot draw there: {e}",
-                "name another place, or make room and permission there; the name ends in .png",
+                f"{own.png}: cannot draw there: {e.strerror or e}",
+                "name another place, or make room and permission there",
             ) from e
 
 

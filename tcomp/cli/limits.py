@@ -133,13 +133,26 @@ def check_threads(threads: int, instead: str) -> None:
         raise UserError(f"--threads {threads}: {instead} uses none of this machine's cores", "leave out one of the two")
 
 
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def check_picture(file: Path | None) -> None:
+    """UserError for the name of a picture that says no form in which one is drawn."""
+    if file is not None and file.suffix.lower() not in PICTURES:
+        raise UserError(
+            f"{file}: the name says no form in which pictures are drawn",
+            f"let it end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}",
+        )
+
+
 def check_writable(*files: Path | None) -> None:
-    """UserError for a file that cannot be written: before minutes of work, not after."""
+    """UserError for a file that cannot be written, or is named twice: before minutes of work, not after."""
     from tcomp.runtime.cache import unwritable
 
-    for file in files:
-        if file is None:
-            continue
+    named = [file for file in files if file is not None]
+    if len({os.path.realpath(file) for file in named}) < len(named):
+        raise UserError(f"{named[-1]}: two outputs have this name", "give each a file of its own")
+    for file in named:
         if file.is_dir() or not file.absolute().parent.is_dir():
             raise UserError(f"{file}: cannot write there", "name a file in a folder that exists")
         if reason := unwritable(file):

@@ -136,6 +136,8 @@ class DeviceOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         limits.check_device(self.device, self.gpu)
+        if self.kind != "cpu":
+            limits.check_threads(self.threads, f"--device {self.device}")
 
     @property
     def kind(self) -> str:

@@ -25,6 +25,7 @@ class PlanOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        limits.check_picture(self.png)
         limits.check_writable(self.png)
 
 
@@ -61,9 +62,9 @@ def plan(step: StepOptions, where: DeviceOptions, own: PlanOptions) -> None:
 
         try:
             draw_plan(built.step, own.png)
-        except (OSError, ValueError) as e:
+        except OSError as e:
             raise UserError(
-                f"{own.png}: cannot draw the plan there: {e}",
-                "name another place, or make room and permission there; the name ends in .png",
+                f"{own.png}: cannot draw the plan there: {e.strerror or e}",
+                "name another place, or make room and permission there",
             ) from e
         print(f"drawn: {own.png}")

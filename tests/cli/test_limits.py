@@ -114,6 +114,8 @@ def test_run_files_refuse_the_same(
         ("roofline gpt2 --gpu h100 --threads 2", "--threads 2: --gpu h100 uses none of"),
         ("build gpt2 --target sm_80 --threads 2", "--threads 2: --target sm_80 uses none of"),
         ("show gpt2 --tile --gpu h100 --threads 2", "--threads 2: --gpu h100 uses none of"),
+        ("plan gpt2 --device virtual --threads 2", "--threads 2: --device virtual uses none of"),
+        ("eval r --device cuda:1 --threads 2", "--threads 2: --device cuda:1 uses none of"),
         ("vgpu run k.ptx --grid 0", "--grid 0: not a size"),
         ("vgpu run k.ptx --block 8,x", "--block 8,x: not a size"),
         ("vgpu run k.ptx --shared -1", "--shared -1: must not be negative"),
@@ -121,6 +123,25 @@ def test_run_files_refuse_the_same(
 )
 def test_other_commands_refuse_numbers_out_of_range(arguments: str, message: str, tcomp: Tcomp) -> None:
     refused(tcomp(*arguments.split(" ")), message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "remedy"),
+    [
+        ("plan gpt2 --png plan.txt", "plan.txt: the name says no form in which pictures are drawn", ".png, .svg or .pdf"),
+        ("plan gpt2 --png plan", "plan: the name says no form", ".png"),
+        ("bench gpt2 --png figures.gif", "figures.gif: the name says no form", ".png"),
+        ("bench gpt2 --json out --html ./out", "out: two outputs have this name", "a file of its own"),
+        ("bench gpt2 --html missing/report.html", "missing/report.html: cannot write there", "a folder that exists"),
+    ],
+)
+def test_outputs_are_refused_before_the_work(
+    arguments: str, message: str, remedy: str, tcomp: Tcomp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "load_module", None)
+    monkeypatch.setattr(common, "build_step", None)
+    refused(tcomp(*arguments.split(" ")), message, remedy)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_model_is_built_with_dimensions_from_one_on() -> None:
