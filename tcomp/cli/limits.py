@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +78,18 @@ def check_hyper(hyper: Mapping[str, float], defaults: Mapping[str, float] | None
             raise UserError(f"unknown hyperparameter {name!r}", f"this model has: {', '.join(sorted(defaults))}")
         if value < 0 <= defaults[name]:
             raise UserError(f"hyper.{name} = {value}: must not be negative", f"give 0 or more by {flag}")
+
+
+def check_effective(given: Iterable[str], idle: Collection[str], known: Iterable[str]) -> None:
+    """UserError for a hyperparameter that no update depends on (`Step.idle_hyper`). `known` are all that there are."""
+    for name in given:
+        if name in idle:
+            own = sorted(n for n in known if "." in n)
+            rates = [n for n in own if n.endswith(".lr")]
+            raise UserError(
+                f"hyper.{name}: no parameter's update depends on it, since every group has a value of its own in its place",
+                f"give the groups' own: {', '.join(f'--hyper {n}=NUMBER' for n in rates or own)}",
+            )
 
 
 def check_prompt(prompt: str, vocabulary: int | None = None) -> None:

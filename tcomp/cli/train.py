@@ -192,7 +192,10 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
             "the text is taken as bytes, but the weights came with a tokenizer; prepare the text with it:\n"
             f"  tcomp data prepare TEXT --tokenizer {own} --out FOLDER"
         )
-    limits.check_hyper(settings.hyper, {n.removeprefix("hyper."): v for n, v in built.step.hyper.items()})
+    known = {n.removeprefix("hyper."): v for n, v in built.step.hyper.items()}
+    limits.check_hyper(settings.hyper, known)
+    if not resume:
+        limits.check_effective(settings.hyper, built.step.idle_hyper(), known)
     check_trainable(built.step)
     if settings.sample and data.text:
         limits.check_prompt(settings.prompt, vocabulary)

@@ -148,6 +148,20 @@ class Step:
                     yield at, start - at
                 at = max(at, stop)
 
+    def idle_hyper(self) -> frozenset[str]:
+        """Hyperparameters, by name, that the update of no parameter depends on: all that comes of them are results
+        to be shown (`lr`), in whose place each parameter group has a value of its own."""
+        read: list[tuple[int, int]] = []
+        shown = {s.offset for s in self.slots.values() if s.kind == "output"}
+        shown -= {s.offset for s in self.slots.values() if s.kind != "output"}
+        for launch in reversed(self.programs.get("update", ())):
+            kernel = self.kernels[launch.kernel]
+            placed = [(o.name, at, at + o.bytes) for o, at in zip(kernel.operands, launch.offsets, strict=True)]
+            if any(at not in shown or _meets(read, at, end) for n, at, end in placed if n in kernel.writes):
+                read += [(at, end) for _, at, end in placed]
+        names = ((name, self.slots[name]) for name in self.hyper)
+        return frozenset(n.removeprefix("hyper.") for n, s in names if not _meets(read, s.offset, s.offset + s.bytes))
+
     def _written(self, program: str) -> Iterator[tuple[int, int]]:
         """First byte and the one behind the last of all that launches of a program write."""
         for launch in self.programs.get(program, ()):
@@ -159,3 +173,8 @@ class Step:
     def memory_bytes(self, threads: int) -> int:
         """All memory of a run: the arena, `threads` threads' scratch and what they share."""
         return self.arena_bytes + self.scratch_bytes * threads + self.team_bytes
+
+
+def _meets(ranges: list[tuple[int, int]], at: int, end: int) -> bool:
+    """Whether any of the byte ranges has a byte in common with one from `at` up to `end`."""
+    return any(a < end and at < b for a, b in ranges)

@@ -18,6 +18,7 @@ import pytest
 from tcomp.cli import common
 from tcomp.dsl.files import library
 from tcomp.errors import UserError
+from tcomp.model.request import StepRequest
 from tcomp.model.step import Step
 from tcomp.runtime import checkpoint, train
 from tcomp.runtime.device import CpuDevice
@@ -225,6 +226,31 @@ def test_factors_beside_the_frozen_weights_of_another_run(tcomp: Tcomp, text: st
     for name in ("wte", "scales"):
         np.testing.assert_array_equal(one.values(name), two.values(name))
     refused(tcomp("train", "base.tc", *quick, "--steps", "1", "--run", "s", "--init-from", "r"), "it holds weights of")
+
+
+def test_a_rate_that_no_group_takes(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    """It would only change what is shown. Where one group of two takes it, it is one."""
+    values = {"base": "in all", "kind": "real", "factors": "", "forward": ""}
+    whole = LORA.format(ops=WEIGH.format(**values), **values)
+    own = whole.replace("group all: weight", "group all: lr = 1e-3, weight")
+    Path("own.tc").write_text(own)
+    arguments = ["train", "own.tc", "-B", "1", "-T", "8", "--threads", "1", "--data", text, "--run", "r"]
+    for flags in (["--lr", "0.1"], ["--hyper", "warmup=3"]):
+        refused(
+            tcomp(*arguments, *flags),
+            "no parameter's update depends on it",
+            "help: give the groups' own: --hyper all.lr",
+        )
+    assert not (tmp_path / "r").exists()
+    two = own.replace("uniform(1.0) in all", "uniform(1.0) in some").replace(
+        "  lr by", "  group some: weight_decay = 0\n    lr by"
+    )
+    idle = {}
+    for name, content in {"own": own, "two": two}.items():
+        Path(f"{name}.tc").write_text(content)
+        request = StepRequest(f"{name}.tc", "", {"B": 1, "T": 8})
+        idle[name] = common.build_step(request, common.device_for(threads=1)).step.idle_hyper()
+    assert idle == {"own": {"peak_lr", "final_lr", "warmup", "total"}, "two": set()}
 
 
 def test_a_model_that_trains_nothing(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
