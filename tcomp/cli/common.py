@@ -285,20 +285,28 @@ def library_name(file: Path) -> str:
 
 
 def numbers_of(module: Module, settings: TrainSettings) -> dict[str, Number]:
-    """All numbers of a run's model, sizes that the run does not keep at their smallest."""
+    """All numbers of a run's model, at the run's sizes."""
     from tcomp.model.dimensions import model_dims
 
     model = only_model(module, settings.model)
-    sizes, dims = own_sizes(model, settings.dims)
-    return model_dims(module, model, settings.config, dict.fromkeys(model.dims, 1) | sizes, dims)
+    sizes, dims = _run_sizes(model, settings)
+    return model_dims(module, model, settings.config, sizes, dims)
 
 
-def small_graph(module: Module, model: str, config: str, dims: Mapping[str, Number]) -> Graph:
-    """The model's graph at the smallest sizes, but those that `dims` gives: its parameters do not depend on others."""
+def graph_of(module: Module, settings: TrainSettings) -> Graph:
+    """The graph of a run's model, at the run's sizes."""
     from tcomp.model.unroll import build_graph
 
-    sizes, dims = own_sizes(module.models[model], dims)
-    return build_graph(module, model, config, dict.fromkeys(module.models[model].dims, 1) | sizes, dims)
+    model = only_model(module, settings.model)
+    sizes, dims = _run_sizes(model, settings)
+    return build_graph(module, model.name, settings.config, sizes, dims)
+
+
+def _run_sizes(model: Model, settings: TrainSettings) -> tuple[dict[str, int], dict[str, Number]]:
+    """The sizes and the other numbers that a run keeps; a size that it does not keep is at its smallest."""
+    sizes, dims = own_sizes(model, settings.dims)
+    given = {n: size for n, size in (("B", settings.batch), ("T", settings.length)) if n in model.dims}
+    return dict.fromkeys(model.dims, 1) | given | sizes, dims
 
 
 def default_config(module: Module, file: str) -> str:

@@ -45,7 +45,7 @@ def export_weights(
     file = common.find_file(settings.model)
     layout = read_layout(common.layout_path(file))
     module = common.load_module(settings.model)
-    graph = common.small_graph(module, common.only_model(module, settings.model).name, settings.config, settings.dims)
+    graph = common.graph_of(module, settings)
     sizes = {n: v for n, v in graph.dims.items() if n not in graph.model.dims}
     checkpoint.check_same_model(saved, graph.model.name, graph.config, sizes, saved.manifest.precision)
     held = saved.parameters((p.tensor.name for p in graph.parameters), kind)

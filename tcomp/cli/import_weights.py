@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tcomp.cli import common, limits, options
+from tcomp.cli.command import Options, command
 from tcomp.cli.settings import TrainSettings, as_json
 from tcomp.errors import UserError
 
+if TYPE_CHECKING:
+    from tcomp.dsl.ast import Model, Module
+    from tcomp.dsl.dims import Number
 
-def import_weights(
-    from_hf: Annotated[Path | None, typer.Option(metavar="DIR", help="A folder that transformers saved.")] = None,
-    from_llmc: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="An llm.c checkpoint (.bin, v3 or v5).")
-    ] = None,
-    model: Annotated[str, typer.Option(help="The .tc file [default: found by config.json's model_type].")] = "",
-    out: Annotated[Path | None, typer.Option(help="The run folder to make [default: runs/NAME].")] = None,
-    dtype: options.StoredType = "",
-) -> None:
+
+@dataclass(frozen=True)
+class ImportOptions(Options):
+    """Where weights come from, which model they are of, and where they go."""
+
+    from_hf: Annotated[Path | None, typer.Option(metavar="DIR", help="A folder that transformers saved.")] = None
+    from_llmc: Annotated[Path | None, typer.Option(metavar="FILE", help="An llm.c checkpoint (.bin, v3 or v5).")] = None
+    model: Annotated[str, typer.Option(help="The .tc file [default: found by config.json's model_type].")] = ""
+    out: Annotated[Path | None, typer.Option(help="The run folder to make [default: runs/NAME].")] = None
+    dtype: options.StoredType = ""
+    dim: Annotated[list[str], typer.Option(help="A size that parameters depend on: --dim T=64; may be repeated.")] = (
+        field(default_factory=list)
+    )
+
+
+@command
+def import_weights(own: ImportOptions) -> None:
     """Bring weights in: the outcome is a run folder for `generate`, `eval`, `export` and `train --init-from`.
 
     Tensors are read one by one from safetensors files; nothing in the folder is executed, and pickles are refused.
@@ -40,10 +54,12 @@ def import_weights(
     from tcomp.runtime.weights.run import TOKENIZER_FILES, passed_files, write_run
     from tcomp.runtime.weights.transfer import common_kind, parameters
 
+    from_hf, from_llmc, model = own.from_hf, own.from_llmc, own.model
     source = from_hf or from_llmc
     if source is None or (from_hf is not None and from_llmc is not None):
         raise UserError("tell where the weights come from", "one of --from-hf DIR and --from-llmc FILE")
-    kind = limits.storage_kind(dtype)
+    kind = limits.storage_kind(own.dtype)
+    given = limits.parse_dims(own.dim)
     passed: dict[str, Path] = {}
     if from_hf is not None:
         config = read_json(from_hf / "config.json")
@@ -59,26 +75,29 @@ def import_weights(
         padded = int(numbers.pop("P"))
     module = common.load_module(str(file))
     chosen = common.only_model(module, str(file))
+    sizes = _sizes(chosen, given, module)
     name, overrides = fitting_config(chosen, numbers)
-    graph = common.small_graph(module, chosen.name, name, overrides)
+    apart = {n: size for n, size in sizes.items() if n not in ("B", "T")}
+    target = own.out or Path("runs") / source.stem
+    settings = TrainSettings(
+        model=common.library_name(file) or str(file.resolve()), config=name, dims={**overrides, **apart},
+        batch=sizes.get("B", 1), length=sizes.get("T", 1), run=str(target), sample=0,
+    )  # fmt: skip
+    graph = common.graph_of(module, settings)
     if from_hf is not None:
         wanted = places(layout, graph)
         layers = max((p.layer + 1 for p in wanted if p.layer is not None), default=0)
         found = matched(entries, wanted, tied_names(layout, graph), layout, layers, source)
     else:
         wanted, found = llmc_entries(source, layout, graph, padded, held)
-    own = common_kind(found.values())
-    target = out or Path("runs") / source.stem
-    library_name = common.library_name(file)
-    settings = TrainSettings(
-        model=library_name or str(file.resolve()), config=name, dims=dict(overrides), run=str(target), sample=0,
-        length=int(min(graph.dims.get("S", 1024), 1024)),
-    )  # fmt: skip
-    with shown("importing", parameters(graph, wanted, found, kind or own)) as tensors:
+    stored = kind or common_kind(found.values())
+    if "T" not in sizes:
+        settings = replace(settings, length=int(min(graph.dims.get("S", 1024), 1024)))
+    with shown("importing", parameters(graph, wanted, found, stored)) as tensors:
         write_run(target, graph, {"weights_only": True, **as_json(settings)}, tensors, passed)
     count = sum(p.tensor.elements for p in graph.parameters)
     changed = "".join(f", {n} = {v}" for n, v in overrides.items())
-    print(f"{chosen.name} {name}{changed}: {count / 1e6:.1f} M parameters, {len(wanted)} tensors, {kind or own}")
+    print(f"{chosen.name} {name}{changed}: {count / 1e6:.1f} M parameters, {len(wanted)} tensors, {stored}")
     print(f"run folder {target}: try `tcomp generate {target}`, `tcomp train --init-from {target}`")
 
 
@@ -96,3 +115,29 @@ def _file_of(model_type: object, folder: Path) -> Path:
         f"{folder / 'config.json'}: model_type is {model_type!r}; known are {', '.join(map(str, known))}",
         "for another architecture write its .tc and .hf.toml (docs/models.md), and give --model FILE",
     )
+
+
+def _sizes(model: Model, given: Mapping[str, Number], module: Module) -> dict[str, int]:
+    """The sizes of the model that `--dim` gives. UserError for other names, TcError for a parameter whose shape depends
+    on a size that is not given: it would be taken as 1."""
+    from tcomp.dsl.errors import TcError
+    from tcomp.dsl.expressions import names_in
+
+    sizes, others = common.own_sizes(model, given)
+    for name in others:
+        raise UserError(
+            f"--dim {name}={others[name]}: '{name}' is no size of model '{model.name}'",
+            f"its sizes are {', '.join(model.dims)}; other numbers come with the weights",
+        )
+    missing = {n: n for n in model.dims if n not in sizes}
+    for name, value in model.lets:
+        if found := names_in(value) & missing.keys():
+            missing[name] = missing[min(found)]
+    for p in model.params:
+        for extent in p.shape:
+            if found := names_in(extent) & missing.keys():
+                size = missing[min(found)]
+                text = module.sources.get(p.span.file, "")
+                message = f"the shape of '{p.name}' depends on the size '{size}', which does not come with the weights"
+                raise TcError(message, p.span, text, f"give it: --dim {size}=NUMBER")
+    return sizes

@@ -87,7 +87,7 @@ def check_effective(given: Iterable[str], idle: Collection[str], known: Iterable
             own = sorted(n for n in known if "." in n)
             rates = [n for n in own if n.endswith(".lr")]
             raise UserError(
-                f"hyper.{name}: no parameter's update depends on it, since every group has a value of its own in its place",
+                f"hyper.{name}: no parameter's update depends on it, since every group has a value of its own instead",
                 f"give the groups' own: {', '.join(f'--hyper {n}=NUMBER' for n in rates or own)}",
             )
 

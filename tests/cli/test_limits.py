@@ -128,7 +128,7 @@ def test_other_commands_refuse_numbers_out_of_range(arguments: str, message: str
 @pytest.mark.parametrize(
     ("arguments", "message", "remedy"),
     [
-        ("plan gpt2 --png plan.txt", "plan.txt: the name says no form in which pictures are drawn", ".png, .svg or .pdf"),
+        ("plan gpt2 --png a.txt", "a.txt: the name says no form in which pictures are drawn", ".png, .svg or .pdf"),
         ("plan gpt2 --png plan", "plan: the name says no form", ".png"),
         ("bench gpt2 --png figures.gif", "figures.gif: the name says no form", ".png"),
         ("bench gpt2 --json out --html ./out", "out: two outputs have this name", "a file of its own"),

@@ -19,7 +19,7 @@ from tests.cli.support import Tcomp, refused
 
 SHARED: dict[str, set[str]] = {
     "--config": {"train"}, "--batch": {"eval"}, "--length": {"eval"}, "--accumulation": set(),
-    "--dim": {"show", "check"},
+    "--dim": {"show", "check", "import"},
     "--precision": set(), "--memory": set(), "--deterministic": set(), "--lock": {"tune"}, "--threads": set(),
     "--device": {"roofline", "tune"}, "--gpu": {"build", "show", "roofline", "tune"}, "--graph": {"show"},
     "--target": set(), "--json": set(), "--dtype": {"bench"}, "--data": {"eval"},

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tcomp.cli import common
+from tcomp.dsl.files import library
 from tcomp.model.request import StepRequest
 from tcomp.runtime import checkpoint
 from tcomp.runtime.scalars import set_scalars
@@ -267,6 +268,25 @@ def test_a_taken_folder_and_wrong_flags_are_refused(good: Path, tcomp: Tcomp, tm
     refused(tcomp("export", "weights", "--to-hf", "run"), "there is something of that name already")
     refused(tcomp("train", "--resume", "weights"), "weights only", "--init-from")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "weights"]
+
+
+def test_parameters_whose_shapes_depend_on_a_size(tcomp: Tcomp, tmp_path: Path) -> None:
+    """The size is asked for where weights come in, and known where they go out."""
+    for name in ("gpt2.tc", "gpt2.hf.toml"):
+        text = (library() / name).read_text().replace("wpe: real[S, C]", "wpe: real[E, C]")
+        text = text.replace("  let D = C // H", "  let D = C // H\n  let E = T")
+        (tmp_path / name.replace("gpt2", "own")).write_text(text)
+    saved(tmp_path / "there", None)
+    arguments = ["import", "--from-hf", "there", "--model", "own.tc", "--out", "run"]
+    refused(tcomp(*arguments), "own.tc:", "the shape of 'wpe' depends on the size 'T'", "help: give it: --dim T=NUMBER")
+    refused(tcomp(*arguments, "--dim", "C=24"), "--dim C=24: 'C' is no size of model 'gpt2'", "its sizes are B, T")
+    refused(tcomp(*arguments, "--dim", "T=0"), "T = 0", "at least 1")
+    refused(tcomp(*arguments, "--dim", "T=63"), "wpe.weight", "[64, 24]", "[63, 24]")
+    assert not (tmp_path / "run").exists()
+    assert tcomp(*arguments, "--dim", "T=64").code == 0
+    assert tcomp("export", "run", "--to-hf", "back").code == 0
+    before, after = tensors(tmp_path / "there"), tensors(tmp_path / "back")
+    assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
 
 
 @pytest.mark.slow
