@@ -20,6 +20,7 @@ from tcomp.dsl.dims import Number, evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import dimensions
 from tcomp.dsl.storage import bound
+from tcomp.model.flat import own_regions
 from tcomp.model.graph import Node, Tensor, View
 from tcomp.model.programs import build_programs
 from tcomp.model.single import single_op_step
@@ -174,13 +175,17 @@ def verify_step(
     if programs.update is None:
         return
     flats, layout = programs.update.flats, programs.layout
+    places: dict[str, dict[Tensor, int]] = {}
     for name, tensors in programs.regions.items():
-        memory.join(flats[name], {t: layout.offsets[q.name] for q, t in tensors.items()})
+        start, _ = layout.span(tensors)
+        places[name] = {t: layout.offsets[q.name] - start for q, t in tensors.items()}
+        memory.join(flats[name], places[name])
     executor.run("update")
     memory.run(programs.update.nodes, module)
-    for parameter, t in programs.regions["p"].items():
+    own = (n for n in own_regions(graph, programs.masters) if n != "w")
+    for flat, t, at in ((flats[n], t, at) for n in own for t, at in places[n].items()):
         before = memory.start[t.name].astype(np.float64)
-        after = memory.read(View(flats["p"], layout.offsets[parameter.name], t.shape))
+        after = memory.read(View(flat, at, t.shape))
         yield Comparison(f"{t.name}'s change", step.dims, distance(floats(executor, t.name) - before, after - before))
     for t in graph.states:
         what = f"the next {t.name}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tcomp
+from tcomp.dsl.ast import DType
 from tcomp.errors import UserError
 from tcomp.model.graph import Graph
 from tcomp.runtime import checkpoint
@@ -29,7 +30,8 @@ def write_run(
     out: Path, graph: Graph, settings: Mapping[str, Any], tensors: Mapping[str, Stored], passed: Mapping[str, Path]
 ) -> None:
     """UserError where the folder is taken or cannot be written."""
-    narrow = {t.kind for t in tensors.values()} == {"BF16"}
+    real = [p.tensor.name for p in graph.parameters if p.decl.dtype is DType.REAL]
+    narrow = {tensors[name].kind for name in real or tensors} == {"BF16"}
     manifest = checkpoint.Manifest(
         0, graph.model.name, graph.config, dict(graph.dims), {}, 0, (0, 0), "", {}, tcomp.__version__,
         "bf16" if narrow else "f32",

@@ -25,10 +25,13 @@ def common_kind(entries: Iterable[Entry]) -> str:
     return kinds.pop() if len(kinds) == 1 else "F32"
 
 
-def parameters(graph: Graph, wanted: list[Place], entries: Mapping[str, Entry], kind: str) -> dict[str, Stored]:
-    """The model's parameters as tensors of type `kind` to be saved, read from `entries` as they are asked for."""
+def parameters(
+    graph: Graph, wanted: list[Place], entries: Mapping[str, Entry], kind: str | None = None
+) -> dict[str, Stored]:
+    """The model's parameters as tensors of type `kind` to be saved (None: each in the type that its entries have), read
+    from `entries` as they are asked for."""
 
-    def pieces(name: str, shape: tuple[int, ...]) -> Iterator[Array]:
+    def pieces(name: str, shape: tuple[int, ...], kind: str) -> Iterator[Array]:
         own = [p for p in wanted if p.parameter == name]
         layered = own[0].layer is not None
         inner = shape[1:] if layered else shape
@@ -42,10 +45,11 @@ def parameters(graph: Graph, wanted: list[Place], entries: Mapping[str, Entry], 
             for start in range(filled, inner[0], step := _at_a_time(inner)):
                 yield np.zeros((min(step, inner[0] - start), *inner[1:]), KINDS[kind])
 
-    return {
-        p.tensor.name: Stored(kind, p.tensor.shape, lambda n=p.tensor.name, s=p.tensor.shape: pieces(n, s))  # type: ignore[misc]
-        for p in graph.parameters
-    }
+    found = {}
+    for t in (p.tensor for p in graph.parameters):
+        own = kind or common_kind(entries[p.name] for p in wanted if p.parameter == t.name)
+        found[t.name] = Stored(own, t.shape, lambda t=t, own=own: pieces(t.name, t.shape, own))  # type: ignore[misc]
+    return found
 
 
 def tensors(wanted: list[Place], held: Mapping[str, Entry], kind: str | None) -> dict[str, Stored]:

@@ -52,7 +52,7 @@ def import_weights(own: ImportOptions) -> None:
     from tcomp.runtime.weights.layout import places, read_layout, tied_names
     from tcomp.runtime.weights.llmc import llmc_entries, read_llmc
     from tcomp.runtime.weights.run import TOKENIZER_FILES, passed_files, write_run
-    from tcomp.runtime.weights.transfer import common_kind, parameters
+    from tcomp.runtime.weights.transfer import parameters
 
     from_hf, from_llmc, model = own.from_hf, own.from_llmc, own.model
     source = from_hf or from_llmc
@@ -90,14 +90,15 @@ def import_weights(own: ImportOptions) -> None:
         found = matched(entries, wanted, tied_names(layout, graph), layout, layers, source)
     else:
         wanted, found = llmc_entries(source, layout, graph, padded, held)
-    stored = kind or common_kind(found.values())
     if "T" not in sizes:
         settings = replace(settings, length=int(min(graph.dims.get("S", 1024), 1024)))
-    with shown("importing", parameters(graph, wanted, found, stored)) as tensors:
+    stored = parameters(graph, wanted, found, kind)
+    with shown("importing", stored) as tensors:
         write_run(target, graph, {"weights_only": True, **as_json(settings)}, tensors, passed)
     count = sum(p.tensor.elements for p in graph.parameters)
+    kinds = " and ".join(sorted({t.kind for t in stored.values()}))
     changed = "".join(f", {n} = {v}" for n, v in overrides.items())
-    print(f"{chosen.name} {name}{changed}: {count / 1e6:.1f} M parameters, {len(wanted)} tensors, {stored}")
+    print(f"{chosen.name} {name}{changed}: {count / 1e6:.1f} M parameters, {len(wanted)} tensors, {kinds}")
     print(f"run folder {target}: try `tcomp generate {target}`, `tcomp train --init-from {target}`")
 
 

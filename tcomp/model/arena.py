@@ -67,13 +67,14 @@ class Arena:
         p = self.programs
         if p.update is not None:
             self.address[p.update.flats[name]] = self.bytes
+        start, elements = p.layout.span(tensors)
         itemsize = 0
         for parameter, t in tensors.items():
             itemsize = t.dtype.bytes
             self.name(t, t.name)
-            self.address[t] = self.bytes + p.layout.offsets[parameter.name] * itemsize
+            self.address[t] = self.bytes + (p.layout.offsets[parameter.name] - start) * itemsize
             self.raw_bytes += t.bytes
-        self.bytes += aligned(p.layout.elements * itemsize)
+        self.bytes += aligned(elements * itemsize)
 
     def join(self, graph: Graph, prefix: str) -> None:
         """Place what outlives another program of the same model: tensors of the same name and shape are the same,

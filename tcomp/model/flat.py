@@ -3,12 +3,21 @@
 Parameters, their master copies, gradients and every optimizer state use this same layout, counted in elements, so
 that the norm sees all gradients as one vector and the update sees one vector per group. The padding between tensors
 is zero from the start and stays zero: its gradient is zero, and an update of zeros by a zero gradient is zero.
+
+Where parameters are of more than one type, those of a type are neighbours, narrow ones first, so that what has a vector
+for some of them only (bf16 copies beside f32 masters) is one piece; a group with two types is two groups to the update:
+
+    elements    0 ............................. n ................ end
+    groups      matrices bf16 | vectors bf16    | vectors f32
+    g, states   f32 ..................................................
+    w, p        bf16 copies of p                | (none)              p: masters, f32 | the parameters themselves
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tcomp.dsl.ast import DType, Module
 from tcomp.dsl.errors import TcError
@@ -19,59 +28,103 @@ from tcomp.model.placement import ALIGNMENT
 
 @dataclass(frozen=True)
 class FlatGroup:
-    """A parameter group: where it starts and how long it is, in elements of the flat vectors."""
+    """A parameter group, or those of its parameters that have one type where others have another (`split`): where it
+    starts and how long it is, in elements of the flat vectors, and the type that the model reads it in."""
 
     name: str
     start: int
     elements: int
     parameters: tuple[Parameter, ...]
+    dtype: DType
+    split: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name, with the type where the name alone does not tell."""
+        return f"{self.name} {self.dtype}".strip() if self.split else self.name
 
 
 @dataclass(frozen=True)
 class FlatLayout:
-    """`offsets` are elements from the start of a flat vector: of each parameter, by its name. `dtype` is that of the
-    parameters as the model reads them."""
+    """`offsets` are elements from the start of a flat vector: of each parameter, by its name. Tensors are padded to
+    `unit`."""
 
     groups: tuple[FlatGroup, ...]
     offsets: dict[str, int]
     elements: int
-    dtype: DType
+    unit: int
+
+    def span(self, parameters: Iterable[Tensor]) -> tuple[int, int]:
+        """Where a vector of these parameters only starts, and how long it is, in elements of the flat vectors. They
+        must be neighbours."""
+        parts = sorted((self.offsets[t.name], -(-t.elements // self.unit) * self.unit) for t in parameters)
+        assert all(a + n == b for (a, n), (b, _) in pairwise(parts)), "another parameter lies between"
+        return (parts[0][0], parts[-1][0] + parts[-1][1] - parts[0][0]) if parts else (0, 0)
 
 
 def flat_layout(graph: Graph, module: Module) -> FlatLayout:
-    """The layout of a model's trained parameters. TcError when their dtypes differ."""
+    """The layout of a model's trained parameters. TcError when what is kept of them is not of one type."""
     optimizer = graph.model.optimizer
     declared = [g.name for g in optimizer.groups] if optimizer is not None else []
     used = _unique(p.decl.group for p in graph.trained)
-    dtype = graph.trained[0].tensor.dtype if graph.trained else DType.F32
-    unit = ALIGNMENT // dtype.bytes
+    _check_kept(graph, module)
+    dtypes = sorted(dict.fromkeys(p.tensor.dtype for p in graph.trained), key=lambda d: d.bytes)
+    unit = ALIGNMENT // min((d.bytes for d in dtypes), default=DType.F32.bytes)
     groups: list[FlatGroup] = []
     offsets: dict[str, int] = {}
     at = 0
-    for name in [g for g in declared if g in used] + [g for g in used if g not in declared]:
-        members = tuple(p for p in graph.trained if p.decl.group == name)
+    names = [g for g in declared if g in used] + [g for g in used if g not in declared]
+    for dtype, name in ((d, n) for d in dtypes for n in names):
+        group = [p for p in graph.trained if p.decl.group == name]
+        members = tuple(p for p in group if p.tensor.dtype is dtype)
+        if not members:
+            continue
         start = at
         for p in members:
-            if p.tensor.dtype is not dtype:
-                raise TcError(
-                    f"parameter '{p.decl.name}' is {p.tensor.dtype}, the others are {dtype}",
-                    p.decl.span,
-                    module.sources.get(p.decl.span.file, ""),
-                    "all parameters that a model trains have one dtype",
-                )
             offsets[p.tensor.name] = at
             at += -(-p.tensor.elements // unit) * unit
-        groups.append(FlatGroup(name, start, at - start, members))
-    return FlatLayout(tuple(groups), offsets, at, dtype)
+        groups.append(FlatGroup(name, start, at - start, members, dtype, len(members) < len(group)))
+    return FlatLayout(tuple(groups), offsets, at, unit)
+
+
+def _check_kept(graph: Graph, module: Module) -> None:
+    """One norm and one optimizer see all gradients and states, so these have one type."""
+    for p in graph.trained:
+        first, ours = graph.trained[0], kept(p.tensor.dtype)
+        if ours is not kept(first.tensor.dtype):
+            raise TcError(
+                f"parameter '{p.decl.name}' is {p.tensor.dtype}, '{first.decl.name}' is {first.tensor.dtype}: "
+                f"gradients and optimizer state would be of two types, {ours} and {kept(first.tensor.dtype)}",
+                p.decl.span,
+                module.sources.get(p.decl.span.file, ""),
+                "parameters that a model trains are all f64, or none is; `frozen` ones may be of any type",
+            )
 
 
 def like_parameters(graph: Graph, prefix: str, kind: str) -> dict[Tensor, Tensor]:
-    """A tensor for each trained parameter, in f32 where that is narrower: its gradient, its master copy, a piece of
-    optimizer state."""
+    """A tensor for each trained parameter, in f32 where that is narrower: its gradient, a piece of optimizer state."""
     return {
         p.tensor: Tensor(f"{prefix}.{p.tensor.name}", kept(p.tensor.dtype), p.tensor.shape, kind, p.tensor.name)
         for p in graph.trained
     }
+
+
+def master_copies(graph: Graph) -> dict[Tensor, Tensor]:
+    """The f32 master copies that the recipe keeps, of parameters that are narrower: others are their own."""
+    copies = like_parameters(graph, "master", "master") if graph.recipe.master else {}
+    return {p: t for p, t in copies.items() if p.dtype is not t.dtype}
+
+
+def own_regions(graph: Graph, masters: Mapping[Tensor, Tensor]) -> dict[str, dict[Tensor, Tensor]]:
+    """The flat vectors of parameters by the names that the optimizer's op has for them: `p` is what the optimizer
+    updates, `w` what the model reads where that is another copy; `p f32` and the like where `p` is of several types."""
+    own = {p.tensor: p.tensor for p in graph.trained}
+    if masters:
+        return {"w": {p: p for p in masters}, "p": {**own, **masters}}
+    dtypes = dict.fromkeys(t.dtype for t in own)
+    if len(dtypes) < 2:
+        return {"p": own}
+    return {f"p {d}": {p: t for p, t in own.items() if t.dtype is d} for d in dtypes}
 
 
 def _unique(names: Iterable[str]) -> list[str]:

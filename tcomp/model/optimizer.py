@@ -2,29 +2,29 @@
 
 Operands are bound by name. `p`, `g` and the op's other inout operands (its state: m, v) are flat vectors over
 a parameter group (over all parameters for the norm). So is the result `w`, the parameters as the model reads them,
-where `p` are f32 master copies of them; without master copies the op is run without `w`. `step` is the step counter;
-other scalars are the group's values, then results of the learning-rate and norm ops, then the optimizer's
+where `p` are f32 master copies of them; for parameters without such (f32 ones are their own) the op is run without
+`w`. The op's `real` is what the group's parameters are stored in; it runs once for each such type. `step` is the step
+counter; other scalars are the group's values, then results of the learning-rate and norm ops, then the optimizer's
 hyperparameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tcomp.dsl.ast import DType, Expr, Module, Op, Operand, Optimizer
 from tcomp.dsl.dims import bind, evaluate_dim
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.recipes import kept
-from tcomp.dsl.storage import bound
+from tcomp.dsl.storage import STORAGE, bound
 from tcomp.grad.accumulate import restricted
-from tcomp.model.flat import FlatLayout
+from tcomp.model.flat import FlatGroup, FlatLayout
 from tcomp.model.graph import Graph, Node, Tensor, View
 
 
 @dataclass(frozen=True)
 class Update:
-    """The nodes of the update. `flats` are the flat vectors ("p", "g", state names) over all parameters.
+    """The nodes of the update. `flats` are the flat vectors by their names ("p", "w", "g", those of the states).
 
     `results` are the scalars that the learning-rate and norm ops give; `hyper` the scalars read, with their
     default values; `scalars` further constants.
@@ -38,13 +38,18 @@ class Update:
 
 
 def build_update(
-    graph: Graph, module: Module, layout: FlatLayout, step: Tensor, news: Mapping[Tensor, Tensor]
+    graph: Graph,
+    module: Module,
+    layout: FlatLayout,
+    regions: Mapping[str, Mapping[Tensor, Tensor]],
+    step: Tensor,
+    news: Mapping[Tensor, Tensor],
 ) -> Update:
-    """The update program of a model with an optimizer. `step` is the tensor of the step counter; `news` has what the
-    backward pass says of each state of the model."""
+    """The update program of a model with an optimizer. `regions` are the flat vectors as their parts; `step` is the
+    tensor of the step counter; `news` has what the backward pass says of each state of the model."""
     optimizer = graph.model.optimizer
     assert optimizer is not None
-    builder = _Builder(graph, module, layout, step, optimizer)
+    builder = _Builder(graph, module, layout, regions, step, optimizer)
     for state, new in news.items():
         builder.state(state, new)
     return builder.build()
@@ -56,45 +61,42 @@ def state_names(op: Op) -> tuple[str, ...]:
 
 
 class _Builder:
-    def __init__(self, graph: Graph, module: Module, layout: FlatLayout, step: Tensor, optimizer: Optimizer) -> None:
-        self.graph, self.module, self.layout, self.step, self.optimizer = (
-            graph,
-            module,
-            layout,
-            step,
-            optimizer,
-        )
+    def __init__(
+        self,
+        graph: Graph,
+        module: Module,
+        layout: FlatLayout,
+        regions: Mapping[str, Mapping[Tensor, Tensor]],
+        step: Tensor,
+        optimizer: Optimizer,
+    ) -> None:
+        self.graph, self.module, self.layout, self.step, self.optimizer = graph, module, layout, step, optimizer
+        self.spans = {n: layout.span(parts) for n, parts in regions.items()}
+        self.flats = {
+            n: Tensor(f"flat.{n}", next(iter(parts.values())).dtype, (self.spans[n][1],), "parameter", optimizer.op)
+            for n, parts in regions.items()
+            if parts
+        }
         self.hyper: dict[Tensor, float] = {}
         self.slots: dict[str, Tensor] = {}
         self.results: dict[str, Tensor] = {}
         self.nodes: list[Node] = []
-        self.flats: dict[str, Tensor] = {}
         self.scalars: dict[Tensor, float] = {}
         self.first: Tensor | None = None
 
     def build(self) -> Update:
         o = self.optimizer
         update = self.op(o.op)
-        shape = (self.layout.elements,)
-        own, wide = self.layout.dtype, kept(self.layout.dtype)
-        dtypes = {"p": wide, "w": own} if self.graph.recipe.master else {"p": own}
-        dtypes |= dict.fromkeys(("g", *state_names(update)), wide)
-        self.flats = {n: Tensor(f"flat.{n}", d, shape, "parameter", o.op) for n, d in dtypes.items()}
-        update = self.copying(update)
         if o.schedule is not None:
-            self.node(self.op(o.schedule), {}, self.whole, o.schedule)
+            self.node(self.op(o.schedule), {}, None, o.schedule)
         if o.norm is not None:
-            self.node(self.op(o.norm), {}, self.whole, o.norm)
+            self.node(self.op(o.norm), {}, None, o.norm)
         given = {g.name: g for g in o.groups}
         for group in self.layout.groups:
             values = dict(given[group.name].values) if group.name in given else {}
             named = {n: (f"hyper.{group.name}.{n}", e) for n, e in values.items()}
-
-            def flat(name: str, start: int = group.start, n: int = group.elements) -> View:
-                return View(self.flats[name], start, (n,))
-
-            self.first = Tensor(f"first.{group.name}", DType.I32, (), "scalar", "optimizer")
-            self.node(update, named, flat, f"{o.op} {group.name}".strip())
+            self.first = Tensor(f"first.{group.label}".replace(" ", "."), DType.I32, (), "scalar", "optimizer")
+            self.node(self.copying(update, group), named, group, f"{o.op} {group.label}".strip())
             if self.nodes[-1].operands.get("first") is not None:
                 self.scalars[self.first] = group.start & 0x7FFFFFFF
         return Update(tuple(self.nodes), self.flats, self.results, self.hyper, self.scalars)
@@ -112,39 +114,50 @@ class _Builder:
             raise self.error(f"there is no op '{name}'", "declare it, or import the file that does")
         return self.module.ops[name]
 
-    def copying(self, update: Op) -> Op:
-        """The op with its result `w` where the recipe keeps master copies, else without."""
+    def copying(self, update: Op, group: FlatGroup) -> Op:
+        """The op with its result `w` where the recipe keeps master copies of the group, else without."""
         copies = any(r.name == "w" for r in update.outputs)
-        if "w" in self.flats and not copies:
+        masters = self.vector("w", group) is not None
+        if masters and not copies:
             raise self.error(
                 f"precision {self.graph.recipe.name} keeps f32 master copies of the parameters, but op '{update.name}' "
                 "does not give the stored parameters",
                 f"add the result `w: real[N]` to op '{update.name}', and the equation `w[i] = p[i]`",
             )
-        if "w" in self.flats or not copies:
+        if masters or not copies:
             return update
         return restricted(
             update, frozenset({o.name for o in update.operands if o.inout or o in update.outputs} - {"w"})
         )
 
-    def whole(self, name: str) -> View:
-        return self.flats[name].whole()
+    def vector(self, name: str, group: FlatGroup | None) -> View | None:
+        """A group's part of a flat vector, or (None) all of one over all parameters. None where there is no such."""
+        start, elements = (group.start, group.elements) if group is not None else (0, self.layout.elements)
+        for key in (name, f"{name} {group.dtype}") if group is not None else (name,):
+            begin, length = self.spans[key] if key in self.flats else (0, -1)
+            if begin <= start and start + elements <= begin + length:
+                return View(self.flats[key], start - begin, (elements,))
+        return None
 
-    def node(self, op: Op, group: dict[str, tuple[str, Expr]], flat: Callable[[str], View], label: str) -> None:
-        op = bound(op, self.graph.recipe.storage)
+    def node(self, op: Op, values: dict[str, tuple[str, Expr]], group: FlatGroup | None, label: str) -> None:
+        stored = group.dtype if group is not None and group.dtype in STORAGE else self.graph.recipe.storage
+        op = bound(op, stored)
         operands: dict[str, View] = {}
         for p in op.params:
             if p.shape:
-                if p.name not in self.flats:
-                    raise self.error(
-                        f"'{op.name}' has a vector '{p.name}'; known are {', '.join(self.flats)}", "rename it"
-                    )
-                operands[p.name] = flat(p.name)
+                vector = self.vector(p.name, group)
+                if vector is None:
+                    known = ", ".join(n for n in self.flats if self.vector(n, group) is not None)
+                    some = any(n.split()[0] == p.name for n in self.flats)
+                    of_all = " of all parameters, which are of several types" if some else ""
+                    raise self.error(f"'{op.name}' has a vector '{p.name}'{of_all}; known are {known}", "rename it")
+                operands[p.name] = vector
             else:
-                operands[p.name] = self.scalar(op, p, group)
+                operands[p.name] = self.scalar(op, p, values)
         for r in op.outputs:
-            if r.shape and r.name == "w" and "w" in self.flats:
-                operands[r.name] = flat(r.name)
+            vector = self.vector(r.name, group) if r.shape and r.name == "w" else None
+            if vector is not None:
+                operands[r.name] = vector
                 continue
             if r.shape:
                 raise self.error(
@@ -155,9 +168,11 @@ class _Builder:
         for o in op.operands:
             given = operands[o.name].tensor.dtype
             if o.dtype is not given:
+                name = self.graph.recipe.name
+                where = f" for {group.name} in {given}" if group is not None and group.split else ""
                 raise self.error(
-                    f"'{o.name}' of '{op.name}' is {o.dtype}, by precision {self.graph.recipe.name} it is {given}",
-                    f"`under {self.graph.recipe.name} by OP` names another op for it; `real` is what parameters are in",
+                    f"'{o.name}' of '{op.name}' is {o.dtype}, by precision {name} it is {given}{where}",
+                    f"`under {name} by OP` names another op for it; `real` is what a group's parameters are in",
                 )
         dims = bind(op, {n: v.shape for n, v in operands.items()}, {})
         self.nodes.append(Node(op, dims, operands, label, self.optimizer.span))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tcomp.dsl.ast import DType, Module
 from tcomp.model.ahead import ahead
 from tcomp.model.at_once import at_once
 from tcomp.model.autodiff import Variants, differentiate
 from tcomp.model.early import EarlyEquations
-from tcomp.model.flat import FlatLayout, flat_layout, like_parameters
+from tcomp.model.flat import FlatLayout, flat_layout, like_parameters, master_copies, own_regions
 from tcomp.model.graph import Graph, Node, Tensor
 from tcomp.model.optimizer import Update, build_update, state_names
 from tcomp.model.quantised import quantised
@@ -40,10 +40,9 @@ class Programs:
 
     @property
     def regions(self) -> dict[str, dict[Tensor, Tensor]]:
-        """The flat vectors by the names that the optimizer's op has for them, each as its parts: parameter -> tensor.
-        `p` is what the optimizer updates, `w` what the model reads where that is another copy."""
-        own = {q.tensor: q.tensor for q in self.graph.trained}
-        regions = {"w": own, "p": self.masters} if self.masters else {"p": own}
+        """The flat vectors by the names that the optimizer's op has for them (`own_regions`), each as its parts:
+        parameter -> tensor."""
+        regions = own_regions(self.graph, self.masters)
         if self.gradients:
             regions["g"] = self.gradients
         return regions | self.states
@@ -91,7 +90,7 @@ def build_programs(
     moved |= moved_next
     if optimizer is None:
         return Programs(graph, layout, gradients, {}, {}, news, step, seed, *nodes, None, moved)
-    update = build_update(graph, module, layout, step, news)
-    masters = like_parameters(graph, "master", "master") if graph.recipe.master else {}
+    masters = master_copies(graph)
     states = {n: like_parameters(graph, f"state.{n}", "state") for n in state_names(module.ops[optimizer.op])}
-    return Programs(graph, layout, gradients, masters, states, news, step, seed, *nodes, update, moved)
+    done = Programs(graph, layout, gradients, masters, states, news, step, seed, *nodes, None, moved)
+    return replace(done, update=build_update(graph, module, layout, done.regions, step, news))

@@ -135,7 +135,7 @@ class Step:
         of parameters that the loss does not depend on. Who gives memory that is not zero has to clear it."""
         apart = {*self.states, *(p.slot for p in self.parameters if p.frozen)}
         types = {s.dtype.bytes for n, s in self.slots.items() if s.kind == "parameter" and n not in apart}
-        unit = ALIGNMENT // max(types, default=ALIGNMENT)
+        unit = ALIGNMENT // min(types, default=ALIGNMENT)
         for name, s in self.slots.items():
             size = -(s.bytes // s.dtype.bytes) % unit * s.dtype.bytes
             if s.kind in FLAT and name not in apart and size:

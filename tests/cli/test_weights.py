@@ -134,6 +134,46 @@ def test_types_are_converted(tcomp: Tcomp, tmp_path: Path) -> None:
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "wide", dtype="auto").dtype == torch.float32
 
 
+MIXED = """
+op rmsnorm_wide(X: real[M, N], w: f32[N], eps: f32[]) -> Y: real[M, N], r: f32[M]:
+  s[m] = sum n: X[m, n] * X[m, n]
+  r[m] = rsqrt(s[m] / N + eps)
+  Y[m, n] = X[m, n] * r[m] * w[n]
+"""
+
+
+@pytest.mark.slow(seconds=10)
+def test_parameters_of_two_types_keep_them(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    """Norms in f32 beside matrices in bf16: trained, exported, imported, trained further, each in its own type."""
+    library = Path(common.find_file("llama"))
+    own = library.read_text(encoding="utf-8").replace("rmsnorm(", "rmsnorm_wide(") + MIXED
+    for name in ("norm1_w", "norm2_w", "normf_w"):
+        own = own.replace(f"param {name}: real", f"param {name}: f32")
+    (tmp_path / "mixed.tc").write_text(own, encoding="utf-8")
+    shutil.copy(common.layout_path(library), tmp_path / "mixed.hf.toml")
+    small = [x for d in ("L=1", "H=2", "C=16", "S=64", "G=1", "D=8", "F=24") for x in ("--dim", d)]
+    train = ["--steps", "2", "-B", "2", "-T", "16", "--threads", "1", "--sample", "0", "--eval-batches", "1"]
+    run = [*train, "--data", text, "--precision", "bf16"]
+    assert tcomp("train", "mixed.tc", *small, *run, "--run", "run").code == 0
+    assert tcomp("export", "run", "--to-hf", "out").code == 0
+    out = tensors(tmp_path / "out")
+    kinds = {n: torch.float32 if "norm" in n else torch.bfloat16 for n in out}
+    assert {n: t.dtype for n, t in out.items()} == kinds
+    came = tcomp("import", "--from-hf", "out", "--model", "mixed.tc", "--out", "in")
+    assert came.code == 0 and "BF16 and F32" in came.out
+    assert tcomp("export", "in", "--to-hf", "back").code == 0
+    back = tensors(tmp_path / "back")
+    assert {n: t.dtype for n, t in back.items()} == kinds and all(torch.equal(out[n], back[n]) for n in out)
+    assert json.loads(next((tmp_path / "in").rglob("manifest.json")).read_text())["manifest"]["precision"] == "bf16"
+    assert tcomp("generate", "in", "-n", "4", "--threads", "1").code == 0
+    assert tcomp("train", *run, "--run", "further", "--init-from", "in").code == 0
+    before, after = (checkpoint.newest(tmp_path / n, lambda _: None) for n in ("run", "further"))
+    for name, entry in after.tensors().items():
+        assert entry.kind == before.tensors()[name].kind, name
+        assert not name.startswith("master.") or "norm" not in name
+    assert tcomp("train", "--resume", "run", "--steps", "4").code == 0
+
+
 @pytest.mark.parametrize(
     ("version", "dtype"), [pytest.param(3, torch.float32, marks=pytest.mark.slow), (5, torch.bfloat16)]
 )
