@@ -76,7 +76,7 @@ types: $(VENV)/.installed-dev  ## mypy --strict over the packages and the benchm
 	@rm -rf build/typecheck && mkdir -p build/typecheck/tcomp
 	@for f in tcomp/*; do ln -s "$(CURDIR)/$$f" build/typecheck/tcomp/; done
 	@for d in dsl autotune runtime models; do ln -s "$(CURDIR)/$$d" build/typecheck/tcomp/$$d; done
-	@for f in benchmarks/*.py; do ln -s "$(CURDIR)/$$f" build/typecheck/; done
+	@for f in benchmarks/*.py benchmarks/peers/*.py; do ln -s "$(CURDIR)/$$f" build/typecheck/; done
 	cd build/typecheck && "$(abspath $(RUN))/mypy" --strict --config-file "$(CURDIR)/pyproject.toml" \
 	  --cache-dir "$(CURDIR)/.mypy_cache" tcomp *.py
 

@@ -12,11 +12,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tcomp.errors import UserError
 from tcomp.runtime.bench.noise import Noise, processor_time
+from tcomp.runtime.bench.own_program import label
 from tcomp.runtime.bench.running import Running
 from tcomp.runtime.bench.workload import Workload
 
@@ -67,7 +69,8 @@ class Measured:
         beyond an ordinary one."""
         if "compile" in self.phases:
             return self.phases["build"] + self.phases["compile"]
-        return max(0.0, self.phases.get("first step", 0.0) - self.median) if self.program.startswith("compile") else 0.0
+        eager = self.program.startswith("eager")
+        return 0.0 if eager else max(0.0, self.phases.get("first step", 0.0) - self.median)
 
 
 @dataclass
@@ -114,13 +117,14 @@ def compare(
     programs, entry = contest.programs, contest.entry
     steps = contest.steps or max(1, 1280 // workload.tokens)
     tolerance = TOLERANCE[workload.dtype] if contest.tolerance is None else contest.tolerance
-    results = [Measured(name) for name in programs]
+    results = [Measured(label(name)) for name in programs]
     with ExitStack() as stack:
         place = tempfile.TemporaryDirectory(prefix="tcomp-bench-", ignore_cleanup_errors=True)
         caches = Path(stack.enter_context(place))
         running: list[Running] = []
-        for r in results:
-            running.append(_start(r, workload, folder, caches / r.program, entry, stack, note))
+        for name, r in zip(programs, results, strict=True):
+            start = partial(Running, name, workload, folder, caches / r.program, entry)
+            running.append(_start(r, start, stack, note))
             check_losses(results[0], r, tolerance)
             running[-1].pause()
         found = ceilings()
@@ -136,21 +140,13 @@ def compare(
         return Comparison(workload, results, profile, found)
 
 
-def _start(
-    r: Measured,
-    workload: Workload,
-    folder: Path,
-    caches: Path,
-    entry: str,
-    stack: ExitStack,
-    note: Callable[[str], None],
-) -> Running:
+def _start(r: Measured, start: partial[Running], stack: ExitStack, note: Callable[[str], None]) -> Running:
     """A cold start, then a warm one whose program stays and does its first steps."""
     note(f"{r.program}: cold start")
-    with Running(r.program, workload, folder, caches, entry) as cold:
+    with start() as cold:
         r.cold, r.phases, r.clock = cold.first["since_start"], cold.first["phases"], cold.first["clock"]
     note(f"{r.program}: first step after {r.cold:.2f} s; warm start")
-    warm = stack.enter_context(Running(r.program, workload, folder, caches, entry, watch=True))
+    warm = stack.enter_context(start(watch=True))
     r.warm, r.warm_phases = warm.first["since_start"], warm.first["phases"]
     note(f"{r.program}: first step after {r.warm:.2f} s")
     _take(r, warm.first, timed=False)

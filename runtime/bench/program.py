@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcomp.errors import UserError
+from tcomp.runtime.bench.own_program import SUFFIX, OwnProgram
 from tcomp.runtime.bench.workload import Workload, load, read_batches
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def make(name: str, workload: Workload, folder: Path, build: Build) -> Any:
         from tcomp.runtime.bench.tcomp_program import TcompProgram
 
         return TcompProgram(workload, folder, build)
+    if name.endswith(SUFFIX):
+        return OwnProgram(Path(name), workload, folder)
     from tcomp.runtime.bench.torch_program import TorchProgram
 
     return TorchProgram(workload, folder, name.startswith("compile"))

@@ -37,6 +37,7 @@ class Running:
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(caches / "inductor")
         environment["TRITON_CACHE_DIR"] = str(caches / "triton")
         environment["TCOMP_CACHE"] = str(caches / "tcomp")
+        environment["XDG_CACHE_HOME"] = str(caches)
         reading, writing = os.pipe()
         started = time.monotonic()
         self.process = subprocess.Popen(

@@ -50,9 +50,10 @@ class MeasuredStep(StepOptions):
 class BenchOptions(Options):
     """What to measure beside it, how long, and where the outcome goes."""
 
-    against: Annotated[str, typer.Option(help="Of PyTorch: eager, compile, eager-heap, compile-heap; or none.")] = (
-        "eager,compile"
-    )
+    against: Annotated[
+        str,
+        typer.Option(help="Of PyTorch: eager, compile, eager-heap, compile-heap; programs of your own: FILE.py; none."),
+    ] = "eager,compile"
     rounds: Annotated[int, typer.Option(help="Turns of each program."), Range(1, 10_000)] = 6
     steps: Annotated[int, typer.Option(help="Steps a turn; 0: as many as make 1280 tokens."), Range(0, MANY)] = 0
     tolerance: Annotated[
@@ -69,17 +70,23 @@ class BenchOptions(Options):
 
     @property
     def others(self) -> list[str]:
-        """The programs of PyTorch. UserError for a list that is none."""
+        """The programs beside tcomp. UserError for a list that is none."""
+        from tcomp.runtime.bench.own_program import SUFFIX, check_file, label
         from tcomp.runtime.bench.program import PROGRAMS
 
         names = [n.strip() for n in self.against.split(",") if n.strip()]
         if names == ["none"]:
             return []
         for name in names:
-            if name not in PROGRAMS[1:]:
+            if name.endswith(SUFFIX):
+                check_file(Path(name))
+            elif name not in PROGRAMS[1:]:
                 known = ", ".join(PROGRAMS[1:])
-                raise UserError(f"--against {name}: there is no such program", f"give some of {known}; or none")
-        if not names or len(set(names)) < len(names):
+                raise UserError(
+                    f"--against {name}: there is no such program",
+                    f"give some of {known}, or a file with one (docs/comparison.md); or none",
+                )
+        if not names or len({label(n) for n in names}) < len(names):
             raise UserError(
                 f"--against '{self.against}': not a list of programs", "write for example --against eager,compile"
             )
@@ -104,16 +111,19 @@ def bench(step: MeasuredStep, where: DeviceOptions, own: BenchOptions) -> None:
     - `tcomp bench gpt2 --config 124M --against compile --dtype bf16 --json figures.json`
 
     - `tcomp bench gpt2 --config 124M -B 16 -T 1024 --device cuda`
+
+    - `tcomp bench gpt2 --config 124M --against benchmarks/peers/jax_gpt2.py`
     """
     from tcomp.runtime.bench import report
     from tcomp.runtime.bench.build import workload_of, write_folder
     from tcomp.runtime.bench.counterparts import check_counterpart
     from tcomp.runtime.bench.measure import Contest, compare
+    from tcomp.runtime.bench.program import PROGRAMS
     from tcomp.runtime.train import check_trainable
 
     others, request = own.others, step.request()
     module = common.load_module(request.model)
-    if others:
+    if any(name in PROGRAMS for name in others):
         check_counterpart(common.only_model(module, request.model).name)
     with _status("building"):
         built = common.build_step(request, where.open(), module=module)

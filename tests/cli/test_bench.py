@@ -50,11 +50,46 @@ def test_disagreeing_losses_are_refused(tcomp: Tcomp, tmp_path: Path) -> None:
     assert "median" not in result.out and not (tmp_path / "f.json").exists()
 
 
+MINE = """
+import torch
+from tcomp.runtime.bench.torch_base import counterpart
+
+class Program:
+    def __init__(self, workload, weights):
+        self.model = counterpart(workload)
+        self.model.read_weights(weights)
+        self.hyper = workload.hyper
+        betas = self.hyper["beta1"], self.hyper["beta2"]
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=betas, weight_decay=0.0)
+
+    def step(self, tokens, targets, learning_rate):
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        loss = self.model(torch.from_numpy(tokens).long(), torch.from_numpy(targets).long())
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.hyper["clip"])
+        self.optimizer.step()
+        return loss.detach()
+"""
+
+
+@pytest.mark.slow
+def test_a_program_of_one_s_own_is_compared(tcomp: Tcomp, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "mine.py").write_text(MINE)
+    out = tcomp("bench", "gpt2", *SMALL, "--rounds", "1", "--against", "mine.py")
+    assert out.code == 0, out.error
+    assert "| tcomp |" in out.out and "| mine |" in out.out
+    (tmp_path / "mine.py").write_text(MINE.replace("return loss.detach()", "return 2 * loss.detach()"))
+    refused(tcomp("bench", "gpt2", *SMALL, "--rounds", "1", "--against", "mine.py"), "the losses of 'mine' differ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ("--against triton", ("--against triton: there is no such program", "eager, compile")),
         ("--against eager,eager", ("not a list of programs",)),
+        ("--against no/such.py", ("--against no/such.py: cannot read it", "docs/comparison.md")),
         ("--dtype f16", ("--dtype f16: not one that both compute in", "f32 or bf16")),
         ("--rounds 0", ("rounds = 0: must be at least 1",)),
         ("--steps -1", ("steps = -1: must not be negative", "--steps")),
