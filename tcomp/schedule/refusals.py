@@ -62,18 +62,21 @@ def _directives(schedule: Schedule) -> Iterator[tuple[KernelSchedule, tuple[Dire
 
 def of_results(written: Schedule, own: Schedule) -> Refusal | None:
     """The first kernel that computes something beside a product of matrix instructions, of which an op that gives only
-    some of the results has not the product. `own` is the written schedule cut to what the op has."""
-    kept = {k.span: k for k in own.kernels}
-    for kernel in written.kernels:
-        found = kept.get(kernel.span)
-        if found is None or found.outputs == kernel.outputs:
-            continue
-        lost = set(kernel.outputs) - set(found.outputs)
-        for use in kernel.directives:
-            if isinstance(use, Use) and lost & set(use.names) and not any(isinstance(d, Use) for d in found.directives):
-                reason = f"its kernel of {', '.join(found.outputs)} is that of a product which this op does not give"
-                return Refusal(own, "results", reason, "give those a kernel of their own", kernel.span)
+    some of the results has not the product. `own` is the written schedule cut to what the op has: a `use` whose sums,
+    results or temporaries, are all gone is not in it."""
+    kept = {kernel.span: (kernel, directives) for kernel, directives in _directives(own)}
+    for kernel, directives in _directives(written):
+        found, left = kept.get(kernel.span, (kernel, directives))
+        lost = found.outputs != kernel.outputs or not kernel.outputs
+        if lost and _uses(directives) and not _uses(left):
+            what = f"its kernel of {', '.join(found.outputs)}" if found.outputs else "it"
+            reason = f"{what} is that of a product which this op does not give"
+            return Refusal(own, "results", reason, "give the rest a kernel of its own", kernel.span)
     return None
+
+
+def _uses(directives: Sequence[Directive]) -> bool:
+    return any(isinstance(d, Use) and d.instruction != "fma" for d in directives)
 
 
 def of_types(

@@ -3,11 +3,14 @@ to whose gradient one result is added after the other) is scheduled by what of i
 
 from __future__ import annotations
 
+from textwrap import indent
+
 import pytest
 
 from tcomp.dsl.ast import DType
 from tcomp.dsl.infer import dimensions
-from tcomp.dsl.load import library, load
+from tcomp.dsl.load import library, load, load_text
+from tcomp.dsl.shared_schedules import fitted
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
 from tcomp.grad.accumulate import accumulating, restricted
@@ -15,6 +18,7 @@ from tcomp.machine.cpu import detect
 from tcomp.machine.gpu import H100, GpuMachine
 from tcomp.schedule.choose import choice_of
 from tcomp.schedule.lower import lower
+from tcomp.schedule.refusals import of_results
 
 DIMS = {"M": 32, "N": 48, "K": 64, "H": 4, "C": 64, "B": 1, "T": 32, "G": 2, "R": 2, "D": 16}
 
@@ -53,3 +57,37 @@ def test_what_was_computed_beside_a_product_that_is_not_wanted_has_another_sched
     (refused,) = choice_of(part, module, dims, H100.targets).refused
     assert refused.kind == "results" and refused.schedule.target == "sm_90a" and "of db is that of a" in refused.reason
     assert {n for k in lower(part, module, dims, H100).kernels for n in k.writes} == {"dX", "db"}
+
+
+GRADIENTS = """op gradients(dY: real[M, N], X: real[M, K]) -> dW: real[N, K], db: real[N], dX: real[M, K]:
+  acc[n, k]: f32 = sum m: dY[m, n] * X[m, k]
+  dW[n, k] = 2.0 * acc[n, k]
+  db[n] = sum m: dY[m, n]
+  dX[m, k] = X[m, k]
+
+schedule gradients on sm_80:
+"""
+PRODUCT = """n -> grid.y(64) / warp.y(64) / mma
+k -> grid.x(64) / warp.x(32) / mma
+m -> pipe(32, 2) / mma
+use mma.sync for acc
+"""
+PLACES = {
+    "in a kernel": ("  kernel dW, db:\n" + indent(PRODUCT, "    "), {"db"}, {"dX"}),
+    "beside kernels": (indent(PRODUCT, "  ") + "  kernel dW, db:\n    tune Z = 1 from 1, 2\n", {"db"}, {"dX"}),
+    "without kernels": (indent(PRODUCT, "  "), {"db"}, {"dW", "db"}),
+}
+
+
+@pytest.mark.parametrize(("lines", "lost", "kept"), PLACES.values(), ids=PLACES)
+def test_a_lost_product_is_known_by_the_sum_that_the_line_names(lines: str, lost: set[str], kept: set[str]) -> None:
+    """`use mma.sync for acc`, where dW is made of acc: without dW there is nothing to multiply beside db."""
+    module = load_text(GRADIENTS + lines)
+    whole = bound(module.ops["gradients"], DType.BF16)
+    (written,) = module.schedules.values()
+    refused = []
+    for results in (lost, kept, {"dW", "db", "dX"}):
+        part = restricted(whole, frozenset(results))
+        found = of_results(written, fitted(written, part, module))
+        refused.append(found.kind if found is not None else "")
+    assert refused == ["results", "", ""]
