@@ -25,7 +25,7 @@ from tcomp.dsl.ast import Module, Op
 from tcomp.model.build import build_step
 from tcomp.model.lowering import Lowering
 from tcomp.model.request import StepRequest
-from tcomp.model.step import Step
+from tcomp.model.step import TEMPORARY, Step
 from tcomp.runtime.device import memory_here
 from tcomp.runtime.roofline import ready
 from tcomp.schedule.lower import LoweredOp, lower
@@ -131,18 +131,29 @@ class StepBench:
 
 
 def together(steps: Sequence[Step]) -> tuple[Step, list[dict[str, str]]]:
-    """Steps that differ in their kernels alone as one: the first, with the others' programs beside its own. Also, for
-    each step, what its programs are called there. Rejected where their memory is laid out otherwise."""
+    """Steps of one model as one: the first, with the others' programs beside its own. Also, for each step, what its
+    programs are called there.
+
+    Where a choice changes which launches are joined, activations lie elsewhere: each program has its own where it was
+    planned, since none reads what another left. Rejected where what lasts from one program to the next does."""
     first = steps[0]
+    lasting = _lasting(first)
     kernels, programs = dict(first.kernels), dict(first.programs)
     names = [{p: p for p in first.programs}]
     for i, step in enumerate(steps[1:], 1):
-        if step.slots != first.slots or step.arena_bytes != first.arena_bytes:
-            raise Rejected("illegal", "a choice needs other memory than the schedules' own values")
+        if (own := _lasting(step)) != lasting:
+            moved = sorted({name for name, *_ in own ^ lasting})
+            raise Rejected("illegal", f"a choice needs other memory than the schedules' own values for {moved[0]}")
         renamed = {n: n if kernels.get(n) == k else f"{n}.{i}th" for n, k in step.kernels.items()}
         kernels |= {renamed[n]: replace(k, name=renamed[n]) for n, k in step.kernels.items() if renamed[n] != n}
         names.append({p: f"{p}@{i}" for p in step.programs})
         for p, launches in step.programs.items():
             programs[f"{p}@{i}"] = tuple(replace(x, kernel=renamed[x.kernel]) for x in launches)
-    largest = {n: max(getattr(s, n) for s in steps) for n in ("scratch_bytes", "team_bytes")}
+    largest = {n: max(getattr(s, n) for s in steps) for n in ("arena_bytes", "scratch_bytes", "team_bytes")}
     return replace(first, kernels=kernels, programs=programs, **largest), names
+
+
+def _lasting(step: Step) -> set[tuple[str, int, int]]:
+    """The bytes in which something lasts from one program to the next, by its slot, and those that must stay zero."""
+    slots = {(n, s.offset, s.bytes) for n, s in step.slots.items() if s.kind not in TEMPORARY}
+    return slots | {("what stays zero", at, size) for at, size in step.zeros()}

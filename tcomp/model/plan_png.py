@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from tcomp.amounts import bytes_text
-from tcomp.model.report import TEMPORARY, launch_label, live_bytes, pieces
-from tcomp.model.step import KINDS, Step
+from tcomp.model.report import launch_label, live_bytes, pieces
+from tcomp.model.step import KINDS, TEMPORARY, Step
 
 COLOURS = {
     "parameter": "#4e79a7",

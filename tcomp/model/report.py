@@ -12,9 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tcomp.amounts import bytes_text
-from tcomp.model.step import KINDS, Slot, Step
-
-TEMPORARY = ("activation", "workspace")
+from tcomp.model.step import KINDS, TEMPORARY, Slot, Step
 
 
 def plan_report(step: Step, threads: int = 1, largest: int = 12) -> RenderableType:

@@ -15,7 +15,8 @@ from tcomp.model.placement import ALIGNMENT
 
 KINDS = ("parameter", "master", "gradient", "state", "input", "scalar", "cache", "activation", "workspace", "output")
 
-
+TEMPORARY = ("activation", "workspace")
+"""kinds of which nothing lasts from one program to the next"""
 FLAT = ("parameter", "master", "gradient", "state")
 """kinds that lie side by side in flat vectors"""
 

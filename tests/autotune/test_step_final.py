@@ -16,7 +16,9 @@ from tcomp.autotune.space import Values, spaces_of
 from tcomp.autotune.step_bench import Choices, Part, StepBench, StepSubject, Turn, TurnsRequest, together
 from tcomp.autotune.step_final import EFFORTS, SHARE, StepFinal
 from tcomp.dsl.ast import Module
+from tcomp.dsl.load import load_text
 from tcomp.machine.cpu import detect
+from tcomp.model.request import StepRequest
 from tcomp.runtime.roofline import ready
 from tests.autotune.support import SHAPE, gpt2, gpt2_instance
 
@@ -59,8 +61,74 @@ def test_sets_of_choices_share_an_arena_and_give_the_same_loss(module: Module, t
     assert [len(t) for t in turns] == [2, 2]
     for t in (t for ts in turns for t in ts):
         assert 0 < t.kernels[job.instance.key, 0] < t.whole
-    with pytest.raises(Rejected, match="other memory"):
-        together([own, replace(step, arena_bytes=1)])
+    moved = {**step.slots, "wte": replace(step.slots["wte"], offset=64)}
+    with pytest.raises(Rejected, match="a choice needs other memory than the schedules' own values for wte"):
+        together([own, replace(step, slots=moved)])
+
+
+JOINED = """import ops.crossentropy
+import ops.linear
+import ops.optim
+
+op halved(w: f32[C]) -> s: f32[C]:
+  s[c] = 0.5 * w[c]
+
+schedule halved on cpu:
+  tune BC = 16 from 8, 16
+  c -> core(BC) / vec
+
+op scaled(X: f32[M, C], s: f32[C]) -> Y: f32[M, C]:
+  Y[m, c] = X[m, c] * s[c]
+
+model own(B):
+  config small: L = 3, C = 16, V = 8
+  param w: f32[L, C] = normal(1.0) in all
+  param o: f32[V, C] = normal(0.1) in all
+  input tokens: i32[B] below V
+  input label: i32[B] below V
+  forward:
+    y = looked_up(tokens, o)
+    for l in L:
+      s = halved(w[l])
+      y = scaled(y, s)
+    logits = matmul(y, o)
+    losses, _ = crossentropy(logits, label, V = V)
+    loss = mean(losses)
+  loss loss
+  optimizer adamw:
+    hyper peak_lr = 1e-3, final_lr = 0.1, warmup = 10, total = 100
+    hyper beta1 = 0.9, beta2 = 0.95, eps = 1e-8, clip = 1.0
+    group all: weight_decay = 0.1
+    lr by cosine
+    norm by global_norm
+
+op looked_up(t: i32[B], W: f32[V, C]) -> X: f32[B, C]:
+  X[b, c] = W[t[b], c]
+"""
+
+
+def test_a_choice_may_change_which_launches_are_joined(tmp_path: Path) -> None:
+    """A kernel of one core's work is one launch for all layers, with two cores' work one for each: activations then
+    lie elsewhere."""
+    module, request = load_text(JOINED), StepRequest("own", "small", {"B": 64})
+    bench = StepBench(StepSubject(module, request, CpuBackend(detect(), 2, tmp_path)))
+    key = next(i.key for i in instances_of(module, request, detect()) if i.op.name == "halved")
+    steps = [bench._step(choices)[0] for choices in ({}, {key: Choice({"BC": 8})})]
+    launches = [sum("halved w" in x.label for x in s.programs["micro_first"]) for s in steps]
+    assert launches == [1, 3] and steps[0].slots.keys() != steps[1].slots.keys()
+    for order in (steps, steps[::-1]):
+        both, names = together(order)
+        executor = bench.subject.backend.open(both)
+        ready(executor, 1)
+        losses = []
+        for _ in range(2):
+            for n in names:
+                executor.run(n["micro_first"])
+                losses.append(float(executor.read("loss")))
+        executor.close()
+        assert len(set(losses)) == 1 and losses[0] > 0
+    turns = bench.answer(TurnsRequest(({}, {key: Choice({"BC": 8})}), 2))
+    assert all(t.kernels[key, 0] > 0 for ts in turns for t in ts)
 
 
 def test_a_launch_for_many_layers_counts_for_the_kernel_of_one(module: Module, tmp_path: Path) -> None:
