@@ -57,7 +57,8 @@ def _parts(executor: Any, kernel: str) -> int:
 
 def plan_facts(step: Step) -> dict[str, Any]:
     """Bytes of the plan by kind, and those live at each launch."""
-    from tcomp.model.report import TEMPORARY, live_bytes
+    from tcomp.model.report import live_bytes
+    from tcomp.model.step import TEMPORARY
 
     kinds: dict[str, int] = {}
     for s in step.slots.values():
