@@ -15,15 +15,12 @@ from cuda.bindings import driver as cu
 from tcomp.codegen.nvptx.launch import LaunchShape
 from tcomp.errors import UserError
 from tcomp.ir.tile import Buffer
+from tcomp.model.spaced import VECTOR
 from tcomp.model.step import Step
 from tcomp.runtime.cuda.context import Context
 from tcomp.runtime.cuda.driver import CudaError, call
 from tcomp.runtime.cuda.kernels import LoadedKernel
 from tcomp.runtime.cuda.tensor_map import encode
-
-VECTOR = 16
-"""Bytes of the widest access."""
-
 
 class BoundLaunch:
     """One launch with its arguments, pointers and then tensor maps: `label` names it to people."""

@@ -25,6 +25,7 @@ from tcomp.model.lowering import Lowering, PlannedLaunch
 from tcomp.model.placement import Fixed
 from tcomp.model.plan import most_live
 from tcomp.model.programs import Programs, build_programs
+from tcomp.model.spaced import in_spaced_parts
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,10 @@ class Drafter:
             nodes["prefill"] = self.prefill.nodes
             arena.join(self.prefill, "prefill")
         by_itself = frozenset(p.forward) - p.ahead
+        if isinstance(self.machine, GpuMachine):
+            spaced = {name: in_spaced_parts(ns, by_itself) for name, ns in nodes.items() if name != "update"}
+            nodes |= {name: ns for name, (ns, _) in spaced.items()}
+            by_itself = by_itself.union(*(kept for _, kept in spaced.values()))
         launches: dict[str, tuple[PlannedLaunch, ...]] = {}
         alone: dict[str, tuple[bool, ...]] = {}
         for name, ns in nodes.items():

@@ -1,0 +1,77 @@
+"""Stacked tensors whose parts no vector may begin at, on GPUs: copies in which they lie apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from tcomp.dsl.load import library, load
+from tcomp.machine.cpu import CpuMachine, detect
+from tcomp.machine.gpu import H100, GpuMachine
+from tcomp.model.build import build_step
+from tcomp.model.graph import Node
+from tcomp.model.programs import build_programs
+from tcomp.model.request import StepRequest
+from tcomp.model.spaced import JOINED, SPACED, VECTOR, in_spaced_parts
+from tcomp.model.step import Step
+from tcomp.model.unroll import build_graph
+
+SIZES = {"L": 3, "H": 1, "C": 6, "V": 24, "S": 8}
+ODD = {"ln1_w", "ln1_b", "ln2_w", "ln2_b", "proj_b", "down_b", "qkv_b"}
+"""parameters of which a layer has no multiple of 16 bytes in f32"""
+
+
+def step(machine: GpuMachine | CpuMachine, sizes: dict[str, int]) -> Step:
+    request = StepRequest("gpt2", "tiny", {"B": 1, "T": 4}, dims=sizes)
+    return build_step(load(library() / "gpt2.tc"), request, machine)
+
+
+def test_every_launch_is_given_what_begins_where_a_vector_may() -> None:
+    built = step(H100, {**SIZES, "L": 2})
+    for program, launches in built.programs.items():
+        for launch in launches:
+            operands = built.kernels[launch.kernel].operands
+            wrong = [o.name for o, at in zip(operands, launch.offsets, strict=False) if at % VECTOR and o.bytes > 4]
+            assert not wrong, (program, launch.label)
+
+
+def test_a_program_copies_what_it_is_given_once_and_what_it_writes_back() -> None:
+    graph = build_graph(load(library() / "gpt2.tc"), "gpt2", "tiny", {"B": 1, "T": 4}, SIZES, "f32")
+    p = build_programs(graph, load(library() / "gpt2.tc"), accumulation=2, targets=H100.targets)
+    alone = frozenset(p.forward)
+    nodes, kept = in_spaced_parts((*p.forward, *p.backward), alone)
+    assert names(nodes, SPACED) == ODD
+    assert names(nodes, JOINED) == {f"grad.{n}" for n in ODD}, "gradients are written before they are read"
+    assert len(nodes) == len(p.forward) + len(p.backward) + 2 * len(ODD)
+    assert [n for n in nodes if n in kept] == list(nodes[: len(p.forward) + len(ODD)]), "the forward pass by itself"
+    later, _ = in_spaced_parts((*p.forward_next, *p.backward_next), frozenset())
+    assert names(later, SPACED) == ODD | {f"grad.{n}" for n in ODD}, "added to what is there"
+    assert names(later, JOINED) == {f"grad.{n}" for n in ODD}
+
+
+def names(nodes: tuple[Node, ...], op: str) -> set[str]:
+    """The tensors of which those nodes are copies, or are written back."""
+    found = [n.operands["X" if op == SPACED else "Y"].tensor.name for n in nodes if n.op.name == op]
+    assert len(found) == len(set(found)), "once each"
+    return set(found)
+
+
+@pytest.mark.parametrize("sizes", [{**SIZES, "C": 8}, {**SIZES, "L": 1}], ids=["whole vectors", "one layer"])
+def test_nothing_is_copied_where_all_parts_begin_at_vectors(sizes: dict[str, int]) -> None:
+    assert not copies(step(H100, sizes))
+
+
+def test_nor_on_a_cpu() -> None:
+    assert not copies(step(detect(), SIZES))
+
+
+def copies(built: Step) -> list[str]:
+    return [x.label for launches in built.programs.values() for x in launches if x.label.startswith("parts.")]
+
+
+def test_a_tensor_of_which_some_parts_are_written_by_nobody_stays() -> None:
+    """Their gradients are not there to be copied."""
+    graph = build_graph(load(library() / "gpt2.tc"), "gpt2", "tiny", {"B": 1, "T": 4}, SIZES, "f32")
+    p = build_programs(graph, load(library() / "gpt2.tc"), targets=H100.targets)
+    middle = tuple(n for n in p.backward if n.label.startswith("l1."))
+    nodes, _ = in_spaced_parts(middle, frozenset())
+    assert not names(nodes, JOINED) and names(nodes, SPACED)
