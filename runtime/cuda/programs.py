@@ -22,6 +22,7 @@ from tcomp.runtime.cuda.driver import CudaError, call
 from tcomp.runtime.cuda.kernels import LoadedKernel
 from tcomp.runtime.cuda.tensor_map import encode
 
+
 class BoundLaunch:
     """One launch with its arguments, pointers and then tensor maps: `label` names it to people."""
 
