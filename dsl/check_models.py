@@ -198,6 +198,7 @@ def _check_optimizer(o: Optimizer, module: Module) -> None:
         raise TcError(f"`lr by {o.schedule}` gives no 'lr'", o.span, hint="name the op's output `lr: f32[]`")
     _check_hyper(o, used, module)
     _check_group_values(o, module.ops[o.op])
+    _check_kept(module.ops[o.op])
 
 
 def _check_hyper(o: Optimizer, used: set[str], module: Module) -> None:
@@ -213,6 +214,15 @@ def _check_hyper(o: Optimizer, used: set[str], module: Module) -> None:
             hint = did_you_mean(n, scalars, "scalar operand")
             raise TcError(f"hyperparameter '{n}' is read by no op of the optimizer", o.span, hint=hint)
         check_number(e, frozenset(), f"the value of '{n}'")
+
+
+def _check_kept(op: Op) -> None:
+    """No state has the name of what the op is given, or gives."""
+    others = {"g": "the gradients, which it reads", "w": "the parameters as the model reads them, a result"}
+    for p in op.params:
+        if p.inout and p.name in others:
+            hint = "call its state by another name" + (", or copy `g` to a temporary" if p.name == "g" else "")
+            raise TcError(f"'{p.name}' of the optimizer's op '{op.name}' is {others[p.name]}", p.span, hint=hint)
 
 
 def _check_group_values(o: Optimizer, op: Op) -> None:

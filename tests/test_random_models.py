@@ -28,7 +28,7 @@ from tests.reference.random_steps import (
 )
 from tests.reference.step_laws import Poisoned, faults_of_plan, faults_of_waits
 
-FEW, MORE = [0], [5, 14]
+FEW, MORE = [25], [42, 14]
 
 
 def seeds() -> list[object]:

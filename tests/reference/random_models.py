@@ -1,12 +1,15 @@
 """Random models: what users may write, from a seed. Layers, skips, branches that meet again, parameters that are
 shared, tied, sliced, frozen, or not used at all, own ops beside those of the library, results that nobody reads,
-states, several inputs, losses under a mask and of two parts, odd widths, and dimensions of 1.
+states, several inputs, losses under a mask and of two parts, odd widths, and dimensions of 1; and the pieces of
+`random_pieces.py`.
 """
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
+
+from tests.reference.random_pieces import PIECES, Pieces
 
 OPS = Path(__file__).with_suffix(".tc").read_text(encoding="utf-8")
 EXPRESSIONS = [
@@ -33,11 +36,11 @@ MOMENTUM = """
 KINDS = [
     "linear", "linear", "matmul", "norm", "norm", "mlp", "mlp", "attention", "own", "own", "branch", "gated", "add",
     "gate", "columns", "rows", "pick", "shift", "depthwise", "convolution", "position", "gram", "centre", "softmax",
-    "join", "scalar", "drop", "damped",
+    "join", "scalar", "drop", "damped", *PIECES,
 ]  # fmt: skip
 
 
-class RandomModel:
+class RandomModel(Pieces):
     """The model `m` of one seed: its `text`, with numbers for its dimensions in `dims` (B and T are its sizes)."""
 
     def __init__(self, seed: int) -> None:
@@ -60,7 +63,8 @@ class RandomModel:
         self.parameters: dict[str, tuple[str, ...]] = {}
         """what is declared, and its shape"""
         self.inputs: dict[str, str] = {}
-        self.states: list[str] = []
+        self.kept = {}
+        self.wides = {}
         self.ops: list[str] = []
         self.lines: list[str] = []
         self.indent, self.layers = "    ", False
@@ -78,7 +82,7 @@ class RandomModel:
         declared = [f"  param {n}: {p}\n" for n, p in self.params.items()]
         declared += [f"  tie head to {self.tied}\n"] if self.tied else []
         declared += [f"  input {n}: {i}\n" for n, i in self.inputs.items()]
-        declared += [f"  state {n}: f32[2] = zeros by keep\n" for n in self.states]
+        declared += [f"  state {n}: f32[{shape}] = zeros by keep\n" for n, shape in self.kept.items()]
         if self.eights:
             declared.append("  state amax: f32[L, 3, 4] = zeros by history under fp8\n")
         config = ", ".join(f"{n} = {x}" for n, x in self.dims.items())
@@ -117,7 +121,11 @@ class RandomModel:
 
     def freeze(self) -> None:
         """Some parameters are not trained; tied ones stay alike, and one is."""
-        kept = {"head", self.tied, self.frozen.choice(list(self.params))}
+        kept = {
+            "head" if self.tied or self.frozen.random() < 0.7 else "",
+            self.tied,
+            self.frozen.choice(list(self.params)),
+        }
         for name, declared in self.params.items():
             if name not in kept and self.frozen.random() < self.cold:
                 self.params[name] = declared.rsplit(" in ", 1)[0] + " frozen"
@@ -284,19 +292,15 @@ class RandomModel:
         return self.bind(f"drop({x}, {self.random.randrange(9)})")
 
     def make_damped(self, x: str, other: str) -> str:
-        if self.layers:
-            return self.make_add(x, other)
-        self.states.append(f"seen{len(self.states)}")
-        return self.bind(f"damped({x}, {self.states[-1]})")
+        return self.make_add(x, other) if self.layers else self.make_seen(x, other)
 
     def loss(self, x: str) -> None:
         r = self.random
-        kind = r.choice(["words", "words", "words", "masked", "squares", "both"])
+        kind = r.choice(["words", "words", "masked", "squares", "both", "sliced", "tempered"])
         if kind == "squares":
             self.inputs["goal"] = "f32[B * T]"
             self.lines.append(f"    loss = squares({x}, goal)")
             return
-        self.inputs["targets"] = "i32[B, T] below V"
         tables = [n for n, s in self.parameters.items() if s == ("P", "C")]
         head = "head"
         if tables and r.random() < 0.3:
@@ -307,11 +311,16 @@ class RandomModel:
                 self.tied = tables[0]
         chunked = " [chunks(Q)]" if r.random() < 0.5 else ""
         at_once = " [at_once(crossentropy_at_once)]" if r.random() < 0.5 else ""
+        if kind == "sliced":
+            return self.sliced_loss(x, head, chunked, at_once)
+        self.inputs["targets"] = "i32[B, T] below V"
         self.lines.append(f"    logits = matmul({x}, {head}){chunked}")
         self.lines.append(f"    losses, _ = crossentropy(logits, targets as [B * T], V = V){at_once}")
         if kind == "words":
             self.lines.append("    loss = mean(losses)")
             return
+        if kind == "tempered":
+            return self.tempered_loss()
         self.inputs["mask"] = "f32[B * T]"
         if kind == "masked":
             self.lines.append("    loss = masked(losses, mask)")

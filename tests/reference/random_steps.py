@@ -7,6 +7,7 @@ give.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -100,6 +101,7 @@ class Case:
         rows = m.sizes["B"] * m.sizes["T"]
         for name, declared in m.inputs.items():
             shape = (m.sizes["B"], m.sizes["T"]) if declared.startswith("i32[B, T]") else (rows,)
+            shape = (3 * rows,) if declared.startswith("i32[3") else shape
             if declared.startswith("i32"):
                 below = rows if "below B * T" in declared else m.dims["V"]
                 found[name] = rng.integers(0, below, shape).astype(np.int32)
@@ -233,9 +235,9 @@ def trained(case: Case, step: Step, objects: Path, whole: bool, steps: int = 3) 
     executor = CpuExecutor(step, case.machine, case.request.threads, objects)
     try:
         started(case, executor)
-        late = {g.name for g in step.gradients if g.first > 0}
-        for name in late:
-            executor.write(name, np.nan)
+        for g in (g for g in step.gradients if g.first > 0):
+            at = (g.offset - step.slots[g.name].offset) // g.dtype.bytes
+            executor.array(g.name).reshape(-1)[at : at + math.prod(g.shape)] = np.nan
         losses = {}
         for number in range(steps):
             run_step(case, executor, number, whole)
