@@ -193,6 +193,16 @@ def test_turns_have_rows_of_their_own(module: Module) -> None:
     assert "a[turn.00] = max i: h[turn.00 * 2, i]" in text
 
 
+def test_what_is_between_the_parts_that_are_written_is_kept(module: Module) -> None:
+    """So such an operand is read, too: who sees the kernel alone may not take it for written whole."""
+    written = Written(module, detect())
+    written.batched()
+    kernel = written.kernels["next.x3"]
+    assert "g" in kernel.reads & kernel.writes and "\n  inout g: f32[5, 4]" in print_kernel(kernel)
+    kernel = written.kernels["scale.x3"]  # rows side by side
+    assert "s" in kernel.writes - kernel.reads and "\n  out s: f32[3, 16]" in print_kernel(kernel)
+
+
 def test_launches_stay_apart_where_one_in_between_needs_them_to(module: Module) -> None:
     written = Written(module, detect())
     written.add("next", r=written.launches[2].views[-1], h=written.part(written.g, 1), g=written.part(written.h, 1))
