@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tcomp.runtime.vgpu import Device, Options
+from tcomp.runtime.vgpu import Device, Options, machine
 from tests.runtime.vgpu.conftest import entry, launch
 
 ZERO = np.zeros(4, np.uint32)
@@ -70,3 +70,50 @@ def test_a_loop_that_never_ends_says_where_it_runs() -> None:
     gpu = Device(options=Options(max_steps=1000))
     report = gpu.load(entry("L: add.u32 %r0, %r0, 1; bra L;", "")).launch("k", 1, 32, [])
     assert "still running after 1001 steps" in str(report) and "is running" in str(report)
+
+
+def test_lanes_that_come_back_join_those_that_wait_there() -> None:
+    """Three groups reach one instruction one after the other, the later ones from further down."""
+    body = """
+    setp.lt.u32 %p0, %r0, 20; setp.lt.u32 %p1, %r0, 10; @%p1 bra FAR; @%p0 bra NEAR;
+    HERE: bar.warp.sync -1; bra DONE;
+    NEAR: mov.u32 %r5, 0; bra HERE;
+    FAR: mov.u32 %r5, 1; bra BACK;
+    DONE: atom.global.add.u32 %r6, [%rd0], 1; bra END;
+    BACK: mov.u32 %r5, 2; bra HERE;
+    END:"""
+    report, (out,) = launch(body, ZERO)
+    assert report.ok and out[0] == 32, str(report)
+
+
+def test_lanes_look_again_each_time_that_others_have_left() -> None:
+    """The first eight wait for those that leave at once, then for those that leave later."""
+    body = """
+    setp.lt.u32 %p0, %r0, 8; setp.ge.u32 %p1, %r0, 16; @%p1 bra TWO; @!%p0 bra END;
+    bar.warp.sync 0xffff;
+    TWO: bar.warp.sync 0xffff00ff; @%p1 bra END;
+    bar.warp.sync 0xffff00ff;
+    atom.global.add.u32 %r6, [%rd0], 1;
+    END:"""
+    report, (out,) = launch(body, ZERO)
+    assert report.ok and out[0] == 8, str(report)
+
+
+TICKET = """
+setp.ne.u32 %p1, %r0, 0; @%p1 bra END;
+atom.global.add.u32 %r6, [%rd0+8], 1; mul.wide.u32 %rd5, %r9, 4; add.u64 %rd5, %rd5, %rd0; st.u32 [%rd5], %r6;"""
+SPUN = """mov.u32 %r5, 0;
+W: ld.volatile.global.u32 %r7, [%rd0+12]; add.u32 %r5, %r5, 1; setp.lt.u32 %p1, %r5, 14; @%p1 bra W;"""
+LEFT = "setp.ge.u32 %p1, %r0, 8; @%p1 bra END; bar.warp.sync -1;"
+
+
+@pytest.mark.parametrize("wait", [SPUN, LEFT], ids=["spinning", "waiting"])
+@pytest.mark.parametrize("when", [0, 1 << 40])
+def test_a_block_that_starts_last_lets_those_go_on_that_can(
+    wait: str, when: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block that spins for a while, or whose lanes wait for others that have left, is done before it."""
+    monkeypatch.setattr(machine, "starts", lambda *_: (np.arange(2), [(0, 0), (1, when)]))
+    body = f"mov.u32 %r9, %ctaid.x; setp.ne.u32 %p0, %r9, 0; @%p0 bra GO; {wait}\nGO: {TICKET}\nEND:"
+    report, (out,) = launch(body, ZERO, grid=2, block=32 if wait == LEFT else 1)
+    assert report.ok and out[:2].tolist() == ([0, 1] if when else [1, 0]), str(report)
