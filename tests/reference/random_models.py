@@ -58,6 +58,8 @@ class RandomModel(Pieces):
         }  # fmt: skip
         self.frozen = random.Random(seed + 3_000_000)
         """says which parameters are not trained, as often as its first number says"""
+        self.more = random.Random(seed + 5_000_000)
+        """says what there is beside it all: losses of layers, a second loss, results of the last calls made again"""
         self.cold = self.frozen.choice([0.0, 0.0, 0.2, 0.5])
         self.params: dict[str, str] = {}
         self.parameters: dict[str, tuple[str, ...]] = {}
@@ -101,12 +103,17 @@ class RandomModel(Pieces):
             self.lines.append("    x = " + self.same(x) if r.random() < 0.5 else f"    x = add({x}, {x})")
             self.lines.append("    for l in L:")
             self.indent, self.layers = "      ", True
+            deep = self.more.random() < 0.3
+            if deep:
+                self.lines.insert(-1, f"    aux = small({x})")
             last = self.block("x", r.randrange(1, 6))
             self.lines.append(
                 f"      x = {self.same(last)}"
                 if r.random() < 0.3
                 else f"      x = add({last}, {r.choice(['x', last, kept])})"
             )
+            if deep:
+                self.deep_loss("x")
             self.indent, self.layers = "    ", False
             x = "x"
         x = self.block(x, r.randrange(0, 3))
@@ -116,6 +123,7 @@ class RandomModel(Pieces):
         if r.random() < 0.2:
             self.param(("C", "C") if r.random() < 0.5 else ("F",))  # nobody reads it
         self.loss(x)
+        self.more_losses(x)
         self.freeze()
         return self.allowed()
 
@@ -314,6 +322,8 @@ class RandomModel(Pieces):
         if kind == "sliced":
             return self.sliced_loss(x, head, chunked, at_once)
         self.inputs["targets"] = "i32[B, T] below V"
+        if self.more.random() < 0.2:
+            chunked = chunked.replace("]", ", recompute]") or " [recompute]"
         self.lines.append(f"    logits = matmul({x}, {head}){chunked}")
         self.lines.append(f"    losses, _ = crossentropy(logits, targets as [B * T], V = V){at_once}")
         if kind == "words":

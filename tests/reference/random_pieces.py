@@ -16,6 +16,8 @@ class Pieces(ABC):
     """What `RandomModel` makes of them; each method adds calls from [B * T, C] to a value of that shape."""
 
     random: random.Random
+    more: random.Random
+    parameters: dict[str, tuple[str, ...]]
     params: dict[str, str]
     inputs: dict[str, str]
     lines: list[str]
@@ -112,6 +114,38 @@ class Pieces(ABC):
         self.lines.append(f"    losses as [3, B * T], _ = crossentropy(logits, three, V = V){at_once}")
         a, b = r.choice(["0", "1"]), r.choice(["1", "2"])
         self.lines += [f"    a = mean(losses[{a}])", f"    b = mean(losses[{b}])", "    loss = both(a, b)"]
+
+    def deep_loss(self, x: str) -> None:
+        """A loss of each layer, added up in `aux`."""
+        self.inputs["targets"] = "i32[B, T] below V"
+        table = self.param(("P", "C"))
+        self._words("deep", x, table, "targets as [B * T]", "      ")
+        self.lines += ["      deep_loss = mean(deep)", "      aux = both(aux, deep_loss)"]
+
+    def more_losses(self, x: str) -> None:
+        """A second loss of other words, by a table that may be the first one's, and those of layers."""
+        r = self.more
+        others = ["aux"] if any(line.startswith("    aux = ") for line in self.lines) else []
+        if r.random() < 0.3:
+            self.inputs["others"] = "i32[B * T] below V"
+            tables = [n for n, s in self.parameters.items() if s == ("P", "C")]
+            heads = [*tables, *(["head"] if "head" in self.params else [])]
+            head = r.choice(heads) if heads and r.random() < 0.7 else self.param(("P", "C"), shared=False)
+            self._words("second", x, head, "others", "    ")
+            self.lines.append("    second_loss = mean(second)")
+            others.append("second_loss")
+        for number, other in enumerate(others):
+            before = self.lines[-1].split(" = ")[0].strip() if number else "loss"
+            at = max(i for i, line in enumerate(self.lines) if line.startswith(f"    {before} = "))
+            self.lines[at] = self.lines[at].replace(f"    {before} = ", f"    main{number} = ", 1)
+            self.lines.append(f"    loss = both(main{number}, {other})")
+
+    def _words(self, name: str, x: str, table: str, targets: str, indent: str) -> None:
+        r = self.more
+        chunked = " [chunks(Q)]" if r.random() < 0.5 else ""
+        at_once = " [at_once(crossentropy_at_once)]" if r.random() < 0.6 else ""
+        self.lines.append(f"{indent}{name}_logits = matmul({x}, {table}){chunked}")
+        self.lines.append(f"{indent}{name}, _ = crossentropy({name}_logits, {targets}, V = V){at_once}")
 
     def tempered_loss(self) -> None:
         """A mean of losses that a parameter has a part in."""
