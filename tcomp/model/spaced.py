@@ -40,8 +40,8 @@ class _Spaced:
 
 
 def in_spaced_parts(nodes: Nodes, alone: Collection[Node]) -> tuple[Nodes, frozenset[Node]]:
-    """A program's nodes on copies of the tensors whose parts do not begin at multiples of `VECTOR` bytes, and those that
-    a forward pass by itself needs, in the place of `alone`."""
+    """A program's nodes on copies of the tensors whose parts do not begin at multiples of `VECTOR` bytes, and those
+    that a forward pass by itself needs, in the place of `alone`."""
     users: dict[Tensor, list[Node]] = {}
     for n in nodes:
         for t in dict.fromkeys(v.tensor for v in n.operands.values()):
