@@ -48,6 +48,7 @@ from tcomp.schedule.lower import LoweredOp, lower
 
 LAYER = re.compile(r"\b[a-z_]*\d+\.")
 """What a label says of the layer"""
+SYMBOL = re.compile(rb"tc_[0-9a-f]{32}_")
 TOLERANCE = {"f32": 1e-4, "bf16": 0.05}
 """Largest difference of a gradient from the first program's, as a part of the tensor's largest value"""
 
@@ -179,12 +180,13 @@ class Turns:
             seconds[line] = seconds.get(line, 0.0) + float(spent)
         return seconds
 
-    def code(self, name: str, program: str) -> dict[str, list[tuple[str, ...]]]:
-        """What each line's launches are compiled to: equal where the code is."""
-        code: dict[str, list[tuple[str, ...]]] = {}
+    def code(self, name: str, program: str) -> dict[str, list[bytes]]:
+        """What each line's launches are compiled to, without the names that hold a digest of the compiler's sources."""
         m = self.made[name]
+        known = {k: SYMBOL.sub(b"", c.object) for k, c in m.compiled.items()}
+        code: dict[str, list[bytes]] = {}
         for x in m.step.programs[program]:
-            code.setdefault(line_of(x.label), []).append(m.compiled[x.kernel].symbols)
+            code.setdefault(line_of(x.label), []).append(known[x.kernel])
         return code
 
     def gradients(self) -> dict[str, NDArray[np.float32]]:
