@@ -39,10 +39,10 @@ def module() -> Module:
     return gpt2()
 
 
-def test_sets_of_choices_share_an_arena_and_give_the_same_loss(module: Module, tmp_path: Path) -> None:
+def test_sets_of_choices_share_an_arena_and_give_the_same_loss(module: Module, objects: Path) -> None:
     (job,) = jobs_of("linear", module)
     choices = {job.instance.key: Choice(job.space.chosen(other(job, MR=6, NV=1)))}
-    bench = StepBench(StepSubject(module, SHAPE, CpuBackend(detect(), 1, tmp_path)))
+    bench = StepBench(StepSubject(module, SHAPE, CpuBackend(detect(), 1, objects)))
     (own, parts), (step, _) = bench._step({}), bench._step(choices)
     both, names = together([own, step])
     assert both.arena_bytes == own.arena_bytes
@@ -107,11 +107,11 @@ op looked_up(t: i32[B], W: f32[V, C]) -> X: f32[B, C]:
 """
 
 
-def test_a_choice_may_change_which_launches_are_joined(tmp_path: Path) -> None:
+def test_a_choice_may_change_which_launches_are_joined(objects: Path) -> None:
     """A kernel of one core's work is one launch for all layers, with two cores' work one for each: activations then
     lie elsewhere."""
     module, request = load_text(JOINED), StepRequest("own", "small", {"B": 64})
-    bench = StepBench(StepSubject(module, request, CpuBackend(detect(), 2, tmp_path)))
+    bench = StepBench(StepSubject(module, request, CpuBackend(detect(), 2, objects)))
     key = next(i.key for i in instances_of(module, request, detect()) if i.op.name == "halved")
     steps = [bench._step(choices)[0] for choices in ({}, {key: Choice({"BC": 8})})]
     launches = [sum("halved w" in x.label for x in s.programs["micro_first"]) for s in steps]

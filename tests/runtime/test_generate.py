@@ -56,16 +56,26 @@ def opened(name: str, program: str, objects: Path, prefill: int = 0, **sizes: in
         executor.close()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_decoding_gives_the_scores_of_the_forward_pass(name: str, objects: Path) -> None:
-    """Whatever is new in each call: one token, several, another text, a longer text than fits at once."""
+@pytest.mark.parametrize(
+    ("name", "ways"),
+    [
+        ("gpt2", ((1, 0), (8, 0))),
+        ("llama", ((8, 0), (1, 16))),
+        pytest.param("gpt2", ((1, 16),), marks=pytest.mark.slow),
+    ],
+)
+def test_decoding_gives_the_scores_of_the_forward_pass(
+    name: str, ways: tuple[tuple[int, int], ...], objects: Path
+) -> None:
+    """Whatever is new in each call: one token, several, another text, a longer text than fits at once. The ways to run:
+    so many positions at once, and so many of a prompt."""
     rng = np.random.default_rng(1)
     text = [int(t) for t in rng.integers(0, 97, 40)]
     calls = [text[:1], text[:2], text[:3], text[:19], text[:20], text[5:18], text[:20], text[:40]]
     with opened(name, "forward", objects, T=40) as executor:
         whole = Rereading(executor, 97)
         want = [whole.scores(t) for t in calls]
-    for at_once, prefill in ((1, 0), (8, 0), (1, 16)):
+    for at_once, prefill in ways:
         with opened(name, "decode", objects, prefill, T=at_once, W=40) as executor:
             assert {s.name for s in executor.step.slots.values() if s.kind == "cache"} == {"keys", "values"}
             assert set(executor.step.inputs) - {"prefill.tokens"} == {"tokens", "start"}
