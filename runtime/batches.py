@@ -94,13 +94,23 @@ class Batches:
     def fill(self, tokens: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
         """Write the next batch into int32 arrays of shape [B, T]."""
         for row in range(tokens.shape[0]):
-            if self.position >= self.count:
-                self.epoch, self.position = self.epoch + 1, 0
-                self._lay_out()
+            self._begin_window()
             window = self._window(permuted(self.position, self.count, mix(self.seed, self.epoch)))
             tokens[row] = window[:-1]
             targets[row] = window[1:]
             self.position += 1
+
+    def skip(self, rows: int) -> None:
+        """Go past so many windows, which others read."""
+        for _ in range(rows):
+            self._begin_window()
+            self.position += 1
+
+    def _begin_window(self) -> None:
+        """Where an epoch is at its end, begin the next one."""
+        if self.position >= self.count:
+            self.epoch, self.position = self.epoch + 1, 0
+            self._lay_out()
 
     def _lay_out(self) -> None:
         self._offset = mix(self.seed, self.epoch, 1) % self.length if self.epoch else 0

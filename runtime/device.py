@@ -62,6 +62,8 @@ class CpuDevice:
     cache: Path | None = None
     kind: str = "cpu"
     compilers: Compilers | None = field(default=None, repr=False)
+    shared_by: int = 1
+    """how many processes of this computer take memory alike"""
 
     @property
     def description(self) -> str:
@@ -88,7 +90,8 @@ class CpuDevice:
             self.compilers = None
 
     def free_memory(self) -> int | None:
-        return memory_here()
+        here = memory_here()
+        return here if here is None else here // self.shared_by
 
     def finish(self) -> None:
         pass

@@ -67,6 +67,10 @@ class RunFolder:
             self._restore()
         os.close(self._lock)
 
+    def metrics(self, steps_done: int) -> Metrics:
+        """The run's metrics, to be gone on with behind so many steps."""
+        return Metrics(self.path, steps_done)
+
     def write_config(self, config: dict[str, Any]) -> None:
         text = json.dumps(config, indent=2, default=str) + "\n"
         try:
@@ -175,3 +179,32 @@ class Metrics:
     def close(self) -> None:
         with suppress(OSError):  # what the last write left in the buffer may find no room either
             self._out.close()
+
+
+class FollowedRun(RunFolder):
+    """The run folder of a run in which another process has the files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def metrics(self, steps_done: int) -> Metrics:
+        return _NoMetrics()
+
+
+class _NoMetrics(Metrics):
+    """Takes figures that another process writes."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, **values: float) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -5,6 +5,9 @@ stream's position. A checkpoint holds exactly these, so a resumed run goes on bi
 
 A device may run behind: the next step is asked for before the last one's results are looked at, so it never waits
 for Python. Nothing is evaluated or saved before every step's results have been looked at.
+
+Where several processes train together, rank r's micro-batch number i is the i * ranks + r-th of the step: all have
+read what one process with so many micro-batches would. Each says its losses, and whether it is to stop, once a step.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from tcomp.runtime.batches import Batches
 from tcomp.runtime.data import Data
 from tcomp.runtime.executor import Executor, Reading, element_count
 from tcomp.runtime.initialise import initialise
+from tcomp.runtime.peers import ALONE, Peers
 from tcomp.runtime.progress import Progress
 from tcomp.runtime.run_folder import Metrics, RunFolder
 from tcomp.runtime.safetensors_file import KIND_OF, PIECE, Stored
@@ -65,10 +69,10 @@ class Outcome:
 
 def train(
     executor: Executor, data: Data, run: RunFolder, settings: Settings, progress: Progress, resume: bool,
-    weights: checkpoint.Checkpoint | None = None,
+    weights: checkpoint.Checkpoint | None = None, peers: Peers = ALONE,
 ) -> Outcome:  # fmt: skip
     """Train up to `settings.steps` steps in all, from fresh parameters, those of `weights`, or the run's newest
-    checkpoint."""
+    checkpoint; with `peers`, who all do the same."""
     batches = data.training_batches(settings.seed)
     hyper = set_scalars(executor, settings.hyper)
     check_trainable(executor.step)
@@ -80,7 +84,9 @@ def train(
         if weights is not None:
             load_weights(executor, weights, added(executor.step, weights))
         done = 0
-    return _Training(executor, data, batches, run, settings, progress, hyper, done, done if saved else -1).train()
+    peers.check_alike()
+    saved_at = done if saved else -1
+    return _Training(executor, data, batches, run, settings, progress, hyper, done, saved_at, peers).train()
 
 
 def _newest(run: RunFolder, progress: Progress) -> checkpoint.Checkpoint | None:
@@ -105,6 +111,7 @@ class _Training:
     hyper: dict[str, float]
     done: int
     saved_at: int
+    peers: Peers
     loss: float = math.nan
     validation: float = math.nan
     looked: float = -math.inf
@@ -112,18 +119,22 @@ class _Training:
     behind: deque[_Asked] = field(default_factory=deque)
     """steps whose results are still out, oldest first"""
     metrics: Metrics = field(init=False)
+    stopped: list[int] = field(default_factory=list)
+    """signals that this process was sent"""
+    stop: bool = False
+    """some process was told to stop"""
 
     def train(self) -> Outcome:
         """All steps; ends early at a signal. Either way the last one is saved."""
-        self.metrics = Metrics(self.run.path, self.done)
-        tokens = math.prod(self.executor.step.slots["tokens"].shape) * self.settings.accumulation
-        with _signals() as stopped, self.progress:
+        self.metrics = self.run.metrics(self.done)
+        tokens = math.prod(self.executor.step.slots["tokens"].shape) * self.settings.accumulation * self.peers.size
+        with _signals() as self.stopped, self.progress:
             self.progress.start(self.settings.steps, self.done, tokens)
             try:
-                while self.done < self.settings.steps and not stopped:
+                while self.done < self.settings.steps and not self.told_to_stop():
                     self.step()
                 self.take_in(0)
-                interrupted = bool(stopped) and self.done < self.settings.steps
+                interrupted = self.told_to_stop() and self.done < self.settings.steps
                 if not interrupted:
                     self.validate()
                 if self.saved_at != self.done:
@@ -132,9 +143,13 @@ class _Training:
                 self.metrics.close()
         return Outcome(self.done, self.loss, self.validation, interrupted)
 
+    def told_to_stop(self) -> bool:
+        """Whether the run is to end before its time: as all have agreed, or this process alone was told."""
+        return self.stop if self.peers.size > 1 else bool(self.stopped)
+
     def step(self) -> None:
         """Ask for a step, take in the results of those before it, and do what is due behind it."""
-        self.behind.append(_ask(self.executor, self.batches, self.done, self.settings.accumulation))
+        self.behind.append(_ask(self.executor, self.batches, self.done, self.settings.accumulation, self.peers))
         self.done += 1
         evaluate, keep = self.due(self.settings.eval_every), self.due(self.settings.save_every)
         self.take_in(0 if evaluate or keep else _AHEAD)
@@ -152,13 +167,15 @@ class _Training:
         return every > 0 and self.done % every == 0 and self.done < self.settings.steps
 
     def take_in(self, most: int) -> None:
-        """Take in the results that are there, and wait for more until those of at most so many steps are out."""
-        while self.behind and (len(self.behind) > most or self.behind[0].ready):
+        """Take in the results that are there, and wait for more until those of at most so many steps are out. (With
+        others only the latter: all look at the same steps at the same time.)"""
+        while self.behind and (len(self.behind) > most or (self.peers.size == 1 and self.behind[0].ready)):
             self.look_at(self.behind.popleft())
 
     def look_at(self, asked: _Asked) -> None:
         """Take in the results of a step that was asked for."""
-        self.loss = sum(float(r.value()) for r in asked.losses) / len(asked.losses)
+        loss = sum(float(r.value()) for r in asked.losses) / len(asked.losses)
+        self.loss, self.stop = self.peers.agree(loss, bool(self.stopped))
         found = {name: float(r.value()) for name, r in asked.others.items()}
         lr, norm = found.get("lr", math.nan), found.get("norm", math.nan)
         _refuse_divergence(self.loss, "loss", asked.step)
@@ -172,12 +189,19 @@ class _Training:
 
     def validate(self) -> None:
         """The loss on data that is held back. UserError where it is not finite."""
-        self.validation = validation_loss(self.executor, self.data, self.settings.eval_batches)
+        self.validation = validation_loss(self.executor, self.data, self.settings.eval_batches, self.peers)
         _refuse_divergence(self.validation, "validation loss", self.done)
         self.metrics.write(step=self.done, validation_loss=self.validation)
 
     def save(self) -> None:
         """Write a checkpoint of all steps so far, whose results have been taken in."""
+        self.peers.check_alike()
+        self.peers.lead(self.write)
+        self.run.begin()
+        self.saved_at = self.done
+
+    def write(self) -> None:
+        """Write the checkpoint's files."""
         step, found = self.executor.step, {"loss": self.loss, "validation_loss": self.validation}
         known = {k: v for k, v in found.items() if not math.isnan(v)}
         manifest = checkpoint.Manifest(
@@ -185,8 +209,6 @@ class _Training:
             self.data.fingerprint, known, tcomp.__version__, step.precision,
         )  # fmt: skip
         checkpoint.save(self.run.path, manifest, persistent(self.executor), self.settings.keep)
-        self.run.begin()
-        self.saved_at = self.done
 
 
 @dataclass(frozen=True)
@@ -203,13 +225,16 @@ class _Asked:
         return all(r.ready for r in (*self.losses, *self.others.values()))
 
 
-def _ask(executor: Executor, batches: Batches, done: int, accumulation: int) -> _Asked:
-    """Ask for the step after `done` steps: its micro-batches, its update, its results."""
+def _ask(executor: Executor, batches: Batches, done: int, accumulation: int, peers: Peers) -> _Asked:
+    """Ask for the step after `done` steps: this process's micro-batches of it, its update, its results."""
     began = time.perf_counter()
     executor.write("step", done)
     losses = []
+    rows = executor.step.slots["tokens"].shape[0]
     for micro in range(accumulation):
+        batches.skip(rows * peers.rank)
         next_batch(executor, batches)
+        batches.skip(rows * (peers.size - 1 - peers.rank))
         run = executor.run_step if micro == accumulation - 1 else executor.run
         run("micro_next" if micro else "micro_first")
         losses.append(executor.fetch("loss"))
@@ -311,17 +336,25 @@ def load_weights(executor: Executor, saved: checkpoint.Checkpoint, without: Coll
         executor.write(name, saved.values(name) if name in held else 0.0)
 
 
-def validation_loss(executor: Executor, data: Data, batch_count: int) -> float:
-    """Mean loss over the same `batch_count` validation batches (fewer where there is less data)."""
+def validation_loss(executor: Executor, data: Data, batch_count: int, peers: Peers = ALONE) -> float:
+    """Mean loss over the same `batch_count` validation batches (fewer where there is less data), which processes take
+    in turns; the same bits whatever their number."""
     batches = data.validation_batches()
-    count = max(1, min(batch_count, batches.count // executor.step.slots["tokens"].shape[0]))
-    return sum(batch_losses(executor, batches, count)) / count
+    rows = executor.step.slots["tokens"].shape[0]
+    count = max(1, min(batch_count, batches.count // rows))
+    own = range(peers.rank, count, peers.size)
+    batches.skip(rows * peers.rank)
+    losses = list(batch_losses(executor, batches, len(own), rows * (peers.size - 1)))
+    turns = -(-count // peers.size)
+    return sum(peers.joined([*losses, *[0.0] * (turns - len(losses))])[:count]) / count
 
 
-def batch_losses(executor: Executor, batches: Batches, count: int) -> Iterator[float]:
-    """The losses of the next `count` batches, without training on them."""
+def batch_losses(executor: Executor, batches: Batches, count: int, between: int = 0) -> Iterator[float]:
+    """The losses of the next `count` batches, without training on them; `between` each two so many windows are left
+    out."""
     program = "forward" if "forward" in executor.step.programs else "micro_first"
-    for _ in range(count):
+    for number in range(count):
+        batches.skip(between if number else 0)
         next_batch(executor, batches)
         executor.run(program)
         yield float(executor.fetch("loss").value())

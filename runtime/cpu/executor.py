@@ -7,6 +7,8 @@ made, and present when the first run begins; a run allocates nothing.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,14 @@ class CpuExecutor(HostExecutor):
 
     def array(self, name: str) -> NDArray[Any]:
         """The slot's memory as an array of its shape (not a copy)."""
-        slot = self._step.slots[name]
+        return self._memory(self._step.slots[name])
+
+    @contextmanager
+    def region(self, slot: Slot, write: bool) -> Iterator[NDArray[Any]]:
+        """The memory of any slot, of the step or not, in its shape."""
+        yield self._memory(slot)
+
+    def _memory(self, slot: Slot) -> NDArray[Any]:
         if self._touched is not None:
             self._touched.append(slot)
         if self._pending and self._whole is not None:

@@ -16,7 +16,7 @@ from tcomp.cli import limits
 from tcomp.cli.command import Options
 from tcomp.cli.limits import Range
 from tcomp.errors import UserError
-from tcomp.model.request import LARGEST_SIZE, StepRequest
+from tcomp.model.request import LARGEST_SIZE, Sharing, StepRequest
 
 if TYPE_CHECKING:
     from tcomp.dsl.dims import Number
@@ -73,10 +73,19 @@ Graph = Annotated[
 ]
 Threads = Annotated[int, typer.Option(help="Cores to use; 0: all."), _CORES]
 Workers = Annotated[int, typer.Option(help="Processes; 0: one per core."), _CORES]
+Zero = Annotated[
+    int, typer.Option(help="1: each rank keeps optimizer state and master copies of its share only (ZeRO-1)."),
+    Range(0, 1),
+]  # fmt: skip
 Run = Annotated[Path, typer.Argument(help="A run's folder, trained or imported: runs/gpt2-tiny.")]
 Data = Annotated[list[str], typer.Option(metavar="PATH...", help="Text files, folders, or .bin token files.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures into this file.")]
 StoredType = Annotated[str, typer.Option(help="f32, bf16 or f16 [default: as in what is read].")]
+
+
+def sharing_of(ranks: int, zero: int) -> Sharing:
+    """How so many processes share a step; by itself a process keeps all."""
+    return Sharing(ranks, zero if ranks > 1 else 0)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tcomp.cli import limits, options
 from tcomp.cli.command import check_ranges
 from tcomp.cli.common import closest
 from tcomp.cli.limits import Range
-from tcomp.cli.options import MANY, StepSettings
+from tcomp.cli.options import MANY, StepSettings, sharing_of
 from tcomp.errors import UserError
 from tcomp.model.request import StepRequest
 
@@ -27,7 +27,10 @@ class TrainSettings(StepSettings):
     data: options.Data = field(default_factory=list)
     steps: Annotated[int, typer.Option(help="Optimizer steps in all."), Range(1, MANY)] = 1500
     seed: Annotated[int, typer.Option(help="Of parameters, data order and sample."), options.SEED] = 1
-    run: Annotated[str, typer.Option(help="The run's folder [default: runs/MODEL-CONFIG].")] = ""
+    run: Annotated[
+        str,
+        typer.Option("--run", "--run-folder", help="The run's folder [default: runs/MODEL-CONFIG]."),
+    ] = ""  # torchrun takes --run for an abbreviation of its own
     init_from: Annotated[
         str, typer.Option(metavar="RUN", help="Start from the weights of this run folder, or imported one.")
     ] = ""
@@ -35,6 +38,9 @@ class TrainSettings(StepSettings):
     gpu: options.VirtualGpu = ""
     graph: options.Graph = True
     threads: options.Threads = 0
+    zero: options.Zero = 0
+    ranks: int = 1
+    """how many processes train together, as the launcher says"""
     eval_every: Annotated[int, typer.Option(help="Steps between validations; 0: at the end."), Range(0, MANY)] = 250
     eval_batches: Annotated[int, typer.Option(help="Batches per validation."), Range(1, MANY)] = 20
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: at the end."), Range(0, MANY)] = 250
@@ -59,7 +65,7 @@ class TrainSettings(StepSettings):
 
     def request(self) -> StepRequest:
         """The step that is trained."""
-        return self.step_of(self.model, self.dims)
+        return replace(self.step_of(self.model, self.dims), sharing=sharing_of(self.ranks, self.zero))
 
     def forward(self, precision: str) -> StepRequest:
         """The forward pass of the trained model, with weights that were kept in a precision."""

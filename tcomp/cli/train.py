@@ -11,18 +11,21 @@ import typer
 from tcomp.cli import common, limits, options
 from tcomp.cli.command import Given, Options, command
 from tcomp.cli.display import spinner
+from tcomp.cli.ranks import built_by, check_same, opened_by, own_device, ranks_text, regrouped, session
 from tcomp.cli.settings import TrainSettings, as_json, from_json, merged, read_run_file
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
     from tcomp.runtime.data import Data
     from tcomp.runtime.device import Device
+    from tcomp.runtime.distributed.group import Group
     from tcomp.runtime.train import Outcome
 
 _TINY_LR = 3e-3
 _LOCK = "tuning.lock"
 _RESUMABLE = (
-    "steps", "device", "gpu", "graph", "threads", "memory", "eval_every", "save_every", "keep", "sample", "prompt",
+    "steps", "device", "gpu", "graph", "threads", "zero", "memory", "eval_every", "save_every", "keep", "sample",
+    "prompt",
 )  # fmt: skip
 
 
@@ -65,10 +68,22 @@ def train(given: Given[TrainSettings], own: TrainOptions) -> None:
     - `tcomp train --resume runs/gpt2-tiny` after Ctrl-C, a crash or a power cut: it goes on bitwise the same
 
     - `tcomp train --device cuda` on an NVIDIA GPU; `--device virtual` runs the same code on a checking simulator
+
+    - `torchrun --nproc-per-node 2 -m tcomp train gpt2 --zero 1` by two processes, each with -B sequences of a step
     """
-    flags = {**given, **own.settings()}
+    with session() as group:
+        _train({**given, **own.settings()}, own, group)
+
+
+def _train(flags: dict[str, Any], own: TrainOptions, group: Group | None) -> None:
+    """Train with these flags, alone or as one rank of a group."""
+    if flags.get("zero") and group is None:
+        raise UserError(
+            "--zero 1 divides the optimizer's state among processes, and there is one",
+            "leave it out, or start several: torchrun --nproc-per-node 2 -m tcomp train ... --zero 1",
+        )
     if own.resume is not None:
-        outcome = _run(_resumed(own.resume, flags, own.run_file), own.resume, resume=True)
+        outcome = _run(_resumed(own.resume, flags, own.run_file, group), own.resume, resume=True, group=group)
     else:
         layers = (read_run_file(own.run_file) if own.run_file else {}, flags)
         start = merged(TrainSettings(), *layers).init_from
@@ -83,12 +98,13 @@ def train(given: Given[TrainSettings], own: TrainOptions) -> None:
                 f"{start}: it holds weights of {before['model']}, not of {settings.model}",
                 "leave the model out: it is taken from the run; or freeze what stays, to build on another's",
             )
-        outcome = _run(settings, _run_path(settings), resume=False)
+        settings = replace(settings, ranks=1 if group is None else group.size)
+        outcome = _run(settings, _run_path(settings, group), resume=False, group=group)
     if outcome.interrupted:
         raise typer.Exit(130)
 
 
-def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None) -> TrainSettings:
+def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None, group: Group | None) -> TrainSettings:
     from tcomp.runtime.run_folder import read_config
 
     if run_file is not None:
@@ -115,7 +131,10 @@ def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None) -> TrainS
     if (settings.device.partition(":")[0], settings.gpu) != (before.device.partition(":")[0], before.gpu):
         changed.append(f"{_device_text(settings)} instead of {_device_text(before)}")
         settings = replace(settings, lock="")  # the run's own is of the other machine
-    if settings.threads != before.threads and settings.device == before.device == "cpu":
+    settings = regrouped(settings, 1 if group is None else group.size, "threads" in flags)
+    if settings.ranks != before.ranks:
+        changed.append(f"{ranks_text(settings)} instead of {ranks_text(before)}")
+    elif settings.threads != before.threads and settings.device == before.device == "cpu":
         changed.append(f"{settings.threads} threads instead of {before.threads}")
     if changed:
         common.warn(f"{', '.join(changed)}: sums are rounded differently, so this run will not go on bitwise the same")
@@ -154,29 +173,33 @@ def _device_text(settings: TrainSettings) -> str:
     return f"{settings.device} {settings.gpu}".rstrip()
 
 
-def _run_path(settings: TrainSettings) -> Path:
-    """The named folder, or runs/MODEL-CONFIG with the first number that is free."""
+def _run_path(settings: TrainSettings, group: Group | None) -> Path:
+    """The named folder, or runs/MODEL-CONFIG with the first number that is free (to rank 0)."""
     if settings.run:
         return Path(settings.run)
+    if group is not None and group.rank:
+        return Path(group.of_first("run", ""))
     base = Path("runs") / f"{Path(settings.model).stem}-{settings.config}"
     path, number = base, 1
     while path.exists() and any((path / "checkpoints").glob("step-*")):
         number += 1
         path = base.with_name(f"{base.name}-{number}")
-    return path
+    return path if group is None else Path(group.of_first("run", str(path)))
 
 
-def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
+def _run(settings: TrainSettings, path: Path, resume: bool, group: Group | None = None) -> Outcome:
     from tcomp.runtime import checkpoint
-    from tcomp.runtime.run_folder import PASSED, RunFolder, refuse_used
+    from tcomp.runtime.run_folder import PASSED, FollowedRun, RunFolder, refuse_used
 
     if not resume:
         refuse_used(path)
     weights = None
     if settings.init_from and not (resume and checkpoint.any_saved(path)):  # the run's own take their place
         weights = checkpoint.newest(Path(settings.init_from), common.warn)
-    device = common.device_for(settings.device, gpu=settings.gpu, threads=settings.threads, graph=settings.graph)
-    built = common.build_step(settings.request(), device, to_run=True)
+    device = common.device_for(
+        own_device(settings.device, group), gpu=settings.gpu, threads=settings.threads, graph=settings.graph
+    )
+    built = built_by(group, settings.request(), device)
     from rich.console import Console
 
     from tcomp.runtime.data import open_data
@@ -200,8 +223,10 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
     if settings.sample and data.text:
         limits.check_prompt(settings.prompt, vocabulary)
     _announce(console, settings, built, data)
+    if group is not None:
+        check_same(group, as_json(settings), built, data)
     with spinner(console, "compiling the kernels"):
-        executor = device.open(built.step)
+        executor, peers = opened_by(group, device, built.step)
     try:
         if weights is not None:
             new = added(built.step, weights)
@@ -209,10 +234,13 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
             if new:
                 common.warn(f"{settings.init_from} has no {', '.join(new)}: they begin as the model's text says")
         # Everything has been checked and built: only now is there a run folder.
-        folder = RunFolder(path, create=not resume)
+        leads = peers.rank == 0
+        folder = RunFolder(path, create=not resume) if leads else FollowedRun(path)
         try:
             if not resume:
                 hyper = {**_fitting(settings, built.step.hyper), **settings.hyper}
+                settings = replace(settings, hyper=hyper)
+            if not resume and leads:
                 settings = replace(
                     settings,
                     precision=built.step.precision,
@@ -221,7 +249,6 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
                     model=str(Path(settings.model).resolve()) if Path(settings.model).is_file() else settings.model,
                     data=[str(Path(p).resolve()) for p in settings.data],
                     init_from=str(Path(settings.init_from).resolve()) if settings.init_from else "",
-                    hyper=hyper,
                     lock=_kept_lock(built, path),
                 )
                 folder.write_config(as_json(settings))
@@ -240,18 +267,21 @@ def _run(settings: TrainSettings, path: Path, resume: bool) -> Outcome:
                 progress_for(console),
                 resume,
                 weights,
+                peers,
             )  # fmt: skip
         finally:
             folder.close()
     finally:
         executor.close()
-    del executor  # and with it its memory, before the sample takes some
+    del executor, peers  # and with it its memory, before the sample takes some
+    if group is not None:
+        group.close()
     if outcome.interrupted:
         print(f"stopped at step {outcome.step}, saved; go on with: tcomp train --resume {path}")
         device.finish()
         return outcome
     print(f"validation loss {outcome.validation_loss:.4f} after {outcome.step} steps")
-    if settings.sample and (data.text or (path / PASSED / "tokenizer.json").is_file()):
+    if settings.sample and leads and (data.text or (path / PASSED / "tokenizer.json").is_file()):
         _sample(path, settings, device)
     device.finish()
     print(f"run folder {path}: more text with `tcomp generate {path}`")
@@ -278,8 +308,9 @@ def _announce(console: Any, settings: TrainSettings, built: common.Built, data: 
     count = sum(a.bytes // a.dtype.bytes for n, a in step.slots.items() if a.kind == "parameter")
     text = (
         f"{built.name} {settings.config}: {count / 1e6:.1f} M parameters, precision {step.precision}, "
-        f"{settings.batch * settings.accumulation} x {settings.length} tokens a step, "
+        f"{settings.batch * settings.accumulation * settings.ranks} x {settings.length} tokens a step, "
         f"{bytes_text(step.arena_bytes)} arena, {built.device.description}"
+        + (f", {ranks_text(settings)}" if settings.ranks > 1 else "")
     )
     console.print(text, soft_wrap=True, markup=False)
     if step.recompute is not None:

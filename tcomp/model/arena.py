@@ -66,7 +66,15 @@ class Arena:
         """Place a flat vector that the update calls `name`: parameter -> its part."""
         p = self.programs
         if p.update is not None:
-            self.address[p.update.flats[name]] = self.bytes
+            flat = p.update.flats[name]
+            self.address[flat] = self.bytes
+            if flat in p.update.sharded:
+                parameter, first = next(iter(tensors.items()))
+                self.kinds[flat] = first.kind
+                self.name(flat, first.name.removesuffix(f".{parameter.name}"))
+                self.raw_bytes += flat.bytes
+                self.bytes += aligned(flat.bytes)
+                return
         start, elements = p.layout.span(tensors)
         itemsize = 0
         for parameter, t in tensors.items():

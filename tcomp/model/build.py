@@ -21,6 +21,7 @@ from tcomp.machine.gpu import GpuMachine
 from tcomp.model.budget import Budget
 from tcomp.model.chunks import in_chunks
 from tcomp.model.cost import cheap_price
+from tcomp.model.division import division
 from tcomp.model.draft import Draft, Drafter
 from tcomp.model.graph import Graph, Parameter, Tensor
 from tcomp.model.lowering import Lower, Lowered, Lowering
@@ -71,6 +72,7 @@ def build_step(
         request.accumulation,
         request.keep_logits,
         begin,
+        request.sharing,
     )
     if training and not request.keep_logits:
         graph = in_chunks(with_parts(graph, module, machine, drafter.variants), module)
@@ -88,7 +90,7 @@ def build_step(
         placed["forward"] = tuple(placed["micro_first"][i] for i in draft.forward)
     main = "micro_first" if training else "forward"
     positions, end = {main: 0}, len(launches[main])
-    for name in (n for n in ("update", "prefill") if n in launches):
+    for name in (n for n in ("norm", "update", "prefill") if n in launches):
         positions[name] = end
         end += len(launches[name])
     inputs = {t: graph.bounds[n] for n, t in graph.inputs.items()}
@@ -112,6 +114,7 @@ def build_step(
         inputs={n: inputs[t] for n, t in arena.names.items() if t in inputs},
         hyper={t.name: v for t, v in p.update.hyper.items()} if p.update is not None else {},
         scalars={t.name: v for t, v in arena.defaults.items()},
+        division=division(draft, request.sharing),
         recompute=budget.report(limit if request.recompute == "to fit" else None, total + draft.beside),
     )
 

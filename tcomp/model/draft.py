@@ -25,6 +25,7 @@ from tcomp.model.lowering import Lowering, PlannedLaunch
 from tcomp.model.placement import Fixed
 from tcomp.model.plan import most_live
 from tcomp.model.programs import Programs, build_programs
+from tcomp.model.request import Sharing
 from tcomp.model.spaced import in_spaced_parts
 
 
@@ -85,6 +86,7 @@ class Drafter:
     keep_logits: bool = False
     prefill: Graph | None = None
     """another program of a decoding step, beside the graph that is drafted"""
+    sharing: Sharing = Sharing()
     variants: Variants = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,14 +100,22 @@ class Drafter:
     def draft(self, graph: Graph) -> Draft:
         """The step of a graph, not yet placed."""
         p = build_programs(
-            graph, self.module, self.training, self.accumulation, self.variants, targets=self.machine.targets
+            graph,
+            self.module,
+            self.training,
+            self.accumulation,
+            self.variants,
+            targets=self.machine.targets,
+            sharing=self.sharing,
         )
         nodes = {"micro_first" if self.training else "forward": (*p.forward, *p.backward)}
         if p.backward_next:
             nodes["micro_next"] = (*p.forward_next, *p.backward_next)
         if p.update is not None:
             nodes["update"] = p.update.nodes
-        arena = Arena(p, self.keep_logits or not self.training, 1.0 / self.accumulation)
+            if p.update.sums:
+                nodes["norm"] = p.update.sums
+        arena = Arena(p, self.keep_logits or not self.training, 1.0 / (self.accumulation * self.sharing.ranks))
         if self.prefill is not None:
             nodes["prefill"] = self.prefill.nodes
             arena.join(self.prefill, "prefill")
@@ -120,6 +130,9 @@ class Drafter:
             by_node = [(n, self.lowering.node(n)) for n in ns]
             flags = [n in by_itself for n, ls in by_node for _ in ls]
             one_by_one = [x for _, ls in by_node for x in ls]
+            if self.sharing.ranks > 1 and name in ("update", "norm"):  # ranks' shares of vectors keep their launches
+                launches[name] = tuple(one_by_one)
+                continue
             launches[name], alone[name] = in_batches(
                 one_by_one, flags, arena.address.keys(), self.room, self.lowering.add
             )

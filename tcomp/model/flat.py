@@ -11,6 +11,8 @@ for some of them only (bf16 copies beside f32 masters) is one piece; a group wit
     groups      matrices bf16 | vectors bf16    | vectors f32
     g, states   f32 ..................................................
     w, p        bf16 copies of p                | (none)              p: masters, f32 | the parameters themselves
+
+Where several processes work on a step, each group is as long as so many equal shares: rank r has the r-th of each.
 """
 
 from __future__ import annotations
@@ -29,13 +31,16 @@ from tcomp.model.placement import ALIGNMENT
 @dataclass(frozen=True)
 class FlatGroup:
     """A parameter group, or those of its parameters that have one type where others have another (`split`): where it
-    starts and how long it is, in elements of the flat vectors, and the type that the model reads it in."""
+    starts and how long it is, in elements of the flat vectors, and the type that the model reads it in. `first` is
+    where it would start without other processes: what random numbers of an update count from does not depend on those.
+    """
 
     name: str
     start: int
     elements: int
     parameters: tuple[Parameter, ...]
     dtype: DType
+    first: int
     split: bool = False
 
     @property
@@ -57,13 +62,16 @@ class FlatLayout:
     def span(self, parameters: Iterable[Tensor]) -> tuple[int, int]:
         """Where a vector of these parameters only starts, and how long it is, in elements of the flat vectors. They
         must be neighbours."""
-        parts = sorted((self.offsets[t.name], -(-t.elements // self.unit) * self.unit) for t in parameters)
-        assert all(a + n == b for (a, n), (b, _) in pairwise(parts)), "another parameter lies between"
-        return (parts[0][0], parts[-1][0] + parts[-1][1] - parts[0][0]) if parts else (0, 0)
+        given = {t.name for t in parameters}
+        groups = [g for g in self.groups if any(q.tensor.name in given for q in g.parameters)]
+        assert all(a.start + a.elements == b.start for a, b in pairwise(groups)), "another group lies between"
+        assert sum(len(g.parameters) for g in groups) == len(given), "another parameter lies between"
+        return (groups[0].start, groups[-1].start + groups[-1].elements - groups[0].start) if groups else (0, 0)
 
 
-def flat_layout(graph: Graph, module: Module) -> FlatLayout:
-    """The layout of a model's trained parameters. TcError when what is kept of them is not of one type."""
+def flat_layout(graph: Graph, module: Module, ranks: int = 1) -> FlatLayout:
+    """The layout of a model's trained parameters, for so many processes. TcError when what is kept of them is not of
+    one type."""
     optimizer = graph.model.optimizer
     declared = [g.name for g in optimizer.groups] if optimizer is not None else []
     used = _unique(p.decl.group for p in graph.trained)
@@ -72,7 +80,7 @@ def flat_layout(graph: Graph, module: Module) -> FlatLayout:
     unit = ALIGNMENT // min((d.bytes for d in dtypes), default=DType.F32.bytes)
     groups: list[FlatGroup] = []
     offsets: dict[str, int] = {}
-    at = 0
+    at = lost = 0
     names = [g for g in declared if g in used] + [g for g in used if g not in declared]
     for dtype, name in ((d, n) for d in dtypes for n in names):
         group = [p for p in graph.trained if p.decl.group == name]
@@ -83,7 +91,9 @@ def flat_layout(graph: Graph, module: Module) -> FlatLayout:
         for p in members:
             offsets[p.tensor.name] = at
             at += -(-p.tensor.elements // unit) * unit
-        groups.append(FlatGroup(name, start, at - start, members, dtype, len(members) < len(group)))
+        end, at = at, start + -(-(at - start) // (unit * ranks)) * unit * ranks
+        groups.append(FlatGroup(name, start, at - start, members, dtype, start - lost, len(members) < len(group)))
+        lost += at - end
     return FlatLayout(tuple(groups), offsets, at, unit)
 
 

@@ -15,6 +15,7 @@ from tcomp.model.graph import Graph, Node, Tensor
 from tcomp.model.optimizer import Update, build_update, state_names
 from tcomp.model.quantised import quantised
 from tcomp.model.quantised_gradient import quantised_gradients
+from tcomp.model.request import Sharing
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,13 @@ def build_programs(
     variants: Variants | None = None,
     apart: bool = False,
     targets: Sequence[str] = (),
+    sharing: Sharing = Sharing(),
 ) -> Programs:
     """Differentiate a graph and build its update; nothing is lowered or placed. `variants` are derived ops that an
     earlier call for the same module has left. `apart`: `[at_once(OP)]` joins no call with its backward, `[early(dP)]`
     moves no equation and nothing is `quantised` where it is made, so that what they make can be held against the ops
     apart. `targets` are those of the machine, for what the text says of some targets only."""
-    layout = flat_layout(graph, module)
+    layout = flat_layout(graph, module, sharing.ranks if training else 1)
     step = Tensor("step", DType.I32, (), "scalar", "executor")
     seed = Tensor("loss_gradient", graph.loss.tensor.dtype if graph.loss else DType.F32, (), "scalar", "executor")
     optimizer = graph.model.optimizer
@@ -93,4 +95,4 @@ def build_programs(
     masters = master_copies(graph)
     states = {n: like_parameters(graph, f"state.{n}", "state") for n in state_names(module.ops[optimizer.op])}
     done = Programs(graph, layout, gradients, masters, states, news, step, seed, *nodes, None, moved)
-    return replace(done, update=build_update(graph, module, layout, done.regions, step, news))
+    return replace(done, update=build_update(graph, module, layout, done.regions, step, news, sharing))

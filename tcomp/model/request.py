@@ -18,6 +18,15 @@ RecomputePolicy = Literal["never", "cheap", "to fit"]
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """Among how many processes (`ranks`) a step's batch is divided, and what they share: with `zero` 0 nothing, each
+    keeps all of the model; with 1 (ZeRO-1) each keeps optimizer state and master copies of its share only."""
+
+    ranks: int = 1
+    zero: int = 0
+
+
+@dataclass(frozen=True)
 class StepRequest:
     """A model at fixed sizes, and how its step is to be made.
 
@@ -33,7 +42,7 @@ class StepRequest:
     `memory_limit` bounds arena, scratch and team memory together, in bytes. Activations are computed again in the
     backward pass where that is needed to fit it ("to fit"), where it costs next to nothing ("cheap", on CPUs), or
     "never". `deterministic` refuses schedules by which two runs may round differently. `lock` is the lockfile of tuned
-    schedules, `none`, or empty for the one that is found.
+    schedules, `none`, or empty for the one that is found. `sharing` is about other processes that work on the step.
     """
 
     model: str
@@ -49,3 +58,4 @@ class StepRequest:
     recompute: RecomputePolicy = "never"
     deterministic: bool = True
     lock: str = ""
+    sharing: Sharing = Sharing()

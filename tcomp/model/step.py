@@ -47,6 +47,54 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class FlatVector:
+    """A flat vector, `offset` bytes from the arena's beginning, over parameters that are trained: of elements `start`
+    to `stop` - 1 of those over all of them. Where it is `sharded`, only one rank's shares of all groups are there, side
+    by side."""
+
+    offset: int
+    dtype: DType
+    start: int
+    stop: int
+    sharded: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor that lies at element `start` of the flat vector `vector`, of which a rank has its share only."""
+
+    vector: str
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a step is divided among `ranks` processes. `groups` are first element and length of each parameter group in
+    the flat vectors; rank r has the r-th of so many equal shares of each. `vectors` have the optimizer's names: `g` are
+    gradients, `w` parameters, `p` what is updated (parameters, or their master copies).
+
+    A step is planned for rank 0. For another one, operands of the `shifts` (program, launch, operand -> bytes a rank)
+    lie further on, and random numbers begin at other places: `firsts` (scalar slot -> elements a rank).
+
+    `totals` are scalars that the update reads: the sums, over all ranks, of what program "norm" leaves in other slots.
+    `parts` are tensors of which each rank has a share only, by the names that checkpoints know them by.
+    """
+
+    ranks: int
+    zero: int
+    groups: tuple[tuple[int, int], ...]
+    vectors: Mapping[str, FlatVector]
+    shifts: Mapping[tuple[str, int, int], int] = field(default_factory=dict)
+    firsts: Mapping[str, int] = field(default_factory=dict)
+    totals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    news: tuple[str, ...] = ()
+    """slots of what micro-batches, and ranks, join by the larger value: the next values of the model's own states"""
+
+
+@dataclass(frozen=True)
 class ParameterInit:
     """How to fill a parameter at the start: zeros, ones, normal(std) or uniform(bound). `master` is the slot of its
     master copy ("" without one): that one gets the values, the parameter their rounding. One that is `frozen` is
@@ -92,8 +140,9 @@ class Step:
     """A model's whole training step (or inference pass) at fixed sizes.
 
     `programs`: "micro_first" (forward and backward, gradients written), "micro_next" (gradients
-    accumulated; only when accumulation > 1), "update" (learning rate, norm, optimizer), "forward" (loss and
-    logits only), "prefill" (a decoding step's: many positions into the caches at once).
+    accumulated; only when accumulation > 1), "update" (learning rate, norm, optimizer), "norm" (of a divided step: the
+    sums over this rank's share, which come before the update), "forward" (loss and logits only), "prefill" (a decoding
+    step's: many positions into the caches at once).
     `hyper` are the optimizer's scalars and their default values, by slot: "hyper.peak_lr", or
     "hyper.matrices.weight_decay" of a group. `scalars` are the values of all scalar slots when a run starts: those
     of `hyper`, "loss_gradient" (1 / accumulation), "step" (i32, counts from 0), constants of forward ops. An
@@ -129,6 +178,8 @@ class Step:
     """of a CPU, the fewest that run any of its kernels: tiles have room for the share that each then gets"""
     states: tuple[str, ...] = ()
     """slots of the model's own states, which forward and backward read"""
+    division: Division | None = None
+    """how it is divided among ranks, None of a step of one process"""
 
     def zeros(self) -> Iterator[tuple[int, int]]:
         """Offset and bytes of what must be zero when a run starts, because no launch writes it, but the norm and the
@@ -141,6 +192,7 @@ class Step:
             size = -(s.bytes // s.dtype.bytes) % unit * s.dtype.bytes
             if s.kind in FLAT and name not in apart and size:
                 yield s.offset + s.bytes, size
+        yield from self._behind_groups()
         written = sorted(self._written("micro_first"))
         for s in (s for s in self.slots.values() if s.kind == "gradient"):
             at, end = s.offset, s.offset + s.bytes
@@ -162,6 +214,24 @@ class Step:
                 read += [(at, end) for _, at, end in placed]
         names = ((name, self.slots[name]) for name in self.hyper)
         return frozenset(n.removeprefix("hyper.") for n, s in names if not _meets(read, s.offset, s.offset + s.bytes))
+
+    def _behind_groups(self) -> Iterator[tuple[int, int]]:
+        """Offset and bytes of what makes the groups of a divided step's vectors as long as equal shares: behind their
+        last tensors, and (a rank has some of it) all of vectors of which shares are kept."""
+        d = self.division
+        for v in d.vectors.values() if d is not None else ():
+            assert d is not None
+            size = v.dtype.bytes
+            if v.sharded:
+                yield v.offset, sum(n for _, n in d.groups) // d.ranks * size
+                continue
+            ends = [s.offset + s.bytes for s in self.slots.values() if s.kind in FLAT]
+            for start, elements in (g for g in d.groups if v.start <= g[0] < v.stop):
+                begin = v.offset + (start - v.start) * size
+                end = begin + elements * size
+                last = max(e for e in ends if begin < e <= end)
+                if last < end:
+                    yield last, end - last
 
     def _written(self, program: str) -> Iterator[tuple[int, int]]:
         """First byte and the one behind the last of all that launches of a program write."""

@@ -1,0 +1,162 @@
+"""The ranks of one run over torch.distributed: the only module of training that imports torch.
+
+Messages go by gloo, through host memory. What ranks say of themselves at the start, and which of them failed first,
+goes through the launcher's key-value store, which outlives a rank.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tcomp.errors import UserError
+from tcomp.runtime.distributed.exchange import Array
+from tcomp.runtime.distributed.place import Place
+from tcomp.runtime.peers import PeerFailed
+
+PATIENCE = timedelta(minutes=30)
+"""How long a rank waits for another: longer than compiling, or a step, takes"""
+_FAILED = "failed"
+_LAST_WORDS = 1.0
+"""Seconds in which a rank that fails tells the others"""
+T = TypeVar("T")
+
+
+class Group:
+    """All ranks, from `connect` to `close` (`exchange.Links`)."""
+
+    def __init__(self, place: Place, patience: timedelta = PATIENCE) -> None:
+        try:
+            import torch
+            import torch.distributed as dist
+        except ImportError as e:
+            raise UserError(
+                "training by several processes goes through torch.distributed, and torch is not installed",
+                "pip install tcomp[torch]",
+            ) from e
+        self.place, self._torch, self._dist, self._patience = place, torch, dist, patience
+        with self._reaching():
+            self._launcher = next(dist.rendezvous("env://", timeout=patience))[0]
+            self._store = dist.PrefixStore("tcomp", self._launcher)
+
+    def join(self) -> None:
+        """Open the ways between ranks. (Not before compilers are done: they are forked, and this starts threads.)"""
+        with self._reaching():
+            self._dist.init_process_group(
+                "gloo", store=self._launcher, rank=self.rank, world_size=self.size, timeout=self._patience
+            )
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError) as e:
+            raise PeerFailed(
+                f"rank {self.rank} of {self.size} cannot reach the others: {_first_line(e)}",
+                "look whether all are started, and whether MASTER_ADDR and MASTER_PORT are right",
+            ) from e
+
+    @property
+    def rank(self) -> int:
+        return self.place.rank
+
+    @property
+    def size(self) -> int:
+        return self.place.size
+
+    def exchange(self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]) -> None:
+        """`exchange.Links.exchange`."""
+
+        def run() -> None:
+            works = [self._dist.isend(self._bytes(a), r) for r, a in sends if a.size]
+            works += [self._dist.irecv(self._bytes(a), r) for r, a in receives if a.size]
+            for work in works:
+                work.wait()
+
+        self._guarded(run)
+
+    def first_beside(self, make: Callable[[], T]) -> T:
+        """What `make` gives, first on one rank of each machine, whose caches then have what others need."""
+        key = f"made/{self.rank - self.place.local}"
+        if self.place.local:
+            self._told(key)
+        made = make()
+        if not self.place.local:
+            self._say(key, "")
+        return made
+
+    def of_first(self, name: str, value: str) -> str:
+        """Rank 0's value."""
+        if self.rank:
+            return self._told(name)
+        self._say(name, value)
+        return value
+
+    def check_same(self, about: Mapping[str, str]) -> None:
+        """UserError where this rank differs from rank 0 in what a run depends on: name -> value."""
+        first = json.loads(self.of_first("about", json.dumps(dict(about))))
+        found = [name for name in about if first.get(name) != about[name]]
+        if found:
+            raise UserError(
+                f"rank {self.rank} and rank 0 do not have the same {', '.join(found)}",
+                "start all ranks with the same command, on machines and installations that are alike",
+            )
+
+    def _say(self, key: str, value: str) -> None:
+        self._guarded(lambda: self._store.set(key, value))
+
+    def _told(self, key: str) -> str:
+        """What another rank says under a key, once it does. (Asked again and again: a signal must get through.)"""
+        value: list[str] = []
+
+        def run() -> None:
+            end = time.monotonic() + self._patience.total_seconds()
+            while not self._store.check([key]):
+                if self._store.check([_FAILED]):
+                    raise RuntimeError("it has failed")
+                if time.monotonic() > end:
+                    raise RuntimeError(f"it has not answered for {self._patience}")
+                time.sleep(0.02)
+            value.append(self._store.get(key).decode())
+
+        self._guarded(run)
+        return value[0]
+
+    def fails_first(self, error: BaseException) -> bool:
+        """Whether this rank is the one to say why the run ends; who lost another waits a moment for that one's word."""
+        with suppress(RuntimeError, ValueError):
+            if isinstance(error, PeerFailed):
+                end = time.monotonic() + _LAST_WORDS
+                while time.monotonic() < end and not self._store.check([_FAILED]):
+                    time.sleep(0.05)
+            return int(self._store.add(_FAILED, 1)) == 1
+        return not isinstance(error, PeerFailed)  # the store is gone, and with it the launcher
+
+    def close(self) -> None:
+        """Leave the group."""
+        with suppress(RuntimeError, ValueError):
+            if self._dist.is_initialized():
+                self._dist.destroy_process_group()
+
+    def _bytes(self, array: Array) -> Any:
+        """A tensor over the array's memory."""
+        return self._torch.from_numpy(array.reshape(-1).view(np.uint8))
+
+    def _guarded(self, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except RuntimeError as e:
+            raise PeerFailed(
+                f"rank {self.rank} has lost another rank: {_first_line(e)}",
+                "look for that one's message, or for a process that was killed (out of memory?)",
+            ) from e
+
+
+def _first_line(e: BaseException) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
