@@ -67,10 +67,6 @@ class RunFolder:
             self._restore()
         os.close(self._lock)
 
-    def metrics(self, steps_done: int) -> Metrics:
-        """The run's metrics, to be gone on with behind so many steps."""
-        return Metrics(self.path, steps_done)
-
     def write_config(self, config: dict[str, Any]) -> None:
         text = json.dumps(config, indent=2, default=str) + "\n"
         try:
@@ -193,11 +189,8 @@ class FollowedRun(RunFolder):
     def close(self) -> None:
         pass
 
-    def metrics(self, steps_done: int) -> Metrics:
-        return _NoMetrics()
 
-
-class _NoMetrics(Metrics):
+class FollowedMetrics(Metrics):
     """Takes figures that another process writes."""
 
     def __init__(self) -> None:

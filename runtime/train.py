@@ -34,7 +34,7 @@ from tcomp.runtime.executor import Executor, Reading, element_count
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.peers import ALONE, Peers
 from tcomp.runtime.progress import Progress
-from tcomp.runtime.run_folder import Metrics, RunFolder
+from tcomp.runtime.run_folder import FollowedMetrics, Metrics, RunFolder
 from tcomp.runtime.safetensors_file import KIND_OF, PIECE, Stored
 from tcomp.runtime.scalars import set_scalars
 
@@ -126,7 +126,7 @@ class _Training:
 
     def train(self) -> Outcome:
         """All steps; ends early at a signal. Either way the last one is saved."""
-        self.metrics = self.run.metrics(self.done)
+        self.metrics = FollowedMetrics() if self.peers.rank else Metrics(self.run.path, self.done)
         tokens = math.prod(self.executor.step.slots["tokens"].shape) * self.settings.accumulation * self.peers.size
         with _signals() as self.stopped, self.progress:
             self.progress.start(self.settings.steps, self.done, tokens)

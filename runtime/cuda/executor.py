@@ -22,7 +22,7 @@ from tcomp.amounts import bytes_text
 from tcomp.errors import UserError
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.placement import aligned
-from tcomp.model.step import Step
+from tcomp.model.step import Slot, Step
 from tcomp.runtime.cuda.context import Context
 from tcomp.runtime.cuda.device import findings_text
 from tcomp.runtime.cuda.driver import CudaError, call
@@ -106,7 +106,18 @@ class CudaExecutor:
         return self.read_part(name, 0, element_count(slot)).reshape(slot.shape)
 
     def read_part(self, name: str, start: int, stop: int) -> Array:
-        slot = self._step.slots[name]
+        return self._read(self._step.slots[name], start, stop)
+
+    @contextmanager
+    def region(self, slot: Slot, write: bool) -> Iterator[Array]:
+        """The elements of any slot, of the step or not, on the host; with `write` they go back behind it."""
+        array = self._read(slot, 0, element_count(slot)).reshape(slot.shape)
+        yield array
+        if write and array.size:
+            with self._faults():
+                self._copy_in(self.arena + slot.offset, array)
+
+    def _read(self, slot: Slot, start: int, stop: int) -> Array:
         out = np.empty(max(0, stop - start), numpy_type(slot.dtype))
         if out.size:
             address = self.arena + slot.offset + start * slot.dtype.bytes

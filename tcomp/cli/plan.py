@@ -11,7 +11,7 @@ import typer
 from tcomp.cli import common, limits
 from tcomp.cli.command import Options, command
 from tcomp.cli.limits import Range
-from tcomp.cli.options import MANY, DeviceOptions, StepOptions
+from tcomp.cli.options import MANY, DeviceOptions, StepOptions, Zero, sharing_of
 from tcomp.errors import UserError
 
 
@@ -21,6 +21,10 @@ class PlanOptions(Options):
 
     inference: Annotated[bool, typer.Option("--inference", help="The forward pass alone.")] = False
     largest: Annotated[int, typer.Option(help="How many tensors to list."), Range(0, MANY)] = 12
+    ranks: Annotated[
+        int, typer.Option(help="Of one of so many processes that share it (docs/distributed.md)."), Range(1, 65536)
+    ] = 1
+    zero: Zero = 0
     png: Annotated[Path | None, typer.Option(help="Draw time against address into this file.")] = None
 
     def __post_init__(self) -> None:
@@ -43,12 +47,18 @@ def plan(step: StepOptions, where: DeviceOptions, own: PlanOptions) -> None:
 
     - `tcomp plan models/gpt2.tc --config 124M -B 4 -T 1024 --memory 3GB --png plan.png` shows what is computed again
       to fit, and what that costs
+
+    - `tcomp plan gpt2 --config 124M -B 4 -T 1024 --ranks 8 --zero 1` is what each of eight processes places
     """
     from rich.console import Console
 
     from tcomp.model.report import plan_report, plan_text
 
-    request = step.request()
+    request = replace(step.request(), sharing=sharing_of(own.ranks, own.zero))
+    if own.zero and own.ranks == 1:
+        raise UserError("--zero 1 divides the optimizer's state among processes, and there is one", "give --ranks, too")
+    if own.inference and own.ranks > 1:
+        raise UserError("ranks share training steps, not the forward pass alone", "leave out --inference or --ranks")
     if own.inference:
         request = replace(request, programs=("forward",), keep_logits=True)
     built = common.build_step(request, where.open(), free=False)

@@ -90,7 +90,7 @@ def build_step(
         placed["forward"] = tuple(placed["micro_first"][i] for i in draft.forward)
     main = "micro_first" if training else "forward"
     positions, end = {main: 0}, len(launches[main])
-    for name in (n for n in ("norm", "update", "prefill") if n in launches):
+    for name in (n for n in ("update", "norm", "prefill") if n in launches):
         positions[name] = end
         end += len(launches[name])
     inputs = {t: graph.bounds[n] for n, t in graph.inputs.items()}

@@ -1,0 +1,405 @@
+"""Several ranks share a step: who has what, what they exchange, and that it is the same training."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from tcomp.cli.common import load_module
+from tcomp.dsl.errors import TcError
+from tcomp.dsl.load import load
+from tcomp.errors import UserError
+from tcomp.machine.cpu import detect
+from tcomp.model.build import build_step
+from tcomp.model.request import Sharing, StepRequest
+from tcomp.model.sharing import elementwise, in_parts
+from tcomp.model.step import Division, Slot, Step
+from tcomp.runtime import train as training
+from tcomp.runtime.batches import Batches
+from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.runtime.data import open_data
+from tcomp.runtime.distributed.exchange import Array, add_up, gathered, spread
+from tcomp.runtime.distributed.executor import RankExecutor
+from tcomp.runtime.distributed.place import Place, place_here
+from tcomp.runtime.distributed.shares import owners, step_of
+from tcomp.runtime.executor import HostExecutor
+from tcomp.runtime.peers import ALONE, PeerFailed, Peers
+from tcomp.runtime.run_folder import FollowedRun, RunFolder
+from tcomp.runtime.train import Settings, train
+from tcomp.runtime.values import numpy_type
+
+LENGTH = 16
+
+
+class Links:
+    """A rank's messages to others in threads of this process."""
+
+    def __init__(self, ways: dict[tuple[int, int], queue.Queue[Array]], rank: int, size: int) -> None:
+        self.ways, self.rank, self.size = ways, rank, size
+
+    def exchange(self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]) -> None:
+        for other, array in sends:
+            self.ways[self.rank, other].put(array.copy())
+        for other, array in receives:
+            array[...] = self.ways[other, self.rank].get(timeout=60)
+
+
+def on_ranks(size: int, work: Callable[[Links], Any]) -> list[Any]:
+    """What `work` gives on each rank, all at the same time; the first error of any."""
+    ways: dict[tuple[int, int], queue.Queue[Array]] = {(a, b): queue.Queue() for a in range(size) for b in range(size)}
+    found: list[Any] = [None] * size
+    errors: list[BaseException] = []
+
+    def run(rank: int) -> None:
+        try:
+            found[rank] = work(Links(ways, rank, size))
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    if errors:
+        raise errors[0]
+    return found
+
+
+# --------------------------------------------------------------------------------------------- arithmetic
+
+
+@given(st.integers(2, 5), st.lists(st.integers(1, 6), min_size=1, max_size=3), st.data())
+def test_each_element_has_one_owner_and_a_place_of_its_own(ranks: int, shares: list[int], data: st.DataObject) -> None:
+    groups, at = [], 0
+    for share in shares:
+        groups.append((at, share * ranks))
+        at += share * ranks
+    division = Division(ranks, 1, tuple(groups), {})
+    places: dict[int, set[int]] = {rank: set() for rank in range(ranks)}
+    for first, length in groups:
+        cut = data.draw(st.integers(1, length))
+        for start, stop in ((0, cut), (cut, length)):
+            covered = []
+            for o in owners(division, first + start, stop - start) if start < stop else ():
+                covered += range(o.start, o.stop)
+                new = set(range(o.place, o.place + o.stop - o.start))
+                assert not new & places[o.rank]
+                places[o.rank] |= new
+            assert covered == list(range(stop - start))
+    assert all(p == set(range(sum(shares))) for p in places.values())
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_sums_are_in_the_order_of_the_ranks_on_every_rank(size: int) -> None:
+    draw = np.random.default_rng(size)
+    vectors = [
+        (draw.standard_normal((size, 7)) * 10.0 ** draw.integers(-6, 6, (size, 7))).astype("f4") for _ in range(size)
+    ]
+    wanted = vectors[0].copy()
+    for v in vectors[1:]:
+        wanted += v
+
+    def work(links: Links) -> Array:
+        own = vectors[links.rank].copy()
+        add_up(links, own, piece=3)
+        assert (own[links.rank] == wanted[links.rank]).all()
+        spread(links, own)
+        return own
+
+    assert all((found == wanted).all() for found in on_ranks(size, work))
+    rows = on_ranks(size, lambda links: gathered(links, np.array([links.rank, 7.0])))
+    assert all(r.tolist() == [[i, 7.0] for i in range(size)] for r in rows)
+
+
+def test_ranks_read_what_one_process_with_as_many_micro_batches_does(text: Path) -> None:
+    data = open_data([text], LENGTH, 256)
+
+    def read(rank: int, size: int, count: int) -> list[bytes]:
+        batches, found = data.training_batches(3), []
+        batches.skip(batches.count - 15)  # an epoch's end comes
+        for _ in range(count):
+            batches.skip(2 * rank)
+            found.append(filled(batches))
+            batches.skip(2 * (size - 1 - rank))
+        return found
+
+    ranks = [read(rank, 3, 4) for rank in range(3)]
+    assert [own[i] for i in range(4) for own in ranks] == read(0, 1, 12)
+
+
+def filled(batches: Batches) -> bytes:
+    tokens, targets = (np.zeros((2, LENGTH), np.int32) for _ in range(2))
+    batches.fill(tokens, targets)
+    return tokens.tobytes() + targets.tobytes()
+
+
+# ------------------------------------------------------------------------------------- the environment
+
+
+WHOLE = {
+    "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1",
+}  # fmt: skip
+
+
+def test_a_place_is_what_the_launcher_says() -> None:
+    assert place_here({}) is None
+    assert place_here(WHOLE) == Place(1, 4, 1, 2)
+    assert place_here({**WHOLE, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set"),
+        ({**WHOLE, "MASTER_PORT": ""}, "MASTER_PORT is not set"),
+        ({**WHOLE, "RANK": "4"}, "RANK=4"),
+        ({**WHOLE, "LOCAL_RANK": "x"}, "LOCAL_RANK=x"),
+    ],
+)
+def test_an_environment_that_contradicts_itself_is_refused(environment: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=said) as e:
+        place_here(environment)
+    assert "torchrun" in e.value.hint
+
+
+# -------------------------------------------------------------------------------------------- the model
+
+
+OPS = """
+op norm_of(g: f32[N], clip: f32[]) -> norm: f32[], scale: f32[]:
+  s = sum i: g[i] * g[i]
+  norm = sqrt(s)
+  scale = clip / norm
+
+op mean_of(g: f32[N]) -> norm: f32[]:
+  s = sum i: g[i]
+  norm = s / N
+
+op largest_of(g: f32[N]) -> norm: f32[]:
+  s = max i: g[i]
+  norm = s
+
+op plain(inout p: f32[N], g: f32[N], lr: f32[], step: i32[], first: i32[]):
+  d[i] = g[i] * lr
+  p[i] = p[i] - d[i] + random(step, first + i)
+
+op by_place(inout p: f32[N], g: f32[N]):
+  p[i] = p[i] - g[i] * i
+
+op by_number(inout p: f32[N], g: f32[N], first: i32[]):
+  p[i] = p[i] - g[i] * first
+
+op neighbour(inout p: f32[N], g: f32[N]):
+  p[i] = g[N - 1 - i]
+
+op whole(inout p: f32[N], g: f32[N]):
+  s = sum i: g[i] * g[i]
+  p[i] = p[i] - g[i] / s
+"""
+
+
+def test_only_what_a_share_suffices_for_is_divided(tmp_path: Path) -> None:
+    file = tmp_path / "ops.tc"
+    file.write_text(OPS)
+    ops = load(file).ops
+    split = in_parts(ops["norm_of"])
+    assert split is not None and split.sums == ("s",)
+    assert [o.name for o in split.part.operands] == ["g", "s"]
+    assert [o.name for o in split.rest.operands] == ["clip", "s", "norm", "scale"]
+    assert in_parts(ops["mean_of"]) is None and in_parts(ops["largest_of"]) is None
+    assert [n for n in ("plain", "by_place", "by_number", "neighbour", "whole") if elementwise(ops[n])] == ["plain"]
+
+
+def step_for(sharing: Sharing, precision: str = "f32", accumulation: int = 1) -> Step:
+    request = StepRequest(
+        "gpt2", "tiny", {"B": 2, "T": LENGTH}, {"L": 1, "C": 16, "H": 2}, precision, accumulation, sharing=sharing
+    )
+    return build_step(load_module("gpt2", precision), request, detect(), 1)
+
+
+def test_a_share_of_the_state_is_all_that_zero_1_places() -> None:
+    plain, zero = (step_for(Sharing(4, z), "bf16") for z in (0, 1))
+    sizes = [
+        {k: sum(s.bytes for s in x.slots.values() if s.kind == k) for k in ("state", "master")} for x in (plain, zero)
+    ]
+    for kind in ("state", "master"):
+        whole = sizes[0][kind]
+        assert 0 < whole / 4 <= sizes[1][kind] <= whole / 4 * 1.2
+    saved = sum(sizes[0].values()) - sum(sizes[1].values())
+    assert plain.arena_bytes - zero.arena_bytes >= saved > 0
+
+
+def test_ranks_differ_in_places_within_whole_vectors_only() -> None:
+    step = step_for(Sharing(2, 1), "bf16_stochastic")
+    other = step_of(step, 1)
+    assert step.division is not None
+    assert step.kernels is other.kernels and step.slots is other.slots and step_of(step, 0) is step
+    for program, launches in step.programs.items():
+        for a, b in zip(launches, other.programs[program], strict=True):
+            shared = program == "norm" or a.label.startswith("adamw")
+            assert a.kernel == b.kernel and (a.offsets != b.offsets) == shared
+    firsts = {n: v for n, v in other.scalars.items() if n.startswith("first.")}
+    assert firsts == {n: step.scalars[n] + step.division.firsts[n] for n in firsts} and len(firsts) == 2
+
+
+def test_an_optimizer_that_needs_whole_vectors_is_refused_under_zero_1(tmp_path: Path) -> None:
+    text = (Path(training.__file__).parent.parent / "models/ops/optim.tc").read_text()
+    module = load_module("gpt2", "f32")
+    file = tmp_path / "ops.tc"
+    file.write_text(text.replace("gs[i] = g[i] * scale", "gs[i] = g[N - 1 - i] * scale"))
+    module = replace(module, ops={**module.ops, "adamw": load(file).ops["adamw"]})
+    request = StepRequest("gpt2", "tiny", {"B": 2, "T": 16}, {"L": 1, "C": 16, "H": 2}, "f32", sharing=Sharing(2, 1))
+    with pytest.raises(TcError, match="updates its share of the parameters only, and op 'adamw' needs more"):
+        build_step(module, request, detect(), 1)
+
+
+# -------------------------------------------------------------------------------------------------- runs
+
+
+@pytest.fixture
+def no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signals are the main thread's; ranks are others here."""
+
+    @contextmanager
+    def none() -> Iterator[list[int]]:
+        yield []
+
+    monkeypatch.setattr(training, "_signals", none)
+
+
+def trained(
+    folder: Path, text: Path, kernels: Path, silent: Any, sharing: Sharing, accumulation: int, *,
+    precision: str = "f32", steps: int = 5, resume: bool = False,
+) -> tuple[bytes, list[float]]:  # fmt: skip
+    """The last checkpoint's tensors, and the losses (the last one is the validation's), of a run of so many ranks."""
+    step = step_for(sharing, precision, accumulation)
+
+    def work(links: Links) -> None:
+        executor: Any = CpuExecutor(step_of(step, links.rank), detect(), 1, kernels)
+        peers: Peers = ALONE
+        if sharing.ranks > 1:
+            executor = peers = RankExecutor(executor, links)
+        run = FollowedRun(folder) if links.rank else RunFolder(folder, create=not resume)
+        if not links.rank and not resume:
+            run.write_config({})
+        hyper = {"peak_lr": 1e-2, "warmup": 2.0, "total": 20.0, "clip": 1.0}
+        settings = Settings(steps=steps, accumulation=accumulation, hyper=hyper, eval_batches=5)
+        try:
+            train(executor, open_data([text], LENGTH, 256), run, settings, silent(), resume, None, peers)
+        finally:
+            run.close()
+            executor.close()
+
+    on_ranks(sharing.ranks, work)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    newest = sorted((folder / "checkpoints").iterdir())[-1]
+    losses = [x["loss"] for x in lines if "loss" in x] + [lines[-1]["validation_loss"]]
+    return (newest / "tensors.safetensors").read_bytes(), losses
+
+
+class Memory(HostExecutor):
+    """An arena in which nothing runs."""
+
+    def __init__(self, step: Step) -> None:
+        self._step, self.bytes = step, np.zeros(step.arena_bytes, np.uint8)
+
+    @property
+    def step(self) -> Step:
+        return self._step
+
+    def array(self, name: str) -> Array:
+        return self.at(self._step.slots[name])
+
+    def at(self, slot: Slot) -> Array:
+        return self.bytes[slot.offset : slot.offset + slot.bytes].view(numpy_type(slot.dtype)).reshape(slot.shape)
+
+    @contextmanager
+    def region(self, slot: Slot, write: bool) -> Iterator[Array]:
+        yield self.at(slot)
+
+    def run(self, program: str) -> None:
+        raise AssertionError
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one_process_does_and_zero_1_bitwise_as_they(
+    tmp_path: Path, text: Path, kernels: Path, silent: Any, no_signals: None
+) -> None:
+    _, alone = trained(tmp_path / "1", text, kernels, silent, Sharing(), 2)
+    state, losses = trained(tmp_path / "2", text, kernels, silent, Sharing(2), 1)
+    assert alone[-2] < alone[0] - 0.3
+    np.testing.assert_allclose(losses, alone, rtol=1e-6)
+    assert trained(tmp_path / "z", text, kernels, silent, Sharing(2, 1), 1) == (state, losses)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16_stochastic", "fp8"])
+def test_other_precisions_and_rank_counts_go_on_bitwise_from_one_kind_of_checkpoint(
+    tmp_path: Path, text: Path, kernels: Path, silent: Any, no_signals: None, precision: str
+) -> None:
+    def run(name: str, *which: Any, **how: Any) -> tuple[bytes, list[float]]:
+        return trained(tmp_path / name, text, kernels, silent, *which, precision=precision, **how)
+
+    state, losses = run("2", Sharing(2), 2)
+    assert run("z", Sharing(2, 1), 2) == (state, losses)
+    run("r", Sharing(2, 1), 2, steps=3)
+    again, others = run("r", Sharing(2, 1), 2, resume=True)
+    assert again == state and others[-1] == losses[-1]
+    run("m", Sharing(3, 1), 4, steps=3)
+    run("m", Sharing(4, 1), 3, steps=4, resume=True)
+    _, mixed = run("m", Sharing(), 12, resume=True)
+    np.testing.assert_allclose(mixed, run("12", Sharing(), 12)[1], rtol=2e-3 if precision == "fp8" else 2e-5)
+
+
+def test_a_rank_whose_parameters_differ_is_found() -> None:
+    step = step_for(Sharing(2))
+
+    def work(links: Links) -> None:
+        executor = RankExecutor(Memory(step_of(step, links.rank)), links)
+        executor.check_alike()
+        executor.write("lnf_b", 1e-30 * links.rank)
+        with pytest.raises(UserError, match="not the same bits"):
+            executor.check_alike()
+
+    on_ranks(2, work)
+
+
+def test_a_divided_tensor_is_read_and_written_as_a_whole_one_and_failures_to_write_are_everyones() -> None:
+    step = step_for(Sharing(3, 1))
+
+    def fail() -> None:
+        raise UserError("the disk is full", "make room")
+
+    def work(links: Links) -> None:
+        inner = Memory(step_of(step, links.rank))
+        executor = RankExecutor(inner, links)
+        names = [n for n, s in executor.step.slots.items() if s.kind == "state"]
+        wanted = {n: np.random.default_rng(i).random(executor.step.slots[n].shape, "f4") for i, n in enumerate(names)}
+        for name, value in wanted.items():
+            if "m" in name:
+                executor.write(name, value)
+            else:
+                with executor.fill(name) as array:
+                    array[...] = value
+        read: dict[str, Array] = {}
+        executor.lead(lambda: read.update({n: executor.read(n).copy() for n in names}))
+        assert len(names) == 32 and all((read[n] == wanted[n]).all() for n in read)
+        assert links.rank or len(read) == 32
+        with pytest.raises(PeerFailed if links.rank else UserError):
+            executor.lead(fail)
+
+    on_ranks(3, work)

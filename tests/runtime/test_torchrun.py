@@ -1,0 +1,96 @@
+"""`tcomp train` under torchrun: real processes that train together, are stopped, go on, and fail together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch.distributed")
+pytestmark = pytest.mark.slow
+
+PATIENCE = 240.0
+STEPS = 30
+ARGUMENTS = [
+    "--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "2", "-T", "16", "--eval-batches", "2", "--sample", "0",
+    "--save-every", "10", "--eval-every", "20", "--threads", "1",
+]  # fmt: skip
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen[str]:
+    """Two ranks of a command (of a shell where the first word is bash)."""
+    python = ["--no-python"] if command[0] == "bash" else ["-m"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port())]
+    return subprocess.Popen(
+        [*launcher, *python, *command], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
+def port() -> int:
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def begun(running: subprocess.Popen[str], run: Path, lines: int) -> None:
+    """Wait until a run has done some steps."""
+    deadline = time.monotonic() + PATIENCE
+    metrics = run / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < lines:
+        assert running.poll() is None and time.monotonic() < deadline, running.communicate()[0]
+        time.sleep(0.05)
+
+
+def tensors(run: Path) -> bytes:
+    return (run / "checkpoints" / f"step-{STEPS:06d}" / "tensors.safetensors").read_bytes()
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not_and_zero_1_as_plain(tmp_path: Path, text: Path) -> None:
+    train = ["tcomp", "train", *ARGUMENTS, "--data", str(text)]
+    whole = start(tmp_path, *train, "--steps", str(STEPS), "--run-folder", "whole")
+    said, _ = whole.communicate(timeout=PATIENCE)
+    assert whole.returncode == 0, said
+    assert said.count("2 ranks") == 1 and said.count("validation loss") == 2, "one rank speaks"
+    total = ["--hyper", f"total={STEPS}", "--hyper", f"warmup={STEPS // 10}"]  # the schedule of the whole run
+    parts = start(
+        tmp_path, *train, *total, "--steps", "4000", "--zero", "1", "--run-folder", "parts", "--save-every", "0"
+    )
+    begun(parts, tmp_path / "parts", 3)
+    parts.send_signal(signal.SIGINT)
+    said, _ = parts.communicate(timeout=PATIENCE)
+    assert said.count("stopped at step") == 1, said
+    (saved,) = (tmp_path / "parts" / "checkpoints").iterdir()
+    if int(saved.name.removeprefix("step-")) < STEPS:  # (on a machine that is too busy it is beyond)
+        again = start(tmp_path, "tcomp", "train", "--resume", "parts", "--steps", str(STEPS))
+        said, _ = again.communicate(timeout=PATIENCE)
+        assert again.returncode == 0 and "warning: " not in said.partition("gpt2 tiny")[2], said
+        assert tensors(tmp_path / "parts") == tensors(tmp_path / "whole")
+
+
+def test_ranks_that_differ_or_lose_one_end_with_one_message(tmp_path: Path, text: Path) -> None:
+    line = f"{sys.executable} -m tcomp train {' '.join(ARGUMENTS)} --data {text}"
+    other = start(tmp_path, "bash", "-c", f"{line} --run-folder other --seed $((RANK + 1))")
+    said, _ = other.communicate(timeout=PATIENCE)
+    assert other.returncode and said.count("error: ") == 1, said
+    assert "error: rank 1 and rank 0 do not have the same settings, seed" in said
+    assert not (tmp_path / "other").exists()
+    killed = start(tmp_path, *line.split()[2:], "--run-folder", "killed", "--steps", "100000")
+    begun(killed, tmp_path / "killed", 3)
+    ranks = sorted(_children(killed.pid))
+    os.kill(ranks[-1], signal.SIGKILL)
+    before = time.monotonic()
+    said, _ = killed.communicate(timeout=PATIENCE)
+    assert killed.returncode and time.monotonic() - before < 60
+    assert said.count("error: rank 0 has lost another rank") == 1, said
+
+
+def _children(process: int) -> list[int]:
+    return [int(x) for x in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
