@@ -121,7 +121,9 @@ class Drafter:
             arena.join(self.prefill, "prefill")
         by_itself = frozenset(p.forward) - p.ahead
         if isinstance(self.machine, GpuMachine):
-            spaced = {name: in_spaced_parts(ns, by_itself) for name, ns in nodes.items() if name != "update"}
+            spaced = {
+                name: in_spaced_parts(ns, by_itself) for name, ns in nodes.items() if name not in ("update", "norm")
+            }
             nodes |= {name: ns for name, (ns, _) in spaced.items()}
             by_itself = by_itself.union(*(kept for _, kept in spaced.values()))
         launches: dict[str, tuple[PlannedLaunch, ...]] = {}
