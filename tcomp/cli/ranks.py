@@ -68,8 +68,13 @@ def session() -> Iterator[Group | None]:
 
 
 def own_device(name: str, group: Group | None) -> str:
-    """The device of this rank where all are told the same: its own GPU of the machine."""
-    return f"cuda:{group.place.local}" if name == "cuda" and group is not None else name
+    """The device of this rank where all are told the same. UserError for one that a step is not divided on."""
+    if group is not None and name != "cpu":
+        raise UserError(
+            f"--device {name}: several processes train on CPUs only so far",
+            "train there by one process, without torchrun",
+        )
+    return name
 
 
 def ranks_text(settings: TrainSettings) -> str:
