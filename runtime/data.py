@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tcomp.errors import UserError
 from tcomp.runtime.batches import Batches, Segment, split
+from tcomp.runtime.documents import parse_json, read_small
 from tcomp.runtime.text_source import byte_tokens, standard_library_files, text_files
 from tcomp.runtime.token_file import TokenFile, check_vocabulary, open_token_file
 
@@ -39,6 +40,8 @@ def open_data(paths: list[Path], length: int, vocabulary: int) -> Data:
     `.bin` files stands for these. Among `.bin` files, those with "val" in their name are the validation part;
     without such, the end of each file is.
     """
+    for p in paths:
+        _check_prepared(p)
     paths = [q for p in paths for q in (sorted(p.glob("*.bin")) if p.is_dir() else []) or [p]]
     binary = [p for p in paths if p.suffix == ".bin"]
     if binary and len(binary) < len(paths):
@@ -60,6 +63,24 @@ def open_data(paths: list[Path], length: int, vocabulary: int) -> Data:
     check_vocabulary(source, vocabulary)
     first, last = split(source.tokens, length)
     return Data([first], [last], _fingerprint([source]), f"{len(source.tokens):,} bytes of {name}", True, length)
+
+
+def _check_prepared(folder: Path) -> None:
+    """UserError where a folder that `tcomp data prepare` made has not all of its token files any more: the rest of
+    them, or the manifest itself as a text, would be taken for the data."""
+    if not (folder / "tokenizer.json").is_file():
+        return
+    try:
+        listed = parse_json(read_small(folder / "manifest.json"))["files"]
+        files = [(folder / str(f["file"]), int(f["bytes"])) for f in listed]
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        return  # something else of that name
+    for path, size in files:
+        remedy = "prepare the data again, or put back a copy of the file"
+        if not path.is_file():
+            raise UserError(f"{path}: the manifest names it, but it is not there", remedy)
+        if path.stat().st_size != size:
+            raise UserError(f"{path}: damaged: its size is not the manifest's", remedy)
 
 
 def _parts(files: list[TokenFile], length: int) -> tuple[list[Segment], list[Segment]]:

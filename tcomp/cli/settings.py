@@ -134,4 +134,9 @@ def as_json(settings: TrainSettings) -> dict[str, Any]:
 def from_json(values: dict[str, Any], where: str) -> TrainSettings:
     """A run.json's settings, of the right types. Not checked further: flags may replace what does not suit here."""
     known = {f.name for f in fields(TrainSettings)}
-    return _merged(TrainSettings(), checked({k: v for k, v in values.items() if k in known}, where))
+    settings = _merged(TrainSettings(), checked({k: v for k, v in values.items() if k in known}, where))
+    try:
+        limits.check_dims(settings.dims)  # (no flag replaces those)
+    except UserError as e:
+        raise UserError(f"{where}: {e.message}", "put back a copy of the file, or name another run") from e
+    return settings

@@ -96,3 +96,11 @@ def test_a_small_disk_that_fills_up(tcomp: Tcomp, text: str, tmp_path: Path) -> 
     assert found.stdout.splitlines()[0] == "step-000001" and "run folder r" in found.stdout.splitlines()[-1]
     assert found.stderr.count("error:") == 1 and "Traceback" not in found.stderr
     assert "No space left on device; step-000001 is kept" in found.stderr
+
+
+@pytest.mark.parametrize("value", ["1e400", "-Infinity", "NaN", "1" + 30 * "0", "-1"])
+def test_a_runs_settings_with_dims_that_no_run_had(value: str, tcomp: Tcomp, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(f'{{"model": "gpt2", "config": "tiny", "dims": {{"L": {value}}}}}')
+    for command in (["generate", "."], ["eval", "."], ["export", ".", "--to-hf", "o"], ["train", "--resume", "."]):
+        refused(tcomp(*command), "run.json", "help: put back a copy of the file, or name another run")
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]

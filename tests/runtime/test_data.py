@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -233,3 +234,23 @@ def test_pipes_and_devices_are_no_text(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(UserError, match="not a regular file"):
             text_files([path])
+
+
+def test_a_prepared_folder_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
+    """What is left of it would be taken for the data: the other files, or the manifest as a text."""
+    files = [bin_file(tmp_path / f"{part}-00000.bin", list(range(90))) for part in ("train", "val")]
+    listed = [{"file": f.name, "bytes": f.stat().st_size} for f in files]
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "files": listed}) + " " * 100)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert open_data([tmp_path], 8, 256).description == "180 tokens of 2 token files"
+    for name in ("val-00000.bin", "train-00000.bin"):
+        (tmp_path / name).unlink()
+        with pytest.raises(UserError, match="the manifest names it, but it is not there") as refused:
+            open_data([tmp_path], 8, 256)
+        assert "-00000.bin" in str(refused.value) and "prepare the data again" in refused.value.hint
+    for file in files:
+        bin_file(file, list(range(80)))
+    with pytest.raises(UserError, match=r"train-00000\.bin: damaged: its size is not the manifest's"):
+        open_data([tmp_path], 8, 256)
+    (tmp_path / "manifest.json").write_text("{}")  # somebody else's
+    assert open_data([tmp_path], 8, 256).description == "160 tokens of 2 token files"
