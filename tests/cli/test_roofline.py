@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tcomp.runtime.roofline import Peaks, Row
+from tcomp.runtime.roofline import Peaks, Row, table
 from tests.cli.support import Tcomp, refused
 
 SMALL = ["--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "2", "-T", "8", "--threads", "1"]
@@ -49,6 +49,8 @@ def test_a_measured_table(tcomp: Tcomp, tmp_path: Path) -> None:
         memory = (k["bytes"] - sum(k["gathered"].values())) / found["bandwidth"] + rows
         least = max(k["flops"] / found["peak"], memory, evaluated) + k["phases"] * found["launch"]
         assert k["least"] == pytest.approx(least)
+        in_turn = max(k["flops"] / found["peak"] + evaluated, memory) + k["phases"] * found["launch"]
+        assert k["in_turn"] == pytest.approx(in_turn) and k["in_turn"] >= k["least"]
     assert "exp f32" in result.out and "random rows of 64 bytes" in result.out
     assert by_name["embedding"]["gathered"] == {"64": 3 * 16 * 16 * 4}
     assert by_name["linear"]["phases"] == 3 and not by_name["linear"]["gathered"]
@@ -58,7 +60,7 @@ def test_without_measuring_there_is_the_least_time_alone(tcomp: Tcomp) -> None:
     result = tcomp("roofline", "gpt2", *SMALL)
     assert result.code == 0, result.error
     (row,) = [line for line in result.out.splitlines() if line.startswith("| adamw |")]
-    assert row.endswith(" |  |  |  |  |")
+    assert row.endswith(" |  |  |  |  |  |")
 
 
 def test_what_is_refused(tcomp: Tcomp) -> None:
@@ -77,6 +79,14 @@ def test_kernels_that_use_an_instruction_are_held_against_its_peak() -> None:
     measured, elsewhere = Peaks(10.0, 1.0, {}, {"vdpbf16ps": 20.0}), Peaks(10.0, 1.0)
     assert product.parts(measured)["compute"] == 5.0 and product.parts(elsewhere)["compute"] == 10.0
     assert replace(product, instruction="").parts(measured)["compute"] == 10.0
+
+
+def test_functions_and_products_share_units() -> None:
+    row = Row("attention", "attention", 1, 100, 10, 0.02, functions={"exp": 8}, phases=1)
+    peaks = Peaks(1e4, 1e4, {"exp": 4e3}, launch=1e-3)
+    assert row.least(peaks) == pytest.approx(0.011) and row.in_turn(peaks) == pytest.approx(0.013)
+    assert table([row], peaks).splitlines()[-1].endswith("| 55% | 65% |")
+    assert replace(row, bytes=1000).in_turn(peaks) == pytest.approx(0.101)  # memory binds
 
 
 def test_a_small_kernel_takes_its_launches_and_rows_in_random_order_take_longer() -> None:
