@@ -152,7 +152,7 @@ class _Training:
         self.behind.append(_ask(self.executor, self.batches, self.done, self.settings.accumulation, self.peers))
         self.done += 1
         evaluate, keep = self.due(self.settings.eval_every), self.due(self.settings.save_every)
-        self.take_in(0 if evaluate or keep else _AHEAD)
+        self.take_in(0 if evaluate or keep or self.peers.size > 1 else _AHEAD)  # all look at the same step together
         if evaluate:
             self.validate()
             self.progress.validation(self.done, self.validation)
@@ -167,9 +167,8 @@ class _Training:
         return every > 0 and self.done % every == 0 and self.done < self.settings.steps
 
     def take_in(self, most: int) -> None:
-        """Take in the results that are there, and wait for more until those of at most so many steps are out. (With
-        others only the latter: all look at the same steps at the same time.)"""
-        while self.behind and (len(self.behind) > most or (self.peers.size == 1 and self.behind[0].ready)):
+        """Take in the results that are there, and wait for more until those of at most so many steps are out."""
+        while self.behind and (len(self.behind) > most or self.behind[0].ready):
             self.look_at(self.behind.popleft())
 
     def look_at(self, asked: _Asked) -> None:

@@ -69,9 +69,9 @@ def session() -> Iterator[Group | None]:
 
 def own_device(name: str, group: Group | None) -> str:
     """The device of this rank where all are told the same. UserError for one that a step is not divided on."""
-    if group is not None and name != "cpu":
+    if group is not None and name not in ("cpu", "virtual"):
         raise UserError(
-            f"--device {name}: several processes train on CPUs only so far",
+            f"--device {name}: several processes train on CPUs, or on virtual GPUs, so far",
             "train there by one process, without torchrun",
         )
     return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -73,6 +74,20 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not_and_zero_1_as_plain(tmp
         said, _ = again.communicate(timeout=PATIENCE)
         assert again.returncode == 0 and "warning: " not in said.partition("gpt2 tiny")[2], said
         assert tensors(tmp_path / "parts") == tensors(tmp_path / "whole")
+
+
+def test_virtual_gpus_exchange_what_cpus_do(tmp_path: Path, text: Path) -> None:
+    train = ["tcomp", "train", "--dim", "L=1", "--dim", "H=1", "--dim", "C=8", "-B", "1", "-T", "8", "--sample", "0"]
+    train += ["--eval-batches", "1", "--steps", "2", "--data", str(text)]
+    runs = [start(tmp_path, *train, "--zero", "1", "--run-folder", d, "--device", d) for d in ("cpu", "virtual")]
+    for running in runs:
+        said, _ = running.communicate(timeout=PATIENCE)
+        assert running.returncode == 0, said
+    cpu, virtual = ([json.loads(x) for x in (tmp_path / d / "metrics.jsonl").open()] for d in ("cpu", "virtual"))
+    assert len(cpu) == len(virtual) == 3
+    for a, b in zip(cpu, virtual, strict=True):
+        for name in {"loss", "norm", "validation_loss"} & a.keys():
+            assert b[name] == pytest.approx(a[name], rel=1e-5)
 
 
 def test_ranks_that_differ_or_lose_one_end_with_one_message(tmp_path: Path, text: Path) -> None:
