@@ -39,33 +39,6 @@ def module() -> Module:
     return gpt2()
 
 
-def test_sets_of_choices_share_an_arena_and_give_the_same_loss(module: Module, objects: Path) -> None:
-    (job,) = jobs_of("linear", module)
-    choices = {job.instance.key: Choice(job.space.chosen(other(job, MR=6, NV=1)))}
-    bench = StepBench(StepSubject(module, SHAPE, CpuBackend(detect(), 1, objects)))
-    (own, parts), (step, _) = bench._step({}), bench._step(choices)
-    both, names = together([own, step])
-    assert both.arena_bytes == own.arena_bytes
-    assert len(both.kernels) == len(own.kernels) + 1, "only the kernel that differs is there twice"
-    assert names[0]["update"] == "update" and names[1]["update"] in both.programs
-    assert (job.instance.key, 0) in {p for ps in parts.values() for p in ps}
-    losses = []
-    executor = bench.subject.backend.open(both)
-    for n in names:
-        ready(executor, 1)
-        executor.run(n["micro_first"])
-        losses.append(float(executor.read("loss")))
-    executor.close()
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    turns = bench.answer(TurnsRequest(({}, choices), 2))
-    assert [len(t) for t in turns] == [2, 2]
-    for t in (t for ts in turns for t in ts):
-        assert 0 < t.kernels[job.instance.key, 0] < t.whole
-    moved = {**step.slots, "wte": replace(step.slots["wte"], offset=64)}
-    with pytest.raises(Rejected, match="a choice needs other memory than the schedules' own values for wte"):
-        together([own, replace(step, slots=moved)])
-
-
 JOINED = """import ops.crossentropy
 import ops.linear
 import ops.optim
@@ -105,6 +78,34 @@ model own(B):
 op looked_up(t: i32[B], W: f32[V, C]) -> X: f32[B, C]:
   X[b, c] = W[t[b], c]
 """
+
+
+def test_sets_of_choices_share_an_arena_and_give_the_same_loss(objects: Path) -> None:
+    module, request = load_text(JOINED), StepRequest("own", "small", {"B": 64})
+    key = next(i.key for i in instances_of(module, request, detect()) if i.op.name == "matmul")
+    choices = {key: Choice({"MR": 6, "NV": 1})}
+    bench = StepBench(StepSubject(module, request, CpuBackend(detect(), 1, objects)))
+    (own, parts), (step, _) = bench._step({}), bench._step(choices)
+    both, names = together([own, step])
+    assert both.arena_bytes == own.arena_bytes
+    assert len(both.kernels) == len(own.kernels) + 1, "only the kernel that differs is there twice"
+    assert names[0]["update"] == "update" and names[1]["update"] in both.programs
+    assert (key, 0) in {p for ps in parts.values() for p in ps}
+    losses = []
+    executor = bench.subject.backend.open(both)
+    for n in names:
+        ready(executor, 1)
+        executor.run(n["micro_first"])
+        losses.append(float(executor.read("loss")))
+    executor.close()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    turns = bench.answer(TurnsRequest(({}, choices), 2))
+    assert [len(t) for t in turns] == [2, 2]
+    for t in (t for ts in turns for t in ts):
+        assert 0 < t.kernels[key, 0] < t.whole
+    moved = {**step.slots, "o": replace(step.slots["o"], offset=64)}
+    with pytest.raises(Rejected, match="a choice needs other memory than the schedules' own values for o"):
+        together([own, replace(step, slots=moved)])
 
 
 def test_a_choice_may_change_which_launches_are_joined(objects: Path) -> None:
