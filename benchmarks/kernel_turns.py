@@ -151,8 +151,8 @@ class Turns:
         for other in others:
             for slot in first.step.slots.values():
                 if slot.first == 0 and slot.kind not in ("activation", "workspace"):
-                    there = other.step.slots[slot.name]
-                    if (there.offset, there.bytes) != (slot.offset, slot.bytes):
+                    there = other.step.slots.get(slot.name)
+                    if there is None or (there.offset, there.bytes) != (slot.offset, slot.bytes):
                         raise UserError(f"'{slot.name}' is elsewhere in a variant", "compare steps of one model text")
         kernels: dict[str, Kernel] = {}
         programs: dict[str, tuple[Launch, ...]] = {}
