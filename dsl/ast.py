@@ -2,8 +2,8 @@
 
 Everything is a frozen dataclass. Source spans do not take part in equality or hashing, so two trees are equal exactly
 when they say the same thing. Expressions (`expressions.py`) are also those of the tile IR: a tile program is made of
-the same additions and accesses as the equation it came from. Schedules are in `directives.py`; the names of both are
-here too.
+the same additions and accesses as the equation it came from. Schedules are in `directives.py`, calls of ops in
+`statements.py`; the names of all are here too.
 """
 
 from __future__ import annotations
@@ -50,6 +50,12 @@ from tcomp.dsl.expressions import (
     rebuild as rebuild,
     substitute as substitute,
     walk as walk,
+)
+from tcomp.dsl.statements import (
+    ForLayers as ForLayers,
+    ModelStatement as ModelStatement,
+    OpCall as OpCall,
+    TensorRef as TensorRef,
 )
 
 # ------------------------------------------------------------------------------------------------ ops
@@ -236,46 +242,6 @@ class InputDecl:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorRef:
-    """A tensor in a model's text: `x`, `w[l]` (a layer's slice), `x as [B * T, C]` (a reshaped view)."""
-
-    name: str
-    subscripts: tuple[Expr, ...] = ()
-    shape: tuple[Expr, ...] | None = None
-    span: Span = no_span()
-
-
-@dataclass(frozen=True, slots=True)
-class OpCall:
-    """`y, _ = layernorm(x, w[l], b[l], V=V)`: outputs (`_` drops one), operands, static dims and scalars.
-
-    `results` may carry a view (`y as [B, T, C]`), which reshapes the result that the name is bound to.
-    An operand may be a TensorRef or, for a scalar operand `f32[]`, any expression of dims and hyperparameters.
-    `annotations` follow the call in brackets: `[recompute]`.
-    """
-
-    results: tuple[TensorRef, ...]
-    op: str
-    args: tuple[TensorRef | Expr, ...]
-    keywords: tuple[tuple[str, Expr], ...]
-    annotations: tuple[Call, ...] = ()
-    span: Span = no_span()
-
-
-@dataclass(frozen=True, slots=True)
-class ForLayers:
-    """`for l in L:` a block repeated with l = 0 .. L-1; names bound in it carry from one turn to the next."""
-
-    index: str
-    extent: Expr
-    body: tuple[ModelStatement, ...]
-    span: Span = no_span()
-
-
-ModelStatement = OpCall | ForLayers
-
-
-@dataclass(frozen=True, slots=True)
 class Cache:
     """`cache keys: real[L, B, W, G, D]`: a tensor that decoding keeps from step to step; it starts as zeros."""
 
@@ -311,10 +277,17 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """`group matrices: weight_decay = 0.1`: hyperparameters of one parameter group."""
+    """`group matrices of qkv_w, up_w by muon: weight_decay = 0.1`: hyperparameters of one parameter group.
+
+    `params` come here from the groups that they are declared in; `op` names the op or update that trains the group
+    ("": the optimizer's own), `variants` those that take its place under other precisions.
+    """
 
     name: str
     values: tuple[tuple[str, Expr], ...]
+    params: tuple[str, ...] = ()
+    op: str = ""
+    variants: tuple[tuple[str, str], ...] = ()
     span: Span = no_span()
 
 
@@ -323,9 +296,10 @@ class Optimizer:
     """`optimizer adamw:` what runs after the last micro-batch's backward.
 
     `hyper` are scalar defaults a run may override; `groups` override some per parameter group.
-    `state` names the op's inout operands that persist per parameter (m, v). `update` is the op called once
-    per group over its flat parameters; `schedule` computes `lr`; `norm` and `clip` are op names.
-    `variants` are the ops that take the place of `op` under other precisions: `under bf16_stochastic by ...`.
+    `op` trains each group that names none itself: an op over the group's flat parameters, or an op or `update` for each
+    matrix. `schedule` computes `lr`; `norm` is an op's name, too. `variants` are the ops that take the place of `op`
+    under other precisions: `under bf16_stochastic by ...`. `of` names the model whose optimizer it takes the place of
+    (`optimizer adamw of gpt2:`, "" in a model).
     """
 
     op: str
@@ -334,7 +308,24 @@ class Optimizer:
     schedule: str | None
     norm: str | None
     variants: tuple[tuple[str, str], ...] = ()
+    of: str = ""
     span: Span = no_span()
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """`update muon(inout p: f32[R, C], ...) -> w: real[R, C]:` calls of ops, one behind the other, that train a matrix.
+
+    `signature` is an op without equations: operands, results, requirements.
+    """
+
+    signature: Op
+    body: tuple[ModelStatement, ...]
+    span: Span = no_span()
+
+    @property
+    def name(self) -> str:
+        return self.signature.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +363,7 @@ class Import:
     span: Span = no_span()
 
 
-Item = Op | Function | Monoid | Schedule | Model | Import
+Item = Op | Function | Monoid | Schedule | Update | Model | Optimizer | Import
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,3 +388,4 @@ class Module:
     """file name -> text"""
     precision: str | None = None
     """the only precision whose imports were followed and whose variants were checked; None: all"""
+    updates: dict[str, Update] = field(default_factory=dict)

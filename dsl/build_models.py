@@ -11,7 +11,7 @@ from lark import Token
 from tcomp.dsl import ast
 from tcomp.dsl.ast import Expr
 from tcomp.dsl.build_expressions import Children, ExpressionRules
-from tcomp.dsl.resolve import resolve_model_arguments
+from tcomp.dsl.resolve import resolve_model_arguments, resolve_update_arguments
 
 
 class ModelRules(ExpressionRules):
@@ -146,7 +146,10 @@ class ModelRules(ExpressionRules):
         return ("hyper", c[1])
 
     def group(self, c: Children) -> ast.Group:
-        return ast.Group(str(c[1]), _pairs(c[2]), self._token_span(c[1]))
+        _, name, params, op, values = c
+        return ast.Group(
+            str(name), _pairs(values), tuple(map(str, params or ())), str(op or ""), span=self._token_span(name)
+        )
 
     def lr_by(self, c: Children) -> tuple[str, Token]:
         return ("lr", c[1])
@@ -154,20 +157,46 @@ class ModelRules(ExpressionRules):
     def norm_by(self, c: Children) -> tuple[str, Token]:
         return ("norm", c[1])
 
-    def under(self, c: Children) -> tuple[str, Token, Token]:
-        return ("under", c[1], c[2])
+    def under(self, c: Children) -> tuple[str, Token, Token | None, Token]:
+        return ("under", c[1], c[2], c[3])
 
     def optimizer(self, c: Children) -> ast.Optimizer:
-        keyword, name, *lines = c
+        keyword, name, of, *lines = c
+        variants = _tagged(lines, "under")
+        groups = [x for x in lines if isinstance(x, ast.Group)]
+        for _, _, group, _ in variants:
+            if group is not None and group not in [g.name for g in groups]:
+                hint = "name one of the optimizer's groups, or none: `under PRECISION by OP`"
+                raise self._error(f"there is no group '{group}'", group, hint)
         return ast.Optimizer(
             op=str(name),
             hyper=tuple(p for x in _tagged(lines, "hyper") for p in _pairs(x[1])),
-            groups=tuple(x for x in lines if isinstance(x, ast.Group)),
+            groups=tuple(
+                replace(g, variants=tuple((str(p), str(op)) for _, p, own, op in variants if own == g.name))
+                for g in groups
+            ),
             schedule=self._single(lines, "lr", "lr by"),
             norm=self._single(lines, "norm", "norm by"),
-            variants=tuple((str(x[1]), str(x[2])) for x in _tagged(lines, "under")),
-            span=self._span(keyword, name),
+            variants=tuple((str(p), str(op)) for _, p, own, op in variants if own is None),
+            of=str(of or ""),
+            span=self._span(keyword, of or name),
         )
+
+    def update_call(self, c: Children) -> ast.OpCall:
+        results, op, left, arguments, close, where = c
+        return replace(self.op_call([results or (), op, left, arguments, close, None]), where=where)
+
+    def update(self, c: Children) -> ast.Update:
+        keyword, name, params, outputs, *lines = c
+        span = self._span(keyword, name)
+        requires = tuple(x[1] for x in _tagged(lines, "require"))
+        signature = ast.Op(
+            str(name), params or (), outputs or (), (), (), requires, (), doc=self._doc(keyword.line), span=span
+        )
+        body = tuple(x for x in lines if isinstance(x, ast.OpCall | ast.ForLayers))
+        if not body:
+            raise self._error(f"update '{name}' calls no op", name, "add a call, such as `w = step(p, g, lr)`")
+        return resolve_update_arguments(ast.Update(signature, body, span))
 
     def _single(self, lines: Sequence[Any], tag: str, line: str) -> str | None:
         found = _tagged(lines, tag)
@@ -190,6 +219,11 @@ class ModelRules(ExpressionRules):
         decodes = [x for x in lines if isinstance(x, ast.Decode)]
         if len(decodes) > 1:
             raise self._error("a second `decode` block", decodes[1], "put all lines in the first")
+        of = next((x for x in optimizers if x.of), None)
+        if of is not None:
+            raise self._error(
+                f"an optimizer of '{of.of}' in model '{name}'", of, "drop `of`, or move the block out of the model"
+            )
         if len(optimizers) > 1:
             raise self._error("a second optimizer", optimizers[1], "a model has one; use groups for differences")
         return resolve_model_arguments(

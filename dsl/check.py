@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tcomp.dsl.ast import Function, Import, Item, Model, Module, Monoid, Op, Schedule, Source
+from tcomp.dsl.ast import (
+    Function,
+    Import,
+    Item,
+    Model,
+    Module,
+    Monoid,
+    Op,
+    Optimizer,
+    Schedule,
+    Source,
+    Update,
+)
 from tcomp.dsl.check_functions import check_function, check_monoid
 from tcomp.dsl.check_models import check_model
 from tcomp.dsl.check_ops import check_op
@@ -18,6 +30,7 @@ from tcomp.dsl.hints import listing
 from tcomp.dsl.infer import infer
 from tcomp.dsl.recipes import RECIPES
 from tcomp.dsl.shared_schedules import fit_shared
+from tcomp.dsl.updates import check_update, with_optimizers
 
 __all__ = ["check", "diagnose", "infer"]
 
@@ -47,6 +60,10 @@ def _examine(sources: Sequence[Source], precision: str | None = None) -> tuple[M
             except TcError as error:
                 errors.append(error)
     items = [item for source in sources for item in source.items]
+    try:
+        with_optimizers(module, items)
+    except TcError as error:
+        errors.append(error)
     scalar = [item for item in items if isinstance(item, Function | Monoid)]
     for group in (scalar, [item for item in items if item not in scalar]):
         if not errors:  # types of expressions are looked up through functions, so those must be right
@@ -92,8 +109,12 @@ def _add(module: Module, item: Item) -> None:
             _insert(module.monoids, item.name, item, "monoid")
         case Schedule():
             _insert(module.schedules, (item.op, item.target), item, "schedule")
+        case Update():
+            _insert(module.updates, item.name, item, "update")
         case Model():
             _insert(module.models, item.name, item, "model")
+        case Optimizer():
+            pass  # (with_optimizers, when all models are there)
         case Import():
             if item.precision and item.precision not in RECIPES:
                 hint = f"known are {listing(RECIPES)}"
@@ -119,5 +140,7 @@ def _check_item(item: Item, module: Module) -> None:
             check_monoid(item, module)
         case Schedule():
             check_schedule(module.schedules.get((item.op, item.target), item), module)
+        case Update():
+            check_update(item, module)
         case Model():
-            check_model(item, module)
+            check_model(module.models.get(item.name, item), module)

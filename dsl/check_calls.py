@@ -59,6 +59,8 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
         if p.dtype is DType.REAL and real is None and isinstance(a, TensorRef):
             real = a
     _check_dimensions(op, s, numbers)
+    if s.where is not None:
+        check_number(s.where, numbers, "the condition of a call")
     for at, a in enumerate(s.annotations):
         if any(a.function == b.function for b in s.annotations[:at]):
             raise TcError(f"a second '{a.function}' behind one call", a.span, hint="keep one of them")
@@ -66,7 +68,12 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
     _check_results(model, op, s, numbers)
     for r, o in zip(s.results, op.outputs, strict=True):
         if r.name != "_":
-            env[r.name] = o.dtype if o.dtype is not DType.REAL or real is None else env[real.name]
+            dtype = o.dtype if o.dtype is not DType.REAL or real is None else env[real.name]
+            if s.where is not None and env.get(r.name, dtype) is not dtype:
+                hint = "bind it to tensors of one type"
+                message = f"'{r.name}' would be {dtype} where the condition holds, else {env[r.name]}"
+                raise TcError(message, r.span, hint=hint)
+            env[r.name] = dtype
 
 
 def _called(model: Model, s: OpCall, module: Module) -> Op:
@@ -83,6 +90,8 @@ def _called(model: Model, s: OpCall, module: Module) -> Op:
     inout = next((p for p in op.params if p.inout and getattr(given.get(p.name), "name", "") not in caches), None)
     if inout is not None:
         hint = "an op in `forward` gives new tensors; in-place ops belong to the optimizer, or to caches of `decode`"
+        if not model.loss:
+            hint = "an update may change what it declares `inout`"
         raise TcError(f"op '{op.name}' updates '{inout.name}' in place", s.span, hint=hint)
     if len(s.args) != len(op.params):
         raise TcError(

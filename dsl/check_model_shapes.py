@@ -53,6 +53,28 @@ def check_model_shapes(model: Model, module: Module) -> None:
             raise
 
 
+def check_update_shapes(update: Model, module: Module, results: Mapping[str, tuple[Expr, ...]]) -> None:
+    """TcError where shapes do not fit in an update (as a model, updates.py) at some sizes that it takes: of a wide
+    matrix, a tall one, and others. `results` are shapes that it has to give."""
+    n = len(update.dims)
+    for sizes in (*permutations(_SIZES[:4], n), *product((1, 4), repeat=n)) if n <= 3 else [(_SIZES * n)[:n]]:
+        values: dict[str, Number] = dict(zip(update.dims, sizes, strict=True))
+        if not all(evaluate_dim(e, values) for e in update.requires):
+            continue
+        declared: tuple[InputDecl | Cache, ...] = (*update.inputs, *update.caches)
+        env = {d.name: _shape(d.shape, values, f"'{d.name}'") for d in declared}
+        try:
+            _block(update, module, update.forward, env, values)
+            for name, shape in results.items():
+                wanted = _shape(shape, values, f"'{name}'")
+                if env[name] != wanted:
+                    message = f"'{name}' of '{update.name}' has the shape {_text(env[name])}, not {_text(wanted)}"
+                    raise TcError(message, update.span, hint=f"let the call that gives '{name}' have this shape")
+        except TcError as error:
+            error.notes = (*error.notes, "with " + ", ".join(f"{n} = {v}" for n, v in values.items()))
+            raise
+
+
 def _check_requires(model: Model, config: Config) -> None:
     """The requires that the configuration alone decides."""
     given = _config_values(config)
@@ -136,6 +158,8 @@ def _block(
 
 
 def _call(model: Model, module: Module, s: OpCall, env: dict[str, Shape], values: Mapping[str, Number]) -> None:
+    if s.where is not None and not evaluate_dim(s.where, values):
+        return
     op = module.ops[s.op]
     shapes: dict[str, Shape] = {}
     for p, a in zip(op.params, s.args, strict=True):

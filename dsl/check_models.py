@@ -26,14 +26,15 @@ from tcomp.dsl.decode import decoding
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count, did_you_mean, listing
 from tcomp.dsl.recipes import RECIPES
-from tcomp.dsl.variants import mentioned, under
+from tcomp.dsl.updates import check_signature, of_matrices, trainer
+from tcomp.dsl.variants import all_variants, mentioned, under
 
 INITIALISERS = {"zeros": 0, "ones": 0, "normal": 1, "uniform": 1}
 
 
 def check_model(model: Model, module: Module) -> None:
     """All checks of one model, under each precision that its text speaks of."""
-    spoken = [p for p, _ in model.optimizer.variants] if model.optimizer else []
+    spoken = [p for p, _ in all_variants(model.optimizer)] if model.optimizer is not None else []
     for name in (model.precision, *spoken, *(x.precision or "f32" for x in model.states)):
         if name not in RECIPES:
             hint = f"known are {listing(RECIPES)}; f32 is what a model without the line has"
@@ -184,26 +185,49 @@ def _check_optimizer(o: Optimizer, module: Module) -> None:
             raise TcError(f"hyperparameter '{n}' is given twice", o.span, hint="keep one value")
     used: set[str] = set()
     results: set[str] = set()
-    for name, what in ((o.schedule, "lr by"), (o.norm, "norm by"), (o.op, "optimizer")):
+    for name, what in ((o.schedule, "lr by"), (o.norm, "norm by")):
         if name is None:
             continue
         op = module.ops.get(name)
         if op is None:
             hint = did_you_mean(name, [x for x in module.ops if "." not in x], "op")
             raise TcError(f"`{what} {name}` names an unknown op", o.span, hint=hint)
-        groups = o.groups if what == "optimizer" else ()
-        _check_bound(o, op, groups, hyper, results, used)
+        if of_matrices(op):
+            raise TcError(f"`{what} {name}` names an op of matrices", op.span, hint="gradients are there as one vector")
+        _check_bound(o, op, (), hyper, results, used)
         results |= {r.name for r in op.outputs}
+    for name, span, text in ((o.op, o.span, "optimizer"), *((g.op, g.span, f"group {g.name} by") for g in o.groups)):
+        if name and trainer(name, module) is None:
+            hint = did_you_mean(name, [x for x in (*module.ops, *module.updates) if "." not in x], "op")
+            raise TcError(f"`{text} {name}` names an unknown op", span, hint=hint)
+    for name, groups in _trained(o).items():
+        found = trainer(name, module)
+        assert found is not None
+        if of_matrices(found):
+            check_signature(found)
+        _check_bound(o, found, groups, hyper, results, used)
+        _check_group_values(groups, found)
+        _check_kept(found)
     if o.schedule is not None and "lr" not in {r.name for r in module.ops[o.schedule].outputs}:
         raise TcError(f"`lr by {o.schedule}` gives no 'lr'", o.span, hint="name the op's output `lr: f32[]`")
     _check_hyper(o, used, module)
-    _check_group_values(o, module.ops[o.op])
-    _check_kept(module.ops[o.op])
+
+
+def _trained(o: Optimizer) -> dict[str, tuple[Group, ...]]:
+    """The names of the ops and updates that train groups, the optimizer's own first, each with its groups (none where
+    the optimizer has no groups)."""
+    own = tuple(g for g in o.groups if not g.op)
+    found = {o.op: own} if own or not o.groups else {}
+    for g in o.groups:
+        if g.op:
+            found[g.op] = (*found.get(g.op, ()), g)
+    return found
 
 
 def _check_hyper(o: Optimizer, used: set[str], module: Module) -> None:
     """Every hyperparameter is a number, and read by an op (`used`) from where no other value comes."""
-    scalars = sorted(p.name for n in (o.schedule, o.norm, o.op) if n for p in module.ops[n].params if not p.shape)
+    ops = (trainer(n, module) for n in (o.schedule, o.norm, *_trained(o)) if n)
+    scalars = sorted({p.name for op in ops if op is not None for p in op.params if not p.shape})
     given = {r.name: f"`{what} {n}` gives it" for n, what in ((o.schedule, "lr by"), (o.norm, "norm by")) if n
              for r in module.ops[n].outputs}  # fmt: skip
     for n, e in o.hyper:
@@ -225,17 +249,17 @@ def _check_kept(op: Op) -> None:
             raise TcError(f"'{p.name}' of the optimizer's op '{op.name}' is {others[p.name]}", p.span, hint=hint)
 
 
-def _check_group_values(o: Optimizer, op: Op) -> None:
-    """Every value of a group is a number, for a scalar operand of the optimizer's op."""
+def _check_group_values(groups: tuple[Group, ...], op: Op) -> None:
+    """Every value of a group is a number, for a scalar operand of the op that trains it."""
     own = {p.name for p in op.params if not p.shape}
-    for g in o.groups:
+    for g in groups:
         for n, e in g.values:
             if n in _COUNTED:
                 hint = "call the operand by another name"
                 raise TcError(f"group '{g.name}' sets '{n}', but {_COUNTED[n]}", g.span, hint=hint)
             if n not in own:
                 hint = did_you_mean(n, sorted(own), "scalar operand")
-                raise TcError(f"group '{g.name}' sets '{n}', which op '{o.op}' does not read", g.span, hint=hint)
+                raise TcError(f"group '{g.name}' sets '{n}', which op '{op.name}' does not read", g.span, hint=hint)
             check_number(e, frozenset(), f"the value of '{n}'")
 
 
@@ -248,11 +272,11 @@ def _check_bound(
             if not p.inout and p.name not in ("p", "g"):
                 hint = "tensors it can read are `p` (parameters), `g` (gradients) and its own inout state"
                 raise TcError(f"op '{op.name}' reads a tensor '{p.name}'", p.span, hint=hint)
-            if len(p.shape) > 1:
-                hint = f"declare it `{p.name}: {p.dtype}[N]`; there are no optimizers of whole matrices yet"
+            if len(p.shape) > 1 and not of_matrices(op):
+                hint = f"declare it `{p.name}: {p.dtype}[N]`, or `p` with the axes of a matrix: `inout p: f32[R, C]`"
                 raise TcError(
-                    f"'{p.name}' of op '{op.name}' has {len(p.shape)} axes: an optimizer's op has a group's parameters "
-                    "side by side as one vector", p.span, hint=hint,
+                    f"'{p.name}' of op '{op.name}' has {len(p.shape)} axes, but 'p' is a group's parameters side by "
+                    "side as one vector", p.span, hint=hint,
                 )  # fmt: skip
             continue
         in_groups = [g for g in groups if p.name in dict(g.values)]

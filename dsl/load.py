@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from tcomp.dsl.ast import Import, Model, Module, Schedule, Source
+from tcomp.dsl.ast import Import, Model, Module, Optimizer, Schedule, Source
 from tcomp.dsl.check import check
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.files import first_of, import_places, library as library, read, shown
@@ -25,13 +25,21 @@ def load(path: str | os.PathLike[str], precision: str | None = None) -> Module:
     path = Path(path)
     root = _parsed(read(path), shown(path))
     if precision == "":
-        precision = next((m.precision for m in root.items if isinstance(m, Model)), "f32")
+        precision = _own_precision(root, path.resolve())
     return _checked(_follow(root, path.resolve(), precision), precision)
 
 
 def load_text(text: str, name: str = "<text>") -> Module:
     """The checked module of a text; its imports are looked up in the current folder and in the library."""
     return check(_follow(parse(text, name), Path.cwd() / "<text>"))
+
+
+def _own_precision(root: Source, path: Path) -> str:
+    """The precision of the file's model, which may be one that it gives another optimizer."""
+    sources: Sequence[Source] = (root,)
+    if not any(isinstance(item, Model) for item in root.items) and any(isinstance(o, Optimizer) for o in root.items):
+        sources = _follow(root, path)
+    return next((m.precision for source in sources for m in source.items if isinstance(m, Model)), "f32")
 
 
 _parsed = lru_cache(maxsize=128)(parse)

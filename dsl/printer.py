@@ -112,7 +112,15 @@ def _operands(operands: Sequence[ast.Operand]) -> list[str]:
 
 def print_op(op: ast.Op) -> str:
     """The op with its doc comment, header and lines."""
-    start = f"backward {op.backward_of}(" if op.backward_of else f"op {op.name}("
+    lines = _header(op, f"backward {op.backward_of}" if op.backward_of else f"op {op.name}")
+    lines += [f"  index {n}: {print_expression(e)}" for n, e in op.ranges]
+    lines += [f"  {print_equation(q)}" for q in op.equations]
+    return "\n".join(lines) + "\n"
+
+
+def _header(op: ast.Op, what: str) -> list[str]:
+    """The comment, operands, results and requirements of an op or update."""
+    start = f"{what}("
     params = ", ".join(_operands(op.params)) + (f"; {', '.join(op.dims)}" if op.dims else "") + ")"
     outputs = f"-> {', '.join(_operands(op.outputs))}:" if op.outputs else ""
     lines = _comment(op.doc)
@@ -122,10 +130,7 @@ def print_op(op: ast.Op) -> str:
         lines.append(f"{start}{params} {outputs}")
     else:
         lines += [*_wrap(start, params), f"    {outputs}"]
-    lines += [f"  require {print_expression(e)}" for e in op.requires]
-    lines += [f"  index {n}: {print_expression(e)}" for n, e in op.ranges]
-    lines += [f"  {print_equation(q)}" for q in op.equations]
-    return "\n".join(lines) + "\n"
+    return lines + [f"  require {print_expression(e)}" for e in op.requires]
 
 
 def _comment(doc: str) -> list[str]:
@@ -236,7 +241,9 @@ def print_statement(s: ast.ModelStatement) -> list[str]:
     args = [print_tensor_ref(a) if isinstance(a, ast.TensorRef) else print_expression(a) for a in s.args]
     args += [f"{n} = {print_expression(e)}" for n, e in s.keywords]
     notes = f" [{', '.join(map(_call, s.annotations))}]" if s.annotations else ""
-    return [f"{', '.join(map(print_tensor_ref, s.results))} = {s.op}({', '.join(args)}){notes}"]
+    where = f" where {print_expression(s.where)}" if s.where is not None else ""
+    results = f"{', '.join(map(print_tensor_ref, s.results))} = " if s.results else ""
+    return [f"{results}{s.op}({', '.join(args)}){notes}{where}"]
 
 
 def print_model(m: ast.Model) -> str:
@@ -285,16 +292,26 @@ def _input(i: ast.InputDecl) -> str:
 
 
 def _optimizer(o: ast.Optimizer) -> list[str]:
-    lines = [f"  optimizer {o.op}:"]
+    lines = [f"  optimizer {o.op}{f' of {o.of}' * bool(o.of)}:"]
     if o.hyper:
         lines.append(f"    hyper {_assignments(o.hyper)}")
-    lines += [f"    group {g.name}: {_assignments(g.values)}" for g in o.groups]
+    for g in o.groups:
+        how = f" of {', '.join(g.params)}" * bool(g.params) + f" by {g.op}" * bool(g.op)
+        lines.append(f"    group {g.name}{how}: {_assignments(g.values)}")
     if o.schedule:
         lines.append(f"    lr by {o.schedule}")
     if o.norm:
         lines.append(f"    norm by {o.norm}")
     lines += [f"    under {precision} by {op}" for precision, op in o.variants]
+    lines += [f"    under {precision} {g.name} by {op}" for g in o.groups for precision, op in g.variants]
     return lines
+
+
+def print_update(u: ast.Update) -> str:
+    """An update with its doc comment, header and statements."""
+    lines = _header(u.signature, f"update {u.name}")
+    lines += [f"  {line}" for s in u.body for line in print_statement(s)]
+    return "\n".join(lines) + "\n"
 
 
 def print_item(item: ast.Item) -> str:
@@ -308,7 +325,11 @@ def print_item(item: ast.Item) -> str:
             return print_monoid(item)
         case ast.Schedule():
             return print_schedule(item)
+        case ast.Update():
+            return print_update(item)
         case ast.Model():
             return print_model(item)
+        case ast.Optimizer():
+            return "".join(f"{line[2:]}\n" for line in _optimizer(item))
         case ast.Import(path, precision):
             return f"import {path}" + (f" under {precision}" if precision else "") + "\n"

@@ -23,7 +23,9 @@ from tcomp.dsl.ast import (
     OpCall,
     Reduction,
     TensorRef,
+    Update,
     children,
+    names_in,
     rebuild,
 )
 
@@ -68,23 +70,34 @@ def resolve_model_arguments(model: Model) -> Model:
         numbers |= {n for n, _ in model.optimizer.hyper}
     numbers -= {p.name for p in model.params} | {i.name for i in model.inputs} | {x.name for x in model.states}
 
-    def argument(a: TensorRef | Expr, bound: frozenset[str]) -> TensorRef | Expr:
-        if isinstance(a, Name) and (a.id in bound or a.id not in numbers):
-            return TensorRef(a.id, (), None, a.span)
-        return a
-
-    def statement(s: ModelStatement, bound: frozenset[str]) -> ModelStatement:
-        if isinstance(s, ForLayers):
-            inner = bound - {s.index}
-            return replace(s, body=tuple(statement(b, inner | _results(s.body)) for b in s.body))
-        return replace(s, args=tuple(argument(a, bound) for a in s.args))
-
     everywhere = _results(model.forward)
     decode = model.decode
     if decode is not None:
-        changed = (replace(r, args=tuple(argument(a, everywhere) for a in r.args)) for r in decode.replacements)
+        changed = (
+            replace(r, args=tuple(_argument(a, everywhere, numbers) for a in r.args)) for r in decode.replacements
+        )
         decode = replace(decode, replacements=tuple(changed))
-    return replace(model, forward=tuple(statement(s, everywhere) for s in model.forward), decode=decode)
+    return replace(model, forward=tuple(_statement(s, everywhere, numbers) for s in model.forward), decode=decode)
+
+
+def resolve_update_arguments(update: Update) -> Update:
+    """The same of an update's calls: numbers are the dimensions of its operands."""
+    numbers = {n for o in update.signature.operands for e in o.shape for n in names_in(e)}
+    everywhere = _results(update.body)
+    return replace(update, body=tuple(_statement(s, everywhere, numbers) for s in update.body))
+
+
+def _argument(a: TensorRef | Expr, bound: frozenset[str], numbers: set[str]) -> TensorRef | Expr:
+    if isinstance(a, Name) and (a.id in bound or a.id not in numbers):
+        return TensorRef(a.id, (), None, a.span)
+    return a
+
+
+def _statement(s: ModelStatement, bound: frozenset[str], numbers: set[str]) -> ModelStatement:
+    if isinstance(s, ForLayers):
+        inner = bound - {s.index} | _results(s.body)
+        return replace(s, body=tuple(_statement(b, inner, numbers) for b in s.body))
+    return replace(s, args=tuple(_argument(a, bound, numbers) for a in s.args))
 
 
 def _results(body: tuple[ModelStatement, ...]) -> frozenset[str]:

@@ -18,7 +18,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import did_you_mean
 from tcomp.dsl.layout import LayoutError
 
-ITEMS = ("import", "op", "backward", "fn", "monoid", "schedule", "model")
+ITEMS = ("import", "op", "backward", "fn", "monoid", "schedule", "update", "model", "optimizer")
 DIRECTIVES = ("order", "fuse", "stage", "use", "cast", "combine", "tune", "where", "kernel", "inline", "for", "on")
 _OPERATORS = frozenset(("PLUS", "MINUS", "STAR", "SLASH", "DSLASH", "PERCENT", "POW", "COMPARE", "AND", "OR"))
 _STARTS = frozenset(("NAME", "INT", "REAL", "SIZE", "DOTTED", "LPAR", "MINUS", "NOT"))
@@ -134,7 +134,7 @@ def _missing_colon(s: _Slip) -> _Explanation:
     if "COLON" in s.expected and re.search(r"=\s*[A-Za-z_]\w*\s+[A-Za-z_]", s.before):
         return "a reduction needs ':' before its value", "write `sum k: value`, or `sum k where condition: value`"
     if s.kind == "_NEWLINE" and "COLON" in s.expected:
-        header = s.first_word in (*ITEMS, "config", "forward", "for", "on", "optimizer", "kernel", "group")
+        header = s.first_word in (*ITEMS, "config", "forward", "for", "on", "kernel", "group")
         if header:
             return "this line needs a ':' at its end", f"`{s.first_word} ...:` opens a block"
     return None
@@ -159,9 +159,8 @@ def _item(s: _Slip) -> _Explanation:
         hint = did_you_mean(str(s.token), ITEMS, "item")
         if s.kind == "_INDENT":
             return "an indented line that belongs to no block", "begin items at the left margin"
-        hint = (
-            hint if hint.startswith("did") else "a file is made of import, op, backward, fn, monoid, schedule and model"
-        )
+        if not hint.startswith("did"):
+            hint = f"a file is made of {', '.join(ITEMS[:-1])} and {ITEMS[-1]}"
         return f"'{s.token}' begins no item", hint
     return None
 

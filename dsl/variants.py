@@ -21,11 +21,13 @@ from tcomp.dsl.ast import (
     Call,
     Expr,
     ForLayers,
+    Group,
     Model,
     ModelStatement,
     Module,
     Name,
     OpCall,
+    Optimizer,
     TensorRef,
 )
 from tcomp.dsl.errors import TcError
@@ -41,22 +43,38 @@ def mentioned(model: Model) -> tuple[str, ...]:
     names = [a.function for c in _calls(model.forward) for a in c.annotations if a.function in RECIPES]
     names += [x.precision for x in model.states if x.precision in RECIPES]
     if model.optimizer is not None:
-        names += [p for p, _ in model.optimizer.variants]
+        names += [p for p, _ in all_variants(model.optimizer)]
     return tuple(dict.fromkeys(names))
+
+
+def all_variants(o: Optimizer) -> tuple[tuple[str, str], ...]:
+    """The precisions that an optimizer speaks of, each with the op that it names for it."""
+    return o.variants + tuple(v for g in o.groups for v in g.variants)
 
 
 def under(model: Model, precision: str, module: Module) -> Model:
     """The model as it is under a precision: no variants are left in it. TcError for a variant that names no op."""
     optimizer = model.optimizer
-    if optimizer is not None and optimizer.variants:
-        op = dict(optimizer.variants).get(precision, optimizer.op)
-        if op not in module.ops:
-            hint = did_you_mean(op, [o for o in module.ops if "." not in o], "op")
-            raise TcError(f"`under {precision} by {op}` names an unknown op", optimizer.span, hint=hint)
-        optimizer = replace(optimizer, op=op, variants=())
+    if optimizer is not None:
+        groups = tuple(
+            replace(g, op=_trainer(g.op, g, precision, module), variants=()) if g.variants else g
+            for g in optimizer.groups
+        )
+        if optimizer.variants:
+            optimizer = replace(optimizer, op=_trainer(optimizer.op, optimizer, precision, module), variants=())
+        optimizer = replace(optimizer, groups=groups)
     body = tuple(_statement(s, precision, module) for s in model.forward)
     states = tuple(replace(x, precision="") for x in model.states if x.precision in ("", precision))
     return replace(model, forward=body, optimizer=optimizer, states=states)
+
+
+def _trainer(op: str, of: Optimizer | Group, precision: str, module: Module) -> str:
+    """The op or update that trains under a precision. TcError where there is none of its name."""
+    op = dict(of.variants).get(precision, op)
+    if op and op not in module.ops and op not in module.updates:
+        hint = did_you_mean(op, [o for o in (*module.ops, *module.updates) if "." not in o], "op")
+        raise TcError(f"`under {precision} by {op}` names an unknown op", of.span, hint=hint)
+    return op
 
 
 def _statement(s: ModelStatement, precision: str, module: Module) -> ModelStatement:

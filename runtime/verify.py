@@ -22,7 +22,7 @@ from tcomp.dsl.infer import dimensions
 from tcomp.dsl.storage import bound
 from tcomp.model.flat import own_regions
 from tcomp.model.graph import Node, Tensor, View
-from tcomp.model.programs import build_programs
+from tcomp.model.programs import Programs, build_programs
 from tcomp.model.single import single_op_step
 from tcomp.model.step import Step
 from tcomp.model.unroll import build_graph
@@ -174,16 +174,18 @@ def verify_step(
         yield Comparison("every gradient is zero", step.dims, math.inf)
     if programs.update is None:
         return
-    flats, layout = programs.update.flats, programs.layout
-    places: dict[str, dict[Tensor, int]] = {}
-    for name, tensors in programs.regions.items():
-        start, _ = layout.span(tensors)
-        places[name] = {t: layout.offsets[q.name] - start for q, t in tensors.items()}
-        memory.join(flats[name], places[name])
+    for gradient, extents in _matrices(programs):
+        even = _even(floats(executor, gradient.name).reshape(-1, *extents))
+        executor.write(gradient.name, even.reshape(gradient.shape))
+        memory.values[gradient] = floats(executor, gradient.name).astype(np.float64).reshape(-1)
+    flats = programs.update.flats
+    for name, r in programs.regions.items():
+        memory.join(flats[name], {t: r.offsets[q.name] for q, t in r.parts.items()})
     executor.run("update")
     memory.run(programs.update.nodes, module)
-    own = (n for n in own_regions(graph, programs.masters) if n != "w")
-    for flat, t, at in ((flats[n], t, at) for n in own for t, at in places[n].items()):
+    own = [n for n in own_regions(graph, programs.masters) if n != "w" and n in programs.regions]
+    owned = ((flats[n], programs.regions[n]) for n in own)
+    for flat, t, at in ((flat, t, r.offsets[q.name]) for flat, r in owned for q, t in r.parts.items()):
         before = memory.start[t.name].astype(np.float64)
         after = memory.read(View(flat, at, t.shape))
         yield Comparison(f"{t.name}'s change", step.dims, distance(floats(executor, t.name) - before, after - before))
@@ -194,6 +196,24 @@ def verify_step(
         rounded = held(floats(executor, t.name), parameter.dtype)
         what = f"{parameter.name}, rounded from its master copy"
         yield Comparison(what, step.dims, distance(floats(executor, parameter.name), rounded))
+
+
+def _matrices(programs: Programs) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """The gradients that the update reads matrix by matrix, with the matrices' shapes."""
+    assert programs.update is not None
+    gradients, flat = programs.regions["g"], programs.update.flats["g"]
+    read = [v for n in programs.update.nodes for v in n.operands.values() if v.tensor is flat]
+    shapes = {v.offset: v.shape for v in read if len(v.shape) > 1}
+    for parameter, t in gradients.parts.items():
+        if gradients.offsets[parameter.name] in shapes:
+            yield t, shapes[gradients.offsets[parameter.name]]
+
+
+def _even(gradients: Array) -> Array:
+    """Matrices [n, R, ...] with the directions of these, and singular values between 1/2 and 1: iterations such as
+    Muon's make of a small one's rounding to 16 bits hundreds of times as much."""
+    u, s, v = np.linalg.svd(gradients.reshape(*gradients.shape[:2], -1).astype(np.float64), full_matrices=False)
+    return np.asarray(((u * np.linspace(1.0, 0.5, s.shape[-1])) @ v).reshape(gradients.shape).astype(np.float32))
 
 
 class _Memory:

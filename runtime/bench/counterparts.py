@@ -13,8 +13,9 @@ COUNTERPARTS = {
 """Model name in the .tc text -> class (a `torch_base.Counterpart`) with the same parameters and mathematics."""
 
 
-def check_counterpart(model: str) -> None:
-    """UserError when PyTorch is missing or has no model to hold against `model`."""
+def check_counterpart(model: str, otherwise: str = "") -> None:
+    """UserError when PyTorch is missing or has no model to hold against `model`; `otherwise` says what of it is not
+    trained by the optimizer's own op."""
     if importlib.util.find_spec("torch") is None:
         raise UserError(
             "tcomp bench compares with PyTorch, which is not installed",
@@ -24,4 +25,9 @@ def check_counterpart(model: str) -> None:
         raise UserError(
             f"there is no PyTorch counterpart of model '{model}'",
             f"there is one of: {', '.join(COUNTERPARTS)}; give --against none to measure tcomp alone",
+        )
+    if otherwise:
+        raise UserError(
+            f"the PyTorch counterparts train by AdamW alone, this model {otherwise}",
+            "give --against none to measure tcomp alone",
         )

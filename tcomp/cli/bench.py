@@ -124,7 +124,9 @@ def bench(step: MeasuredStep, where: DeviceOptions, own: BenchOptions) -> None:
     others, request = own.others, step.request()
     module = common.load_module(request.model)
     if any(name in PROGRAMS for name in others):
-        check_counterpart(common.only_model(module, request.model).name)
+        model = common.only_model(module, request.model)
+        groups = model.optimizer.groups if model.optimizer is not None else ()
+        check_counterpart(model.name, next((f"group '{g.name}' by {g.op}" for g in groups if g.op), ""))
     with _status("building"):
         built = common.build_step(request, where.open(), module=module)
     check_trainable(built.step)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tcomp.errors import UserError
+from tcomp.model.flat import Region
 from tcomp.model.gradient_room import Piece, ranges
 from tcomp.model.graph import Graph, Tensor
 from tcomp.model.lowering import PlannedLaunch
@@ -38,9 +39,9 @@ class Arena:
     def __post_init__(self) -> None:
         p, graph = self.programs, self.programs.graph
         regions = dict(p.regions)
-        gradients = regions.pop("g", {})
-        for name, tensors in regions.items():
-            self.flat(name, tensors)
+        gradients = regions.pop("g", None)
+        for name, region in regions.items():
+            self.flat(name, region)
         frozen = (q.tensor for q in graph.parameters if q.decl.frozen)
         for t in (*frozen, *graph.states, *p.news.values(), *graph.inputs.values()):
             self.add(t, t.name)
@@ -59,12 +60,12 @@ class Arena:
         if p.update is not None:
             for n, t in p.update.results.items():
                 self.result(t, n, t.shape)
-        if gradients:
+        if gradients is not None:
             self.flat("g", gradients)
 
-    def flat(self, name: str, tensors: Mapping[Tensor, Tensor]) -> None:
-        """Place a flat vector that the update calls `name`: parameter -> its part."""
-        p = self.programs
+    def flat(self, name: str, region: Region) -> None:
+        """Place a flat vector that the update calls `name`."""
+        p, tensors = self.programs, region.parts
         if p.update is not None:
             flat = p.update.flats[name]
             self.address[flat] = self.bytes
@@ -75,14 +76,13 @@ class Arena:
                 self.raw_bytes += flat.bytes
                 self.bytes += aligned(flat.bytes)
                 return
-        start, elements = p.layout.span(tensors)
         itemsize = 0
         for parameter, t in tensors.items():
             itemsize = t.dtype.bytes
             self.name(t, t.name)
-            self.address[t] = self.bytes + (p.layout.offsets[parameter.name] - start) * itemsize
+            self.address[t] = self.bytes + region.offsets[parameter.name] * itemsize
             self.raw_bytes += t.bytes
-        self.bytes += aligned(elements * itemsize)
+        self.bytes += aligned(region.elements * itemsize)
 
     def join(self, graph: Graph, prefix: str) -> None:
         """Place what outlives another program of the same model: tensors of the same name and shape are the same,

@@ -20,7 +20,7 @@ def division(draft: Draft, sharing: Sharing) -> Division | None:
         return None
     vectors: dict[str, FlatVector] = {}
     parts: dict[str, Part] = {}
-    for name, tensors in ((n, ts) for n, ts in p.regions.items() if ts):
+    for name, tensors in ((n, r.parts) for n, r in p.regions.items()):
         flat, (start, elements) = update.flats[name], p.layout.span(tensors)
         vectors[name] = FlatVector(address[flat], flat.dtype, start, start + elements, flat in update.sharded)
         if flat in update.sharded:

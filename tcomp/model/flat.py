@@ -69,6 +69,36 @@ class FlatLayout:
         return (groups[0].start, groups[-1].start + groups[-1].elements - groups[0].start) if groups else (0, 0)
 
 
+@dataclass(frozen=True)
+class Region:
+    """A flat vector as the update knows it: `parts` are the tensors in it by their parameters, `offsets` where these
+    begin, by the parameters' names, `starts` where groups do, by their labels, and `elements` its length, all in
+    elements."""
+
+    parts: dict[Tensor, Tensor]
+    offsets: dict[str, int]
+    starts: dict[str, int]
+    elements: int
+
+
+def region(layout: FlatLayout, parts: dict[Tensor, Tensor]) -> Region:
+    """The flat vector of the parts, in the layout's order; a group that has one has one for all its parameters. Parts
+    in the parameters' shapes lie as these do."""
+    offsets: dict[str, int] = {}
+    starts: dict[str, int] = {}
+    at = 0
+    for group in layout.groups:
+        members = [p.tensor for p in group.parameters if p.tensor in parts]
+        start = at
+        for t in members:
+            starts.setdefault(group.label, at)
+            offsets[t.name] = at
+            at += -(-parts[t].elements // layout.unit) * layout.unit
+        if members and all(parts[t].shape == t.shape for t in members):
+            at = start + group.elements
+    return Region(parts, offsets, starts, at)
+
+
 def flat_layout(graph: Graph, module: Module, ranks: int = 1) -> FlatLayout:
     """The layout of a model's trained parameters, for so many processes. TcError when what is kept of them is not of
     one type."""

@@ -1,4 +1,4 @@
-"""The update program: learning rate, gradient norm, then the optimizer's op once per parameter group.
+"""The update program: learning rate, gradient norm, then the op of each parameter group.
 
 Operands are bound by name. `p`, `g` and the op's other inout operands (its state: m, v) are flat vectors over
 a parameter group (over all parameters for the norm). So is the result `w`, the parameters as the model reads them,
@@ -6,6 +6,8 @@ where `p` are f32 master copies of them; for parameters without such (f32 ones a
 `w`. The op's `real` is what the group's parameters are stored in; it runs once for each such type. `step` is the step
 counter; other scalars are the group's values, then results of the learning-rate and norm ops, then the optimizer's
 hyperparameters.
+What trains matrices is run for each of a group's (`matrices.py`), before all that takes vectors: an executor may leave
+the last launches of the update to the next step, if they are of vectors.
 
 Where several processes share a step, each sums the norm's parts over its share of the gradients, and the update has the
 rest of that op, which reads the sums of all. Under ZeRO-1 it also updates its share only.
@@ -13,16 +15,20 @@ rest of that op, which reads the sums of all. Under ZeRO-1 it also updates its s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
 
 from tcomp.dsl.ast import DType, Expr, Module, Op, Operand, Optimizer
 from tcomp.dsl.dims import bind, evaluate_dim
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.recipes import kept
 from tcomp.dsl.storage import STORAGE, bound
+from tcomp.dsl.updates import as_update, group_op, of_matrices, trainer
 from tcomp.grad.accumulate import restricted
-from tcomp.model.flat import FlatGroup, FlatLayout
+from tcomp.model.flat import FlatGroup, FlatLayout, Region
 from tcomp.model.graph import Graph, Node, Tensor, View
+from tcomp.model.matrices import Matrices, MatrixCalls, state_shape
 from tcomp.model.request import Sharing
 from tcomp.model.sharing import elementwise, in_parts
 
@@ -51,12 +57,12 @@ def build_update(
     graph: Graph,
     module: Module,
     layout: FlatLayout,
-    regions: Mapping[str, Mapping[Tensor, Tensor]],
+    regions: Mapping[str, Region],
     step: Tensor,
     news: Mapping[Tensor, Tensor],
     sharing: Sharing = Sharing(),
 ) -> Update:
-    """The update program of a model with an optimizer. `regions` are the flat vectors as their parts; `step` is the
+    """The update program of a model with an optimizer. `regions` are the flat vectors by name; `step` is the
     tensor of the step counter; `news` has what the backward pass says of each state of the model."""
     optimizer = graph.model.optimizer
     assert optimizer is not None
@@ -66,9 +72,28 @@ def build_update(
     return builder.build()
 
 
-def state_names(op: Op) -> tuple[str, ...]:
-    """The optimizer state of an update op: its inout operands other than the parameters."""
-    return tuple(o.name for o in op.params if o.inout and o.name != "p")
+def state_parts(graph: Graph, module: Module, layout: FlatLayout) -> dict[str, dict[Tensor, Tensor]]:
+    """The optimizer's state by name, each as parameter -> tensor: inout operands of the ops that train groups, other
+    than the parameters, each for the parameters of these groups."""
+    optimizer = graph.model.optimizer
+    assert optimizer is not None
+    parts: dict[str, dict[Tensor, Tensor]] = {}
+    for group in layout.groups:
+        op = trainer(_trained_by(optimizer, group.name), module)
+        if op is None:
+            continue  # (build_update says so)
+        for o in (o for o in op.params if o.inout and o.name != "p" and o.shape):
+            for p in group.parameters:
+                shape = state_shape(o, op, Matrices(p, graph, module)) if of_matrices(op) else p.tensor.shape
+                name = f"state.{o.name}.{p.tensor.name}"
+                part = Tensor(name, kept(p.tensor.dtype), shape, "state", p.tensor.name)
+                parts.setdefault(o.name, {})[p.tensor] = part
+    return parts
+
+
+def _trained_by(optimizer: Optimizer, group: str) -> str:
+    """The name of what trains a group."""
+    return next((group_op(optimizer, g) for g in optimizer.groups if g.name == group), optimizer.op)
 
 
 class _Builder:
@@ -77,24 +102,21 @@ class _Builder:
         graph: Graph,
         module: Module,
         layout: FlatLayout,
-        regions: Mapping[str, Mapping[Tensor, Tensor]],
+        regions: Mapping[str, Region],
         step: Tensor,
         optimizer: Optimizer,
         sharing: Sharing,
     ) -> None:
         self.graph, self.module, self.layout, self.step, self.optimizer = graph, module, layout, step, optimizer
-        self.sharing = sharing
-        self.spans = {n: layout.span(parts) for n, parts in regions.items()}
+        self.sharing, self.regions = sharing, regions
         read = {"g", "w"} if "w" in regions else {"g", "p"}
         shares = {n: sharing.ranks if sharing.zero and n not in read else 1 for n in regions}
         self.flats = {
             n: Tensor(
-                f"flat.{n}", next(iter(parts.values())).dtype, (self.spans[n][1] // shares[n],), "parameter",
-                optimizer.op,
+                f"flat.{n}", next(iter(r.parts.values())).dtype, (r.elements // shares[n],), "parameter", optimizer.op
             )
-            for n, parts in regions.items()
-            if parts
-        }  # fmt: skip
+            for n, r in regions.items()
+        }
         self.sharded = frozenset(t for n, t in self.flats.items() if shares[n] > 1)
         self.sums: list[Node] = []
         self.totals: dict[str, Tensor] = {}
@@ -108,23 +130,24 @@ class _Builder:
 
     def build(self) -> Update:
         o = self.optimizer
-        update = self.op(o.op)
+        trained = [(g, self.trainer(_trained_by(o, g.name))) for g in self.layout.groups]
+        if self.sharing.ranks > 1:
+            self.check_alike(trained)
         if self.sharing.zero:
-            self.check_zero(update)
+            self.check_zero(self.op(o.op))
         if o.schedule is not None:
             self.node(self.op(o.schedule), {}, None, o.schedule)
         if o.norm is not None:
             self.norm(self.op(o.norm))
-        given = {g.name: g for g in o.groups}
-        for group in self.layout.groups:
-            values = dict(given[group.name].values) if group.name in given else {}
-            named = {n: (f"hyper.{group.name}.{n}", e) for n, e in values.items()}
-            self.first = Tensor(f"first.{group.label}".replace(" ", "."), DType.I32, (), "scalar", "optimizer")
-            self.node(
-                self.copying(update, group), named, group, f"{o.op} {group.label}".strip(), share=self.sharing.zero > 0
-            )
-            if self.nodes[-1].operands.get("first") is not None:
-                self.scalars[self.first] = group.first & 0x7FFFFFFF
+        for group, op in trained:
+            if of_matrices(op):
+                self.matrices(group, op)
+        for group, op in trained:
+            if not of_matrices(op):
+                self.begin(f"first.{group.label}".replace(" ", "."), group.first)
+                label = f"{op.name} {group.label}".strip()
+                self.node(self.copying(op, group), self.values(group), group, label, share=self.sharing.zero > 0)
+                self.end()
         return Update(
             tuple(self.nodes), self.flats, self.results, self.hyper, self.scalars, tuple(self.sums), self.totals,
             self.sharded,
@@ -155,6 +178,61 @@ class _Builder:
             self.scalars[self.totals[n]] = 0.0
         self.rest = split.rest.name
         self.node(split.rest, {}, None, op.name)
+
+    def check_alike(self, trained: Sequence[tuple[FlatGroup, Op]]) -> None:
+        """TcError where processes share a step of which not every group is trained by the optimizer's op of vectors."""
+        for group, op in trained:
+            if op.name != self.optimizer.op or of_matrices(op):
+                raise self.error(
+                    f"group '{group.name}' is trained by '{op.name}': several processes can share only a step whose "
+                    "groups are all trained by the optimizer's own op, on vectors",
+                    "train it in one process",
+                )
+
+    def matrices(self, group: FlatGroup, op: Op) -> None:
+        """The op or update on each matrix of the group."""
+        update = self.module.updates.get(op.name) or as_update(op)
+        stored = self.stored(group)
+        op = bound(self.copying(op, group), stored)
+        keys: dict[str, str] = {}
+        for o in (o for o in op.operands if o.shape):
+            key = self.key(o.name, group)
+            assert key is not None, o.name
+            self.same_type(op, o, self.flats[key], group)
+            keys[o.name] = key
+        calls = MatrixCalls(update, self.graph, self.module, stored)
+        for p in group.parameters:
+            found = Matrices(p, self.graph, self.module)
+            dims = found.dims(op)
+            for number in range(found.count(op)):
+                name = found.name(op, number)
+                views = {n: found.part(self.flats[k], self.regions[k], op, number) for n, k in keys.items()}
+                self.begin(f"first.{name}", self.layout.offsets[p.tensor.name] + number * prod(found.shape(op)))
+                views |= {o.name: self.scalar(op, o, self.values(group)) for o in op.params if not o.shape}
+                self.nodes += calls.of(op, dims, views, name)
+                self.end()
+        self.scalars |= calls.scalars
+
+    def begin(self, name: str, element: int) -> None:
+        """What follows is of parameters that begin at this element."""
+        self.first = Tensor(name, DType.I32, (), "scalar", "optimizer")
+        self.scalars[self.first] = element & 0x7FFFFFFF
+
+    def end(self) -> None:
+        """Forget the place where nothing that was made since reads it."""
+        first, self.first = self.first, None
+        assert first is not None
+        if not any(v.tensor is first for n in self.nodes for v in n.operands.values()):
+            del self.scalars[first]
+
+    def values(self, group: FlatGroup) -> dict[str, tuple[str, Expr]]:
+        """The group's values, by the names of scalars: the slot of each, and the value."""
+        own = next((g.values for g in self.optimizer.groups if g.name == group.name), ())
+        return {n: (f"hyper.{group.name}.{n}", e) for n, e in own}
+
+    def stored(self, group: FlatGroup | None) -> DType:
+        """What `real` is for a group's op."""
+        return group.dtype if group is not None and group.dtype in STORAGE else self.graph.recipe.storage
 
     def check_zero(self, update: Op) -> None:
         """TcError for an optimizer that needs more of its vectors than a process has under ZeRO-1."""
@@ -187,10 +265,15 @@ class _Builder:
             raise self.error(f"there is no op '{name}'", "declare it, or import the file that does")
         return self.module.ops[name]
 
+    def trainer(self, name: str) -> Op:
+        """The op of that name, or the operands and results of the update."""
+        return self.module.updates[name].signature if name in self.module.updates else self.op(name)
+
     def copying(self, update: Op, group: FlatGroup) -> Op:
-        """The op with its result `w` where the recipe keeps master copies of the group, else without."""
+        """The op with its result `w` where the recipe keeps master copies of the group, else without (of what trains
+        matrices, whose calls are yet to come, only the result is left out)."""
         copies = any(r.name == "w" for r in update.outputs)
-        masters = self.vector("w", group) is not None
+        masters = self.key("w", group) is not None
         if masters and not copies:
             raise self.error(
                 f"precision {self.graph.recipe.name} keeps f32 master copies of the parameters, but op '{update.name}' "
@@ -199,6 +282,8 @@ class _Builder:
             )
         if masters or not copies:
             return update
+        if of_matrices(update):
+            return replace(update, outputs=())
         return restricted(
             update, frozenset({o.name for o in update.operands if o.inout or o in update.outputs} - {"w"})
         )
@@ -206,12 +291,21 @@ class _Builder:
     def vector(self, name: str, group: FlatGroup | None, share: bool = False) -> View | None:
         """A group's part of a flat vector (the first process's `share` of it), or (None) all of one over all
         parameters. None where there is no such."""
-        start, elements = (group.start, group.elements) if group is not None else (0, self.layout.elements)
+        key = self.key(name, group)
+        if key is None:
+            return None
+        flat, ranks = self.flats[key], self.sharing.ranks if share else 1
+        start, elements = (0, self.layout.elements)
+        if group is not None:
+            start, elements = self.regions[key].starts[group.label], group.elements
+        return View(flat, start // (ranks if flat in self.sharded else 1), (elements // ranks,))
+
+    def key(self, name: str, group: FlatGroup | None) -> str | None:
+        """The name of the flat vector that has a group's part, or (None) all parameters'; None where there is none."""
+        wanted = self.layout.groups if group is None else (group,)
         for key in (name, f"{name} {group.dtype}") if group is not None else (name,):
-            begin, length = self.spans[key] if key in self.flats else (0, -1)
-            if begin <= start and start + elements <= begin + length:
-                flat, ranks = self.flats[key], self.sharing.ranks if share else 1
-                return View(flat, (start - begin) // (ranks if flat in self.sharded else 1), (elements // ranks,))
+            if key in self.regions and all(g.label in self.regions[key].starts for g in wanted):
+                return key
         return None
 
     def node(
@@ -220,8 +314,7 @@ class _Builder:
     ) -> None:  # fmt: skip
         """Add the node of an op over a group's vectors (a `share` of them); its results are `named`, or have their own
         names."""
-        stored = group.dtype if group is not None and group.dtype in STORAGE else self.graph.recipe.storage
-        op = bound(op, stored)
+        op = bound(op, self.stored(group))
         operands: dict[str, View] = {}
         for p in op.params:
             if p.shape:
@@ -247,16 +340,20 @@ class _Builder:
             self.results[result.name] = result
             operands[r.name] = result.whole()
         for o in op.operands:
-            given = operands[o.name].tensor.dtype
-            if o.dtype is not given:
-                name = self.graph.recipe.name
-                where = f" for {group.name} in {given}" if group is not None and group.split else ""
-                raise self.error(
-                    f"'{o.name}' of '{op.name}' is {o.dtype}, by precision {name} it is {given}{where}",
-                    f"`under {name} by OP` names another op for it; `real` is what a group's parameters are in",
-                )
+            self.same_type(op, o, operands[o.name].tensor, group)
         dims = bind(op, {n: v.shape for n, v in operands.items()}, {})
         self.nodes.append(Node(op, dims, operands, label, self.optimizer.span))
+
+    def same_type(self, op: Op, o: Operand, tensor: Tensor, group: FlatGroup | None) -> None:
+        given = tensor.dtype
+        if o.dtype is not given:
+            name = self.graph.recipe.name
+            where = f" for {group.name} in {given}" if group is not None and group.split else ""
+            raise self.error(
+                f"'{o.name}' of '{op.name}' is {o.dtype}, by precision {name} it is {given}{where}",
+                f"`under {name} by OP` names another op for it, `under {name} GROUP by OP` for one group; `real` is "
+                "what a group's parameters are in",
+            )
 
     def scalar(self, op: Op, p: Operand, group: dict[str, tuple[str, Expr]]) -> View:
         hyper = dict(self.optimizer.hyper)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tcomp.dsl.ast import DType, Module
 from tcomp.model.ahead import ahead
 from tcomp.model.at_once import at_once
 from tcomp.model.autodiff import Variants, differentiate
 from tcomp.model.early import EarlyEquations
-from tcomp.model.flat import FlatLayout, flat_layout, like_parameters, master_copies, own_regions
+from tcomp.model.flat import (
+    FlatLayout,
+    Region,
+    flat_layout,
+    like_parameters,
+    master_copies,
+    own_regions,
+    region,
+)
 from tcomp.model.graph import Graph, Node, Tensor
-from tcomp.model.optimizer import Update, build_update, state_names
+from tcomp.model.optimizer import Update, build_update, state_parts
 from tcomp.model.quantised import quantised
 from tcomp.model.quantised_gradient import quantised_gradients
 from tcomp.model.request import Sharing
@@ -22,13 +30,14 @@ from tcomp.model.request import Sharing
 class Programs:
     """The nodes of a model's programs and the tensors that outlive them, before anything is lowered. `forward` and
     `backward` are of a first micro-batch, the others of later ones; `ahead` are backward nodes in either `forward`,
-    which a forward pass alone leaves out."""
+    which a forward pass alone leaves out. `regions` are the flat vectors by the names that the optimizer's op has for
+    them (`own_regions`)."""
 
     graph: Graph
     layout: FlatLayout
     gradients: dict[Tensor, Tensor]
     masters: dict[Tensor, Tensor]
-    states: dict[str, dict[Tensor, Tensor]]
+    regions: dict[str, Region]
     news: dict[Tensor, Tensor]
     step: Tensor
     seed: Tensor
@@ -38,15 +47,6 @@ class Programs:
     backward_next: tuple[Node, ...]
     update: Update | None
     ahead: frozenset[Node] = frozenset()
-
-    @property
-    def regions(self) -> dict[str, dict[Tensor, Tensor]]:
-        """The flat vectors by the names that the optimizer's op has for them (`own_regions`), each as its parts:
-        parameter -> tensor."""
-        regions = own_regions(self.graph, self.masters)
-        if self.gradients:
-            regions["g"] = self.gradients
-        return regions | self.states
 
 
 def build_programs(
@@ -68,7 +68,8 @@ def build_programs(
     seed = Tensor("loss_gradient", graph.loss.tensor.dtype if graph.loss else DType.F32, (), "scalar", "executor")
     optimizer = graph.model.optimizer
     if not training:
-        return Programs(graph, layout, {}, {}, {}, {}, step, seed, graph.nodes, (), (), (), None)
+        regions = _regions(layout, own_regions(graph, {}))
+        return Programs(graph, layout, {}, {}, regions, {}, step, seed, graph.nodes, (), (), (), None)
     variants = variants or Variants(module)
     early = EarlyEquations(module, tuple(targets))
     gradients = like_parameters(graph, "grad", "gradient")
@@ -90,9 +91,16 @@ def build_programs(
     given = {v.tensor for node in (*forward, *backward) for v in node.operands.values()}
     news = {state: new for state, new in news.items() if new in given}  # who gives none, keeps its value
     moved |= moved_next
+    masters = master_copies(graph) if optimizer is not None else {}
+    parts = own_regions(graph, masters) | {"g": gradients}
     if optimizer is None:
-        return Programs(graph, layout, gradients, {}, {}, news, step, seed, *nodes, None, moved)
-    masters = master_copies(graph)
-    states = {n: like_parameters(graph, f"state.{n}", "state") for n in state_names(module.ops[optimizer.op])}
-    done = Programs(graph, layout, gradients, masters, states, news, step, seed, *nodes, None, moved)
-    return replace(done, update=build_update(graph, module, layout, done.regions, step, news, sharing))
+        regions = _regions(layout, parts)
+        return Programs(graph, layout, gradients, {}, regions, news, step, seed, *nodes, None, moved)
+    regions = _regions(layout, parts | state_parts(graph, module, layout))
+    update = build_update(graph, module, layout, regions, step, news, sharing)
+    return Programs(graph, layout, gradients, masters, regions, news, step, seed, *nodes, update, moved)
+
+
+def _regions(layout: FlatLayout, parts: Mapping[str, dict[Tensor, Tensor]]) -> dict[str, Region]:
+    """The flat vectors of these parts, where there are any."""
+    return {name: region(layout, tensors) for name, tensors in parts.items() if tensors}

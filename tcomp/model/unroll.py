@@ -78,7 +78,7 @@ def build_graph(
             f"model '{model.name}' says nothing about precision {recipe.name}",
             f"annotate the calls that it changes: y = linear(x, w, b) [{recipe.name}(OP)]",
         )
-    return _Builder(module, under(model, recipe.name, module), config, dims, recipe).build()
+    return Unrolling(module, under(model, recipe.name, module), config, dims, recipe).build()
 
 
 def recipe_of(model: Model, precision: str | None = None) -> Recipe:
@@ -89,8 +89,11 @@ def recipe_of(model: Model, precision: str | None = None) -> Recipe:
     return RECIPES[name]
 
 
-class _Builder:
-    """The state of one walk over a model's text."""
+class Unrolling:
+    """The state of one walk over the statements of a model, or an update (matrices.py)."""
+
+    made = "activation"
+    """the kind of what calls give"""
 
     def __init__(self, module: Module, model: Model, config: str, dims: dict[str, Number], recipe: Recipe) -> None:
         self.module, self.model, self.config, self.dims, self.recipe = module, model, config, dims, recipe
@@ -191,7 +194,7 @@ class _Builder:
         operands: dict[str, View] = {}
         for p in op.params:
             operands[p.name] = self.operand(given[p.name], p.dtype, p.shape == (), index, c)
-        if any(p.inout and operands[p.name].tensor.kind != "cache" for p in op.params):
+        if any(p.inout and not self.may_change(operands[p.name].tensor) for p in op.params):
             raise self.error(
                 f"op '{op.name}' changes its operands, so a forward pass cannot call it",
                 c.span,
@@ -212,7 +215,7 @@ class _Builder:
         for o, r in zip(op.outputs, c.results, strict=True):
             dropped = r.name == "_"
             name = prefix + (f"{op.name}.{o.name}" if dropped else r.name)
-            tensor = Tensor(self.unique(name), o.dtype, shapes[o.name], "activation", f"{prefix}{op.name}")
+            tensor = Tensor(self.unique(name), o.dtype, shapes[o.name], self.made, f"{prefix}{op.name}")
             operands[o.name] = tensor.whole()
             if not dropped:
                 self.environment[r.name] = self.reshaped(tensor.whole(), r, index)
@@ -228,6 +231,10 @@ class _Builder:
         node = Node(op, dims, operands, label, c.span, recompute, real, max(asked, default=1), both, early)
         first, gradient = map(quantised.get, QUANTISED)
         self.nodes.append(replace(node, quantised=first, quantised_gradient=gradient))
+
+    def may_change(self, tensor: Tensor) -> bool:
+        """May a call write the tensor?"""
+        return tensor.kind == "cache"
 
     def extend_cache(self, part: View, operand: str, c: OpCall) -> None:
         """Note that a call writes a part of a cache. TcError where another call writes there as well: what one wrote

@@ -102,6 +102,11 @@ def test_bad_flags_are_refused_before_anything_runs(arguments: str, words: tuple
     refused(tcomp("bench", "gpt2", *SMALL, *arguments.split()), *words)
 
 
+def test_a_group_that_is_trained_otherwise_is_told(tcomp: Tcomp) -> None:
+    result = tcomp("bench", "gpt2_muon", *SMALL)
+    refused(result, "train by AdamW alone, this model group 'matrices' by muon", "--against none")
+
+
 def test_a_model_without_a_counterpart_is_told(tcomp: Tcomp, tmp_path: Path) -> None:
     text = (Path(__file__).resolve().parents[2] / "models" / "gpt2.tc").read_text()
     (tmp_path / "mine.tc").write_text(text.replace("model gpt2(", "model other("))

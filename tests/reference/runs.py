@@ -45,10 +45,11 @@ def built(
 ) -> Iterator[tuple[Step, CpuExecutor]]:  # fmt: skip
     """models/MODEL.tc built for these sizes, its kernels loaded and its team of threads waiting."""
     machine = detect()
+    module = load(MODELS / f"{model}.tc")
     step = build_step(
-        load(MODELS / f"{model}.tc"),
+        module,
         StepRequest(
-            model,
+            next(iter(module.models)),
             "tiny",
             {"B": B, "T": T},
             dims=dims,
@@ -77,8 +78,8 @@ def train(
         executor.write(name, value)
     for name in step.hyper:
         group, _, last = name.removeprefix("hyper.").rpartition(".")
-        value = hyper.weight_decay[group] if group else getattr(hyper, last)
-        executor.array(name)[...] = value
+        if not group or last == "weight_decay":
+            executor.array(name)[...] = hyper.weight_decay[group] if group else getattr(hyper, last)
     run = Run([], [], [], [], {})
     for number in range(len(batches) // accumulation):
         loss = 0.0

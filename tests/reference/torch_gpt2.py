@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.reference.torch_muon import Muon
+
 Params = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]
 """Tokens and targets, both integer [B, T]."""
@@ -179,11 +181,13 @@ def train_steps(
     accumulation: int = 1,
     loss_of: Callable[[Params, Tensor, Tensor, Any], Tensor] = forward,
     matrices: Collection[str] = MATRICES,
+    muon: tuple[Muon, Collection[str]] | None = None,
 ) -> Trained:
     """AdamW steps over `batches`, `accumulation` of them to a step, in the dtype of `params` (not changed).
 
     A step's gradient is the mean of its micro-batches' gradients; its norm over all parameters is held to
-    `clip`; weight decay is decoupled from the moments and scaled by the learning rate.
+    `clip`; weight decay is decoupled from the moments and scaled by the learning rate. `muon` trains the parameters
+    named behind it in AdamW's place.
     """
     hyper = hyper or Hyper()
     theta = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
@@ -199,6 +203,9 @@ def train_steps(
         with torch.no_grad():
             for name, p in theta.items():
                 g = gradients[name] * scale
+                if muon is not None and name in muon[1]:
+                    muon[0].step(name, p, g, lr)
+                    continue
                 m[name].mul_(hyper.beta1).add_(g, alpha=1 - hyper.beta1)
                 v[name].mul_(hyper.beta2).addcmul_(g, g, value=1 - hyper.beta2)
                 mean = m[name] / (1 - hyper.beta1 ** (step + 1))
