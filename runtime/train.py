@@ -138,6 +138,7 @@ class _Training:
                 if not interrupted:
                     self.validate()
                 if self.saved_at != self.done:
+                    self.peers.check_alike()
                     self.save()
             finally:
                 self.metrics.close()
@@ -157,6 +158,7 @@ class _Training:
             self.validate()
             self.progress.validation(self.done, self.validation)
         if keep:
+            self.peers.check_alike()
             try:
                 self.save()
             except UserError as e:  # training goes on: there may be room at the next save
@@ -194,7 +196,6 @@ class _Training:
 
     def save(self) -> None:
         """Write a checkpoint of all steps so far, whose results have been taken in."""
-        self.peers.check_alike()
         self.peers.lead(self.write)
         self.run.begin()
         self.saved_at = self.done

@@ -146,6 +146,7 @@ class Group:
 
     def _bytes(self, array: Array) -> Any:
         """A tensor over the array's memory."""
+        assert array.flags.c_contiguous
         return self._torch.from_numpy(array.reshape(-1).view(np.uint8))
 
     def _guarded(self, run: Callable[[], None]) -> None:

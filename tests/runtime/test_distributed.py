@@ -33,7 +33,7 @@ from tcomp.runtime.distributed.executor import RankExecutor
 from tcomp.runtime.distributed.place import Place, place_here
 from tcomp.runtime.distributed.shares import owners, step_of
 from tcomp.runtime.executor import HostExecutor
-from tcomp.runtime.peers import ALONE, PeerFailed, Peers
+from tcomp.runtime.peers import ALONE, Alone, PeerFailed, Peers
 from tcomp.runtime.run_folder import FollowedRun, RunFolder
 from tcomp.runtime.train import Settings, train
 from tcomp.runtime.values import numpy_type
@@ -376,6 +376,22 @@ def test_a_rank_whose_parameters_differ_is_found() -> None:
             executor.check_alike()
 
     on_ranks(2, work)
+
+
+def test_ranks_that_have_drifted_apart_end_the_run_at_the_next_save(
+    tmp_path: Path, text: Path, bigram: Any, silent: Any, no_signals: None
+) -> None:
+    class Drifted(Alone):
+        def check_alike(self) -> None:
+            if executor.array("step") > 0:
+                raise UserError("the ranks' parameters are not the same bits", "look why")
+
+    executor, run = bigram(), RunFolder(tmp_path / "run", create=True)
+    settings = Settings(steps=9, save_every=3)
+    with pytest.raises(UserError, match="not the same bits"):
+        train(executor, open_data([text], 8, 256), run, settings, silent(), False, None, Drifted())
+    run.close()
+    assert executor.array("step") == 2 and not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_divided_tensor_is_read_and_written_as_a_whole_one_and_failures_to_write_are_everyones() -> None:
