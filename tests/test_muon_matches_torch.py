@@ -224,7 +224,7 @@ def test_a_step_on_the_virtual_gpu_is_the_oracles(precision: str, objects: Path)
         executor.close()
 
 
-def test_several_processes_do_not_share_such_a_step() -> None:
-    request = StepRequest("gpt2", "tiny", {"B": 3, "T": 13}, dims=asdict(CONFIG), sharing=Sharing(2, 0))
-    with pytest.raises(TcError, match="group 'matrices' is trained by 'muon': several processes can share only"):
+def test_processes_do_not_divide_the_state_of_such_a_step() -> None:
+    request = StepRequest("gpt2", "tiny", {"B": 3, "T": 13}, dims=asdict(CONFIG), sharing=Sharing(2, 1))
+    with pytest.raises(TcError, match="group 'matrices' is trained by 'muon': under ZeRO-1 all groups must be"):
         build_step(load(MODELS / "gpt2_muon.tc"), request, detect(), threads=1)

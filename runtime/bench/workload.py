@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcomp.model.request import StepRequest
+from tcomp.model.request import Sharing, StepRequest
 
 Ints = NDArray[np.int32]
 BATCHES = 4
@@ -102,7 +102,8 @@ def load(folder: Path) -> Workload:
     values: dict[str, Any] = json.loads((folder / "workload.json").read_text())
     values["parameters"] = tuple(Parameter(p["name"], tuple(p["shape"]), p["group"]) for p in values["parameters"])
     asked = values["request"]
-    values["request"] = StepRequest(**{**asked, "programs": tuple(asked["programs"])})
+    sharing = Sharing(**asked["sharing"])
+    values["request"] = StepRequest(**{**asked, "programs": tuple(asked["programs"]), "sharing": sharing})
     return Workload(**values)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tcomp.model.draft import Draft
+from tcomp.model.optimizer import Update
 from tcomp.model.request import Sharing
 from tcomp.model.step import Division, FlatVector, Part
 
@@ -20,11 +21,12 @@ def division(draft: Draft, sharing: Sharing) -> Division | None:
         return None
     vectors: dict[str, FlatVector] = {}
     parts: dict[str, Part] = {}
-    for name, tensors in ((n, r.parts) for n, r in p.regions.items()):
-        flat, (start, elements) = update.flats[name], p.layout.span(tensors)
-        vectors[name] = FlatVector(address[flat], flat.dtype, start, start + elements, flat in update.sharded)
+    for name in p.regions if sharing.zero else ("g",):
+        flat = update.flats[name]
+        vectors[name] = FlatVector(address[flat], flat.dtype, flat in update.sharded)
         if flat in update.sharded:
-            parts |= {t.name: Part(name, t.kind, t.shape, p.layout.offsets[q.name]) for q, t in tensors.items()}
+            own = p.regions[name].parts
+            parts |= {t.name: Part(name, t.kind, t.shape, p.layout.offsets[q.name]) for q, t in own.items()}
     slots = {t: n for n, t in names.items()}
     scalars = {t.name for t in update.scalars}
     firsts = {f"first.{g.label}".replace(" ", "."): g.elements // sharing.ranks for g in p.layout.groups}
@@ -38,8 +40,24 @@ def division(draft: Draft, sharing: Sharing) -> Division | None:
         {name: n for name, n in firsts.items() if sharing.zero and name in scalars},
         {slots[t]: sums[n] for n, t in update.totals.items()},
         parts,
+        tuple(_behind(draft, update)),
         tuple(slots[t] for t in p.news.values()),
     )
+
+
+def _behind(draft: Draft, update: Update) -> Iterator[tuple[int, int]]:
+    """Offset and bytes of what makes groups of whole flat vectors as long as equal shares: behind their tensors."""
+    layout = draft.programs.layout
+    for name, r in draft.programs.regions.items():
+        flat = update.flats[name]
+        for group in layout.groups if flat not in update.sharded else ():
+            members = [q.tensor for q in group.parameters if q.tensor in r.parts]
+            if any(r.parts[t].shape != t.shape for t in members) or not members:
+                continue  # (state of matrices' ops is as long as its tensors)
+            used = r.offsets[members[-1].name] + layout.padded(members[-1])
+            end = r.starts[group.label] + group.elements
+            if used < end:
+                yield draft.arena.address[flat] + used * flat.dtype.bytes, (end - used) * flat.dtype.bytes
 
 
 def _shifts(draft: Draft, sharing: Sharing) -> Iterator[tuple[tuple[str, int, int], int]]:

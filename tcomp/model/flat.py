@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 from tcomp.dsl.ast import DType, Module
 from tcomp.dsl.errors import TcError
@@ -59,14 +58,9 @@ class FlatLayout:
     elements: int
     unit: int
 
-    def span(self, parameters: Iterable[Tensor]) -> tuple[int, int]:
-        """Where a vector of these parameters only starts, and how long it is, in elements of the flat vectors. They
-        must be neighbours."""
-        given = {t.name for t in parameters}
-        groups = [g for g in self.groups if any(q.tensor.name in given for q in g.parameters)]
-        assert all(a.start + a.elements == b.start for a, b in pairwise(groups)), "another group lies between"
-        assert sum(len(g.parameters) for g in groups) == len(given), "another parameter lies between"
-        return (groups[0].start, groups[-1].start + groups[-1].elements - groups[0].start) if groups else (0, 0)
+    def padded(self, tensor: Tensor) -> int:
+        """Elements that a tensor takes."""
+        return -(-tensor.elements // self.unit) * self.unit
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ def region(layout: FlatLayout, parts: dict[Tensor, Tensor]) -> Region:
         for t in members:
             starts.setdefault(group.label, at)
             offsets[t.name] = at
-            at += -(-parts[t].elements // layout.unit) * layout.unit
+            at += layout.padded(parts[t])
         if members and all(parts[t].shape == t.shape for t in members):
             at = start + group.elements
     return Region(parts, offsets, starts, at)

@@ -131,9 +131,8 @@ class _Builder:
     def build(self) -> Update:
         o = self.optimizer
         trained = [(g, self.trainer(_trained_by(o, g.name))) for g in self.layout.groups]
-        if self.sharing.ranks > 1:
-            self.check_alike(trained)
         if self.sharing.zero:
+            self.check_alike(trained)
             self.check_zero(self.op(o.op))
         if o.schedule is not None:
             self.node(self.op(o.schedule), {}, None, o.schedule)
@@ -180,13 +179,13 @@ class _Builder:
         self.node(split.rest, {}, None, op.name)
 
     def check_alike(self, trained: Sequence[tuple[FlatGroup, Op]]) -> None:
-        """TcError where processes share a step of which not every group is trained by the optimizer's op of vectors."""
+        """TcError where processes divide an update and not every group is trained by the optimizer's op of vectors."""
         for group, op in trained:
             if op.name != self.optimizer.op or of_matrices(op):
                 raise self.error(
-                    f"group '{group.name}' is trained by '{op.name}': several processes can share only a step whose "
-                    "groups are all trained by the optimizer's own op, on vectors",
-                    "train it in one process",
+                    f"group '{group.name}' is trained by '{op.name}': under ZeRO-1 all groups must be trained by the "
+                    "optimizer's own op, on vectors",
+                    "train without --zero",
                 )
 
     def matrices(self, group: FlatGroup, op: Op) -> None:

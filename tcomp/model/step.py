@@ -48,14 +48,11 @@ class Launch:
 
 @dataclass(frozen=True)
 class FlatVector:
-    """A flat vector, `offset` bytes from the arena's beginning, over parameters that are trained: of elements `start`
-    to `stop` - 1 of those over all of them. Where it is `sharded`, only one rank's shares of all groups are there, side
-    by side."""
+    """A flat vector over all parameters that are trained, `offset` bytes from the arena's beginning. Where it is
+    `sharded`, only one rank's shares of all groups are there, side by side."""
 
     offset: int
     dtype: DType
-    start: int
-    stop: int
     sharded: bool = False
 
 
@@ -72,8 +69,9 @@ class Part:
 @dataclass(frozen=True)
 class Division:
     """How a step is divided among `ranks` processes. `groups` are first element and length of each parameter group in
-    the flat vectors; rank r has the r-th of so many equal shares of each. `vectors` have the optimizer's names: `g` are
-    gradients, `w` parameters, `p` what is updated (parameters, or their master copies).
+    the flat vectors; rank r has the r-th of so many equal shares of each. `vectors` are those that ranks exchange or
+    keep a share of, by the optimizer's names: `g` are gradients, `w` parameters, `p` what is updated (parameters, or
+    their master copies). `behind` are offset and bytes of what is in flat vectors for the sake of equal shares only.
 
     A step is planned for rank 0. For another one, operands of the `shifts` (program, launch, operand -> bytes a rank)
     lie further on, and random numbers begin at other places: `firsts` (scalar slot -> elements a rank).
@@ -90,6 +88,7 @@ class Division:
     firsts: Mapping[str, int] = field(default_factory=dict)
     totals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     parts: Mapping[str, Part] = field(default_factory=dict)
+    behind: tuple[tuple[int, int], ...] = ()
     news: tuple[str, ...] = ()
     """slots of what micro-batches, and ranks, join by the larger value: the next values of the model's own states"""
 
@@ -192,7 +191,11 @@ class Step:
             size = -(s.bytes // s.dtype.bytes) % unit * s.dtype.bytes
             if s.kind in FLAT and name not in apart and size:
                 yield s.offset + s.bytes, size
-        yield from self._behind_groups()
+        d = self.division
+        if d is not None:
+            yield from d.behind
+            elements = sum(n for _, n in d.groups) // d.ranks
+            yield from ((v.offset, elements * v.dtype.bytes) for v in d.vectors.values() if v.sharded)
         written = sorted(self._written("micro_first"))
         for s in (s for s in self.slots.values() if s.kind == "gradient"):
             at, end = s.offset, s.offset + s.bytes
@@ -214,24 +217,6 @@ class Step:
                 read += [(at, end) for _, at, end in placed]
         names = ((name, self.slots[name]) for name in self.hyper)
         return frozenset(n.removeprefix("hyper.") for n, s in names if not _meets(read, s.offset, s.offset + s.bytes))
-
-    def _behind_groups(self) -> Iterator[tuple[int, int]]:
-        """Offset and bytes of what makes the groups of a divided step's vectors as long as equal shares: behind their
-        last tensors, and (a rank has some of it) all of vectors of which shares are kept."""
-        d = self.division
-        for v in d.vectors.values() if d is not None else ():
-            assert d is not None
-            size = v.dtype.bytes
-            if v.sharded:
-                yield v.offset, sum(n for _, n in d.groups) // d.ranks * size
-                continue
-            ends = [s.offset + s.bytes for s in self.slots.values() if s.kind in FLAT]
-            for start, elements in (g for g in d.groups if v.start <= g[0] < v.stop):
-                begin = v.offset + (start - v.start) * size
-                end = begin + elements * size
-                last = max(e for e in ends if begin < e <= end)
-                if last < end:
-                    yield last, end - last
 
     def _written(self, program: str) -> Iterator[tuple[int, int]]:
         """First byte and the one behind the last of all that launches of a program write."""

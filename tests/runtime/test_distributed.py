@@ -23,7 +23,7 @@ from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
 from tcomp.model.request import Sharing, StepRequest
 from tcomp.model.sharing import elementwise, in_parts
-from tcomp.model.step import Division, Slot, Step
+from tcomp.model.step import FLAT, Division, Slot, Step
 from tcomp.runtime import train as training
 from tcomp.runtime.batches import Batches
 from tcomp.runtime.cpu.executor import CpuExecutor
@@ -221,11 +221,11 @@ def test_only_what_a_share_suffices_for_is_divided(tmp_path: Path) -> None:
     assert [n for n in ("plain", "by_place", "by_number", "neighbour", "whole") if elementwise(ops[n])] == ["plain"]
 
 
-def step_for(sharing: Sharing, precision: str = "f32", accumulation: int = 1) -> Step:
+def step_for(sharing: Sharing, precision: str = "f32", accumulation: int = 1, model: str = "gpt2") -> Step:
     request = StepRequest(
         "gpt2", "tiny", {"B": 2, "T": LENGTH}, {"L": 1, "C": 16, "H": 2}, precision, accumulation, sharing=sharing
     )
-    return build_step(load_module("gpt2", precision), request, detect(), 1)
+    return build_step(load_module(model, precision), request, detect(), 1)
 
 
 def test_a_share_of_the_state_is_all_that_zero_1_places() -> None:
@@ -280,10 +280,10 @@ def no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trained(
     folder: Path, text: Path, kernels: Path, silent: Any, sharing: Sharing, accumulation: int, *,
-    precision: str = "f32", steps: int = 5, resume: bool = False,
+    precision: str = "f32", steps: int = 5, resume: bool = False, model: str = "gpt2",
 ) -> tuple[bytes, list[float]]:  # fmt: skip
     """The last checkpoint's tensors, and the losses (the last one is the validation's), of a run of so many ranks."""
-    step = step_for(sharing, precision, accumulation)
+    step = step_for(sharing, precision, accumulation, model)
 
     def work(links: Links) -> None:
         executor: Any = CpuExecutor(step_of(step, links.rank), detect(), 1, kernels)
@@ -344,6 +344,30 @@ def test_two_ranks_train_as_one_process_does_and_zero_1_bitwise_as_they(
     assert alone[-2] < alone[0] - 0.3
     np.testing.assert_allclose(losses, alone, rtol=1e-6)
     assert trained(tmp_path / "z", text, kernels, silent, Sharing(2, 1), 1) == (state, losses)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_matrices_as_one_process_does(
+    tmp_path: Path, text: Path, kernels: Path, silent: Any, no_signals: None
+) -> None:
+    _, alone = trained(tmp_path / "1", text, kernels, silent, Sharing(), 2, model="gpt2_muon")
+    state, losses = trained(tmp_path / "2", text, kernels, silent, Sharing(2), 1, model="gpt2_muon")
+    assert alone[-2] < alone[0] - 0.3
+    np.testing.assert_allclose(losses, alone, rtol=1e-5)
+    trained(tmp_path / "r", text, kernels, silent, Sharing(2), 1, steps=3, model="gpt2_muon")
+    resumed = trained(tmp_path / "r", text, kernels, silent, Sharing(2), 1, resume=True, model="gpt2_muon")
+    assert resumed[0] == state
+
+
+@pytest.mark.parametrize(("model", "ranks"), [("gpt2", 7), ("gpt2_muon", 7)])
+def test_what_makes_groups_as_long_as_equal_shares_is_zero_at_first(model: str, ranks: int) -> None:
+    step = step_for(Sharing(ranks), "bf16", model=model)
+    assert step.division is not None and step.division.behind
+    zeros = sorted(step.zeros())
+    held = [(s.offset, s.offset + s.bytes) for s in step.slots.values() if s.kind in FLAT and s.bytes]
+    for at, size in step.division.behind:
+        assert size > 0 and (at, size) in zeros
+        assert not any(a < at + size and b > at for a, b in held)
 
 
 @pytest.mark.slow

@@ -22,10 +22,13 @@ GPT2 = Path(__file__).resolve().parents[3] / "models" / "gpt2.tc"
 SMALL = {"L": 2, "H": 2, "C": 16, "V": 61, "S": 16}
 
 
+REQUEST = StepRequest("gpt2", "tiny", {"B": 2, "T": 8}, dims=SMALL, precision="f32")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("workload")
-    request = StepRequest("gpt2", "tiny", {"B": 2, "T": 8}, dims=SMALL)
+    request = REQUEST
     step = build_step(load(GPT2), request, detect())
     write_folder(workload_of(step, request), step, place)
     return place
@@ -39,6 +42,7 @@ def workload(folder: Path) -> Workload:
 def test_the_workload_says_what_the_model_is(workload: Workload) -> None:
     assert workload.dims["C"] == 16 and workload.tokens == 16 and workload.vocabulary == 61
     assert workload.hyper["peak_lr"] == 6e-4 and workload.hyper["matrices.weight_decay"] == 0.1
+    assert workload.request == REQUEST
     groups = {p.name: p.group for p in workload.parameters}
     assert groups["qkv_w"] == "matrices" and groups["ln1_b"] == "vectors"
 
