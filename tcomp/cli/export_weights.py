@@ -30,6 +30,7 @@ def export_weights(
     Example: `tcomp export runs/llama-tiny --to-hf out --dtype bf16`
     """
     from tcomp.cli.transfer_progress import shown
+    from tcomp.model.dimensions import of_no_size
     from tcomp.runtime import checkpoint
     from tcomp.runtime.run_folder import PASSED, read_config
     from tcomp.runtime.weights.config import config_of, read_json
@@ -46,8 +47,8 @@ def export_weights(
     layout = read_layout(common.layout_path(file))
     module = common.load_module(settings.model)
     graph = common.graph_of(module, settings)
-    sizes = {n: v for n, v in graph.dims.items() if n not in graph.model.dims}
-    checkpoint.check_same_model(saved, graph.model.name, graph.config, sizes, saved.manifest.precision)
+    dims = of_no_size(graph.model, graph.dims)
+    checkpoint.check_same_model(saved, graph.model.name, graph.config, dims, saved.manifest.precision)
     held = saved.parameters((p.tensor.name for p in graph.parameters), kind)
     wanted = places(layout, graph)
     prefixed = {layout.prefixes[0] + n: t for n, t in tensors(wanted, held, kind).items()}

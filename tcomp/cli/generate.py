@@ -108,6 +108,7 @@ def scorer_for(
 ) -> Iterator[tuple[Scorer, int]]:
     """What gives a checkpoint's scores for texts of up to `longest` tokens that begin with `prompt` of them, and the
     size of the vocabulary."""
+    from tcomp.model.dimensions import of_no_size
     from tcomp.runtime import checkpoint
     from tcomp.runtime.generate import Decoding, Rereading, prefill_part
     from tcomp.runtime.scalars import set_scalars
@@ -129,7 +130,7 @@ def scorer_for(
             prefill={"T": part} if part else None,
         )
     built = common.build_step(request, device, module=module, to_run=True)
-    dims = {name: value for name, value in built.step.dims.items() if name not in model.dims}
+    dims = of_no_size(model, built.step.dims)
     checkpoint.check_same_model(saved, built.step.model, built.step.config, dims, built.step.precision)
     executor = device.open(built.step)
     try:

@@ -62,6 +62,16 @@ def model_dims(
     return dims
 
 
+def of_no_size(model: Model, dims: Mapping[str, Number]) -> dict[str, Number]:
+    """Those of a model's numbers that follow from none of its sizes: a run and what is done with its weights have them
+    alike, whatever their batches are."""
+    varying = set(model.dims)
+    for name, value in model.lets:
+        if names_in(value) & varying:
+            varying.add(name)
+    return {name: value for name, value in dims.items() if name not in varying}
+
+
 def _wrong(model: Model, name: str, given: Number) -> str:
     """What is wrong with a configuration value, or nothing: one that the model's configurations write as a real number
     may be any; a size must be whole and at least 1, or 0 where some configuration has 0."""

@@ -329,6 +329,24 @@ def test_parameters_whose_shapes_depend_on_a_size(tcomp: Tcomp, tmp_path: Path) 
     assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
 
 
+@pytest.mark.slow(seconds=10)
+def test_numbers_that_follow_from_sizes_are_not_the_weights(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    """`let M = B * T` is another number in an import, a training step and a step of generation."""
+    for name in ("gpt2.tc", "gpt2.hf.toml"):
+        own = (library() / name).read_text().replace("  let D = C // H", "  let D = C // H\n  let M = B * T")
+        (tmp_path / name.replace("gpt2", "own")).write_text(own)
+    saved(tmp_path / "there", None)
+    assert tcomp("import", "--from-hf", "there", "--model", "own.tc", "--out", "run").code == 0
+    small = [x for d in ("L=1", "H=2", "C=16", "S=64") for x in ("--dim", d)]
+    train = ["--steps", "1", "-B", "2", "-T", "16", "--threads", "1", "--sample", "0", "--eval-batches", "1"]
+    assert tcomp("train", "own.tc", *small, *train, "--data", text, "--run", "trained").code == 0
+    for run in ("run", "trained"):
+        assert tcomp("export", run, "--to-hf", f"{run}-out").code == 0
+        assert tcomp("generate", run, "-n", "2", "--threads", "1").code == 0
+    before, after = tensors(tmp_path / "there"), tensors(tmp_path / "run-out")
+    assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
+
+
 @pytest.mark.slow
 def test_a_run_starts_from_imported_weights(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
     """Without a learning rate the weights stay what they were, and the tokenizer and config.json come along."""

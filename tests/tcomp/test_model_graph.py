@@ -10,6 +10,7 @@ from tcomp.dsl.ast import Module
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load, load_text
 from tcomp.errors import UserError
+from tcomp.model.dimensions import of_no_size
 from tcomp.model.graph import Graph, Node
 from tcomp.model.unroll import build_graph
 
@@ -46,6 +47,15 @@ def small(*lines: str) -> Module:
 
 def graph(*lines: str, sizes: dict[str, int] | None = None, **overrides: int) -> Graph:
     return build_graph(small(*lines), "small", "one", sizes or {"B": 2}, overrides)
+
+
+def test_numbers_that_follow_from_no_size() -> None:
+    """Not E, which follows from B, nor F, which follows from E."""
+    text = SMALL.replace("  let D = C // 2", "  let D = C // 2\n  let E = max(B, 2)\n  let F = E + D")
+    module = load_text(text.replace("{forward}", "    loss = total(w[0])"), "small.tc")
+    dims = build_graph(module, "small", "one", {"B": 2}, {}).dims
+    assert set(dims) == {"B", "L", "C", "D", "E", "F"}
+    assert of_no_size(module.models["small"], dims) == {"L": 3, "C": 4, "D": 2}
 
 
 @pytest.fixture(scope="module")
