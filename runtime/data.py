@@ -66,17 +66,23 @@ def open_data(paths: list[Path], length: int, vocabulary: int) -> Data:
 
 
 def _check_prepared(folder: Path) -> None:
-    """UserError where a folder that `tcomp data prepare` made has not all of its token files any more: the rest of
-    them, or the manifest itself as a text, would be taken for the data."""
+    """UserError where a folder that `tcomp data prepare` made has not all of its token files, not yet or not any more:
+    the rest of them, or the manifest itself as a text, would be taken for the data."""
+    manifest = folder / "manifest.json"
+    if not manifest.exists() and (folder / "plan.json").is_file() and (folder / ".parts").is_dir():
+        raise UserError(
+            f"{folder}: the data are not whole: their preparation was stopped",
+            "give the same `tcomp data prepare` command again, which goes on where it was",
+        )
     if not (folder / "tokenizer.json").is_file():
         return
     try:
-        listed = parse_json(read_small(folder / "manifest.json"))["files"]
+        listed = parse_json(read_small(manifest))["files"]
         files = [(folder / str(f["file"]), int(f["bytes"])) for f in listed]
     except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return  # something else of that name
     for path, size in files:
-        remedy = "prepare the data again, or put back a copy of the file"
+        remedy = "prepare the data again, put back a copy of the file, or name the .bin files to be used instead"
         if not path.is_file():
             raise UserError(f"{path}: the manifest names it, but it is not there", remedy)
         if path.stat().st_size != size:

@@ -252,5 +252,19 @@ def test_a_prepared_folder_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
         bin_file(file, list(range(80)))
     with pytest.raises(UserError, match=r"train-00000\.bin: damaged: its size is not the manifest's"):
         open_data([tmp_path], 8, 256)
+    assert "name the .bin files" in refused.value.hint and open_data(files, 8, 256).description.startswith("160")
     (tmp_path / "manifest.json").write_text("{}")  # somebody else's
     assert open_data([tmp_path], 8, 256).description == "160 tokens of 2 token files"
+
+
+@pytest.mark.parametrize("shards", [0, 1])
+def test_a_folder_whose_preparation_was_stopped_is_refused(shards: int, tmp_path: Path) -> None:
+    """Its tokenizer and plan would be taken for a text, or the shards that there are for all."""
+    for name in ("plan.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}" + " " * 100)
+    (tmp_path / ".parts").mkdir()
+    if shards:
+        bin_file(tmp_path / "train-00000.bin", list(range(90)))
+    with pytest.raises(UserError, match="their preparation was stopped") as refused:
+        open_data([tmp_path], 8, 256)
+    assert "tcomp data prepare" in refused.value.hint
