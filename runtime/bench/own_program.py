@@ -9,12 +9,13 @@ FILE.py has a class
 which trains the workload's model from its starting weights. `step` does one whole step (forward, backward, clip by
 `workload.hyper["clip"]`, AdamW) on i32 [B, T] tokens and targets, and returns the mean loss when all of it is done.
 What it keeps for a later start belongs into the folder that the environment variable XDG_CACHE_HOME names, which is
-empty for a cold start. benchmarks/peers has such programs.
+empty for a cold start. It may import what lies beside it. benchmarks/peers has such programs.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,19 @@ SUFFIX = ".py"
 
 
 class OwnProgram:
-    """`phases` and `clock` are as in TcompProgram; times are the host's. UserError where the file has no such class."""
+    """`phases` and `clock` are as in TcompProgram; times are the host's. UserError where the file has no such class, or
+    the model no such learning rate."""
 
     clock = "host"
 
     def __init__(self, path: Path, workload: Workload, folder: Path) -> None:
         began = time.perf_counter()
         self.hyper = workload.hyper
+        if lacking := [n for n in ("peak_lr", "final_lr", "warmup", "total") if n not in self.hyper]:
+            raise UserError(
+                f"the model has no hyperparameter '{lacking[0]}', so the learning rate of a step is not known",
+                "models whose optimizer has `lr by cosine` can be compared (models/ops/optim.tc)",
+            )
         made = _class_of(path)
         imported = time.perf_counter()
         self.program = made(workload, Weights(workload, folder))
@@ -73,9 +80,12 @@ def check_file(path: Path) -> None:
 
 
 def _class_of(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name of its own: a program in jax.py may import jax.
+    spec = importlib.util.spec_from_file_location(f"tcomp_against_{path.stem}", path)
     assert spec is not None and spec.loader is not None, "the name ends in .py"
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # (dataclasses and pickles look up their module there)
+    sys.path.append(str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
     except ImportError as e:

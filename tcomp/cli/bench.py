@@ -86,9 +86,15 @@ class BenchOptions(Options):
                     f"--against {name}: there is no such program",
                     f"give some of {known}, or a file with one (docs/comparison.md); or none",
                 )
-        if not names or len({label(n) for n in names}) < len(names):
+        if not names:
             raise UserError(
                 f"--against '{self.against}': not a list of programs", "write for example --against eager,compile"
+            )
+        labels = ["tcomp", *map(label, names)]
+        if twice := next((x for x in labels if labels.count(x) > 1), ""):
+            raise UserError(
+                f"--against {self.against}: two of the programs are called '{twice}'",
+                "name each once, and files otherwise than each other, tcomp and PyTorch's",
             )
         return names
 

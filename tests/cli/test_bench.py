@@ -88,7 +88,8 @@ def test_a_program_of_one_s_own_is_compared(tcomp: Tcomp, tmp_path: Path) -> Non
     ("arguments", "words"),
     [
         ("--against triton", ("--against triton: there is no such program", "eager, compile")),
-        ("--against eager,eager", ("not a list of programs",)),
+        ("--against eager,eager", ("two of the programs are called 'eager'", "name each once")),
+        ("--against ,", ("not a list of programs",)),
         ("--against no/such.py", ("--against no/such.py: cannot read it", "docs/comparison.md")),
         ("--dtype f16", ("--dtype f16: not one that both compute in", "f32 or bf16")),
         ("--rounds 0", ("rounds = 0: must be at least 1",)),
@@ -100,6 +101,14 @@ def test_a_program_of_one_s_own_is_compared(tcomp: Tcomp, tmp_path: Path) -> Non
 )
 def test_bad_flags_are_refused_before_anything_runs(arguments: str, words: tuple[str, ...], tcomp: Tcomp) -> None:
     refused(tcomp("bench", "gpt2", *SMALL, *arguments.split()), *words)
+
+
+def test_files_named_as_another_program_are_refused(tcomp: Tcomp, tmp_path: Path) -> None:
+    """They would have its caches, and its name in the report."""
+    for name in ("tcomp.py", "eager.py"):
+        (tmp_path / name).write_text(MINE)
+    refused(tcomp("bench", "gpt2", *SMALL, "--against", "tcomp.py"), "two of the programs are called 'tcomp'")
+    refused(tcomp("bench", "gpt2", *SMALL, "--against", "eager,./eager.py"), "are called 'eager'")
 
 
 def test_a_group_that_is_trained_otherwise_is_told(tcomp: Tcomp) -> None:

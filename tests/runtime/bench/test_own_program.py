@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,21 @@ def test_a_file_s_program_gets_weights_batches_and_the_learning_rate(tmp_path: P
     assert losses == [1024 * 256 + 16 + 0.25, 1024 * 256 + 16 + 0.5]
     assert set(program.phases) == {"imports", "weights"}
     assert label("some/where/mine.py") == "mine" and label("eager-heap") == "eager-heap"
+
+
+def test_a_model_whose_learning_rate_is_another_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no hyperparameter 'final_lr'"):
+        OwnProgram(tmp_path / "mine.py", workload(hyper={"peak_lr": 0.5}), tmp_path)
+
+
+def test_a_file_may_declare_dataclasses_and_import_what_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_mine.py").write_text("ONE = 1.0\n")
+    head = "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom beside_mine import ONE\n"
+    program = own(tmp_path, f"{head}\n@dataclass\nclass State:\n    n: int\n{TEXT}")
+    assert program.program.step(np.ones(1), None, 0.0) > 0
 
 
 @pytest.mark.parametrize(
