@@ -31,10 +31,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tcomp.autotune.instances import schedule_of
 from tcomp.cli import common
 from tcomp.codegen.cpu.cache import Compilers, compile_kernels
 from tcomp.codegen.cpu.compiled import CompiledKernel
-from tcomp.dsl.ast import Module, Op
+from tcomp.dsl.ast import Module, Op, Schedule, Tune
 from tcomp.dsl.files import library
 from tcomp.errors import UserError
 from tcomp.ir.tile import Kernel
@@ -108,18 +109,32 @@ def made_here(request: StepRequest, threads: int, variant: Variant) -> Made:
 
 
 def _made(module: Module, request: StepRequest, machine: CpuMachine, threads: int, variant: Variant) -> Made:
-    used: set[tuple[str, str]] = set()
+    known: dict[str, set[str]] = {}
 
     def lowering(op: Op, module: Module, dims: dict[str, int]) -> LoweredOp:
         chosen = variant.values.get(op.name, {})
-        used.update((op.name, parameter) for parameter in chosen)
+        if chosen:
+            known.setdefault(op.name, set()).update(parameters(schedule_of(op, module, dims, machine, threads)))
         return lower(op, module, dims, machine, threads, chosen)
 
     step = build_step(module, common.resolved(request, module), machine, threads, lower=lowering)
-    for op, parameters in variant.values.items():
-        if not any((op, p) in used for p in parameters):
+    for op, chosen in variant.values.items():
+        if op not in known:
             raise UserError(f"variant {variant.name}: the step has no op {op}", "tcomp roofline names its kernels")
+        if lacking := sorted(chosen.keys() - known[op]):
+            hint = f"it has {', '.join(sorted(known[op])) or 'none'}"
+            raise UserError(f"variant {variant.name}: no schedule of {op} has a parameter {lacking[0]}", hint)
     return Made(step, dict(zip(step.kernels, compile_kernels(list(step.kernels.values()), machine), strict=True)))
+
+
+def parameters(schedule: Schedule) -> set[str]:
+    """Names of the schedule's parameters, `KC` and, of a kernel, `dX.KC`."""
+    kernels = [
+        ("", schedule.shared),
+        *(("+".join(k.outputs), (*schedule.shared, *k.directives)) for k in schedule.kernels),
+    ]
+    tuned = [(kernel, d.name) for kernel, lines in kernels for d in lines if isinstance(d, Tune)]
+    return {name for _, name in tuned} | {f"{kernel}.{name}" for kernel, name in tuned if kernel}
 
 
 def made_there(python: str, arguments: Sequence[str]) -> Made:
@@ -210,9 +225,13 @@ def largest_difference(first: Mapping[str, NDArray[np.float32]], other: Mapping[
 
 
 def checked(turns: Turns, names: Sequence[str], precision: str, allowed: float | None = None) -> None:
-    """Every program once: UserError where gradients differ by more than rounding."""
+    """Every program once: UserError where gradients differ by more than rounding. None is there before it runs, lest
+    what it leaves out be taken from the one before."""
     kept: dict[str, NDArray[np.float32]] = {}
     for name in names:
+        for slot in turns.executor.step.slots.values():
+            if slot.kind == "gradient":
+                turns.executor.write(slot.name, np.zeros(slot.shape, np.float32))
         turns.run(name, "micro_first")
         found = turns.gradients()
         kept = kept or found
@@ -270,7 +289,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--dim", action="append", default=[], help="a value of the configuration, such as L=4")
     parser.add_argument("--precision", default="f32")
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--program", default="micro_first", help="micro_first (forward, backward), forward or update")
+    parser.add_argument(
+        "--program",
+        default="micro_first",
+        choices=("micro_first", "update"),
+        help="forward and backward, or the update",
+    )
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--tolerance", type=float, help="of gradients [default: by precision]")
     parser.add_argument("--variant", action="append", default=[], type=variant_of)

@@ -54,6 +54,17 @@ def test_a_wrong_variant_is_refused(made: dict[str, Made]) -> None:
     turns.executor.close()
 
 
+def test_a_gradient_that_a_variant_does_not_give_is_not_the_one_before_s(made: dict[str, Made]) -> None:
+    right = made["here"]
+    nothing = Made(
+        replace(right.step, programs={"micro_first": right.step.programs["micro_first"][:1]}), right.compiled
+    )
+    turns = Turns({"here": right, "nothing": nothing}, 1)
+    with pytest.raises(UserError, match="gradients of variant nothing differ"):
+        checked(turns, ["here", "nothing"], "f32")
+    turns.executor.close()
+
+
 def test_what_a_variant_can_be(tmp_path: Path) -> None:
     text = tmp_path / "attention.tc"
     text.write_text((library() / "ops" / "attention.tc").read_text().replace("tune BK = 64", "tune BK = 32", 1))
@@ -66,3 +77,6 @@ def test_what_a_variant_can_be(tmp_path: Path) -> None:
         variant_of("other nothing.tc")
     with pytest.raises(UserError, match="the step has no op attentions"):
         made_here(request_of(STEP), 1, variant_of("v attentions:BQ=16"))
+    with pytest.raises(UserError, match=r"no schedule of linear has a parameter dX\.MR") as refused:
+        made_here(request_of(STEP), 1, variant_of("v linear:MR=4 linear:dX.MR=4"))
+    assert "MR" in refused.value.hint
