@@ -140,9 +140,12 @@ def check_named(flag: str, names: Sequence[str]) -> None:
 
 
 def check_threads(threads: int, instead: str) -> None:
-    """UserError for a number of cores where none of them runs what is asked for."""
+    """UserError for a number of cores where what is asked for is a GPU's."""
     if threads:
-        raise UserError(f"--threads {threads}: {instead} uses none of this machine's cores", "leave out one of the two")
+        raise UserError(
+            f"--threads {threads}: says how many cores share a CPU's step, and {instead} makes a GPU's",
+            "leave out one of the two",
+        )
 
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -162,9 +165,10 @@ def check_writable(*files: Path | None) -> None:
     from tcomp.runtime.cache import unwritable
 
     named = [file for file in files if file is not None]
-    if len({os.path.realpath(file) for file in named}) < len(named):
-        raise UserError(f"{named[-1]}: two outputs have this name", "give each a file of its own")
-    for file in named:
+    places = [os.path.realpath(file) for file in named]
+    for at, file in enumerate(named):
+        if places[at] in places[:at]:
+            raise UserError(f"{file}: two outputs have this name", "give each a file of its own")
         if file.is_dir() or not file.absolute().parent.is_dir():
             raise UserError(f"{file}: cannot write there", "name a file in a folder that exists")
         if reason := unwritable(file):

@@ -70,8 +70,9 @@ def roofline(step: RooflineStep, own: RooflineOptions) -> None:
     rows in random order), of all threads together; a launch's own time that of an empty kernel. They are measured
     first: the best of several turns, as a kernel's time is its least. exp, tanh, division and the like count no FLOPs;
     the rate of each is that of tcomp's own code on vectors in a cache. A kernel whose operands are in a cache can be
-    above 100%. The last column holds a kernel against FLOPs / peak + evaluations / rate in the place of the larger
-    one: both go to the same units, so attention or GELU cannot reach the first figure.
+    above 100%. Arithmetic and functions go to the same units, so kernels with much of both (attention, GELU) cannot
+    reach that least time. The last column therefore has FLOPs / peak + evaluations / rate in the place of the larger
+    one. That is no bound: a kernel may evaluate a function faster than its rate by itself, and be above 100%.
 
     With --gpu kernels are compiled, assembled and disassembled, and a static model (docs/tuning.md says what it knows)
     gives each a time and the resource that binds it. Those figures are predicted, none is measured.
