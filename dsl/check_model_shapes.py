@@ -67,7 +67,7 @@ def check_update_shapes(update: Model, module: Module, results: Mapping[str, tup
             _block(update, module, update.forward, env, values)
             for name, shape in results.items():
                 wanted = _shape(shape, values, f"'{name}'")
-                if env[name] != wanted:
+                if _argument(TensorRef(name, span=update.span), env, values) != wanted:
                     message = f"'{name}' of '{update.name}' has the shape {_text(env[name])}, not {_text(wanted)}"
                     raise TcError(message, update.span, hint=f"let the call that gives '{name}' have this shape")
         except TcError as error:
@@ -187,6 +187,9 @@ def _call(model: Model, module: Module, s: OpCall, env: dict[str, Shape], values
 
 
 def _argument(a: TensorRef, env: Mapping[str, Shape], values: Mapping[str, Number]) -> Shape:
+    if a.name not in env:
+        hint = "bind it above the loop, too, or `require` dimensions for which there is a turn"
+        raise TcError(f"'{a.name}' has no value: the loop that binds it has no turns", a.span, hint=hint)
     shape = env[a.name]
     if len(a.subscripts) > len(shape):
         raise TcError(f"'{a.name}' is {_text(shape)} and has no such slice", a.span, hint="remove a subscript")

@@ -5,19 +5,25 @@ Shapes are checked in check_model_shapes.py, with numbers, at every configuratio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tcomp.dsl.ast import (
+    Access,
     Cache,
     DType,
+    Expr,
     Group,
     InputDecl,
     Model,
     Module,
+    Name,
     Op,
     Optimizer,
     ParamDecl,
+    Reduction,
     StateDecl,
+    children,
+    names_in,
 )
 from tcomp.dsl.check_calls import check_statements
 from tcomp.dsl.check_model_shapes import check_model_shapes
@@ -195,6 +201,7 @@ def _check_optimizer(o: Optimizer, module: Module) -> None:
         if of_matrices(op):
             raise TcError(f"`{what} {name}` names an op of matrices", op.span, hint="gradients are there as one vector")
         _check_bound(o, op, (), hyper, results, used)
+        _check_lengths(op)
         results |= {r.name for r in op.outputs}
     for name, span, text in ((o.op, o.span, "optimizer"), *((g.op, g.span, f"group {g.name} by") for g in o.groups)):
         if name and trainer(name, module) is None:
@@ -208,6 +215,7 @@ def _check_optimizer(o: Optimizer, module: Module) -> None:
         _check_bound(o, found, groups, hyper, results, used)
         _check_group_values(groups, found)
         _check_kept(found)
+        _check_lengths(found)
     if o.schedule is not None and "lr" not in {r.name for r in module.ops[o.schedule].outputs}:
         raise TcError(f"`lr by {o.schedule}` gives no 'lr'", o.span, hint="name the op's output `lr: f32[]`")
     _check_hyper(o, used, module)
@@ -247,6 +255,29 @@ def _check_kept(op: Op) -> None:
         if p.inout and p.name in others:
             hint = "call its state by another name" + (", or copy `g` to a temporary" if p.name == "g" else "")
             raise TcError(f"'{p.name}' of the optimizer's op '{op.name}' is {others[p.name]}", p.span, hint=hint)
+
+
+def _check_lengths(op: Op) -> None:
+    """No value depends on how long a group's vectors are, which counts what pads tensors, too."""
+    lengths = {n for p in op.params if len(p.shape) == 1 for n in names_in(p.shape[0])} - {
+        n for p in op.params if len(p.shape) > 1 for e in p.shape for n in names_in(e)
+    }
+    for eq in op.equations:
+        v = eq.value
+        read = (*v.values, v.guard, v.key) if isinstance(v, Reduction) else (v,)
+        found = next((n for e in read if e is not None for n in _numbers(e) if n.id in lengths), None)
+        if found is not None:
+            hint = "let each group give the number as a value, or train matrix by matrix: `inout p: f32[R, C]`"
+            message = f"op '{op.name}' reads a vector's length '{found.id}', which counts the zeros between tensors"
+            raise TcError(message, found.span if found.span.line else eq.span, hint=hint)
+
+
+def _numbers(e: Expr) -> Iterator[Name]:
+    """The names in an expression that are no part of a subscript."""
+    if isinstance(e, Name):
+        yield e
+    for child in () if isinstance(e, Access) else children(e):
+        yield from _numbers(child)
 
 
 def _check_group_values(groups: tuple[Group, ...], op: Op) -> None:

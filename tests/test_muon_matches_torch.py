@@ -92,6 +92,16 @@ def test_states_are_kept_for_what_reads_them_and_workspaces_have_owners() -> Non
     assert "muon qkv_w[1] matmul_scaled" in {x.label for x in step.programs["update"]}
 
 
+def test_groups_that_one_update_trains_share_its_numbers() -> None:
+    """Two groups, and one whose parameters are of two types: no two scalars of a step have one name."""
+    line = next(x for x in TEXT.splitlines() if "group matrices by" in x)
+    two = "\n".join([line.replace("matrices", "wide of up_w"), line.replace("matrices", "matrices of qkv_w, proj_w")])
+    text = TEXT.replace(line, two + "\n" + line.replace("matrices", "tall of down_w"))
+    step = step_of(text)
+    assert {"hyper.wide.rms", "hyper.matrices.rms", "hyper.tall.rms"} <= step.hyper.keys()
+    assert [n for n in step.scalars if step.scalars[n] == 2.0315] == ["constant.2.0315"]
+
+
 def test_vectors_of_layers_side_by_side_are_not_taken_for_a_matrix() -> None:
     text = TEXT.replace("group embeddings of wte", "group matrices of ln1_w by muon: momentum = 0.9, rms = 0.2, "
                         "weight_decay = 0.0\n  group embeddings of wte", 1)  # fmt: skip

@@ -271,9 +271,21 @@ def write_text(path: Path, text: str) -> None:
         ) from e
 
 
+def declaring_file(name: str) -> Path:
+    """The file that declares a file's only model: itself, or one that it imports and gives another optimizer."""
+    return Path(only_model(load_module(name, ""), name).span.file).resolve()
+
+
 def layout_path(file: Path) -> Path:
-    """The weights layout that belongs to a model's text: gpt2.hf.toml beside gpt2.tc."""
-    return file.with_name(file.name.removesuffix(".tc") + ".hf.toml")
+    """The weights layout that belongs to a model's text: gpt2.hf.toml beside gpt2.tc. A file that has none, and gives
+    the model of another one an optimizer, has that one's."""
+    own = file.with_name(file.name.removesuffix(".tc") + ".hf.toml")
+    if not own.is_file():
+        with suppress(UserError):
+            declaring = declaring_file(str(file))
+            if declaring != file.resolve():
+                return layout_path(declaring)
+    return own
 
 
 def library_name(file: Path) -> str:

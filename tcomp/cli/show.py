@@ -219,7 +219,7 @@ def items(module: Module) -> list[object]:
     """Everything that a module declares."""
     return [
         *module.functions.values(), *module.monoids.values(), *module.ops.values(),
-        *module.schedules.values(), *module.models.values(),
+        *module.schedules.values(), *module.updates.values(), *module.models.values(),
     ]  # fmt: skip
 
 

@@ -92,6 +92,7 @@ def _train(flags: dict[str, Any], own: TrainOptions, group: Group | None) -> Non
         if (
             before
             and common.find_file(settings.model) != common.find_file(before["model"])
+            and common.declaring_file(settings.model) != common.declaring_file(before["model"])
             and not _builds_on(settings)
         ):
             raise UserError(

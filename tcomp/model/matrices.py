@@ -50,12 +50,14 @@ class Matrices:
         read = tensor.shape[self.depths[-1] :]
         parts = f", of which calls read {_text(read)}" if self.depths[-1] else ""
         span = self.parameter.decl.span
+        more = f"; or let '{op.name}' take `p` of {len(read)} axes" if len(read) > len(wanted.shape) else ""
         raise TcError(
             f"'{op.name}' trains tensors of {count(len(wanted.shape), 'axis', 'axes')}, but '{tensor.name}' is "
             f"{_text(tensor.shape)}{parts}",
             span,
             self.module.sources.get(span.file, ""),
-            f"put it in a group that an op of vectors trains: `in GROUP` here, or `group GROUP of {tensor.name}: ...`",
+            "put it in a group that an op of vectors trains: `in GROUP` here, or "
+            f"`group GROUP of {tensor.name}: ...`{more}",
         )
 
     def count(self, op: Op) -> int:
@@ -105,13 +107,16 @@ def state_shape(state: Operand, op: Op, matrices: Matrices) -> Shape:
 
 class MatrixCalls:
     """The calls of an update, for one matrix after the other. `storage` is what `real` is where no operand says it;
-    `scalars` are the numbers that the text passes."""
+    `constants` are the numbers that the text of the model and of other updates passes, to which these calls add their
+    own, `scalars`."""
 
-    def __init__(self, update: Update, graph: Graph, module: Module, storage: DType) -> None:
+    def __init__(
+        self, update: Update, graph: Graph, module: Module, storage: DType, constants: dict[tuple[float, DType], Tensor]
+    ) -> None:
         self.update = update
         recipe = replace(graph.recipe, storage=storage)
         self.unrolling = _Statements(module, as_model(update), graph.config, {}, recipe)
-        self.unrolling.constants = {(value, t.dtype): t for t, value in graph.scalars.items()}
+        self.unrolling.constants = constants
         self.forms: dict[int, tuple[Op, Op]] = {}
 
     @property

@@ -126,6 +126,7 @@ class _Builder:
         self.results: dict[str, Tensor] = {}
         self.nodes: list[Node] = []
         self.scalars: dict[Tensor, float] = {}
+        self.constants = {(value, t.dtype): t for t, value in graph.scalars.items()}
         self.first: Tensor | None = None
 
     def build(self) -> Update:
@@ -199,7 +200,7 @@ class _Builder:
             assert key is not None, o.name
             self.same_type(op, o, self.flats[key], group)
             keys[o.name] = key
-        calls = MatrixCalls(update, self.graph, self.module, stored)
+        calls = MatrixCalls(update, self.graph, self.module, stored, self.constants)
         for p in group.parameters:
             found = Matrices(p, self.graph, self.module)
             dims = found.dims(op)
@@ -274,10 +275,13 @@ class _Builder:
         copies = any(r.name == "w" for r in update.outputs)
         masters = self.key("w", group) is not None
         if masters and not copies:
+            add = f"add the result `w: real[N]` to op '{update.name}', and the equation `w[i] = p[i]`"
+            if of_matrices(update):
+                add = f"give '{update.name}' a result `w`, `real` and of p's shape, that is p"
             raise self.error(
                 f"precision {self.graph.recipe.name} keeps f32 master copies of the parameters, but op '{update.name}' "
                 "does not give the stored parameters",
-                f"add the result `w: real[N]` to op '{update.name}', and the equation `w[i] = p[i]`",
+                add,
             )
         if masters or not copies:
             return update

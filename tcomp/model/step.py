@@ -210,13 +210,21 @@ class Step:
         read: list[tuple[int, int]] = []
         shown = {s.offset for s in self.slots.values() if s.kind == "output"}
         shown -= {s.offset for s in self.slots.values() if s.kind != "output"}
-        for launch in reversed(self.programs.get("update", ())):
-            kernel = self.kernels[launch.kernel]
-            placed = [(o.name, at, at + o.bytes) for o, at in zip(kernel.operands, launch.offsets, strict=True)]
-            if any(at not in shown or _meets(read, at, end) for n, at, end in placed if n in kernel.writes):
-                read += [(at, end) for _, at, end in placed]
-        names = ((name, self.slots[name]) for name in self.hyper)
-        return frozenset(n.removeprefix("hyper.") for n, s in names if not _meets(read, s.offset, s.offset + s.bytes))
+        for program in ("update", "norm"):  # from the last launch to the first
+            for launch in reversed(self.programs.get(program, ())):
+                kernel = self.kernels[launch.kernel]
+                placed = [(o.name, at, at + o.bytes) for o, at in zip(kernel.operands, launch.offsets, strict=True)]
+                if any(at not in shown or _meets(read, at, end) for n, at, end in placed if n in kernel.writes):
+                    read += [(at, end) for _, at, end in placed]
+            for total, sums in (self.division.totals if self.division is not None else {}).items():
+                if _meets(read, *self._place(total)):
+                    read += map(self._place, sums)
+        return frozenset(n.removeprefix("hyper.") for n in self.hyper if not _meets(read, *self._place(n)))
+
+    def _place(self, slot: str) -> tuple[int, int]:
+        """A slot's first byte, and the one behind its last."""
+        s = self.slots[slot]
+        return s.offset, s.offset + s.bytes
 
     def _written(self, program: str) -> Iterator[tuple[int, int]]:
         """First byte and the one behind the last of all that launches of a program write."""

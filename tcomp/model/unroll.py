@@ -324,7 +324,9 @@ class Unrolling:
     def constant(self, value: float, dtype: DType) -> View:
         key = value, dtype
         if key not in self.constants:
-            name = f"constant.{value:g}" + ("" if dtype is DType.F32 else f".{dtype}")
+            short = f"{value:g}"
+            name = f"constant.{short if float(short) == value else value}"
+            name += "" if dtype is DType.F32 else f".{dtype}"
             self.constants[key] = Tensor(name, dtype, (), "scalar", "model")
             self.scalars[self.constants[key]] = value
         return self.constants[key].whole()

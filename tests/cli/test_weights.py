@@ -174,6 +174,22 @@ def test_parameters_of_two_types_keep_them(tcomp: Tcomp, text: str, tmp_path: Pa
     assert tcomp("train", "--resume", "run", "--steps", "4").code == 0
 
 
+@pytest.mark.slow(seconds=15)
+def test_weights_go_from_one_optimizer_to_another(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
+    """A file that gives a model of another one an optimizer takes that one's runs, and table of names; both ways."""
+    small = [x for d in ("L=1", "H=2", "C=16", "S=64") for x in ("--dim", d)]
+    run = ["-B", "2", "-T", "16", "--threads", "1", "--sample", "0", "--eval-batches", "1", "--data", text]
+    assert tcomp("train", "gpt2", *small, *run, "--steps", "1", "--run", "a").code == 0
+    (tmp_path / "own.tc").write_text((common.find_file("gpt2_muon")).read_text())
+    assert tcomp("train", "own.tc", *run, "--steps", "1", "--run", "b", "--init-from", "a").code == 0
+    assert tcomp("train", "gpt2", *run, "--steps", "1", "--run", "c", "--init-from", "b").code == 0
+    assert tcomp("export", "b", "--to-hf", "out").code == 0
+    assert tcomp("import", "--from-hf", "out", "--model", "gpt2_muon", "--out", "d").code == 0
+    held = [checkpoint.newest(tmp_path / n, lambda _: None) for n in ("b", "d")]
+    np.testing.assert_array_equal(held[0].values("qkv_w"), held[1].values("qkv_w"))
+    refused(tcomp("train", "llama", *run, "--steps", "1", "--run", "e", "--init-from", "b"), "it holds weights of")
+
+
 @pytest.mark.parametrize(
     ("version", "dtype"), [pytest.param(3, torch.float32, marks=pytest.mark.slow), (5, torch.bfloat16)]
 )

@@ -17,6 +17,7 @@ from hypothesis import given, strategies as st
 
 from tcomp.cli.common import load_module
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.files import library
 from tcomp.dsl.load import load
 from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
@@ -262,6 +263,26 @@ def test_an_optimizer_that_needs_whole_vectors_is_refused_under_zero_1(tmp_path:
     request = StepRequest("gpt2", "tiny", {"B": 2, "T": 16}, {"L": 1, "C": 16, "H": 2}, "f32", sharing=Sharing(2, 1))
     with pytest.raises(TcError, match="updates its share of the parameters only, and op 'adamw' needs more"):
         build_step(module, request, detect(), 1)
+
+
+def test_what_sums_of_shares_read_is_not_idle(tmp_path: Path) -> None:
+    """A number that the norm reads before the ranks join their sums."""
+    text = (library() / "gpt2.tc").read_text().replace("norm by global_norm", "norm by weighed")
+    text = text.replace("beta1 = 0.9,", "beta1 = 0.9, weight = 0.5,")
+    (tmp_path / "own.tc").write_text(text + WEIGHED)
+    for sharing in (Sharing(), Sharing(2, 0)):
+        sizes = {"L": 1, "C": 16, "H": 2}
+        request = StepRequest("gpt2", "tiny", {"B": 2, "T": LENGTH}, sizes, "f32", sharing=sharing)
+        step = build_step(load_module(str(tmp_path / "own.tc"), "f32"), request, detect(), 1)
+        assert "hyper.weight" in step.hyper and not step.idle_hyper()
+
+
+WEIGHED = """
+op weighed(g: f32[N], clip: f32[], weight: f32[]) -> norm: f32[], scale: f32[]:
+  s = sum i: g[i] * g[i] * weight
+  norm = sqrt(s)
+  scale = min(1.0, clip / (norm + 1e-6))
+"""
 
 
 # -------------------------------------------------------------------------------------------------- runs
