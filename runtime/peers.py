@@ -13,6 +13,10 @@ class PeerFailed(UserError):
     """Another process has ended, or failed at what all wait for. It has said why, if it could."""
 
 
+class LeadFailed(PeerFailed):
+    """Rank 0 has failed at what all wait for, and is there still: all may go on."""
+
+
 class Peers(Protocol):
     """What all processes must do in the same order. `rank` 0 of `size` writes files and speaks to the user. PeerFailed
     when another one is gone."""
@@ -36,7 +40,7 @@ class Peers(Protocol):
         ...
 
     def lead(self, work: Callable[[], None]) -> None:
-        """Rank 0 works, the others give it what it reads of them; PeerFailed there when it fails."""
+        """Rank 0 works, the others give it what it reads of them; LeadFailed there when it fails by a UserError."""
         ...
 
 

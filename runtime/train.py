@@ -32,7 +32,7 @@ from tcomp.runtime.batches import Batches
 from tcomp.runtime.data import Data
 from tcomp.runtime.executor import Executor, Reading, element_count
 from tcomp.runtime.initialise import initialise
-from tcomp.runtime.peers import ALONE, Peers
+from tcomp.runtime.peers import ALONE, LeadFailed, PeerFailed, Peers
 from tcomp.runtime.progress import Progress
 from tcomp.runtime.run_folder import FollowedMetrics, Metrics, RunFolder
 from tcomp.runtime.safetensors_file import KIND_OF, PIECE, Stored
@@ -162,6 +162,8 @@ class _Training:
             try:
                 self.save()
             except UserError as e:  # training goes on: there may be room at the next save
+                if isinstance(e, PeerFailed) and not isinstance(e, LeadFailed):
+                    raise
                 self.progress.warn(e.message)
 
     def due(self, every: int) -> bool:

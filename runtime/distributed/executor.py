@@ -25,7 +25,7 @@ from tcomp.model.step import Division, FlatVector, Slot, Step
 from tcomp.runtime.distributed.exchange import Links, add_up, gathered, spread
 from tcomp.runtime.distributed.shares import owners
 from tcomp.runtime.executor import Executor, Reading
-from tcomp.runtime.peers import PeerFailed
+from tcomp.runtime.peers import LeadFailed, PeerFailed
 from tcomp.runtime.values import numpy_type, stored
 
 Array = NDArray[Any]
@@ -102,13 +102,13 @@ class RankExecutor:
         if name not in self.division.parts:
             return self.inner.read_part(name, start, stop)
         assert self.links.rank == 0
-        self._say(self._parts.index(name), start, stop)
         out = np.empty(stop - start, numpy_type(self._step.slots[name].dtype))
-        for rank, low, high, place in self._pieces(name, start, stop):
-            if rank == 0:
-                out[low:high] = self._own(name, place, high - low)
-            else:
-                self.links.exchange([], [(rank, out[low:high])])
+        pieces = list(self._pieces(name, start, stop))
+        for _, low, high, place in (p for p in pieces if p[0] == 0):
+            out[low:high] = self._own(name, place, high - low)
+        self._say(self._parts.index(name), start, stop)  # from here on others wait until all of it has come
+        for rank, low, high, _ in (p for p in pieces if p[0]):
+            self.links.exchange([], [(rank, out[low:high])])
         return out
 
     def write(self, name: str, value: ArrayLike) -> None:
@@ -200,12 +200,14 @@ class RankExecutor:
         if self.links.rank:
             self._serve()
             return
-        done = False
         try:
             work()
-            done = True
-        finally:
-            self._say(_DONE if done else _FAILED, 0, 0)
+        except PeerFailed:  # the others find that out themselves, and any end of this process
+            raise
+        except UserError:
+            self._say(_FAILED, 0, 0)
+            raise
+        self._say(_DONE, 0, 0)
 
     def _serve(self) -> None:
         """Send rank 0 what it reads of divided tensors, until it is done."""
@@ -214,7 +216,7 @@ class RankExecutor:
             self.links.exchange([], [(0, asked)])
             number, start, stop = (int(x) for x in asked)
             if number == _FAILED:
-                raise PeerFailed("rank 0 could not do what all wait for", "look at its message")
+                raise LeadFailed("rank 0 could not do what all wait for", "look at its message")
             if number == _DONE:
                 return
             for rank, low, high, place in self._pieces(self._parts[number], start, stop):

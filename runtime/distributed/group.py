@@ -7,6 +7,7 @@ goes through the launcher's key-value store, which outlives a rank.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +23,8 @@ from tcomp.runtime.peers import PeerFailed
 
 PATIENCE = timedelta(minutes=30)
 """How long a rank waits for another: longer than compiling, or a step, takes"""
+_REACH = timedelta(minutes=5)
+"""How long it looks for the launcher's store: an environment that an old launch has left names one that is gone"""
 _FAILED = "failed"
 _LAST_WORDS = 1.0
 """Seconds in which a rank that fails tells the others"""
@@ -41,12 +44,21 @@ class Group:
                 "pip install tcomp[torch]",
             ) from e
         self.place, self._torch, self._dist, self._patience = place, torch, dist, patience
+        self._turns = 0
+        # With --max-restarts the store still has all that was said before the ranks were started again.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         with self._reaching():
-            self._launcher = next(dist.rendezvous("env://", timeout=patience))[0]
+            store = next(dist.rendezvous("env://", timeout=min(patience, _REACH)))[0]
+            self._launcher = dist.PrefixStore(f"attempt/{attempt}", store)
             self._store = dist.PrefixStore("tcomp", self._launcher)
 
     def join(self) -> None:
-        """Open the ways between ranks. (Not before compilers are done: they are forked, and this starts threads.)"""
+        """Open the ways between ranks. (Not before compilers are done: they are forked, and this starts threads.)
+
+        All wait for all before, where one sees that another has failed: the ways would be waited for in silence."""
+        self._say(f"here/{self.rank}", "")
+        for rank in range(self.size):
+            self._told(f"here/{rank}")
         with self._reaching():
             self._dist.init_process_group(
                 "gloo", store=self._launcher, rank=self.rank, world_size=self.size, timeout=self._patience
@@ -83,7 +95,8 @@ class Group:
 
     def first_beside(self, make: Callable[[], T]) -> T:
         """What `make` gives, first on one rank of each machine, whose caches then have what others need."""
-        key = f"made/{self.rank - self.place.local}"
+        self._turns += 1
+        key = f"made/{self.rank - self.place.local}/{self._turns}"
         if self.place.local:
             self._told(key)
         made = make()

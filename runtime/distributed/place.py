@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tcomp.errors import UserError
@@ -49,10 +50,12 @@ def place_here(environment: Mapping[str, str] | None = None) -> Place | None:
 
 
 def keep_to_own_cpus(place: Place) -> None:
-    """Let this process run on its part of the CPUs only, where the machine has enough for all on it."""
+    """Let this process run on its part of the CPUs only; on one CPU that others have as well, where they are too few
+    (with a thread for each CPU in every process, threads that wait for each other would keep others from running)."""
     if not hasattr(os, "sched_setaffinity"):
         return
     allowed = sorted(os.sched_getaffinity(0))
-    each = len(allowed) // place.beside
-    if each:
-        os.sched_setaffinity(0, allowed[place.local * each : (place.local + 1) * each])
+    each = max(1, len(allowed) // place.beside)
+    first = place.local * each % len(allowed)
+    with suppress(OSError):  # a container may not let it
+        os.sched_setaffinity(0, allowed[first : first + each])

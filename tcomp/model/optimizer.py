@@ -156,6 +156,8 @@ class _Builder:
     def norm(self, op: Op) -> None:
         """The op that sees all gradients; where they are shared, as sums of a share and the rest."""
         split = in_parts(op) if self.sharing.ranks > 1 else None
+        if split is not None and any(p.name in self.results for p in split.part.params):
+            split = None  # the sums come before the learning rate of the step
         if split is None:
             if self.sharing.zero:
                 raise self.error(
@@ -207,7 +209,8 @@ class _Builder:
             for number in range(found.count(op)):
                 name = found.name(op, number)
                 views = {n: found.part(self.flats[k], self.regions[k], op, number) for n, k in keys.items()}
-                self.begin(f"first.{name}", self.layout.offsets[p.tensor.name] + number * prod(found.shape(op)))
+                place = self.layout.offsets[p.tensor.name] - group.start + group.first
+                self.begin(f"first.{name}", place + number * prod(found.shape(op)))
                 views |= {o.name: self.scalar(op, o, self.values(group)) for o in op.params if not o.shape}
                 self.nodes += calls.of(op, dims, views, name)
                 self.end()

@@ -29,7 +29,9 @@ class InParts:
 
 
 def in_parts(op: Op) -> InParts | None:
-    """The op's sums and the rest of it, where all that it reads of vectors goes into scalar sums; else None."""
+    """The op's sums and the rest of it, where all that it reads of vectors goes into scalar f32 sums; else None."""
+    if op.ranges or op.requires or any(p.dtype is DType.F64 for p in op.operands):
+        return None  # it says how much of a vector it reads, or how long one is; f64 sums are of more digits
     vectors = {p.name for p in op.params if p.shape}
     results = {r.name for r in op.operands if r.inout} | {r.name for r in op.outputs}
     sums = tuple(eq for eq in op.equations if reads(eq) & vectors)
@@ -75,7 +77,7 @@ def elementwise(op: Op) -> bool:
             return False
         if not all(_pointwise(e, "" if at is None else at.id) for e in expressions(eq.value)):
             return False
-    return not op.requires
+    return not (op.requires or op.ranges)
 
 
 def _pointwise(e: Expr, index: str) -> bool:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,10 +36,11 @@ from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.data import open_data
 from tcomp.runtime.distributed.exchange import Array, add_up, gathered, spread
 from tcomp.runtime.distributed.executor import RankExecutor
-from tcomp.runtime.distributed.place import Place, place_here
+from tcomp.runtime.distributed.group import Group
+from tcomp.runtime.distributed.place import Place, keep_to_own_cpus, place_here
 from tcomp.runtime.distributed.shares import owners, step_of
 from tcomp.runtime.executor import HostExecutor
-from tcomp.runtime.peers import ALONE, Alone, PeerFailed, Peers
+from tcomp.runtime.peers import ALONE, Alone, LeadFailed, PeerFailed, Peers
 from tcomp.runtime.run_folder import FollowedRun, RunFolder
 from tcomp.runtime.train import Settings, train
 from tcomp.runtime.values import numpy_type
@@ -174,6 +180,81 @@ def test_an_environment_that_contradicts_itself_is_refused(environment: dict[str
     assert "torchrun" in e.value.hint
 
 
+@pytest.mark.parametrize(
+    ("cpus", "beside", "parts"),
+    [
+        ({0, 1, 2, 3, 8}, 2, [{0, 1}, {2, 3}]),
+        ({4, 5, 6}, 3, [{4}, {5}, {6}]),
+        ({4, 7}, 3, [{4}, {7}, {4}]),  # too few: with a thread for each CPU in each process, nobody would get on
+    ],
+)
+def test_ranks_of_a_machine_divide_its_cpus(
+    monkeypatch: pytest.MonkeyPatch, cpus: set[int], beside: int, parts: list[set[int]]
+) -> None:
+    found: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: cpus, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, own: found.append(set(own)), raising=False)
+    for local in range(beside):
+        keep_to_own_cpus(Place(local, beside, local, beside))
+    assert found == parts
+
+
+class Store:
+    """The launcher's key-value store."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys)
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value.encode()
+
+    def get(self, key: str) -> bytes:
+        return self.values[key]
+
+    def add(self, key: str, number: int) -> int:
+        self.values[key] = str(int(self.values.get(key, b"0")) + number).encode()
+        return int(self.values[key])
+
+
+def group_of(store: Store, rank: int, opened: list[int]) -> Group:
+    """One of two ranks of a machine, with a store of this process; `opened` notes who opens ways to others."""
+    group = object.__new__(Group)
+    group.place, group._turns, group._patience = Place(rank, 2, rank, 2), 0, timedelta(seconds=20)
+    group._store = group._launcher = store
+    group._dist = SimpleNamespace(init_process_group=lambda *_, rank, **__: opened.append(rank))
+    return group
+
+
+def test_what_one_rank_makes_first_is_there_each_time_when_others_make_it() -> None:
+    store, made = Store(), []
+
+    def make(rank: int, turn: int) -> None:
+        time.sleep(0.1 if rank == 0 else 0.0)
+        made.append((turn, rank))
+
+    def work(links: Links) -> None:
+        group = group_of(store, links.rank, [])
+        for turn in range(2):
+            group.first_beside(lambda: make(links.rank, turn))  # noqa: B023  (called at once)
+
+    on_ranks(2, work)
+    assert [rank for turn in range(2) for t, rank in made if t == turn] == [0, 1, 0, 1]
+
+
+def test_a_rank_that_fails_before_all_have_met_is_not_waited_for() -> None:
+    store, opened = Store(), []
+    assert group_of(store, 1, opened).fails_first(UserError("other data", "the same"))
+    with pytest.raises(PeerFailed, match="it has failed"):
+        group_of(store, 0, opened).join()
+    assert not opened
+    store = Store()
+    on_ranks(2, lambda links: group_of(store, links.rank, opened).join())
+    assert sorted(opened) == [0, 1]
+
+
 # -------------------------------------------------------------------------------------------- the model
 
 
@@ -191,6 +272,15 @@ op largest_of(g: f32[N]) -> norm: f32[]:
   s = max i: g[i]
   norm = s
 
+op first_of(g: f32[N]) -> norm: f32[]:
+  index i: N - 1
+  s = sum i: g[i] * g[i]
+  norm = sqrt(s)
+
+op wide_of(g: f64[N]) -> norm: f64[]:
+  s = sum i: g[i] * g[i]
+  norm = sqrt(s)
+
 op plain(inout p: f32[N], g: f32[N], lr: f32[], step: i32[], first: i32[]):
   d[i] = g[i] * lr
   p[i] = p[i] - d[i] + random(step, first + i)
@@ -203,6 +293,10 @@ op by_number(inout p: f32[N], g: f32[N], first: i32[]):
 
 op neighbour(inout p: f32[N], g: f32[N]):
   p[i] = g[N - 1 - i]
+
+op some(inout p: f32[N], g: f32[N]):
+  index i: N - 1
+  p[i] = p[i] - g[i]
 
 op whole(inout p: f32[N], g: f32[N]):
   s = sum i: g[i] * g[i]
@@ -218,8 +312,9 @@ def test_only_what_a_share_suffices_for_is_divided(tmp_path: Path) -> None:
     assert split is not None and split.sums == ("s",)
     assert [o.name for o in split.part.operands] == ["g", "s"]
     assert [o.name for o in split.rest.operands] == ["clip", "s", "norm", "scale"]
-    assert in_parts(ops["mean_of"]) is None and in_parts(ops["largest_of"]) is None
-    assert [n for n in ("plain", "by_place", "by_number", "neighbour", "whole") if elementwise(ops[n])] == ["plain"]
+    assert not any(in_parts(ops[name]) for name in ("mean_of", "largest_of", "first_of", "wide_of"))
+    updates = ("plain", "by_place", "by_number", "neighbour", "some", "whole")
+    assert [n for n in updates if elementwise(ops[n])] == ["plain"]
 
 
 def step_for(sharing: Sharing, precision: str = "f32", accumulation: int = 1, model: str = "gpt2") -> Step:
@@ -283,6 +378,20 @@ op weighed(g: f32[N], clip: f32[], weight: f32[]) -> norm: f32[], scale: f32[]:
   norm = sqrt(s)
   scale = min(1.0, clip / (norm + 1e-6))
 """
+
+
+def test_sums_for_a_norm_that_read_the_steps_learning_rate_are_not_taken_before_it_is_there(tmp_path: Path) -> None:
+    text = (Path(training.__file__).parent.parent / "models/ops/optim.tc").read_text()
+    head, body = "op global_norm(g: f32[N], clip: f32[])", "s = sum i: g[i] * g[i]"
+    assert head in text and body in text
+    file = tmp_path / "ops.tc"
+    file.write_text(text.replace(head, head.replace("clip", "lr: f32[], clip")).replace(body, f"{body} * lr"))
+    module = load_module("gpt2", "f32")
+    module = replace(module, ops={**module.ops, "global_norm": load(file).ops["global_norm"]})
+    assert in_parts(module.ops["global_norm"]) is not None
+    request = StepRequest("gpt2", "tiny", {"B": 2, "T": 16}, {"L": 1, "C": 16, "H": 2}, "f32", sharing=Sharing(2, 1))
+    with pytest.raises(TcError, match="'global_norm' takes more of them than sums"):
+        build_step(module, request, detect(), 1)
 
 
 # -------------------------------------------------------------------------------------------------- runs
@@ -391,6 +500,12 @@ def test_what_makes_groups_as_long_as_equal_shares_is_zero_at_first(model: str, 
         assert not any(a < at + size and b > at for a, b in held)
 
 
+def test_random_numbers_of_an_update_do_not_depend_on_how_many_ranks_there_are() -> None:
+    found = [step_for(Sharing(ranks), "bf16_stochastic", model="gpt2_muon").scalars for ranks in (1, 7)]
+    firsts = [{n: v for n, v in scalars.items() if n.startswith("first.")} for scalars in found]
+    assert firsts[0] == firsts[1] and any("qkv_w" in n for n in firsts[0]) and "first.vectors" in firsts[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16_stochastic", "fp8"])
 def test_other_precisions_and_rank_counts_go_on_bitwise_from_one_kind_of_checkpoint(
@@ -464,3 +579,54 @@ def test_a_divided_tensor_is_read_and_written_as_a_whole_one_and_failures_to_wri
             executor.lead(fail)
 
     on_ranks(3, work)
+
+
+class Said:
+    """The messages that rank 0 sends, of which nobody takes notice."""
+
+    rank, size = 0, 2
+
+    def __init__(self) -> None:
+        self.sent: list[list[int]] = []
+
+    def exchange(self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]) -> None:
+        self.sent += [array.tolist() for _, array in sends]
+
+
+@pytest.mark.parametrize("error", [PeerFailed("rank 2 is gone", "look"), KeyboardInterrupt(), MemoryError()])
+def test_rank_0_says_that_it_goes_on_only_where_it_does(error: BaseException) -> None:
+    """Who waits for rank 0 to take its part of a tensor does not listen to it, and rank 0 would wait, too."""
+    executor, said = object.__new__(RankExecutor), Said()
+    executor.links = said
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        executor.lead(fail)
+    assert not said.sent
+
+
+@pytest.mark.parametrize(
+    ("error", "goes_on"),
+    [
+        (UserError("the disk is full", "make room"), True),
+        (LeadFailed("rank 0 could not", "look"), True),
+        (PeerFailed("rank 0 has lost another", "look"), False),
+    ],
+)
+def test_training_goes_on_without_a_checkpoint_but_not_without_a_rank(
+    monkeypatch: pytest.MonkeyPatch, error: UserError, goes_on: bool
+) -> None:
+    def save() -> None:
+        raise error
+
+    monkeypatch.setattr(training, "_ask", lambda *_: None)
+    warned: list[str] = []
+    run: Any = SimpleNamespace(
+        executor=None, batches=None, peers=ALONE, settings=Settings(4, eval_every=0), done=0, behind=deque(),
+        due=lambda every: every > 0, take_in=lambda most: None, save=save, progress=SimpleNamespace(warn=warned.append),
+    )  # fmt: skip
+    with nullcontext() if goes_on else pytest.raises(PeerFailed):
+        training._Training.step(run)
+    assert warned == [error.message] * goes_on

@@ -8,9 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+
+from tcomp.errors import UserError
+from tcomp.runtime.distributed.group import Group
+from tcomp.runtime.distributed.place import Place
 
 pytest.importorskip("torch.distributed")
 pytestmark = pytest.mark.slow
@@ -105,6 +110,19 @@ def test_ranks_that_differ_or_lose_one_end_with_one_message(tmp_path: Path, text
     said, _ = killed.communicate(timeout=PATIENCE)
     assert killed.returncode and time.monotonic() - before < 60
     assert said.count("error: rank 0 has lost another rank") == 1, said
+
+
+def test_ranks_that_are_started_again_do_not_hear_what_was_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+
+    store = dist.HashStore()
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
+    groups = []
+    for attempt in ("0", "0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        groups.append(Group(Place(len(groups) % 2, 2, 0, 2), timedelta(seconds=0.1)))
+    assert groups[0].of_first("run", "a") == "a" == groups[1].of_first("run", "")
+    assert groups[0].fails_first(UserError("no", "no")) and groups[2].fails_first(UserError("no", "no"))
 
 
 def _children(process: int) -> list[int]:
