@@ -60,6 +60,9 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             real = a
     _check_dimensions(op, s, numbers)
     if s.where is not None:
+        for name in sorted(names_in(s.where) - numbers):
+            hint = "which calls there are is known when the step is built: conditions are on dimensions of the operands"
+            raise TcError(f"the condition of a call reads '{name}', which is no dimension", s.where.span, hint=hint)
         check_number(s.where, numbers, "the condition of a call")
     for at, a in enumerate(s.annotations):
         if any(a.function == b.function for b in s.annotations[:at]):
@@ -80,6 +83,9 @@ def _called(model: Model, s: OpCall, module: Module) -> Op:
     """The op of a call. TcError where there is none, where it updates what must keep its value, or takes another number
     of operands."""
     op = module.ops.get(s.op)
+    if op is None and s.op in module.updates:
+        hint = "groups of an optimizer are trained by it; what it does to a tensor its calls say"
+        raise TcError(f"'{s.op}' is an update, and no op to call", s.span, hint=hint)
     if op is None:
         hint = did_you_mean(s.op, [o for o in module.ops if "." not in o], "op")
         if not hint.startswith("did"):

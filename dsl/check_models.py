@@ -189,6 +189,9 @@ def _check_optimizer(o: Optimizer, module: Module) -> None:
     for n in hyper:
         if hyper.count(n) > 1:
             raise TcError(f"hyperparameter '{n}' is given twice", o.span, hint="keep one value")
+    for at, g in enumerate(o.groups):
+        if any(g.name == other.name for other in o.groups[:at]):
+            raise TcError(f"group '{g.name}' is given twice", g.span, hint="write one line with all its values")
     used: set[str] = set()
     results: set[str] = set()
     for name, what in ((o.schedule, "lr by"), (o.norm, "norm by")):

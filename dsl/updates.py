@@ -186,6 +186,7 @@ def check_update(update: Update, module: Module) -> None:
         if o.inout and o.name not in changed:
             hint = f"pass it to an op that declares it `inout`, or declare '{o.name}' without the word"
             raise TcError(f"no call updates '{o.name}'", o.span, hint=hint)
+    _check_order(update, module)
     for o in op.outputs:
         made = bound.get(o.name)
         if made is not o.dtype:
@@ -220,6 +221,17 @@ def _check_changes(s: OpCall, module: Module) -> None:
             raise TcError(f"'{a.name}' is passed twice, and updated as '{p.name}'", a.span, hint=hint)
         if a.subscripts or a.shape is not None:
             raise TcError(f"a part or a view of '{a.name}' is updated", a.span, hint=f"pass '{a.name}' as it is")
+
+
+def _check_order(update: Update, module: Module) -> None:
+    """The parameters as the model reads them are those that the last call leaves."""
+    body = list(calls(update.body))
+    last = max((at for at, s in enumerate(body) if any(r.name == "w" for r in s.results)), default=len(body))
+    for s in body[last + 1 :]:
+        late = next((a for p, a in _passed(s, module) if p.inout and a.name == "p"), None)
+        if late is not None:
+            hint = f"let '{s.op}' give `w`, or call it before the one that does"
+            raise TcError(f"'{update.name}' changes 'p' behind the call that gives 'w'", late.span, hint=hint)
 
 
 def _check_conditions(update: Update, body: Iterable[ModelStatement], bound: set[str]) -> None:
