@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tcomp.dsl.load import library, load
@@ -14,6 +15,7 @@ from tcomp.model.request import StepRequest
 from tcomp.model.spaced import JOINED, SPACED, VECTOR, in_spaced_parts
 from tcomp.model.step import Step
 from tcomp.model.unroll import build_graph
+from tests.tcomp.graph_interpreter import Memory, run as interpret
 
 SIZES = {"L": 3, "H": 1, "C": 6, "V": 24, "S": 8}
 ODD = {"ln1_w", "ln1_b", "ln2_w", "ln2_b", "proj_b", "down_b", "qkv_b"}
@@ -75,3 +77,32 @@ def test_a_tensor_of_which_some_parts_are_written_by_nobody_stays() -> None:
     middle = tuple(n for n in p.backward if n.label.startswith("l1."))
     nodes, _ = in_spaced_parts(middle, frozenset())
     assert not names(nodes, JOINED) and names(nodes, SPACED)
+
+
+def test_copies_change_no_value() -> None:
+    """Of two micro-batches, and of a forward pass by itself; and what is not written is not read."""
+    module = load(library() / "gpt2.tc")
+    graph = build_graph(module, "gpt2", "tiny", {"B": 1, "T": 4}, {**SIZES, "L": 2}, "f32")
+    p = build_programs(graph, module, accumulation=2, targets=H100.targets)
+    steps = (*p.forward, *p.backward), (*p.forward_next, *p.backward_next)
+    (first, kept), (later, _) = (in_spaced_parts(nodes, frozenset(p.forward) - p.ahead) for nodes in steps)
+    found = []
+    for programs in (steps, (first, later), ([n for n in first if n in kept],)):
+        random = np.random.default_rng(3)
+        memory = Memory({q.tensor: single(random.standard_normal(q.tensor.shape)) for q in graph.parameters})
+        memory.write(p.seed.whole(), np.array(0.5))
+        for nodes in programs:
+            for t in graph.inputs.values():
+                memory.write(t.whole(), random.integers(0, 24, t.shape))
+            interpret(nodes, module, memory)
+            assert graph.loss is not None
+            found.append([float(memory.read(graph.loss)), *(memory.read(g.whole()) for g in p.gradients.values())])
+    for one, other in zip(found[:2], found[2:4], strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+    assert found[4][0] == pytest.approx(found[0][0], rel=1e-6)
+
+
+def single(values: np.ndarray) -> np.ndarray:
+    """Values that f32 has."""
+    return values.astype(np.float32).astype(np.float64)
