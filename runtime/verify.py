@@ -192,6 +192,9 @@ def verify_step(
     for t in graph.states:
         what = f"the next {t.name}"
         yield Comparison(what, step.dims, distance(floats(executor, t.name), memory.read(t.whole())))
+    kept = ((flats[n], t, r.offsets[q.name]) for n, r in programs.regions.items() for q, t in r.parts.items())
+    for flat, t, at in (x for x in kept if x[1].kind == "state"):
+        yield Comparison(t.name, step.dims, distance(floats(executor, t.name), memory.read(View(flat, at, t.shape))))
     for parameter, t in programs.masters.items():
         rounded = held(floats(executor, t.name), parameter.dtype)
         what = f"{parameter.name}, rounded from its master copy"

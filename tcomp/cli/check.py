@@ -216,10 +216,10 @@ def _judged(what: str, error: float, allowed: float, at: str) -> bool:
 
 def _step_rounding(what: str, recipe: Recipe, casts: bool) -> float:
     """How much of a step's error may be rounding. Where a schedule casts, it rounds gradients that the oracle does not:
-    these move by a unit, a change of Adam's by several."""
+    these move by a unit, a change of Adam's by several, and their squares by twice as much."""
     if not casts:
         return recipe.unit / 2
-    if what.endswith("'s change"):
+    if what.endswith("'s change") or what.startswith("state."):
         return max(8 * recipe.unit, 2 * recipe.copies)
     return max(2 * recipe.unit, recipe.copies if what.startswith("grad.") else 0.0)
 

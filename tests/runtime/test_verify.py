@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,8 +14,13 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
+from tcomp.machine.cpu import detect
+from tcomp.model.build import build_step
+from tcomp.model.request import StepRequest
 from tcomp.numeric import round_to
-from tcomp.runtime.verify import awkward_dims, random_inputs, rounding
+from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.runtime.initialise import initialise
+from tcomp.runtime.verify import awkward_dims, random_inputs, rounding, verify_step
 
 
 def test_sizes_of_a_backward_keep_its_forwards_requirements() -> None:
@@ -69,3 +76,38 @@ def test_subscripts_of_several_tensors_stay_on_their_axis() -> None:
             drawn = random_inputs(op, {"T": 40, "V": 13, "C": 2}, np.random.default_rng(seed), False)
             at = drawn["first"] + 2 * drawn["ids"]
             assert 9 <= at.max() < 13, at
+
+
+COUNTING = """
+import ops.linear
+import ops.crossentropy
+
+op sgd(inout p: f32[N], g: f32[N], inout seen: f32[N], rate: f32[]):
+  seen[i] = seen[i] + g[i] * g[i]
+  p[i] = p[i] - rate * g[i]
+
+model line(B):
+  config default: C = 8
+  param w: f32[3, C] = normal(1.0) in all
+  input x: f32[B, C]
+  forward:
+    y = matmul(x, w)
+    loss = mean(y as [B * 3])
+  loss loss
+  optimizer sgd:
+    group all: rate = 0.1
+"""
+
+
+def test_what_an_optimizer_keeps_is_compared(objects: Path) -> None:
+    """A state that a first step's change of parameters does not depend on."""
+    step = build_step(load_text(COUNTING), StepRequest("line", "default", {"B": 4}), detect(), 1)
+    executor = CpuExecutor(step, detect(), 1, objects)
+    other = load_text(COUNTING.replace("+ g[i] * g[i]", "+ abs(g[i])"))
+    try:
+        for module, wrong in ((load_text(COUNTING), []), (other, ["state.seen.w"])):
+            initialise(executor, 1, 1)
+            executor.write("state.seen.w", 0.0)
+            assert [c.what for c in verify_step(executor, module, {}) if not c.error < 1e-4] == wrong
+    finally:
+        executor.close()
