@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -66,6 +68,12 @@ class Group:
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
+        """What waits for others in native code. Ctrl-C ends the process there and then: Python would hear of it behind
+        the wait only, and a run that has not begun has nothing to save."""
+        before = signal.getsignal(signal.SIGINT)
+        ours = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+        if ours:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         try:
             yield
         except (RuntimeError, ValueError) as e:
@@ -73,6 +81,9 @@ class Group:
                 f"rank {self.rank} of {self.size} cannot reach the others: {_first_line(e)}",
                 "look whether all are started, and whether MASTER_ADDR and MASTER_PORT are right",
             ) from e
+        finally:
+            if ours:
+                signal.signal(signal.SIGINT, before)
 
     @property
     def rank(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import threading
 import time
 from collections import deque
@@ -253,6 +254,19 @@ def test_a_rank_that_fails_before_all_have_met_is_not_waited_for() -> None:
     store = Store()
     on_ranks(2, lambda links: group_of(store, links.rank, opened).join())
     assert sorted(opened) == [0, 1]
+
+
+def test_ctrl_c_ends_a_process_that_looks_for_others() -> None:
+    store, found = Store(), []
+    store.set("here/1", "")
+    group = group_of(store, 0, [])
+    group._dist.init_process_group = lambda *_, **__: found.append(signal.getsignal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        group.join()
+        assert found == [signal.SIG_DFL] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # -------------------------------------------------------------------------------------------- the model
