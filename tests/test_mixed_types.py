@@ -262,6 +262,17 @@ def test_a_norm_that_reads_parameters_of_several_types_is_refused() -> None:
     build_programs(build_graph(module, "mixed", "tiny", SIZES, None, "bf16"), module)
 
 
+def test_two_narrow_types_with_copies_are_refused() -> None:
+    """One vector has all parameters that f32 copies are rounded to."""
+    pairs = (
+        ("op norm(x: real[M, N], w: f32[N]", "op norm(x: real[M, N], w: f16[N]"),
+        ("norm_w: f32", "norm_w: f16"),
+        ("last_w: f32", "last_w: f16"),
+    )
+    text = changed(*pairs)
+    refused(text, "bf16", "mixed.tc:", "parameter 'norm_w' is f16, 'wte' is bf16", "master copies all are of one type")
+
+
 def test_gradients_of_two_types_are_refused() -> None:
     pairs = (
         ("op norm(x: real[M, N], w: f32[N]", "op norm(x: real[M, N], w: f64[N]"),

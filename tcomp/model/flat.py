@@ -143,10 +143,22 @@ def like_parameters(graph: Graph, prefix: str, kind: str) -> dict[Tensor, Tensor
     }
 
 
-def master_copies(graph: Graph) -> dict[Tensor, Tensor]:
-    """The f32 master copies that the recipe keeps, of parameters that are narrower: others are their own."""
+def master_copies(graph: Graph, module: Module) -> dict[Tensor, Tensor]:
+    """The f32 master copies that the recipe keeps, of parameters that are narrower: others are their own. TcError where
+    these are of two types, since one vector has them all."""
     copies = like_parameters(graph, "master", "master") if graph.recipe.master else {}
-    return {p: t for p, t in copies.items() if p.dtype is not t.dtype}
+    copies = {p: t for p, t in copies.items() if p.dtype is not t.dtype}
+    first = next(iter(copies), None)
+    for p in (p for p in graph.trained if p.tensor in copies):
+        if first is not None and p.tensor.dtype is not first.dtype:
+            raise TcError(
+                f"parameter '{p.decl.name}' is {p.tensor.dtype}, '{first.name}' is {first.dtype}: of those with f32 "
+                "master copies all are of one type",
+                p.decl.span,
+                module.sources.get(p.decl.span.file, ""),
+                "declare both `real`; `frozen` ones may be of any type, and f32 ones have no copies",
+            )
+    return copies
 
 
 def own_regions(graph: Graph, masters: Mapping[Tensor, Tensor]) -> dict[str, dict[Tensor, Tensor]]:

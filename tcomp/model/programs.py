@@ -91,7 +91,7 @@ def build_programs(
     given = {v.tensor for node in (*forward, *backward) for v in node.operands.values()}
     news = {state: new for state, new in news.items() if new in given}  # who gives none, keeps its value
     moved |= moved_next
-    masters = master_copies(graph) if optimizer is not None else {}
+    masters = master_copies(graph, module) if optimizer is not None else {}
     parts = own_regions(graph, masters) | {"g": gradients}
     if optimizer is None:
         regions = _regions(layout, parts)
