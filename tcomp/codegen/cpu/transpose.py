@@ -122,7 +122,9 @@ def exchanged(b: ir.IRBuilder, x: IrValue, y: IrValue, step: int) -> tuple[IrVal
     step 1: x0 x1 x2 x3, y0 y1 y2 y3  -->  x0 y0 x1 y1, x2 y2 x3 y3  (in each quarter; from step 4 on whole quarters)
     """
     n = x.type.count
-    if step < 4:
+    if n == 2:
+        low, high = [0, 2], [1, 3]
+    elif step < 4:
         low, high = (_interleaved(n, step, half) for half in (False, True))
     else:
         even, odd = ([q for q in range(n // 4) if q % 2 == parity] for parity in (0, 1))

@@ -100,6 +100,15 @@ def test_a_contraction_along_vectors(q: int, k: int, d: int, machine: CpuMachine
     np.testing.assert_allclose(np.tril(out["part"]), np.tril(product), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("lanes", [2, 4])
+def test_a_contraction_along_narrow_vectors(lanes: int, machine: CpuMachine, objects: Path) -> None:
+    """Rows shorter than the machine's vectors have vectors of their own length."""
+    built = kernel([operand("X", 4, 5), operand("W", 6, 5), operand("s", 4, 6)], [contraction(4, 6, 5, lanes)])
+    x, w = normal(4, 5), normal(6, 5, seed=1)
+    out = run(built, machine, objects, {"X": x, "W": w})
+    np.testing.assert_allclose(out["s"], x.astype(np.float64) @ w.T.astype(np.float64), rtol=1e-5, atol=1e-5)
+
+
 def test_sums_of_a_contraction_along_vectors_are_stored_side_by_side() -> None:
     """And a short one has no loop of its own."""
     body: list[Statement] = [contraction(8, 16, 64, 8)]
