@@ -552,6 +552,24 @@ def test_a_rank_whose_parameters_differ_is_found() -> None:
     on_ranks(2, work)
 
 
+def test_the_scales_of_8_bit_layers_follow_the_largest_value_of_any_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = step_for(Sharing(2), "fp8")
+    assert step.division is not None
+    (name,) = step.division.news
+    monkeypatch.setattr(Memory, "run", lambda self, program: None)
+    shape = step.slots[name].shape
+    values = np.random.default_rng(3).random((2, *shape)).astype("f4")
+
+    def work(links: Links) -> Array:
+        inner = Memory(step_of(step, links.rank))
+        inner.write(name, values[links.rank])
+        RankExecutor(inner, links).run_step("micro_first")
+        return inner.read(name).copy()
+
+    for found in on_ranks(2, work):
+        np.testing.assert_array_equal(found, values.max(0))
+
+
 def test_ranks_that_have_drifted_apart_end_the_run_at_the_next_save(
     tmp_path: Path, text: Path, bigram: Any, silent: Any, no_signals: None
 ) -> None:
