@@ -1,0 +1,204 @@
+"""What ranks exchange, where they are and how they meet: sums, data, the launcher's environment, the store."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from tcomp.errors import UserError
+from tcomp.model.step import Division
+from tcomp.runtime.batches import Batches
+from tcomp.runtime.data import open_data
+from tcomp.runtime.distributed.exchange import Array, add_up, gathered, spread
+from tcomp.runtime.distributed.group import Group
+from tcomp.runtime.distributed.place import Place, keep_to_own_cpus, place_here
+from tcomp.runtime.distributed.shares import owners
+from tcomp.runtime.peers import PeerFailed
+from tests.reference.ranks import LENGTH, Links, on_ranks
+
+
+@given(st.integers(2, 5), st.lists(st.integers(1, 6), min_size=1, max_size=3), st.data())
+def test_each_element_has_one_owner_and_a_place_of_its_own(ranks: int, shares: list[int], data: st.DataObject) -> None:
+    groups, at = [], 0
+    for share in shares:
+        groups.append((at, share * ranks))
+        at += share * ranks
+    division = Division(ranks, 1, tuple(groups), {})
+    places: dict[int, set[int]] = {rank: set() for rank in range(ranks)}
+    for first, length in groups:
+        cut = data.draw(st.integers(1, length))
+        for start, stop in ((0, cut), (cut, length)):
+            covered = []
+            for o in owners(division, first + start, stop - start) if start < stop else ():
+                covered += range(o.start, o.stop)
+                new = set(range(o.place, o.place + o.stop - o.start))
+                assert not new & places[o.rank]
+                places[o.rank] |= new
+            assert covered == list(range(stop - start))
+    assert all(p == set(range(sum(shares))) for p in places.values())
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_sums_are_in_the_order_of_the_ranks_on_every_rank(size: int) -> None:
+    draw = np.random.default_rng(size)
+    vectors = [
+        (draw.standard_normal((size, 7)) * 10.0 ** draw.integers(-6, 6, (size, 7))).astype("f4") for _ in range(size)
+    ]
+    wanted = vectors[0].copy()
+    for v in vectors[1:]:
+        wanted += v
+
+    def work(links: Links) -> Array:
+        own = vectors[links.rank].copy()
+        add_up(links, own, piece=3)
+        assert (own[links.rank] == wanted[links.rank]).all()
+        spread(links, own)
+        return own
+
+    assert all((found == wanted).all() for found in on_ranks(size, work))
+    rows = on_ranks(size, lambda links: gathered(links, np.array([links.rank, 7.0])))
+    assert all(r.tolist() == [[i, 7.0] for i in range(size)] for r in rows)
+
+
+def test_ranks_read_what_one_process_with_as_many_micro_batches_does(text: Path) -> None:
+    data = open_data([text], LENGTH, 256)
+
+    def read(rank: int, size: int, count: int) -> list[bytes]:
+        batches, found = data.training_batches(3), []
+        batches.skip(batches.count - 15)  # an epoch's end comes
+        for _ in range(count):
+            batches.skip(2 * rank)
+            found.append(filled(batches))
+            batches.skip(2 * (size - 1 - rank))
+        return found
+
+    ranks = [read(rank, 3, 4) for rank in range(3)]
+    assert [own[i] for i in range(4) for own in ranks] == read(0, 1, 12)
+
+
+def filled(batches: Batches) -> bytes:
+    tokens, targets = (np.zeros((2, LENGTH), np.int32) for _ in range(2))
+    batches.fill(tokens, targets)
+    return tokens.tobytes() + targets.tobytes()
+
+
+WHOLE = {
+    "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1",
+}  # fmt: skip
+
+
+def test_a_place_is_what_the_launcher_says() -> None:
+    assert place_here({}) is None
+    assert place_here(WHOLE) == Place(1, 4, 1, 2)
+    assert place_here({**WHOLE, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set"),
+        ({**WHOLE, "MASTER_PORT": ""}, "MASTER_PORT is not set"),
+        ({**WHOLE, "RANK": "4"}, "RANK=4"),
+        ({**WHOLE, "LOCAL_RANK": "x"}, "LOCAL_RANK=x"),
+    ],
+)
+def test_an_environment_that_contradicts_itself_is_refused(environment: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=said) as e:
+        place_here(environment)
+    assert "torchrun" in e.value.hint
+
+
+@pytest.mark.parametrize(
+    ("cpus", "beside", "parts"),
+    [
+        ({0, 1, 2, 3, 8}, 2, [{0, 1}, {2, 3}]),
+        ({4, 5, 6}, 3, [{4}, {5}, {6}]),
+        ({4, 7}, 3, [{4}, {7}, {4}]),  # too few: with a thread for each CPU in each process, nobody would get on
+    ],
+)
+def test_ranks_of_a_machine_divide_its_cpus(
+    monkeypatch: pytest.MonkeyPatch, cpus: set[int], beside: int, parts: list[set[int]]
+) -> None:
+    found: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: cpus, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, own: found.append(set(own)), raising=False)
+    for local in range(beside):
+        keep_to_own_cpus(Place(local, beside, local, beside))
+    assert found == parts
+
+
+class Store:
+    """The launcher's key-value store."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys)
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value.encode()
+
+    def get(self, key: str) -> bytes:
+        return self.values[key]
+
+    def add(self, key: str, number: int) -> int:
+        self.values[key] = str(int(self.values.get(key, b"0")) + number).encode()
+        return int(self.values[key])
+
+
+def group_of(store: Store, rank: int, opened: list[int]) -> Group:
+    """One of two ranks of a machine, with a store of this process; `opened` notes who opens ways to others."""
+    group = object.__new__(Group)
+    group.place, group._turns, group._patience = Place(rank, 2, rank, 2), 0, timedelta(seconds=20)
+    group._store = group._launcher = store
+    group._dist = SimpleNamespace(init_process_group=lambda *_, rank, **__: opened.append(rank))
+    return group
+
+
+def test_what_one_rank_makes_first_is_there_each_time_when_others_make_it() -> None:
+    store, made = Store(), []
+
+    def make(rank: int, turn: int) -> None:
+        time.sleep(0.1 if rank == 0 else 0.0)
+        made.append((turn, rank))
+
+    def work(links: Links) -> None:
+        group = group_of(store, links.rank, [])
+        for turn in range(2):
+            group.first_beside(lambda: make(links.rank, turn))  # noqa: B023  (called at once)
+
+    on_ranks(2, work)
+    assert [rank for turn in range(2) for t, rank in made if t == turn] == [0, 1, 0, 1]
+
+
+def test_a_rank_that_fails_before_all_have_met_is_not_waited_for() -> None:
+    store, opened = Store(), []
+    assert group_of(store, 1, opened).fails_first(UserError("other data", "the same"))
+    with pytest.raises(PeerFailed, match="it has failed"):
+        group_of(store, 0, opened).join()
+    assert not opened
+    store = Store()
+    on_ranks(2, lambda links: group_of(store, links.rank, opened).join())
+    assert sorted(opened) == [0, 1]
+
+
+def test_ctrl_c_ends_a_process_that_looks_for_others() -> None:
+    store, found = Store(), []
+    store.set("here/1", "")
+    group = group_of(store, 0, [])
+    group._dist.init_process_group = lambda *_, **__: found.append(signal.getsignal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        group.join()
+        assert found == [signal.SIG_DFL] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
