@@ -7,6 +7,7 @@ reader sees the old file or the whole new one, never part of one.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -34,7 +35,7 @@ def cache_folder(part: str = "") -> Path:
 
 def write_atomic(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name, flush it to disk, put it in place. On error nothing is left."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")  # (others write it, too)
     try:
         with open(temporary, "wb") as out:
             fill(out)
