@@ -1,0 +1,46 @@
+"""The documents hold together: links lead somewhere, and paths in `code` are files of the repository."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^ *```.*?^ *```$", re.M | re.S)
+
+
+def anchors(page: Path) -> set[str]:
+    """Names that the page's headings have on GitHub."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.M)
+    plain = [re.sub(r"[^\w\- ]", "", LINK.sub(lambda m: m[0].split("]")[0], h).lower()) for h in headings]
+    return {h.replace(" ", "-") for h in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(FENCE.sub("", page.read_text())):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+FILES = [
+    f"/{p.relative_to(ROOT)}"
+    for f in ("dsl", "tcomp", "autotune", "runtime", "models", "tests", "benchmarks")
+    for p in (ROOT / f).rglob("*.*")
+]
+NAMED = re.compile(r"`([\w./]+\.(?:py|tc|lark))`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_that_are_named_exist(page: Path) -> None:
+    """By their whole path, or by the end of it."""
+    for name in NAMED.findall(FENCE.sub("", page.read_text())):
+        assert any(f.endswith(f"/{name}") for f in FILES), name
