@@ -19,7 +19,10 @@ class LeadFailed(PeerFailed):
 
 class Peers(Protocol):
     """What all processes must do in the same order. `rank` 0 of `size` writes files and speaks to the user. PeerFailed
-    when another one is gone."""
+    when another one is gone. At most the results of `ahead` steps may be out when they are asked for the next one."""
+
+    @property
+    def ahead(self) -> int: ...
 
     @property
     def rank(self) -> int: ...
@@ -50,6 +53,7 @@ class Alone:
 
     rank: int = 0
     size: int = 1
+    ahead: int = 1
 
     def agree(self, loss: float, stop: bool) -> tuple[float, bool]:
         return loss, stop

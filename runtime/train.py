@@ -38,9 +38,6 @@ from tcomp.runtime.run_folder import FollowedMetrics, Metrics, RunFolder
 from tcomp.runtime.safetensors_file import KIND_OF, PIECE, Stored
 from tcomp.runtime.scalars import set_scalars
 
-_AHEAD = 1
-"""Steps whose results may still be out while the next one is asked for."""
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -153,7 +150,7 @@ class _Training:
         self.behind.append(_ask(self.executor, self.batches, self.done, self.settings.accumulation, self.peers))
         self.done += 1
         evaluate, keep = self.due(self.settings.eval_every), self.due(self.settings.save_every)
-        self.take_in(0 if evaluate or keep or self.peers.size > 1 else _AHEAD)  # all look at the same step together
+        self.take_in(0 if evaluate or keep else self.peers.ahead)
         if evaluate:
             self.validate()
             self.progress.validation(self.done, self.validation)
@@ -171,8 +168,9 @@ class _Training:
         return every > 0 and self.done % every == 0 and self.done < self.settings.steps
 
     def take_in(self, most: int) -> None:
-        """Take in the results that are there, and wait for more until those of at most so many steps are out."""
-        while self.behind and (len(self.behind) > most or self.behind[0].ready):
+        """Take in the results that are there, and wait for more until those of at most so many steps are out. (With
+        others those that are there wait, too: all look at the same step together.)"""
+        while self.behind and (len(self.behind) > most or (self.peers.size == 1 and self.behind[0].ready)):
             self.look_at(self.behind.popleft())
 
     def look_at(self, asked: _Asked) -> None:

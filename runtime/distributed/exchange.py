@@ -1,24 +1,27 @@
-"""Sums and copies of vectors among ranks, from messages between any two of them.
+"""What ranks exchange of their memory: rows of [ranks, elements], from messages between any two of them.
 
-A vector is [ranks, n]: row r is rank r's share. Each element is summed by its owner in the order of the ranks, so the
-result is the same bits whoever adds, however messages travel, and whether or not all ranks then get it.
+Each element of a sum is added by one rank, in the order of the ranks (the step's program "sum" does that on the device),
+so the result is the same bits whoever adds, however messages travel, and whether or not all ranks then get it. Hence
+there are two movements only, scatter and gather, and nothing here adds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tcomp.model.step import Rows, Slot
+
 Array = NDArray[Any]
-PIECE = 1 << 22
-"""Elements of a share that are on their way at a time: bounds the memory for what others send"""
+Region = Callable[[Slot, bool], AbstractContextManager[Array]]
 
 
 class Links(Protocol):
-    """Messages among `size` ranks."""
+    """Messages among `size` ranks, from and to host memory."""
 
     @property
     def rank(self) -> int: ...
@@ -33,35 +36,75 @@ class Links(Protocol):
         ...
 
 
-def add_up(links: Links, vector: Array, piece: int = PIECE) -> None:
-    """Row `rank` becomes the sum of all ranks' rows of that number; the others stay. `vector` is f32 [ranks, n]."""
-    n = vector.shape[1]
-    came = np.empty((links.size, min(piece, n)), vector.dtype)
-    for at in range(0, n, piece):
-        now = vector[:, at : at + piece]
-        there = came[:, : now.shape[1]]
-        links.exchange([(r, now[r]) for r in _others(links)], [(r, there[r]) for r in _others(links)])
-        parts = [now[r] if r == links.rank else there[r] for r in range(links.size)]
-        total = there[links.rank]
-        np.add(parts[0], parts[1], out=total)
-        for part in parts[2:]:
-            total += part
-        now[links.rank] = total
+class Exchange(Protocol):
+    """Movements among all ranks of what lies in the memory of their executors, in order with the programs that these
+    run. All ranks ask for the same, in the same order. PeerFailed when a rank is gone."""
+
+    name: str
+    """how it is done, for people"""
+    ahead: int
+    """steps whose results may still be out when the next one is asked for"""
+
+    def scatter(self, moves: Sequence[tuple[Rows, Rows]]) -> None:
+        """Row r of each first goes to rank r, into row `rank` of the second there. A rank's own is copied, too."""
+        ...
+
+    def gather(self, moves: Sequence[tuple[int, Rows]]) -> None:
+        """Of each move: what lies at the first (bytes from the arena's beginning), as long as a row, goes to all ranks,
+        into row `rank` there. It may lie there already."""
+        ...
+
+    def close(self) -> None:
+        """The executor is to be closed: nothing that was asked for may keep it waiting for a rank that is gone."""
+        ...
 
 
-def spread(links: Links, vector: Array) -> None:
-    """Every rank gets row r from rank r. `vector` is [ranks, n], of any type."""
-    own = vector[links.rank]
-    links.exchange([(r, own) for r in _others(links)], [(r, vector[r]) for r in _others(links)])
+class HostExchange:
+    """Rows in host memory, that messages go from and to as they are. `region` is an executor's (`executor.Inner`)."""
+
+    name = "gloo"
+    ahead = 0
+
+    def __init__(self, links: Links, region: Region) -> None:
+        self.links, self._region = links, region
+
+    def scatter(self, moves: Sequence[tuple[Rows, Rows]]) -> None:
+        own, size = self.links.rank, self.links.size
+        with ExitStack() as opened:
+            for source, to in moves:
+                sent = [opened.enter_context(self._region(row(source, source.row(r)), False)) for r in range(size)]
+                came = [opened.enter_context(self._region(row(to, to.row(r)), True)) for r in range(size)]
+                came[own][...] = sent[own]
+                self.links.exchange(_others(sent, own), _others(came, own))
+
+    def gather(self, moves: Sequence[tuple[int, Rows]]) -> None:
+        own, size = self.links.rank, self.links.size
+        with ExitStack() as opened:
+            for at, to in moves:
+                sent = opened.enter_context(self._region(row(to, at), False))
+                came = [opened.enter_context(self._region(row(to, to.row(r)), True)) for r in range(size)]
+                if at != to.row(own):
+                    came[own][...] = sent
+                self.links.exchange(_others([sent] * size, own), _others(came, own))
+
+    def close(self) -> None:
+        pass
+
+
+def row(rows: Rows, at: int) -> Slot:
+    """As many elements as a row has, at a place, as a slot."""
+    return Slot("", "", rows.dtype, (rows.elements,), at, rows.bytes, 0, 0)
 
 
 def gathered(links: Links, values: Array) -> Array:
-    """All ranks' values, [ranks, n]: small ones."""
+    """All ranks' values, [ranks, n]: small ones, of the host's."""
     rows = np.empty((links.size, values.size), values.dtype)
     rows[links.rank] = values.reshape(-1)
-    spread(links, rows)
+    others = _others(list(rows), links.rank)
+    links.exchange([(r, rows[links.rank]) for r, _ in others], others)
     return rows
 
 
-def _others(links: Links) -> list[int]:
-    return [r for r in range(links.size) if r != links.rank]
+def _others(arrays: Sequence[Array], own: int) -> list[tuple[int, Array]]:
+    """The arrays of the other ranks, by these."""
+    return [(r, a) for r, a in enumerate(arrays) if r != own]

@@ -1,7 +1,7 @@
 """An executor of a step that ranks divide: its own device runs the programs, and between them it exchanges with others.
 
-    micro-batches | gradients: shares summed | norm: sums over the share | all sums | gradients: all shares | update
-    micro-batches | gradients: shares summed | norm: sums over the share | all sums | update of the share | parameters
+    micro-batches | shares to their ranks | sum | norm | sums to all | summed gradients to all | update
+    micro-batches | shares to their ranks | sum | norm | sums to all | update of the share | parameters to all
 
 The first line is plain data parallel, the second ZeRO-1. Both have the same sums in the same order, so their results
 are bitwise the same. Of a tensor that is divided (a moment, a master copy) each rank keeps a part; it is read and
@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tcomp.errors import UserError
 from tcomp.model.step import Division, FlatVector, Slot, Step
-from tcomp.runtime.distributed.exchange import Links, add_up, gathered, spread
+from tcomp.runtime.distributed.exchange import Exchange, Links, gathered
 from tcomp.runtime.distributed.shares import owners
 from tcomp.runtime.executor import Executor, Reading
 from tcomp.runtime.peers import LeadFailed, PeerFailed
@@ -41,11 +41,12 @@ class Inner(Executor, Protocol):
 
 
 class RankExecutor:
-    """Rank `links.rank`'s executor; `inner` runs the step as that rank has it (`shares.step_of`)."""
+    """Rank `links.rank`'s executor; `inner` runs the step as that rank has it (`shares.step_of`). What ranks say goes by
+    `links`, what their memory has by `exchange`."""
 
-    def __init__(self, inner: Inner, links: Links) -> None:
+    def __init__(self, inner: Inner, links: Links, exchange: Exchange) -> None:
         assert inner.step.division is not None and inner.step.division.ranks == links.size
-        self.inner, self.links = inner, links
+        self.inner, self.links, self.exchange = inner, links, exchange
         self.division: Division = inner.step.division
         self._step = _as_whole(inner.step)
         self._parts = list(self.division.parts)
@@ -61,33 +62,19 @@ class RankExecutor:
         self.inner.run(program)
 
     def run_step(self, program: str) -> None:
-        d = self.division
+        d, spread = self.division, [(rows.row(self.rank), rows) for rows in self.division.spread]
         self.inner.run(program)
-        for name in d.news:
-            with self.inner.region(self.inner.step.slots[name], write=True) as values:
-                values[...] = gathered(self.links, np.ascontiguousarray(values)).max(0).reshape(values.shape)
-        self._each_group("g", add_up)
-        if d.totals:
-            self._norm()
+        self.exchange.scatter(d.scattered)
+        self.exchange.gather(d.joined)
+        self.inner.run("sum")
+        if d.sums is not None:
+            self.inner.run("norm")
+            self.exchange.gather([(d.sums.row(self.rank), d.sums)])
         if not d.zero:
-            self._each_group("g", spread)
+            self.exchange.gather(spread)
         self.inner.run("update")
         if d.zero:
-            self._each_group("w" if "w" in d.vectors else "p", spread)
-
-    def _each_group(self, name: str, exchange: Callable[[Links, Array], None]) -> None:
-        """Exchange a flat vector's groups, each [ranks, share]."""
-        v = self.division.vectors[name]
-        for start, elements in self.division.groups:
-            with self.inner.region(_slot(v, start, elements), write=True) as values:
-                exchange(self.links, values.reshape(self.links.size, -1))
-
-    def _norm(self) -> None:
-        """The sums over all shares, in f64, as the scalars that the update reads."""
-        self.inner.run("norm")
-        for total, sums in self.division.totals.items():
-            own = np.array([float(self.inner.read(name)) for name in sums])
-            self.inner.write(total, float(gathered(self.links, own).sum()))
+            self.exchange.gather(spread)
 
     # ------------------------------------------------------------------------------------------- values
 
@@ -139,6 +126,7 @@ class RankExecutor:
         self.inner.wait()
 
     def close(self) -> None:
+        self.exchange.close()
         self.inner.close()
 
     def _keep(self, name: str, whole: Array) -> None:
@@ -186,6 +174,11 @@ class RankExecutor:
                 "the ranks' parameters are not the same bits",
                 "train on machines that are alike, from the same files; a run goes on from its last checkpoint",
             )
+
+    @property
+    def ahead(self) -> int:
+        """`Peers.ahead`."""
+        return self.exchange.ahead
 
     @property
     def rank(self) -> int:

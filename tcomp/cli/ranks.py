@@ -115,12 +115,13 @@ def opened_by(group: Group | None, device: Device, step: Step) -> tuple[Executor
     """The step on the device, and who it is divided among; compiled by one rank of a machine for all."""
     if group is None:
         return device.open(step), ALONE
+    from tcomp.runtime.distributed.exchange import HostExchange
     from tcomp.runtime.distributed.executor import Inner, RankExecutor
     from tcomp.runtime.distributed.shares import step_of
 
     inner = group.first_beside(lambda: device.open(step_of(step, group.rank)))
     group.join()
-    executor = RankExecutor(cast(Inner, inner), group)
+    executor = RankExecutor(cast(Inner, inner), group, HostExchange(group, cast(Inner, inner).region))
     return executor, executor
 
 

@@ -29,7 +29,7 @@ from tcomp.model.needed import needed
 from tcomp.model.parts import with_parts
 from tcomp.model.plan import ProgramPlan, plan_program
 from tcomp.model.request import RecomputePolicy, StepRequest
-from tcomp.model.step import ParameterInit, Step
+from tcomp.model.step import SHARED_BY_RANKS, ParameterInit, Step
 from tcomp.model.unroll import graph_of
 
 
@@ -90,7 +90,7 @@ def build_step(
         placed["forward"] = tuple(placed["micro_first"][i] for i in draft.forward)
     main = "micro_first" if training else "forward"
     positions, end = {main: 0}, len(launches[main])
-    for name in (n for n in ("update", "norm", "prefill") if n in launches):
+    for name in (n for n in (*SHARED_BY_RANKS, "prefill") if n in launches):
         positions[name] = end
         end += len(launches[name])
     inputs = {t: graph.bounds[n] for n, t in graph.inputs.items()}
@@ -114,7 +114,7 @@ def build_step(
         inputs={n: inputs[t] for n, t in arena.names.items() if t in inputs},
         hyper={t.name: v for t, v in p.update.hyper.items()} if p.update is not None else {},
         scalars={t.name: v for t, v in arena.defaults.items()},
-        division=division(draft, request.sharing),
+        division=division(draft, plans, request.sharing),
         recompute=budget.report(limit if request.recompute == "to fit" else None, total + draft.beside),
     )
 

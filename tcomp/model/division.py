@@ -5,17 +5,20 @@ All ranks have the same plan, the same lengths at the same places, but for opera
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from math import prod
 
 from tcomp.model.draft import Draft
+from tcomp.model.flat import FlatLayout
 from tcomp.model.optimizer import Update
+from tcomp.model.plan import ProgramPlan
 from tcomp.model.request import Sharing
-from tcomp.model.step import Division, FlatVector, Part
+from tcomp.model.step import Division, FlatVector, Part, Rows
 
 
-def division(draft: Draft, sharing: Sharing) -> Division | None:
+def division(draft: Draft, plans: Mapping[str, ProgramPlan], sharing: Sharing) -> Division | None:
     """How the step is divided; None where it is not, or changes nothing."""
-    p, address, names = draft.programs, draft.arena.address, draft.arena.names
+    p, address, base = draft.programs, draft.arena.address, draft.arena.bytes
     update = p.update
     if sharing.ranks == 1 or update is None:
         return None
@@ -27,10 +30,14 @@ def division(draft: Draft, sharing: Sharing) -> Division | None:
         if flat in update.sharded:
             own = p.regions[name].parts
             parts |= {t.name: Part(name, t.kind, t.shape, p.layout.offsets[q.name]) for q, t in own.items()}
-    slots = {t: n for n, t in names.items()}
     scalars = {t.name for t in update.scalars}
     firsts = {f"first.{g.label}".replace(" ", "."): g.elements // sharing.ranks for g in p.layout.groups}
-    sums = {n: tuple(slots[node.operands[n].tensor] for node in update.sums) for n in update.totals}
+    join = p.joins
+    assert join is not None
+    came = {t: base + at for t, at in plans["sum"].offsets.items()}
+    arrived = [Rows(came[t], prod(t.shape[1:]), t.dtype) for t in join.shares]
+    sums = None if update.rows is None else Rows(address[update.rows], prod(update.rows.shape[1:]), update.rows.dtype)
+    sent = ("w" if "w" in vectors else "p") if sharing.zero else "g"
     return Division(
         sharing.ranks,
         sharing.zero,
@@ -38,11 +45,19 @@ def division(draft: Draft, sharing: Sharing) -> Division | None:
         vectors,
         dict(_shifts(draft, sharing)),
         {name: n for name, n in firsts.items() if sharing.zero and name in scalars},
-        {slots[t]: sums[n] for n, t in update.totals.items()},
+        tuple(zip(_rows(p.layout, vectors["g"], sharing.ranks), arrived, strict=True)),
+        tuple((address[t], Rows(came[rows], t.elements, t.dtype)) for t, rows in join.news.items()),
+        sums,
+        tuple(_rows(p.layout, vectors[sent], sharing.ranks)),
         parts,
         tuple(_behind(draft, update)),
-        tuple(slots[t] for t in p.news.values()),
     )
+
+
+def _rows(layout: FlatLayout, v: FlatVector, ranks: int) -> Iterator[Rows]:
+    """The groups of a whole flat vector as the ranks' shares of them."""
+    for g in layout.groups:
+        yield Rows(v.offset + g.start * v.dtype.bytes, g.elements // ranks, v.dtype)
 
 
 def _behind(draft: Draft, update: Update) -> Iterator[tuple[int, int]]:
@@ -61,14 +76,17 @@ def _behind(draft: Draft, update: Update) -> Iterator[tuple[int, int]]:
 
 
 def _shifts(draft: Draft, sharing: Sharing) -> Iterator[tuple[tuple[str, int, int], int]]:
-    """The operands that are a rank's share of a whole vector, and the bytes from one rank's to the next one's."""
+    """The operands that are a rank's share of a whole vector, or its row of the norm's sums, and the bytes from one
+    rank's to the next one's."""
     update = draft.programs.update
     assert update is not None
     whole = set(update.flats.values()) - update.sharded
     shares = {(g.start, g.elements // sharing.ranks) for g in draft.programs.layout.groups}
-    for program in ("norm", "update") if sharing.zero else ("norm",):
+    for program in ("sum", "norm", "update") if sharing.zero else ("sum", "norm"):
         for i, launch in enumerate(draft.launches.get(program, ())):
             for o, view in enumerate(launch.views):
                 if view.tensor in whole:
                     assert (view.offset, view.elements) in shares, f"{launch.label}: not a share of {view.tensor.name}"
                     yield (program, i, o), view.elements * view.tensor.dtype.bytes
+                if view.tensor is update.rows and program == "norm":
+                    yield (program, i, o), prod(view.tensor.shape[1:]) * view.tensor.dtype.bytes

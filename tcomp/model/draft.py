@@ -27,6 +27,7 @@ from tcomp.model.plan import most_live
 from tcomp.model.programs import Programs, build_programs
 from tcomp.model.request import Sharing
 from tcomp.model.spaced import in_spaced_parts
+from tcomp.model.step import SHARED_BY_RANKS
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,15 @@ class Drafter:
             nodes["update"] = p.update.nodes
             if p.update.sums:
                 nodes["norm"] = p.update.sums
+        if p.joins is not None:
+            nodes["sum"] = p.joins.nodes
         arena = Arena(p, self.keep_logits or not self.training, 1.0 / (self.accumulation * self.sharing.ranks))
         if self.prefill is not None:
             nodes["prefill"] = self.prefill.nodes
             arena.join(self.prefill, "prefill")
         by_itself = frozenset(p.forward) - p.ahead
         if isinstance(self.machine, GpuMachine):
-            spaced = {
-                name: in_spaced_parts(ns, by_itself) for name, ns in nodes.items() if name not in ("update", "norm")
-            }
+            spaced = {name: in_spaced_parts(ns, by_itself) for name, ns in nodes.items() if name not in SHARED_BY_RANKS}
             nodes |= {name: ns for name, (ns, _) in spaced.items()}
             by_itself = by_itself.union(*(kept for _, kept in spaced.values()))
         launches: dict[str, tuple[PlannedLaunch, ...]] = {}
@@ -132,7 +133,7 @@ class Drafter:
             by_node = [(n, self.lowering.node(n)) for n in ns]
             flags = [n in by_itself for n, ls in by_node for _ in ls]
             one_by_one = [x for _, ls in by_node for x in ls]
-            if self.sharing.ranks > 1 and name in ("update", "norm"):  # ranks' shares of vectors keep their launches
+            if self.sharing.ranks > 1 and name in SHARED_BY_RANKS:  # ranks' shares of vectors keep their launches
                 launches[name] = tuple(one_by_one)
                 continue
             launches[name], alone[name] = in_batches(

@@ -16,7 +16,7 @@ rest of that op, which reads the sums of all. Under ZeRO-1 it also updates its s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
 
 from tcomp.dsl.ast import DType, Expr, Module, Op, Operand, Optimizer
@@ -28,6 +28,7 @@ from tcomp.dsl.updates import as_update, group_op, of_matrices, trainer
 from tcomp.grad.accumulate import restricted
 from tcomp.model.flat import FlatGroup, FlatLayout, Region
 from tcomp.model.graph import Graph, Node, Tensor, View
+from tcomp.model.joins import total
 from tcomp.model.matrices import Matrices, MatrixCalls, state_shape
 from tcomp.model.request import Sharing
 from tcomp.model.sharing import elementwise, in_parts
@@ -37,10 +38,10 @@ from tcomp.model.sharing import elementwise, in_parts
 class Update:
     """The nodes of the update. `flats` are the flat vectors by their names ("p", "w", "g", those of the states).
 
-    `results` are the scalars that the learning-rate and norm ops give; `hyper` the scalars read, with their
+    `results` are what the learning-rate and norm ops give; `hyper` the scalars read, with their
     default values; `scalars` further constants. `sums` are the nodes that sum a share of the gradients for the norm,
-    `totals` the scalars that are to be the sums of all: each with its name in those nodes. Of the flat vectors that are
-    `sharded` only a share is kept.
+    into a row of `rows`, [ranks, sums, groups], which the update reads when all rows are there. Of the flat vectors
+    that are `sharded` only a share is kept.
     """
 
     nodes: tuple[Node, ...]
@@ -49,7 +50,7 @@ class Update:
     hyper: dict[Tensor, float]
     scalars: dict[Tensor, float]
     sums: tuple[Node, ...] = ()
-    totals: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: Tensor | None = None
     sharded: frozenset[Tensor] = frozenset()
 
 
@@ -119,7 +120,8 @@ class _Builder:
         }
         self.sharded = frozenset(t for n, t in self.flats.items() if shares[n] > 1)
         self.sums: list[Node] = []
-        self.totals: dict[str, Tensor] = {}
+        self.rows: Tensor | None = None
+        self.totals: dict[str, View] = {}
         self.rest = ""  # the op that reads the totals
         self.hyper: dict[Tensor, float] = {}
         self.slots: dict[str, Tensor] = {}
@@ -149,7 +151,7 @@ class _Builder:
                 self.node(self.copying(op, group), self.values(group), group, label, share=self.sharing.zero > 0)
                 self.end()
         return Update(
-            tuple(self.nodes), self.flats, self.results, self.hyper, self.scalars, tuple(self.sums), self.totals,
+            tuple(self.nodes), self.flats, self.results, self.hyper, self.scalars, tuple(self.sums), self.rows,
             self.sharded,
         )  # fmt: skip
 
@@ -168,16 +170,16 @@ class _Builder:
             self.node(op, {}, None, op.name)
             return
         nodes, self.nodes = self.nodes, []
-        for group in self.layout.groups:
-            results = {}
-            for n in split.sums:
-                name = f"{op.name}.{n}.{group.label}".replace(" ", ".")
-                results[n] = Tensor(name, DType.F32, (), "output", op.name)
+        shape = len(split.sums), len(self.layout.groups)
+        self.rows = rows = Tensor(f"{op.name}.sums", DType.F32, (self.sharing.ranks, *shape), "output", op.name)
+        totals = Tensor(f"{op.name}.totals", DType.F32, shape[:1], "output", op.name)
+        self.results |= {t.name: t for t in (rows, totals)}
+        for i, group in enumerate(self.layout.groups):
+            results = {n: View(rows, s * shape[1] + i, ()) for s, n in enumerate(split.sums)}
             self.node(split.part, {}, group, f"{op.name} {group.label}".strip(), results, share=True)
         self.sums, self.nodes = self.nodes, nodes
-        for n in split.sums:
-            self.totals[n] = Tensor(f"{op.name}.{n}", DType.F32, (), "scalar", op.name)
-            self.scalars[self.totals[n]] = 0.0
+        self.nodes.append(total(rows, totals, f"{op.name} totals"))
+        self.totals = {n: View(totals, s, ()) for s, n in enumerate(split.sums)}
         self.rest = split.rest.name
         self.node(split.rest, {}, None, op.name)
 
@@ -316,7 +318,7 @@ class _Builder:
 
     def node(
         self, op: Op, values: dict[str, tuple[str, Expr]], group: FlatGroup | None, label: str,
-        named: Mapping[str, Tensor] | None = None, share: bool = False,
+        named: Mapping[str, View] | None = None, share: bool = False,
     ) -> None:  # fmt: skip
         """Add the node of an op over a group's vectors (a `share` of them); its results are `named`, or have their own
         names."""
@@ -342,9 +344,9 @@ class _Builder:
                 raise self.error(
                     f"'{op.name}' gives '{r.name}', which is not a scalar", "let it give scalars, `s: f32[]`"
                 )
-            result = (named or {}).get(r.name) or Tensor(r.name, r.dtype, (), "output", op.name)
-            self.results[result.name] = result
-            operands[r.name] = result.whole()
+            if named is None:
+                self.results[r.name] = Tensor(r.name, r.dtype, (), "output", op.name)
+            operands[r.name] = self.results[r.name].whole() if named is None else named[r.name]
         for o in op.operands:
             self.same_type(op, o, operands[o.name].tensor, group)
         dims = bind(op, {n: v.shape for n, v in operands.items()}, {})
@@ -368,7 +370,7 @@ class _Builder:
         elif p.name == "first" and self.first is not None:
             tensor = self.first
         elif op.name == self.rest and p.name in self.totals:
-            tensor = self.totals[p.name]
+            return self.totals[p.name]
         elif p.name in group:  # before the results: a group may have a learning rate of its own
             tensor = self.constant(*group[p.name], p)
         elif p.name in self.results:

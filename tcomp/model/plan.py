@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tcomp.ir.tile import Buffer
 from tcomp.model.graph import Tensor, View
+from tcomp.model.joins import RECEIVED
 from tcomp.model.lowering import PlannedLaunch
 from tcomp.model.placement import Block, Fixed, Placement, aligned, live_bytes, place
 
@@ -71,12 +72,13 @@ def live_blocks(
 
 
 def live_ranges(launches: Sequence[PlannedLaunch], persistent: Collection[Tensor]) -> dict[Tensor, tuple[int, int]]:
-    """The first and last launch that touches each tensor."""
+    """The first and last launch that touches each tensor; what comes from other ranks is there before all launches."""
     ranges: dict[Tensor, tuple[int, int]] = {}
     for i, launch in enumerate(launches):
         for v in launch.views:
             if v.tensor not in persistent:
-                ranges[v.tensor] = ranges.get(v.tensor, (i, i))[0], i
+                first = 0 if v.tensor.kind == RECEIVED else i
+                ranges[v.tensor] = ranges.get(v.tensor, (first, i))[0], i
     return ranges
 
 
@@ -84,7 +86,9 @@ def check_written_first(launches: Sequence[PlannedLaunch], ranges: dict[Tensor, 
     """Verify that no temporary tensor is read before it is written: a fault of the compiler, not a user's."""
     for t, (first, _) in ranges.items():
         launch = launches[first]
-        if not any(v.tensor is t and o.name in launch.kernel.writes for o, v in _operands(launch)):
+        if t.kind != RECEIVED and not any(
+            v.tensor is t and o.name in launch.kernel.writes for o, v in _operands(launch)
+        ):
             raise AssertionError(f"{launch.label} reads {t.name}, which nothing has written")
 
 

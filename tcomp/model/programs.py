@@ -20,6 +20,7 @@ from tcomp.model.flat import (
     region,
 )
 from tcomp.model.graph import Graph, Node, Tensor
+from tcomp.model.joins import Joins, joins
 from tcomp.model.optimizer import Update, build_update, state_parts
 from tcomp.model.quantised import quantised
 from tcomp.model.quantised_gradient import quantised_gradients
@@ -47,6 +48,8 @@ class Programs:
     backward_next: tuple[Node, ...]
     update: Update | None
     ahead: frozenset[Node] = frozenset()
+    joins: Joins | None = None
+    """of what several processes share"""
 
 
 def build_programs(
@@ -98,7 +101,8 @@ def build_programs(
         return Programs(graph, layout, gradients, {}, regions, news, step, seed, *nodes, None, moved)
     regions = _regions(layout, parts | state_parts(graph, module, layout))
     update = build_update(graph, module, layout, regions, step, news, sharing)
-    return Programs(graph, layout, gradients, masters, regions, news, step, seed, *nodes, update, moved)
+    join = joins(layout, update.flats["g"], news, sharing.ranks) if sharing.ranks > 1 else None
+    return Programs(graph, layout, gradients, masters, regions, news, step, seed, *nodes, update, moved, join)
 
 
 def _regions(layout: FlatLayout, parts: Mapping[str, dict[Tensor, Tensor]]) -> dict[str, Region]:

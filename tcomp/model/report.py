@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tcomp.amounts import bytes_text
-from tcomp.model.step import KINDS, TEMPORARY, Slot, Step
+from tcomp.model.step import KINDS, SHARED_BY_RANKS, TEMPORARY, Slot, Step
 
 
 def plan_report(step: Step, threads: int = 1, largest: int = 12) -> RenderableType:
@@ -75,12 +75,10 @@ def live_bytes(step: Step) -> NDArray[np.int64]:
 
 
 def launch_label(step: Step, position: int) -> str:
-    """The label of a launch, counted through the micro-batch and then the update."""
-    main = step.programs.get("micro_first", step.programs.get("forward", ()))
-    if position < len(main):
-        return main[position].label
-    update = step.programs.get("update", ())
-    return update[position - len(main)].label if position - len(main) < len(update) else "the end"
+    """The label of a launch, counted through the micro-batch and then what all of its step share."""
+    main = "micro_first" if "micro_first" in step.programs else "forward"
+    launches = [x for name in (main, *SHARED_BY_RANKS) for x in step.programs.get(name, ())]
+    return launches[position].label if position < len(launches) else "the end"
 
 
 def _union(slots: Sequence[Slot]) -> int:

@@ -13,10 +13,15 @@ from tcomp.dsl.dims import Number
 from tcomp.ir.tile import Kernel
 from tcomp.model.placement import ALIGNMENT
 
-KINDS = ("parameter", "master", "gradient", "state", "input", "scalar", "cache", "activation", "workspace", "output")
+KINDS = (
+    "parameter", "master", "gradient", "state", "input", "scalar", "cache", "activation", "workspace", "received",
+    "output",
+)  # fmt: skip
 
-TEMPORARY = ("activation", "workspace")
+TEMPORARY = ("activation", "workspace", "received")
 """kinds of which nothing lasts from one program to the next"""
+SHARED_BY_RANKS = ("update", "norm", "sum")
+"""programs that are about flat vectors, of which ranks have shares"""
 FLAT = ("parameter", "master", "gradient", "state")
 """kinds that lie side by side in flat vectors"""
 
@@ -67,6 +72,24 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Memory of [ranks, elements]: row r is rank r's. `offset` is from the arena's beginning, in bytes."""
+
+    offset: int
+    elements: int
+    dtype: DType
+
+    @property
+    def bytes(self) -> int:
+        """Of one row."""
+        return self.elements * self.dtype.bytes
+
+    def row(self, rank: int) -> int:
+        """Where a rank's row begins."""
+        return self.offset + rank * self.bytes
+
+
+@dataclass(frozen=True)
 class Division:
     """How a step is divided among `ranks` processes. `groups` are first element and length of each parameter group in
     the flat vectors; rank r has the r-th of so many equal shares of each. `vectors` are those that ranks exchange or
@@ -76,7 +99,11 @@ class Division:
     A step is planned for rank 0. For another one, operands of the `shifts` (program, launch, operand -> bytes a rank)
     lie further on, and random numbers begin at other places: `firsts` (scalar slot -> elements a rank).
 
-    `totals` are scalars that the update reads: the sums, over all ranks, of what program "norm" leaves in other slots.
+    Behind the micro-batches row r of each first of `scattered` goes to rank r, into the sender's row of the second; and
+    what lies at each first of `joined` (an offset) to all ranks, into the sender's row of the second. Program "sum"
+    joins what has come. Behind program "norm" each rank's row of `sums` goes to all, and its rows of `spread` do: its
+    share of the summed gradients before the update, or (ZeRO-1) of the parameters behind it.
+
     `parts` are tensors of which each rank has a share only, by the names that checkpoints know them by.
     """
 
@@ -86,11 +113,12 @@ class Division:
     vectors: Mapping[str, FlatVector]
     shifts: Mapping[tuple[str, int, int], int] = field(default_factory=dict)
     firsts: Mapping[str, int] = field(default_factory=dict)
-    totals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scattered: tuple[tuple[Rows, Rows], ...] = ()
+    joined: tuple[tuple[int, Rows], ...] = ()
+    sums: Rows | None = None
+    spread: tuple[Rows, ...] = ()
     parts: Mapping[str, Part] = field(default_factory=dict)
     behind: tuple[tuple[int, int], ...] = ()
-    news: tuple[str, ...] = ()
-    """slots of what micro-batches, and ranks, join by the larger value: the next values of the model's own states"""
 
 
 @dataclass(frozen=True)
@@ -139,9 +167,10 @@ class Step:
     """A model's whole training step (or inference pass) at fixed sizes.
 
     `programs`: "micro_first" (forward and backward, gradients written), "micro_next" (gradients
-    accumulated; only when accumulation > 1), "update" (learning rate, norm, optimizer), "norm" (of a divided step: the
-    sums over this rank's share, which come before the update), "forward" (loss and logits only), "prefill" (a decoding
-    step's: many positions into the caches at once).
+    accumulated; only when accumulation > 1), "update" (learning rate, norm, optimizer), "forward" (loss and logits
+    only), "prefill" (a decoding step's: many positions into the caches at once); of a divided step "sum" (what ranks
+    have sent each other becomes this rank's share of the gradients) and "norm" (sums over this share, which come before
+    the update).
     `hyper` are the optimizer's scalars and their default values, by slot: "hyper.peak_lr", or
     "hyper.matrices.weight_decay" of a group. `scalars` are the values of all scalar slots when a run starts: those
     of `hyper`, "loss_gradient" (1 / accumulation), "step" (i32, counts from 0), constants of forward ops. An
@@ -216,9 +245,6 @@ class Step:
                 placed = [(o.name, at, at + o.bytes) for o, at in zip(kernel.operands, launch.offsets, strict=True)]
                 if any(at not in shown or _meets(read, at, end) for n, at, end in placed if n in kernel.writes):
                     read += [(at, end) for _, at, end in placed]
-            for total, sums in (self.division.totals if self.division is not None else {}).items():
-                if _meets(read, *self._place(total)):
-                    read += map(self._place, sums)
         return frozenset(n.removeprefix("hyper.") for n in self.hyper if not _meets(read, *self._place(n)))
 
     def _place(self, slot: str) -> tuple[int, int]:

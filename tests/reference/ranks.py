@@ -15,7 +15,8 @@ from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
 from tcomp.model.request import Sharing, StepRequest
 from tcomp.model.step import Slot, Step
-from tcomp.runtime.distributed.exchange import Array
+from tcomp.runtime.distributed.exchange import Array, HostExchange
+from tcomp.runtime.distributed.executor import Inner, RankExecutor
 from tcomp.runtime.executor import HostExecutor
 from tcomp.runtime.values import numpy_type
 
@@ -55,6 +56,11 @@ def on_ranks(size: int, work: Callable[[Links], Any]) -> list[Any]:
     if errors:
         raise errors[0]
     return found
+
+
+def ranked(inner: Inner, links: Links) -> RankExecutor:
+    """One rank's executor, whose memory the host can address."""
+    return RankExecutor(inner, links, HostExchange(links, inner.region))
 
 
 def step_for(sharing: Sharing, precision: str = "f32", accumulation: int = 1, model: str = "gpt2") -> Step:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tcomp.ir.shares import flat_shares
 from tcomp.machine.cpu import CpuMachine
 from tcomp.model.report import pieces
-from tcomp.model.step import Launch, Slot, Step
+from tcomp.model.step import SHARED_BY_RANKS, Launch, Slot, Step
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.cpu.whole_steps import Entry, WholeSteps
 
@@ -26,8 +26,12 @@ DEAD = 0xFF  # bytes of which floats of all widths are no numbers
 
 def positions(step: Step) -> dict[str, tuple[int, tuple[Launch, ...]]]:
     """The programs whose launches slots know of: position of the first, and all."""
-    main = step.programs["micro_first"]
-    return {"micro_first": (0, main), "update": (len(main), step.programs["update"])}
+    found, end = {}, 0
+    for name in ("micro_first", *SHARED_BY_RANKS):
+        if name in step.programs:
+            found[name] = (end, step.programs[name])
+            end += len(step.programs[name])
+    return found
 
 
 def faults_of_plan(step: Step) -> Iterator[str]:

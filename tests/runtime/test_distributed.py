@@ -16,6 +16,7 @@ import pytest
 from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
 from tcomp.model.request import Sharing
+from tcomp.model.step import Slot
 from tcomp.runtime import train as training
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.data import open_data
@@ -25,7 +26,7 @@ from tcomp.runtime.distributed.shares import step_of
 from tcomp.runtime.peers import ALONE, Alone, LeadFailed, PeerFailed, Peers
 from tcomp.runtime.run_folder import FollowedRun, RunFolder
 from tcomp.runtime.train import Settings, train
-from tests.reference.ranks import LENGTH, Links, Memory, on_ranks, step_for
+from tests.reference.ranks import LENGTH, Links, Memory, on_ranks, ranked, step_for
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def trained(
         executor: Any = CpuExecutor(step_of(step, links.rank), detect(), 1, kernels)
         peers: Peers = ALONE
         if sharing.ranks > 1:
-            executor = peers = RankExecutor(executor, links)
+            executor = peers = ranked(executor, links)
         run = FollowedRun(folder) if links.rank else RunFolder(folder, create=not resume)
         if not links.rank and not resume:
             run.write_config({})
@@ -116,7 +117,7 @@ def test_a_rank_whose_parameters_differ_is_found() -> None:
     step = step_for(Sharing(2))
 
     def work(links: Links) -> None:
-        executor = RankExecutor(Memory(step_of(step, links.rank)), links)
+        executor = ranked(Memory(step_of(step, links.rank)), links)
         executor.check_alike()
         executor.write("lnf_b", 1e-30 * links.rank)
         with pytest.raises(UserError, match="not the same bits"):
@@ -125,22 +126,40 @@ def test_a_rank_whose_parameters_differ_is_found() -> None:
     on_ranks(2, work)
 
 
-def test_the_scales_of_8_bit_layers_follow_the_largest_value_of_any_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = step_for(Sharing(2), "fp8")
+def test_shares_are_summed_in_the_order_of_the_ranks_and_scales_follow_the_largest_of_any(
+    monkeypatch: pytest.MonkeyPatch, kernels: Path
+) -> None:
+    """Of 8-bit layers' scales, that is; all that joins what has come."""
+    step = step_for(Sharing(3), "fp8")
     assert step.division is not None
-    (name,) = step.division.news
-    monkeypatch.setattr(Memory, "run", lambda self, program: None)
-    shape = step.slots[name].shape
-    values = np.random.default_rng(3).random((2, *shape)).astype("f4")
+    (news,) = step.division.joined
+    place = Slot("", "", news[1].dtype, (news[1].elements,), news[0], news[1].bytes, 0, 0)
+    groups = [Slot("", "", a.dtype, (3 * a.elements,), a.offset, 3 * a.bytes, 0, 0) for a, _ in step.division.scattered]
+    draw = np.random.default_rng(3)
+    scales = draw.random((3, news[1].elements)).astype("f4")
+    gradients = [
+        (draw.standard_normal((3, *g.shape)) * 10.0 ** draw.integers(-6, 6, (3, *g.shape))).astype("f4") for g in groups
+    ]
+    real = CpuExecutor.run
+    monkeypatch.setattr(CpuExecutor, "run", lambda self, name: real(self, name) if name == "sum" else None)
 
-    def work(links: Links) -> Array:
-        inner = Memory(step_of(step, links.rank))
-        inner.write(name, values[links.rank])
-        RankExecutor(inner, links).run_step("micro_first")
-        return inner.read(name).copy()
+    def work(links: Links) -> list[Array]:
+        inner = CpuExecutor(step_of(step, links.rank), detect(), 1, kernels)
+        for slot, values in ((place, scales), *zip(groups, gradients, strict=True)):
+            with inner.region(slot, True) as there:
+                there[...] = values[links.rank]
+        ranked(inner, links).run_step("micro_first")
+        found = []
+        for slot in (place, *groups):
+            with inner.region(slot, False) as there:
+                found.append(there.copy())
+        inner.close()
+        return found
 
-    for found in on_ranks(2, work):
-        np.testing.assert_array_equal(found, values.max(0))
+    for first, *others in on_ranks(3, work):
+        np.testing.assert_array_equal(first, scales.max(0))
+        for found, g in zip(others, gradients, strict=True):
+            np.testing.assert_array_equal(found, g[0] + g[1] + g[2])
 
 
 def test_ranks_that_have_drifted_apart_end_the_run_at_the_next_save(
@@ -167,7 +186,7 @@ def test_a_divided_tensor_is_read_and_written_as_a_whole_one_and_failures_to_wri
 
     def work(links: Links) -> None:
         inner = Memory(step_of(step, links.rank))
-        executor = RankExecutor(inner, links)
+        executor = ranked(inner, links)
         names = [n for n, s in executor.step.slots.items() if s.kind == "state"]
         wanted = {n: np.random.default_rng(i).random(executor.step.slots[n].shape, "f4") for i, n in enumerate(names)}
         for name, value in wanted.items():

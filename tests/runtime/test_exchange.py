@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +15,12 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from tcomp.dsl.ast import DType
 from tcomp.errors import UserError
-from tcomp.model.step import Division
+from tcomp.model.step import Division, Rows, Slot
 from tcomp.runtime.batches import Batches
 from tcomp.runtime.data import open_data
-from tcomp.runtime.distributed.exchange import Array, add_up, gathered, spread
+from tcomp.runtime.distributed.exchange import Array, HostExchange, gathered
 from tcomp.runtime.distributed.group import Group
 from tcomp.runtime.distributed.place import Place, keep_to_own_cpus, place_here
 from tcomp.runtime.distributed.shares import owners
@@ -47,25 +50,34 @@ def test_each_element_has_one_owner_and_a_place_of_its_own(ranks: int, shares: l
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_sums_are_in_the_order_of_the_ranks_on_every_rank(size: int) -> None:
-    draw = np.random.default_rng(size)
-    vectors = [
-        (draw.standard_normal((size, 7)) * 10.0 ** draw.integers(-6, 6, (size, 7))).astype("f4") for _ in range(size)
-    ]
-    wanted = vectors[0].copy()
-    for v in vectors[1:]:
-        wanted += v
+def test_rows_go_to_the_ranks_that_they_are_for(size: int) -> None:
+    n, came, own = 5, 128, 512
+    rows, arrived, all_of = (Rows(at, n, DType.F32) for at in (0, came, 256))
 
-    def work(links: Links) -> Array:
-        own = vectors[links.rank].copy()
-        add_up(links, own, piece=3)
-        assert (own[links.rank] == wanted[links.rank]).all()
-        spread(links, own)
-        return own
+    def work(links: Links) -> list[Array]:
+        arena = np.zeros(1024, np.uint8)
 
-    assert all((found == wanted).all() for found in on_ranks(size, work))
-    rows = on_ranks(size, lambda links: gathered(links, np.array([links.rank, 7.0])))
-    assert all(r.tolist() == [[i, 7.0] for i in range(size)] for r in rows)
+        @contextmanager
+        def region(slot: Slot, write: bool) -> Iterator[Array]:
+            yield arena[slot.offset : slot.offset + slot.bytes].view(np.float32).reshape(slot.shape)
+
+        def matrix(at: int) -> Array:
+            return arena[at : at + 4 * n * size].view(np.float32).reshape(size, n)
+
+        matrix(0)[...] = [[100 * links.rank + r] * n for r in range(size)]
+        arena[own : own + 4 * n].view(np.float32)[...] = links.rank
+        exchange = HostExchange(links, region)
+        exchange.scatter([(rows, arrived)])
+        exchange.gather([(arrived.row(links.rank), arrived), (own, all_of)])
+        return [matrix(0), matrix(came), matrix(256)]
+
+    for rank, (sent, scattered, gathered_) in enumerate(on_ranks(size, work)):
+        assert sent.tolist() == [[100 * rank + r] * n for r in range(size)]
+        # what rank r was sent of itself, gathered from all
+        assert scattered.tolist() == [[101 * r] * n for r in range(size)]
+        assert gathered_.tolist() == [[r] * n for r in range(size)]
+    found = on_ranks(size, lambda links: gathered(links, np.array([links.rank, 7.0])))
+    assert all(r.tolist() == [[i, 7.0] for i in range(size)] for r in found)
 
 
 def test_ranks_read_what_one_process_with_as_many_micro_batches_does(text: Path) -> None:

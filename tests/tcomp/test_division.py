@@ -13,12 +13,14 @@ from tcomp.dsl.files import library
 from tcomp.dsl.load import load
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
+from tcomp.model.report import launch_label, plan_text
 from tcomp.model.request import Sharing, StepRequest
 from tcomp.model.sharing import elementwise, in_parts
 from tcomp.model.step import FLAT
 from tcomp.runtime import train as training
 from tcomp.runtime.distributed.shares import step_of
 from tests.reference.ranks import LENGTH, step_for
+from tests.reference.step_laws import faults_of_plan
 
 OPS = """
 op norm_of(g: f32[N], clip: f32[]) -> norm: f32[], scale: f32[]:
@@ -98,10 +100,24 @@ def test_ranks_differ_in_places_within_whole_vectors_only() -> None:
     assert step.kernels is other.kernels and step.slots is other.slots and step_of(step, 0) is step
     for program, launches in step.programs.items():
         for a, b in zip(launches, other.programs[program], strict=True):
-            shared = program == "norm" or a.label.startswith("adamw")
+            shared = program in ("norm", "sum") or a.label.startswith("adamw")
             assert a.kernel == b.kernel and (a.offsets != b.offsets) == shared
     firsts = {n: v for n, v in other.scalars.items() if n.startswith("first.")}
     assert firsts == {n: step.scalars[n] + step.division.firsts[n] for n in firsts} and len(firsts) == 2
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_what_comes_from_other_ranks_has_its_place_when_the_micro_batches_are_done(zero: int) -> None:
+    step = step_for(Sharing(3, zero), "fp8")
+    assert step.division is not None and not list(faults_of_plan(step))
+    rows = [*(to for _, to in step.division.scattered), *(to for _, to in step.division.joined)]
+    slots = {s.offset: s for s in step.slots.values() if s.kind == "received"}
+    assert len(slots) == len(rows) == 3
+    for r in rows:
+        assert slots[r.offset].bytes == 3 * r.bytes and slots[r.offset].dtype is r.dtype
+    assert "received" in plan_text(step) and "sum of gradients" in launch_label(step, slots[rows[0].offset].first)
+    most = max(s.offset + s.bytes for s in step.slots.values() if s.kind == "activation")
+    assert min(slots) < most, "activations have had this memory before"
 
 
 def test_an_optimizer_that_needs_whole_vectors_is_refused_under_zero_1(tmp_path: Path) -> None:
