@@ -1,8 +1,7 @@
 """What ranks exchange of their memory: rows of [ranks, elements], from messages between any two of them.
 
-Each element of a sum is added by one rank, in the order of the ranks (the step's program "sum" does that on the device),
-so the result is the same bits whoever adds, however messages travel, and whether or not all ranks then get it. Hence
-there are two movements only, scatter and gather, and nothing here adds.
+Nothing here adds: the step's program "sum" does, on the device, each element on one rank, in the order of the ranks. So
+the result is the same bits whoever adds, however messages travel, and whether or not all ranks then get it.
 """
 
 from __future__ import annotations

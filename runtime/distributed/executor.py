@@ -41,8 +41,8 @@ class Inner(Executor, Protocol):
 
 
 class RankExecutor:
-    """Rank `links.rank`'s executor; `inner` runs the step as that rank has it (`shares.step_of`). What ranks say goes by
-    `links`, what their memory has by `exchange`."""
+    """Rank `links.rank`'s executor; `inner` runs the step as that rank has it (`shares.step_of`). What ranks say goes
+    by `links`, what their memory has by `exchange`."""
 
     def __init__(self, inner: Inner, links: Links, exchange: Exchange) -> None:
         assert inner.step.division is not None and inner.step.division.ranks == links.size
