@@ -27,11 +27,13 @@ NO_DESTINATION = {
 # Instructions that may wait for other lanes: each begins a basic block, so waiting lanes can stand there.
 WAITING = {"bar", "barrier", "shfl", "vote", "match", "redux", "elect", "ldmatrix", "stmatrix", "movmatrix", "mma",
            "wgmma", "activemask", "setmaxnreg"}  # fmt: skip
+WAITING_FORMS = ("mbarrier.try_wait", "mbarrier.test_wait", "tcgen05.alloc", "tcgen05.dealloc", "tcgen05.relinquish",
+                 "tcgen05.ld", "tcgen05.st", "tcgen05.wait")  # fmt: skip
 READS_DESTINATION = {"wgmma"}
 
 
 def waits(i: Instr) -> bool:
-    return i.opcode.split(".")[0] in WAITING or i.opcode.startswith(("mbarrier.try_wait", "mbarrier.test_wait"))
+    return i.opcode.split(".")[0] in WAITING or i.opcode.startswith(WAITING_FORMS)
 
 
 # Instructions after which a lane may stand elsewhere: each ends a basic block.
@@ -58,7 +60,9 @@ def uses_and_definitions(i: Instr, registers: dict[str, str]) -> tuple[list[str]
     first_is_destination = base not in NO_DESTINATION and i.operands and not isinstance(i.operands[0], Addr)
     if i.opcode.startswith(("barrier.cta.red", "barrier.red", "bar.red")):
         first_is_destination = True
-    if i.opcode.startswith(("wgmma.fence", "wgmma.commit", "wgmma.wait", "mbarrier.init", "mbarrier.inval")):
+    if i.opcode.startswith(
+        ("wgmma.fence", "wgmma.commit", "wgmma.wait", "mbarrier.init", "mbarrier.inval", "tcgen05.dealloc")
+    ):
         first_is_destination = False
     sources = i.operands[1:] if first_is_destination else i.operands
     defined = registers_in(i.operands[0]) if first_is_destination else []

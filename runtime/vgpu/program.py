@@ -65,6 +65,10 @@ class Program:
     def uses_wgmma(self) -> bool:
         return any(i.opcode.startswith("wgmma.mma_async") for i in self.code)
 
+    @cached_property
+    def uses_tensor_loads(self) -> bool:
+        return any(i.opcode.startswith("tcgen05.ld") for i in self.code)
+
     def place(self, name: str, v: Variable, callee: Callee | None = None) -> None:
         """Gives `v`, known as `name`, its offset; a local variable of a run-time function goes to its frame."""
         self.variables[name] = v

@@ -68,7 +68,8 @@ RULES = [
     _rule(r"multimem\.", 90, "8.1"),
     _rule(r".*shared::cluster", 90, "7.8"),
     _rule(r"(ld|st|atom|red|fence|mbarrier)\..*\.cluster\b", 90, "7.8"),
-    _rule(r"(tcgen05\.|clusterlaunchcontrol\.|st\.bulk)", 100, "8.6"),
+    _rule(r"tcgen05\.", 100, "8.6", exact=True),
+    _rule(r"(clusterlaunchcontrol\.|st\.bulk)", 100, "8.6"),
     # memory
     _rule(r".*::cta\b", 0, "7.8"),
     _rule(r"(ld|st)\.mmio", 70, "8.2"),
@@ -117,6 +118,9 @@ RULES = [
     _rule(r"(dp4a|dp2a)\.", 61, "5.0"),
 ]
 
+SINCE = re.compile(r"setmaxnreg\.")
+"""of the instructions that need an architecture's own target, those that later architectures' own targets have too"""
+
 
 @cache
 def needs(opcode: str) -> tuple[int, bool, tuple[int, int]]:
@@ -153,7 +157,8 @@ def check_instructions(code: Sequence[Instr], target: str, version: str) -> None
     given = (int(number[1]), int(number[2])) if number else (99, 0)
     for i in code:
         least, exact, since = needs(i.opcode)
-        if sm and (sm < least or (exact and (suffix != "a" or sm != least))):
+        other = sm != least and not SINCE.match(i.opcode)
+        if sm and (sm < least or (exact and (not suffix or other))):
             name = f"sm_{least}{'a' if exact else ''}"
             raise PtxError(f"`{i.opcode}` needs {name}, this module is for {target}", i.line, f"`.target {name}`")
         if given < since:

@@ -50,18 +50,19 @@ def unused_bits(descriptor: int) -> int:
 
 
 @cache
-def chunk_offsets(layout: Layout, extent: int, transposed: bool) -> Array:
-    """Byte offsets from the start address, before swizzling, of an operand with `extent` rows along M or N.
+def chunk_offsets(layout: Layout, extent: int, transposed: bool, size: int = 2) -> Array:
+    """Byte offsets from the start address, before swizzling, of an operand with `extent` rows along M or N, of elements
+    of `size` bytes.
 
-    K-major gives (extent, 2); MN-major (16-bit types) gives (16, extent / 8). Follows the canonical layouts of
-    the PTX ISA: strides between 8-row groups (SBO) and between chunks or panels (LBO) swap roles by layout.
+    K-major gives (extent, 2); MN-major (1 or 2 bytes) gives (32 / size, extent * size / 16). Follows the canonical
+    layouts of the PTX ISA: strides between 8-row groups (SBO) and between chunks or panels (LBO) swap roles by layout.
     """
     if not transposed:
         row, c = np.arange(extent)[:, None], np.arange(2)[None, :]
         if layout.width:
             return row % 8 * layout.width + row // 8 * layout.stride + c * CHUNK
         return row % 8 * CHUNK + row // 8 * layout.stride + c * layout.leading
-    k, q = np.arange(16)[:, None], np.arange(extent // 8)[None, :]
+    k, q = np.arange(32 // size)[:, None], np.arange(extent * size // CHUNK)[None, :]
     if layout.width:
         per = layout.width // CHUNK
         return q % per * CHUNK + q // per * layout.leading + k % 8 * layout.width + k // 8 * layout.stride
@@ -77,7 +78,7 @@ def swizzle(address: Array, width: int, base: int = 0) -> Array:
     return found
 
 
-def chunk_addresses(start: Array, layout: Layout, extent: int, transposed: bool) -> Array:
+def chunk_addresses(start: Array, layout: Layout, extent: int, transposed: bool, size: int = 2) -> Array:
     """(operands, rows, chunks) byte addresses for operands that begin at `start`."""
-    offsets = chunk_offsets(layout, extent, transposed)
+    offsets = chunk_offsets(layout, extent, transposed, size)
     return swizzle(start.reshape(-1, 1, 1) + offsets, layout.width, layout.base)

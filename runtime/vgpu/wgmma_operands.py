@@ -42,19 +42,13 @@ class SharedOperand:
             if unused_bits(int(bits)):
                 self._report("malformed wgmma descriptor", groups[at],
                              f"{self.name} has bits set that must be zero: {unused_bits(int(bits)):#x}")  # fmt: skip
-        limit = m.shared_size
-        outside = addresses + CHUNK > limit
-        if outside.any():
-            bad = outside.any(axis=(1, 2))
-            self._report("out of bounds shared", groups[bad], f"{self.name} leaves the {limit} bytes of shared memory",
-                         int(addresses[outside][0]))  # fmt: skip
-            addresses[outside] = 0
         first = self.state.first_lane[groups]
-        start = addresses + m.shared_base[first][:, None, None]
-        tile = m.shared.data[: len(m.shared.data) // CHUNK * CHUNK].view(np.complex128)[start >> 4]
-        tile[outside] = 0
-        m.traffic("shared").bytes_read += tile.nbytes
-        found = values(tile.view(np.uint8), self.kind)
+        tile, start, outside = tiles_at(m, addresses, first)
+        if outside.any():
+            self._report("out of bounds shared", groups[outside.any(axis=(1, 2))],
+                         f"{self.name} leaves the {m.shared_size} bytes of shared memory",
+                         int(addresses[outside][0]))  # fmt: skip
+        found = values(tile, self.kind)
         if self.transposed:
             found = found.swapaxes(1, 2)
         return found, self._hold(groups, start, first, outside) if m.options.checks else []
@@ -81,6 +75,17 @@ class SharedOperand:
 
     def _report(self, kind: str, groups: Array, text: str, address: int | None = None) -> None:
         self.m.finding(kind, self.i, self.state.first_lane[groups], text, address)
+
+
+def tiles_at(m: Machine, addresses: Array, lanes: Array) -> tuple[Array, Array, Array]:
+    """The bytes (operands, rows, bytes) of 16-byte chunks at addresses (operands, rows, chunks) in the shared memory of
+    the blocks of `lanes`, the chunks' places in `m.shared`, and which are outside; those give zeros."""
+    outside = addresses + CHUNK > m.shared_size
+    start = np.where(outside, 0, addresses) + m.shared_base[lanes][:, None, None]
+    tile = m.shared.data[: len(m.shared.data) // CHUNK * CHUNK].view(np.complex128)[start >> 4]
+    tile[outside] = 0
+    m.traffic("shared").bytes_read += tile.nbytes
+    return tile.view(np.uint8), start, outside
 
 
 def uniform(m: Machine, i: Instr, value: Array, sel: Sel, what: str) -> Array:

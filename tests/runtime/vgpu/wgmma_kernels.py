@@ -62,7 +62,8 @@ class Tile:
             across = width // size
             at = row // across * self.leading + row % across * size + k // 8 * self.stride + k % 8 * width
         else:
-            at = row // 8 * self.stride + row % 8 * size + k // 8 * self.leading + k % 8 * 16
+            across = 16 // size
+            at = row // across * self.stride + row % across * size + k // 8 * self.leading + k % 8 * 16
         return swizzled(self.base + at, self.mode)
 
     def place(self, image: np.ndarray, raw: np.ndarray) -> None:
@@ -74,15 +75,16 @@ class Tile:
                 image[start : start + size] = raw[row, k]
 
 
-def tile(base: int, mode: int, rows: int, transposed: bool, spread: int = 1) -> Tile:
-    """The densest legal tile of `rows` (times `spread` between its groups)."""
+def tile(base: int, mode: int, rows: int, transposed: bool, spread: int = 1, size: int = 2) -> Tile:
+    """The densest legal tile of `rows` (times `spread` between its groups); `size`: bytes of a transposed one's
+    elements."""
     width = WIDTHS[mode]
     if not transposed:
         return Tile(base, mode, 128 * spread if not width else 16, (8 * width if width else 256 * spread) * spread)
     if width:
         groups = 8 * width * spread
-        return Tile(base, mode, 2 * groups, groups, True)
-    return Tile(base, mode, 128 * (rows // 8) * spread, 128 * spread, True)
+        return Tile(base, mode, 4 // size * groups, groups, True)
+    return Tile(base, mode, 128 * (rows * size // 16) * spread, 128 * spread, True)
 
 
 def d_place(thread: int, e: int) -> tuple[int, int]:

@@ -1,0 +1,229 @@
+"""tcgen05.mma and tcgen05.commit of one block (PTX ISA 9.7.16.10.9 and .12): one thread multiplies M x N x 32 bytes.
+
+A product is computed when it is issued and put into tensor memory at once, where it counts as in flight, as do the
+bytes of shared memory that it reads, until a tcgen05.commit of the same thread after it has arrived at its mbarrier,
+which happens as late as it may (mbarrier.py). Products of one thread on one accumulator are in order.
+
+Arithmetic: exact products summed in f32, in an order that PTX leaves open; f16 accumulators are rounded each time.
+Layouts of D and A in tensor memory: M = 128 has row r in lane r; M = 64 has rows 16 w .. 16 w + 15 in lanes 32 w on.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from tcomp.runtime.vgpu import formats, proxy
+from tcomp.runtime.vgpu.decoder import Decoder, Run, Source, instruction
+from tcomp.runtime.vgpu.lanes import Array, Sel, ids
+from tcomp.runtime.vgpu.matrix_numbers import BITS, canonical, values
+from tcomp.runtime.vgpu.mbarrier import Flight, Mbarriers
+from tcomp.runtime.vgpu.op_mbarrier import live, object_access
+from tcomp.runtime.vgpu.op_tcgen05 import group_of
+from tcomp.runtime.vgpu.proxy import InFlight
+from tcomp.runtime.vgpu.ptx import Addr, Imm, Instr, Operand, Vec
+from tcomp.runtime.vgpu.tcgen05_descriptor import Malformed, NotModelled, Product, layout_of, product_of
+from tcomp.runtime.vgpu.tensor_memory import CELL, LANES, Operation, Region, TensorMemory
+from tcomp.runtime.vgpu.wgmma_descriptor import CHUNK, chunk_addresses, start_of
+from tcomp.runtime.vgpu.wgmma_operands import tiles_at
+
+KINDS = ("f16", "tf32", "f8f6f4")
+_HIGH = ~np.uint64(0x3FFF)
+
+
+def per_lane(source: Source, sel: Sel) -> Array:
+    return np.broadcast_to(np.asarray(source(sel)), len(ids(sel)))
+
+
+@instruction("tcgen05.mma")
+def multiply(d: Decoder, i: Instr) -> Run:
+    group_of(d, i)
+    m, t = d.m, TensorMemory.of(d.m)
+    kind = next((p[6:] for p in i.parts if p.startswith("kind::")), "")
+    allowed = {f"kind::{kind}", "cta_group::1", *(f"collector::a::{x}" for x in ("fill", "use", "lastuse", "discard"))}
+    if kind not in KINDS or set(i.parts[2:]) - allowed:
+        raise d.unknown(i, f"dense products of .kind::{', .kind::'.join(KINDS)} are executed")
+    operands = list(i.operands)
+    if any(isinstance(o, Vec) for o in operands[4:]):
+        raise d.unknown(i, "disable-output-lane is not executed")
+    to, left, right, what, enable = operands[:5]
+    scale = operands[5] if len(operands) > 5 else Imm(0)
+    assert isinstance(scale, Imm)
+    shrink = np.float32(2.0 ** -int(scale.value))
+    where, bits, keep = tensor_address(d, i, to), d.source(what, "u32"), d.source(enable, "pred")
+    a_place = tensor_address(d, i, left) if isinstance(left, Addr) else None
+    a_bits = None if a_place else d.source(left, "u64")
+    b_bits = d.source(right, "u64")
+    state = Products.of(t)
+
+    def run(sel: Sel) -> None:
+        lanes, given = ids(sel), per_lane(bits, sel)
+        for one in np.unique(given).tolist():
+            at = np.flatnonzero(given == one)
+            try:
+                product = product_of(kind, one)
+                act(sel, lanes[at], at, product)
+            except Malformed as e:
+                m.finding("malformed tcgen05 descriptor", i, lanes[at], str(e))
+            except NotModelled as e:
+                raise d.unknown(i, f"{e} are not modelled") from e
+
+    def act(sel: Sel, lanes: Array, at: Array, p: Product) -> None:
+        d_at = per_lane(where, sel)[at].tolist()
+        add = per_lane(keep, sel)[at].tolist()
+        flights: list[list[InFlight]] = [[] for _ in lanes]
+        from_tensor = per_lane(a_place, sel)[at].tolist() if a_place else []
+        if a_bits is not None:
+            a = shared_operand(m_operand(p, True), per_lane(a_bits, sel)[at], lanes, flights)
+        b = shared_operand(m_operand(p, False), per_lane(b_bits, sel)[at], lanes, flights)
+        for n, lane in enumerate(lanes.tolist()):
+            shape = (d_at[n], p.m, p.n)
+            region = accumulator(i, t, lane, d_at[n], p.m, p.n)
+            if region is None:
+                continue
+            op = t.begin(i, "mma", lane, shape)
+            state.hold(op, flights[n])
+            if a_place:
+                source = accumulator(i, t, lane, from_tensor[n], p.m, 8)
+                if source is None:
+                    continue
+                t.read(op, source)
+                raw = np.ascontiguousarray(rows(t.data[source.slot], source)).view(np.uint8)
+                left_values = values(raw, p.a)
+            else:
+                left_values = a[n]
+            total = left_values @ b[n].T
+            if p.negative:
+                total = -total
+            into = t.data[region.slot]
+            if add[n]:
+                t.check_defined(op, region)
+                total = total + read_d(rows(into, region), p.d) * shrink
+            t.write(op, region)
+            put_rows(into, region, write_d(total.astype(np.float32), p.d))
+
+    def m_operand(p: Product, is_a: bool) -> tuple[str, int, str, bool]:
+        return ("A", p.m, p.a, p.transposed_a) if is_a else ("B", p.n, p.b, p.transposed_b)
+
+    def shared_operand(
+        of: tuple[str, int, str, bool], descriptors: Array, lanes: Array, flights: list[list[InFlight]]
+    ) -> Array:
+        """(lanes, rows, K) values of A or B in shared memory; what is read there joins `flights`."""
+        name, extent, element, transposed = of
+        size = BITS[element] // 8
+        addresses = np.empty((len(lanes), *((32 // size, extent * size // CHUNK) if transposed else (extent, 2))), int)
+        high = descriptors & _HIGH
+        for one in np.unique(high):
+            at = high == one
+            try:
+                layout = layout_of(int(one))
+            except Malformed as e:
+                raise Malformed(f"{name} descriptor: {e}") from e
+            addresses[at] = chunk_addresses(start_of(descriptors[at]), layout, extent, transposed, size)
+        raw, start, outside = tiles_at(m, addresses, lanes)
+        if outside.any():
+            bad = outside.any(axis=(1, 2))
+            m.finding("out of bounds shared", i, lanes[bad], f"the {name} descriptor leaves the {m.shared_size} bytes "
+                      "of shared memory", int(addresses[outside][0]))  # fmt: skip
+        elif m.options.checks:
+            by = np.repeat(lanes, start[0].size)
+            flight = proxy.async_read(m, i, by, start.reshape(-1), CHUNK)
+            words, who = (x.reshape(len(lanes), -1) for x in (flight.words, flight.lanes))
+            for n, each in enumerate(flights):
+                each.append(InFlight(i, words[n], who[n], False))
+        found = values(raw, element)
+        return found.swapaxes(1, 2) if transposed else found
+
+    return run
+
+
+def tensor_address(d: Decoder, i: Instr, o: Operand) -> Source:
+    if not isinstance(o, Addr) or o.base is None:
+        raise d.unknown(i, "expected an address of tensor memory in a register")
+    base, offset = d.source(o.base, "u32"), o.offset
+    return lambda sel: np.asarray(base(sel)).astype(np.int64) + offset
+
+
+# --- accumulators
+def accumulator(i: Instr, t: TensorMemory, lane: int, address: int, m: int, columns: int) -> Region | None:
+    """The cells of M rows and so many columns at an address; None, and a finding, where they cannot be there."""
+    row, column = address >> 16, address & 0xFFFF
+    if row not in ((0,) if m == LANES else (0, CELL)):
+        t.m.finding("malformed tcgen05 descriptor", i, np.array([lane]), f"a matrix of {m} rows at lane {row}: it must "
+                    f"begin at lane 0{' or 16' * (m != LANES)}", address)  # fmt: skip
+        return None
+    cells = slice(0, 8) if m == LANES else slice(row // CELL, 8, 2)
+    r = Region(int(t.m.slot[lane]), cells, slice(column, column + columns))
+    return r if t.allocated(i, lane, r) else None
+
+
+def rows(data: Array, r: Region) -> Array:
+    """(M, columns) cells."""
+    by_cell = data.reshape(LANES // CELL, CELL, -1)[r.cells, :, r.columns]
+    return by_cell.reshape(-1, by_cell.shape[-1])
+
+
+def put_rows(data: Array, r: Region, new: Array) -> None:
+    data.reshape(LANES // CELL, CELL, -1)[r.cells, :, r.columns] = new.reshape(-1, CELL, new.shape[-1])
+
+
+def read_d(raw: Array, kind: str) -> Array:
+    if kind == "f32":
+        return np.ascontiguousarray(raw).view(np.float32)
+    return formats.from16(raw.astype(np.uint16), "f16")
+
+
+def write_d(total: Array, kind: str) -> Array:
+    if kind == "f32":
+        return canonical(total).view(np.uint32)
+    return formats.to16(total, "f16").astype(np.uint32)
+
+
+# --- completion
+class Products:
+    """What products in flight read in shared memory."""
+
+    def __init__(self, t: TensorMemory) -> None:
+        self.t = t
+        self.reads: dict[Operation, list[InFlight]] = {}
+
+    @staticmethod
+    def of(t: TensorMemory) -> Products:
+        if t.products is None:
+            t.products = Products(t)
+        assert isinstance(t.products, Products)
+        return t.products
+
+    def hold(self, op: Operation, flights: list[InFlight]) -> None:
+        self.reads[op] = flights
+
+    def finish(self, lane: int, ended: list[Operation]) -> None:
+        """These products of `lane` are complete, and so is what they read."""
+        for op in ended:
+            for flight in self.reads.pop(op, ()):
+                proxy.finish_read(self.t.m, flight)
+        self.t.finish_products(lane, ended)
+
+
+@instruction("tcgen05.commit")
+def commit(d: Decoder, i: Instr) -> Run:
+    """Arrives at an mbarrier once the products that this thread has issued are complete."""
+    group_of(d, i)
+    if "mbarrier::arrive::one" not in i.parts or "multicast::cluster" in i.parts:
+        raise d.unknown(i, "an arrival at one mbarrier is executed")
+    b, t = Mbarriers.of(d.m), TensorMemory.of(d.m)
+    access, products = object_access(d, i, i.operands[0]), Products.of(t)
+
+    def run(sel: Sel) -> None:
+        at, objects = live(b, access, sel)
+        for lane, n in zip(ids(sel)[at].tolist(), objects.tolist(), strict=True):
+            ended = t.take(lane)
+            over = partial(all_done, ended)
+            b.report_later(n, Flight(i, np.array([lane]), 0, 1, partial(products.finish, lane, ended), over))
+
+    return run
+
+
+def all_done(operations: list[Operation]) -> bool:
+    return all(op.done >= 0 for op in operations)

@@ -1,0 +1,85 @@
+"""Which columns of each block's tensor memory are allocated (PTX ISA 9.7.16.7): powers of two from 32 on.
+
+Blocks of one SM share its 512 columns on a GPU, where an allocation may have to wait for another block; here each block
+has 512 to itself. Places are given from the last column down, so that code that takes the first for granted fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tcomp.runtime.vgpu.lanes import Array
+from tcomp.runtime.vgpu.machine import Machine
+from tcomp.runtime.vgpu.ptx import Instr
+
+COLUMNS = 512
+LEAST = 32
+KIND = "tensor memory misuse"
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """`columns` columns from `first` on, by `lane` at `instr`."""
+
+    first: int
+    columns: int
+    lane: int
+    instr: Instr
+
+
+class Allocations:
+    def __init__(self, m: Machine) -> None:
+        self.m = m
+        self.owner: Array = np.zeros((m.slots, COLUMNS), bool)
+        self.start()
+
+    def start(self) -> None:
+        self.owner[:] = False
+        self.live: dict[tuple[int, int], Allocation] = {}  # by slot and first column
+        self.relinquished: set[int] = set()
+        self.last: dict[int, int] = {}  # of each slot, the columns of its last allocation
+
+    def misuse(self, i: Instr, lane: int, text: str) -> None:
+        self.m.finding(KIND, i, np.array([lane]), text)
+
+    def allocate(self, i: Instr, lane: int, columns: int) -> int | None:
+        """The first column; None where there is no room now."""
+        slot = int(self.m.slot[lane])
+        if not LEAST <= columns <= COLUMNS or columns & columns - 1:
+            self.misuse(i, lane, f"{columns} columns: it must be a power of two from {LEAST} to {COLUMNS}")
+            return 0
+        if slot in self.relinquished:
+            self.misuse(i, lane, "allocates after tcgen05.relinquish_alloc_permit")
+        if columns > self.last.get(slot, COLUMNS):
+            self.misuse(i, lane, f"{columns} columns after an allocation of {self.last[slot]}: they may not grow")
+        for first in range(COLUMNS - columns, -1, -columns):
+            if not self.owner[slot, first : first + columns].any():
+                self.owner[slot, first : first + columns] = True
+                self.live[slot, first] = Allocation(first, columns, lane, i)
+                self.last[slot] = columns
+                return first
+        return None
+
+    def free(self, i: Instr, lane: int, address: int, columns: int) -> bool:
+        slot = int(self.m.slot[lane])
+        found = self.live.get((slot, address))
+        if found is None or found.columns != columns:
+            there = "nothing" if found is None else f"{found.columns} columns"
+            self.misuse(i, lane, f"gives back {columns} columns at {address:#x}, where {there} had been allocated")
+            return False
+        del self.live[slot, address]
+        self.owner[slot, address : address + columns] = False
+        return True
+
+    def room(self, lane: int) -> str:
+        """What a lane that waits in tcgen05.alloc waits for."""
+        free = COLUMNS - int(self.owner[self.m.slot[lane]].sum())
+        return f"waits in `tcgen05.alloc` for columns of tensor memory, of which {free} are free"
+
+    def finish(self) -> None:
+        for a in self.live.values():
+            self.misuse(
+                a.instr, a.lane, f"the block ended with these {a.columns} columns allocated: tcgen05.dealloc them"
+            )
