@@ -84,11 +84,11 @@ def reduced_axis(c: Compute) -> Axis:
 
 
 def _reads_in_place(c: Compute, f: Factor, found: VectorInstruction, k: Axis, buffers: Mapping[str, Buffer]) -> bool:
-    """Is an operand a matrix whose groups lie whole in memory, and one word of it used for a whole vector?"""
+    """Do an operand's groups lie whole in memory, and is one word of it used for a whole vector?"""
     vector = {a.name for a in c.axes if a.lanes > 1}
     rows = f.access.subscripts[:-1]
     place = buffers[f.access.tensor], f.access, k.name, found.group
-    whole = (bool(rows) and groups_lie_whole(*place)) or tile_in_groups(*place)
+    whole = groups_lie_whole(*place) or tile_in_groups(*place)
     return f.cast is None and not any(names_in(s) & vector for s in rows) and whole
 
 
@@ -98,7 +98,8 @@ def _check_packed(c: Compute, f: Factor, found: VectorInstruction, k: Axis, buff
     packed = isinstance(layout, Panels)
     if not packed and not any(names_in(s) & rows for s in f.access.subscripts):
         raise MatchError(
-            f"operand '{_shown(f)}' has no index of the result", f"leave out the `use {found.family}` line"
+            f"operand '{_shown(f)}' has no index of the result, and its rows are no whole groups of {found.group}",
+            f"let them be, or leave out the `use {found.family}` line",
         )
     if f.cast is not None or not isinstance(layout, Panels) or layout.group != found.group:
         raise MatchError(

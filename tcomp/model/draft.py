@@ -124,7 +124,8 @@ class Drafter:
             arena.join(self.prefill, "prefill")
         by_itself = frozenset(p.forward) - p.ahead
         if isinstance(self.machine, GpuMachine):
-            spaced = {name: in_spaced_parts(ns, by_itself) for name, ns in nodes.items() if name not in SHARED_BY_RANKS}
+            own = [name for name in nodes if name == "update" or name not in SHARED_BY_RANKS]
+            spaced = {name: in_spaced_parts(nodes[name], by_itself) for name in own}
             nodes |= {name: ns for name, (ns, _) in spaced.items()}
             by_itself = by_itself.union(*(kept for _, kept in spaced.values()))
         launches: dict[str, tuple[PlannedLaunch, ...]] = {}

@@ -8,13 +8,15 @@
 Kernels read and write 16 bytes at a time, and are the same for all layers, so w[l] of a [L, 20] in bf16 would lie wrong
 in every other layer. A program copies such a tensor before its first launch that is given a part, and what it writes of
 it back behind the last that writes. Nothing else sees the copy: parameters, gradients and checkpoints are as on CPUs.
-Where launches are given parts of several sizes, or write some parts only, nothing changes (and
-`runtime/cuda/programs.py` refuses what begins elsewhere).
+
+What is copied is a run: neighbouring parts of one size. A stacked tensor is one; a flat vector, of which an update is
+given matrices one by one, has one for each stacked parameter. Runs that do not begin at a vector, or that launches read
+and write in other parts meanwhile, stay (and `runtime/cuda/programs.py` refuses what begins elsewhere).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tcomp.dsl.ast import Access, Binary, Call, DType, Equation, Expr, Name, Num, Op, Operand, Target
@@ -29,79 +31,117 @@ Nodes = tuple[Node, ...]
 
 
 @dataclass(frozen=True)
-class _Spaced:
-    """The copy of a tensor whose parts of `elements` each lie in rows of their own."""
+class _Use:
+    """A view that the node at `node` of a program is given."""
 
+    node: int
+    view: View
+    reads: bool
+    writes: bool
+
+
+@dataclass(frozen=True)
+class _Spaced:
+    """The copy of a run, the rows of `own`, each in a row of its own; `uses` are those of its parts."""
+
+    own: View
     copy: Tensor
-    elements: int
+    uses: tuple[_Use, ...]
+
+    @property
+    def copied(self) -> bool:
+        """Is any part read that was not written before?"""
+        made: set[int] = set()
+        for u in self.uses:
+            if u.reads and u.view.offset not in made:
+                return True
+            made.add(u.view.offset)
+        return False
+
+    @property
+    def written(self) -> int:
+        """The last node that writes a part, -1 for none."""
+        return max((u.node for u in self.uses if u.writes), default=-1)
 
     def view(self, v: View) -> View:
-        return View(self.copy, v.offset // self.elements * self.copy.shape[1], v.shape)
+        return View(self.copy, (v.offset - self.own.offset) // v.elements * self.copy.shape[1], v.shape)
 
 
 def in_spaced_parts(nodes: Nodes, alone: Collection[Node]) -> tuple[Nodes, frozenset[Node]]:
-    """A program's nodes on copies of the tensors whose parts do not begin at multiples of `VECTOR` bytes, and those
+    """A program's nodes on copies of the runs whose parts do not begin at multiples of `VECTOR` bytes, and those
     that a forward pass by itself needs, in the place of `alone`."""
-    users: dict[Tensor, list[Node]] = {}
-    for n in nodes:
-        for t in dict.fromkeys(v.tensor for v in n.operands.values()):
-            users.setdefault(t, []).append(n)
-    found = {t: s for t, ns in users.items() if (s := _spaced(t, ns)) is not None}
-    first = {t: None if _written_first(t, users[t]) else users[t][0] for t in found}
-    last = {t: next((n for n in reversed(users[t]) if _writes(n, t)), None) for t in found}
+    uses: dict[Tensor, list[_Use]] = {}
+    for i, n in enumerate(nodes):
+        for o in sorted(n.op.operands, key=lambda o: o in n.op.outputs):
+            v, given = n.operands[o.name], o not in n.op.outputs
+            uses.setdefault(v.tensor, []).append(_Use(i, v, given, o.inout or not given))
+    found = [s for t, us in uses.items() for s in _spaced(t, us)]
+    place = {(u.view.tensor, u.view.offset, u.view.elements): s for s in found for u in s.uses}
+    first = {s.copy: _copy(SPACED, s, nodes[s.uses[0].node]) for s in found if s.copied}
+    last = {s.copy: _copy(JOINED, s, nodes[s.written]) for s in found if s.written >= 0}
     out: list[Node] = []
     kept: set[Node] = set()
-    for n in nodes:
-        before = {t: _copy(SPACED, t, found[t], n) for t in found if first[t] is n}
-        behind = {t: _copy(JOINED, t, found[t], n) for t in found if last[t] is n}
-        views = {k: found[v.tensor].view(v) if v.tensor in found else v for k, v in n.operands.items()}
-        new = replace(n, operands=views)
-        out += [*before.values(), new, *behind.values()]
-        kept |= {c for t, c in before.items() if any(u in alone for u in users[t])}
-        kept |= {c for t, c in behind.items() if any(u in alone and _writes(u, t) for u in users[t])}
+    for i, n in enumerate(nodes):
+        out += [first[s.copy] for s in found if s.uses[0].node == i and s.copy in first]
+        at = {k: place.get((v.tensor, v.offset, v.elements)) for k, v in n.operands.items()}
+        new = replace(n, operands={k: v if (s := at[k]) is None else s.view(v) for k, v in n.operands.items()})
+        out.append(new)
+        out += [last[s.copy] for s in found if s.written == i]
         kept |= {new} if n in alone else set()
+    for s in found:
+        used = [u for u in s.uses if nodes[u.node] in alone]
+        kept |= {first[s.copy]} if used and s.copy in first else set()
+        kept |= {last[s.copy]} if any(u.writes for u in used) else set()
     return tuple(out), frozenset(kept)
 
 
-def _spaced(t: Tensor, users: Sequence[Node]) -> _Spaced | None:
-    """The copy of a tensor for these launches; None where it needs none, or there is no such copy. (What is written is
-    written whole: of a gradient of which some parts are nobody's, those are not there to be copied.)"""
-    views = [v for n in users for v in n.operands.values() if v.tensor is t]
-    elements = views[0].elements
-    if not t.dtype.is_float or not any(v.offset * t.dtype.bytes % VECTOR and v.elements > 1 for v in views):
-        return None
-    if t.elements % elements or any(v.elements != elements or v.offset % elements for v in views):
-        return None
-    if any(_writes(n, t) for n in users) and len({v.offset for v in views}) * elements != t.elements:
-        return None
+def _spaced(t: Tensor, uses: Sequence[_Use]) -> Iterator[_Spaced]:
+    """The copies of a tensor's runs that need one."""
+    if not t.dtype.is_float:
+        return
     unit = VECTOR // t.dtype.bytes
-    shape = t.elements // elements, -(-elements // unit) * unit
-    return _Spaced(Tensor(f"{t.name}.spaced", t.dtype, shape, "workspace", t.name), elements)
+    changes = any(u.writes for u in uses)
+    for elements in dict.fromkeys(u.view.elements for u in uses if u.view.offset % unit and u.view.elements > 1):
+        for start, rows in _neighbours({u.view.offset for u in uses if u.view.elements == elements}, elements):
+            while not changes and start % unit and start >= elements:  # what no node is given is there, too
+                start, rows = start - elements, rows + 1
+            own = View(t, start, (rows, elements))
+            parts = range(start, start + own.elements, elements)
+            ours = [u for u in uses if u.view.elements == elements and u.view.offset in parts]
+            rest = [u for u in uses if u.view.elements != elements and u.view.meets(own)]
+            if start % unit or rows == 1 or elements % unit == 0 or _disturbed(ours, rest):
+                continue
+            name = f"{t.name}.spaced" + (f".{start}" if start else "")
+            copy = Tensor(name, t.dtype, (rows, -(-elements // unit) * unit), "workspace", t.name)
+            yield _Spaced(own, copy, tuple(ours))
 
 
-def _writes(n: Node, t: Tensor) -> bool:
-    return any(n.operands[o.name].tensor is t for o in n.op.operands if o.inout or o in n.op.outputs)
+def _neighbours(offsets: Collection[int], elements: int) -> list[tuple[int, int]]:
+    """Rows of parts that lie side by side: where each begins, and how many parts it has."""
+    found: list[tuple[int, int]] = []
+    for at in sorted(offsets):
+        start, rows = found[-1] if found else (at, 0)
+        if at != start + rows * elements:
+            found.append((at, 1))
+        else:
+            found[-1:] = [(start, rows + 1)]
+    return found
 
 
-def _written_first(t: Tensor, users: Sequence[Node]) -> bool:
-    """Is each part that a launch is given written, and not read, by the first of them?"""
-    given: set[int] = set()
-    for n in users:
-        own = {o.name: n.operands[o.name].offset for o in n.op.operands if n.operands[o.name].tensor is t}
-        outputs = {o.name for o in n.op.outputs}
-        if any(at not in given for name, at in own.items() if name not in outputs):
-            return False
-        given |= set(own.values())
-    return True
+def _disturbed(ours: Sequence[_Use], rest: Sequence[_Use]) -> bool:
+    """Are elements of a run read or written in other parts while a copy has them, and changed by the ones or the
+    others?"""
+    changes = any(u.writes for u in ours)
+    return any((changes or u.writes) and ours[0].node <= u.node <= ours[-1].node for u in rest)
 
 
-def _copy(name: str, t: Tensor, s: _Spaced, at: Node) -> Node:
+def _copy(name: str, s: _Spaced, at: Node) -> Node:
     """The node that fills the copy (`SPACED`) or writes it back (`JOINED`), beside `at`."""
-    rows, width = s.copy.shape
-    own, copy = View(t, 0, (rows, s.elements)), s.copy.whole()
-    views = {"X": own, "Y": copy} if name == SPACED else {"X": copy, "Y": own}
-    dims = {"L": rows, "N": s.elements, "P": width}
-    return Node(_op(name, t.dtype), dims, views, f"{name} ({t.name})", at.span)
+    t, (rows, elements), width = s.own.tensor, s.own.shape, s.copy.shape[1]
+    views = {"X": s.own, "Y": s.copy.whole()} if name == SPACED else {"X": s.copy.whole(), "Y": s.own}
+    dims = {"L": rows, "N": elements, "P": width}
+    label = f"{name} ({t.name}" + (f" from {s.own.offset})" if s.own.offset else ")")
+    return Node(_op(name, t.dtype), dims, views, label, at.span)
 
 
 def _op(name: str, dtype: DType) -> Op:

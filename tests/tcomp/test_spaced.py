@@ -9,7 +9,7 @@ from tcomp.dsl.load import library, load
 from tcomp.machine.cpu import CpuMachine, detect
 from tcomp.machine.gpu import H100, GpuMachine
 from tcomp.model.build import build_step
-from tcomp.model.graph import Node
+from tcomp.model.graph import Node, View
 from tcomp.model.programs import build_programs
 from tcomp.model.request import StepRequest
 from tcomp.model.spaced import JOINED, SPACED, VECTOR, in_spaced_parts
@@ -22,13 +22,16 @@ ODD = {"ln1_w", "ln1_b", "ln2_w", "ln2_b", "proj_b", "down_b", "qkv_b"}
 """parameters of which a layer has no multiple of 16 bytes in f32"""
 
 
-def step(machine: GpuMachine | CpuMachine, sizes: dict[str, int]) -> Step:
-    request = StepRequest("gpt2", "tiny", {"B": 1, "T": 4}, dims=sizes)
-    return build_step(load(library() / "gpt2.tc"), request, machine)
+def step(machine: GpuMachine | CpuMachine, sizes: dict[str, int], text: str = "gpt2", precision: str = "f32") -> Step:
+    request = StepRequest("gpt2", "tiny", {"B": 1, "T": 4}, dims=sizes, precision=precision)
+    return build_step(load(library() / f"{text}.tc"), request, machine)
 
 
-def test_every_launch_is_given_what_begins_where_a_vector_may() -> None:
-    built = step(H100, {**SIZES, "L": 2})
+@pytest.mark.parametrize(
+    ("text", "sizes", "precision"), [("gpt2", {}, "f32"), ("gpt2_muon", {"C": 7}, "f32"), ("gpt2_muon", {}, "bf16")]
+)
+def test_every_launch_is_given_what_begins_where_a_vector_may(text: str, sizes: dict[str, int], precision: str) -> None:
+    built = step(H100, {**SIZES, "L": 2, **sizes}, text, precision)
     for program, launches in built.programs.items():
         for launch in launches:
             operands = built.kernels[launch.kernel].operands
@@ -101,6 +104,35 @@ def test_copies_change_no_value() -> None:
         for a, b in zip(one, other, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
     assert found[4][0] == pytest.approx(found[0][0], rel=1e-6)
+
+
+def test_an_update_of_matrices_is_given_each_of_them_so() -> None:
+    """Of the flat vectors each stacked parameter's part is copied, and those of matrices that are changed are copied
+    back; all others, and vectors, stay."""
+    module = load(library() / "gpt2_muon.tc")
+    graph = build_graph(module, "gpt2", "tiny", {"B": 1, "T": 4}, {**SIZES, "C": 7}, "f32")
+    update = build_programs(graph, module, targets=H100.targets).update
+    assert update is not None
+    nodes, _ = in_spaced_parts(update.nodes, frozenset())
+    back = [n.operands["Y"] for n in nodes if n.op.name == JOINED]
+    assert {v.tensor.name for v in back} == {"flat.p", "flat.m"}
+    assert sorted(v.shape for v in back if v.tensor.name == "flat.p") == [(3, 49), (3, 147)], "up_w is whole vectors"
+    found = []
+    for program in (update.nodes, nodes):
+        random = np.random.default_rng(4)
+        memory = Memory({t: single(random.standard_normal(t.shape)) for t in update.flats.values()})
+        for t, value in {**update.hyper, **update.scalars}.items():
+            memory.write(t.whole(), np.array(value))
+        memory.write(graph_step(program), np.array(3))
+        interpret(program, module, memory)
+        found.append([memory.read(update.flats[n].whole()) for n in ("p", "m", "v")])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def graph_step(nodes: tuple[Node, ...]) -> View:
+    """The counter of steps."""
+    return next(n.operands["step"] for n in nodes if "step" in n.operands)
 
 
 def single(values: np.ndarray) -> np.ndarray:
