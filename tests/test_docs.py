@@ -1,11 +1,14 @@
-"""The documents hold together: links lead somewhere, and paths in `code` are files of the repository."""
+"""The documents hold together: links lead somewhere, files that they name exist, the first example trains."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+
+from tests.cli.support import Tcomp, own_folders, tcomp  # noqa: F401  fixtures
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -44,3 +47,31 @@ def test_files_that_are_named_exist(page: Path) -> None:
     """By their whole path, or by the end of it."""
     for name in NAMED.findall(FENCE.sub("", page.read_text())):
         assert any(f.endswith(f"/{name}") for f in FILES), name
+
+
+@pytest.mark.slow(seconds=5)
+def test_the_first_example_of_the_language_trains(tcomp: Tcomp) -> None:  # noqa: F811
+    (text,) = re.findall(
+        r"^```tc\n([^`]*\nmodel first.*?)^```$", (ROOT / "docs" / "language.md").read_text(), re.S | re.M
+    )
+    Path("first.tc").write_text(text)
+    sizes = (
+        "--config",
+        "tiny",
+        "-B",
+        "8",
+        "-T",
+        "64",
+        "--threads",
+        "1",
+        "--eval-batches",
+        "1",
+        "--sample",
+        "1",
+        "--data",
+        str(ROOT / "docs"),
+    )
+    assert tcomp("train", "first.tc", *sizes, "--steps", "60").code == 0
+    (metrics,) = Path("runs").rglob("metrics.jsonl")
+    losses = [json.loads(line)["loss"] for line in metrics.read_text().splitlines() if '"loss"' in line]
+    assert losses[0] > 5 and losses[-1] < 5
