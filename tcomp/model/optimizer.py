@@ -32,6 +32,7 @@ from tcomp.model.joins import total
 from tcomp.model.matrices import Matrices, MatrixCalls, state_shape
 from tcomp.model.request import Sharing
 from tcomp.model.sharing import elementwise, in_parts
+from tcomp.model.stored import check_stored
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,8 @@ class _Builder:
     def build(self) -> Update:
         o = self.optimizer
         trained = [(g, self.trainer(_trained_by(o, g.name))) for g in self.layout.groups]
+        for name in {op.name: None for _, op in trained}:
+            check_stored(name, self.module)
         if self.sharing.zero:
             self.check_alike(trained)
             self.check_zero(self.op(o.op))
