@@ -74,8 +74,8 @@ def roofline(step: RooflineStep, own: RooflineOptions) -> None:
     reach that least time. The last column therefore has FLOPs / peak + evaluations / rate in the place of the larger
     one. That is no bound: a kernel may evaluate a function faster than its rate by itself, and be above 100%.
 
-    With --gpu kernels are compiled, assembled and disassembled, and a static model (docs/gpu-model.md says what it knows)
-    gives each a time and the resource that binds it. Those figures are predicted, none is measured.
+    With --gpu kernels are compiled, assembled and disassembled, and a static model (docs/gpu-model.md) gives
+    each a time and the resource that binds it. Those figures are predicted, none is measured.
 
     Examples:
 
