@@ -75,3 +75,33 @@ def test_the_first_example_of_the_language_trains(tcomp: Tcomp) -> None:  # noqa
     (metrics,) = Path("runs").rglob("metrics.jsonl")
     losses = [json.loads(line)["loss"] for line in metrics.read_text().splitlines() if '"loss"' in line]
     assert losses[0] > 5 and losses[-1] < 5
+
+
+COMMAND = re.compile(r"^ {4,}tcomp (\w+(?: (?:prepare|check|run|report)\b)?)([^#\n]*)", re.M)
+
+
+def test_commands_that_are_shown_exist_with_their_options(tcomp: Tcomp) -> None:  # noqa: F811
+    shown: dict[str, set[str]] = {}
+    for page in PAGES:
+        for command, rest in COMMAND.findall(FENCE.sub("", page.read_text())):
+            name = command if command.split()[0] in ("data", "vgpu", "tune") else command.split()[0]
+            shown.setdefault(name, set()).update(re.findall(r"(?<!\w)--[a-z][\w-]*", rest))
+    assert len(shown) > 12
+    for command, options in shown.items():
+        told = tcomp(*command.split(), "--help")
+        assert told.code == 0, command
+        missing = {o for o in options if not re.search(rf"{o}\b", told.out)}
+        assert not missing, (command, missing)
+
+
+SCRIPT = re.compile(r"^ {4,}python (benchmarks/\w+\.py)([^#\n]*)", re.M)
+
+
+def test_benchmarks_that_are_shown_exist_with_their_options() -> None:
+    sources = {p: p.read_text() for p in (ROOT / "benchmarks").glob("*.py")}
+    found = [pair for page in PAGES for pair in SCRIPT.findall(FENCE.sub("", page.read_text()))]
+    assert len(found) > 10
+    for script, rest in found:
+        assert ROOT / script in sources, script
+        for option in re.findall(r"(?<!\w)--[a-z][\w-]*", rest):
+            assert any(f'"{option}"' in text for text in sources.values()), (script, option)
