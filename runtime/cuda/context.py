@@ -8,25 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from cuda.bindings import driver as cu
 
-from tcomp.runtime.cuda.driver import CudaError, call
+from tcomp.runtime.cuda.driver import CudaError, call, error_of
 from tcomp.runtime.cuda.gpus import Gpu
 from tcomp.runtime.values import Array
 
+_GLANCE = 1e-4
+"""Seconds between looks at a GPU that others may keep waiting"""
 _kept: dict[int, Any] = {}
 """Primary contexts by GPU."""
 
 
 class Context:
-    """`compute` is the stream that programs run on, in order; `copies` carries batches beside it."""
+    """`compute` is the stream that programs run on, in order; `copies` carries batches beside it.
+
+    `look` is called again and again while the host waits for the GPU, where that may wait for what never comes (another
+    process): it raises what ends the wait."""
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
+        self.look: Callable[[], None] | None = None
         self._owned: list[tuple[Callable[..., Any], Any]] = []
         self.compute: Any = None
         self.copies: Any = None
@@ -66,8 +73,24 @@ class Context:
 
     def wait(self) -> None:
         """Until both streams have done all they were given."""
-        call(cu.cuStreamSynchronize, self.copies)
-        call(cu.cuStreamSynchronize, self.compute)
+        self.finish(self.copies)
+        self.finish(self.compute)
+
+    def finish(self, stream: Any) -> None:
+        """Until a stream has done all it was given."""
+        self._until(cu.cuStreamSynchronize, cu.cuStreamQuery, stream)
+
+    def until(self, event: Any) -> None:
+        """Until an event has been reached."""
+        self._until(cu.cuEventSynchronize, cu.cuEventQuery, event)
+
+    def _until(self, synchronize: Callable[..., Any], query: Callable[..., Any], handle: Any) -> None:
+        if self.look is None:
+            call(synchronize, handle)
+            return
+        while not done(query, handle):
+            self.look()
+            time.sleep(_GLANCE)
 
     def close(self) -> None:
         """Wait for the work and give everything back. A context that a fault has ended refuses most of this, which
@@ -86,6 +109,16 @@ class Context:
         if lost and _kept.pop(self.gpu.index, None) is not None:
             with contextlib.suppress(CudaError):
                 call(cu.cuDevicePrimaryCtxRelease, self.device)
+
+
+def done(query: Callable[..., Any], handle: Any) -> bool:
+    """What cuEventQuery or cuStreamQuery says. CudaError where work has failed."""
+    (status,) = query(handle)
+    if status == cu.CUresult.CUDA_ERROR_NOT_READY:
+        return False
+    if status != cu.CUresult.CUDA_SUCCESS:
+        raise error_of(status, query.__name__)
+    return True
 
 
 def forget() -> None:

@@ -31,6 +31,8 @@ class CudaDevice:
     cache: Path | None = None
     graph: bool = True
     virtual: VirtualDriver | None = None
+    shared_by: int = 1
+    """how many processes take memory of the GPU alike"""
 
     @property
     def kind(self) -> str:
@@ -62,7 +64,7 @@ class CudaDevice:
 
         context = Context(self.gpu)
         try:
-            free = context.free_memory()
+            free = context.free_memory() // self.shared_by
         finally:
             context.close()
         here = memory_here() if self.virtual is not None else None

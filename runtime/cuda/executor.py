@@ -114,23 +114,23 @@ class CudaExecutor:
         array = self._read(slot, 0, element_count(slot)).reshape(slot.shape)
         yield array
         if write and array.size:
-            with self._faults():
+            with self.faults():
                 self._copy_in(self.arena + slot.offset, array)
 
     def _read(self, slot: Slot, start: int, stop: int) -> Array:
         out = np.empty(max(0, stop - start), numpy_type(slot.dtype))
         if out.size:
             address = self.arena + slot.offset + start * slot.dtype.bytes
-            with self._faults():
+            with self.faults():
                 call(cu.cuMemcpyDtoHAsync, out.ctypes.data, address, out.nbytes, self.context.compute)
-                call(cu.cuStreamSynchronize, self.context.compute)
+                self.context.finish(self.context.compute)
         return out
 
     def write(self, name: str, value: ArrayLike) -> None:
         slot = self._step.slots[name]
         array = np.broadcast_to(stored(value, slot.dtype), slot.shape)
         address = self.arena + slot.offset
-        with self._faults():
+        with self.faults():
             if array.nbytes == 4:  # the value travels with the command: nothing to wait for
                 (bits,) = struct.unpack("<I", array.tobytes())
                 call(cu.cuMemsetD32Async, address, bits, 1, self.context.compute)
@@ -143,23 +143,23 @@ class CudaExecutor:
         array = np.empty(slot.shape, numpy_type(slot.dtype))
         yield array
         if array.size:
-            with self._faults():
+            with self.faults():
                 self._copy_in(self.arena + slot.offset, array)
 
     def _copy_in(self, address: int, array: Array) -> None:
         call(cu.cuMemcpyHtoDAsync, address, array.ctypes.data, array.nbytes, self.context.compute)
-        call(cu.cuStreamSynchronize, self.context.compute)
+        self.context.finish(self.context.compute)
 
     @contextmanager
     def batch(self) -> Iterator[dict[str, Array]]:
-        with self._faults(), self._feed.next() as arrays:
+        with self.faults(), self._feed.next() as arrays:
             yield arrays
 
     def fetch(self, name: str) -> Reading:
         slot = self._step.slots[name]
-        with self._faults():
+        with self.faults():
             reading = self._results.fetch(self.arena + slot.offset, numpy_type(slot.dtype), slot.shape)
-        return _GuardedReading(reading, self._faults)
+        return _GuardedReading(reading, self.faults)
 
     # --------------------------------------------------------------------------------------------- runs
 
@@ -173,11 +173,11 @@ class CudaExecutor:
         self._latest = program
         if not self._graph:
             for launch in self.programs[program]:
-                with self._faults(launch.label):
+                with self.faults(launch.label):
                     launch.submit(self.context.compute)
                     call(cu.cuStreamSynchronize, self.context.compute)
             return
-        with self._faults():
+        with self.faults():
             if program not in self._graphs and self.programs[program]:
                 self._graphs[program] = record(self.context, self.programs[program])
             if program in self._graphs:
@@ -190,7 +190,7 @@ class CudaExecutor:
             self._timers.append(self.context.event(timing=True))
         events = self._timers[: len(launches) + 1]
         self._latest = program
-        with self._faults():
+        with self.faults():
             call(cu.cuEventRecord, events[0], self.context.compute)
             for launch, event in zip(launches, events[1:], strict=True):
                 launch.submit(self.context.compute)
@@ -206,7 +206,7 @@ class CudaExecutor:
         return self._timers[0], self._timers[1]
 
     def wait(self) -> None:
-        with self._faults():
+        with self.faults():
             self.context.wait()
 
     def close(self) -> None:
@@ -214,7 +214,7 @@ class CudaExecutor:
         self.context.close()
 
     @contextmanager
-    def _faults(self, launch: str = "") -> Iterator[None]:
+    def faults(self, launch: str = "") -> Iterator[None]:
         """A kernel's fault, wherever the driver reports it, as an error that says which kernel."""
         try:
             yield
@@ -232,13 +232,13 @@ class _GuardedReading:
     """A reading whose failure is reported as the executor's other failures are."""
 
     def __init__(self, reading: Reading, faults: Callable[[], AbstractContextManager[None]]) -> None:
-        self._reading, self._faults = reading, faults
+        self._reading, self.faults = reading, faults
 
     @property
     def ready(self) -> bool:
-        with self._faults():
+        with self.faults():
             return self._reading.ready
 
     def value(self) -> Array:
-        with self._faults():
+        with self.faults():
             return self._reading.value()

@@ -29,6 +29,10 @@ class Gpu:
         handle = call(cu.cuDeviceGet, self.index)
         return int(call(cu.cuDeviceGetAttribute, getattr(_ATTRIBUTE, f"CU_DEVICE_ATTRIBUTE_{name}"), handle))
 
+    def uuid(self) -> str:
+        """What tells it from all other GPUs, here and elsewhere."""
+        return bytes(call(cu.cuDeviceGetUuid, call(cu.cuDeviceGet, self.index)).bytes).hex()
+
 
 def gpus() -> list[Gpu]:
     """All GPUs, in the driver's order; UserError when there is none or no usable driver."""
@@ -49,12 +53,15 @@ def gpus() -> list[Gpu]:
 
 
 def choose(which: str, found: list[Gpu]) -> Gpu:
-    """The GPU of that number, or the first whose name has `which` in it; the first of all for "". UserError with
-    the list when there is none."""
+    """The first of the GPUs that are `meant`."""
+    return meant(which, found)[0]
+
+
+def meant(which: str, found: list[Gpu]) -> list[Gpu]:
+    """The GPU of that number, or those whose name has `which` in it; all for "". UserError with the list when there is
+    none."""
     if not found:
         raise UserError("the NVIDIA driver lists no GPU", "look at CUDA_VISIBLE_DEVICES and nvidia-smi")
-    if not which:
-        return found[0]
     if which.isdecimal():
         named = [g for g in found if g.index == int(which)]
     else:
@@ -62,7 +69,7 @@ def choose(which: str, found: list[Gpu]) -> Gpu:
     if not named:
         listing = ", ".join(f"{g.index}: {g.name}" for g in found)
         raise UserError(f"there is no GPU {which}", f"the GPUs here are {listing}")
-    return named[0]
+    return named
 
 
 def target_of(gpu: Gpu) -> str:

@@ -16,8 +16,8 @@ import numpy as np
 from cuda.bindings import driver as cu
 
 from tcomp.model.step import Slot
-from tcomp.runtime.cuda.context import Context
-from tcomp.runtime.cuda.driver import call, error_of
+from tcomp.runtime.cuda.context import Context, done
+from tcomp.runtime.cuda.driver import call
 from tcomp.runtime.executor import element_count
 from tcomp.runtime.values import Array, numpy_type
 
@@ -57,7 +57,7 @@ class BatchFeed:
             yield {}
             return
         buffer = self._buffers[self._turn]
-        call(cu.cuEventSynchronize, buffer.copied)
+        self._context.until(buffer.copied)
         yield {slot.name: self._view(buffer, slot) for slot in self._slots}
         self._turn ^= 1
         copies, compute = self._context.copies, self._context.compute
@@ -97,6 +97,9 @@ class Results:
         call(cu.cuEventRecord, cell.copied, self._context.compute)
         return PinnedReading(self, cell, dtype, shape, size)
 
+    def wait(self, cell: _Cell) -> None:
+        self._context.until(cell.copied)
+
     def give_back(self, cell: _Cell) -> None:
         if cell.host.size == _CELL:
             self._free.append(cell)
@@ -119,20 +122,13 @@ class PinnedReading:
 
     @property
     def ready(self) -> bool:
-        if self._cell is None:
-            return True
-        (status,) = cu.cuEventQuery(self._cell.copied)
-        if status == cu.CUresult.CUDA_ERROR_NOT_READY:
-            return False
-        if status != cu.CUresult.CUDA_SUCCESS:
-            raise error_of(status, "cuEventQuery")
-        return True
+        return self._cell is None or done(cu.cuEventQuery, self._cell.copied)
 
     def value(self) -> Array:
         if self._value is None:
             cell = self._cell
             assert cell is not None
-            call(cu.cuEventSynchronize, cell.copied)
+            self._results.wait(cell)
             self._value = cell.host[: self._size].view(self._dtype).reshape(self._shape).copy()
             self._cell = None
             self._results.give_back(cell)

@@ -1,7 +1,8 @@
 """The ranks of one run over torch.distributed: the only module of training that imports torch.
 
-Messages go by gloo, through host memory. What ranks say of themselves at the start, and which of them failed first,
-goes through the launcher's key-value store, which outlives a rank.
+Messages go by gloo, through host memory; what GPUs hold by NCCL, where it is there (`nccl.py`). What ranks say of
+themselves at the start, and which of them failed first, goes through the launcher's key-value store, which outlives a
+rank.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from tcomp.errors import UserError
 from tcomp.runtime.distributed.exchange import Array
+from tcomp.runtime.distributed.nccl import NcclExchange
 from tcomp.runtime.distributed.place import Place
+from tcomp.runtime.distributed.pulse import Pulse
 from tcomp.runtime.peers import PeerFailed
+
+if TYPE_CHECKING:
+    from tcomp.runtime.cuda.context import Context
 
 PATIENCE = timedelta(minutes=30)
 """How long a rank waits for another: longer than compiling, or a step, takes"""
@@ -47,6 +53,7 @@ class Group:
             ) from e
         self.place, self._torch, self._dist, self._patience = place, torch, dist, patience
         self._turns = 0
+        self._pulse: Pulse | None = None
         # With --max-restarts the store still has all that was said before the ranks were started again.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         with self._reaching():
@@ -58,13 +65,28 @@ class Group:
         """Open the ways between ranks. (Not before compilers are done: they are forked, and this starts threads.)
 
         All wait for all before, where one sees that another has failed: the ways would be waited for in silence."""
-        self._say(f"here/{self.rank}", "")
-        for rank in range(self.size):
-            self._told(f"here/{rank}")
+        self.each("here", "")
         with self._reaching():
             self._dist.init_process_group(
                 "gloo", store=self._launcher, rank=self.rank, world_size=self.size, timeout=self._patience
             )
+
+    @property
+    def has_nccl(self) -> bool:
+        """Whether torch can exchange what GPUs hold."""
+        return bool(self._dist.is_nccl_available() and self._torch.cuda.is_available())
+
+    def nccl(self, context: Context, arena: int) -> NcclExchange:
+        """NCCL's ways between all ranks, from and to the GPU of `context`, whose arena is at that address; behind
+        `join`."""
+        torch, index = self._torch, context.gpu.index
+        with self._reaching():
+            torch.cuda.set_device(index)
+            device = torch.device("cuda", index)
+            ways = self._dist.new_group(backend="nccl", timeout=self._patience, device_id=device)
+        pulse = Pulse(self._store, self.rank, self.size, lambda: bool(self._store.check([_FAILED])))
+        self._pulse = pulse
+        return NcclExchange(torch, ways, self.rank, self.size, context, arena, pulse.look)
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -122,6 +144,11 @@ class Group:
         self._say(name, value)
         return value
 
+    def each(self, name: str, value: str) -> list[str]:
+        """All ranks' values, in the order of the ranks."""
+        self._say(f"{name}/{self.rank}", value)
+        return [value if r == self.rank else self._told(f"{name}/{r}") for r in range(self.size)]
+
     def check_same(self, about: Mapping[str, str]) -> None:
         """UserError where this rank differs from rank 0 in what a run depends on: name -> value."""
         first = json.loads(self.of_first("about", json.dumps(dict(about))))
@@ -164,6 +191,8 @@ class Group:
 
     def close(self) -> None:
         """Leave the group."""
+        if self._pulse is not None:
+            self._pulse.close()
         with suppress(RuntimeError, ValueError):
             if self._dist.is_initialized():
                 self._dist.destroy_process_group()

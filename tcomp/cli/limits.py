@@ -202,6 +202,12 @@ def check_device(device: str, gpu: str) -> None:
     machine_named(gpu)
 
 
+def check_exchange(exchange: str) -> None:
+    """UserError for a way that there is none of."""
+    if exchange not in ("", "nccl", "gloo"):
+        raise UserError(f"--exchange {exchange}: there is no such way", "give nccl, or gloo (through host memory)")
+
+
 def check_precision(name: str) -> None:
     """UserError for the name of no precision recipe; empty is the model's own."""
     from tcomp.dsl.recipes import RECIPES

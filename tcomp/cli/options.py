@@ -77,6 +77,9 @@ Zero = Annotated[
     int, typer.Option(help="1: each rank keeps optimizer state and master copies of its share only (ZeRO-1)."),
     Range(0, 1),
 ]  # fmt: skip
+Exchange = Annotated[
+    str, typer.Option(help="How ranks on GPUs exchange: nccl, or gloo, through host memory [default: nccl, if there].")
+]
 Run = Annotated[Path, typer.Argument(help="A run's folder, trained or imported: runs/gpt2-tiny.")]
 Data = Annotated[list[str], typer.Option(metavar="PATH...", help="Text files, folders, or .bin token files.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures into this file.")]

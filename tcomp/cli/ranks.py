@@ -67,14 +67,14 @@ def session() -> Iterator[Group | None]:
         raise typer.Exit(2)
 
 
-def own_device(name: str, group: Group | None) -> str:
-    """The device of this rank where all are told the same. UserError for one that a step is not divided on."""
-    if group is not None and name not in ("cpu", "virtual"):
-        raise UserError(
-            f"--device {name}: several processes train on CPUs, or on virtual GPUs, so far",
-            "train there by one process, without torchrun",
-        )
-    return name
+def device_of(settings: TrainSettings, group: Group | None) -> Device:
+    """The device of this process: where all ranks are told the same, its own."""
+    from tcomp.cli.common import device_for
+    from tcomp.cli.rank_devices import apart, own_device
+
+    name = settings.device if group is None else own_device(settings.device, group.place)
+    device = device_for(name, gpu=settings.gpu, threads=settings.threads, graph=settings.graph)
+    return device if group is None else apart(group, device, settings.device, settings.exchange)
 
 
 def ranks_text(settings: TrainSettings) -> str:
@@ -111,21 +111,26 @@ def built_by(group: Group | None, request: StepRequest, device: Device) -> Built
     return group.first_beside(lambda: build_step(request, device, to_run=True, free=place.local == 0))
 
 
-def opened_by(group: Group | None, device: Device, step: Step) -> tuple[Executor, Peers]:
-    """The step on the device, and who it is divided among; compiled by one rank of a machine for all."""
+def opened_by(group: Group | None, device: Device, step: Step, by: str = "gloo") -> tuple[Executor, Peers]:
+    """The step on the device, and who it is divided among, who exchange by nccl or gloo; compiled by one rank of a
+    machine for all."""
     if group is None:
         return device.open(step), ALONE
-    from tcomp.runtime.distributed.exchange import HostExchange
+    from tcomp.cli.rank_devices import exchange_of
     from tcomp.runtime.distributed.executor import Inner, RankExecutor
     from tcomp.runtime.distributed.shares import step_of
 
-    inner = group.first_beside(lambda: device.open(step_of(step, group.rank)))
-    group.join()
-    executor = RankExecutor(cast(Inner, inner), group, HostExchange(group, cast(Inner, inner).region))
+    inner = cast(Inner, group.first_beside(lambda: device.open(step_of(step, group.rank))))
+    try:
+        group.join()
+        executor = RankExecutor(inner, group, exchange_of(by, group, inner))
+    except BaseException:
+        inner.close()
+        raise
     return executor, executor
 
 
-def check_same(group: Group, settings: dict[str, Any], built: Built, data: Data) -> None:
+def check_same(group: Group, settings: dict[str, Any], built: Built, data: Data, by: str) -> None:
     """UserError where this rank's run would be another one than rank 0's."""
     import numpy as np
 
@@ -151,6 +156,7 @@ def check_same(group: Group, settings: dict[str, Any], built: Built, data: Data)
         "data": data.fingerprint,
         "machine": f"{built.device.kind} {built.machine.name}",
         "number of threads": str(built.threads),
+        "way to exchange": by,
     })  # fmt: skip
 
 

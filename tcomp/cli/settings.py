@@ -39,6 +39,7 @@ class TrainSettings(StepSettings):
     graph: options.Graph = True
     threads: options.Threads = 0
     zero: options.Zero = 0
+    exchange: options.Exchange = ""
     ranks: int = 1
     """how many processes train together, as the launcher says"""
     eval_every: Annotated[int, typer.Option(help="Steps between validations; 0: at the end."), Range(0, MANY)] = 250
@@ -54,6 +55,7 @@ class TrainSettings(StepSettings):
         """UserError for values that make no sense; the settings themselves when all do."""
         check_ranges(self)
         limits.check_device(self.device, self.gpu)
+        limits.check_exchange(self.exchange)
         limits.check_precision(self.precision)
         limits.check_dims(self.dims)
         limits.check_named("--data", self.data)

@@ -11,7 +11,8 @@ import typer
 from tcomp.cli import common, limits, options
 from tcomp.cli.command import Given, Options, command
 from tcomp.cli.display import spinner
-from tcomp.cli.ranks import built_by, check_same, opened_by, own_device, ranks_text, regrouped, session
+from tcomp.cli.rank_devices import way
+from tcomp.cli.ranks import built_by, check_same, device_of, opened_by, ranks_text, regrouped, session
 from tcomp.cli.settings import TrainSettings, as_json, from_json, merged, read_run_file
 from tcomp.errors import UserError
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 _TINY_LR = 3e-3
 _LOCK = "tuning.lock"
 _RESUMABLE = (
-    "steps", "device", "gpu", "graph", "threads", "zero", "memory", "eval_every", "save_every", "keep", "sample",
-    "prompt",
+    "steps", "device", "gpu", "graph", "threads", "zero", "exchange", "memory", "eval_every", "save_every", "keep",
+    "sample", "prompt",
 )  # fmt: skip
 
 
@@ -82,6 +83,8 @@ def _train(flags: dict[str, Any], own: TrainOptions, group: Group | None) -> Non
             "--zero 1 divides the optimizer's state among processes, and there is one",
             "leave it out, or start several: torchrun --nproc-per-node 2 -m tcomp train ... --zero 1",
         )
+    if flags.get("exchange") and group is None:
+        raise UserError("--exchange is about several processes, and there is one", "leave it out, or start several")
     if own.resume is not None:
         outcome = _run(_resumed(own.resume, flags, own.run_file, group), own.resume, resume=True, group=group)
     else:
@@ -197,9 +200,8 @@ def _run(settings: TrainSettings, path: Path, resume: bool, group: Group | None 
     weights = None
     if settings.init_from and not (resume and checkpoint.any_saved(path)):  # the run's own take their place
         weights = checkpoint.newest(Path(settings.init_from), common.warn)
-    device = common.device_for(
-        own_device(settings.device, group), gpu=settings.gpu, threads=settings.threads, graph=settings.graph
-    )
+    device = device_of(settings, group)
+    by = "" if group is None else way(settings.exchange, device, group)
     built = built_by(group, settings.request(), device)
     from rich.console import Console
 
@@ -223,11 +225,11 @@ def _run(settings: TrainSettings, path: Path, resume: bool, group: Group | None 
     check_trainable(built.step)
     if settings.sample and data.text:
         limits.check_prompt(settings.prompt, vocabulary)
-    _announce(console, settings, built, data)
+    _announce(console, settings, built, data, by)
     if group is not None:
-        check_same(group, as_json(settings), built, data)
+        check_same(group, as_json(settings), built, data, by)
     with spinner(console, "compiling the kernels"):
-        executor, peers = opened_by(group, device, built.step)
+        executor, peers = opened_by(group, device, built.step, by)
     try:
         if weights is not None:
             new = added(built.step, weights)
@@ -302,7 +304,7 @@ def _fitting(settings: TrainSettings, defaults: dict[str, float]) -> dict[str, f
     return fitting
 
 
-def _announce(console: Any, settings: TrainSettings, built: common.Built, data: Data) -> None:
+def _announce(console: Any, settings: TrainSettings, built: common.Built, data: Data, by: str) -> None:
     from tcomp.amounts import bytes_text
 
     step = built.step
@@ -312,6 +314,7 @@ def _announce(console: Any, settings: TrainSettings, built: common.Built, data: 
         f"{settings.batch * settings.accumulation * settings.ranks} x {settings.length} tokens a step, "
         f"{bytes_text(step.arena_bytes)} arena, {built.device.description}"
         + (f", {ranks_text(settings)}" if settings.ranks > 1 else "")
+        + (f", exchange by {by}" if by and built.device.kind == "cuda" else "")
     )
     console.print(text, soft_wrap=True, markup=False)
     if step.recompute is not None:
