@@ -104,7 +104,7 @@ def test_ranks_that_differ_or_lose_one_end_with_one_message(tmp_path: Path, text
     assert not (tmp_path / "other").exists()
     killed = start(tmp_path, *line.split()[2:], "--run-folder", "killed", "--steps", "100000")
     begun(killed, tmp_path / "killed", 3)
-    ranks = sorted(_children(killed.pid))
+    ranks = sorted(children(killed.pid))
     os.kill(ranks[-1], signal.SIGKILL)
     before = time.monotonic()
     said, _ = killed.communicate(timeout=PATIENCE)
@@ -125,5 +125,5 @@ def test_ranks_that_are_started_again_do_not_hear_what_was_said_before(monkeypat
     assert groups[0].fails_first(UserError("no", "no")) and groups[2].fails_first(UserError("no", "no"))
 
 
-def _children(process: int) -> list[int]:
+def children(process: int) -> list[int]:
     return [int(x) for x in Path(f"/proc/{process}/task/{process}/children").read_text().split()]

@@ -1,0 +1,96 @@
+"""Which GPU a rank has, and by what ranks exchange."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tcomp.cli.rank_devices import apart, own_device, way
+from tcomp.errors import UserError
+from tcomp.machine.gpu import H100
+from tcomp.runtime.cuda import gpus as drivers
+from tcomp.runtime.cuda.device import CudaDevice
+from tcomp.runtime.cuda.gpus import Gpu
+from tcomp.runtime.distributed.place import Place
+from tests.cli.support import Tcomp, own_folders, refused, tcomp
+
+__all__ = ["own_folders", "tcomp"]
+
+NAMES = ["NVIDIA A100", "NVIDIA H100", "NVIDIA A100", "NVIDIA H100"]
+
+
+def gpu(index: int, name: str = "NVIDIA H100") -> Gpu:
+    return Gpu(index, name, (9, 0), 1 << 36, 13000)
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "found"),
+    [
+        (NAMES, "cuda", ["cuda:0", "cuda:1", "cuda:2"]),
+        (NAMES, "cuda:h100", ["cuda:1", "cuda:3", None]),
+        (NAMES, "cuda:2", ["cuda:2", "cuda:2", "cuda:2"]),
+        (NAMES[:1], "cuda", ["cuda:0", "cuda:0", "cuda:0"]),
+        (NAMES[:2], "cuda", ["cuda:0", "cuda:1", None]),
+        ([], "cpu", ["cpu", "cpu", "cpu"]),
+    ],
+)
+def test_a_rank_has_the_gpu_of_its_number_on_its_machine(
+    monkeypatch: pytest.MonkeyPatch, names: list[str], asked: str, found: list[str | None]
+) -> None:
+    monkeypatch.setattr(drivers, "gpus", lambda: [gpu(i, n) for i, n in enumerate(names)])
+    for local, wanted in enumerate(found):
+        place = Place(local + 3, 6, local, 3)
+        if wanted is not None:
+            assert own_device(asked, place) == wanted
+            continue
+        with pytest.raises(UserError, match="3 ranks on this machine, and 2 GPUs") as e:
+            own_device(asked, place)
+        assert "--nproc-per-node 2" in e.value.hint
+
+
+def group_of(rank: int, uuids: list[str], has_nccl: bool = False) -> Any:
+    return SimpleNamespace(rank=rank, has_nccl=has_nccl, each=lambda name, value: uuids)
+
+
+@pytest.mark.parametrize(
+    ("uuids", "name", "exchange", "shared"),
+    [
+        (["a", "b"], "cuda", "", 1),
+        (["a", "a"], "cuda", "gloo", None),
+        (["a", "a"], "cuda:1", "", None),
+        (["a", "a"], "cuda:1", "nccl", None),
+        (["a", "a"], "cuda:1", "gloo", 2),
+    ],
+)
+def test_ranks_share_a_gpu_only_where_that_is_asked(
+    monkeypatch: pytest.MonkeyPatch, uuids: list[str], name: str, exchange: str, shared: int | None
+) -> None:
+    monkeypatch.setattr(Gpu, "uuid", lambda self: "a")
+    device = CudaDevice(gpu(1), H100)
+    if shared is not None:
+        found = apart(group_of(0, uuids), device, name, exchange)
+        assert isinstance(found, CudaDevice) and found.shared_by == shared
+        return
+    with pytest.raises(UserError, match="ranks 0, 1 have the same GPU, 1: NVIDIA H100") as e:
+        apart(group_of(0, uuids), device, name, exchange)
+    assert "--device cuda:1 --exchange gloo" in e.value.hint
+
+
+def test_ranks_exchange_by_nccl_where_it_is_there() -> None:
+    real: Any = CudaDevice(gpu(0), H100)
+    other: Any = SimpleNamespace(kind="virtual")
+    assert way("", real, group_of(0, [], True)) == "nccl" and way("", real, group_of(0, [])) == "gloo"
+    assert way("gloo", real, group_of(0, [], True)) == "gloo" and way("", other, group_of(0, [], True)) == "gloo"
+    for device, group, said in (
+        (real, group_of(0, []), "the installed torch has no NCCL"),
+        (other, group_of(0, [], True), "it is for --device cuda, not for virtual"),
+    ):
+        with pytest.raises(UserError, match=said):
+            way("nccl", device, group)
+
+
+def test_ways_that_are_none(tcomp: Tcomp) -> None:
+    refused(tcomp("train", "--exchange", "mpi"), "--exchange mpi: there is no such way")
+    refused(tcomp("train", "--exchange", "gloo"), "--exchange is about several processes, and there is one")
