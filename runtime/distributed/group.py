@@ -80,7 +80,7 @@ class Group:
         """NCCL's ways between all ranks, from and to the GPU of `context`, whose arena is at that address; behind
         `join`."""
         torch, index = self._torch, context.gpu.index
-        with self._reaching():
+        with self._reaching("NCCL_DEBUG=INFO tells more; --exchange gloo does without NCCL"):
             torch.cuda.set_device(index)
             device = torch.device("cuda", index)
             ways = self._dist.new_group(backend="nccl", timeout=self._patience, device_id=device)
@@ -89,7 +89,9 @@ class Group:
         return NcclExchange(torch, ways, self.rank, self.size, context, arena, pulse.look)
 
     @contextmanager
-    def _reaching(self) -> Iterator[None]:
+    def _reaching(
+        self, hint: str = "look whether all are started, and whether MASTER_ADDR and MASTER_PORT are right"
+    ) -> Iterator[None]:
         """What waits for others in native code. Ctrl-C ends the process there and then: Python would hear of it behind
         the wait only, and a run that has not begun has nothing to save."""
         before = signal.getsignal(signal.SIGINT)
@@ -99,10 +101,7 @@ class Group:
         try:
             yield
         except (RuntimeError, ValueError) as e:
-            raise PeerFailed(
-                f"rank {self.rank} of {self.size} cannot reach the others: {_first_line(e)}",
-                "look whether all are started, and whether MASTER_ADDR and MASTER_PORT are right",
-            ) from e
+            raise PeerFailed(f"rank {self.rank} of {self.size} cannot reach the others: {_first_line(e)}", hint) from e
         finally:
             if ours:
                 signal.signal(signal.SIGINT, before)

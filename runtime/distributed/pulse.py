@@ -44,7 +44,8 @@ class Pulse:
             self._since = now
         self._looked = now
         try:
-            failed, sign = self._failed(), self._store.get(f"alive/{self._next}")
+            key = f"alive/{self._next}"  # (to ask for what is not there would be a wait)
+            failed, sign = self._failed(), self._store.get(key) if self._store.check([key]) else b""
         except (RuntimeError, ValueError) as e:
             raise PeerFailed(f"rank {self._rank} has lost the launcher", "look for its message") from e
         if sign != self._seen:

@@ -83,6 +83,7 @@ def _train(flags: dict[str, Any], own: TrainOptions, group: Group | None) -> Non
             "--zero 1 divides the optimizer's state among processes, and there is one",
             "leave it out, or start several: torchrun --nproc-per-node 2 -m tcomp train ... --zero 1",
         )
+    limits.check_exchange(flags.get("exchange", ""))
     if flags.get("exchange") and group is None:
         raise UserError("--exchange is about several processes, and there is one", "leave it out, or start several")
     if own.resume is not None:

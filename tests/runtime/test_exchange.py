@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,6 +202,40 @@ def test_a_rank_that_fails_before_all_have_met_is_not_waited_for() -> None:
     store = Store()
     on_ranks(2, lambda links: group_of(store, links.rank, opened).join())
     assert sorted(opened) == [0, 1]
+
+
+def test_nccls_ways_are_those_of_this_ranks_gpu() -> None:
+    store, asked = Store(), []
+    group = group_of(store, 1, [])
+    cuda = SimpleNamespace(
+        set_device=lambda index: asked.append(f"use {index}"), is_available=lambda: True,
+        ExternalStream=lambda pointer, device: asked.append(f"stream {pointer} of {device}"),
+    )  # fmt: skip
+    group._torch = SimpleNamespace(cuda=cuda, device=lambda kind, index: f"{kind}:{index}")
+
+    def new_group(backend: str, timeout: timedelta, device_id: str) -> str:
+        asked.append(f"{backend} on {device_id}")
+        return "ways"
+
+    group._dist = SimpleNamespace(new_group=new_group, is_nccl_available=lambda: True, is_initialized=lambda: False)
+    context: Any = SimpleNamespace(gpu=SimpleNamespace(index=3), compute=7, look=None)
+    assert group.has_nccl
+    exchange = group.nccl(context, 4096)
+    assert asked == ["use 3", "nccl on cuda:3", "stream 7 of cuda:3"] and exchange.ahead == 1
+    context.look()
+    group_of(store, 0, []).fails_first(UserError("the disk is full", "make room"))
+    group._pulse._looked = 0.0
+    with pytest.raises(PeerFailed, match="it has failed"):
+        context.look()
+    group.close()
+
+    def refused(**_: Any) -> None:
+        raise RuntimeError("Duplicate GPU detected")
+
+    group._dist.new_group = refused
+    with pytest.raises(PeerFailed, match="Duplicate GPU detected") as e:
+        group.nccl(context, 4096)
+    assert "--exchange gloo" in e.value.hint
 
 
 def test_ctrl_c_ends_a_process_that_looks_for_others() -> None:

@@ -17,6 +17,9 @@ class Store:
     def set(self, key: str, value: str) -> None:
         self.values[key] = value.encode()
 
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys)
+
     def get(self, key: str) -> bytes:
         return self.values[key]
 
@@ -46,8 +49,10 @@ def test_a_rank_that_is_silent_is_gone_and_one_that_fails_at_once() -> None:
 
 def test_time_in_which_nobody_looked_does_not_count() -> None:
     store = Store()
-    store.set("alive/1", "0")
     pulse = Pulse(store, 0, 2, lambda: False, every=0.02, silent=0.2)
+    pulse.look()  # the other has not begun yet
+    store.set("alive/1", "0")
+    time.sleep(0.03)
     pulse.look()
     time.sleep(0.3)
     pulse.look()  # the sign is the same: it may come a moment later
