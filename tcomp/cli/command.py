@@ -20,6 +20,7 @@ from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_t
 from typer.models import ParameterInfo
 
 from tcomp.cli.limits import Range
+from tcomp.cli.voice import all_speak
 
 Record = TypeVar("Record")
 
@@ -52,7 +53,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     def run(**values: Any) -> None:
         given = {name: value for name, value in values.items() if value is not None and value != []}
-        function(**{name: _made(record, given) for name, record in records.items()})
+        made = {name: _made(record, given) for name, record in records.items()}
+        all_speak()
+        function(**made)
 
     run.__name__, run.__doc__ = function.__name__, function.__doc__
     parameters = [p for record in records.values() for p in _parameters(record)]

@@ -5,6 +5,7 @@ Each refusal is one UserError that names the value, and in its help the flag and
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -169,9 +170,13 @@ def check_writable(*files: Path | None) -> None:
     for at, file in enumerate(named):
         if places[at] in places[:at]:
             raise UserError(f"{file}: two outputs have this name", "give each a file of its own")
-        if file.is_dir() or not file.absolute().parent.is_dir():
+        place = Path(places[at])  # where a link leads
+        if place.is_symlink():
+            reason = os.strerror(errno.ELOOP)
+            raise UserError(f"{file}: cannot write there: {reason}", "name another place, or remove the link")
+        if file.is_dir() or not file.absolute().parent.is_dir() or not place.parent.is_dir():
             raise UserError(f"{file}: cannot write there", "name a file in a folder that exists")
-        if reason := unwritable(file):
+        if reason := unwritable(file) or unwritable(place):
             raise UserError(f"{file}: cannot write there: {reason}", "name another place, or make room there")
 
 

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from tcomp import __version__
+from tcomp.cli.voice import one_speaks
 from tcomp.dsl.errors import TcError
 from tcomp.errors import UserError
 
@@ -81,6 +82,12 @@ def main() -> None:
     sys.argv[1:] = spread_data(sys.argv[1:])
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # as on standard error: a path may hold any bytes
+    with one_speaks():
+        run()
+
+
+def run() -> None:
+    """Run the command line, all errors that a user can act on as messages; ends the process."""
     warnings.formatwarning = _as_message
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop while Python ends
     try:

@@ -145,6 +145,15 @@ def test_outputs_are_refused_before_the_work(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("target", "message"), [("p.png", "symbolic links"), ("gone/p.png", "cannot write there")])
+def test_so_are_links_that_lead_nowhere(
+    target: str, message: str, tcomp: Tcomp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "build_step", None)
+    (tmp_path / "p.png").symlink_to(target)
+    refused(tcomp("plan", "gpt2", "--png", "p.png"), "p.png: cannot write there", message, "name a")
+
+
 def test_a_model_is_built_with_dimensions_from_one_on() -> None:
     with pytest.raises(UserError, match="H = 0 of model 'gpt2' must be at least 1"):
         common.build_step(StepRequest("gpt2", "tiny", {"B": 1, "T": 8}, {"H": 0}), common.device_for())

@@ -36,6 +36,21 @@ def test_usage_errors_name_the_option(tcomp: Tcomp) -> None:
     refused(tcomp("trian"), "trian")
 
 
+@pytest.mark.parametrize("local", [0, 1])
+def test_of_several_processes_one_says_what_is_wrong_with_a_command_line(
+    local: int, tcomp: Tcomp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind that any may fail, and say why."""
+    place = {"RANK": local, "LOCAL_RANK": local, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    for line, word in (("train --stepz 3", "--stepz"), ("plan gpt2 -B 0", "batch = 0"), ("trian", "trian")):
+        found = tcomp(*line.split())
+        assert found.code == 2 and (word in found.error) == (local == 0) and not found.out
+    assert bool(tcomp("train", "--help").out) == (local == 0)
+    refused(tcomp("plan", "nosuch"), "nosuch: no such file")
+
+
 def test_starting_the_command_line_does_not_import_the_heavy_libraries() -> None:
     program = "import tcomp.cli.main, sys; print({'torch', 'matplotlib', 'optuna', 'llvmlite'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
