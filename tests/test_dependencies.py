@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "instructions": {"dsl", "machine", "ir"},
     "schedule": {"dsl", "meaning", "machine", "grad", "ir", "instructions"},
     "codegen": {"dsl", "machine", "ir", "instructions"},
-    "model": {"dsl", "machine", "grad", "ir", "schedule"},
+    "model": {"dsl", "meaning", "machine", "grad", "ir", "schedule"},
     "runtime": COMPILER,
     "autotune": COMPILER | {"runtime"},
     "cli": COMPILER | {"runtime", "autotune"},

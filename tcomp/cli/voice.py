@@ -23,11 +23,11 @@ def one_speaks() -> Iterator[None]:
         place = place_here()
     except UserError:  # said later, by the command that is for several processes
         place = None
-    with _silence:
+    with _silence as stack:
         if place is not None and place.local:
-            nowhere = _silence.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            _silence.enter_context(redirect_stdout(nowhere))
-            _silence.enter_context(redirect_stderr(nowhere))
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
         yield
 
 
