@@ -254,3 +254,16 @@ def test_training_goes_on_without_a_checkpoint_but_not_without_a_rank(
     with nullcontext() if goes_on else pytest.raises(PeerFailed):
         training._Training.step(run)
     assert warned == [error.message] * goes_on
+
+
+@pytest.mark.parametrize(("size", "looked"), [(1, [[1, 2], [1, 2]]), (2, [[1], [1, 2]])])
+def test_ranks_look_at_the_same_step_together_however_fast_each_is(size: int, looked: list[list[int]]) -> None:
+    """What is there already is looked at by one process at once; by ranks when as many steps are out as may be."""
+    found: list[int] = []
+    behind = deque([SimpleNamespace(step=1, ready=True), SimpleNamespace(step=2, ready=True)])
+    run: Any = SimpleNamespace(
+        behind=behind, peers=SimpleNamespace(size=size), look_at=lambda asked: found.append(asked.step)
+    )
+    for most, wanted in zip((1, 0), looked, strict=True):
+        training._Training.take_in(run, most)
+        assert found == wanted
