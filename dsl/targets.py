@@ -58,7 +58,6 @@ GPU = Family(
         "stream",
         "overlap",
         "promote",
-        "keep",
     ),
     instructions=("fma", "mma.sync", "mma.sync.tf32", "wgmma", "wgmma.tf32"),
     facts=("smem", "regs", "sms", "l2", "lanes", "vector", "early"),
