@@ -79,12 +79,15 @@ class Group:
     def nccl(self, context: Context, arena: int) -> NcclExchange:
         """NCCL's ways between all ranks, from and to the GPU of `context`, whose arena is at that address; behind
         `join`."""
+        # torch would end the process where a rank is gone; `pulse` finds that out, and we say so.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         torch, index = self._torch, context.gpu.index
         with self._reaching("NCCL_DEBUG=INFO tells more; --exchange gloo does without NCCL"):
             torch.cuda.set_device(index)
             device = torch.device("cuda", index)
             ways = self._dist.new_group(backend="nccl", timeout=self._patience, device_id=device)
-        pulse = Pulse(self._store, self.rank, self.size, lambda: bool(self._store.check([_FAILED])))
+        patience = self._patience.total_seconds()
+        pulse = Pulse(self._store, self.rank, self.size, lambda: bool(self._store.check([_FAILED])), patience)
         self._pulse = pulse
         return NcclExchange(torch, ways, self.rank, self.size, context, arena, pulse.look)
 

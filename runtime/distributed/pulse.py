@@ -22,26 +22,29 @@ SILENT = 10.0
 
 
 class Pulse:
-    """This rank's signs of life, until `close`; `failed` says whether some rank has said that it fails."""
+    """This rank's signs of life, until `close`; `failed` says whether some rank has said that it fails. A wait of more
+    than `patience` seconds ends, too, whoever lives."""
 
     def __init__(
-        self, store: Any, rank: int, size: int, failed: Callable[[], bool], every: float = EVERY, silent: float = SILENT
-    ) -> None:
+        self, store: Any, rank: int, size: int, failed: Callable[[], bool], patience: float = 1800.0,
+        every: float = EVERY, silent: float = SILENT,
+    ) -> None:  # fmt: skip
         self._store, self._rank, self._next, self._failed = store, rank, (rank + 1) % size, failed
-        self._every, self._silent = every, silent
-        self._seen, self._since, self._looked = b"", 0.0, 0.0
+        self._every, self._silent, self._patience = every, silent, patience
+        self._seen, self._since, self._looked, self._begun = b"", 0.0, 0.0, 0.0
         self._end = threading.Event()
         self._beat(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def look(self) -> None:
-        """PeerFailed where a rank has failed, or the next one has been silent for long while we looked."""
+        """PeerFailed where a rank has failed, the next one has been silent for long while we looked, or we have looked
+        for longer than all have patience."""
         now = time.monotonic()
         if now < self._looked + self._every:
             return
         if now > self._looked + 3 * self._every:  # a new wait: what was before it says nothing
-            self._since = now
+            self._since = self._begun = now
         self._looked = now
         try:
             key = f"alive/{self._next}"  # (to ask for what is not there would be a wait)
@@ -50,10 +53,16 @@ class Pulse:
             raise PeerFailed(f"rank {self._rank} has lost the launcher", "look for its message") from e
         if sign != self._seen:
             self._seen, self._since = sign, now
-        if failed or now > self._since + self._silent:
+        why = ""
+        if failed:
+            why = "it has failed"
+        elif now > self._since + self._silent:
+            why = f"rank {self._next} has been silent for {self._silent:.0f} seconds"
+        elif now > self._begun + self._patience:
+            why = f"it has not answered for {self._patience / 60:.0f} minutes"
+        if why:
             raise PeerFailed(
-                f"rank {self._rank} has lost another rank: "
-                + ("it has failed" if failed else f"rank {self._next} has been silent for {self._silent:.0f} seconds"),
+                f"rank {self._rank} has lost another rank: {why}",
                 "look for that one's message, or for a process that was killed (out of memory?)",
             )
 

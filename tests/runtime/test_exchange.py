@@ -204,7 +204,9 @@ def test_a_rank_that_fails_before_all_have_met_is_not_waited_for() -> None:
     assert sorted(opened) == [0, 1]
 
 
-def test_nccls_ways_are_those_of_this_ranks_gpu() -> None:
+def test_nccls_ways_are_those_of_this_ranks_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "")
+    monkeypatch.delenv("TORCH_NCCL_ASYNC_ERROR_HANDLING")
     store, asked = Store(), []
     group = group_of(store, 1, [])
     cuda = SimpleNamespace(
@@ -214,6 +216,7 @@ def test_nccls_ways_are_those_of_this_ranks_gpu() -> None:
     group._torch = SimpleNamespace(cuda=cuda, device=lambda kind, index: f"{kind}:{index}")
 
     def new_group(backend: str, timeout: timedelta, device_id: str) -> str:
+        assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "0"
         asked.append(f"{backend} on {device_id}")
         return "ways"
 

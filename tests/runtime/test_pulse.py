@@ -59,6 +59,18 @@ def test_time_in_which_nobody_looked_does_not_count() -> None:
     pulse.close()
 
 
+def test_nobody_waits_for_ever_for_one_that_lives() -> None:
+    store = Store()
+    ranks = [Pulse(store, r, 2, lambda: False, patience=0.3, every=0.02) for r in range(2)]
+    watched(ranks[0], 0.2)
+    time.sleep(0.2)
+    watched(ranks[0], 0.2)  # another wait
+    with pytest.raises(PeerFailed, match="has not answered for 0 minutes"):
+        watched(ranks[0], 5)
+    for pulse in ranks:
+        pulse.close()
+
+
 def test_a_launcher_that_is_gone_ends_the_wait() -> None:
     store = Store()
     store.set("alive/1", "0")
