@@ -21,7 +21,7 @@ def schedule_from(text: str, op: Op, module: Module, machine: Machine, place: st
     if len(found) != 1 or len(source.items) != 1 or found[0].op != op.name or found[0].target not in targets:
         span = source.items[0].span if source.items else op.span
         wanted = f"schedule {op.name} on {targets[-1]}:"
-        raise TcError(f"expected one schedule: {wanted}", span, text, f"begin with: {wanted}")
+        raise TcError(f"expected one schedule: {wanted}", span, f"begin with: {wanted}", text=text)
     sources = {**module.sources, place: text}
     check_schedule(found[0], replace(module, ops={**module.ops, op.name: op}, sources=sources))
     return found[0]

@@ -64,7 +64,7 @@ class ExpressionRules:
 
     def _error(self, message: str, where: Any, hint: str = "") -> TcError:
         span = self._token_span(where) if isinstance(where, Token) else where.span
-        return TcError(message, span, self._text, hint)
+        return TcError(message, span, hint, text=self._text)
 
     def _dtype(self, t: Token) -> DType:
         d = _DTYPES.get(str(t))

@@ -180,7 +180,7 @@ def _call(model: Model, module: Module, s: OpCall, env: dict[str, Shape], values
         outputs = [operand_shape(o, dims) for o in op.outputs]
     except TcError as error:
         at = str(error.span)
-        raise TcError(error.message, s.span, "", error.hint, (*error.notes, f"declared at {at}")) from None
+        raise TcError(error.message, s.span, error.hint, (*error.notes, f"declared at {at}")) from None
     for r, shape in zip(s.results, outputs, strict=True):
         if r.name != "_":
             env[r.name] = _viewed(r, shape, values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,14 +15,15 @@ if TYPE_CHECKING:
 class TcError(Exception):
     """`message` says what is wrong, `hint` how to fix it, `notes` add facts such as a counterexample.
 
-    `text` is the source of `span.file`, for the caret line; it may be empty for generated text.
+    `text` is the source of `span.file`, for the caret line: who raises an error need not have it (`quoting`). It is
+    empty for generated text.
     """
 
     message: str
     span: Span
-    text: str = ""
     hint: str = ""
     notes: tuple[str, ...] = ()
+    text: str = ""
 
     def __str__(self) -> str:
         return self.render()
@@ -40,3 +43,13 @@ class TcError(Exception):
         if self.hint:
             out.append(f"  help: {self.hint}")
         return "\n".join(out)
+
+
+@contextmanager
+def quoting(sources: Mapping[str, str]) -> Iterator[None]:
+    """Errors that are raised within quote the line that they are about: `sources` are texts by the names of files."""
+    try:
+        yield
+    except TcError as e:
+        e.text = e.text or sources.get(e.span.file, "")
+        raise

@@ -25,7 +25,7 @@ from tcomp.dsl.ast import (
     walk,
 )
 from tcomp.dsl.dtypes import dtype_of
-from tcomp.dsl.errors import TcError
+from tcomp.dsl.errors import TcError, quoting
 from tcomp.dsl.extents import Facts, same
 from tcomp.dsl.info import OpInfo, Temporary
 from tcomp.dsl.printer import print_expression
@@ -50,11 +50,8 @@ class _Inference:
 
 def infer(op: Op, module: Module) -> OpInfo:
     """Ranges, temporaries, dims and parallel indices of an op. TcError where they contradict each other."""
-    try:
+    with quoting(module.sources):
         return _infer(op, module)
-    except TcError as error:
-        error.text = error.text or module.sources.get(error.span.file, "")
-        raise
 
 
 def facts_of(op: Op, module: Module) -> Facts:

@@ -97,7 +97,7 @@ def _find(item: Import, source: Source, *folders: Path) -> Path:
     raise TcError(
         f"there is no file {relative.as_posix()} to import",
         item.span,
-        source.text,
         did_you_mean(item.path, sorted(set(known)), "file"),
         tuple(f"looked in {shown(folder)}" for folder in places),
+        text=source.text,
     )

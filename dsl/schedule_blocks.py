@@ -75,7 +75,7 @@ def told_apart(
             shared, kernels = _taken(lines, {FOR: op.name, ON: target.name})
             if not shared and not kernels:
                 hint = "give it lines of its own, or leave it out of the first line"
-                raise TcError(f"this schedule says nothing of {op.name} on {target.name}", op.span, text, hint)
+                raise TcError(f"this schedule says nothing of {op.name} on {target.name}", op.span, hint, text=text)
             if not kernels:
                 kernels, shared = (KernelSchedule((), shared, span),), ()
             out.append(Schedule(op.name, target.name, shared, kernels, op.span))
@@ -88,14 +88,14 @@ def _check(lines: Sequence[Line], known: dict[str, list[str]], text: str) -> Non
     for line in lines:
         if kernels and not _has_kernels(line):
             hint = "directives for all kernels come before the first `kernel` line"
-            raise TcError("a directive after a kernel block", line.span, text, hint)
+            raise TcError("a directive after a kernel block", line.span, hint, text=text)
         kernels = kernels or _has_kernels(line)
         if isinstance(line, Block):
             for n in line.names:
                 if n.name not in known[line.word]:
                     hint = f"they hold {line.word} {listing(known[line.word])}"
                     message = f"`{line.word}` names '{n.name}', for which the lines around it do not hold"
-                    raise TcError(message, n.span, text, hint)
+                    raise TcError(message, n.span, hint, text=text)
             _check(line.lines, {**known, line.word: [n.name for n in line.names]}, text)
         elif isinstance(line, KernelLines):
             _check(line.lines, known, text)

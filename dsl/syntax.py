@@ -227,7 +227,10 @@ def explain_syntax(error: UnexpectedInput, text: str, file: str) -> TcError:
         ch = text[error.pos_in_stream or 0]
         span = Span(file, error.line, error.column, error.line, error.column + 1)
         return TcError(
-            f"unexpected character {ch!r}", span, text, _CHARACTERS.get(ch, "remove it: the language does not use it")
+            f"unexpected character {ch!r}",
+            span,
+            _CHARACTERS.get(ch, "remove it: the language does not use it"),
+            text=text,
         )
     assert isinstance(error, UnexpectedToken)
     token = error.token
@@ -237,7 +240,7 @@ def explain_syntax(error: UnexpectedInput, text: str, file: str) -> TcError:
         span = Span(file, unclosed[0], unclosed[1], unclosed[0], unclosed[1] + 1)
         bracket = text.splitlines()[unclosed[0] - 1][unclosed[1] - 1]
         closing = {"(": ")", "[": "]"}[bracket]
-        return TcError(f"'{bracket}' is never closed", span, text, f"add '{closing}'")
+        return TcError(f"'{bracket}' is never closed", span, f"add '{closing}'", text=text)
     lines = text.splitlines()
     source = lines[line - 1] if line <= len(lines) else ""
     visible = token.type not in ("_NEWLINE", "_INDENT", "_DEDENT", "$END")
@@ -248,10 +251,12 @@ def explain_syntax(error: UnexpectedInput, text: str, file: str) -> TcError:
     for rule in _RULES:
         found = rule(slip)
         if found is not None:
-            return TcError(found[0], span, text, found[1])
+            return TcError(found[0], span, found[1], text=text)
     met = f"unexpected '{str(token).strip()}'" if visible else "the line ends too early"
     expected = _expected(slip.expected)
-    return TcError(met, span, text, f"expected {expected}" if expected else "check the line against docs/language.md")
+    return TcError(
+        met, span, f"expected {expected}" if expected else "check the line against docs/language.md", text=text
+    )
 
 
 def explain_layout(error: LayoutError, text: str, file: str) -> TcError:
@@ -260,7 +265,7 @@ def explain_layout(error: LayoutError, text: str, file: str) -> TcError:
     span = Span(file, line, 1, line, error.column + 1)
     columns = " or ".join(str(c) for c in error.open_columns)
     hint = f"indent it by {columns} spaces, like the other lines of its block"
-    return TcError("this indentation matches no open block", span, text, hint)
+    return TcError("this indentation matches no open block", span, hint, text=text)
 
 
 def explain_tab(text: str, file: str) -> TcError | None:
@@ -270,7 +275,7 @@ def explain_tab(text: str, file: str) -> TcError | None:
         if "\t" in indent and line.strip():
             column = indent.index("\t") + 1
             span = Span(file, n, column, n, column + 1)
-            return TcError("a tab in the indentation", span, text, "indent with spaces, two a block")
+            return TcError("a tab in the indentation", span, "indent with spaces, two a block", text=text)
     return None
 
 

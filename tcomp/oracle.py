@@ -28,7 +28,7 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
-from tcomp.dsl.errors import TcError
+from tcomp.dsl.errors import TcError, quoting
 from tcomp.dsl.inline import inline_functions, inline_value
 from tcomp.dsl.storage import bound
 from tcomp.monoid import rescaled_sum
@@ -62,14 +62,10 @@ def evaluate(
     narrow = {o.name: o.dtype for o in op.operands if o.dtype in NARROW}
     narrow |= {t.name: t.dtype for t in info.temporaries.values() if t.dtype in NARROW}
     for equation, parallel in zip(op.equations, info.equation_indices, strict=True):
-        try:
-            with np.errstate(all="ignore"):
-                _run(equation, parallel, module, arrays, extents, dims, fold_monoids)
-                for name in {t.name for t in equation.targets} & narrow.keys():
-                    arrays[name] = round_to(arrays[name], narrow[name])
-        except TcError as error:
-            error.text = error.text or module.sources.get(error.span.file, "")
-            raise
+        with quoting(module.sources), np.errstate(all="ignore"):
+            _run(equation, parallel, module, arrays, extents, dims, fold_monoids)
+            for name in {t.name for t in equation.targets} & narrow.keys():
+                arrays[name] = round_to(arrays[name], narrow[name])
     return {o.name: arrays[o.name] for o in op.operands if o.inout or o in op.outputs}
 
 

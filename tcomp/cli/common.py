@@ -302,7 +302,7 @@ def numbers_of(module: Module, settings: TrainSettings) -> dict[str, Number]:
 
     model = only_model(module, settings.model)
     sizes, dims = _run_sizes(model, settings)
-    return model_dims(module, model, settings.config, sizes, dims)
+    return model_dims(model, settings.config, sizes, dims)
 
 
 def graph_of(module: Module, settings: TrainSettings) -> Graph:

@@ -140,5 +140,5 @@ def _sizes(model: Model, given: Mapping[str, Number], module: Module) -> dict[st
                 size = missing[min(found)]
                 text = module.sources.get(p.span.file, "")
                 message = f"the shape of '{p.name}' depends on the size '{size}', which does not come with the weights"
-                raise TcError(message, p.span, text, f"give it: --dim {size}=NUMBER")
+                raise TcError(message, p.span, f"give it: --dim {size}=NUMBER", text=text)
     return sizes

@@ -62,7 +62,7 @@ class Forward:
 
     def error(self, message: str, at: object, hint: str) -> TcError:
         span = getattr(at, "span", self.op.span)
-        return TcError(message, span, self.module.sources.get(span.file, ""), hint)
+        return TcError(message, span, hint, text=self.module.sources.get(span.file, ""))
 
     @cached_property
     def info(self) -> OpInfo:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from tcomp.dsl.ast import Module, Op
 from tcomp.dsl.check_schedules import check_schedule
-from tcomp.dsl.errors import TcError
+from tcomp.dsl.errors import TcError, quoting
 from tcomp.dsl.shared_schedules import fit_shared
 from tcomp.grad import backward_of
 from tcomp.grad.early import with_sums
@@ -26,10 +26,8 @@ def check_derived_schedules(module: Module) -> None:
     fit_shared(whole)
     for schedule in whole.schedules.values():
         if schedule.op in derived:
-            try:
+            with quoting(module.sources):
                 check_schedule(schedule, whole)
-            except TcError as e:
-                raise replace(e, text=e.text or module.sources.get(e.span.file, "")) from None
 
 
 def _derived(name: str, module: Module) -> Op | None:

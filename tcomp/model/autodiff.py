@@ -304,9 +304,8 @@ class _Differentiation:
         return v.of(self.recomputed[v.tensor])
 
     def error(self, node: Node, message: str, hint: str) -> TcError:
-        sources = self.variants.module.sources
         notes = (f"in the backward of {node.label}",)
-        return TcError(message, node.span, sources.get(node.span.file, ""), hint, notes)
+        return TcError(message, node.span, hint, notes)
 
 
 def copied_gradient(op: Op, output: str) -> str | None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Equation, Module, Name, Op, Reduction, accesses_in, names_in, walk
-from tcomp.dsl.errors import TcError
+from tcomp.dsl.errors import TcError, quoting
 from tcomp.dsl.infer import infer, right_expressions
 from tcomp.model.graph import Graph, Node, Tensor, View
 
@@ -25,27 +25,28 @@ GRAIN = 8
 
 def in_chunks(graph: Graph, module: Module) -> Graph:
     """The graph with annotated calls split. TcError where a call does not treat its rows one by one."""
-    pending: dict[Tensor, Node] = {}
-    used: set[Tensor] = set()
-    nodes: list[Node] = []
-    for node in graph.nodes:
-        if node.chunks > 1:
-            pending[node.operands[node.op.outputs[0].name].tensor] = node
-            continue
-        makers = {n: pending[v.tensor] for n, v in node.operands.items() if v.tensor in pending}
-        if not makers:
-            nodes.append(node)
-            continue
-        if len(makers) > 1:
-            raise _error(node, module, f"'{node.op.name}' reads two results that are made in chunks")
-        ((name, maker),) = makers.items()
-        used.add(node.operands[name].tensor)
-        nodes += _split(maker, node, name, module)
-    for tensor, maker in pending.items():
-        if tensor not in used:
-            nodes.append(replace(maker, chunks=1))
-    whole = None if graph.logits is not None and graph.logits.tensor in used else graph.logits
-    return replace(graph, nodes=tuple(nodes), logits=whole)
+    with quoting(module.sources):
+        pending: dict[Tensor, Node] = {}
+        used: set[Tensor] = set()
+        nodes: list[Node] = []
+        for node in graph.nodes:
+            if node.chunks > 1:
+                pending[node.operands[node.op.outputs[0].name].tensor] = node
+                continue
+            makers = {n: pending[v.tensor] for n, v in node.operands.items() if v.tensor in pending}
+            if not makers:
+                nodes.append(node)
+                continue
+            if len(makers) > 1:
+                raise _error(node, f"'{node.op.name}' reads two results that are made in chunks")
+            ((name, maker),) = makers.items()
+            used.add(node.operands[name].tensor)
+            nodes += _split(maker, node, name, module)
+        for tensor, maker in pending.items():
+            if tensor not in used:
+                nodes.append(replace(maker, chunks=1))
+        whole = None if graph.logits is not None and graph.logits.tensor in used else graph.logits
+        return replace(graph, nodes=tuple(nodes), logits=whole)
 
 
 def backward_order(nodes: Sequence[Node]) -> list[Node]:
@@ -66,9 +67,9 @@ def _split(maker: Node, reader: Node, name: str, module: Module) -> list[Node]:
     made, rows_made = row_operands(maker, maker.op.outputs[0].name, module)
     read, rows_read = row_operands(reader, name, module)
     if rows_made != rows_read:
-        raise _error(reader, module, f"'{reader.op.name}' reads the chunks in another shape than they are made in")
+        raise _error(reader, f"'{reader.op.name}' reads the chunks in another shape than they are made in")
     if reader.recompute:
-        raise _error(reader, module, "a call that reads chunks cannot be recomputed itself")
+        raise _error(reader, "a call that reads chunks cannot be recomputed itself")
     whole = maker.operands[maker.op.outputs[0].name].tensor
     step = -(-rows_made // (maker.chunks * GRAIN)) * GRAIN
     count = -(-rows_made // step)
@@ -113,11 +114,11 @@ def row_operands(node: Node, name: str, module: Module) -> tuple[set[str], int]:
     assert operand is not None
     axis = operand.shape[0] if operand.shape else None
     if not isinstance(axis, Name):
-        raise _error(node, module, f"'{name}' of '{op.name}' has no axis of rows")
+        raise _error(node, f"'{name}' of '{op.name}' has no axis of rows")
     rows = {o.name for o in op.operands if o.shape and o.shape[0] == axis}
     reason = _mixes_rows(op, axis, rows, module)
     if reason is not None:
-        raise _error(node, module, f"'{op.name}' does not treat the rows of '{name}' one by one: {reason}")
+        raise _error(node, f"'{op.name}' does not treat the rows of '{name}' one by one: {reason}")
     return rows, node.dims[axis.id]
 
 
@@ -157,6 +158,5 @@ def _equation(q: Equation, axis: Name, by_row: set[str]) -> str | None:
     return None
 
 
-def _error(node: Node, module: Module, message: str) -> TcError:
-    source = module.sources.get(node.span.file, "")
-    return TcError(message, node.span, source, "remove the annotation `[chunks(...)]`")
+def _error(node: Node, message: str) -> TcError:
+    return TcError(message, node.span, "remove the annotation `[chunks(...)]`")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tcomp.dsl.ast import Call, Expr, Model, Module, names_in
+from tcomp.dsl.ast import Call, Expr, Model, names_in
 from tcomp.dsl.dims import Number, evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
@@ -12,7 +12,7 @@ from tcomp.errors import UserError
 
 
 def model_dims(
-    module: Module, model: Model, config: str, sizes: Mapping[str, int], overrides: Mapping[str, Number]
+    model: Model, config: str, sizes: Mapping[str, int], overrides: Mapping[str, Number]
 ) -> dict[str, Number]:
     """All dimensions of a model, its requirements checked.
 
@@ -55,7 +55,6 @@ def model_dims(
             raise TcError(
                 f"model '{model.name}' requires {text}",
                 condition.span,
-                module.sources.get(condition.span.file, ""),
                 "choose sizes or config values for which it holds",
                 (", ".join(f"{n} = {v}" for n, v in used.items()),),
             )

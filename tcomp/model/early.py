@@ -38,10 +38,9 @@ class EarlyEquations:
             try:
                 backward = self._moved(node, early.equation, forward, backward)
             except NotEarly as e:
-                span, text = early.span, self.module.sources.get(early.span.file, "")
                 message = f"'{early.equation}' cannot be computed early: {e}"
                 hint = "leave the annotation out, or name the targets where it holds: early(dP, gpu)"
-                raise TcError(message, span, text, hint, (f"in the backward of {node.label}",)) from None
+                raise TcError(message, early.span, hint, (f"in the backward of {node.label}",)) from None
         return backward
 
     def _meant(self, node: Node) -> tuple[Node, Early] | None:

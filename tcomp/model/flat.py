@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import DType, Module
+from tcomp.dsl.ast import DType
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.recipes import kept
 from tcomp.model.graph import Graph, Parameter, Tensor
@@ -93,13 +93,13 @@ def region(layout: FlatLayout, parts: dict[Tensor, Tensor]) -> Region:
     return Region(parts, offsets, starts, at)
 
 
-def flat_layout(graph: Graph, module: Module, ranks: int = 1) -> FlatLayout:
+def flat_layout(graph: Graph, ranks: int = 1) -> FlatLayout:
     """The layout of a model's trained parameters, for so many processes. TcError when what is kept of them is not of
     one type."""
     optimizer = graph.model.optimizer
     declared = [g.name for g in optimizer.groups] if optimizer is not None else []
     used = _unique(p.decl.group for p in graph.trained)
-    _check_kept(graph, module)
+    _check_kept(graph)
     dtypes = sorted(dict.fromkeys(p.tensor.dtype for p in graph.trained), key=lambda d: d.bytes)
     unit = ALIGNMENT // min((d.bytes for d in dtypes), default=DType.F32.bytes)
     groups: list[FlatGroup] = []
@@ -121,7 +121,7 @@ def flat_layout(graph: Graph, module: Module, ranks: int = 1) -> FlatLayout:
     return FlatLayout(tuple(groups), offsets, at, unit)
 
 
-def _check_kept(graph: Graph, module: Module) -> None:
+def _check_kept(graph: Graph) -> None:
     """One norm and one optimizer see all gradients and states, so these have one type."""
     for p in graph.trained:
         first, ours = graph.trained[0], kept(p.tensor.dtype)
@@ -130,7 +130,6 @@ def _check_kept(graph: Graph, module: Module) -> None:
                 f"parameter '{p.decl.name}' is {p.tensor.dtype}, '{first.decl.name}' is {first.tensor.dtype}: "
                 f"gradients and optimizer state would be of two types, {ours} and {kept(first.tensor.dtype)}",
                 p.decl.span,
-                module.sources.get(p.decl.span.file, ""),
                 "parameters that a model trains are all f64, or none is; `frozen` ones may be of any type",
             )
 
@@ -143,7 +142,7 @@ def like_parameters(graph: Graph, prefix: str, kind: str) -> dict[Tensor, Tensor
     }
 
 
-def master_copies(graph: Graph, module: Module) -> dict[Tensor, Tensor]:
+def master_copies(graph: Graph) -> dict[Tensor, Tensor]:
     """The f32 master copies that the recipe keeps, of parameters that are narrower: others are their own. TcError where
     these are of two types, since one vector has them all."""
     copies = like_parameters(graph, "master", "master") if graph.recipe.master else {}
@@ -155,7 +154,6 @@ def master_copies(graph: Graph, module: Module) -> dict[Tensor, Tensor]:
                 f"parameter '{p.decl.name}' is {p.tensor.dtype}, '{first.name}' is {first.dtype}: of those with f32 "
                 "master copies all are of one type",
                 p.decl.span,
-                module.sources.get(p.decl.span.file, ""),
                 "declare both `real`; `frozen` ones may be of any type, and f32 ones have no copies",
             )
     return copies

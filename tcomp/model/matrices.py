@@ -33,8 +33,8 @@ Shape = tuple[int, ...]
 class Matrices:
     """A parameter as the matrices that it is made of, as far as these have the axes that an op takes."""
 
-    def __init__(self, parameter: Parameter, graph: Graph, module: Module) -> None:
-        self.parameter, self.module = parameter, module
+    def __init__(self, parameter: Parameter, graph: Graph) -> None:
+        self.parameter = parameter
         shape = parameter.tensor.shape
         views = {v for n in graph.nodes for v in n.operands.values() if v.tensor is parameter.tensor}
         self.depths = [d for d in range(len(shape)) if all(_is_slice(v, shape, d) for v in views)] or [0]
@@ -55,7 +55,6 @@ class Matrices:
             f"'{op.name}' trains tensors of {count(len(wanted.shape), 'axis', 'axes')}, but '{tensor.name}' is "
             f"{_text(tensor.shape)}{parts}",
             span,
-            self.module.sources.get(span.file, ""),
             "put it in a group that an op of vectors trains: `in GROUP` here, or "
             f"`group GROUP of {tensor.name}: ...`{more}",
         )
@@ -88,7 +87,6 @@ class Matrices:
             return bind(replace(op, dims=()), {"p": self.shape(op)}, {})
         except TcError as e:
             e.notes = (*e.notes, f"of parameter '{self.parameter.tensor.name}', {_text(self.shape(op))}")
-            e.text = e.text or self.module.sources.get(e.span.file, "")
             raise
 
 

@@ -86,7 +86,7 @@ def state_parts(graph: Graph, module: Module, layout: FlatLayout) -> dict[str, d
             continue  # (build_update says so)
         for o in (o for o in op.params if o.inout and o.name != "p" and o.shape):
             for p in group.parameters:
-                shape = state_shape(o, op, Matrices(p, graph, module)) if of_matrices(op) else p.tensor.shape
+                shape = state_shape(o, op, Matrices(p, graph)) if of_matrices(op) else p.tensor.shape
                 name = f"state.{o.name}.{p.tensor.name}"
                 part = Tensor(name, kept(p.tensor.dtype), shape, "state", p.tensor.name)
                 parts.setdefault(o.name, {})[p.tensor] = part
@@ -209,7 +209,7 @@ class _Builder:
             keys[o.name] = key
         calls = MatrixCalls(update, self.graph, self.module, stored, self.constants)
         for p in group.parameters:
-            found = Matrices(p, self.graph, self.module)
+            found = Matrices(p, self.graph)
             dims = found.dims(op)
             for number in range(found.count(op)):
                 name = found.name(op, number)
@@ -401,4 +401,4 @@ class _Builder:
 
     def error(self, message: str, hint: str) -> TcError:
         span = self.optimizer.span
-        return TcError(message, span, self.module.sources.get(span.file, ""), hint)
+        return TcError(message, span, hint)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tcomp.dsl.ast import DType, Module
+from tcomp.dsl.errors import quoting
 from tcomp.model.ahead import ahead
 from tcomp.model.at_once import at_once
 from tcomp.model.autodiff import Variants, differentiate
@@ -66,43 +67,44 @@ def build_programs(
     earlier call for the same module has left. `apart`: `[at_once(OP)]` joins no call with its backward, `[early(dP)]`
     moves no equation and nothing is `quantised` where it is made, so that what they make can be held against the ops
     apart. `targets` are those of the machine, for what the text says of some targets only."""
-    layout = flat_layout(graph, module, sharing.ranks if training else 1)
-    step = Tensor("step", DType.I32, (), "scalar", "executor")
-    seed = Tensor("loss_gradient", graph.loss.tensor.dtype if graph.loss else DType.F32, (), "scalar", "executor")
-    optimizer = graph.model.optimizer
-    if not training:
-        regions = _regions(layout, own_regions(graph, {}))
-        return Programs(graph, layout, {}, {}, regions, {}, step, seed, graph.nodes, (), (), (), None)
-    variants = variants or Variants(module)
-    early = EarlyEquations(module, tuple(targets))
-    gradients = like_parameters(graph, "grad", "gradient")
-    news = {t: Tensor(f"news.{t.name}", t.dtype, t.shape, "gradient", t.name) for t in graph.states}
+    with quoting(module.sources):
+        layout = flat_layout(graph, sharing.ranks if training else 1)
+        step = Tensor("step", DType.I32, (), "scalar", "executor")
+        seed = Tensor("loss_gradient", graph.loss.tensor.dtype if graph.loss else DType.F32, (), "scalar", "executor")
+        optimizer = graph.model.optimizer
+        if not training:
+            regions = _regions(layout, own_regions(graph, {}))
+            return Programs(graph, layout, {}, {}, regions, {}, step, seed, graph.nodes, (), (), (), None)
+        variants = variants or Variants(module)
+        early = EarlyEquations(module, tuple(targets))
+        gradients = like_parameters(graph, "grad", "gradient")
+        news = {t: Tensor(f"news.{t.name}", t.dtype, t.shape, "gradient", t.name) for t in graph.states}
 
-    def passes(later: bool) -> tuple[tuple[Node, ...], tuple[Node, ...], frozenset[Node]]:
-        backward = differentiate(graph, variants, gradients | news, seed, accumulate=later)
-        if apart:
-            return graph.nodes, backward, frozenset()
-        forward, backward = at_once(graph.nodes, backward, module)
-        forward = quantised(forward, backward, targets, module)
-        backward = quantised_gradients(backward, targets, variants, news.values())
-        forward, backward, moved = ahead(forward, backward)
-        return forward, early(forward, backward), moved
+        def passes(later: bool) -> tuple[tuple[Node, ...], tuple[Node, ...], frozenset[Node]]:
+            backward = differentiate(graph, variants, gradients | news, seed, accumulate=later)
+            if apart:
+                return graph.nodes, backward, frozenset()
+            forward, backward = at_once(graph.nodes, backward, module)
+            forward = quantised(forward, backward, targets)
+            backward = quantised_gradients(backward, targets, variants, news.values())
+            forward, backward, moved = ahead(forward, backward)
+            return forward, early(forward, backward), moved
 
-    forward, backward, moved = passes(False)
-    forward_next, backward_next, moved_next = passes(True) if accumulation > 1 else ((), (), frozenset())
-    nodes = forward, backward, forward_next, backward_next
-    given = {v.tensor for node in (*forward, *backward) for v in node.operands.values()}
-    news = {state: new for state, new in news.items() if new in given}  # who gives none, keeps its value
-    moved |= moved_next
-    masters = master_copies(graph, module) if optimizer is not None else {}
-    parts = own_regions(graph, masters) | {"g": gradients}
-    if optimizer is None:
-        regions = _regions(layout, parts)
-        return Programs(graph, layout, gradients, {}, regions, news, step, seed, *nodes, None, moved)
-    regions = _regions(layout, parts | state_parts(graph, module, layout))
-    update = build_update(graph, module, layout, regions, step, news, sharing)
-    join = joins(layout, update.flats["g"], news, sharing.ranks) if sharing.ranks > 1 else None
-    return Programs(graph, layout, gradients, masters, regions, news, step, seed, *nodes, update, moved, join)
+        forward, backward, moved = passes(False)
+        forward_next, backward_next, moved_next = passes(True) if accumulation > 1 else ((), (), frozenset())
+        nodes = forward, backward, forward_next, backward_next
+        given = {v.tensor for node in (*forward, *backward) for v in node.operands.values()}
+        news = {state: new for state, new in news.items() if new in given}  # who gives none, keeps its value
+        moved |= moved_next
+        masters = master_copies(graph) if optimizer is not None else {}
+        parts = own_regions(graph, masters) | {"g": gradients}
+        if optimizer is None:
+            regions = _regions(layout, parts)
+            return Programs(graph, layout, gradients, {}, regions, news, step, seed, *nodes, None, moved)
+        regions = _regions(layout, parts | state_parts(graph, module, layout))
+        update = build_update(graph, module, layout, regions, step, news, sharing)
+        join = joins(layout, update.flats["g"], news, sharing.ranks) if sharing.ranks > 1 else None
+        return Programs(graph, layout, gradients, masters, regions, news, step, seed, *nodes, update, moved, join)
 
 
 def _regions(layout: FlatLayout, parts: Mapping[str, dict[Tensor, Tensor]]) -> dict[str, Region]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import Module, Op
+from tcomp.dsl.ast import Op
 from tcomp.dsl.dims import bind, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.model.graph import Node, Quantised, Tensor, View
@@ -24,7 +24,7 @@ from tcomp.model.graph import Node, Quantised, Tensor, View
 Nodes = tuple[Node, ...]
 
 
-def quantised(forward: Nodes, backward: Nodes, targets: Sequence[str], module: Module) -> Nodes:
+def quantised(forward: Nodes, backward: Nodes, targets: Sequence[str]) -> Nodes:
     """The forward nodes with annotated operands quantised where they are made, on a machine of these targets. TcError,
     at the annotation, where that cannot be."""
     for node in [n for n in forward if n.quantised is not None]:
@@ -33,7 +33,7 @@ def quantised(forward: Nodes, backward: Nodes, targets: Sequence[str], module: M
             try:
                 forward = _joined(node, q, forward, backward)
             except NotHere as e:
-                raise refusal(node, q, "the first operand", "quantised", e, module) from None
+                raise refusal(node, q, "the first operand", "quantised", e) from None
     return forward
 
 
@@ -41,11 +41,11 @@ class NotHere(Exception):
     """Why two ops cannot take the places of others."""
 
 
-def refusal(node: Node, q: Quantised, what: str, annotation: str, reason: NotHere, module: Module) -> TcError:
+def refusal(node: Node, q: Quantised, what: str, annotation: str, reason: NotHere) -> TcError:
     """The error at an annotation that cannot be followed."""
     message = f"{what} of '{node.op.name}' cannot be quantised by '{q.maker.name}': {reason}"
     hint = f"leave `{annotation}` out, or name the targets where it holds: {annotation}(MAKER, READER, sm_90a)"
-    return TcError(message, q.span, module.sources.get(q.span.file, ""), hint, (f"in {node.label}",))
+    return TcError(message, q.span, hint, (f"in {node.label}",))
 
 
 def _joined(node: Node, q: Quantised, forward: Nodes, backward: Nodes) -> Nodes:

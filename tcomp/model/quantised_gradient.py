@@ -30,7 +30,7 @@ def quantised_gradients(backward: Nodes, targets: Sequence[str], variants: Varia
             try:
                 backward = _joined(node, q, backward, variants, news)
             except NotHere as e:
-                raise refusal(node, q, "the gradient", "quantised_gradient", e, variants.module) from None
+                raise refusal(node, q, "the gradient", "quantised_gradient", e) from None
     return backward
 
 

@@ -25,16 +25,11 @@ def plan_report(step: Step, threads: int = 1, largest: int = 12) -> RenderableTy
         "",
         _kinds(step, at_peak),
         "",
-        _slots(f"The {largest} largest tensors", step, step.slots.values(), largest),
+        _slots(f"The {largest} largest tensors", step.slots.values(), largest),
         "",
         escape(f"Peak: launch {peak} of {len(live)}, {launch_label(step, peak)}"),
         "",
-        _slots(
-            "Live at the peak, besides what is there always",
-            step,
-            [s for s in at_peak if s.kind in TEMPORARY],
-            largest,
-        ),
+        _slots("Live at the peak, besides what is there always", [s for s in at_peak if s.kind in TEMPORARY], largest),
         "",
         _totals(step, threads, at_peak),
         *_recompute(step),
@@ -116,7 +111,7 @@ def _kinds(step: Step, at_peak: Sequence[Slot]) -> Table:
     return table
 
 
-def _slots(title: str, step: Step, slots: Iterable[Slot], largest: int) -> Table:
+def _slots(title: str, slots: Iterable[Slot], largest: int) -> Table:
     table = Table(title=title)
     for c in ("tensor", "kind", "shape"):
         table.add_column(c)

@@ -59,6 +59,5 @@ def _check(op: Op, p: str, w: str, module: Module) -> None:
     raise TcError(
         f"'{w}' of '{op.name}' is not '{p}', so the model would read other parameters than are kept",
         last.span,
-        module.sources.get(last.span.file, ""),
         f"write this equation{' last' if late else ''}, as `{w}[..] = {p}[..]`",
     )

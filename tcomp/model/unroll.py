@@ -27,7 +27,7 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.decode import decoding
 from tcomp.dsl.dims import Number, bind, evaluate_dim, operand_shape
-from tcomp.dsl.errors import TcError
+from tcomp.dsl.errors import TcError, quoting
 from tcomp.dsl.format import print_expression
 from tcomp.dsl.recipes import RECIPES, Recipe
 from tcomp.dsl.storage import binding, bound
@@ -63,22 +63,23 @@ def build_graph(
     UserError for a model, config, size, override or recipe that does not exist; TcError for what the model's own text
     gets wrong at these sizes (a requirement, a shape).
     """
-    model = module.models.get(model_name)
-    if model is None:
-        raise UserError(f"there is no model '{model_name}'", one_of("models", module.models))
-    if decode:
-        if model.decode is None:
-            raise UserError(f"model '{model_name}' has no `decode` block", "docs/models.md says how to write one")
-        model = decoding(model, module)
-    dims = model_dims(module, model, config, sizes, overrides or {})
-    recipe = recipe_of(model, precision)
-    assert module.precision in (None, recipe.name), f"the module was read for precision {module.precision} only"
-    if recipe.annotated and recipe.name not in mentioned(model):
-        raise UserError(
-            f"model '{model.name}' says nothing about precision {recipe.name}",
-            f"annotate the calls that it changes: y = linear(x, w, b) [{recipe.name}(OP)]",
-        )
-    return Unrolling(module, under(model, recipe.name, module), config, dims, recipe).build()
+    with quoting(module.sources):
+        model = module.models.get(model_name)
+        if model is None:
+            raise UserError(f"there is no model '{model_name}'", one_of("models", module.models))
+        if decode:
+            if model.decode is None:
+                raise UserError(f"model '{model_name}' has no `decode` block", "docs/models.md says how to write one")
+            model = decoding(model, module)
+        dims = model_dims(model, config, sizes, overrides or {})
+        recipe = recipe_of(model, precision)
+        assert module.precision in (None, recipe.name), f"the module was read for precision {module.precision} only"
+        if recipe.annotated and recipe.name not in mentioned(model):
+            raise UserError(
+                f"model '{model.name}' says nothing about precision {recipe.name}",
+                f"annotate the calls that it changes: y = linear(x, w, b) [{recipe.name}(OP)]",
+            )
+        return Unrolling(module, under(model, recipe.name, module), config, dims, recipe).build()
 
 
 def recipe_of(model: Model, precision: str | None = None) -> Recipe:
@@ -379,7 +380,7 @@ class Unrolling:
         return extents
 
     def error(self, message: str, span: Span, hint: str) -> TcError:
-        return TcError(message, span, self.module.sources.get(span.file, ""), hint)
+        return TcError(message, span, hint)
 
 
 def _int(value: int | float, e: Expr) -> int:

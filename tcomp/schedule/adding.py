@@ -27,6 +27,7 @@ from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Loop, RowMajor, Scope, 
 from tcomp.schedule.fold import fold, sub
 from tcomp.schedule.kernel_plan import TileLevel
 from tcomp.schedule.last_turn import written_last
+from tcomp.schedule.legality import cannot_combine
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,10 @@ class Adding:
         shapes: Mapping[str, tuple[int, ...]],
         extents: Mapping[str, int],
         order: GridOrder,
-        text: str,
     ) -> None:
         self.sums = {s.name: s for s in sums}
         self.stages = {n: s for s in stages if s.by == "tma" and s.space == "shared" for n in s.tensors}
-        self.tiles, self.shapes, self.extents, self.text = tiles, shapes, extents, text
+        self.tiles, self.shapes, self.extents = tiles, shapes, extents
         self.order = order
         self.cleared = {s.name for s in self.sums.values() if not s.flags}
         """sums that must be zero before blocks add to them"""
@@ -90,7 +90,7 @@ class Adding:
         axes = {x.name: x for x in s.axes if x.name not in s.reduced}
         walked = tuple(axes[x.id] for x in s.target.subscripts if isinstance(x, Name) and x.id in axes)
         if s.guard is not None or not s.distinct or len(walked) != len(axes):
-            raise self._error(a, "its sum is guarded or scattered", "leave the line out")
+            raise cannot_combine(a.output, a.directive, "its sum is guarded or scattered", "leave the line out")
         shape = tuple(x.block for x in walked)
         inside = tuple(sub(Name(x.name), x.start) for x in walked)
         part = self._tile(f"{a.name}.part", shape, Scope.SCRATCH, RowMajor())
@@ -99,7 +99,9 @@ class Adding:
         if stage is None:
             if a.directive.by == "turns":
                 hint = f"add: stage {a.output} in shared at {_index(around[-1])} by tma"
-                raise self._error(a, "only the copy engine adds a tile as one, and so in turns", hint)
+                raise cannot_combine(
+                    a.output, a.directive, "only the copy engine adds a tile as one, and so in turns", hint
+                )
             adds = Compute(s.target, given, walked, frozenset(), "sum", True, atomic=True, span=s.span)
             return first, [adds]
         row = shape[-1] * DType.F32.bytes
@@ -121,11 +123,18 @@ class Adding:
             name = _index(loop)
             if loop.level != "grid" and not {name, loop.variable} & written:
                 why = f"a block comes to a tile once for each turn of its loop over '{name}'"
-                raise self._error(a, why, f"give '{name}' no loop around the product")
+                raise cannot_combine(a.output, a.directive, why, f"give '{name}' no loop around the product")
         if a.level.cluster > 1:
-            raise self._error(a, "blocks of a cluster would take turns with each other", "leave `cluster` out")
+            raise cannot_combine(
+                a.output, a.directive, "blocks of a cluster would take turns with each other", "leave `cluster` out"
+            )
         if sum(1 for other in self.sums.values() if other.flags) > 1:
-            raise self._error(a, "a kernel's blocks take turns at one sum", "give the other sum a kernel of its own")
+            raise cannot_combine(
+                a.output,
+                a.directive,
+                "a kernel's blocks take turns at one sum",
+                "give the other sum a kernel of its own",
+            )
         block = a.level.block or 1
         own, index = Name(a.level.variable), a.level.index
         step = block if index in self.order.reversed else -block
@@ -148,7 +157,12 @@ class Adding:
         met: list[tuple[Expr, Expr, Expr]] = [(Num(0), other, Num(self.extents[index]))]
         met += [(of_other(x.start), Name(x.variable), of_other(x.stop)) for x in inner]
         if walked[-1].block < self.shapes[a.name][-1]:
-            raise self._error(a, f"a tile has only a part of '{walked[-1].name}'", f"leave '{walked[-1].name}' whole")
+            raise cannot_combine(
+                a.output,
+                a.directive,
+                f"a tile has only a part of '{walked[-1].name}'",
+                f"leave '{walked[-1].name}' whole",
+            )
         flag = self._words(s, a, walked) if a.name in self.last else self._flag(s, a, walked)
         # (Words that are left zero by the last block need no launch that clears them.)
         first = Num(end) if index not in self.order.reversed and a.name in self.last else Num(0)
@@ -191,10 +205,6 @@ class Adding:
             if start > 0 or stop < self.extents[_index(x)]:
                 return False
         return True
-
-    def _error(self, a: AddedSum, why: str, hint: str) -> TcError:
-        d = a.directive
-        return TcError(f"{a.output} cannot be combined over {d.over} by {d.by}: {why}", d.span, self.text, hint)
 
 
 def _index(loop: Loop) -> str:

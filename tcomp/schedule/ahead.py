@@ -29,19 +29,19 @@ WIDE = 16
 
 
 def packed_ahead(
-    tiles: Mapping[str, Buffer], phases: Sequence[tuple[Statement, ...]], lanes: int, text: str | None
+    tiles: Mapping[str, Buffer], phases: Sequence[tuple[Statement, ...]], lanes: int
 ) -> tuple[dict[str, Buffer], list[tuple[Statement, ...]]]:
     """The kernel with an `Ahead` for each pack "by ahead", and two copies of its tile; TcError where it cannot be.
     `lanes` are the f32 lanes of a vector."""
     written = {c.target.tensor for p in phases for c in computes(p)}
-    pass_ = _Pass(dict(tiles), written, lanes >= WIDE, text)
+    pass_ = _Pass(dict(tiles), written, lanes >= WIDE)
     done = [tuple(pass_.turning([pass_.statement(s, ()) for s in p], ())) for p in phases]
     return pass_.tiles, done
 
 
 class _Pass:
-    def __init__(self, tiles: dict[str, Buffer], written: set[str], wide: bool, text: str | None) -> None:
-        self.tiles, self.written, self.wide, self.text = tiles, written, wide, text
+    def __init__(self, tiles: dict[str, Buffer], written: set[str], wide: bool) -> None:
+        self.tiles, self.written, self.wide = tiles, written, wide
 
     def statement(self, s: Statement, around: tuple[Loop, ...]) -> Statement:
         if not isinstance(s, Loop):
@@ -80,7 +80,7 @@ class _Pass:
             problem = "its reader is in an inner loop, or packs another tensor ahead"
         if problem:
             message = f"'{tensor}' cannot be packed ahead: {problem}"
-            raise TcError(message, pack.span, self.text or "", "write `by prefetch`, or nothing")
+            raise TcError(message, pack.span, "write `by prefetch`, or nothing")
 
 
 def _in_lines(pack: Pack) -> bool:

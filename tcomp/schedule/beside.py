@@ -21,7 +21,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.ir.blocks import ThreadShape
 from tcomp.schedule.joining_loops import joining_loops, mapped_alike, renamed, with_loops
 from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
-from tcomp.schedule.legality import remedy
+from tcomp.schedule.legality import cannot_combine, remedy
 from tcomp.schedule.nest import PART, PARTIAL, Dealt, Leaf, depends
 from tcomp.schedule.normal import called, part_of
 from tcomp.schedule.split_sum import DividedSum, divides, splittable, undivided
@@ -80,8 +80,8 @@ def _stays_in_order(leaves: Sequence[Leaf], b: Beside) -> bool:
 class BesideSums:
     """Makes the leaves of such sums; `symbols` gain the entries of what joining adds."""
 
-    def __init__(self, symbols: Symbols, text: str) -> None:
-        self.symbols, self.text = symbols, text
+    def __init__(self, symbols: Symbols) -> None:
+        self.symbols = symbols
 
     def leaves(
         self, plan: KernelPlan, given: KernelPlan, b: Beside, shape: ThreadShape, group: str
@@ -116,7 +116,9 @@ class BesideSums:
             count = -(-self.symbols.extents[c.over] // (level.block or 1))
             turns = next(t for t in given.sequence if t.kind == "pipe" and t.index in leaf.reduced)
             if leaf.dealt is not None:
-                raise self._error(eq, c, "its turns are dealt along another loop already", "keep one of the lines")
+                raise cannot_combine(
+                    part_of(eq.target), c, "its turns are dealt along another loop already", "keep one of the lines"
+                )
             if count > 1 and self.symbols.extents[turns.index] > (turns.block or 1):  # (one turn is the first block's)
                 leaf = replace(leaf, dealt=Dealt(turns, level, count))
                 self.symbols.extents[f"{c.over}.block"] = count
@@ -131,16 +133,20 @@ class BesideSums:
         eq = b.leaf.equation
         for c in joined:
             if c.by not in ("partials", "turns") or (c.by == "turns" and c.over in b.lacking):
-                raise self._error(eq, c, f"a sum beside '{b.host.written[0]}' leaves parts", "write: by partials")
+                raise cannot_combine(
+                    part_of(eq.target), c, f"a sum beside '{b.host.written[0]}' leaves parts", "write: by partials"
+                )
         found = next((c for c in joined if c.by == "turns"), None)
         if found is not None:
             for c in (c for c in joined if c is not found):
                 why = f"its parts over {found.over} are added in turns, each as the whole that one block has of it"
-                raise self._error(eq, c, why, f"leave the line out, or combine it over {found.over} by partials")
+                raise cannot_combine(
+                    part_of(eq.target), c, why, f"leave the line out, or combine it over {found.over} by partials"
+                )
             value = eq.value
             assert isinstance(value, Reduction)
             if value.reducer != "sum" or self.symbols.dtypes[eq.target.name] in (DType.F64, DType.I32):
-                raise self._error(eq, found, "blocks add sums in f32 alone", "write: by partials")
+                raise cannot_combine(part_of(eq.target), found, "blocks add sums in f32 alone", "write: by partials")
         return found
 
     def _joined(
@@ -181,20 +187,14 @@ class BesideSums:
         return TcError(
             f"'{name}' is summed in the blocks of '{host}', and a `stream` cuts '{level.index}' elsewhere for each",
             level.span,
-            self.text,
             f"write: combine {name} over {level.index} by turns; or leave `stream` out",
         )
 
     def _needs_line(self, plan: KernelPlan, eq: Equation, level: TileLevel, joined: Sequence[Combine]) -> None:
         if not any(c.over == level.index for c in joined):
-            name = part_of(eq.target).rstrip(".")
+            name = part_of(eq.target)
             raise TcError(
                 f"loop '{level.index}' is divided among blocks, but '{name}' sums over it",
                 level.span,
-                self.text,
                 remedy(plan, name, level.index, f"add: combine {name} over {level.index} by partials"),
             )
-
-    def _error(self, eq: Equation, c: Combine, why: str, hint: str) -> TcError:
-        name = part_of(eq.target).rstrip(".")
-        return TcError(f"{name} cannot be combined over {c.over} by {c.by}: {why}", c.span, self.text, hint)

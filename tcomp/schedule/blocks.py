@@ -17,14 +17,14 @@ from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 
 
-def blocks_of(plan: KernelPlan, extents: Mapping[str, int], shape: ThreadShape, text: str) -> Blocks:
+def blocks_of(plan: KernelPlan, extents: Mapping[str, int], shape: ThreadShape) -> Blocks:
     """The blocks of a kernel whose threads are those of `shape`. TcError where a reversed loop has no grid level."""
     flags = plan.flags
     return Blocks(
         shape,
         flags.sides,
         flags.producer,
-        _order(plan, text),
+        _order(plan),
         # (A loop of one turn has no neighbours.)
         next(
             (
@@ -38,7 +38,7 @@ def blocks_of(plan: KernelPlan, extents: Mapping[str, int], shape: ThreadShape, 
     )
 
 
-def _order(plan: KernelPlan, text: str) -> GridOrder:
+def _order(plan: KernelPlan) -> GridOrder:
     """The order of blocks with the variables of the grid loops it names."""
     variables = set()
     for name in sorted(plan.flags.order.reversed):
@@ -47,7 +47,6 @@ def _order(plan: KernelPlan, text: str) -> GridOrder:
             raise TcError(
                 f"`reverse` orders blocks, and loop '{name}' is not divided among blocks in this kernel",
                 plan.flags.span("reverse"),
-                text,
                 f"give it a grid level: {name} -> grid(64)",
             )
         variables |= set(own)
@@ -55,24 +54,22 @@ def _order(plan: KernelPlan, text: str) -> GridOrder:
     return replace(plan.flags.order, reversed=frozenset(variables), stream=stream)
 
 
-def check_blocks(kernel: Kernel, plan: KernelPlan, machine: GpuMachine, text: str) -> None:
+def check_blocks(kernel: Kernel, plan: KernelPlan, machine: GpuMachine) -> None:
     """TcError where a flag would mean nothing for the lowered kernel, or asks for what a block cannot have."""
     flags = plan.flags
-    _check_clusters(kernel, [t for t in plan.sequence if t.cluster > 1], text)
+    _check_clusters(kernel, [t for t in plan.sequence if t.cluster > 1])
     if flags.producer is not None:
-        _check_producer(kernel, flags.producer, flags.span("producer"), machine, text)
+        _check_producer(kernel, flags.producer, flags.span("producer"), machine)
     if flags.staggered and (why := _not_apart(kernel)):
         raise TcError(
             f"`stagger` keeps the warpgroups of a product by wgmma apart, and {why}",
             flags.span("stagger"),
-            text,
             "write: m -> grid(128) / warpgroup(64) / mma, and: producer warp; or leave the line out",
         )
     if flags.sides > 1 and (why := _no_sides(kernel)):
         raise TcError(
             f"`pingpong` lets two groups of threads take the tiles of a block in turn, and {why}",
             flags.span("pingpong"),
-            text,
             "write: m -> grid(128) / warpgroup(64, 1) / mma, and: producer warp, persistent; or leave the line out",
         )
     if flags.stream and (flags.sides > 1 or not flags.order.persistent):
@@ -80,7 +77,6 @@ def check_blocks(kernel: Kernel, plan: KernelPlan, machine: GpuMachine, text: st
             "`stream` gives each of the blocks that stay an equal share of all tiles, and "
             + ("sides of a block take whole ones" if flags.sides > 1 else "without `persistent` a block has one tile"),
             flags.span("stream"),
-            text,
             "write: persistent, without `pingpong`; or leave the line out",
         )
     grid = {s.variable for p in kernel.phases for s in statements_in(p) if isinstance(s, Loop) and s.level == "grid"}
@@ -88,14 +84,13 @@ def check_blocks(kernel: Kernel, plan: KernelPlan, machine: GpuMachine, text: st
         raise TcError(
             "`raster` orders the tiles of two grid loops, and this kernel has fewer",
             flags.span("raster"),
-            text,
             "leave it out",
         )
 
 
-def _check_clusters(kernel: Kernel, clusters: Sequence[TileLevel], text: str) -> None:
+def _check_clusters(kernel: Kernel, clusters: Sequence[TileLevel]) -> None:
     if len(clusters) > 1:
-        raise TcError("a kernel has clusters along one loop", clusters[1].span, text, "leave one `cluster` out")
+        raise TcError("a kernel has clusters along one loop", clusters[1].span, "leave one `cluster` out")
     buffers = kernel.buffers
     cluster = kernel.gpu.cluster
     if cluster is not None and not any(
@@ -104,17 +99,15 @@ def _check_clusters(kernel: Kernel, clusters: Sequence[TileLevel], text: str) ->
         raise TcError(
             f"the blocks of a cluster along '{cluster.variable.partition('.')[0]}' would share nothing",
             clusters[0].span,
-            text,
             "stage by tma, in a pipe loop, a tile that does not depend on that loop, or leave `cluster` out",
         )
 
 
-def _check_producer(kernel: Kernel, producer: Producer, span: Span, machine: GpuMachine, text: str) -> None:
+def _check_producer(kernel: Kernel, producer: Producer, span: Span, machine: GpuMachine) -> None:
     if not any(isinstance(s, Pack) and s.by == "tma" for p in kernel.phases for s in statements_in(p)):
         raise TcError(
             "the producer would have nothing to do: no tile of this kernel is staged by tma",
             span,
-            text,
             "stage operands by tma, or leave `producer` out",
         )
     shape = kernel.gpu.shape
@@ -122,7 +115,6 @@ def _check_producer(kernel: Kernel, producer: Producer, span: Span, machine: Gpu
         raise TcError(
             f"registers are shared between warpgroups, and this kernel computes with {shape.warps} warps",
             span,
-            text,
             "divide its loops among a multiple of 4 warps, or write: producer warp",
         )
     warps = shape.warps * kernel.gpu.sides + producer.warps
@@ -132,7 +124,6 @@ def _check_producer(kernel: Kernel, producer: Producer, span: Span, machine: Gpu
             f"the producer cannot keep {producer.registers} registers a thread: "
             f"{warps} warps start with {pool} each, and it gives some of them up",
             span,
-            text,
             f"write at most {pool}, for instance: producer warpgroup(40)",
         )
 

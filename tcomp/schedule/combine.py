@@ -21,7 +21,7 @@ from tcomp.dsl.ast import Combine, Equation, Expr, Name, Reduction, substitute, 
 from tcomp.schedule.adding import AddedSum
 from tcomp.schedule.beside import Beside, BesideSums, beside_others, moved
 from tcomp.schedule.combine_lines import check_combine
-from tcomp.schedule.joining import Joining
+from tcomp.schedule.instance import Instance
 from tcomp.schedule.joining_loops import renamed
 from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.memory_sums import added_sum, adds_up, atomic_sum
@@ -48,16 +48,16 @@ class Combined:
     """parts of sums that leave by the copy engine, which needs their address before the launch"""
 
 
-def combined(joining: Joining, plan: KernelPlan, equations: Sequence[Equation]) -> Combined:
+def combined(instance: Instance, plan: KernelPlan, equations: Sequence[Equation]) -> Combined:
     """The equations of one kernel as leaves. The op's symbols gain the entries of what joining adds."""
-    return _Combining(joining, plan).run(equations)
+    return _Combining(instance, plan).run(equations)
 
 
 class _Combining:
     """One kernel's leaves while they are made."""
 
-    def __init__(self, joining: Joining, plan: KernelPlan) -> None:
-        self.joining, self.given, self.plan = joining, plan, plan
+    def __init__(self, instance: Instance, plan: KernelPlan) -> None:
+        self.instance, self.given, self.plan = instance, plan, plan
         self.leaves: list[Leaf] = []
         self.joins: list[Leaf] = []
         self.ends: list[Leaf] = []
@@ -71,10 +71,10 @@ class _Combining:
         self.carried: list[str] = []
 
     def run(self, equations: Sequence[Equation]) -> Combined:
-        joining, plan = self.joining, self.plan
+        plan = self.plan
         plain = [self._leaf(eq, i) for i, eq in enumerate(equations)]
-        beside = beside_others(plan, plain, joining.temporaries) if joining.family.level == "grid" else {}
-        check_combine(plan, plain, beside, joining.text)
+        beside = beside_others(plan, plain, self.instance.temporaries) if self.instance.family.level == "grid" else {}
+        check_combine(plan, plain, beside)
         for leaf in moved(plain, beside):
             inside, leaf = beside.get(leaf.number), replace(leaf, number=len(self.leaves))
             if inside is not None:
@@ -84,13 +84,13 @@ class _Combining:
             else:
                 self._own(leaf)
         leaves = _numbered([in_part(self.plan, x) for x in (*self.leaves, *self.joins, *self.ends)])
-        private = [x for leaf in leaves for x in private_sum(joining, self.plan, leaf)]
+        private = [x for leaf in leaves for x in private_sum(self.instance, self.plan, leaf)]
         leaves = sink_copies(private, {x.number: self._depth(x) for x in private if not x.copies})
         return Combined(leaves, self.plan, self.sums, self.turns, self.carried)
 
     def _leaf(self, eq: Equation, number: int) -> Leaf:
         reduced = eq.value.indices if isinstance(eq.value, Reduction) else ()
-        gathered = scatter_indices(eq, self.joining.symbols.extents)
+        gathered = scatter_indices(eq, self.instance.symbols.extents)
         return Leaf(eq, number, self._parallel(eq), tuple(reduced), gathered)
 
     def _parallel(self, eq: Equation) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ class _Combining:
         seen: list[str] = []
         for s in eq.target.subscripts:
             for n in walk(s):
-                if isinstance(n, Name) and n.id in self.joining.symbols.extents and n.id not in seen:
+                if isinstance(n, Name) and n.id in self.instance.symbols.extents and n.id not in seen:
                     seen.append(n.id)
         return tuple(seen)
 
@@ -111,11 +111,10 @@ class _Combining:
 
     def _beside(self, b: Beside) -> None:
         """A sum in another's blocks."""
-        joining = self.joining
         in_turns = any(c.by == "turns" and called(b.leaf.equation, c.names) for c in self.plan.combine)
         loops = (self.ended if in_turns else self.groups).get(_group(b.host), "")
-        sums = BesideSums(joining.symbols, joining.text)
-        made, self.plan, taken = sums.leaves(self.plan, self.given, b, joining.shape(self.plan), loops)
+        sums = BesideSums(self.instance.symbols)
+        made, self.plan, taken = sums.leaves(self.plan, self.given, b, self.instance.shape(self.plan), loops)
         self.leaves += made[:1]
         if taken is None:
             self.joins += made[1:]
@@ -133,7 +132,7 @@ class _Combining:
             not makers
             or leaf.reduced
             or leaf.gathered
-            or not {t for j in makers for t in j.written} <= self.joining.temporaries
+            or not {t for j in makers for t in j.written} <= self.instance.temporaries
         ):
             return None
         plain = tuple(Name(i) for i in leaf.parallel)
@@ -167,22 +166,22 @@ class _Combining:
     def _divided(self, leaf: Leaf, over: str) -> bool:
         """Is it a sum in tiles inside of blocks, on a GPU: one that stays in registers until its part is done?"""
         grid = [t for t in self.given.sequence if t.index == over and t.parallel]
-        on_gpu = self.joining.family.level == "grid"
+        on_gpu = self.instance.family.level == "grid"
         return on_gpu and bool(grid) and divides(self.given, over) and splittable(leaf.equation)
 
     def _parts(self, leaf: Leaf, c: Combine) -> None:
         """A `_divided` sum: parts with loops of their own."""
-        joining, symbols = self.joining, self.joining.symbols
+        symbols = self.instance.symbols
         outer = self.given.loops[c.over].tiles[0]
         self.plan = undivided(self.plan, c.over, outer)
         streamed = c.by == "turns" and self.plan.flags.stream
         if symbols.extents[c.over] <= (unit_of(self.plan, c.over) if streamed else outer.block or 0):
             self.leaves.append(leaf)  # one part takes the whole sum
             return
-        divided = DividedSum(leaf, c, outer, joining.shape(self.plan))
+        divided = DividedSum(leaf, c, outer, self.instance.shape(self.plan))
         target = leaf.equation.target.name
         if c.by == "turns":
-            check_turns(joining, divided, bool(self.turns))
+            check_turns(self.instance, divided, bool(self.turns))
             made, taken, self.plan = sum_in_turns(self.plan, divided, symbols)
             self.turns.append(taken)
             self.leaves += made[:1]
@@ -200,23 +199,22 @@ class _Combining:
 
     def _joined(self, leaf: Leaf, c: Combine) -> None:
         """Any other result of several blocks."""
-        joining = self.joining
-        if c.by == "turns" or adds_up(joining, leaf, c):
-            adds, end, added, self.plan = added_sum(joining, self.plan, leaf, c)
+        if c.by == "turns" or adds_up(self.instance, leaf, c):
+            adds, end, added, self.plan = added_sum(self.instance, self.plan, leaf, c)
             self.sums.append(added)
             self.leaves.append(adds)
             self.ends.append(end)
         elif c.by == "atomic":
-            self.leaves.append(atomic_sum(joining, leaf, c))
+            self.leaves.append(atomic_sum(self.instance, leaf, c))
         elif c.by == "sorted":
-            owned, self.plan = sorted_scatter(joining, self.plan, leaf, c)
+            owned, self.plan = sorted_scatter(self.instance, self.plan, leaf, c)
             self.leaves.append(owned)
-        elif one_block(joining, self.given, c):
+        elif one_block(self.instance, self.given, c):
             self.plan = on_one_core(self.plan, c.over)
             self.leaves.append(leaf)
         else:
             group = self.groups.setdefault(_group(leaf), leaf.equation.target.name)
-            first, join, self.plan = partial_results(joining, self.plan, leaf, c, group)
+            first, join, self.plan = partial_results(self.instance, self.plan, leaf, c, group)
             self.leaves.append(first)
             self.joins.append(join)
 

@@ -12,7 +12,7 @@ from tcomp.schedule.nest import Leaf
 from tcomp.schedule.normal import called
 
 
-def check_combine(plan: KernelPlan, leaves: Sequence[Leaf], beside: Mapping[int, Beside], text: str) -> None:
+def check_combine(plan: KernelPlan, leaves: Sequence[Leaf], beside: Mapping[int, Beside]) -> None:
     """TcError for a `combine` line over a loop that one of its tensors does not sum (or scatter) over, and is not
     computed in the blocks of, and for a second one that says how the blocks of a loop are joined."""
     said: set[tuple[str, str]] = set()
@@ -20,11 +20,11 @@ def check_combine(plan: KernelPlan, leaves: Sequence[Leaf], beside: Mapping[int,
         for name in c.names:
             if c.by != "private" and (name, c.over) in said:
                 message = f"how {name} is combined over {c.over} is said twice"
-                raise TcError(message, c.span, text, "keep one line for it")
+                raise TcError(message, c.span, "keep one line for it")
             said |= {(name, c.over)} if c.by != "private" else set()
             named = [x for x in leaves if called(x.equation, (name,))]
             if named and not any(c.over in _summed(x, beside) for x in named):
-                raise _no_sum(c, name, named, text)
+                raise _no_sum(c, name, named)
 
 
 def _summed(leaf: Leaf, beside: Mapping[int, Beside]) -> frozenset[str]:
@@ -33,16 +33,15 @@ def _summed(leaf: Leaf, beside: Mapping[int, Beside]) -> frozenset[str]:
     return leaf.gathered | frozenset((*leaf.reduced, *lacking))
 
 
-def _no_sum(c: Combine, name: str, named: Sequence[Leaf], text: str) -> TcError:
+def _no_sum(c: Combine, name: str, named: Sequence[Leaf]) -> TcError:
     others = dict.fromkeys(i for x in named for i in (*x.reduced, *sorted(x.gathered)))
     more = "".join(f", or name a loop that it sums over: combine {name} over {i} by {c.by}" for i in list(others)[:1])
     if any(c.over in x.parallel for x in named):
         message = f"{name} is no sum over '{c.over}': that loop walks its elements, each of them in one tile"
-        return TcError(message, c.span, text, f"leave the line out{more}")
+        return TcError(message, c.span, f"leave the line out{more}")
     return TcError(
         f"{name} has no loop '{c.over}' over which to combine it, and is not computed in the blocks of another "
         "sum that has",
         c.span,
-        text,
         "leave the line out, or put both in one kernel, with a pipe loop that they share",
     )

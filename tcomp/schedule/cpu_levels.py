@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tcomp.dsl.ast import Span
+from tcomp.dsl.errors import TcError
 from tcomp.machine.cpu import CpuMachine
 from tcomp.schedule.kernel_plan import LoopMap, TileLevel
-from tcomp.schedule.resolve import LevelError, ResolvedLevel
+from tcomp.schedule.resolve import ResolvedLevel
 
 LEVELS = ("core", "seq", "unroll", "vec")
 
@@ -30,14 +31,14 @@ class CpuLevels:
         unroll, vec, stage = 1, False, 0
         for level in levels:
             if level.kind not in LEVELS:
-                raise LevelError(
+                raise TcError(
                     f"level '{level.kind}' does not exist on cpu",
                     level.span,
                     f"levels on cpu, outermost first: {', '.join(LEVELS)}",
                 )
             rank = LEVELS.index(level.kind)
             if rank < stage or (rank == stage and level.kind != "seq" and stage > 0):
-                raise LevelError(
+                raise TcError(
                     f"level '{level.kind}' of loop '{name}' comes too late",
                     level.span,
                     "write levels outermost first: core / seq(...) / unroll(...) / vec",
@@ -46,7 +47,7 @@ class CpuLevels:
             block = _size(level)
             if level.kind in ("core", "seq"):
                 if level.kind == "core" and tiles:
-                    raise LevelError(f"loop '{name}' is mapped to cores twice", level.span, "keep one core level")
+                    raise TcError(f"loop '{name}' is mapped to cores twice", level.span, "keep one core level")
                 if level.kind == "seq" and block is None:
                     continue
                 add_tile(tiles, TileLevel(name, len(tiles), level.kind, block, level.span))
@@ -60,17 +61,17 @@ class CpuLevels:
 def _size(level: ResolvedLevel) -> int | None:
     if not level.args:
         if level.kind == "unroll":
-            raise LevelError("unroll needs a factor", level.span, "write unroll(4)")
+            raise TcError("unroll needs a factor", level.span, "write unroll(4)")
         return None
     if len(level.args) != 1:
-        raise LevelError(f"{level.kind} takes one number", level.span, f"write {level.kind}(64)")
+        raise TcError(f"{level.kind} takes one number", level.span, f"write {level.kind}(64)")
     return level.args[0]
 
 
 def add_tile(tiles: list[TileLevel], tile: TileLevel) -> None:
     """Append a tile level; tiles must not grow inward."""
     if tile.block is not None and tiles and (outer := tiles[-1].block) is not None and tile.block > outer:
-        raise LevelError(
+        raise TcError(
             f"tile {tile.block} of loop '{tile.index}' is larger than the tile {outer} around it",
             tile.span,
             "inner tiles must not grow",

@@ -64,8 +64,6 @@ class Emitter:
     definitions: Mapping[str, Expr]
     """temporaries that one plain equation defines, and what they are"""
     tiler: Tiler
-    text: str
-    """the schedule's, for diagnostics"""
     stager: InitVar[Callable[[Emitter], Stager]]
     scalars: frozenset[str]
     """integers that the kernel only reads"""
@@ -225,7 +223,7 @@ class Emitter:
         guard = self.guard(value, e) if value.reducer == "sum" else value.guard
         kept = conjuncts(guard)
         target = total = leaf.writes()[0]
-        own_turn = promoted(self.plan, leaf, self.text)
+        own_turn = promoted(self.plan, leaf)
         if own_turn:
             target = self.temporary(total.tensor + TURN, leaf.parallel, env)
         summed = Assignment(

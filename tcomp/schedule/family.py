@@ -7,7 +7,6 @@ from functools import partial
 from typing import Protocol
 
 from tcomp.dsl.ast import Equation, Op, Schedule
-from tcomp.dsl.errors import TcError
 from tcomp.instructions import INSTRUCTIONS
 from tcomp.instructions.matching import match
 from tcomp.instructions.vector_matching import match_vector
@@ -31,7 +30,7 @@ from tcomp.schedule.operand_tiles import laid_out
 from tcomp.schedule.overlap import check_overlap
 from tcomp.schedule.prefetch import check_fetched, prefetched
 from tcomp.schedule.promotion import check_promotion
-from tcomp.schedule.resolve import LevelError, LevelRules
+from tcomp.schedule.resolve import LevelRules
 from tcomp.schedule.result_panels import in_panels
 from tcomp.schedule.row_groups import in_row_groups
 from tcomp.schedule.scopes import assign_scopes
@@ -60,11 +59,11 @@ class Family(Protocol):
     @property
     def rules(self) -> LevelRules: ...
 
-    def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
+    def prepare(self, plan: KernelPlan, extents: Mapping[str, int]) -> tuple[Tiler, ThreadShape | None]:
         """The tiler of one kernel, and its threads on a GPU."""
         ...
 
-    def shape(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> ThreadShape:
+    def shape(self, plan: KernelPlan, extents: Mapping[str, int]) -> ThreadShape:
         """The threads of a kernel's blocks; one on a CPU."""
         ...
 
@@ -94,13 +93,13 @@ class Family(Protocol):
         plan: KernelPlan,
         shape: ThreadShape | None,
         inplace: Pairs,
-        text: str | None,
+        written: bool,
     ) -> tuple[dict[str, Buffer], Phases]:
         """The kernel's tiles where they live, and its phases. `shape` is that of a GPU's blocks, `inplace` are outputs
-        that may share memory with inputs, `text` is that of a written schedule."""
+        that may share memory with inputs; `written`: the schedule is no default one."""
         ...
 
-    def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
+    def check(self, kernel: Kernel, plan: KernelPlan) -> None:
         """TcError where the machine cannot do what the finished kernel asks for, or not as its schedule says."""
         ...
 
@@ -117,13 +116,13 @@ class CpuFamily:
         self.targets = machine.targets
         self.rules = CpuLevels(machine, threads)
 
-    def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
-        return CpuTiler(plan, self.machine.lanes_f32, self.machine.vector_registers, text), None
+    def prepare(self, plan: KernelPlan, extents: Mapping[str, int]) -> tuple[Tiler, ThreadShape | None]:
+        return CpuTiler(plan, self.machine.lanes_f32, self.machine.vector_registers), None
 
     def room(self, plan: KernelPlan, extents: Mapping[str, int], itemsize: int) -> Mapping[str, int]:
         return extents
 
-    def shape(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> ThreadShape:
+    def shape(self, plan: KernelPlan, extents: Mapping[str, int]) -> ThreadShape:
         return ThreadShape(lanes_x=1)
 
     def stager(self, emitter: Emitter) -> Stager:
@@ -145,18 +144,18 @@ class CpuFamily:
         plan: KernelPlan,
         shape: ThreadShape | None,
         inplace: Pairs,
-        text: str | None,
+        written: bool,
     ) -> tuple[dict[str, Buffer], Phases]:
-        tiles, phases = packed_ahead(tiles, phases, self.machine.lanes_f32, text)
-        check_fetched(phases, plan.stages, text or "")
+        tiles, phases = packed_ahead(tiles, phases, self.machine.lanes_f32)
+        check_fetched(phases, plan.stages)
         every, phases = with_rounded_operands(tiles, phases)
         return every, with_epilogues([prefetched(p, plan.stages) for p in phases], every, inplace)
 
-    def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
+    def check(self, kernel: Kernel, plan: KernelPlan) -> None:
         tiles = {i: [t.block for t in m.tiles if t.block is not None] for i, m in plan.loops.items()}
         staged = frozenset(n.partition(".")[0] for s in plan.stages if s.space == "packed" for n in s.tensors)
         match = partial(match_vector, target=self.targets[0], tiles=tiles, staged=staged)
-        check_instructions(kernel, plan, match, text)
+        check_instructions(kernel, plan, match)
 
 
 class GpuFamily:
@@ -171,15 +170,12 @@ class GpuFamily:
         self.targets: tuple[str, ...] = machine.targets
         self.rules = GpuLevels(machine, itemsize, early)
 
-    def prepare(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> tuple[Tiler, ThreadShape | None]:
-        shape = self.shape(plan, extents, text)
-        return GpuTiler(plan, shape, text), shape
+    def prepare(self, plan: KernelPlan, extents: Mapping[str, int]) -> tuple[Tiler, ThreadShape | None]:
+        shape = self.shape(plan, extents)
+        return GpuTiler(plan, shape), shape
 
-    def shape(self, plan: KernelPlan, extents: Mapping[str, int], text: str) -> ThreadShape:
-        try:
-            return thread_shape(plan, extents)
-        except LevelError as e:
-            raise TcError(e.message, e.span, text, e.hint) from None
+    def shape(self, plan: KernelPlan, extents: Mapping[str, int]) -> ThreadShape:
+        return thread_shape(plan, extents)
 
     def room(self, plan: KernelPlan, extents: Mapping[str, int], itemsize: int) -> Mapping[str, int]:
         return padded_extents(plan, extents, itemsize)
@@ -206,19 +202,19 @@ class GpuFamily:
         plan: KernelPlan,
         shape: ThreadShape | None,
         inplace: Pairs,
-        text: str | None,
+        written: bool,
     ) -> tuple[dict[str, Buffer], Phases]:
-        laid = in_row_groups(*laid_out(assign_scopes(tiles, phases, text), phases))
+        laid = in_row_groups(*laid_out(assign_scopes(tiles, phases, written), phases))
         every, phases = in_panels(*laid, shape, self.machine.shared_per_block, plan.flags.sides)
         stay = plan.flags.producer is not None and plan.flags.order.persistent
         return every, late_copies(phases) if stay else phases
 
-    def check(self, kernel: Kernel, plan: KernelPlan, text: str) -> None:
-        check_tensor_copies(kernel, self.machine, text)
-        check_instructions(kernel, plan, partial(match, target=self.machine.target, instructions=INSTRUCTIONS), text)
-        check_overlap(kernel, plan, self.machine.target, text)
-        check_promotion(kernel, plan, text)
-        check_blocks(kernel, plan, self.machine, text)
+    def check(self, kernel: Kernel, plan: KernelPlan) -> None:
+        check_tensor_copies(kernel, self.machine)
+        check_instructions(kernel, plan, partial(match, target=self.machine.target, instructions=INSTRUCTIONS))
+        check_overlap(kernel, plan, self.machine.target)
+        check_promotion(kernel, plan)
+        check_blocks(kernel, plan, self.machine)
 
 
 def family_for(machine: Machine, threads: int, itemsize: int = 4, early: bool = False) -> Family:

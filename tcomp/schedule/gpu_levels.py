@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tcomp.dsl.ast import Span
+from tcomp.dsl.errors import TcError
 from tcomp.ir.blocks import ThreadShape
 from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.cpu_levels import add_tile
 from tcomp.schedule.kernel_plan import KernelPlan, LaneLevel, LoopMap, TileLevel, WarpLevel
-from tcomp.schedule.resolve import LevelError, ResolvedLevel
+from tcomp.schedule.resolve import ResolvedLevel
 
 ORDER = ("grid", "cluster", "seq", "pipe", "warpgroup", "warp", "lane", "mma", "unroll", "vec")
 MAX_WARPS = 32
@@ -54,13 +55,13 @@ class GpuLevels:
         for level in levels:
             kind, _, place = level.kind.partition(".")
             if kind not in ORDER:
-                raise LevelError(
+                raise TcError(
                     f"level '{level.kind}' of loop '{name}' cannot be lowered yet",
                     level.span,
                     f"levels in use, outermost first: {', '.join(ORDER)}",
                 )
             if before and not _may_follow(before, kind):
-                raise LevelError(
+                raise TcError(
                     f"level '{level.kind}' of loop '{name}' comes too late",
                     level.span,
                     "write levels outermost first: grid(...) / seq(...) / pipe(...) / warp(...) / lane / vec(...)",
@@ -85,7 +86,7 @@ class GpuLevels:
             else:
                 grain = _grain(kind, args[0] if args else self.vector, level.span)
         if mma and (lane is not None or grain > 1 or (warp is not None and warp.tile % 16)):
-            raise LevelError(
+            raise TcError(
                 f"loop '{name}' ends in mma, which shares a warp's tile of multiples of 16 out among its lanes",
                 span,
                 "leave out lane and vec, and give each warp a multiple of 16",
@@ -96,7 +97,7 @@ class GpuLevels:
 def _warpgroup(args: Sequence[int], span: Span) -> WarpLevel:
     """`warpgroup(64)`, or `warpgroup(64, 2)` for two of them."""
     if args[0] != GROUP_ROWS:
-        raise LevelError(
+        raise TcError(
             f"warpgroup({args[0]}): a warpgroup takes {GROUP_ROWS} rows at a time, 16 for each warp",
             span,
             f"write warpgroup({GROUP_ROWS}); what is left over its warpgroups take in turns",
@@ -108,7 +109,7 @@ def _warpgroup(args: Sequence[int], span: Span) -> WarpLevel:
 def _lane(place: str, args: Sequence[int], span: Span) -> LaneLevel:
     """`lane`, `lane.x` or `lane.y(8)`."""
     if (place == "y") != bool(args and args[0]):
-        raise LevelError(
+        raise TcError(
             "lane.y takes the number of values per lane, and lane or lane.x none",
             span,
             "lanes along x are those that lanes along y leave over: write lane.y(8) and lane.x",
@@ -119,7 +120,7 @@ def _lane(place: str, args: Sequence[int], span: Span) -> LaneLevel:
 def _grain(kind: str, values: int, span: Span) -> int:
     """The consecutive values of a thread, a power of two."""
     if values & (values - 1) or values > 16:
-        raise LevelError(
+        raise TcError(
             f"{kind}({values}): a thread takes 1, 2, 4, 8 or 16 consecutive values",
             span,
             "write vec(4): 128 bits of f32",
@@ -154,7 +155,7 @@ def _clustered(name: str, tiles: Sequence[TileLevel], block: int, span: Span) ->
     outer = tiles[-1].block if tiles and tiles[-1].kind == "grid" else None
     count = (outer or 0) // block
     if outer is None or outer % block or not 2 <= count <= MOST_BLOCKS:
-        raise LevelError(
+        raise TcError(
             f"cluster({block}) of loop '{name}' needs a grid tile around it, of 2 to {MOST_BLOCKS} times {block}",
             span,
             f"write {name} -> grid.y({2 * block}) / cluster({block})",
@@ -183,7 +184,7 @@ def _arguments(kind: str, level: ResolvedLevel) -> tuple[int, ...]:
     if not least <= len(level.args) <= most:
         takes = "one number" if least == most == 1 else "a number" if most == 1 else "one or two numbers"
         takes = "no number" if most == 0 else takes
-        raise LevelError(f"{level.kind} takes {takes}", level.span, f"write {example}")
+        raise TcError(f"{level.kind} takes {takes}", level.span, f"write {example}")
     return level.args
 
 
@@ -196,7 +197,7 @@ def thread_shape(plan: KernelPlan, extents: Mapping[str, int]) -> ThreadShape:
     if any(m.mma for m in loops):
         for m in loops:
             if wanted.get(m.index, LANES_Y) > LANES_Y:
-                raise LevelError(
+                raise TcError(
                     f"loop '{m.index}' asks for {wanted[m.index]} lanes along y; with mma a warp has {LANES_Y}",
                     m.span,
                     "give each lane more values",
@@ -204,7 +205,7 @@ def thread_shape(plan: KernelPlan, extents: Mapping[str, int]) -> ThreadShape:
         lanes_y = LANES_Y
     if lanes_y > 32:
         m = next(m for m in loops if wanted.get(m.index) == lanes_y)
-        raise LevelError(
+        raise TcError(
             f"loop '{m.index}' asks for {lanes_y} lanes along y; a warp has 32",
             m.span,
             "give each lane more values, or divide the loop among warps",
@@ -220,7 +221,7 @@ def thread_shape(plan: KernelPlan, extents: Mapping[str, int]) -> ThreadShape:
             warps[m.warp.place] = max(warps[m.warp.place], count)
     if warps["x"] * warps["y"] > MAX_WARPS:
         m = next(m for m in loops if m.warp is not None)
-        raise LevelError(
+        raise TcError(
             f"the schedule asks for {warps['x']} x {warps['y']} warps; a block has at most {MAX_WARPS}",
             m.span,
             "give each warp a larger tile, or limit their number: warp(32, 8)",

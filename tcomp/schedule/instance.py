@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tcomp.dsl.ast import Equation, Module, Op, Schedule
+from tcomp.ir.blocks import ThreadShape
 from tcomp.ir.tile import Buffer, Scope
 from tcomp.schedule.family import Family
-from tcomp.schedule.joining import Joining
+from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.symbols import Symbols
 
 
 @dataclass(frozen=True)
 class Instance:
     """An op at fixed dimensions on a machine's `family`. `temporaries` are the tensors that are no operands of it;
-    `equations` have numbers for dimensions. `given`: the schedule is a written one; `text` is what it stands in.
-    `threads` counts a CPU's."""
+    `equations` have numbers for dimensions. `given`: the schedule is a written one. `threads` counts a CPU's. With
+    `deterministic`, what depends on the order in which blocks run is refused. A kernel may add symbols of its own."""
 
     op: Op
     module: Module
@@ -25,19 +26,17 @@ class Instance:
     equations: tuple[Equation, ...]
     schedule: Schedule
     given: bool
-    text: str
     threads: int
     deterministic: bool
-
-    @property
-    def joining(self) -> Joining:
-        """What joining results needs to know, with symbols that a kernel may add its own to."""
-        return Joining(self.family, self.symbols, self.temporaries, self.deterministic, self.text)
 
     @property
     def outputs(self) -> frozenset[str]:
         """What the op gives, or updates in place."""
         return frozenset(o.name for o in self.op.operands if o in self.op.outputs or o.inout)
+
+    def shape(self, plan: KernelPlan) -> ThreadShape:
+        """The threads of a kernel's blocks."""
+        return self.family.shape(plan, self.symbols.extents)
 
     def operand(self, name: str) -> Buffer:
         """A tensor of the op in memory, or a workspace."""

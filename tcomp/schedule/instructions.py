@@ -13,7 +13,7 @@ from tcomp.schedule.nest import JOINED, PARTIAL, TURN
 
 
 def check_instructions(
-    kernel: Kernel, plan: KernelPlan, match: Callable[[Compute, Mapping[str, Buffer]], object], text: str
+    kernel: Kernel, plan: KernelPlan, match: Callable[[Compute, Mapping[str, Buffer]], object]
 ) -> None:
     """TcError at the `use` line that cannot be kept, where `match` raises a MatchError."""
     buffers = kernel.buffers
@@ -28,13 +28,12 @@ def check_instructions(
             try:
                 match(c, buffers)
             except MatchError as e:
-                raise TcError(e.message, plan.uses[own].span, text, e.hint) from None
+                raise TcError(e.message, plan.uses[own].span, e.hint) from None
     for name, use in plan.uses.items():
         if name not in found:
             raise TcError(
                 f"'{name}' is not a sum in this kernel, so {use.instruction} cannot compute it",
                 use.span,
-                text,
                 "name the equation that sums products of two tensors",
             )
 

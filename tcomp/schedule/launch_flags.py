@@ -39,19 +39,19 @@ class LaunchFlags:
         return dict(self.spans).get(flag, NO_SPAN)
 
 
-def launch_flags(directives: Iterable[Directive], values: Mapping[str, int | float], text: str) -> LaunchFlags:
+def launch_flags(directives: Iterable[Directive], values: Mapping[str, int | float]) -> LaunchFlags:
     """The flags among a kernel's directives. `values` are the schedule's parameters."""
     found: dict[str, Flag] = {}
     for d in directives:
         if isinstance(d, Flag) and d.name in FLAGS:
             if d.name in found:
-                raise TcError(f"`{d.name}` is said twice", d.span, text, "keep one line")
+                raise TcError(f"`{d.name}` is said twice", d.span, "keep one line")
             found[d.name] = d
-    raster = _number(found["raster"], values, text) if "raster" in found else 0
+    raster = _number(found["raster"], values) if "raster" in found else 0
     if "persistent" in found and found["persistent"].args:
-        raise TcError("`persistent` takes no number", found["persistent"].span, text, "write: persistent")
-    producer = _producer(found["producer"], values, text) if "producer" in found else None
-    order = GridOrder("persistent" in found, raster, _reversed(found.get("reverse"), text))
+        raise TcError("`persistent` takes no number", found["persistent"].span, "write: persistent")
+    producer = _producer(found["producer"], values) if "producer" in found else None
+    order = GridOrder("persistent" in found, raster, _reversed(found.get("reverse")))
     return LaunchFlags(
         producer,
         order,
@@ -62,20 +62,20 @@ def launch_flags(directives: Iterable[Directive], values: Mapping[str, int | flo
     )
 
 
-def _reversed(flag: Flag | None, text: str) -> frozenset[str]:
+def _reversed(flag: Flag | None) -> frozenset[str]:
     """The loops (not yet their variables) that `reverse` names."""
     if flag is None:
         return frozenset()
     names = [a.id for a in flag.args if isinstance(a, Name)]
     if not names or len(names) < len(flag.args):
-        raise TcError("`reverse` takes the loops to reverse", flag.span, text, "write: reverse q")
+        raise TcError("`reverse` takes the loops to reverse", flag.span, "write: reverse q")
     return frozenset(names)
 
 
-def _number(flag: Flag, values: Mapping[str, int | float], text: str) -> int:
+def _number(flag: Flag, values: Mapping[str, int | float]) -> int:
     n = evaluate_dim(flag.args[0], dict(values)) if len(flag.args) == 1 else 0
     if int(n) != n or n < 1:
-        raise TcError(f"`{flag.name}` takes one whole number of at least 1", flag.span, text, f"write: {flag.name}(8)")
+        raise TcError(f"`{flag.name}` takes one whole number of at least 1", flag.span, f"write: {flag.name}(8)")
     return int(n)
 
 
@@ -83,7 +83,7 @@ def _holds(flag: Flag | None, values: Mapping[str, int | float]) -> bool:
     return flag is not None and all(evaluate_dim(condition, dict(values)) for condition in flag.args)
 
 
-def _producer(flag: Flag, values: Mapping[str, int | float], text: str) -> Producer | None:
+def _producer(flag: Flag, values: Mapping[str, int | float]) -> Producer | None:
     match flag.args:
         case (Name(kind),) if kind in WARPS:
             return Producer(WARPS[kind])
@@ -96,9 +96,6 @@ def _producer(flag: Flag, values: Mapping[str, int | float], text: str) -> Produ
             raise TcError(
                 f"a producer cannot keep {n} registers a thread",
                 flag.span,
-                text,
                 "write a multiple of 8 from 24 to 240, or 0 for no producer",
             )
-    raise TcError(
-        "`producer` takes the warps that copy", flag.span, text, "write: producer warp, or: producer warpgroup(40)"
-    )
+    raise TcError("`producer` takes the warps that copy", flag.span, "write: producer warp, or: producer warpgroup(40)")

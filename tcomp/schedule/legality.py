@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Name, Reduction, accesses_in
+from tcomp.dsl.ast import Access, Combine, Name, Reduction, accesses_in
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
 from tcomp.schedule.kernel_plan import KernelPlan
@@ -25,7 +25,12 @@ def remedy(plan: KernelPlan, tensor: str, over: str, otherwise: str) -> str:
     return otherwise
 
 
-def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
+def cannot_combine(output: str, c: Combine, why: str, hint: str) -> TcError:
+    """The error at a `combine` line that cannot be kept for an output (or a part of one)."""
+    return TcError(f"{output} cannot be combined over {c.over} by {c.by}: {why}", c.span, hint)
+
+
+def check_core_loops(roots: list[Node], plan: KernelPlan) -> None:
     """Cores must not update the same element: no core loop over a reduced or scattered index.
 
     A reduced index may be divided among cores when `combine` says how the partial results are joined.
@@ -59,7 +64,6 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
                 raise TcError(
                     f"loop '{index}' is divided among {among}, but '{output.tensor}' sums over it",
                     loop.level.span,
-                    text,
                     hint,
                     (f"blocks 0 and 1 both update {show(output, {})} (at {index} = 0 and {index} = {second})",),
                 )
@@ -74,7 +78,6 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
                 raise TcError(
                     f"loop '{index}' is divided among {among}, but '{target.tensor}' is scattered over it",
                     loop.level.span,
-                    text,
                     f"divide a loop that stands bare on the left instead, and map '{index}' to seq",
                     (f"blocks 0 and 1 both update an element of {shown} when {when}",),
                 )
@@ -83,7 +86,7 @@ def check_core_loops(roots: list[Node], plan: KernelPlan, text: str) -> None:
         visit(r)
 
 
-def check_nesting(roots: list[Node], text: str) -> None:
+def check_nesting(roots: list[Node]) -> None:
     """Loops divided among cores or blocks enclose everything of their phase: nothing may run between two of them."""
 
     def visit(node: LoopNode) -> None:
@@ -99,7 +102,6 @@ def check_nesting(roots: list[Node], text: str) -> None:
                 f"loop '{loop.level.index}' is divided among {word}, but '{name}', which has no loop "
                 f"'{loop.level.index}', shares the loop '{node.level.index}' around it",
                 loop.level.span,
-                text,
                 f"compute '{name}' in a kernel of its own (kernel {name}:), or again where it is read (inline {name})",
             )
         visit(inner[0])
@@ -124,7 +126,7 @@ def _leaves_of(node: Node) -> Iterator[Leaf]:
         yield from node.leaves()
 
 
-def check_fuse(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
+def check_fuse(leaves: list[Leaf], plan: KernelPlan) -> None:
     """`fuse a, b at k` must hold: the named equations really share the loop over k."""
     for f in plan.fuse:
         named = [x for x in leaves if any(w in f.names for w in x.known_as)]
@@ -134,7 +136,6 @@ def check_fuse(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                 raise TcError(
                     f"fuse names '{n}', which this kernel does not compute",
                     f.span,
-                    text,
                     f"it computes: {', '.join(sorted(known))}",
                 )
         for leaf in named:
@@ -143,7 +144,6 @@ def check_fuse(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                 raise TcError(
                     f"'{w}' has no loop '{f.at}', so it cannot be fused at it",
                     f.span,
-                    text,
                     f"leave '{w}' out of this line, or fuse at one of: {', '.join(sorted(leaf.domain))}",
                 )
         for i, first in enumerate(named):
@@ -166,7 +166,6 @@ def check_fuse(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
                     raise TcError(
                         f"'{first.written[0]}' and '{second.written[0]}' cannot share the loop over {f.at}",
                         f.span,
-                        text,
                         hint,
                         (note,),
                     )
@@ -175,12 +174,11 @@ def check_fuse(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
             raise TcError(
                 f"these equations do not end up in one loop over '{f.at}'",
                 f.span,
-                text,
                 "map the loops around it (order) so that they can share it",
             )
 
 
-def check_registers(accumulators: int, registers: int, leaf: Leaf, plan: KernelPlan, text: str) -> None:
+def check_registers(accumulators: int, registers: int, leaf: Leaf, plan: KernelPlan) -> None:
     """The register tile must fit: accumulators plus one vector per operand."""
     if accumulators + 2 > registers:
         value = leaf.equation.value
@@ -193,6 +191,5 @@ def check_registers(accumulators: int, registers: int, leaf: Leaf, plan: KernelP
             f"the register tile of '{leaf.written[0]}' needs {accumulators} accumulators and two operands, "
             f"but there are {registers} vector registers",
             tiled.span if tiled else span,
-            text,
             "lower the unroll factors",
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from tcomp.dsl.ast import DType, Module, Op, Schedule
 from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
-from tcomp.dsl.errors import TcError
+from tcomp.dsl.errors import TcError, quoting
 from tcomp.dsl.storage import bound
 from tcomp.grad.early import is_early
 from tcomp.ir.tile import Buffer, Kernel
@@ -49,16 +49,13 @@ def lower(
     `chosen` overrides tuned parameters by name. `schedule` replaces the module's (for tuners and tests).
     `deterministic` refuses atomic sums. Raises TcError when the schedule is illegal, with a counterexample.
     """
-    try:
+    with quoting(module.sources):
         op = bound(op, DType.F32)
         instance = _instance(op, module, dims, machine, threads, schedule, deterministic)
         rules, symbols = instance.family.rules, instance.symbols
-        resolver = Resolver(op, symbols.extents, rules, instance.text, chosen, storage_of(op), dims)
+        resolver = Resolver(op, symbols.extents, rules, chosen, storage_of(op), dims)
         instance, parts = _parts(instance, resolver)
         return _kernels(instance, parts)
-    except TcError as e:
-        e.text = e.text or module.sources.get(e.span.file, "")
-        raise
 
 
 def _instance(
@@ -94,7 +91,6 @@ def _instance(
         equations=equations,
         schedule=taken,
         given=found is not None,
-        text=module.sources.get(taken.span.file, ""),
         threads=threads,
         deterministic=deterministic,
     )
@@ -142,10 +138,7 @@ def _check_complete(instance: Instance, parts: Sequence[Part]) -> None:
     ]
     if missing:
         raise TcError(
-            f"no kernel of this schedule computes '{missing[0]}'",
-            instance.schedule.span,
-            instance.text,
-            f"add: kernel {missing[0]}:",
+            f"no kernel of this schedule computes '{missing[0]}'", instance.schedule.span, f"add: kernel {missing[0]}:"
         )
 
 
@@ -157,6 +150,5 @@ def _check_workspaces(instance: Instance, kernels: Sequence[Kernel], workspaces:
             raise TcError(
                 f"kernel '{n}' computes a temporary that no later kernel reads",
                 instance.schedule.span,
-                instance.text,
                 "remove it, or put it before its readers",
             )

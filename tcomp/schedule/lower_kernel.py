@@ -42,9 +42,9 @@ class KernelLowering:
 
     def __init__(self, instance: Instance, part: Part, workspaces: dict[str, Buffer], started: frozenset[str]) -> None:
         self.instance, self.part, self.workspaces, self.started = instance, part, workspaces, started
-        self.op, self.family, self.text = instance.op, instance.family, instance.text
+        self.op, self.family = instance.op, instance.family
         self.extents, self.shapes = instance.symbols.extents, instance.symbols.shapes
-        self.joined = combined(instance.joining, part.plan, part.equations)
+        self.joined = combined(instance, part.plan, part.equations)
         self.leaves = self.joined.leaves
         self.added = {n for s in self.joined.sums for n in (s.name, s.flags) if n}.union(self.joined.carried)
         """workspaces that blocks add to"""
@@ -58,7 +58,7 @@ class KernelLowering:
                 others = (r for r in self.leaves if r is not leaf)
                 leaf.readers = [r for r in others if any(a.tensor in leaf.written for a in r.reads())]
         if as_written(self.op, instance.module):  # else its tensors depend on which gradients exist
-            check_stages(self.leaves, self.joined.plan, self.text)
+            check_stages(self.leaves, self.joined.plan)
         self.dtypes = self._dtypes()
         plan = self.joined.plan
         self.plan = replace(plan, stages=needed_stages(plan.stages, self.dtypes))
@@ -67,9 +67,9 @@ class KernelLowering:
         """The kernel under that name. TcError where its schedule is illegal."""
         plan = self.plan
         roots = build(self.leaves, plan.sequence, self.extents)
-        check_fuse(self.leaves, plan, self.text)
-        check_core_loops(roots, plan, self.text)
-        check_nesting(roots, self.text)
+        check_fuse(self.leaves, plan)
+        check_core_loops(roots, plan)
+        check_nesting(roots)
         emitter, shape = self._emitter()
         fills = self._fills(shape)
         filled = {c.target.tensor for phase in fills for c in computes(phase)}
@@ -85,8 +85,7 @@ class KernelLowering:
         operands = tuple(self.instance.operand(n) for n in order if n in reads | writes)
         last = {s.output.partition(".")[0] for s in self.joined.sums if s.name in adding.last}
         inplace = kept_places(phases, last, inplace_pairs(roots, {b.name: b for b in operands}))
-        written = self.text if self.instance.given else None
-        tiles, phases = self.family.finish(emitter.tiles, phases, plan, shape, inplace, written)
+        tiles, phases = self.family.finish(emitter.tiles, phases, plan, shape, inplace, self.instance.given)
         self._check_stream()
         sizes = {b.name: (b.dtype, b.elements) for b in operands}
         counted = {n: size for n, size in sizes.items() if n not in self.joined.carried}
@@ -100,14 +99,14 @@ class KernelLowering:
             inplace,
             flops=arithmetic(self.leaves, self.extents, self.local),
             op=self.op.name,
-            blocks=None if shape is None else blocks_of(plan, self.extents, shape, self.text),
+            blocks=None if shape is None else blocks_of(plan, self.extents, shape),
             traffic=traffic(self.leaves, self.extents, counted, filled),
             functions=evaluations(self.leaves, self.extents, self.local, self.instance.module.monoids),
             gathered=gathered(self.leaves, self.extents, sizes),
             span=plan.span,
             origins=plan.origins,
         )
-        self.family.check(kernel, plan, self.text)
+        self.family.check(kernel, plan)
         return without_idle_cluster(kernel)
 
     def _check_stream(self) -> None:
@@ -115,7 +114,6 @@ class KernelLowering:
             raise TcError(
                 "`stream` shares out a sum that blocks add to in turns, and this kernel has none",
                 self.plan.flags.span("stream"),
-                self.text,
                 "write: combine OUTPUT over LOOP by turns; or leave the line out",
             )
 
@@ -129,7 +127,6 @@ class KernelLowering:
                 raise TcError(
                     f"'{name}' cannot be cast: it is not a temporary of this kernel",
                     self.joined.plan.span,
-                    self.text,
                     f"round its reads in one equation instead: cast EQUATION.{name} to {dtype}",
                 )
         return out
@@ -139,7 +136,7 @@ class KernelLowering:
         plan, leaves = self.plan, self.leaves
         narrowest = min((d.bytes for d in self.instance.symbols.dtypes.values() if d.is_float), default=4)
         room = self.family.room(plan, self.extents, narrowest)
-        tiler, shape = self.family.prepare(plan, room, self.text)
+        tiler, shape = self.family.prepare(plan, room)
         chunk, granule = self._chunks()
         definitions: dict[str, Expr] = {
             x.equation.target.name: x.equation.value
@@ -161,7 +158,6 @@ class KernelLowering:
             monoids=self.instance.module.monoids,
             definitions=definitions,
             tiler=tiler,
-            text=self.text,
             stager=self.family.stager,
             scalars=frozenset(scalars - self.written),
             needs=needs(leaves, definitions) if self.family.partial_tiles else None,
@@ -230,9 +226,9 @@ class KernelLowering:
         results = {n: self.instance.operand(n) for n in self.written & self.operands}
         parts = parts_of(t for x in self.leaves for t in x.equation.targets)
         warps = shape.warps if shape else 1
-        unpacking = Unpacking(tiles, results, joined.turns, warps, self.text)
+        unpacking = Unpacking(tiles, results, joined.turns, warps)
         phases = unpacking.phases(phases, through, self.written, parts)
-        adding = Adding(joined.sums, plan.stages, tiles, self.shapes, self.extents, plan.flags.order, self.text)
+        adding = Adding(joined.sums, plan.stages, tiles, self.shapes, self.extents, plan.flags.order)
         return adding.phases(phases), adding
 
     def _fills(self, shape: ThreadShape | None) -> list[Phase]:

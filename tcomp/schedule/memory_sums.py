@@ -17,61 +17,63 @@ import math
 from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Combine, DType, Name, Reduction, Target
+from tcomp.dsl.errors import TcError
 from tcomp.schedule.adding import AddedSum
-from tcomp.schedule.joining import Joining
+from tcomp.schedule.instance import Instance
 from tcomp.schedule.joining_loops import joining_loops, mapped_alike, renamed, with_loops
 from tcomp.schedule.kernel_plan import KernelPlan
+from tcomp.schedule.legality import cannot_combine
 from tcomp.schedule.nest import JOINED, Leaf
 from tcomp.schedule.normal import part_of
 from tcomp.schedule.split_sum import splittable
 
 
-def atomic_sum(joining: Joining, leaf: Leaf, c: Combine) -> Leaf:
+def atomic_sum(instance: Instance, leaf: Leaf, c: Combine) -> Leaf:
     """The equation adding to its target from many blocks at once."""
     eq, value = leaf.equation, leaf.equation.value
-    if joining.family.level != "grid":
-        raise joining.error(c, "atomic sums exist on GPUs only", f"combine {c.over} by partials")
-    if joining.deterministic:
-        raise joining.error(
-            c,
+    if instance.family.level != "grid":
+        raise TcError("atomic sums exist on GPUs only", c.span, f"combine {c.over} by partials")
+    if instance.deterministic:
+        raise TcError(
             f"atomic sums into '{eq.target.name}' would depend on the order in which blocks run",
+            c.span,
             "combine by partials, or give `tcomp build` or `tcomp train` --nondeterministic",
-            f"two runs may round {eq.target.name} differently",
+            (f"two runs may round {eq.target.name} differently",),
         )
     sums = eq.accumulate if not isinstance(value, Reduction) else value.reducer == "sum"
-    if not sums or eq.target.name in joining.temporaries:
+    if not sums or eq.target.name in instance.temporaries:
         message = f"only sums into an output can be atomic, not '{eq.target.name}'"
-        raise joining.error(c, message, "combine by partials")
+        raise TcError(message, c.span, "combine by partials")
     over = c.over if c.over in leaf.reduced else None
     added = replace(eq, accumulate=True)
     return Leaf(added, leaf.number, leaf.parallel, leaf.reduced, leaf.gathered, over, atomic=True)
 
 
-def adds_up(joining: Joining, leaf: Leaf, c: Combine) -> bool:
+def adds_up(instance: Instance, leaf: Leaf, c: Combine) -> bool:
     """Is it an atomic sum into an output that is narrower than f32, where adding up would lose bits?"""
-    narrow = joining.symbols.dtypes[leaf.equation.target.name].bytes < 4
-    return c.by == "atomic" and narrow and c.over in leaf.reduced and not joining.deterministic
+    narrow = instance.symbols.dtypes[leaf.equation.target.name].bytes < 4
+    return c.by == "atomic" and narrow and c.over in leaf.reduced and not instance.deterministic
 
 
-def added_sum(joining: Joining, plan: KernelPlan, leaf: Leaf, c: Combine) -> tuple[Leaf, Leaf, AddedSum, KernelPlan]:
+def added_sum(instance: Instance, plan: KernelPlan, leaf: Leaf, c: Combine) -> tuple[Leaf, Leaf, AddedSum, KernelPlan]:
     """The equation that all blocks add by, the one that reads what they have added, and the plan with its loops."""
-    eq, value, symbols = leaf.equation, leaf.equation.value, joining.symbols
-    output = part_of(eq.target).rstrip(".")
+    eq, value, symbols = leaf.equation, leaf.equation.value, instance.symbols
+    output = part_of(eq.target)
     grid = [t for t in plan.sequence if t.index == c.over and t.parallel]
     fault, hint = "", f"map '{c.over}' to grid, or combine by partials"
     if (
         not splittable(eq) or not isinstance(value, Reduction) or value.reducer != "sum"
-        or c.over not in leaf.reduced or eq.target.name in joining.temporaries or eq.accumulate
+        or c.over not in leaf.reduced or eq.target.name in instance.temporaries or eq.accumulate
     ):  # fmt: skip
         fault, hint = f"it is no sum over {c.over} into plain indices of an output", "leave the line out"
-    elif joining.family.level != "grid":
+    elif instance.family.level != "grid":
         fault, hint = "it needs blocks of a GPU", "combine by partials"
     elif not grid:
         fault = f"'{c.over}' is not divided among blocks"
     elif symbols.dtypes[eq.target.name] in (DType.F64, DType.I32):
         fault, hint = "blocks add sums in f32 alone", "combine by partials"
     if fault:
-        raise joining.error(c, f"{output} cannot be combined over {c.over} by {c.by}: {fault}", hint)
+        raise cannot_combine(output, c, fault, hint)
     name, flags = output + JOINED, f"{output}.turns" if c.by == "turns" else ""
     symbols.add(name, DType.F32, leaf.parallel)
     if flags:
@@ -79,7 +81,7 @@ def added_sum(joining: Joining, plan: KernelPlan, leaf: Leaf, c: Combine) -> tup
     first = replace(eq, targets=(Target(name, tuple(Name(i) for i in leaf.parallel)),), accumulate=True)
     new = symbols.indices_like(leaf.parallel, output)
     order = sorted(list(new.values())[:-1], key=lambda i: symbols.extents[i]) + list(new.values())[-1:]
-    plan = with_loops(mapped_alike(plan, name, output), joining_loops(order, joining.shape(plan), grid[0]))
+    plan = with_loops(mapped_alike(plan, name, output), joining_loops(order, instance.shape(plan), grid[0]))
     read = Access(name, tuple(Name(i) for i in new.values()))
     second = replace(eq, targets=(Target(eq.target.name, renamed(eq.target.subscripts, new)),), value=read)
     adds = Leaf(

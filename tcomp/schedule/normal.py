@@ -68,7 +68,7 @@ def normalise(op: Op, module: Module, dims: dict[str, int]) -> tuple[Equation, .
 
 
 def inline_tensors(
-    equations: tuple[Equation, ...], names: frozenset[str], temporaries: frozenset[str], symbols: Symbols, text: str
+    equations: tuple[Equation, ...], names: frozenset[str], temporaries: frozenset[str], symbols: Symbols
 ) -> tuple[Equation | None, ...]:
     """Substitute the pointwise tensors `names` into their readers; temporaries' own equations become None.
 
@@ -81,12 +81,12 @@ def inline_tensors(
     for eq in equations:
         used = {a.tensor for e in expressions(eq) for a in accesses_in(e)} & bodies.keys()
         for n in sorted(used & stale.keys()):
-            raise _cannot_inline(n, f"'{stale[n]}', which it reads, is overwritten before this use", eq, text)
+            raise _cannot_inline(n, f"'{stale[n]}', which it reads, is overwritten before this use", eq)
         eq = map_expressions(eq, lambda e: _expand(e, bodies))
         written = {t.name: t.subscripts for t in eq.targets}
         for a in [a for e in expressions(eq) for a in accesses_in(e)] if used else []:
             if a.tensor in written and (a.subscripts != written[a.tensor] or isinstance(eq.value, Reduction)):
-                raise _cannot_inline(min(used), f"this equation overwrites '{a.tensor}', which it reads", eq, text)
+                raise _cannot_inline(min(used), f"this equation overwrites '{a.tensor}', which it reads", eq)
         name = eq.target.name
         for n, (_, body) in bodies.items():
             overwritten = {a.tensor for a in accesses_in(body)} & written.keys()
@@ -96,10 +96,10 @@ def inline_tensors(
             axes = [s.id for s in eq.target.subscripts if isinstance(s, Name)]
             plain = len(axes) == len(eq.target.subscripts) and not eq.accumulate
             if plain and tuple(symbols.extents[a] for a in axes) != symbols.shapes[name]:
-                raise _cannot_inline(name, "its equation writes only a part of it", eq, text)
+                raise _cannot_inline(name, "its equation writes only a part of it", eq)
             once = plain and name not in bodies
             if not once or isinstance(eq.value, Reduction) or any(a.tensor == name for a in accesses_in(eq.value)):
-                raise _cannot_inline(name, "only what is defined once, point by point, can", eq, text)
+                raise _cannot_inline(name, "only what is defined once, point by point, can", eq)
             bodies[name] = (eq.target, _rounded(eq.value, symbols.dtypes[name], symbols.dtypes))
             out.append(None if name in temporaries else eq)
         else:
@@ -115,9 +115,9 @@ def _rounded(value: Expr, dtype: DType, dtypes: Mapping[str, DType]) -> Expr:
     return Call(dtype.value, (value,))
 
 
-def _cannot_inline(name: str, why: str, eq: Equation, text: str) -> TcError:
+def _cannot_inline(name: str, why: str, eq: Equation) -> TcError:
     hint = f"remove '{name}' from the schedule's inline line"
-    return TcError(f"'{name}' cannot be inlined: {why}", eq.span, text, hint)
+    return TcError(f"'{name}' cannot be inlined: {why}", eq.span, hint)
 
 
 def _expand(e: Expr, bodies: dict[str, tuple[Target, Expr]]) -> Expr:
@@ -131,9 +131,10 @@ def _expand(e: Expr, bodies: dict[str, tuple[Target, Expr]]) -> Expr:
 
 
 def part_of(target: Target) -> str:
-    """The part of a tensor that an equation writes, by its first constant subscript: dQKV.1 of dQKV[b, k, 1, h, d]."""
-    constant = next((s.value for s in target.subscripts if isinstance(s, Num)), "")
-    return f"{target.name}.{constant}"
+    """The part of a tensor that an equation writes, by its first constant subscript: dQKV.1 of dQKV[b, k, 1, h, d]. The
+    tensor's name where there is none."""
+    constant = next((s.value for s in target.subscripts if isinstance(s, Num)), None)
+    return target.name if constant is None else f"{target.name}.{constant}"
 
 
 def called(eq: Equation, names: tuple[str, ...]) -> bool:

@@ -26,7 +26,7 @@ WARPGROUP = 128
 """threads of an asynchronous matrix instruction"""
 
 
-def check_overlap(kernel: Kernel, plan: KernelPlan, target: str, text: str) -> None:
+def check_overlap(kernel: Kernel, plan: KernelPlan, target: str) -> None:
     """TcError at an `overlap` line that the lowered kernel cannot keep. (Its `use` lines have been checked.)"""
     buffers = kernel.buffers
     found = set()
@@ -43,11 +43,11 @@ def check_overlap(kernel: Kernel, plan: KernelPlan, target: str, text: str) -> N
                 fault = _read_elsewhere(c, around[-1], phase)
             if fault:
                 message = f"'{name}' cannot overlap the next turn: {fault[0]}"
-                raise TcError(message, plan.overlap[name].span, text, fault[1])
+                raise TcError(message, plan.overlap[name].span, fault[1])
     for name, line in plan.overlap.items():
         if name not in found and line.number != 0:
             hint = "name an equation that a `use wgmma` line names"
-            raise TcError(f"'{name}' is not a matrix product of this kernel", line.span, text, hint)
+            raise TcError(f"'{name}' is not a matrix product of this kernel", line.span, hint)
 
 
 def _fault(c: Compute, loop: Loop, buffers: dict[str, Buffer], target: str) -> tuple[str, str] | None:

@@ -15,17 +15,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Binary, Combine, Name, Num, Reduction, Target
-from tcomp.schedule.joining import Joining
+from tcomp.dsl.errors import TcError
+from tcomp.schedule.instance import Instance
 from tcomp.schedule.joining_loops import joining_cores, joining_loops, renamed, with_loops
 from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 from tcomp.schedule.nest import PARTIAL, Leaf
 
 
-def one_block(joining: Joining, plan: KernelPlan, c: Combine) -> bool:
+def one_block(instance: Instance, plan: KernelPlan, c: Combine) -> bool:
     """Is there one block of the index only, on a CPU?"""
     core = [t for t in plan.sequence if t.index == c.over and t.parallel]
-    one = bool(core) and core[0].block is not None and joining.symbols.extents[c.over] <= core[0].block
-    return joining.family.level == "core" and c.by == "partials" and one
+    one = bool(core) and core[0].block is not None and instance.symbols.extents[c.over] <= core[0].block
+    return instance.family.level == "core" and c.by == "partials" and one
 
 
 def on_one_core(plan: KernelPlan, over: str) -> KernelPlan:
@@ -40,21 +41,21 @@ def on_one_core(plan: KernelPlan, over: str) -> KernelPlan:
 
 
 def partial_results(
-    joining: Joining, plan: KernelPlan, leaf: Leaf, c: Combine, group: str
+    instance: Instance, plan: KernelPlan, leaf: Leaf, c: Combine, group: str
 ) -> tuple[Leaf, Leaf, KernelPlan]:
     """The equations of the blocks and of their join, and the plan with its loops, which sums of one `group` share."""
     eq, value = leaf.equation, leaf.equation.value
-    family, symbols = joining.family, joining.symbols
+    family, symbols = instance.family, instance.symbols
     core = [t for t in plan.sequence if t.index == c.over and t.parallel]
     if c.by != "partials" or not core or core[0].block is None or not isinstance(value, Reduction):
-        raise joining.error(
-            c,
+        raise TcError(
             f"combine over {c.over} by {c.by} needs partial sums of equal blocks",
+            c.span,
             f"write: {c.over} -> {family.level}(65536), and: combine {eq.target.name} over {c.over} by partials",
         )
     if value.reducer not in ("sum", "max", "min"):
         message = f"partial results of '{value.reducer}' cannot be combined yet"
-        raise joining.error(c, message, f"map '{c.over}' to seq")
+        raise TcError(message, c.span, f"map '{c.over}' to seq")
     level = core[0]
     assert level.block is not None
     name, index = eq.target.name + PARTIAL, f"{c.over}.block"
@@ -69,7 +70,7 @@ def partial_results(
         indices = list(joined.values())
         if not set(indices) <= set(plan.loops):  # (else another of the group has brought them)
             if family.level == "grid":
-                maps = joining_loops(indices, joining.shape(plan), level, (index, count))
+                maps = joining_loops(indices, instance.shape(plan), level, (index, count))
             else:
                 maps = joining_cores(indices, symbols.extents, level)
             plan = with_loops(plan, maps)

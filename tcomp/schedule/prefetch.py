@@ -46,7 +46,7 @@ def prefetched(phase: tuple[Statement, ...], stages: Sequence[Stage] = ()) -> tu
     return tuple(_statement(s, (), cached) for s in phase)
 
 
-def check_fetched(phases: Iterable[tuple[Statement, ...]], stages: Sequence[Stage], text: str) -> None:
+def check_fetched(phases: Iterable[tuple[Statement, ...]], stages: Sequence[Stage]) -> None:
     """TcError for a `stage ... in cache` line whose loop only has further loops around what it would fetch."""
     loops = [x for phase in phases for x in loops_in(phase)]
     for stage in (s for s in stages if s.space == "cache"):
@@ -58,7 +58,7 @@ def check_fetched(phases: Iterable[tuple[Statement, ...]], stages: Sequence[Stag
             if inner:
                 at = _index(inner[0])
                 message = f"'{name}' is not fetched ahead at '{stage.at}': the loop over {at} lies between"
-                raise TcError(message, stage.span, text, f"stage it in cache at {at}, or give {at} no tile level")
+                raise TcError(message, stage.span, f"stage it in cache at {at}, or give {at} no tile level")
 
 
 def _index(loop: Loop) -> str:

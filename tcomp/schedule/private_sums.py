@@ -15,22 +15,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Name, Reduction, Target
+from tcomp.dsl.errors import TcError
 from tcomp.ir.reducers import IDENTITY
-from tcomp.schedule.joining import Joining
+from tcomp.schedule.instance import Instance
 from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import Leaf
 from tcomp.schedule.normal import called, part_of
 
 
-def private_sum(joining: Joining, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
+def private_sum(instance: Instance, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
     """The equation, or its two where it has a private sum."""
     eq, value = leaf.equation, leaf.equation.value
-    name, symbols, everywhere = eq.target.name, joining.symbols, joining.family.private_sums
+    name, symbols, everywhere = eq.target.name, instance.symbols, instance.family.private_sums
     narrow = symbols.dtypes[name].bytes < 4
     asked = [c for c in plan.combine if c.by == "private" and c.over in leaf.reduced and called(eq, c.names)]
     if not narrow and not everywhere and not asked:
         return [leaf]
-    passing = name in joining.temporaries and name not in plan.outputs
+    passing = name in instance.temporaries and name not in plan.outputs
     if passing or not isinstance(value, Reduction) or value.reducer not in IDENTITY:
         return [leaf]
     inside = [t.index in leaf.reduced for t in plan.sequence if t.index in leaf.domain and not t.parallel]
@@ -39,9 +40,9 @@ def private_sum(joining: Joining, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
     scattered = bool(leaf.gathered) and everywhere
     if not any(inside) or not in_order or scattered or leaf.partial_over is not None:
         if asked and not any(inside):
-            raise joining.error(
-                asked[0],
+            raise TcError(
                 f"{name} has no sum over tiles of {asked[0].over} to be collected",
+                asked[0].span,
                 "tile the loop, as in seq(64)",
             )
         return [leaf]
@@ -50,7 +51,7 @@ def private_sum(joining: Joining, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
     symbols.add(own, symbols.sum_type(name), leaf.parallel)
     first = replace(eq, targets=(Target(own, subs),), accumulate=False)
     second = replace(eq, value=Access(own, subs))
-    known = tuple(dict.fromkeys((name, part_of(eq.target).rstrip("."))))
+    known = tuple(dict.fromkeys((name, part_of(eq.target))))
     collected = Leaf(first, leaf.number, leaf.parallel, leaf.reduced, sums_for=known)
     copy = Leaf(second, leaf.number, leaf.parallel, (), leaf.gathered, copies=True)
     return [replace(x, beside=leaf.beside, dealt=leaf.dealt) for x in (collected, copy)]

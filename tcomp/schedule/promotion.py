@@ -16,7 +16,7 @@ from tcomp.schedule.nest import Leaf
 from tcomp.schedule.storage import reduction_loops
 
 
-def promoted(plan: KernelPlan, leaf: Leaf, text: str) -> bool:
+def promoted(plan: KernelPlan, leaf: Leaf) -> bool:
     """Is the leaf's sum over several turns promoted after each of them? TcError where a `promote` line says another
     number of values than a turn sums."""
     line = next((plan.promote[n] for n in (leaf.written[0], *leaf.sums_for) if n in plan.promote), None)
@@ -28,16 +28,15 @@ def promoted(plan: KernelPlan, leaf: Leaf, text: str) -> bool:
         raise TcError(
             f"a turn of the loop over {inner.index} sums {inner.block} values, not {line.number}",
             line.span,
-            text,
             f"write promote {line.name}({inner.block}), or map {inner.index} to pipe({line.number}, ...)",
         )
     return True
 
 
-def check_promotion(kernel: Kernel, plan: KernelPlan, text: str) -> None:
+def check_promotion(kernel: Kernel, plan: KernelPlan) -> None:
     """TcError at a `promote` line whose sum no matrix instruction adds. (Its `use` lines have been checked.)"""
     added = {c.target.tensor for phase in kernel.phases for c in computes(phase) if c.instruction}
     for name, line in plan.promote.items():
         if not any(t == name or t.startswith(f"{name}.") for t in added):
             message = f"'{name}' is not a matrix product of this kernel: it is added up in f32 without being promoted"
-            raise TcError(message, line.span, text, "name an equation that a `use` line names")
+            raise TcError(message, line.span, "name an equation that a `use` line names")

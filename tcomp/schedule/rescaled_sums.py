@@ -32,7 +32,6 @@ def rescaled(emitter: Emitter, value: Reduction) -> RescaledSum:
         raise TcError(
             f"monoid '{value.reducer}' cannot be scheduled",
             value.span,
-            emitter.text,
             "its carried field must combine as a.x * f(a.m, m) + b.x * f(b.m, m) with m = max or min",
         )
     return found

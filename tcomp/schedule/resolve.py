@@ -47,7 +47,7 @@ class LevelRules(Protocol):
     facts: dict[str, int | float]
 
     def loop(self, name: str, levels: Sequence[ResolvedLevel], span: Span) -> LoopMap:
-        """TcErrors are raised through `LevelError`, which carries no text."""
+        """The loop's mapping. TcError for a level that cannot stand where it does."""
         ...
 
 
@@ -60,14 +60,6 @@ class ResolvedLevel:
     span: Span
 
 
-class LevelError(Exception):
-    """A level that cannot stand where it does: message, span and hint of the TcError to come."""
-
-    def __init__(self, message: str, span: Span, hint: str) -> None:
-        super().__init__(message)
-        self.message, self.span, self.hint = message, span, hint
-
-
 class Resolver:
     """Resolves the directives of one op instance's schedule."""
 
@@ -76,18 +68,14 @@ class Resolver:
         op: Op,
         extents: dict[str, int],
         rules: LevelRules,
-        text: str,
         chosen: Mapping[str, int | float] | None = None,
         storage: DType = DType.F32,
         dims: Mapping[str, int] | None = None,
     ) -> None:
-        self.op, self.extents, self.text, self.rules = op, extents, text, rules
+        self.op, self.extents, self.rules = op, extents, rules
         self.facts = {**(dims or {}), **rules.facts}
         self.chosen = dict(chosen or {})
         self.storage = storage
-
-    def error(self, message: str, span: Span, hint: str = "", *notes: str) -> TcError:
-        return TcError(message, span, self.text, hint, notes)
 
     def plans(self, schedule: Schedule) -> list[KernelPlan]:
         """One plan per kernel of the schedule (one for the whole op when it has no `kernel` lines)."""
@@ -101,7 +89,7 @@ class Resolver:
         order = [d for d in directives if isinstance(d, Order)]
         inlined = (d for d in directives if isinstance(d, Flag) and d.name == "inline")
         joins = [(d, self._stands(d, values)) for d in directives if isinstance(d, Combine)]
-        uses, flags = self._used(directives), launch_flags(directives, self.facts | values, self.text)
+        uses, flags = self._used(directives), launch_flags(directives, self.facts | values)
         return KernelPlan(
             kernel.outputs,
             loops,
@@ -135,15 +123,15 @@ class Resolver:
         for d, name in [(line, name) for line in lines for name in line.loops]:
             if name not in self.extents:
                 known = ", ".join(sorted(self.extents))
-                raise self.error(f"{self.op.name} has no loop '{name}'", d.span, f"its loops are: {known}")
+                raise TcError(f"{self.op.name} has no loop '{name}'", d.span, f"its loops are: {known}")
             if (name, d.of) in mapped:
                 hint = f"put all levels on one line: {name} -> ... / ..."
                 hint = hint if d.condition is None else "write conditions of which only one holds"
-                raise self.error(f"loop '{name}' is mapped twice", d.span, hint)
+                raise TcError(f"loop '{name}' is mapped twice", d.span, hint)
             mapped.add((name, d.of))
             mapping = self._loop(name, d, values)
             if d.of and mapping.tiles:
-                raise self.error(
+                raise TcError(
                     f"only levels within a tile can differ between equations, not '{mapping.tiles[0].kind}'",
                     mapping.tiles[0].span,
                     f"put tile levels on the line of '{name}' without `of`",
@@ -168,7 +156,7 @@ class Resolver:
                 continue
             for name in d.names:
                 if name in found:
-                    raise self.error(f"two instructions are to compute '{name}'", d.span, "keep one `use` line for it")
+                    raise TcError(f"two instructions are to compute '{name}'", d.span, "keep one `use` line for it")
                 found[name] = d
         return {n: d for n, d in found.items() if d.instruction != "fma"}
 
@@ -187,7 +175,7 @@ class Resolver:
                     case Call(name, (number,)):
                         named[name] = Named(name, int(evaluate_dim(number, self.facts | dict(values))), a.span)
                     case _:
-                        raise self.error(f"`{flag}` takes the products to {flag}", d.span, f"write: {flag} acc")
+                        raise TcError(f"`{flag}` takes the products to {flag}", d.span, f"write: {flag} acc")
         return named
 
     def _tuned(self, directives: tuple[Directive, ...], outputs: tuple[str, ...]) -> dict[str, int | float]:
@@ -203,7 +191,7 @@ class Resolver:
                 value = self.chosen.get(f"{'+'.join(outputs)}.{d.name}", self.chosen.get(d.name, default))
                 allowed = [evaluate_dim(c, self.facts | values) for c in d.choices] or [default]
                 if value not in allowed and value != default:
-                    raise self.error(
+                    raise TcError(
                         f"{d.name} = {value} is not among its choices",
                         d.span,
                         f"choose one of {', '.join(map(str, allowed))}",
@@ -228,17 +216,17 @@ class Resolver:
             problem = f"cannot be told: {e.message}"
         names = names_in(condition)
         shown = ", ".join(f"{n} = {known[n]}" for n in sorted(names & set(known)))
-        raise self.error(
+        raise TcError(
             f"the schedule's `where` condition {problem}",
             span,
             "choose other parameter values" if names & set(values) else "write another schedule for these dimensions",
-            f"with {shown}",
+            (f"with {shown}",),
         )
 
     def _number(self, e: Expr, values: dict[str, int | float], span: Span, what: str) -> int:
         n = evaluate_dim(e, self.facts | values)
         if int(n) != n or n < 1:
-            raise self.error(f"{what} must be a positive whole number, not {n}", span, "write 1 or more")
+            raise TcError(f"{what} must be a positive whole number, not {n}", span, "write 1 or more")
         return int(n)
 
     def _loop(self, name: str, d: MapLoops, values: dict[str, int | float]) -> LoopMap:
@@ -248,15 +236,12 @@ class Resolver:
             what = f"the size in {level.kind}(...)"
             args = tuple(self._number(a, values, span, what) for a in level.args)
             levels.append(ResolvedLevel(level.kind, args, span))
-        try:
-            return self.rules.loop(name, levels, d.span)
-        except LevelError as e:
-            raise self.error(e.message, e.span, e.hint) from None
+        return self.rules.loop(name, levels, d.span)
 
     def _refuse(self, d: Directive) -> None:
         """Directives of the language that no lowering exists for yet must not be ignored."""
         if isinstance(d, Flag) and d.name not in ("inline", "overlap", "promote", *FLAGS):
-            raise self.error(
+            raise TcError(
                 f"`{d.name}` cannot be lowered yet",
                 d.span,
                 "remove the line: contractions run on FMA units, untransformed",
@@ -270,7 +255,7 @@ class Resolver:
         for o in orders:
             for name in o.loops:
                 if name not in loops:
-                    raise self.error(
+                    raise TcError(
                         f"order names '{name}', which this kernel does not map",
                         o.span,
                         f"mapped loops: {', '.join(loops)}",
@@ -282,7 +267,7 @@ class Resolver:
         chunked = [t for t in core if t.block is None]
         if chunked and len(core) > 1:
             other = next(t for t in core if t is not chunked[0])
-            raise self.error(
+            raise TcError(
                 f"loop '{chunked[0].index}' takes all cores (core without a size), so '{other.index}' cannot "
                 "be divided among them too",
                 other.span,

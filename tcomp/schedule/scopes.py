@@ -24,12 +24,12 @@ MAX_ELEMENTS = 224
 
 
 def assign_scopes(
-    tiles: Mapping[str, Buffer], phases: Iterable[tuple[Statement, ...]], text: str | None
+    tiles: Mapping[str, Buffer], phases: Iterable[tuple[Statement, ...]], written: bool
 ) -> dict[str, Buffer]:
     """The tiles with SCRATCH replaced by REGISTERS or SHARED.
 
     A tile that fits registers in shape but not in size goes to shared memory where the schedule is the default
-    one (`text` is None), and is a TcError where it was written.
+    one, and is a TcError where it was `written`.
     """
     uses: dict[str, list[tuple[Spread, ...] | None]] = {}
     spans: dict[str, Span] = {}
@@ -52,11 +52,10 @@ def assign_scopes(
         first = found[0] if found else ()
         private = first is not None and all(u == first for u in found)
         count = _elements(first, tile.shape) if first is not None else 0
-        if private and count > MAX_ELEMENTS and text is not None:
+        if private and count > MAX_ELEMENTS and written:
             raise TcError(
                 f"each thread would hold {count} values of '{name}'; {MAX_ELEMENTS} fit its registers",
                 spans[name],
-                text,
                 "divide its loops among more warps and lanes, or take smaller tiles",
             )
         if private and first is not None and count <= MAX_ELEMENTS:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from tcomp.dsl.ast import Binary, Combine, Name, Num, names_in
 from tcomp.dsl.errors import TcError
-from tcomp.schedule.joining import Joining
+from tcomp.schedule.instance import Instance
 from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 from tcomp.schedule.nest import Leaf
 
@@ -23,15 +23,15 @@ BLOCKS_PER_SM = 8
 """of a sorted scatter: each owns rows, and waits for memory at every contribution to one of them"""
 
 
-def sorted_scatter(joining: Joining, plan: KernelPlan, leaf: Leaf, c: Combine) -> tuple[Leaf, KernelPlan]:
+def sorted_scatter(instance: Instance, plan: KernelPlan, leaf: Leaf, c: Combine) -> tuple[Leaf, KernelPlan]:
     """The equation with its owners, and the plan with their loop."""
-    eq, family, symbols = leaf.equation, joining.family, joining.symbols
+    eq, family, symbols = leaf.equation, instance.family, instance.symbols
     name = eq.target.name
     gathers = [d for d, s in enumerate(eq.target.subscripts) if c.over in names_in(s)]
     if family.level != "grid" or c.over not in leaf.gathered or not gathers or not eq.accumulate:
-        raise joining.error(
-            c,
+        raise TcError(
             f"combine {name} over {c.over} by sorted needs a scatter `{name}[ids[...]] += ...` on a GPU",
+            c.span,
             f"map '{c.over}' to seq, or combine by partials",
         )
     mapped = plan.loops.get(c.over)
@@ -39,7 +39,6 @@ def sorted_scatter(joining: Joining, plan: KernelPlan, leaf: Leaf, c: Combine) -
         raise TcError(
             f"a sorted scatter walks '{c.over}' in order, so it cannot be divided",
             mapped.span,
-            joining.text,
             f"map '{c.over}' to seq: the rows of {name} are what is divided",
         )
     rows = symbols.shapes[name][gathers[0]]

@@ -43,18 +43,16 @@ def split(plans: Sequence[KernelPlan], instance: Instance) -> list[Part]:
         names = frozenset(o.partition(".")[0] for o in wanted)
         if not names:
             continue
-        inlined = inline_tensors(
-            equations, plan.inline & defined, instance.temporaries, instance.symbols, instance.text
-        )
+        inlined = inline_tensors(equations, plan.inline & defined, instance.temporaries, instance.symbols)
         positions = needed(inlined, wanted, (operands | made) - names)
         kept = tuple(eq for i in positions if (eq := inlined[i]) is not None)
         parts.append(Part(plan, names, positions, kept))
         made |= names
-    _check_order(parts, equations, operands | made, instance.text)
+    _check_order(parts, equations, operands | made)
     return parts
 
 
-def _check_order(parts: list[Part], equations: tuple[Equation, ...], shared: frozenset[str], text: str) -> None:
+def _check_order(parts: list[Part], equations: tuple[Equation, ...], shared: frozenset[str]) -> None:
     writers: dict[str, list[tuple[int, Access]]] = {}
     for i, eq in enumerate(equations):
         for t in eq.targets:
@@ -71,18 +69,17 @@ def _check_order(parts: list[Part], equations: tuple[Equation, ...], shared: fro
                     if disjoint(a, written):
                         continue
                     if w < position and w not in before | done:
-                        raise _wrong_order(part, eq, a.tensor, "before it is computed", text)
+                        raise _wrong_order(part, eq, a.tensor, "before it is computed")
                     if w > position and w in before:
-                        raise _wrong_order(part, eq, a.tensor, "after it was overwritten", text)
+                        raise _wrong_order(part, eq, a.tensor, "after it was overwritten")
             done.add(position)
         before |= done
 
 
-def _wrong_order(part: Part, eq: Equation, tensor: str, when: str, text: str) -> TcError:
+def _wrong_order(part: Part, eq: Equation, tensor: str, when: str) -> TcError:
     own = ", ".join(sorted(part.names))
     return TcError(
         f"kernel {own} would use '{tensor}' {when}: '{eq.target.name}' needs it as it stands in the equations' order",
         part.plan.span,
-        text,
         f"reorder the kernels, or put '{eq.target.name}' and '{tensor}' in one: kernel {eq.target.name}, {tensor}:",
     )

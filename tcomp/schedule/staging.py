@@ -58,67 +58,65 @@ def staged_accesses(name: str, leaf: Leaf, anywhere: bool = False, key: bool = F
     return found
 
 
-def check_stages(leaves: list[Leaf], plan: KernelPlan, text: str) -> None:
+def check_stages(leaves: list[Leaf], plan: KernelPlan) -> None:
     """Every `stage` line must have something to stage: a tiled loop, and a reduction that reads the tensor, or, in
     cache, an equation that names it. A packed tensor must lie along a register tile, and a loop that fetches ahead must
     have turns. A tensor is staged once."""
-    _check_once(plan, text)
+    _check_once(plan)
     for stage in plan.stages:
-        _check_loop(stage, plan, text)
+        _check_loop(stage, plan)
         for name in stage.tensors:
             if stage.space == "cache":
-                _check_named(stage, name, leaves, text)
+                _check_named(stage, name, leaves)
                 continue
-            _check_read(stage, name, leaves, text)
+            _check_read(stage, name, leaves)
             if stage.space == "packed":
-                _check_along_tile(stage, name, leaves, plan, text)
+                _check_along_tile(stage, name, leaves, plan)
 
 
-def _check_once(plan: KernelPlan, text: str) -> None:
+def _check_once(plan: KernelPlan) -> None:
     """TcError for a tensor that two lines put in one place, or both in cache and in a packed tile."""
     seen: set[tuple[str, str]] = set()
     in_place = {n for s in plan.stages if s.by == "widening" for n in s.tensors}
     for s in plan.stages:
         for name in s.tensors:
             if (name, s.space) in seen:
-                raise TcError(f"'{name}' is staged in {s.space} twice", s.span, text, "keep one line for it")
+                raise TcError(f"'{name}' is staged in {s.space} twice", s.span, "keep one line for it")
             if {(name, "cache"), (name, "packed")} <= seen | {(name, s.space)} and name not in in_place:
                 message = f"'{name}' is packed, so nothing reads it where `in cache` would fetch it"
-                raise TcError(message, s.span, text, "keep one of the two lines")
+                raise TcError(message, s.span, "keep one of the two lines")
             seen.add((name, s.space))
 
 
-def _check_loop(s: Stage, plan: KernelPlan, text: str) -> None:
+def _check_loop(s: Stage, plan: KernelPlan) -> None:
     """TcError where the loop of a line has no tiles, or, in cache, none that is fetched while another is computed."""
     levels = [t for t in plan.sequence if t.index == s.at]
     if s.space == "cache" and s.by is not None:
-        raise TcError("what is staged in cache is not copied", s.span, text, f"leave out `by {s.by}`")
+        raise TcError("what is staged in cache is not copied", s.span, f"leave out `by {s.by}`")
     if not levels:
         raise TcError(
             f"nothing can be staged at '{s.at}': it has no tile level",
             s.span,
-            text,
             f"tile it, e.g. {s.at} -> seq(64), or stage at another loop",
         )
     if s.space == "cache" and all(t.block is None for t in levels):
         raise TcError(
             f"nothing can be fetched ahead at '{s.at}': each thread has all its share in one turn",
             s.span,
-            text,
             f"give the loop turns: {s.at} -> core(1), or {s.at} -> core / seq(16)",
         )
 
 
-def _check_named(s: Stage, name: str, leaves: Sequence[Leaf], text: str) -> None:
+def _check_named(s: Stage, name: str, leaves: Sequence[Leaf]) -> None:
     """TcError for a tensor to be fetched into the cache that the loop neither reads nor writes."""
     inside = [leaf for leaf in leaves if s.at in leaf.domain]
     written = {t for leaf in inside for t in leaf.written}
     if name.partition(".")[0] not in written and not any(staged_accesses(name, leaf, True) for leaf in inside):
         message = f"'{name}' cannot be staged: no equation in the loop over {s.at} names it"
-        raise TcError(message, s.span, text, "leave it out of this line")
+        raise TcError(message, s.span, "leave it out of this line")
 
 
-def _check_read(s: Stage, name: str, leaves: Sequence[Leaf], text: str) -> None:
+def _check_read(s: Stage, name: str, leaves: Sequence[Leaf]) -> None:
     """TcError for a tensor to be copied into a tile from which nothing reads it. (Results leave through tiles, too.)"""
     leaving = {n for leaf in leaves for n in (*leaf.written, *parts_of(leaf.equation.targets))}
     if s.by == "tma" and {name, name + JOINED} & leaving:
@@ -128,12 +126,11 @@ def _check_read(s: Stage, name: str, leaves: Sequence[Leaf], text: str) -> None:
         raise TcError(
             f"'{name}' cannot be staged: no {'equation' if anywhere else 'reduction'} of this kernel reads it",
             s.span,
-            text,
             "leave it out of this line",
         )
 
 
-def _check_along_tile(s: Stage, name: str, leaves: Sequence[Leaf], plan: KernelPlan, text: str) -> None:
+def _check_along_tile(s: Stage, name: str, leaves: Sequence[Leaf], plan: KernelPlan) -> None:
     """TcError for a tensor to be packed along which there is no register tile that would read panels."""
     if any(_along_tile(name, leaf, plan) for leaf in leaves):
         return
@@ -141,20 +138,18 @@ def _check_along_tile(s: Stage, name: str, leaves: Sequence[Leaf], plan: KernelP
     raise TcError(
         f"'{name}' cannot be packed: no register tile runs along it",
         s.span,
-        text,
         f"give {' or '.join(sorted(own))} an unroll or vec level, or leave '{name}' out of this line"
         if own
         else "leave it out of this line",
     )
 
 
-def check_only_read(stage: Stage, tensor: str, leaves: Iterable[Leaf], text: str) -> None:
+def check_only_read(stage: Stage, tensor: str, leaves: Iterable[Leaf]) -> None:
     """TcError for a tensor that an equation of the loop it is to be staged in writes."""
     if any(tensor in leaf.written for leaf in leaves):
         raise TcError(
             f"{tensor} cannot be staged at {stage.at}: an equation in that loop writes it",
             stage.span,
-            text,
             "stage a tensor that this loop only reads",
         )
 
@@ -241,7 +236,7 @@ class Staging:
         made: dict[tuple[Access, str, int, tuple[str, int]], tuple[str, tuple[Expr | None, ...]]] = {}
         chosen = [c for c in candidates if not crossing or c in crossing or c[4][0] or self._far(c[1], c[2], env)]
         for leaf, a, i, width, grouped in chosen:
-            check_only_read(stage, a.tensor, node.leaves(), self.emitter.text)
+            check_only_read(stage, a.tensor, node.leaves())
             key = (a, i, width, grouped)
             if key not in made:
                 made[key], pack = self._pack(stage, a, i, width, grouped, env)
@@ -320,7 +315,6 @@ class Staging:
                 raise TcError(
                     f"{a.tensor} cannot be staged: its subscript is not a plain index",
                     stage.span,
-                    self.emitter.text,
                     "stage tensors whose subscripts are plain indices",
                 )
             origins.append(None)

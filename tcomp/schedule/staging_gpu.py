@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tcomp.dsl.ast import Access, DType, Expr, Level, Name, Span, Stage, names_in
+from tcomp.dsl.ast import Access, DType, Expr, Level, Name, Stage, names_in
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tensor_map import ALIGNED
@@ -66,10 +66,10 @@ class SharedStaging:
         for s in sorted(self.emitter.plan.stages, key=lambda s: s.space == REGISTERS):  # (copies lead the loop's body)
             if s.at == index:
                 if s.space == REGISTERS and (s.by or s.options):
-                    raise self._error("a tile in registers is loaded as it is", s.span, "end the line behind the loop")
+                    raise TcError("a tile in registers is loaded as it is", s.span, "end the line behind the loop")
                 inner = [c.level.index for c in loops_below(node) if c.level.parallel]
                 if inner and node.level.parallel:
-                    raise self._error(
+                    raise TcError(
                         f"{s.tensors[0]} cannot be staged at {index}: each block has a place of its own along "
                         f"'{inner[-1]}' too, and nothing can run before it is known",
                         s.span,
@@ -89,7 +89,7 @@ class SharedStaging:
         wanted = anywhere if stage.space == REGISTERS or not summed else summed
         beside = [(x, a) for x, a in anywhere if (x, a) not in wanted and self._plain(a)]
         for leaf, a in (*wanted, *beside):
-            check_only_read(stage, a.tensor, node.leaves(), self.emitter.text)
+            check_only_read(stage, a.tensor, node.leaves())
             if (leaf, a) in wanted:
                 whole = next((b for _, b in beside if self._covers(b, a, env)), a)
                 region = self._region(whole, env)
@@ -177,7 +177,6 @@ class SharedStaging:
                 raise TcError(
                     f"{a.tensor} cannot be staged: its subscript is not a plain index",
                     stage.span,
-                    emitter.text,
                     "stage tensors whose subscripts are plain indices",
                 )
             origins.append(None)
@@ -198,14 +197,14 @@ class SharedStaging:
         """The tile's layout by the options behind the `stage` line: at most one of pad(n), swizzle and swizzle(n).
         Reads begin at multiples of `step` values of a row, and where it is swizzled with a panel."""
         for o in stage.options[1:]:
-            raise self._error("a staged tile has one layout", o.span, "keep one of pad(n) and swizzle(n)")
+            raise TcError("a staged tile has one layout", o.span, "keep one of pad(n) and swizzle(n)")
         for o in stage.options:
             args = [int(evaluate_dim(a, dict(self.emitter.plan.values))) for a in o.args]
             if o.kind == "pad" and len(args) == 1:
                 return padded(dims[-1], dtype.bytes, args[0])
             if o.kind == "swizzle" and len(args) <= 1:
                 return self._swizzled(o, tensor, dims[-1] * dtype.bytes, step * dtype.bytes, args)
-            raise self._error(
+            raise TcError(
                 f"staging option '{o.kind}' cannot be lowered yet",
                 o.span,
                 "leave it out (rows are padded against bank conflicts), or write pad(4) or swizzle(128)",
@@ -226,7 +225,7 @@ class SharedStaging:
     def _swizzled(self, option: Level, tensor: str, row: int, step: int, args: list[int]) -> Swizzled:
         """The swizzle of that width, or the widest that rows take: `row` bytes, of which `step` are read at a time."""
         if args and args[0] not in SWIZZLES:
-            raise self._error(
+            raise TcError(
                 f"there is no swizzle of {args[0]} bytes", option.span, "write swizzle(128), swizzle(64) or swizzle(32)"
             )
         for width in args or SWIZZLES:
@@ -234,12 +233,9 @@ class SharedStaging:
                 return Swizzled(width)
         wanted = f"swizzle({args[0]})" if args else "swizzle"
         read = "" if row % min(args or SWIZZLES) else f", read {step} at a time"
-        raise self._error(
+        raise TcError(
             f"{wanted} does not fit {tensor}: a row of its tile has {row} bytes{read}",
             option.span,
             f"rows must be a multiple of {args[0] if args else SWIZZLES[-1]} bytes: take a larger tile along the last "
             "index, or a narrower swizzle",
         )
-
-    def _error(self, message: str, span: Span, hint: str) -> TcError:
-        return TcError(message, span, self.emitter.text, hint)

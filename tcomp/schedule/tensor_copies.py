@@ -14,17 +14,17 @@ from tcomp.machine.gpu import GpuMachine
 FIRST_SM = 90
 
 
-def check_tensor_copies(kernel: Kernel, machine: GpuMachine, text: str) -> None:
+def check_tensor_copies(kernel: Kernel, machine: GpuMachine) -> None:
     """TcError at a `stage ... by tma` that the machine, the operand's shape or the kernel's loops do not allow."""
     for phase in kernel.phases:
         written = [s.target for s in statements_in(phase) if isinstance(s, Compute)]
         for s in statements_in(phase):
             if isinstance(s, Loop) and s.level == "pipe":
-                _one_way(s, text)
+                _one_way(s)
             if isinstance(s, Pack) and s.by == "tma":
-                _check(s, kernel, machine, written, text)
+                _check(s, kernel, machine, written)
             if isinstance(s, Unpack):
-                _check(s.reversed, kernel, machine, written, text)
+                _check(s.reversed, kernel, machine, written)
 
 
 def _apart(a: Access, b: Access) -> bool:
@@ -33,20 +33,18 @@ def _apart(a: Access, b: Access) -> bool:
     return any(isinstance(x, Num) and isinstance(y, Num) and x != y for x, y in pairs)
 
 
-def _check(pack: Pack, kernel: Kernel, machine: GpuMachine, written: Sequence[Access], text: str) -> None:
+def _check(pack: Pack, kernel: Kernel, machine: GpuMachine, written: Sequence[Access]) -> None:
     name = pack.source.tensor
     if machine.sm < FIRST_SM:
         raise TcError(
             f"{machine.target} has no tensor copies: {name} cannot be staged by tma",
             pack.span,
-            text,
             "stage it by cp.async, and keep tma for a schedule on sm_90a",
         )
     if any(a.tensor == name and not _apart(a, pack.source) for a in written):
         raise TcError(
             f"{name} cannot be staged by tma: this kernel writes it",
             pack.span,
-            text,
             "stage it by cp.async, or write it in a kernel of its own",
         )
     try:
@@ -55,12 +53,11 @@ def _check(pack: Pack, kernel: Kernel, machine: GpuMachine, written: Sequence[Ac
         raise TcError(
             f"{name} cannot be staged by tma: {e}",
             pack.span,
-            text,
             "choose tiles (and for strides: dimensions) that tensor maps can describe, or stage it by cp.async",
         ) from None
 
 
-def _one_way(loop: Loop, text: str) -> None:
+def _one_way(loop: Loop) -> None:
     """The tiles of one pipe loop arrive by one kind of copy: their rings turn together."""
     packs = [s for s in loop.body if isinstance(s, Pack)]
     other = [p for p in packs if p.by != "tma"]
@@ -68,6 +65,5 @@ def _one_way(loop: Loop, text: str) -> None:
         raise TcError(
             f"{other[0].source.tensor} is staged by {other[0].by} in a pipe loop where other tiles come by tma",
             other[0].span,
-            text,
             "stage all tiles of this loop by tma, or none",
         )

@@ -30,8 +30,8 @@ from tcomp.schedule.tiling import RegisterTile
 class GpuTiler:
     """Chooses how a block's threads share each equation of one kernel."""
 
-    def __init__(self, plan: KernelPlan, shape: ThreadShape, text: str) -> None:
-        self.plan, self.text = plan, text
+    def __init__(self, plan: KernelPlan, shape: ThreadShape) -> None:
+        self.plan = plan
         self.lanes = {"x": shape.lanes_x, "y": shape.lanes_y}
         self.warps = {"x": shape.warps_x, "y": shape.warps_y}
 
@@ -73,7 +73,6 @@ class GpuTiler:
             raise TcError(
                 f"loop '{index}' is divided among threads, but '{a.target.tensor}' is scattered over it",
                 m.span,
-                self.text,
                 f"divide a loop that stands bare on the left instead, and map '{index}' to seq",
                 (f"two threads both update {a.target.tensor} where the gathered values are equal",),
             )

@@ -50,8 +50,8 @@ class Tiler(Protocol):
 class CpuTiler:
     """Vectors of `lanes` elements in `registers` registers."""
 
-    def __init__(self, plan: KernelPlan, lanes: int, registers: int, text: str) -> None:
-        self.plan, self.lanes, self.registers, self.text = plan, lanes, registers, text
+    def __init__(self, plan: KernelPlan, lanes: int, registers: int) -> None:
+        self.plan, self.lanes, self.registers = plan, lanes, registers
 
     def tile(self, a: Assignment, blocks: Mapping[str, int]) -> RegisterTile:
         names = (a.target.tensor, part_of(Target(a.target.tensor, a.target.subscripts)), *a.leaf.sums_for)
@@ -71,7 +71,7 @@ class CpuTiler:
                 width *= 2
         tile = RegisterTile(vector, width, _unrolled(a, maps, blocks, vector, width))
         if a.reduced:
-            check_registers(tile.accumulators(), self.registers, a.leaf, self.plan, self.text)
+            check_registers(tile.accumulators(), self.registers, a.leaf, self.plan)
         return tile
 
     def _vector(self, a: Assignment, maps: Mapping[str, LoopMap], blocks: Mapping[str, int]) -> str | None:

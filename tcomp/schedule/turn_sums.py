@@ -22,9 +22,10 @@ from dataclasses import dataclass, replace
 from tcomp.dsl.ast import Access, Binary, Combine, DType, Name, Num, Reduction, Target
 from tcomp.ir.blocks import Stream
 from tcomp.ir.tile import Turns
-from tcomp.schedule.joining import Joining
+from tcomp.schedule.instance import Instance
 from tcomp.schedule.joining_loops import computed_alike, joining_loops, renamed, with_loops
 from tcomp.schedule.kernel_plan import KernelPlan
+from tcomp.schedule.legality import cannot_combine
 from tcomp.schedule.nest import JOINED, Leaf
 from tcomp.schedule.split_sum import DividedSum
 from tcomp.schedule.symbols import Symbols
@@ -64,19 +65,19 @@ def unit_of(plan: KernelPlan, over: str) -> int:
     return (tile.block or 1) * tile.stages
 
 
-def check_turns(joining: Joining, s: DividedSum, others: bool) -> None:
+def check_turns(instance: Instance, s: DividedSum, others: bool) -> None:
     """TcError for a divided sum that blocks cannot add in turns. `others`: the kernel has such a sum already."""
     target, value = s.leaf.equation.target.name, s.leaf.equation.value
     assert isinstance(value, Reduction)
     fault, hint = "", "combine by partials"
-    if value.reducer != "sum" or joining.symbols.dtypes[target] in (DType.F64, DType.I32):
+    if value.reducer != "sum" or instance.symbols.dtypes[target] in (DType.F64, DType.I32):
         fault = "the copy engine adds up sums in f32 alone"
-    elif target in joining.temporaries:
+    elif target in instance.temporaries:
         fault = "it is no output"
     elif others:
         fault, hint = "a kernel's blocks take turns at one sum", "give the other sum a kernel of its own"
     if fault:
-        raise joining.error(s.directive, f"{target} cannot be combined over {s.over} by turns: {fault}", hint)
+        raise cannot_combine(target, s.directive, fault, hint)
 
 
 def sum_in_turns(

@@ -17,6 +17,7 @@ from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num, Stage
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, RowMajor, Scope, Statement, Swizzled, Turns, Unpack
 from tcomp.schedule.fold import fold, sub
+from tcomp.schedule.legality import cannot_combine
 from tcomp.schedule.nest import JOINED, PARTIAL
 from tcomp.schedule.turn_sums import TurnSum
 
@@ -28,9 +29,9 @@ class Unpacking:
     memory. Blocks add to sums in `turns`; to one computed beside another each of a block's `warps` adds its own."""
 
     def __init__(
-        self, tiles: dict[str, Buffer], tensors: Mapping[str, Buffer], turns: Iterable[TurnSum], warps: int, text: str
+        self, tiles: dict[str, Buffer], tensors: Mapping[str, Buffer], turns: Iterable[TurnSum], warps: int
     ) -> None:
-        self.tiles, self.tensors, self.warps, self.text = tiles, tensors, warps, text
+        self.tiles, self.tensors, self.warps = tiles, tensors, warps
         self.turns = {t.name: t for t in turns}
         self.whole: dict[str, Stage] = {}
         """tensors that leave so, by their `stage` lines"""
@@ -56,13 +57,8 @@ class Unpacking:
         for t in self.turns.values():
             if t.name not in self.whole and not t.beside:
                 d, output = t.directive, t.name.removesuffix(JOINED)
-                raise TcError(
-                    f"{output} cannot be combined over {d.over} by turns: only the copy engine adds a tile as one, and "
-                    "so in turns",
-                    d.span,
-                    self.text,
-                    f"add: stage {output} in shared at {t.index} by tma",
-                )
+                why = "only the copy engine adds a tile as one, and so in turns"
+                raise cannot_combine(output, d, why, f"add: stage {output} in shared at {t.index} by tma")
         if not self.whole and not self.some:
             return list(phases)
         return [tuple(x for s in phase for x in self._rewritten(s)) for phase in phases]
@@ -93,7 +89,6 @@ class Unpacking:
             raise TcError(
                 f"{name} cannot be written through shared memory: it is scattered, guarded or a sum over tiles",
                 stage.span,
-                self.text,
                 "stage a result that is written once, at plain indices",
             )
         if s.only is not None:
@@ -101,16 +96,14 @@ class Unpacking:
                 f"{name.removesuffix(PARTIAL)} cannot be written through shared memory: it is summed in the blocks of "
                 "another sum, not in all of them",
                 stage.span,
-                self.text,
                 "leave the line out: threads write it themselves",
             )
         if turn is not None and (not isinstance(s.value, Access) or s.value.tensor not in self.tiles):
             d = turn.directive
-            raise TcError(
-                f"{name.removesuffix(JOINED)} cannot be combined over {d.over} by turns: a block comes to a tile once "
-                f"for each turn of its loop over '{d.over}'",
-                d.span,
-                self.text,
+            raise cannot_combine(
+                name.removesuffix(JOINED),
+                d,
+                f"a block comes to a tile once for each turn of its loop over '{d.over}'",
                 f"let the tiles of '{d.over}' be the innermost loop (order), so that a sum is complete when it leaves",
             )
         dtype = self.tensors[name].dtype
