@@ -28,8 +28,7 @@ from tcomp.dsl.ast import (
     Reduction,
     Span,
     Target,
-    children,
-    rebuild,
+    map_children,
 )
 from tcomp.dsl.build_expressions import DEEPEST
 from tcomp.dsl.errors import TcError
@@ -203,7 +202,7 @@ class _Rename:
     def expr(self, e: Expr) -> Expr:
         if isinstance(e, Name):
             return self.dims[e.id] if e.id in self.dims else replace(e, span=self.span(e.span))
-        e = rebuild(e, tuple(map(self.expr, children(e)))) if children(e) else e
+        e = map_children(e, self.expr)
         e = replace(e, tensor=self.tensors.get(e.tensor, e.tensor)) if isinstance(e, Access) else e
         return replace(e, span=self.span(e.span))
 

@@ -6,7 +6,7 @@ when they say the same thing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -168,6 +168,14 @@ def conjuncts(e: Expr | None) -> list[Expr]:
     return [] if e is None else [e]
 
 
+def conjunction(conditions: Iterable[Expr]) -> Expr | None:
+    """[a, b] --> `a and b`; None for no condition."""
+    out: Expr | None = None
+    for c in conditions:
+        out = c if out is None else Binary("and", out, c)
+    return out
+
+
 def product_factors(e: Expr) -> list[Expr]:
     """The factors of a product: `a * b * -c` has a, b and c, `a / b` has a."""
     match e:
@@ -193,14 +201,23 @@ def rebuild(e: Expr, new: tuple[Expr, ...]) -> Expr:
             return e
 
 
-def substitute(e: Expr, names: dict[str, Expr]) -> Expr:
+def map_children(e: Expr, f: Callable[[Expr], Expr]) -> Expr:
+    """The same expression with `f` of each direct sub-expression; the very same where `f` changes none."""
+    old = children(e)
+    new = tuple(map(f, old))
+    return e if all(a is b for a, b in zip(old, new, strict=True)) else rebuild(e, new)
+
+
+def bottom_up(e: Expr, f: Callable[[Expr], Expr]) -> Expr:
+    """`f` of every part of an expression, inner ones first: each is what `f` made of the parts in it."""
+    return f(map_children(e, lambda x: bottom_up(x, f)))
+
+
+def substitute(e: Expr, names: Mapping[str, Expr]) -> Expr:
     """Replace names by expressions: `substitute(x * k, {"k": j + 1})` is `x * (j + 1)`."""
     if isinstance(e, Name):
         return names.get(e.id, e)
-    kids = children(e)
-    if not kids:
-        return e
-    return rebuild(e, tuple(substitute(c, names) for c in kids))
+    return map_children(e, lambda x: substitute(x, names))
 
 
 def names_in(e: Expr) -> set[str]:

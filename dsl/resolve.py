@@ -24,9 +24,8 @@ from tcomp.dsl.ast import (
     Reduction,
     TensorRef,
     Update,
-    children,
+    map_children,
     names_in,
-    rebuild,
 )
 
 
@@ -40,9 +39,7 @@ def resolve_scalars(op: Op) -> Op:
     def expr(e: Expr) -> Expr:
         if isinstance(e, Name):
             return Access(e.id, (), e.span) if e.id in scalars else e
-        old = children(e)
-        new = tuple(expr(c) for c in old)
-        return e if all(a is b for a, b in zip(old, new, strict=True)) else rebuild(e, new)
+        return map_children(e, expr)
 
     def equation(q: Equation) -> Equation:
         value = q.value

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tcomp.dsl.ast import Call, DType, Equation, Expr, Op, Operand, Reduction, Target, children, rebuild, walk
+from tcomp.dsl.ast import Call, DType, Equation, Expr, Op, Operand, Reduction, Target, map_children, walk
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import listing
 
@@ -44,9 +44,7 @@ def bound(op: Op, storage: DType) -> Op:
         return replace(o, dtype=dtype(o.dtype))
 
     def expression(e: Expr) -> Expr:
-        kids = children(e)
-        new = tuple(map(expression, kids))
-        e = e if all(a is b for a, b in zip(kids, new, strict=True)) else rebuild(e, new)
+        e = map_children(e, expression)
         return replace(e, function=storage.value) if isinstance(e, Call) and e.function == "real" else e
 
     def target(t: Target) -> Target:

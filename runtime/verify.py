@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcomp.dsl.ast import Access, Call, DType, Expr, Module, Name, Num, Op, Reduction, children, rebuild, walk
+from tcomp.dsl.ast import Access, Call, DType, Expr, Module, Name, Num, Op, Reduction, map_children, walk
 from tcomp.dsl.dims import Number, evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import dimensions
@@ -317,5 +317,4 @@ def _at(e: Expr, value: int) -> Expr:
         return Num(value)
     if isinstance(e, Call) and e.function == "select":
         return Call("max", tuple(_at(a, value) for a in e.args[1:]), e.span)
-    kids = children(e)
-    return rebuild(e, tuple(_at(c, value) for c in kids)) if kids else e
+    return map_children(e, lambda x: _at(x, value))

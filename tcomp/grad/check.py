@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcomp.dsl.ast import Access, Call, DType, Expr, Module, Op, Operand, Target, accesses_in, children, rebuild
+from tcomp.dsl.ast import Access, Call, DType, Expr, Module, Op, Operand, Target, accesses_in, bottom_up
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.infer import dimensions
 from tcomp.grad.derive import derive
@@ -61,8 +61,6 @@ def unrounded(op: Op) -> Op:
     """The op with its temporaries and its narrow operands in f32, and its casts to narrow types dropped."""
 
     def wide(e: Expr) -> Expr:
-        kids = children(e)
-        e = rebuild(e, tuple(map(wide, kids))) if kids else e
         return e.args[0] if isinstance(e, Call) and e.function in _NARROW else e
 
     def target(t: Target) -> Target:
@@ -71,7 +69,7 @@ def unrounded(op: Op) -> Op:
     def operand(o: Operand) -> Operand:
         return replace(o, dtype=DType.F32) if o.dtype in NARROW else o
 
-    equations = tuple(map_equation(q, wide) for q in op.equations)
+    equations = tuple(map_equation(q, lambda e: bottom_up(e, wide)) for q in op.equations)
     return replace(
         op,
         params=tuple(map(operand, op.params)),

@@ -32,8 +32,7 @@ from tcomp.dsl.ast import (
     Reduction,
     Target,
     accesses_in,
-    children,
-    rebuild,
+    map_children,
 )
 from tcomp.grad.accumulate import restricted
 from tcomp.grad.parts import all_names, fresh, map_equation, reads, rename_tensor, writes
@@ -163,6 +162,5 @@ def _translated(e: Expr, names: Mapping[str, Expr], tensors: Mapping[str, str]) 
     """The expression with indices, dimensions and tensors replaced, all at once."""
     if isinstance(e, Name):
         return names.get(e.id, e)
-    kids = children(e)
-    e = rebuild(e, tuple(_translated(k, names, tensors) for k in kids)) if kids else e
+    e = map_children(e, lambda x: _translated(x, names, tensors))
     return replace(e, tensor=tensors.get(e.tensor, e.tensor)) if isinstance(e, Access) else e

@@ -6,15 +6,13 @@ relatives (softplus, SiLU) have such quotients, for instance exp(-x) / (1 + exp(
 
 from __future__ import annotations
 
-from tcomp.dsl.ast import Binary, Call, Expr, Num, Unary, children, rebuild
+from tcomp.dsl.ast import Binary, Call, Expr, Num, Unary, map_children
 from tcomp.grad.simplify import ONE, polynomial, simplify
 
 
 def finite(e: Expr) -> Expr:
     """The expression with every such quotient of a product by a product written the other way."""
-    kids = children(e)
-    if kids:
-        e = rebuild(e, tuple(map(finite, kids)))
+    e = map_children(e, finite)
     if not (isinstance(e, Binary) and e.op == "/"):
         return e
     above, below = _factors(e.left), _factors(e.right)

@@ -17,9 +17,8 @@ from tcomp.dsl.ast import (
     Reduction,
     Target,
     accesses_in,
-    children,
+    bottom_up,
     names_in,
-    rebuild,
 )
 from tcomp.dsl.extents import Affine, Polynomial, affine, bounds, never_negative
 
@@ -136,9 +135,7 @@ def _below(high: Polynomial, low: Polynomial) -> bool:
 
 def rename_tensor(e: Expr, old: str, new: str) -> Expr:
     """The expression with accesses of one tensor made accesses of another."""
-    kids = children(e)
-    e = rebuild(e, tuple(rename_tensor(c, old, new) for c in kids)) if kids else e
-    return replace(e, tensor=new) if isinstance(e, Access) and e.tensor == old else e
+    return bottom_up(e, lambda x: replace(x, tensor=new) if isinstance(x, Access) and x.tensor == old else x)
 
 
 def plain_target(name: str, indices: Iterable[str]) -> Target:

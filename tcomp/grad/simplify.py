@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary, children, rebuild
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Unary, map_children
 from tcomp.dsl.printer import print_expression
 
 Number = int | float | Fraction
@@ -309,7 +309,4 @@ def _product(factors: Iterable[Expr]) -> Expr:
 def rewrite(e: Expr, f: Callable[[Expr], Expr | None]) -> Expr:
     """Replace every sub-expression for which `f` gives one, outermost first; what it gives is final."""
     new = f(e)
-    if new is not None:
-        return new
-    kids = children(e)
-    return rebuild(e, tuple(rewrite(c, f) for c in kids)) if kids else e
+    return map_children(e, lambda x: rewrite(x, f)) if new is None else new

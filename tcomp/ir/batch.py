@@ -17,8 +17,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
-from tcomp.dsl.ast import Access, Binary, Expr, Name, Num, accesses_in, children, rebuild
+from tcomp.dsl.ast import Access, Binary, Expr, Name, Num, accesses_in, bottom_up
 from tcomp.ir.blocks import Blocks
+from tcomp.ir.rewrite import map_expressions
 from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack, RowMajor, Scope, Statement
 
 _TURN = "turn.00"
@@ -122,28 +123,11 @@ def _lead(rows: Rows) -> tuple[Expr, ...]:
     return (turn, Num(0)) if rows.scalar else (turn,)
 
 
-def _moved(s: Statement, lead: Mapping[str, tuple[Expr, ...]]) -> Statement:
-    """The statement with what is batched read and written in its turn's part."""
+def _moved(s: Loop, lead: Mapping[str, tuple[Expr, ...]]) -> Loop:
+    """The loop with what is batched read and written in its turn's part."""
 
     def of(e: Expr) -> Expr:
-        kids = children(e)
-        e = rebuild(e, tuple(map(of, kids))) if kids else e
-        return (
-            replace(e, subscripts=(*lead[e.tensor], *e.subscripts)) if isinstance(e, Access) and e.tensor in lead else e
-        )
+        own = isinstance(e, Access) and e.tensor in lead
+        return replace(e, subscripts=(*lead[e.tensor], *e.subscripts)) if own and isinstance(e, Access) else e
 
-    def access(a: Access) -> Access:
-        found = of(a)
-        assert isinstance(found, Access)
-        return found
-
-    match s:
-        case Loop():
-            return replace(s, body=tuple(_moved(x, lead) for x in s.body))
-        case Compute():
-            guard = None if s.guard is None else of(s.guard)
-            return replace(s, target=access(s.target), value=of(s.value), guard=guard)
-        case Pack():
-            return replace(s, source=access(s.source))
-        case _:
-            raise AssertionError(f"{type(s).__name__} in a kernel that is not batchable")
+    return map_expressions(s, lambda e: bottom_up(e, of))

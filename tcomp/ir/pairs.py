@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Expr, accesses_in, children, rebuild
+from tcomp.dsl.ast import Access, Expr, accesses_in, bottom_up
+from tcomp.ir.rewrite import map_expressions
 from tcomp.ir.tile import Compute, Loop, Pack, Statement
 
 SECOND = ".second"
@@ -38,17 +39,8 @@ def tensors(c: Compute) -> set[str]:
 def of_second(body: tuple[Statement, ...], product: Compute) -> tuple[Statement, ...]:
     """The statements of the second turn of a pair, whose product has a result of its own."""
     name = product.target.tensor
-    return tuple(_renamed(s, name) if isinstance(s, Compute) else s for s in body)
 
+    def second(e: Expr) -> Expr:
+        return replace(e, tensor=name + SECOND) if isinstance(e, Access) and e.tensor == name else e
 
-def _renamed(c: Compute, name: str) -> Compute:
-    target = _second(c.target, name)
-    assert isinstance(target, Access)
-    guard = None if c.guard is None else _second(c.guard, name)
-    return replace(c, target=target, value=_second(c.value, name), guard=guard)
-
-
-def _second(e: Expr, name: str) -> Expr:
-    kids = children(e)
-    e = rebuild(e, tuple(_second(k, name) for k in kids)) if kids else e
-    return replace(e, tensor=name + SECOND) if isinstance(e, Access) and e.tensor == name else e
+    return tuple(map_expressions(s, lambda e: bottom_up(e, second)) if isinstance(s, Compute) else s for s in body)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Num, substitute
+from tcomp.dsl.ast import Binary, Call, Expr, Num, substitute
+from tcomp.ir.rewrite import map_expressions
 from tcomp.ir.tile import Compute, Loop, Statement, Unpack
 
 
@@ -32,20 +33,11 @@ def placed(s: Statement, variable: str, value: Expr) -> Statement:
     names = {variable: value}
 
     def moved(e: Expr) -> Expr:
-        match substitute(e, names):
+        match e:
             case Call("min", args) as c:
                 return replace(c, args=tuple(_later(a, 0) for a in args))
-            case other:
-                return _later(other, 0)
-
-    def access(a: Access) -> Access:
-        found = substitute(a, names)
-        assert isinstance(found, Access)
-        return found
+        return _later(e, 0)
 
     assert isinstance(s, Compute | Unpack)
-    axes = tuple(replace(a, start=moved(a.start), stop=moved(a.stop)) for a in s.axes)
-    if isinstance(s, Unpack):
-        turns = s.turns if s.turns is None else replace(s.turns, flag=access(s.turns.flag))
-        return replace(s, axes=axes, target=access(s.target), turns=turns)
-    return replace(s, axes=axes, target=access(s.target), value=substitute(s.value, names))
+    s = map_expressions(s, lambda e: substitute(e, names))
+    return replace(s, axes=tuple(replace(a, start=moved(a.start), stop=moved(a.stop)) for a in s.axes))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tcomp.dsl.ast import Access, Expr, children
+from tcomp.dsl.ast import Access, accesses_in
 from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Statement
 
 
@@ -25,23 +25,15 @@ def accesses(s: Statement) -> Iterator[Access]:
     """All that a statement reads and writes in buffers (what it prefetches is not read)."""
     if isinstance(s, Loop):
         for e in (s.start, s.stop):
-            yield from within(e)
+            yield from accesses_in(e)
         for x in s.body:
             yield from accesses(x)
     elif isinstance(s, Compute):
         bounds = [e for a in s.axes for e in (a.start, a.stop)]
         conditions = [e for e in (s.guard, s.last, s.only, s.region) if e is not None]
         for e in (s.target, s.value, *bounds, *conditions):
-            yield from within(e)
+            yield from accesses_in(e)
         for c in s.epilogue:
             yield from accesses(c)
     else:
-        yield from within(s.source if isinstance(s, Pack) else s.target)
-
-
-def within(e: Expr) -> Iterator[Access]:
-    """The accesses in an expression, itself included."""
-    if isinstance(e, Access):
-        yield e
-    for kid in children(e):
-        yield from within(kid)
+        yield from accesses_in(s.source if isinstance(s, Pack) else s.target)

@@ -14,8 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num
-from tcomp.ir.rows import within
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, accesses_in
 from tcomp.ir.tile import Compute, Kernel, Loop, Scope, Statement
 
 
@@ -87,7 +86,7 @@ class _Vectors:
     def flat(self, compute: Compute, inside: set[str]) -> bool:
         """Is each operand that has elements a vector walked by one of the axes `inside` the loop, and the target one of
         them, or what the team has for each turn?"""
-        touched = [compute.target, *within(compute.value)]
+        touched = [compute.target, *accesses_in(compute.value)]
         vectors = [a for a in touched if a.tensor in self.operands and self.operands[a.tensor].shape]
         return all(self._walked(a, inside) for a in vectors) and (
             compute.target in vectors or self._of_the_turn(compute.target)
@@ -105,7 +104,7 @@ class _Vectors:
     def read(self, compute: Compute) -> set[str]:
         """The operands that it reads, one that it adds to among them."""
         added_to = {compute.target.tensor} if compute.accumulate else set()
-        return ({a.tensor for a in within(compute.value)} | added_to) & self.operands.keys()
+        return ({a.tensor for a in accesses_in(compute.value)} | added_to) & self.operands.keys()
 
 
 def _paths(body: Sequence[Statement], *above: Statement) -> Iterator[Path]:

@@ -23,6 +23,7 @@ from tcomp.dsl.ast import Access, Binary, Call, Combine, DType, Expr, Name, Num,
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.ir.blocks import GridOrder
+from tcomp.ir.rewrite import Body, map_bodies
 from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Loop, RowMajor, Scope, Statement, Swizzled, Turns, Unpack
 from tcomp.schedule.fold import fold, sub
 from tcomp.schedule.kernel_plan import TileLevel
@@ -64,25 +65,21 @@ class Adding:
         """of sums whose last block comes to every tile, what is 1 in that block and 0 in others"""
 
     def phases(self, phases: Iterable[tuple[Statement, ...]]) -> list[tuple[Statement, ...]]:
-        found = [self._body(phase, ()) for phase in phases] if self.sums else list(phases)
+        found = [map_bodies(phase, self._body) for phase in phases] if self.sums else list(phases)
         # (Blocks that take tile after tile would meet the end of several: the deliverer tells of one.)
         for name, last in self.last.items() if not self.order.persistent else ():
             found = written_last(found, name, self.sums[name].output, last, self.extents)
         return found
 
-    def _body(self, body: tuple[Statement, ...], around: tuple[Loop, ...]) -> tuple[Statement, ...]:
+    def _body(self, body: Body, around: tuple[Loop, ...]) -> Body:
         """The additions come last in their loop, so that what else the turn computes runs beside them."""
         out: list[Statement] = []
         last: list[Statement] = []
         for s in body:
-            if isinstance(s, Loop):
-                out.append(replace(s, body=self._body(s.body, (*around, s))))
-            elif isinstance(s, Compute) and s.target.tensor in self.sums and s.accumulate:
-                first, more = self._added(s, self.sums[s.target.tensor], around)
-                out.append(first)
+            if isinstance(s, Compute) and s.target.tensor in self.sums and s.accumulate:
+                s, more = self._added(s, self.sums[s.target.tensor], around)
                 last += more
-            else:
-                out.append(s)
+            out.append(s)
         return (*out, *last)
 
     def _added(self, s: Compute, a: AddedSum, around: tuple[Loop, ...]) -> tuple[Compute, list[Statement]]:

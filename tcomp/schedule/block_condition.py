@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tcomp.dsl.ast import Binary, Expr, Num
+from tcomp.dsl.ast import Binary, Expr, Num, conjunction
 from tcomp.schedule.fold import fold
 from tcomp.schedule.nest import Leaf
 
@@ -12,17 +12,13 @@ from tcomp.schedule.nest import Leaf
 def block_condition(leaf: Leaf, starts: Mapping[str, Expr], summing: bool) -> Expr | None:
     """Where a sum beside others is computed: in the first blocks along what it lacks, or (while `summing`) in the
     block to which the turn is dealt. `starts` are the values at which the tiles of the indices begin."""
-    out: Expr | None = None
+    wanted: list[Expr] = []
     for index in sorted(leaf.beside):
         dealt = leaf.dealt
         if dealt is None or dealt.blocks.index != index:
-            own: Expr | None = Binary("==", starts[index], Num(0))
+            wanted.append(Binary("==", starts[index], Num(0)))
         elif summing:
             turn = fold(Binary("//", starts[dealt.turns.index], Num(dealt.turns.block or 1)))
             number = fold(Binary("//", starts[index], Num(dealt.blocks.block or 1)))
-            own = Binary("==", fold(Binary("%", turn, Num(dealt.count))), number)
-        else:
-            own = None
-        if own is not None and own != Binary("==", Num(0), Num(0)):
-            out = own if out is None else Binary("and", out, own)
-    return out
+            wanted.append(Binary("==", fold(Binary("%", turn, Num(dealt.count))), number))
+    return conjunction(c for c in wanted if c != Binary("==", Num(0), Num(0)))

@@ -20,10 +20,10 @@ from tcomp.dsl.ast import (
     Num,
     Reduction,
     Span,
-    children,
+    conjunction,
     conjuncts,
+    map_children,
     names_in,
-    rebuild,
 )
 from tcomp.instructions.vector_matching import vector_instruction
 from tcomp.ir.reducers import IDENTITY, identity
@@ -35,7 +35,7 @@ from tcomp.schedule.fold import add, by_exp2, fold, minimum, sub
 from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 from tcomp.schedule.nest import TURN, Leaf, LoopNode, Node, grouped_index, leaf_uses
 from tcomp.schedule.promotion import promoted
-from tcomp.schedule.regions import Needs, conjunction, zero_behind
+from tcomp.schedule.regions import Needs, zero_behind
 from tcomp.schedule.rescaled_sums import LOWEST, rescaled, rescaled_tile
 from tcomp.schedule.rounding import cast_reads, ends_rounded
 from tcomp.schedule.stager import Stager
@@ -328,8 +328,7 @@ class Emitter:
             name, origins = self.staging.staged[(id(leaf), e)]
             subs = tuple(sub(s, o) for s, o in zip(e.subscripts, origins, strict=True) if o is not None)
             return Access(name, subs, e.span)
-        kids = children(e)
-        return rebuild(e, tuple(self.operands(leaf, k) for k in kids)) if kids else e
+        return map_children(e, lambda x: self.operands(leaf, x))
 
     def access(self, a: Access, env: Env) -> Access:
         """An access with tile coordinates and single-valued indices filled in."""
@@ -351,8 +350,7 @@ class Emitter:
             return Access(e.tensor, subs, e.span)
         if isinstance(e, Name):
             return single.get(e.id, e)
-        kids = children(e)
-        return fold(rebuild(e, tuple(self._point(k, single) for k in kids))) if kids else e
+        return fold(map_children(e, lambda x: self._point(x, single)))
 
 
 def once(statements: list[Statement], level: str, span: Span) -> Loop:

@@ -18,10 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Binary, Expr, Name, Num, accesses_in, conjuncts, names_in
+from tcomp.ir.rewrite import Body, map_bodies
 from tcomp.ir.tile import Buffer, Compute, Loop, Pack, Scope, Statement
 from tcomp.ir.walk import computes, statements_in
-
-Body = tuple[Statement, ...]
 
 
 def with_epilogues(
@@ -30,16 +29,18 @@ def with_epilogues(
     """The phases with maps moved into the reductions before them. `inplace` are outputs that may share memory with
     inputs."""
     private = frozenset(b.name for b in tiles.values() if b.scope is Scope.SCRATCH)
-    return [_moved(p, p, private, inplace) for p in phases]
+    return [_with_maps(p, private, inplace) for p in phases]
 
 
-def _moved(body: Body, phase: Body, private: frozenset[str], inplace: frozenset[tuple[str, str]]) -> Body:
+def _with_maps(phase: Body, private: frozenset[str], inplace: frozenset[tuple[str, str]]) -> Body:
+    return map_bodies(phase, lambda body, _: _moved(body, phase, private, inplace))
+
+
+def _moved(body: Body, phase: Body, private: frozenset[str], inplace: frozenset[tuple[str, str]]) -> list[Statement]:
     out: list[Statement] = []
     rest = list(body)
     while rest:
         s = rest.pop(0)
-        if isinstance(s, Loop):
-            s = replace(s, body=_moved(s.body, phase, private, inplace))
         reduction = _reduction(s)
         if reduction is not None and reduction.target.tensor in private:
             maps = _following(reduction, rest, inplace)
@@ -47,7 +48,7 @@ def _moved(body: Body, phase: Body, private: frozenset[str], inplace: frozenset[
                 rest = [x for x in rest if not any(x is m for m in maps)]
                 s = _with_epilogue(s, reduction, maps)
         out.append(s)
-    return tuple(out)
+    return out
 
 
 def _reduction(s: Statement) -> Compute | None:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 
-from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, Unary, children, rebuild
+from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, Unary, map_children
 
 
 def bind_dims(e: Expr, dims: dict[str, int]) -> Expr:
     """Replace dimension names by their values and fold constants."""
     if isinstance(e, Name):
         return Num(dims[e.id], e.span) if e.id in dims else e
-    kids = tuple(bind_dims(c, dims) for c in children(e))
-    return fold(rebuild(e, kids) if kids else e)
+    return fold(map_children(e, lambda x: bind_dims(x, dims)))
 
 
 def _arithmetic(op: str, a: int | float, b: int | float) -> int | float | None:
@@ -112,8 +111,7 @@ def by_exp2(e: Expr) -> Expr:
     match e:
         case Call("exp", (x,)):
             return Call("exp2", (_scaled(x, math.log2(math.e)),), e.span)
-    kids = children(e)
-    return rebuild(e, tuple(by_exp2(k) for k in kids)) if kids else e
+    return map_children(e, by_exp2)
 
 
 def _scaled(e: Expr, factor: float) -> Expr:

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, accesses_in, substitute
+from tcomp.ir.rewrite import map_expressions
 from tcomp.ir.tile import Compute, Loop, Pack, Statement, Unpack
 from tcomp.ir.walk import grid_nest
 from tcomp.schedule.fold import fold
@@ -62,7 +63,7 @@ def written_last(
             same[loop.variable] = Num(0)
     kept.sort(key=lambda x: -(_extent(x, output, extents) // x.step))
     kept[0] = replace(kept[0], stop=fold(Binary("*", last, kept[0].stop)))
-    body: Statement = _substituted(compute, same)
+    body: Statement = map_expressions(compute, lambda e: fold(substitute(e, same)))
     for loop in reversed(kept):
         body = replace(loop, level="seq", body=(body,))
     whole = _with(phases[number - 1], body)
@@ -129,18 +130,6 @@ def _wider(c: Compute, loop: Loop, extent: int) -> tuple[Compute, int]:
         stop = Call("min", (Num(extent), stop))
     wider = replace(axis, stop=stop, block=step)
     return replace(c, axes=tuple(wider if a is axis else a for a in c.axes)), step
-
-
-def _substituted(c: Compute, values: Mapping[str, Expr]) -> Compute:
-    def of(e: Expr) -> Expr:
-        return fold(substitute(e, dict(values)))
-
-    def access(a: Access) -> Access:
-        return replace(a, subscripts=tuple(of(s) for s in a.subscripts))
-
-    assert isinstance(c.value, Access)
-    axes = tuple(replace(a, start=of(a.start), stop=of(a.stop)) for a in c.axes)
-    return replace(c, target=access(c.target), value=access(c.value), axes=axes)
 
 
 def _with(phase: tuple[Statement, ...], more: Statement) -> tuple[Statement, ...]:

@@ -15,26 +15,31 @@ Threads wait for b where they read it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+from tcomp.ir.rewrite import Body, map_bodies
 from tcomp.ir.tile import Loop, Pack, Statement
 from tcomp.ir.walk import computes, reads_of
 
 
 def late_copies(phases: Sequence[tuple[Statement, ...]]) -> list[tuple[Statement, ...]]:
     """The phases with the Packs by tma that no pipe loop needs behind the pipe loops of their body."""
-    return [_late(phase) for phase in phases]
+    return [map_bodies(phase, _late) for phase in phases]
 
 
-def _late(body: tuple[Statement, ...]) -> tuple[Statement, ...]:
-    out = [replace(s, body=_late(s.body)) if isinstance(s, Loop) and s.level == "grid" else s for s in body]
-    for p in [s for s in out if isinstance(s, Pack) and s.by == "tma"]:
+def _late(body: Body, around: tuple[Loop, ...]) -> list[Statement]:
+    out = list(body)
+    for p in [s for s in out if isinstance(s, Pack) and s.by == "tma"] if _of_blocks(around) else ():
         own = out.index(p)
         first = next((i for i, s in enumerate(out) if i > own and p.buffer in read_by((s,))), own)
         if any(isinstance(s, Loop) and s.level == "pipe" for s in out[own:first]):
             del out[own]
             out.insert(first - 1, p)
-    return tuple(out)
+    return out
+
+
+def _of_blocks(around: tuple[Loop, ...]) -> bool:
+    """Is a body around which these loops are that of a block?"""
+    return all(loop.level == "grid" for loop in around)
 
 
 def read_by(body: Sequence[Statement]) -> set[str]:

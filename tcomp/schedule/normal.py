@@ -27,8 +27,7 @@ from tcomp.dsl.ast import (
     Reduction,
     Target,
     accesses_in,
-    children,
-    rebuild,
+    map_children,
     substitute,
 )
 from tcomp.dsl.errors import TcError
@@ -121,8 +120,7 @@ def _cannot_inline(name: str, why: str, eq: Equation) -> TcError:
 
 
 def _expand(e: Expr, bodies: dict[str, tuple[Target, Expr]]) -> Expr:
-    kids = tuple(_expand(k, bodies) for k in children(e))
-    e = rebuild(e, kids) if kids else e
+    e = map_children(e, lambda x: _expand(x, bodies))
     if isinstance(e, Access) and e.tensor in bodies:
         target, body = bodies[e.tensor]
         names = {t.id: s for t, s in zip(target.subscripts, e.subscripts, strict=True) if isinstance(t, Name)}

@@ -19,35 +19,31 @@ from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, names_in
 from tcomp.instructions.matching import factors
 from tcomp.instructions.vector import VectorInstruction
 from tcomp.instructions.vector_matching import vector_instruction
-from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Pack, Panels, RowMajor, Scope, Statement
+from tcomp.ir.rewrite import Body, map_bodies
+from tcomp.ir.tile import Axis, Buffer, Compute, Pack, Panels, RowMajor, Scope, Statement
 from tcomp.ir.walk import computes
 from tcomp.schedule.fold import fold, sub
 
 ROUNDED = ".rounded"
 """behind the name of a temporary's tile as an instruction reads it, with the summed index"""
-Phases = list[tuple[Statement, ...]]
+Phases = list[Body]
 
 
 def with_rounded_operands(tiles: Mapping[str, Buffer], phases: Phases) -> tuple[dict[str, Buffer], Phases]:
     """The tiles with those that instructions read, and the phases that fill and read them."""
     out = dict(tiles)
-    return out, [_packed(phase, out) for phase in phases]
+    return out, [map_bodies(phase, lambda body, _: _packed(body, out)) for phase in phases]
 
 
-def _packed(body: tuple[Statement, ...], tiles: dict[str, Buffer]) -> tuple[Statement, ...]:
+def _packed(body: Body, tiles: dict[str, Buffer]) -> list[Statement]:
     found: list[Statement] = []
     for s in body:
-        if isinstance(s, Loop):
-            found.append(replace(s, body=_packed(s.body, tiles)))
-        elif isinstance(s, Compute) and (used := vector_instruction(s.instruction)) is not None:
+        used = vector_instruction(s.instruction) if isinstance(s, Compute) else None
+        if isinstance(s, Compute) and used is not None:
             packs, s = _operands(s, used, tiles)
-            for pack in packs:
-                if not _filled(pack, found) and not _beside_its_map(pack, found, tiles):
-                    found.append(pack)
-            found.append(s)
-        else:
-            found.append(s)
-    return tuple(found)
+            found += [p for p in packs if not _filled(p, found) and not _beside_its_map(p, found, tiles)]
+        found.append(s)
+    return found
 
 
 def _filled(pack: Pack, before: list[Statement]) -> bool:

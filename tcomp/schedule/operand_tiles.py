@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Expr, children, names_in, rebuild
-from tcomp.ir.tile import Buffer, Compute, Loop, Scope, Spread, Statement, Swizzled
+from tcomp.dsl.ast import Access, Expr, bottom_up, names_in
+from tcomp.ir.rewrite import Body, map_expressions, map_leaves
+from tcomp.ir.tile import Buffer, Compute, Scope, Spread, Swizzled
 from tcomp.ir.walk import accesses_of, computes
 
-Phases = list[tuple[Statement, ...]]
+Phases = list[Body]
 
 
 def laid_out(tiles: Mapping[str, Buffer], phases: Phases) -> tuple[dict[str, Buffer], Phases]:
@@ -34,7 +35,7 @@ def laid_out(tiles: Mapping[str, Buffer], phases: Phases) -> tuple[dict[str, Buf
             tile = replace(tile, shape=tile.shape[::-1])
         row = tile.shape[-1] * tile.dtype.bytes
         out[name] = replace(tile, layout=Swizzled.of_row(row) or tile.layout)
-    return out, [tuple(_turned(s, turned) for s in phase) for phase in phases] if turned else phases
+    return out, [_turned(phase, turned) for phase in phases] if turned else phases
 
 
 def _across(c: Compute) -> bool:
@@ -44,20 +45,10 @@ def _across(c: Compute) -> bool:
     return [(s.lane, s.grain) for s in spreads] == [("x", 2), ("y", 1)]
 
 
-def _turned(s: Statement, names: set[str]) -> Statement:
-    """The statement with the two subscripts of these tiles exchanged."""
+def _turned(phase: Body, names: set[str]) -> Body:
+    """The phase with the two subscripts of these tiles exchanged."""
 
     def turn(e: Expr) -> Expr:
-        kids = tuple(turn(k) for k in children(e))
-        new = rebuild(e, kids) if kids else e
-        if isinstance(new, Access) and new.tensor in names:
-            return replace(new, subscripts=new.subscripts[::-1])
-        return new
+        return replace(e, subscripts=e.subscripts[::-1]) if isinstance(e, Access) and e.tensor in names else e
 
-    if isinstance(s, Loop):
-        return replace(s, body=tuple(_turned(x, names) for x in s.body))
-    if not isinstance(s, Compute):
-        return s
-    target = turn(s.target)
-    assert isinstance(target, Access)
-    return replace(s, target=target, value=turn(s.value), guard=None if s.guard is None else turn(s.guard))
+    return map_leaves(phase, lambda s: [map_expressions(s, lambda e: bottom_up(e, turn))])

@@ -27,8 +27,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Stage, accesses_in, children, names_in, rebuild
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Stage, accesses_in, map_children, names_in
 from tcomp.dsl.errors import TcError
+from tcomp.ir.rewrite import Body, map_bodies
 from tcomp.ir.tile import Axis, Compute, Loop, Pack, Prefetch, Statement
 from tcomp.ir.walk import loops_in
 from tcomp.schedule.fold import fold
@@ -43,7 +44,7 @@ def prefetched(phase: tuple[Statement, ...], stages: Sequence[Stage] = ()) -> tu
     on the last one of a loop's body that reads what is staged in cache there."""
     present = {_index(x) for x in loops_in(phase)}
     cached = [(s.at if s.at in present else None, n) for s in stages if s.space == "cache" for n in s.tensors]
-    return tuple(_statement(s, (), cached) for s in phase)
+    return map_bodies(phase, lambda body, around: _prefetching(body, turns_around(around), cached))
 
 
 def check_fetched(phases: Iterable[tuple[Statement, ...]], stages: Sequence[Stage]) -> None:
@@ -69,22 +70,25 @@ def _names(s: Statement, name: str) -> bool:
     return isinstance(s, Compute) and any(is_part(a, name) for a in (s.target, *accesses_in(s.value)))
 
 
-def _statement(s: Statement, around: tuple[Loop, ...], cached: Sequence[tuple[str | None, str]]) -> Statement:
-    """`cached` are the indices at whose loops tensors are fetched (None where there is no loop), and the tensors."""
-    if not isinstance(s, Loop):
-        return s
-    loops = () if s.chunked else (*around, s)
-    body = tuple(_statement(inner, loops, cached) for inner in s.body)
+def _prefetching(body: Body, loops: tuple[Loop, ...], cached: Sequence[tuple[str | None, str]]) -> Body:
+    """The body of the last of these loops. `cached` are the indices at whose loops tensors are fetched (None where
+    there is no loop), and the tensors."""
     if not loops:
-        return replace(s, body=body)
+        return body
     for at, name in cached:
-        if at in (None, _index(s)):
+        if at in (None, _index(loops[-1])):
             body = _fetching(body, name, loops)
     following = next_turn(loops)
     packs = {p.source: p for p in reversed(body) if isinstance(p, Pack) and p.by in ("prefetch", "ahead")}
     for pack in packs.values():  # (of two copies of one source, beside the reader of the first)
         body = _attached(body, pack, following) or body
-    return replace(s, body=body)
+    return body
+
+
+def turns_around(around: tuple[Loop, ...]) -> tuple[Loop, ...]:
+    """Of the loops around a body those that have turns: what is in a core's whole share of a loop."""
+    shares = [i for i, loop in enumerate(around) if loop.chunked]
+    return around[shares[-1] + 1 :] if shares else around
 
 
 def next_turn(loops: tuple[Loop, ...]) -> dict[str, Expr]:
@@ -113,8 +117,7 @@ def substituted(e: Expr, values: Mapping[str, Expr]) -> Expr:
     """The expression with names replaced."""
     if isinstance(e, Name):
         return values.get(e.id, e)
-    kids = children(e)
-    return fold(rebuild(e, tuple(substituted(k, values) for k in kids))) if kids else e
+    return fold(map_children(e, lambda x: substituted(x, values)))
 
 
 def _fetching(body: tuple[Statement, ...], name: str, loops: tuple[Loop, ...]) -> tuple[Statement, ...]:

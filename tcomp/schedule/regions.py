@@ -13,7 +13,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, accesses_in, children, conjuncts, names_in
+from tcomp.dsl.ast import (
+    Access,
+    Call,
+    Expr,
+    Name,
+    Num,
+    Reduction,
+    accesses_in,
+    children,
+    conjunction,
+    conjuncts,
+    names_in,
+)
 from tcomp.schedule.bounds import zero_outside
 from tcomp.schedule.nest import Leaf
 
@@ -104,14 +116,6 @@ def _choosing(e: Expr, tensor: str) -> list[Expr] | None:
                 return None if found is None else found + conjuncts(c)
     parts = [p for p in (_choosing(k, tensor) for k in children(e)) if p is not None]
     return [g for g in parts[0] if all(g in p for p in parts[1:])] if parts else None
-
-
-def conjunction(guards: Sequence[Expr]) -> Expr | None:
-    """[a, b] --> `a and b`."""
-    out: Expr | None = None
-    for g in guards:
-        out = g if out is None else Binary("and", out, g)
-    return out
 
 
 def zero_behind(value: Expr, guards: Sequence[Expr]) -> Expr:

@@ -13,17 +13,18 @@ operand's tile may take its place (`operand_places.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from tcomp.dsl.ast import Binary, Expr, Name, Num, accesses_in
 from tcomp.ir.blocks import ThreadShape
 from tcomp.ir.panels import placed
+from tcomp.ir.rewrite import Body, map_bodies
 from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Spread, Statement, Swizzled, Turns, Unpack
 from tcomp.schedule.fold import end_of_part, fold, sub
 from tcomp.schedule.operand_places import places
 
-Phases = list[tuple[Statement, ...]]
+Phases = list[Body]
 
 COPIES = 2
 """of a panel: one is written while the copy engine reads the other"""
@@ -41,7 +42,7 @@ def in_panels(
     if shape is None:
         return dict(tiles), phases
     found: dict[str, Buffer] = {}
-    cut = [_body(phase, tiles, shape, found) for phase in phases]
+    cut = [map_bodies(phase, lambda b, around: _cut(b, around, tiles, shape, found)) for phase in phases]
     if not found:
         return dict(tiles), phases
     inside = places(cut, {**tiles, **found}, shape)
@@ -52,31 +53,25 @@ def in_panels(
     copies = COPIES if others + own * COPIES * sides + RESERVED <= room else 1
     panels = {n: replace(t, ring=copies) if _shared(t) else t for n, t in found.items()}
     panels |= {n: replace(found[n], ring=count, inside=operand) for n, (operand, count) in inside.items()}
-    return {**tiles, **panels}, [_with_copies(phase, panels) for phase in cut]
+    return {**tiles, **panels}, [map_bodies(phase, lambda b, _: _with_copies(b, panels)) for phase in cut]
 
 
-def _body(
-    body: Sequence[Statement],
-    tiles: Mapping[str, Buffer],
-    shape: ThreadShape,
-    found: dict[str, Buffer],
-    turns: bool = False,
-) -> tuple[Statement, ...]:
-    """The statements with results cut to panels. `turns`: a loop of the block is around them."""
+def _cut(
+    body: Body, around: tuple[Loop, ...], tiles: Mapping[str, Buffer], shape: ThreadShape, found: dict[str, Buffer]
+) -> list[Statement]:
+    """The statements of the innermost loop `around` with results cut to panels."""
+    turns = any(loop.level != "grid" for loop in around)
     out: list[Statement] = []
     for s in body:
         before = out[-1] if out else None
-        if isinstance(s, Loop):
-            out.append(replace(s, body=_body(s.body, tiles, shape, found, turns or s.level != "grid")))
-        elif isinstance(s, Unpack) and s.add and (turns or not _counted(s, tiles)):
-            out.append(s)
-        elif isinstance(s, Unpack) and isinstance(before, Compute) and _fits(before, s, tiles[s.buffer]):
+        leaves = isinstance(s, Unpack) and not (s.add and (turns or not _counted(s, tiles)))
+        if leaves and isinstance(s, Unpack) and isinstance(before, Compute) and _fits(before, s, tiles[s.buffer]):
             loop = _panelled(before, s, tiles, shape, found)
             both = _together(out[-2], loop) if len(out) > 1 else None
             out[len(out) - 1 - (both is not None) :] = [both or loop]
         else:
             out.append(s)
-    return tuple(out)
+    return out
 
 
 def _counted(s: Unpack, tiles: Mapping[str, Buffer]) -> bool:
@@ -170,12 +165,11 @@ def _shared(t: Buffer) -> bool:
     return t.scope is Scope.SHARED
 
 
-def _with_copies(phase: tuple[Statement, ...], panels: Mapping[str, Buffer]) -> tuple[Statement, ...]:
-    """The phase with panel loops that know how many copies of their tiles there are."""
-    out: list[Statement] = []
-    for s in phase:
-        if isinstance(s, Loop):
-            own = [panels[u.buffer].ring for u in s.body if isinstance(u, Unpack) and s.level == "panel"]
-            s = replace(s, body=_with_copies(s.body, panels), stages=own[0] if own else s.stages)
-        out.append(s)
-    return tuple(out)
+def _with_copies(body: Body, panels: Mapping[str, Buffer]) -> Body:
+    """The body with panel loops that know how many copies of their tiles there are."""
+
+    def stages(loop: Loop) -> int:
+        own = [panels[u.buffer].ring for u in loop.body if isinstance(u, Unpack) and loop.level == "panel"]
+        return own[0] if own else loop.stages
+
+    return tuple(replace(s, stages=stages(s)) if isinstance(s, Loop) else s for s in body)

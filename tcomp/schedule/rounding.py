@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tcomp.dsl.ast import Access, Call, Expr, Reduction, children, rebuild
+from tcomp.dsl.ast import Access, Call, Expr, Reduction, map_children
 from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import Leaf
 
@@ -12,8 +12,7 @@ def cast_reads(plan: KernelPlan, targets: tuple[str, ...], e: Expr) -> Expr:
     if isinstance(e, Access):
         dtype = next((d for t in targets if (d := plan.casts.get(f"{t}.{e.tensor}")) is not None), None)
         return e if dtype is None else Call(dtype.value, (e,), e.span)
-    kids = children(e)
-    return rebuild(e, tuple(cast_reads(plan, targets, k) for k in kids)) if kids else e
+    return map_children(e, lambda x: cast_reads(plan, targets, x))
 
 
 def ends_rounded(plan: KernelPlan, tensor: str, leaf: Leaf) -> bool:

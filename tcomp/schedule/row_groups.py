@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Binary, Expr, Name, Num, children, rebuild
-from tcomp.ir.tile import Axis, Buffer, Compute, Fragment, Loop, Scope, Statement
+from tcomp.dsl.ast import Access, Binary, Expr, Name, Num, bottom_up
+from tcomp.ir.rewrite import Body, map_bodies, map_expressions
+from tcomp.ir.tile import Axis, Buffer, Compute, Fragment, Scope, Statement
 from tcomp.ir.walk import accesses_of, computes, reads_of
 from tcomp.schedule.fold import end_of_part, fold, sub
 
-Phases = list[tuple[Statement, ...]]
+Phases = list[Body]
 
 
 def in_row_groups(tiles: Mapping[str, Buffer], phases: Phases) -> tuple[dict[str, Buffer], Phases]:
@@ -32,36 +33,29 @@ def in_row_groups(tiles: Mapping[str, Buffer], phases: Phases) -> tuple[dict[str
             for name in {a.tensor for a in accesses_of(c)}:
                 met[name] = met.get(name, 0) + 1
     cut: dict[str, Buffer] = {}
-    grouped = [_body(phase, tiles, met, cut) for phase in phases]
+    grouped = [map_bodies(phase, lambda body, _: _grouped(body, tiles, met, cut)) for phase in phases]
     return {**tiles, **cut}, grouped
 
 
-def _body(
-    body: Sequence[Statement], tiles: Mapping[str, Buffer], met: Mapping[str, int], cut: dict[str, Buffer]
-) -> tuple[Statement, ...]:
+def _grouped(
+    body: Body, tiles: Mapping[str, Buffer], met: Mapping[str, int], cut: dict[str, Buffer]
+) -> list[Statement]:
     out: list[Statement] = []
-    done = 0
-    for i, s in enumerate(body):
-        if i < done:
-            continue
-        if isinstance(s, Loop):
-            out.append(replace(s, body=_body(s.body, tiles, met, cut)))
-            continue
+    rest = list(body)
+    while rest:
+        s = rest.pop(0)
         rows = _rows(s, tiles) if isinstance(s, Compute) else None
-        if not isinstance(s, Compute) or rows is None:
+        readers = _readers(s, rows, rest) if isinstance(s, Compute) and rows is not None else []
+        if not isinstance(s, Compute) or rows is None or len(readers) + 1 != met[s.target.tensor]:
             out.append(s)
             continue
-        readers = _readers(s, rows, body[i + 1 :])
-        if len(readers) + 1 != met[s.target.tensor]:
-            out.append(s)
-            continue
-        done = i + 1 + len(readers)
+        del rest[: len(readers)]
         size, tile = _group(rows), tiles[s.target.tensor]
         place = s.target.subscripts.index(_in_tile(rows, rows.start))
         cut[tile.name] = replace(tile, shape=tuple(size if d == place else n for d, n in enumerate(tile.shape)))
         for start in range(0, rows.block, size):
             out += [_narrowed(x, rows, start, size, tile.name) for x in (s, *readers)]
-    return tuple(out)
+    return out
 
 
 def _rows(c: Compute, tiles: Mapping[str, Buffer]) -> Axis | None:
@@ -112,13 +106,9 @@ def _narrowed(s: Compute, rows: Axis, start: int, size: int, name: str) -> Compu
     before, after = _in_tile(rows, rows.start), _in_tile(rows, first)
 
     def moved(e: Expr) -> Expr:
-        if isinstance(e, Access) and e.tensor == name:
-            return replace(e, subscripts=tuple(after if x == before else x for x in e.subscripts))
-        kids = children(e)
-        return rebuild(e, tuple(moved(k) for k in kids)) if kids else e
+        if not isinstance(e, Access) or e.tensor != name:
+            return e
+        return replace(e, subscripts=tuple(after if x == before else x for x in e.subscripts))
 
-    target = moved(s.target)
-    assert isinstance(target, Access)
     axes = tuple(replace(a, start=first, stop=end, block=size) if a.name == rows.name else a for a in s.axes)
-    guard = None if s.guard is None else moved(s.guard)
-    return replace(s, axes=axes, target=target, value=moved(s.value), guard=guard)
+    return replace(map_expressions(s, lambda e: bottom_up(e, moved)), axes=axes)

@@ -15,7 +15,8 @@ from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num, Stage
 from tcomp.dsl.errors import TcError
-from tcomp.ir.tile import Axis, Buffer, Compute, Loop, RowMajor, Scope, Statement, Swizzled, Turns, Unpack
+from tcomp.ir.rewrite import map_leaves
+from tcomp.ir.tile import Axis, Buffer, Compute, RowMajor, Scope, Statement, Swizzled, Turns, Unpack
 from tcomp.schedule.fold import fold, sub
 from tcomp.schedule.legality import cannot_combine
 from tcomp.schedule.nest import JOINED, PARTIAL
@@ -61,11 +62,9 @@ class Unpacking:
                 raise cannot_combine(output, d, why, f"add: stage {output} in shared at {t.index} by tma")
         if not self.whole and not self.some:
             return list(phases)
-        return [tuple(x for s in phase for x in self._rewritten(s)) for phase in phases]
+        return [map_leaves(phase, self._rewritten) for phase in phases]
 
     def _rewritten(self, s: Statement) -> Phase:
-        if isinstance(s, Loop):
-            return (replace(s, body=tuple(x for inner in s.body for x in self._rewritten(inner))),)
         if not isinstance(s, Compute):
             return (s,)
         turn = self.turns.get(s.target.tensor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from tcomp.codegen.llvm.integers import Affine, affine_form
-from tcomp.dsl.ast import Binary, Call, Expr, children, conjuncts, rebuild, walk
+from tcomp.dsl.ast import Binary, Call, Expr, conjunction, conjuncts, map_children, walk
 from tcomp.ir.tile import Compute
 
 _TURNED = {">": "<", ">=": "<="}
@@ -46,8 +46,7 @@ def at_most_zero(e: Expr, define: Mapping[str, Affine] | None = None) -> Affine 
 
 def without(e: Expr, held: Collection[Expr], failed: Collection[Expr] = ()) -> Expr:
     """The expression where these conditions hold and those fail: `select(c, a, b)` --> `a`, or `b`."""
-    kids = tuple(without(k, held, failed) for k in children(e))
-    e = rebuild(e, kids) if kids else e
+    e = map_children(e, lambda x: without(x, held, failed))
     match e:
         case Call("select", (c, a, b)):
             if all(x in held for x in conjuncts(c)):
@@ -59,8 +58,4 @@ def without(e: Expr, held: Collection[Expr], failed: Collection[Expr] = ()) -> E
 
 def remaining(guard: Expr | None, held: Collection[Expr]) -> Expr | None:
     """What is left of a guard where these conditions hold."""
-    out: Expr | None = None
-    for e in conjuncts(guard):
-        if e not in held:
-            out = e if out is None else Binary("and", out, e)
-    return out
+    return conjunction(e for e in conjuncts(guard) if e not in held)

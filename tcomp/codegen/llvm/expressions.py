@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tcomp.codegen.llvm.types import kind_of
-from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, Unary, children, rebuild
+from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, Unary, map_children
 from tcomp.instructions.vector_matching import vector_instruction
 
 PAIR = "pair of bf16"
@@ -254,8 +254,7 @@ def fold(e: Expr) -> Expr:
     """Arithmetic on numbers done: `64 ** -0.5 --> 0.125`, `n.0 + 0 --> n.0`."""
     if isinstance(e, Num | Name):
         return e
-    kids = tuple(fold(c) for c in children(e))
-    e = rebuild(e, kids) if kids != children(e) else e
+    e = map_children(e, fold)
     match e:
         case Unary("-", Num(v)):
             return Num(-v)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 
 from tcomp.codegen.rounded import NARROW, logistic_of, scaled, slope_of, turn_of
-from tcomp.dsl.ast import Binary, Call, Expr, Num, children, rebuild
+from tcomp.dsl.ast import Binary, Call, Expr, Num, map_children
 
 __all__ = ["NARROW", "for_narrow"]
 
@@ -47,5 +47,4 @@ def for_narrow(e: Expr) -> Expr:
             return Call("reciprocal", (for_narrow(v),), one.span)
         case Call("exp", (v,)):
             return Call("exp2", (Binary("*", for_narrow(v), Num(math.log2(math.e))),))
-    kids = children(e)
-    return rebuild(e, tuple(for_narrow(k) for k in kids)) if kids else e
+    return map_children(e, for_narrow)
