@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACES = {"UserError": 1, "TcError": 3, "CudaError": 2}
+PLACES = {"UserError": 1, "TcError": 2, "CudaError": 2}
 """Kind of error -> position of its hint."""
 BARE = {
     "tcomp/oracle.py", "tcomp/points.py",  # what the checks of a text keep from happening
