@@ -29,6 +29,7 @@ from tcomp.schedule.fold import fold, sub
 from tcomp.schedule.kernel_plan import TileLevel
 from tcomp.schedule.last_turn import written_last
 from tcomp.schedule.legality import cannot_combine
+from tcomp.schedule.tile_words import tile_words
 
 
 @dataclass(frozen=True)
@@ -182,15 +183,9 @@ class Adding:
 
     def _words(self, s: Compute, a: AddedSum, walked: tuple[Axis, ...]) -> Access:
         """The word of a tile among those that every launch leaves zero: one for each tile."""
-        axes = {x.name: x for x in walked}
-        place: list[Expr] = []
-        count: list[int] = []
-        for x, extent in list(zip(s.target.subscripts, self.shapes[a.name], strict=True))[:-1]:
-            axis = axes.get(x.id) if isinstance(x, Name) else None
-            place.append(x if axis is None else fold(Binary("//", axis.start, Num(axis.block))))
-            count.append(extent if axis is None else -(-extent // axis.block))
-        self.tiles[a.flags] = Buffer(a.flags, DType.I32, tuple(count), Scope.WORDS)
-        return Access(a.flags, tuple(place))
+        words = tile_words(a.flags, s.target.subscripts[:-1], self.shapes[a.name][:-1], walked)
+        self.tiles[a.flags] = words.buffer
+        return words.place
 
     def _whole(self, loops: list[Loop], a: AddedSum, at: int) -> bool:
         """Does the block that begins there come to every tile?"""

@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import Access, Binary, Combine, DType, Equation, Expr, Name, Num, Reduction, Target
+from tcomp.dsl.ast import Binary, Combine, DType, Equation, Expr, Name, Num, Reduction
 from tcomp.dsl.errors import TcError
 from tcomp.ir.blocks import ThreadShape
-from tcomp.schedule.joining_loops import joining_loops, mapped_alike, renamed, with_loops
+from tcomp.schedule.joining_loops import into, join_of, joining_loops, mapped_alike, with_loops
 from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 from tcomp.schedule.legality import cannot_combine, remedy
 from tcomp.schedule.nest import PART, PARTIAL, Dealt, Leaf, depends
@@ -159,12 +159,10 @@ class BesideSums:
         group: str,
     ) -> tuple[list[Leaf], KernelPlan]:
         """The parts of a sum (what numbers those of an index, the index that counts them, how many) and their join."""
-        eq, value, rows = leaf.equation, leaf.equation.value, b.leaf.parallel
-        assert isinstance(value, Reduction)
+        eq, rows = leaf.equation, b.leaf.parallel
         name = eq.target.name + PARTIAL
         self.symbols.add(name, self.symbols.sum_type(eq.target.name), rows, (n for _, _, n in parts))
-        subscripts = (*(e for e, _, _ in parts), *(Name(i) for i in rows))
-        first = replace(leaf, equation=replace(eq, targets=(Target(name, subscripts),), accumulate=False))
+        first = replace(leaf, equation=into(eq, name, (*(e for e, _, _ in parts), *(Name(i) for i in rows))))
         plan = mapped_alike(plan, name, eq.target.name)
         new = {i: f"{i}.{group or eq.target.name}" for i in rows}
         beside = frozenset(f"{i}.{group}" for i in b.lacking) if group else frozenset[str]()
@@ -174,13 +172,8 @@ class BesideSums:
             outer = next(t for t in plan.sequence if t.parallel)
             maps = joining_loops(list(new.values()), shape, outer, (counted[-1], parts[-1][2]))
             plan = with_loops(plan, maps)
-        read = Access(name, (*(Name(i) for i in counted), *(Name(new[i]) for i in rows)))
-        second = replace(
-            eq,
-            targets=(Target(eq.target.name, renamed(eq.target.subscripts, new)),),
-            value=Reduction(value.reducer, counted, None, None, (read,), value.span),
-        )
-        return [first, Leaf(second, leaf.number + 1, tuple(new.values()), counted, beside=beside)], plan
+        join = join_of(b.leaf, name, new, counted, copies=False, beside=beside)
+        return [first, join], plan
 
     def _in_stream(self, b: Beside, level: TileLevel) -> TcError:
         name, host = b.leaf.written[0], b.host.written[0]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, Unary, children, conjuncts, product_factors
 from tcomp.schedule.fold import add, fold, minimum, sub
-from tcomp.schedule.nest import Leaf, LoopNode, ancestors
+from tcomp.schedule.nest import Leaf, LoopNode, ancestors, leaves_of
 from tcomp.schedule.storage import reduction_loops
 
 
@@ -120,7 +120,7 @@ def guarding(loop: LoopNode) -> list[Expr]:
     A reduction that accumulates around this loop, or adds to what is there, counts only where its guard holds; a
     temporary only where all its readers do, and those must all be in this loop.
     """
-    leaves = list(loop.leaves())
+    leaves = list(leaves_of(loop))
     inside = {id(x) for x in leaves}
     memo: dict[int, list[Expr] | None] = {}
 

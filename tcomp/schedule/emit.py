@@ -33,7 +33,7 @@ from tcomp.schedule.block_condition import block_condition
 from tcomp.schedule.bounds import Env, Range, guarding, limits, tile_stop, zero_outside
 from tcomp.schedule.fold import add, by_exp2, fold, minimum, sub
 from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
-from tcomp.schedule.nest import TURN, Leaf, LoopNode, Node, grouped_index, leaf_uses
+from tcomp.schedule.nest import TURN, Leaf, LoopNode, Node, grouped_index, leaf_uses, leaves_of
 from tcomp.schedule.promotion import promoted
 from tcomp.schedule.regions import Needs, zero_behind
 from tcomp.schedule.rescaled_sums import LOWEST, rescaled, rescaled_tile
@@ -144,7 +144,7 @@ class Emitter:
         if not isinstance(node, LoopNode):
             return []
         out: list[Statement] = []
-        for leaf in node.leaves():
+        for leaf in leaves_of(node):
             loops = reduction_loops(leaf)
             if not loops or loops[0] is not node or leaf.equation.accumulate:
                 continue

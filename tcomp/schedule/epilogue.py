@@ -21,6 +21,7 @@ from tcomp.dsl.ast import Access, Binary, Expr, Name, Num, accesses_in, conjunct
 from tcomp.ir.rewrite import Body, map_bodies
 from tcomp.ir.tile import Buffer, Compute, Loop, Pack, Scope, Statement
 from tcomp.ir.walk import computes, statements_in
+from tcomp.schedule.nest import disjoint
 
 
 def with_epilogues(
@@ -120,11 +121,8 @@ def _meet(m: Compute, other: Compute | Pack, inplace: frozenset[tuple[str, str]]
 
 
 def _same(a: Access, b: Access) -> bool:
-    """May two accesses mean one element? Not where a subscript of both is a number, and not the same one."""
-    numbers = (
-        (x, y) for x, y in zip(a.subscripts, b.subscripts, strict=False) if isinstance(x, Num) and isinstance(y, Num)
-    )
-    return a.tensor == b.tensor and all(x.value == y.value for x, y in numbers)
+    """May two accesses mean one element?"""
+    return a.tensor == b.tensor and not disjoint(a, b)
 
 
 def _with_epilogue(s: Statement, reduction: Compute, maps: Sequence[Compute]) -> Statement:

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from tcomp.dsl.ast import Access, Name
 from tcomp.ir.tile import Buffer
-from tcomp.schedule.nest import Leaf, LoopNode, Node, ancestors
+from tcomp.schedule.nest import Leaf, Node, ancestors, leaves_of
 
 
 def inplace_pairs(roots: list[Node], operands: dict[str, Buffer]) -> frozenset[tuple[str, str]]:
     """(output, input) pairs of operands that may share memory."""
-    leaves: list[Leaf] = []
-    for r in roots:
-        leaves += list(r.leaves()) if isinstance(r, LoopNode) else [r]
+    leaves = [x for r in roots for x in leaves_of(r)]
     written = {t for x in leaves for t in x.written if t in operands}
     read = {a.tensor for x in leaves for a in x.reads() if a.tensor in operands} - written
     return frozenset((o, i) for o in written for i in read if _legal(o, i, leaves, operands))

@@ -1,4 +1,4 @@
-"""The loops of an equation that joins what blocks have left of a sum, and what a schedule says of the sum itself.
+"""The equation that joins what blocks have left of a sum, its loops, and what a schedule says of the sum itself.
 
 A joining equation has indices of its own, `dW[n', k'] = sum m.block: dW.partial[m.block, n', k']`, so that blocks and
 threads share it out in another way than the sum.
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tcomp.dsl.ast import Expr, Name, substitute
+from tcomp.dsl.ast import Access, Equation, Expr, Name, Reduction, Target, substitute
 from tcomp.ir.blocks import ThreadShape
 from tcomp.schedule.kernel_plan import KernelPlan, LaneLevel, LoopMap, TileLevel, WarpLevel
+from tcomp.schedule.nest import Leaf
 
 GRAIN = 4
 """values of the last index that a thread joins: 128 bits of f32"""
@@ -20,6 +21,33 @@ ACROSS = 16
 SECTOR = 8
 """lanes from which on a thread joins one value of a vector, where a block has ACROSS of them: few values and many parts
 take many blocks"""
+
+
+def into(eq: Equation, name: str, subscripts: Sequence[Expr], accumulate: bool = False) -> Equation:
+    """The equation with its result in another tensor: a sum, or the parts of one."""
+    return replace(eq, targets=(Target(name, tuple(subscripts)),), accumulate=accumulate)
+
+
+def join_of(
+    leaf: Leaf,
+    name: str,
+    new: Mapping[str, str],
+    counted: tuple[str, ...] = (),
+    copies: bool = True,
+    beside: frozenset[str] = frozenset(),
+) -> Leaf:
+    """The equation that reads `name`, what blocks have left of the leaf's sum, over indices of its own (`new` in the
+    place of the leaf's): whole, or in parts that the indices `counted` count, which it reduces."""
+    eq, value = leaf.equation, leaf.equation.value
+    read = Access(name, tuple(Name(i) for i in (*counted, *(new[i] for i in leaf.parallel))))
+    target = Target(eq.target.name, renamed(eq.target.subscripts, new))
+    if counted:
+        assert isinstance(value, Reduction)
+        joined: Expr | Reduction = Reduction(value.reducer, counted, None, None, (read,), value.span)
+    else:
+        joined = read
+    join = replace(eq, targets=(target,), value=joined)
+    return Leaf(join, leaf.number + 1, tuple(new.values()), counted, copies=copies, beside=beside)
 
 
 def joining_loops(

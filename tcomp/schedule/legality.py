@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import replace
+from itertools import combinations
 
-from tcomp.dsl.ast import Access, Combine, Name, Reduction, accesses_in
+from tcomp.dsl.ast import Access, Combine, Fuse, Name, Reduction, accesses_in
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
-from tcomp.schedule.kernel_plan import KernelPlan
-from tcomp.schedule.nest import JOINED, Leaf, LoopNode, Node, ancestors, conflict
+from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
+from tcomp.schedule.nest import JOINED, Leaf, LoopNode, Node, ancestors, conflict, leaves_of, loops_below
 
 
 def show(a: Access, values: dict[str, int]) -> str:
@@ -36,139 +37,87 @@ def check_core_loops(roots: list[Node], plan: KernelPlan) -> None:
     A reduced index may be divided among cores when `combine` says how the partial results are joined.
     """
     combined = {(n, c.over) for c in plan.combine if c.by != "private" for n in c.names}
-
-    def visit(node: Node) -> None:
-        if isinstance(node, LoopNode):
-            for c in node.children:
-                visit(c)
-            return
-        for loop in ancestors(node):
-            if not loop.level.parallel:
-                continue
-            among = "cores" if loop.level.kind == "core" else "blocks"
+    for leaf in (x for r in roots for x in leaves_of(r)):
+        for loop in (x for x in ancestors(leaf) if x.level.parallel and x.level.index != leaf.partial_over):
             index = loop.level.index
-            target = node.writes()[0]
-            if index == node.partial_over:
-                continue
-            if index in node.reduced and not all((t, index) in combined for t in node.written):
-                second = loop.level.block or 1
-                output = replace(target, tensor=target.tensor.removesuffix(JOINED))
-                hint = f"map '{index}' to seq, or add: combine {output.tensor} over {index} by partials"
-                hint = remedy(plan, output.tensor, index, hint)
-                if any(c.by == "turns" and output.tensor in c.names for c in plan.combine):
-                    hint = f"leave '{index}' undivided: blocks that add by turns add their whole part at once"
-                elif node.partial_over:
-                    hint = (
-                        f"partial results are joined over one loop: reduce '{index}' in an equation of its own, before"
-                    )
-                raise TcError(
-                    f"loop '{index}' is divided among {among}, but '{output.tensor}' sums over it",
-                    loop.level.span,
-                    hint,
-                    (f"blocks 0 and 1 both update {show(output, {})} (at {index} = 0 and {index} = {second})",),
-                )
-            if index in node.gathered and not node.atomic:
-                shown = print_expression(target)
-                gather = any(accesses_in(x) for x in target.subscripts)
-                when = (
-                    f"the gathered values at {index} = 0 and {index} = 1 are equal"
-                    if gather
-                    else "the other indices make up for the difference"
-                )
-                raise TcError(
-                    f"loop '{index}' is divided among {among}, but '{target.tensor}' is scattered over it",
-                    loop.level.span,
-                    f"divide a loop that stands bare on the left instead, and map '{index}' to seq",
-                    (f"blocks 0 and 1 both update an element of {shown} when {when}",),
-                )
+            if index in leaf.reduced and not all((t, index) in combined for t in leaf.written):
+                raise _summed_over(leaf, loop.level, plan)
+            if index in leaf.gathered and not leaf.atomic:
+                raise _scattered_over(leaf, loop.level)
 
-    for r in roots:
-        visit(r)
+
+def _among(level: TileLevel) -> str:
+    return "cores" if level.kind == "core" else "blocks"
+
+
+def _summed_over(leaf: Leaf, level: TileLevel, plan: KernelPlan) -> TcError:
+    index, second, target = level.index, level.block or 1, leaf.writes()[0]
+    output = replace(target, tensor=target.tensor.removesuffix(JOINED))
+    hint = f"map '{index}' to seq, or add: combine {output.tensor} over {index} by partials"
+    hint = remedy(plan, output.tensor, index, hint)
+    if any(c.by == "turns" and output.tensor in c.names for c in plan.combine):
+        hint = f"leave '{index}' undivided: blocks that add by turns add their whole part at once"
+    elif leaf.partial_over:
+        hint = f"partial results are joined over one loop: reduce '{index}' in an equation of its own, before"
+    return TcError(
+        f"loop '{index}' is divided among {_among(level)}, but '{output.tensor}' sums over it",
+        level.span,
+        hint,
+        (f"blocks 0 and 1 both update {show(output, {})} (at {index} = 0 and {index} = {second})",),
+    )
+
+
+def _scattered_over(leaf: Leaf, level: TileLevel) -> TcError:
+    index, target = level.index, leaf.writes()[0]
+    when = "the other indices make up for the difference"
+    if any(accesses_in(x) for x in target.subscripts):
+        when = f"the gathered values at {index} = 0 and {index} = 1 are equal"
+    return TcError(
+        f"loop '{index}' is divided among {_among(level)}, but '{target.tensor}' is scattered over it",
+        level.span,
+        f"divide a loop that stands bare on the left instead, and map '{index}' to seq",
+        (f"blocks 0 and 1 both update an element of {print_expression(target)} when {when}",),
+    )
 
 
 def check_nesting(roots: list[Node]) -> None:
     """Loops divided among cores or blocks enclose everything of their phase: nothing may run between two of them."""
 
-    def visit(node: LoopNode) -> None:
-        inner = [c for c in node.children if isinstance(c, LoopNode) and any(_parallel_within(c))]
-        if not inner or not node.level.parallel:
-            return
-        if len(node.children) > 1:
-            loop = next(x for x in _parallel_within(inner[0]))
-            between = next(x for c in node.children if c is not inner[0] for x in _leaves_of(c))
-            word = "cores" if loop.level.kind == "core" else "blocks"
-            name = between.known_as[0] if between.known_as else between.written[0]
-            raise TcError(
-                f"loop '{loop.level.index}' is divided among {word}, but '{name}', which has no loop "
-                f"'{loop.level.index}', shares the loop '{node.level.index}' around it",
-                loop.level.span,
-                f"compute '{name}' in a kernel of its own (kernel {name}:), or again where it is read (inline {name})",
-            )
-        visit(inner[0])
-
-    for r in roots:
-        if isinstance(r, LoopNode):
-            visit(r)
+    for node in roots:
+        while isinstance(node, LoopNode) and node.level.parallel:
+            inner = [c for c in node.children if isinstance(c, LoopNode) and _parallel_within(c)]
+            if inner and len(node.children) > 1:
+                between = next(x for c in node.children if c is not inner[0] for x in leaves_of(c))
+                raise _between(between, node.level, _parallel_within(inner[0])[0].level)
+            if not inner:
+                break
+            node = inner[0]
 
 
-def _parallel_within(node: LoopNode) -> Iterator[LoopNode]:
-    if node.level.parallel:
-        yield node
-    for c in node.children:
-        if isinstance(c, LoopNode):
-            yield from _parallel_within(c)
+def _between(leaf: Leaf, outer: TileLevel, inner: TileLevel) -> TcError:
+    name = leaf.known_as[0] if leaf.known_as else leaf.written[0]
+    return TcError(
+        f"loop '{inner.index}' is divided among {_among(inner)}, but '{name}', which has no loop "
+        f"'{inner.index}', shares the loop '{outer.index}' around it",
+        inner.span,
+        f"compute '{name}' in a kernel of its own (kernel {name}:), or again where it is read (inline {name})",
+    )
 
 
-def _leaves_of(node: Node) -> Iterator[Leaf]:
-    if isinstance(node, Leaf):
-        yield node
-    else:
-        yield from node.leaves()
+def _parallel_within(node: LoopNode) -> list[LoopNode]:
+    """The loop and those in it that are divided among cores or blocks, outer ones first."""
+    return [x for x in (node, *loops_below(node)) if x.level.parallel]
 
 
 def check_fuse(leaves: list[Leaf], plan: KernelPlan) -> None:
     """`fuse a, b at k` must hold: the named equations really share the loop over k."""
+    known = {w for x in leaves for w in x.known_as}
     for f in plan.fuse:
         named = [x for x in leaves if any(w in f.names for w in x.known_as)]
-        known = {w for x in leaves for w in x.known_as}
-        for n in f.names:
-            if n not in known and n not in plan.inline:
-                raise TcError(
-                    f"fuse names '{n}', which this kernel does not compute",
-                    f.span,
-                    f"it computes: {', '.join(sorted(known))}",
-                )
-        for leaf in named:
-            if f.at not in leaf.domain:
-                w = leaf.known_as[0]
-                raise TcError(
-                    f"'{w}' has no loop '{f.at}', so it cannot be fused at it",
-                    f.span,
-                    f"leave '{w}' out of this line, or fuse at one of: {', '.join(sorted(leaf.domain))}",
-                )
-        for i, first in enumerate(named):
-            for second in named[i + 1 :]:
-                c = conflict(f.at, first, second)
-                if c is not None:
-                    a, b = c
-                    if f.at in first.reduced:
-                        note = (
-                            f"at {f.at} = 0, {show(b, {})} would be read when {show(a, {})} holds "
-                            f"only the part of {f.at} = 0"
-                        )
-                        hint = f"leave '{second.written[0]}' out: it runs after the loop over {f.at}"
-                    else:
-                        note = (
-                            f"turn {f.at} = 0 writes {show(a, {f.at: 0})}, and "
-                            f"{print_expression(b)} belongs to another turn"
-                        )
-                        hint = f"leave '{second.written[0]}' out of this line"
-                    raise TcError(
-                        f"'{first.written[0]}' and '{second.written[0]}' cannot share the loop over {f.at}",
-                        f.span,
-                        hint,
-                        (note,),
-                    )
+        _check_named(f, named, known, plan.inline)
+        for first, second in combinations(named, 2):
+            if (met := conflict(f.at, first, second)) is not None:
+                raise _not_fused(f, first, second, *met)
         loops = [{id(n) for n in ancestors(x) if n.level.index == f.at} for x in named]
         if loops and not set.intersection(*loops) and any(loops):
             raise TcError(
@@ -176,6 +125,34 @@ def check_fuse(leaves: list[Leaf], plan: KernelPlan) -> None:
                 f.span,
                 "map the loops around it (order) so that they can share it",
             )
+
+
+def _check_named(f: Fuse, named: list[Leaf], computed: set[str], inlined: Collection[str]) -> None:
+    """TcError for a name of no equation, and for an equation without the loop."""
+    for n in f.names:
+        if n not in computed and n not in inlined:
+            hint = f"it computes: {', '.join(sorted(computed))}"
+            raise TcError(f"fuse names '{n}', which this kernel does not compute", f.span, hint)
+    for leaf in named:
+        if f.at not in leaf.domain:
+            w = leaf.known_as[0]
+            raise TcError(
+                f"'{w}' has no loop '{f.at}', so it cannot be fused at it",
+                f.span,
+                f"leave '{w}' out of this line, or fuse at one of: {', '.join(sorted(leaf.domain))}",
+            )
+
+
+def _not_fused(f: Fuse, first: Leaf, second: Leaf, a: Access, b: Access) -> TcError:
+    """The error for two equations whose accesses would meet in different turns."""
+    if f.at in first.reduced:
+        note = f"at {f.at} = 0, {show(b, {})} would be read when {show(a, {})} holds only the part of {f.at} = 0"
+        hint = f"leave '{second.written[0]}' out: it runs after the loop over {f.at}"
+    else:
+        note = f"turn {f.at} = 0 writes {show(a, {f.at: 0})}, and {print_expression(b)} belongs to another turn"
+        hint = f"leave '{second.written[0]}' out of this line"
+    message = f"'{first.written[0]}' and '{second.written[0]}' cannot share the loop over {f.at}"
+    return TcError(message, f.span, hint, (note,))
 
 
 def check_registers(accumulators: int, registers: int, leaf: Leaf, plan: KernelPlan) -> None:

@@ -16,11 +16,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Combine, DType, Name, Reduction, Target
+from tcomp.dsl.ast import Combine, DType, Name, Reduction
 from tcomp.dsl.errors import TcError
 from tcomp.schedule.adding import AddedSum
 from tcomp.schedule.instance import Instance
-from tcomp.schedule.joining_loops import joining_loops, mapped_alike, renamed, with_loops
+from tcomp.schedule.joining_loops import into, join_of, joining_loops, mapped_alike, with_loops
 from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.legality import cannot_combine
 from tcomp.schedule.nest import JOINED, Leaf
@@ -78,14 +78,11 @@ def added_sum(instance: Instance, plan: KernelPlan, leaf: Leaf, c: Combine) -> t
     symbols.add(name, DType.F32, leaf.parallel)
     if flags:
         symbols.add(flags, DType.I32, (), (math.prod(symbols.shapes[name][:-1]),))
-    first = replace(eq, targets=(Target(name, tuple(Name(i) for i in leaf.parallel)),), accumulate=True)
+    first = into(eq, name, [Name(i) for i in leaf.parallel], accumulate=True)
     new = symbols.indices_like(leaf.parallel, output)
     order = sorted(list(new.values())[:-1], key=lambda i: symbols.extents[i]) + list(new.values())[-1:]
     plan = with_loops(mapped_alike(plan, name, output), joining_loops(order, instance.shape(plan), grid[0]))
-    read = Access(name, tuple(Name(i) for i in new.values()))
-    second = replace(eq, targets=(Target(eq.target.name, renamed(eq.target.subscripts, new)),), value=read)
     adds = Leaf(
         first, leaf.number, leaf.parallel, leaf.reduced, leaf.gathered, c.over, sums_for=(eq.target.name,), atomic=True
     )
-    end = Leaf(second, leaf.number + 1, tuple(new.values()), (), copies=True)
-    return adds, end, AddedSum(name, output, c, grid[0], flags), plan
+    return adds, join_of(leaf, name, new), AddedSum(name, output, c, grid[0], flags), plan

@@ -106,13 +106,6 @@ class LoopNode:
     parent: LoopNode | None = None
     trivial: bool = False
 
-    def leaves(self) -> Iterator[Leaf]:
-        for c in self.children:
-            if isinstance(c, Leaf):
-                yield c
-            else:
-                yield from c.leaves()
-
 
 Node = LoopNode | Leaf
 
@@ -125,6 +118,15 @@ def ancestors(node: Node) -> list[LoopNode]:
         out.append(p)
         p = p.parent
     return out[::-1]
+
+
+def leaves_of(node: Node) -> Iterator[Leaf]:
+    """The equations of a node, in order."""
+    if isinstance(node, Leaf):
+        yield node
+    else:
+        for c in node.children:
+            yield from leaves_of(c)
 
 
 def loops_below(node: LoopNode) -> list[LoopNode]:

@@ -11,8 +11,7 @@ Y[m, n] = gelu(P[m, n])                 -->    Y[m, n] = gelu(bf16(acc[m, n] + b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 
 from tcomp.dsl.ast import (
     Access,
@@ -32,24 +31,9 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.inline import inline_functions
+from tcomp.grad.parts import map_equation
 from tcomp.schedule.fold import bind_dims
 from tcomp.schedule.symbols import Symbols
-
-
-def map_expressions(eq: Equation, f: Callable[[Expr], Expr]) -> Equation:
-    """Apply `f` to every expression of an equation, target subscripts included."""
-    targets = tuple(replace(t, subscripts=tuple(f(s) for s in t.subscripts)) for t in eq.targets)
-    v = eq.value
-    if isinstance(v, Reduction):
-        new: Expr | Reduction = replace(
-            v,
-            guard=None if v.guard is None else f(v.guard),
-            key=None if v.key is None else f(v.key),
-            values=tuple(f(x) for x in v.values),
-        )
-    else:
-        new = f(v)
-    return replace(eq, targets=targets, value=new)
 
 
 def expressions(eq: Equation) -> list[Expr]:
@@ -63,7 +47,7 @@ def expressions(eq: Equation) -> list[Expr]:
 
 def normalise(op: Op, module: Module, dims: dict[str, int]) -> tuple[Equation, ...]:
     """The op's equations with user functions expanded and dimensions replaced by numbers."""
-    return tuple(map_expressions(eq, lambda e: bind_dims(inline_functions(e, module), dims)) for eq in op.equations)
+    return tuple(map_equation(eq, lambda e: bind_dims(inline_functions(e, module), dims)) for eq in op.equations)
 
 
 def inline_tensors(
@@ -81,7 +65,7 @@ def inline_tensors(
         used = {a.tensor for e in expressions(eq) for a in accesses_in(e)} & bodies.keys()
         for n in sorted(used & stale.keys()):
             raise _cannot_inline(n, f"'{stale[n]}', which it reads, is overwritten before this use", eq)
-        eq = map_expressions(eq, lambda e: _expand(e, bodies))
+        eq = map_equation(eq, lambda e: _expand(e, bodies))
         written = {t.name: t.subscripts for t in eq.targets}
         for a in [a for e in expressions(eq) for a in accesses_in(e)] if used else []:
             if a.tensor in written and (a.subscripts != written[a.tensor] or isinstance(eq.value, Reduction)):
@@ -128,11 +112,17 @@ def _expand(e: Expr, bodies: dict[str, tuple[Target, Expr]]) -> Expr:
     return e
 
 
-def part_of(target: Target) -> str:
-    """The part of a tensor that an equation writes, by its first constant subscript: dQKV.1 of dQKV[b, k, 1, h, d]. The
+def part_of(t: Target | Access) -> str:
+    """The part of a tensor that is written or read, by its first constant subscript: dQKV.1 of dQKV[b, k, 1, h, d]. The
     tensor's name where there is none."""
-    constant = next((s.value for s in target.subscripts if isinstance(s, Num)), None)
-    return target.name if constant is None else f"{target.name}.{constant}"
+    name = t.name if isinstance(t, Target) else t.tensor
+    constant = next((s.value for s in t.subscripts if isinstance(s, Num)), None)
+    return name if constant is None else f"{name}.{constant}"
+
+
+def means(name: str, a: Access) -> bool:
+    """Does a line of a schedule that names a tensor, or a part of one, mean this access?"""
+    return name in (a.tensor, part_of(a))
 
 
 def called(eq: Equation, names: tuple[str, ...]) -> bool:

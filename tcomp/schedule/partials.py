@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Binary, Combine, Name, Num, Reduction, Target
+from tcomp.dsl.ast import Binary, Combine, Name, Num, Reduction
 from tcomp.dsl.errors import TcError
 from tcomp.schedule.instance import Instance
-from tcomp.schedule.joining_loops import joining_cores, joining_loops, renamed, with_loops
+from tcomp.schedule.joining_loops import into, join_of, joining_cores, joining_loops, with_loops
 from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 from tcomp.schedule.nest import PARTIAL, Leaf
 
@@ -62,8 +62,8 @@ def partial_results(
     symbols.extents[index] = count = -(-symbols.extents[c.over] // level.block)
     symbols.add(name, symbols.sum_type(eq.target.name), leaf.parallel, (count,))
     number = Binary("//", Name(level.variable), Num(level.block))
-    rows = tuple(Name(i) for i in leaf.parallel)
-    first = replace(eq, targets=(Target(name, (number, *rows)),), accumulate=False)
+    rows = [Name(i) for i in leaf.parallel]
+    first = into(eq, name, (number, *rows))
     joined = {i: i for i in leaf.parallel}
     if rows and (family.level == "grid" or any(t.parallel and t.index in leaf.parallel for t in plan.sequence)):
         joined = symbols.indices_like(leaf.parallel, group)
@@ -76,11 +76,5 @@ def partial_results(
             plan = with_loops(plan, maps)
     elif (mapped := family.partial_loop(index)) is not None:
         plan = replace(plan, loops={**plan.loops, index: mapped})
-    read = Access(name, (Name(index), *(Name(joined[i]) for i in leaf.parallel)))
-    second = replace(
-        eq,
-        targets=(Target(eq.target.name, renamed(eq.target.subscripts, joined)),),
-        value=Reduction(value.reducer, (index,), None, None, (read,), value.span),
-    )
     parts = Leaf(first, leaf.number, leaf.parallel, leaf.reduced, frozenset(), c.over, sums_for=(eq.target.name,))
-    return parts, Leaf(second, leaf.number + 1, tuple(joined.values()), (index,), copies=True), plan
+    return parts, join_of(leaf, name, joined, (index,)), plan

@@ -33,6 +33,7 @@ from tcomp.ir.rewrite import Body, map_bodies
 from tcomp.ir.tile import Axis, Compute, Loop, Pack, Prefetch, Statement
 from tcomp.ir.walk import loops_in
 from tcomp.schedule.fold import fold
+from tcomp.schedule.normal import means
 
 FAR = 2048
 """Elements that a loop fetches ahead at least, of each tensor: short rows are read in less time than memory takes to
@@ -67,7 +68,7 @@ def _index(loop: Loop) -> str:
 
 
 def _names(s: Statement, name: str) -> bool:
-    return isinstance(s, Compute) and any(is_part(a, name) for a in (s.target, *accesses_in(s.value)))
+    return isinstance(s, Compute) and any(means(name, a) for a in (s.target, *accesses_in(s.value)))
 
 
 def _prefetching(body: Body, loops: tuple[Loop, ...], cached: Sequence[tuple[str | None, str]]) -> Body:
@@ -129,7 +130,7 @@ def _fetching(body: tuple[Statement, ...], name: str, loops: tuple[Loop, ...]) -
             continue
         for a, written in [(s.target, True), *((x, False) for x in accesses_in(s.value))]:
             used = tuple(x for x in s.axes if any(x.name in names_in(e) for e in a.subscripts))
-            if a in seen or not used or not is_part(a, name) or (written and s.reduced):
+            if a in seen or not used or not means(name, a) or (written and s.reduced):
                 continue
             seen.add(a)
             ahead = _ahead(a, used, _later_turn(loops, used), written)
@@ -160,13 +161,6 @@ def _product_beside(s: Compute, body: Sequence[Statement]) -> int | None:
 def _also(s: Statement, ahead: Prefetch) -> Statement:
     assert isinstance(s, Compute)
     return replace(s, prefetch=(*s.prefetch, ahead))
-
-
-def is_part(a: Access, name: str) -> bool:
-    """Whether a `stage` line that names `QKV.1` means this access: one with the constant subscript 1 first."""
-    tensor, _, part = name.partition(".")
-    constants = [x.value for x in a.subscripts if isinstance(x, Num)]
-    return a.tensor == tensor and (not part or bool(constants and constants[0] == int(part)))
 
 
 def _ahead(source: Access, axes: tuple[Axis, ...], following: Mapping[str, Expr], written: bool = False) -> Prefetch:

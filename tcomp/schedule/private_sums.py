@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Name, Reduction, Target
+from tcomp.dsl.ast import Access, Name, Reduction
 from tcomp.dsl.errors import TcError
 from tcomp.ir.reducers import IDENTITY
 from tcomp.schedule.instance import Instance
+from tcomp.schedule.joining_loops import into
 from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import Leaf
 from tcomp.schedule.normal import called, part_of
@@ -49,7 +50,7 @@ def private_sum(instance: Instance, plan: KernelPlan, leaf: Leaf) -> list[Leaf]:
     own = f"{name}.sum{leaf.number}"
     subs = tuple(Name(i) for i in leaf.parallel)
     symbols.add(own, symbols.sum_type(name), leaf.parallel)
-    first = replace(eq, targets=(Target(own, subs),), accumulate=False)
+    first = into(eq, own, subs)
     second = replace(eq, value=Access(own, subs))
     known = tuple(dict.fromkeys((name, part_of(eq.target))))
     collected = Leaf(first, leaf.number, leaf.parallel, leaf.reduced, sums_for=known)

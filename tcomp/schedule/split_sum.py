@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import Access, Combine, Equation, Name, Num, Reduction, Target
+from tcomp.dsl.ast import Combine, Equation, Name, Num, Reduction
 from tcomp.ir.blocks import ThreadShape
-from tcomp.schedule.joining_loops import computed_alike, joining_loops, renamed, with_loops
+from tcomp.schedule.joining_loops import computed_alike, into, join_of, joining_loops, with_loops
 from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 from tcomp.schedule.nest import PART, PARTIAL, Leaf
 from tcomp.schedule.symbols import Symbols
@@ -80,21 +80,12 @@ def undivided(plan: KernelPlan, over: str, outer: TileLevel) -> KernelPlan:
 def split_sum(plan: KernelPlan, s: DividedSum, symbols: Symbols, group: str) -> tuple[Leaf, Leaf, KernelPlan]:
     """The equations of the parts and of their join, and the plan (which is `undivided`) with their loops. Sums of one
     `group` (a name) are joined by the same loops."""
-    leaf, eq = s.leaf, s.leaf.equation
-    value, target = eq.value, eq.target
-    assert isinstance(value, Reduction)
+    leaf, target = s.leaf, s.leaf.equation.target
     part, block, name = s.part, f"{s.over}.block", target.name + PARTIAL
     symbols.extents[part] = symbols.extents[block] = count = s.count(symbols)
     symbols.add(name, symbols.sum_type(target.name), leaf.parallel, (count,))
-    rows = tuple(Name(i) for i in leaf.parallel)
-    first = replace(eq, targets=(Target(name, (Name(part), *rows)),), accumulate=False)
+    first = into(leaf.equation, name, [Name(i) for i in (part, *leaf.parallel)])
     new = symbols.indices_like(leaf.parallel, group)
-    summed = Access(name, (Name(block), *(Name(i) for i in new.values())))
-    second = replace(
-        eq,
-        targets=(Target(target.name, renamed(target.subscripts, new)),),
-        value=Reduction(value.reducer, (block,), None, None, (summed,), value.span),
-    )
     level = s.level()
     inner = replace(plan, sequence=tuple(t for t in plan.sequence if t != level))
     inner = with_loops(inner, joining_loops(list(new.values()), s.shape, s.outer, (block, count)))
@@ -104,7 +95,7 @@ def split_sum(plan: KernelPlan, s: DividedSum, symbols: Symbols, group: str) -> 
         parts={**plan.parts, s.over: (part, s.size)},
     )
     parts = Leaf(first, leaf.number, (part, *leaf.parallel), leaf.reduced)
-    return parts, Leaf(second, leaf.number + 1, tuple(new.values()), (block,)), plan
+    return parts, join_of(leaf, name, new, (block,), copies=False), plan
 
 
 def in_part(plan: KernelPlan, leaf: Leaf) -> Leaf:

@@ -20,15 +20,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tcomp.dsl.ast import Access, DType, Expr, Name, Num, Reduction, Stage, accesses_in, names_in
+from tcomp.dsl.ast import Access, DType, Expr, Name, Reduction, Stage, accesses_in, names_in
 from tcomp.dsl.errors import TcError
 from tcomp.instructions.vector_matching import groups_lie_whole, vector_instruction
 from tcomp.ir.tile import Axis, Buffer, Pack, Panels, Scope, Statement
 from tcomp.schedule.assignment import whole
 from tcomp.schedule.bounds import Env
 from tcomp.schedule.kernel_plan import KernelPlan
-from tcomp.schedule.nest import JOINED, Leaf, LoopNode, grouped_index, leaf_uses, loops_below
-from tcomp.schedule.normal import parts_of
+from tcomp.schedule.nest import JOINED, Leaf, LoopNode, grouped_index, leaf_uses, leaves_of, loops_below
+from tcomp.schedule.normal import means, parts_of
 
 if TYPE_CHECKING:
     from tcomp.schedule.emit import Emitter
@@ -45,17 +45,10 @@ def staged_accesses(name: str, leaf: Leaf, anywhere: bool = False, key: bool = F
     value = leaf.equation.value
     if not isinstance(value, Reduction) and not anywhere:
         return []
-    tensor, _, part = name.partition(".")
-    found = []
     values = value.values if isinstance(value, Reduction) else (value,)
     if (anywhere or key) and isinstance(value, Reduction) and value.key is not None:
         values = (*values, value.key)
-    for e in values:
-        for a in accesses_in(e):
-            constants = [s.value for s in a.subscripts if isinstance(s, Num)]
-            if a.tensor == tensor and (not part or (constants and constants[0] == int(part))):
-                found.append(a)
-    return found
+    return [a for e in values for a in accesses_in(e) if means(name, a)]
 
 
 def check_stages(leaves: list[Leaf], plan: KernelPlan) -> None:
@@ -211,7 +204,7 @@ class Staging:
 
     def _stage(self, stage: Stage, name: str, node: LoopNode, env: Env) -> list[Statement]:
         candidates: list[tuple[Leaf, Access, str, int, tuple[str, int]]] = []
-        for leaf in node.leaves():
+        for leaf in leaves_of(node):
             for a in staged_accesses(name, leaf):
                 target, parallel = self._target(leaf, a)
                 tile = self.emitter.register_tile(whole(leaf, target, parallel), env)
@@ -236,7 +229,7 @@ class Staging:
         made: dict[tuple[Access, str, int, tuple[str, int]], tuple[str, tuple[Expr | None, ...]]] = {}
         chosen = [c for c in candidates if not crossing or c in crossing or c[4][0] or self._far(c[1], c[2], env)]
         for leaf, a, i, width, grouped in chosen:
-            check_only_read(stage, a.tensor, node.leaves())
+            check_only_read(stage, a.tensor, leaves_of(node))
             key = (a, i, width, grouped)
             if key not in made:
                 made[key], pack = self._pack(stage, a, i, width, grouped, env)

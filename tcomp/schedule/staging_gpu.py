@@ -25,7 +25,7 @@ from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Pack, Pitched, RowMajor
 from tcomp.schedule.assignment import whole
 from tcomp.schedule.bounds import Env
 from tcomp.schedule.fold import sub
-from tcomp.schedule.nest import Leaf, LoopNode, loops_below
+from tcomp.schedule.nest import Leaf, LoopNode, leaves_of, loops_below
 from tcomp.schedule.staging import check_only_read, staged_accesses
 
 if TYPE_CHECKING:
@@ -84,12 +84,12 @@ class SharedStaging:
         made: dict[Expr, Staged] = {}
         # A vector may come by the copy engine for pointwise equations too; a tensor that sums read is staged for them,
         # and what other equations read of the same part comes from the tile as well.
-        summed = [(x, a) for x in node.leaves() for a in staged_accesses(name, x, key=True)]
-        anywhere = [(x, a) for x in node.leaves() for a in staged_accesses(name, x, True)]
+        summed = [(x, a) for x in leaves_of(node) for a in staged_accesses(name, x, key=True)]
+        anywhere = [(x, a) for x in leaves_of(node) for a in staged_accesses(name, x, True)]
         wanted = anywhere if stage.space == REGISTERS or not summed else summed
         beside = [(x, a) for x, a in anywhere if (x, a) not in wanted and self._plain(a)]
         for leaf, a in (*wanted, *beside):
-            check_only_read(stage, a.tensor, node.leaves())
+            check_only_read(stage, a.tensor, leaves_of(node))
             if (leaf, a) in wanted:
                 whole = next((b for _, b in beside if self._covers(b, a, env)), a)
                 region = self._region(whole, env)

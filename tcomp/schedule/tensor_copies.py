@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tcomp.dsl.ast import Access, Num
+from tcomp.dsl.ast import Access
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tensor_map import tile_map
 from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Unpack
 from tcomp.ir.walk import statements_in
 from tcomp.machine.gpu import GpuMachine
+from tcomp.schedule.nest import disjoint
 
 FIRST_SM = 90
 
@@ -27,12 +28,6 @@ def check_tensor_copies(kernel: Kernel, machine: GpuMachine) -> None:
                 _check(s.reversed, kernel, machine, written)
 
 
-def _apart(a: Access, b: Access) -> bool:
-    """Are they different parts of a tensor: is a subscript another constant?"""
-    pairs = zip(a.subscripts, b.subscripts, strict=True)
-    return any(isinstance(x, Num) and isinstance(y, Num) and x != y for x, y in pairs)
-
-
 def _check(pack: Pack, kernel: Kernel, machine: GpuMachine, written: Sequence[Access]) -> None:
     name = pack.source.tensor
     if machine.sm < FIRST_SM:
@@ -41,7 +36,7 @@ def _check(pack: Pack, kernel: Kernel, machine: GpuMachine, written: Sequence[Ac
             pack.span,
             "stage it by cp.async, and keep tma for a schedule on sm_90a",
         )
-    if any(a.tensor == name and not _apart(a, pack.source) for a in written):
+    if any(a.tensor == name and not disjoint(a, pack.source) for a in written):
         raise TcError(
             f"{name} cannot be staged by tma: this kernel writes it",
             pack.span,

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Target, accesses_in, names_in, walk
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, accesses_in, names_in, walk
 from tcomp.instructions.vector_matching import vector_instruction
 from tcomp.ir.tile import Spread
 from tcomp.schedule.assignment import Assignment
@@ -54,7 +54,7 @@ class CpuTiler:
         self.plan, self.lanes, self.registers = plan, lanes, registers
 
     def tile(self, a: Assignment, blocks: Mapping[str, int]) -> RegisterTile:
-        names = (a.target.tensor, part_of(Target(a.target.tensor, a.target.subscripts)), *a.leaf.sums_for)
+        names = (a.target.tensor, part_of(a.target), *a.leaf.sums_for)
         maps = {i: m for i in a.indices if (m := self.plan.mapping(i, names)) is not None}
         use = leaf_uses(self.plan, a.leaf, a.target) if a.reduced else None
         if (

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import Access, Binary, Combine, DType, Name, Num, Reduction, Target
+from tcomp.dsl.ast import Access, Binary, Combine, DType, Name, Num, Reduction
 from tcomp.ir.blocks import Stream
 from tcomp.ir.tile import Turns
 from tcomp.schedule.instance import Instance
-from tcomp.schedule.joining_loops import computed_alike, joining_loops, renamed, with_loops
+from tcomp.schedule.joining_loops import computed_alike, into, join_of, joining_loops, with_loops
 from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.legality import cannot_combine
 from tcomp.schedule.nest import JOINED, Leaf
@@ -108,13 +108,8 @@ def sum_in_turns(
         beside = frozenset(f"{i}.{group}" for i in leaf.beside) if group else frozenset[str]()
         maps = [] if group else joining_loops(list(new.values()), s.shape, s.outer)
         plan = with_loops(computed_alike(plan, name, target.name), maps)
-        whole = replace(eq, targets=(Target(name, tuple(Name(i) for i in leaf.parallel)),), accumulate=False)
-        read = Access(name, tuple(Name(i) for i in new.values()))
-        second = replace(eq, targets=(Target(target.name, renamed(target.subscripts, new)),), value=read)
-        leaves = [
-            replace(first, equation=whole),
-            Leaf(second, leaf.number + 1, tuple(new.values()), (), copies=True, beside=beside),
-        ]
+        whole = into(eq, name, [Name(i) for i in leaf.parallel])
+        leaves = [replace(first, equation=whole), join_of(leaf, name, new, beside=beside)]
     if taken.stream is None:  # the loop over parts is the outermost
         plan = replace(plan, sequence=(level, *(t for t in plan.sequence if t != level)))
     return leaves, taken, plan

@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from tcomp.dsl.ast import Access, Binary, DType, Expr, Name, Num, Stage
+from tcomp.dsl.ast import Access, Binary, DType, Name, Num, Stage
 from tcomp.dsl.errors import TcError
 from tcomp.ir.rewrite import map_leaves
 from tcomp.ir.tile import Axis, Buffer, Compute, RowMajor, Scope, Statement, Swizzled, Turns, Unpack
-from tcomp.schedule.fold import fold, sub
+from tcomp.schedule.fold import sub
 from tcomp.schedule.legality import cannot_combine
 from tcomp.schedule.nest import JOINED, PARTIAL
+from tcomp.schedule.tile_words import tile_words
 from tcomp.schedule.turn_sums import TurnSum
 
 Phase = tuple[Statement, ...]
@@ -120,14 +121,6 @@ class Unpacking:
 
     def _turns(self, s: Compute, t: TurnSum, walked: tuple[Axis, ...], each: int = 1) -> Turns:
         """Those of the tile that is handed over, at a word of its own, or at `each` so many."""
-        extents = self.tensors[s.target.tensor].shape
-        blocks = {a.name: a for a in walked}
-        place: list[Expr] = []
-        count: list[int] = []
-        for x, extent in zip(s.target.subscripts, extents, strict=True):
-            a = blocks.get(x.id) if isinstance(x, Name) else None
-            place.append(x if a is None else fold(Binary("//", a.start, Num(a.block))))
-            count.append(extent if a is None else -(-extent // a.block))
-        count[-1], place[-1] = count[-1] * each, fold(Binary("*", place[-1], Num(each)))
-        self.tiles[t.words] = Buffer(t.words, DType.I32, tuple(count), Scope.WORDS)
-        return t.turns(Access(t.words, tuple(place)), not s.accumulate)
+        words = tile_words(t.words, s.target.subscripts, self.tensors[s.target.tensor].shape, walked, each)
+        self.tiles[t.words] = words.buffer
+        return t.turns(words.place, not s.accumulate)
