@@ -50,6 +50,11 @@ class Instruction:
     body: str = CONTRACTION
 
     @property
+    def asynchronous(self) -> bool:
+        """Does it go on beside what follows, a warpgroup's together?"""
+        return self.threads == 128
+
+    @property
     def name(self) -> str:
         """`mma.sync.m16n8k16.bf16.bf16`"""
         width = f"n{self.n[0]}" if len(self.n) == 1 else ""

@@ -22,9 +22,6 @@ from tcomp.ir.walk import computes, loops_in
 from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import TURN
 
-WARPGROUP = 128
-"""threads of an asynchronous matrix instruction"""
-
 
 def check_overlap(kernel: Kernel, plan: KernelPlan, target: str) -> None:
     """TcError at an `overlap` line that the lowered kernel cannot keep. (Its `use` lines have been checked.)"""
@@ -88,4 +85,4 @@ def _read_elsewhere(c: Compute, loop: Loop, phase: Sequence[Statement]) -> tuple
 
 
 def _is_asynchronous(c: Compute, buffers: dict[str, Buffer], target: str) -> bool:
-    return bool(c.instruction) and match(c, buffers, target, INSTRUCTIONS).instruction.threads == WARPGROUP
+    return bool(c.instruction) and match(c, buffers, target, INSTRUCTIONS).instruction.asynchronous

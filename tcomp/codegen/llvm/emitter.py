@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from llvmlite import ir
 
@@ -25,7 +25,7 @@ class Frame:
     """One level: the block it appends to (before the branch into a nested loop) and what it has computed."""
 
     block: ir.Block
-    memo: dict[Hashable, object] = field(default_factory=dict)
+    memo: dict[Hashable, Any] = field(default_factory=dict)
 
 
 class Emitter:
@@ -132,6 +132,15 @@ class Emitter:
             phi.add_incoming(r, latch)
             merged.append(phi)
         return merged
+
+    def repeat(self, start: Int, stop: Int, step: Int, body: Callable[[Int], None], nonempty: bool = False) -> None:
+        """`for base in range(start, stop, step)` of a body that gives no values."""
+
+        def turn(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+            body(base)
+            return []
+
+        self.loop(start, stop, step, [], turn, nonempty)
 
     def when(self, condition: IrValue, body: Callable[[], None]) -> None:
         """Run `body` (which gives no values) only where a scalar condition holds."""

@@ -215,7 +215,6 @@ class Addressing:
         def displacement() -> Int:
             value = column()
             parts = em.once(row_level, ("swizzle", layout, row_key), of_row)
-            assert isinstance(parts, tuple)
             em.at(level)
             return em.add(parts[0], column_bytes(em, buffer, layout, value, parts[1]))
 

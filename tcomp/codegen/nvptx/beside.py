@@ -15,7 +15,7 @@ from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.join import Joiner
 from tcomp.codegen.nvptx.layout import leading_packs
-from tcomp.codegen.nvptx.phase_facts import asynchronous
+from tcomp.codegen.nvptx.phase_facts import is_asynchronous
 from tcomp.codegen.nvptx.plan import joins_warps, sharing_of
 from tcomp.dsl.ast import Access, Binary, DType, Num
 from tcomp.ir.pairs import paired
@@ -29,7 +29,7 @@ def sums_beside(loop: Loop, scope: GpuScope) -> list[Compute]:
     its issue and its wait, wherever they stand. Empty where that is not all that the turn does."""
     packs = leading_packs(loop)
     own = loop.body[len(packs) :]
-    products = [s for s in own if isinstance(s, Compute) and any(True for _ in asynchronous((s,), scope))]
+    products = [s for s in own if isinstance(s, Compute) and is_asynchronous(s, scope)]
     rest = [s for s in own if isinstance(s, Compute) and s not in products]
     if len(products) != 1 or len(own) != len(rest) + 1 or products[0].late or not products[0].accumulate:
         return []

@@ -362,11 +362,10 @@ def clear(em: GpuEmitter, scope: GpuScope, buffer: Buffer) -> None:
     em.here()
     root = scope.roots[buffer.name]
 
-    def body(at: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+    def body(at: Int) -> None:
         b = em.here()
         vector = ir.VectorType(I32, 4)
         b.store(ir.Constant(vector, None), b.gep(root, [em.i64(at)], source_etype=vector), align=16)
-        return []
 
-    em.loop(em.thread(), -(-buffer.bytes // 16), em.threads.threads, [], body)
+    em.repeat(em.thread(), -(-buffer.bytes // 16), em.threads.threads, body)
     em.barrier()

@@ -34,7 +34,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from tcomp.codegen.llvm.emitter import Int
-from tcomp.codegen.llvm.types import I8, VOID, IrValue
+from tcomp.codegen.llvm.types import I8, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
@@ -100,8 +100,7 @@ class Deliveries:
             else:
                 self.finish()
                 em.barrier()
-            em.here()
-            em.asm("fence.proxy.async.global;", VOID, "~{memory}", effect=True)
+            em.effect("fence.proxy.async.global;")
             with em.afresh():
                 body()
 
@@ -192,8 +191,7 @@ class Deliveries:
         if not self.roles.computing:
             self._take_away(s)
             return
-        em.here()
-        em.asm("fence.proxy.async.shared::cta;", VOID, "~{memory}", effect=True)
+        em.effect("fence.proxy.async.shared::cta;")
         if s.buffer in self.copies.handed:
             self.copies.handed[s.buffer].filled()
             self.writing.discard(s.buffer)

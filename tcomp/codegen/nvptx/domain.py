@@ -125,8 +125,7 @@ class GpuDomain(Domain):
             return em.asm("min.s32 $0, $1, $2;", I32, "=r,r,r", [em.i64(start), em.i64(limit)])
 
         em.at(place.level)
-        found: IrValue = em.once(place.level, self.inside_key(axis, position, group), make)
-        return found
+        return em.once(place.level, self.inside_key(axis, position, group), make)
 
     def inside_key(self, axis: str, position: int, group: int) -> tuple[object, ...]:
         """Names a clamped offset by what it is made of."""

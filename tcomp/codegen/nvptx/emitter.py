@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from llvmlite import ir
 
@@ -16,6 +17,8 @@ from tcomp.codegen.llvm.types import F32, I32, VOID, IrValue, Type
 from tcomp.dsl.ast import DType
 from tcomp.ir.blocks import ThreadShape
 from tcomp.ir.tile import Spread
+
+T = TypeVar("T")
 
 GLOBAL = ir.PointerType(addrspace=1)
 SHARED = ir.PointerType(addrspace=3)
@@ -81,6 +84,12 @@ class GpuEmitter(Emitter):
         signature = ir.FunctionType(result, [a.type for a in args])
         return self.builder.asm(signature, text, constraints, list(args), effect)
 
+    def effect(self, text: str, registers: str = "", args: Sequence[IrValue] = ()) -> None:
+        """Inline PTX for what it does, not for a value, at the end of the innermost frame: LLVM keeps it in order with
+        accesses to memory. `registers` are the kinds of the arguments', a letter each."""
+        self.here()
+        self.asm(text, VOID, ",".join([*registers, "~{memory}"]), args, effect=True)
+
     def opaque(self, value: Int) -> Int:
         """The value, of which LLVM does not see where it comes from."""
         return value if isinstance(value, int) else self.asm("mov.b32 $0, $1;", I32, "=r,r", [value])
@@ -90,7 +99,7 @@ class GpuEmitter(Emitter):
         `async_reads` also by wgmma. (Where `apart`, others of the block are a producer's, which does not take part.)"""
         self.here()
         if self.async_reads:
-            self.asm("fence.proxy.async.shared::cta;", VOID, "~{memory}", effect=True)
+            self.effect("fence.proxy.async.shared::cta;")
         if self.apart:
             number = self.i64(1) if self.sides == 1 else self._side_barrier()
             self.here()
@@ -139,7 +148,7 @@ class GpuEmitter(Emitter):
         at = self.once(0, ("turn barrier", what), number)
         self.here()
         text = f"barrier.cta.{what}.aligned $0, $1;"
-        self.asm(text, VOID, "r,n,~{memory}", [at, self.i64(threads)], effect=True)
+        self.effect(text, "rn", [at, self.i64(threads)])
 
     def group(self, groups: int) -> IrValue:
         """The number of the thread's group, of so many equal ones."""
@@ -184,13 +193,14 @@ class GpuEmitter(Emitter):
                 self.here().branch(after)
         outer.block = after
 
-    def once(self, level: int, key: Hashable, make: Callable[[], object]) -> object:
+    def once(self, level: int, key: Hashable, make: Callable[[], T]) -> T:
         """A value made once in a frame; `make` runs with the builder at its end."""
         memo = self.frames[level].memo
         if key not in memo:
             self.at(level)
             memo[key] = make()
-        return memo[key]
+        found: T = memo[key]
+        return found
 
     @contextmanager
     def afresh(self) -> Iterator[None]:
@@ -249,8 +259,7 @@ class GpuEmitter(Emitter):
 
     def _side_barrier(self) -> IrValue:
         side = self.i64(self.side())
-        found: IrValue = self.once(0, "side's barrier", lambda: self.builder.add(side, self.i64(FIRST_SIDE_BARRIER)))
-        return found
+        return self.once(0, "side's barrier", lambda: self.builder.add(side, self.i64(FIRST_SIDE_BARRIER)))
 
     def cluster_barrier(self) -> None:
         """All threads of the cluster's blocks wait for each other; memory before it is seen after it."""
@@ -290,8 +299,7 @@ class GpuEmitter(Emitter):
             top = step * size == (32 if kind == "lane" else shape.threads) and kind == "warp"
             return value if top else b.urem(value, self.i64(size))
 
-        found: Int = self.once(0, dimension, make)
-        return found
+        return self.once(0, dimension, make)
 
     def thread_offset(self, spread: Spread) -> Int:
         """What the thread's place adds to a value's offset along an axis so spread (frame 0)."""
@@ -305,8 +313,7 @@ class GpuEmitter(Emitter):
                     total = self.add(total, self.mul(place, size))
             return total
 
-        found: Int = self.once(0, ("thread offset", spread), make)
-        return found
+        return self.once(0, ("thread offset", spread), make)
 
     def first_along(self, dimensions: frozenset[str]) -> IrValue | None:
         """Is the thread the first along these dimensions? None when they have one thread only."""

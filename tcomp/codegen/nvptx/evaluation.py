@@ -137,9 +137,7 @@ class GpuEvaluator(Evaluator):
                 def load(start: Point = start, axis: str = axis, n: int = n) -> list[IrValue]:
                     return self.read(place, start, axis, n, level)
 
-                found = self.gpu.once(level, key, load)
-                assert isinstance(found, list)
-                return found[point[axis] - first]
+                return self.gpu.once(level, key, load)[point[axis] - first]
             return self.read(place, point, None, 1, level)[0]
         wanted = self.value(condition, point)
         pointer = self.addressing.pointer(place, point)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 
-from tcomp.codegen.llvm.types import I32, VOID, IrValue
+from tcomp.codegen.llvm.types import I32, IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator, wait_groups
 
@@ -152,7 +152,7 @@ class Groups:
         b = em.here()
         found = [b.bitcast(b.load(s, typ=s.allocated_type), I32) for s in (first, last)]
         text = f"{{ .reg .pred p; setp.eq.b32 p, $0, {_UNLIKELY}; @p nanosleep.u32 1; }}"
-        em.asm(text, VOID, "r,~{memory}", [b.xor(*found)], effect=True)
+        em.effect(text, "r", [b.xor(*found)])
         self.beside = ()
 
 

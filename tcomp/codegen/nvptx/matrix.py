@@ -47,7 +47,7 @@ def write_contraction(
     for what is written `beside` it. Asynchronous ones are awaited by `groups`, and issued late if the node says so and
     its loop is `pipelined`."""
     match = matched(node, scope)
-    if match.instruction.threads != 128:
+    if not match.instruction.asynchronous:
         MatrixGenerator(em, scope, node, match).generate()
         return
     generator = WarpgroupGenerator(em, scope, node, match, hold)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tcomp.codegen.llvm.emitter import Int
-from tcomp.codegen.llvm.types import I8, VOID, IrValue
+from tcomp.codegen.llvm.types import I8, IrValue
 from tcomp.codegen.nvptx import formats
 from tcomp.codegen.nvptx.addressing import Place
 from tcomp.codegen.nvptx.domain import GpuDomain, Point
@@ -55,8 +55,7 @@ class MatrixStore:
             words = [formats.pack(em, pair, self.target.buffer.dtype) for pair in quads]
             pointer, offset = self._address(row, column)
             text = f"stmatrix.sync.aligned.m8n8.x4.shared.b16 [$0+{offset}], {{$1, $2, $3, $4}};"
-            em.here()
-            em.asm(text, VOID, "r,r,r,r,r,~{memory}", [pointer, *words], effect=True)
+            em.effect(text, "rrrrr", [pointer, *words])
 
     def _address(self, row: int, column: int) -> tuple[IrValue, int]:
         """This lane's pointer to a row of its matrix, and a number of bytes to add."""

@@ -17,7 +17,7 @@ from llvmlite import ir
 from tcomp.codegen.llvm.emitter import Int
 from tcomp.codegen.llvm.integers import Known
 from tcomp.codegen.llvm.tiles import Span, span_of
-from tcomp.codegen.llvm.types import VOID, IrValue
+from tcomp.codegen.llvm.types import IrValue
 from tcomp.codegen.nvptx import formats
 from tcomp.codegen.nvptx.addressing import Addressing, Place
 from tcomp.codegen.nvptx.domain import AxisPlace, GpuDomain, GpuScope
@@ -127,11 +127,10 @@ class PackGenerator:
             return
         self.looping = True
 
-        def body(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+        def body(base: Int) -> None:
             self._copy(base, pieces - 1, 0)
-            return []
 
-        em.loop(thread, pieces, self.threads, [], body)
+        em.repeat(thread, pieces, self.threads, body)
 
     def _copy(self, base: Int, most: int, number: int) -> None:
         """Piece base + number, where base is at most `most`."""
@@ -165,10 +164,10 @@ class PackGenerator:
         cache = "cg" if size == 16 else "ca"
         text = f"cp.async.{cache}.shared.global [$0], [$1], {size}"
         if mask is None:
-            em.asm(text + ";", VOID, "r,l,~{memory}", [to, source], effect=True)
+            em.effect(text + ";", "rl", [to, source])
         else:
             bytes_read = b.select(mask, em.i64(size), em.i64(0))
-            em.asm(text + ", $2;", VOID, "r,l,r,~{memory}", [to, source, bytes_read], effect=True)
+            em.effect(text + ", $2;", "rlr", [to, source, bytes_read])
 
     # ------------------------------------------------------------------------------------- coordinates
 

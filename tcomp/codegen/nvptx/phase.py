@@ -30,7 +30,7 @@ from tcomp.codegen.nvptx.layout import SharedLayout, handed_over, last_turns, le
 from tcomp.codegen.nvptx.matrix import write_contraction
 from tcomp.codegen.nvptx.pack import PackGenerator
 from tcomp.codegen.nvptx.phase_facts import (
-    asynchronous,
+    any_asynchronous,
     know_tiles,
     needs_whole_clusters,
     producer_of,
@@ -133,7 +133,7 @@ class PhaseGenerator:
         self.sync.barriers |= set(self.left)
         know_tiles(self.scope, phase)
         self.em.async_reads = reads_ordinary_tiles(phase, self.scope)
-        self.em.calls = not any(True for _ in asynchronous(phase, self.scope))
+        self.em.calls = not any_asynchronous(phase, self.scope)
 
     def _enter_grid(self) -> None:
         """The turns of the grid loops, what is in them, and how they are shared out."""
@@ -162,11 +162,10 @@ class PhaseGenerator:
             self.turn(number)
             return
 
-        def turn(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+        def turn(base: Int) -> None:
             self.turn(base)
-            return []
 
-        em.loop(number, total, sides * (blocks // size), [], turn, nonempty=sides == 1)
+        em.repeat(number, total, sides * (blocks // size), turn, nonempty=sides == 1)
 
     def _whole(self, blocks: int) -> None:
         if self.staggered or self.em.sides > 1:
@@ -243,10 +242,6 @@ class PhaseGenerator:
             self.groups.before(None)
             self.em.here()
             self.em.when(self.inside, write_whole)
-
-    def asynchronous(self, s: Compute) -> bool:
-        """Is it computed by wgmma?"""
-        return any(True for _ in asynchronous((s,), self.scope))
 
     # ------------------------------------------------------------------------------------- statements
 
@@ -340,14 +335,13 @@ class PhaseGenerator:
         em = self.em
         origin, start, stop = self.span(loop)
 
-        def body(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+        def body(base: Int) -> None:
             em.here()
             self.bind_turn(loop, em.add(origin, base))
             self.statements(loop.body, path)
             self.unbind(loop.variable)
-            return []
 
-        em.loop(start, stop, loop.step, [], body)
+        em.repeat(start, stop, loop.step, body)
 
     def _panels(self, loop: Loop, path: tuple[int, ...]) -> None:
         """The turns of a panel loop, each with a copy of its tile."""

@@ -83,7 +83,7 @@ def staggered(kernel: Kernel, phase: Sequence[Statement], scope: GpuScope) -> bo
     """Do warpgroups go through pipe loops a turn apart: through those that are one product by wgmma?"""
     loops = (s for s in statements_in(phase) if isinstance(s, Loop) and s.level == "pipe")
     bodies = ([s for s in loop.body if not isinstance(s, Pack)] for loop in loops)
-    return kernel.gpu.staggered and any(len(b) == 1 and any(True for _ in asynchronous(b, scope)) for b in bodies)
+    return kernel.gpu.staggered and any(len(b) == 1 and any_asynchronous(b, scope) for b in bodies)
 
 
 def loads_loose(body: Sequence[Statement], tiles: set[str], scope: GpuScope) -> list[str]:
@@ -94,7 +94,7 @@ def loads_loose(body: Sequence[Statement], tiles: set[str], scope: GpuScope) -> 
     def stays(number: int, s: Compute) -> bool:
         later = [c for c in computes[number + 1 :] if s.target.tensor in {a.tensor for a in reads_of(c)}]
         stored = any(scope.buffers[c.target.tensor].scope is not Scope.REGISTERS for c in later)
-        awaited = stored or any(True for _ in asynchronous(later, scope))
+        awaited = stored or any_asynchronous(later, scope)
         return scope.buffers[s.target.tensor].scope is Scope.REGISTERS and not awaited
 
     loads = ((n, s) for n, s in enumerate(computes) if not _reads_in_place(s, scope) >= _tiles_read(s, tiles))
@@ -131,16 +131,24 @@ def needs_whole_clusters(phase: Sequence[Statement], scope: GpuScope) -> str:
 def touched(s: Compute, scope: GpuScope) -> set[str]:
     """Buffers that must be at rest when the Compute begins: not those in shared memory that it only reads, as what
     still runs only reads there too. One by wgmma may add to what a group before it adds to."""
-    adds = s.accumulate and s.instruction and matched(s, scope).instruction.threads == 128
+    adds = s.accumulate and s.instruction and matched(s, scope).instruction.asynchronous
     found = {a.tensor for a in accesses_of(s) if scope.buffers[a.tensor].scope is not Scope.SHARED}
     return found - {s.target.tensor} if adds else found | {s.target.tensor}
 
 
 def asynchronous(phase: Sequence[Statement], scope: GpuScope) -> Iterator[Match]:
     """The contractions by wgmma."""
-    for s in statements_in(phase):
-        if isinstance(s, Compute) and s.instruction and (match := matched(s, scope)).instruction.threads == 128:
-            yield match
+    return (matched(s, scope) for s in statements_in(phase) if isinstance(s, Compute) and is_asynchronous(s, scope))
+
+
+def is_asynchronous(s: Compute, scope: GpuScope) -> bool:
+    """Is it a contraction by wgmma?"""
+    return bool(s.instruction) and matched(s, scope).instruction.asynchronous
+
+
+def any_asynchronous(phase: Sequence[Statement], scope: GpuScope) -> bool:
+    """Are there contractions by wgmma?"""
+    return any(isinstance(s, Compute) and is_asynchronous(s, scope) for s in statements_in(phase))
 
 
 def repeated_in(phase: Sequence[Statement], persistent: bool) -> set[int]:

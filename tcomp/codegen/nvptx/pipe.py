@@ -39,7 +39,7 @@ class PipeGenerator:
     def generate(self) -> None:
         start, stop = self.phase.bounds(self.loop)
         if self.stages == 1:
-            self.em.loop(start, stop, self.loop.step, [], self._plain)
+            self.em.repeat(start, stop, self.loop.step, self._plain)
             return
         em, loop = self.em, self.loop
         for j in range(self.stages - 1):
@@ -51,7 +51,7 @@ class PipeGenerator:
         em.loop(start, stop, loop.step, slots, self._turn)
         self.phase.await_copies(0)
 
-    def _plain(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+    def _plain(self, base: Int) -> None:
         self.em.barrier()
         self.phase.bind_turn(self.loop, base)
         for p in self.packs:
@@ -62,7 +62,6 @@ class PipeGenerator:
         self.em.barrier()
         self.phase.statements(self.loop.body, self.path, len(self.packs))
         self.phase.unbind(self.loop.variable)
-        return []
 
     def _turn(self, base: Int, slots: Sequence[IrValue]) -> Sequence[IrValue]:
         em, loop = self.em, self.loop

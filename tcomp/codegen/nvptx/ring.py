@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from llvmlite import ir
 
 from tcomp.codegen.llvm.emitter import Int
-from tcomp.codegen.llvm.types import I1, I8, I32, VOID, IrValue
+from tcomp.codegen.llvm.types import I1, I8, I32, IrValue
 from tcomp.codegen.nvptx.emitter import SHARED, GpuEmitter
 
 BYTES = 8
@@ -123,7 +123,7 @@ class Ring:
         full = self._at(slot, 0)
         em.here()
         text = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;"
-        em.asm(text, VOID, "r,r,~{memory}", [full, em.i64(size)], effect=True)
+        em.effect(text, "rr", [full, em.i64(size)])
         return slot, full
 
     def wait_empty(self) -> None:
@@ -140,8 +140,7 @@ class Ring:
     def said_full(self, name: str) -> None:
         """This thread has seen to it that the only copy is full; `name` is the barrier's, so that its address takes no
         register of a producer, which has few."""
-        self.em.here()
-        self.em.asm(f"mbarrier.arrive.shared::cta.b64 _, [{name}];", VOID, "~{memory}", effect=True)
+        self.em.effect(f"mbarrier.arrive.shared::cta.b64 _, [{name}];")
 
     # ---------------------------------------------------------------------------------- the reading side
 
@@ -194,8 +193,7 @@ class Ring:
         em.when(em.here().icmp_signed("==", lane, em.i64(0)), lambda: self._arrive(place))
 
     def _arrive(self, place: IrValue) -> None:
-        self.em.here()
-        self.em.asm("mbarrier.arrive.shared::cta.b64 _, [$0];", VOID, "r,~{memory}", [place], effect=True)
+        self.em.effect("mbarrier.arrive.shared::cta.b64 _, [$0];", "r", [place])
 
     def _tell_peer(self, slot: Int) -> None:
         """Arrive at that copy's barrier in the block that has this lane's number in the cluster."""
@@ -213,7 +211,7 @@ class Ring:
         offset = em.add(em.mul(slot, BYTES), self.stages * BYTES)
         at = f"$0+{offset}" if isinstance(offset, int) else "$0"
         value = there if isinstance(offset, int) else em.here().add(there, em.i64(offset))
-        em.asm(f"mbarrier.arrive.shared::cluster.b64 _, [{at}];", VOID, "r,~{memory}", [value], effect=True)
+        em.effect(f"mbarrier.arrive.shared::cluster.b64 _, [{at}];", "r", [value])
 
     # ------------------------------------------------------------------------------------------ barriers
 

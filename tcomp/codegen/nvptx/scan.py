@@ -70,7 +70,7 @@ def scan(domain: GpuDomain, evaluator: GpuEvaluator, guard: Node, axis: Axis, bo
 
     together = AHEAD if isinstance(length, int) and length % (LANES * AHEAD) == 0 else 1
 
-    def some(first: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+    def some(first: Int) -> None:
         places = []
         for i in range(together):
             em.here()
@@ -81,6 +81,5 @@ def scan(domain: GpuDomain, evaluator: GpuEvaluator, guard: Node, axis: Axis, bo
                 masks.append(wanted(place))
         for place, mask in zip(places, masks, strict=True):
             take(place, mask)
-        return []
 
-    em.loop(0, length, LANES * together, [], some)
+    em.repeat(0, length, LANES * together, some)

@@ -6,12 +6,10 @@ has some whole parts of one size before that, those are dealt out first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tcomp.codegen.llvm.emitter import Int
 from tcomp.codegen.llvm.integers import Known
-from tcomp.codegen.llvm.types import IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.ir.blocks import Stream
@@ -45,7 +43,7 @@ def write_share(phase: PhaseGenerator, stream: Stream, number: Int, shares: int)
         first = em.here().select(whole, own_sum, em.i64(first))
         last = em.here().select(whole, em.i64(em.add(own_sum, 1)), em.i64(last))
 
-    def turn(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+    def turn(base: Int) -> None:
         b = em.here()
         before = em.mul(em.mul(base, units), -1)
         own = [em.i64(em.add(x, before)) for x in (begin, end)]
@@ -62,9 +60,8 @@ def write_share(phase: PhaseGenerator, stream: Stream, number: Int, shares: int)
         phase.turn(base)
         phase.unbind(stream.start)
         phase.unbind(stream.stop)
-        return []
 
-    em.loop(first, last, 1, [], turn, nonempty=True)
+    em.repeat(first, last, 1, turn, nonempty=True)
 
 
 def _quotient(em: GpuEmitter, value: Int, by: int) -> Int:

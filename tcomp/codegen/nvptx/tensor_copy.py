@@ -14,7 +14,7 @@ from llvmlite import ir
 
 from tcomp.codegen.llvm.bounds import integer_value
 from tcomp.codegen.llvm.emitter import Int
-from tcomp.codegen.llvm.types import I8, VOID, IrValue
+from tcomp.codegen.llvm.types import I8, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
@@ -135,18 +135,17 @@ def issue(
         f"cp.async.bulk.tensor.{n}d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
         f"[$0], [$1, {{{places}}}], [${n + 2}];"
     )
-    kinds = ["r", "l", *["r"] * n, "r"]
+    kinds = "rl" + "r" * n + "r"
     more: list[IrValue] = []
     if share is not None:
         text = text.replace("::bytes", "::bytes.multicast::cluster")[:-1] + f", ${n + 3};"
-        kinds.append("h")
+        kinds += "h"
         more.append(ir.Constant(ir.IntType(16), (1 << share.blocks) - 1))
-    constraints = ",".join([*kinds, "~{memory}"])
     for shift, offset in panels(tile):
         b = em.here()
         first = em.i64(em.add(at[0], shift))
         place = to if offset == 0 else b.gep(to, [em.i64(offset)], source_etype=I8)
-        em.asm(text, VOID, constraints, [place, address, first, *at[1:], barrier, *more], effect=True)
+        em.effect(text, kinds, [place, address, first, *at[1:], barrier, *more])
 
 
 def deliver(
@@ -171,14 +170,12 @@ def deliver(
     places = ", ".join(f"${i + 1}" for i in range(n))
     what, how = ("reduce.async", "add.tile") if node.add and not stores else ("async", "tile")
     text = f"cp.{what}.bulk.tensor.{n}d.global.shared::cta.{how}.bulk_group [$0, {{{places}}}], [${n + 1}];"
-    constraints = ",".join(["l", *["r"] * n, "r", "~{memory}"])
     for shift, offset in panels(tile):
         b = em.here()
         column = em.i64(em.add(at[0], shift))
         place = root if offset == 0 else b.gep(root, [em.i64(offset)], source_etype=I8)
-        em.asm(text, VOID, constraints, [address, column, *at[1:], place], effect=True)
-    em.here()
-    em.asm("cp.async.bulk.commit_group;", VOID, "~{memory}", effect=True)
+        em.effect(text, "l" + "r" * n + "r", [address, column, *at[1:], place])
+    em.effect("cp.async.bulk.commit_group;")
 
 
 def await_deliveries(em: GpuEmitter, whole: bool = False, but: int = 0) -> None:
@@ -186,7 +183,7 @@ def await_deliveries(em: GpuEmitter, whole: bool = False, but: int = 0) -> None:
     where they go."""
     em.here()
     read = "" if whole else ".read"
-    em.asm(f"cp.async.bulk.wait_group{read} {but};", VOID, "~{memory}", effect=True)
+    em.effect(f"cp.async.bulk.wait_group{read} {but};")
 
 
 def panels(tile: Buffer) -> list[tuple[int, int]]:

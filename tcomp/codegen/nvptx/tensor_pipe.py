@@ -17,7 +17,7 @@ the first turn runs beside the second product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import slot_type
 from tcomp.codegen.nvptx.layout import leading_packs
 from tcomp.codegen.nvptx.matrix import matched
-from tcomp.codegen.nvptx.phase_facts import loads_loose
+from tcomp.codegen.nvptx.phase_facts import is_asynchronous, loads_loose
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator
 from tcomp.ir.pairs import of_second, paired
@@ -85,7 +85,7 @@ class TensorPipe:
         self.start, self.stop = start, stop
         if not self.phase.roles.computing:
             producer = self.phase.roles.now == "producer"
-            em.loop(start, stop, loop.step, [], self._fill_turn if producer else self._deliver_turn)
+            em.repeat(start, stop, loop.step, self._fill_turn if producer else self._deliver_turn)
             return
         if self.phase.roles.now == "all":
             for j in range(self.ring.stages):
@@ -104,9 +104,9 @@ class TensorPipe:
             self._paired(self.product)
         elif ring.uniform and self._whole_rounds(start, stop):
             ring.reading.fixed = 0
-            em.loop(start, stop, loop.step * ring.stages, [], self._round)
+            em.repeat(start, stop, loop.step * ring.stages, self._round)
         else:
-            em.loop(start, stop, loop.step, [], self._ordered)
+            em.repeat(start, stop, loop.step, self._ordered)
         self.phase.pipe = outer
         if turns:
             em.turn_barrier("arrive")
@@ -134,10 +134,10 @@ class TensorPipe:
         with em.frame():
             em.here()
             self.first = True
-            self._turn(self.start, ())
+            self._turn(self.start)
         self.first, self.phase.groups.caught_up = False, self._release_before
         em.here()
-        em.loop(em.add(self.start, self.loop.step), self.stop, self.loop.step, [], self._turn)
+        em.repeat(em.add(self.start, self.loop.step), self.stop, self.loop.step, self._turn)
         em.here()
         self.phase.groups.before(None)
         self.phase.groups.caught_up = lambda: None
@@ -145,7 +145,7 @@ class TensorPipe:
     def _running(self) -> WarpgroupGenerator | None:
         """The sum by wgmma that ends a turn of several products, which goes on while the next turn starts."""
         own = [s for s in self.loop.body if isinstance(s, Compute)]
-        products = [s for s in own if self.phase.asynchronous(s)]
+        products = [s for s in own if is_asynchronous(s, self.scope)]
         if self.ring.stages < 2 or self.rotated or len(products) < 2 or not products[-1].accumulate:
             return None
         last = products[-1]
@@ -168,7 +168,7 @@ class TensorPipe:
         groups.resume(running)
         groups.caught_up = lambda: self._after_first(self.base, self._release_before)
         em.here()
-        em.loop(self.start, self.stop, self.loop.step, [], self._turn)
+        em.repeat(self.start, self.stop, self.loop.step, self._turn)
         groups.caught_up = lambda: None
         groups.before(None)
         self._if_any(self._release_before)
@@ -180,7 +180,7 @@ class TensorPipe:
         renamed = others[len(self.packs)]
         assert isinstance(renamed, Compute)
 
-        def pair(base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+        def pair(base: Int) -> None:
             turns = []
             for number, own in enumerate((product, renamed)):
                 em.here()
@@ -197,13 +197,12 @@ class TensorPipe:
                 if self.phase.roles.now == "all":
                     self._fill_later(turn, self.ring.stages)
             em.here()
-            return []
 
         middle = self._even()
-        em.loop(self.start, middle, 2 * loop.step, [], pair)
+        em.repeat(self.start, middle, 2 * loop.step, pair)
         em.here()
         if not (isinstance(middle, int) and isinstance(self.stop, int) and middle >= self.stop):
-            em.loop(middle, self.stop, loop.step, [], self._turn)
+            em.repeat(middle, self.stop, loop.step, self._turn)
 
     def _even(self) -> Int:
         """The end of the last whole pair of turns."""
@@ -222,7 +221,7 @@ class TensorPipe:
         worth saving."""
         node = self.loop.body[-1]
         alone = len(self.loop.body) == len(self.packs) + 1
-        return bool(self.beside) or (alone and isinstance(node, Compute) and self.phase.asynchronous(node))
+        return bool(self.beside) or (alone and isinstance(node, Compute) and is_asynchronous(node, self.scope))
 
     def _product(self) -> None:
         """A turn's product and what runs beside it."""
@@ -246,26 +245,24 @@ class TensorPipe:
 
     # --------------------------------------------------------------------------------------------- reading
 
-    def _round(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+    def _round(self, base: Int) -> None:
         """As many turns as there are copies, each with its own in the code: places are numbers, not sums."""
         for j in range(self.ring.stages):
             self.em.here()
             self.first = False if j else None
             one = self._turn if j else self._ordered
-            one(self.em.add(base, j * self.loop.step), ())
-        return []
+            one(self.em.add(base, j * self.loop.step))
 
-    def _ordered(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+    def _ordered(self, base: Int) -> None:
         """A turn. Where warpgroups are apart, each starts it when the one before has begun it: their sums end one after
         the other, and what is done with them runs beside products."""
         if self.apart:
             self.em.turn_barrier("sync")
-        found = self._turn(base, ())
+        self._turn(base)
         if self.apart:
             self.em.turn_barrier("arrive")
-        return found
 
-    def _turn(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+    def _turn(self, base: Int) -> None:
         em, loop, ring = self.em, self.loop, self.ring
         self.base = base
         slot = ring.wait_full()
@@ -285,7 +282,6 @@ class TensorPipe:
             else:
                 self._fill_later(base, ring.stages)
         em.here()
-        return []
 
     def _after_first(self, turn: Int, body: Callable[[], None]) -> None:
         """Emit `body`, to be run in all turns but the loop's first."""
@@ -346,17 +342,15 @@ class TensorPipe:
 
     # --------------------------------------------------------------------------------------------- filling
 
-    def _fill_turn(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+    def _fill_turn(self, base: Int) -> None:
         self._fill(base)
-        return []
 
-    def _deliver_turn(self, base: Int, _: Sequence[IrValue]) -> Sequence[IrValue]:
+    def _deliver_turn(self, base: Int) -> None:
         em, phase = self.em, self.phase
         em.here()
         phase.bind_turn(self.loop, em.add(self.origin, base))
         phase.statements(self.loop.body, self.path, len(self.packs))
         phase.unbind(self.loop.variable)
-        return []
 
     def _fill_later(self, turn: Int, ahead: int) -> None:
         """The copies of the turn that many steps later, if there is one, by one thread. (Its warp meets behind them:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
-from tcomp.codegen.llvm.types import I8, I32, VOID, IrValue
+from tcomp.codegen.llvm.types import I8, I32, IrValue
 from tcomp.codegen.nvptx.entry import DYNAMIC
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import OperandMap
@@ -81,8 +81,7 @@ class TensorRings:
         em.here()
         em.nvvm("fence.mbarrier_init.release.cluster")
         for address in self.maps.values():
-            em.here()
-            em.asm("prefetch.tensormap [$0];", VOID, "l,~{memory}", [address], effect=True)
+            em.effect("prefetch.tensormap [$0];", "l", [address])
 
     def settled_name(self, loop: Loop) -> str:
         """Of the first mbarrier of that loop's `settled` ring."""

@@ -29,7 +29,7 @@ from llvmlite import ir
 
 from tcomp.codegen.llvm.bounds import integer_value
 from tcomp.codegen.llvm.emitter import Int
-from tcomp.codegen.llvm.types import I32, VOID, IrValue
+from tcomp.codegen.llvm.types import I32, IrValue
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.tensor_copy import await_deliveries
@@ -123,7 +123,7 @@ class TurnTaking(Words):
 
     def _wait(self, at: IrValue, turns: Turns) -> None:
         before = self._value(turns.before)
-        self.em.asm(WAIT, VOID, "l,r,~{memory}", [self._flag(at), before], effect=True)
+        self.em.effect(WAIT, "lr", [self._flag(at), before])
 
     def issue(self, turns: Turns, add: Callable[[], None], store: Callable[[], None]) -> None:
         """Issue the copy, by whether there was a block before."""
@@ -137,7 +137,7 @@ class TurnTaking(Words):
 
         def tell() -> None:
             flag = self._flag(word)
-            em.asm(PASS, VOID, "l,r,~{memory}", [flag, number], effect=True)
+            em.effect(PASS, "lr", [flag, number])
             em.here().store(NOTHING, self._word)
 
         em.when(b.icmp_signed(">=", word, ir.Constant(I32, 0)), tell)
@@ -154,15 +154,13 @@ class WarpTurns(Words):
 
         def say(text: str, number: Expr) -> None:
             value = self._value(number)
-            em.here()
-            em.asm(text, VOID, "l,r,~{memory}", [word, value], effect=True)
+            em.effect(text, "lr", [word, value])
 
         em.when(met, lambda: say(SEEN, turns.before))
         if turns.stores:
             em.either(met, lambda: write(True), lambda: write(False))
         else:
             write(True)
-        em.here()
-        em.asm("bar.warp.sync -1;", VOID, "~{memory}", effect=True)
+        em.effect("bar.warp.sync -1;")
         first = em.here().icmp_unsigned("==", lane, ir.Constant(I32, 0))
         em.when(first, lambda: say(SAID, turns.number))

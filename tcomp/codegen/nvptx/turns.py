@@ -163,8 +163,7 @@ class Walker:
             place = em.i64(em.mul(lane, s.grain))
             return b.icmp_signed("<", place, em.i64(s.warp_tile - within))
 
-        found: IrValue = em.once(0, ("owned", s, within), make)
-        return found
+        return em.once(0, ("owned", s, within), make)
 
 
 def walked(axis: Axis) -> int:

@@ -136,8 +136,7 @@ class WarpgroupGenerator:
                 number = b.select(b.icmp_unsigned("<", number, last), number, last)
             return em.asm("shfl.sync.idx.b32 $0, $1, 0, 31, -1;", I32, "=r,r", [number], effect=True)
 
-        found: Int = em.once(0, ("warpgroup", self.groups, present), make)
-        return found
+        return em.once(0, ("warpgroup", self.groups, present), make)
 
     def _low(self, d: Descriptors, own: Axis, group: Int) -> IrValue:
         """The lower half of the descriptor of the first instruction tile of that warpgroup along `own`."""
@@ -179,8 +178,7 @@ class WarpgroupGenerator:
             zero = f"mov.u32 $0, %ctaid.{'xy'[own]}; shr.u32 $0, $0, 31;"  # (no grid has so many blocks)
             return self.em.asm(f"{zero} add.u32 $0, $0, {_signed(d.high)};", I32, "=r", [], effect=True)
 
-        found: IrValue = self.em.once(0, ("upper half", own, d.high), make)
-        return found
+        return self.em.once(0, ("upper half", own, d.high), make)
 
     def _registers(self) -> list[IrValue]:
         """The left operand's registers, four for each step of k of each turn."""

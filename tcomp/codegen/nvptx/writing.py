@@ -13,7 +13,7 @@ from functools import partial
 from llvmlite import ir
 
 from tcomp.codegen.llvm.expressions import Node
-from tcomp.codegen.llvm.types import F32, F64, VOID, IrValue
+from tcomp.codegen.llvm.types import F32, F64, IrValue
 from tcomp.codegen.nvptx import formats
 from tcomp.codegen.nvptx.accumulator_store import accumulator_store
 from tcomp.codegen.nvptx.addressing import Place
@@ -264,7 +264,7 @@ class Writer:
         for i, v in enumerate(values):
             self.em.here()
             text = f"red.global.add.{kind} [$0+{i * dtype.bytes}], $1;"
-            self.em.asm(text, VOID, f"l,{register},~{{memory}}", [pointer, self._stored(v)], effect=True)
+            self.em.effect(text, "l" + register, [pointer, self._stored(v)])
 
     def _groups(self, points: Points, guard: Node | None) -> list[Group]:
         """The points as accesses: the widest groups whose members are all there and share one condition."""
