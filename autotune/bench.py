@@ -125,7 +125,7 @@ class Bench:
         try:
             self._start(executor, inputs, 0)
             executor.run("run")
-            names = [o.name for o in self.op.operands if (o.inout or o in self.op.outputs)]
+            names = [o.name for o in self.op.written]
             return inputs, {n: floats(executor, n).copy() for n in names if n in executor.step.slots}
         finally:
             executor.close()

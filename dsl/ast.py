@@ -148,6 +148,11 @@ class Op:
     def operands(self) -> tuple[Operand, ...]:
         return self.params + self.outputs
 
+    @property
+    def written(self) -> tuple[Operand, ...]:
+        """The operands that it changes, and its results."""
+        return tuple(o for o in self.operands if o.inout or o in self.outputs)
+
     def operand(self, name: str) -> Operand | None:
         return next((o for o in self.operands if o.name == name), None)
 

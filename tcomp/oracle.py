@@ -66,7 +66,7 @@ def evaluate(
             _run(equation, parallel, module, arrays, extents, dims, fold_monoids)
             for name in {t.name for t in equation.targets} & narrow.keys():
                 arrays[name] = round_to(arrays[name], narrow[name])
-    return {o.name: arrays[o.name] for o in op.operands if o.inout or o in op.outputs}
+    return {o.name: arrays[o.name] for o in op.written}
 
 
 def _storage(dtype: DType) -> type[np.float64] | type[np.int64]:

@@ -25,7 +25,7 @@ def restricted(op: Op, outputs: frozenset[str]) -> Op:
 
     Dimensions that only a dropped operand's shape gave become static dims. TcError for an unknown result.
     """
-    results = {o.name for o in op.operands if o.inout or o in op.outputs}
+    results = {o.name for o in op.written}
     for name in sorted(outputs - results):
         raise TcError(f"op '{op.name}' has no result '{name}'", op.span, hint=f"it gives: {', '.join(sorted(results))}")
     kept = _needed(op, outputs)

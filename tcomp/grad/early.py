@@ -91,7 +91,7 @@ def given(op: Op, p: Pointwise) -> Op:
     new = replace(old, name=p.target)
     params = tuple(new if o is old else o for o in op.params)
     equations = tuple(eq for eq in op.equations if p.target not in writes(eq))
-    results = frozenset(o.name for o in op.operands if o.inout or o in op.outputs)
+    results = frozenset(o.name for o in op.written)
     return restricted(replace(op, params=params, equations=equations), results)
 
 

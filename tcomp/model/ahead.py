@@ -47,8 +47,8 @@ def _free(nodes: list[Node], before: Iterable[Node], later: Iterable[Node]) -> b
 
 
 def _written(nodes: Iterable[Node]) -> set[Tensor]:
-    return {n.operands[o.name].tensor for n in nodes for o in n.op.operands if o.inout or o in n.op.outputs}
+    return {v.tensor for n in nodes for v in n.writes.values()}
 
 
 def _read(nodes: Iterable[Node]) -> set[Tensor]:
-    return {n.operands[p.name].tensor for n in nodes for p in n.op.params}
+    return {v.tensor for n in nodes for v in n.reads.values()}

@@ -18,7 +18,7 @@ from dataclasses import replace
 from tcomp.dsl.ast import Module, Op
 from tcomp.dsl.infer import dimensions
 from tcomp.dsl.storage import bound
-from tcomp.model.graph import Node, Tensor, View
+from tcomp.model.graph import Node, Tensor, View, makers, tensors_of
 
 Nodes = tuple[Node, ...]
 
@@ -43,7 +43,7 @@ def _joined(node: Node, op: Op, forward: Nodes, backward: Nodes) -> tuple[Nodes,
         return forward, backward
     at = forward.index(node)
     incoming = {operands[p.name].tensor for p in op.params if p.name not in node.operands}
-    known = {v.tensor for n in forward[at:] for o in n.op.outputs for v in [n.operands[o.name]]}
+    known = {v.tensor for n in forward[at:] for v in n.results.values()}
     moved = _before(incoming, backward, known)
     if moved is None:
         return forward, backward
@@ -61,20 +61,20 @@ def _joined(node: Node, op: Op, forward: Nodes, backward: Nodes) -> tuple[Nodes,
 
 def _without_unread(backward: Nodes, copies: dict[Tensor, Tensor]) -> Nodes:
     """The backward nodes without those that compute again what nobody reads."""
-    read = {b.operands[p.name].tensor for b in backward for p in b.op.params}
+    read = {v.tensor for b in backward for v in b.reads.values()}
     unread = copies.keys() - read
-    made = {b: {b.operands[o.name].tensor for o in b.op.outputs} for b in backward}
+    made = {b: tensors_of(b.results) for b in backward}
     return tuple(b for b in backward if not made[b] or not made[b] <= unread)
 
 
 def _copies(forward: Nodes, backward: Nodes) -> dict[Tensor, Tensor]:
     """What the backward pass computes again -> the tensor of the forward pass."""
-    made = {(n.op.name, *(n.operands[p.name] for p in n.op.params)): n for n in forward}
+    made = {(n.op.name, *n.reads.values()): n for n in forward}
     found: dict[Tensor, Tensor] = {}
     for b in backward:
-        n = made.get((b.op.name, *(b.operands[p.name] for p in b.op.params)))
+        n = made.get((b.op.name, *b.reads.values()))
         if n is not None:
-            found |= {b.operands[o.name].tensor: n.operands[o.name].tensor for o in b.op.outputs}
+            found |= {v.tensor: n.operands[name].tensor for name, v in b.results.items()}
     return found
 
 
@@ -92,19 +92,9 @@ def _fits(op: Op, operands: dict[str, View]) -> bool:
 
 def _before(wanted: set[Tensor], backward: Sequence[Node], later: set[Tensor]) -> Nodes | None:
     """The backward nodes that make `wanted`, in order; None where they need one of the `later` tensors."""
-    made: dict[Tensor, list[Node]] = {}  # a tensor's slices have makers of their own
-    for n in backward:
-        for o in n.op.outputs:
-            made.setdefault(n.operands[o.name].tensor, []).append(n)
     adding = {n.operands[p.name].tensor for n in backward for p in n.op.params if p.inout}
-    found: list[Node] = []
-    waiting = set(wanted)
-    while waiting:
-        t = waiting.pop()
-        if t in later or t in adding:
-            return None
-        for n in made.get(t, ()):
-            if n not in found:
-                found.append(n)
-                waiting |= {n.operands[p.name].tensor for p in n.op.params}
+    needed = makers(wanted, backward)
+    if needed.keys() & (later | adding):
+        return None
+    found = {n for nodes in needed.values() for n in nodes}
     return tuple(n for n in backward if n in found)

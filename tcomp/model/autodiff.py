@@ -111,7 +111,7 @@ class _Differentiation:
         self.active = _depending(graph.nodes, gradients)
         self.nodes: list[Node] = []
         self.names: dict[str, int] = {}
-        self.producers = {n.operands[o.name].tensor: n for n in graph.nodes for o in n.op.outputs}
+        self.producers = {v.tensor: n for n in graph.nodes for v in n.results.values()}
         self.recomputed: dict[Tensor, Tensor] = {}
 
     def run(self) -> tuple[Node, ...]:

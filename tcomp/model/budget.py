@@ -155,7 +155,7 @@ class Budget:
         those that give a part of a tensor (chunks.py): only whole tensors are computed again."""
         found: dict[object, list[int]] = {}
         for i, n in enumerate(self.start.graph.nodes):
-            if not n.recompute and all(n.operands[o.name].covers for o in n.op.outputs):
+            if not n.recompute and all(v.covers for v in n.results.values()):
                 found.setdefault((n.op.name, n.span, tuple(n.dims.items())), []).append(i)
         return [tuple(nodes) for nodes in found.values()]
 
@@ -164,10 +164,7 @@ class Budget:
         backward = self.start.programs.backward
         read: set[Tensor] = {v.tensor for n in backward for v in n.operands.values()}
         read -= set(self.start.arena.address)
-        return {
-            n: frozenset(o.name for o in n.op.outputs if n.operands[o.name].tensor in read)
-            for n in self.start.graph.nodes
-        }
+        return {n: frozenset(name for name, v in n.results.items() if v.tensor in read) for n in self.start.graph.nodes}
 
     def cost(self, index: int, results: frozenset[str]) -> float | None:
         """Predicted seconds of computing results of a node again; None when they cannot be."""

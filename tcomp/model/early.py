@@ -18,7 +18,7 @@ from tcomp.dsl.ast import Module, Op
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import dimensions, infer
 from tcomp.grad.early import NotEarly, Pointwise, extended, given, pointwise
-from tcomp.model.graph import Early, Node, Tensor, View
+from tcomp.model.graph import Early, Node, View, makers
 
 Nodes = tuple[Node, ...]
 
@@ -102,19 +102,9 @@ def _producer(view: View, node: Node, forward: Nodes, backward: Nodes) -> tuple[
 def _needed_before(wanted: tuple[View, ...], backward: Nodes, at: int) -> Nodes:
     """The nodes from `at` on that make the `wanted` tensors (activations computed again): they move in front. NotEarly
     where they need what is computed at `at` or cannot move."""
-    makers: dict[Tensor, list[Node]] = {}
-    for n in backward[at:]:
-        for o in n.op.operands:
-            if o.inout or o in n.op.outputs:
-                makers.setdefault(n.operands[o.name].tensor, []).append(n)
-    found: list[Node] = []
-    waiting = [v.tensor for v in wanted]
-    while waiting:
-        t = waiting.pop()
-        for n in makers.get(t, ()):
-            if n is backward[at] or any(p.inout for p in n.op.params):
-                raise NotEarly(f"'{t.name}' is not there yet where '{backward[at].op.name}' runs")
-            if n not in found:
-                found.append(n)
-                waiting += [n.operands[p.name].tensor for p in n.op.params]
+    needed = makers((v.tensor for v in wanted), backward[at:])
+    for t, nodes in needed.items():
+        if any(n is backward[at] or any(p.inout for p in n.op.params) for n in nodes):
+            raise NotEarly(f"'{t.name}' is not there yet where '{backward[at].op.name}' runs")
+    found = {n for nodes in needed.values() for n in nodes}
     return tuple(n for n in backward[at:] if n in found)

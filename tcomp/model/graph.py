@@ -6,6 +6,7 @@ Nodes are in program order, which is also the order of execution.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
@@ -114,6 +115,20 @@ class Node:
     quantised: Quantised | None = None
     quantised_gradient: Quantised | None = None
 
+    @property
+    def reads(self) -> dict[str, View]:
+        """Its parameters, those that it changes among them."""
+        return {p.name: self.operands[p.name] for p in self.op.params}
+
+    @property
+    def results(self) -> dict[str, View]:
+        return {o.name: self.operands[o.name] for o in self.op.outputs}
+
+    @property
+    def writes(self) -> dict[str, View]:
+        """Its results, and the parameters that it changes."""
+        return {o.name: self.operands[o.name] for o in self.op.written}
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -150,3 +165,23 @@ class Graph:
     def trained(self) -> tuple[Parameter, ...]:
         """The parameters that are not frozen: they have gradients, and what the optimizer keeps for them."""
         return tuple(p for p in self.parameters if not p.decl.frozen)
+
+
+def tensors_of(views: Mapping[str, View]) -> set[Tensor]:
+    """What the views are of."""
+    return {v.tensor for v in views.values()}
+
+
+def makers(wanted: Iterable[Tensor], nodes: Iterable[Node]) -> dict[Tensor, list[Node]]:
+    """All that tensors are made from, themselves included, each with those of the nodes that write it."""
+    writers: dict[Tensor, list[Node]] = {}
+    for n in nodes:
+        for v in n.writes.values():
+            writers.setdefault(v.tensor, []).append(n)
+    found: dict[Tensor, list[Node]] = {}
+    waiting = list(wanted)
+    while waiting:
+        if (t := waiting.pop()) not in found:
+            found[t] = writers.get(t, [])
+            waiting += [v.tensor for n in found[t] for v in n.reads.values()]
+    return found

@@ -140,11 +140,11 @@ class MatrixCalls:
 
     def without(self, node: Node, w: Tensor, nodes: list[Node]) -> Node | None:
         """The node without its result `w`, if nothing reads that; None where it gives nothing else."""
-        dropped = {o.name for o in node.op.outputs if node.operands[o.name].tensor is w}
-        read = any(n.operands[p.name].tensor is w for n in nodes for p in n.op.params)
+        dropped = {name for name, v in node.results.items() if v.tensor is w}
+        read = any(v.tensor is w for n in nodes for v in n.reads.values())
         if not dropped or read:
             return node
-        rest = frozenset(o.name for o in node.op.operands if o.inout or o in node.op.outputs) - dropped
+        rest = frozenset(node.writes) - dropped
         if not rest:
             return None
         if id(node.op) not in self.forms:

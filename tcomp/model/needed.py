@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tcomp.model.graph import Graph, Node, Tensor
+from tcomp.model.graph import Graph, Node, Tensor, tensors_of
 
 
 def needed(graph: Graph, logits: bool = True) -> Graph:
@@ -15,10 +15,10 @@ def needed(graph: Graph, logits: bool = True) -> Graph:
     wanted: set[Tensor] = {graph.logits.tensor} if logits else set()
     kept: list[Node] = []
     for node in reversed(graph.nodes):
-        writes = {node.operands[o.name].tensor for o in node.op.operands if o.inout or o in node.op.outputs}
+        writes = tensors_of(node.writes)
         if writes & wanted or any(t.kind == "cache" for t in writes):
             kept.append(node)
-            wanted |= {v.tensor for v in node.operands.values()}
+            wanted |= tensors_of(node.operands)
     inputs = {n: t for n, t in graph.inputs.items() if t in wanted}
     kept.reverse()
     return replace(graph, nodes=tuple(kept), loss=None, logits=graph.logits if logits else None, inputs=inputs)

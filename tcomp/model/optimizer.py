@@ -295,9 +295,7 @@ class _Builder:
             return update
         if of_matrices(update):
             return replace(update, outputs=())
-        return restricted(
-            update, frozenset({o.name for o in update.operands if o.inout or o in update.outputs} - {"w"})
-        )
+        return restricted(update, frozenset(o.name for o in update.written) - {"w"})
 
     def vector(self, name: str, group: FlatGroup | None, share: bool = False) -> View | None:
         """A group's part of a flat vector (the first process's `share` of it), or (None) all of one over all

@@ -51,12 +51,12 @@ def refusal(node: Node, q: Quantised, what: str, annotation: str, reason: NotHer
 def _joined(node: Node, q: Quantised, forward: Nodes, backward: Nodes) -> Nodes:
     operand = node.op.params[0].name
     view = node.operands[operand]
-    makers = [n for n in forward for o in n.op.outputs if n.operands[o.name].tensor is view.tensor]
+    makers = [n for n in forward for v in n.results.values() if v.tensor is view.tensor]
     others = [n for n in (*forward, *backward) if n not in makers and n is not node]
     if len(makers) != 1 or any(v.tensor is view.tensor for n in others for v in n.operands.values()):
         raise NotHere(f"'{view.tensor.name}' is not made by one op of the forward pass for this call alone")
     maker = makers[0]
-    result = next(o.name for o in maker.op.outputs if maker.operands[o.name].tensor is view.tensor)
+    result = next(name for name, v in maker.results.items() if v.tensor is view.tensor)
     if maker.operands[result] != view:
         raise NotHere(f"'{view.tensor.name}' has another shape where '{maker.op.name}' makes it")
 

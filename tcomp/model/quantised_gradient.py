@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from tcomp.model.autodiff import Variants
-from tcomp.model.graph import Node, Quantised, Tensor, View
+from tcomp.model.graph import Node, Quantised, Tensor
 from tcomp.model.quantised import NotHere, check, paired, refusal, replaced
 
 Nodes = tuple[Node, ...]
@@ -40,11 +40,11 @@ def _joined(node: Node, q: Quantised, backward: Nodes, variants: Variants, news:
     (operand,) = node.incoming
     view = node.operands[operand]
     at = backward.index(node)
-    writers = [i for i, n in enumerate(backward[:at]) if any(view.meets(v) for v in _written(n).values())]
+    writers = [i for i, n in enumerate(backward[:at]) if any(view.meets(v) for v in n.writes.values())]
     if not writers:
         raise NotHere(f"'{view.tensor.name}' is not made in the backward pass")
     maker = backward[writers[-1]]
-    result = next(name for name, v in _written(maker).items() if view.meets(v))
+    result = next(name for name, v in maker.writes.items() if view.meets(v))
     if result in {o.name for o in maker.op.outputs}:  # (it begins here)
         return backward
     if any(o.name in n.unwanted for n, op in ((maker, q.maker), (node, q.reader)) for o in op.outputs):
@@ -56,7 +56,7 @@ def _joined(node: Node, q: Quantised, backward: Nodes, variants: Variants, news:
     results = {o.name for o in q.maker.outputs}
     for n in backward[writers[-1] : at]:
         for name in pair.taken:
-            touched = n.operands if name in results else _written(n)
+            touched = n.operands if name in results else n.writes
             if any(pair.made[name].meets(v) for v in touched.values()):
                 return backward
     added = [n.operands[p.name] for n in (maker, node) for p in n.op.params if p.inout]
@@ -67,14 +67,8 @@ def _joined(node: Node, q: Quantised, backward: Nodes, variants: Variants, news:
         form = variants.form(op, dtypes, adding, frozenset(name for name in dtypes if views[name].tensor in news))
         check(form, views)
         places[n] = replaced(n, form, views)
-    given = [v for n in places.values() for v in _written(n).values()]
-    lost = [name for n in places for name, v in _written(n).items() if v not in given]
+    given = [v for n in places.values() for v in n.writes.values()]
+    lost = [name for n in places for name, v in n.writes.items() if v not in given]
     if lost:
         raise NotHere(f"nobody gives '{lost[0]}'")
     return tuple(places.get(n, n) for n in backward)
-
-
-def _written(node: Node) -> dict[str, View]:
-    """What a node writes, by its op's names."""
-    op = node.op
-    return {o.name: node.operands[o.name] for o in op.operands if o.inout or o in op.outputs}

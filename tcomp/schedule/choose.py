@@ -67,7 +67,7 @@ def as_written(op: Op, module: Module) -> bool:
 
 def _results(op: Op) -> set[str]:
     """What an op gives, outputs and operands that it adds to alike."""
-    return {o.name for o in op.operands if o.inout or o in op.outputs}
+    return {o.name for o in op.written}
 
 
 def choice_of(op: Op, module: Module, dims: Mapping[str, int], targets: Sequence[str]) -> Choice:

@@ -45,7 +45,7 @@ def _mapping(equations: tuple[Equation, ...], output: str, extents: dict[str, in
 def default_schedule(op: Op, equations: tuple[Equation, ...], extents: dict[str, int], target: str) -> Schedule:
     """A sound schedule for any op."""
     operands = frozenset(o.name for o in op.operands)
-    outputs = [o.name for o in op.operands if o in op.outputs or o.inout]
+    outputs = [o.name for o in op.written]
     defined = {t.name for eq in equations for t in eq.targets}
     outputs = [o for o in outputs if o in defined]
     kernels = []

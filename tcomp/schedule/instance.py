@@ -32,7 +32,7 @@ class Instance:
     @property
     def outputs(self) -> frozenset[str]:
         """What the op gives, or updates in place."""
-        return frozenset(o.name for o in self.op.operands if o in self.op.outputs or o.inout)
+        return frozenset(o.name for o in self.op.written)
 
     def shape(self, plan: KernelPlan) -> ThreadShape:
         """The threads of a kernel's blocks."""

@@ -119,7 +119,7 @@ def of_copies(
     any (`ir/tensor_map.py`)."""
     found: dict[str, Stage] = {}
     sizes = dict(_dimensions(op, shapes))
-    results = {o.name for o in op.operands if o.inout or o in op.outputs}
+    results = {o.name for o in op.written}
     for kernel, directives in _directives(schedule):
         single = _single(directives, sizes)
         own = [e for e in equations if _computes(kernel, e)]
