@@ -54,6 +54,15 @@ _CALLS: dict[str, Callable[..., Number]] = {
 }
 
 
+def arithmetic(op: str, a: Number, b: Number) -> Number | None:
+    """The number `a op b`; None where it has none, or is a truth."""
+    try:
+        value = _BINARY[op](a, b) if op in _BINARY else None
+    except (ZeroDivisionError, OverflowError):
+        return None
+    return None if isinstance(value, bool | complex) else value
+
+
 def evaluate_dim(e: Expr, dims: Mapping[str, Number]) -> Number:
     """The value of an expression of numbers and dimensions. Comparisons and logic give 0 or 1.
 

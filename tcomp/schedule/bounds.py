@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Name, Num, Reduction, Unary, children, conjuncts, product_factors
+from tcomp.dsl.ast import Access, Binary, Call, Expr, Num, Reduction, children, conjuncts, product_factors
+from tcomp.dsl.extents import Polynomial, difference
 from tcomp.schedule.fold import add, fold, minimum, sub
 from tcomp.schedule.nest import Leaf, LoopNode, ancestors, leaves_of
 from tcomp.schedule.storage import reduction_loops
@@ -31,58 +32,34 @@ Linear = tuple[dict[str | Access, int], int]
 """Coefficients of names and of scalar tensors, and the constant."""
 
 
-def affine(e: Expr) -> Linear | None:
-    """An integer linear form of names and scalar tensors; None when it is not one."""
-    match e:
-        case Num(int(v)):
-            return {}, v
-        case Name(n):
-            return {n: 1}, 0
-        case Access(_, ()):
-            return {e: 1}, 0
-        case Unary("-", x):
-            a = affine(x)
-            return None if a is None else ({k: -c for k, c in a[0].items()}, -a[1])
-        case Binary("+" | "-" as op, x, y):
-            a, b = affine(x), affine(y)
-            if a is None or b is None:
+def linear(p: Polynomial) -> Linear | None:
+    """A polynomial that is a sum of whole multiples of names and scalar tensors; None when it is not one."""
+    names: dict[str | Access, int] = {}
+    constant = 0
+    for monomial, coefficient in p.items():
+        match monomial, coefficient:
+            case (), int(c):
+                constant = c
+            case (str() | Access(_, ()) as name,), int(c):
+                names[name] = c
+            case _:
                 return None
-            s = 1 if op == "+" else -1
-            names = dict(a[0])
-            for k, c in b[0].items():
-                names[k] = names.get(k, 0) + s * c
-            return names, a[1] + s * b[1]
-        case Binary("*", x, y):
-            a, b = affine(x), affine(y)
-            if a is None or b is None:
-                return None
-            if not a[0]:
-                a, b = b, a
-            if b[0]:
-                return None
-            return {k: c * b[1] for k, c in a[0].items()}, a[1] * b[1]
-    return None
+    return names, constant
 
 
 def _at_most(comparison: Expr) -> Linear | None:
     """A comparison as `linear <= 0`."""
-    if not isinstance(comparison, Binary) or comparison.op not in ("<", "<=", ">", ">="):
-        return None
-    left, right = comparison.left, comparison.right
-    if comparison.op in (">", ">="):
-        left, right = right, left
-    form = affine(Binary("-", left, right))
-    if form is None:
-        return None
-    return form[0], form[1] + (1 if comparison.op in ("<", ">") else 0)
+    match comparison:
+        case Binary("<" | "<=", smaller, larger) | Binary(">" | ">=", larger, smaller):
+            form = linear(difference(smaller, larger))
+            return form and (form[0], form[1] + (comparison.op in ("<", ">")))
+    return None
 
 
 def _extreme(names: Mapping[str | Access, int], constant: int, env: Env, largest: bool) -> Expr:
     """The largest or smallest value of a linear form over the tiles' ranges."""
     total: Expr = Num(constant)
     for n, c in names.items():
-        if c == 0:
-            continue
         high = (c > 0) == largest
         at: Expr = n if isinstance(n, Access) else sub(env[n].stop, Num(1)) if high else env[n].start
         total = add(total, fold(Binary("*", Num(c), at)) if c != 1 else at)
@@ -104,7 +81,7 @@ def limits(index: str, guards: list[Expr], env: Env, scalars: Collection[str] = 
             continue
         names, constant = dict(form[0]), form[1]
         c = names.pop(index, 0)
-        if abs(c) != 1 or not all(known(n) for n, k in names.items() if k):
+        if abs(c) != 1 or not all(map(known, names)):
             continue
         if c == 1:  # index <= -(rest)
             negated = {n: -k for n, k in names.items()}

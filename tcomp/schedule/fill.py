@@ -6,8 +6,9 @@ from itertools import pairwise, product
 from math import prod
 
 from tcomp.dsl.ast import Access, Equation, Expr, Name, Num
+from tcomp.dsl.extents import polynomial
 from tcomp.ir.tile import Axis, Compute, Loop, Spread, Statement
-from tcomp.schedule.bounds import affine, tile_stop
+from tcomp.schedule.bounds import linear, tile_stop
 
 Box = tuple[tuple[int, int], ...]
 """Elements from start to stop (exclusive) along each axis."""
@@ -40,7 +41,7 @@ def _written(subscripts: tuple[Expr, ...], extents: dict[str, int]) -> Box | Non
     box: list[tuple[int, int]] = []
     used: set[str] = set()
     for s in subscripts:
-        form = affine(s)
+        form = linear(polynomial(s))
         if form is None or len(form[0]) > 1 or any(i in used for i in form[0]):
             return None
         length = 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, Unary, map_children
+from tcomp.dsl.dims import arithmetic
 
 
 def bind_dims(e: Expr, dims: dict[str, int]) -> Expr:
@@ -18,36 +19,13 @@ def bind_dims(e: Expr, dims: dict[str, int]) -> Expr:
     return fold(map_children(e, lambda x: bind_dims(x, dims)))
 
 
-def _arithmetic(op: str, a: int | float, b: int | float) -> int | float | None:
-    try:
-        match op:
-            case "+":
-                return a + b
-            case "-":
-                return a - b
-            case "*":
-                return a * b
-            case "/":
-                return float(a) / b
-            case "//":
-                return a // b
-            case "%":
-                return a % b
-            case "**":
-                value = a**b
-                return value if isinstance(value, int | float) else None
-    except (ZeroDivisionError, OverflowError):
-        return None
-    return None
-
-
 def fold(e: Expr) -> Expr:
     """Fold one node whose operands are folded already."""
     match e:
         case Unary("-", Num(v)):
             return Num(-v, e.span)
         case Binary(op, Num(a), Num(b)):
-            value = _arithmetic(op, a, b)
+            value = arithmetic(op, a, b)
             return e if value is None else Num(value, e.span)
         case Binary("+", Num(0), x) | Binary("+" | "-", x, Num(0)) if isinstance(_zero(e), int):
             return x

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from tcomp.codegen.llvm.types import kind_of
 from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Name, Num, Unary, map_children
+from tcomp.dsl.dims import arithmetic
 from tcomp.instructions.vector_matching import vector_instruction
 
 PAIR = "pair of bf16"
@@ -263,7 +264,8 @@ def fold(e: Expr) -> Expr:
         case Binary("*", x, Num(1)) | Binary("*", Num(1), x) if _has_int_one(e):
             return x
         case Binary(op, Num(x), Num(y)):
-            return _fold_numbers(e, op, x, y)
+            value = arithmetic(op, x, y)
+            return e if value is None else Num(value)
         case Call("min", (Num(x), Num(y))) if type(x) is type(y):
             return Num(min(x, y))
         case Call("max", (Num(x), Num(y))) if type(x) is type(y):
@@ -277,26 +279,3 @@ def _is_real_zero(e: Binary) -> bool:
 
 def _has_int_one(e: Binary) -> bool:
     return any(isinstance(s, Num) and type(s.value) is int and s.value == 1 for s in (e.left, e.right))
-
-
-def _fold_numbers(e: Expr, op: str, x: float, y: float) -> Expr:
-    try:
-        match op:
-            case "+":
-                return Num(x + y)
-            case "-":
-                return Num(x - y)
-            case "*":
-                return Num(x * y)
-            case "/":
-                return Num(x / y)
-            case "//":
-                return Num(x // y)
-            case "%":
-                return Num(x % y)
-            case "**":
-                value = x**y
-                return e if isinstance(value, complex) else Num(value)
-    except (ZeroDivisionError, OverflowError):
-        return e
-    return e
