@@ -95,8 +95,12 @@ class Planner:
         filled |= {s.buffer for s in statements_in(phase) if isinstance(s, Unpack)}
         self.met = {n for n, b in buffers.items() if (b.scope is Scope.SHARED and n not in filled)
                     or (b.scope in (Scope.OPERAND, Scope.TEAM) and n in written)}  # fmt: skip
-        self.place = {out: source for out, source in inplace if out in written}
-        self.met |= set(self.place.values())
+        self.places: dict[str, list[str]] = {}
+        """of each output that may be in an input's memory, all inputs whose it may be"""
+        for out, source in sorted(inplace):
+            if out in written:
+                self.places.setdefault(out, []).append(source)
+                self.met.add(source)
         self.apart = {id(s) for s in last_turns(phase)}
         """loops that wait for what they read, and write what no other statement touches"""
 
@@ -117,7 +121,7 @@ class Planner:
             case Pack() if s.by == "tma":
                 pass
             case Pack():
-                reads = [self._touch(n, None) for n in _packed(s) if n in self.met]
+                reads = [t for n in _packed(s) for t in self._touches(n, None)]
                 self._meet(path, pending, reads, [Touch(s.buffer, None)])
                 pending.copies = pending.copies or s.by == "cp.async"
             case Unpack():
@@ -131,27 +135,22 @@ class Planner:
         sharing = sharing_of(s, self.threads)
         # A matrix instruction's lanes read rows that their neighbours own.
         copies = bool(sharing.unused) or bool(s.instruction)
-        reads = [
-            self._touch(a.tensor, None if copies else self._owner(s, a)) for a in reads_of(s) if a.tensor in self.met
-        ]
+        reads = [t for a in reads_of(s) for t in self._touches(a.tensor, None if copies else self._owner(s, a))]
         # Of threads that hold copies only the first reads the old target and writes: an owner like any other.
-        own = self._touch(s.target.tensor, self._owner(s, s.target))
-        old = [own] if s.accumulate and s.target.tensor in self.met else []
-        writes = [own] if s.target.tensor in self.met else []
-        if copies:
-            reads = [Touch(t.buffer, None) for t in reads]
-            marked = Touch(
-                own.buffer, None if own.owner is None else (*own.owner, (" ".join(sorted(sharing.unused)), None))
-            )
-            old, writes = ([marked] if t else [] for t in (old, writes))
+        owner = self._owner(s, s.target)
+        if copies and owner is not None:
+            owner = (*owner, (" ".join(sorted(sharing.unused)), None))
+        writes = self._touches(s.target.tensor, owner)
+        old = list(writes) if s.accumulate else []
         if joins_warps(sharing):
             writes.append(Touch(f"exchange {id(s)}", None))
         self._meet(path, pending, reads + old, writes)
         if joins_warps(sharing):
             pending.reads.add(Touch(f"exchange {id(s)}", None))
 
-    def _touch(self, name: str, owner: tuple[Dimension, ...] | None) -> Touch:
-        return Touch(self.place.get(name, name), owner)
+    def _touches(self, name: str, owner: tuple[Dimension, ...] | None) -> list[Touch]:
+        """The accesses that an access to a buffer may be; none where threads do not meet in it."""
+        return [Touch(n, owner) for n in self.places.get(name, [name])] if name in self.met else []
 
     def _meet(self, path: tuple[int, ...], pending: Pending, reads: Sequence[Touch], writes: Sequence[Touch]) -> None:
         """Put a barrier before the statement if it clashes with what is pending, then add its own accesses."""
@@ -177,7 +176,7 @@ class Planner:
         packs = leading_packs(s) if s.level == "pipe" else ()
         packs = () if any(p.by == "tma" for p in packs) else packs
         stages = pipe_stages(s)
-        reads = [self._touch(n, None) for p in packs for n in _packed(p) if n in self.met]
+        reads = [t for p in packs for n in _packed(p) for t in self._touches(n, None)]
         writes = [Touch(p.buffer, None) for p in packs]
         if packs:
             # The first packs are issued before the loop; inside, each turn begins with a barrier.
