@@ -48,13 +48,7 @@ def build_step(
     cannot be asked for, and for a memory limit that does not suffice, which names what to blame. TcError for faults in
     the model's text.
     """
-    unknown = set(request.programs) - {"train", "forward", "decode"}
-    if unknown or not request.programs:
-        raise UserError(
-            f"there is no program {', '.join(sorted(unknown)) or '(none given)'}", "train, forward or decode"
-        )
-    if request.accumulation < 1 or threads < 1:
-        raise UserError("accumulation and threads must be at least 1", "leave them out, or give numbers from 1 on")
+    _check(request, threads)
     training = "train" in request.programs
     limit, fitted = request.memory_limit, training and request.recompute == "to fit"
     graph = graph_of(module, request)
@@ -88,11 +82,7 @@ def build_step(
     placed = {n: arena.placed(launches[n], plans[n]) for n in launches}
     if training:  # forward alone is a part of the first micro-batch, at the same addresses
         placed["forward"] = tuple(placed["micro_first"][i] for i in draft.forward)
-    main = "micro_first" if training else "forward"
-    positions, end = {main: 0}, len(launches[main])
-    for name in (n for n in (*SHARED_BY_RANKS, "prefill") if n in launches):
-        positions[name] = end
-        end += len(launches[name])
+    positions, end = _positions({n: len(ls) for n, ls in launches.items()}, "micro_first" if training else "forward")
     inputs = {t: graph.bounds[n] for n, t in graph.inputs.items()}
     inputs |= {t: begin.bounds[n] for n, t in begin.inputs.items()} if begin is not None else {}
     return Step(
@@ -117,6 +107,28 @@ def build_step(
         division=division(draft, plans, request.sharing),
         recompute=budget.report(limit if request.recompute == "to fit" else None, total + draft.beside),
     )
+
+
+def _check(request: StepRequest, threads: int) -> None:
+    """UserError where the request says what no step can do."""
+    unknown = set(request.programs) - {"train", "forward", "decode"}
+    if unknown or not request.programs:
+        raise UserError(
+            f"there is no program {', '.join(sorted(unknown)) or '(none given)'}", "train, forward or decode"
+        )
+    if request.accumulation < 1 or threads < 1:
+        raise UserError("accumulation and threads must be at least 1", "leave them out, or give numbers from 1 on")
+
+
+def _positions(lengths: Mapping[str, int], main: str) -> tuple[dict[str, int], int]:
+    """Where the launches of each program stand on one line: those of `main` first, then the programs behind it, of
+    these `lengths`. And where the last one ends."""
+    positions, end = {main: 0}, lengths[main]
+    for name in (*SHARED_BY_RANKS, "prefill"):
+        if name in lengths:
+            positions[name] = end
+            end += lengths[name]
+    return positions, end
 
 
 def _placed(budget: Budget, limit: int | None) -> tuple[Draft, dict[str, ProgramPlan]]:
