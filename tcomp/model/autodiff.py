@@ -221,6 +221,21 @@ class _Differentiation:
 
     def launch(self, node: Node, op: Op, outputs: list[str], unwanted: frozenset[str]) -> None:
         """Append a backward node that computes `outputs`."""
+        views, adding = self.targets(node, outputs)
+        dtypes = {n: views[n].tensor.dtype for n in outputs}
+        news = frozenset(n for n in outputs if node.operands[n[1:]].tensor in self.graph.states)
+        form = self.variants.form(op, dtypes, adding, news)
+        given = [p.name for p in form.operands if p.name not in views]
+        operands = {p.name: views[p.name] if p.name in views else self.given(node, form, p.name) for p in form.operands}
+        label = node.label.replace(node.op.name, form.name, 1)
+        incoming = frozenset(n for n in given if n not in node.operands)
+        backward = Node(
+            form, self.bind(op, form, node), operands, label, node.span, incoming=incoming, unwanted=unwanted
+        )
+        self.nodes.append(replace(backward, early=node.early, quantised_gradient=node.quantised_gradient))
+
+    def targets(self, node: Node, outputs: list[str]) -> tuple[dict[str, View], frozenset[str]]:
+        """The gradients that a backward node computes, and which of them it adds to."""
         adding = set()
         views: dict[str, View] = {}
         for name in outputs:
@@ -234,37 +249,27 @@ class _Differentiation:
             else:
                 g.written.append((x.offset, x.offset + x.elements))
             views[name] = x.of(g.tensor)
-        dtypes = {n: views[n].tensor.dtype for n in outputs}
-        news = frozenset(n for n in outputs if node.operands[n[1:]].tensor in self.graph.states)
-        form = self.variants.form(op, dtypes, frozenset(adding), news)
-        operands: dict[str, View] = {}
-        incoming = set()
-        for p in form.operands:
-            if p.name in views:
-                operands[p.name] = views[p.name]
-            elif p.name in node.operands:
-                operands[p.name] = self.value(node.operands[p.name])
-            elif p.name[:1] == "d" and p.name[1:] in node.operands:
-                y = node.operands[p.name[1:]]
-                if not self.has_gradient(y):
-                    raise self.error(
-                        node,
-                        f"'backward {node.op.name}' reads '{p.name}', but the loss does not depend on '{p.name[1:]}'",
-                        "use it, or leave the written backward out, so that one is derived for what is used",
-                    )
-                operands[p.name] = y.of(self.gradients[y.tensor].tensor)
-                incoming.add(p.name)
-            else:
-                raise self.error(
-                    node,
-                    f"'{form.name}' reads '{p.name}', which '{node.op.name}' does not have",
-                    "read operands and results of the op, and gradients of its results",
-                )
-        label = node.label.replace(node.op.name, form.name, 1)
-        backward = Node(
-            form, self.bind(op, form, node), operands, label, node.span, incoming=frozenset(incoming), unwanted=unwanted
-        )
-        self.nodes.append(replace(backward, early=node.early, quantised_gradient=node.quantised_gradient))
+        return views, frozenset(adding)
+
+    def given(self, node: Node, form: Op, name: str) -> View:
+        """What a backward form of a node's op reads as `name`: an operand or a result of the op, or a gradient of one
+        (`dY` of `Y`)."""
+        if name in node.operands:
+            return self.value(node.operands[name])
+        if name[:1] != "d" or name[1:] not in node.operands:
+            raise self.error(
+                node,
+                f"'{form.name}' reads '{name}', which '{node.op.name}' does not have",
+                "read operands and results of the op, and gradients of its results",
+            )
+        y = node.operands[name[1:]]
+        if not self.has_gradient(y):
+            raise self.error(
+                node,
+                f"'backward {node.op.name}' reads '{name}', but the loss does not depend on '{name[1:]}'",
+                "use it, or leave the written backward out, so that one is derived for what is used",
+            )
+        return y.of(self.gradients[y.tensor].tensor)
 
     def bind(self, op: Op, form: Op, node: Node) -> dict[str, int]:
         """The dimensions of a form of the backward op `op`, from the shapes of all of the op's own operands: a
