@@ -79,7 +79,12 @@ def _check_prepared(folder: Path) -> None:
     try:
         listed = parse_json(read_small(manifest))["files"]
         files = [(folder / str(f["file"]), int(f["bytes"])) for f in listed]
-    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError) as e:
+        if manifest.exists() and _damaged(manifest):
+            raise UserError(
+                f"{manifest}: damaged: it cannot be read, so nothing says whether the data beside it are whole",
+                "prepare the data again, put back a copy of the file, or name the .bin files to be used instead",
+            ) from e
         return  # something else of that name
     for path, size in files:
         remedy = "prepare the data again, put back a copy of the file, or name the .bin files to be used instead"
@@ -87,6 +92,15 @@ def _check_prepared(folder: Path) -> None:
             raise UserError(f"{path}: the manifest names it, but it is not there", remedy)
         if path.stat().st_size != size:
             raise UserError(f"{path}: damaged: its size is not the manifest's", remedy)
+
+
+def _damaged(manifest: Path) -> bool:
+    """Is it no JSON, or one of ours that is not whole?"""
+    try:
+        found = parse_json(read_small(manifest))
+    except (OSError, ValueError):
+        return True
+    return isinstance(found, dict) and {"format", "files"} <= found.keys()
 
 
 def _parts(files: list[TokenFile], length: int) -> tuple[list[Segment], list[Segment]]:

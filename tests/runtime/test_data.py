@@ -257,6 +257,17 @@ def test_a_prepared_folder_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
     assert open_data([tmp_path], 8, 256).description == "160 tokens of 2 token files"
 
 
+@pytest.mark.parametrize("text", ["", '{"format": 1, "fil', '{"format": 1, "files": [{"file": "a"}]}', "\0" * 64])
+def test_so_is_one_whose_manifest_is_damaged(text: str, tmp_path: Path) -> None:
+    """Nothing says whether the token files beside it are whole."""
+    file = bin_file(tmp_path / "train-00000.bin", list(range(90)))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json: damaged") as refused:
+        open_data([tmp_path], 8, 256)
+    assert "prepare the data again" in refused.value.hint and open_data([file], 8, 256)
+
+
 @pytest.mark.parametrize("shards", [0, 1])
 def test_a_folder_whose_preparation_was_stopped_is_refused(shards: int, tmp_path: Path) -> None:
     """Its tokenizer and plan would be taken for a text, or the shards that there are for all."""
