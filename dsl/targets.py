@@ -59,7 +59,7 @@ GPU = Family(
         "overlap",
         "promote",
     ),
-    instructions=("fma", "mma.sync", "mma.sync.tf32", "wgmma", "wgmma.tf32"),
+    instructions=("fma", "mma.sync", "mma.sync.tf32", "wgmma", "wgmma.tf32", "tcgen05", "tcgen05.tf32"),
     facts=("smem", "regs", "sms", "l2", "lanes", "vector", "early"),
 )
 CONDITIONAL = ("stagger", "pingpong", "stream")

@@ -7,11 +7,19 @@ GPU and compares it with its own equation.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from tcomp.dsl.ast import DType
 from tcomp.instructions.layout import FragmentLayout, MatrixLoad
 
 CONTRACTION = "D[m, n] += sum k: A[m, k] * B[k, n]"
+
+
+class Home(Enum):
+    """Where accumulators are while a sum goes on."""
+
+    REGISTERS = "registers"
+    TENSOR_MEMORY = "tensor memory"
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,8 @@ class Instruction:
     """A matrix instruction. `family` is its name in a schedule (`use mma.sync for acc`).
 
     `n` lists the widths it comes in. `a` and `b` are the operands' element types, f32 meaning tf32. `ptx` is the text
-    with {n} for the width. `targets` are the GPU targets that have it.
+    with {n} for the width. `targets` are the GPU targets that have it. `threads` hold the result in the layout
+    `result`: from the first product on, or, where sums have another `home`, when they are loaded from there at the end.
     """
 
     family: str
@@ -48,6 +57,7 @@ class Instruction:
     ptx: str
     targets: frozenset[str]
     body: str = CONTRACTION
+    home: Home = Home.REGISTERS
 
     @property
     def asynchronous(self) -> bool:

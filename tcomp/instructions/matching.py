@@ -172,6 +172,11 @@ def match(c: Compute, buffers: Mapping[str, Buffer], target: str, instructions: 
     a, b = (_operand(f, i, k, buffers) for f, i in ((left[0], m), (right[0], n)))
     types = (a.factor.dtype(a.buffer), b.factor.dtype(b.buffer))
     found = instruction_for(family, *types, target, instructions)
+    elsewhere = {t for i in instructions if i.family == family for t in i.targets}
+    if found is None and target not in elsewhere:
+        raise MatchError(
+            f"{target} has no {family}", f"{', '.join(sorted(elsewhere))} has: give this schedule to that target alone"
+        )
     if found is None:
         raise MatchError(
             f"{family} does not multiply {types[0]} ('{_shown(a)}') by {types[1]} ('{_shown(b)}') on {target}",
@@ -304,14 +309,16 @@ def _check_warpgroup(i: Instruction, result: str, m: Axis, n: Axis) -> None:
             f"loop '{n.name}' is divided among warps; a warpgroup computes all columns of its rows",
             f"leave out its warp level: {n.name} -> grid.x(128) / mma",
         )
-    pieces = -(-n.block // i.n[-1])
-    if n.block % (8 * pieces):
+    pieces, least = -(-n.block // i.n[-1]), i.n[0]
+    if n.block % (least * pieces):
         wanted = (
-            "multiples of 8" if pieces == 1 else f"{pieces} equal pieces of a multiple of 8, at most {i.n[-1]} each"
+            f"multiples of {least}"
+            if pieces == 1
+            else f"{pieces} equal pieces of a multiple of {least}, at most {i.n[-1]} each"
         )
         raise MatchError(
             f"loop '{n.name}' has {n.block} columns; {i.family} takes {wanted}",
-            f"choose a tile that is a multiple of {8 * pieces}",
+            f"choose a tile that is a multiple of {least * pieces}",
         )
 
 

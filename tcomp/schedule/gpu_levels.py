@@ -24,8 +24,8 @@ ORDER = ("grid", "cluster", "seq", "pipe", "warpgroup", "warp", "lane", "mma", "
 MAX_WARPS = 32
 MOST_BLOCKS = 8
 """blocks of a cluster on every machine that has them"""
-GROUP_ROWS = 64
-"""rows of a warpgroup's matrix instructions"""
+GROUP_ROWS = (64, 128)
+"""rows of a warpgroup's matrix instructions: of wgmma, of tcgen05"""
 LANES_Y = 8
 """lanes along rows where matrix instructions say how a warp is divided"""
 
@@ -96,14 +96,14 @@ class GpuLevels:
 
 def _warpgroup(args: Sequence[int], span: Span) -> WarpLevel:
     """`warpgroup(64)`, or `warpgroup(64, 2)` for two of them."""
-    if args[0] != GROUP_ROWS:
+    if args[0] not in GROUP_ROWS:
         raise TcError(
-            f"warpgroup({args[0]}): a warpgroup takes {GROUP_ROWS} rows at a time, 16 for each warp",
+            f"warpgroup({args[0]}): a warpgroup takes 64 rows at a time, 16 for each warp, or 128 (tcgen05)",
             span,
-            f"write warpgroup({GROUP_ROWS}); what is left over its warpgroups take in turns",
+            "write warpgroup(64); what is left over its warpgroups take in turns",
         )
     groups = args[1] if len(args) == 2 else MAX_WARPS // 4
-    return WarpLevel("y", GROUP_ROWS // 4, 4 * groups, True)
+    return WarpLevel("y", args[0] // 4, 4 * groups, True)
 
 
 def _lane(place: str, args: Sequence[int], span: Span) -> LaneLevel:
@@ -140,7 +140,7 @@ def padded_extents(plan: KernelPlan, extents: Mapping[str, int], itemsize: int) 
     for m in (*plan.loops.values(), *plan.special.values()):
         if m.mma:
             unit = max(16, 32 // itemsize, m.warp.tile if m.warp is not None else 1)
-            unit = max(unit, GROUP_ROWS) if m.warp is not None and m.warp.group else unit
+            unit = max(unit, 4 * m.warp.tile) if m.warp is not None and m.warp.group else unit
             out[m.index] = max(out[m.index], -(-extents[m.index] // unit) * unit)
     return out
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tcomp.dsl.ast import Combine, DType, Fuse, Span, Stage, Use
+from tcomp.instructions import IN_TENSOR_MEMORY
 from tcomp.ir.blocks import Stream
 from tcomp.ir.origins import Origins
 from tcomp.schedule.launch_flags import LaunchFlags
@@ -26,6 +27,8 @@ class TileLevel:
     """x, y or z of a grid level"""
     cluster: int = 1
     """neighbouring blocks of a grid level that run as one cluster"""
+    kept: bool = False
+    """is it a loop also where it has one turn?"""
 
     @property
     def parallel(self) -> bool:
@@ -113,6 +116,12 @@ class KernelPlan:
     """the lines that findings about the assembled kernel are told at"""
     absent: tuple[Combine, ...] = ()
     """the `combine` lines whose condition does not hold"""
+
+    @property
+    def levels(self) -> tuple[TileLevel, ...]:
+        """The tile levels of loops to be generated. A sum in tensor memory goes on in a pipe loop, of one turn too."""
+        collected = any(u.instruction in IN_TENSOR_MEMORY for u in self.uses.values())
+        return tuple(replace(t, kept=True) if collected and t.kind == "pipe" else t for t in self.sequence)
 
     def mapping(self, index: str, names: Iterable[str]) -> LoopMap | None:
         """The mapping of a loop in the equation that is known by these names."""

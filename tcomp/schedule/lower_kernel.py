@@ -66,7 +66,7 @@ class KernelLowering:
     def kernel(self, name: str) -> Kernel:
         """The kernel under that name. TcError where its schedule is illegal."""
         plan = self.plan
-        roots = build(self.leaves, plan.sequence, self.extents)
+        roots = build(self.leaves, plan.levels, self.extents)
         check_fuse(self.leaves, plan)
         check_core_loops(roots, plan)
         check_nesting(roots)

@@ -245,7 +245,8 @@ def _build(leaves: list[Leaf], levels: tuple[TileLevel, ...], extents: dict[str,
         if group:
             node = LoopNode(level)
             extent = extents[level.index]
-            node.trivial = not level.parallel and level.block is not None and level.block >= extent
+            one = level.block is not None and level.block >= extent
+            node.trivial = one and not level.parallel and not level.kept
             node.children = _build(list(group), rest, extents)
             out.append(node)
             group.clear()

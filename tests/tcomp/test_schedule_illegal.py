@@ -1,7 +1,7 @@
 """Illegal schedules are refused with the location, the clash as a counterexample, and the remedy.
 
-Each tests/tcomp/illegal/NAME.tc (illegal/gpu for GPUs, illegal/dot for CPUs with bf16 dot products) stands beside
-NAME.expected; TCOMP_UPDATE_GOLDENS=1 rewrites those.
+Each tests/tcomp/illegal/NAME.tc (illegal/gpu and illegal/b200 for GPUs, illegal/dot for CPUs with bf16 dot products)
+stands beside NAME.expected; TCOMP_UPDATE_GOLDENS=1 rewrites those.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load_text
 from tcomp.grad.accumulate import accumulating
 from tcomp.machine.cpu import CpuMachine
-from tcomp.machine.gpu import H100, GpuMachine
+from tcomp.machine.gpu import H100, GpuMachine, machine_for_target
 from tcomp.schedule.lower import lower
 
 HERE = Path(__file__).parent / "illegal"
 MACHINE = CpuMachine("avx2", ("avx2", "fma"), 8, 16, 32768, 1 << 20, 1 << 24, 2)
-MACHINES = {"gpu": H100, "dot": replace(MACHINE, emulated=("avx512bf16",))}
+MACHINES = {"gpu": H100, "b200": machine_for_target("sm_100a"), "dot": replace(MACHINE, emulated=("avx512bf16",))}
 """by the folder in illegal/"""
 
 

@@ -11,6 +11,7 @@ from tcomp.codegen.nvptx.join import exchange_bytes
 from tcomp.codegen.nvptx.plan import exchange_lanes, joins_warps, plan_of, sharing_of
 from tcomp.dsl.ast import DType
 from tcomp.errors import UserError
+from tcomp.instructions import IN_TENSOR_MEMORY
 from tcomp.ir.tile import SWIZZLE_PERIOD, Buffer, Compute, Kernel, Loop, Pack, Scope, Statement, Swizzled, Unpack
 from tcomp.ir.walk import accesses_of, grid_nest, reads_of, statements_in
 
@@ -41,6 +42,10 @@ class SharedLayout:
     stages: dict[int, int] = field(default_factory=dict)
     rings: dict[int, int] = field(default_factory=dict)
     successors: dict[str, Successor] = field(default_factory=dict)
+    accumulators: dict[int, int] = field(default_factory=dict)
+    """the mbarriers of two accumulators in tensor memory, for each loop whose sum is there"""
+    tensor_address: int = 0
+    """where the address of the block's tensor memory is"""
     bytes: int = 0
 
 
@@ -73,6 +78,17 @@ def rings_of(body: Sequence[Statement]) -> Iterator[tuple[Loop | Pack, int]]:
                 yield from rings_of(s.body)
         elif isinstance(s, Pack) and s.by == "tma":
             yield s, 1
+
+
+def summed_in_tensor_memory(s: Statement) -> Compute | None:
+    """The product that is all a pipe loop does with what it copies, where its sum is in tensor memory."""
+    if not isinstance(s, Loop) or s.level != "pipe":
+        return None
+    rest = s.body[len(leading_packs(s)) :]
+    product = rest[0] if len(rest) == 1 else None
+    if not isinstance(product, Compute) or product.instruction not in IN_TENSOR_MEMORY or not product.accumulate:
+        return None
+    return product
 
 
 def ring_copies(filled: Loop | Pack, count: int, sides: int) -> int:
@@ -181,6 +197,11 @@ class _Placing:
         for filled, count in rings_of(phase):
             size = RING_BYTES * ring_copies(filled, count, kernel.gpu.sides)
             self.layout.rings[id(filled)] = self._place("mbarriers", size)
+        for s in statements_in(phase):
+            if summed_in_tensor_memory(s) is not None:
+                self.layout.accumulators[id(s)] = self._place("mbarriers", 2 * RING_BYTES)
+        if self.layout.accumulators:
+            self.layout.tensor_address = self._place("address of tensor memory", 4)
         handed: list[Unpack | Loop] = list(handed_over(phase, kernel))
         for node in (*handed, *(last_turns(phase) if handed else ())):
             self.layout.rings[id(node)] = self._place("mbarriers", RING_BYTES)

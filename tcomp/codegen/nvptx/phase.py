@@ -45,6 +45,7 @@ from tcomp.codegen.nvptx.roles import Roles
 from tcomp.codegen.nvptx.runs import run_of, write_run, written
 from tcomp.codegen.nvptx.stream_shares import write_share
 from tcomp.codegen.nvptx.sync import Planner
+from tcomp.codegen.nvptx.tensor_memory import TensorMemory
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe
 from tcomp.codegen.nvptx.tensor_rings import TensorRings
 from tcomp.codegen.nvptx.turn_taking import WarpTurns
@@ -89,6 +90,7 @@ class PhaseGenerator:
         self.roles = Roles(self.em, machine)
         self.scope = scope_of(entry, self.em, kernel, layout, machine.target)
         self.copies = TensorRings(self, phase, entry.maps)
+        self.tensor = TensorMemory(self, phase)
         self.last_turns = {id(s) for s in last_turns(phase)}
 
     def generate(self) -> int:
@@ -111,7 +113,10 @@ class PhaseGenerator:
             self._whole(blocks)
         elif total and producer is not None:
             one = partial(self._blocks, blocks)
-            self.roles.apart(producer, one, partial(self._whole, blocks), one if self.copies.handed else None)
+            others = {"deliverer": bool(self.copies.handed), "multiplier": bool(self.tensor.products)}
+            self.roles.apart(
+                producer, one, partial(self._whole, blocks), {r: one for r, used in others.items() if used}
+            )
         if size > 1:
             self.em.cluster_barrier()  # a peer may still write into this block, or tell its mbarriers
         self.em.here().ret_void()
@@ -172,6 +177,7 @@ class PhaseGenerator:
             self.em.turn_barrier("start")
         self._blocks(blocks)
         self.deliveries.finish()
+        self.tensor.free()
 
     def turn(self, number: Int) -> None:
         """The statements of one turn of the grid loops."""
@@ -300,6 +306,8 @@ class PhaseGenerator:
         """Is there something in it for the producer (or the deliverer) that is being written?"""
         if self.roles.now == "producer":
             return any(True for _ in rings_of((s,)))
+        if self.roles.now == "multiplier":
+            return any(id(x) in self.tensor.products for x in statements_in((s,)))
         handed = (isinstance(u, Unpack) and u.buffer in self.copies.handed for u in statements_in((s,)))
         return any(handed) or id(s) in self.last_turns
 

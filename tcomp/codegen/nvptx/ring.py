@@ -137,6 +137,14 @@ class Ring:
         self._by_warp(self._at(self.filling.slot, 0))
         self.filling.advance()
 
+    def full_place(self) -> IrValue:
+        """The barrier of the next copy to be filled."""
+        return self._at(self.filling.slot, 0)
+
+    def empty_place(self, slot: Int) -> IrValue:
+        """The barrier at which that copy's readers arrive."""
+        return self._at(slot, self.stages)
+
     def said_full(self, name: str) -> None:
         """This thread has seen to it that the only copy is full; `name` is the barrier's, so that its address takes no
         register of a producer, which has few."""

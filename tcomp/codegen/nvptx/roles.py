@@ -3,12 +3,13 @@
 With a `Producer` a phase is written twice. The producer's first warp elects one thread, which issues every copy; the
 other warps do all the rest, and get the registers that the producer gives up (PTX ISA, setmaxnreg). Where results are
 added to memory turn by turn, one thread of the producer's second warp, the deliverer, takes them away: what it has to
-wait for, the consumers do not.
+wait for, the consumers do not. Where sums are in tensor memory, one thread of its third warp, the multiplier, issues
+their products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from tcomp.codegen.nvptx.emitter import GpuEmitter
@@ -16,12 +17,15 @@ from tcomp.codegen.nvptx.ring import elected
 from tcomp.ir.blocks import Producer
 from tcomp.machine.gpu import GpuMachine
 
+PRODUCERS = ("producer", "deliverer", "multiplier")
+"""what the producer's warps are, one thread of each"""
 MOST_REGISTERS = 240
 """registers that a thread may be given by another warpgroup"""
 
 
 class Roles:
-    """`now` says for whom statements are being written: "all", "producer", "deliverer" or "consumer"."""
+    """`now` says for whom statements are being written: "all", "producer", "deliverer", "multiplier" or
+    "consumer"."""
 
     now = "all"
 
@@ -70,10 +74,10 @@ class Roles:
         producer: Producer,
         copies: Callable[[], None],
         rest: Callable[[], None],
-        deliveries: Callable[[], None] | None = None,
+        others: Mapping[str, Callable[[], None]],
     ) -> None:
-        """`copies` written for one thread of the producer, `deliveries` for one of its second warp, `rest` for all
-        other warps."""
+        """`copies` written for one thread of the producer, `rest` for all warps beside it, and what `others` of its
+        warps do ("deliverer", "multiplier") for one thread each."""
         em = self.em
         computing = em.threads.warps * em.sides
         first = em.block_warp()
@@ -82,7 +86,8 @@ class Roles:
 
         def produce() -> None:
             self._take(registers, producer.registers)
-            for number, (now, body) in enumerate((("producer", copies), ("deliverer", deliveries))):
+            for number, now in enumerate(PRODUCERS):
+                body = copies if now == "producer" else others.get(now)
                 if body is not None:
                     self.now = now
                     chosen = em.here().icmp_signed("==", first, em.i64(computing + number))

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tcomp.codegen.llvm.emitter import Int
-from tcomp.codegen.llvm.types import F32, I8, IrValue
+from tcomp.codegen.llvm.types import F32, I8, I32, IrValue
 from tcomp.codegen.nvptx import tensor_copy
 from tcomp.codegen.nvptx.beside import sums_beside
 from tcomp.codegen.nvptx.errors import Unsupported
@@ -31,6 +31,7 @@ from tcomp.codegen.nvptx.layout import leading_packs
 from tcomp.codegen.nvptx.matrix import matched
 from tcomp.codegen.nvptx.phase_facts import is_asynchronous, loads_loose
 from tcomp.codegen.nvptx.ring import Ring
+from tcomp.codegen.nvptx.tensor_memory import commit
 from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator
 from tcomp.ir.pairs import of_second, paired
 from tcomp.ir.tile import Compute, Loop, Unpack
@@ -51,6 +52,8 @@ class TensorPipe:
         self.tiles = {p.buffer: self.scope.roots[p.buffer] for p in self.packs}
         self.bytes = sum(tensor_copy.copied_bytes(p, self.scope.buffers) for p in self.packs)
         self.drain: Callable[[], None] | None = None
+        self.collected = id(loop) in phase.tensor.products
+        """Is its sum in tensor memory? Then only the multiplier goes through its turns."""
         self.product = paired(loop) if ring.stages > 1 else None
         """What is issued for two turns at a time."""
         late = any(isinstance(s, Compute) and s.late for s in loop.body)
@@ -83,6 +86,12 @@ class TensorPipe:
         # What lies past the end of a tensor is zero in its tiles, and adds nothing to products.
         self.origin, start, stop = self.phase.span(loop, past=self._short())
         self.start, self.stop = start, stop
+        if self.collected and self.phase.roles.now == "multiplier":
+            self.phase.tensor.multiply(loop, self._multiplied)
+            return
+        if self.collected and self.phase.roles.computing:
+            self.phase.tensor.collect(loop)
+            return
         if not self.phase.roles.computing:
             producer = self.phase.roles.now == "producer"
             em.repeat(start, stop, loop.step, self._fill_turn if producer else self._deliver_turn)
@@ -117,6 +126,21 @@ class TensorPipe:
         ring.reading.fixed, ring.uniform = None, False
         if turns:
             ring.others(turns, before=False)
+
+    def _multiplied(self, products: Callable[[IrValue], None]) -> None:
+        """The turns of a multiplier, with those products: tiles are released when they are complete."""
+        em, ring = self.em, self.ring
+
+        def turn(base: Int) -> None:
+            slot = ring.wait_full()
+            with self._at(base, slot):
+                b = em.here()
+                first = b.zext(b.icmp_signed("==", em.i64(base), em.i64(self.start)), I32)
+                products(first)
+            commit(em, ring.empty_place(slot))
+            ring.reading.advance()
+
+        em.repeat(self.start, self.stop, self.loop.step, turn)
 
     def _turns_of_a_side(self) -> int:
         """The turns of each run of the loop, which sides of a block must know of each other."""

@@ -11,7 +11,14 @@ from tcomp.codegen.llvm.types import I8, I32, IrValue
 from tcomp.codegen.nvptx.entry import DYNAMIC
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import OperandMap
-from tcomp.codegen.nvptx.layout import handed_over, last_turns, leading_packs, ring_copies, rings_of
+from tcomp.codegen.nvptx.layout import (
+    handed_over,
+    last_turns,
+    leading_packs,
+    ring_copies,
+    rings_of,
+    summed_in_tensor_memory,
+)
 from tcomp.codegen.nvptx.phase_facts import repeated_in
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.tensor_copy import Share, map_of, map_of_result
@@ -34,6 +41,8 @@ class TensorRings:
         self.maps, self.layout = maps, generator.layout
         self.shared = shared_packs(phase, self.cluster, self.buffers)
         self.rings: dict[int, Ring] = {}
+        self.accumulators: dict[int, Ring] = {}
+        """of each loop whose sum is in tensor memory"""
         self.tiles: dict[int, TensorTile] = {}
         self.handed: dict[str, Ring] = {}
         """of each tile that a producer's warp delivers"""
@@ -57,9 +66,13 @@ class TensorRings:
             peers = self.cluster.blocks if self.cluster and any(id(p) in self.shared for p in packs) else 1
             stages = ring_copies(node, stages, em.sides)
             leaders = delivered.get(node.buffer, 0) if isinstance(node, Pack) else 0
-            ring = self.rings[id(node)] = Ring(em, place, stages, leaders or em.threads.warps, peers)
+            readers = 1 if summed_in_tensor_memory(node) is not None else em.threads.warps
+            ring = self.rings[id(node)] = Ring(em, place, stages, leaders or readers, peers)
             if isinstance(node, Pack):
                 self.tiles[id(node)] = TensorTile(generator, node, ring, id(node) in repeated, leaders)
+        for number, product in generator.tensor.products.items():
+            place = em.at(0).gep(shared, [ir.Constant(I32, generator.layout.accumulators[number])], source_etype=I8)
+            generator.tensor.rings[number] = Ring(em, place, product.stages, em.threads.warps)
         for unpack in handed_over(phase, generator.kernel):
             place = em.at(0).gep(shared, [ir.Constant(I32, generator.layout.rings[id(unpack)])], source_etype=I8)
             self.handed[unpack.buffer] = Ring(em, place, 1, 1, fillers=em.threads.warps)
@@ -68,15 +81,18 @@ class TensorRings:
             self.settled[id(loop)] = Ring(em, place, 1, 1)
         if not found:
             return
+        generator.tensor.allocate()
+        self.accumulators = generator.tensor.rings
         generator.roles.leader(self._initialise)
         if self.cluster is not None:
             em.cluster_barrier()
         else:
             em.barrier()
+        generator.tensor.allocated()
 
     def _initialise(self) -> None:
         em = self.em
-        for ring in (*self.rings.values(), *self.handed.values(), *self.settled.values()):
+        for ring in (*self.rings.values(), *self.accumulators.values(), *self.handed.values(), *self.settled.values()):
             ring.start()
         em.here()
         em.nvvm("fence.mbarrier_init.release.cluster")

@@ -1,0 +1,331 @@
+"""Sums in tensor memory (tcgen05): a ring of accumulators that one thread fills and warpgroups read.
+
+    multiplier   wait until the accumulator is empty; each turn: wait for its tiles; products; commit to "tiles empty";
+                 commit to "accumulator full"; next accumulator
+    consumers    wait until it is full; tcgen05.ld to registers; each warp says "accumulator empty"; next accumulator
+
+The products of a loop so run while the results of the one before are handed over. The multiplier is one thread of the
+producer's third warp (`roles.py`). Columns: for each copy of the accumulator one piece after the other, of 128 rows
+each, a warpgroup's in the order of its turns. PTX ISA, "TensorCore 5th Generation".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from llvmlite import ir
+
+from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.types import F32, I8, I32, VOID, IrValue
+from tcomp.codegen.nvptx.descriptor import ADDRESS, Descriptors, descriptors
+from tcomp.codegen.nvptx.domain import GpuScope
+from tcomp.codegen.nvptx.emitter import GpuEmitter
+from tcomp.codegen.nvptx.entry import DYNAMIC
+from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.codegen.nvptx.fragments import fragment_element, subscript_start
+from tcomp.codegen.nvptx.layout import leading_packs, summed_in_tensor_memory
+from tcomp.codegen.nvptx.matrix import matched
+from tcomp.codegen.nvptx.ring import Ring
+from tcomp.dsl.ast import Num
+from tcomp.instructions.declaration import Home
+from tcomp.instructions.tcgen05 import COLUMNS, ROWS, instruction_descriptor
+from tcomp.ir.tile import Axis, Compute, Loop, Statement
+from tcomp.ir.walk import statements_in
+
+if TYPE_CHECKING:
+    from tcomp.codegen.nvptx.phase import PhaseGenerator
+
+LEAST = 32
+"""columns of an allocation"""
+LANE = 16
+"""the bit of an address in tensor memory at which its lane begins"""
+MULTIPLIER = 2
+"""the producer's warp, one thread of which issues products"""
+_AFTER, _BEFORE = "tcgen05.fence::after_thread_sync;", "tcgen05.fence::before_thread_sync;"
+
+
+Turns = Callable[[Callable[[IrValue], None]], None]
+"""runs a body for every turn of a loop; the body is given whether the turn is the first (1) or not (0)"""
+
+
+class TensorProduct:
+    """One pipe loop's sum: where its accumulators are, its products, and how they come to registers."""
+
+    def __init__(self, em: GpuEmitter, scope: GpuScope, node: Compute) -> None:
+        self.em, self.scope, self.node = em, scope, node
+        self.match = match = matched(node, scope)
+        spread = match.m.spread
+        assert spread is not None
+        if em.threads.warps_x != 1:
+            raise Unsupported("warps along x beside warpgroups", node.span)
+        self.groups, self.turns = spread.warps // 4, spread.warp_turns(match.m.block)
+        pieces = -(-match.n.block // match.instruction.n[-1])
+        self.width = match.n.block // pieces
+        self.pieces = range(0, match.n.block, self.width)
+        self.left, self.right = (descriptors(o, Home.TENSOR_MEMORY) for o in (match.a, match.b))
+        self.columns = match.m.block // ROWS * match.n.block
+        """of one accumulator"""
+        self.first, self.stages = 0, 1
+        """where the accumulators begin among the block's columns, and how many there are"""
+
+    # --------------------------------------------------------------------------------------- products
+
+    def multiply(self, address: IrValue, first: IrValue) -> None:
+        """This thread's products of one turn; where `first` is not 0 they begin the sum."""
+        em, i = self.em, self.match.instruction
+        inputs = [
+            address,
+            first,
+            *(self._low(d, a) for d, a in ((self.left, self.match.m), (self.right, self.match.n))),
+        ]
+        code = instruction_descriptor(i, self.width, (not self.match.a.along_k, not self.match.b.along_k))
+        lines = [
+            "{ .reg .b64 da, db; .reg .b32 x, ha, hb, i; .reg .pred p, q; setp.eq.b32 p, $1, 0; mov.pred q, -1;",
+            f"mov.b32 ha, {self.left.high}; mov.b32 hb, {self.right.high}; mov.b32 i, {code};",
+        ]
+        for k in range(0, self.match.k.block, i.k):
+            for row in range(0, self.match.m.block, ROWS):
+                lines.append(f"add.s32 x, $2, {self.left.offset(row, k)}; mov.b64 da, {{x, ha}};")
+                for column in self.pieces:
+                    lines.append(f"add.s32 x, $3, {self.right.offset(column, k)}; mov.b64 db, {{x, hb}};")
+                    at = self._column(row // ROWS, column)
+                    lines.append(f"add.s32 x, $0, {at};")
+                    lines.append(i.ptx.format(d="x", a="da", b="db", i="i", keep="q" if k else "p"))
+        em.here()
+        em.asm(" ".join([*lines, "}"]), VOID, "r,r,r,r,~{memory}", inputs, effect=True)
+
+    def _column(self, piece: int, column: int) -> int:
+        """Where, in an accumulator, that column of the rows from 128 `piece` on is: each warpgroup has its turns' rows
+        side by side."""
+        turn, group = divmod(piece, self.groups)
+        return (group * self.turns + turn) * self.match.n.block + column
+
+    def _low(self, d: Descriptors, own: Axis) -> IrValue:
+        """The lower half of the descriptor of an operand's tile as it now lies."""
+        em, o = self.em, d.operand
+        axes = (own, self.match.k) if o.along_k else (self.match.k, own)
+        em.here()
+        starts = [subscript_start(em, self.scope, s, a) for s, a in zip(o.factor.access.subscripts, axes, strict=True)]
+        if starts != [0, 0]:
+            tensor, loop = o.buffer.name.partition(".shared")[0], self.match.k.name
+            raise Unsupported(
+                f"tcgen05 on a part of the tile '{o.buffer.name}'", o.factor.access.span,
+                f"stage what one turn reads: stage {tensor} in shared at {loop} by tma",
+            )  # fmt: skip
+        b = em.here()
+        address = b.and_(b.lshr(b.ptrtoint(self.scope.roots[o.buffer.name], I32), em.i64(4)), em.i64(ADDRESS))
+        return b.or_(address, em.i64(d.low))
+
+    # ---------------------------------------------------------------------------------------- results
+
+    def load(self, address: IrValue) -> None:
+        """The sum from the accumulator at `address` to this thread's registers, before which all products of it have
+        ended; it may be written again after a barrier or an arrival."""
+        em = self.em
+        slots = self._slots()
+        b = em.here()
+        lane = b.shl(b.and_(em.uniform_warp(), em.i64(3)), em.i64(LANE + 5))
+        own = b.add(address, lane)
+        if self.groups > 1:
+            group = em.group(self.groups)
+            b = em.here()
+            own = b.add(own, b.mul(group, em.i64(self.turns * self.match.n.block)))
+        text, at = [_AFTER], 0
+        for turn in range(self.turns):
+            for half in (0, 16):
+                for column, count in _powers(self.match.n.block // 8):
+                    registers = "{" + ", ".join(f"${at + e}" for e in range(4 * count)) + "}"
+                    place = (half << LANE) + turn * self.match.n.block + 8 * column
+                    text.append(f"tcgen05.ld.sync.aligned.16x256b.x{count}.b32 {registers}, [${len(slots)}+{place}];")
+                    at += 4 * count
+        text += ["tcgen05.wait::ld.sync.aligned;", _BEFORE]
+        with em.frame():
+            em.here()
+            result = ir.LiteralStructType([F32] * len(slots))
+            constraints = ",".join(["=f"] * len(slots) + ["r", "~{memory}"])
+            found = em.asm(" ".join(text), result, constraints, [own], effect=True)
+            found.attributes.add("convergent")
+            b = em.here()
+            for n, slot in enumerate(slots):
+                b.store(b.extract_value(found, n), slot)
+
+    def _slots(self) -> list[IrValue]:
+        """The registers of the sum as they are loaded: by turn, 16 rows, 8 columns; pairs of columns, then 8 rows
+        below."""
+        target, m, n = self.node.target, self.match.m.name, self.match.n.name
+        buffer, found = self.scope.buffers[target.tensor], []
+        for tile in range(2 * self.turns):
+            for e in range(self.match.n.block // 2):
+                row, column = 2 * tile + (e >> 1 & 1), 2 * (e >> 2) + (e & 1)
+                found.append(fragment_element(buffer, target, {m: row, n: column}))
+        return [self.scope.fragments[target.tensor][e] for e in found]
+
+
+def _powers(count: int) -> list[tuple[int, int]]:
+    """(start, length) of pieces of 0 .. count, each a power of two up to 32."""
+    found, at = [], 0
+    while at < count:
+        length = min(32, 1 << (count - at).bit_length() - 1)
+        found.append((at, length))
+        at += length
+    return found
+
+
+class TensorMemory:
+    """All sums of a phase that are in tensor memory, by the number of their loop."""
+
+    def __init__(self, generator: PhaseGenerator, phase: Sequence[Statement]) -> None:
+        self.em, self.generator = generator.em, generator
+        self.products: dict[int, TensorProduct] = {}
+        self.rings: dict[int, Ring] = {}
+        self.columns = 0
+        for loop in (s for s in statements_in(phase) if isinstance(s, Loop)):
+            node = summed_in_tensor_memory(loop)
+            if node is not None:
+                _check(generator, loop, node)
+                self.products[id(loop)] = TensorProduct(generator.em, generator.scope, node)
+        self._place()
+        stray = [s for s in statements_in(phase) if isinstance(s, Compute) and s.instruction and s not in self._nodes()]
+        for s in stray:
+            if matched(s, generator.scope).instruction.home is Home.TENSOR_MEMORY:
+                raise Unsupported(
+                    f"{s.instruction} computes '{s.target.tensor}', which is not all that its pipe loop does", s.span,
+                    "let a pipe loop stage both operands by tma and compute this sum alone",
+                )  # fmt: skip
+
+    def _nodes(self) -> list[Compute]:
+        return [p.node for p in self.products.values()]
+
+    def _place(self) -> None:
+        """Columns for all sums, twice where each of a persistent block's tiles may have another."""
+        wanted = sum(p.columns for p in self.products.values())
+        twice = self.generator.kernel.gpu.order.persistent and 2 * wanted <= COLUMNS
+        if wanted > COLUMNS:
+            node = self._nodes()[0]
+            raise Unsupported(
+                f"{node.instruction} would collect {wanted} columns of 128 rows in tensor memory, which has {COLUMNS}",
+                node.span, "choose smaller tiles",
+            )  # fmt: skip
+        for p in self.products.values():
+            p.stages = 1 + twice
+            p.first, self.columns = self.columns, self.columns + p.stages * p.columns
+        if self.columns:
+            self.columns = max(LEAST, 1 << (self.columns - 1).bit_length())
+
+    # ------------------------------------------------------------------------------------- allocation
+
+    def allocate(self) -> None:
+        """By the block's first warp, before a barrier."""
+        em = self.em
+        if not self.products:
+            return
+        warps = em.threads.warps
+
+        def take() -> None:
+            em.here()
+            where = em.builder.ptrtoint(self._cell(), I32)
+            permit = "tcgen05.relinquish_alloc_permit.cta_group::1.sync.aligned;"
+            text = f"tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [$0], {self.columns}; {permit}"
+            em.asm(text, VOID, "r,~{memory}", [where], effect=True)
+
+        assert warps > 1
+        em.when(em.here().icmp_signed("==", em.block_warp(), em.i64(0)), take)
+
+    def allocated(self) -> None:
+        """Behind the barrier: every thread reads the address."""
+        if self.products:
+            em = self.em
+            b = em.here()
+            where = b.ptrtoint(self._cell(), I32)
+            self.address = em.asm("ld.shared.b32 $0, [$1];", I32, "=r,r,~{memory}", [where], effect=True)
+
+    def free(self) -> None:
+        """By the first warp, when all consumers have read what they will."""
+        em = self.em
+        if not self.products:
+            return
+        em.barrier()
+
+        def give() -> None:
+            em.here()
+            text = f"tcgen05.dealloc.cta_group::1.sync.aligned.b32 $0, {self.columns};"
+            em.asm(text, VOID, "r,~{memory}", [self.address], effect=True)
+
+        em.when(em.here().icmp_signed("==", em.block_warp(), em.i64(0)), give)
+
+    def _cell(self) -> IrValue:
+        """The shared memory that the address is written to."""
+        shared = self.em.module.globals.get(DYNAMIC)
+        place = ir.Constant(I32, self.generator.layout.tensor_address)
+        return self.em.here().gep(shared, [place], source_etype=I8)
+
+    # ------------------------------------------------------------------------------------------- sums
+
+    def _accumulator(self, p: TensorProduct, slot: Int) -> IrValue:
+        em = self.em
+        em.here()
+        offset = em.add(em.mul(slot, p.columns), p.first)
+        return em.here().add(self.address, em.i64(offset))
+
+    def multiply(self, loop: Loop, turns: Turns) -> None:
+        """The multiplier's part of a loop: `turns` runs a body for every turn, with its tiles in place."""
+        em, p, ring = self.em, self.products[id(loop)], self.rings[id(loop)]
+        ring.wait_empty()
+        em.here()
+        em.asm(_AFTER, VOID, "~{memory}", effect=True)
+        address = self._accumulator(p, ring.filling.slot)
+        turns(lambda first: p.multiply(address, first))
+        commit(em, ring.full_place())
+        ring.filling.advance()
+
+    def collect(self, loop: Loop) -> None:
+        """The consumers' part: the sum comes to registers."""
+        p, ring = self.products[id(loop)], self.rings[id(loop)]
+        slot = ring.wait_full()
+        p.load(self._accumulator(p, slot))
+        ring.release(slot)
+        ring.reading.advance()
+
+
+def commit(em: GpuEmitter, barrier: IrValue) -> None:
+    """Arrive at a barrier of the block once all products that this thread has issued are complete."""
+    em.here()
+    text = "tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [$0];"
+    em.asm(text, VOID, "r,~{memory}", [barrier], effect=True)
+
+
+def _check(generator: PhaseGenerator, loop: Loop, node: Compute) -> None:
+    """`Unsupported` for what such a loop cannot do yet."""
+    kernel, name = generator.kernel, node.instruction
+    packs = leading_packs(loop)
+    read = {matched(node, generator.scope).a.buffer.name, matched(node, generator.scope).b.buffer.name}
+    producer = kernel.gpu.producer
+    if producer is None or producer.warps <= MULTIPLIER:
+        raise Unsupported(f"{name} needs warps beside those that compute, one of which issues its products", node.span,
+                          "write: producer warpgroup(40)")  # fmt: skip
+    if kernel.gpu.cluster is not None or kernel.gpu.sides > 1 or kernel.gpu.staggered:
+        raise Unsupported(f"{name} in clusters, by sides of a block or by warpgroups a turn apart", node.span,
+                          "leave out cluster, pingpong and stagger")  # fmt: skip
+    if kernel.gpu.order.stream is not None:
+        raise Unsupported(f"{name} in a stream of sums", node.span, "leave `stream` out")
+    if any(p.by != "tma" for p in packs) or not read <= {p.buffer for p in packs}:
+        raise Unsupported(f"{name} multiplies tiles that its pipe loop stages by tma", node.span,
+                          "stage both operands in shared at the loop of the sum by tma")  # fmt: skip
+    if not starts_from_zero(generator.phase, loop, node):
+        raise Unsupported(f"{name} would add to what '{node.target.tensor}' holds already", node.span,
+                          "let the sum begin in front of its pipe loop")  # fmt: skip
+
+
+def starts_from_zero(phase: Sequence[Statement], loop: Loop, node: Compute) -> bool:
+    """Is the last that was written to the sum before its loop zeros, and has the loop a turn?"""
+    some = isinstance(loop.start, Num) and isinstance(loop.stop, Num) and loop.start.value < loop.stop.value
+    before: Compute | None = None
+    for body in (phase, *(s.body for s in statements_in(phase) if isinstance(s, Loop))):
+        if any(s is loop for s in body):
+            at = next(n for n, s in enumerate(body) if s is loop)
+            written = [
+                s for s in statements_in(body[:at]) if isinstance(s, Compute) and s.target.tensor == node.target.tensor
+            ]
+            before = written[-1] if written else None
+    return some and before is not None and before.value == Num(0.0) and not before.accumulate

@@ -1,0 +1,150 @@
+"""Products by tcgen05: sums in tensor memory, on the virtual GPU with every check on, and through the assembler."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tcomp.autotune import virtual_run
+from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.dsl.load import load_text
+from tcomp.instructions import TCGEN05, Instruction
+from tcomp.instructions.tcgen05 import loaded
+from tcomp.machine.gpu import GpuMachine, machine_for_target
+from tcomp.oracle import evaluate
+from tcomp.runtime.values import stored, values
+from tcomp.runtime.vgpu import Options
+from tcomp.runtime.vgpu.report import KernelFault
+from tcomp.schedule.lower import lower
+from tests.tcomp.nvptx import support
+
+B200 = machine_for_target("sm_100a")
+FEW = replace(B200, sms=2)
+PLAIN = {"along": ("X: {x}[M, K], W: {w}[N, K]", "X[m, k] * W[n, k]"),
+         "across": ("X: {x}[K, M], W: {w}[K, N]", "X[k, m] * W[k, n]"),
+         "mixed": ("X: {x}[M, K], W: {w}[K, N]", "X[m, k] * W[k, n]")}  # fmt: skip
+
+
+def text(order: str = "along", x: str = "bf16", w: str = "bf16", y: str = "f32", rows: int = 128, columns: int = 64,
+         depth: int = 64, lines: str = "persistent", use: str = "tcgen05") -> str:  # fmt: skip
+    operands, product = PLAIN[order]
+    return f"""
+op f({operands.format(x=x, w=w)}) -> Y: {y}[M, N]:
+  acc[m, n]: f32 = sum k: {product}
+  Y[m, n] = acc[m, n] * 0.5
+
+schedule f on sm_100a:
+  m -> grid.y({rows}) / warpgroup(128) / mma
+  n -> grid.x({columns}) / mma
+  k -> pipe({depth}, 3) / mma
+  stage X, W in shared at k by tma
+  use {use} for acc
+  producer warpgroup(40)
+  {lines}
+"""
+
+
+def agrees(source: str, dims: dict[str, int], machine: GpuMachine = FEW, order: int = 0) -> None:
+    """Small integers: sums are exact in f32, and in bf16 after one rounding."""
+    module = load_text(source, "f.tc")
+    op, rng = module.ops["f"], np.random.default_rng(3)
+    lowered = lower(op, module, dims, machine)
+    (kernel,) = lowered.kernels
+    inputs = {}
+    for o in kernel.operands:
+        if o.name in kernel.reads:
+            given = rng.integers(-3, 4, o.shape).astype(np.float32)
+            inputs[o.name] = values(stored(given, o.dtype), o.dtype)
+    found = virtual_run.execute(op, lowered, inputs, machine, Options(order=order))["Y"]
+    wanted = evaluate(op, module, inputs, dims)["Y"]
+    dtype = kernel.buffer("Y").dtype
+    assert np.array_equal(found, values(stored(wanted.astype(np.float32), dtype), dtype))
+
+
+@pytest.mark.parametrize("order", PLAIN)
+@pytest.mark.parametrize("dims", [(256, 128, 128), (200, 104, 136)], ids=str)
+def test_operands_may_lie_either_way(order: str, dims: tuple[int, int, int]) -> None:
+    """Blocks take several tiles, so both accumulators are used more than once."""
+    agrees(text(order, y="bf16"), dict(zip("MNK", dims, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "order", "depth"),
+    [("f16", "f16", "mixed", 32), ("e4m3", "e4m3", "along", 64), ("e5m2", "e4m3", "across", 128),
+     ("f32", "f32", "along", 16)],
+)  # fmt: skip
+def test_types(x: str, w: str, order: str, depth: int) -> None:
+    use = "tcgen05.tf32" if x == "f32" else "tcgen05"
+    agrees(text(order, x, w, depth=depth, columns=96, use=use), {"M": 160, "N": 208, "K": 272})
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "lines"),
+    [(256, 48, "persistent"), (256, 128, ""), (128, 16, "raster 2"), (128, 128, "stage Y in shared at n by tma")],
+)
+def test_tiles(rows: int, columns: int, lines: str) -> None:
+    agrees(text(rows=rows, columns=columns, lines=lines, y="bf16"), {"M": 392, "N": 136, "K": 72})
+
+
+def test_the_order_of_blocks_and_warps_is_free() -> None:
+    for order in (1, 2):
+        agrees(text(y="bf16"), {"M": 384, "N": 128, "K": 192}, order=order)
+
+
+@pytest.mark.parametrize(
+    ("without", "finding"),
+    [
+        ("tcgen05.fence::after_thread_sync;", "missing tcgen05.fence"),
+        ("tcgen05.fence::before_thread_sync;", "missing tcgen05.fence"),
+        ("tcgen05.wait::ld.sync.aligned;", "missing tcgen05.wait"),
+        ("tcgen05.dealloc.cta_group::1.sync.aligned.b32 ", "tensor memory misuse"),
+    ],
+)
+def test_what_a_kernel_may_not_leave_out_is_found(without: str, finding: str) -> None:
+    """The tests above would notice."""
+    kernel = support.lowered(text(), {"M": 256, "N": 128, "K": 128}, replace(B200, sms=1))
+    gpu = compile_kernel(kernel, replace(B200, sms=1))
+    broken = replace(gpu, ptx=gpu.ptx.replace(without, "//" if without[-1] == " " else ""))
+    assert broken.ptx != gpu.ptx
+    with pytest.raises(KernelFault, match=finding):
+        support.launch(kernel, broken, support.given(kernel, np.random.default_rng(1)), 100)
+
+
+REFUSED = {
+    "needs warps beside those that compute": ("producer warpgroup(40)", "producer warp"),
+    "in clusters, by sides": ("persistent", "persistent\n  pingpong"),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_it_cannot_do_is_refused(why: str) -> None:
+    kernel = support.lowered(text().replace(*REFUSED[why]), {"M": 256, "N": 128, "K": 128}, B200)
+    with pytest.raises(Unsupported, match=why):
+        compile_kernel(kernel, B200)
+
+
+def test_the_assembler_takes_it_without_spills() -> None:
+    kernel = support.lowered(text(y="bf16", rows=256, columns=128, lines="persistent\n  stage Y in shared at n by tma"),
+                             {"M": 4096, "N": 2048, "K": 1024}, B200)  # fmt: skip
+    (used,) = assemble(compile_kernel(kernel, B200).ptx, "sm_100a").resources
+    assert used.spill_store_bytes == used.spill_load_bytes == used.stack_bytes == 0
+    assert 128 < used.registers <= 168
+
+
+@pytest.mark.parametrize("i", TCGEN05, ids=lambda i: i.name)
+def test_each_declared_instruction_computes_its_equation(i: Instruction) -> None:
+    agrees(text(x=i.a.value, w=i.b.value, depth=i.k, columns=i.n[0], use=i.family), {"M": i.m, "N": i.n[0], "K": i.k})
+
+
+def test_warps_load_their_rows_as_two_accumulators() -> None:
+    """32 rows a warp; registers: pairs of columns of rows g and g + 8, the next columns, the 16 rows below."""
+    layout = loaded(64)
+    for thread in range(128):
+        for e in range(64):
+            lane = thread % 32
+            row = thread // 32 * 32 + e // 32 * 16 + e // 2 % 2 * 8 + lane // 4
+            assert layout.place(thread, e) == (row, e % 32 // 4 * 8 + lane % 4 * 2 + e % 2)
