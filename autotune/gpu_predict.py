@@ -21,6 +21,7 @@ from tcomp.autotune.gpu_traffic import phase_moves, phase_traffic
 from tcomp.autotune.gpu_turns import waiting
 from tcomp.autotune.gpu_work import Known, launch_work
 from tcomp.autotune.sass import Function, functions_of
+from tcomp.autotune.sass_lanes import with_paired_loads
 from tcomp.codegen.nvptx.assemble import Assembled, assemble
 from tcomp.codegen.nvptx.disassemble import disassemble
 from tcomp.codegen.nvptx.launch import GpuKernel
@@ -60,7 +61,7 @@ def predict_kernel(
     disassembled."""
     code: GpuKernel = compile_all({kernel.name: kernel}, machine, cache)[kernel.name]
     assembled = assemble(code.ptx, machine.target, cache)
-    functions = functions_of(disassemble(assembled.cubin))
+    functions = {n: with_paired_loads(f) for n, f in functions_of(disassemble(assembled.cubin)).items()}
     launches = tuple(_launches(kernel, code, assembled, functions, machine, before, most))
     counted = kernel.flops <= _peak(kernel, machine) * sum(p.seconds for p in launches)
     if not counted:

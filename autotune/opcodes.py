@@ -13,8 +13,8 @@ WARPGROUP_MATRIX = frozenset({"HGMMA", "QGMMA", "IGMMA"})
 WARP_MATRIX = frozenset({"HMMA", "QMMA", "OMMA", "IMMA"})
 MATRIX = WARPGROUP_MATRIX | WARP_MATRIX
 SHARED = frozenset({"LDS", "STS", "ATOMS"})
-BROADCAST = 0.5
-"""Share of a wide shared-memory load that is different data: lanes of a row or column read the same."""
+PAIRED = 0.5
+"""Cycles of shared memory for each register of a wide load, where lanes in pairs read the same (`sass_lanes`)."""
 
 
 def width(opcode: str) -> int:
@@ -30,7 +30,7 @@ def shared_bytes(i: Instruction) -> float:
     """Bytes that a warp's instruction moves to, from or through shared memory; 0 for others."""
     if i.name in SHARED:
         size = width(i.opcode)
-        return LANES * size * (BROADCAST if size >= 8 and i.name == "LDS" else 1.0)
+        return LANES * size * (PAIRED if size >= 8 and i.name == "LDS" and i.paired else 1.0)
     if i.name in ("LDSM", "STSM"):
         last = i.opcode.rsplit(".", 1)[-1]
         return 128.0 * (int(last) if last.isdigit() else 1)

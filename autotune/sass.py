@@ -22,6 +22,8 @@ class Instruction:
     guard: str
     opcode: str
     operands: tuple[str, ...]
+    paired: bool = True
+    """Of a wide load of shared memory: whether lanes in pairs read the same (`sass_lanes`)."""
 
     @cached_property
     def name(self) -> str:

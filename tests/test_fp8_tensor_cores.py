@@ -106,6 +106,8 @@ def test_tall_wide_and_tiny(name: str, target: str, sizes: tuple[int, int, int])
     [
         ("linear_gelu_fp8_block", (300, 48, 144), {"BM": 256, "S": 2}),
         ("linear_gelu_fp8_block.backward", (520, 144, 48), {"dX.BM": 256, "dX.S": 3}),
+        ("matmul_fp8_block.backward", (300, 520, 144), {"dW.BM": 256, "dW.S": 3}),
+        ("matmul_fp8_block.backward", (130, 32, 48), {"dW.BM": 256, "dW.S": 2}),
     ],
 )
 def test_rows_that_warpgroups_take_in_turns(name: str, sizes: tuple[int, int, int], chosen: dict[str, int]) -> None:

@@ -25,6 +25,7 @@ from tcomp.schedule.gpu_levels import GpuLevels, padded_extents, thread_shape
 from tcomp.schedule.instructions import check_instructions
 from tcomp.schedule.kernel_plan import KernelPlan, LaneLevel, LoopMap
 from tcomp.schedule.late_copies import late_copies
+from tcomp.schedule.late_loads import late_loads
 from tcomp.schedule.operand_packs import with_rounded_operands
 from tcomp.schedule.operand_tiles import laid_out
 from tcomp.schedule.overlap import check_overlap
@@ -204,8 +205,9 @@ class GpuFamily:
         inplace: Pairs,
         written: bool,
     ) -> tuple[dict[str, Buffer], Phases]:
-        laid = in_row_groups(*laid_out(assign_scopes(tiles, phases, written), phases))
-        every, phases = in_panels(*laid, shape, self.machine.shared_per_block, plan.flags.sides)
+        laid, phases = laid_out(assign_scopes(tiles, phases, written), phases)
+        laid, phases = in_row_groups(laid, late_loads(laid, phases))
+        every, phases = in_panels(laid, phases, shape, self.machine.shared_per_block, plan.flags.sides)
         stay = plan.flags.producer is not None and plan.flags.order.persistent
         return every, late_copies(phases) if stay else phases
 

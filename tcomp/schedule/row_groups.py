@@ -8,7 +8,8 @@
 
 Where the statements right behind a product are all that reads its result, row by row, each group's can be read before
 the next is made: two warpgroups so have tiles of 256 rows, with the registers of `acc` and of half of `part`. While
-one of them does what follows its product the other multiplies.
+one of them does what follows its product the other multiplies. What is loaded into registers between the two
+(`late_loads.py`) is loaded once for all groups, where it is the same for all rows.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Binary, Expr, Name, Num, bottom_up
+from tcomp.ir.register_loads import loads_registers
 from tcomp.ir.rewrite import Body, map_bodies, map_expressions
 from tcomp.ir.tile import Axis, Buffer, Compute, Fragment, Scope, Statement
 from tcomp.ir.walk import accesses_of, computes, reads_of
@@ -45,17 +47,30 @@ def _grouped(
     while rest:
         s = rest.pop(0)
         rows = _rows(s, tiles) if isinstance(s, Compute) else None
-        readers = _readers(s, rows, rest) if isinstance(s, Compute) and rows is not None else []
+        loads = _loads(rows, rest, tiles) if rows is not None else []
+        readers = _readers(s, rows, rest[len(loads) :]) if isinstance(s, Compute) and rows is not None else []
         if not isinstance(s, Compute) or rows is None or len(readers) + 1 != met[s.target.tensor]:
             out.append(s)
             continue
-        del rest[: len(readers)]
+        del rest[: len(loads) + len(readers)]
         size, tile = _group(rows), tiles[s.target.tensor]
         place = s.target.subscripts.index(_in_tile(rows, rows.start))
         cut[tile.name] = replace(tile, shape=tuple(size if d == place else n for d, n in enumerate(tile.shape)))
         for start in range(0, rows.block, size):
-            out += [_narrowed(x, rows, start, size, tile.name) for x in (s, *readers)]
+            out.append(_narrowed(s, rows, start, size, tile.name))
+            out += loads if start == 0 else []
+            out += [_narrowed(x, rows, start, size, tile.name) for x in readers]
     return out
+
+
+def _loads(rows: Axis, behind: Sequence[Statement], tiles: Mapping[str, Buffer]) -> list[Compute]:
+    """The loads right behind a product of what is the same for all its rows."""
+    found: list[Compute] = []
+    for s in behind:
+        if not isinstance(s, Compute) or not loads_registers(s, tiles) or rows in s.axes:
+            break
+        found.append(s)
+    return found
 
 
 def _rows(c: Compute, tiles: Mapping[str, Buffer]) -> Axis | None:

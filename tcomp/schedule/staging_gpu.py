@@ -26,7 +26,7 @@ from tcomp.schedule.assignment import whole
 from tcomp.schedule.bounds import Env
 from tcomp.schedule.fold import sub
 from tcomp.schedule.nest import Leaf, LoopNode, leaves_of, loops_below
-from tcomp.schedule.staging import check_only_read, staged_accesses
+from tcomp.schedule.staging import check_only_read, computed, staged_accesses
 
 if TYPE_CHECKING:
     from tcomp.schedule.emit import Emitter
@@ -137,13 +137,14 @@ class SharedStaging:
         """A register tile of what the leaf reads of the access, shared out among threads as the leaf's result is."""
         emitter = self.emitter
         axes, origins = self._axes(stage, a, env)
-        dtype = emitter.dtypes[a.tensor]
+        shared = (id(leaf), a) in self.staged  # (what is near is widened once, not where it is used)
+        dtype = computed(emitter.dtypes[a.tensor]) if shared else emitter.dtypes[a.tensor]
         name = f"{a.tensor}.registers{len(emitter.tiles)}"
         emitter.tiles[name] = Buffer(name, dtype, tuple(x.block for x in axes), Scope.SCRATCH)
         tile = emitter.register_tile(whole(leaf, leaf.writes()[0], leaf.parallel, a), env)
         spread = tuple(replace(x, spread=tile.spreads.get(x.name)) for x in axes)
         target = Access(name, tuple(sub(Name(x.name), x.start) for x in axes))
-        value = emitter.point(a, env)
+        value = emitter.point(emitter.operands(leaf, a), env)  # (of the shared tile, where there is one as well)
         return (name, origins), Compute(target, value, spread, span=stage.span)
 
     def _pack(self, stage: Stage, a: Access, node: LoopNode, env: Env) -> tuple[Staged, Pack]:

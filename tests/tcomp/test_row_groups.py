@@ -42,6 +42,33 @@ def test_tiles_have_256_rows_only_where_copies_of_scales_have(backward: str, til
         assert {b.shape[0] for k in kernels for b in k.tiles if b.name.startswith(f"{tile}.shared")} == {found}
 
 
+def weight_gradient(rows: int = 512, text: str = "") -> Kernel:
+    """The product whose columns have scales of their own."""
+    file = library() / "ops" / "fp8_block.tc"
+    module = load_text(text or file.read_text(), str(file))
+    op = bound(module.ops["matmul_fp8_block.backward"], DType.BF16)
+    dims = {"M": 384, "N": rows, "K": 128}
+    lowered = lower(op, module, dims, H100, chosen={"dW.BM": 256, "dW.S": 3})
+    return next(k for k in lowered.kernels if k.name.endswith(".dW"))
+
+
+def test_what_is_the_same_for_all_rows_is_loaded_once_behind_the_first_product() -> None:
+    kernel = weight_gradient()
+    names = [s.target.tensor.rstrip("0123456789") for s in turn_of(kernel)]
+    assert names == ["partW", "vX.registers", "accW", "partW", "accW"]
+    code = assemble(compile_kernel(weight_gradient(4096), H100).ptx, "sm_90a")
+    assert not code.findings and all(r.spill_store_bytes == 0 for r in code.resources)
+    loads = re.findall(r"ld\.shared\.v2\.b32", compile_kernel(kernel, H100).ptx)
+    assert len(loads) == 16, "two columns each, once for both groups"
+
+
+def test_what_has_a_value_for_each_row_keeps_rows_together() -> None:
+    """Its registers are those of all rows: groups of them are not made."""
+    text = (library() / "ops" / "fp8_block.tc").read_text().replace("stage vX in registers", "stage vD in registers")
+    kernel = weight_gradient(text=text)
+    assert kernel.buffer("partW").shape == (256, 128)
+
+
 def turn_of(kernel: Kernel) -> list[Compute]:
     (pipe,) = [x for x in loops_in(kernel.phases[0]) if isinstance(x, Loop) and x.level == "pipe"]
     return [s for s in pipe.body if isinstance(s, Compute)]
