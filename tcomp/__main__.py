@@ -15,10 +15,11 @@ def main() -> None:
         open_streams()
         limit_blas()
         from tcomp.cli.main import main as run
-    except KeyboardInterrupt:
+
+        run()
+    except KeyboardInterrupt:  # before, or behind, what looks after it there
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    run()
 
 
 def open_streams() -> None:

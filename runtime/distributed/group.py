@@ -22,7 +22,7 @@ import numpy as np
 from tcomp.errors import UserError
 from tcomp.runtime.distributed.exchange import Array
 from tcomp.runtime.distributed.nccl import NcclExchange
-from tcomp.runtime.distributed.place import Place
+from tcomp.runtime.distributed.place import Place, among, cpus_here, keep_to_own_cpus
 from tcomp.runtime.distributed.pulse import Pulse
 from tcomp.runtime.peers import PeerFailed
 
@@ -52,6 +52,8 @@ class Group:
                 "pip install tcomp[torch]",
             ) from e
         self.place, self._torch, self._dist, self._patience = place, torch, dist, patience
+        self.crowd = place
+        """its place among the ranks that have the same CPUs, once `divide_cpus` has found these"""
         self._turns = 0
         self._pulse: Pulse | None = None
         # With --max-restarts the store still has all that was said before the ranks were started again.
@@ -60,6 +62,11 @@ class Group:
             store = next(dist.rendezvous("env://", timeout=min(patience, _REACH)))[0]
             self._launcher = dist.PrefixStore(f"attempt/{attempt}", store)
             self._store = dist.PrefixStore("tcomp", self._launcher)
+
+    def divide_cpus(self) -> None:
+        """Keep to this rank's part of the CPUs, which ranks of other launchers may have as well."""
+        self.crowd = among(self.place, self.each("cpus", cpus_here()))
+        keep_to_own_cpus(self.crowd)
 
     def join(self) -> None:
         """Open the ways between ranks. (Not before compilers are done: they are forked, and this starts threads.)

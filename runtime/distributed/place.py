@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import platform
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tcomp.errors import UserError
 
@@ -49,12 +51,32 @@ def place_here(environment: Mapping[str, str] | None = None) -> Place | None:
     return Place(rank, size, local, beside) if size > 1 else None
 
 
+def cpus_here() -> str:
+    """This machine's name, and the CPUs of it that this process may use: what several launchers may have given out
+    twice."""
+    boot = Path("/proc/sys/kernel/random/boot_id")  # names of machines may be all the same
+    with suppress(OSError):
+        return f"{platform.node()} {boot.read_text().strip()} {_allowed()}"
+    return f"{platform.node()} {_allowed()}"
+
+
+def among(place: Place, cpus: Sequence[str]) -> Place:
+    """The place among all ranks that have the same CPUs, whichever launcher started them; `cpus` are theirs, by rank
+    (`cpus_here`)."""
+    same = [rank for rank, found in enumerate(cpus) if found == cpus[place.rank]]
+    return replace(place, local=same.index(place.rank), beside=len(same))
+
+
+def _allowed() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def keep_to_own_cpus(place: Place) -> None:
     """Let this process run on its part of the CPUs only; on one CPU that others have as well, where they are too few
     (with a thread for each CPU in every process, threads that wait for each other would keep others from running)."""
     if not hasattr(os, "sched_setaffinity"):
         return
-    allowed = sorted(os.sched_getaffinity(0))
+    allowed = _allowed()
     each = max(1, len(allowed) // place.beside)
     first = place.local * each % len(allowed)
     with suppress(OSError):  # a container may not let it

@@ -20,7 +20,7 @@ import typer
 
 from tcomp.errors import UserError
 from tcomp.runtime.device import CpuDevice
-from tcomp.runtime.distributed.place import keep_to_own_cpus, place_here
+from tcomp.runtime.distributed.place import place_here
 from tcomp.runtime.peers import ALONE, Peers
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ def session() -> Iterator[Group | None]:
         return
     from tcomp.runtime.distributed.group import Group
 
-    keep_to_own_cpus(place)
     group = Group(place)
     silent = False
     try:
@@ -52,6 +51,7 @@ def session() -> Iterator[Group | None]:
                 nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 stack.enter_context(redirect_stdout(nowhere))
                 stack.enter_context(redirect_stderr(nowhere))
+            group.divide_cpus()
             yield group
     except (typer.Exit, SystemExit):
         raise
@@ -105,10 +105,9 @@ def built_by(group: Group | None, request: StepRequest, device: Device) -> Built
 
     if group is None:
         return build_step(request, device, to_run=True)
-    place = group.place
     if isinstance(device, CpuDevice):
-        device.shared_by = place.beside
-    return group.first_beside(lambda: build_step(request, device, to_run=True, free=place.local == 0))
+        device.shared_by = group.crowd.beside
+    return group.first_beside(lambda: build_step(request, device, to_run=True, free=group.place.local == 0))
 
 
 def opened_by(group: Group | None, device: Device, step: Step, by: str = "gloo") -> tuple[Executor, Peers]:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from tcomp import __version__
-from tcomp.__main__ import limit_blas
+from tcomp.__main__ import limit_blas, main as start
 from tcomp.cli.display import displays
 from tcomp.cli.main import spread_data
 from tests.cli.support import Tcomp, refused
@@ -49,6 +49,18 @@ def test_of_several_processes_one_says_what_is_wrong_with_a_command_line(
         assert found.code == 2 and (word in found.error) == (local == 0) and not found.out
     assert bool(tcomp("train", "--help").out) == (local == 0)
     refused(tcomp("plan", "nosuch"), "nosuch: no such file")
+
+
+def test_ctrl_c_around_the_command_line_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(arguments: list[str]) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tcomp.cli.main.spread_data", interrupted)
+    with pytest.raises(SystemExit) as e:
+        start()
+    assert e.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
 def test_starting_the_command_line_does_not_import_the_heavy_libraries() -> None:

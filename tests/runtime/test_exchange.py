@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from tcomp.runtime.batches import Batches
 from tcomp.runtime.data import open_data
 from tcomp.runtime.distributed.exchange import Array, HostExchange, gathered
 from tcomp.runtime.distributed.group import Group
-from tcomp.runtime.distributed.place import Place, keep_to_own_cpus, place_here
+from tcomp.runtime.distributed.place import Place, among, cpus_here, keep_to_own_cpus, place_here
 from tcomp.runtime.distributed.shares import owners
 from tcomp.runtime.peers import PeerFailed
 from tests.reference.ranks import LENGTH, Links, on_ranks
@@ -146,6 +147,13 @@ def test_ranks_of_a_machine_divide_its_cpus(
     for local in range(beside):
         keep_to_own_cpus(Place(local, beside, local, beside))
     assert found == parts
+
+
+def test_ranks_of_several_launchers_on_a_machine_divide_its_cpus_among_all() -> None:
+    cpus = ["one 0-3", "two 0-3", "one 0-3", "one 4-7"]
+    places = [among(Place(rank, 4, 0, 1), cpus) for rank in range(4)]
+    assert [(p.local, p.beside) for p in places] == [(0, 2), (0, 1), (1, 2), (0, 1)]
+    assert cpus_here() == cpus_here() and cpus_here().startswith(platform.node())
 
 
 class Store:
