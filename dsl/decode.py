@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tcomp.dsl.ast import Decode, ForLayers, Model, ModelStatement, Module, Op, OpCall, Replacement, TensorRef
+from tcomp.dsl.ast import Decode, ForLayers, Model, ModelStatement, Module, Op, OpCall, Replacement, TensorRef, names_in
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import did_you_mean, listing
 
@@ -19,6 +19,7 @@ def decoding(model: Model, module: Module) -> Model:
     """The decoding form of a model that has a `decode` block. TcError where a replacement does not fit."""
     decode = model.decode
     assert decode is not None
+    _check_parameters(model)
     used: set[str] = set()
     forward = tuple(_statement(s, decode, module, used) for s in model.forward)
     for r in decode.replacements:
@@ -35,6 +36,21 @@ def decoding(model: Model, module: Module) -> Model:
         decode=None,
         optimizer=None,
     )
+
+
+def _check_parameters(model: Model) -> None:
+    """TcError for a parameter whose shape follows from a batch size or a length: decoding has others."""
+    lets = dict(model.lets)
+    for p in model.params:
+        names = {n for e in p.shape for n in names_in(e)}
+        while more := {n for name in names & lets.keys() for n in names_in(lets[name])} - names:
+            names |= more
+        for size in (d for d in model.dims if d in names):
+            raise TcError(
+                f"the shape of '{p.name}' follows from {size}, which is another in decoding than in training",
+                p.span,
+                hint=f"give it an extent that configs name (`S`), and say `require {size} <= S`; or leave out `decode`",
+            )
 
 
 def _statement(s: ModelStatement, decode: Decode, module: Module, used: set[str]) -> ModelStatement:

@@ -96,7 +96,7 @@ class Checkpoint:
                 raise UserError(
                     f"{self.folder}: tensor {name!r} is {entry.kind}{list(entry.shape)}, the model has "
                     f"{tensor.kind}{list(tensor.shape)}: a checkpoint of another model or config",
-                    "leave out the --dim or --config that differs, or name a checkpoint of this model",
+                    "leave out the --dim, --config, -B or -T that differs, or name a checkpoint of this model",
                 )
         return {name: header[name] for name in wanted}
 
