@@ -53,7 +53,7 @@ def lower(
         op = bound(op, DType.F32)
         instance = _instance(op, module, dims, machine, threads, schedule, deterministic)
         rules, symbols = instance.family.rules, instance.symbols
-        resolver = Resolver(op, symbols.extents, rules, chosen, storage_of(op), dims)
+        resolver = Resolver(op, symbols.extents, rules, chosen or {}, storage_of(op), dims)
         instance, parts = _parts(instance, resolver)
         return _kernels(instance, parts)
 

@@ -60,22 +60,17 @@ class ResolvedLevel:
     span: Span
 
 
+@dataclass(frozen=True)
 class Resolver:
-    """Resolves the directives of one op instance's schedule."""
+    """Resolves the directives of one op instance's schedule. `chosen` are tuned parameters' values, `storage` is the
+    type of the op's narrowest tensors."""
 
-    def __init__(
-        self,
-        op: Op,
-        extents: dict[str, int],
-        rules: LevelRules,
-        chosen: Mapping[str, int | float] | None = None,
-        storage: DType = DType.F32,
-        dims: Mapping[str, int] | None = None,
-    ) -> None:
-        self.op, self.extents, self.rules = op, extents, rules
-        self.facts = {**(dims or {}), **rules.facts}
-        self.chosen = dict(chosen or {})
-        self.storage = storage
+    op: Op
+    extents: Mapping[str, int]
+    rules: LevelRules
+    chosen: Mapping[str, int | float]
+    storage: DType
+    dims: Mapping[str, int]
 
     def plans(self, schedule: Schedule) -> list[KernelPlan]:
         """One plan per kernel of the schedule (one for the whole op when it has no `kernel` lines)."""
@@ -83,53 +78,62 @@ class Resolver:
         return [self._plan(schedule, k) for k in kernels]
 
     def _plan(self, schedule: Schedule, kernel: KernelSchedule) -> KernelPlan:
-        directives = schedule.shared + kernel.directives
-        values = self._tuned(directives, kernel.outputs)
-        loops, special = self._mapped(directives, values)
-        order = [d for d in directives if isinstance(d, Order)]
-        inlined = (d for d in directives if isinstance(d, Flag) and d.name == "inline")
-        joins = [(d, self._stands(d, values)) for d in directives if isinstance(d, Combine)]
-        uses, flags = self._used(directives), launch_flags(directives, self.facts | values)
+        span = kernel.span if kernel.directives else schedule.span
+        return _KernelResolver(self, kernel.outputs, schedule.shared + kernel.directives).plan(span)
+
+
+class _KernelResolver:
+    """Resolves the directives of one kernel. `values` are its tuned parameters', `known` these and the facts."""
+
+    def __init__(self, whole: Resolver, outputs: tuple[str, ...], directives: tuple[Directive, ...]) -> None:
+        self.whole, self.outputs, self.directives = whole, outputs, directives
+        self.values: dict[str, int | float] = {}
+        self.known: dict[str, int | float] = {**whole.dims, **whole.rules.facts}
+
+    def plan(self, span: Span) -> KernelPlan:
+        self._tune()
+        loops, special = self._mapped()
+        inlined = (d for d in self.directives if isinstance(d, Flag) and d.name == "inline")
+        joins = [(d, self._stands(d)) for d in self.directives if isinstance(d, Combine)]
+        uses, flags = self._used(), launch_flags(self.directives, self.known)
         return KernelPlan(
-            kernel.outputs,
+            self.outputs,
             loops,
-            self._sequence(loops, order),
-            tuple(d for d in directives if isinstance(d, Fuse)),
-            tuple(s for d in directives if isinstance(d, Stage) for s in self._staged(d, values)),
+            _sequence(loops, [d for d in self.directives if isinstance(d, Order)]),
+            tuple(d for d in self.directives if isinstance(d, Fuse)),
+            tuple(s for d in self.directives if isinstance(d, Stage) for s in self._staged(d)),
             tuple(d for d, stands in joins if stands),
             frozenset(a.id for d in inlined for a in d.args if isinstance(a, Name)),
             special,
-            values,
-            kernel.span if kernel.directives else schedule.span,
+            self.values,
+            span,
             uses,
-            casts_in(directives, self.storage),
+            casts_in(self.directives, self.whole.storage),
             flags,
-            self._named("overlap", directives, values),
-            self._named("promote", directives, values),
-            origins=origins_of(directives, uses, flags, values),
+            self._named("overlap"),
+            self._named("promote"),
+            origins=origins_of(self.directives, uses, flags, self.values),
             absent=tuple(d for d, stands in joins if not stands),
         )
 
-    def _mapped(
-        self, directives: Sequence[Directive], values: dict[str, int | float]
-    ) -> tuple[dict[str, LoopMap], dict[tuple[str, str], LoopMap]]:
+    def _mapped(self) -> tuple[dict[str, LoopMap], dict[tuple[str, str], LoopMap]]:
         """The mapping of each loop, and those that hold `of` one tensor, by (index, tensor)."""
         loops: dict[str, LoopMap] = {}
         special: dict[tuple[str, str], LoopMap] = {}
         mapped: set[tuple[str, tuple[str, ...]]] = set()
-        for directive in directives:
-            self._refuse(directive)
-        lines = [d for d in directives if isinstance(d, MapLoops) and self._stands(d, values)]
+        for directive in self.directives:
+            _refuse(directive)
+        lines = [d for d in self.directives if isinstance(d, MapLoops) and self._stands(d)]
         for d, name in [(line, name) for line in lines for name in line.loops]:
-            if name not in self.extents:
-                known = ", ".join(sorted(self.extents))
-                raise TcError(f"{self.op.name} has no loop '{name}'", d.span, f"its loops are: {known}")
+            if name not in self.whole.extents:
+                known = ", ".join(sorted(self.whole.extents))
+                raise TcError(f"{self.whole.op.name} has no loop '{name}'", d.span, f"its loops are: {known}")
             if (name, d.of) in mapped:
                 hint = f"put all levels on one line: {name} -> ... / ..."
                 hint = hint if d.condition is None else "write conditions of which only one holds"
                 raise TcError(f"loop '{name}' is mapped twice", d.span, hint)
             mapped.add((name, d.of))
-            mapping = self._loop(name, d, values)
+            mapping = self._loop(name, d)
             if d.of and mapping.tiles:
                 raise TcError(
                     f"only levels within a tile can differ between equations, not '{mapping.tiles[0].kind}'",
@@ -141,17 +145,17 @@ class Resolver:
                 loops[name] = mapping
         return loops, special
 
-    def _staged(self, stage: Stage, values: Mapping[str, int | float]) -> tuple[Stage, ...]:
+    def _staged(self, stage: Stage) -> tuple[Stage, ...]:
         """The line without its conditions; nothing where one does not hold."""
         conditions = [o.args[0] for o in stage.options if o.kind == CONDITION]
-        if not all(evaluate_dim(c, self.facts | dict(values)) for c in conditions):
+        if not all(evaluate_dim(c, self.known) for c in conditions):
             return ()
         return (replace(stage, options=tuple(o for o in stage.options if o.kind != CONDITION)),)
 
-    def _used(self, directives: tuple[Directive, ...]) -> dict[str, Use]:
+    def _used(self) -> dict[str, Use]:
         """The `use` line of each equation that has one; `fma` is what is used without one."""
         found: dict[str, Use] = {}
-        for d in directives:
+        for d in self.directives:
             if not isinstance(d, Use):
                 continue
             for name in d.names:
@@ -160,12 +164,10 @@ class Resolver:
                 found[name] = d
         return {n: d for n, d in found.items() if d.instruction != "fma"}
 
-    def _named(
-        self, flag: str, directives: tuple[Directive, ...], values: Mapping[str, int | float]
-    ) -> dict[str, Named]:
+    def _named(self, flag: str) -> dict[str, Named]:
         """The products that lines `overlap o` or `promote acc(128)` name."""
         named: dict[str, Named] = {}
-        for d in directives:
+        for d in self.directives:
             if not isinstance(d, Flag) or d.name != flag:
                 continue
             for a in d.args or (Num(0, d.span),):
@@ -173,107 +175,111 @@ class Resolver:
                     case Name(name):
                         named[name] = Named(name, None, a.span)
                     case Call(name, (number,)):
-                        named[name] = Named(name, int(evaluate_dim(number, self.facts | dict(values))), a.span)
+                        named[name] = Named(name, int(evaluate_dim(number, self.known)), a.span)
                     case _:
                         raise TcError(f"`{flag}` takes the products to {flag}", d.span, f"write: {flag} acc")
         return named
 
-    def _tuned(self, directives: tuple[Directive, ...], outputs: tuple[str, ...]) -> dict[str, int | float]:
+    def _tune(self) -> None:
         """Parameter values; of several kernels' equally named ones, `dX.KC` chooses the one of kernel dX."""
-        values: dict[str, int | float] = {}
-        own = {d.name: d for d in directives if isinstance(d, Tune)}
-        for d in directives:
-            if isinstance(d, Tune):
-                default = evaluate_dim(d.default, self.facts | values)
-                if own[d.name] is not d:  # a kernel's own line below is the one that is tuned
-                    values[d.name] = default
-                    continue
-                value = self.chosen.get(f"{'+'.join(outputs)}.{d.name}", self.chosen.get(d.name, default))
-                allowed = [evaluate_dim(c, self.facts | values) for c in d.choices] or [default]
-                if value not in allowed and value != default:
-                    raise TcError(
-                        f"{d.name} = {value} is not among its choices",
-                        d.span,
-                        f"choose one of {', '.join(map(str, allowed))}",
-                    )
-                values[d.name] = value
-        for d in directives:
+        own = {d.name: d for d in self.directives if isinstance(d, Tune)}
+        for d in self.directives:
+            if isinstance(d, Tune):  # a kernel's own line below is the one that is tuned
+                value = self._chosen(d) if own[d.name] is d else evaluate_dim(d.default, self.known)
+                self.values[d.name] = self.known[d.name] = value
+        for d in self.directives:
             if isinstance(d, Where):
                 for c in d.conditions:
-                    self._holds(c, c.span if c.span.line else d.span, values)
-        return values
+                    self._hold(c, c.span if c.span.line else d.span)
 
-    def _stands(self, line: Combine | MapLoops, values: Mapping[str, int | float]) -> bool:
-        return line.condition is None or bool(evaluate_dim(line.condition, self.facts | dict(values)))
+    def _chosen(self, d: Tune) -> int | float:
+        default, chosen = evaluate_dim(d.default, self.known), self.whole.chosen
+        value = chosen.get(f"{'+'.join(self.outputs)}.{d.name}", chosen.get(d.name, default))
+        allowed = [evaluate_dim(c, self.known) for c in d.choices] or [default]
+        if value not in allowed and value != default:
+            raise TcError(
+                f"{d.name} = {value} is not among its choices",
+                d.span,
+                f"choose one of {', '.join(map(str, allowed))}",
+            )
+        return value
 
-    def _holds(self, condition: Expr, span: Span, values: Mapping[str, int | float]) -> None:
-        known = {**self.facts, **values}
+    def _stands(self, line: Combine | MapLoops) -> bool:
+        return line.condition is None or bool(evaluate_dim(line.condition, self.known))
+
+    def _hold(self, condition: Expr, span: Span) -> None:
+        """TcError where a `where` condition does not hold."""
         try:
-            if evaluate_dim(condition, known):
+            if evaluate_dim(condition, self.known):
                 return
             problem = "does not hold"
         except TcError as e:
             problem = f"cannot be told: {e.message}"
         names = names_in(condition)
-        shown = ", ".join(f"{n} = {known[n]}" for n in sorted(names & set(known)))
+        shown = ", ".join(f"{n} = {self.known[n]}" for n in sorted(names & set(self.known)))
         raise TcError(
             f"the schedule's `where` condition {problem}",
             span,
-            "choose other parameter values" if names & set(values) else "write another schedule for these dimensions",
+            "choose other parameter values"
+            if names & set(self.values)
+            else "write another schedule for these dimensions",
             (f"with {shown}",),
         )
 
-    def _number(self, e: Expr, values: dict[str, int | float], span: Span, what: str) -> int:
-        n = evaluate_dim(e, self.facts | values)
+    def _number(self, e: Expr, span: Span, what: str) -> int:
+        n = evaluate_dim(e, self.known)
         if int(n) != n or n < 1:
             raise TcError(f"{what} must be a positive whole number, not {n}", span, "write 1 or more")
         return int(n)
 
-    def _loop(self, name: str, d: MapLoops, values: dict[str, int | float]) -> LoopMap:
+    def _loop(self, name: str, d: MapLoops) -> LoopMap:
         levels = []
         for level in d.levels:
             span = level.span if level.span.line else d.span
             what = f"the size in {level.kind}(...)"
-            args = tuple(self._number(a, values, span, what) for a in level.args)
+            args = tuple(self._number(a, span, what) for a in level.args)
             levels.append(ResolvedLevel(level.kind, args, span))
-        return self.rules.loop(name, levels, d.span)
+        return self.whole.rules.loop(name, levels, d.span)
 
-    def _refuse(self, d: Directive) -> None:
-        """Directives of the language that no lowering exists for yet must not be ignored."""
-        if isinstance(d, Flag) and d.name not in ("inline", "overlap", "promote", *FLAGS):
-            raise TcError(
-                f"`{d.name}` cannot be lowered yet",
-                d.span,
-                "remove the line: contractions run on FMA units, untransformed",
-            )
 
-    def _sequence(self, loops: dict[str, LoopMap], orders: list[Order]) -> tuple[TileLevel, ...]:
-        core = [t for m in loops.values() for t in m.tiles if t.parallel]
-        core.sort(key=lambda t: ("", "z", "y", "x").index(t.place))
-        rest = {m.index: [t for t in m.tiles if not t.parallel] for m in loops.values()}
-        sequence: list[TileLevel] = []
-        for o in orders:
-            for name in o.loops:
-                if name not in loops:
-                    raise TcError(
-                        f"order names '{name}', which this kernel does not map",
-                        o.span,
-                        f"mapped loops: {', '.join(loops)}",
-                    )
-                if rest[name]:
-                    sequence.append(rest[name].pop(0))
-        for levels in rest.values():
-            sequence += levels
-        chunked = [t for t in core if t.block is None]
-        if chunked and len(core) > 1:
-            other = next(t for t in core if t is not chunked[0])
-            raise TcError(
-                f"loop '{chunked[0].index}' takes all cores (core without a size), so '{other.index}' cannot "
-                "be divided among them too",
-                other.span,
-                f"give both a size, e.g. {chunked[0].index} -> core(1)",
-            )
-        return tuple(core + sequence)
+def _refuse(d: Directive) -> None:
+    """Directives of the language that no lowering exists for yet must not be ignored."""
+    if isinstance(d, Flag) and d.name not in ("inline", "overlap", "promote", *FLAGS):
+        raise TcError(
+            f"`{d.name}` cannot be lowered yet",
+            d.span,
+            "remove the line: contractions run on FMA units, untransformed",
+        )
+
+
+def _sequence(loops: dict[str, LoopMap], orders: list[Order]) -> tuple[TileLevel, ...]:
+    """Tile loops, outermost first: those that blocks or cores share, then the others, in the given order."""
+    core = [t for m in loops.values() for t in m.tiles if t.parallel]
+    core.sort(key=lambda t: ("", "z", "y", "x").index(t.place))
+    rest = {m.index: [t for t in m.tiles if not t.parallel] for m in loops.values()}
+    sequence: list[TileLevel] = []
+    for o in orders:
+        for name in o.loops:
+            if name not in loops:
+                raise TcError(
+                    f"order names '{name}', which this kernel does not map",
+                    o.span,
+                    f"mapped loops: {', '.join(loops)}",
+                )
+            if rest[name]:
+                sequence.append(rest[name].pop(0))
+    for levels in rest.values():
+        sequence += levels
+    chunked = [t for t in core if t.block is None]
+    if chunked and len(core) > 1:
+        other = next(t for t in core if t is not chunked[0])
+        raise TcError(
+            f"loop '{chunked[0].index}' takes all cores (core without a size), so '{other.index}' cannot "
+            "be divided among them too",
+            other.span,
+            f"give both a size, e.g. {chunked[0].index} -> core(1)",
+        )
+    return tuple(core + sequence)
 
 
 def casts_in(directives: Iterable[Directive], storage: DType) -> dict[str, DType]:
