@@ -19,6 +19,7 @@ from tcomp.autotune.opcodes import (
     width,
 )
 from tcomp.autotune.sass import Function, Instruction
+from tcomp.autotune.sass_descriptors import TENSOR_MEMORY_MATRIX, described
 from tcomp.autotune.sass_registers import depends_on_thread
 from tcomp.autotune.sass_walk import Way
 
@@ -49,7 +50,7 @@ class Counts:
     tile_bytes: float = 0.0
     """of shared memory: tiles that are copied into it, and operands of matrix instructions read from it"""
     flops: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
-    """matrix operations by (element type, wgmma | mma.sync)"""
+    """matrix operations by (element type, tcgen05 | wgmma | mma.sync)"""
     load_rounds: float = 0.0
     near_loads: float = 0.0
     """turns whose loads find their line in L1, but for one in 32"""
@@ -68,6 +69,11 @@ class Counts:
     def wgmma(self) -> bool:
         """Does the warp multiply by wgmma?"""
         return any(path == "wgmma" for _, path in self.flops)
+
+    @property
+    def tcgen05(self) -> bool:
+        """Does the warp issue products whose sums are in tensor memory?"""
+        return any(path == "tcgen05" for _, path in self.flops)
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,8 @@ def counts_of(function: Function, path: Way, copy: Copies) -> Counts:
         for i in block.instructions:
             issued = path.times(block, i)
             _count(c, i, issued, copy)
+            if i.name in TENSOR_MEMORY_MATRIX:
+                _count_tensor(c, *described(function, i), issued)
             if i.name in _LOADS:
                 near = times > STREAM and width(i.opcode) <= 4 and not depends_on_thread(function, i)
                 loads |= not near
@@ -148,6 +156,14 @@ def _count_product(c: Counts, i: Instruction, times: int) -> None:
     read = times * element * k * (n + (0 if from_registers else m)) / 4
     c.shared_bytes += read
     c.tile_bytes += read
+
+
+def _count_tensor(c: Counts, m: int, n: int, k: int, element_type: str, times: float) -> None:
+    """A product by one thread, which reads both operands from shared memory."""
+    c.flops[element_type, "tcgen05"] += times * 2.0 * m * n * k
+    element = 1 if element_type in ("e4m3", "e5m2") else 4 if element_type == "tf32" else 2
+    c.shared_bytes += times * element * k * (m + n)
+    c.tile_bytes += times * element * k * (m + n)
 
 
 def _count_memory(c: Counts, i: Instruction, times: int, copy: Copies) -> None:

@@ -50,6 +50,11 @@ class Sample:
         """Does the block multiply by wgmma?"""
         return any(c.wgmma for _, c in self.warps)
 
+    @property
+    def tcgen05(self) -> bool:
+        """Are the block's sums in tensor memory, multiplied by one of its threads?"""
+        return any(c.tcgen05 for _, c in self.warps)
+
 
 def sample_block(
     function: Function, launch: LaunchShape, block: int, constants: Mapping[int, int], copy: Copies

@@ -174,6 +174,8 @@ class _Block:
             return None
         if self.sample.wgmma:
             return self.of_warpgroups(turns)
+        if self.sample.tcgen05:  # (its turns are one thread's, who does nothing but wait and multiply)
+            return _Pipeline(turns)
         return self.of_warps(turns) if self.tensor else _Pipeline(turns)
 
     def of_warpgroups(self, turns: float) -> _Pipeline:
@@ -212,6 +214,7 @@ class _Block:
         pending = [c.pending for _, c in sample.warps if c.pending is not None]
         depth = self.known.stages or ((max(pending) + 2) if pending else 2)
         wgmma, alone = sample.wgmma, loop.residents is None
+        beside = wgmma or sample.tcgen05  # products that go on beside what their warps issue
         shared = sample.total(lambda c: c.tile_bytes) / self.machine.shared_per_clock / turns
         return Ring(
             turns,
@@ -219,13 +222,13 @@ class _Block:
             depth - loop.behind,
             # (A turn of the machine's loop may be several of the ring's, written out one after the other.)
             max(self.tensor / turns, loop.cycles / turns),
-            issued / turns if alone and not wgmma else 0.0,
+            issued / turns if alone and not beside else 0.0,
             sample.many(lambda c: c.wgmma) // (4 * sides) or 1,
             # (A place is free when all blocks have read it.)
             arrivals=self.arrivals(turns / sides) // sides * self.cluster,
             drains=sample.most(lambda c: c.drains) / turns if wgmma and not loop.replayed else 0.0,
             lead=COPY_LATENCY if alone else 0.0,
-            shared=shared if wgmma else 0.0,
+            shared=shared if beside else 0.0,
             sides=sides,
             delivery=DELIVERY if any(c.delivers for _, c in sample.warps) else 0.0,
         )

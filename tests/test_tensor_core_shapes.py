@@ -56,6 +56,7 @@ MORE = [
     ("linear.backward", "odd", DType.BF16, "sm_90a"),
     ("matmul", "odd", DType.F16, "sm_100a"),
     ("matmul.backward", "ragged", DType.BF16, "sm_100a"),
+    ("linear_gelu", "wide", DType.BF16, "sm_100a"),
     ("attention", "long", DType.F16, "sm_80"),
     ("linear_residual", "tiny", DType.BF16, "sm_90a"),
     ("attention.backward", "heads of 128", DType.BF16, "sm_90a"),
@@ -87,8 +88,9 @@ def test_results_are_the_oracles_without_a_bank_conflict(name: str, shape: str, 
         inputs |= {p.name: rng.standard_normal(operand_shape(p, dims), np.float32) for p in op.params if p.inout}
     lowered = lower(op, module, dims, machine)
     code = "".join(compile_kernel(k, machine).ptx for k in lowered.kernels)
-    aligned = target == "sm_90a" and shape != "odd"  # (the copy engine does not take rows of any length)
-    assert re.search(r"\bwgmma\.mma_async" if aligned else r"\bmma\.sync", code)
+    own = {"sm_90a": r"\bwgmma\.mma_async"} | ({} if "attention" in name else {"sm_100a": r"\btcgen05\.mma"})
+    aligned = shape != "odd"  # (the copy engine does not take rows of any length)
+    assert re.search(own.get(target, r"\bmma\.sync") if aligned else r"\bmma\.sync", code)
     got, reports = reported(op, lowered, inputs, machine)
     unit, terms = 2.0 ** {DType.BF16: -8, DType.F16: -11}[real], max(dims.values())
     for result, wanted in evaluate(op, module, inputs, dims).items():

@@ -27,7 +27,7 @@ class TileLevel:
     """x, y or z of a grid level"""
     cluster: int = 1
     """neighbouring blocks of a grid level that run as one cluster"""
-    kept: bool = False
+    kept: bool = field(default=False, compare=False)
     """is it a loop also where it has one turn?"""
 
     @property

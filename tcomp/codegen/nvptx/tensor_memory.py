@@ -11,12 +11,13 @@ each, a warpgroup's in the order of its turns. PTX ISA, "TensorCore 5th Generati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
 from tcomp.codegen.llvm.emitter import Int
+from tcomp.codegen.llvm.integers import Affine, affine_form
 from tcomp.codegen.llvm.types import F32, I8, I32, VOID, IrValue
 from tcomp.codegen.nvptx.descriptor import ADDRESS, Descriptors, descriptors
 from tcomp.codegen.nvptx.domain import GpuScope
@@ -27,7 +28,7 @@ from tcomp.codegen.nvptx.fragments import fragment_element, subscript_start
 from tcomp.codegen.nvptx.layout import leading_packs, summed_in_tensor_memory
 from tcomp.codegen.nvptx.matrix import matched
 from tcomp.codegen.nvptx.ring import Ring
-from tcomp.dsl.ast import Num
+from tcomp.dsl.ast import Call, Expr, Num
 from tcomp.instructions.declaration import Home
 from tcomp.instructions.tcgen05 import COLUMNS, ROWS, instruction_descriptor
 from tcomp.ir.tile import Axis, Compute, Loop, Statement
@@ -319,7 +320,6 @@ def _check(generator: PhaseGenerator, loop: Loop, node: Compute) -> None:
 
 def starts_from_zero(phase: Sequence[Statement], loop: Loop, node: Compute) -> bool:
     """Is the last that was written to the sum before its loop zeros, and has the loop a turn?"""
-    some = isinstance(loop.start, Num) and isinstance(loop.stop, Num) and loop.start.value < loop.stop.value
     before: Compute | None = None
     for body in (phase, *(s.body for s in statements_in(phase) if isinstance(s, Loop))):
         if any(s is loop for s in body):
@@ -328,4 +328,29 @@ def starts_from_zero(phase: Sequence[Statement], loop: Loop, node: Compute) -> b
                 s for s in statements_in(body[:at]) if isinstance(s, Compute) and s.target.tensor == node.target.tensor
             ]
             before = written[-1] if written else None
-    return some and before is not None and before.value == Num(0.0) and not before.accumulate
+    return _some(phase, loop) and before is not None and before.value == Num(0.0) and not before.accumulate
+
+
+def _some(phase: Sequence[Statement], loop: Loop) -> bool:
+    """Has the loop a turn, whatever the loops around it stand at? Of a part that begins at `z` and ends at the smaller
+    of `z + n` and the end of all parts: those begin before it."""
+    start = affine_form(loop.start)
+    ends = loop.stop.args if isinstance(loop.stop, Call) and loop.stop.function == "min" else (loop.stop,)
+    around = {s.variable: s for s in statements_in(phase) if isinstance(s, Loop)}
+    return start is not None and all(_before(start, end, around) for end in ends)
+
+
+def _before(start: Affine, end: Expr, around: Mapping[str, Loop]) -> bool:
+    last = affine_form(end)
+    if last is None:
+        return False
+    length = last - start
+    most = length.constant
+    for name, factor in length.terms:  # (with the loops around at their last turns)
+        other = around.get(name)
+        stop, begin = (affine_form(x) for x in (other.stop, other.start)) if other is not None else (None, None)
+        if other is None or stop is None or begin is None or stop.terms or begin.terms:
+            return False
+        turns = -(-(stop.constant - begin.constant) // other.step)
+        most += factor * (begin.constant + (turns - 1) * other.step if factor < 0 else begin.constant)
+    return most > 0

@@ -148,3 +148,24 @@ def test_warps_load_their_rows_as_two_accumulators() -> None:
             lane = thread % 32
             row = thread // 32 * 32 + e // 32 * 16 + e // 2 % 2 * 8 + lane // 4
             assert layout.place(thread, e) == (row, e % 32 // 4 * 8 + lane % 4 * 2 + e % 2)
+
+
+@pytest.mark.parametrize("m", [384, 456])
+def test_parts_of_a_sum(m: int) -> None:
+    """Both operands lie across the summed index; parts are joined in a second launch, the last one may be shorter."""
+    source = """
+op f(X: bf16[M, N], W: bf16[M, K]) -> Y: f32[N, K]:
+  Y[n, k] = sum m: X[m, n] * W[m, k]
+
+schedule f on sm_100a:
+  n -> grid.y(128) / warpgroup(128) / mma
+  k -> grid.x(64) / mma
+  m -> grid.z(128) / pipe(64, 2) / mma
+  stage X, W in shared at m by tma
+  stage Y in shared at k by tma
+  use tcgen05 for Y
+  combine Y over m by partials
+  producer warpgroup(40)
+  persistent
+"""
+    agrees(source, {"M": m, "N": 136, "K": 72})

@@ -1,0 +1,65 @@
+"""The static model reads products by tcgen05: what they multiply, how many there are, what a turn of theirs takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tcomp.autotune.gpu_copies import copies_of
+from tcomp.autotune.gpu_predict import predict_kernel
+from tcomp.autotune.gpu_sample import sample_block
+from tcomp.autotune.sass import functions_of
+from tcomp.autotune.sass_descriptors import described
+from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.disassemble import disassemble
+from tcomp.codegen.nvptx.tools import cuda_tool
+from tcomp.dsl.load import load_text
+from tcomp.ir.tile import Kernel
+from tcomp.machine.gpu import MACHINES
+from tcomp.schedule.lower import lower
+from tests.tcomp.nvptx.test_tensor_memory import text
+
+B200 = MACHINES["b200"]
+nvdisasm = pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="nvdisasm is not installed")
+SASS = """
+.text.k:
+        /*0000*/                   UMOV UR35, {} ;
+        /*0010*/                   {} gdesc[UR8], gdesc[UR12], tmem[UR39], tmem[UR34], idesc[UR35], UP0 ;
+        /*0020*/                   UMOV UR35, 0x0 ;
+        /*0030*/                   EXIT ;
+"""
+
+
+def kernel(m: int, n: int, k: int) -> Kernel:
+    module = load_text(text(y="bf16", rows=256, columns=128), "f.tc")
+    return lower(module.ops["f"], module, {"M": m, "N": n, "K": k}, B200).kernels[0]
+
+
+def test_the_descriptor_says_what_is_multiplied() -> None:
+    for bits, opcode, wanted in (("0x8200490", "UTCHMMA", (128, 128, 16, "bf16")),
+                                 ("0x4100910", "UTCHMMA", (64, 64, 8, "tf32")),
+                                 ("0x8400010", "UTCQMMA", (128, 256, 32, "e4m3"))):  # fmt: skip
+        function = functions_of(SASS.format(bits, opcode))["k"]
+        assert described(function, function.instructions[1]) == wanted
+    function = functions_of(SASS.format("UR4", "UTCHMMA"))["k"]
+    with pytest.raises(ValueError, match="is no constant"):
+        described(function, function.instructions[1])
+
+
+@nvdisasm
+def test_products_by_one_thread_are_counted(tmp_path: Path) -> None:
+    own = kernel(1024, 512, 384)
+    code = compile_kernel(own, B200)
+    function = functions_of(disassemble(assemble(code.ptx, "sm_100a", tmp_path).cubin))[code.launches[0].symbol]
+    sample = sample_block(function, code.launches[0], 1, {}, copies_of(own, own.phases[0]))
+    assert sample.tcgen05 and not sample.wgmma
+    assert [dict(c.flops) for _, c in sample.warps if c.flops] == [{("bf16", "tcgen05"): 2.0 * 256 * 128 * 384}]
+
+
+@nvdisasm
+def test_a_product_is_predicted_below_what_the_machine_can_do(tmp_path: Path) -> None:
+    found = predict_kernel(own := kernel(4096, 4096, 1024), B200, tmp_path)
+    assert found.counted
+    assert 0.2 < own.flops / found.seconds / B200.tensor_rate("bf16") < 0.9
