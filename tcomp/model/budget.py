@@ -181,9 +181,9 @@ class Budget:
         again = replace(node, op=form, dims=dims, operands=operands)
         return self.drafter.seconds(self.drafter.lowering.launches([again]))
 
-    def report(self, limit: int | None, after: int) -> Recompute | None:
-        """What was chosen, to fit `limit` or (None) because it is cheap; None when nothing was. `after` is what the
-        placed step needs."""
+    def report(self, limit: int | None, before: int, after: int) -> Recompute | None:
+        """What was chosen, to fit `limit` or (None) because it is cheap; None when nothing was. `before` and `after`
+        are the bytes that the step needs without it and with it."""
         if not self.chosen:
             return None
         again = [x for x in self.draft.main if " (again)" in x.label]
@@ -194,7 +194,7 @@ class Budget:
         wanted = self.needed()
         return Recompute(
             limit=limit,
-            before=self.start.least,
+            before=before,
             after=after,
             flops=sum(x.kernel.flops for x in again),
             share=self.drafter.seconds(again) / self.step_seconds,

@@ -74,6 +74,13 @@ def build_step(
     if training and request.recompute == "cheap":
         budget.save(cheap_price(machine, threads))
     draft, plans = _placed(budget, limit if fitted else None)
+    before = budget.start.least
+    if not fitted and budget.chosen and _bytes(draft, plans) >= before:  # lost in placement, or as much without it
+        plain = Budget(drafter, graph)
+        other = _placed(plain, None)
+        before = _bytes(*other)
+        if before <= _bytes(draft, plans):
+            budget, (draft, plans) = plain, other
     arena, launches, p = draft.arena, draft.launches, draft.programs
     total = arena.bytes + max(plan.bytes for plan in plans.values())
     if limit is not None and total + draft.beside > limit:
@@ -105,7 +112,7 @@ def build_step(
         hyper={t.name: v for t, v in p.update.hyper.items()} if p.update is not None else {},
         scalars={t.name: v for t, v in arena.defaults.items()},
         division=division(draft, plans, request.sharing),
-        recompute=budget.report(limit if request.recompute == "to fit" else None, total + draft.beside),
+        recompute=budget.report(limit if request.recompute == "to fit" else None, before, total + draft.beside),
     )
 
 
@@ -139,10 +146,15 @@ def _placed(budget: Budget, limit: int | None) -> tuple[Draft, dict[str, Program
         draft = budget.draft
         persistent = draft.arena.address.keys()
         plans = {n: plan_program(ls, persistent, draft.fixed(n)) for n, ls in draft.launches.items()}
-        over = draft.arena.bytes + max(plan.bytes for plan in plans.values()) + draft.beside - (limit or 0)
+        over = _bytes(draft, plans) - (limit or 0)
         if limit is None or target is None or not found or over <= 0:
             return draft, plans
         target = min(target, budget.least) - over  # what placement lost
+
+
+def _bytes(draft: Draft, plans: Mapping[str, ProgramPlan]) -> int:
+    """All memory of a placed step."""
+    return draft.arena.bytes + max(plan.bytes for plan in plans.values()) + draft.beside
 
 
 def _beginning(q: Parameter, master: Tensor | None) -> ParameterInit:

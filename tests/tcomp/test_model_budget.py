@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,15 @@ def test_every_budget_down_to_the_least_is_met(gpt2: Module, free: Step, least: 
             assert step.recompute.before <= memory(free) <= 1.02 * step.recompute.before
             shares.append(step.recompute.share)
     assert shares == sorted(shares) and len(shares) >= 4, "less memory costs more time"
+
+
+def test_what_is_computed_again_saves_memory(gpt2: Module) -> None:
+    """As steps are placed: a small one may lose in placement what fewer live bytes save."""
+    request = StepRequest("gpt2", "tiny", {"B": 1, "T": 8}, {"L": 2, "H": 1, "C": 7})
+    found = build_step(gpt2, request, detect())
+    plain = build_step(gpt2, replace(request, recompute="never"), detect())
+    assert memory(found) <= memory(plain)
+    assert found.recompute is None or found.recompute.before == memory(plain) > memory(found)
 
 
 def test_cheap_results_go_first(gpt2: Module) -> None:
