@@ -60,7 +60,7 @@ def open_data(paths: list[Path], length: int, vocabulary: int) -> Data:
         name = " ".join(str(p) for p in paths)
     else:
         source, name = byte_tokens(standard_library_files()), "the Python standard library's sources"
-    check_vocabulary(source, vocabulary)
+    check_vocabulary(source, vocabulary, name)
     first, last = split(source.tokens, length)
     return Data([first], [last], _fingerprint([source]), f"{len(source.tokens):,} bytes of {name}", True, length)
 

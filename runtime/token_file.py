@@ -111,8 +111,9 @@ def write_tokens(path: Path, chunks: Iterable[Tokens], wide: bool = False) -> No
     write_atomic(path, fill)
 
 
-def check_vocabulary(file: TokenFile, vocabulary: int) -> None:
-    """UserError naming file and position when a token is not below `vocabulary`, or where the file is damaged.
+def check_vocabulary(file: TokenFile, vocabulary: int, text: str = "") -> None:
+    """UserError naming file and position when a token is not below `vocabulary`, or where the file is damaged. Of a
+    text's bytes, which are in a file of our own, `text` is the name.
 
     Files are read through once, whatever their headers promise: a token beyond the vocabulary would be read from
     memory that is no embedding. What was found is kept in the cache folder, so the next start does not read them again.
@@ -132,9 +133,11 @@ def check_vocabulary(file: TokenFile, vocabulary: int) -> None:
         if bad.size:
             position = start + int(bad[0])
             raise UserError(
-                f"{file.path}: token {int(file.tokens[position])} at position {position} is outside the "
+                f"{text or file.path}: token {int(file.tokens[position])} at position {position} is outside the "
                 f"model's vocabulary of {vocabulary}",
-                "choose a config with a larger V, or data tokenised for this model",
+                "text is read byte by byte: choose V = 256 (--dim V=256), or data tokenised for this model"
+                if text
+                else "choose a config with a larger V, or data tokenised for this model",
             )
 
 

@@ -236,6 +236,14 @@ def test_pipes_and_devices_are_no_text(tmp_path: Path) -> None:
             text_files([path])
 
 
+def test_text_for_a_smaller_vocabulary_is_refused_by_its_own_name(text: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"text\.txt: token 97 at position 2 is outside the model's vocabulary of 80"
+    ) as e:
+        open_data([text], 8, 80)
+    assert "V = 256" in e.value.hint
+
+
 def test_a_prepared_folder_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
     """What is left of it would be taken for the data: the other files, or the manifest as a text."""
     files = [bin_file(tmp_path / f"{part}-00000.bin", list(range(90))) for part in ("train", "val")]
