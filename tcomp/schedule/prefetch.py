@@ -15,10 +15,16 @@
                                                        prefetch X[m, c] of the next m           stage X, Y in cache at m
                                                        prefetch Y[m, c] of the next m, to be written
 
-The next turn is that of the innermost loop around, or of the loops around that one when it ends; so where the loop
-over v has one turn and is not there, that of the loop around its statements. Of several statements that name the same
-part of what is staged in cache the last one fetches: the first had to wait for memory, and its data are there now.
-A loop with none around it fetches several turns ahead where one turn is over before memory has answered.
+    for n.1:                                       for n.1:
+      Y[m, n] += sum k: X[m, k] * W[n, k]   -->      Y[m, n] += sum k: X[m, k] * W[n, k]
+                                                       prefetch Y[m, n], to be written          stage Y in cache at n
+
+What a sum writes is fetched in its own turn: each of its register tiles has a long way to go before it writes. So loops
+between it and the named one are no hindrance. The next turn is that of the innermost loop around, or of the loops
+around that one when it ends; so where the loop over v has one turn and is not there, that of the loop around its
+statements. Of several statements that name the same part of what is staged in cache the last one fetches: the first had
+to wait for memory, and its data are there now. A loop with none around it fetches several turns ahead where one turn is
+over before memory has answered.
 """
 
 from __future__ import annotations
@@ -45,7 +51,21 @@ def prefetched(phase: tuple[Statement, ...], stages: Sequence[Stage] = ()) -> tu
     on the last one of a loop's body that reads what is staged in cache there."""
     present = {_index(x) for x in loops_in(phase)}
     cached = [(s.at if s.at in present else None, n) for s in stages if s.space == "cache" for n in s.tensors]
-    return map_bodies(phase, lambda body, around: _prefetching(body, turns_around(around), cached))
+    phase = map_bodies(phase, lambda body, around: _prefetching(body, turns_around(around), cached))
+    for at, name in cached:
+        phase = tuple(_written(s, at, name, at is None) for s in phase)
+    return phase
+
+
+def _written(s: Statement, at: str | None, name: str, inside: bool) -> Statement:
+    """The statement, where sums within the loop over `at` fetch what they write of the tensor."""
+    if isinstance(s, Loop):
+        inside = inside or _index(s) == at
+        return replace(s, body=tuple(_written(x, at, name, inside) for x in s.body))
+    if not inside or not isinstance(s, Compute) or not _sums(s, name):
+        return s
+    used = tuple(x for x in s.axes if any(x.name in names_in(e) for e in s.target.subscripts))
+    return replace(s, prefetch=(*s.prefetch, Prefetch(s.target, used, written=True)))
 
 
 def check_fetched(phases: Iterable[tuple[Statement, ...]], stages: Sequence[Stage]) -> None:
@@ -55,6 +75,8 @@ def check_fetched(phases: Iterable[tuple[Statement, ...]], stages: Sequence[Stag
         around = [x for x in loops if _index(x) == stage.at]
         for name in stage.tensors:
             if any(_names(s, name) for x in around for s in x.body):
+                continue
+            if any(_sums(s, name) for x in around for y in (x, *loops_in(x.body)) for s in y.body):
                 continue
             inner = [y for x in around for y in loops_in(x.body) if any(_names(s, name) for s in y.body)]
             if inner:
@@ -67,8 +89,15 @@ def _index(loop: Loop) -> str:
     return loop.variable.rpartition(".")[0]
 
 
+def _sums(s: Statement, name: str) -> bool:
+    return isinstance(s, Compute) and bool(s.reduced) and means(name, s.target)
+
+
 def _names(s: Statement, name: str) -> bool:
-    return isinstance(s, Compute) and any(means(name, a) for a in (s.target, *accesses_in(s.value)))
+    """Whether it fetches a part of the tensor for a later turn, so but for what a sum writes."""
+    if not isinstance(s, Compute):
+        return False
+    return any(means(name, a) for a in (*(() if s.reduced else (s.target,)), *accesses_in(s.value)))
 
 
 def _prefetching(body: Body, loops: tuple[Loop, ...], cached: Sequence[tuple[str | None, str]]) -> Body:

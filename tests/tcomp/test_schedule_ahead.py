@@ -124,6 +124,17 @@ def test_tiles_of_pieces_and_a_tile_cut_short_are_the_same_to_the_bit(kind: str,
     compare(kind, (64, 128, 120), (24, 48, 64), 1, tmp_path)
 
 
+@wide_only
+@pytest.mark.parametrize("inputs", [1024, 1008])
+def test_rows_of_one_set_are_packed_by_whole_lines(inputs: int, tmp_path: Path) -> None:
+    """Rows of 4096 bytes would push each other out of the first-level cache, 16 at a time: a piece has four."""
+    sizes, blocks = (16, inputs, 100), (8, 48, 64)
+    kernel = product_kernel("by ahead", sizes, blocks, 1, "turned")
+    loads = re.findall(r"= load <(\d+) x float>, .*align 4", kernel_ir(kernel, machine()))
+    assert ("4" in loads) is (inputs == 1008)
+    compare("turned", sizes, blocks, 1, tmp_path)
+
+
 def compare(kind: str, sizes: tuple[int, int, int], blocks: tuple[int, int, int], threads: int, cache: Path) -> None:
     """The product packed ahead and packed at once, which both are right."""
     plain, ahead = (result(product_kernel(by, sizes, blocks, threads, kind), threads, cache) for by in ("", "by ahead"))

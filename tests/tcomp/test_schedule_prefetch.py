@@ -208,6 +208,24 @@ def test_a_prefetched_product_is_the_same_to_the_bit(sizes: tuple[int, int, int]
     np.testing.assert_allclose(results[1], x.astype(np.float64) @ w.T.astype(np.float64), rtol=1e-4, atol=1e-4)
 
 
+def test_what_a_sum_writes_is_fetched_in_its_own_turn() -> None:
+    """One line a turn of the sum's loop, as the machine's caches have it."""
+    text = PRODUCT.replace("stage W in packed at k BY", "STAGE").replace("seq(16)", "seq(256)")
+    text = text.replace("NC = 48", "NC = 96")
+    kernels = []
+    for stage in ("", "stage Y in cache at n when(l1 < 48KB)", "stage Y in cache at n when(l1 < 64KB)"):
+        module = load_text(text.replace("STAGE", stage))
+        (kernel,) = lower(module.ops["product"], module, {"M": 24, "N": 192, "K": 256}, AVX512).kernels
+        kernels.append(kernel)
+    assert [len(prefetches(k)) for k in kernels] == [0, 0, 1]
+    assert "prefetch Y[m, n], to be written" in print_kernel(kernels[2])
+    module = load_text(text.replace("STAGE", "stage Y in cache at n"))  # loops over m and k lie between
+    (cut,) = lower(module.ops["product"], module, {"M": 50, "N": 192, "K": 300}, AVX512).kernels
+    assert [p.written for p in prefetches(cut)] == [True]
+    asked = [line for line in kernel_ir(kernels[2], AVX512).splitlines() if "call" in line and "llvm.prefetch" in line]
+    assert len(asked) == 1 and "i32 1, i32 3" in asked[0]
+
+
 def test_a_layout_cannot_be_chosen_on_a_cpu() -> None:
     with pytest.raises(TcError, match="no choice of layouts on cpu"):
         load_text(PRODUCT.replace("BY", "swizzle(64)"))

@@ -8,8 +8,8 @@
 
 Multiplication leaves loads, stores and shuffles free, and a piece is small: nothing waits for it, and its registers are
 those that accumulators leave. Where source and tile run along the same axis a piece is a row of the tile; elsewhere
-four vectors of it, transposed. Memory is asked for a register tile ahead; the first register tile only asks. What is
-left after the last one is packed then, and so is a tile that an axis's stop cuts.
+four vectors of it or of the source, transposed. Memory is asked for a register tile ahead; the first register tile only
+asks. What is left after the last one is packed then, and so is a tile that an axis's stop cuts.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tcomp.codegen.cpu.pack import (
     contiguous_axis,
     generate_pack,
     generate_piece,
+    piece_sides,
     source_axis,
-    transposed_lanes,
 )
 from tcomp.codegen.cpu.prefetch import LINE, quotient, region, remainder, touch
 from tcomp.codegen.llvm.bounds import integer_value
@@ -128,8 +128,8 @@ class AheadPacker:
         along = source_axis(scope, self.pack)
         if along != axes[inner].name:
             moved = words_moved(scope, self.pack) if is_grouped(self.buffer) else self.pack
-            lanes = transposed_lanes(scope, scope.buffers[moved.buffer], moved) if moved is not None else 0
-            self.sizes = tuple(lanes if i == inner else TRANSPOSED * group for i in range(len(axes)))
+            rows, columns = (0, TRANSPOSED) if moved is None else piece_sides(scope, moved)
+            self.sizes = tuple(rows if i == inner else columns * group for i in range(len(axes)))
         else:
             self.sizes = tuple(a.block if i == inner else group for i, a in enumerate(axes))
         fits = all(size and a.block % size == 0 for a, size in zip(axes, self.sizes, strict=True))

@@ -252,14 +252,19 @@ class ComputeGenerator:
 
     def _ask_ahead(self, points: list[dict[str, int]], old: bool) -> None:
         """Prefetch what is read and written behind a long sum: the `old` sums, what maps read and write. On wide
-        vectors, whose sums are short in time, maps' lines are asked for along the sum."""
+        vectors, whose sums are short in time, maps' lines are asked for along the sum, and so are the sum's own where
+        the schedule asks for them."""
         axis = self.reduced[-1]
         self.ahead = TilePrefetcher(self.domain, self.addressing, points, axis)
         if not self._is_long:
             return
-        if old:
+        along = self.scope.lanes_f32 >= WIDE and axis.block >= LONG_SUM and axis.lanes == 1 and len(self.reduced) == 1
+        wanted = along and any(p.written for p in self.compute.prefetch)
+        if wanted:
+            self.ahead.add(self.target, True, None)
+        elif old:
             touch_registers(self.domain, self.addressing, self.target, points, written=True)
-        if self.scope.lanes_f32 < WIDE or axis.block < LONG_SUM or axis.lanes > 1 or len(self.reduced) > 1:
+        if not along:
             self._where(self.last, partial(self.epilogue.touch, points))
             return
         for place, written in self.epilogue.far:

@@ -26,9 +26,10 @@ from tcomp.ir.tile import Axis, Compute, Prefetch
 def reduction_prefetchers(
     em: Emitter, scope: Scope, node: Compute, parallel: Sequence[Axis], reduced: Sequence[Axis], cut: bool
 ) -> list[Prefetcher | CountedPrefetcher]:
-    """The prefetches of a reduction; `cut` says that its register tiles have not all the same steps."""
+    """The prefetches of what others read later; `cut` says that the reduction's register tiles have not all the same
+    steps."""
     made: list[Prefetcher | CountedPrefetcher] = []
-    for p in node.prefetch:
+    for p in (p for p in node.prefetch if not p.written):
         if cut and scope.lanes_f32 >= WIDE:
             made.append(CountedPrefetcher(em, scope, p, parallel, reduced))
         else:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from tcomp.codegen.cpu.compute import ComputeGenerator
+from tcomp.codegen.cpu.prefetch import WIDE
 from tcomp.codegen.cpu.transpose import TransposedPack
 from tcomp.codegen.llvm.domain import Scope
 from tcomp.codegen.llvm.emitter import Emitter, Int
@@ -17,6 +18,8 @@ from tcomp.ir.tile import Axis, Buffer, Compute, Pack, Panels, Prefetch
 
 TRANSPOSED = 4
 """Vectors of a transposed piece of a tile."""
+SAME_SET = 4096
+"""Bytes between lines that take turns in the few places of one set of the first-level cache."""
 COPIED_REGISTERS = 12
 """How many registers a copy loads before it stores them."""
 
@@ -38,7 +41,8 @@ def generate_pack(em: Emitter, scope: Scope, pack: Pack) -> None:
 def generate_piece(em: Emitter, scope: Scope, pack: Pack, numbers: Sequence[Int]) -> None:
     """Emit a piece of a whole tile, in few registers: four vectors, transposed, or a row. `numbers` say which piece it
     is along each axis (0 along a row)."""
-    transposed = _transposed(em, scope, pack, TRANSPOSED)
+    height, columns = piece_sides(scope, pack)
+    transposed = _transposed(em, scope, pack, columns, height)
     if transposed is not None:
         transposed.generate_block({a.name: n for a, n in zip(pack.axes, numbers, strict=True)})
         return
@@ -66,15 +70,40 @@ def numbered(em: Emitter, scope: Scope, pack: Pack, numbers: Sequence[Int]) -> I
         del scope.variables[name], scope.facts.symbols[name]
 
 
-def _transposed(em: Emitter, scope: Scope, pack: Pack, columns: int = 0) -> TransposedPack | None:
-    """The pack by blocks of `columns` (0: as many as rows), where source and tile run along different axes."""
+def piece_sides(scope: Scope, pack: Pack) -> tuple[int, int]:
+    """Rows and columns of a transposed piece of a tile: four vectors of the tile, a few elements of each of many rows.
+    Where those rows share a set of the first-level cache it does not keep them for the next few elements of each, so
+    there a piece is four vectors of the source: whole lines of few rows."""
+    buffer = scope.buffers[pack.buffer]
+    lanes = transposed_lanes(scope, buffer, pack)
+    along, across = source_axis(scope, pack), pack.axes[contiguous_axis(buffer)].name
+    whole = lanes == WIDE and all(a.block % lanes == 0 for a in pack.axes if a.name == along)
+    if whole and along not in (None, across) and _row_bytes(scope, pack, across) % SAME_SET == 0:
+        return TRANSPOSED, lanes
+    return lanes, TRANSPOSED
+
+
+def _row_bytes(scope: Scope, pack: Pack, across: str) -> int:
+    """From one row of the source to the next: what a step along `across` skips."""
+    source = scope.buffers[pack.source.tensor]
+    step, size = 0, source.dtype.bytes
+    for subscript, n in zip(reversed(pack.source.subscripts), reversed(source.shape), strict=True):
+        form = affine_form(subscript)
+        step += size * form.coefficient(across) if form is not None else 0
+        size *= n
+    return step
+
+
+def _transposed(em: Emitter, scope: Scope, pack: Pack, columns: int = 0, rows: int = 0) -> TransposedPack | None:
+    """The pack by blocks of so many `columns` (0: as many as rows) and `rows` (0: as many as the tile's registers have
+    lanes), where source and tile run along different axes."""
     buffer = scope.buffers[pack.buffer]
     across = pack.axes[contiguous_axis(buffer)].name
     along = source_axis(scope, pack)
     lanes = transposed_lanes(scope, buffer, pack) if along not in (None, across) else 0
     if not lanes or along is None:
         return None
-    return TransposedPack(em, scope, pack, target_in(buffer, pack.axes), along, across, lanes, columns or lanes)
+    return TransposedPack(em, scope, pack, target_in(buffer, pack.axes), along, across, rows or lanes, columns or lanes)
 
 
 def target_in(buffer: Buffer, axes: Sequence[Axis]) -> Access:

@@ -48,6 +48,12 @@ def transpose_columns(b: ir.IRBuilder, load: Callable[[int], IrValue], rows: int
     return _rounds_of_two(b, _rounds(b, joined, 1))
 
 
+def transpose_rows(b: ir.IRBuilder, rows: Sequence[IrValue]) -> list[IrValue]:
+    """The columns of four rows of 4, 8 or 16: as many registers of four lanes."""
+    joined = _rounds_of_two(b, _rounds(b, rows, 1))
+    return [lanes_of(b, joined[c % 4], range(c // 4 * 4, c // 4 * 4 + 4)) for c in range(rows[0].type.count)]
+
+
 def lanes_of(b: ir.IRBuilder, x: IrValue, lanes: Sequence[int]) -> IrValue:
     """Some of a register's lanes, as a register of as many."""
     return _shuffle(b, x, ir.Constant(x.type, ir.Undefined), lanes)
@@ -134,7 +140,7 @@ def exchanged(b: ir.IRBuilder, x: IrValue, y: IrValue, step: int) -> tuple[IrVal
 
 class TransposedPack:
     """Writes one Pack by blocks: `along` is the source's contiguous axis, `across` the tile's. A block has
-    `lanes` rows and as many `columns`, or four."""
+    `lanes` rows and as many `columns`, or four of either."""
 
     def __init__(
         self, em: Emitter, scope: Scope, pack: Pack, target: Access, along: str, across: str, lanes: int, columns: int
@@ -234,9 +240,9 @@ class TransposedPack:
             em.here()
             return value
 
-        if self.columns == n:
+        if self.columns >= n:
             rows = [row(r) for r in range(n)]
-            columns = transpose_block(em.here(), rows)
+            columns = (transpose_block if self.columns == n else transpose_rows)(em.here(), rows)
         else:
             columns = transpose_columns(em.here(), row, n)
         for c in range(self.columns):
