@@ -4,7 +4,7 @@ the instance's types or shapes. Each question gives a `Refusal`, or None where n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tcomp.dsl.ast import (
@@ -68,15 +68,18 @@ def of_results(written: Schedule, own: Schedule) -> Refusal | None:
     for kernel, directives in _directives(written):
         found, left = kept.get(kernel.span, (kernel, directives))
         lost = found.outputs != kernel.outputs or not kernel.outputs
-        if lost and _uses(directives) and not _uses(left):
+        elsewhere = {o for k in written.kernels for o in k.outputs} - set(kernel.outputs)
+        if lost and _uses(directives, elsewhere) and not _uses(left, elsewhere):
             what = f"its kernel of {', '.join(found.outputs)}" if found.outputs else "it"
             reason = f"{what} is that of a product which this op does not give"
             return Refusal(own, "results", reason, "give the rest a kernel of its own", kernel.span)
     return None
 
 
-def _uses(directives: Sequence[Directive]) -> bool:
-    return any(isinstance(d, Use) and d.instruction != "fma" for d in directives)
+def _uses(directives: Sequence[Directive], elsewhere: Collection[str]) -> bool:
+    """Does a line name a matrix instruction, for another sum than the results that other kernels give?"""
+    uses = (d for d in directives if isinstance(d, Use) and d.instruction != "fma")
+    return any(not set(d.names) <= set(elsewhere) for d in uses)
 
 
 def of_types(

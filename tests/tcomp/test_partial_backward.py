@@ -91,3 +91,15 @@ def test_a_lost_product_is_known_by_the_sum_that_the_line_names(lines: str, lost
         found = of_results(written, fitted(written, part, module))
         refused.append(found.kind if found is not None else "")
     assert refused == ["results", "", ""]
+
+
+def test_a_kernel_beside_that_of_a_product_is_taken_without_it() -> None:
+    """`use` above all kernels is of the one that gives dW: dX alone has none to lose."""
+    text = GRADIENTS.replace("acc[n, k]: f32 = sum", "dW[n, k] = sum").replace("  dW[n, k] = 2.0 * acc[n, k]\n", "")
+    lines = (
+        "  use mma.sync for dW\n  kernel dW:\n    tune Z = 1 from 1, 2\n  kernel db, dX:\n    tune Q = 1 from 1, 2\n"
+    )
+    module = load_text(text + lines)
+    part = restricted(bound(module.ops["gradients"], DType.BF16), frozenset({"dX"}))
+    (written,) = module.schedules.values()
+    assert of_results(written, fitted(written, part, module)) is None
