@@ -175,7 +175,7 @@ class CudaExecutor:
             for launch in self.programs[program]:
                 with self.faults(launch.label):
                     launch.submit(self.context.compute)
-                    call(cu.cuStreamSynchronize, self.context.compute)
+                    self.context.finish(self.context.compute)
             return
         with self.faults():
             if program not in self._graphs and self.programs[program]:

@@ -128,10 +128,15 @@ class Group:
         """`exchange.Links.exchange`."""
 
         def run() -> None:
-            works = [self._dist.isend(self._bytes(a), r) for r, a in sends if a.size]
-            works += [self._dist.irecv(self._bytes(a), r) for r, a in receives if a.size]
-            for work in works:
-                work.wait()
+            works: list[Any] = []
+            try:
+                works += (self._dist.isend(self._bytes(a), r) for r, a in sends if a.size)
+                works += (self._dist.irecv(self._bytes(a), r) for r, a in receives if a.size)
+                while works:
+                    works[-1].wait()
+                    works.pop()
+            finally:  # where a rank is gone, others' messages are still to come, into memory that is given back next
+                works.clear()
 
         self._guarded(run)
 

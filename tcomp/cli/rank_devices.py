@@ -39,15 +39,19 @@ def apart(group: Group, device: Device, name: str, exchange: str) -> Device:
     """The device, where each rank has its own GPU, or is asked to share it (`--device cuda:0 --exchange gloo`)."""
     from tcomp.runtime.cuda.device import CudaDevice
 
-    if not isinstance(device, CudaDevice) or device.kind != "cuda":
+    gpu = device.gpu.uuid() if isinstance(device, CudaDevice) and device.kind == "cuda" else ""
+    uuids = group.each(
+        "gpu", gpu
+    )  # (also of ranks that have none: `check_same` finds those, and nobody waits for them)
+    if not isinstance(device, CudaDevice) or not gpu:
         return device
-    uuids = group.each("gpu", device.gpu.uuid())
     beside = [r for r, uuid in enumerate(uuids) if uuid == uuids[group.rank]]
     if len(beside) > 1 and not (exchange == "gloo" and split_device(name)[1]):
         raise UserError(
             f"--device {name}: ranks {', '.join(map(str, beside))} have the same GPU, "
             f"{device.gpu.index}: {device.gpu.name}",
-            "start as many ranks as there are GPUs, with --device cuda; to let ranks share one, slowly: "
+            "start as many ranks as there are GPUs, with --device cuda (of several launchers on a machine each with "
+            "GPUs of its own, CUDA_VISIBLE_DEVICES=1 torchrun ...); to let ranks share one, slowly: "
             f"--device cuda:{device.gpu.index} --exchange gloo",
         )
     return replace(device, shared_by=len(beside))
@@ -60,8 +64,8 @@ def way(exchange: str, device: Device, group: Group) -> str:
         raise UserError(
             "--exchange nccl: " + ("the installed torch has no NCCL, or finds no GPU" if device.kind == "cuda" else
                                    f"it is for --device cuda, not for {device.kind}"),
-            "leave it out: gloo does, through host memory" + (", or install a torch for CUDA with this driver"
-                                                              if device.kind == "cuda" else ""),
+            "give --exchange gloo, which goes through host memory" + (", or install a torch for CUDA with this driver"
+                                                                      if device.kind == "cuda" else ""),
         )  # fmt: skip
     return exchange or ("nccl" if nccl else "gloo")
 

@@ -87,7 +87,8 @@ def _train(flags: dict[str, Any], own: TrainOptions, group: Group | None) -> Non
     if flags.get("exchange") and group is None:
         raise UserError("--exchange is about several processes, and there is one", "leave it out, or start several")
     if own.resume is not None:
-        outcome = _run(_resumed(own.resume, flags, own.run_file, group), own.resume, resume=True, group=group)
+        settings = _resumed(own.resume, flags, own.run_file, group)
+        outcome = _run(settings, _common(own.resume, group), resume=True, group=group)
     else:
         layers = (read_run_file(own.run_file) if own.run_file else {}, flags)
         start = merged(TrainSettings(), *layers).init_from
@@ -135,7 +136,8 @@ def _resumed(path: Path, flags: dict[str, Any], run_file: Path | None, group: Gr
     changed = []
     if (settings.device.partition(":")[0], settings.gpu) != (before.device.partition(":")[0], before.gpu):
         changed.append(f"{_device_text(settings)} instead of {_device_text(before)}")
-        settings = replace(settings, lock="")  # the run's own is of the other machine
+        # The run's own are of the other machine.
+        settings = replace(settings, lock="", exchange=flags.get("exchange", ""))
     settings = regrouped(settings, 1 if group is None else group.size, "threads" in flags)
     if settings.ranks != before.ranks:
         changed.append(f"{ranks_text(settings)} instead of {ranks_text(before)}")
@@ -181,7 +183,7 @@ def _device_text(settings: TrainSettings) -> str:
 def _run_path(settings: TrainSettings, group: Group | None) -> Path:
     """The named folder, or runs/MODEL-CONFIG with the first number that is free (to rank 0)."""
     if settings.run:
-        return Path(settings.run)
+        return _common(Path(settings.run), group)
     if group is not None and group.rank:
         return Path(group.of_first("run", ""))
     base = Path("runs") / f"{Path(settings.model).stem}-{settings.config}"
@@ -189,7 +191,14 @@ def _run_path(settings: TrainSettings, group: Group | None) -> Path:
     while path.exists() and any((path / "checkpoints").glob("step-*")):
         number += 1
         path = base.with_name(f"{base.name}-{number}")
-    return path if group is None else Path(group.of_first("run", str(path)))
+    return _common(path, group)
+
+
+def _common(path: Path, group: Group | None) -> Path:
+    """A rank's own path, of which rank 0 tells others that were given none."""
+    if group is not None and not group.rank:
+        group.of_first("run", str(path))
+    return path
 
 
 def _run(settings: TrainSettings, path: Path, resume: bool, group: Group | None = None) -> Outcome:

@@ -46,8 +46,9 @@ def _check(op: Op, p: str, w: str, module: Module) -> None:
     except TcError:
         return  # only of other extents
     random = np.random.default_rng(0)
+    shapes = {o.name: operand_shape(o, dims) for o in op.params}
     given = {
-        o.name: random.uniform(0.5, 1.5, operand_shape(o, dims)) if o.dtype is not DType.I32 else np.array(3)
+        o.name: np.full(shapes[o.name], 3) if o.dtype is DType.I32 else random.uniform(0.5, 1.5, shapes[o.name])
         for o in op.params
     }
     found = evaluate(op, module, given, dims)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tcomp.cli.rank_devices import apart, own_device, way
+from tcomp.cli.settings import TrainSettings, as_json
+from tcomp.cli.train import _common, _resumed, _run_path
 from tcomp.errors import UserError
+from tcomp.machine.cpu import detect
 from tcomp.machine.gpu import H100
 from tcomp.runtime.cuda import gpus as drivers
 from tcomp.runtime.cuda.device import CudaDevice
 from tcomp.runtime.cuda.gpus import Gpu
+from tcomp.runtime.device import CpuDevice
 from tcomp.runtime.distributed.place import Place
 from tests.cli.support import Tcomp, own_folders, refused, tcomp
 
@@ -48,6 +55,14 @@ def test_a_rank_has_the_gpu_of_its_number_on_its_machine(
         with pytest.raises(UserError, match="3 ranks on this machine, and 2 GPUs") as e:
             own_device(asked, place)
         assert "--nproc-per-node 2" in e.value.hint
+
+
+def test_ranks_without_a_gpu_do_not_keep_the_others_waiting() -> None:
+    said: list[tuple[str, str]] = []
+    group: Any = SimpleNamespace(rank=1, each=lambda name, value: said.append((name, value)) or ["a", ""])
+    for device in (CpuDevice(detect(), 1), CudaDevice(gpu(0), H100, virtual=Any)):  # type: ignore[arg-type]
+        assert apart(group, device, "cpu", "") is device
+    assert said == [("gpu", ""), ("gpu", "")]
 
 
 def group_of(rank: int, uuids: list[str], has_nccl: bool = False) -> Any:
@@ -87,10 +102,30 @@ def test_ranks_exchange_by_nccl_where_it_is_there() -> None:
         (real, group_of(0, []), "the installed torch has no NCCL"),
         (other, group_of(0, [], True), "it is for --device cuda, not for virtual"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=said) as e:
             way("nccl", device, group)
+        assert "--exchange gloo" in e.value.hint  # it may be the run's that is resumed: no flag to leave out
 
 
 def test_ways_that_are_none(tcomp: Tcomp) -> None:
     refused(tcomp("train", "--exchange", "mpi"), "--exchange mpi: there is no such way")
     refused(tcomp("train", "--exchange", "gloo"), "--exchange is about several processes, and there is one")
+
+
+def test_rank_0_says_its_run_folder_to_those_that_were_given_none(tmp_path: Path) -> None:
+    for rank, named, told in ((0, "a", ["a"]), (1, "a", []), (1, "", [""])):
+        said: list[str] = []
+        group: Any = SimpleNamespace(rank=rank, of_first=lambda name, value: said.append(value) or "b")  # noqa: B023
+        assert _run_path(TrainSettings(run=named), group) == Path(named or "b") and said == told
+    said = []
+    group = SimpleNamespace(rank=0, of_first=lambda name, value: said.append(value))
+    assert _common(tmp_path, group) == tmp_path and said == [str(tmp_path)]
+
+
+def test_a_run_goes_on_elsewhere_by_what_is_there(tmp_path: Path) -> None:
+    settings = replace(TrainSettings(), device="cuda", exchange="nccl", ranks=2)
+    (tmp_path / "run.json").write_text(json.dumps(as_json(settings)))
+    group: Any = SimpleNamespace(size=2)
+    assert _resumed(tmp_path, {}, None, group).exchange == "nccl"
+    assert _resumed(tmp_path, {"device": "cpu"}, None, group).exchange == ""
+    assert _resumed(tmp_path, {"device": "cpu", "exchange": "gloo"}, None, group).exchange == "gloo"

@@ -260,3 +260,28 @@ def test_ctrl_c_ends_a_process_that_looks_for_others() -> None:
         assert found == [signal.SIG_DFL] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_messages_that_come_late_do_not_come_into_memory_that_is_given_back() -> None:
+    """The error keeps the names of where it was raised; what receives must not be among them."""
+    alive: set[int] = set()
+
+    class Work:
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+            alive.add(rank)
+
+        def wait(self) -> None:
+            if self.rank == 1:
+                raise RuntimeError("Connection closed by peer")
+
+        def __del__(self) -> None:
+            alive.discard(self.rank)
+
+    group = group_of(Store(), 0, [])
+    group._torch = SimpleNamespace(from_numpy=lambda a: a)
+    group._dist = SimpleNamespace(isend=lambda a, rank: Work(rank), irecv=lambda a, rank: Work(rank))
+    into = np.zeros(4)
+    with pytest.raises(PeerFailed, match="Connection closed") as e:
+        group.exchange([(3, into)], [(2, into), (1, into)])
+    assert e.value.__cause__ is not None and not alive - {1}

@@ -31,6 +31,11 @@ WRONG = {
 }
 
 
+def test_a_state_of_whole_numbers_is_left_to_who_refuses_it() -> None:
+    text = SGD.replace("lr: f32[]", "lr: f32[], inout c: i32[N]") + "  c[i] = c[i] + 1\n  p[i] = p[i] - lr * g[i]\n  w[i] = p[i]\n"
+    check_stored("sgd", load_text(text, "sgd.tc"))
+
+
 @pytest.mark.parametrize("lines", RIGHT.values(), ids=RIGHT)
 def test_the_kept_parameters_by_whatever_equations(lines: tuple[str, str]) -> None:
     check_stored("sgd", load_text(SGD + "".join(f"  {line}\n" for line in lines), "sgd.tc"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda.bindings import driver as cu
 
 from tcomp.errors import UserError
 from tcomp.machine.gpu import H100
@@ -17,6 +18,7 @@ from tcomp.runtime.cuda.device import CudaDevice
 from tcomp.runtime.cuda.driver import CudaError
 from tcomp.runtime.cuda.gpus import choose, gpus, machine_of
 from tcomp.runtime.cuda.kernels import load_all
+from tcomp.runtime.peers import PeerFailed
 from tests.runtime.cuda.hand_made import N, kernels
 
 W = np.arange(N, dtype=np.float32) / 8
@@ -153,6 +155,23 @@ def test_a_fault_names_its_launch_when_launches_are_waited_for(hand_made: Any) -
     with pytest.raises(CudaError, match="a kernel failed in the fault: ") as e:
         executor.run("fault")
     assert e.value.sticky and "in kernel fault: " in e.value.message
+
+
+def test_a_launch_that_is_waited_for_may_wait_for_another_process(
+    hand_made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is before it on the stream may be NCCL's, of a rank that is gone."""
+    executor = hand_made(graph=False)
+
+    def look() -> None:
+        raise PeerFailed("rank 0 has lost another rank", "look")
+
+    with monkeypatch.context() as m:
+        m.setattr(cu, "cuStreamQuery", lambda _: (cu.CUresult.CUDA_ERROR_NOT_READY,))
+        executor.context.look = look
+        with pytest.raises(PeerFailed):
+            executor.run("update")
+    executor.context.look = None
 
 
 def test_a_fault_in_a_graph_comes_with_what_the_checks_found(hand_made: Any) -> None:
