@@ -71,6 +71,10 @@ class Context:
     def free_memory(self) -> int:
         return int(call(cu.cuMemGetInfo)[0])
 
+    def check(self) -> None:
+        """CudaError where work has failed so far."""
+        done(cu.cuStreamQuery, self.compute)
+
     def wait(self) -> None:
         """Until both streams have done all they were given."""
         self.finish(self.copies)

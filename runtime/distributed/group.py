@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -83,9 +83,11 @@ class Group:
         """Whether torch can exchange what GPUs hold."""
         return bool(self._dist.is_nccl_available() and self._torch.cuda.is_available())
 
-    def nccl(self, context: Context, arena: int) -> NcclExchange:
-        """NCCL's ways between all ranks, from and to the GPU of `context`, whose arena is at that address; behind
-        `join`."""
+    def nccl(
+        self, context: Context, arena: int, faults: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> NcclExchange:
+        """NCCL's ways between all ranks, from and to the GPU of `context`, whose arena is at that address; `faults`
+        reports what its driver says. Behind `join`."""
         # torch would end the process where a rank is gone; `pulse` finds that out, and we say so.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         torch, index = self._torch, context.gpu.index
@@ -96,7 +98,7 @@ class Group:
         patience = self._patience.total_seconds()
         pulse = Pulse(self._store, self.rank, self.size, lambda: bool(self._store.check([_FAILED])), patience)
         self._pulse = pulse
-        return NcclExchange(torch, ways, self.rank, self.size, context, arena, pulse.look)
+        return NcclExchange(torch, ways, self.rank, self.size, context, arena, pulse.look, faults)
 
     @contextmanager
     def _reaching(

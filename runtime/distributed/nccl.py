@@ -11,7 +11,7 @@ stream is given later behind NCCL's. They move bytes; sums are the step's own ke
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from tcomp.errors import UserError
@@ -33,16 +33,18 @@ class Place:
 
 class NcclExchange:
     """`exchange.Exchange`. `torch` is that module, `group` its NCCL process group of all `size` ranks. `arena` is the
-    device address that rows' offsets count from. `look` raises where another rank is gone: NCCL would wait for it."""
+    device address that rows' offsets count from. `look` raises where another rank is gone: NCCL would wait for it.
+    `faults` reports what the driver says of kernels before."""
 
     name = "NCCL"
     ahead = 1
 
     def __init__(
-        self, torch: Any, group: Any, rank: int, size: int, context: Context, arena: int, look: Callable[[], None]
-    ) -> None:
+        self, torch: Any, group: Any, rank: int, size: int, context: Context, arena: int, look: Callable[[], None],
+        faults: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:  # fmt: skip
         self._torch, self._group, self._rank, self._size = torch, group, rank, size
-        self._context, self._arena = context, arena
+        self._context, self._arena, self._faults = context, arena, faults
         self._device = torch.device("cuda", context.gpu.index)
         self._stream = torch.cuda.ExternalStream(int(context.compute), device=self._device)
         self._tensors: dict[tuple[int, int], Any] = {}
@@ -76,6 +78,8 @@ class NcclExchange:
             with self._torch.cuda.stream(self._stream):
                 yield self._torch.distributed
         except RuntimeError as e:
+            with self._faults():  # torch is the first to meet one, and does not know whose it is
+                self._context.check()
             raise PeerFailed(
                 f"rank {self._rank} cannot exchange by NCCL: {(str(e).strip().splitlines() or ['?'])[0][:200]}",
                 "look for another rank's message (NCCL_DEBUG=INFO tells more), or use --exchange gloo",

@@ -81,7 +81,7 @@ def exchange_of(by: str, group: Group, inner: Inner) -> Exchange:
 
     gpu = cast(CudaExecutor, inner)
     if by == "nccl":
-        return group.nccl(gpu.context, gpu.arena)
+        return group.nccl(gpu.context, gpu.arena, gpu.faults)
     from tcomp.runtime.cuda.pinned import PinnedExchange
 
     d = cast(Any, gpu.step.division)

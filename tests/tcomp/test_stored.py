@@ -32,7 +32,10 @@ WRONG = {
 
 
 def test_a_state_of_whole_numbers_is_left_to_who_refuses_it() -> None:
-    text = SGD.replace("lr: f32[]", "lr: f32[], inout c: i32[N]") + "  c[i] = c[i] + 1\n  p[i] = p[i] - lr * g[i]\n  w[i] = p[i]\n"
+    text = (
+        SGD.replace("lr: f32[]", "lr: f32[], inout c: i32[N]")
+        + "  c[i] = c[i] + 1\n  p[i] = p[i] - lr * g[i]\n  w[i] = p[i]\n"
+    )
     check_stored("sgd", load_text(text, "sgd.tc"))
 
 

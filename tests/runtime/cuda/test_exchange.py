@@ -253,6 +253,31 @@ def test_nccls_error_is_another_ranks(virtual: Any) -> None:
     context.close()
 
 
+def test_a_kernels_fault_that_torch_meets_first_is_this_ranks_own(
+    virtual: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = Context(choose("", gpus()))
+    torch = Torch(Links({}, 0, 2))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    @contextmanager
+    def faults() -> Iterator[None]:
+        try:
+            yield
+        except CudaError as e:
+            raise CudaError(e.name, "a kernel failed in a launch of program 'micro_first'") from e
+
+    torch.distributed.all_to_all_single = fail
+    exchange = NcclExchange(torch, "group", 0, 2, context, context.memory(256), lambda: None, faults)
+    with monkeypatch.context() as m, pytest.raises(CudaError, match="in a launch of program 'micro_first'"):
+        m.setattr(cu, "cuStreamQuery", lambda _: (cu.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS,))
+        exchange.scatter([(Rows(0, 1, DType.F32), Rows(16, 1, DType.F32))])
+    context.look = None
+    context.close()
+
+
 def test_a_wait_for_the_gpu_looks_around(virtual: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     context = Context(choose("", gpus()))
     event = context.event()
