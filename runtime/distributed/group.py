@@ -22,7 +22,7 @@ import numpy as np
 from tcomp.errors import UserError
 from tcomp.runtime.distributed.exchange import Array
 from tcomp.runtime.distributed.nccl import NcclExchange
-from tcomp.runtime.distributed.place import Place, among, cpus_here, keep_to_own_cpus
+from tcomp.runtime.distributed.place import Place, among, cpus_here, keep_to_own_cpus, machine_here
 from tcomp.runtime.distributed.pulse import Pulse
 from tcomp.runtime.peers import PeerFailed
 
@@ -52,8 +52,8 @@ class Group:
                 "pip install tcomp[torch]",
             ) from e
         self.place, self._torch, self._dist, self._patience = place, torch, dist, patience
-        self.crowd = place
-        """its place among the ranks that have the same CPUs, once `divide_cpus` has found these"""
+        self.neighbours = place.beside
+        """how many ranks are on this machine, whoever has started them, once `divide_cpus` has found these"""
         self._turns = 0
         self._pulse: Pulse | None = None
         # With --max-restarts the store still has all that was said before the ranks were started again.
@@ -65,8 +65,9 @@ class Group:
 
     def divide_cpus(self) -> None:
         """Keep to this rank's part of the CPUs, which ranks of other launchers may have as well."""
-        self.crowd = among(self.place, self.each("cpus", cpus_here()))
-        keep_to_own_cpus(self.crowd)
+        here = machine_here()
+        self.neighbours = self.each("machine", here).count(here)
+        keep_to_own_cpus(among(self.place, self.each("cpus", cpus_here())))
 
     def join(self) -> None:
         """Open the ways between ranks. (Not before compilers are done: they are forked, and this starts threads.)

@@ -51,13 +51,17 @@ def place_here(environment: Mapping[str, str] | None = None) -> Place | None:
     return Place(rank, size, local, beside) if size > 1 else None
 
 
-def cpus_here() -> str:
-    """This machine's name, and the CPUs of it that this process may use: what several launchers may have given out
-    twice."""
+def machine_here() -> str:
+    """What tells this machine from others."""
     boot = Path("/proc/sys/kernel/random/boot_id")  # names of machines may be all the same
     with suppress(OSError):
-        return f"{platform.node()} {boot.read_text().strip()} {_allowed()}"
-    return f"{platform.node()} {_allowed()}"
+        return f"{platform.node()} {boot.read_text().strip()}"
+    return platform.node()
+
+
+def cpus_here() -> str:
+    """This machine, and the CPUs of it that this process may use: what several launchers may have given out twice."""
+    return f"{machine_here()} {_allowed()}"
 
 
 def among(place: Place, cpus: Sequence[str]) -> Place:

@@ -106,7 +106,7 @@ def built_by(group: Group | None, request: StepRequest, device: Device) -> Built
     if group is None:
         return build_step(request, device, to_run=True)
     if isinstance(device, CpuDevice):
-        device.shared_by = group.crowd.beside
+        device.shared_by = group.neighbours
     return group.first_beside(lambda: build_step(request, device, to_run=True, free=group.place.local == 0))
 
 

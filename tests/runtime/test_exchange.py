@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,6 +155,20 @@ def test_ranks_of_several_launchers_on_a_machine_divide_its_cpus_among_all() -> 
     places = [among(Place(rank, 4, 0, 1), cpus) for rank in range(4)]
     assert [(p.local, p.beside) for p in places] == [(0, 2), (0, 1), (1, 2), (0, 1)]
     assert cpus_here() == cpus_here() and cpus_here().startswith(platform.node())
+
+
+def test_ranks_bound_to_cpus_of_their_own_share_the_machines_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {int(threading.current_thread().name)}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, own: None, raising=False)
+    store = Store()
+
+    def work(links: Links) -> int:
+        threading.current_thread().name = str(links.rank)
+        group = group_of(store, links.rank, [])
+        group.divide_cpus()
+        return group.neighbours
+
+    assert on_ranks(2, work) == [2, 2]
 
 
 class Store:
