@@ -46,6 +46,8 @@ Piece = tuple[int, int, int]
 """A block's number and its instructions from one place up to another."""
 
 
+LOADS_OF_SUMS = "LDTM"
+"""tcgen05.ld: sums come from tensor memory"""
 LATER: Piece = (-1, 0, 0)
 """stands for the time by which a warpgroup starts after the one before"""
 
@@ -77,6 +79,40 @@ def epilogue(
         loads += max(_count(function, part, "LDG", rounds=True) for part in together)
         shuffles += max(_count(function, part, "SHFL") for part in together)
     return Epilogue(total, loads, shuffles)
+
+
+def behind_products(
+    function: Function, ways: Sequence[Sequence[int]], machine: GpuMachine, products: float
+) -> Epilogue:
+    """That of warpgroups that load their sums from tensor memory, while another thread multiplies for the next tile:
+    `products` cycles for all of the block's tiles. What of a tile's end takes longer than the products beside it, and
+    the last, are left over."""
+    every = [loaded(function, way) for way in ways]
+    tiles = list(zip_longest(*every, fillvalue=()))
+    if not tiles:
+        return Epilogue()
+    each = {together: _cycles(function, together, machine, 0.0) for together in set(tiles)}
+    left = sum(max(0.0, each[t] - products / len(tiles)) for t in tiles[:-1])
+    return Epilogue(
+        left + each[tiles[-1]],
+        sum(max(_count(function, part, "LDG", rounds=True) for part in t) for t in tiles),
+        sum(max(_count(function, part, "SHFL") for part in t) for t in tiles),
+    )
+
+
+def loaded(function: Function, way: Sequence[int]) -> list[tuple[Piece, ...]]:
+    """The parts of a way from a tile's first load of sums from tensor memory to the next tile's, or to the end."""
+    first = [next((n for n, i in enumerate(b.instructions) if i.name == LOADS_OF_SUMS), None) for b in function.blocks]
+    size = [len(b.instructions) for b in function.blocks]
+    places = [n for n, b in enumerate(way) if first[b] is not None]
+    found = []
+    for a, b in zip(places, [*places[1:], None], strict=False):
+        pieces: list[Piece] = [(way[a], first[way[a]] or 0, size[way[a]])]
+        pieces += [(n, 0, size[n]) for n in way[a + 1 : b]]
+        if b is not None:
+            pieces.append((way[b], 0, first[way[b]] or 0))
+        found.append(tuple(p for p in pieces if p[1] < p[2]))
+    return found
 
 
 def _beside(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from tcomp.autotune.gpu_blocks import middle_blocks, unevenness
 from tcomp.autotune.gpu_counts import Copies
-from tcomp.autotune.gpu_epilogue import Epilogue, epilogue, staggered
+from tcomp.autotune.gpu_epilogue import Epilogue, behind_products, epilogue, loaded, staggered
 from tcomp.autotune.gpu_model import (
     BARRIER,
     COPY_LATENCY,
@@ -174,9 +174,17 @@ class _Block:
             return None
         if self.sample.wgmma:
             return self.of_warpgroups(turns)
-        if self.sample.tcgen05:  # (its turns are one thread's, who does nothing but wait and multiply)
-            return _Pipeline(turns)
+        if self.sample.tcgen05:
+            return self.of_multiplier(turns)
         return self.of_warps(turns) if self.tensor else _Pipeline(turns)
+
+    def of_multiplier(self, turns: float) -> _Pipeline:
+        """The loop of one thread, which does nothing but wait and multiply; others take what it has summed."""
+        tiles = self.sample.total(lambda c: c.tile_bytes) / self.machine.shared_per_clock
+        ways = [w.path for w in self.sample.groups]
+        ways = [w for w in ways if loaded(self.function, w)]
+        last = behind_products(self.function, ways, self.machine, max(self.tensor, tiles))
+        return _Pipeline(turns, epilogue=last)
 
     def of_warpgroups(self, turns: float) -> _Pipeline:
         """The loop replayed, for what its turns wait for between products. (Turns of all blocks on the SM run side by

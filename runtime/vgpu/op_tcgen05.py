@@ -1,8 +1,9 @@
 """tcgen05 but its products (PTX ISA 9.7.16.7 to .11): alloc, dealloc, ld, st, wait and fence of tensor memory.
 
 ld and st move 32-bit cells between tensor memory and a warp's registers, for 32 or 16 of the lanes that are the warp's
-own. They are done at once here, but registers that a ld gave may not be touched, nor cells that either used, before a
-tcgen05.wait has ended them.
+own. They are done at once here, but before a tcgen05.wait has ended them, registers that a ld gave may not be
+overwritten, nor cells that either used be touched. Whoever reads such a register waits for it (9.7.16.6.4.5), which
+orders nothing else.
 """
 
 from __future__ import annotations
@@ -292,6 +293,10 @@ class Loads(WaveState):
 
     def end(self, sel: Sel) -> None:
         for n in list(self.busy):
+            self.end_one(n, sel)
+
+    def end_one(self, n: int, sel: Sel) -> None:
+        if n in self.busy:
             self.lanes[n][sel] = False
             if not self.lanes[n].any():
                 self.busy.discard(n)
@@ -299,23 +304,28 @@ class Loads(WaveState):
 
 @watcher
 def watch_registers(d: Decoder, i: Instr, run: Run) -> Run:
-    """Wraps instructions that touch what some tcgen05.ld gives."""
+    """Wraps instructions that touch registers that some tcgen05.ld gives: those that read one wait for the load."""
     m = d.m
     if not m.options.checks or not m.program.uses_tensor_loads:
         return run
     loads = Loads.of(m)
     used, defined = m.flow.facts.get(id(i)) or uses_and_definitions(i, m.program.registers)
-    touched = list(dict.fromkeys(n for r in (*used, *defined) for n in loads.of_register.get(r, ()) if n != id(i)))
-    if not touched:
+    awaited, lost = (
+        list(dict.fromkeys(n for r in names for n in loads.of_register.get(r, ()) if n != id(i)))
+        for names in (used, defined)
+    )
+    if not awaited and not lost:
         return run
 
     def watched(sel: Sel) -> Any:
-        for n in touched:
+        for n in awaited:
+            loads.end_one(n, sel)
+        for n in lost:
             if n in loads.busy:
                 early = loads.lanes[n][sel]
                 if early.any():
                     m.finding(WAIT, i, m.ids[sel][early],
-                              "touches registers that a tcgen05.ld gives before a tcgen05.wait::ld")  # fmt: skip
+                              "overwrites registers that a tcgen05.ld gives before a tcgen05.wait::ld")  # fmt: skip
         return run(sel)
 
     return watched

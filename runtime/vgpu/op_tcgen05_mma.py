@@ -50,6 +50,8 @@ def multiply(d: Decoder, i: Instr) -> Run:
     to, left, right, what, enable = operands[:5]
     scale = operands[5] if len(operands) > 5 else Imm(0)
     assert isinstance(scale, Imm)
+    if len(operands) > 5 and (kind == "f8f6f4" or not 0 <= int(scale.value) <= 15):
+        raise d.unknown(i, "scale-input-d is a number from 0 to 15, of kinds f16 and tf32")
     shrink = np.float32(2.0 ** -int(scale.value))
     where, bits, keep = tensor_address(d, i, to), d.source(what, "u32"), d.source(enable, "pred")
     a_place = tensor_address(d, i, left) if isinstance(left, Addr) else None
@@ -88,6 +90,9 @@ def multiply(d: Decoder, i: Instr) -> Run:
                 source = accumulator(i, t, lane, from_tensor[n], p.m, 8)
                 if source is None:
                     continue
+                if source.cells != region.cells:
+                    m.finding("malformed tcgen05 descriptor", i, np.array([lane]), f"A lies from lane "
+                              f"{from_tensor[n] >> 16} on and D from {d_at[n] >> 16}: it must be one lane")  # fmt: skip
                 t.read(op, source)
                 raw = np.ascontiguousarray(rows(t.data[source.slot], source)).view(np.uint8)
                 left_values = values(raw, p.a)

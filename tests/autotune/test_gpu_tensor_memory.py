@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from tcomp.autotune.gpu_copies import copies_of
+from tcomp.autotune.gpu_epilogue import behind_products, loaded
 from tcomp.autotune.gpu_predict import predict_kernel
 from tcomp.autotune.gpu_sample import sample_block
+from tcomp.autotune.gpu_work import Known, launch_work
 from tcomp.autotune.sass import functions_of
 from tcomp.autotune.sass_descriptors import described
 from tcomp.codegen.nvptx.assemble import assemble
@@ -48,6 +50,27 @@ def test_the_descriptor_says_what_is_multiplied() -> None:
         described(function, function.instructions[1])
 
 
+TILES = """
+.text.k:
+        /*0000*/                   LDTM.16dp256bit.x1 R4, tmem[UR4] ;
+        /*0010*/                   MUFU.EX2 R5, R4 ;
+        /*0020*/                   STS.128 [R8], R4 ;
+        /*0030*/              @!P0 BRA 0x0 ;
+        /*0040*/                   EXIT ;
+"""
+
+
+def test_ends_of_tiles_run_beside_products_but_for_the_last() -> None:
+    function = functions_of(TILES)["k"]
+    assert [len(loaded(function, (0,) * n + (1,))) for n in (1, 3)] == [1, 3]
+    one = behind_products(function, [(0, 1)], B200, 100.0).cycles
+    assert 10 < one < 100
+    assert behind_products(function, [(0, 0, 0, 1)], B200, 3000.0).cycles == pytest.approx(one, abs=1)
+    short = behind_products(function, [(0, 0, 0, 1)], B200, 3.0).cycles
+    assert short > 2.5 * one
+    assert behind_products(function, [], B200, 3.0).cycles == 0
+
+
 @nvdisasm
 def test_products_by_one_thread_are_counted(tmp_path: Path) -> None:
     own = kernel(1024, 512, 384)
@@ -63,3 +86,14 @@ def test_a_product_is_predicted_below_what_the_machine_can_do(tmp_path: Path) ->
     found = predict_kernel(own := kernel(4096, 4096, 1024), B200, tmp_path)
     assert found.counted
     assert 0.2 < own.flops / found.seconds / B200.tensor_rate("bf16") < 0.9
+
+
+@nvdisasm
+def test_a_tile_is_not_over_with_its_products(tmp_path: Path) -> None:
+    own = kernel(1024, 512, 384)
+    code = compile_kernel(own, B200)
+    assembled = assemble(code.ptx, "sm_100a", tmp_path)
+    function = functions_of(disassemble(assembled.cubin))[code.launches[0].symbol]
+    known = Known(0.0, copy=copies_of(own, own.phases[0]))
+    work = launch_work(function, code.launches[0], assembled.resources[0], B200, known).work
+    assert 500 < work.stores < 10_000

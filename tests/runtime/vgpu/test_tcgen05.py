@@ -156,6 +156,7 @@ UNKNOWN = {
     "packing": "tcgen05.ld.sync.aligned.32x32b.x1.pack::16b.b32 {%d0}, [%r12];",
     "takes 2": "tcgen05.ld.sync.aligned.32x32b.x2.b32 {%d0}, [%r12];",
     "transposed tf32": Product(a="tf32", across=(True, False)).text(),
+    "scale-input-d": Product(a="e4m3").text(tail=", 3"),
     "sparse": Product().text().replace("mov.b32 %r20, 0x", "mov.b32 %r20, 0x4 | 0x"),
 }
 

@@ -53,7 +53,7 @@ SWAPPED = "xor.b32 %r13, %r12, 0x200000;\n"
 FAULTS = {
     "a load before the commit's wait": (steps(P) + COMMIT + AFTER + load(64) + LOADED + out(64) + WAITED, EARLY),
     "a load with no fence after the wait": (WHOLE.replace(AFTER, ""), FENCE),
-    "registers before wait::ld": (WHOLE.replace(LOADED, "") + LOADED, WAIT),
+    "a register overwritten before wait::ld": (WHOLE.replace(LOADED, "mov.b32 %d1, 0;\n") + LOADED, WAIT),
     "a load before wait::st": (FILL + store(64) + load(64) + LOADED + STORED, WAIT),
     "a product before wait::st of its warp": (FILL + store(64) + SYNC + AFTER + steps(P) + COMMIT + WAITED + STORED,
                                               WAIT),
@@ -73,6 +73,9 @@ FAULTS = {
     "an accumulator outside": (steps(P).replace("[%r10]", "[%r10+200]"), "out of bounds tensor"),
     "the lanes of another warp": (FILL + SWAPPED + store(64, at="%r13"), "tensor memory of another warp"),
     "an accumulator at lane 32": (steps(P).replace("[%r10]", "[%r10+2097152]"), "malformed tcgen05 descriptor"),
+    "A at other lanes than D": (
+        FILL + "add.u32 %r16, %r12, 64; add.u32 %r17, %r10, 1048640;\n" + store(8, at="%r16") + STORED + BEFORE + SYNC
+        + AFTER + FIRST + Product(m=64).text("[%r17]") + COMMIT + WAITED, "malformed tcgen05 descriptor"),
     "a swizzle that there is not": ("or.b64 %rd21, %rd21, 0x2000000000000000;\n" + WHOLE,
                                     "malformed tcgen05 descriptor"),
     "the constant of the descriptor": ("and.b64 %rd20, %rd20, 0xffffbfffffffffff;\n" + WHOLE,
@@ -133,6 +136,14 @@ def test_correct_orders_have_no_finding() -> None:
     report, found = run(kernel(code + ones + steps(P).removeprefix(FIRST) + READ), image, 64)
     assert report.ok, str(report)
     assert np.array_equal(found, a @ b.T + 1)
+
+
+def test_who_reads_a_register_waits_for_its_load() -> None:
+    a, b, image, code = operands(P, 64)
+    early = WHOLE.replace(LOADED, "") + "mov.b32 %d1, 0;\n" + LOADED
+    report, found = run(kernel(code + early), image, 64)
+    assert report.ok, str(report)
+    assert np.array_equal(found, a @ b.T)
 
 
 def test_a_relaxed_wait_is_enough_for_the_fence() -> None:
