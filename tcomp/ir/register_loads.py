@@ -9,7 +9,7 @@ from tcomp.ir.walk import reads_of
 
 
 def loads_registers(s: Statement, tiles: Mapping[str, Buffer]) -> bool:
-    """Does the statement fill a tile in registers with values of a tile in shared memory, each as it is?"""
+    """Does the statement fill a tile in registers from one tile in shared memory, point by point?"""
     if not isinstance(s, Compute) or s.reduced or s.instruction or s.accumulate or s.only is not None:
         return False
     target = tiles.get(s.target.tensor)

@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from tcomp.ir.register_loads import loads_registers
 from tcomp.ir.rewrite import Body, map_bodies
 from tcomp.ir.tile import Buffer, Compute, Statement
-from tcomp.ir.walk import reads_of
+from tcomp.ir.walk import accesses_of
 
 
 def late_loads(tiles: Mapping[str, Buffer], phases: Sequence[Body]) -> list[Body]:
-    """The phases with such loads behind the product that follows them."""
+    """The phases with such loads behind the product that follows them, where it neither reads nor adds to what they
+    load."""
     return [map_bodies(phase, lambda body, _: _late(body, tiles)) for phase in phases]
 
 
@@ -32,7 +33,7 @@ def _late(body: Body, tiles: Mapping[str, Buffer]) -> list[Statement]:
             continue
         loaded = {x.target.tensor for x in waiting if isinstance(x, Compute)}
         product = isinstance(s, Compute) and s.instruction.startswith("wgmma")
-        if product and isinstance(s, Compute) and loaded.isdisjoint(a.tensor for a in reads_of(s)):
+        if product and isinstance(s, Compute) and loaded.isdisjoint(a.tensor for a in accesses_of(s)):
             out += [s, *waiting]
         else:
             out += [*waiting, s]

@@ -11,7 +11,7 @@ from tests.tcomp.test_row_groups import weight_gradient
 
 
 def test_a_load_of_registers_follows_the_product_it_stood_before() -> None:
-    """But no load of what the product reads, and nothing in front of another statement."""
+    """But no load of what the product reads or adds to, and nothing in front of another statement."""
     kernel = weight_gradient()
     (pipe,) = [x for x in loops_in(kernel.phases[0]) if isinstance(x, Loop) and x.level == "pipe"]
     packs = [s for s in pipe.body if isinstance(s, Pack)]
@@ -27,3 +27,5 @@ def test_a_load_of_registers_follows_the_product_it_stood_before() -> None:
     assert order(load, scaled, product) == (load, scaled, product)
     reads = replace(product, value=load.target)
     assert order(load, reads) == (load, reads)
+    adds = replace(product, target=load.target, accumulate=True)
+    assert order(load, adds) == (load, adds)
