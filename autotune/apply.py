@@ -15,7 +15,7 @@ from tcomp.autotune.lockfile import Entry, Lock, entry_key, read_lock_for
 from tcomp.autotune.schedule_text import schedule_from, text_hash
 from tcomp.autotune.space import spaces_of
 from tcomp.dsl.ast import Module, Op, Schedule
-from tcomp.dsl.errors import TcError
+from tcomp.dsl.errors import TcError, quoting
 from tcomp.schedule.family import Machine
 from tcomp.schedule.lower import LoweredOp, lower
 
@@ -103,8 +103,9 @@ def check(
         entry = lock.entries.get(key)
         if entry is None:
             schedule = schedule_of(instance.op, module, instance.dims, machine, threads)
-            if spaces_of(schedule, facts_of(instance, machine, threads)):
-                missing.append(key)
+            with quoting(module.sources):
+                spaces = spaces_of(schedule, facts_of(instance, machine, threads))
+            missing += [key] if spaces else []
         elif reason := staleness(entry, instance, module, machine, threads):
             stale.append(f"{key}: {reason}")
     return stale, missing

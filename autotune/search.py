@@ -48,6 +48,7 @@ from tcomp.autotune.space import Space, Values, spaces_of
 from tcomp.autotune.step_final import StepFinal, instance_seconds
 from tcomp.autotune.trials import LEAST, Trials
 from tcomp.dsl.ast import Module, Schedule
+from tcomp.dsl.errors import quoting
 from tcomp.dsl.printer import print_schedule
 from tcomp.errors import UserError
 from tcomp.schedule.lower import lower
@@ -194,7 +195,8 @@ class Search:
     def _part(self, instance: Instance) -> Part | None:
         """What of an instance has a choice; None when nothing has."""
         schedule = schedule_of(instance.op, self.module, instance.dims, self.machine, self.threads)
-        spaces = spaces_of(schedule, facts_of(instance, self.machine, self.threads))
+        with quoting(self.module.sources):
+            spaces = spaces_of(schedule, facts_of(instance, self.machine, self.threads))
         if not spaces:
             return None
         kernels = lower(instance.op, self.module, dict(instance.dims), self.machine, self.threads).kernels

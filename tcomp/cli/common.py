@@ -298,11 +298,13 @@ def library_name(file: Path) -> str:
 
 def numbers_of(module: Module, settings: TrainSettings) -> dict[str, Number]:
     """All numbers of a run's model, at the run's sizes."""
+    from tcomp.dsl.errors import quoting
     from tcomp.model.dimensions import model_dims
 
     model = only_model(module, settings.model)
     sizes, dims = _run_sizes(model, settings)
-    return model_dims(model, settings.config, sizes, dims)
+    with quoting(module.sources):
+        return model_dims(model, settings.config, sizes, dims)
 
 
 def graph_of(module: Module, settings: TrainSettings) -> Graph:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tcomp.cli.common import load_module, numbers_of
+from tcomp.cli.settings import TrainSettings
+from tcomp.dsl.errors import TcError
 from tests.cli.support import OP, Tcomp, refused
 
 BAD_TEXT = {
@@ -93,3 +96,20 @@ def test_lockfiles_that_are_none(command: str, tcomp: Tcomp, tmp_path: Path) -> 
         ".": "Is a directory", "deep.lock": "nested deeper", "latin.lock": "utf-8",
     }.items():  # fmt: skip
         refused(tcomp(*command.split(), "--lock", name), f"{name}: ", words)
+
+
+def test_what_a_model_requires_of_a_saved_run_is_quoted() -> None:
+    settings = TrainSettings(length=4096)
+    with pytest.raises(TcError, match=r"\d+ \|   require T <= S\n *\| *\^{6}"):
+        numbers_of(load_module(settings.model), settings)
+
+
+def test_a_choice_without_a_value_is_quoted_by_what_only_looks_at_choices(tcomp: Tcomp, tmp_path: Path) -> None:
+    (tmp_path / "small.tc").write_text(
+        "op twice(X: real[M, N], s: real[N]) -> Y: real[M, N]:\n  Y[m, n] = X[m, n] * s[n]\n"
+        "op total(X: real[M, N]) -> t: f32[]:\n  t = sum m, n: X[m, n]\n"
+        "schedule twice on cpu:\n  tune A = 8 // (M - 8)\n  m -> core(A)\n"
+        "model small(B):\n  config tiny: C = 8\n  param w: real[C] = ones\n  param x: real[B, C] = ones\n"
+        "  input t: i32[B] below 3\n  forward:\n    y = twice(x, w)\n    loss = total(y)\n  loss loss\n"
+    )
+    refused(tcomp("tune", "small.tc", "-B", "8", "--trials", "1"), "6:12: error: 8 // 0 has no value", "6 | tune A = 8")
