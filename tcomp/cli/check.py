@@ -67,6 +67,7 @@ def check(own: CheckOptions, where: RunOptions) -> None:
 
     - `tcomp check gpt2 --device virtual --gpu a100`
     """
+    from tcomp.dsl.hints import count
     from tcomp.dsl.recipes import RECIPES
     from tcomp.dsl.storage import bound
     from tcomp.grad.schedules import check_derived_schedules
@@ -89,11 +90,12 @@ def check(own: CheckOptions, where: RunOptions) -> None:
         )
     step = _small_step(module, own, given) if op is None and module.models else None
     device = where.open()
-    failed = 0
+    failed = refused = 0
     storage = RECIPES[own.precision or "f32"].storage
     sizes = {d: int(n) for d, n in given.items()} if op is not None else {}
     for one in _ops(module, op):
-        failed += not _check_op(bound(one, storage), module, sizes, own, device)
+        right = _check_op(bound(one, storage), module, sizes, own, device)
+        refused, failed = refused + (right is None), failed + (right is False)
         if one.backward_of is not None and one.name in module.ops:
             failed += not _check_own_backward(one, module, own.seed)
     if step is not None:
@@ -101,9 +103,12 @@ def check(own: CheckOptions, where: RunOptions) -> None:
     device.finish()
     if failed:
         raise UserError(
-            f"{failed} {'check differs' if failed == 1 else 'checks differ'} from the oracle",
+            f"{count(failed, 'check differs', 'checks differ')} from the oracle",
             "where an op rounds more than is allowed give a larger --tolerance; otherwise please report it",
         )
+    if refused:
+        hint = "mend the line that is shown, or choose sizes that it is for"
+        raise UserError(f"{count(refused, 'op is', 'ops are')} refused", hint)
 
 
 def _ops(module: Module, only: str | None) -> Iterator[Op]:
@@ -124,7 +129,8 @@ def _ops(module: Module, only: str | None) -> Iterator[Op]:
                 yield backward
 
 
-def _check_op(op: Op, module: Module, given: dict[str, int], own: CheckOptions, device: Device) -> bool:
+def _check_op(op: Op, module: Module, given: dict[str, int], own: CheckOptions, device: Device) -> bool | None:
+    """Is the op right? None where it is refused."""
     import numpy as np
 
     from tcomp.dsl.errors import TcError
@@ -144,7 +150,7 @@ def _check_op(op: Op, module: Module, given: dict[str, int], own: CheckOptions, 
             print(f"{op.name:28} REFUSED at {sizes}\n{e.render()}")
             if not given:
                 print("  help: `tcomp check FILE OP --dim NAME=NUMBER` chooses sizes, if the schedule is for some only")
-            return False
+            return None
         for found in results:
             if not found.error <= worst:
                 worst = found.error

@@ -134,6 +134,7 @@ def test_check_takes_the_sizes_that_a_schedule_is_for(tcomp: Tcomp, tmp_path: Pa
     )
     found = tcomp("check", str(file), "f", "--device", "virtual")
     assert found.code == 2 and "REFUSED at M = " in found.out and "--dim NAME=NUMBER" in found.out
+    assert "error: 1 op is refused" in found.error and "oracle" not in found.error
     sizes = ("--dim", "K=64", "--dim", "N=64", "--trials", "1")
     good = tcomp("check", str(file), "f", "--device", "virtual", *sizes)
     assert good.code == 0 and "f.backward" in good.out, good.out + good.error
