@@ -98,7 +98,8 @@ def _result(i: Instruction, state: State) -> Bits:
     if i.name in LOADS:
         return ALL
     reads = [x for x in o[1:] if not is_predicate(x)]
-    if name not in EXACT or (".HI" in i.opcode and name != "SHF") or ".X" in i.opcode:
+    wide = "64" in i.opcode if name == "SHF" else ".HI" in i.opcode  # (of two registers together)
+    if name not in EXACT or wide or ".X" in i.opcode:
         return _spread(_joined([state.get(r, NONE) for r in registers_named(i)]))
     sources = [_read(x, state) for x in reads]
     low, high = (_one(name, i.opcode, reads, [s[n] for s in sources]) for n in (0, 1))

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from tcomp.dsl.ast import Access, Expr
-from tcomp.ir.tile import Axis, Compute, Loop, Pack, Prefetch, Statement, Turns, Unpack
+from tcomp.ir.tile import Ahead, Axis, Compute, Loop, Pack, Prefetch, Statement, Turns, Unpack
 
 Body = tuple[Statement, ...]
 S = TypeVar("S", bound=Statement)
@@ -59,6 +59,10 @@ def _mapped(s: Statement, f: Callable[[Expr], Expr]) -> Statement:
     def fetched(p: Prefetch) -> Prefetch:
         return replace(p, source=access(p.source), axes=axes(p.axes))
 
+    def ahead(a: Ahead) -> Ahead:
+        following = tuple((name, variable, f(value)) for name, variable, value in a.following)
+        return Ahead(map_expressions(a.pack, f), following)
+
     def maybe(e: Expr | None) -> Expr | None:
         return None if e is None else f(e)
 
@@ -81,5 +85,5 @@ def _mapped(s: Statement, f: Callable[[Expr], Expr]) -> Statement:
         last=maybe(s.last),
         only=maybe(s.only),
         turns=None if s.turns is None else turns(s.turns),
-        ahead=None if s.ahead is None else replace(s.ahead, pack=map_expressions(s.ahead.pack, f)),
+        ahead=None if s.ahead is None else ahead(s.ahead),
     )

@@ -14,6 +14,8 @@ COLUMN = ["LOP3.LUT R2, R0, 0x3, RZ, 0xc0, !PT", "IMAD R2, R2, 0x8, R9"]
 """lane % 4: neighbours read others"""
 HALF = ["SHF.L.U32 R2, R0, 0x3, RZ", "LOP3.LUT R2, R2, 0x10, RZ, 0xc0, !PT", "IADD3 R2, R2, R9, RZ"]
 """of the two bits only lane & 2: lanes n and n ^ 1 read one address"""
+UPPER = ["SHF.L.U64.HI R2, RZ, 0x3, R0"]
+"""of two registers' shift the upper one: not followed"""
 DATA = ["LDG.E R2, [R6]"]
 UNIFORM = ["SHFL.IDX PT, R2, R0, RZ, 0x1f"]
 
@@ -28,7 +30,7 @@ def load(code: list[str], opcode: str = "LDS.64") -> Instruction:
 @pytest.mark.parametrize(
     "code, opcode, cycles",
     [(ROW, "LDS.64", 1), (COLUMN, "LDS.64", 2), (HALF, "LDS.64", 1), (UNIFORM, "LDS.64", 1), (DATA, "LDS.64", 2),
-     (ROW, "LDS.128", 2), (COLUMN, "LDS.128", 4), (COLUMN, "LDS", 1), (ROW, "LDS", 1)],
+     (UPPER, "LDS.64", 2), (ROW, "LDS.128", 2), (COLUMN, "LDS.128", 4), (COLUMN, "LDS", 1), (ROW, "LDS", 1)],
 )  # fmt: skip
 def test_registers_come_one_a_cycle_and_two_where_lanes_in_pairs_read_the_same(
     code: list[str], opcode: str, cycles: int

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tcomp.dsl.ast import Access, Expr, Name, Num, substitute
 from tcomp.ir.print import print_statement
 from tcomp.ir.rewrite import map_bodies, map_expressions, map_leaves
-from tcomp.ir.tile import Axis, Compute, Loop, Pack
+from tcomp.ir.tile import Ahead, Axis, Compute, Loop, Pack
 
 
 def copy(to: str, of: str) -> Compute:
@@ -46,5 +48,6 @@ def test_every_expression_of_a_statement_is_rewritten() -> None:
 
     only = Compute(Access("a", (Name("k.0"),)), Num(1.0), (), guard=Name("k.0"), only=Name("k.0"), region=Name("k.0"))
     pack = Pack("t", (Axis("i", Name("k.0"), Num(8), 8),), Access("x", (Name("i"), Name("k.0"))))
-    loop = map_expressions(Loop("j.0", Name("k.0"), Num(8), 1, "seq", (only, pack, copy("b", "a"))), two)
+    ahead = replace(only, ahead=Ahead(pack, (("next j.0", "j.0", Name("k.0")),)))
+    loop = map_expressions(Loop("j.0", Name("k.0"), Num(8), 1, "seq", (only, pack, ahead, copy("b", "a"))), two)
     assert "k.0" not in print_statement(loop)
