@@ -2,13 +2,21 @@
 looks for.
 
 Hypothesis looks for new examples in a developer's run and repeats the same ones in CI.
+
+TESTS_UNTIL (seconds since 1970) is when the slow tests must be over: one that would begin later, or take longer by its
+mark, is skipped, and the run's last lines name how many those are, and of which files. Which files come first changes
+from run to run then, so a machine that is too slow for all of them has run all of them after some runs.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import random
+import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -26,14 +34,41 @@ if os.environ.get("CI"):
     settings.load_profile("repeatable")
 
 
+UNTIL = float(os.environ.get("TESTS_UNTIL", "inf"))
+NOT_RUN = "there is no time left for it"
+
+
+def seconds(item: pytest.Item) -> float:
+    """What a test says that it takes (`slow(seconds=30)`, of a processor)."""
+    mark = item.get_closest_marker("slow")
+    return mark.kwargs.get("seconds", 0.0) if mark is not None else 0.0
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first (`slow(seconds=30)`, of a processor), so that in the end no process waits for another."""
-
-    def seconds(item: pytest.Item) -> float:
-        mark = item.get_closest_marker("slow")
-        return mark.kwargs.get("seconds", 0.0) if mark is not None else 0.0
-
+    """The longest tests first, so that in the end no process waits for another; files in another order each time where
+    there may not be time for all."""
+    if "TESTS_UNTIL" in os.environ:
+        files = sorted({item.nodeid.partition("::")[0] for item in items})
+        random.Random(UNTIL).shuffle(files)
+        place = {file: i for i, file in enumerate(files)}
+        items.sort(key=lambda item: place[item.nodeid.partition("::")[0]])
     items.sort(key=seconds, reverse=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leaves out slow tests for which there is no time."""
+    if item.get_closest_marker("slow") is not None and time.time() + seconds(item) > UNTIL:
+        pytest.skip(NOT_RUN)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many tests had no time, by file."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    late = Counter(r.nodeid.partition("::")[0] for r in skipped if NOT_RUN in str(r.longrepr))
+    if late:
+        names = ", ".join(f"{file} ({n})" for file, n in sorted(late.items()))
+        terminalreporter.write_line(f"NOT RUN, out of time: {late.total()} tests: {names}")
 
 
 @pytest.fixture(scope="session", autouse=True)
