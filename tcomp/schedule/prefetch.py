@@ -76,7 +76,8 @@ def check_fetched(phases: Iterable[tuple[Statement, ...]], stages: Sequence[Stag
         for name in stage.tensors:
             if any(_names(s, name) for x in around for s in x.body):
                 continue
-            if any(_sums(s, name) for x in around for y in (x, *loops_in(x.body)) for s in y.body):
+            within = [s for x in around for y in (x, *loops_in(x.body)) for s in y.body]
+            if any(_sums(s, name) or _collects(s, name) for s in within):
                 continue
             inner = [y for x in around for y in loops_in(x.body) if any(_names(s, name) for s in y.body)]
             if inner:
@@ -91,6 +92,12 @@ def _index(loop: Loop) -> str:
 
 def _sums(s: Statement, name: str) -> bool:
     return isinstance(s, Compute) and bool(s.reduced) and means(name, s.target)
+
+
+def _collects(s: Statement, name: str) -> bool:
+    """Whether it sums what a map writes to the tensor later (`private_sums.py`): nobody waits for that one's lines."""
+    tile = name.partition(".")[0] + ".sum"
+    return isinstance(s, Compute) and bool(s.reduced) and s.target.tensor.startswith(tile)
 
 
 def _names(s: Statement, name: str) -> bool:
