@@ -355,5 +355,7 @@ def test_a_sum_collected_before_it_is_written_is_no_reason_to_refuse() -> None:
     """Of bf16 results over more rows than a tile has the shipped gradients of weights end as maps."""
     file = library() / "ops" / "linear.tc"
     module = load_text(file.read_text(), str(file))
-    op = bound(module.ops["linear.backward"], DType.BF16)
+    backward = backward_of("linear", module)
+    assert backward is not None
+    op = bound(backward, DType.BF16)
     lower(op, module, {"M": 300, "N": 129, "K": 1024}, replace(AVX512, l1_bytes=32 * 1024))
