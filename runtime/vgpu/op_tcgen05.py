@@ -8,6 +8,7 @@ orders nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,8 +142,13 @@ def move_of(d: Decoder, i: Instr, offset: int) -> Move:
     return Move(lane, column, 16, (slice(0, 4 * per * times),))
 
 
-def mover(d: Decoder, i: Instr, o: Operand, registers: Operand, move: Move) -> Any:
-    """(address source, check of a warp's access: its regions, or None where it is not its own or not allocated)."""
+WarpAccess = tuple[slice, int, list[Region], tuple[Array, Array]]
+"""one warp's: its threads among those that run, the first of them, what it touches, and (lane, column) of each register
+of each thread"""
+
+
+def mover(d: Decoder, i: Instr, o: Operand, registers: Operand, move: Move) -> Callable[[Sel], Iterator[WarpAccess]]:
+    """What each warp accesses; a finding, and no access, where that is not its own or not allocated."""
     m, t = d.m, TensorMemory.of(d.m)
     if not isinstance(o, Addr) or o.base is None:
         raise d.unknown(i, "expected an address in a register")
@@ -164,7 +170,15 @@ def mover(d: Decoder, i: Instr, o: Operand, registers: Operand, move: Move) -> A
         found = [Region(int(m.slot[lane]), cells, slice(column + c.start, column + c.stop)) for c in move.columns]
         return found if all(t.allocated(i, lane, r) for r in found) else None
 
-    return addresses, regions
+    def accesses(sel: Sel) -> Iterator[WarpAccess]:
+        lanes = ids(sel)
+        for w, address in enumerate(addresses(sel).tolist()):
+            found = regions(int(lanes[32 * w]), address)
+            if found is not None:
+                place = (address >> 16) + move.lane, (address & 0xFFFF) + move.column
+                yield slice(32 * w, 32 * w + 32), int(lanes[32 * w]), found, place
+
+    return accesses
 
 
 def half_offset(d: Decoder, i: Instr, operands: list[Operand]) -> int:
@@ -181,18 +195,13 @@ def load(d: Decoder, i: Instr) -> Run:
     m, t, operands = d.m, TensorMemory.of(d.m), list(i.operands)
     move = move_of(d, i, half_offset(d, i, operands))
     to, o = operands
-    addresses, regions = mover(d, i, o, to, move)
+    accesses = mover(d, i, o, to, move)
     puts = [d.put(r, "b32") for r in items(to)]
     loads = Loads.of(m)
 
     def act(sel: Sel) -> None:
-        lanes = ids(sel)
-        out = np.zeros((len(puts), len(lanes)), np.uint32)
-        for w, address in enumerate(addresses(sel).tolist()):
-            lane = int(lanes[32 * w])
-            found = regions(lane, address)
-            if found is None:
-                continue
+        out = np.zeros((len(puts), len(ids(sel))), np.uint32)
+        for warp, lane, found, place in accesses(sel):
             op, data = t.begin(i, "ld", lane), t.data[found[0].slot].copy() if m.options.checks else None
             for r in found:
                 flying = t.read(op, r)
@@ -200,7 +209,7 @@ def load(d: Decoder, i: Instr) -> Run:
                     part = data[r.cells.start * CELL : r.cells.stop * CELL, r.columns]
                     part[np.repeat(flying, CELL, axis=0)] = POISON
             source = t.data[found[0].slot] if data is None else data
-            out[:, 32 * w : 32 * w + 32] = source[(address >> 16) + move.lane, (address & 0xFFFF) + move.column]
+            out[:, warp] = source[place]
         for put, row in zip(puts, out, strict=True):
             put(sel, row)
         loads.begin(i, sel)
@@ -214,22 +223,16 @@ def store(d: Decoder, i: Instr) -> Run:
     m, t, operands = d.m, TensorMemory.of(d.m), list(i.operands)
     move = move_of(d, i, half_offset(d, i, operands))
     o, given = operands
-    addresses, regions = mover(d, i, o, given, move)
+    accesses = mover(d, i, o, given, move)
     sources = [d.source(r, "b32") for r in items(given)]
 
     def act(sel: Sel) -> None:
-        lanes = ids(sel)
-        raw = np.stack([np.broadcast_to(s(sel), len(lanes)) for s in sources])
-        for w, address in enumerate(addresses(sel).tolist()):
-            lane = int(lanes[32 * w])
-            found = regions(lane, address)
-            if found is None:
-                continue
+        raw = np.stack([np.broadcast_to(s(sel), len(ids(sel))) for s in sources])
+        for warp, lane, found, place in accesses(sel):
             op = t.begin(i, "st", lane)
             for r in found:
                 t.write(op, r)
-            place = (address >> 16) + move.lane, (address & 0xFFFF) + move.column
-            t.data[found[0].slot][place] = raw[:, 32 * w : 32 * w + 32]
+            t.data[found[0].slot][place] = raw[:, warp]
         m.traffic("tensor").bytes_written += raw.nbytes
 
     return whole_warps(d, i, act)
