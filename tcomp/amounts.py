@@ -11,3 +11,9 @@ def bytes_text(n: int) -> str:
         if n < size * 1024:
             return f"{n / size:,.1f} {unit}"
     return f"{n / 2**30:,.2f} GiB"
+
+
+def bytes_apart(a: int, b: int) -> tuple[str, str]:
+    """Two amounts as they are compared: to the byte, `1,234,567 B`, where they would read the same and are not."""
+    texts = bytes_text(a), bytes_text(b)
+    return (f"{a:,} B", f"{b:,} B") if a != b and texts[0] == texts[1] else texts

@@ -18,7 +18,7 @@ import numpy as np
 from cuda.bindings import driver as cu
 from numpy.typing import ArrayLike
 
-from tcomp.amounts import bytes_text
+from tcomp.amounts import bytes_apart
 from tcomp.errors import UserError
 from tcomp.machine.gpu import GpuMachine
 from tcomp.model.placement import aligned
@@ -89,9 +89,10 @@ class CudaExecutor:
         except CudaError as e:
             if e.name != "OUT_OF_MEMORY":
                 raise
+            takes, left = bytes_apart(needed, free)
             raise UserError(
-                f"the step needs {bytes_text(needed)} on GPU {self.context.gpu.index}, {self.context.gpu.name}, where "
-                f"{bytes_text(free)} are free",
+                f"the step needs {takes} on GPU {self.context.gpu.index}, {self.context.gpu.name}, where "
+                f"{left} are free",
                 "end other programs on this GPU, or use a smaller batch, sequence or config",
             ) from e
 

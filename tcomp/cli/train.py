@@ -315,7 +315,7 @@ def _fitting(settings: TrainSettings, defaults: dict[str, float]) -> dict[str, f
 
 
 def _announce(console: Any, settings: TrainSettings, built: common.Built, data: Data, by: str) -> None:
-    from tcomp.amounts import bytes_text
+    from tcomp.amounts import bytes_apart, bytes_text
 
     step = built.step
     count = sum(a.bytes // a.dtype.bytes for n, a in step.slots.items() if a.kind == "parameter")
@@ -329,10 +329,10 @@ def _announce(console: Any, settings: TrainSettings, built: common.Built, data: 
     console.print(text, soft_wrap=True, markup=False)
     if step.recompute is not None:
         r = step.recompute
+        after, before = bytes_apart(r.after, r.before)
         again = ", ".join(dict.fromkeys(row.op for row in r.rows))
         console.print(
-            f"memory: {bytes_text(r.after)} instead of {bytes_text(r.before)}, computing again {again}; "
-            f"predicted cost {r.share:.1%} of a step",
+            f"memory: {after} instead of {before}, computing again {again}; predicted cost {r.share:.1%} of a step",
             soft_wrap=True,
             markup=False,
         )

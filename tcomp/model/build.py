@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
-from tcomp.amounts import bytes_text
+from tcomp.amounts import bytes_apart, bytes_text
 from tcomp.dsl.ast import Module, Op
 from tcomp.errors import UserError
 from tcomp.ir.tile import Kernel
@@ -191,8 +191,9 @@ def _out_of_memory(
     more = (
         "" if fitted or recompute is None else ", or --memory with a budget that computing activations again can meet"
     )
+    takes, allowed = bytes_apart(needed, limit)
     return UserError(
-        f"the step needs {bytes_text(needed)} of memory{how or ','} the limit is {bytes_text(limit)}\n"
+        f"the step needs {takes} of memory{how or ','} the limit is {allowed}\n"
         f"  the peak is at '{at}' of program {name}; the largest tensors live there:\n{listing}",
         f"use a smaller batch or sequence, a smaller config, or a higher limit{more}",
     )

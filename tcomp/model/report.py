@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from tcomp.amounts import bytes_text
+from tcomp.amounts import bytes_apart, bytes_text
 from tcomp.model.step import KINDS, SHARED_BY_RANKS, TEMPORARY, Slot, Step
 
 
@@ -138,8 +138,9 @@ def _recompute(step: Step) -> list[RenderableType]:
     for row in r.rows:
         names = escape(", ".join(row.results))
         table.add_row(escape(row.op), names, str(row.layers), bytes_text(row.bytes), f"{row.share:.2%}")
+    before, after = bytes_apart(r.before, r.after)
     text = (
-        f"All memory of a step: {bytes_text(r.before)} without, {bytes_text(r.after)} with it. Predicted cost: "
+        f"All memory of a step: {before} without, {after} with it. Predicted cost: "
         f"{r.flops / 1e9:,.2f} GFLOP again, {r.share:.2%} of the step's time. Results are bitwise the same."
     )
     if r.limit is None:
