@@ -20,6 +20,8 @@ from tcomp.dsl.check import infer
 from tcomp.dsl.dims import evaluate_dim, operand_shape
 from tcomp.dsl.load import schedule_for
 from tcomp.dsl.shared_schedules import fitted
+from tcomp.grad import backward_of
+from tcomp.grad.early import with_sums
 from tcomp.schedule.normal import normalise
 from tcomp.schedule.refusals import Refusal, of_copies, of_results, of_sizes, of_types
 
@@ -44,10 +46,11 @@ def choose_schedule(
     there for these types and whose copies can be made; the first of all, with nothing refused, where none fits."""
     whole = [s for t in targets if (s := schedule_for(module, op.name, (t,))) is not None]
     written = whole if as_written(op, module) else [fitted(s, op, module) for s in whole]
+    every = _with_all_results(op, module) if written != whole else op
     refused: list[Refusal] = []
     for w, s in zip(whole, written, strict=True):
         problem = (
-            of_results(w, s)
+            of_results(w, s, every)
             or of_types(s, targets[0], equations, dtypes, storage_of(op))
             or of_copies(s, op, equations, dtypes, shapes)
             or of_sizes(s, op, shapes)
@@ -63,6 +66,14 @@ def as_written(op: Op, module: Module) -> bool:
     gives only some of its results (of a backward, where operands need no gradient, or one at a time)."""
     whole = module.ops.get(op.name)
     return whole is not None and _results(whole) <= _results(op)
+
+
+def _with_all_results(op: Op, module: Module) -> Op | None:
+    """What the schedules of an op were written for: the written op of its name, or the derived backward."""
+    found = module.ops.get(op.name)
+    if found is None and op.backward_of in module.ops:
+        found = backward_of(op.backward_of, module)
+    return with_sums(found) if found is not None else None
 
 
 def _results(op: Op) -> set[str]:

@@ -30,6 +30,7 @@ from tcomp.dsl.ast import (
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.printer import print_expression
+from tcomp.grad.parts import reads, writes
 from tcomp.instructions import INSTRUCTIONS, VECTOR
 from tcomp.instructions.matching import Declared, factors, instruction_for, types_of
 from tcomp.schedule.normal import part_of
@@ -60,26 +61,38 @@ def _directives(schedule: Schedule) -> Iterator[tuple[KernelSchedule, tuple[Dire
         yield kernel, (*schedule.shared, *kernel.directives)
 
 
-def of_results(written: Schedule, own: Schedule) -> Refusal | None:
+def of_results(written: Schedule, own: Schedule, whole: Op | None) -> Refusal | None:
     """The first kernel that computes something beside a product of matrix instructions, of which an op that gives only
     some of the results has not the product. `own` is the written schedule cut to what the op has: a `use` whose sums,
-    results or temporaries, are all gone is not in it."""
+    results or temporaries, are all gone is not in it. `whole` is the op with all results, if that is known."""
+    made = _made_of(whole) if whole is not None else {}
     kept = {kernel.span: (kernel, directives) for kernel, directives in _directives(own)}
     for kernel, directives in _directives(written):
         found, left = kept.get(kernel.span, (kernel, directives))
         lost = found.outputs != kernel.outputs or not kernel.outputs
         elsewhere = {o for k in written.kernels for o in k.outputs} - set(kernel.outputs)
-        if lost and _uses(directives, elsewhere) and not _uses(left, elsewhere):
+        if lost and _uses(directives, elsewhere, made) and not _uses(left, elsewhere, made):
             what = f"its kernel of {', '.join(found.outputs)}" if found.outputs else "it"
             reason = f"{what} is that of a product which this op does not give"
             return Refusal(own, "results", reason, "give the rest a kernel of its own", kernel.span)
     return None
 
 
-def _uses(directives: Sequence[Directive], elsewhere: Collection[str]) -> bool:
-    """Does a line name a matrix instruction, for another sum than the results that other kernels give?"""
+def _uses(directives: Sequence[Directive], elsewhere: Collection[str], made: Mapping[str, set[str]]) -> bool:
+    """Does a line name a matrix instruction, for another sum than those of the results that other kernels give?"""
     uses = (d for d in directives if isinstance(d, Use) and d.instruction != "fma")
-    return any(not set(d.names) <= set(elsewhere) for d in uses)
+    return any(not made.get(n, {n}) <= set(elsewhere) for d in uses for n in d.names)
+
+
+def _made_of(op: Op) -> dict[str, set[str]]:
+    """By each tensor of an op, the results that are made of it: itself where it is one."""
+    results = {o.name for o in op.written}
+    made = {n: {n} for n in results}
+    for e in reversed(op.equations):
+        given = set[str]().union(*(made.get(n, set()) for n in writes(e)))
+        for n in reads(e) - results:
+            made.setdefault(n, set()).update(given)
+    return made
 
 
 def of_types(

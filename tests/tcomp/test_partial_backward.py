@@ -15,7 +15,7 @@ from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
 from tcomp.grad.accumulate import accumulating, restricted
 from tcomp.machine.cpu import detect
-from tcomp.machine.gpu import H100, GpuMachine
+from tcomp.machine.gpu import A100, H100, GpuMachine
 from tcomp.schedule.choose import choice_of
 from tcomp.schedule.lower import lower
 from tcomp.schedule.refusals import of_results
@@ -88,18 +88,28 @@ def test_a_lost_product_is_known_by_the_sum_that_the_line_names(lines: str, lost
     refused = []
     for results in (lost, kept, {"dW", "db", "dX"}):
         part = restricted(whole, frozenset(results))
-        found = of_results(written, fitted(written, part, module))
+        found = of_results(written, fitted(written, part, module), whole)
         refused.append(found.kind if found is not None else "")
     assert refused == ["results", "", ""]
 
 
-def test_a_kernel_beside_that_of_a_product_is_taken_without_it() -> None:
-    """`use` above all kernels is of the one that gives dW: dX alone has none to lose."""
-    text = GRADIENTS.replace("acc[n, k]: f32 = sum", "dW[n, k] = sum").replace("  dW[n, k] = 2.0 * acc[n, k]\n", "")
-    lines = (
-        "  use mma.sync for dW\n  kernel dW:\n    tune Z = 1 from 1, 2\n  kernel db, dX:\n    tune Q = 1 from 1, 2\n"
-    )
+@pytest.mark.parametrize("sum_of", ["dW", "acc"])
+def test_a_kernel_beside_that_of_a_product_is_taken_without_it(sum_of: str) -> None:
+    """`use` above all kernels is of the one that gives dW, of the sum itself or made of it: dX alone has none to
+    lose."""
+    text = GRADIENTS
+    if sum_of == "dW":
+        text = text.replace("acc[n, k]: f32 = sum", "dW[n, k] = sum").replace("  dW[n, k] = 2.0 * acc[n, k]\n", "")
+    lines = f"""  use mma.sync for {sum_of}
+  kernel dW:
+    tune Z = 1 from 1, 2
+  kernel db, dX:
+    tune Q = 1 from 1, 2
+"""
     module = load_text(text + lines)
-    part = restricted(bound(module.ops["gradients"], DType.BF16), frozenset({"dX"}))
+    whole = bound(module.ops["gradients"], DType.BF16)
+    part = restricted(whole, frozenset({"dX"}))
     (written,) = module.schedules.values()
-    assert of_results(written, fitted(written, part, module)) is None
+    assert of_results(written, fitted(written, part, module), whole) is None
+    dims = {"M": 32, "N": 48, "K": 64}
+    assert choice_of(part, module, dims, A100.targets).refused == ()
