@@ -89,7 +89,8 @@ def _launches(
                 "remove the cache of kernels, in case it is damaged; else please report it",
             )
         resources = assembled.of(launch.symbol)
-        fit = occupancy(machine, resources.registers, launch.threads, resources.shared_bytes + launch.shared_bytes)
+        shared = resources.shared_bytes + launch.shared_bytes
+        fit = occupancy(machine, resources.registers, launch.threads, shared, launch.tensor_columns)
         traffic = phase_traffic(kernel, phase, machine, max(1, fit.blocks))
         known = Known(
             traffic, kernel.flops / len(kernel.phases), _stages(phase), turns=block_turns(kernel, phase),

@@ -62,7 +62,8 @@ def launch_work(
     function: Function, launch: LaunchShape, resources: Resources, machine: GpuMachine, known: Known
 ) -> LaunchWork:
     """The description of a launch."""
-    fit = occupancy(machine, resources.registers, launch.threads, resources.shared_bytes + launch.shared_bytes)
+    shared = resources.shared_bytes + launch.shared_bytes
+    fit = occupancy(machine, resources.registers, launch.threads, shared, launch.tensor_columns)
     resident = max(1, fit.blocks)
     sms = machine.clusters(launch.cluster) * launch.cluster
     per_sm = -(-launch.blocks // sms)

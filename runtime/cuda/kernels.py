@@ -127,7 +127,7 @@ def _function(context: Context, module: Any, shape: LaunchShape, machine: GpuMac
     if static + shape.shared_bytes > FREE_SHARED:
         allowed = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         call(cu.cuFuncSetAttribute, function, allowed, shape.shared_bytes)
-    if shape.resident and (room := _room(context, function, shape)) < shape.blocks:
+    if shape.resident and (room := _room(context, function, shape, machine)) < shape.blocks:
         raise UserError(
             f"the blocks of kernel {shape.symbol} wait for each other, and GPU {context.gpu.index}, "
             f"{context.gpu.name}, has room for {room} of its {shape.blocks} at a time: the others would never start",
@@ -136,11 +136,13 @@ def _function(context: Context, module: Any, shape: LaunchShape, machine: GpuMac
     return function
 
 
-def _room(context: Context, function: Any, shape: LaunchShape) -> int:
-    """Blocks of a launch that the GPU runs at the same time."""
+def _room(context: Context, function: Any, shape: LaunchShape, machine: GpuMachine) -> int:
+    """Blocks of a launch that the GPU runs at the same time. (The driver does not know of tensor memory.)"""
     if shape.cluster == 1:
-        each = call(cu.cuOccupancyMaxActiveBlocksPerMultiprocessor, function, shape.threads, shape.shared_bytes)
-        return int(each) * context.gpu.attribute("MULTIPROCESSOR_COUNT")
+        each = int(call(cu.cuOccupancyMaxActiveBlocksPerMultiprocessor, function, shape.threads, shape.shared_bytes))
+        if shape.tensor_columns:
+            each = min(each, machine.tensor_columns // shape.tensor_columns)
+        return each * context.gpu.attribute("MULTIPROCESSOR_COUNT")
     asked = cu.CUlaunchConfig()
     asked.gridDimX, asked.gridDimY, asked.gridDimZ = shape.blocks, 1, 1
     asked.blockDimX, asked.blockDimY, asked.blockDimZ = shape.threads, 1, 1

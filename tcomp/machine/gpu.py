@@ -61,6 +61,8 @@ class GpuMachine:
     """SMs of each processing cluster (GPC), one of which a cluster of blocks lies in; empty: not known"""
     max_clock_hz: float = 0.0
     """the clock without load of its matrix units; 0: not known"""
+    tensor_columns: int = 0
+    """columns of tensor memory in an SM; 0: it has none"""
     partitions: int = 4
     """sub-cores of an SM: each has its share of the registers, and a block's warps are dealt over them"""
 
@@ -147,6 +149,7 @@ RTX5090 = GpuMachine(
 B200 = GpuMachine(
     "b200", "sm_100a", 148, 1.86e9, 227 * _KB, 228 * _KB, 65536, 2048, 32, 126 * _MB, 179 * _GB, 7.7e12,
     label="NVIDIA B200", tensor_flops=_tensor(1125, 2250, 4500), matrix_path="tcgen05", l2_per_clock=11264,
+    tensor_columns=512,
 )  # fmt: skip
 
 MACHINES = {m.name: m for m in (H100, H200, A100, RTX4090, L40S, RTX5090, B200)}

@@ -50,6 +50,12 @@ def test_the_descriptor_says_what_is_multiplied() -> None:
         described(function, function.instructions[1])
 
 
+def test_launches_say_how_many_columns_a_block_takes() -> None:
+    """128 for each of two warpgroups' rows; a persistent block's next tile has others."""
+    (launch,) = compile_kernel(kernel(512, 256, 64), B200).launches
+    assert launch.tensor_columns == 512
+
+
 TILES = """
 .text.k:
         /*0000*/                   LDTM.16dp256bit.x1 R4, tmem[UR4] ;

@@ -9,7 +9,7 @@ from tcomp.codegen.nvptx.diagnostics import Message, extern_messages, located, m
 from tcomp.codegen.nvptx.occupancy import occupancy
 from tcomp.codegen.nvptx.resources import Resources, parse_log
 from tcomp.dsl.ast import Span
-from tcomp.machine.gpu import A100, H100, RTX4090
+from tcomp.machine.gpu import A100, B200, H100, RTX4090
 
 LOG = """\
 ptxas info    : (C7514) Potential Performance Loss: wgmma.mma_async instructions are serialized due to non wgmma \
@@ -127,6 +127,22 @@ def test_blocks_per_sm(machine: object, registers: int, threads: int, shared: in
     assert (found.blocks, found.limit, found.problem) == (blocks, limit, "")
     assert found.warps == blocks * threads // 32
     assert found.fraction == pytest.approx(found.warps / machine.warps_per_sm)
+
+
+@pytest.mark.parametrize(
+    ("columns", "blocks", "limit"),
+    [(512, 1, "columns"), (256, 2, "columns"), (128, 4, "columns"), (64, 5, "shared"), (0, 5, "shared")],
+)
+def test_blocks_per_sm_that_tensor_memory_has_columns_for(columns: int, blocks: int, limit: str) -> None:
+    found = occupancy(B200, 32, 128, 40 << 10, columns)
+    assert (found.blocks, found.limit) == (blocks, limit)
+
+
+def test_tensor_memory_that_is_not_there() -> None:
+    assert occupancy(B200, 32, 128, 0, 1024).problem.startswith(
+        "columns 1024 of tensor memory for a block, an SM has 512"
+    )
+    assert occupancy(H100, 32, 128, 0, 32).blocks == 0
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
             generator = PhaseGenerator(module, symbol, kernel, phase, layout, machine, maps)
             blocks, size = generator.generate(), cluster.blocks if cluster else 1
             count = threads_of(kernel, phase)
-            launches.append(LaunchShape(symbol, blocks, count, layout.bytes, maps, size, generator.resident))
+            columns = generator.tensor.columns
+            launches.append(LaunchShape(symbol, blocks, count, layout.bytes, maps, size, generator.resident, columns))
     except Unsupported as e:
         if e.span != NO_SPAN:
             raise

@@ -22,7 +22,8 @@ class OperandMap:
 class LaunchShape:
     """One launch: the grid is (blocks, 1, 1), the block (threads, 1, 1). `shared_bytes` is dynamic shared memory.
     `maps` are 128-byte arguments behind the pointers, in order; `cluster` blocks run together (which the entry says
-    itself). With `resident` all blocks must have room on the GPU at the same time, or some would wait for ever."""
+    itself). With `resident` all blocks must have room on the GPU at the same time, or some would wait for ever. A block
+    takes `tensor_columns` of an SM's tensor memory."""
 
     symbol: str
     blocks: int
@@ -31,6 +32,7 @@ class LaunchShape:
     maps: tuple[OperandMap, ...] = ()
     cluster: int = 1
     resident: bool = False
+    tensor_columns: int = 0
 
 
 @dataclass(frozen=True)

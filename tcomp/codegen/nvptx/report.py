@@ -33,6 +33,9 @@ class Launch(Protocol):
     @property
     def shared_bytes(self) -> int: ...
 
+    @property
+    def tensor_columns(self) -> int: ...
+
 
 class Code(Protocol):
     """A kernel as PTX (`tcomp.codegen.nvptx.compile.GpuKernel`)."""
@@ -94,7 +97,8 @@ def kernel_report(
     reports, findings = [], list(assembled.findings)
     for launch in launches:
         r = assembled.of(launch.symbol)
-        fit = occupancy(machine, r.registers, launch.threads, r.shared_bytes + launch.shared_bytes)
+        shared = r.shared_bytes + launch.shared_bytes
+        fit = occupancy(machine, r.registers, launch.threads, shared, launch.tensor_columns)
         if fit.problem:
             findings.append(Message("error", "launch", f"cannot run on {machine.name}: {fit.problem}", launch.symbol))
         elif r.shared_bytes > machine.static_shared:

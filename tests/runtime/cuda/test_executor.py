@@ -119,16 +119,20 @@ def test_more_than_48_kilobytes_of_shared_memory(hand_made: Any) -> None:
         hand_made(shared_bytes=300_000)
 
 
-@pytest.mark.parametrize("cluster", [1, 2])
-def test_blocks_that_wait_for_each_other_must_all_have_room(virtual: Any, cluster: int) -> None:
-    """With 120 KB of shared memory an H100's 132 multiprocessors have one block each."""
-    made = kernels(shared_bytes=120_000)["reverse"]
+@pytest.mark.parametrize(("cluster", "shared", "columns"), [(1, 120_000, 0), (2, 120_000, 0), (1, 40_000, 512)])
+def test_blocks_that_wait_for_each_other_must_all_have_room(
+    virtual: Any, cluster: int, shared: int, columns: int
+) -> None:
+    """With 120 KB of shared memory an H100's 132 multiprocessors have one block each; so would those with 512 columns
+    of tensor memory, if a block took all."""
+    made = kernels(shared_bytes=shared)["reverse"]
     ptx = made.ptx.replace("\n{", f"\n.reqntid {N}\n.reqnctapercluster {cluster}\n{{", 1) if cluster > 1 else made.ptx
     context = Context(choose("", gpus()))
 
     def load(blocks: int, resident: bool = True) -> None:
-        launch = replace(made.launches[0], blocks=blocks, cluster=cluster, resident=resident)
-        load_all(context, {"reverse": replace(made, ptx=ptx, launches=(launch,))}, H100)
+        launch = replace(made.launches[0], blocks=blocks, cluster=cluster, resident=resident, tensor_columns=columns)
+        machine = replace(H100, tensor_columns=512)
+        load_all(context, {"reverse": replace(made, ptx=ptx, launches=(launch,))}, machine)
 
     try:
         load(132)
