@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from tcomp.dsl.ast import Access, Call, DType, Expr, Module, Name, Num, Op, Reduction, map_children, walk
 from tcomp.dsl.dims import Number, evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
-from tcomp.dsl.infer import dimensions
+from tcomp.dsl.infer import dimensions, infer
 from tcomp.dsl.storage import bound
+from tcomp.grad.early import is_early
 from tcomp.model.flat import own_regions
 from tcomp.model.graph import Node, Tensor, View
 from tcomp.model.programs import Programs, build_programs
@@ -31,7 +32,11 @@ from tcomp.oracle import evaluate
 from tcomp.runtime.device import Device
 from tcomp.runtime.executor import Executor
 from tcomp.runtime.values import stored, values
+from tcomp.schedule.choose import choice_of, storage_of
+from tcomp.schedule.family import family_for
 from tcomp.schedule.lower import lower
+from tcomp.schedule.resolve import casts_in
+from tcomp.schedule.rounding import with_casts
 
 Array = NDArray[Any]
 EXTENTS = (1, 2, 3, 5, 7, 13, 17, 19, 33, 37, 67)
@@ -102,9 +107,15 @@ def narrowest(step: Step) -> float:
 
 def verify_op(op: Op, module: Module, dims: dict[str, int], device: Device, seed: int = 0) -> Iterator[Comparison]:
     """Run an op at `dims` compiled for the device and through the oracle; one comparison per result. An op that is
-    generic over `real` runs at f32."""
+    generic over `real` runs at f32.
+
+    Where terms of a sum cancel, what the schedule's `cast` lines round of them may be more than the sum itself: so a
+    result counts as near as it is to the equations, or to these with the same values rounded.
+    """
     op = bound(op, DType.F32)
     inputs, expected = oracle_case(op, module, dims, seed)
+    cast = as_cast(op, module, dims, device)
+    rounded = evaluate(cast, module, inputs, dims) if cast != op else expected
     lowered = lower(op, module, dims, device.machine, threads=device.threads)
     executor = device.open(single_op_step(lowered, dims))
     try:
@@ -114,9 +125,21 @@ def verify_op(op: Op, module: Module, dims: dict[str, int], device: Device, seed
                 executor.write(name, value)
         executor.run("run")
         for name, value in expected.items():
-            yield Comparison(f"{op.name} {name}", dims, distance(floats(executor, name), value))
+            found = floats(executor, name)
+            yield Comparison(f"{op.name} {name}", dims, min(distance(found, value), distance(found, rounded[name])))
     finally:
         executor.close()
+
+
+def as_cast(op: Op, module: Module, dims: Mapping[str, int], device: Device) -> Op:
+    """The op with the roundings in its equations that its schedule for the device names."""
+    storage = storage_of(op)
+    family = family_for(device.machine, device.threads, storage.bytes, is_early(op))
+    schedule = choice_of(op, module, dims, family.targets).schedule
+    if schedule is None:
+        return op
+    directives = [*schedule.shared, *(d for k in schedule.kernels for d in k.directives)]
+    return with_casts(op, casts_in(directives, storage), infer(op, module).temporaries.keys())
 
 
 def floats(executor: Executor, name: str) -> Array:

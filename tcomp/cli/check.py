@@ -53,7 +53,8 @@ def check(own: CheckOptions, where: RunOptions) -> None:
     """Check a file: its text, then every op (forward and backward) and one whole training step on a device.
 
     Each op runs at random awkward sizes (primes, 1) and is compared with the oracle, which evaluates the
-    equations in float64. The step runs at a small size, the model's gradients and updated parameters likewise.
+    equations in float64; where a schedule names a rounding (`cast`), with these, or with the same values rounded. The
+    step runs at a small size, the model's gradients and updated parameters likewise.
 
     Examples:
 

@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
-from tcomp.dsl.ast import Access, Call, Expr, Reduction, map_children
+from collections.abc import Callable, Mapping, Set
+from dataclasses import replace
+
+from tcomp.dsl.ast import Access, Call, DType, Equation, Expr, Op, Reduction, map_children
+from tcomp.grad.parts import map_value
 from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import Leaf
 
 
 def cast_reads(plan: KernelPlan, targets: tuple[str, ...], e: Expr) -> Expr:
     """The expression with the reads rounded that the schedule casts in the equation of these targets."""
+    return _reads_as(e, lambda tensor: _cast_in(plan.casts, targets, tensor))
+
+
+def with_casts(op: Op, casts: Mapping[str, DType], temporaries: Set[str]) -> Op:
+    """The op whose equations round what a schedule's `cast` lines do, but for the weights of monoids.
+
+    acc[m] = sum k: p[m, k] * q[k]      cast p to bf16, cast acc.q to bf16  -->
+    acc[m] = sum k: bf16(p[m, k]) * bf16(q[k])
+    """
+
+    def rounded(e: Equation) -> Equation:
+        targets = tuple(t.name for t in e.targets)
+
+        def dtype(tensor: str) -> DType | None:
+            return _cast_in(casts, targets, tensor) or (casts.get(tensor) if tensor in temporaries else None)
+
+        return replace(e, value=map_value(e.value, lambda v: _reads_as(v, dtype)))
+
+    return replace(op, equations=tuple(map(rounded, op.equations)))
+
+
+def _cast_in(casts: Mapping[str, DType], targets: tuple[str, ...], tensor: str) -> DType | None:
+    """The type that a tensor is read in by the equation of these targets; None where none is named."""
+    return next((d for t in targets if (d := casts.get(f"{t}.{tensor}")) is not None), None)
+
+
+def _reads_as(e: Expr, dtype: Callable[[str], DType | None]) -> Expr:
+    """The expression with tensors read in other types, where `dtype` gives one."""
     if isinstance(e, Access):
-        dtype = next((d for t in targets if (d := plan.casts.get(f"{t}.{e.tensor}")) is not None), None)
-        return e if dtype is None else Call(dtype.value, (e,), e.span)
-    return map_children(e, lambda x: cast_reads(plan, targets, x))
+        found = dtype(e.tensor)
+        return e if found is None else Call(found.value, (e,), e.span)
+    return map_children(e, lambda x: _reads_as(x, dtype))
 
 
 def ends_rounded(plan: KernelPlan, tensor: str, leaf: Leaf) -> bool:

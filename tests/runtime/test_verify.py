@@ -19,8 +19,9 @@ from tcomp.model.build import build_step
 from tcomp.model.request import StepRequest
 from tcomp.numeric import round_to
 from tcomp.runtime.cpu.executor import CpuExecutor
+from tcomp.runtime.device import CpuDevice
 from tcomp.runtime.initialise import initialise
-from tcomp.runtime.verify import awkward_dims, random_inputs, rounding, verify_step
+from tcomp.runtime.verify import awkward_dims, distance, oracle_case, random_inputs, rounding, verify_op, verify_step
 
 
 def test_sizes_of_a_backward_keep_its_forwards_requirements() -> None:
@@ -111,3 +112,30 @@ def test_what_an_optimizer_keeps_is_compared(objects: Path) -> None:
             assert [c.what for c in verify_step(executor, module, {}) if not c.error < 1e-4] == wrong
     finally:
         executor.close()
+
+
+ROUNDED = """op f(a: bf16[M, N], b: bf16[N]) -> y: f32[M]:
+  t[m, n] = a[m, n] * 0.3
+  y[m] = sum n: t[m, n] * b[n]
+
+schedule f on cpu:
+  cast t to bf16
+"""
+
+
+def test_terms_that_a_schedule_rounds_may_cancel(objects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of seven terms is so little that their rounding is 3% of it; a kernel is held to the rounded terms,
+    so half of that is still seen."""
+    from tcomp.runtime import verify
+
+    module, dims, device = load_text(ROUNDED), {"M": 1, "N": 7}, CpuDevice(detect(), 1, objects)
+    op = module.ops["f"]
+    (found,) = verify_op(op, module, dims, device, 67)
+    assert found.error < 1e-5
+    inputs, expected = oracle_case(op, module, dims, 67)
+    rounded = verify.evaluate(verify.as_cast(op, module, dims, device), module, inputs, dims)
+    assert distance(rounded["y"], expected["y"]) > 3 * rounding(op)
+    floats = verify.floats
+    monkeypatch.setattr(verify, "floats", lambda e, name: floats(e, name) * 0.985)
+    (found,) = verify_op(op, module, dims, device, 67)
+    assert found.error > rounding(op)
