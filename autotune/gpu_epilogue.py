@@ -101,10 +101,12 @@ def behind_products(
 
 
 def loaded(function: Function, way: Sequence[int]) -> list[tuple[Piece, ...]]:
-    """The parts of a way from a tile's first load of sums from tensor memory to the next tile's, or to the end."""
+    """The parts of a way from a tile's first load of sums from tensor memory to the next tile's, or to the end. (Its
+    further columns are loaded by code of their own.)"""
     first = [next((n for n, i in enumerate(b.instructions) if i.name == LOADS_OF_SUMS), None) for b in function.blocks]
     size = [len(b.instructions) for b in function.blocks]
-    places = [n for n, b in enumerate(way) if first[b] is not None]
+    begins = next((b for b in way if first[b] is not None), None)
+    places = [n for n, b in enumerate(way) if b == begins]
     found = []
     for a, b in zip(places, [*places[1:], None], strict=False):
         pieces: list[Piece] = [(way[a], first[way[a]] or 0, size[way[a]])]

@@ -134,6 +134,30 @@ def test_sides_of_a_block_take_tiles_in_turn(name: str, dims: dict[str, int]) ->
     assert not any(r.findings for r in reports)
 
 
+WIDE = [
+    ("matmul_residual", {"M": 136, "N": 520, "K": 72}),
+    ("linear_residual.backward", {"M": 200, "N": 136, "K": 264}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "dims"), WIDE)
+def test_sums_of_256_columns_leave_tensor_memory_by_panels(name: str, dims: dict[str, int]) -> None:
+    """Where tiles are as many as multiprocessors (of which this GPU has two)."""
+    module, machine = library(), replace(machine_for_target("sm_100a"), sms=2)
+    found = module.ops.get(name) or backward_of(name.removesuffix(".backward"), module)
+    assert found is not None
+    op = bound(found, DType.BF16)
+    inputs, lowered = stored_inputs(op, module, dims, DType.BF16), lower(op, module, dims, machine)
+    wide = [t.columns for k in lowered.kernels for t in k.tiles if t.shape[-1] == 256 and t.columns]
+    assert wide == [64] * (2 if name.endswith("backward") else 1)
+    got, reports = reported(op, lowered, inputs, machine)
+    for result, wanted in evaluate(op, module, inputs, dims).items():
+        if result in got:
+            assert distance(got[result], wanted) < 2.0**-8, result
+    assert not any(r.findings for r in reports)
+
+
 @pytest.mark.slow
 def test_long_sums_of_8_bit_values_leave_from_the_residuals_place() -> None:
     module, machine = eight_bit_layers(), replace(machine_for_target("sm_90a"), sms=2)

@@ -54,7 +54,8 @@ class Scope(Enum):
 class Buffer:
     """A tensor or tile. `shape` in elements (before padding). `ring` copies exist of one that a pipe loop fills, or
     that is packed ahead: turn i of the loop uses copy i % ring. The copies of one `inside` a tile of that name are its
-    panels, one by one, and take no room of their own."""
+    panels, one by one, and take no room of their own. Of a sum in tensor memory so many `columns` are in registers at a
+    time (0: all)."""
 
     name: str
     dtype: DType
@@ -63,6 +64,7 @@ class Buffer:
     layout: Layout = RowMajor()
     ring: int = 1
     inside: str = ""
+    columns: int = 0
 
     @property
     def elements(self) -> int:
@@ -240,7 +242,8 @@ class Loop:
     level "pipe" (GPU): like seq, but the body's leading `Pack`s run ahead: `stages` copies of what they fill exist
     (`Buffer.ring`), and the packs of turn i + stages - 1 are issued while turn i is computed.
     level "panel" (GPU): from `start` to `start` plus a number; turns are written out. The body has, for one result or
-    several, the `Compute` of a tile with `stages` copies, and its `Unpack`.
+    several, the `Compute` of a tile with `stages` copies, and its `Unpack`; or `Compute`s alone, which read a sum in
+    tensor memory by columns.
     """
 
     variable: str

@@ -38,6 +38,7 @@ from tcomp.schedule.scopes import assign_scopes
 from tcomp.schedule.stager import Stager
 from tcomp.schedule.staging import Staging
 from tcomp.schedule.staging_gpu import SharedStaging
+from tcomp.schedule.sum_panels import sums_in_panels
 from tcomp.schedule.tensor_copies import check_tensor_copies
 from tcomp.schedule.threads import GpuTiler
 from tcomp.schedule.tiling import CpuTiler, Tiler
@@ -208,6 +209,7 @@ class GpuFamily:
         laid, phases = laid_out(assign_scopes(tiles, phases, written), phases)
         laid, phases = in_row_groups(laid, late_loads(laid, phases))
         every, phases = in_panels(laid, phases, shape, self.machine.shared_per_block, plan.flags.sides)
+        every, phases = sums_in_panels(every, phases)
         stay = plan.flags.producer is not None and plan.flags.order.persistent
         return every, late_copies(phases) if stay else phases
 

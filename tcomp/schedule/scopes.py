@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Name, Span, names_in
 from tcomp.dsl.errors import TcError
+from tcomp.instructions import IN_TENSOR_MEMORY
 from tcomp.instructions.matching import ACROSS
 from tcomp.ir.tile import Axis, Buffer, Compute, Fragment, Scope, Spread, Statement
 from tcomp.ir.walk import accesses_of, computes
@@ -29,11 +30,12 @@ def assign_scopes(
     """The tiles with SCRATCH replaced by REGISTERS or SHARED.
 
     A tile that fits registers in shape but not in size goes to shared memory where the schedule is the default
-    one, and is a TcError where it was `written`.
+    one, and is a TcError where it was `written`. (Sums in tensor memory are looked at in `sum_panels.py`.)
     """
     uses: dict[str, list[tuple[Spread, ...] | None]] = {}
     spans: dict[str, Span] = {}
     operands: set[str] = set()
+    collected: set[str] = set()
     for phase in phases:
         for c in computes(phase):
             axes = {a.name: a for a in c.axes}
@@ -43,6 +45,7 @@ def assign_scopes(
                     uses.setdefault(tile.name, []).append(_spreads(access, _walked(c, access, axes), tile))
                     spans.setdefault(tile.name, c.span)
                     operands |= {tile.name} if c.instruction else set()
+                    collected |= {tile.name} if c.instruction in IN_TENSOR_MEMORY and access is c.target else set()
     out: dict[str, Buffer] = {}
     for name, tile in tiles.items():
         if tile.scope is not Scope.SCRATCH:
@@ -52,13 +55,14 @@ def assign_scopes(
         first = found[0] if found else ()
         private = first is not None and all(u == first for u in found)
         count = _elements(first, tile.shape) if first is not None else 0
-        if private and count > MAX_ELEMENTS and written:
+        fits = count <= MAX_ELEMENTS or name in collected
+        if private and not fits and written:
             raise TcError(
                 f"each thread would hold {count} values of '{name}'; {MAX_ELEMENTS} fit its registers",
                 spans[name],
                 "divide its loops among more warps and lanes, or take smaller tiles",
             )
-        if private and first is not None and count <= MAX_ELEMENTS:
+        if private and first is not None and fits:
             out[name] = replace(tile, scope=Scope.REGISTERS, layout=Fragment(first))
         else:
             out[name] = replace(
@@ -89,6 +93,12 @@ def _spreads(access: Access, axes: Mapping[str, Axis], tile: Buffer) -> tuple[Sp
             return None
         found.append(axis.spread)
     return tuple(found) if len(set(access.subscripts)) == len(found) else None
+
+
+def elements_of(tile: Buffer) -> int:
+    """Of a register tile, what each thread has at a time."""
+    assert isinstance(tile.layout, Fragment)
+    return _elements(tile.layout.spreads, (*tile.shape[:-1], tile.columns or tile.shape[-1]))
 
 
 def _elements(spreads: tuple[Spread, ...], shape: tuple[int, ...]) -> int:

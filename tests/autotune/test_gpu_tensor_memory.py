@@ -77,6 +77,16 @@ def test_ends_of_tiles_run_beside_products_but_for_the_last() -> None:
     assert behind_products(function, [], B200, 3.0).cycles == 0
 
 
+def test_panels_of_a_sum_are_parts_of_one_tile() -> None:
+    """Blocks 0 and 1 load the first columns and the others."""
+    first, rest = TILES.split("/*0030*/", 1)
+    again = "".join(TILES.splitlines(True)[2:6]).replace("*00", "*10").replace("0x0", "0x1000")
+    function = functions_of(first + "/*0030*/              @!P0 BRA 0x1000 ;\n" + again + rest.split("\n", 1)[1])["k"]
+    loads = [n for n, b in enumerate(function.blocks) if any(i.name == "LDTM" for i in b.instructions)]
+    assert len(loads) == 2
+    assert [len(loaded(function, tuple(loads) * n)) for n in (1, 3)] == [1, 3]
+
+
 @nvdisasm
 def test_products_by_one_thread_are_counted(tmp_path: Path) -> None:
     own = kernel(1024, 512, 384)

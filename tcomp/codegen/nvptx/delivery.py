@@ -150,6 +150,9 @@ class Deliveries:
         """A turn of a panel loop, whose tile's name means the copy that it writes."""
         self.number = number
         unpacks = [s for s in loop.body if isinstance(s, Unpack)]
+        if not unpacks:
+            yield
+            return
         copy = number % loop.stages
         if len(unpacks) * loop.stages == 1 or (number == 0 and turns % loop.stages):
             self.roles.leaders(

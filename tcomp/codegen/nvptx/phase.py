@@ -355,6 +355,8 @@ class PhaseGenerator:
         """The turns of a panel loop, each with a copy of its tile."""
         turns = written_out(loop)
         for number, body in enumerate(turns):
+            if self.roles.computing:
+                self.tensor.panel(loop, body, number == len(turns) - 1)
             with self.deliveries.panel(loop, number, len(turns)):
                 self.statements(body, path)
 

@@ -2,11 +2,12 @@
 
     multiplier   wait until the accumulator is empty; each turn: wait for its tiles; products; commit to "tiles empty";
                  commit to "accumulator full"; next accumulator
-    consumers    wait until it is full; tcgen05.ld to registers; each warp says "accumulator empty"; next accumulator
+    consumers    wait until it is full; tcgen05.ld to registers, all of it or the columns of each panel loop's turn
+                 (`schedule/sum_panels.py`); each warp says "accumulator empty"; next accumulator
 
 The products of a loop so run while the results of the one before are handed over. The multiplier is one thread of the
-producer's third warp (`roles.py`). Columns: for each copy of the accumulator one piece after the other, of 128 rows
-each, a warpgroup's in the order of its turns. PTX ISA, "TensorCore 5th Generation".
+producer's third warp (`roles.py`); its products and those loads are `tensor_product.py`'s. PTX ISA, "TensorCore 5th
+Generation".
 """
 
 from __future__ import annotations
@@ -18,29 +19,25 @@ from llvmlite import ir
 
 from tcomp.codegen.llvm.emitter import Int
 from tcomp.codegen.llvm.integers import Affine, affine_form
-from tcomp.codegen.llvm.types import F32, I8, I32, VOID, IrValue
-from tcomp.codegen.nvptx.descriptor import ADDRESS, Descriptors, descriptors
-from tcomp.codegen.nvptx.domain import GpuScope
+from tcomp.codegen.llvm.types import I8, I32, VOID, IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.entry import DYNAMIC
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.codegen.nvptx.fragments import fragment_element, subscript_start
 from tcomp.codegen.nvptx.layout import leading_packs, summed_in_tensor_memory
 from tcomp.codegen.nvptx.matrix import matched
 from tcomp.codegen.nvptx.ring import Ring
+from tcomp.codegen.nvptx.tensor_product import Complete, TensorProduct
 from tcomp.dsl.ast import Call, Expr, Num
 from tcomp.instructions.declaration import Home
-from tcomp.instructions.tcgen05 import COLUMNS, ROWS, instruction_descriptor
-from tcomp.ir.tile import Axis, Compute, Loop, Statement
-from tcomp.ir.walk import statements_in
+from tcomp.instructions.tcgen05 import COLUMNS
+from tcomp.ir.tile import Compute, Loop, Statement
+from tcomp.ir.walk import computes, reads_of, statements_in
 
 if TYPE_CHECKING:
     from tcomp.codegen.nvptx.phase import PhaseGenerator
 
 LEAST = 32
 """columns of an allocation"""
-LANE = 16
-"""the bit of an address in tensor memory at which its lane begins"""
 MULTIPLIER = 2
 """the producer's warp, one thread of which issues products"""
 _AFTER, _BEFORE = "tcgen05.fence::after_thread_sync;", "tcgen05.fence::before_thread_sync;"
@@ -48,129 +45,6 @@ _AFTER, _BEFORE = "tcgen05.fence::after_thread_sync;", "tcgen05.fence::before_th
 
 Turns = Callable[[Callable[[IrValue], None]], None]
 """runs a body for every turn of a loop; the body is given whether the turn is the first (1) or not (0)"""
-
-
-class TensorProduct:
-    """One pipe loop's sum: where its accumulators are, its products, and how they come to registers."""
-
-    def __init__(self, em: GpuEmitter, scope: GpuScope, node: Compute) -> None:
-        self.em, self.scope, self.node = em, scope, node
-        self.match = match = matched(node, scope)
-        spread = match.m.spread
-        assert spread is not None
-        if em.threads.warps_x != 1:
-            raise Unsupported("warps along x beside warpgroups", node.span)
-        self.groups, self.turns = spread.warps // 4, spread.warp_turns(match.m.block)
-        pieces = -(-match.n.block // match.instruction.n[-1])
-        self.width = match.n.block // pieces
-        self.pieces = range(0, match.n.block, self.width)
-        self.left, self.right = (descriptors(o, Home.TENSOR_MEMORY) for o in (match.a, match.b))
-        self.columns = match.m.block // ROWS * match.n.block
-        """of one accumulator"""
-        self.first, self.stages = 0, 1
-        """where the accumulators begin among the block's columns, and how many there are"""
-
-    # --------------------------------------------------------------------------------------- products
-
-    def multiply(self, address: IrValue, first: IrValue) -> None:
-        """This thread's products of one turn; where `first` is not 0 they begin the sum."""
-        em, i = self.em, self.match.instruction
-        inputs = [
-            address,
-            first,
-            *(self._low(d, a) for d, a in ((self.left, self.match.m), (self.right, self.match.n))),
-        ]
-        code = instruction_descriptor(i, self.width, (not self.match.a.along_k, not self.match.b.along_k))
-        lines = [
-            "{ .reg .b64 da, db; .reg .b32 x, ha, hb, i; .reg .pred p, q; setp.eq.b32 p, $1, 0; mov.pred q, -1;",
-            f"mov.b32 ha, {self.left.high}; mov.b32 hb, {self.right.high}; mov.b32 i, {code};",
-        ]
-        for k in range(0, self.match.k.block, i.k):
-            for row in range(0, self.match.m.block, ROWS):
-                lines.append(f"add.s32 x, $2, {self.left.offset(row, k)}; mov.b64 da, {{x, ha}};")
-                for column in self.pieces:
-                    lines.append(f"add.s32 x, $3, {self.right.offset(column, k)}; mov.b64 db, {{x, hb}};")
-                    at = self._column(row // ROWS, column)
-                    lines.append(f"add.s32 x, $0, {at};")
-                    lines.append(i.ptx.format(d="x", a="da", b="db", i="i", keep="q" if k else "p"))
-        em.here()
-        em.asm(" ".join([*lines, "}"]), VOID, "r,r,r,r,~{memory}", inputs, effect=True)
-
-    def _column(self, piece: int, column: int) -> int:
-        """Where, in an accumulator, that column of the rows from 128 `piece` on is: each warpgroup has its turns' rows
-        side by side."""
-        turn, group = divmod(piece, self.groups)
-        return (group * self.turns + turn) * self.match.n.block + column
-
-    def _low(self, d: Descriptors, own: Axis) -> IrValue:
-        """The lower half of the descriptor of an operand's tile as it now lies."""
-        em, o = self.em, d.operand
-        axes = (own, self.match.k) if o.along_k else (self.match.k, own)
-        em.here()
-        starts = [subscript_start(em, self.scope, s, a) for s, a in zip(o.factor.access.subscripts, axes, strict=True)]
-        if starts != [0, 0]:
-            tensor, loop = o.buffer.name.partition(".shared")[0], self.match.k.name
-            raise Unsupported(
-                f"tcgen05 on a part of the tile '{o.buffer.name}'", o.factor.access.span,
-                f"stage what one turn reads: stage {tensor} in shared at {loop} by tma",
-            )  # fmt: skip
-        b = em.here()
-        address = b.and_(b.lshr(b.ptrtoint(self.scope.roots[o.buffer.name], I32), em.i64(4)), em.i64(ADDRESS))
-        return b.or_(address, em.i64(d.low))
-
-    # ---------------------------------------------------------------------------------------- results
-
-    def load(self, address: IrValue) -> None:
-        """The sum from the accumulator at `address` to this thread's registers, before which all products of it have
-        ended; it may be written again after a barrier or an arrival."""
-        em = self.em
-        slots = self._slots()
-        b = em.here()
-        lane = b.shl(b.and_(em.uniform_warp(), em.i64(3)), em.i64(LANE + 5))
-        own = b.add(address, lane)
-        if self.groups > 1:
-            group = em.group(self.groups)
-            b = em.here()
-            own = b.add(own, b.mul(group, em.i64(self.turns * self.match.n.block)))
-        text, at = [_AFTER], 0
-        for turn in range(self.turns):
-            for half in (0, 16):
-                for column, count in _powers(self.match.n.block // 8):
-                    registers = "{" + ", ".join(f"${at + e}" for e in range(4 * count)) + "}"
-                    place = (half << LANE) + turn * self.match.n.block + 8 * column
-                    text.append(f"tcgen05.ld.sync.aligned.16x256b.x{count}.b32 {registers}, [${len(slots)}+{place}];")
-                    at += 4 * count
-        text += ["tcgen05.wait::ld.sync.aligned;", _BEFORE]
-        with em.frame():
-            em.here()
-            result = ir.LiteralStructType([F32] * len(slots))
-            constraints = ",".join(["=f"] * len(slots) + ["r", "~{memory}"])
-            found = em.asm(" ".join(text), result, constraints, [own], effect=True)
-            found.attributes.add("convergent")
-            b = em.here()
-            for n, slot in enumerate(slots):
-                b.store(b.extract_value(found, n), slot)
-
-    def _slots(self) -> list[IrValue]:
-        """The registers of the sum as they are loaded: by turn, 16 rows, 8 columns; pairs of columns, then 8 rows
-        below."""
-        target, m, n = self.node.target, self.match.m.name, self.match.n.name
-        buffer, found = self.scope.buffers[target.tensor], []
-        for tile in range(2 * self.turns):
-            for e in range(self.match.n.block // 2):
-                row, column = 2 * tile + (e >> 1 & 1), 2 * (e >> 2) + (e & 1)
-                found.append(fragment_element(buffer, target, {m: row, n: column}))
-        return [self.scope.fragments[target.tensor][e] for e in found]
-
-
-def _powers(count: int) -> list[tuple[int, int]]:
-    """(start, length) of pieces of 0 .. count, each a power of two up to 32."""
-    found, at = [], 0
-    while at < count:
-        length = min(32, 1 << (count - at).bit_length() - 1)
-        found.append((at, length))
-        at += length
-    return found
 
 
 class TensorMemory:
@@ -186,6 +60,11 @@ class TensorMemory:
             if node is not None:
                 _check(generator, loop, node)
                 self.products[id(loop)] = TensorProduct(generator.em, generator.scope, node)
+        for loop in (s for s in statements_in(phase) if isinstance(s, Loop) and s.level == "panel"):
+            read = {a.tensor for c in computes(loop.body) for a in reads_of(c)}
+            for p in self.products.values():
+                if p.at_once and p.node.target.tensor in read:
+                    p.last = id(loop)
         self._place()
         stray = [s for s in statements_in(phase) if isinstance(s, Compute) and s.instruction and s not in self._nodes()]
         for s in stray:
@@ -281,12 +160,36 @@ class TensorMemory:
         ring.filling.advance()
 
     def collect(self, loop: Loop) -> None:
-        """The consumers' part: the sum comes to registers."""
+        """The consumers' part behind a loop: its sum comes to registers, or is there for panels to take columns of."""
         p, ring = self.products[id(loop)], self.rings[id(loop)]
         slot = ring.wait_full()
-        p.load(self._accumulator(p, slot))
-        ring.release(slot)
-        ring.reading.advance()
+        self._fence(_AFTER)
+        p.complete = Complete(self._accumulator(p, slot), slot, ring)
+        if p.last is None:
+            p.load(p.complete.address)
+            self._done(p)
+
+    def panel(self, loop: Loop, body: Sequence[Statement], last: bool) -> None:
+        """The columns of sums that a turn of a panel loop reads come to registers; is it the loop's `last` turn?"""
+        for p in self.products.values():
+            if p.complete is not None:
+                starts = {p.start_of(s) for s in body if isinstance(s, Compute)}
+                for start in sorted(n for n in starts if n is not None):
+                    p.load(p.complete.address, start, p.at_once)
+                if last and id(loop) == p.last:
+                    self._done(p)
+
+    def _done(self, p: TensorProduct) -> None:
+        """The accumulator may be written again."""
+        assert p.complete is not None
+        self._fence(_BEFORE)
+        p.complete.ring.release(p.complete.slot)
+        p.complete.ring.reading.advance()
+        p.complete = None
+
+    def _fence(self, text: str) -> None:
+        self.em.here()
+        self.em.asm(text, VOID, "~{memory}", effect=True)
 
 
 def commit(em: GpuEmitter, barrier: IrValue) -> None:

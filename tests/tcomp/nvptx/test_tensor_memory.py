@@ -84,9 +84,18 @@ def test_types(x: str, w: str, order: str, depth: int) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "columns", "lines"),
-    [(256, 48, "persistent"), (256, 128, ""), (128, 16, "raster 2"), (128, 128, "stage Y in shared at n by tma")],
+    [
+        (256, 48, "persistent"),
+        (256, 128, ""),
+        (128, 16, "raster 2"),
+        (128, 128, "stage Y in shared at n by tma"),
+        (128, 256, "persistent\n  stage Y in shared at n by tma"),
+        (256, 240, "persistent"),
+        (128, 208, ""),
+    ],
 )
 def test_tiles(rows: int, columns: int, lines: str) -> None:
+    """Of up to 256 columns a warpgroup; where they are more than 128, they come to registers panel by panel."""
     agrees(text(rows=rows, columns=columns, lines=lines, y="bf16"), {"M": 392, "N": 136, "K": 72})
 
 
@@ -133,6 +142,27 @@ def test_the_assembler_takes_it_without_spills() -> None:
     (used,) = assemble(compile_kernel(kernel, B200).ptx, "sm_100a").resources
     assert used.spill_store_bytes == used.spill_load_bytes == used.stack_bytes == 0
     assert 128 < used.registers <= 168
+
+
+@pytest.mark.parametrize("lines", ["", "  stage Y in shared at n by tma"])
+def test_a_sum_that_comes_by_panels_takes_few_registers(lines: str) -> None:
+    kernel = support.lowered(text(y="bf16", columns=256, lines=f"persistent\n{lines}"),
+                             {"M": 4096, "N": 2048, "K": 1024}, B200)  # fmt: skip
+    (tile,) = (t for t in kernel.tiles if t.name == "acc")
+    assert (tile.shape, tile.columns) == ((128, 256), 64)
+    (used,) = assemble(compile_kernel(kernel, B200).ptx, "sm_100a").resources
+    assert used.spill_store_bytes == used.spill_load_bytes == used.stack_bytes == 0
+    assert 64 < used.registers <= 128
+
+
+def test_an_accumulator_is_given_back_when_its_last_panel_is_loaded() -> None:
+    """An arrival for each load but the last would let products overwrite columns that are still to come."""
+    source = text(y="bf16", columns=128, lines="persistent\n  stage Y in shared at n by tma")
+    kernel = support.lowered(source, {"M": 512, "N": 256, "K": 64}, replace(B200, sms=1))
+    gpu = compile_kernel(kernel, replace(B200, sms=1))
+    load, before = "tcgen05.ld.sync", "tcgen05.fence::before_thread_sync;"
+    first, second = gpu.ptx.find(load), gpu.ptx.rfind(load)
+    assert first < second < gpu.ptx.find(before) and gpu.ptx.count(before) == 1
 
 
 @pytest.mark.parametrize("i", TCGEN05, ids=lambda i: i.name)
