@@ -99,6 +99,11 @@ def rounding(op: Op) -> float:
     return max((_ROUNDING.get(o.dtype, 0.0) for o in op.operands), default=0.0)
 
 
+def fineness(op: Op) -> float:
+    """The share of a tolerance for f32 that an op may take: a millionth where all its real operands are f64."""
+    return 1e-6 if all(o.dtype is DType.F64 for o in op.operands if o.dtype.is_float) else 1.0
+
+
 def narrowest(step: Step) -> float:
     """The same of the 16-bit tensors that a step's kernels write: the model's storage type, or declared so."""
     written = (o.dtype for k in step.kernels.values() for o in k.operands if o.name in k.writes)

@@ -32,7 +32,9 @@ class CheckOptions(Options):
     trials: Annotated[int, typer.Option(help="Random shapes per op."), Range(1, MANY)] = 2
     seed: Annotated[int, typer.Option(help="Of shapes and inputs."), options.SEED] = 0
     tolerance: Annotated[
-        float, typer.Option(help="Largest relative L2 error allowed (more for 16-bit types)."), options.TOLERANCES
+        float,
+        typer.Option(help="Largest relative L2 error allowed (more for 16-bit types, a millionth for f64)."),
+        options.TOLERANCES,
     ] = 1e-4
     parse_only: Annotated[bool, typer.Option("--parse-only", help="Names, types and shapes only.")] = False
     dim: Annotated[
@@ -135,7 +137,7 @@ def _check_op(op: Op, module: Module, given: dict[str, int], own: CheckOptions, 
     import numpy as np
 
     from tcomp.dsl.errors import TcError
-    from tcomp.runtime.verify import awkward_dims, rounding, verify_op
+    from tcomp.runtime.verify import awkward_dims, fineness, rounding, verify_op
 
     random = np.random.default_rng([own.seed, len(op.name), *op.name.encode()])
     worst, at = 0.0, ""
@@ -156,7 +158,7 @@ def _check_op(op: Op, module: Module, given: dict[str, int], own: CheckOptions, 
             if not found.error <= worst:
                 worst = found.error
                 at = f"{found.what} at {sizes}"
-    return _judged(op.name, worst, own.tolerance + rounding(op), at)
+    return _judged(op.name, worst, own.tolerance * fineness(op) + rounding(op), at)
 
 
 def _check_own_backward(backward: Op, module: Module, seed: int) -> bool:

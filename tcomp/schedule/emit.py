@@ -36,7 +36,7 @@ from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 from tcomp.schedule.nest import TURN, Leaf, LoopNode, Node, grouped_index, leaf_uses, leaves_of
 from tcomp.schedule.promotion import promoted
 from tcomp.schedule.regions import Needs, zero_behind
-from tcomp.schedule.rescaled_sums import LOWEST, rescaled, rescaled_tile
+from tcomp.schedule.rescaled_sums import lowest, rescaled, rescaled_tile
 from tcomp.schedule.rounding import cast_reads, ends_rounded
 from tcomp.schedule.stager import Stager
 from tcomp.schedule.storage import Storage, reduction_loops
@@ -154,7 +154,7 @@ class Emitter:
                 if value.reducer in IDENTITY:
                     start: Expr = Num(identity(value.reducer, self.dtypes[w.tensor] is DType.I32))
                 else:
-                    start = LOWEST[rescaled(self, value).extremum] if i == 0 else Num(0.0)
+                    start = lowest(rescaled(self, value), self.dtypes[w.tensor]) if i == 0 else Num(0.0)
                 out.append(self.compute(Assignment(leaf, w, start, self.axes_of(w)), env))
         return out
 
@@ -247,7 +247,7 @@ class Emitter:
         """The blocks, and turns of their loops, in which an equation beside others is computed."""
         return block_condition(leaf, {i: self.range(i, env).start for i in leaf.walked}, summing)
 
-    def temporary(self, name: str, axes: tuple[str, ...], env: Env) -> Access:
+    def temporary(self, name: str, axes: tuple[str, ...], env: Env, dtype: DType = DType.F32) -> Access:
         """A scratch tile over these axes, private to one turn of the loops around."""
         origins: list[Expr | None] = []
         dims: list[int] = []
@@ -256,7 +256,7 @@ class Emitter:
             origins.append(None if r.block == 1 else r.start)
             if r.block > 1:
                 dims.append(r.block)
-        buffer = Buffer(name, DType.F32, tuple(dims), Scope.SCRATCH)
+        buffer = Buffer(name, dtype, tuple(dims), Scope.SCRATCH)
         self.tiles[name] = buffer
         self.storage[name] = Storage(buffer, tuple(origins))
         return Access(name, tuple(Name(i) for i in axes))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from tcomp.dsl.ast import DType, Equation, Expr, Monoid, Num, Reduction, names_in
 from tcomp.ir.reducers import IDENTITY, identity
 from tcomp.monoid import rescaled_sum
-from tcomp.schedule.rescaled_sums import LOWEST
+from tcomp.schedule.rescaled_sums import lowest
 
 
 def without_empty_sums(
@@ -41,4 +41,4 @@ def _beginning(value: Reduction, field: int, dtype: DType, monoids: Mapping[str,
     if value.reducer in IDENTITY:
         return Num(identity(value.reducer, dtype is DType.I32))
     form = rescaled_sum(monoids[value.reducer])
-    return LOWEST[form.extremum] if field == 0 and form is not None else Num(0.0)
+    return lowest(form, dtype) if field == 0 and form is not None else Num(0.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tcomp.dsl.ast import Access, Binary, Call, Expr, Num, Reduction, conjuncts
+from tcomp.dsl.ast import Access, Binary, Call, DType, Expr, Num, Reduction, conjuncts
 from tcomp.dsl.errors import TcError
 from tcomp.ir.tile import Statement
 from tcomp.monoid import RescaledSum, rescaled_sum
@@ -21,8 +21,11 @@ from tcomp.schedule.storage import reduction_loops
 if TYPE_CHECKING:
     from tcomp.schedule.emit import Emitter
 
-LOWEST: dict[str, Expr] = {"max": Num(-3.0e38), "min": Num(3.0e38)}
-"""Starting keys of a monoid; finite, so that the difference of two of them is 0 and not NaN."""
+
+def lowest(form: RescaledSum, dtype: DType) -> Expr:
+    """A monoid's starting key; finite, so that the difference of two of them is 0 and not NaN."""
+    least = -1.0e308 if dtype is DType.F64 else -3.0e38
+    return Num(least if form.extremum == "max" else -least)
 
 
 def rescaled(emitter: Emitter, value: Reduction) -> RescaledSum:
@@ -44,22 +47,23 @@ def rescaled_tile(emitter: Emitter, leaf: Leaf, value: Reduction, env: Env) -> l
     key_write, *field_writes = leaf.writes()
     rows = emitter.axes_of(key_write)
     tiled = bool(reduction_loops(leaf))
+    dtype = DType.F64 if emitter.dtypes[key_write.tensor] is DType.F64 else DType.F32
     found: list[Assignment] = []
     best = Access(key_write.tensor, key_write.subscripts)
     if tiled:
-        best = emitter.temporary(f"{key_write.tensor}.new", rows, env)
+        best = emitter.temporary(f"{key_write.tensor}.new", rows, env, dtype)
         found.append(Assignment(leaf, best, key_write, rows))
     found.append(Assignment(leaf, best, value.key, rows, leaf.reduced, form.extremum, tiled, value.guard))
     if tiled:
-        factor = emitter.temporary(f"{key_write.tensor}.rescale", rows, env)
-        found.append(Assignment(leaf, factor, _weight(emitter, form, key_write, best), rows))
+        factor = emitter.temporary(f"{key_write.tensor}.rescale", rows, env, dtype)
+        found.append(Assignment(leaf, factor, _weight(emitter, form, key_write, best, dtype), rows))
         found.append(Assignment(leaf, key_write, best, rows))
-    weight = _weight(emitter, form, value.key, best)
+    weight = _weight(emitter, form, value.key, best, dtype)
     if value.guard is not None:
         weight = Call("select", (value.guard, weight, Num(0.0)))
     if len(field_writes) > 1 or any(set(emitter.axes_of(w)) - set(rows) for w in field_writes):
         name = f"{key_write.tensor}.weight"
-        tile = emitter.temporary(name, (*rows, *leaf.reduced), env)
+        tile = emitter.temporary(name, (*rows, *leaf.reduced), env, dtype)
         found.append(Assignment(leaf, tile, weight, (*rows, *leaf.reduced)))
         weight = tile
     for w, v in zip(field_writes, value.values, strict=True):
@@ -74,8 +78,8 @@ def rescaled_tile(emitter: Emitter, leaf: Leaf, value: Reduction, env: Env) -> l
     return [emitter.compute(a, env) for a in found]
 
 
-def _weight(emitter: Emitter, form: RescaledSum, key: Expr, joint: Expr) -> Expr:
-    """What a value or a partial sum of that key counts for. (On a GPU by exp2. Weights are at most 1: those whose
-    large exponents lose bits count for little.)"""
+def _weight(emitter: Emitter, form: RescaledSum, key: Expr, joint: Expr, dtype: DType) -> Expr:
+    """What a value or a partial sum of that key counts for. (On a GPU by exp2, in f32. Weights are at most 1: those
+    whose large exponents lose bits count for little.)"""
     weight = form.weight(key, joint)
-    return by_exp2(weight) if emitter.needs is None else weight
+    return by_exp2(weight) if emitter.needs is None and dtype is DType.F32 else weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -17,11 +18,22 @@ from tcomp.grad import backward_of
 from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
 from tcomp.model.request import StepRequest
+from tcomp.model.single import single_op_step
 from tcomp.numeric import round_to
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.device import CpuDevice
 from tcomp.runtime.initialise import initialise
-from tcomp.runtime.verify import awkward_dims, distance, oracle_case, random_inputs, rounding, verify_op, verify_step
+from tcomp.runtime.verify import (
+    awkward_dims,
+    distance,
+    fineness,
+    oracle_case,
+    random_inputs,
+    rounding,
+    verify_op,
+    verify_step,
+)
+from tcomp.schedule.lower import lower
 
 
 def test_sizes_of_a_backward_keep_its_forwards_requirements() -> None:
@@ -139,3 +151,31 @@ def test_terms_that_a_schedule_rounds_may_cancel(objects: Path, monkeypatch: pyt
     monkeypatch.setattr(verify, "floats", lambda e, name: floats(e, name) * 0.985)
     (found,) = verify_op(op, module, dims, device, 67)
     assert found.error > rounding(op)
+
+
+@pytest.mark.parametrize("schedule", ["", "schedule f on cpu:\n  e -> seq(3) / vec\n  fuse m, l, z at e\n"])
+def test_a_monoid_of_f64_is_summed_in_f64(schedule: str, tmp_path: Path) -> None:
+    """Weights and what partial sums are scaled by, too; keys may be beyond those of f32."""
+    text = """
+    monoid expsum by m:
+      m = max(a.m, b.m)
+      x = a.x * exp(a.m - m) + b.x * exp(b.m - m)
+
+    op f(G: f64[M, E], Y: f64[E, N], far: f64[]) -> Z: f64[M, N], top: f64[M]:
+      s[i, e] = G[i, e] + far
+      m[i], l[i], z[i, n] = expsum e by s[i, e]: 1, Y[e, n]
+      Z[i, n] = z[i, n] / l[i]
+      top[i] = m[i]
+    """
+    module = load_text(dedent(text) + schedule)
+    op, device = module.ops["f"], CpuDevice(detect(), 1, tmp_path)
+    assert fineness(op) < 1 == fineness(bound(load_module("ops/linear").ops["matmul"], DType.F32))
+    dims = {"M": 2, "E": 7, "N": 3}
+    assert all(c.error < 1e-14 for c in verify_op(op, module, dims, device))
+    executor = device.open(single_op_step(lower(op, module, dims, device.machine, threads=1), dims))
+    executor.write("G", np.zeros((2, 7)))
+    executor.write("Y", np.ones((7, 3)))
+    executor.write("far", np.array(-1e300))
+    executor.run("run")
+    assert (executor.read("top") == -1e300).all() and (executor.read("Z") == 1.0).all()
+    executor.close()
