@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,12 @@ def compile_all(
     found = {}
     for name, kernel in kernels.items():
         key = _key(kernel, machine)
-        body = kept.load(key)
-        if body is None:
-            compiled = compile_kernel(kernel, machine)
-            kept.store(key, to_json(compiled).encode())
-        else:
-            compiled = from_json(body)
-        found[name] = compiled
+        found[name] = from_json(kept.made(key, partial(_compiled, kernel, machine)))
     return found
+
+
+def _compiled(kernel: Kernel, machine: GpuMachine) -> bytes:
+    return to_json(compile_kernel(kernel, machine)).encode()
 
 
 def load_all(

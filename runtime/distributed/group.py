@@ -54,6 +54,8 @@ class Group:
         self.place, self._torch, self._dist, self._patience = place, torch, dist, patience
         self.neighbours = place.beside
         """how many ranks are on this machine, whoever has started them, once `divide_cpus` has found these"""
+        self._first_here = place.rank - place.local
+        """the rank of this machine that compiles first"""
         self._turns = 0
         self._pulse: Pulse | None = None
         # With --max-restarts the store still has all that was said before the ranks were started again.
@@ -66,7 +68,8 @@ class Group:
     def divide_cpus(self) -> None:
         """Keep to this rank's part of the CPUs, which ranks of other launchers may have as well."""
         here = machine_here()
-        self.neighbours = self.each("machine", here).count(here)
+        machines = self.each("machine", here)
+        self.neighbours, self._first_here = machines.count(here), machines.index(here)
         keep_to_own_cpus(among(self.place, self.each("cpus", cpus_here())))
 
     def join(self) -> None:
@@ -146,11 +149,11 @@ class Group:
     def first_beside(self, make: Callable[[], T]) -> T:
         """What `make` gives, first on one rank of each machine, whose caches then have what others need."""
         self._turns += 1
-        key = f"made/{self.rank - self.place.local}/{self._turns}"
-        if self.place.local:
+        key = f"made/{self._first_here}/{self._turns}"
+        if self.rank != self._first_here:
             self._told(key)
         made = make()
-        if not self.place.local:
+        if self.rank == self._first_here:
             self._say(key, "")
         return made
 

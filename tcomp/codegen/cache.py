@@ -2,8 +2,8 @@
 
 A file's name is the hash of all that its content depends on, so an entry is never out of date, only missing.
 Files are written under a temporary name and renamed; each carries a checksum, and one that is torn or damaged
-counts as missing. Processes may share the folder. A folder that cannot be written is reported once, and the run
-goes on without it.
+counts as missing. Processes may share the folder, where one makes what others wait for (`claims.py`). A folder that
+cannot be written is reported once, and the run goes on without it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ import hashlib
 import os
 import struct
 import tempfile
+import time
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+
+from tcomp.codegen.claims import LOOK, PATIENCE, give_back, take
 
 _HEADER = struct.Struct("<32sQ")
 
@@ -81,6 +85,24 @@ class ContentCache:
         if len(body) != size or _digest(key, body) != digest:
             return None
         return body
+
+    def made(self, key: str, make: Callable[[], bytes]) -> bytes:
+        """The content of that key, kept or made: by this process, unless another one is about it."""
+        found, end = self.load(key), time.monotonic() + PATIENCE
+        if found is not None:
+            return found
+        while not take(self.folder, key) and time.monotonic() < end:
+            time.sleep(LOOK)
+            if (found := self.load(key)) is not None:
+                return found
+        try:
+            found = self.load(key)  # (it may have come before the claim)
+            if found is None:
+                found = make()
+                self.store(key, found)
+            return found
+        finally:
+            give_back(self.folder, key)
 
     def store(self, key: str, body: bytes) -> None:
         """Keep an entry; a folder that cannot be written is reported once and otherwise ignored."""

@@ -195,12 +195,18 @@ def group_of(store: Store, rank: int, opened: list[int]) -> Group:
     """One of two ranks of a machine, with a store of this process; `opened` notes who opens ways to others."""
     group = object.__new__(Group)
     group.place, group._turns, group._patience = Place(rank, 2, rank, 2), 0, timedelta(seconds=20)
+    group._first_here = 0
     group._store = group._launcher = store
     group._dist = SimpleNamespace(init_process_group=lambda *_, rank, **__: opened.append(rank))
     return group
 
 
-def test_what_one_rank_makes_first_is_there_each_time_when_others_make_it() -> None:
+@pytest.mark.parametrize("launchers", [1, 2])
+def test_what_one_rank_makes_first_is_there_each_time_when_others_make_it(
+    launchers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where each rank of the machine has a launcher of its own."""
+    monkeypatch.setattr("tcomp.runtime.distributed.group.keep_to_own_cpus", lambda place: None)
     store, made = Store(), []
 
     def make(rank: int, turn: int) -> None:
@@ -209,6 +215,9 @@ def test_what_one_rank_makes_first_is_there_each_time_when_others_make_it() -> N
 
     def work(links: Links) -> None:
         group = group_of(store, links.rank, [])
+        if launchers == 2:
+            group.place, group._first_here = Place(links.rank, 2, 0, 1), links.rank
+            group.divide_cpus()
         for turn in range(2):
             group.first_beside(lambda: make(links.rank, turn))  # noqa: B023  (called at once)
 

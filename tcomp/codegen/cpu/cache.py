@@ -1,7 +1,8 @@
 """Object code kept between runs, by content (`tcomp.codegen.cache`).
 
 Missing kernels are compiled in forked worker processes, because LLVM is behind one lock per process, and beside what
-the caller does meanwhile: a step's first kernels are machine code before its last ones are lowered.
+the caller does meanwhile: a step's first kernels are machine code before its last ones are lowered. What another
+program is compiling into the same folder is waited for, when all else is done.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING
 import llvmlite.binding as llvm
 
 from tcomp.codegen.cache import ContentCache
+from tcomp.codegen.claims import LOOK, PATIENCE, give_back, take
 from tcomp.codegen.cpu.compiled import CompiledKernel, kernel_key, memory_needs, symbols_of
 from tcomp.ir.tile import Kernel
 from tcomp.machine.cpu import CpuMachine
@@ -33,8 +36,6 @@ WORKERS = 8
 """The most processes that compile; no more than the machine has cores."""
 PARALLEL_FROM = 4
 """Fewer misses than this are not worth starting processes for."""
-LOOK = 0.2
-"""Seconds after which a wait for a process looks whether its work can still come."""
 
 
 class ObjectCache(ContentCache):
@@ -58,6 +59,10 @@ class Compilers:
         self._objects: dict[str, bytes] = {}
         self._waiting: dict[str, Kernel] = {}
         self._begun: dict[str, Future[bytes]] = {}
+        self._claimed: set[str] = set()
+        self._elsewhere: set[str] = set()
+        """what other processes compile"""
+        self._patient = True
         self._pool: ProcessPoolExecutor | None = None
         self._processes: list[BaseProcess] = []
         self._threads: set[threading.Thread] = set()
@@ -68,9 +73,9 @@ class Compilers:
     def begin(self, kernel: Kernel) -> None:
         """Compile a kernel beside what the caller does, if it is neither in the cache nor begun."""
         key = kernel_key(kernel, self.machine)
-        if key in self._objects or key in self._waiting or key in self._begun:
+        if key in self._objects or key in self._waiting or key in self._begun or key in self._elsewhere:
             return
-        if self._found(key):
+        if self._found(key) or not self._claim(key):
             return
         self._waiting[key] = kernel
         if self._pool is None and not self._alone and len(self._waiting) >= PARALLEL_FROM:
@@ -126,18 +131,49 @@ class Compilers:
                 self._objects[key] = found
         return key in self._objects
 
+    def _claim(self, key: str) -> bool:
+        """Whether this process is to compile a key that was not in the cache: no other one does, nor has done so by
+        now, nor lets all wait too long."""
+        if not take(self._cache.folder, key) and self._patient:
+            self._elsewhere.add(key)
+            return False
+        self._claimed.add(key)
+        if self._found(key):
+            self._disclaim(key)
+            return False
+        return True
+
+    def _disclaim(self, *keys: str) -> None:
+        """Let other processes compile these keys, or find them in the cache."""
+        for key in keys:
+            give_back(self._cache.folder, key)
+        self._claimed.difference_update(keys)
+
     def finish(self, kernels: Sequence[Kernel]) -> list[CompiledKernel]:
         """Compiled kernels in the order given. An error of a kernel's own (`Unsupported`) is raised here."""
         keys = [kernel_key(k, self.machine) for k in kernels]
-        missing = [k for k, key in zip(kernels, keys, strict=True) if not self._found(key) and key not in self._begun]
+        missing = {key: k for k, key in zip(kernels, keys, strict=True) if not self._found(key)}
         # The longest first, so that no worker is left with one at the end.
-        for kernel in sorted(missing, key=lambda k: -len(repr(k.phases))):
+        for kernel in sorted(missing.values(), key=lambda k: -len(repr(k.phases))):
             self.begin(kernel)
-        for key, kernel in zip(keys, kernels, strict=True):
-            if key not in self._objects:
-                body = self._compiled(key) or _compile_one(kernel, self.machine)
-                self._cache.store(key, body)
-                self._objects[key] = body
+        end = time.monotonic() + PATIENCE
+        while missing:
+            for key, kernel in missing.items():
+                if key not in self._objects and key not in self._elsewhere:
+                    body = self._compiled(key) or _compile_one(kernel, self.machine)
+                    self._cache.store(key, body)
+                    self._objects[key] = body
+                    self._disclaim(key)
+            left = {key: k for key, k in missing.items() if key not in self._objects}
+            if left:
+                self._disclaim(*self._claimed)  # nobody waits for who waits
+                time.sleep(LOOK)
+            end = end if len(left) == len(missing) else time.monotonic() + PATIENCE
+            self._patient = time.monotonic() < end
+            self._elsewhere.clear()
+            missing = left
+            for kernel in missing.values():
+                self.begin(kernel)
         return [
             CompiledKernel(symbols_of(k, key), self._objects[key], *memory_needs(k))
             for k, key in zip(kernels, keys, strict=True)
@@ -169,6 +205,7 @@ class Compilers:
         self._processes.clear()
         self._threads.clear()
         self._begun.clear()
+        self._disclaim(*self._claimed)
 
 
 def compile_kernels(
@@ -189,11 +226,7 @@ def cached_object(
     cache = ObjectCache(cache_dir)
     parts = (text, machine.name, machine.features, machine.triple, llvm.llvm_version_info)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-    found = cache.load(key)
-    if found is None:
-        found = build(machine)
-        cache.store(key, found)
-    return found
+    return cache.made(key, lambda: build(machine))
 
 
 def _pool(machine: CpuMachine) -> ProcessPoolExecutor | None:

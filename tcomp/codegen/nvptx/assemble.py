@@ -16,6 +16,7 @@ import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -73,16 +74,10 @@ def assemble(
     target_named(target)
     cache = ContentCache(cache_dir, kind="cubin-1", suffix=".cubin")
     key = assembly_key(ptx, target, options)
-    body = cache.load(key)
-    if body is None:
-        tool = whole_program_tool(ptx)
-        cubin, log = (tool and assemble_whole(tool, ptx, target, options)) or _link(ptx, target, options)
-        encoded = log.encode()
-        cache.store(key, _HEADER.pack(len(encoded)) + encoded + cubin)
-    else:
-        (size,) = _HEADER.unpack_from(body)
-        log = body[_HEADER.size : _HEADER.size + size].decode()
-        cubin = body[_HEADER.size + size :]
+    body = cache.made(key, partial(_assembled, ptx, target, options))
+    (size,) = _HEADER.unpack_from(body)
+    log = body[_HEADER.size : _HEADER.size + size].decode()
+    cubin = body[_HEADER.size + size :]
     result = _result(ptx, target, cubin, log)
     if strict and result.findings:
         raise UserError(
@@ -91,6 +86,14 @@ def assemble(
             "change the schedule, or build without --strict",
         )
     return result
+
+
+def _assembled(ptx: str, target: str, options: Sequence[str]) -> bytes:
+    """The log's length, the log, and the cubin."""
+    tool = whole_program_tool(ptx)
+    cubin, log = (tool and assemble_whole(tool, ptx, target, options)) or _link(ptx, target, options)
+    encoded = log.encode()
+    return _HEADER.pack(len(encoded)) + encoded + cubin
 
 
 def assemble_all(
