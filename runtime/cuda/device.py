@@ -33,6 +33,8 @@ class CudaDevice:
     virtual: VirtualDriver | None = None
     shared_by: int = 1
     """how many processes take memory of the GPU alike"""
+    beside: int = 1
+    """how many processes of this computer have virtual GPUs alike"""
 
     @property
     def kind(self) -> str:
@@ -59,7 +61,7 @@ class CudaDevice:
         return CudaExecutor(step, self.machine, self.gpu, self.graph, self.cache)
 
     def free_memory(self) -> int | None:
-        """What the GPU has free; on the virtual one also no more than this computer has."""
+        """What the GPU has free; on the virtual one also no more than its part of what this computer has."""
         from tcomp.runtime.cuda.context import Context
 
         context = Context(self.gpu)
@@ -68,7 +70,7 @@ class CudaDevice:
         finally:
             context.close()
         here = memory_here() if self.virtual is not None else None
-        return min(free, here) if here is not None else free
+        return min(free, here // self.beside) if here is not None else free
 
     def findings(self) -> list[Finding]:
         """What the virtual GPU's checks have found in all launches so far; nothing on a real one."""

@@ -146,14 +146,19 @@ class Group:
 
         self._guarded(run)
 
+    @property
+    def first_here(self) -> bool:
+        """Whether this rank makes what others of its machine then take from the cache."""
+        return self.rank == self._first_here
+
     def first_beside(self, make: Callable[[], T]) -> T:
         """What `make` gives, first on one rank of each machine, whose caches then have what others need."""
         self._turns += 1
         key = f"made/{self._first_here}/{self._turns}"
-        if self.rank != self._first_here:
+        if not self.first_here:
             self._told(key)
         made = make()
-        if self.rank == self._first_here:
+        if self.first_here:
             self._say(key, "")
         return made
 

@@ -44,7 +44,7 @@ def apart(group: Group, device: Device, name: str, exchange: str) -> Device:
         "gpu", gpu
     )  # (also of ranks that have none: `check_same` finds those, and nobody waits for them)
     if not isinstance(device, CudaDevice) or not gpu:
-        return device
+        return replace(device, beside=group.neighbours) if isinstance(device, CudaDevice) else device
     beside = [r for r, uuid in enumerate(uuids) if uuid == uuids[group.rank]]
     if len(beside) > 1 and not (exchange == "gloo" and split_device(name)[1]):
         raise UserError(

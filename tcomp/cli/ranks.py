@@ -107,7 +107,7 @@ def built_by(group: Group | None, request: StepRequest, device: Device) -> Built
         return build_step(request, device, to_run=True)
     if isinstance(device, CpuDevice):
         device.shared_by = group.neighbours
-    return group.first_beside(lambda: build_step(request, device, to_run=True, free=group.place.local == 0))
+    return group.first_beside(lambda: build_step(request, device, to_run=True, free=group.first_here))
 
 
 def opened_by(group: Group | None, device: Device, step: Step, by: str = "gloo") -> tuple[Executor, Peers]:

@@ -59,10 +59,23 @@ def test_a_rank_has_the_gpu_of_its_number_on_its_machine(
 
 def test_ranks_without_a_gpu_do_not_keep_the_others_waiting() -> None:
     said: list[tuple[str, str]] = []
-    group: Any = SimpleNamespace(rank=1, each=lambda name, value: said.append((name, value)) or ["a", ""])
+    group: Any = SimpleNamespace(rank=1, neighbours=2, each=lambda name, value: said.append((name, value)) or ["a", ""])
     for device in (CpuDevice(detect(), 1), CudaDevice(gpu(0), H100, virtual=Any)):  # type: ignore[arg-type]
-        assert apart(group, device, "cpu", "") is device
+        assert apart(group, device, "cpu", "").machine is device.machine
     assert said == [("gpu", ""), ("gpu", "")]
+
+
+def test_virtual_gpus_of_ranks_share_the_computers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tcomp.runtime.cuda import context, device
+
+    monkeypatch.setattr(device, "memory_here", lambda: 1 << 30)
+    monkeypatch.setattr(
+        context, "Context", lambda gpu: SimpleNamespace(free_memory=lambda: 1 << 36, close=lambda: None)
+    )
+    group: Any = SimpleNamespace(rank=1, neighbours=4, each=lambda name, value: [""] * 4)
+    alone = CudaDevice(gpu(0), H100, virtual=Any)  # type: ignore[arg-type]
+    assert alone.free_memory() == 1 << 30
+    assert apart(group, alone, "virtual", "").free_memory() == 1 << 28
 
 
 def group_of(rank: int, uuids: list[str], has_nccl: bool = False) -> Any:
