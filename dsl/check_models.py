@@ -32,7 +32,7 @@ from tcomp.dsl.decode import decoding
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count, did_you_mean, listing
 from tcomp.dsl.recipes import RECIPES
-from tcomp.dsl.updates import check_signature, of_matrices, trainer
+from tcomp.dsl.updates import by_tensor, check_signature, of_matrices, trainer
 from tcomp.dsl.variants import all_variants, mentioned, under
 
 INITIALISERS = {"zeros": 0, "ones": 0, "normal": 1, "uniform": 1}
@@ -213,12 +213,13 @@ def _check_optimizer(o: Optimizer, module: Module) -> None:
     for name, groups in _trained(o).items():
         found = trainer(name, module)
         assert found is not None
-        if of_matrices(found):
+        if by_tensor(found):
             check_signature(found)
         _check_bound(o, found, groups, hyper, results, used)
         _check_group_values(groups, found)
         _check_kept(found)
-        _check_lengths(found)
+        if not by_tensor(found):
+            _check_lengths(found)
     if o.schedule is not None and "lr" not in {r.name for r in module.ops[o.schedule].outputs}:
         raise TcError(f"`lr by {o.schedule}` gives no 'lr'", o.span, hint="name the op's output `lr: f32[]`")
     _check_hyper(o, used, module)
@@ -306,7 +307,7 @@ def _check_bound(
             if not p.inout and p.name not in ("p", "g"):
                 hint = "tensors it can read are `p` (parameters), `g` (gradients) and its own inout state"
                 raise TcError(f"op '{op.name}' reads a tensor '{p.name}'", p.span, hint=hint)
-            if len(p.shape) > 1 and not of_matrices(op):
+            if len(p.shape) > 1 and not by_tensor(op):
                 hint = f"declare it `{p.name}: {p.dtype}[N]`, or `p` with the axes of a matrix: `inout p: f32[R, C]`"
                 raise TcError(
                     f"'{p.name}' of op '{op.name}' has {len(p.shape)} axes, but 'p' is a group's parameters side by "

@@ -26,6 +26,7 @@ from tcomp.dsl.ast import (
     OpCall,
     Operand,
     Optimizer,
+    Reduction,
     TensorRef,
     Update,
     names_in,
@@ -102,7 +103,7 @@ def as_model(update: Update) -> Model:
 
 
 def as_update(op: Op) -> Update:
-    """An op that trains a matrix, as the update that calls it."""
+    """An op that trains a tensor, as the update that calls it."""
 
     def refs(operands: Iterable[Operand]) -> tuple[TensorRef, ...]:
         return tuple(TensorRef(o.name, (), None, o.span) for o in operands)
@@ -118,9 +119,17 @@ def trainer(name: str, module: Module) -> Op | None:
 
 
 def of_matrices(op: Op) -> bool:
-    """Does it train matrix by matrix, and not all of a group side by side as one vector?"""
+    """Does it train tensors of several axes?"""
     p = op.operand("p")
     return p is not None and len(p.shape) > 1
+
+
+def by_tensor(op: Op) -> bool:
+    """Does it train tensor by tensor, and not all of a group side by side as one vector? So does what sums, which is
+    then of a tensor: a norm, a mean."""
+    return of_matrices(op) or (
+        op.operand("p") is not None and any(isinstance(q.value, Reduction) for q in op.equations)
+    )
 
 
 def group_op(o: Optimizer, group: Group) -> str:
@@ -129,7 +138,8 @@ def group_op(o: Optimizer, group: Group) -> str:
 
 
 def check_signature(op: Op) -> None:
-    """TcError where operands and results of what trains matrices are not `p`, `g`, states and scalars, and `w`."""
+    """TcError where operands and results of what trains tensor by tensor are not `p`, `g`, states and scalars, and
+    `w`."""
     p = op.operand("p")
     if p is None or not p.inout:
         hint = "declare the parameters `inout p: f32[R, C]`"

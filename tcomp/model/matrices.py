@@ -1,13 +1,14 @@
-"""Updates matrix by matrix: the calls of an `update`, or of an op with a `p` of several axes, for each of a group's.
+"""Updates tensor by tensor: the calls of an `update`, or of an op that sums or has a `p` of several axes, for each of a
+group's matrices, or of its tensors as vectors.
 
     group matrices by muon                 -->   qkv_w[0]: X = muon_momentum(g, m, scale, momentum)
     param qkv_w: real[L, 3 * C, C]                         A = matmul(X, X), ...
     linear(h, qkv_w[l], ...) in `forward`        qkv_w[1]: ...
 
 What a matrix is the forward pass says: a parameter of which each call reads a slice, `w[l]`, is as many matrices as it
-has slices, another one is one. So vectors of all layers side by side, `ln1_w[l]`, are not taken for a matrix.
-Operands are views of the flat vectors; what calls give each other are tensors of the matrix's own, which live from call
-to call.
+has slices, another one is one. So vectors of all layers side by side, `ln1_w[l]`, are not taken for a matrix. An op
+whose `p` is a vector takes any tensor, a matrix with its rows one behind the other. Operands are views of the flat
+vectors; what calls give each other are tensors of the matrix's own, which live from call to call.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tcomp.dsl.dims import bind, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import count
 from tcomp.dsl.infer import dimensions
-from tcomp.dsl.updates import as_model
+from tcomp.dsl.updates import as_model, of_matrices
 from tcomp.grad.accumulate import restricted
 from tcomp.model.flat import Region
 from tcomp.model.graph import Graph, Node, Parameter, Tensor, View
@@ -37,13 +38,15 @@ class Matrices:
         self.parameter = parameter
         shape = parameter.tensor.shape
         views = {v for n in graph.nodes for v in n.operands.values() if v.tensor is parameter.tensor}
-        self.depths = [d for d in range(len(shape)) if all(_is_slice(v, shape, d) for v in views)] or [0]
+        self.depths = [d for d in range(len(shape) + 1) if all(_is_slice(v, shape, d) for v in views)] or [0]
         """of how many leading axes every call may be reading one slice"""
 
     def depth(self, op: Op) -> int:
         """How many leading axes count the matrices. TcError where these have other axes than `p` of the op."""
         tensor, wanted = self.parameter.tensor, op.operand("p")
         assert wanted is not None
+        if len(wanted.shape) == 1:
+            return self.depths[-1]
         for d in self.depths:
             if len(tensor.shape) - d == len(wanted.shape):
                 return d
@@ -64,7 +67,11 @@ class Matrices:
 
     def shape(self, op: Op) -> Shape:
         """Of one matrix."""
-        return self.parameter.tensor.shape[self.depth(op) :]
+        return self.flat(op, self.parameter.tensor.shape[self.depth(op) :])
+
+    def flat(self, op: Op, shape: Shape) -> Shape:
+        """A tensor's shape as an op of vectors has it."""
+        return (prod(shape),) if not of_matrices(op) else shape
 
     def name(self, op: Op, number: int) -> str:
         """`qkv_w[3]`; the parameter's name where it is one matrix."""
@@ -78,7 +85,10 @@ class Matrices:
     def part(self, flat: Tensor, region: Region, op: Op, number: int) -> View:
         """What a flat vector has for one matrix."""
         own = self.parameter.tensor
-        shape = region.parts[own].shape[self.depth(op) :]
+        whole = region.parts[own].shape
+        shape = whole[self.depth(op) :]
+        if whole == own.shape:
+            shape = self.flat(op, shape)
         return View(flat, region.offsets[own.name] + number * prod(shape), shape)
 
     def dims(self, op: Op) -> dict[str, int]:
@@ -99,8 +109,8 @@ def _is_slice(v: View, shape: Shape, depth: int) -> bool:
 
 def state_shape(state: Operand, op: Op, matrices: Matrices) -> Shape:
     """The shape of what an op keeps for all of a parameter's matrices."""
-    counted = matrices.parameter.tensor.shape[: matrices.depth(op)]
-    return counted + operand_shape(state, matrices.dims(op))
+    own, shape = matrices.parameter.tensor.shape, operand_shape(state, matrices.dims(op))
+    return own if shape == matrices.shape(op) else own[: matrices.depth(op)] + shape
 
 
 class MatrixCalls:

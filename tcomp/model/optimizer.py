@@ -6,8 +6,8 @@ where `p` are f32 master copies of them; for parameters without such (f32 ones a
 `w`. The op's `real` is what the group's parameters are stored in; it runs once for each such type. `step` is the step
 counter; other scalars are the group's values, then results of the learning-rate and norm ops, then the optimizer's
 hyperparameters.
-What trains matrices is run for each of a group's (`matrices.py`), before all that takes vectors: an executor may leave
-the last launches of the update to the next step, if they are of vectors.
+What trains tensor by tensor is run for each of a group's (`matrices.py`), before all that takes vectors: an executor
+may leave the last launches of the update to the next step, if they are of vectors.
 
 Where several processes share a step, each sums the norm's parts over its share of the gradients, and the update has the
 rest of that op, which reads the sums of all. Under ZeRO-1 it also updates its share only.
@@ -24,7 +24,7 @@ from tcomp.dsl.dims import bind, evaluate_dim
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.recipes import kept
 from tcomp.dsl.storage import STORAGE, bound
-from tcomp.dsl.updates import as_update, group_op, of_matrices, trainer
+from tcomp.dsl.updates import as_update, by_tensor, group_op, of_matrices, trainer
 from tcomp.grad.accumulate import restricted
 from tcomp.model.flat import FlatGroup, FlatLayout, Region
 from tcomp.model.graph import Graph, Node, Tensor, View
@@ -86,7 +86,7 @@ def state_parts(graph: Graph, module: Module, layout: FlatLayout) -> dict[str, d
             continue  # (build_update says so)
         for o in (o for o in op.params if o.inout and o.name != "p" and o.shape):
             for p in group.parameters:
-                shape = state_shape(o, op, Matrices(p, graph)) if of_matrices(op) else p.tensor.shape
+                shape = state_shape(o, op, Matrices(p, graph)) if by_tensor(op) else p.tensor.shape
                 name = f"state.{o.name}.{p.tensor.name}"
                 part = Tensor(name, kept(p.tensor.dtype), shape, "state", p.tensor.name)
                 parts.setdefault(o.name, {})[p.tensor] = part
@@ -145,10 +145,10 @@ class _Builder:
         if o.norm is not None:
             self.norm(self.op(o.norm))
         for group, op in trained:
-            if of_matrices(op):
-                self.matrices(group, op)
+            if by_tensor(op):
+                self.tensors(group, op)
         for group, op in trained:
-            if not of_matrices(op):
+            if not by_tensor(op):
                 self.begin(f"first.{group.label}".replace(" ", "."), group.first)
                 label = f"{op.name} {group.label}".strip()
                 self.node(self.copying(op, group), self.values(group), group, label, share=self.sharing.zero > 0)
@@ -196,8 +196,8 @@ class _Builder:
                     "train without --zero",
                 )
 
-    def matrices(self, group: FlatGroup, op: Op) -> None:
-        """The op or update on each matrix of the group."""
+    def tensors(self, group: FlatGroup, op: Op) -> None:
+        """The op or update on each tensor of the group."""
         update = self.module.updates.get(op.name) or as_update(op)
         stored = self.stored(group)
         op = bound(self.copying(op, group), stored)
@@ -279,7 +279,7 @@ class _Builder:
 
     def copying(self, update: Op, group: FlatGroup) -> Op:
         """The op with its result `w` where the recipe keeps master copies of the group, else without (of what trains
-        matrices, whose calls are yet to come, only the result is left out)."""
+        tensor by tensor, whose calls are yet to come, only the result is left out)."""
         copies = any(r.name == "w" for r in update.outputs)
         masters = self.key("w", group) is not None
         if masters and not copies:
@@ -293,7 +293,7 @@ class _Builder:
             )
         if masters or not copies:
             return update
-        if of_matrices(update):
+        if by_tensor(update):
             return replace(update, outputs=())
         return restricted(update, frozenset(o.name for o in update.written) - {"w"})
 
