@@ -135,6 +135,16 @@ def test_rows_of_one_set_are_packed_by_whole_lines(inputs: int, tmp_path: Path) 
     compare("turned", sizes, blocks, 1, tmp_path)
 
 
+@wide_only
+@dots_only
+def test_pieces_of_pairs_are_counted_in_words(tmp_path: Path) -> None:
+    """A tile of 48 elements along the sum is 24 words, no whole lines of 16: pieces are four words of 16 rows, though W's
+    rows are 4096 bytes apart."""
+    kernel = product_kernel("by ahead", (16, 2048, 96), (8, 48, 48), 1, "turned in pairs")
+    assert re.search(r"icmp ult i64 %\S+, 18\b", kernel_ir(kernel, machine()))
+    result(kernel, 1, tmp_path)
+
+
 def compare(kind: str, sizes: tuple[int, int, int], blocks: tuple[int, int, int], threads: int, cache: Path) -> None:
     """The product packed ahead and packed at once, which both are right."""
     plain, ahead = (result(product_kernel(by, sizes, blocks, threads, kind), threads, cache) for by in ("", "by ahead"))

@@ -157,13 +157,15 @@ def _grouped(scope: Scope, pack: Pack) -> tuple[Buffer, Buffer, Axis]:
 
 
 def words_moved(scope: Scope, pack: Pack) -> Pack | None:
-    """The pack by words, its axes as they are; None where groups do not lie whole in the source."""
+    """The pack by words, as many as its tile has, its axes else as they are; None where groups do not lie whole in the
+    source."""
     source, tile, k = _grouped(scope, pack)
     even = scope.facts.of(k.start).multiple_of(GROUP) and scope.facts.of(length(k)).multiple_of(GROUP)
     if not even or not groups_lie_whole(source, pack.source, k.name, GROUP):
         return None
     moved = Access(words(scope, source).name, pack.source.subscripts, pack.span)
-    return Pack(tile.name, pack.axes, moved, span=pack.span)
+    axes = tuple(replace(a, block=-(-a.block // GROUP)) if a is k else a for a in pack.axes)
+    return Pack(tile.name, axes, moved, span=pack.span)
 
 
 def _moved(scope: Scope, symbols: _Symbols, pack: Pack) -> Pack | None:
