@@ -271,7 +271,7 @@ def _check_lengths(op: Op) -> None:
         read = (*v.values, v.guard, v.key) if isinstance(v, Reduction) else (v,)
         found = next((n for e in read if e is not None for n in _numbers(e) if n.id in lengths), None)
         if found is not None:
-            hint = "let each group give it as a value, or train tensor by tensor, as ops that sum or have `p: f32[R, C]` do"
+            hint = "let each group give it as a value, or train each tensor alone, by `p: f32[R, C]` or an op that sums"
             message = f"op '{op.name}' reads a vector's length '{found.id}', which counts the zeros between tensors"
             raise TcError(message, found.span if found.span.line else eq.span, hint=hint)
 

@@ -138,8 +138,8 @@ def test_rows_of_one_set_are_packed_by_whole_lines(inputs: int, tmp_path: Path) 
 @wide_only
 @dots_only
 def test_pieces_of_pairs_are_counted_in_words(tmp_path: Path) -> None:
-    """A tile of 48 elements along the sum is 24 words, no whole lines of 16: pieces are four words of 16 rows, though W's
-    rows are 4096 bytes apart."""
+    """A tile of 48 elements along the sum is 24 words, no whole lines of 16: pieces are four words of 16 rows, though
+    those of W are 4096 bytes apart."""
     kernel = product_kernel("by ahead", (16, 2048, 96), (8, 48, 48), 1, "turned in pairs")
     assert re.search(r"icmp ult i64 %\S+, 18\b", kernel_ir(kernel, machine()))
     result(kernel, 1, tmp_path)
