@@ -100,7 +100,7 @@ def _size(b: Buffer) -> str:
     if not isinstance(b.layout, Fragment):
         return f"{b.bytes * b.ring} bytes"
     count = 1
-    for s, n in zip(b.layout.spreads, (*b.shape[:-1], b.columns or b.shape[-1]), strict=True):
+    for s, n in zip(b.layout.spreads, (*b.shape[:-1], b.columns) if b.columns else b.shape, strict=True):
         count *= s.per_thread(n)
     return f"{count} elements per thread" + (f", {b.columns} columns at a time" if b.columns else "")
 

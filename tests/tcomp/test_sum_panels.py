@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from tcomp.dsl.ast import DType
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load_text
-from tcomp.ir.tile import Compute, Kernel, Loop
+from tcomp.ir.print import print_kernel
+from tcomp.ir.tile import Buffer, Compute, Fragment, Kernel, Loop, Scope
 from tcomp.ir.walk import computes, statements_in
 from tcomp.machine.gpu import machine_for_target
 from tcomp.schedule.lower import lower
@@ -43,6 +47,13 @@ def test_panels_divide_the_columns_that_are_too_many(columns: int, at_once: int)
     loops = [s for s in statements_in(kernel.phases[0]) if isinstance(s, Loop) and s.level == "panel"]
     assert tile.columns == at_once
     assert [s.step for s in loops] == [at_once] * bool(at_once)
+    size = f"{at_once or columns} elements per thread" + (f", {at_once} columns at a time" if at_once else "")
+    assert size in print_kernel(kernel)
+
+
+def test_a_register_tile_without_an_axis_is_printed() -> None:
+    tile = Buffer("s", DType.F32, (), Scope.REGISTERS, Fragment(()))
+    assert "registers s: f32[]  # 1 elements per thread" in print_kernel(replace(lowered("grid.x(256)"), tiles=(tile,)))
 
 
 def test_what_reads_a_sum_shares_its_panels() -> None:
