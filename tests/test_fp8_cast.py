@@ -28,8 +28,8 @@ from tests.test_fp8_tensor_cores import inputs_of
 from tests.test_ops_gpu import execute
 
 SHIPPED = (library() / "gpt2.tc").read_text()
-PLACE = "quantised(layernorm_cast_fp8, linear_given_fp8, sm_90a)"
-GRADIENT = "quantised_gradient(layernorm_gradients_cast_fp8, given_fp8_gradients, sm_90a)"
+PLACE = "quantised(layernorm_cast_fp8, linear_given_fp8, sm_90a, sm_100a)"
+GRADIENT = "quantised_gradient(layernorm_gradients_cast_fp8, given_fp8_gradients, sm_90a, sm_100a)"
 OPS = ("layernorm_cast_fp8", "linear_given_fp8", "linear_gelu_given_fp8")
 GRADIENTS = ("layernorm_gradients_cast_fp8", "given_fp8_gradients")
 DIMS = {"M": 200, "N": 112, "K": 272, "H": 16}

@@ -1,4 +1,5 @@
-"""8-bit linear layers on tensor cores, forward and backward: wgmma on Hopper, mma.sync on other GPUs with 8-bit units.
+"""8-bit linear layers on tensor cores, forward and backward: wgmma on Hopper, tcgen05 on Blackwell (a scale for each
+tensor), mma.sync on other GPUs with 8-bit units.
 
 Every check of the virtual GPU is on, results are the oracle's, and nothing in the assembled kernels spills or is
 serialised.
@@ -23,6 +24,7 @@ from tcomp.dsl.storage import bound
 from tcomp.machine.gpu import machine_for_target
 from tcomp.oracle import evaluate
 from tcomp.runtime.values import stored, values
+from tcomp.runtime.vgpu.tcgen05_descriptor import product_of
 from tcomp.schedule.lower import lower
 from tests.reference.op_cases import GPT2
 from tests.test_ops_gpu import execute
@@ -39,8 +41,8 @@ EVERY = [
     for n in LAYERS
     for s in ("fp8", "fp8_block")
     for b in ("", ".backward")
-    for t in ("sm_90a", "sm_89")
-    if t == "sm_90a" or n == "linear_gelu"
+    for t in ("sm_90a", "sm_89", "sm_100a")
+    if t == "sm_90a" or (n == "linear_gelu" and (t == "sm_89" or s == "fp8"))
 ]
 Array = np.ndarray
 
@@ -94,6 +96,8 @@ def test_layers_are_the_oracles(name: str, backward: str, target: str) -> None:
         ("linear_gelu_fp8.backward", "sm_120a", (520, 32, 48)),
         ("linear_gelu_fp8", "sm_120a", (24, 528, 64)),
         ("linear_gelu_fp8.backward", "sm_90a", (24, 528, 64)),
+        ("linear_gelu_fp8", "sm_100a", (1, 16, 16)),
+        ("linear_gelu_fp8.backward", "sm_100a", (24, 48, 528)),
     ],
 )
 def test_tall_wide_and_tiny(name: str, target: str, sizes: tuple[int, int, int]) -> None:
@@ -147,8 +151,14 @@ def test_passes_that_transpose_ask_memory_for_whole_sectors(backward: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target, family", [("sm_90a", "wgmma.mma_async"), ("sm_89", "mma"), ("sm_120a", "mma")])
-@pytest.mark.parametrize("suffix", ["fp8", "fp8_block"])
+@pytest.mark.parametrize(
+    "suffix, target, family",
+    [
+        *((s, t, f) for s in ("fp8", "fp8_block")
+          for t, f in (("sm_90a", "wgmma.mma_async"), ("sm_89", "mma"), ("sm_120a", "mma"))),
+        ("fp8", "sm_100a", "tcgen05"),
+    ],
+)  # fmt: skip
 def test_all_products_are_matrix_instructions_without_spills(suffix: str, target: str, family: str) -> None:
     module, machine = eight_bit_layers(), machine_for_target(target)
     products = []
@@ -156,7 +166,17 @@ def test_all_products_are_matrix_instructions_without_spills(suffix: str, target
         sizes = dims_of(name, {"M": 4096, "N": 1024, "K": 768, "H": 16})
         for kernel in lower(bound(module.ops[name], DType.BF16), module, sizes, machine).kernels:
             code = compile_kernel(kernel, machine)
-            products += sorted(set(re.findall(rf"{re.escape(family)}\.sync\S+f32\.(e\dm\d\.e\dm\d)", code.ptx)))
+            products += _products(code.ptx, family)
             built = assemble(code.ptx, target)
             assert not built.findings and not any(r.spill_store_bytes for r in built.resources), kernel.name
     assert products == ["e4m3.e4m3", "e5m2.e4m3", "e5m2.e4m3"]
+
+
+def _products(ptx: str, family: str) -> list[str]:
+    """The types that matrix instructions multiply: tcgen05 says them in an instruction descriptor."""
+    if family != "tcgen05":
+        return sorted(set(re.findall(rf"{re.escape(family)}\.sync\S+f32\.(e\dm\d\.e\dm\d)", ptx)))
+    assert not re.search(r"\bmma\.sync", ptx)
+    blocks = (b for b in ptx.split("{ .reg .b64 da, db;")[1:] if "tcgen05.mma.cta_group::1.kind::f8f6f4 " in b)
+    found = {product_of("f8f6f4", int(b.partition("mov.b32 i, ")[2].partition(";")[0])) for b in blocks}
+    return sorted(f"{p.a}.{p.b}" for p in found)
