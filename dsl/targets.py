@@ -65,7 +65,7 @@ GPU = Family(
 CONDITIONAL = ("stagger", "pingpong", "stream")
 """flags whose argument is the condition under which they hold"""
 CPU_TARGETS = ("cpu", "cpu.sse2", "cpu.avx2", "cpu.avx512", "cpu.avx512bf16", "cpu.neon")
-GPU_TARGETS = ("gpu", "sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
+GPU_TARGETS = ("gpu", "sm_80", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_110a", "sm_120a")
 _GPU_NAME = re.compile(r"sm_[0-9]+a?")
 
 

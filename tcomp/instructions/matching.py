@@ -175,7 +175,8 @@ def match(c: Compute, buffers: Mapping[str, Buffer], target: str, instructions: 
     elsewhere = {t for i in instructions if i.family == family for t in i.targets}
     if found is None and target not in elsewhere:
         raise MatchError(
-            f"{target} has no {family}", f"{', '.join(sorted(elsewhere))} has: give this schedule to that target alone"
+            f"{target} has no {family}",
+            f"give this schedule to targets that have it alone: {', '.join(sorted(elsewhere))}",
         )
     if found is None:
         raise MatchError(

@@ -1,4 +1,5 @@
-"""tcgen05: one thread multiplies 128 rows by 16 to 256 columns, asynchronously, into tensor memory (sm_100a).
+"""tcgen05: one thread multiplies 128 rows by 16 to 256 columns, asynchronously, into tensor memory (sm_100a,
+sm_103a, sm_110a).
 
 Both operands are read from shared memory in place, through descriptors of swizzled tiles; those of up to 16 bits may
 lie in memory along k or across it. Row r of the sum is in lane r of tensor memory, column n in column n; a warp loads
@@ -15,7 +16,8 @@ ROWS = 128
 WIDTHS = tuple(range(16, 257, 16))
 COLUMNS = 512
 """of tensor memory, each of 32 bits in 128 lanes"""
-_TARGETS = frozenset({"sm_100a"})
+_TARGETS = frozenset({"sm_100a", "sm_103a", "sm_110a"})
+"""(of the kinds that are not declared here, that of integers is missing on sm_103a)"""
 _FP8 = (DType.E4M3, DType.E5M2)
 _KINDS = {DType.BF16: "f16", DType.F16: "f16", DType.F32: "tf32", DType.E4M3: "f8f6f4", DType.E5M2: "f8f6f4"}
 _CODES = {DType.F16: 0, DType.BF16: 1, DType.F32: 2, DType.E4M3: 0, DType.E5M2: 1}

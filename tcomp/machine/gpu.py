@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from tcomp.dsl.targets import GPU_TARGETS
 from tcomp.errors import UserError
 
+LIKE = {"sm_103a": ("sm_100a",), "sm_110a": ("sm_100a",)}
+"""Targets that have all instructions of other ones that schedules can name: tcgen05, tensor copies, clusters. (What is
+generated for one runs on that alone all the same.)"""
+
 
 @dataclass(frozen=True)
 class GpuMachine:
@@ -73,11 +77,12 @@ class GpuMachine:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The schedule targets that apply, most specific first: its own, its family's, those of older GPUs (whose
-        instructions newer ones keep, unless the name ends in a letter), then `gpu`."""
+        """The schedule targets that apply, most specific first: its own, those whose instructions it has all of, its
+        family's, those of older GPUs (whose instructions newer ones keep, unless the name ends in a letter), then
+        `gpu`."""
         own = self.target.rstrip("af")
         older = sorted((int(t[3:]) for t in GPU_TARGETS if t[3:].isdigit() and int(t[3:]) < self.sm), reverse=True)
-        return tuple(dict.fromkeys((self.target, own, *(f"sm_{n}" for n in older), "gpu")))
+        return tuple(dict.fromkeys((self.target, *LIKE.get(self.target, ()), own, *(f"sm_{n}" for n in older), "gpu")))
 
     @property
     def capability(self) -> tuple[int, int]:
@@ -151,8 +156,18 @@ B200 = GpuMachine(
     label="NVIDIA B200", tensor_flops=_tensor(1125, 2250, 4500), matrix_path="tcgen05", l2_per_clock=11264,
     tensor_columns=512,
 )  # fmt: skip
+# (SMs and clock as a B200's, whose rates in these types it has, by HGX tables; L2's rate as a B200's)
+B300 = GpuMachine(
+    "b300", "sm_103a", 148, 1.86e9, 227 * _KB, 228 * _KB, 65536, 2048, 32, 126 * _MB, 268 * _GB, 8e12,
+    label="NVIDIA B300", tensor_flops=_tensor(1125, 2250, 4500), matrix_path="tcgen05", l2_per_clock=11264,
+)  # fmt: skip
+# (rates from 2070 TFLOP/s of sparse FP4; memory is the CPU's, too; L2's rate as A100's for each SM)
+THOR = GpuMachine(
+    "thor", "sm_110a", 20, 1.575e9, 227 * _KB, 228 * _KB, 65536, 1536, 24, 32 * _MB, 119 * _GB, 0.273e12,
+    label="NVIDIA Thor (T5000)", tensor_flops=_tensor(129.4, 258.8, 517.5), matrix_path="tcgen05", l2_per_clock=948,
+)  # fmt: skip
 
-MACHINES = {m.name: m for m in (H100, H200, A100, RTX4090, L40S, RTX5090, B200)}
+MACHINES = {m.name: m for m in (H100, H200, A100, RTX4090, L40S, RTX5090, B200, B300, THOR)}
 """All known machines by name; of several with the same target, the first is the target's default."""
 
 

@@ -48,6 +48,8 @@ TARGETS = {
         GpuTarget("sm_89", 89, (7, 8), (8, 9)),
         GpuTarget("sm_90a", 90, (8, 0), (9, 0)),
         GpuTarget("sm_100a", 100, (8, 6), (10, 0)),
+        GpuTarget("sm_103a", 103, (8, 8), (10, 3)),
+        GpuTarget("sm_110a", 110, (9, 0), (11, 0)),
         GpuTarget("sm_120a", 120, (8, 7), (12, 0)),
     )
 }

@@ -15,19 +15,20 @@ from tests.tcomp import ptx_samples as samples
 
 
 def test_machines_by_name_and_by_target() -> None:
-    assert set(MACHINES) == {"h100", "h200", "a100", "l40s", "rtx4090", "rtx5090", "b200"}
+    assert set(MACHINES) == {"h100", "h200", "a100", "l40s", "rtx4090", "rtx5090", "b200", "b300", "thor"}
     for name, m in MACHINES.items():
         assert machine_named(name) is m and m.name == name and m.target in TARGETS
     assert machine_named("RTX 4090").name == machine_named("rtx-4090").name == "rtx4090"
     defaults = {t: machine_for_target(t).name for t in TARGETS}
     assert defaults == {
-        "sm_80": "a100", "sm_89": "rtx4090", "sm_90a": "h100", "sm_100a": "b200", "sm_120a": "rtx5090",
+        "sm_80": "a100", "sm_89": "rtx4090", "sm_90a": "h100", "sm_100a": "b200", "sm_103a": "b300",
+        "sm_110a": "thor", "sm_120a": "rtx5090",
     }  # fmt: skip
     with pytest.raises(UserError, match=r"(?s)no description of a GPU 'h10'.*did you mean 'h100'.*known GPUs: h100"):
         machine_named("h10")
     with pytest.raises(UserError, match=r"(?s)'toaster'.*known GPUs: .*b200"):
         machine_named("toaster")
-    with pytest.raises(UserError, match="GPU targets: sm_80, sm_89, sm_90a, sm_100a, sm_120a"):
+    with pytest.raises(UserError, match="GPU targets: sm_80, sm_89, sm_90a, sm_100a, sm_103a, sm_110a, sm_120a"):
         machine_for_target("sm_50")
 
 
@@ -44,6 +45,12 @@ def test_figures_hang_together(machine: GpuMachine) -> None:
     per_clock = bf16 / machine.sms / machine.clock_hz
     assert per_clock == pytest.approx(2 ** round(math.log2(per_clock)), rel=0.02)
     assert machine.memory_bandwidth < machine.l2_bandwidth
+
+
+def test_what_has_tcgen05_takes_its_schedules() -> None:
+    for name in ("b300", "thor"):
+        assert machine_named(name).targets[1] == "sm_100a"
+    assert "sm_100a" not in machine_named("rtx5090").targets
 
 
 def test_published_peaks() -> None:

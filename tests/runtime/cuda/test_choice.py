@@ -18,7 +18,7 @@ def gpu(index: int = 0, name: str = "NVIDIA H100 80GB HBM3", capability: tuple[i
     ("capability", "target"),
     [
         ((8, 0), "sm_80"), ((8, 6), "sm_80"), ((8, 9), "sm_89"), ((9, 0), "sm_90a"), ((10, 0), "sm_100a"),
-        ((10, 3), "sm_89"), ((12, 0), "sm_120a"), ((12, 1), "sm_89"),
+        ((10, 3), "sm_103a"), ((11, 0), "sm_110a"), ((12, 0), "sm_120a"), ((12, 1), "sm_89"),
     ],
 )  # fmt: skip
 def test_the_target_is_the_best_that_runs(capability: tuple[int, int], target: str) -> None:

@@ -155,6 +155,12 @@ def test_targets() -> None:
     for target in ("sm_100", "sm_90"):
         with pytest.raises(PtxError, match="needs sm_100a"):
             run(kernel(CODE + WHOLE).replace("sm_100a", target), IMAGE, 64)
+    mma = [Instr("tcgen05.mma.cta_group::1.kind::f8f6f4", (), 1)]
+    for target in ("sm_103a", "sm_110a"):
+        check_instructions(mma, target, "9.0")
+    for target in ("sm_90a", "sm_103", "sm_120a"):
+        with pytest.raises(PtxError, match="needs sm_100a"):
+            check_instructions(mma, target, "9.0")
     report, _ = run(kernel(CODE + WHOLE).replace("sm_100a", "sm_100f").replace("8.6", "9.0"), IMAGE, 64)
     assert report.ok
     check_instructions([Instr("setmaxnreg.dec.sync.aligned.u32", (), 1)], "sm_100a", "8.6")

@@ -99,6 +99,17 @@ def test_tiles(rows: int, columns: int, lines: str) -> None:
     agrees(text(rows=rows, columns=columns, lines=lines, y="bf16"), {"M": 392, "N": 136, "K": 72})
 
 
+@pytest.mark.parametrize("target", ["sm_103a", "sm_110a"])
+def test_other_targets_that_have_it(target: str) -> None:
+    """By the schedule for sm_100a, in code of their own."""
+    machine = machine_for_target(target)
+    agrees(text(y="bf16"), {"M": 136, "N": 64, "K": 64}, replace(machine, sms=2))
+    kernel = support.lowered(text(y="bf16"), {"M": 256, "N": 128, "K": 128}, machine)
+    code = compile_kernel(kernel, machine)
+    assert f".target {target}" in code.ptx and "tcgen05.mma" in code.ptx
+    assert assemble(code.ptx, target).resources[0].spill_store_bytes == 0
+
+
 def test_the_order_of_blocks_and_warps_is_free() -> None:
     for order in (1, 2):
         agrees(text(y="bf16"), {"M": 384, "N": 128, "K": 192}, order=order)
