@@ -169,7 +169,8 @@ def match(c: Compute, buffers: Mapping[str, Buffer], target: str, instructions: 
             f"{k.name}, the other {n.name} and {k.name}",
             "use fma (no `use` line) for this equation",
         )
-    a, b = (_operand(f, i, k, buffers) for f, i in ((left[0], m), (right[0], n)))
+    copy = "tma" if any(i.family == family and i.threads == 128 for i in instructions) else "cp.async"
+    a, b = (_operand(f, i, k, buffers, copy) for f, i in ((left[0], m), (right[0], n)))
     types = (a.factor.dtype(a.buffer), b.factor.dtype(b.buffer))
     found = instruction_for(family, *types, target, instructions)
     elsewhere = {t for i in instructions if i.family == family for t in i.targets}
@@ -208,7 +209,8 @@ def _shown(o: Operand) -> str:
     return o.factor.access.tensor.partition(".shared")[0]
 
 
-def _operand(f: Factor, own: Axis, k: Axis, buffers: Mapping[str, Buffer]) -> Operand:
+def _operand(f: Factor, own: Axis, k: Axis, buffers: Mapping[str, Buffer], copy: str) -> Operand:
+    """A factor in its role. `copy` is what makes tiles as the instruction reads them."""
     buffer = buffers[f.access.tensor]
     walked = [[i for i in (own.name, k.name) if i in names_in(s)] for s in f.access.subscripts]
     used = [w for w in walked if w]
@@ -221,7 +223,7 @@ def _operand(f: Factor, own: Axis, k: Axis, buffers: Mapping[str, Buffer]) -> Op
     if buffer.scope not in (Scope.SHARED, Scope.REGISTERS):
         raise MatchError(
             f"operand '{name}' is in device memory; the instruction reads shared memory and registers",
-            f"stage it in the loop around: stage {name} in shared at {k.name} by cp.async",
+            f"stage it in the loop around: stage {name} in shared at {k.name} by {copy}",
         )
     if len(walked) != 2:
         raise MatchError(f"operand '{name}' must have two indices within its tile", "give the others tiles of 1")
