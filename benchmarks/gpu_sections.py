@@ -7,6 +7,7 @@ so, when its time is used up.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -171,6 +172,7 @@ def main() -> None:
     parser.add_argument("--family-predictions", type=Path, help="file of gpu_cases.py")
     args = parser.parse_args()
     deadline = time.monotonic() + args.limit
+    gc.set_threshold(100_000, 50, 10)  # as the command line has it: compilers make trees by the million and few cycles
     with args.notes.open("a") as notes:
 
         def note(item: Item) -> None:

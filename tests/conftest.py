@@ -26,8 +26,8 @@ from hypothesis import settings
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
-# Compilers make trees by the million and few cycles: looking for those as often as usual takes a tenth of the time.
-gc.set_threshold(100_000, 50, 100)
+# Compilers make trees by the million and few cycles: looking for those as often as usual takes a fifth of the time.
+gc.set_threshold(1_000_000, 10, 100)
 
 settings.register_profile("repeatable", derandomize=True, print_blob=True)
 if os.environ.get("CI"):

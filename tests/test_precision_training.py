@@ -42,9 +42,11 @@ def batches(seed: int, steps: int, batch: int, length: int) -> Iterator[tuple[np
         yield text[at[:, :-1]], text[at[:, 1:]]
 
 
-def losses(executor: Executor, steps: int, batch: int, length: int) -> list[float]:
+def losses(
+    executor: Executor, steps: int, batch: int, length: int, rate: float = 3e-3, warmup: float = 20.0
+) -> list[float]:
     initialise(executor, 1, 1)
-    set_scalars(executor, {"peak_lr": 3e-3, "warmup": 20.0, "total": float(steps)})
+    set_scalars(executor, {"peak_lr": rate, "warmup": warmup, "total": float(steps)})
     found = []
     for step, (tokens, targets) in enumerate(batches(2, steps, batch, length)):
         executor.write("step", step)
@@ -86,8 +88,8 @@ def test_240_steps_end_near_f32(precision: str, objects: Path) -> None:
     assert abs(end - wanted) < GAP, f"{precision} ends at {end:.4f}, f32 at {wanted:.4f}"
 
 
-CLOSE = 0.005
-"""nats, of every loss of 20 steps on the virtual GPU from the CPU's in f32; 0.001 (bf16) and 0.002 (fp8) were seen"""
+CLOSE = 0.006
+"""nats, of every loss of 6 steps on the virtual GPU from the CPU's in f32; 0.003 was seen"""
 
 
 def code_of(executor: Executor) -> str:
@@ -96,16 +98,16 @@ def code_of(executor: Executor) -> str:
     return "".join(loaded.kernel.ptx for loaded in executor.kernels.values())
 
 
-@pytest.mark.slow(seconds=15)
+@pytest.mark.slow
 @pytest.mark.parametrize("precision, operands", [("bf16", "bf16.bf16"), ("fp8", "e5m2.e4m3")])
-def test_20_steps_on_the_virtual_gpu(precision: str, operands: str, objects: Path) -> None:
+def test_6_steps_on_the_virtual_gpu(precision: str, operands: str, objects: Path) -> None:
     """sm_90a code on tensor cores, forward and backward, all checks of the virtual GPU on and no findings: losses as
     those of the CPU's f32."""
     from tcomp.runtime.cuda.device import virtual_device
 
-    dims, batch, length, steps = {"L": 1, "H": 2, "C": 32}, 1, 16, 20
+    dims, batch, length, steps = {"L": 1, "H": 2, "C": 32}, 1, 16, 6
     with on_cpu("f32", dims, batch, length, objects) as executor:
-        wanted = losses(executor, steps, batch, length)
+        wanted = losses(executor, steps, batch, length, rate=3e-3, warmup=1.0)
     device = virtual_device("h100", objects, True)
     step = build_step(
         load(library() / "gpt2.tc"),
@@ -115,7 +117,7 @@ def test_20_steps_on_the_virtual_gpu(precision: str, operands: str, objects: Pat
     executor = device.open(step)
     try:
         assert re.search(rf"wgmma\.mma_async\S+\.{operands}", code_of(executor))
-        found = losses(executor, steps, batch, length)
+        found = losses(executor, steps, batch, length, rate=3e-3, warmup=1.0)
     finally:
         executor.close()
     device.finish()

@@ -14,7 +14,6 @@ import pytest
 
 from tcomp.model.request import StepRequest
 
-pytestmark = pytest.mark.usefixtures("cache")
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_acceptance.py"
 
 
@@ -23,7 +22,6 @@ def accept(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
     found = subprocess.run(
         [sys.executable, str(SCRIPT), "--out", str(folder), *arguments],
         capture_output=True, text=True, check=False, timeout=400,
-        env={**os.environ, "TCOMP_CACHE": str(folder / "cache")},
     )  # fmt: skip
     assert "Traceback" not in found.stderr, found.stderr
     stem = folder / ("gpu_acceptance_virtual" if "--virtual" in arguments else "gpu_acceptance")

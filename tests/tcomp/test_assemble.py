@@ -110,9 +110,9 @@ def test_serialised_wgmma(body: str, code: str | None, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_wgmma_without_registers_is_refused_with_advice(tmp_path: Path) -> None:
     body = "LOOP|FENCE|MMA|COMMIT|WAIT|END"
-    assert run(samples.wgmma_tile(256, body, ".maxntid 384, 1, 1"), tmp_path).findings == ()
-    with pytest.raises(UserError, match=r"Insufficient registers \(128\).*\[C7602\]") as e:
-        run(samples.wgmma_tile(256, body, ".maxntid 512, 1, 1"), tmp_path)
+    assert run(samples.wgmma_tile(96, body, ".maxntid 768, 1, 1"), tmp_path).findings == ()
+    with pytest.raises(UserError, match=r"Insufficient registers \(64\).*\[C7602\]") as e:
+        run(samples.wgmma_tile(96, body, ".maxntid 1024, 1, 1"), tmp_path)
     assert "smaller tile" in e.value.hint and "| wgmma.mma_async" in e.value.message
 
 
