@@ -61,7 +61,8 @@ def predict_kernel(
     disassembled."""
     code: GpuKernel = compile_all({kernel.name: kernel}, machine, cache)[kernel.name]
     assembled = assemble(code.ptx, machine.target, cache)
-    functions = {n: with_paired_loads(f) for n, f in functions_of(disassemble(assembled.cubin)).items()}
+    text = disassemble(assembled.cubin, cache_dir=cache)
+    functions = {n: with_paired_loads(f) for n, f in functions_of(text).items()}
     launches = tuple(_launches(kernel, code, assembled, functions, machine, before, most))
     counted = kernel.flops <= _peak(kernel, machine) * sum(p.seconds for p in launches)
     if not counted:

@@ -8,6 +8,7 @@ barrier is for the whole block. What a round has collected goes to those who wai
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,13 +116,12 @@ class Barriers:
 
     def arrive(self, i: Instr, lanes: Array, slots: Array, numbers: Array, counts: Array | None) -> None:
         m = self.m
-        warps, of_lane = np.unique(lanes >> 5, return_inverse=True)
+        begins = beginnings(lanes >> 5)  # of warps, whose lanes stand together
+        warps = lanes[begins] >> 5
         rows = m.order.rows(m.team[warps << 5], m.place[warps << 5], m.now)
-        keys = slots * COUNT + numbers
-        for key in np.unique(keys).tolist():
-            mine = keys == key
-            new, slot, number = lanes[mine], key // COUNT, key % COUNT
-            own = np.unique(of_lane[mine])
+        for mine, own in arrivals(slots, numbers, begins):
+            new = lanes[mine]
+            slot, number = int(slots[mine][0]), int(numbers[mine][0])
             known = rows[:, own].max(axis=1)
             if m.options.checks and (slot, number) in self.ended:
                 self.check_ended(i, new, slot, number, warps[own], rows[0, own])
@@ -170,6 +170,8 @@ class Barriers:
                 places = self.m.place[np.unique(r.lanes >> 5) << 5]
                 self.ended[slot, number] = places, r.rows[0][places].copy()
                 self.pass_through(slot, number, r, out)
+        if out:
+            self.m.shared_floor = self.m.order.floor()
         return list(out.items())
 
     def pass_through(self, slot: int, number: int, r: Round, out: dict[int, Sel]) -> None:
@@ -179,16 +181,16 @@ class Barriers:
         if not len(waiting):
             return
         self.check_divergence(waiting)
-        first = np.unique(waiting >> 5) << 5
         # Warps that waited with all their lanes have done nothing since they came.
-        here = np.bincount(waiting >> 5, minlength=m.lanes // 32)
-        still = first[(here == m.alive.reshape(-1, 32).sum(axis=1))[first >> 5]]
+        here = np.bincount(waiting - span.start >> 5, minlength=m.warps)
+        first = (np.flatnonzero(here) << 5) + span.start
+        still = first[(here == m.alive[span].reshape(-1, 32).sum(axis=1))[here > 0]]
         r.rows[0][m.place[still]] = m.now
         m.order.acquire(m.team[first], m.place[first], r.rows[:, None])
-        m.shared_floor = m.order.floor()
         m.now += 1
-        for n in np.unique(self.at[waiting]).tolist():
-            group = waiting[self.at[waiting] == n]
+        at = self.at[waiting]
+        for n in {int(at[0])} if (at == at[0]).all() else np.unique(at).tolist():
+            group = waiting[at == n]
             if n in self.reductions:
                 fold, put, values = self.reductions[n]
                 v = values[waiting]
@@ -229,3 +231,25 @@ class Barriers:
                             f"waits at barrier {number}: {have} of {need} threads have arrived")  # fmt: skip
             out.append((i, lanes, text))
         return out
+
+
+def beginnings(values: Array) -> Array:
+    """Where in an array that is not empty a value stands behind another one."""
+    found: Array = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+    return found
+
+
+def arrivals(slots: Array, numbers: Array, begins: Array) -> Iterator[tuple[Any, Any]]:
+    """For each barrier of a block that lanes come to: which of them, and which of their warps (that begin at
+    `begins`)."""
+    if (numbers == numbers[0]).all():  # lanes are in the order of their blocks
+        starts = beginnings(slots)
+        ends, warps = np.append(starts[1:], len(slots)).tolist(), np.searchsorted(begins, starts).tolist()
+        for start, end, own, others in zip(starts.tolist(), ends, warps, [*warps[1:], len(begins)], strict=True):
+            yield slice(start, end), slice(own, others)
+        return
+    keys = slots * COUNT + numbers
+    of_warp = np.repeat(np.arange(len(begins)), np.diff(np.append(begins, len(slots))))
+    for key in np.unique(keys).tolist():
+        mine = keys == key
+        yield mine, np.unique(of_warp[mine])

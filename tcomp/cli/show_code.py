@@ -78,4 +78,4 @@ class Code:
         if self.ptx:
             yield text
         if self.sass:
-            yield disassemble(assemble(text, machine.target, cache).cubin)
+            yield disassemble(assemble(text, machine.target, cache).cubin, cache_dir=cache)

@@ -12,44 +12,6 @@ from tests.cli.support import Tcomp, refused
 SMALL = ["--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "2", "-T", "8", "--threads", "1", "--steps", "2"]
 
 
-@pytest.mark.slow
-def test_tcomp_and_pytorch_compute_the_same_and_are_compared(tcomp: Tcomp, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    out = tcomp("bench", "gpt2", *SMALL, "--rounds", "2", "--against", "eager", "--json", "f.json")
-    assert out.code == 0, out.error
-    assert "| tcomp |" in out.out and "| eager |" in out.out and "fma f32" in out.out
-    found = json.loads((tmp_path / "f.json").read_text())
-    ours, theirs = found["programs"]
-    assert len(ours["seconds"]) == len(theirs["seconds"]) == 4 and 0 < ours["warm"] < ours["cold"]
-    assert theirs["loss_difference"] < 1e-5 and len(ours["losses"]) == 7
-    assert ours["losses"][0] != ours["losses"][4], "the weights have moved"
-    assert ours["peak_rss"] > found["profile"]["plan"]["arena"]
-    assert sum(k["share"] for k in found["profile"]["kernels"]) == pytest.approx(1)
-
-
-@pytest.mark.slow
-def test_the_virtual_gpu_runs_the_same_without_claims_about_time(tcomp: Tcomp, tmp_path: Path) -> None:
-    small = ["--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "1", "-T", "8", "--rounds", "1", "--steps", "1"]
-    out = tcomp("bench", "gpt2", *small, "--device", "virtual", "--against", "none", "--json", "f.json")
-    assert out.code == 0, out.error
-    assert "times say nothing" in out.out and "GFLOP/s" not in out.out
-    assert "agree" not in out.out, "nothing is compared"
-    (ours,) = json.loads((tmp_path / "f.json").read_text())["programs"]
-    assert ours["seconds"] == [] and len(ours["losses"]) == 4 and ours["device_bytes"] > 0
-
-
-@pytest.mark.slow
-def test_disagreeing_losses_are_refused(tcomp: Tcomp, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    text = (Path(__file__).resolve().parents[2] / "models" / "gpt2.tc").read_text()
-    changed = text.replace("layernorm(x, ln2_w[l], ln2_b[l])", "layernorm(a as [B * T, C], ln2_w[l], ln2_b[l])")
-    assert changed != text
-    (tmp_path / "mine.tc").write_text(changed)
-    result = tcomp("bench", "mine.tc", *SMALL, "--against", "eager", "--json", "f.json")
-    refused(result, "the losses of 'eager' differ from those of 'tcomp'", "they are not compared", "step 0: tcomp")
-    assert "median" not in result.out and not (tmp_path / "f.json").exists()
-
-
 MINE = """
 import torch
 from tcomp.runtime.bench.torch_base import counterpart
@@ -73,15 +35,47 @@ class Program:
 """
 
 
-@pytest.mark.slow
-def test_a_program_of_one_s_own_is_compared(tcomp: Tcomp, tmp_path: Path) -> None:
+@pytest.mark.slow(seconds=15)
+def test_tcomp_pytorch_and_a_program_of_one_s_own_compute_the_same_and_are_compared(
+    tcomp: Tcomp, tmp_path: Path
+) -> None:
     pytest.importorskip("torch")
     (tmp_path / "mine.py").write_text(MINE)
-    out = tcomp("bench", "gpt2", *SMALL, "--rounds", "1", "--against", "mine.py")
+    out = tcomp("bench", "gpt2", *SMALL, "--rounds", "2", "--against", "eager,mine.py", "--json", "f.json")
     assert out.code == 0, out.error
-    assert "| tcomp |" in out.out and "| mine |" in out.out
-    (tmp_path / "mine.py").write_text(MINE.replace("return loss.detach()", "return 2 * loss.detach()"))
-    refused(tcomp("bench", "gpt2", *SMALL, "--rounds", "1", "--against", "mine.py"), "the losses of 'mine' differ")
+    assert all(f"| {name} |" in out.out for name in ("tcomp", "eager", "mine")) and "fma f32" in out.out
+    found = json.loads((tmp_path / "f.json").read_text())
+    ours, *others = found["programs"]
+    assert len(ours["losses"]) == 7 and 0 < ours["warm"] < ours["cold"] and len(others) == 2
+    assert all(len(p["seconds"]) == 4 for p in (ours, *others)) and others[0]["loss_difference"] < 1e-5
+    assert ours["losses"][0] != ours["losses"][4], "the weights have moved"
+    assert ours["peak_rss"] > found["profile"]["plan"]["arena"]
+    assert sum(k["share"] for k in found["profile"]["kernels"]) == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_the_virtual_gpu_runs_the_same_without_claims_about_time(tcomp: Tcomp, tmp_path: Path) -> None:
+    small = ["--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "1", "-T", "8", "--rounds", "1", "--steps", "1"]
+    out = tcomp("bench", "gpt2", *small, "--device", "virtual", "--against", "none", "--json", "f.json")
+    assert out.code == 0, out.error
+    assert "times say nothing" in out.out and "GFLOP/s" not in out.out
+    assert "agree" not in out.out, "nothing is compared"
+    (ours,) = json.loads((tmp_path / "f.json").read_text())["programs"]
+    assert ours["seconds"] == [] and len(ours["losses"]) == 4 and ours["device_bytes"] > 0
+
+
+@pytest.mark.slow
+def test_disagreeing_losses_are_refused(tcomp: Tcomp, tmp_path: Path) -> None:
+    """Of a model whose text says something else, as of a program (of one's own) that does."""
+    pytest.importorskip("torch")
+    text = (Path(__file__).resolve().parents[2] / "models" / "gpt2.tc").read_text()
+    changed = text.replace("layernorm(x, ln2_w[l], ln2_b[l])", "layernorm(a as [B * T, C], ln2_w[l], ln2_b[l])")
+    assert changed != text
+    (tmp_path / "other.tc").write_text(changed)
+    (tmp_path / "mine.py").write_text(MINE)
+    result = tcomp("bench", "other.tc", *SMALL, "--rounds", "1", "--against", "mine.py", "--json", "f.json")
+    refused(result, "the losses of 'mine' differ from those of 'tcomp'", "they are not compared", "step 0: tcomp")
+    assert "median" not in result.out and not (tmp_path / "f.json").exists()
 
 
 @pytest.mark.parametrize(

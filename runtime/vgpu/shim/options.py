@@ -11,12 +11,13 @@ from tcomp.runtime.vgpu.machine import Options
 
 @dataclass(frozen=True)
 class ShimOptions:
-    """`device`: the virtual GPU's own options. `strict`: a finding that hardware would not notice (a race, a read
-    of uninitialised memory) fails the launch too, with CUDA_ERROR_LAUNCH_FAILED; otherwise it is only recorded.
-    `driver_version`: what cuDriverGetVersion says (13000 is CUDA 13.0). `blocking`: work runs at the call, as
-    under CUDA_LAUNCH_BLOCKING=1. `keep_reports`: older reports than this many are dropped."""
+    """`device`: the virtual GPU's own options, by default without a profile, which takes a tenth of the time.
+    `strict`: a finding that hardware would not notice (a race, a read of uninitialised memory) fails the launch too,
+    with CUDA_ERROR_LAUNCH_FAILED; otherwise it is only recorded. `driver_version`: what cuDriverGetVersion says (13000
+    is CUDA 13.0). `blocking`: work runs at the call, as under CUDA_LAUNCH_BLOCKING=1. `keep_reports`: older reports
+    than this many are dropped."""
 
-    device: Options = field(default_factory=Options)
+    device: Options = field(default_factory=lambda: Options(profile=False))
     strict: bool = False
     driver_version: int = 13000
     blocking: bool = False
@@ -38,7 +39,7 @@ def from_environment() -> tuple[str, int, ShimOptions]:
         ) from e
     checks = get("TCOMP_VGPU_CHECKS", "1") != "0"
     options = ShimOptions(
-        device=Options(checks=checks, profile=checks, order=order),
+        device=Options(checks=checks, profile=False, order=order),
         strict=get("TCOMP_VGPU_STRICT", "0") not in ("", "0"),
         driver_version=version,
         blocking=get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0"),

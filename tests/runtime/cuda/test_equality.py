@@ -14,7 +14,7 @@ from tcomp.runtime.generate import Decoding
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.scalars import set_scalars
 
-MICRO = {"L": 2, "H": 2, "C": 32, "V": 61, "S": 16}
+MICRO = {"L": 2, "H": 2, "C": 16, "V": 61, "S": 16}
 B, T = 2, 16
 
 
@@ -46,23 +46,13 @@ def train(
         executor.close()
 
 
-@pytest.mark.slow
-def test_steps_of_one_layer_equal_the_cpus_as_a_graph_or_not(virtual: Any) -> None:
-    sizes = {**MICRO, "L": 1, "C": 16}
-    want, _ = train(common.device_for("cpu", threads=1), 2, sizes=sizes)
-    got = train(common.device_for("virtual"), 2, sizes=sizes)
-    np.testing.assert_allclose(got[0], want, rtol=1e-5)
-    assert train(common.device_for("virtual", graph=False), 2, sizes=sizes) == got, "the second run has other bits"
-    assert not virtual.findings, str(virtual.findings[0])
-
-
 @pytest.mark.slow(seconds=20)
 def test_llama_equals_the_cpus(virtual: Any) -> None:
     """Two micro-batches, grouped heads, an untied head, logits in chunks, decoding with cached keys and values."""
     sizes = {"L": 1, "H": 4, "G": 2, "D": 8, "C": 32, "F": 40, "V": 61, "TIED": 0, "K": 3}
-    want, _ = train(common.device_for("cpu", threads=1), 3, 2, sizes, "llama")
+    want, _ = train(common.device_for("cpu", threads=1), 2, 2, sizes, "llama")
     device = common.device_for("virtual")
-    got, _ = train(device, 3, 2, sizes, "llama")
+    got, _ = train(device, 2, 2, sizes, "llama")
     np.testing.assert_allclose(got, want, rtol=1e-5)
     scores = [decoded(d, sizes) for d in (common.device_for("cpu", threads=1), device)]
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4, atol=1e-5)
@@ -102,15 +92,16 @@ def decoded(device: Device, sizes: dict[str, int], window: int = 8) -> np.ndarra
 
 
 @pytest.mark.slow(seconds=20)
-def test_a_training_run_equals_the_cpus(virtual: Any) -> None:
+def test_a_training_run_equals_the_cpus_as_a_graph_or_not(virtual: Any) -> None:
     steps = 3
     want, parameters = train(common.device_for("cpu", threads=1), steps)
-    device = common.device_for("virtual")
-    got, first = train(device, steps)
+    got = train(common.device_for("virtual"), steps)
+    losses, first = got
     assert want[-1] < want[0] - 0.01, "nothing was learnt: the comparison would say little"
-    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(losses, want, rtol=1e-5)
     for name, bits in parameters.items():
         ours, theirs = (np.frombuffer(b, np.float32) for b in (first[name], bits))
         # Wider than the losses: Adam scales a gradient that is nearly zero, rounding and all, to a whole update.
         assert np.linalg.norm(ours - theirs) <= 1e-3 * np.linalg.norm(theirs), name
+    assert train(common.device_for("virtual", graph=False), steps) == got, "the second run has other bits"
     assert not virtual.findings, str(virtual.findings[0])
