@@ -17,9 +17,15 @@ from tcomp.cli.settings import TrainSettings, as_json, from_json, merged, read_r
 from tcomp.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tcomp.model.step import Step
+    from tcomp.runtime.checkpoint import Checkpoint
     from tcomp.runtime.data import Data
     from tcomp.runtime.device import Device
     from tcomp.runtime.distributed.group import Group
+    from tcomp.runtime.executor import Executor
+    from tcomp.runtime.peers import Peers
     from tcomp.runtime.train import Outcome
 
 _TINY_LR = 3e-3
@@ -202,24 +208,52 @@ def _common(path: Path, group: Group | None) -> Path:
 
 
 def _run(settings: TrainSettings, path: Path, resume: bool, group: Group | None = None) -> Outcome:
-    from tcomp.runtime import checkpoint
-    from tcomp.runtime.run_folder import PASSED, FollowedRun, RunFolder, refuse_used
+    from rich.console import Console
+
+    from tcomp.runtime.run_folder import refuse_used
 
     if not resume:
         refuse_used(path)
-    weights = None
-    if settings.init_from and not (resume and checkpoint.any_saved(path)):  # the run's own take their place
-        weights = checkpoint.newest(Path(settings.init_from), common.warn)
+    weights = _first_weights(settings, path, resume)
     device = device_of(settings, group)
     by = "" if group is None else way(settings.exchange, device, group)
     built = built_by(group, settings.request(), device)
-    from rich.console import Console
-
-    from tcomp.runtime.data import open_data
-    from tcomp.runtime.progress import progress_for
-    from tcomp.runtime.train import Settings, added, check_trainable, check_weights, train
-
     console = Console(highlight=False)
+    data = _checked_data(settings, built, resume)
+    _announce(console, settings, built, data, by)
+    if group is not None:
+        check_same(group, as_json(settings), built, data, by)
+    with spinner(console, "compiling the kernels"):
+        executor, peers = opened_by(group, device, built.step, by)
+    leads = peers.rank == 0
+    try:
+        if weights is not None:
+            _check_weights(settings, executor, built.step, weights)
+        outcome = _trained(_Run(settings, path, resume, built, data), executor, peers, weights, console)
+    finally:
+        executor.close()
+    del executor, peers  # and with it its memory, before the sample takes some
+    if group is not None:
+        group.close()
+    _finish(settings, path, outcome, device, sampled=leads and _has_letters(data, path))
+    return outcome
+
+
+def _first_weights(settings: TrainSettings, path: Path, resume: bool) -> Checkpoint | None:
+    """The checkpoint that the run's weights come from, where it has none of its own yet."""
+    from tcomp.runtime import checkpoint
+
+    if not settings.init_from or (resume and checkpoint.any_saved(path)):
+        return None
+    return checkpoint.newest(Path(settings.init_from), common.warn)
+
+
+def _checked_data(settings: TrainSettings, built: common.Built, resume: bool) -> Data:
+    """The run's data. UserError where these, the hyperparameters or the prompt do not go with the model."""
+    from tcomp.runtime.data import open_data
+    from tcomp.runtime.run_folder import PASSED
+    from tcomp.runtime.train import check_trainable
+
     vocabulary = int(built.step.dims.get("V", 1 << 16))
     data = open_data([Path(p) for p in settings.data], settings.length, vocabulary)
     own = Path(settings.init_from) / PASSED / "tokenizer.json"
@@ -235,70 +269,91 @@ def _run(settings: TrainSettings, path: Path, resume: bool, group: Group | None 
     check_trainable(built.step)
     if settings.sample and data.text:
         limits.check_prompt(settings.prompt, vocabulary)
-    _announce(console, settings, built, data, by)
-    if group is not None:
-        check_same(group, as_json(settings), built, data, by)
-    with spinner(console, "compiling the kernels"):
-        executor, peers = opened_by(group, device, built.step, by)
+    return data
+
+
+def _check_weights(settings: TrainSettings, executor: Executor, step: Step, weights: Checkpoint) -> None:
+    """UserError where a checkpoint's weights are not the model's, or too few."""
+    from tcomp.runtime.train import added, check_weights
+
+    new = added(step, weights)
+    check_weights(executor, weights, new)
+    if new:
+        common.warn(f"{settings.init_from} has no {', '.join(new)}: they begin as the model's text says")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is to be trained: everything has been checked and built."""
+
+    settings: TrainSettings
+    path: Path
+    resume: bool
+    built: common.Built
+    data: Data
+
+
+def _trained(run: _Run, executor: Executor, peers: Peers, weights: Checkpoint | None, console: Console) -> Outcome:
+    """The run itself. Only now is there a run folder."""
+    from tcomp.runtime.progress import progress_for
+    from tcomp.runtime.run_folder import FollowedRun, RunFolder
+    from tcomp.runtime.train import Settings, train
+
+    settings, resume = run.settings, run.resume
+    leads = peers.rank == 0
+    folder = RunFolder(run.path, create=not resume) if leads else FollowedRun(run.path)
     try:
-        if weights is not None:
-            new = added(built.step, weights)
-            check_weights(executor, weights, new)
-            if new:
-                common.warn(f"{settings.init_from} has no {', '.join(new)}: they begin as the model's text says")
-        # Everything has been checked and built: only now is there a run folder.
-        leads = peers.rank == 0
-        folder = RunFolder(path, create=not resume) if leads else FollowedRun(path)
-        try:
-            if not resume:
-                hyper = {**_fitting(settings, built.step.hyper), **settings.hyper}
-                settings = replace(settings, hyper=hyper)
-            if not resume and leads:
-                settings = replace(
-                    settings,
-                    precision=built.step.precision,
-                    threads=built.threads if device.kind == "cpu" else settings.threads,
-                    run=str(path),
-                    model=str(Path(settings.model).resolve()) if Path(settings.model).is_file() else settings.model,
-                    data=[str(Path(p).resolve()) for p in settings.data],
-                    init_from=str(Path(settings.init_from).resolve()) if settings.init_from else "",
-                    lock=_kept_lock(built, path),
-                )
-                folder.write_config(as_json(settings))
-                if settings.init_from:
-                    folder.pass_on(Path(settings.init_from))
-                folder.keep_tokenizer([Path(p) for p in settings.data])
-            outcome = train(
-                executor,
-                data,
-                folder,
-                Settings(
-                    steps=settings.steps, accumulation=settings.accumulation, seed=settings.seed,
-                    hyper=settings.hyper, eval_every=settings.eval_every, eval_batches=settings.eval_batches,
-                    save_every=settings.save_every, keep=settings.keep, threads=settings.threads or limits.cores(),
-                ),
-                progress_for(console),
-                resume,
-                weights,
-                peers,
-            )  # fmt: skip
-        finally:
-            folder.close()
+        if not resume:
+            hyper = {**_fitting(settings, run.built.step.hyper), **settings.hyper}
+            settings = replace(settings, hyper=hyper)
+        if not resume and leads:
+            settings = _kept(settings, run.path, run.built)
+            folder.write_config(as_json(settings))
+            if settings.init_from:
+                folder.pass_on(Path(settings.init_from))
+            folder.keep_tokenizer([Path(p) for p in settings.data])
+        own = Settings(
+            steps=settings.steps, accumulation=settings.accumulation, seed=settings.seed, hyper=settings.hyper,
+            eval_every=settings.eval_every, eval_batches=settings.eval_batches, save_every=settings.save_every,
+            keep=settings.keep, threads=settings.threads or limits.cores(),
+        )  # fmt: skip
+        return train(executor, run.data, folder, own, progress_for(console), resume, weights, peers)
     finally:
-        executor.close()
-    del executor, peers  # and with it its memory, before the sample takes some
-    if group is not None:
-        group.close()
+        folder.close()
+
+
+def _kept(settings: TrainSettings, path: Path, built: common.Built) -> TrainSettings:
+    """The settings as the run folder keeps them: what they left open is said, and files by their full paths."""
+    return replace(
+        settings,
+        precision=built.step.precision,
+        threads=built.threads if built.device.kind == "cpu" else settings.threads,
+        run=str(path),
+        model=str(Path(settings.model).resolve()) if Path(settings.model).is_file() else settings.model,
+        data=[str(Path(p).resolve()) for p in settings.data],
+        init_from=str(Path(settings.init_from).resolve()) if settings.init_from else "",
+        lock=_kept_lock(built, path),
+    )
+
+
+def _has_letters(data: Data, path: Path) -> bool:
+    """Whether a sample of the run can be shown as text."""
+    from tcomp.runtime.run_folder import PASSED
+
+    return data.text or (path / PASSED / "tokenizer.json").is_file()
+
+
+def _finish(settings: TrainSettings, path: Path, outcome: Outcome, device: Device, sampled: bool) -> None:
+    """What is said and shown when the run has ended."""
     if outcome.interrupted:
         print(f"stopped at step {outcome.step}, saved; go on with: tcomp train --resume {path}")
         device.finish()
-        return outcome
+        return
     print(f"validation loss {outcome.validation_loss:.4f} after {outcome.step} steps")
-    if settings.sample and leads and (data.text or (path / PASSED / "tokenizer.json").is_file()):
+    if settings.sample and sampled:
         _sample(path, settings, device)
     device.finish()
     print(f"run folder {path}: more text with `tcomp generate {path}`")
-    return outcome
 
 
 def _fitting(settings: TrainSettings, defaults: dict[str, float]) -> dict[str, float]:
