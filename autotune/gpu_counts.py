@@ -96,7 +96,7 @@ def counts_of(function: Function, path: Way, copy: Copies) -> Counts:
             issued = path.times(block, i)
             _count(c, i, issued, copy)
             if i.name in TENSOR_MEMORY_MATRIX:
-                _count_tensor(c, *described(function, i), issued)
+                _count_tensor(c, *described(function, i), issued, not i.operands[0].startswith("tmem"))
             if i.name in _LOADS:
                 near = times > STREAM and width(i.opcode) <= 4 and not depends_on_thread(function, i)
                 loads |= not near
@@ -158,12 +158,13 @@ def _count_product(c: Counts, i: Instruction, times: int) -> None:
     c.tile_bytes += read
 
 
-def _count_tensor(c: Counts, m: int, n: int, k: int, element_type: str, times: float) -> None:
-    """A product by one thread, which reads both operands from shared memory."""
+def _count_tensor(c: Counts, m: int, n: int, k: int, element_type: str, times: float, both: bool = True) -> None:
+    """A product by one thread, which reads both operands from shared memory, or the left one from tensor memory."""
     c.flops[element_type, "tcgen05"] += times * 2.0 * m * n * k
     element = 1 if element_type in ("e4m3", "e5m2") else 4 if element_type == "tf32" else 2
-    c.shared_bytes += times * element * k * (m + n)
-    c.tile_bytes += times * element * k * (m + n)
+    read = times * element * k * (n + (m if both else 0))
+    c.shared_bytes += read
+    c.tile_bytes += read
 
 
 def _count_memory(c: Counts, i: Instruction, times: int, copy: Copies) -> None:

@@ -70,6 +70,8 @@ def _sources(i: Instruction) -> tuple[str, ...]:
     """Operands that are read: all but those that are written."""
     if plain(i) in ("ISETP", "PLOP3"):
         return i.operands[2:]
+    if plain(i) == "LOP3" and is_predicate(i.operands[0]):
+        return i.operands[2:]
     if plain(i) in ("IADD3", "LEA", "LOP3", "IMAD"):  # those between are carries out
         return tuple(o for n, o in enumerate(i.operands) if n > 2 or (n and not is_predicate(o)))
     if i.opcode in ("P2R", "UP2UR"):
@@ -97,7 +99,8 @@ def registers_written(i: Instruction) -> frozenset[str]:
     if i.name == "R2P":
         return frozenset(masked_predicates(i.operands[2]))
     out: set[str] = set()
-    for o in i.operands[:1]:
+    tests = plain(i) == "LOP3" and is_predicate(i.operands[0])  # (a predicate, then the bits that it tells of)
+    for o in i.operands[: 1 + tests]:
         m = re.match(r"(U?R)(\d+)", o)
         if m:
             out |= {f"{m[1]}{m[2]}", f"{m[1]}{int(m[2]) + 1}"} if _wide(i) else {f"{m[1]}{m[2]}"}

@@ -370,7 +370,7 @@ def _tested(o: tuple[str, ...]) -> Callable[[State], Results]:
     def tested(state: State) -> Results:
         a, b, c, table = (r(state) for r in reads)
         bits = None if table is None else logic(a, b, c, table)
-        found = (None if bits is None or o[-1] != "!PT" else int(bits != 0), bits)
+        found = (None if bits is None or o[-1] not in ("!PT", "!UPT") else int(bits != 0), bits)
         return [(t, found[n]) for n, t in targets]
 
     return tested

@@ -17,7 +17,7 @@ from tcomp.dsl.ast import DType
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
-from tcomp.machine.gpu import H100
+from tcomp.machine.gpu import H100, GpuMachine
 from tcomp.schedule.lower import lower
 
 TOKENS, CHANNELS = 16384, 2048
@@ -77,7 +77,7 @@ def shape_name(backward: bool, head: int, causal: bool) -> str:
 
 
 def predictions(
-    backward: bool, head: int, causal: bool, cache: Path | None = None, without: str = ""
+    backward: bool, head: int, causal: bool, cache: Path | None = None, without: str = "", machine: GpuMachine = H100
 ) -> list[KernelPrediction]:
     """The kernels of the shipped schedule at that shape, predicted, lines left out that begin with `without`. UserError
     where they cannot be assembled."""
@@ -85,7 +85,7 @@ def predictions(
     op = backward_of("attention", module) if backward else module.ops["attention"]
     assert op is not None
     dims = {"B": 1, "T": TOKENS, "H": CHANNELS // head, "D": head}
-    return [predict_kernel(k, H100, cache) for k in lower(bound(op, DType.BF16), module, dims, H100).kernels]
+    return [predict_kernel(k, machine, cache) for k in lower(bound(op, DType.BF16), module, dims, machine).kernels]
 
 
 def rate(kernels: list[KernelPrediction], backward: bool, causal: bool) -> float:

@@ -49,7 +49,7 @@ def _declare(a: DType, b: DType) -> Instruction:
         a,
         b,
         128,
-        OperandForms(rows_operand(bits), False, True, across),
+        OperandForms(rows_operand(bits), bits == 16, True, across),
         OperandForms(columns_operand(bits), False, True, across),
         loaded(WIDTHS[-1]),
         text,

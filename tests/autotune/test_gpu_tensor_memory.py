@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tcomp.autotune.gpu_copies import copies_of
+from tcomp.autotune.gpu_counts import Copies
 from tcomp.autotune.gpu_epilogue import behind_products, loaded
 from tcomp.autotune.gpu_predict import predict_kernel
 from tcomp.autotune.gpu_sample import sample_block
@@ -16,6 +17,7 @@ from tcomp.autotune.sass_descriptors import described
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.disassemble import disassemble
+from tcomp.codegen.nvptx.launch import LaunchShape
 from tcomp.codegen.nvptx.tools import cuda_tool
 from tcomp.dsl.load import load_text
 from tcomp.ir.tile import Kernel
@@ -113,3 +115,24 @@ def test_a_tile_is_not_over_with_its_products(tmp_path: Path) -> None:
     known = Known(0.0, copy=copies_of(own, own.phases[0]))
     work = launch_work(function, code.launches[0], assembled.resources[0], B200, known).work
     assert 500 < work.stores < 10_000
+
+
+TESTED = """
+.text.k:
+        /*0000*/                   S2UR UR4, SR_TID.X ;
+        /*0010*/                   ULOP3.LUT UP0, UR5, UR4, 0x60, URZ, 0xc0, !UPT ;
+        /*0020*/                   BRA.U UP0, `(.L_x_0) ;
+        /*0030*/                   UMOV UR35, 0x8100490 ;
+        /*0040*/                   UTCHMMA tmem[UR8], gdesc[UR12], tmem[UR39], tmem[UR34], idesc[UR35], !UPT ;
+.L_x_0:
+        /*0050*/                   SYNCS.ARRIVE.TRANS64 RZ, [UR5+0x38000], R0 ;
+        /*0060*/                   EXIT ;
+"""
+
+
+def test_one_warp_of_four_multiplies_and_reads_one_operand_from_shared_memory() -> None:
+    """Of the others it is known that they go around: the uniform unit tests bits, too."""
+    function = functions_of(TESTED)["k"]
+    sample = sample_block(function, LaunchShape("k", 1, 128, 0), 0, {}, Copies())
+    assert sample.total(lambda c: sum(c.flops.values())) == 2 * 128 * 64 * 16
+    assert sample.total(lambda c: c.tile_bytes) == 64 * 16 * 2

@@ -10,12 +10,14 @@ Groups end in the order of their issue. PTX ISA, section 9.7.15.7 (wgmma.commit_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
 from tcomp.codegen.llvm.types import I32, IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
+from tcomp.codegen.nvptx.tensor_group import TensorGroup
 from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator, wait_groups
+from tcomp.ir.tile import Compute, Loop, Statement
 
 _UNLIKELY = 0x35A7C96B
 _NEVER = (
@@ -29,17 +31,21 @@ _NEVER = (
 class Group:
     """`slots` hold the accumulators that the group writes; `tiles` are the shared tiles that it reads in place."""
 
-    target: str
+    generator: WarpgroupGenerator | TensorGroup
     slots: tuple[IrValue, ...]
     tiles: frozenset[str]
     late: bool = False
+
+    @property
+    def target(self) -> str:
+        return self.generator.node.target.tensor
 
 
 @dataclass(frozen=True)
 class Postponed:
     """A contraction that is issued later; `cells` hold its operands' registers and descriptors until then."""
 
-    generator: WarpgroupGenerator
+    generator: WarpgroupGenerator | TensorGroup
     cells: tuple[IrValue, ...]
 
 
@@ -49,6 +55,8 @@ class Groups:
     def __init__(self, em: GpuEmitter) -> None:
         self.em = em
         self.pending: list[Group] = []
+        self.pieces: dict[int, TensorGroup] = {}
+        """contractions whose sums are in tensor memory, by number"""
         self.postponed: list[Postponed] = []
         self.caught_up: Callable[[], None] = _nothing
         """Called where all that was late has ended: nothing reads the tiles of the turn before any more."""
@@ -60,16 +68,22 @@ class Groups:
         self._ended: set[str] = set()
         """Results of groups that ended in this turn."""
 
-    def issue(self, generator: WarpgroupGenerator) -> None:
+    def issue(self, generator: WarpgroupGenerator | TensorGroup) -> None:
         """Start a contraction."""
+        if isinstance(generator, TensorGroup):
+            self._await_own(generator)  # (its place in tensor memory is one)
         self._start(generator, generator.inputs())
 
-    def postpone(self, generator: WarpgroupGenerator) -> None:
-        """Keep a contraction's operands for the next turn, which issues it. The registers that they are kept in may
-        still be read by the one of the turn before: that is awaited."""
+    def _await_own(self, generator: WarpgroupGenerator | TensorGroup) -> None:
+        """Wait for what was issued before with that result."""
         running = [i for i, g in enumerate(self.pending) if g.target == generator.node.target.tensor]
         if running:
             self._await(running[-1] + 1)
+
+    def postpone(self, generator: WarpgroupGenerator | TensorGroup) -> None:
+        """Keep a contraction's operands for the next turn, which issues it. The registers that they are kept in may
+        still be read by the one of the turn before: that is awaited."""
+        self._await_own(generator)
         if any(p.generator.node is generator.node for p in self.postponed):
             self.issue_postponed()
         inputs = generator.inputs()
@@ -82,6 +96,20 @@ class Groups:
         for cell, value in zip(self._cells[key], inputs, strict=True):
             b.store(value, cell)
         self.postponed.append(Postponed(generator, self._cells[key]))
+
+    def ready(self, done: Sequence[Statement], later: Sequence[Statement]) -> None:
+        """These statements have been written, and are followed by those: of what is complete now as a left operand in
+        tensor memory is put there."""
+        written = {s.target.tensor for s in done if isinstance(s, Compute)}
+        for piece in self.pieces.values():
+            name = piece.match.a.buffer.name
+            if piece.left is not None or name not in written:
+                continue
+            at = next((n for n, s in enumerate(later) if s is piece.node), None)
+            if at is not None and not any(_writes(s, name) for s in later[:at]):
+                if any(p.generator is piece for p in self.postponed):
+                    self.issue_postponed()
+                piece.prepare(any(g.generator is piece for g in self.pending))
 
     def before(self, touched: Set[str] | None) -> None:
         """Wait for what writes these register tiles or reads these shared ones (None: for everything), and issue what
@@ -108,8 +136,7 @@ class Groups:
 
     def resume(self, generator: WarpgroupGenerator) -> None:
         """The turn before has left this contraction running."""
-        target = generator.node.target.tensor
-        self.pending.append(Group(target, tuple(generator.slots()), generator.tiles(), late=True))
+        self.pending.append(Group(generator, tuple(generator.slots()), generator.tiles(), late=True))
 
     def concerns(self, touched: Set[str]) -> bool:
         """Would `before` have something to wait for?"""
@@ -121,25 +148,29 @@ class Groups:
         found = [i for i, g in enumerate(self.pending) if g.target in touched or g.tiles & touched]
         return max((i + 1 for i in found), default=int(late))
 
-    def _start(self, generator: WarpgroupGenerator, inputs: list[IrValue], late: bool = False) -> None:
+    def _start(self, generator: WarpgroupGenerator | TensorGroup, inputs: list[IrValue], late: bool = False) -> None:
         target = generator.node.target.tensor
-        if target in self._ended:
+        if target in self._ended and isinstance(generator, WarpgroupGenerator):
             # What has read the result stays before what makes it anew: it would take other registers.
             self.em.between(_NEVER, self.written)
-        slots = generator.issue(inputs)
+        generator.issue(inputs)
+        slots = generator.slots()
         earlier = [g for g in self.pending if g.target == target]
         tiles = generator.tiles().union(*(g.tiles for g in earlier))
         late = late or any(g.late for g in earlier)
-        self.pending = [g for g in self.pending if g.target != target] + [Group(target, tuple(slots), tiles, late)]
+        self.pending = [g for g in self.pending if g.target != target] + [Group(generator, tuple(slots), tiles, late)]
 
     def _await(self, count: int) -> None:
         """Wait for the `count` oldest groups; whoever reads their accumulators reads them after that."""
         done, self.pending = self.pending[:count], self.pending[count:]
         pending: int | None = len(self.pending)
-        if self.beside and any(g.late for g in done):
+        if self.beside and any(g.late and isinstance(g.generator, WarpgroupGenerator) for g in done):
             self._first_of_all()
         for g in done:
             self._ended.add(g.target)
+            if isinstance(g.generator, TensorGroup):
+                g.generator.wait()
+                continue
             wait_groups(self.em, pending, g.slots)
             pending = None  # one wait is for all
         if any(g.late for g in done) and not any(g.late for g in self.pending):
@@ -154,6 +185,10 @@ class Groups:
         text = f"{{ .reg .pred p; setp.eq.b32 p, $0, {_UNLIKELY}; @p nanosleep.u32 1; }}"
         em.effect(text, "r", [b.xor(*found)])
         self.beside = ()
+
+
+def _writes(s: Statement, tensor: str) -> bool:
+    return isinstance(s, Loop) or (isinstance(s, Compute) and s.target.tensor == tensor)
 
 
 def _nothing() -> None:

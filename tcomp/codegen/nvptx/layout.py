@@ -44,6 +44,8 @@ class SharedLayout:
     successors: dict[str, Successor] = field(default_factory=dict)
     accumulators: dict[int, int] = field(default_factory=dict)
     """the mbarriers of two accumulators in tensor memory, for each loop whose sum is there"""
+    pieces: dict[int, int] = field(default_factory=dict)
+    """the mbarriers of all warpgroups, for each product by way of tensor memory beside other statements"""
     tensor_address: int = 0
     """where the address of the block's tensor memory is"""
     bytes: int = 0
@@ -89,6 +91,14 @@ def summed_in_tensor_memory(s: Statement) -> Compute | None:
     if not isinstance(product, Compute) or product.instruction not in IN_TENSOR_MEMORY or not product.accumulate:
         return None
     return product
+
+
+def pieces_in_tensor_memory(phase: Sequence[Statement]) -> list[Compute]:
+    """The products whose home is tensor memory, but those that are all their pipe loop does: their results come to
+    registers piece by piece (`tensor_group.py`)."""
+    whole = [summed_in_tensor_memory(s) for s in statements_in(phase)]
+    found = (s for s in statements_in(phase) if isinstance(s, Compute) and s.instruction in IN_TENSOR_MEMORY)
+    return [s for s in found if not any(s is w for w in whole)]
 
 
 def ring_copies(filled: Loop | Pack, count: int, sides: int) -> int:
@@ -200,7 +210,9 @@ class _Placing:
         for s in statements_in(phase):
             if summed_in_tensor_memory(s) is not None:
                 self.layout.accumulators[id(s)] = self._place("mbarriers", 2 * RING_BYTES)
-        if self.layout.accumulators:
+        for c in pieces_in_tensor_memory(phase):
+            self.layout.pieces[id(c)] = self._place("mbarriers", RING_BYTES * max(1, kernel.gpu.shape.warps // 4))
+        if self.layout.accumulators or self.layout.pieces:
             self.layout.tensor_address = self._place("address of tensor memory", 4)
         handed: list[Unpack | Loop] = list(handed_over(phase, kernel))
         for node in (*handed, *(last_turns(phase) if handed else ())):

@@ -25,7 +25,7 @@ from tcomp.codegen.nvptx.operand_address import OperandAddress
 from tcomp.codegen.nvptx.warpgroup import Hold, WarpgroupGenerator
 from tcomp.dsl.ast import DType
 from tcomp.instructions import INSTRUCTIONS
-from tcomp.instructions.declaration import OperandForms
+from tcomp.instructions.declaration import Home, OperandForms
 from tcomp.instructions.layout import FragmentLayout, MatrixLoad
 from tcomp.instructions.matching import Match, MatchError, match
 from tcomp.ir.tile import Axis, Compute
@@ -49,6 +49,18 @@ def write_contraction(
     match = matched(node, scope)
     if not match.instruction.asynchronous:
         MatrixGenerator(em, scope, node, match).generate()
+        return
+    if match.instruction.home is Home.TENSOR_MEMORY:
+        if id(node) not in groups.pieces:
+            raise Unsupported(f"{node.instruction} for turns in pairs", node.span, "leave `overlap` out")
+        piece = groups.pieces[id(node)]
+        if node.late and pipelined:
+            groups.postpone(piece)
+        else:
+            groups.issue(piece)
+        if beside is not None:
+            beside()
+            groups.before(None)
         return
     generator = WarpgroupGenerator(em, scope, node, match, hold)
     if hold is not None:

@@ -8,6 +8,7 @@ rest. Copies in the background have files of their own: `pipe.py` (cp.async), `t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -91,6 +92,7 @@ class PhaseGenerator:
         self.scope = scope_of(entry, self.em, kernel, layout, machine.target)
         self.copies = TensorRings(self, phase, entry.maps)
         self.tensor = TensorMemory(self, phase)
+        self.groups.pieces = self.tensor.pieces
         self.last_turns = {id(s) for s in last_turns(phase)}
 
     def generate(self) -> int:
@@ -262,9 +264,14 @@ class PhaseGenerator:
             if run := run_of(self, body, i, path):
                 write_run(self.em, self.scope, run, self.joined_behind)
                 done, self.groups.beside = i + len(run), ()
+                self.groups.ready(body[i:done], body[done:])
                 continue
             alone = self.pipe is not None and body is self.pipe.loop.body and len(body) == skip + 1
-            self._statement(s, (*path, i), alone)
+            behind = bool(self.tensor.pieces) and any(isinstance(x, Loop) for x in body[:i])
+            with self.em.afresh() if behind else nullcontext():  # (registers are all taken by then)
+                self._statement(s, (*path, i), alone)
+            if self.roles.computing:
+                self.groups.ready((s,), body[i + 1 :])
         self.groups.end(running)
         for s in body[skip:]:
             if isinstance(s, Pack) and s.by == "tma":

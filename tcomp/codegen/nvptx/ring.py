@@ -231,17 +231,20 @@ class Ring:
         return b.gep(root, [em.i64(offset)], source_etype=I8)
 
     def _wait(self, place: IrValue, parity: IrValue, scope: str = "cta") -> None:
-        """Until the phase of that parity is over."""
-        em = self.em
-        b = em.here()
-        waiting = em.function.append_basic_block("wait")
-        after = em.function.append_basic_block("arrived")
-        b.branch(waiting)
-        em.continue_in(waiting)
-        em.here()
-        done = em.nvvm(f"mbarrier.try.wait.parity.scope.{scope}.space.cta", I1, [place, parity])
-        em.here().cbranch(done, after, waiting)
-        em.continue_in(after)
+        wait_phase(self.em, place, parity, scope)
+
+
+def wait_phase(em: GpuEmitter, place: IrValue, parity: IrValue, scope: str = "cta") -> None:
+    """Until the phase of that parity of an mbarrier is over."""
+    b = em.here()
+    waiting = em.function.append_basic_block("wait")
+    after = em.function.append_basic_block("arrived")
+    b.branch(waiting)
+    em.continue_in(waiting)
+    em.here()
+    done = em.nvvm(f"mbarrier.try.wait.parity.scope.{scope}.space.cta", I1, [place, parity])
+    em.here().cbranch(done, after, waiting)
+    em.continue_in(after)
 
 
 def uniform_address(em: GpuEmitter, root: IrValue) -> IrValue:

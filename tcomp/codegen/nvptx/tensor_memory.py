@@ -5,7 +5,8 @@
     consumers    wait until it is full; tcgen05.ld to registers, all of it or the columns of each panel loop's turn
                  (`schedule/sum_panels.py`); each warp says "accumulator empty"; next accumulator
 
-The products of a loop so run while the results of the one before are handed over. The multiplier is one thread of the
+The products of a loop so run while the results of the one before are handed over. Products beside other statements of
+their loop are the warpgroups' own (`tensor_group.py`). The multiplier is one thread of the
 producer's third warp (`roles.py`); its products and those loads are `tensor_product.py`'s. PTX ISA, "TensorCore 5th
 Generation".
 """
@@ -23,12 +24,12 @@ from tcomp.codegen.llvm.types import I8, I32, VOID, IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.entry import DYNAMIC
 from tcomp.codegen.nvptx.errors import Unsupported
-from tcomp.codegen.nvptx.layout import leading_packs, summed_in_tensor_memory
+from tcomp.codegen.nvptx.layout import leading_packs, pieces_in_tensor_memory, summed_in_tensor_memory
 from tcomp.codegen.nvptx.matrix import matched
 from tcomp.codegen.nvptx.ring import Ring
+from tcomp.codegen.nvptx.tensor_group import Moves, TensorGroup
 from tcomp.codegen.nvptx.tensor_product import Complete, TensorProduct
 from tcomp.dsl.ast import Call, Expr, Num
-from tcomp.instructions.declaration import Home
 from tcomp.instructions.tcgen05 import COLUMNS
 from tcomp.ir.tile import Compute, Loop, Statement
 from tcomp.ir.walk import computes, reads_of, statements_in
@@ -66,30 +67,34 @@ class TensorMemory:
                 if p.at_once and p.node.target.tensor in read:
                     p.last = id(loop)
         self._place()
-        stray = [s for s in statements_in(phase) if isinstance(s, Compute) and s.instruction and s not in self._nodes()]
-        for s in stray:
-            if matched(s, generator.scope).instruction.home is Home.TENSOR_MEMORY:
-                raise Unsupported(
-                    f"{s.instruction} computes '{s.target.tensor}', which is not all that its pipe loop does", s.span,
-                    "let a pipe loop stage both operands by tma and compute this sum alone",
-                )  # fmt: skip
-
-    def _nodes(self) -> list[Compute]:
-        return [p.node for p in self.products.values()]
+        moves = Moves()
+        self.pieces: dict[int, TensorGroup] = {}
+        """products beside other statements, by their number"""
+        for s in pieces_in_tensor_memory(phase):
+            if generator.kernel.gpu.cluster is not None or generator.kernel.gpu.sides > 1:
+                raise Unsupported(f"{s.instruction} in clusters or by sides of a block", s.span,
+                                  "leave out cluster and pingpong")  # fmt: skip
+            group = TensorGroup(generator.em, generator.scope, s, matched(s, generator.scope), self.columns, moves)
+            self.pieces[id(s)] = group
+            self.columns += group.columns
+        self._round()
 
     def _place(self) -> None:
         """Columns for all sums, twice where each of a persistent block's tiles may have another."""
         wanted = sum(p.columns for p in self.products.values())
         twice = self.generator.kernel.gpu.order.persistent and 2 * wanted <= COLUMNS
-        if wanted > COLUMNS:
-            node = self._nodes()[0]
-            raise Unsupported(
-                f"{node.instruction} would collect {wanted} columns of 128 rows in tensor memory, which has {COLUMNS}",
-                node.span, "choose smaller tiles",
-            )  # fmt: skip
         for p in self.products.values():
             p.stages = 1 + twice
             p.first, self.columns = self.columns, self.columns + p.stages * p.columns
+
+    def _round(self) -> None:
+        """To what can be allocated."""
+        if self.columns > COLUMNS:
+            node = [*(p.node for p in self.products.values()), *(p.node for p in self.pieces.values())][0]
+            raise Unsupported(
+                f"{node.instruction} would collect {self.columns} columns of 128 rows in tensor memory, which has "
+                f"{COLUMNS}", node.span, "choose smaller tiles",
+            )  # fmt: skip
         if self.columns:
             self.columns = max(LEAST, 1 << (self.columns - 1).bit_length())
 
@@ -98,7 +103,7 @@ class TensorMemory:
     def allocate(self) -> None:
         """By the block's first warp, before a barrier."""
         em = self.em
-        if not self.products:
+        if not self.columns:
             return
         warps = em.threads.warps
 
@@ -114,16 +119,28 @@ class TensorMemory:
 
     def allocated(self) -> None:
         """Behind the barrier: every thread reads the address."""
-        if self.products:
+        if self.columns:
             em = self.em
             b = em.here()
             where = b.ptrtoint(self._cell(), I32)
             self.address = em.asm("ld.shared.b32 $0, [$1];", I32, "=r,r,~{memory}", [where], effect=True)
+            for number, group in self.pieces.items():
+                group.start(self.address, self._barriers(number))
+
+    def initialise(self) -> None:
+        """The mbarriers of products beside other statements, by one thread."""
+        for number, group in self.pieces.items():
+            group.initialise(self._barriers(number))
+
+    def _barriers(self, number: int) -> IrValue:
+        shared = self.em.module.globals.get(DYNAMIC)
+        place = ir.Constant(I32, self.generator.layout.pieces[number])
+        return self.em.at(0).gep(shared, [place], source_etype=I8)
 
     def free(self) -> None:
         """By the first warp, when all consumers have read what they will."""
         em = self.em
-        if not self.products:
+        if not self.columns:
             return
         em.barrier()
 

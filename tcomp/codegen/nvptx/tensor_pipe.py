@@ -172,6 +172,8 @@ class TensorPipe:
         products = [s for s in own if is_asynchronous(s, self.scope)]
         if self.ring.stages < 2 or self.rotated or len(products) < 2 or not products[-1].accumulate:
             return None
+        if id(products[-1]) in self.phase.tensor.pieces:  # (a mbarrier of nothing would never be told)
+            return None
         last = products[-1]
         after = own[own.index(last) + 1 :]
         if any(last.target.tensor in {a.tensor for a in accesses_of(s)} for s in after) or (

@@ -12,22 +12,20 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from tcomp.codegen.llvm.emitter import Int
-from tcomp.codegen.llvm.types import F32, I32, VOID, IrValue
-from tcomp.codegen.nvptx.descriptor import ADDRESS, Descriptors, descriptors
+from tcomp.codegen.llvm.types import F32, VOID, IrValue
+from tcomp.codegen.nvptx.descriptor import descriptors
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.fragments import fragment_element, subscript_start
 from tcomp.codegen.nvptx.matrix import matched
 from tcomp.codegen.nvptx.ring import Ring
+from tcomp.codegen.nvptx.tensor_group import LANE, tile_descriptor
 from tcomp.dsl.ast import names_in
 from tcomp.instructions.declaration import Home
 from tcomp.instructions.tcgen05 import ROWS, instruction_descriptor
-from tcomp.ir.tile import Axis, Compute
+from tcomp.ir.tile import Compute
 from tcomp.ir.walk import reads_of
-
-LANE = 16
-"""the bit of an address in tensor memory at which its lane begins"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,10 @@ class TensorProduct:
         inputs = [
             address,
             first,
-            *(self._low(d, a) for d, a in ((self.left, self.match.m), (self.right, self.match.n))),
+            *(
+                tile_descriptor(em, self.scope, self.match, d, a)
+                for d, a in ((self.left, self.match.m), (self.right, self.match.n))
+            ),
         ]
         code = instruction_descriptor(i, self.width, (not self.match.a.along_k, not self.match.b.along_k))
         lines = [
@@ -95,22 +96,6 @@ class TensorProduct:
         side by side."""
         turn, group = divmod(piece, self.groups)
         return (group * self.turns + turn) * self.match.n.block + column
-
-    def _low(self, d: Descriptors, own: Axis) -> IrValue:
-        """The lower half of the descriptor of an operand's tile as it now lies."""
-        em, o = self.em, d.operand
-        axes = (own, self.match.k) if o.along_k else (self.match.k, own)
-        em.here()
-        starts = [subscript_start(em, self.scope, s, a) for s, a in zip(o.factor.access.subscripts, axes, strict=True)]
-        if starts != [0, 0]:
-            tensor, loop = o.buffer.name.partition(".shared")[0], self.match.k.name
-            raise Unsupported(
-                f"tcgen05 on a part of the tile '{o.buffer.name}'", o.factor.access.span,
-                f"stage what one turn reads: stage {tensor} in shared at {loop} by tma",
-            )  # fmt: skip
-        b = em.here()
-        address = b.and_(b.lshr(b.ptrtoint(self.scope.roots[o.buffer.name], I32), em.i64(4)), em.i64(ADDRESS))
-        return b.or_(address, em.i64(d.low))
 
     # ---------------------------------------------------------------------------------------- results
 

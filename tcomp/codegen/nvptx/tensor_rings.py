@@ -79,9 +79,10 @@ class TensorRings:
         for loop in last_turns(phase) if self.handed else ():
             place = em.at(0).gep(shared, [ir.Constant(I32, generator.layout.rings[id(loop)])], source_etype=I8)
             self.settled[id(loop)] = Ring(em, place, 1, 1)
-        if not found:
+        if not found and not generator.tensor.columns:
             return
         generator.tensor.allocate()
+        self.tensor = generator.tensor
         self.accumulators = generator.tensor.rings
         generator.roles.leader(self._initialise)
         if self.cluster is not None:
@@ -94,6 +95,7 @@ class TensorRings:
         em = self.em
         for ring in (*self.rings.values(), *self.accumulators.values(), *self.handed.values(), *self.settled.values()):
             ring.start()
+        self.tensor.initialise()
         em.here()
         em.nvvm("fence.mbarrier_init.release.cluster")
         for address in self.maps.values():

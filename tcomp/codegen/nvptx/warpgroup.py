@@ -75,11 +75,9 @@ class WarpgroupGenerator:
         beside()
         wait_groups(self.em, pending, slots)
 
-    def issue(self, inputs: list[IrValue]) -> list[IrValue]:
-        """Only start it, on operands that `inputs` gave; gives the accumulators' slots, to be read after a wait."""
-        slots = self.slots()
-        self._write(slots, inputs, "")
-        return slots
+    def issue(self, inputs: list[IrValue]) -> None:
+        """Only start it, on operands that `inputs` gave."""
+        self._write(self.slots(), inputs, "")
 
     def inputs(self) -> list[IrValue]:
         """The right operand's descriptor, and the left one's (of the first turn, and of the last where fewer

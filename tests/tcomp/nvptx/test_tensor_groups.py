@@ -1,0 +1,139 @@
+"""Attention by tcgen05: products of a turn by way of tensor memory, weights as their left operand there, on the virtual
+GPU with every check on, and through the assembler."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tcomp.autotune.virtual_run import reported
+from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.dsl.ast import DType
+from tcomp.dsl.load import load_text
+from tcomp.dsl.storage import bound
+from tcomp.machine.gpu import machine_for_target
+from tcomp.oracle import evaluate
+from tcomp.runtime.vgpu import Options
+from tcomp.runtime.vgpu.report import KernelFault
+from tcomp.schedule.lower import lower
+from tests.reference.op_cases import library, stored_inputs
+from tests.tcomp.nvptx import support
+
+B200 = machine_for_target("sm_100a")
+SMALL = {"BQ": 128, "BK": 64}
+GROUPED = {"B": 1, "T": 136, "G": 1, "R": 2, "D": 128}
+
+
+def agrees(name: str, dims: dict[str, int], chosen: dict[str, int | float], real: DType = DType.BF16,
+           order: int = 0) -> None:  # fmt: skip
+    """With the oracle, within the rounding of the result and of the weights; without a finding or a bank conflict."""
+    module = library()
+    op = bound(module.ops[name], real)
+    inputs = stored_inputs(op, module, dims, real)
+    found, reports = reported(op, lower(op, module, dims, B200, chosen=chosen), inputs, B200, Options(order=order))
+    assert all(r.ok and not r.traffic["shared"].bank_conflicts for r in reports)
+    for result, wanted in evaluate(op, module, inputs, dims).items():
+        unit = {DType.BF16: 2.0**-8, DType.F16: 2.0**-11}[real]
+        assert np.max(np.abs(found[result] - wanted)) < 2 * unit * np.abs(wanted).max(), result
+
+
+def test_one_warpgroup() -> None:
+    agrees("attention", {"B": 1, "T": 130, "H": 1, "D": 64}, SMALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "dims", "chosen"),
+    [
+        ("attention", {"B": 1, "T": 300, "H": 1, "D": 64}, {"BQ": 256, "BK": 112}),
+        ("grouped_attention", GROUPED, {"BQ": 256, "BK": 64}),
+        ("attention", {"B": 2, "T": 5, "H": 1, "D": 64}, SMALL),
+        ("attention", {"B": 1, "T": 130, "H": 1, "D": 40}, SMALL),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_shapes(name: str, dims: dict[str, int], chosen: dict[str, int | float]) -> None:
+    """Two warpgroups, one and several turns, ends of sequences and heads, queries that share keys."""
+    agrees(name, dims, chosen, DType.F16 if dims["D"] == 64 else DType.BF16, order=1)
+
+
+FULL = """
+monoid expsum by m:
+  m = max(a.m, b.m)
+  x = a.x * exp(a.m - m) + b.x * exp(b.m - m)
+
+op f(Q, K, V: bf16[T, D]) -> O: f32[T, D]:
+  qk[q, k] = sum d: Q[q, d] * K[k, d]
+  m[q], l[q], o[q, e] = expsum k by qk[q, k]: 1, V[k, e]
+  O[q, e] = o[q, e] / l[q]
+
+schedule f on sm_100a:
+  q -> grid(128) / warpgroup(128) / mma
+  k -> pipe(32, 2) / mma
+  d, e -> mma
+  fuse qk, m, l, o at k
+  cast o.weight to real
+  stage Q in shared at q by tma
+  stage K, V in shared at k by tma
+  use tcgen05 for qk, o
+  overlap o
+"""
+DIMS = {"T": 128, "D": 32}
+
+
+@pytest.mark.parametrize("lines", ["overlap o", ""])
+def test_products_overlap_the_next_turn_or_end_in_their_own(lines: str) -> None:
+    module = load_text(FULL.replace("overlap o", lines), "f.tc")
+    op = module.ops["f"]
+    inputs = stored_inputs(bound(op, DType.BF16), module, DIMS, DType.BF16)
+    found, reports = reported(op, lower(op, module, DIMS, B200), inputs, B200, Options())
+    assert all(r.ok for r in reports)
+    wanted = evaluate(op, module, inputs, DIMS)["O"]
+    assert np.max(np.abs(found["O"] - wanted)) < 2.0**-7 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ("without", "finding"),
+    [
+        ("tcgen05.fence::after_thread_sync;", "missing tcgen05.fence"),
+        ("tcgen05.fence::before_thread_sync;", "missing tcgen05.fence"),
+        ("tcgen05.wait::ld.sync.aligned;", "missing tcgen05.wait"),
+        ("tcgen05.wait::st.sync.aligned;", "missing tcgen05.wait"),
+    ],
+)
+def test_what_a_kernel_may_not_leave_out_is_found(without: str, finding: str) -> None:
+    """The tests above would notice."""
+    kernel = support.lowered(FULL, DIMS, B200)
+    gpu = compile_kernel(kernel, B200)
+    broken = replace(gpu, ptx=gpu.ptx.replace(without, ""))
+    assert broken.ptx != gpu.ptx
+    with pytest.raises(KernelFault, match=finding):
+        support.launch(kernel, broken, support.given(kernel, np.random.default_rng(1)), 100)
+
+
+REFUSED = {
+    "has 128 rows for each warpgroup": ("grid(128) / warpgroup(128)", "grid(256) / warpgroup(128, 1)", 32),
+    "columns of 128 rows in tensor memory": ("grid(128)", "grid(256)", 224),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_it_cannot_do_is_refused(why: str) -> None:
+    old, new, head = REFUSED[why]
+    kernel = support.lowered(FULL.replace(old, new), {"T": 512, "D": head}, B200)
+    with pytest.raises(Unsupported, match=why):
+        compile_kernel(kernel, B200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [64, 128])
+def test_the_assembler_takes_it_without_spills(head: int) -> None:
+    module = library()
+    op = bound(module.ops["attention"], DType.BF16)
+    (kernel,) = lower(op, module, {"B": 16, "T": 1024, "H": 768 // head, "D": head}, B200).kernels
+    (used,) = assemble(compile_kernel(kernel, B200).ptx, "sm_100a").resources
+    assert used.spill_store_bytes == used.spill_load_bytes == used.stack_bytes == 0
