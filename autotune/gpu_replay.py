@@ -11,13 +11,15 @@ are those of the CUDA programming guide's throughput table and of published micr
 from __future__ import annotations
 
 import heapq
+import re
 from bisect import bisect_right
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tcomp.autotune.gpu_model import BARRIER, DRAIN, L2_LATENCY
+from tcomp.autotune.gpu_model import BARRIER, DRAIN, L2_LATENCY, tensor_cycles
 from tcomp.autotune.opcodes import MATRIX, WARPGROUP_MATRIX, matrix_cycles, shared_bytes
 from tcomp.autotune.sass import Block, Function, Instruction
+from tcomp.autotune.sass_descriptors import TENSOR_MEMORY_MATRIX, described
 from tcomp.autotune.sass_registers import all_read, all_written
 from tcomp.machine.gpu import GpuMachine
 
@@ -49,6 +51,10 @@ QUEUE = 4
 (published)."""
 FIXED = 4.5
 """cycles until the result of an ordinary instruction can be read"""
+TENSOR_BYTES, TENSOR_LATENCY = 128.0, 30.0
+"""of tensor memory: bytes a cycle for each partition, and cycles until what is loaded is there; assumed, as no kernel
+has been measured"""
+_PRODUCTS = MATRIX | TENSOR_MEMORY_MATRIX
 BRANCH = 10.0
 """cycles that a taken branch costs its warp"""
 
@@ -73,6 +79,29 @@ class Step:
     """cycles that its warps wait for each other"""
     queues: bool = False
     """goes on while earlier ones are served"""
+    asks: bool = False
+    """looks whether a phase of an mbarrier is over"""
+    takes: bool = False
+    """moves cells of tensor memory; behind such a look, the oldest products have ended"""
+
+
+def tensor_step(function: Function, i: Instruction, machine: GpuMachine) -> Step | None:
+    """The same of what warpgroups do with products of their own by way of tensor memory; None for all else. A product
+    takes the tensor core, or longer shared memory, which its operands come from."""
+    if i.name in TENSOR_MEMORY_MATRIX:
+        m, n, k, kind = described(function, i)
+        rows = n + (0 if i.operands[0].startswith("tmem") else m)
+        read = rows * k * {"tf32": 4, "e4m3": 1, "e5m2": 1}.get(kind, 2) / machine.shared_per_clock
+        return Step("issue", 1.0, 0.0, (), (), max(tensor_cycles(2.0 * m * n * k, kind, machine, "tcgen05"), read))
+    if i.name == "UTCBAR":
+        return Step("issue", 1.0, 0.0, (), (), commits=True)
+    if i.name == "SYNCS" and "PHASECHK" in i.opcode:
+        return Step("issue", 1.0, LATENCY["SYNCS"], (), (), asks=True)
+    if i.name in ("LDTM", "STTM"):
+        lanes, bits, times = (int(x) for x in re.findall(r"(\d+)dp(\d+)bit\.x(\d+)", i.opcode)[0])
+        busy = lanes * bits / 8 * times / TENSOR_BYTES
+        return Step("tensor memory", busy, 0.0, (), (), pause=busy + TENSOR_LATENCY, takes=True)
+    return None
 
 
 def step_of(i: Instruction, machine: GpuMachine) -> Step:
@@ -121,6 +150,8 @@ class Warp:
     groups: list[float] = field(default_factory=list)
     """when each committed group ends"""
     open: float = 0.0
+    asked: bool = False
+    """has it looked at an mbarrier since it last multiplied or moved cells of tensor memory"""
     entered: list[float] = field(default_factory=list)
     """when each turn began"""
     noted: int = -1
@@ -138,6 +169,9 @@ class Warp:
             self.groups.append(self.open)
         if s.waits is not None and len(self.groups) > s.waits:
             self.at = max(self.at, self.groups[len(self.groups) - s.waits - 1] + DRAIN / 2)
+        if s.takes and self.asked and self.groups:  # (tiles are there when they are awaited)
+            self.at = max(self.at, self.groups.pop(0) + DRAIN / 2)
+        self.asked = s.asks or (self.asked and not (s.takes or s.matrix))
         for r in s.writes:
             self.ready[r] = served + s.latency
         if s.unit == "issue" and s.latency == BRANCH:
@@ -171,13 +205,16 @@ def replay(
     for own, at in zip(ways, entries, strict=True):
         at = at[skipped:]
         traces.append(own[at[0] : (at[most] if len(at) > most else at[-1]) + 1])
-    steps: dict[Hashable, list[Step]] = {b: steps_of(function.blocks[b], machine) for b in set().union(*traces)}
+    steps: dict[Hashable, list[Step]] = {
+        b: [tensor_step(function, i, machine) or step_of(i, machine) for i in function.blocks[b].instructions]
+        for b in set().union(*traces)
+    }
     warps = [Warp(trace) for _ in range(blocks) for trace in traces]
     run(warps, steps, head, len(ways))
     cycles = pace([w.entered for w in warps])
     if cycles is None:
         return None
-    apart = {b for b in way[:first] if any(i.name in MATRIX for i in function.blocks[b].instructions)}
+    apart = {b for b in way[:first] if any(i.name in _PRODUCTS for i in function.blocks[b].instructions)}
     return Replay(len(places) + bool(apart), cycles)
 
 
@@ -276,7 +313,7 @@ def head_of(function: Function, way: Sequence[int]) -> int | None:
     visits: dict[int, int] = {}
     for b in way:
         visits[b] = visits.get(b, 0) + 1
-    heads = [b for b in visits if any(i.name in MATRIX for i in function.blocks[b].instructions) and visits[b] > 1]
+    heads = [b for b in visits if any(i.name in _PRODUCTS for i in function.blocks[b].instructions) and visits[b] > 1]
     return max(heads, key=lambda b: visits[b], default=None)
 
 

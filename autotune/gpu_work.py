@@ -31,6 +31,7 @@ from tcomp.autotune.gpu_residents import Residents, residents
 from tcomp.autotune.gpu_sample import Sample, sample_block, some_blocks
 from tcomp.autotune.opcodes import LANES
 from tcomp.autotune.sass import Function
+from tcomp.autotune.sass_descriptors import TENSOR_MEMORY_MATRIX
 from tcomp.codegen.nvptx.launch import LaunchShape
 from tcomp.codegen.nvptx.occupancy import occupancy
 from tcomp.codegen.nvptx.resources import Resources
@@ -176,8 +177,24 @@ class _Block:
         if self.sample.wgmma:
             return self.of_warpgroups(turns)
         if self.sample.tcgen05:
+            own = [w.path for w in self.sample.groups if self.multiplies(w.path)]
+            if own and all(loaded(self.function, w) for w in own):
+                return self.of_groups(turns, own)
             return self.of_multiplier(turns)
         return self.of_warps(turns) if self.tensor else _Pipeline(turns)
+
+    def multiplies(self, way: tuple[int, ...]) -> bool:
+        """Does a warp that goes this way issue products by tcgen05?"""
+        return any(i.name in TENSOR_MEMORY_MATRIX for b in set(way) for i in self.function.blocks[b].instructions)
+
+    def of_groups(self, turns: float, ways: list[tuple[int, ...]]) -> _Pipeline:
+        """The loop of warpgroups that issue products of their own and load what they have made, replayed."""
+        found = replay(self.function, ways, self.resident, self.machine)
+        if found is None:
+            return _Pipeline(turns)
+        issued = self.sample.total(lambda c: c.issue) / max(1, found.turns) * self.resident
+        cycles = max(found.cycles, issued / self.machine.partitions / ISSUE_RATE)
+        return _Pipeline(max(turns, float(found.turns)), cycles * found.turns, True)
 
     def of_multiplier(self, turns: float) -> _Pipeline:
         """The loop of one thread, which does nothing but wait and multiply; others take what it has summed."""

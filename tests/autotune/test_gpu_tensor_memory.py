@@ -10,6 +10,7 @@ from tcomp.autotune.gpu_copies import copies_of
 from tcomp.autotune.gpu_counts import Copies
 from tcomp.autotune.gpu_epilogue import behind_products, loaded
 from tcomp.autotune.gpu_predict import predict_kernel
+from tcomp.autotune.gpu_replay import replay
 from tcomp.autotune.gpu_sample import sample_block
 from tcomp.autotune.gpu_work import Known, launch_work
 from tcomp.autotune.sass import functions_of
@@ -136,3 +137,29 @@ def test_one_warp_of_four_multiplies_and_reads_one_operand_from_shared_memory() 
     sample = sample_block(function, LaunchShape("k", 1, 128, 0), 0, {}, Copies())
     assert sample.total(lambda c: sum(c.flops.values())) == 2 * 128 * 64 * 16
     assert sample.total(lambda c: c.tile_bytes) == 64 * 16 * 2
+
+
+TURN = """
+.text.k:
+        /*0000*/                   UMOV UR35, 0x8100490 ;
+.L_x_0:
+        /*0010*/                   UTCHMMA gdesc[UR8], gdesc[UR12], tmem[UR39], tmem[UR34], idesc[UR35], !UPT ;
+        /*0020*/                   UTCBAR [UR42], URZ ;
+        /*0030*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR39+0x38100], R0 ;
+        /*0040*/                   LDTM.16dp256bit.x8 R36, tmem[UR43] ;
+        /*0050*/               @P1 BRA `(.L_x_0) ;
+        /*0060*/                   EXIT ;
+"""
+
+
+def test_warpgroups_wait_for_their_own_products_while_others_multiply() -> None:
+    """A product takes 48 cycles of shared memory, its load 32 of tensor memory and some until the values are there."""
+    function = functions_of(TURN)["k"]
+    way = [0, *[1] * 12, 2]
+    one, two = replay(function, [way], 1, B200), replay(function, [way, way], 1, B200)
+    assert one is not None and two is not None
+    assert one.turns == two.turns == 12
+    assert 48 + 62 < one.cycles <= two.cycles < 1.5 * one.cycles
+    without = functions_of(TURN.replace("SYNCS.PHASECHK", "SYNCS.ARRIVE"))["k"]
+    freely = replay(without, [way], 1, B200)
+    assert freely is not None and freely.cycles < one.cycles - 40
