@@ -51,40 +51,27 @@ class GpuLevels:
         tiles: list[TileLevel] = []
         warp: WarpLevel | None = None
         lane: LaneLevel | None = None
-        grain, before, mma = 1, "", False
+        grain, mma = 1, False
+        _check_order(name, levels)
         for level in levels:
             kind, _, place = level.kind.partition(".")
-            if kind not in ORDER:
-                raise TcError(
-                    f"level '{level.kind}' of loop '{name}' cannot be lowered yet",
-                    level.span,
-                    f"levels in use, outermost first: {', '.join(ORDER)}",
-                )
-            if before and not _may_follow(before, kind):
-                raise TcError(
-                    f"level '{level.kind}' of loop '{name}' comes too late",
-                    level.span,
-                    "write levels outermost first: grid(...) / seq(...) / pipe(...) / warp(...) / lane / vec(...)",
-                )
-            before = kind
             args = _arguments(kind, level)
-            if kind == "cluster":
-                tiles[-1:] = [_clustered(name, tiles, args[0], level.span)]
-            elif kind in ("grid", "seq", "pipe"):
-                if kind == "seq" and not args:
-                    continue
-                stages = args[1] if len(args) == 2 else 2 if kind == "pipe" else 1
-                add_tile(tiles, TileLevel(name, len(tiles), kind, args[0], level.span, stages, place))
-            elif kind == "warp":
-                warp = WarpLevel(place or "x", args[0], args[1] if len(args) == 2 else MAX_WARPS)
-            elif kind == "warpgroup":
-                warp = _warpgroup(args, level.span)
-            elif kind == "mma":
-                mma = True
-            elif kind == "lane":
-                lane = _lane(place or "x", args, level.span)
-            else:
-                grain = _grain(kind, args[0] if args else self.vector, level.span)
+            match kind:
+                case "cluster":
+                    tiles[-1:] = [_clustered(name, tiles, args[0], level.span)]
+                case "grid" | "pipe" | "seq" if args:
+                    stages = args[1] if len(args) == 2 else 2 if kind == "pipe" else 1
+                    add_tile(tiles, TileLevel(name, len(tiles), kind, args[0], level.span, stages, place))
+                case "warp":
+                    warp = WarpLevel(place or "x", args[0], args[1] if len(args) == 2 else MAX_WARPS)
+                case "warpgroup":
+                    warp = _warpgroup(args, level.span)
+                case "mma":
+                    mma = True
+                case "lane":
+                    lane = _lane(place or "x", args, level.span)
+                case "unroll" | "vec":
+                    grain = _grain(kind, args[0] if args else self.vector, level.span)
         if mma and (lane is not None or grain > 1 or (warp is not None and warp.tile % 16)):
             raise TcError(
                 f"loop '{name}' ends in mma, which shares a warp's tile of multiples of 16 out among its lanes",
@@ -92,6 +79,26 @@ class GpuLevels:
                 "leave out lane and vec, and give each warp a multiple of 16",
             )
         return LoopMap(name, tuple(tiles), warp=warp, lane=lane, grain=grain, mma=mma, span=span)
+
+
+def _check_order(name: str, levels: Sequence[ResolvedLevel]) -> None:
+    """TcError where a loop has a level that a GPU has not, or one inside of which it belongs."""
+    before = ""
+    for level in levels:
+        kind = level.kind.partition(".")[0]
+        if kind not in ORDER:
+            raise TcError(
+                f"level '{level.kind}' of loop '{name}' cannot be lowered yet",
+                level.span,
+                f"levels in use, outermost first: {', '.join(ORDER)}",
+            )
+        if before and not _may_follow(before, kind):
+            raise TcError(
+                f"level '{level.kind}' of loop '{name}' comes too late",
+                level.span,
+                "write levels outermost first: grid(...) / seq(...) / pipe(...) / warp(...) / lane / vec(...)",
+            )
+        before = kind
 
 
 def _warpgroup(args: Sequence[int], span: Span) -> WarpLevel:

@@ -6,7 +6,7 @@ from itertools import product
 
 from hypothesis import given, settings, strategies as st
 
-from tcomp.codegen.llvm.integers import Facts, Known, affine_form, extent
+from tcomp.codegen.llvm.integers import Affine, Facts, Known, affine_form, extent
 from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, Unary
 from tcomp.ir.tile import Axis
 
@@ -96,3 +96,14 @@ def test_affine_forms_cancel() -> None:
     form = affine_form(Binary("-", Binary("+", Name("n"), Num(3)), Name("n")))
     assert form is not None and form.terms == () and form.constant == 3
     assert affine_form(Binary("*", Name("n"), Name("m"))) is None
+
+
+def test_an_affine_form_is_of_what_terms_leave() -> None:
+    """Products of names, quotients and fractions are in none, unless they cancel."""
+    n, k = Name("n"), Name("k")
+    for other in (Binary("*", n, k), Binary("//", n, Num(4)), Binary("*", n, Num(0.5))):
+        assert affine_form(Binary("+", other, k)) is None
+        form = affine_form(Binary("-", Binary("+", other, k), other))
+        assert form is not None and (form.terms, form.constant) == ((("k", 1),), 0)
+    form = affine_form(Binary("-", Binary("*", Num(3), n), k), {"n": Affine((("b", 16),), 1)})
+    assert form == Affine((("b", 48), ("k", -1)), 3)

@@ -1,6 +1,7 @@
 """What is known of integer expressions while code is generated: affine forms, bounds and congruences.
 
-A subscript such as `n - n.0` becomes an `Affine` sum of symbols, which address generation turns into strides.
+A subscript such as `n - n.0` becomes an `Affine` sum of symbols, which address generation turns into strides: the
+polynomial of `dsl/extents.py`, of degree one and with whole coefficients, in a form that can be hashed and compared.
 `Known` bounds a value and says what it is a multiple of, which decides whether a loop needs a tail at all:
 `min(n.0 + 192, N) - n.0` is 192 exactly when n.0 is a multiple of 192 and N too.
 """
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tcomp.dsl.ast import Binary, Call, Expr, Name, Num, Unary
+from tcomp.dsl.extents import polynomial
 from tcomp.ir.tile import Axis
 
 
@@ -170,27 +172,20 @@ class Facts:
 
 def affine_form(e: Expr, define: Mapping[str, Affine] | None = None) -> Affine | None:
     """The expression as an affine sum of names, names in `define` replaced by their forms; None if it is not."""
-    match e:
-        case Num(int(v)):
-            return Affine((), v)
-        case Name(name):
-            return define[name] if define and name in define else Affine(((name, 1),))
-        case Unary("-", x):
-            a = affine_form(x, define)
-            return None if a is None else a.scaled(-1)
-        case Binary("+" | "-" as op, x, y):
-            a, b = affine_form(x, define), affine_form(y, define)
-            if a is None or b is None:
+    terms: list[tuple[str, int]] = []
+    defined = Affine()
+    for monomial, c in polynomial(e).items():
+        match monomial, c:
+            case (), int():
+                defined += Affine((), c)
+            case (str(name),), int():
+                if define is not None and name in define:
+                    defined += define[name].scaled(c)
+                else:
+                    terms.append((name, c))
+            case _:
                 return None
-            return a + b if op == "+" else a - b
-        case Binary("*", x, y):
-            a, b = affine_form(x, define), affine_form(y, define)
-            if a is None or b is None:
-                return None
-            if not a.terms:
-                return b.scaled(a.constant)
-            return a.scaled(b.constant) if not b.terms else None
-    return None
+    return defined + Affine(tuple(terms))
 
 
 def expression(a: Affine) -> Expr:
