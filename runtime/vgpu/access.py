@@ -14,7 +14,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu import flags, memory as mem, watch
 from tcomp.runtime.vgpu.decoder import Decoder
-from tcomp.runtime.vgpu.lanes import Array, Sel, compact, count
+from tcomp.runtime.vgpu.lanes import Array, Sel, compact, count, distinct, every, some
 from tcomp.runtime.vgpu.memory import Segment
 from tcomp.runtime.vgpu.profile import bank_conflicts, sectors
 from tcomp.runtime.vgpu.ptx import Addr, Instr, Reg, Sym
@@ -91,11 +91,11 @@ class Access:
         if int(a.min()) < 0 or int(a.max()) + self.size > limit:
             ok = (a >= 0) & (a + self.size <= limit)
             bad = ~ok
-            if s is self.m.shared and bool((a >= mem.CLUSTER_STEP).any()):
+            if s is self.m.shared and some(a >= mem.CLUSTER_STEP):
                 far = np.flatnonzero(a >= mem.CLUSTER_STEP)
                 bad[far] = False
                 yield from self.remote(a[far], self.m.ids[lanes][far], far if where is None else where[far])
-            if bad.any():
+            if some(bad):
                 self.outside(s.space, a[bad], self.m.ids[lanes][bad], limit)
             at = np.flatnonzero(ok)
             if not len(at):
@@ -112,13 +112,13 @@ class Access:
         wrong = (rank >= m.ranks) | (offset + self.size > m.shared_size)
         if not self.cluster_wide:
             wrong |= slot != m.slot[lanes]
-        if wrong.any():
+        if some(wrong):
             text = f"{self.size} bytes outside the shared memory of the cluster's {m.ranks} blocks"
             if not self.cluster_wide:
                 text = "another block's shared memory: this instruction reaches only its own block's (shared::cta)"
             m.finding("out of bounds shared", self.i, lanes[wrong], text, int(a[wrong][0]))
         gone = ~wrong & ~m.running()[slot]
-        if gone.any():
+        if some(gone):
             m.finding("shared memory of an exited block", self.i, lanes[gone],
                       f"block rank {int(rank[gone][0])} of the cluster has ended", int(a[gone][0]))  # fmt: skip
         ok = np.flatnonzero(~wrong & ~gone)
@@ -138,21 +138,21 @@ class Access:
         left = np.ones(len(a), bool)
         for window, space in windows if self.space == "generic" else ():
             inside = (a >= window) & (a < window + mem.WINDOW)
-            if inside.any():
+            if some(inside):
                 at = np.flatnonzero(inside)
                 left &= ~inside
                 base = window if space in ("shared", "local") else 0
                 yield from self.locate(space, a[at] - base, sel, at if where is None else where[at])
-        if not left.any():
+        if not some(left):
             return
         number = np.searchsorted(m.memory.base_array, a, "right") - 1
         ends = m.memory.end_array[np.maximum(number, 0)] if len(m.memory.end_array) else np.zeros_like(a)
         ok = left & (number >= 0) & (a + self.size <= ends)
         bad = left & ~ok
-        if bad.any():
+        if some(bad):
             lanes = m.ids[sel] if where is None else m.ids[sel][where]
             self.outside("global", a[bad], lanes[bad], None)
-        for n in np.unique(number[ok]):
+        for n in distinct(number[ok]):
             at = np.flatnonzero(ok & (number == n))
             s = m.memory.segments[int(n)]
             yield from self.aligned(s, a[at] - s.base, at if where is None else where[at], a[at])
@@ -170,7 +170,7 @@ class Access:
 
     def aligned(self, s: Segment, start: Array, where: Any, a: Array) -> Iterator[Part]:
         mask = self.size - 1
-        if mask and bool((start & mask).any()):
+        if mask and some(start & mask):
             bad = np.flatnonzero(start & mask)
             lanes = self.sel_lanes(where)[bad]
             self.m.finding(
@@ -196,7 +196,7 @@ class Access:
         if n < 8:
             return e
         step = int(e[1]) - int(e[0])
-        if step < 0 or int(e[-1]) - int(e[0]) != step * (n - 1) or not bool((e[1:] - e[:-1] == step).all()):
+        if step < 0 or int(e[-1]) - int(e[0]) != step * (n - 1) or not every(e[1:] - e[:-1] == step):
             return e
         return int(e[0]) if step == 0 else slice(int(e[0]), int(e[-1]) + 1, step)
 
@@ -227,7 +227,7 @@ class Access:
             init, full = s.init_view(self.element), sum(1 << 8 * n for n in range(self.element))
             for k in keys:
                 bad = np.atleast_1d(init[k] != full)
-                if bad.any():
+                if some(bad):
                     at = np.flatnonzero(bad)
                     at = at if len(bad) > 1 or len(lanes) == 1 else np.arange(len(lanes))
                     m.finding(f"uninitialised read of {s.space} memory", self.i, lanes[at],
@@ -265,7 +265,7 @@ class Access:
             writer = reader = m.block_of_lane[lanes]
             floor, order = m.launch_start, m.global_order(lanes)
         if s.space == "global" and self.strong:
-            for b in np.unique(writer).tolist():
+            for b in distinct(writer).tolist():
                 m.strong[b] = m.now
         for n in range(max(1, self.size // g)):
             k = key if n == 0 else slice(key.start + n, key.stop + n, key.step) if isinstance(key, slice) else key + n

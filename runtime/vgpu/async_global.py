@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array
+from tcomp.runtime.vgpu.lanes import Array, distinct, some
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.memory import Segment
 from tcomp.runtime.vgpu.ptx import Instr
@@ -55,10 +55,10 @@ class Piece:
         keys = self._granules()
         when = s.race.write_time[keys]
         generic = (when > m.launch_start) & (when != s.race.asynchronous()[keys])
-        if not generic.any():
+        if not some(generic):
             return
         mine = m.proxy_fences.get(int(m.block_of_lane[self.lane]), 0)
-        for block in np.unique(s.race.write_actor[keys[generic]]).tolist():
+        for block in distinct(s.race.write_actor[keys[generic]]).tolist():
             newest = int(when[generic & (s.race.write_actor[keys] == block)].max())
             if max(m.proxy_fences.get(block, 0), mine) < newest:
                 self.m.finding("missing proxy fence", self.instr, np.array([self.lane]),
@@ -73,11 +73,11 @@ class Piece:
         if m.options.checks and len(self.at):
             if s.watch is not None and s.watch.landing_count and s.watch.landing is not None:
                 bad = s.watch.landing[self.at] > 0
-                if bad.any():
+                if some(bad):
                     self._find("read before completion", "reads what an asynchronous copy has yet to write", bad)
             if not s.initialised:
                 bad = s.init[self.at] == 0
-                if bad.any():
+                if some(bad):
                     self._find("uninitialised read of global memory", "nothing was written there before", bad)
             self._fenced("reads")
             self._race("read")
@@ -89,7 +89,7 @@ class Piece:
         data: Array = self.segment.data[self.at]
         if before is not None and self.m.options.checks:
             bad = data != before
-            if bad.any():
+            if some(bad):
                 self._find("write before completion", "the source of this asynchronous copy was overwritten before the "
                            "copy was complete", bad)  # fmt: skip
         return data
@@ -112,7 +112,7 @@ class Piece:
         s = self.segment
         if self.m.options.checks and not s.initialised:
             bad = s.init[self.at] == 0
-            if bad.any():
+            if some(bad):
                 self._find("uninitialised read of global memory", "adds to what nothing was written to before", bad)
         now: Array = s.data[self.at]
         return now

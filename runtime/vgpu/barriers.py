@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.runtime.vgpu.decoder import Decoder
-from tcomp.runtime.vgpu.lanes import Array, Sel, compact, ids, merge
+from tcomp.runtime.vgpu.lanes import Array, Sel, compact, distinct, every, ids, merge, some
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.ptx import Imm, Instr
 
@@ -48,7 +48,7 @@ class Barriers:
         self.ended: dict[tuple[int, int], tuple[Array, Array]] = {}  # of the last round: whose arrivals, and when
 
     def waiting(self) -> bool:
-        return bool((self.at >= 0).any())
+        return some(self.at >= 0)
 
     def decode(self, d: Decoder, i: Instr, n: int) -> Any:
         m, parts = self.m, i.parts
@@ -74,7 +74,7 @@ class Barriers:
                 sel.__class__ is slice and not sel.start % m.stride and not sel.stop % m.stride
                 and m.threads == m.stride and constant and not fold and not arrive_only and not self.rounds
             )  # fmt: skip
-            if whole and (threads is None or bool((threads(sel) == m.threads).all())):
+            if whole and (threads is None or every(threads(sel) == m.threads)):
                 m.order.whole_blocks(sel.start // m.stride, sel.stop // m.stride, m.now)
                 m.shared_floor = m.order.floor()
                 m.now += 1
@@ -95,7 +95,7 @@ class Barriers:
                 self.at[lanes] = n
             slots = m.slot[lanes]
             self.arrive(i, lanes, slots, numbers, counts)
-            out = self.release(np.unique(slots))
+            out = self.release(distinct(slots))
             if arrive_only:
                 out.append((n + 1, sel))
             return out
@@ -104,14 +104,14 @@ class Barriers:
 
     def check_operands(self, i: Instr, lanes: Array, numbers: Array, counts: Array | None) -> None:
         bad = (numbers < 0) | (numbers >= COUNT)
-        if bad.any():
+        if some(bad):
             self.m.finding(
                 KIND, i, lanes[bad], f"barrier {int(numbers[bad][0])}: a block has barriers 0 to {COUNT - 1}"
             )
         if counts is None:
             return
         bad = (counts % 32 != 0) | (counts <= 0)
-        if bad.any():
+        if some(bad):
             self.m.finding(KIND, i, lanes[bad], f"{int(counts[bad][0])} threads: it must be a multiple of 32")
 
     def arrive(self, i: Instr, lanes: Array, slots: Array, numbers: Array, counts: Array | None) -> None:
@@ -134,7 +134,7 @@ class Barriers:
                 m.finding(KIND, i, new, f"barrier {number} is for {expected or m.threads} threads here, and for "
                           f"{old.expected or m.threads} where others have arrived")  # fmt: skip
             again = np.isin(new, old.lanes)
-            if again.any():
+            if some(again):
                 m.finding(KIND, i, new[again], f"arrives at barrier {number} again before it has completed")
             old.lanes = np.concatenate([old.lanes, new])
             old.rows = np.maximum(old.rows, known)
@@ -149,7 +149,7 @@ class Barriers:
             self.m.finding(KIND, i, lanes[np.isin(lanes >> 5, early)], text)
 
     def after_exit(self, sel: Sel) -> list[tuple[int, Sel]]:
-        return self.release(np.unique(self.m.slot[sel])) if self.waiting() else []
+        return self.release(distinct(self.m.slot[sel])) if self.waiting() else []
 
     def lacking(self, slot: int, r: Round) -> int:
         """Arrivals that the round still needs."""
@@ -167,7 +167,7 @@ class Barriers:
         for (slot, number), r in list(self.rounds.items()):
             if slot in here and self.lacking(slot, r) <= 0:
                 del self.rounds[slot, number]
-                places = self.m.place[np.unique(r.lanes >> 5) << 5]
+                places = self.m.place[distinct(r.lanes >> 5) << 5]
                 self.ended[slot, number] = places, r.rows[0][places].copy()
                 self.pass_through(slot, number, r, out)
         if out:
@@ -189,12 +189,12 @@ class Barriers:
         m.order.acquire(m.team[first], m.place[first], r.rows[:, None])
         m.now += 1
         at = self.at[waiting]
-        for n in {int(at[0])} if (at == at[0]).all() else np.unique(at).tolist():
+        for n in {int(at[0])} if every(at == at[0]) else distinct(at).tolist():
             group = waiting[at == n]
             if n in self.reductions:
                 fold, put, values = self.reductions[n]
                 v = values[waiting]
-                put(group, np.uint32(v.sum()) if fold == "popc" else bool(v.all() if fold == "and" else v.any()))
+                put(group, np.uint32(v.sum()) if fold == "popc" else bool(every(v) if fold == "and" else some(v)))
             sel = compact(group)
             out[n + 1] = merge(out[n + 1], sel) if n + 1 in out else sel
         self.id[waiting] = -1
@@ -206,10 +206,10 @@ class Barriers:
         suspect = lanes[self.partial[lanes]]
         if not len(suspect) or not m.options.checks:
             return
-        for w in np.unique(suspect >> 5).tolist():
+        for w in distinct(suspect >> 5).tolist():
             of_warp = np.arange(w * 32, w * 32 + 32)
             inside = lanes[lanes >> 5 == w]
-            places = np.unique(self.at[inside])
+            places = distinct(self.at[inside])
             absent = m.valid[of_warp].sum() - len(inside)
             if len(places) > 1 or absent:
                 i = self.instr[int(self.at[suspect[suspect >> 5 == w][0]])]
@@ -219,10 +219,10 @@ class Barriers:
 
     def describe(self) -> list[tuple[Instr, Array, list[str]]]:
         m, out = self.m, []
-        for n in np.unique(self.at[self.at >= 0]).tolist():
+        for n in distinct(self.at[self.at >= 0]).tolist():
             i, lanes = self.instr[n], np.flatnonzero(self.at == n)
             text = []
-            for w in np.unique(lanes >> 5).tolist()[:64]:
+            for w in distinct(lanes >> 5).tolist()[:64]:
                 slot, number = int(m.slot[w * 32]), int(self.id[lanes[lanes >> 5 == w][0]])
                 r = self.rounds[slot, number]
                 have = len(r.lanes)
@@ -242,7 +242,7 @@ def beginnings(values: Array) -> Array:
 def arrivals(slots: Array, numbers: Array, begins: Array) -> Iterator[tuple[Any, Any]]:
     """For each barrier of a block that lanes come to: which of them, and which of their warps (that begin at
     `begins`)."""
-    if (numbers == numbers[0]).all():  # lanes are in the order of their blocks
+    if every(numbers == numbers[0]):  # lanes are in the order of their blocks
         starts = beginnings(slots)
         ends, warps = np.append(starts[1:], len(slots)).tolist(), np.searchsorted(begins, starts).tolist()
         for start, end, own, others in zip(starts.tolist(), ends, warps, [*warps[1:], len(begins)], strict=True):
@@ -250,6 +250,6 @@ def arrivals(slots: Array, numbers: Array, begins: Array) -> Iterator[tuple[Any,
         return
     keys = slots * COUNT + numbers
     of_warp = np.repeat(np.arange(len(begins)), np.diff(np.append(begins, len(slots))))
-    for key in np.unique(keys).tolist():
+    for key in distinct(keys).tolist():
         mine = keys == key
-        yield mine, np.unique(of_warp[mine])
+        yield mine, distinct(of_warp[mine])

@@ -14,7 +14,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu.decoder import Decoder
 from tcomp.runtime.vgpu.flow import width
-from tcomp.runtime.vgpu.lanes import Array, Sel, compact, count, narrow
+from tcomp.runtime.vgpu.lanes import Array, Sel, compact, count, distinct, every, narrow
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.memory import Segment
 from tcomp.runtime.vgpu.op_call import args_of
@@ -73,7 +73,7 @@ class Calls:
         def through_register(sel: Sel) -> list[tuple[int, Sel]]:
             where = np.broadcast_to(get(sel), count(sel))
             known = np.isin(where, np.array(list(address.values()), np.uint64))
-            if not known.all():
+            if not every(known):
                 m.finding("call of no function", i, m.ids[sel][~known], "the register does not hold the address of a "
                           "function with these parameters", int(where[~known][0]), stop=True)  # fmt: skip
                 return []
@@ -99,7 +99,7 @@ class Calls:
     def enter(self, sel: Sel, back: int, step: int, saves: bool) -> None:
         m = self.m
         depths = self.depth[sel]
-        for level in np.unique(depths).tolist():
+        for level in distinct(depths).tolist():
             if level == len(self.back):
                 self.back.append(np.zeros(m.lanes, np.int32))
             lanes = m.ids[sel][depths == level]
@@ -160,10 +160,10 @@ class Calls:
             self.depth[sel] -= 1
             lanes, depths = m.ids[sel], self.depth[sel]
             out: dict[int, list[Array]] = {}
-            for level in np.unique(depths).tolist():
+            for level in distinct(depths).tolist():
                 mine = lanes[depths == level]
                 to = self.back[level][mine]
-                for block in np.unique(to).tolist():
+                for block in distinct(to).tolist():
                     here = mine[to == block]
                     site = self.sites[block]
                     m.frame[here] -= site.step

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.errors import UserError
-from tcomp.runtime.vgpu.lanes import Array, Sel, ids
+from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, every, ids, some
 from tcomp.runtime.vgpu.machine import Dim, Machine, WaveState
 from tcomp.runtime.vgpu.ptx import Instr
 
@@ -78,28 +78,28 @@ class ClusterBarrier(WaveState):
     def arrive(self, i: Instr, sel: Sel, relaxed: bool) -> None:
         m, lanes = self.m, ids(sel)
         twice = self.arrived[lanes] > self.passed[lanes]
-        if twice.any():
+        if some(twice):
             m.finding("cluster barrier misuse", i, lanes[twice], "arrives again without having waited")
             lanes = lanes[~twice]
         self.arrived[lanes] += 1
-        first = np.unique(lanes >> 5) << 5
+        first = distinct(lanes >> 5) << 5
         team, place = m.team[first], m.place[first]
         rows = m.order.rows(team, place, m.now, relaxed)
         for k in range(2):
             np.maximum.at(self.collected[k], team, rows[k])
         if not relaxed:
-            for b in np.unique(m.block_of_lane[first]).tolist():
+            for b in distinct(m.block_of_lane[first]).tolist():
                 m.fences.setdefault(b, []).append(m.now)
         m.now += 1
         m.progress += 1
-        self.complete(np.unique(team))
+        self.complete(distinct(team))
 
     def complete(self, teams: Array) -> None:
         m = self.m
         span = m.ranks * m.stride
         for t in teams.tolist():
             of = slice(t * span, (t + 1) * span)
-            if bool((self.arrived[of][m.alive[of]] > self.completed[t]).all()):
+            if every(self.arrived[of][m.alive[of]] > self.completed[t]):
                 self.completed[t] += 1
                 self.joined[:, t] = self.collected[:, t]
                 self.collected[:, t] = 0
@@ -109,19 +109,19 @@ class ClusterBarrier(WaveState):
         """The lanes that may go on."""
         m, lanes = self.m, ids(sel)
         early = self.arrived[lanes] == self.passed[lanes]
-        if early.any():
+        if some(early):
             m.finding("cluster barrier misuse", i, lanes[early], "waits without having arrived")
         team = m.team[lanes]
-        self.complete(np.unique(team))
+        self.complete(distinct(team))
         ready = early | (self.completed[team] >= self.arrived[lanes])
         go: Array = lanes[ready]
         self.passed[go] = self.arrived[go]
         if len(go):
-            first = np.unique(go >> 5) << 5
+            first = distinct(go >> 5) << 5
             m.order.acquire(m.team[first], m.place[first], self.joined[:, m.team[first]])
             m.shared_floor = m.order.floor()
             m.now += 1
-            for b in np.unique(m.block_of_lane[first]).tolist():
+            for b in distinct(m.block_of_lane[first]).tolist():
                 m.strong[b] = m.now
         return go
 
@@ -143,7 +143,7 @@ def barrier(m: Machine, i: Instr) -> Callable[[Sel], Any]:
             lanes = ids(sel)
             here = np.bincount(lanes >> 5, minlength=m.lanes // 32)
             bad = (here < m.alive.reshape(-1, 32).sum(axis=1))[lanes >> 5]
-            if bad.any():
+            if some(bad):
                 m.finding("divergent barrier", i, lanes[bad],
                           "only some lanes of the warp came to this aligned barrier")  # fmt: skip
 

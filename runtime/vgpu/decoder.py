@@ -15,7 +15,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu import memory as mem
 from tcomp.runtime.vgpu.errors import PtxError, UnknownInstruction
-from tcomp.runtime.vgpu.lanes import Array, Sel
+from tcomp.runtime.vgpu.lanes import Array, Sel, every
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.ptx import Imm, Instr, Not, Operand, Reg, Sym
 from tcomp.runtime.vgpu.special import special
@@ -114,7 +114,7 @@ class Decoder:
 
         def run(sel: Sel) -> Any:
             ok = defined[sel]
-            if not ok.all():
+            if not every(ok):
                 bad = m.ids[sel][~ok]
                 m.finding("uninitialised register", instr, bad, f"`{name}` is read before anything is written to it")
                 defined[sel] = True

@@ -23,7 +23,7 @@ from tcomp.runtime.vgpu.calls import Calls
 from tcomp.runtime.vgpu.cluster import barrier as cluster_barrier
 from tcomp.runtime.vgpu.decoder import Decoder, Run, Source
 from tcomp.runtime.vgpu.flow import TRANSFERS, waits
-from tcomp.runtime.vgpu.lanes import Sel, count, ids, merge, narrow, warps
+from tcomp.runtime.vgpu.lanes import Sel, count, distinct, ids, merge, narrow, warps
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.ptx import Instr, Reg, Sym
 from tcomp.runtime.vgpu.types import scalar
@@ -317,7 +317,7 @@ class Executor:
         def note(i: Instr, sel: Sel, what: Callable[[int], str]) -> None:
             nonlocal first, where
             first, where = (sel, i) if first is None else (first, where)
-            for w in np.unique(ids(sel) >> 5)[:64]:
+            for w in distinct(ids(sel) >> 5)[:64]:
                 lane = int(ids(sel)[ids(sel) >> 5 == w][0])
                 at = f"block {int(m.block_of_lane[lane])} warp {int(m.warp[lane])} at PTX line {i.line}"
                 lines.append(f"{at} {what(lane)}")

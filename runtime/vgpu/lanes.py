@@ -14,6 +14,31 @@ Array = np.ndarray[Any, Any]
 Sel = Any  # slice | Array
 
 
+# NumPy's own any(), all() and unique() take microseconds to begin with; most masks are a few warps long.
+
+
+def some(mask: Array) -> bool:
+    """Does any element hold (or differ from zero)?"""
+    return bool(np.count_nonzero(mask))
+
+
+def every(mask: Array) -> bool:
+    """Do all elements hold?"""
+    return bool(np.count_nonzero(mask) == mask.size)
+
+
+def distinct(values: Array) -> Array:
+    """The values in rising order, each once."""
+    ordered = np.sort(values, axis=None)
+    if len(ordered) < 2:
+        return ordered
+    new = np.empty(len(ordered), bool)
+    new[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    found: Array = ordered[new]
+    return found
+
+
 def count(sel: Sel) -> int:
     return int(sel.stop - sel.start) if sel.__class__ is slice else len(sel)
 
@@ -36,7 +61,7 @@ def narrow(sel: Sel, mask: Array) -> Sel | None:
     """The lanes of `sel` where `mask` (one value per lane of `sel`) holds."""
     if mask.ndim == 0:
         return sel if mask else None
-    if mask.all():
+    if every(mask):
         return sel
     at = np.flatnonzero(mask)
     if sel.__class__ is slice:

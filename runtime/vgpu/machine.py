@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.runtime.vgpu.flow import Flow, width
-from tcomp.runtime.vgpu.lanes import Array, Sel
+from tcomp.runtime.vgpu.lanes import Array, Sel, distinct
 from tcomp.runtime.vgpu.memory import GlobalMemory, Segment
 from tcomp.runtime.vgpu.order import Order
 from tcomp.runtime.vgpu.program import Program
@@ -239,7 +239,7 @@ class Machine:
                 same_warp = (who == self.warp_of_lane[mine])  # fmt: skip
                 result: Array = (when <= seen) | same_warp
                 many = who < 0
-                for code in np.unique(who[many]).tolist():
+                for code in distinct(who[many]).tolist():
                     of = who == code
                     places, times = self.reader_sets.readers(code)
                     known = clock[team[of], w[of]][:, places]
@@ -254,7 +254,7 @@ class Machine:
         def ordered(who: Array, when: Array, at: Array, reads: bool) -> Array:
             out = np.zeros(len(at), bool)
             mine = self.block_of_lane[lanes[at]]
-            for block in np.unique(who).tolist():
+            for block in distinct(who).tolist():
                 fences = np.array(self.fences.get(block, ()), np.int64)  # in the order of time
                 of = np.flatnonzero(who == block)
                 after = np.searchsorted(fences, when[of])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from tcomp.runtime.vgpu import formats
-from tcomp.runtime.vgpu.lanes import Array
+from tcomp.runtime.vgpu.lanes import Array, some
 
 BITS = {"f16": 16, "bf16": 16, "tf32": 32, "e4m3": 8, "e5m2": 8, "s8": 8, "u8": 8, "s4": 4, "u4": 4, "b1": 1, "f64": 64}
 INTEGERS = ("s8", "u8", "s4", "u4", "b1")
@@ -41,7 +41,7 @@ def values(raw: Array, kind: str) -> Array:
 def canonical(x: Array) -> Array:
     """Every f32 NaN becomes 0x7fffffff, in place."""
     bad = np.isnan(x)
-    if bad.any():
+    if some(bad):
         x.view(np.uint32)[bad] = 0x7FFFFFFF
     return x
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array
+from tcomp.runtime.vgpu.lanes import Array, distinct, some
 from tcomp.runtime.vgpu.machine import Machine, WaveState
 from tcomp.runtime.vgpu.ptx import Instr
 
@@ -87,10 +87,10 @@ class Mbarriers(WaveState):
     def init(self, i: Instr, lanes: Array, starts: Array, counts: Array) -> None:
         m, table = self.m, self.table()
         wrong = (counts < 1) | (counts > MOST)
-        if wrong.any():
+        if some(wrong):
             m.finding(KIND, i, lanes[wrong], f"a count of {int(counts[wrong][0])}: it must be 1 to {MOST}")
         live = table[starts >> 3] > 0
-        if live.any():
+        if some(live):
             m.finding(KIND, i, lanes[live], "initialises a live mbarrier: mbarrier.inval it first",
                       self._offset(starts[live]))  # fmt: skip
         for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
@@ -107,11 +107,11 @@ class Mbarriers(WaveState):
 
     def invalidate(self, i: Instr, lanes: Array, objects: Array) -> None:
         table = self.table()
-        for n in np.unique(objects).tolist():
+        for n in distinct(objects).tolist():
             if self.flights.pop(n, None):
                 self.m.finding(KIND, i, lanes[objects == n], "mbarrier.inval while copies that report to it are in "
                                "flight", self._offset(self.place[n : n + 1]))  # fmt: skip
-            if (self.waiting == n).any():
+            if some(self.waiting == n):
                 self.m.finding(KIND, i, lanes[objects == n], "mbarrier.inval while threads wait on it")
             table[int(self.place[n]) >> 3] = 0
 
@@ -119,7 +119,7 @@ class Mbarriers(WaveState):
         """(positions that have a live mbarrier, its number); reports the others."""
         found = self.table()[starts >> 3] - 1
         dead = found < 0
-        if dead.any():
+        if some(dead):
             self.m.finding(KIND, i, lanes[dead], "there is no initialised mbarrier here", self._offset(starts[dead]))
         at = np.flatnonzero(~dead)
         return at, found[at]
@@ -131,14 +131,14 @@ class Mbarriers(WaveState):
     def expect(self, i: Instr, lanes: Array, objects: Array, tx: Array) -> None:
         np.add.at(self.tx, objects, tx)
         over = np.abs(self.tx[objects]) > MOST
-        if over.any():
+        if some(over):
             text = f"a transaction count of {int(self.tx[objects][over][0])} bytes: the limit is {MOST}"
             self.m.finding(KIND, i, lanes[over], text)
         self.m.progress += 1
 
     def complete_tx(self, i: Instr, lanes: Array, objects: Array, tx: Array) -> None:
         self.expect(i, lanes, objects, -tx)
-        self.turn(i, lanes, np.unique(objects))
+        self.turn(i, lanes, distinct(objects))
 
     def arrive(
         self, i: Instr, lanes: Array, objects: Array, counts: Array, relaxed: bool = False, drop: bool = False,
@@ -147,7 +147,7 @@ class Mbarriers(WaveState):
         """Arrivals of `lanes`; gives each one's state: the phase and the arrivals outstanding before it."""
         m = self.m
         bad = (counts < 1) | (counts > MOST)
-        if bad.any():
+        if some(bad):
             m.finding(KIND, i, lanes[bad], f"an arrival count of {int(counts[bad][0])}: it must be 1 to {MOST}")
         self._release(lanes, objects, relaxed)
         states = np.zeros(len(lanes), np.uint64)
@@ -155,17 +155,17 @@ class Mbarriers(WaveState):
         total = np.bincount(inverse, counts).astype(np.int64)
         fits = total <= self.pending[unique]
         simple = fits[inverse]
-        if simple.any():
+        if some(simple):
             at = np.flatnonzero(simple)
-            some = unique[fits]
-            self._check_observed(i, lanes, objects, some)
+            those = unique[fits]
+            self._check_observed(i, lanes, objects, those)
             before = self.pending[objects[at]]
             states[at] = (_TAG | before << 32 | self.phase[objects[at]]).astype(np.uint64)
-            self.pending[some] -= total[fits]
+            self.pending[those] -= total[fits]
             if drop:
-                self.count[some] -= total[fits]
-            self._check_complete(i, lanes, objects, some, complete)
-            self.turn(i, lanes, some)
+                self.count[those] -= total[fits]
+            self._check_complete(i, lanes, objects, those, complete)
+            self.turn(i, lanes, those)
         for k in np.flatnonzero(~simple).tolist():
             states[k] = self._arrive_one(i, lanes[k : k + 1], int(objects[k]), int(counts[k]), drop, complete)
         m.progress += 1
@@ -186,37 +186,37 @@ class Mbarriers(WaveState):
         self.turn(i, lane, one)
         return state
 
-    def _check_observed(self, i: Instr, lanes: Array, objects: Array, some: Array) -> None:
-        new = some[(self.pending[some] == self.count[some]) & (self.observed[some] < self.phase[some])]
+    def _check_observed(self, i: Instr, lanes: Array, objects: Array, those: Array) -> None:
+        new = those[(self.pending[those] == self.count[those]) & (self.observed[those] < self.phase[those])]
         if len(new):
             n = int(new[0])
             self.m.finding(KIND, i, lanes[np.isin(objects, new)], f"arrives in phase {int(self.phase[n])} although no "
                            "thread has waited for the phase before it", self._offset(self.place[new]))  # fmt: skip
             self.observed[new] = self.phase[new]
 
-    def _check_complete(self, i: Instr, lanes: Array, objects: Array, some: Array, complete: bool) -> None:
+    def _check_complete(self, i: Instr, lanes: Array, objects: Array, those: Array, complete: bool) -> None:
         if complete:
             return
-        done = some[self.pending[some] == 0]
+        done = those[self.pending[those] == 0]
         if len(done):
             self.m.finding(KIND, i, lanes[np.isin(objects, done)],
                            "an arrival with .noComplete completes the phase")  # fmt: skip
 
     def _release(self, lanes: Array, objects: Array, relaxed: bool) -> None:
         m = self.m
-        pairs = np.unique(lanes >> 5 << 32 | objects)
+        pairs = distinct(lanes >> 5 << 32 | objects)
         first, of = pairs >> 32 << 5, pairs & 0xFFFFFFFF
         rows = m.order.rows(m.team[first], m.place[first], m.now, relaxed)
         for k in range(2):
             np.maximum.at(self.collected[k], of, rows[k])
         if m.ranks > 1 and not relaxed:
-            for b in np.unique(m.block_of_lane[first]).tolist():
+            for b in distinct(m.block_of_lane[first]).tolist():
                 m.fences.setdefault(b, []).append(m.now)
         m.now += 1
 
-    def turn(self, i: Instr, lanes: Array, some: Array) -> None:
+    def turn(self, i: Instr, lanes: Array, those: Array) -> None:
         """Begins the next phase of those objects that have nothing outstanding."""
-        done = some[(self.pending[some] == 0) & (self.tx[some] == 0)]
+        done = those[(self.pending[those] == 0) & (self.tx[those] == 0)]
         for n in done.tolist():
             if self.flights.get(n):
                 text = (f"phase {int(self.phase[n])} completes although copies that report to it are in flight: "
@@ -240,7 +240,7 @@ class Mbarriers(WaveState):
 
     def settle(self) -> None:
         """Nothing can run: the copies land whose end completes a phase that someone waits for."""
-        for n in np.unique(self.waiting[self.waiting >= 0]).tolist():
+        for n in distinct(self.waiting[self.waiting >= 0]).tolist():
             flights = self.flights.get(n, [])
             later: list[Flight] = []
             while len(flights) > 1 and sum(f.arrivals for f in flights) > self.pending[n]:
@@ -272,7 +272,7 @@ class Mbarriers(WaveState):
         self.waiting[lanes] = np.where(stays, objects, -1)
         self.wanted[lanes] = parity
         self.tried[lanes] = np.where(done, -1, key)
-        if done.any():
+        if some(done):
             self._acquire(lanes[done], objects[done], relaxed)
         go = np.flatnonzero(~stays)
         return go, done[go]
@@ -280,14 +280,14 @@ class Mbarriers(WaveState):
     def _acquire(self, lanes: Array, objects: Array, relaxed: bool) -> None:
         m = self.m
         np.maximum.at(self.observed, objects, self.phase[objects])
-        pairs = np.unique(lanes >> 5 << 32 | objects)
+        pairs = distinct(lanes >> 5 << 32 | objects)
         while len(pairs):
             first, of = pairs >> 32 << 5, pairs & 0xFFFFFFFF
             new = np.append(True, first[1:] != first[:-1])
-            some = first[new]
-            m.order.acquire(m.team[some], m.place[some], self.joined[:, of[new]], relaxed)
+            those = first[new]
+            m.order.acquire(m.team[those], m.place[those], self.joined[:, of[new]], relaxed)
             if m.ranks > 1:
-                for b in np.unique(m.block_of_lane[some]).tolist():
+                for b in distinct(m.block_of_lane[those]).tolist():
                     m.strong[b] = m.now
             pairs = pairs[~new]
         m.shared_floor = m.order.floor()
@@ -298,7 +298,7 @@ class Mbarriers(WaveState):
         if self.m.progress != self.last_progress:
             self.timeouts, self.last_progress = 0, self.m.progress
         self.timeouts += 1
-        if self.timeouts > PATIENCE or not (self.waiting >= 0).any():
+        if self.timeouts > PATIENCE or not some(self.waiting >= 0):
             return False
         self.tried[self.waiting >= 0] = -1
         return True

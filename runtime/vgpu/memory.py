@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array
+from tcomp.runtime.vgpu.lanes import Array, every
 from tcomp.runtime.vgpu.races import RaceShadow, Sets
 from tcomp.runtime.vgpu.watch import Watch
 
@@ -72,7 +72,7 @@ class Segment:
 
     def settle(self) -> None:
         """After a launch: a segment whose every byte is written needs no more checks."""
-        if not self.initialised and self.init[: self.size].all():
+        if not self.initialised and every(self.init[: self.size]):
             self.initialised = True
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu.access import Access
 from tcomp.runtime.vgpu.decoder import Decoder, Run, Source, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel
+from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, every, some
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.ptx import Addr, Imm, Instr, Not, Operand, Reg
 
@@ -117,7 +117,7 @@ def land(m: Machine, over: Callable[[Copy], Array]) -> None:
     left = []
     for c in m.copies:
         done = over(c)
-        if done.any():
+        if some(done):
             at = c.start[done][:, None] + np.arange(c.data.shape[1])
             m.shared.data[at] = c.data[done]
             m.shared.init[at] = 1
@@ -126,9 +126,9 @@ def land(m: Machine, over: Callable[[Copy], Array]) -> None:
             pending[at] = 0
             if m.shared.race is not None:  # the bytes arrive now: later readers need a barrier after this
                 g = m.shared.race.granule
-                m.shared.race.write_time[np.unique(at // g)] = m.now
+                m.shared.race.write_time[distinct(at // g)] = m.now
                 m.shared.race.latest_write = m.now
-        if not done.all():
+        if not every(done):
             keep = ~done
             left.append(Copy(c.lanes[keep], c.group[keep], c.start[keep], c.data[keep], c.serial))
     m.copies = left

@@ -8,7 +8,7 @@ from tcomp.runtime.vgpu import proxy
 from tcomp.runtime.vgpu.access import Access
 from tcomp.runtime.vgpu.bulk_operands import combiner
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, ids
+from tcomp.runtime.vgpu.lanes import Array, Sel, ids, some
 from tcomp.runtime.vgpu.mbarrier import KIND, Flight, Mbarriers
 from tcomp.runtime.vgpu.op_mbarrier import live
 from tcomp.runtime.vgpu.op_tensor import REDUCTIONS
@@ -48,7 +48,7 @@ def asynchronous(d: Decoder, i: Instr) -> Run:
             known = np.array([k in of for k in where.tolist()], bool)
             targets = np.array([of.get(k, 0) for k in where.tolist()], np.int64)
             apart = known & (p.start // m.shared_stride != b.place[targets] // m.shared_stride)
-            if apart.any():
+            if some(apart):
                 m.finding(KIND, i, lanes[where[apart]], "the mbarrier is in another block than the destination")
             for k, start in zip(where[known].tolist(), p.start[known].tolist(), strict=True):
                 begin(int(lanes[k]), start, raw[k], of[k])

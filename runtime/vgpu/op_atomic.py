@@ -14,7 +14,7 @@ import numpy as np
 from tcomp.runtime.vgpu import wide
 from tcomp.runtime.vgpu.access import Access, Part
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel
+from tcomp.runtime.vgpu.lanes import Array, Sel, every
 from tcomp.runtime.vgpu.op_fence import note_fence
 from tcomp.runtime.vgpu.op_float import extreme, flush, pack, unpack
 from tcomp.runtime.vgpu.op_memory import space_of
@@ -173,7 +173,7 @@ def apply(view: Array, key: Array, values: list[Array], fold: Fold, name: str, t
     sorted_key = key[order]
     first = np.ones(len(key), bool)
     first[1:] = sorted_key[1:] != sorted_key[:-1]
-    if first.all():
+    if every(first):
         old = view[key]
         view[key] = fold(old, *values)
         return old

@@ -9,7 +9,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu import wide
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel
+from tcomp.runtime.vgpu.lanes import Array, Sel, some
 from tcomp.runtime.vgpu.ptx import Instr, Operand, Reg, Vec
 from tcomp.runtime.vgpu.types import Scalar, scalar
 
@@ -112,7 +112,7 @@ def shift(d: Decoder, i: Instr) -> Run:
     def run(sel: Sel) -> None:
         value, by = a(sel), np.asarray(b(sel))
         over = by >= bits
-        if not over.any():
+        if not some(over):
             put(sel, value << by.astype(t.dtype) if left else value >> by.astype(t.dtype))
             return
         amount = np.minimum(by, bits - 1).astype(t.dtype)

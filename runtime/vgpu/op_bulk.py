@@ -15,7 +15,7 @@ from tcomp.runtime.vgpu.async_global import piece
 from tcomp.runtime.vgpu.bulk import BulkStores, Combine, load
 from tcomp.runtime.vgpu.bulk_operands import Place, Target, combiner, per_lane
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, ids
+from tcomp.runtime.vgpu.lanes import Array, Sel, ids, some
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.mbarrier import Flight, Mbarriers
 from tcomp.runtime.vgpu.ptx import Addr, Imm, Instr
@@ -53,7 +53,7 @@ def sizes(d: Decoder, i: Instr, sel: Sel, size: Any) -> tuple[Array, Array]:
     lanes = ids(sel)
     n = per_lane(size, sel)
     bad = n % 16 != 0
-    if bad.any():
+    if some(bad):
         d.m.finding("misaligned", i, lanes[bad], f"a bulk copy of {int(n[bad][0])} bytes: it must be a multiple of 16")
     return np.flatnonzero(~bad & (n > 0)), n
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, ids
+from tcomp.runtime.vgpu.lanes import Array, Sel, ids, some
 from tcomp.runtime.vgpu.memory import CLUSTER_STEP, SHARED_WINDOW, WINDOW
 from tcomp.runtime.vgpu.ptx import Instr
 from tcomp.runtime.vgpu.types import scalar
@@ -20,7 +20,7 @@ def _inside(d: Decoder, i: Instr, sel: Sel, a: Array) -> Array:
     if i.parts[1] == "shared::cluster":
         return a
     bad = (a < SHARED_WINDOW) | (a >= SHARED_WINDOW + WINDOW)
-    if bad.any():
+    if some(bad):
         d.m.finding("out of bounds shared", i, ids(sel)[np.broadcast_to(bad, len(ids(sel)))],
                     f"`{i.parts[0]}` of a generic address that is not in shared memory", int(a[bad][0]))  # fmt: skip
     return np.where(bad, 0, a - SHARED_WINDOW)
@@ -37,7 +37,7 @@ def map_address(d: Decoder, i: Instr) -> Run:
         offset = _inside(d, i, sel, np.broadcast_to(np.asarray(a(sel)), len(lanes)).astype(np.int64)) % CLUSTER_STEP
         rank = np.broadcast_to(np.asarray(b(sel)), len(lanes)).astype(np.int64)
         bad = rank >= m.ranks
-        if bad.any():
+        if some(bad):
             m.finding("out of bounds shared", i, lanes[bad],
                       f"block rank {int(rank[bad][0])} of a cluster of {m.ranks}")  # fmt: skip
         mapped = np.where(rank == m.rank[sel], offset, offset + (rank + 1) * CLUSTER_STEP)

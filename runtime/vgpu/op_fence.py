@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from tcomp.runtime.vgpu import proxy
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
 from tcomp.runtime.vgpu.flags import synchronises
-from tcomp.runtime.vgpu.lanes import Sel, ids
+from tcomp.runtime.vgpu.lanes import Sel, distinct, ids
 from tcomp.runtime.vgpu.ptx import Instr
 
 _WIDE = ("gl", "sys", "gpu", "cluster")
@@ -17,7 +15,7 @@ _WIDE = ("gl", "sys", "gpu", "cluster")
 
 def note_fence(m: Any, sel: Sel) -> None:
     """These blocks' accesses to global memory so far are released."""
-    for b in np.unique(m.block_of_lane[sel]).tolist():
+    for b in distinct(m.block_of_lane[sel]).tolist():
         m.fences.setdefault(b, []).append(m.now)
 
 
@@ -31,7 +29,7 @@ def fence(d: Decoder, i: Instr) -> Run:
     def run(sel: Sel) -> None:
         if wide:
             note_fence(m, sel)
-        first = np.unique(ids(sel) >> 5) << 5
+        first = distinct(ids(sel) >> 5) << 5
         m.order.fence(m.team[first], m.place[first], m.now)
 
     code = m.program.code

@@ -14,7 +14,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu import formats, rounding
 from tcomp.runtime.vgpu.decoder import Decoder, Run, Source, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel
+from tcomp.runtime.vgpu.lanes import Array, Sel, some
 from tcomp.runtime.vgpu.ptx import Instr
 from tcomp.runtime.vgpu.types import Scalar, scalar
 
@@ -25,7 +25,7 @@ _KNOWN = {*MODES, "ftz", "sat", "approx", "full", "NaN", "xorsign", "abs", "relu
 def canonical(r: Array) -> Array:
     """f32 results: every NaN becomes 0x7fffffff, as the hardware gives it."""
     bad = np.isnan(r)
-    if bad.any():
+    if some(bad):
         r = np.where(bad, rounding.CANONICAL32, r)
     return r
 
@@ -66,7 +66,7 @@ def in_place(d: Decoder, i: Instr, t: Scalar, f: Callable[..., Any]) -> Run:
         run(sel)
         r = row[sel]
         bad = np.isnan(r)
-        if bad.any():
+        if some(bad):
             row[sel] = np.where(bad, rounding.CANONICAL32, r)
 
     return checked
@@ -133,7 +133,7 @@ def extreme(base: str, modifiers: list[str]) -> Callable[..., Any]:
             return np.where(sign, -r, r)
         r = strict(a, b) if "NaN" in modifiers else pick(a, b)
         both = (a == 0) & (b == 0)
-        if np.any(both):
+        if some(both):
             negative = np.signbit(a) | np.signbit(b) if base == "min" else np.signbit(a) & np.signbit(b)
             r = np.where(both, np.where(negative, -np.zeros_like(r), np.zeros_like(r)), r)
         return f(r, *more) if more else r

@@ -9,7 +9,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu.access import Access
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, compact
+from tcomp.runtime.vgpu.lanes import Array, Sel, compact, distinct
 from tcomp.runtime.vgpu.op_warp import FULL, _sync
 from tcomp.runtime.vgpu.ptx import Instr, Operand, Vec
 
@@ -23,7 +23,7 @@ def whole_warps(d: Decoder, i: Instr, act: Callable[[Sel], None]) -> Run:
     m = d.m
 
     def checked(sel: Sel, lanes: Array, members: Array) -> None:
-        if len(lanes) % 32 or (sel.__class__ is not slice and len(np.unique(lanes >> 5)) * 32 != len(lanes)):
+        if len(lanes) % 32 or (sel.__class__ is not slice and len(distinct(lanes >> 5)) * 32 != len(lanes)):
             here = np.bincount(lanes >> 5, minlength=m.lanes // 32)
             part = here[lanes >> 5] < 32
             m.finding("partial warp", i, lanes[part], "a matrix instruction needs all 32 lanes of its warp")

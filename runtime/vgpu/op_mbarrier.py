@@ -8,7 +8,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu.access import Access
 from tcomp.runtime.vgpu.decoder import Decoder, Run, Source, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, ids
+from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, every, ids, some
 from tcomp.runtime.vgpu.mbarrier import KIND, Flight, Mbarriers, phase_of
 from tcomp.runtime.vgpu.op_async import arrive_on_copies
 from tcomp.runtime.vgpu.ptx import Instr, Operand
@@ -137,7 +137,7 @@ def wait(d: Decoder, b: Mbarriers, i: Instr) -> Run:
             return None
         given = np.broadcast_to(np.asarray(which(sel)), len(lanes))[at]
         parity = given.astype(np.int64) if by_parity else of_state(lanes[at], objects, given)
-        if by_parity and bool((parity > 1).any()):
+        if by_parity and some(parity > 1):
             m.finding(KIND, i, lanes[at][parity > 1], f"a parity of {int(parity.max())}: it must be 0 or 1")
             parity = parity & 1
         go, done = b.wait(i, lanes[at], objects, parity, relaxed)
@@ -152,7 +152,7 @@ def wait(d: Decoder, b: Mbarriers, i: Instr) -> Run:
         phase, _, real = phase_of(states)
         old = b.phase[objects] - phase
         bad = ~real | (old < 0) | (old > 1)
-        if bad.any():
+        if some(bad):
             m.finding(KIND, i, who[bad], "the state is not that of an arrival in this phase or the one before")
         return np.where(bad, (b.phase[objects] & 1) ^ 1, phase & 1)
 
@@ -164,7 +164,7 @@ def pending_count(d: Decoder, i: Instr) -> Run:
 
     def run(sel: Sel) -> None:
         _, pending, real = phase_of(np.atleast_1d(state(sel)))
-        if not real.all():
+        if not every(real):
             m.finding(KIND, i, ids(sel)[~np.broadcast_to(real, len(ids(sel)))],
                       "the state is not what mbarrier.arrive.noComplete gave")  # fmt: skip
         put(sel, pending.astype(np.uint32))
@@ -182,7 +182,7 @@ def copies_arrive(d: Decoder, i: Instr) -> Run:
     def run(sel: Sel) -> None:
         at, objects = live(b, access, sel)
         lanes = ids(sel)[at]
-        for n in np.unique(objects).tolist():
+        for n in distinct(objects).tolist():
             who = lanes[objects == n]
             if counted:
                 b.pending[n] += len(who)

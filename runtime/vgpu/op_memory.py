@@ -9,7 +9,7 @@ import numpy as np
 from tcomp.runtime.vgpu import wide
 from tcomp.runtime.vgpu.access import SPACES, Access
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
-from tcomp.runtime.vgpu.lanes import Sel
+from tcomp.runtime.vgpu.lanes import Sel, every, some
 from tcomp.runtime.vgpu.op_fence import note_fence
 from tcomp.runtime.vgpu.ptx import Addr, Instr, Operand, Reg, Vec
 from tcomp.runtime.vgpu.types import scalar
@@ -135,7 +135,7 @@ def store(d: Decoder, i: Instr) -> Run:
                     s.init_view(t.size)[k] = np.iinfo(raw).max // 255
                 if m.options.checks and isinstance(k, np.ndarray) and s.space in ("global", "shared"):
                     lost = view[k] != bits
-                    if lost.any():
+                    if some(lost):
                         kind = "shared memory race" if s.space == "shared" else "global memory race"
                         m.finding(kind, i, lanes[lost], "lanes write different values to the same place at once",
                                   s.base + int(p.start[lost][0]))  # fmt: skip
@@ -147,13 +147,13 @@ def store(d: Decoder, i: Instr) -> Run:
             return False
         if not s.initialised:
             init = s.init_view(t.size)
-            if not (init[key] != 0).all():
+            if not every(init[key] != 0):
                 return False
         floor = m.shared_floor if s.space == "shared" else m.launch_start
         if s.race.latest_write <= floor:
             return False
         view = s.view(raw_type)
-        return all(bool((view[shifted(key, n)] == np.asarray(v).view(raw_type)).all()) for n, v in enumerate(values))
+        return all(every(view[shifted(key, n)] == np.asarray(v).view(raw_type)) for n, v in enumerate(values))
 
     return run
 

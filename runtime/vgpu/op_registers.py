@@ -13,7 +13,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
 from tcomp.runtime.vgpu.errors import PtxError
-from tcomp.runtime.vgpu.lanes import Array, Sel, ids
+from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, ids, some
 from tcomp.runtime.vgpu.machine import Machine, WaveState
 from tcomp.runtime.vgpu.ptx import Imm, Instr
 
@@ -58,7 +58,7 @@ class Registers(WaveState):
             return True
         held = self.held[warps]
         wrong = held > count if grow else held < count
-        if wrong.any():
+        if some(wrong):
             word = "more than it asks for" if grow else "fewer than it would keep"
             self.m.finding(KIND, i, warps[wrong] << 5,
                            f"the warp has {int(held[wrong][0])} registers a thread, {word} ({count})")  # fmt: skip
@@ -87,7 +87,7 @@ def set_registers(d: Decoder, i: Instr) -> Run:
         lanes = ids(sel)
         group = m.slot[lanes] * per_block + m.warp[lanes] // 4
         go = []
-        for g in np.unique(group).tolist():
+        for g in distinct(group).tolist():
             members = lanes[group == g]
             slot = g // per_block
             warps = slot * m.warps + g % per_block * 4 + np.arange(min(4, m.warps - g % per_block * 4))

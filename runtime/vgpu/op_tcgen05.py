@@ -17,7 +17,7 @@ import numpy as np
 from tcomp.runtime.vgpu.access import Access
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction, watcher
 from tcomp.runtime.vgpu.flow import registers_in, uses_and_definitions
-from tcomp.runtime.vgpu.lanes import Array, Sel, ids
+from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, ids, some
 from tcomp.runtime.vgpu.machine import Machine, WaveState
 from tcomp.runtime.vgpu.op_matrix import everyone, items, whole_warps
 from tcomp.runtime.vgpu.op_warp import complete
@@ -37,7 +37,7 @@ def warp_value(m: Machine, i: Instr, values: Any, sel: Sel, what: str) -> Array:
     """One integer for each warp of `sel`; a finding where its lanes do not agree."""
     by_warp = np.broadcast_to(np.asarray(values), len(ids(sel))).astype(np.int64).reshape(-1, 32)
     differs = by_warp != by_warp[:, :1]
-    if differs.any():
+    if some(differs):
         m.finding(KIND, i, m.ids[sel][differs.reshape(-1)], f"the lanes of a warp give different values of {what}")
     return by_warp[:, 0]
 
@@ -61,7 +61,7 @@ def allocate(d: Decoder, i: Instr) -> Run:
         for lane, n in zip(first.tolist(), wanted.tolist(), strict=True):
             found.append(t.allocations.allocate(i, lane, n))
         ready = np.array([f is not None for f in found])
-        if ready.any():
+        if some(ready):
             who = first[ready]
             access.current = who
             given = np.array([f for f in found if f is not None], np.uint32)
@@ -103,7 +103,7 @@ def relinquish(d: Decoder, i: Instr) -> Run:
     m, t = d.m, TensorMemory.of(d.m)
 
     def act(sel: Sel) -> None:
-        t.allocations.relinquished.update(np.unique(m.slot[sel]).tolist())
+        t.allocations.relinquished.update(distinct(m.slot[sel]).tolist())
 
     return whole_warps(d, i, act)
 
@@ -205,7 +205,7 @@ def load(d: Decoder, i: Instr) -> Run:
             op, data = t.begin(i, "ld", lane), t.data[found[0].slot].copy() if m.options.checks else None
             for r in found:
                 flying = t.read(op, r)
-                if data is not None and flying.any():
+                if data is not None and some(flying):
                     part = data[r.cells.start * CELL : r.cells.stop * CELL, r.columns]
                     part[np.repeat(flying, CELL, axis=0)] = POISON
             source = t.data[found[0].slot] if data is None else data
@@ -246,7 +246,7 @@ def wait(d: Decoder, i: Instr) -> Run:
         raise d.unknown(i, "expected .sync.aligned")
 
     def act(sel: Sel) -> None:
-        t.finish_move(kind, np.unique(ids(sel) >> 5))
+        t.finish_move(kind, distinct(ids(sel) >> 5))
         if kind == "ld":
             loads.end(sel)
         m.now += 1
@@ -301,7 +301,7 @@ class Loads(WaveState):
     def end_one(self, n: int, sel: Sel) -> None:
         if n in self.busy:
             self.lanes[n][sel] = False
-            if not self.lanes[n].any():
+            if not some(self.lanes[n]):
                 self.busy.discard(n)
 
 
@@ -326,7 +326,7 @@ def watch_registers(d: Decoder, i: Instr, run: Run) -> Run:
         for n in lost:
             if n in loads.busy:
                 early = loads.lanes[n][sel]
-                if early.any():
+                if some(early):
                     m.finding(WAIT, i, m.ids[sel][early],
                               "overwrites registers that a tcgen05.ld gives before a tcgen05.wait::ld")  # fmt: skip
         return run(sel)

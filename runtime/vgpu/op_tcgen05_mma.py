@@ -16,7 +16,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu import formats, proxy
 from tcomp.runtime.vgpu.decoder import Decoder, Run, Source, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, ids
+from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, ids, some
 from tcomp.runtime.vgpu.matrix_numbers import BITS, canonical, values
 from tcomp.runtime.vgpu.mbarrier import Flight, Mbarriers
 from tcomp.runtime.vgpu.op_mbarrier import live, object_access
@@ -61,7 +61,7 @@ def multiply(d: Decoder, i: Instr) -> Run:
 
     def run(sel: Sel) -> None:
         lanes, given = ids(sel), per_lane(bits, sel)
-        for one in np.unique(given).tolist():
+        for one in distinct(given).tolist():
             at = np.flatnonzero(given == one)
             try:
                 product = product_of(kind, one)
@@ -119,7 +119,7 @@ def multiply(d: Decoder, i: Instr) -> Run:
         size = BITS[element] // 8
         addresses = np.empty((len(lanes), *((32 // size, extent * size // CHUNK) if transposed else (extent, 2))), int)
         high = descriptors & _HIGH
-        for one in np.unique(high):
+        for one in distinct(high):
             at = high == one
             try:
                 layout = layout_of(int(one))
@@ -127,7 +127,7 @@ def multiply(d: Decoder, i: Instr) -> Run:
                 raise Malformed(f"{name} descriptor: {e}") from e
             addresses[at] = chunk_addresses(start_of(descriptors[at]), layout, extent, transposed, size)
         raw, start, outside = tiles_at(m, addresses, lanes)
-        if outside.any():
+        if some(outside):
             bad = outside.any(axis=(1, 2))
             m.finding("out of bounds shared", i, lanes[bad], f"the {name} descriptor leaves the {m.shared_size} bytes "
                       "of shared memory", int(addresses[outside][0]))  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.runtime.vgpu.decoder import Decoder, Run, Source, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, ids
+from tcomp.runtime.vgpu.lanes import Array, Sel, every, ids, some
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.ptx import Instr, Pair
 from tcomp.runtime.vgpu.types import scalar
@@ -24,14 +24,14 @@ def complete(m: Machine, i: Instr, sel: Sel, mask: Source) -> tuple[Array, Any]:
     """(lanes that can go on, the masks of those); reports a lane that is not in its own mask."""
     lanes = ids(sel)
     members = np.broadcast_to(np.asarray(mask(sel), np.uint32), len(lanes))
-    if sel.__class__ is slice and not sel.start % 32 and not sel.stop % 32 and bool((members == FULL).all()):
+    if sel.__class__ is slice and not sel.start % 32 and not sel.stop % 32 and every(members == FULL):
         return lanes, members
     here = np.zeros(m.lanes, np.uint8)
     here[lanes] = 1
     present = np.packbits(here, bitorder="little").view(np.uint32)
     living = np.packbits(m.alive, bitorder="little").view(np.uint32)
     own = members >> m.lane_in_warp[lanes] & np.uint32(1) == 0
-    if own.any():
+    if some(own):
         m.finding("lane outside its member mask", i, lanes[own], "the executing lane is not in the member mask")
     need = members & living[lanes >> 5]
     ready = need & ~present[lanes >> 5] == 0
@@ -86,7 +86,7 @@ def shuffle(d: Decoder, i: Instr) -> Run:
             outside = members >> source.astype(np.uint32) & np.uint32(1) == 0
             gone = ~m.alive[(lanes & ~31) + source]
             bad = outside | gone
-            if bad.any():
+            if some(bad):
                 m.finding("shuffle from an absent lane", i, lanes[bad], "the source lane is not taking part")
         put(sel, buffer[(lanes & ~31) + source])
         if put2 is not None:

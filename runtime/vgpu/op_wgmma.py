@@ -19,7 +19,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction, watcher
 from tcomp.runtime.vgpu.flow import uses_and_definitions
-from tcomp.runtime.vgpu.lanes import Array, Sel, compact, ids
+from tcomp.runtime.vgpu.lanes import Array, Sel, compact, every, ids, some
 from tcomp.runtime.vgpu.matrix_numbers import INTEGERS, saturate32, truncated_sum, wrap32
 from tcomp.runtime.vgpu.ptx import Imm, Instr, Vec
 from tcomp.runtime.vgpu.types import SCALARS
@@ -111,14 +111,14 @@ def together(d: Decoder, i: Instr, act: Callable[[Sel, Array], None]) -> Run:
         here = np.bincount(number, minlength=len(state.first_lane))
         alive = np.bincount(state.number, m.alive, len(state.first_lane)).astype(np.int64)
         broken = (here == alive) & (here > 0) & (here < 128)
-        if broken.any():
+        if some(broken):
             m.finding("partial warpgroup", i, lanes[broken[number]],
                       "wgmma needs all 128 threads of four warps whose first has a number divisible by 4")  # fmt: skip
         whole = np.flatnonzero(here == 128)
         if len(whole):
             act(state.lanes_of(whole), whole)
         go = (here == alive)[number]
-        return None if go.all() else lanes[go]
+        return None if every(go) else lanes[go]
 
     return run
 
@@ -191,16 +191,16 @@ def multiply(d: Decoder, i: Instr) -> Run:
         f.kind = form.d
         idle = f.group[state.first_lane[groups]] < 0
         fresh = idle & add
-        if fresh.any():
+        if some(fresh):
             which = groups[fresh]
             lanes = state.lanes_of(which)
             state.check_defined(i, f, lanes)
             f.values[which] = state.gather(f, lanes)
-        if idle.any():
+        if some(idle):
             state.poison(f, state.lanes_of(groups[idle]))
         at: Any = compact(groups)
         old = f.values[at]
-        if not add.all():
+        if not every(add):
             old = np.where(add[:, None, None], old, 0)
         f.values[at] = combine(old, product)
 

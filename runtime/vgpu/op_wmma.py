@@ -16,7 +16,7 @@ import numpy as np
 from tcomp.runtime.vgpu.access import Access
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
 from tcomp.runtime.vgpu.formats import from16, to16
-from tcomp.runtime.vgpu.lanes import Array, Sel, count
+from tcomp.runtime.vgpu.lanes import Array, Sel, count, some
 from tcomp.runtime.vgpu.matrix_numbers import BITS, values
 from tcomp.runtime.vgpu.op_matrix import items, whole_warps
 from tcomp.runtime.vgpu.op_memory import space_of
@@ -152,16 +152,16 @@ def move(d: Decoder, i: Instr, loads: bool) -> Run:
     def uniform(base: Array, ld: Array, sel: Sel) -> None:
         by_warp, strides = base.reshape(-1, 32), ld.reshape(-1, 32)
         bad = (by_warp != by_warp[:, :1]) | (strides != strides[:, :1])
-        if bad.any():
+        if some(bad):
             m.finding("wmma operands differ", i, m.ids[sel][bad.reshape(-1)],
                       "the lanes of a warp give different addresses or strides")  # fmt: skip
         step_bytes = min(fragment, 16)
         wrong = (base % fragment != 0) | ((ld * bits // 8 % step_bytes != 0) & (ld != length))
-        if wrong.any():
+        if some(wrong):
             m.finding("misaligned", i, m.ids[sel][wrong],
                       f"wmma needs addresses that are multiples of {fragment} bytes and rows of {step_bytes}",
                       int(base[wrong][0]))  # fmt: skip
-        if (ld < length).any():
+        if some(ld < length):
             m.finding("wmma stride too small", i, m.ids[sel][ld < length], f"below {length} elements")
 
     return whole_warps(d, i, act)

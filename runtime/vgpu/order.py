@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array
+from tcomp.runtime.vgpu.lanes import Array, distinct, every
 
 if TYPE_CHECKING:
     from tcomp.runtime.vgpu.machine import Machine
@@ -178,11 +178,11 @@ class Order:
             return when <= self.start_time
         team, mine, theirs = m.team[issuer], m.place[issuer], m.place[writer]
         known = when <= self.fenced[team, mine, theirs]
-        for lane in np.unique(issuer).tolist() if self.partial else ():
+        for lane in distinct(issuer).tolist() if self.partial else ():
             row = self.partial.get((int(m.team[lane]), int(m.place[lane])), {}).get(lane)
             if row is not None:
                 known |= (issuer == lane) & (when <= row[theirs])
-        if known.all():
+        if every(known):
             return known
         history = self.lane_fences[writer]
         seen = np.where(writer == issuer, np.int32(m.now), self.clock[team, mine, theirs])

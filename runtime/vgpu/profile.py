@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array
+from tcomp.runtime.vgpu.lanes import Array, distinct, every
 
 
 def sectors(start: Array, warp: Array) -> tuple[int, int]:
@@ -14,9 +14,9 @@ def sectors(start: Array, warp: Array) -> tuple[int, int]:
     new = sector[1:] != sector[:-1]
     step = np.diff(sector)
     edge = warp[1:] != warp[:-1]
-    if bool((step[~edge] >= 0).all()):
+    if every(step[~edge] >= 0):
         return requests, int(np.count_nonzero(new | edge)) + 1
-    return requests, len(np.unique(sector + warp * (1 << 42)))
+    return requests, len(distinct(sector + warp * (1 << 42)))
 
 
 def bank_conflicts(address: Array, thread: Array, size: int) -> tuple[int, int]:
@@ -28,9 +28,9 @@ def bank_conflicts(address: Array, thread: Array, size: int) -> tuple[int, int]:
     word = address >> 2
     step = np.diff(word)
     edge = warp[1:] != warp[:-1]
-    if bool(((step == size // 4 if size > 4 else (step == 1) | (step == 0)) | edge).all()):
+    if every((step == size // 4 if size > 4 else (step == 1) | (step == 0)) | edge):
         return requests, 0
-    pairs = np.unique(warp.astype(np.int64) << 32 | word)
+    pairs = distinct(warp.astype(np.int64) << 32 | word)
     bank = (pairs >> 32) * 32 + (pairs & 31)
     low = int(bank.min()) // 32 * 32
     load = np.bincount(bank - low)

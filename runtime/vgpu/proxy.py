@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array, Sel, ids
+from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, ids, some
 from tcomp.runtime.vgpu.ptx import Instr
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def async_read(m: Machine, i: Instr, lanes: Any, starts: Array, size: int) -> In
     if m.options.checks and len(words):
         _check_landing(m, i, words, by, "reads")
         bad = m.shared.init.view(np.uint32)[words] != 0x01010101
-        if bad.any():
+        if some(bad):
             _report(m, "uninitialised read of shared memory", i, words, by, bad, "nothing was written there before")
         _check_fence(m, i, words, by, "reads")
         _race(m, i, words, by, "read")  # who has read is noted when the reads are over
@@ -82,7 +82,7 @@ def finish_read(m: Machine, flight: InFlight) -> None:
     reader = m.warp_of_lane[flight.lanes]
     if flight.instr.opcode.startswith("wgmma"):  # one operation of a warpgroup: any warp's wait tells of all of it
         reader = m.order.group_reader(m.slot[flight.lanes], m.warp[flight.lanes]).astype(np.int32)
-        for r in np.unique(reader).tolist():
+        for r in distinct(reader).tolist():
             m.order.group_has_read(r, m.now)
     for k in _granules(m, flight.words):
         m.shared.shadow().note_read(k, reader, m.now, m.shared_floor)
@@ -108,7 +108,7 @@ def fence(m: Machine, sel: Sel, shared: bool, everywhere: bool) -> None:
     if shared:
         m.order.fence_proxy(m, lanes)
     if everywhere:
-        for b in np.unique(m.block_of_lane[lanes]).tolist():
+        for b in distinct(m.block_of_lane[lanes]).tolist():
             m.proxy_fences[b] = m.now
     m.now += 1  # accesses that follow in the same run of instructions are later
 
@@ -129,14 +129,14 @@ def _granules(m: Machine, words: Array) -> list[Array]:
 
 def _report(m: Machine, kind: str, i: Instr, words: Array, by: Array, bad: Array, text: str) -> None:
     first = int(words[bad][0]) * 4
-    m.finding(kind, i, np.unique(by[bad]), text, first % m.shared_stride if m.shared_stride else first)
+    m.finding(kind, i, distinct(by[bad]), text, first % m.shared_stride if m.shared_stride else first)
 
 
 def _check_landing(m: Machine, i: Instr, words: Array, by: Array, verb: str) -> None:
     watch = m.shared.watched()
     if watch.landing is not None and watch.landing_count:
         bad = watch.landing[words] > 0
-        if bad.any():
+        if some(bad):
             kind = "read before completion" if verb == "reads" else "write before completion"
             _report(m, kind, i, words, by, bad, f"{verb} what an asynchronous copy has yet to write")
 
@@ -145,7 +145,7 @@ def _check_leaving(m: Machine, i: Instr, words: Array, by: Array) -> None:
     watch = m.shared.watched()
     if watch.leaving is not None and watch.leaving_count:
         bad = watch.leaving[words] > 0
-        if bad.any():
+        if some(bad):
             _report(m, "write before completion", i, words, by, bad,
                     "writes what an asynchronous operation in flight is still reading")  # fmt: skip
 
@@ -156,7 +156,7 @@ def _check_fence(m: Machine, i: Instr, words: Array, by: Array, verb: str) -> No
     for k in _granules(m, words):
         when = shadow.write_time[k]
         generic = (when > 0) & (when != times[k])
-        if not generic.any():
+        if not some(generic):
             continue
         at = np.flatnonzero(generic)
         bad = at[~m.order.fenced_for(m, shadow.write_actor[k[at]], when[at], by[at])]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array
+from tcomp.runtime.vgpu.lanes import Array, distinct, every, some
 
 MANY = -2
 # (earlier actor, its time, position among the current lanes) -> ordered before the current access?
@@ -44,7 +44,7 @@ class Sets:
             for row in (np.where(who < 0, who, self.columns[np.maximum(who, 0)]), np.where(who < 0, 0, when))
         ]
         codes = np.stack(rows)
-        if (codes == codes[:, :1]).all():
+        if every(codes == codes[:, :1]):
             return np.full(codes.shape[1], self._code(codes[:, 0].tolist()), np.int32)
         kinds, which = np.unique(codes, axis=1, return_inverse=True)
         found = np.array([self._code(k) for k in kinds.T.tolist()], np.int32)
@@ -55,7 +55,7 @@ class Sets:
         """Of pairs of a granule and a warp that reads it now: the granules that several read, and codes of the sets of
         those that do."""
         wide = int(reader.max()) + 1
-        pairs = np.unique(key.astype(np.int64) * wide + reader)
+        pairs = distinct(key.astype(np.int64) * wide + reader)
         granules, readers = np.divmod(pairs, wide)
         first = np.flatnonzero(np.append(True, granules[1:] != granules[:-1]))
         counts = np.diff(np.append(first, len(pairs)))
@@ -148,7 +148,7 @@ class RaceShadow:
         self._note_reader(key, reader, now, floor)
         if isinstance(key, np.ndarray):
             lost = self.read_actor[key] != reader
-            if lost.any():
+            if some(lost):
                 self._note_others(key[lost], np.broadcast_to(reader, len(key))[lost], now, floor)
         return bad
 
@@ -171,7 +171,7 @@ class RaceShadow:
         old_time = self.read_time[key]
         if old_time.max() > floor:
             moved = (old_time > floor) & (self.read_actor[key] != reader)
-            if moved.any():
+            if some(moved):
                 at = key[moved] if isinstance(key, np.ndarray) else np.arange(key.start, key.stop, key.step or 1)[moved]
                 who, when = self.read_actor[at], self.read_time[at]
                 actors, times = self._others()
@@ -192,12 +192,12 @@ class RaceShadow:
         key, reader = key[beside], reader[beside]
         if not len(key):
             return
-        earlier = np.unique(key[times[key] > floor]) if self.sets is not None else key[:0]
+        earlier = distinct(key[times[key] > floor]) if self.sets is not None else key[:0]
         before = (actors[earlier], times[earlier])
         times[key] = now
         actors[key] = reader
         clashing = actors[key] != reader
-        if clashing.any():
+        if some(clashing):
             if self.sets is None:
                 actors[key[clashing]] = MANY
                 return
@@ -269,7 +269,7 @@ def _conflicts(
 ) -> Array | None:
     when = np.atleast_1d(times[key])
     recent = when > floor
-    if not recent.any():
+    if not some(recent):
         return None
     who = np.atleast_1d(actors[key])
     recent = recent & (who != me)

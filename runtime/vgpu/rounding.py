@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array
+from tcomp.runtime.vgpu.lanes import Array, some
 
 CANONICAL32 = np.frombuffer(b"\xff\xff\xff\x7f", np.float32)[0]
 _SPLIT = 134217729.0  # 2**27 + 1
@@ -41,7 +41,7 @@ def to_odd(s: Array, error: Array) -> Array:
     error = np.broadcast_to(error, s.shape)
     bits = s.view(np.int64)
     even = (error != 0) & np.isfinite(error) & np.isfinite(s) & (bits & 1 == 0)
-    if even.any():
+    if some(even):
         away = np.where((error > 0) == (s > 0), 1, -1)
         zero = s == 0
         moved = np.where(zero, np.copysign(5e-324, error).view(np.int64), bits + away)
@@ -81,7 +81,7 @@ def fma32_rn(a: Array, b: Array, c: Array) -> Array:
     bits = np.atleast_1d(s).view(np.uint64)
     tie = (bits & np.uint64(0x1FFFFFFF)) == np.uint64(0x10000000)
     low = (r.view(np.uint32) << np.uint32(1)) - np.uint32(1) < np.uint32(0x01000000)
-    if tie.any() or low.any():
+    if some(tie) or some(low):
         at = np.flatnonzero(tie | low)
         ps, cs = np.broadcast_to(p, r.shape)[at], np.broadcast_to(c, r.shape)[at].astype(np.float64)
         total, error = two_sum(ps, cs)

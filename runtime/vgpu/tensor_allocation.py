@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array
+from tcomp.runtime.vgpu.lanes import Array, some
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.ptx import Instr
 
@@ -55,7 +55,7 @@ class Allocations:
         if columns > self.last.get(slot, COLUMNS):
             self.misuse(i, lane, f"{columns} columns after an allocation of {self.last[slot]}: they may not grow")
         for first in range(COLUMNS - columns, -1, -columns):
-            if not self.owner[slot, first : first + columns].any():
+            if not some(self.owner[slot, first : first + columns]):
                 self.owner[slot, first : first + columns] = True
                 self.live[slot, first] = Allocation(first, columns, lane, i)
                 self.last[slot] = columns

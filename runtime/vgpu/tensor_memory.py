@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array
+from tcomp.runtime.vgpu.lanes import Array, distinct, every, some
 from tcomp.runtime.vgpu.machine import Machine, WaveState
 from tcomp.runtime.vgpu.ptx import Instr
 from tcomp.runtime.vgpu.tensor_allocation import COLUMNS, Allocations
@@ -98,7 +98,7 @@ class TensorMemory(WaveState):
     def allocated(self, i: Instr, lane: int, r: Region) -> bool:
         """Do all of its columns belong to an allocation? Reported where not."""
         c = r.columns
-        if c.start >= 0 and c.stop <= COLUMNS and bool(self.allocations.owner[r.slot, c].all()):
+        if c.start >= 0 and c.stop <= COLUMNS and every(self.allocations.owner[r.slot, c]):
             return True
         free = [n for n in range(c.start, c.stop) if n >= COLUMNS or n < 0 or not self.allocations.owner[r.slot, n]]
         self.m.finding("out of bounds tensor", i, np.array([lane]),
@@ -114,11 +114,11 @@ class TensorMemory(WaveState):
         self._check(op, r, False)
         self.check_defined(op, r)
         writers, reader, other = self.writer[r.at], self.reader[r.at], self.other[r.at]
-        for n in np.unique(writers).tolist():
+        for n in distinct(writers).tolist():
             p = self.operations[n]
             if p is not None and p.done < 0 and not (op.kind == "mma" == p.kind):
                 flying |= writers == n
-        for n in np.unique(reader).tolist():
+        for n in distinct(reader).tolist():
             p = self.operations[n]
             if p is not None and p.lane >> 5 != op.lane >> 5:
                 other[reader == n] = n
@@ -127,7 +127,7 @@ class TensorMemory(WaveState):
 
     def check_defined(self, op: Operation, r: Region) -> None:
         empty = ~self.written[r.at]
-        if empty.any() and self.m.options.checks:
+        if some(empty) and self.m.options.checks:
             self.m.finding("uninitialised read of tensor memory", op.instr, np.array([op.lane]),
                            "nothing was written there since it was allocated", self._column(r, empty))  # fmt: skip
             self.written[r.at] = True
@@ -166,7 +166,7 @@ class TensorMemory(WaveState):
     def fence(self, lanes: Array, after: bool) -> None:
         """tcgen05.fence; by some lanes it counts for their warp."""
         order = self.m.order
-        for w in np.unique(lanes >> 5).tolist():
+        for w in distinct(lanes >> 5).tolist():
             at = int(self.m.team[w << 5]), int(self.m.place[w << 5])
             if not after:
                 self.before.setdefault(w, []).append(self.m.now)
@@ -184,7 +184,7 @@ class TensorMemory(WaveState):
     def _check(self, op: Operation, r: Region, writes: bool, fences: bool = True) -> None:
         for cells in (self.writer, *((self.reader, self.other) if writes else ())):
             numbers = cells[r.at]
-            for n in np.unique(numbers).tolist():
+            for n in distinct(numbers).tolist():
                 earlier = self.operations[n]
                 if earlier is None or earlier is op:
                     continue

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array
+from tcomp.runtime.vgpu.lanes import Array, some
 
 if TYPE_CHECKING:
     from tcomp.runtime.vgpu.access import Access, Part
@@ -80,21 +80,21 @@ def check(access: Access, p: Part, lanes: Array, writes: bool) -> bool:
 
     if w.pending is not None and not writes:
         bad = w.pending[p.start] != 0
-        if bad.any():
+        if some(bad):
             report(bad, "missing cp.async wait", "reads what a cp.async has yet to write")
     if w.landing_count and w.landing is not None:
         bad = w.touched(w.landing, p.start, access.size)
-        if bad.any():
+        if some(bad):
             kind = "write before completion" if writes else "read before completion"
             report(bad, kind, f"{'writes' if writes else 'reads'} what an asynchronous copy has yet to write")
     if writes and w.leaving_count and w.leaving is not None:
         bad = w.touched(w.leaving, p.start, access.size)
-        if bad.any():
+        if some(bad):
             report(bad, "write before completion",
                    "writes what an asynchronous operation in flight is still reading: wait for it first")  # fmt: skip
     if w.barriers is not None:
         bad = w.barriers[p.start >> 3] > 0
-        if bad.any():
+        if some(bad):
             report(bad, "mbarrier misuse",
                    "an ordinary access to a live mbarrier; mbarrier.inval it before using its memory")  # fmt: skip
     return found

@@ -8,7 +8,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu import proxy
 from tcomp.runtime.vgpu.decoder import Decoder
-from tcomp.runtime.vgpu.lanes import Array, Sel
+from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, some
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.matrix_numbers import values
 from tcomp.runtime.vgpu.ptx import Instr, Operand
@@ -35,7 +35,7 @@ class SharedOperand:
         descriptors = uniform(m, self.i, given, sel, self.name)
         addresses = np.empty((n, *self._shape()), np.int64)
         high = descriptors & _HIGH
-        for bits in np.unique(high):
+        for bits in distinct(high):
             at = high == bits
             layout = layout_of(int(bits))
             addresses[at] = chunk_addresses(start_of(descriptors[at]), layout, self.extent, self.transposed)
@@ -44,7 +44,7 @@ class SharedOperand:
                              f"{self.name} has bits set that must be zero: {unused_bits(int(bits)):#x}")  # fmt: skip
         first = self.state.first_lane[groups]
         tile, start, outside = tiles_at(m, addresses, first)
-        if outside.any():
+        if some(outside):
             self._report("out of bounds shared", groups[outside.any(axis=(1, 2))],
                          f"{self.name} leaves the {m.shared_size} bytes of shared memory",
                          int(addresses[outside][0]))  # fmt: skip
@@ -64,9 +64,9 @@ class SharedOperand:
         within = groups % self.state.per_block
         count = start[0].size
         warp = np.arange(count) % 4 * 32
-        for k in np.unique(within):
+        for k in distinct(within):
             at = (within == k) & ~outside.any(axis=(1, 2))
-            if not at.any():
+            if not some(at):
                 continue
             lanes = (first[at][:, None] + warp).reshape(-1)
             flight = proxy.async_read(self.m, self.i, lanes, start[at].reshape(-1), CHUNK)
@@ -92,7 +92,7 @@ def uniform(m: Machine, i: Instr, value: Array, sel: Sel, what: str) -> Array:
     """One value for each warpgroup; a finding where its threads do not agree."""
     by_group = value.reshape(-1, 128)
     differs = by_group != by_group[:, :1]
-    if differs.any():
+    if some(differs):
         m.finding("wgmma operands differ", i, m.ids[sel][differs.reshape(-1)],
                   f"the threads of the warpgroup give different values of {what}")  # fmt: skip
     found: Array = by_group[:, 0]

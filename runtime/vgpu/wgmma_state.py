@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.runtime.vgpu import formats
-from tcomp.runtime.vgpu.lanes import Array, Sel, compact
+from tcomp.runtime.vgpu.lanes import Array, Sel, compact, every, some
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.matrix_numbers import canonical
 from tcomp.runtime.vgpu.proxy import InFlight, finish_read
@@ -108,7 +108,7 @@ class Warpgroups:
         for f in touched:
             if f.pending:
                 busy = f.group[sel] >= 0
-                if busy.any():
+                if some(busy):
                     self.m.finding(IN_FLIGHT, i, self.m.ids[sel][busy],
                                    "touches accumulators or A registers of an mma_async that no wgmma.wait_group has "
                                    "retired")  # fmt: skip
@@ -126,17 +126,17 @@ class Warpgroups:
         m, fenced = self.m, self.fenced[sel]
         bad = fenced == 0
         why = "no wgmma.fence came before this mma_async"
-        if not bad.any():
+        if not some(bad):
             bad = f.touched[sel] >= fenced
             why = "its registers were touched by other instructions after the last wgmma.fence"
-            if not bad.any() and f.shape not in ("", shape):
+            if not some(bad) and f.shape not in ("", shape):
                 bad = f.used[sel] >= fenced
                 why = "an mma_async of another shape had these registers after the last wgmma.fence"
-        if bad.any():
+        if some(bad):
             m.finding("missing wgmma.fence", i, m.ids[sel][bad], why)
         for g in f.overlapping:
             busy = g.group[sel] >= 0
-            if g.pending and busy.any():
+            if g.pending and some(busy):
                 m.finding(IN_FLIGHT, i, m.ids[sel][busy], "some registers belong to another mma_async in flight")
             g.touched[sel] = self.epoch
 
@@ -174,7 +174,7 @@ class Warpgroups:
     def check_defined(self, i: Instr, f: Fragment, sel: Sel) -> None:
         for r in f.tracked:
             undefined = ~self.m.defined[r][sel]
-            if undefined.any():
+            if some(undefined):
                 self.m.finding("uninitialised register", i, self.m.ids[sel][undefined],
                                f"`{r}` is accumulated into before anything is written to it")  # fmt: skip
                 self.m.defined[r][sel] = True
@@ -214,7 +214,7 @@ class Warpgroups:
             if f.values is not None:
                 self.scatter(f, done)
             f.group[self.lanes_of(done)] = -1
-            f.pending = bool((f.group >= 0).any())
+            f.pending = some(f.group >= 0)
         if self.reads:
             self._stop_reading(groups, limit)
 
@@ -224,9 +224,9 @@ class Warpgroups:
         left = []
         for held in self.reads:
             done = held.group < limits[held.groups]
-            if done.all():
+            if every(done):
                 finish_read(self.m, held.flight)
-            elif done.any():
+            elif some(done):
                 finish_read(self.m, held.split(done).flight)
                 left.append(held.split(~done))
             else:
