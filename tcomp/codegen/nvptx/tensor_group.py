@@ -32,7 +32,7 @@ from tcomp.ir.tile import Axis, Compute
 LANE = 16
 """the bit of an address in tensor memory at which its lane begins"""
 AFTER, BEFORE = "tcgen05.fence::after_thread_sync;", "tcgen05.fence::before_thread_sync;"
-PIECE = 64
+PIECE = 32
 """registers that a thread loads at a time where it adds them to others"""
 
 
