@@ -65,12 +65,12 @@ def _keeps_parts(s: Compute, inside: Sequence[Compute], scope: GpuScope) -> bool
     joined = sharing_of(s, scope.threads).reduced
     lanes = bool(joined) and all(d.startswith("lane") for d in joined)
     meet = [x for x in inside if x is not s and s.target.tensor in {a.tensor for a in accesses_of(x)}]
-    alone = all(s.reducer == "sum" and _scales(x, s.target.tensor, scope) for x in meet)
+    alone = all(s.reducer == "sum" and scales(x, s.target.tensor, scope) for x in meet)
     plain = s.accumulate and s.reducer in IDENTITY and not s.instruction and buffer.dtype.bytes >= 4
     return lanes and alone and plain and buffer.scope is Scope.REGISTERS
 
 
-def _scales(x: Compute, tensor: str, scope: GpuScope) -> bool:
+def scales(x: Compute, tensor: str, scope: GpuScope) -> bool:
     """Does the Compute multiply the tensor's elements by factors of their own, as threads hold them? (A factor times a
     sum is the sum of the parts times the factor.)"""
     if x.reduced or x.accumulate or x.guard is not None or x.only is not None or x.target.tensor != tensor:

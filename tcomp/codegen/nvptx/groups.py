@@ -100,7 +100,7 @@ class Groups:
     def ready(self, done: Sequence[Statement], later: Sequence[Statement]) -> None:
         """These statements have been written, and are followed by those: of what is complete now as a left operand in
         tensor memory is put there."""
-        written = {s.target.tensor for s in done if isinstance(s, Compute)}
+        written = {s.target.tensor for s in done if isinstance(s, Compute) and not s.instruction}
         for piece in self.pieces.values():
             name = piece.match.a.buffer.name
             if piece.left is not None or name not in written:

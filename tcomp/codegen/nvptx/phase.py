@@ -45,6 +45,7 @@ from tcomp.codegen.nvptx.rescaling import factor_of, long, where_any_grew
 from tcomp.codegen.nvptx.roles import Roles
 from tcomp.codegen.nvptx.runs import run_of, write_run, written
 from tcomp.codegen.nvptx.stream_shares import write_share
+from tcomp.codegen.nvptx.sums_kept import factor_of_sum
 from tcomp.codegen.nvptx.sync import Planner
 from tcomp.codegen.nvptx.tensor_memory import TensorMemory
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe
@@ -217,6 +218,13 @@ class PhaseGenerator:
             joins = id(s) not in self.joined_behind
 
             def plain() -> None:
+                if (piece := self.tensor.kept.get(s.target.tensor)) is not None:
+                    if s.value == Num(0.0):
+                        piece.reset()
+                    else:
+                        generate = ComputeGenerator(self.em, self.scope, s, joins).generate
+                        piece.scale(factor_of_sum(self.phase, piece.node, self.scope), generate)
+                    return
                 generator = ComputeGenerator(self.em, self.scope, s, joins)
                 seldom = s.only is None and self.pipe is not None and long(self.pipe.loop, self.scope)
                 if seldom and (factor := factor_of(s, self.scope)):
@@ -342,6 +350,10 @@ class PhaseGenerator:
         else:
             self._turns(loop, path)
         if self.roles.computing:
+            for piece in self.tensor.kept.values():
+                if any(s is piece.node for s in loop.body):
+                    self.groups.before({piece.node.target.tensor})
+                    piece.collect()
             for s in loop.body:
                 if id(s) in self.joined_behind and isinstance(s, Compute):
                     join_registers(self.em, self.scope, s)

@@ -41,6 +41,8 @@ def run_of(phase: PhaseGenerator, body: Sequence[Statement], first: int, path: t
         s = body[i]
         if not isinstance(s, Compute) or not _in_registers(s, phase.scope):
             break
+        if s.target.tensor in phase.tensor.kept:
+            break
         if found and ((*path, i) in phase.sync.barriers or phase.groups.concerns(touched(s, phase.scope))):
             break
         found.append(s)

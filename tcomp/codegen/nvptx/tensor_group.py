@@ -12,7 +12,7 @@ PTX ISA, "TensorCore 5th Generation".
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -23,6 +23,7 @@ from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import WARPGROUP, GpuEmitter
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.fragments import fragment_element, packed_rows, subscript_start
+from tcomp.codegen.nvptx.rescaling import where_any_grew
 from tcomp.codegen.nvptx.ring import BYTES, Position, elected, wait_phase
 from tcomp.instructions.declaration import Home
 from tcomp.instructions.matching import Match
@@ -48,8 +49,10 @@ class TensorGroup:
     """One contraction of a phase, with its place in tensor memory, its mbarriers and the parity of their next phase;
     written wherever the statement is."""
 
-    def __init__(self, em: GpuEmitter, scope: GpuScope, node: Compute, match: Match, first: int, moves: Moves) -> None:
-        """`first`: where its columns begin among the block's."""
+    def __init__(
+        self, em: GpuEmitter, scope: GpuScope, node: Compute, match: Match, first: int, moves: Moves, kept: bool
+    ) -> None:
+        """`first`: where its columns begin among the block's. `kept`: it is a sum that stays in tensor memory."""
         self.moves = moves
         self.em, self.scope, self.node, self.match, self.first = em, scope, node, match, first
         spread = match.m.spread
@@ -63,7 +66,10 @@ class TensorGroup:
         if match.n.block > match.instruction.n[-1]:
             raise Unsupported(f"{name} beside other statements of its loop has {match.instruction.n[-1]} columns at "
                               "most", node.span, "choose a smaller tile")  # fmt: skip
-        self.position = Position(em, 1)
+        self.position, self.kept = Position(em, 1), kept
+        self.begun = em.at(0).alloca(I32, name="begun")
+        """Has a sum that stays been given anything yet?"""
+        em.at(0).store(em.i64(0), self.begun)
         self.stored = self.complete = False
         """Is the left operand of the next product in tensor memory already, and the last one's end awaited?"""
         self.groups = spread.warps // WARPGROUP
@@ -130,7 +136,10 @@ class TensorGroup:
         place = self._mbarrier()
         first = em.here().and_(em.uniform_warp(), em.i64(WARPGROUP - 1))
         chosen = em.here().icmp_signed("==", first, em.i64(0))
-        em.when(chosen, lambda: em.when(elected(em), lambda: self._multiply(base, place, inputs)))
+        adds = em.here().load(self.begun, typ=I32)
+        em.when(chosen, lambda: em.when(elected(em), lambda: self._multiply(base, place, [*inputs, adds])))
+        if self.kept:
+            em.here().store(em.i64(1), self.begun)
         self.moves.met = em.frames[-1].block
 
     def prepare(self, running: bool) -> None:
@@ -152,6 +161,8 @@ class TensorGroup:
         if not self.complete:
             self._complete()
         self.complete = False
+        if self.kept:
+            return
         own = self._lanes()
         slots = self.slots()
         if not self.node.accumulate:
@@ -160,6 +171,60 @@ class TensorGroup:
         for half, column, count in self._pieces(2 * PIECE):
             at = half * self.slots_of_half + column // 2
             self._load(own, 0, [(half, column, count)], slots[at : at + 4 * count], adds=True)
+
+    # ----------------------------------------------------------------------------- sums that stay there
+
+    def reset(self) -> None:
+        """The sum begins anew."""
+        self.em.here().store(self.em.i64(0), self.begun)
+
+    def scale(self, factor: str, generate: Callable[[], None]) -> None:
+        """`generate` multiplies the sum's registers by that tile's elements: where any of a warp's is not 1, on what is
+        loaded for it and stored again. All products that add to it are complete."""
+
+        def scaled() -> None:
+            own = self._lanes()
+            slots, pieces = self.slots(), list(self._pieces(self.match.n.block))
+            self._load(own, 0, pieces, slots, adds=False)
+            generate()
+            self._put(own, pieces, slots)
+            self._forget(slots)
+
+        self._where_begun(lambda: where_any_grew(self.em, self.scope, factor, scaled))
+
+    def collect(self) -> None:
+        """The sum comes to registers, behind its loop; zeros if the loop had no turn."""
+        slots = self.slots()
+        self._forget(slots)
+        own = self._lanes()
+        pieces = list(self._pieces(self.match.n.block))
+        self._where_begun(lambda: self._load(own, 0, pieces, slots, adds=False))
+
+    def _where_begun(self, body: Callable[[], None]) -> None:
+        em = self.em
+        b = em.here()
+        em.when(b.icmp_signed("!=", b.load(self.begun, typ=I32), em.i64(0)), body)
+
+    def _forget(self, slots: Sequence[IrValue]) -> None:
+        """So that no register holds the sum beside tensor memory."""
+        b = self.em.here()
+        for slot in slots:
+            b.store(ir.Constant(F32, 0.0), slot)
+
+    def _put(self, own: IrValue, pieces: Sequence[tuple[int, int, int]], slots: Sequence[IrValue]) -> None:
+        em, at = self.em, 0
+        self.moves.met = None
+        with em.frame():
+            for half, column, count in pieces:
+                b = em.here()
+                values = [b.load(s, typ=F32) for s in slots[at : at + 4 * count]]
+                registers = "{" + ", ".join(f"${e + 1}" for e in range(len(values))) + "}"
+                text = f"tcgen05.st.sync.aligned.16x256b.x{count}.b32 [$0+{(16 * half << LANE) + column}], {registers};"
+                found = em.asm(text, VOID, ",".join(["r", *["f"] * len(values), "~{memory}"]), [own, *values],
+                               effect=True)  # fmt: skip
+                found.attributes.add("convergent")
+                at += len(values)
+            em.effect("tcgen05.wait::st.sync.aligned;")
 
     # -------------------------------------------------------------------------------------- instructions
 
@@ -227,10 +292,12 @@ class TensorGroup:
         em, i, n = self.em, self.match.instruction, self.match.n.block
         across = (self.left is not None and not self.match.a.along_k, not self.match.b.along_k)
         code = instruction_descriptor(i, n, across)
+        last = f"${1 + len(inputs)}"
         left_high = 0 if self.left is None else self.left.high
         lines = [
             AFTER,
-            "{ .reg .b64 da, db; .reg .b32 x, y, ha, hb, i; .reg .pred p, q; setp.ne.b32 p, $0, $0; mov.pred q, -1;",
+            f"{{ .reg .b64 da, db; .reg .b32 x, y, ha, hb, i; .reg .pred p, q; setp.ne.b32 p, {last}, 0;",
+            "mov.pred q, -1;",
             f"mov.b32 ha, {left_high}; mov.b32 hb, {self.right.high}; mov.b32 i, {code};",
         ]
         for k in range(0, self.match.k.block, i.k):

@@ -27,6 +27,7 @@ from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.layout import leading_packs, pieces_in_tensor_memory, summed_in_tensor_memory
 from tcomp.codegen.nvptx.matrix import matched
 from tcomp.codegen.nvptx.ring import Ring
+from tcomp.codegen.nvptx.sums_kept import factor_of_sum
 from tcomp.codegen.nvptx.tensor_group import Moves, TensorGroup
 from tcomp.codegen.nvptx.tensor_product import Complete, TensorProduct
 from tcomp.dsl.ast import Call, Expr, Num
@@ -74,9 +75,12 @@ class TensorMemory:
             if generator.kernel.gpu.cluster is not None or generator.kernel.gpu.sides > 1:
                 raise Unsupported(f"{s.instruction} in clusters or by sides of a block", s.span,
                                   "leave out cluster and pingpong")  # fmt: skip
-            group = TensorGroup(generator.em, generator.scope, s, matched(s, generator.scope), self.columns, moves)
+            group = TensorGroup(generator.em, generator.scope, s, matched(s, generator.scope), self.columns, moves,
+                                factor_of_sum(phase, s, generator.scope) != "")  # fmt: skip
             self.pieces[id(s)] = group
             self.columns += group.columns
+        self.kept = {p.node.target.tensor: p for p in self.pieces.values() if p.kept}
+        """of these, sums that stay in tensor memory while their loop goes on, by their tile"""
         self._round()
 
     def _place(self) -> None:

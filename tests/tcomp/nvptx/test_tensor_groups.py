@@ -85,9 +85,29 @@ schedule f on sm_100a:
 DIMS = {"T": 128, "D": 32}
 
 
-@pytest.mark.parametrize("lines", ["overlap o", ""])
-def test_products_overlap_the_next_turn_or_end_in_their_own(lines: str) -> None:
-    module = load_text(FULL.replace("overlap o", lines), "f.tc")
+PLAIN = """
+op f(Q, K, V: bf16[T, D]) -> O: f32[T, D]:
+  qk[q, k] = sum d: Q[q, d] * K[k, d]
+  o[q, e] = sum k: qk[q, k] * V[k, e]
+  O[q, e] = o[q, e] * 0.5
+"""
+
+
+def test_a_sum_that_is_only_scaled_stays_in_tensor_memory() -> None:
+    """It is loaded where a maximum has grown, and stored again; another sum is added up in registers."""
+    stays = compile_kernel(support.lowered(FULL, DIMS, B200), B200).ptx
+    comes = compile_kernel(support.lowered(plain(), DIMS, B200), B200).ptx
+    assert "tcgen05.st.sync.aligned.16x256b" in stays
+    assert "tcgen05.st.sync.aligned.16x256b" not in comes
+
+
+def plain() -> str:
+    return PLAIN + FULL[FULL.index("\nschedule") :].replace("qk, m, l, o", "qk, o").replace("o.weight", "o.qk")
+
+
+@pytest.mark.parametrize("text", [FULL, FULL.replace("overlap o", ""), plain()], ids=["overlap", "alone", "plain"])
+def test_products_overlap_the_next_turn_or_end_in_their_own(text: str) -> None:
+    module = load_text(text, "f.tc")
     op = module.ops["f"]
     inputs = stored_inputs(bound(op, DType.BF16), module, DIMS, DType.BF16)
     found, reports = reported(op, lower(op, module, DIMS, B200), inputs, B200, Options())
