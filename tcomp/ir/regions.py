@@ -35,5 +35,12 @@ def region_bytes(kernels: Iterable[Kernel], *scopes: Scope) -> int:
     return sum(max(sizes) for sizes in zip(*each, strict=True))
 
 
+def largest_region(kernels: Iterable[Kernel], *scopes: Scope) -> str:
+    """The name of the kernel that takes most of these regions, "" where none takes anything."""
+    each = [(sum(tile_offsets(k, scope)[1] for scope in scopes), k.name) for k in kernels]
+    most, name = max(each, key=lambda taken: taken[0], default=(0, ""))
+    return name if most else ""
+
+
 def _up(n: int, alignment: int) -> int:
     return -(-n // alignment) * alignment

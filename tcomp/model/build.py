@@ -175,17 +175,18 @@ def _lower_for(machine: CpuMachine | GpuMachine, threads: int, deterministic: bo
 def _out_of_memory(
     needed: int, limit: int, draft: Draft, plans: Mapping[str, ProgramPlan], recompute: RecomputePolicy | None
 ) -> UserError:
-    """The error for a plan that does not fit, naming the largest tensors that are live at the peak. `recompute` is None
-    for a forward pass alone, which computes nothing again."""
+    """The error for a plan that does not fit, naming the largest tensors that are live at the peak, and the kernels
+    that take most beside the arena. `recompute` is None for a forward pass alone, which computes nothing again."""
     name = max(plans, key=lambda n: plans[n].bytes)
     plan, launches = plans[name], draft.launches[name]
     live: Collection[tuple[str, Tensor]] = [
         *draft.arena.names.items(),
         *((t.name, t) for t in plan.live_at(plan.peak)),
     ]
-    largest = sorted(live, key=lambda item: -item[1].bytes)[:8]
+    blamed = [(t.bytes, f"{n}  ({t.kind})") for n, t in live] + [(n, what) for n, what in draft.parts_beside() if n]
     at = launches[plan.peak].label if launches else name
-    listing = "\n".join(f"    {bytes_text(t.bytes):>10}  {n}  ({t.kind})" for n, t in largest)
+    largest = sorted(blamed, key=lambda item: -item[0])[:8]
+    listing = "\n".join(f"    {bytes_text(n):>10}  {what}" for n, what in largest)
     fitted = recompute == "to fit"
     how = " at the least, with all that helps computed again in the backward pass," if fitted else ""
     more = (

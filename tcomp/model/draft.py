@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from tcomp.dsl.ast import Module
-from tcomp.ir.regions import SHARED, region_bytes
+from tcomp.dsl.hints import count
+from tcomp.ir.regions import SHARED, largest_region, region_bytes
 from tcomp.ir.tile import Kernel, Scope
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
@@ -50,6 +51,13 @@ class Draft:
     def beside(self) -> int:
         """Bytes that are not the arena: scratch and what threads share."""
         return self.scratch * self.threads + self.team
+
+    def parts_beside(self) -> tuple[tuple[int, str], ...]:
+        """The same in parts: bytes, and what takes them."""
+        kernels = list(self.kernels.values())
+        scratch, team = largest_region(kernels, Scope.SCRATCH), largest_region(kernels, *SHARED)
+        own = f"scratch of {scratch}, {count(self.threads, 'thread')}"
+        return (self.scratch * self.threads, own), (self.team, f"shared by the threads or blocks of {team}")
 
     @cached_property
     def least(self) -> int:

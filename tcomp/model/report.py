@@ -12,6 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from tcomp.amounts import bytes_apart, bytes_text
+from tcomp.dsl.hints import count
+from tcomp.ir.regions import SHARED, largest_region
+from tcomp.ir.tile import Scope
 from tcomp.model.step import KINDS, SHARED_BY_RANKS, TEMPORARY, Slot, Step
 
 
@@ -159,7 +162,9 @@ def _totals(step: Step, threads: int, at_peak: Sequence[Slot]) -> Table:
     if step.gradients:
         n = over_gradients(step, at_peak)
         table.add_row("activations in the place of gradients to come", f"{bytes_text(n)} at the peak")
-    table.add_row(f"scratch, {threads} thread{'s' if threads > 1 else ''}", bytes_text(step.scratch_bytes * threads))
-    table.add_row("shared by the threads", bytes_text(step.team_bytes))
+    most = {scopes: largest_region(step.kernels.values(), *scopes) for scopes in ((Scope.SCRATCH,), SHARED)}
+    scratch, team = (escape(f", most by {name}") if name else "" for name in most.values())
+    table.add_row(f"scratch, {count(threads, 'thread')}{scratch}", bytes_text(step.scratch_bytes * threads))
+    table.add_row(f"shared by the threads{team}", bytes_text(step.team_bytes))
     table.add_row("all memory of a step", bytes_text(total))
     return table

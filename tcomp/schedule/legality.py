@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import combinations
 
@@ -31,52 +31,69 @@ def cannot_combine(output: str, c: Combine, why: str, hint: str) -> TcError:
     return TcError(f"{output} cannot be combined over {c.over} by {c.by}: {why}", c.span, hint)
 
 
-def check_core_loops(roots: list[Node], plan: KernelPlan) -> None:
+def check_core_loops(roots: list[Node], plan: KernelPlan, extents: Mapping[str, int]) -> None:
     """Cores must not update the same element: no core loop over a reduced or scattered index.
 
     A reduced index may be divided among cores when `combine` says how the partial results are joined.
     """
     combined = {(n, c.over) for c in plan.combine if c.by != "private" for n in c.names}
-    for leaf in (x for r in roots for x in leaves_of(r)):
+    leaves = [x for r in roots for x in leaves_of(r)]
+    for leaf in leaves:
         for loop in (x for x in ancestors(leaf) if x.level.parallel and x.level.index != leaf.partial_over):
             index = loop.level.index
             if index in leaf.reduced and not all((t, index) in combined for t in leaf.written):
-                raise _summed_over(leaf, loop.level, plan)
+                others = [x.writes()[0].tensor for x in leaves if index in x.reduced and not x.partial_over]
+                raise _summed_over(
+                    leaf, loop.level, plan, extents[index], [t for t in others if (t, index) not in combined]
+                )
             if index in leaf.gathered and not leaf.atomic:
-                raise _scattered_over(leaf, loop.level)
+                raise _scattered_over(leaf, loop.level, extents[index])
 
 
 def _among(level: TileLevel) -> str:
     return "cores" if level.kind == "core" else "blocks"
 
 
-def _summed_over(leaf: Leaf, level: TileLevel, plan: KernelPlan) -> TcError:
-    index, second, target = level.index, level.block or 1, leaf.writes()[0]
+def _clash(level: TileLevel, extent: int) -> tuple[str, int, str]:
+    """Two cores or blocks that meet: what they are called, the second one's first value, and when there is one."""
+    if level.block is None:
+        return "the first and the last core", max(extent - 1, 1), ""
+    some = f", where '{level.index}' has more than {level.block}" if extent <= level.block else ""
+    return "blocks 0 and 1", level.block, some
+
+
+def _summed_over(leaf: Leaf, level: TileLevel, plan: KernelPlan, extent: int, sums: list[str]) -> TcError:
+    """`sums` are all results that need a `combine` over the loop."""
+    index, target, value = level.index, leaf.writes()[0], leaf.equation.value
     output = replace(target, tensor=target.tensor.removesuffix(JOINED))
-    hint = f"map '{index}' to seq, or add: combine {output.tensor} over {index} by partials"
+    hint = f"map '{index}' to seq, or add: combine {', '.join(sums)} over {index} by partials"
+    if isinstance(value, Reduction) and value.key is not None:
+        hint = f"map '{index}' to seq: partial results of '{value.reducer}' cannot be combined yet"
     hint = remedy(plan, output.tensor, index, hint)
     if any(c.by == "turns" and output.tensor in c.names for c in plan.combine):
         hint = f"leave '{index}' undivided: blocks that add by turns add their whole part at once"
     elif leaf.partial_over:
         hint = f"partial results are joined over one loop: reduce '{index}' in an equation of its own, before"
+    who, second, some = _clash(level, extent)
     return TcError(
         f"loop '{index}' is divided among {_among(level)}, but '{output.tensor}' sums over it",
         level.span,
         hint,
-        (f"blocks 0 and 1 both update {show(output, {})} (at {index} = 0 and {index} = {second})",),
+        (f"{who} both update {show(output, {})} (at {index} = 0 and {index} = {second}{some})",),
     )
 
 
-def _scattered_over(leaf: Leaf, level: TileLevel) -> TcError:
+def _scattered_over(leaf: Leaf, level: TileLevel, extent: int) -> TcError:
     index, target = level.index, leaf.writes()[0]
+    who, second, some = _clash(level, extent)
     when = "the other indices make up for the difference"
     if any(accesses_in(x) for x in target.subscripts):
-        when = f"the gathered values at {index} = 0 and {index} = 1 are equal"
+        when = f"the gathered values at {index} = 0 and {index} = {second}{some} are equal"
     return TcError(
         f"loop '{index}' is divided among {_among(level)}, but '{target.tensor}' is scattered over it",
         level.span,
         f"divide a loop that stands bare on the left instead, and map '{index}' to seq",
-        (f"blocks 0 and 1 both update an element of {print_expression(target)} when {when}",),
+        (f"{who} both update an element of {print_expression(target)} when {when}",),
     )
 
 

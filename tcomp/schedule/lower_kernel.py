@@ -68,7 +68,7 @@ class KernelLowering:
         plan = self.plan
         roots = build(self.leaves, plan.levels, self.extents)
         check_fuse(self.leaves, plan)
-        check_core_loops(roots, plan)
+        check_core_loops(roots, plan, self.extents)
         check_nesting(roots)
         emitter, shape = self._emitter()
         fills = self._fills(shape)

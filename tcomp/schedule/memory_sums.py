@@ -37,7 +37,8 @@ def atomic_sum(instance: Instance, leaf: Leaf, c: Combine) -> Leaf:
         raise TcError(
             f"atomic sums into '{eq.target.name}' would depend on the order in which blocks run",
             c.span,
-            "combine by partials, or give `tcomp build` or `tcomp train` --nondeterministic",
+            f"combine by {'sorted' if c.over in leaf.gathered else 'partials'}, "
+            "or give `tcomp build` or `tcomp train` --nondeterministic",
             (f"two runs may round {eq.target.name} differently",),
         )
     sums = eq.accumulate if not isinstance(value, Reduction) else value.reducer == "sum"

@@ -47,6 +47,12 @@ def partial_results(
     eq, value = leaf.equation, leaf.equation.value
     family, symbols = instance.family, instance.symbols
     core = [t for t in plan.sequence if t.index == c.over and t.parallel]
+    if c.over in leaf.gathered:
+        way = ", or divide a loop that stands bare on the left instead"
+        if family.level == "grid":
+            way = f", and combine {eq.target.name} over {c.over} by sorted"
+        message = f"'{eq.target.name}' is scattered over {c.over}: blocks leave no parts of a sum to be joined"
+        raise TcError(message, c.span, f"map '{c.over}' to seq{way}")
     if c.by != "partials" or not core or core[0].block is None or not isinstance(value, Reduction):
         raise TcError(
             f"combine over {c.over} by {c.by} needs partial sums of equal blocks",

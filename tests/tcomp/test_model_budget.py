@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,23 @@ def least_of(module: Module, **more: Any) -> int:
     assert "at the least" in text and "the limit is" in text and "the largest tensors live there" in text
     amount, unit = text.split("needs ")[1].split()[:2]
     return int(float(amount) * {"KiB": 2**10, "MiB": 2**20}[unit])
+
+
+def test_memory_beside_the_arena_is_blamed_by_kernel() -> None:
+    """What lies between equations of an op without a schedule is in no tensor of the plan."""
+    text = (
+        "op f(x: f32[B, N], w: f32[N]) -> y: f32[]:\n  t[b, i, j] = x[b, i] * x[b, j]\n  u[b, i] = max j: t[b, i, j]\n"
+        "  y = sum b, i, j: t[b, i, j] * u[b, j] * w[i]\n"
+        "op sgd(inout p: f32[N], g: f32[N], rate: f32[]):\n  p[i] = p[i] - rate * g[i]\n"
+        "model m(B):\n  config one: N = 200\n  param w: f32[N] = ones in all\n  input x: f32[B, N]\n"
+        "  forward:\n    loss = f(x, w)\n  loss loss\n  optimizer sgd:\n    group all: rate = 0.1\n"
+    )
+    module = load_text(text)
+    request = StepRequest("m", "one", {"B": 2}, memory_limit=1000)
+    with pytest.raises(UserError, match=r"(scratch|shared by the threads or blocks) of f"):
+        build_step(module, request, detect())
+    step = build_step(module, StepRequest("m", "one", {"B": 2}), detect())
+    assert re.search("(scratch, 1 thread|shared by the threads), most by f", plan_text(step))
 
 
 def test_a_budget_that_is_met_anyway_changes_nothing(gpt2: Module, free: Step) -> None:
