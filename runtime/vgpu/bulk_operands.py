@@ -12,6 +12,7 @@ from tcomp.runtime.vgpu.access import Access
 from tcomp.runtime.vgpu.bulk import Combine
 from tcomp.runtime.vgpu.decoder import Decoder, Source
 from tcomp.runtime.vgpu.lanes import Array, Sel, ids
+from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.mbarrier import KIND, Mbarriers
 from tcomp.runtime.vgpu.ptx import Addr, Instr, Operand
 from tcomp.runtime.vgpu.types import SCALARS
@@ -91,24 +92,29 @@ class Target:
             yield k, lane, list(self._each(lane, start, int(found[k]), int(masks[k]), alive))
 
     def _each(self, lane: int, start: int, barrier: int, mask: int, alive: Array) -> Iterator[tuple[int, int]]:
-        m = self.m
-        if mask == 0 or mask >> m.ranks:
-            m.finding("bulk copy misuse", self.i, np.array([lane]),
-                      f"a multicast mask of {mask:#x} in a cluster of {m.ranks} blocks")  # fmt: skip
-        for rank in range(m.ranks):
-            if not mask >> rank & 1:
-                continue
-            slot = int(m.team[lane]) * m.ranks + rank
-            if not alive[slot]:
-                m.finding("shared memory of an exited block", self.i, np.array([lane]),
-                          f"block rank {rank} of the cluster has ended")  # fmt: skip
-                continue
-            base = slot * m.shared_stride
-            yield base + start % m.shared_stride, self._object(lane, base + barrier % m.shared_stride)
+        stride = self.m.shared_stride
+        for base in multicast(self.m, self.i, lane, mask, alive, "bulk copy misuse"):
+            yield base + start % stride, self._object(lane, base + barrier % stride)
 
     def _object(self, lane: int, start: int) -> int:
         at, objects = self.barriers.find(self.i, np.array([lane]), np.array([start]))
         return int(objects[0]) if len(at) else -1
+
+
+def multicast(m: Machine, i: Instr, lane: int, mask: int, alive: Array, kind: str) -> Iterator[int]:
+    """Where the shared memory of each block begins that a lane's multicast mask names; a finding of that kind for
+    a mask that names none or too many, and one for a block that has ended."""
+    if mask == 0 or mask >> m.ranks:
+        m.finding(kind, i, np.array([lane]), f"a multicast mask of {mask:#x} in a cluster of {m.ranks} blocks")
+    for rank in range(m.ranks):
+        if not mask >> rank & 1:
+            continue
+        slot = int(m.team[lane]) * m.ranks + rank
+        if not alive[slot]:
+            m.finding("shared memory of an exited block", i, np.array([lane]),
+                      f"block rank {rank} of the cluster has ended")  # fmt: skip
+            continue
+        yield slot * m.shared_stride
 
 
 _INTEGERS: dict[str, Callable[[Array, Array], Array]] = {

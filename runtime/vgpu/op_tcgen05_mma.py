@@ -15,11 +15,12 @@ from functools import partial
 import numpy as np
 
 from tcomp.runtime.vgpu import formats, proxy
+from tcomp.runtime.vgpu.bulk_operands import multicast
 from tcomp.runtime.vgpu.decoder import Decoder, Run, Source, instruction
 from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, ids, some
 from tcomp.runtime.vgpu.matrix_numbers import BITS, canonical, values
 from tcomp.runtime.vgpu.mbarrier import Flight, Mbarriers
-from tcomp.runtime.vgpu.op_mbarrier import live, object_access
+from tcomp.runtime.vgpu.op_mbarrier import live, located, object_access
 from tcomp.runtime.vgpu.op_tcgen05 import group_of
 from tcomp.runtime.vgpu.proxy import InFlight
 from tcomp.runtime.vgpu.ptx import Addr, Imm, Instr, Operand, Vec
@@ -213,19 +214,36 @@ class Products:
 
 @instruction("tcgen05.commit")
 def commit(d: Decoder, i: Instr) -> Run:
-    """Arrives at an mbarrier once the products that this thread has issued are complete."""
+    """Arrives at an mbarrier, or at that place in each block of the cluster that a mask names, once the products that
+    this thread has issued are complete."""
     group_of(d, i)
-    if "mbarrier::arrive::one" not in i.parts or "multicast::cluster" in i.parts:
-        raise d.unknown(i, "an arrival at one mbarrier is executed")
-    b, t = Mbarriers.of(d.m), TensorMemory.of(d.m)
+    if "mbarrier::arrive::one" not in i.parts:
+        raise d.unknown(i, "expected .mbarrier::arrive::one")
+    m, b, t = d.m, Mbarriers.of(d.m), TensorMemory.of(d.m)
     access, products = object_access(d, i, i.operands[0]), Products.of(t)
+    everywhere = d.source(i.operands[1], "u16") if "multicast::cluster" in i.parts else None
 
     def run(sel: Sel) -> None:
-        at, objects = live(b, access, sel)
-        for lane, n in zip(ids(sel)[at].tolist(), objects.tolist(), strict=True):
+        lanes = ids(sel)
+        if everywhere is None:
+            at, objects = live(b, access, sel)
+            for lane, n in zip(lanes[at].tolist(), objects.tolist(), strict=True):
+                report(lane, n, t.take(lane), True)
+            return
+        at, starts = located(access, sel)
+        masks, alive = per_lane(everywhere, sel)[at].tolist(), m.running()
+        for lane, start, mask in zip(lanes[at].tolist(), starts.tolist(), masks, strict=True):
             ended = t.take(lane)
-            over = partial(all_done, ended)
-            b.report_later(n, Flight(i, np.array([lane]), 0, 1, partial(products.finish, lane, ended), over))
+            for base in multicast(m, i, lane, mask, alive, "mbarrier misuse"):
+                _, found = b.find(i, np.array([lane]), np.array([base + start % m.shared_stride]))
+                for n in found.tolist():
+                    report(lane, n, ended, base == int(m.slot[lane]) * m.shared_stride)
+
+    def report(lane: int, n: int, ended: list[Operation], own: bool) -> None:
+        """Only in this block can an arrival be left alone when the products are known to be over: another block must
+        still be there."""
+        over = partial(all_done, ended) if own else lambda: False
+        b.report_later(n, Flight(i, np.array([lane]), 0, 1, partial(products.finish, lane, ended), over))
 
     return run
 

@@ -37,8 +37,8 @@ SASS = """
 """
 
 
-def kernel(m: int, n: int, k: int) -> Kernel:
-    module = load_text(text(y="bf16", rows=256, columns=128), "f.tc")
+def kernel(m: int, n: int, k: int, rows: str = "grid.y(256)") -> Kernel:
+    module = load_text(text(y="bf16", rows=256, columns=128).replace("grid.y(256)", rows), "f.tc")
     return lower(module.ops["f"], module, {"M": m, "N": n, "K": k}, B200).kernels[0]
 
 
@@ -98,6 +98,20 @@ def test_products_by_one_thread_are_counted(tmp_path: Path) -> None:
     sample = sample_block(function, code.launches[0], 1, {}, copies_of(own, own.phases[0]))
     assert sample.tcgen05 and not sample.wgmma
     assert [dict(c.flops) for _, c in sample.warps if c.flops] == [{("bf16", "tcgen05"): 2.0 * 256 * 128 * 384}]
+
+
+@nvdisasm
+def test_blocks_of_a_cluster_ask_for_less(tmp_path: Path) -> None:
+    asked = []
+    for number, rows in enumerate(("grid.y(128)", "grid.y(256) / cluster(128)")):
+        own = kernel(1024, 512, 384, rows)
+        code = compile_kernel(own, B200)
+        assembled = assemble(code.ptx, "sm_100a", tmp_path)
+        function = functions_of(disassemble(assembled.cubin))[code.launches[0].symbol]
+        sample = sample_block(function, code.launches[0], 1, {}, copies_of(own, own.phases[0]))
+        assert sample.total(lambda c: sum(c.flops.values())) == 2.0 * 128 * 128 * 384, number
+        asked.append(sample.total(lambda c: c.async_bytes))
+    assert asked == [6 * (2 * 128 * 128), 6 * (128 + 64) * 128]
 
 
 @nvdisasm

@@ -118,7 +118,10 @@ class PhaseGenerator:
             one = partial(self._blocks, blocks)
             others = {"deliverer": bool(self.copies.handed), "multiplier": bool(self.tensor.products)}
             self.roles.apart(
-                producer, one, partial(self._whole, blocks), {r: one for r, used in others.items() if used}
+                producer,
+                partial(self._produce, blocks),
+                partial(self._whole, blocks),
+                {r: one for r, used in others.items() if used},
             )
         if size > 1:
             self.em.cluster_barrier()  # a peer may still write into this block, or tell its mbarriers
@@ -174,6 +177,10 @@ class PhaseGenerator:
             self.turn(base)
 
         em.repeat(number, total, sides * (blocks // size), turn, nonempty=sides == 1)
+
+    def _produce(self, blocks: int) -> None:
+        self._blocks(blocks)
+        self.copies.finish()
 
     def _whole(self, blocks: int) -> None:
         if self.staggered or self.em.sides > 1:

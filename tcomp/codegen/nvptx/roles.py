@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from tcomp.codegen.llvm.types import IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.ring import elected
 from tcomp.ir.blocks import Producer
@@ -90,8 +91,7 @@ class Roles:
                 body = copies if now == "producer" else others.get(now)
                 if body is not None:
                     self.now = now
-                    chosen = em.here().icmp_signed("==", first, em.i64(computing + number))
-                    em.when(chosen, partial(self._elect, body))
+                    em.when(self._is(first, computing, number), partial(self._elect, body))
 
         def consume() -> None:
             self._take(registers, registers)
@@ -100,6 +100,16 @@ class Roles:
             self.now, em.apart = "all", False
 
         em.either(mine, produce, consume)
+
+    def _is(self, warp: IrValue, computing: int, number: int) -> IrValue:
+        """Is it that warp of the producer's? (Of tests of one value alone the assembler may make a table of jumps,
+        which the static model does not follow.)"""
+        em = self.em
+        if not number:
+            return em.here().icmp_signed("==", warp, em.i64(computing))
+        b = em.here()
+        own = b.and_(b.sub(warp, em.i64(computing)), em.i64(3))
+        return b.icmp_signed("==", own, em.i64(number))
 
     def _elect(self, body: Callable[[], None]) -> None:
         self.em.when(elected(self.em), body)

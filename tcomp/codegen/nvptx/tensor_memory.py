@@ -213,10 +213,14 @@ class TensorMemory:
         self.em.asm(text, VOID, "~{memory}", effect=True)
 
 
-def commit(em: GpuEmitter, barrier: IrValue) -> None:
-    """Arrive at a barrier of the block once all products that this thread has issued are complete."""
+def commit(em: GpuEmitter, barrier: IrValue, blocks: int = 1) -> None:
+    """Arrive at a barrier, in each block of a cluster of so many, once all products that this thread has issued are
+    complete."""
     em.here()
     text = "tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [$0];"
+    if blocks > 1:
+        text = text.replace(".b64 [$0];", ".multicast::cluster.b64 [$0], blocks; }")
+        text = f"{{ .reg .b16 blocks; mov.b16 blocks, {(1 << blocks) - 1}; {text}"
     em.asm(text, VOID, "r,~{memory}", [barrier], effect=True)
 
 
@@ -229,9 +233,9 @@ def _check(generator: PhaseGenerator, loop: Loop, node: Compute) -> None:
     if producer is None or producer.warps <= MULTIPLIER:
         raise Unsupported(f"{name} needs warps beside those that compute, one of which issues its products", node.span,
                           "write: producer warpgroup(40)")  # fmt: skip
-    if kernel.gpu.cluster is not None or kernel.gpu.sides > 1 or kernel.gpu.staggered:
-        raise Unsupported(f"{name} in clusters, by sides of a block or by warpgroups a turn apart", node.span,
-                          "leave out cluster, pingpong and stagger")  # fmt: skip
+    if kernel.gpu.sides > 1 or kernel.gpu.staggered:
+        raise Unsupported(f"{name} by sides of a block or by warpgroups a turn apart", node.span,
+                          "leave out pingpong and stagger")  # fmt: skip
     if kernel.gpu.order.stream is not None:
         raise Unsupported(f"{name} in a stream of sums", node.span, "leave `stream` out")
     if any(p.by != "tma" for p in packs) or not read <= {p.buffer for p in packs}:

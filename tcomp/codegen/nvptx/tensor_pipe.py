@@ -137,7 +137,7 @@ class TensorPipe:
                 b = em.here()
                 first = b.zext(b.icmp_signed("==", em.i64(base), em.i64(self.start)), I32)
                 products(first)
-            commit(em, ring.empty_place(slot))
+            commit(em, ring.empty_place(slot), ring.cluster)
             ring.reading.advance()
 
         em.repeat(self.start, self.stop, self.loop.step, turn)

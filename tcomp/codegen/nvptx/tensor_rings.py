@@ -101,6 +101,15 @@ class TensorRings:
         for address in self.maps.values():
             em.effect("prefetch.tensormap [$0];", "l", [address])
 
+    def finish(self) -> None:
+        """By the producer, when it has nothing more to ask for. In a cluster the tensor cores of all blocks say that a
+        place is free, when they have done with it: none of them may be left with a block to tell that has ended."""
+        for number in self.accumulators:
+            ring = self.rings[number]
+            for _ in range(ring.stages if ring.cluster > 1 else 0):
+                ring.wait_empty()
+                ring.filling.advance()
+
     def settled_name(self, loop: Loop) -> str:
         """Of the first mbarrier of that loop's `settled` ring."""
         return f"{DYNAMIC}+{self.layout.rings[id(loop)]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -99,6 +100,29 @@ def test_tiles(rows: int, columns: int, lines: str) -> None:
     agrees(text(rows=rows, columns=columns, lines=lines, y="bf16"), {"M": 392, "N": 136, "K": 72})
 
 
+@pytest.mark.parametrize("dims", [(256, 128, 192), (392, 136, 72)], ids=str)
+def test_blocks_of_a_cluster_share_tiles(dims: tuple[int, int, int]) -> None:
+    """Each fetches half of W's tile for both; the last cluster has a block without rows. A tile may be overwritten when
+    the products of both blocks have read it."""
+    source = text(y="bf16", columns=128, lines="persistent\n  stage Y in shared at n by tma")
+    source = source.replace("grid.y(128)", "grid.y(256) / cluster(128)")
+    machine = replace(B200, sms=4)
+    kernel = support.lowered(source, dict(zip("MNK", dims, strict=True)), machine)
+    assert ".multicast::cluster.b64 [" in compile_kernel(kernel, machine).ptx
+    agrees(source, dict(zip("MNK", dims, strict=True)), machine)
+
+
+def test_a_tile_of_a_cluster_is_not_free_for_this_blocks_products_alone() -> None:
+    source = text(y="bf16", columns=128).replace("grid.y(128)", "grid.y(256) / cluster(128)")
+    machine = replace(B200, sms=2)
+    kernel = support.lowered(source, {"M": 256, "N": 128, "K": 512}, machine)
+    gpu = compile_kernel(kernel, machine)
+    broken = replace(gpu, ptx=re.sub(r"mov\.b16 blocks, 3;", "mov.b16 blocks, 1;", gpu.ptx))
+    assert broken.ptx != gpu.ptx
+    with pytest.raises(KernelFault):
+        support.launch(kernel, broken, support.given(kernel, np.random.default_rng(1)), 100)
+
+
 @pytest.mark.parametrize("target", ["sm_103a", "sm_110a"])
 def test_other_targets_that_have_it(target: str) -> None:
     """By the schedule for sm_100a, in code of their own."""
@@ -136,7 +160,7 @@ def test_what_a_kernel_may_not_leave_out_is_found(without: str, finding: str) ->
 
 REFUSED = {
     "needs warps beside those that compute": ("producer warpgroup(40)", "producer warp"),
-    "in clusters, by sides": ("persistent", "persistent\n  pingpong"),
+    "by sides of a block": ("persistent", "persistent\n  pingpong"),
 }
 
 
