@@ -55,7 +55,8 @@ class CudaExecutor:
         self._latest = ""
         self._timers: list[Any] = []
         try:
-            self.kernels: dict[str, LoadedKernel] = load_all(self.context, compiled, machine, cache_dir)
+            spans = {name: k.span for name, k in step.kernels.items()}
+            self.kernels: dict[str, LoadedKernel] = load_all(self.context, compiled, machine, cache_dir, spans)
             team = aligned(max((k.team_bytes for k in compiled.values()), default=0))
             self._place(team, max((k.word_bytes for k in compiled.values()), default=0))
             self.programs: dict[str, tuple[BoundLaunch, ...]] = {

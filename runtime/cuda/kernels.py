@@ -17,6 +17,7 @@ from tcomp.codegen.cache import ContentCache, sources_digest
 from tcomp.codegen.nvptx.assemble import assemble_all
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.launch import GpuKernel, LaunchShape, from_json, to_json
+from tcomp.dsl.ast import Span
 from tcomp.errors import UserError
 from tcomp.ir.content import content_text
 from tcomp.ir.tile import Kernel
@@ -65,11 +66,18 @@ def _compiled(kernel: Kernel, machine: GpuMachine) -> bytes:
 
 
 def load_all(
-    context: Context, kernels: Mapping[str, GpuKernel], machine: GpuMachine, cache_dir: Path | str | None = None
+    context: Context,
+    kernels: Mapping[str, GpuKernel],
+    machine: GpuMachine,
+    cache_dir: Path | str | None = None,
+    spans: Mapping[str, Span] | None = None,
 ) -> dict[str, LoadedKernel]:
-    """Assemble and load modules; kernels of equal PTX share one. UserError when the GPU or its driver refuses."""
-    texts = list(dict.fromkeys(k.ptx for k in kernels.values()))
-    cubins = assemble_all([(ptx, machine.target) for ptx in texts], cache_dir)
+    """Assemble and load modules; kernels of equal PTX share one. UserError when the GPU or its driver refuses, and for
+    a kernel that does not assemble, with the line of its schedule where `spans` have it."""
+    texts: dict[str, str] = {}
+    for name, k in kernels.items():
+        texts.setdefault(k.ptx, f"{spans[name]}: kernel {name}" if spans else "")
+    cubins = assemble_all([(ptx, machine.target) for ptx in texts], cache_dir, origins=list(texts.values()))
     if current() is not None:  # the virtual GPU runs a cubin's PTX
         for ptx, found in zip(texts, cubins, strict=True):
             register_cubin(found.cubin, ptx)

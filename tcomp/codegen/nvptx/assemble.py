@@ -97,11 +97,22 @@ def _assembled(ptx: str, target: str, options: Sequence[str]) -> bytes:
 
 
 def assemble_all(
-    modules: Sequence[tuple[str, str]], cache_dir: Path | str | None = None, workers: int = WORKERS
+    modules: Sequence[tuple[str, str]],
+    cache_dir: Path | str | None = None,
+    workers: int = WORKERS,
+    origins: Sequence[str] = (),
 ) -> list[Assembled]:
-    """Assemble (ptx, target) pairs, `workers` at a time; results in the order given."""
+    """Assemble (ptx, target) pairs, `workers` at a time; results in the order given. Errors begin with what the
+    module's one of `origins` says, the schedule's line for instance."""
+
+    def one(module: tuple[str, str], origin: str) -> Assembled:
+        try:
+            return assemble(*module, cache_dir)
+        except UserError as e:
+            raise UserError(f"{origin}: {e.message}" if origin else e.message, e.hint) from e
+
     with ThreadPoolExecutor(max(1, min(workers, len(modules) or 1))) as pool:
-        return list(pool.map(lambda m: assemble(m[0], m[1], cache_dir), modules))
+        return list(pool.map(one, modules, origins or [""] * len(modules)))
 
 
 def assembly_key(ptx: str, target: str, options: Sequence[str] = ()) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cuda.bindings import driver as cu
 
+from tcomp.dsl.ast import Span
 from tcomp.errors import UserError
 from tcomp.machine.gpu import H100
 from tcomp.runtime.cuda.context import Context
@@ -143,6 +144,17 @@ def test_blocks_that_wait_for_each_other_must_all_have_room(
         context.close()
 
 
+def test_a_kernel_that_does_not_assemble_is_named_with_its_schedules_line(virtual: Any) -> None:
+    made = kernels(shared_bytes=0)["reverse"]
+    broken = replace(made, ptx=made.ptx.replace("ret;", "no.such.instruction;\nret;", 1))
+    context, span = Context(choose("", gpus())), Span("mine.tc", 7, 3, 7, 9)
+    try:
+        with pytest.raises(UserError, match=r"^mine\.tc:7:3: kernel reverse: the PTX does not assemble for sm_90a"):
+            load_all(context, {"reverse": broken}, H100, spans={"reverse": span})
+    finally:
+        context.close()
+
+
 def test_a_graph_is_recorded_once(hand_made: Any) -> None:
     executor = hand_made()
     executor.write("w", W)
@@ -249,6 +261,7 @@ def in_a_process(program: str) -> tuple[int, str]:
 
 
 REPORT = """
+from tcomp.dsl.ast import Span
 from tcomp.errors import UserError
 from tcomp.runtime.cuda.gpus import gpus
 try:
