@@ -196,25 +196,25 @@ def step(job: Job) -> Iterator[Item]:
     """A few training steps of a micro GPT-2 in f32: losses beside the CPU's, and the same bits in a second run."""
     from tcomp.runtime.verify import verify_step
 
-    steps = 4 if job.real else 2  # (a virtual one takes seconds for each)
-    cpu = _losses(common.device_for("cpu", threads=1), steps)
-    first = _losses(job.device, steps)
+    steps, sizes = (4, MICRO) if job.real else (2, ONE_LAYER)  # (a virtual one takes seconds for each)
+    cpu = _losses(common.device_for("cpu", threads=1), steps, sizes)
+    first = _losses(job.device, steps, sizes)
     findings = len(job.device.findings())
     for number, (ours, theirs) in enumerate(zip(first, cpu, strict=True), 1):
         away = abs(ours - theirs) / abs(theirs)
         yield {"kind": "row", "what": f"loss of step {number}", "GPU": f"{ours:.7f}", "CPU": f"{theirs:.7f}",
                "relative difference": away, "good": away <= LOSS_TOLERANCE}  # fmt: skip
-    again = _losses(job.device, steps)
+    again = _losses(job.device, steps, sizes)
     yield {"kind": "row", "what": "a second run", "GPU": "the same bits" if again == first else "other bits",
            "good": again == first}  # fmt: skip
     yield {"kind": "row", "what": "findings of the checks", "GPU": str(findings), "good": not findings}
     if job.over():
         return
-    built = common.build_step(StepRequest("gpt2", "tiny", {"B": 2, "T": 11}, dims=MICRO), job.device)
+    built = common.build_step(StepRequest("gpt2", "tiny", {"B": 2, "T": 11}, dims=sizes), job.device)
     executor = job.device.open(built.step)
     try:
         _start(executor)
-        for found in verify_step(executor, common.load_module("gpt2"), MICRO):
+        for found in verify_step(executor, common.load_module("gpt2"), sizes):
             yield {"kind": "row", "what": f"{found.what}, against the oracle", "relative difference": found.error,
                    "good": found.error <= TOLERANCE}  # fmt: skip
     finally:
@@ -231,8 +231,8 @@ def _start(executor: Executor) -> None:
     set_scalars(executor, {"peak_lr": 1e-2, "warmup": 1.0, "eps": 1e-3})
 
 
-def _losses(device: Device, steps: int) -> list[float]:
-    built = common.build_step(StepRequest("gpt2", "tiny", {"B": 2, "T": 16}, dims=MICRO), device)
+def _losses(device: Device, steps: int, sizes: dict[str, int]) -> list[float]:
+    built = common.build_step(StepRequest("gpt2", "tiny", {"B": 2, "T": 16}, dims=sizes), device)
     executor = device.open(built.step)
     try:
         _start(executor)
@@ -241,7 +241,7 @@ def _losses(device: Device, steps: int) -> list[float]:
         for number in range(steps):
             executor.write("step", number)
             with executor.batch() as inputs:
-                run = random.integers(0, MICRO["V"], (2, 17), dtype=np.int32)
+                run = random.integers(0, sizes["V"], (2, 17), dtype=np.int32)
                 inputs["tokens"][...], inputs["targets"][...] = run[:, :-1], run[:, 1:]
             executor.run("micro_first")
             readings.append(executor.fetch("loss"))

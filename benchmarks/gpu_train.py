@@ -146,7 +146,7 @@ def train_large(job: Job) -> Iterator[Item]:
 
 
 if __name__ == "__main__":
-    from tcomp.cli.main import main
+    from tcomp.__main__ import main
 
     sys.argv[0] = "tcomp"
     main()

@@ -54,7 +54,8 @@ def child(started: float, out: Path, arguments: list[str]) -> None:
         setattr(where, name, wrapped)
 
     mark("Python")
-    from tcomp.cli import common, main
+    from tcomp import __main__ as program
+    from tcomp.cli import common
 
     def ended() -> bool:
         """A step has. After the last one the process does too: nothing is evaluated or saved."""
@@ -96,7 +97,7 @@ def child(started: float, out: Path, arguments: list[str]) -> None:
 
     setattr(common, "build_step", building)  # noqa: B010
     sys.argv = ["tcomp", *arguments]
-    main.main()
+    program.main()
 
 
 def tcomp_start(arguments: list[str], cache: str | None) -> dict[str, float]:

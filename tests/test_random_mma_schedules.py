@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, note, settings, strategies as st
 
-from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.autotune.virtual_run import codes_of
 from tcomp.dsl.ast import DType
 from tcomp.dsl.dims import operand_shape
 from tcomp.dsl.format import print_item
@@ -31,13 +31,14 @@ def keeps_the_result(name: str, data: st.DataObject) -> None:
     note(f"{print_item(drawn.schedule)}\nat {drawn.dims}, {storage}")
     machine = machine_for_target(drawn.target)
     lowered = lower(op, MODULE, drawn.dims, machine, schedule=drawn.schedule)
-    assert re.search(r"\b(wgmma\.mma_async|mma)\.sync", compile_kernel(lowered.kernels[-1], machine).ptx)
+    codes = codes_of(lowered, machine)
+    assert re.search(r"\b(wgmma\.mma_async|mma)\.sync", codes[lowered.kernels[-1].name].ptx)
     rng = np.random.default_rng(1)
     inputs = {}
     for p in op.params:
         x = rng.standard_normal(operand_shape(p, drawn.dims)).astype(np.float32)
         inputs[p.name] = values(stored(x, p.dtype), p.dtype)
-    found, wanted = execute(lowered, op, inputs, machine), evaluate(op, MODULE, inputs, drawn.dims)
+    found, wanted = execute(lowered, op, inputs, machine, codes=codes), evaluate(op, MODULE, inputs, drawn.dims)
     # Results are rounded once; wgmma keeps 14 bits of a sum of 8-bit products, others those of f32.
     ulp = 2.0**-8 if op.outputs[0].dtype is DType.BF16 else 2.0**-11
     ulp = 2.0**-12 if name == "narrow" else ulp
@@ -48,15 +49,7 @@ def keeps_the_result(name: str, data: st.DataObject) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPS)
-@settings(deadline=None, max_examples=4, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=9, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_tiling_keeps_the_result(name: str, data: st.DataObject) -> None:
-    keeps_the_result(name, data)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OPS)
-@settings(deadline=None, max_examples=6, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_any_tiling_at_length(name: str, data: st.DataObject) -> None:
     keeps_the_result(name, data)

@@ -13,8 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tcomp.autotune.virtual_run import reported
-from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.autotune.virtual_run import codes_of, reported
 from tcomp.dsl.ast import DType
 from tcomp.dsl.dims import operand_shape
 from tcomp.dsl.storage import bound
@@ -89,13 +88,14 @@ def test_results_are_the_oracles_without_a_bank_conflict(name: str, shape: str, 
         rng = np.random.default_rng(8)
         inputs |= {p.name: rng.standard_normal(operand_shape(p, dims), np.float32) for p in op.params if p.inout}
     lowered = lower(op, module, dims, machine)
-    code = "".join(compile_kernel(k, machine).ptx for k in lowered.kernels)
+    codes = codes_of(lowered, machine)
+    code = "".join(found.ptx for found in codes.values())
     own = {"sm_90a": r"\bwgmma\.mma_async"} | (
         {} if name in ("attention.backward", "grouped_attention.backward") else {"sm_100a": r"\btcgen05\.mma"}
     )
     aligned = shape != "odd"  # (the copy engine does not take rows of any length)
     assert re.search(own.get(target, r"\bmma\.sync") if aligned else r"\bmma\.sync", code)
-    got, reports = reported(op, lowered, inputs, machine)
+    got, reports = reported(op, lowered, inputs, machine, codes=codes)
     unit, terms = 2.0 ** {DType.BF16: -8, DType.F16: -11}[real], max(dims.values())
     for result, wanted in evaluate(op, module, inputs, dims).items():
         if result in got:

@@ -99,9 +99,9 @@ def test_check_of_a_model_that_trains_nothing(tcomp: Tcomp, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision,wrong", [("bf16", 1.03), ("bf16", 0.97), ("f32", 1.001), ("fp8", 1.5)])
+@pytest.mark.parametrize("precision,wrongs", [("bf16", (1.03, 0.97)), ("f32", (1.001,)), ("fp8", (1.5,))])
 def test_a_step_with_a_wrong_gradient_is_called_wrong(
-    precision: str, wrong: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    precision: str, wrongs: tuple[float, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where schedules cast, which allows most."""
     from tcomp.cli.check import CheckOptions, _check_step, _small_step
@@ -114,10 +114,12 @@ def test_a_step_with_a_wrong_gradient_is_called_wrong(
     own = CheckOptions("gpt2", precision=precision)
     step = (module, _small_step(module, own, {}), own, device_for(threads=1))
     assert _check_step(*step)
-    scale = {"grad.qkv_w": wrong}
+    scale: dict[str, float] = {}
     monkeypatch.setattr(verify, "floats", lambda e, name: floats(e, name) * scale.get(name, 1.0))
-    assert not _check_step(*step)
-    assert "grad.qkv_w" in capsys.readouterr().out
+    for wrong in wrongs:
+        scale["grad.qkv_w"] = wrong
+        assert not _check_step(*step)
+        assert "grad.qkv_w" in capsys.readouterr().out
 
 
 def test_check_takes_the_sizes_that_a_schedule_is_for(tcomp: Tcomp, tmp_path: Path) -> None:
