@@ -17,6 +17,8 @@ import numpy as np
 from tcomp.runtime.vgpu.lanes import Array, distinct, every, some
 
 MANY = -2
+BITS = 63
+"""places that a set may have to be a number"""
 # (earlier actor, its time, position among the current lanes) -> ordered before the current access?
 Ordered = Callable[[Array, Array, Array, bool], Array]
 
@@ -58,17 +60,18 @@ class Sets:
         pairs = distinct(key.astype(np.int64) * wide + reader)
         granules, readers = np.divmod(pairs, wide)
         first = np.flatnonzero(np.append(True, granules[1:] != granules[:-1]))
-        counts = np.diff(np.append(first, len(pairs)))
-        places: list[int] = self.columns[readers].tolist()
-        known: dict[tuple[int, ...], int] = {}
-        codes = []
-        chosen = counts > 1
-        for at, count in zip(first[chosen].tolist(), counts[chosen].tolist(), strict=True):
-            who = tuple(places[at : at + count])
-            if who not in known:
-                known[who] = self._code_of(tuple((place, now) for place in sorted(set(who))))
-            codes.append(known[who])
-        return granules[first[chosen]], np.array(codes, np.int32)
+        chosen = np.diff(np.append(first, len(pairs))) > 1
+        places = self.columns[readers]
+        if int(places.max()) >= BITS:  # (a large cluster's)
+            codes = [self._of_places(set(p.tolist()), now) for p in np.split(places, first[1:])]
+            return granules[first][chosen], np.array(codes, np.int32)[chosen]
+        sets = np.bitwise_or.reduceat(np.int64(1) << places, first)[chosen]
+        kinds, which = np.unique(sets, return_inverse=True)
+        of_kind = [self._of_places({n for n in range(BITS) if kind >> n & 1}, now) for kind in kinds.tolist()]
+        return granules[first][chosen], np.array(of_kind, np.int32)[which]
+
+    def _of_places(self, places: set[int], now: int) -> int:
+        return self._code_of(tuple((place, now) for place in sorted(places)))
 
     def _code(self, parts: list[int]) -> int:
         last: dict[int, int] = {}

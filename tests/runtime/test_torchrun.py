@@ -38,6 +38,18 @@ def start(folder: Path, *command: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def apart(folder: Path, *command: str) -> list[subprocess.Popen[str]]:
+    """The same without torchrun, which loads torch once more."""
+    own = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port())}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, **own, "RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "01"
+    ]  # fmt: skip
+
+
 def port() -> int:
     import socket
 
@@ -59,6 +71,7 @@ def tensors(run: Path) -> bytes:
     return (run / "checkpoints" / f"step-{STEPS:06d}" / "tensors.safetensors").read_bytes()
 
 
+@pytest.mark.slow(seconds=20)
 def test_a_run_that_was_stopped_ends_as_one_that_was_not_and_zero_1_as_plain(tmp_path: Path, text: Path) -> None:
     train = ["tcomp", "train", *ARGUMENTS, "--data", str(text)]
     whole = start(tmp_path, *train, "--steps", str(STEPS), "--run-folder", "whole")
@@ -81,13 +94,14 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not_and_zero_1_as_plain(tmp
         assert tensors(tmp_path / "parts") == tensors(tmp_path / "whole")
 
 
+@pytest.mark.slow(seconds=15)
 def test_virtual_gpus_exchange_what_cpus_do(tmp_path: Path, text: Path) -> None:
     train = ["tcomp", "train", "--dim", "L=1", "--dim", "H=1", "--dim", "C=8", "-B", "1", "-T", "8", "--sample", "0"]
     train += ["--eval-batches", "1", "--steps", "2", "--data", str(text)]
-    runs = [start(tmp_path, *train, "--zero", "1", "--run-folder", d, "--device", d) for d in ("cpu", "virtual")]
-    for running in runs:
-        said, _ = running.communicate(timeout=PATIENCE)
-        assert running.returncode == 0, said
+    runs = [apart(tmp_path, *train, "--zero", "1", "--run-folder", d, "--device", d) for d in ("cpu", "virtual")]
+    for rank in (rank for ranks in runs for rank in ranks):
+        said, _ = rank.communicate(timeout=PATIENCE)
+        assert rank.returncode == 0, said
     cpu, virtual = ([json.loads(x) for x in (tmp_path / d / "metrics.jsonl").open()] for d in ("cpu", "virtual"))
     assert len(cpu) == len(virtual) == 3
     for a, b in zip(cpu, virtual, strict=True):
@@ -95,6 +109,7 @@ def test_virtual_gpus_exchange_what_cpus_do(tmp_path: Path, text: Path) -> None:
             assert b[name] == pytest.approx(a[name], rel=1e-5)
 
 
+@pytest.mark.slow(seconds=12)
 def test_ranks_that_differ_or_lose_one_end_with_one_message(tmp_path: Path, text: Path) -> None:
     line = f"{sys.executable} -m tcomp train {' '.join(ARGUMENTS)} --data {text}"
     other = start(tmp_path, "bash", "-c", f"{line} --run-folder other --seed $((RANK + 1))")

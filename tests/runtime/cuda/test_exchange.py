@@ -143,7 +143,7 @@ def test_rows_go_to_the_ranks_that_they_are_for(virtual: Any, made: Any, size: i
     assert not virtual.findings
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=12)
 def test_ranks_end_in_the_same_bits_whatever_they_share_and_whichever_way_they_exchange(
     virtual: Any, kernels: Path
 ) -> None:

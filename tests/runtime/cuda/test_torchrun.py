@@ -54,6 +54,7 @@ def said(running: subprocess.Popen[str], code: int = 0) -> str:
     return text
 
 
+@pytest.mark.slow(seconds=13)
 def test_ranks_on_gpus_that_are_stopped_go_on(tmp_path: Path, text: Path, shim: str) -> None:
     train = [*TRAIN, "--data", str(text), "--device", "cuda"]
     parts = start(tmp_path, shim, *train, "--steps", "4000", "--run-folder", "parts")
@@ -71,6 +72,7 @@ def test_ranks_on_gpus_that_are_stopped_go_on(tmp_path: Path, text: Path, shim: 
     assert steps == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow(seconds=10)
 def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path, text: Path, shim: str) -> None:
     """Also one that shares a GPU with another, as asked."""
     train = [*TRAIN, "--data", str(text), "--steps", "100000", "--run-folder", "run"]
