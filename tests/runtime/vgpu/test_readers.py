@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tcomp.runtime.vgpu.races import Sets
 from tests.runtime.vgpu.hopper import init, launch, wait
 
 # The first 3 or 4 warps read a word, each says so at an mbarrier; warp 4 waits for them and writes; others do neither.
@@ -64,3 +65,13 @@ def test_readers_in_turn_are_known_by_their_own_last_reads(arriving: int) -> Non
     body = IN_TURN.format(init=init(arriving), arriving=arriving, wait=wait(0, "0", "W"))
     report, _ = launch(body, np.zeros(4, np.uint32), block=160)
     assert ("shared memory race" in report.kinds()) == (arriving < 4), report
+
+
+@pytest.mark.parametrize("warps", [4, 63, 64, 200])
+def test_who_reads_a_word_beside_others_is_known_in_clusters_of_any_size(warps: int) -> None:
+    sets = Sets(np.arange(warps))
+    key, reader = np.array([7, 5, 5, 6, 7, 7, 5]), np.array([1, 0, warps - 1, 2, 2, warps - 1, 0])
+    granules, codes = sets.of_readers(key, reader, 9)
+    assert granules.tolist() == [5, 7]
+    found = [[x.tolist() for x in sets.readers(code)] for code in codes.tolist()]
+    assert found == [[[0, warps - 1], [9, 9]], [[1, 2, warps - 1], [9, 9, 9]]]
