@@ -267,3 +267,32 @@ def test_ranks_look_at_the_same_step_together_however_fast_each_is(size: int, lo
     for most, wanted in zip((1, 0), looked, strict=True):
         training._Training.take_in(run, most)
         assert found == wanted
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_ranks_exchange_between_programs_what_the_next_one_reads(zero: int) -> None:
+    """Plain ranks tell each other summed gradients before the update, those of ZeRO-1 parameters behind it."""
+    step, said = step_for(Sharing(2, zero)), list[str]()
+    d = step.division
+    assert d is not None and d.sums is not None
+    names = {id(d.scattered): "shares", id(d.joined): "scales"}
+    exchange: Any = SimpleNamespace(
+        name="", ahead=0, close=None, scatter=lambda moves: said.append(names[id(moves)]),
+        gather=lambda moves: said.append(
+            names.get(id(moves)) or ("sums" if [rows for _, rows in moves] == [d.sums] else "spread")
+        ),
+    )  # fmt: skip
+    inner: Any = SimpleNamespace(step=step, run=said.append)
+    links: Any = SimpleNamespace(rank=0, size=2)
+    RankExecutor(inner, links, exchange).run_step("micro_first")
+    last = ["update", "spread"] if zero else ["spread", "update"]
+    assert said == ["micro_first", "shares", "scales", "sum", "norm", "sums", *last]
+
+
+def test_ranks_agree_on_the_mean_loss_and_stop_where_one_is_asked_to() -> None:
+    def agreed(links: Links) -> list[tuple[float, bool]]:
+        executor = object.__new__(RankExecutor)
+        executor.links = links
+        return [executor.agree(links.rank * 2.0, stop == links.rank) for stop in (1, None)]
+
+    assert on_ranks(3, agreed) == [[(2.0, True), (2.0, False)]] * 3

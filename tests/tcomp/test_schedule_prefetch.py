@@ -147,7 +147,7 @@ schedule scores on cpu:
 @pytest.mark.parametrize(
     ("text", "region", "t"),
     [(CAUSAL, "k <= q", 64), (CAUSAL, "q <= k", 64), (CAUSAL, "k < q", 64), (SCORES, "k <= q", 64),
-     (SCORES, "k <= q", 48)],
+     (SCORES, "k <= q", 48), (CAUSAL.replace("k -> seq(64)", "k -> seq(32)"), "k <= q", 64)],
 )  # fmt: skip
 def test_a_sum_that_a_condition_cuts_fetches_all_of_the_next_tile(
     text: str, region: str, t: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -171,6 +171,29 @@ def test_a_sum_that_a_condition_cuts_fetches_all_of_the_next_tile(
     behind = executor.array("guard.V").any()
     executor.close()
     assert lines[1:].all() and not lines[0].any() and not behind
+
+
+def test_rows_that_begin_within_a_line_are_fetched_to_their_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """152 bytes of every 304: some of four lines."""
+
+    def mark(em: Emitter, pointer: IrValue, written: bool) -> None:
+        em.here().store(ir.Constant(ir.IntType(8), 1), pointer)
+
+    monkeypatch.setattr(prefetch, "touch", mark)
+    monkeypatch.setattr("tcomp.codegen.cpu.counted_prefetch.WIDE", 4)
+    text = CAUSAL.replace("V: f32[H, T, E]", "V: f32[H, T, 2 * E]").replace("REGION", "k <= q")
+    machine, dims, module = detect(), {"H": 2, "T": 64, "E": 38}, load_text(text)
+    lowered = lower(module.ops["causal"], module, dims, machine)
+    executor = CpuExecutor(single_op_step(lowered, dims, guard=4096), machine, 1, tmp_path)
+    executor.array("V")[...] = 0.0
+    executor.run("run")
+    marks = executor.array("V").view(np.uint8).reshape(-1)
+    executor.close()
+    fetched = {int(at) // 64 for at in np.flatnonzero(marks)}
+    for row in range(64, 128):
+        assert fetched.issuperset(range(304 * row // 64, (304 * row + 151) // 64 + 1))
 
 
 @pytest.mark.parametrize("dtype", [DType.F32, DType.BF16])
@@ -326,6 +349,13 @@ def test_the_last_statement_that_names_a_part_fetches_it_for_a_later_turn() -> N
     assert "prefetch Y[select(m.0 + 22 < 3, m.0 + 22, m.0), n], to be written" in print_kernel(kernel)
     # 32 floats a register tile are two lines of each of the three; a remainder would have its own.
     assert text.count('call void @"llvm.prefetch.p0"') == 6
+
+
+def test_registers_that_share_a_line_ask_for_it_once() -> None:
+    """32 values of bf16."""
+    module = load_text(SCALED.replace("TYPE", "bf16").replace("STAGE", "stage X, Y in cache at m"))
+    (kernel,) = lower(module.ops["scaled"], module, {"M": 3, "N": 96}, AVX512).kernels
+    assert kernel_ir(kernel, AVX512).count('call void @"llvm.prefetch.p0"') == 3
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
