@@ -145,15 +145,18 @@ schedule scores on cpu:
 
 
 @pytest.mark.parametrize(
-    ("text", "region", "t"),
-    [(CAUSAL, "k <= q", 64), (CAUSAL, "q <= k", 64), (CAUSAL, "k < q", 64), (SCORES, "k <= q", 64),
-     (SCORES, "k <= q", 48), (CAUSAL.replace("k -> seq(64)", "k -> seq(32)"), "k <= q", 64)],
+    ("text", "region", "t", "least"),
+    [
+        (CAUSAL, "k <= q", 64, 1.0), (CAUSAL, "q <= k", 64, 1.0), (CAUSAL, "k < q", 64, 1.0),
+        (CAUSAL, "k + 32 <= q", 64, 0.2), (SCORES, "k <= q", 64, 1.0), (SCORES, "k <= q", 48, 1.0),
+    ],
 )  # fmt: skip
 def test_a_sum_that_a_condition_cuts_fetches_all_of_the_next_tile(
-    text: str, region: str, t: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str, region: str, t: int, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its register tiles have from few to all of the sum's steps, or there are fewer of them, and together half of the
-    steps, along vectors or not; each prefetch leaves a mark where it points."""
+    steps, along vectors or not; each prefetch leaves a mark where it points. Of a sum with fewer steps a part of the
+    tile: register tiles that have none take nothing from the others' count."""
 
     def mark(em: Emitter, pointer: IrValue, written: bool) -> None:
         em.here().store(ir.Constant(ir.IntType(8), 1), pointer)
@@ -170,7 +173,7 @@ def test_a_sum_that_a_condition_cuts_fetches_all_of_the_next_tile(
     lines = executor.array("V").view(np.uint8).reshape(3, t * t // 16, 64).any(-1)
     behind = executor.array("guard.V").any()
     executor.close()
-    assert lines[1:].all() and not lines[0].any() and not behind
+    assert lines[1:].mean() >= least and not lines[0].any() and not behind
 
 
 def test_rows_that_begin_within_a_line_are_fetched_to_their_ends(
