@@ -197,25 +197,41 @@ def replay(
     head = head_of(function, ways[0])
     if head is None or any(head not in way for way in ways):
         return None
-    traces, way = [], ways[0]
+    traces, running, way = [], list[int](), ways[0]
     places = [n for n, b in enumerate(way) if b == head]
     first = places[0]
     entries = [[n for n, b in enumerate(own) if b == head] for own in ways]
     skipped = max(0, (min(map(len, entries)) - most) // 2)
     for own, at in zip(ways, entries, strict=True):
         at = at[skipped:]
+        running.append(running_products(function, own[: at[0]]))
         traces.append(own[at[0] : (at[most] if len(at) > most else at[-1]) + 1])
     steps: dict[Hashable, list[Step]] = {
         b: [tensor_step(function, i, machine) or step_of(i, machine) for i in function.blocks[b].instructions]
         for b in set().union(*traces)
     }
-    warps = [Warp(trace) for _ in range(blocks) for trace in traces]
+    warps = [Warp(t, groups=[0.0] * n) for _ in range(blocks) for t, n in zip(traces, running, strict=True)]
     run(warps, steps, head, len(ways))
     cycles = pace([w.entered for w in warps])
     if cycles is None:
         return None
     apart = {b for b in way[:first] if any(i.name in _PRODUCTS for i in function.blocks[b].instructions)}
     return Replay(len(places) + bool(apart), cycles)
+
+
+def running_products(function: Function, way: Sequence[int]) -> int:
+    """Committed products of tcgen05 that nobody has waited for at the end of a way."""
+    running, asked = 0, False
+    for b in way:
+        for i in function.blocks[b].instructions:
+            running += i.name == "UTCBAR"
+            if i.name in ("LDTM", "STTM") and asked and running:
+                running -= 1
+            if i.name == "SYNCS":
+                asked = asked or "PHASECHK" in i.opcode
+            elif i.name in ("LDTM", "STTM") or i.name in TENSOR_MEMORY_MATRIX:
+                asked = False
+    return running
 
 
 def pace(entered: Sequence[Sequence[float]]) -> float | None:

@@ -10,7 +10,7 @@ from tcomp.autotune.gpu_copies import copies_of
 from tcomp.autotune.gpu_counts import Copies
 from tcomp.autotune.gpu_epilogue import behind_products, loaded
 from tcomp.autotune.gpu_predict import predict_kernel
-from tcomp.autotune.gpu_replay import replay
+from tcomp.autotune.gpu_replay import replay, running_products
 from tcomp.autotune.gpu_sample import sample_block
 from tcomp.autotune.gpu_work import Known, launch_work
 from tcomp.autotune.sass import functions_of
@@ -177,3 +177,10 @@ def test_warpgroups_wait_for_their_own_products_while_others_multiply() -> None:
     without = functions_of(TURN.replace("SYNCS.PHASECHK", "SYNCS.ARRIVE"))["k"]
     freely = replay(without, [way], 1, B200)
     assert freely is not None and freely.cycles < one.cycles - 40
+
+
+def test_products_that_run_when_a_loop_is_entered_are_known() -> None:
+    function = functions_of(TURN)["k"]
+    without = functions_of(TURN.replace("SYNCS.PHASECHK", "SYNCS.ARRIVE"))["k"]
+    assert running_products(function, [0, 1, 1]) == 0
+    assert running_products(without, [0, 1, 1]) == 2

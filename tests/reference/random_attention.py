@@ -27,7 +27,7 @@ class RandomAttention:
         self.random = r = random.Random(seed)
         self.target = r.choice(TARGETS)
         self.multiprocessors = r.choice([2, 132])
-        self.group = self.target == "sm_90a" and r.random() < 0.75
+        self.group = self.target in ("sm_90a", "sm_100a") and r.random() < 0.75
         self.matrix = self.group or r.random() < 0.8
         self.real = self.rounded = self.left = (
             r.choice(["bf16", "bf16", "f16"]) if self.matrix else r.choice(["f32", "bf16"])
@@ -99,9 +99,10 @@ class RandomAttention:
             lines += [f"stage Q in shared at q by {by}", f"stage K, V in shared at k by {by}", "use mma.sync for qk, o"]
             lines += ["cast o.weight to real"]
         else:
-            lines += [f"q -> grid({64 * r.randint(1, 3)}) / warpgroup(64) / mma"]
+            rows, most, use = (64, 3, "wgmma") if self.target == "sm_90a" else (128, 2, "tcgen05")
+            lines += [f"q -> grid({rows * r.randint(1, most)}) / warpgroup({rows}) / mma"]
             lines += [f"k -> pipe({r.choice([16, 32, 48, 64, 64, 80, 96, 128])}, {stages}) / mma", "d, e -> mma"]
-            lines += ["stage Q in shared at q by tma", "stage K, V in shared at k by tma", "use wgmma for qk, o"]
+            lines += ["stage Q in shared at q by tma", "stage K, V in shared at k by tma", f"use {use} for qk, o"]
             lines += ["cast o.weight to real"]
             if r.random() < 0.5:
                 lines.append("stage O in shared at q by tma")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tcomp.codegen.llvm.emitter import Int
@@ -31,6 +32,7 @@ from tcomp.codegen.nvptx.layout import leading_packs
 from tcomp.codegen.nvptx.matrix import matched
 from tcomp.codegen.nvptx.phase_facts import is_asynchronous, loads_loose
 from tcomp.codegen.nvptx.ring import Ring
+from tcomp.codegen.nvptx.tensor_ahead import opening_of, run_ahead
 from tcomp.codegen.nvptx.tensor_memory import commit
 from tcomp.codegen.nvptx.warpgroup import WarpgroupGenerator
 from tcomp.ir.pairs import of_second, paired
@@ -57,7 +59,9 @@ class TensorPipe:
         self.product = paired(loop) if ring.stages > 1 else None
         """What is issued for two turns at a time."""
         late = any(isinstance(s, Compute) and s.late for s in loop.body)
-        self.rotated = ring.stages > 1 and late and self.product is None
+        self.opening = opening_of(self) if late else None
+        """A product that is issued a turn ahead."""
+        self.rotated = ring.stages > 1 and late and self.product is None and self.opening is None
         self.beside = sums_beside(loop, phase.scope)
         """What a turn computes beside its one product."""
         self.running = self._running()
@@ -98,14 +102,16 @@ class TensorPipe:
             return
         if self.phase.roles.now == "all":
             for j in range(self.ring.stages):
-                self._fill_later(start, j)
+                self.fill_later(start, j)
         outer, self.phase.pipe = self.phase.pipe, self
         turns = self._turns_of_a_side() if em.sides > 1 else 0
         if turns:  # (A side that went past more copies than there are would take an earlier one's parity for its own.)
             ring.others(turns, before=True)
             em.turn_barrier("sync")
         ring.uniform = self._short()
-        if self.rotated:
+        if self.opening is not None:
+            self._if_any(partial(run_ahead, self, self.opening))
+        elif self.rotated:
             self._if_any(self._rotated)
         elif self.running is not None:
             self._overlapped(self.running)
@@ -122,7 +128,7 @@ class TensorPipe:
         if self.drain is not None:
             em.here()
             self.drain()
-            self._if_any(self._release_before)
+            self._if_any(self.release_before)
         ring.reading.fixed, ring.uniform = None, False
         if turns:
             ring.others(turns, before=False)
@@ -133,7 +139,7 @@ class TensorPipe:
 
         def turn(base: Int) -> None:
             slot = ring.wait_full()
-            with self._at(base, slot):
+            with self.at(base, slot):
                 b = em.here()
                 first = b.zext(b.icmp_signed("==", em.i64(base), em.i64(self.start)), I32)
                 products(first)
@@ -159,7 +165,7 @@ class TensorPipe:
             em.here()
             self.first = True
             self._turn(self.start)
-        self.first, self.phase.groups.caught_up = False, self._release_before
+        self.first, self.phase.groups.caught_up = False, self.release_before
         em.here()
         em.repeat(em.add(self.start, self.loop.step), self.stop, self.loop.step, self._turn)
         em.here()
@@ -192,12 +198,12 @@ class TensorPipe:
         em, groups = self.em, self.phase.groups
         groups.before(None)
         groups.resume(running)
-        groups.caught_up = lambda: self._after_first(self.base, self._release_before)
+        groups.caught_up = lambda: self._after_first(self.base, self.release_before)
         em.here()
         em.repeat(self.start, self.stop, self.loop.step, self._turn)
         groups.caught_up = lambda: None
         groups.before(None)
-        self._if_any(self._release_before)
+        self._if_any(self.release_before)
 
     def _paired(self, product: Compute) -> None:
         """Two turns at a time, then the one that may be left."""
@@ -212,16 +218,16 @@ class TensorPipe:
                 em.here()
                 turn = em.add(base, number * loop.step)
                 slot = self.ring.wait_full()
-                with em.frame(), self._at(turn, slot):
+                with em.frame(), self.at(turn, slot):
                     self.phase.compute(own)
                 turns.append((turn, slot))
                 self.ring.reading.advance()
             for body, (turn, slot) in zip((loop.body, others), turns, strict=True):
-                with em.frame(), self._at(turn, slot):
+                with em.frame(), self.at(turn, slot):
                     self.phase.statements(body, self.path, len(self.packs) + 1, running=int(body is loop.body))
                 self.ring.release(slot, self.loose)
                 if self.phase.roles.now == "all":
-                    self._fill_later(turn, self.ring.stages)
+                    self.fill_later(turn, self.ring.stages)
             em.here()
 
         middle = self._even()
@@ -292,7 +298,7 @@ class TensorPipe:
         em, loop, ring = self.em, self.loop, self.ring
         self.base = base
         slot = ring.wait_full()
-        with self._at(base, slot):
+        with self.at(base, slot):
             if self.beside:
                 self._product()
             else:
@@ -304,9 +310,9 @@ class TensorPipe:
         ring.reading.advance()
         if self.phase.roles.now == "all":
             if self.held:
-                self._after_first(base, lambda: self._fill_later(base, ring.stages - 1))
+                self._after_first(base, lambda: self.fill_later(base, ring.stages - 1))
             else:
-                self._fill_later(base, ring.stages)
+                self.fill_later(base, ring.stages)
         em.here()
 
     def _after_first(self, turn: Int, body: Callable[[], None]) -> None:
@@ -327,13 +333,13 @@ class TensorPipe:
             return
         em.when(em.here().icmp_signed("<", em.i64(self.start), em.i64(self.stop)), body)
 
-    def _release_before(self) -> None:
+    def release_before(self) -> None:
         """Release the tiles of the turn before this one (behind the loop: of the last)."""
         ring = self.ring
         ring.release(ring.reading.before(ring.reading.slot))
 
     @contextmanager
-    def _at(self, turn: Int, slot: Int) -> Iterator[None]:
+    def at(self, turn: Int, slot: Int) -> Iterator[None]:
         """Let the loop's variable mean that turn, and the tiles' names that copy."""
         em = self.em
         em.here()
@@ -378,7 +384,7 @@ class TensorPipe:
         phase.statements(self.loop.body, self.path, len(self.packs))
         phase.unbind(self.loop.variable)
 
-    def _fill_later(self, turn: Int, ahead: int) -> None:
+    def fill_later(self, turn: Int, ahead: int) -> None:
         """The copies of the turn that many steps later, if there is one, by one thread. (Its warp meets behind them:
         the assembler else takes it for divided in the turns after, and keeps their addresses in ordinary registers.)"""
         em, leader = self.em, self.phase.roles.leader

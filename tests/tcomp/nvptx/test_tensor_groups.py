@@ -105,7 +105,13 @@ def plain() -> str:
     return PLAIN + FULL[FULL.index("\nschedule") :].replace("qk, m, l, o", "qk, o").replace("o.weight", "o.qk")
 
 
-@pytest.mark.parametrize("text", [FULL, FULL.replace("overlap o", ""), plain()], ids=["overlap", "alone", "plain"])
+AHEAD = FULL.replace("pipe(32, 2)", "pipe(32, 3)")
+"""with room for the next turn's keys beside this one's values: its scores are computed a turn ahead"""
+
+
+@pytest.mark.parametrize(
+    "text", [AHEAD, FULL, FULL.replace("overlap o", ""), plain()], ids=["ahead", "overlap", "alone", "plain"]
+)
 def test_products_overlap_the_next_turn_or_end_in_their_own(text: str) -> None:
     module = load_text(text, "f.tc")
     op = module.ops["f"]
