@@ -100,13 +100,26 @@ class Facts:
         frontier = [a]
         while frontier:
             x = frontier.pop()
-            if never_negative(difference(b, x)):
+            if never_negative(difference(b, x)) or never_negative(_least(difference(b, x))):
                 return True
             seen.append(x)
             for low, high in self.pairs:
                 if never_negative(difference(low, x)) and not any(same(high, s) for s in seen):
                     frontier.append(high)
         return False
+
+
+def _least(p: Polynomial) -> Polynomial:
+    """At most the polynomial: c * (n // c) is n - (c - 1) at least, so `(M + 127) // 128 * 128` is at least M."""
+    out: Polynomial = {}
+    for monomial, coefficient in p.items():
+        match monomial:
+            case (Binary("//", n, Num(int(c))),) if c > 0 and coefficient > 0 and coefficient % c == 0:
+                least = _add(polynomial(n), {(): c - 1}, -1)
+                out = _add(out, {m: x * (coefficient // c) for m, x in least.items()}, 1)
+            case _:
+                out = _add(out, {monomial: coefficient}, 1)
+    return {m: x for m, x in out.items() if x}
 
 
 def _add(a: Polynomial, b: Polynomial, sign: int) -> Polynomial:

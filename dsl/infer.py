@@ -7,16 +7,18 @@ a `require` line. An equation that covers its output only in part leaves the res
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tcomp.dsl.ast import (
     Access,
+    Binary,
     DType,
     Equation,
     Expr,
     Module,
     Name,
+    Num,
     Op,
     Reduction,
     Span,
@@ -118,16 +120,23 @@ def _infer(op: Op, module: Module) -> OpInfo:
     for q in op.equations:
         for t in q.targets:
             if op.operand(t.name) is None and t.name not in state.temporaries:
-                state.temporaries[t.name] = _temporary(t, known)
+                state.temporaries[t.name] = _temporary(t, known, state.ranges)
     _collect_ranges(state, known)
     indices = tuple(left_indices(q, known) for q in op.equations)
     _collect_dtypes(state)
     return OpInfo(state.ranges, state.temporaries, dims, indices)
 
 
-def _temporary(t: Target, dims: frozenset[str]) -> Temporary:
+def _temporary(t: Target, dims: frozenset[str], ranges: dict[str, Expr]) -> Temporary:
+    """The temporary that a target declares. An axis of blocks, `128 * t + r` of declared indices (r below 128), gets an
+    index of its own in `ranges`, which no equation has."""
     indices: list[str] = []
     for s in t.subscripts:
+        blocks = _blocks(s, ranges)
+        if blocks is not None and not blocks[0] & set(indices):
+            indices.append(".".join(sorted(blocks[0])))
+            ranges[indices[-1]] = blocks[1]
+            continue
         if not isinstance(s, Name) or s.id in dims:
             hint = "a temporary is declared by plain indices, one per axis; declare an output to write parts of it"
             raise TcError(f"'{t.name}' is not declared, so its subscripts must be indices", s.span, hint=hint)
@@ -135,6 +144,15 @@ def _temporary(t: Target, dims: frozenset[str]) -> Temporary:
             raise TcError(f"index '{s.id}' stands twice on the left", s.span, hint="give each axis its own index")
         indices.append(s.id)
     return Temporary(t.name, t.dtype or DType.F32, tuple(indices))
+
+
+def _blocks(s: Expr, ranges: Mapping[str, Expr]) -> tuple[set[str], Expr] | None:
+    """The indices of a subscript `128 * t + r` that covers an axis block by block, and the axis's extent."""
+    match s:
+        case Binary("+", Binary("*", Num(n), Name(t)), Name(r)) if t in ranges and r != t:
+            if ranges.get(r) == Num(n):
+                return {t, r}, Binary("*", ranges[t], Num(n))
+    return None
 
 
 def _collect_ranges(state: _Inference, dims: frozenset[str]) -> None:

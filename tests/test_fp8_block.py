@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tcomp.autotune.virtual_run import reported
+from tcomp.codegen.nvptx.assemble import assemble
+from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.dsl.ast import DType, Module
 from tcomp.dsl.load import library, load
 from tcomp.dsl.storage import bound
 from tcomp.grad.check import compare_backward
+from tcomp.ir.print import print_kernel
 from tcomp.machine.cpu import detect
+from tcomp.machine.gpu import machine_for_target
 from tcomp.numeric import round_to
 from tcomp.oracle import evaluate
 from tcomp.runtime.device import CpuDevice
-from tcomp.runtime.verify import verify_op
+from tcomp.runtime.verify import random_inputs, verify_op
+from tcomp.schedule.lower import lower
 
 OPS = ("linear_fp8_block", "linear_gelu_fp8_block", "linear_residual_fp8_block")
 COMPILED = [
@@ -67,13 +74,41 @@ def test_the_equations_are_blockwise_quantised_products(module: Module) -> None:
     x, w, dy = (rng.standard_normal(s) * rng.lognormal(0, 2, s) for s in ((m, k), (n, k), (m, n)))
     b = rng.standard_normal(n)
     dims = {"M": m, "N": n, "K": k}
-    y = evaluate(module.ops["linear_fp8_block"], module, {"X": x, "W": w, "b": b}, dims)["Y"]
+    made = evaluate(module.ops["linear_fp8_block"], module, {"X": x, "W": w, "b": b}, dims)
+    y = made.pop("Y")
     wq = quantised(w, 128, 128, DType.E4M3, 448.0)
     np.testing.assert_allclose(y, quantised(x, 1, 128, DType.E4M3, 448.0) @ wq.T + b, rtol=1e-9, atol=1e-9)
-    back = evaluate(module.ops["linear_fp8_block.backward"], module, {"X": x, "W": w, "dY": dy}, dims)
+    back = evaluate(module.ops["linear_fp8_block.backward"], module, {"W": w, "dY": dy, **made}, dims)
     np.testing.assert_allclose(back["dX"], quantised(dy, 1, 128, DType.E5M2, 57344.0) @ wq, rtol=1e-9, atol=1e-8)
     want = quantised(dy, 128, 1, DType.E5M2, 57344.0).T @ quantised(x, 128, 1, DType.E4M3, 448.0)
     np.testing.assert_allclose(back["dW"], want, rtol=1e-9, atol=1e-8)
+    np.testing.assert_allclose(back["db"], dy.sum(0), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name, passes", [("linear_fp8_block", 2), ("linear_gelu_fp8_block.backward", 1)])
+def test_a_pass_reads_an_operand_once_and_writes_both_orders(name: str, passes: int, module: Module) -> None:
+    """Blocks are whole, so nothing is cleared or guarded; tiles of X and dY are copied ahead."""
+    op = bound(module.ops[name], DType.BF16)
+    kernels = lower(op, module, {"M": 512, "N": 256, "K": 384}, machine_for_target("sm_90a")).kernels
+    casts = [k for k in kernels if re.search("Xr|Wr|Dr", k.name)]
+    assert len(casts) == passes and all(len(k.phases) == 1 for k in casts)
+    for k in casts:
+        text = print_kernel(k)
+        assert "select(" not in text and ("pack " in text or "Wr" in k.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, tile", [("linear_fp8_block", "Xr"), ("linear_gelu_fp8_block.backward", "Dr")])
+def test_a_pass_asks_memory_for_whole_sectors_and_spills_nothing(name: str, tile: str, module: Module) -> None:
+    machine, dims = machine_for_target("sm_90a"), {"M": 256, "N": 256, "K": 128}
+    op = bound(module.ops[name], DType.BF16)
+    lowered = lower(op, module, dims, machine)
+    _, reports = reported(op, lowered, random_inputs(op, dims, np.random.default_rng(0), False), machine)
+    names = [k.name for k in lowered.kernels for _ in k.phases]
+    (traffic,) = [r.traffic["global"] for n, r in zip(names, reports, strict=True) if tile in n]
+    assert 32 * traffic.sectors <= 1.1 * (traffic.bytes_read + traffic.bytes_written)
+    kernel = next(k for k in lowered.kernels if tile in k.name)
+    assert not assemble(compile_kernel(kernel, machine).ptx, "sm_90a").findings
 
 
 def test_zeros_stay_zeros(module: Module) -> None:

@@ -112,6 +112,8 @@ def test_tall_wide_and_tiny(name: str, target: str, sizes: tuple[int, int, int])
         ("linear_gelu_fp8_block.backward", (520, 144, 48), {"dX.BM": 256, "dX.S": 3}),
         ("matmul_fp8_block.backward", (300, 520, 144), {"dW.BM": 256, "dW.S": 3}),
         ("matmul_fp8_block.backward", (130, 32, 48), {"dW.BM": 256, "dW.S": 2}),
+        ("matmul_fp8_block.backward", (300, 400, 144), {"dW.BM": 192, "dW.S": 3}),
+        ("matmul_fp8_block.backward", (700, 144, 160), {"dW.parts": 3}),
     ],
 )
 def test_rows_that_warpgroups_take_in_turns(name: str, sizes: tuple[int, int, int], chosen: dict[str, int]) -> None:

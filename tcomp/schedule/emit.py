@@ -31,7 +31,7 @@ from tcomp.ir.tile import Axis, Buffer, Compute, Loop, Scope, Statement
 from tcomp.schedule.assignment import Assignment
 from tcomp.schedule.block_condition import block_condition
 from tcomp.schedule.bounds import Env, Range, guarding, limits, tile_stop, zero_outside
-from tcomp.schedule.fold import add, by_exp2, fold, minimum, sub
+from tcomp.schedule.fold import add, behind, by_exp2, fold, minimum, sub
 from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 from tcomp.schedule.nest import TURN, Leaf, LoopNode, Node, grouped_index, leaf_uses, leaves_of
 from tcomp.schedule.promotion import promoted
@@ -326,7 +326,7 @@ class Emitter:
         """Replace staged accesses by their packed tiles."""
         if isinstance(e, Access) and (id(leaf), e) in self.staging.staged:
             name, origins = self.staging.staged[(id(leaf), e)]
-            subs = tuple(sub(s, o) for s, o in zip(e.subscripts, origins, strict=True) if o is not None)
+            subs = tuple(behind(s, o) for s, o in zip(e.subscripts, origins, strict=True) if o is not None)
             return Access(name, subs, e.span)
         return map_children(e, lambda x: self.operands(leaf, x))
 

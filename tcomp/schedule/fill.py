@@ -20,8 +20,8 @@ FILLED = 2048
 def needs_zero(name: str, shape: tuple[int, ...], equations: tuple[Equation, ...], extents: dict[str, int]) -> bool:
     """Whether an output must be cleared before its equations run.
 
-    Not needed when assignments cover it: each writes a box (an index, an index plus a constant or a constant on
-    every axis), and together the boxes leave nothing out.
+    Not needed when assignments cover it: each writes a box (an index, an index plus a constant, a constant or blocks of
+    an index, as `128 * t + r` for r below 128, on every axis), and together the boxes leave nothing out.
     """
     writers = [eq for eq in equations if any(t.name == name for t in eq.targets)]
     if not writers or writers[0].accumulate:
@@ -42,14 +42,14 @@ def _written(subscripts: tuple[Expr, ...], extents: dict[str, int]) -> Box | Non
     used: set[str] = set()
     for s in subscripts:
         form = linear(polynomial(s))
-        if form is None or len(form[0]) > 1 or any(i in used for i in form[0]):
+        if form is None or any(i in used for i in form[0]):
             return None
         length = 1
-        for index, step in form[0].items():
-            if step != 1 or isinstance(index, Access) or index not in extents:
+        for index, step in sorted(form[0].items(), key=lambda x: x[1]):
+            if step != length or isinstance(index, Access) or index not in extents:
                 return None
             used.add(index)
-            length = extents[index]
+            length *= extents[index]
         box.append((form[1], form[1] + length))
     return tuple(box)
 

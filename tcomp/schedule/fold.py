@@ -55,6 +55,13 @@ def sub(a: Expr, b: Expr) -> Expr:
     return Num(0) if a == b else fold(Binary("-", a, b))
 
 
+def behind(s: Expr, origin: Expr) -> Expr:
+    """How far a subscript is behind an origin: `128 * t + r` behind `128 * t` is r."""
+    if isinstance(s, Binary) and s.op == "+" and s.left == origin:
+        return s.right
+    return sub(s, origin)
+
+
 def minimum(a: Expr, b: Expr) -> Expr:
     """min(a, b), folded when both are numbers or equal."""
     if a == b:

@@ -14,6 +14,7 @@ from tcomp.dsl.errors import TcError, quoting
 from tcomp.dsl.storage import bound
 from tcomp.grad.early import is_early
 from tcomp.ir.tile import Buffer, Kernel
+from tcomp.schedule.certain import without_certain_conditions
 from tcomp.schedule.choose import choose_schedule, storage_of
 from tcomp.schedule.empty import without_empty_sums
 from tcomp.schedule.family import Machine, family_for
@@ -88,7 +89,7 @@ def _instance(
         family=family,
         symbols=Symbols(extents, dtypes, shapes),
         temporaries=frozenset(info.temporaries),
-        equations=equations,
+        equations=without_certain_conditions(equations, extents),
         schedule=taken,
         given=found is not None,
         threads=threads,

@@ -17,14 +17,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tcomp.dsl.ast import Access, DType, Expr, Level, Name, Stage, names_in
+from tcomp.dsl.ast import Access, DType, Expr, Level, Name, Num, Stage, names_in
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.expressions import substitute
+from tcomp.dsl.extents import polynomial
 from tcomp.ir.tensor_map import ALIGNED
 from tcomp.ir.tile import Axis, Buffer, Compute, Layout, Pack, Pitched, RowMajor, Scope, Shifted, Statement, Swizzled
 from tcomp.schedule.assignment import whole
-from tcomp.schedule.bounds import Env
-from tcomp.schedule.fold import sub
+from tcomp.schedule.bounds import Env, linear
+from tcomp.schedule.fold import fold, minimum, sub
 from tcomp.schedule.nest import Leaf, LoopNode, leaves_of, loops_below
 from tcomp.schedule.staging import check_only_read, computed, staged_accesses
 
@@ -158,8 +160,15 @@ class SharedStaging:
         name = f"{a.tensor}.shared{len(emitter.tiles)}"
         ring = node.level.stages if pipelined else 1
         emitter.tiles[name] = Buffer(name, dtype, dims, Scope.SHARED, layout, ring)
-        source = emitter.point(a, env)
-        assert isinstance(source, Access)
+        walked = iter(axes)
+        source = Access(
+            a.tensor,
+            tuple(
+                emitter.point(s, env) if o is None else Name(next(walked).name)
+                for s, o in zip(a.subscripts, origins, strict=True)
+            ),
+            a.span,
+        )
         return (name, origins), Pack(name, axes, source, stage.by or "cp.async", stage.span)
 
     def _axes(self, stage: Stage, a: Access, env: Env) -> tuple[tuple[Axis, ...], tuple[Expr | None, ...]]:
@@ -175,13 +184,34 @@ class SharedStaging:
                     origins.append(r.start)
                     continue
             elif names_in(s) & set(emitter.extents):
-                raise TcError(
-                    f"{a.tensor} cannot be staged: its subscript is not a plain index",
-                    stage.span,
-                    "stage tensors whose subscripts are plain indices",
-                )
+                axis, origin = self._block(stage, a, s, emitter.shapes[a.tensor][len(origins)], env)
+                axes.append(axis)
+                origins.append(origin)
+                continue
             origins.append(None)
         return tuple(axes), tuple(origins)
+
+    def _block(self, stage: Stage, a: Access, s: Expr, extent: int, env: Env) -> tuple[Axis, Expr]:
+        """The axis of a subscript that is one index behind a place that the tile's loops have fixed, and that place:
+        `128 * g + k` is an index that runs from `128 * g` on, and ends with the tensor."""
+        emitter = self.emitter
+        names, constant = linear(polynomial(s)) or ({}, 0)
+        inner = [n for n in names if n in emitter.extents and not (n in env and env[n].block == 1)]
+        if len(inner) != 1 or names[inner[0]] != 1 or any(isinstance(n, Access) for n in names):
+            raise TcError(
+                f"{a.tensor} cannot be staged: its subscript is not a plain index",
+                stage.span,
+                "subscripts must be plain indices, or one index behind a place that the tile has fixed (`128 * t + r`)",
+            )
+        index = str(inner[0])
+        r = emitter.range(index, env)
+        origin = fold(substitute(s, {index: r.start}))
+        start = emitter.point(origin, env)
+        stop = emitter.point(substitute(s, {index: r.stop}), env)
+        largest = constant + sum(c * (emitter.extents[str(n)] - 1) for n, c in names.items())
+        if min(names.values()) < 0 or largest >= extent:
+            stop = minimum(stop, Num(extent))
+        return Axis(index, start, stop, self._whole_tiles(index, r.block)), origin
 
     def _whole_tiles(self, index: str, block: int) -> int:
         """The size of a tile that has room for whole tiles within it: matrix instructions read all of the last one."""

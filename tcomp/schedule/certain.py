@@ -1,0 +1,43 @@
+"""Conditions that hold at every point of their indices' ranges fall away.
+
+V[t, r] = select(128 * t + r < 16384, X[128 * t + r], 0.0)    -->    V[t, r] = X[128 * t + r]
+
+for t below 128 and r below 128.
+
+Blocks of a size that divides the tensor then need no test: their values are loaded as vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tcomp.dsl.ast import Binary, Call, Equation, Expr, bottom_up
+from tcomp.dsl.expressions import conjunction, conjuncts
+from tcomp.dsl.extents import difference
+from tcomp.grad.parts import map_equation
+from tcomp.schedule.bounds import linear
+
+
+def without_certain_conditions(equations: tuple[Equation, ...], extents: Mapping[str, int]) -> tuple[Equation, ...]:
+    """The equations (their dimensions are numbers) with each `select` by what is uncertain in its condition."""
+
+    def select(e: Expr) -> Expr:
+        match e:
+            case Call("select", (condition, value, other)):
+                rest = conjunction(c for c in conjuncts(condition) if not certain(c, extents))
+                return value if rest is None else Call("select", (rest, value, other), e.span)
+        return e
+
+    return tuple(map_equation(eq, lambda e: bottom_up(e, select)) for eq in equations)
+
+
+def certain(condition: Expr, extents: Mapping[str, int]) -> bool:
+    """Is it a comparison of linear forms of indices that holds wherever they are in their ranges?"""
+    match condition:
+        case Binary("<" | "<=" as op, smaller, larger) | Binary(">" | ">=" as op, larger, smaller):
+            form = linear(difference(smaller, larger))
+            if form is None or any(n not in extents for n in form[0]):
+                return False
+            largest = form[1] + sum(c * (extents[str(n)] - 1) for n, c in form[0].items() if c > 0)
+            return largest < 0 if op in ("<", ">") else largest <= 0
+    return False
