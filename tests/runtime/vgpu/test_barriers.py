@@ -68,6 +68,15 @@ def test_blocks_of_a_wave_have_barriers_of_their_own() -> None:
     assert launch(body, OUT, block=64, grid=7, shared=128)[0].ok
 
 
+def test_warps_that_arrive_at_once_order_what_each_of_them_has_done() -> None:
+    body = START + "@%p0 bra WAIT; shl.b32 %r6, %r0, 2; add.u32 %r6, %r6, %r1; st.shared.u32 [%r6], %r0;\n"
+    body += "bar.arrive 1, 96; bra END;\nWAIT: bar.sync 1, 96;\n"
+    body += "ld.shared.u32 %r6, [%r5+128]; ld.shared.u32 %r7, [%r5+256]; add.u32 %r6, %r6, %r7;\n"
+    report, (out,) = launch(body + "st.global.u32 [%rd9], %r6; END:", OUT, block=96, grid=3, shared=384)
+    assert report.kinds() <= {"global memory race"}  # (all blocks write the same)
+    assert (out[:32] == 96 + 2 * np.arange(32)).all()
+
+
 @pytest.mark.parametrize(("body", "text"), [
     ("@%p0 bar.arrive 1, 64; @%p0 bar.arrive 1, 64; @!%p0 bar.sync 1, 64;", "again before it has completed"),
     ("@%p0 bar.arrive 1, 96; @!%p0 bar.sync 1, 64;", "is for 64 threads here, and for 96 where others"),
