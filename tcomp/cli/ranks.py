@@ -107,7 +107,8 @@ def built_by(group: Group | None, request: StepRequest, device: Device) -> Built
         return build_step(request, device, to_run=True)
     if isinstance(device, CpuDevice):
         device.shared_by = group.neighbours
-    return group.first_beside(lambda: build_step(request, device, to_run=True, free=group.first_here))
+    # Others begin no kernels: they would wait for the first rank, which would wait for what they have begun.
+    return group.first_beside(lambda: build_step(request, device, to_run=group.first_here, free=group.first_here))
 
 
 def opened_by(group: Group | None, device: Device, step: Step, by: str = "gloo") -> tuple[Executor, Peers]:

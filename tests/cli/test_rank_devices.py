@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tcomp.cli.rank_devices import apart, own_device, way
+from tcomp.cli.ranks import built_by
 from tcomp.cli.settings import TrainSettings, as_json
 from tcomp.cli.train import _common, _resumed, _run_path
 from tcomp.errors import UserError
@@ -63,6 +64,16 @@ def test_ranks_without_a_gpu_do_not_keep_the_others_waiting() -> None:
     for device in (CpuDevice(detect(), 1), CudaDevice(gpu(0), H100, virtual=Any)):  # type: ignore[arg-type]
         assert apart(group, device, "cpu", "").machine is device.machine
     assert said == [("gpu", ""), ("gpu", "")]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_one_rank_of_a_machine_compiles_while_it_builds(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others began it would wait for, and they for it."""
+    asked: list[dict[str, bool]] = []
+    monkeypatch.setattr("tcomp.cli.common.build_step", lambda request, device, **how: asked.append(how))
+    group: Any = SimpleNamespace(first_here=first, neighbours=2, first_beside=lambda make: make())
+    built_by(group, None, CpuDevice(detect(), 1))  # type: ignore[arg-type]
+    assert asked == [{"to_run": first, "free": first}]
 
 
 def test_virtual_gpus_of_ranks_share_the_computers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
