@@ -52,13 +52,19 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@cache
+def import_statements(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """A file's, wherever in it."""
+    return [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
+
+
 def imports(path: Path) -> set[str]:
     """Modules of ours that a file imports, anywhere in it."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in import_statements(path):
         if isinstance(node, ast.Import):
             names |= {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif node.module:
             names |= {node.module} | {f"{node.module}.{a.name}" for a in node.names if node.module == "tcomp"}
     return {n for n in names if n.startswith("tcomp.")} - SHARED
 
@@ -91,7 +97,7 @@ def test_targets_share_code_in_one_place() -> None:
 def test_no_module_imports_by_a_bare_folder_name() -> None:
     """`import dsl` would work here and nowhere else: only tcomp.dsl is installed."""
     for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in import_statements(path):
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{name} has a relative import"
                 assert (node.module or "").split(".")[0] not in ("dsl", "runtime", "autotune", "models"), name

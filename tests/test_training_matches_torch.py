@@ -52,13 +52,13 @@ def test_padding_rows_of_the_vocabulary_only_decay(objects: Path) -> None:
 
 
 def test_two_runs_are_bitwise_equal(objects: Path) -> None:
-    cfg = Config(L=2, H=2, C=48, V=131, S=29)
+    cfg, B, T, accumulation, threads, _ = CASES["accumulation-three-threads"]  # whose kernels are there
     params = reference.random_params(cfg, seed=5)
-    batches = reference.random_batches(cfg, 6, 2, 29, 4)
+    batches = reference.random_batches(cfg, 6, B, T, 2 * accumulation)
     runs = []
     for _ in range(2):
-        with built("gpt2", asdict(cfg), 2, 29, 2, 2, objects) as (step, executor):
-            runs.append(train(step, executor, params, batches, Hyper(), 2))
+        with built("gpt2", asdict(cfg), B, T, accumulation, threads, objects) as (step, executor):
+            runs.append(train(step, executor, params, batches, Hyper(), accumulation))
     assert runs[0].losses == runs[1].losses
     for name in runs[0].params:
         assert runs[0].params[name].tobytes() == runs[1].params[name].tobytes(), name

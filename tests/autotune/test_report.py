@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 from pathlib import Path
 
 import optuna
@@ -60,6 +61,14 @@ def test_rank_correlation() -> None:
     assert spearman(iq, hours) == pytest.approx(-29 / 165)
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Job, str]:
+    """A storage file with a study of a few trials, to be copied; the study's name."""
+    path = tmp_path_factory.mktemp("kept") / "t.sqlite3"
+    job, study = kept_study(path)
+    return path, job, study.study_name
+
+
 def kept_study(path: Path) -> tuple[Job, optuna.Study]:
     """A storage file with a study of a few trials."""
     kept = storage.open_storage(path)
@@ -81,9 +90,14 @@ def kept_study(path: Path) -> tuple[Job, optuna.Study]:
         ("process", "a b c"), ("margin", {}),
     ],
 )  # fmt: skip
-def test_a_trial_of_another_making_is_damage(tmp_path: Path, name: str, value: object) -> None:
+def test_a_trial_of_another_making_is_damage(
+    tmp_path: Path, kept: tuple[Path, Job, str], name: str, value: object
+) -> None:
     path = tmp_path / "t.sqlite3"
-    job, study = kept_study(path)
+    whole, job, study_name = kept
+    shutil.copy(whole, path)
+    opened = storage.open_storage(path)
+    study = optuna.load_study(storage=opened, study_name=study_name)
     study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL, user_attrs={name: value}))
     for read in (
         lambda kept: storage.open_study(kept, job, "avx2", "measured", 0),
@@ -93,7 +107,7 @@ def test_a_trial_of_another_making_is_damage(tmp_path: Path, name: str, value: o
             pytest.raises(UserError, match=rf"t\.sqlite3: the tuning results are damaged: '{name}' of trial 5") as e,
             storage.failures_of(path),
         ):
-            read(storage.open_storage(path))
+            read(opened)
         assert "rm " in e.value.hint
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tcomp.machine.cpu import CpuMachine
 from tests.tcomp.cpu.support import MACHINES
 
 
-@pytest.fixture(params=MACHINES, ids=lambda m: m.name)
-def machine(request: pytest.FixtureRequest) -> CpuMachine:
-    return request.param
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`machine`: every level, or those that the module names as ON."""
+    if "machine" in metafunc.fixturenames:
+        metafunc.parametrize("machine", getattr(metafunc.module, "ON", MACHINES), ids=lambda m: m.name)

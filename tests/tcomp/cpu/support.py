@@ -28,6 +28,8 @@ def _machines() -> list[CpuMachine]:
 
 
 MACHINES = _machines()
+F32_MACHINES = [m for m in MACHINES if m.name != "avx512bf16"]
+"""For kernels without bf16: of the two levels that differ in its instructions alone, one."""
 
 
 def scratch(name: str, *shape: int, layout: RowMajor | Panels = RowMajor(), dtype: DType = DType.F32) -> Buffer:

@@ -12,7 +12,9 @@ from tcomp.dsl.ast import Expr, Name, Num
 from tcomp.ir.tile import Axis, Compute, Kernel, Loop, Pack, Panels, Statement
 from tcomp.machine.cpu import CpuMachine
 from tests.reference.tile_ir import at, fn, op, operand
-from tests.tcomp.cpu.support import MACHINES, axis, kernel, normal, run, scratch, tile_axis
+from tests.tcomp.cpu.support import F32_MACHINES, MACHINES, axis, kernel, normal, run, scratch, tile_axis
+
+ON = F32_MACHINES
 
 
 def packed_matmul(

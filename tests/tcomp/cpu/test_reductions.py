@@ -13,7 +13,9 @@ from tcomp.dsl.ast import DType, Num
 from tcomp.ir.tile import Axis, Compute, Loop, Statement
 from tcomp.machine.cpu import CpuMachine, detect
 from tests.reference.tile_ir import at, fn, op, operand
-from tests.tcomp.cpu.support import axis, kernel, normal, run, scratch
+from tests.tcomp.cpu.support import F32_MACHINES, axis, kernel, normal, run, scratch
+
+ON = F32_MACHINES
 
 
 @pytest.mark.parametrize("n", [1, 5, 16, 17, 64, 100, 257])

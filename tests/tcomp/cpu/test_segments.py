@@ -15,7 +15,9 @@ from tcomp.dsl.ast import Binary, Call, DType, Expr, Name, Num
 from tcomp.ir.tile import Compute, Loop
 from tcomp.machine.cpu import CpuMachine
 from tests.reference.tile_ir import at, op, operand
-from tests.tcomp.cpu.support import axis, kernel, normal, run
+from tests.tcomp.cpu.support import F32_MACHINES, axis, kernel, normal, run
+
+ON = F32_MACHINES
 
 Tile = tuple[tuple[int, int], tuple[int, int]]
 Q, K = 21, 45

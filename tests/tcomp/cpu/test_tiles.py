@@ -12,7 +12,9 @@ from tcomp.dsl.ast import DType, Num
 from tcomp.ir.tile import Compute, Loop, Pack, Panels, RowMajor, Statement
 from tcomp.machine.cpu import CpuMachine
 from tests.reference.tile_ir import at, op, operand
-from tests.tcomp.cpu.support import axis, kernel, normal, run, scratch, tile_axis
+from tests.tcomp.cpu.support import F32_MACHINES, axis, kernel, normal, run, scratch, tile_axis
+
+ON = F32_MACHINES
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (1, 1), (48, 40), (50, 33), (17, 100), (100, 17)])
