@@ -7,6 +7,7 @@ ended, is replaced when next needed.
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import resource
@@ -133,6 +134,7 @@ def serve_requests(pipe: Connection, begin: Callable[[], Server]) -> None:
     """The child's end: answers requests until the asker says None or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the asker decides what Ctrl-C ends
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    gc.set_threshold(100_000, 50, 10)  # as the command line has it: candidates are compiled here
     server: Server | None = None
     while True:
         try:

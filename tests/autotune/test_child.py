@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 from multiprocessing.connection import Connection
@@ -17,7 +18,7 @@ from tcomp.runtime.vgpu.errors import PtxError
 
 class Environment:
     def answer(self, request: Any) -> Any:
-        return os.environ.get(request)
+        return gc.get_threshold() if request == "cycles" else os.environ.get(request)
 
     def close(self) -> None:
         pass
@@ -27,13 +28,14 @@ def serve(pipe: Connection, subject: Any) -> None:
     serve_requests(pipe, Environment)
 
 
-def test_numpy_has_one_thread_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numpy_has_one_thread_there_and_cycles_are_seldom_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads of a BLAS that wait for work beside what is timed made it take up to twice its time."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     child = Child(None, serve)
     try:
         assert [child.ask(n, 60.0) for n in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")] == ["1", "1"]
+        assert child.ask("cycles", 60.0) == (100_000, 50, 10)
     finally:
         child.close()
     assert os.environ.get("OPENBLAS_NUM_THREADS") is None and os.environ["OMP_NUM_THREADS"] == "3"
