@@ -15,6 +15,7 @@ from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.dsl.ast import DType
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound
+from tcomp.ir.walk import computes
 from tcomp.machine.gpu import machine_for_target
 from tcomp.oracle import evaluate
 from tcomp.runtime.vgpu import Options
@@ -59,6 +60,16 @@ def test_one_warpgroup() -> None:
 def test_shapes(name: str, dims: dict[str, int], chosen: dict[str, int | float]) -> None:
     """Two warpgroups, one and several turns, ends of sequences and heads, queries that share keys."""
     agrees(name, dims, chosen, DType.F16 if dims["D"] == 64 else DType.BF16, order=1)
+
+
+def test_outputs_of_wide_heads_do_not_fit_registers_when_they_leave() -> None:
+    """They would be spilled; other instructions take narrower tiles of queries."""
+    module = library()
+    op = bound(module.ops["attention"], DType.BF16)
+    for head, taken in ((192, True), (256, False)):
+        (kernel,) = lower(op, module, {"B": 1, "T": 256, "H": 1, "D": head}, B200).kernels
+        instructions = {c.instruction for phase in kernel.phases for c in computes(phase) if c.instruction}
+        assert instructions == {"tcgen05" if taken else "mma.sync"}
 
 
 FULL = """
