@@ -38,7 +38,7 @@ def finished_trials(folder: Path) -> list[tuple[str, str]]:
     return [f for f in found if f[0] != "repeated"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=12)
 def test_a_killed_search_loses_at_most_the_running_trial(tmp_path: Path) -> None:
     command = [*TUNE, "--trials", "5", "--storage", "trials.sqlite3"]
     process = started(tmp_path, *command)

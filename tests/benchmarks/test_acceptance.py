@@ -36,7 +36,7 @@ def test_sections_are_skipped_when_the_time_is_used_up(tmp_path: Path) -> None:
     assert text.count("skipped: the time for the whole run was used up") == len(report["sections"])
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 def test_a_section_that_is_stopped_keeps_what_it_found(tmp_path: Path) -> None:
     code, report, text = accept(tmp_path, "--virtual", "--sections", "ops", "--budget", "15")
     section = report["sections"]["ops"]
@@ -61,7 +61,7 @@ def test_correctness_sections_on_the_virtual_gpu(tmp_path: Path) -> None:
     assert not any("us" in item for item in report["sections"]["kernels:bf16"]["items"]), "a claim about time"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 def test_sections_of_tensor_core_families_on_the_virtual_gpu(tmp_path: Path) -> None:
     names = ["sweep_products", "sweep_attention", "sweep_fp8", "products", "attention", "fp8"]
     code, report, text = accept(tmp_path, "--virtual", "--sections", ",".join(names))

@@ -90,7 +90,7 @@ def test_our_own_kernels_have_no_findings(target: str, tcomp: Tcomp) -> None:
     assert result.out.count("tc_layernorm_0") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=11)
 @pytest.mark.parametrize("model,config,batch", [("gpt2", "124M", 4), ("gpt2", "124M", 16), ("llama", "smollm_135M", 4)])
 def test_a_full_size_step_by_the_shipped_lockfile_has_no_findings(
     model: str, config: str, batch: int, tcomp: Tcomp
