@@ -141,6 +141,7 @@ def test_sides_of_a_block_take_tiles_in_turn(name: str, dims: dict[str, int]) ->
 WIDE = [
     ("matmul_residual", {"M": 136, "N": 520, "K": 72}),
     ("linear_residual.backward", {"M": 200, "N": 136, "K": 264}),
+    ("linear_gelu", {"M": 392, "N": 264, "K": 72}),
 ]
 
 

@@ -107,6 +107,15 @@ class GpuEmitter(Emitter):
         else:
             self.nvvm("barrier.cta.sync.aligned.all", args=[self.i64(0)])
 
+    def computing_barrier(self) -> None:
+        """All threads that compute, of all sides, wait for each other."""
+        if self.sides == 1:
+            self.barrier()
+            return
+        self.here()
+        count = self.threads.threads * self.sides
+        self.nvvm("barrier.cta.sync.aligned.count", args=[self.i64(1), self.i64(count)])
+
     def group_barrier(self, groups: int) -> None:
         """The threads of each of so many groups of warps (on each side) wait for each other."""
         if groups == 1:

@@ -166,9 +166,11 @@ class PhaseGenerator:
         if self.stream is not None:
             write_share(self, self.stream, number, blocks // size)
             return
-        sides = 1 if self.roles.now == "producer" else em.sides
+        sides = em.sides if self.roles.computing else 1
         if sides > 1:
-            number = em.add(em.i64(number), em.mul(em.side(), blocks // size))
+            side = em.side()
+            em.here()
+            number = em.add(em.i64(number), em.mul(side, blocks // size))
         elif blocks == total * size:
             self.turn(number)
             return
@@ -183,7 +185,7 @@ class PhaseGenerator:
         self.copies.finish()
 
     def _whole(self, blocks: int) -> None:
-        if self.staggered or self.em.sides > 1:
+        if self.staggered or (self.em.sides > 1 and not self.tensor.products):
             self.em.turn_barrier("start")
         self._blocks(blocks)
         self.deliveries.finish()

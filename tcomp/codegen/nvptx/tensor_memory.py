@@ -146,7 +146,7 @@ class TensorMemory:
         em = self.em
         if not self.columns:
             return
-        em.barrier()
+        em.computing_barrier()
 
         def give() -> None:
             em.here()
@@ -183,6 +183,8 @@ class TensorMemory:
     def collect(self, loop: Loop) -> None:
         """The consumers' part behind a loop: its sum comes to registers, or is there for panels to take columns of."""
         p, ring = self.products[id(loop)], self.rings[id(loop)]
+        if self.em.sides > 1:
+            ring.others(1, before=True)
         slot = ring.wait_full()
         self._fence(_AFTER)
         p.complete = Complete(self._accumulator(p, slot), slot, ring)
@@ -206,6 +208,8 @@ class TensorMemory:
         self._fence(_BEFORE)
         p.complete.ring.release(p.complete.slot)
         p.complete.ring.reading.advance()
+        if self.em.sides > 1:
+            p.complete.ring.others(1, before=False)
         p.complete = None
 
     def _fence(self, text: str) -> None:
@@ -233,9 +237,6 @@ def _check(generator: PhaseGenerator, loop: Loop, node: Compute) -> None:
     if producer is None or producer.warps <= MULTIPLIER:
         raise Unsupported(f"{name} needs warps beside those that compute, one of which issues its products", node.span,
                           "write: producer warpgroup(40)")  # fmt: skip
-    if kernel.gpu.sides > 1 or kernel.gpu.staggered:
-        raise Unsupported(f"{name} by sides of a block or by warpgroups a turn apart", node.span,
-                          "leave out pingpong and stagger")  # fmt: skip
     if kernel.gpu.order.stream is not None:
         raise Unsupported(f"{name} in a stream of sums", node.span, "leave `stream` out")
     if any(p.by != "tma" for p in packs) or not read <= {p.buffer for p in packs}:

@@ -105,8 +105,9 @@ class TensorProduct:
         em, block = self.em, self.match.n.block
         columns = min(columns or block, block - start)
         slots = self._slots(start, columns)
+        warp = em.uniform_warp()
         b = em.here()
-        lane = b.shl(b.and_(em.uniform_warp(), em.i64(3)), em.i64(LANE + 5))
+        lane = b.shl(b.and_(warp, em.i64(3)), em.i64(LANE + 5))
         own = b.add(address, lane)
         if self.groups > 1:
             group = em.group(self.groups)
