@@ -30,7 +30,7 @@ from tests.reference.step_laws import meet, touched
 
 MODELS = Path(models.__file__).parent
 SIZES = {
-    "gpt2": {"L": 5, "H": 2, "C": 64, "V": 97, "S": 32},
+    "gpt2": {"L": 5, "H": 2, "C": 66, "V": 97, "S": 32},  # (at which other tests have compiled its kernels)
     "llama": {"L": 2, "H": 4, "G": 2, "D": 16, "C": 64, "F": 96, "V": 97, "S": 32},
 }
 STEPS = 4
@@ -253,7 +253,7 @@ def test_rows_that_inputs_choose_come_first() -> None:
     step = step_of("gpt2", "f32", 2, 1)
     program = WholeSteps(step, -(1 << 20)).program("micro_first", pending=True, update=True)
     (chosen,) = program.chosen
-    assert (chosen.at, chosen.count, chosen.row, chosen.base) == (step.slots["tokens"].offset, 48, 64, 0)
+    assert (chosen.at, chosen.count, chosen.row, chosen.base) == (step.slots["tokens"].offset, 48, 66, 0)
     starts = chosen.starts
     for numbers in ([0], [5, 96, 5], [40, 41, 42], list(range(97))):
         found = chosen.among(np.array(numbers)).tolist()
