@@ -91,18 +91,20 @@ def tell(search: Search, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     what was spoken of is settled, values first, then of each op the schedules that beat the model's own, the fastest
     first: what is better than the lockfile's choice beyond noise goes into the lockfile.
 
-    UserError for a line that is no proposal.
+    UserError for a line that is no proposal: those behind it are not read, and what was judged before is settled.
     """
     jobs = {j.label: j for j in search.jobs()}
     touched: dict[str, Job] = {}
     schedules: list[tuple[float, Job, Schedule]] = []
+    fault: UserError | None = None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        given = _proposal(line, number)
-        job = jobs.get(given["job"])
-        if job is None:
-            raise UserError(f"line {number}: there is no job {given['job']!r}", "`tcomp tune --ask` lists them")
+        try:
+            given, job = _proposal(line, number, jobs)
+        except UserError as e:
+            fault = e
+            break
         if "schedule" in given:
             verdict, schedule = _judge_schedule(search, job, given["schedule"])
             if schedule is not None and not verdict.kind and verdict.value is not None and verdict.value < 1:
@@ -121,9 +123,12 @@ def tell(search: Search, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         search.settle(together[0].instance, together)
     for _, job, schedule in sorted(schedules, key=lambda s: s[0]):
         search.settle_schedule(job, schedule)
+    if fault is not None:
+        raise fault
 
 
-def _proposal(line: str, number: int) -> dict[str, Any]:
+def _proposal(line: str, number: int, jobs: Mapping[str, Job]) -> tuple[dict[str, Any], Job]:
+    """A line's proposal, and the job that it is for."""
     try:
         given = parse_json(line)
     except ValueError as e:
@@ -143,7 +148,9 @@ def _proposal(line: str, number: int) -> dict[str, Any]:
             f"line {number}: not a proposal",
             'write {"job": ..., "values": {"KC": 256}} or {"job": ..., "schedule": "schedule linear on cpu:\\n ..."}',
         )
-    return dict(given)
+    if (job := jobs.get(given["job"])) is None:
+        raise UserError(f"line {number}: there is no job {given['job']!r}", "`tcomp tune --ask` lists them")
+    return dict(given), job
 
 
 def _judge_values(search: Search, job: Job, values: Mapping[str, Any]) -> Verdict:

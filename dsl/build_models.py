@@ -148,7 +148,7 @@ class ModelRules(ExpressionRules):
     def group(self, c: Children) -> ast.Group:
         _, name, params, op, values = c
         return ast.Group(
-            str(name), _pairs(values), tuple(map(str, params or ())), str(op or ""), span=self._token_span(name)
+            str(name), _pairs(values or ()), tuple(map(str, params or ())), str(op or ""), span=self._token_span(name)
         )
 
     def lr_by(self, c: Children) -> tuple[str, Token]:

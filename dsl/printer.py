@@ -297,7 +297,7 @@ def _optimizer(o: ast.Optimizer) -> list[str]:
         lines.append(f"    hyper {_assignments(o.hyper)}")
     for g in o.groups:
         how = f" of {', '.join(g.params)}" * bool(g.params) + f" by {g.op}" * bool(g.op)
-        lines.append(f"    group {g.name}{how}: {_assignments(g.values)}")
+        lines.append(f"    group {g.name}{how}" + f": {_assignments(g.values)}" * bool(g.values))
     if o.schedule:
         lines.append(f"    lr by {o.schedule}")
     if o.norm:

@@ -22,6 +22,7 @@ from tcomp.autotune.schedule_text import schedule_from
 from tcomp.autotune.space import Values
 from tcomp.dsl.ast import Schedule
 from tcomp.dsl.printer import print_schedule
+from tcomp.errors import UserError
 from tcomp.machine.cpu import detect
 from tcomp.schedule.lower import lower
 from tests.autotune.support import SHAPE, search_on
@@ -92,8 +93,11 @@ def test_a_schedule_that_wins_is_carried_by_the_lockfile_and_lowered(tmp_path: P
     search.judge = Oracle(search.module, CpuBackend(detect(), 1, tmp_path), 0)
     (job,) = search.jobs()
     lines = [json.dumps({"job": job.label, "schedule": GOOD})]
-    (verdict,) = proposals.tell(search, lines)
-    assert verdict["value"] == 0.5
+    told = proposals.tell(search, [*lines, "{"])
+    assert next(told)["value"] == 0.5
+    with pytest.raises(UserError, match="line 2: not JSON"):
+        next(told)
+    assert search.lock.exists(), "a line that is no proposal takes nothing from those before it"
     lock = read_lock(search.lock)
     carried = lock.entries[job.key]
     assert carried.text.startswith("schedule attention on cpu:") and carried.basis == "measured"

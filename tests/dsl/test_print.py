@@ -106,6 +106,14 @@ def test_parentheses_are_the_fewest_needed(text: str) -> None:
     assert print_expression(parse_expression(text)) == text
 
 
+def test_a_group_may_have_no_values_of_its_own() -> None:
+    """All that its op takes may be hyperparameters."""
+    lines = "  optimizer sgd:\n    hyper rate = 0.1\n    group all\n    group rest by adam\n"
+    (item,) = parse("model m(B):\n  config one: N = 2\n  forward:\n    y = f(N)\n  loss y\n" + lines, "m.tc").items
+    assert lines in print_item(item) + "\n"
+    assert parse(print_item(item) + "\n", "m.tc").items == (item,)
+
+
 def test_a_long_header_is_broken_at_its_operands() -> None:
     params = tuple(Operand(f"operand_{n}", DType.F32, (Name("M"), Num(n + 1))) for n in range(8))
     op = Op("f", params, params[:1], (), (), (), (Equation((Target("t", ()),), False, Num(1)),))
