@@ -276,3 +276,22 @@ def test_so_is_a_gradient(text: str, message: str) -> None:
     with pytest.raises(TcError, match=message) as e:
         programs(load_text(model, str(library() / "own.tc")))
     assert e.value.span.file.endswith("own.tc")
+
+
+def test_gelu_is_applied_where_the_next_layer_quantises(gpt2: Module) -> None:
+    """The reader takes what the maker keeps, and what the layer gave is in no launch's hands."""
+    p = programs(gpt2, precision="fp8_block")
+    at = names(p.forward).index("linear_before_gelu_fp8_block")
+    maker, reader = p.forward[at : at + 2]
+    assert reader.op.name == "linear_residual_of_gelu_fp8_block" and reader.operands["P"] == maker.operands["P"]
+    results = {}
+    for programs_ in (p, programs(gpt2, precision="fp8_block", apart=True)):
+        random = np.random.default_rng(3)
+        memory = Memory({q.tensor: 0.1 * random.standard_normal(q.tensor.shape) for q in programs_.graph.parameters})
+        for t in programs_.graph.inputs.values():
+            memory.write(t.whole(), random.integers(0, 40, t.shape))
+        memory.write(programs_.seed.whole(), np.array(1.0))
+        interpret((*programs_.forward, *programs_.backward), gpt2, memory)
+        results[programs_ is p] = [memory.read(t.whole()) for t in programs_.gradients.values()]
+    for one, other in zip(results[True], results[False], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)

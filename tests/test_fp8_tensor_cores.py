@@ -120,6 +120,12 @@ def test_rows_that_warpgroups_take_in_turns(name: str, sizes: tuple[int, int, in
     close(name, "sm_90a", dict(zip("MNK", sizes, strict=True)), chosen)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear_before_gelu_fp8_block", "linear_residual_of_gelu_fp8_block"])
+def test_gelu_where_the_next_layer_quantises(name: str) -> None:
+    close(name, "sm_90a", {"M": 140, "N": 48, "K": 160})
+
+
 @pytest.mark.parametrize("rows, columns", [(32, 48), (24, 528), (1, 16)])
 def test_a_narrow_tile_that_is_turned_has_room_for_what_lanes_cover_either_way(rows: int, columns: int) -> None:
     """Lanes past the end of a smaller one would all be sent to its last row, and meet in that row's banks."""

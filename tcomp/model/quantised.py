@@ -6,9 +6,9 @@
 MAKER takes the place of the op that makes the call's first operand, and READER the call's. Operands and results keep
 their names. What MAKER gives or takes beyond its predecessor is the reader's: with its result's name, Y, where the
 reader's operand has X, Yt is the reader's Xt and hY its h. A result of the call that READER does not give is MAKER's
-then, and one that neither has is new, from MAKER to READER. The tensor between them is no more, so nobody else may read
-it. A call whose results are computed again reads it once more in the backward pass: there the ops stay apart.
-`tcomp check` of the model holds the step against the ops apart.
+then, and one that neither has is new, from MAKER to READER. READER may read MAKER's other results by their names. The
+tensor between them is no more, so nobody else may read it. A call whose results are computed again reads it once more
+in the backward pass: there the ops stay apart. `tcomp check` of the model holds the step against the ops apart.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ def paired(q: Quantised, maker: Node, result: str, node: Node, operand: str, lab
     for i, name in enumerate(results):
         if other := next((n for n in results[:i] if views[n].meets(views[name])), None):
             raise NotHere(f"its results '{other}' and '{name}' would be one tensor")
-    read = {o.name: v for o in q.reader.operands if (v := new.get(o.name) or node.operands.get(o.name)) is not None}
+    kept = {o.name: views[o.name] for o in q.maker.outputs if o.name in maker.operands}  # (results that stay its own)
+    found = {o.name: new.get(o.name) or node.operands.get(o.name) or kept.get(o.name) for o in q.reader.operands}
+    read = {name: v for name, v in found.items() if v is not None}
     lacking = [o.name for o in q.reader.operands if o.name not in read]
     if lacking:
         raise NotHere(f"'{q.reader.name}' has an operand '{lacking[0]}' that nobody gives")
