@@ -22,10 +22,25 @@ AVX512 = CpuMachine("avx512", (), 16, 32, 49152, 1 << 20, 32 << 20, 2)
 def test_values_are_packed_for_the_field_that_reads_them() -> None:
     """A monoid's field is a sum over indices of its own; a `stage` line for its operand packs along those."""
     module = load("models/ops/attention.tc")
-    (kernel,) = lower(module.ops["attention"], module, {"B": 1, "T": 256, "H": 2, "D": 64}, AVX2).kernels
+    (kernel,) = lower(module.ops["attention"], module, {"B": 1, "T": 1024, "H": 2, "D": 64}, AVX2).kernels
     lines = print_kernel(kernel).splitlines()
     (packed,) = (x.split()[1] for x in lines if "pack " in x and ", 2, h" in x)
     assert any(line.split()[0].startswith("o[") and packed in line and "+= sum k" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("machine", "length", "parts"),
+    [(AVX512, 256, False), (AVX512, 500, False), (AVX512, 1024, True), (AVX2, 250, False), (AVX2, 512, True)],
+)
+def test_nothing_is_rescaled_where_one_tile_has_the_scores_of_all_keys(
+    machine: CpuMachine, length: int, parts: bool
+) -> None:
+    """Then outputs leave from the registers of their sums."""
+    module = load("models/ops/attention.tc")
+    (kernel,) = lower(module.ops["attention"], module, {"B": 1, "T": length, "H": 2, "D": 64}, machine).kernels
+    text = print_kernel(kernel)
+    assert ("m.rescale" in text) == parts
+    assert ("each register tile:" in text) == (not parts)
 
 
 @pytest.mark.parametrize(
