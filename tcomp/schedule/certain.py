@@ -10,16 +10,18 @@ Blocks of a size that divides the tensor then need no test: their values are loa
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from tcomp.dsl.ast import Binary, Call, Equation, Expr, bottom_up
-from tcomp.dsl.expressions import conjunction, conjuncts
+from tcomp.dsl.ast import Binary, Call, Equation, Expr, Name, Reduction, bottom_up
+from tcomp.dsl.expressions import conjunction, conjuncts, walk
 from tcomp.dsl.extents import difference
 from tcomp.grad.parts import map_equation
 from tcomp.schedule.bounds import linear
 
 
 def without_certain_conditions(equations: tuple[Equation, ...], extents: Mapping[str, int]) -> tuple[Equation, ...]:
-    """The equations (their dimensions are numbers) with each `select` by what is uncertain in its condition."""
+    """The equations (their dimensions are numbers) with each `select` and sum by what is uncertain in its condition.
+    One that would lose an index stays as it is."""
 
     def select(e: Expr) -> Expr:
         match e:
@@ -28,7 +30,26 @@ def without_certain_conditions(equations: tuple[Equation, ...], extents: Mapping
                 return value if rest is None else Call("select", (rest, value, other), e.span)
         return e
 
-    return tuple(map_equation(eq, lambda e: bottom_up(e, select)) for eq in equations)
+    def without(eq: Equation) -> Equation:
+        changed = map_equation(eq, lambda e: bottom_up(e, select))
+        if isinstance(changed.value, Reduction) and changed.value.guard is not None:
+            guard = conjunction(c for c in conjuncts(changed.value.guard) if not certain(c, extents))
+            changed = replace(changed, value=replace(changed.value, guard=guard))
+        return changed if _names(changed) == _names(eq) else eq
+
+    return tuple(map(without, equations))
+
+
+def _names(eq: Equation) -> set[str]:
+    """What an equation names: an index that only a condition has is a loop all the same."""
+    found = set(eq.value.indices) if isinstance(eq.value, Reduction) else set()
+
+    def note(e: Expr) -> Expr:
+        found.update(x.id for x in walk(e) if isinstance(x, Name))
+        return e
+
+    map_equation(eq, note)
+    return found
 
 
 def certain(condition: Expr, extents: Mapping[str, int]) -> bool:
