@@ -15,13 +15,13 @@ from dataclasses import replace
 from tcomp.dsl.ast import Binary, Call, Equation, Expr, Name, Reduction, bottom_up
 from tcomp.dsl.expressions import conjunction, conjuncts, walk
 from tcomp.dsl.extents import difference
-from tcomp.grad.parts import map_equation
+from tcomp.grad.parts import map_equation, map_value
 from tcomp.schedule.bounds import linear
 
 
 def without_certain_conditions(equations: tuple[Equation, ...], extents: Mapping[str, int]) -> tuple[Equation, ...]:
     """The equations (their dimensions are numbers) with each `select` and sum by what is uncertain in its condition.
-    One that would lose an index stays as it is."""
+    Targets stay as they are, whose indices are loops, and so does an equation that would lose an index."""
 
     def select(e: Expr) -> Expr:
         match e:
@@ -31,7 +31,7 @@ def without_certain_conditions(equations: tuple[Equation, ...], extents: Mapping
         return e
 
     def without(eq: Equation) -> Equation:
-        changed = map_equation(eq, lambda e: bottom_up(e, select))
+        changed = replace(eq, value=map_value(eq.value, lambda e: bottom_up(e, select)))
         if isinstance(changed.value, Reduction) and changed.value.guard is not None:
             guard = conjunction(c for c in conjuncts(changed.value.guard) if not certain(c, extents))
             changed = replace(changed, value=replace(changed.value, guard=guard))
