@@ -45,6 +45,7 @@ def test_figures_hang_together(machine: GpuMachine) -> None:
     per_clock = bf16 / machine.sms / machine.clock_hz
     assert per_clock == pytest.approx(2 ** round(math.log2(per_clock)), rel=0.02)
     assert machine.memory_bandwidth < machine.l2_bandwidth
+    assert machine.tensor_columns == (512 if machine.matrix_path == "tcgen05" else 0)
 
 
 def test_what_has_tcgen05_takes_its_schedules() -> None:
