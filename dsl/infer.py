@@ -131,18 +131,21 @@ def _temporary(t: Target, dims: frozenset[str], ranges: dict[str, Expr]) -> Temp
     """The temporary that a target declares. An axis of blocks, `128 * t + r` of declared indices (r below 128), gets an
     index of its own in `ranges`, which no equation has."""
     indices: list[str] = []
+    taken: set[str] = set()
     for s in t.subscripts:
         blocks = _blocks(s, ranges)
-        if blocks is not None and not blocks[0] & set(indices):
+        if blocks is not None and not blocks[0] & taken:
             indices.append(".".join(sorted(blocks[0])))
             ranges[indices[-1]] = blocks[1]
+            taken |= blocks[0]
             continue
         if not isinstance(s, Name) or s.id in dims:
             hint = "a temporary is declared by plain indices, one per axis; declare an output to write parts of it"
             raise TcError(f"'{t.name}' is not declared, so its subscripts must be indices", s.span, hint=hint)
-        if s.id in indices:
+        if s.id in taken:
             raise TcError(f"index '{s.id}' stands twice on the left", s.span, hint="give each axis its own index")
         indices.append(s.id)
+        taken.add(s.id)
     return Temporary(t.name, t.dtype or DType.F32, tuple(indices))
 
 

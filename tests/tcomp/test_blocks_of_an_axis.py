@@ -84,6 +84,14 @@ def test_an_axis_of_a_temporary_is_whole_blocks(subscript: str) -> None:
         load_text(TEXT.replace("a[g, 16 * t + r]", f"a[g, {subscript}]"), "blocks.tc")
 
 
+@pytest.mark.parametrize("left", ["W[16 * t + r, t]", "W[16 * t + r, r]"])
+def test_an_axis_of_blocks_has_indices_of_its_own(left: str) -> None:
+    """Else only the blocks of a diagonal were written, and the rest read as memory had it."""
+    line = f"  {left}: f32 = X[16 * t + r, 0]\n  Y[m, c]"
+    with pytest.raises(TcError, match="stands twice on the left"):
+        load_text(TEXT.replace("  Y[m, c]", line), "blocks.tc")
+
+
 def test_whole_blocks_are_at_least_the_axis() -> None:
     m, up, down = (parse_expression(e) for e in ("M", "(M + 15) // 16 * 16", "(M + 14) // 16 * 16"))
     assert Facts().at_most(m, up) and not Facts().at_most(m, down) and not Facts().at_most(up, m)
