@@ -65,12 +65,16 @@ def test_two_runs_are_bitwise_equal(objects: Path) -> None:
 
 
 @pytest.mark.slow(seconds=10)
-def test_one_step_at_the_widths_of_124m(objects: Path) -> None:
-    """(Its twelve layers run the kernels of these two, at places that are as far apart.)"""
-    cfg = replace(reference.CONFIGS["124M"], L=2)
+@pytest.mark.parametrize(
+    ("cfg", "B", "T"),
+    [(replace(reference.CONFIGS["124M"], L=2), 2, 33), (replace(CASES["odd-sizes"][0], L=12), 3, 37)],
+    ids=["widths", "layers"],
+)
+def test_one_step_of_124m(cfg: Config, B: int, T: int, objects: Path) -> None:
+    """Its widths by two layers, its twelve layers by other tests' kernels: the model itself takes half a minute."""
     params = reference.random_params(cfg, seed=7)
-    batches = reference.random_batches(cfg, 8, 2, 33, 1)
-    with built("gpt2", asdict(cfg), 2, 33, 1, 2, objects) as (step, executor):
+    batches = reference.random_batches(cfg, 8, B, T, 1)
+    with built("gpt2", asdict(cfg), B, T, 1, 2, objects) as (step, executor):
         run = train(step, executor, params, batches, Hyper(), 1)
     want = reference.train_steps(doubled(params), batches, cfg, Hyper())
     assert_same(run, want)
