@@ -144,7 +144,8 @@ def _function(context: Context, module: Any, shape: LaunchShape, machine: GpuMac
 
 
 def _room(context: Context, function: Any, shape: LaunchShape, machine: GpuMachine) -> int:
-    """Blocks of a launch that the GPU runs at the same time. (The driver does not know of tensor memory.)"""
+    """Blocks of a launch that the GPU runs at the same time. (The driver does not know of tensor memory. Clusters
+    that take some have so much shared memory that there is room for no more blocks than have columns.)"""
     if shape.cluster == 1:
         each = int(call(cu.cuOccupancyMaxActiveBlocksPerMultiprocessor, function, shape.threads, shape.shared_bytes))
         if shape.tensor_columns:

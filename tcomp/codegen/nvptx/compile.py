@@ -17,6 +17,7 @@ from tcomp.codegen.nvptx.entry import DYNAMIC
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.launch import GpuKernel, LaunchShape
 from tcomp.codegen.nvptx.layout import ALIGNMENT, alignment_of, shared_layout
+from tcomp.codegen.nvptx.occupancy import shared_for
 from tcomp.codegen.nvptx.phase import PhaseGenerator
 from tcomp.codegen.nvptx.phase_facts import threads_of
 from tcomp.codegen.nvptx.tensor_copy import maps_of
@@ -79,8 +80,12 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
             generator = PhaseGenerator(module, symbol, kernel, phase, layout, machine, maps)
             blocks, size = generator.generate(), cluster.blocks if cluster else 1
             count = threads_of(kernel, phase)
-            columns = generator.tensor.columns
-            launches.append(LaunchShape(symbol, blocks, count, layout.bytes, maps, size, generator.resident, columns))
+            columns, shared = generator.tensor.columns, layout.bytes
+            if columns and size > 1:
+                # Blocks of two clusters, each of which waits for columns that the other's peer has, would wait for
+                # ever: an SM holds no more of them than have columns.
+                shared = max(shared, shared_for(machine, machine.tensor_columns // columns))
+            launches.append(LaunchShape(symbol, blocks, count, shared, maps, size, generator.resident, columns))
     except Unsupported as e:
         if e.span != NO_SPAN:
             raise

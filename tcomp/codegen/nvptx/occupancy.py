@@ -49,6 +49,12 @@ def occupancy(machine: GpuMachine, registers: int, threads: int, shared: int, co
     return Occupancy(blocks, resident, resident / machine.warps_per_sm, limit)
 
 
+def shared_for(machine: GpuMachine, blocks: int) -> int:
+    """The least shared memory of a block by which an SM holds no more than so many."""
+    share = machine.shared_per_sm // (blocks + 1) // machine.shared_granularity + 1
+    return share * machine.shared_granularity - machine.shared_reserved
+
+
 def _problem(machine: GpuMachine, registers: int, threads: int, shared: int, columns: int) -> str:
     """Why no block of the kernel starts; empty when one does."""
     if not 1 <= threads <= machine.threads_per_block:

@@ -12,6 +12,7 @@ from tcomp.autotune import virtual_run
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.errors import Unsupported
+from tcomp.codegen.nvptx.occupancy import occupancy
 from tcomp.dsl.load import load_text
 from tcomp.instructions import TCGEN05, Instruction
 from tcomp.instructions.tcgen05 import loaded
@@ -118,6 +119,16 @@ def test_sides_of_a_block_take_sums_in_turn(columns: int, rows: str) -> None:
     source = text(y="bf16", columns=columns, lines="persistent\n  pingpong\n  stage Y in shared at n by tma")
     source = source.replace("grid.y(128) / warpgroup(128)", f"{rows} / warpgroup(128, 1)")
     agrees(source, {"M": 616, "N": columns, "K": 136}, order=columns % 3)
+
+
+@pytest.mark.parametrize(("columns", "blocks"), [(256, 1), (128, 2), (64, 4)])
+def test_blocks_of_clusters_never_wait_for_columns(columns: int, blocks: int) -> None:
+    """Two clusters that share two multiprocessors could each have the columns of one, and wait for the other's."""
+    source = text(columns=columns, depth=16).replace("grid.y(128)", "grid.y(256) / cluster(128)")
+    kernel = support.lowered(source, {"M": 512, "N": 512, "K": 64}, B200)
+    (launch,) = compile_kernel(kernel, B200).launches
+    assert launch.cluster == 2 and B200.tensor_columns // launch.tensor_columns == blocks
+    assert occupancy(B200, 32, launch.threads, launch.shared_bytes).blocks <= blocks
 
 
 def test_a_tile_of_a_cluster_is_not_free_for_this_blocks_products_alone() -> None:
