@@ -29,7 +29,7 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.check_points import check_points
 from tcomp.dsl.check_values import PER_AXIS, Scope, axes, check_condition, check_number, subscripted
-from tcomp.dsl.dtypes import CASTS, dtype_of
+from tcomp.dsl.dtypes import CASTS, dtype_of, widths_of
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.expansion import Sizes
 from tcomp.dsl.hints import count, did_you_mean, listing
@@ -286,6 +286,8 @@ def _check_types(op: Op, q: Equation, info: OpInfo, module: Module) -> None:
             raise TcError(f"a real value is assigned to '{t.name}', which is i32", e.span, hint=hint)
     for e in right_expressions(q):
         _check_mixing(e, dtypes)
+    if isinstance(q.value, Reduction) and q.value.key is not None:
+        _check_fields(q.value, q.value.key, dtypes, module)
     for e in expressions(q):
         for n in walk(e):
             if isinstance(n, Binary) and n.op in ("//", "%") and dtype_of(n, dtypes, module) is not DType.I32:
@@ -325,6 +327,21 @@ def _check_mixing(e: Expr, dtypes: dict[str, DType]) -> None:
         raise TcError(
             f"'{wide[0].tensor}' is f64 and '{narrow[0].tensor}' is {dtypes[narrow[0].tensor]}", e.span, hint=hint
         )
+
+
+def _check_fields(v: Reduction, key: Expr, dtypes: dict[str, DType], module: Module) -> None:
+    """The key of a monoid meets each value where partial results combine."""
+    widths = widths_of(key, dtypes, module)
+    for e in v.values:
+        own = widths_of(e, dtypes, module)
+        if len(widths | own) > 1:
+            (wide, narrow), where = ("this value", "its key"), key
+            if own == {"f32"}:
+                (wide, narrow), where = ("its key", "this value"), e
+            hint = f"cast one of them, for example `f64({_short(where)})`"
+            raise TcError(
+                f"'{v.reducer}' combines {wide}, a value in f64, with {narrow}, one in f32", e.span, hint=hint
+            )
 
 
 def _short(e: Expr) -> str:

@@ -26,6 +26,11 @@ def dtype_of(e: Expr, tensors: Mapping[str, DType], module: Module) -> DType:
     return DType.F64 if "f64" in kinds and "f32" not in kinds else DType.F32
 
 
+def widths_of(e: Expr, tensors: Mapping[str, DType], module: Module) -> set[str]:
+    """Which of f64 and f32 (which all narrower reals compute in) meet in a value: neither in integers and literals."""
+    return _kinds(e, tensors, module) & {"f64", "f32"}
+
+
 def _kinds(e: Expr, tensors: Mapping[str, DType], module: Module) -> set[str]:
     """Which of int, f64, f32 and real (a literal of no particular type) meet in a value."""
     match e:
