@@ -170,6 +170,8 @@ class _Names:
             if tensor:
                 self.tensor(tensor, a.span, name)
                 self.written(tensor, a.span, name)
+            if name == "inline" and isinstance(a, ast.Name):
+                self.read(a.id, a.span)
             if name == "reverse" and isinstance(a, ast.Name):
                 self.loop(a.id, a.span)
 
@@ -212,6 +214,12 @@ class _Names:
         if name not in known:
             hint = f"it computes: {', '.join(known)}"
             raise TcError(f"{directive} names '{name}', which this kernel does not compute", span, hint=hint)
+
+    def read(self, name: str, span: Span) -> None:
+        if self.op is None or any(a.tensor == name for q in self.op.equations for a in right_accesses(q)):
+            return
+        hint = f"remove '{name}' from the line: `inline` computes a tensor again where another equation reads it"
+        raise TcError(f"inline names '{name}', which no equation reads", span, hint=hint)
 
     def staged(self, name: str, span: Span) -> None:
         """`W`, or `QKV.1`: the accesses of QKV (or its part that is written) whose first constant subscript is 1."""
