@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tcomp.autotune.contest import Ratio
 from tcomp.autotune.lockfile import Entry, Lock
+from tcomp.dsl.hints import count
 from tcomp.model.request import StepRequest
 
 
@@ -32,6 +34,8 @@ class Summary:
 
     tuned: dict[str, Entry] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
+    entered: list[str] = field(default_factory=list)
+    """those of `kept` whose entry in the lockfile is new or renewed, with the values there were before"""
     skipped: list[str] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=dict)
     before: float = 0.0
@@ -64,3 +68,13 @@ def summary_lines(summary: Summary, basis: str) -> Sequence[str]:
         lines.append(f"whole step: {summary.step_seconds * 1e3:.1f} ms; nothing better was found")
     lines += [f"left alone: {text}" for text in summary.skipped]
     return lines
+
+
+def lockfile_line(summary: Summary, path: Path) -> str:
+    """What the search wrote into its lockfile."""
+    if not path.exists():
+        return f"lockfile {path}: not written"
+    written = [f"{count(len(summary.tuned), 'entry', 'entries')} with better values"] if summary.tuned else []
+    if n := len(summary.entered):
+        written.append(f"{count(n, 'entry', 'entries')} written that {'keeps' if n == 1 else 'keep'} what there was")
+    return f"lockfile {path}: {', '.join(written) or 'its entries are as they were'}"

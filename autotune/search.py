@@ -382,6 +382,8 @@ class Search:
             old = lock.entries.get(key)
             same = old is not None and (old.op, old.schedule, old.basis) == (entry.op, entry.schedule, entry.basis)
             kept = old if old and same and not outcome.better else entry
+            if kept != old and not outcome.better:
+                self.summary.entered.append(key)
             return with_entry(lock, key, kept, step_text(self.plan.step))
 
         update_lock(self.lock, change, Lock(self.model, self.machine.name))

@@ -192,7 +192,7 @@ def tune(step: TunedStep, where: PlaceOptions, own: SearchOptions) -> None:
     """
     from tcomp.autotune import search, storage as trials_storage
     from tcomp.autotune.instances import step_text
-    from tcomp.autotune.plan import summary_lines
+    from tcomp.autotune.plan import lockfile_line, summary_lines
     from tcomp.runtime.cache import cache_folder
 
     file = own.file
@@ -235,7 +235,7 @@ def tune(step: TunedStep, where: PlaceOptions, own: SearchOptions) -> None:
             raise typer.Exit(130) from None
         for line in summary_lines(summary, judge.basis):
             print(line)
-        print(f"lockfile {path}: {len(summary.tuned)} entries changed")
+        print(lockfile_line(summary, path))
 
 
 def _converse(run: Search, own: SearchOptions) -> None:

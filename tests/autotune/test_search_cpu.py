@@ -15,11 +15,11 @@ from tcomp.autotune.bench import Bench
 from tcomp.autotune.child import Failure, Rejected
 from tcomp.autotune.contest import ratio
 from tcomp.autotune.instances import facts_of, schedule_of
-from tcomp.autotune.judge import Choice, Job
+from tcomp.autotune.judge import Choice, Job, Outcome
 from tcomp.autotune.judge_measured import MeasuredJudge
 from tcomp.autotune.kept_trials import values_of
 from tcomp.autotune.lockfile import read_lock
-from tcomp.autotune.plan import Plan
+from tcomp.autotune.plan import Plan, lockfile_line
 from tcomp.autotune.space import Values, spaces_of
 from tcomp.dsl.errors import TcError
 from tcomp.machine.cpu import detect
@@ -72,6 +72,20 @@ def test_planted_faults_never_win_and_are_explained(tmp_path: Path) -> None:
     assert all(summary.kinds[k] for k in ("crash", "wrong", "timeout"))
     for entry in read_lock(search.lock).entries.values():
         assert entry.values.get("MR", 4) not in (6, 8, 12)
+
+
+@pytest.mark.parametrize(
+    ("better", "said"),
+    [(False, "1 entry written that keeps what there was"), (True, "1 entry with better values")],
+)
+def test_the_search_says_what_it_wrote(better: bool, said: str, tmp_path: Path) -> None:
+    module, instance, space = scale()
+    job = Job(instance, instance.key, space, 0, "a", "b", 2e-6)
+    for line in (said, said if better else "its entries are as they were"):
+        search = search_on(tmp_path, Plan(SHAPE), module=module)
+        assert lockfile_line(search.summary, tmp_path / "none.lock").endswith(": not written")
+        search._record(instance, job, Choice(), Outcome(2e-6, 1e-6 if better else 2e-6, 0.0, better))
+        assert lockfile_line(search.summary, search.lock) == f"lockfile {search.lock}: {line}"
 
 
 @pytest.mark.slow
