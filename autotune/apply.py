@@ -16,6 +16,7 @@ from tcomp.autotune.schedule_text import schedule_from, text_hash
 from tcomp.autotune.space import spaces_of
 from tcomp.dsl.ast import Module, Op, Schedule
 from tcomp.dsl.errors import TcError, quoting
+from tcomp.dsl.hints import count
 from tcomp.schedule.family import Machine
 from tcomp.schedule.lower import LoweredOp, lower
 
@@ -53,10 +54,14 @@ class Applied:
         return Choice(dict(entry.values), schedule)
 
     def warnings(self, path: Path) -> list[str]:
-        """What to tell the user: stale entries, and why."""
+        """What to tell the user: that the lock is of another model, stale entries, and why."""
+        other = self.lock.model not in self.module.models and bool(self.module.models)
+        lines = [f"{path}: tuned for model {self.lock.model}, not {', '.join(self.module.models)}"] if other else []
+        if lines:
+            lines.append(f"  {len(self.used)} of its {count(len(self.lock.entries), 'entry', 'entries')} are used here")
         if not self.stale:
-            return []
-        lines = [f"{path}: {len(self.stale)} of {len(self.stale) + len(self.used)} entries in use here are stale:"]
+            return lines
+        lines += [f"{path}: {len(self.stale)} of {len(self.stale) + len(self.used)} entries in use here are stale:"]
         lines += [f"  {key}: {reason}" for key, reason in sorted(self.stale.items())]
         return [*lines, "  their ops get the schedules' own values; tune again with `tcomp tune`"]
 

@@ -86,6 +86,14 @@ def test_a_stale_entry_is_said_and_not_used(before: str, after: str, reason: str
     assert check(lock, module, [instance], detect(), 1) == ([f"{instance.key}: {reason}"], [])
 
 
+def test_a_lock_of_another_model_is_said_and_its_entries_hold_by_their_texts() -> None:
+    module = gpt2()
+    applied = Applied(Lock("llama", detect().name, (), {"x": entry({})[1]}), module, detect(), 1)
+    said = applied.warnings(Path("x.lock"))
+    assert said == ["x.lock: tuned for model llama, not gpt2", "  0 of its 1 entry are used here"]
+    assert not Applied(Lock("gpt2", detect().name), module, detect(), 1).warnings(Path("x.lock"))
+
+
 CARRIED = "schedule scale on cpu:\n  n -> seq(16) / vec\n  m -> core\n"
 
 
