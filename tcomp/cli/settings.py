@@ -133,8 +133,19 @@ def as_json(settings: TrainSettings) -> dict[str, Any]:
     return asdict(settings)
 
 
+KEPT = (
+    "model", "config", "dims", "precision", "batch", "length", "accumulation", "data", "seed", "steps", "hyper",
+)  # fmt: skip
+"""What says which run a run is: no default may take the place of these in a run.json. (Settings that came later may be
+missing in an older one.)"""
+
+
 def from_json(values: dict[str, Any], where: str) -> TrainSettings:
-    """A run.json's settings, of the right types. Not checked further: flags may replace what does not suit here."""
+    """A run.json's settings, all of `KEPT` and of the right types. Not checked further: flags may replace what does not
+    suit here."""
+    for name in KEPT:
+        if name not in values:
+            raise UserError(f"{where}: damaged: it has no {name!r}", "put back a copy of the file, or name another run")
     known = {f.name for f in fields(TrainSettings)}
     settings = _merged(TrainSettings(), checked({k: v for k, v in values.items() if k in known}, where))
     try:

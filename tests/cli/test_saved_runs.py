@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tcomp.cli.settings import KEPT, TrainSettings, as_json
 from tests.cli.support import TINY, Result, Tcomp, refused
 
 
@@ -100,7 +102,18 @@ def test_a_small_disk_that_fills_up(tcomp: Tcomp, text: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("value", ["1e400", "-Infinity", "NaN", "1" + 30 * "0", "-1"])
 def test_a_runs_settings_with_dims_that_no_run_had(value: str, tcomp: Tcomp, tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(f'{{"model": "gpt2", "config": "tiny", "dims": {{"L": {value}}}}}')
+    settings = json.dumps(as_json(TrainSettings())).replace('"dims": {}', f'"dims": {{"L": {value}}}')
+    (tmp_path / "run.json").write_text(settings)
     for command in (["generate", "."], ["eval", "."], ["export", ".", "--to-hf", "o"], ["train", "--resume", "."]):
         refused(tcomp(*command), "run.json", "help: put back a copy of the file, or name another run")
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_runs_settings_that_lack_one(tcomp: Tcomp, tmp_path: Path) -> None:
+    """No default takes the place of what the run was."""
+    whole = as_json(TrainSettings())
+    for name in KEPT:
+        (tmp_path / "run.json").write_text(json.dumps({k: v for k, v in whole.items() if k != name}))
+        refused(tcomp("train", "--resume", "."), f"run.json: damaged: it has no '{name}'", "put back a copy")
+    for command in (["generate", "."], ["eval", "."], ["export", ".", "--to-hf", "o"], ["train", "--init-from", "."]):
+        refused(tcomp(*command), f"run.json: damaged: it has no '{KEPT[-1]}'")
