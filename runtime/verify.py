@@ -110,9 +110,11 @@ def narrowest(step: Step) -> float:
     return max((_ROUNDING.get(t, 0.0) for t in written), default=0.0)
 
 
-def verify_op(op: Op, module: Module, dims: dict[str, int], device: Device, seed: int = 0) -> Iterator[Comparison]:
+def verify_op(
+    op: Op, module: Module, dims: dict[str, int], device: Device, seed: int = 0, deterministic: bool = True
+) -> Iterator[Comparison]:
     """Run an op at `dims` compiled for the device and through the oracle; one comparison per result. An op that is
-    generic over `real` runs at f32.
+    generic over `real` runs at f32. `deterministic` refuses atomic sums.
 
     Where terms of a sum cancel, what the schedule's `cast` lines round of them may be more than the sum itself: so a
     result counts as near as it is to the equations, or to these with the same values rounded.
@@ -121,7 +123,7 @@ def verify_op(op: Op, module: Module, dims: dict[str, int], device: Device, seed
     inputs, expected = oracle_case(op, module, dims, seed)
     cast = as_cast(op, module, dims, device)
     rounded = evaluate(cast, module, inputs, dims) if cast != op else expected
-    lowered = lower(op, module, dims, device.machine, threads=device.threads)
+    lowered = lower(op, module, dims, device.machine, threads=device.threads, deterministic=deterministic)
     executor = device.open(single_op_step(lowered, dims))
     try:
         slots = executor.step.slots

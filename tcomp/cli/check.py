@@ -44,6 +44,7 @@ class CheckOptions(Options):
         ),
     ] = field(default_factory=list)
     precision: options.Precision = ""
+    deterministic: options.Deterministic = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,7 +149,7 @@ def _check_op(op: Op, module: Module, given: dict[str, int], own: CheckOptions, 
             return True
         sizes = ", ".join(f"{k} = {v}" for k, v in dims.items())
         try:
-            results = list(verify_op(op, module, dims, device, own.seed + trial))
+            results = list(verify_op(op, module, dims, device, own.seed + trial, own.deterministic))
         except TcError as e:
             print(f"{op.name:28} REFUSED at {sizes}\n{e.render()}")
             if not given:
@@ -182,7 +183,7 @@ def _small_step(module: Module, own: CheckOptions, given: Mapping[str, Number]) 
     sizes, values = common.own_sizes(model, given)
     sizes = {name: {"B": 2, "T": 11}.get(name, 3) for name in model.dims} | sizes
     dims = {name: n for name, n in small.items() if name in configured} | values
-    return StepRequest(own.file, "", sizes, dims, own.precision, recompute="cheap")
+    return StepRequest(own.file, "", sizes, dims, own.precision, recompute="cheap", deterministic=own.deterministic)
 
 
 def _check_step(module: Module, request: StepRequest, own: CheckOptions, device: Device) -> bool:

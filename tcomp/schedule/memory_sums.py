@@ -38,7 +38,7 @@ def atomic_sum(instance: Instance, leaf: Leaf, c: Combine) -> Leaf:
             f"atomic sums into '{eq.target.name}' would depend on the order in which blocks run",
             c.span,
             f"combine by {'sorted' if c.over in leaf.gathered else 'partials'}, "
-            "or give `tcomp build` or `tcomp train` --nondeterministic",
+            "or give `tcomp build`, `tcomp train` or `tcomp check` --nondeterministic",
             (f"two runs may round {eq.target.name} differently",),
         )
     sums = eq.accumulate if not isinstance(value, Reduction) else value.reducer == "sum"

@@ -45,3 +45,13 @@ def test_atomic_sums_are_refused_and_taken(tcomp: Tcomp, tmp_path: Path) -> None
     taken = tcomp(*build, "--nondeterministic")
     assert taken.code == 0, taken.error
     refused(tcomp(*build), "would depend on the order")  # and no step that was kept of the other build is used
+
+
+def test_atomic_sums_are_checked_against_the_oracle(tcomp: Tcomp, tmp_path: Path) -> None:
+    """Within the tolerance that is allowed to sums."""
+    (tmp_path / "total.tc").write_text(MODEL[MODEL.index("op total") : MODEL.index("model sums")])
+    check = ("check", "total.tc", "total", "--trials", "1", "--dim", "M=9", "--dim", "N=3", "--device", "virtual")
+    refused(tcomp(*check), "1 op is refused")
+    assert "`tcomp check` --nondeterministic" in tcomp(*check).out
+    taken = tcomp(*check, "--nondeterministic")
+    assert taken.code == 0 and "total                        ok" in taken.out, taken
