@@ -33,12 +33,12 @@ class Data:
         return Batches(self.validation, self.length, seed=0)
 
 
-def open_data(paths: list[Path], length: int, vocabulary: int) -> Data:
+def open_data(paths: list[Path], length: int, vocabulary: int, to_train: bool = True) -> Data:
     """Open the data for windows of `length` tokens and a model of `vocabulary` tokens.
 
     No paths: the standard library's sources. Text files and folders become byte tokens. A folder with
     `.bin` files stands for these. Among `.bin` files, those with "val" in their name are the validation part;
-    without such, the end of each file is.
+    without such, the end of each file is. Where nothing is `to_train` on, validation files may be all there is.
     """
     for p in paths:
         _check_prepared(p)
@@ -51,7 +51,7 @@ def open_data(paths: list[Path], length: int, vocabulary: int) -> Data:
         files = [open_token_file(p) for p in binary]
         for file in files:
             check_vocabulary(file, vocabulary)
-        train, validation = _parts(files, length)
+        train, validation = _parts(files, length, to_train)
         count = sum(len(f.tokens) for f in files)
         description = f"{count:,} tokens of {len(files)} token file{'s' if len(files) > 1 else ''}"
         return Data(train, validation, _fingerprint(files), description, False, length)
@@ -103,9 +103,9 @@ def _damaged(manifest: Path) -> bool:
     return isinstance(found, dict) and {"format", "files"} <= found.keys()
 
 
-def _parts(files: list[TokenFile], length: int) -> tuple[list[Segment], list[Segment]]:
+def _parts(files: list[TokenFile], length: int, to_train: bool) -> tuple[list[Segment], list[Segment]]:
     held_out = [f for f in files if "val" in f.path.stem.lower()]
-    if held_out and len(held_out) < len(files):
+    if held_out and (len(held_out) < len(files) or not to_train):
         whole = [Segment(f.tokens, 0, len(f.tokens)) for f in files if f not in held_out]
         return whole, [Segment(f.tokens, 0, len(f.tokens)) for f in held_out]
     parts = [split(f.tokens, length) for f in files]

@@ -36,9 +36,14 @@ class EvalOptions(Options):
     """What to measure a run on."""
 
     run: options.Run
-    data: Annotated[list[str], typer.Option(metavar="PATH", help="Data as for `train` [default: the run's own].")] = (
-        field(default_factory=list)
-    )
+    data: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PATH...",
+            help="Data as for `train`, of which the validation part is read (files with 'val' in their names are one) "
+            "[default: the run's own].",
+        ),
+    ] = field(default_factory=list)
     choices: Annotated[Path | None, typer.Option(metavar="FILE", help="Questions in HellaSwag's format.")] = None
     batches: Annotated[int, typer.Option(help="Batches of the validation part; 0: all of it."), Range(0, MANY)] = 0
     questions: Annotated[int, typer.Option(help="At most so many questions; 0: all."), Range(0, MANY)] = 0
@@ -64,6 +69,8 @@ def evaluate(own: EvalOptions, where: RunOptions) -> None:
     - `tcomp eval runs/gpt2-tiny`
 
     - `tcomp eval runs/smollm --data data/books`
+
+    - `tcomp eval runs/smollm --data val_1.bin val_2.bin`, all of both
 
     - `tcomp eval runs/smollm --choices hellaswag_val.jsonl --questions 1000`
     """
@@ -98,7 +105,7 @@ def evaluate(own: EvalOptions, where: RunOptions) -> None:
     if asked:
         _answer(own, loaded, asked, vocabulary, length)
     else:
-        opened = open_data([Path(p) for p in (own.data or settings.data)], length, vocabulary)
+        opened = open_data([Path(p) for p in (own.data or settings.data)], length, vocabulary, to_train=False)
         if opened.text and (run / PASSED / "tokenizer.json").is_file():
             raise UserError(
                 "the run has a tokenizer, so text must be prepared with it",

@@ -135,8 +135,8 @@ def _advice(e: OSError) -> str:
 
 
 def spread_data(arguments: list[str]) -> list[str]:
-    """`train --data A B C` as `train --data A --data B --data C`, so that `--data *.txt` works."""
-    if arguments[:1] != ["train"]:
+    """`train --data A B C` as `train --data A --data B --data C`, so that `--data *.txt` works; the same of `eval`."""
+    if arguments[:1] not in (["train"], ["eval"]):
         return arguments
     spread: list[str] = []
     paths = -1  # how many paths the --data before this argument has, or -1 when there is none

@@ -91,6 +91,7 @@ def test_data_takes_several_paths() -> None:
     given = ["train", "gpt2", "--data", "a", "b", "c", "--steps", "3", "--data", "d"]
     wanted = "train gpt2 --data a --data b --data c --steps 3 --data d"
     assert spread_data(given) == wanted.split()
+    assert spread_data(["eval", "--data", "a", "b"]) == ["eval", "--data", "a", "--data", "b"]
     assert spread_data(["fmt", "--data", "a", "b"]) == ["fmt", "--data", "a", "b"]
 
 

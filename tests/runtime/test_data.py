@@ -134,6 +134,17 @@ def test_llm_c_files_with_a_validation_file(tmp_path: Path) -> None:
     assert open_data([tmp_path], 8, 300).fingerprint == data.fingerprint, "their folder stands for them"
 
 
+def test_a_validation_file_by_itself_is_measured_whole(tmp_path: Path) -> None:
+    """Unless there is to be something to train on."""
+    held_out = bin_file(tmp_path / "x_val.bin", list(range(100, 200)))
+    other = bin_file(tmp_path / "x.bin", list(range(100)))
+    read = [
+        [s.stop - s.start for s in open_data([path], 8, 300, to_train=trained).validation]
+        for path, trained in ((held_out, False), (held_out, True), (other, False))
+    ]
+    assert read == [[100], [9], [9]]
+
+
 BAD = {
     "no such": (lambda p: p / "missing.txt", "no such file or folder"),
     "empty": (lambda p: _write(p / "e.txt", b""), "no text in it"),
