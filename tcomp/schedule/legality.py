@@ -10,7 +10,7 @@ from tcomp.dsl.ast import Access, Combine, Fuse, Name, Reduction, accesses_in
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.format import print_expression
 from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
-from tcomp.schedule.nest import JOINED, Leaf, LoopNode, Node, ancestors, conflict, leaves_of, loops_below
+from tcomp.schedule.nest import JOINED, Leaf, LoopNode, Node, ancestors, conflict, depends, leaves_of, loops_below
 
 
 def show(a: Access, values: dict[str, int]) -> str:
@@ -135,6 +135,8 @@ def check_fuse(leaves: list[Leaf], plan: KernelPlan) -> None:
         for first, second in combinations(named, 2):
             if (met := conflict(f.at, first, second)) is not None:
                 raise _not_fused(f, first, second, *met)
+            if (between := _needs_whole(f.at, first, second, leaves)) is not None:
+                raise _fused_across(f, first, between, second)
         loops = [{id(n) for n in ancestors(x) if n.level.index == f.at} for x in named]
         if loops and not set.intersection(*loops) and any(loops):
             raise TcError(
@@ -158,6 +160,31 @@ def _check_named(f: Fuse, named: list[Leaf], computed: set[str], inlined: Collec
                 f.span,
                 f"leave '{w}' out of this line, or fuse at one of: {', '.join(sorted(leaf.domain))}",
             )
+
+
+def _needs_whole(index: str, first: Leaf, second: Leaf, leaves: list[Leaf]) -> Leaf | None:
+    """An equation that `second` needs, perhaps by way of others, and that can only run after all turns of `first`."""
+    late: list[tuple[Leaf, Leaf]] = []
+    for x in sorted(leaves, key=lambda leaf: leaf.number):
+        if not first.number < x.number <= second.number:
+            continue
+        cause = next((c for y, c in late if depends(x, y)), None)
+        if x is second:
+            return cause
+        if cause is not None or conflict(index, first, x) is not None:
+            late.append((x, cause or x))
+    return None
+
+
+def _fused_across(f: Fuse, first: Leaf, between: Leaf, second: Leaf) -> TcError:
+    """The error for two equations between which one needs all turns of the first."""
+    a, b, c = (x.written[0] for x in (first, between, second))
+    return TcError(
+        f"'{a}' and '{c}' cannot share the loop over {f.at}: '{c}' needs '{b}', which needs '{a}' of all turns",
+        f.span,
+        f"leave '{c}' out of this line: it runs in a loop of its own, after '{b}'",
+        (f"at {f.at} = 0, '{b}' would be computed when '{a}' holds only the part of {f.at} = 0",),
+    )
 
 
 def _not_fused(f: Fuse, first: Leaf, second: Leaf, a: Access, b: Access) -> TcError:
