@@ -184,8 +184,8 @@ def match(c: Compute, buffers: Mapping[str, Buffer], target: str, instructions: 
             f"{family} does not multiply {types[0]} ('{_shown(a)}') by {types[1]} ('{_shown(b)}') on {target}",
             f"it takes {types_of(family, target, instructions)}: {_remedy(result, a, b)}",
         )
-    _check_place(a, found.left, found, m, k)
-    _check_place(b, found.right, found, n, k)
+    _check_place(a, b, found.left, found, m, k)
+    _check_place(b, a, found.right, found, n, k)
     _check_result(c, buffers, found)
     _check_extents(found, c.target.tensor.partition(".")[0], m, n, k)
     return Match(found, m, n, k, a, b)
@@ -230,7 +230,7 @@ def _operand(f: Factor, own: Axis, k: Axis, buffers: Mapping[str, Buffer], copy:
     return Operand(f, buffer, walked[-1] == [k.name])
 
 
-def _check_place(o: Operand, forms: OperandForms, i: Instruction, own: Axis, k: Axis) -> None:
+def _check_place(o: Operand, other: Operand, forms: OperandForms, i: Instruction, own: Axis, k: Axis) -> None:
     name, staged = _shown(o), ".shared" in o.factor.access.tensor
     if o.in_registers:
         layout = o.buffer.layout
@@ -265,9 +265,13 @@ def _check_place(o: Operand, forms: OperandForms, i: Instruction, own: Axis, k: 
                 f"choose a tile along {last.name} that is a multiple of {32 // o.buffer.dtype.bytes}",
             )
         if not isinstance(o.buffer.layout, Swizzled):
+            plain = dict.fromkeys(
+                _shown(x) for x in (o, other) if x is o or isinstance(x.buffer.layout, Pitched | RowMajor)
+            )
             raise MatchError(
                 f"operand '{name}' is not in a swizzled tile, which {i.family} reads in place",
-                f"stage it with swizzle: stage {name} in shared at {k.name} by tma",
+                f"stage {'both' if len(plain) > 1 else 'it'} with swizzle: "
+                f"stage {', '.join(plain)} in shared at {k.name} by tma",
             )
     elif isinstance(o.buffer.layout, Pitched | RowMajor):
         pitch = o.buffer.layout.pitch if isinstance(o.buffer.layout, Pitched) else o.buffer.shape[-1]

@@ -60,5 +60,5 @@ def _one_way(loop: Loop) -> None:
         raise TcError(
             f"{other[0].source.tensor} is staged by {other[0].by} in a pipe loop where other tiles come by tma",
             other[0].span,
-            "stage all tiles of this loop by tma, or none",
+            f"stage all tiles of this loop by tma, {', '.join(p.source.tensor for p in other)} too, or none",
         )

@@ -272,5 +272,6 @@ def test_refused_on_older_targets_and_in_mixed_pipes() -> None:
     with pytest.raises(TcError, match="sm_80 has no tensor copies: X cannot be staged by tma"):
         lowered(text, {"M": 64, "N": 64, "K": 64}, machine("sm_80"))
     mixed = text.replace("stage X, W in shared at k by tma", "stage X in shared at k by tma\n  stage W in shared at k")
-    with pytest.raises(TcError, match=r"W is staged by cp\.async in a pipe loop where other tiles come by tma"):
+    with pytest.raises(TcError, match=r"W is staged by cp\.async in a pipe loop where other tiles come by tma") as e:
         lowered(mixed, {"M": 64, "N": 64, "K": 128})
+    assert e.value.hint == "stage all tiles of this loop by tma, W too, or none"
