@@ -156,13 +156,14 @@ B200 = GpuMachine(
     label="NVIDIA B200", tensor_flops=_tensor(1125, 2250, 4500), matrix_path="tcgen05", l2_per_clock=11264,
     tensor_columns=512,
 )  # fmt: skip
-# (SMs and clock as a B200's, whose rates in these types it has, by HGX tables; L2's rate as a B200's)
+# (Published: memory, and rates, by HGX tables a B200's in these types. SMs, clock and L2 are taken to be a B200's.)
 B300 = GpuMachine(
     "b300", "sm_103a", 148, 1.86e9, 227 * _KB, 228 * _KB, 65536, 2048, 32, 126 * _MB, 268 * _GB, 8e12,
     label="NVIDIA B300", tensor_flops=_tensor(1125, 2250, 4500), matrix_path="tcgen05", l2_per_clock=11264,
     tensor_columns=512,
 )  # fmt: skip
-# (rates from 2070 TFLOP/s of sparse FP4; memory is the CPU's, too; L2's rate as A100's for each SM)
+# (SMs, L2 and shared memory as a driver reported them; rates from 2070 TFLOP/s of sparse FP4; memory is the CPU's,
+# too. Threads and blocks are taken to be those of sm_120, L2's rate an A100's for each SM.)
 THOR = GpuMachine(
     "thor", "sm_110a", 20, 1.575e9, 227 * _KB, 228 * _KB, 65536, 1536, 24, 32 * _MB, 119 * _GB, 0.273e12,
     label="NVIDIA Thor (T5000)", tensor_flops=_tensor(129.4, 258.8, 517.5), matrix_path="tcgen05", l2_per_clock=948,
