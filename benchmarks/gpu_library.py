@@ -280,12 +280,17 @@ class Torch:
     def _stretch(self, largest: Tensor, top: float) -> Tensor:
         return (top / largest.clamp(min=1e-30)).to(self.torch.bfloat16).float()
 
-    def _blocks(self, x: Tensor, dtype: Any, rows: int, columns: int) -> Tensor:
-        """x, a block of rows x columns with a scale each, rounded to 8 bits and back."""
-        m, n = x.shape
+    def _blocks(self, x: Tensor, dtype: Any, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """x, a block of rows x columns with a scale each, in 8 bits; and the scales, [blocks down, blocks across]."""
+        (m, n) = x.shape
         blocks = x.float().view(m // rows, rows, n // columns, columns)
         scale = self._stretch(blocks.abs().amax((1, 3), keepdim=True), float(self.torch.finfo(dtype).max))
-        return (self._narrow(blocks, scale, dtype).float() / scale).view(m, n)
+        return self._narrow(blocks, scale, dtype).view(m, n), scale[:, 0, :, 0]
+
+    def _unscaled(self, x: Tensor, scale: Tensor) -> Tensor:
+        """What 8-bit values with scales of blocks stand for, f32."""
+        (m, n), (down, across) = x.shape, scale.shape
+        return (x.float().view(down, m // down, across, n // across) / scale[:, None, :, None]).view(m, n)
 
     def _fp8(self, case: Case) -> Counterpart:
         torch = self.torch
@@ -317,22 +322,32 @@ class Torch:
         return Counterpart(given, backward, [*self._scaled("dX", dq, wt, False), *self._scaled("dW", dt, xt, False)])
 
     def _fp8_block(self, case: Case) -> Counterpart:
+        """Of sizes that are multiples of 128."""
         four, five = self.torch.float8_e4m3fn, self.torch.float8_e5m2
         m, n, k = (case.sizes[d] for d in "MNK")
         x, w = self.normal(m, k), self.normal(n, k)
+        (xc, tx), (wq, sw) = self._blocks(x, four, 128, 1), self._blocks(w, four, 128, 128)
+        kept = {
+            "Xt": xc.t().contiguous().view(k, m // 128, 128),
+            "vX": 1 / tx,
+            "Wt": wq.t().contiguous().view(k, n // 128, 128),
+            "uW": 1 / sw,
+        }
         if not case.backward:
 
             def forward() -> dict[str, Reference]:
-                return _alike(Y=self._blocks(x, four, 1, 128) @ self._blocks(w, four, 128, 128).t())
+                y = self._unscaled(*self._blocks(x, four, 1, 128)) @ self._unscaled(wq, sw).t()
+                return _alike(Y=y, **{name: value.float() for name, value in kept.items()})
 
             return Counterpart({"X": x, "W": w}, forward, self._block_scaled(x, w))
         d = self.normal(m, n)
 
         def backward() -> dict[str, Reference]:
-            dx = self._blocks(d, five, 1, 128) @ self._blocks(w, four, 128, 128)
-            return _alike(dX=dx, dW=self._blocks(d, five, 128, 1).t() @ self._blocks(x, four, 128, 1))
+            dx = self._unscaled(*self._blocks(d, five, 1, 128)) @ self._unscaled(wq, sw)
+            dw = self._unscaled(*self._blocks(d, five, 128, 1)).t() @ self._unscaled(xc, tx)
+            return _alike(dX=dx, dW=dw)
 
-        return Counterpart({"X": x, "W": w, "dY": d}, backward, [])
+        return Counterpart({**kept, "W": w, "dY": d}, backward, [])
 
     def _scaled(self, output: str, a: Tensor, b: Tensor, rows: bool) -> list[tuple[str, str, Any]]:
         """torch._scaled_mm of a [M, K] and b [N, K], a scale for each tensor, and with `rows` for each row too."""

@@ -27,6 +27,7 @@ class Shape:
     blocks: int = 100
     threads: int = 128
     shared_bytes: int = 0
+    tensor_columns: int = 0
 
 
 @dataclass(frozen=True)
