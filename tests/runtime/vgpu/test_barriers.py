@@ -77,6 +77,37 @@ def test_warps_that_arrive_at_once_order_what_each_of_them_has_done() -> None:
     assert (out[:32] == 96 + 2 * np.arange(32)).all()
 
 
+@pytest.mark.parametrize(("read", "ordered"), [(128, True), (256, False)])
+def test_barriers_that_warps_arrive_at_by_one_instruction_order_no_more_than_their_own(
+    read: int, ordered: bool
+) -> None:
+    """Warps 1 and 2 arrive at barriers 1 and 2; warp 0 waits at 1 and reads what one of them wrote."""
+    body = START + "@%p0 bra WAIT; shl.b32 %r6, %r0, 2; add.u32 %r6, %r6, %r1; st.shared.u32 [%r6], %r0;\n"
+    body += "bar.arrive %r2, 64; bra END;\nWAIT: bar.sync 1, 64;\n"
+    body += f"ld.shared.u32 %r6, [%r5+{read}]; st.global.u32 [%rd9], %r6; bar.sync 2, 64; END:"
+    report, _ = launch(body, OUT, block=96, shared=384)
+    assert report.kinds() == (set() if ordered else {"shared memory race"}), report
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_blocks_that_arrive_at_once_order_no_more_than_their_own_warps(ordered: bool) -> None:
+    """In even blocks warp 1 arrives, in odd ones warp 2; warp 0 reads what that one wrote, or warp 1."""
+    body = START + "mov.u32 %r7, %ctaid.x; and.b32 %r7, %r7, 1; add.u32 %r7, %r7, 1; @%p0 bra WAIT;\n"
+    body += "shl.b32 %r6, %r0, 2; add.u32 %r6, %r6, %r1; st.shared.u32 [%r6], %r0;\n"
+    body += "setp.ne.u32 %p1, %r2, %r7; @%p1 bra END; bar.arrive 1, 64; bra END;\nWAIT: bar.sync 1, 64;\n"
+    body += f"shl.b32 %r8, {'%r7' if ordered else '1'}, 7; add.u32 %r8, %r8, %r5; ld.shared.u32 %r6, [%r8];\nEND:"
+    report, _ = launch(body, OUT, block=96, grid=2, shared=384)
+    assert report.kinds() == (set() if ordered else {"shared memory race"}), report
+
+
+def test_warps_meet_at_a_barrier_by_different_instructions() -> None:
+    body = START + "shl.b32 %r6, %r0, 2; add.u32 %r6, %r6, %r1; st.shared.u32 [%r6], %r0; @%p0 bra FIRST;\n"
+    body += "bar.sync 1, 64; ld.shared.u32 %r6, [%r5]; bra BOTH;\nFIRST: bar.sync 1, 64; ld.shared.u32 %r6, [%r5+128];\n"
+    report, (out,) = launch(body + "BOTH: st.global.u32 [%rd9], %r6;", OUT, block=64, shared=256)
+    assert report.ok, report
+    assert (out[:64] == (np.arange(64) + 32) % 64).all()
+
+
 @pytest.mark.parametrize(("body", "text"), [
     ("@%p0 bar.arrive 1, 64; @%p0 bar.arrive 1, 64; @!%p0 bar.sync 1, 64;", "again before it has completed"),
     ("@%p0 bar.arrive 1, 96; @!%p0 bar.sync 1, 64;", "is for 64 threads here, and for 96 where others"),
