@@ -102,7 +102,8 @@ def test_blocks_that_arrive_at_once_order_no_more_than_their_own_warps(ordered: 
 
 def test_warps_meet_at_a_barrier_by_different_instructions() -> None:
     body = START + "shl.b32 %r6, %r0, 2; add.u32 %r6, %r6, %r1; st.shared.u32 [%r6], %r0; @%p0 bra FIRST;\n"
-    body += "bar.sync 1, 64; ld.shared.u32 %r6, [%r5]; bra BOTH;\nFIRST: bar.sync 1, 64; ld.shared.u32 %r6, [%r5+128];\n"
+    body += "bar.sync 1, 64; ld.shared.u32 %r6, [%r5]; bra BOTH;\n"
+    body += "FIRST: bar.sync 1, 64; ld.shared.u32 %r6, [%r5+128];\n"
     report, (out,) = launch(body + "BOTH: st.global.u32 [%rd9], %r6;", OUT, block=64, shared=256)
     assert report.ok, report
     assert (out[:64] == (np.arange(64) + 32) % 64).all()
