@@ -62,17 +62,21 @@ class Gathers:
         self, tensor: str, subscripts: tuple[Expr, ...], parallel: Collection[str], everywhere: bool
     ) -> Inverse | None:
         """How to gather by the first subscript for which that can be, or None: a sum of indices, each once, and a
-        constant; of one index only where it may lie outside (not `everywhere`)."""
+        constant; of one index only where it may lie outside (not `everywhere`). Others than that which goes may have
+        factors (a dilated window) where that one runs as far as the axis: else what each element gathers could be far
+        more than what is scattered."""
         ranges = self.forward.info.ranges
         for axis, (s, extent) in enumerate(zip(subscripts, self.forward.extents(tensor), strict=True)):
             found = affine(s, ranges)
-            if found is None or isinstance(s, Name) or any(p not in ({(): 1}, {(): -1}) for p in found.terms.values()):
+            if found is None or isinstance(s, Name) or not _of_dimensions(Affine(found.terms, {})):
                 continue
+            once = [i for i, p in found.terms.items() if p in ({(): 1}, {(): -1})]
             if not found.terms or (len(found.terms) == 1 and everywhere):
                 continue
             elsewhere = {n for i, t in enumerate(subscripts) if i != axis for n in names_in(t)}
             own = [i for i in found.terms if i in parallel]
-            chosen = [i for i in found.terms if same(ranges[i], extent)] or (own if len(own) == 1 else [])
+            alone = own if len(own) == 1 and len(once) == len(found.terms) else []
+            chosen = [i for i in once if same(ranges[i], extent)] or alone
             for index in (i for i in chosen if i not in elsewhere):
                 new, one = self._index(tensor, axis, extent), found.terms[index] == {(): 1}
                 rest = Binary("-" if one else "+", s, Name(index))

@@ -422,10 +422,19 @@ def test_the_slope_of_a_power_by_its_exponent_is_its_limit_where_the_base_is_zer
         ("N", "N", "sum k: select(i >= k, X[i - k], 0.0) * w[k]", "dX[u] = sum k where u + k < N: dY[u + k] * w[k]"),
         ("N", "N", "select(i + 1 < N, X[i + 1], 0.0) - X[i]", "dX[u] = select(0 <= u - 1, dY[u - 1], 0.0) - dY[u]"),
         ("N", "K", "sum j where j + i < N: X[j + i] * 2.0", "dX[u] = sum i where 0 <= u - i: 2.0 * dY[i]"),
+        (  # dilated
+            "N", "N", "sum k where k * K <= i: X[i - k * K] * w[k]",
+            "dX[u] = sum k where u + K * k < N: dY[u + K * k] * w[k]",
+        ),
+        (
+            "N", "N", "sum k: select(i + 2 * k < N, X[i + 2 * k], 0.0) * w[k]",
+            "dX[u] = sum k where 0 <= u - 2 * k: dY[u - 2 * k] * w[k]",
+        ),
+        ("K + N * K", "K", "sum j: X[i + K * j]", "dX[i + K * j] += dY[i]"),  # each once, but far apart
         ("2 * N + K", "N", "sum k: X[2 * i + k] * w[k]", "dX[2 * i + k] += dY[i] * w[k]"),  # not each once
         ("N * K", "N", "sum k: X[i * K + k] * w[k]", "dX[i * K + k] += dY[i] * w[k]"),  # no two points meet
     ],
-)
+)  # fmt: skip
 def test_gradients_of_windows_are_gathered(operand: str, result: str, value: str, gradient: str) -> None:
     text = (
         f"op f(X: f32[{operand}], w: f32[K]; N, K) -> Y: f32[{result}]:\n"
