@@ -87,7 +87,14 @@ class TensorMemory:
         """Columns for all sums, twice where each of a persistent block's tiles may have another."""
         wanted = sum(p.columns for p in self.products.values())
         twice = self.generator.kernel.gpu.order.persistent and 2 * wanted <= COLUMNS
+        sides = self.generator.kernel.gpu.sides
         for p in self.products.values():
+            if sides > 1 + twice:  # (one would take the phase before the first for the end of the other's sum)
+                raise Unsupported(
+                    f"with `pingpong` {p.node.instruction} has a sum for each side of a block, of {wanted} columns of "
+                    f"128 rows in tensor memory, which has {COLUMNS}", p.node.span,
+                    "choose smaller tiles, or leave `pingpong` out",
+                )  # fmt: skip
             p.stages = 1 + twice
             p.first, self.columns = self.columns, self.columns + p.stages * p.columns
 

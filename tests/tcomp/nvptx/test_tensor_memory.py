@@ -131,6 +131,15 @@ def test_blocks_of_clusters_never_wait_for_columns(columns: int, blocks: int) ->
     assert occupancy(B200, 32, launch.threads, launch.shared_bytes).blocks <= blocks
 
 
+def test_sides_of_a_block_have_a_sum_each() -> None:
+    """With one accumulator the second side would load it before the first sum is there."""
+    source = text(columns=160, rows=256, lines="persistent\n  pingpong")
+    kernel = support.lowered(source, {"M": 264, "N": 160, "K": 64}, FEW)
+    with pytest.raises(Unsupported, match="a sum for each side of a block, of 320 columns"):
+        compile_kernel(kernel, FEW)
+    agrees(source.replace("grid.x(160)", "grid.x(128)"), {"M": 520, "N": 128, "K": 64})
+
+
 def test_a_tile_of_a_cluster_is_not_free_for_this_blocks_products_alone() -> None:
     source = text(y="bf16", columns=128).replace("grid.y(128)", "grid.y(256) / cluster(128)")
     machine = replace(B200, sms=2)
