@@ -66,7 +66,8 @@ def _summed_over(leaf: Leaf, level: TileLevel, plan: KernelPlan, extent: int, su
     """`sums` are all results that need a `combine` over the loop."""
     index, target, value = level.index, leaf.writes()[0], leaf.equation.value
     output = replace(target, tensor=target.tensor.removesuffix(JOINED))
-    hint = f"map '{index}' to seq, or add: combine {', '.join(sums)} over {index} by partials"
+    blocks = f"write: {index} -> {level.kind}(64), and" * (level.block is None)
+    hint = f"map '{index}' to seq, or {blocks or 'add'}: combine {', '.join(sums)} over {index} by partials"
     if isinstance(value, Reduction) and value.key is not None:
         hint = f"map '{index}' to seq: partial results of '{value.reducer}' cannot be combined yet"
     hint = remedy(plan, output.tensor, index, hint)

@@ -57,7 +57,7 @@ def partial_results(
         raise TcError(
             f"combine over {c.over} by {c.by} needs partial sums of equal blocks",
             c.span,
-            f"write: {c.over} -> {family.level}(65536), and: combine {eq.target.name} over {c.over} by partials",
+            f"write: {c.over} -> {family.level}(65536), and: combine {', '.join(c.names)} over {c.over} by partials",
         )
     if value.reducer not in ("sum", "max", "min"):
         message = f"partial results of '{value.reducer}' cannot be combined yet"
