@@ -35,6 +35,7 @@ _guard = threading.Lock()
 
 def take(folder: Path, key: str) -> bool:
     """Whether this process is to make the content of that key (hexadecimal): nobody else does, or nobody can tell."""
+    folder = _one(folder)
     with _guard:
         try:
             if folder not in _files:
@@ -51,6 +52,7 @@ def take(folder: Path, key: str) -> bool:
 
 def give_back(folder: Path, key: str) -> None:
     """The content is there, or is not made; nothing where it was not claimed."""
+    folder = _one(folder)
     with _guard:
         file = _files.get(folder)
         if file is None or key not in file.keys:
@@ -59,6 +61,11 @@ def give_back(folder: Path, key: str) -> None:
         if file.keys:
             fcntl.lockf(file.handle, fcntl.LOCK_UN, 1, _byte(key))
         _close_unused(folder)
+
+
+def _one(folder: Path) -> Path:
+    """The folder's one name, of all that it may have (relative, by way of links)."""
+    return Path(os.path.realpath(folder))
 
 
 def _close_unused(folder: Path) -> None:

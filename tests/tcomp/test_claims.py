@@ -64,6 +64,20 @@ def test_a_claim_stays_while_others_are_given_back(tmp_path: Path) -> None:
     assert tmp_path not in claims._files
 
 
+def test_a_folder_by_another_name_is_the_same_one(tmp_path: Path) -> None:
+    """Whose handle, closed, would take the locks of the first."""
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    assert claims.take(folder, "ab" * 16)
+    link.symlink_to(folder)
+    assert claims.take(link, "cd" * 16)
+    claims.give_back(link, "cd" * 16)
+    command = [sys.executable, "-c", HOLDER, str(folder), "ab" * 16]
+    refused = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert refused.returncode and "AssertionError" in refused.stderr
+    claims.give_back(link, "ab" * 16)
+    assert not claims._files
+
+
 def test_where_nothing_can_be_claimed_everyone_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
