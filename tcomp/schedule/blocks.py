@@ -9,10 +9,11 @@ from itertools import takewhile
 
 from tcomp.dsl.ast import Span
 from tcomp.dsl.errors import TcError
+from tcomp.instructions import IN_TENSOR_MEMORY
 from tcomp.ir.blocks import Blocks, Cluster, GridOrder, Producer, ThreadShape
 from tcomp.ir.multicast import cluster_of, shared_packs
 from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Statement
-from tcomp.ir.walk import statements_in
+from tcomp.ir.walk import computes, statements_in
 from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.kernel_plan import KernelPlan, TileLevel
 
@@ -70,7 +71,7 @@ def check_blocks(kernel: Kernel, plan: KernelPlan, machine: GpuMachine) -> None:
         raise TcError(
             f"`pingpong` lets two groups of threads take the tiles of a block in turn, and {why}",
             flags.span("pingpong"),
-            "write: m -> grid(128) / warpgroup(64, 1) / mma, and: producer warp, persistent; or leave the line out",
+            f"write: m -> grid(128) / {_one_warpgroup(kernel)}, persistent; or leave the line out",
         )
     if flags.stream and (flags.sides > 1 or not flags.order.persistent):
         raise TcError(
@@ -86,6 +87,13 @@ def check_blocks(kernel: Kernel, plan: KernelPlan, machine: GpuMachine) -> None:
             flags.span("raster"),
             "leave it out",
         )
+
+
+def _one_warpgroup(kernel: Kernel) -> str:
+    """The warpgroup of a side, and the producer, as the kernel's products need them."""
+    if any(c.instruction in IN_TENSOR_MEMORY for p in kernel.phases for c in computes(p)):
+        return "warpgroup(128, 1) / mma, and: producer warpgroup(40)"
+    return "warpgroup(64, 1) / mma, and: producer warp"
 
 
 def _check_clusters(kernel: Kernel, clusters: Sequence[TileLevel]) -> None:
