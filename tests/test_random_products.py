@@ -112,6 +112,11 @@ def test_any_product_in_tiles_that_are_no_whole_instructions(seed: int) -> None:
     holds(RandomProduct(seed, cut=True), seed)
 
 
+@pytest.mark.parametrize("seed", [5, 56, 6, *(pytest.param(s, marks=pytest.mark.slow) for s in range(8, 20))])
+def test_any_product_whose_sum_is_in_tensor_memory(seed: int) -> None:
+    holds(RandomProduct(seed, tensor_memory=True), seed)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 118))
 def test_many_products(seed: int) -> None:

@@ -35,11 +35,11 @@ STEP = 16
 def sums_in_panels(tiles: Mapping[str, Buffer], phases: Phases) -> tuple[dict[str, Buffer], list[Body]]:
     """The tiles, of which sums know how many of their columns are in registers at a time, and the phases that read them
     so. TcError where a sum has more values for each thread than there are registers."""
-    sums = {
+    sums = {  # (a sum that is itself a result is no tile: code generation says how to make it one)
         c.target.tensor: c.span
         for phase in phases
         for c in computes(phase)
-        if c.instruction in IN_TENSOR_MEMORY and tiles[c.target.tensor].scope is Scope.REGISTERS
+        if c.instruction in IN_TENSOR_MEMORY and (t := tiles.get(c.target.tensor)) and t.scope is Scope.REGISTERS
     }
     if not sums:
         return dict(tiles), list(phases)

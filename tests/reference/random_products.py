@@ -18,13 +18,17 @@ GUARDS = ["k <= m", "m <= k", "k < c + 3", "k <= m + 5 and k > m - 9", "k < c"]
 class RandomProduct:
     """The op `f` of one seed, `text` with its schedule, `target`, `dims` and multiprocessors of the GPU."""
 
-    def __init__(self, seed: int, cut: bool = False) -> None:
+    def __init__(self, seed: int, cut: bool = False, tensor_memory: bool = False) -> None:
         self.random = r = random.Random(seed)
         self.cuts = random.Random(seed) if cut else None
         self.target = r.choice(TARGETS)
         self.multiprocessors = r.choice([1, 2, 3, 132])
         self.group = self.target == "sm_90a" and r.random() < 0.75
         self.tma = self.target == "sm_90a" and (self.group or r.random() < 0.4)
+        self.tensor_memory = tensor_memory
+        """are sums those of tcgen05?"""
+        if tensor_memory:
+            self.target, self.group, self.tma = "sm_100a", True, True
         self.left, self.right = self._types()
         self.real = r.choice(["bf16", "f16", "f32"])
         self.rounded = {"f32": "tf32", "e4m3": "sum", "e5m2": "sum"}.get(self.left, "f32")
@@ -169,10 +173,11 @@ class RandomProduct:
             return f"grid.y({rows * cluster})" + (f" / cluster({rows})" if cluster > 1 else "")
 
         if self.group:
+            rows = 128 if self.tensor_memory else 64
             groups, columns = r.randint(1, 3), r.choice([8, 16, 24, 32, 48, 64, 64, 96, 128, 128, 160, 192, 256])
             limit = r.choice(["", "", ", 1", ", 2"])
             wide = "mma" if whole else f"grid.x({self._cut(columns)}) / mma"
-            return f"{blocks(self._cut(64 * groups, often=0.3))} / warpgroup(64{limit}) / mma", wide
+            return f"{blocks(self._cut(rows * groups, often=0.3))} / warpgroup({rows}{limit}) / mma", wide
         own_m, own_n = self._cut(16 * r.randint(1, 4)), self._cut(16 * r.randint(1, 4))
         warps_m, warps_n = r.randint(1, 3), r.randint(1, 3)
         limit_m, limit_n = (r.choice(["", "", "", ", 2"]) for _ in range(2))
@@ -195,7 +200,8 @@ class RandomProduct:
         outside = staged[0] if r.random() < 0.08 else ""
         self.body += [f"stage {f} in shared at {'n' if f == outside else 'k'} by {how}" for f in staged]
         tf32 = ".tf32" if self.left == "f32" else ""
-        self.body.append(f"use {'wgmma' if self.group else 'mma.sync'}{tf32} for {self.sum}")
+        instruction = "tcgen05" if self.tensor_memory else "wgmma" if self.group else "mma.sync"
+        self.body.append(f"use {instruction}{tf32} for {self.sum}")
 
     def _sums(self) -> None:
         """How sums are joined that are divided among blocks."""
@@ -223,8 +229,9 @@ class RandomProduct:
 
     def _flags(self) -> None:
         r, sides = self.random, False
-        if self.tma and r.random() < 0.65:
-            self.body.append(f"producer {r.choice(['warp', 'warpgroup(24)', 'warpgroup(40)'])}")
+        if self.tma and (self.tensor_memory or r.random() < 0.65):
+            producer = r.choice(["warp", "warpgroup(24)", "warpgroup(40)"])
+            self.body.append(f"producer {'warpgroup(40)' if self.tensor_memory else producer}")
             if r.random() < 0.5:
                 self.body.append(r.choice(["stagger", "pingpong"]))
                 sides = self.body[-1] == "pingpong"
