@@ -15,7 +15,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PATIENCE = 300.0
+PATIENCE = 60.0
 """Seconds without anything new after which a process makes what another has claimed."""
 LOOK = 0.2
 """Seconds between two looks at what another makes."""

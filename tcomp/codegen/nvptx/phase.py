@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 
 from llvmlite import ir
 
-from tcomp.codegen.llvm.bounds import condition_value, integer_value
+from tcomp.codegen.llvm.bounds import integer_value
 from tcomp.codegen.llvm.emitter import Int
 from tcomp.codegen.llvm.integers import Known, affine_form
 from tcomp.codegen.llvm.types import I32, IrValue
 from tcomp.codegen.nvptx.beside import join_registers, joined_behind
-from tcomp.codegen.nvptx.compute import ComputeGenerator
 from tcomp.codegen.nvptx.delivery import Deliveries
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.entry import declare_entry, scope_of
@@ -28,7 +26,6 @@ from tcomp.codegen.nvptx.grid import turns_of
 from tcomp.codegen.nvptx.groups import Groups
 from tcomp.codegen.nvptx.launch import OperandMap
 from tcomp.codegen.nvptx.layout import SharedLayout, handed_over, last_turns, leading_packs, pipe_stages, rings_of
-from tcomp.codegen.nvptx.matrix import write_contraction
 from tcomp.codegen.nvptx.pack import PackGenerator
 from tcomp.codegen.nvptx.phase_facts import (
     any_asynchronous,
@@ -41,16 +38,14 @@ from tcomp.codegen.nvptx.phase_facts import (
 )
 from tcomp.codegen.nvptx.pipe import PipeGenerator
 from tcomp.codegen.nvptx.register_tiles import give_tiles
-from tcomp.codegen.nvptx.rescaling import factor_of, long, where_any_grew
 from tcomp.codegen.nvptx.roles import Roles
 from tcomp.codegen.nvptx.runs import run_of, write_run, written
+from tcomp.codegen.nvptx.statement import write_compute
 from tcomp.codegen.nvptx.stream_shares import write_share
-from tcomp.codegen.nvptx.sums_kept import factor_of_sum
 from tcomp.codegen.nvptx.sync import Planner
 from tcomp.codegen.nvptx.tensor_memory import TensorMemory
 from tcomp.codegen.nvptx.tensor_pipe import TensorPipe
 from tcomp.codegen.nvptx.tensor_rings import TensorRings
-from tcomp.codegen.nvptx.turn_taking import WarpTurns
 from tcomp.dsl.ast import Call, Num
 from tcomp.ir.multicast import cluster_of
 from tcomp.ir.panels import written_out
@@ -214,59 +209,8 @@ class PhaseGenerator:
         hold: Callable[[Callable[[], None]], bool] | None = None,
         beside: Callable[[], None] | None = None,
     ) -> None:
-        """One Compute; not in a block that only makes its cluster whole, where all that reaches is zeros, which do no
-        harm in matrix instructions on registers (and those are not to be waited for under a condition). `hold` is the
-        pipe's, where the Compute is all that its turns do but for what is written `beside` it."""
-
-        rotated = self.pipe is not None and self.pipe.rotated
-
-        def write() -> None:
-            if s.instruction:
-                write_contraction(self.em, self.scope, s, self.groups, hold, rotated, beside)
-                return
-            joins = id(s) not in self.joined_behind
-
-            def plain() -> None:
-                if (piece := self.tensor.kept.get(s.target.tensor)) is not None:
-                    if s.value == Num(0.0):
-                        piece.reset()
-                    else:
-                        generate = ComputeGenerator(self.em, self.scope, s, joins).generate
-                        piece.scale(factor_of_sum(self.phase, piece.node, self.scope), generate)
-                    return
-                generator = ComputeGenerator(self.em, self.scope, s, joins)
-                seldom = s.only is None and self.pipe is not None and long(self.pipe.loop, self.scope)
-                if seldom and (factor := factor_of(s, self.scope)):
-                    where_any_grew(self.em, self.scope, factor, generator.generate)
-                else:
-                    generator.generate()
-
-            def in_turn(adds: bool) -> None:
-                own = replace(s, accumulate=adds, reducer="sum", turns=None)
-                ComputeGenerator(self.em, self.scope, own).generate()
-
-            turns = s.turns
-            generate = plain
-            if turns is not None:
-                generate = partial(WarpTurns(self.em, self.scope, turns.flag.tensor).write, turns, in_turn)
-            if s.only is None:
-                generate()
-            else:
-                self.em.here()
-                self.em.when(condition_value(self.em, s.only, self.scope), generate)
-
-        onto_registers = self.scope.buffers[s.target.tensor].scope is Scope.REGISTERS
-        if self.inside is None or (s.instruction and onto_registers):
-            write()
-        else:
-
-            def write_whole() -> None:
-                write()
-                self.groups.before(None)
-
-            self.groups.before(None)
-            self.em.here()
-            self.em.when(self.inside, write_whole)
+        """One Compute; `hold` and `beside` are those of `write_compute`."""
+        write_compute(self, s, hold, beside)
 
     # ------------------------------------------------------------------------------------- statements
 
