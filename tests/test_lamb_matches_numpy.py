@@ -16,8 +16,8 @@ from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
 from tcomp.model.request import StepRequest
 from tcomp.runtime.cpu.executor import CpuExecutor
-from tcomp.runtime.initialise import initialise
 from tcomp.runtime.values import stored, values
+from tests.reference.starts import start_anywhere
 
 FILE = Path(__file__).parent / "reference" / "lamb.tc"
 LAYERED = ("up", "bias", "gain", "alpha")
@@ -36,17 +36,12 @@ def lamb(p: Array, g: Array, m: Array, v: Array, step: int, decay: float) -> tup
 def test_each_tensor_has_its_own_rate(precision: str, objects: Path) -> None:
     step = build_step(load(FILE), StepRequest("small", "tiny", {"B": 5}, precision=precision), detect(), 1)
     executor, random = CpuExecutor(step, detect(), 1, objects), np.random.default_rng(0)
-    places = {q.slot: q.master or q.slot for q in step.parameters}
 
     def read(name: str) -> Array:
         return values(executor.read(name), step.slots[name].dtype).astype(np.float64)
 
     try:
-        initialise(executor, 3, 1)
-        for slot, place in places.items():
-            start = read(place) + random.normal(0, 0.1, step.slots[slot].shape)
-            for n in {slot, place}:
-                executor.write(n, stored(start.astype(np.float32), step.slots[n].dtype))
+        places = start_anywhere(executor, random)
         for number in range(2):
             x = random.standard_normal(step.slots["z"].shape).astype(np.float32)
             executor.write("z", stored(x, step.slots["z"].dtype))

@@ -18,8 +18,8 @@ from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
 from tcomp.model.request import StepRequest
 from tcomp.runtime.cpu.executor import CpuExecutor
-from tcomp.runtime.initialise import initialise
-from tcomp.runtime.values import stored, values
+from tcomp.runtime.values import values
+from tests.reference.starts import start_anywhere
 from tests.reference.torch_muon import orthogonal
 
 TEXT = (Path(__file__).parent / "reference" / "many_optimizers.tc").read_text(encoding="utf-8")
@@ -88,7 +88,6 @@ def test_each_group_is_trained_by_its_own(precision: str, accumulation: int, thr
     request = StepRequest("many", "tiny", {"B": B, "T": T}, precision=precision, accumulation=accumulation)
     step = build_step(load_text(TEXT, "many.tc"), request, detect(), threads)
     executor = CpuExecutor(step, detect(), threads, objects)
-    places = {q.slot: q.master or q.slot for q in step.parameters}
 
     def read(name: str) -> Array:
         return values(executor.read(name), step.slots[name].dtype).astype(np.float64)
@@ -96,11 +95,7 @@ def test_each_group_is_trained_by_its_own(precision: str, accumulation: int, thr
     formulas, random = Formulas(), np.random.default_rng(0)
     tolerance = 1e-4 if precision == "f32" else 5e-2
     try:
-        initialise(executor, 3, 1)
-        for slot, place in places.items():
-            start = read(place) + random.normal(0, 0.1, step.slots[slot].shape)
-            for n in {slot, place}:
-                executor.write(n, stored(start.astype(np.float32), step.slots[n].dtype))
+        places = start_anywhere(executor, random)
         for number in range(3):
             executor.write("step", number)
             before, kept = {n: read(n) for n in places}, {n: read(x) for n, x in places.items()}

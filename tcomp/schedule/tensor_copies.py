@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from tcomp.dsl.ast import Access
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.expressions import accesses_in
+from tcomp.instructions import IN_TENSOR_MEMORY
 from tcomp.ir.tensor_map import tile_map
-from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Unpack
-from tcomp.ir.walk import statements_in
+from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Statement, Unpack
+from tcomp.ir.walk import computes, statements_in
 from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.nest import disjoint
 
@@ -23,12 +25,19 @@ def check_tensor_copies(kernel: Kernel, machine: GpuMachine) -> None:
             if isinstance(s, Loop) and s.level == "pipe":
                 _one_way(s)
             if isinstance(s, Pack) and s.by == "tma":
-                _check(s, kernel, machine, written)
+                _check(s, kernel, machine, written, _only_by_tma(s.buffer, phase))
             if isinstance(s, Unpack):
-                _check(s.reversed, kernel, machine, written)
+                _check(s.reversed, kernel, machine, written, False)
 
 
-def _check(pack: Pack, kernel: Kernel, machine: GpuMachine, written: Sequence[Access]) -> None:
+def _only_by_tma(tile: str, phase: Sequence[Statement]) -> bool:
+    """Does an instruction read the tile that takes no other copies? Then no remedy may name them."""
+    reading = (c for c in computes(phase) if c.instruction in IN_TENSOR_MEMORY)
+    return any(a.tensor == tile for c in reading for a in accesses_in(c.value))
+
+
+def _check(pack: Pack, kernel: Kernel, machine: GpuMachine, written: Sequence[Access], only: bool) -> None:
+    """`only`: the tile has to come by tma."""
     name = pack.source.tensor
     if machine.sm < FIRST_SM:
         raise TcError(
@@ -40,7 +49,7 @@ def _check(pack: Pack, kernel: Kernel, machine: GpuMachine, written: Sequence[Ac
         raise TcError(
             f"{name} cannot be staged by tma: this kernel writes it",
             pack.span,
-            "stage it by cp.async, or write it in a kernel of its own",
+            "write it in a kernel of its own" if only else "stage it by cp.async, or write it in a kernel of its own",
         )
     try:
         tile_map(pack, kernel.buffer(pack.buffer), kernel.buffer(name))
@@ -48,7 +57,8 @@ def _check(pack: Pack, kernel: Kernel, machine: GpuMachine, written: Sequence[Ac
         raise TcError(
             f"{name} cannot be staged by tma: {e}",
             pack.span,
-            "choose tiles (and for strides: dimensions) that tensor maps can describe, or stage it by cp.async",
+            "choose tiles (and for strides: dimensions) that tensor maps can describe"
+            + ("" if only else ", or stage it by cp.async"),
         ) from None
 
 
