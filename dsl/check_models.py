@@ -218,8 +218,6 @@ def _check_optimizer(o: Optimizer, module: Module) -> None:
         _check_bound(o, found, groups, hyper, results, used)
         _check_group_values(groups, found)
         _check_kept(found)
-        if not by_tensor(found):
-            _check_lengths(found)
     if o.schedule is not None and "lr" not in {r.name for r in module.ops[o.schedule].outputs}:
         raise TcError(f"`lr by {o.schedule}` gives no 'lr'", o.span, hint="name the op's output `lr: f32[]`")
     _check_hyper(o, used, module)
@@ -262,7 +260,7 @@ def _check_kept(op: Op) -> None:
 
 
 def _check_lengths(op: Op) -> None:
-    """No value depends on how long a group's vectors are, which counts what pads tensors, too."""
+    """No value depends on how long the vector of all parameters is, which counts what pads tensors, too."""
     lengths = {n for p in op.params if len(p.shape) == 1 for n in names_in(p.shape[0])} - {
         n for p in op.params if len(p.shape) > 1 for e in p.shape for n in names_in(e)
     }
@@ -271,7 +269,7 @@ def _check_lengths(op: Op) -> None:
         read = (*v.values, v.guard, v.key) if isinstance(v, Reduction) else (v,)
         found = next((n for e in read if e is not None for n in _numbers(e) if n.id in lengths), None)
         if found is not None:
-            hint = "let each group give it as a value, or train each tensor alone, by `p: f32[R, C]` or an op that sums"
+            hint = "give the number of parameters as a `hyper` value, and read that"
             message = f"op '{op.name}' reads a vector's length '{found.id}', which counts the zeros between tensors"
             raise TcError(message, found.span if found.span.line else eq.span, hint=hint)
 

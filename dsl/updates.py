@@ -26,7 +26,6 @@ from tcomp.dsl.ast import (
     OpCall,
     Operand,
     Optimizer,
-    Reduction,
     TensorRef,
     Update,
     names_in,
@@ -34,6 +33,7 @@ from tcomp.dsl.ast import (
 from tcomp.dsl.check_calls import check_statements
 from tcomp.dsl.check_model_shapes import check_update_shapes
 from tcomp.dsl.check_numbers import check_number
+from tcomp.dsl.elementwise import elementwise
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import did_you_mean, listing
 
@@ -125,10 +125,11 @@ def of_matrices(op: Op) -> bool:
 
 
 def by_tensor(op: Op) -> bool:
-    """Does it train tensor by tensor, and not all of a group side by side as one vector? So does what sums, which is
-    then of a tensor: a norm, a mean."""
-    return of_matrices(op) or (
-        op.operand("p") is not None and any(isinstance(q.value, Reduction) for q in op.equations)
+    """Does it train tensor by tensor, and not all of a group side by side as one vector? So does what is not
+    elementwise, which then sees a tensor: its sums, its length, its first element."""
+    p = op.operand("p")
+    return p is not None and (
+        len(p.shape) > 1 or not elementwise(op) or any(o.shape and o.shape != p.shape for o in op.operands)
     )
 
 
@@ -157,6 +158,8 @@ def check_signature(op: Op) -> None:
         unknown = {n for e in o.shape for n in names_in(e)} - {n for e in p.shape for n in names_in(e)}
         if unknown:
             hint = "extents of a state follow from those of 'p'"
+            if len(o.shape) > len(p.shape) == 1:
+                hint += f": declare it `{o.name}: {o.dtype}[N]`, or `p` with the axes of a matrix, `inout p: f32[R, C]`"
             raise TcError(f"the shape of '{o.name}' has {listing(sorted(unknown))}, which 'p' does not give", o.span,
                           hint=hint)  # fmt: skip
     for o in op.outputs:

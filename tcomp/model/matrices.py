@@ -1,5 +1,5 @@
-"""Updates tensor by tensor: the calls of an `update`, or of an op that sums or has a `p` of several axes, for each of a
-group's matrices, or of its tensors as vectors.
+"""Updates tensor by tensor: the calls of an `update`, or of an op that is not elementwise or has a `p` of several axes,
+for each of a group's matrices, or of its tensors as vectors.
 
     group matrices by muon                 -->   qkv_w[0]: X = muon_momentum(g, m, scale, momentum)
     param qkv_w: real[L, 3 * C, C]                         A = matmul(X, X), ...

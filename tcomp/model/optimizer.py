@@ -21,6 +21,7 @@ from math import prod
 
 from tcomp.dsl.ast import DType, Expr, Module, Op, Operand, Optimizer
 from tcomp.dsl.dims import bind, evaluate_dim
+from tcomp.dsl.elementwise import elementwise
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.recipes import kept
 from tcomp.dsl.storage import STORAGE, bound
@@ -31,7 +32,7 @@ from tcomp.model.graph import Graph, Node, Tensor, View
 from tcomp.model.joins import total
 from tcomp.model.matrices import Matrices, MatrixCalls, state_shape
 from tcomp.model.request import Sharing
-from tcomp.model.sharing import elementwise, in_parts
+from tcomp.model.sharing import in_parts
 from tcomp.model.stored import check_stored
 
 

@@ -11,11 +11,11 @@ is, of a process's share of the gradients  -->
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import Access, Binary, DType, Equation, Expr, Name, Op, Operand, Reduction, children
-from tcomp.grad.parts import expressions, names, reads, writes
+from tcomp.dsl.ast import DType, Equation, Op, Operand, Reduction
+from tcomp.dsl.elementwise import pointwise
+from tcomp.grad.parts import names, reads, writes
 
 
 @dataclass(frozen=True)
@@ -62,44 +62,4 @@ def _plain_sum(eq: Equation) -> bool:
         return False
     if not isinstance(v, Reduction) or v.reducer != "sum" or v.guard is not None or v.key is not None:
         return False
-    return len(v.indices) == 1 and all(_pointwise(e, v.indices[0]) for e in v.values)
-
-
-def elementwise(op: Op) -> bool:
-    """Whether each element of an update depends on the same element of its vectors alone, and on its place by the
-    random number of `first + i` only, so that a part of the vectors can be updated by itself."""
-    for eq in op.equations:
-        found = {s for t in eq.targets for s in t.subscripts}
-        if isinstance(eq.value, Reduction) or len(found) > 1 or any(len(t.subscripts) > 1 for t in eq.targets):
-            return False
-        at = next(iter(found), None)
-        if at is not None and not isinstance(at, Name):
-            return False
-        if not all(_pointwise(e, "" if at is None else at.id) for e in expressions(eq.value)):
-            return False
-    return not (op.requires or op.ranges)
-
-
-def _pointwise(e: Expr, index: str) -> bool:
-    """Whether an expression reads tensors at `index` alone, and speaks of it otherwise as `first + index` only."""
-    return all(
-        x.subscripts in ((), (Name(index),)) and x.tensor != "first" if isinstance(x, Access) else False
-        for x in _leaves(e, index)
-    )
-
-
-def _leaves(e: Expr, index: str) -> Iterator[Expr]:
-    """Accesses and names in an expression, without those of `first + index`."""
-    if isinstance(e, Binary) and e.op == "+" and {_called(e.left), _called(e.right)} == {"first", index}:
-        return
-    if isinstance(e, Access):
-        yield e
-        return
-    if isinstance(e, Name):
-        yield e
-    for child in children(e):
-        yield from _leaves(child, index)
-
-
-def _called(e: Expr) -> str:
-    return e.id if isinstance(e, Name) else e.tensor if isinstance(e, Access) and not e.subscripts else ""
+    return len(v.indices) == 1 and all(pointwise(e, v.indices[0]) for e in v.values)
