@@ -15,12 +15,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcomp.dsl.ast import Access, Call, DType, Expr, Module, Name, Num, Op, Reduction, map_children, walk
+from tcomp.dsl.ast import (
+    COMPARISONS,
+    Access,
+    Binary,
+    Call,
+    DType,
+    Expr,
+    Module,
+    Name,
+    Num,
+    Op,
+    Reduction,
+    map_children,
+    walk,
+)
 from tcomp.dsl.dims import Number, evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.infer import dimensions, infer
 from tcomp.dsl.storage import bound
 from tcomp.grad.early import is_early
+from tcomp.grad.parts import expressions
 from tcomp.model.flat import own_regions
 from tcomp.model.graph import Node, Tensor, View
 from tcomp.model.programs import Programs, build_programs
@@ -305,14 +320,29 @@ def _product(op: Op, dims: dict[str, int]) -> int:
 
 def _bound(op: Op, name: str, dims: dict[str, int]) -> int:
     """The smallest extent of an axis that the integer operand is used to subscript, or of the op's static dims; so much
-    less that the whole subscript, as in `keys[b, start + t]` or `E[first[t] + 2 * ids[t], c]`, stays on its axis."""
+    less that the whole subscript, as in `keys[b, start + t]` or `E[first[t] + 2 * ids[t], c]`, stays on its axis. Of one
+    that is only compared with indices, as a length in `k < lengths[b]`, one more than these have values."""
     bounds = [dims[d] for d in op.dims]
     shapes = {o.name: operand_shape(o, dims) for o in op.operands}
     ends = _ends(op, shapes, dims)
-    for s, extent in _subscripts(op, shapes):
-        if any(isinstance(n, Access) and n.tensor == name for n in walk(s)):
-            bounds.append(_within(s, extent, {**dims, **ends}))
-    return max(1, min(bounds, default=min(dims.values(), default=2)))
+    places = [(s, extent) for s, extent in _subscripts(op, shapes) if _reads(s, name)]
+    bounds += [_within(s, extent, {**dims, **ends}) for s, extent in places]
+    compared = [] if places else [int(ends[i]) + 2 for i in _compared(op, name) if i in ends]
+    return max(1, min(compared or bounds, default=min(dims.values(), default=2)))
+
+
+def _reads(e: Expr, name: str) -> bool:
+    return any(isinstance(n, Access) and n.tensor == name for n in walk(e))
+
+
+def _compared(op: Op, name: str) -> Iterator[str]:
+    """The names in what an op compares the tensor with."""
+    for e in (e for eq in op.equations for e in expressions(eq.value)):
+        for n in walk(e):
+            if isinstance(n, Binary) and n.op in COMPARISONS:
+                for one, other in ((n.left, n.right), (n.right, n.left)):
+                    if _reads(one, name):
+                        yield from _names(other)
 
 
 def _within(subscript: Expr, extent: int, ends: Mapping[str, Number]) -> int:

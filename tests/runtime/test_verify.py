@@ -91,6 +91,14 @@ def test_subscripts_of_several_tensors_stay_on_their_axis() -> None:
             assert 9 <= at.max() < 13, at
 
 
+def test_lengths_reach_to_the_end_of_what_they_are_compared_with() -> None:
+    text = "op f(X: f32[B, T], lengths: i32[B]; W) -> y: f32[B]:\n"
+    text += "  y[b] = sum t where t < lengths[b] and t < W: X[b, t]\n"
+    op = load_text(text).ops["f"]
+    drawn = random_inputs(op, {"B": 99, "T": 7, "W": 2}, np.random.default_rng(0), False)
+    assert set(drawn["lengths"]) == set(range(8))
+
+
 COUNTING = """
 import ops.linear
 import ops.crossentropy
