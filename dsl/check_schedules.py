@@ -18,7 +18,7 @@ from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import did_you_mean, listing
 from tcomp.dsl.infer import infer, right_accesses
 from tcomp.dsl.info import OpInfo
-from tcomp.dsl.targets import CONDITIONAL, CPU_TARGETS, GPU_TARGETS, Family, family_of
+from tcomp.dsl.targets import CONDITIONAL, CPU, CPU_TARGETS, GPU, GPU_TARGETS, Family, family_of
 
 
 def check_schedule(schedule: Schedule, module: Module) -> None:
@@ -159,6 +159,10 @@ class _Names:
     def flag(self, d: ast.Flag, known: set[str]) -> None:
         family, name = self.family, d.name
         if name not in family.flags:
+            other = GPU if family is CPU else CPU
+            if name in other.flags:
+                hint = f"remove it, or put it in a schedule on {other.name}"
+                raise TcError(f"`{name}` means nothing on {family.name}", d.span, hint=hint)
             hint = did_you_mean(name, (*family.flags, *family.directives, "kernel"), "directive")
             raise TcError(f"unknown directive '{name}' on {family.name}", d.span, hint=hint)
         if name == "inline" and not (d.args and all(isinstance(a, ast.Name) for a in d.args)):
@@ -199,7 +203,11 @@ class _Names:
         """`dW`, or `dQKV.1`: what is written to dQKV with 1 as its first constant subscript."""
         base, dot, part = name.partition(".")
         self.tensor(base, span, directive)
-        if not dot or self.op is None:
+        if self.op is None:
+            return
+        if self.op.backward_of is None:  # (a backward that computes a part of another op's names what is that one's)
+            self.written(base, span, directive)
+        if not dot:
             return
         targets = [t for q in self.op.equations for t in q.targets if t.name == base]
         parts = [str(k.value) for t in targets if (k := next((s for s in t.subscripts if isinstance(s, Num)), None))]

@@ -41,11 +41,12 @@ def _lines(s: Schedule) -> Iterator[ast.Directive | KernelSchedule]:
 
 @dataclass(frozen=True)
 class _Known:
-    """What an op has. `sums` are the tensors that its reductions write."""
+    """What an op has. `sums` are the tensors that its reductions write, `computed` those that any equation does."""
 
     tensors: frozenset[str]
     loops: frozenset[str]
     sums: frozenset[str]
+    computed: frozenset[str]
 
 
 def _known(name: str, module: Module) -> _Known | None:
@@ -61,7 +62,9 @@ def _known(name: str, module: Module) -> _Known | None:
 def _had_by(op: Op, module: Module) -> _Known:
     info = infer(op, module)
     sums = frozenset(t.name for q in op.equations if isinstance(q.value, Reduction) for t in q.targets)
-    return _Known(frozenset(o.name for o in op.operands) | frozenset(info.temporaries), frozenset(info.ranges), sums)
+    computed = frozenset(t.name for q in op.equations for t in q.targets)
+    tensors = frozenset(o.name for o in op.operands) | frozenset(info.temporaries)
+    return _Known(tensors, frozenset(info.ranges), sums, computed)
 
 
 def fitted(s: Schedule, op: Op, module: Module) -> Schedule:
@@ -88,7 +91,7 @@ def _cut(s: Schedule, fit: Callable[[ast.Directive | KernelSchedule], _Fit]) -> 
 
     kernels = []
     for k in s.kernels:
-        outputs = fit(k).tensors(k.outputs)
+        outputs = fit(k).computed(k.outputs)
         if outputs or not k.outputs:
             kernels.append(replace(k, outputs=outputs, directives=directives(k.directives)))
     return replace(s, shared=directives(s.shared), kernels=tuple(kernels))
@@ -120,6 +123,14 @@ class _Fit:
     def tensors(self, names: Iterable[str]) -> tuple[str, ...]:
         return tuple(n for n in names if not self.foreign(n))
 
+    def computed(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of a `kernel`, `of` or `combine` line, which names what is computed."""
+
+        def elsewhere(base: str) -> bool:
+            return base not in self.own.computed and any(base in o.computed for o in self.others)
+
+        return tuple(n for n in self.tensors(names) if not elsewhere(n.partition(".")[0]))
+
     def loops(self, names: Iterable[str]) -> tuple[str, ...]:
         return tuple(n for n in names if not self.foreign_loop(n))
 
@@ -141,11 +152,11 @@ class _Fit:
         """What of the line is about this op; None where nothing is."""
         match d:
             case ast.MapLoops(loops, of):
-                return _kept(d, loops=self.loops(loops), **({"of": self.tensors(of)} if of else {}))
+                return _kept(d, loops=self.loops(loops), **({"of": self.computed(of)} if of else {}))
             case ast.Order(loops):
                 return _kept(d, loops=self.loops(loops))
             case ast.Fuse(names, loop) | ast.Combine(names, loop):
-                return None if self.foreign_loop(loop) else _kept(d, names=self.tensors(names))
+                return None if self.foreign_loop(loop) else _kept(d, names=self.computed(names))
             case ast.Stage(names, _, loop):
                 return None if self.foreign_loop(loop) else _kept(d, tensors=self.tensors(names))
             case ast.Use(_, names):

@@ -320,8 +320,8 @@ def _product(op: Op, dims: dict[str, int]) -> int:
 
 def _bound(op: Op, name: str, dims: dict[str, int]) -> int:
     """The smallest extent of an axis that the integer operand is used to subscript, or of the op's static dims; so much
-    less that the whole subscript, as in `keys[b, start + t]` or `E[first[t] + 2 * ids[t], c]`, stays on its axis. Of one
-    that is only compared with indices, as a length in `k < lengths[b]`, one more than these have values."""
+    less that the whole subscript, as in `keys[b, start + t]` or `E[first[t] + 2 * ids[t], c]`, stays on its axis. One
+    that is only compared with indices, as a length in `k < lengths[b]`, reaches just beyond their ends."""
     bounds = [dims[d] for d in op.dims]
     shapes = {o.name: operand_shape(o, dims) for o in op.operands}
     ends = _ends(op, shapes, dims)

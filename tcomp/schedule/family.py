@@ -16,6 +16,7 @@ from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.ahead import packed_ahead
 from tcomp.schedule.blocks import check_blocks
+from tcomp.schedule.copy_engine import check_copy_engine
 from tcomp.schedule.cpu_levels import CpuLevels
 from tcomp.schedule.default import default_schedule
 from tcomp.schedule.default_gpu import default_gpu_schedule
@@ -173,6 +174,7 @@ class GpuFamily:
         self.rules = GpuLevels(machine, itemsize, early)
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int]) -> tuple[Tiler, ThreadShape | None]:
+        check_copy_engine(plan, self.machine)
         shape = self.shape(plan, extents)
         return GpuTiler(plan, shape), shape
 

@@ -9,8 +9,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tcomp.dsl.ast import DType, Expr, Reduction
+from tcomp.dsl.ast import Cast, DType, Expr, Reduction
 from tcomp.dsl.errors import TcError
+from tcomp.grad.parts import reads
 from tcomp.ir.blocks import ThreadShape
 from tcomp.ir.multicast import without_idle_cluster
 from tcomp.ir.tile import Buffer, Kernel, Statement
@@ -124,12 +125,18 @@ class KernelLowering:
             if name in self.local:
                 out[name] = dtype
             elif name in out and out[name] is not dtype:
-                raise TcError(
-                    f"'{name}' cannot be cast: it is not a temporary of this kernel",
-                    self.joined.plan.span,
-                    f"round its reads in one equation instead: cast EQUATION.{name} to {dtype}",
-                )
+                raise self._no_cast(name, dtype)
         return out
+
+    def _no_cast(self, name: str, dtype: DType) -> TcError:
+        schedule = self.instance.schedule
+        lines = (d for block in (schedule.shared, *(k.directives for k in schedule.kernels)) for d in block)
+        span = next((d.span for d in lines if isinstance(d, Cast) and d.what == name), self.joined.plan.span)
+        readers = [q.target.name for q in self.instance.equations if name in reads(q)]
+        hint = f"round its reads in one equation instead: cast {readers[0]}.{name} to {dtype}" if readers else (
+            "remove the line: no equation reads it"
+        )  # fmt: skip
+        return TcError(f"'{name}' cannot be cast: it is not a temporary of this kernel", span, hint)
 
     def _emitter(self) -> tuple[Emitter, ThreadShape | None]:
         """What emits the kernel's statements, and the threads of its blocks on a GPU."""

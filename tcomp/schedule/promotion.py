@@ -15,6 +15,9 @@ from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import Leaf
 from tcomp.schedule.storage import reduction_loops
 
+STEP = 32
+"""Values that every matrix instruction's step along the sum divides."""
+
 
 def promoted(plan: KernelPlan, leaf: Leaf) -> bool:
     """Is the leaf's sum over several turns promoted after each of them? TcError where a `promote` line says another
@@ -25,10 +28,11 @@ def promoted(plan: KernelPlan, leaf: Leaf) -> bool:
         return False
     inner = loops[-1].level
     if line.number not in (None, inner.block):
+        hint = f"write promote {line.name}({inner.block})"
+        if line.number is not None and line.number % STEP == 0:
+            hint += f", or map {inner.index} to pipe({line.number}, ...)"
         raise TcError(
-            f"a turn of the loop over {inner.index} sums {inner.block} values, not {line.number}",
-            line.span,
-            f"write promote {line.name}({inner.block}), or map {inner.index} to pipe({line.number}, ...)",
+            f"a turn of the loop over {inner.index} sums {inner.block} values, not {line.number}", line.span, hint
         )
     return True
 

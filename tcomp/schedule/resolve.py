@@ -261,11 +261,9 @@ def _sequence(loops: dict[str, LoopMap], orders: list[Order]) -> tuple[TileLevel
     for o in orders:
         for name in o.loops:
             if name not in loops:
-                raise TcError(
-                    f"order names '{name}', which this kernel does not map",
-                    o.span,
-                    f"mapped loops: {', '.join(loops)}",
-                )
+                known = f"mapped loops are {', '.join(loops)}" if loops else "no loop is mapped"
+                hint = f"tile it: {name} -> seq(64) ({known})"
+                raise TcError(f"order names '{name}', which this kernel does not map", o.span, hint)
             if rest[name]:
                 sequence.append(rest[name].pop(0))
     for levels in rest.values():

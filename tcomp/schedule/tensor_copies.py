@@ -8,6 +8,7 @@ from tcomp.dsl.ast import Access
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.expressions import accesses_in
 from tcomp.instructions import IN_TENSOR_MEMORY
+from tcomp.ir.layout import RowMajor, Shifted, Swizzled
 from tcomp.ir.tensor_map import tile_map
 from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Statement, Unpack
 from tcomp.ir.walk import computes, statements_in
@@ -50,6 +51,12 @@ def _check(pack: Pack, kernel: Kernel, machine: GpuMachine, written: Sequence[Ac
             f"{name} cannot be staged by tma: this kernel writes it",
             pack.span,
             "write it in a kernel of its own" if only else "stage it by cp.async, or write it in a kernel of its own",
+        )
+    if not isinstance(kernel.buffer(pack.buffer).layout, RowMajor | Shifted | Swizzled):
+        raise TcError(
+            f"{name} cannot be staged by tma: rows of its tile are padded, and a tensor copy writes none",
+            pack.span,
+            "leave `pad` out: a tile that comes by tma is swizzled",
         )
     try:
         tile_map(pack, kernel.buffer(pack.buffer), kernel.buffer(name))

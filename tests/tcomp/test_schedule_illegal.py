@@ -1,6 +1,6 @@
 """Illegal schedules are refused with the location, the clash as a counterexample, and the remedy.
 
-Each tests/tcomp/illegal/NAME.tc (illegal/gpu and illegal/b200 for GPUs, illegal/dot for CPUs with bf16 dot products)
+Each tests/tcomp/illegal/NAME.tc (illegal/gpu, b200 and a100 for GPUs, illegal/dot for CPUs with bf16 dot products)
 stands beside NAME.expected; TCOMP_UPDATE_GOLDENS=1 rewrites those.
 """
 
@@ -22,7 +22,10 @@ from tcomp.schedule.lower import lower
 
 HERE = Path(__file__).parent / "illegal"
 MACHINE = CpuMachine("avx2", ("avx2", "fma"), 8, 16, 32768, 1 << 20, 1 << 24, 2)
-MACHINES = {"gpu": H100, "b200": machine_for_target("sm_100a"), "dot": replace(MACHINE, emulated=("avx512bf16",))}
+MACHINES = {
+    "gpu": H100, "b200": machine_for_target("sm_100a"), "a100": machine_for_target("sm_80"),
+    "dot": replace(MACHINE, emulated=("avx512bf16",)),
+}  # fmt: skip
 """by the folder in illegal/"""
 
 
