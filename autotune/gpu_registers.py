@@ -2,7 +2,8 @@
 
 A lower bound, so that nothing is refused which fits. Counted are the tiles that are whole in registers at one time,
 with statements in their order: those that a loop carries from turn to turn (written in it, and read before that), and
-those that matrix instructions fill or read, while they are needed. Pointwise temporaries come on top.
+those that matrix instructions fill or read, while they are needed. Sums in tensor memory count for nothing; pointwise
+temporaries come on top. (Lowering refuses what is certain beyond doubt: `schedule/gpu_registers.py`.)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tcomp.ir.pairs import paired
 from tcomp.ir.tile import Compute, Fragment, Kernel, Loop, Scope
 from tcomp.ir.walk import computes, loops_in
 from tcomp.machine.gpu import GpuMachine
+from tcomp.schedule.gpu_registers import collected, limit
 
 BESIDE = 24
 """Registers that a kernel takes beside such tiles: counters, addresses, operands; 26 is the least seen."""
@@ -22,7 +24,8 @@ BESIDE = 24
 
 def registers_of(kernel: Kernel) -> int:
     """Registers per thread that the kernel needs at least."""
-    sizes = {t.name: _per_thread(t.shape, t.layout, t.dtype.bytes) for t in kernel.tiles if t.scope is Scope.REGISTERS}
+    tiles = [t for t in kernel.tiles if t.scope is Scope.REGISTERS and t.name not in collected(kernel)]
+    sizes = {t.name: _per_thread(t.shape, t.layout, t.dtype.bytes) for t in tiles}
     loops = (loop for phase in kernel.phases for loop in loops_in(phase) if loop.level != "grid")
     most = max((_needed(loop, sizes) for loop in loops), default=0)
     return most + BESIDE if most else 0
@@ -34,15 +37,6 @@ def spill_of(kernel: Kernel, machine: GpuMachine) -> str:
     if needed <= there:
         return ""
     return f"its tiles need {needed} registers a thread at least; there are {there}"
-
-
-def limit(kernel: Kernel, machine: GpuMachine) -> int:
-    """Registers that a thread can have. Where the producer gives some up, the others may have all a thread can."""
-    producer = kernel.gpu.producer
-    if producer is not None and producer.registers:
-        return machine.registers_per_thread
-    threads = kernel.gpu.shape.threads * kernel.gpu.sides + (32 * producer.warps if producer is not None else 0)
-    return min(machine.registers_per_thread, machine.registers_per_block // threads // 8 * 8)
 
 
 def _per_thread(shape: tuple[int, ...], layout: object, width: int) -> int:

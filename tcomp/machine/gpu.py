@@ -18,6 +18,10 @@ LIKE = {"sm_103a": ("sm_100a",), "sm_110a": ("sm_100a",)}
 generated for one runs on that alone all the same.)"""
 
 
+MOST_REGISTERS = 240
+"""registers that a thread may be given by another warpgroup"""
+
+
 @dataclass(frozen=True)
 class GpuMachine:
     """One GPU model. `target` is what code is generated for (sm_90a); bytes and hertz unless said otherwise."""
@@ -96,6 +100,15 @@ class GpuMachine:
     def registers_at_entry(self, warps: int) -> int:
         """Registers a thread of a block of so many warps, where all of the block's are shared out."""
         return min(self.registers_per_thread, self.registers_per_block // (32 * warps)) // 8 * 8
+
+    def registers_moved(self, warps: int, givers: int, kept: int) -> int:
+        """Registers a thread of `warps` once those of as many more, `givers`, have given up all but `kept`; 0 where
+        none move."""
+        entry = self.registers_at_entry(warps + givers)
+        if not kept or entry >= MOST_REGISTERS:
+            return 0
+        left = (entry * (warps + givers) - kept * givers) // warps
+        return max(0, min(MOST_REGISTERS, left // 8 * 8))
 
     def clusters(self, blocks: int) -> int:
         """Clusters of so many blocks, one on an SM, that run at the same time: GPCs may leave SMs over. Never none."""

@@ -23,6 +23,7 @@ from tcomp.schedule.default_gpu import default_gpu_schedule
 from tcomp.schedule.emit import Emitter
 from tcomp.schedule.epilogue import with_epilogues
 from tcomp.schedule.gpu_levels import GpuLevels, padded_extents, thread_shape
+from tcomp.schedule.gpu_registers import check_registers
 from tcomp.schedule.instructions import check_instructions
 from tcomp.schedule.kernel_plan import KernelPlan, LaneLevel, LoopMap
 from tcomp.schedule.late_copies import late_copies
@@ -221,6 +222,7 @@ class GpuFamily:
         check_overlap(kernel, plan, self.machine.target)
         check_promotion(kernel, plan)
         check_blocks(kernel, plan, self.machine)
+        check_registers(kernel, plan, self.machine)
 
 
 def family_for(machine: Machine, threads: int, itemsize: int = 4, early: bool = False) -> Family:

@@ -20,8 +20,6 @@ from tcomp.machine.gpu import GpuMachine
 
 PRODUCERS = ("producer", "deliverer", "multiplier")
 """what the producer's warps are, one thread of each"""
-MOST_REGISTERS = 240
-"""registers that a thread may be given by another warpgroup"""
 
 
 class Roles:
@@ -116,12 +114,7 @@ class Roles:
 
     def _registers(self, producer: Producer) -> int:
         """Registers of a computing thread once the producer has given up its own; 0 where none move."""
-        if not producer.registers:
-            return 0
-        threads = self.em.threads.threads * self.em.sides
-        pool = self.machine.registers_at_entry(threads // 32 + producer.warps)
-        left = (pool * (threads + 32 * producer.warps) - producer.registers * 32 * producer.warps) // threads
-        return max(0, min(MOST_REGISTERS, left // 8 * 8)) if pool < MOST_REGISTERS else 0
+        return self.machine.registers_moved(self.em.threads.warps * self.em.sides, producer.warps, producer.registers)
 
     def _take(self, moved: int, registers: int) -> None:
         if moved:
