@@ -126,7 +126,7 @@ def test_the_assembler_serialises_what_is_refused(
 @pytest.mark.parametrize("machine", ["h100", "b200"])
 def test_nothing_of_the_library_is_refused(machine: str) -> None:
     """By a bound that can only be too low, at heads as wide as there are schedules for."""
-    module, sizes = library(), dict.fromkeys("MNKTCVESPFQ", 512) | dict(B=1, H=2, G=2, R=2, W=4, L=2)
+    module, sizes = library(), dict.fromkeys("MNKTCVESPFQ", 512) | {"B": 1, "H": 2, "G": 2, "R": 2, "W": 4}
     for name, op in module.ops.items():
         for width in (64, 128, 192, 256) if "attention" in name else (64,):
             try:
