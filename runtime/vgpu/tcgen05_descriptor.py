@@ -68,12 +68,12 @@ def product_of(kind: str, bits: int) -> Product:
     if kind == "f16" and a != b:
         raise Malformed(f"A is .{a} and B is .{b}")
     m, n = (bits >> 24 & 31) << 4, (bits >> 17 & 63) << 3
-    step = 8 if m == 64 else 16  # (The PTX ISA's table of shapes has 8 for both, CUTLASS 16 for 128: the stricter.)
     transposed_a, transposed_b = bool(bits >> 15 & 1), bool(bits >> 16 & 1)
+    step = 16 if transposed_b and kind == "f8f6f4" else 8  # (tables 39 and 52; for M = 128 CUTLASS takes 16 at least)
     if m not in (64, 128):
         raise Malformed(f"M = {m}: it must be 64 or 128 with .cta_group::1")
-    if not step <= n <= 256 or n % step or (transposed_b and kind == "f8f6f4" and n % 16):
-        raise Malformed(f"N = {n}: it must be a multiple of {step if n % step else 16} up to 256")
+    if not step <= n <= 256 or n % step:
+        raise Malformed(f"N = {n}: it must be a multiple of {step} up to 256")
     if kind == "tf32" and (transposed_a or transposed_b):
         raise NotModelled("transposed tf32 operands, which need 128-byte swizzling with atoms of 32 bytes")
     return Product(m, n, d, a, b, bool((bits >> 13 ^ bits >> 14) & 1), transposed_a, transposed_b)

@@ -14,6 +14,7 @@ from tcomp.instructions.layout import FragmentLayout, columns_operand, quad, row
 
 ROWS = 128
 WIDTHS = tuple(range(16, 257, 16))
+"""(the PTX ISA has multiples of 8 as well; CUTLASS, which has been run more often, takes none of those for 128 rows)"""
 COLUMNS = 512
 """of tensor memory, each of 32 bits in 128 lanes"""
 _TARGETS = frozenset({"sm_100a", "sm_103a", "sm_110a"})

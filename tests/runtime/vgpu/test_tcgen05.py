@@ -52,6 +52,8 @@ NUMBERED = "".join(f"shl.b32 %d{e}, %r0, 8; add.u32 %d{e}, %d{e}, {e};\n" for e 
         Product(a="f16", d="f16"),
         Product(a="e5m2", d="f16", n=16),
         Product(m=64, n=8),
+        Product(n=8),
+        Product(a="e4m3", n=24),
     ],
     ids=str,
 )

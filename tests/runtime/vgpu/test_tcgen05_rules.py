@@ -80,7 +80,9 @@ FAULTS = {
                                     "malformed tcgen05 descriptor"),
     "the constant of the descriptor": ("and.b64 %rd20, %rd20, 0xffffbfffffffffff;\n" + WHOLE,
                                        "malformed tcgen05 descriptor"),
-    "an N that there is not": (FIRST + Product(n=24).text() + COMMIT + WAITED, "malformed tcgen05 descriptor"),
+    "an N that there is not": (FIRST + Product(n=0).text() + COMMIT + WAITED, "malformed tcgen05 descriptor"),
+    "an N that bytes across k have not": (
+        FIRST + Product(n=24, a="e4m3", across=(False, True)).text() + COMMIT + WAITED, "malformed tcgen05 descriptor"),
     "f16 sums of bf16": (FIRST + Product(d="f16").text() + COMMIT + WAITED, "malformed tcgen05 descriptor"),
     "an operand outside shared memory": ("add.s64 %rd21, %rd21, 2000;\n" + WHOLE, "out of bounds shared"),
     "an operand written in flight": (
