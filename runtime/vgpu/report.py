@@ -53,6 +53,7 @@ class Report:
     seconds: float = 0.0
     traffic: dict[str, Traffic] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    waited_for_columns: int = 0  # blocks for which their SM had too little tensor memory left at first
 
     @property
     def ok(self) -> bool:
@@ -80,6 +81,8 @@ class Report:
             if space == "shared" and t.requests:
                 text += f", {t.bank_conflicts:,} bank conflicts in {t.requests:,} requests"
             lines.append(text)
+        if self.waited_for_columns:
+            lines.append(f"  tensor memory: {self.waited_for_columns:,} blocks waited for columns of others on an SM")
         lines.append(f"  findings: {len(self.findings) or 'none'}")
         return "\n".join(lines + [str(f) for f in self.findings])
 

@@ -1,7 +1,9 @@
-"""Which columns of each block's tensor memory are allocated (PTX ISA 9.7.16.7): powers of two from 32 on.
+"""Which columns of tensor memory each block has allocated (PTX ISA 9.7.16.7): powers of two from 32 on.
 
-Blocks of one SM share its 512 columns on a GPU, where an allocation may have to wait for another block; here each block
-has 512 to itself. Places are given from the last column down, so that code that takes the first for granted fails.
+The blocks that an SM holds at a time share its 512 columns, and an allocation waits until there are enough. Which
+blocks these are is up to the GPU; here as many clusters (or blocks) that follow each other as fit by threads, shared
+memory and registers, the latter where the launch says how many. Places are given from the last column
+down, so that code that takes the first for granted fails.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tcomp.codegen.nvptx.occupancy import occupancy
+from tcomp.machine.gpu import machine_for_target
 from tcomp.runtime.vgpu.lanes import Array, some
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.ptx import Instr
@@ -29,9 +33,15 @@ class Allocation:
     instr: Instr
 
 
+def resident(m: Machine) -> int:
+    """How many of the kernel's blocks an SM holds, tensor memory aside."""
+    gpu = machine_for_target("sm_100a")
+    return max(1, occupancy(gpu, m.launch_registers or 1, m.threads, m.shared_size).blocks)
+
+
 class Allocations:
     def __init__(self, m: Machine) -> None:
-        self.m = m
+        self.m, self.each = m, resident(m)
         self.owner: Array = np.zeros((m.slots, COLUMNS), bool)
         self.start()
 
@@ -39,6 +49,7 @@ class Allocations:
         self.owner[:] = False
         self.live: dict[tuple[int, int], Allocation] = {}  # by slot and first column
         self.relinquished: set[int] = set()
+        self.waited: set[int] = set()  # slots
         self.last: dict[int, int] = {}  # of each slot, the columns of its last allocation
 
     def misuse(self, i: Instr, lane: int, text: str) -> None:
@@ -54,13 +65,35 @@ class Allocations:
             self.misuse(i, lane, "allocates after tcgen05.relinquish_alloc_permit")
         if columns > self.last.get(slot, COLUMNS):
             self.misuse(i, lane, f"{columns} columns after an allocation of {self.last[slot]}: they may not grow")
+        there: Array = np.asarray(self.owner[self.beside(slot)].any(axis=0))
         for first in range(COLUMNS - columns, -1, -columns):
-            if not some(self.owner[slot, first : first + columns]):
+            if not some(there[first : first + columns]):
                 self.owner[slot, first : first + columns] = True
                 self.live[slot, first] = Allocation(first, columns, lane, i)
                 self.last[slot] = columns
                 return first
+        self.waiting(i, lane, slot)
         return None
+
+    def beside(self, slot: int) -> Array:
+        """The slots whose blocks are on the SM of this one."""
+        team, rank = divmod(slot, self.m.ranks)
+        first = team // self.each * self.each
+        return np.arange(first, min(first + self.each, self.m.slots // self.m.ranks)) * self.m.ranks + rank
+
+    def waiting(self, i: Instr, lane: int, slot: int) -> None:
+        """A block has to wait for columns that others of its SM have."""
+        if not self.owner[self.beside(slot)].any() or slot in self.waited:
+            return
+        self.waited.add(slot)
+        self.m.report.waited_for_columns += 1
+        if self.m.ranks > 1 and not self.owner[slot].any():
+            self.misuse(
+                i,
+                lane,
+                f"waits for columns that a block of another cluster has, of {self.each} that fit an SM: elsewhere that "
+                "cluster may wait so for this one. Take fewer columns, or more shared memory",
+            )
 
     def free(self, i: Instr, lane: int, address: int, columns: int) -> bool:
         slot = int(self.m.slot[lane])
@@ -75,7 +108,7 @@ class Allocations:
 
     def room(self, lane: int) -> str:
         """What a lane that waits in tcgen05.alloc waits for."""
-        free = COLUMNS - int(self.owner[self.m.slot[lane]].sum())
+        free = COLUMNS - int(self.owner[self.beside(int(self.m.slot[lane]))].sum())
         return f"waits in `tcgen05.alloc` for columns of tensor memory, of which {free} are free"
 
     def finish(self) -> None:

@@ -84,6 +84,16 @@ def test_products_add_up_in_several_blocks() -> None:
     assert np.array_equal(found, a @ b.T)
 
 
+@pytest.mark.parametrize(("columns", "waiting"), [(128, 0), (256, 2), (512, 4)])
+def test_blocks_of_an_sm_share_its_columns(columns: int, waiting: int) -> None:
+    """By shared memory three of these blocks fit an SM: the others wait until columns are given back."""
+    p = Product()
+    a, b, image, code = operands(p, 64)
+    report, found = run(kernel(code + steps(p) + READ, columns=columns), image, 64, grid=6)
+    assert report.ok and report.waited_for_columns == waiting, str(report)
+    assert np.array_equal(found, a @ b.T)
+
+
 def test_the_sum_that_a_product_starts_from_may_be_scaled() -> None:
     p = Product(n=16)
     a, b, image, code = operands(p, 16)

@@ -55,6 +55,12 @@ def test_each_block_hears_of_the_products_of_all(blocks: int) -> None:
         assert np.array_equal(block, A.astype(np.float32) @ B.astype(np.float32).T)
 
 
+def test_clusters_that_share_tensor_memory_may_wait_for_each_other() -> None:
+    """Three of these blocks fit an SM by all but columns, of which two have all there are."""
+    report, _ = launched(blocks=6)
+    assert report.kinds() == {"tensor memory misuse"} and "a block of another cluster" in report.findings[0].message
+
+
 FAULTS = {
     "a block that there is not": ({"mask": 4}, "mbarrier misuse"),
     "no block": ({"mask": 0}, "mbarrier misuse"),
