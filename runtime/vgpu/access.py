@@ -15,6 +15,7 @@ import numpy as np
 from tcomp.runtime.vgpu import flags, memory as mem, watch
 from tcomp.runtime.vgpu.decoder import Decoder
 from tcomp.runtime.vgpu.lanes import Array, Sel, compact, count, distinct, every, some
+from tcomp.runtime.vgpu.lifetime import Lifetimes
 from tcomp.runtime.vgpu.memory import Segment
 from tcomp.runtime.vgpu.profile import bank_conflicts, sectors
 from tcomp.runtime.vgpu.ptx import Addr, Instr, Reg, Sym
@@ -123,6 +124,8 @@ class Access:
                       f"block rank {int(rank[gone][0])} of the cluster has ended", int(a[gone][0]))  # fmt: skip
         ok = np.flatnonzero(~wrong & ~gone)
         if len(ok):
+            if m.options.checks:
+                Lifetimes.of(m).reach(self.i, slot[ok], lanes[ok])
             yield from self.aligned(m.shared, slot[ok] * m.shared_stride + offset[ok], where[ok], a[ok])
 
     def anywhere(self, a: Array, sel: Sel, where: Any) -> Iterator[Part]:

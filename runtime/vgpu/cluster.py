@@ -74,6 +74,10 @@ class ClusterBarrier(WaveState):
         self.completed: Array = np.zeros(m.order.teams, np.int32)
         self.collected: Array = np.zeros((2, m.order.teams, m.order.width), np.int32)
         self.joined: Array = np.zeros((2, m.order.teams, m.order.width), np.int32)
+        shape = (m.order.teams, m.order.warps_of_team)
+        self.arrivals: Array = np.zeros(shape, np.int64)  # when each warp last arrived, also relaxed,
+        self.met: Array = np.zeros(shape, np.int64)  # and when it had at the last completed barrier
+        self.known: Array = np.zeros((m.slots, m.order.warps_of_team), np.int64)  # and so to each block, having waited
 
     def arrive(self, i: Instr, sel: Sel, relaxed: bool) -> None:
         m, lanes = self.m, ids(sel)
@@ -85,6 +89,7 @@ class ClusterBarrier(WaveState):
         first = distinct(lanes >> 5) << 5
         team, place = m.team[first], m.place[first]
         rows = m.order.rows(team, place, m.now, relaxed)
+        self.arrivals[team, place] = m.now
         for k in range(2):
             np.maximum.at(self.collected[k], team, rows[k])
         if not relaxed:
@@ -102,6 +107,7 @@ class ClusterBarrier(WaveState):
             if every(self.arrived[of][m.alive[of]] > self.completed[t]):
                 self.completed[t] += 1
                 self.joined[:, t] = self.collected[:, t]
+                self.met[t] = self.arrivals[t]
                 self.collected[:, t] = 0
                 m.progress += 1
 
@@ -119,6 +125,7 @@ class ClusterBarrier(WaveState):
         if len(go):
             first = distinct(go >> 5) << 5
             m.order.acquire(m.team[first], m.place[first], self.joined[:, m.team[first]])
+            self.known[m.slot[first]] = self.met[m.team[first]]
             m.shared_floor = m.order.floor()
             m.now += 1
             for b in distinct(m.block_of_lane[first]).tolist():

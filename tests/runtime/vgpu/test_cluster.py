@@ -53,6 +53,15 @@ def test_a_block_reads_its_peers_shared_memory_between_barriers() -> None:
     assert (out == (np.arange(4) ^ 1)[:, None] * 100 + np.arange(32)).all()
 
 
+def test_a_block_stays_until_its_peers_have_done_with_it() -> None:
+    """Also where all happen to end together."""
+    report, out = run(STORE + MEET + PEER + OUT)
+    assert report.kinds() == {"shared memory of an exited block"}
+    assert (out == (np.arange(4) ^ 1)[:, None] * 100 + np.arange(32)).all()
+    relaxed = "barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.acquire.aligned;\n"
+    assert run(STORE + MEET + PEER + relaxed + OUT)[0].ok, "no memory has to be ordered"
+
+
 def test_generic_addresses_and_ranks() -> None:
     body = (
         STORE
