@@ -68,6 +68,9 @@ MORE = [
     ("grouped_attention.backward", "grouped", DType.F16, "sm_89"),
     ("attention", "heads of 128", DType.BF16, "sm_100a"),
     ("grouped_attention", "grouped", DType.F16, "sm_100a"),
+    ("attention.backward", "long", DType.BF16, "sm_100a"),
+    ("attention.backward", "heads of 128", DType.F16, "sm_100a"),
+    ("grouped_attention.backward", "grouped", DType.F16, "sm_100a"),
 ]
 
 
@@ -90,9 +93,7 @@ def test_results_are_the_oracles_without_a_bank_conflict(name: str, shape: str, 
     lowered = lower(op, module, dims, machine)
     codes = codes_of(lowered, machine)
     code = "".join(found.ptx for found in codes.values())
-    own = {"sm_90a": r"\bwgmma\.mma_async"} | (
-        {} if name in ("attention.backward", "grouped_attention.backward") else {"sm_100a": r"\btcgen05\.mma"}
-    )
+    own = {"sm_90a": r"\bwgmma\.mma_async", "sm_100a": r"\btcgen05\.mma"}
     aligned = shape != "odd"  # (the copy engine does not take rows of any length)
     assert re.search(own.get(target, r"\bmma\.sync") if aligned else r"\bmma\.sync", code)
     got, reports = reported(op, lowered, inputs, machine, codes=codes)

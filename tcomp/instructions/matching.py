@@ -108,6 +108,12 @@ def instruction_for(family: str, a: DType, b: DType, target: str, instructions: 
     return None
 
 
+def _by_rows(m: Axis, instructions: Iterable[Instruction]) -> list[Instruction]:
+    """Those that multiply as many rows as a warpgroup has of the axis first, of one family with several numbers."""
+    rows = 4 * m.spread.warp_tile if m.spread is not None and m.spread.warp else 0
+    return sorted(instructions, key=lambda i: i.m != rows)
+
+
 def types_of(family: str, target: str, instructions: Iterable[Declared]) -> str:
     """The pairs of element types that a family takes on a target, for messages."""
     found = [
@@ -115,7 +121,7 @@ def types_of(family: str, target: str, instructions: Iterable[Declared]) -> str:
         for i in instructions
         if i.family == family and target in i.targets
     ]
-    return ", ".join(found) or "nothing"
+    return ", ".join(dict.fromkeys(found)) or "nothing"
 
 
 def operand_axes(c: Compute) -> tuple[Axis, Axis, Axis]:
@@ -172,7 +178,7 @@ def match(c: Compute, buffers: Mapping[str, Buffer], target: str, instructions: 
     copy = "tma" if any(i.family == family and i.threads == 128 for i in instructions) else "cp.async"
     a, b = (_operand(f, i, k, buffers, copy) for f, i in ((left[0], m), (right[0], n)))
     types = (a.factor.dtype(a.buffer), b.factor.dtype(b.buffer))
-    found = instruction_for(family, *types, target, instructions)
+    found = instruction_for(family, *types, target, _by_rows(m, instructions))
     elsewhere = {t for i in instructions if i.family == family for t in i.targets}
     if found is None and target not in elsewhere:
         raise MatchError(

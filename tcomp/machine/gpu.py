@@ -101,10 +101,10 @@ class GpuMachine:
         """Registers a thread of a block of so many warps, where all of the block's are shared out."""
         return min(self.registers_per_thread, self.registers_per_block // (32 * warps)) // 8 * 8
 
-    def registers_moved(self, warps: int, givers: int, kept: int) -> int:
+    def registers_moved(self, warps: int, givers: int, kept: int, blocks: int = 1) -> int:
         """Registers a thread of `warps` once those of as many more, `givers`, have given up all but `kept`; 0 where
-        none move."""
-        entry = self.registers_at_entry(warps + givers)
+        none move. So many `blocks` share a multiprocessor."""
+        entry = self.registers_at_entry((warps + givers) * blocks)
         if not kept or entry >= MOST_REGISTERS:
             return 0
         left = (entry * (warps + givers) - kept * givers) // warps

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Protocol
 
 from tcomp.dsl.ast import Equation, Op, Schedule
-from tcomp.instructions import INSTRUCTIONS
-from tcomp.instructions.matching import match
+from tcomp.instructions import INSTRUCTIONS, WHOLE
+from tcomp.instructions.matching import Match, match
 from tcomp.instructions.vector_matching import match_vector
 from tcomp.ir.blocks import ThreadShape
-from tcomp.ir.tile import SERIAL, Buffer, Kernel, Spread, Statement
+from tcomp.ir.tile import SERIAL, Buffer, Compute, Kernel, Spread, Statement
 from tcomp.machine.cpu import CpuMachine
 from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.ahead import packed_ahead
@@ -24,7 +24,7 @@ from tcomp.schedule.emit import Emitter
 from tcomp.schedule.epilogue import with_epilogues
 from tcomp.schedule.gpu_levels import GpuLevels, padded_extents, thread_shape
 from tcomp.schedule.gpu_registers import check_registers
-from tcomp.schedule.instructions import check_instructions
+from tcomp.schedule.instructions import alone_in_their_loops, check_instructions
 from tcomp.schedule.kernel_plan import KernelPlan, LaneLevel, LoopMap
 from tcomp.schedule.late_copies import late_copies
 from tcomp.schedule.late_loads import late_loads
@@ -217,8 +217,13 @@ class GpuFamily:
         return every, late_copies(phases) if stay else phases
 
     def check(self, kernel: Kernel, plan: KernelPlan) -> None:
+        alone = alone_in_their_loops(kernel)
+
+        def matching(c: Compute, buffers: Mapping[str, Buffer]) -> Match:
+            return match(c, buffers, self.machine.target, WHOLE if id(c) in alone else INSTRUCTIONS)
+
         check_tensor_copies(kernel, self.machine)
-        check_instructions(kernel, plan, partial(match, target=self.machine.target, instructions=INSTRUCTIONS))
+        check_instructions(kernel, plan, matching)
         check_overlap(kernel, plan, self.machine.target)
         check_promotion(kernel, plan)
         check_blocks(kernel, plan, self.machine)

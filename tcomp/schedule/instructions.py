@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from tcomp.dsl.errors import TcError
 from tcomp.instructions.matching import MatchError
-from tcomp.ir.tile import Buffer, Compute, Kernel
-from tcomp.ir.walk import computes
+from tcomp.ir.tile import Buffer, Compute, Kernel, Loop, Pack
+from tcomp.ir.walk import computes, statements_in
 from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import JOINED, PARTIAL, TURN
 
@@ -36,6 +36,13 @@ def check_instructions(
                 use.span,
                 "name the equation that sums products of two tensors",
             )
+
+
+def alone_in_their_loops(kernel: Kernel) -> frozenset[int]:
+    """Numbers of the statements that are all that a loop does with what it stages."""
+    loops = (s for phase in kernel.phases for s in statements_in(phase) if isinstance(s, Loop))
+    bodies = ([s for s in loop.body if not isinstance(s, Pack)] for loop in loops)
+    return frozenset(id(body[0]) for body in bodies if len(body) == 1)
 
 
 def _collects(tile: str, output: str) -> bool:

@@ -1,4 +1,4 @@
-"""Tiles that threads compute and matrix instructions read in place (wgmma): swizzled, in the order of their writing.
+"""Tiles that threads compute and matrix instructions read in place (wgmma, tcgen05): swizzled, in the order of writing.
 
     ds[q, k] in an accumulator whose columns are q    -->    ds[k, q] in shared memory, swizzled
 
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tcomp.dsl.ast import Access, Expr, bottom_up, names_in
+from tcomp.instructions import IN_PLACE
 from tcomp.ir.rewrite import Body, map_expressions, map_leaves
 from tcomp.ir.tile import Buffer, Compute, Scope, Spread, Swizzled
 from tcomp.ir.walk import accesses_of, computes
@@ -23,7 +24,7 @@ def laid_out(tiles: Mapping[str, Buffer], phases: Phases) -> tuple[dict[str, Buf
     """The tiles with those laid out, and the phases that access them so."""
     every = [c for phase in phases for c in computes(phase)]
     written = {c.target.tensor for c in every if not c.instruction}
-    read = {a.tensor for c in every if c.instruction.startswith("wgmma") for a in accesses_of(c) if a != c.target}
+    read = {a.tensor for c in every if c.instruction in IN_PLACE for a in accesses_of(c) if a != c.target}
     out = dict(tiles)
     turned: set[str] = set()
     for name in sorted(written & read):

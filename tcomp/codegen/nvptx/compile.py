@@ -20,6 +20,7 @@ from tcomp.codegen.nvptx.layout import ALIGNMENT, alignment_of, shared_layout
 from tcomp.codegen.nvptx.occupancy import shared_for
 from tcomp.codegen.nvptx.phase import PhaseGenerator
 from tcomp.codegen.nvptx.phase_facts import threads_of
+from tcomp.codegen.nvptx.residency import shared_wanted
 from tcomp.codegen.nvptx.tensor_copy import maps_of
 from tcomp.dsl.ast import NO_SPAN, DType
 from tcomp.errors import UserError
@@ -72,7 +73,7 @@ def kernel_ir(kernel: Kernel, machine: GpuMachine) -> tuple[str, tuple[LaunchSha
     launches = []
     try:
         for symbol, phase in zip(symbols_of(kernel), kernel.phases, strict=True):
-            layout = shared_layout(phase, kernel, machine.shared_per_block)
+            layout = shared_layout(phase, kernel, machine.shared_per_block, shared_wanted(phase, kernel, machine))
             cluster = cluster_of(kernel, phase)
             maps = maps_of(phase, buffers, cluster)
             if maps and machine.sm < 90:

@@ -17,7 +17,7 @@ from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GLOBAL, GpuEmitter
 from tcomp.codegen.nvptx.launch import OperandMap
 from tcomp.codegen.nvptx.layout import SharedLayout
-from tcomp.codegen.nvptx.phase_facts import constant_operands, producer_of, threads_of
+from tcomp.codegen.nvptx.phase_facts import constant_operands, threads_of
 from tcomp.ir.multicast import cluster_of
 from tcomp.ir.regions import SHARED as SHARED_REGIONS, tile_offsets
 from tcomp.ir.tile import Kernel, Statement
@@ -44,17 +44,20 @@ def declare_entry(
     function = ir.Function(module, ir.FunctionType(VOID, parameters), name=symbol)
     function.calling_convention = "ptx_kernel"
     # llvmlite knows no attributes with a value, but prints what its set holds.
-    # (The assembler only moves registers between warps of a kernel that says how many blocks share the file.)
-    producer = producer_of(kernel, phase)
-    alone = ' "nvvm.minctasm"="1"' if producer is not None and producer.registers else ""
     together = cluster_of(kernel, phase)
     clusters = f' "nvvm.cluster_dim"="{together.blocks},1,1"' if together is not None else ""
-    set.add(function.attributes, f'nounwind "nvvm.reqntid"="{threads_of(kernel, phase)}"{alone}{clusters}')
+    set.add(function.attributes, f'nounwind "nvvm.reqntid"="{threads_of(kernel, phase)}"{clusters}')
     for argument in function.args[:pointers]:
         set.add(argument.attributes, "align 256")
     for argument in function.args[pointers:]:
         set.add(argument.attributes, 'byval([128 x i8]) align 64 "nvvm.grid_constant"')
     return Entry(function, function.args[:pointers], dict(zip(maps, function.args[pointers:], strict=True)))
+
+
+def share_registers(entry: Entry, blocks: int) -> None:
+    """So many blocks have an SM's registers. (The assembler only moves registers between warps of a kernel that says
+    so.)"""
+    set.add(entry.function.attributes, f'"nvvm.minctasm"="{blocks}"')
 
 
 def scope_of(entry: Entry, em: GpuEmitter, kernel: Kernel, layout: SharedLayout, target: str) -> GpuScope:

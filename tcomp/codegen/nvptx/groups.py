@@ -75,8 +75,10 @@ class Groups:
         self._start(generator, generator.inputs())
 
     def _await_own(self, generator: WarpgroupGenerator | TensorGroup) -> None:
-        """Wait for what was issued before with that result."""
-        running = [i for i, g in enumerate(self.pending) if g.target == generator.node.target.tensor]
+        """Wait for what was issued before with that result, or in the same place."""
+        shares = generator.shares if isinstance(generator, TensorGroup) else frozenset()
+        target = generator.node.target.tensor
+        running = [i for i, g in enumerate(self.pending) if g.target == target or id(g.generator.node) in shares]
         if running:
             self._await(running[-1] + 1)
 
@@ -109,6 +111,8 @@ class Groups:
             if at is not None and not any(_writes(s, name) for s in later[:at]):
                 if any(p.generator is piece for p in self.postponed):
                     self.issue_postponed()
+                if piece.shares.intersection(id(g.generator.node) for g in self.pending):
+                    self._await_own(piece)
                 piece.prepare(any(g.generator is piece for g in self.pending))
 
     def before(self, touched: Set[str] | None) -> None:

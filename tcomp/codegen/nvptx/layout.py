@@ -172,12 +172,15 @@ def names_used(s: Statement) -> set[str]:
     return set()
 
 
-def shared_layout(phase: Sequence[Statement], kernel: Kernel, limit: int) -> SharedLayout:
+def shared_layout(phase: Sequence[Statement], kernel: Kernel, limit: int, wanted: int = 0) -> SharedLayout:
     """The shared memory of one phase. Where it is more than `limit` bytes, results take the places of tiles that are
-    done with (`successors`); UserError with the tiles' sizes where that does not help."""
+    done with (`successors`), and where it so becomes as small as `wanted`; UserError with the tiles' sizes where that
+    does not help."""
     placing = _Placing(phase, kernel, {})
-    if placing.layout.bytes > limit and (later := successors(phase, kernel)):
-        placing = _Placing(phase, kernel, later)
+    if placing.layout.bytes > (wanted or limit) and (later := successors(phase, kernel)):
+        packed = _Placing(phase, kernel, later)
+        if packed.layout.bytes <= (wanted or limit) or placing.layout.bytes > limit:
+            placing = packed
     layout = placing.layout
     if layout.bytes > limit:
         listing = ", ".join(f"{n} {size:,}" for n, size in sorted(placing.sizes, key=lambda x: -x[1]))

@@ -20,7 +20,7 @@ from tcomp.codegen.llvm.types import I32, IrValue
 from tcomp.codegen.nvptx.beside import join_registers, joined_behind
 from tcomp.codegen.nvptx.delivery import Deliveries
 from tcomp.codegen.nvptx.emitter import GpuEmitter
-from tcomp.codegen.nvptx.entry import declare_entry, scope_of
+from tcomp.codegen.nvptx.entry import declare_entry, scope_of, share_registers
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.grid import turns_of
 from tcomp.codegen.nvptx.groups import Groups
@@ -38,6 +38,7 @@ from tcomp.codegen.nvptx.phase_facts import (
 )
 from tcomp.codegen.nvptx.pipe import PipeGenerator
 from tcomp.codegen.nvptx.register_tiles import give_tiles
+from tcomp.codegen.nvptx.residency import computing_registers, resident_blocks
 from tcomp.codegen.nvptx.roles import Roles
 from tcomp.codegen.nvptx.runs import run_of, write_run, written
 from tcomp.codegen.nvptx.statement import write_compute
@@ -50,7 +51,7 @@ from tcomp.dsl.ast import Call, Num
 from tcomp.ir.multicast import cluster_of
 from tcomp.ir.panels import written_out
 from tcomp.ir.tile import Compute, Kernel, Loop, Pack, Scope, Statement, Unpack
-from tcomp.ir.walk import grid_nest, statements_in, streams
+from tcomp.ir.walk import accesses_of, grid_nest, statements_in, streams
 from tcomp.machine.gpu import GpuMachine
 
 
@@ -84,11 +85,17 @@ class PhaseGenerator:
         self.cluster = cluster_of(kernel, phase)
         self.em = GpuEmitter(entry.function, kernel.gpu.shape, kernel.gpu.sides)
         self.groups = Groups(self.em)
-        self.roles = Roles(self.em, machine)
         self.scope = scope_of(entry, self.em, kernel, layout, machine.target)
         self.copies = TensorRings(self, phase, entry.maps)
         self.tensor = TensorMemory(self, phase)
+        resident = resident_blocks(kernel, machine, layout.bytes, self.tensor.columns)
+        producer = producer_of(kernel, phase)
+        if producer is not None and producer.registers:
+            share_registers(entry, resident)
+        self.roles = Roles(self.em, computing_registers(kernel, machine, resident))
         self.groups.pieces = self.tensor.pieces
+        self.collected = set(self.tensor.kept)
+        """of the sums that stay in tensor memory while a loop goes on, those that are in registers, or not yet begun"""
         self.last_turns = {id(s) for s in last_turns(phase)}
 
     def generate(self) -> int:
@@ -130,7 +137,7 @@ class PhaseGenerator:
         self.ordinary = {t.name for t in self.kernel.tiles if t.scope is Scope.SHARED} - filled
         self.sync = Planner(
             phase, self.scope.buffers, self.em.threads, self.kernel.gpu.order.persistent, self.kernel.inplace,
-            frozenset(u.buffer for u in handed_over(phase, self.kernel)),
+            frozenset(u.buffer for u in handed_over(phase, self.kernel)), self.tensor.meeting(),
         ).plan(phase)  # fmt: skip
         self.left: dict[tuple[int, ...], set[str]] = {}
         """of a statement (by path), the tiles whose place its results take"""
@@ -222,7 +229,10 @@ class PhaseGenerator:
             if i < done or not (self.roles.computing or self._concerns(s)):
                 continue
             self._come_to(s, body[i:], (*path, i))
-            if run := run_of(self, body, i, path):
+            run = run_of(self, body, i, path)
+            self._collect(run or (s,))
+            if run:
+                self.tensor.moves.met = None
                 write_run(self.em, self.scope, run, self.joined_behind)
                 done, self.groups.beside = i + len(run), ()
                 self.groups.ready(body[i:done], body[done:])
@@ -237,6 +247,14 @@ class PhaseGenerator:
         for s in body[skip:]:
             if isinstance(s, Pack) and s.by == "tma":
                 self.copies.tiles[id(s)].release()
+
+    def _collect(self, coming: Sequence[Statement]) -> None:
+        """Sums that stayed in tensor memory while their loop went on come to registers before what reads them."""
+        read = {a.tensor for x in statements_in(coming) if isinstance(x, Compute) for a in accesses_of(x)}
+        for tensor in sorted(read & self.tensor.kept.keys() - self.collected) if self.roles.computing else ():
+            self.groups.before({tensor})
+            self.tensor.kept[tensor].collect()
+            self.collected.add(tensor)
 
     def _come_to(self, s: Statement, rest: Sequence[Statement], at: tuple[int, ...]) -> None:
         """Wait for what a statement needs before it can begin: products, copies, other threads. It is the first of the
@@ -254,6 +272,8 @@ class PhaseGenerator:
 
     def _statement(self, s: Statement, at: tuple[int, ...], alone: bool) -> None:
         """Emit one statement. `alone`: it is all that a turn of the pipe loop still has to do."""
+        if not isinstance(s, Compute) or not s.instruction:
+            self.tensor.moves.met = None
         match s:
             case Compute():
                 self.compute(s, self.pipe.hold if alone and self.pipe else None)
@@ -303,10 +323,7 @@ class PhaseGenerator:
         else:
             self._turns(loop, path)
         if self.roles.computing:
-            for piece in self.tensor.kept.values():
-                if any(s is piece.node for s in loop.body):
-                    self.groups.before({piece.node.target.tensor})
-                    piece.collect()
+            self.collected -= {p.node.target.tensor for p in self.tensor.kept.values() if p.node in loop.body}
             for s in loop.body:
                 if id(s) in self.joined_behind and isinstance(s, Compute):
                     join_registers(self.em, self.scope, s)

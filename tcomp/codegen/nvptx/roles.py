@@ -16,7 +16,6 @@ from tcomp.codegen.llvm.types import IrValue
 from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.ring import elected
 from tcomp.ir.blocks import Producer
-from tcomp.machine.gpu import GpuMachine
 
 PRODUCERS = ("producer", "deliverer", "multiplier")
 """what the producer's warps are, one thread of each"""
@@ -28,8 +27,9 @@ class Roles:
 
     now = "all"
 
-    def __init__(self, em: GpuEmitter, machine: GpuMachine) -> None:
-        self.em, self.machine = em, machine
+    def __init__(self, em: GpuEmitter, registers: int) -> None:
+        """`registers` of a computing thread once the producer has given up its own; 0 where none move."""
+        self.em, self.registers = em, registers
 
     @property
     def computing(self) -> bool:
@@ -81,7 +81,7 @@ class Roles:
         computing = em.threads.warps * em.sides
         first = em.block_warp()
         b = em.here()
-        mine, registers = b.icmp_signed(">=", first, em.i64(computing)), self._registers(producer)
+        mine, registers = b.icmp_signed(">=", first, em.i64(computing)), self.registers
 
         def produce() -> None:
             self._take(registers, producer.registers)
@@ -111,10 +111,6 @@ class Roles:
 
     def _elect(self, body: Callable[[], None]) -> None:
         self.em.when(elected(self.em), body)
-
-    def _registers(self, producer: Producer) -> int:
-        """Registers of a computing thread once the producer has given up its own; 0 where none move."""
-        return self.machine.registers_moved(self.em.threads.warps * self.em.sides, producer.warps, producer.registers)
 
     def _take(self, moved: int, registers: int) -> None:
         if moved:

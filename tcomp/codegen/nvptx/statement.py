@@ -77,7 +77,7 @@ def _elements(phase: PhaseGenerator, s: Compute) -> None:
     generate = ComputeGenerator(em, scope, s, joins=id(s) not in phase.joined_behind).generate
     seldom = s.only is None and phase.pipe is not None and long(phase.pipe.loop, scope)
     if piece is not None:
-        piece.scale(factor_of_sum(phase.phase, piece.node, scope), generate)
+        piece.scale(factor_of_sum(phase.phase, piece.node, scope) or "", generate)
     elif seldom and (factor := factor_of(s, scope)):
         where_any_grew(em, scope, factor, generate)
     else:

@@ -84,10 +84,13 @@ class Planner:
         persistent: bool = False,
         inplace: Iterable[tuple[str, str]] = (),
         handed: frozenset[str] = frozenset(),
+        meeting: frozenset[int] = frozenset(),
     ) -> None:
         """`inplace` are (output, input) pairs that may share memory; `handed` are tiles that a producer's warp
-        delivers, which need no barrier for it."""
+        delivers, which need no barrier for it. `meeting` are the numbers of statements that all threads come to a
+        barrier for anyway."""
         self.buffers, self.threads, self.persistent, self.handed = buffers, threads, persistent, handed
+        self.meeting = meeting
         self.sync = Sync()
         written = {w for s in statements_in(phase) for w in _written(s)}
         # (What the copy engine fills is guarded by mbarriers: `ring.py`.)
@@ -132,6 +135,8 @@ class Planner:
                 self._compute(s, path, pending)
 
     def _compute(self, s: Compute, path: tuple[int, ...], pending: Pending) -> None:
+        if id(s) in self.meeting and not pending.copies:
+            pending.clear()
         sharing = sharing_of(s, self.threads)
         # A matrix instruction's lanes read rows that their neighbours own.
         copies = bool(sharing.unused) or bool(s.instruction)

@@ -4,9 +4,9 @@
     issue    fence, barrier of the warpgroup; one of its threads: products, commit to the group's mbarrier
     wait     for the mbarrier; tcgen05.ld; the result is written to the registers, or added to what they hold
 
-Each warpgroup multiplies its own 128 rows, so that one's products run beside what the others compute. Every such
-product is complete in itself (it never adds in tensor memory), so nothing there has to be rescaled, and where it is
-issued and awaited is for `Groups` to say, as of wgmma. Columns of each warpgroup: the result, then the left operand.
+Each warpgroup multiplies its own 128 rows (or 64), so that one's products run beside what the others compute. Such a
+product is complete in itself, or adds to a sum that stays in tensor memory (`sums_kept.py`): where it is issued and
+awaited is for `Groups` to say, as of wgmma. Which columns hold result and left operand: `tensor_columns.py`.
 PTX ISA, "TensorCore 5th Generation".
 """
 
@@ -27,7 +27,7 @@ from tcomp.codegen.nvptx.rescaling import where_any_grew
 from tcomp.codegen.nvptx.ring import BYTES, Position, elected, wait_phase
 from tcomp.instructions.declaration import Home
 from tcomp.instructions.matching import Match
-from tcomp.instructions.tcgen05 import ROWS, instruction_descriptor
+from tcomp.instructions.tcgen05 import HALF, LANES, instruction_descriptor
 from tcomp.ir.tile import Axis, Compute
 
 LANE = 16
@@ -39,8 +39,8 @@ PIECE = 32
 
 @dataclass
 class Moves:
-    """Where, in the code being written, a warpgroup's threads are known to have met, and have not touched tensor memory
-    since: the block that the code goes on in."""
+    """Where, in the code being written, a warpgroup's threads have met, and touched neither tensor memory nor shared
+    memory since: the block that the code goes on in."""
 
     met: ir.Block | None = None
 
@@ -49,20 +49,19 @@ class TensorGroup:
     """One contraction of a phase, with its place in tensor memory, its mbarriers and the parity of their next phase;
     written wherever the statement is."""
 
-    def __init__(
-        self, em: GpuEmitter, scope: GpuScope, node: Compute, match: Match, first: int, moves: Moves, kept: bool
-    ) -> None:
-        """`first`: where its columns begin among the block's. `kept`: it is a sum that stays in tensor memory."""
+    def __init__(self, em: GpuEmitter, scope: GpuScope, node: Compute, match: Match, moves: Moves, kept: bool) -> None:
+        """`kept`: it is a sum that stays in tensor memory."""
         self.moves = moves
-        self.em, self.scope, self.node, self.match, self.first = em, scope, node, match, first
+        self.em, self.scope, self.node, self.match = em, scope, node, match
         spread = match.m.spread
         assert spread is not None
         name = node.instruction
         if em.threads.warps_x != 1:
             raise Unsupported("warps along x beside warpgroups", node.span)
-        if spread.warp_turns(match.m.block) > 1 or match.m.block != ROWS * (spread.warps // WARPGROUP):
-            raise Unsupported(f"{name} beside other statements of its loop has {ROWS} rows for each warpgroup",
-                              node.span, f"choose a tile of {ROWS * em.threads.warps // WARPGROUP} rows")  # fmt: skip
+        rows = match.instruction.m
+        if spread.warp_turns(match.m.block) > 1 or match.m.block != rows * (spread.warps // WARPGROUP):
+            raise Unsupported(f"{name} beside other statements of its loop has {rows} rows for each warpgroup",
+                              node.span, f"choose a tile of {rows * em.threads.warps // WARPGROUP} rows")  # fmt: skip
         if match.n.block > match.instruction.n[-1]:
             raise Unsupported(f"{name} beside other statements of its loop has {match.instruction.n[-1]} columns at "
                               "most", node.span, "choose a smaller tile")  # fmt: skip
@@ -77,8 +76,13 @@ class TensorGroup:
         self.right = descriptors(match.b, Home.TENSOR_MEMORY)
         self.packed = match.k.block * match.instruction.a.bytes // 4 if match.a.in_registers else 0
         """columns of the left operand"""
-        self.each = match.n.block + self.packed
-        self.columns = self.groups * self.each
+        self.first = self.left_first = self.stride = 0
+        """where, among the block's columns, those of the first warpgroup's result and left operand begin, and how many
+        further each other warpgroup's are"""
+        self.shares: frozenset[int] = frozenset()
+        """numbers of the statements whose products have columns in common with this one"""
+        self.halves = range(rows // HALF)
+        """parts of 16 lanes that a warp has rows in"""
         self.slots_of_half = match.n.block // 2
 
     def start(self, address: IrValue, barriers: IrValue) -> None:
@@ -102,7 +106,7 @@ class TensorGroup:
         """The result's registers as they are loaded: by 16 rows, 8 columns; pairs of columns, then 8 rows below."""
         target, m, n = self.node.target, self.match.m.name, self.match.n.name
         buffer, found = self.scope.buffers[target.tensor], []
-        for tile in range(2):
+        for tile in self.halves:
             for e in range(self.slots_of_half):
                 row, column = 2 * tile + (e >> 1 & 1), 2 * (e >> 2) + (e & 1)
                 found.append(fragment_element(buffer, target, {m: row, n: column}))
@@ -122,7 +126,7 @@ class TensorGroup:
         if self.groups > 1:
             group = em.group(self.groups)
             b = em.here()
-            low = b.add(low, b.mul(group, em.i64(self.left.offset(ROWS, 0))))
+            low = b.add(low, b.mul(group, em.i64(self.left.offset(self.match.instruction.m, 0))))
         return [right, low]
 
     def issue(self, inputs: Sequence[IrValue]) -> None:
@@ -132,7 +136,7 @@ class TensorGroup:
         if self.moves.met is not em.frames[-1].block:
             em.effect(BEFORE)
             em.group_barrier(self.groups)
-        base = self._base()
+        base = self._base(self.first)
         place = self._mbarrier()
         first = em.here().and_(em.uniform_warp(), em.i64(WARPGROUP - 1))
         chosen = em.here().icmp_signed("==", first, em.i64(0))
@@ -163,14 +167,14 @@ class TensorGroup:
         self.complete = False
         if self.kept:
             return
-        own = self._lanes()
+        own = self._lanes(self.first)
         slots = self.slots()
         if not self.node.accumulate:
-            self._load(own, 0, list(self._pieces(self.match.n.block)), slots, adds=False)
+            self._load(own, list(self._pieces(self.match.n.block)), slots, adds=False)
             return
         for half, column, count in self._pieces(2 * PIECE):
             at = half * self.slots_of_half + column // 2
-            self._load(own, 0, [(half, column, count)], slots[at : at + 4 * count], adds=True)
+            self._load(own, [(half, column, count)], slots[at : at + 4 * count], adds=True)
 
     # ----------------------------------------------------------------------------- sums that stay there
 
@@ -183,9 +187,9 @@ class TensorGroup:
         loaded for it and stored again. All products that add to it are complete."""
 
         def scaled() -> None:
-            own = self._lanes()
+            own = self._lanes(self.first)
             slots, pieces = self.slots(), list(self._pieces(self.match.n.block))
-            self._load(own, 0, pieces, slots, adds=False)
+            self._load(own, pieces, slots, adds=False)
             generate()
             self._put(own, pieces, slots)
             self._forget(slots)
@@ -196,9 +200,9 @@ class TensorGroup:
         """The sum comes to registers, behind its loop; zeros if the loop had no turn."""
         slots = self.slots()
         self._forget(slots)
-        own = self._lanes()
+        own = self._lanes(self.first)
         pieces = list(self._pieces(self.match.n.block))
-        self._where_begun(lambda: self._load(own, 0, pieces, slots, adds=False))
+        self._where_begun(lambda: self._load(own, pieces, slots, adds=False))
 
     def _where_begun(self, body: Callable[[], None]) -> None:
         em = self.em
@@ -219,7 +223,8 @@ class TensorGroup:
                 b = em.here()
                 values = [b.load(s, typ=F32) for s in slots[at : at + 4 * count]]
                 registers = "{" + ", ".join(f"${e + 1}" for e in range(len(values))) + "}"
-                text = f"tcgen05.st.sync.aligned.16x256b.x{count}.b32 [$0+{(16 * half << LANE) + column}], {registers};"
+                place = (LANES * half << LANE) + column
+                text = f"tcgen05.st.sync.aligned.16x256b.x{count}.b32 [$0+{place}], {registers};"
                 found = em.asm(text, VOID, ",".join(["r", *["f"] * len(values), "~{memory}"]), [own, *values],
                                effect=True)  # fmt: skip
                 found.attributes.add("convergent")
@@ -230,7 +235,7 @@ class TensorGroup:
 
     def _pieces(self, most: int) -> Iterator[tuple[int, int, int]]:
         """(half, first column, repetitions) of loads of at most so many columns, 8 a repetition."""
-        for half in (0, 1):
+        for half in self.halves:
             column = 0
             while column < self.match.n.block:
                 left = min(self.match.n.block - column, most, 256) // 8
@@ -238,15 +243,13 @@ class TensorGroup:
                 yield half, column, count
                 column += 8 * count
 
-    def _load(
-        self, own: IrValue, offset: int, pieces: Sequence[tuple[int, int, int]], slots: Sequence[IrValue], adds: bool
-    ) -> None:
+    def _load(self, own: IrValue, pieces: Sequence[tuple[int, int, int]], slots: Sequence[IrValue], adds: bool) -> None:
         em = self.em
         self.moves.met = None
         text, at = [], 0
         for half, column, count in pieces:
             registers = "{" + ", ".join(f"${at + e}" for e in range(4 * count)) + "}"
-            place = (16 * half << LANE) + offset + column
+            place = (LANES * half << LANE) + column
             text.append(f"tcgen05.ld.sync.aligned.16x256b.x{count}.b32 {registers}, [${len(slots)}+{place}];")
             at += 4 * count
         text.append("tcgen05.wait::ld.sync.aligned;")
@@ -265,10 +268,10 @@ class TensorGroup:
         """The left operand's 32-bit words, pairs along k: those of 16 rows lie as an accumulator's, 4 columns for 8 of
         k."""
         em, m, k = self.em, self.match.m.name, self.match.k.name
-        own = self._lanes()
+        own = self._lanes(self.left_first)
         self.moves.met = None
         with em.frame():
-            for half in (0, 1):
+            for half in self.halves:
                 words: list[IrValue] = []
                 for step in range(0, self.match.k.block, 16):
                     words += packed_rows(em, self.scope, self.match.a, m, k, half, step, self.match.instruction.a)
@@ -277,7 +280,7 @@ class TensorGroup:
                     count = min(32, 1 << (len(words) - at >> 1).bit_length() - 1)
                     part = words[at : at + 2 * count]
                     registers = "{" + ", ".join(f"${e + 1}" for e in range(len(part))) + "}"
-                    place = (16 * half << LANE) + self.match.n.block + 2 * at
+                    place = (LANES * half << LANE) + 2 * at
                     text = f"tcgen05.st.sync.aligned.16x128b.x{count}.b32 [$0+{place}], {registers};"
                     em.here()
                     found = em.asm(
@@ -302,7 +305,7 @@ class TensorGroup:
         ]
         for k in range(0, self.match.k.block, i.k):
             if self.left is None:
-                lines.append(f"add.s32 x, $0, {n + k * i.a.bytes // 4};")
+                lines.append(f"add.s32 x, $0, {self.left_first - self.first + k * i.a.bytes // 4};")
             else:
                 lines.append(f"add.s32 x, $3, {self.left.offset(0, k)}; mov.b64 da, {{x, ha}};")
             lines.append(f"add.s32 y, $2, {self.right.offset(0, k)}; mov.b64 db, {{y, hb}};")
@@ -315,20 +318,20 @@ class TensorGroup:
 
     # ------------------------------------------------------------------------------------------- places
 
-    def _base(self) -> IrValue:
-        """The first column of the warpgroup's own, at lane 0."""
+    def _base(self, first: int) -> IrValue:
+        """The warpgroup's own column that is number `first` of the first warpgroup's, at lane 0."""
         em = self.em
         b = em.here()
         if self.groups == 1:
-            return b.add(self.address, em.i64(self.first))
+            return b.add(self.address, em.i64(first))
         group = em.group(self.groups)
         b = em.here()
-        return b.add(b.add(self.address, em.i64(self.first)), b.mul(group, em.i64(self.each)))
+        return b.add(b.add(self.address, em.i64(first)), b.mul(group, em.i64(self.stride)))
 
-    def _lanes(self) -> IrValue:
+    def _lanes(self, first: int) -> IrValue:
         """The same at the warp's own lanes."""
         em = self.em
-        base = self._base()
+        base = self._base(first)
         warp = em.uniform_warp()
         b = em.here()
         return b.add(base, b.shl(b.and_(warp, em.i64(3)), em.i64(LANE + 5)))

@@ -28,10 +28,11 @@ from tcomp.codegen.nvptx.layout import leading_packs, pieces_in_tensor_memory, s
 from tcomp.codegen.nvptx.matrix import matched
 from tcomp.codegen.nvptx.ring import Ring
 from tcomp.codegen.nvptx.sums_kept import factor_of_sum
+from tcomp.codegen.nvptx.tensor_columns import give_columns
 from tcomp.codegen.nvptx.tensor_group import Moves, TensorGroup
 from tcomp.codegen.nvptx.tensor_product import Complete, TensorProduct
 from tcomp.dsl.ast import Call, Expr, Num
-from tcomp.instructions.tcgen05 import COLUMNS
+from tcomp.instructions.tcgen05 import COLUMNS, ROWS
 from tcomp.ir.tile import Compute, Loop, Statement
 from tcomp.ir.walk import computes, reads_of, statements_in
 
@@ -68,20 +69,24 @@ class TensorMemory:
                 if p.at_once and p.node.target.tensor in read:
                     p.last = id(loop)
         self._place()
-        moves = Moves()
+        self.moves = Moves()
         self.pieces: dict[int, TensorGroup] = {}
         """products beside other statements, by their number"""
         for s in pieces_in_tensor_memory(phase):
             if generator.kernel.gpu.cluster is not None or generator.kernel.gpu.sides > 1:
                 raise Unsupported(f"{s.instruction} in clusters or by sides of a block", s.span,
                                   "leave out cluster and pingpong")  # fmt: skip
-            group = TensorGroup(generator.em, generator.scope, s, matched(s, generator.scope), self.columns, moves,
-                                factor_of_sum(phase, s, generator.scope) != "")  # fmt: skip
-            self.pieces[id(s)] = group
-            self.columns += group.columns
+            self.pieces[id(s)] = TensorGroup(generator.em, generator.scope, s, matched(s, generator.scope), self.moves,
+                                             factor_of_sum(phase, s, generator.scope) is not None)  # fmt: skip
+        self.columns += give_columns(phase, list(self.pieces.values()), self.columns)
         self.kept = {p.node.target.tensor: p for p in self.pieces.values() if p.kept}
         """of these, sums that stay in tensor memory while their loop goes on, by their tile"""
         self._round()
+
+    def meeting(self) -> frozenset[int]:
+        """The numbers of the products for whose issue all threads of the block that compute meet, where they stand."""
+        late = any(s.late for s in computes(self.generator.phase))
+        return frozenset(n for n, p in self.pieces.items() if p.groups == 1 and not late)
 
     def _place(self) -> None:
         """Columns for all sums, twice where each of a persistent block's tiles may have another."""
@@ -241,6 +246,9 @@ def _check(generator: PhaseGenerator, loop: Loop, node: Compute) -> None:
     packs = leading_packs(loop)
     read = {matched(node, generator.scope).a.buffer.name, matched(node, generator.scope).b.buffer.name}
     producer = kernel.gpu.producer
+    if matched(node, generator.scope).instruction.m != ROWS:
+        raise Unsupported(f"{name} has {ROWS} rows for each warpgroup where it is all that its loop does", node.span,
+                          f"map the rows with warpgroup({ROWS})")  # fmt: skip
     if producer is None or producer.warps <= MULTIPLIER:
         raise Unsupported(f"{name} needs warps beside those that compute, one of which issues its products", node.span,
                           "write: producer warpgroup(40)")  # fmt: skip
