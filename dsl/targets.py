@@ -35,7 +35,7 @@ CPU = Family(
     directives=("of", "order", "fuse", "stage", "use", "cast", "combine", "tune", "where"),
     flags=("inline",),
     instructions=("vdpbf16ps",),
-    facts=("lanes", "registers", "l1", "l2", "l3", "cores"),
+    facts=("lanes", "vector", "registers", "l1", "l2", "l3", "cores"),
 )
 GPU = Family(
     name="gpu",

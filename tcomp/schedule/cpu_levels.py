@@ -14,11 +14,13 @@ LEVELS = ("core", "seq", "unroll", "vec")
 
 
 class CpuLevels:
-    """Facts: lanes, registers, l1, l2, l3 (bytes), cores."""
+    """Facts: lanes (f32 a vector), vector (how many of the op's narrowest elements, of `itemsize` bytes, are a vector),
+    registers, l1, l2, l3 (bytes), cores."""
 
-    def __init__(self, machine: CpuMachine, threads: int) -> None:
+    def __init__(self, machine: CpuMachine, threads: int, itemsize: int = 4) -> None:
         self.facts: dict[str, int | float] = {
             "lanes": machine.lanes_f32,
+            "vector": machine.lanes_f32 * 4 // itemsize,
             "registers": machine.vector_registers,
             "l1": machine.l1_bytes,
             "l2": machine.l2_bytes,

@@ -115,10 +115,10 @@ class CpuFamily:
     private_sums = False
     partial_tiles = True
 
-    def __init__(self, machine: CpuMachine, threads: int) -> None:
+    def __init__(self, machine: CpuMachine, threads: int, itemsize: int = 4) -> None:
         self.machine = machine
         self.targets = machine.targets
-        self.rules = CpuLevels(machine, threads)
+        self.rules = CpuLevels(machine, threads, itemsize)
 
     def prepare(self, plan: KernelPlan, extents: Mapping[str, int]) -> tuple[Tiler, ThreadShape | None]:
         return CpuTiler(plan, self.machine.lanes_f32, self.machine.vector_registers), None
@@ -233,4 +233,6 @@ class GpuFamily:
 def family_for(machine: Machine, threads: int, itemsize: int = 4, early: bool = False) -> Family:
     """The family of a machine. `threads` counts a CPU's; `itemsize` is that of the op's narrowest tensor, in bytes;
     `early` says whether the op computes an equation of the op behind it (`grad/early.py`)."""
-    return GpuFamily(machine, itemsize, early) if isinstance(machine, GpuMachine) else CpuFamily(machine, threads)
+    if isinstance(machine, GpuMachine):
+        return GpuFamily(machine, itemsize, early)
+    return CpuFamily(machine, threads, itemsize)

@@ -65,15 +65,18 @@ def test_few_values_are_read_where_they_lie(machine: CpuMachine, length: int, st
     assert storage != "f32" or ", k, 2, select(h.0 + 1 < 12" in text
 
 
-@pytest.mark.parametrize(("machine", "heads", "copies"), [(AVX512, 12, 3), (AVX512, 2, 2), (AVX2, 12, 2)])
+@pytest.mark.parametrize(
+    ("machine", "length", "heads", "copies"),
+    [(AVX512, 256, 12, 3), (AVX512, 256, 2, 2), (AVX2, 128, 12, 2), (AVX2, 256, 12, 3)],
+)
 def test_keys_are_packed_for_both_products_where_rows_lie_pages_apart(
-    machine: CpuMachine, heads: int, copies: int
+    machine: CpuMachine, length: int, heads: int, copies: int
 ) -> None:
     """As columns and as rows; products with vectors along the channels take the same rows."""
     module = load("models/ops/attention.tc")
     op = backward_of("attention", module)
     assert op is not None
-    (kernel,) = lower(op, module, {"B": 1, "T": 256, "H": heads, "D": 64}, machine).kernels
+    (kernel,) = lower(op, module, {"B": 1, "T": length, "H": heads, "D": 64}, machine).kernels
     assert print_kernel(kernel).count("  pack ") == copies
 
 
@@ -109,18 +112,26 @@ def test_a_loop_has_register_tiles_of_its_own_in_some_equations() -> None:
         assert all(tiles[g]["k"] == (4, 1) for g in gradients)
 
 
+CHANNELS = {"q": (2, 1), "k": (4, 1), "d": (1, 8)}
+
+
 @pytest.mark.parametrize(
-    ("machine", "scores", "vectors"),
-    [(AVX2, {"q": (2, 1), "k": (4, 1), "d": (1, 8)}, 2), (AVX512, {"q": (8, 1), "k": (2, 16), "d": (1, 1)}, 4)],
+    ("machine", "length", "storage", "scores", "vectors"),
+    [
+        (AVX2, 128, "f32", CHANNELS, 2),
+        (AVX2, 129, "f32", {"q": (4, 1), "k": (2, 8), "d": (1, 1)}, 2),
+        (AVX2, 129, "bf16", CHANNELS, 2),
+        (AVX512, 256, "f32", {"q": (8, 1), "k": (2, 16), "d": (1, 1)}, 4),
+    ],
 )
 def test_more_registers_make_scores_of_more_queries_and_outputs_of_more_channels(
-    machine: CpuMachine, scores: dict[str, tuple[int, int]], vectors: int
+    machine: CpuMachine, length: int, storage: str, scores: dict[str, tuple[int, int]], vectors: int
 ) -> None:
-    """Scores' tiles are two vectors of 16 keys wide, or four keys by vectors along the channels: half of one on the
-    diagonal is computed in vain. What reads an operand once has no tile."""
+    """Scores' tiles are two vectors of keys wide, or of few scores four keys by vectors along the channels: half of one
+    on the diagonal is computed in vain. What reads an operand once has no tile."""
     module = load("models/ops/attention.tc")
-    dims = {"B": 1, "T": 256, "H": 2, "D": 64}
-    (kernel,) = lower(module.ops["attention"], module, dims, machine).kernels
+    op = bound(module.ops["attention"], RECIPES[storage].storage)
+    (kernel,) = lower(op, module, {"B": 1, "T": length, "H": 2, "D": 64}, machine).kernels
     tiles = {
         s.target.tensor: {a.name: (a.unroll, a.lanes) for a in s.axes}
         for s in statements_in(kernel.phases[0])

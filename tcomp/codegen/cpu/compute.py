@@ -117,7 +117,7 @@ class ComputeGenerator:
         self._interleave()
         self.prefetchers: list[Prefetcher | CountedPrefetcher] = []
         if self.reduced:
-            cut = any(c.skips and c.bends for c in self.conditions)
+            cut = frozenset(c.axis for c in self.conditions if c.skips and c.bends)
             self.prefetchers = reduction_prefetchers(self.em, self.scope, node, self.parallel, self.reduced, cut)
         maps = [] if self.reduced else [MapPrefetcher(self.em, self.scope, p) for p in node.prefetch]
         self.map_prefetchers = [p for p in maps if p.possible]

@@ -1,4 +1,4 @@
-"""Prefetching beside a reduction that a condition cuts, on wide vectors.
+"""Prefetching beside a reduction that a condition cuts.
 
     for q by 4, e:                                  n = 0
       for k in 0 .. q + 4:                          for q by 4, e:
@@ -8,12 +8,16 @@
 
 Register tiles on the diagonal have few steps and those behind it none, so a tile cannot be given lines of its own as in
 `prefetch.py`: half of the region would never be asked for.
+
+Counting takes more instructions. A loop of 512-bit vectors has slots for them. One of narrower vectors has where its
+tiles have few steps, since vectors run along the sum, or few on average, since the condition cuts the sum itself. Where
+it cuts loops around sums that are all as long, narrower vectors lose more than they gain.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from tcomp.codegen.cpu import prefetch
 from tcomp.codegen.cpu.prefetch import LINE, WIDE, Prefetcher, is_affine, quotient, region, remainder
@@ -24,13 +28,13 @@ from tcomp.ir.tile import Axis, Compute, Prefetch
 
 
 def reduction_prefetchers(
-    em: Emitter, scope: Scope, node: Compute, parallel: Sequence[Axis], reduced: Sequence[Axis], cut: bool
+    em: Emitter, scope: Scope, node: Compute, parallel: Sequence[Axis], reduced: Sequence[Axis], cut: Set[str]
 ) -> list[Prefetcher | CountedPrefetcher]:
-    """The prefetches of what others read later; `cut` says that the reduction's register tiles have not all the same
-    steps."""
+    """The prefetches of what others read later; `cut` are the loops that have more turns here, fewer there."""
     made: list[Prefetcher | CountedPrefetcher] = []
+    few = scope.lanes_f32 >= WIDE or reduced[-1].lanes > 1 or any(a.name in cut for a in reduced)
     for p in (p for p in node.prefetch if not p.written):
-        if cut and scope.lanes_f32 >= WIDE:
+        if cut and few:
             made.append(CountedPrefetcher(em, scope, p, parallel, reduced))
         else:
             made.append(Prefetcher(em, scope, p, parallel, reduced[-1]))
