@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tcomp.errors import UserError
+from tcomp.dsl.errors import TcError
 from tcomp.model.flat import Region
 from tcomp.model.gradient_room import Piece, ranges
 from tcomp.model.graph import Graph, Tensor
@@ -107,8 +107,17 @@ class Arena:
 
     def name(self, t: Tensor, name: str) -> None:
         if name in self.names:
-            raise UserError(f"the model names two tensors '{name}'", f"'{name}' is the step's own; rename yours")
+            raise self.taken(name)
         self.names[name] = t
+
+    def taken(self, name: str) -> TcError:
+        """The error for a name of the model that is also one of the step: `loss`, results such as `norm`."""
+        model = self.programs.graph.model
+        declared = (*model.params, *model.inputs, *model.states, *model.caches)
+        span = next((d.span for d in declared if d.name == name), model.span)
+        of = "loss, logits, the step's number, and what the ops behind `lr by` and `norm by` give"
+        return TcError(f"'{name}' of the model is also the name of a tensor that the step has of its own", span,
+                       f"call it otherwise, such as {name}_w: a step's own names are {of}")  # fmt: skip
 
     def result(self, t: Tensor, name: str, shape: tuple[int, ...]) -> None:
         self.add(t, name)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from tcomp.dsl.ast import Module
+from tcomp.dsl.errors import quoting
 from tcomp.dsl.hints import count
 from tcomp.ir.regions import SHARED, largest_region, region_bytes
 from tcomp.ir.tile import Kernel, Scope
@@ -126,7 +127,8 @@ class Drafter:
                 nodes["norm"] = p.update.sums
         if p.joins is not None:
             nodes["sum"] = p.joins.nodes
-        arena = Arena(p, self.keep_logits or not self.training, 1.0 / (self.accumulation * self.sharing.ranks))
+        with quoting(self.module.sources):
+            arena = Arena(p, self.keep_logits or not self.training, 1.0 / (self.accumulation * self.sharing.ranks))
         if self.prefill is not None:
             nodes["prefill"] = self.prefill.nodes
             arena.join(self.prefill, "prefill")

@@ -10,8 +10,11 @@ from tcomp.dsl.ast import Module
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.load import load, load_text
 from tcomp.errors import UserError
+from tcomp.machine.cpu import detect
+from tcomp.model.build import build_step
 from tcomp.model.dimensions import of_no_size
 from tcomp.model.graph import Graph, Node
+from tcomp.model.request import StepRequest
 from tcomp.model.unroll import build_graph
 
 GPT2 = Path(__file__).resolve().parents[2] / "models" / "gpt2.tc"
@@ -211,3 +214,12 @@ def test_an_input_that_has_no_value_is_refused() -> None:
     )
     with pytest.raises(TcError, match="no value of 'targets' is from 0 on and below -126"):
         build_graph(module, "gpt2", "tiny", {"B": 1, "T": 1})
+
+
+def test_what_a_step_has_of_its_own_takes_a_name() -> None:
+    text = GPT2.read_text().replace("normf_w", "norm").replace("lnf_w", "norm")
+    with pytest.raises(TcError, match="'norm' of the model is also the name of a tensor") as refused:
+        build_step(load_text(text, str(GPT2)), StepRequest("gpt2", "tiny", {"B": 1, "T": 8}), detect(), 1)
+    line = text.splitlines()[refused.value.span.line - 1]
+    assert line.strip().startswith("param norm:")
+    assert line in refused.value.render()
