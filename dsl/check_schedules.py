@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tcomp.dsl import ast
-from tcomp.dsl.ast import Access, Expr, Module, Num, Op, Schedule, Span, named_tensor, names_in
+from tcomp.dsl.ast import Access, Expr, Module, Num, Op, Reduction, Schedule, Span, named_tensor, names_in
 from tcomp.dsl.check_values import compared, is_condition
 from tcomp.dsl.dims import evaluate_dim
 from tcomp.dsl.directives import CONDITION
@@ -95,7 +95,7 @@ class _Names:
 
     def directive(self, d: ast.Directive, known: set[str]) -> None:
         match d:
-            case ast.MapLoops(_, of, levels, condition):
+            case ast.MapLoops(loops, of, levels, condition):
                 if condition is not None:
                     self.condition(condition, known, d.span)
                     if not of:
@@ -105,6 +105,8 @@ class _Names:
                     self.meaningful("of", d.span)
                 for name in of:
                     self.output(name, d.span, "of")
+                if of:
+                    self.walked(loops, of, d.span)
                 for level in levels:
                     self.level(level, known)
             case ast.Order(loops):
@@ -222,6 +224,19 @@ class _Names:
         if name not in known:
             hint = f"it computes: {', '.join(known)}"
             raise TcError(f"{directive} names '{name}', which this kernel does not compute", span, hint=hint)
+
+    def walked(self, loops: tuple[str, ...], of: tuple[str, ...], span: Span) -> None:
+        """TcError where no equation of these has any of the loops."""
+        if self.op is None or self.info is None or self.op.backward_of is not None:
+            return
+        bases = {name.partition(".")[0] for name in of}
+        own: set[str] = set()
+        for q, left in zip(self.op.equations, self.info.equation_indices, strict=True):
+            if any(t.name in bases for t in q.targets):
+                own |= {*left, *(q.value.indices if isinstance(q.value, Reduction) else ())}
+        if not own & set(loops):
+            hint = f"its loops are: {', '.join(sorted(own))}" if own else "remove the line"
+            raise TcError(f"the equation of {listing(of)} has no loop {listing(loops)}", span, hint=hint)
 
     def read(self, name: str, span: Span) -> None:
         if self.op is None or any(a.tensor == name for q in self.op.equations for a in right_accesses(q)):

@@ -113,11 +113,14 @@ class Arena:
     def taken(self, name: str) -> TcError:
         """The error for a name of the model that is also one of the step: `loss`, results such as `norm`."""
         model = self.programs.graph.model
-        declared = (*model.params, *model.inputs, *model.states, *model.caches)
-        span = next((d.span for d in declared if d.name == name), model.span)
+        spans = {c.name: c.span for c in model.caches} | {q.name: q.span for q in model.states}
+        spans |= {i.name: i.span for i in model.inputs} | {q.name: q.span for q in model.params}
         of = "loss, logits, the step's number, and what the ops behind `lr by` and `norm by` give"
-        return TcError(f"'{name}' of the model is also the name of a tensor that the step has of its own", span,
-                       f"call it otherwise, such as {name}_w: a step's own names are {of}")  # fmt: skip
+        return TcError(
+            f"'{name}' of the model is also the name of a tensor that the step has of its own",
+            spans.get(name, model.span),
+            f"call it otherwise, such as {name}_w: a step's own names are {of}",
+        )
 
     def result(self, t: Tensor, name: str, shape: tuple[int, ...]) -> None:
         self.add(t, name)

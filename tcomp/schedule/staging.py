@@ -139,12 +139,14 @@ def _check_along_tile(s: Stage, name: str, leaves: Sequence[Leaf], plan: KernelP
 
 def check_only_read(stage: Stage, tensor: str, leaves: Iterable[Leaf]) -> None:
     """TcError for a tensor that an equation of the loop it is to be staged in writes."""
-    if any(tensor in leaf.written for leaf in leaves):
-        raise TcError(
-            f"{tensor} cannot be staged at {stage.at}: an equation in that loop writes it",
-            stage.span,
-            "stage a tensor that this loop only reads",
-        )
+    writers = [leaf for leaf in leaves if tensor in leaf.written]
+    if not writers:
+        return
+    hint = "stage a tensor that this loop only reads"
+    w = writers[0]
+    if stage.by == "tma" and len(writers) == 1 and not (w.reduced or w.equation.accumulate or w.readers):
+        hint = f"add: inline {tensor}, so that it leaves by way of a tile, and what reads it here computes it again"
+    raise TcError(f"{tensor} cannot be staged at {stage.at}: an equation in that loop writes it", stage.span, hint)
 
 
 def _own(name: str, leaf: Leaf) -> set[str]:
