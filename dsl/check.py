@@ -28,6 +28,7 @@ from tcomp.dsl.compose import compose
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.hints import listing
 from tcomp.dsl.infer import infer
+from tcomp.dsl.info import OpInfo
 from tcomp.dsl.recipes import RECIPES
 from tcomp.dsl.shared_schedules import fit_shared
 from tcomp.dsl.updates import check_update, with_optimizers
@@ -76,9 +77,10 @@ def _examine(sources: Sequence[Source], precision: str | None = None) -> tuple[M
 
 def _check_items(items: Sequence[Item], module: Module) -> list[TcError]:
     errors = []
+    infos: dict[str, OpInfo] = {}
     for item in items:
         try:
-            _check_item(item, module)
+            _check_item(item, module, infos)
         except TcError as error:
             errors.append(error)
     return errors
@@ -130,7 +132,7 @@ def _insert(table: dict, key: object, item: Item, kind: str) -> None:  # type: i
     table[key] = item
 
 
-def _check_item(item: Item, module: Module) -> None:
+def _check_item(item: Item, module: Module, infos: dict[str, OpInfo]) -> None:
     match item:
         case Op():
             check_op(module.ops.get(item.name, item), module)
@@ -139,7 +141,7 @@ def _check_item(item: Item, module: Module) -> None:
         case Monoid():
             check_monoid(item, module)
         case Schedule():
-            check_schedule(module.schedules.get((item.op, item.target), item), module)
+            check_schedule(module.schedules.get((item.op, item.target), item), module, infos)
         case Update():
             check_update(item, module)
         case Model():

@@ -7,7 +7,7 @@ right type, do the indices stay inside.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tcomp.dsl.ast import (
     NO_SPAN,
@@ -163,37 +163,31 @@ def _check_names(op: Op, dims: frozenset[str], module: Module) -> None:
             ranks_later.setdefault(t.name, len(t.subscripts))
     tensors = ranks | ranks_later
     sizes = Sizes(module)
-    for q in op.equations:
+    left = [left_indices(q, dims) for q in op.equations]
+    every = {n for indices in left for n in indices}
+    every |= {n for q in op.equations if isinstance(q.value, Reduction) for n in q.value.indices}
+
+    def scope(indices: Sequence[str]) -> Scope:
+        """Where expressions of an equation may use these indices, and the tensors that are defined so far."""
+        for i in indices:
+            if i in tensors and i != "_":
+                hint = "give the index or the tensor another name"
+                raise TcError(f"'{i}' is both an index and a tensor of op '{op.name}'", _first_use(op, i), hint=hint)
+        return Scope(dims, frozenset(indices), frozenset(every), dict(ranks), tensors, module)
+
+    for q, indices in zip(op.equations, left, strict=True):
         for t in q.targets:
             for s in t.subscripts:
-                inner = _scope(op, dims, left_indices(q, dims), ranks, tensors, module)
-                check_number(s, inner)
+                check_number(s, scope(indices))
         v = q.value
         if isinstance(v, Reduction):
-            _check_reduction(op, q, v, dims, ranks, tensors, module)
+            _check_reduction(q, v, dims, scope, module)
         else:
-            check_number(v, _scope(op, dims, left_indices(q, dims), ranks, tensors, module))
+            check_number(v, scope(indices))
         for e in expressions(q):
             sizes.check(e)
         for t in q.targets:
             ranks[t.name] = tensors[t.name]
-
-
-def _scope(
-    op: Op,
-    dims: frozenset[str],
-    indices: Sequence[str],
-    defined: dict[str, int],
-    tensors: dict[str, int],
-    module: Module,
-) -> Scope:
-    for i in indices:
-        if i in tensors and i != "_":
-            hint = "give the index or the tensor another name"
-            raise TcError(f"'{i}' is both an index and a tensor of op '{op.name}'", _first_use(op, i), hint=hint)
-    every = {n for q in op.equations for n in left_indices(q, dims)}
-    every |= {n for q in op.equations if isinstance(q.value, Reduction) for n in q.value.indices}
-    return Scope(dims, frozenset(indices), frozenset(every), dict(defined), tensors, module)
 
 
 def _first_use(op: Op, name: str) -> Span:
@@ -209,13 +203,7 @@ def _first_use(op: Op, name: str) -> Span:
 
 
 def _check_reduction(
-    op: Op,
-    q: Equation,
-    v: Reduction,
-    dims: frozenset[str],
-    ranks: dict[str, int],
-    tensors: dict[str, int],
-    module: Module,
+    q: Equation, v: Reduction, dims: frozenset[str], scope: Callable[[Sequence[str]], Scope], module: Module
 ) -> None:
     _check_reducer(q, v, module)
     for n, i in enumerate(v.indices):
@@ -228,20 +216,20 @@ def _check_reduction(
             hint = f"a reduced index is gone afterwards: remove '{i}' on one of the two sides"
             raise TcError(f"index '{i}' is reduced, but also stands on the left", v.span, hint=hint)
     key_indices = target_indices(q.targets[0], dims)
-    scope = _scope(op, dims, (*key_indices, *v.indices), ranks, tensors, module)
+    inner = scope((*key_indices, *v.indices))
     if v.guard is not None:
-        check_condition(v.guard, scope)
+        check_condition(v.guard, inner)
     if v.key is None:
-        check_number(v.values[0], scope)
+        check_number(v.values[0], inner)
         return
-    check_number(v.key, scope)
+    check_number(v.key, inner)
     for t, value in zip(q.targets[1:], v.values, strict=True):
         indices = target_indices(t, dims)
         for i in key_indices:
             if i not in indices:
                 hint = f"the key '{q.targets[0].name}' has it, so each carried field needs it too"
                 raise TcError(f"'{t.name}' lacks the index '{i}'", t.span, hint=hint)
-        check_number(value, _scope(op, dims, (*indices, *v.indices), ranks, tensors, module))
+        check_number(value, scope((*indices, *v.indices)))
 
 
 def _check_reducer(q: Equation, v: Reduction, module: Module) -> None:

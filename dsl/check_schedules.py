@@ -21,8 +21,9 @@ from tcomp.dsl.info import OpInfo
 from tcomp.dsl.targets import CONDITIONAL, CPU, CPU_TARGETS, GPU, GPU_TARGETS, Family, family_of
 
 
-def check_schedule(schedule: Schedule, module: Module) -> None:
-    """TcError at the first directive that names something unknown or unknown to its target."""
+def check_schedule(schedule: Schedule, module: Module, infos: dict[str, OpInfo] | None = None) -> None:
+    """TcError at the first directive that names something unknown or unknown to its target. `infos`: what is known of
+    the module's ops from other schedules' checks, to which it adds."""
     op = module.ops.get(schedule.op)
     forward = schedule.op.removesuffix(".backward")
     if op is None and not (schedule.op.endswith(".backward") and forward in module.ops):
@@ -36,7 +37,10 @@ def check_schedule(schedule: Schedule, module: Module) -> None:
         raise TcError(f"unknown target '{schedule.target}'", schedule.span, hint=hint)
     shapes = op if op is not None else module.ops[forward]
     dims = frozenset(shapes.dims) | {n for o in shapes.operands for e in o.shape for n in names_in(e)}
-    names = _Names(schedule, op, infer(op, module) if op is not None else None, family, dims)
+    infos = {} if infos is None else infos
+    if op is not None and op.name not in infos:
+        infos[op.name] = infer(op, module)
+    names = _Names(schedule, op, infos[op.name] if op is not None else None, family, dims)
     names.check(schedule.shared, (), frozenset())
     shared = names.parameters(schedule.shared)
     covered: dict[str, Span] = {}

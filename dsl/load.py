@@ -30,8 +30,9 @@ def load(path: str | os.PathLike[str], precision: str | None = None) -> Module:
 
 
 def load_text(text: str, name: str = "<text>") -> Module:
-    """The checked module of a text; its imports are looked up in the current folder and in the library."""
-    return check(_follow(parse(text, name), Path.cwd() / "<text>"))
+    """The checked module of a text; its imports are looked up in the current folder and in the library. Texts that were
+    loaded before, and import what they did then, give the same Module again."""
+    return _checked(_follow(_parsed_text(text, name), Path.cwd() / "<text>"), None, _modules_of_texts)
 
 
 def _own_precision(root: Source, path: Path) -> str:
@@ -43,16 +44,19 @@ def _own_precision(root: Source, path: Path) -> str:
 
 
 _parsed = lru_cache(maxsize=128)(parse)
-_modules: OrderedDict[object, Module] = OrderedDict()  # by the names and texts of their files, the last used at the end
 _KEPT = 8
+_parsed_text = lru_cache(maxsize=_KEPT)(parse)
+_Modules = OrderedDict[object, Module]  # by the names and texts of their files, the last used at the end
+_modules: _Modules = OrderedDict()
+_modules_of_texts: _Modules = OrderedDict()  # (of which there may be many, that nobody asks for again)
 
 
-def _checked(sources: tuple[Source, ...], precision: str | None) -> Module:
+def _checked(sources: tuple[Source, ...], precision: str | None, kept: _Modules = _modules) -> Module:
     key = (tuple((s.file, s.text) for s in sources), precision)
-    module = _modules.pop(key, None) or check(sources, precision)
-    _modules[key] = module
-    while len(_modules) > _KEPT:
-        _modules.popitem(last=False)
+    module = kept.pop(key, None) or check(sources, precision)
+    kept[key] = module
+    while len(kept) > _KEPT:
+        kept.popitem(last=False)
     return module
 
 

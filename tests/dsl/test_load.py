@@ -25,6 +25,17 @@ def test_unchanged_files_give_the_module_of_the_last_time(tmp_path: Path) -> Non
     assert load(whole) is first
 
 
+def test_an_unchanged_text_and_what_it_imports_give_the_module_of_the_last_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "part.tc").write_text(DOUBLE)
+    first = load_text("import part\n")
+    assert load_text("import part\n") is first and load_text("import part\n", "other.tc") is not first
+    (tmp_path / "part.tc").write_text(DOUBLE.replace("double", "twice"))
+    assert list(load_text("import part\n").ops) == ["twice"]
+
+
 @pytest.mark.parametrize(
     ("calls", "last", "what"),
     [
