@@ -56,11 +56,11 @@ train: $(VENV)/.installed  ## train the default small GPT-2 on this CPU (ARGS="-
 test: $(VENV)/.installed-dev  ## the tests, without the slow ones (ARGS="-k attention" to choose; WORKERS=0 for one process)
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.installed-dev  ## only the slow tests
+test-slow: $(VENV)/.installed-dev  ## only the slow tests; of many cases some, others with each commit (TESTS_TURN=all for all)
 	$(PYTEST) -m slow $(ARGS)
 
 test-all: $(VENV)/.installed-dev  ## all tests
-	$(PYTEST) $(ARGS)
+	TESTS_TURN=all $(PYTEST) $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff: rules and format
 	$(RUN)/ruff check $(CODE)

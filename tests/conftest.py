@@ -1,7 +1,8 @@
 """What holds for every test: where compiled kernels are kept, how many threads the references have, and what hypothesis
 looks for.
 
-Hypothesis looks for new examples in a developer's run and repeats the same ones in CI.
+Hypothesis looks for new examples in a developer's run and repeats the same ones in CI. Of slow tests with many cases a
+run has a part, another with each commit (turns.py).
 
 TESTS_UNTIL (seconds since 1970) is when the slow tests must be over: one that would begin later, or take longer by its
 mark, is skipped, and the run's last lines name how many those are, and of which files. Which files come first changes
@@ -20,6 +21,11 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests import turns
+
+# Once for all processes of a run, which must have the same tests.
+os.environ["TESTS_TURN"] = turns.turn()
 
 # Tests run beside each other, one process for each core: threads of PyTorch's and NumPy's own would wait for cores that
 # others have, spinning (two processes of two threads on two cores took several times as long). Before either is loaded.
@@ -44,9 +50,13 @@ def seconds(item: pytest.Item) -> float:
     return mark.kwargs.get("seconds", 0.0) if mark is not None else 0.0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, so that in the end no process waits for another; files in another order each time where
-    there may not be time for all."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without the cases that other runs have (turns.py). The longest tests first, so that in the end no process
+    waits for another; files in another order each time where there may not be time for all."""
+    if left := turns.left_out(config, items):
+        config.hook.pytest_deselected(items=left)
+        without = set(left)
+        items[:] = [item for item in items if item not in without]
     if "TESTS_UNTIL" in os.environ:
         files = sorted({item.nodeid.partition("::")[0] for item in items})
         random.Random(UNTIL).shuffle(files)
@@ -63,7 +73,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """How many tests had no time, by file."""
+    """How cases were chosen, and how many tests had no time, by file."""
+    if terminalreporter.config.option.markexpr != "not slow":
+        terminalreporter.write_line(f"TESTS_TURN={turns.turn()} chose the cases that are run in turns (tests/turns.py)")
     skipped = terminalreporter.stats.get("skipped", [])
     late = Counter(r.nodeid.partition("::")[0] for r in skipped if NOT_RUN in str(r.longrepr))
     if late:

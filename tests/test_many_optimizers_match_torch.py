@@ -21,6 +21,7 @@ from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.values import values
 from tests.reference.starts import start_anywhere
 from tests.reference.torch_muon import orthogonal
+from tests.turns import in_turns
 
 TEXT = (Path(__file__).parent / "reference" / "many_optimizers.tc").read_text(encoding="utf-8")
 B, T, L, E, C, F, V = 2, 11, 2, 3, 12, 20, 37
@@ -82,7 +83,8 @@ def rate_at(step: int) -> float:
     return 1e-2 * (step + 1) / 2 if step < 2 else float(1e-3 + turn * 9e-3)
 
 
-@pytest.mark.slow(seconds=15)
+@in_turns(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "accumulation", "threads"), [("f32", 1, 2), ("f32", 2, 1), ("bf16", 1, 1)])
 def test_each_group_is_trained_by_its_own(precision: str, accumulation: int, threads: int, objects: Path) -> None:
     request = StepRequest("many", "tiny", {"B": B, "T": T}, precision=precision, accumulation=accumulation)

@@ -31,6 +31,7 @@ from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.values import values
 from tests.reference.step_laws import faults_of_plan, faults_of_waits
+from tests.turns import in_turns
 
 TEXT = (Path(__file__).parent / "reference" / "mixed_types.tc").read_text(encoding="utf-8")
 WIDE = ("norm_w", "router", "last_w")
@@ -176,7 +177,8 @@ def test_the_plan_says_types_and_bytes() -> None:
     assert "f32[2, 3, 24]" in text and "bf16[64, 24]" in text
 
 
-@pytest.mark.slow(seconds=20)
+@in_turns(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "bf16_stochastic"])
 @pytest.mark.parametrize(("threads", "accumulation"), [(1, 2), (2, 1)])
 def test_steps_that_overlap_or_resume_give_the_same_bits(

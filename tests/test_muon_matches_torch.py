@@ -28,6 +28,7 @@ from tests.reference import torch_gpt2 as reference
 from tests.reference.runs import MODELS, Run, assert_same, built, distance, doubled, train
 from tests.reference.torch_gpt2 import Config, Hyper
 from tests.reference.torch_muon import Muon
+from tests.turns import in_turns
 
 TEXT = (MODELS / "gpt2_muon.tc").read_text()
 TRAINED = ("qkv_w", "proj_w", "up_w", "down_w")
@@ -112,6 +113,7 @@ def test_vectors_of_layers_side_by_side_are_not_taken_for_a_matrix() -> None:
     assert "group GROUP of ln1_w" in caught.value.render()
 
 
+@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 def test_one_thread_and_two_and_steps_that_overlap_give_the_same_bits(precision: str, objects: Path) -> None:
@@ -150,6 +152,7 @@ op rows(inout p: f32[R, C], g: f32[R, C], inout a: f32[R], inout b: f32[C], lr: 
 """
 
 
+@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 def test_an_op_of_a_matrix_keeps_states_of_other_shapes(precision: str, objects: Path) -> None:
@@ -210,6 +213,7 @@ def test_a_resumed_run_is_bitwise_the_same(tmp_path: Path, objects: Path) -> Non
     assert go_on("b", 6, resume=True) == whole
 
 
+@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "f32"])
 def test_a_step_on_the_virtual_gpu_is_the_oracles(precision: str, objects: Path) -> None:

@@ -27,6 +27,7 @@ from tcomp.runtime.cuda.executor import CudaExecutor
 from tcomp.runtime.executor import Executor
 from tcomp.runtime.initialise import initialise
 from tcomp.runtime.scalars import set_scalars
+from tests.turns import in_turns
 
 GAP = 0.08
 """nats, of the mean loss over the last 30 of 240 steps"""
@@ -78,6 +79,7 @@ def f32_end(folder: Path) -> float:
         return float(np.mean(losses(executor, 240, 8, 64)[-30:]))
 
 
+@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", NARROW)
 def test_240_steps_end_near_f32(precision: str, objects: Path) -> None:

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, note, settings, strategies as st
+from hypothesis import HealthCheck, given, note, strategies as st
 
 from tcomp.autotune.virtual_run import codes_of
 from tcomp.dsl.ast import DType
@@ -20,6 +20,7 @@ from tcomp.runtime.values import stored, values
 from tcomp.schedule.lower import lower
 from tests.reference.mma_schedules import OPS, TEXT, schedules
 from tests.test_ops_gpu import execute
+from tests.turns import examples
 
 MODULE = load_text(TEXT)
 
@@ -49,7 +50,7 @@ def keeps_the_result(name: str, data: st.DataObject) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPS)
-@settings(deadline=None, max_examples=9, suppress_health_check=list(HealthCheck))
+@examples(9, 2, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_tiling_keeps_the_result(name: str, data: st.DataObject) -> None:
     keeps_the_result(name, data)

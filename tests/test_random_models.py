@@ -27,12 +27,14 @@ from tests.reference.random_steps import (
     trained,
 )
 from tests.reference.step_laws import Poisoned, faults_of_plan, faults_of_waits
+from tests.turns import in_turns
 
 FEW, MORE = [25], [42, 14]
+SOME = [pytest.mark.slow, in_turns(2)]
 
 
 def seeds() -> list[object]:
-    return [*FEW, *(pytest.param(s, marks=pytest.mark.slow) for s in MORE)]
+    return [*FEW, *(pytest.param(s, marks=SOME) for s in MORE)]
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,6 @@ def equal(found: Arrays, wanted: Arrays) -> None:
         np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
 
 
-@pytest.mark.parametrize("seed", [3, *(pytest.param(s, marks=pytest.mark.slow) for s in range(40, 43))])
+@pytest.mark.parametrize("seed", [3, *(pytest.param(s, marks=SOME) for s in range(40, 43))])
 def test_gradients_of_a_model_are_slopes_of_its_loss(seed: int) -> None:
     assert not list(slope_faults(Case(seed)))

@@ -28,10 +28,12 @@ from tcomp.runtime.vgpu import Options
 from tcomp.schedule.lower import LoweredOp, lower
 from tests.reference.random_ops import FUNCTIONS, RandomOp, random_schedule
 from tests.tcomp.tile_interpreter import Interpreter
+from tests.turns import in_turns
 
 Arrays = dict[str, np.ndarray]
 SCHEDULES = 6
 FEW = [2, 5, 8, 11]
+MANY = [pytest.mark.slow, in_turns(3)]
 
 
 class Case:
@@ -128,6 +130,7 @@ def test_any_schedule_of_any_op(seed: int, backward: bool) -> None:
     keeps_its_meaning(seed, backward)
 
 
+@in_turns(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("seed", range(100, 145))
@@ -136,7 +139,7 @@ def test_any_schedule_of_many_ops(seed: int, backward: bool) -> None:
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("seed", [pytest.param(s, marks=[] if s in FEW else pytest.mark.slow) for s in range(40)])
+@pytest.mark.parametrize("seed", [pytest.param(s, marks=[] if s in FEW else MANY) for s in range(40)])
 def test_machine_code_of_the_default_schedule(seed: int, backward: bool) -> None:
     c = case(seed, backward)
     module, op = default_module(c)
@@ -153,6 +156,7 @@ def test_machine_code_of_the_default_schedule(seed: int, backward: bool) -> None
         executor.close()
 
 
+@in_turns(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("seed", range(20))

@@ -25,6 +25,9 @@ from tcomp.runtime.vgpu import KernelFault, Options, PtxError
 from tcomp.schedule.lower import LoweredOp, lower
 from tests.reference.random_attention import RandomAttention
 from tests.reference.random_products import RandomProduct
+from tests.turns import in_turns
+
+MANY = [pytest.mark.slow, in_turns(2)]
 
 UNITS = {
     "f32": 2.0**-16,
@@ -105,25 +108,24 @@ def test_any_product(seed: int) -> None:
     product(seed)
 
 
-@pytest.mark.parametrize(
-    "seed", [3, 7, 10, 11, *(pytest.param(s, marks=pytest.mark.slow) for s in (0, 5, 6, 8, 9, 12))]
-)
+@pytest.mark.parametrize("seed", [3, 7, 10, 11, *(pytest.param(s, marks=MANY) for s in (0, 5, 6, 8, 9, 12))])
 def test_any_product_in_tiles_that_are_no_whole_instructions(seed: int) -> None:
     holds(RandomProduct(seed, cut=True), seed)
 
 
-@pytest.mark.parametrize("seed", [5, 56, 6, *(pytest.param(s, marks=pytest.mark.slow) for s in range(8, 20))])
+@pytest.mark.parametrize("seed", [5, 56, 6, *(pytest.param(s, marks=MANY) for s in range(8, 20))])
 def test_any_product_whose_sum_is_in_tensor_memory(seed: int) -> None:
     holds(RandomProduct(seed, tensor_memory=True), seed)
 
 
+@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 118))
 def test_many_products(seed: int) -> None:
     product(seed)
 
 
-@pytest.mark.parametrize("seed", [pytest.param(s, marks=[] if s < 2 else pytest.mark.slow) for s in range(8)])
+@pytest.mark.parametrize("seed", [pytest.param(s, marks=[] if s < 2 else MANY) for s in range(8)])
 def test_any_attention(seed: int) -> None:
     holds(RandomAttention(seed), seed)
 

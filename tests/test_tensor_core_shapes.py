@@ -26,6 +26,7 @@ from tcomp.runtime.vgpu import Options
 from tcomp.schedule.lower import lower
 from tests.reference.op_cases import WEIGHTS, library, stored_inputs
 from tests.test_fp8_tensor_cores import eight_bit_layers, inputs_of
+from tests.turns import in_turns
 
 SHAPES = {
     "tall": {"M": 520, "N": 32, "K": 72},
@@ -74,6 +75,7 @@ MORE = [
 ]
 
 
+@in_turns(3)
 @pytest.mark.parametrize(
     ("name", "shape", "real", "target"), [*QUICK, *(pytest.param(*c, marks=pytest.mark.slow) for c in MORE)]
 )

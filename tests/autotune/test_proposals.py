@@ -128,17 +128,17 @@ def test_what_is_no_proposal_is_refused(tcomp: Tcomp, tmp_path: Path, line: str,
     refused(tcomp("tune", *TINY, "--tell", "a.jsonl"), *words)
 
 
-@pytest.mark.slow(seconds=15)
+@pytest.mark.slow(seconds=14)
 def test_the_documented_proposer_runs(tmp_path: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", DOC.read_text(), re.S)
     (tmp_path / "proposer.py").write_text(program)
     out = subprocess.run(
-        [sys.executable, "proposer.py", "3", *TINY], cwd=tmp_path, capture_output=True, text=True, check=False,
+        [sys.executable, "proposer.py", "2", *TINY], cwd=tmp_path, capture_output=True, text=True, check=False,
         timeout=300,
     )  # fmt: skip
     assert out.returncode == 0, out.stderr
     turns = [line.split()[0] for line in out.stdout.splitlines()]
-    assert set(turns) == {"0", "1", "2"}
+    assert set(turns) == {"0", "1"}, "the second knows what came of the first"
     assert all(kind in out.stdout for kind in ("attention",)) and ("timed" in out.stdout or "slow" in out.stdout)
     whole = [line for line in out.stdout.splitlines() if line.endswith("(schedule)")]
     assert whole and not any("illegal" in line for line in whole)

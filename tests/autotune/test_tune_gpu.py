@@ -63,7 +63,7 @@ def test_a_wrong_choice_is_refused_by_the_virtual_gpu(tmp_path: Path, monkeypatc
     assert "from the oracle" in judge.check(Instance(instance.op, {**instance.dims}), {})
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=12)
 def test_a_step_s_roofline(tcomp: Tcomp, tmp_path: Path) -> None:
     small = ["--dim", "L=1", "--dim", "H=1", "--dim", "C=16", "-B", "1", "-T", "16"]
     made = tcomp("roofline", "gpt2", *small, "--gpu", "a100", "--out", "out", "--json", "figures.json")

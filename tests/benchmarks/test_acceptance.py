@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tcomp.model.request import StepRequest
+from tests.turns import ALL, chosen, turn
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_acceptance.py"
 
@@ -51,7 +52,7 @@ def test_no_driver_fails_every_section_and_says_why(tmp_path: Path, no_driver: N
     assert "no NVIDIA driver: the library libcuda.so.1 was not found" in text
 
 
-@pytest.mark.slow(seconds=30)
+@pytest.mark.slow(seconds=25)
 def test_correctness_sections_on_the_virtual_gpu(tmp_path: Path) -> None:
     code, report, text = accept(tmp_path, "--virtual", "--sections", "machine,step,kernels,tuning", "--gpu", "a100")
     assert code == 0 and {s["state"] for s in report["sections"].values()} == {"ok"}, text
@@ -77,18 +78,20 @@ def rows(section: dict[str, Any], key: str) -> dict[str, Any]:
     return {i[key]: i for i in section["items"] if i["kind"] == "row"}
 
 
-@pytest.mark.slow(seconds=35)
+@pytest.mark.slow(seconds=38)
 def test_whole_steps_on_the_virtual_gpu(tmp_path: Path) -> None:
-    sections = "precisions:bf16,step_time:bf16,train,train_large,startup,torch_compile"
-    code, report, text = accept(tmp_path, "--virtual", "--sections", sections)
+    sections = ["precisions:bf16", "step_time:bf16", "train", "torch_compile", "train_large", "startup"]
+    # (The last two are the command once more: each turn has one of them.)
+    left = None if turn() == ALL else sections[4 + (0 in chosen(2, 2, turn()))]
+    code, report, text = accept(tmp_path, "--virtual", "--sections", ",".join(s for s in sections if s != left))
     found = report["sections"]
     assert code == 0, text
     assert text.count("wgmma.mma_async") == 2, "neither model is about tensor cores"
     assert text.count("| the same bits |") == 4, "a second run of either model, and launch by launch"
     assert rows(found["step_time:bf16"], "program").keys() > {"tcomp bf16, one graph a program"}
     assert rows(found["train:bf16"], "what")["resumed from step-000001"]["result"] == "the same bits at the end"
-    assert rows(found["train_large:bf16"], "what")
-    assert len(rows(found["startup:bf16"], "cache")) == 2
+    assert left == "train_large" or rows(found["train_large:bf16"], "what")
+    assert left == "startup" or len(rows(found["startup:bf16"], "cache")) == 2
     assert found["torch_compile:bf16"]["reason"] == "there is no GPU for it"
     assert not any(word in text for word in ("tokens/s |", "ms a step", "MiB")), "a claim about time or memory"
 
@@ -187,7 +190,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow(seconds=30)
+@pytest.mark.slow(seconds=20)
 def test_times_are_taken_as_on_a_gpu(tmp_path: Path) -> None:
     """The virtual GPU taken for a real one, PyTorch on the processors: all that a GPU's run does, at tiny sizes."""
     pytest.importorskip("torch")

@@ -158,7 +158,7 @@ def test_every_case_that_is_timed_has_a_product_and_a_distinct_name(scripts: Mod
         assert all(_operations(case, x) > 0 for x in outputs) and _operations(case, "whole") >= 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=18)
 def test_the_whole_way_of_a_timed_case_but_for_its_times(
     scripts: ModuleType, virtual: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,7 @@ class Program:
 """
 
 
-@pytest.mark.slow(seconds=15)
+@pytest.mark.slow(seconds=19)
 def test_tcomp_pytorch_and_a_program_of_one_s_own_compute_the_same_and_are_compared(
     tcomp: Tcomp, tmp_path: Path
 ) -> None:
@@ -53,7 +53,7 @@ def test_tcomp_pytorch_and_a_program_of_one_s_own_compute_the_same_and_are_compa
     assert sum(k["share"] for k in found["profile"]["kernels"]) == pytest.approx(1)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=12)
 def test_the_virtual_gpu_runs_the_same_without_claims_about_time(tcomp: Tcomp, tmp_path: Path) -> None:
     small = ["--dim", "L=1", "--dim", "H=2", "--dim", "C=16", "-B", "1", "-T", "8", "--rounds", "1", "--steps", "1"]
     out = tcomp("bench", "gpt2", *small, "--device", "virtual", "--against", "none", "--json", "f.json")
@@ -64,7 +64,7 @@ def test_the_virtual_gpu_runs_the_same_without_claims_about_time(tcomp: Tcomp, t
     assert ours["seconds"] == [] and len(ours["losses"]) == 4 and ours["device_bytes"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 def test_disagreeing_losses_are_refused(tcomp: Tcomp, tmp_path: Path) -> None:
     """Of a model whose text says something else, as of a program (of one's own) that does."""
     pytest.importorskip("torch")

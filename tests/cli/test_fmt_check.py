@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import OP, Tcomp, refused
+from tests.turns import in_turns
 
 
 def test_fmt_rewrites_once_and_check_tells(tcomp: Tcomp, tmp_path: Path) -> None:
@@ -98,6 +99,7 @@ def test_check_of_a_model_that_trains_nothing(tcomp: Tcomp, tmp_path: Path) -> N
     assert "step of scales               ok" in tcomp("check", "still.tc", "--trials", "1", "--threads", "1").out
 
 
+@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("precision,wrongs", [("bf16", (1.03, 0.97)), ("f32", (1.001,)), ("fp8", (1.5,))])
 def test_a_step_with_a_wrong_gradient_is_called_wrong(

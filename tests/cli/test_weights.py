@@ -143,7 +143,7 @@ op rmsnorm_wide(X: real[M, N], w: f32[N], eps: f32[]) -> Y: real[M, N], r: f32[M
 """
 
 
-@pytest.mark.slow(seconds=10)
+@pytest.mark.slow
 def test_parameters_of_two_types_keep_them(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
     """Norms in f32 beside matrices in bf16: trained, exported, imported, trained further, each in its own type."""
     library = Path(common.find_file("llama"))
@@ -175,7 +175,7 @@ def test_parameters_of_two_types_keep_them(tcomp: Tcomp, text: str, tmp_path: Pa
     assert tcomp("train", "--resume", "run", "--steps", "4").code == 0
 
 
-@pytest.mark.slow(seconds=15)
+@pytest.mark.slow
 def test_weights_go_from_one_optimizer_to_another(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
     """A file that gives a model of another one an optimizer takes that one's runs, and table of names; both ways."""
     small = [x for d in ("L=1", "H=2", "C=16", "S=64") for x in ("--dim", d)]
@@ -347,7 +347,7 @@ def test_parameters_whose_shapes_depend_on_a_size(tcomp: Tcomp, tmp_path: Path) 
     assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
 
 
-@pytest.mark.slow(seconds=10)
+@pytest.mark.slow
 def test_numbers_that_follow_from_sizes_are_not_the_weights(tcomp: Tcomp, text: str, tmp_path: Path) -> None:
     """`let M = B * T` is another number in an import, a training step and a step of generation."""
     for name in ("gpt2.tc", "gpt2.hf.toml"):

@@ -27,6 +27,7 @@ from tcomp.runtime.peers import ALONE, Alone, LeadFailed, PeerFailed, Peers
 from tcomp.runtime.run_folder import FollowedRun, RunFolder
 from tcomp.runtime.train import Settings, train
 from tests.reference.ranks import LENGTH, Links, Memory, on_ranks, ranked, step_for
+from tests.turns import in_turns
 
 
 @pytest.fixture
@@ -94,6 +95,7 @@ def test_two_ranks_train_matrices_as_one_process_does(
     assert resumed[0] == state
 
 
+@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16_stochastic", "fp8"])
 def test_other_precisions_and_rank_counts_go_on_bitwise_from_one_kind_of_checkpoint(

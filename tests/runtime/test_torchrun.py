@@ -29,25 +29,32 @@ ARGUMENTS = [
 
 
 def start(folder: Path, *command: str) -> subprocess.Popen[str]:
-    """Two ranks of a command (of a shell where the first word is bash)."""
-    python = ["--no-python"] if command[0] == "bash" else ["-m"]
+    """Two ranks of a command."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port())]
     return subprocess.Popen(
-        [*launcher, *python, *command], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [*launcher, "-m", *command], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
 def apart(folder: Path, *command: str) -> list[subprocess.Popen[str]]:
-    """The same without torchrun, which loads torch once more."""
+    """The same without torchrun, which loads torch once more. RANK in a word stands for the rank."""
     own = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port())}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", *(word.replace("RANK", rank) for word in command)], cwd=folder, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**os.environ, **own, "RANK": rank, "LOCAL_RANK": rank},
         )
         for rank in "01"
     ]  # fmt: skip
+
+
+def ended(ranks: list[subprocess.Popen[str]]) -> str:
+    """What ranks said that end well."""
+    said = "".join(rank.communicate(timeout=PATIENCE)[0] for rank in ranks)
+    assert not any(rank.returncode for rank in ranks), said
+    return said
 
 
 def port() -> int:
@@ -74,9 +81,7 @@ def tensors(run: Path) -> bytes:
 @pytest.mark.slow(seconds=20)
 def test_a_run_that_was_stopped_ends_as_one_that_was_not_and_zero_1_as_plain(tmp_path: Path, text: Path) -> None:
     train = ["tcomp", "train", *ARGUMENTS, "--data", str(text)]
-    whole = start(tmp_path, *train, "--steps", str(STEPS), "--run-folder", "whole")
-    said, _ = whole.communicate(timeout=PATIENCE)
-    assert whole.returncode == 0, said
+    said = ended(apart(tmp_path, *train, "--steps", str(STEPS), "--run-folder", "whole"))
     assert said.count("2 ranks") == 1 and said.count("validation loss") == 2, "one rank speaks"
     total = ["--hyper", f"total={STEPS}", "--hyper", f"warmup={STEPS // 10}"]  # the schedule of the whole run
     parts = start(
@@ -88,9 +93,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not_and_zero_1_as_plain(tmp
     assert said.count("stopped at step") == 1, said
     (saved,) = (tmp_path / "parts" / "checkpoints").iterdir()
     if int(saved.name.removeprefix("step-")) < STEPS:  # (on a machine that is too busy it is beyond)
-        again = start(tmp_path, "tcomp", "train", "--resume", "parts", "--steps", str(STEPS))
-        said, _ = again.communicate(timeout=PATIENCE)
-        assert again.returncode == 0 and "warning: " not in said.partition("gpt2 tiny")[2], said
+        said = ended(apart(tmp_path, "tcomp", "train", "--resume", "parts", "--steps", str(STEPS)))
+        assert "warning: " not in said.partition("gpt2 tiny")[2], said
         assert tensors(tmp_path / "parts") == tensors(tmp_path / "whole")
 
 
@@ -99,9 +103,8 @@ def test_virtual_gpus_exchange_what_cpus_do(tmp_path: Path, text: Path) -> None:
     train = ["tcomp", "train", "--dim", "L=1", "--dim", "H=1", "--dim", "C=8", "-B", "1", "-T", "8", "--sample", "0"]
     train += ["--eval-batches", "1", "--steps", "2", "--data", str(text)]
     runs = [apart(tmp_path, *train, "--zero", "1", "--run-folder", d, "--device", d) for d in ("cpu", "virtual")]
-    for rank in (rank for ranks in runs for rank in ranks):
-        said, _ = rank.communicate(timeout=PATIENCE)
-        assert rank.returncode == 0, said
+    for ranks in runs:
+        ended(ranks)
     cpu, virtual = ([json.loads(x) for x in (tmp_path / d / "metrics.jsonl").open()] for d in ("cpu", "virtual"))
     assert len(cpu) == len(virtual) == 3
     for a, b in zip(cpu, virtual, strict=True):
@@ -111,13 +114,13 @@ def test_virtual_gpus_exchange_what_cpus_do(tmp_path: Path, text: Path) -> None:
 
 @pytest.mark.slow(seconds=12)
 def test_ranks_that_differ_or_lose_one_end_with_one_message(tmp_path: Path, text: Path) -> None:
-    line = f"{sys.executable} -m tcomp train {' '.join(ARGUMENTS)} --data {text}"
-    other = start(tmp_path, "bash", "-c", f"{line} --run-folder other --seed $((RANK + 1))")
-    said, _ = other.communicate(timeout=PATIENCE)
-    assert other.returncode and said.count("error: ") == 1, said
+    train = ["tcomp", "train", *ARGUMENTS, "--data", str(text)]
+    others = apart(tmp_path, *train, "--run-folder", "other", "--seed", "1RANK")
+    said = "".join(rank.communicate(timeout=PATIENCE)[0] for rank in others)
+    assert all(rank.returncode for rank in others) and said.count("error: ") == 1, said
     assert "error: rank 1 and rank 0 do not have the same settings, seed" in said
     assert not (tmp_path / "other").exists()
-    killed = start(tmp_path, *line.split()[2:], "--run-folder", "killed", "--steps", "100000")
+    killed = start(tmp_path, *train, "--run-folder", "killed", "--steps", "100000")
     begun(killed, tmp_path / "killed", 3)
     ranks = sorted(children(killed.pid))
     os.kill(ranks[-1], signal.SIGKILL)

@@ -35,6 +35,7 @@ from tcomp.runtime.verify import distance, random_inputs, verify_op, verify_step
 from tcomp.schedule.lower import lower
 from tests.tcomp.graph_interpreter import Memory, run as interpret
 from tests.test_ops_gpu import execute
+from tests.turns import in_turns
 
 SHIPPED = (library() / "gpt2.tc").read_text()
 WITHOUT = SHIPPED.replace(", early(dP, gpu)]", "]")
@@ -311,6 +312,7 @@ def test_a_step_has_fewer_launches_and_no_larger_plan(gpt2: Module) -> None:
     assert len(early.programs["micro_first"]) == len(other.programs["micro_first"]) - early.dims["L"]
 
 
+@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "accumulation", "layers"), [("f32", 1, 1), ("bf16", 2, 2), ("fp8", 2, 1)])
 def test_a_whole_step_is_the_oracles(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import Phase, example, given, settings, strategies as st
+from hypothesis import Phase, example, given, strategies as st
 
 from tcomp.codegen.cpu.compile import kernel_assembly, kernel_ir, memory_needs
 from tcomp.dsl.errors import TcError
@@ -20,6 +20,7 @@ from tcomp.machine.cpu import CpuMachine, detect
 from tcomp.model.single import single_op_step
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.schedule.lower import LoweredOp, lower
+from tests.turns import examples
 
 PRODUCT = """
 op product(X: f32[M, N], W: f32[N, K]) -> Y: f32[M, K]:
@@ -101,7 +102,7 @@ BLOCKS = st.tuples(st.sampled_from([8, 24]), st.sampled_from([16, 48]), st.sampl
 
 
 @pytest.mark.slow
-@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@examples(6, 2, phases=[Phase.explicit, Phase.generate])
 @given(SIZES, BLOCKS, st.integers(1, 3))
 @example((40, 150, 96), (24, 48, 64), 2)
 @example((64, 128, 150), (24, 48, 16), 1)

@@ -24,6 +24,7 @@ from tcomp.oracle import evaluate
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.schedule.lower import LoweredOp, lower
 from tests.tcomp.tile_interpreter import Interpreter
+from tests.turns import examples
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def test_compiled_code_of_any_schedule_gives_the_oracles_result(case: Case, data
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.op)
-@settings(ANY_SCHEDULE, max_examples=60)
+@examples(60, 3, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_compiled_code_of_many_schedules(case: Case, data: st.DataObject) -> None:
     compiled_matches_oracle(case, data)

@@ -59,7 +59,7 @@ def test_llama_equals_the_cpus(virtual: Any) -> None:
     assert not virtual.findings, str(virtual.findings[0])
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=11)
 def test_parts_that_begin_anywhere_equal_the_cpus(virtual: Any) -> None:
     """Parameters of layers, their gradients over two micro-batches and kept keys that are no multiples of 16 bytes."""
     sizes = {"L": 2, "H": 1, "G": 1, "D": 2, "C": 6, "F": 9, "V": 29}

@@ -23,6 +23,7 @@ from tests.tcomp.nvptx.support import (
     shared,
     tile_axis,
 )
+from tests.turns import examples
 
 SHAPES = [ThreadShape(), ThreadShape(2, 1, 16, 2), ThreadShape(1, 3, 8, 4), ThreadShape(2, 2, 4, 8)]
 
@@ -91,7 +92,7 @@ def test_any_reduction(k: Kernel, seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=16, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@examples(16, 2, suppress_health_check=list(HealthCheck))
 @given(kernels(), st.integers(0, 2**31))
 def test_any_reduction_at_length(k: Kernel, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -127,7 +128,7 @@ def test_any_map(k: Kernel, seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@examples(50, 2, suppress_health_check=list(HealthCheck))
 @given(maps(), st.integers(0, 2**31))
 def test_any_map_at_length(k: Kernel, seed: int) -> None:
     rng = np.random.default_rng(seed)

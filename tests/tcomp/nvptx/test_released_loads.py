@@ -27,6 +27,7 @@ from tcomp.model.request import StepRequest
 from tcomp.runtime.cuda.kernels import compile_all
 from tcomp.schedule.lower import lower
 from tests.reference.scoreboards import out_when_handed_back
+from tests.turns import in_turns
 
 FENCE = "fence.acq_rel.cta;"
 
@@ -47,13 +48,14 @@ def test_scales_of_a_turn_are_there_before_its_tiles_go(name: str, kernel: str, 
     assert early(replace(code, ptx=code.ptx.replace(FENCE, "")), tmp_path), "else this test could not fail"
 
 
-@pytest.mark.slow
+@in_turns(2)
+@pytest.mark.slow(seconds=15)
 @pytest.mark.parametrize(
     "model, config, precision",
     [("gpt2", "124M", "fp8_block"), ("llama", "smollm_135M", "bf16")],
 )
-def test_steps(model: str, config: str, precision: str, tmp_path: Path) -> None:
+def test_steps(model: str, config: str, precision: str, objects: Path) -> None:
     step = build_step(StepRequest(model, config, {"B": 16, "T": 1024}, precision=precision), TargetDevice(H100)).step
-    codes = compile_all(step.kernels, H100, tmp_path)
+    codes = compile_all(step.kernels, H100, objects)
     rings = {name: code for name, code in codes.items() if "mbarrier" in code.ptx}
-    assert rings and {name: found for name, code in rings.items() if (found := early(code, tmp_path))} == {}
+    assert rings and {name: found for name, code in rings.items() if (found := early(code, objects))} == {}
