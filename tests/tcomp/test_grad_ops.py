@@ -223,3 +223,16 @@ def test_a_backward_is_compared_at_several_sizes() -> None:
     text = f"op last(x: {axes}) -> y: {axes}:\n  y{at} = x{at} * F\n\n"
     text += f"backward last(dy: {axes}) -> dx: {axes}:\n  dx{at} = dy{at}\n"
     assert compare_backward("last", load_text(text))["dx"] > 0.3
+
+
+def test_a_backward_is_compared_where_its_op_is_finite() -> None:
+    """`eps` may be drawn below zero, where there is no root."""
+    text = """
+op scaled(x: f32[N], eps: f32[]) -> y: f32[N]:
+  y[n] = x[n] * sqrt(eps)
+
+backward scaled(eps: f32[], dy: f32[N]) -> dx: f32[N]:
+  dx[n] = dy[n] * sqrt(eps)
+"""
+    module = load_text(text)
+    assert all(compare_backward("scaled", module, seed=seed)["dx"] < 1e-12 for seed in range(4))
