@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tcomp.autotune.virtual_run import reported
+from tcomp.autotune.virtual_run import codes_of, reported
 from tcomp.codegen.nvptx.assemble import assemble
 from tcomp.codegen.nvptx.compile import compile_kernel
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.occupancy import occupancy
-from tcomp.dsl.ast import DType
+from tcomp.dsl.ast import DType, Module, Op
 from tcomp.dsl.load import load_text
 from tcomp.dsl.storage import bound
 from tcomp.grad import backward_of
@@ -72,6 +72,14 @@ def test_the_backward_pass_adds_up_in_tensor_memory() -> None:
     agrees("attention.backward", {"B": 1, "T": 70, "H": 1, "D": 8}, {}, units=4)
 
 
+def backward() -> tuple[Module, Op]:
+    """The library, and attention's backward pass in bf16."""
+    module = library()
+    found = backward_of("attention", module)
+    assert found is not None
+    return module, bound(found, DType.BF16)
+
+
 BACKWARD = [
     ("attention.backward", {"B": 1, "T": 300, "H": 1, "D": 64}),
     ("attention.backward", {"B": 1, "T": 65, "H": 1, "D": 96}),
@@ -86,16 +94,24 @@ def test_shapes_of_the_backward_pass(name: str, dims: dict[str, int]) -> None:
     agrees(name, dims, {}, DType.F16 if dims["D"] == 64 else DType.BF16, order=1, units=6)
 
 
+def test_columns_are_shared_by_what_a_turn_needs_one_after_the_other() -> None:
+    """256 for 64 queries and heads of 64: scores, dP, dK and dV. Weights lie in the scores' once those are loaded, dQ
+    in those of dP. Two such blocks are to share a multiprocessor."""
+    module, op = backward()
+    dims = {"B": 1, "T": 256, "H": 1, "D": 64}
+    gpu = compile_kernel(lower(op, module, dims, B200).kernels[1], B200)
+    assert gpu.launches[0].tensor_columns == 256
+    assert ".minnctapersm 2" in gpu.ptx and "setmaxnreg.inc.sync.aligned.u32 \t232" in gpu.ptx
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("head", [64, 128])
 def test_two_blocks_of_the_backward_pass_share_a_multiprocessor_or_nothing_spills(head: int) -> None:
     """At heads of 64 the weights lie in scores' columns and dQ in those of dP, and dK and dV leave from where keys and
     values were: then columns, shared memory and registers are enough for two."""
-    module = library()
-    found = backward_of("attention", module)
-    assert found is not None
+    module, op = backward()
     dims = {"B": 16, "T": 1024, "H": 768 // head, "D": head}
-    kernel = lower(bound(found, DType.BF16), module, dims, B200).kernels[1]
+    kernel = lower(op, module, dims, B200).kernels[1]
     gpu = compile_kernel(kernel, B200)
     (used,) = assemble(gpu.ptx, "sm_100a").resources
     assert used.spill_store_bytes == used.spill_load_bytes == used.stack_bytes == 0
@@ -203,6 +219,23 @@ def test_what_a_kernel_may_not_leave_out_is_found(without: str, finding: str) ->
     assert broken.ptx != gpu.ptx
     with pytest.raises(KernelFault, match=finding):
         support.launch(kernel, broken, support.given(kernel, np.random.default_rng(1)), 100)
+
+
+@pytest.mark.slow
+def test_what_the_backward_pass_may_not_leave_out_is_found() -> None:
+    """Scores' gradients that threads store for products, what they load and store in tensor memory, where they meet."""
+    module, op = backward()
+    dims = {"B": 1, "T": 70, "H": 1, "D": 16}
+    lowered, inputs = lower(op, module, dims, B200), stored_inputs(op, module, dims, DType.BF16)
+    codes = codes_of(lowered, B200)
+    (name,) = (n for n, c in codes.items() if "tcgen05.mma" in c.ptx)
+    for without in ("tcgen05.fence::after_thread_sync;", "tcgen05.fence::before_thread_sync;", "bar.sync \t1, 128;",
+                    "tcgen05.wait::ld.sync.aligned;", "tcgen05.wait::st.sync.aligned;",
+                    "fence.proxy.async.shared::cta;"):  # fmt: skip
+        assert without in codes[name].ptx
+        broken = codes | {name: replace(codes[name], ptx=codes[name].ptx.replace(without, ""))}
+        with pytest.raises(KernelFault, match=r"tensor memory|tcgen05|proxy fence|race"):
+            reported(op, lowered, inputs, B200, codes=broken)
 
 
 REFUSED = {
