@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tcomp.dsl.ast import Combine
 from tcomp.dsl.errors import TcError
+from tcomp.grad.parts import reads
 from tcomp.schedule.beside import Beside
 from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.nest import Leaf
@@ -24,7 +25,7 @@ def check_combine(plan: KernelPlan, leaves: Sequence[Leaf], beside: Mapping[int,
             said |= {(name, c.over)} if c.by != "private" else set()
             named = [x for x in leaves if called(x.equation, (name,))]
             if named and not any(c.over in _summed(x, beside) for x in named):
-                raise _no_sum(c, name, named)
+                raise _no_sum(c, name, named, leaves)
 
 
 def _summed(leaf: Leaf, beside: Mapping[int, Beside]) -> frozenset[str]:
@@ -33,15 +34,17 @@ def _summed(leaf: Leaf, beside: Mapping[int, Beside]) -> frozenset[str]:
     return leaf.gathered | frozenset((*leaf.reduced, *lacking))
 
 
-def _no_sum(c: Combine, name: str, named: Sequence[Leaf]) -> TcError:
+def _no_sum(c: Combine, name: str, named: Sequence[Leaf], leaves: Sequence[Leaf]) -> TcError:
     others = dict.fromkeys(i for x in named for i in (*x.reduced, *sorted(x.gathered)))
     more = "".join(f", or name a loop that it sums over: combine {name} over {i} by {c.by}" for i in list(others)[:1])
     if any(c.over in x.parallel for x in named):
         message = f"{name} is no sum over '{c.over}': that loop walks its elements, each of them in one tile"
         return TcError(message, c.span, f"leave the line out{more}")
+    read = (x for x in leaves if c.over in x.reduced and any(set(x.written) & reads(n.equation) for n in named))
+    hint = next((f"name the sum that it reads: combine {x.written[0]} over {c.over} by {c.by}" for x in read), None)
     return TcError(
         f"{name} has no loop '{c.over}' over which to combine it, and is not computed in the blocks of another "
         "sum that has",
         c.span,
-        "leave the line out, or put both in one kernel, with a pipe loop that they share",
+        hint or "leave the line out, or put both in one kernel, with a pipe loop that they share",
     )
