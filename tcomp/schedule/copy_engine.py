@@ -10,12 +10,21 @@ from tcomp.machine.gpu import GpuMachine
 from tcomp.schedule.kernel_plan import KernelPlan
 from tcomp.schedule.tensor_copies import FIRST_SM
 
+WGMMA = "sm_90a"
+"""the target that has it"""
+
 
 def check_copy_engine(plan: KernelPlan, machine: GpuMachine) -> None:
-    """TcError at the first such directive of a plan for a GPU that has no copy engine."""
-    if machine.sm >= FIRST_SM:
-        return
+    """TcError at the first such directive of a plan for a GPU without a copy engine, and at `stagger` without wgmma."""
     flags = plan.flags
+    if machine.sm >= FIRST_SM:
+        if flags.staggered and machine.target != WGMMA:
+            raise TcError(
+                f"`stagger` keeps the warpgroups of a product by wgmma apart, and {machine.target} has no wgmma",
+                flags.span("stagger"),
+                f"leave the line out here, and keep it for a schedule on {WGMMA}",
+            )
+        return
     meant = {"producer": flags.producer is not None, "stagger": flags.staggered, "pingpong": flags.sides > 1,
              "stream": flags.stream}  # fmt: skip
     lines = [(f"`{name}`", flags.span(name)) for name, is_meant in meant.items() if is_meant]
@@ -27,5 +36,5 @@ def check_copy_engine(plan: KernelPlan, machine: GpuMachine) -> None:
         raise TcError(
             f"{what} needs the copy engine or wgmma, and {machine.target} has neither",
             span,
-            f"{instead}, and keep it for a schedule on sm_90a",
+            f"{instead}, and keep it for a schedule on {WGMMA}",
         )
