@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tcomp.cli.common import load_module
+from tcomp.dsl.elementwise import elementwise
 from tcomp.dsl.errors import TcError
 from tcomp.dsl.files import library
 from tcomp.dsl.load import load
@@ -15,7 +16,7 @@ from tcomp.machine.cpu import detect
 from tcomp.model.build import build_step
 from tcomp.model.report import launch_label, plan_text
 from tcomp.model.request import Sharing, StepRequest
-from tcomp.model.sharing import elementwise, in_parts
+from tcomp.model.sharing import in_parts
 from tcomp.model.step import FLAT
 from tcomp.runtime import train as training
 from tcomp.runtime.distributed.shares import step_of
