@@ -90,6 +90,7 @@ def theirs(p: dict[str, torch.Tensor], tokens: torch.Tensor, targets: torch.Tens
     return torch.nn.functional.cross_entropy(logits[:, :61], targets.reshape(-1).long())
 
 
+@in_turns(2)
 @pytest.mark.parametrize(
     "precision", ["bf16", *(pytest.param(x, marks=pytest.mark.slow) for x in ("f32", "bf16_stochastic"))]
 )

@@ -100,6 +100,7 @@ def code_of(executor: Executor) -> str:
     return "".join(loaded.kernel.ptx for loaded in executor.kernels.values())
 
 
+@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("precision, operands", [("bf16", "bf16.bf16"), ("fp8", "e5m2.e4m3")])
 def test_6_steps_on_the_virtual_gpu(precision: str, operands: str, objects: Path) -> None:

@@ -120,6 +120,7 @@ SIDES = [
 ]
 
 
+@in_turns(2)
 @pytest.mark.parametrize(
     ("name", "dims"),
     [SIDES[0], SIDES[3], *(pytest.param(*c, marks=pytest.mark.slow) for c in (*SIDES[1:3], *SIDES[4:]))],

@@ -103,6 +103,7 @@ def test_a_turn_of_a_short_loop_takes_no_less_than_one_of_a_long_loop() -> None:
     assert found[0] > found[1]
 
 
+@in_turns(2)
 @pytest.mark.slow
 @nvdisasm
 @pytest.mark.parametrize(

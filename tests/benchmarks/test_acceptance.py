@@ -54,11 +54,14 @@ def test_no_driver_fails_every_section_and_says_why(tmp_path: Path, no_driver: N
 
 @pytest.mark.slow(seconds=25)
 def test_correctness_sections_on_the_virtual_gpu(tmp_path: Path) -> None:
-    code, report, text = accept(tmp_path, "--virtual", "--sections", "machine,step,kernels,tuning", "--gpu", "a100")
+    code, report, text = accept(tmp_path, "--virtual", "--sections", "machine,step,tuning", "--gpu", "a100")
     assert code == 0 and {s["state"] for s in report["sections"].values()} == {"ok"}, text
     assert "virtual NVIDIA A100" in text and "the same bits" in text
-    assert len(report["sections"]["kernels:bf16"]["items"]) > 20
     assert all("1 default" in row["candidates"] for row in report["sections"]["tuning"]["items"])
+    # (An H100's kernels are those of the whole steps below, compiled once for both.)
+    code, report, text = accept(tmp_path, "--virtual", "--sections", "kernels")
+    assert code == 0 and report["sections"]["kernels:bf16"]["state"] == "ok", text
+    assert len(report["sections"]["kernels:bf16"]["items"]) > 20
     assert not any("us" in item for item in report["sections"]["kernels:bf16"]["items"]), "a claim about time"
 
 

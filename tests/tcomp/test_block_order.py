@@ -21,6 +21,7 @@ from tcomp.machine.gpu import H100
 from tcomp.runtime.vgpu import Options
 from tcomp.schedule.lower import lower
 from tests.reference.op_cases import stored_inputs
+from tests.turns import in_turns
 
 ORDERS = range(5)
 MACHINE = replace(H100, sms=4)
@@ -82,6 +83,7 @@ def test_products_whose_sum_is_divided_among_blocks(schedule: str, how: str, dim
     assert len(found) > 1 if how == "atomic" else len(found) == 1
 
 
+@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("how,head", [("turns", 128), ("atomic", 64)])
 def test_attention_backward_whose_blocks_add_to_dq(how: str, head: int) -> None:

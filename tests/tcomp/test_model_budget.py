@@ -23,6 +23,7 @@ from tcomp.model.request import StepRequest
 from tcomp.model.step import Step
 from tcomp.runtime.cpu.executor import CpuExecutor
 from tcomp.runtime.initialise import initialise
+from tests.turns import in_turns
 
 GPT2 = Path(__file__).resolve().parents[2] / "models" / "gpt2.tc"
 SMALL = {"L": 3, "H": 2, "C": 32, "V": 61, "S": 32}
@@ -185,6 +186,7 @@ def test_the_step_is_bitwise_the_same_without_a_budget(gpt2: Module, objects: Pa
         np.testing.assert_array_equal(values, expected[name], err_msg=name)
 
 
+@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("precision,parts", [("f32", (0.6, 0.0)), ("bf16", (0.3,))])
 def test_the_step_is_bitwise_the_same(precision: str, parts: tuple[float, ...], gpt2: Module, objects: Path) -> None:

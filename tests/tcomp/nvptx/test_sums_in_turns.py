@@ -26,6 +26,7 @@ from tcomp.schedule.lower import lower
 from tests.reference.op_cases import stored_inputs
 from tests.tcomp.nvptx.support import changed, given, interpreted, lowered, run
 from tests.tcomp.tile_interpreter import OutOfTurn
+from tests.turns import in_turns
 
 RNG = np.random.default_rng(5)
 FEW = replace(H100, sms=4)
@@ -196,6 +197,7 @@ def test_blocks_that_stay_must_all_have_room(flags: str, sms: int, resident: boo
     assert [s.resident for s in gpu.launches] == [resident]
 
 
+@in_turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("adds", "stream"), [(False, False), (True, True)], ids=["stored-parts", "added-stream"])
 def test_any_order_of_blocks_gives_the_same_bits(adds: bool, stream: bool) -> None:
