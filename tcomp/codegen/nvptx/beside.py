@@ -16,7 +16,7 @@ from tcomp.codegen.nvptx.emitter import GpuEmitter
 from tcomp.codegen.nvptx.join import Joiner
 from tcomp.codegen.nvptx.layout import leading_packs
 from tcomp.codegen.nvptx.phase_facts import is_asynchronous
-from tcomp.codegen.nvptx.plan import joins_warps, sharing_of
+from tcomp.codegen.nvptx.plan import joins_warps, plan_of, sharing_of
 from tcomp.dsl.ast import Access, Binary, DType, Num
 from tcomp.ir.pairs import paired
 from tcomp.ir.reducers import IDENTITY, identity
@@ -102,7 +102,9 @@ def join_registers(em: GpuEmitter, scope: GpuScope, node: Compute) -> None:
     with em.frame():
         b = em.here()
         parts = [b.load(s, typ=s.allocated_type) for s in slots]
-        whole = Joiner(em, scope, node, sharing_of(node, em.threads), node.reducer or "sum", True).join(parts)
+        whole = Joiner(
+            em, scope, node, sharing_of(node, em.threads), node.reducer or "sum", plan_of(node, scope.buffers)
+        ).join(parts)
         b = em.here()
         for slot, value in zip(slots, whole, strict=True):
             b.store(value, slot)

@@ -200,7 +200,7 @@ class ComputeGenerator:
                 self.target = replace(self.target, roomy=True)
             else:
                 clear(em, self.scope, self.target.buffer)
-        self.joiner = Joiner(em, self.scope, node, self.sharing, self.reducer, self.plan.whole)
+        self.joiner = Joiner(em, self.scope, node, self.sharing, self.reducer, self.plan)
         self.writer = Writer(self.evaluator, node, self.target, self.kind, self.reducer, self.sharing, self.padded)
         self._over(0)
 

@@ -1,7 +1,8 @@
 """Partial results of several threads joined into one that all of them hold, always in the same order.
 
 Lanes exchange by butterfly shuffles: each step joins two equal pairs, so every lane ends with the same bits. Warps
-write to shared memory and, after a barrier, every thread adds the warps' parts in their order.
+write to shared memory and, after a barrier, every thread adds the warps' parts in their order; where that is many, each
+result is joined by a few threads (`dealing.py`).
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from llvmlite import ir
 
 from tcomp.codegen.llvm.emitter import Int
 from tcomp.codegen.llvm.types import F32, F64, I8, I32, I64, IrValue
+from tcomp.codegen.nvptx.dealing import LANES, VECTOR, Dealing, dealing
 from tcomp.codegen.nvptx.domain import GpuScope
 from tcomp.codegen.nvptx.emitter import GpuEmitter, dimension_size
-from tcomp.codegen.nvptx.plan import Sharing, exchange_lanes, joins_warps
+from tcomp.codegen.nvptx.plan import Plan, Sharing, exchange_lanes, joins_warps
 from tcomp.ir.tile import Compute
 
 
@@ -30,10 +32,11 @@ class Joiner:
     """Joins the results of one Compute's threads."""
 
     def __init__(
-        self, em: GpuEmitter, scope: GpuScope, node: Compute, sharing: Sharing, reducer: str, whole: bool
+        self, em: GpuEmitter, scope: GpuScope, node: Compute, sharing: Sharing, reducer: str, plan: Plan
     ) -> None:
         self.em, self.scope, self.node, self.sharing = em, scope, node, sharing
-        self.reducer, self.whole = reducer, whole
+        self.reducer, self.whole = reducer, plan.whole
+        self.dealing = dealing(plan.points, sharing, em.threads) if joins_warps(sharing) else None
 
     def join(self, values: list[IrValue]) -> list[IrValue]:
         """Each value joined over all threads along the reduced axes' dimensions."""
@@ -41,6 +44,8 @@ class Joiner:
             self.kind = "int" if value.type == I32 else "f64" if value.type == F64 else "f32"
         self.em.here()
         shape = self.em.threads
+        if self.dealing is not None and len(values) == self.dealing.each and values[0].type != F64:
+            return self._dealt(values, self.dealing)
         for d, first in (("lane.x", 1), ("lane.y", shape.lanes_x)):
             if d in self.sharing.reduced:
                 step = first * dimension_size(shape, d) // 2
@@ -119,10 +124,62 @@ class Joiner:
             out.append(total)
         return out
 
-    def _lane(self) -> Int:
-        """The number of this lane among those with results of their own."""
+    def _dealt(self, values: list[IrValue], how: Dealing) -> list[IrValue]:
+        """Through shared memory, laid out [part][four points of each lane, the next four ..]."""
+        em, t = self.em, values[0].type
+        base = self.scope.exchange[id(self.node)]
+        vector = ir.VectorType(t, VECTOR)
+        if not self.whole:
+            em.barrier()
+
+        def at(parts: list[tuple[Int, int]]) -> IrValue:
+            place = self._sum(parts)
+            return em.here().gep(base, [em.i64(place)], source_etype=t)
+
+        def behind(pointer: IrValue, elements: int) -> IrValue:
+            return em.here().gep(pointer, [ir.Constant(I64, elements)], source_etype=t)
+
+        warp = self._sum([(em.coordinate("warp.x"), 1), (em.coordinate("warp.y"), em.threads.warps_x)])
+        own = self._lane()
+        part = self._sum([(warp, LANES // how.own), (self._lane(parallel=False), 1)])
+        mine, results = at([(part, how.pitch), (own, VECTOR)]), at([(own, VECTOR)])
+        for i in range(0, how.each, VECTOR):
+            four: IrValue = ir.Constant(vector, ir.Undefined)
+            for j in range(VECTOR):
+                four = em.here().insert_element(four, values[i + j], em.i64(j))
+            em.here().store(four, behind(mine, i * how.own), align=4 * VECTOR)
+        em.barrier()
+        lane = em.lane()
+        b = em.here()
+        helper, neighbour = b.udiv(lane, em.i64(how.neighbours)), b.urem(lane, em.i64(how.neighbours))
+
+        def joined(point: Int) -> None:
+            start = at([(point, 1), (helper, how.pitch)])
+            total: IrValue | None = None
+            for p in range(0, how.parts, how.helpers):
+                x = em.here().load(behind(start, p * how.pitch), typ=t, align=4)
+                total = x if total is None else combine(em, self.reducer, self.kind, total, x)
+            assert total is not None
+            step = how.helpers // 2
+            while step:
+                em.here()
+                total = combine(em, self.reducer, self.kind, total, self._from_lane(total, step * how.neighbours))
+                step //= 2
+            em.here().store(total, at([(point, 1)]), align=4)
+
+        first = self._sum([(warp, how.neighbours), (neighbour, 1)])
+        em.repeat(first, how.points, em.threads.threads // how.helpers, joined)
+        em.barrier()
+        out = []
+        for i in range(0, how.each, VECTOR):
+            four = em.here().load(behind(results, i * how.own), typ=vector, align=4 * VECTOR)
+            out += [em.here().extract_element(four, em.i64(j)) for j in range(VECTOR)]
+        return out
+
+    def _lane(self, parallel: bool = True) -> Int:
+        """The number of this lane among those with results of their own; else among those that have the same."""
         em, shape = self.em, self.em.threads
-        x, y = ("lane.x" in self.sharing.parallel), ("lane.y" in self.sharing.parallel)
+        x, y = (parallel == (d in self.sharing.parallel) for d in ("lane.x", "lane.y"))
         parts = [(em.coordinate("lane.x"), 1)] if x else []
         return self._sum(parts + ([(em.coordinate("lane.y"), shape.lanes_x if x else 1)] if y else []))
 

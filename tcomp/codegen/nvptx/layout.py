@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from tcomp.codegen.nvptx.dealing import dealing
 from tcomp.codegen.nvptx.errors import Unsupported
 from tcomp.codegen.nvptx.evaluation import value_kind
 from tcomp.codegen.nvptx.join import exchange_bytes
@@ -272,7 +273,9 @@ class _Placing:
             return
         wide = any(value_kind(self.buffers[a.tensor].dtype) == "f64" for a in accesses_of(s)) or _casts_to_f64(s)
         shape = (threads.warps, exchange_lanes(sharing, threads))
-        size = exchange_bytes(plan_of(s, self.buffers).points, shape, wide)
+        points = plan_of(s, self.buffers).points
+        dealt = dealing(points, sharing, threads)
+        size = max(exchange_bytes(points, shape, wide), dealt.bytes if dealt is not None else 0)
         if self.kernel.gpu.sides > 1:
             result = s.target.tensor.partition(".")[0]
             raise Unsupported(

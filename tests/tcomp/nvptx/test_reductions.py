@@ -223,3 +223,25 @@ def test_a_row_that_all_threads_know() -> None:
     ]
     k = kernel([operand("X", 3, n), operand("Y", 3, n)], [[grid("m", 3, 1, *body)]], [mean], shape)
     run(k, {"X": rand(3, n)}, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("reducer", ["sum", "max"])
+@pytest.mark.parametrize(
+    "warps, lanes_x, each", [(16, 8, 16), (8, 8, 16), (16, 16, 8), (4, 32, 16)], ids=lambda n: str(n)
+)
+def test_many_results_of_a_thread_are_joined_by_a_few(reducer: str, warps: int, lanes_x: int, each: int) -> None:
+    """Of columns, which all warps have rows of: no thread reads as many parts as if it joined its own."""
+    lanes_y = 32 // lanes_x
+    m, n = 2 * lanes_y * warps, lanes_x * each
+    body = Compute(
+        at("s", "c"),
+        at("X", "m", "c"),
+        (axis("c", n, Spread(4, "x", lanes_x)), axis("m", m, Spread(2, "y", lanes_y, "y", warps, 2 * lanes_y))),
+        frozenset({"m"}),
+        reducer,
+    )
+    k = kernel([operand("X", m, n), operand("s", n)], [[body]], threads=ThreadShape(1, warps, lanes_x, lanes_y))
+    ptx, reports = run(k, {"X": rand(m, n)}, tolerance=1e-4)
+    assert ptx.count("ld.shared") + ptx.count("shfl.sync") < each * warps // 2
+    assert ptx.count("bar.sync") + ptx.count("barrier.sync") == 2
+    assert all(r.traffic["shared"].bank_conflicts == 0 for r in reports)
