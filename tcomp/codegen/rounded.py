@@ -46,21 +46,21 @@ def scaled(e: Expr, factor: float) -> Expr:
     match e:
         case Num(c):
             return Num(c * factor)
-        case Binary("+" | "-" as op, x, y) if _has_constant(e):
+        case Binary("+" | "-" as op, x, y) if has_constant(e):
             return Binary(op, scaled(x, factor), scaled(y, factor))
-        case Binary("*", x, y) if _has_constant(e):
-            x, y = (x, scaled(y, factor)) if _has_constant(y) else (scaled(x, factor), y)
+        case Binary("*", x, y) if has_constant(e):
+            x, y = (x, scaled(y, factor)) if has_constant(y) else (scaled(x, factor), y)
             return y if x == Num(1.0) else x if y == Num(1.0) else Binary("*", x, y)
     return Binary("*", e, Num(factor))
 
 
-def _has_constant(e: Expr) -> bool:
+def has_constant(e: Expr) -> bool:
     """Can a factor go into the expression's constants?"""
     match e:
         case Num():
             return True
         case Binary("+" | "-", x, y):
-            return _has_constant(x) and _has_constant(y)
+            return has_constant(x) and has_constant(y)
         case Binary("*", x, y):
-            return _has_constant(x) or _has_constant(y)
+            return has_constant(x) or has_constant(y)
     return False

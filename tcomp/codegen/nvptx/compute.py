@@ -34,7 +34,7 @@ from tcomp.codegen.nvptx.evaluation import GpuEvaluator, GpuGraph, scalar_type, 
 from tcomp.codegen.nvptx.join import Joiner, combine
 from tcomp.codegen.nvptx.phase_facts import pads
 from tcomp.codegen.nvptx.plan import plan_of, sharing_of
-from tcomp.codegen.nvptx.rounded import NARROW, for_narrow
+from tcomp.codegen.nvptx.rounded import NARROW, for_narrow, in_casts
 from tcomp.codegen.nvptx.scan import can_scan, scan
 from tcomp.codegen.nvptx.turns import Walker, turns_of
 from tcomp.codegen.nvptx.writing import Writer
@@ -184,7 +184,7 @@ class ComputeGenerator:
         self.walker = Walker(self.domain)
         self.target: Place = addressing.place(node.target, graph)
         narrow = self.scope.buffers[node.target.tensor].dtype in NARROW
-        value = graph.build(for_narrow(of) if narrow else of)
+        value = graph.build((for_narrow if narrow else in_casts)(of))
         kind = value_kind(self.target.buffer.dtype)
         self.kind = "f64" if "f64" in (kind, value.kind) and kind != "int" else kind
         self.value, self.scale = self._unscaled(graph.cast(value, self.kind))

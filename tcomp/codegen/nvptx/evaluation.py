@@ -56,7 +56,7 @@ class GpuGraph(Graph):
 
     def _call(self, name: str, args: tuple[Expr, ...]) -> Node:
         if name in mathematics.APPROXIMATE:
-            return self.node(name, "f32", (self.cast(self.build(args[0]), "f32"),))
+            return self.node(name, "f32", tuple(self.cast(self.build(a), "f32") for a in args))
         if name == "select" and not any(self.build(a).unsafe for a in args[1:]):
             a, b = self._common(self.build(args[1]), self.build(args[2]))
             return self.node("select", a.kind, (self.condition(args[0]), a, b))
@@ -209,7 +209,7 @@ class GpuEvaluator(Evaluator):
         if op == "stochastic":
             return stochastic_bf16(self.em.builder, v[0], v[1])
         if op in mathematics.APPROXIMATE:
-            return mathematics.APPROXIMATE[op](self.gpu, v[0])
+            return mathematics.APPROXIMATE[op](self.gpu, *v)
         if op == "div" and kind == "f32" and not self.gpu.calls:
             return mathematics.divided(self.gpu, v[0], v[1])
         if op == "random":

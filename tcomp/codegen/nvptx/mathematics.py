@@ -14,6 +14,7 @@ overflow and underflow are those of the exact functions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from llvmlite import ir
 
@@ -77,13 +78,13 @@ def reciprocal(em: GpuEmitter, x: IrValue) -> IrValue:
     return em.asm("rcp.approx.ftz.f32 $0, $1;", F32, "=f,f", [x])
 
 
-APPROXIMATE = {"exp2": exp2, "reciprocal": reciprocal}
-"""Functions of one f32 that no text names: lowering and code generation put them where they suffice."""
-
-
 def divided(em: GpuEmitter, x: IrValue, y: IrValue) -> IrValue:
     """x / y within 2 units in the last place, without the call that exact rounding takes."""
     return em.asm("div.full.f32 $0, $1, $2;", F32, "=f,f,f", [x, y])
+
+
+APPROXIMATE: dict[str, Callable[..., IrValue]] = {"exp2": exp2, "reciprocal": reciprocal, "quotient": divided}
+"""Functions of f32 that no text names: lowering and code generation put them where they suffice."""
 
 
 def exp(em: GpuEmitter, x: IrValue) -> IrValue:

@@ -14,6 +14,7 @@ from tcomp.codegen.rounded import scaled
 from tcomp.dsl.ast import Binary, Call, DType, Expr, Num, walk
 from tcomp.ir.tile import Compute
 from tcomp.machine.gpu import H100
+from tcomp.numeric import round_to
 from tests.reference.gelu import exact, gelu
 from tests.tcomp.nvptx.support import at, axis, fn, from_bits, kernel, lanes, launch, op, operand, to_bits
 
@@ -117,3 +118,33 @@ def test_gelus_derivative_is_right_to_a_rounding(dtype: DType, shared: bool) -> 
         small = x < -4
         assert np.max((np.abs(found - wanted) / unit)[small]) <= 0.51, "nothing cancels there"
     assert "copysign" not in ptx and "rcp.approx" in ptx and ptx.count("ex2.approx") == ptx.count("rcp.approx")
+
+
+def test_a_quotient_that_is_cast_is_what_the_exact_one_rounds_to() -> None:
+    """Scales of 8-bit blocks, for every largest value that a tensor in bf16 may have: 448 / a is never near a tie."""
+    x = from_bits(np.arange(1, 0x7F80, dtype=np.uint16), DType.BF16).astype(np.float32)
+    body = Compute(
+        at("Y", "i"), fn("bf16", op("/", 448.0, fn("max", at("X", "i"), 1e-30))), (axis("i", len(x), lanes(2)),)
+    )
+    k = kernel([operand("X", len(x)), operand("Y", len(x))], [[body]])
+    gpu = compile_kernel(k, H100)
+    out, _ = launch(k, gpu, {"X": x})
+    wanted = 448.0 / np.maximum(x.astype(np.float64), np.float32(1e-30))
+    np.testing.assert_array_equal(out["Y"], round_to(wanted, DType.BF16))
+    assert "div.full" in gpu.ptx and "div.rn" not in gpu.ptx
+
+
+def test_gelus_derivative_takes_as_few_instructions_as_it_can() -> None:
+    """Squares, two polynomials, a power, a reciprocal: ten for each value beside those two."""
+    x = np.linspace(-4, 4, 64, dtype=np.float32)
+
+    def slope(v: Expr) -> Expr:
+        square = fn("min", op("*", v, v), 64.0)
+        turn = fn("tanh", op("*", v, op("+", C, op("*", D, square))))
+        bend = op("+", C / 2, op("*", 1.5 * D, square))
+        rest = op("-", 1.0, op("*", turn, turn))
+        return op("+", op("+", 0.5, op("*", 0.5, turn)), op("*", op("*", rest, bend), v))
+
+    _, ptx = stored(x, DType.BF16, slope)
+    counts = [ptx.count(i) for i in ("mul.rn.f32", "add.rn.f32", "fma.rn.f32", "sub.rn.f32")]
+    assert counts == [2 * 3, 2, 2 * 4, 0]
