@@ -33,7 +33,8 @@ class Panels:
 @dataclass(frozen=True, slots=True)
 class Pitched:
     """Row-major with rows (the last axis) `pitch` elements apart: padding against shared-memory bank conflicts. After
-    every `group` rows (a power of two) lie `skew` more elements: no instruction of tensor cores reads such a tile."""
+    every `group` rows (a power of two) lie `skew` more elements: no instruction of tensor cores reads such a tile. A
+    vector has rows of one element."""
 
     pitch: int
     group: int = 1

@@ -84,8 +84,13 @@ class Buffer:
         if isinstance(self.layout, Shifted):
             n += self.layout.room
         if isinstance(self.layout, Pitched):
-            n += -(-math.prod(self.shape[:-1]) // self.layout.group) * self.layout.skew
+            n += -(-self.rows // self.layout.group) * self.layout.skew
         return n
+
+    @property
+    def rows(self) -> int:
+        """As `Pitched` counts them."""
+        return math.prod(self.shape[:-1]) if len(self.shape) > 1 else self.shape[0]
 
     @property
     def bytes(self) -> int:

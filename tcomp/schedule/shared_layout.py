@@ -4,7 +4,8 @@ the same bank.
 Rows padded to an odd number of 16-byte groups serve rows and columns of 32-bit elements. A tile of 8-bit elements that
 is transposed is read a byte at a time, by lanes whose rows lie 8 or 16 apart, and whatever the pitch, several of these
 share a bank. There rows follow each other, with a gap after each such group of them (and after each row, where rows are
-as long as there are banks, so that lanes which write several at once meet in none).
+as long as there are banks, so that lanes which write several at once meet in none). A vector of which lanes read eight
+elements each has a gap of four after as many as there are banks.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Use = tuple[Spread, ...]
 def shared_layout(tile: Buffer, uses: Sequence[Use | None]) -> Layout:
     """The tile's layout, for how each access shares its dimensions out (None: otherwise than each by one axis)."""
     if len(tile.shape) == 1:
-        return tile.layout
+        return _vector_layout(tile, uses)
     usual = padded(tile.shape[-1], tile.dtype.bytes)
     if len(tile.shape) != 2 or tile.dtype.bytes >= WORD:
         return usual
@@ -36,6 +37,27 @@ def shared_layout(tile: Buffer, uses: Sequence[Use | None]) -> Layout:
     if len(known) < len(uses):
         return usual
     return min((usual, *_skewed(tile, known)), key=lambda layout: sum(_conflicts(tile, layout, u) for u in known))
+
+
+def _vector_layout(tile: Buffer, uses: Sequence[Use | None]) -> Layout:
+    known = [u[0] for u in uses if u is not None]
+    if len(known) < len(uses) or tile.dtype.bytes != WORD or tile.shape[0] % WARP:
+        return tile.layout
+    plain, skewed = (sum(_passes(u, gap) for u in known) for gap in (0, WIDEST // WORD))
+    return Pitched(tile.shape[0], WARP, WIDEST // WORD) if skewed < plain else tile.layout
+
+
+def _passes(use: Spread, gap: int) -> int:
+    """Passes that a warp's accesses of 128 bits to a vector take, which has so many words more after each `WARP`."""
+    wide = WIDEST // WORD
+    if use.grain % wide:
+        return 0
+    lanes = [lane * use.grain for lane in range(use.lanes if use.lane else 1)]
+    passes = 0
+    for at in range(0, len(lanes), WARP // wide):
+        banks = Counter((w + w // WARP * gap + i) % WARP for w in lanes[at : at + WARP // wide] for i in range(wide))
+        passes += max(banks.values())
+    return passes * use.grain // wide
 
 
 def _skewed(tile: Buffer, uses: Sequence[Use]) -> Iterator[Pitched]:

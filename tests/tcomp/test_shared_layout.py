@@ -37,3 +37,13 @@ def test_rows_as_long_as_the_banks_end_half_way_round_them() -> None:
     written = (Spread(1, "y", 4, "y", 8, 8), COLUMNS)
     read = (Spread(8, "x", 8), Spread(1, "y", 4, "y", 8, 8))
     assert shared_layout(Buffer("T", DType.E4M3, (64, 128), Scope.SCRATCH), [written, read]) == Pitched(192, 8, 8)
+
+
+def test_a_vector_of_which_lanes_read_eight_words_has_gaps() -> None:
+    """Eight lanes that read four words each, eight apart, meet in half of the banks; one word each, they do not."""
+    vector = Buffer("T", DType.F32, (128,), Scope.SCRATCH)
+    eight, one = (Spread(8, "x", 8),), (Spread(1, "x", 8, "y", 16, 8),)
+    found = shared_layout(vector, [one, eight])
+    assert found == Pitched(128, 32, 4)
+    assert Buffer("T", DType.F32, (128,), Scope.SHARED, found).elements == 128 + 4 * 4
+    assert shared_layout(vector, [one, (Spread(4, "x", 8),)]) == vector.layout

@@ -194,7 +194,9 @@ class Addressing:
         return Term(level, ("group", layout.group, key), group, layout.skew), beyond // layout.group * layout.skew
 
     def _row(self, place: Place) -> Affine:
-        """The place's row in a tile whose rows are not simply one after the other."""
+        """The place's row in a tile whose rows are not simply one after the other; of a vector the element."""
+        if len(place.buffer.shape) == 1:
+            return place.form
         buffer, rows = place.buffer, place.form - place.column
         pitch = buffer.layout.pitch if isinstance(buffer.layout, Pitched) else buffer.shape[-1]
         return Affine(tuple((s, c // pitch) for s, c in rows.terms), rows.constant // pitch)
