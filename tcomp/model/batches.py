@@ -12,7 +12,8 @@ written there; those that are tensors become rows of one, which lives as long as
 
 No large tensor lives longer for it. Kernels of more blocks that do not fill a GPU (a layer's weights in 8 bits) are
 joined until they do, and only where what they read is parts of tensors and scalars: they move up, so that no activation
-lives longer but what they give.
+lives longer but what they give. Or they move down, where little lives longer for it (a layer's sums for its biases,
+which the last of them joins).
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ VECTOR = 16
 """Bytes of a GPU's widest access: an operand of as many, or more, begins at a multiple of them"""
 
 LONGER = 1 << 20
-"""Bytes at most that a launch of one block has in tensors which live longer when it is joined with others"""
+"""Bytes at most that a launch of one block has in tensors which live longer when it is joined with others; one of
+several blocks that moves down twice as many"""
+
+Persistent = tuple[Tensor | None, ...]
+"""for each operand, the persistent tensor that it is a part of: launches that are one have the same"""
 
 Steps = tuple[int | None, ...]
 """for each operand, how many elements a launch's is behind that of the launch before; None: in a tensor of its own"""
@@ -51,9 +56,10 @@ def in_batches(
     only launches alike in that are joined). `persistent` tensors stay what they are; `room` is the most threads that
     several blocks are joined to (0: only kernels of one block are); `add` stores a kernel and gives its name."""
     state = _Launches(launches)
-    same: dict[tuple[str, bool], list[int]] = defaultdict(list)
+    same: dict[tuple[str, bool, Persistent], list[int]] = defaultdict(list)
     for at, (launch, forward) in enumerate(zip(launches, alone, strict=True)):
-        same[launch.key, forward].append(at)
+        kind = tuple(v.tensor if v.tensor in persistent else None for v in launch.views)
+        same[launch.key, forward, kind].append(at)
     repeated = [m for m in same.values() if len(m) > 1 and batchable(launches[m[0]].kernel)]
     for members in sorted(repeated, key=lambda m: turns_of(launches[m[0]].kernel) > 1):
         most = _most(launches[members[0]].kernel, room)
@@ -156,10 +162,11 @@ class _Launches:
         batch, place = _batch([x.launch for x in items], persistent), self.place(run)
         if batch is None or place is None or not self.filled(batch, persistent):
             return
-        if turns_of(batch.first.kernel) == 1:
-            if any(_longer(x, place == run[0], persistent) > LONGER for x in items):
+        small, up = turns_of(batch.first.kernel) == 1, place == run[0]
+        if not small and up:
+            if not batch.reads_parts:
                 return
-        elif place != run[0] or not batch.reads_parts:
+        elif any(_longer(x, up, persistent) > LONGER * (1 if small else 2) for x in items):
             return
         joined = _Item(batch.launch(add), tuple(t for x in items for t in x.touched))
         for i in run:

@@ -205,11 +205,11 @@ def test_what_is_between_the_parts_that_are_written_is_kept(module: Module) -> N
 
 def test_launches_stay_apart_where_one_in_between_needs_them_to(module: Module) -> None:
     written = Written(module, detect())
-    written.add("next", r=written.launches[2].views[-1], h=written.part(written.g, 1), g=written.part(written.h, 1))
+    written.add("next", r=written.launches[2].views[-1], h=written.part(written.g, 0), g=written.part(written.h, 1))
     for i in (0, 2):
         written.add("scale", h=written.part(written.h, i), s=tensor(f"t{i}").whole())
     changed = written.launches.pop(-3)
-    written.launches.insert(4, changed)  # a state that changes on the way, after the first scale
+    written.launches.insert(4, changed)  # of the first layer's next state, and of a state that changes on the way
     keys = [x.key for x in written.batched()]
     assert keys.count("scale.x3") == 0 and keys.count("next.x3") == 0
 
@@ -267,6 +267,14 @@ def test_scales_and_histories_of_all_layers_are_a_launch_for_each_kind(
     assert sum(".dh" in k for k in keys) == histories - more
     if machine is H100:  # the weights', of four kinds; the last layer's history has a kernel of its own in gpt2
         assert sum("Wr+Wt" in k for k in keys) == 4 + (name == "gpt2")
+
+
+def test_sums_for_biases_of_all_layers_are_a_launch_for_each_kind() -> None:
+    """They move down to the last of them. Two of the four kinds have one kernel, and take turns in a layer."""
+    request = StepRequest("gpt2", "tiny", {"B": 2, "T": 128}, precision="fp8_block")
+    step = build_step(load(library() / "gpt2.tc"), request, H100, 2)
+    keys = [x.kernel for x in step.programs["micro_first"]]
+    assert sum("block.backward.db" in k for k in keys) == 4
 
 
 @pytest.mark.slow
