@@ -25,7 +25,7 @@ from tcomp.dsl.hints import count, did_you_mean, listing
 from tcomp.dsl.recipes import RECIPES
 from tcomp.dsl.storage import STORAGE
 from tcomp.dsl.targets import family_of
-from tcomp.dsl.variants import QUANTISED
+from tcomp.dsl.variants import QUANTISED, SEVERAL
 
 ANNOTATIONS = {"recompute": 0, "chunks": 1, "at_once": 1}
 
@@ -65,7 +65,7 @@ def _check_call(model: Model, s: OpCall, env: dict[str, DType], numbers: frozens
             raise TcError(f"the condition of a call reads '{name}', which is no dimension", s.where.span, hint=hint)
         check_number(s.where, numbers, "the condition of a call")
     for at, a in enumerate(s.annotations):
-        if any(a.function == b.function for b in s.annotations[:at]):
+        if a.function not in SEVERAL and any(a.function == b.function for b in s.annotations[:at]):
             raise TcError(f"a second '{a.function}' behind one call", a.span, hint="keep one of them")
         _check_annotation(op, a, numbers, module)
     _check_results(model, op, s, numbers)

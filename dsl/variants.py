@@ -36,6 +36,8 @@ from tcomp.dsl.recipes import RECIPES
 
 QUANTISED = ("quantised", "quantised_gradient")
 """annotations of the op that takes the call's place, among the arguments of the one that names it"""
+SEVERAL = QUANTISED[:1]
+"""of which the first that fits holds"""
 
 
 def mentioned(model: Model) -> tuple[str, ...]:

@@ -48,9 +48,14 @@ def gpt2() -> Module:
 
 
 def programs(
-    module: Module, machine: GpuMachine = H100, apart: bool = False, precision: str = "fp8", accumulation: int = 1
+    module: Module,
+    machine: GpuMachine = H100,
+    apart: bool = False,
+    precision: str = "fp8",
+    accumulation: int = 1,
+    length: int = 8,
 ) -> Programs:
-    graph = build_graph(module, "gpt2", "tiny", {"B": 2, "T": 8}, {"L": 2, "V": 40}, precision)
+    graph = build_graph(module, "gpt2", "tiny", {"B": 2, "T": length}, {"L": 2, "V": 40}, precision)
     return build_programs(graph, module, apart=apart, targets=machine.targets, accumulation=accumulation)
 
 
@@ -98,6 +103,16 @@ def test_ops_stay_apart_where_results_are_computed_again(gpt2: Module) -> None:
     p = build_programs(replace(graph, nodes=nodes), gpt2, targets=H100.targets)
     assert {"linear_fp8", "layernorm", OPS[0], OPS[2]} <= set(names(p.forward)) and OPS[1] not in names(p.forward)
     assert "linear_fp8" in names(p.backward)
+
+
+def test_the_first_maker_that_finds_its_operands_is_taken(gpt2: Module) -> None:
+    """Where the product with GELU is computed again it quantises its operand itself, for the next layer as well."""
+    graph = build_graph(gpt2, "gpt2", "tiny", {"B": 2, "T": 64}, {"L": 1, "V": 40}, "fp8_block")
+    again = {n: frozenset({"Y"}) for n in graph.nodes if n.op.name == "linear_gelu_fp8_block"}
+    nodes = tuple(replace(n, recompute=again.get(n, n.recompute)) for n in graph.nodes)
+    for found, maker in ((graph.nodes, "linear_before_gelu_given_fp8_block"), (nodes, "linear_before_gelu_fp8_block")):
+        p = build_programs(replace(graph, nodes=found), gpt2, targets=H100.targets)
+        assert maker in names(p.forward) and "linear_residual_of_gelu_fp8_block" in names(p.forward)
 
 
 def test_gradients_stay_apart_where_their_scale_is_not_known_to_the_op_before(gpt2: Module) -> None:
@@ -280,14 +295,20 @@ def test_so_is_a_gradient(text: str, message: str) -> None:
     assert e.value.span.file.endswith("own.tc")
 
 
-def test_gelu_is_applied_where_the_next_layer_quantises(gpt2: Module) -> None:
-    """The reader takes what the maker keeps, and what the layer gave is in no launch's hands."""
-    p = programs(gpt2, precision="fp8_block")
-    at = names(p.forward).index("linear_before_gelu_fp8_block")
+@pytest.mark.parametrize("whole", [True, False], ids=["whole blocks", "64 rows"])
+def test_blocks_are_quantised_where_their_tensor_is_made(whole: bool, gpt2: Module) -> None:
+    """By layer normalisation, where blocks are whole. GELU is applied where the next layer quantises: that takes what
+    the maker keeps, and what the layer gave is in no launch's hands."""
+    length = 64 if whole else 32
+    p = programs(gpt2, precision="fp8_block", length=length)
+    first = "linear_before_gelu_given_fp8_block" if whole else "linear_before_gelu_fp8_block"
+    at = names(p.forward).index(first)
     maker, reader = p.forward[at : at + 2]
     assert reader.op.name == "linear_residual_of_gelu_fp8_block" and reader.operands["P"] == maker.operands["P"]
+    assert names(p.forward).count("layernorm_cast_fp8_block") == 4 * whole
+    assert names(p.forward).count("layernorm") == 5 - 4 * whole
     results = {}
-    for programs_ in (p, programs(gpt2, precision="fp8_block", apart=True)):
+    for programs_ in (p, programs(gpt2, precision="fp8_block", apart=True, length=length)):
         random = np.random.default_rng(3)
         memory = Memory({q.tensor: 0.1 * random.standard_normal(q.tensor.shape) for q in programs_.graph.parameters})
         for t in programs_.graph.inputs.values():

@@ -130,6 +130,25 @@ def test_gelu_where_the_next_layer_quantises(name: str) -> None:
     close(name, "sm_90a", {"M": 140, "N": 48, "K": 160})
 
 
+def test_layer_normalisation_leaves_blocks() -> None:
+    """8-bit values are the oracle's, bit for bit, in both orders."""
+    module, machine, dims = eight_bit_layers(), machine_for_target("sm_90a"), {"M": 256, "C": 384}
+    op = bound(module.ops["layernorm_cast_fp8_block"], DType.BF16)
+    inputs = inputs_of(op, dims)
+    lowered = lower(op, module, dims, machine)
+    assert [len(k.phases) for k in lowered.kernels] == [1]
+    found = execute(lowered, op, inputs, machine, conflicts=0)
+    for output, x in evaluate(op, module, inputs, dims).items():
+        bits = output in ("Yr", "Yt")
+        np.testing.assert_allclose(found[output], x, rtol=0 if bits else 1e-6, atol=0 if bits else 1e-7, err_msg=output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear_given", "linear_gelu_given", "linear_before_gelu_given"])
+def test_products_of_what_comes_quantised(name: str) -> None:
+    close(f"{name}_fp8_block", "sm_90a", {"M": 256, "N": 112, "K": 272})
+
+
 @pytest.mark.parametrize("rows, columns", [(32, 48), (24, 528), (1, 16)])
 def test_a_narrow_tile_that_is_turned_has_room_for_what_lanes_cover_either_way(rows: int, columns: int) -> None:
     """Lanes past the end of a smaller one would all be sent to its last row, and meet in that row's banks."""
@@ -138,6 +157,15 @@ def test_a_narrow_tile_that_is_turned_has_room_for_what_lanes_cover_either_way(r
     lowered = lower(op, module, {"M": rows, "N": rows, "K": columns, "H": 16}, machine)
     tiles = {t.name: t.shape for k in lowered.kernels for t in k.tiles if t.name in ("Xq", "Wq")}
     assert tiles.keys() == {"Xq", "Wq"} and all(n >= 64 for shape in tiles.values() for n in shape)
+
+
+@pytest.mark.slow
+def test_layer_normalisation_spills_nothing() -> None:
+    module, machine = eight_bit_layers(), machine_for_target("sm_90a")
+    for columns in (768, 1024, 1280, 2048):
+        op = bound(module.ops["layernorm_cast_fp8_block"], DType.BF16)
+        (kernel,) = lower(op, module, {"M": 16384, "C": columns}, machine).kernels
+        assert not assemble(compile_kernel(kernel, machine).ptx, "sm_90a").findings
 
 
 @pytest.mark.slow

@@ -96,8 +96,8 @@ class Node:
     of which part a node is, from 1 (0: it is whole); `at_once` names the op that computes the call and its backward
     together (at_once.py). A backward node has the `early` of its call (early.py), `incoming`, its operands that are
     gradients, and `unwanted`, results of the call's backward that nobody wants: gradients of what is not trained.
-    `quantised` names the ops of a call whose first operand may be made quantised (quantised.py), and
-    `quantised_gradient` those of its backward, whose gradient may be (quantised_gradient.py)."""
+    `quantised` names the ops of a call whose first operand may be made quantised (quantised.py), the first that fit,
+    and `quantised_gradient` those of its backward, whose gradient may be (quantised_gradient.py)."""
 
     op: Op
     dims: dict[str, int]
@@ -112,7 +112,7 @@ class Node:
     incoming: frozenset[str] = frozenset()
     unwanted: frozenset[str] = frozenset()
     part: int = 0
-    quantised: Quantised | None = None
+    quantised: tuple[Quantised, ...] = ()
     quantised_gradient: Quantised | None = None
 
     @property

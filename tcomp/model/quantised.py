@@ -7,8 +7,10 @@ MAKER takes the place of the op that makes the call's first operand, and READER 
 their names. What MAKER gives or takes beyond its predecessor is the reader's: with its result's name, Y, where the
 reader's operand has X, Yt is the reader's Xt and hY its h. A result of the call that READER does not give is MAKER's
 then, and one that neither has is new, from MAKER to READER. READER may read MAKER's other results by their names. The
-tensor between them is no more, so nobody else may read it. A call whose results are computed again reads it once more
-in the backward pass: there the ops stay apart. `tcomp check` of the model holds the step against the ops apart.
+tensor between them is no more, so nobody else may read it. Of several such annotations the first is taken whose MAKER
+finds its operands, and where MAKER's `require` lines do not hold the ops stay apart. A call whose results are computed
+again reads it once more in the backward pass: there the ops stay apart, too. `tcomp check` of the model holds the step
+against the ops apart.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tcomp.dsl.ast import Op
-from tcomp.dsl.dims import bind, operand_shape
+from tcomp.dsl.ast import Op, names_in
+from tcomp.dsl.dims import bind, evaluate_dim, operand_shape
 from tcomp.dsl.errors import TcError
 from tcomp.model.graph import Node, Quantised, Tensor, View
 
@@ -27,13 +29,17 @@ Nodes = tuple[Node, ...]
 def quantised(forward: Nodes, backward: Nodes, targets: Sequence[str]) -> Nodes:
     """The forward nodes with annotated operands quantised where they are made, on a machine of these targets. TcError,
     at the annotation, where that cannot be."""
-    for node in [n for n in forward if n.quantised is not None]:
-        q = node.quantised
-        if q is not None and not node.recompute and (not q.on or set(q.on) & set(targets)):
-            try:
-                forward = _joined(node, q, forward, backward)
-            except NotHere as e:
-                raise refusal(node, q, "the first operand", "quantised", e) from None
+    for node in [n for n in forward if n.quantised and not n.recompute]:
+        refused = None
+        for q in node.quantised:
+            if not q.on or set(q.on) & set(targets):
+                try:
+                    forward, refused = _joined(node, q, forward, backward), None
+                    break
+                except NotHere as e:
+                    refused = refused or refusal(node, q, "the first operand", "quantised", e)
+        if refused is not None:
+            raise refused
     return forward
 
 
@@ -60,6 +66,8 @@ def _joined(node: Node, q: Quantised, forward: Nodes, backward: Nodes) -> Nodes:
     if maker.operands[result] != view:
         raise NotHere(f"'{view.tensor.name}' has another shape where '{maker.op.name}' makes it")
 
+    if not all(evaluate_dim(e, maker.dims) for e in q.maker.requires if names_in(e) <= maker.dims.keys()):
+        return forward
     if q.reader.operand(operand) is not None:
         raise NotHere(f"'{q.reader.name}' reads '{operand}' itself")
 
@@ -145,6 +153,6 @@ def replaced(node: Node, op: Op, operands: dict[str, View]) -> Node:
         label=node.label.replace(node.op.name, op.name, 1),
         recompute=frozenset(n for n in node.recompute if op.operand(n)),
         incoming=frozenset(n for n in node.incoming if op.operand(n)),
-        quantised=None,
+        quantised=(),
         quantised_gradient=None,
     )

@@ -228,9 +228,11 @@ class Unrolling:
         together = next((a.args[0] for a in c.annotations if a.function == "at_once"), None)
         both = together.id if isinstance(together, Name) else ""
         early = next((_early(a) for a in c.annotations if a.function == "early"), None)
-        quantised = {a.function: self.quantised(a, real) for a in c.annotations if a.function in QUANTISED}
+        first, gradients = (
+            tuple(self.quantised(a, real) for a in c.annotations if a.function == name) for name in QUANTISED
+        )
         node = Node(op, dims, operands, label, c.span, recompute, real, max(asked, default=1), both, early)
-        first, gradient = map(quantised.get, QUANTISED)
+        gradient = gradients[0] if gradients else None
         self.nodes.append(replace(node, quantised=first, quantised_gradient=gradient))
 
     def may_change(self, tensor: Tensor) -> bool:
