@@ -135,9 +135,10 @@ def check_vocabulary(file: TokenFile, vocabulary: int, text: str = "") -> None:
             raise UserError(
                 f"{text or file.path}: token {int(file.tokens[position])} at position {position} is outside the "
                 f"model's vocabulary of {vocabulary}",
-                "text is read byte by byte: choose V = 256 (--dim V=256), or data tokenised for this model"
+                "text is read byte by byte: take a model of 256 words (`tcomp train --dim V=256` where V counts them), "
+                "or data tokenised for this one"
                 if text
-                else "choose a config with a larger V, or data tokenised for this model",
+                else "choose a config of more words, or data tokenised for this model",
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -305,6 +306,31 @@ def numbers_of(module: Module, settings: TrainSettings) -> dict[str, Number]:
     sizes, dims = _run_sizes(model, settings)
     with quoting(module.sources):
         return model_dims(model, settings.config, sizes, dims)
+
+
+def longest_text(module: Module, settings: TrainSettings, most: int) -> int:
+    """How many positions, up to `most`, a run's model has: as many as its `require` lines take for T (positions beyond
+    those of a table that it learns would be read from elsewhere), and S, where it has one."""
+    from tcomp.dsl.errors import TcError
+
+    def taken(length: int) -> bool:
+        try:
+            numbers_of(module, replace(settings, length=length))
+        except TcError:
+            return False
+        return True
+
+    most = min(most, int(numbers_of(module, settings).get("S", most)))
+    return most if taken(most) else max(1, bisect_left(range(1, most), True, key=lambda n: not taken(n)))
+
+
+def vocabulary_of(module: Module, settings: TrainSettings) -> int:
+    """What the words of a run's data must be below, as its model's inputs say: gathers would leave their tensor."""
+    from tcomp.dsl.dims import evaluate_dim
+
+    numbers = numbers_of(module, settings)
+    bounds = (i.below for i in only_model(module, settings.model).inputs)
+    return min((int(evaluate_dim(e, numbers)) for e in bounds if e is not None), default=int(numbers.get("V", 1 << 16)))
 
 
 def graph_of(module: Module, settings: TrainSettings) -> Graph:

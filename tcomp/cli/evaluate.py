@@ -86,7 +86,7 @@ def evaluate(own: EvalOptions, where: RunOptions) -> None:
     saved = checkpoint.newest(run, common.warn)
     asked = read_questions(own.choices, own.questions) if own.choices is not None else []
     module = common.load_module(settings.model)
-    vocabulary = int(common.numbers_of(module, settings).get("V", 1 << 16))
+    vocabulary = common.vocabulary_of(module, settings)
     length = own.length or settings.length
     device = where.open()
 

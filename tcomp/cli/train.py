@@ -254,7 +254,9 @@ def _checked_data(settings: TrainSettings, built: common.Built, resume: bool) ->
     from tcomp.runtime.run_folder import PASSED
     from tcomp.runtime.train import check_trainable
 
-    vocabulary = int(built.step.dims.get("V", 1 << 16))
+    check_trainable(built.step)
+    bounds = [below for below in built.step.inputs.values() if below]  # (0: none is said)
+    vocabulary = min(bounds, default=int(built.step.dims.get("V", 1 << 16)))
     data = open_data([Path(p) for p in settings.data], settings.length, vocabulary)
     own = Path(settings.init_from) / PASSED / "tokenizer.json"
     if settings.init_from and own.is_file() and data.text:
@@ -266,7 +268,6 @@ def _checked_data(settings: TrainSettings, built: common.Built, resume: bool) ->
     limits.check_hyper(settings.hyper, known)
     if not resume:
         limits.check_effective(settings.hyper, built.step.idle_hyper(), known)
-    check_trainable(built.step)
     if settings.sample and data.text:
         limits.check_prompt(settings.prompt, vocabulary)
     return data

@@ -252,7 +252,7 @@ def test_text_for_a_smaller_vocabulary_is_refused_by_its_own_name(text: Path) ->
         UserError, match=r"text\.txt: token 97 at position 2 is outside the model's vocabulary of 80"
     ) as e:
         open_data([text], 8, 80)
-    assert "V = 256" in e.value.hint
+    assert "V=256" in e.value.hint
 
 
 def test_a_prepared_folder_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
