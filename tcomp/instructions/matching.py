@@ -197,11 +197,19 @@ def match(c: Compute, buffers: Mapping[str, Buffer], target: str, instructions: 
     return Match(found, m, n, k, a, b)
 
 
+LOADED = ".registers"
+"""in the names of tiles that `stage X in registers at q` makes"""
+
+
 def _remedy(result: str, a: Operand, b: Operand) -> str:
     """How operands get a type that an instruction takes."""
+    loaded = next((o for o in (a, b) if LOADED in o.factor.access.tensor), None)
+    if loaded is not None:
+        return f"stage {_shown(loaded)} in shared memory alone, not in registers, where it is loaded as f32"
     computed = [o for o in (a, b) if o.in_registers]
     if computed:
-        return f"cast {result}.{_shown(computed[0])} to {(b if computed[0] is a else a).buffer.dtype}"
+        other = b if computed[0] is a else a
+        return f"cast {result}.{_shown(computed[0])} to {other.factor.dtype(other.buffer)}"
     tf32 = " (or use the family's .tf32 for f32 ones)" if a.buffer.dtype is b.buffer.dtype is DType.F32 else ""
     return f"store both operands in a type it takes{tf32}"
 
@@ -211,8 +219,9 @@ def _indices(f: Factor) -> set[str]:
 
 
 def _shown(o: Operand) -> str:
-    """The tensor as the schedule's writer knows it."""
-    return o.factor.access.tensor.partition(".shared")[0]
+    """The tensor as the schedule's writer knows it: a monoid's weights are `weight`, whatever its key is called."""
+    name = o.factor.access.tensor.partition(".shared")[0].partition(LOADED)[0]
+    return "weight" if name.endswith(".weight") else name
 
 
 def _operand(f: Factor, own: Axis, k: Axis, buffers: Mapping[str, Buffer], copy: str) -> Operand:
