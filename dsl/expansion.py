@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from tcomp.dsl.ast import Call, Expr, Function, Module, Name, children
 from tcomp.dsl.build_expressions import DEEPEST
 from tcomp.dsl.errors import TcError
+from tcomp.dsl.expressions import LEAVES
 
 MOST = 10_000
 """Parts of an expression, its functions written out."""
@@ -42,9 +43,11 @@ class Sizes:
         self._function(f, ())
 
     def _of(self, e: Expr, path: tuple[str, ...]) -> Size:
+        if isinstance(e, LEAVES):
+            return Size(1, 1, Counter({e.id: 1}) if isinstance(e, Name) else Counter())
         parts = [self._of(c, path) for c in children(e)]
         depth, count = 1 + max((p.depth for p in parts), default=0), 1
-        uses: Counter[str] = Counter({e.id: 1} if isinstance(e, Name) else {})
+        uses: Counter[str] = Counter()
         weights = [1] * len(parts)
         if isinstance(e, Call) and e.function in self.module.functions:
             f = self.module.functions[e.function]

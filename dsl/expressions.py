@@ -226,6 +226,8 @@ def substitute(e: Expr, names: Mapping[str, Expr]) -> Expr:
 
 def names_in(e: Expr) -> set[str]:
     """The ids of all `Name` nodes in an expression (subscripts included)."""
+    if isinstance(e, LEAVES):
+        return {e.id} if isinstance(e, Name) else set()
     return {n.id for n in walk(e) if isinstance(n, Name)}
 
 

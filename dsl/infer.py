@@ -28,6 +28,7 @@ from tcomp.dsl.ast import (
 )
 from tcomp.dsl.dtypes import dtype_of
 from tcomp.dsl.errors import TcError, quoting
+from tcomp.dsl.expressions import LEAVES
 from tcomp.dsl.extents import Facts, same
 from tcomp.dsl.info import OpInfo, Temporary
 from tcomp.dsl.printer import print_expression
@@ -101,7 +102,7 @@ def left_indices(q: Equation, dims: frozenset[str]) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for t in q.targets:
         for s in t.subscripts:
-            for n in walk(s):
+            for n in (s,) if isinstance(s, LEAVES) else walk(s):
                 if isinstance(n, Name) and n.id not in dims:
                     names.setdefault(n.id)
     return tuple(names)

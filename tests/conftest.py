@@ -72,6 +72,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(NOT_RUN)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_unconfigure() -> None:
+    """At the end pytest looks for cycles five times, among millions of objects: these are left out."""
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """How cases were chosen, and how many tests had no time, by file."""
     if terminalreporter.config.option.markexpr != "not slow":

@@ -90,7 +90,7 @@ def reference_loss(
     return torch.nn.functional.cross_entropy((q + q) @ p["e"].T, torch.tensor(label).long())
 
 
-@pytest.mark.parametrize(("batch", "accumulation", "threads"), [(5, 1, 1), (1, 1, 2), (6, 3, 2), (33, 2, 1)])
+@pytest.mark.parametrize(("batch", "accumulation", "threads"), [(1, 1, 2), (6, 3, 2), (33, 2, 1)])
 def test_training_matches_torch(batch: int, accumulation: int, threads: int) -> None:
     machine = detect()
     step = build_step(

@@ -14,7 +14,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu import flags, memory as mem, watch
 from tcomp.runtime.vgpu.decoder import Decoder
-from tcomp.runtime.vgpu.lanes import Array, Sel, compact, count, distinct, every, some
+from tcomp.runtime.vgpu.lanes import Array, Sel, compact, count, distinct, every, greatest, indices, least, some
 from tcomp.runtime.vgpu.lifetime import Lifetimes
 from tcomp.runtime.vgpu.memory import Segment
 from tcomp.runtime.vgpu.profile import bank_conflicts, sectors
@@ -79,9 +79,9 @@ class Access:
         elif space == "args":
             yield from self.bounded(m.args, a - mem.ARGS_WINDOW, m.args_base[lanes], m.program.args_bytes, lanes, where)
         elif space == "param":
-            if int(a.max()) < 1 << 32:  # a 32-bit register keeps only the place among the parameters
+            if greatest(a) < 1 << 32:  # a 32-bit register keeps only the place among the parameters
                 a = a + mem.PARAM_WINDOW
-            if int(a.min()) < mem.PARAM_WINDOW:
+            if least(a) < mem.PARAM_WINDOW:
                 yield from self.locate("args", a, sel, where)
             else:
                 yield from self.bounded(m.param, a - mem.PARAM_WINDOW, 0, m.program.param_bytes, lanes, where)
@@ -89,16 +89,16 @@ class Access:
             yield from self.anywhere(a, sel, where)
 
     def bounded(self, s: Segment, a: Array, base: Any, limit: int, lanes: Any, where: Any) -> Iterator[Part]:
-        if int(a.min()) < 0 or int(a.max()) + self.size > limit:
+        if least(a) < 0 or greatest(a) + self.size > limit:
             ok = (a >= 0) & (a + self.size <= limit)
             bad = ~ok
             if s is self.m.shared and some(a >= mem.CLUSTER_STEP):
-                far = np.flatnonzero(a >= mem.CLUSTER_STEP)
+                far = indices(a >= mem.CLUSTER_STEP)
                 bad[far] = False
                 yield from self.remote(a[far], self.m.ids[lanes][far], far if where is None else where[far])
             if some(bad):
                 self.outside(s.space, a[bad], self.m.ids[lanes][bad], limit)
-            at = np.flatnonzero(ok)
+            at = indices(ok)
             if not len(at):
                 return
             where = at if where is None else where[at]
@@ -122,7 +122,7 @@ class Access:
         if some(gone):
             m.finding("shared memory of an exited block", self.i, lanes[gone],
                       f"block rank {int(rank[gone][0])} of the cluster has ended", int(a[gone][0]))  # fmt: skip
-        ok = np.flatnonzero(~wrong & ~gone)
+        ok = indices(~wrong & ~gone)
         if len(ok):
             if m.options.checks:
                 Lifetimes.of(m).reach(self.i, slot[ok], lanes[ok])
@@ -130,7 +130,7 @@ class Access:
 
     def anywhere(self, a: Array, sel: Sel, where: Any) -> Iterator[Part]:
         """Global addresses, or generic ones that may lie in a window."""
-        m, low, high = self.m, int(a.min()), int(a.max())
+        m, low, high = self.m, least(a), greatest(a)
         if low >= mem.GLOBAL_BASE:
             s = m.memory.find(low)
             if s is not None and high + self.size <= s.end:
@@ -142,7 +142,7 @@ class Access:
         for window, space in windows if self.space == "generic" else ():
             inside = (a >= window) & (a < window + mem.WINDOW)
             if some(inside):
-                at = np.flatnonzero(inside)
+                at = indices(inside)
                 left &= ~inside
                 base = window if space in ("shared", "local") else 0
                 yield from self.locate(space, a[at] - base, sel, at if where is None else where[at])
@@ -156,7 +156,7 @@ class Access:
             lanes = m.ids[sel] if where is None else m.ids[sel][where]
             self.outside("global", a[bad], lanes[bad], None)
         for n in distinct(number[ok]):
-            at = np.flatnonzero(ok & (number == n))
+            at = indices(ok & (number == n))
             s = m.memory.segments[int(n)]
             yield from self.aligned(s, a[at] - s.base, at if where is None else where[at], a[at])
 
@@ -174,12 +174,12 @@ class Access:
     def aligned(self, s: Segment, start: Array, where: Any, a: Array) -> Iterator[Part]:
         mask = self.size - 1
         if mask and some(start & mask):
-            bad = np.flatnonzero(start & mask)
+            bad = indices(start & mask)
             lanes = self.sel_lanes(where)[bad]
             self.m.finding(
                 "misaligned", self.i, lanes, f"a {self.size}-byte access to {s.space} memory", int(a[bad[0]])
             )
-            at = np.flatnonzero(start & mask == 0)
+            at = indices(start & mask == 0)
             if not len(at):
                 return
             where, start = at if where is None else where[at], start[at]
@@ -231,7 +231,7 @@ class Access:
             for k in keys:
                 bad = np.atleast_1d(init[k] != full)
                 if some(bad):
-                    at = np.flatnonzero(bad)
+                    at = indices(bad)
                     at = at if len(bad) > 1 or len(lanes) == 1 else np.arange(len(lanes))
                     m.finding(f"uninitialised read of {s.space} memory", self.i, lanes[at],
                               "nothing was written there before", s.base + int(p.start[at[0]]))  # fmt: skip

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array, distinct, some
+from tcomp.runtime.vgpu.lanes import Array, changes, distinct, greatest, least, some
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.memory import Segment
 from tcomp.runtime.vgpu.ptx import Instr
+
+NOTHING = np.zeros(0, np.int64)
 
 
 @dataclass
@@ -24,13 +26,14 @@ class Piece:
     lane: int
     segment: Segment
     at: Array  # byte indices in the segment, each once
+    _of_granule: tuple[int, Array] = (0, NOTHING)  # the race shadow's granules of these bytes, by their size
 
     def _granules(self) -> Array:
         g = self.segment.shadow().granule
-        keys = self.at // g
-        new = np.append(True, keys[1:] != keys[:-1]) if len(keys) else np.zeros(0, bool)
-        chosen: Array = keys[new]
-        return chosen
+        if self._of_granule[0] != g:
+            keys = self.at >> (g.bit_length() - 1)
+            self._of_granule = g, keys[changes(keys)]
+        return self._of_granule[1]
 
     def _find(self, kind: str, text: str, bad: Array) -> None:
         self.m.finding(kind, self.instr, np.array([self.lane]), text, self.segment.base + int(self.at[bad][0]))
@@ -138,7 +141,7 @@ def piece(m: Machine, i: Instr, lane: int, address: int, offsets: Array) -> Piec
     """The bytes at `address + offsets`; None, and a finding, where they are not all in one allocation."""
     if not len(offsets):
         return Piece(m, i, lane, m.param, offsets)
-    low, high = address + int(offsets.min()), address + int(offsets.max())
+    low, high = address + least(offsets), address + greatest(offsets)
     s = m.memory.find(low)
     if s is None or high >= s.end:
         where = "of no allocation" if s is None else f"beyond the allocation of {s.size} bytes at {s.base:#x}"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.runtime.vgpu.decoder import Decoder
-from tcomp.runtime.vgpu.lanes import Array, Sel, compact, distinct, every, ids, merge, some
+from tcomp.runtime.vgpu.lanes import Array, Sel, changes, compact, distinct, every, ids, indices, merge, one_each, some
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.ptx import Imm, Instr
 
@@ -80,8 +80,8 @@ class Barriers:
                 m.now += 1
                 return [(n + 1, sel)]
             lanes = ids(sel)
-            numbers = np.broadcast_to(number(sel), len(lanes)).astype(np.int64)
-            counts = None if threads is None else np.broadcast_to(threads(sel), len(lanes)).astype(np.int64)
+            numbers = one_each(number(sel), len(lanes)).astype(np.int64)
+            counts = None if threads is None else one_each(threads(sel), len(lanes)).astype(np.int64)
             self.check_operands(i, lanes, numbers, counts)
             numbers = numbers % COUNT
             if predicate is not None:
@@ -177,13 +177,13 @@ class Barriers:
     def pass_through(self, slot: int, number: int, r: Round, out: dict[int, Sel]) -> None:
         m = self.m
         span = slice(slot * m.stride, (slot + 1) * m.stride)
-        waiting = np.flatnonzero(self.id[span] == number) + span.start
+        waiting = indices(self.id[span] == number) + span.start
         if not len(waiting):
             return
         self.check_divergence(waiting)
         # Warps that waited with all their lanes have done nothing since they came.
         here = np.bincount(waiting - span.start >> 5, minlength=m.warps)
-        first = (np.flatnonzero(here) << 5) + span.start
+        first = (indices(here) << 5) + span.start
         still = first[(here == m.alive[span].reshape(-1, 32).sum(axis=1))[here > 0]]
         r.rows[0][m.place[still]] = m.now
         m.order.acquire(m.team[first], m.place[first], r.rows[:, None])
@@ -220,7 +220,7 @@ class Barriers:
     def describe(self) -> list[tuple[Instr, Array, list[str]]]:
         m, out = self.m, []
         for n in distinct(self.at[self.at >= 0]).tolist():
-            i, lanes = self.instr[n], np.flatnonzero(self.at == n)
+            i, lanes = self.instr[n], indices(self.at == n)
             text = []
             for w in distinct(lanes >> 5).tolist()[:64]:
                 slot, number = int(m.slot[w * 32]), int(self.id[lanes[lanes >> 5 == w][0]])
@@ -235,8 +235,7 @@ class Barriers:
 
 def beginnings(values: Array) -> Array:
     """Where in an array that is not empty a value stands behind another one."""
-    found: Array = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
-    return found
+    return indices(changes(values))
 
 
 def arrivals(slots: Array, numbers: Array, begins: Array) -> Iterator[tuple[Any, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu import proxy
 from tcomp.runtime.vgpu.async_global import Piece
-from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, ids
+from tcomp.runtime.vgpu.lanes import Array, Sel, changes, distinct, ids
 from tcomp.runtime.vgpu.machine import Machine, WaveState
 from tcomp.runtime.vgpu.mbarrier import Flight, Mbarriers
 from tcomp.runtime.vgpu.ptx import Instr
@@ -55,7 +55,8 @@ class BulkStores(WaveState):
 
     def begin(self, i: Instr, lane: int, source: Array, to: Piece, combine: Combine | None) -> None:
         """`source`: places of the bytes in the shared segment; the words that hold them are read."""
-        words = distinct(source >> 2) << 2
+        words = source >> 2
+        words = distinct(words[changes(words)]) << 2  # (the bytes of a word lie together, mostly)
         held = proxy.async_read(self.m, i, lane, words, 4)
         to.begin_write(combine is not None)
         self.stores.append(Store(i, lane, int(self.committed[lane]), source, held, to, combine))

@@ -11,7 +11,7 @@ from tcomp.runtime.vgpu import formats
 from tcomp.runtime.vgpu.access import Access
 from tcomp.runtime.vgpu.bulk import Combine
 from tcomp.runtime.vgpu.decoder import Decoder, Source
-from tcomp.runtime.vgpu.lanes import Array, Sel, ids
+from tcomp.runtime.vgpu.lanes import Array, Sel, ids, one_each
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.mbarrier import KIND, Mbarriers
 from tcomp.runtime.vgpu.ptx import Addr, Instr, Operand
@@ -20,7 +20,7 @@ from tcomp.runtime.vgpu.types import SCALARS
 
 def per_lane(source: Source, sel: Sel) -> Array:
     """One integer for each lane of `sel`."""
-    found: Array = np.broadcast_to(np.asarray(source(sel)), len(ids(sel))).astype(np.int64)
+    found: Array = one_each(source(sel), len(ids(sel))).astype(np.int64)
     return found
 
 

@@ -122,6 +122,10 @@ class Loaded:
             )
         return self.addresses[s.name] + s.offset
 
+    def __del__(self) -> None:
+        for machine, _ in self._ready.values():
+            machine.retire()
+
     def kernels(self) -> list[str]:
         return [f.name for f in self.module.functions.values() if f.entry]
 

@@ -10,6 +10,7 @@ that can goes round with nothing changed in memory or registers, that is a deadl
 
 from __future__ import annotations
 
+import weakref
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -157,19 +158,22 @@ class Executor:
         return run
 
     def leave(self, i: Instr, trap: bool) -> Finish:
+        m, barriers = self.m, self.barriers
+
         def run(sel: Sel) -> list[tuple[int, Sel]]:
-            self.m.alive[sel] = False
-            self.m.progress += 1
-            for leaving in self.m.on_exit:
+            m.alive[sel] = False
+            m.progress += 1
+            for leaving in m.on_exit:
                 leaving(i, ids(sel))
             if trap:
-                self.m.finding("trap", i, ids(sel), "the kernel trapped", stop=True)
-            return self.barriers.after_exit(sel)
+                m.finding("trap", i, ids(sel), "the kernel trapped", stop=True)
+            return barriers.after_exit(sel)
 
         return run
 
     def waiting(self, run: Run, n: int) -> Finish:
         """`run` gives the lanes that could go on (None: all of them); the rest stand here."""
+        executor = weakref.proxy(self)  # (which has this closure)
 
         def act(sel: Sel) -> list[tuple[int, Sel]]:
             go = run(sel)
@@ -177,7 +181,7 @@ class Executor:
                 return [(n + 1, sel)]
             stay = np.setdiff1d(ids(sel), go, assume_unique=True)
             if len(stay):
-                self.parked[self.base + n] = stay
+                executor.parked[executor.base + n] = stay
             return [(n + 1, go)] if len(go) else []
 
         return act

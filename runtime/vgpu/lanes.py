@@ -10,33 +10,68 @@ from typing import Any
 
 import numpy as np
 
+try:  # what NumPy's own function calls, which takes several times as long to begin with
+    from numpy._core.multiarray import count_nonzero
+except ImportError:
+    from numpy import count_nonzero
+
 Array = np.ndarray[Any, Any]
 Sel = Any  # slice | Array
 
 
-# NumPy's own any(), all() and unique() take microseconds to begin with; most masks are a few warps long.
+# NumPy's own any(), all(), max(), unique() and the like take microseconds to begin with; most arrays here are a few
+# warps long, for which the methods that these use take a fraction of that.
 
 
 def some(mask: Array) -> bool:
     """Does any element hold (or differ from zero)?"""
-    return bool(np.count_nonzero(mask))
+    return bool(count_nonzero(mask))
 
 
 def every(mask: Array) -> bool:
     """Do all elements hold?"""
-    return bool(np.count_nonzero(mask) == mask.size)
+    return bool(count_nonzero(mask) == mask.size)
+
+
+def indices(mask: Array) -> Array:
+    """The places at which a mask of one dimension holds, in rising order."""
+    found: Array = mask.nonzero()[0]
+    return found
+
+
+def least(values: Array) -> int:
+    """The least of integers in one dimension, of which there is one at least."""
+    return int(values[values.argmin()])
+
+
+def greatest(values: Array) -> int:
+    """The greatest of integers in one dimension, of which there is one at least."""
+    return int(values[values.argmax()])
+
+
+def one_each(value: Any, n: int) -> Array:
+    """An array of n values, of one for all or one for each: not to be written to."""
+    found = np.asarray(value)
+    if found.shape == (n,):
+        return found
+    out = np.empty(n, found.dtype)
+    out[:] = found
+    return out
 
 
 def distinct(values: Array) -> Array:
     """The values in rising order, each once."""
-    ordered = np.sort(values, axis=None)
-    if len(ordered) < 2:
-        return ordered
-    new = np.empty(len(ordered), bool)
-    new[0] = True
-    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
-    found: Array = ordered[new]
-    return found
+    ordered = values.flatten()
+    ordered.sort()
+    return ordered if len(ordered) < 2 else ordered[changes(ordered)]
+
+
+def changes(values: Array) -> Array:
+    """Where in one dimension a value is another than that before it (the first is)."""
+    new = np.empty(len(values), bool)
+    new[:1] = True
+    np.not_equal(values[1:], values[:-1], out=new[1:])
+    return new
 
 
 def count(sel: Sel) -> int:
@@ -63,7 +98,7 @@ def narrow(sel: Sel, mask: Array) -> Sel | None:
         return sel if mask else None
     if every(mask):
         return sel
-    at = np.flatnonzero(mask)
+    at = indices(mask)
     if sel.__class__ is slice:
         return compact(at + sel.start)
     return compact(sel[at])
@@ -84,4 +119,4 @@ def warps(sel: Sel) -> int:
     if sel.__class__ is slice:
         return int((sel.stop - 1 >> 5) - (sel.start >> 5) + 1)
     w = sel >> 5
-    return int(np.count_nonzero(w[1:] != w[:-1])) + 1
+    return int(count_nonzero(w[1:] != w[:-1])) + 1

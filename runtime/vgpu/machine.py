@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.runtime.vgpu.flow import Flow, width
-from tcomp.runtime.vgpu.lanes import Array, Sel, distinct
+from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, indices
 from tcomp.runtime.vgpu.memory import GlobalMemory, Segment
 from tcomp.runtime.vgpu.order import Order
 from tcomp.runtime.vgpu.program import Program
@@ -134,6 +134,14 @@ class Machine:
         self.carry: Array = np.zeros(n, bool)
         self.warpgroups: Any = None  # wgmma_state.Warpgroups once the kernel is decoded
 
+    def retire(self) -> None:
+        """Nothing runs here any more: undo the links to what knows this machine, whose memory would else stay until
+        Python next looks for circles."""
+        self.parts.clear()
+        self.on_exit.clear()
+        self.explain.clear()
+        self.warpgroups = None
+
     def row(self, name: str) -> Array:
         found = self._rows.get(name)
         if found is None:
@@ -177,7 +185,7 @@ class Machine:
         found: list[tuple[int, Sel]] = []
         for (place, start), end in zip(cohorts, ends, strict=True):
             of = slice(place * size, end * size)
-            found.append((start, of if self.threads == self.stride else np.flatnonzero(self.alive[of]) + of.start))
+            found.append((start, of if self.threads == self.stride else indices(self.alive[of]) + of.start))
         return found
 
     def running(self) -> Array:
@@ -195,7 +203,10 @@ class Machine:
             part.finish()
 
     def traffic(self, space: str) -> Traffic:
-        return self.report.traffic.setdefault(space, Traffic())
+        found = self.report.traffic.get(space)
+        if found is None:
+            found = self.report.traffic[space] = Traffic()
+        return found
 
     def finding(
         self, kind: str, instr: Instr, lanes: Array, message: str, address: int | None = None, stop: bool = False
@@ -256,13 +267,13 @@ class Machine:
             mine = self.block_of_lane[lanes[at]]
             for block in distinct(who).tolist():
                 fences = np.array(self.fences.get(block, ()), np.int64)  # in the order of time
-                of = np.flatnonzero(who == block)
+                of = indices(who == block)
                 after = np.searchsorted(fences, when[of])
                 of, after = of[after < len(fences)], after[after < len(fences)]
                 strong = np.array([self.strong.get(b, -1) for b in mine[of].tolist()], np.int64)
                 out[of] = strong >= fences[after]
             if reads:  # several readers: trust any fence after the last of them
-                for n in np.flatnonzero(who < 0).tolist():
+                for n in indices(who < 0).tolist():
                     out[n] = any(f and f[-1] >= when[n] for f in self.fences.values())
             return out
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array, distinct, some
+from tcomp.runtime.vgpu.lanes import Array, distinct, indices, some
 from tcomp.runtime.vgpu.machine import Machine, WaveState
 from tcomp.runtime.vgpu.ptx import Instr
 
@@ -121,7 +121,7 @@ class Mbarriers(WaveState):
         dead = found < 0
         if some(dead):
             self.m.finding(KIND, i, lanes[dead], "there is no initialised mbarrier here", self._offset(starts[dead]))
-        at = np.flatnonzero(~dead)
+        at = indices(~dead)
         return at, found[at]
 
     def _offset(self, starts: Array) -> int:
@@ -156,7 +156,7 @@ class Mbarriers(WaveState):
         fits = total <= self.pending[unique]
         simple = fits[inverse]
         if some(simple):
-            at = np.flatnonzero(simple)
+            at = indices(simple)
             those = unique[fits]
             self._check_observed(i, lanes, objects, those)
             before = self.pending[objects[at]]
@@ -166,7 +166,7 @@ class Mbarriers(WaveState):
                 self.count[those] -= total[fits]
             self._check_complete(i, lanes, objects, those, complete)
             self.turn(i, lanes, those)
-        for k in np.flatnonzero(~simple).tolist():
+        for k in indices(~simple).tolist():
             states[k] = self._arrive_one(i, lanes[k : k + 1], int(objects[k]), int(counts[k]), drop, complete)
         m.progress += 1
         return states
@@ -274,7 +274,7 @@ class Mbarriers(WaveState):
         self.tried[lanes] = np.where(done, -1, key)
         if some(done):
             self._acquire(lanes[done], objects[done], relaxed)
-        go = np.flatnonzero(~stays)
+        go = indices(~stays)
         return go, done[go]
 
     def _acquire(self, lanes: Array, objects: Array, relaxed: bool) -> None:

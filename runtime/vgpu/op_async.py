@@ -126,7 +126,7 @@ def land(m: Machine, over: Callable[[Copy], Array]) -> None:
             pending[at] = 0
             if m.shared.race is not None:  # the bytes arrive now: later readers need a barrier after this
                 g = m.shared.race.granule
-                m.shared.race.write_time[distinct(at // g)] = m.now
+                m.shared.race.write_time[distinct(at[:, ::g] >> (g.bit_length() - 1))] = m.now
                 m.shared.race.latest_write = m.now
         if not every(done):
             keep = ~done

@@ -8,7 +8,7 @@ from tcomp.runtime.vgpu import proxy
 from tcomp.runtime.vgpu.access import Access
 from tcomp.runtime.vgpu.bulk_operands import combiner
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, ids, some
+from tcomp.runtime.vgpu.lanes import Array, Sel, ids, one_each, some
 from tcomp.runtime.vgpu.mbarrier import KIND, Flight, Mbarriers
 from tcomp.runtime.vgpu.op_mbarrier import live
 from tcomp.runtime.vgpu.op_tensor import REDUCTIONS
@@ -35,7 +35,7 @@ def asynchronous(d: Decoder, i: Instr) -> Run:
 
     def run(sel: Sel) -> None:
         lanes = ids(sel)
-        values = np.stack([np.broadcast_to(np.asarray(s(sel)), len(lanes)) for s in sources], axis=1)
+        values = np.stack([one_each(s(sel), len(lanes)) for s in sources], axis=1)
         raw = np.ascontiguousarray(values).view(np.uint8).reshape(len(lanes), size)
         at, objects = live(b, barrier, sel)
         of = dict(zip(at.tolist(), objects.tolist(), strict=True))

@@ -14,7 +14,7 @@ import numpy as np
 from tcomp.runtime.vgpu import wide
 from tcomp.runtime.vgpu.access import Access, Part
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, every
+from tcomp.runtime.vgpu.lanes import Array, Sel, every, greatest, indices, one_each
 from tcomp.runtime.vgpu.op_fence import note_fence
 from tcomp.runtime.vgpu.op_float import extreme, flush, pack, unpack
 from tcomp.runtime.vgpu.op_memory import space_of
@@ -147,7 +147,7 @@ def atomic(d: Decoder, i: Instr) -> Run:
 
     def element(p: Part, key: Array, values: list[Any], sel: Sel) -> Array:
         view = p.segment.view(t.dtype)
-        given = [np.broadcast_to(s(sel), len(m.ids[sel])) for s in values]
+        given = [one_each(s(sel), len(m.ids[sel])) for s in values]
         if p.where is not None:
             given = [v[p.where] for v in given]
         subnormal = flushes and p.segment.space == "global"
@@ -177,7 +177,7 @@ def apply(view: Array, key: Array, values: list[Array], fold: Fold, name: str, t
         old = view[key]
         view[key] = fold(old, *values)
         return old
-    begin = np.flatnonzero(first)
+    begin = indices(first)
     group = np.cumsum(first) - 1
     result = np.empty((len(key), *view.shape[1:]), view.dtype)
     if name == "add" and t.kind in "usb":
@@ -190,7 +190,7 @@ def apply(view: Array, key: Array, values: list[Array], fold: Fold, name: str, t
         view[sorted_key[begin]] = start + (total[last] - before[begin])
         return result
     rank = np.arange(len(key)) - begin[group]
-    for r in range(int(rank.max()) + 1):
+    for r in range(greatest(rank) + 1):
         at = order[rank == r]
         old = view[key[at]]
         result[at] = old

@@ -15,7 +15,7 @@ from tcomp.runtime.vgpu.async_global import piece
 from tcomp.runtime.vgpu.bulk import BulkStores, Combine, load
 from tcomp.runtime.vgpu.bulk_operands import Place, Target, combiner, per_lane
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, ids, some
+from tcomp.runtime.vgpu.lanes import Array, Sel, ids, indices, some
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.mbarrier import Flight, Mbarriers
 from tcomp.runtime.vgpu.ptx import Addr, Imm, Instr
@@ -55,7 +55,7 @@ def sizes(d: Decoder, i: Instr, sel: Sel, size: Any) -> tuple[Array, Array]:
     bad = n % 16 != 0
     if some(bad):
         d.m.finding("misaligned", i, lanes[bad], f"a bulk copy of {int(n[bad][0])} bytes: it must be a multiple of 16")
-    return np.flatnonzero(~bad & (n > 0)), n
+    return indices(~bad & (n > 0)), n
 
 
 def prefetch(d: Decoder, i: Instr) -> Run:

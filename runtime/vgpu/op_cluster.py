@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, ids, some
+from tcomp.runtime.vgpu.lanes import Array, Sel, ids, one_each, some
 from tcomp.runtime.vgpu.memory import CLUSTER_STEP, SHARED_WINDOW, WINDOW
 from tcomp.runtime.vgpu.ptx import Instr
 from tcomp.runtime.vgpu.types import scalar
@@ -34,8 +34,8 @@ def map_address(d: Decoder, i: Instr) -> Run:
 
     def run(sel: Sel) -> None:
         lanes = ids(sel)
-        offset = _inside(d, i, sel, np.broadcast_to(np.asarray(a(sel)), len(lanes)).astype(np.int64)) % CLUSTER_STEP
-        rank = np.broadcast_to(np.asarray(b(sel)), len(lanes)).astype(np.int64)
+        offset = _inside(d, i, sel, one_each(a(sel), len(lanes)).astype(np.int64)) % CLUSTER_STEP
+        rank = one_each(b(sel), len(lanes)).astype(np.int64)
         bad = rank >= m.ranks
         if some(bad):
             m.finding("out of bounds shared", i, lanes[bad],
@@ -52,7 +52,7 @@ def rank_of_address(d: Decoder, i: Instr) -> Run:
     put, a = d.put(i.operands[0], "u32"), d.source(i.operands[1], t)
 
     def run(sel: Sel) -> None:
-        offset = _inside(d, i, sel, np.broadcast_to(np.asarray(a(sel)), len(ids(sel))).astype(np.int64))
+        offset = _inside(d, i, sel, one_each(a(sel), len(ids(sel))).astype(np.int64))
         rank = offset // CLUSTER_STEP - 1
         put(sel, np.where(rank < 0, m.rank[sel], rank).astype(np.uint32))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu.access import Access
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, compact, distinct
+from tcomp.runtime.vgpu.lanes import Array, Sel, compact, distinct, one_each
 from tcomp.runtime.vgpu.op_warp import FULL, _sync
 from tcomp.runtime.vgpu.ptx import Instr, Operand, Vec
 
@@ -64,7 +64,7 @@ def matrix_move(d: Decoder, i: Instr) -> Run:
         tiles = np.zeros((len(lanes) // 32, n, 8, 8), np.uint16)
         if not loads:
             for q, source in enumerate(sources):
-                pair = np.ascontiguousarray(np.broadcast_to(source(sel), len(lanes))).view(np.uint16).reshape(-1, 8, 8)
+                pair = np.ascontiguousarray(one_each(source(sel), len(lanes))).view(np.uint16).reshape(-1, 8, 8)
                 tiles[:, q] = pair.transpose(0, 2, 1) if trans else pair
         flat = tiles.reshape(-1, 8)
         for p in access.parts(giving):
@@ -93,7 +93,7 @@ def transpose(d: Decoder, i: Instr) -> Run:
 
     def act(sel: Sel) -> None:
         lanes = d.m.ids[sel]
-        tile = np.ascontiguousarray(np.broadcast_to(a(sel), len(lanes))).view(np.uint16).reshape(-1, 8, 8)
+        tile = np.ascontiguousarray(one_each(a(sel), len(lanes))).view(np.uint16).reshape(-1, 8, 8)
         put(sel, np.ascontiguousarray(tile.transpose(0, 2, 1)).view(np.uint32).reshape(-1))
 
     return whole_warps(d, i, act)

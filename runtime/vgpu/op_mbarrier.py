@@ -8,7 +8,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu.access import Access
 from tcomp.runtime.vgpu.decoder import Decoder, Run, Source, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, every, ids, some
+from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, every, ids, one_each, some
 from tcomp.runtime.vgpu.mbarrier import KIND, Flight, Mbarriers, phase_of
 from tcomp.runtime.vgpu.op_async import arrive_on_copies
 from tcomp.runtime.vgpu.ptx import Instr, Operand
@@ -52,7 +52,7 @@ def values(source: Source | None, sel: Sel, at: Array) -> Array:
     """A count operand of lanes `at`; 1 where the instruction has none."""
     if source is None:
         return np.ones(len(at), np.int64)
-    found: Array = np.broadcast_to(np.asarray(source(sel)), len(ids(sel)))[at].astype(np.int64)
+    found: Array = one_each(source(sel), len(ids(sel)))[at].astype(np.int64)
     return found
 
 
@@ -135,7 +135,7 @@ def wait(d: Decoder, b: Mbarriers, i: Instr) -> Run:
         put(sel, True)
         if not len(at):
             return None
-        given = np.broadcast_to(np.asarray(which(sel)), len(lanes))[at]
+        given = one_each(which(sel), len(lanes))[at]
         parity = given.astype(np.int64) if by_parity else of_state(lanes[at], objects, given)
         if by_parity and some(parity > 1):
             m.finding(KIND, i, lanes[at][parity > 1], f"a parity of {int(parity.max())}: it must be 0 or 1")

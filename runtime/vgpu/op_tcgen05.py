@@ -17,7 +17,7 @@ import numpy as np
 from tcomp.runtime.vgpu.access import Access
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction, watcher
 from tcomp.runtime.vgpu.flow import registers_in, uses_and_definitions
-from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, ids, some
+from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, ids, one_each, some
 from tcomp.runtime.vgpu.machine import Machine, WaveState
 from tcomp.runtime.vgpu.op_matrix import everyone, items, whole_warps
 from tcomp.runtime.vgpu.op_warp import complete
@@ -35,7 +35,7 @@ def group_of(d: Decoder, i: Instr) -> None:
 
 def warp_value(m: Machine, i: Instr, values: Any, sel: Sel, what: str) -> Array:
     """One integer for each warp of `sel`; a finding where its lanes do not agree."""
-    by_warp = np.broadcast_to(np.asarray(values), len(ids(sel))).astype(np.int64).reshape(-1, 32)
+    by_warp = one_each(values, len(ids(sel))).astype(np.int64).reshape(-1, 32)
     differs = by_warp != by_warp[:, :1]
     if some(differs):
         m.finding(KIND, i, m.ids[sel][differs.reshape(-1)], f"the lanes of a warp give different values of {what}")
@@ -227,7 +227,7 @@ def store(d: Decoder, i: Instr) -> Run:
     sources = [d.source(r, "b32") for r in items(given)]
 
     def act(sel: Sel) -> None:
-        raw = np.stack([np.broadcast_to(s(sel), len(ids(sel))) for s in sources])
+        raw = np.stack([one_each(s(sel), len(ids(sel))) for s in sources])
         for warp, lane, found, place in accesses(sel):
             op = t.begin(i, "st", lane)
             for r in found:

@@ -17,7 +17,7 @@ import numpy as np
 from tcomp.runtime.vgpu import formats, proxy
 from tcomp.runtime.vgpu.bulk_operands import multicast
 from tcomp.runtime.vgpu.decoder import Decoder, Run, Source, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, ids, some
+from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, ids, indices, one_each, some
 from tcomp.runtime.vgpu.matrix_numbers import BITS, canonical, values
 from tcomp.runtime.vgpu.mbarrier import Flight, Mbarriers
 from tcomp.runtime.vgpu.op_mbarrier import live, located, object_access
@@ -34,7 +34,7 @@ _HIGH = ~np.uint64(0x3FFF)
 
 
 def per_lane(source: Source, sel: Sel) -> Array:
-    return np.broadcast_to(np.asarray(source(sel)), len(ids(sel)))
+    return one_each(source(sel), len(ids(sel)))
 
 
 @instruction("tcgen05.mma")
@@ -63,7 +63,7 @@ def multiply(d: Decoder, i: Instr) -> Run:
     def run(sel: Sel) -> None:
         lanes, given = ids(sel), per_lane(bits, sel)
         for one in distinct(given).tolist():
-            at = np.flatnonzero(given == one)
+            at = indices(given == one)
             try:
                 product = product_of(kind, one)
                 act(sel, lanes[at], at, product)

@@ -20,7 +20,7 @@ from tcomp.runtime.vgpu.bulk import BulkStores, load
 from tcomp.runtime.vgpu.bulk_operands import Place, Target, combiner, flush, per_lane
 from tcomp.runtime.vgpu.decoder import Decoder, Run
 from tcomp.runtime.vgpu.errors import UnknownInstruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, ids
+from tcomp.runtime.vgpu.lanes import Array, Sel, ids, indices
 from tcomp.runtime.vgpu.ptx import Addr, Instr, Vec
 from tcomp.runtime.vgpu.tensor_map import ALIGN, SIZE, TYPES, TensorMap, decode
 
@@ -31,6 +31,8 @@ ALIGNMENT = 128
 BEGINS = 16
 """bytes of which the place in memory where a box begins is a multiple"""
 BLANK = np.zeros(0, np.int64)
+KEPT = 128
+"""boxes whose bytes an instruction remembers"""
 
 
 @dataclass
@@ -79,6 +81,7 @@ class TensorOperand:
             raise d.unknown(i, f"{self.rank} coordinates are needed, {len(items)} given")
         self.coordinates = [d.source(c, "s32") for c in items]
         self.known: dict[bytes, TensorMap | None] = {}
+        self.found: dict[tuple[int, ...], Box] = {}  # by map and coordinates: several blocks come for each
 
     def maps(self, sel: Sel) -> dict[int, tuple[TensorMap, list[int]]]:
         """Position in `sel` -> its map and coordinates; lanes whose map cannot be used are reported and left out."""
@@ -105,11 +108,19 @@ class TensorOperand:
 
     def boxes(self, sel: Sel) -> tuple[dict[int, tuple[TensorMap, list[int], Box]], Array, Array]:
         """Position in `sel` -> its map, coordinates and box; the bytes of each lane's box; the positions in order."""
-        found = {k: (t, at, box_of(t, at)) for k, (t, at) in self.maps(sel).items()}
+        found = {k: (t, at, self._box(t, at)) for k, (t, at) in self.maps(sel).items()}
         sizes = np.zeros(len(ids(sel)), np.int64)
         for k, (_, _, box) in found.items():
             sizes[k] = box.size
         return found, sizes, np.array(sorted(found), np.int64)
+
+    def _box(self, t: TensorMap, coordinates: list[int]) -> Box:
+        key = (id(t), *coordinates)  # (maps are kept)
+        if key not in self.found:
+            if len(self.found) >= KEPT:
+                self.found.clear()
+            self.found[key] = box_of(t, coordinates)
+        return self.found[key]
 
     def _map(self, lane: int, space: str, raw: bytes) -> TensorMap | None:
         if raw not in self.known:
@@ -157,7 +168,7 @@ def get(d: Decoder, i: Instr) -> Run:
             for start, barrier in targets:
                 base = start // m.shared_stride * m.shared_stride
                 places.append((base + swizzled(start - base + chunks, t.swizzle), barrier))
-            place = np.flatnonzero(box.inside) if source is not None else BLANK
+            place = indices(box.inside) if source is not None else BLANK
 
             def arrange(data: Array, t: TensorMap = t, outside: Array = ~box.inside) -> Array:
                 return filled(t, data, outside)
@@ -202,7 +213,7 @@ def store(d: Decoder, i: Instr) -> Run:
             if to is None:
                 continue
             base = start // m.shared_stride * m.shared_stride
-            bytes_ = start - base + np.flatnonzero(box.inside)
+            bytes_ = start - base + indices(box.inside)
             combine = None
             if reduction is not None:
                 name = TYPES[t.type].split("_")[0]

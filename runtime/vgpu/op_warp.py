@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.runtime.vgpu.decoder import Decoder, Run, Source, instruction
-from tcomp.runtime.vgpu.lanes import Array, Sel, every, ids, some
+from tcomp.runtime.vgpu.lanes import Array, Sel, every, ids, one_each, some
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.ptx import Instr, Pair
 from tcomp.runtime.vgpu.types import scalar
@@ -23,7 +23,7 @@ FULL = np.uint32(0xFFFFFFFF)
 def complete(m: Machine, i: Instr, sel: Sel, mask: Source) -> tuple[Array, Any]:
     """(lanes that can go on, the masks of those); reports a lane that is not in its own mask."""
     lanes = ids(sel)
-    members = np.broadcast_to(np.asarray(mask(sel), np.uint32), len(lanes))
+    members = one_each(mask(sel), len(lanes))
     if sel.__class__ is slice and not sel.start % 32 and not sel.stop % 32 and every(members == FULL):
         return lanes, members
     here = np.zeros(m.lanes, np.uint8)
@@ -174,7 +174,7 @@ def reduce_warp(d: Decoder, i: Instr) -> Run:
     put, a, mask = d.put(i.operands[0], t), d.source(i.operands[1], t), d.source(i.operands[2], "u32")
 
     def act(sel: Sel, lanes: Array, members: Array) -> None:
-        value = np.broadcast_to(a(sel), len(lanes))
+        value = one_each(a(sel), len(lanes))
         group = (lanes >> 5) << 32 | members.astype(np.int64)
         unique, inverse = np.unique(group, return_inverse=True)
         start = {"min": np.iinfo(t.dtype).max, "max": np.iinfo(t.dtype).min, "and": -1}.get(name, 0)

@@ -19,7 +19,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu.decoder import Decoder, Run, instruction, watcher
 from tcomp.runtime.vgpu.flow import uses_and_definitions
-from tcomp.runtime.vgpu.lanes import Array, Sel, compact, every, ids, some
+from tcomp.runtime.vgpu.lanes import Array, Sel, compact, every, ids, indices, one_each, some
 from tcomp.runtime.vgpu.matrix_numbers import INTEGERS, saturate32, truncated_sum, wrap32
 from tcomp.runtime.vgpu.ptx import Imm, Instr, Vec
 from tcomp.runtime.vgpu.types import SCALARS
@@ -114,7 +114,7 @@ def together(d: Decoder, i: Instr, act: Callable[[Sel, Array], None]) -> Run:
         if some(broken):
             m.finding("partial warpgroup", i, lanes[broken[number]],
                       "wgmma needs all 128 threads of four warps whose first has a number divisible by 4")  # fmt: skip
-        whole = np.flatnonzero(here == 128)
+        whole = indices(here == 128)
         if len(whole):
             act(state.lanes_of(whole), whole)
         go = (here == alive)[number]
@@ -168,7 +168,7 @@ def multiply(d: Decoder, i: Instr) -> Run:
             state.check_fence(i, out, sel, form.shape)
             if held is not None:
                 state.check_fence(i, held, sel, held.shape)
-        add = uniform(m, i, np.broadcast_to(scale_d(sel), 128 * len(groups)), sel, "scale-d")
+        add = uniform(m, i, one_each(scale_d(sel), 128 * len(groups)), sel, "scale-d")
         reading: list[Held] = []
         if left is None:
             assert held is not None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array, distinct, every
+from tcomp.runtime.vgpu.lanes import Array, distinct, every, indices
 
 if TYPE_CHECKING:
     from tcomp.runtime.vgpu.machine import Machine
@@ -136,7 +136,7 @@ class Order:
         whole = counts == m.alive.reshape(-1, 32)[warps].sum(axis=1)
         self.fenced[team[whole], place[whole]] = rows[whole]
         self.fenced[team[whole], place[whole], place[whole]] = m.now
-        for k in np.flatnonzero(~whole).tolist():
+        for k in indices(~whole).tolist():
             lanes_of = lanes[lanes >> 5 == warps[k]].tolist()
             self.partial.setdefault((int(team[k]), int(place[k])), {}).update(dict.fromkeys(lanes_of, rows[k]))
         self.lane_fences[lanes, 1:] = self.lane_fences[lanes, :-1]

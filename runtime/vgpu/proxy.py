@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, ids, some
+from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, ids, indices, some
 from tcomp.runtime.vgpu.ptx import Instr
 
 if TYPE_CHECKING:
@@ -115,10 +115,11 @@ def fence(m: Machine, sel: Sel, shared: bool, everywhere: bool) -> None:
 
 # --- checks
 def _words(lanes: Any, starts: Array, size: int) -> tuple[Array, Array]:
-    starts = np.atleast_1d(np.asarray(starts, np.int64))
-    words = ((starts >> 2)[:, None] + np.arange(size // 4)[None, :]).reshape(-1)
-    by = np.repeat(np.broadcast_to(np.asarray(lanes, np.int64), len(starts)), size // 4)
-    return words, by
+    starts = np.asarray(starts, np.int64).reshape(-1)
+    words = ((starts >> 2)[:, None] + np.arange(size // 4)).reshape(-1)
+    by = np.empty((len(starts), size // 4), np.int64)
+    by[:] = np.asarray(lanes).reshape(-1, 1)
+    return words, by.reshape(-1)
 
 
 def _granules(m: Machine, words: Array) -> list[Array]:
@@ -158,7 +159,7 @@ def _check_fence(m: Machine, i: Instr, words: Array, by: Array, verb: str) -> No
         generic = (when > 0) & (when != times[k])
         if not some(generic):
             continue
-        at = np.flatnonzero(generic)
+        at = indices(generic)
         bad = at[~m.order.fenced_for(m, shadow.write_actor[k[at]], when[at], by[at])]
         if len(bad):
             wrong = np.zeros(len(words), bool)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array, distinct, every, some
+from tcomp.runtime.vgpu.lanes import Array, distinct, every, greatest, indices, one_each, some
 
 MANY = -2
 BITS = 63
@@ -56,13 +56,13 @@ class Sets:
     def of_readers(self, key: Array, reader: Array, now: int) -> tuple[Array, Array]:
         """Of pairs of a granule and a warp that reads it now: the granules that several read, and codes of the sets of
         those that do."""
-        wide = int(reader.max()) + 1
+        wide = greatest(reader) + 1
         pairs = distinct(key.astype(np.int64) * wide + reader)
         granules, readers = np.divmod(pairs, wide)
-        first = np.flatnonzero(np.append(True, granules[1:] != granules[:-1]))
+        first = indices(np.concatenate(([True], granules[1:] != granules[:-1])))
         chosen = np.diff(np.append(first, len(pairs))) > 1
         places = self.columns[readers]
-        if int(places.max()) >= BITS:  # (a large cluster's)
+        if greatest(places) >= BITS:  # (a large cluster's)
             codes = [self._of_places(set(p.tolist()), now) for p in np.split(places, first[1:])]
             return granules[first][chosen], np.array(codes, np.int32)[chosen]
         sets = np.bitwise_or.reduceat(np.int64(1) << places, first)[chosen]
@@ -152,7 +152,7 @@ class RaceShadow:
         if isinstance(key, np.ndarray):
             lost = self.read_actor[key] != reader
             if some(lost):
-                self._note_others(key[lost], np.broadcast_to(reader, len(key))[lost], now, floor)
+                self._note_others(key[lost], one_each(reader, len(key))[lost], now, floor)
         return bad
 
     def unordered_writes(self, key: Any, writer: Any, floor: int, ordered: Ordered) -> Array | None:
@@ -172,7 +172,7 @@ class RaceShadow:
     def _note_reader(self, key: Any, reader: Any, now: int, floor: int) -> None:
         """`reader` is now the latest; the one before it, when it is another, becomes the other reader."""
         old_time = self.read_time[key]
-        if old_time.max() > floor:
+        if greatest(old_time) > floor:
             moved = (old_time > floor) & (self.read_actor[key] != reader)
             if some(moved):
                 at = key[moved] if isinstance(key, np.ndarray) else np.arange(key.start, key.stop, key.step or 1)[moved]
@@ -270,13 +270,13 @@ class RaceShadow:
 def _conflicts(
     actors: Array, times: Array, key: Any, me: Any, floor: int, ordered: Ordered, reads: bool
 ) -> Array | None:
-    when = np.atleast_1d(times[key])
+    when = times[key].reshape(-1)
     recent = when > floor
     if not some(recent):
         return None
-    who = np.atleast_1d(actors[key])
+    who = actors[key].reshape(-1)
     recent = recent & (who != me)
-    at = np.flatnonzero(recent)
+    at = indices(recent)
     if not len(at):
         return None
     if len(who) == 1 and np.ndim(me) and len(me) > 1:

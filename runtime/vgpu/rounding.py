@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from tcomp.runtime.vgpu.lanes import Array, some
+from tcomp.runtime.vgpu.lanes import Array, indices, one_each, some
 
 CANONICAL32 = np.frombuffer(b"\xff\xff\xff\x7f", np.float32)[0]
 _SPLIT = 134217729.0  # 2**27 + 1
@@ -82,10 +82,11 @@ def fma32_rn(a: Array, b: Array, c: Array) -> Array:
     tie = (bits & np.uint64(0x1FFFFFFF)) == np.uint64(0x10000000)
     low = (r.view(np.uint32) << np.uint32(1)) - np.uint32(1) < np.uint32(0x01000000)
     if some(tie) or some(low):
-        at = np.flatnonzero(tie | low)
-        ps, cs = np.broadcast_to(p, r.shape)[at], np.broadcast_to(c, r.shape)[at].astype(np.float64)
+        at = indices(tie | low)
+        ps, cs = (one_each(x, len(r))[at].astype(np.float64) for x in (p, c))
         total, error = two_sum(ps, cs)
-        r[at] = to_odd(total, error).astype(np.float32)
+        if some(error):  # (what is exact was rounded once)
+            r[at] = to_odd(total, error).astype(np.float32)
     return r
 
 
@@ -150,7 +151,7 @@ def fma64(a: Array, b: Array, c: Array, mode: str) -> Array:
     plain = a * b + c
     special = ~np.isfinite(plain) & (~np.isfinite(a) | ~np.isfinite(b) | ~np.isfinite(c))
     r = np.where(special | (a == 0) | (b == 0), plain, r)
-    for n in np.flatnonzero(~_safe(a, b, c) & ~special & (a != 0) & (b != 0)):
+    for n in indices(~_safe(a, b, c) & ~special & (a != 0) & (b != 0)):
         r[n] = _exact(Fraction(a[n]) * Fraction(b[n]) + Fraction(c[n]), mode)
     return r
 

@@ -63,7 +63,8 @@ class Watch:
             hit: Array = counts[start >> self.shift] > 0
             return hit
         at = (start >> self.shift)[:, None] + np.arange(size >> self.shift)
-        found: Array = (counts[at] > 0).any(axis=1)
+        touched = counts[at]
+        found: Array = (touched > 0).any(axis=1) if some(touched) else np.zeros(len(start), bool)
         return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tcomp.runtime.vgpu import proxy
 from tcomp.runtime.vgpu.decoder import Decoder
-from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, some
+from tcomp.runtime.vgpu.lanes import Array, Sel, distinct, one_each, some
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.matrix_numbers import values
 from tcomp.runtime.vgpu.ptx import Instr, Operand
@@ -31,7 +31,7 @@ class SharedOperand:
         """((warpgroups, extent, K) f32 values, what the hardware now reads). Faulty descriptors give zeros."""
         m = self.m
         n = len(groups)
-        given = np.broadcast_to(self.source(sel), 128 * n)
+        given = one_each(self.source(sel), 128 * n)
         descriptors = uniform(m, self.i, given, sel, self.name)
         addresses = np.empty((n, *self._shape()), np.int64)
         high = descriptors & _HIGH

@@ -8,12 +8,12 @@ import pytest
 
 from tcomp.cli.build import write_folder
 from tcomp.errors import UserError
-from tests.cli.support import Tcomp, refused
+from tests.cli.support import TINY, Tcomp, refused
 
 
 def test_build_leaves_every_stage_in_a_folder(tcomp: Tcomp, tmp_path: Path) -> None:
-    small = ["-B", "1", "-T", "8", "--dim", "C=16", "--dim", "H=2", "--dim", "L=1", "--threads", "1"]
-    result = tcomp("build", "models/gpt2.tc", *small, "--out", "built")
+    sizes = TINY[: TINY.index("--eval-batches")]
+    result = tcomp("build", "models/gpt2.tc", *sizes, "--out", "built")
     assert result.code == 0, result.error
     names = {p.name for p in (tmp_path / "built").iterdir()}
     assert names == {

@@ -78,19 +78,19 @@ def test_accuracy_is_that_of_transformers(model: Any, tcomp: Tcomp) -> None:
     assert short.out.startswith("2 questions") and "2 contexts were longer than 16 tokens" in short.out
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("{", "q.jsonl:2: not a line of JSON"),
-        ("[1, 2]", "q.jsonl:2: the line is no JSON table"),
-        ('{"ctx": "a"}', "q.jsonl:2: the line has no 'endings'"),
-        ('{"ctx": "a", "endings": ["b"], "label": 0}', "q.jsonl:2: ctx must be a text and endings a list"),
-        ('{"ctx": "a", "endings": ["b", "c"], "label": 2}', "q.jsonl:2: label must be a number from 0 to 1"),
-    ],
-)
-def test_bad_questions_are_named(line: str, words: str, model: Any, tcomp: Tcomp, tmp_path: Path) -> None:
-    (tmp_path / "q.jsonl").write_text('{"ctx": "a", "endings": ["b", "c"], "label": 1}\n' + line + "\n")
-    refused(tcomp("eval", "run", "--choices", "q.jsonl"), words, "a line is")
+BAD_QUESTIONS = {
+    "{": "q.jsonl:2: not a line of JSON",
+    "[1, 2]": "q.jsonl:2: the line is no JSON table",
+    '{"ctx": "a"}': "q.jsonl:2: the line has no 'endings'",
+    '{"ctx": "a", "endings": ["b"], "label": 0}': "q.jsonl:2: ctx must be a text and endings a list",
+    '{"ctx": "a", "endings": ["b", "c"], "label": 2}': "q.jsonl:2: label must be a number from 0 to 1",
+}
+
+
+def test_bad_questions_are_named(model: Any, tcomp: Tcomp, tmp_path: Path) -> None:
+    for line, words in BAD_QUESTIONS.items():
+        (tmp_path / "q.jsonl").write_text('{"ctx": "a", "endings": ["b", "c"], "label": 1}\n' + line + "\n")
+        refused(tcomp("eval", "run", "--choices", "q.jsonl"), words, "a line is")
 
 
 def test_a_run_that_is_none_is_refused(tcomp: Tcomp) -> None:

@@ -11,6 +11,7 @@ from llvmlite import ir
 
 from tcomp.codegen.cpu.compiled import CompiledKernel, kernel_key, memory_needs, symbols_of
 from tcomp.codegen.cpu.loops import PhaseGenerator
+from tcomp.codegen.llvm.text import text_of
 from tcomp.errors import UserError
 from tcomp.ir.tile import Kernel
 from tcomp.machine.cpu import CpuMachine
@@ -29,7 +30,7 @@ def kernel_ir(kernel: Kernel, machine: CpuMachine) -> str:
             PhaseGenerator(module, symbol, kernel, machine).generate(phase)
     except NotImplementedError as e:
         raise Unsupported(f"{kernel.span}: op '{kernel.op or kernel.name}' cannot be compiled for the CPU: {e}") from e
-    return str(module)
+    return text_of(module)
 
 
 def target_machine(machine: CpuMachine) -> llvm.TargetMachine:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from tcomp.codegen.llvm.emitter import Emitter
-from tcomp.codegen.llvm.types import I32, I64, IrValue, constant, kind_type
+from tcomp.codegen.llvm.types import I64, IrValue, constant, i32_lanes, kind_type
 from tcomp.ir.reducers import identity
 
 
@@ -52,8 +52,7 @@ class Reducer:
         width = lanes
         while width > 1:
             width //= 2
-            order = [ir.Constant(I32, width + i if i < width else 0) for i in range(lanes)]
-            mask = ir.Constant(ir.VectorType(I32, lanes), order)
+            mask = i32_lanes(*(width + i if i < width else 0 for i in range(lanes)))
             upper = b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
             value = self.combine(value, upper)
         first = b.extract_element(value, self.em.i64(0))

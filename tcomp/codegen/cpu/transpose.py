@@ -22,7 +22,7 @@ from tcomp.codegen.llvm.domain import AxisState, Domain, Scope
 from tcomp.codegen.llvm.emitter import Emitter, Int
 from tcomp.codegen.llvm.expressions import Graph
 from tcomp.codegen.llvm.tiles import Variant, cut, remaining_lanes, span_of, splat
-from tcomp.codegen.llvm.types import I1, I32, I64, IrValue
+from tcomp.codegen.llvm.types import I1, I64, IrValue, i32_lanes
 from tcomp.dsl.ast import Access
 from tcomp.ir.tile import Axis, Buffer, Pack
 
@@ -60,8 +60,7 @@ def lanes_of(b: ir.IRBuilder, x: IrValue, lanes: Sequence[int]) -> IrValue:
 
 
 def _shuffle(b: ir.IRBuilder, x: IrValue, y: IrValue, lanes: Sequence[int]) -> IrValue:
-    mask = ir.Constant(ir.VectorType(I32, len(lanes)), [ir.Constant(I32, i) for i in lanes])
-    return b.shuffle_vector(x, y, mask)
+    return b.shuffle_vector(x, y, i32_lanes(*lanes))
 
 
 def _interleaved(n: int, step: int, high: bool) -> list[int]:

@@ -13,7 +13,7 @@ from llvmlite import ir
 
 from tcomp.codegen.llvm.emitter import Emitter, Int
 from tcomp.codegen.llvm.integers import Affine, Facts, Known, affine_form, extent
-from tcomp.codegen.llvm.types import I32, IrValue
+from tcomp.codegen.llvm.types import IrValue, i32_lanes
 from tcomp.ir.tile import Axis, Buffer
 
 Point = Mapping[str, int]
@@ -117,4 +117,4 @@ class Domain:
 
 def lane_numbers(lanes: int, step: int = 1) -> ir.Constant:
     """<0, step, 2 * step, ...> of i32."""
-    return ir.Constant(ir.VectorType(I32, lanes), [ir.Constant(I32, i * step) for i in range(lanes)])
+    return i32_lanes(*(i * step for i in range(lanes)))

@@ -13,7 +13,19 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from tcomp.codegen.llvm.emitter import Emitter
-from tcomp.codegen.llvm.types import F32, I8, I16, I32, BFloat, IrValue, Type, constant, lanes_of, like
+from tcomp.codegen.llvm.types import (
+    F32,
+    I8,
+    I16,
+    I32,
+    BFloat,
+    IrValue,
+    Type,
+    constant,
+    i32_lanes,
+    lanes_of,
+    like,
+)
 from tcomp.dsl.ast import DType
 
 _MAGNITUDE, _INFINITY = 0x7FFFFFFF, 0x7F800000
@@ -82,8 +94,7 @@ def flushed_pair(em: Emitter, low: IrValue, high: IrValue, features: frozenset[s
         return b.or_(first, b.shl(second, constant(t, 16)))
     both = em.intrinsic(name, ir.VectorType(BFloat(), 2 * lanes), [high, low], [])
     halves = b.bitcast(both, ir.VectorType(I16, 2 * lanes))
-    order = [ir.Constant(I32, i + half * lanes) for i in range(lanes) for half in (0, 1)]
-    mask = ir.Constant(ir.VectorType(I32, 2 * lanes), order)
+    mask = i32_lanes(*(i + half * lanes for i in range(lanes) for half in (0, 1)))
     return b.bitcast(b.shuffle_vector(halves, ir.Constant(halves.type, ir.Undefined), mask), t)
 
 

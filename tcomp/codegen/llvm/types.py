@@ -6,6 +6,8 @@ computed in f32; integers are i64 as scalars (addresses need it) and i32 along v
 
 from __future__ import annotations
 
+from functools import lru_cache
+from math import copysign
 from typing import Any, TypeAlias
 
 from llvmlite import ir
@@ -69,8 +71,20 @@ def like(t: Type, element: Type) -> Type:
 def constant(t: Type, value: float | int) -> ir.Constant:
     """A constant, the same in every lane."""
     if isinstance(t, ir.VectorType):
-        return ir.Constant(t, [ir.Constant(t.element, value)] * t.count)
+        return _in_each_lane(t.element, t.count, value, copysign(1.0, value))
     return ir.Constant(t, value)
+
+
+@lru_cache(maxsize=1024)
+def _in_each_lane(element: Type, lanes: int, value: float | int, sign: float) -> ir.Constant:
+    """`sign` tells 0.0 from -0.0. (Constants belong to no module, and keep their text.)"""
+    return ir.Constant(ir.VectorType(element, lanes), [ir.Constant(element, value)] * lanes)
+
+
+@lru_cache(maxsize=1024)
+def i32_lanes(*numbers: int) -> ir.Constant:
+    """A vector of i32, such as the lanes that a shuffle takes."""
+    return ir.Constant(ir.VectorType(I32, len(numbers)), [ir.Constant(I32, n) for n in numbers])
 
 
 def mangle(t: Type) -> str:

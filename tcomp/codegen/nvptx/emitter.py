@@ -13,6 +13,7 @@ from typing import TypeVar
 from llvmlite import ir
 
 from tcomp.codegen.llvm.emitter import Emitter, Frame, Int
+from tcomp.codegen.llvm.text import text_of
 from tcomp.codegen.llvm.types import F32, I32, VOID, IrValue, Type
 from tcomp.dsl.ast import DType
 from tcomp.ir.blocks import ThreadShape
@@ -347,7 +348,7 @@ def finished_text(module: ir.Module) -> str:
     return re.sub(
         rf'^!(\d+) = !{{ !"{LOOP_MARK}" }}$',
         lambda m: f"!{m[1]} = distinct !{{ !{m[1]}, {options.get_reference()} }}",
-        str(module),
+        text_of(module),
         flags=re.M,
     )
 
