@@ -258,7 +258,7 @@ def _refuse_divergence(value: float, what: str, done: int) -> None:
 
 
 def check_trainable(step: Step) -> None:
-    """UserError when the model has no optimizer, or takes other inputs than tokens and targets."""
+    """UserError when the model has no optimizer, or takes other inputs than tokens and targets below some bound."""
     if "update" not in step.programs:
         raise UserError(
             f"the model {step.model} has no optimizer, so a step changes nothing",
@@ -268,6 +268,12 @@ def check_trainable(step: Step) -> None:
         raise UserError(
             f"the model {step.model} has the inputs {', '.join(sorted(step.inputs))}",
             "a model that `tcomp train` can train has two: tokens and targets",
+        )
+    unbounded = next((name for name in sorted(step.inputs) if not step.inputs[name]), None)
+    if unbounded is not None:
+        raise UserError(
+            f"input '{unbounded}' of the model {step.model} has no bound, so data cannot be held against it",
+            f"write `below` and how many words there are behind it: input {unbounded}: i32[B, T] below V",
         )
 
 

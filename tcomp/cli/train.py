@@ -255,8 +255,7 @@ def _checked_data(settings: TrainSettings, built: common.Built, resume: bool) ->
     from tcomp.runtime.train import check_trainable
 
     check_trainable(built.step)
-    bounds = [below for below in built.step.inputs.values() if below]  # (0: none is said)
-    vocabulary = min(bounds, default=int(built.step.dims.get("V", 1 << 16)))
+    vocabulary = min(built.step.inputs.values())
     data = open_data([Path(p) for p in settings.data], settings.length, vocabulary)
     own = Path(settings.init_from) / PASSED / "tokenizer.json"
     if settings.init_from and own.is_file() and data.text:

@@ -38,3 +38,9 @@ def test_words_of_data_are_below_what_the_inputs_say(renamed: str, tcomp: Tcomp,
     Path(text).write_text("abcabd\n" * 700)
     result = tcomp("train", renamed, "--dim", "WORDS=97", "-B", "1", "-T", "8", "--steps", "1", "--data", text)
     refused(result, "token 97 at position 0 is outside the model's vocabulary of 97", "256 words")
+
+
+def test_words_of_data_have_a_bound(renamed: str, tcomp: Tcomp) -> None:
+    file = Path(renamed)
+    file.write_text(file.read_text().replace("targets: i32[B, T] below WORDS", "targets: i32[B, T]"))
+    refused(tcomp("train", renamed, "-B", "1", "-T", "8", "--steps", "1"), "input 'targets'", "i32[B, T] below V")
