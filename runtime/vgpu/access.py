@@ -19,6 +19,7 @@ from tcomp.runtime.vgpu.lifetime import Lifetimes
 from tcomp.runtime.vgpu.memory import Segment
 from tcomp.runtime.vgpu.profile import bank_conflicts, sectors
 from tcomp.runtime.vgpu.ptx import Addr, Instr, Reg, Sym
+from tcomp.runtime.vgpu.within_block import WithinBlocks
 
 SPACES = ("global", "shared", "local", "const", "param")
 
@@ -39,6 +40,7 @@ class Access:
         self.strong = strong
         self.space = space
         self.cluster_wide = space == "generic" or "shared::cluster" in i.parts
+        self.within = WithinBlocks.of(d.m) if d.m.bulk_stores else None
         self.offset = o.offset
         self.address = None
         if isinstance(o.base, Reg):
@@ -235,6 +237,8 @@ class Access:
                     at = at if len(bad) > 1 or len(lanes) == 1 else np.arange(len(lanes))
                     m.finding(f"uninitialised read of {s.space} memory", self.i, lanes[at],
                               "nothing was written there before", s.base + int(p.start[at[0]]))  # fmt: skip
+        if s.space == "global" and self.within is not None and not self.strong:
+            self.within.reads(self.i, s, p.start, self.size, lanes)
         self.race(p, "atomic" if self.strong else "read", lanes)
 
     def check_write(self, p: Part, lanes: Array) -> None:

@@ -15,6 +15,7 @@ from tcomp.runtime.vgpu.lanes import Array, changes, distinct, greatest, least, 
 from tcomp.runtime.vgpu.machine import Machine
 from tcomp.runtime.vgpu.memory import Segment
 from tcomp.runtime.vgpu.ptx import Instr
+from tcomp.runtime.vgpu.within_block import WithinBlocks
 
 NOTHING = np.zeros(0, np.int64)
 
@@ -55,18 +56,20 @@ class Piece:
         m, s = self.m, self.segment
         if s.race is None or s.race.latest_write <= m.launch_start:
             return
-        keys = self._granules()
-        when = s.race.write_time[keys]
-        generic = (when > m.launch_start) & (when != s.race.asynchronous()[keys])
-        if not some(generic):
+        keys, own = self._granules(), int(m.block_of_lane[self.lane])
+        when, writer = s.race.write_time[keys], s.race.write_actor[keys]
+        generic = when != s.race.asynchronous()[keys]
+        other = (when > m.launch_start) & (generic | (writer != own))
+        if not some(other):
             return
-        mine = m.proxy_fences.get(int(m.block_of_lane[self.lane]), 0)
-        for block in distinct(s.race.write_actor[keys[generic]]).tolist():
-            newest = int(when[generic & (s.race.write_actor[keys] == block)].max())
+        mine = m.proxy_fences.get(own, 0)
+        for block in distinct(writer[other]).tolist():
+            newest = int(when[other & (writer == block)].max())
             if max(m.proxy_fences.get(block, 0), mine) < newest:
+                stores = "ordinary stores of this kernel" if some(generic & (writer == block)) else "another block"
                 self.m.finding("missing proxy fence", self.instr, np.array([self.lane]),
-                               f"{verb} through the async proxy global memory that ordinary stores of this kernel "
-                               "wrote, with no fence.proxy.async since", s.base + int(self.at[0]))  # fmt: skip
+                               f"{verb} through the async proxy global memory that {stores} wrote, with no "
+                               "fence.proxy.async since", s.base + int(self.at[0]))  # fmt: skip
                 return
 
     # --- reading
@@ -105,6 +108,8 @@ class Piece:
                       "written")  # fmt: skip
         if m.options.checks and len(self.at):
             self._fenced("writes")
+            if (within := WithinBlocks.of(m)) is not None:
+                within.begins(self.instr, s, self.at, self.lane)
             self._race("atomic" if atomic else "write")
             if not atomic and not s.read_only:
                 s.shadow().asynchronous()[self._granules()] = m.now
@@ -127,6 +132,8 @@ class Piece:
         if not s.initialised:
             s.init[self.at] = 1
         if m.options.checks and len(self.at):
+            if (within := WithinBlocks.of(m)) is not None:
+                within.ends(s, self.at, self.lane)
             shadow, keys = s.shadow(), self._granules()
             if atomic:
                 if shadow.atomic_time is not None:

@@ -181,11 +181,7 @@ class Barriers:
         if not len(waiting):
             return
         self.check_divergence(waiting)
-        # Warps that waited with all their lanes have done nothing since they came.
-        here = np.bincount(waiting - span.start >> 5, minlength=m.warps)
-        first = (indices(here) << 5) + span.start
-        still = first[(here == m.alive[span].reshape(-1, 32).sum(axis=1))[here > 0]]
-        r.rows[0][m.place[still]] = m.now
+        first = distinct(waiting >> 5) << 5
         m.order.acquire(m.team[first], m.place[first], r.rows[:, None])
         m.now += 1
         at = self.at[waiting]

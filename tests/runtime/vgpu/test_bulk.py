@@ -148,6 +148,39 @@ def test_global_memory_written_in_the_kernel_needs_a_proxy_fence_before_a_bulk_l
     assert report.ok and out[0] == 77
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "texts"),
+    [
+        ("bar.sync 0;", "bar.sync 0;", []),
+        ("", "bar.sync 0;", ["an earlier read by another warp"]),
+        ("bar.sync 0;", "", ["of whose end nothing told it"]),
+    ],
+)
+def test_warps_of_a_block_meet_before_and_after_one_of_them_writes_global_memory(
+    before: str, after: str, texts: list[str]
+) -> None:
+    """Warp 1 reads what was there, and what warp 0 lets the copy engine write."""
+    look = "setp.ge.u32 %p1, %r0, 32; @%p1 ld.global.u32 %r10, [%rd1];\n"
+    body = FILL.format(fence=FENCE) + look + before + STORE + COMMIT + WAIT.format("") + after + look
+    report, _ = run(body, block=64)
+    assert report.ok == (not texts), report
+    assert all(any(t in f.message for f in report.findings) for t in texts), report
+
+
+@pytest.mark.parametrize(("there", "here"), [(True, False), (False, True), (False, False)])
+def test_what_another_block_has_stored_is_added_to_behind_a_proxy_fence_of_either(there: bool, here: bool) -> None:
+    """Causality alone orders the copy engine's work in two blocks only by a proxy fence (PTX ISA 8.9.5)."""
+    fence = "fence.proxy.async.global;\n"
+    turn = "mov.u32 %r10, %ctaid.x; setp.ne.u32 %p2, %r10, 0; @%p2 bra SECOND;\n"
+    first = STORE + COMMIT + WAIT.format("") + there * fence + "@%p0 st.release.gpu.global.u32 [%rd0], 1; bra END;\n"
+    add = STORE.replace("cp.async.bulk", "cp.reduce.async.bulk").replace("bulk_group", "bulk_group.add.u32")
+    second = "SECOND: ld.acquire.gpu.global.u32 %r10, [%rd0]; setp.ne.u32 %p3, %r10, 1; @%p3 bra SECOND;\n"
+    body = FILL.format(fence=FENCE) + turn + first + second + here * fence + add + COMMIT + WAIT.format("") + "END:"
+    report, out = run(body, np.zeros(32, np.uint32), grid=2)
+    assert (out == np.arange(32) * 10).all()
+    assert report.kinds() == (set() if there or here else {"missing proxy fence"}), report
+
+
 def test_traffic_of_blocks_is_counted_once_each() -> None:
     report, _ = run(init(1) + LOAD.format(tx=128, bytes=128) + wait(0, "0", "W"), grid=3)
     assert report.ok and report.traffic["global async"].bytes_read == 3 * 128
