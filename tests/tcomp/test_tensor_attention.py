@@ -55,6 +55,17 @@ def kernels(target: str, backward: bool) -> tuple[Kernel, ...]:
     return lower(bound(op, DType.BF16), module, DIMS, machine_for_target(target)).kernels
 
 
+@pytest.mark.parametrize("target", ["sm_90a", "sm_100a"])
+def test_a_product_runs_beside_the_next_turn_where_there_are_three(target: str) -> None:
+    """With two it would be the first one's beside the second alone, and the last one's by itself as before."""
+    op, machine = load("models/ops/attention.tc"), machine_for_target(target)
+    for turns in (2, 3):
+        dims = {**DIMS, "T": 64 * turns}
+        (kernel,) = lower(bound(op.ops["attention"], DType.BF16), op, dims, machine, chosen={"BK": 64}).kernels
+        late = {c.target.tensor for c in computes(kernel.phases[0]) if c.late}
+        assert late == ({"o"} if turns > 2 else set()), turns
+
+
 @TARGETS
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_only_operands_and_what_is_added_in_memory_are_in_shared_memory(target: str, backward: bool) -> None:

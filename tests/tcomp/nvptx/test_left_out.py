@@ -1,0 +1,74 @@
+"""Each synchronisation of a kernel, left out: some check of the virtual GPU notices, or it is one that PTX does not ask
+for. What is in no kernel's `SPARE` must be found; what is in it, not, or the list has grown old."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tcomp.codegen.nvptx.compile import compile_kernel
+from tcomp.ir.tile import Kernel
+from tcomp.machine.gpu import H100, machine_named
+from tcomp.runtime.vgpu.report import KernelFault
+from tests.tcomp.nvptx.support import given, launch, lowered
+from tests.tcomp.nvptx.test_clusters import TENSOR
+
+RING = """
+op f(X: bf16[M, K], W: bf16[N, K]) -> Y: f32[M, N]:
+  acc[m, n]: f32 = sum k: X[m, k] * W[n, k]
+  Y[m, n] = acc[m, n] * 2.0
+
+schedule f on sm_80:
+  m -> grid.y(64) / warp(32) / mma
+  n -> grid.x(32) / mma
+  k -> pipe(32, 3) / mma
+  stage X, W in shared at k by cp.async swizzle
+  use mma.sync for acc
+"""
+CASES = {
+    # The cluster's barrier releases what comes before it, and lanes of a warp are together behind wgmma's wait.
+    "cluster": (TENSOR.format(bn=32), {"M": 512, "N": 64, "K": 264}, replace(H100, sms=2),
+                {"fence.mbarrier_init.release.cluster": 1, "bar.warp.sync": 2}),
+    # Behind the loop nothing is in flight but empty groups, and nobody reads what they would bring.
+    "ring": (RING, {"M": 64, "N": 32, "K": 200}, machine_named("a100"), {"cp.async.wait_group": 1}),
+}  # fmt: skip
+SYNCHRONISES = re.compile(
+    r"(wgmma|cp\.async(\.bulk)?)\.(fence|wait|commit)|mbarrier\.(arrive(?!\.expect_tx)|try_wait)|\bbar(rier)?\.|fence\."
+)
+
+
+def places(ptx: str) -> list[tuple[int, str]]:
+    """(line, instruction) of each."""
+    lines = enumerate(ptx.split("\n"))
+    every = ((n, m.group()) for n, line in lines for m in re.finditer(r"[^;{}]*;", line))
+    return [(n, text) for n, text in every if SYNCHRONISES.search(text)]
+
+
+def without(ptx: str, line: int, text: str) -> str:
+    """The text without one of its instructions; a wait that is over at once says so."""
+    lines = ptx.split("\n")
+    waited = re.search(r"try_wait\S* (%p\d+)", text)
+    lines[line] = lines[line].replace(text, f"setp.eq.u32 {waited[1]}, 0, 0;" if waited else "", 1)
+    return "\n".join(lines)
+
+
+@pytest.mark.slow(seconds=6)
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_left_out_is_noticed(case: str) -> None:
+    text, dims, machine, spare = CASES[case]
+    kernel: Kernel = lowered(text, dims, machine)
+    code, inputs = compile_kernel(kernel, machine), given(kernel, np.random.default_rng(1))
+    launch(kernel, code, inputs, machine.sm)
+    unnoticed: Counter[str] = Counter()
+    for line, instruction in places(code.ptx):
+        try:
+            launch(kernel, replace(code, ptx=without(code.ptx, line, instruction)), inputs, machine.sm)
+        except KernelFault:
+            continue
+        name = instruction.split()[0].rstrip(";").partition(".sync.aligned")[0]
+        unnoticed[next((s for s in spare if name.startswith(s)), name)] += 1
+    assert unnoticed == spare
