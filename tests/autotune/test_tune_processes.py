@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -48,6 +49,8 @@ def test_a_killed_search_loses_at_most_the_running_trial(tmp_path: Path) -> None
     assert process.poll() is None, process.communicate()[0]
     process.send_signal(signal.SIGKILL)
     process.wait()
+    with sqlite3.connect(tmp_path / "trials.sqlite3") as kept:
+        assert kept.execute("pragma integrity_check").fetchall() == [("ok",)]
     before = finished_trials(tmp_path)
     assert len(before) >= 3
     again = started(tmp_path, *command)

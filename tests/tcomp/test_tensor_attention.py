@@ -66,6 +66,14 @@ def test_a_product_runs_beside_the_next_turn_where_there_are_three(target: str) 
         assert late == ({"o"} if turns > 2 else set()), turns
 
 
+def test_the_copy_engine_is_fenced_once_before_it_takes_a_result() -> None:
+    """The barrier that the products' operands need has the fence already."""
+    ptx = compile_kernel(kernels("sm_90a", True)[-1], machine_for_target("sm_90a")).ptx
+    code = [line.strip() for line in ptx.splitlines() if line.strip() and not line.strip().startswith("//")]
+    fences = [n for n, line in enumerate(code) if line == "fence.proxy.async.shared::cta;"]
+    assert fences and not any(n + 1 in fences for n in fences)
+
+
 @TARGETS
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_only_operands_and_what_is_added_in_memory_are_in_shared_memory(target: str, backward: bool) -> None:

@@ -194,12 +194,14 @@ class Deliveries:
         if not self.roles.computing:
             self._take_away(s)
             return
-        em.effect("fence.proxy.async.shared::cta;")
-        if s.buffer in self.copies.handed:
+        handed, panel = s.buffer in self.copies.handed, s.buffer in self.panels
+        if handed or panel or not em.async_reads:  # (else the barrier has the same fence)
+            em.effect("fence.proxy.async.shared::cta;")
+        if handed:
             self.copies.handed[s.buffer].filled()
             self.writing.discard(s.buffer)
             return
-        if s.buffer in self.panels:
+        if panel:
             self._start_panel(s, self.panels[s.buffer][1], inside)
             return
         em.barrier()
