@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ PATIENCE = timedelta(minutes=30)
 """How long a rank waits for another: longer than compiling, or a step, takes"""
 _REACH = timedelta(minutes=5)
 """How long it looks for the launcher's store: an environment that an old launch has left names one that is gone"""
+_LASTS = 10.0
+"""Seconds of a wait before people are told of it"""
 _FAILED = "failed"
 _LAST_WORDS = 1.0
 """Seconds in which a rank that fails tells the others"""
@@ -95,7 +98,8 @@ class Group:
         # torch would end the process where a rank is gone; `pulse` finds that out, and we say so.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         torch, index = self._torch, context.gpu.index
-        with self._reaching("NCCL_DEBUG=INFO tells more; --exchange gloo does without NCCL"):
+        hint = "NCCL_DEBUG=INFO tells more; --exchange gloo does without NCCL"
+        with self._reaching(hint), self._said_to_wait(f"NCCL reaches all GPUs ({hint})"):
             torch.cuda.set_device(index)
             device = torch.device("cuda", index)
             ways = self._dist.new_group(backend="nccl", timeout=self._patience, device_id=device)
@@ -121,6 +125,19 @@ class Group:
         finally:
             if ours:
                 signal.signal(signal.SIGINT, before)
+
+    @contextmanager
+    def _said_to_wait(self, until: str) -> Iterator[None]:
+        """A wait in native code that lasts is told of by another thread, and how to end it: Ctrl-C itself cannot say
+        anything then."""
+        text = f"rank {self.rank} of {self.size} waits until {until}; Ctrl-C ends it"
+        told = threading.Timer(_LASTS, lambda: print(text, file=sys.stderr, flush=True))
+        told.daemon = True
+        told.start()
+        try:
+            yield
+        finally:
+            told.cancel()
 
     @property
     def rank(self) -> int:

@@ -286,6 +286,19 @@ def test_ctrl_c_ends_a_process_that_looks_for_others() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_wait_for_nccl_that_lasts_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tcomp.runtime.distributed.group._LASTS", 0.01)
+    group = group_of(Store(), 0, [])
+    with group._said_to_wait("NCCL reaches all GPUs"):
+        time.sleep(0.2)
+    with group._said_to_wait("never said"):
+        pass
+    said = "rank 0 of 2 waits until NCCL reaches all GPUs; Ctrl-C ends it\n"
+    assert capsys.readouterr().err == said
+
+
 def test_messages_that_come_late_do_not_come_into_memory_that_is_given_back() -> None:
     """The error keeps the names of where it was raised; what receives must not be among them."""
     alive: set[int] = set()
