@@ -153,16 +153,15 @@ def _colour() -> bool:
 
 def _compile(built: common.Built) -> dict[str, str]:
     """Compile every kernel into the cache; its LLVM IR and assembly by file name."""
-    from tcomp.codegen.cpu.compile import kernel_ir, optimized, target_machine
+    from tcomp.codegen.cpu.compile import kernel_assembly, kernel_ir
     from tcomp.machine.cpu import CpuMachine
 
     assert isinstance(built.machine, CpuMachine)
     built.device.open(built.step).close()
-    target = target_machine(built.machine)
     files = {}
     for name, kernel in built.step.kernels.items():
         files[f"llvm/{name}.ll"] = kernel_ir(kernel, built.machine)
-        files[f"asm/{name}.s"] = str(target.emit_assembly(optimized(files[f"llvm/{name}.ll"], target)))
+        files[f"asm/{name}.s"] = kernel_assembly(kernel, built.machine)
     return files
 
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from tcomp.codegen.llvm.strength import strength_reduction
 from tcomp.codegen.llvm.types import I8
 from tcomp.codegen.nvptx.emitter import SHARED, finished_text
 from tcomp.codegen.nvptx.entry import DYNAMIC
@@ -131,4 +132,5 @@ def to_ptx(text: str, machine: GpuMachine, features: set[str]) -> str:
     passes.add_instruction_combine_pass()
     passes.add_simplify_cfg_pass()
     passes.run(module, builder)
-    return str(target.emit_assembly(module))
+    with strength_reduction(True):
+        return str(target.emit_assembly(module))
