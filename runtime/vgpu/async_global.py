@@ -108,7 +108,7 @@ class Piece:
                       "written")  # fmt: skip
         if m.options.checks and len(self.at):
             self._fenced("writes")
-            if (within := WithinBlocks.of(m)) is not None:
+            if atomic and (within := WithinBlocks.of(m)) is not None:
                 within.begins(self.instr, s, self.at, self.lane)
             self._race("atomic" if atomic else "write")
             if not atomic and not s.read_only:
@@ -132,7 +132,7 @@ class Piece:
         if not s.initialised:
             s.init[self.at] = 1
         if m.options.checks and len(self.at):
-            if (within := WithinBlocks.of(m)) is not None:
+            if atomic and (within := WithinBlocks.of(m)) is not None:
                 within.ends(s, self.at, self.lane)
             shadow, keys = s.shadow(), self._granules()
             if atomic:

@@ -114,11 +114,8 @@ class Machine:
         self.team: Array = self.slot // self.ranks  # the cluster of each lane, its place among the cluster's warps
         self.place: Array = self.rank * self.warps + self.warp
         wide = any(i.opcode.startswith("wgmma") for i in program.code)
-        self.bulk_stores = any(
-            "bulk" in i.parts and "global" in i.parts and "shared::cta" in i.parts[i.parts.index("global") :]
-            for i in program.code
-        )
-        """does the copy engine write global memory?"""
+        self.bulk_sums = any(i.opcode.startswith("cp.reduce") and "global" in i.parts for i in program.code)
+        """does the copy engine add to global memory?"""
         self.order = Order(slots // self.ranks, self.ranks, self.warps, -(-self.warps // 4) if wide else 0)
         self.reader_sets = self.shared.reader_sets = Sets(self.order.columns())
         self.launch_registers = registers  # per thread, None where the kernel leaves it open

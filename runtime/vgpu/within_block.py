@@ -1,8 +1,9 @@
-"""Global memory that one warp of a block reads and another writes through the copy engine.
+"""Global memory that one warp of a block reads and another adds to through the copy engine.
 
-Races in global memory are followed by block (`async_global.py`). Within a block this one is followed too, in kernels
-with bulk stores or reductions to global memory, as they hand work to a warp of its own: who reads what that warp writes
-must know that it is complete, and the warp that those who read what was there before have done so.
+Races in global memory are followed by block (`async_global.py`). Within a block this one is followed too, as kernels
+that add in turns hand that to a warp of its own: who reads the sums must know that its additions are complete, and it
+that those who read what was there before have done so. (Not of plain stores: next to what they write, threads read rows
+past a tensor's end, which they drop, where its last row lies.)
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class WithinBlocks(WaveState):
 
     @staticmethod
     def of(m: Machine) -> WithinBlocks | None:
-        """None where no copy of the kernel writes global memory, or nobody checks."""
+        """None where nobody checks."""
         found = next((p for p in m.parts if isinstance(p, WithinBlocks)), None)
         return found or (WithinBlocks(m) if m.options.checks else None)
 
@@ -62,9 +63,7 @@ class WithinBlocks(WaveState):
             words = (start >> 2) + n
             bad = written.unknown(self.m, words, lanes) if written is not None else np.zeros(0, bool)
             if some(bad):
-                text = (
-                    "reads what another warp of the block wrote by an asynchronous copy, of whose end nothing told it"
-                )
+                text = "reads what another warp of the block added to asynchronously, of whose end nothing told it"
                 self.m.finding(KIND, i, lanes[bad], text, s.base + 4 * int(words[bad][0]))
             read.note(words, self.m.block_of_lane[lanes], self.m.place[lanes], self.m.now)
 
@@ -73,8 +72,8 @@ class WithinBlocks(WaveState):
         read, words = self.read.get(id(s)), distinct(at >> 2)
         bad = read.unknown(self.m, words, np.full(len(words), lane)) if read is not None else np.zeros(0, bool)
         if some(bad):
-            self.m.finding(KIND, i, np.array([lane]), "this asynchronous write meets an earlier read by another warp "
-                           "of the block without a barrier between them", s.base + 4 * int(words[bad][0]))  # fmt: skip
+            text = "this asynchronous addition meets an earlier read by another warp of the block, which nothing orders"
+            self.m.finding(KIND, i, np.array([lane]), text, s.base + 4 * int(words[bad][0]))
 
     def ends(self, s: Segment, at: Array, lane: int) -> None:
         """A copy by that lane to these bytes is complete."""

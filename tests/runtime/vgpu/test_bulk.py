@@ -152,16 +152,17 @@ def test_global_memory_written_in_the_kernel_needs_a_proxy_fence_before_a_bulk_l
     ("before", "after", "texts"),
     [
         ("bar.sync 0;", "bar.sync 0;", []),
-        ("", "bar.sync 0;", ["an earlier read by another warp"]),
+        ("", "bar.sync 0;", ["an earlier read by another warp of the block"]),
         ("bar.sync 0;", "", ["of whose end nothing told it"]),
     ],
 )
-def test_warps_of_a_block_meet_before_and_after_one_of_them_writes_global_memory(
+def test_warps_of_a_block_meet_before_and_after_one_of_them_adds_to_global_memory(
     before: str, after: str, texts: list[str]
 ) -> None:
-    """Warp 1 reads what was there, and what warp 0 lets the copy engine write."""
+    """Warp 1 reads what was there, and what warp 0 lets the copy engine make of it."""
+    add = STORE.replace("cp.async.bulk", "cp.reduce.async.bulk").replace("bulk_group", "bulk_group.add.u32")
     look = "setp.ge.u32 %p1, %r0, 32; @%p1 ld.global.u32 %r10, [%rd1];\n"
-    body = FILL.format(fence=FENCE) + look + before + STORE + COMMIT + WAIT.format("") + after + look
+    body = FILL.format(fence=FENCE) + look + before + add + COMMIT + WAIT.format("") + after + look
     report, _ = run(body, block=64)
     assert report.ok == (not texts), report
     assert all(any(t in f.message for f in report.findings) for t in texts), report
