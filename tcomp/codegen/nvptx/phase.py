@@ -272,7 +272,7 @@ class PhaseGenerator:
 
     def _statement(self, s: Statement, at: tuple[int, ...], alone: bool) -> None:
         """Emit one statement. `alone`: it is all that a turn of the pipe loop still has to do."""
-        if not isinstance(s, Compute) or not s.instruction:
+        if id(s) not in self.tensor.pieces:
             self.tensor.moves.met = None
         match s:
             case Compute():

@@ -163,7 +163,7 @@ op f(Q, K, V: bf16[T, D]) -> O: f32[T, D]:
 
 
 def test_a_sum_that_is_only_scaled_stays_in_tensor_memory() -> None:
-    """It is loaded where a maximum has grown, and stored again; another sum is added up in registers."""
+    """It is loaded where a maximum has grown, and stored again. One that is only added to is never stored."""
     stays = compile_kernel(support.lowered(FULL, DIMS, B200), B200).ptx
     comes = compile_kernel(support.lowered(plain(), DIMS, B200), B200).ptx
     assert "tcgen05.st.sync.aligned.16x256b" in stays
@@ -200,6 +200,35 @@ def holds(text: str) -> None:
     assert all(r.ok for r in reports)
     wanted = evaluate(op, module, inputs, DIMS)["O"]
     assert np.max(np.abs(found["O"] - wanted)) < 2.0**-7 * np.abs(wanted).max()
+
+
+BETWEEN = """
+op f(Q, K, W, V: bf16[T, D]) -> O: f32[T, D]:
+  qk[q, k] = sum d: Q[q, d] * K[k, d]
+  s[q, k] = qk[q, k] * 0.5
+  o[q, e] = sum k: s[q, k] * V[k, e]
+  p[q, e] = sum k: s[q, k] * W[k, e]
+  r[q, e] = sum k: s[q, k] * V[k, e]
+  O[q, e] = o[q, e] + p[q, e] + r[q, e]
+
+schedule f on sm_100a:
+  q -> grid(128) / warpgroup(128) / mma
+  k -> seq(64) / mma
+  d, e -> mma
+  fuse qk, s, o, p, r at k
+  cast o.s to real
+  cast p.s to real
+  cast r.s to real
+  stage Q in shared at q by copy swizzle
+  stage K, W, V in shared at k by copy swizzle
+  use tcgen05 for o, r
+  use mma.sync for qk, p
+"""
+
+
+def test_threads_meet_again_behind_a_product_of_their_own() -> None:
+    """All have read W's tile when r's product is issued: the next turn writes it without another barrier."""
+    holds(BETWEEN)
 
 
 @pytest.mark.parametrize(
