@@ -236,3 +236,16 @@ backward scaled(eps: f32[], dy: f32[N]) -> dx: f32[N]:
 """
     module = load_text(text)
     assert all(compare_backward("scaled", module, seed=seed)["dx"] < 1e-12 for seed in range(4))
+
+
+def test_only_what_must_be_positive_is() -> None:
+    """Beside an `eps` that is drawn below zero, x keeps its signs, by which max has two cases."""
+    text = """
+op gate(x: f32[N], eps: f32[]) -> y: f32[N]:
+  y[n] = max(x[n], 0.0) * sqrt(eps)
+
+backward gate(eps: f32[], dy: f32[N]) -> dx: f32[N]:
+  dx[n] = dy[n] * sqrt(eps)
+"""
+    module = load_text(text)
+    assert all(compare_backward("gate", module, seed=seed)["dx"] > 0.1 for seed in range(4))
