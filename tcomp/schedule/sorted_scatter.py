@@ -32,7 +32,8 @@ def sorted_scatter(instance: Instance, plan: KernelPlan, leaf: Leaf, c: Combine)
         raise TcError(
             f"combine {name} over {c.over} by sorted needs a scatter `{name}[ids[...]] += ...` on a GPU",
             c.span,
-            f"map '{c.over}' to seq" + ("" if c.over in leaf.gathered else ", or combine by partials"),
+            f"leave the line out and map '{c.over}' to seq"
+            + ("" if c.over in leaf.gathered else ", or combine by partials"),
         )
     mapped = plan.loops.get(c.over)
     if mapped is not None and (any(t.parallel for t in mapped.tiles) or mapped.lane or mapped.warp):
