@@ -27,6 +27,7 @@ from tcomp.dsl.ast import (
     Num,
     Op,
     Reduction,
+    children,
     map_children,
     walk,
 )
@@ -327,12 +328,24 @@ def _bound(op: Op, name: str, dims: dict[str, int]) -> int:
     ends = _ends(op, shapes, dims)
     places = [(s, extent) for s, extent in _subscripts(op, shapes) if _reads(s, name)]
     bounds += [_within(s, extent, {**dims, **ends}) for s, extent in places]
-    compared = [] if places else [int(ends[i]) + 2 for i in _compared(op, name) if i in ends]
+    left = [s for eq in op.equations for t in eq.targets for s in t.subscripts]
+    read = [e for eq in op.equations for e in expressions(eq.value)]
+    elsewhere = places or any(_valued(e, name) for e in (*left, *read))
+    compared = [] if elsewhere else [int(ends[i]) + 2 for i in _compared(op, name) if i in ends]
     return max(1, min(compared or bounds, default=min(dims.values(), default=2)))
 
 
 def _reads(e: Expr, name: str) -> bool:
     return any(isinstance(n, Access) and n.tensor == name for n in walk(e))
+
+
+def _valued(e: Expr, name: str, compared: bool = False) -> bool:
+    """Is the tensor read for its value, and not in a comparison alone? Temporaries may have it as a subscript, or be a
+    subscript that has its value."""
+    if isinstance(e, Access):
+        return (e.tensor == name and not compared) or any(_valued(s, name) for s in e.subscripts)
+    inside = compared or (isinstance(e, Binary) and e.op in COMPARISONS)
+    return any(_valued(c, name, inside) for c in children(e))
 
 
 def _compared(op: Op, name: str) -> Iterator[str]:

@@ -99,6 +99,21 @@ def test_lengths_reach_to_the_end_of_what_they_are_compared_with() -> None:
     assert set(drawn["lengths"]) == set(range(8))
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        "p[b]: i32 = ends[b]\n  last[b] = X[b, p[b]]",
+        "double[b, t] = X[b, t] * 2.0\n  last[b] = double[b, ends[b]]",
+        "double[b, t] = X[b, t] * 2.0\n  last[b] = select(double[b, ends[b]] < 0.0, 1.0, 0.0)",
+    ],
+)
+def test_lengths_that_are_also_places_stay_within(last: str) -> None:
+    text = f"op f(X: f32[B, T], ends: i32[B]) -> y, last: f32[B]:\n  {last}\n"
+    text += "  y[b] = sum t where t < ends[b]: X[b, t]\n"
+    drawn = random_inputs(load_text(text).ops["f"], {"B": 99, "T": 7}, np.random.default_rng(0), False)
+    assert drawn["ends"].max() < 7
+
+
 COUNTING = """
 import ops.linear
 import ops.crossentropy
