@@ -54,14 +54,16 @@ class Dealing:
 
 
 def dealing(each: int, sharing: Sharing, shape: ThreadShape) -> Dealing | None:
-    """How results of 32 bits are dealt out; None where threads join their own: they are few, or warps differ in
-    theirs."""
+    """How results of 32 bits are dealt out; None where threads join their own: they are few, warps differ in theirs, or
+    threads have equal parts, of which one counts."""
     if each % VECTOR or each * shape.warps < MANY or any(d.startswith("warp") for d in sharing.parallel):
+        return None
+    if sharing.unused - sharing.reduced:
         return None
     own = exchange_lanes(sharing, shape)
     if own * VECTOR < LANES:  # (eight lanes write at a time: to one part, else they meet)
         return None
     parts, helpers = shape.warps * (LANES // own), 1
-    while 2 * helpers * each * own <= shape.threads and 2 * helpers <= min(LANES // VECTOR, parts):
+    while 2 * helpers * each * own <= shape.threads and 2 * helpers <= LANES // VECTOR and parts % (2 * helpers) == 0:
         helpers *= 2
     return Dealing(each, own, parts, helpers)

@@ -245,3 +245,21 @@ def test_many_results_of_a_thread_are_joined_by_a_few(reducer: str, warps: int, 
     assert ptx.count("ld.shared") + ptx.count("shfl.sync") < each * warps // 2
     assert ptx.count("bar.sync") + ptx.count("barrier.sync") == 2
     assert all(r.traffic["shared"].bank_conflicts == 0 for r in reports)
+
+
+@pytest.mark.parametrize(
+    "spread, shape, each",
+    [
+        (Spread(2, "", 1, "y", 16, 2), ThreadShape(1, 16, 8, 4), 16),
+        (Spread(2, "y", 4, "y", 8, 8), ThreadShape(2, 8, 8, 4), 16),
+        (Spread(2, "", 1, "y", 18, 2), ThreadShape(1, 18), 4),
+        (Spread(2, "y", 2, "y", 17, 4), ThreadShape(1, 17, 16, 2), 8),
+    ],
+    ids=["lanes with equal parts", "warps with equal parts", "18 parts", "34 parts"],
+)
+def test_each_part_counts_once_where_many_results_are_joined(spread: Spread, shape: ThreadShape, each: int) -> None:
+    """Threads that no axis is divided along have equal parts, and no helper goes beyond the last part."""
+    m, n = 2 * max(1, spread.lanes) * spread.warps, shape.lanes_x * each
+    axes = (axis("c", n, Spread(4, "x", shape.lanes_x)), axis("m", m, spread))
+    body = Compute(at("s", "c"), at("X", "m", "c"), axes, frozenset({"m"}), "sum")
+    run(kernel([operand("X", m, n), operand("s", n)], [[body]], threads=shape), {"X": rand(m, n)}, tolerance=1e-4)
