@@ -74,7 +74,7 @@ def exp2(em: GpuEmitter, x: IrValue) -> IrValue:
 
 
 def reciprocal(em: GpuEmitter, x: IrValue) -> IrValue:
-    """1 / x within 1 unit in the last place, in one instruction; subnormal results are 0."""
+    """1 / x within 1 unit in the last place, in one instruction; subnormal results are 0, and so are such x."""
     return em.asm("rcp.approx.ftz.f32 $0, $1;", F32, "=f,f", [x])
 
 

@@ -7,6 +7,10 @@
     1 / v                                    -->    reciprocal(v)                relative error 2^-23
     bf16(u / v)                              -->    bf16(quotient(u, v))         relative error 2^-22
 
+Subnormal numbers count as zero in exp2 and reciprocal: exp(v) is 0 below -87.3, 1 / v is infinite for v below 2^-126
+and 0 beyond 2^126. A quotient is right for them, too, and for zero, infinity and NaN. It may be the other neighbour
+where the exact one is within 2^-22 of the middle between two 16-bit values, as no normal quotient of bf16 values is.
+
 where l = reciprocal(1 + exp2(-2 log2(e) v)). GELU is of the first form, its derivative of the second. Nothing cancels
 where tanh is close to -1, so small results are better than those of the form as it is written; constants go into those
 that are there.

@@ -134,6 +134,24 @@ def test_a_quotient_that_is_cast_is_what_the_exact_one_rounds_to() -> None:
     assert "div.full" in gpu.ptx and "div.rn" not in gpu.ptx
 
 
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F16])
+def test_quotients_that_are_cast_are_right_for_zero_infinity_and_subnormal_numbers(dtype: DType) -> None:
+    powers = [2.0**e for e in (-149, -133, -128, -127, -126, -24, -10, 0, 100, 126, 127)]
+    x = np.array([0, np.inf, np.nan, 1e-45, 3e-39, 3, 7, 448, 65504, 8.6e37, 1.7e38, 3.4e38, *powers], np.float32)
+    x = np.concatenate([x, -x])
+    u, v = (a.reshape(-1) for a in np.meshgrid(x, x))
+    body = Compute(at("Y", "i"), fn(dtype.value, op("/", at("U", "i"), at("V", "i"))), (axis("i", len(u), lanes(2)),))
+    k = kernel([operand(n, len(u)) for n in "UVY"], [[body]])
+    gpu = compile_kernel(k, H100)
+    out, _ = launch(k, gpu, {"U": u, "V": v})
+    with np.errstate(all="ignore"):
+        wanted = round_to((u / v).astype(np.float64), dtype)
+    np.testing.assert_array_equal(out["Y"], wanted)
+    some = ~np.isnan(wanted)
+    np.testing.assert_array_equal(np.signbit(out["Y"])[some], np.signbit(wanted)[some])
+    assert "div.full" in gpu.ptx
+
+
 def test_gelus_derivative_takes_as_few_instructions_as_it_can() -> None:
     """Squares, two polynomials, a power, a reciprocal: ten for each value beside those two."""
     x = np.linspace(-4, 4, 64, dtype=np.float32)
