@@ -77,16 +77,18 @@ def _check_own_reads(q: Equation) -> None:
                 raise TcError(f"'{a.tensor}' is read at another point than this equation writes", a.span, hint=hint)
 
 
+def places_of(q: Equation) -> list[tuple[str, tuple[Expr, ...]]]:
+    """The tensors that an equation writes or reads at each of its points, with the subscripts there."""
+    guarded = isinstance(q.value, Reduction) and q.value.guard is not None
+    places: list[tuple[str, tuple[Expr, ...]]] = [(t.name, t.subscripts) for t in q.targets]
+    for e in () if guarded else right_expressions(q):
+        places += [(a.tensor, a.subscripts) for a in _unconditional_accesses(e)]
+    return places
+
+
 def _check_bounds(op: Op, n: int, info: OpInfo) -> None:
     """Refuse a subscript that leaves its axis whatever the dimensions are (guarded reads are not judged)."""
-    q = op.equations[n]
-    v = q.value
-    guarded = isinstance(v, Reduction) and v.guard is not None
-    expressions: list[Expr] = [] if guarded else list(right_expressions(q))
-    places: list[tuple[str, tuple[Expr, ...]]] = [(t.name, t.subscripts) for t in q.targets]
-    for e in expressions:
-        places += [(a.tensor, a.subscripts) for a in _unconditional_accesses(e)]
-    for tensor, subscripts in places:
+    for tensor, subscripts in places_of(op.equations[n]):
         for axis, s in enumerate(subscripts):
             if isinstance(s, Name):
                 continue

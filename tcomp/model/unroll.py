@@ -35,6 +35,7 @@ from tcomp.dsl.variants import QUANTISED, mentioned, under
 from tcomp.errors import UserError
 from tcomp.model.dimensions import mentions, model_dims, one_of
 from tcomp.model.graph import Early, Graph, Node, Parameter, Quantised, Tensor, View
+from tcomp.model.reach import check_reach
 from tcomp.model.request import StepRequest
 
 _MOST_LAYERS = 10_000
@@ -79,7 +80,9 @@ def build_graph(
                 f"model '{model.name}' says nothing about precision {recipe.name}",
                 f"annotate the calls that it changes: y = linear(x, w, b) [{recipe.name}(OP)]",
             )
-        return Unrolling(module, under(model, recipe.name, module), config, dims, recipe).build()
+        graph = Unrolling(module, under(model, recipe.name, module), config, dims, recipe).build()
+        check_reach(graph, module)
+        return graph
 
 
 def recipe_of(model: Model, precision: str | None = None) -> Recipe:
